@@ -1,0 +1,34 @@
+//! What is in force for keepalive on a socket.
+
+use crate::config::{Config, UserTimeout};
+use crate::error::Error;
+
+/// What the kernel has in force for keepalive on a socket: what was set, or the sysctls.
+///
+/// The values are the kernel's own and may be such as could not be set: a sysctl may hold 86400, 0 or -1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Whether keepalive is on.
+    pub enabled: bool,
+    /// Seconds before the first probe.
+    pub idle: i32,
+    /// Seconds between probes.
+    pub intvl: i32,
+    /// Unanswered probes before the connection is dead.
+    pub cnt: i32,
+    /// Milliseconds that data may stay unacknowledged, 0 for the kernel's own rule; `None` where the kernel
+    /// cannot say (Multipath TCP).
+    pub user_timeout: Option<i32>,
+}
+
+impl TryFrom<Settings> for Config {
+    type Error = Error;
+
+    /// The policy that sets just this, where it can be set.
+    fn try_from(settings: Settings) -> Result<Self, Error> {
+        let Settings { enabled, idle, intvl, cnt, user_timeout } = settings;
+        Self::new(idle, intvl, cnt)?
+            .with_enabled(Some(enabled))
+            .with_user_timeout(user_timeout.map_or(UserTimeout::Keep, UserTimeout::Milliseconds))
+    }
+}

@@ -1,0 +1,289 @@
+//! A policy as text: `60,10,5` or `idle=60,intvl=10,cnt=5`.
+
+use core::error;
+use core::fmt;
+use core::ops::Deref;
+
+use crate::config::{Config, UserTimeout};
+use crate::error::{Errno, Error};
+use crate::option::Timer;
+
+/// Reads a policy from its text.
+///
+/// Items with commas between them: either exactly three numbers, idle, intvl and cnt; or, in any order and
+/// each at most once, `idle=`, `intvl=`, `cnt=` and `user_timeout=` with a number (`user_timeout=auto` too), and
+/// one of `on`, `off` and `keep`, where none means `on`. Numbers are decimal digits without leading zeros. There
+/// are no blanks. What is not named is left as it is.
+///
+/// ```
+/// use ka_core::{Config, parse};
+///
+/// assert_eq!(parse(b"60,10,5")?, Config::new(60, 10, 5)?);
+///
+/// let error = parse(b"idle=60,intvl=0").unwrap_err();
+/// assert_eq!(error.to_string(), "\"intvl=0\": intvl must be 1..32767 s");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// The first mistake in the form; where there is none, the first number out of range.
+pub fn parse(text: &[u8]) -> Result<Config, ParseError<'_>> {
+    let mut fields = Fields::default();
+    let mut out_of_range = None;
+    let positional = text.first().is_some_and(u8::is_ascii_digit);
+    for (n, item) in text.split(|byte| *byte == b',').enumerate() {
+        let taken = if positional { fields.take_number(n, item) } else { fields.take_named(item) };
+        match taken {
+            Err(reason @ Reason::OutOfRange(_)) => {
+                out_of_range.get_or_insert(ParseError { item, reason });
+            }
+            other => other.map_err(|reason| ParseError { item, reason })?,
+        }
+    }
+    if positional && !fields.cnt.seen {
+        return Err(ParseError { item: text, reason: Reason::NotThree });
+    }
+    match out_of_range {
+        Some(error) => Err(error),
+        // The ranges hold, so what is left is an automatic user timeout that is too long.
+        None => fields.config().map_err(|_| ParseError { item: text, reason: Reason::AutoTooLong }),
+    }
+}
+
+/// Why a text is no policy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ParseError<'a> {
+    /// The item that is wrong, or the whole text.
+    pub item: &'a [u8],
+    /// What is wrong with it.
+    pub reason: Reason,
+}
+
+/// What is wrong with an item of a policy's text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// Neither a name with a value, nor `on`, `off` or `keep`.
+    Unknown,
+    /// Numbers without names, but not exactly three.
+    NotThree,
+    /// Not decimal digits without leading zeros.
+    NotANumber,
+    /// Said before, or a second one of `on`, `off` and `keep`.
+    Twice,
+    /// An automatic user timeout of more milliseconds than there can be.
+    AutoTooLong,
+    /// A number that this value cannot have.
+    OutOfRange(Timer),
+}
+
+impl ParseError<'_> {
+    /// The `errno` of this error in C: ERANGE for a number out of range, else EINVAL.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        Errno(if matches!(self.reason, Reason::OutOfRange(_)) { libc::ERANGE } else { libc::EINVAL })
+    }
+}
+
+impl fmt::Display for ParseError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\": ", self.item.escape_ascii())?;
+        match self.reason {
+            Reason::Unknown => {
+                f.write_str("must be idle=, intvl=, cnt= or user_timeout= with a number, or on, off or keep")
+            }
+            Reason::NotThree => f.write_str("numbers without names must be three: idle,intvl,cnt"),
+            Reason::NotANumber => f.write_str("must be a number in decimal digits, without leading zeros"),
+            Reason::Twice => f.write_str("says again what was said before"),
+            Reason::AutoTooLong => f.write_str("user_timeout=auto would be more than 2147483647 ms"),
+            Reason::OutOfRange(timer) => {
+                let (name, range, unit) = (timer.name(), timer.range(), timer.unit());
+                write!(f, "{name} must be {}..{} {unit}", range.start(), range.end())
+            }
+        }
+    }
+}
+
+impl fmt::Debug for ParseError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ParseError({self})")
+    }
+}
+
+impl error::Error for ParseError<'_> {}
+
+/// What the items have said so far. A number out of range counts as said, so that the form is judged to its end.
+#[derive(Default)]
+struct Fields {
+    enabled: Field<Option<bool>>,
+    idle: Field<Option<i32>>,
+    intvl: Field<Option<i32>>,
+    cnt: Field<Option<i32>>,
+    user_timeout: Field<UserTimeout>,
+}
+
+#[derive(Default)]
+struct Field<T> {
+    seen: bool,
+    value: T,
+}
+
+impl<T> Field<T> {
+    fn take(&mut self, value: Result<T, Reason>) -> Result<(), Reason> {
+        if self.seen {
+            // A second value that is no number is that first of all.
+            return Err(value.err().filter(|reason| *reason == Reason::NotANumber).unwrap_or(Reason::Twice));
+        }
+        self.seen = true;
+        self.value = value?;
+        Ok(())
+    }
+}
+
+impl Fields {
+    fn take_number(&mut self, n: usize, item: &[u8]) -> Result<(), Reason> {
+        match n {
+            0 => self.idle.take(number(Timer::Idle, item).map(Some)),
+            1 => self.intvl.take(number(Timer::Intvl, item).map(Some)),
+            2 => self.cnt.take(number(Timer::Cnt, item).map(Some)),
+            _ => Err(Reason::NotThree),
+        }
+    }
+
+    fn take_named(&mut self, item: &[u8]) -> Result<(), Reason> {
+        let value = |timer: Timer| item.strip_prefix(timer.name().as_bytes())?.strip_prefix(b"=");
+        match item {
+            b"on" => self.enabled.take(Ok(Some(true))),
+            b"off" => self.enabled.take(Ok(Some(false))),
+            b"keep" => self.enabled.take(Ok(None)),
+            _ => {
+                if let Some(text) = value(Timer::Idle) {
+                    self.idle.take(number(Timer::Idle, text).map(Some))
+                } else if let Some(text) = value(Timer::Intvl) {
+                    self.intvl.take(number(Timer::Intvl, text).map(Some))
+                } else if let Some(text) = value(Timer::Cnt) {
+                    self.cnt.take(number(Timer::Cnt, text).map(Some))
+                } else if let Some(text) = value(Timer::UserTimeout) {
+                    self.user_timeout.take(match text {
+                        b"auto" => Ok(UserTimeout::Auto),
+                        _ => number(Timer::UserTimeout, text).map(UserTimeout::Milliseconds),
+                    })
+                } else {
+                    Err(Reason::Unknown)
+                }
+            }
+        }
+    }
+
+    fn config(self) -> Result<Config, Error> {
+        Config::KEEP
+            .with_enabled(if self.enabled.seen { self.enabled.value } else { Some(true) })
+            .with_idle(self.idle.value)?
+            .with_intvl(self.intvl.value)?
+            .with_cnt(self.cnt.value)?
+            .with_user_timeout(self.user_timeout.value)
+    }
+}
+
+fn number(timer: Timer, digits: &[u8]) -> Result<i32, Reason> {
+    let leading_zero = digits.len() > 1 && digits.first() == Some(&b'0');
+    if digits.is_empty() || leading_zero || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(Reason::NotANumber);
+    }
+    let value = digits.iter().fold(0_i32, |value, digit| {
+        value.saturating_mul(10).saturating_add(i32::from(digit.wrapping_sub(b'0')))
+    });
+    // A sum that saturated is 2147483647, which the user timeout may be: only these very digits are.
+    let saturated = value == i32::MAX && digits != b"2147483647";
+    if timer.accepts(value) && !saturated { Ok(value) } else { Err(Reason::OutOfRange(timer)) }
+}
+
+/// The text of a policy, in place: [`parse`] reads it back to the same policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Text {
+    bytes: [u8; Self::CAPACITY],
+    len: usize,
+}
+
+impl Text {
+    /// The longest text there is has 59 bytes: `keep,idle=32767,intvl=32767,cnt=127,user_timeout=2147483647`.
+    const CAPACITY: usize = 64;
+
+    /// Adds an item, with a comma before it where it is not the first.
+    fn item(&mut self, name: &str) {
+        if self.len > 0 {
+            self.push(b',');
+        }
+        name.bytes().for_each(|byte| self.push(byte));
+    }
+
+    fn value(&mut self, timer: Timer, value: i32) {
+        self.item(timer.name());
+        self.push(b'=');
+        self.digits(value.unsigned_abs());
+    }
+
+    fn digits(&mut self, value: u32) {
+        if value >= 10 {
+            self.digits(value / 10);
+        }
+        self.push(b'0'.wrapping_add((value % 10) as u8));
+    }
+
+    fn push(&mut self, byte: u8) {
+        if let Some(slot) = self.bytes.get_mut(self.len) {
+            *slot = byte;
+            self.len = self.len.saturating_add(1);
+        }
+    }
+
+    /// The text's bytes, all of them ASCII.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
+impl From<&Config> for Text {
+    fn from(config: &Config) -> Self {
+        let mut text = Self { bytes: [0; Self::CAPACITY], len: 0 };
+        match config.enabled() {
+            Some(true) => {}
+            Some(false) => text.item("off"),
+            None => text.item("keep"),
+        }
+        for (timer, value) in
+            [(Timer::Idle, config.idle()), (Timer::Intvl, config.intvl()), (Timer::Cnt, config.cnt())]
+        {
+            if let Some(value) = value {
+                text.value(timer, value);
+            }
+        }
+        match config.user_timeout() {
+            UserTimeout::Keep => {}
+            UserTimeout::Auto => {
+                text.item(Timer::UserTimeout.name());
+                "=auto".bytes().for_each(|byte| text.push(byte));
+            }
+            UserTimeout::Milliseconds(value) => text.value(Timer::UserTimeout, value),
+        }
+        if text.len == 0 {
+            text.item("on");
+        }
+        text
+    }
+}
+
+impl Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&Text::from(self))
+    }
+}

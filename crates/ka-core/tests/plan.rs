@@ -1,0 +1,122 @@
+//! Plans: each bound holds, nothing larger would hold it, and what cannot be is an error.
+
+use ka_core::{Config, PRESETS, PlanError, UserTimeout, plan_detect, plan_path, preset};
+
+/// The worst case in other words than the library's: timers late by 8/63 of their time and a tick each, in
+/// exact fractions of a millisecond, rounded up.
+fn worst_ms(seconds: u64, timers: u64) -> u64 {
+    let sixty_thirds = 1000 * seconds * 63 + 1000 * seconds * 8;
+    sixty_thirds / 63 + u64::from(!sixty_thirds.is_multiple_of(63)) + 10 * timers
+}
+
+fn values(config: Config) -> (u64, u64, u64) {
+    assert_eq!(config.enabled(), Some(true));
+    assert_eq!(config.user_timeout(), UserTimeout::Keep);
+    let value = |value: Option<i32>| u64::try_from(value.unwrap()).unwrap();
+    (value(config.idle()), value(config.intvl()), value(config.cnt()))
+}
+
+#[test]
+fn a_path_plan_sends_a_second_probe_in_time_and_waits_as_long_as_it_can() {
+    for path in 1..=36_000_u32 {
+        let wanted = u64::from(path) * 1000;
+        let intvl = (u64::from(path) / 10).clamp(1, 30);
+        match plan_path(path) {
+            Ok(config) => {
+                let (idle, got, cnt) = values(config);
+                assert_eq!((got, cnt), (intvl, 5), "{path} s");
+                assert!(worst_ms(idle + intvl, 2) <= wanted, "{path} s: {config} is late");
+                assert!(
+                    idle == 32767 || worst_ms(idle + 1 + intvl, 2) > wanted,
+                    "{path} s: {config} could wait"
+                );
+            }
+            Err(error) => {
+                assert_eq!(error, PlanError::TooShort { least: 3 });
+                assert!(worst_ms(1 + intvl, 2) > wanted, "{path} s can be done");
+            }
+        }
+    }
+    assert_eq!(values(plan_path(350).unwrap()), (280, 30, 5));
+    assert_eq!(plan_path(0), Err(PlanError::TooShort { least: 3 }));
+    assert_eq!(values(plan_path(3).unwrap()), (1, 1, 5));
+    assert_eq!(values(plan_path(u32::MAX).unwrap()), (32767, 30, 5));
+}
+
+#[test]
+fn a_detection_plan_keeps_its_time_and_uses_it() {
+    let close = 1..=400_000_u32;
+    let far = (0..5_000_u32).map(|n| 400_000 + n * 858_993);
+    for within in close.chain(far).chain([u32::MAX]) {
+        let wanted = u64::from(within);
+        // The rule, by search instead of division.
+        let whole = |timers| {
+            let mut seconds = wanted / 1127;
+            while worst_ms(seconds + 1, timers) <= wanted {
+                seconds += 1;
+            }
+            while seconds > 0 && worst_ms(seconds, timers) > wanted {
+                seconds -= 1;
+            }
+            seconds
+        };
+        let expected = [(3, 4), (2, 3), (1, 2)].into_iter().find_map(|(cnt, least)| {
+            let seconds = whole(cnt + 1);
+            (seconds >= least).then(|| {
+                let intvl = (seconds / (2 * cnt)).clamp(1, 32767);
+                ((seconds - intvl * cnt).min(32767), intvl, cnt)
+            })
+        });
+        match plan_detect(within) {
+            Ok(config) => {
+                assert_eq!(Some(values(config)), expected, "{within} ms");
+                assert!(config.detection().unwrap().worst_ms <= wanted, "{within} ms: {config} is late");
+            }
+            Err(error) => {
+                assert_eq!(error, PlanError::TooShort { least: 2274 });
+                assert_eq!(expected, None, "{within} ms can be done");
+            }
+        }
+    }
+    assert_eq!(plan_detect(0), Err(PlanError::TooShort { least: 2274 }));
+    assert!(plan_detect(2273).is_err() && plan_detect(2274).is_ok());
+}
+
+#[test]
+fn detection_time_follows_the_user_timeout() {
+    let detection = |text: &str| {
+        let config = ka_core::parse(text.as_bytes()).unwrap();
+        config.detection().map(|detection| (detection.typical_ms, detection.worst_ms))
+    };
+    let plain = |seconds, timers| Ok((1000 * seconds, worst_ms(seconds, timers)));
+    assert_eq!(detection("60,10,5"), plain(110, 6));
+    assert_eq!(detection("idle=60,intvl=10,cnt=5,user_timeout=0"), plain(110, 6));
+    assert_eq!(detection("idle=60,intvl=10,cnt=5,user_timeout=auto"), plain(110, 6));
+    // Measured: 5/2/5 with 1000 ends at 7 s, 1/1/2 with 10000 at 10 s.
+    assert_eq!(detection("idle=5,intvl=2,cnt=5,user_timeout=1000"), plain(7, 2));
+    assert_eq!(detection("idle=1,intvl=1,cnt=2,user_timeout=10000"), plain(10, 10));
+    assert_eq!(detection("idle=1,intvl=1,cnt=2,user_timeout=10001"), plain(11, 11));
+    assert_eq!(detection("idle=32767,intvl=32767,cnt=127"), plain(32767 * 128, 128));
+    for incomplete in
+        ["idle=60", "off,idle=60,intvl=10,cnt=5", "keep,idle=60,intvl=10,cnt=5", "intvl=1,cnt=1"]
+    {
+        assert_eq!(detection(incomplete), Err(PlanError::Incomplete), "{incomplete}");
+    }
+}
+
+#[test]
+fn presets_are_plans_of_their_documented_timeout() {
+    for (name, seconds) in
+        [("aws-nlb", 350), ("aws-nat", 350), ("azure-lb", 240), ("azure-nat", 240), ("gcp-vpc", 600)]
+    {
+        let preset = preset(name.as_bytes()).unwrap();
+        assert_eq!(preset.path_idle_s, seconds);
+        assert_eq!(preset.plan(), plan_path(seconds));
+    }
+    assert!(PRESETS.is_sorted_by(|a, b| a.name < b.name), "by name, none twice");
+    for preset in PRESETS {
+        assert!(preset.plan().is_ok() && preset.url.starts_with("https://") && !preset.source.is_empty());
+    }
+    assert_eq!(ka_core::preset(b"aws"), None);
+    assert_eq!(ka_core::preset(b""), None);
+}

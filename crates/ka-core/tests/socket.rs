@@ -1,0 +1,68 @@
+//! The typed API on real sockets, with socket2 as the judge.
+
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use ka_core::{Config, Error, Socket, Timer, UserTimeout, defaults};
+use socket2::{Domain, Protocol, SockRef, Type};
+
+#[test]
+fn a_policy_reaches_the_kernel() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = Socket::new(listener.as_raw_fd());
+    let config = Config::new(60, 10, 5).unwrap().with_user_timeout(UserTimeout::Auto).unwrap();
+    socket.apply(&config).unwrap();
+
+    let judge = SockRef::from(&listener);
+    assert!(judge.keepalive().unwrap());
+    assert_eq!(judge.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+    assert_eq!(judge.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+    assert_eq!(judge.tcp_keepalive_retries().unwrap(), 5);
+    assert_eq!(judge.tcp_user_timeout().unwrap(), Some(Duration::from_secs(110)));
+}
+
+#[test]
+fn what_somebody_else_set_is_read() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let judge = SockRef::from(&listener);
+    judge.set_keepalive(true).unwrap();
+    judge.set_tcp_user_timeout(Some(Duration::from_millis(1234))).unwrap();
+    let socket = Socket::new(listener.as_raw_fd());
+    let settings = socket.settings().unwrap();
+    assert!(settings.enabled && socket.is_enabled().unwrap());
+    assert_eq!(settings.user_timeout, Some(1234));
+    assert_eq!(settings.idle, defaults().unwrap().idle);
+    assert_eq!(socket.timer(Timer::UserTimeout), Ok(1234));
+
+    // And the other way round: what was read can be set.
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    Socket::new(other.as_raw_fd()).apply(&Config::try_from(settings).unwrap()).unwrap();
+    assert_eq!(SockRef::from(&other).tcp_user_timeout().unwrap(), Some(Duration::from_millis(1234)));
+}
+
+#[test]
+fn a_listener_has_the_state_of_one() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let status = Socket::new(listener.as_raw_fd()).status().unwrap();
+    assert_eq!((status.state, status.unacked, status.probes), (10, 0, 0));
+}
+
+#[test]
+fn errors_name_what_was_wrong() {
+    let udp = socket2::Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
+    let error = Socket::new(udp.as_raw_fd()).apply(&Config::new(60, 10, 5).unwrap()).unwrap_err();
+    assert_eq!((error, error.to_string().as_str()), (Error::NotTcp, "the socket is neither TCP nor MPTCP"));
+
+    let error = Socket::new(-1).is_enabled().unwrap_err();
+    assert_eq!(error.to_string(), format!("SO_PROTOCOL: the kernel answered errno {}", libc::EBADF));
+
+    let error = Config::new(60, 10, 128).unwrap_err();
+    assert_eq!(error.to_string(), "cnt is 128 probes: it must be 1..127 probes");
+
+    let error = Config::new(32767, 32767, 127).unwrap().with_user_timeout(UserTimeout::Auto).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "an automatic user timeout would be 4194176000 ms: it must be 1..2147483647 ms"
+    );
+}
