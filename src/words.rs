@@ -1,0 +1,58 @@
+//! The size rule: structs that can grow without breaking a program built before they did.
+//!
+//! A struct of the API begins with its size and consists of 4-byte words. A caller built against another version
+//! has fewer or more of them. Fewer: what it lacks is `KA_KEEP` where it is read, and is not written. More: the
+//! tail is what this version does not know; read, it must be all `KA_KEEP`, so that nothing which was asked for
+//! is silently left out; written, it is left alone. The rule is that of the kernel's `copy_struct_from_user`.
+
+use ka_core::Errno;
+
+use crate::config::KA_KEEP;
+use crate::errno::EINVAL;
+
+/// No version will have a struct of more words than a page holds: a size beyond it was never set, and reading so
+/// far would leave the caller's memory.
+const MOST_WORDS: usize = 1024;
+
+/// How many words the caller's struct has.
+///
+/// # Safety
+/// NULL, or at least the first word of `object` can be read.
+pub(crate) unsafe fn count<T>(object: *const T) -> Result<usize, Errno> {
+    if object.is_null() {
+        return Err(EINVAL);
+    }
+    // SAFETY: the caller vouches for the first word; C may have put it anywhere.
+    let size = unsafe { object.cast::<u32>().read_unaligned() };
+    let words = usize::try_from(size / 4).unwrap_or(0);
+    if size % 4 == 0 && words >= 2 { Ok(words) } else { Err(EINVAL) }
+}
+
+/// The words of the caller's struct, as far as this version knows them.
+///
+/// # Safety
+/// NULL, or `object` can be read for as many bytes as its first word says.
+pub(crate) unsafe fn read<T, const N: usize>(object: *const T) -> Result<[i32; N], Errno> {
+    // SAFETY: the caller vouches for the whole of the object.
+    let count = unsafe { count(object) }?;
+    if count > MOST_WORDS {
+        return Err(Errno(libc::E2BIG));
+    }
+    // SAFETY: `n` is below the count that the object's size gives.
+    let word = |n: usize| unsafe { object.cast::<i32>().add(n).read_unaligned() };
+    if (N..count).any(|n| word(n) != KA_KEEP) {
+        return Err(Errno(libc::E2BIG));
+    }
+    Ok(core::array::from_fn(|n| if n < count { word(n) } else { KA_KEEP }))
+}
+
+/// Writes the words that both know, all but the first: the size is the caller's.
+///
+/// # Safety
+/// `object` can be written for `count` words.
+pub(crate) unsafe fn write<T, const N: usize>(object: *mut T, count: usize, words: [i32; N]) {
+    for (n, word) in words.into_iter().enumerate().take(count).skip(1) {
+        // SAFETY: `n` is below `count`, for which the caller vouches.
+        unsafe { object.cast::<i32>().add(n).write_unaligned(word) }
+    }
+}

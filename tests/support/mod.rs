@@ -1,0 +1,4 @@
+pub struct Compiler;
+pub fn root() -> std::path::PathBuf {
+    env!("CARGO_MANIFEST_DIR").into()
+}
