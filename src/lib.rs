@@ -4,15 +4,18 @@
 //! Each function checks its arguments, asks ka-core, and answers as a system call would: a result, or -1 and
 //! `errno`. Nothing here panics: the lints below deny what could, and a test finds no panic in the library.
 
-#![no_std]
-#![deny(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unreachable,
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    clippy::arithmetic_side_effects
+#![cfg_attr(not(test), no_std)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::arithmetic_side_effects
+    )
 )]
 #![expect(
     clippy::missing_safety_doc,
@@ -20,6 +23,8 @@
 )]
 
 mod errno;
+#[cfg(test)]
+mod layout;
 mod words;
 
 pub mod socket;
@@ -35,6 +40,7 @@ pub mod status;
 pub mod version;
 
 /// Unreachable, as a test of the built library shows; but a library without std must have one.
+#[cfg(not(test))]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     // SAFETY: abort(3) takes nothing and does not return.

@@ -7,9 +7,9 @@ mod support;
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::process::Command;
 
-use support::{Compiler, root};
+use support::{EXPORTS, LINKS, Link, compile, root, succeed};
 
 #[test]
 fn the_header_is_what_the_sources_say() {
@@ -91,4 +91,53 @@ fn presets() -> String {
         writeln!(text, " *                                        {}", preset.url).unwrap();
         text
     })
+}
+
+#[test]
+fn every_compiler_takes_it_without_a_warning() {
+    let source = root().join("tests/c/header.c");
+    let strict = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wundef", "-Werror"];
+    for (c, cxx) in [("gcc", "g++"), ("clang", "clang++")] {
+        for standard in ["-std=c99", "-std=c11"] {
+            for link in LINKS {
+                let program = compile(Command::new(c).arg(standard).args(strict), &source, link);
+                succeed(&mut Command::new(program));
+            }
+        }
+        for standard in ["-std=c++11", "-std=c++20"] {
+            let mut compiler = Command::new(cxx);
+            let program =
+                compile(compiler.arg(standard).args(strict).args(["-x", "c++"]), &source, Link::Shared);
+            succeed(&mut Command::new(program));
+        }
+    }
+}
+
+/// What a reader of the header must find with each function.
+#[test]
+fn every_function_is_documented_for_a_c_reader() {
+    let header = fs::read_to_string(root().join("include/ka.h")).unwrap();
+    for name in EXPORTS {
+        let declared = header.find(&format!("{name}(")).map(|_| ());
+        assert!(declared.is_some(), "{name} is not declared");
+        let declaration = header
+            .lines()
+            .position(|line| {
+                !line.starts_with(' ') && line.contains(&format!("{name}(")) && line.ends_with(");")
+            })
+            .unwrap();
+        let lines: Vec<_> = header.lines().take(declaration).collect();
+        let comment = lines.iter().rposition(|line| *line == "/**").unwrap();
+        let comment = lines[comment..].join("\n");
+        for part in ["Returns", "Thread-safe, async-signal-safe, fork-safe.", "Since "] {
+            assert!(comment.contains(part), "{name} does not say: {part}");
+        }
+        if comment.contains("errno") && name != &"ka_is_enabled" {
+            assert!(comment.contains("After a failure"), "{name} does not say what a failure leaves behind");
+        }
+    }
+    for word in ["Safety", "unsafe", "Result", "Option", "panic", "Rust", "`ka_core", "&mut", "None", "Err("]
+    {
+        assert!(!header.contains(word), "no C reader knows what {word:?} is");
+    }
 }

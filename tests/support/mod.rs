@@ -1,4 +1,300 @@
-pub struct Compiler;
-pub fn root() -> std::path::PathBuf {
-    env!("CARGO_MANIFEST_DIR").into()
+//! What the tests share: the library as it is shipped, C programs against it, and the kernel's own word.
+//!
+//! libka is always the release build, made anew if it is not what the sources say; it is called through dlopen, as
+//! any foreign program would. What a call did is read back by getsockopt(2), never through the library.
+
+#![allow(dead_code, reason = "each test program uses its part of this")]
+
+use std::env;
+use std::ffi::{CString, OsString};
+use std::fs;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use libc::{c_char, c_int};
+
+/// The repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
+
+/// Cargo's target folder.
+pub fn target() -> &'static Path {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap()
+}
+
+/// The folder of the release build, with libka.so, libka.a and the link that has the SONAME.
+pub fn release() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        cargo_build(&[]);
+        target().join("release")
+    })
+}
+
+/// The same before stripping: a folder whose libka.so still has its symbols.
+pub fn unstripped() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let folder = target().join("unstripped");
+        let config = "profile.release.strip=false";
+        cargo_build(&["--config".as_ref(), config.as_ref(), "--target-dir".as_ref(), folder.as_os_str()]);
+        folder.join("release")
+    })
+}
+
+fn cargo_build(args: &[&std::ffi::OsStr]) {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    succeed(
+        command.current_dir(root()).args(["build", "--release", "--package", "ka", "--quiet"]).args(args),
+    );
+}
+
+/// Runs a command that must succeed, and gives what it printed.
+pub fn succeed(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// What a command that must succeed printed on its standard output.
+pub fn stdout(command: &mut Command) -> String {
+    String::from_utf8(succeed(command).stdout).unwrap()
+}
+
+/// How a C program gets the library.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Link {
+    /// libka.so, found at run time through an rpath.
+    Shared,
+    /// libka.a, with no other flag.
+    Static,
+    /// Not at all.
+    Nothing,
+}
+
+pub const LINKS: [Link; 2] = [Link::Shared, Link::Static];
+
+/// The C compiler that the cc crate finds, which honours CC and CFLAGS.
+pub fn cc() -> Command {
+    let triple = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+    let mut build = cc::Build::new();
+    build.target(&triple).host(&triple).opt_level(1).debug(true).cargo_metadata(false);
+    let mut command = build.get_compiler().to_command();
+    command.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-pthread"]);
+    command
+}
+
+/// A program made of tests/c/NAME.c.
+pub fn program(name: &str, link: Link) -> PathBuf {
+    compile(&mut cc(), &root().join("tests/c").join(name).with_extension("c"), link)
+}
+
+/// A program made of one source by this compiler.
+pub fn compile(compiler: &mut Command, source: &Path, link: Link) -> PathBuf {
+    let output = scratch(source.file_stem().unwrap().to_str().unwrap());
+    compiler.arg("-I").arg(root().join("include")).arg("-o").arg(&output).arg(source);
+    match link {
+        Link::Shared => {
+            let mut rpath = OsString::from("-Wl,-rpath,");
+            rpath.push(release());
+            compiler.arg("-L").arg(release()).arg("-lka").arg(rpath);
+        }
+        Link::Static => {
+            compiler.arg(release().join("libka.a"));
+        }
+        Link::Nothing => {}
+    }
+    succeed(compiler);
+    output
+}
+
+/// A path of its own for a file that a test makes. Cargo's target folder has it, and cleans it up.
+pub fn scratch(name: &str) -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(env!("CARGO_CRATE_NAME"));
+    fs::create_dir_all(&folder).unwrap();
+    folder.join(format!("{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
+}
+
+/// Runs the test again, alone, in a network namespace of its own, and says whether this is that run.
+///
+/// As root through `unshare -n`; else in a user namespace too, where the test is root.
+pub fn in_a_network_of_its_own(test: &str) -> bool {
+    const INSIDE: &str = "KA_TEST_NETWORK";
+    if env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    // SAFETY: geteuid takes nothing and cannot fail.
+    let flags = if unsafe { libc::geteuid() } == 0 { "-n" } else { "-Urn" };
+    let mut command = Command::new("unshare");
+    command.args([flags, "sh", "-c", "ip link set lo up && exec \"$@\"", "sh"]);
+    command.arg(env::current_exe().unwrap()).args([test, "--exact", "--nocapture"]).env(INSIDE, "1");
+    let output = stdout(&mut command);
+    assert!(output.contains("1 passed"), "{test} did not run: {output}");
+    false
+}
+
+/// Writes a sysctl of this network namespace.
+pub fn sysctl(name: &str, value: &str) {
+    fs::write(Path::new("/proc/sys/net/ipv4").join(name), value).unwrap();
+}
+
+macro_rules! libka {
+    ($(fn $name:ident($($type:ty),*) $(-> $result:ty)?;)*) => {
+        /// The functions of the shipped libka.so.
+        pub struct Libka { $(pub $name: unsafe extern "C" fn($($type),*) $(-> $result)?,)* }
+
+        impl Libka {
+            fn open() -> Self {
+                let path = CString::new(release().join("libka.so").into_os_string().into_encoded_bytes()).unwrap();
+                // SAFETY: the library has no constructors, and is never closed.
+                let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };
+                assert!(!library.is_null(), "libka.so does not load");
+                Self { $($name: {
+                    let name = CString::new(stringify!($name)).unwrap();
+                    // SAFETY: the type is that of include/ka.h, which the tests in C are compiled against.
+                    unsafe {
+                        let symbol = libc::dlsym(library, name.as_ptr());
+                        assert!(!symbol.is_null(), "libka.so has no {}", stringify!($name));
+                        std::mem::transmute::<*mut libc::c_void, unsafe extern "C" fn($($type),*) $(-> $result)?>(symbol)
+                    }
+                },)* }
+            }
+        }
+
+        /// Their names: what libka.so exports.
+        pub const EXPORTS: &[&str] = &[$(stringify!($name)),*];
+    };
+}
+
+libka! {
+    fn ka_apply(c_int, *const Config) -> c_int;
+    fn ka_defaults(*mut Config) -> c_int;
+    fn ka_detect_time(*const Config, *mut u64, *mut u64) -> c_int;
+    fn ka_disable(c_int) -> c_int;
+    fn ka_enable(c_int, c_int, c_int, c_int) -> c_int;
+    fn ka_format(*const Config, *mut c_char, usize) -> c_int;
+    fn ka_get_cnt(c_int, *mut c_int) -> c_int;
+    fn ka_get_idle(c_int, *mut c_int) -> c_int;
+    fn ka_get_intvl(c_int, *mut c_int) -> c_int;
+    fn ka_get_status(c_int, *mut Status) -> c_int;
+    fn ka_get_user_timeout(c_int, *mut c_int) -> c_int;
+    fn ka_is_enabled(c_int) -> c_int;
+    fn ka_parse(*const c_char, *mut Config) -> c_int;
+    fn ka_plan_detect(u32, *mut Config) -> c_int;
+    fn ka_plan_path(u32, *mut Config) -> c_int;
+    fn ka_plan_preset(*const c_char, *mut Config) -> c_int;
+    fn ka_query(c_int, *mut Config) -> c_int;
+    fn ka_set_user_timeout(c_int, c_int) -> c_int;
+    fn ka_version() -> *const c_char;
+    fn ka_version_number() -> u32;
+}
+
+/// The library, loaded once.
+pub fn libka() -> &'static Libka {
+    static LIBRARY: OnceLock<Libka> = OnceLock::new();
+    LIBRARY.get_or_init(Libka::open)
+}
+
+pub const KEEP: i32 = -1;
+pub const AUTO: i32 = -2;
+
+/// struct ka_config: size, enabled, idle, intvl, cnt, `user_timeout`. A test in C compares the layouts.
+pub type Config = [i32; 6];
+/// `KA_CONFIG_INIT`
+pub const CONFIG_INIT: Config = [24, KEEP, KEEP, KEEP, KEEP, KEEP];
+/// struct ka_status: size, state, probes, retransmits, unacked, `last_ack_ms`, `last_recv_ms`, `last_send_ms`, `rtt_us`.
+pub type Status = [u32; 9];
+/// `KA_STATUS_INIT`
+pub const STATUS_INIT: Status = [36, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// A config with everything named.
+pub const fn config(enabled: i32, idle: i32, intvl: i32, cnt: i32, user_timeout: i32) -> Config {
+    [24, enabled, idle, intvl, cnt, user_timeout]
+}
+
+/// Calls the library and gives its result, or its errno. errno must be left alone on success, and set on failure.
+pub fn call(function: impl FnOnce(&Libka) -> c_int) -> Result<c_int, c_int> {
+    const UNTOUCHED: c_int = 9999;
+    let library = libka();
+    // SAFETY: this thread's errno.
+    let errno = unsafe { &mut *libc::__errno_location() };
+    *errno = UNTOUCHED;
+    let result = function(library);
+    let errno = *errno;
+    if result == -1 {
+        assert_ne!(errno, UNTOUCHED, "a call failed without setting errno");
+        Err(errno)
+    } else {
+        assert_eq!(errno, UNTOUCHED, "a call that succeeded changed errno");
+        Ok(result)
+    }
+}
+
+pub fn enable(fd: RawFd, idle: c_int, intvl: c_int, cnt: c_int) -> Result<c_int, c_int> {
+    // SAFETY: takes no pointer.
+    call(|ka| unsafe { (ka.ka_enable)(fd, idle, intvl, cnt) })
+}
+
+pub fn apply(fd: RawFd, config: &Config) -> Result<c_int, c_int> {
+    // SAFETY: the config has the size that it says.
+    call(|ka| unsafe { (ka.ka_apply)(fd, config) })
+}
+
+/// What the kernel says of an option, in its own words: by getsockopt(2), not through the library.
+pub fn option(fd: RawFd, level: c_int, name: c_int) -> Result<c_int, c_int> {
+    let (mut value, mut size) = (0, 4);
+    // SAFETY: `value` has `size` bytes.
+    match unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut size) } {
+        0 => Ok(value),
+        _ => Err(io::Error::last_os_error().raw_os_error().unwrap()),
+    }
+}
+
+/// Sets an option by setsockopt(2).
+pub fn set_option(fd: RawFd, level: c_int, name: c_int, value: c_int) {
+    // SAFETY: `value` has the 4 bytes.
+    let result = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), 4) };
+    assert_eq!(result, 0, "setsockopt {level} {name} {value}: {}", io::Error::last_os_error());
+}
+
+/// `SO_KEEPALIVE`, idle, intvl, cnt and user timeout, each as the kernel says, errors too.
+pub fn five(fd: RawFd) -> [Result<c_int, c_int>; 5] {
+    [
+        option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+        option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
+        option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
+        option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
+        option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+    ]
+}
+
+/// socket(2).
+pub fn socket(domain: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointer.
+    match unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) } {
+        -1 => Err(io::Error::last_os_error()),
+        // SAFETY: it is new and ours.
+        fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+    }
+}
+
+/// A TCP socket that is nothing yet.
+pub fn fresh() -> OwnedFd {
+    socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap()
+}
+
+/// The number of a descriptor that is not open: the kernel hands out the lowest that is free.
+pub const CLOSED: RawFd = 999;

@@ -1,0 +1,62 @@
+//! A test: C and Rust mean the same by the structs and constants of ka.h.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::mem::offset_of;
+use std::process::{Command, Stdio};
+
+use crate::config::{KA_AUTO, KA_CNT_MAX, KA_IDLE_MAX, KA_INTVL_MAX, KA_KEEP, ka_config};
+use crate::status::ka_status;
+
+macro_rules! layout {
+    ($($name:ident { $($field:ident),* })*) => {{
+        let mut asserts = String::new();
+        $(
+            let size = size_of::<$name>();
+            writeln!(asserts, "_Static_assert(sizeof(struct {}) == {size}, \"size\");", stringify!($name)).unwrap();
+            let mut sum = 0;
+            $(
+                let (field, offset) = (stringify!($field), offset_of!($name, $field));
+                writeln!(asserts, "_Static_assert(offsetof(struct {}, {field}) == {offset}, \"{field}\");", stringify!($name)).unwrap();
+                sum += size_of::<u32>();
+            )*
+            assert_eq!(sum, size, "a field of {} is not checked", stringify!($name));
+        )*
+        asserts
+    }};
+}
+
+#[test]
+fn c_and_rust_agree_on_structs_and_constants() {
+    let mut source = String::from("#include <ka.h>\n");
+    source += &layout! {
+        ka_config { size, enabled, idle, intvl, cnt, user_timeout }
+        ka_status { size, state, probes, retransmits, unacked, last_ack_ms, last_recv_ms, last_send_ms, rtt_us }
+    };
+    for (name, value) in [
+        ("KA_KEEP", KA_KEEP),
+        ("KA_AUTO", KA_AUTO),
+        ("KA_IDLE_MAX", KA_IDLE_MAX),
+        ("KA_INTVL_MAX", KA_INTVL_MAX),
+        ("KA_CNT_MAX", KA_CNT_MAX),
+        // The sign is part of the number.
+        ("-KA_KEEP", -KA_KEEP),
+    ] {
+        writeln!(source, "_Static_assert({name} == {value}, \"{name}\");").unwrap();
+    }
+    assert!(compiles(&source), "{source}");
+    // And the compiler does look: another offset is refused.
+    assert!(!compiles(&source.replace("enabled) == 4", "enabled) == 8")));
+}
+
+fn compiles(source: &str) -> bool {
+    let include = concat!(env!("CARGO_MANIFEST_DIR"), "/include");
+    let mut compiler = Command::new("cc")
+        .args(["-std=c11", "-fsyntax-only", "-I", include, "-xc", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    compiler.stdin.take().unwrap().write_all(source.as_bytes()).unwrap();
+    compiler.wait_with_output().unwrap().status.success()
+}

@@ -1,0 +1,423 @@
+//! Arguments: their ranges at the edges, NULL, the size rule, and which of several mistakes is reported.
+
+mod support;
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, RawFd};
+use std::ptr;
+
+use libc::{E2BIG, EBADF, EINVAL, ENOENT, ENOPROTOOPT, ERANGE, c_char, c_int};
+use support::{
+    AUTO, CLOSED, CONFIG_INIT, Config, KEEP, STATUS_INIT, apply, call, config, enable, five, fresh, socket,
+};
+
+#[test]
+fn ranges_hold_at_their_edges_and_nothing_is_written_beyond_them() {
+    let mptcp = socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap();
+    for socket in [fresh(), mptcp] {
+        let fd = socket.as_raw_fd();
+        let [_, idle, intvl, cnt, _] = five(fd);
+        for (wanted, result) in [
+            ((1, 1, 1), Ok(0)),
+            ((32767, 32767, 127), Ok(0)),
+            ((KEEP, KEEP, KEEP), Ok(0)),
+            ((0, 1, 1), Err(EINVAL)),
+            ((32768, 1, 1), Err(EINVAL)),
+            ((1, 0, 1), Err(EINVAL)),
+            ((1, 32768, 1), Err(EINVAL)),
+            ((1, 1, 0), Err(EINVAL)),
+            ((1, 1, 128), Err(EINVAL)),
+            ((AUTO, 1, 1), Err(EINVAL)),
+            ((1, AUTO, 1), Err(EINVAL)),
+            ((1, 1, AUTO), Err(EINVAL)),
+            ((c_int::MIN, 1, 1), Err(EINVAL)),
+            ((1, c_int::MAX, 1), Err(EINVAL)),
+            // Only the low 16 or 8 bits are in range.
+            ((65536 + 60, 1, 1), Err(EINVAL)),
+            ((1, 1, 256 + 5), Err(EINVAL)),
+        ] {
+            support::set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
+            let before = five(fd);
+            assert_eq!(enable(fd, wanted.0, wanted.1, wanted.2), result, "{wanted:?}");
+            let named = |wanted, before| if wanted == KEEP { before } else { Ok(wanted) };
+            let after = match result {
+                Ok(_) => [
+                    Ok(1),
+                    named(wanted.0, before[1]),
+                    named(wanted.1, before[2]),
+                    named(wanted.2, before[3]),
+                    before[4],
+                ],
+                Err(_) => before,
+            };
+            assert_eq!(five(fd), after, "{wanted:?}");
+        }
+        assert!([idle, intvl, cnt].iter().all(Result::is_ok));
+    }
+}
+
+#[test]
+fn every_field_of_a_config_is_checked() {
+    let socket = fresh();
+    let fd = socket.as_raw_fd();
+    let before = five(fd);
+    for wrong in [
+        config(2, KEEP, KEEP, KEEP, KEEP),
+        config(-2, KEEP, KEEP, KEEP, KEEP),
+        config(1, 0, KEEP, KEEP, KEEP),
+        config(1, KEEP, 32768, KEEP, KEEP),
+        config(1, KEEP, KEEP, 128, KEEP),
+        config(1, KEEP, KEEP, KEEP, -3),
+        config(1, KEEP, KEEP, KEEP, c_int::MIN),
+        // KA_AUTO is for user_timeout only.
+        config(AUTO, KEEP, KEEP, KEEP, KEEP),
+        config(1, AUTO, KEEP, KEEP, KEEP),
+        // 1000 * (32767 + 32767 * 127) is more than an int.
+        config(1, 32767, 32767, 127, AUTO),
+        // What a config made without KA_CONFIG_INIT has.
+        [24, 0, 0, 0, 0, 0],
+        [0; 6],
+    ] {
+        assert_eq!(apply(fd, &wrong), Err(EINVAL), "{wrong:?}");
+        assert_eq!(five(fd), before, "{wrong:?}");
+        // SAFETY: the config has its size; no text is asked for.
+        let format = call(|ka| unsafe { (ka.ka_format)(&raw const wrong, ptr::null_mut(), 0) });
+        assert_eq!(format, Err(EINVAL), "what ka_apply refuses, ka_format does too: {wrong:?}");
+    }
+    // The largest automatic user timeout that fits.
+    apply(fd, &config(1, 32767, 32767, 64, AUTO)).unwrap();
+    assert_eq!(five(fd)[4], Ok(1000 * (32767 + 32767 * 64)));
+    apply(fd, &config(0, KEEP, KEEP, KEEP, c_int::MAX)).unwrap();
+    assert_eq!(five(fd)[4], Ok(c_int::MAX));
+}
+
+#[test]
+fn an_automatic_user_timeout_of_kept_values_is_checked_after_the_descriptor() {
+    let socket = fresh();
+    let fd = socket.as_raw_fd();
+    enable(fd, 32767, 32767, 127).unwrap();
+    let before = five(fd);
+    let auto = |fd: RawFd| apply(fd, &config(KEEP, KEEP, KEEP, KEEP, AUTO));
+    assert_eq!(auto(fd), Err(EINVAL));
+    assert_eq!(five(fd), before);
+    assert_eq!(auto(CLOSED), Err(EBADF));
+    let udp = support::socket(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
+    assert_eq!(auto(udp.as_raw_fd()), Err(ENOPROTOOPT));
+    let mptcp = support::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap();
+    enable(mptcp.as_raw_fd(), 32767, 32767, 127).unwrap();
+    assert_eq!(auto(mptcp.as_raw_fd()), Err(libc::EOPNOTSUPP));
+}
+
+#[test]
+fn null_is_einval_before_the_descriptor_is_looked_at() {
+    let fd = CLOSED;
+    let (mut config, mut status) = (CONFIG_INIT, STATUS_INIT);
+    let (config, status) = (&raw mut config, &raw mut status);
+    let mut ms = 0_u64;
+    let ms = &raw mut ms;
+    // SAFETY: what is not NULL is what it must be.
+    let results = unsafe {
+        [
+            call(|ka| (ka.ka_apply)(fd, ptr::null())),
+            call(|ka| (ka.ka_query)(fd, ptr::null_mut())),
+            call(|ka| (ka.ka_get_idle)(fd, ptr::null_mut())),
+            call(|ka| (ka.ka_get_intvl)(fd, ptr::null_mut())),
+            call(|ka| (ka.ka_get_cnt)(fd, ptr::null_mut())),
+            call(|ka| (ka.ka_get_user_timeout)(fd, ptr::null_mut())),
+            call(|ka| (ka.ka_get_status)(fd, ptr::null_mut())),
+            call(|ka| (ka.ka_defaults)(ptr::null_mut())),
+            call(|ka| (ka.ka_parse)(ptr::null(), config)),
+            call(|ka| (ka.ka_parse)(c"60,10,5".as_ptr(), ptr::null_mut())),
+            call(|ka| (ka.ka_format)(ptr::null(), ptr::null_mut(), 0)),
+            call(|ka| (ka.ka_format)(config, ptr::null_mut(), 1)),
+            call(|ka| (ka.ka_plan_detect)(30_000, ptr::null_mut())),
+            call(|ka| (ka.ka_plan_path)(350, ptr::null_mut())),
+            call(|ka| (ka.ka_plan_preset)(c"aws-nlb".as_ptr(), ptr::null_mut())),
+            call(|ka| (ka.ka_plan_preset)(ptr::null(), config)),
+            call(|ka| (ka.ka_detect_time)(ptr::null(), ms, ms)),
+            call(|ka| (ka.ka_detect_time)(config, ptr::null_mut(), ms)),
+            call(|ka| (ka.ka_detect_time)(config, ms, ptr::null_mut())),
+        ]
+    };
+    for (n, result) in results.into_iter().enumerate() {
+        assert_eq!(result, Err(EINVAL), "call {n}");
+    }
+    // SAFETY: both are ours.
+    assert_eq!(
+        unsafe { (*config, *status) },
+        (CONFIG_INIT, STATUS_INIT),
+        "outputs are written on success only"
+    );
+}
+
+#[test]
+fn arguments_count_before_the_descriptor() {
+    let fd = CLOSED;
+    assert_eq!(enable(fd, 0, 10, 5), Err(EINVAL));
+    assert_eq!(enable(fd, 60, 10, 5), Err(EBADF));
+    assert_eq!(apply(fd, &config(1, 32767, 32767, 127, AUTO)), Err(EINVAL));
+    assert_eq!(apply(fd, &[20, 1, 60, 10, 128, 0]), Err(EINVAL));
+    // SAFETY: takes no pointer.
+    assert_eq!(call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, -3) }), Err(EINVAL));
+}
+
+/// A struct of `words` words behind a size, with room to see what is written beyond it.
+fn sized(size: i32, words: &[i32]) -> Vec<i32> {
+    let mut object = vec![size];
+    object.extend(words);
+    object
+}
+
+fn apply_words(fd: RawFd, object: &[i32]) -> Result<c_int, c_int> {
+    // SAFETY: the object has at least as many bytes as its first word says, or a size that is refused.
+    call(|ka| unsafe { (ka.ka_apply)(fd, object.as_ptr().cast()) })
+}
+
+#[test]
+fn a_smaller_config_lacks_what_is_kept() {
+    let socket = fresh();
+    let fd = socket.as_raw_fd();
+    let [_, idle, intvl, cnt, user_timeout] = five(fd);
+    // What is beyond the size would be refused if it were read.
+    for (size, after) in [
+        (8, [Ok(1), idle, intvl, cnt, user_timeout]),
+        (12, [Ok(1), Ok(60), intvl, cnt, user_timeout]),
+        (16, [Ok(1), Ok(60), Ok(10), cnt, user_timeout]),
+        (20, [Ok(1), Ok(60), Ok(10), Ok(5), user_timeout]),
+    ] {
+        let mut words = [1, 60, 10, 5, 99];
+        words[usize::try_from(size).unwrap() / 4 - 1..].fill(0x5a5a_5a5a);
+        apply_words(fd, &sized(size, &words)).unwrap();
+        assert_eq!(five(fd), after, "size {size}");
+    }
+}
+
+#[test]
+fn a_larger_config_must_ask_for_nothing_more() {
+    let socket = fresh();
+    let fd = socket.as_raw_fd();
+    apply_words(fd, &sized(32, &[1, 60, 10, 5, KEEP, KEEP, KEEP])).unwrap();
+    assert_eq!(five(fd)[..4], [Ok(1), Ok(60), Ok(10), Ok(5)]);
+    let mut whole_page = vec![KEEP; 1023];
+    whole_page[1] = 61;
+    apply_words(fd, &sized(4096, &whole_page)).unwrap();
+    let before = five(fd);
+    assert_eq!(before[1], Ok(61));
+
+    for tail in [[0, KEEP], [KEEP, 0], [1, 1], [AUTO, KEEP]] {
+        let object = sized(32, &[[1, 62, 10, 5, KEEP].as_slice(), &tail].concat());
+        assert_eq!(apply_words(fd, &object), Err(E2BIG), "{tail:?}");
+        let config = object.as_ptr().cast::<Config>();
+        let mut ms = [7_u64; 2];
+        let [typical, worst] = &mut ms;
+        // SAFETY: the object has its size.
+        unsafe {
+            assert_eq!(call(|ka| (ka.ka_format)(config, ptr::null_mut(), 0)), Err(E2BIG), "{tail:?}");
+            assert_eq!(call(|ka| (ka.ka_detect_time)(config, typical, worst)), Err(E2BIG), "{tail:?}");
+        }
+        assert_eq!(ms, [7, 7]);
+    }
+    // Such a size was never set; nothing so far away is read.
+    assert_eq!(apply_words(fd, &sized(4100, &[KEEP; 6])), Err(E2BIG));
+    assert_eq!(apply_words(fd, &sized(-4, &[KEEP; 6])), Err(E2BIG));
+    assert_eq!(five(fd), before);
+}
+
+#[test]
+fn a_size_that_cannot_be_is_refused_by_every_function() {
+    let socket = fresh();
+    let fd = socket.as_raw_fd();
+    for size in [0, 1, 4, 7, 9, 22, 23, 25, -1] {
+        let mut object = sized(size, &[KEEP; 12]);
+        let untouched = object.clone();
+        let (config, status) = (object.as_mut_ptr().cast::<Config>(), object.as_mut_ptr().cast());
+        let mut ms = 0;
+        let ms = &raw mut ms;
+        // SAFETY: nothing beyond the size is touched.
+        let results = unsafe {
+            [
+                call(|ka| (ka.ka_apply)(fd, config)),
+                call(|ka| (ka.ka_query)(fd, config)),
+                call(|ka| (ka.ka_defaults)(config)),
+                call(|ka| (ka.ka_parse)(c"60,10,5".as_ptr(), config)),
+                // Of two mistakes this is the one in the arguments' form.
+                call(|ka| (ka.ka_parse)(c"0,10,5".as_ptr(), config)),
+                call(|ka| (ka.ka_format)(config, ptr::null_mut(), 0)),
+                call(|ka| (ka.ka_plan_detect)(30_000, config)),
+                call(|ka| (ka.ka_plan_path)(350, config)),
+                call(|ka| (ka.ka_plan_path)(0, config)),
+                call(|ka| (ka.ka_plan_preset)(c"aws-nlb".as_ptr(), config)),
+                call(|ka| (ka.ka_detect_time)(config, ms, ms)),
+                call(|ka| (ka.ka_get_status)(fd, status)),
+            ]
+        };
+        for (n, result) in results.into_iter().enumerate() {
+            assert_eq!(result, Err(EINVAL), "call {n}, size {size}");
+        }
+        assert_eq!(object, untouched, "size {size}");
+    }
+}
+
+#[test]
+fn outputs_fill_what_the_caller_has_and_no_more() {
+    let socket = fresh();
+    let fd = socket.as_raw_fd();
+    enable(fd, 60, 10, 5).unwrap();
+    let full = [1, 60, 10, 5];
+    for words in 1..=12_usize {
+        let size = i32::try_from(4 + 4 * words).unwrap();
+        let untouched = sized(size, &[0x5a5a_5a5a; 14]);
+        // SAFETY: the object is larger than its size says.
+        let calls: [&dyn Fn(*mut Config) -> Result<c_int, c_int>; 5] = unsafe {
+            [
+                &|config| call(|ka| (ka.ka_query)(fd, config)),
+                &|config| call(|ka| (ka.ka_parse)(c"60,10,5".as_ptr(), config)),
+                &|config| call(|ka| (ka.ka_plan_path)(350, config)),
+                &|config| call(|ka| (ka.ka_defaults)(config)),
+                &|config| call(|ka| (ka.ka_get_status)(fd, config.cast())),
+            ]
+        };
+        for (n, fill) in calls.into_iter().enumerate() {
+            let known = if n == 4 { 8 } else { 5 };
+            let mut object = untouched.clone();
+            fill(object.as_mut_ptr().cast()).unwrap();
+            assert_eq!(object[0], size, "the size is the caller's");
+            let end = 1 + words.min(known);
+            assert!(
+                object[1..end].iter().all(|word| *word != 0x5a5a_5a5a),
+                "call {n}, {words} words: {object:x?}"
+            );
+            assert_eq!(object[end..], untouched[end..], "call {n}, {words} words");
+            if n < 2 {
+                let end = words.min(4);
+                assert_eq!(object[1..=end], full[..end], "call {n}, {words} words");
+            }
+        }
+    }
+}
+
+#[test]
+fn structs_may_lie_anywhere() {
+    let socket = fresh();
+    let fd = socket.as_raw_fd();
+    let mut bytes = vec![0_u8; 64];
+    for offset in 0..4 {
+        let config = bytes[offset..].as_mut_ptr().cast::<Config>();
+        // SAFETY: 24 bytes from `config` are ours; they are written without asking for alignment.
+        unsafe {
+            config.write_unaligned(support::config(1, 60, 10, 5, KEEP));
+            call(|ka| (ka.ka_apply)(fd, config)).unwrap();
+            call(|ka| (ka.ka_query)(fd, config)).unwrap();
+            assert_eq!(config.read_unaligned(), support::config(1, 60, 10, 5, 0));
+        }
+    }
+}
+
+fn parse(text: &str) -> Result<Config, c_int> {
+    let text = CString::new(text).unwrap();
+    let mut config = [24, 7, 7, 7, 7, 7];
+    // SAFETY: a C string and a config with its size.
+    match call(|ka| unsafe { (ka.ka_parse)(text.as_ptr(), &raw mut config) }) {
+        Ok(_) => Ok(config),
+        Err(errno) => {
+            assert_eq!(config, [24, 7, 7, 7, 7, 7], "outputs are written on success only");
+            Err(errno)
+        }
+    }
+}
+
+fn format(config: &Config) -> Result<String, c_int> {
+    let mut text = [0x55 as c_char; 64];
+    // SAFETY: a config with its size, and 64 bytes.
+    let length = call(|ka| unsafe { (ka.ka_format)(config, text.as_mut_ptr(), text.len()) })?;
+    // SAFETY: ka_format ends it with a NUL.
+    let text = unsafe { CStr::from_ptr(text.as_ptr()) }.to_str().unwrap();
+    assert_eq!(usize::try_from(length).unwrap(), text.len());
+    Ok(text.into())
+}
+
+#[test]
+fn text_is_read_and_written() {
+    for (text, config) in [
+        ("60,10,5", config(1, 60, 10, 5, KEEP)),
+        ("idle=60,intvl=10,cnt=5", config(1, 60, 10, 5, KEEP)),
+        ("off", config(0, KEEP, KEEP, KEEP, KEEP)),
+        ("keep,cnt=3,user_timeout=auto", config(KEEP, KEEP, KEEP, 3, AUTO)),
+        ("on", config(1, KEEP, KEEP, KEEP, KEEP)),
+        ("user_timeout=0", config(1, KEEP, KEEP, KEEP, 0)),
+    ] {
+        assert_eq!(parse(text), Ok(config), "{text}");
+        assert_eq!(parse(&format(&config).unwrap()), Ok(config), "{text}");
+    }
+    for (text, errno) in
+        [("", EINVAL), ("60,10", EINVAL), ("0,10,5", ERANGE), ("0,10,x", EINVAL), ("on,off", EINVAL)]
+    {
+        assert_eq!(parse(text), Err(errno), "{text}");
+    }
+}
+
+#[test]
+fn a_text_that_does_not_fit_is_cut_as_by_snprintf() {
+    let config = config(0, 60, 10, 5, KEEP);
+    let whole = "off,idle=60,intvl=10,cnt=5";
+    for size in 0..40_usize {
+        let mut text = [0x55_u8; 48];
+        // SAFETY: the text has more than `size` bytes.
+        let length = call(|ka| unsafe { (ka.ka_format)(&raw const config, text.as_mut_ptr().cast(), size) });
+        assert_eq!(length, Ok(26), "size {size}");
+        let kept = size.saturating_sub(1).min(whole.len());
+        assert_eq!(&text[..kept], &whole.as_bytes()[..kept], "size {size}");
+        let end = if size == 0 { 0 } else { kept + 1 };
+        assert!(size == 0 || text[kept] == 0, "size {size}: no NUL");
+        assert!(text[end..].iter().all(|byte| *byte == 0x55), "size {size}: written beyond");
+    }
+    // SAFETY: nothing is written.
+    assert_eq!(call(|ka| unsafe { (ka.ka_format)(&raw const config, ptr::null_mut(), 0) }), Ok(26));
+}
+
+fn planned(plan: impl FnOnce(&support::Libka, *mut Config) -> c_int) -> Result<Config, c_int> {
+    let mut config = [24, 7, 7, 7, 7, 7];
+    let result = call(|ka| plan(ka, &raw mut config));
+    assert_eq!(result.is_err(), config == [24, 7, 7, 7, 7, 7], "outputs are written on success only");
+    result.map(|_| config)
+}
+
+#[test]
+fn plans_reach_c() {
+    let path = |seconds| planned(|ka, config| unsafe { (ka.ka_plan_path)(seconds, config) });
+    assert_eq!(path(350), Ok(config(1, 280, 30, 5, KEEP)));
+    assert_eq!(path(3), Ok(config(1, 1, 1, 5, KEEP)));
+    assert_eq!(path(2), Err(ERANGE));
+    assert_eq!(path(u32::MAX), Ok(config(1, 32767, 30, 5, KEEP)));
+
+    let detect = |within| planned(|ka, config| unsafe { (ka.ka_plan_detect)(within, config) });
+    assert_eq!(detect(2273), Err(ERANGE));
+    assert_eq!(detect(2274), Ok(config(1, 1, 1, 1, KEEP)));
+    assert_eq!(detect(30_000), Ok(config(1, 14, 4, 3, KEEP)));
+
+    let preset = |name: &CStr| planned(|ka, config| unsafe { (ka.ka_plan_preset)(name.as_ptr(), config) });
+    assert_eq!(preset(c"aws-nlb"), path(350));
+    assert_eq!(preset(c"azure-lb"), path(240));
+    assert_eq!(preset(c"gcp-vpc"), path(600));
+    assert_eq!(preset(c"nobody"), Err(ENOENT));
+    assert_eq!(preset(c""), Err(ENOENT));
+    for known in ka_core::PRESETS {
+        assert_eq!(preset(&CString::new(known.name).unwrap()), path(known.path_idle_s), "{}", known.name);
+    }
+
+    let time = |config: Config| {
+        let mut ms = [7_u64; 2];
+        let [typical, worst] = &mut ms;
+        // SAFETY: a config with its size, and two numbers.
+        let result = call(|ka| unsafe { (ka.ka_detect_time)(&raw const config, typical, worst) });
+        assert_eq!(result.is_err(), ms == [7, 7], "outputs are written on success only");
+        result.map(|_| ms)
+    };
+    assert_eq!(time(config(1, 60, 10, 5, KEEP)), Ok([110_000, 124_029]));
+    assert_eq!(time(config(1, 5, 2, 5, 1000)), Ok([7000, 7909]));
+    for incomplete in
+        [config(KEEP, 60, 10, 5, KEEP), config(0, 60, 10, 5, KEEP), config(1, KEEP, 10, 5, KEEP)]
+    {
+        assert_eq!(time(incomplete), Err(EINVAL));
+    }
+}

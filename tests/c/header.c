@@ -1,0 +1,35 @@
+/* Everything in ka.h, used as C and as C++: compiled with warnings as errors under each standard. */
+#include <ka.h>
+
+#if KA_VERSION_NUMBER < 1000
+#error "KA_VERSION_NUMBER cannot be compared by the preprocessor"
+#endif
+
+struct ka_config ka_test_config = KA_CONFIG_INIT;
+struct ka_status ka_test_status = KA_STATUS_INIT;
+int ka_test_keep = 0 -KA_KEEP;
+const char ka_test_version[] = KA_VERSION;
+
+int main(void)
+{
+    struct ka_config config = KA_CONFIG_INIT;
+    struct ka_status status = KA_STATUS_INIT;
+    char text[64];
+    int value = 0;
+    uint64_t typical_ms = 0, worst_ms = 0;
+
+    if (config.size != sizeof config || config.enabled != KA_KEEP || config.idle != KA_KEEP ||
+        config.intvl != KA_KEEP || config.cnt != KA_KEEP || config.user_timeout != KA_KEEP ||
+        status.size != sizeof status)
+        return 1;
+    return !(ka_enable(-1, KA_IDLE_MAX, KA_INTVL_MAX, KA_CNT_MAX) == -1 && ka_disable(-1) == -1 &&
+             ka_is_enabled(-1) == -1 && ka_get_idle(-1, &value) == -1 && ka_get_intvl(-1, &value) == -1 &&
+             ka_get_cnt(-1, &value) == -1 && ka_get_user_timeout(-1, &value) == -1 &&
+             ka_set_user_timeout(-1, KA_AUTO) == -1 && ka_apply(-1, &config) == -1 &&
+             ka_query(-1, &config) == -1 && ka_get_status(-1, &status) == -1 &&
+             ka_defaults(&config) == 0 && ka_parse("60,10,5", &config) == 0 &&
+             ka_format(&config, text, sizeof text) == 22 && ka_plan_detect(30000, &config) == 0 &&
+             ka_plan_path(350, &config) == 0 && ka_plan_preset("aws-nlb", &config) == 0 &&
+             ka_detect_time(&config, &typical_ms, &worst_ms) == 0 && ka_version_number() == KA_VERSION_NUMBER &&
+             ka_version()[0] == ka_test_version[0]);
+}

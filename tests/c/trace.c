@@ -1,0 +1,103 @@
+/*
+ * trace on|off POLICY: one call of ka_apply, between two marks, on a socket that has keepalive on or off, for
+ * strace to watch or to spoil. Says what the call answered, and the five values before and after it.
+ *
+ * trace enable N: N calls of ka_enable(fd, 60, 10, 5) on a fresh socket, each between two marks.
+ *
+ * trace server: a listener set once, and a connection accepted after each mark.
+ */
+#include <errno.h>
+#include <ka.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static void mark(void)
+{
+    close(-77);
+}
+
+static const int five[5][2] = {
+    { SOL_SOCKET, SO_KEEPALIVE },    { IPPROTO_TCP, TCP_KEEPIDLE },     { IPPROTO_TCP, TCP_KEEPINTVL },
+    { IPPROTO_TCP, TCP_KEEPCNT },    { IPPROTO_TCP, TCP_USER_TIMEOUT },
+};
+
+static void show(int fd)
+{
+    for (int i = 0; i < 5; i++) {
+        int value;
+        socklen_t size = sizeof value;
+        if (getsockopt(fd, five[i][0], five[i][1], &value, &size) != 0)
+            exit(2);
+        printf("%d ", value);
+    }
+}
+
+static int apply(int on, const char *policy)
+{
+    const int start[5] = { on, 600, 60, 6, 60000 };
+    struct ka_config config = KA_CONFIG_INIT;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (fd < 0 || ka_parse(policy, &config) != 0)
+        return 2;
+    /* Five writes before the mark: the test counts on it. */
+    for (int i = 4; i >= 0; i--)
+        if (setsockopt(fd, five[i][0], five[i][1], &start[i], sizeof start[i]) != 0)
+            return 2;
+    show(fd);
+    mark();
+    errno = 0;
+    int result = ka_apply(fd, &config);
+    int error = errno;
+    mark();
+    show(fd);
+    printf("%d %d\n", result, error);
+    return 0;
+}
+
+static int enable(int calls)
+{
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    mark();
+    while (calls-- > 0) {
+        if (ka_enable(fd, 60, 10, 5) != 0)
+            return 2;
+        mark();
+    }
+    return 0;
+}
+
+static int server(void)
+{
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t size = sizeof address;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    if (bind(listener, (struct sockaddr *)&address, size) != 0 || listen(listener, 8) != 0 ||
+        getsockname(listener, (struct sockaddr *)&address, &size) != 0 || ka_enable(listener, 60, 10, 5) != 0)
+        return 2;
+    for (int i = 0; i < 3; i++) {
+        int client = socket(AF_INET, SOCK_STREAM, 0);
+        if (connect(client, (struct sockaddr *)&address, size) != 0)
+            return 2;
+        mark();
+        int accepted = accept(listener, NULL, NULL);
+        mark();
+        show(accepted);
+    }
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 3 && strcmp(argv[1], "enable") == 0)
+        return enable(atoi(argv[2]));
+    if (argc == 2 && strcmp(argv[1], "server") == 0)
+        return server();
+    if (argc == 3)
+        return apply(strcmp(argv[1], "on") == 0, argv[2]);
+    return 2;
+}

@@ -1,0 +1,413 @@
+//! Every call on every kind of descriptor: the error table, and that what is refused is left as it was.
+
+mod support;
+
+use std::fs::File;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
+use std::{io, thread};
+
+use libc::{EBADF, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP, c_int};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use support::{
+    AUTO, CLOSED, CONFIG_INIT, KEEP, STATUS_INIT, apply, call, config, enable, five, fresh, option,
+    set_option, socket,
+};
+
+/// What a descriptor is to ka.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Is {
+    Tcp,
+    Mptcp,
+    Refused(c_int),
+}
+
+/// A descriptor, and what must stay open for it to be what it is.
+struct Case {
+    name: &'static str,
+    fd: RawFd,
+    is: Is,
+    _keep: Vec<OwnedFd>,
+}
+
+fn case(name: &'static str, is: Is, fd: impl Into<OwnedFd>, keep: Vec<OwnedFd>) -> Case {
+    let fd = fd.into();
+    let number = fd.as_raw_fd();
+    let mut keep = keep;
+    keep.push(fd);
+    Case { name, fd: number, is, _keep: keep }
+}
+
+fn pair(listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (client, listener.accept().unwrap().0)
+}
+
+/// A connection whose peer sent a reset.
+fn reset(listener: &TcpListener) -> TcpStream {
+    let (client, server) = pair(listener);
+    SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(server);
+    while option(client.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO).is_ok_and(|info| info & 0xff == 1) {
+        thread::sleep(Duration::from_millis(1));
+    }
+    client
+}
+
+/// A connection in SYN-SENT: the listener's queue is full, so nothing answers.
+fn syn_sent() -> Case {
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut keep: Vec<OwnedFd> = vec![listener.into()];
+    for _ in 0..8 {
+        let client = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+        let _ = client.connect(&address);
+        thread::sleep(Duration::from_millis(20));
+        let syn_sent = 2;
+        if option(client.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO).unwrap() & 0xff == syn_sent {
+            return case("SYN-SENT", Is::Tcp, client, keep);
+        }
+        keep.push(client.into());
+    }
+    panic!("no connection stayed in SYN-SENT");
+}
+
+fn open_path(path: &str) -> OwnedFd {
+    File::options().read(true).custom_flags(libc::O_PATH).open(path).unwrap().into()
+}
+
+fn own(fd: c_int) -> OwnedFd {
+    assert!(fd >= 0, "{}", io::Error::last_os_error());
+    // SAFETY: the descriptor is new and ours.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn cases() -> Vec<Case> {
+    const INET: c_int = libc::AF_INET;
+    const STREAM: c_int = libc::SOCK_STREAM;
+    let four = TcpListener::bind("127.0.0.1:0").unwrap();
+    let six = TcpListener::bind("[::1]:0").unwrap();
+    let (client4, accepted4) = pair(&four);
+    let (client6, accepted6) = pair(&six);
+    let (shut, shut_peer) = pair(&four);
+    shut.shutdown(Shutdown::Both).unwrap();
+    let (finished, finished_peer) = pair(&four);
+    drop(finished_peer);
+    let mptcp = || socket(INET, STREAM, libc::IPPROTO_MPTCP).unwrap();
+    let mptcp_listener = Socket::from(mptcp());
+    mptcp_listener.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    mptcp_listener.listen(8).unwrap();
+    let mptcp_client = Socket::from(mptcp());
+    mptcp_client.connect(&mptcp_listener.local_addr().unwrap()).unwrap();
+    let mptcp_accepted = mptcp_listener.accept().unwrap().0;
+    let (pipe, pipe_end) = io::pipe().unwrap();
+    let (unix, unix_peer) = std::os::unix::net::UnixStream::pair().unwrap();
+    // SAFETY: these take no pointers.
+    let (event, epoll, timer) = unsafe {
+        (
+            own(libc::eventfd(0, 0)),
+            own(libc::epoll_create1(0)),
+            own(libc::timerfd_create(libc::CLOCK_MONOTONIC, 0)),
+        )
+    };
+
+    let mut cases = vec![
+        case("TCP, fresh", Is::Tcp, fresh(), vec![]),
+        case(
+            "TCP over IPv6, fresh",
+            Is::Tcp,
+            socket(libc::AF_INET6, STREAM, libc::IPPROTO_TCP).unwrap(),
+            vec![],
+        ),
+        case("TCP, non-blocking", Is::Tcp, socket(INET, STREAM | libc::SOCK_NONBLOCK, 0).unwrap(), vec![]),
+        case("accepted", Is::Tcp, accepted4, vec![client4.try_clone().unwrap().into()]),
+        case("connected", Is::Tcp, client4, vec![]),
+        case("accepted over IPv6", Is::Tcp, accepted6, vec![client6.try_clone().unwrap().into()]),
+        case("connected over IPv6", Is::Tcp, client6, vec![]),
+        syn_sent(),
+        case("reset", Is::Tcp, reset(&four), vec![]),
+        case("shut down", Is::Tcp, shut, vec![shut_peer.into()]),
+        case("closed by the peer", Is::Tcp, finished, vec![]),
+        case("listener", Is::Tcp, four, vec![]),
+        case("listener over IPv6", Is::Tcp, six, vec![]),
+        case("MPTCP, fresh", Is::Mptcp, mptcp(), vec![]),
+        case(
+            "MPTCP over IPv6",
+            Is::Mptcp,
+            socket(libc::AF_INET6, STREAM, libc::IPPROTO_MPTCP).unwrap(),
+            vec![],
+        ),
+        case("MPTCP, connected", Is::Mptcp, mptcp_client, vec![]),
+        case("MPTCP, accepted", Is::Mptcp, mptcp_accepted, vec![]),
+        case("MPTCP, listener", Is::Mptcp, mptcp_listener, vec![]),
+        case("UDP", Is::Refused(ENOPROTOOPT), socket(INET, libc::SOCK_DGRAM, 0).unwrap(), vec![]),
+        case(
+            "UDP over IPv6",
+            Is::Refused(ENOPROTOOPT),
+            socket(libc::AF_INET6, libc::SOCK_DGRAM, 0).unwrap(),
+            vec![],
+        ),
+        case("unix stream", Is::Refused(ENOPROTOOPT), unix, vec![unix_peer.into()]),
+        case(
+            "unix datagram",
+            Is::Refused(ENOPROTOOPT),
+            socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0).unwrap(),
+            vec![],
+        ),
+        case(
+            "netlink",
+            Is::Refused(ENOPROTOOPT),
+            socket(libc::AF_NETLINK, libc::SOCK_RAW, 0).unwrap(),
+            vec![],
+        ),
+        case("pipe", Is::Refused(ENOTSOCK), pipe, vec![]),
+        case("pipe's other end", Is::Refused(ENOTSOCK), pipe_end, vec![]),
+        case("file", Is::Refused(ENOTSOCK), File::open("/proc/self/exe").unwrap(), vec![]),
+        case("eventfd", Is::Refused(ENOTSOCK), event, vec![]),
+        case("epoll", Is::Refused(ENOTSOCK), epoll, vec![]),
+        case("timerfd", Is::Refused(ENOTSOCK), timer, vec![]),
+        case("O_PATH", Is::Refused(EBADF), open_path("/"), vec![]),
+        Case { name: "closed", fd: CLOSED, is: Is::Refused(EBADF), _keep: vec![] },
+        Case { name: "-1", fd: -1, is: Is::Refused(EBADF), _keep: vec![] },
+        Case { name: "INT_MIN", fd: c_int::MIN, is: Is::Refused(EBADF), _keep: vec![] },
+        Case { name: "INT_MAX", fd: c_int::MAX, is: Is::Refused(EBADF), _keep: vec![] },
+    ];
+    // Kinds that need a privilege or a part of the kernel that this one may lack. A raw socket of TCP's protocol and
+    // a netlink one for IPsec (NETLINK_XFRM) have the number 6 in SO_PROTOCOL and are no TCP sockets.
+    for (name, domain, kind, protocol) in [
+        ("raw ICMP", INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
+        ("raw TCP", INET, libc::SOCK_RAW, libc::IPPROTO_TCP),
+        ("netlink 6", libc::AF_NETLINK, libc::SOCK_RAW, 6),
+        ("vsock", libc::AF_VSOCK, STREAM, 0),
+        ("packet", libc::AF_PACKET, libc::SOCK_RAW, 0),
+        ("SCTP", INET, STREAM, libc::IPPROTO_SCTP),
+        ("UDP-Lite", INET, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE),
+        ("ping", INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP),
+    ] {
+        match socket(domain, kind, protocol) {
+            Ok(fd) => cases.push(case(name, Is::Refused(ENOPROTOOPT), fd, vec![])),
+            Err(error) => eprintln!("SKIPPED: no {name} socket here: {error}"),
+        }
+    }
+    cases
+}
+
+/// A call that takes a descriptor, and what it answers on TCP and on MPTCP.
+struct Call {
+    name: &'static str,
+    call: fn(RawFd) -> Result<c_int, c_int>,
+    /// It touches the user timeout, which MPTCP does not have.
+    user_timeout: bool,
+}
+
+/// One of the library's functions that get a value.
+type Getter = fn(&support::Libka) -> unsafe extern "C" fn(c_int, *mut c_int) -> c_int;
+
+fn get(fd: RawFd, getter: Getter) -> Result<c_int, c_int> {
+    const UNTOUCHED: c_int = 0x5a5a_5a5a;
+    let mut value = UNTOUCHED;
+    // SAFETY: `value` is an int.
+    let result = call(|ka| unsafe { getter(ka)(fd, &raw mut value) });
+    assert_eq!(result.is_ok(), value != UNTOUCHED, "outputs are written on success only");
+    result
+}
+
+const CALLS: &[Call] = &[
+    Call { name: "ka_enable", call: |fd| enable(fd, 60, 10, 5), user_timeout: false },
+    Call { name: "ka_enable with KA_KEEP", call: |fd| enable(fd, KEEP, KEEP, KEEP), user_timeout: false },
+    // SAFETY: it takes no pointer.
+    Call { name: "ka_disable", call: |fd| call(|ka| unsafe { (ka.ka_disable)(fd) }), user_timeout: false },
+    Call {
+        name: "ka_is_enabled",
+        // SAFETY: it takes no pointer.
+        call: |fd| call(|ka| unsafe { (ka.ka_is_enabled)(fd) }).map(|_on_or_off| 0),
+        user_timeout: false,
+    },
+    Call { name: "ka_get_idle", call: |fd| get(fd, |ka| ka.ka_get_idle), user_timeout: false },
+    Call { name: "ka_get_intvl", call: |fd| get(fd, |ka| ka.ka_get_intvl), user_timeout: false },
+    Call { name: "ka_get_cnt", call: |fd| get(fd, |ka| ka.ka_get_cnt), user_timeout: false },
+    Call { name: "ka_get_user_timeout", call: |fd| get(fd, |ka| ka.ka_get_user_timeout), user_timeout: true },
+    Call {
+        name: "ka_set_user_timeout",
+        // SAFETY: it takes no pointer.
+        call: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, 1000) }),
+        user_timeout: true,
+    },
+    Call {
+        name: "ka_set_user_timeout to 0",
+        // SAFETY: it takes no pointer.
+        call: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, 0) }),
+        user_timeout: true,
+    },
+    Call {
+        name: "ka_set_user_timeout to KA_AUTO",
+        // SAFETY: it takes no pointer.
+        call: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, AUTO) }),
+        user_timeout: true,
+    },
+    Call {
+        name: "ka_set_user_timeout to KA_KEEP",
+        // SAFETY: it takes no pointer.
+        call: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, KEEP) }),
+        user_timeout: false,
+    },
+    Call { name: "ka_apply of nothing", call: |fd| apply(fd, &CONFIG_INIT), user_timeout: false },
+    Call {
+        name: "ka_apply on",
+        call: |fd| apply(fd, &config(1, KEEP, KEEP, KEEP, KEEP)),
+        user_timeout: false,
+    },
+    Call {
+        name: "ka_apply off",
+        call: |fd| apply(fd, &config(0, KEEP, KEEP, KEEP, KEEP)),
+        user_timeout: false,
+    },
+    Call {
+        name: "ka_apply of idle",
+        call: |fd| apply(fd, &config(KEEP, 60, KEEP, KEEP, KEEP)),
+        user_timeout: false,
+    },
+    Call {
+        name: "ka_apply of cnt, off",
+        call: |fd| apply(fd, &config(0, KEEP, KEEP, 5, KEEP)),
+        user_timeout: false,
+    },
+    Call {
+        name: "ka_apply of all",
+        call: |fd| apply(fd, &config(1, 60, 10, 5, 110_000)),
+        user_timeout: true,
+    },
+    Call {
+        name: "ka_apply of KA_AUTO",
+        call: |fd| apply(fd, &config(1, 60, 10, 5, AUTO)),
+        user_timeout: true,
+    },
+    Call {
+        name: "ka_query",
+        call: |fd| {
+            let mut config = CONFIG_INIT;
+            // SAFETY: the config has its size.
+            let result = call(|ka| unsafe { (ka.ka_query)(fd, &raw mut config) });
+            assert_eq!(result.is_ok(), config != CONFIG_INIT, "outputs are written on success only");
+            result
+        },
+        user_timeout: false,
+    },
+    Call {
+        name: "ka_get_status",
+        call: |fd| {
+            let mut status = STATUS_INIT;
+            // SAFETY: the status has its size.
+            let result = call(|ka| unsafe { (ka.ka_get_status)(fd, &raw mut status) });
+            assert_eq!(result.is_ok(), status != STATUS_INIT, "outputs are written on success only");
+            result
+        },
+        user_timeout: false,
+    },
+];
+
+#[test]
+fn every_call_answers_every_kind_of_descriptor_by_the_table() {
+    for case in cases() {
+        for on in [0, 1] {
+            // SO_KEEPALIVE can be on for a socket that is no TCP one: that must not mislead the library.
+            if !matches!(case.is, Is::Refused(EBADF | ENOTSOCK)) {
+                set_option(case.fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, on);
+            }
+            for Call { name, call, user_timeout } in CALLS {
+                let expected = match case.is {
+                    Is::Tcp => Ok(0),
+                    Is::Mptcp if *user_timeout => Err(EOPNOTSUPP),
+                    Is::Mptcp => Ok(0),
+                    Is::Refused(errno) => Err(errno),
+                };
+                let before = five(case.fd);
+                assert_eq!(call(case.fd), expected, "{name} on {}, SO_KEEPALIVE {on}", case.name);
+                if expected.is_err() {
+                    assert_eq!(five(case.fd), before, "{name} on {} changed it", case.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn each_call_does_what_it_says_in_every_state_of_tcp() {
+    for case in cases() {
+        if !matches!(case.is, Is::Tcp | Is::Mptcp) {
+            continue;
+        }
+        let (fd, name) = (case.fd, case.name);
+        let user_timeout = five(fd)[4];
+        enable(fd, 61, 11, 6).unwrap();
+        assert_eq!(five(fd), [Ok(1), Ok(61), Ok(11), Ok(6), user_timeout], "ka_enable on {name}");
+        // SAFETY: takes no pointer.
+        assert_eq!(call(|ka| unsafe { (ka.ka_is_enabled)(fd) }), Ok(1), "{name}");
+        enable(fd, KEEP, 12, KEEP).unwrap();
+        assert_eq!(
+            five(fd),
+            [Ok(1), Ok(61), Ok(12), Ok(6), user_timeout],
+            "ka_enable with KA_KEEP on {name}"
+        );
+        // SAFETY: takes no pointer.
+        call(|ka| unsafe { (ka.ka_disable)(fd) }).unwrap();
+        assert_eq!(five(fd), [Ok(0), Ok(61), Ok(12), Ok(6), user_timeout], "ka_disable on {name}");
+        // SAFETY: takes no pointer.
+        assert_eq!(call(|ka| unsafe { (ka.ka_is_enabled)(fd) }), Ok(0), "{name}");
+        let mut found = CONFIG_INIT;
+        // SAFETY: the config has its size.
+        call(|ka| unsafe { (ka.ka_query)(fd, &raw mut found) }).unwrap();
+        assert_eq!(found, config(0, 61, 12, 6, user_timeout.unwrap_or(KEEP)), "ka_query on {name}");
+        let getters: [(Getter, c_int); 3] =
+            [(|ka| ka.ka_get_idle, 61), (|ka| ka.ka_get_intvl, 12), (|ka| ka.ka_get_cnt, 6)];
+        for (getter, value) in getters {
+            let mut got = 0;
+            // SAFETY: `got` is an int.
+            call(|ka| unsafe { getter(ka)(fd, &raw mut got) }).unwrap();
+            assert_eq!(got, value, "a getter on {name}");
+        }
+        if case.is == Is::Tcp {
+            apply(fd, &config(1, 5, 2, 3, AUTO)).unwrap();
+            assert_eq!(five(fd), [Ok(1), Ok(5), Ok(2), Ok(3), Ok(11_000)], "ka_apply on {name}");
+        }
+    }
+}
+
+#[test]
+fn accepted_sockets_inherit_from_the_listener() {
+    for (domain, address) in [(Domain::IPV4, "127.0.0.1:0"), (Domain::IPV6, "[::1]:0")] {
+        for protocol in [Protocol::TCP, Protocol::from(libc::IPPROTO_MPTCP)] {
+            let listener = Socket::new(domain, Type::STREAM, Some(protocol)).unwrap();
+            listener.bind(&address.parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+            listener.listen(8).unwrap();
+            enable(listener.as_raw_fd(), 62, 13, 4).unwrap();
+            let client = Socket::new(domain, Type::STREAM, Some(protocol)).unwrap();
+            client.connect(&listener.local_addr().unwrap()).unwrap();
+            let accepted = listener.accept().unwrap().0;
+            assert_eq!(
+                five(accepted.as_raw_fd())[..4],
+                [Ok(1), Ok(62), Ok(13), Ok(4)],
+                "{domain:?} {protocol:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_duplicate_shares_what_was_set() {
+    let socket = fresh();
+    let duplicate = socket.try_clone().unwrap();
+    enable(socket.as_raw_fd(), 63, 14, 3).unwrap();
+    assert_eq!(five(duplicate.as_raw_fd())[..4], [Ok(1), Ok(63), Ok(14), Ok(3)]);
+    let number = duplicate.into_raw_fd();
+    // SAFETY: takes no pointer; then the descriptor is ours to close.
+    unsafe {
+        call(|ka| (ka.ka_disable)(number)).unwrap();
+        libc::close(number);
+    }
+    assert_eq!(five(socket.as_raw_fd())[0], Ok(0));
+}

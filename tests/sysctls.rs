@@ -1,0 +1,113 @@
+//! The system's defaults, in network namespaces of the tests' own: what libka reads there, and that a value which was
+//! set no longer follows them.
+
+mod support;
+
+use std::fs;
+use std::os::fd::{AsRawFd, RawFd};
+use std::process::Command;
+
+use libc::{EINVAL, c_int};
+use support::{
+    CONFIG_INIT, Config, KEEP, LINKS, apply, call, config, enable, five, fresh, in_a_network_of_its_own,
+    program, scratch, stdout, sysctl,
+};
+
+fn query(fd: RawFd) -> Config {
+    let mut config = CONFIG_INIT;
+    // SAFETY: the config has its size.
+    call(|ka| unsafe { (ka.ka_query)(fd, &raw mut config) }).unwrap();
+    config
+}
+
+fn defaults() -> Config {
+    let mut config = CONFIG_INIT;
+    // SAFETY: the config has its size.
+    call(|ka| unsafe { (ka.ka_defaults)(&raw mut config) }).unwrap();
+    config
+}
+
+fn get_idle(fd: RawFd) -> Result<c_int, c_int> {
+    let mut seconds = 0;
+    // SAFETY: `seconds` is an int.
+    call(|ka| unsafe { (ka.ka_get_idle)(fd, &raw mut seconds) }).map(|_| seconds)
+}
+
+#[test]
+fn a_sysctl_that_cannot_be_set_is_read_but_not_written() {
+    if !in_a_network_of_its_own("a_sysctl_that_cannot_be_set_is_read_but_not_written") {
+        return;
+    }
+    let socket = fresh();
+    let fd = socket.as_raw_fd();
+    for value in [86400, 0, -1] {
+        sysctl("tcp_keepalive_time", &value.to_string());
+        assert_eq!(five(fd)[1], Ok(value), "the kernel follows the sysctl");
+        assert_eq!(get_idle(fd), Ok(value));
+        assert_eq!(query(fd)[2], value);
+        assert_eq!(defaults(), config(0, value, 75, 9, 0));
+
+        let result = apply(fd, &query(fd));
+        if value == KEEP {
+            // It reads as KA_KEEP, so the sysctl stays in force.
+            assert_eq!(result, Ok(0));
+            assert_eq!(five(fd)[1], Ok(-1));
+        } else {
+            assert_eq!(result, Err(EINVAL), "{value}");
+        }
+    }
+}
+
+#[test]
+fn a_value_that_was_set_leaves_the_sysctl_and_a_kept_one_follows_it() {
+    if !in_a_network_of_its_own("a_value_that_was_set_leaves_the_sysctl_and_a_kept_one_follows_it") {
+        return;
+    }
+    let (set, kept, never) = (fresh(), fresh(), fresh());
+    enable(set.as_raw_fd(), 7200, 75, 9).unwrap();
+    enable(kept.as_raw_fd(), KEEP, 75, KEEP).unwrap();
+    for (name, value) in
+        [("tcp_keepalive_time", "500"), ("tcp_keepalive_intvl", "50"), ("tcp_keepalive_probes", "4")]
+    {
+        sysctl(name, value);
+    }
+    assert_eq!(five(set.as_raw_fd())[..4], [Ok(1), Ok(7200), Ok(75), Ok(9)], "equal values were written too");
+    assert_eq!(five(kept.as_raw_fd())[..4], [Ok(1), Ok(500), Ok(75), Ok(4)]);
+    assert_eq!(query(never.as_raw_fd()), config(0, 500, 50, 4, 0));
+    assert_eq!(defaults(), config(0, 500, 50, 4, 0));
+}
+
+/// The running timer is re-armed with the effective idle time where that can be set, and left alone where not.
+#[test]
+fn a_changed_interval_leaves_an_idle_time_that_cannot_be_set() {
+    if !in_a_network_of_its_own("a_changed_interval_leaves_an_idle_time_that_cannot_be_set") {
+        return;
+    }
+    sysctl("tcp_keepalive_time", "86400");
+    let socket = fresh();
+    let fd = socket.as_raw_fd();
+    enable(fd, KEEP, 75, 9).unwrap();
+    enable(fd, KEEP, 1, KEEP).unwrap();
+    assert_eq!(five(fd)[..4], [Ok(1), Ok(86400), Ok(1), Ok(9)]);
+    sysctl("tcp_keepalive_time", "400");
+    assert_eq!(five(fd)[1], Ok(400), "it still follows the sysctl");
+    enable(fd, KEEP, 2, KEEP).unwrap();
+    sysctl("tcp_keepalive_time", "300");
+    assert_eq!(five(fd)[1], Ok(400), "it was written to re-arm the timer");
+}
+
+#[test]
+fn defaults_are_known_without_proc_and_take_no_descriptor_away() {
+    if !in_a_network_of_its_own("defaults_are_known_without_proc_and_take_no_descriptor_away") {
+        return;
+    }
+    sysctl("tcp_keepalive_time", "-1");
+    sysctl("tcp_keepalive_intvl", "33");
+    let empty = scratch("root");
+    fs::create_dir(&empty).unwrap();
+    for link in LINKS {
+        let program = program("defaults", link);
+        assert_eq!(stdout(&mut Command::new(&program)), "0 -1 33 9 0\n", "{link:?}");
+        assert_eq!(stdout(Command::new(&program).arg(&empty)), "0 -1 33 9 0\n", "{link:?}, without /proc");
+    }
+}

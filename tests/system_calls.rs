@@ -1,0 +1,152 @@
+//! The system calls that libka makes, as strace sees them, and what is left when the kernel refuses one of them.
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+
+use support::{LINKS, Link, program, scratch, succeed};
+
+const EPERM: i32 = 1;
+
+/// Runs the program under strace, and gives what it printed and what strace saw.
+fn strace(program: &Path, options: &[String], args: &[&str]) -> (String, String) {
+    let log = scratch("strace");
+    let mut command = Command::new("strace");
+    command.args(["-f", "-e", "trace=getsockopt,setsockopt,close,accept,ioctl,openat"]).args(options);
+    let output = succeed(command.arg("-o").arg(&log).arg(program).args(args));
+    (String::from_utf8(output.stdout).unwrap(), std::fs::read_to_string(log).unwrap())
+}
+
+/// The calls between marks, without their process and their result: `setsockopt(3, SOL_TCP, TCP_KEEPIDLE, [60], 4)`.
+fn between_marks(log: &str) -> Vec<Vec<&str>> {
+    let calls = log
+        .lines()
+        .filter_map(|line| line.split_once(' ')?.1.trim().rsplit_once(" = ").map(|call| call.0.trim()));
+    let mut parts = vec![vec![]];
+    for call in calls {
+        if call == "close(-77)" {
+            parts.push(vec![]);
+        } else {
+            parts.last_mut().unwrap().push(call);
+        }
+    }
+    parts.remove(0);
+    parts.pop();
+    parts
+}
+
+#[test]
+fn a_fresh_socket_takes_five_calls_and_the_same_again_four_reads() {
+    for link in LINKS {
+        let (_, log) = strace(&program("trace", link), &[], &["enable", "3"]);
+        let parts = between_marks(&log);
+        assert_eq!(
+            parts[0],
+            [
+                "getsockopt(3, SOL_SOCKET, SO_KEEPALIVE, [0], [4])",
+                "setsockopt(3, SOL_TCP, TCP_KEEPINTVL, [10], 4)",
+                "setsockopt(3, SOL_TCP, TCP_KEEPCNT, [5], 4)",
+                "setsockopt(3, SOL_TCP, TCP_KEEPIDLE, [60], 4)",
+                "setsockopt(3, SOL_SOCKET, SO_KEEPALIVE, [1], 4)",
+            ]
+        );
+        for again in &parts[1..] {
+            assert_eq!(
+                again[..],
+                [
+                    "getsockopt(3, SOL_SOCKET, SO_KEEPALIVE, [1], [4])",
+                    "getsockopt(3, SOL_TCP, TCP_KEEPINTVL, [10], [4])",
+                    "getsockopt(3, SOL_TCP, TCP_KEEPCNT, [5], [4])",
+                    "getsockopt(3, SOL_TCP, TCP_KEEPIDLE, [60], [4])",
+                ]
+            );
+        }
+        assert_eq!(parts.len(), 3);
+    }
+}
+
+#[test]
+fn an_accepted_connection_costs_no_call() {
+    let (output, log) = strace(&program("trace", Link::Shared), &[], &["server"]);
+    assert_eq!(output, "1 60 10 5 0 ".repeat(3));
+    let accepts = between_marks(&log);
+    for accepted in accepts.iter().step_by(2) {
+        assert!(accepted.len() == 1 && accepted[0].starts_with("accept("), "{accepted:?}");
+    }
+}
+
+#[test]
+fn a_lower_interval_is_followed_by_the_idle_time() {
+    let (output, log) = strace(&program("trace", Link::Shared), &[], &["on", "intvl=1"]);
+    assert_eq!(output, "1 600 60 6 60000 1 600 1 6 60000 0 0\n");
+    let writes: Vec<_> =
+        between_marks(&log).remove(0).into_iter().filter(|call| call.starts_with("set")).collect();
+    assert_eq!(
+        writes,
+        ["setsockopt(3, SOL_TCP, TCP_KEEPINTVL, [1], 4)", "setsockopt(3, SOL_TCP, TCP_KEEPIDLE, [600], 4)"]
+    );
+}
+
+/// What a line of the program says: the five values before, the five after, the result and errno.
+fn outcome(output: &str) -> ([i32; 5], [i32; 5], (i32, i32)) {
+    let numbers: Vec<i32> = output.split_whitespace().map(|number| number.parse().unwrap()).collect();
+    let five = |from: usize| numbers[from..from + 5].try_into().unwrap();
+    assert_eq!(numbers.len(), 12, "{output}");
+    (five(0), five(5), (numbers[10], numbers[11]))
+}
+
+/// The kernel refuses the 1st, 2nd, 3rd, … write of a policy, on sockets with keepalive on and off.
+#[test]
+fn a_write_that_the_kernel_refuses_leaves_keepalive_as_it_was() {
+    let program = program("trace", Link::Shared);
+    for on in [true, false] {
+        for policy in [
+            "idle=30,intvl=3,cnt=2",
+            "idle=30,intvl=3,cnt=2,user_timeout=auto",
+            "off,idle=30,intvl=3,cnt=2,user_timeout=7000",
+            "keep,intvl=3,user_timeout=0",
+        ] {
+            let start = if on { "on" } else { "off" };
+            let mut refused = 0;
+            loop {
+                // Five writes set the socket up.
+                let inject = format!("inject=setsockopt:error=EPERM:when={}", 5 + refused + 1);
+                let (output, _) = strace(&program, &["-e".into(), inject], &[start, policy]);
+                let (before, after, result) = outcome(&output);
+                let what = format!("{policy} on a socket that is {start}, write {} refused", refused + 1);
+                if result == (0, 0) {
+                    break;
+                }
+                refused += 1;
+                assert_eq!(result, (-1, EPERM), "{what}");
+                assert_eq!((before[0], before[4]), (after[0], after[4]), "{what}");
+                if on {
+                    assert_eq!(before, after, "{what}");
+                }
+            }
+            assert!(refused >= 2, "{policy} made only {refused} writes");
+        }
+    }
+}
+
+/// Reads fail before anything was written.
+#[test]
+fn a_read_that_the_kernel_refuses_changes_nothing() {
+    let program = program("trace", Link::Shared);
+    let policy = "intvl=3,user_timeout=auto";
+    for start in ["on", "off"] {
+        let (_, log) = strace(&program, &[], &[start, policy]);
+        let reads = between_marks(&log)[0].iter().filter(|call| call.starts_with("getsockopt")).count();
+        // SO_KEEPALIVE, the user timeout, and the kept values that an automatic one is made of.
+        assert!(reads >= 4, "only {reads} reads on a socket that is {start}");
+        for read in 1..=reads {
+            // The program's own five reads come first.
+            let inject = format!("inject=getsockopt:error=ENOMEM:when={}", 5 + read);
+            let (output, _) = strace(&program, &["-e".into(), inject], &[start, policy]);
+            let (before, after, result) = outcome(&output);
+            assert_eq!(result, (-1, libc::ENOMEM), "{start}, read {read}");
+            assert_eq!(before, after, "{start}, read {read}");
+        }
+    }
+}
