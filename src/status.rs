@@ -62,7 +62,7 @@ pub unsafe extern "C" fn ka_get_status(fd: c_int, status: *mut ka_status) -> c_i
             now.last_send_ms,
             now.rtt_us,
         ]
-        .map(u32::cast_signed);
+        .map(|word| i32::from_ne_bytes(word.to_ne_bytes()));
         // SAFETY: C vouches for as many words as the size gives.
         unsafe { words::write(status, count, words) };
         Ok(0)

@@ -80,6 +80,13 @@ fn open_path(path: &str) -> OwnedFd {
     File::options().read(true).custom_flags(libc::O_PATH).open(path).unwrap().into()
 }
 
+fn pipe() -> (OwnedFd, OwnedFd) {
+    let mut ends = [0; 2];
+    // SAFETY: pipe2(2) writes two descriptors.
+    assert_eq!(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }, 0);
+    (own(ends[0]), own(ends[1]))
+}
+
 fn own(fd: c_int) -> OwnedFd {
     assert!(fd >= 0, "{}", io::Error::last_os_error());
     // SAFETY: the descriptor is new and ours.
@@ -104,7 +111,7 @@ fn cases() -> Vec<Case> {
     let mptcp_client = Socket::from(mptcp());
     mptcp_client.connect(&mptcp_listener.local_addr().unwrap()).unwrap();
     let mptcp_accepted = mptcp_listener.accept().unwrap().0;
-    let (pipe, pipe_end) = io::pipe().unwrap();
+    let (pipe, pipe_end) = pipe();
     let (unix, unix_peer) = std::os::unix::net::UnixStream::pair().unwrap();
     // SAFETY: these take no pointers.
     let (event, epoll, timer) = unsafe {

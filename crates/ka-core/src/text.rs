@@ -278,7 +278,7 @@ impl Deref for Text {
     type Target = str;
 
     fn deref(&self) -> &str {
-        str::from_utf8(self.as_bytes()).unwrap_or_default()
+        core::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 }
 

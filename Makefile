@@ -1,0 +1,29 @@
+# ka: TCP keepalive that works. `make help` lists what there is to make.
+
+CARGO ?= cargo
+# What the tests use. The first two build, the others watch: compilers, networks, system calls, files.
+TEST_TOOLS := rust cc g++ clang clang++ musl-gcc ip ss tcpdump unshare nsenter strace nm readelf
+
+all: ## release build: target/release/libka.so and libka.a
+	$(CARGO) build --locked --release --workspace
+
+test: ## all tests, on a fresh machine too: installs what is missing, builds, runs
+	@scripts/need $(TEST_TOOLS)
+	$(CARGO) test --locked --workspace
+
+header: ## writes include/ka.h from src/
+	KA_HEADER=write $(CARGO) test --locked --quiet --test header the_header_is_what_the_sources_say
+
+bench: all ## side by side with what a C program would do instead
+	@scripts/need rust cc valgrind
+	@bench/run
+
+clean: ## removes what was built
+	$(CARGO) clean
+	$(MAKE) -C c-examples clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\n' | expand -t 8
+
+.PHONY: all test header bench clean help

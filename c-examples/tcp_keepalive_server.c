@@ -1,0 +1,296 @@
+/*
+ * tcp_keepalive_server [-c count] [-d idle] [-i interval] PORT
+ *
+ * An echo server for any number of clients that finds out about those which die in silence. Keepalive is set once,
+ * on the listener: what it accepts inherits it, so a connection costs no call. SIGINT and SIGTERM end it.
+ */
+#define _GNU_SOURCE /* accept4 */
+
+#include <arpa/inet.h>
+#include <err.h>
+#include <errno.h>
+#include <ka.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "options.h"
+
+struct client {
+    int fd;
+    double since;
+    char name[INET6_ADDRSTRLEN + 8];
+    /* What came and was not yet sent back. While there is any, nothing more is read. */
+    size_t start, end;
+    char buffer[4096];
+    struct client *next, *previous;
+};
+
+static int epoll, listener, signals;
+static bool listening;
+static struct client *clients;
+
+static void usage(void)
+{
+    fprintf(stderr, "usage: tcp_keepalive_server [-c count] [-d idle] [-i interval] PORT\n"
+                    "  -c count     unanswered probes before a client is dead, 1 to %d\n"
+                    "  -d idle      seconds without traffic before the first probe, 1 to %d\n"
+                    "  -i interval  seconds between unanswered probes, 1 to %d\n"
+                    "  PORT         0 to 65535; 0 is any that is free\n",
+            KA_CNT_MAX, KA_IDLE_MAX, KA_INTVL_MAX);
+    exit(EXIT_FAILURE);
+}
+
+/* A socket for IPv6 and IPv4 at once, or for IPv4 where there is no IPv6. */
+static int listen_on(int port)
+{
+    struct sockaddr_in6 six = { .sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port) };
+    struct sockaddr_in four = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port) };
+    int yes = 1, no = 0;
+    int fd = socket(AF_INET6, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+
+    if (fd >= 0) {
+        if (setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &no, sizeof no) != 0 ||
+            setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) != 0)
+            err(EXIT_FAILURE, "setsockopt");
+        if (bind(fd, (struct sockaddr *)&six, sizeof six) == 0)
+            return fd;
+        if (errno != EADDRNOTAVAIL)
+            err(EXIT_FAILURE, "cannot bind port %d", port);
+        close(fd);
+    }
+    fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        err(EXIT_FAILURE, "socket");
+    if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) != 0)
+        err(EXIT_FAILURE, "setsockopt");
+    if (bind(fd, (struct sockaddr *)&four, sizeof four) != 0)
+        err(EXIT_FAILURE, "cannot bind port %d", port);
+    return fd;
+}
+
+static int port_of(int fd)
+{
+    struct sockaddr_in6 address; /* sin_port and sin6_port are in the same place */
+    socklen_t size = sizeof address;
+
+    if (getsockname(fd, (struct sockaddr *)&address, &size) != 0)
+        err(EXIT_FAILURE, "getsockname");
+    return ntohs(address.sin6_port);
+}
+
+/* Turns keepalive on, and says what was and what is in force. */
+static void set_keepalive(int fd, const struct keepalive_options *options)
+{
+    struct ka_config config = KA_CONFIG_INIT;
+    int enabled = ka_is_enabled(fd);
+
+    if (enabled < 0)
+        err(EXIT_FAILURE, "ka_is_enabled");
+    printf("SO_KEEPALIVE default is %s\n", enabled ? "ON" : "OFF");
+    if (ka_enable(fd, options->idle, options->intvl, options->cnt) != 0)
+        err(EXIT_FAILURE, "ka_enable");
+    printf("SO_KEEPALIVE set on socket\n");
+    if (ka_query(fd, &config) != 0)
+        err(EXIT_FAILURE, "ka_query");
+    printf("TCP_KEEPIDLE is %d\n", config.idle);
+    printf("TCP_KEEPCNT is %d\n", config.cnt);
+    printf("TCP_KEEPINTVL is %d\n", config.intvl);
+}
+
+static void watch(int operation, int fd, uint32_t events, void *what)
+{
+    struct epoll_event event = { .events = events, .data.ptr = what };
+
+    if (epoll_ctl(epoll, operation, fd, &event) != 0)
+        err(EXIT_FAILURE, "epoll_ctl");
+}
+
+/* 192.0.2.1:5050 or [2001:db8::1]:5050; the port is in the same place in both kinds of address. */
+static void name(const struct sockaddr_in6 *six, char *text, size_t size)
+{
+    const struct sockaddr_in *four = (const struct sockaddr_in *)six;
+    char host[INET6_ADDRSTRLEN] = "?";
+    bool mapped = six->sin6_family == AF_INET6 && IN6_IS_ADDR_V4MAPPED(&six->sin6_addr);
+
+    if (mapped)
+        inet_ntop(AF_INET, &six->sin6_addr.s6_addr[12], host, sizeof host);
+    else if (six->sin6_family == AF_INET6)
+        inet_ntop(AF_INET6, &six->sin6_addr, host, sizeof host);
+    else
+        inet_ntop(AF_INET, &four->sin_addr, host, sizeof host);
+    snprintf(text, size, strchr(host, ':') ? "[%s]:%d" : "%s:%d", host, ntohs(six->sin6_port));
+}
+
+static void accept_clients(void)
+{
+    for (;;) {
+        struct sockaddr_in6 six;
+        socklen_t size = sizeof six;
+        struct client *client;
+        int fd = accept4(listener, (struct sockaddr *)&six, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+        if (fd < 0) {
+            if (errno == EINTR || errno == ECONNABORTED)
+                continue;
+            if (errno == EAGAIN)
+                return;
+            /* Descriptors or memory are used up: the rest wait in the queue until a client leaves. */
+            printf("cannot accept: %s; waiting for a client to leave\n", strerror(errno));
+            watch(EPOLL_CTL_DEL, listener, 0, NULL);
+            listening = false;
+            return;
+        }
+        client = calloc(1, sizeof *client);
+        if (client == NULL) {
+            printf("cannot serve a client: %s\n", strerror(errno));
+            close(fd);
+            continue;
+        }
+        name(&six, client->name, sizeof client->name);
+        client->fd = fd;
+        client->since = now();
+        client->next = clients;
+        if (clients != NULL)
+            clients->previous = client;
+        clients = client;
+        watch(EPOLL_CTL_ADD, fd, EPOLLIN, client);
+        printf("client %s came\n", client->name);
+    }
+}
+
+static void end(struct client *client, const char *how)
+{
+    if (how != NULL)
+        printf("client %s %s after %.1f s\n", client->name, how, now() - client->since);
+    close(client->fd);
+    if (client->previous != NULL)
+        client->previous->next = client->next;
+    else
+        clients = client->next;
+    if (client->next != NULL)
+        client->next->previous = client->previous;
+    free(client);
+    if (!listening && how != NULL) {
+        watch(EPOLL_CTL_ADD, listener, EPOLLIN, &listener);
+        listening = true;
+    }
+}
+
+/* Says how a connection ended, from what read(2) or write(2) answered. */
+static const char *ending(int error)
+{
+    switch (error) {
+    case 0:
+    case EPIPE:
+        return "left";
+    case ECONNRESET:
+        return "reset the connection (ECONNRESET)";
+    case ETIMEDOUT:
+        return "died silently (ETIMEDOUT)";
+    case EHOSTUNREACH:
+        return "died silently (EHOSTUNREACH)";
+    case ENETUNREACH:
+        return "died silently (ENETUNREACH)";
+    default:
+        return strerror(error);
+    }
+}
+
+static void echo(struct client *client)
+{
+    ssize_t size;
+
+    if (client->start == client->end) {
+        size = read(client->fd, client->buffer, sizeof client->buffer);
+        if (size <= 0) {
+            if (size == 0 || (errno != EAGAIN && errno != EINTR))
+                end(client, ending(size == 0 ? 0 : errno));
+            return;
+        }
+        client->start = 0;
+        client->end = (size_t)size;
+    }
+    size = write(client->fd, client->buffer + client->start, client->end - client->start);
+    if (size < 0) {
+        if (errno != EAGAIN && errno != EINTR) {
+            end(client, ending(errno));
+            return;
+        }
+        size = 0;
+    }
+    client->start += (size_t)size;
+    watch(EPOLL_CTL_MOD, client->fd, client->start < client->end ? EPOLLOUT : EPOLLIN, client);
+}
+
+static int serve(void)
+{
+    for (;;) {
+        struct epoll_event event;
+        int ready = epoll_wait(epoll, &event, 1, -1);
+
+        if (ready < 0 && errno != EINTR)
+            err(EXIT_FAILURE, "epoll_wait");
+        if (ready <= 0)
+            continue;
+        if (event.data.ptr == &listener) {
+            accept_clients();
+        } else if (event.data.ptr == &signals) {
+            struct signalfd_siginfo signal;
+            if (read(signals, &signal, sizeof signal) != sizeof signal)
+                continue;
+            while (clients != NULL)
+                end(clients, NULL);
+            printf("ended by %s\n", strsignal((int)signal.ssi_signo));
+            return EXIT_SUCCESS;
+        } else {
+            echo(event.data.ptr);
+        }
+    }
+}
+
+int main(int argc, char *argv[])
+{
+    struct keepalive_options options;
+    sigset_t mask;
+    int port;
+
+    if (!read_options(&argc, &argv, &options))
+        usage();
+    if (argc != 1) {
+        warnx(argc < 1 ? "missing argument: PORT" : "too many arguments: one PORT is enough");
+        usage();
+    }
+    if (!read_number(argv[0], 0, 65535, &port)) {
+        warnx("invalid PORT: \"%s\" (must be a number from 0 to 65535)", argv[0]);
+        usage();
+    }
+
+    /* Each line is seen when it is printed, on a pipe too. */
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    signal(SIGPIPE, SIG_IGN);
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGINT);
+    sigaddset(&mask, SIGTERM);
+    sigprocmask(SIG_BLOCK, &mask, NULL);
+    signals = signalfd(-1, &mask, SFD_CLOEXEC);
+    epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (signals < 0 || epoll < 0)
+        err(EXIT_FAILURE, "cannot begin");
+
+    listener = listen_on(port);
+    set_keepalive(listener, &options);
+    if (listen(listener, SOMAXCONN) != 0)
+        err(EXIT_FAILURE, "cannot listen on port %d", port);
+    printf("listening on port %d\n", port_of(listener));
+    listening = true;
+    watch(EPOLL_CTL_ADD, listener, EPOLLIN, &listener);
+    watch(EPOLL_CTL_ADD, signals, EPOLLIN, &signals);
+    return serve();
+}

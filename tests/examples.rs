@@ -1,0 +1,365 @@
+//! The programs in c-examples: what they say of their arguments, and of connections that end in each way.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
+
+use socket2::SockRef;
+use support::{root, stdout, succeed};
+
+fn example(name: &str) -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        support::release();
+        succeed(Command::new("make").arg("-C").arg(root().join("c-examples")));
+    });
+    root().join("c-examples").join(name)
+}
+
+fn client(args: &[&str]) -> Output {
+    Command::new(example("tcp_keepalive_client")).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// A running server, ended when dropped.
+struct Server {
+    child: Child,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+    port: u16,
+}
+
+impl Server {
+    fn start(args: &[&str]) -> (Self, Vec<String>) {
+        let mut command = Command::new(example("tcp_keepalive_server"));
+        let mut child = command.args(args).arg("0").stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut said = vec![];
+        let port = loop {
+            let line = lines.next().unwrap().unwrap();
+            if let Some(port) = line.strip_prefix("listening on port ") {
+                break port.parse().unwrap();
+            }
+            said.push(line);
+        };
+        (Self { child, lines, port }, said)
+    }
+
+    fn line(&mut self) -> String {
+        self.lines.next().unwrap().unwrap()
+    }
+
+    fn connect(&self) -> TcpStream {
+        TcpStream::connect(("127.0.0.1", self.port)).unwrap()
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: a signal to our own child, which was not waited for.
+        unsafe { libc::kill(self.child.id().try_into().unwrap(), signal) };
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn wrong_arguments_are_named_by_their_letter() {
+    for program in ["tcp_keepalive_client", "tcp_keepalive_server"] {
+        for (args, message) in [
+            (&["-c"][..], "option requires an argument: -c"),
+            (&["-d"], "option requires an argument: -d"),
+            (&["-i"], "option requires an argument: -i"),
+            (&["-x", "1"], "unrecognized option: -x"),
+            (
+                &["-c", "0", "1"],
+                "invalid count of probes for option -c: \"0\" (must be a number from 1 to 127)",
+            ),
+            (&["-c", "128", "1"], "invalid count of probes for option -c: \"128\""),
+            (
+                &["-d", "32768", "1"],
+                "invalid idle seconds for option -d: \"32768\" (must be a number from 1 to 32767)",
+            ),
+            (&["-d", "", "1"], "invalid idle seconds for option -d: \"\""),
+            (&["-i", "-5", "1"], "invalid interval seconds for option -i: \"-5\""),
+            (&["-i", "5s", "1"], "invalid interval seconds for option -i: \"5s\""),
+            (&["-i", " 5", "1"], "invalid interval seconds for option -i: \" 5\""),
+            (&["-d", "99999999999999999999", "1"], "invalid idle seconds for option -d"),
+            (&[], "missing argument"),
+            (&["127.0.0.1:1", "127.0.0.1:2"], "too many arguments"),
+        ] {
+            let output = Command::new(example(program)).args(args).output().unwrap();
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(1), "{program} {args:?}: {said}");
+            assert!(said.starts_with(&format!("{program}: {message}")), "{program} {args:?}: {said}");
+            assert!(said.contains("usage: "), "{program} {args:?}: {said}");
+        }
+    }
+    for address in
+        ["127.0.0.1", "127.0.0.1:", ":5050", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:http", "::1:5050"]
+            .into_iter()
+            .chain(["[::1]", "[::1]5050", "[]:5050", "[::1:5050", "::1]:5050", "127.0.0.1:5050x", ""])
+    {
+        let output = client(&[address]);
+        assert_eq!(output.status.code(), Some(1), "{address}");
+        assert!(
+            stderr(&output).contains(&format!("invalid HOST:PORT: \"{address}\"")),
+            "{address}: {}",
+            stderr(&output)
+        );
+    }
+    for port in ["-1", "65536", "http", "50 50", ""] {
+        let output = Command::new(example("tcp_keepalive_server")).arg(port).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let said = stderr(&output);
+        assert!(port == "-1" || said.contains(&format!("invalid PORT: \"{port}\"")), "{said}");
+    }
+}
+
+#[test]
+fn the_client_says_what_it_does_and_how_it_ended() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let port = listener.local_addr().unwrap().port();
+    let peer = thread::spawn(move || {
+        let mut kept = vec![];
+        // The first is closed after a word, the second reset.
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"hello\n").unwrap();
+        thread::sleep(Duration::from_millis(300));
+        drop(stream);
+        let (stream, _) = listener.accept().unwrap();
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(stream);
+        kept.push(listener);
+        kept
+    });
+
+    let output = client(&["-c", "3", "-d", "60", "-i", "10", &address]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(output.stdout, b"hello\n");
+    assert_eq!(
+        stderr(&output).lines().collect::<Vec<_>>()[..5],
+        [
+            &format!("going connect to: 127.0.0.1 port {port}"),
+            "set SO_KEEPALIVE  = 1",
+            "set TCP_KEEPIDLE  = 60",
+            "set TCP_KEEPCNT   = 3",
+            "set TCP_KEEPINTVL = 10",
+        ]
+    );
+    assert!(stderr(&output).contains("\nclosed by the peer after 0."), "{}", stderr(&output));
+
+    let output = client(&[&address]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("set TCP_KEEPIDLE  = -1\nset TCP_KEEPCNT   = -1\nset TCP_KEEPINTVL = -1\n")
+    );
+    assert!(
+        stderr(&output).contains("\nreset: the peer restarted (ECONNRESET) after 0."),
+        "{}",
+        stderr(&output)
+    );
+    drop(peer.join().unwrap());
+
+    let output = client(&[&address]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains(&format!("cannot connect to {address}: Connection refused")));
+}
+
+#[test]
+fn the_client_takes_ipv6_in_brackets_and_names() {
+    for (bind, host) in [("[::1]:0", "[::1]"), ("127.0.0.1:0", "localhost")] {
+        let listener = TcpListener::bind(bind).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let peer = thread::spawn(move || drop(listener.accept().unwrap()));
+        let output = client(&[&format!("{host}:{port}")]);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let name = host.trim_matches(['[', ']']);
+        assert!(stderr(&output).starts_with(&format!("going connect to: {name} port {port}\n")));
+        peer.join().unwrap();
+    }
+}
+
+/// The client's socket as the kernel shows it to everybody: `ss -o` tells the running timer.
+#[test]
+fn the_client_s_connection_has_a_keepalive_timer() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut command = Command::new(example("tcp_keepalive_client"));
+    let mut child =
+        command.args(["-d", "50", &format!("127.0.0.1:{port}")]).stderr(Stdio::null()).spawn().unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    let sockets = stdout(Command::new("ss").args(["-tnoH", "dport", "=", &format!(":{port}")]));
+    drop(peer);
+    child.wait().unwrap();
+    let armed =
+        ["49sec", "50sec"].iter().any(|left| sockets.contains(&format!("timer:(keepalive,{left},0)")));
+    assert!(armed, "{sockets}");
+}
+
+#[test]
+fn the_server_sets_its_listener_and_reports_each_client() {
+    let (mut server, said) = Server::start(&["-c", "4", "-d", "50", "-i", "7"]);
+    assert_eq!(
+        said,
+        [
+            "SO_KEEPALIVE default is OFF",
+            "SO_KEEPALIVE set on socket",
+            "TCP_KEEPIDLE is 50",
+            "TCP_KEEPCNT is 4",
+            "TCP_KEEPINTVL is 7"
+        ]
+    );
+
+    let mut echoed = server.connect();
+    let name = echoed.local_addr().unwrap();
+    assert_eq!(server.line(), format!("client {name} came"));
+    echoed.write_all(b"echo").unwrap();
+    let mut answer = [0; 4];
+    echoed.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"echo");
+    let sockets = stdout(Command::new("ss").args([
+        "-tnoH",
+        "sport",
+        "=",
+        &format!(":{}", server.port),
+        "and",
+        "dport",
+        "=",
+        &format!(":{}", name.port()),
+    ]));
+    assert!(sockets.contains("timer:(keepalive,"), "what was accepted inherits: {sockets}");
+    drop(echoed);
+    assert!(server.line().starts_with(&format!("client {name} left after 0.")));
+
+    let rude = server.connect();
+    let name = rude.local_addr().unwrap();
+    assert_eq!(server.line(), format!("client {name} came"));
+    SockRef::from(&rude).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(rude);
+    assert!(server.line().starts_with(&format!("client {name} reset the connection (ECONNRESET) after 0.")));
+
+    let six = TcpStream::connect(("::1", server.port)).unwrap();
+    assert_eq!(server.line(), format!("client {} came", six.local_addr().unwrap()));
+
+    server.signal(libc::SIGTERM);
+    assert_eq!(server.line(), "ended by Terminated");
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+}
+
+/// Each sends more than a buffer holds and reads nothing until it has sent all: the server must neither lose a byte
+/// nor stop serving the others.
+#[test]
+fn the_server_serves_many_at_once() {
+    let (server, _) = Server::start(&[]);
+    let message: Vec<u8> = (0..300_000_u32).map(|n| (n % 251) as u8).collect();
+    thread::scope(|scope| {
+        for _ in 0..50 {
+            scope.spawn(|| {
+                let stream = server.connect();
+                thread::scope(|both| {
+                    both.spawn(|| {
+                        (&stream).write_all(&message).unwrap();
+                        stream.shutdown(std::net::Shutdown::Write).unwrap();
+                    });
+                    let mut echoed = vec![];
+                    (&stream).read_to_end(&mut echoed).unwrap();
+                    assert!(echoed == message);
+                });
+            });
+        }
+    });
+    server.signal(libc::SIGINT);
+}
+
+#[test]
+fn a_port_in_use_is_said() {
+    let taken = TcpListener::bind("[::]:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let output = Command::new(example("tcp_keepalive_server")).arg(&port).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains(&format!("cannot bind port {port}: Address already in use")));
+}
+
+#[test]
+fn the_check_shows_off_and_on_and_the_defaults() {
+    let said = stdout(&mut Command::new(example("keepalive_check")));
+    let seen = [
+        "SO_KEEPALIVE is OFF\nSO_KEEPALIVE set on socket\nSO_KEEPALIVE is ON\n",
+        "idle=60,intvl=10,cnt=5",
+        "TCP_KEEPIDLE is 60 s\nTCP_KEEPINTVL is 10 s\nTCP_KEEPCNT is 5 probes\nTCP_USER_TIMEOUT is 0 ms\n",
+        "found after 110.0 s, at the latest 124.0 s",
+        "state 1 (1 is established), 0 unanswered probes",
+        "defaults of this system: keepalive OFF",
+    ];
+    for part in seen {
+        assert!(said.contains(part), "no {part:?} in:\n{said}");
+    }
+}
+
+/// Not one setsockopt for keepalive of their own: libka does it.
+#[test]
+fn the_examples_leave_keepalive_to_libka() {
+    for file in fs::read_dir(root().join("c-examples")).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "c") {
+            let source = fs::read_to_string(&path).unwrap();
+            for line in source.lines().filter(|line| line.contains("sockopt(")) {
+                assert!(!line.contains("KEEP"), "{}: {line}", path.display());
+            }
+            let includes = source.contains("netinet/tcp.h");
+            assert!(!includes, "{} needs no TCP_KEEPIDLE", path.display());
+        }
+    }
+}
+
+#[test]
+fn make_respects_the_compiler_and_its_flags() {
+    let plan = stdout(
+        Command::new("make")
+            .args(["-n", "-B", "CC=some-cc", "CFLAGS=-Og -fsome-flag", "-C"])
+            .arg(root().join("c-examples"))
+            .arg("keepalive_check"),
+    );
+    let line = plan.lines().find(|line| line.contains("keepalive_check.c")).unwrap();
+    assert!(
+        line.contains("some-cc")
+            && line.contains("-Og -fsome-flag")
+            && line.contains("-Wall -Wextra -Werror"),
+        "{plan}"
+    );
+}
+
+/// The main job, whole, as the README shows it: `make -C c-examples demo`.
+#[test]
+fn the_demo_finds_a_dead_peer() {
+    example("tcp_keepalive_client");
+    let said = stdout(
+        Command::new("make").arg("-C").arg(root().join("c-examples")).arg("demo").stdin(Stdio::null()),
+    );
+    let client_timer = said
+        .lines()
+        .any(|line| line.trim_start().starts_with("0") && line.contains("192.0.2.2:5050 timer:(keepalive,"));
+    assert!(client_timer, "{said}");
+    assert!(said.matches("  probe  ").count() >= 2 && said.matches("  answer  ").count() >= 2, "{said}");
+    assert!(said.contains("timed out: dead peer (ETIMEDOUT) after "), "{said}");
+    assert!(said.contains("died silently (ETIMEDOUT)"), "{said}");
+    assert!(said.contains("the program without keepalive has noticed nothing"), "{said}");
+    let found = said.split("found ").nth(1).unwrap().split(' ').next().unwrap();
+    let found: f64 = found.parse().unwrap();
+    // It may have been idle for 2 s when the cable was pulled; timers are late by up to an eighth.
+    assert!((2.5..=6.5).contains(&found), "found after {found} s");
+}
