@@ -143,11 +143,8 @@ fn null_is_einval_before_the_descriptor_is_looked_at() {
         assert_eq!(result, Err(EINVAL), "call {n}");
     }
     // SAFETY: both are ours.
-    assert_eq!(
-        unsafe { (*config, *status) },
-        (CONFIG_INIT, STATUS_INIT),
-        "outputs are written on success only"
-    );
+    let outputs = unsafe { (*config, *status) };
+    assert_eq!(outputs, (CONFIG_INIT, STATUS_INIT), "outputs are written on success only");
 }
 
 #[test]
@@ -300,8 +297,9 @@ fn outputs_fill_what_the_caller_has_and_no_more() {
 fn structs_may_lie_anywhere() {
     let socket = fresh();
     let fd = socket.as_raw_fd();
-    let mut bytes = vec![0_u8; 64];
+    let mut bytes = [0_u8; 64];
     for offset in 0..4 {
+        #[expect(clippy::cast_ptr_alignment, reason = "that is what is tried")]
         let config = bytes[offset..].as_mut_ptr().cast::<Config>();
         // SAFETY: 24 bytes from `config` are ours; they are written without asking for alignment.
         unsafe {
@@ -384,17 +382,20 @@ fn planned(plan: impl FnOnce(&support::Libka, *mut Config) -> c_int) -> Result<C
 
 #[test]
 fn plans_reach_c() {
+    // SAFETY: `planned` gives a config with its size; so for the next two.
     let path = |seconds| planned(|ka, config| unsafe { (ka.ka_plan_path)(seconds, config) });
     assert_eq!(path(350), Ok(config(1, 280, 30, 5, KEEP)));
     assert_eq!(path(3), Ok(config(1, 1, 1, 5, KEEP)));
     assert_eq!(path(2), Err(ERANGE));
     assert_eq!(path(u32::MAX), Ok(config(1, 32767, 30, 5, KEEP)));
 
+    // SAFETY: as above.
     let detect = |within| planned(|ka, config| unsafe { (ka.ka_plan_detect)(within, config) });
     assert_eq!(detect(2273), Err(ERANGE));
     assert_eq!(detect(2274), Ok(config(1, 1, 1, 1, KEEP)));
     assert_eq!(detect(30_000), Ok(config(1, 14, 4, 3, KEEP)));
 
+    // SAFETY: as above, and a C string.
     let preset = |name: &CStr| planned(|ka, config| unsafe { (ka.ka_plan_preset)(name.as_ptr(), config) });
     assert_eq!(preset(c"aws-nlb"), path(350));
     assert_eq!(preset(c"azure-lb"), path(240));

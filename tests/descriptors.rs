@@ -93,6 +93,7 @@ fn own(fd: c_int) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn cases() -> Vec<Case> {
     const INET: c_int = libc::AF_INET;
     const STREAM: c_int = libc::SOCK_STREAM;
@@ -206,7 +207,7 @@ fn cases() -> Vec<Case> {
 /// A call that takes a descriptor, and what it answers on TCP and on MPTCP.
 struct Call {
     name: &'static str,
-    call: fn(RawFd) -> Result<c_int, c_int>,
+    run: fn(RawFd) -> Result<c_int, c_int>,
     /// It touches the user timeout, which MPTCP does not have.
     user_timeout: bool,
 }
@@ -224,78 +225,74 @@ fn get(fd: RawFd, getter: Getter) -> Result<c_int, c_int> {
 }
 
 const CALLS: &[Call] = &[
-    Call { name: "ka_enable", call: |fd| enable(fd, 60, 10, 5), user_timeout: false },
-    Call { name: "ka_enable with KA_KEEP", call: |fd| enable(fd, KEEP, KEEP, KEEP), user_timeout: false },
+    Call { name: "ka_enable", run: |fd| enable(fd, 60, 10, 5), user_timeout: false },
+    Call { name: "ka_enable with KA_KEEP", run: |fd| enable(fd, KEEP, KEEP, KEEP), user_timeout: false },
     // SAFETY: it takes no pointer.
-    Call { name: "ka_disable", call: |fd| call(|ka| unsafe { (ka.ka_disable)(fd) }), user_timeout: false },
+    Call { name: "ka_disable", run: |fd| call(|ka| unsafe { (ka.ka_disable)(fd) }), user_timeout: false },
     Call {
         name: "ka_is_enabled",
         // SAFETY: it takes no pointer.
-        call: |fd| call(|ka| unsafe { (ka.ka_is_enabled)(fd) }).map(|_on_or_off| 0),
+        run: |fd| call(|ka| unsafe { (ka.ka_is_enabled)(fd) }).map(|_on_or_off| 0),
         user_timeout: false,
     },
-    Call { name: "ka_get_idle", call: |fd| get(fd, |ka| ka.ka_get_idle), user_timeout: false },
-    Call { name: "ka_get_intvl", call: |fd| get(fd, |ka| ka.ka_get_intvl), user_timeout: false },
-    Call { name: "ka_get_cnt", call: |fd| get(fd, |ka| ka.ka_get_cnt), user_timeout: false },
-    Call { name: "ka_get_user_timeout", call: |fd| get(fd, |ka| ka.ka_get_user_timeout), user_timeout: true },
+    Call { name: "ka_get_idle", run: |fd| get(fd, |ka| ka.ka_get_idle), user_timeout: false },
+    Call { name: "ka_get_intvl", run: |fd| get(fd, |ka| ka.ka_get_intvl), user_timeout: false },
+    Call { name: "ka_get_cnt", run: |fd| get(fd, |ka| ka.ka_get_cnt), user_timeout: false },
+    Call { name: "ka_get_user_timeout", run: |fd| get(fd, |ka| ka.ka_get_user_timeout), user_timeout: true },
     Call {
         name: "ka_set_user_timeout",
         // SAFETY: it takes no pointer.
-        call: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, 1000) }),
+        run: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, 1000) }),
         user_timeout: true,
     },
     Call {
         name: "ka_set_user_timeout to 0",
         // SAFETY: it takes no pointer.
-        call: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, 0) }),
+        run: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, 0) }),
         user_timeout: true,
     },
     Call {
         name: "ka_set_user_timeout to KA_AUTO",
         // SAFETY: it takes no pointer.
-        call: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, AUTO) }),
+        run: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, AUTO) }),
         user_timeout: true,
     },
     Call {
         name: "ka_set_user_timeout to KA_KEEP",
         // SAFETY: it takes no pointer.
-        call: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, KEEP) }),
+        run: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, KEEP) }),
         user_timeout: false,
     },
-    Call { name: "ka_apply of nothing", call: |fd| apply(fd, &CONFIG_INIT), user_timeout: false },
+    Call { name: "ka_apply of nothing", run: |fd| apply(fd, &CONFIG_INIT), user_timeout: false },
     Call {
         name: "ka_apply on",
-        call: |fd| apply(fd, &config(1, KEEP, KEEP, KEEP, KEEP)),
+        run: |fd| apply(fd, &config(1, KEEP, KEEP, KEEP, KEEP)),
         user_timeout: false,
     },
     Call {
         name: "ka_apply off",
-        call: |fd| apply(fd, &config(0, KEEP, KEEP, KEEP, KEEP)),
+        run: |fd| apply(fd, &config(0, KEEP, KEEP, KEEP, KEEP)),
         user_timeout: false,
     },
     Call {
         name: "ka_apply of idle",
-        call: |fd| apply(fd, &config(KEEP, 60, KEEP, KEEP, KEEP)),
+        run: |fd| apply(fd, &config(KEEP, 60, KEEP, KEEP, KEEP)),
         user_timeout: false,
     },
     Call {
         name: "ka_apply of cnt, off",
-        call: |fd| apply(fd, &config(0, KEEP, KEEP, 5, KEEP)),
+        run: |fd| apply(fd, &config(0, KEEP, KEEP, 5, KEEP)),
         user_timeout: false,
     },
-    Call {
-        name: "ka_apply of all",
-        call: |fd| apply(fd, &config(1, 60, 10, 5, 110_000)),
-        user_timeout: true,
-    },
+    Call { name: "ka_apply of all", run: |fd| apply(fd, &config(1, 60, 10, 5, 110_000)), user_timeout: true },
     Call {
         name: "ka_apply of KA_AUTO",
-        call: |fd| apply(fd, &config(1, 60, 10, 5, AUTO)),
+        run: |fd| apply(fd, &config(1, 60, 10, 5, AUTO)),
         user_timeout: true,
     },
     Call {
         name: "ka_query",
-        call: |fd| {
+        run: |fd| {
             let mut config = CONFIG_INIT;
             // SAFETY: the config has its size.
             let result = call(|ka| unsafe { (ka.ka_query)(fd, &raw mut config) });
@@ -306,7 +303,7 @@ const CALLS: &[Call] = &[
     },
     Call {
         name: "ka_get_status",
-        call: |fd| {
+        run: |fd| {
             let mut status = STATUS_INIT;
             // SAFETY: the status has its size.
             let result = call(|ka| unsafe { (ka.ka_get_status)(fd, &raw mut status) });
@@ -325,15 +322,14 @@ fn every_call_answers_every_kind_of_descriptor_by_the_table() {
             if !matches!(case.is, Is::Refused(EBADF | ENOTSOCK)) {
                 set_option(case.fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, on);
             }
-            for Call { name, call, user_timeout } in CALLS {
+            for Call { name, run, user_timeout } in CALLS {
                 let expected = match case.is {
-                    Is::Tcp => Ok(0),
                     Is::Mptcp if *user_timeout => Err(EOPNOTSUPP),
-                    Is::Mptcp => Ok(0),
+                    Is::Tcp | Is::Mptcp => Ok(0),
                     Is::Refused(errno) => Err(errno),
                 };
                 let before = five(case.fd);
-                assert_eq!(call(case.fd), expected, "{name} on {}, SO_KEEPALIVE {on}", case.name);
+                assert_eq!(run(case.fd), expected, "{name} on {}, SO_KEEPALIVE {on}", case.name);
                 if expected.is_err() {
                     assert_eq!(five(case.fd), before, "{name} on {} changed it", case.name);
                 }

@@ -352,7 +352,7 @@ fn the_demo_finds_a_dead_peer() {
     );
     let client_timer = said
         .lines()
-        .any(|line| line.trim_start().starts_with("0") && line.contains("192.0.2.2:5050 timer:(keepalive,"));
+        .any(|line| line.trim_start().starts_with('0') && line.contains("192.0.2.2:5050 timer:(keepalive,"));
     assert!(client_timer, "{said}");
     assert!(said.matches("  probe  ").count() >= 2 && said.matches("  answer  ").count() >= 2, "{said}");
     assert!(said.contains("timed out: dead peer (ETIMEDOUT) after "), "{said}");

@@ -80,6 +80,22 @@ fn it_is_at_most_64_kib() {
     assert!(size <= 64 * 1024, "{size} bytes");
 }
 
+/// What it could keep between calls would be in data that it can write. Only the C runtime's own is.
+#[test]
+fn it_keeps_no_state() {
+    let symbols = stdout(Command::new("nm").arg(unstripped().join("libka.so")));
+    let writable = |line: &&str| line.split_whitespace().nth(1).is_some_and(|kind| "bBdD".contains(kind));
+    let runtime =
+        ["_DYNAMIC", "_GLOBAL_OFFSET_TABLE_", "__TMC_END__", "__TMC_LIST__", "__dso_handle", "completed.0"];
+    let own: Vec<_> = symbols
+        .lines()
+        .filter(writable)
+        .filter_map(|line| line.split_whitespace().last())
+        .filter(|name| !runtime.contains(name) && !name.ends_with("array_entry"))
+        .collect();
+    assert_eq!(own, Vec::<&str>::new());
+}
+
 /// A panic that could be reached would keep core's panic functions in the library, and the paths of the sources for
 /// its message. The tools that look for them are tried on a library that has them.
 #[test]

@@ -33,7 +33,7 @@ fn generate() -> String {
     let root = root();
     let mut config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();
     config.after_includes = Some(macros());
-    let bindings = cbindgen::generate_with_config(&root, config).unwrap();
+    let bindings = cbindgen::generate_with_config(root, config).unwrap();
     let mut header = Vec::new();
     bindings.write(&mut header);
     let header = String::from_utf8(header).unwrap();
