@@ -50,6 +50,14 @@ impl<K: Kernel> Socket<K> {
         if self.keepalive()? { self.apply_on(config) } else { self.apply_off(config) }
     }
 
+    /// Sets what the policy names on a socket that socket(2) has just made, so that keepalive is known to be off.
+    ///
+    /// # Errors
+    /// As [`Socket::apply`].
+    pub fn apply_fresh(&self, config: &Config) -> Result<(), Error> {
+        self.apply_off(config)
+    }
+
     /// Keepalive is off: the first write refuses what is not TCP, and nothing needs to be read, but for the
     /// user timeout: it rules data whether keepalive is on or off, so a failure must be able to put it back.
     fn apply_off(&self, config: &Config) -> Result<(), Error> {

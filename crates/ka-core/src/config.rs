@@ -103,6 +103,24 @@ impl Config {
         self.checked()
     }
 
+    /// The same policy, with what it does not name taken from another.
+    ///
+    /// # Errors
+    /// [`Error::AutoOutOfRange`]
+    pub fn on_top_of(self, base: &Self) -> Result<Self, Error> {
+        Self {
+            enabled: self.enabled.or(base.enabled),
+            idle: self.idle.or(base.idle),
+            intvl: self.intvl.or(base.intvl),
+            cnt: self.cnt.or(base.cnt),
+            user_timeout: match self.user_timeout {
+                UserTimeout::Keep => base.user_timeout,
+                named => named,
+            },
+        }
+        .checked()
+    }
+
     /// Whether it turns keepalive on or off, if either.
     #[must_use]
     pub const fn enabled(&self) -> Option<bool> {

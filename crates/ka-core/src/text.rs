@@ -77,6 +77,24 @@ pub enum Reason {
     OutOfRange(Timer),
 }
 
+impl Reason {
+    /// What would be right.
+    #[must_use]
+    pub const fn message(self) -> &'static str {
+        match self {
+            Self::Unknown => "must be idle=, intvl=, cnt= or user_timeout= with a number, or on, off or keep",
+            Self::NotThree => "numbers without names must be three: idle,intvl,cnt",
+            Self::NotANumber => "must be a number in decimal digits, without leading zeros",
+            Self::Twice => "says again what was said before",
+            Self::AutoTooLong => "user_timeout=auto would be more than 2147483647 ms",
+            Self::OutOfRange(Timer::Idle) => "idle must be 1..32767 s",
+            Self::OutOfRange(Timer::Intvl) => "intvl must be 1..32767 s",
+            Self::OutOfRange(Timer::Cnt) => "cnt must be 1..127 probes",
+            Self::OutOfRange(Timer::UserTimeout) => "user_timeout must be 0..2147483647 ms",
+        }
+    }
+}
+
 impl ParseError<'_> {
     /// The `errno` of this error in C: ERANGE for a number out of range, else EINVAL.
     #[must_use]
@@ -87,20 +105,7 @@ impl ParseError<'_> {
 
 impl fmt::Display for ParseError<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{}\": ", self.item.escape_ascii())?;
-        match self.reason {
-            Reason::Unknown => {
-                f.write_str("must be idle=, intvl=, cnt= or user_timeout= with a number, or on, off or keep")
-            }
-            Reason::NotThree => f.write_str("numbers without names must be three: idle,intvl,cnt"),
-            Reason::NotANumber => f.write_str("must be a number in decimal digits, without leading zeros"),
-            Reason::Twice => f.write_str("says again what was said before"),
-            Reason::AutoTooLong => f.write_str("user_timeout=auto would be more than 2147483647 ms"),
-            Reason::OutOfRange(timer) => {
-                let (name, range, unit) = (timer.name(), timer.range(), timer.unit());
-                write!(f, "{name} must be {}..{} {unit}", range.start(), range.end())
-            }
-        }
+        write!(f, "\"{}\": {}", self.item.escape_ascii(), self.reason.message())
     }
 }
 
@@ -143,9 +148,9 @@ impl<T> Field<T> {
 impl Fields {
     fn take_number(&mut self, n: usize, item: &[u8]) -> Result<(), Reason> {
         match n {
-            0 => self.idle.take(number(Timer::Idle, item).map(Some)),
-            1 => self.intvl.take(number(Timer::Intvl, item).map(Some)),
-            2 => self.cnt.take(number(Timer::Cnt, item).map(Some)),
+            0 => self.idle.take(Timer::Idle.parse(item).map(Some)),
+            1 => self.intvl.take(Timer::Intvl.parse(item).map(Some)),
+            2 => self.cnt.take(Timer::Cnt.parse(item).map(Some)),
             _ => Err(Reason::NotThree),
         }
     }
@@ -158,15 +163,15 @@ impl Fields {
             b"keep" => self.enabled.take(Ok(None)),
             _ => {
                 if let Some(text) = value(Timer::Idle) {
-                    self.idle.take(number(Timer::Idle, text).map(Some))
+                    self.idle.take(Timer::Idle.parse(text).map(Some))
                 } else if let Some(text) = value(Timer::Intvl) {
-                    self.intvl.take(number(Timer::Intvl, text).map(Some))
+                    self.intvl.take(Timer::Intvl.parse(text).map(Some))
                 } else if let Some(text) = value(Timer::Cnt) {
-                    self.cnt.take(number(Timer::Cnt, text).map(Some))
+                    self.cnt.take(Timer::Cnt.parse(text).map(Some))
                 } else if let Some(text) = value(Timer::UserTimeout) {
                     self.user_timeout.take(match text {
                         b"auto" => Ok(UserTimeout::Auto),
-                        _ => number(Timer::UserTimeout, text).map(UserTimeout::Milliseconds),
+                        _ => Timer::UserTimeout.parse(text).map(UserTimeout::Milliseconds),
                     })
                 } else {
                     Err(Reason::Unknown)
@@ -185,17 +190,21 @@ impl Fields {
     }
 }
 
-fn number(timer: Timer, digits: &[u8]) -> Result<i32, Reason> {
-    let leading_zero = digits.len() > 1 && digits.first() == Some(&b'0');
-    if digits.is_empty() || leading_zero || !digits.iter().all(u8::is_ascii_digit) {
-        return Err(Reason::NotANumber);
+impl Timer {
+    /// Reads a value from its text: decimal digits without leading zeros, in the range of this timer.
+    ///
+    /// # Errors
+    /// [`Reason::NotANumber`], [`Reason::OutOfRange`]
+    pub fn parse(self, digits: &[u8]) -> Result<i32, Reason> {
+        let leading_zero = digits.len() > 1 && digits.first() == Some(&b'0');
+        if digits.is_empty() || leading_zero || !digits.iter().all(u8::is_ascii_digit) {
+            return Err(Reason::NotANumber);
+        }
+        let value = digits.iter().try_fold(0_i32, |value, digit| {
+            value.checked_mul(10)?.checked_add(i32::from(digit.wrapping_sub(b'0')))
+        });
+        value.filter(|value| self.accepts(*value)).ok_or(Reason::OutOfRange(self))
     }
-    let value = digits.iter().fold(0_i32, |value, digit| {
-        value.saturating_mul(10).saturating_add(i32::from(digit.wrapping_sub(b'0')))
-    });
-    // A sum that saturated is 2147483647, which the user timeout may be: only these very digits are.
-    let saturated = value == i32::MAX && digits != b"2147483647";
-    if timer.accepts(value) && !saturated { Ok(value) } else { Err(Reason::OutOfRange(timer)) }
 }
 
 /// The text of a policy, in place: [`parse`] reads it back to the same policy.

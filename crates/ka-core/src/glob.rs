@@ -1,0 +1,33 @@
+//! Names with wildcards, as in a list of programs.
+
+/// Whether a name fits a pattern: `*` is any bytes, also none; `?` is any byte; everything else is itself.
+///
+/// ```
+/// assert!(ka_core::glob(b"python3*", b"python3.11"));
+/// assert!(!ka_core::glob(b"chrome", b"chromedriver"));
+/// ```
+#[must_use]
+pub fn glob(pattern: &[u8], name: &[u8]) -> bool {
+    let (mut pattern, mut name) = (pattern, name);
+    // Where to go on when what follows the last star does not fit: it then stands for one byte more.
+    let mut star: Option<(&[u8], &[u8])> = None;
+    loop {
+        match (pattern.split_first(), name.split_first()) {
+            (Some((b'*', rest)), _) => {
+                star = Some((rest, name));
+                pattern = rest;
+            }
+            (Some((wanted, rest)), Some((byte, tail))) if *wanted == b'?' || wanted == byte => {
+                (pattern, name) = (rest, tail);
+            }
+            (None, None) => return true,
+            _ => match star.and_then(|(rest, from)| Some((rest, from.split_first()?.1))) {
+                Some((rest, from)) => {
+                    star = Some((rest, from));
+                    (pattern, name) = (rest, from);
+                }
+                None => return false,
+            },
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Rules and globs: what they match, beside a reference that says it in another way.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ka_core::{Action, Cidr, Config, Rule, Timer, UserTimeout, glob};
+use proptest::prelude::*;
+
+fn base() -> Config {
+    Config::new(60, 10, 6).unwrap()
+}
+
+fn rule(text: &str) -> Rule {
+    Rule::parse(text.as_bytes(), &base()).unwrap_or_else(|error| panic!("{text}: {error}"))
+}
+
+fn peer(text: &str) -> Option<SocketAddr> {
+    Some(text.parse().unwrap())
+}
+
+#[test]
+fn all_conditions_of_a_rule_must_hold() {
+    let both = rule("  peer=10.0.0.0/8\trport=8000-8999   lport=22 skip ");
+    assert!(both.matches(peer("10.255.0.1:8500"), 22));
+    assert!(!both.matches(peer("11.0.0.1:8500"), 22));
+    assert!(!both.matches(peer("10.0.0.1:9000"), 22));
+    assert!(!both.matches(peer("10.0.0.1:8500"), 23));
+    assert!(!both.matches(None, 22), "a peer that is not known meets no condition");
+    assert!(
+        both.looks_at_peer() && rule("rport=1 skip").looks_at_peer() && !rule("lport=1 skip").looks_at_peer()
+    );
+    assert!(rule("idle=30").matches(None, 0), "a rule without a condition is for all");
+    assert!(rule("lport=1-65535 skip").matches(None, 1) && !rule("lport=1-65535 skip").matches(None, 0));
+}
+
+#[test]
+fn an_action_is_completed_by_the_base_policy() {
+    let auto = base().with_user_timeout(UserTimeout::Auto).unwrap();
+    for (text, base, config) in [
+        ("idle=30", base(), Config::new(30, 10, 6)),
+        ("30,5,3", base(), Config::new(30, 5, 3)),
+        ("on", base(), Ok(base())),
+        ("cnt=2", auto, Config::new(60, 10, 2).unwrap().with_user_timeout(UserTimeout::Auto)),
+        ("user_timeout=0", auto, base().with_user_timeout(UserTimeout::Milliseconds(0))),
+    ] {
+        let rule = Rule::parse(text.as_bytes(), &base).unwrap();
+        assert_eq!(rule.action(), Action::Apply(config.unwrap()), "{text}");
+    }
+    assert_eq!(rule("skip").action(), Action::Skip);
+    assert_eq!(rule("rport=1 off").action(), Action::Skip);
+}
+
+#[test]
+fn a_malformed_rule_says_what_would_be_right() {
+    for (text, message) in [
+        ("rport=22", "\"rport=22\": must end with skip or a policy, as idle=60,intvl=10,cnt=6"),
+        ("", "\"\": must end with skip or a policy, as idle=60,intvl=10,cnt=6"),
+        ("rport=0 skip", "\"rport=0\": must be a port or a range, 1..65535, as 22 or 8000-8999"),
+        ("lport=65536 skip", "\"lport=65536\": must be a port or a range, 1..65535, as 22 or 8000-8999"),
+        ("lport=9-8 skip", "\"lport=9-8\": must be a port or a range, 1..65535, as 22 or 8000-8999"),
+        ("rport=ssh skip", "\"rport=ssh\": must be a port or a range, 1..65535, as 22 or 8000-8999"),
+        (
+            "peer=10.0.0.0/33 skip",
+            "\"peer=10.0.0.0/33\": peer must be an address, or one with /bits, as 10.0.0.0/8 or ::1",
+        ),
+        ("peer=host skip", "\"peer=host\": peer must be an address, or one with /bits, as 10.0.0.0/8 or ::1"),
+        ("peer=::1 peer=::2 skip", "\"peer=::2\": says again what was said before"),
+        ("skip rport=22", "\"rport=22\": the action must be last"),
+        ("rport=22 idle=0", "\"idle=0\": idle must be 1..32767 s"),
+        ("rport=22 keep", "\"keep\": keep is no action: skip leaves a connection alone"),
+        (
+            "port=22 skip",
+            "\"port=22\": must be idle=, intvl=, cnt= or user_timeout= with a number, or on, off or keep",
+        ),
+    ] {
+        assert_eq!(Rule::parse(text.as_bytes(), &base()).unwrap_err().to_string(), message, "{text}");
+    }
+}
+
+#[test]
+fn addresses_match_by_their_prefix() {
+    for (cidr, inside, outside) in [
+        ("10.0.0.0/8", "10.255.255.255", "11.0.0.0"),
+        ("0.0.0.0/0", "255.255.255.255", "::1"),
+        ("192.0.2.1", "192.0.2.1", "192.0.2.0"),
+        ("192.0.2.99/24", "192.0.2.1", "192.0.3.1"),
+        ("::1", "::1", "::2"),
+        ("::/0", "2001:db8::1", "192.0.2.1"),
+        ("2001:db8::/32", "2001:db8:ffff::1", "2001:db9::"),
+        // IPv4 in IPv6 is IPv4.
+        ("10.0.0.0/8", "::ffff:10.1.2.3", "::ffff:11.1.2.3"),
+        ("::ffff:10.0.0.0/104", "10.1.2.3", "11.1.2.3"),
+        ("::ffff:10.0.0.1", "10.0.0.1", "10.0.0.2"),
+        ("::/0", "::1", "::ffff:10.0.0.1"),
+    ] {
+        let cidr = Cidr::parse(cidr.as_bytes()).unwrap();
+        assert!(cidr.contains(inside.parse().unwrap()), "{inside} is in {cidr:?}");
+        assert!(!cidr.contains(outside.parse().unwrap()), "{outside} is not in {cidr:?}");
+    }
+    for wrong in [
+        "",
+        "/",
+        "10.0.0.0/",
+        "10.0.0.0/08",
+        "10.0.0/8",
+        "::1/129",
+        "10.0.0.1/8/8",
+        "[::1]",
+        "010.0.0.1",
+        "::1%lo",
+    ] {
+        assert_eq!(Cidr::parse(wrong.as_bytes()), None, "{wrong}");
+    }
+}
+
+/// A prefix, bit by bit.
+fn begins_alike(a: &[u8], b: &[u8], bits: usize) -> bool {
+    let bit = |bytes: &[u8], n: usize| bytes[n / 8] >> (7 - n % 8) & 1;
+    (0..bits).all(|n| bit(a, n) == bit(b, n))
+}
+
+proptest! {
+    #[test]
+    fn ipv4_prefixes_agree_with_a_comparison_of_bits(a: [u8; 4], flips: u32, bits in 0_usize..=32) {
+        let b = (u32::from_be_bytes(a) ^ flips.checked_shr(bits.saturating_sub(3) as u32).unwrap_or(0)).to_be_bytes();
+        let cidr = Cidr::parse(format!("{}/{bits}", Ipv4Addr::from(a)).as_bytes()).unwrap();
+        prop_assert_eq!(cidr.contains(IpAddr::from(b)), begins_alike(&a, &b, bits));
+        prop_assert_eq!(cidr.contains(Ipv4Addr::from(b).to_ipv6_mapped().into()), begins_alike(&a, &b, bits));
+    }
+
+    #[test]
+    fn ipv6_prefixes_agree_with_a_comparison_of_bits(a: [u8; 16], flips: u128, bits in 0_usize..=128) {
+        let b = (u128::from_be_bytes(a) ^ flips.checked_shr(bits.saturating_sub(3) as u32).unwrap_or(0)).to_be_bytes();
+        let (from, to) = (Ipv6Addr::from(a), Ipv6Addr::from(b));
+        prop_assume!(from.to_ipv4_mapped().is_none() && to.to_ipv4_mapped().is_none());
+        let cidr = Cidr::parse(format!("{from}/{bits}").as_bytes()).unwrap();
+        prop_assert_eq!(cidr.contains(to.into()), begins_alike(&a, &b, bits));
+    }
+
+    #[test]
+    fn globs_agree_with_a_recursive_matcher(pattern in "[ab*?]{0,8}", name in "[ab]{0,8}") {
+        fn reference(pattern: &[u8], name: &[u8]) -> bool {
+            match (pattern, name) {
+                ([], []) => true,
+                ([b'*', rest @ ..], _) => (0..=name.len()).any(|n| reference(rest, &name[n..])),
+                ([b'?', rest @ ..], [_, tail @ ..]) => reference(rest, tail),
+                ([a, rest @ ..], [b, tail @ ..]) => a == b && reference(rest, tail),
+                _ => false,
+            }
+        }
+        prop_assert_eq!(glob(pattern.as_bytes(), name.as_bytes()), reference(pattern.as_bytes(), name.as_bytes()));
+    }
+
+    #[test]
+    fn no_bytes_are_too_strange_for_a_rule(text in proptest::collection::vec(any::<u8>(), 0..60)) {
+        if let Err(error) = Rule::parse(&text, &base()) {
+            prop_assert!(error.to_string().is_ascii());
+        }
+    }
+}
+
+#[test]
+fn messages_name_the_ranges_that_hold() {
+    for timer in [Timer::Idle, Timer::Intvl, Timer::Cnt, Timer::UserTimeout] {
+        let message = timer.parse(b"99999999999").unwrap_err().message();
+        let (range, name, unit) = (timer.range(), timer.name(), timer.unit());
+        assert_eq!(message, format!("{name} must be {}..{} {unit}", range.start(), range.end()));
+    }
+}
