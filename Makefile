@@ -1,11 +1,15 @@
 # ka: TCP keepalive that works. `make help` lists what there is to make.
 
 CARGO ?= cargo
+# Where the examples and the tests look.
+export CARGO_TARGET_DIR := $(CURDIR)/target
+unexport CARGO_BUILD_TARGET
 # What the tests use. The first two build, the others watch: compilers, networks, system calls, files.
 TEST_TOOLS := rust cc g++ clang clang++ musl-gcc ip ss tcpdump unshare nsenter strace nm readelf
 
 all: ## release build: target/release/libka.so and libka.a
 	$(CARGO) build --locked --release --workspace
+	@cd target/release && ln -sf libka.so "$$(readelf -d libka.so | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')"
 
 test: ## all tests, on a fresh machine too: installs what is missing, builds, runs
 	@scripts/need $(TEST_TOOLS)

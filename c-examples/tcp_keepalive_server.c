@@ -141,8 +141,8 @@ static void accept_clients(void)
                 continue;
             if (errno == EAGAIN)
                 return;
-            /* Descriptors or memory are used up: the rest wait in the queue until a client leaves. */
-            printf("cannot accept: %s; waiting for a client to leave\n", strerror(errno));
+            /* Descriptors or memory are used up: the rest wait in the queue, and are tried again. */
+            printf("cannot accept: %s; trying again\n", strerror(errno));
             watch(EPOLL_CTL_DEL, listener, 0, NULL);
             listening = false;
             return;
@@ -177,10 +177,6 @@ static void end(struct client *client, const char *how)
     if (client->next != NULL)
         client->next->previous = client->previous;
     free(client);
-    if (!listening && how != NULL) {
-        watch(EPOLL_CTL_ADD, listener, EPOLLIN, &listener);
-        listening = true;
-    }
 }
 
 /* Says how a connection ended, from what read(2) or write(2) answered. */
@@ -233,10 +229,14 @@ static int serve(void)
 {
     for (;;) {
         struct epoll_event event;
-        int ready = epoll_wait(epoll, &event, 1, -1);
+        int ready = epoll_wait(epoll, &event, 1, listening ? -1 : 1000);
 
         if (ready < 0 && errno != EINTR)
             err(EXIT_FAILURE, "epoll_wait");
+        if (!listening) {
+            watch(EPOLL_CTL_ADD, listener, EPOLLIN, &listener);
+            listening = true;
+        }
         if (ready <= 0)
             continue;
         if (event.data.ptr == &listener) {

@@ -25,7 +25,8 @@
  *
  * Versions. Structs begin with their size and may grow; KA_CONFIG_INIT and KA_STATUS_INIT set it. The size must
  * be a multiple of 4, and at least 8. What a smaller struct lacks is KA_KEEP, or is not written. The words that
- * a larger one has more are left alone where they are written, and must be KA_KEEP where they are read.
+ * a larger one has more are left alone where they are written, and must be KA_KEEP where they are read: else E2BIG,
+ * as for a size beyond 4096 where it is read.
  *
  * This file is generated: the text is in src/, and `make header` writes it.
  *
@@ -121,6 +122,7 @@ struct ka_config {
  * What a connection is doing. TCP_INFO of tcp(7)
  *
  * It may grow at its end, as ka_config. A listener, and a socket that never connected, has no times worth reading.
+ * Of an MPTCP socket it is what the first of its connections is doing.
  */
 struct ka_status {
     /**
@@ -190,7 +192,7 @@ extern "C" {
  *   EOPNOTSUPP   this kernel does not have the option for this socket.
  *   What a security policy answers, as EPERM.
  * After a failure keepalive is on or off as it was. It was on: its timers are as they were (a value that came
- * from a sysctl and could not be set is the exception). It was off: the timers, dormant then, may have changed.
+ * from a sysctl and could not be set is the exception; one that could no longer follows it). It was off: the timers, dormant then, may have changed.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -272,7 +274,7 @@ int ka_get_cnt(int fd, int *probes);
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       milliseconds is NULL.
- *   EOPNOTSUPP   an MPTCP socket: the kernel cannot say.
+ *   EOPNOTSUPP   an MPTCP socket, unless it has fallen back to TCP: the kernel cannot say.
  *   EBADF, ENOTSOCK, ENOPROTOOPT, as ka_enable.
  * After a failure *milliseconds is as it was.
  *
@@ -295,7 +297,7 @@ int ka_get_user_timeout(int fd, int *milliseconds);
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       milliseconds out of range, or KA_AUTO where that would be more than 2147483647 or less than 1.
- *   EOPNOTSUPP   an MPTCP socket, whatever milliseconds is but KA_KEEP.
+ *   EOPNOTSUPP   an MPTCP socket, unless it has fallen back to TCP, whatever milliseconds is but KA_KEEP.
  *   EBADF, ENOTSOCK, ENOPROTOOPT or a security policy's, as ka_enable.
  * After a failure the socket is as it was.
  *
@@ -312,7 +314,7 @@ int ka_set_user_timeout(int fd, int milliseconds);
  *
  * It was off, and enabled is 1: the timers are written, then keepalive is turned on. It was on: what is named
  * is compared and only what differs is written; where intvl or cnt changed, idle is written after them, since
- * only that re-arms the running timer. enabled is 0: keepalive goes off first, then the timers are written.
+ * only that re-arms the running timer (a kept one as it is in force: it no longer follows the sysctl). enabled is 0: keepalive goes off first, then the timers are written.
  *
  * Returns 0, or -1 with errno; arguments are checked before the descriptor, and the descriptor before what
  * depends on its state:
@@ -324,10 +326,11 @@ int ka_set_user_timeout(int fd, int milliseconds);
  *   EBADF        fd is not open, or was opened with O_PATH.
  *   ENOTSOCK     fd is not a socket.
  *   ENOPROTOOPT  fd is a socket, but not TCP.
- *   EOPNOTSUPP   this kernel does not have the option for this socket: any user_timeout on MPTCP, 0 too.
+ *   EOPNOTSUPP   this kernel does not have the option for this socket: any user_timeout, 0 too, on an MPTCP
+ *                socket that has not fallen back to TCP.
  *   What a security policy answers, as EPERM.
  * After a failure keepalive is on or off as it was. It was on: its timers are as they were (a value that came
- * from a sysctl and could not be set is the exception). It was off: idle, intvl and cnt, dormant then, may have
+ * from a sysctl and could not be set is the exception; one that could no longer follows it). It was off: idle, intvl and cnt, dormant then, may have
  * changed; user_timeout, which rules data whether keepalive is on or off, has not.
  *
  * Thread-safe, async-signal-safe, fork-safe. Two threads that set different things on one socket at once leave
@@ -341,8 +344,8 @@ int ka_apply(int fd, const struct ka_config *config);
  *
  *   fd      a TCP or MPTCP socket in any state.
  *   config  where to put it; its size must be set (KA_CONFIG_INIT). enabled is 1 or 0; the timers are what is
- *           in force, the sysctls where nothing was set; user_timeout is KA_KEEP on MPTCP, since the kernel
- *           cannot say.
+ *           in force, the sysctls where nothing was set; user_timeout is KA_KEEP on MPTCP that has not fallen
+ *           back to TCP, since the kernel cannot say.
  *
  * Given to ka_apply, the result sets the same again. But a sysctl may hold what could not be set on a socket:
  * 86400 is then EINVAL there, and -1, which is KA_KEEP, leaves the sysctl in force.

@@ -30,7 +30,7 @@ use crate::errno::{EINVAL, answer};
 ///   EOPNOTSUPP   this kernel does not have the option for this socket.
 ///   What a security policy answers, as EPERM.
 /// After a failure keepalive is on or off as it was. It was on: its timers are as they were (a value that came
-/// from a sysctl and could not be set is the exception). It was off: the timers, dormant then, may have changed.
+/// from a sysctl and could not be set is the exception; one that could no longer follows it). It was off: the timers, dormant then, may have changed.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
@@ -128,7 +128,7 @@ pub unsafe extern "C" fn ka_get_cnt(fd: c_int, probes: *mut c_int) -> c_int {
 ///
 /// Returns 0, or -1 with errno:
 ///   EINVAL       milliseconds is NULL.
-///   EOPNOTSUPP   an MPTCP socket: the kernel cannot say.
+///   EOPNOTSUPP   an MPTCP socket, unless it has fallen back to TCP: the kernel cannot say.
 ///   EBADF, ENOTSOCK, ENOPROTOOPT, as ka_enable.
 /// After a failure *milliseconds is as it was.
 ///
@@ -153,7 +153,7 @@ pub unsafe extern "C" fn ka_get_user_timeout(fd: c_int, milliseconds: *mut c_int
 ///
 /// Returns 0, or -1 with errno:
 ///   EINVAL       milliseconds out of range, or KA_AUTO where that would be more than 2147483647 or less than 1.
-///   EOPNOTSUPP   an MPTCP socket, whatever milliseconds is but KA_KEEP.
+///   EOPNOTSUPP   an MPTCP socket, unless it has fallen back to TCP, whatever milliseconds is but KA_KEEP.
 ///   EBADF, ENOTSOCK, ENOPROTOOPT or a security policy's, as ka_enable.
 /// After a failure the socket is as it was.
 ///
@@ -171,7 +171,7 @@ pub extern "C" fn ka_set_user_timeout(fd: c_int, milliseconds: c_int) -> c_int {
 ///
 /// It was off, and enabled is 1: the timers are written, then keepalive is turned on. It was on: what is named
 /// is compared and only what differs is written; where intvl or cnt changed, idle is written after them, since
-/// only that re-arms the running timer. enabled is 0: keepalive goes off first, then the timers are written.
+/// only that re-arms the running timer (a kept one as it is in force: it no longer follows the sysctl). enabled is 0: keepalive goes off first, then the timers are written.
 ///
 /// Returns 0, or -1 with errno; arguments are checked before the descriptor, and the descriptor before what
 /// depends on its state:
@@ -183,10 +183,11 @@ pub extern "C" fn ka_set_user_timeout(fd: c_int, milliseconds: c_int) -> c_int {
 ///   EBADF        fd is not open, or was opened with O_PATH.
 ///   ENOTSOCK     fd is not a socket.
 ///   ENOPROTOOPT  fd is a socket, but not TCP.
-///   EOPNOTSUPP   this kernel does not have the option for this socket: any user_timeout on MPTCP, 0 too.
+///   EOPNOTSUPP   this kernel does not have the option for this socket: any user_timeout, 0 too, on an MPTCP
+///                socket that has not fallen back to TCP.
 ///   What a security policy answers, as EPERM.
 /// After a failure keepalive is on or off as it was. It was on: its timers are as they were (a value that came
-/// from a sysctl and could not be set is the exception). It was off: idle, intvl and cnt, dormant then, may have
+/// from a sysctl and could not be set is the exception; one that could no longer follows it). It was off: idle, intvl and cnt, dormant then, may have
 /// changed; user_timeout, which rules data whether keepalive is on or off, has not.
 ///
 /// Thread-safe, async-signal-safe, fork-safe. Two threads that set different things on one socket at once leave
@@ -202,8 +203,8 @@ pub unsafe extern "C" fn ka_apply(fd: c_int, config: *const ka_config) -> c_int 
 ///
 ///   fd      a TCP or MPTCP socket in any state.
 ///   config  where to put it; its size must be set (KA_CONFIG_INIT). enabled is 1 or 0; the timers are what is
-///           in force, the sysctls where nothing was set; user_timeout is KA_KEEP on MPTCP, since the kernel
-///           cannot say.
+///           in force, the sysctls where nothing was set; user_timeout is KA_KEEP on MPTCP that has not fallen
+///           back to TCP, since the kernel cannot say.
 ///
 /// Given to ka_apply, the result sets the same again. But a sysctl may hold what could not be set on a socket:
 /// 86400 is then EINVAL there, and -1, which is KA_KEEP, leaves the sysctl in force.

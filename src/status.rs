@@ -9,6 +9,7 @@ use crate::words;
 /// What a connection is doing. TCP_INFO of tcp(7)
 ///
 /// It may grow at its end, as ka_config. A listener, and a socket that never connected, has no times worth reading.
+/// Of an MPTCP socket it is what the first of its connections is doing.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ka_status {

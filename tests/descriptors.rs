@@ -12,8 +12,8 @@ use std::{io, thread};
 use libc::{EBADF, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP, c_int};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use support::{
-    AUTO, CLOSED, CONFIG_INIT, KEEP, STATUS_INIT, apply, call, config, enable, five, fresh, option,
-    set_option, socket,
+    AUTO, CLOSED, CONFIG_INIT, KEEP, STATUS_INIT, apply, call, config, enable, five, fresh, has_ipv6,
+    has_mptcp, option, set_option, socket,
 };
 
 /// What a descriptor is to ka.
@@ -98,20 +98,11 @@ fn cases() -> Vec<Case> {
     const INET: c_int = libc::AF_INET;
     const STREAM: c_int = libc::SOCK_STREAM;
     let four = TcpListener::bind("127.0.0.1:0").unwrap();
-    let six = TcpListener::bind("[::1]:0").unwrap();
     let (client4, accepted4) = pair(&four);
-    let (client6, accepted6) = pair(&six);
     let (shut, shut_peer) = pair(&four);
     shut.shutdown(Shutdown::Both).unwrap();
     let (finished, finished_peer) = pair(&four);
     drop(finished_peer);
-    let mptcp = || socket(INET, STREAM, libc::IPPROTO_MPTCP).unwrap();
-    let mptcp_listener = Socket::from(mptcp());
-    mptcp_listener.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
-    mptcp_listener.listen(8).unwrap();
-    let mptcp_client = Socket::from(mptcp());
-    mptcp_client.connect(&mptcp_listener.local_addr().unwrap()).unwrap();
-    let mptcp_accepted = mptcp_listener.accept().unwrap().0;
     let (pipe, pipe_end) = pipe();
     let (unix, unix_peer) = std::os::unix::net::UnixStream::pair().unwrap();
     // SAFETY: these take no pointers.
@@ -125,40 +116,15 @@ fn cases() -> Vec<Case> {
 
     let mut cases = vec![
         case("TCP, fresh", Is::Tcp, fresh(), vec![]),
-        case(
-            "TCP over IPv6, fresh",
-            Is::Tcp,
-            socket(libc::AF_INET6, STREAM, libc::IPPROTO_TCP).unwrap(),
-            vec![],
-        ),
         case("TCP, non-blocking", Is::Tcp, socket(INET, STREAM | libc::SOCK_NONBLOCK, 0).unwrap(), vec![]),
         case("accepted", Is::Tcp, accepted4, vec![client4.try_clone().unwrap().into()]),
         case("connected", Is::Tcp, client4, vec![]),
-        case("accepted over IPv6", Is::Tcp, accepted6, vec![client6.try_clone().unwrap().into()]),
-        case("connected over IPv6", Is::Tcp, client6, vec![]),
         syn_sent(),
         case("reset", Is::Tcp, reset(&four), vec![]),
         case("shut down", Is::Tcp, shut, vec![shut_peer.into()]),
         case("closed by the peer", Is::Tcp, finished, vec![]),
         case("listener", Is::Tcp, four, vec![]),
-        case("listener over IPv6", Is::Tcp, six, vec![]),
-        case("MPTCP, fresh", Is::Mptcp, mptcp(), vec![]),
-        case(
-            "MPTCP over IPv6",
-            Is::Mptcp,
-            socket(libc::AF_INET6, STREAM, libc::IPPROTO_MPTCP).unwrap(),
-            vec![],
-        ),
-        case("MPTCP, connected", Is::Mptcp, mptcp_client, vec![]),
-        case("MPTCP, accepted", Is::Mptcp, mptcp_accepted, vec![]),
-        case("MPTCP, listener", Is::Mptcp, mptcp_listener, vec![]),
         case("UDP", Is::Refused(ENOPROTOOPT), socket(INET, libc::SOCK_DGRAM, 0).unwrap(), vec![]),
-        case(
-            "UDP over IPv6",
-            Is::Refused(ENOPROTOOPT),
-            socket(libc::AF_INET6, libc::SOCK_DGRAM, 0).unwrap(),
-            vec![],
-        ),
         case("unix stream", Is::Refused(ENOPROTOOPT), unix, vec![unix_peer.into()]),
         case(
             "unix datagram",
@@ -184,6 +150,45 @@ fn cases() -> Vec<Case> {
         Case { name: "INT_MIN", fd: c_int::MIN, is: Is::Refused(EBADF), _keep: vec![] },
         Case { name: "INT_MAX", fd: c_int::MAX, is: Is::Refused(EBADF), _keep: vec![] },
     ];
+    if has_ipv6() {
+        let six = TcpListener::bind("[::1]:0").unwrap();
+        let (client, accepted) = pair(&six);
+        let udp = socket(libc::AF_INET6, libc::SOCK_DGRAM, 0).unwrap();
+        cases.extend([
+            case("TCP over IPv6, fresh", Is::Tcp, socket(libc::AF_INET6, STREAM, 0).unwrap(), vec![]),
+            case("accepted over IPv6", Is::Tcp, accepted, vec![client.try_clone().unwrap().into()]),
+            case("connected over IPv6", Is::Tcp, client, vec![]),
+            case("listener over IPv6", Is::Tcp, six, vec![]),
+            case("UDP over IPv6", Is::Refused(ENOPROTOOPT), udp, vec![]),
+        ]);
+    }
+    if has_mptcp() {
+        let mptcp =
+            || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::from(libc::IPPROTO_MPTCP))).unwrap();
+        let any = "127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into();
+        let listener = mptcp();
+        listener.bind(&any).unwrap();
+        listener.listen(8).unwrap();
+        let client = mptcp();
+        client.connect(&listener.local_addr().unwrap()).unwrap();
+        let accepted = listener.accept().unwrap().0;
+        // Where the peer has only TCP, what is left is TCP, and the kernel has a user timeout for it.
+        let plain = TcpListener::bind("127.0.0.1:0").unwrap();
+        let fallen_back = mptcp();
+        fallen_back.connect(&plain.local_addr().unwrap().into()).unwrap();
+        let its_peer = plain.accept().unwrap().0;
+        cases.extend([
+            case("MPTCP, fresh", Is::Mptcp, mptcp(), vec![]),
+            case("MPTCP, connected", Is::Mptcp, client, vec![]),
+            case("MPTCP, accepted", Is::Mptcp, accepted, vec![]),
+            case("MPTCP, listener", Is::Mptcp, listener, vec![]),
+            case("MPTCP, fallen back to TCP", Is::Tcp, fallen_back, vec![its_peer.into()]),
+        ]);
+        if has_ipv6() {
+            let six = socket(libc::AF_INET6, STREAM, libc::IPPROTO_MPTCP).unwrap();
+            cases.push(case("MPTCP over IPv6", Is::Mptcp, six, vec![]));
+        }
+    }
     // Kinds that need a privilege or a part of the kernel that this one may lack. A raw socket of TCP's protocol and
     // a netlink one for IPsec (NETLINK_XFRM) have the number 6 in SO_PROTOCOL and are no TCP sockets.
     for (name, domain, kind, protocol) in [
@@ -384,6 +389,10 @@ fn each_call_does_what_it_says_in_every_state_of_tcp() {
 fn accepted_sockets_inherit_from_the_listener() {
     for (domain, address) in [(Domain::IPV4, "127.0.0.1:0"), (Domain::IPV6, "[::1]:0")] {
         for protocol in [Protocol::TCP, Protocol::from(libc::IPPROTO_MPTCP)] {
+            let mptcp = protocol != Protocol::TCP;
+            if (domain == Domain::IPV6 && !has_ipv6()) || (mptcp && !has_mptcp()) {
+                continue;
+            }
             let listener = Socket::new(domain, Type::STREAM, Some(protocol)).unwrap();
             listener.bind(&address.parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
             listener.listen(8).unwrap();

@@ -60,6 +60,21 @@ fn it_needs_libc_alone() {
     assert!(dynamic.contains("NOW"), "{dynamic}");
 }
 
+/// All that it can call: nothing that allocates, takes a lock or writes a log.
+#[test]
+fn it_calls_little() {
+    let symbols = dynamic_symbols(&release().join("libka.so"), "--undefined-only");
+    let names: Vec<_> = symbols.iter().map(|symbol| symbol.split('@').next().unwrap()).collect();
+    let runtime =
+        ["_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__cxa_finalize", "__gmon_start__"];
+    let allowed = ["__errno_location", "getsockopt", "setsockopt", "socket", "syscall"];
+    // The compiler may call these for a copy or a comparison.
+    let memory = ["bcmp", "memcmp", "memcpy", "memmove", "memset", "strlen"];
+    for name in names {
+        assert!([&runtime[..], &allowed, &memory].concat().contains(&name), "it calls {name}");
+    }
+}
+
 #[test]
 fn it_runs_on_a_glibc_of_2012() {
     let symbols = stdout(Command::new("nm").args(["-D", "--undefined-only"]).arg(release().join("libka.so")));
@@ -104,7 +119,6 @@ fn nothing_in_it_can_panic() {
     let symbols = stdout(Command::new("nm").arg("--demangle").arg(&library));
     assert!(symbols.contains("ka_core::"), "the symbols are stripped, this would prove nothing");
     assert_eq!(panic_symbols(&symbols), Vec::<&str>::new());
-    assert_eq!(panic_strings(&fs::read(&library).unwrap()), Vec::<&str>::new());
     assert_eq!(panic_strings(&fs::read(release().join("libka.so")).unwrap()), Vec::<&str>::new());
 
     // The same search finds them in a program of Rust's standard library: this one.

@@ -13,7 +13,7 @@ const EPERM: i32 = 1;
 fn strace(program: &Path, options: &[String], args: &[&str]) -> (String, String) {
     let log = scratch("strace");
     let mut command = Command::new("strace");
-    command.args(["-f", "-e", "trace=getsockopt,setsockopt,close,accept,ioctl,openat"]).args(options);
+    command.args(["-f", "-e", "trace=getsockopt,setsockopt,close,accept,openat,socket"]).args(options);
     let output = succeed(command.arg("-o").arg(&log).arg(program).args(args));
     (String::from_utf8(output.stdout).unwrap(), std::fs::read_to_string(log).unwrap())
 }
@@ -149,4 +149,20 @@ fn a_read_that_the_kernel_refuses_changes_nothing() {
             assert_eq!(before, after, "{start}, read {read}");
         }
     }
+}
+
+#[test]
+fn the_defaults_are_read_through_descriptors_that_no_child_inherits() {
+    let program = program("defaults", Link::Static);
+    let (_, log) = strace(&program, &[], &[]);
+    let opened: Vec<_> = log.lines().filter(|line| line.contains("tcp_keepalive_")).collect();
+    assert!(opened.len() >= 3 && opened.iter().all(|line| line.contains("O_CLOEXEC")), "{opened:?}");
+
+    // Without /proc, by a socket.
+    let empty = scratch("root");
+    std::fs::create_dir(&empty).unwrap();
+    let (_, log) =
+        strace(Path::new("unshare"), &[], &["-Ur", program.to_str().unwrap(), empty.to_str().unwrap()]);
+    let made: Vec<_> = log.lines().filter(|line| line.contains("socket(AF_INET")).collect();
+    assert!(!made.is_empty() && made.iter().all(|line| line.contains("SOCK_CLOEXEC")), "{made:?}");
 }

@@ -291,6 +291,24 @@ pub fn socket(domain: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd
     }
 }
 
+/// Whether this machine has IPv6 on its loopback. Says so where not: what needs it is then not tried.
+pub fn has_ipv6() -> bool {
+    let has = std::net::TcpListener::bind("[::1]:0").is_ok();
+    if !has {
+        eprintln!("SKIPPED: no IPv6 here");
+    }
+    has
+}
+
+/// Whether this kernel makes MPTCP sockets. Says so where not: what needs it is then not tried.
+pub fn has_mptcp() -> bool {
+    let has = socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).is_ok();
+    if !has {
+        eprintln!("SKIPPED: no MPTCP here");
+    }
+    has
+}
+
 /// A TCP socket that is nothing yet.
 pub fn fresh() -> OwnedFd {
     socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap()

@@ -151,6 +151,9 @@ const LEAST_DETECT_MS: u32 = 2274;
 /// The same in whole seconds: the second probe goes out by then.
 const LEAST_PATH_S: u32 = 3;
 
+const _: () = assert!(LEAST_DETECT_MS as u64 == worst_ms(2, 2));
+const _: () = assert!(LEAST_PATH_S as u64 == worst_ms(2, 2).div_ceil(1000));
+
 /// When so many seconds, made of so many timers, are over at the latest.
 const fn worst_ms(seconds: u64, timers: u64) -> u64 {
     (71_000 * seconds).div_ceil(63) + 10 * timers

@@ -1,0 +1,104 @@
+//! ka_get_status, beside the kernel's own `TCP_INFO`.
+
+mod support;
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use support::{STATUS_INIT, Status, call, enable, in_a_network_of_its_own, succeed};
+
+fn status(fd: RawFd) -> Status {
+    let mut status = STATUS_INIT;
+    // SAFETY: the status has its size.
+    call(|ka| unsafe { (ka.ka_get_status)(fd, &raw mut status) }).unwrap();
+    status
+}
+
+fn info(fd: RawFd) -> libc::tcp_info {
+    // SAFETY: numbers all, for which zeros are values; the kernel writes at most `size` bytes.
+    unsafe {
+        let mut info: libc::tcp_info = std::mem::zeroed();
+        let mut size = size_of::<libc::tcp_info>() as libc::socklen_t;
+        assert_eq!(
+            libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut size),
+            0
+        );
+        info
+    }
+}
+
+/// Each field is the kernel's of that name; the times may be a little later.
+fn assert_agrees(fd: RawFd) {
+    let kernel = info(fd);
+    let [size, state, probes, retransmits, unacked, ack, recv, send, rtt] = status(fd);
+    assert_eq!(size, 36);
+    let same = [u32::from(kernel.tcpi_state), kernel.tcpi_probes.into(), kernel.tcpi_retransmits.into()];
+    assert_eq!([state, probes, retransmits], same);
+    assert_eq!((unacked, rtt), (kernel.tcpi_unacked, kernel.tcpi_rtt));
+    for (ours, theirs) in [
+        (ack, kernel.tcpi_last_ack_recv),
+        (recv, kernel.tcpi_last_data_recv),
+        (send, kernel.tcpi_last_data_sent),
+    ] {
+        assert!((theirs..theirs + 100).contains(&ours), "{ours} ms, the kernel says {theirs} ms");
+    }
+}
+
+#[test]
+fn each_field_is_the_kernel_s() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    // The three times become as far apart as can be told: received, sent, acknowledged.
+    server.write_all(b"to the client").unwrap();
+    thread::sleep(Duration::from_millis(400));
+    client.write_all(b"to the server").unwrap();
+    thread::sleep(Duration::from_millis(400));
+    assert_agrees(client.as_raw_fd());
+    let [_, state, _, _, _, _, recv, send, rtt] = status(client.as_raw_fd());
+    assert_eq!(state, 1);
+    assert!(recv >= send + 300 && send >= 300 && rtt > 0, "received {recv} ms ago, sent {send} ms ago");
+}
+
+#[test]
+fn a_listener_s_queue_is_not_in_flight() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let _queued = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    assert_eq!(info(listener.as_raw_fd()).tcpi_unacked, 1, "the kernel has the queue's length there");
+    let [_, state, _, _, unacked, ..] = status(listener.as_raw_fd());
+    assert_eq!((state, unacked), (10, 0));
+}
+
+/// The loopback of a network of its own is taken down: nothing answers any more.
+#[test]
+fn a_dead_peer_is_seen_in_probes_and_retransmits() {
+    if !in_a_network_of_its_own("a_dead_peer_is_seen_in_probes_and_retransmits") {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let connect = || TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (idle, mut busy, probed) = (connect(), connect(), connect());
+    enable(idle.as_raw_fd(), 1, 1, 100).unwrap();
+    enable(probed.as_raw_fd(), 1, 1, 100).unwrap();
+    thread::sleep(Duration::from_millis(1500));
+    // Probes were answered meanwhile: they count as an acknowledgement, and not as something sent.
+    let [_, _, probes, _, _, ack, _, send, _] = status(probed.as_raw_fd());
+    assert!(probes == 0 && ack < 1000 && send >= 1400, "acknowledged {ack} ms ago, sent {send} ms ago");
+
+    succeed(Command::new("ip").args(["link", "set", "lo", "down"]));
+    busy.write_all(b"into the void").unwrap();
+    thread::sleep(Duration::from_millis(3500));
+    assert_agrees(idle.as_raw_fd());
+    assert_agrees(busy.as_raw_fd());
+    let [_, _, probes, retransmits, unacked, ..] = status(idle.as_raw_fd());
+    assert!(probes >= 2 && retransmits == 0 && unacked == 0, "{probes} probes");
+    let [_, _, probes, retransmits, unacked, ..] = status(busy.as_raw_fd());
+    assert!(
+        retransmits >= 1 && unacked == 1 && probes == 0,
+        "{retransmits} retransmits, {unacked} in flight"
+    );
+}
