@@ -30,19 +30,29 @@ pub enum UserTimeout {
 /// assert_eq!(error.to_string(), "intvl is 0 s: it must be 1..32767 s");
 /// # Ok::<(), ka_core::Error>(())
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    enabled: Option<bool>,
-    idle: Option<i32>,
-    intvl: Option<i32>,
-    cnt: Option<i32>,
-    user_timeout: UserTimeout,
+    // Five words: what is not named is KEPT, and an automatic user timeout is AUTO, as in C. Neither is in the range of
+    // a value, so that there is one way to write each policy.
+    enabled: i32,
+    idle: i32,
+    intvl: i32,
+    cnt: i32,
+    user_timeout: i32,
+}
+
+const KEPT: i32 = -1;
+const AUTO: i32 = -2;
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::KEEP
+    }
 }
 
 impl Config {
     /// A policy that leaves everything as it is.
-    pub const KEEP: Self =
-        Self { enabled: None, idle: None, intvl: None, cnt: None, user_timeout: UserTimeout::Keep };
+    pub const KEEP: Self = Self { enabled: KEPT, idle: KEPT, intvl: KEPT, cnt: KEPT, user_timeout: KEPT };
 
     /// Keepalive on: the first probe after `idle` seconds without traffic, the next ones every `intvl` seconds,
     /// dead after `cnt` of them without an answer.
@@ -60,35 +70,55 @@ impl Config {
     /// The same policy, with keepalive on, off, or as it is.
     #[must_use]
     pub const fn with_enabled(mut self, enabled: Option<bool>) -> Self {
-        self.enabled = enabled;
+        self.enabled = match enabled {
+            None => KEPT,
+            Some(false) => 0,
+            Some(true) => 1,
+        };
         self
+    }
+
+    /// The same policy, with this value for a timer, or without one.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`]; [`Error::AutoOutOfRange`] with [`UserTimeout::Auto`].
+    pub fn with_timer(mut self, timer: Timer, value: Option<i32>) -> Result<Self, Error> {
+        let value = match value {
+            Some(value) if !timer.accepts(value) => return Err(Error::OutOfRange { timer, value }),
+            Some(value) => value,
+            None => KEPT,
+        };
+        match timer {
+            Timer::Idle => self.idle = value,
+            Timer::Intvl => self.intvl = value,
+            Timer::Cnt => self.cnt = value,
+            Timer::UserTimeout => self.user_timeout = value,
+        }
+        self.checked()
     }
 
     /// The same policy, with the first probe after so many seconds.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`]; [`Error::AutoOutOfRange`] with [`UserTimeout::Auto`].
-    pub fn with_idle(mut self, seconds: Option<i32>) -> Result<Self, Error> {
-        self.idle = checked(Timer::Idle, seconds)?;
-        self.checked()
+    /// As [`Config::with_timer`].
+    pub fn with_idle(self, seconds: Option<i32>) -> Result<Self, Error> {
+        self.with_timer(Timer::Idle, seconds)
     }
 
     /// The same policy, with so many seconds between probes.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`]; [`Error::AutoOutOfRange`] with [`UserTimeout::Auto`].
-    pub fn with_intvl(mut self, seconds: Option<i32>) -> Result<Self, Error> {
-        self.intvl = checked(Timer::Intvl, seconds)?;
-        self.checked()
+    /// As [`Config::with_timer`].
+    pub fn with_intvl(self, seconds: Option<i32>) -> Result<Self, Error> {
+        self.with_timer(Timer::Intvl, seconds)
     }
 
     /// The same policy, with so many unanswered probes before the connection is dead.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`]; [`Error::AutoOutOfRange`] with [`UserTimeout::Auto`].
-    pub fn with_cnt(mut self, probes: Option<i32>) -> Result<Self, Error> {
-        self.cnt = checked(Timer::Cnt, probes)?;
-        self.checked()
+    /// As [`Config::with_timer`].
+    pub fn with_cnt(self, probes: Option<i32>) -> Result<Self, Error> {
+        self.with_timer(Timer::Cnt, probes)
     }
 
     /// The same policy, with this user timeout.
@@ -96,11 +126,14 @@ impl Config {
     /// # Errors
     /// [`Error::OutOfRange`]; [`Error::AutoOutOfRange`] where all that it is made of is known already.
     pub fn with_user_timeout(mut self, user_timeout: UserTimeout) -> Result<Self, Error> {
-        if let UserTimeout::Milliseconds(value) = user_timeout {
-            checked(Timer::UserTimeout, Some(value))?;
+        match user_timeout {
+            UserTimeout::Keep => self.with_timer(Timer::UserTimeout, None),
+            UserTimeout::Milliseconds(value) => self.with_timer(Timer::UserTimeout, Some(value)),
+            UserTimeout::Auto => {
+                self.user_timeout = AUTO;
+                self.checked()
+            }
         }
-        self.user_timeout = user_timeout;
-        self.checked()
     }
 
     /// The same policy, with what it does not name taken from another.
@@ -108,15 +141,13 @@ impl Config {
     /// # Errors
     /// [`Error::AutoOutOfRange`]
     pub fn on_top_of(self, base: &Self) -> Result<Self, Error> {
+        let or = |ours, theirs| if ours == KEPT { theirs } else { ours };
         Self {
-            enabled: self.enabled.or(base.enabled),
-            idle: self.idle.or(base.idle),
-            intvl: self.intvl.or(base.intvl),
-            cnt: self.cnt.or(base.cnt),
-            user_timeout: match self.user_timeout {
-                UserTimeout::Keep => base.user_timeout,
-                named => named,
-            },
+            enabled: or(self.enabled, base.enabled),
+            idle: or(self.idle, base.idle),
+            intvl: or(self.intvl, base.intvl),
+            cnt: or(self.cnt, base.cnt),
+            user_timeout: or(self.user_timeout, base.user_timeout),
         }
         .checked()
     }
@@ -124,49 +155,63 @@ impl Config {
     /// Whether it turns keepalive on or off, if either.
     #[must_use]
     pub const fn enabled(&self) -> Option<bool> {
-        self.enabled
+        match self.enabled {
+            KEPT => None,
+            on => Some(on != 0),
+        }
+    }
+
+    /// The value that it names for a timer. An automatic user timeout is none.
+    #[must_use]
+    pub const fn timer(&self, timer: Timer) -> Option<i32> {
+        match timer {
+            Timer::Idle => named(self.idle),
+            Timer::Intvl => named(self.intvl),
+            Timer::Cnt => named(self.cnt),
+            Timer::UserTimeout if self.user_timeout == AUTO => None,
+            Timer::UserTimeout => named(self.user_timeout),
+        }
     }
 
     /// Seconds before the first probe.
     #[must_use]
     pub const fn idle(&self) -> Option<i32> {
-        self.idle
+        self.timer(Timer::Idle)
     }
 
     /// Seconds between probes.
     #[must_use]
     pub const fn intvl(&self) -> Option<i32> {
-        self.intvl
+        self.timer(Timer::Intvl)
     }
 
     /// Unanswered probes before the connection is dead.
     #[must_use]
     pub const fn cnt(&self) -> Option<i32> {
-        self.cnt
+        self.timer(Timer::Cnt)
     }
 
     /// The user timeout.
     #[must_use]
     pub const fn user_timeout(&self) -> UserTimeout {
-        self.user_timeout
+        match self.user_timeout {
+            KEPT => UserTimeout::Keep,
+            AUTO => UserTimeout::Auto,
+            value => UserTimeout::Milliseconds(value),
+        }
     }
 
     /// An automatic user timeout must fit where everything that it is made of is named.
     fn checked(self) -> Result<Self, Error> {
-        if let (UserTimeout::Auto, Some(idle), Some(intvl), Some(cnt)) =
-            (self.user_timeout, self.idle, self.intvl, self.cnt)
-        {
-            auto_user_timeout(idle, intvl, cnt)?;
+        if self.user_timeout == AUTO && self.idle != KEPT && self.intvl != KEPT && self.cnt != KEPT {
+            auto_user_timeout(self.idle, self.intvl, self.cnt)?;
         }
         Ok(self)
     }
 }
 
-fn checked(timer: Timer, value: Option<i32>) -> Result<Option<i32>, Error> {
-    match value {
-        Some(value) if !timer.accepts(value) => Err(Error::OutOfRange { timer, value }),
-        _ => Ok(value),
-    }
+const fn named(value: i32) -> Option<i32> {
+    if value == KEPT { None } else { Some(value) }
 }
 
 /// The value of [`UserTimeout::Auto`]. The three may be what a sysctl says, so negative or huge.

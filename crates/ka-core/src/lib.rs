@@ -58,7 +58,7 @@ pub use glob::glob;
 pub use option::{SockOpt, Timer};
 pub use plan::{Detection, PlanError, plan_detect, plan_path};
 pub use preset::{PRESETS, Preset, preset};
-pub use rules::{Action, Cidr, Rule, RuleError, RuleReason};
+pub use rules::{Action, Cidr, Rule, RuleError};
 pub use settings::Settings;
 pub use socket::Socket;
 pub use status::Status;

@@ -2,10 +2,10 @@
 
 use core::error;
 use core::fmt;
-use core::net::{IpAddr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::config::Config;
-use crate::text::{ParseError, Reason, parse};
+use crate::text::{Reason, parse};
 
 /// What a rule says to do with a connection that it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,21 +48,21 @@ impl Rule {
     pub fn parse<'a>(text: &'a [u8], base: &Config) -> Result<Self, RuleError<'a>> {
         let (mut peer, mut rport, mut lport, mut action) = (None, None, None, None);
         for word in text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()) {
-            let error = |reason| RuleError { word, reason };
+            let error = |message| RuleError { word, message };
             if action.is_some() {
-                return Err(error(RuleReason::AfterAction));
+                return Err(error(AFTER_ACTION));
             }
             if let Some(text) = word.strip_prefix(b"peer=") {
-                once(&mut peer, Cidr::parse(text).ok_or(RuleReason::NotAnAddress)).map_err(error)?;
+                once(&mut peer, Cidr::parse(text).ok_or(NOT_AN_ADDRESS)).map_err(error)?;
             } else if let Some(text) = word.strip_prefix(b"rport=") {
-                once(&mut rport, Ports::parse(text).ok_or(RuleReason::NotPorts)).map_err(error)?;
+                once(&mut rport, Ports::parse(text).ok_or(NOT_PORTS)).map_err(error)?;
             } else if let Some(text) = word.strip_prefix(b"lport=") {
-                once(&mut lport, Ports::parse(text).ok_or(RuleReason::NotPorts)).map_err(error)?;
+                once(&mut lport, Ports::parse(text).ok_or(NOT_PORTS)).map_err(error)?;
             } else {
                 action = Some(Action::parse(word, base).map_err(error)?);
             }
         }
-        let action = action.ok_or(RuleError { word: text, reason: RuleReason::NoAction })?;
+        let action = action.ok_or(RuleError { word: text, message: NO_ACTION })?;
         Ok(Self { peer, rport, lport, action })
     }
 
@@ -88,26 +88,22 @@ impl Rule {
 }
 
 impl Action {
-    fn parse<'a>(word: &'a [u8], base: &Config) -> Result<Self, RuleReason<'a>> {
+    fn parse(word: &[u8], base: &Config) -> Result<Self, &'static str> {
         if word == b"skip" {
             return Ok(Self::Skip);
         }
-        let config = parse(word).map_err(RuleReason::Policy)?;
+        let config = parse(word).map_err(|error| error.reason.message())?;
         match config.enabled() {
-            Some(true) => {}
-            Some(false) => return Ok(Self::Skip),
-            None => return Err(RuleReason::Keep),
+            Some(true) => config.on_top_of(base).map(Self::Apply).map_err(|_| Reason::AutoTooLong.message()),
+            Some(false) => Ok(Self::Skip),
+            None => Err(KEEP),
         }
-        let whole = config
-            .on_top_of(base)
-            .map_err(|_| RuleReason::Policy(ParseError { item: word, reason: Reason::AutoTooLong }))?;
-        Ok(Self::Apply(whole))
     }
 }
 
-fn once<'a, T>(slot: &mut Option<T>, value: Result<T, RuleReason<'a>>) -> Result<(), RuleReason<'a>> {
+fn once<T>(slot: &mut Option<T>, value: Result<T, &'static str>) -> Result<(), &'static str> {
     if slot.is_some() {
-        return Err(RuleReason::Twice);
+        return Err(Reason::Twice.message());
     }
     *slot = Some(value?);
     Ok(())
@@ -118,100 +114,129 @@ fn once<'a, T>(slot: &mut Option<T>, value: Result<T, RuleReason<'a>>) -> Result
 pub struct RuleError<'a> {
     /// The word that is wrong, or the whole rule.
     pub word: &'a [u8],
-    /// What is wrong with it.
-    pub reason: RuleReason<'a>,
-}
-
-/// What is wrong with a word of a rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum RuleReason<'a> {
-    /// Not an IPv4 or IPv6 address, alone or with the bits of its prefix.
-    NotAnAddress,
-    /// Not a port or a range of ports.
-    NotPorts,
-    /// A condition that was there already.
-    Twice,
-    /// A word behind the action.
-    AfterAction,
-    /// No action.
-    NoAction,
-    /// A policy that neither turns keepalive on nor leaves the connection alone.
-    Keep,
-    /// An action that is no policy.
-    Policy(ParseError<'a>),
-}
-
-impl RuleReason<'_> {
     /// What would be right.
-    #[must_use]
-    pub const fn message(&self) -> &'static str {
-        match self {
-            Self::NotAnAddress => "peer must be an address, or one with /bits, as 10.0.0.0/8 or ::1",
-            Self::NotPorts => "must be a port or a range, 1..65535, as 22 or 8000-8999",
-            Self::Twice => "says again what was said before",
-            Self::AfterAction => "the action must be last",
-            Self::NoAction => "must end with skip or a policy, as idle=60,intvl=10,cnt=6",
-            Self::Keep => "keep is no action: skip leaves a connection alone",
-            Self::Policy(error) => error.reason.message(),
-        }
-    }
+    pub message: &'static str,
 }
+
+const NOT_AN_ADDRESS: &str = "peer must be an address, or one with /bits, as 10.0.0.0/8 or ::1";
+const NOT_PORTS: &str = "must be a port or a range, 1..65535, as 22 or 8000-8999";
+const AFTER_ACTION: &str = "the action must be last";
+const NO_ACTION: &str = "must end with skip or a policy, as idle=60,intvl=10,cnt=6";
+const KEEP: &str = "keep is no action: skip leaves a connection alone";
 
 impl fmt::Display for RuleError<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{}\": {}", self.word.escape_ascii(), self.reason.message())
+        write!(f, "\"{}\": {}", self.word.escape_ascii(), self.message)
     }
 }
 
 impl error::Error for RuleError<'_> {}
 
-/// Addresses that begin with the same bits. An IPv4 address within IPv6 (::ffff:a.b.c.d) is the IPv4 address.
+/// Addresses that begin with the same bits. An IPv4 address is its IPv6 form, ::ffff:a.b.c.d, and a prefix that is
+/// shorter than what all of those begin with has none of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cidr {
-    address: IpAddr,
+    network: u128,
     bits: u32,
 }
+
+/// What every IPv4 address begins with, ::ffff:0:0/96.
+const IPV4_BITS: u32 = 96;
 
 impl Cidr {
     /// Reads `ADDRESS` or `ADDRESS/BITS`. Bits of the address beyond the prefix do not count.
     #[must_use]
     pub fn parse(text: &[u8]) -> Option<Self> {
         let mut parts = text.splitn(2, |byte| *byte == b'/');
-        let address: IpAddr = core::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
-        let width = if address.is_ipv4() { 32 } else { 128 };
-        let bits = match parts.next() {
-            Some(digits) => u32::from(decimal(digits)?),
-            None => width,
+        let address = parts.next()?;
+        let (network, before) = match ipv4(address) {
+            Some(octets) => (Ipv4Addr::from(octets).to_ipv6_mapped().to_bits(), IPV4_BITS),
+            None => (Ipv6Addr::from(ipv6(address)?).to_bits(), 0),
         };
-        if bits > width {
-            return None;
-        }
-        match (address, address.to_canonical()) {
-            // ::ffff:10.0.0.0/104 is 10.0.0.0/8; a shorter prefix is of IPv6 and has no IPv4 address in it.
-            (IpAddr::V6(_), canonical @ IpAddr::V4(_)) if bits >= 96 => {
-                Some(Self { address: canonical, bits: bits.saturating_sub(96) })
-            }
-            _ => Some(Self { address, bits }),
-        }
+        let bits = match parts.next() {
+            Some(digits) => u32::from(decimal(digits)?).checked_add(before)?,
+            None => u128::BITS,
+        };
+        (bits <= u128::BITS).then_some(Self { network, bits })
     }
 
     /// Whether the address is one of them.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address.to_canonical()) {
-            (IpAddr::V4(ours), IpAddr::V4(theirs)) => {
-                // A shift by the whole width, of a prefix without bits, leaves nothing to differ.
-                let differ = ours.to_bits() ^ theirs.to_bits();
-                differ.checked_shr(32_u32.saturating_sub(self.bits)).unwrap_or(0) == 0
-            }
-            (IpAddr::V6(ours), IpAddr::V6(theirs)) => {
-                let differ = ours.to_bits() ^ theirs.to_bits();
-                differ.checked_shr(128_u32.saturating_sub(self.bits)).unwrap_or(0) == 0
-            }
-            _ => false,
+        let address = match address {
+            IpAddr::V4(address) => address.to_ipv6_mapped(),
+            IpAddr::V6(address) => address,
+        };
+        let differ = self.network ^ address.to_bits();
+        // A shift by the whole width, of a prefix without bits, leaves nothing to differ.
+        let alike = differ.checked_shr(u128::BITS.saturating_sub(self.bits)).unwrap_or(0) == 0;
+        alike && (self.bits >= IPV4_BITS || address.to_ipv4_mapped().is_none())
+    }
+}
+
+// core::net has parsers of addresses, but such as can panic, and these must not: they read what an environment says.
+
+/// Four numbers up to 255, with dots between them.
+fn ipv4(text: &[u8]) -> Option<[u8; 4]> {
+    let mut octets = [0; 4];
+    let mut parts = text.split(|byte| *byte == b'.');
+    for octet in &mut octets {
+        *octet = u8::try_from(decimal(parts.next()?)?).ok()?;
+    }
+    parts.next().is_none().then_some(octets)
+}
+
+/// RFC 4291, section 2.2: eight groups of hexadecimal digits, the last two of which may be an IPv4 address, and a
+/// double colon in place of one or more that are zero.
+fn ipv6(text: &[u8]) -> Option<[u16; 8]> {
+    match text.windows(2).position(|pair| pair == b"::") {
+        None => groups(text).and_then(|(groups, count)| (count == 8).then_some(groups)),
+        Some(at) => {
+            let (mut whole, front) = groups(text.get(..at)?)?;
+            let (mut rest, back) = groups(text.get(at.checked_add(2)?..)?)?;
+            let zeros = 8_usize.checked_sub(front)?.checked_sub(back)?;
+            // What is behind the double colon goes to the end.
+            rest.rotate_right(front.checked_add(zeros)? % 8);
+            whole.iter_mut().zip(rest).skip(front).for_each(|(slot, group)| *slot = group);
+            (zeros >= 1).then_some(whole)
         }
     }
+}
+
+/// Groups with colons between them, none in an empty text, and how many they are.
+fn groups(text: &[u8]) -> Option<([u16; 8], usize)> {
+    let mut groups = [0; 8];
+    let mut count = 0_usize;
+    if text.is_empty() {
+        return Some((groups, 0));
+    }
+    let mut push = |group| {
+        *groups.get_mut(count)? = group;
+        count = count.checked_add(1)?;
+        Some(())
+    };
+    let mut parts = text.split(|byte| *byte == b':').peekable();
+    while let Some(part) = parts.next() {
+        match ipv4(part) {
+            Some([a, b, c, d]) if parts.peek().is_none() => {
+                push(u16::from_be_bytes([a, b]))?;
+                push(u16::from_be_bytes([c, d]))?;
+            }
+            _ => push(hexadecimal(part)?)?,
+        }
+    }
+    Some((groups, count))
+}
+
+/// One to four hexadecimal digits.
+fn hexadecimal(digits: &[u8]) -> Option<u16> {
+    if digits.is_empty() || digits.len() > 4 {
+        return None;
+    }
+    digits.iter().try_fold(0_u16, |value, digit| {
+        let digit = char::from(*digit).to_digit(16)?;
+        value.checked_mul(16)?.checked_add(u16::try_from(digit).ok()?)
+    })
 }
 
 /// A port, or all from one to another.

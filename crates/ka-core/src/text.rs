@@ -5,7 +5,7 @@ use core::fmt;
 use core::ops::Deref;
 
 use crate::config::{Config, UserTimeout};
-use crate::error::{Errno, Error};
+use crate::error::Errno;
 use crate::option::Timer;
 
 /// Reads a policy from its text.
@@ -28,25 +28,25 @@ use crate::option::Timer;
 /// # Errors
 /// The first mistake in the form; where there is none, the first number out of range.
 pub fn parse(text: &[u8]) -> Result<Config, ParseError<'_>> {
-    let mut fields = Fields::default();
+    let mut fields = Fields { config: Config::KEEP.with_enabled(Some(true)), seen: 0 };
     let mut out_of_range = None;
     let positional = text.first().is_some_and(u8::is_ascii_digit);
     for (n, item) in text.split(|byte| *byte == b',').enumerate() {
         let taken = if positional { fields.take_number(n, item) } else { fields.take_named(item) };
         match taken {
+            Ok(()) => {}
             Err(reason @ Reason::OutOfRange(_)) => {
                 out_of_range.get_or_insert(ParseError { item, reason });
             }
-            other => other.map_err(|reason| ParseError { item, reason })?,
+            Err(reason) => return Err(ParseError { item, reason }),
         }
     }
-    if positional && !fields.cnt.seen {
+    if positional && fields.seen != Fields::POSITIONAL {
         return Err(ParseError { item: text, reason: Reason::NotThree });
     }
     match out_of_range {
         Some(error) => Err(error),
-        // The ranges hold, so what is left is an automatic user timeout that is too long.
-        None => fields.config().map_err(|_| ParseError { item: text, reason: Reason::AutoTooLong }),
+        None => Ok(fields.config),
     }
 }
 
@@ -117,76 +117,66 @@ impl fmt::Debug for ParseError<'_> {
 
 impl error::Error for ParseError<'_> {}
 
-/// What the items have said so far. A number out of range counts as said, so that the form is judged to its end.
-#[derive(Default)]
+/// What the items have said so far, and which have been said. A number out of range counts as said, so that the form is
+/// judged to its end.
 struct Fields {
-    enabled: Field<Option<bool>>,
-    idle: Field<Option<i32>>,
-    intvl: Field<Option<i32>>,
-    cnt: Field<Option<i32>>,
-    user_timeout: Field<UserTimeout>,
-}
-
-#[derive(Default)]
-struct Field<T> {
-    seen: bool,
-    value: T,
-}
-
-impl<T> Field<T> {
-    fn take(&mut self, value: Result<T, Reason>) -> Result<(), Reason> {
-        if self.seen {
-            // A second value that is no number is that first of all.
-            return Err(value.err().filter(|reason| *reason == Reason::NotANumber).unwrap_or(Reason::Twice));
-        }
-        self.seen = true;
-        self.value = value?;
-        Ok(())
-    }
+    config: Config,
+    seen: u8,
 }
 
 impl Fields {
+    /// The three that may stand without a name.
+    const POSITIONAL: u8 = 1 << Timer::Idle as u8 | 1 << Timer::Intvl as u8 | 1 << Timer::Cnt as u8;
+    const ENABLED: u8 = 1 << 7;
+
     fn take_number(&mut self, n: usize, item: &[u8]) -> Result<(), Reason> {
         match n {
-            0 => self.idle.take(Timer::Idle.parse(item).map(Some)),
-            1 => self.intvl.take(Timer::Intvl.parse(item).map(Some)),
-            2 => self.cnt.take(Timer::Cnt.parse(item).map(Some)),
+            0 => self.take_timer(Timer::Idle, item),
+            1 => self.take_timer(Timer::Intvl, item),
+            2 => self.take_timer(Timer::Cnt, item),
             _ => Err(Reason::NotThree),
         }
     }
 
     fn take_named(&mut self, item: &[u8]) -> Result<(), Reason> {
-        let value = |timer: Timer| item.strip_prefix(timer.name().as_bytes())?.strip_prefix(b"=");
-        match item {
-            b"on" => self.enabled.take(Ok(Some(true))),
-            b"off" => self.enabled.take(Ok(Some(false))),
-            b"keep" => self.enabled.take(Ok(None)),
-            _ => {
-                if let Some(text) = value(Timer::Idle) {
-                    self.idle.take(Timer::Idle.parse(text).map(Some))
-                } else if let Some(text) = value(Timer::Intvl) {
-                    self.intvl.take(Timer::Intvl.parse(text).map(Some))
-                } else if let Some(text) = value(Timer::Cnt) {
-                    self.cnt.take(Timer::Cnt.parse(text).map(Some))
-                } else if let Some(text) = value(Timer::UserTimeout) {
-                    self.user_timeout.take(match text {
-                        b"auto" => Ok(UserTimeout::Auto),
-                        _ => Timer::UserTimeout.parse(text).map(UserTimeout::Milliseconds),
-                    })
-                } else {
-                    Err(Reason::Unknown)
-                }
+        for timer in [Timer::Idle, Timer::Intvl, Timer::Cnt, Timer::UserTimeout] {
+            let value = item.strip_prefix(timer.name().as_bytes()).and_then(|rest| rest.strip_prefix(b"="));
+            if let Some(value) = value {
+                return self.take_timer(timer, value);
             }
         }
+        let enabled = match item {
+            b"on" => Some(true),
+            b"off" => Some(false),
+            b"keep" => None,
+            _ => return Err(Reason::Unknown),
+        };
+        self.config = self.config.with_enabled(enabled);
+        self.once(Self::ENABLED)
     }
 
-    fn config(self) -> Result<Config, Error> {
-        Config::KEEP
-            .with_enabled(if self.enabled.seen { self.enabled.value } else { Some(true) })
-            .with_idle(self.idle.value)?
-            .with_intvl(self.intvl.value)?
-            .with_cnt(self.cnt.value)?
-            .with_user_timeout(self.user_timeout.value)
+    fn take_timer(&mut self, timer: Timer, text: &[u8]) -> Result<(), Reason> {
+        let value = if timer == Timer::UserTimeout && text == b"auto" {
+            self.config.with_user_timeout(UserTimeout::Auto)
+        } else {
+            match timer.parse(text) {
+                Ok(value) => self.config.with_timer(timer, Some(value)),
+                Err(Reason::NotANumber) => return Err(Reason::NotANumber),
+                Err(out_of_range) => return self.once(1 << timer as u8).and(Err(out_of_range)),
+            }
+        };
+        self.once(1 << timer as u8)?;
+        // The value is in its range, so what is left to be wrong is an automatic user timeout that is too long.
+        self.config = value.map_err(|_| Reason::AutoTooLong)?;
+        Ok(())
+    }
+
+    fn once(&mut self, field: u8) -> Result<(), Reason> {
+        if self.seen & field != 0 {
+            return Err(Reason::Twice);
+        }
+        self.seen |= field;
+        Ok(())
     }
 }
 
@@ -261,20 +251,14 @@ impl From<&Config> for Text {
             Some(false) => text.item("off"),
             None => text.item("keep"),
         }
-        for (timer, value) in
-            [(Timer::Idle, config.idle()), (Timer::Intvl, config.intvl()), (Timer::Cnt, config.cnt())]
-        {
-            if let Some(value) = value {
+        for timer in [Timer::Idle, Timer::Intvl, Timer::Cnt, Timer::UserTimeout] {
+            if let Some(value) = config.timer(timer) {
                 text.value(timer, value);
             }
         }
-        match config.user_timeout() {
-            UserTimeout::Keep => {}
-            UserTimeout::Auto => {
-                text.item(Timer::UserTimeout.name());
-                "=auto".bytes().for_each(|byte| text.push(byte));
-            }
-            UserTimeout::Milliseconds(value) => text.value(Timer::UserTimeout, value),
+        if config.user_timeout() == UserTimeout::Auto {
+            text.item(Timer::UserTimeout.name());
+            "=auto".bytes().for_each(|byte| text.push(byte));
         }
         if text.len == 0 {
             text.item("on");

@@ -137,6 +137,29 @@ proptest! {
     }
 
     #[test]
+    fn addresses_are_read_as_std_reads_them(text in "[0-9a-f:.]{0,20}|([0-9a-f]{0,5}:){0,8}:?([0-9a-f]{1,4}:?){0,8}|([0-9]{1,3}\\.){3}[0-9]{1,3}") {
+        prop_assume!(!text.contains('/'));
+        let ours = Cidr::parse(text.as_bytes());
+        prop_assert_eq!(ours.is_some(), text.parse::<IpAddr>().is_ok(), "{}", text);
+        if let (Some(ours), Ok(address)) = (ours, text.parse::<IpAddr>()) {
+            prop_assert!(ours.contains(address), "{}", text);
+        }
+    }
+
+    #[test]
+    fn every_ipv6_address_is_read_as_it_is_written(bytes: [u8; 16], mask: u8) {
+        let mut bytes = bytes;
+        // Zeros in groups, so that there is something to leave out.
+        (0..8).filter(|group| mask >> group & 1 == 1).for_each(|group| bytes[2 * group..2 * group + 2].fill(0));
+        let address = Ipv6Addr::from(bytes);
+        let cidr = Cidr::parse(address.to_string().as_bytes()).unwrap();
+        prop_assert!(cidr.contains(address.into()));
+        let mut other = bytes;
+        other[15] ^= 1;
+        prop_assert!(!cidr.contains(Ipv6Addr::from(other).into()));
+    }
+
+    #[test]
     fn globs_agree_with_a_recursive_matcher(pattern in "[ab*?]{0,8}", name in "[ab]{0,8}") {
         fn reference(pattern: &[u8], name: &[u8]) -> bool {
             match (pattern, name) {

@@ -1,0 +1,204 @@
+//! syscall(2): any of the others, by number.
+//!
+//! Only those that are hooked may take the way through here. All others must find the real function as if nobody
+//! stood before it: a child of clone or vfork comes back from the same call on another stack, or a second time on
+//! the same one. So the hook is a jump that leaves every register of the call, and the stack, as they are.
+
+use core::arch::naked_asm;
+
+use libc::{c_int, c_long, c_uint, c_void, mmsghdr, msghdr, sockaddr, socklen_t, ssize_t};
+
+use super::{accept, connect, listen, recv, send, setsockopt, socket};
+use crate::next;
+
+/// Goes to `hooked` with the calls that are, else to the real one.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(no_mangle)]
+#[unsafe(naked)]
+pub unsafe extern "C" fn syscall() {
+    naked_asm!(
+        // From socket (41) to setsockopt (54), a bit for each that is hooked; then the later ones.
+        "lea rax, [rdi - {first}]",
+        "cmp rax, {last} - {first}",
+        "ja 2f",
+        "mov r10d, {hooked_bits}",
+        "bt r10d, eax",
+        "jc 3f",
+        "jmp 4f",
+        "2:",
+        "cmp rdi, {accept4}",
+        "je 3f",
+        "cmp rdi, {recvmmsg}",
+        "je 3f",
+        "cmp rdi, {sendmmsg}",
+        "je 3f",
+        "4:",
+        "mov rax, [rip + {real}]",
+        "test rax, rax",
+        "jz 5f",
+        "jmp rax",
+        "3:",
+        "jmp {hooked}",
+        "5:",
+        "jmp {early}",
+        first = const libc::SYS_socket,
+        last = const libc::SYS_setsockopt,
+        hooked_bits = const bits(),
+        accept4 = const libc::SYS_accept4,
+        recvmmsg = const libc::SYS_recvmmsg,
+        sendmmsg = const libc::SYS_sendmmsg,
+        real = sym next::SYSCALL,
+        hooked = sym hooked,
+        early = sym early,
+    )
+}
+
+#[cfg(target_arch = "x86_64")]
+const fn bits() -> u32 {
+    let hooked = [
+        libc::SYS_socket,
+        libc::SYS_connect,
+        libc::SYS_accept,
+        libc::SYS_sendto,
+        libc::SYS_sendmsg,
+        libc::SYS_recvmsg,
+        libc::SYS_listen,
+        libc::SYS_setsockopt,
+    ];
+    let (mut bits, mut rest) = (0, hooked.as_slice());
+    while let [number, others @ ..] = rest {
+        bits |= 1 << number.wrapping_sub(libc::SYS_socket);
+        rest = others;
+    }
+    bits
+}
+
+/// Goes to `hooked` with the calls that are, else to the real one.
+#[cfg(target_arch = "aarch64")]
+#[unsafe(no_mangle)]
+#[unsafe(naked)]
+pub unsafe extern "C" fn syscall() {
+    naked_asm!(
+        "cmp x0, {socket}", "b.eq 3f",
+        "cmp x0, {listen}", "b.eq 3f",
+        "cmp x0, {accept}", "b.eq 3f",
+        "cmp x0, {connect}", "b.eq 3f",
+        "cmp x0, {sendto}", "b.eq 3f",
+        "cmp x0, {setsockopt}", "b.eq 3f",
+        "cmp x0, {sendmsg}", "b.eq 3f",
+        "cmp x0, {recvmsg}", "b.eq 3f",
+        "cmp x0, {accept4}", "b.eq 3f",
+        "cmp x0, {recvmmsg}", "b.eq 3f",
+        "cmp x0, {sendmmsg}", "b.eq 3f",
+        "adrp x16, {real}",
+        "ldr x16, [x16, :lo12:{real}]",
+        "cbz x16, 5f",
+        "br x16",
+        "3:",
+        "b {hooked}",
+        "5:",
+        "b {early}",
+        socket = const libc::SYS_socket,
+        listen = const libc::SYS_listen,
+        accept = const libc::SYS_accept,
+        connect = const libc::SYS_connect,
+        sendto = const libc::SYS_sendto,
+        setsockopt = const libc::SYS_setsockopt,
+        sendmsg = const libc::SYS_sendmsg,
+        recvmsg = const libc::SYS_recvmsg,
+        accept4 = const libc::SYS_accept4,
+        recvmmsg = const libc::SYS_recvmmsg,
+        sendmmsg = const libc::SYS_sendmmsg,
+        real = sym next::SYSCALL,
+        hooked = sym hooked,
+        early = sym early,
+    )
+}
+
+/// Any call, before the real function was looked for.
+unsafe extern "C" fn early(
+    number: c_long,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> c_long {
+    // SAFETY: the program's own call.
+    unsafe { next::syscall(number, [a, b, c, d, e, f]) }
+}
+
+/// The number of a descriptor, and any other int, is in the lower half of a word.
+const fn int(word: usize) -> c_int {
+    word as c_int
+}
+
+/// A call that is hooked, with the steps of its function before and behind it.
+unsafe extern "C" fn hooked(
+    number: c_long,
+    a: usize,
+    b: usize,
+    c: usize,
+    d: usize,
+    e: usize,
+    f: usize,
+) -> c_long {
+    // SAFETY: the program's own call.
+    let real = || unsafe { next::syscall(number, [a, b, c, d, e, f]) };
+    match number {
+        libc::SYS_socket => {
+            let fd = real();
+            socket::after(fd as c_int, int(a), int(b), int(c));
+            fd
+        }
+        libc::SYS_connect => {
+            connect::before(int(a), b as *const sockaddr, c as socklen_t);
+            real()
+        }
+        libc::SYS_accept | libc::SYS_accept4 => {
+            let fd = real();
+            accept::after(int(a), fd as c_int);
+            fd
+        }
+        libc::SYS_listen => {
+            listen::before(int(a));
+            real()
+        }
+        libc::SYS_setsockopt => {
+            let make = |value: *const c_void, size: socklen_t| {
+                // SAFETY: the program's own call, or one with an int in the place of its value.
+                unsafe { next::syscall(number, [a, b, c, value as usize, size as usize, f]) as c_int }
+            };
+            // SAFETY: `make` makes the call with the value that it is given.
+            unsafe {
+                setsockopt::judged(int(a), int(b), int(c), d as *const c_void, e as socklen_t, make).into()
+            }
+        }
+        libc::SYS_sendto => {
+            send::before_sendto(int(a), int(d), e as *const sockaddr, f as socklen_t);
+            real()
+        }
+        libc::SYS_sendmsg => {
+            send::before_sendmsg(int(a), b as *const msghdr, int(c));
+            real()
+        }
+        libc::SYS_sendmmsg => {
+            send::before_sendmmsg(int(a), b as *const mmsghdr, c as c_uint, int(d));
+            real()
+        }
+        libc::SYS_recvmsg => {
+            let size = real();
+            // SAFETY: the kernel has just filled the message, if it succeeded.
+            unsafe { recv::after_recvmsg(size as ssize_t, b as *const msghdr) };
+            size
+        }
+        libc::SYS_recvmmsg => {
+            let filled = real();
+            // SAFETY: the kernel has just filled so many messages.
+            unsafe { recv::after_recvmmsg(filled as c_int, b as *const mmsghdr) };
+            filled
+        }
+        _ => real(),
+    }
+}

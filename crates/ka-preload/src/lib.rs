@@ -1,0 +1,51 @@
+//! libka_preload.so: keepalive for every TCP socket of a program that nobody can change.
+//!
+//! Preloaded, it stands between the program and the C library at the calls through which a TCP socket comes into
+//! being, becomes connected, or loses its keepalive. Each hook is the real call with a step before or after it:
+//!
+//! - `socket` makes a socket: it gets the policy at birth ([`sockets::born`]).
+//! - `connect`, `listen`, and a send with `MSG_FASTOPEN`, use one that may have come from elsewhere
+//!   ([`sockets::ensure`]).
+//! - `accept`, and a message with descriptors in it, bring one in ([`sockets::accepted`], [`sockets::received`]).
+//! - `setsockopt` may take away what was given ([`guard`]).
+//! - `syscall` may be any of them.
+//!
+//! It lives in a stranger's process, at any moment of its life: before `main`, in a signal handler, in the child of
+//! vfork, in a thread that is being cancelled. So on the way through a hook it allocates nothing, takes no lock and
+//! reads no environment. Its own system calls are instructions ([`raw`]), not functions of the C library: they
+//! leave `errno` alone, are no cancellation points, and cannot be hooked by another library that would loop back
+//! here. What it was told is read once, when it is loaded, and does not change ([`settings`]).
+
+#![no_std]
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::arithmetic_side_effects
+)]
+#![expect(
+    clippy::missing_safety_doc,
+    reason = "the hooks are documented by the manual pages of what they hook"
+)]
+
+mod address;
+mod guard;
+pub mod hooks;
+mod line;
+mod load;
+mod log;
+mod next;
+mod raw;
+mod settings;
+mod sockets;
+
+/// Unreachable, as a test of the built library shows; but a library without std must have one.
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {
+        raw::exit();
+    }
+}

@@ -1,0 +1,310 @@
+//! The functions behind the hooks: what the program would have called without this library.
+//!
+//! That is the definition in the next library that has one, in the order in which they were loaded: the C library's,
+//! or that of another shim. It is what `dlsym(RTLD_NEXT, …)` finds, but dlsym itself will not do: it has moved from
+//! libdl to libc in glibc 2.34, so a library that names it either does not load before that version, or finds
+//! nothing in a program without libdl. So the tables are read here, by dl_iterate_phdr(3), which every libc has: the
+//! loaded objects come in load order, each with a hash table of its symbols (ELF gABI, "Hash Table"; for the GNU
+//! one, binutils' bfd/elflink.c).
+
+use core::ffi::{CStr, c_char};
+use core::mem::transmute_copy;
+use core::ptr;
+use core::slice;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use ka_core::{Errno, sys};
+use libc::{
+    Elf64_Sym as Symbol, c_int, c_long, c_uint, c_void, dl_phdr_info, mmsghdr, msghdr, sockaddr, socklen_t,
+    ssize_t, timespec,
+};
+
+use crate::raw;
+
+/// Declares the functions: how each is called, and the system call that takes its place where no library has it.
+macro_rules! next {
+    ($($slot:ident = $name:ident($($arg:ident: $type:ty),*) -> $result:ty, $number:ident;)*) => {
+        $(
+            static $slot: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+
+            /// The real one.
+            ///
+            /// # Safety
+            /// As its manual page says.
+            #[inline(always)]
+            pub(crate) unsafe fn $name($($arg: $type),*) -> $result {
+                let mut found = $slot.load(Ordering::Relaxed);
+                if found.is_null() {
+                    resolve();
+                    found = $slot.load(Ordering::Relaxed);
+                }
+                if found.is_null() {
+                    // SAFETY: the caller vouches for the arguments.
+                    return unsafe { direct(libc::$number, [$($arg as usize),*].as_slice()) } as $result;
+                }
+                // SAFETY: a function of this name has this type.
+                let function: unsafe extern "C" fn($($type),*) -> $result = unsafe { transmute_copy(&found) };
+                // SAFETY: the caller vouches for the arguments.
+                unsafe { function($($arg),*) }
+            }
+        )*
+
+        const WANTED: &[(&CStr, &AtomicPtr<c_void>)] = &[
+            $((match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+                Ok(name) => name,
+                Err(_) => c"",
+            }, &$slot),)*
+            (c"syscall", &SYSCALL),
+        ];
+    };
+}
+
+next! {
+    SOCKET = socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int, SYS_socket;
+    CONNECT = connect(fd: c_int, address: *const sockaddr, size: socklen_t) -> c_int, SYS_connect;
+    ACCEPT = accept(fd: c_int, address: *mut sockaddr, size: *mut socklen_t) -> c_int, SYS_accept;
+    ACCEPT4 = accept4(fd: c_int, address: *mut sockaddr, size: *mut socklen_t, flags: c_int) -> c_int, SYS_accept4;
+    LISTEN = listen(fd: c_int, backlog: c_int) -> c_int, SYS_listen;
+    SETSOCKOPT = setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, size: socklen_t) -> c_int,
+        SYS_setsockopt;
+    SENDTO = sendto(fd: c_int, data: *const c_void, len: usize, flags: c_int, to: *const sockaddr, size: socklen_t)
+        -> ssize_t, SYS_sendto;
+    SENDMSG = sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t, SYS_sendmsg;
+    SENDMMSG = sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int, SYS_sendmmsg;
+    RECVMSG = recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t, SYS_recvmsg;
+    RECVMMSG = recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec)
+        -> c_int, SYS_recvmmsg;
+}
+
+/// The real syscall(2), null before it was looked for. The hook jumps there, so that what the call does to the stack
+/// (clone, vfork) is between the program and it alone.
+pub(crate) static SYSCALL: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+
+/// syscall(2) with six arguments.
+///
+/// # Safety
+/// As the system call demands of its arguments.
+pub(crate) unsafe fn syscall(number: c_long, args: [usize; 6]) -> c_long {
+    let mut found = SYSCALL.load(Ordering::Relaxed);
+    if found.is_null() {
+        resolve();
+        found = SYSCALL.load(Ordering::Relaxed);
+    }
+    if found.is_null() {
+        // SAFETY: the caller vouches for the arguments.
+        return unsafe { direct(number, &args) } as c_long;
+    }
+    // SAFETY: syscall(2) is a variadic function; what it reads are as many words as the kernel takes.
+    let function: unsafe extern "C" fn(c_long, ...) -> c_long = unsafe { transmute_copy(&found) };
+    let [a, b, c, d, e, f] = args;
+    // SAFETY: the caller vouches for the arguments.
+    unsafe { function(number, a, b, c, d, e, f) }
+}
+
+/// The call itself, where no library has a function for it: -1 and `errno`, as that would answer.
+#[cold]
+unsafe fn direct(number: c_long, args: &[usize]) -> isize {
+    let mut six = [0; 6];
+    six.iter_mut().zip(args).for_each(|(slot, arg)| *slot = *arg);
+    // SAFETY: the caller vouches for the arguments.
+    let result = unsafe { raw::call(number, six) };
+    if (-4095..0).contains(&result) {
+        sys::set_errno(Errno(c_int::try_from(result.wrapping_neg()).unwrap_or(libc::EINVAL)));
+        return -1;
+    }
+    result
+}
+
+/// Looks for all of them. Called when the library is loaded, and before that where a constructor of another library
+/// is quicker; to do it twice, or in two threads at once, finds the same.
+#[cold]
+pub(crate) fn resolve() {
+    let mut behind_us = false;
+    // SAFETY: `visit` takes what dl_iterate_phdr(3) gives, and the data that is given here.
+    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut behind_us).cast()) };
+}
+
+/// Looks into one loaded object; those before this library, and itself, are not next.
+unsafe extern "C" fn visit(info: *mut dl_phdr_info, _: usize, behind_us: *mut c_void) -> c_int {
+    // SAFETY: dl_iterate_phdr gives a description of a loaded object, and the flag that was given to it.
+    let (info, behind_us) = unsafe { (&*info, &mut *behind_us.cast::<bool>()) };
+    if info.dlpi_phdr.is_null() {
+        return 0;
+    }
+    // SAFETY: an object has as many program headers as it says.
+    let headers = unsafe { slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
+    let base = info.dlpi_addr as usize;
+    if !*behind_us {
+        let here = (&raw const SYSCALL) as usize;
+        *behind_us = headers.iter().any(|header| {
+            let start = base.wrapping_add(header.p_vaddr as usize);
+            header.p_type == libc::PT_LOAD && here.wrapping_sub(start) < header.p_memsz as usize
+        });
+        return 0;
+    }
+    let dynamic = headers.iter().find(|header| header.p_type == libc::PT_DYNAMIC);
+    if let Some(symbols) = dynamic.and_then(|header| {
+        // SAFETY: the dynamic section of a loaded object.
+        unsafe { Symbols::of(base, base.wrapping_add(header.p_vaddr as usize) as *const Dynamic) }
+    }) {
+        for (name, slot) in WANTED {
+            if slot.load(Ordering::Relaxed).is_null() {
+                // SAFETY: the tables of a loaded object.
+                if let Some(address) = unsafe { symbols.find(name) } {
+                    slot.store(address as *mut c_void, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+    0
+}
+
+/// An entry of the dynamic section.
+#[repr(C)]
+struct Dynamic {
+    tag: usize,
+    value: usize,
+}
+
+const DT_NULL: usize = 0;
+const DT_HASH: usize = 4;
+const DT_STRTAB: usize = 5;
+const DT_SYMTAB: usize = 6;
+const DT_GNU_HASH: usize = 0x6fff_fef5;
+const DT_VERSYM: usize = 0x6fff_fff0;
+
+/// The symbols that a loaded object offers.
+struct Symbols {
+    base: usize,
+    names: *const c_char,
+    table: *const Symbol,
+    /// One of the two hash tables; the GNU one if there are both.
+    gnu_hash: *const u32,
+    hash: *const u32,
+    /// A version for each symbol, if they have versions.
+    versions: *const u16,
+}
+
+impl Symbols {
+    /// # Safety
+    /// `dynamic` is the dynamic section of an object that is loaded at `base`.
+    unsafe fn of(base: usize, dynamic: *const Dynamic) -> Option<Self> {
+        let mut symbols = Self {
+            base,
+            names: ptr::null(),
+            table: ptr::null(),
+            gnu_hash: ptr::null(),
+            hash: ptr::null(),
+            versions: ptr::null(),
+        };
+        let mut entry = dynamic;
+        // SAFETY: the section goes up to its DT_NULL.
+        while let Dynamic { tag: tag @ 1.., value } = unsafe { &*entry } {
+            // glibc has put the addresses in place of the offsets; musl has not, nor has the vDSO.
+            let address = if *value < base { base.wrapping_add(*value) } else { *value };
+            match *tag {
+                DT_STRTAB => symbols.names = address as *const c_char,
+                DT_SYMTAB => symbols.table = address as *const Symbol,
+                DT_GNU_HASH => symbols.gnu_hash = address as *const u32,
+                DT_HASH => symbols.hash = address as *const u32,
+                DT_VERSYM => symbols.versions = address as *const u16,
+                _ => {}
+            }
+            // SAFETY: this entry was not the last.
+            entry = unsafe { entry.add(1) };
+        }
+        const { assert!(DT_NULL == 0) };
+        (!symbols.names.is_null() && !symbols.table.is_null()).then_some(symbols)
+    }
+
+    /// The address of a function of this name that others may use.
+    ///
+    /// # Safety
+    /// The object is still loaded.
+    unsafe fn find(&self, name: &CStr) -> Option<usize> {
+        // SAFETY: the caller vouches for the object, whose tables these are.
+        unsafe {
+            if !self.gnu_hash.is_null() {
+                self.find_by_gnu_hash(name)
+            } else if !self.hash.is_null() {
+                self.find_by_hash(name)
+            } else {
+                None
+            }
+        }
+    }
+
+    /// nbuckets, symoffset, bloom_size, bloom_shift; the bloom filter; the buckets; a hash for each symbol from
+    /// symoffset on, whose lowest bit ends a bucket.
+    unsafe fn find_by_gnu_hash(&self, name: &CStr) -> Option<usize> {
+        let wanted = name
+            .to_bytes()
+            .iter()
+            .fold(5381_u32, |hash, byte| hash.wrapping_mul(33).wrapping_add(u32::from(*byte)));
+        // SAFETY: the table has these words, and as many buckets and hashes as they say.
+        unsafe {
+            let (buckets, first) = (*self.gnu_hash, *self.gnu_hash.add(1));
+            let bloom_words = *self.gnu_hash.add(2) as usize;
+            let buckets_at = self.gnu_hash.add(4).add(bloom_words.saturating_mul(size_of::<usize>() / 4));
+            let hashes_at = buckets_at.add(buckets as usize);
+            let mut index = *buckets_at.add(wanted.checked_rem(buckets)? as usize);
+            if index < first {
+                return None;
+            }
+            loop {
+                let hash = *hashes_at.add(index.wrapping_sub(first) as usize);
+                if hash | 1 == wanted | 1 {
+                    if let Some(address) = self.function(index as usize, name) {
+                        return Some(address);
+                    }
+                }
+                if hash & 1 == 1 {
+                    return None;
+                }
+                index = index.wrapping_add(1);
+            }
+        }
+    }
+
+    /// nbuckets, nchain; the buckets; for each symbol the next of its bucket.
+    unsafe fn find_by_hash(&self, name: &CStr) -> Option<usize> {
+        let wanted = name.to_bytes().iter().fold(0_u32, |hash, byte| {
+            let hash = (hash << 4).wrapping_add(u32::from(*byte));
+            let high = hash & 0xf000_0000;
+            (hash ^ (high >> 24)) & !high
+        });
+        // SAFETY: the table has these words, and as many buckets and links as they say.
+        unsafe {
+            let buckets = *self.hash;
+            let buckets_at = self.hash.add(2);
+            let links_at = buckets_at.add(buckets as usize);
+            let mut index = *buckets_at.add(wanted.checked_rem(buckets)? as usize);
+            while index != 0 {
+                if let Some(address) = self.function(index as usize, name) {
+                    return Some(address);
+                }
+                index = *links_at.add(index as usize);
+            }
+            None
+        }
+    }
+
+    /// The symbol at this place, if it is a function of this name, defined here, in the version that is meant where
+    /// none is named.
+    unsafe fn function(&self, index: usize, name: &CStr) -> Option<usize> {
+        const UNDEFINED: u16 = 0;
+        const FUNCTION: u8 = 2;
+        const HIDDEN: u16 = 0x8000;
+        // SAFETY: the hash tables name symbols that there are, and each has a name and, if any has, a version.
+        unsafe {
+            let symbol = &*self.table.add(index);
+            let hidden = !self.versions.is_null() && *self.versions.add(index) & HIDDEN != 0;
+            let fits = symbol.st_shndx != UNDEFINED
+                && symbol.st_info & 0xf == FUNCTION
+                && symbol.st_value != 0
+                && !hidden
+                && CStr::from_ptr(self.names.add(symbol.st_name as usize)) == name;
+            fits.then(|| self.base.wrapping_add(symbol.st_value as usize))
+        }
+    }
+}

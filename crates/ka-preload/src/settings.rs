@@ -1,0 +1,447 @@
+//! What the shim was told: by /etc/ka.conf, and by the environment, which overrides it.
+//!
+//! It is read once, when the library is loaded. A mistake is named once, on standard error, with what would be
+//! right, and the default holds: a policy of two hours in silence would be worse than none.
+
+use core::cell::UnsafeCell;
+use core::ffi::{CStr, c_char};
+use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicU8, Ordering};
+
+use ka_core::{Config, Error, Reason, Rule, Timer, UserTimeout, glob, parse};
+
+use crate::line::Line;
+use crate::raw::{self, File};
+
+/// How much the program may say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Nothing: the policy holds.
+    Force,
+    /// It may be stricter than the policy, not looser.
+    Floor,
+    /// Everything: the policy is what a socket is born with.
+    Default,
+}
+
+/// What the shim was told. It does not change while the program runs.
+pub(crate) struct Settings {
+    pub(crate) mode: Mode,
+    /// The policy where no rule says otherwise: on, and everything named.
+    pub(crate) base: Config,
+    pub(crate) rules: Rules,
+    pub(crate) log: Name<1024>,
+    /// The program's name, for the log.
+    pub(crate) program: Name<64>,
+}
+
+/// The rules, in their order.
+pub(crate) struct Rules {
+    rules: [Option<Rule>; Self::MOST],
+    len: usize,
+    pub(crate) look_at_peer: bool,
+}
+
+impl Rules {
+    const MOST: usize = 64;
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().take(self.len).flatten()
+    }
+
+    fn push(&mut self, rule: Rule) -> bool {
+        match self.rules.get_mut(self.len) {
+            Some(slot) => *slot = Some(rule),
+            None => return false,
+        }
+        self.len = self.len.saturating_add(1);
+        self.look_at_peer |= rule.looks_at_peer();
+        true
+    }
+}
+
+/// A short text, kept in place, with a NUL behind it.
+pub(crate) struct Name<const N: usize>([u8; N]);
+
+impl<const N: usize> Name<N> {
+    const fn none() -> Self {
+        Self([0; N])
+    }
+
+    /// As much of the text as there is room for.
+    fn set(&mut self, text: &[u8]) {
+        let room = N.saturating_sub(1);
+        self.0.iter_mut().zip(text.iter().take(room)).for_each(|(slot, byte)| *slot = *byte);
+    }
+
+    /// The text, if there is one.
+    pub(crate) fn as_c_str(&self) -> Option<&CStr> {
+        CStr::from_bytes_until_nul(&self.0).ok().filter(|text| !text.is_empty())
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.as_c_str().map_or(b"?", CStr::to_bytes)
+    }
+}
+
+struct Place(UnsafeCell<MaybeUninit<Settings>>);
+
+// SAFETY: written once, by `publish`, before `STATE` says that it may be read.
+unsafe impl Sync for Place {}
+
+static SETTINGS: Place = Place(UnsafeCell::new(MaybeUninit::uninit()));
+
+/// Whether there are settings: not before the library is loaded, and not where it is to do nothing.
+static STATE: AtomicU8 = AtomicU8::new(NONE);
+const NONE: u8 = 0;
+const ACTIVE: u8 = 1;
+
+/// What the shim was told, if it is to do anything.
+#[inline(always)]
+pub(crate) fn active() -> Option<&'static Settings> {
+    // SAFETY: ACTIVE says that they were written, and they are not written again.
+    (STATE.load(Ordering::Acquire) == ACTIVE).then(|| unsafe { (*SETTINGS.0.get()).assume_init_ref() })
+}
+
+/// Puts the settings where the hooks find them.
+///
+/// # Safety
+/// Only once, from the library's constructor.
+pub(crate) unsafe fn publish(settings: Settings) {
+    // SAFETY: nobody reads it before STATE says so.
+    unsafe { (*SETTINGS.0.get()).write(settings) };
+    STATE.store(ACTIVE, Ordering::Release);
+}
+
+/// A variable, by its place among the values.
+#[derive(Clone, Copy)]
+enum Variable {
+    Policy,
+    Idle,
+    Intvl,
+    Cnt,
+    UserTimeout,
+    Mode,
+    Rules,
+    Skip,
+    Log,
+    Quiet,
+}
+
+impl Variable {
+    const NAMES: [&'static [u8]; 10] = [
+        b"KA_POLICY",
+        b"KA_IDLE",
+        b"KA_INTVL",
+        b"KA_CNT",
+        b"KA_USER_TIMEOUT",
+        b"KA_MODE",
+        b"KA_RULES",
+        b"KA_SKIP",
+        b"KA_LOG",
+        b"KA_QUIET",
+    ];
+
+    /// A policy comes before its parts.
+    const IN_ORDER: [Self; 9] = [
+        Self::Policy,
+        Self::Idle,
+        Self::Intvl,
+        Self::Cnt,
+        Self::UserTimeout,
+        Self::Mode,
+        Self::Rules,
+        Self::Skip,
+        Self::Log,
+    ];
+
+    /// What holds where a value of it is wrong.
+    const fn instead(self) -> &'static str {
+        match self {
+            Self::Policy => "it is dropped",
+            Self::Mode => "it is force",
+            Self::Log => "nothing is logged",
+            _ => "the policy's value holds",
+        }
+    }
+
+    fn name(self) -> &'static [u8] {
+        Self::NAMES.get(self as usize).copied().unwrap_or_default()
+    }
+}
+
+/// The values of the variables, from one source.
+#[derive(Clone, Copy, Default)]
+struct Values<'a>([Option<&'a [u8]>; Variable::NAMES.len()]);
+
+impl<'a> Values<'a> {
+    fn get(&self, variable: Variable) -> Option<&'a [u8]> {
+        self.0.get(variable as usize).copied().flatten()
+    }
+
+    /// Keeps `NAME=value` if the name is one of ours: whether it was.
+    #[inline(never)]
+    fn keep(&mut self, name: &[u8], value: &'a [u8]) -> bool {
+        match Variable::NAMES.iter().zip(&mut self.0).find(|(known, _)| **known == name) {
+            Some((_, slot)) => {
+                // Where a name is given twice, getenv(3) finds the first.
+                slot.get_or_insert(value);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.get(Variable::Quiet) == Some(b"1")
+    }
+}
+
+/// What the environment says, none of it in a program that has more rights than the user who started it.
+fn environment() -> Values<'static> {
+    unsafe extern "C" {
+        static environ: *const *const c_char;
+    }
+    let mut values = Values::default();
+    // SAFETY: getauxval(3) takes a number.
+    if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
+        return values;
+    }
+    // SAFETY: before main, nobody changes the environment: NULL, or an array of C strings that ends with NULL.
+    let mut entry = unsafe { environ };
+    // SAFETY: as above.
+    while let Some(text) = unsafe { entry.as_ref() }.filter(|text| !text.is_null()) {
+        // SAFETY: as above. What it points to is used only while the library is loaded.
+        let text = unsafe { CStr::from_ptr(*text) }.to_bytes();
+        if text.starts_with(b"KA_") {
+            if let Some((name, value)) = split_at(text, b'=') {
+                values.keep(name, value);
+            }
+        }
+        // SAFETY: this entry was not the last.
+        entry = unsafe { entry.add(1) };
+    }
+    values
+}
+
+const PATH: &CStr = c"/etc/ka.conf";
+
+/// What the file says: `NAME=value` a line, with or without quotes around the value; # begins a comment.
+fn file<'a>(buffer: &'a mut [u8], complain: &Complaints) -> Values<'a> {
+    let mut values = Values::default();
+    let Ok(file) = File::open(PATH, libc::O_RDONLY | libc::O_NONBLOCK, 0) else {
+        return values;
+    };
+    let not_read = |right| complain.about(PATH.to_bytes(), b"", right, "it is not read");
+    if !file.is_roots_alone() {
+        not_read("must be a regular file that belongs to root and that nobody else can write");
+        return values;
+    }
+    let size = file.read(buffer).unwrap_or(0);
+    if size == buffer.len() {
+        not_read("must be shorter than 16384 bytes");
+        return values;
+    }
+    let text: &[u8] = buffer;
+    for line in text.get(..size).unwrap_or_default().split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii) {
+        if line.is_empty() || line.starts_with(b"#") {
+            continue;
+        }
+        let known = split_at(line, b'=').is_some_and(|(name, value)| {
+            let quoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+            values.keep(name, quoted.unwrap_or(value))
+        });
+        if !known {
+            complain.word(
+                PATH.to_bytes(),
+                b"",
+                line,
+                "must be a KA_ variable and its value",
+                "the line does nothing",
+            );
+        }
+    }
+    values
+}
+
+fn split_at(text: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
+    let mut parts = text.splitn(2, |byte| *byte == separator);
+    Some((parts.next()?, parts.next()?))
+}
+
+/// Says what is wrong, a line each, unless it is to be quiet.
+struct Complaints {
+    quiet: bool,
+}
+
+impl Complaints {
+    /// `ka: NAME="VALUE": what would be right; what holds instead`
+    fn about(&self, name: &[u8], value: &[u8], right: &str, instead: &str) {
+        self.word(name, value, b"", right, instead);
+    }
+
+    /// The same, of a word in the value.
+    fn word(&self, name: &[u8], value: &[u8], word: &[u8], right: &str, instead: &str) {
+        if self.quiet {
+            return;
+        }
+        let mut line = Line::new();
+        line.text(b"ka: ").text(name);
+        if !value.is_empty() {
+            line.text(b"=\"").foreign(value).text(b"\"");
+        }
+        if !word.is_empty() {
+            line.text(b": \"").foreign(word).text(b"\"");
+        }
+        line.text(b": ").text(right.as_bytes()).text(b"; ").text(instead.as_bytes());
+        raw::write(libc::STDERR_FILENO, line.end());
+    }
+}
+
+/// Reads what the shim is told. `None`: to do nothing.
+pub(crate) fn read() -> Option<Settings> {
+    let environment = environment();
+    let mut complain = Complaints { quiet: environment.is_quiet() };
+    let mut buffer = [0; 16384];
+    let file = file(&mut buffer, &complain);
+    complain.quiet |= file.is_quiet();
+
+    let mut draft = Draft::default();
+    for variable in Variable::IN_ORDER {
+        // The environment's value, or the file's where that is none or is wrong, or what was before.
+        for value in [environment, file].iter().filter_map(|values| values.get(variable)) {
+            match draft.take(variable, value) {
+                Ok(()) => break,
+                Err(right) => complain.about(variable.name(), value, right, variable.instead()),
+            }
+        }
+    }
+    if draft.policy.enabled() != Some(true) || skips_this_program(draft.skip) {
+        return None;
+    }
+    let mut settings = Settings {
+        mode: draft.mode,
+        base: draft.policy,
+        rules: Rules { rules: [None; Rules::MOST], len: 0, look_at_peer: false },
+        log: Name::none(),
+        program: Name::none(),
+    };
+    read_rules(draft.rules, &mut settings, &complain);
+    if !draft.log.is_empty() {
+        settings.log.set(draft.log);
+        let mut name = [0; 4096];
+        settings.program.set(executable(&mut name));
+    }
+    Some(settings)
+}
+
+/// What the variables have said so far.
+struct Draft<'a> {
+    policy: Config,
+    mode: Mode,
+    rules: &'a [u8],
+    skip: &'a [u8],
+    log: &'a [u8],
+}
+
+impl Default for Draft<'_> {
+    fn default() -> Self {
+        // Within every range: the other cannot be.
+        let policy = Config::new(60, 10, 6).unwrap_or(Config::KEEP);
+        Self { policy, mode: Mode::Force, rules: b"", skip: b"", log: b"" }
+    }
+}
+
+impl<'a> Draft<'a> {
+    /// Takes a value, or says what would be right.
+    fn take(&mut self, variable: Variable, value: &'a [u8]) -> Result<(), &'static str> {
+        match variable {
+            Variable::Policy => {
+                let config = parse(value).map_err(|error| error.reason.message())?;
+                if config.enabled().is_none() {
+                    return Err("keep is no policy: off does nothing at all");
+                }
+                self.policy = config.on_top_of(&self.policy).map_err(too_long)?;
+            }
+            Variable::Idle => self.timer(Timer::Idle, value)?,
+            Variable::Intvl => self.timer(Timer::Intvl, value)?,
+            Variable::Cnt => self.timer(Timer::Cnt, value)?,
+            Variable::UserTimeout if value == b"auto" => {
+                self.policy = self.policy.with_user_timeout(UserTimeout::Auto).map_err(too_long)?;
+            }
+            Variable::UserTimeout => self.timer(Timer::UserTimeout, value)?,
+            Variable::Mode => {
+                self.mode = match value {
+                    b"force" => Mode::Force,
+                    b"floor" => Mode::Floor,
+                    b"default" => Mode::Default,
+                    _ => return Err("must be force, floor or default"),
+                }
+            }
+            Variable::Log if value.first() != Some(&b'/') || value.len() > 1023 => {
+                return Err("must be a path from / on, of at most 1023 bytes");
+            }
+            Variable::Log => self.log = value,
+            Variable::Rules => self.rules = value,
+            Variable::Skip => self.skip = value,
+            Variable::Quiet => {}
+        }
+        Ok(())
+    }
+
+    fn timer(&mut self, timer: Timer, value: &[u8]) -> Result<(), &'static str> {
+        let value = timer.parse(value).map_err(Reason::message)?;
+        self.policy = self.policy.with_timer(timer, Some(value)).map_err(too_long)?;
+        Ok(())
+    }
+}
+
+/// All that is left to be wrong with a policy whose values are each in range.
+fn too_long(_: Error) -> &'static str {
+    Reason::AutoTooLong.message()
+}
+
+/// KA_RULES: rules with semicolons between them. One that is wrong is dropped, the others hold.
+fn read_rules(text: &[u8], settings: &mut Settings, complain: &Complaints) {
+    for rule in text.split(|byte| *byte == b';').map(<[u8]>::trim_ascii).filter(|rule| !rule.is_empty()) {
+        let dropped = "the rule is dropped";
+        match Rule::parse(rule, &settings.base) {
+            Ok(parsed) if settings.rules.push(parsed) => {}
+            Ok(_) => complain.about(b"KA_RULES", rule, "there may be 64 rules", dropped),
+            Err(error) if error.word == rule => complain.about(b"KA_RULES", rule, error.message, dropped),
+            Err(error) => complain.word(b"KA_RULES", rule, error.word, error.message, dropped),
+        }
+    }
+}
+
+/// KA_SKIP: whether one of the patterns, with commas between them, fits the program.
+fn skips_this_program(patterns: &[u8]) -> bool {
+    let (mut command, mut link) = ([0; 4096], [0; 4096]);
+    let command = File::open(c"/proc/self/cmdline", libc::O_RDONLY, 0)
+        .and_then(|file| file.read(&mut command))
+        .ok()
+        .and_then(|size| command.get(..size))
+        .and_then(|command| command.split(|byte| *byte == 0).next())
+        .unwrap_or_default();
+    let names = [base_name(command), executable(&mut link)];
+    patterns
+        .split(|byte| *byte == b',')
+        .map(<[u8]>::trim_ascii)
+        .filter(|pattern| !pattern.is_empty())
+        .any(|pattern| names.iter().any(|name| glob(pattern, name)))
+}
+
+/// The last part of what /proc/self/exe points to.
+fn executable(buffer: &mut [u8]) -> &[u8] {
+    let size = raw::read_link(c"/proc/self/exe", buffer).unwrap_or(0);
+    let path = buffer.get(..size).unwrap_or_default();
+    base_name(path.strip_suffix(b" (deleted)").unwrap_or(path))
+}
+
+fn base_name(path: &[u8]) -> &[u8] {
+    path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
+}

@@ -1,0 +1,241 @@
+//! The program's sockets: which of them are TCP, which were seen to, and how the policy gets into one.
+
+use core::net::SocketAddr;
+use core::sync::atomic::{AtomicU8, Ordering};
+
+use ka_core::{Action, Config, Kernel, SockOpt, Socket, Timer, UserTimeout};
+use libc::{c_int, sockaddr, socklen_t};
+
+use crate::address;
+use crate::log;
+use crate::raw::Raw;
+use crate::settings::{Mode, Settings};
+
+/// What is known of a descriptor. It is a hint that saves system calls: a number may be closed and come back as
+/// something else without a call that is hooked. So whatever would be wrong with a stale hint asks the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    Nothing,
+    /// No TCP socket, or one that a rule leaves alone.
+    LeftAlone,
+    /// It was given the policy that is for it.
+    SeenTo,
+}
+
+/// A byte for each descriptor that a program is likely to have; of those beyond, nothing is ever known.
+static KNOWN: [AtomicU8; 65536] = [const { AtomicU8::new(0) }; 65536];
+
+fn known(fd: c_int) -> Known {
+    let slot = usize::try_from(fd).ok().and_then(|index| KNOWN.get(index));
+    match slot.map_or(0, |slot| slot.load(Ordering::Relaxed)) {
+        1 => Known::LeftAlone,
+        2 => Known::SeenTo,
+        _ => Known::Nothing,
+    }
+}
+
+fn learn(fd: c_int, known: Known) {
+    if let Some(slot) = usize::try_from(fd).ok().and_then(|index| KNOWN.get(index)) {
+        slot.store(
+            match known {
+                Known::Nothing => 0,
+                Known::LeftAlone => 1,
+                Known::SeenTo => 2,
+            },
+            Ordering::Relaxed,
+        );
+    }
+}
+
+fn read(fd: c_int, option: SockOpt) -> Option<c_int> {
+    let mut value = [0; size_of::<c_int>()];
+    Raw.get(fd, option, &mut value).ok()?;
+    Some(c_int::from_ne_bytes(value))
+}
+
+/// Whether this is a TCP or Multipath TCP socket. Where the kernel does not say, as under a filter that refuses our
+/// calls, it is none.
+pub(crate) fn is_tcp(fd: c_int) -> bool {
+    let protocol = read(fd, SockOpt::Protocol);
+    matches!(protocol, Some(libc::IPPROTO_TCP | libc::IPPROTO_MPTCP))
+        && read(fd, SockOpt::Type) == Some(libc::SOCK_STREAM)
+}
+
+/// Whether socket(2) with these arguments makes a TCP socket. The type has flags in it.
+const fn makes_tcp(domain: c_int, kind: c_int, protocol: c_int) -> bool {
+    const TYPE: c_int = 0xf;
+    matches!(domain, libc::AF_INET | libc::AF_INET6)
+        && kind & TYPE == libc::SOCK_STREAM
+        && matches!(protocol, 0 | libc::IPPROTO_TCP | libc::IPPROTO_MPTCP)
+}
+
+/// What the rules, or the base policy where there are none that match, say of a connection.
+fn decide(settings: &Settings, peer: Option<SocketAddr>, local_port: u16) -> Action {
+    let rule = settings.rules.iter().find(|rule| rule.matches(peer, local_port));
+    rule.map_or(Action::Apply(settings.base), ka_core::Rule::action)
+}
+
+/// The same, of a TCP socket as it is now. `None` while it has no peer, and a rule asks for one.
+pub(crate) fn decide_now(settings: &Settings, fd: c_int) -> Option<Action> {
+    if settings.rules.is_empty() {
+        return Some(Action::Apply(settings.base));
+    }
+    let peer = address::peer(fd);
+    if settings.rules.look_at_peer && peer.is_none() {
+        return None;
+    }
+    Some(decide(settings, peer, address::local_port(fd)))
+}
+
+/// A descriptor that socket(2) has just made.
+#[inline]
+pub(crate) fn born(settings: &Settings, fd: c_int, domain: c_int, kind: c_int, protocol: c_int) {
+    if fd < 0 {
+        return;
+    }
+    if !makes_tcp(domain, kind, protocol) {
+        learn(fd, Known::LeftAlone);
+    } else if settings.rules.is_empty() {
+        give(settings, fd, &settings.base, |socket, config| socket.apply_fresh(config));
+    } else {
+        // Where it goes, or what it listens to, decides.
+        learn(fd, Known::Nothing);
+    }
+}
+
+/// A descriptor that is about to connect to, or send its first data to, an address of the program's.
+#[inline]
+pub(crate) fn connecting(settings: &Settings, fd: c_int, to: *const sockaddr, size: socklen_t) {
+    if !settings.rules.look_at_peer {
+        ensure(settings, fd);
+    } else if is_tcp(fd) {
+        if let Some(peer) = address::given(to, size) {
+            act(settings, fd, decide(settings, Some(peer), address::local_port(fd)));
+        }
+    }
+}
+
+/// A descriptor that is about to listen. What it has then, its connections inherit.
+pub(crate) fn listening(settings: &Settings, fd: c_int) {
+    if settings.rules.look_at_peer {
+        return;
+    }
+    if settings.mode != Mode::Default {
+        // Nothing is as important to get right, and it happens once: ask the kernel.
+        learn(fd, Known::Nothing);
+    }
+    ensure(settings, fd);
+}
+
+/// Sees to a descriptor that may have come without being seen.
+fn ensure(settings: &Settings, fd: c_int) {
+    if known(fd) == Known::Nothing {
+        arrived(settings, fd);
+    }
+}
+
+/// A descriptor that came from somewhere else: inherited, or sent by another process.
+pub(crate) fn arrived(settings: &Settings, fd: c_int) {
+    if !is_tcp(fd) {
+        learn(fd, Known::LeftAlone);
+    } else if let Some(action) = decide_now(settings, fd) {
+        act(settings, fd, action);
+    } else {
+        learn(fd, Known::Nothing);
+    }
+}
+
+/// A descriptor that accept(2) has just made. It has inherited what the listener had at the handshake.
+#[inline]
+pub(crate) fn accepted(settings: &Settings, listener: c_int, fd: c_int) {
+    if fd < 0 {
+        return;
+    }
+    if settings.rules.look_at_peer {
+        arrived(settings, fd);
+        return;
+    }
+    match known(listener) {
+        Known::LeftAlone => learn(fd, Known::LeftAlone),
+        Known::SeenTo if settings.mode == Mode::Default || read(fd, SockOpt::KeepAlive) == Some(1) => {
+            learn(fd, Known::SeenTo);
+        }
+        // It listened before we knew of it, or before this connection's handshake it had not been seen to.
+        Known::SeenTo | Known::Nothing => {
+            ensure(settings, listener);
+            arrived(settings, fd);
+        }
+    }
+}
+
+fn act(settings: &Settings, fd: c_int, action: Action) {
+    match action {
+        Action::Skip => learn(fd, Known::LeftAlone),
+        Action::Apply(policy) => adopt(settings, fd, &policy),
+    }
+}
+
+/// Gives the policy to a socket that may have a keepalive of its own.
+fn adopt(settings: &Settings, fd: c_int, policy: &Config) {
+    let socket = Socket::with_kernel(fd, Raw);
+    match settings.mode {
+        Mode::Force => give(settings, fd, &bounded(socket, policy), Socket::apply),
+        Mode::Floor => give(settings, fd, &bounded(socket, &stricter(socket, policy)), Socket::apply),
+        // What has a keepalive already was given it by somebody who meant it.
+        Mode::Default if socket.is_enabled() == Ok(true) => learn(fd, Known::SeenTo),
+        Mode::Default => give(settings, fd, policy, Socket::apply),
+    }
+}
+
+fn give(
+    settings: &Settings,
+    fd: c_int,
+    policy: &Config,
+    apply: impl Fn(&Socket<Raw>, &Config) -> Result<(), ka_core::Error>,
+) {
+    let socket = Socket::with_kernel(fd, Raw);
+    let mut result = apply(&socket, policy);
+    if let Err(ka_core::Error::Unsupported(SockOpt::Timer(Timer::UserTimeout))) = result {
+        // Multipath TCP has none; the rest is better than nothing.
+        if let Ok(without) = policy.with_user_timeout(UserTimeout::Keep) {
+            result = apply(&socket, &without);
+        }
+    }
+    learn(fd, Known::SeenTo);
+    if settings.log.as_c_str().is_some() {
+        log::set(settings, fd, policy, result);
+    }
+}
+
+/// The policy, with what the socket has in force where that is stricter.
+fn stricter(socket: Socket<Raw>, policy: &Config) -> Config {
+    [Timer::Idle, Timer::Intvl, Timer::Cnt].into_iter().fold(*policy, |config, timer| {
+        match (socket.timer(timer), config.timer(timer)) {
+            // A shorter time fits where a longer one did; what a sysctl says and could not be set does not.
+            (Ok(theirs), Some(ours)) if theirs < ours => {
+                config.with_timer(timer, Some(theirs)).unwrap_or(config)
+            }
+            _ => config,
+        }
+    })
+}
+
+/// The policy, with a user timeout where the socket has one that would find a dead peer later than the policy does.
+fn bounded(socket: Socket<Raw>, policy: &Config) -> Config {
+    let bound = latest_user_timeout(policy);
+    match socket.timer(Timer::UserTimeout) {
+        Ok(theirs) if policy.user_timeout() == UserTimeout::Keep && theirs > bound => {
+            policy.with_user_timeout(UserTimeout::Milliseconds(bound)).unwrap_or(*policy)
+        }
+        _ => *policy,
+    }
+}
+
+/// A user timeout takes the place of the count of probes, so beyond this it makes detection slower than the policy's:
+/// 1000 * (idle + intvl * cnt) milliseconds.
+pub(crate) fn latest_user_timeout(policy: &Config) -> c_int {
+    let value = |value: Option<i32>| i64::from(value.unwrap_or(0));
+    let seconds =
+        value(policy.intvl()).saturating_mul(value(policy.cnt())).saturating_add(value(policy.idle()));
+    c_int::try_from(seconds.saturating_mul(1000)).unwrap_or(c_int::MAX)
+}
