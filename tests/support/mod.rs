@@ -136,14 +136,19 @@ pub fn in_a_network_of_its_own(test: &str) -> bool {
     if env::var_os(INSIDE).is_some() {
         return true;
     }
-    // SAFETY: geteuid takes nothing and cannot fail.
-    let flags = if unsafe { libc::geteuid() } == 0 { "-n" } else { "-Urn" };
+    let flags = if is_root() { "-n" } else { "-Urn" };
     let mut command = Command::new("unshare");
     command.args([flags, "sh", "-c", "ip link set lo up && exec \"$@\"", "sh"]);
     command.arg(env::current_exe().unwrap()).args([test, "--exact", "--nocapture"]).env(INSIDE, "1");
     let output = stdout(&mut command);
     assert!(output.contains("1 passed"), "{test} did not run: {output}");
     false
+}
+
+/// Whether this is root, who needs no user namespace to be it.
+pub fn is_root() -> bool {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
 }
 
 /// Writes a sysctl of this network namespace.
