@@ -22,7 +22,7 @@ fn info(fd: RawFd) -> libc::tcp_info {
     // SAFETY: numbers all, for which zeros are values; the kernel writes at most `size` bytes.
     unsafe {
         let mut info: libc::tcp_info = std::mem::zeroed();
-        let mut size = size_of::<libc::tcp_info>() as libc::socklen_t;
+        let mut size = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap();
         assert_eq!(
             libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut size),
             0

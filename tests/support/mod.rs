@@ -41,8 +41,15 @@ pub fn unstripped() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let folder = target().join("unstripped");
-        let config = "profile.release.strip=false";
-        cargo_build(&["--config".as_ref(), config.as_ref(), "--target-dir".as_ref(), folder.as_os_str()]);
+        let mut args: Vec<&std::ffi::OsStr> = vec!["--target-dir".as_ref(), folder.as_os_str()];
+        for config in [
+            "profile.release.strip=false",
+            "profile.release.package.ka-core.strip=false",
+            "profile.release.package.ka-preload.strip=false",
+        ] {
+            args.extend(["--config".as_ref(), std::ffi::OsStr::new(config)]);
+        }
+        cargo_build(&args);
         folder.join("release")
     })
 }
@@ -50,17 +57,19 @@ pub fn unstripped() -> &'static Path {
 fn cargo_build(args: &[&std::ffi::OsStr]) {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    succeed(
-        command.current_dir(root()).args(["build", "--release", "--package", "ka", "--quiet"]).args(args),
-    );
+    succeed(command.current_dir(root()).args(["build", "--release", "--workspace", "--quiet"]).args(args));
 }
 
 /// Runs a command that must succeed, and gives what it printed.
 pub fn succeed(command: &mut Command) -> Output {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    // Not as Debug has it, with the whole environment.
+    let said =
+        [command.get_program()].into_iter().chain(command.get_args()).collect::<Vec<_>>().join(" ".as_ref());
+    let said = said.to_string_lossy().into_owned();
+    let output = command.output().unwrap_or_else(|error| panic!("{said}: {error}"));
     assert!(
         output.status.success(),
-        "{command:?}: {}\n{}{}",
+        "{said}: {}\n{}{}",
         output.status,
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
@@ -93,6 +102,21 @@ pub fn cc() -> Command {
     build.target(&triple).host(&triple).opt_level(1).debug(true).cargo_metadata(false);
     let mut command = build.get_compiler().to_command();
     command.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-pthread"]);
+    command
+}
+
+/// The shim.
+pub fn shim() -> PathBuf {
+    release().join("libka_preload.so")
+}
+
+/// A command whose program runs under the shim, and is told nothing but what the test says.
+pub fn preloaded(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env("LD_PRELOAD", shim());
+    for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"KA_")) {
+        command.env_remove(name);
+    }
     command
 }
 

@@ -30,13 +30,29 @@ pub enum Action {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
-    peer: Option<Cidr>,
-    rport: Option<Ports>,
-    lport: Option<Ports>,
-    action: Action,
+    /// Which of the three conditions there are.
+    conditions: u8,
+    peer: Cidr,
+    rport: Ports,
+    lport: Ports,
+    /// Keepalive off: leave it alone.
+    config: Config,
 }
 
+const PEER: u8 = 1;
+const RPORT: u8 = 2;
+const LPORT: u8 = 4;
+
 impl Rule {
+    /// A rule that matches everything and leaves it alone.
+    pub const SKIP: Self = Self {
+        conditions: 0,
+        peer: Cidr { network: 0, bits: 0 },
+        rport: Ports::NONE,
+        lport: Ports::NONE,
+        config: OFF,
+    };
+
     /// Reads a rule: conditions and an action, with blanks between them.
     ///
     /// The conditions, each at most once, all of which must hold: `peer=ADDRESS[/BITS]`, `rport=N[-M]`,
@@ -46,68 +62,77 @@ impl Rule {
     /// # Errors
     /// The first word that is wrong.
     pub fn parse<'a>(text: &'a [u8], base: &Config) -> Result<Self, RuleError<'a>> {
-        let (mut peer, mut rport, mut lport, mut action) = (None, None, None, None);
+        let mut rule = Self::SKIP;
+        let mut has_action = false;
         for word in text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()) {
-            let error = |message| RuleError { word, message };
-            if action.is_some() {
-                return Err(error(AFTER_ACTION));
-            }
-            if let Some(text) = word.strip_prefix(b"peer=") {
-                once(&mut peer, Cidr::parse(text).ok_or(NOT_AN_ADDRESS)).map_err(error)?;
-            } else if let Some(text) = word.strip_prefix(b"rport=") {
-                once(&mut rport, Ports::parse(text).ok_or(NOT_PORTS)).map_err(error)?;
-            } else if let Some(text) = word.strip_prefix(b"lport=") {
-                once(&mut lport, Ports::parse(text).ok_or(NOT_PORTS)).map_err(error)?;
-            } else {
-                action = Some(Action::parse(word, base).map_err(error)?);
-            }
+            let taken = if has_action { Err(AFTER_ACTION) } else { rule.take(word, base) };
+            has_action = taken.map_err(|message| RuleError { word, message })?;
         }
-        let action = action.ok_or(RuleError { word: text, message: NO_ACTION })?;
-        Ok(Self { peer, rport, lport, action })
+        if has_action { Ok(rule) } else { Err(RuleError { word: text, message: NO_ACTION }) }
+    }
+
+    /// Takes a word: whether it was the action.
+    fn take(&mut self, word: &[u8], base: &Config) -> Result<bool, &'static str> {
+        let mut parts = word.splitn(2, |byte| *byte == b'=');
+        let name = parts.next().unwrap_or_default();
+        let value = parts.next().unwrap_or_default();
+        let condition = match name {
+            b"peer" => {
+                self.peer = Cidr::parse(value).ok_or(NOT_AN_ADDRESS)?;
+                PEER
+            }
+            b"rport" => {
+                self.rport = Ports::parse(value).ok_or(NOT_PORTS)?;
+                RPORT
+            }
+            b"lport" => {
+                self.lport = Ports::parse(value).ok_or(NOT_PORTS)?;
+                LPORT
+            }
+            b"skip" if word == name => return Ok(true),
+            _ => {
+                let config = parse(word).map_err(|error| error.reason.message())?;
+                if config.enabled().is_none() {
+                    return Err(KEEP);
+                }
+                self.config = config.on_top_of(base).map_err(|_| Reason::AutoTooLong.message())?;
+                return Ok(true);
+            }
+        };
+        if self.conditions & condition != 0 {
+            return Err(Reason::Twice.message());
+        }
+        self.conditions |= condition;
+        Ok(false)
     }
 
     /// What to do where it matches.
     #[must_use]
-    pub const fn action(&self) -> Action {
-        self.action
+    pub fn action(&self) -> Action {
+        if self.config.enabled() == Some(true) { Action::Apply(self.config) } else { Action::Skip }
     }
 
     /// Whether it looks at the other end, which a listener does not know.
     #[must_use]
     pub const fn looks_at_peer(&self) -> bool {
-        self.peer.is_some() || self.rport.is_some()
+        self.conditions & (PEER | RPORT) != 0
     }
 
     /// Whether all its conditions hold. A peer that is not known, and a local port of 0, meet none.
     #[must_use]
     pub fn matches(&self, peer: Option<SocketAddr>, lport: u16) -> bool {
-        self.peer.is_none_or(|cidr| peer.is_some_and(|peer| cidr.contains(peer.ip())))
-            && self.rport.is_none_or(|ports| peer.is_some_and(|peer| ports.contain(peer.port())))
-            && self.lport.is_none_or(|ports| ports.contain(lport))
+        let holds = |condition, met: bool| self.conditions & condition == 0 || met;
+        let peer_fits = match peer {
+            Some(peer) => {
+                holds(PEER, self.peer.contains(peer.ip())) && holds(RPORT, self.rport.contain(peer.port()))
+            }
+            None => !self.looks_at_peer(),
+        };
+        peer_fits && holds(LPORT, self.lport.contain(lport))
     }
 }
 
-impl Action {
-    fn parse(word: &[u8], base: &Config) -> Result<Self, &'static str> {
-        if word == b"skip" {
-            return Ok(Self::Skip);
-        }
-        let config = parse(word).map_err(|error| error.reason.message())?;
-        match config.enabled() {
-            Some(true) => config.on_top_of(base).map(Self::Apply).map_err(|_| Reason::AutoTooLong.message()),
-            Some(false) => Ok(Self::Skip),
-            None => Err(KEEP),
-        }
-    }
-}
-
-fn once<T>(slot: &mut Option<T>, value: Result<T, &'static str>) -> Result<(), &'static str> {
-    if slot.is_some() {
-        return Err(Reason::Twice.message());
-    }
-    *slot = Some(value?);
-    Ok(())
-}
+const OFF: Config = Config::KEEP.with_enabled(Some(false));
 
 /// Why a text is no rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -247,6 +272,8 @@ struct Ports {
 }
 
 impl Ports {
+    const NONE: Self = Self { first: 0, last: 0 };
+
     fn parse(text: &[u8]) -> Option<Self> {
         let mut parts = text.splitn(2, |byte| *byte == b'-');
         let first = decimal(parts.next()?)?;

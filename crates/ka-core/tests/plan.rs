@@ -6,7 +6,7 @@ use ka_core::{Config, PRESETS, PlanError, UserTimeout, plan_detect, plan_path, p
 /// exact fractions of a millisecond, rounded up.
 fn worst_ms(seconds: u64, timers: u64) -> u64 {
     let sixty_thirds = 1000 * seconds * 63 + 1000 * seconds * 8;
-    sixty_thirds / 63 + u64::from(sixty_thirds % 63 != 0) + 10 * timers
+    sixty_thirds / 63 + u64::from(!sixty_thirds.is_multiple_of(63)) + 10 * timers
 }
 
 fn values(config: Config) -> (u64, u64, u64) {

@@ -13,6 +13,7 @@ fn rule(text: &str) -> Rule {
     Rule::parse(text.as_bytes(), &base()).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as Rule::matches takes it")]
 fn peer(text: &str) -> Option<SocketAddr> {
     Some(text.parse().unwrap())
 }
@@ -113,23 +114,24 @@ fn addresses_match_by_their_prefix() {
 }
 
 /// A prefix, bit by bit.
-fn begins_alike(a: &[u8], b: &[u8], bits: usize) -> bool {
+fn begins_alike(a: &[u8], b: &[u8], bits: u32) -> bool {
+    let bits = bits as usize;
     let bit = |bytes: &[u8], n: usize| bytes[n / 8] >> (7 - n % 8) & 1;
     (0..bits).all(|n| bit(a, n) == bit(b, n))
 }
 
 proptest! {
     #[test]
-    fn ipv4_prefixes_agree_with_a_comparison_of_bits(a: [u8; 4], flips: u32, bits in 0_usize..=32) {
-        let b = (u32::from_be_bytes(a) ^ flips.checked_shr(bits.saturating_sub(3) as u32).unwrap_or(0)).to_be_bytes();
+    fn ipv4_prefixes_agree_with_a_comparison_of_bits(a: [u8; 4], flips: u32, bits in 0_u32..=32) {
+        let b = (u32::from_be_bytes(a) ^ flips.checked_shr(bits.saturating_sub(3)).unwrap_or(0)).to_be_bytes();
         let cidr = Cidr::parse(format!("{}/{bits}", Ipv4Addr::from(a)).as_bytes()).unwrap();
         prop_assert_eq!(cidr.contains(IpAddr::from(b)), begins_alike(&a, &b, bits));
         prop_assert_eq!(cidr.contains(Ipv4Addr::from(b).to_ipv6_mapped().into()), begins_alike(&a, &b, bits));
     }
 
     #[test]
-    fn ipv6_prefixes_agree_with_a_comparison_of_bits(a: [u8; 16], flips: u128, bits in 0_usize..=128) {
-        let b = (u128::from_be_bytes(a) ^ flips.checked_shr(bits.saturating_sub(3) as u32).unwrap_or(0)).to_be_bytes();
+    fn ipv6_prefixes_agree_with_a_comparison_of_bits(a: [u8; 16], flips: u128, bits in 0_u32..=128) {
+        let b = (u128::from_be_bytes(a) ^ flips.checked_shr(bits.saturating_sub(3)).unwrap_or(0)).to_be_bytes();
         let (from, to) = (Ipv6Addr::from(a), Ipv6Addr::from(b));
         prop_assume!(from.to_ipv4_mapped().is_none() && to.to_ipv4_mapped().is_none());
         let cidr = Cidr::parse(format!("{from}/{bits}").as_bytes()).unwrap();

@@ -15,7 +15,9 @@ impl Line {
 
     #[inline(never)]
     pub(crate) fn text(&mut self, text: &[u8]) -> &mut Self {
-        text.iter().for_each(|byte| self.push(*byte));
+        for byte in text {
+            self.push(*byte);
+        }
         self
     }
 
@@ -56,11 +58,11 @@ impl Line {
 
     fn push(&mut self, byte: u8) {
         // The last place is for the newline.
-        if self.len < Self::CAPACITY - 1 {
-            if let Some(slot) = self.bytes.get_mut(self.len) {
-                *slot = byte;
-                self.len = self.len.saturating_add(1);
-            }
+        if self.len < Self::CAPACITY - 1
+            && let Some(slot) = self.bytes.get_mut(self.len)
+        {
+            *slot = byte;
+            self.len = self.len.saturating_add(1);
         }
     }
 }

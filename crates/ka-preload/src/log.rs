@@ -38,9 +38,9 @@ fn begin(settings: &Settings, line: &mut Line, fd: c_int) {
 
 fn append(settings: &Settings, line: &mut Line) {
     let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT | libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    if let Some(path) = settings.log.as_c_str() {
-        if let Ok(file) = File::open(path, flags, 0o600) {
-            raw::write(file.fd(), line.end());
-        }
+    if let Some(path) = settings.log.as_c_str()
+        && let Ok(file) = File::open(path, flags, 0o600)
+    {
+        raw::write(file.fd(), line.end());
     }
 }

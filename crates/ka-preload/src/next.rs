@@ -253,10 +253,10 @@ impl Symbols {
             }
             loop {
                 let hash = *hashes_at.add(index.wrapping_sub(first) as usize);
-                if hash | 1 == wanted | 1 {
-                    if let Some(address) = self.function(index as usize, name) {
-                        return Some(address);
-                    }
+                if hash | 1 == wanted | 1
+                    && let Some(address) = self.function(index as usize, name)
+                {
+                    return Some(address);
                 }
                 if hash & 1 == 1 {
                     return None;

@@ -37,7 +37,7 @@ pub(crate) struct Settings {
 
 /// The rules, in their order.
 pub(crate) struct Rules {
-    rules: [Option<Rule>; Self::MOST],
+    list: [Rule; Self::MOST],
     len: usize,
     pub(crate) look_at_peer: bool,
 }
@@ -50,12 +50,12 @@ impl Rules {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Rule> {
-        self.rules.iter().take(self.len).flatten()
+        self.list.iter().take(self.len)
     }
 
     fn push(&mut self, rule: Rule) -> bool {
-        match self.rules.get_mut(self.len) {
-            Some(slot) => *slot = Some(rule),
+        match self.list.get_mut(self.len) {
+            Some(slot) => *slot = rule,
             None => return false,
         }
         self.len = self.len.saturating_add(1);
@@ -217,10 +217,10 @@ fn environment() -> Values<'static> {
     while let Some(text) = unsafe { entry.as_ref() }.filter(|text| !text.is_null()) {
         // SAFETY: as above. What it points to is used only while the library is loaded.
         let text = unsafe { CStr::from_ptr(*text) }.to_bytes();
-        if text.starts_with(b"KA_") {
-            if let Some((name, value)) = split_at(text, b'=') {
-                values.keep(name, value);
-            }
+        if text.starts_with(b"KA_")
+            && let Some((name, value)) = split_at(text, b'=')
+        {
+            values.keep(name, value);
         }
         // SAFETY: this entry was not the last.
         entry = unsafe { entry.add(1) };
@@ -326,7 +326,7 @@ pub(crate) fn read() -> Option<Settings> {
     let mut settings = Settings {
         mode: draft.mode,
         base: draft.policy,
-        rules: Rules { rules: [None; Rules::MOST], len: 0, look_at_peer: false },
+        rules: Rules { list: [Rule::SKIP; Rules::MOST], len: 0, look_at_peer: false },
         log: Name::none(),
         program: Name::none(),
     };

@@ -96,7 +96,7 @@ pub(crate) fn born(settings: &Settings, fd: c_int, domain: c_int, kind: c_int, p
     if !makes_tcp(domain, kind, protocol) {
         learn(fd, Known::LeftAlone);
     } else if settings.rules.is_empty() {
-        give(settings, fd, &settings.base, |socket, config| socket.apply_fresh(config));
+        give(settings, fd, &settings.base, ka_core::Socket::apply_fresh);
     } else {
         // Where it goes, or what it listens to, decides.
         learn(fd, Known::Nothing);
@@ -108,10 +108,10 @@ pub(crate) fn born(settings: &Settings, fd: c_int, domain: c_int, kind: c_int, p
 pub(crate) fn connecting(settings: &Settings, fd: c_int, to: *const sockaddr, size: socklen_t) {
     if !settings.rules.look_at_peer {
         ensure(settings, fd);
-    } else if is_tcp(fd) {
-        if let Some(peer) = address::given(to, size) {
-            act(settings, fd, decide(settings, Some(peer), address::local_port(fd)));
-        }
+    } else if is_tcp(fd)
+        && let Some(peer) = address::given(to, size)
+    {
+        act(settings, fd, decide(settings, Some(peer), address::local_port(fd)));
     }
 }
 
@@ -129,8 +129,12 @@ pub(crate) fn listening(settings: &Settings, fd: c_int) {
 
 /// Sees to a descriptor that may have come without being seen.
 fn ensure(settings: &Settings, fd: c_int) {
-    if known(fd) == Known::Nothing {
-        arrived(settings, fd);
+    match known(fd) {
+        Known::LeftAlone => {}
+        // What the program did since is its right.
+        Known::SeenTo if settings.mode == Mode::Default => {}
+        Known::SeenTo if read(fd, SockOpt::KeepAlive) == Some(1) => {}
+        Known::SeenTo | Known::Nothing => arrived(settings, fd),
     }
 }
 
@@ -179,8 +183,8 @@ fn act(settings: &Settings, fd: c_int, action: Action) {
 fn adopt(settings: &Settings, fd: c_int, policy: &Config) {
     let socket = Socket::with_kernel(fd, Raw);
     match settings.mode {
-        Mode::Force => give(settings, fd, &bounded(socket, policy), Socket::apply),
-        Mode::Floor => give(settings, fd, &bounded(socket, &stricter(socket, policy)), Socket::apply),
+        Mode::Force => give(settings, fd, &bounded(socket, *policy, policy), Socket::apply),
+        Mode::Floor => give(settings, fd, &bounded(socket, stricter(socket, policy), policy), Socket::apply),
         // What has a keepalive already was given it by somebody who meant it.
         Mode::Default if socket.is_enabled() == Ok(true) => learn(fd, Known::SeenTo),
         Mode::Default => give(settings, fd, policy, Socket::apply),
@@ -220,14 +224,14 @@ fn stricter(socket: Socket<Raw>, policy: &Config) -> Config {
     })
 }
 
-/// The policy, with a user timeout where the socket has one that would find a dead peer later than the policy does.
-fn bounded(socket: Socket<Raw>, policy: &Config) -> Config {
-    let bound = latest_user_timeout(policy);
+/// What is to be set, with a user timeout where the socket has one that would find a dead peer later than the policy does.
+fn bounded(socket: Socket<Raw>, config: Config, policy: &Config) -> Config {
+    let latest = latest_user_timeout(policy);
     match socket.timer(Timer::UserTimeout) {
-        Ok(theirs) if policy.user_timeout() == UserTimeout::Keep && theirs > bound => {
-            policy.with_user_timeout(UserTimeout::Milliseconds(bound)).unwrap_or(*policy)
+        Ok(theirs) if config.user_timeout() == UserTimeout::Keep && theirs > latest => {
+            config.with_timer(Timer::UserTimeout, Some(latest)).unwrap_or(config)
         }
-        _ => *policy,
+        _ => config,
     }
 }
 

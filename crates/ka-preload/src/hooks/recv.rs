@@ -64,8 +64,9 @@ unsafe fn take_rights(message: *const msghdr) {
         while let Some(header) = control.as_ref() {
             if header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS {
                 let data: *const c_void = libc::CMSG_DATA(control).cast();
+                const { assert!(size_of::<c_int>() == 4) };
                 let size = header.cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
-                for n in 0..size / size_of::<c_int>() {
+                for n in 0..size / 4 {
                     sockets::arrived(settings, data.cast::<c_int>().add(n).read_unaligned());
                 }
             }

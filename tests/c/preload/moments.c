@@ -1,0 +1,291 @@
+/*
+ * moments WHAT: a moment in a process's life at which a hook may be called; each ends with "well" if all was.
+ */
+#include "probe.h"
+
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/time.h>
+
+#define ON "1 60 10 6 0"
+#define OFF "0 7200 75 9 0"
+
+static int tcp(void)
+{
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(fd >= 0);
+    return fd;
+}
+
+static void is(int fd, const char *wanted)
+{
+    if (strcmp(five(fd), wanted) != 0) {
+        fprintf(stderr, "%s, not %s\n", five(fd), wanted);
+        exit(1);
+    }
+}
+
+static volatile sig_atomic_t signals;
+
+static void handler(int number)
+{
+    int before = errno;
+    int fd = tcp();
+    (void)number;
+    is(fd, ON);
+    close(fd);
+    CHECK(errno == before);
+    signals++;
+}
+
+static void in_a_signal_handler(void)
+{
+    struct sigaction action = { .sa_handler = handler, .sa_flags = SA_RESTART };
+    struct itimerval often = { { 0, 200 }, { 0, 200 } }, never = { { 0, 0 }, { 0, 0 } };
+    CHECK(sigaction(SIGALRM, &action, NULL) == 0 && setitimer(ITIMER_REAL, &often, NULL) == 0);
+    while (signals < 500) {
+        int fd = tcp(), zero = 0;
+        CHECK(setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &zero, sizeof zero) == 0);
+        is(fd, ON);
+        close(fd);
+    }
+    CHECK(setitimer(ITIMER_REAL, &never, NULL) == 0);
+}
+
+static void after_vfork(void)
+{
+    static volatile int round;
+    for (; round < 50; round++) {
+        int status;
+        pid_t child = vfork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            int fd = socket(AF_INET, SOCK_STREAM, 0);
+            _exit(fd < 0 || kernel_get(fd, SOL_SOCKET, SO_KEEPALIVE) != 1);
+        }
+        CHECK(waitpid(child, &status, 0) == child && status == 0);
+    }
+    is(tcp(), ON);
+}
+
+/* A child that comes back from syscall(2) on a stack of its own, where all there is is the address to return to. */
+static volatile long came_back;
+
+static void back(void)
+{
+    came_back = 42;
+    raw(SYS_exit, 0, 0, 0, 0, 0, 0);
+}
+
+static void by_clone(void)
+{
+    static long stack[8192] __attribute__((aligned(16)));
+    long *top = &stack[8000];
+    *top = (long)back;
+    int status;
+#if defined(__x86_64__)
+    long pid = syscall(SYS_clone, CLONE_VM | CLONE_VFORK | SIGCHLD, top, 0L, 0L, 0L);
+    CHECK(pid > 0 && waitpid((pid_t)pid, &status, 0) == pid && status == 0 && came_back == 42);
+#else
+    (void)top, (void)status, (void)back; /* there the address is in a register */
+#endif
+    CHECK(syscall(SYS_getpid) == getpid());
+    errno = 0;
+    CHECK(syscall(SYS_close, -1L) == -1 && errno == EBADF);
+    /* All six arguments arrive, and the result comes back. */
+    char from[] = "six", to[] = "___";
+    struct iovec local = { to, 3 }, remote = { from, 3 };
+    CHECK(syscall(SYS_process_vm_readv, (long)getpid(), &local, 1L, &remote, 1L, 0L) == 3 && strcmp(to, "six") == 0);
+}
+
+static void after_closing_everything(void)
+{
+    int out = fcntl(1, F_DUPFD, 1030);
+    for (int fd = 3; fd < 1024; fd++)
+        close(fd);
+    int fd = tcp(), zero = 0;
+    CHECK(fd == 3);
+    is(fd, ON);
+    CHECK(setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &zero, sizeof zero) == 0);
+    is(fd, ON);
+    close(0), close(1), close(fd);
+    fd = tcp();
+    CHECK(fd == 0);
+    is(fd, ON);
+    CHECK(dup2(out, 1) == 1);
+}
+
+static void under_a_filter(void)
+{
+    static const long ours[] = { SYS_getsockopt, SYS_setsockopt, SYS_process_vm_readv, SYS_openat };
+    for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
+        struct sock_filter code[] = {
+            BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+            BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)ours[i], 0, 1),
+            BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EACCES),
+            BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        };
+        struct sock_fprog filter = { 4, code };
+        CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0);
+        struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+        socklen_t size = sizeof address;
+        int zero = 0;
+        errno = 77;
+        int server = socket(AF_INET, SOCK_STREAM, 0), client = socket(AF_INET, SOCK_STREAM, 0);
+        CHECK(server >= 0 && client >= 0);
+        CHECK(bind(server, (struct sockaddr *)&address, size) == 0 && listen(server, 4) == 0);
+        CHECK(getsockname(server, (struct sockaddr *)&address, &size) == 0);
+        CHECK(connect(client, (struct sockaddr *)&address, size) == 0);
+        CHECK(accept(server, NULL, NULL) >= 0);
+        CHECK(errno == 77);
+        long result = setsockopt(client, SOL_SOCKET, SO_KEEPALIVE, &zero, sizeof zero);
+        CHECK(result == 0 || errno == EACCES);
+    }
+}
+
+static int cleaned;
+
+static void clean(void *what)
+{
+    cleaned += *(int *)what;
+}
+
+static int blocked_on;
+
+static void *block(void *how)
+{
+    int one = 1;
+    char byte;
+    struct iovec iov = { &byte, 1 };
+    struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
+    struct mmsghdr messages = { .msg_hdr = message };
+    pthread_cleanup_push(clean, &one);
+    switch ((intptr_t)how) {
+    case 0:
+        accept(blocked_on, NULL, NULL);
+        break;
+    case 1:
+        accept4(blocked_on, NULL, NULL, SOCK_CLOEXEC);
+        break;
+    case 2:
+        recvmsg(blocked_on, &message, 0);
+        break;
+    case 3:
+        recvmmsg(blocked_on, &messages, 1, 0, NULL);
+        break;
+    case 4:
+        connect(blocked_on, NULL, 0);
+        for (;;)
+            pause();
+    }
+    pthread_cleanup_pop(0);
+    return NULL;
+}
+
+static void cancelled(void)
+{
+    struct sockaddr_storage address;
+    socklen_t size;
+    int pair[2];
+    CHECK(socketpair(AF_UNIX, SOCK_DGRAM, 0, pair) == 0);
+    for (intptr_t how = 0; how < 5; how++) {
+        pthread_t thread;
+        void *result;
+        blocked_on = how < 2 ? listener_on(AF_INET, 0, &address, &size) : pair[0];
+        cleaned = 0;
+        CHECK(pthread_create(&thread, NULL, block, (void *)how) == 0);
+        usleep(100000);
+        CHECK(pthread_cancel(thread) == 0 && pthread_join(thread, &result) == 0);
+        CHECK(result == PTHREAD_CANCELED && cleaned == 1);
+    }
+}
+
+static void with_another_environment(void)
+{
+    CHECK(setenv("KA_IDLE", "9", 1) == 0 && setenv("KA_POLICY", "off", 1) == 0);
+    is(tcp(), ON);
+    CHECK(clearenv() == 0);
+    is(tcp(), ON);
+}
+
+#define HAMMERS 64
+static struct sockaddr_storage hammer_address;
+static socklen_t hammer_size;
+static int hammer_listener;
+static _Atomic int hammering = 1;
+
+static void *hammer(void *number)
+{
+    long rounds = 0;
+    while (hammering) {
+        int client = tcp();
+        CHECK(connect(client, (struct sockaddr *)&hammer_address, hammer_size) == 0);
+        int accepted = accept(hammer_listener, NULL, NULL);
+        CHECK(accepted >= 0);
+        is(accepted, ON);
+        if (rounds++ % 64 == (intptr_t)number) {
+            int status;
+            pid_t child = fork();
+            CHECK(child >= 0);
+            if (child == 0) {
+                int fd = socket(AF_INET, SOCK_STREAM, 0);
+                /* Where rules ask for a peer, it has none at birth. */
+                _exit(fd < 0 || (getenv("KA_RULES") == NULL && kernel_get(fd, SOL_SOCKET, SO_KEEPALIVE) != 1));
+            }
+            CHECK(waitpid(child, &status, 0) == child && status == 0);
+        }
+        close(client), close(accepted);
+    }
+    return (void *)rounds;
+}
+
+static void hammered(int seconds)
+{
+    pthread_t threads[HAMMERS];
+    long total = 0;
+    void *rounds;
+    hammer_listener = listener_on(AF_INET, 0, &hammer_address, &hammer_size);
+    for (intptr_t i = 0; i < HAMMERS; i++)
+        CHECK(pthread_create(&threads[i], NULL, hammer, (void *)i) == 0);
+    sleep((unsigned)seconds);
+    hammering = 0;
+    for (int i = 0; i < HAMMERS; i++) {
+        CHECK(pthread_join(threads[i], &rounds) == 0);
+        total += (long)rounds;
+    }
+    CHECK(total > HAMMERS);
+}
+
+int main(int argc, char **argv)
+{
+    const char *what = argc > 1 ? argv[1] : "";
+    if (strcmp(what, "signal") == 0)
+        in_a_signal_handler();
+    else if (strcmp(what, "vfork") == 0)
+        after_vfork();
+    else if (strcmp(what, "clone") == 0)
+        by_clone();
+    else if (strcmp(what, "close") == 0)
+        after_closing_everything();
+    else if (strcmp(what, "filter") == 0)
+        under_a_filter();
+    else if (strcmp(what, "cancel") == 0)
+        cancelled();
+    else if (strcmp(what, "environment") == 0)
+        with_another_environment();
+    else if (strcmp(what, "hammer") == 0)
+        hammered(argc > 2 ? atoi(argv[2]) : 5);
+    else if (strcmp(what, "inherited") == 0)
+        printf("%s\n", five(5));
+    else if (strcmp(what, "one") == 0)
+        printf("%s\n", five(tcp()));
+    else
+        return 2;
+    printf("well\n");
+    return 0;
+}

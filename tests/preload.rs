@@ -1,0 +1,586 @@
+//! The shim: programs in C, under it, in every mode. What a socket has is asked by system calls that no hook sees.
+
+mod support;
+
+use std::ffi::OsString;
+use std::fs;
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use support::{Link, cc, compile, is_root, preloaded, root, scratch, shim, stdout, succeed, unstripped};
+
+/// What it exports: its hooks.
+const HOOKS: [&str; 12] = [
+    "accept",
+    "accept4",
+    "connect",
+    "listen",
+    "recvmmsg",
+    "recvmsg",
+    "sendmmsg",
+    "sendmsg",
+    "sendto",
+    "setsockopt",
+    "socket",
+    "syscall",
+];
+
+fn source(name: &str) -> PathBuf {
+    root().join("tests/c/preload").join(name).with_extension("c")
+}
+
+/// A program of tests/c/preload, made once.
+macro_rules! program {
+    ($name:literal) => {{
+        static MADE: OnceLock<PathBuf> = OnceLock::new();
+        MADE.get_or_init(|| compile(&mut cc(), &source($name), Link::Nothing)).clone()
+    }};
+}
+
+fn library(name: &str) -> PathBuf {
+    compile(cc().args(["-shared", "-fPIC"]), &source(name), Link::Nothing)
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// The lines `what: values` that a program printed.
+fn lines(printed: &str) -> impl Iterator<Item = (&str, &str)> {
+    printed.lines().filter_map(|line| line.split_once(": "))
+}
+
+// The file.
+
+#[test]
+fn it_exports_its_hooks_and_nothing_else() {
+    let table = stdout(Command::new("nm").args(["-D", "--defined-only"]).arg(shim()));
+    let mut names: Vec<_> = table.lines().filter_map(|line| line.split_whitespace().last()).collect();
+    names.sort_unstable();
+    assert_eq!(names, HOOKS);
+}
+
+#[test]
+fn it_needs_libc_alone_of_any_age() {
+    let dynamic = stdout(Command::new("readelf").arg("-dW").arg(shim()));
+    let needed: Vec<_> = dynamic.lines().filter(|line| line.contains("(NEEDED)")).collect();
+    assert!(needed.len() == 1 && needed[0].ends_with("[libc.so.6]"), "{needed:?}");
+    assert!(!dynamic.contains("SONAME"), "the name of libka has leaked: {dynamic}");
+    let symbols = stdout(Command::new("nm").args(["-D", "--undefined-only"]).arg(shim()));
+    let versions: Vec<u32> = symbols
+        .lines()
+        .filter_map(|line| line.split_once("@GLIBC_2.")?.1.split('.').next()?.parse().ok())
+        .collect();
+    assert!(!versions.is_empty() && versions.iter().all(|minor| *minor <= 17), "{symbols}");
+    for name in ["malloc", "calloc", "realloc", "pthread_mutex_lock", "getenv", "dlsym"] {
+        assert!(!symbols.contains(name), "it calls {name}");
+    }
+}
+
+#[test]
+fn nothing_in_it_can_panic() {
+    let symbols = stdout(Command::new("nm").arg("--demangle").arg(unstripped().join("libka_preload.so")));
+    assert!(symbols.contains("ka_preload::"), "the symbols are stripped, this would prove nothing");
+    let panics: Vec<_> =
+        symbols.lines().filter(|line| line.contains("panic") || line.contains("_fail")).collect();
+    assert!(panics.iter().all(|line| line.contains("ka_preload::panic")), "{panics:?}");
+}
+
+// What it covers.
+
+#[test]
+fn every_tcp_socket_has_the_policy_and_no_other_socket_is_touched() {
+    let printed = stdout(&mut preloaded(program!("sockets")));
+    assert!(printed.lines().count() > 30, "{printed}");
+    for (what, values) in lines(&printed) {
+        let expected = match what {
+            _ if what.starts_with("not ") => values.starts_with("0 -").then_some(values),
+            _ if what.contains("MPTCP") => Some("1 60 10 6 -95"),
+            _ => Some("1 60 10 6 0"),
+        };
+        assert_eq!(Some(values), expected, "{what}");
+    }
+}
+
+#[test]
+fn the_same_file_serves_musl() {
+    let musl = compile(
+        Command::new("musl-gcc").arg("-I").arg(root().join("tests/c/preload")),
+        &source("sockets"),
+        Link::Nothing,
+    );
+    assert_eq!(stdout(&mut preloaded(musl)), stdout(&mut preloaded(program!("sockets"))));
+}
+
+#[test]
+fn off_does_nothing_at_all() {
+    let printed = stdout(preloaded(program!("sockets")).env("KA_POLICY", "off"));
+    assert_eq!(printed, stdout(&mut Command::new(program!("sockets"))));
+    assert!(lines(&printed).all(|(_, values)| values.starts_with('0')), "{printed}");
+}
+
+#[test]
+fn every_part_of_the_policy_can_be_said() {
+    let moments = program!("moments");
+    let one = |variables: &[(&str, &str)]| {
+        let mut command = preloaded(&moments);
+        let output = succeed(command.arg("one").envs(variables.iter().copied()));
+        assert_eq!(stderr(&output), "", "{variables:?}");
+        String::from_utf8(output.stdout).unwrap().lines().next().unwrap().to_owned()
+    };
+    for (variables, values) in [
+        (&[][..], "1 60 10 6 0"),
+        (&[("KA_POLICY", "30,5,3")], "1 30 5 3 0"),
+        (&[("KA_POLICY", "idle=30")], "1 30 10 6 0"),
+        (&[("KA_POLICY", "30,5,3"), ("KA_CNT", "7")], "1 30 5 7 0"),
+        (&[("KA_IDLE", "1"), ("KA_INTVL", "2"), ("KA_CNT", "3"), ("KA_USER_TIMEOUT", "4")], "1 1 2 3 4"),
+        (&[("KA_USER_TIMEOUT", "auto")], "1 60 10 6 120000"),
+        (&[("KA_POLICY", "30,5,3"), ("KA_USER_TIMEOUT", "auto")], "1 30 5 3 45000"),
+        (&[("KA_POLICY", "idle=30,user_timeout=auto"), ("KA_CNT", "1")], "1 30 10 1 40000"),
+        (&[("KA_POLICY", "off"), ("KA_IDLE", "30")], "0 7200 75 9 0"),
+        (&[("KA_SKIP", "moments*")], "0 7200 75 9 0"),
+        (&[("KA_SKIP", "chrome, *ments-*,sshd")], "0 7200 75 9 0"),
+        (&[("KA_SKIP", "moment")], "1 60 10 6 0"),
+    ] {
+        assert_eq!(one(variables), values, "{variables:?}");
+    }
+}
+
+#[test]
+fn a_bad_value_is_named_once_and_the_default_applies() {
+    let moments = program!("moments");
+    for (variables, values, complaint) in [
+        (
+            &[("KA_IDLE", "abc")][..],
+            "1 60 10 6 0",
+            "ka: KA_IDLE=\"abc\": must be a number in decimal digits, without leading zeros; the policy's value holds\n",
+        ),
+        (
+            &[("KA_IDLE", "")],
+            "1 60 10 6 0",
+            "ka: KA_IDLE: must be a number in decimal digits, without leading zeros; the policy's value holds\n",
+        ),
+        (
+            &[("KA_POLICY", "30,5,3"), ("KA_IDLE", "0")],
+            "1 30 5 3 0",
+            "ka: KA_IDLE=\"0\": idle must be 1..32767 s; the policy's value holds\n",
+        ),
+        (
+            &[("KA_CNT", "99999")],
+            "1 60 10 6 0",
+            "ka: KA_CNT=\"99999\": cnt must be 1..127 probes; the policy's value holds\n",
+        ),
+        (
+            &[("KA_POLICY", "30,5")],
+            "1 60 10 6 0",
+            "ka: KA_POLICY=\"30,5\": numbers without names must be three: idle,intvl,cnt; it is dropped\n",
+        ),
+        (
+            &[("KA_POLICY", "idle=30,cnt=0")],
+            "1 60 10 6 0",
+            "ka: KA_POLICY=\"idle=30,cnt=0\": cnt must be 1..127 probes; it is dropped\n",
+        ),
+        (
+            &[("KA_POLICY", "keep")],
+            "1 60 10 6 0",
+            "ka: KA_POLICY=\"keep\": keep is no policy: off does nothing at all; it is dropped\n",
+        ),
+        (
+            &[("KA_MODE", "hard")],
+            "1 60 10 6 0",
+            "ka: KA_MODE=\"hard\": must be force, floor or default; it is force\n",
+        ),
+        (
+            &[("KA_LOG", "here")],
+            "1 60 10 6 0",
+            "ka: KA_LOG=\"here\": must be a path from / on, of at most 1023 bytes; nothing is logged\n",
+        ),
+        (
+            &[("KA_IDLE", "a\u{1b}[2Jb\n")],
+            "1 60 10 6 0",
+            "ka: KA_IDLE=\"a?[2Jb?\": must be a number in decimal digits, without leading zeros; the policy's value holds\n",
+        ),
+        (
+            &[("KA_RULES", "rport=22; lport=1 idle=7")],
+            "0 7200 75 9 0",
+            "ka: KA_RULES=\"rport=22\": must end with skip or a policy, as idle=60,intvl=10,cnt=6; the rule is dropped\n",
+        ),
+        (
+            &[("KA_RULES", "rport=x skip")],
+            "1 60 10 6 0",
+            "ka: KA_RULES=\"rport=x skip\": \"rport=x\": must be a port or a range, 1..65535, as 22 or 8000-8999; the rule is dropped\n",
+        ),
+    ] {
+        let output = succeed(preloaded(&moments).arg("one").envs(variables.iter().copied()));
+        assert_eq!(stderr(&output), complaint, "{variables:?}");
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{values}\nwell\n"), "{variables:?}");
+        let quiet =
+            succeed(preloaded(&moments).arg("one").env("KA_QUIET", "1").envs(variables.iter().copied()));
+        assert_eq!(stderr(&quiet), "", "KA_QUIET");
+    }
+}
+
+#[test]
+fn rules_choose_by_peer_and_port() {
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let peers = program!("peers");
+    let run = |rules: &str| stdout(preloaded(&peers).arg(&port).env("KA_RULES", rules));
+    let value = |printed: &str, what: &str| lines(printed).find(|line| line.0 == what).unwrap().1.to_owned();
+
+    let printed = run(&format!("peer=127.0.0.2 skip; rport={port} idle=240; peer=127.0.0.0/8 30,5,3"));
+    for (what, values) in [
+        ("one, before", "0 7200 75 9 0"),
+        ("one", "1 240 10 6 0"),
+        ("one, turned off", "1 240 10 6 0"),
+        ("two", "0 7200 75 9 0"),
+        ("two, turned off", "0 7200 75 9 0"),
+        ("mapped", "0 7200 75 9 0"),
+        ("listener", "0 7200 75 9 0"),
+        ("accepted", "1 30 5 3 0"),
+    ] {
+        assert_eq!(value(&printed, what), values, "{what} in:\n{printed}");
+    }
+    // The base policy where no rule matches, and a connection that is not waited for.
+    let printed = run("peer=127.0.0.1 idle=99; peer=10.0.0.0/8 skip");
+    assert_eq!(value(&printed, "two"), "1 60 10 6 0");
+    assert_eq!(value(&printed, "one"), "1 99 10 6 0");
+    // Rules that look at local ports alone: what is accepted inherits.
+    let printed = run("lport=1024-65535 20,4,2");
+    assert_eq!(value(&printed, "listener"), "1 20 4 2 0");
+    assert_eq!(value(&printed, "accepted"), "1 20 4 2 0");
+    assert_eq!(value(&printed, "one"), "1 60 10 6 0");
+    // As many as are asked for.
+    let many = (1..=40).map(|n| format!("peer=10.0.0.{n} skip")).collect::<Vec<_>>().join(";");
+    let printed = run(&format!("{many}; peer=127.0.0.1 idle=77"));
+    assert_eq!(value(&printed, "one"), "1 77 10 6 0");
+}
+
+// Modes.
+
+fn guard(mode: &str, more: &[(&str, &str)]) -> Vec<(String, String)> {
+    let printed = stdout(preloaded(program!("guard")).env("KA_MODE", mode).envs(more.iter().copied()));
+    lines(&printed).map(|(what, values)| (what.to_owned(), values.to_owned())).collect()
+}
+
+/// What is in force after each call, by function and by number and with either length; each call succeeds, and errno is
+/// as it was. The program compares the refusals with the kernel's.
+fn assert_guard(mode: &str, more: &[(&str, &str)], expected: &[(&str, &str)]) {
+    let said = guard(mode, more);
+    for (what, values) in expected {
+        let wanted = if what.starts_with("MPTCP") { (*values).to_owned() } else { format!("0 77, {values}") };
+        let found: Vec<_> = said.iter().filter(|line| line.0 == *what).collect();
+        assert!(!found.is_empty(), "no {what}");
+        assert!(found.iter().all(|line| line.1 == wanted), "{mode}, {what}: {found:?}, not {wanted}");
+    }
+}
+
+#[test]
+fn force_holds_the_policy() {
+    let mut expected: Vec<_> = [
+        "off",
+        "on",
+        "idle 600",
+        "intvl 75",
+        "cnt 9",
+        "idle 5",
+        "intvl 2",
+        "cnt 3",
+        "user timeout 0",
+        "off by a duplicate",
+    ]
+    .map(|what| (what, "1 60 10 6 0"))
+    .into();
+    expected.push(("user timeout 1000", "1 60 10 6 1000"));
+    // Not slower than the policy, 1000 * (60 + 10 * 6) ms.
+    expected.push(("user timeout 999999", "1 60 10 6 120000"));
+    expected.push(("MPTCP, idle 99999", "1 60 10 6 -95"));
+    assert_guard("force", &[], &expected);
+}
+
+#[test]
+fn a_user_timeout_that_the_policy_names_stays() {
+    for mode in ["force", "floor"] {
+        let expected = ["user timeout 1000", "user timeout 999999", "user timeout 0"]
+            .map(|what| (what, if mode == "force" { "1 60 10 6 5000" } else { "1 5 2 3 5000" }));
+        assert_guard(mode, &[("KA_USER_TIMEOUT", "5000")], &expected);
+    }
+}
+
+#[test]
+fn floor_lets_the_program_be_stricter() {
+    assert_guard(
+        "floor",
+        &[],
+        &[
+            ("off", "1 60 10 6 0"),
+            ("on", "1 60 10 6 0"),
+            ("idle 600", "1 60 10 6 0"),
+            ("intvl 75", "1 60 10 6 0"),
+            ("cnt 9", "1 60 10 6 0"),
+            ("idle 5", "1 5 10 6 0"),
+            ("intvl 2", "1 5 2 6 0"),
+            ("cnt 3", "1 5 2 3 0"),
+            ("user timeout 999999", "1 5 2 3 120000"),
+            ("off by a duplicate", "1 5 2 3 0"),
+            ("MPTCP, idle 99999", "1 60 10 6 -95"),
+        ],
+    );
+}
+
+#[test]
+fn default_lets_the_program_have_the_last_word() {
+    assert_guard(
+        "default",
+        &[],
+        &[
+            ("off", "0 60 10 6 0"),
+            ("idle 600", "1 600 10 6 0"),
+            ("cnt 3", "1 5 2 3 0"),
+            ("user timeout 999999", "1 5 2 3 999999"),
+            ("off by a duplicate", "0 5 2 3 0"),
+        ],
+    );
+}
+
+// What it must never do.
+
+#[test]
+fn it_works_at_every_moment() {
+    let moments = program!("moments");
+    for moment in ["signal", "vfork", "clone", "close", "filter", "cancel", "environment"] {
+        let printed = stdout(preloaded(&moments).arg(moment));
+        assert_eq!(printed, "well\n", "{moment}");
+    }
+}
+
+#[test]
+fn threads_that_connect_accept_and_fork_all_have_it() {
+    let moments = program!("moments");
+    stdout(preloaded(&moments).args(["hammer", "5"]));
+    stdout(preloaded(&moments).args(["hammer", "2"]).env("KA_RULES", "peer=10.0.0.0/8 skip"));
+    stdout(preloaded(&moments).args(["hammer", "2"]).env("KA_MODE", "floor"));
+}
+
+#[test]
+fn programs_built_with_sanitizers_run_under_it() {
+    for sanitizer in ["-fsanitize=address,undefined", "-fsanitize=thread"] {
+        let program =
+            compile(cc().args([sanitizer, "-fno-sanitize-recover=all"]), &source("moments"), Link::Nothing);
+        // A sanitizer wants its own library first; it is in the program's needed libraries.
+        let runtime = Command::new("gcc")
+            .arg(format!(
+                "-print-file-name={}",
+                if sanitizer.contains("address") { "libasan.so" } else { "libtsan.so" }
+            ))
+            .output()
+            .unwrap();
+        let mut preload = OsString::from(String::from_utf8(runtime.stdout).unwrap().trim());
+        preload.push(":");
+        preload.push(shim());
+        for moment in [&["one"][..], &["vfork"], &["close"], &["hammer", "2"]] {
+            let printed = stdout(preloaded(&program).args(moment).env("LD_PRELOAD", &preload));
+            assert!(printed.ends_with("well\n"), "{sanitizer} {moment:?}: {printed}");
+        }
+    }
+}
+
+#[test]
+fn valgrind_finds_nothing() {
+    let mut command = preloaded("valgrind");
+    command.args(["--quiet", "--error-exitcode=9", "--leak-check=full"]).arg(program!("sockets"));
+    assert!(stdout(&mut command).starts_with("TCP: 1 60 10 6 0\n"));
+}
+
+#[test]
+fn a_constructor_that_is_quicker_does_no_harm() {
+    let early = library("early");
+    let main = compile(cc().arg("-Wl,--no-as-needed").arg(&early), &source("early_main"), Link::Nothing);
+    assert_eq!(stdout(&mut preloaded(main)), "1 60 10 6 0\n", "its socket is open when the shim is loaded");
+}
+
+#[test]
+fn inherited_sockets_get_it_when_the_program_starts() {
+    let moments = program!("moments");
+    let inherited = |fd: &OwnedFd, mode: &str| {
+        let number = fd.as_raw_fd();
+        let mut command = preloaded(&moments);
+        // SAFETY: dup2(2) may be called between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                libc::dup2(number, 5);
+                Ok(())
+            })
+        };
+        stdout(command.arg("inherited").env("KA_MODE", mode)).lines().next().unwrap().to_owned()
+    };
+    let listener: OwnedFd = TcpListener::bind("127.0.0.1:0").unwrap().into();
+    assert_eq!(inherited(&listener, "force"), "1 60 10 6 0");
+
+    // Somebody gave it another: stricter in one way, looser in another, and a user timeout that takes too long.
+    let set = || {
+        let fd = support::fresh();
+        for (level, name, value) in [
+            (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 30),
+            (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 75),
+            (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 600_000),
+            (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+        ] {
+            support::set_option(fd.as_raw_fd(), level, name, value);
+        }
+        fd
+    };
+    assert_eq!(inherited(&set(), "force"), "1 60 10 6 120000");
+    assert_eq!(inherited(&set(), "floor"), "1 30 10 6 120000");
+    assert_eq!(inherited(&set(), "default"), "1 30 75 9 600000", "who turned it on meant it");
+    assert_eq!(inherited(&support::fresh(), "default"), "1 60 10 6 0");
+}
+
+#[test]
+fn it_chains_with_another_shim_in_either_order() {
+    let other = library("chain");
+    let sockets = program!("sockets");
+    let alone = stdout(&mut preloaded(&sockets));
+    for order in [[&other, &shim()], [&shim(), &other]] {
+        let preload = order.map(|path| path.to_str().unwrap().to_owned()).join(":");
+        let output = succeed(preloaded(&sockets).env("LD_PRELOAD", &preload).env("CHAIN_SHOW", "1"));
+        assert_eq!(String::from_utf8_lossy(&output.stdout), alone, "{preload}");
+        assert_eq!(
+            stderr(&output),
+            "counted 1 1 0\n",
+            "the other saw its calls, and none of ours: {preload}"
+        );
+        let output = succeed(preloaded(program!("guard")).env("LD_PRELOAD", &preload).env("CHAIN_SHOW", "1"));
+        assert!(stderr(&output).starts_with("counted 1 "), "{preload}");
+    }
+}
+
+// What it costs.
+
+#[test]
+fn an_accepted_connection_costs_one_call_and_data_none() {
+    let log = scratch("strace");
+    let mut command = Command::new("strace");
+    let mut preload = OsString::from("LD_PRELOAD=");
+    preload.push(shim());
+    succeed(command.arg("-E").arg(preload).arg("-o").arg(&log).arg(program!("data")));
+    let log = fs::read_to_string(log).unwrap();
+    let parts: Vec<Vec<&str>> = log
+        .split("close(-77)")
+        .skip(1)
+        .map(|part| part.lines().skip(1).filter_map(|line| Some(line.split_once('(')?.0)).collect())
+        .collect();
+    assert_eq!(
+        parts[..5],
+        [vec!["accept", "getsockopt"], vec!["sendto"], vec!["recvmsg"], vec!["sendmsg"], vec!["recvfrom"]]
+    );
+}
+
+// The log, the file, and programs with more rights than their user.
+
+#[test]
+fn the_log_has_a_line_for_each_socket_and_each_denied_call() {
+    let log = scratch("log");
+    stdout(preloaded(program!("moments")).arg("one").env("KA_LOG", &log));
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.starts_with("moments-") && said.ends_with("] fd 3: set idle=60,intvl=10,cnt=6\n"), "{said}");
+    assert_eq!(fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
+
+    stdout(preloaded(program!("guard")).env("KA_LOG", &log));
+    let said = fs::read_to_string(&log).unwrap();
+    for denied in ["denied SO_KEEPALIVE=0", "denied TCP_KEEPIDLE=600", "denied TCP_USER_TIMEOUT=999999"] {
+        assert!(said.lines().any(|line| line.ends_with(denied)), "no {denied}");
+    }
+
+    // Through a link, nothing is written; and the program goes on.
+    let (link, target) = (scratch("link"), scratch("target"));
+    symlink(&target, &link).unwrap();
+    stdout(preloaded(program!("moments")).arg("one").env("KA_LOG", &link));
+    assert!(!target.exists());
+}
+
+/// Runs a shell command in a copy of /etc of its own.
+fn with_own_etc(script: &str) -> Output {
+    let etc = scratch("etc");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c"]);
+    command.arg(
+        "cp -a /etc \"$etc\" && rm -f \"$etc/ka.conf\" && mount --bind \"$etc\" /etc && eval \"$script\"",
+    );
+    let output = command.env("etc", &etc).env("script", script).output().unwrap();
+    fs::remove_dir_all(etc).unwrap();
+    output
+}
+
+#[test]
+fn the_file_is_read_first_and_the_environment_overrides_it() {
+    if !is_root() {
+        eprintln!("SKIPPED: only root may have an /etc of its own");
+        return;
+    }
+    let moments = program!("moments");
+    let run = |file: &str, before: &str, environment: &str| {
+        let output = with_own_etc(&format!(
+            "cat > /etc/ka.conf <<'END'\n{file}\nEND\n{before}\nenv {environment} LD_PRELOAD={} {} one",
+            shim().display(),
+            moments.display()
+        ));
+        (
+            String::from_utf8(output.stdout.clone()).unwrap().lines().next().unwrap().to_owned(),
+            stderr(&output),
+        )
+    };
+    let file = "# a comment\n\nKA_POLICY=\"30,5,3\"\n KA_CNT=4 \nKA_NONSENSE=1\n";
+    let complaint =
+        "ka: /etc/ka.conf: \"KA_NONSENSE=1\": must be a KA_ variable and its value; the line does nothing\n";
+    assert_eq!(run(file, "", ""), ("1 30 5 4 0".into(), complaint.into()));
+    assert_eq!(run(file, "", "KA_QUIET=1 KA_CNT=5 KA_IDLE=9"), ("1 9 5 5 0".into(), String::new()));
+    assert_eq!(run("KA_POLICY=30,5,3", "", "KA_QUIET=1 KA_POLICY=x"), ("1 30 5 3 0".into(), String::new()));
+    assert_eq!(run("KA_SKIP=chrome,moments-*", "", ""), ("0 7200 75 9 0".into(), String::new()));
+    // One that somebody else may write is not believed.
+    for before in ["chmod 666 /etc/ka.conf", "chmod g+w /etc/ka.conf", "chown 65534 /etc/ka.conf"] {
+        let (values, complaint) = run("KA_POLICY=30,5,3", before, "");
+        assert_eq!(values, "1 60 10 6 0");
+        assert!(complaint.contains("must be a regular file that belongs to root"), "{complaint}");
+    }
+}
+
+#[test]
+fn in_a_setuid_program_the_environment_counts_for_nothing() {
+    if !is_root() {
+        eprintln!("SKIPPED: only root may make a program setuid");
+        return;
+    }
+    let (program, library, log) = (scratch("setuid"), scratch("library"), scratch("log"));
+    fs::copy(program!("moments"), &program).unwrap();
+    fs::copy(shim(), &library).unwrap();
+    // The user who runs it must get there.
+    let folder = Path::new("/tmp").join(format!("ka-test-{}", std::process::id()));
+    fs::create_dir(&folder).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let (setuid, preload) = (folder.join("moments"), folder.join("libka_preload.so"));
+    fs::copy(&program, &setuid).unwrap();
+    fs::copy(&library, &preload).unwrap();
+    fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
+    let run = |user: &str| {
+        let output = with_own_etc(&format!(
+            "echo {} > /etc/ld.so.preload; echo KA_CNT=4 > /etc/ka.conf; \
+             {user} env KA_IDLE=9 KA_POLICY=off KA_LOG={} {} one",
+            preload.display(),
+            log.display(),
+            setuid.display()
+        ));
+        String::from_utf8(output.stdout).unwrap().lines().next().unwrap_or_default().to_owned()
+    };
+    let as_nobody = run("setpriv --reuid 65534 --regid 65534 --clear-groups");
+    let as_root = run("");
+    fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(as_nobody, "1 60 10 4 0", "the file counts, the user's environment does not");
+    assert!(!log.exists(), "a user chose a file for root to write");
+    assert_eq!(as_root, "0 7200 75 9 0", "without more rights than its user, the environment counts");
+}
