@@ -4,10 +4,11 @@ CARGO ?= cargo
 # Where the examples and the tests look.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 unexport CARGO_BUILD_TARGET
-# What the tests use. The first two build, the others watch: compilers, networks, system calls, files.
-TEST_TOOLS := rust cc g++ clang clang++ musl-gcc ip ss tcpdump unshare nsenter strace nm readelf
+# What the tests use: compilers, what watches networks, system calls and files, and programs to run under the shim.
+TEST_TOOLS := rust cc g++ clang clang++ musl-gcc ip ss tcpdump unshare nsenter strace nm readelf valgrind \
+	nginx curl redis-server redis-cli redis-benchmark python3
 
-all: ## release build: target/release/libka.so and libka.a
+all: ## release build: target/release/libka.so, libka.a and libka_preload.so
 	$(CARGO) build --locked --release --workspace
 	@cd target/release && ln -sf libka.so "$$(readelf -d libka.so | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')"
 
@@ -19,7 +20,7 @@ header: ## writes include/ka.h from src/
 	KA_HEADER=write $(CARGO) test --locked --quiet --test header the_header_is_what_the_sources_say
 
 bench: all ## side by side with what a C program would do instead
-	@scripts/need rust cc valgrind
+	@scripts/need rust cc valgrind libkeepalive0
 	@bench/run
 
 clean: ## removes what was built

@@ -1,10 +1,10 @@
 //! When the library is loaded: what it was told is read, what is behind the hooks is found, and the sockets that are
 //! open already are seen to.
 
-use libc::c_int;
+use libc::{POLLNVAL, c_int, pollfd};
 
 use crate::next;
-use crate::raw::File;
+use crate::raw;
 use crate::settings::{self, Settings};
 use crate::sockets;
 
@@ -26,45 +26,27 @@ extern "C" fn load() {
 
 /// Sees to the sockets that the program was started with, as a service manager's or inetd's, and to those that a
 /// constructor made before ours.
+///
+/// Which descriptors are open, poll(2) says of many at once; /proc/self/fd would say it of all, but takes as long as
+/// all else that happens here together. So beyond the first 512, which are always asked for, this goes on
+/// as long as there are any. One that is missed is seen to when it connects or listens.
 fn sweep(settings: &Settings) {
-    // Where /proc is not to be seen, descriptors that are likely enough.
-    if sweep_proc(settings).is_none() {
-        (0..256).for_each(|fd| sockets::arrived(settings, fd));
-    }
-}
-
-fn sweep_proc(settings: &Settings) -> Option<()> {
-    let folder = File::open(c"/proc/self/fd", libc::O_RDONLY | libc::O_DIRECTORY, 0).ok()?;
-    let mut buffer = [0; 4096];
+    const MANY: c_int = 256;
+    const ALWAYS: c_int = 512;
+    let mut first: c_int = 0;
     loop {
-        let size = folder.entries(&mut buffer).ok()?;
-        if size == 0 {
-            return Some(());
+        let mut set: [pollfd; MANY as usize] =
+            core::array::from_fn(|n| pollfd { fd: first.saturating_add(n as c_int), events: 0, revents: 0 });
+        let mut any = false;
+        // It takes no more entries than RLIMIT_NOFILE, and a filter may refuse it: then none counts as closed.
+        let asked = raw::poll(&mut set).is_ok();
+        for entry in set.iter().filter(|entry| entry.revents & POLLNVAL == 0) {
+            sockets::arrived(settings, entry.fd);
+            any = true;
         }
-        let mut entries = buffer.get(..size)?;
-        while let Some((name, rest)) = entry(entries) {
-            if let Some(fd) = number(name).filter(|fd| *fd != folder.fd()) {
-                sockets::arrived(settings, fd);
-            }
-            entries = rest;
+        first = first.saturating_add(MANY);
+        if !asked || (!any && first >= ALWAYS) {
+            return;
         }
     }
-}
-
-/// The name in a struct linux_dirent64, and what is behind it. getdents64(2)
-fn entry(entries: &[u8]) -> Option<(&[u8], &[u8])> {
-    const LENGTH: usize = 16;
-    const NAME: usize = 19;
-    let length = u16::from_ne_bytes(*entries.get(LENGTH..)?.first_chunk()?);
-    let (entry, rest) = entries.split_at_checked(length.into())?;
-    let name = entry.get(NAME..)?;
-    let end = name.iter().position(|byte| *byte == 0)?;
-    Some((name.get(..end)?, rest))
-}
-
-fn number(name: &[u8]) -> Option<c_int> {
-    name.iter().try_fold(0, |number: c_int, byte| {
-        let digit = byte.checked_sub(b'0').filter(|digit| *digit <= 9)?;
-        number.checked_mul(10)?.checked_add(digit.into())
-    })
 }

@@ -106,7 +106,15 @@ pub(crate) fn name(number: c_long, fd: c_int, address: &mut sockaddr_storage) ->
     Ok(())
 }
 
-/// A file or folder of the shim's own, closed when dropped.
+/// poll(2) that does not wait: as ppoll(2), which every architecture has.
+pub(crate) fn poll(set: &mut [libc::pollfd]) -> Result<usize, Errno> {
+    let mut at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let args = [set.as_mut_ptr() as usize, set.len(), (&raw mut at_once) as usize, 0, 0, 0];
+    // SAFETY: the kernel reads and writes as many entries as `set` has; it may write the time that is left.
+    check(unsafe { call(libc::SYS_ppoll, args) })
+}
+
+/// A file of the shim's own, closed when dropped.
 pub(crate) struct File(c_int);
 
 impl File {
@@ -126,13 +134,6 @@ impl File {
         let args = [int(self.0), buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0];
         // SAFETY: the kernel writes at most as many bytes as `buffer` has.
         check(unsafe { call(libc::SYS_read, args) })
-    }
-
-    /// getdents64(2)
-    pub(crate) fn entries(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
-        let args = [int(self.0), buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0];
-        // SAFETY: the kernel writes at most as many bytes as `buffer` has.
-        check(unsafe { call(libc::SYS_getdents64, args) })
     }
 
     /// Whether it is a regular file of root's that nobody else can write.

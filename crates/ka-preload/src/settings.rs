@@ -37,27 +37,33 @@ pub(crate) struct Settings {
 
 /// The rules, in their order.
 pub(crate) struct Rules {
-    list: [Rule; Self::MOST],
     len: usize,
     pub(crate) look_at_peer: bool,
 }
 
-impl Rules {
-    const MOST: usize = 64;
+const MOST_RULES: usize = 64;
 
+/// Where the rules are. Pages that a program without rules never touches.
+static RULES: Place<[Rule; MOST_RULES]> = Place::new();
+
+impl Rules {
     pub(crate) const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Rule> {
-        self.list.iter().take(self.len)
+    pub(crate) fn as_slice(&self) -> &[Rule] {
+        // SAFETY: `push` has written so many, before there were settings to read them from.
+        unsafe { core::slice::from_raw_parts(RULES.first().cast(), self.len) }
     }
 
-    fn push(&mut self, rule: Rule) -> bool {
-        match self.list.get_mut(self.len) {
-            Some(slot) => *slot = rule,
-            None => return false,
+    /// # Safety
+    /// Only from the library's constructor.
+    unsafe fn push(&mut self, rule: Rule) -> bool {
+        if self.len >= MOST_RULES {
+            return false;
         }
+        // SAFETY: there is a place for so many, and nobody reads it yet.
+        unsafe { RULES.first().cast::<Rule>().add(self.len).write(rule) };
         self.len = self.len.saturating_add(1);
         self.look_at_peer |= rule.looks_at_peer();
         true
@@ -88,12 +94,26 @@ impl<const N: usize> Name<N> {
     }
 }
 
-struct Place(UnsafeCell<MaybeUninit<Settings>>);
+/// Memory that the constructor fills, and the hooks read.
+struct Place<T>(UnsafeCell<MaybeUninit<T>>);
 
-// SAFETY: written once, by `publish`, before `STATE` says that it may be read.
-unsafe impl Sync for Place {}
+// SAFETY: written by the library's constructor alone, before `STATE` says that it may be read.
+unsafe impl<T> Sync for Place<T> {}
 
-static SETTINGS: Place = Place(UnsafeCell::new(MaybeUninit::uninit()));
+impl<T> Place<T> {
+    const fn new() -> Self {
+        Self(UnsafeCell::new(MaybeUninit::uninit()))
+    }
+
+    const fn first(&self) -> *mut T {
+        self.0.get().cast()
+    }
+}
+
+static SETTINGS: Place<Settings> = Place::new();
+
+/// What /etc/ka.conf says. Pages that are never touched where there is no such file.
+static FILE: Place<[u8; 16384]> = Place::new();
 
 /// Whether there are settings: not before the library is loaded, and not where it is to do nothing.
 static STATE: AtomicU8 = AtomicU8::new(NONE);
@@ -104,7 +124,7 @@ const ACTIVE: u8 = 1;
 #[inline(always)]
 pub(crate) fn active() -> Option<&'static Settings> {
     // SAFETY: ACTIVE says that they were written, and they are not written again.
-    (STATE.load(Ordering::Acquire) == ACTIVE).then(|| unsafe { (*SETTINGS.0.get()).assume_init_ref() })
+    (STATE.load(Ordering::Acquire) == ACTIVE).then(|| unsafe { &*SETTINGS.first() })
 }
 
 /// Puts the settings where the hooks find them.
@@ -113,7 +133,7 @@ pub(crate) fn active() -> Option<&'static Settings> {
 /// Only once, from the library's constructor.
 pub(crate) unsafe fn publish(settings: Settings) {
     // SAFETY: nobody reads it before STATE says so.
-    unsafe { (*SETTINGS.0.get()).write(settings) };
+    unsafe { SETTINGS.first().write(settings) };
     STATE.store(ACTIVE, Ordering::Release);
 }
 
@@ -231,7 +251,7 @@ fn environment() -> Values<'static> {
 const PATH: &CStr = c"/etc/ka.conf";
 
 /// What the file says: `NAME=value` a line, with or without quotes around the value; # begins a comment.
-fn file<'a>(buffer: &'a mut [u8], complain: &Complaints) -> Values<'a> {
+fn file(complain: &Complaints) -> Values<'static> {
     let mut values = Values::default();
     let Ok(file) = File::open(PATH, libc::O_RDONLY | libc::O_NONBLOCK, 0) else {
         return values;
@@ -241,6 +261,8 @@ fn file<'a>(buffer: &'a mut [u8], complain: &Complaints) -> Values<'a> {
         not_read("must be a regular file that belongs to root and that nobody else can write");
         return values;
     }
+    // SAFETY: only the constructor calls this, once; and zeros, as there are in static memory, are bytes.
+    let buffer: &'static mut [u8] = unsafe { &mut *FILE.first() };
     let size = file.read(buffer).unwrap_or(0);
     if size == buffer.len() {
         not_read("must be shorter than 16384 bytes");
@@ -306,8 +328,7 @@ impl Complaints {
 pub(crate) fn read() -> Option<Settings> {
     let environment = environment();
     let mut complain = Complaints { quiet: environment.is_quiet() };
-    let mut buffer = [0; 16384];
-    let file = file(&mut buffer, &complain);
+    let file = file(&complain);
     complain.quiet |= file.is_quiet();
 
     let mut draft = Draft::default();
@@ -326,7 +347,7 @@ pub(crate) fn read() -> Option<Settings> {
     let mut settings = Settings {
         mode: draft.mode,
         base: draft.policy,
-        rules: Rules { list: [Rule::SKIP; Rules::MOST], len: 0, look_at_peer: false },
+        rules: Rules { len: 0, look_at_peer: false },
         log: Name::none(),
         program: Name::none(),
     };
@@ -410,7 +431,8 @@ fn read_rules(text: &[u8], settings: &mut Settings, complain: &Complaints) {
     for rule in text.split(|byte| *byte == b';').map(<[u8]>::trim_ascii).filter(|rule| !rule.is_empty()) {
         let dropped = "the rule is dropped";
         match Rule::parse(rule, &settings.base) {
-            Ok(parsed) if settings.rules.push(parsed) => {}
+            // SAFETY: only the constructor calls this.
+            Ok(parsed) if unsafe { settings.rules.push(parsed) } => {}
             Ok(_) => complain.about(b"KA_RULES", rule, "there may be 64 rules", dropped),
             Err(error) if error.word == rule => complain.about(b"KA_RULES", rule, error.message, dropped),
             Err(error) => complain.word(b"KA_RULES", rule, error.word, error.message, dropped),
@@ -420,6 +442,9 @@ fn read_rules(text: &[u8], settings: &mut Settings, complain: &Complaints) {
 
 /// KA_SKIP: whether one of the patterns, with commas between them, fits the program.
 fn skips_this_program(patterns: &[u8]) -> bool {
+    if patterns.is_empty() {
+        return false;
+    }
     let (mut command, mut link) = ([0; 4096], [0; 4096]);
     let command = File::open(c"/proc/self/cmdline", libc::O_RDONLY, 0)
         .and_then(|file| file.read(&mut command))

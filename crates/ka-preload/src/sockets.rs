@@ -71,7 +71,7 @@ const fn makes_tcp(domain: c_int, kind: c_int, protocol: c_int) -> bool {
 
 /// What the rules, or the base policy where there are none that match, say of a connection.
 fn decide(settings: &Settings, peer: Option<SocketAddr>, local_port: u16) -> Action {
-    let rule = settings.rules.iter().find(|rule| rule.matches(peer, local_port));
+    let rule = settings.rules.as_slice().iter().find(|rule| rule.matches(peer, local_port));
     rule.map_or(Action::Apply(settings.base), ka_core::Rule::action)
 }
 

@@ -1,0 +1,134 @@
+/*
+ * preload SHIM...: what a preloaded library costs a program, none beside each that is given, interleaved in one run: to
+ * start /bin/true, and to make a connection (socket, connect, accept, two closes) on the loopback.
+ *
+ * preload connect: what a child does; prints nanoseconds a connection.
+ */
+#include <err.h>
+#include <netinet/in.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define STARTS 1500
+#define ROUNDS 61
+#define CONNECTIONS 3000
+#define MOST 4
+
+static double now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec * 1e9 + (double)time.tv_nsec;
+}
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, int count)
+{
+    qsort(values, (size_t)count, sizeof *values, compare);
+    return values[count / 2];
+}
+
+static int connections(void)
+{
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t size = sizeof address;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    if (bind(listener, (struct sockaddr *)&address, size) != 0 || listen(listener, 16) != 0 ||
+        getsockname(listener, (struct sockaddr *)&address, &size) != 0)
+        err(1, "listen");
+    /* Ports do not stay in TIME-WAIT. */
+    struct linger at_once = { 1, 0 };
+    double start = now();
+    for (int i = 0; i < CONNECTIONS; i++) {
+        int client = socket(AF_INET, SOCK_STREAM, 0);
+        setsockopt(client, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+        if (connect(client, (struct sockaddr *)&address, size) != 0)
+            err(1, "connect");
+        int accepted = accept(listener, NULL, NULL);
+        if (accepted < 0)
+            err(1, "accept");
+        close(client);
+        close(accepted);
+    }
+    printf("%.1f\n", (now() - start) / CONNECTIONS);
+    return 0;
+}
+
+/* Runs a program under a shim and gives the time it took, or what it printed if out is not NULL. */
+static double run(const char *shim, char *const *arguments, double *out)
+{
+    /* libkeepalive sets its timers only if it is told which. */
+    char preload[4096], *environment[] = { preload, "KEEPIDLE=60", "KEEPINTVL=10", "KEEPCNT=6", NULL };
+    posix_spawn_file_actions_t actions;
+    int pipes[2], status;
+    pid_t child;
+
+    snprintf(preload, sizeof preload, "LD_PRELOAD=%s", shim);
+    posix_spawn_file_actions_init(&actions);
+    if (pipe(pipes) != 0)
+        err(1, "pipe");
+    posix_spawn_file_actions_adddup2(&actions, pipes[1], 1);
+    posix_spawn_file_actions_addclose(&actions, pipes[0]);
+    double start = now();
+    if (posix_spawn(&child, arguments[0], &actions, NULL, arguments, environment) != 0)
+        err(1, "%s", arguments[0]);
+    if (waitpid(child, &status, 0) != child || status != 0)
+        errx(1, "%s failed under %s", arguments[0], shim);
+    double took = now() - start;
+    close(pipes[1]);
+    if (out != NULL) {
+        char text[64] = { 0 };
+        if (read(pipes[0], text, sizeof text - 1) <= 0)
+            errx(1, "%s said nothing", arguments[0]);
+        *out = atof(text);
+    }
+    close(pipes[0]);
+    posix_spawn_file_actions_destroy(&actions);
+    return took;
+}
+
+int main(int argc, char **argv)
+{
+    static double starts[MOST][STARTS], costs[MOST][ROUNDS], ratios[MOST][ROUNDS];
+    char *nothing[] = { "/bin/true", NULL }, *connect[] = { argv[0], "connect", NULL };
+    const char *shims[MOST] = { "" };
+    int count = 1;
+
+    if (argc == 2 && strcmp(argv[1], "connect") == 0)
+        return connections();
+    for (; count < argc && count < MOST; count++)
+        shims[count] = argv[count];
+
+    for (int i = 0; i < STARTS; i++)
+        for (int turn = 0; turn < count; turn++) {
+            int which = (turn + i) % count;
+            starts[which][i] = run(shims[which], nothing, NULL);
+        }
+    for (int i = 0; i < ROUNDS; i++) {
+        for (int turn = 0; turn < count; turn++) {
+            int which = (turn + i) % count;
+            run(shims[which], connect, &costs[which][i]);
+        }
+        for (int which = 0; which < count; which++)
+            ratios[which][i] = costs[which][i] / costs[count > 1 ? 1 : 0][i];
+    }
+    double none = median(starts[0], STARTS), first = count > 1 ? median(starts[1], STARTS) - none : 1;
+    printf("%-44s %14s %10s %16s %10s\n", "", "start adds us", "ratio", "connection ns", "ratio");
+    for (int which = 0; which < count; which++) {
+        double added = (median(starts[which], STARTS) - none) / 1e3;
+        printf("%-44s %14.1f %10.2f %16.0f %10.3f\n", which == 0 ? "none" : shims[which], added,
+               which == 0 ? 0.0 : added * 1e3 / first, median(costs[which], ROUNDS), median(ratios[which], ROUNDS));
+    }
+    return 0;
+}
