@@ -83,6 +83,18 @@ fn it_needs_libc_alone_of_any_age() {
 }
 
 #[test]
+fn it_is_at_most_32_kib() {
+    // What is loaded of it; how a linker pads the file between that is the linker's.
+    let headers = stdout(Command::new("readelf").arg("-lW").arg(shim()));
+    let sizes = headers.lines().filter(|line| line.trim_start().starts_with("LOAD")).map(|line| {
+        let size = line.split_whitespace().nth(4).unwrap();
+        u64::from_str_radix(size.strip_prefix("0x").unwrap(), 16).unwrap()
+    });
+    let size: u64 = sizes.sum();
+    assert!((1..=32 * 1024).contains(&size), "{size} bytes");
+}
+
+#[test]
 fn nothing_in_it_can_panic() {
     let symbols = stdout(Command::new("nm").arg("--demangle").arg(unstripped().join("libka_preload.so")));
     assert!(symbols.contains("ka_preload::"), "the symbols are stripped, this would prove nothing");
@@ -410,10 +422,12 @@ fn inherited_sockets_get_it_when_the_program_starts() {
     let inherited = |fd: &OwnedFd, mode: &str| {
         let number = fd.as_raw_fd();
         let mut command = preloaded(&moments);
-        // SAFETY: dup2(2) may be called between fork and exec.
+        // SAFETY: these may be called between fork and exec.
         unsafe {
             command.pre_exec(move || {
                 libc::dup2(number, 5);
+                // It may have been that number already.
+                libc::fcntl(5, libc::F_SETFD, 0);
                 Ok(())
             })
         };

@@ -38,6 +38,7 @@
 
 mod apply;
 mod config;
+mod cut;
 mod defaults;
 mod error;
 mod glob;
@@ -52,13 +53,14 @@ pub mod sys;
 mod text;
 
 pub use config::{Config, UserTimeout};
+pub use cut::cut;
 pub use defaults::{Defaults, defaults};
 pub use error::{Errno, Error};
 pub use glob::glob;
 pub use option::{SockOpt, Timer};
 pub use plan::{Detection, PlanError, plan_detect, plan_path};
 pub use preset::{PRESETS, Preset, preset};
-pub use rules::{Action, Cidr, Rule, RuleError};
+pub use rules::{Action, Cidr, Endpoint, Rule, RuleError};
 pub use settings::Settings;
 pub use socket::Socket;
 pub use status::Status;

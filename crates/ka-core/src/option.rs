@@ -81,6 +81,18 @@ impl Timer {
         }
     }
 
+    /// The one of this name.
+    #[must_use]
+    pub fn named(name: &[u8]) -> Option<Self> {
+        match name {
+            b"idle" => Some(Self::Idle),
+            b"intvl" => Some(Self::Intvl),
+            b"cnt" => Some(Self::Cnt),
+            b"user_timeout" => Some(Self::UserTimeout),
+            _ => None,
+        }
+    }
+
     /// The unit of its values, for messages.
     #[must_use]
     pub const fn unit(self) -> &'static str {

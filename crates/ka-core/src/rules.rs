@@ -2,9 +2,10 @@
 
 use core::error;
 use core::fmt;
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::net::{IpAddr, SocketAddr};
 
 use crate::config::Config;
+use crate::cut::cut;
 use crate::text::{Reason, parse};
 
 /// What a rule says to do with a connection that it matches.
@@ -24,8 +25,9 @@ pub enum Action {
 /// let base = Config::new(60, 10, 6)?;
 /// let rule = Rule::parse(b"peer=10.0.0.0/8 rport=5432 idle=30", &base)?;
 /// assert_eq!(rule.action(), Action::Apply(Config::new(30, 10, 6)?));
-/// assert!(rule.matches(Some("10.1.2.3:5432".parse()?), 0));
-/// assert!(!rule.matches(Some("192.0.2.1:5432".parse()?), 0));
+/// let peer = |text: &str| text.parse::<std::net::SocketAddr>().unwrap().into();
+/// assert!(rule.matches(Some(peer("10.1.2.3:5432")), 0));
+/// assert!(!rule.matches(Some(peer("192.0.2.1:5432")), 0));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +66,11 @@ impl Rule {
     pub fn parse<'a>(text: &'a [u8], base: &Config) -> Result<Self, RuleError<'a>> {
         let mut rule = Self::SKIP;
         let mut has_action = false;
-        for word in text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()) {
+        let mut rest = text.trim_ascii();
+        while !rest.is_empty() {
+            let end = rest.iter().position(u8::is_ascii_whitespace).unwrap_or(rest.len());
+            let (word, behind) = rest.split_at_checked(end).unwrap_or((rest, b""));
+            rest = behind.trim_ascii_start();
             let taken = if has_action { Err(AFTER_ACTION) } else { rule.take(word, base) };
             has_action = taken.map_err(|message| RuleError { word, message })?;
         }
@@ -73,9 +79,9 @@ impl Rule {
 
     /// Takes a word: whether it was the action.
     fn take(&mut self, word: &[u8], base: &Config) -> Result<bool, &'static str> {
-        let mut parts = word.splitn(2, |byte| *byte == b'=');
-        let name = parts.next().unwrap_or_default();
-        let value = parts.next().unwrap_or_default();
+        let (name, value) = cut(word, b'=');
+        let is_name = value.is_none();
+        let value = value.unwrap_or_default();
         let condition = match name {
             b"peer" => {
                 self.peer = Cidr::parse(value).ok_or(NOT_AN_ADDRESS)?;
@@ -89,7 +95,7 @@ impl Rule {
                 self.lport = Ports::parse(value).ok_or(NOT_PORTS)?;
                 LPORT
             }
-            b"skip" if word == name => return Ok(true),
+            b"skip" if is_name => return Ok(true),
             _ => {
                 let config = parse(word).map_err(|error| error.reason.message())?;
                 if config.enabled().is_none() {
@@ -120,11 +126,11 @@ impl Rule {
 
     /// Whether all its conditions hold. A peer that is not known, and a local port of 0, meet none.
     #[must_use]
-    pub fn matches(&self, peer: Option<SocketAddr>, lport: u16) -> bool {
+    pub fn matches(&self, peer: Option<Endpoint>, lport: u16) -> bool {
         let holds = |condition, met: bool| self.conditions & condition == 0 || met;
         let peer_fits = match peer {
             Some(peer) => {
-                holds(PEER, self.peer.contains(peer.ip())) && holds(RPORT, self.rport.contain(peer.port()))
+                holds(PEER, self.peer.contains(peer.address)) && holds(RPORT, self.rport.contain(peer.port))
             }
             None => !self.looks_at_peer(),
         };
@@ -157,100 +163,122 @@ impl fmt::Display for RuleError<'_> {
 
 impl error::Error for RuleError<'_> {}
 
-/// Addresses that begin with the same bits. An IPv4 address is its IPv6 form, ::ffff:a.b.c.d, and a prefix that is
-/// shorter than what all of those begin with has none of them.
+/// One end of a connection. An IPv4 address is its IPv6 form, ::ffff:a.b.c.d, as the kernel itself has it on a socket
+/// for both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The address's bits.
+    pub address: u128,
+    /// The port.
+    pub port: u16,
+}
+
+/// What every IPv4 address begins with, ::ffff:0:0/96.
+const IPV4: u128 = 0xffff_0000_0000;
+const IPV4_BITS: u32 = 96;
+
+impl Endpoint {
+    /// An end with this IPv4 address, as it is on the wire.
+    #[must_use]
+    pub const fn v4(octets: [u8; 4], port: u16) -> Self {
+        Self { address: IPV4 | u32::from_be_bytes(octets) as u128, port }
+    }
+
+    /// An end with this IPv6 address, as it is on the wire.
+    #[must_use]
+    pub const fn v6(octets: [u8; 16], port: u16) -> Self {
+        Self { address: u128::from_be_bytes(octets), port }
+    }
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(address: SocketAddr) -> Self {
+        match address.ip() {
+            IpAddr::V4(ip) => Self::v4(ip.octets(), address.port()),
+            IpAddr::V6(ip) => Self::v6(ip.octets(), address.port()),
+        }
+    }
+}
+
+/// Addresses that begin with the same bits. A prefix shorter than what every IPv4 address begins with has none of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cidr {
     network: u128,
     bits: u32,
 }
 
-/// What every IPv4 address begins with, ::ffff:0:0/96.
-const IPV4_BITS: u32 = 96;
-
 impl Cidr {
     /// Reads `ADDRESS` or `ADDRESS/BITS`. Bits of the address beyond the prefix do not count.
     #[must_use]
     pub fn parse(text: &[u8]) -> Option<Self> {
-        let mut parts = text.splitn(2, |byte| *byte == b'/');
-        let address = parts.next()?;
+        let (address, bits) = cut(text, b'/');
         let (network, before) = match ipv4(address) {
-            Some(octets) => (Ipv4Addr::from(octets).to_ipv6_mapped().to_bits(), IPV4_BITS),
-            None => (Ipv6Addr::from(ipv6(address)?).to_bits(), 0),
+            Some(address) => (IPV4 | u128::from(address), IPV4_BITS),
+            None => (ipv6(address)?, 0),
         };
-        let bits = match parts.next() {
+        let bits = match bits {
             Some(digits) => u32::from(decimal(digits)?).checked_add(before)?,
             None => u128::BITS,
         };
         (bits <= u128::BITS).then_some(Self { network, bits })
     }
 
-    /// Whether the address is one of them.
+    /// Whether the address, with these bits, is one of them.
     #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        let address = match address {
-            IpAddr::V4(address) => address.to_ipv6_mapped(),
-            IpAddr::V6(address) => address,
-        };
-        let differ = self.network ^ address.to_bits();
+    pub fn contains(&self, address: u128) -> bool {
+        let differ = self.network ^ address;
         // A shift by the whole width, of a prefix without bits, leaves nothing to differ.
         let alike = differ.checked_shr(u128::BITS.saturating_sub(self.bits)).unwrap_or(0) == 0;
-        alike && (self.bits >= IPV4_BITS || address.to_ipv4_mapped().is_none())
+        alike && (self.bits >= IPV4_BITS || address >> 32 != IPV4 >> 32)
     }
 }
 
 // core::net has parsers of addresses, but such as can panic, and these must not: they read what an environment says.
 
 /// Four numbers up to 255, with dots between them.
-fn ipv4(text: &[u8]) -> Option<[u8; 4]> {
-    let mut octets = [0; 4];
-    let mut parts = text.split(|byte| *byte == b'.');
-    for octet in &mut octets {
-        *octet = u8::try_from(decimal(parts.next()?)?).ok()?;
+#[inline(never)]
+fn ipv4(text: &[u8]) -> Option<u32> {
+    let (mut address, mut count, mut rest) = (0_u32, 0_u32, Some(text));
+    while let Some(numbers) = rest {
+        let (digits, behind) = cut(numbers, b'.');
+        rest = behind;
+        address = address << 8 | u32::from(u8::try_from(decimal(digits)?).ok()?);
+        count = count.checked_add(1)?;
     }
-    parts.next().is_none().then_some(octets)
+    (count == 4).then_some(address)
 }
 
 /// RFC 4291, section 2.2: eight groups of hexadecimal digits, the last two of which may be an IPv4 address, and a
 /// double colon in place of one or more that are zero.
-fn ipv6(text: &[u8]) -> Option<[u16; 8]> {
+fn ipv6(text: &[u8]) -> Option<u128> {
     match text.windows(2).position(|pair| pair == b"::") {
-        None => groups(text).and_then(|(groups, count)| (count == 8).then_some(groups)),
+        None => groups(text).and_then(|(address, count)| (count == 8).then_some(address)),
         Some(at) => {
-            let (mut whole, front) = groups(text.get(..at)?)?;
-            let (mut rest, back) = groups(text.get(at.checked_add(2)?..)?)?;
-            let zeros = 8_usize.checked_sub(front)?.checked_sub(back)?;
-            // What is behind the double colon goes to the end.
-            rest.rotate_right(front.checked_add(zeros)? % 8);
-            whole.iter_mut().zip(rest).skip(front).for_each(|(slot, group)| *slot = group);
-            (zeros >= 1).then_some(whole)
+            let (front, before) = groups(text.get(..at)?)?;
+            let (back, behind) = groups(text.get(at.checked_add(2)?..)?)?;
+            let zeros = 8_u32.checked_sub(before)?.checked_sub(behind)?;
+            let front = front.checked_shl(16_u32.checked_mul(zeros.checked_add(behind)?)?).unwrap_or(0);
+            (zeros >= 1).then_some(front | back)
         }
     }
 }
 
-/// Groups with colons between them, none in an empty text, and how many they are.
-fn groups(text: &[u8]) -> Option<([u16; 8], usize)> {
-    let mut groups = [0; 8];
-    let mut count = 0_usize;
-    if text.is_empty() {
-        return Some((groups, 0));
+/// Groups with colons between them, none in an empty text: their bits, and how many they are.
+#[inline(never)]
+fn groups(text: &[u8]) -> Option<(u128, u32)> {
+    let (mut address, mut count) = (0_u128, 0_u32);
+    let mut rest = Some(text).filter(|text| !text.is_empty());
+    while let Some(parts) = rest {
+        let (part, behind) = cut(parts, b':');
+        rest = behind;
+        let (bits, groups) = match ipv4(part) {
+            Some(last) if behind.is_none() => (last, 2_u32),
+            _ => (u32::from(hexadecimal(part)?), 1),
+        };
+        address = address.checked_shl(16_u32.checked_mul(groups)?)? | u128::from(bits);
+        count = count.checked_add(groups).filter(|count| *count <= 8)?;
     }
-    let mut push = |group| {
-        *groups.get_mut(count)? = group;
-        count = count.checked_add(1)?;
-        Some(())
-    };
-    let mut parts = text.split(|byte| *byte == b':').peekable();
-    while let Some(part) = parts.next() {
-        match ipv4(part) {
-            Some([a, b, c, d]) if parts.peek().is_none() => {
-                push(u16::from_be_bytes([a, b]))?;
-                push(u16::from_be_bytes([c, d]))?;
-            }
-            _ => push(hexadecimal(part)?)?,
-        }
-    }
-    Some((groups, count))
+    Some((address, count))
 }
 
 /// One to four hexadecimal digits.
@@ -275,9 +303,9 @@ impl Ports {
     const NONE: Self = Self { first: 0, last: 0 };
 
     fn parse(text: &[u8]) -> Option<Self> {
-        let mut parts = text.splitn(2, |byte| *byte == b'-');
-        let first = decimal(parts.next()?)?;
-        let last = match parts.next() {
+        let (first, last) = cut(text, b'-');
+        let first = decimal(first)?;
+        let last = match last {
             Some(digits) => decimal(digits)?,
             None => first,
         };

@@ -5,6 +5,7 @@ use core::fmt;
 use core::ops::Deref;
 
 use crate::config::{Config, UserTimeout};
+use crate::cut::cut;
 use crate::error::Errno;
 use crate::option::Timer;
 
@@ -31,8 +32,11 @@ pub fn parse(text: &[u8]) -> Result<Config, ParseError<'_>> {
     let mut fields = Fields { config: Config::KEEP.with_enabled(Some(true)), seen: 0 };
     let mut out_of_range = None;
     let positional = text.first().is_some_and(u8::is_ascii_digit);
-    for (n, item) in text.split(|byte| *byte == b',').enumerate() {
+    let (mut rest, mut n) = (Some(text), 0_usize);
+    while let Some(items) = rest {
+        let (item, behind) = cut(items, b',');
         let taken = if positional { fields.take_number(n, item) } else { fields.take_named(item) };
+        (rest, n) = (behind, n.saturating_add(1));
         match taken {
             Ok(()) => {}
             Err(reason @ Reason::OutOfRange(_)) => {
@@ -139,11 +143,8 @@ impl Fields {
     }
 
     fn take_named(&mut self, item: &[u8]) -> Result<(), Reason> {
-        for timer in [Timer::Idle, Timer::Intvl, Timer::Cnt, Timer::UserTimeout] {
-            let value = item.strip_prefix(timer.name().as_bytes()).and_then(|rest| rest.strip_prefix(b"="));
-            if let Some(value) = value {
-                return self.take_timer(timer, value);
-            }
+        if let (name, Some(value)) = cut(item, b'=') {
+            return self.take_timer(Timer::named(name).ok_or(Reason::Unknown)?, value);
         }
         let enabled = match item {
             b"on" => Some(true),
@@ -209,6 +210,7 @@ impl Text {
     const CAPACITY: usize = 64;
 
     /// Adds an item, with a comma before it where it is not the first.
+    #[inline(never)]
     fn item(&mut self, name: &str) {
         if self.len > 0 {
             self.push(b',');
@@ -216,6 +218,7 @@ impl Text {
         name.bytes().for_each(|byte| self.push(byte));
     }
 
+    #[inline(never)]
     fn value(&mut self, timer: Timer, value: i32) {
         self.item(timer.name());
         self.push(b'=');

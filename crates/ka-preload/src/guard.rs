@@ -43,7 +43,7 @@ const fn option(level: c_int, name: c_int) -> Option<SockOpt> {
 ///
 /// # Safety
 /// None of the arguments need be right.
-#[inline]
+#[inline(never)]
 pub(crate) unsafe fn judge(
     fd: c_int,
     level: c_int,

@@ -13,34 +13,36 @@ use core::ptr;
 use core::slice;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use ka_core::{Errno, sys};
+use ka_core::{Errno, cut, sys};
 use libc::{
     Elf64_Sym as Symbol, c_int, c_long, c_uint, c_void, dl_phdr_info, mmsghdr, msghdr, sockaddr, socklen_t,
     ssize_t, timespec,
 };
 
-use crate::raw;
+/// The functions, by their places in `NAMES`. Null before they were looked for.
+static FOUND: [AtomicPtr<c_void>; 11] = [const { AtomicPtr::new(ptr::null_mut()) }; 11];
 
-/// Declares the functions: how each is called, and the system call that takes its place where no library has it.
+/// One text and not an array of them, which the loader would have to relocate.
+const NAMES: &[u8] =
+    b"socket,connect,accept,accept4,listen,setsockopt,sendto,sendmsg,sendmmsg,recvmsg,recvmmsg";
+
+/// The real syscall(2), null before it was looked for. The hook jumps there, so that what the call does to the stack
+/// (clone, vfork) is between the program and it alone.
+pub(crate) static SYSCALL: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+
+/// Declares the functions: where each is, and how it is called.
 macro_rules! next {
-    ($($slot:ident = $name:ident($($arg:ident: $type:ty),*) -> $result:ty, $number:ident;)*) => {
+    ($($place:literal $name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
         $(
-            static $slot: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
-
             /// The real one.
             ///
             /// # Safety
             /// As its manual page says.
-            #[inline(always)]
+            #[inline]
             pub(crate) unsafe fn $name($($arg: $type),*) -> $result {
-                let mut found = $slot.load(Ordering::Relaxed);
+                let found = find(FOUND.get($place));
                 if found.is_null() {
-                    resolve();
-                    found = $slot.load(Ordering::Relaxed);
-                }
-                if found.is_null() {
-                    // SAFETY: the caller vouches for the arguments.
-                    return unsafe { direct(libc::$number, [$($arg as usize),*].as_slice()) } as $result;
+                    return missing() as $result;
                 }
                 // SAFETY: a function of this name has this type.
                 let function: unsafe extern "C" fn($($type),*) -> $result = unsafe { transmute_copy(&found) };
@@ -48,51 +50,31 @@ macro_rules! next {
                 unsafe { function($($arg),*) }
             }
         )*
-
-        const WANTED: &[(&CStr, &AtomicPtr<c_void>)] = &[
-            $((match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
-                Ok(name) => name,
-                Err(_) => c"",
-            }, &$slot),)*
-            (c"syscall", &SYSCALL),
-        ];
     };
 }
 
 next! {
-    SOCKET = socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int, SYS_socket;
-    CONNECT = connect(fd: c_int, address: *const sockaddr, size: socklen_t) -> c_int, SYS_connect;
-    ACCEPT = accept(fd: c_int, address: *mut sockaddr, size: *mut socklen_t) -> c_int, SYS_accept;
-    ACCEPT4 = accept4(fd: c_int, address: *mut sockaddr, size: *mut socklen_t, flags: c_int) -> c_int, SYS_accept4;
-    LISTEN = listen(fd: c_int, backlog: c_int) -> c_int, SYS_listen;
-    SETSOCKOPT = setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, size: socklen_t) -> c_int,
-        SYS_setsockopt;
-    SENDTO = sendto(fd: c_int, data: *const c_void, len: usize, flags: c_int, to: *const sockaddr, size: socklen_t)
-        -> ssize_t, SYS_sendto;
-    SENDMSG = sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t, SYS_sendmsg;
-    SENDMMSG = sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int, SYS_sendmmsg;
-    RECVMSG = recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t, SYS_recvmsg;
-    RECVMMSG = recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec)
-        -> c_int, SYS_recvmmsg;
+    0 socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+    1 connect(fd: c_int, address: *const sockaddr, size: socklen_t) -> c_int;
+    2 accept(fd: c_int, address: *mut sockaddr, size: *mut socklen_t) -> c_int;
+    3 accept4(fd: c_int, address: *mut sockaddr, size: *mut socklen_t, flags: c_int) -> c_int;
+    4 listen(fd: c_int, backlog: c_int) -> c_int;
+    5 setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, size: socklen_t) -> c_int;
+    6 sendto(fd: c_int, data: *const c_void, len: usize, flags: c_int, to: *const sockaddr, size: socklen_t) -> ssize_t;
+    7 sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t;
+    8 sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int;
+    9 recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t;
+    10 recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int;
 }
-
-/// The real syscall(2), null before it was looked for. The hook jumps there, so that what the call does to the stack
-/// (clone, vfork) is between the program and it alone.
-pub(crate) static SYSCALL: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
 /// syscall(2) with six arguments.
 ///
 /// # Safety
 /// As the system call demands of its arguments.
 pub(crate) unsafe fn syscall(number: c_long, args: [usize; 6]) -> c_long {
-    let mut found = SYSCALL.load(Ordering::Relaxed);
+    let found = find(Some(&SYSCALL));
     if found.is_null() {
-        resolve();
-        found = SYSCALL.load(Ordering::Relaxed);
-    }
-    if found.is_null() {
-        // SAFETY: the caller vouches for the arguments.
-        return unsafe { direct(number, &args) } as c_long;
+        return missing() as c_long;
     }
     // SAFETY: syscall(2) is a variadic function; what it reads are as many words as the kernel takes.
     let function: unsafe extern "C" fn(c_long, ...) -> c_long = unsafe { transmute_copy(&found) };
@@ -101,18 +83,22 @@ pub(crate) unsafe fn syscall(number: c_long, args: [usize; 6]) -> c_long {
     unsafe { function(number, a, b, c, d, e, f) }
 }
 
-/// The call itself, where no library has a function for it: -1 and `errno`, as that would answer.
-#[cold]
-unsafe fn direct(number: c_long, args: &[usize]) -> isize {
-    let mut six = [0; 6];
-    six.iter_mut().zip(args).for_each(|(slot, arg)| *slot = *arg);
-    // SAFETY: the caller vouches for the arguments.
-    let result = unsafe { raw::call(number, six) };
-    if (-4095..0).contains(&result) {
-        sys::set_errno(Errno(c_int::try_from(result.wrapping_neg()).unwrap_or(libc::EINVAL)));
-        return -1;
+#[inline]
+fn find(slot: Option<&AtomicPtr<c_void>>) -> *mut c_void {
+    let load = || slot.map_or(ptr::null_mut(), |slot| slot.load(Ordering::Relaxed));
+    let mut found = load();
+    if found.is_null() {
+        resolve();
+        found = load();
     }
-    result
+    found
+}
+
+/// No library has the function. Then nobody could have called it without this one either.
+#[cold]
+fn missing() -> c_int {
+    sys::set_errno(Errno(libc::ENOSYS));
+    -1
 }
 
 /// Looks for all of them. Called when the library is loaded, and before that where a constructor of another library
@@ -147,14 +133,18 @@ unsafe extern "C" fn visit(info: *mut dl_phdr_info, _: usize, behind_us: *mut c_
         // SAFETY: the dynamic section of a loaded object.
         unsafe { Symbols::of(base, base.wrapping_add(header.p_vaddr as usize) as *const Dynamic) }
     }) {
-        for (name, slot) in WANTED {
+        let mut names = Some(NAMES);
+        let mut look_for = |slot: &AtomicPtr<c_void>| {
+            let (name, behind) = names.map_or((&b"syscall"[..], None), |names| cut(names, b','));
+            names = behind;
             if slot.load(Ordering::Relaxed).is_null() {
                 // SAFETY: the tables of a loaded object.
                 if let Some(address) = unsafe { symbols.find(name) } {
                     slot.store(address as *mut c_void, Ordering::Relaxed);
                 }
             }
-        }
+        };
+        FOUND.iter().chain([&SYSCALL]).for_each(&mut look_for);
     }
     0
 }
@@ -221,7 +211,7 @@ impl Symbols {
     ///
     /// # Safety
     /// The object is still loaded.
-    unsafe fn find(&self, name: &CStr) -> Option<usize> {
+    unsafe fn find(&self, name: &[u8]) -> Option<usize> {
         // SAFETY: the caller vouches for the object, whose tables these are.
         unsafe {
             if !self.gnu_hash.is_null() {
@@ -236,11 +226,9 @@ impl Symbols {
 
     /// nbuckets, symoffset, bloom_size, bloom_shift; the bloom filter; the buckets; a hash for each symbol from
     /// symoffset on, whose lowest bit ends a bucket.
-    unsafe fn find_by_gnu_hash(&self, name: &CStr) -> Option<usize> {
-        let wanted = name
-            .to_bytes()
-            .iter()
-            .fold(5381_u32, |hash, byte| hash.wrapping_mul(33).wrapping_add(u32::from(*byte)));
+    unsafe fn find_by_gnu_hash(&self, name: &[u8]) -> Option<usize> {
+        let wanted =
+            name.iter().fold(5381_u32, |hash, byte| hash.wrapping_mul(33).wrapping_add(u32::from(*byte)));
         // SAFETY: the table has these words, and as many buckets and hashes as they say.
         unsafe {
             let (buckets, first) = (*self.gnu_hash, *self.gnu_hash.add(1));
@@ -267,8 +255,8 @@ impl Symbols {
     }
 
     /// nbuckets, nchain; the buckets; for each symbol the next of its bucket.
-    unsafe fn find_by_hash(&self, name: &CStr) -> Option<usize> {
-        let wanted = name.to_bytes().iter().fold(0_u32, |hash, byte| {
+    unsafe fn find_by_hash(&self, name: &[u8]) -> Option<usize> {
+        let wanted = name.iter().fold(0_u32, |hash, byte| {
             let hash = (hash << 4).wrapping_add(u32::from(*byte));
             let high = hash & 0xf000_0000;
             (hash ^ (high >> 24)) & !high
@@ -291,7 +279,7 @@ impl Symbols {
 
     /// The symbol at this place, if it is a function of this name, defined here, in the version that is meant where
     /// none is named.
-    unsafe fn function(&self, index: usize, name: &CStr) -> Option<usize> {
+    unsafe fn function(&self, index: usize, name: &[u8]) -> Option<usize> {
         const UNDEFINED: u16 = 0;
         const FUNCTION: u8 = 2;
         const HIDDEN: u16 = 0x8000;
@@ -303,7 +291,7 @@ impl Symbols {
                 && symbol.st_info & 0xf == FUNCTION
                 && symbol.st_value != 0
                 && !hidden
-                && CStr::from_ptr(self.names.add(symbol.st_name as usize)) == name;
+                && CStr::from_ptr(self.names.add(symbol.st_name as usize)).to_bytes() == name;
             fits.then(|| self.base.wrapping_add(symbol.st_value as usize))
         }
     }

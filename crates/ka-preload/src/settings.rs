@@ -8,7 +8,7 @@ use core::ffi::{CStr, c_char};
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use ka_core::{Config, Error, Reason, Rule, Timer, UserTimeout, glob, parse};
+use ka_core::{Config, Error, Reason, Rule, Timer, UserTimeout, cut, glob, parse};
 
 use crate::line::Line;
 use crate::raw::{self, File};
@@ -58,12 +58,12 @@ impl Rules {
 
     /// # Safety
     /// Only from the library's constructor.
-    unsafe fn push(&mut self, rule: Rule) -> bool {
+    unsafe fn push(&mut self, rule: &Rule) -> bool {
         if self.len >= MOST_RULES {
             return false;
         }
         // SAFETY: there is a place for so many, and nobody reads it yet.
-        unsafe { RULES.first().cast::<Rule>().add(self.len).write(rule) };
+        unsafe { RULES.first().cast::<Rule>().add(self.len).write(*rule) };
         self.len = self.len.saturating_add(1);
         self.look_at_peer |= rule.looks_at_peer();
         true
@@ -86,7 +86,8 @@ impl<const N: usize> Name<N> {
 
     /// The text, if there is one.
     pub(crate) fn as_c_str(&self) -> Option<&CStr> {
-        CStr::from_bytes_until_nul(&self.0).ok().filter(|text| !text.is_empty())
+        // SAFETY: `set` leaves a NUL at the end.
+        (self.0.first() != Some(&0)).then(|| unsafe { CStr::from_ptr(self.0.as_ptr().cast()) })
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {
@@ -153,18 +154,11 @@ enum Variable {
 }
 
 impl Variable {
-    const NAMES: [&'static [u8]; 10] = [
-        b"KA_POLICY",
-        b"KA_IDLE",
-        b"KA_INTVL",
-        b"KA_CNT",
-        b"KA_USER_TIMEOUT",
-        b"KA_MODE",
-        b"KA_RULES",
-        b"KA_SKIP",
-        b"KA_LOG",
-        b"KA_QUIET",
-    ];
+    const COUNT: usize = Self::Quiet as usize + 1;
+
+    /// One text and not an array of them, which the loader would have to relocate.
+    const NAMES: &'static [u8] =
+        b"KA_POLICY,KA_IDLE,KA_INTVL,KA_CNT,KA_USER_TIMEOUT,KA_MODE,KA_RULES,KA_SKIP,KA_LOG,KA_QUIET";
 
     /// A policy comes before its parts.
     const IN_ORDER: [Self; 9] = [
@@ -190,13 +184,17 @@ impl Variable {
     }
 
     fn name(self) -> &'static [u8] {
-        Self::NAMES.get(self as usize).copied().unwrap_or_default()
+        let mut names = Self::NAMES;
+        for _ in 0..self as usize {
+            names = cut(names, b',').1.unwrap_or_default();
+        }
+        cut(names, b',').0
     }
 }
 
 /// The values of the variables, from one source.
 #[derive(Clone, Copy, Default)]
-struct Values<'a>([Option<&'a [u8]>; Variable::NAMES.len()]);
+struct Values<'a>([Option<&'a [u8]>; Variable::COUNT]);
 
 impl<'a> Values<'a> {
     fn get(&self, variable: Variable) -> Option<&'a [u8]> {
@@ -206,14 +204,17 @@ impl<'a> Values<'a> {
     /// Keeps `NAME=value` if the name is one of ours: whether it was.
     #[inline(never)]
     fn keep(&mut self, name: &[u8], value: &'a [u8]) -> bool {
-        match Variable::NAMES.iter().zip(&mut self.0).find(|(known, _)| **known == name) {
-            Some((_, slot)) => {
+        let mut names = Variable::NAMES;
+        for slot in &mut self.0 {
+            let (known, behind) = cut(names, b',');
+            if known == name {
                 // Where a name is given twice, getenv(3) finds the first.
                 slot.get_or_insert(value);
-                true
+                return true;
             }
-            None => false,
+            names = behind.unwrap_or_default();
         }
+        false
     }
 
     fn is_quiet(&self) -> bool {
@@ -237,10 +238,9 @@ fn environment() -> Values<'static> {
     while let Some(text) = unsafe { entry.as_ref() }.filter(|text| !text.is_null()) {
         // SAFETY: as above. What it points to is used only while the library is loaded.
         let text = unsafe { CStr::from_ptr(*text) }.to_bytes();
-        if text.starts_with(b"KA_")
-            && let Some((name, value)) = split_at(text, b'=')
-        {
-            values.keep(name, value);
+        if text.starts_with(b"KA_") {
+            let (name, value) = cut(text, b'=');
+            values.keep(name, value.unwrap_or_default());
         }
         // SAFETY: this entry was not the last.
         entry = unsafe { entry.add(1) };
@@ -269,11 +269,16 @@ fn file(complain: &Complaints) -> Values<'static> {
         return values;
     }
     let text: &[u8] = buffer;
-    for line in text.get(..size).unwrap_or_default().split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii) {
+    let mut rest = text.get(..size);
+    while let Some(lines) = rest {
+        let (line, behind) = cut(lines, b'\n');
+        rest = behind;
+        let line = line.trim_ascii();
         if line.is_empty() || line.starts_with(b"#") {
             continue;
         }
-        let known = split_at(line, b'=').is_some_and(|(name, value)| {
+        let (name, value) = cut(line, b'=');
+        let known = value.is_some_and(|value| {
             let quoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
             values.keep(name, quoted.unwrap_or(value))
         });
@@ -288,11 +293,6 @@ fn file(complain: &Complaints) -> Values<'static> {
         }
     }
     values
-}
-
-fn split_at(text: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
-    let mut parts = text.splitn(2, |byte| *byte == separator);
-    Some((parts.next()?, parts.next()?))
 }
 
 /// Says what is wrong, a line each, unless it is to be quiet.
@@ -371,8 +371,7 @@ struct Draft<'a> {
 
 impl Default for Draft<'_> {
     fn default() -> Self {
-        // Within every range: the other cannot be.
-        let policy = Config::new(60, 10, 6).unwrap_or(Config::KEEP);
+        let policy = parse(b"60,10,6").unwrap_or(Config::KEEP);
         Self { policy, mode: Mode::Force, rules: b"", skip: b"", log: b"" }
     }
 }
@@ -428,15 +427,22 @@ fn too_long(_: Error) -> &'static str {
 
 /// KA_RULES: rules with semicolons between them. One that is wrong is dropped, the others hold.
 fn read_rules(text: &[u8], settings: &mut Settings, complain: &Complaints) {
-    for rule in text.split(|byte| *byte == b';').map(<[u8]>::trim_ascii).filter(|rule| !rule.is_empty()) {
-        let dropped = "the rule is dropped";
-        match Rule::parse(rule, &settings.base) {
-            // SAFETY: only the constructor calls this.
-            Ok(parsed) if unsafe { settings.rules.push(parsed) } => {}
-            Ok(_) => complain.about(b"KA_RULES", rule, "there may be 64 rules", dropped),
-            Err(error) if error.word == rule => complain.about(b"KA_RULES", rule, error.message, dropped),
-            Err(error) => complain.word(b"KA_RULES", rule, error.word, error.message, dropped),
+    let mut rest = Some(text);
+    while let Some(rules) = rest {
+        let (rule, behind) = cut(rules, b';');
+        rest = behind;
+        let rule = rule.trim_ascii();
+        if rule.is_empty() {
+            continue;
         }
+        let (word, right) = match Rule::parse(rule, &settings.base) {
+            // SAFETY: only the constructor calls this.
+            Ok(parsed) if unsafe { settings.rules.push(&parsed) } => continue,
+            Ok(_) => (rule, "there may be 64 rules"),
+            Err(error) => (error.word, error.message),
+        };
+        let word = if word == rule { b"" } else { word };
+        complain.word(b"KA_RULES", rule, word, right, "the rule is dropped");
     }
 }
 
@@ -446,18 +452,19 @@ fn skips_this_program(patterns: &[u8]) -> bool {
         return false;
     }
     let (mut command, mut link) = ([0; 4096], [0; 4096]);
-    let command = File::open(c"/proc/self/cmdline", libc::O_RDONLY, 0)
-        .and_then(|file| file.read(&mut command))
-        .ok()
-        .and_then(|size| command.get(..size))
-        .and_then(|command| command.split(|byte| *byte == 0).next())
-        .unwrap_or_default();
-    let names = [base_name(command), executable(&mut link)];
-    patterns
-        .split(|byte| *byte == b',')
-        .map(<[u8]>::trim_ascii)
-        .filter(|pattern| !pattern.is_empty())
-        .any(|pattern| names.iter().any(|name| glob(pattern, name)))
+    let size = File::open(c"/proc/self/cmdline", libc::O_RDONLY, 0).and_then(|file| file.read(&mut command));
+    let command = command.get(..size.unwrap_or(0)).unwrap_or_default();
+    let names = [base_name(cut(command, 0).0), executable(&mut link)];
+    let mut rest = Some(patterns);
+    while let Some(patterns) = rest {
+        let (pattern, behind) = cut(patterns, b',');
+        rest = behind;
+        let pattern = pattern.trim_ascii();
+        if !pattern.is_empty() && names.iter().any(|name| glob(pattern, name)) {
+            return true;
+        }
+    }
+    false
 }
 
 /// The last part of what /proc/self/exe points to.
@@ -467,6 +474,9 @@ fn executable(buffer: &mut [u8]) -> &[u8] {
     base_name(path.strip_suffix(b" (deleted)").unwrap_or(path))
 }
 
-fn base_name(path: &[u8]) -> &[u8] {
-    path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
+fn base_name(mut path: &[u8]) -> &[u8] {
+    while let (_, Some(behind)) = cut(path, b'/') {
+        path = behind;
+    }
+    path
 }

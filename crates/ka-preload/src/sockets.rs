@@ -1,9 +1,8 @@
 //! The program's sockets: which of them are TCP, which were seen to, and how the policy gets into one.
 
-use core::net::SocketAddr;
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use ka_core::{Action, Config, Kernel, SockOpt, Socket, Timer, UserTimeout};
+use ka_core::{Action, Config, Endpoint, Kernel, SockOpt, Socket, Timer, UserTimeout};
 use libc::{c_int, sockaddr, socklen_t};
 
 use crate::address;
@@ -70,7 +69,7 @@ const fn makes_tcp(domain: c_int, kind: c_int, protocol: c_int) -> bool {
 }
 
 /// What the rules, or the base policy where there are none that match, say of a connection.
-fn decide(settings: &Settings, peer: Option<SocketAddr>, local_port: u16) -> Action {
+fn decide(settings: &Settings, peer: Option<Endpoint>, local_port: u16) -> Action {
     let rule = settings.rules.as_slice().iter().find(|rule| rule.matches(peer, local_port));
     rule.map_or(Action::Apply(settings.base), ka_core::Rule::action)
 }
@@ -96,7 +95,7 @@ pub(crate) fn born(settings: &Settings, fd: c_int, domain: c_int, kind: c_int, p
     if !makes_tcp(domain, kind, protocol) {
         learn(fd, Known::LeftAlone);
     } else if settings.rules.is_empty() {
-        give(settings, fd, &settings.base, ka_core::Socket::apply_fresh);
+        give(settings, fd, settings.base, true);
     } else {
         // Where it goes, or what it listens to, decides.
         learn(fd, Known::Nothing);
@@ -182,32 +181,36 @@ fn act(settings: &Settings, fd: c_int, action: Action) {
 /// Gives the policy to a socket that may have a keepalive of its own.
 fn adopt(settings: &Settings, fd: c_int, policy: &Config) {
     let socket = Socket::with_kernel(fd, Raw);
-    match settings.mode {
-        Mode::Force => give(settings, fd, &bounded(socket, *policy, policy), Socket::apply),
-        Mode::Floor => give(settings, fd, &bounded(socket, stricter(socket, policy), policy), Socket::apply),
-        // What has a keepalive already was given it by somebody who meant it.
-        Mode::Default if socket.is_enabled() == Ok(true) => learn(fd, Known::SeenTo),
-        Mode::Default => give(settings, fd, policy, Socket::apply),
-    }
+    let config = match settings.mode {
+        Mode::Force => bounded(socket, *policy, policy),
+        Mode::Floor => bounded(socket, stricter(socket, policy), policy),
+        Mode::Default if read(fd, SockOpt::KeepAlive) == Some(1) => {
+            // What has a keepalive already was given it by somebody who meant it.
+            learn(fd, Known::SeenTo);
+            return;
+        }
+        Mode::Default => *policy,
+    };
+    give(settings, fd, config, false);
 }
 
-fn give(
-    settings: &Settings,
-    fd: c_int,
-    policy: &Config,
-    apply: impl Fn(&Socket<Raw>, &Config) -> Result<(), ka_core::Error>,
-) {
+/// Sets what is to be set, on a socket that is known to be fresh or is not.
+#[inline(never)]
+fn give(settings: &Settings, fd: c_int, mut config: Config, fresh: bool) {
     let socket = Socket::with_kernel(fd, Raw);
-    let mut result = apply(&socket, policy);
-    if let Err(ka_core::Error::Unsupported(SockOpt::Timer(Timer::UserTimeout))) = result {
-        // Multipath TCP has none; the rest is better than nothing.
-        if let Ok(without) = policy.with_user_timeout(UserTimeout::Keep) {
-            result = apply(&socket, &without);
+    let result = loop {
+        let result = if fresh { socket.apply_fresh(&config) } else { socket.apply(&config) };
+        match result {
+            // Multipath TCP has no user timeout; the rest is better than nothing.
+            Err(ka_core::Error::Unsupported(SockOpt::Timer(Timer::UserTimeout))) => {
+                config = config.with_timer(Timer::UserTimeout, None).unwrap_or(Config::KEEP);
+            }
+            other => break other,
         }
-    }
+    };
     learn(fd, Known::SeenTo);
     if settings.log.as_c_str().is_some() {
-        log::set(settings, fd, policy, result);
+        log::set(settings, fd, &config, result);
     }
 }
 

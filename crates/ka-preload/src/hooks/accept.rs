@@ -29,7 +29,7 @@ pub unsafe extern "C" fn accept4(
     accepted
 }
 
-#[inline]
+#[inline(never)]
 pub(super) fn after(listener: c_int, accepted: c_int) {
     if let Some(settings) = active() {
         sockets::accepted(settings, listener, accepted);

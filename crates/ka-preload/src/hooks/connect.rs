@@ -14,7 +14,7 @@ pub unsafe extern "C" fn connect(fd: c_int, address: *const sockaddr, size: sock
     unsafe { next::connect(fd, address, size) }
 }
 
-#[inline]
+#[inline(never)]
 pub(super) fn before(fd: c_int, address: *const sockaddr, size: socklen_t) {
     if let Some(settings) = active() {
         sockets::connecting(settings, fd, address, size);

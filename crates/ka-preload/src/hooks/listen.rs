@@ -14,7 +14,7 @@ pub unsafe extern "C" fn listen(fd: c_int, backlog: c_int) -> c_int {
     unsafe { next::listen(fd, backlog) }
 }
 
-#[inline]
+#[inline(never)]
 pub(super) fn before(fd: c_int) {
     if let Some(settings) = active() {
         sockets::listening(settings, fd);

@@ -45,7 +45,7 @@ pub(super) unsafe fn after_recvmsg(size: ssize_t, message: *const msghdr) {
 
 /// # Safety
 /// The kernel has filled as many messages as `filled` says.
-#[inline]
+#[inline(never)]
 pub(super) unsafe fn after_recvmmsg(filled: c_int, messages: *const mmsghdr) {
     for n in 0..usize::try_from(filled).unwrap_or(0) {
         // SAFETY: the kernel has filled this one.

@@ -15,7 +15,7 @@ pub unsafe extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> 
     fd
 }
 
-#[inline]
+#[inline(never)]
 pub(super) fn after(fd: c_int, domain: c_int, kind: c_int, protocol: c_int) {
     if let Some(settings) = active() {
         sockets::born(settings, fd, domain, kind, protocol);

@@ -1,0 +1,19 @@
+//! Text cut at a separator: what every form of text here is read with.
+//!
+//! One function and not an iterator, because what is built into everybody's process should be small: an adaptor of
+//! the standard library is compiled anew at each use.
+
+/// What is before the first separator, and what is behind it, if there is one.
+#[inline(never)]
+#[must_use]
+pub fn cut(text: &[u8], separator: u8) -> (&[u8], Option<&[u8]>) {
+    let mut before = 0_usize;
+    for byte in text {
+        if *byte == separator {
+            let (front, back) = text.split_at_checked(before).unwrap_or((text, b""));
+            return (front, back.get(1..));
+        }
+        before = before.saturating_add(1);
+    }
+    (text, None)
+}
