@@ -7,11 +7,12 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::{in_a_network_of_its_own, preloaded, scratch, stdout};
+use support::{compile, in_a_network_of_its_own, preloaded, scratch, stdout, succeed};
 
 /// A program that runs until the test ends.
 struct Running(Child);
@@ -38,24 +39,22 @@ fn listening(port: u16) {
     }
 }
 
-/// Waits until there is a connection to a port, and checks both of its ends: the keepalive timer runs, and has at most
-/// the policy's 60 s to go.
+/// Waits until both ends of each connection to a port have a running keepalive timer with at most the policy's 60 s to go.
+/// While data is on its way, another timer runs; so this looks again until it is as it should be.
 fn assert_both_ends_have_the_policy(port: u16) {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
         let filter = format!("( sport = :{port} or dport = :{port} )");
         let sockets = stdout(Command::new("ss").args(["-tnoH", "state", "established"]).arg(filter));
-        if sockets.lines().count() >= 2 {
-            for socket in sockets.lines() {
-                let timer =
-                    socket.split_once("timer:(keepalive,").map(|(_, timer)| timer.split(',').next().unwrap());
-                let within =
-                    timer.is_some_and(|left| left == "1min" || left.ends_with("sec") && left.len() <= 5);
-                assert!(within, "no keepalive of 60 s: {socket}");
-            }
+        let has_it = |socket: &str| {
+            let timer =
+                socket.split_once("timer:(keepalive,").map(|(_, timer)| timer.split(',').next().unwrap());
+            timer.is_some_and(|left| left == "1min" || left.ends_with("sec") && left.len() <= 5)
+        };
+        if sockets.lines().count() >= 2 && sockets.lines().all(has_it) {
             return;
         }
-        assert!(Instant::now() < end, "no connection to port {port}: {sockets}");
+        assert!(Instant::now() < end, "not all of these have a keepalive of 60 s:\n{sockets}");
         thread::sleep(Duration::from_millis(50));
     }
 }
@@ -168,4 +167,204 @@ fn a_server_under_it_finds_clients_that_have_none() {
     let sockets = stdout(Command::new("ss").args(["-tnoH", "state", "established"]));
     let armed = sockets.lines().filter(|line| line.contains("timer:(keepalive,")).count();
     assert_eq!((sockets.lines().count(), armed), (2, 1), "{sockets}");
+}
+
+/// The folder of the newest PostgreSQL.
+fn postgres() -> PathBuf {
+    let versions = fs::read_dir("/usr/lib/postgresql").unwrap().map(|entry| entry.unwrap().path());
+    versions.max().unwrap().join("bin")
+}
+
+/// A program of PostgreSQL's, which will not be run by root.
+fn as_somebody(program: &Path) -> Command {
+    if !support::is_root() {
+        return preloaded(program);
+    }
+    let mut command = preloaded("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(program);
+    command
+}
+
+#[test]
+fn postgresql() {
+    if !in_a_network_of_its_own("postgresql") {
+        return;
+    }
+    let bin = postgres();
+    // Somebody must get there.
+    let folder = std::env::temp_dir().join(format!("ka-test-postgres-{}", std::process::id()));
+    fs::create_dir(&folder).unwrap();
+    let made = CleanUp(folder.clone());
+    fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let (shim, data) = (folder.join("libka_preload.so"), folder.join("data"));
+    fs::copy(support::shim(), &shim).unwrap();
+    succeed(
+        as_somebody(&bin.join("initdb"))
+            .env("LD_PRELOAD", &shim)
+            .args(["-A", "trust", "-U", "ka", "-D"])
+            .arg(&data),
+    );
+    let mut server = as_somebody(&bin.join("postgres"));
+    server.env("LD_PRELOAD", &shim).arg("-D").arg(&data).arg("-k").arg(&folder).stderr(Stdio::null());
+    // Its own keepalive would be 300 s, and is denied.
+    let server = Running::start(server.args(["-h", "127.0.0.1", "-c", "tcp_keepalives_idle=300"]));
+    listening(5432);
+    let client = |args: &[&str]| {
+        let mut command = preloaded("psql");
+        command.args(["-h", "127.0.0.1", "-U", "ka", "-d", "postgres", "-At", "-c"]).args(args);
+        command
+    };
+    let end = Instant::now() + Duration::from_secs(20);
+    while !client(&["select 1"]).output().unwrap().status.success() {
+        assert!(Instant::now() < end, "PostgreSQL does not start");
+        thread::sleep(Duration::from_millis(100));
+    }
+    let sleeper = Running::start(&mut client(&["select pg_sleep(60)"]));
+    assert_both_ends_have_the_policy(5432);
+    assert_eq!(stdout(&mut client(&["select 6 * 7"])), "42\n");
+    let pgbench = |args: &[&str]| {
+        stdout(
+            preloaded(bin.join("pgbench")).args(["-h", "127.0.0.1", "-U", "ka"]).args(args).arg("postgres"),
+        )
+    };
+    pgbench(&["-i", "-q", "-s", "1"]);
+    let benchmark = pgbench(&["-c", "4", "-t", "50"]);
+    assert!(benchmark.contains("number of transactions actually processed: 200/200"), "{benchmark}");
+    drop((sleeper, server, made));
+}
+
+/// Removes a folder when dropped.
+struct CleanUp(PathBuf);
+
+impl Drop for CleanUp {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn openssh() {
+    if !in_a_network_of_its_own("openssh") {
+        return;
+    }
+    if !support::is_root() {
+        eprintln!("SKIPPED: only root may log somebody in");
+        return;
+    }
+    let folder = scratch("ssh");
+    fs::create_dir(&folder).unwrap();
+    // The server lives in a folder that is not made where no service starts it.
+    fs::create_dir_all("/run/sshd").unwrap();
+    let key = folder.join("key");
+    succeed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
+    fs::copy(key.with_extension("pub"), folder.join("authorized")).unwrap();
+    let own = folder.display();
+    let configuration = format!(
+        "Port 2222\nListenAddress 127.0.0.1\nHostKey {own}/key\nAuthorizedKeysFile {own}/authorized\nStrictModes no\n\
+         PermitRootLogin yes\nUsePAM no\nPidFile none\nTCPKeepAlive no\n"
+    );
+    fs::write(folder.join("sshd"), configuration).unwrap();
+    let sshd = Running::start(preloaded("/usr/sbin/sshd").args(["-D", "-f"]).arg(folder.join("sshd")));
+    listening(2222);
+    let client = |word: &str| {
+        let mut command = preloaded("ssh");
+        command.args([
+            "-F",
+            "none",
+            "-q",
+            "-p",
+            "2222",
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "TCPKeepAlive=no",
+        ]);
+        command.args(["-o", "UserKnownHostsFile=/dev/null", "-i"]).arg(&key).args(["root@127.0.0.1", word]);
+        command
+    };
+    assert_eq!(stdout(&mut client("echo logged in")), "logged in\n");
+    let session = Running::start(&mut client("sleep 60"));
+    thread::sleep(Duration::from_millis(1500));
+    assert_both_ends_have_the_policy(2222);
+    drop((session, sshd));
+}
+
+#[test]
+fn node() {
+    if !in_a_network_of_its_own("node") {
+        return;
+    }
+    let program = r#"
+const net = require("net");
+const server = net.createServer((socket) => socket.pipe(socket));
+server.listen(7100, "127.0.0.1", () => {
+  const client = net.connect(7100, "127.0.0.1", () => client.write("hello"));
+  client.setKeepAlive(false);
+  client.on("data", (data) => { if (data.toString() === "hello") console.log("ready"); });
+});
+"#;
+    let mut child =
+        preloaded("node").args(["-e", program]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut output = child.stdout.take().unwrap();
+    let node = Running(child);
+    let mut ready = [0; 5];
+    output.read_exact(&mut ready).unwrap();
+    assert_eq!(&ready, b"ready");
+    assert_both_ends_have_the_policy(7100);
+    drop(node);
+}
+
+/// Others that are preloaded too, before it and behind it.
+#[test]
+fn other_preloaded_libraries() {
+    let moments = compile(
+        &mut support::cc(),
+        &support::root().join("tests/c/preload/moments.c"),
+        support::Link::Nothing,
+    );
+    let sockets = compile(
+        &mut support::cc(),
+        &support::root().join("tests/c/preload/sockets.c"),
+        support::Link::Nothing,
+    );
+    let alone = stdout(&mut preloaded(&sockets));
+    let found = |pattern: &str| {
+        let shell = stdout(Command::new("sh").args(["-c", &format!("ls {pattern} | head -n 1")]));
+        shell.trim().to_owned()
+    };
+    let shim = support::shim();
+    let shim = shim.to_str().unwrap();
+    for (other, file) in [
+        ("libfaketime", found("/usr/lib/*/faketime/libfaketime.so.1")),
+        ("torsocks", found("/usr/lib/*/torsocks/libtorsocks.so")),
+        ("proxychains4", found("/usr/lib/*/libproxychains.so.4")),
+        ("mptcpize", found("/usr/lib/*/mptcpize/libmptcpwrap.so.0")),
+        ("jemalloc", found("/usr/lib/*/libjemalloc.so.2")),
+    ] {
+        for order in [format!("{file}:{shim}"), format!("{shim}:{file}")] {
+            let one = preloaded(&moments)
+                .arg("one")
+                .env("LD_PRELOAD", &order)
+                .env("FAKETIME", "+1d")
+                .env("TORSOCKS_LOG_LEVEL", "1")
+                .env("PROXYCHAINS_QUIET_MODE", "1")
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&one.stdout);
+            // MPTCP, which mptcpize makes of it, has no user timeout to show.
+            let has_it = said.starts_with("1 60 10 6 0\n")
+                || (other == "mptcpize" && said.starts_with("1 60 10 6 -95\n"));
+            // torsocks asks libc itself, past all that is behind it: there it must come second.
+            let past_us = other == "torsocks" && order.starts_with(&file) && said.ends_with("well\n");
+            assert!(has_it || past_us, "{order}: {said}{}", String::from_utf8_lossy(&one.stderr));
+            // Those that send connections elsewhere have nowhere to send them here.
+            if matches!(other, "libfaketime" | "jemalloc") {
+                assert_eq!(
+                    stdout(preloaded(&sockets).env("LD_PRELOAD", &order).env("FAKETIME", "+1d")),
+                    alone,
+                    "{order}"
+                );
+            }
+        }
+    }
 }

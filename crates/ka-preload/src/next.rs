@@ -74,7 +74,7 @@ next! {
 pub(crate) unsafe fn syscall(number: c_long, args: [usize; 6]) -> c_long {
     let found = find(Some(&SYSCALL));
     if found.is_null() {
-        return missing() as c_long;
+        return missing().into();
     }
     // SAFETY: syscall(2) is a variadic function; what it reads are as many words as the kernel takes.
     let function: unsafe extern "C" fn(c_long, ...) -> c_long = unsafe { transmute_copy(&found) };
