@@ -21,7 +21,7 @@ header: ## writes include/ka.h from src/
 	KA_HEADER=write $(CARGO) test --locked --quiet --test header the_header_is_what_the_sources_say
 
 bench: all ## side by side with what a C program would do instead
-	@scripts/need rust cc valgrind libkeepalive0
+	@scripts/need rust cc valgrind strace libkeepalive0
 	@bench/run
 
 clean: ## removes what was built

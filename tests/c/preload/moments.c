@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <sys/prctl.h>
 #include <sys/time.h>
+#include <time.h>
 
 #define ON "1 60 10 6 0"
 #define OFF "0 7200 75 9 0"
@@ -261,6 +262,23 @@ static void hammered(int seconds)
     CHECK(total > HAMMERS);
 }
 
+/* With the program's own user timeout of 12 s, which takes the place of the count; the network is cut off meanwhile. */
+static void dead_peer(void)
+{
+    struct sockaddr_storage address;
+    socklen_t size;
+    int listener = listener_on(AF_INET, 0, &address, &size), client = tcp(), own = 12000;
+    char byte;
+    struct timespec from, to;
+    CHECK(setsockopt(client, IPPROTO_TCP, TCP_USER_TIMEOUT, &own, sizeof own) == 0);
+    CHECK(connect(client, (struct sockaddr *)&address, size) == 0 && accept(listener, NULL, NULL) >= 0);
+    CHECK(system("ip link set lo down") == 0);
+    clock_gettime(CLOCK_MONOTONIC, &from);
+    CHECK(read(client, &byte, 1) == -1);
+    clock_gettime(CLOCK_MONOTONIC, &to);
+    printf("%d %.1f\n", errno, (double)(to.tv_sec - from.tv_sec) + (double)(to.tv_nsec - from.tv_nsec) / 1e9);
+}
+
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "";
@@ -280,6 +298,8 @@ int main(int argc, char **argv)
         with_another_environment();
     else if (strcmp(what, "hammer") == 0)
         hammered(argc > 2 ? atoi(argv[2]) : 5);
+    else if (strcmp(what, "dead") == 0)
+        dead_peer();
     else if (strcmp(what, "inherited") == 0)
         printf("%s\n", five(5));
     else if (strcmp(what, "one") == 0)
