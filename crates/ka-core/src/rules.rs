@@ -124,6 +124,12 @@ impl Rule {
         self.conditions & (PEER | RPORT) != 0
     }
 
+    /// Whether it looks at the local port.
+    #[must_use]
+    pub const fn looks_at_local_port(&self) -> bool {
+        self.conditions & LPORT != 0
+    }
+
     /// Whether all its conditions hold. A peer that is not known, and a local port of 0, meet none.
     #[must_use]
     pub fn matches(&self, peer: Option<Endpoint>, lport: u16) -> bool {

@@ -39,6 +39,7 @@ pub(crate) struct Settings {
 pub(crate) struct Rules {
     len: usize,
     pub(crate) look_at_peer: bool,
+    pub(crate) look_at_local_port: bool,
 }
 
 const MOST_RULES: usize = 64;
@@ -66,6 +67,7 @@ impl Rules {
         unsafe { RULES.first().cast::<Rule>().add(self.len).write(*rule) };
         self.len = self.len.saturating_add(1);
         self.look_at_peer |= rule.looks_at_peer();
+        self.look_at_local_port |= rule.looks_at_local_port();
         true
     }
 }
@@ -347,7 +349,7 @@ pub(crate) fn read() -> Option<Settings> {
     let mut settings = Settings {
         mode: draft.mode,
         base: draft.policy,
-        rules: Rules { len: 0, look_at_peer: false },
+        rules: Rules { len: 0, look_at_peer: false, look_at_local_port: false },
         log: Name::none(),
         program: Name::none(),
     };

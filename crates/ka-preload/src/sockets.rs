@@ -69,7 +69,8 @@ const fn makes_tcp(domain: c_int, kind: c_int, protocol: c_int) -> bool {
 }
 
 /// What the rules, or the base policy where there are none that match, say of a connection.
-fn decide(settings: &Settings, peer: Option<Endpoint>, local_port: u16) -> Action {
+fn decide(settings: &Settings, fd: c_int, peer: Option<Endpoint>) -> Action {
+    let local_port = if settings.rules.look_at_local_port { address::local_port(fd) } else { 0 };
     let rule = settings.rules.as_slice().iter().find(|rule| rule.matches(peer, local_port));
     rule.map_or(Action::Apply(settings.base), ka_core::Rule::action)
 }
@@ -83,7 +84,7 @@ pub(crate) fn decide_now(settings: &Settings, fd: c_int) -> Option<Action> {
     if settings.rules.look_at_peer && peer.is_none() {
         return None;
     }
-    Some(decide(settings, peer, address::local_port(fd)))
+    Some(decide(settings, fd, peer))
 }
 
 /// A descriptor that socket(2) has just made.
@@ -110,7 +111,7 @@ pub(crate) fn connecting(settings: &Settings, fd: c_int, to: *const sockaddr, si
     } else if is_tcp(fd)
         && let Some(peer) = address::given(to, size)
     {
-        act(settings, fd, decide(settings, Some(peer), address::local_port(fd)));
+        act(settings, fd, decide(settings, fd, Some(peer)));
     }
 }
 
