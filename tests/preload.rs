@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use support::{
@@ -173,62 +173,62 @@ fn a_bad_value_is_named_once_and_the_default_applies() {
         (
             &[("KA_IDLE", "abc")][..],
             "1 60 10 6 0",
-            "ka: KA_IDLE=\"abc\": must be a number in decimal digits, without leading zeros; the policy's value holds\n",
+            "ka: KA_IDLE=\"abc\": must be a number in decimal digits, without leading zeros; it does not count\n",
         ),
         (
             &[("KA_IDLE", "")],
             "1 60 10 6 0",
-            "ka: KA_IDLE: must be a number in decimal digits, without leading zeros; the policy's value holds\n",
+            "ka: KA_IDLE: must be a number in decimal digits, without leading zeros; it does not count\n",
         ),
         (
             &[("KA_POLICY", "30,5,3"), ("KA_IDLE", "0")],
             "1 30 5 3 0",
-            "ka: KA_IDLE=\"0\": idle must be 1..32767 s; the policy's value holds\n",
+            "ka: KA_IDLE=\"0\": idle must be 1..32767 s; it does not count\n",
         ),
         (
             &[("KA_CNT", "99999")],
             "1 60 10 6 0",
-            "ka: KA_CNT=\"99999\": cnt must be 1..127 probes; the policy's value holds\n",
+            "ka: KA_CNT=\"99999\": cnt must be 1..127 probes; it does not count\n",
         ),
         (
             &[("KA_POLICY", "30,5")],
             "1 60 10 6 0",
-            "ka: KA_POLICY=\"30,5\": numbers without names must be three: idle,intvl,cnt; it is dropped\n",
+            "ka: KA_POLICY=\"30,5\": numbers without names must be three: idle,intvl,cnt; it does not count\n",
         ),
         (
             &[("KA_POLICY", "idle=30,cnt=0")],
             "1 60 10 6 0",
-            "ka: KA_POLICY=\"idle=30,cnt=0\": cnt must be 1..127 probes; it is dropped\n",
+            "ka: KA_POLICY=\"idle=30,cnt=0\": cnt must be 1..127 probes; it does not count\n",
         ),
         (
             &[("KA_POLICY", "keep")],
             "1 60 10 6 0",
-            "ka: KA_POLICY=\"keep\": keep is no policy: off does nothing at all; it is dropped\n",
+            "ka: KA_POLICY=\"keep\": keep is no policy: off does nothing at all; it does not count\n",
         ),
         (
             &[("KA_MODE", "hard")],
             "1 60 10 6 0",
-            "ka: KA_MODE=\"hard\": must be force, floor or default; it is force\n",
+            "ka: KA_MODE=\"hard\": must be force, floor or default; it does not count\n",
         ),
         (
             &[("KA_LOG", "here")],
             "1 60 10 6 0",
-            "ka: KA_LOG=\"here\": must be a path from / on, of at most 1023 bytes; nothing is logged\n",
+            "ka: KA_LOG=\"here\": must be a path from / on, of at most 1023 bytes; it does not count\n",
         ),
         (
             &[("KA_IDLE", "a\u{1b}[2Jb\n")],
             "1 60 10 6 0",
-            "ka: KA_IDLE=\"a?[2Jb?\": must be a number in decimal digits, without leading zeros; the policy's value holds\n",
+            "ka: KA_IDLE=\"a?[2Jb?\": must be a number in decimal digits, without leading zeros; it does not count\n",
         ),
         (
             &[("KA_RULES", "rport=22; lport=1 idle=7")],
             "0 7200 75 9 0",
-            "ka: KA_RULES=\"rport=22\": must end with skip or a policy, as idle=60,intvl=10,cnt=6; the rule is dropped\n",
+            "ka: KA_RULES=\"rport=22\": must end with skip or a policy, as idle=60,intvl=10,cnt=6; it does not count\n",
         ),
         (
             &[("KA_RULES", "rport=x skip")],
             "1 60 10 6 0",
-            "ka: KA_RULES=\"rport=x skip\": \"rport=x\": must be a port or a range, 1..65535, as 22 or 8000-8999; the rule is dropped\n",
+            "ka: KA_RULES=\"rport=x skip\": \"rport=x\": must be a port or a range, 1..65535, as 22 or 8000-8999; it does not count\n",
         ),
     ] {
         let output = succeed(preloaded(&moments).arg("one").envs(variables.iter().copied()));
@@ -375,6 +375,42 @@ fn it_works_at_every_moment() {
 }
 
 #[test]
+fn what_is_known_of_a_number_is_not_believed_for_ever() {
+    let moments = program!("moments");
+    for (moment, rules) in [
+        ("syn-sent", "peer=10.0.0.0/8 skip"),
+        ("outlived", "peer=10.0.0.0/8 skip"),
+        ("number", "lport=9 skip"),
+        ("before", "lport=1024-65535 skip"),
+        ("unseen", ""),
+    ] {
+        assert_eq!(stdout(preloaded(&moments).arg(moment).env("KA_RULES", rules)), "well\n", "{moment}");
+    }
+    // Where local ports decide, one that the kernel chose at connect must not undo it.
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let printed = stdout(preloaded(program!("peers")).arg(&port).env("KA_RULES", "lport=1024-65535 skip"));
+    let after = lines(&printed).find(|line| line.0 == "one, turned off").unwrap();
+    assert_eq!(after.1, "1 60 10 6 0");
+}
+
+#[test]
+fn a_line_of_ours_does_not_end_the_program() {
+    let moments = program!("moments");
+    // Nobody reads what is wrong.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status =
+        preloaded(&moments).arg("one").env("KA_IDLE", "abc").stdout(Stdio::null()).stderr(writer).status();
+    assert_eq!(status.unwrap().code(), Some(0));
+    // The log may not grow.
+    let log = scratch("log");
+    let mut command = preloaded("sh");
+    command.args(["-c", "ulimit -f 0 && \"$0\" one | cat"]).arg(&moments).env("KA_LOG", &log);
+    assert_eq!(stdout(&mut command), "1 60 10 6 0\nwell\n");
+}
+
+#[test]
 fn threads_that_connect_accept_and_fork_all_have_it() {
     let moments = program!("moments");
     stdout(preloaded(&moments).args(["hammer", "20"]));
@@ -443,7 +479,7 @@ fn a_constructor_that_is_quicker_does_no_harm() {
 #[test]
 fn inherited_sockets_get_it_when_the_program_starts() {
     let moments = program!("moments");
-    let inherited = |fd: &OwnedFd, mode: &str| {
+    let inherited_as = |what: &str, fd: &OwnedFd, mode: &str| {
         let number = fd.as_raw_fd();
         let mut command = preloaded(&moments);
         // SAFETY: these may be called between fork and exec.
@@ -455,10 +491,17 @@ fn inherited_sockets_get_it_when_the_program_starts() {
                 Ok(())
             })
         };
-        stdout(command.arg("inherited").env("KA_MODE", mode)).lines().next().unwrap().to_owned()
+        stdout(command.arg(what).env("KA_MODE", mode)).lines().next().unwrap().to_owned()
     };
+    let inherited = |fd: &OwnedFd, mode: &str| inherited_as("inherited", fd, mode);
     let listener: OwnedFd = TcpListener::bind("127.0.0.1:0").unwrap().into();
     assert_eq!(inherited(&listener, "force"), "1 60 10 6 0");
+
+    // One that waited to be accepted has inherited what the listener had then.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    support::set_option(listener.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+    let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    assert_eq!(inherited_as("accept", &listener.into(), "force"), "1 60 10 6 0");
 
     // Somebody gave it another: stricter in one way, looser in another, and a user timeout that takes too long.
     let set = || {
@@ -575,7 +618,7 @@ fn the_file_is_read_first_and_the_environment_overrides_it() {
     };
     let file = "# a comment\n\nKA_POLICY=\"30,5,3\"\n KA_CNT=4 \nKA_NONSENSE=1\n";
     let complaint =
-        "ka: /etc/ka.conf: \"KA_NONSENSE=1\": must be a KA_ variable and its value; the line does nothing\n";
+        "ka: /etc/ka.conf: \"KA_NONSENSE=1\": must be a KA_ variable and its value; it does not count\n";
     assert_eq!(run(file, "", ""), ("1 30 5 4 0".into(), complaint.into()));
     assert_eq!(run(file, "", "KA_QUIET=1 KA_CNT=5 KA_IDLE=9"), ("1 9 5 5 0".into(), String::new()));
     assert_eq!(run("KA_POLICY=30,5,3", "", "KA_QUIET=1 KA_POLICY=x"), ("1 30 5 3 0".into(), String::new()));

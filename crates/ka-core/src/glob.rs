@@ -7,6 +7,7 @@
 /// assert!(!ka_core::glob(b"chrome", b"chromedriver"));
 /// ```
 #[must_use]
+#[inline(never)]
 pub fn glob(pattern: &[u8], name: &[u8]) -> bool {
     let (mut pattern, mut name) = (pattern, name);
     // Where to go on when what follows the last star does not fit: it then stands for one byte more.

@@ -31,8 +31,20 @@ pub(crate) fn given(address: *const sockaddr, size: socklen_t) -> Option<Endpoin
     let mut bytes = [0; size_of::<sockaddr_in6>()];
     let size = usize::try_from(size).ok()?.min(bytes.len());
     let bytes = bytes.get_mut(..size)?;
-    if raw::read_memory(address.cast(), bytes) { parse(bytes) } else { None }
+    if !raw::read_memory(address.cast(), bytes) {
+        return None;
+    }
+    let mut to = parse(bytes)?;
+    // The kernel takes the address that means any for the loopback's.
+    match to.address {
+        0 => to.address = 1,
+        ANY_IPV4 => to.address = ANY_IPV4 | 0x7f00_0001,
+        _ => {}
+    }
+    Some(to)
 }
+
+const ANY_IPV4: u128 = 0xffff_0000_0000;
 
 fn parse(bytes: &[u8]) -> Option<Endpoint> {
     let family = sa_family_t::from_ne_bytes(*bytes.first_chunk()?);

@@ -71,9 +71,17 @@ unsafe fn judge_keepalive(
         return Answer::Make;
     }
     let policy = match decide_now(settings, fd) {
-        Some(Action::Apply(policy)) => policy,
-        // A rule leaves it alone, or its peer is not known yet: then connect will put things right.
-        Some(Action::Skip) | None => return Answer::Make,
+        Some(Action::Apply(policy)) => {
+            // What is granted without the kernel must be there.
+            if !sockets::is_held(fd) {
+                sockets::arrived(settings, fd);
+            }
+            policy
+        }
+        // It was given one when it connected: that holds while it has no peer to be asked for yet.
+        _ if sockets::is_held(fd) => settings.base,
+        // A rule leaves it alone, or connect or listen will decide.
+        _ => return Answer::Make,
     };
     if !raw::is_readable_int(fd, value) {
         return Answer::Make;

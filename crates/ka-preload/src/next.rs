@@ -71,6 +71,7 @@ next! {
 ///
 /// # Safety
 /// As the system call demands of its arguments.
+#[inline(never)]
 pub(crate) unsafe fn syscall(number: c_long, args: [usize; 6]) -> c_long {
     let found = find(Some(&SYSCALL));
     if found.is_null() {
@@ -83,7 +84,7 @@ pub(crate) unsafe fn syscall(number: c_long, args: [usize; 6]) -> c_long {
     unsafe { function(number, a, b, c, d, e, f) }
 }
 
-#[inline]
+#[inline(never)]
 fn find(slot: Option<&AtomicPtr<c_void>>) -> *mut c_void {
     let load = || slot.map_or(ptr::null_mut(), |slot| slot.load(Ordering::Relaxed));
     let mut found = load();

@@ -77,8 +77,8 @@ impl Kernel for Raw {
 pub(crate) fn read_memory(from: *const c_void, to: &mut [u8]) -> bool {
     let local = libc::iovec { iov_base: to.as_mut_ptr().cast(), iov_len: to.len() };
     let remote = libc::iovec { iov_base: from.cast_mut(), iov_len: to.len() };
-    // SAFETY: getpid(2) takes nothing.
-    let pid = unsafe { call(libc::SYS_getpid, [0; 6]) };
+    // SAFETY: gettid(2) takes nothing. Not the process: its first thread may have ended, and its memory with it.
+    let pid = unsafe { call(libc::SYS_gettid, [0; 6]) };
     let args = [pid.cast_unsigned(), (&raw const local) as usize, 1, (&raw const remote) as usize, 1, 0];
     // SAFETY: the kernel writes at most `to.len()` bytes to `to`, and checks the address that it reads.
     check(unsafe { call(libc::SYS_process_vm_readv, args) }) == Ok(to.len())
@@ -87,12 +87,13 @@ pub(crate) fn read_memory(from: *const c_void, to: &mut [u8]) -> bool {
 /// Whether an int can be read at this address of the program's, without reading it.
 ///
 /// getsockopt(2) reads the size of its value before it looks at the option's name: with an option that does not
-/// exist, it answers EFAULT where it could not, something else where it could, and writes nothing.
+/// exist, it answers EFAULT where it could not, something else where it could, and writes nothing. (At the level of
+/// the socket: at that of TCP, Multipath TCP refuses without looking.)
 pub(crate) fn is_readable_int(fd: c_int, address: *const c_void) -> bool {
     const NO_SUCH_OPTION: c_int = 0x7fff_0000;
     let mut nothing = 0_u8;
     let value = (&raw mut nothing) as usize;
-    let args = [int(fd), int(libc::IPPROTO_TCP), int(NO_SUCH_OPTION), value, address as usize, 0];
+    let args = [int(fd), int(libc::SOL_SOCKET), int(NO_SUCH_OPTION), value, address as usize, 0];
     // SAFETY: the kernel checks the address, and has nothing to write for an option that it does not have.
     check(unsafe { call(libc::SYS_getsockopt, args) }) != Err(Errno(libc::EFAULT))
 }
@@ -156,10 +157,24 @@ impl Drop for File {
     }
 }
 
-/// Writes a line at once. What goes wrong has nobody to be told.
+/// Writes a line at once. What goes wrong has nobody to be told, and must not end the program: where nobody reads, or a
+/// file may not grow, write(2) sends a signal. It waits until it is taken back, unless one was waiting already.
 pub(crate) fn write(fd: c_int, line: &[u8]) {
-    // SAFETY: the kernel reads as many bytes as `line` has.
-    unsafe { call(libc::SYS_write, [int(fd), line.as_ptr() as usize, line.len(), 0, 0, 0]) };
+    const SIGNALS: u64 = 1 << (libc::SIGPIPE - 1) | 1 << (libc::SIGXFSZ - 1);
+    const SIZE: usize = size_of::<u64>();
+    let (signals, mut before, mut waiting) = (SIGNALS, 0_u64, 0_u64);
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let set = (&raw const signals) as usize;
+    // SAFETY: the kernel reads and writes sets of the size that it is told, reads a time, and as many bytes as `line` has.
+    unsafe {
+        call(libc::SYS_rt_sigprocmask, [int(libc::SIG_BLOCK), set, (&raw mut before) as usize, SIZE, 0, 0]);
+        call(libc::SYS_rt_sigpending, [(&raw mut waiting) as usize, SIZE, 0, 0, 0, 0]);
+        let result = call(libc::SYS_write, [int(fd), line.as_ptr() as usize, line.len(), 0, 0, 0]);
+        if result < 0 && waiting & SIGNALS == 0 {
+            call(libc::SYS_rt_sigtimedwait, [set, 0, (&raw const at_once) as usize, SIZE, 0, 0]);
+        }
+        call(libc::SYS_rt_sigprocmask, [int(libc::SIG_SETMASK), (&raw const before) as usize, 0, SIZE, 0, 0]);
+    }
 }
 
 /// What a symbolic link points to: the bytes of `buffer` that it filled.

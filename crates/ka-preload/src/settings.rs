@@ -30,9 +30,9 @@ pub(crate) struct Settings {
     /// The policy where no rule says otherwise: on, and everything named.
     pub(crate) base: Config,
     pub(crate) rules: Rules,
-    pub(crate) log: Name<1024>,
+    pub(crate) log: Name,
     /// The program's name, for the log.
-    pub(crate) program: Name<64>,
+    pub(crate) program: Name,
 }
 
 /// The rules, in their order.
@@ -73,16 +73,18 @@ impl Rules {
 }
 
 /// A short text, kept in place, with a NUL behind it.
-pub(crate) struct Name<const N: usize>([u8; N]);
+pub(crate) struct Name([u8; Self::SIZE]);
 
-impl<const N: usize> Name<N> {
+impl Name {
+    const SIZE: usize = 1024;
+
     const fn none() -> Self {
-        Self([0; N])
+        Self([0; Self::SIZE])
     }
 
     /// As much of the text as there is room for.
     fn set(&mut self, text: &[u8]) {
-        let room = N.saturating_sub(1);
+        let room = Self::SIZE - 1;
         self.0.iter_mut().zip(text.iter().take(room)).for_each(|(slot, byte)| *slot = *byte);
     }
 
@@ -175,16 +177,6 @@ impl Variable {
         Self::Log,
     ];
 
-    /// What holds where a value of it is wrong.
-    const fn instead(self) -> &'static str {
-        match self {
-            Self::Policy => "it is dropped",
-            Self::Mode => "it is force",
-            Self::Log => "nothing is logged",
-            _ => "the policy's value holds",
-        }
-    }
-
     fn name(self) -> &'static [u8] {
         let mut names = Self::NAMES;
         for _ in 0..self as usize {
@@ -219,6 +211,7 @@ impl<'a> Values<'a> {
         false
     }
 
+    #[inline(never)]
     fn is_quiet(&self) -> bool {
         self.get(Variable::Quiet) == Some(b"1")
     }
@@ -290,7 +283,7 @@ fn file(complain: &Complaints) -> Values<'static> {
                 b"",
                 line,
                 "must be a KA_ variable and its value",
-                "the line does nothing",
+                "it does not count",
             );
         }
     }
@@ -339,7 +332,7 @@ pub(crate) fn read() -> Option<Settings> {
         for value in [environment, file].iter().filter_map(|values| values.get(variable)) {
             match draft.take(variable, value) {
                 Ok(()) => break,
-                Err(right) => complain.about(variable.name(), value, right, variable.instead()),
+                Err(right) => complain.about(variable.name(), value, right, "it does not count"),
             }
         }
     }
@@ -444,7 +437,7 @@ fn read_rules(text: &[u8], settings: &mut Settings, complain: &Complaints) {
             Err(error) => (error.word, error.message),
         };
         let word = if word == rule { b"" } else { word };
-        complain.word(b"KA_RULES", rule, word, right, "the rule is dropped");
+        complain.word(b"KA_RULES", rule, word, right, "it does not count");
     }
 }
 

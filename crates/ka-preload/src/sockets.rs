@@ -19,20 +19,25 @@ enum Known {
     LeftAlone,
     /// It was given the policy that is for it.
     SeenTo,
+    /// So too, but it had another keepalive before: what waits to be accepted from it has inherited that.
+    Changed,
 }
 
 /// A byte for each descriptor that a program is likely to have; of those beyond, nothing is ever known.
 static KNOWN: [AtomicU8; 65536] = [const { AtomicU8::new(0) }; 65536];
 
+#[inline(never)]
 fn known(fd: c_int) -> Known {
     let slot = usize::try_from(fd).ok().and_then(|index| KNOWN.get(index));
     match slot.map_or(0, |slot| slot.load(Ordering::Relaxed)) {
         1 => Known::LeftAlone,
         2 => Known::SeenTo,
+        3 => Known::Changed,
         _ => Known::Nothing,
     }
 }
 
+#[inline(never)]
 fn learn(fd: c_int, known: Known) {
     if let Some(slot) = usize::try_from(fd).ok().and_then(|index| KNOWN.get(index)) {
         slot.store(
@@ -40,12 +45,14 @@ fn learn(fd: c_int, known: Known) {
                 Known::Nothing => 0,
                 Known::LeftAlone => 1,
                 Known::SeenTo => 2,
+                Known::Changed => 3,
             },
             Ordering::Relaxed,
         );
     }
 }
 
+#[inline(never)]
 fn read(fd: c_int, option: SockOpt) -> Option<c_int> {
     let mut value = [0; size_of::<c_int>()];
     Raw.get(fd, option, &mut value).ok()?;
@@ -54,6 +61,7 @@ fn read(fd: c_int, option: SockOpt) -> Option<c_int> {
 
 /// Whether this is a TCP or Multipath TCP socket. Where the kernel does not say, as under a filter that refuses our
 /// calls, it is none.
+#[inline(never)]
 pub(crate) fn is_tcp(fd: c_int) -> bool {
     let protocol = read(fd, SockOpt::Protocol);
     matches!(protocol, Some(libc::IPPROTO_TCP | libc::IPPROTO_MPTCP))
@@ -75,13 +83,14 @@ fn decide(settings: &Settings, fd: c_int, peer: Option<Endpoint>) -> Action {
     rule.map_or(Action::Apply(settings.base), ka_core::Rule::action)
 }
 
-/// The same, of a TCP socket as it is now. `None` while it has no peer, and a rule asks for one.
+/// The same, of a TCP socket as it is now. `None` while it has no peer, or no local port, and a rule asks for one.
 pub(crate) fn decide_now(settings: &Settings, fd: c_int) -> Option<Action> {
     if settings.rules.is_empty() {
         return Some(Action::Apply(settings.base));
     }
     let peer = address::peer(fd);
-    if settings.rules.look_at_peer && peer.is_none() {
+    let unbound = settings.rules.look_at_local_port && address::local_port(fd) == 0;
+    if unbound || (settings.rules.look_at_peer && peer.is_none()) {
         return None;
     }
     Some(decide(settings, fd, peer))
@@ -97,6 +106,7 @@ pub(crate) fn born(settings: &Settings, fd: c_int, domain: c_int, kind: c_int, p
         learn(fd, Known::LeftAlone);
     } else if settings.rules.is_empty() {
         give(settings, fd, settings.base, true);
+        learn(fd, Known::SeenTo);
     } else {
         // Where it goes, or what it listens to, decides.
         learn(fd, Known::Nothing);
@@ -108,7 +118,8 @@ pub(crate) fn born(settings: &Settings, fd: c_int, domain: c_int, kind: c_int, p
 pub(crate) fn connecting(settings: &Settings, fd: c_int, to: *const sockaddr, size: socklen_t) {
     if !settings.rules.look_at_peer {
         ensure(settings, fd);
-    } else if is_tcp(fd)
+    } else if (settings.mode != Mode::Default || known(fd) == Known::Nothing)
+        && is_tcp(fd)
         && let Some(peer) = address::given(to, size)
     {
         act(settings, fd, decide(settings, fd, Some(peer)));
@@ -117,24 +128,39 @@ pub(crate) fn connecting(settings: &Settings, fd: c_int, to: *const sockaddr, si
 
 /// A descriptor that is about to listen. What it has then, its connections inherit.
 pub(crate) fn listening(settings: &Settings, fd: c_int) {
-    if settings.rules.look_at_peer {
+    if settings.rules.look_at_peer || (settings.mode == Mode::Default && known(fd) != Known::Nothing) {
         return;
     }
-    if settings.mode != Mode::Default {
-        // Nothing is as important to get right, and it happens once: ask the kernel.
-        learn(fd, Known::Nothing);
+    // Nothing is as important to get right, and it happens once: ask the kernel.
+    see_to(settings, fd);
+    if known(fd) == Known::Changed {
+        // Nothing waits to be accepted yet.
+        learn(fd, Known::SeenTo);
     }
-    ensure(settings, fd);
 }
 
-/// Sees to a descriptor that may have come without being seen.
+/// Whether it was given a policy, and has keepalive on.
+#[inline(never)]
+pub(crate) fn is_held(fd: c_int) -> bool {
+    matches!(known(fd), Known::SeenTo | Known::Changed) && read(fd, SockOpt::KeepAlive) == Some(1)
+}
+
+/// Sees to a descriptor that is about to be used, and may have come without being seen. That it was left alone proves
+/// nothing: the number may have become another's, by dup2(2) or in the child of vfork(2).
 fn ensure(settings: &Settings, fd: c_int) {
-    match known(fd) {
-        Known::LeftAlone => {}
-        // What the program did since is its right.
-        Known::SeenTo if settings.mode == Mode::Default => {}
-        Known::SeenTo if read(fd, SockOpt::KeepAlive) == Some(1) => {}
-        Known::SeenTo | Known::Nothing => arrived(settings, fd),
+    // In the default mode, what the program did since is its right.
+    let its_right = settings.mode == Mode::Default && matches!(known(fd), Known::SeenTo | Known::Changed);
+    if !its_right && !is_held(fd) {
+        see_to(settings, fd);
+    }
+}
+
+/// Gives a TCP socket, that is about to connect or listen, the policy that is for it.
+fn see_to(settings: &Settings, fd: c_int) {
+    if is_tcp(fd) {
+        act(settings, fd, decide(settings, fd, None));
+    } else {
+        learn(fd, Known::LeftAlone);
     }
 }
 
@@ -164,9 +190,10 @@ pub(crate) fn accepted(settings: &Settings, listener: c_int, fd: c_int) {
         Known::SeenTo if settings.mode == Mode::Default || read(fd, SockOpt::KeepAlive) == Some(1) => {
             learn(fd, Known::SeenTo);
         }
-        // It listened before we knew of it, or before this connection's handshake it had not been seen to.
-        Known::SeenTo | Known::Nothing => {
-            ensure(settings, listener);
+        // Its handshake may have been before the listener was seen to.
+        Known::SeenTo | Known::Changed => arrived(settings, fd),
+        Known::Nothing => {
+            arrived(settings, listener);
             arrived(settings, fd);
         }
     }
@@ -182,17 +209,15 @@ fn act(settings: &Settings, fd: c_int, action: Action) {
 /// Gives the policy to a socket that may have a keepalive of its own.
 fn adopt(settings: &Settings, fd: c_int, policy: &Config) {
     let socket = Socket::with_kernel(fd, Raw);
-    let config = match settings.mode {
-        Mode::Force => bounded(socket, *policy, policy),
-        Mode::Floor => bounded(socket, stricter(socket, policy), policy),
-        Mode::Default if read(fd, SockOpt::KeepAlive) == Some(1) => {
-            // What has a keepalive already was given it by somebody who meant it.
-            learn(fd, Known::SeenTo);
-            return;
-        }
-        Mode::Default => *policy,
-    };
-    give(settings, fd, config, false);
+    let was_on = read(fd, SockOpt::KeepAlive) == Some(1);
+    match settings.mode {
+        Mode::Force => give(settings, fd, bounded(socket, *policy, policy), false),
+        Mode::Floor => give(settings, fd, bounded(socket, stricter(socket, policy), policy), false),
+        // What has a keepalive already was given it by somebody who meant it.
+        Mode::Default if was_on => {}
+        Mode::Default => give(settings, fd, *policy, false),
+    }
+    learn(fd, if was_on { Known::Changed } else { Known::SeenTo });
 }
 
 /// Sets what is to be set, on a socket that is known to be fresh or is not.
@@ -209,7 +234,6 @@ fn give(settings: &Settings, fd: c_int, mut config: Config, fresh: bool) {
             other => break other,
         }
     };
-    learn(fd, Known::SeenTo);
     if settings.log.as_c_str().is_some() {
         log::set(settings, fd, &config, result);
     }

@@ -75,6 +75,15 @@ static void all_refusals(set_option set)
         refused("level", set, fd, twin, 12345, name, &good, 4);
     }
     refused("option", set, fd, twin, IPPROTO_TCP, 12345, &good, 4);
+    int mptcp = socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP);
+    int mptcp_twin = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, IPPROTO_MPTCP, 0, 0, 0);
+    for (int i = 0; i < 5 && mptcp >= 0; i++) {
+        refused("MPTCP, pointer", set, mptcp, mptcp_twin, options[i][0], options[i][1], (void *)8, 4);
+        refused("MPTCP, null pointer", set, mptcp, mptcp_twin, options[i][0], options[i][1], NULL, 4);
+        refused("MPTCP, length", set, mptcp, mptcp_twin, options[i][0], options[i][1], &good, 3);
+    }
+    if (mptcp >= 0)
+        close(mptcp), close(mptcp_twin);
     /* And what is none of the shim's business passes. */
     int one = 1;
     CHECK(set(fd, IPPROTO_TCP, TCP_NODELAY, &one, 4) == 0 && kernel_get(fd, IPPROTO_TCP, TCP_NODELAY) == 1);

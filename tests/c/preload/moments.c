@@ -262,6 +262,102 @@ static void hammered(int seconds)
     CHECK(total > HAMMERS);
 }
 
+static void turn_off(int fd)
+{
+    int zero = 0, two_hours = 7200;
+    CHECK(setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &two_hours, sizeof two_hours) == 0);
+    CHECK(setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &zero, sizeof zero) == 0);
+}
+
+/* With a rule that looks at peers: a connection in SYN-SENT has none yet, and keeps what connect gave it. */
+static void in_syn_sent(void)
+{
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t size = sizeof address;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(bind(listener, (struct sockaddr *)&address, size) == 0 && listen(listener, 0) == 0);
+    CHECK(getsockname(listener, (struct sockaddr *)&address, &size) == 0);
+    for (int i = 0; i < 8; i++) {
+        struct sockaddr_in peer;
+        socklen_t peer_size = sizeof peer;
+        int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+        CHECK(connect(fd, (struct sockaddr *)&address, size) == 0 || errno == EINPROGRESS);
+        usleep(20000);
+        if (getpeername(fd, (struct sockaddr *)&peer, &peer_size) != 0) {
+            is(fd, ON);
+            turn_off(fd);
+            is(fd, ON);
+            return;
+        }
+    }
+    CHECK(!"a connection that is not answered");
+}
+
+/* Numbers that became another's, with a rule that looks at local ports: then a fresh socket has nothing yet. */
+static void with_another_number(void)
+{
+    struct sockaddr_storage address;
+    socklen_t size;
+    int listener = listener_on(AF_INET, 0, &address, &size), status;
+    int number = socket(AF_UNIX, SOCK_STREAM, 0), fd = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(dup2(fd, number) == number && connect(number, (struct sockaddr *)&address, size) == 0);
+    is(number, ON);
+    turn_off(number);
+    is(number, ON);
+
+    fd = socket(AF_INET, SOCK_STREAM, 0);
+    pid_t child = vfork();
+    if (child == 0) {
+        close(fd);
+        socket(AF_UNIX, SOCK_STREAM, 0);
+        _exit(0);
+    }
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(connect(fd, (struct sockaddr *)&address, size) == 0);
+    is(fd, ON);
+    (void)listener;
+}
+
+static void *after_main(void *nothing)
+{
+    struct sockaddr_storage address;
+    socklen_t size;
+    usleep(100000);
+    int listener = listener_on(AF_INET, 0, &address, &size), fd = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(connect(fd, (struct sockaddr *)&address, size) == 0);
+    is(fd, ON);
+    printf("well\n");
+    exit(listener < 0 || nothing != NULL);
+}
+
+/* With a rule that looks at peers, in a thread that has outlived the first one. */
+static void outlived(void)
+{
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, after_main, NULL) == 0);
+    pthread_exit(NULL);
+}
+
+/* Options set before bind, on a socket that a rule then leaves alone, are the program's; those on a socket that was
+ * not seen find the policy there. */
+static void before_the_rule(void)
+{
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1, idle = 300;
+    CHECK(setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one) == 0);
+    CHECK(setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle) == 0);
+    CHECK(bind(fd, (struct sockaddr *)&address, sizeof address) == 0 && listen(fd, 4) == 0);
+    is(fd, "1 300 75 9 0");
+}
+
+static void unseen_then_set(void)
+{
+    int fd = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0), one = 1;
+    CHECK(raw(SYS_dup3, fd, 900, 0, 0, 0, 0) == 900);
+    CHECK(setsockopt(900, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one) == 0);
+    is(900, ON);
+}
+
 /* With the program's own user timeout of 12 s, which takes the place of the count; the network is cut off meanwhile. */
 static void dead_peer(void)
 {
@@ -298,6 +394,18 @@ int main(int argc, char **argv)
         with_another_environment();
     else if (strcmp(what, "hammer") == 0)
         hammered(argc > 2 ? atoi(argv[2]) : 5);
+    else if (strcmp(what, "syn-sent") == 0)
+        in_syn_sent();
+    else if (strcmp(what, "number") == 0)
+        with_another_number();
+    else if (strcmp(what, "outlived") == 0)
+        outlived();
+    else if (strcmp(what, "before") == 0)
+        before_the_rule();
+    else if (strcmp(what, "unseen") == 0)
+        unseen_then_set();
+    else if (strcmp(what, "accept") == 0)
+        printf("%s\n", five(accept(5, NULL, NULL)));
     else if (strcmp(what, "dead") == 0)
         dead_peer();
     else if (strcmp(what, "inherited") == 0)

@@ -144,61 +144,35 @@ unsafe extern "C" fn hooked(
     e: usize,
     f: usize,
 ) -> c_long {
-    // SAFETY: the program's own call.
-    let real = || unsafe { next::syscall(number, [a, b, c, d, e, f]) };
     match number {
-        libc::SYS_socket => {
-            let fd = real();
-            socket::after(fd as c_int, int(a), int(b), int(c));
-            fd
-        }
-        libc::SYS_connect => {
-            connect::before(int(a), b as *const sockaddr, c as socklen_t);
-            real()
-        }
-        libc::SYS_accept | libc::SYS_accept4 => {
-            let fd = real();
-            accept::after(int(a), fd as c_int);
-            fd
-        }
-        libc::SYS_listen => {
-            listen::before(int(a));
-            real()
-        }
+        libc::SYS_connect => connect::before(int(a), b as *const sockaddr, c as socklen_t),
+        libc::SYS_listen => listen::before(int(a)),
+        libc::SYS_sendto => send::before_sendto(int(a), int(d), e as *const sockaddr, f as socklen_t),
+        libc::SYS_sendmsg => send::before_sendmsg(int(a), b as *const msghdr, int(c)),
+        libc::SYS_sendmmsg => send::before_sendmmsg(int(a), b as *const mmsghdr, c as c_uint, int(d)),
         libc::SYS_setsockopt => {
             let make = |value: *const c_void, size: socklen_t| {
                 // SAFETY: the program's own call, or one with an int in the place of its value.
                 unsafe { next::syscall(number, [a, b, c, value as usize, size as usize, f]) as c_int }
             };
             // SAFETY: `make` makes the call with the value that it is given.
-            unsafe {
-                setsockopt::judged(int(a), int(b), int(c), d as *const c_void, e as socklen_t, make).into()
-            }
+            let judged = unsafe {
+                setsockopt::judged(int(a), int(b), int(c), d as *const c_void, e as socklen_t, make)
+            };
+            return judged.into();
         }
-        libc::SYS_sendto => {
-            send::before_sendto(int(a), int(d), e as *const sockaddr, f as socklen_t);
-            real()
-        }
-        libc::SYS_sendmsg => {
-            send::before_sendmsg(int(a), b as *const msghdr, int(c));
-            real()
-        }
-        libc::SYS_sendmmsg => {
-            send::before_sendmmsg(int(a), b as *const mmsghdr, c as c_uint, int(d));
-            real()
-        }
-        libc::SYS_recvmsg => {
-            let size = real();
-            // SAFETY: the kernel has just filled the message, if it succeeded.
-            unsafe { recv::after_recvmsg(size as ssize_t, b as *const msghdr) };
-            size
-        }
-        libc::SYS_recvmmsg => {
-            let filled = real();
-            // SAFETY: the kernel has just filled so many messages.
-            unsafe { recv::after_recvmmsg(filled as c_int, b as *const mmsghdr) };
-            filled
-        }
-        _ => real(),
+        _ => {}
     }
+    // SAFETY: the program's own call.
+    let result = unsafe { next::syscall(number, [a, b, c, d, e, f]) };
+    match number {
+        libc::SYS_socket => socket::after(result as c_int, int(a), int(b), int(c)),
+        libc::SYS_accept | libc::SYS_accept4 => accept::after(int(a), result as c_int),
+        // SAFETY: the kernel has just filled the message, if it succeeded.
+        libc::SYS_recvmsg => unsafe { recv::after_recvmsg(result as ssize_t, b as *const msghdr) },
+        // SAFETY: the kernel has just filled so many messages.
+        libc::SYS_recvmmsg => unsafe { recv::after_recvmmsg(result as c_int, b as *const mmsghdr) },
+        _ => {}
+    }
+    result
 }
