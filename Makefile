@@ -5,7 +5,7 @@ CARGO ?= cargo
 export CARGO_TARGET_DIR := $(CURDIR)/target
 unexport CARGO_BUILD_TARGET
 # What the tests use: compilers, what watches networks, system calls and files, and programs to run under the shim.
-TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc ip ss tcpdump unshare nsenter strace nm readelf valgrind \
+TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc ip ss tcpdump unshare nsenter prlimit strace nm readelf valgrind \
 	nginx curl redis-server redis-cli redis-benchmark python3 postgres psql ssh sshd ssh-keygen node \
 	faketime torsocks proxychains4 mptcpize jemalloc
 
