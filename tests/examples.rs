@@ -405,7 +405,7 @@ fn the_server_survives_a_client_that_leaves_while_it_is_written_to() {
     let mut gone = TcpStream::from(gone);
     let name = gone.local_addr().unwrap();
     assert_eq!(server.line(), format!("client {name} came"));
-    gone.write_all(&[0; 60_000]).unwrap();
+    gone.write_all(&vec![0; 60_000]).unwrap();
     gone.shutdown(std::net::Shutdown::Write).unwrap();
     thread::sleep(Duration::from_millis(300));
     drop(gone);
