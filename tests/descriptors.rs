@@ -203,7 +203,7 @@ fn cases() -> Vec<Case> {
     ] {
         match socket(domain, kind, protocol) {
             Ok(fd) => cases.push(case(name, Is::Refused(ENOPROTOOPT), fd, vec![])),
-            Err(error) => eprintln!("SKIPPED: no {name} socket here: {error}"),
+            Err(error) => support::skip(&format!("no {name} socket here: {error}")),
         }
     }
     cases

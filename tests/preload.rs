@@ -601,7 +601,7 @@ fn with_own_etc(script: &str) -> Output {
 #[test]
 fn the_file_is_read_first_and_the_environment_overrides_it() {
     if !is_root() {
-        eprintln!("SKIPPED: only root may have an /etc of its own");
+        support::skip("only root may have an /etc of its own");
         return;
     }
     let moments = program!("moments");
@@ -634,7 +634,7 @@ fn the_file_is_read_first_and_the_environment_overrides_it() {
 #[test]
 fn in_a_setuid_program_the_environment_counts_for_nothing() {
     if !is_root() {
-        eprintln!("SKIPPED: only root may make a program setuid");
+        support::skip("only root may make a program setuid");
         return;
     }
     let (program, library, log) = (scratch("setuid"), scratch("library"), scratch("log"));

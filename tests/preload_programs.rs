@@ -248,7 +248,7 @@ fn openssh() {
         return;
     }
     if !support::is_root() {
-        eprintln!("SKIPPED: only root may log somebody in");
+        support::skip("only root may log somebody in");
         return;
     }
     let folder = scratch("ssh");

@@ -8,7 +8,7 @@
 use std::env;
 use std::ffi::{CString, OsString};
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -320,11 +320,16 @@ pub fn socket(domain: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd
     }
 }
 
+/// Says what is not tried here and why, past the test runner, which would keep it to itself.
+pub fn skip(why: &str) {
+    let _ = writeln!(io::stderr(), "SKIPPED: {why}");
+}
+
 /// Whether this machine has IPv6 on its loopback. Says so where not: what needs it is then not tried.
 pub fn has_ipv6() -> bool {
     let has = std::net::TcpListener::bind("[::1]:0").is_ok();
     if !has {
-        eprintln!("SKIPPED: no IPv6 here");
+        skip("no IPv6 here");
     }
     has
 }
@@ -333,7 +338,7 @@ pub fn has_ipv6() -> bool {
 pub fn has_mptcp() -> bool {
     let has = socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).is_ok();
     if !has {
-        eprintln!("SKIPPED: no MPTCP here");
+        skip("no MPTCP here");
     }
     has
 }
