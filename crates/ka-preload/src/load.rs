@@ -28,11 +28,11 @@ extern "C" fn load() {
 /// constructor made before ours.
 ///
 /// Which descriptors are open, poll(2) says of many at once; /proc/self/fd would say it of all, but takes as long as
-/// all else that happens here together. So beyond the first 512, which are always asked for, this goes on
+/// all else that happens here together. So beyond the first 1024, which are always asked for, this goes on
 /// as long as there are any. One that is missed is seen to when it connects or listens.
 fn sweep(settings: &Settings) {
     const MANY: c_int = 256;
-    const ALWAYS: c_int = 512;
+    const ALWAYS: c_int = 1024;
     let mut first: c_int = 0;
     loop {
         let mut set: [pollfd; MANY as usize] =

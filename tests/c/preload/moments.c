@@ -157,6 +157,22 @@ static void clean(void *what)
 }
 
 static int blocked_on;
+static struct sockaddr_in unanswered;
+
+/* A listener whose queue is full: what connects to it waits. */
+static void fill(void)
+{
+    socklen_t size = sizeof unanswered;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    unanswered = (struct sockaddr_in){ .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    CHECK(bind(listener, (struct sockaddr *)&unanswered, size) == 0 && listen(listener, 0) == 0);
+    CHECK(getsockname(listener, (struct sockaddr *)&unanswered, &size) == 0);
+    for (int i = 0; i < 4; i++) {
+        int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+        CHECK(connect(fd, (struct sockaddr *)&unanswered, size) == 0 || errno == EINPROGRESS);
+        usleep(20000);
+    }
+}
 
 static void *block(void *how)
 {
@@ -180,9 +196,8 @@ static void *block(void *how)
         recvmmsg(blocked_on, &messages, 1, 0, NULL);
         break;
     case 4:
-        connect(blocked_on, NULL, 0);
-        for (;;)
-            pause();
+        connect(blocked_on, (struct sockaddr *)&unanswered, sizeof unanswered);
+        break;
     }
     pthread_cleanup_pop(0);
     return NULL;
@@ -197,7 +212,9 @@ static void cancelled(void)
     for (intptr_t how = 0; how < 5; how++) {
         pthread_t thread;
         void *result;
-        blocked_on = how < 2 ? listener_on(AF_INET, 0, &address, &size) : pair[0];
+        blocked_on = how < 2 ? listener_on(AF_INET, 0, &address, &size) : how < 4 ? pair[0] : tcp();
+        if (how == 4)
+            fill();
         cleaned = 0;
         CHECK(pthread_create(&thread, NULL, block, (void *)how) == 0);
         usleep(100000);
