@@ -3,18 +3,18 @@
 //! Preloaded, it stands between the program and the C library at the calls through which a TCP socket comes into
 //! being, becomes connected, or loses its keepalive. Each hook is the real call with a step before or after it:
 //!
-//! - `socket` makes a socket: it gets the policy at birth ([`sockets::born`]).
+//! - `socket` makes a socket: it gets the policy at birth (`sockets::born`).
 //! - `connect`, `listen`, and a send with `MSG_FASTOPEN`, use one that may have come from elsewhere
-//!   ([`sockets::ensure`]).
-//! - `accept`, and a message with descriptors in it, bring one in ([`sockets::accepted`], [`sockets::received`]).
-//! - `setsockopt` may take away what was given ([`guard`]).
+//!   (`sockets::connecting`, `sockets::listening`).
+//! - `accept`, and a message with descriptors in it, bring one in (`sockets::accepted`, `sockets::arrived`).
+//! - `setsockopt` may take away what was given (`guard`).
 //! - `syscall` may be any of them.
 //!
 //! It lives in a stranger's process, at any moment of its life: before `main`, in a signal handler, in the child of
 //! vfork, in a thread that is being cancelled. So on the way through a hook it allocates nothing, takes no lock and
-//! reads no environment. Its own system calls are instructions ([`raw`]), not functions of the C library: they
+//! reads no environment. Its own system calls are instructions (`raw`), not functions of the C library: they
 //! leave `errno` alone, are no cancellation points, and cannot be hooked by another library that would loop back
-//! here. What it was told is read once, when it is loaded, and does not change ([`settings`]).
+//! here. What it was told is read once, when it is loaded, and does not change (`settings`).
 
 #![cfg_attr(not(test), no_std)]
 #![deny(
