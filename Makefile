@@ -4,9 +4,11 @@ CARGO ?= cargo
 # Where the examples and the tests look.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 unexport CARGO_BUILD_TARGET
+# What the lab's networks are made of, and what watches them.
+LAB_TOOLS := ip nft tcpdump tshark unshare python3
 # What the tests use: compilers, what watches networks, system calls and files, and programs to run under the shim.
-TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc ip ss tcpdump unshare nsenter prlimit strace nm readelf valgrind \
-	nginx curl redis-server redis-cli redis-benchmark python3 postgres psql ssh sshd ssh-keygen node \
+TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsenter prlimit strace nm readelf valgrind \
+	nginx curl redis-server redis-cli redis-benchmark postgres psql ssh sshd ssh-keygen node \
 	faketime torsocks proxychains4 mptcpize jemalloc
 
 all: ## release build: target/release/libka.so, libka.a and libka_preload.so
@@ -20,6 +22,10 @@ test: ## all tests, on a fresh machine too: installs what is missing, builds, ru
 header: ## writes include/ka.h from src/
 	KA_HEADER=write $(CARGO) test --locked --quiet --test header the_header_is_what_the_sources_say
 
+lab: ## keepalive in networks of its own, on the wire: a table, and target/lab/report.md with pictures
+	@scripts/need rust cc $(LAB_TOOLS)
+	KA_LAB_REPORT=$(CURDIR)/target/lab $(CARGO) test --locked --quiet --test lab
+
 bench: all ## side by side with what a C program would do instead
 	@scripts/need rust cc valgrind strace libkeepalive0
 	@bench/run
@@ -30,6 +36,6 @@ clean: ## removes what was built
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
-	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\n' | expand -t 8
+	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\n' | expand -t 8
 
-.PHONY: all test header bench clean help
+.PHONY: all test header lab bench clean help

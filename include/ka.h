@@ -172,14 +172,16 @@ extern "C" {
  *
  *   fd     a TCP or MPTCP socket in any state. What a listener accepts inherits what it has at the
  *          handshake, so a server sets its listener and pays nothing per connection.
- *   idle   s, 1..KA_IDLE_MAX: how long the connection is idle before the first probe. TCP_KEEPIDLE
+ *   idle   s, 1..KA_IDLE_MAX: how long the connection is idle before the first probe: since data or an
+ *          acknowledgement last came in. What is sent counts through its acknowledgement. TCP_KEEPIDLE
  *   intvl  s, 1..KA_INTVL_MAX: from one unanswered probe to the next. TCP_KEEPINTVL
  *   cnt    probes, 1..KA_CNT_MAX: so many without an answer end the connection. TCP_KEEPCNT
  *
  * Each may be KA_KEEP: it stays as it is, which for a fresh socket is the sysctl net.ipv4.tcp_keepalive_*.
  * A dead peer is found after idle + intvl * cnt seconds, or up to an eighth later (ka_detect_time): then the
- * socket is readable and read(2) fails with ETIMEDOUT, or with EHOSTUNREACH or ENETUNREACH where the network
- * said so meanwhile. A peer that restarted answers the first probe with a reset: ECONNRESET.
+ * socket is readable and read(2) fails with ETIMEDOUT, or with EHOSTUNREACH or ENETUNREACH where data was in
+ * flight and the network said so (what it says of a probe, the kernel ignores). A peer that restarted answers the
+ * first probe with a reset: ECONNRESET.
  *
  * On a socket that has keepalive off, this makes 5 system calls and turns it on last, so that nothing is
  * probed early. On one that has it on, it writes only what differs: calling it again and again is harmless.

@@ -5,23 +5,12 @@ mod support;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
 use socket2::SockRef;
-use support::{has_ipv6, in_a_network_of_its_own, root, stdout, succeed, sysctl};
-
-fn example(name: &str) -> PathBuf {
-    static BUILT: OnceLock<()> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        support::release();
-        succeed(Command::new("make").arg("-C").arg(root().join("c-examples")));
-    });
-    root().join("c-examples").join(name)
-}
+use support::{example, has_ipv6, in_a_network_of_its_own, root, stdout, succeed, sysctl};
 
 fn client(args: &[&str]) -> Output {
     Command::new(example("tcp_keepalive_client")).args(args).stdin(Stdio::null()).output().unwrap()

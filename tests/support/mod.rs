@@ -144,6 +144,16 @@ pub fn compile(compiler: &mut Command, source: &Path, link: Link) -> PathBuf {
     output
 }
 
+/// A program of c-examples.
+pub fn example(name: &str) -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        release();
+        succeed(Command::new("make").arg("-C").arg(root().join("c-examples")));
+    });
+    root().join("c-examples").join(name)
+}
+
 /// A path of its own for a file that a test makes. Cargo's target folder has it, and cleans it up.
 pub fn scratch(name: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -153,16 +163,23 @@ pub fn scratch(name: &str) -> PathBuf {
 }
 
 /// Runs the test again, alone, in a network namespace of its own, and says whether this is that run.
-///
-/// As root through `unshare -n`; else in a user namespace too, where the test is root.
 pub fn in_a_network_of_its_own(test: &str) -> bool {
+    alone(test, &["--net"])
+}
+
+/// Runs the test again, alone, in these namespaces of unshare(1), and says whether this is that run.
+///
+/// An ordinary user gets a user namespace too, where the test is root.
+pub fn alone(test: &str, namespaces: &[&str]) -> bool {
     const INSIDE: &str = "KA_TEST_NETWORK";
     if env::var_os(INSIDE).is_some() {
         return true;
     }
-    let flags = if is_root() { "-n" } else { "-Urn" };
     let mut command = Command::new("unshare");
-    command.args([flags, "sh", "-c", "ip link set lo up && exec \"$@\"", "sh"]);
+    if !is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command.args(namespaces).args(["sh", "-c", "ip link set lo up && exec \"$@\"", "sh"]);
     command.arg(env::current_exe().unwrap()).args([test, "--exact", "--nocapture"]).env(INSIDE, "1");
     let output = stdout(&mut command);
     assert!(output.contains("1 passed"), "{test} did not run: {output}");

@@ -1,0 +1,125 @@
+//! No false alarm: a healthy peer behind a bad path is not dead.
+
+use std::net::TcpStream;
+use std::time::Duration;
+
+use crate::endpoint::{Policy, is_open, talks};
+use crate::network::{Family, Network};
+use crate::story::{Case, Story};
+
+/// Of a hundred packets to the server.
+const LOST: u32 = 30;
+const PROBES: usize = 100;
+/// A probe a second, each perhaps an eighth later, and what the delay adds.
+const LONG_ENOUGH: f64 = 145.0;
+/// One way, as netem would add it at one interface.
+const DELAY: Duration = Duration::from_millis(300);
+/// Connections with each policy: one could be lucky, or not.
+const CONNECTIONS: u32 = 40;
+/// As often as a probe can be, with the count of `ka_plan_path`.
+fn planned() -> Policy {
+    Policy { idle: 1, intvl: 1, ..Policy::planned(Duration::from_secs(350)) }
+}
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new(
+            "loss::a_path_that_loses_30_percent_kills_with_count_1_and_hardly_ever_with_that_of_a_plan",
+            format!(
+                "with cnt of a plan about {:.0} of {CONNECTIONS} live through {PROBES} probes; with cnt=1 none",
+                f64::from(CONNECTIONS) * survival(planned().cnt)
+            ),
+            lossy,
+        ),
+        Case::new(
+            "loss::a_path_with_300_ms_delay_kills_nobody",
+            format!("alive after {PROBES} probes, each answered"),
+            slow,
+        ),
+    ]
+}
+
+/// The share of connections that see so many probes without `cnt` lost ones in a row, each lost by chance.
+fn survival(cnt: i32) -> f64 {
+    let lost = f64::from(LOST) / 100.0;
+    // How likely it is to be alive with so many lost at the end.
+    let mut alive = vec![0.0; usize::try_from(cnt).unwrap()];
+    alive[0] = 1.0;
+    for _ in 0..PROBES {
+        let heard = alive.iter().sum::<f64>() * (1.0 - lost);
+        alive.rotate_right(1);
+        for share in &mut alive {
+            *share *= lost;
+        }
+        alive[0] = heard;
+    }
+    alive.iter().sum()
+}
+
+fn lossy(story: &mut Story) {
+    let network = Network::routed();
+    let listener = network.listen();
+    story.watch(&network.client);
+    let (mut labels, mut pairs) = (vec![], vec![]);
+    for (label, policy) in [("cnt of a plan", planned()), ("cnt=1", Policy { cnt: 1, ..planned() })] {
+        for _ in 0..CONNECTIONS {
+            let (client, server) = network.pair(&listener, Family::V4);
+            policy.enable(&client);
+            labels.push(label);
+            pairs.push((client, server));
+        }
+    }
+    network.lose(&format!(r#"iifname "client" numgen random mod 100 < {LOST}"#));
+    story.mark(format!("{LOST} % of the packets to the server lost"));
+    story.wait_for_probes(&pairs, PROBES, LONG_ENOUGH);
+    network.heal();
+    let alive = |pairs: &[(TcpStream, TcpStream)]| -> Vec<bool> {
+        pairs.iter().map(|(client, server)| is_open(client) && talks(client, server, 5.0)).collect()
+    };
+    let lives = alive(&pairs);
+    let (planned_lives, once_lives) = lives.split_at(usize::try_from(CONNECTIONS).unwrap());
+    let flows = story.flows(&labels);
+    for (flow, _) in flows.iter().zip(&lives).filter(|(_, lives)| **lives) {
+        let probes = flow.probes().len();
+        assert!(probes >= PROBES, "only {probes} probes");
+    }
+    let count = |lives: &[bool]| lives.iter().filter(|lives| **lives).count();
+    let (with, without) = (count(planned_lives), count(once_lives));
+    story.saw(format!("cnt={}: {with} of {CONNECTIONS} alive; cnt=1: {without}", planned().cnt));
+    // Two of each for the picture, and the first that live.
+    let mut kept: Vec<_> = std::mem::take(&mut story.flows);
+    kept.truncate(usize::try_from(CONNECTIONS).unwrap() + 2);
+    kept.drain(2..usize::try_from(CONNECTIONS).unwrap());
+    story.flows = kept;
+    assert_eq!(without, 0, "alive with cnt=1");
+    // Five standard deviations below what is expected: chance does not do that.
+    let share = survival(planned().cnt);
+    let expected = f64::from(CONNECTIONS) * share;
+    let least = expected - 5.0 * (expected * (1.0 - share)).sqrt();
+    assert!(f64::from(u32::try_from(with).unwrap()) > least, "only {with} of {CONNECTIONS} alive");
+}
+
+fn slow(story: &mut Story) {
+    let (network, _cable) = Network::slow(DELAY);
+    let listener = network.listen();
+    story.watch(&network.client);
+    let pairs = [planned(), Policy { cnt: 1, ..planned() }].map(|policy| {
+        let pair = network.pair(&listener, Family::V4);
+        policy.enable(&pair.0);
+        pair
+    });
+    story.wait_for_probes(&pairs, PROBES, LONG_ENOUGH);
+    story.mark("both speak");
+    for (client, server) in &pairs {
+        assert!(talks(client, server, 10.0), "the connection is dead");
+    }
+    for flow in story.flows(&["cnt of a plan", "cnt=1"]) {
+        let (probes, answers) = (flow.probes(), flow.answers());
+        assert!(probes.len() >= PROBES, "only {} probes", probes.len());
+        assert_eq!(probes.len(), answers.len(), "probes and answers");
+        let fastest =
+            probes.iter().zip(&answers).map(|(probe, answer)| answer - probe).fold(f64::MAX, f64::min);
+        assert!(fastest > DELAY.as_secs_f64(), "an answer after {fastest:.3} s: the path is not that slow");
+    }
+    story.saw("alive, also with cnt=1");
+}

@@ -1,0 +1,141 @@
+//! Thousands of idle connections with one policy: what they send, when, and what it costs. docs/scale.md tells of it.
+
+use std::fs;
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::endpoint::{Policy, is_open};
+use crate::network::{Family, Network};
+use crate::story::{Case, Story, now, sleep};
+use crate::wire::Flow;
+
+/// As many as this, where the limit of open files allows both their ends.
+const CONNECTIONS: usize = 5000;
+const POLICY: Policy = Policy::new(4, 2, 3);
+/// Seconds under observation: several rounds of probes.
+const WATCHED: f64 = 20.0;
+
+pub fn cases() -> Vec<Case> {
+    vec![Case::new(
+        "many::connections_made_together_probe_together_and_those_made_one_by_one_do_not",
+        "all alive; made within a second: bursts once an idle time; made over an idle time: no bursts",
+        run,
+    )]
+}
+
+fn run(story: &mut Story) {
+    // All of them in one moment fill the queues of the processors, in which the other cases' packets are too.
+    let together = probe(story, "within a second", Duration::from_millis(900));
+    let spread = probe(story, "over an idle time", Duration::from_secs(POLICY.idle.try_into().unwrap()));
+    assert!(together > 2.0, "no burst: {together:.1} times the average");
+    assert!(spread < 2.0, "a burst: {spread:.1} times the average");
+}
+
+/// Makes the connections, counts their probes, and says how many times the average the busiest second has.
+fn probe(story: &mut Story, label: &str, over: Duration) -> f64 {
+    let number = allowed();
+    let network = Network::routed();
+    network.server.sysctl("core/somaxconn", 4096);
+    let listener = network.listen();
+    let before = memory();
+    let start = Instant::now();
+    let (clients, servers) = thread::scope(|scope| {
+        let servers =
+            scope.spawn(|| (0..number).map(|_| listener.accept().unwrap().0).collect::<Vec<TcpStream>>());
+        let clients: Vec<TcpStream> = network.client.within(|| {
+            let address = (network.host(Family::V4), crate::network::PORT);
+            let connect = |place| {
+                let due = over.mul_f64(rate(place, 1.0) / rate(number, 1.0));
+                thread::sleep(due.saturating_sub(start.elapsed()));
+                let client = TcpStream::connect(address).unwrap();
+                POLICY.enable(&client);
+                client
+            };
+            (0..number).map(connect).collect()
+        });
+        (clients, servers.join().unwrap())
+    });
+    let connected = start.elapsed().as_secs_f64();
+    let after = memory();
+    // The handshakes are not what is to be seen.
+    story.watch(&network.client);
+    let (from, cpu) = (now(), busy());
+    sleep(WATCHED);
+    let (seconds, cpu) = (now() - from, busy() - cpu);
+    let file = story.file();
+    let flows: Vec<Flow> = story.flows.drain(..).map(|shown| shown.flow).collect();
+    let _ = fs::remove_file(file);
+
+    // A capture that has not seen what was sent before knows a probe by its direction: nothing else is sent here.
+    let (sent, answered) = (times(&flows, true), times(&flows, false));
+    let (peak, average) = (peak(&sent), rate(sent.len(), seconds));
+    story.seconds.push(connected);
+    story.saw(format!(
+        "{label}: {number} made in {connected:.2} s; {} probes, {} answers; {average:.0}/s on average, {peak}/s at the \
+         peak; {:.1} KiB of kernel memory a connection, both ends; {:.1} us of CPU a probe with its answer",
+        sent.len(),
+        answered.len(),
+        (after - before) / rate(number, 1.0),
+        cpu / rate(sent.len(), 1.0) * 1e6,
+    ));
+    assert_eq!(flows.len(), number, "connections that have probed");
+    // A burst may be more than a queue on the way holds (net.core.netdev_max_backlog): the next probe is answered.
+    assert!(answered.len() * 2 > sent.len(), "{} answers to {} probes", answered.len(), sent.len());
+    for client in &clients {
+        assert!(is_open(client), "a connection has ended");
+    }
+    drop(servers);
+    story.rates.push((label.to_owned(), sent));
+    rate(peak, 1.0) / average
+}
+
+/// What the limit of open files allows.
+fn allowed() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limit is there to be written.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
+    // What the other cases may have open at the same time.
+    let others = 1500;
+    CONNECTIONS.min(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX).saturating_sub(others) / 2)
+}
+
+fn times(flows: &[Flow], from_client: bool) -> Vec<f64> {
+    let packets = flows.iter().flat_map(|flow| &flow.packets);
+    let mut times: Vec<f64> =
+        packets.filter(|packet| packet.from_client == from_client).map(|packet| packet.time).collect();
+    times.sort_by(f64::total_cmp);
+    times
+}
+
+/// The most in any one second.
+fn peak(times: &[f64]) -> usize {
+    (0..times.len())
+        .map(|first| times[first..].partition_point(|time| *time < times[first] + 1.0))
+        .max()
+        .unwrap_or(0)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "thousands")]
+fn rate(number: usize, seconds: f64) -> f64 {
+    number as f64 / seconds
+}
+
+/// Seconds that this machine's processors have spent in the kernel.
+fn busy() -> f64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap();
+    let ticks: Vec<f64> =
+        stat.lines().next().unwrap().split(' ').filter_map(|word| word.parse().ok()).collect();
+    // proc_stat(5): system, irq, softirq
+    [ticks[2], ticks[5], ticks[6]].iter().sum::<f64>() / 100.0
+}
+
+/// KiB of the kernel's own memory.
+fn memory() -> f64 {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
+    let of = |name: &str| -> f64 {
+        let line = meminfo.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        line.split_whitespace().nth(1).map_or(0.0, |kib| kib.parse().unwrap())
+    };
+    of("Slab:")
+}

@@ -1,0 +1,317 @@
+//! The rules of the kernel that users trip on, each without ka's answer and with it, side by side in one network.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+
+use crate::endpoint::{Policy, ending, is_open, late, talks};
+use crate::network::{Family, Network};
+use crate::story::{Case, Story, now, sleep};
+use crate::support::{self, AUTO};
+use crate::wire::Kind;
+
+const FAMILY: Family = Family::V4;
+
+pub fn cases() -> Vec<Case> {
+    let case =
+        |name: &str, should: &str, run: fn(&mut Story)| Case::new(format!("rules::{name}"), should, run);
+    vec![
+        case(
+            "data_in_flight_suspends_keepalive_and_a_user_timeout_does_not_let_it",
+            "1/1/3 alone: alive after 12 s without a probe; with KA_AUTO: ETIMEDOUT after 4 s",
+            data_in_flight,
+        ),
+        case(
+            "a_user_timeout_kills_a_closed_window_and_a_plan_does_not",
+            "user timeout of 3 s: ETIMEDOUT after 3 s; a plan: alive after 12 s, and goes on",
+            closed_window,
+        ),
+        case(
+            "a_user_timeout_replaces_the_count_and_auto_equals_it",
+            "1/1/5 with 1000 ms: ETIMEDOUT after 2 s, as ka_detect_time says; with KA_AUTO: after 6 s",
+            count_replaced,
+        ),
+        case(
+            "a_lower_interval_while_probing_waits_for_the_old_one_unless_ka_sets_it",
+            "setsockopt: next probe after 12 s; ka_enable: at once",
+            interval_lowered,
+        ),
+        case(
+            "the_same_policy_again_and_again_while_probing_kills_unless_ka_applies_it",
+            "setsockopt: dead in about 1 s of a 46 s policy; ka_enable: one probe, alive when the path is back",
+            applied_again,
+        ),
+        case(
+            "keepalive_turned_on_late_probes_at_once_unless_ka_turns_it_on",
+            "SO_KEEPALIVE first: probe at once; ka_enable: after idle",
+            enabled_late,
+        ),
+        case(
+            "a_listener_set_after_the_handshake_misses_what_is_queued",
+            "queued: off; queued and set after accept, or connected after: probes from the server",
+            listener_late,
+        ),
+        case(
+            "what_a_router_says_of_a_probe_is_ignored_and_what_it_says_of_data_is_the_error",
+            "idle: ETIMEDOUT after 4 s; with data in flight and KA_AUTO: EHOSTUNREACH after 4 s",
+            unreachable,
+        ),
+    ]
+}
+
+fn raw_user_timeout(socket: &TcpStream, milliseconds: i32) {
+    support::set_option(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, milliseconds);
+}
+
+fn apply(socket: &TcpStream, policy: Policy, user_timeout: i32) {
+    let config = support::config(1, policy.idle, policy.intvl, policy.cnt, user_timeout);
+    support::apply(socket.as_raw_fd(), &config).unwrap();
+}
+
+/// A router between two machines, a capture at the client, and two connections: one to be set without ka, one with it.
+fn two(story: &mut Story) -> (Network, [TcpStream; 2], [TcpStream; 2]) {
+    let network = Network::routed();
+    let listener = network.listen();
+    story.watch(&network.client);
+    let (without, without_server) = network.pair(&listener, FAMILY);
+    let (with, with_server) = network.pair(&listener, FAMILY);
+    (network, [without, with], [without_server, with_server])
+}
+
+/// That a connection ended with ETIMEDOUT about so long after a moment.
+fn dead(story: &mut Story, socket: &TcpStream, label: &str, since: f64, seconds: f64) -> (f64, String) {
+    let (time, how) = ended(story, socket, label, since, seconds);
+    assert_eq!(how, "ETIMEDOUT", "{label}");
+    (time, how)
+}
+
+fn ended(story: &mut Story, socket: &TcpStream, label: &str, since: f64, seconds: f64) -> (f64, String) {
+    let (time, how) = ending(socket, 2.0 * seconds + 10.0).unwrap_or_else(|| panic!("{label}: still alive"));
+    let after = time - since;
+    story.seconds.push(after);
+    story.saw(format!("{label}: {how} after {after:.1} s"));
+    assert!(
+        after > seconds - 0.1 && after < seconds + late(seconds),
+        "{label}: after {after:.2} s, not {seconds} s"
+    );
+    (time, how)
+}
+
+fn alive(story: &mut Story, socket: &TcpStream, label: &str, seconds: f64) {
+    assert!(is_open(socket), "{label}");
+    story.saw(format!("{label}: alive after {seconds} s"));
+}
+
+fn data_in_flight(story: &mut Story) {
+    let policy = Policy::new(1, 1, 3);
+    let (network, [without, with], _servers) = two(story);
+    policy.enable(&without);
+    apply(&with, policy, AUTO);
+    network.lose(r#"iifname "client""#);
+    let lost = story.mark("packets to the server dropped, data sent");
+    (&without).write_all(b"!").unwrap();
+    (&with).write_all(b"!").unwrap();
+    let end = dead(story, &with, "KA_AUTO", lost, policy.seconds());
+    sleep(lost + 12.0 - now());
+    alive(story, &without, "keepalive alone", 12.0);
+    let flows = story.flows(&["keepalive alone", "with KA_AUTO"]);
+    story.ended(1, end.0, end.1);
+    assert!(flows[0].probes().iter().all(|time| *time < lost), "a probe while data is in flight");
+}
+
+/// Writes until nothing more goes, because the peer does not read.
+fn fill(mut socket: &TcpStream) {
+    socket.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    while socket.write(&[0; 4096]).is_ok() {}
+}
+
+fn closed_window(story: &mut Story) {
+    let (_network, [without, with], [_without_server, mut with_server]) = two(story);
+    let policy = Policy::planned(Duration::from_secs(5));
+    for socket in [&without, &with] {
+        SockRef::from(socket).set_send_buffer_size(4096).unwrap();
+        policy.enable(socket);
+    }
+    raw_user_timeout(&without, 3000);
+    let full = story.mark("the server reads nothing");
+    fill(&without);
+    fill(&with);
+    // Its clock runs from the first window probe, after the last of the space was used (tcp_probe_timer).
+    let (time, how) = ending(&without, 20.0).expect("a user timeout alone: still alive");
+    let after = time - full;
+    story.seconds.push(after);
+    story.saw(format!("user timeout: {how} after {after:.1} s"));
+    assert_eq!(how, "ETIMEDOUT");
+    assert!(after > 3.0 && after < 3.0 + 2.0 * late(3.0), "after {after:.2} s, not 3 s");
+    sleep(full + 12.0 - now());
+    alive(story, &with, "plan", 12.0);
+    story.mark("the server reads");
+    with_server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut sink = vec![0; 65536];
+    let mut writer = &with;
+    let until = Instant::now() + Duration::from_secs(10);
+    while with_server.read(&mut sink).is_ok() && writer.write(b"on we go").is_err() {
+        assert!(Instant::now() < until, "the window does not open again");
+    }
+    story.flows(&["user timeout 3000", "planned"]);
+    story.ended(0, time, how);
+}
+
+fn count_replaced(story: &mut Story) {
+    let policy = Policy::new(1, 1, 5);
+    let (network, [without, with], _servers) = two(story);
+    policy.enable(&without);
+    raw_user_timeout(&without, 1000);
+    apply(&with, policy, AUTO);
+    let config = support::config(1, policy.idle, policy.intvl, policy.cnt, 1000);
+    let (mut typical, mut worst) = (0, 0);
+    // SAFETY: the config has the size that it says, and the two numbers are there.
+    support::call(|ka| unsafe { (ka.ka_detect_time)(&raw const config, &raw mut typical, &raw mut worst) })
+        .unwrap();
+    assert_eq!(typical, 2000, "what ka_detect_time expects");
+    network.lose(r#"iifname "client""#);
+    let lost = story.mark("packets to the server dropped");
+    // Silence began with the handshake, a moment before the packets were lost.
+    let first = dead(story, &without, "1000 ms", lost, 2.0);
+    let second = dead(story, &with, "KA_AUTO", lost, policy.seconds());
+    let flows = story.flows(&["user timeout 1000", "with KA_AUTO"]);
+    for (place, (time, how)) in [first, second].into_iter().enumerate() {
+        story.ended(place, time, how);
+    }
+    assert_eq!(flows[0].probes().len(), 1, "probes before a user timeout of idle");
+    assert_eq!(flows[1].probes().len(), 5, "probes with KA_AUTO");
+}
+
+fn interval_lowered(story: &mut Story) {
+    const OLD: Policy = Policy::new(1, 12, 3);
+    let (network, [without, with], _servers) = two(story);
+    OLD.enable(&without);
+    OLD.enable(&with);
+    network.lose(r#"iifname "client""#);
+    story.mark("packets to the server dropped");
+    sleep(2.0);
+    let lowered = story.mark("interval from 12 s to 1 s");
+    support::set_option(without.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 1);
+    Policy::new(1, 1, 3).enable(&with);
+    // It has sent one probe; writing IDLE sends the second at once, the third comes 1 s later, and the end 1 s after it.
+    let end = dead(story, &with, "ka_enable", lowered, 2.0);
+    let late_end = ending(&without, 30.0).expect("still alive");
+    let flows = story.flows(&["setsockopt", "ka_enable"]);
+    story.ended(0, late_end.0, late_end.1);
+    story.ended(1, end.0, end.1);
+    let gap = |flow: &crate::wire::Flow| {
+        let probes = flow.probes();
+        probes[1] - probes[0]
+    };
+    let (without, with) = (gap(&flows[0]), gap(&flows[1]));
+    story.saw(format!("setsockopt: next probe after {without:.1} s"));
+    assert!(without > 11.9 && without < 12.0 + late(12.0), "setsockopt: second probe after {without:.2} s");
+    assert!(with < 1.0 + late(1.0), "ka_enable: second probe after {with:.2} s");
+}
+
+fn applied_again(story: &mut Story) {
+    const POLICY: Policy = Policy::new(1, 5, 9);
+    let (network, [without, with], [_without_server, with_server]) = two(story);
+    POLICY.set_by_hand(&without);
+    POLICY.enable(&with);
+    network.lose(r#"iifname "client""#);
+    let lost = story.mark("packets to the server dropped");
+    sleep(1.5);
+    let from = story.mark("1/5/9 again each 100 ms");
+    let mut end = None;
+    while now() < from + 3.0 {
+        if end.is_none() {
+            POLICY.set_by_hand(&without);
+            end = ending(&without, 0.001);
+        }
+        POLICY.enable(&with);
+        sleep(0.1);
+    }
+    network.heal();
+    story.mark("path is back");
+    let (time, how) = end.expect("setsockopt: alive");
+    story.seconds.push(time - from);
+    story.saw(format!("setsockopt: {how} after {:.1} s", time - from));
+    assert!(talks(&with, &with_server, 5.0), "ka_enable: the connection is dead");
+    story.saw("ka_enable: alive");
+    let flows = story.flows(&["setsockopt", "ka_enable"]);
+    story.ended(0, time, how);
+    let probes = flows[1].probes().iter().filter(|time| **time > lost).count();
+    assert_eq!(probes, 1, "ka_enable: probes while the path was cut");
+}
+
+fn enabled_late(story: &mut Story) {
+    const POLICY: Policy = Policy::new(3, 1, 3);
+    let (_network, [without, with], _servers) = two(story);
+    sleep(4.0);
+    let enabled = story.mark("keepalive on");
+    POLICY.set_by_hand(&without);
+    POLICY.enable(&with);
+    sleep(5.0);
+    let firsts: Vec<f64> =
+        story.flows(&["setsockopt", "ka_enable"]).iter().map(|flow| flow.probes()[0] - enabled).collect();
+    for (label, first) in ["setsockopt", "ka_enable"].into_iter().zip(&firsts) {
+        story.saw(format!("{label}: first probe after {first:.1} s"));
+        story.seconds.push(*first);
+    }
+    assert!(firsts[0] < 1.0, "setsockopt: not at once");
+    assert!(firsts[1] > 2.9 && firsts[1] < 3.0 + late(3.0), "ka_enable: not after idle");
+}
+
+fn listener_late(story: &mut Story) {
+    const POLICY: Policy = Policy::new(1, 1, 3);
+    let network = Network::routed();
+    let listener: TcpListener = network.listen();
+    story.watch(&network.client);
+    let _clients = [network.connect(FAMILY), network.connect(FAMILY)];
+    // The handshakes are over when connect returns at the client; the last ACK is on its way for a moment.
+    sleep(0.5);
+    story.mark("listener set");
+    support::enable(listener.as_raw_fd(), POLICY.idle, POLICY.intvl, POLICY.cnt).unwrap();
+    let _after = network.connect(FAMILY);
+    let servers: Vec<TcpStream> = (0..3).map(|_| listener.accept().unwrap().0).collect();
+    POLICY.enable(&servers[1]);
+    let on: Vec<bool> = servers.iter().map(|server| SockRef::from(server).keepalive().unwrap()).collect();
+    assert_eq!(on, [false, true, true], "SO_KEEPALIVE of what was accepted");
+    sleep(4.0);
+    let flows = story.flows(&["queued", "queued, set after accept", "connected after"]);
+    let probes: Vec<usize> = flows.iter().map(|flow| flow.server_probes().len()).collect();
+    story.saw(format!("the server's probes: {probes:?}"));
+    assert!(probes[0] == 0 && probes[1] >= 2 && probes[2] >= 2, "{probes:?}");
+}
+
+/// ICMP errors that the client's kernel took for somebody else's.
+fn ignored(network: &Network) -> u64 {
+    let netstat = network.client.within(|| fs::read_to_string("/proc/thread-self/net/netstat").unwrap());
+    let mut lines = netstat.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let mut both = names.split(' ').zip(values.split(' '));
+    both.find(|(name, _)| *name == "OutOfWindowIcmps").unwrap().1.parse().unwrap()
+}
+
+/// An ICMP error quotes the packet. A probe's sequence number was acknowledged long ago, so that tcp_v4_err takes the
+/// error for a forged one; for data it keeps the error, and tcp_write_err has it when the kernel gives up.
+fn unreachable(story: &mut Story) {
+    let policy = Policy::new(1, 1, 3);
+    let (network, [idle, busy], _servers) = two(story);
+    policy.enable(&idle);
+    apply(&busy, policy, AUTO);
+    network.filters("refuse", r#"iifname "client" reject with icmpx type host-unreachable"#);
+    let refused = story.mark("router answers: host unreachable; data sent");
+    (&busy).write_all(b"!").unwrap();
+    let first = dead(story, &idle, "idle", refused, policy.seconds());
+    let second = ended(story, &busy, "data in flight", refused, policy.seconds());
+    let errors = ignored(&network);
+    let flows = story.flows(&["idle", "data in flight"]);
+    story.ended(0, first.0, first.1);
+    story.ended(1, second.0, second.1.clone());
+    assert_eq!(second.1, "EHOSTUNREACH");
+    for flow in &flows {
+        assert!(flow.packets.iter().any(|packet| packet.kind == Kind::Icmp), "no ICMP error came");
+    }
+    assert_eq!(errors, 3, "ICMP errors ignored, of three probes");
+}

@@ -1,0 +1,31 @@
+//! Every kind of network at once, and then one of the ways in which a lab ends. tests/lab_leaves_nothing.rs looks for
+//! what is left.
+
+use std::time::Duration;
+
+use crate::endpoint::peer;
+use crate::network::Network;
+use crate::story::{Case, Story, sleep};
+
+/// How the lab is to end: without it, there are the other cases.
+pub const ENDING: &str = "KA_LAB_ENDING";
+
+pub fn case(ending: &str) -> Case {
+    let ending = ending.to_owned();
+    Case::new("traces::every_network", "nothing is left", move |story| run(story, &ending))
+}
+
+fn run(story: &mut Story, ending: &str) {
+    const TIMEOUT: Duration = Duration::from_secs(5);
+    let (slow, _cable) = Network::slow(TIMEOUT);
+    let networks = [Network::routed(), Network::natted(TIMEOUT), Network::balanced(TIMEOUT), slow];
+    networks[0].lose("ip protocol tcp");
+    let _peers = networks.each_ref().map(peer);
+    story.watch(&networks[0].client);
+    println!("built");
+    match ending {
+        "ends" => {}
+        "waits" => sleep(600.0),
+        _ => panic!("told to: {ending}"),
+    }
+}

@@ -1,0 +1,118 @@
+//! The lab: small networks on this one machine, what happens to networks, and what keepalive makes of it, judged by
+//! the packets that tcpdump sees and by what programs are told.
+//!
+//! Each case is a test. `make lab` runs the same, prints them as a table, and writes target/lab/report.md with a picture
+//! of each. The lab has namespaces of its own for networks, mounts and processes: however it ends, nothing of it is left.
+
+mod cases {
+    pub mod dead_peer;
+    pub mod idle;
+    pub mod loss;
+    pub mod many;
+    pub mod middlebox;
+    pub mod probe;
+    pub mod rules;
+    pub mod traces;
+}
+mod endpoint;
+mod network;
+mod report;
+mod story;
+#[path = "../support/mod.rs"]
+mod support;
+mod timeline;
+mod wire;
+
+use std::env;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, Mutex};
+
+use libtest_mimic::Arguments;
+
+use network::Family;
+use story::Case;
+
+/// Says that this is inside, and which process waits for it outside: there is another process 1 in each lab.
+pub const INSIDE: &str = "KA_LAB_INSIDE";
+/// The folder for the report. Without it the cases are only tests.
+const REPORT: &str = "KA_LAB_REPORT";
+
+fn main() -> ExitCode {
+    if env::var_os(endpoint::PEER).is_some() {
+        endpoint::be_peer();
+    }
+    let mut arguments = Arguments::from_args();
+    if env::var_os(INSIDE).is_none() && !arguments.list {
+        return enter();
+    }
+    raise_limit();
+    let records = Arc::new(Mutex::new(vec![]));
+    let trials: Vec<_> = cases().into_iter().map(|case| case.trial(&records)).collect();
+    // They wait for timers, and hardly compute.
+    arguments.test_threads.get_or_insert(trials.len().max(1));
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if let Some(folder) = env::var_os(REPORT) {
+        report::write(folder.as_ref(), &mut records.lock().unwrap());
+    }
+    conclusion.exit_code()
+}
+
+fn cases() -> Vec<Case> {
+    if let Some(ending) = env::var_os(cases::traces::ENDING) {
+        return vec![cases::traces::case(&ending.to_string_lossy())];
+    }
+    let mut families = vec![Family::V4];
+    families.extend(support::has_ipv6().then_some(Family::V6));
+    // The longest first.
+    let mut cases = cases::loss::cases();
+    cases.extend(cases::many::cases());
+    for family in families {
+        cases.extend(cases::middlebox::cases(family));
+        cases.extend(cases::dead_peer::cases(family));
+        cases.extend(cases::probe::cases(family));
+    }
+    cases.extend(cases::rules::cases());
+    cases.extend(cases::idle::cases());
+    cases
+}
+
+/// Opens as many files as are allowed.
+fn raise_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limit is there to be written, and to be read.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}
+
+/// Runs this program again in namespaces of its own. When its first process ends, or the one that waits for it is
+/// killed, the kernel ends all others, and their networks with them.
+fn enter() -> ExitCode {
+    // What needs a compiler is made outside.
+    support::example("tcp_keepalive_client");
+    let mut flags = vec!["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    if !support::is_root() {
+        flags.extend(["--user", "--map-root-user"]);
+    }
+    let mut probe = Command::new("unshare");
+    let allowed =
+        probe.args(&flags).arg("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+    if !allowed {
+        support::skip(
+            "the lab: no namespaces here. Run it as root, or where users may make them (unshare -Urn)",
+        );
+        return if env::var_os(REPORT).is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    }
+    let error = Command::new("unshare")
+        .args(&flags)
+        .args(["sh", "-c", "ip link set lo up && exec \"$@\"", "sh"])
+        .args(env::args_os().next().map(|_| env::current_exe().unwrap()))
+        .args(env::args_os().skip(1))
+        .env(INSIDE, std::process::id().to_string())
+        .exec();
+    panic!("unshare: {error}");
+}

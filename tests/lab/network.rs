@@ -1,0 +1,412 @@
+//! Machines and the cables between them: network namespaces and veth pairs.
+//!
+//! Nothing here has a name outside the process. A namespace lives as long as its descriptor, or a process in it; its
+//! links, addresses, rules and connections go with it. So there is nothing to tear down, however a case ends.
+
+use std::collections::VecDeque;
+use std::ffi::{CString, OsStr};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use std::{process, thread};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::support;
+
+/// Where servers listen.
+pub const PORT: u16 = 5050;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        }
+    }
+
+    fn of(self, v4: Ipv4Addr, v6: Ipv6Addr) -> IpAddr {
+        match self {
+            Self::V4 => v4.into(),
+            Self::V6 => v6.into(),
+        }
+    }
+}
+
+/// A machine: a network namespace.
+pub struct Machine {
+    namespace: File,
+}
+
+impl Machine {
+    /// A machine with a loopback and no cable.
+    pub fn new() -> Self {
+        let namespace = thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    // SAFETY: only this thread moves, and it ends here.
+                    let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+                    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+                    File::open("/proc/thread-self/ns/net").unwrap()
+                })
+                .join()
+                .unwrap()
+        });
+        let machine = Self { namespace };
+        machine.ip("link set lo up");
+        if support::has_ipv6() {
+            // Nobody else has its addresses: no need to ask for a second before they are used (RFC 4862, 5.4).
+            machine.sysctl("ipv6/conf/default/accept_dad", 0);
+            machine.sysctl("ipv6/conf/default/dad_transmits", 0);
+        }
+        machine
+    }
+
+    /// The path under which this process's children find the namespace.
+    fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", process::id(), self.namespace.as_raw_fd())
+    }
+
+    /// Does something on this machine: its sockets are the machine's.
+    pub fn within<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
+        let namespace = self.namespace.as_raw_fd();
+        thread::scope(|scope| {
+            let inside = scope.spawn(move || {
+                enter(namespace).unwrap();
+                what()
+            });
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// A program on this machine.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        self.moves(&mut command);
+        command
+    }
+
+    /// Has a program run on this machine.
+    pub fn moves(&self, command: &mut Command) {
+        let namespace = self.namespace.as_raw_fd();
+        // SAFETY: between fork and exec there is one system call, and the namespace is open until exec closes it.
+        unsafe { command.pre_exec(move || enter(namespace)) };
+    }
+
+    /// ip(8), a command a line.
+    pub fn ip(&self, commands: &str) {
+        self.feed("ip", &["-batch", "-"], commands);
+    }
+
+    /// nft(8)
+    pub fn nft(&self, rules: &str) {
+        self.feed("nft", &["-f", "-"], rules);
+    }
+
+    fn feed(&self, program: &str, args: &[&str], input: &str) {
+        let mut child = self
+            .command(program)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} refused:\n{input}\n{said}");
+    }
+
+    /// Writes /proc/sys/net/NAME.
+    pub fn sysctl(&self, name: &str, value: u64) {
+        let (path, value) = (Path::new("/proc/sys/net").join(name), value.to_string());
+        self.within(|| fs::write(&path, value).unwrap_or_else(|error| panic!("{}: {error}", path.display())));
+    }
+
+    /// A cable to another machine, named as each end calls it.
+    fn cable(&self, name: &str, other: &Self, other_name: &str) {
+        self.ip(&format!("link add {name} type veth peer name {other_name} netns {}", other.path()));
+    }
+}
+
+/// Moves this thread to a network namespace.
+fn enter(namespace: i32) -> io::Result<()> {
+    // SAFETY: takes no pointer.
+    match unsafe { libc::setns(namespace, libc::CLONE_NEWNET) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Carries frames between two interfaces, each after a while.
+pub struct SlowCable {
+    _machine: Machine,
+    cut: Arc<AtomicBool>,
+    carriers: Vec<JoinHandle<()>>,
+}
+
+impl SlowCable {
+    fn carry(machine: Machine, delay: Duration) -> Self {
+        let cut = Arc::new(AtomicBool::new(false));
+        let ends = ["near", "far"].map(|name| Arc::new(machine.within(|| frames_of(name))));
+        let carriers = [(0, 1, delay), (1, 0, Duration::ZERO)].map(|(from, to, delay)| {
+            let (from, to, cut) = (Arc::clone(&ends[from]), Arc::clone(&ends[to]), Arc::clone(&cut));
+            thread::spawn(move || carry(&from, &to, delay, &cut))
+        });
+        Self { _machine: machine, cut, carriers: carriers.into() }
+    }
+}
+
+impl Drop for SlowCable {
+    fn drop(&mut self) {
+        self.cut.store(true, Ordering::Relaxed);
+        for carrier in self.carriers.drain(..) {
+            let _ = carrier.join();
+        }
+    }
+}
+
+/// A socket that reads what comes in on an interface and writes what goes out of it, each frame behind the header that
+/// says what is left to do of its checksum (virtio_net_hdr).
+fn frames_of(interface: &str) -> Socket {
+    let everything = i32::from(u16::try_from(libc::ETH_P_ALL).unwrap().to_be());
+    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(everything))).unwrap();
+    support::set_option(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1);
+    support::set_option(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1);
+    let name = CString::new(interface).unwrap();
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET.try_into().unwrap(),
+        sll_protocol: u16::try_from(libc::ETH_P_ALL).unwrap().to_be(),
+        // SAFETY: the name ends with its NUL.
+        sll_ifindex: unsafe { libc::if_nametoindex(name.as_ptr()) }.try_into().unwrap(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let size = size_of_val(&address).try_into().unwrap();
+    // SAFETY: the address has the size that is said.
+    let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) };
+    assert_eq!(bound, 0, "{interface}: {}", io::Error::last_os_error());
+    socket
+}
+
+fn carry(from: &Socket, to: &Socket, delay: Duration, cut: &AtomicBool) {
+    let mut under_way: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
+    let mut buffer = vec![0; 1 << 17];
+    while !cut.load(Ordering::Relaxed) {
+        let due = under_way.front().map(|(due, _)| due.saturating_duration_since(Instant::now()));
+        // Zero would be for ever.
+        let wait = due
+            .unwrap_or(Duration::from_millis(50))
+            .clamp(Duration::from_micros(1), Duration::from_millis(50));
+        from.set_read_timeout(Some(wait)).unwrap();
+        if let Ok(size) = io::Read::read(&mut &*from, &mut buffer) {
+            under_way.push_back((Instant::now() + delay, buffer[..size].to_vec()));
+        }
+        while under_way.front().is_some_and(|(due, _)| *due <= Instant::now()) {
+            let (_, frame) = under_way.pop_front().unwrap();
+            let _ = to.send(&frame);
+        }
+    }
+}
+
+/// client -- router -- server, and what the router does besides forwarding.
+pub struct Network {
+    pub client: Machine,
+    pub router: Machine,
+    pub server: Machine,
+    /// Where clients find the server.
+    host: fn(Family) -> IpAddr,
+}
+
+/// A network is built while no other is, lest a dozen at once delay those that measure.
+static BUILDING: Mutex<()> = Mutex::new(());
+
+impl Network {
+    /// A router that forwards.
+    pub fn routed() -> Self {
+        let alone = BUILDING.lock();
+        let (client, router, server) = (Machine::new(), Machine::new(), Machine::new());
+        client.cable("eth0", &router, "client");
+        router.sysctl("ipv4/ip_forward", 1);
+        router.sysctl("ipv6/conf/all/forwarding", 1);
+        let host =
+            |family: Family| family.of(Ipv4Addr::new(198, 51, 100, 2), "2001:db8:2::2".parse().unwrap());
+        let network = Self { client, router, server, host };
+        network.connect_client();
+        network.connect_server();
+        drop(alone);
+        network
+    }
+
+    /// The same with a slow cable between the client and the router: a packet of the client's takes this long.
+    pub fn slow(delay: Duration) -> (Self, SlowCable) {
+        let network = Self::routed();
+        // The client's cable is cut in two, and a machine put between that carries frames from one half to the other.
+        network.router.ip("link delete client");
+        let between = Machine::new();
+        network.client.cable("eth0", &between, "near");
+        network.router.cable("client", &between, "far");
+        between.ip("link set near up
+            link set far up");
+        network.connect_client();
+        (network, SlowCable::carry(between, delay))
+    }
+
+    /// The addresses of both ends of the client's cable.
+    fn connect_client(&self) {
+        self.client.ip("link set eth0 up
+            address add 192.0.2.2/24 dev eth0
+            address add 2001:db8:1::2/64 dev eth0 nodad");
+        self.router.ip("link set client up
+            address add 192.0.2.1/24 dev client
+            address add 2001:db8:1::1/64 dev client nodad");
+        self.client.ip("route add default via 192.0.2.1
+            route add default via 2001:db8:1::1");
+    }
+
+    /// The cable between the router and the server, and the addresses of both its ends.
+    fn connect_server(&self) {
+        self.router.cable("server", &self.server, "eth0");
+        self.router.ip("link set server up
+            address add 198.51.100.1/24 dev server
+            address add 2001:db8:2::1/64 dev server nodad");
+        self.server.ip("link set eth0 up
+            address add 198.51.100.2/24 dev eth0
+            address add 2001:db8:2::2/64 dev eth0 nodad
+            route add default via 198.51.100.1
+            route add default via 2001:db8:2::1");
+    }
+
+    /// A router that hides the client behind its own address, and forgets a connection that is idle for a while. What
+    /// belongs to none that it knows, it drops without a word.
+    pub fn natted(timeout: Duration) -> Self {
+        let network = Self::routed();
+        network.forgets(timeout);
+        network.router.nft(
+            r#"table inet translation {
+                chain hide {
+                    type nat hook postrouting priority srcnat
+                    oifname "server" masquerade
+                }
+                chain known {
+                    type filter hook forward priority filter
+                    ct state invalid drop
+                }
+            }"#,
+        );
+        network
+    }
+
+    /// A balancer of connections, with the address that clients know, which forgets those that are idle for a while.
+    /// What belongs to none that it knows, it answers with RST.
+    pub fn balanced(timeout: Duration) -> Self {
+        let mut network = Self::routed();
+        network.host = |family| family.of(Ipv4Addr::new(203, 0, 113, 80), "2001:db8:3::80".parse().unwrap());
+        network.router.ip("address add 203.0.113.80/32 dev lo
+            address add 2001:db8:3::80/128 dev lo nodad");
+        network.forgets(timeout);
+        network.router.nft(&format!(
+            "table inet balancer {{
+                chain balance {{
+                    type nat hook prerouting priority dstnat
+                    ip daddr 203.0.113.80 tcp dport {PORT} dnat ip to 198.51.100.2
+                    ip6 daddr 2001:db8:3::80 tcp dport {PORT} dnat ip6 to 2001:db8:2::2
+                }}
+                chain unknown {{
+                    type filter hook input priority filter
+                    meta l4proto tcp ct state invalid reject with tcp reset
+                }}
+                chain unknown_too {{
+                    type filter hook forward priority filter
+                    meta l4proto tcp ct state invalid reject with tcp reset
+                }}
+            }}"
+        ));
+        network
+    }
+
+    /// Connection tracking, as strict as middleboxes are: nothing is taken up in the middle.
+    fn forgets(&self, timeout: Duration) {
+        // A rule that looks at connections is what turns the tracking on.
+        self.filters("tracking", "ct state established");
+        self.router.sysctl("netfilter/nf_conntrack_tcp_timeout_established", timeout.as_secs());
+        self.router.sysctl("netfilter/nf_conntrack_tcp_loose", 0);
+        self.router.sysctl("netfilter/nf_conntrack_tcp_be_liberal", 0);
+    }
+
+    pub fn host(&self, family: Family) -> IpAddr {
+        (self.host)(family)
+    }
+
+    /// Pulls the server's cable, kills the machine, and puts another with the same addresses in its place.
+    pub fn reboot_server(&mut self, dies: impl FnOnce()) {
+        self.router.ip("link set server down");
+        dies();
+        self.router.ip("link delete server");
+        self.server = Machine::new();
+        self.connect_server();
+    }
+
+    /// A listener of the server's, on all its addresses.
+    pub fn listen(&self) -> TcpListener {
+        self.server.within(|| {
+            let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).unwrap();
+            socket.set_only_v6(false).unwrap();
+            socket.set_reuse_address(true).unwrap();
+            socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT)).into()).unwrap();
+            socket.listen(4096).unwrap();
+            socket.into()
+        })
+    }
+
+    /// A connection of the client's.
+    pub fn connect(&self, family: Family) -> TcpStream {
+        let address = SocketAddr::new(self.host(family), PORT);
+        self.client.within(|| TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap())
+    }
+
+    /// A connection, both its ends.
+    pub fn pair(&self, listener: &TcpListener, family: Family) -> (TcpStream, TcpStream) {
+        let client = self.connect(family);
+        (client, listener.accept().unwrap().0)
+    }
+
+    /// Has the router lose without a word what matches.
+    pub fn lose(&self, what: &str) {
+        self.filters("loss", &format!("{what} drop"));
+    }
+
+    /// A rule for what the router forwards.
+    pub fn filters(&self, table: &str, rule: &str) {
+        self.router.nft(&format!(
+            "table inet {table} {{
+                chain forward {{
+                    type filter hook forward priority filter
+                    {rule}
+                }}
+            }}"
+        ));
+    }
+
+    /// Loses nothing any more.
+    pub fn heal(&self) {
+        self.router.nft("delete table inet loss");
+    }
+}

@@ -1,0 +1,273 @@
+//! What was on the wire, as tcpdump wrote it down.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::{env, fs};
+
+use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+
+use crate::network::{Machine, PORT};
+use crate::{INSIDE, support};
+
+/// tcpdump on a machine's interface, until it is read.
+pub struct Capture {
+    tcpdump: Child,
+    path: PathBuf,
+}
+
+impl Capture {
+    /// Begins, and returns when packets are seen.
+    pub fn start(machine: &Machine, interface: &str) -> Self {
+        let path = support::scratch(&format!("lab-{}", env::var(INSIDE).unwrap())).with_extension("pcap");
+        let mut tcpdump = machine
+            .command("tcpdump")
+            .args([
+                "-i",
+                interface,
+                "-n",
+                "-U",
+                "--immediate-mode",
+                "-s",
+                "128",
+                "-B",
+                "16384",
+                "-Z",
+                "root",
+                "-w",
+            ])
+            .arg(&path)
+            .arg("tcp or icmp or icmp6[0] < 128") // of ICMPv6 the errors
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        let mut stderr = BufReader::new(tcpdump.stderr.take().unwrap());
+        while !said.contains("listening on") {
+            assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "tcpdump: {said}");
+        }
+        // What else it says at its end is not kept; the pipe stays open that long.
+        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+        Self { tcpdump, path }
+    }
+
+    /// What it has written so far.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Ends it. The file is complete then.
+    pub fn stop(mut self) -> PathBuf {
+        self.end();
+        std::mem::take(&mut self.path)
+    }
+
+    fn end(&mut self) {
+        // SAFETY: a signal to our own child, which was not waited for.
+        unsafe { libc::kill(self.tcpdump.id().try_into().unwrap(), libc::SIGTERM) };
+        let _ = self.tcpdump.wait();
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        if !self.path.as_os_str().is_empty() {
+            self.end();
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    Handshake,
+    Data,
+    /// No data, and the sequence number before the next: what makes a peer answer.
+    Probe,
+    /// The first bare ACK after a probe of the other side.
+    Answer,
+    /// Another bare ACK.
+    Ack,
+    End,
+    Reset,
+    /// An error about a packet of this connection.
+    Icmp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Packet {
+    /// Seconds since 1970.
+    pub time: f64,
+    pub from_client: bool,
+    pub kind: Kind,
+    /// Its place in the file, from 1 as tshark counts.
+    pub frame: usize,
+    pub flags: u8,
+    pub seq: u32,
+    pub ack: u32,
+    /// Bytes of data.
+    pub length: u32,
+}
+
+/// The flags of a TCP header, as they are there (RFC 9293, 3.1).
+pub mod flag {
+    pub const FIN: u8 = 1;
+    pub const SYN: u8 = 2;
+    pub const RST: u8 = 4;
+    pub const ACK: u8 = 16;
+}
+
+/// The packets of one connection.
+#[derive(Clone, Debug, Default)]
+pub struct Flow {
+    pub packets: Vec<Packet>,
+}
+
+impl Flow {
+    fn of(&self, kind: Kind, from_client: bool) -> impl Iterator<Item = &Packet> {
+        self.packets.iter().filter(move |packet| packet.kind == kind && packet.from_client == from_client)
+    }
+
+    /// When the client sent probes.
+    pub fn probes(&self) -> Vec<f64> {
+        self.of(Kind::Probe, true).map(|packet| packet.time).collect()
+    }
+
+    /// When the server did.
+    pub fn server_probes(&self) -> Vec<f64> {
+        self.of(Kind::Probe, false).map(|packet| packet.time).collect()
+    }
+
+    /// When the server answered the client's.
+    pub fn answers(&self) -> Vec<f64> {
+        self.of(Kind::Answer, false).map(|packet| packet.time).collect()
+    }
+
+    /// When the client last heard from the server: the last packet that was no RST.
+    pub fn last_heard(&self) -> f64 {
+        let heard =
+            |packet: &&Packet| !packet.from_client && !matches!(packet.kind, Kind::Reset | Kind::Icmp);
+        self.packets.iter().rfind(heard).map_or(0.0, |packet| packet.time)
+    }
+}
+
+/// A parsed packet, before it is known what it means.
+struct Segment {
+    client: u16,
+    packet: Packet,
+}
+
+/// The connections in a capture, in the order of their first packets, each with the client's port.
+pub fn read(path: &Path) -> Vec<(u16, Flow)> {
+    let mut order = vec![];
+    let mut flows: BTreeMap<u16, (Flow, Tracker)> = BTreeMap::new();
+    for segment in segments(&fs::read(path).unwrap()) {
+        let (flow, tracker) = flows.entry(segment.client).or_insert_with(|| {
+            order.push(segment.client);
+            Default::default()
+        });
+        flow.packets.push(tracker.understand(segment.packet));
+    }
+    order.into_iter().map(|port| (port, flows.remove(&port).unwrap().0)).collect()
+}
+
+/// What each side of a connection would send next.
+#[derive(Default)]
+struct Tracker {
+    next: [Option<u32>; 2],
+    asked: [bool; 2],
+}
+
+impl Tracker {
+    fn understand(&mut self, mut packet: Packet) -> Packet {
+        if packet.kind == Kind::Icmp {
+            return packet;
+        }
+        let (me, other) = (usize::from(packet.from_client), usize::from(!packet.from_client));
+        let [syn, fin, rst] = [flag::SYN, flag::FIN, flag::RST].map(|flag| packet.flags & flag != 0);
+        packet.kind = if rst {
+            Kind::Reset
+        } else if syn {
+            Kind::Handshake
+        } else if fin {
+            Kind::End
+        } else if packet.length > 0 {
+            Kind::Data
+        } else if self.next[me].is_some_and(|next| packet.seq == next.wrapping_sub(1)) {
+            self.asked[me] = true;
+            Kind::Probe
+        } else if std::mem::take(&mut self.asked[other]) {
+            Kind::Answer
+        } else {
+            Kind::Ack
+        };
+        if !rst {
+            let end = packet.seq.wrapping_add(packet.length).wrapping_add(u32::from(syn) + u32::from(fin));
+            let later = |next: u32| end.wrapping_sub(next) < 1 << 31;
+            if self.next[me].is_none_or(later) {
+                self.next[me] = Some(end);
+            }
+        }
+        packet
+    }
+}
+
+fn segments(file: &[u8]) -> Vec<Segment> {
+    let (mut rest, header) = pcap_parser::parse_pcap_header(file).expect("a capture");
+    assert_eq!(header.network, pcap_parser::Linktype::ETHERNET);
+    let mut found = vec![];
+    let mut frame = 0;
+    while let Ok((after, block)) = pcap_parser::parse_pcap_frame(rest) {
+        rest = after;
+        frame += 1;
+        let time = f64::from(block.ts_sec) + f64::from(block.ts_usec) / 1e6;
+        found.extend(segment(block.data, time, frame));
+    }
+    found
+}
+
+fn segment(bytes: &[u8], time: f64, frame: usize) -> Option<Segment> {
+    let packet = LaxSlicedPacket::from_ethernet(bytes).ok()?;
+    let size = match packet.net? {
+        LaxNetSlice::Ipv4(ip) => u32::from(ip.header().total_len()) - u32::from(ip.header().ihl()) * 4,
+        LaxNetSlice::Ipv6(ip) => u32::from(ip.header().payload_length()),
+        LaxNetSlice::Arp(_) => return None,
+    };
+    let blank = |from_client| Packet {
+        time,
+        from_client,
+        kind: Kind::Icmp,
+        frame,
+        flags: 0,
+        seq: 0,
+        ack: 0,
+        length: 0,
+    };
+    match packet.transport? {
+        TransportSlice::Tcp(tcp) => {
+            let from_client = tcp.destination_port() == PORT;
+            let client = if from_client { tcp.source_port() } else { tcp.destination_port() };
+            let packet = Packet {
+                kind: Kind::Ack,
+                flags: tcp.slice()[13],
+                seq: tcp.sequence_number(),
+                ack: tcp.acknowledgment_number(),
+                length: size - u32::try_from(tcp.header_len()).unwrap(),
+                ..blank(from_client)
+            };
+            Some(Segment { client, packet })
+        }
+        // The error quotes the packet's IP header and at least the ports.
+        TransportSlice::Icmpv4(icmp) => {
+            Some(Segment { client: port_at(icmp.payload(), 20)?, packet: blank(false) })
+        }
+        TransportSlice::Icmpv6(icmp) => {
+            Some(Segment { client: port_at(icmp.payload(), 40)?, packet: blank(false) })
+        }
+        _ => None,
+    }
+}
+
+fn port_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}

@@ -1,0 +1,103 @@
+//! The lab leaves nothing: no process, namespace, link or rule, whether it ends well, fails, or is killed.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use support::{root, stdout};
+
+/// The lab's test program.
+fn lab() -> PathBuf {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root()).args(["test", "--quiet", "--test", "lab", "--no-run", "--message-format=json"]);
+    let messages = stdout(&mut cargo);
+    let (_, after) = messages.rsplit_once(r#""executable":""#).expect("no executable in what cargo says");
+    after.split('"').next().unwrap().into()
+}
+
+/// What there is in this test's own namespaces.
+#[derive(Debug, PartialEq)]
+struct Traces {
+    processes: usize,
+    networks: usize,
+    mounts: String,
+    links: String,
+    rules: String,
+}
+
+fn traces() -> Traces {
+    let mut networks = BTreeSet::new();
+    let mut processes = 0;
+    for entry in fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path()) {
+        // A process that has ended has no namespaces any more, nor one that ends while it is looked at.
+        let Ok(network) = fs::read_link(entry.join("ns/net")) else { continue };
+        if entry.ends_with("self") || entry.ends_with("thread-self") {
+            continue;
+        }
+        processes += 1;
+        networks.insert(network);
+        let open = fs::read_dir(entry.join("fd")).into_iter().flatten();
+        let open = open.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+        networks.extend(open.filter(|target| target.to_string_lossy().starts_with("net:[")));
+    }
+    Traces {
+        processes,
+        networks: networks.len(),
+        mounts: fs::read_to_string("/proc/self/mountinfo").unwrap(),
+        links: stdout(Command::new("ip").args(["-o", "link"])),
+        rules: stdout(Command::new("nft").args(["list", "ruleset"])),
+    }
+}
+
+/// Starts the lab with every kind of network, and returns when all are built.
+fn start(ending: &str) -> (Child, Box<dyn Iterator<Item = String>>) {
+    let mut command = Command::new(lab());
+    command.env("KA_LAB_ENDING", ending).arg("--nocapture").stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(
+        lines.any(|line| line.ends_with("built")),
+        "{ending}: the lab ended before its networks were there"
+    );
+    (child, Box::new(lines))
+}
+
+#[test]
+fn the_lab_leaves_nothing_when_it_ends_when_it_fails_and_when_it_is_killed() {
+    const TEST: &str = "the_lab_leaves_nothing_when_it_ends_when_it_fails_and_when_it_is_killed";
+    if !support::alone(TEST, &["--net", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]) {
+        return;
+    }
+    let before = traces();
+    assert_eq!(before.networks, 1);
+
+    let (mut lab, lines) = start("ends");
+    lines.for_each(drop);
+    assert!(lab.wait().unwrap().success(), "the lab failed");
+    assert_eq!(traces(), before, "after a lab that has ended");
+
+    let (mut lab, lines) = start("fails");
+    lines.for_each(drop);
+    assert!(!lab.wait().unwrap().success(), "the lab did not fail");
+    assert_eq!(traces(), before, "after a lab that has failed");
+
+    let (mut lab, _lines) = start("waits");
+    let during = traces();
+    // Four networks of three machines, and one that carries frames.
+    assert_eq!(during.networks, before.networks + 1 + 13, "the count does not see the lab's networks");
+    assert!(during.processes > before.processes, "the count does not see the lab's processes");
+    lab.kill().unwrap();
+    lab.wait().unwrap();
+    // The kernel ends the others, and then the namespaces, in its own time.
+    let until = Instant::now() + Duration::from_secs(20);
+    while traces() != before && Instant::now() < until {
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(traces(), before, "after a lab that was killed");
+}
