@@ -94,10 +94,8 @@ fn raise_limit() {
 fn enter() -> ExitCode {
     // What needs a compiler is made outside.
     support::example("tcp_keepalive_client");
-    let mut flags = vec!["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
-    if !support::is_root() {
-        flags.extend(["--user", "--map-root-user"]);
-    }
+    let mut flags = support::user_namespace().to_vec();
+    flags.extend(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
     let mut probe = Command::new("unshare");
     let allowed =
         probe.args(&flags).arg("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success());

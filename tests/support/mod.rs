@@ -169,21 +169,29 @@ pub fn in_a_network_of_its_own(test: &str) -> bool {
 
 /// Runs the test again, alone, in these namespaces of unshare(1), and says whether this is that run.
 ///
-/// An ordinary user gets a user namespace too, where the test is root.
+/// An ordinary user gets a user namespace too, and has all capabilities in it. Not as its root: some tools, tcpdump for
+/// one, would try to be somebody else then.
 pub fn alone(test: &str, namespaces: &[&str]) -> bool {
     const INSIDE: &str = "KA_TEST_NETWORK";
     if env::var_os(INSIDE).is_some() {
         return true;
     }
     let mut command = Command::new("unshare");
-    if !is_root() {
-        command.args(["--user", "--map-root-user"]);
-    }
-    command.args(namespaces).args(["sh", "-c", "ip link set lo up && exec \"$@\"", "sh"]);
+    command.args(user_namespace()).args(namespaces).args([
+        "sh",
+        "-c",
+        "ip link set lo up && exec \"$@\"",
+        "sh",
+    ]);
     command.arg(env::current_exe().unwrap()).args([test, "--exact", "--nocapture"]).env(INSIDE, "1");
     let output = stdout(&mut command);
     assert!(output.contains("1 passed"), "{test} did not run: {output}");
     false
+}
+
+/// What unshare(1) must be told first, to make namespaces: nothing where this is root.
+pub fn user_namespace() -> &'static [&'static str] {
+    if is_root() { &[] } else { &["--user", "--map-current-user", "--keep-caps"] }
 }
 
 /// Whether this is root, who needs no user namespace to be it.
