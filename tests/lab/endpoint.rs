@@ -186,7 +186,7 @@ pub fn peer(network: &Network) -> Program {
     program
 }
 
-/// The peer: takes connections, holds them, and says on all what it is told on standard input.
+/// The peer: accepts connections, says so, holds them, and says on all what it is told on standard input.
 pub fn be_peer() -> ! {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)).unwrap();
     println!("listening");
@@ -195,6 +195,7 @@ pub fn be_peer() -> ! {
     thread::spawn(move || {
         for connection in listener.incoming() {
             connections.lock().unwrap().push(connection.unwrap());
+            println!("accepted");
         }
     });
     for line in io::stdin().lines() {

@@ -115,6 +115,9 @@ fn run(story: &mut Story, event: Event, policy: Policy, family: Family) {
     let the_peer = peer(&network);
     story.watch(&network.client);
     let programs = [libka_client(&network, family, policy), preloaded_client(&network, family, policy)];
+    for _ in &programs {
+        assert!(the_peer.line(&["accepted"], 20.0).is_some(), "the peer does not accept");
+    }
     let happens = now();
     let the_peer = event.happen(&mut network, the_peer);
     let happened = story.mark(event.words());
