@@ -4,7 +4,7 @@ use std::fs;
 use std::net::TcpStream;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use libtest_mimic::{Failed, Trial};
@@ -13,9 +13,24 @@ use crate::endpoint::is_open;
 use crate::network::Machine;
 use crate::wire::{self, Capture, Flow};
 
+/// What a case needs of the others, which share the processors' queues of packets with it.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Needs {
+    /// No packet of it may be lost by chance.
+    Quiet,
+    /// It may lose a packet.
+    Nothing,
+    /// It fills the queues: those that need quiet must not run meanwhile.
+    Machine,
+}
+
+/// Held for reading by those that need quiet.
+static QUIET: RwLock<()> = RwLock::new(());
+
 /// One row of the report, and one test.
 pub struct Case {
     pub name: String,
+    needs: Needs,
     /// What should happen.
     pub should: String,
     run: Box<dyn FnOnce(&mut Story) + Send>,
@@ -27,14 +42,24 @@ impl Case {
         should: impl Into<String>,
         run: impl FnOnce(&mut Story) + Send + 'static,
     ) -> Self {
-        Self { name: name.into(), should: should.into(), run: Box::new(run) }
+        Self { name: name.into(), needs: Needs::Quiet, should: should.into(), run: Box::new(run) }
+    }
+
+    pub fn needs(self, needs: Needs) -> Self {
+        Self { needs, ..self }
     }
 
     /// The test. What it saw is added to the records, also where it fails.
     pub fn trial(self, records: &Arc<Mutex<Vec<Record>>>) -> Trial {
         let records = Arc::clone(records);
-        let Self { name, should, run } = self;
+        let Self { name, needs, should, run } = self;
         Trial::test(name.clone(), move || {
+            if needs == Needs::Machine {
+                // Let the others begin first: they end sooner than this.
+                sleep(1.0);
+            }
+            let _reading = (needs == Needs::Quiet).then(|| QUIET.read());
+            let _writing = (needs == Needs::Machine).then(|| QUIET.write());
             let mut story = Story::default();
             let result = panic::catch_unwind(AssertUnwindSafe(|| run(&mut story)));
             let failure = result.err().map(|panic| {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::endpoint::{Policy, is_open};
 use crate::network::{Family, Network};
-use crate::story::{Case, Story, now, sleep};
+use crate::story::{Case, Needs, Story, now, sleep};
 use crate::wire::Flow;
 
 /// As many as this, where the limit of open files allows both their ends.
@@ -17,11 +17,14 @@ const POLICY: Policy = Policy::new(4, 2, 3);
 const WATCHED: f64 = 20.0;
 
 pub fn cases() -> Vec<Case> {
-    vec![Case::new(
-        "many::connections_made_together_probe_together_and_those_made_one_by_one_do_not",
-        "all alive; made within a second: bursts once an idle time; made over an idle time: no bursts",
-        run,
-    )]
+    vec![
+        Case::new(
+            "many::connections_made_together_probe_together_and_those_made_one_by_one_do_not",
+            "all alive; made within a second: bursts once an idle time; made over an idle time: no bursts",
+            run,
+        )
+        .needs(Needs::Machine),
+    ]
 }
 
 fn run(story: &mut Story) {
