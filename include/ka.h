@@ -15,13 +15,17 @@
  * A connection is then idle for 60 s before the first probe, probes follow every 10 s, and the fifth that nothing
  * answers ends it: read(2) fails with ETIMEDOUT. A listener hands its policy to all that it accepts.
  *
+ * Keepalive proves that the peer's kernel lives, not that its program does, nor that it is a client of yours. For
+ * that there are ka_reaper_*, which connections have fallen silent, and ka_beat_*, a signed heartbeat.
+ *
  * Errors. Every function returns 0, or a non-negative value that it documents, or -1 with errno set, so that it
  * drops in where setsockopt(2) stood. On success errno is left alone. An output is written only on success. NULL
  * where a pointer is needed is EINVAL. Where several things are wrong, arguments count before the descriptor.
  * What a failed call leaves behind is said with each function; none leaves keepalive half on.
  *
  * Threads and signals. No function keeps state, allocates, takes a lock or writes a log. All may be called from
- * any thread, from a signal handler, and after fork(2).
+ * any thread, from a signal handler, and after fork(2). Only a reaper is state: it has memory of malloc(3), one
+ * thread at a time uses it, and no signal handler.
  *
  * Versions. Structs begin with their size and may grow; KA_CONFIG_INIT and KA_STATUS_INIT set it. The size must
  * be a multiple of 4, and at least 8. What a smaller struct lacks is KA_KEEP, or is not written. The words that
@@ -83,6 +87,35 @@
  * The most probes (MAX_TCP_KEEPCNT of the kernel).
  */
 #define KA_CNT_MAX 127
+
+/**
+ * The bytes of a nonce.
+ */
+#define KA_BEAT_NONCE_SIZE 16
+
+/**
+ * The bytes of a heartbeat on the wire.
+ */
+#define KA_BEAT_SIZE 56
+
+/**
+ * Knows which connections have done no business for a time. Keepalive proves that a peer's kernel lives; this finds
+ * the program that has hung, and the stranger who connected and never said a word.
+ *
+ * A connection is a descriptor number: the reaper makes no system call on it, so it works beside epoll, poll, io_uring,
+ * libuv or libevent alike. What counts as business is for the program to say, with ka_reaper_touch. All connections
+ * of a reaper have one timeout; use one reaper for each timeout.
+ *
+ * Time is a number of milliseconds on a clock of the program's, as CLOCK_MONOTONIC. It never goes backward: a now_ms
+ * that is earlier than the latest which ka_reaper_touch or ka_reaper_expired was given counts as that one.
+ *
+ * Memory: 16 bytes a connection where numbers are dense, as the kernel hands them out, in pages of 256 numbers
+ * (4 KiB), which are given back when the last of their connections is gone, all but one. A number far from all others
+ * costs 8 KiB, and numbers up to INT_MAX a directory of 16 bytes for each 65536, 512 KiB in all, which stays.
+ *
+ * A reaper is used by one thread at a time; different ones are independent.
+ */
+struct ka_reaper;
 
 /**
  * A keepalive policy, or what is in force. Make it with KA_CONFIG_INIT: zero is not a value of idle, intvl and
@@ -163,6 +196,32 @@ struct ka_status {
     uint32_t rtt_us;
 };
 
+/**
+ * A heartbeat: a message that only a client of yours can make, good for one connection and one use. It tells a client
+ * from a stranger and from a recording. It is no TLS: it covers nothing else that the connection carries, and whoever
+ * sits between the two can pass it on.
+ *
+ * The server sends each connection a nonce of its own, KA_BEAT_NONCE_SIZE bytes as they are, before anything else. The
+ * client sends KA_BEAT_SIZE bytes a beat; all numbers are big-endian:
+ *
+ *    0  4 bytes   "KABT"
+ *    4  1 byte    the version, 1
+ *    5  3 bytes   zero
+ *    8  8 bytes   client
+ *   16  8 bytes   sequence
+ *   24  32 bytes  HMAC-SHA-256 of the nonce and the 24 bytes before
+ */
+struct ka_beat {
+    /**
+     * The client's number: it says whose key to take.
+     */
+    uint64_t client;
+    /**
+     * 1 for the first beat of a connection, higher with each.
+     */
+    uint64_t sequence;
+};
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -199,7 +258,10 @@ extern "C" {
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
  */
-int ka_enable(int fd, int idle, int intvl, int cnt);
+int ka_enable(int fd,
+              int idle,
+              int intvl,
+              int cnt);
 
 /**
  * Turns keepalive off. The timers keep their values, so that ka_enable with KA_KEEP brings them back.
@@ -253,7 +315,8 @@ int ka_get_idle(int fd, int *seconds);
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
  */
-int ka_get_intvl(int fd, int *seconds);
+int ka_get_intvl(int fd,
+                 int *seconds);
 
 /**
  * Gets how many probes without an answer end the connection, whether keepalive is on or off.
@@ -266,7 +329,8 @@ int ka_get_intvl(int fd, int *seconds);
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
  */
-int ka_get_cnt(int fd, int *probes);
+int ka_get_cnt(int fd,
+               int *probes);
 
 /**
  * Gets the user timeout: how long sent data, or keepalive probes, may stay unacknowledged. TCP_USER_TIMEOUT
@@ -283,7 +347,8 @@ int ka_get_cnt(int fd, int *probes);
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
  */
-int ka_get_user_timeout(int fd, int *milliseconds);
+int ka_get_user_timeout(int fd,
+                        int *milliseconds);
 
 /**
  * Sets the user timeout: how long sent data, or keepalive probes, may stay unacknowledged. RFC 5482
@@ -306,7 +371,8 @@ int ka_get_user_timeout(int fd, int *milliseconds);
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
  */
-int ka_set_user_timeout(int fd, int milliseconds);
+int ka_set_user_timeout(int fd,
+                        int milliseconds);
 
 /**
  * Sets what the config names, and leaves the rest: ka_enable, with all there is to say.
@@ -339,7 +405,8 @@ int ka_set_user_timeout(int fd, int milliseconds);
  * a mixture.
  * Since 0.1.0.
  */
-int ka_apply(int fd, const struct ka_config *config);
+int ka_apply(int fd,
+             const struct ka_config *config);
 
 /**
  * Gets all that is in force for keepalive.
@@ -396,7 +463,8 @@ int ka_defaults(struct ka_config *config);
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
  */
-int ka_parse(const char *text, struct ka_config *config);
+int ka_parse(const char *text,
+             struct ka_config *config);
 
 /**
  * Writes a policy as the text that ka_parse reads back to the same policy: "idle=60,intvl=10,cnt=5", "off".
@@ -414,7 +482,9 @@ int ka_parse(const char *text, struct ka_config *config);
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
  */
-int ka_format(const struct ka_config *config, char *text, size_t size);
+int ka_format(const struct ka_config *config,
+              char *text,
+              size_t size);
 
 /**
  * Works out a policy that knows of a dead peer within so many milliseconds, however late the kernel's timers
@@ -432,7 +502,8 @@ int ka_format(const struct ka_config *config, char *text, size_t size);
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
  */
-int ka_plan_detect(uint32_t within_ms, struct ka_config *config);
+int ka_plan_detect(uint32_t within_ms,
+                   struct ka_config *config);
 
 /**
  * Works out a policy that keeps a connection alive on a path where a NAT, a firewall or a load balancer forgets it
@@ -449,7 +520,8 @@ int ka_plan_detect(uint32_t within_ms, struct ka_config *config);
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
  */
-int ka_plan_path(uint32_t path_idle_s, struct ka_config *config);
+int ka_plan_path(uint32_t path_idle_s,
+                 struct ka_config *config);
 
 /**
  * Works out the policy of ka_plan_path for a middlebox whose idle timeout is public.
@@ -527,7 +599,9 @@ int ka_plan_preset(const char *name, struct ka_config *config);
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
  */
-int ka_detect_time(const struct ka_config *config, uint64_t *typical_ms, uint64_t *worst_ms);
+int ka_detect_time(const struct ka_config *config,
+                   uint64_t *typical_ms,
+                   uint64_t *worst_ms);
 
 /**
  * Gets what a connection is doing: is a probe unanswered, is data in flight, when did the peer last speak?
@@ -545,6 +619,208 @@ int ka_detect_time(const struct ka_config *config, uint64_t *typical_ms, uint64_
  * Since 0.1.0.
  */
 int ka_get_status(int fd, struct ka_status *status);
+
+/**
+ * Makes a reaper, which has no connection yet.
+ *
+ *   timeout_ms  ms, 1 or more: a connection is due when now_ms - last touch >= timeout_ms.
+ *
+ * Returns the reaper, to be given to ka_reaper_free; or NULL with errno:
+ *   EINVAL       timeout_ms is 0.
+ *   ENOMEM       there is no memory.
+ * After a failure nothing is left behind.
+ *
+ * Thread-safe, fork-safe.
+ * Since 0.1.0.
+ */
+struct ka_reaper *ka_reaper_new(uint32_t timeout_ms);
+
+/**
+ * Gives a reaper's memory back. Its connections are left as they are: none is closed.
+ *
+ *   reaper  of ka_reaper_new, and not used again; NULL does nothing.
+ *
+ * Returns nothing.
+ *
+ * One thread at a time; fork-safe.
+ * Since 0.1.0.
+ */
+void ka_reaper_free(struct ka_reaper *reaper);
+
+/**
+ * Notes that a connection does business now. One that the reaper does not have is added. The time that it takes does
+ * not depend on how many there are.
+ *
+ *   reaper  of ka_reaper_new.
+ *   fd      the connection's descriptor, 0 or more.
+ *   now_ms  ms: the time.
+ *
+ * Returns 0, or -1 with errno:
+ *   EINVAL       reaper is NULL.
+ *   EBADF        fd is negative.
+ *   ENOMEM       there is no memory for one more connection.
+ * After a failure the reaper is as it was.
+ *
+ * One thread at a time; fork-safe.
+ * Since 0.1.0.
+ */
+int ka_reaper_touch(struct ka_reaper *reaper,
+                    int fd,
+                    uint64_t now_ms);
+
+/**
+ * Takes a connection out. Do it before close(2): a number that is used again is otherwise the old connection, touched.
+ *
+ *   reaper  of ka_reaper_new.
+ *   fd      the connection's descriptor.
+ *
+ * Returns 0, or -1 with errno:
+ *   EINVAL       reaper is NULL.
+ *   ENOENT       the reaper does not have this connection, as after ka_reaper_expired named it.
+ * After a failure the reaper is as it was.
+ *
+ * One thread at a time; fork-safe.
+ * Since 0.1.0.
+ */
+int ka_reaper_forget(struct ka_reaper *reaper,
+                     int fd);
+
+/**
+ * Takes out connections that are due, the most silent first, and names them. The time that it takes depends on how
+ * many it names, not on how many there are.
+ *
+ *   reaper  of ka_reaper_new.
+ *   now_ms  ms: the time.
+ *   fds     where to put their descriptors. May be NULL where n is 0.
+ *   n       how many fds has room for. Those that are due beyond it stay, for the next call.
+ *
+ * Returns how many it named, at most n and INT_MAX, 0 where none is due; or -1 with errno:
+ *   EINVAL       reaper is NULL; fds is NULL and n is not 0.
+ * After a failure the reaper is as it was.
+ *
+ * One thread at a time; fork-safe.
+ * Since 0.1.0.
+ */
+int ka_reaper_expired(struct ka_reaper *reaper,
+                      uint64_t now_ms,
+                      int *fds,
+                      size_t n);
+
+/**
+ * Gets how long to wait until a connection is due: the timeout of epoll_wait(2) and poll(2).
+ *
+ *   reaper  of ka_reaper_new. It is only looked at: now_ms does not count as seen.
+ *   now_ms  ms: the time.
+ *
+ * Returns the ms, at most INT_MAX, 0 where one is due now; or -1:
+ *   where the reaper has no connection, and errno is as it was: epoll_wait takes it as for ever;
+ *   with errno EINVAL where reaper is NULL.
+ * After a failure nothing has changed.
+ *
+ * One thread at a time; fork-safe.
+ * Since 0.1.0.
+ */
+int ka_reaper_next(const struct ka_reaper *reaper, uint64_t now_ms);
+
+/**
+ * Gets how many connections a reaper has.
+ *
+ *   reaper  of ka_reaper_new; NULL has none.
+ *
+ * Returns the number; it never fails.
+ *
+ * One thread at a time; async-signal-safe, fork-safe.
+ * Since 0.1.0.
+ */
+size_t ka_reaper_len(const struct ka_reaper *reaper);
+
+/**
+ * Makes a nonce, for one connection, with getrandom(2); with /dev/urandom where the kernel does not have that (before
+ * 3.17). It waits only while the machine has not gathered randomness yet, early after it has started.
+ *
+ *   nonce  where to put its KA_BEAT_NONCE_SIZE bytes.
+ *
+ * Returns 0, or -1 with errno:
+ *   EINVAL       nonce is NULL.
+ *   others       what the kernel answered, as EPERM where a sandbox forbids getrandom(2), or ENOENT or EMFILE where
+ *                /dev/urandom was needed: open(2).
+ * After a failure nonce is as it was.
+ *
+ * Thread-safe, async-signal-safe, fork-safe.
+ * Since 0.1.0.
+ */
+int ka_beat_nonce(uint8_t nonce[KA_BEAT_NONCE_SIZE]);
+
+/**
+ * Makes a heartbeat.
+ *
+ *   key       the key that the client and its server share.
+ *   key_size  how many bytes it has, 16 or more; 32 random ones are best.
+ *   nonce     what the server sent, KA_BEAT_NONCE_SIZE bytes.
+ *   beat      the client's number, and a sequence: 1 or more, higher than of the beat before.
+ *   frame     where to put the KA_BEAT_SIZE bytes to send.
+ *
+ * Copies that it makes of the key are wiped before it returns; the key itself is the caller's to wipe.
+ *
+ * Returns 0, or -1 with errno:
+ *   EINVAL       an argument is NULL; key_size is below 16; the sequence is 0.
+ * After a failure frame is as it was.
+ *
+ * Thread-safe, async-signal-safe, fork-safe.
+ * Since 0.1.0.
+ */
+int ka_beat_sign(const uint8_t *key,
+                 size_t key_size,
+                 const uint8_t nonce[KA_BEAT_NONCE_SIZE],
+                 const struct ka_beat *beat,
+                 uint8_t frame[KA_BEAT_SIZE]);
+
+/**
+ * Gets the client that a heartbeat says it is of, for finding its key. Nothing proves it before ka_beat_verify.
+ *
+ *   frame   what came, KA_BEAT_SIZE bytes.
+ *   client  where to put the number.
+ *
+ * Returns 0, or -1 with errno:
+ *   EINVAL       an argument is NULL.
+ *   EBADMSG      it is no heartbeat: another magic, another version, or the zero bytes are not zero.
+ * After a failure *client is as it was.
+ *
+ * Thread-safe, async-signal-safe, fork-safe.
+ * Since 0.1.0.
+ */
+int ka_beat_client(const uint8_t frame[KA_BEAT_SIZE],
+                   uint64_t *client);
+
+/**
+ * Verifies a heartbeat: that it was made with this key, for the connection that has this nonce, and is newer than the
+ * last one. The MAC is compared in a time that does not depend on where it differs, and the sequence is looked at only
+ * when the MAC is right.
+ *
+ *   key            the key of the client that ka_beat_client names.
+ *   key_size       how many bytes it has, 16 or more.
+ *   nonce          what was sent to this connection, KA_BEAT_NONCE_SIZE bytes.
+ *   last_sequence  that of the last beat which was verified on this connection, 0 before the first.
+ *   frame          what came, KA_BEAT_SIZE bytes.
+ *   beat           where to put the client, and the sequence: the next last_sequence.
+ *
+ * Copies that it makes of the key are wiped before it returns; the key itself is the caller's to wipe.
+ *
+ * Returns 0, or -1 with errno:
+ *   EINVAL       an argument is NULL; key_size is below 16.
+ *   EBADMSG      it is no heartbeat, or garbled, or made with another key or for another connection.
+ *   ESTALE       it is genuine, but its sequence is not greater than last_sequence: it was sent before.
+ * After a failure *beat is as it was.
+ *
+ * Thread-safe, async-signal-safe, fork-safe.
+ * Since 0.1.0.
+ */
+int ka_beat_verify(const uint8_t *key,
+                   size_t key_size,
+                   const uint8_t nonce[KA_BEAT_NONCE_SIZE],
+                   uint64_t last_sequence,
+                   const uint8_t frame[KA_BEAT_SIZE],
+                   struct ka_beat *beat);
 
 /**
  * Says which version of the library runs, as "0.1.0"; KA_VERSION is the one that the program was built with.

@@ -5,11 +5,12 @@ use std::io::Write as _;
 use std::mem::offset_of;
 use std::process::{Command, Stdio};
 
+use crate::beat::{KA_BEAT_NONCE_SIZE, KA_BEAT_SIZE, ka_beat};
 use crate::config::{KA_AUTO, KA_CNT_MAX, KA_IDLE_MAX, KA_INTVL_MAX, KA_KEEP, ka_config};
 use crate::status::ka_status;
 
 macro_rules! layout {
-    ($($name:ident { $($field:ident),* })*) => {{
+    ($($name:ident of $word:ident { $($field:ident),* })*) => {{
         let mut asserts = String::new();
         $(
             let size = size_of::<$name>();
@@ -18,7 +19,7 @@ macro_rules! layout {
             $(
                 let (field, offset) = (stringify!($field), offset_of!($name, $field));
                 writeln!(asserts, "_Static_assert(offsetof(struct {}, {field}) == {offset}, \"{field}\");", stringify!($name)).unwrap();
-                sum += size_of::<u32>();
+                sum += size_of::<$word>();
             )*
             assert_eq!(sum, size, "a field of {} is not checked", stringify!($name));
         )*
@@ -30,8 +31,9 @@ macro_rules! layout {
 fn c_and_rust_agree_on_structs_and_constants() {
     let mut source = String::from("#include <ka.h>\n");
     source += &layout! {
-        ka_config { size, enabled, idle, intvl, cnt, user_timeout }
-        ka_status { size, state, probes, retransmits, unacked, last_ack_ms, last_recv_ms, last_send_ms, rtt_us }
+        ka_config of u32 { size, enabled, idle, intvl, cnt, user_timeout }
+        ka_status of u32 { size, state, probes, retransmits, unacked, last_ack_ms, last_recv_ms, last_send_ms, rtt_us }
+        ka_beat of u64 { client, sequence }
     };
     for (name, value) in [
         ("KA_KEEP", KA_KEEP),
@@ -39,6 +41,8 @@ fn c_and_rust_agree_on_structs_and_constants() {
         ("KA_IDLE_MAX", KA_IDLE_MAX),
         ("KA_INTVL_MAX", KA_INTVL_MAX),
         ("KA_CNT_MAX", KA_CNT_MAX),
+        ("KA_BEAT_NONCE_SIZE", KA_BEAT_NONCE_SIZE.try_into().unwrap()),
+        ("KA_BEAT_SIZE", KA_BEAT_SIZE.try_into().unwrap()),
         // The sign is part of the number.
         ("-KA_KEEP", -KA_KEEP),
     ] {

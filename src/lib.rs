@@ -37,6 +37,10 @@ pub mod plan;
 
 pub mod status;
 
+pub mod reaper;
+
+pub mod beat;
+
 pub mod version;
 
 /// Unreachable, as a test of the built library shows; but a library without std must have one.

@@ -116,7 +116,7 @@ fn every_compiler_takes_it_without_a_warning() {
 /// What a reader of the header must find with each function.
 #[test]
 fn every_function_is_documented_for_a_c_reader() {
-    let header = fs::read_to_string(root().join("include/ka.h")).unwrap();
+    let header = support::header();
     for name in EXPORTS {
         let declared = header.find(&format!("{name}(")).map(|_| ());
         assert!(declared.is_some(), "{name} is not declared");
@@ -129,9 +129,17 @@ fn every_function_is_documented_for_a_c_reader() {
         let lines: Vec<_> = header.lines().take(declaration).collect();
         let comment = lines.iter().rposition(|line| *line == "/**").unwrap();
         let comment = lines[comment..].join("\n");
-        for part in ["Returns", "Thread-safe, async-signal-safe, fork-safe.", "Since "] {
+        for part in ["Returns", "Since "] {
             assert!(comment.contains(part), "{name} does not say: {part}");
         }
+        // What has state, and memory of malloc, is one thread's.
+        let callers = match *name {
+            "ka_reaper_new" => "\n * Thread-safe, fork-safe.",
+            "ka_reaper_len" => "\n * One thread at a time; async-signal-safe, fork-safe.",
+            name if name.starts_with("ka_reaper_") => "\n * One thread at a time; fork-safe.",
+            _ => "\n * Thread-safe, async-signal-safe, fork-safe.",
+        };
+        assert!(comment.contains(callers), "{name} does not say who may call it: {callers}");
         if comment.contains("errno") && name != &"ka_is_enabled" {
             assert!(comment.contains("After a failure"), "{name} does not say what a failure leaves behind");
         }

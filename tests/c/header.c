@@ -16,13 +16,16 @@ int main(void)
     struct ka_status status = KA_STATUS_INIT;
     char text[64];
     int value = 0;
-    uint64_t typical_ms = 0, worst_ms = 0;
+    uint64_t typical_ms = 0, worst_ms = 0, client = 0;
+    uint8_t nonce[KA_BEAT_NONCE_SIZE], frame[KA_BEAT_SIZE], key[16] = { 0 };
+    struct ka_beat beat = { 7, 1 };
+    struct ka_reaper *reaper = ka_reaper_new(1000);
 
     if (config.size != sizeof config || config.enabled != KA_KEEP || config.idle != KA_KEEP ||
         config.intvl != KA_KEEP || config.cnt != KA_KEEP || config.user_timeout != KA_KEEP ||
         status.size != sizeof status)
         return 1;
-    return !(ka_enable(-1, KA_IDLE_MAX, KA_INTVL_MAX, KA_CNT_MAX) == -1 && ka_disable(-1) == -1 &&
+    int good = (ka_enable(-1, KA_IDLE_MAX, KA_INTVL_MAX, KA_CNT_MAX) == -1 && ka_disable(-1) == -1 &&
              ka_is_enabled(-1) == -1 && ka_get_idle(-1, &value) == -1 && ka_get_intvl(-1, &value) == -1 &&
              ka_get_cnt(-1, &value) == -1 && ka_get_user_timeout(-1, &value) == -1 &&
              ka_set_user_timeout(-1, KA_AUTO) == -1 && ka_apply(-1, &config) == -1 &&
@@ -30,6 +33,13 @@ int main(void)
              ka_defaults(&config) == 0 && ka_parse("60,10,5", &config) == 0 &&
              ka_format(&config, text, sizeof text) == 22 && ka_plan_detect(30000, &config) == 0 &&
              ka_plan_path(350, &config) == 0 && ka_plan_preset("aws-nlb", &config) == 0 &&
-             ka_detect_time(&config, &typical_ms, &worst_ms) == 0 && ka_version_number() == KA_VERSION_NUMBER &&
+             ka_detect_time(&config, &typical_ms, &worst_ms) == 0 && ka_reaper_touch(reaper, 3, 0) == 0 &&
+             ka_reaper_next(reaper, 400) == 600 && ka_reaper_len(reaper) == 1 &&
+             ka_reaper_expired(reaper, 1000, &value, 1) == 1 && value == 3 && ka_reaper_forget(reaper, 3) == -1 &&
+             ka_beat_nonce(nonce) == 0 && ka_beat_sign(key, sizeof key, nonce, &beat, frame) == 0 &&
+             ka_beat_client(frame, &client) == 0 && client == 7 &&
+             ka_beat_verify(key, sizeof key, nonce, 0, frame, &beat) == 0 && ka_version_number() == KA_VERSION_NUMBER &&
              ka_version()[0] == ka_test_version[0]);
+    ka_reaper_free(reaper);
+    return !good;
 }

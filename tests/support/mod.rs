@@ -154,6 +154,18 @@ pub fn example(name: &str) -> PathBuf {
     root().join("c-examples").join(name)
 }
 
+/// include/ka.h, each declaration in one line.
+pub fn header() -> String {
+    let header = fs::read_to_string(root().join("include/ka.h")).unwrap();
+    let mut lines = String::new();
+    for line in header.lines() {
+        let goes_on = lines.ends_with(',') && line.starts_with("    ");
+        lines += if goes_on { " " } else { "\n" };
+        lines += if goes_on { line.trim_start() } else { line };
+    }
+    lines
+}
+
 /// A path of its own for a file that a test makes. Cargo's target folder has it, and cleans it up.
 pub fn scratch(name: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -235,6 +247,10 @@ macro_rules! libka {
 
 libka! {
     fn ka_apply(c_int, *const Config) -> c_int;
+    fn ka_beat_client(*const u8, *mut u64) -> c_int;
+    fn ka_beat_nonce(*mut u8) -> c_int;
+    fn ka_beat_sign(*const u8, usize, *const u8, *const Beat, *mut u8) -> c_int;
+    fn ka_beat_verify(*const u8, usize, *const u8, u64, *const u8, *mut Beat) -> c_int;
     fn ka_defaults(*mut Config) -> c_int;
     fn ka_detect_time(*const Config, *mut u64, *mut u64) -> c_int;
     fn ka_disable(c_int) -> c_int;
@@ -251,6 +267,13 @@ libka! {
     fn ka_plan_path(u32, *mut Config) -> c_int;
     fn ka_plan_preset(*const c_char, *mut Config) -> c_int;
     fn ka_query(c_int, *mut Config) -> c_int;
+    fn ka_reaper_expired(*mut Reaper, u64, *mut c_int, usize) -> c_int;
+    fn ka_reaper_forget(*mut Reaper, c_int) -> c_int;
+    fn ka_reaper_free(*mut Reaper);
+    fn ka_reaper_len(*const Reaper) -> usize;
+    fn ka_reaper_new(u32) -> *mut Reaper;
+    fn ka_reaper_next(*const Reaper, u64) -> c_int;
+    fn ka_reaper_touch(*mut Reaper, c_int, u64) -> c_int;
     fn ka_set_user_timeout(c_int, c_int) -> c_int;
     fn ka_version() -> *const c_char;
     fn ka_version_number() -> u32;
@@ -273,6 +296,11 @@ pub const CONFIG_INIT: Config = [24, KEEP, KEEP, KEEP, KEEP, KEEP];
 pub type Status = [u32; 9];
 /// `KA_STATUS_INIT`
 pub const STATUS_INIT: Status = [36, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// struct ka_beat: client, sequence.
+pub type Beat = [u64; 2];
+/// struct ka_reaper: what is in it, only the library knows.
+pub type Reaper = libc::c_void;
 
 /// A config with everything named.
 pub const fn config(enabled: i32, idle: i32, intvl: i32, cnt: i32, user_timeout: i32) -> Config {
