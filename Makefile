@@ -27,7 +27,7 @@ lab: ## keepalive in networks of its own, on the wire: a table, and target/lab/r
 	KA_LAB_REPORT=$(CURDIR)/target/lab $(CARGO) test --locked --quiet --test lab
 
 bench: all ## side by side with what a C program would do instead
-	@scripts/need rust cc valgrind strace libkeepalive0
+	@scripts/need rust cc valgrind strace libkeepalive0 libevent libcrypto
 	@bench/run
 
 clean: ## removes what was built

@@ -18,8 +18,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "rounds.h"
 
 #define BATCH 250
 #define ROUNDS 401
@@ -76,25 +77,6 @@ enum { BLIND, BARE, KA, WAYS };
 static void (*const ways[WAYS])(int) = { blind, bare, ka };
 static const char *const names[WAYS] = { "blind", "bare", "ka" };
 
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec * 1e9 + (double)time.tv_nsec;
-}
-
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values)
-{
-    qsort(values, ROUNDS, sizeof *values, compare);
-    return values[ROUNDS / 2];
-}
-
 static int fresh(void)
 {
     int fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -141,8 +123,9 @@ static void measure(const char *what, int *fds, void (*prepare)(int *))
         to_bare[round] = nanoseconds[KA][round] / nanoseconds[BARE][round];
         to_blind[round] = nanoseconds[KA][round] / nanoseconds[BLIND][round];
     }
-    printf("%-12s %8.0f %8.0f %8.0f %13.3f %13.3f\n", what, median(nanoseconds[BLIND]), median(nanoseconds[BARE]),
-           median(nanoseconds[KA]), median(to_bare), median(to_blind));
+    printf("%-12s %8.0f %8.0f %8.0f %13.3f %13.3f\n", what, median(nanoseconds[BLIND], ROUNDS),
+           median(nanoseconds[BARE], ROUNDS), median(nanoseconds[KA], ROUNDS), median(to_bare, ROUNDS),
+           median(to_blind, ROUNDS));
 }
 
 static void make_fresh(int *fds)
@@ -200,7 +183,7 @@ static void measure_server(void)
     }
     printf("\naccept(2) and keepalive, ns per connection: 4 calls on each %.0f, listener set once (0 calls) %.0f, "
            "ratio %.3f\n",
-           median(nanoseconds[0]), median(nanoseconds[1]), median(ratio));
+           median(nanoseconds[0], ROUNDS), median(nanoseconds[1], ROUNDS), median(ratio, ROUNDS));
 }
 
 int main(int argc, char **argv)

@@ -75,10 +75,10 @@ impl Nonce {
     /// A new one, from getrandom(2): a nonce is for one connection.
     ///
     /// # Errors
-    /// What the kernel answered, as where a sandbox forbids it.
-    pub fn random() -> Result<Self, Errno> {
+    /// [`BeatError::NoRandomness`], as where a sandbox forbids it.
+    pub fn random() -> Result<Self, BeatError> {
         let mut bytes = [0; Self::SIZE];
-        sys::random(&mut bytes)?;
+        sys::random(&mut bytes).map_err(BeatError::NoRandomness)?;
         Ok(Self(bytes))
     }
 
@@ -96,12 +96,14 @@ impl From<[u8; Nonce::SIZE]> for Nonce {
     }
 }
 
-/// Why a beat was not signed, or not believed.
+/// Why there is no nonce, or why a beat was not signed, or not believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BeatError {
     /// A key of fewer than 16 bytes; this many (EINVAL).
     ShortKey(usize),
+    /// The kernel gave no random bytes for a nonce, and said why.
+    NoRandomness(Errno),
     /// A sequence of 0 cannot be signed: the first is 1 (EINVAL).
     NoSequence,
     /// These 56 bytes are no frame of this version (EBADMSG).
@@ -123,6 +125,7 @@ impl BeatError {
     pub const fn errno(&self) -> Errno {
         match self {
             Self::ShortKey(_) | Self::NoSequence => Errno(libc::EINVAL),
+            Self::NoRandomness(errno) => *errno,
             Self::NotAFrame | Self::Forged => Errno(libc::EBADMSG),
             Self::Stale { .. } => Errno(libc::ESTALE),
         }
@@ -141,6 +144,7 @@ impl fmt::Display for BeatError {
             Self::ShortKey(size) => {
                 write!(f, "the key has {size} bytes: it must have {} or more", Key::MIN_SIZE)
             }
+            Self::NoRandomness(errno) => write!(f, "no random bytes: the kernel answered errno {}", errno.0),
             Self::NoSequence => f.write_str("the sequence is 0: the first is 1"),
             Self::NotAFrame => f.write_str("not a heartbeat of version 1"),
             Self::Forged => f.write_str("not signed with this client's key for this connection"),

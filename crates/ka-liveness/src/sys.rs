@@ -1,7 +1,7 @@
 //! Memory and random bytes from the system, and the only `unsafe` of this crate.
 
 use core::ops::{Deref, DerefMut};
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
 
 use ka_core::Errno;
 use libc::{c_int, c_long, c_void};
@@ -97,7 +97,7 @@ impl<T> Drop for Heap<T> {
 
 /// A list on the C library's heap, grown with zeros.
 pub(crate) struct HeapList<T> {
-    first: *mut T,
+    first: NonNull<T>,
     len: usize,
 }
 
@@ -109,7 +109,7 @@ unsafe impl<T: Sync> Sync for HeapList<T> {}
 impl<T: Zero> HeapList<T> {
     /// A list of nothing, which needs no memory.
     pub(crate) const fn new() -> Self {
-        Self { first: ptr::null_mut(), len: 0 }
+        Self { first: NonNull::dangling(), len: 0 }
     }
 
     /// Makes it `len` long, if it is shorter; `false` where there is no memory, and it is as it was.
@@ -122,54 +122,57 @@ impl<T: Zero> HeapList<T> {
             return true;
         }
         // SAFETY: calloc(3) takes no pointer, and refuses a size that overflows.
-        let memory = quietly(|| unsafe { libc::calloc(len, size_of::<T>()) }).cast::<T>();
-        if memory.is_null() {
-            return false;
-        }
-        let (old, count) = (self.first, self.len);
-        if !old.is_null() {
-            // SAFETY: `old` has `count` values and `memory` room for more. The values move: the old memory is given
-            // back without dropping them.
-            unsafe {
-                memory.copy_from_nonoverlapping(old, count);
-                quietly(|| libc::free(old.cast()));
-            }
+        let memory = quietly(|| unsafe { libc::calloc(len, size_of::<T>()) });
+        let Some(memory) = NonNull::new(memory.cast::<T>()) else { return false };
+        // SAFETY: the old memory has as many values, and the new has room for more. The values move: the old memory is
+        // given back without dropping them.
+        unsafe {
+            memory.copy_from_nonoverlapping(self.first, self.len);
+            self.free();
         }
         (self.first, self.len) = (memory, len);
         true
     }
 }
 
+impl<T> HeapList<T> {
+    /// Gives the memory back.
+    ///
+    /// # Safety
+    /// It is not used again.
+    unsafe fn free(&mut self) {
+        if self.len > 0 {
+            // SAFETY: the memory is of calloc, and the caller vouches that it is not used again.
+            quietly(|| unsafe { libc::free(self.first.as_ptr().cast()) });
+        }
+    }
+}
+
 impl<T> Deref for HeapList<T> {
     type Target = [T];
 
+    #[inline]
     fn deref(&self) -> &[T] {
-        if self.first.is_null() {
-            return &[];
-        }
-        // SAFETY: `first` has `len` values, zeros at first, which `grow` asks a `T` to allow.
-        unsafe { core::slice::from_raw_parts(self.first, self.len) }
+        // SAFETY: `first` has `len` values, zeros at first, which `grow` asks a `T` to allow; or it has none.
+        unsafe { core::slice::from_raw_parts(self.first.as_ptr(), self.len) }
     }
 }
 
 impl<T> DerefMut for HeapList<T> {
+    #[inline]
     fn deref_mut(&mut self) -> &mut [T] {
-        if self.first.is_null() {
-            return &mut [];
-        }
         // SAFETY: as above, and this is their only owner.
-        unsafe { core::slice::from_raw_parts_mut(self.first, self.len) }
+        unsafe { core::slice::from_raw_parts_mut(self.first.as_ptr(), self.len) }
     }
 }
 
 impl<T> Drop for HeapList<T> {
     fn drop(&mut self) {
         let values: *mut [T] = &raw mut **self;
-        // SAFETY: the values are owned and not used again; the memory is of calloc, or there is none, and free(3) takes
-        // NULL.
+        // SAFETY: the values are owned, and neither they nor the memory is used again.
         unsafe {
             values.drop_in_place();
-            quietly(|| libc::free(self.first.cast()));
+            self.free();
         }
     }
 }

@@ -20,8 +20,9 @@ use core::mem;
 
 use crate::sys::{Heap, HeapList, Zero};
 
-/// How many entries a page has, and pages a leaf: both are 4 KiB.
-const FAN: usize = 256;
+/// How many entries a page has, and pages a leaf: each is 4 KiB.
+const PAGE: usize = 256;
+const LEAF: usize = 256;
 
 /// An entry's place in its list of connections, and when it was last touched.
 ///
@@ -39,7 +40,7 @@ pub(crate) struct Entry {
 
 // SAFETY: numbers all.
 unsafe impl Zero for Entry {}
-const _: () = assert!(size_of::<Entry>() == 16 && size_of::<Leaf>() == size_of::<Page>());
+const _: () = assert!(size_of::<Page>() == 4096 && size_of::<Leaf>() == 4096);
 
 /// The number of an entry, one higher; [`ABSENT`] or [`END`].
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,7 +64,7 @@ impl Link {
     /// Where it is: leaf, page, entry.
     const fn place(self) -> (usize, usize, usize) {
         let number = self.0.wrapping_sub(1) as usize;
-        (number / (FAN * FAN), number / FAN % FAN, number % FAN)
+        (number / (PAGE * LEAF), number / PAGE % LEAF, number % PAGE)
     }
 }
 
@@ -76,8 +77,8 @@ struct Slot<T> {
 // SAFETY: no block, and none in use.
 unsafe impl<T> Zero for Slot<T> {}
 
-type Page = [Entry; FAN];
-type Leaf = [Slot<Page>; FAN];
+type Page = [Entry; PAGE];
+type Leaf = [Slot<Page>; LEAF];
 
 /// The entries of all descriptors.
 pub(crate) struct Table {

@@ -1,0 +1,205 @@
+/*
+ * reaper: what it costs to know which of many connections have fallen silent, in one run beside what a program would
+ * do instead:
+ *
+ *   ka       ka_reaper_touch, ka_reaper_expired
+ *   common   libevent's timers of one common timeout, a list a timeout (event_base_init_common_timeout)
+ *   timer    libevent's timers as most programs use them, a heap (evtimer_add); only up to 100,000
+ *   btree    Rust's std BTreeMap by (time, descriptor), and a Vec that has each descriptor's time (btree.rs)
+ *
+ * touch: a descriptor at random does business. expired: the most silent is found, taken out, and comes back: so the
+ * touch that adds is in it, for both. What is shown is the median of rounds of 200,000 touches. Memory is what malloc(3)
+ * has given out, its own part included.
+ */
+#include <err.h>
+#include <event2/event.h>
+#include <event2/event_struct.h>
+#include <ka.h>
+#include <malloc.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "rounds.h"
+
+#define TIMEOUT_MS 30000
+#define TOUCHES 200000
+#define ROUNDS 21
+
+/* btree.rs */
+struct btree *btree_new(void);
+void btree_free(struct btree *btree);
+void btree_touch(struct btree *btree, int fd, uint64_t now_ms);
+int btree_expired(struct btree *btree, uint64_t now_ms, uint64_t timeout_ms, int *fds, size_t n);
+
+enum { KA, COMMON, TIMER, BTREE, WAYS };
+static const char *const names[WAYS] = { "ka", "common", "timer", "btree" };
+
+static uint64_t clock_ms;
+static int count;
+
+static struct ka_reaper *reaper;
+static struct btree *btree;
+static struct event_base *base;
+static struct event *events;
+static struct timeval timeout = { TIMEOUT_MS / 1000, 0 };
+static const struct timeval *common;
+
+/* A descriptor at random (xorshift). */
+static int any(void)
+{
+    static uint64_t state = 88172645463325252;
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return (int)((state >> 32) * (uint64_t)count >> 32);
+}
+
+static void due(evutil_socket_t fd, short what, void *argument)
+{
+    (void)fd;
+    (void)what;
+    (void)argument;
+}
+
+static size_t in_use(void)
+{
+    struct mallinfo2 info = mallinfo2();
+    return info.uordblks + info.hblkhd;
+}
+
+static void touch(int way, int fd)
+{
+    switch (way) {
+    case KA:
+        if (ka_reaper_touch(reaper, fd, clock_ms) != 0)
+            err(EXIT_FAILURE, "ka_reaper_touch");
+        break;
+    case COMMON:
+        evtimer_add(&events[fd], common);
+        break;
+    case TIMER:
+        evtimer_add(&events[fd], &timeout);
+        break;
+    case BTREE:
+        btree_touch(btree, fd, clock_ms);
+        break;
+    }
+}
+
+static void make(int way)
+{
+    switch (way) {
+    case KA:
+        reaper = ka_reaper_new(TIMEOUT_MS);
+        break;
+    case COMMON:
+    case TIMER:
+        base = event_base_new();
+        common = event_base_init_common_timeout(base, &timeout);
+        events = calloc((size_t)count, sizeof *events);
+        if (base == NULL || common == NULL || events == NULL)
+            err(EXIT_FAILURE, "libevent");
+        for (int fd = 0; fd < count; fd++)
+            evtimer_assign(&events[fd], base, due, NULL);
+        break;
+    case BTREE:
+        btree = btree_new();
+        break;
+    }
+    for (int fd = 0; fd < count; fd++)
+        touch(way, fd);
+}
+
+static void unmake(int way)
+{
+    switch (way) {
+    case KA:
+        ka_reaper_free(reaper);
+        break;
+    case COMMON:
+    case TIMER:
+        for (int fd = 0; fd < count; fd++)
+            event_del(&events[fd]);
+        event_base_free(base);
+        free(events);
+        break;
+    case BTREE:
+        btree_free(btree);
+        break;
+    }
+}
+
+static double touches(int way)
+{
+    static int fds[TOUCHES];
+    for (int n = 0; n < TOUCHES; n++)
+        fds[n] = any();
+    double start = now();
+    for (int n = 0; n < TOUCHES; n++) {
+        clock_ms += (n & 15) == 0;
+        touch(way, fds[n]);
+    }
+    return (now() - start) / TOUCHES;
+}
+
+/* All fall due, are named by 64, and come back. libevent names none: its loop calls back, which needs real time. */
+static double expiries(int way)
+{
+    int fds[64], named = 0, n;
+    double start = now();
+    clock_ms += TIMEOUT_MS;
+    while (named < count) {
+        n = way == KA ? ka_reaper_expired(reaper, clock_ms, fds, 64)
+                      : btree_expired(btree, clock_ms, TIMEOUT_MS, fds, 64);
+        if (n <= 0)
+            errx(EXIT_FAILURE, "%s named %d of %d", names[way], named, count);
+        named += n;
+        for (int i = 0; i < n; i++)
+            touch(way, fds[i]);
+    }
+    return (now() - start) / count;
+}
+
+static void measure(const char *what, double (*measured)(int), const int *ways, int n, const double *bytes)
+{
+    double nanoseconds[WAYS];
+
+    /* Each way has the caches for itself. */
+    for (int i = 0; i < n; i++) {
+        double rounds[ROUNDS];
+        int way = ways[i];
+        make(way);
+        for (int round = -1; round < ROUNDS; round++)
+            rounds[round < 0 ? 0 : round] = measured(way);
+        unmake(way);
+        nanoseconds[way] = median(rounds, ROUNDS);
+        printf("%-8s %9d  %-7s %12.1f %8.1f", what, count, names[way], nanoseconds[way],
+               nanoseconds[way] / nanoseconds[KA]);
+        if (bytes != NULL)
+            printf(" %11.1f", bytes[way]);
+        printf("\n");
+    }
+}
+
+int main(void)
+{
+    const int counts[] = { 1000, 100000, 1000000 };
+
+    printf("       connections             ns each  over ka  bytes each\n");
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+        int all[] = { KA, COMMON, BTREE, TIMER }, naming[] = { KA, BTREE };
+        double bytes[WAYS];
+
+        count = counts[i];
+        for (int n = 0; n < WAYS; n++) {
+            size_t before = in_use();
+            make(all[n]);
+            bytes[all[n]] = (double)(in_use() - before) / count;
+            unmake(all[n]);
+        }
+        measure("touch", touches, all, count > 100000 ? WAYS - 1 : WAYS, bytes);
+        measure("expired", expiries, naming, 2, NULL);
+    }
+    return 0;
+}
