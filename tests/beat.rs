@@ -1,0 +1,258 @@
+//! ka_beat_*, as C sees it: the contract, the vectors of docs/heartbeat.md, and what is left on the stack.
+
+mod support;
+
+use std::fs;
+use std::process::Command;
+use std::ptr;
+
+use libc::{EBADMSG, EINVAL, ESTALE};
+use support::{Beat, LINKS, call, program, root, stdout, succeed};
+
+const KEY: [u8; 32] = *b"a key that two ends know: it has";
+
+fn nonce() -> Result<[u8; 16], i32> {
+    let mut nonce = [0; 16];
+    // SAFETY: it has 16 bytes.
+    call(|ka| unsafe { (ka.ka_beat_nonce)(nonce.as_mut_ptr()) }).map(|_| nonce)
+}
+
+/// Signs, or says the error; a frame is written on success only.
+fn sign(key: &[u8], nonce: &[u8; 16], beat: Beat) -> Result<[u8; 56], i32> {
+    let mut frame = [0x5a; 56];
+    // SAFETY: all have the sizes that the header says.
+    let result = call(|ka| unsafe {
+        (ka.ka_beat_sign)(key.as_ptr(), key.len(), nonce.as_ptr(), &raw const beat, frame.as_mut_ptr())
+    });
+    assert!(result.is_ok() || frame == [0x5a; 56], "written on failure");
+    result.map(|_| frame)
+}
+
+fn verify(key: &[u8], nonce: &[u8; 16], last_sequence: u64, frame: &[u8; 56]) -> Result<Beat, i32> {
+    let mut beat = [0x5a; 2];
+    // SAFETY: as above.
+    let result = call(|ka| unsafe {
+        (ka.ka_beat_verify)(
+            key.as_ptr(),
+            key.len(),
+            nonce.as_ptr(),
+            last_sequence,
+            frame.as_ptr(),
+            &raw mut beat,
+        )
+    });
+    assert!(result.is_ok() || beat == [0x5a; 2], "written on failure");
+    result.map(|_| beat)
+}
+
+fn client(frame: &[u8; 56]) -> Result<u64, i32> {
+    let mut client = 0x5a;
+    // SAFETY: as above.
+    let result = call(|ka| unsafe { (ka.ka_beat_client)(frame.as_ptr(), &raw mut client) });
+    assert!(result.is_ok() || client == 0x5a, "written on failure");
+    result.map(|_| client)
+}
+
+#[test]
+fn a_beat_is_good_for_one_connection_and_one_use() {
+    let (one, other) = (nonce().unwrap(), nonce().unwrap());
+    assert_ne!(one, other);
+    let frame = sign(&KEY, &one, [7, 1]).unwrap();
+    assert_eq!(client(&frame), Ok(7));
+    assert_eq!(verify(&KEY, &one, 0, &frame), Ok([7, 1]));
+    assert_eq!(verify(&KEY, &one, 1, &frame), Err(ESTALE), "again on its own connection");
+    assert_eq!(verify(&KEY, &other, 0, &frame), Err(EBADMSG), "on another connection");
+    assert_eq!(verify(b"another client has another: this", &one, 0, &frame), Err(EBADMSG));
+}
+
+#[test]
+fn every_flipped_bit_is_ebadmsg() {
+    let nonce = nonce().unwrap();
+    let frame = sign(&KEY, &nonce, [7, 9]).unwrap();
+    for bit in 0..56 * 8 {
+        let mut flipped = frame;
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        // Whether the sequence was seen is not said of what is forged.
+        for last_sequence in [0, 9, u64::MAX] {
+            assert_eq!(verify(&KEY, &nonce, last_sequence, &flipped), Err(EBADMSG), "bit {bit}");
+        }
+        let known = client(&flipped);
+        assert_eq!(known.is_err(), bit < 64, "bit {bit}");
+        assert!(bit >= 64 || known == Err(EBADMSG));
+    }
+}
+
+#[test]
+fn sequences_only_grow() {
+    let nonce = nonce().unwrap();
+    assert_eq!(sign(&KEY, &nonce, [7, 0]), Err(EINVAL), "the first is 1");
+    let frame = sign(&KEY, &nonce, [7, 5]).unwrap();
+    for (last_sequence, answer) in
+        [(0, Ok([7, 5])), (4, Ok([7, 5])), (5, Err(ESTALE)), (u64::MAX, Err(ESTALE))]
+    {
+        assert_eq!(verify(&KEY, &nonce, last_sequence, &frame), answer, "after {last_sequence}");
+    }
+    let last = sign(&KEY, &nonce, [u64::MAX, u64::MAX]).unwrap();
+    assert_eq!(verify(&KEY, &nonce, u64::MAX - 1, &last), Ok([u64::MAX, u64::MAX]));
+    assert_eq!(verify(&KEY, &nonce, u64::MAX, &last), Err(ESTALE));
+}
+
+/// Made by Python with the right key: libka makes none, and lets none pass.
+#[test]
+fn sequence_0_never_passes() {
+    let script = "import hmac; head = b'KABT\\x01\\0\\0\\0' + bytes(16); \
+        print((head + hmac.digest(bytes(range(16)), bytes(16) + head, 'sha256')).hex())";
+    let frame = hex(stdout(Command::new("python3").args(["-c", script])).trim()).try_into().unwrap();
+    let key: Vec<u8> = (0..16).collect();
+    assert_eq!(verify(&key, &[0; 16], 0, &frame), Err(ESTALE));
+}
+
+#[test]
+fn arguments_count_before_the_frame() {
+    let nonce = nonce().unwrap();
+    let frame = sign(&KEY, &nonce, [7, 1]).unwrap();
+    for size in 0..16 {
+        assert_eq!(sign(&KEY[..size], &nonce, [7, 1]), Err(EINVAL), "a key of {size}");
+        assert_eq!(verify(&KEY[..size], &nonce, 0, &frame), Err(EINVAL), "a key of {size}");
+        assert_eq!(verify(&KEY[..size], &nonce, 0, &[0; 56]), Err(EINVAL), "and no frame");
+    }
+    assert!(sign(&KEY[..16], &nonce, [7, 1]).is_ok());
+
+    let beat: Beat = [7, 1];
+    let (key, n, beat) = (KEY.as_ptr(), nonce.as_ptr(), &raw const beat);
+    let (mut out_frame, mut out_beat, mut out_client) = ([0x5a_u8; 56], [0x5a_u64; 2], 0x5a_u64);
+    let (f, b, c) = (out_frame.as_mut_ptr(), &raw mut out_beat, &raw mut out_client);
+    let garbage = [0_u8; 56];
+    let garbage = garbage.as_ptr();
+    // SAFETY: what is not NULL is what it must be; no key is as large as half of the address space.
+    let results = unsafe {
+        [
+            call(|ka| (ka.ka_beat_nonce)(ptr::null_mut())),
+            call(|ka| (ka.ka_beat_sign)(ptr::null(), 32, n, beat, f)),
+            call(|ka| (ka.ka_beat_sign)(ptr::null(), 0, n, beat, f)),
+            call(|ka| (ka.ka_beat_sign)(key, usize::MAX, n, beat, f)),
+            call(|ka| (ka.ka_beat_sign)(key, 32, ptr::null(), beat, f)),
+            call(|ka| (ka.ka_beat_sign)(key, 32, n, ptr::null(), f)),
+            call(|ka| (ka.ka_beat_sign)(key, 32, n, beat, ptr::null_mut())),
+            call(|ka| (ka.ka_beat_client)(ptr::null(), c)),
+            call(|ka| (ka.ka_beat_client)(garbage, ptr::null_mut())),
+            call(|ka| (ka.ka_beat_verify)(ptr::null(), 32, n, 0, garbage, b)),
+            call(|ka| (ka.ka_beat_verify)(key, usize::MAX, n, 0, garbage, b)),
+            call(|ka| (ka.ka_beat_verify)(key, 32, ptr::null(), 0, garbage, b)),
+            call(|ka| (ka.ka_beat_verify)(key, 32, n, 0, ptr::null(), b)),
+            call(|ka| (ka.ka_beat_verify)(key, 32, n, 0, garbage, ptr::null_mut())),
+        ]
+    };
+    for (n, result) in results.into_iter().enumerate() {
+        assert_eq!(result, Err(EINVAL), "call {n}");
+    }
+    assert_eq!((out_frame, out_beat, out_client), ([0x5a; 56], [0x5a; 2], 0x5a), "written on failure");
+}
+
+/// What goes in may be where what comes out goes.
+#[test]
+fn arguments_may_overlap() {
+    let nonce = nonce().unwrap();
+    let wanted = sign(&KEY, &nonce, [7, 1]).unwrap();
+    let mut memory = [0_u8; 80];
+    memory[..32].copy_from_slice(&KEY);
+    memory[32..48].copy_from_slice(&nonce);
+    memory[48..56].copy_from_slice(&7_u64.to_ne_bytes());
+    memory[56..64].copy_from_slice(&1_u64.to_ne_bytes());
+    let at = memory.as_mut_ptr();
+    // SAFETY: the 56 bytes of the frame lie over the key, the nonce and the half of the beat.
+    unsafe {
+        call(|ka| (ka.ka_beat_sign)(at, 32, at.add(32), at.add(48).cast(), at)).unwrap();
+        assert_eq!(memory[..56], wanted);
+        let at = memory.as_mut_ptr();
+        call(|ka| (ka.ka_beat_verify)(KEY.as_ptr(), 32, nonce.as_ptr(), 0, at, at.add(3).cast())).unwrap();
+    }
+    assert_eq!(
+        memory[3..19],
+        [7_u64.to_ne_bytes(), 1_u64.to_ne_bytes()].concat(),
+        "not aligned, and over the frame"
+    );
+}
+
+/// A vector of docs/heartbeat.md.
+#[derive(Default)]
+struct Vector {
+    key: Vec<u8>,
+    nonce: Vec<u8>,
+    client: u64,
+    sequence: u64,
+    frame: Vec<u8>,
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    assert!(text.len().is_multiple_of(2), "{text}");
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+/// The last block of the page: a name and a value a line, a line that begins with blanks goes on with the value.
+fn vectors() -> Vec<Vector> {
+    let page = fs::read_to_string(root().join("docs/heartbeat.md")).unwrap();
+    let (_, block) = page.split_once("## Test vectors").unwrap();
+    let block = block.split("```").nth(1).unwrap().replace("\n         ", "");
+    let vector = |text: &str| {
+        let mut vector = Vector::default();
+        for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+            let (name, value) = line.split_once(' ').unwrap();
+            let value = value.trim();
+            match name {
+                "key" => vector.key = hex(value),
+                "nonce" => vector.nonce = hex(value),
+                "client" => vector.client = value.parse().unwrap(),
+                "sequence" => vector.sequence = value.parse().unwrap(),
+                "frame" => vector.frame = hex(value),
+                _ => panic!("{line}"),
+            }
+        }
+        vector
+    };
+    block.split("\n\n").map(vector).collect()
+}
+
+#[test]
+fn the_vectors_of_the_documentation_are_libka_s() {
+    let vectors = vectors();
+    assert!(vectors.len() >= 6);
+    for Vector { key, nonce, client: number, sequence, frame } in vectors {
+        let (nonce, frame) = (nonce.try_into().unwrap(), frame.try_into().unwrap());
+        assert_eq!(sign(&key, &nonce, [number, sequence]), Ok(frame));
+        assert_eq!(verify(&key, &nonce, sequence - 1, &frame), Ok([number, sequence]));
+        assert_eq!(client(&frame), Ok(number));
+    }
+}
+
+/// The page's own Python, run.
+#[test]
+fn the_vectors_of_the_documentation_are_python_s() {
+    let page = fs::read_to_string(root().join("docs/heartbeat.md")).unwrap();
+    let code = page.split("```python").nth(1).unwrap().split("```").next().unwrap();
+    for vector in vectors() {
+        let text = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let call = format!(
+            "{code}\nprint(beat(bytes.fromhex('{}'), bytes.fromhex('{}'), {}, {}).hex())",
+            text(&vector.key),
+            text(&vector.nonce),
+            vector.client,
+            vector.sequence
+        );
+        assert_eq!(stdout(Command::new("python3").args(["-c", &call])).trim(), text(&vector.frame));
+    }
+}
+
+#[test]
+fn no_copy_of_a_key_stays_on_the_stack() {
+    for link in LINKS {
+        succeed(&mut Command::new(program("wipe", link)));
+    }
+}
+
+#[test]
+fn a_nonce_comes_from_urandom_where_there_is_no_getrandom() {
+    for link in LINKS {
+        succeed(&mut Command::new(program("nonce", link)));
+    }
+}
