@@ -23,45 +23,48 @@ bool read_number(const char *text, long min, long max, int *number)
     return true;
 }
 
-static bool read_option(int letter, const char *text, const char *what, int max, int *number)
+/* The option of this letter, or NULL. */
+static const struct number_option *find(const struct number_option *options, size_t count, int letter)
 {
-    if (read_number(text, 1, max, number))
-        return true;
-    warnx("invalid %s for option -%c: \"%s\" (must be a number from 1 to %d)", what, letter, text, max);
-    return false;
+    for (size_t i = 0; i < count; i++)
+        if (options[i].letter == letter)
+            return &options[i];
+    return NULL;
 }
 
-bool read_options(int *argc, char ***argv, struct keepalive_options *options)
+bool read_numbers(int *argc, char ***argv, const struct number_option *options, size_t count)
 {
+    char letters[2 + 2 * 16] = ":";
     int letter;
-    bool good = true;
 
-    options->cnt = options->idle = options->intvl = KA_KEEP;
+    for (size_t i = 0; i < count && i < 16; i++) {
+        letters[1 + 2 * i] = options[i].letter;
+        letters[2 + 2 * i] = ':';
+    }
     opterr = 0;
-    while (good && (letter = getopt(*argc, *argv, ":c:d:i:")) != -1) {
-        switch (letter) {
-        case 'c':
-            good = read_option('c', optarg, "count of probes", KA_CNT_MAX, &options->cnt);
-            break;
-        case 'd':
-            good = read_option('d', optarg, "idle seconds", KA_IDLE_MAX, &options->idle);
-            break;
-        case 'i':
-            good = read_option('i', optarg, "interval seconds", KA_INTVL_MAX, &options->intvl);
-            break;
-        case ':':
-            warnx("option requires an argument: -%c", optopt);
-            good = false;
-            break;
-        default:
-            warnx("unrecognized option: -%c", optopt);
-            good = false;
-            break;
+    while ((letter = getopt(*argc, *argv, letters)) != -1) {
+        const struct number_option *option = find(options, count, letter);
+        if (option == NULL) {
+            warnx(letter == ':' ? "option requires an argument: -%c" : "unrecognized option: -%c", optopt);
+            return false;
+        }
+        if (!read_number(optarg, 1, option->max, option->number)) {
+            warnx("invalid %s for option -%c: \"%s\" (must be a number from 1 to %d)", option->what, letter, optarg,
+                  option->max);
+            return false;
         }
     }
     *argc -= optind;
     *argv += optind;
-    return good;
+    return true;
+}
+
+bool read_options(int *argc, char ***argv, struct keepalive_options *options)
+{
+    const struct number_option numbers[] = { KEEPALIVE_OPTIONS(options) };
+
+    options->cnt = options->idle = options->intvl = KA_KEEP;
+    return read_numbers(argc, argv, numbers, sizeof numbers / sizeof *numbers);
 }
 
 double now(void)

@@ -3,13 +3,30 @@
 #define OPTIONS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 /* A keepalive policy from -c, -d and -i; KA_KEEP where an option was not given. */
 struct keepalive_options {
     int cnt, idle, intvl;
 };
 
-/* Reads -c count, -d idle and -i interval, and moves argc and argv behind them. Says on stderr what was wrong. */
+/* An option with a whole number from 1 to max. */
+struct number_option {
+    char letter;
+    const char *what;
+    int max, *number;
+};
+
+/* Those of a keepalive policy, to stand among others. */
+#define KEEPALIVE_OPTIONS(policy)                                   \
+    { 'c', "count of probes", KA_CNT_MAX, &(policy)->cnt },         \
+    { 'd', "idle seconds", KA_IDLE_MAX, &(policy)->idle },          \
+    { 'i', "interval seconds", KA_INTVL_MAX, &(policy)->intvl }
+
+/* Reads options, 16 at most, and moves argc and argv behind them. Says on stderr what was wrong. */
+bool read_numbers(int *argc, char ***argv, const struct number_option *options, size_t count);
+
+/* Reads -c count, -d idle and -i interval, as above. */
 bool read_options(int *argc, char ***argv, struct keepalive_options *options);
 
 /* Reads a whole decimal number from min to max. */

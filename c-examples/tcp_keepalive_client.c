@@ -7,14 +7,13 @@
 #include <err.h>
 #include <errno.h>
 #include <ka.h>
-#include <netdb.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "options.h"
+#include "sockets.h"
 
 static void usage(void)
 {
@@ -25,56 +24,6 @@ static void usage(void)
                     "  HOST:PORT    as 192.0.2.1:5050, [2001:db8::1]:5050 or example.net:5050\n",
             KA_CNT_MAX, KA_IDLE_MAX, KA_INTVL_MAX);
     exit(EXIT_FAILURE);
-}
-
-/* Splits HOST:PORT or [HOST]:PORT in place. */
-static int split(char *address, char **host, int *port)
-{
-    char *colon = strrchr(address, ':');
-
-    if (colon == NULL || colon == address || !read_number(colon + 1, 1, 65535, port))
-        return -1;
-    *colon = '\0';
-    *host = address;
-    if (address[0] == '[' && colon[-1] == ']') {
-        *host = address + 1;
-        colon[-1] = '\0';
-    } else if (strpbrk(address, ":[]") != NULL) {
-        return -1; /* an IPv6 address without its brackets, or half of them */
-    }
-    return **host == '\0' ? -1 : 0;
-}
-
-static struct addrinfo *resolve(const char *host, int port)
-{
-    struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV };
-    struct addrinfo *found;
-    char service[6];
-    int error;
-
-    snprintf(service, sizeof service, "%d", port);
-    error = getaddrinfo(host, service, &hints, &found);
-    if (error != 0)
-        errx(EXIT_FAILURE, "cannot find %s: %s", host, error == EAI_SYSTEM ? strerror(errno) : gai_strerror(error));
-    return found;
-}
-
-/* Connects to the first of the addresses that answers, with keepalive on before the handshake. */
-static int connect_to(const struct addrinfo *addresses, const struct keepalive_options *options)
-{
-    int error = 0;
-
-    for (const struct addrinfo *address = addresses; address != NULL; address = address->ai_next) {
-        int fd = socket(address->ai_family, address->ai_socktype | SOCK_CLOEXEC, address->ai_protocol);
-        if (fd >= 0 && ka_enable(fd, options->idle, options->intvl, options->cnt) == 0 &&
-            connect(fd, address->ai_addr, address->ai_addrlen) == 0)
-            return fd;
-        error = errno;
-        if (fd >= 0)
-            close(fd);
-    }
-    errno = error;
-    return -1;
 }
 
 static int wait_for_the_end(int fd)
@@ -117,6 +66,7 @@ int main(int argc, char *argv[])
 {
     struct keepalive_options options;
     struct addrinfo *addresses;
+    const char *why;
     char *host, *given;
     int port, fd;
 
@@ -129,7 +79,7 @@ int main(int argc, char *argv[])
     given = strdup(argv[0]);
     if (given == NULL)
         err(EXIT_FAILURE, "strdup");
-    if (split(given, &host, &port) != 0) {
+    if (!split(given, &host, &port)) {
         warnx("invalid HOST:PORT: \"%s\"", argv[0]);
         usage();
     }
@@ -139,7 +89,9 @@ int main(int argc, char *argv[])
     fprintf(stderr, "set TCP_KEEPIDLE  = %d\n", options.idle);
     fprintf(stderr, "set TCP_KEEPCNT   = %d\n", options.cnt);
     fprintf(stderr, "set TCP_KEEPINTVL = %d\n", options.intvl);
-    addresses = resolve(host, port);
+    addresses = resolve(host, port, &why);
+    if (addresses == NULL)
+        errx(EXIT_FAILURE, "cannot find %s: %s", host, why);
     fd = connect_to(addresses, &options);
     if (fd < 0)
         err(EXIT_FAILURE, "cannot connect to %s", argv[0]);

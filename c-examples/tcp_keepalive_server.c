@@ -6,11 +6,9 @@
  */
 #define _GNU_SOURCE /* accept4 */
 
-#include <arpa/inet.h>
 #include <err.h>
 #include <errno.h>
 #include <ka.h>
-#include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,11 +19,12 @@
 #include <unistd.h>
 
 #include "options.h"
+#include "sockets.h"
 
 struct client {
     int fd;
     double since;
-    char name[INET6_ADDRSTRLEN + 8];
+    char name[NAME_SIZE];
     /* What came and was not yet sent back. While there is any, nothing more is read. */
     size_t start, end;
     char buffer[4096];
@@ -45,44 +44,6 @@ static void usage(void)
                     "  PORT         0 to 65535; 0 is any that is free\n",
             KA_CNT_MAX, KA_IDLE_MAX, KA_INTVL_MAX);
     exit(EXIT_FAILURE);
-}
-
-/* A socket for IPv6 and IPv4 at once, or for IPv4 where there is no IPv6. */
-static int listen_on(int port)
-{
-    struct sockaddr_in6 six = { .sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port) };
-    struct sockaddr_in four = { .sin_family = AF_INET, .sin_port = htons((uint16_t)port) };
-    int yes = 1, no = 0;
-    int fd = socket(AF_INET6, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-
-    if (fd >= 0) {
-        if (setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &no, sizeof no) != 0 ||
-            setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) != 0)
-            err(EXIT_FAILURE, "setsockopt");
-        if (bind(fd, (struct sockaddr *)&six, sizeof six) == 0)
-            return fd;
-        if (errno != EADDRNOTAVAIL)
-            err(EXIT_FAILURE, "cannot bind port %d", port);
-        close(fd);
-    }
-    fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        err(EXIT_FAILURE, "socket");
-    if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) != 0)
-        err(EXIT_FAILURE, "setsockopt");
-    if (bind(fd, (struct sockaddr *)&four, sizeof four) != 0)
-        err(EXIT_FAILURE, "cannot bind port %d", port);
-    return fd;
-}
-
-static int port_of(int fd)
-{
-    struct sockaddr_in6 address; /* sin_port and sin6_port are in the same place */
-    socklen_t size = sizeof address;
-
-    if (getsockname(fd, (struct sockaddr *)&address, &size) != 0)
-        err(EXIT_FAILURE, "getsockname");
-    return ntohs(address.sin6_port);
 }
 
 /* Turns keepalive on, and says what was and what is in force. */
@@ -112,22 +73,6 @@ static void watch(int operation, int fd, uint32_t events, void *what)
         err(EXIT_FAILURE, "epoll_ctl");
 }
 
-/* 192.0.2.1:5050 or [2001:db8::1]:5050; the port is in the same place in both kinds of address. */
-static void name(const struct sockaddr_in6 *six, char *text, size_t size)
-{
-    const struct sockaddr_in *four = (const struct sockaddr_in *)six;
-    char host[INET6_ADDRSTRLEN] = "?";
-    bool mapped = six->sin6_family == AF_INET6 && IN6_IS_ADDR_V4MAPPED(&six->sin6_addr);
-
-    if (mapped)
-        inet_ntop(AF_INET, &six->sin6_addr.s6_addr[12], host, sizeof host);
-    else if (six->sin6_family == AF_INET6)
-        inet_ntop(AF_INET6, &six->sin6_addr, host, sizeof host);
-    else
-        inet_ntop(AF_INET, &four->sin_addr, host, sizeof host);
-    snprintf(text, size, strchr(host, ':') ? "[%s]:%d" : "%s:%d", host, ntohs(six->sin6_port));
-}
-
 static void accept_clients(void)
 {
     for (;;) {
@@ -153,7 +98,7 @@ static void accept_clients(void)
             close(fd);
             continue;
         }
-        name(&six, client->name, sizeof client->name);
+        name_of(&six, client->name, sizeof client->name);
         client->fd = fd;
         client->since = now();
         client->next = clients;
@@ -177,26 +122,6 @@ static void end(struct client *client, const char *how)
     if (client->next != NULL)
         client->next->previous = client->previous;
     free(client);
-}
-
-/* Says how a connection ended, from what read(2) or write(2) answered. */
-static const char *ending(int error)
-{
-    switch (error) {
-    case 0:
-    case EPIPE:
-        return "left";
-    case ECONNRESET:
-        return "reset the connection (ECONNRESET)";
-    case ETIMEDOUT:
-        return "died silently (ETIMEDOUT)";
-    case EHOSTUNREACH:
-        return "died silently (EHOSTUNREACH)";
-    case ENETUNREACH:
-        return "died silently (ENETUNREACH)";
-    default:
-        return strerror(error);
-    }
 }
 
 static void echo(struct client *client)
@@ -284,7 +209,7 @@ int main(int argc, char *argv[])
     if (signals < 0 || epoll < 0)
         err(EXIT_FAILURE, "cannot begin");
 
-    listener = listen_on(port);
+    listener = bind_to(port);
     set_keepalive(listener, &options);
     if (listen(listener, SOMAXCONN) != 0)
         err(EXIT_FAILURE, "cannot listen on port %d", port);
