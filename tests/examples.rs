@@ -3,68 +3,21 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use socket2::SockRef;
-use support::{example, has_ipv6, in_a_network_of_its_own, root, stdout, succeed, sysctl};
+use support::{Server, example, has_ipv6, in_a_network_of_its_own, root, stderr, stdout, succeed, sysctl};
 
 fn client(args: &[&str]) -> Output {
     Command::new(example("tcp_keepalive_client")).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-/// A running server, ended when dropped.
-struct Server {
-    child: Child,
-    lines: std::io::Lines<BufReader<ChildStdout>>,
-    port: u16,
-}
-
-impl Server {
-    fn start(args: &[&str]) -> (Self, Vec<String>) {
-        Self::spawn(Command::new(example("tcp_keepalive_server")).args(args).arg("0"))
-    }
-
-    fn spawn(command: &mut Command) -> (Self, Vec<String>) {
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut said = vec![];
-        let port = loop {
-            let line = lines.next().unwrap().unwrap();
-            if let Some(port) = line.strip_prefix("listening on port ") {
-                break port.parse().unwrap();
-            }
-            said.push(line);
-        };
-        (Self { child, lines, port }, said)
-    }
-
-    fn line(&mut self) -> String {
-        self.lines.next().unwrap().unwrap()
-    }
-
-    fn connect(&self) -> TcpStream {
-        TcpStream::connect(("127.0.0.1", self.port)).unwrap()
-    }
-
-    fn signal(&self, signal: i32) {
-        // SAFETY: a signal to our own child, which was not waited for.
-        unsafe { libc::kill(self.child.id().try_into().unwrap(), signal) };
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn start(args: &[&str]) -> (Server, Vec<String>) {
+    Server::spawn(Command::new(example("tcp_keepalive_server")).args(args).arg("0"))
 }
 
 #[test]
@@ -207,7 +160,7 @@ fn the_client_s_connection_has_a_keepalive_timer() {
 
 #[test]
 fn the_server_sets_its_listener_and_reports_each_client() {
-    let (mut server, said) = Server::start(&["-c", "4", "-d", "50", "-i", "7"]);
+    let (mut server, said) = start(&["-c", "4", "-d", "50", "-i", "7"]);
     assert_eq!(
         said,
         [
@@ -261,7 +214,7 @@ fn the_server_sets_its_listener_and_reports_each_client() {
 /// nor stop serving the others.
 #[test]
 fn the_server_serves_many_at_once() {
-    let (mut server, _) = Server::start(&[]);
+    let (mut server, _) = start(&[]);
     let message: Vec<u8> = (0..300_000_u32).map(|n| (n % 251) as u8).collect();
     thread::scope(|scope| {
         for _ in 0..50 {
@@ -387,7 +340,7 @@ fn the_server_survives_a_client_that_leaves_while_it_is_written_to() {
         return;
     }
     sysctl("tcp_wmem", "4096 16384 16384");
-    let (mut server, _) = Server::start(&[]);
+    let (mut server, _) = start(&[]);
     let gone = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     gone.set_recv_buffer_size(2048).unwrap();
     gone.connect(&std::net::SocketAddr::from(([127, 0, 0, 1], server.port)).into()).unwrap();

@@ -8,10 +8,11 @@
 use std::env;
 use std::ffi::{CString, OsString};
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -144,16 +145,6 @@ pub fn compile(compiler: &mut Command, source: &Path, link: Link) -> PathBuf {
     output
 }
 
-/// A program of c-examples.
-pub fn example(name: &str) -> PathBuf {
-    static BUILT: OnceLock<()> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        release();
-        succeed(Command::new("make").arg("-C").arg(root().join("c-examples")));
-    });
-    root().join("c-examples").join(name)
-}
-
 /// include/ka.h, each declaration in one line.
 pub fn header() -> String {
     let header = fs::read_to_string(root().join("include/ka.h")).unwrap();
@@ -164,6 +155,68 @@ pub fn header() -> String {
         lines += if goes_on { line.trim_start() } else { line };
     }
     lines
+}
+
+/// A program of c-examples, built.
+pub fn example(name: &str) -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        release();
+        succeed(Command::new("make").arg("-C").arg(root().join("c-examples")));
+    });
+    root().join("c-examples").join(name)
+}
+
+/// What it said on its standard error.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// A running server of the examples, ended when dropped.
+pub struct Server {
+    pub child: Child,
+    pub lines: std::io::Lines<BufReader<ChildStdout>>,
+    pub port: u16,
+}
+
+impl Server {
+    /// Starts it, and gives what it said until it listened.
+    pub fn spawn(command: &mut Command) -> (Self, Vec<String>) {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut said = vec![];
+        let port = loop {
+            let line = lines.next().unwrap().unwrap();
+            if let Some(port) = line.strip_prefix("listening on port ") {
+                break port.parse().unwrap();
+            }
+            said.push(line);
+        };
+        (Self { child, lines, port }, said)
+    }
+
+    /// The next line that it says.
+    pub fn line(&mut self) -> String {
+        self.lines.next().unwrap().unwrap()
+    }
+
+    /// A connection to it.
+    pub fn connect(&self) -> TcpStream {
+        TcpStream::connect(("127.0.0.1", self.port)).unwrap()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: a signal to our own child, which was not waited for.
+        unsafe { libc::kill(self.child.id().try_into().unwrap(), signal) };
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// A path of its own for a file that a test makes. Cargo's target folder has it, and cleans it up.
@@ -196,7 +249,10 @@ pub fn alone(test: &str, namespaces: &[&str]) -> bool {
         "sh",
     ]);
     command.arg(env::current_exe().unwrap()).args([test, "--exact", "--nocapture"]).env(INSIDE, "1");
-    let output = stdout(&mut command);
+    let output = succeed(&mut command);
+    // What it said past its test runner goes past this one's.
+    let _ = io::stderr().write_all(&output.stderr);
+    let output = String::from_utf8_lossy(&output.stdout);
     assert!(output.contains("1 passed"), "{test} did not run: {output}");
     false
 }
@@ -373,9 +429,14 @@ pub fn socket(domain: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd
     }
 }
 
-/// Says what is not tried here and why, past the test runner, which would keep it to itself.
+/// Says what is not tried here and why.
 pub fn skip(why: &str) {
-    let _ = writeln!(io::stderr(), "SKIPPED: {why}");
+    say(&format!("SKIPPED: {why}"));
+}
+
+/// Says something past the test runner, which would keep it to itself.
+pub fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Whether this machine has IPv6 on its loopback. Says so where not: what needs it is then not tried.
