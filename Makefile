@@ -36,6 +36,6 @@ clean: ## removes what was built
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
-	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\n' | expand -t 8
+	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\n' | expand -t 8
 
 .PHONY: all test header lab bench clean help

@@ -110,10 +110,11 @@
  * that is earlier than the latest which ka_reaper_touch or ka_reaper_expired was given counts as that one.
  *
  * Memory: 16 bytes a connection where numbers are dense, as the kernel hands them out, in pages of 256 numbers
- * (4 KiB), which are given back when the last of their connections is gone, all but one. A number far from all others
- * costs 8 KiB, and numbers up to INT_MAX a directory of 16 bytes for each 65536, 512 KiB in all, which stays.
+ * (4 KiB), which are given back to malloc(3) when the last of their connections is gone, all but one. A number far
+ * from all others costs 8 KiB, and numbers up to INT_MAX a directory of 16 bytes for each 65536, 512 KiB in all, of
+ * which only what is used is touched, and which stays until ka_reaper_free.
  *
- * A reaper is used by one thread at a time; different ones are independent.
+ * A reaper is used by one thread at a time, and by no signal handler; different ones are independent.
  */
 struct ka_reaper;
 

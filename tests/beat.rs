@@ -231,15 +231,10 @@ fn the_vectors_of_the_documentation_are_python_s() {
     let page = fs::read_to_string(root().join("docs/heartbeat.md")).unwrap();
     let code = page.split("```python").nth(1).unwrap().split("```").next().unwrap();
     for vector in vectors() {
-        let text = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        let call = format!(
-            "{code}\nprint(beat(bytes.fromhex('{}'), bytes.fromhex('{}'), {}, {}).hex())",
-            text(&vector.key),
-            text(&vector.nonce),
-            vector.client,
-            vector.sequence
-        );
-        assert_eq!(stdout(Command::new("python3").args(["-c", &call])).trim(), text(&vector.frame));
+        let Vector { key, nonce, client, sequence, frame } = vector;
+        let call =
+            format!("{code}\nprint(beat(bytes({key:?}), bytes({nonce:?}), {client}, {sequence}).hex())");
+        assert_eq!(hex(stdout(Command::new("python3").args(["-c", &call])).trim()), frame);
     }
 }
 

@@ -221,7 +221,7 @@ const fn beat([_, client, sequence]: &Signed) -> Beat {
     Beat { client: u64::from_be_bytes(*client), sequence: u64::from_be_bytes(*sequence) }
 }
 
-/// More stack than the HMAC uses: in a release build 1.1 KiB.
+/// More stack than the HMAC uses: in a release build about 1 KiB.
 const STACK: usize = 4096;
 
 /// The MAC of a frame's signed part for a connection.
