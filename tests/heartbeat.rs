@@ -402,6 +402,18 @@ fn ten_thousand_silent_connections_harm_nobody() {
             assert!(server.line().contains(" came from "));
         }
         let (memory, descriptors) = memory_and_descriptors(pid);
+        // A server that reaps nobody would say nothing for ever.
+        scope.spawn(|| {
+            let began = Instant::now();
+            while !over.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(50));
+                if began.elapsed().as_secs() > 60 {
+                    // SAFETY: our own child, which is waited for only later.
+                    unsafe { libc::kill(pid.try_into().unwrap(), libc::SIGKILL) };
+                    break;
+                }
+            }
+        });
         let newcomer = scope.spawn(|| {
             let mut times = vec![];
             while !over.load(Ordering::Relaxed) {

@@ -2,29 +2,21 @@
  * threads: ka_enable from 32 threads at once, on sockets of their own and on one that they share; from a signal
  * handler that interrupts the library again and again; and after fork. Prints nothing if all is well.
  */
-#include <errno.h>
 #include <ka.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "check.h"
+
 #define THREADS 32
 #define ROUNDS 300
-
-#define CHECK(condition)                                                                          \
-    do {                                                                                          \
-        if (!(condition)) {                                                                       \
-            fprintf(stderr, "%s:%d: %s (errno %d)\n", __FILE__, __LINE__, #condition, errno);     \
-            _exit(1);                                                                             \
-        }                                                                                         \
-    } while (0)
 
 static int shared;
 static int signalled;
