@@ -19,8 +19,9 @@
  * that there are ka_reaper_*, which connections have fallen silent, and ka_beat_*, a signed heartbeat.
  *
  * Errors. Every function returns 0, or a non-negative value that it documents, or -1 with errno set, so that it
- * drops in where setsockopt(2) stood. On success errno is left alone. An output is written only on success. NULL
- * where a pointer is needed is EINVAL. Where several things are wrong, arguments count before the descriptor.
+ * drops in where setsockopt(2) stood; what makes something returns it, or NULL. On success errno is left alone. An
+ * output is written only on success. NULL where a pointer is needed is EINVAL. Where several things are wrong,
+ * arguments count before the descriptor.
  * What a failed call leaves behind is said with each function; none leaves keepalive half on.
  *
  * Threads and signals. No function keeps state, allocates, takes a lock or writes a log. All may be called from
@@ -112,7 +113,7 @@
  * Memory: 16 bytes a connection where numbers are dense, as the kernel hands them out, in pages of 256 numbers
  * (4 KiB), which are given back to malloc(3) when the last of their connections is gone, all but one. A number far
  * from all others costs 8 KiB, and numbers up to INT_MAX a directory of 16 bytes for each 65536, 512 KiB in all, of
- * which only what is used is touched, and which stays until ka_reaper_free.
+ * which only what is used is touched, and which stays until ka_reaper_free. There is no limit but memory.
  *
  * A reaper is used by one thread at a time, and by no signal handler; different ones are independent.
  */
@@ -730,7 +731,7 @@ int ka_reaper_next(const struct ka_reaper *reaper, uint64_t now_ms);
  *
  * Returns the number; it never fails.
  *
- * One thread at a time; async-signal-safe, fork-safe.
+ * One thread at a time; fork-safe.
  * Since 0.1.0.
  */
 size_t ka_reaper_len(const struct ka_reaper *reaper);

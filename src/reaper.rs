@@ -19,7 +19,7 @@ use crate::errno::{EINVAL, answer, answer_pointer};
 /// Memory: 16 bytes a connection where numbers are dense, as the kernel hands them out, in pages of 256 numbers
 /// (4 KiB), which are given back to malloc(3) when the last of their connections is gone, all but one. A number far
 /// from all others costs 8 KiB, and numbers up to INT_MAX a directory of 16 bytes for each 65536, 512 KiB in all, of
-/// which only what is used is touched, and which stays until ka_reaper_free.
+/// which only what is used is touched, and which stays until ka_reaper_free. There is no limit but memory.
 ///
 /// A reaper is used by one thread at a time, and by no signal handler; different ones are independent.
 #[allow(non_camel_case_types, reason = "its name in C")]
@@ -170,7 +170,7 @@ pub unsafe extern "C" fn ka_reaper_next(reaper: *const ka_reaper, now_ms: u64) -
 ///
 /// Returns the number; it never fails.
 ///
-/// One thread at a time; async-signal-safe, fork-safe.
+/// One thread at a time; fork-safe.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ka_reaper_len(reaper: *const ka_reaper) -> size_t {

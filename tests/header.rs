@@ -135,7 +135,6 @@ fn every_function_is_documented_for_a_c_reader() {
         // What has state, and memory of malloc, is one thread's.
         let callers = match *name {
             "ka_reaper_new" => "\n * Thread-safe, fork-safe.",
-            "ka_reaper_len" => "\n * One thread at a time; async-signal-safe, fork-safe.",
             name if name.starts_with("ka_reaper_") => "\n * One thread at a time; fork-safe.",
             _ => "\n * Thread-safe, async-signal-safe, fork-safe.",
         };

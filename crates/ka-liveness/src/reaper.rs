@@ -28,7 +28,7 @@ use crate::table::{ABSENT, END, Entry, Link, Table};
 /// Memory: 16 bytes a connection where numbers are dense, as the kernel hands them out; in pages of 256 numbers
 /// (4 KiB), which are given back to malloc(3) when the last of them is gone, but for one. A number far from all others
 /// costs 8 KiB, and numbers up to `INT_MAX` a directory of 16 bytes for each 65,536, 512 KiB in all, of which only what
-/// is used is touched, and which stays as long as the reaper.
+/// is used is touched, and which stays as long as the reaper. There is no limit but memory.
 pub struct Reaper {
     timeout_ms: u32,
     /// The latest time seen.
