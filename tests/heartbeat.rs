@@ -337,13 +337,13 @@ fn the_demo_sees_all_six() {
     }
 }
 
-/// Resident bytes and descriptors of a process.
+/// Bytes of a process's own memory that are there, and its descriptors. Not by statm, which is off by what each
+/// processor has not reported yet.
 fn memory_and_descriptors(pid: u32) -> (usize, usize) {
-    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
-    // SAFETY: takes no pointer.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap();
-    let resident = statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * page;
-    (resident, fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count())
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:")).unwrap();
+    let kib: usize = line.trim().trim_end_matches(" kB").parse().unwrap();
+    (kib * 1024, fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count())
 }
 
 /// As many descriptors as the system lets us have: how many.
