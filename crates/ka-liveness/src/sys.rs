@@ -1,4 +1,5 @@
-//! Memory and random bytes from the system, and the only `unsafe` of this crate.
+//! Memory and random bytes from the system, and the `unsafe` of this crate: all but the table's word that its entries
+//! may begin as zeros.
 
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
