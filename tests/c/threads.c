@@ -1,5 +1,5 @@
 /*
- * threads: ka_enable from 32 threads at once, on sockets of their own and on one that they share; from a signal
+ * threads: ka_enable, and heartbeats, from 32 threads at once, on sockets of their own and on one that they share; from a signal
  * handler that interrupts the library again and again; and after fork. Prints nothing if all is well.
  */
 #include <ka.h>
@@ -36,6 +36,18 @@ static int is(int fd, int idle, int intvl, int cnt)
            get(fd, IPPROTO_TCP, TCP_KEEPINTVL) == intvl && get(fd, IPPROTO_TCP, TCP_KEEPCNT) == cnt;
 }
 
+/* A heartbeat of one's own, made and verified. */
+static void beat(uint64_t client)
+{
+    const uint8_t key[16] = "a key of sixteen";
+    uint8_t nonce[KA_BEAT_NONCE_SIZE], frame[KA_BEAT_SIZE];
+    struct ka_beat beat = { client, 1 }, verified;
+
+    CHECK(ka_beat_nonce(nonce) == 0 && ka_beat_sign(key, sizeof key, nonce, &beat, frame) == 0);
+    CHECK(ka_beat_verify(key, sizeof key, nonce, 0, frame, &verified) == 0);
+    CHECK(verified.client == client && verified.sequence == 1);
+}
+
 static void *work(void *argument)
 {
     int own = 100 + (int)(intptr_t)argument;
@@ -45,6 +57,7 @@ static void *work(void *argument)
         errno = own;
         CHECK(ka_enable(fd, own, 1 + round % 7, 5) == 0);
         CHECK(is(fd, own, 1 + round % 7, 5));
+        beat((uint64_t)own);
         CHECK(errno == own);
         /* All of them set the same here, so it must come out so. */
         CHECK(ka_enable(shared, 60, 10, 5) == 0);
@@ -59,6 +72,7 @@ static void handler(int number)
     int before = errno;
     (void)number;
     CHECK(ka_enable(signalled, 61, 11, 6) == 0);
+    beat(61);
     CHECK(errno == before);
     CHECK(ka_is_enabled(signalled) == 1);
     signals++;
@@ -78,6 +92,7 @@ static void in_a_signal_handler(void)
         CHECK(ka_disable(fd) == 0);
         CHECK(ka_enable(fd, 60 + round % 5, 10, 5) == 0);
         CHECK(is(fd, 60 + round % 5, 10, 5));
+        beat(60);
         CHECK(ka_enable(-1, 60, 10, 5) == -1 && errno == EBADF);
     }
     CHECK(setitimer(ITIMER_REAL, &never, NULL) == 0);
@@ -94,6 +109,7 @@ static void after_fork(void)
             int fd = socket(AF_INET, SOCK_STREAM, 0);
             CHECK(ka_enable(fd, 70 + i, 10, 5) == 0 && is(fd, 70 + i, 10, 5));
             CHECK(ka_enable(shared, 60, 10, 5) == 0);
+            beat((uint64_t)i);
             _exit(0);
         }
     }
