@@ -1,6 +1,6 @@
 /*
- * threads: ka_enable, and heartbeats, from 32 threads at once, on sockets of their own and on one that they share; from a signal
- * handler that interrupts the library again and again; and after fork. Prints nothing if all is well.
+ * threads: ka_enable, and heartbeats, from 32 threads at once, on sockets of their own and on one that they share; from a
+ * signal handler that interrupts the library again and again; and after fork. Prints nothing if all is well.
  */
 #include <ka.h>
 #include <netinet/in.h>
