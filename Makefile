@@ -4,6 +4,8 @@ CARGO ?= cargo
 # Where the examples and the tests look.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 unexport CARGO_BUILD_TARGET
+# What administrators have is not on an ordinary user's path.
+export PATH := $(PATH):/usr/sbin:/sbin
 # What the lab's networks are made of, and what watches them.
 LAB_TOOLS := ip nft tcpdump tshark unshare python3
 # What the tests use: compilers, what watches networks, system calls and files, and programs to run under the shim.

@@ -86,6 +86,10 @@ pub unsafe extern "C" fn ka_plan_preset(name: *const c_char, config: *mut ka_con
 ///   worst_ms    where to put the milliseconds if each timer is as late as the kernel's timer wheel makes it: an
 ///               eighth, and a tick.
 ///
+/// An interval longer than the idle time takes its place once a probe was answered: the answer does not shorten the
+/// timer that its probe has started (tcp_keepalive_timer). A peer that falls silent then is found intvl - idle seconds
+/// later than both say. No plan of ka has such an interval.
+///
 /// Returns 0, or -1 with errno:
 ///   EINVAL       an argument is NULL; ka_apply would refuse the config with EINVAL; enabled is not 1; idle, intvl or
 ///                cnt is KA_KEEP.

@@ -12,7 +12,8 @@ use crate::errno::{EINVAL, answer};
 ///          handshake, so a server sets its listener and pays nothing per connection.
 ///   idle   s, 1..KA_IDLE_MAX: how long the connection is idle before the first probe: since data or an
 ///          acknowledgement last came in. What is sent counts through its acknowledgement. TCP_KEEPIDLE
-///   intvl  s, 1..KA_INTVL_MAX: from one unanswered probe to the next. TCP_KEEPINTVL
+///   intvl  s, 1..KA_INTVL_MAX: from one unanswered probe to the next. Let it be no longer than idle: else it is
+///          also the time from an answered probe to the next. TCP_KEEPINTVL
 ///   cnt    probes, 1..KA_CNT_MAX: so many without an answer end the connection. TCP_KEEPCNT
 ///
 /// Each may be KA_KEEP: it stays as it is, which for a fresh socket is the sysctl net.ipv4.tcp_keepalive_*.

@@ -332,6 +332,22 @@ fn the_demo_finds_a_dead_peer() {
     assert!((2.5..=6.5).contains(&found), "found after {found} s");
 }
 
+#[test]
+fn the_capture_shows_probes_that_are_answered_and_three_that_are_not() {
+    example("tcp_keepalive_client");
+    let mut command = Command::new("make");
+    command.arg("-C").arg(root().join("c-examples")).arg("capture").stdin(Stdio::null());
+    let said = stdout(&mut command);
+    let (before, after) = said.split_once("== 2.").expect("no second part");
+    for witness in ["tcpdump | ", "tshark  | "] {
+        assert!(before.matches(witness).count() >= 3 + 2 * 2, "{said}");
+        // Three probes, and the RST with which the kernel gives up.
+        assert_eq!(after.matches(witness).count(), 4, "{said}");
+    }
+    assert_eq!(after.matches("[TCP Keep-Alive]").count(), 3, "{said}");
+    assert!(after.contains("timed out: dead peer (ETIMEDOUT) after "), "{said}");
+}
+
 /// One that has said goodbye is reset while the server has more for it than it takes: the write is answered by EPIPE,
 /// and by a signal that would end the server. In a network with small buffers.
 #[test]

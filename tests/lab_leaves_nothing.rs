@@ -1,10 +1,11 @@
-//! The lab leaves nothing: no process, namespace, link or rule, whether it ends well, fails, or is killed.
+//! The lab leaves nothing: no process, namespace, link or rule, whether it ends well, fails, is interrupted, or is killed.
 
 mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -15,7 +16,16 @@ use support::{root, stdout};
 /// The lab's test program.
 fn lab() -> PathBuf {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root()).args(["test", "--quiet", "--test", "lab", "--no-run", "--message-format=json"]);
+    cargo.current_dir(root()).args([
+        "test",
+        "--quiet",
+        "--locked",
+        "--offline",
+        "--test",
+        "lab",
+        "--no-run",
+        "--message-format=json",
+    ]);
     let messages = stdout(&mut cargo);
     let (_, after) = messages.rsplit_once(r#""executable":""#).expect("no executable in what cargo says");
     after.split('"').next().unwrap().into()
@@ -51,7 +61,9 @@ fn traces() -> Traces {
         networks: networks.len(),
         mounts: fs::read_to_string("/proc/self/mountinfo").unwrap(),
         links: stdout(Command::new("ip").args(["-o", "link"])),
-        rules: stdout(Command::new("nft").args(["list", "ruleset"])),
+        rules: stdout(
+            Command::new("nft").env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").args(["list", "ruleset"]),
+        ),
     }
 }
 
@@ -59,6 +71,8 @@ fn traces() -> Traces {
 fn start(ending: &str) -> (Child, Box<dyn Iterator<Item = String>>) {
     let mut command = Command::new(lab());
     command.env("KA_LAB_ENDING", ending).arg("--nocapture").stdout(Stdio::piped()).stderr(Stdio::null());
+    // As a shell would, so that a signal to the group is what Ctrl-C is.
+    command.process_group(0);
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
     assert!(
@@ -69,8 +83,8 @@ fn start(ending: &str) -> (Child, Box<dyn Iterator<Item = String>>) {
 }
 
 #[test]
-fn the_lab_leaves_nothing_when_it_ends_when_it_fails_and_when_it_is_killed() {
-    const TEST: &str = "the_lab_leaves_nothing_when_it_ends_when_it_fails_and_when_it_is_killed";
+fn the_lab_leaves_nothing_when_it_ends_fails_is_interrupted_and_is_killed() {
+    const TEST: &str = "the_lab_leaves_nothing_when_it_ends_fails_is_interrupted_and_is_killed";
     if !support::alone(TEST, &["--net", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]) {
         return;
     }
@@ -87,6 +101,13 @@ fn the_lab_leaves_nothing_when_it_ends_when_it_fails_and_when_it_is_killed() {
     assert!(!lab.wait().unwrap().success(), "the lab did not fail");
     assert_eq!(traces(), before, "after a lab that has failed");
 
+    let (mut lab, lines) = start("waits");
+    // SAFETY: a signal to the group of our own child, which was not waited for.
+    unsafe { libc::kill(-i32::try_from(lab.id()).unwrap(), libc::SIGINT) };
+    lines.for_each(drop);
+    assert!(!lab.wait().unwrap().success(), "the lab was not interrupted");
+    nothing_is_left(&before, "after a lab that was interrupted");
+
     let (mut lab, _lines) = start("waits");
     let during = traces();
     // Four networks of three machines, and one that carries frames.
@@ -94,10 +115,14 @@ fn the_lab_leaves_nothing_when_it_ends_when_it_fails_and_when_it_is_killed() {
     assert!(during.processes > before.processes, "the count does not see the lab's processes");
     lab.kill().unwrap();
     lab.wait().unwrap();
-    // The kernel ends the others, and then the namespaces, in its own time.
+    nothing_is_left(&before, "after a lab that was killed");
+}
+
+/// The kernel ends the other processes, and then the namespaces, in its own time.
+fn nothing_is_left(before: &Traces, when: &str) {
     let until = Instant::now() + Duration::from_secs(20);
-    while traces() != before && Instant::now() < until {
+    while traces() != *before && Instant::now() < until {
         thread::sleep(Duration::from_millis(50));
     }
-    assert_eq!(traces(), before, "after a lab that was killed");
+    assert_eq!(traces(), *before, "{when}");
 }

@@ -1,8 +1,9 @@
 //! The programs at the two ends, and connections of our own.
 
+use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::AsRawFd;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
@@ -36,7 +37,7 @@ impl Policy {
     }
 
     /// Turns keepalive on by libka.
-    pub fn enable(self, socket: &TcpStream) {
+    pub fn enable(self, socket: &impl AsRawFd) {
         support::enable(socket.as_raw_fd(), self.idle, self.intvl, self.cnt).unwrap();
     }
 
@@ -122,6 +123,12 @@ impl Program {
     pub fn signal(&self, signal: i32) {
         // SAFETY: a signal to our own child, which was not waited for.
         unsafe { libc::kill(self.child.id().try_into().unwrap(), signal) };
+    }
+
+    /// Whether it is stopped. proc_pid_stat(5)
+    pub fn is_stopped(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
     }
 
     /// Gives it a line.

@@ -42,11 +42,15 @@ fn main() -> ExitCode {
     if env::var_os(endpoint::PEER).is_some() {
         endpoint::be_peer();
     }
+    extend_path();
     let mut arguments = Arguments::from_args();
     if env::var_os(INSIDE).is_none() && !arguments.list {
         return enter();
     }
+    obey_signals();
     raise_limit();
+    // What is built now is not built while a case waits.
+    support::libka();
     let records = Arc::new(Mutex::new(vec![]));
     let trials: Vec<_> = cases().into_iter().map(|case| case.trial(&records)).collect();
     // They wait for timers, and hardly compute.
@@ -75,6 +79,27 @@ fn cases() -> Vec<Case> {
     cases.extend(cases::rules::cases());
     cases.extend(cases::idle::cases());
     cases
+}
+
+/// Ends the lab when somebody says so. It is the first process of its namespace, for which signals do nothing by
+/// themselves; with it all others end.
+fn obey_signals() {
+    extern "C" fn end(signal: libc::c_int) {
+        // SAFETY: async-signal-safe.
+        unsafe { libc::_exit(128 + signal) };
+    }
+    let end: extern "C" fn(libc::c_int) = end;
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: the handler takes a signal's number and calls what a handler may.
+        unsafe { libc::signal(signal, end as libc::sighandler_t) };
+    }
+}
+
+/// What administrators have is not on an ordinary user's path.
+fn extend_path() {
+    let path = env::var("PATH").unwrap_or_default();
+    // SAFETY: there are no other threads yet.
+    unsafe { env::set_var("PATH", format!("{path}:/usr/sbin:/sbin")) };
 }
 
 /// Opens as many files as are allowed.
@@ -108,7 +133,7 @@ fn enter() -> ExitCode {
     let error = Command::new("unshare")
         .args(&flags)
         .args(["sh", "-c", "ip link set lo up && exec \"$@\"", "sh"])
-        .args(env::args_os().next().map(|_| env::current_exe().unwrap()))
+        .arg(env::current_exe().unwrap())
         .args(env::args_os().skip(1))
         .env(INSIDE, std::process::id().to_string())
         .exec();

@@ -235,7 +235,12 @@ pub struct Network {
     host: fn(Family) -> IpAddr,
 }
 
-/// A network is built while no other is, lest a dozen at once delay those that measure.
+/// The router's end of the server's cable.
+const ROUTER_TO_SERVER: &str = "link set server up
+    address add 198.51.100.1/24 dev server
+    address add 2001:db8:2::1/64 dev server nodad";
+
+/// A network's cables are laid while no other's are, lest a dozen at once delay those that measure.
 static BUILDING: Mutex<()> = Mutex::new(());
 
 impl Network {
@@ -250,7 +255,9 @@ impl Network {
             |family: Family| family.of(Ipv4Addr::new(198, 51, 100, 2), "2001:db8:2::2".parse().unwrap());
         let network = Self { client, router, server, host };
         network.connect_client();
-        network.connect_server();
+        network.router.cable("server", &network.server, "eth0");
+        Self::address_server(&network.server);
+        network.router.ip(ROUTER_TO_SERVER);
         drop(alone);
         network
     }
@@ -281,13 +288,9 @@ impl Network {
             route add default via 2001:db8:1::1");
     }
 
-    /// The cable between the router and the server, and the addresses of both its ends.
-    fn connect_server(&self) {
-        self.router.cable("server", &self.server, "eth0");
-        self.router.ip("link set server up
-            address add 198.51.100.1/24 dev server
-            address add 2001:db8:2::1/64 dev server nodad");
-        self.server.ip("link set eth0 up
+    /// The server's end of its cable.
+    fn address_server(server: &Machine) {
+        server.ip("link set eth0 up
             address add 198.51.100.2/24 dev eth0
             address add 2001:db8:2::2/64 dev eth0 nodad
             route add default via 198.51.100.1
@@ -355,13 +358,16 @@ impl Network {
         (self.host)(family)
     }
 
-    /// Pulls the server's cable, kills the machine, and puts another with the same addresses in its place.
+    /// Pulls the server's cable, kills the machine, and plugs in another that has the same addresses. It is ready
+    /// before, so that all of it is done in a moment.
     pub fn reboot_server(&mut self, dies: impl FnOnce()) {
+        let fresh = Machine::new();
+        self.router.cable("fresh", &fresh, "eth0");
+        Self::address_server(&fresh);
         self.router.ip("link set server down");
         dies();
-        self.router.ip("link delete server");
-        self.server = Machine::new();
-        self.connect_server();
+        self.router.ip(&format!("link delete server\nlink set fresh name server\n{ROUTER_TO_SERVER}"));
+        self.server = fresh;
     }
 
     /// A listener of the server's, on all its addresses.
@@ -378,8 +384,19 @@ impl Network {
 
     /// A connection of the client's.
     pub fn connect(&self, family: Family) -> TcpStream {
+        self.connect_with(family, |_| {})
+    }
+
+    /// A connection of the client's, on whose socket something is done before.
+    pub fn connect_with(&self, family: Family, before: impl FnOnce(&Socket) + Send) -> TcpStream {
         let address = SocketAddr::new(self.host(family), PORT);
-        self.client.within(|| TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap())
+        self.client.within(|| {
+            let socket =
+                Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
+            before(&socket);
+            socket.connect_timeout(&address.into(), Duration::from_secs(10)).unwrap();
+            socket.into()
+        })
     }
 
     /// A connection, both its ends.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use crate::story::Record;
+use crate::story::{Record, Shown};
 use crate::timeline;
 
 /// Prints the table, and writes report.md with a picture of each case.
@@ -13,7 +13,8 @@ pub fn write(folder: &Path, records: &mut [Record]) {
     let rows: Vec<[String; 6]> = records.iter().map(row).collect();
     println!("{}", table(&rows));
     let pictures = folder.join("pictures");
-    let _ = fs::remove_dir_all(folder);
+    // What an earlier run has written, and nothing else that may be there.
+    let _ = fs::remove_dir_all(&pictures);
     fs::create_dir_all(&pictures).unwrap();
     let mut report = String::from("# What the lab saw\n\n");
     let lived = records.iter().filter(|record| record.failure.is_none()).count();
@@ -51,12 +52,19 @@ pub fn write(folder: &Path, records: &mut [Record]) {
 fn row(record: &Record) -> [String; 6] {
     let story = &record.story;
     let seconds: Vec<String> = story.seconds.iter().map(|seconds| format!("{seconds:.1}")).collect();
-    let probes: Vec<String> = story
-        .flows
-        .iter()
-        .map(|shown| format!("{} sent, {} answered", shown.flow.probes().len(), shown.flow.answers().len()))
-        .collect();
-    let mut probes_once = probes.clone();
+    let counts = |shown: &Shown| {
+        let Shown { flow, .. } = shown;
+        match flow.server_probes().len() {
+            0 => format!("{} sent, {} answered", flow.probes().len(), flow.answers().len()),
+            server => format!(
+                "{} sent, {} answered, {server} of the server",
+                flow.probes().len(),
+                flow.answers().len()
+            ),
+        }
+    };
+    let mut probes_once: Vec<String> = story.flows.iter().map(counts).collect();
+    probes_once.extend(story.rates.iter().map(|(label, times)| format!("{label}: {}", times.len())));
     probes_once.dedup();
     let mut happened = story.happened.clone();
     happened.dedup();
@@ -70,19 +78,34 @@ fn row(record: &Record) -> [String; 6] {
     ]
 }
 
-/// Columns as wide as what is in them.
+/// Columns, none wider than a terminal has room for: what is longer goes on below.
 fn table(rows: &[[String; 6]]) -> String {
+    const MOST: [usize; 6] = [44, 34, 40, 10, 20, 6];
     let heads = ["case", "what should happen", "what happened", "seconds", "probes", ""].map(str::to_owned);
-    let all = || std::iter::once(&heads).chain(rows);
-    let widths: [usize; 6] =
-        std::array::from_fn(|column| all().map(|row| row[column].chars().count()).max().unwrap_or(0));
     let mut text = String::new();
-    for row in all() {
-        for (cell, width) in row.iter().zip(widths) {
-            let _ = write!(text, "{cell:width$}  ");
+    for row in std::iter::once(&heads).chain(rows) {
+        let cells: [Vec<String>; 6] = std::array::from_fn(|column| wrapped(&row[column], MOST[column]));
+        for line in 0..cells.iter().map(Vec::len).max().unwrap_or(0) {
+            for (cell, width) in cells.iter().zip(MOST) {
+                let _ = write!(text, "{:width$}  ", cell.get(line).map_or("", String::as_str));
+            }
+            text.truncate(text.trim_end().len());
+            text.push('\n');
         }
-        text.truncate(text.trim_end().len());
-        text.push('\n');
     }
     text
+}
+
+/// Lines of at most so many characters, broken behind a blank, a comma or an underscore where there is one.
+fn wrapped(text: &str, most: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_inclusive([' ', ',', '_', ':']) {
+        let last = lines.last_mut().unwrap();
+        if last.is_empty() || last.chars().count() + word.trim_end().chars().count() <= most {
+            last.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
 }

@@ -11,7 +11,7 @@ const LEFT: f64 = 150.0;
 const WIDTH: f64 = 820.0;
 const TOP: f64 = 70.0;
 const BAND: f64 = 84.0;
-/// More connections than these make no picture.
+/// More connections than these are not drawn.
 const MOST: usize = 8;
 
 /// The picture in SVG, where there is something to show.

@@ -143,7 +143,7 @@ impl Flow {
         self.of(Kind::Answer, false).map(|packet| packet.time).collect()
     }
 
-    /// When the client last heard from the server: the last packet that was no RST.
+    /// When the client last heard from the server: its last segment that was no RST.
     pub fn last_heard(&self) -> f64 {
         let heard =
             |packet: &&Packet| !packet.from_client && !matches!(packet.kind, Kind::Reset | Kind::Icmp);

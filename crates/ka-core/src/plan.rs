@@ -76,6 +76,10 @@ impl Config {
     /// With a user timeout the kernel gives up at the first probe that is due when the timeout is over
     /// (net/ipv4/tcp_timer.c, `tcp_keepalive_timer`), so that many probes take cnt's place.
     ///
+    /// An interval longer than the idle time takes its place once a probe was answered, for the answer does not shorten
+    /// the timer that its probe has started: a peer that falls silent then is found intvl - idle seconds later. No plan
+    /// has such an interval.
+    ///
     /// ```
     /// let detection = ka_core::Config::new(60, 10, 5)?.detection()?;
     /// assert_eq!((detection.typical_ms, detection.worst_ms), (110_000, 124_029));

@@ -25,6 +25,7 @@ fn a_path_plan_sends_a_second_probe_in_time_and_waits_as_long_as_it_can() {
             Ok(config) => {
                 let (idle, got, cnt) = values(config);
                 assert_eq!((got, cnt), (intvl, 5), "{path} s");
+                assert!(intvl <= idle, "{path} s: {config} has an interval that takes the idle time's place");
                 assert!(worst_ms(idle + intvl, 2) <= wanted, "{path} s: {config} is late");
                 assert!(
                     idle == 32767 || worst_ms(idle + 1 + intvl, 2) > wanted,
@@ -70,6 +71,11 @@ fn a_detection_plan_keeps_its_time_and_uses_it() {
         match plan_detect(within) {
             Ok(config) => {
                 assert_eq!(Some(values(config)), expected, "{within} ms");
+                let (idle, intvl, _) = values(config);
+                assert!(
+                    intvl <= idle,
+                    "{within} ms: {config} has an interval that takes the idle time's place"
+                );
                 assert!(config.detection().unwrap().worst_ms <= wanted, "{within} ms: {config} is late");
             }
             Err(error) => {

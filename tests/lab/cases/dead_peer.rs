@@ -176,16 +176,14 @@ fn probes_agree(event: Event, policy: Policy, flow: &Flow, happened: f64) {
 fn frozen(story: &mut Story, policy: Policy, programs: &[Program], mut peer: Program) {
     let long = policy.seconds() * 3.0;
     sleep(long);
+    assert!(peer.is_stopped(), "the peer is not frozen");
+    peer.tell("awake");
     for program in programs {
-        assert_eq!(
-            program.ending(0.0),
-            None,
-            "keepalive has killed a connection whose peer's kernel answers"
-        );
+        let heard = program.line(&["awake", "ETIMEDOUT", "ECONNRESET", "closed"], 0.3);
+        assert_eq!(heard, None, "from a peer that is frozen and whose kernel answers");
     }
     story.mark("peer process goes on");
     peer.signal(libc::SIGCONT);
-    peer.tell("awake");
     for program in programs {
         assert!(
             program.line(&["awake"], 10.0).is_some(),

@@ -3,6 +3,8 @@
 use std::net::TcpStream;
 use std::time::Duration;
 
+use socket2::SockRef;
+
 use crate::endpoint::{Policy, is_open, talks};
 use crate::network::{Family, Network};
 use crate::story::{Case, Needs, Story};
@@ -11,11 +13,11 @@ use crate::story::{Case, Needs, Story};
 const LOST: u32 = 30;
 const PROBES: usize = 100;
 /// A probe a second, each perhaps an eighth later, and what the delay adds.
-const LONG_ENOUGH: f64 = 145.0;
+const LONG_ENOUGH: f64 = 165.0;
 /// One way, as netem would add it at one interface.
 const DELAY: Duration = Duration::from_millis(300);
 /// Connections with each policy: one could be lucky, or not.
-const CONNECTIONS: u32 = 40;
+const CONNECTIONS: u32 = 100;
 /// As often as a probe can be, with the count of `ka_plan_path`.
 fn planned() -> Policy {
     Policy { idle: 1, intvl: 1, ..Policy::planned(Duration::from_secs(350)) }
@@ -24,7 +26,7 @@ fn planned() -> Policy {
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new(
-            "loss::a_path_that_loses_30_percent_kills_with_count_1_and_hardly_ever_with_that_of_a_plan",
+            "loss::a_path_that_loses_30_percent_kills_all_with_count_1_and_few_with_that_of_a_plan",
             format!(
                 "with cnt of a plan about {:.0} of {CONNECTIONS} live through {PROBES} probes; with cnt=1 none",
                 f64::from(CONNECTIONS) * survival(planned().cnt)
@@ -67,6 +69,8 @@ fn lossy(story: &mut Story) {
         for _ in 0..CONNECTIONS {
             let (client, server) = network.pair(&listener, Family::V4);
             policy.enable(&client);
+            let cnt = SockRef::from(&client).tcp_keepalive_retries().unwrap();
+            assert_eq!(i32::try_from(cnt).unwrap(), policy.cnt, "TCP_KEEPCNT");
             labels.push(label);
             pairs.push((client, server));
         }
@@ -87,6 +91,12 @@ fn lossy(story: &mut Story) {
     }
     let count = |lives: &[bool]| lives.iter().filter(|lives| **lives).count();
     let (with, without) = (count(planned_lives), count(once_lives));
+    let (sent, heard) = flows
+        .iter()
+        .fold((0, 0), |(sent, heard), flow| (sent + flow.probes().len(), heard + flow.answers().len()));
+    let lost = 100 * (sent - heard) / sent;
+    story.saw(format!("{lost} % of {sent} probes lost"));
+    assert!(lost.abs_diff(usize::try_from(LOST).unwrap()) <= 3, "{lost} % of the probes were lost");
     story.saw(format!("cnt={}: {with} of {CONNECTIONS} alive; cnt=1: {without}", planned().cnt));
     // Two of each for the picture, and the first that live.
     let mut kept: Vec<_> = std::mem::take(&mut story.flows);

@@ -36,7 +36,8 @@ fn run(story: &mut Story, policy: Policy, family: Family) {
         assert!(talks(&client, &server, 5.0));
     }
     policy.enable(&client);
-    sleep(f64::from(policy.idle) * 3.4 + 1.0);
+    // Two that are answered, and a bit.
+    sleep(f64::from(policy.idle + policy.idle.max(policy.intvl)) * 1.127 + 1.0);
     network.lose(r#"iifname "server""#);
     story.mark("packets from the server dropped");
     let (time, how) = crate::endpoint::ending(&client, 2.0 * policy.seconds() + 10.0).expect("still alive");

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::SockRef;
 
@@ -54,6 +54,11 @@ pub fn cases() -> Vec<Case> {
             "a_listener_set_after_the_handshake_misses_what_is_queued",
             "queued: off; queued and set after accept, or connected after: probes from the server",
             listener_late,
+        ),
+        case(
+            "an_interval_longer_than_the_idle_time_takes_its_place_after_the_first_answer",
+            "1/3/2: probes each 3 s, not each second; a peer that falls silent then: ETIMEDOUT after 9 s, not 7 s",
+            long_interval,
         ),
         case(
             "what_a_router_says_of_a_probe_is_ignored_and_what_it_says_of_data_is_the_error",
@@ -109,7 +114,7 @@ fn alive(story: &mut Story, socket: &TcpStream, label: &str, seconds: f64) {
 fn data_in_flight(story: &mut Story) {
     let policy = Policy::new(1, 1, 3);
     let (network, [without, with], _servers) = two(story);
-    policy.enable(&without);
+    policy.set_by_hand(&without);
     apply(&with, policy, AUTO);
     network.lose(r#"iifname "client""#);
     let lost = story.mark("packets to the server dropped, data sent");
@@ -124,9 +129,13 @@ fn data_in_flight(story: &mut Story) {
 }
 
 /// Writes until nothing more goes, because the peer does not read.
-fn fill(mut socket: &TcpStream) {
+fn fill(mut socket: &TcpStream) -> usize {
     socket.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-    while socket.write(&[0; 4096]).is_ok() {}
+    let mut written = 0;
+    while let Ok(size) = socket.write(&[0; 4096]) {
+        written += size;
+    }
+    written
 }
 
 fn closed_window(story: &mut Story) {
@@ -134,12 +143,13 @@ fn closed_window(story: &mut Story) {
     let policy = Policy::planned(Duration::from_secs(5));
     for socket in [&without, &with] {
         SockRef::from(socket).set_send_buffer_size(4096).unwrap();
-        policy.enable(socket);
     }
+    policy.set_by_hand(&without);
+    policy.enable(&with);
     raw_user_timeout(&without, 3000);
     let full = story.mark("the server reads nothing");
     fill(&without);
-    fill(&with);
+    let written = fill(&with);
     // Its clock runs from the first window probe, after the last of the space was used (tcp_probe_timer).
     let (time, how) = ending(&without, 20.0).expect("a user timeout alone: still alive");
     let after = time - full;
@@ -150,13 +160,10 @@ fn closed_window(story: &mut Story) {
     sleep(full + 12.0 - now());
     alive(story, &with, "plan", 12.0);
     story.mark("the server reads");
-    with_server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    let mut sink = vec![0; 65536];
-    let mut writer = &with;
-    let until = Instant::now() + Duration::from_secs(10);
-    while with_server.read(&mut sink).is_ok() && writer.write(b"on we go").is_err() {
-        assert!(Instant::now() < until, "the window does not open again");
-    }
+    with_server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut all = vec![0; written];
+    with_server.read_exact(&mut all).expect("what was written before the window closed");
+    assert!(talks(&with, &with_server, 5.0), "plan: it does not go on");
     story.flows(&["user timeout 3000", "planned"]);
     story.ended(0, time, how);
 }
@@ -164,7 +171,7 @@ fn closed_window(story: &mut Story) {
 fn count_replaced(story: &mut Story) {
     let policy = Policy::new(1, 1, 5);
     let (network, [without, with], _servers) = two(story);
-    policy.enable(&without);
+    policy.set_by_hand(&without);
     raw_user_timeout(&without, 1000);
     apply(&with, policy, AUTO);
     let config = support::config(1, policy.idle, policy.intvl, policy.cnt, 1000);
@@ -189,7 +196,7 @@ fn count_replaced(story: &mut Story) {
 fn interval_lowered(story: &mut Story) {
     const OLD: Policy = Policy::new(1, 12, 3);
     let (network, [without, with], _servers) = two(story);
-    OLD.enable(&without);
+    OLD.set_by_hand(&without);
     OLD.enable(&with);
     network.lose(r#"iifname "client""#);
     story.mark("packets to the server dropped");
@@ -203,14 +210,11 @@ fn interval_lowered(story: &mut Story) {
     let flows = story.flows(&["setsockopt", "ka_enable"]);
     story.ended(0, late_end.0, late_end.1);
     story.ended(1, end.0, end.1);
-    let gap = |flow: &crate::wire::Flow| {
-        let probes = flow.probes();
-        probes[1] - probes[0]
-    };
-    let (without, with) = (gap(&flows[0]), gap(&flows[1]));
+    let without = flows[0].probes()[1] - flows[0].probes()[0];
+    let with = flows[1].probes()[1] - lowered;
     story.saw(format!("setsockopt: next probe after {without:.1} s"));
     assert!(without > 11.9 && without < 12.0 + late(12.0), "setsockopt: second probe after {without:.2} s");
-    assert!(with < 1.0 + late(1.0), "ka_enable: second probe after {with:.2} s");
+    assert!(with < 0.5, "ka_enable: second probe after {with:.2} s");
 }
 
 fn applied_again(story: &mut Story) {
@@ -234,6 +238,8 @@ fn applied_again(story: &mut Story) {
     network.heal();
     story.mark("path is back");
     let (time, how) = end.expect("setsockopt: alive");
+    assert_eq!(how, "ETIMEDOUT", "setsockopt");
+    assert!(time - from > 0.5 && time - from < 2.0, "setsockopt: after {:.2} s", time - from);
     story.seconds.push(time - from);
     story.saw(format!("setsockopt: {how} after {:.1} s", time - from));
     assert!(talks(&with, &with_server, 5.0), "ka_enable: the connection is dead");
@@ -314,4 +320,29 @@ fn unreachable(story: &mut Story) {
         assert!(flow.packets.iter().any(|packet| packet.kind == Kind::Icmp), "no ICMP error came");
     }
     assert_eq!(errors, 3, "ICMP errors ignored, of three probes");
+}
+
+/// The timer that a probe starts runs for an interval, and its answer does not shorten it (tcp_keepalive_timer).
+fn long_interval(story: &mut Story) {
+    const POLICY: Policy = Policy::new(1, 3, 2);
+    let network = Network::routed();
+    let listener = network.listen();
+    story.watch(&network.client);
+    let (client, _server) = network.pair(&listener, FAMILY);
+    POLICY.enable(&client);
+    sleep(8.5);
+    network.lose(r#"iifname "client""#);
+    story.mark("packets to the server dropped");
+    let (time, how) = ending(&client, 30.0).expect("still alive");
+    let flow = story.flows(&["1/3/2"]).remove(0);
+    story.ended(0, time, how.clone());
+    let after = time - flow.last_heard();
+    story.seconds.push(after);
+    story.saw(format!("{how} after {after:.1} s"));
+    let probes = flow.probes();
+    let gaps: Vec<f64> = probes.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(flow.answers().len() >= 2, "no two answers");
+    assert!(gaps.iter().all(|gap| *gap > 2.98 && *gap < 3.8), "seconds between probes: {gaps:?}");
+    assert_eq!(how, "ETIMEDOUT");
+    assert!(after > 8.9 && after < 9.0 + late(9.0), "after {after:.2} s");
 }
