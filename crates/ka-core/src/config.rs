@@ -54,6 +54,9 @@ impl Config {
     /// A policy that leaves everything as it is.
     pub const KEEP: Self = Self { enabled: KEPT, idle: KEPT, intvl: KEPT, cnt: KEPT, user_timeout: KEPT };
 
+    /// What holds where nothing is said: on, the first probe after 60 s, the next ones every 10 s, dead after 6.
+    pub const STANDARD: Self = Self { enabled: 1, idle: 60, intvl: 10, cnt: 6, user_timeout: KEPT };
+
     /// Keepalive on: the first probe after `idle` seconds without traffic, the next ones every `intvl` seconds,
     /// dead after `cnt` of them without an answer.
     ///

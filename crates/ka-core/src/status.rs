@@ -31,8 +31,10 @@ impl Status {
     /// As much of `struct tcp_info` as is read: it grows at its end with each kernel.
     pub(crate) const INFO_SIZE: usize = offset_of!(tcp_info, tcpi_rttvar);
 
-    /// `None` where the kernel gave less than there is to read.
-    pub(crate) fn from_info(info: &[u8]) -> Option<Self> {
+    /// Reads `struct tcp_info`, as getsockopt(2) or sock_diag(7) gives it; `None` where it is shorter than what there is
+    /// to read.
+    #[must_use]
+    pub fn from_info(info: &[u8]) -> Option<Self> {
         let byte = |offset: usize| info.get(offset).map(|byte| u32::from(*byte));
         let word = |offset: usize| {
             let bytes = info.get(offset..)?.first_chunk()?;

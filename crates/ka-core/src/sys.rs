@@ -11,6 +11,11 @@ use libc::{c_int, c_void, socklen_t};
 use crate::error::Errno;
 use crate::option::SockOpt;
 
+// The libc crate names the C library to the linker only where it is without its feature `std`, which whatever else
+// is built with this may turn on.
+#[link(name = "c")]
+unsafe extern "C" {}
+
 /// Reads and writes an option of a descriptor.
 pub trait Kernel {
     /// getsockopt(2): fills `value` from its beginning and returns how many bytes it filled.

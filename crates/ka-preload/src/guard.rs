@@ -6,13 +6,13 @@
 
 use core::ffi::c_void;
 
-use ka_core::{Action, Config, SockOpt, Timer, UserTimeout};
+use ka_core::{Action, Config, Mode, SockOpt, Timer, UserTimeout};
 use libc::{c_int, socklen_t};
 
 use crate::log;
 use crate::raw;
-use crate::settings::{Mode, Settings, active};
-use crate::sockets::{self, decide_now, latest_user_timeout};
+use crate::settings::{Settings, active};
+use crate::sockets::{self, decide_now};
 
 /// What to do with a call.
 pub(crate) enum Answer {
@@ -111,7 +111,7 @@ fn user_timeout(fd: c_int, policy: &Config, wanted: c_int) -> Answer {
         let has_one = ka_core::Socket::with_kernel(fd, raw::Raw).timer(Timer::UserTimeout).is_ok();
         return if has_one { Answer::Granted } else { Answer::Make };
     }
-    let latest = latest_user_timeout(policy);
+    let latest = policy.latest_user_timeout();
     if wanted > latest { Answer::MakeWith(latest) } else { Answer::Make }
 }
 

@@ -8,21 +8,10 @@ use core::ffi::{CStr, c_char};
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use ka_core::{Config, Error, Reason, Rule, Timer, UserTimeout, cut, glob, parse};
+use ka_core::{CONF, Config, Mode, Orders, Rule, Values, cut, skips};
 
 use crate::line::Line;
 use crate::raw::{self, File};
-
-/// How much the program may say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
-    /// Nothing: the policy holds.
-    Force,
-    /// It may be stricter than the policy, not looser.
-    Floor,
-    /// Everything: the policy is what a socket is born with.
-    Default,
-}
 
 /// What the shim was told. It does not change while the program runs.
 pub(crate) struct Settings {
@@ -142,81 +131,6 @@ pub(crate) unsafe fn publish(settings: Settings) {
     STATE.store(ACTIVE, Ordering::Release);
 }
 
-/// A variable, by its place among the values.
-#[derive(Clone, Copy)]
-enum Variable {
-    Policy,
-    Idle,
-    Intvl,
-    Cnt,
-    UserTimeout,
-    Mode,
-    Rules,
-    Skip,
-    Log,
-    Quiet,
-}
-
-impl Variable {
-    const COUNT: usize = Self::Quiet as usize + 1;
-
-    /// One text and not an array of them, which the loader would have to relocate.
-    const NAMES: &'static [u8] =
-        b"KA_POLICY,KA_IDLE,KA_INTVL,KA_CNT,KA_USER_TIMEOUT,KA_MODE,KA_RULES,KA_SKIP,KA_LOG,KA_QUIET";
-
-    /// A policy comes before its parts.
-    const IN_ORDER: [Self; 9] = [
-        Self::Policy,
-        Self::Idle,
-        Self::Intvl,
-        Self::Cnt,
-        Self::UserTimeout,
-        Self::Mode,
-        Self::Rules,
-        Self::Skip,
-        Self::Log,
-    ];
-
-    fn name(self) -> &'static [u8] {
-        let mut names = Self::NAMES;
-        for _ in 0..self as usize {
-            names = cut(names, b',').1.unwrap_or_default();
-        }
-        cut(names, b',').0
-    }
-}
-
-/// The values of the variables, from one source.
-#[derive(Clone, Copy, Default)]
-struct Values<'a>([Option<&'a [u8]>; Variable::COUNT]);
-
-impl<'a> Values<'a> {
-    fn get(&self, variable: Variable) -> Option<&'a [u8]> {
-        self.0.get(variable as usize).copied().flatten()
-    }
-
-    /// Keeps `NAME=value` if the name is one of ours: whether it was.
-    #[inline(never)]
-    fn keep(&mut self, name: &[u8], value: &'a [u8]) -> bool {
-        let mut names = Variable::NAMES;
-        for slot in &mut self.0 {
-            let (known, behind) = cut(names, b',');
-            if known == name {
-                // Where a name is given twice, getenv(3) finds the first.
-                slot.get_or_insert(value);
-                return true;
-            }
-            names = behind.unwrap_or_default();
-        }
-        false
-    }
-
-    #[inline(never)]
-    fn is_quiet(&self) -> bool {
-        self.get(Variable::Quiet) == Some(b"1")
-    }
-}
-
 /// What the environment says, none of it in a program that has more rights than the user who started it.
 fn environment() -> Values<'static> {
     unsafe extern "C" {
@@ -243,15 +157,13 @@ fn environment() -> Values<'static> {
     values
 }
 
-const PATH: &CStr = c"/etc/ka.conf";
-
 /// What the file says: `NAME=value` a line, with or without quotes around the value; # begins a comment.
 fn file(complain: &Complaints) -> Values<'static> {
     let mut values = Values::default();
-    let Ok(file) = File::open(PATH, libc::O_RDONLY | libc::O_NONBLOCK, 0) else {
+    let Ok(file) = File::open(CONF, libc::O_RDONLY | libc::O_NONBLOCK, 0) else {
         return values;
     };
-    let not_read = |right| complain.about(PATH.to_bytes(), b"", right, "it is not read");
+    let not_read = |right| complain.about(CONF.to_bytes(), b"", right, "it is not read");
     if !file.is_roots_alone() {
         not_read("must be a regular file that belongs to root and that nobody else can write");
         return values;
@@ -264,29 +176,15 @@ fn file(complain: &Complaints) -> Values<'static> {
         return values;
     }
     let text: &[u8] = buffer;
-    let mut rest = text.get(..size);
-    while let Some(lines) = rest {
-        let (line, behind) = cut(lines, b'\n');
-        rest = behind;
-        let line = line.trim_ascii();
-        if line.is_empty() || line.starts_with(b"#") {
-            continue;
-        }
-        let (name, value) = cut(line, b'=');
-        let known = value.is_some_and(|value| {
-            let quoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
-            values.keep(name, quoted.unwrap_or(value))
-        });
-        if !known {
-            complain.word(
-                PATH.to_bytes(),
-                b"",
-                line,
-                "must be a KA_ variable and its value",
-                "it does not count",
-            );
-        }
-    }
+    values.keep_lines(text.get(..size).unwrap_or_default(), |line| {
+        complain.word(
+            CONF.to_bytes(),
+            b"",
+            line,
+            "must be a KA_ variable and its value",
+            "it does not count",
+        );
+    });
     values
 }
 
@@ -326,98 +224,28 @@ pub(crate) fn read() -> Option<Settings> {
     let file = file(&complain);
     complain.quiet |= file.is_quiet();
 
-    let mut draft = Draft::default();
-    for variable in Variable::IN_ORDER {
-        // The environment's value, or the file's where that is none or is wrong, or what was before.
-        for value in [environment, file].iter().filter_map(|values| values.get(variable)) {
-            match draft.take(variable, value) {
-                Ok(()) => break,
-                Err(right) => complain.about(variable.name(), value, right, "it does not count"),
-            }
-        }
-    }
-    if draft.policy.enabled() != Some(true) || skips_this_program(draft.skip) {
+    let mut orders = Orders::default();
+    // The environment's value, or the file's where that is none or is wrong, or what was before.
+    orders.take_all(&[environment, file], |variable, value, right| {
+        complain.about(variable.name(), value, right, "it does not count");
+    });
+    if orders.policy.enabled() != Some(true) || skips_this_program(orders.skip) {
         return None;
     }
     let mut settings = Settings {
-        mode: draft.mode,
-        base: draft.policy,
+        mode: orders.mode,
+        base: orders.policy,
         rules: Rules { len: 0, look_at_peer: false, look_at_local_port: false },
         log: Name::none(),
         program: Name::none(),
     };
-    read_rules(draft.rules, &mut settings, &complain);
-    if !draft.log.is_empty() {
-        settings.log.set(draft.log);
+    read_rules(orders.rules, &mut settings, &complain);
+    if !orders.log.is_empty() {
+        settings.log.set(orders.log);
         let mut name = [0; 4096];
         settings.program.set(executable(&mut name));
     }
     Some(settings)
-}
-
-/// What the variables have said so far.
-struct Draft<'a> {
-    policy: Config,
-    mode: Mode,
-    rules: &'a [u8],
-    skip: &'a [u8],
-    log: &'a [u8],
-}
-
-impl Default for Draft<'_> {
-    fn default() -> Self {
-        let policy = parse(b"60,10,6").unwrap_or(Config::KEEP);
-        Self { policy, mode: Mode::Force, rules: b"", skip: b"", log: b"" }
-    }
-}
-
-impl<'a> Draft<'a> {
-    /// Takes a value, or says what would be right.
-    fn take(&mut self, variable: Variable, value: &'a [u8]) -> Result<(), &'static str> {
-        match variable {
-            Variable::Policy => {
-                let config = parse(value).map_err(|error| error.reason.message())?;
-                if config.enabled().is_none() {
-                    return Err("keep is no policy: off does nothing at all");
-                }
-                self.policy = config.on_top_of(&self.policy).map_err(too_long)?;
-            }
-            Variable::Idle => self.timer(Timer::Idle, value)?,
-            Variable::Intvl => self.timer(Timer::Intvl, value)?,
-            Variable::Cnt => self.timer(Timer::Cnt, value)?,
-            Variable::UserTimeout if value == b"auto" => {
-                self.policy = self.policy.with_user_timeout(UserTimeout::Auto).map_err(too_long)?;
-            }
-            Variable::UserTimeout => self.timer(Timer::UserTimeout, value)?,
-            Variable::Mode => {
-                self.mode = match value {
-                    b"force" => Mode::Force,
-                    b"floor" => Mode::Floor,
-                    b"default" => Mode::Default,
-                    _ => return Err("must be force, floor or default"),
-                }
-            }
-            Variable::Log if value.first() != Some(&b'/') || value.len() > 1023 => {
-                return Err("must be a path from / on, of at most 1023 bytes");
-            }
-            Variable::Log => self.log = value,
-            Variable::Rules => self.rules = value,
-            Variable::Skip => self.skip = value,
-            Variable::Quiet => {}
-        }
-        Ok(())
-    }
-
-    fn timer(&mut self, timer: Timer, value: &[u8]) -> Result<(), &'static str> {
-        let value = timer.parse(value).map_err(Reason::message)?;
-        self.policy = self.policy.with_timer(timer, Some(value)).map_err(too_long)?;
-        Ok(())
-    }
-}
-
-/// All that is left to be wrong with a policy whose values are each in range.
-fn too_long(_: Error) -> &'static str {
-    Reason::AutoTooLong.message()
 }
 
 /// KA_RULES: rules with semicolons between them. One that is wrong is dropped, the others hold.
@@ -449,17 +277,7 @@ fn skips_this_program(patterns: &[u8]) -> bool {
     let (mut command, mut link) = ([0; 4096], [0; 4096]);
     let size = File::open(c"/proc/self/cmdline", libc::O_RDONLY, 0).and_then(|file| file.read(&mut command));
     let command = command.get(..size.unwrap_or(0)).unwrap_or_default();
-    let names = [base_name(cut(command, 0).0), executable(&mut link)];
-    let mut rest = Some(patterns);
-    while let Some(patterns) = rest {
-        let (pattern, behind) = cut(patterns, b',');
-        rest = behind;
-        let pattern = pattern.trim_ascii();
-        if !pattern.is_empty() && names.iter().any(|name| glob(pattern, name)) {
-            return true;
-        }
-    }
-    false
+    skips(patterns, [base_name(cut(command, 0).0), executable(&mut link)])
 }
 
 /// The last part of what /proc/self/exe points to.

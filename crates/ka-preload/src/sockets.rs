@@ -2,13 +2,13 @@
 
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use ka_core::{Action, Config, Endpoint, Kernel, SockOpt, Socket, Timer, UserTimeout};
+use ka_core::{Action, Config, Endpoint, Kernel, Mode, SockOpt, Socket};
 use libc::{c_int, sockaddr, socklen_t};
 
 use crate::address;
 use crate::log;
 use crate::raw::Raw;
-use crate::settings::{Mode, Settings};
+use crate::settings::Settings;
 
 /// What is known of a descriptor. It is a hint that saves system calls: a number may be closed and come back as
 /// something else without a call that is hooked. So whatever would be wrong with a stale hint asks the kernel.
@@ -208,66 +208,18 @@ fn act(settings: &Settings, fd: c_int, action: Action) {
 
 /// Gives the policy to a socket that may have a keepalive of its own.
 fn adopt(settings: &Settings, fd: c_int, policy: &Config) {
-    let socket = Socket::with_kernel(fd, Raw);
     let was_on = read(fd, SockOpt::KeepAlive) == Some(1);
-    match settings.mode {
-        Mode::Force => give(settings, fd, bounded(socket, *policy, policy), false),
-        Mode::Floor => give(settings, fd, bounded(socket, stricter(socket, policy), policy), false),
-        // What has a keepalive already was given it by somebody who meant it.
-        Mode::Default if was_on => {}
-        Mode::Default => give(settings, fd, *policy, false),
+    if let Some(config) = Socket::with_kernel(fd, Raw).due(policy, settings.mode, was_on) {
+        give(settings, fd, config, false);
     }
     learn(fd, if was_on { Known::Changed } else { Known::SeenTo });
 }
 
 /// Sets what is to be set, on a socket that is known to be fresh or is not.
 #[inline(never)]
-fn give(settings: &Settings, fd: c_int, mut config: Config, fresh: bool) {
-    let socket = Socket::with_kernel(fd, Raw);
-    let result = loop {
-        let result = if fresh { socket.apply_fresh(&config) } else { socket.apply(&config) };
-        match result {
-            // Multipath TCP has no user timeout; the rest is better than nothing.
-            Err(ka_core::Error::Unsupported(SockOpt::Timer(Timer::UserTimeout))) => {
-                config = config.with_timer(Timer::UserTimeout, None).unwrap_or(Config::KEEP);
-            }
-            other => break other,
-        }
-    };
+fn give(settings: &Settings, fd: c_int, config: Config, fresh: bool) {
+    let (config, result) = Socket::with_kernel(fd, Raw).give(config, fresh);
     if settings.log.as_c_str().is_some() {
         log::set(settings, fd, &config, result);
     }
-}
-
-/// The policy, with what the socket has in force where that is stricter.
-fn stricter(socket: Socket<Raw>, policy: &Config) -> Config {
-    [Timer::Idle, Timer::Intvl, Timer::Cnt].into_iter().fold(*policy, |config, timer| {
-        match (socket.timer(timer), config.timer(timer)) {
-            // A shorter time fits where a longer one did; what a sysctl says and could not be set does not.
-            (Ok(theirs), Some(ours)) if theirs < ours => {
-                config.with_timer(timer, Some(theirs)).unwrap_or(config)
-            }
-            _ => config,
-        }
-    })
-}
-
-/// What is to be set, with a user timeout where the socket has one that would find a dead peer later than the policy does.
-fn bounded(socket: Socket<Raw>, config: Config, policy: &Config) -> Config {
-    let latest = latest_user_timeout(policy);
-    match socket.timer(Timer::UserTimeout) {
-        Ok(theirs) if config.user_timeout() == UserTimeout::Keep && theirs > latest => {
-            config.with_timer(Timer::UserTimeout, Some(latest)).unwrap_or(config)
-        }
-        _ => config,
-    }
-}
-
-/// A user timeout takes the place of the count of probes, so beyond this it makes detection slower than the policy's:
-/// 1000 * (idle + intvl * cnt) milliseconds.
-pub(crate) fn latest_user_timeout(policy: &Config) -> c_int {
-    let value = |value: Option<i32>| i64::from(value.unwrap_or(0));
-    let seconds =
-        value(policy.intvl()).saturating_mul(value(policy.cnt())).saturating_add(value(policy.idle()));
-    c_int::try_from(seconds.saturating_mul(1000)).unwrap_or(c_int::MAX)
 }

@@ -1,0 +1,227 @@
+//! The KA_ variables: what an environment or /etc/ka.conf says to whoever starts a program under a policy.
+
+use core::ffi::CStr;
+
+use crate::config::{Config, UserTimeout};
+use crate::cut::cut;
+use crate::error::Error;
+use crate::mode::Mode;
+use crate::option::Timer;
+use crate::text::{Reason, parse};
+
+/// The file that speaks for a whole machine. It counts if it is root's and nobody else can write it.
+pub const CONF: &CStr = c"/etc/ka.conf";
+
+/// A variable, by its place among the values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variable {
+    /// A policy's text.
+    Policy,
+    /// One part of it.
+    Idle,
+    /// One part of it.
+    Intvl,
+    /// One part of it.
+    Cnt,
+    /// One part of it.
+    UserTimeout,
+    /// force, floor or default.
+    Mode,
+    /// Policies by peer and port.
+    Rules,
+    /// Programs to leave alone.
+    Skip,
+    /// Where a line for each socket goes.
+    Log,
+    /// Whether mistakes are named.
+    Quiet,
+}
+
+impl Variable {
+    const COUNT: usize = Self::Quiet as usize + 1;
+
+    /// One text and not an array of them, which the loader would have to relocate.
+    const NAMES: &'static [u8] =
+        b"KA_POLICY,KA_IDLE,KA_INTVL,KA_CNT,KA_USER_TIMEOUT,KA_MODE,KA_RULES,KA_SKIP,KA_LOG,KA_QUIET";
+
+    /// Those that say what to do, in the order in which they are taken: a policy comes before its parts.
+    pub const IN_ORDER: [Self; 9] = [
+        Self::Policy,
+        Self::Idle,
+        Self::Intvl,
+        Self::Cnt,
+        Self::UserTimeout,
+        Self::Mode,
+        Self::Rules,
+        Self::Skip,
+        Self::Log,
+    ];
+
+    /// What it is called.
+    #[must_use]
+    pub fn name(self) -> &'static [u8] {
+        let mut names = Self::NAMES;
+        for _ in 0..self as usize {
+            names = cut(names, b',').1.unwrap_or_default();
+        }
+        cut(names, b',').0
+    }
+}
+
+/// The values of the variables, from one source.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Values<'a>([Option<&'a [u8]>; Variable::COUNT]);
+
+impl<'a> Values<'a> {
+    /// The value of a variable, if the source has it.
+    #[must_use]
+    pub fn get(&self, variable: Variable) -> Option<&'a [u8]> {
+        self.0.get(variable as usize).copied().flatten()
+    }
+
+    /// Keeps `NAME=value` if the name is one of ours: whether it was.
+    #[inline(never)]
+    pub fn keep(&mut self, name: &[u8], value: &'a [u8]) -> bool {
+        let mut names = Variable::NAMES;
+        for slot in &mut self.0 {
+            let (known, behind) = cut(names, b',');
+            if known == name {
+                // Where a name is given twice, getenv(3) finds the first.
+                slot.get_or_insert(value);
+                return true;
+            }
+            names = behind.unwrap_or_default();
+        }
+        false
+    }
+
+    /// Takes the text of /etc/ka.conf: `NAME=value` a line, with or without quotes around the value; # begins a
+    /// comment. Lines that say nothing of ours are handed to `unknown`.
+    pub fn keep_lines(&mut self, text: &'a [u8], mut unknown: impl FnMut(&'a [u8])) {
+        let mut rest = Some(text);
+        while let Some(lines) = rest {
+            let (line, behind) = cut(lines, b'\n');
+            rest = behind;
+            let line = line.trim_ascii();
+            if line.is_empty() || line.starts_with(b"#") {
+                continue;
+            }
+            let (name, value) = cut(line, b'=');
+            let known = value.is_some_and(|value| {
+                let quoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+                self.keep(name, quoted.unwrap_or(value))
+            });
+            if !known {
+                unknown(line);
+            }
+        }
+    }
+
+    /// Whether mistakes are not to be named.
+    #[inline(never)]
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.get(Variable::Quiet) == Some(b"1")
+    }
+}
+
+/// What the variables have said so far.
+#[derive(Clone, Copy, Debug)]
+pub struct Orders<'a> {
+    /// The policy where no rule says otherwise. Off: nothing is to be done at all.
+    pub policy: Config,
+    /// How much the program may say.
+    pub mode: Mode,
+    /// The text of the rules, as it came.
+    pub rules: &'a [u8],
+    /// The names of programs to leave alone, as they came.
+    pub skip: &'a [u8],
+    /// The path of the log; none where empty.
+    pub log: &'a [u8],
+}
+
+impl Default for Orders<'_> {
+    fn default() -> Self {
+        Self { policy: Config::STANDARD, mode: Mode::Force, rules: b"", skip: b"", log: b"" }
+    }
+}
+
+impl<'a> Orders<'a> {
+    /// Takes all that sources say, the first with a right value for a variable. A value that is wrong is handed to
+    /// `wrong` with what would be right, and the next source, or what was before, holds.
+    #[inline]
+    pub fn take_all(
+        &mut self,
+        sources: &[Values<'a>],
+        mut wrong: impl FnMut(Variable, &'a [u8], &'static str),
+    ) {
+        for variable in Variable::IN_ORDER {
+            for value in sources.iter().filter_map(|values| values.get(variable)) {
+                match self.take(variable, value) {
+                    Ok(()) => break,
+                    Err(right) => wrong(variable, value, right),
+                }
+            }
+        }
+    }
+
+    /// Takes a value.
+    ///
+    /// # Errors
+    /// What would be right.
+    pub fn take(&mut self, variable: Variable, value: &'a [u8]) -> Result<(), &'static str> {
+        match variable {
+            Variable::Policy => {
+                let config = parse(value).map_err(|error| error.reason.message())?;
+                if config.enabled().is_none() {
+                    return Err("keep is no policy: off does nothing at all");
+                }
+                self.policy = config.on_top_of(&self.policy).map_err(too_long)?;
+            }
+            Variable::Idle => self.timer(Timer::Idle, value)?,
+            Variable::Intvl => self.timer(Timer::Intvl, value)?,
+            Variable::Cnt => self.timer(Timer::Cnt, value)?,
+            Variable::UserTimeout if value == b"auto" => {
+                self.policy = self.policy.with_user_timeout(UserTimeout::Auto).map_err(too_long)?;
+            }
+            Variable::UserTimeout => self.timer(Timer::UserTimeout, value)?,
+            Variable::Mode => {
+                self.mode = Mode::named(value).ok_or("must be force, floor or default")?;
+            }
+            Variable::Log if value.first() != Some(&b'/') || value.len() > 1023 => {
+                return Err("must be a path from / on, of at most 1023 bytes");
+            }
+            Variable::Log => self.log = value,
+            Variable::Rules => self.rules = value,
+            Variable::Skip => self.skip = value,
+            Variable::Quiet => {}
+        }
+        Ok(())
+    }
+
+    fn timer(&mut self, timer: Timer, value: &[u8]) -> Result<(), &'static str> {
+        let value = timer.parse(value).map_err(Reason::message)?;
+        self.policy = self.policy.with_timer(timer, Some(value)).map_err(too_long)?;
+        Ok(())
+    }
+}
+
+/// All that is left to be wrong with a policy whose values are each in range.
+fn too_long(_: Error) -> &'static str {
+    Reason::AutoTooLong.message()
+}
+
+/// Whether a program of one of these names is to be left alone: patterns with commas between them.
+#[must_use]
+pub fn skips(patterns: &[u8], names: [&[u8]; 2]) -> bool {
+    let mut rest = Some(patterns);
+    while let Some(patterns) = rest {
+        let (pattern, behind) = cut(patterns, b',');
+        rest = behind;
+        let pattern = pattern.trim_ascii();
+        if !pattern.is_empty() && names.iter().any(|name| crate::glob::glob(pattern, name)) {
+            return true;
+        }
+    }
+    false
+}

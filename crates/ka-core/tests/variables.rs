@@ -1,0 +1,63 @@
+//! The KA_ variables and the modes: what is ordered, and what of it is due on a socket.
+
+use std::os::fd::AsRawFd as _;
+
+use ka_core::{Config, Mode, Orders, Socket, Values, Variable, skips};
+
+fn config(idle: i32, intvl: i32, cnt: i32) -> Config {
+    Config::new(idle, intvl, cnt).unwrap()
+}
+
+fn values<'a>(entries: &[(&'a str, &'a str)]) -> Values<'a> {
+    let mut values = Values::default();
+    for (name, value) in entries {
+        assert!(values.keep(name.as_bytes(), value.as_bytes()), "{name}");
+    }
+    values
+}
+
+#[test]
+fn the_first_source_with_a_right_value_holds() {
+    let environment = values(&[("KA_IDLE", "x"), ("KA_CNT", "3"), ("KA_MODE", "floor")]);
+    let mut file = Values::default();
+    let mut unknown = Vec::new();
+    let text = b"# a comment\n\n KA_POLICY=\"280,30,5\"\nKA_IDLE=99\nKA_CNT=9\nPATH=/bin\nnonsense\n";
+    file.keep_lines(text, |line| unknown.push(String::from_utf8_lossy(line).into_owned()));
+    assert_eq!(unknown, ["PATH=/bin", "nonsense"]);
+    let mut orders = Orders::default();
+    let mut wrong = Vec::new();
+    orders.take_all(&[environment, file], |variable, value, right| wrong.push((variable, value, right)));
+    assert_eq!((orders.policy, orders.mode), (config(99, 30, 3), Mode::Floor));
+    let right = "must be a number in decimal digits, without leading zeros";
+    assert_eq!(wrong, [(Variable::Idle, &b"x"[..], right)]);
+    assert_eq!(Orders::default().policy, config(60, 10, 6));
+    assert!(!Values::default().keep(b"KA_NO_SUCH", b""));
+}
+
+#[test]
+fn names_of_programs_are_patterns() {
+    assert!(skips(b"chrome, python3*", [b"x", b"python3.11"]));
+    assert!(!skips(b"chrome,,", [b"", b"chromedriver"]));
+    assert!(!skips(b"", [b"", b""]));
+}
+
+#[test]
+fn what_is_due_depends_on_the_mode() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let oracle = socket2::SockRef::from(&listener);
+    let socket = Socket::new(listener.as_raw_fd());
+    let policy = config(60, 10, 6);
+    socket.apply(&config(30, 20, 3)).unwrap();
+    assert_eq!(socket.due(&policy, Mode::Force, true), Some(policy));
+    assert_eq!(socket.due(&policy, Mode::Floor, true), Some(config(30, 10, 3)));
+    assert_eq!(socket.due(&policy, Mode::Default, true), None);
+    assert_eq!(socket.due(&policy, Mode::Default, false), Some(policy));
+    // A user timeout may be as long as the policy needs, and no longer.
+    oracle.set_tcp_user_timeout(Some(std::time::Duration::from_secs(900))).unwrap();
+    assert_eq!(policy.latest_user_timeout(), 120_000);
+    let due = socket.due(&policy, Mode::Force, true).unwrap();
+    assert_eq!(socket.give(due, false), (due, Ok(())));
+    assert_eq!(oracle.tcp_user_timeout().unwrap(), Some(std::time::Duration::from_secs(120)));
+    assert_eq!(Mode::named(b"floor"), Some(Mode::Floor));
+    assert_eq!(Mode::named(b"Floor"), None);
+}
