@@ -8,36 +8,14 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::{compile, in_a_network_of_its_own, preloaded, scratch, stdout, succeed};
-
-/// A program that runs until the test ends.
-struct Running(Child);
-
-impl Running {
-    fn start(command: &mut Command) -> Self {
-        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Waits until somebody listens on a port.
-fn listening(port: u16) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(Instant::now() < end, "nobody listens on port {port}");
-        thread::sleep(Duration::from_millis(50));
-    }
-}
+use support::{
+    Running, compile, in_a_network_of_its_own, listening, on_a_machine_of_its_own, preloaded, scratch,
+    stdout, succeed,
+};
 
 /// Waits until both ends of each connection to a port have a running keepalive timer with at most the policy's 60 s to go.
 /// While data is on its way, another timer runs; so this looks again until it is as it should be.
@@ -61,23 +39,13 @@ fn assert_both_ends_have_the_policy(port: u16) {
 
 #[test]
 fn nginx_and_curl() {
-    if !in_a_network_of_its_own("nginx_and_curl") {
+    // Its workers outlive their master's sudden end, but not the end of all.
+    if !on_a_machine_of_its_own("nginx_and_curl") {
         return;
     }
-    let folder = scratch("nginx");
-    fs::create_dir(&folder).unwrap();
-    fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    fs::write(folder.join("page"), vec![b'x'; 200_000]).unwrap();
-    let own = folder.display();
-    let user = if support::is_root() { "user root;" } else { "" };
-    let configuration = format!(
-        "daemon off; {user} pid {own}/pid; error_log {own}/error; events {{}} http {{ access_log off; \
-         client_body_temp_path {own}/a; proxy_temp_path {own}/b; fastcgi_temp_path {own}/c; uwsgi_temp_path {own}/d; \
-         scgi_temp_path {own}/e; \
-         server {{ listen 127.0.0.1:8080 so_keepalive=off; root {own}; limit_rate 100000; }} }}"
-    );
-    fs::write(folder.join("conf"), configuration).unwrap();
-    let _nginx = Running::start(preloaded("nginx").arg("-c").arg(folder.join("conf")));
+    let conf = support::nginx("listen 127.0.0.1:8080 so_keepalive=off; limit_rate 100000;");
+    fs::write(conf.with_file_name("page"), vec![b'x'; 200_000]).unwrap();
+    let _nginx = Running::start(preloaded("nginx").arg("-c").arg(conf));
     listening(8080);
     let curl = thread::spawn(|| stdout(preloaded("curl").args(["-s", "http://127.0.0.1:8080/page"])));
     assert_both_ends_have_the_policy(8080);

@@ -11,16 +11,20 @@ use std::fs;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use libc::{c_char, c_int};
 
-/// The repository.
+/// The repository, of whichever of its packages the test is.
 pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.ancestors().find(|folder| folder.join("Cargo.lock").exists()).unwrap()
 }
 
 /// Cargo's target folder.
@@ -32,7 +36,7 @@ pub fn target() -> &'static Path {
 pub fn release() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
-        cargo_build(&[]);
+        cargo_build(&["--workspace".as_ref()]);
         target().join("release")
     })
 }
@@ -43,6 +47,7 @@ pub fn unstripped() -> &'static Path {
     BUILT.get_or_init(|| {
         let folder = target().join("unstripped");
         let mut args: Vec<&std::ffi::OsStr> = vec!["--target-dir".as_ref(), folder.as_os_str()];
+        args.extend(["--package", "ka", "--package", "ka-preload"].map(std::ffi::OsStr::new));
         for config in [
             "profile.release.strip=false",
             "profile.release.package.ka-core.strip=false",
@@ -58,7 +63,7 @@ pub fn unstripped() -> &'static Path {
 fn cargo_build(args: &[&std::ffi::OsStr]) {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    succeed(command.current_dir(root()).args(["build", "--release", "--workspace", "--quiet"]).args(args));
+    succeed(command.current_dir(root()).args(["build", "--release", "--quiet"]).args(args));
 }
 
 /// Runs a command that must succeed, and gives what it printed.
@@ -222,14 +227,27 @@ impl Drop for Server {
 /// A path of its own for a file that a test makes. Cargo's target folder has it, and cleans it up.
 pub fn scratch(name: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
+    // The number of a process is not its own alone: on a machine of its own a test has a low one every time.
+    static STARTED: OnceLock<u128> = OnceLock::new();
+    let started = STARTED.get_or_init(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos());
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(env!("CARGO_CRATE_NAME"));
     fs::create_dir_all(&folder).unwrap();
-    folder.join(format!("{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)))
+    folder.join(format!(
+        "{name}-{}-{started:x}-{}",
+        std::process::id(),
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    ))
 }
 
 /// Runs the test again, alone, in a network namespace of its own, and says whether this is that run.
 pub fn in_a_network_of_its_own(test: &str) -> bool {
     alone(test, &["--net"])
+}
+
+/// The same, and the only processes that there are: what speaks of all processes must not reach others, and all of
+/// them end with the test.
+pub fn on_a_machine_of_its_own(test: &str) -> bool {
+    alone(test, &["--net", "--pid", "--fork", "--mount-proc"])
 }
 
 /// Runs the test again, alone, in these namespaces of unshare(1), and says whether this is that run.
@@ -260,6 +278,58 @@ pub fn alone(test: &str, namespaces: &[&str]) -> bool {
 /// What unshare(1) must be told first, to make namespaces: nothing where this is root.
 pub fn user_namespace() -> &'static [&'static str] {
     if is_root() { &[] } else { &["--user", "--map-current-user", "--keep-caps"] }
+}
+
+/// A program that runs until the test ends.
+pub struct Running(pub Child);
+
+impl Running {
+    /// Starts it without input, and without its output.
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A configuration of nginx with one server, which is told this: its path, in a folder of its own that is the root.
+pub fn nginx(server: &str) -> PathBuf {
+    let folder = scratch("nginx");
+    fs::create_dir(&folder).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let own = folder.display();
+    let user = if is_root() { "user root;" } else { "" };
+    let paths = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|name| format!("{name}_temp_path {own}/{name}; "));
+    let text = format!(
+        "daemon off; {user} pid {own}/pid; error_log {own}/error; events {{}} http {{ access_log off; {} \
+         server {{ root {own}; {server} }} }}",
+        paths.concat()
+    );
+    let path = folder.join("conf");
+    fs::write(&path, text).unwrap();
+    path
+}
+
+/// Waits until somebody listens on a port.
+pub fn listening(port: u16) {
+    eventually(&format!("somebody listens on port {port}"), || {
+        TcpStream::connect(("127.0.0.1", port)).is_ok()
+    });
+}
+
+/// Waits until something is so, for as long as a busy machine may need.
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(Instant::now() < end, "not in 20 s: {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Whether this is root, who needs no user namespace to be it.
@@ -427,6 +497,15 @@ pub fn socket(domain: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd
         // SAFETY: it is new and ours.
         fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
     }
+}
+
+/// A Python that has a module: the one on the path, or Debian's.
+pub fn python_with(module: &str) -> &'static str {
+    let has = |python: &str| {
+        let import = Command::new(python).args(["-c", &format!("import {module}")]).output();
+        import.is_ok_and(|output| output.status.success())
+    };
+    if has("python3") { "python3" } else { "/usr/bin/python3" }
 }
 
 /// Says what is not tried here and why.
