@@ -1,0 +1,293 @@
+//! What can be typed: one definition, from which come the parser, --help, completions and the manual pages.
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use ka_core::Config;
+
+use crate::diag::State;
+use crate::duration;
+use crate::failure::Outcome;
+use crate::policy::{Mode, Policy, policy};
+
+/// TCP keepalive that works: for programs, for running processes, and for a machine
+///
+/// Linux leaves TCP keepalive off, and when on it waits two hours. ka gives every TCP socket a policy instead: idle
+/// seconds, seconds between probes, and how many go unanswered before the connection is dead.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ka",
+    bin_name = "ka",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "Examples:
+  ka run -- psql -h db.example.net               a program, under 60,10,6
+  ka run -d 280 -i 30 -c 5 -- ./server           under a policy of your own
+  ka attach -p 280,30,5 1234                     a process that is running
+  ka ls --off                                    what has no keepalive
+  ka plan --preset aws-nlb                       what to set for a load balancer
+
+Status: 0; 1 where something was found or not done; 2 where ka could not do its work. ka run ends as the program does."
+)]
+pub(crate) struct Ka {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(Run),
+    Attach(Attach),
+    Ls(Ls),
+    Check(Check),
+    Plan(Plan),
+    Defaults(Defaults),
+    Completions(Completions),
+}
+
+/// Runs a program whose TCP sockets all have the policy
+///
+/// ka becomes the program: process number, signals, terminal and status are the program's own. Without POLICY what the
+/// environment's KA_ variables and /etc/ka.conf say holds, and 60,10,6 where they say nothing. Where a program cannot
+/// be reached, it is not run.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  ka run -- psql -h db.example.net
+  ka run -v -p 280,30,5 --mode floor -- ./server --port 8080
+  sudo ka run -d 5m -- nginx
+
+Status: the program's; 127 no such program, 126 it cannot be executed, 125 ka could not run it under the policy.
+
+Environment: KA_PRELOAD names the libka_preload.so to use. The other KA_ variables are in ka-preload(7).")]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) policy: Policy,
+    /// How much the program may say of its own keepalive
+    #[arg(long, value_enum, help_heading = "Policy")]
+    pub(crate) mode: Option<Mode>,
+    /// How the program is reached
+    #[arg(long, value_enum, default_value_t = Via::Auto, value_name = "WAY")]
+    pub(crate) via: Via,
+    /// Runs the program even where it cannot be reached, with a warning
+    #[arg(long)]
+    pub(crate) best_effort: bool,
+    /// Says on standard error how the program is reached
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+    /// The program, and what it is given
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
+    pub(crate) program: Vec<OsString>,
+}
+
+/// A way to reach a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Via {
+    /// The first way that reaches it
+    Auto,
+    /// LD_PRELOAD: programs that the dynamic loader starts
+    Preload,
+}
+
+/// Sets the policy on the TCP sockets of running processes
+///
+/// Nothing is stopped: each socket is duplicated out of the process, set, and closed again. Listeners are set too, so
+/// that what they accept from then on has the policy from birth.
+#[derive(Args, Debug)]
+#[command(
+    group = ArgGroup::new("whose").required(true).args(["pids", "all", "user"]),
+    after_help = "Examples:
+  ka attach 1234                            60,10,6 for one process
+  ka attach -p 280,30,5 $(pidof nginx)
+  sudo ka attach --all --port 5432 --mode floor
+  ka attach --follow 1234                   also what it opens from now on, until it ends
+  sudo ka attach --all --dry-run            what would change
+
+Status: 1 where a socket or a process could not be set.
+
+A process of another user, or one that is not dumpable, needs CAP_SYS_PTRACE.
+
+Sockets that are set together send their probes together from then on; those that had keepalive on and have been idle \
+for longer than the new policy says send one at once. That is ten thousand packets of 52 bytes for ten thousand sockets. \
+Where the path does not bear it, --spread sets them over a time."
+)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
+pub(crate) struct Attach {
+    #[command(flatten)]
+    pub(crate) policy: Policy,
+    /// What becomes of sockets that have a keepalive of their own
+    #[arg(long, value_enum, default_value_t = Mode::Force, help_heading = "Policy")]
+    pub(crate) mode: Mode,
+    /// Processes, by number
+    #[arg(value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pub(crate) pids: Vec<i32>,
+    /// All processes
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// The processes of a user, by name or number
+    #[arg(long, value_name = "USER")]
+    pub(crate) user: Option<OsString>,
+    /// Only sockets with this port, here or at the other end
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: Option<u16>,
+    /// Keeps watch, and sets what is opened later, until the processes end or SIGINT or SIGTERM comes
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// How often --follow looks
+    #[arg(long, value_name = "S", default_value = "1s", value_parser = duration::fine_seconds, requires = "follow")]
+    pub(crate) interval: u32,
+    /// Spreads the work over this time, so that the probes of many sockets do not all go out at once
+    #[arg(long, value_name = "S", value_parser = duration::fine_seconds)]
+    pub(crate) spread: Option<u32>,
+    /// Sets nothing, says what would be set
+    #[arg(short = 'n', long)]
+    pub(crate) dry_run: bool,
+    /// Says it of each socket
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+    /// Prints JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Lists TCP sockets, whose they are, and their keepalive
+///
+/// Whether keepalive is on, with which times, when the next probe is due and how many went unanswered. Where ka may
+/// not look inside, it says what the kernel's list proves, and ? where that proves nothing.
+///
+/// Risks: "off": keepalive is off. "slow": the first probe comes after more than 350 s, when AWS's load balancers and
+/// NAT gateways have forgotten the connection. "suspended": data is unacknowledged, so that no keepalive probe is sent
+/// until it is. "user-timeout": TCP_USER_TIMEOUT ends a silent connection earlier or later than cnt would.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  ka ls                                     what you may see
+  sudo ka ls --state established
+  ka ls --off --state established --pid 1234 || echo 'not all have keepalive'
+  sudo ka ls --netns blue --json
+
+Status: with --off, 1 where there are any.")]
+pub(crate) struct Ls {
+    /// Only the sockets of this process
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
+    pub(crate) pid: Option<i32>,
+    /// Only this state; may be said again. All but time-wait and syn-recv, which have no options, where none is said
+    #[arg(long, value_enum, value_name = "STATE", value_delimiter = ',')]
+    pub(crate) state: Vec<State>,
+    /// Only sockets that have no keepalive; status 1 where there are any
+    #[arg(long)]
+    pub(crate) off: bool,
+    /// In this network namespace: a name of ip-netns(8), a path, or a process's number. Needs CAP_SYS_ADMIN
+    #[arg(long, value_name = "NS")]
+    pub(crate) netns: Option<OsString>,
+    /// Prints JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Says what reaches a program or a process, what does not and why, and what to type
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  ka check nginx
+  ka check ./server
+  ka check 1234
+
+Status: 1 where ka run does not reach the program, or ka attach the process.")]
+pub(crate) struct Check {
+    /// A program by name or path, or a process by number
+    #[arg(value_name = "PROGRAM|PID")]
+    pub(crate) target: OsString,
+    /// Prints JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Works out a policy, and says what it does and how to write it elsewhere
+#[derive(Args, Debug)]
+#[command(
+    group = ArgGroup::new("what").required(true).args(["detect", "path", "preset", "policy", "list"]),
+    after_help = "Examples:
+  ka plan --detect 30s                      a dead peer is known within 30 s
+  ka plan --path 350s                       a path that forgets after 350 s idle stays open
+  ka plan --preset aws-nlb --connections 50000
+  ka plan --policy 60,10,6
+  ka plan --list"
+)]
+pub(crate) struct Plan {
+    /// A dead peer must be known by then, late timers included
+    #[arg(long, value_name = "S", value_parser = duration::fine_seconds, allow_negative_numbers = true)]
+    pub(crate) detect: Option<u32>,
+    /// A middlebox on the path forgets a connection that is idle for this long
+    #[arg(long, value_name = "S", value_parser = duration::seconds, allow_negative_numbers = true)]
+    pub(crate) path: Option<u32>,
+    /// A well-known middlebox
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<String>,
+    /// This policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them
+    #[arg(short = 'p', long, value_name = "TEXT", value_parser = policy)]
+    pub(crate) policy: Option<Config>,
+    /// The presets, and where their numbers come from
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// What it costs with so many connections
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) connections: u64,
+    /// Prints JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Shows the system's defaults, and sets them
+///
+/// The three sysctls net.ipv4.tcp_keepalive_* of this network namespace. They are the times of sockets that ask for
+/// keepalive and say nothing of times. They turn nothing on: that is what ka run and ka attach do.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  ka defaults
+  sudo ka defaults --set 60,10,6
+  sudo ka defaults --set 60,10,6 --persist
+
+Setting needs CAP_NET_ADMIN in the network namespace's user namespace, and a /proc/sys that can be written.")]
+pub(crate) struct Defaults {
+    /// Sets what the policy names of idle, intvl and cnt: all of it or nothing
+    #[arg(long, value_name = "POLICY", value_parser = policy)]
+    pub(crate) set: Option<Config>,
+    /// Makes it last: writes this sysctl.d(5) file
+    #[arg(long, value_name = "FILE", requires = "set", num_args = 0..=1, require_equals = true,
+          default_missing_value = "/etc/sysctl.d/60-ka.conf")]
+    pub(crate) persist: Option<PathBuf>,
+    /// Prints JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Prints completions for a shell
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  ka completions bash >/usr/share/bash-completion/completions/ka
+  ka completions zsh >/usr/share/zsh/vendor-completions/_ka
+  ka completions fish >/usr/share/fish/vendor_completions.d/ka.fish")]
+pub(crate) struct Completions {
+    /// The shell
+    #[arg(value_parser = clap::builder::EnumValueParser::<Shell>::new())]
+    pub(crate) shell: Shell,
+}
+
+pub(crate) fn completions(args: &Completions) -> Outcome {
+    let mut text = Vec::new();
+    clap_complete::generate(args.shell, &mut Ka::command(), "ka", &mut text);
+    io::stdout().write_all(&text)?;
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_sound() {
+        super::Ka::command().debug_assert();
+    }
+}

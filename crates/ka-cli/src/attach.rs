@@ -1,0 +1,467 @@
+//! `ka attach`: sets the policy on the TCP sockets of running processes.
+//!
+//! Each socket is duplicated out of the process (pidfd_getfd(2)), set, and closed: the process is not stopped and
+//! notices nothing. Only descriptors that /proc says are sockets are duplicated, and one that several descriptors or
+//! processes share is set once.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::{self, BufWriter, Write};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::thread;
+use std::time::Duration;
+
+use ka_core::{Config, Errno, Error, Kernel, Libc, Mode, SockOpt};
+use serde::Serialize;
+use socket2::SockRef;
+
+use crate::args;
+use crate::failure::{FOUND, Failure, Outcome};
+use crate::parallel;
+use crate::privilege;
+use crate::process::{self, Process, Status, Table};
+use crate::sys;
+use crate::text;
+
+pub(crate) fn attach(args: &args::Attach) -> Outcome {
+    let attach = Attach {
+        policy: args.policy.config()?,
+        mode: args.mode.into(),
+        user: args.user.as_deref().map(user).transpose()?,
+        // What nobody will see is not asked for.
+        describe: args.json || args.verbose || args.dry_run,
+        args,
+    };
+    sys::raise_descriptor_limit();
+    let mut report = Report::default();
+    let named = attach.named(&mut report);
+    if args.follow {
+        attach.follow(&named, &mut report)?;
+    } else {
+        let targets = attach.targets(&named, &mut Seen::default(), &mut report);
+        attach.set_all(&targets, &mut report);
+        attach.say(&mut report)?;
+    }
+    attach.conclude(&report)?;
+    Ok(if report.failed > 0 { FOUND } else { 0 })
+}
+
+/// The user of a name, or of a number.
+fn user(name: &std::ffi::OsStr) -> Result<u32, Failure> {
+    let number = name.to_str().and_then(|digits| digits.parse().ok());
+    sys::user_named(name)
+        .or(number)
+        .ok_or_else(|| Failure::new(format_args!("attach: --user {}: there is no such user", name.display())))
+}
+
+struct Attach<'a> {
+    policy: Config,
+    mode: Mode,
+    user: Option<u32>,
+    describe: bool,
+    args: &'a args::Attach,
+}
+
+/// A socket of a process.
+struct Target {
+    table: Table,
+    fd: i32,
+    inode: u32,
+    /// It has been looked at before: only what is new is said of it.
+    again: bool,
+}
+
+/// What earlier rounds of --follow have dealt with. An inode's number comes again only after four thousand million
+/// others.
+#[derive(Default)]
+struct Seen {
+    round: u64,
+    /// The round in which a socket is to be looked at again.
+    sockets: HashMap<u32, u64>,
+    /// Processes whose refusal has been said, by number and time of start.
+    refused: HashSet<(i32, u64)>,
+}
+
+impl Seen {
+    /// Some programs set their own keepalive right after they connect, as those of Go do: so a socket is looked at in
+    /// two rounds, and then every so often.
+    const AGAIN: u64 = 30;
+
+    /// Whether a socket is to be looked at in this round, once however many have it; and if so, whether it has been
+    /// before.
+    fn is_due(&mut self, inode: u32) -> Option<bool> {
+        let round = self.round;
+        match self.sockets.get_mut(&inode) {
+            Some(next) if *next > round => None,
+            Some(next) => {
+                *next = round + Self::AGAIN;
+                Some(true)
+            }
+            None => {
+                self.sockets.insert(inode, round + 1);
+                Some(false)
+            }
+        }
+    }
+}
+
+impl Seen {
+    /// What was not there when it was to be looked at again is gone.
+    fn forget(&mut self, targets: &[Target]) {
+        if self.round.is_multiple_of(Self::AGAIN) {
+            let there: HashSet<u32> = targets.iter().map(|target| target.inode).collect();
+            let round = self.round;
+            self.sockets.retain(|inode, next| *next >= round || there.contains(inode));
+        }
+    }
+}
+
+/// How a socket fared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Fate {
+    Set,
+    Unchanged,
+    Failed,
+}
+
+/// What was done to one socket, or why a process could not be looked into.
+#[derive(Serialize)]
+struct Line {
+    pid: i32,
+    fd: Option<i32>,
+    comm: Option<String>,
+    local: Option<SocketAddr>,
+    peer: Option<SocketAddr>,
+    result: Fate,
+    error: Option<String>,
+}
+
+#[derive(Default)]
+struct Report {
+    set: usize,
+    unchanged: usize,
+    failed: usize,
+    lines: Vec<Line>,
+    /// All lines of the rounds before, where JSON is made of them.
+    said: Vec<Line>,
+}
+
+impl Report {
+    fn count(&mut self, result: Fate) {
+        match result {
+            Fate::Set => self.set += 1,
+            Fate::Unchanged => self.unchanged += 1,
+            Fate::Failed => self.failed += 1,
+        }
+    }
+
+    fn failed(&mut self, pid: i32, fd: Option<i32>, error: String) {
+        self.count(Fate::Failed);
+        let comm = process::comm(pid).map(|comm| text::lossless(&comm).into_owned());
+        let line = Line { pid, fd, comm, local: None, peer: None, result: Fate::Failed, error: Some(error) };
+        self.lines.push(line);
+    }
+}
+
+/// The kernel, with a count of what is written; on a dry run nothing is.
+struct Counting {
+    writes: Cell<usize>,
+    dry_run: bool,
+}
+
+impl Kernel for Counting {
+    fn get(&self, fd: libc::c_int, option: SockOpt, value: &mut [u8]) -> Result<usize, Errno> {
+        Libc.get(fd, option, value)
+    }
+
+    fn set(&self, fd: libc::c_int, option: SockOpt, value: libc::c_int) -> Result<(), Errno> {
+        self.writes.set(self.writes.get() + 1);
+        if self.dry_run { Ok(()) } else { Libc.set(fd, option, value) }
+    }
+}
+
+impl Attach<'_> {
+    /// The processes that are named, held: a number that is used again is another process, and not meant.
+    fn named(&self, report: &mut Report) -> Vec<Process> {
+        let mut once = HashSet::new();
+        let pids = self.args.pids.iter().copied().filter(|pid| once.insert(*pid));
+        pids.filter_map(|pid| match Process::open(pid) {
+            Ok(process) => Some(process),
+            Err(error) => {
+                let leader = Status::read(pid).ok().and_then(|status| status.leader());
+                let why = match leader.filter(|leader| *leader != pid) {
+                    Some(leader) => format!("it is a task of process {leader}: name that"),
+                    None => privilege::explain(pid, &error),
+                };
+                report.failed(pid, None, why);
+                None
+            }
+        })
+        .collect()
+    }
+
+    /// The sockets that are to be set. What cannot be looked into is reported; what has ended meanwhile has none.
+    fn targets(&self, named: &[Process], seen: &mut Seen, report: &mut Report) -> Vec<Target> {
+        let mut targets = Vec::new();
+        let own = i32::try_from(std::process::id()).unwrap_or(0);
+        let all = match process::all() {
+            Ok(pids) if self.args.pids.is_empty() => pids,
+            Ok(_) => Vec::new(),
+            Err(error) => {
+                report.failed(own, None, format!("/proc: {error}"));
+                Vec::new()
+            }
+        };
+        let meant = all.into_iter().filter(|pid| *pid != own && self.is_meant(*pid));
+        let opened = meant.filter_map(|pid| match Process::open(pid) {
+            Err(error) if is_gone(&error) => None,
+            opened => Some((pid, opened)),
+        });
+        for (pid, process) in named.iter().map(|process| (process.pid, Ok(process.clone()))).chain(opened) {
+            let found = process.and_then(|process| found(&process));
+            let problem = match found {
+                Ok((tables, problem)) => {
+                    for (table, sockets) in tables {
+                        targets.extend(sockets.into_iter().filter_map(|(fd, inode)| {
+                            let again = seen.is_due(inode)?;
+                            Some(Target { table: table.clone(), fd, inode, again })
+                        }));
+                    }
+                    problem
+                }
+                Err(error) => Some(error),
+            };
+            if let Some(error) = problem.filter(|error| !is_gone(error))
+                && seen.refused.insert((pid, process::started(pid)))
+            {
+                report.failed(pid, None, privilege::explain(pid, &error));
+            }
+        }
+        seen.round += 1;
+        targets
+    }
+
+    /// Whether a process is one of all that are asked for.
+    fn is_meant(&self, pid: i32) -> bool {
+        match self.user {
+            Some(user) => Status::read(pid).is_ok_and(|status| status.user() == Some(user)),
+            None => !process::is_kernel_thread(pid),
+        }
+    }
+
+    /// Sets each: as fast as the cores allow, or one by one over the time that was asked for.
+    fn set_all(&self, targets: &[Target], report: &mut Report) {
+        let done: Vec<_> = match self.args.spread {
+            None => parallel::map(targets, |target| self.set_one(target)),
+            Some(spread) => {
+                let count = u32::try_from(targets.len()).unwrap_or(u32::MAX);
+                let pause = Duration::from_millis(spread.into()).checked_div(count).unwrap_or_default();
+                let set = |target| (self.set_one(target), thread::sleep(pause)).0;
+                targets.iter().map(set).collect()
+            }
+        };
+        // A refusal that all sockets of a process have in common is said once.
+        let mut refused = HashSet::new();
+        for (target, done) in targets.iter().zip(done) {
+            let pid = target.table.pid;
+            match done {
+                Ok(None) => {}
+                Ok(Some((fate, line))) => {
+                    report.count(fate);
+                    report.lines.extend(line);
+                }
+                // It was closed since, or the process has ended.
+                Err(error) if is_gone(&error) || error.raw_os_error() == Some(libc::EBADF) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                    if refused.insert(pid) {
+                        report.failed(pid, None, privilege::explain(pid, &error));
+                    }
+                }
+                Err(error) => report.failed(pid, Some(target.fd), privilege::explain(pid, &error)),
+            }
+        }
+    }
+
+    /// Sets one, and says how it fared: nothing where it is none of those that are meant. An error is one of getting
+    /// hold of it.
+    fn set_one(&self, target: &Target) -> io::Result<Option<(Fate, Option<Line>)>> {
+        let pid = target.table.pid;
+        let socket = target.table.duplicate(target.fd)?;
+        if self.args.port.is_some_and(|port| !has_port(socket.as_fd(), port)) {
+            return Ok(None);
+        }
+        let kernel = Counting { writes: Cell::new(0), dry_run: self.args.dry_run };
+        let (result, error) = match self.give(ka_core::Socket::with_kernel(socket.as_raw_fd(), &kernel)) {
+            // Or no socket any more: the descriptor was closed, and its number used again, since it was listed.
+            Err(Error::NotTcp | Error::System { errno: Errno(libc::ENOTSOCK), .. }) => return Ok(None),
+            Err(error) => (Fate::Failed, Some(error.to_string())),
+            Ok(()) if kernel.writes.get() > 0 => (Fate::Set, None),
+            Ok(()) if target.again => return Ok(None),
+            Ok(()) => (Fate::Unchanged, None),
+        };
+        let line = (self.describe || error.is_some()).then(|| {
+            let (local, peer) = ends(socket.as_fd());
+            let comm = process::comm(pid).map(|comm| text::lossless(&comm).into_owned());
+            Line { pid, fd: Some(target.fd), comm, local, peer, result, error }
+        });
+        Ok(Some((result, line)))
+    }
+
+    fn give(&self, socket: ka_core::Socket<&Counting>) -> Result<(), Error> {
+        // A dry run writes nothing, so nothing refuses what is not TCP.
+        let was_on =
+            if self.mode == Mode::Default || self.args.dry_run { socket.is_enabled()? } else { false };
+        if self.policy.enabled() != Some(true) {
+            // Nothing to be stricter than, and nothing to give: who may have a word keeps it.
+            return if self.mode == Mode::Force {
+                socket.apply(&self.policy)
+            } else {
+                socket.is_enabled().map(|_| ())
+            };
+        }
+        match socket.due(&self.policy, self.mode, was_on) {
+            Some(config) => socket.give(config, false).1,
+            None => Ok(()),
+        }
+    }
+
+    /// Looks again and again, until the processes have ended or a signal says to.
+    fn follow(&self, named: &[Process], report: &mut Report) -> Result<(), Failure> {
+        let failed = |error| Failure::new(format_args!("attach: {error}"));
+        let termination = sys::termination().map_err(failed)?;
+        let mut seen = Seen::default();
+        let interval = Duration::from_millis(self.args.interval.into());
+        let mut living = named.to_vec();
+        loop {
+            let targets = self.targets(&living, &mut seen, report);
+            self.set_all(&targets, report);
+            self.say(report)?;
+            seen.forget(&targets);
+            if !self.args.pids.is_empty() && living.is_empty() {
+                return Ok(());
+            }
+            // A signal ends the wait, and so does the end of the last process that is named.
+            let last = living.iter().take(usize::from(living.len() == 1)).map(AsFd::as_fd);
+            let waited: Vec<_> = [termination.as_fd()].into_iter().chain(last).collect();
+            if sys::poll(&waited, interval).map_err(failed)?.first() == Some(&true) {
+                return Ok(());
+            }
+            living.retain(Process::is_alive);
+        }
+    }
+
+    /// Says what is to be said of this round.
+    fn say(&self, report: &mut Report) -> io::Result<()> {
+        let lines = std::mem::take(&mut report.lines);
+        if self.args.json {
+            if self.args.follow {
+                let mut out = BufWriter::new(io::stdout().lock());
+                for line in lines {
+                    serde_json::to_writer(&mut out, &line)?;
+                    writeln!(out)?;
+                }
+                return out.flush();
+            }
+            report.said.extend(lines);
+            return Ok(());
+        }
+        let mut out = BufWriter::new(io::stdout().lock());
+        // Many processes fail for one reason: it is said once, with their numbers.
+        let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for line in &lines {
+            let who =
+                format!("{} ({})", line.pid, text::visible(line.comm.as_deref().unwrap_or("?").as_bytes()));
+            match (&line.error, line.fd) {
+                (Some(error), None) => reasons.entry(error.clone()).or_default().push(who),
+                _ => writeln!(out, "{who} {}", socket_line(line, self.args.dry_run))?,
+            }
+        }
+        out.flush()?;
+        for (reason, who) in reasons {
+            const NAMED: usize = 5;
+            let more = who.len().saturating_sub(NAMED);
+            let names = who.into_iter().take(NAMED).collect::<Vec<_>>().join(", ");
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let _ = writeln!(io::stderr(), "ka: attach: {names}{more}: {reason}");
+        }
+        Ok(())
+    }
+
+    fn conclude(&self, report: &Report) -> io::Result<()> {
+        let Report { set, unchanged, failed, said, .. } = report;
+        let mut out = BufWriter::new(io::stdout().lock());
+        if !self.args.json {
+            let would = if self.args.dry_run { "would be set" } else { "set" };
+            writeln!(out, "{set} sockets {would}, {unchanged} unchanged, {failed} failed")?;
+        } else if !self.args.follow {
+            #[derive(Serialize)]
+            struct Summary<'a> {
+                set: usize,
+                unchanged: usize,
+                failed: usize,
+                dry_run: bool,
+                policy: String,
+                sockets: &'a [Line],
+            }
+            let summary = Summary {
+                set: *set,
+                unchanged: *unchanged,
+                failed: *failed,
+                dry_run: self.args.dry_run,
+                policy: self.policy.to_string(),
+                sockets: said,
+            };
+            serde_json::to_writer_pretty(&mut out, &summary)?;
+            writeln!(out)?;
+        }
+        out.flush()
+    }
+}
+
+/// What was done to a socket: `fd 7 192.0.2.1:443 -> 198.51.100.1:50000: set`
+fn socket_line(line: &Line, dry_run: bool) -> String {
+    let end = |end: Option<SocketAddr>| end.map_or_else(|| "*".to_owned(), |end| end.to_string());
+    let fd = line.fd.map_or_else(|| "?".to_owned(), |fd| fd.to_string());
+    let result = match (line.result, &line.error) {
+        (_, Some(error)) => error.as_str(),
+        (Fate::Set, _) if dry_run => "would be set",
+        (Fate::Set, _) => "set",
+        _ => "unchanged",
+    };
+    format!("fd {fd} {} -> {}: {result}", end(line.local), end(line.peer))
+}
+
+/// A table, and those of its descriptors that are sockets with their inodes.
+type TableAndSockets = (Table, Vec<(i32, u32)>);
+
+/// A process's tables of descriptors with the sockets in each, and why one could not be looked at.
+fn found(process: &Process) -> io::Result<(Vec<TableAndSockets>, Option<io::Error>)> {
+    let mut tables = Vec::new();
+    let mut problem = None;
+    for table in process.tables()? {
+        match table.and_then(|table| Ok((table.sockets()?, table))) {
+            Ok((sockets, table)) => tables.push((table, sockets)),
+            Err(error) => problem = Some(error),
+        }
+    }
+    // What /proc said is of this process only if it is still there.
+    if process.is_alive() { Ok((tables, problem)) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT))
+}
+
+/// Both ends of a socket, as far as it has them.
+fn ends(socket: BorrowedFd<'_>) -> (Option<SocketAddr>, Option<SocketAddr>) {
+    let socket = SockRef::from(&socket);
+    let end = |address: io::Result<socket2::SockAddr>| address.ok().and_then(|address| address.as_socket());
+    (end(socket.local_addr()), end(socket.peer_addr()))
+}
+
+fn has_port(socket: BorrowedFd<'_>, port: u16) -> bool {
+    let (local, peer) = ends(socket);
+    [local, peer].into_iter().flatten().any(|end| end.port() == port)
+}

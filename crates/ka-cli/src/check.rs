@@ -1,0 +1,235 @@
+//! `ka check`: what reaches a program or a process, what does not and why, and what to type.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, BufWriter, Write};
+use std::os::fd::AsRawFd as _;
+
+use ka_core::SockOpt;
+use serde::Serialize;
+
+use crate::args;
+use crate::failure::{FOUND, Failure, Outcome};
+use crate::privilege;
+use crate::process::{self, Process};
+use crate::program::Program;
+use crate::text;
+use crate::via::{self, Launch, Reach};
+
+pub(crate) fn check(args: &args::Check) -> Outcome {
+    let digits = args.target.to_str().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let report = match digits.and_then(|digits| digits.parse().ok()) {
+        Some(pid) => process_report(pid)?,
+        None => program_report(&args.target)?,
+    };
+    let mut out = BufWriter::new(io::stdout().lock());
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &report)?;
+        writeln!(out)?;
+    } else {
+        report.write(&mut out)?;
+    }
+    out.flush()?;
+    Ok(if report.ways.first().is_some_and(|way| way.reaches) { 0 } else { FOUND })
+}
+
+/// What was found out.
+#[derive(Serialize)]
+struct Report {
+    target: String,
+    /// What it is, a fact each.
+    facts: Vec<String>,
+    /// The way that the status is about comes first.
+    ways: Vec<Line>,
+    /// What to type.
+    command: String,
+}
+
+/// What there is to say of a way.
+#[derive(Serialize)]
+struct Line {
+    way: &'static str,
+    reaches: bool,
+    why: String,
+}
+
+impl Report {
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(out, "{}", text::visible(self.target.as_bytes()))?;
+        for fact in &self.facts {
+            writeln!(out, "  {}", text::visible(fact.as_bytes()))?;
+        }
+        for Line { way, reaches, why } in &self.ways {
+            let answer = if *reaches { "yes" } else { "no" };
+            writeln!(out, "{way:<8} {answer:<4} {}", text::visible(why.as_bytes()))?;
+        }
+        writeln!(out, "type     {}", text::visible(self.command.as_bytes()))
+    }
+}
+
+/// A word for the shell: quoted where it must be.
+fn quoted(word: &OsStr) -> String {
+    let text = text::lossless(word.as_encoded_bytes()).into_owned();
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "_-./+:@%,=".contains(letter);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+fn program_report(name: &OsStr) -> Result<Report, Failure> {
+    let program = Program::find(name).map_err(|failure| {
+        let message = format!("check: {}", failure.message);
+        Failure { message, ..failure }
+    })?;
+    let arguments = [name.to_owned()];
+    let launch = Launch {
+        program: &program,
+        arguments: &arguments,
+        said: None,
+        is_whole: false,
+        mode: None,
+        verbose: false,
+        best_effort: false,
+    };
+    let mut command = None;
+    let mut ways = Vec::new();
+    for way in via::ALL {
+        let (reaches, why) = match way.reach(&launch) {
+            Reach::Yes(how) => {
+                command.get_or_insert_with(|| format!("ka run -- {}", quoted(name)));
+                (true, how)
+            }
+            Reach::No { why, .. } => (false, why),
+        };
+        ways.push(Line { way: way.name(), reaches, why });
+    }
+    ways.sort_by_key(|line| !line.reaches);
+    ways.push(Line {
+        way: "attach",
+        reaches: true,
+        why:
+            "once it runs: the sockets that it has; with --follow those that it opens later, within a second"
+                .to_owned(),
+    });
+    let command = command.unwrap_or_else(|| format!("{} & ka attach --follow $!", quoted(name)));
+    Ok(Report { target: program.path.display().to_string(), facts: program_facts(&program), ways, command })
+}
+
+fn program_facts(program: &Program) -> Vec<String> {
+    let mut facts = Vec::new();
+    if program.path != program.executable {
+        facts.push(format!("a script, which {} runs", program.executable.display()));
+    }
+    match &program.elf {
+        None => facts.push("no ELF program, or one that may not be read".to_owned()),
+        Some(elf) => {
+            let loader =
+                elf.loader.as_deref().map(|loader| format!(", its loader is {}", text::lossless(loader)));
+            let kind = match (&loader, elf.is_position_independent) {
+                (Some(_), _) => "dynamic",
+                (None, _) if elf.is_loader() => "a dynamic loader",
+                (None, true) => "static-pie",
+                (None, false) => "static",
+            };
+            facts.push(format!("{}, {kind}{}", elf.machine_name(), loader.unwrap_or_default()));
+            if elf.is_go {
+                facts.push("made by Go, which turns keepalive on by itself: 15 s and 15 s, unless it is told otherwise".to_owned());
+            }
+            if elf.needed.iter().any(|name| name.starts_with(b"liburing.so")) {
+                facts.push(
+                    "linked to liburing: what it does through io_uring passes the C library by".to_owned(),
+                );
+            }
+        }
+    }
+    facts.extend(program.secure.map(str::to_owned));
+    facts
+}
+
+fn process_report(pid: i32) -> Result<Report, Failure> {
+    let refused =
+        |error: &io::Error| Failure::new(format_args!("check: {pid}: {}", privilege::explain(pid, error)));
+    let process = Process::open(pid).map_err(|error| refused(&error))?;
+    let name = process.name();
+    let mut facts = Vec::new();
+    let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let is_preloaded = maps.split(|byte| *byte == b'\n').any(|line| line.ends_with(b"/libka_preload.so"));
+    if is_preloaded {
+        facts.push("libka_preload.so is in it".to_owned());
+    }
+    let attach = match sockets(&process) {
+        Ok(Sockets { tcp, off, rings }) => {
+            facts.push(format!("{tcp} TCP sockets, {off} of them without keepalive"));
+            if rings {
+                facts.push("it uses io_uring".to_owned());
+            }
+            Line {
+                way: "attach",
+                reaches: true,
+                why: "the sockets that it has; with --follow those that it opens later, within a second"
+                    .to_owned(),
+            }
+        }
+        Err(error) => Line { way: "attach", reaches: false, why: privilege::explain(pid, &error) },
+    };
+    let preload = Line {
+        way: "preload",
+        reaches: is_preloaded,
+        why: if is_preloaded {
+            "it was started with it"
+        } else {
+            "it is running already: ka run starts programs"
+        }
+        .to_owned(),
+    };
+    let command = match (is_preloaded, attach.reaches) {
+        (true, _) => format!("nothing: it is under ka already (ka ls --pid {pid})"),
+        (false, true) => format!("ka attach --follow {pid}"),
+        (false, false) => format!("sudo ka attach --follow {pid}"),
+    };
+    let mut ways = vec![attach, preload];
+    if is_preloaded {
+        ways.reverse();
+    }
+    Ok(Report { target: format!("{pid} ({name})"), facts, ways, command })
+}
+
+struct Sockets {
+    tcp: usize,
+    off: usize,
+    rings: bool,
+}
+
+/// Looks into a process: how many TCP sockets it has, and whether one may look at all.
+fn sockets(process: &Process) -> io::Result<Sockets> {
+    let mut found = Sockets { tcp: 0, off: 0, rings: false };
+    let mut inodes = std::collections::HashSet::new();
+    for table in process.tables()? {
+        let table = table?;
+        found.rings |= table.has_ring();
+        for (fd, inode) in table.sockets()? {
+            if !inodes.insert(inode) {
+                continue;
+            }
+            let socket = match table.duplicate(fd) {
+                Err(error) if error.raw_os_error() == Some(libc::EBADF) => continue,
+                socket => socket?,
+            };
+            match ka_core::Socket::new(socket.as_raw_fd()).is_enabled() {
+                Ok(on) => {
+                    found.tcp += 1;
+                    found.off += usize::from(!on);
+                }
+                Err(ka_core::Error::System { option: SockOpt::Protocol, .. } | ka_core::Error::NotTcp) => {}
+                Err(error) => return Err(io::Error::from_raw_os_error(error.errno().0)),
+            }
+        }
+    }
+    // Without a socket nothing has been asked that may be refused: one that is no socket answers as well.
+    if inodes.is_empty() {
+        process::probe(process)?;
+    }
+    Ok(found)
+}

@@ -1,0 +1,231 @@
+//! `ka defaults`: the system's three sysctls, shown and set.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use ka_core::{Config, Defaults, Timer, UserTimeout};
+use serde::Serialize;
+
+use crate::args;
+use crate::diag::State;
+use crate::duration::words;
+use crate::failure::{Failure, Outcome};
+use crate::sockets::sockets;
+
+/// The sysctls, in the order of idle, intvl and cnt. tcp(7)
+const NAMES: [&str; 3] = ["tcp_keepalive_time", "tcp_keepalive_intvl", "tcp_keepalive_probes"];
+const FOLDER: &str = "/proc/sys/net/ipv4";
+
+pub(crate) fn defaults(args: &args::Defaults) -> Outcome {
+    if let Some(policy) = &args.set {
+        set(policy, args.persist.as_deref())?;
+    }
+    let found = Found::read()?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &found)?;
+        writeln!(out)?;
+    } else {
+        found.write(&mut out)?;
+        if let Some(path) = &args.persist {
+            writeln!(out, "\n{} sets them when the machine starts.", path.display())?;
+        }
+    }
+    out.flush()?;
+    Ok(0)
+}
+
+/// The lines of sysctl.d(5) that set the three.
+pub(crate) fn sysctls(values: [i32; 3]) -> String {
+    let lines = NAMES.iter().zip(values).map(|(name, value)| format!("net.ipv4.{name} = {value}\n"));
+    lines.collect::<Vec<_>>().concat()
+}
+
+fn read() -> Result<[i32; 3], Failure> {
+    let Defaults { idle, intvl, cnt } =
+        ka_core::defaults().map_err(|error| Failure::new(format_args!("defaults: {error}")))?;
+    Ok([idle, intvl, cnt])
+}
+
+/// What there is, as JSON has it.
+#[derive(Serialize)]
+struct Found {
+    idle: i32,
+    intvl: i32,
+    cnt: i32,
+    /// `None` where the sysctls hold what makes no sense.
+    typical_ms: Option<u64>,
+    /// Connections of this network namespace, and how many of them the three are for at all.
+    connections: usize,
+    with_keepalive: usize,
+    unknown: usize,
+}
+
+impl Found {
+    fn read() -> Result<Self, Failure> {
+        let [idle, intvl, cnt] = read()?;
+        let seconds = |value: i32| u64::try_from(value).ok().filter(|value| *value > 0);
+        let typical_ms = seconds(idle)
+            .zip(seconds(intvl))
+            .zip(seconds(cnt))
+            .map(|((idle, intvl), cnt)| 1000 * (idle + intvl * cnt));
+        let established = [State::Established, State::CloseWait];
+        let sockets = sockets(&established, None)
+            .map_err(|error| Failure::new(format_args!("defaults: the kernel's list of sockets: {error}")))?;
+        let count = |keepalive| sockets.iter().filter(|socket| socket.keepalive() == keepalive).count();
+        Ok(Self {
+            idle,
+            intvl,
+            cnt,
+            typical_ms,
+            connections: sockets.len(),
+            with_keepalive: count(Some(true)),
+            unknown: count(None),
+        })
+    }
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        out.write_all(sysctls([self.idle, self.intvl, self.cnt]).as_bytes())?;
+        writeln!(out)?;
+        match self.typical_ms {
+            Some(typical) => writeln!(
+                out,
+                "A dead peer is known after {}: {} idle, then {} probes, {} apart.",
+                words(typical),
+                seconds(self.idle),
+                self.cnt,
+                seconds(self.intvl),
+            )?,
+            None => writeln!(out, "These cannot work: each must be 1 or more.")?,
+        }
+        let unknown = match self.unknown {
+            0 => String::new(),
+            unknown => format!(", of {unknown} it is not known"),
+        };
+        writeln!(
+            out,
+            "They act only on sockets that have SO_KEEPALIVE on and no times of their own, and turn it on for none:\n\
+             of {} connections here {} have it on{unknown} (ka ls).",
+            self.connections, self.with_keepalive
+        )
+    }
+}
+
+fn seconds(seconds: i32) -> String {
+    words(1000 * u64::from(seconds.unsigned_abs()))
+}
+
+/// Sets what the policy names: all of it, and the file, or nothing.
+fn set(policy: &Config, persist: Option<&Path>) -> Result<(), Failure> {
+    let said = |message: &str| Failure::new(format_args!("defaults: --set {policy}: {message}"));
+    if policy.enabled() != Some(true) {
+        return Err(said("no sysctl turns keepalive on or off: name idle, intvl and cnt"));
+    }
+    if policy.user_timeout() != UserTimeout::Keep {
+        return Err(said("there is no sysctl for the user timeout"));
+    }
+    let before = read()?;
+    let named = [Timer::Idle, Timer::Intvl, Timer::Cnt].map(|timer| policy.timer(timer));
+    if named == [None; 3] {
+        return Err(said("name at least one of idle, intvl and cnt"));
+    }
+    let mut values = before;
+    for (value, named) in values.iter_mut().zip(named) {
+        *value = named.unwrap_or(*value);
+    }
+    // All that can be refused is asked for before anything is changed.
+    let draft = persist.map(|path| Draft::write(path, values)).transpose()?;
+    let mut files = Vec::new();
+    for name in NAMES {
+        let path = Path::new(FOLDER).join(name);
+        let file = OpenOptions::new().write(true).open(&path).map_err(|error| refused(&path, &error))?;
+        files.push((path, file));
+    }
+    for (done, ((path, file), value)) in files.iter().zip(values).enumerate() {
+        if let Err(error) = write_value(file, value) {
+            for ((_, file), value) in files.iter().zip(before).take(done) {
+                // What was there before was there by the kernel's leave.
+                let _ = write_value(file, value);
+            }
+            return Err(refused(path, &error));
+        }
+    }
+    if let Some(draft) = draft
+        && let Err(failure) = draft.publish()
+    {
+        for ((_, file), value) in files.iter().zip(before) {
+            let _ = write_value(file, value);
+        }
+        return Err(failure);
+    }
+    Ok(())
+}
+
+fn write_value(file: &File, value: i32) -> io::Result<()> {
+    // In one write, and from the beginning: what is written behind that, the kernel takes and drops
+    // (kernel.sysctl_writes_strict).
+    file.write_all_at(format!("{value}\n").as_bytes(), 0)
+}
+
+fn refused(path: &Path, error: &io::Error) -> Failure {
+    let why = match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "needs CAP_NET_ADMIN in this network namespace (run ka as root); nothing was set".to_owned()
+        }
+        Some(libc::EROFS) => "/proc/sys is mounted read-only here, as in most containers; nothing was set: \
+                              the host sets it, or --sysctl of the container's runtime"
+            .to_owned(),
+        _ => format!("{error}; nothing was set"),
+    };
+    Failure::new(format_args!("defaults: {}: {why}", path.display()))
+}
+
+/// A file that is whole before it takes the place of another; it is removed where it never does.
+struct Draft {
+    draft: PathBuf,
+    path: PathBuf,
+}
+
+impl Draft {
+    fn write(path: &Path, values: [i32; 3]) -> Result<Self, Failure> {
+        let refused =
+            |error: io::Error| Failure::new(format_args!("defaults: --persist {}: {error}", path.display()));
+        let name = path.file_name().ok_or_else(|| refused(io::ErrorKind::IsADirectory.into()))?;
+        let mut new = std::ffi::OsString::from(".");
+        new.push(name);
+        new.push(format!(".{}", std::process::id()));
+        // sysctl(8) reads only what ends in .conf.
+        let draft = Self { draft: path.with_file_name(new), path: path.to_path_buf() };
+        let text = format!("# Written by ka defaults --persist. sysctl.d(5)\n{}", sysctls(values));
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .open(&draft.draft)
+            .map_err(refused)?;
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(refused)?;
+        Ok(draft)
+    }
+
+    fn publish(self) -> Result<(), Failure> {
+        let renamed = fs::rename(&self.draft, &self.path).and_then(|()| {
+            let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+        });
+        renamed.map_err(|error| {
+            Failure::new(format_args!(
+                "defaults: --persist {}: {error}; nothing was set",
+                self.path.display()
+            ))
+        })
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // Published, it has this name no more.
+        let _ = fs::remove_file(&self.draft);
+    }
+}

@@ -1,0 +1,215 @@
+//! What an ELF file says of itself: who loads it, for which machine, and whether Go made it. elf(5)
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _};
+use std::path::Path;
+
+use object::elf::{self, FileHeader32, FileHeader64};
+use object::read::elf::{Dyn as _, FileHeader, ProgramHeader as _, SectionHeader as _};
+use object::read::{ReadCache, ReadRef};
+use object::{Endianness, FileKind};
+
+/// A program or a library.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Elf {
+    pub(crate) is_64: bool,
+    pub(crate) machine: elf::Machine,
+    /// `PT_INTERP`: the loader that the kernel starts in its stead.
+    pub(crate) loader: Option<Vec<u8>>,
+    /// It is placed anywhere in memory: a static-pie program where it has no loader.
+    pub(crate) is_position_independent: bool,
+    pub(crate) is_go: bool,
+    pub(crate) soname: Option<Vec<u8>>,
+    /// The libraries that it asks for.
+    pub(crate) needed: Vec<Vec<u8>>,
+}
+
+/// Which C library a program is linked to, as its loader tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Libc {
+    Glibc,
+    Musl,
+    Unknown,
+}
+
+impl Elf {
+    /// Reads a file; `None` where it is no ELF file, or a broken one.
+    pub(crate) fn read(path: &Path) -> io::Result<Option<Self>> {
+        let mut file = File::open(path)?;
+        let mut magic = [0; 4];
+        if file.read_exact(&mut magic).is_err() || magic != elf::ELFMAG {
+            return Ok(None);
+        }
+        file.rewind()?;
+        // A program can be large, and what is asked for is little of it.
+        let cache = ReadCache::new(file);
+        Ok(match FileKind::parse(&cache) {
+            Ok(FileKind::Elf32) => parse::<FileHeader32<Endianness>, _>(&cache),
+            Ok(FileKind::Elf64) => parse::<FileHeader64<Endianness>, _>(&cache),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn libc(&self) -> Option<Libc> {
+        let loader = self.loader.as_deref()?;
+        let name = loader.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        Some(if name.starts_with(b"ld-musl-") {
+            Libc::Musl
+        } else if name.starts_with(b"ld-linux") || name.starts_with(b"ld64.so") || name.starts_with(b"ld.so")
+        {
+            Libc::Glibc
+        } else {
+            Libc::Unknown
+        })
+    }
+
+    /// The loader itself, which can be started with a program as its argument.
+    pub(crate) fn is_loader(&self) -> bool {
+        let is_loaders = |name: &[u8]| {
+            [&b"ld-linux"[..], b"ld-musl-", b"ld64.so", b"ld.so"].iter().any(|loader| name.starts_with(loader))
+                // musl's loader and its C library are one file.
+                || name == b"libc.so"
+        };
+        self.loader.is_none() && self.soname.as_deref().is_some_and(is_loaders)
+    }
+
+    /// Whether it can be loaded together with another.
+    pub(crate) fn fits(&self, other: &Self) -> bool {
+        (self.is_64, self.machine) == (other.is_64, other.machine)
+    }
+
+    /// The machine in words.
+    pub(crate) fn machine_name(&self) -> String {
+        let name = match self.machine {
+            elf::EM_386 => "i386",
+            elf::EM_X86_64 if self.is_64 => "x86_64",
+            elf::EM_X86_64 => "x32",
+            elf::EM_ARM => "arm",
+            elf::EM_AARCH64 => "aarch64",
+            elf::EM_RISCV => "riscv",
+            elf::EM_PPC64 => "ppc64",
+            elf::EM_S390 => "s390x",
+            elf::EM_LOONGARCH => "loongarch",
+            other => return format!("machine {}", other.0),
+        };
+        name.to_owned()
+    }
+}
+
+fn parse<'data, Header, R>(data: R) -> Option<Elf>
+where
+    Header: FileHeader<Endian = Endianness>,
+    R: ReadRef<'data>,
+{
+    let header = Header::parse(data).ok()?;
+    let endian = header.endian().ok()?;
+    let segments = header.program_headers(endian, data).ok()?;
+    let loader = segments.iter().find_map(|segment| segment.interpreter(endian, data).ok().flatten());
+    let is_go = has_section::<Header, R>(header, endian, data, &[b".go.buildinfo", b".note.go.buildid"])
+        || segments.iter().any(|segment| {
+            // Without section headers, its head is still at the beginning of a segment that is written to.
+            let is_data =
+                segment.p_type(endian) == elf::PT_LOAD && segment.p_flags(endian).0 & elf::PF_W.0 != 0;
+            let (offset, size) = segment.file_range(endian);
+            let start = if is_data {
+                data.read_bytes_at(offset, size.min(64 * 1024)).unwrap_or_default()
+            } else {
+                &[]
+            };
+            start.chunks(16).any(|chunk| chunk.starts_with(b"\xff Go buildinf:"))
+        });
+    let (soname, needed) = dynamic::<Header, R>(segments, endian, data).unwrap_or_default();
+    Some(Elf {
+        is_64: header.is_type_64(),
+        machine: header.e_machine(endian),
+        loader: loader.map(<[u8]>::to_vec),
+        is_position_independent: header.e_type(endian) == elf::ET_DYN,
+        is_go,
+        soname,
+        needed,
+    })
+}
+
+/// Whether there is a section of one of these names. The names are read in one piece: asked for one by one, each would
+/// be a read of its own.
+fn has_section<'data, Header, R>(header: &Header, endian: Endianness, data: R, wanted: &[&[u8]]) -> bool
+where
+    Header: FileHeader<Endian = Endianness>,
+    R: ReadRef<'data>,
+{
+    let found = || {
+        let sections = header.section_headers(endian, data).ok()?;
+        let index = header.shstrndx(endian, data).ok()?;
+        let names = sections.get(usize::try_from(index).ok()?)?.data(endian, data).ok()?;
+        let name = |section: &Header::SectionHeader| {
+            names.get(usize::try_from(section.sh_name(endian)).ok()?..)?.split(|byte| *byte == 0).next()
+        };
+        Some(sections.iter().filter_map(name).any(|name| wanted.contains(&name)))
+    };
+    found().unwrap_or(false)
+}
+
+type Names = (Option<Vec<u8>>, Vec<Vec<u8>>);
+
+/// The name that a library has, and those of the libraries that are asked for.
+fn dynamic<'data, Header, R>(
+    segments: &'data [Header::ProgramHeader],
+    endian: Endianness,
+    data: R,
+) -> Option<Names>
+where
+    Header: FileHeader<Endian = Endianness>,
+    R: ReadRef<'data>,
+{
+    let entries = segments.iter().find_map(|segment| segment.dynamic(endian, data).ok().flatten())?;
+    let value =
+        |tag| entries.iter().find(|entry| entry.d_tag(endian) == tag).map(|entry| entry.d_val(endian).into());
+    let strings: u64 = value(elf::DT_STRTAB)?;
+    // Where it is in memory, and so where it is in the file.
+    let place = segments.iter().find_map(|segment| {
+        let offset = strings.checked_sub(segment.p_vaddr(endian).into())?;
+        let is_here = segment.p_type(endian) == elf::PT_LOAD && offset < segment.p_filesz(endian).into();
+        is_here.then(|| offset.checked_add(segment.p_offset(endian).into())).flatten()
+    })?;
+    let end = place.checked_add(value(elf::DT_STRSZ)?)?;
+    let name = |offset: u64| {
+        let start = place.checked_add(offset)?;
+        data.read_bytes_at_until(start..end, 0).ok().map(<[u8]>::to_vec)
+    };
+    let needed = entries.iter().filter(|entry| entry.d_tag(endian) == elf::DT_NEEDED);
+    Some((
+        value(elf::DT_SONAME).and_then(name),
+        needed.filter_map(|entry| name(entry.d_val(endian).into())).collect(),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{Elf, Libc};
+
+    #[test]
+    fn this_program_and_its_loader_are_known() {
+        let own = Elf::read(Path::new("/proc/self/exe")).unwrap().unwrap();
+        assert!(own.is_64 && !own.is_go && !own.is_loader());
+        assert_eq!(own.libc(), Some(Libc::Glibc));
+        assert!(own.needed.contains(&b"libc.so.6".to_vec()), "{:?}", own.needed);
+        let path = String::from_utf8(own.loader.clone().unwrap()).unwrap();
+        let loader = Elf::read(Path::new(&path)).unwrap().unwrap();
+        assert!(loader.is_loader() && loader.fits(&own));
+        assert_eq!(Elf::read(Path::new("/proc/self/cmdline")).unwrap(), None);
+    }
+
+    #[test]
+    fn a_broken_file_is_none() {
+        let whole = std::fs::read("/proc/self/exe").unwrap();
+        let path = std::env::temp_dir().join(format!("ka-elf-{}", std::process::id()));
+        for size in (0..4096).step_by(7) {
+            std::fs::write(&path, whole.get(..size).unwrap()).unwrap();
+            // It is read to its end or not at all, and nothing panics.
+            let _ = Elf::read(&path).unwrap();
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+}

@@ -1,0 +1,313 @@
+//! `ka ls`: TCP sockets, whose they are, and their keepalive.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ka_core::{Config, UserTimeout};
+use netlink_packet_sock_diag::inet::Timer;
+use serde::Serialize;
+
+use crate::args;
+use crate::diag::State;
+use crate::failure::{FOUND, Failure, Outcome};
+use crate::privilege;
+use crate::sockets::{Owner, Socket, sockets};
+use crate::sys;
+use crate::table::{self, Cell, Column, Output, Paint};
+use crate::text;
+
+/// The first probe of a longer idle time comes after AWS's load balancers and NAT gateways have forgotten the
+/// connection, as have most others (`ka plan --list`).
+const SLOW_S: i32 = 350;
+
+pub(crate) fn ls(args: &args::Ls) -> Outcome {
+    match (&args.netns, args.pid) {
+        (Some(netns), _) => enter(&netns_path(netns))?,
+        (None, Some(pid)) => enter_network_of(pid)?,
+        (None, None) => {}
+    }
+    let states: Vec<_> =
+        if args.state.is_empty() { State::with_options().collect() } else { args.state.clone() };
+    let mut sockets = sockets(&states, args.pid).map_err(|error| {
+        Failure::new(args.pid.map_or_else(
+            || format!("ls: {error}"),
+            |pid| format!("ls: process {pid}: {}", privilege::explain(pid, &error)),
+        ))
+    })?;
+    let unknown = sockets.iter().filter(|socket| socket.keepalive().is_none()).count();
+    if args.off {
+        sockets.retain(|socket| socket.keepalive() == Some(false));
+    }
+    let mut rows: Vec<_> = sockets.iter().map(Row::new).collect();
+    rows.sort_by_cached_key(Row::order);
+
+    let mut out = BufWriter::new(io::stdout().lock());
+    if args.json {
+        write_json(&mut out, &rows)?;
+    } else {
+        write_table(&mut out, &rows, &sockets)?;
+    }
+    out.flush()?;
+    if args.off && unknown > 0 {
+        // A monitor must not take what nobody looked at for what is well.
+        let _ = writeln!(
+            io::stderr(),
+            "ka: ls: of {unknown} more it is not known: they belong to others (needs CAP_SYS_PTRACE), or to nobody"
+        );
+    }
+    Ok(if args.off && !rows.is_empty() { FOUND } else { 0 })
+}
+
+/// A name of ip-netns(8), a path, or a process's number.
+fn netns_path(netns: &std::ffi::OsStr) -> PathBuf {
+    let text = netns.as_encoded_bytes();
+    let named = Path::new("/run/netns").join(netns);
+    if text.contains(&b'/') {
+        netns.into()
+    } else if !named.exists() && text.iter().all(u8::is_ascii_digit) {
+        Path::new("/proc").join(netns).join("ns/net")
+    } else {
+        named
+    }
+}
+
+fn enter(path: &Path) -> Result<(), Failure> {
+    let refused = |error: io::Error| {
+        let why = match error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => "needs CAP_SYS_ADMIN (run ka as root)".to_owned(),
+            Some(libc::EINVAL) => "it is no network namespace".to_owned(),
+            _ => error.to_string(),
+        };
+        Failure::new(format_args!("ls: network namespace {}: {why}", path.display()))
+    };
+    let namespace = File::open(path).map_err(refused)?;
+    sys::enter_network(namespace.as_fd()).map_err(refused)
+}
+
+/// A process's sockets are listed where it has them, as in a container.
+fn enter_network_of(pid: i32) -> Result<(), Failure> {
+    let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
+    match (std::fs::read_link(&path), std::fs::read_link("/proc/self/ns/net")) {
+        (Ok(theirs), Ok(ours)) if theirs != ours => enter(&path),
+        // Its first task has ended, and others of it go on; or it has ended, which will be seen.
+        (Err(error), _) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Failure::new(format_args!("ls: process {pid}: {}", privilege::explain(pid, &error))))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What may go wrong with a socket's keepalive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Risk {
+    Off,
+    Slow,
+    Suspended,
+    UserTimeout,
+}
+
+impl Risk {
+    const ALL: [Self; 4] = [Self::Off, Self::Slow, Self::Suspended, Self::UserTimeout];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Slow => "slow",
+            Self::Suspended => "suspended",
+            Self::UserTimeout => "user-timeout",
+        }
+    }
+}
+
+/// A socket, as JSON has it.
+#[derive(Serialize)]
+struct Row<'a> {
+    pid: Option<i32>,
+    fd: Option<i32>,
+    comm: Option<Cow<'a, str>>,
+    local: SocketAddr,
+    peer: Option<SocketAddr>,
+    state: &'static str,
+    keepalive: Option<bool>,
+    idle: Option<i32>,
+    intvl: Option<i32>,
+    cnt: Option<i32>,
+    user_timeout_ms: Option<i32>,
+    next_probe_ms: Option<u64>,
+    unanswered_probes: Option<u32>,
+    risks: Vec<Risk>,
+    #[serde(skip)]
+    socket: &'a Socket,
+}
+
+impl<'a> Row<'a> {
+    fn new(socket: &'a Socket) -> Self {
+        let Socket { entry, owner, settings, .. } = socket;
+        let (pid, fd) = owner.as_ref().map(|Owner { pid, fd, .. }| (*pid, *fd)).unzip();
+        let comm = owner.as_ref().map(|owner| text::lossless(&owner.comm));
+        Self {
+            pid,
+            fd,
+            comm,
+            local: entry.local,
+            peer: entry.peer,
+            state: entry.state.name(),
+            keepalive: socket.keepalive(),
+            idle: settings.map(|settings| settings.idle),
+            intvl: settings.map(|settings| settings.intvl),
+            cnt: settings.map(|settings| settings.cnt),
+            user_timeout_ms: settings.and_then(|settings| settings.user_timeout),
+            next_probe_ms: next_probe(socket),
+            unanswered_probes: entry.status.map(|status| status.probes),
+            risks: risks(socket),
+            socket,
+        }
+    }
+
+    /// Who has it: `nginx/812`, and how many more.
+    fn holder(&self) -> String {
+        let Socket { owner: Some(owner), others, .. } = self.socket else { return "-".to_owned() };
+        let more = if *others > 0 { format!("+{others}") } else { String::new() };
+        format!("{}/{}{more}", text::visible(&owner.comm), owner.pid)
+    }
+
+    /// By process, listeners first; what nobody has comes last.
+    fn order(&self) -> (bool, Option<i32>, bool, Option<i32>, SocketAddr, Option<SocketAddr>) {
+        (self.pid.is_none(), self.pid, self.peer.is_some(), self.fd, self.local, self.peer)
+    }
+}
+
+/// Milliseconds until the next keepalive probe, if all stays silent.
+///
+/// The timer that is armed may be older than the last packet: when it fires, the kernel finds that the connection was
+/// not idle for as long, and arms it anew (net/ipv4/tcp_timer.c, `tcp_keepalive_timer`). So where the idle time is known
+/// and no probe is out, it is what is left of that.
+fn next_probe(socket: &Socket) -> Option<u64> {
+    let Some(Timer::KeepAlive(expires)) = &socket.entry.timer else { return None };
+    if socket.keepalive() != Some(true) || socket.entry.is_suspended() {
+        return None;
+    }
+    let armed = u64::try_from(expires.as_millis()).ok()?;
+    let left = socket.settings.zip(socket.entry.status).and_then(|(settings, status)| {
+        let silent = u64::from(status.last_ack_ms.min(status.last_recv_ms));
+        let idle = u64::try_from(settings.idle).ok()?.checked_mul(1000)?;
+        (status.probes == 0).then(|| idle.saturating_sub(silent))
+    });
+    Some(left.map_or(armed, |left| armed.max(left)))
+}
+
+fn risks(socket: &Socket) -> Vec<Risk> {
+    let settings = socket.settings;
+    let is = |risk| match risk {
+        Risk::Off => socket.keepalive() == Some(false),
+        Risk::Slow => settings.is_some_and(|settings| settings.enabled && settings.idle > SLOW_S),
+        Risk::Suspended => socket.keepalive() != Some(false) && socket.entry.is_suspended(),
+        Risk::UserTimeout => settings.is_some_and(|settings| {
+            let user_timeout = settings.user_timeout.filter(|timeout| *timeout > 0);
+            settings.enabled && user_timeout.is_some() && overrides_count(&settings)
+        }),
+    };
+    Risk::ALL.into_iter().filter(|risk| is(*risk)).collect()
+}
+
+/// Whether the user timeout ends a silent connection at another time than cnt does.
+fn overrides_count(settings: &ka_core::Settings) -> bool {
+    let Ok(with) = Config::try_from(*settings) else { return true };
+    let without = with.with_user_timeout(UserTimeout::Keep);
+    without.is_ok_and(|without| without.detection() != with.detection())
+}
+
+/// An array with an object a line.
+fn write_json(out: &mut impl Write, rows: &[Row<'_>]) -> io::Result<()> {
+    out.write_all(b"[")?;
+    for (n, row) in rows.iter().enumerate() {
+        out.write_all(if n == 0 { b"\n" } else { b",\n" })?;
+        serde_json::to_writer(&mut *out, row)?;
+    }
+    out.write_all(if rows.is_empty() { b"]\n" } else { b"\n]\n" })
+}
+
+fn write_table(out: &mut impl Write, rows: &[Row<'_>], sockets: &[Socket]) -> io::Result<()> {
+    const COLUMNS: [Column; 13] = [
+        Column::elastic("PROCESS", 10),
+        Column::right("FD"),
+        Column::left("STATE"),
+        Column::elastic("LOCAL", 7),
+        Column::elastic("PEER", 7),
+        Column::left("KEEP"),
+        Column::right("IDLE"),
+        Column::right("INTVL"),
+        Column::right("CNT"),
+        Column::right("USER"),
+        Column::right("NEXT"),
+        Column::right("LOST"),
+        Column::left("RISK"),
+    ];
+    let output = Output::standard();
+    if !rows.is_empty() {
+        let rows: Vec<_> = rows.iter().map(cells).collect();
+        table::write(out, output, &COLUMNS, &rows)?;
+        writeln!(out)?;
+    }
+    let count = |keepalive| sockets.iter().filter(|socket| socket.keepalive() == keepalive).count();
+    let (on, off, unknown) = (count(Some(true)), count(Some(false)), count(None));
+    let mut line = format!("{} sockets: {on} on, {off} off", sockets.len());
+    if unknown > 0 {
+        let _ = write!(line, ", {unknown} unknown");
+    }
+    for risk in Risk::ALL.into_iter().filter(|risk| *risk != Risk::Off) {
+        let count = rows.iter().filter(|row| row.risks.contains(&risk)).count();
+        if count > 0 {
+            let _ = write!(line, "; {count} {}", risk.name());
+        }
+    }
+    writeln!(out, "{line}")
+}
+
+fn cells(row: &Row<'_>) -> Vec<Cell> {
+    let number = |value: Option<i32>, unit: &str| -> Cell {
+        value.map_or_else(|| "?".into(), |value| format!("{value}{unit}").into())
+    };
+    let keepalive = match row.keepalive {
+        Some(true) => Cell::painted("on", Paint::Good),
+        Some(false) => Cell::painted("off", Paint::Bad),
+        None => "?".into(),
+    };
+    let user_timeout = match row.user_timeout_ms {
+        Some(0) => "-".into(),
+        other => number(other, "ms"),
+    };
+    let probes = match row.unanswered_probes {
+        Some(0) => "-".into(),
+        Some(probes) => Cell::painted(probes.to_string(), Paint::Warning),
+        None => "?".into(),
+    };
+    let next: Cell = row.next_probe_ms.map_or_else(
+        || "-".into(),
+        |left| format!("{:.1}s", Duration::from_millis(left).as_secs_f64()).into(),
+    );
+    let risks: Vec<_> = row.risks.iter().map(|risk| risk.name()).collect();
+    let paint = if row.risks.contains(&Risk::Off) { Paint::Bad } else { Paint::Warning };
+    vec![
+        row.holder().into(),
+        row.fd.map_or_else(|| "-".into(), |fd| fd.to_string().into()),
+        row.state.into(),
+        row.local.to_string().into(),
+        row.peer.map_or_else(|| "*".into(), |peer| peer.to_string().into()),
+        keepalive,
+        number(row.idle, "s"),
+        number(row.intvl, "s"),
+        number(row.cnt, ""),
+        user_timeout,
+        next,
+        probes,
+        Cell::painted(risks.join(","), paint),
+    ]
+}

@@ -1,0 +1,80 @@
+//! `ka`, the command: TCP keepalive for programs, for running processes, and for a machine.
+//!
+//! A file a subcommand: [`run`], [`attach`], [`ls`], [`check`], [`plan`], [`defaults`]. What a policy is and how it gets
+//! into a socket is ka-core's; what is here finds the programs, processes and sockets that it is for.
+
+#![cfg_attr(not(test), no_main)]
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::indexing_slicing,
+    clippy::string_slice
+)]
+#![cfg_attr(test, allow(dead_code, clippy::unwrap_used, clippy::panic))]
+
+mod args;
+mod attach;
+mod check;
+mod defaults;
+mod diag;
+mod duration;
+mod elf;
+mod failure;
+mod ls;
+#[cfg(test)]
+mod man;
+mod parallel;
+mod plan;
+mod policy;
+mod privilege;
+mod process;
+mod program;
+mod run;
+mod sockets;
+mod sys;
+mod table;
+mod text;
+mod via;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+
+use clap::Parser as _;
+
+use args::{Command, Ka};
+use failure::Failure;
+
+/// What the program ends with.
+pub(crate) fn start(arguments: Vec<OsString>) -> i32 {
+    // A program that is started has the descriptors that we have, closed ones too.
+    let runs = arguments.get(1).is_some_and(|word| word == "run");
+    if !runs {
+        sys::open_standard_descriptors();
+    }
+    let ka = match Ka::try_parse_from(arguments) {
+        Ok(ka) => ka,
+        Err(error) => {
+            let _ = error.print();
+            return match error.use_stderr() {
+                true if runs => failure::OUR_OWN,
+                true => failure::USAGE,
+                false => 0,
+            };
+        }
+    };
+    let result = match ka.command {
+        Command::Run(args) => run::run(&args),
+        Command::Attach(args) => attach::attach(&args),
+        Command::Ls(args) => ls::ls(&args),
+        Command::Check(args) => check::check(&args),
+        Command::Plan(args) => plan::plan(&args),
+        Command::Defaults(args) => defaults::defaults(&args),
+        Command::Completions(args) => args::completions(&args),
+    };
+    result.unwrap_or_else(|Failure { status, message }| {
+        let _ = writeln!(std::io::stderr(), "ka: {message}");
+        status
+    })
+}

@@ -1,0 +1,318 @@
+//! `ka plan`: a policy worked out, what it does, and how it is written elsewhere.
+
+use std::env;
+use std::io::{self, BufWriter, Write};
+
+use ka_core::{Config, Detection, PRESETS, PlanError, Preset, UserTimeout, plan_detect, plan_path, preset};
+use serde::Serialize;
+
+use crate::args;
+use crate::duration::words;
+use crate::failure::{Failure, Outcome};
+use crate::table::{self, Cell, Column, Output};
+
+/// A probe and its answer, as IP packets: 20 bytes of IPv4, 20 of TCP and 12 of timestamps each. IPv6 has 20 more.
+const BYTES_A_PROBE: f64 = 2.0 * 52.0;
+
+pub(crate) fn plan(args: &args::Plan) -> Outcome {
+    let mut out = BufWriter::new(io::stdout().lock());
+    if args.list {
+        list(&mut out, args.json)?;
+    } else {
+        let plan = Plan::new(config(args)?, args.connections)?;
+        if args.json {
+            serde_json::to_writer_pretty(&mut out, &plan)?;
+            writeln!(out)?;
+        } else {
+            plan.write(&mut out)?;
+        }
+    }
+    out.flush()?;
+    Ok(0)
+}
+
+/// The policy that is asked for, with each of its values.
+fn config(args: &args::Plan) -> Result<Config, Failure> {
+    let too_short = |flag: &str, unit: &str, error: PlanError| {
+        Failure::new(format_args!("plan: --{flag}: {error} {unit}"))
+    };
+    if let Some(within_ms) = args.detect {
+        plan_detect(within_ms).map_err(|error| too_short("detect", "ms", error))
+    } else if let Some(path_idle_s) = args.path {
+        plan_path(path_idle_s).map_err(|error| too_short("path", "s", error))
+    } else if let Some(name) = &args.preset {
+        let preset = preset(name.as_bytes()).ok_or_else(|| {
+            Failure::new(format_args!(
+                "plan: --preset {name}: there is none of this name: see ka plan --list"
+            ))
+        })?;
+        preset.plan().map_err(|error| too_short("preset", "s", error))
+    } else {
+        let said = args.policy.unwrap_or(Config::STANDARD);
+        if said.enabled() != Some(true) {
+            return Err(Failure::new(format_args!("plan: --policy {said}: must turn keepalive on")));
+        }
+        said.on_top_of(&Config::STANDARD)
+            .map_err(|error| Failure::new(format_args!("plan: --policy: {error}")))
+    }
+}
+
+/// A policy and what it does, as JSON has it.
+#[derive(Serialize)]
+struct Plan {
+    policy: String,
+    idle: i32,
+    intvl: i32,
+    cnt: i32,
+    user_timeout_ms: Option<i32>,
+    typical_ms: u64,
+    worst_ms: u64,
+    /// On a connection that is idle and well.
+    probes_per_hour: f64,
+    bytes_per_day: f64,
+    connections: u64,
+    all_probes_per_hour: f64,
+    all_bytes_per_day: f64,
+}
+
+impl Plan {
+    fn new(config: Config, connections: u64) -> Result<Self, Failure> {
+        let Detection { typical_ms, worst_ms } =
+            config.detection().map_err(|error| Failure::new(format_args!("plan: {error}")))?;
+        let idle = config.idle().unwrap_or_default();
+        let user_timeout_ms = match config.user_timeout() {
+            UserTimeout::Keep => None,
+            UserTimeout::Auto => Some(config.latest_user_timeout()),
+            UserTimeout::Milliseconds(value) => Some(value),
+        };
+        let probes_per_hour = 3600.0 / f64::from(idle.max(1));
+        let bytes_per_day = 24.0 * probes_per_hour * BYTES_A_PROBE;
+        #[expect(clippy::cast_precision_loss, reason = "a number of connections")]
+        let all = connections as f64;
+        Ok(Self {
+            policy: config.to_string(),
+            idle,
+            intvl: config.intvl().unwrap_or_default(),
+            cnt: config.cnt().unwrap_or_default(),
+            user_timeout_ms,
+            typical_ms,
+            worst_ms,
+            probes_per_hour,
+            bytes_per_day,
+            connections,
+            all_probes_per_hour: all * probes_per_hour,
+            all_bytes_per_day: all * bytes_per_day,
+        })
+    }
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let Self { idle, intvl, cnt, connections, .. } = self;
+        writeln!(out, "idle {idle} s, then a probe every {intvl} s, dead after {cnt} without an answer")?;
+        if let Some(timeout) = self.user_timeout_ms.filter(|timeout| *timeout > 0) {
+            writeln!(
+                out,
+                "user timeout {timeout} ms, for data that stays unacknowledged; it takes the place of {cnt}"
+            )?;
+        }
+        writeln!(out)?;
+        self.draw(out)?;
+        writeln!(out)?;
+        writeln!(
+            out,
+            "A dead peer is known after {} ({} at the latest: the kernel's timers are late by up to an eighth).",
+            words(self.typical_ms),
+            words(self.worst_ms.next_multiple_of(1000)),
+        )?;
+        writeln!(
+            out,
+            "While idle and well: {} probes an hour, {} a day (IPv4, with the answers){}.",
+            rounded(self.probes_per_hour),
+            bytes(self.bytes_per_day),
+            if *connections > 1 {
+                format!(
+                    "; {connections} connections: {} an hour, {} a day",
+                    rounded(self.all_probes_per_hour),
+                    bytes(self.all_bytes_per_day)
+                )
+            } else {
+                String::new()
+            }
+        )?;
+        self.write_elsewhere(out)
+    }
+
+    /// The same policy as others write it.
+    fn write_elsewhere(&self, out: &mut impl Write) -> io::Result<()> {
+        let Self { idle, intvl, cnt, .. } = self;
+        let timeout = self.user_timeout_ms.filter(|timeout| *timeout > 0);
+        let also =
+            |text: &str| timeout.map_or_else(String::new, |timeout| text.replace("MS", &timeout.to_string()));
+        let flags = format!("-d {idle} -i {intvl} -c {cnt}{}", also(" -u MS"));
+        let policy = if timeout.is_some() { self.policy.clone() } else { format!("{idle},{intvl},{cnt}") };
+        let sections = [
+            ("a program", format!("ka run {flags} -- PROGRAM")),
+            ("a process", format!("ka attach {flags} PID")),
+            ("the shim alone", format!("LD_PRELOAD=/usr/lib/ka/libka_preload.so KA_POLICY={policy} PROGRAM")),
+            (
+                "C, with libka",
+                format!("ka_enable(fd, {idle}, {intvl}, {cnt});{}", also("\nka_set_user_timeout(fd, MS);")),
+            ),
+            (
+                "systemd.socket(5)",
+                format!(
+                    "[Socket]\nKeepAlive=yes\nKeepAliveTimeSec={idle}\nKeepAliveIntervalSec={intvl}\nKeepAliveProbes={cnt}"
+                ),
+            ),
+            (
+                "sysctl.d(5): the times of sockets that have SO_KEEPALIVE on, and turns it on for none",
+                crate::defaults::sysctls([*idle, *intvl, *cnt]),
+            ),
+            ("nginx", format!("listen 443 ssl so_keepalive={idle}s:{intvl}s:{cnt};")),
+            (
+                "PostgreSQL, postgresql.conf",
+                format!(
+                    "tcp_keepalives_idle = {idle}\ntcp_keepalives_interval = {intvl}\ntcp_keepalives_count = {cnt}{}",
+                    also("\ntcp_user_timeout = MS")
+                ),
+            ),
+            (
+                "PostgreSQL's clients (libpq)",
+                format!(
+                    "keepalives=1 keepalives_idle={idle} keepalives_interval={intvl} keepalives_count={cnt}{}",
+                    also(" tcp_user_timeout=MS")
+                ),
+            ),
+            (
+                "Go 1.23 and later, in net.Dialer and net.ListenConfig",
+                format!(
+                    "KeepAliveConfig: net.KeepAliveConfig{{Enable: true, Idle: {idle} * time.Second, \
+                     Interval: {intvl} * time.Second, Count: {cnt}}}"
+                ),
+            ),
+        ];
+        for (what, text) in sections {
+            writeln!(out, "\n{what}:")?;
+            for line in text.lines() {
+                writeln!(out, "    {line}")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The time from the last packet on, with a mark for each probe.
+    fn draw(&self, out: &mut impl Write) -> io::Result<()> {
+        let [first, line, probe, dead] =
+            if has_unicode() { ['├', '─', '┼', '✕'] } else { ['|', '-', '+', 'X'] };
+        let width = Output::standard().width.unwrap_or(80).clamp(40, 100) - 8;
+        let end = u128::from(self.typical_ms / 1000).max(1);
+        let [idle, intvl] = [self.idle, self.intvl].map(|value| u128::from(value.unsigned_abs()));
+        let probes = end.saturating_sub(idle) / intvl.max(1);
+        let place = |time: u128| usize::try_from(time * (width as u128 - 1) / end).unwrap_or(0);
+        let mut bar = vec![line; width];
+        let mut labels = vec![' '; width + 12];
+        let mut free = 0;
+        let mut mark = |time: u128, letter: char| {
+            let place = place(time);
+            if let Some(slot) = bar.get_mut(place) {
+                *slot = letter;
+            }
+            // A label where there is room for it.
+            let label = time.to_string();
+            if place >= free {
+                free = place + label.len() + 1;
+                for (slot, digit) in labels.iter_mut().skip(place).zip(label.chars()) {
+                    *slot = digit;
+                }
+            }
+        };
+        mark(0, first);
+        for n in 0..probes {
+            mark(idle + n * intvl, probe);
+        }
+        mark(end, dead);
+        let text = |letters: Vec<char>| letters.into_iter().collect::<String>().trim_end().to_owned();
+        writeln!(out, "    {}", text(bar))?;
+        writeln!(out, "    {} s", text(labels))?;
+        writeln!(
+            out,
+            "    the last packet, {} {}, dead",
+            probes,
+            if probes == 1 { "probe" } else { "probes" }
+        )
+    }
+}
+
+/// Whether the terminal's character set has lines. locale(7)
+fn has_unicode() -> bool {
+    let locale =
+        ["LC_ALL", "LC_CTYPE", "LANG"].iter().filter_map(env::var_os).find(|value| !value.is_empty());
+    locale.is_some_and(|locale| {
+        let locale = locale.to_string_lossy().to_lowercase();
+        locale.contains("utf-8") || locale.contains("utf8")
+    })
+}
+
+fn rounded(value: f64) -> String {
+    if value < 100.0 { format!("{value:.1}") } else { format!("{value:.0}") }
+}
+
+fn bytes(value: f64) -> String {
+    let (value, unit) = match value {
+        value if value < 1e3 => (value, "B"),
+        value if value < 1e6 => (value / 1e3, "kB"),
+        value if value < 1e9 => (value / 1e6, "MB"),
+        value => (value / 1e9, "GB"),
+    };
+    format!("{} {unit}", rounded(value))
+}
+
+/// The presets with the plans they give.
+fn list(out: &mut impl Write, json: bool) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Listed {
+        name: &'static str,
+        path_idle_s: u32,
+        idle: i32,
+        intvl: i32,
+        cnt: i32,
+        source: &'static str,
+        url: &'static str,
+    }
+    let listed = |preset: &Preset| {
+        let config = preset.plan().unwrap_or(Config::STANDARD);
+        let value = |value: Option<i32>| value.unwrap_or_default();
+        let (idle, intvl, cnt) = (value(config.idle()), value(config.intvl()), value(config.cnt()));
+        let Preset { name, path_idle_s, source, url } = *preset;
+        Listed { name, path_idle_s, idle, intvl, cnt, source, url }
+    };
+    let presets: Vec<_> = PRESETS.iter().map(listed).collect();
+    if json {
+        serde_json::to_writer_pretty(&mut *out, &presets)?;
+        writeln!(out)?;
+        return Ok(());
+    }
+    let columns = [
+        Column::left("PRESET"),
+        Column::right("FORGETS AFTER"),
+        Column::left("POLICY"),
+        Column::left("SOURCE"),
+    ];
+    let rows: Vec<Vec<Cell>> = presets
+        .iter()
+        .map(|preset| {
+            let Listed { name, path_idle_s, idle, intvl, cnt, source, .. } = *preset;
+            vec![
+                name.into(),
+                format!("{path_idle_s} s").into(),
+                format!("{idle},{intvl},{cnt}").into(),
+                source.into(),
+            ]
+        })
+        .collect();
+    table::write(out, Output { width: None, ..Output::standard() }, &columns, &rows)?;
+    writeln!(out, "\nWhere each number comes from:")?;
+    for Listed { name, url, .. } in presets {
+        writeln!(out, "  {name}: {url}")?;
+    }
+    Ok(())
+}

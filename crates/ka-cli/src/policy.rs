@@ -1,0 +1,160 @@
+//! The flags that say a policy, the same for every subcommand that takes one.
+
+use clap::{Args, ValueEnum};
+use ka_core::{Config, Reason, Timer, UserTimeout};
+
+use crate::duration;
+use crate::failure::Failure;
+
+/// POLICY: what keepalive is to be.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Policy {
+    /// Seconds without traffic before the first probe, 1 to 32767
+    #[arg(help_heading = "Policy", short = 'd', long, value_name = "S", value_parser = duration::idle, allow_negative_numbers = true)]
+    pub(crate) idle: Option<i32>,
+    /// Seconds from an unanswered probe to the next, 1 to 32767
+    #[arg(help_heading = "Policy", short = 'i', long, value_name = "S", value_parser = duration::intvl, allow_negative_numbers = true)]
+    pub(crate) intvl: Option<i32>,
+    /// Unanswered probes until the connection is dead, 1 to 127
+    #[arg(help_heading = "Policy", short = 'c', long, value_name = "N", value_parser = cnt, allow_negative_numbers = true)]
+    pub(crate) cnt: Option<i32>,
+    /// TCP_USER_TIMEOUT in milliseconds, 0 to 2147483647, or auto: 1000 * (idle + intvl * cnt)
+    #[arg(help_heading = "Policy", short = 'u', long, value_name = "MS", value_parser = user_timeout, allow_negative_numbers = true)]
+    pub(crate) user_timeout: Option<Timeout>,
+    /// A whole policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them, or off. The
+    /// other flags override parts of it. What nothing names is 60, 10, 6
+    #[arg(help_heading = "Policy", short = 'p', long = "policy", value_name = "TEXT", value_parser = policy)]
+    pub(crate) whole: Option<Config>,
+}
+
+/// How much the program may say of its own keepalive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// The policy holds, whatever the program says
+    Force,
+    /// What is stricter than the policy stays
+    Floor,
+    /// Only sockets that nobody gave a keepalive have the policy
+    Default,
+}
+
+impl Mode {
+    /// What it is called in `KA_MODE`.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Force => "force",
+            Self::Floor => "floor",
+            Self::Default => "default",
+        }
+    }
+}
+
+impl From<Mode> for ka_core::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Force => Self::Force,
+            Mode::Floor => Self::Floor,
+            Mode::Default => Self::Default,
+        }
+    }
+}
+
+/// A user timeout as it is typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timeout(pub(crate) UserTimeout);
+
+fn cnt(text: &str) -> Result<i32, String> {
+    Timer::Cnt.parse(text.as_bytes()).map_err(|_| {
+        let range = Timer::Cnt.range();
+        format!("it must be {}..{} {}", range.start(), range.end(), Timer::Cnt.unit())
+    })
+}
+
+fn user_timeout(text: &str) -> Result<Timeout, String> {
+    if text == "auto" {
+        return Ok(Timeout(UserTimeout::Auto));
+    }
+    let value = duration::user_timeout(text).map_err(|right| format!("{right}, or auto"))?;
+    Ok(Timeout(UserTimeout::Milliseconds(value)))
+}
+
+/// A policy's text, as KA_POLICY has it.
+pub(crate) fn policy(text: &str) -> Result<Config, String> {
+    ka_core::parse(text.as_bytes()).map_err(|error| error.to_string())
+}
+
+impl Policy {
+    /// Whether any of the flags is there.
+    pub(crate) fn is_named(&self) -> bool {
+        self.whole.is_some() || self.named_parts() != Config::KEEP || self.user_timeout.is_some()
+    }
+
+    /// What the flags of one part each say, the user timeout aside.
+    fn named_parts(&self) -> Config {
+        [(Timer::Idle, self.idle), (Timer::Intvl, self.intvl), (Timer::Cnt, self.cnt)]
+            .into_iter()
+            .fold(Config::KEEP, |config, (timer, value)| config.with_timer(timer, value).unwrap_or(config))
+    }
+
+    /// All that the flags say, and nothing else: parts over the whole.
+    pub(crate) fn said(&self) -> Result<Config, Failure> {
+        let parts = self.named_parts();
+        let timeout = self.user_timeout.map_or(UserTimeout::Keep, |timeout| timeout.0);
+        let base = self.whole.unwrap_or(Config::KEEP.with_enabled(Some(true)));
+        parts
+            .on_top_of(&base)
+            .and_then(|config| match timeout {
+                UserTimeout::Keep => Ok(config),
+                timeout => config.with_user_timeout(timeout),
+            })
+            .map_err(too_long)
+    }
+
+    /// The policy: what the flags say, and the standard where they say nothing. A policy that turns keepalive off, or
+    /// leaves it as it is, has no more than what it names.
+    pub(crate) fn config(&self) -> Result<Config, Failure> {
+        let said = self.said()?;
+        if said.enabled() == Some(true) {
+            said.on_top_of(&Config::STANDARD).map_err(too_long)
+        } else {
+            Ok(said)
+        }
+    }
+
+    /// The policy, which must turn keepalive on.
+    pub(crate) fn config_on(&self) -> Result<Config, Failure> {
+        let config = self.config()?;
+        if config.enabled() == Some(true) {
+            Ok(config)
+        } else {
+            Err(Failure::new(format_args!("--policy {config}: must turn keepalive on here")))
+        }
+    }
+}
+
+/// All that is left to be wrong with a policy whose values are each in range.
+fn too_long(_: ka_core::Error) -> Failure {
+    Failure::new(format_args!("--user-timeout: {}", Reason::AutoTooLong.message()))
+}
+
+#[cfg(test)]
+mod tests {
+    use ka_core::Config;
+
+    use super::{Policy, policy};
+
+    #[test]
+    fn flags_override_parts_of_a_policy() {
+        let mut flags = Policy { whole: Some(policy("60,10,5").unwrap()), ..Policy::default() };
+        flags.cnt = Some(3);
+        assert_eq!(flags.config().unwrap(), Config::new(60, 10, 3).unwrap());
+        flags.whole = None;
+        assert_eq!(flags.config().unwrap(), Config::new(60, 10, 3).unwrap());
+        flags.cnt = None;
+        assert_eq!(flags.config().unwrap(), Config::STANDARD);
+        assert!(!flags.is_named());
+        flags.whole = Some(policy("off").unwrap());
+        assert_eq!(flags.config().unwrap(), Config::KEEP.with_enabled(Some(false)));
+        flags.config_on().unwrap_err();
+    }
+}

@@ -1,0 +1,49 @@
+//! Why the kernel does not let us look into a process, and what it would take. ptrace(2), "Ptrace access mode checking"
+
+use std::fs;
+use std::io;
+
+use crate::process::Status;
+use crate::sys;
+
+const CAP_SYS_PTRACE: u32 = 19;
+
+/// What the refusal of a process's descriptors comes from, and what would help.
+pub(crate) fn explain(pid: i32, error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => refusal(pid),
+        Some(libc::ENOSYS) => "this kernel has no pidfd_getfd: Linux 5.6 and later do".to_owned(),
+        Some(libc::ESRCH | libc::ENOENT) => "there is no such process".to_owned(),
+        Some(libc::EMFILE | libc::ENFILE) => "too many open files".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn refusal(pid: i32) -> String {
+    const INSTEAD: &str = "needs CAP_SYS_PTRACE (run ka as root)";
+    let (user, _) = sys::users();
+    let ours = i32::try_from(std::process::id()).ok().and_then(|own| Status::read(own).ok());
+    let has_capability = ours.is_some_and(|status| status.has_capability(CAP_SYS_PTRACE));
+    if has_capability {
+        return "the kernel refuses in spite of CAP_SYS_PTRACE: another user namespace's process, or a security \
+                module or seccomp filter (as in a container) forbids it"
+            .to_owned();
+    }
+    let theirs = Status::read(pid).unwrap_or_default();
+    if let Some(owner) = theirs.user().filter(|_| !theirs.is_wholly(user)) {
+        return format!("it belongs to user {owner}: {INSTEAD}");
+    }
+    match ptrace_scope() {
+        Some(1) => format!(
+            "kernel.yama.ptrace_scope is 1, so only a process's ancestors may look inside: {INSTEAD}, or ptrace_scope 0"
+        ),
+        Some(2) => format!("kernel.yama.ptrace_scope is 2: {INSTEAD}"),
+        Some(3) => "kernel.yama.ptrace_scope is 3: nobody may look inside".to_owned(),
+        _ => format!("it is not dumpable, or has capabilities that you have not: {INSTEAD}"),
+    }
+}
+
+/// The restriction of the Yama security module, where it is there.
+fn ptrace_scope() -> Option<i32> {
+    fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok()?.trim().parse().ok()
+}

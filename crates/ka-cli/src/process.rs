@@ -1,0 +1,272 @@
+//! Running processes and their descriptors, as /proc shows them, held by a pidfd so that a number that is used again
+//! is never taken for the process that was looked at.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::parallel;
+use crate::sys;
+use crate::text;
+
+/// Pidfds of tasks that are no leader of their process: Linux 6.9. pidfd_open(2)
+const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
+
+/// All processes, by number.
+pub(crate) fn all() -> io::Result<Vec<i32>> {
+    let mut pids = sys::numbers(File::open("/proc")?.as_fd())?;
+    pids.sort_unstable();
+    Ok(pids)
+}
+
+/// A process's name as the kernel has it, at most 15 bytes. It may be anything.
+pub(crate) fn comm(pid: i32) -> Option<Vec<u8>> {
+    let mut name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    name.pop_if(|byte| *byte == b'\n');
+    Some(name)
+}
+
+/// What /proc/PID/status says of a process.
+#[derive(Debug, Default)]
+pub(crate) struct Status(HashMap<String, String>);
+
+impl Status {
+    pub(crate) fn read(pid: i32) -> io::Result<Self> {
+        let text = fs::read(format!("/proc/{pid}/status"))?;
+        Ok(Self::parse(&String::from_utf8_lossy(&text)))
+    }
+
+    fn parse(text: &str) -> Self {
+        let fields = text.lines().filter_map(|line| line.split_once(':'));
+        // The name comes first and can hold no newline, so it cannot pass for another field.
+        Self(fields.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
+    }
+
+    fn number(&self, name: &str, place: usize, radix: u32) -> Option<u64> {
+        u64::from_str_radix(self.0.get(name)?.split_whitespace().nth(place)?, radix).ok()
+    }
+
+    /// The effective user.
+    pub(crate) fn user(&self) -> Option<u32> {
+        self.number("Uid", 1, 10).and_then(|uid| uid.try_into().ok())
+    }
+
+    /// Real, effective and saved user are all this one.
+    pub(crate) fn is_wholly(&self, user: u32) -> bool {
+        (0..3).all(|place| self.number("Uid", place, 10) == Some(user.into()))
+    }
+
+    /// Whether the process has a capability in force. capabilities(7)
+    pub(crate) fn has_capability(&self, number: u32) -> bool {
+        self.number("CapEff", 0, 16).is_some_and(|set| set & 1 << number != 0)
+    }
+
+    /// The process that the task belongs to.
+    pub(crate) fn leader(&self) -> Option<i32> {
+        self.number("Tgid", 0, 10).and_then(|pid| pid.try_into().ok())
+    }
+
+    pub(crate) fn threads(&self) -> u64 {
+        self.number("Threads", 0, 10).unwrap_or(1)
+    }
+
+    pub(crate) fn is_zombie(&self) -> bool {
+        self.0.get("State").is_some_and(|state| state.starts_with('Z'))
+    }
+}
+
+/// A number of /proc/PID/stat, which everybody may read, by its place in proc_pid_stat(5), from 3 on.
+fn stat(pid: i32, field: usize) -> Option<u64> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may have anything in it, parentheses too.
+    let behind = stat.rsplit(|byte| *byte == b')').next()?;
+    std::str::from_utf8(behind).ok()?.split_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
+}
+
+/// Whether this is a thread of the kernel's own, which has no descriptors.
+pub(crate) fn is_kernel_thread(pid: i32) -> bool {
+    const PF_KTHREAD: u64 = 0x0020_0000;
+    stat(pid, 9).is_some_and(|flags| flags & PF_KTHREAD != 0)
+}
+
+/// When a process was started, which tells it from another of the same number; 0 where there is none.
+pub(crate) fn started(pid: i32) -> u64 {
+    stat(pid, 22).unwrap_or(0)
+}
+
+/// A process that is held: its number stays its own as long as [`Process::is_alive`] says so.
+#[derive(Clone)]
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    pidfd: Arc<OwnedFd>,
+}
+
+impl Process {
+    pub(crate) fn open(pid: i32) -> io::Result<Self> {
+        Ok(Self { pid, pidfd: Arc::new(sys::pidfd_open(pid, 0)?) })
+    }
+
+    /// What was read of /proc/PID before was of this process if this says that it has not ended.
+    pub(crate) fn is_alive(&self) -> bool {
+        let ended = sys::poll(&[self.pidfd.as_fd()], Duration::ZERO);
+        !ended.is_ok_and(|ended| ended.contains(&true))
+    }
+
+    /// Its name, fit for a terminal.
+    pub(crate) fn name(&self) -> String {
+        comm(self.pid).map_or_else(|| "?".to_owned(), |name| text::visible(&name).into_owned())
+    }
+
+    /// The descriptors of its first task, which nearly always are those of all.
+    pub(crate) fn leader_table(&self) -> Table {
+        Table { pid: self.pid, task: self.pid, pidfd: Arc::clone(&self.pidfd) }
+    }
+
+    /// The tables of descriptors that its tasks have, each once.
+    ///
+    /// Nearly always there is one. A task that was made without `CLONE_FILES`, or called unshare(2), has its own, and a
+    /// leader that has ended while others go on has none.
+    ///
+    /// A table that cannot be held is an error in its place.
+    pub(crate) fn tables(&self) -> io::Result<Vec<io::Result<Table>>> {
+        let pid = self.pid;
+        let status = Status::read(pid)?;
+        if status.threads() <= 1 && !status.is_zombie() {
+            return Ok(vec![Ok(self.leader_table())]);
+        }
+        let mut tasks = sys::numbers(File::open(format!("/proc/{pid}/task"))?.as_fd())?;
+        // The leader first: its pidfd needs no new kernel.
+        tasks.sort_unstable_by_key(|task| (*task != pid, *task));
+        let mut tables: Vec<io::Result<Table>> = Vec::new();
+        for task in tasks {
+            if task == pid && status.is_zombie() {
+                continue;
+            }
+            // Where the kernel does not compare, a table that is looked at twice costs time and nothing else.
+            let is_known = tables
+                .iter()
+                .flatten()
+                .any(|table| sys::share_descriptors(table.task, task).unwrap_or(table.task == pid));
+            if is_known {
+                continue;
+            }
+            let pidfd = if task == pid {
+                Ok(Arc::clone(&self.pidfd))
+            } else {
+                sys::pidfd_open(task, PIDFD_THREAD).map(Arc::new).map_err(|error| match error.raw_os_error() {
+                    Some(libc::EINVAL | libc::ENOENT) => io::Error::other(format!(
+                        "task {task} has descriptors of its own, which only Linux 6.9 and later lets others reach"
+                    )),
+                    _ => error,
+                })
+            };
+            // One that has ended meanwhile has nothing.
+            if !matches!(&pidfd, Err(error) if error.raw_os_error() == Some(libc::ESRCH)) {
+                tables.push(pidfd.map(|pidfd| Table { pid, task, pidfd }));
+            }
+        }
+        Ok(tables)
+    }
+}
+
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+/// A table of descriptors: a task's, which others may share.
+#[derive(Clone)]
+pub(crate) struct Table {
+    pub(crate) pid: i32,
+    task: i32,
+    pidfd: Arc<OwnedFd>,
+}
+
+impl Table {
+    pub(crate) const fn is_leaders(&self) -> bool {
+        self.task == self.pid
+    }
+
+    /// The descriptors that are sockets, and the inode of each.
+    pub(crate) fn sockets(&self) -> io::Result<Vec<(i32, u32)>> {
+        sockets(&format!("/proc/{}/task/{}/fd", self.pid, self.task))
+    }
+
+    /// Whether one of the descriptors is an io_uring, which does what is asked of it without the C library.
+    pub(crate) fn has_ring(&self) -> bool {
+        let folder = format!("/proc/{}/task/{}/fd", self.pid, self.task);
+        let links = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        links
+            .filter_map(|entry| fs::read_link(entry.path()).ok())
+            .any(|link| link.as_os_str() == "anon_inode:[io_uring]")
+    }
+
+    /// A duplicate of a descriptor, which need not be what it was when it was listed.
+    pub(crate) fn duplicate(&self, fd: i32) -> io::Result<OwnedFd> {
+        sys::pidfd_getfd(self.pidfd.as_fd(), fd)
+    }
+}
+
+/// Whether the process's descriptors may be had, asked for one that it cannot have.
+pub(crate) fn probe(process: &Process) -> io::Result<()> {
+    match sys::pidfd_getfd(process.as_fd(), i32::MAX) {
+        Err(error) if error.raw_os_error() != Some(libc::EBADF) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The descriptors in a folder of /proc that are sockets, and the inode of each.
+pub(crate) fn sockets(folder: &str) -> io::Result<Vec<(i32, u32)>> {
+    let folder = File::open(folder)?;
+    let descriptors = sys::numbers(folder.as_fd())?;
+    let inodes = parallel::map(&descriptors, |fd| {
+        let mut buffer = [0; 64];
+        // One that is gone meanwhile has no link.
+        let link = sys::read_link(folder.as_fd(), *fd, &mut buffer)?;
+        let digits = link.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+        std::str::from_utf8(digits).ok()?.parse().ok()
+    });
+    let mut sockets: Vec<_> =
+        descriptors.into_iter().zip(inodes).filter_map(|(fd, inode)| Some((fd, inode?))).collect();
+    sockets.sort_unstable();
+    Ok(sockets)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::net::TcpListener;
+    use std::os::fd::{AsFd as _, AsRawFd as _};
+
+    use super::{Process, Status, all, is_kernel_thread, sockets};
+
+    #[test]
+    fn this_process_is_found_with_its_sockets() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let file = File::open("/dev/null").unwrap();
+        let found = sockets("/proc/self/fd").unwrap();
+        let inode = crate::sys::inode(listener.as_fd()).unwrap();
+        assert!(found.contains(&(listener.as_raw_fd(), u32::try_from(inode).unwrap())));
+        assert!(!found.iter().any(|(fd, _)| *fd == file.as_raw_fd()));
+        assert!(all().unwrap().contains(&pid));
+        let process = Process::open(pid).unwrap();
+        assert!(process.is_alive());
+        // The tests run in threads, which share their descriptors.
+        assert_eq!(process.tables().unwrap().len(), 1);
+        assert!(!is_kernel_thread(pid));
+    }
+
+    #[test]
+    fn a_status_is_read_field_by_field() {
+        let status =
+            Status::parse("Name:\tUid: 0\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nCapEff:\t0000000000080000\n");
+        assert_eq!(status.user(), Some(2));
+        assert!(status.is_zombie() && status.has_capability(19) && !status.has_capability(18));
+        assert!(!status.is_wholly(1));
+    }
+}

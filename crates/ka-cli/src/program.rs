@@ -1,0 +1,273 @@
+//! A program before it is started: where it is, what of it really runs, and with which rights.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::elf::Elf;
+use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
+use crate::sys;
+
+/// What is to be started.
+#[derive(Debug)]
+pub(crate) struct Program {
+    /// What execve(2) gets.
+    pub(crate) path: PathBuf,
+    /// The scripts on the way to the program that runs: each was begun with `#!` and the next.
+    pub(crate) scripts: Vec<PathBuf>,
+    /// The program that runs.
+    pub(crate) executable: PathBuf,
+    /// What it is; `None` where it is not for this kernel, or must not be read.
+    pub(crate) elf: Option<Elf>,
+    /// Why the loader will trust the environment as little as a stranger's: `AT_SECURE`.
+    pub(crate) secure: Option<&'static str>,
+    /// env(1) in a script starts the next without the environment.
+    pub(crate) drops_environment: bool,
+    /// It has no `#!` and is no program: the shell runs it, as execvp(3) does.
+    pub(crate) is_plain_text: bool,
+}
+
+/// How many scripts the kernel follows: `BINPRM_MAX_RECURSION`, fs/exec.c.
+const MOST_SCRIPTS: usize = 5;
+
+impl Program {
+    /// Finds a program as execvp(3) does, and looks at it.
+    pub(crate) fn find(name: &OsStr) -> Result<Self, Failure> {
+        let path = search(name)?;
+        let mut program = Self {
+            executable: path.clone(),
+            path,
+            scripts: Vec::new(),
+            elf: None,
+            secure: None,
+            drops_environment: false,
+            is_plain_text: false,
+        };
+        program.follow()?;
+        program.secure = more_rights(&program.executable);
+        Ok(program)
+    }
+
+    /// Follows `#!` lines to the program that runs.
+    fn follow(&mut self) -> Result<(), Failure> {
+        while let Some(Interpreter { path, argument }) = interpreter(&self.executable) {
+            self.scripts.push(self.executable.clone());
+            if self.scripts.len() > MOST_SCRIPTS {
+                return Err(Failure::new(format_args!(
+                    "{}: its #! lines lead nowhere: the kernel follows {MOST_SCRIPTS}",
+                    self.path.display()
+                ))
+                .with_status(NOT_EXECUTABLE));
+            }
+            self.executable = path;
+            if !self.executable.exists() {
+                let script = self.scripts.last().unwrap_or(&self.path);
+                return Err(Failure::new(format_args!(
+                    "{}: its interpreter {} is not there",
+                    script.display(),
+                    self.executable.display()
+                ))
+                .with_status(NOT_EXECUTABLE));
+            }
+            if self.executable.file_name() == Some(OsStr::new("env"))
+                && let Some(named) = argument.and_then(|argument| self.through_env(&argument))
+            {
+                self.scripts.push(self.executable.clone());
+                self.executable = named;
+            }
+        }
+        self.elf = Elf::read(&self.executable).ok().flatten();
+        let mut start = [0; 4];
+        let is_foreign = File::open(&self.executable).and_then(|mut file| file.read(&mut start)).is_err();
+        if self.elf.is_none() && !is_foreign && !start.starts_with(b"\x7fELF") {
+            self.is_plain_text = true;
+            self.scripts.push(self.executable.clone());
+            self.executable = "/bin/sh".into();
+            self.elf = Elf::read(&self.executable).ok().flatten();
+        }
+        Ok(())
+    }
+
+    /// The program that `#!/usr/bin/env [-S] [options] [NAME=value] PROGRAM` starts. env(1)
+    fn through_env(&mut self, argument: &[u8]) -> Option<PathBuf> {
+        let mut words = argument.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+        // Without -S all of the line is one argument.
+        if !argument.starts_with(b"-") {
+            return search(OsStr::from_bytes(argument)).ok();
+        }
+        while let Some(word) = words.next() {
+            match word {
+                b"-S" | b"-v" | b"-vS" | b"--debug" | b"--split-string" => {}
+                b"-" | b"-i" | b"-iS" | b"-Si" | b"--ignore-environment" => self.drops_environment = true,
+                b"-u" => self.drops_environment |= words.next() == Some(b"LD_PRELOAD"),
+                _ if word == b"--unset=LD_PRELOAD" || word == b"-uLD_PRELOAD" => {
+                    self.drops_environment = true;
+                }
+                _ => {
+                    let word = word.strip_prefix(b"-S").unwrap_or(word);
+                    if !word.starts_with(b"-") && !word.contains(&b'=') {
+                        return search(OsStr::from_bytes(word)).ok();
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// The last part of the path that was found.
+    pub(crate) fn name(&self) -> &OsStr {
+        self.path.file_name().unwrap_or_default()
+    }
+}
+
+/// Finds a program as execvp(3) does.
+fn search(name: &OsStr) -> Result<PathBuf, Failure> {
+    let not_found =
+        |why: &str| Failure::new(format_args!("{}: {why}", Path::new(name).display())).with_status(NOT_FOUND);
+    let refused = |path: &Path, why: &dyn std::fmt::Display| {
+        Failure::new(format_args!("{}: {why}", path.display())).with_status(NOT_EXECUTABLE)
+    };
+    let check = |path: &Path| -> io::Result<()> {
+        if fs::metadata(path)?.is_dir() {
+            return Err(io::Error::from_raw_os_error(libc::EISDIR));
+        }
+        sys::may_execute(path)
+    };
+    if name.is_empty() {
+        return Err(not_found("no program has an empty name"));
+    }
+    if name.as_bytes().contains(&b'/') {
+        let path = PathBuf::from(name);
+        return match check(&path) {
+            Ok(()) => Ok(path),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
+                Err(not_found("there is no such program"))
+            }
+            Err(error) => Err(refused(&path, &error)),
+        };
+    }
+    // What glibc searches where there is no PATH.
+    let folders = env::var_os("PATH").unwrap_or_else(|| OsString::from("/bin:/usr/bin"));
+    let mut denied = None;
+    for folder in folders.as_bytes().split(|byte| *byte == b':') {
+        let folder = if folder.is_empty() { Path::new(".") } else { Path::new(OsStr::from_bytes(folder)) };
+        let path = folder.join(name);
+        match check(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
+                denied.get_or_insert((path, error));
+            }
+            Err(_) => {}
+        }
+    }
+    match denied {
+        Some((path, error)) => Err(refused(&path, &error)),
+        None => Err(not_found("there is no such program on PATH")),
+    }
+}
+
+/// What a script's first line names.
+struct Interpreter {
+    path: PathBuf,
+    argument: Option<Vec<u8>>,
+}
+
+/// Reads the first line as the kernel does: 256 bytes of it, blanks and tabs around the name, all behind it is one
+/// argument. fs/binfmt_script.c
+fn interpreter(path: &Path) -> Option<Interpreter> {
+    let mut start = Vec::new();
+    File::open(path).ok()?.take(256).read_to_end(&mut start).ok()?;
+    let line = start.strip_prefix(b"#!")?;
+    let line = line.split(|byte| *byte == b'\n').next()?.trim_ascii();
+    let end = line.iter().position(|byte| matches!(byte, b' ' | b'\t')).unwrap_or(line.len());
+    let (name, argument) = line.split_at_checked(end)?;
+    let argument = argument.trim_ascii();
+    (!name.is_empty()).then(|| Interpreter {
+        path: OsString::from_vec(name.to_vec()).into(),
+        argument: (!argument.is_empty()).then(|| argument.to_vec()),
+    })
+}
+
+/// Whether the program will have more rights than the user who starts it, so that the loader trusts no environment.
+/// ld.so(8), "Secure-execution mode"; security/commoncap.c, `cap_bprm_creds_from_file`
+fn more_rights(path: &Path) -> Option<&'static str> {
+    const SETUID: u32 = 0o4000;
+    /// Without the group's x it means something else.
+    const SETGID: u32 = 0o2010;
+    let ((user, effective_user), (group, effective_group)) = (sys::users(), sys::groups());
+    if user != effective_user || group != effective_group {
+        return Some("ka itself runs with another's rights");
+    }
+    let metadata = fs::metadata(path).ok()?;
+    if sys::has_no_new_privileges() || sys::is_nosuid(path) {
+        return None;
+    }
+    if metadata.mode() & SETUID != 0 && metadata.uid() != user {
+        Some("it is setuid")
+    } else if metadata.mode() & SETGID == SETGID && metadata.gid() != group {
+        Some("it is setgid")
+    } else if user != 0 && sys::has_capabilities(path) {
+        Some("it has file capabilities")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
+
+    use super::Program;
+
+    fn script(name: &str, text: &[u8]) -> std::path::PathBuf {
+        let path = std::env::temp_dir().join(format!("ka-script-{name}-{}", std::process::id()));
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    fn executable(name: &str, text: &[u8]) -> (Program, std::path::PathBuf) {
+        let path = script(name, text);
+        let program = Program::find(path.as_os_str());
+        fs::remove_file(&path).unwrap();
+        (program.unwrap(), path)
+    }
+
+    #[test]
+    fn scripts_are_followed() {
+        let (program, path) = executable("sh", b"#! /bin/sh -e\n");
+        assert_eq!((program.scripts, program.executable.as_path()), (vec![path], Path::new("/bin/sh")));
+        for line in
+            [&b"#!/usr/bin/env sh\n"[..], b"#!/usr/bin/env -S A=1 sh -x\n", b"#!/usr/bin/env -Ssh -x\n"]
+        {
+            let (program, _) = executable("env", line);
+            assert!(program.executable.ends_with("sh"), "{program:?}");
+            assert!(!program.drops_environment && program.elf.is_some());
+        }
+        for line in [&b"#!/usr/bin/env -S -i sh\n"[..], b"#!/usr/bin/env -S -u LD_PRELOAD sh"] {
+            assert!(executable("bare", line).0.drops_environment);
+        }
+        let (program, _) = executable("none", b"echo\n");
+        assert!(program.is_plain_text && program.executable == Path::new("/bin/sh"));
+    }
+
+    #[test]
+    fn what_cannot_be_started_has_the_shell_s_status() {
+        assert_eq!(Program::find("no-such-program".as_ref()).unwrap_err().status, 127);
+        assert_eq!(Program::find("/no/such/program".as_ref()).unwrap_err().status, 127);
+        assert_eq!(Program::find("".as_ref()).unwrap_err().status, 127);
+        assert_eq!(Program::find("/etc/passwd".as_ref()).unwrap_err().status, 126);
+        assert_eq!(Program::find("/".as_ref()).unwrap_err().status, 126);
+        let path = script("lost", b"#!/no/such/interpreter\n");
+        assert_eq!(Program::find(path.as_os_str()).unwrap_err().status, 126);
+        fs::write(&path, format!("#!{}\n", path.display())).unwrap();
+        assert_eq!(Program::find(path.as_os_str()).unwrap_err().status, 126);
+        fs::remove_file(&path).unwrap();
+    }
+}

@@ -1,0 +1,279 @@
+//! The entry from C, the system calls that have no safe wrapper here, and the only `unsafe` of this crate.
+
+use std::ffi::{CStr, CString, OsStr, OsString};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+use std::ptr;
+use std::time::Duration;
+
+use libc::{c_char, c_int, c_long};
+
+/// Where the program begins: not in Rust's own main, which would ignore SIGPIPE. So a reader that goes away ends us
+/// without a word, as it does any filter, and a program that is started by us has the signals that we were given.
+#[cfg(not(test))]
+#[unsafe(no_mangle)]
+pub extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
+    let count = usize::try_from(argc).unwrap_or(0);
+    // SAFETY: argv has argc C strings, which live as long as the program.
+    let argument = |n| unsafe { OsStr::from_bytes(CStr::from_ptr(*argv.add(n)).to_bytes()).to_owned() };
+    crate::start((0..count).map(argument).collect())
+}
+
+/// Standard input, output and error that are closed become /dev/null: else the next descriptor would take the number,
+/// and a message would go into a file, or into the socket of another process that we have just been given.
+pub fn open_standard_descriptors() {
+    for fd in 0..=2 {
+        // SAFETY: fcntl with F_GETFD takes no pointer.
+        if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
+            // SAFETY: a C string. It gets the lowest number that is free, which is `fd`, and keeps it to the end.
+            unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
+        }
+    }
+}
+
+/// A process that is looked at takes a descriptor, and a machine may have thousands: as many as this user may have.
+pub fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel reads and writes an rlimit. Where it refuses, the limit is as it was.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}
+
+/// The result of a call, or its errno.
+fn check<T: Copy + PartialEq + From<i8>>(result: T) -> io::Result<T> {
+    if result == T::from(-1) { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// A descriptor that a system call has just made.
+fn owned(result: c_long) -> io::Result<OwnedFd> {
+    let fd = RawFd::try_from(check(result)?).map_err(io::Error::other)?;
+    // SAFETY: it is new, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A process, or a task of one, that stays the same however numbers are used again. pidfd_open(2)
+pub fn pidfd_open(pid: i32, flags: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointer.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) })
+}
+
+/// A duplicate of a process's descriptor, closed on exec. pidfd_getfd(2)
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointer.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
+}
+
+/// Gives the calling thread a table of descriptors of its own, a copy. What it opens from then on is its own, and the
+/// kernel need not guard each call against the other threads.
+pub fn unshare_descriptors() {
+    // SAFETY: takes no pointer. Where it fails the table stays shared, which is slower and nothing else.
+    unsafe { libc::unshare(libc::CLONE_FILES) };
+}
+
+/// Whether two tasks have one table of descriptors. kcmp(2)
+pub fn share_descriptors(one: i32, other: i32) -> io::Result<bool> {
+    const KCMP_FILES: c_int = 2;
+    // SAFETY: takes no pointer.
+    check(unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) }).map(|order| order == 0)
+}
+
+/// Waits until one of the descriptors can be read: which can. A pidfd can be read when its process has ended.
+pub fn poll(fds: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<Vec<bool>> {
+    let mut set: Vec<_> =
+        fds.iter().map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }).collect();
+    let timeout = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
+    // SAFETY: `set` has as many entries as it is said to have.
+    match check(unsafe { libc::poll(set.as_mut_ptr(), set.len() as libc::nfds_t, timeout) }) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(set.iter().map(|entry| entry.revents != 0).collect()),
+    }
+}
+
+/// A descriptor that can be read when SIGINT or SIGTERM has come, which from now on do nothing else. signalfd(2)
+pub fn termination() -> io::Result<OwnedFd> {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset makes a set of it, and the others read and change that set.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGINT);
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
+        check(libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut()))?;
+        owned(libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC).into())
+    }
+}
+
+/// The numbers that name entries of an open folder, as those of /proc and /proc/PID/fd.
+pub fn numbers(folder: BorrowedFd<'_>) -> io::Result<Vec<i32>> {
+    /// struct linux_dirent64: inode, offset, length of the entry, type, then the name.
+    const LENGTH: usize = 16;
+    const NAME: usize = 19;
+    let mut buffer = vec![0_u8; 64 * 1024];
+    let mut found = Vec::new();
+    loop {
+        // SAFETY: the kernel writes at most as many bytes as the buffer has.
+        let size = check(unsafe {
+            libc::syscall(libc::SYS_getdents64, folder.as_raw_fd(), buffer.as_mut_ptr(), buffer.len())
+        })?;
+        let mut rest = buffer.get(..usize::try_from(size).unwrap_or(0)).unwrap_or_default();
+        if rest.is_empty() {
+            return Ok(found);
+        }
+        while let Some(length) = rest.get(LENGTH..).and_then(|bytes| bytes.first_chunk()) {
+            let length = usize::from(u16::from_ne_bytes(*length));
+            let name = rest.get(NAME..length).unwrap_or_default();
+            let digits = name.split(|byte| *byte == 0).next().unwrap_or_default();
+            found.extend(std::str::from_utf8(digits).ok().and_then(|digits| digits.parse::<i32>().ok()));
+            rest = rest.get(length.max(NAME)..).unwrap_or_default();
+        }
+    }
+}
+
+/// What a symbolic link in an open folder says, as much of it as there is room for.
+pub fn read_link<'a>(folder: BorrowedFd<'_>, name: i32, buffer: &'a mut [u8; 64]) -> Option<&'a [u8]> {
+    let mut text = [0_u8; 12];
+    let digits = digits(name.unsigned_abs(), &mut text);
+    // SAFETY: `digits` ends with a NUL; the kernel writes at most as many bytes as the buffer has.
+    let size = unsafe {
+        libc::readlinkat(folder.as_raw_fd(), digits.as_ptr().cast(), buffer.as_mut_ptr().cast(), buffer.len())
+    };
+    buffer.get(..usize::try_from(size).ok()?)
+}
+
+/// The digits of a number, and a NUL behind them: made for each descriptor of the machine, so without a heap.
+fn digits(mut value: u32, text: &mut [u8; 12]) -> &[u8] {
+    let mut start = text.len() - 1;
+    loop {
+        start -= 1;
+        if let Some(slot) = text.get_mut(start) {
+            *slot = b'0' + (value % 10) as u8;
+        }
+        value /= 10;
+        if value == 0 || start == 0 {
+            return text.get(start..).unwrap_or_default();
+        }
+    }
+}
+
+/// The inode of an open file.
+pub fn inode(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the kernel fills it in where it answers 0.
+    check(unsafe { libc::fstat(fd.as_raw_fd(), status.as_mut_ptr()) })?;
+    // SAFETY: as above.
+    Ok(unsafe { status.assume_init() }.st_ino)
+}
+
+/// Moves this program into a network namespace. setns(2)
+pub fn enter_network(namespace: impl AsFd) -> io::Result<()> {
+    // SAFETY: takes no pointer. There is no other thread.
+    check(unsafe { libc::setns(namespace.as_fd().as_raw_fd(), libc::CLONE_NEWNET) }).map(|_| ())
+}
+
+/// A path as the kernel takes it.
+fn c_path(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// Whether this program may execute the file, with its effective rights.
+pub fn may_execute(path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    // SAFETY: a C string.
+    check(unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::X_OK, libc::AT_EACCESS) }).map(|_| ())
+}
+
+/// Whether the file's filesystem ignores setuid bits and file capabilities.
+pub fn is_nosuid(path: &Path) -> bool {
+    let Ok(path) = c_path(path) else { return false };
+    let mut status = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: a C string, and what the call fills in where it answers 0.
+    unsafe {
+        libc::statvfs(path.as_ptr(), status.as_mut_ptr()) == 0
+            && status.assume_init().f_flag & libc::ST_NOSUID != 0
+    }
+}
+
+/// Whether the file has capabilities. capabilities(7), "File capabilities"
+pub fn has_capabilities(path: &Path) -> bool {
+    let Ok(path) = c_path(path) else { return false };
+    // SAFETY: two C strings; a size of 0 asks for the length alone.
+    unsafe { libc::getxattr(path.as_ptr(), c"security.capability".as_ptr(), ptr::null_mut(), 0) > 0 }
+}
+
+/// Whether setuid bits and file capabilities count for nothing here. prctl(2), `PR_SET_NO_NEW_PRIVS`
+pub fn has_no_new_privileges() -> bool {
+    // SAFETY: takes no pointer.
+    unsafe { libc::prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1 }
+}
+
+/// Real and effective user.
+pub fn users() -> (u32, u32) {
+    // SAFETY: they take nothing and cannot fail.
+    unsafe { (libc::getuid(), libc::geteuid()) }
+}
+
+/// Real and effective group.
+pub fn groups() -> (u32, u32) {
+    // SAFETY: they take nothing and cannot fail.
+    unsafe { (libc::getgid(), libc::getegid()) }
+}
+
+/// The number of the user of this name.
+pub fn user_named(name: &OsStr) -> Option<u32> {
+    let name = CString::new(name.as_bytes()).ok()?;
+    // SAFETY: a C string; what it points to is read before the next such call, and there is no other thread.
+    unsafe { libc::getpwnam(name.as_ptr()).as_ref() }.map(|entry| entry.pw_uid)
+}
+
+/// The environment, entry by entry, as it came.
+pub fn environment() -> Vec<OsString> {
+    unsafe extern "C" {
+        static environ: *const *const c_char;
+    }
+    let mut found = Vec::new();
+    // SAFETY: nobody changes the environment: NULL, or an array of C strings that ends with NULL.
+    unsafe {
+        let mut entry = environ;
+        while !entry.is_null() && !(*entry).is_null() {
+            found.push(OsString::from_vec(CStr::from_ptr(*entry).to_bytes().to_vec()));
+            entry = entry.add(1);
+        }
+    }
+    found
+}
+
+/// Becomes another program. It returns only where that failed. execve(2)
+pub fn exec(path: &Path, arguments: &[OsString], environment: &[OsString]) -> io::Error {
+    let strings = |list: &[OsString]| -> Result<Vec<CString>, _> {
+        list.iter().map(|text| CString::new(text.as_bytes())).collect()
+    };
+    let prepared = (|| Ok::<_, io::Error>((c_path(path)?, strings(arguments)?, strings(environment)?)))();
+    let (path, arguments, environment) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return error,
+    };
+    let pointers = |list: &[CString]| -> Vec<*const c_char> {
+        list.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
+    };
+    let (arguments, environment) = (pointers(&arguments), pointers(&environment));
+    // SAFETY: a C string, and two arrays of C strings that end with NULL, all alive.
+    unsafe { libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// How wide the terminal is that a descriptor leads to; `None` where it leads to none.
+pub fn terminal_width(fd: BorrowedFd<'_>) -> Option<usize> {
+    let mut size = MaybeUninit::<libc::winsize>::zeroed();
+    // SAFETY: the kernel fills in a winsize, and zeros are one.
+    let size = unsafe {
+        check(libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ, size.as_mut_ptr())).ok()?;
+        size.assume_init()
+    };
+    Some(usize::from(size.ws_col))
+}

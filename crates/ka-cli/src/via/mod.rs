@@ -1,0 +1,62 @@
+//! The ways to give a program keepalive from outside. A file a way; what each supplies is [`Way`].
+
+mod preload;
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+
+use crate::args::Via;
+use crate::failure::Failure;
+use crate::policy::Mode;
+use crate::program::Program;
+
+use ka_core::Config;
+
+/// A way to reach a program.
+pub(crate) trait Way: Sync {
+    /// What `--via` calls it.
+    fn name(&self) -> &'static str;
+
+    /// Whether it reaches all sockets of the program.
+    fn reach(&self, launch: &Launch<'_>) -> Reach;
+
+    /// Becomes the program, under the policy. Returns only where that failed.
+    fn start(&self, launch: &Launch<'_>) -> Result<Infallible, Failure>;
+}
+
+/// Whether a way reaches a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Yes, and what there is to know of it.
+    Yes(String),
+    /// No, why not, and what to use.
+    No { why: String, instead: String },
+}
+
+/// What is to be started, and under what.
+pub(crate) struct Launch<'a> {
+    pub(crate) program: &'a Program,
+    /// With the name that it is called by.
+    pub(crate) arguments: &'a [OsString],
+    /// What was said of the policy, and no more: what was not comes from the environment, or is the standard.
+    pub(crate) said: Option<Config>,
+    /// Whether `said` is a whole policy, which a part of another must not change.
+    pub(crate) is_whole: bool,
+    pub(crate) mode: Option<Mode>,
+    /// Says on standard error what is done.
+    pub(crate) verbose: bool,
+    /// Starts it also where it is not reached.
+    pub(crate) best_effort: bool,
+}
+
+/// All ways, the one to take first where several reach.
+pub(crate) const ALL: [&dyn Way; 1] = [&preload::Preload];
+
+/// The ways that are asked for.
+pub(crate) fn asked(via: Via) -> impl Iterator<Item = &'static dyn Way> {
+    let name = match via {
+        Via::Auto => None,
+        Via::Preload => Some("preload"),
+    };
+    ALL.into_iter().filter(move |way| name.is_none_or(|name| name == way.name()))
+}
