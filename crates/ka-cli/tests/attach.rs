@@ -1,0 +1,476 @@
+//! `ka attach`: running processes, judged by what the kernel tells the processes themselves, and by ss(8).
+
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
+mod command;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use command::{CleanUp, Holder, armed, as_nobody, go_holder, holder, ka, outcome, public, static_holder};
+use support::{
+    Running, eventually, five, has_mptcp, is_root, listening, on_a_machine_of_its_own, skip, stdout,
+};
+
+fn attach(args: &[&str], pid: i32) -> (i32, String, String) {
+    outcome(ka().arg("attach").args(args).arg(pid.to_string()))
+}
+
+/// Dynamic, static, and Go's, which sets its own keepalive: all of them, listeners too.
+#[test]
+fn every_socket_of_a_process_has_the_policy() {
+    for program in [holder(), static_holder(), go_holder()] {
+        let mut holder = Holder::start(&mut Command::new(program));
+        let (status, out, err) = attach(&["-p", "280,30,5", "-u", "auto"], holder.pid());
+        assert_eq!((status, out.as_str(), err.as_str()), (0, "3 sockets set, 0 unchanged, 0 failed\n", ""));
+        for told in holder.look() {
+            assert_eq!((told.on, told.timers), (true, [280, 30, 5, 430_000]), "{told:?}");
+        }
+        // What the listener accepts from then on has it from birth. Go, however, sets its own 15 s after that.
+        if program == go_holder() {
+            holder.end();
+            continue;
+        }
+        holder.open();
+        let told = holder.look();
+        assert_eq!((told[4].on, told[4].timers), (true, [280, 30, 5, 430_000]));
+        assert_ne!(told[3].timers[0], 280);
+
+        let (_, out, _) = attach(&["-p", "280,30,5", "-u", "auto"], holder.pid());
+        assert_eq!(out, "1 sockets set, 4 unchanged, 0 failed\n");
+        let (_, out, _) = attach(&["-p", "off"], holder.pid());
+        assert_eq!(out, "5 sockets set, 0 unchanged, 0 failed\n");
+        assert!(holder.look().iter().all(|told| !told.on && told.timers[0] == 280));
+        holder.end();
+    }
+}
+
+#[test]
+fn without_a_policy_it_is_60_10_6() {
+    let mut holder = Holder::start(&mut Command::new(holder()));
+    // The shim's variables are the shim's.
+    assert_eq!(outcome(ka().env("KA_POLICY", "1,1,1").args(["attach", &holder.pid().to_string()])).0, 0);
+    holder.assert_all(60, 10, 6);
+}
+
+#[test]
+fn a_mode_says_what_becomes_of_their_own_keepalive() {
+    // Its own is 10, 5, 2 on the end that connected.
+    let own = |mode: &str, policy: &str| {
+        let mut holder = Holder::start(Command::new(holder()).arg("keepalive"));
+        let (status, _, err) = attach(&["--mode", mode, "-p", policy], holder.pid());
+        assert_eq!((status, err.as_str()), (0, ""));
+        let told = holder.look();
+        assert!(told.iter().all(|told| told.on), "{told:?}");
+        (told[0].timers, told[1].timers)
+    };
+    assert_eq!(own("force", "60,4,6"), ([60, 4, 6, 0], [60, 4, 6, 0]));
+    assert_eq!(own("floor", "60,4,6"), ([60, 4, 6, 0], [10, 4, 2, 0]));
+    assert_eq!(own("default", "60,4,6"), ([60, 4, 6, 0], [10, 5, 2, 0]));
+}
+
+/// A user timeout that would find a dead peer later than the policy does.
+#[test]
+fn a_user_timeout_does_not_loosen_the_policy() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let pid = i32::try_from(std::process::id()).unwrap();
+    for (mode, before, after) in [
+        ("force", 900_000, 120_000),
+        ("floor", 900_000, 120_000),
+        ("floor", 5000, 5000),
+        ("default", 900_000, 900_000),
+    ] {
+        support::set_option(listener.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
+        support::set_option(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, before);
+        let port = listener.local_addr().unwrap().port().to_string();
+        assert_eq!(attach(&["--mode", mode, "--port", &port], pid).0, 0);
+        assert_eq!(five(listener.as_raw_fd()), [Ok(1), Ok(60), Ok(10), Ok(6), Ok(after)], "{mode} {before}");
+    }
+}
+
+#[test]
+fn only_what_has_the_port() {
+    let mut holder = Holder::start(&mut Command::new(holder()));
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (_, out, _) = attach(&["--port", &other.local_addr().unwrap().port().to_string()], holder.pid());
+    assert_eq!(out, "0 sockets set, 0 unchanged, 0 failed\n");
+    assert!(holder.look().iter().all(|told| !told.on));
+    // The listener's own, and that of both ends, once local and once the peer's.
+    let (_, out, _) = attach(&["--port", &holder.port.to_string()], holder.pid());
+    assert_eq!(out, "3 sockets set, 0 unchanged, 0 failed\n");
+    holder.assert_all(60, 10, 6);
+}
+
+#[test]
+fn a_dry_run_sets_nothing() {
+    let mut holder = Holder::start(Command::new(holder()).arg("udp"));
+    let before = holder.look();
+    let (status, out, _) = attach(&["--dry-run"], holder.pid());
+    assert_eq!((status, out.lines().last()), (0, Some("3 sockets would be set, 0 unchanged, 0 failed")));
+    assert_eq!(out.matches(": would be set\n").count(), 3, "{out}");
+    assert_eq!(holder.look(), before);
+}
+
+/// SO_KEEPALIVE succeeds on any socket: what is not TCP must not get it.
+#[test]
+fn what_is_not_tcp_is_left_alone() {
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (unix, _peer) = UnixStream::pair().unwrap();
+    let raw = support::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP);
+    let pid = i32::try_from(std::process::id()).unwrap();
+    for policy in ["60,10,6", "off", "on", "idle=9"] {
+        for mode in ["force", "floor", "default"] {
+            let (status, _, err) = attach(&["-p", policy, "--mode", mode], pid);
+            assert_eq!((status, err.as_str()), (0, ""), "{policy} {mode}");
+        }
+    }
+    for fd in
+        [udp.as_raw_fd(), unix.as_raw_fd()].into_iter().chain(raw.iter().map(std::os::fd::AsRawFd::as_raw_fd))
+    {
+        assert_eq!(support::option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE), Ok(0));
+    }
+    let holder = Holder::start(Command::new(holder()).arg("udp"));
+    assert_eq!(attach(&[], holder.pid()).1, "3 sockets set, 0 unchanged, 0 failed\n");
+}
+
+#[test]
+fn multipath_tcp_has_it_too() {
+    if !has_mptcp() {
+        return;
+    }
+    let socket = support::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap();
+    let pid = i32::try_from(std::process::id()).unwrap();
+    // It can have no user timeout; the rest is better than nothing.
+    let (status, _, err) = attach(&["-p", "280,30,5", "-u", "5000"], pid);
+    assert_eq!((status, err.as_str()), (0, ""));
+    let [on, idle, intvl, cnt, _] = five(socket.as_raw_fd());
+    assert_eq!([on, idle, intvl, cnt], [Ok(1), Ok(280), Ok(30), Ok(5)]);
+}
+
+/// A thread that has left the others' table of descriptors, and one whose process's first thread has ended.
+#[test]
+fn tasks_with_descriptors_of_their_own() {
+    for argument in ["task", "leaderless"] {
+        let mut holder = Holder::start(Command::new(holder()).arg(argument));
+        let (status, out, err) = attach(&["-p", "280,30,5"], holder.pid());
+        if err.contains("only Linux 6.9 and later") {
+            skip("this kernel does not reach tasks");
+            continue;
+        }
+        assert_eq!(
+            (status, out.as_str(), err.as_str()),
+            (0, "3 sockets set, 0 unchanged, 0 failed\n", ""),
+            "{argument}"
+        );
+        holder.assert_all(280, 30, 5);
+        let listed = stdout(ka().args(["ls", "--json", "--pid", &holder.pid().to_string()]));
+        assert_eq!(listed.matches("\"idle\":280").count(), 3, "{listed}");
+    }
+}
+
+/// Forks have the same sockets, and so have duplicates: each is one.
+#[test]
+fn what_is_shared_is_counted_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let _duplicate = listener.try_clone().unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // What is closed on exec is shared by those who do not exec.
+    support::set_option(listener.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
+    // SAFETY: the flag is the descriptor's own.
+    unsafe { libc::fcntl(listener.as_raw_fd(), libc::F_SETFD, 0) };
+    let children: Vec<_> = (0..3).map(|_| Running::start(Command::new("sleep").arg("60"))).collect();
+    let pids: Vec<_> = children.iter().map(|child| child.0.id().to_string()).collect();
+    let own = std::process::id().to_string();
+    let (_, out, _) = outcome(ka().args(["attach", "--port", &port.to_string(), &own, &own]).args(&pids));
+    assert_eq!(out, "1 sockets set, 0 unchanged, 0 failed\n");
+}
+
+#[test]
+fn what_cannot_be_looked_into_says_what_it_takes() {
+    let (status, out, err) = outcome(ka().args(["attach", "99999999"]));
+    assert_eq!((status, out.as_str()), (1, "0 sockets set, 0 unchanged, 1 failed\n"));
+    assert_eq!(err, "ka: attach: 99999999 (?): there is no such process\n");
+    // A thread of this one.
+    thread::scope(|scope| {
+        let (send, receive) = std::sync::mpsc::channel();
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        scope.spawn(move || {
+            // SAFETY: takes nothing and cannot fail.
+            send.send(unsafe { libc::gettid() }).unwrap();
+            let _ = wait.recv();
+        });
+        let (status, _, err) = attach(&[], receive.recv().unwrap());
+        assert!(status == 1 && err.contains("it is a task of process"), "{err}");
+        drop(done);
+    });
+    if !is_root() {
+        skip("only root becomes somebody else");
+        return;
+    }
+    let folder = public("attach");
+    let made = CleanUp(folder.clone());
+    for program in [support::release().join("ka"), holder().to_path_buf()] {
+        fs::copy(
+            &program,
+            folder.join(program.file_name().unwrap().to_str().unwrap().split('-').next().unwrap()),
+        )
+        .unwrap();
+    }
+    let nobodys = |args: &[&str]| as_nobody(Command::new(folder.join("holder")).args(args));
+    let as_nobody_attach = |pid: i32| {
+        let mut ka = Command::new(folder.join("ka"));
+        outcome(&mut as_nobody(ka.args(["attach", "-p", "280,30,5"]).arg(pid.to_string())))
+    };
+
+    // Another user's: root's.
+    let mut roots = Holder::start(&mut Command::new(holder()));
+    let (status, _, err) = as_nobody_attach(roots.pid());
+    assert_eq!(status, 1);
+    assert!(err.contains("it belongs to user 0: needs CAP_SYS_PTRACE (run ka as root)"), "{err}");
+    assert!(roots.look().iter().all(|told| !told.on));
+    // One's own, which nobody may look into, as where ptrace is restricted; root may.
+    let mut undumpable = Holder::start(&mut nobodys(&["undumpable"]));
+    let (status, _, err) = as_nobody_attach(undumpable.pid());
+    assert_eq!(status, 1, "{err}");
+    assert!(err.contains("not dumpable") || err.contains("ptrace_scope"), "{err}");
+    assert!(undumpable.look().iter().all(|told| !told.on));
+    assert_eq!(attach(&["-p", "280,30,5"], undumpable.pid()).0, 0);
+    undumpable.assert_all(280, 30, 5);
+    // One's own as it mostly is: no privilege is needed.
+    let mut own = Holder::start(&mut nobodys(&[]));
+    let (status, out, err) = as_nobody_attach(own.pid());
+    if fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").is_ok_and(|scope| scope.trim() != "0") {
+        assert!(err.contains("kernel.yama.ptrace_scope"), "{err}");
+    } else {
+        assert_eq!((status, out.as_str()), (0, "3 sockets set, 0 unchanged, 0 failed\n"), "{err}");
+        own.assert_all(280, 30, 5);
+    }
+    drop(made);
+}
+
+#[test]
+fn all_processes_or_a_user_s() {
+    if !on_a_machine_of_its_own("all_processes_or_a_user_s") {
+        return;
+    }
+    let mut roots = Holder::start(&mut Command::new(holder()));
+    if is_root() && fs::metadata(holder()).is_ok() {
+        let folder = public("user");
+        let made = CleanUp(folder.clone());
+        fs::copy(holder(), folder.join("holder")).unwrap();
+        let mut nobodys = Holder::start(&mut as_nobody(&Command::new(folder.join("holder"))));
+        assert_eq!(
+            outcome(ka().args(["attach", "--user", "nobody", "-d", "90"])).1,
+            "3 sockets set, 0 unchanged, 0 failed\n"
+        );
+        nobodys.assert_all(90, 10, 6);
+        assert!(roots.look().iter().all(|told| !told.on));
+        assert_eq!(
+            outcome(ka().args(["attach", "--user", "65534", "-d", "90"])).1,
+            "0 sockets set, 3 unchanged, 0 failed\n"
+        );
+        nobodys.end();
+        drop(made);
+    }
+    let (status, out, err) = outcome(ka().args(["attach", "--all"]));
+    assert_eq!((status, out.as_str(), err.as_str()), (0, "3 sockets set, 0 unchanged, 0 failed\n", ""));
+    roots.assert_all(60, 10, 6);
+    let (status, _, err) = outcome(ka().args(["attach", "--user", "no such user"]));
+    assert_eq!((status, err.as_str()), (2, "ka: attach: --user no such user: there is no such user\n"));
+    for args in
+        [&["attach"][..], &["attach", "--all", "1"], &["attach", "0"], &["attach", "--interval", "1s", "1"]]
+    {
+        assert_eq!(outcome(ka().args(args)).0, 2, "{args:?}");
+    }
+}
+
+#[test]
+fn nginx_redis_and_python() {
+    // nginx's workers outlive their master's sudden end, but not the end of all.
+    if !on_a_machine_of_its_own("nginx_redis_and_python") {
+        return;
+    }
+    let conf = support::nginx("listen 127.0.0.1:8080 so_keepalive=off;");
+    let nginx = Running::start(Command::new("nginx").arg("-c").arg(conf));
+    let redis = Running::start(Command::new("redis-server").args([
+        "--port",
+        "6379",
+        "--save",
+        "",
+        "--tcp-keepalive",
+        "0",
+    ]));
+    let python = "import socket, time\nl = socket.create_server(('127.0.0.1', 7000))\n\
+                  a = [l.accept() for n in range(2)]\ntime.sleep(600)";
+    let python = Running::start(Command::new("python3").args(["-c", python]));
+    for port in [8080, 6379, 7000] {
+        listening(port);
+    }
+    let _clients = [8080, 6379, 7000].map(|port| TcpStream::connect(("127.0.0.1", port)).unwrap());
+    // What asked whether they listen was closed at once, but by Python, which keeps what it accepted.
+    eventually("only these three connections", || armed(0.0) == (6, 0));
+    let workers = fs::read_to_string(format!("/proc/{0}/task/{0}/children", nginx.0.id())).unwrap();
+    let pids = [nginx.0.id(), redis.0.id(), python.0.id()].map(|pid| pid.to_string());
+    let pids: Vec<_> = pids.iter().map(String::as_str).chain(workers.split_whitespace()).collect();
+    let (status, _, err) = outcome(ka().args(["attach", "-d", "45"]).args(pids));
+    assert_eq!((status, err.as_str()), (0, ""));
+    eventually("the servers' ends have a keepalive of 45 s", || armed(45.0) == (6, 3));
+    // And a connection that comes later.
+    let _late = TcpStream::connect("127.0.0.1:8080").unwrap();
+    eventually("the late one has it too", || armed(45.0) == (8, 4));
+}
+
+#[test]
+fn following_sets_what_is_opened_later() {
+    let mut holder = Holder::start(&mut Command::new(go_holder()));
+    let mut follow = ka();
+    follow
+        .args(["attach", "--follow", "--interval", "200ms", "-p", "280,30,5"])
+        .arg(holder.pid().to_string());
+    let mut child = follow.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let all = |holder: &mut Holder, count: usize| {
+        let told = holder.look();
+        told.len() == count && told.iter().all(|told| told.on && told.timers[..3] == [280, 30, 5])
+    };
+    eventually("the first three have it", || all(&mut holder, 3));
+    holder.open();
+    holder.open();
+    eventually("those that came later have it", || all(&mut holder, 7));
+    holder.end();
+    // It ends when the process does.
+    let end = Instant::now() + Duration::from_secs(10);
+    while child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < end, "it follows nobody");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let mut out = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(out.ends_with(", 0 failed\n"), "{out}");
+}
+
+#[test]
+fn a_signal_ends_the_watch() {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let mut holder = Holder::start(&mut Command::new(holder()));
+        let mut follow = ka();
+        follow.args(["attach", "-f", "--json"]).arg(holder.pid().to_string());
+        let mut child = follow.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        eventually("it has looked", || holder.look().iter().all(|told| told.on));
+        thread::sleep(Duration::from_millis(200));
+        // SAFETY: our child, which has not been waited for.
+        unsafe { libc::kill(child.id().try_into().unwrap(), signal) };
+        assert!(child.wait().unwrap().success());
+        let mut out = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        assert_eq!(
+            out.lines().filter(|line| line.starts_with("{\"pid\":") && line.ends_with('}')).count(),
+            3,
+            "{out}"
+        );
+    }
+}
+
+#[test]
+fn it_can_take_its_time() {
+    let mut holder = Holder::start(&mut Command::new(holder()));
+    let start = Instant::now();
+    assert_eq!(attach(&["--spread", "900ms"], holder.pid()).0, 0);
+    assert!(start.elapsed() >= Duration::from_millis(900));
+    holder.assert_all(60, 10, 6);
+}
+
+/// Hundreds of processes that come and go between any two looks.
+#[test]
+fn nothing_is_upset_by_processes_that_come_and_go() {
+    if !on_a_machine_of_its_own("nothing_is_upset_by_processes_that_come_and_go") {
+        return;
+    }
+    // Each has sockets for a moment; python3 is too slow to be many.
+    let server = TcpListener::bind("127.0.0.1:7000").unwrap();
+    let churn = "n=0; while [ $n -lt 400 ]; do (exec 3<>/dev/tcp/127.0.0.1/7000; read -t 0.02 <&3) & n=$((n + 1)); \
+                 [ $((n % 20)) -eq 0 ] && wait; done 2>/dev/null; wait";
+    thread::spawn(move || {
+        let mut kept = Vec::new();
+        for stream in server.incoming() {
+            kept.extend(stream);
+            if kept.len() > 50 {
+                kept.clear();
+            }
+        }
+    });
+    let follow = ka()
+        .args(["attach", "--all", "--follow", "--interval", "10ms"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut shells: Vec<_> =
+        (0..2).map(|_| Command::new("bash").args(["-c", churn]).spawn().unwrap()).collect();
+    let mut looks = 0;
+    while shells.iter_mut().any(|shell| shell.try_wait().unwrap().is_none()) {
+        let (status, out, err) = outcome(ka().args(["ls", "--json"]));
+        assert_eq!((status, err.as_str()), (0, ""));
+        assert!(out.starts_with('[') && out.ends_with("]\n"));
+        let (status, _, err) = outcome(ka().args(["attach", "--all"]));
+        assert_eq!((status, err.as_str()), (0, ""));
+        looks += 1;
+    }
+    // SAFETY: our child, which has not been waited for.
+    unsafe { libc::kill(follow.id().try_into().unwrap(), libc::SIGTERM) };
+    let output = follow.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.ends_with(", 0 failed\n") && output.stderr.is_empty(), "{said}");
+    let set: usize = said.split(' ').next().unwrap().parse().unwrap();
+    assert!(set > 100 && looks > 3, "{said} {looks}");
+}
+
+/// A hundred thousand descriptors, in as few processes as the limit allows, with a name that is no text.
+#[test]
+fn a_hundred_thousand_descriptors_and_a_name_that_is_no_text() {
+    let program = r#"
+import ctypes, os, resource, socket, time
+want = 100_000
+have = want + 1000
+try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (have, have))
+except (ValueError, PermissionError):
+    have = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (have, have))
+libc = ctypes.CDLL(None)
+libc.prctl(15, b"a\xff\x1b[31mb\n", 0, 0, 0)
+s = socket.socket()
+each = have - 1000
+for n in range(each):
+    os.dup(s.fileno() if n % 2 else 0)
+pids = [os.getpid()]
+while len(pids) * each < want and pids[-1]:
+    pids.append(os.fork())
+if not pids[-1]:
+    libc.prctl(1, 9)
+else:
+    print("ready", *pids, flush=True)
+time.sleep(600)
+"#;
+    let mut python = Command::new("python3");
+    python.args(["-c", program]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut running = Running(python.spawn().unwrap());
+    let mut line = String::new();
+    BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let pids: Vec<_> = line.trim().strip_prefix("ready ").unwrap().split(' ').collect();
+    let (status, out, err) = outcome(ka().args(["attach", "-v"]).args(&pids));
+    assert_eq!((status, err.as_str()), (0, ""));
+    assert!(out.ends_with("1 sockets set, 0 unchanged, 0 failed\n") && !out.contains('\u{1b}'), "{out}");
+    assert!(out.contains("(a\\xff\\u{1b}[31mb\\n) fd 3 "), "{out}");
+    let (_, out, _) = outcome(ka().args(["attach", "--json"]).args(&pids));
+    assert!(out.contains(r#""comm": "a\\xff\u001b[31mb\n""#), "{out}");
+    drop(running);
+}

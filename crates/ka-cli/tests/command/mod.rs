@@ -1,0 +1,193 @@
+//! What the tests of the command share: ka as it is shipped, and processes that tell what the kernel says of their
+//! sockets.
+
+#![allow(dead_code, reason = "each test program uses its part of this")]
+
+use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use crate::support::{self, Link, compile, root, scratch, succeed};
+
+/// ka, told nothing but what the test says.
+pub fn ka() -> Command {
+    bare(support::release().join("ka"))
+}
+
+/// A program that gets none of ka's variables from whoever runs the tests.
+pub fn bare(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"KA_")) {
+        command.env_remove(name);
+    }
+    command.env_remove("LD_PRELOAD").env_remove("NO_COLOR");
+    command
+}
+
+/// A command as somebody who is not root.
+pub fn as_nobody(command: &Command) -> Command {
+    let mut wrapped = bare("setpriv");
+    wrapped.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    wrapped.arg(command.get_program()).args(command.get_args());
+    wrapped
+}
+
+/// A command's status, standard output and standard error.
+pub fn outcome(command: &mut Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let code = status.code().unwrap_or_else(|| panic!("{command:?}: {status}"));
+    (code, text(stdout), text(stderr))
+}
+
+/// A path of which everybody can run what is there: that of the repository need not be one.
+pub fn public(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("ka-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    folder
+}
+
+/// Removes a folder when dropped.
+pub struct CleanUp(pub PathBuf);
+
+impl Drop for CleanUp {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The holder in C, made with these flags.
+pub fn holder_with(compiler: &mut Command, flags: &[&str]) -> PathBuf {
+    let source = root().join("crates/ka-cli/tests/c/holder.c");
+    compile(compiler.args(flags), &source, Link::Nothing)
+}
+
+/// The holder in C.
+pub fn holder() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| holder_with(&mut support::cc(), &[]))
+}
+
+/// The holder in C, without a loader.
+pub fn static_holder() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| holder_with(&mut support::cc(), &["-static"]))
+}
+
+/// The holder in Go.
+pub fn go_holder() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let output = scratch("holder-go");
+        let mut go = Command::new("go");
+        go.args(["build", "-o"]).arg(&output).arg(root().join("crates/ka-cli/tests/go/holder.go"));
+        succeed(go.env("CGO_ENABLED", "0").env("GOCACHE", scratch("go-cache")).env("GOFLAGS", "-mod=mod"));
+        output
+    })
+}
+
+/// What the kernel says of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    pub fd: i32,
+    pub on: bool,
+    /// idle, intvl, cnt, user timeout.
+    pub timers: [i32; 4],
+}
+
+/// A process with sockets.
+pub struct Holder {
+    child: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+    pub port: u16,
+}
+
+impl Holder {
+    /// Starts a command that is a holder, or becomes one.
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let input = child.stdin.take();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut holder = Self { child, input, output, port: 0 };
+        let line = holder.line();
+        holder.port = line.strip_prefix("ready ").unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
+        holder
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id().try_into().unwrap()
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn command(&mut self, command: &str) -> Vec<String> {
+        self.input.as_mut().unwrap().write_all(command.as_bytes()).unwrap();
+        let mut lines = Vec::new();
+        loop {
+            match self.line() {
+                line if line == "end" => return lines,
+                line if line.is_empty() => panic!("the holder has ended"),
+                line => lines.push(line),
+            }
+        }
+    }
+
+    /// What the kernel says of its sockets, by getsockopt(2) within it: the listener, then each connection's two ends.
+    pub fn look(&mut self) -> Vec<Told> {
+        let told = |line: String| {
+            let numbers: Vec<i32> = line.split(' ').map(|number| number.parse().unwrap()).collect();
+            Told { fd: numbers[0], on: numbers[1] != 0, timers: numbers[2..6].try_into().unwrap() }
+        };
+        self.command("look\n").into_iter().map(told).collect()
+    }
+
+    /// Opens one more connection.
+    pub fn open(&mut self) {
+        self.command("open\n");
+    }
+
+    /// All its sockets have this policy.
+    #[track_caller]
+    pub fn assert_all(&mut self, idle: i32, intvl: i32, cnt: i32) {
+        for told in self.look() {
+            assert_eq!((told.on, &told.timers[..3]), (true, &[idle, intvl, cnt][..]), "{told:?}");
+        }
+    }
+
+    /// It ends by itself.
+    pub fn end(mut self) {
+        drop(self.input.take());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The connections of this network as ss(8) shows them to everybody: how many there are, and of how many a keepalive
+/// timer runs with at most so many seconds left.
+pub fn armed(seconds: f64) -> (usize, usize) {
+    let sockets = support::stdout(Command::new("ss").args(["-tnoH", "state", "established"]));
+    let left = |line: &str| {
+        let timer = line.split_once("timer:(keepalive,")?.1.split(',').next()?;
+        let minutes = timer.split_once("min").map_or(("0", timer), |(minutes, rest)| (minutes, rest));
+        let rest = minutes.1.strip_suffix("sec").or(minutes.1.strip_suffix("ms")).unwrap_or("0");
+        let rest: f64 = rest.parse().unwrap_or(0.0);
+        let rest = if minutes.1.ends_with("ms") { rest / 1000.0 } else { rest };
+        Some(minutes.0.parse::<f64>().ok()? * 60.0 + rest)
+    };
+    let within = |line: &&str| left(line).is_some_and(|left| left <= seconds);
+    (sockets.lines().count(), sockets.lines().filter(within).count())
+}

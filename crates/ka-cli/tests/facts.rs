@@ -1,0 +1,387 @@
+//! `ka check`, `plan`, `defaults`, completions and the manual pages: that what they say is so, and that what they say
+//! to paste is taken by the programs that it is for.
+
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
+mod command;
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use command::{CleanUp, Holder, as_nobody, bare, go_holder, holder, ka, outcome, public, static_holder};
+use serde_json::{Value, json};
+use support::{
+    Link, compile, in_a_network_of_its_own, is_root, root, scratch, skip, stdout, succeed, sysctl,
+};
+
+fn json_of(command: &mut Command) -> Value {
+    let (_, out, err) = outcome(command);
+    serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}{err}"))
+}
+
+fn way<'a>(report: &'a Value, name: &str) -> &'a Value {
+    let ways = report["ways"].as_array().unwrap();
+    ways.iter().find(|way| way["way"] == name).unwrap_or_else(|| panic!("{report}"))
+}
+
+#[test]
+fn check_says_what_reaches_a_program() {
+    for (program, status, reached, fact) in [
+        (Path::new("nginx"), 0, true, "dynamic, its loader is "),
+        (holder(), 0, true, "dynamic, its loader is "),
+        (static_holder(), 1, false, "static"),
+        (go_holder(), 1, false, "made by Go"),
+    ] {
+        let (found, text, err) = outcome(ka().arg("check").arg(program));
+        assert_eq!((found, err.as_str()), (status, ""), "{text}");
+        assert!(text.contains(fact), "{text}");
+        let report = json_of(ka().args(["check", "--json"]).arg(program));
+        assert_eq!(way(&report, "preload")["reaches"], reached, "{report}");
+        // What it says to type is right.
+        let command = report["command"].as_str().unwrap();
+        let expected = if reached { "ka run -- " } else { " & ka attach --follow $!" };
+        assert!(command.contains(expected), "{command}");
+    }
+    let (status, _, err) = outcome(ka().args(["check", "no-such-program"]));
+    assert_eq!(
+        (status, err.as_str()),
+        (127, "ka: check: no-such-program: there is no such program on PATH\n")
+    );
+}
+
+/// It is typed, and it works: a path with a blank too.
+#[test]
+fn what_check_says_to_type_works() {
+    let odd = scratch("it's odd");
+    fs::copy(holder(), &odd).unwrap();
+    let report = json_of(ka().args(["check", "--json"]).arg(&odd));
+    let command = report["command"].as_str().unwrap().replace("ka run", "exec \"$KA\" run");
+    let mut shell = bare("sh");
+    Holder::start(shell.args(["-c", &command]).env("KA", support::release().join("ka")))
+        .assert_all(60, 10, 6);
+}
+
+#[test]
+fn check_says_what_reaches_a_process() {
+    let running = Holder::start(&mut Command::new(holder()));
+    let pid = running.pid().to_string();
+    let report = json_of(ka().args(["check", "--json", &pid]));
+    assert_eq!(way(&report, "attach")["reaches"], true);
+    assert_eq!(way(&report, "preload")["reaches"], false);
+    assert_eq!(report["command"], format!("ka attach --follow {pid}"));
+    assert_eq!(report["facts"][0], "3 TCP sockets, 3 of them without keepalive");
+    assert_eq!(outcome(ka().args(["check", &pid])).0, 0);
+
+    let preloaded = Holder::start(ka().arg("run").arg(holder()));
+    let report = json_of(ka().args(["check", "--json", &preloaded.pid().to_string()]));
+    assert_eq!(way(&report, "preload")["reaches"], true, "{report}");
+    assert_eq!(report["facts"][1], "3 TCP sockets, 0 of them without keepalive");
+
+    let (status, _, err) = outcome(ka().args(["check", "99999999"]));
+    assert_eq!((status, err.as_str()), (2, "ka: check: 99999999: there is no such process\n"));
+    if !is_root() {
+        skip("only root becomes somebody else");
+        return;
+    }
+    let folder = public("check");
+    let made = CleanUp(folder.clone());
+    fs::copy(support::release().join("ka"), folder.join("ka")).unwrap();
+    let (status, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).args(["check", &pid])));
+    assert_eq!(status, 1);
+    assert!(out.contains("attach   no   it belongs to user 0: needs CAP_SYS_PTRACE"), "{out}");
+    assert!(out.contains("sudo ka attach --follow"), "{out}");
+    drop(made);
+}
+
+#[test]
+fn a_plan_has_the_numbers_that_the_library_has() {
+    for (args, numbers) in [
+        (&["--path", "350s"][..], [280, 30, 5, 430_000, 484_664]),
+        (&["--path", "350"], [280, 30, 5, 430_000, 484_664]),
+        (&["--preset", "aws-nlb"], [280, 30, 5, 430_000, 484_664]),
+        (&["--detect", "30s"], [14, 4, 3, 26_000, 29_342]),
+        (&["--detect", "30000ms"], [14, 4, 3, 26_000, 29_342]),
+        (&["--policy", "60,10,5"], [60, 10, 5, 110_000, 124_029]),
+        (&["--policy", "idle=100"], [100, 10, 6, 160_000, 180_388]),
+    ] {
+        let plan = json_of(ka().args(["plan", "--json"]).args(args));
+        let told = ["idle", "intvl", "cnt", "typical_ms", "worst_ms"].map(|key| plan[key].as_u64().unwrap());
+        assert_eq!(told, numbers, "{args:?}");
+        let (idle, all) = (plan["idle"].as_f64().unwrap(), plan["probes_per_hour"].as_f64().unwrap());
+        assert!((all - 3600.0 / idle).abs() < 1e-9, "{plan}");
+    }
+    let plan = json_of(ka().args(["plan", "--json", "--path", "350s", "--connections", "1000"]));
+    assert_eq!(
+        plan["all_bytes_per_day"].as_f64(),
+        plan["bytes_per_day"].as_f64().map(|bytes| bytes * 1000.0)
+    );
+    let plan =
+        json_of(ka().args(["plan", "--json", "-p", "60,10,6,user_timeout=auto"].map(|arg| {
+            if arg.starts_with("60") { "idle=60,intvl=10,cnt=6,user_timeout=auto" } else { arg }
+        })));
+    assert_eq!(plan["user_timeout_ms"], 120_000);
+    for (args, message) in [
+        (
+            &["--detect", "1s"][..],
+            "ka: plan: --detect: no policy can do it: the shortest time that works is 2274 ms\n",
+        ),
+        (&["--path", "2s"], "ka: plan: --path: no policy can do it: the shortest time that works is 3 s\n"),
+        (&["--preset", "x"], "ka: plan: --preset x: there is none of this name: see ka plan --list\n"),
+        (&["--policy", "off"], "ka: plan: --policy off: must turn keepalive on\n"),
+        (&["--path", "1500ms"], "error: invalid value '1500ms' for '--path <S>': it must be whole seconds"),
+        (&["--path", "0"], "error: invalid value '0' for '--path <S>': it must be 1..4294967295 s\n"),
+        (&["--path", "-5"], "error: invalid value '-5' for '--path <S>': a time is a number"),
+        (&[], "error: the following required arguments were not provided"),
+        (&["--path", "5s", "--detect", "5s"], "error: the argument '--path <S>' cannot be used with"),
+    ] {
+        let (status, out, err) = outcome(ka().arg("plan").args(args));
+        assert_eq!((status, out.as_str()), (2, ""), "{args:?}");
+        assert!(err.starts_with(message), "{args:?}: {err}");
+    }
+    let presets = json_of(ka().args(["plan", "--list", "--json"]));
+    let presets = presets.as_array().unwrap();
+    assert!(presets.iter().all(|preset| preset["url"].as_str().unwrap().starts_with("https://")));
+    assert!(presets.contains(&json!({
+        "name": "aws-nlb", "path_idle_s": 350, "idle": 280, "intvl": 30, "cnt": 5,
+        "source": "AWS: Update the TCP idle timeout for your Network Load Balancer listener",
+        "url": "https://docs.aws.amazon.com/elasticloadbalancing/latest/network/update-idle-timeout.html",
+    })));
+    let (_, text, _) = outcome(ka().args(["plan", "--list"]));
+    assert!(presets.iter().all(|preset| text.contains(preset["url"].as_str().unwrap())));
+}
+
+/// The lines below a heading of `ka plan`.
+fn pasted(plan: &str, heading: &str) -> String {
+    let lines = plan.lines().skip_while(|line| !line.starts_with(heading)).skip(1);
+    let lines: Vec<_> = lines.take_while(|line| line.starts_with("    ")).map(str::trim).collect();
+    assert!(!lines.is_empty(), "no {heading} in {plan}");
+    lines.join("\n")
+}
+
+fn plan_text() -> String {
+    let policy = "idle=280,intvl=30,cnt=5,user_timeout=430000";
+    let (status, plan, _) = outcome(ka().env("LC_ALL", "C").args(["plan", "-p", policy]));
+    assert_eq!(status, 0);
+    plan
+}
+
+#[test]
+fn the_timeline_has_a_mark_for_each_probe() {
+    let (_, plan, _) = outcome(ka().env("LC_ALL", "C").args(["plan", "--path", "350s"]));
+    let lines: Vec<_> = plan.lines().skip(2).collect();
+    assert_eq!(lines[0].trim().chars().filter(|letter| *letter == '+').count(), 5, "{plan}");
+    assert!(lines[0].trim().starts_with("|--") && lines[0].ends_with('X') && lines[0].len() <= 80, "{plan}");
+    for (at, label) in [('|', "0 "), ('+', "280 "), ('X', "430 s")] {
+        let place = lines[0].find(at).unwrap();
+        assert!(lines[1][place..].starts_with(label), "{plan}");
+    }
+    let (_, plan, _) = outcome(ka().env("LC_ALL", "C.UTF-8").args(["plan", "--path", "350s"]));
+    assert_eq!(plan.matches('┼').count(), 5);
+    // As many as there can be, and few.
+    for policy in ["1,1,127", "32767,32767,127", "1,1,1", "32767,1,1"] {
+        assert_eq!(outcome(ka().args(["plan", "-p", policy])).0, 0);
+    }
+}
+
+#[test]
+fn nginx_takes_what_is_to_be_pasted() {
+    let listen = pasted(&plan_text(), "nginx").replace("443 ssl", "127.0.0.1:8080");
+    let conf = support::nginx(&listen);
+    succeed(Command::new("nginx").args(["-t", "-c"]).arg(conf));
+}
+
+#[test]
+fn postgresql_takes_what_is_to_be_pasted() {
+    let plan = plan_text();
+    let server = pasted(&plan, "PostgreSQL, postgresql.conf");
+    for line in server.lines() {
+        let (name, value) = line.split_once(" = ").unwrap();
+        let bin =
+            fs::read_dir("/usr/lib/postgresql").unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
+        // It will not run as root, and prints no parameter without a folder of data: so it describes them all.
+        let described = stdout(Command::new(bin.join("bin/postgres")).arg("--describe-config"));
+        let found = described
+            .lines()
+            .find(|line| line.starts_with(&format!("{name}\t")))
+            .unwrap_or_else(|| panic!("{name}"));
+        let columns: Vec<_> = found.split('\t').collect();
+        let value: i64 = value.parse().unwrap();
+        let numbers: Vec<i64> = columns.iter().filter_map(|column| column.parse().ok()).collect();
+        assert!(numbers.iter().any(|most| *most >= value), "{found}");
+    }
+    // libpq names an option that it does not know before it connects to anything.
+    let client = pasted(&plan, "PostgreSQL's clients (libpq)");
+    let (_, _, err) = outcome(Command::new("psql").arg(format!("host=127.0.0.1 port=1 {client}")));
+    assert!(err.contains("Connection refused"), "{err}");
+}
+
+#[test]
+fn systemd_takes_what_is_to_be_pasted() {
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        skip("no systemd here");
+        return;
+    }
+    let folder = scratch("systemd");
+    fs::create_dir(&folder).unwrap();
+    let unit = folder.join("ka-test.socket");
+    let socket = pasted(&plan_text(), "systemd.socket(5)");
+    fs::write(&unit, format!("{socket}\nListenStream=127.0.0.1:7000\n")).unwrap();
+    fs::write(folder.join("ka-test.service"), "[Service]\nExecStart=/bin/true\n").unwrap();
+    let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let ours: Vec<_> = said.lines().filter(|line| line.contains("ka-test")).collect();
+    assert!(ours.is_empty(), "{ours:?}");
+    // And it does name what it does not know.
+    fs::write(&unit, format!("{socket}\nKeepAliveNoSuch=1\n")).unwrap();
+    let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("KeepAliveNoSuch"));
+}
+
+#[test]
+fn c_takes_what_is_to_be_pasted() {
+    let source = scratch("pasted").with_extension("c");
+    let call = pasted(&plan_text(), "C, with libka");
+    let text = format!(
+        "#include <ka.h>\n#include <stdio.h>\n#include <sys/socket.h>\nint main(void)\n{{\n\
+         int fd = socket(AF_INET, SOCK_STREAM, 0), idle, intvl, cnt, ms;\n{call}\n\
+         ka_get_idle(fd, &idle); ka_get_intvl(fd, &intvl); ka_get_cnt(fd, &cnt); ka_get_user_timeout(fd, &ms);\n\
+         printf(\"%d %d %d %d %d\\n\", ka_is_enabled(fd), idle, intvl, cnt, ms);\n}}\n"
+    );
+    fs::write(&source, text).unwrap();
+    let program = compile(&mut support::cc(), &source, Link::Shared);
+    assert_eq!(stdout(&mut Command::new(program)), "1 280 30 5 430000\n");
+}
+
+#[test]
+fn the_system_s_defaults() {
+    if !in_a_network_of_its_own("the_system_s_defaults") {
+        return;
+    }
+    for (name, value) in [("time", "7200"), ("intvl", "75"), ("probes", "9")] {
+        sysctl(&format!("tcp_keepalive_{name}"), value);
+    }
+    let now = || {
+        ["time", "intvl", "probes"].map(|name| {
+            let path = format!("/proc/sys/net/ipv4/tcp_keepalive_{name}");
+            fs::read_to_string(path).unwrap().trim().parse::<i32>().unwrap()
+        })
+    };
+    let (_, text, _) = outcome(ka().arg("defaults"));
+    assert!(
+        text.contains(
+            "A dead peer is known after 2 h 11 min 15 s: 2 h idle, then 9 probes, 1 min 15 s apart."
+        ),
+        "{text}"
+    );
+    assert!(text.contains("of 0 connections here 0 have it on"), "{text}");
+    let _holder = Holder::start(Command::new(holder()).arg("keepalive"));
+    let found = json_of(ka().args(["defaults", "--json"]));
+    assert_eq!((&found["connections"], &found["with_keepalive"]), (&2.into(), &1.into()), "{found}");
+
+    assert_eq!(outcome(ka().args(["defaults", "--set", "60,10,6"])).0, 0);
+    assert_eq!(now(), [60, 10, 6]);
+    assert_eq!(outcome(ka().args(["defaults", "--set", "idle=90"])).0, 0);
+    assert_eq!(now(), [90, 10, 6]);
+    // And for good: sysctl(8) reads it, and a wrong place changes nothing.
+    let folder = scratch("sysctl");
+    fs::create_dir(&folder).unwrap();
+    let file = folder.join("60-ka.conf");
+    let persist = |path: &Path| format!("--persist={}", path.display());
+    assert_eq!(outcome(ka().args(["defaults", "--set", "30,5,3", &persist(&file)])).0, 0);
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644);
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "nothing else is left there");
+    assert_eq!(now(), [30, 5, 3]);
+    sysctl("tcp_keepalive_time", "7200");
+    succeed(Command::new("sysctl").arg("-p").arg(&file));
+    assert_eq!(now(), [30, 5, 3]);
+    let (status, _, err) =
+        outcome(ka().args(["defaults", "--set", "9,9,9", &persist(Path::new("/no/such/folder/x.conf"))]));
+    assert!(status == 2 && err.contains("/no/such/folder/x.conf: No such file"), "{err}");
+    assert_eq!(now(), [30, 5, 3]);
+    // What cannot be renamed to: what was set is put back.
+    let (status, _, err) = outcome(ka().args(["defaults", "--set", "9,9,9", &persist(&folder)]));
+    assert!(status == 2 && err.contains("nothing was set"), "{err}");
+    assert_eq!(now(), [30, 5, 3]);
+
+    for (policy, why) in [
+        ("off", "no sysctl turns keepalive on or off"),
+        ("60,10,6,x", "numbers without names must be three"),
+        ("idle=60,user_timeout=5", "there is no sysctl for the user timeout"),
+        ("on", "name at least one of idle, intvl and cnt"),
+        ("idle=40000", "idle must be 1..32767 s"),
+    ] {
+        let (status, _, err) = outcome(ka().args(["defaults", "--set", policy]));
+        assert!(status == 2 && err.contains(why), "{policy}: {err}");
+    }
+    assert_eq!(outcome(ka().args(["defaults", "--persist"])).0, 2);
+    sysctl("tcp_keepalive_time", "-1");
+    assert!(outcome(ka().arg("defaults")).1.contains("These cannot work"));
+
+    if !is_root() {
+        skip("only root becomes somebody else");
+        return;
+    }
+    let public = public("defaults");
+    let made = CleanUp(public.clone());
+    fs::copy(support::release().join("ka"), public.join("ka")).unwrap();
+    let (status, _, err) =
+        outcome(&mut as_nobody(Command::new(public.join("ka")).args(["defaults", "--set", "9,9,9"])));
+    assert!(status == 2 && err.contains("needs CAP_NET_ADMIN") && err.contains("nothing was set"), "{err}");
+    assert_eq!(now(), [-1, 5, 3]);
+    drop(made);
+}
+
+#[test]
+fn completions_are_what_the_shells_take() {
+    for shell in ["bash", "zsh", "fish"] {
+        let text = stdout(ka().args(["completions", shell]));
+        assert!(text.contains("attach") && text.contains("best-effort"), "{shell}");
+    }
+    // bash has it complete a subcommand and a flag.
+    let mut bash = Command::new("bash");
+    let script = "source /dev/stdin; COMP_WORDS=(ka pl); COMP_CWORD=1; _ka ka pl ka; echo ${COMPREPLY[@]}; \
+                  COMP_WORDS=(ka plan --pre); COMP_CWORD=2; _ka ka --pre plan; echo ${COMPREPLY[@]}";
+    let mut child = bash.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let text = stdout(ka().args(["completions", "bash"]));
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "plan\n--preset\n");
+}
+
+#[test]
+fn the_manual_pages_have_no_fault() {
+    let mut pages: Vec<PathBuf> =
+        fs::read_dir(root().join("man")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    pages.sort();
+    assert!(pages.len() >= 9, "{pages:?}");
+    for page in pages {
+        // Whether other packages' pages are on this machine is none of theirs.
+        let level = if page.extension() == Some("1".as_ref()) { "style" } else { "warning" };
+        let output = Command::new("mandoc").args(["-T", "lint", "-W", level]).arg(&page).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+#[test]
+fn version_and_help() {
+    assert_eq!(stdout(ka().arg("--version")), format!("ka {}\n", env!("CARGO_PKG_VERSION")));
+    for args in [
+        &["--help"][..],
+        &["run", "--help"],
+        &["attach", "--help"],
+        &["ls", "--help"],
+        &["check", "--help"],
+        &["plan", "--help"],
+        &["defaults", "--help"],
+        &["completions", "--help"],
+    ] {
+        let (status, out, _) = outcome(ka().args(args));
+        assert!(status == 0 && out.contains("Examples:"), "{args:?}: {out}");
+    }
+    let (status, out, _) = outcome(&mut ka());
+    assert!(status == 2 && out.is_empty());
+}

@@ -1,0 +1,337 @@
+//! `ka run`: that the program's sockets have the policy, that the program is otherwise what it would have been, and
+//! that what cannot be reached is not run.
+
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
+mod command;
+
+use std::fs;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use command::{
+    CleanUp, Holder, armed, as_nobody, bare, go_holder, holder, holder_with, ka, outcome, public,
+    static_holder,
+};
+use support::{Running, eventually, is_root, listening, on_a_machine_of_its_own, scratch, skip, stdout};
+
+/// Prints SO_KEEPALIVE, idle, intvl, cnt and user timeout of a fresh socket.
+const FRESH: &str = "import socket; s = socket.socket(); \
+    print(s.getsockopt(1, 9), *(s.getsockopt(6, n) for n in (4, 5, 6, 18)))";
+
+fn fresh(command: &mut Command) -> String {
+    stdout(command.args(["--", "python3", "-c", FRESH])).trim().to_owned()
+}
+
+#[test]
+fn the_sockets_of_the_program_have_the_policy() {
+    assert_eq!(fresh(ka().arg("run")), "1 60 10 6 0");
+    assert_eq!(fresh(ka().args(["run", "-p", "280,30,5"])), "1 280 30 5 0");
+    assert_eq!(
+        fresh(ka().args(["run", "-d", "5m", "-i", "7000ms", "-c", "3", "-u", "30s"])),
+        "1 300 7 3 30000"
+    );
+    assert_eq!(fresh(ka().args(["run", "-p", "280,30,5", "--cnt=3", "-u", "auto"])), "1 280 30 3 370000");
+    // Over what the environment says, part by part or whole.
+    assert_eq!(fresh(ka().env("KA_POLICY", "280,30,5").arg("run")), "1 280 30 5 0");
+    assert_eq!(fresh(ka().env("KA_POLICY", "280,30,5").args(["run", "-c", "3"])), "1 280 30 3 0");
+    assert_eq!(fresh(ka().env("KA_IDLE", "99").args(["run", "-p", "280,30,5"])), "1 280 30 5 0");
+    assert_eq!(fresh(ka().env("KA_IDLE", "99").args(["run", "-p", "cnt=3"])), "1 60 10 3 0");
+    assert_eq!(fresh(ka().env("KA_POLICY", "off").args(["run", "-d", "30"])), "1 30 10 6 0");
+}
+
+#[test]
+fn a_mode_says_what_the_program_may() {
+    let program = "import socket; s = socket.socket(); s.setsockopt(6, 4, 30); s.setsockopt(6, 5, 50); \
+                   s.setsockopt(1, 9, 0); print(s.getsockopt(1, 9), s.getsockopt(6, 4), s.getsockopt(6, 5))";
+    for (mode, expected) in [("force", "1 60 10\n"), ("floor", "1 30 10\n"), ("default", "0 30 50\n")] {
+        assert_eq!(stdout(ka().args(["run", "--mode", mode, "python3", "-c", program])), expected, "{mode}");
+    }
+}
+
+#[test]
+fn it_becomes_the_program() {
+    let child = ka().args(["run", "sh", "-c", "echo $$"]).stdout(Stdio::piped()).spawn().unwrap();
+    let pid = child.id();
+    assert_eq!(String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap(), format!("{pid}\n"));
+
+    assert_eq!(outcome(ka().args(["run", "--", "sh", "-c", "exit 42"])).0, 42);
+    let killed = ka().args(["run", "--", "sh", "-c", "kill -USR1 $$"]).status().unwrap();
+    assert_eq!(killed.signal(), Some(libc::SIGUSR1));
+    // The name that it is called by, and arguments that look like ours.
+    let shown = stdout(ka().args(["run", "sh", "-c", "echo \"$0 $@\"", "-v", "--help", "", "-d"]));
+    assert_eq!(shown, "-v --help  -d\n");
+    let shown = outcome(ka().args(["run", "-v", "-d", "30", "true"]));
+    assert_eq!(
+        shown.2,
+        format!("ka: via preload: {}, idle=30,intvl=10,cnt=6, mode force\n", support::shim().display())
+    );
+}
+
+/// Signals that are ignored or blocked, descriptors that are closed: as they were.
+#[test]
+fn the_program_has_what_ka_was_given() {
+    const SHOW: &str = "grep -E '^Sig(Ign|Blk)' /proc/self/status; ls /proc/self/fd | tr '\\n' ' '";
+    for given in ["", "trap '' PIPE;", "trap '' HUP PIPE;", "exec 0<&-;", "exec 7</dev/null;"] {
+        let show = |ka: &str| {
+            let script = format!("{given} exec {ka} sh -c \"{SHOW}\"");
+            let output = bare("sh").args(["-c", &script]).stdin(Stdio::null()).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let run = format!("{} run --", support::release().join("ka").display());
+        assert_eq!(show(&run), show(""), "{given}");
+    }
+}
+
+#[test]
+fn what_is_preloaded_already_stays_and_the_shim_is_added_once() {
+    let show = ["run", "sh", "-c", "echo $LD_PRELOAD"];
+    let (shim, libc) = (support::shim(), "libc.so.6");
+    let both = format!("{libc}:{}\n", shim.display());
+    assert_eq!(stdout(ka().args(show)), format!("{}\n", shim.display()));
+    assert_eq!(stdout(ka().env("LD_PRELOAD", libc).args(show)), both);
+    let own = support::release().join("ka");
+    let nested = [&["run"][..], &[own.to_str().unwrap()], &show].concat();
+    assert_eq!(stdout(ka().env("LD_PRELOAD", libc).args(nested)), both);
+}
+
+/// The loader takes no path with blanks, colons or $; programs that the program starts find the shim too.
+#[test]
+fn a_path_that_the_loader_cannot_take() {
+    let folder = scratch("a $b: c");
+    fs::create_dir(&folder).unwrap();
+    fs::copy(support::release().join("ka"), folder.join("ka")).unwrap();
+    fs::copy(support::shim(), folder.join("libka_preload.so")).unwrap();
+    let script = format!("python3 -c '{FRESH}'; cd /; env -u KA_IDLE python3 -c '{FRESH}'");
+    for runtime in [None, Some("/no/such/folder"), Some("relative"), Some("/tmp/with blank")] {
+        let mut run = bare(folder.join("ka"));
+        run.env_remove("XDG_RUNTIME_DIR").args(["run", "-d", "30", "sh", "-c", &script]);
+        run.envs(runtime.map(|runtime| ("XDG_RUNTIME_DIR", runtime)));
+        let (status, out, err) = outcome(&mut run);
+        assert_eq!(
+            (status, out.as_str(), err.as_str()),
+            (0, "1 30 10 6 0\n1 60 10 6 0\n", ""),
+            "{runtime:?}"
+        );
+    }
+    // The links stay for whoever was started by them, but not for this.
+    // SAFETY: takes nothing and cannot fail.
+    let user = unsafe { libc::geteuid() };
+    for place in ["/run/ka".to_owned(), format!("/tmp/ka-{user}")] {
+        for entry in fs::read_dir(&place).into_iter().flatten().flatten() {
+            if fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(&folder)) {
+                fs::remove_file(entry.path()).unwrap();
+            }
+        }
+        let _ = fs::remove_dir(&place);
+    }
+}
+
+/// What somebody else could have put there is not preloaded into root's programs.
+#[test]
+fn a_shim_that_the_environment_names() {
+    let shim = scratch("shim.so");
+    fs::copy(support::shim(), &shim).unwrap();
+    assert_eq!(fresh(ka().env("KA_PRELOAD", &shim).arg("run")), "1 60 10 6 0");
+    let (status, _, err) = outcome(ka().env("KA_PRELOAD", "/no/such.so").args(["run", "true"]));
+    assert_eq!(status, 125);
+    assert!(err.contains("looked for /no/such.so"), "{err}");
+    let (status, _, err) = outcome(ka().env("KA_PRELOAD", "/etc/passwd").args(["run", "true"]));
+    assert_eq!(status, 125);
+    assert!(err.contains("/etc/passwd: it is no shared library"), "{err}");
+    if !is_root() {
+        skip("only root is under sudo");
+        return;
+    }
+    let under_sudo =
+        |shim: &Path| outcome(ka().env("KA_PRELOAD", shim).env("SUDO_UID", "1000").args(["run", "true"]));
+    assert_eq!(under_sudo(&shim).0, 0);
+    fs::set_permissions(&shim, fs::Permissions::from_mode(0o777)).unwrap();
+    let (status, _, err) = under_sudo(&shim);
+    assert_eq!(status, 125);
+    assert!(err.contains("nobody else may write it"), "{err}");
+}
+
+#[test]
+fn the_status_says_whose_failure_it_was() {
+    let script = scratch("not-executable");
+    fs::write(&script, "#!/bin/sh\n").unwrap();
+    let not_executable = script.to_str().unwrap();
+    for (program, status, message) in [
+        (&["no-such-program"][..], 127, "ka: run: no-such-program: there is no such program on PATH\n"),
+        (&["/no/such/program"], 127, "ka: run: /no/such/program: there is no such program\n"),
+        (&["/"], 126, "ka: run: /: Is a directory (os error 21)\n"),
+        (&[not_executable], 126, ""),
+        (&["-d", "0", "true"], 125, "error: invalid value '0' for '--idle <S>': it must be 1..32767 s\n"),
+        (
+            &["-i", "1500ms", "true"],
+            125,
+            "error: invalid value '1500ms' for '--intvl <S>': it must be whole seconds",
+        ),
+        (
+            &["-c", "128", "true"],
+            125,
+            "error: invalid value '128' for '--cnt <N>': it must be 1..127 probes\n",
+        ),
+        (
+            &["-u", "3000000000", "true"],
+            125,
+            "error: invalid value '3000000000' for '--user-timeout <MS>': it must be 0..2147483647 ms, or auto\n",
+        ),
+        (
+            &["-p", "60,10", "true"],
+            125,
+            "error: invalid value '60,10' for '--policy <TEXT>': \"60,10\": numbers without names must be three",
+        ),
+        (&["-p", "off", "true"], 125, "ka: --policy off: must turn keepalive on here\n"),
+        (
+            &["-p", "32767,32767,127", "-u", "auto", "true"],
+            125,
+            "ka: --user-timeout: user_timeout=auto would be more than 2147483647 ms\n",
+        ),
+        (&["--via", "magic", "true"], 125, "error: invalid value 'magic' for '--via <WAY>'"),
+        (&["--no-such-flag", "true"], 125, "error: unexpected argument"),
+        (&[], 125, "error: the following required arguments were not provided"),
+    ] {
+        let (found, out, err) = outcome(ka().arg("run").args(program));
+        assert_eq!((found, out.as_str()), (status, ""), "{program:?}: {err}");
+        assert!(err.starts_with(message), "{program:?}: {err}");
+    }
+    assert_eq!(outcome(ka().args(["run", "--help"])).0, 0);
+}
+
+/// Each is told in one line why, and is not run; nor is it ever run silently unprotected.
+#[test]
+fn what_cannot_be_reached_is_not_run() {
+    let folder = public("unreached");
+    let made = CleanUp(folder.clone());
+    let copy = |from: &Path, name: &str, mode: u32| -> PathBuf {
+        let to = folder.join(name);
+        fs::copy(from, &to).unwrap();
+        fs::set_permissions(&to, fs::Permissions::from_mode(mode)).unwrap();
+        to
+    };
+    let foreign = copy(holder(), "foreign", 0o755);
+    let mut bytes = fs::read(&foreign).unwrap();
+    // e_machine of elf(5): that of another kind of computer, here and there.
+    bytes[18..20].copy_from_slice(&[22, 0]);
+    fs::write(&foreign, bytes).unwrap();
+    let bare_script = folder.join("script");
+    fs::write(&bare_script, "#!/usr/bin/env -S -i sh\necho run").unwrap();
+    fs::set_permissions(&bare_script, fs::Permissions::from_mode(0o755)).unwrap();
+    let static_script = folder.join("static-script");
+    fs::write(&static_script, format!("#!{}\n", static_holder().display())).unwrap();
+    fs::set_permissions(&static_script, fs::Permissions::from_mode(0o755)).unwrap();
+    let pie = holder_with(&mut support::cc(), &["-static-pie"]);
+
+    let mut cases = vec![
+        (static_holder().to_path_buf(), "it is static, so no loader reads LD_PRELOAD"),
+        (pie, "it is static-pie, so no loader reads LD_PRELOAD"),
+        (
+            go_holder().to_path_buf(),
+            "it is static, and was made by Go, whose programs make their system calls themselves",
+        ),
+        (static_script, "it is static, so no loader reads LD_PRELOAD"),
+        (foreign, "it is for s390x, and "),
+        (bare_script, "its #! line drops LD_PRELOAD with env(1)"),
+    ];
+    if is_root() {
+        let other = copy(holder(), "setuid", 0o755);
+        std::os::unix::fs::chown(&other, Some(65534), None).unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o4755)).unwrap();
+        cases.push((other, "it is setuid, so the loader ignores LD_PRELOAD"));
+        let other = copy(holder(), "setgid", 0o755);
+        std::os::unix::fs::chown(&other, None, Some(65534)).unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o2755)).unwrap();
+        cases.push((other, "it is setgid, so the loader ignores LD_PRELOAD"));
+    } else {
+        skip("only root gives programs away");
+    }
+    for (program, why) in cases {
+        let (status, out, err) = outcome(ka().args(["run", "-v"]).arg(&program));
+        assert_eq!((status, out.as_str()), (125, ""), "{}: {err}", program.display());
+        assert!(err.starts_with("ka: run: ") && err.contains(why) && err.contains("; use "), "{err}");
+        assert_eq!(err.lines().count(), 1, "{err}");
+    }
+
+    let (status, out, err) = outcome(ka().args(["run", "--best-effort"]).arg(static_holder()));
+    assert!(status == 0 && out.starts_with("ready ") && err.contains("it is static"), "{status} {out} {err}");
+
+    if is_root() {
+        let capable = copy(holder(), "capable", 0o755);
+        support::succeed(Command::new("setcap").arg("cap_net_raw=ep").arg(&capable));
+        let (ka_copy, _) = (
+            copy(&support::release().join("ka"), "ka", 0o755),
+            copy(&support::shim(), "libka_preload.so", 0o644),
+        );
+        let mut run = Command::new(ka_copy);
+        run.args(["run"]).arg(&capable);
+        let (status, _, err) = outcome(&mut as_nobody(&run));
+        assert_eq!(status, 125, "{err}");
+        assert!(err.contains("it has file capabilities, so the loader ignores LD_PRELOAD"), "{err}");
+        // Root has all capabilities anyhow.
+        assert_eq!(outcome(ka().arg("run").arg(&capable)).0, 0);
+    }
+    drop(made);
+}
+
+#[test]
+fn orders_to_leave_it_alone_are_not_passed_over_in_silence() {
+    let (status, out, err) = outcome(ka().env("KA_POLICY", "off").args(["run", "echo", "hi"]));
+    assert_eq!((status, out.as_str()), (125, ""), "{err}");
+    assert!(err.contains("KA_POLICY=off"), "{err}");
+    let (status, _, err) = outcome(ka().env("KA_SKIP", "chrome,ec?o").args(["run", "echo", "hi"]));
+    assert_eq!(status, 125, "{err}");
+    assert!(err.contains("KA_SKIP=chrome,ec?o"), "{err}");
+    let (status, out, _) = outcome(ka().env("KA_SKIP", "echo").args(["run", "--best-effort", "echo", "hi"]));
+    assert_eq!((status, out.as_str()), (0, "hi\n"));
+}
+
+#[test]
+fn scripts_and_other_libraries_are_reached() {
+    let script = scratch("script");
+    fs::write(&script, format!("#!/usr/bin/env python3\n{FRESH}\n")).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(stdout(ka().arg("run").arg(&script)), "1 60 10 6 0\n");
+    // Without #!, as execvp(3) runs it.
+    fs::write(&script, format!("python3 -c '{FRESH}'; echo $0 $1\n")).unwrap();
+    assert_eq!(
+        stdout(ka().arg("run").arg(&script).arg("x")),
+        format!("1 60 10 6 0\n{} x\n", script.display())
+    );
+
+    let musl = holder_with(&mut Command::new("musl-gcc"), &[]);
+    Holder::start(ka().args(["run", "-d", "90"]).arg(musl)).assert_all(90, 10, 6);
+    Holder::start(ka().args(["run", "-d", "90"]).arg(holder())).assert_all(90, 10, 6);
+}
+
+#[test]
+fn it_has_the_terminal() {
+    // script(1) makes one.
+    let command = format!("{} run -- sh -c 'test -t 0 && tty'", support::release().join("ka").display());
+    let output = stdout(bare("script").args(["-qec", &command, "/dev/null"]));
+    assert!(output.starts_with("/dev/pts/"), "{output}");
+}
+
+#[test]
+fn nginx_and_redis() {
+    // nginx's workers outlive their master's sudden end, but not the end of all.
+    if !on_a_machine_of_its_own("nginx_and_redis") {
+        return;
+    }
+    let conf = support::nginx("listen 127.0.0.1:8080;");
+    let _nginx = Running::start(ka().args(["run", "nginx", "-c"]).arg(conf));
+    listening(8080);
+    let server = ["--port", "6379", "--save", "", "--bind", "127.0.0.1", "--tcp-keepalive", "0"];
+    let _redis = Running::start(ka().args(["run", "redis-server"]).args(server));
+    listening(6379);
+    // Their ends have it, and ours have not.
+    let clients: Vec<_> =
+        [8080, 6379].map(|port| std::net::TcpStream::connect(("127.0.0.1", port)).unwrap()).into();
+    eventually("both servers' ends have a keepalive of 60 s", || armed(60.0) == (4, 2));
+    assert!(clients.iter().all(|client| client.as_raw_fd() > 0));
+}
