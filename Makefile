@@ -11,9 +11,10 @@ LAB_TOOLS := ip nft tcpdump tshark unshare python3
 # What the tests use: compilers, what watches networks, system calls and files, and programs to run under the shim.
 TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsenter prlimit strace nm readelf valgrind \
 	nginx curl redis-server redis-cli redis-benchmark postgres psql ssh sshd ssh-keygen node \
-	faketime torsocks proxychains4 mptcpize jemalloc
+	faketime torsocks proxychains4 mptcpize jemalloc \
+	go bash script setpriv setcap sysctl systemd-analyze mandoc jsonschema
 
-all: ## release build: target/release/libka.so, libka.a and libka_preload.so
+all: ## release build: target/release/libka.so, libka.a, libka_preload.so and ka
 	$(CARGO) build --locked --release --workspace
 	@cd target/release && ln -sf libka.so "$$(readelf -d libka.so | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')"
 
@@ -24,12 +25,15 @@ test: ## all tests, on a fresh machine too: installs what is missing, builds, ru
 header: ## writes include/ka.h from src/
 	KA_HEADER=write $(CARGO) test --locked --quiet --test header the_header_is_what_the_sources_say
 
+man: ## writes the command's pages in man/ from crates/ka-cli/src/args.rs
+	KA_MAN=write $(CARGO) test --locked --quiet --package ka-cli --bin ka the_pages_are_what_the_definition_says
+
 lab: ## keepalive in networks of its own, on the wire: a table, and target/lab/report.md with pictures
 	@scripts/need rust cc $(LAB_TOOLS)
 	KA_LAB_REPORT=$(CURDIR)/target/lab $(CARGO) test --locked --quiet --test lab
 
 bench: all ## side by side with what a C program would do instead
-	@scripts/need rust cc valgrind strace libkeepalive0 libevent libcrypto
+	@scripts/need rust cc ip ss unshare valgrind strace libkeepalive0 libevent libcrypto
 	@bench/run
 
 clean: ## removes what was built
@@ -40,4 +44,4 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\n' | expand -t 8
 
-.PHONY: all test header lab bench clean help
+.PHONY: all test header man lab bench clean help
