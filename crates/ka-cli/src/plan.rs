@@ -80,19 +80,21 @@ impl Plan {
         let Detection { typical_ms, worst_ms } =
             config.detection().map_err(|error| Failure::new(format_args!("plan: {error}")))?;
         let idle = config.idle().unwrap_or_default();
+        let intvl = config.intvl().unwrap_or_default();
         let user_timeout_ms = match config.user_timeout() {
             UserTimeout::Keep => None,
             UserTimeout::Auto => Some(config.latest_user_timeout()),
             UserTimeout::Milliseconds(value) => Some(value),
         };
-        let probes_per_hour = 3600.0 / f64::from(idle.max(1));
+        // The timer that a probe starts is not shortened by its answer (net/ipv4/tcp_timer.c, tcp_keepalive_timer).
+        let probes_per_hour = 3600.0 / f64::from(idle.max(intvl).max(1));
         let bytes_per_day = 24.0 * probes_per_hour * BYTES_A_PROBE;
         #[expect(clippy::cast_precision_loss, reason = "a number of connections")]
         let all = connections as f64;
         Ok(Self {
             policy: config.to_string(),
             idle,
-            intvl: config.intvl().unwrap_or_default(),
+            intvl,
             cnt: config.cnt().unwrap_or_default(),
             user_timeout_ms,
             typical_ms,
@@ -123,6 +125,15 @@ impl Plan {
             words(self.typical_ms),
             words(self.worst_ms.next_multiple_of(1000)),
         )?;
+        if intvl > idle {
+            writeln!(
+                out,
+                "An interval longer than the idle time takes its place once a probe was answered: the next comes {intvl} s \
+                 after it, and a peer that falls silent then is known {} s later than that. Better: an interval of at most \
+                 {idle} s.",
+                intvl - idle
+            )?;
+        }
         writeln!(
             out,
             "While idle and well: {} probes an hour, {} a day (IPv4, with the answers){}.",

@@ -106,13 +106,14 @@ fn a_plan_has_the_numbers_that_the_library_has() {
         (&["--detect", "30s"], [14, 4, 3, 26_000, 29_342]),
         (&["--detect", "30000ms"], [14, 4, 3, 26_000, 29_342]),
         (&["--policy", "60,10,5"], [60, 10, 5, 110_000, 124_029]),
+        (&["--policy", "60,300,5"], [60, 300, 5, 1_560_000, 1_758_156]),
         (&["--policy", "idle=100"], [100, 10, 6, 160_000, 180_388]),
     ] {
         let plan = json_of(ka().args(["plan", "--json"]).args(args));
         let told = ["idle", "intvl", "cnt", "typical_ms", "worst_ms"].map(|key| plan[key].as_u64().unwrap());
         assert_eq!(told, numbers, "{args:?}");
-        let (idle, all) = (plan["idle"].as_f64().unwrap(), plan["probes_per_hour"].as_f64().unwrap());
-        assert!((all - 3600.0 / idle).abs() < 1e-9, "{plan}");
+        let [idle, intvl, all] = ["idle", "intvl", "probes_per_hour"].map(|key| plan[key].as_f64().unwrap());
+        assert!((all - 3600.0 / idle.max(intvl)).abs() < 1e-9, "{plan}");
     }
     let plan = json_of(ka().args(["plan", "--json", "--path", "350s", "--connections", "1000"]));
     assert_eq!(
