@@ -1,14 +1,18 @@
-//! Names libka: the version that a program is linked against goes into the library as its SONAME.
+//! Links libka: its SONAME, which is the version that a program depends on, and the versions of its symbols.
 
 use std::env;
 use std::error::Error;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/libka.map");
+    println!("cargo::rerun-if-changed=scripts/ld");
 
     // Before 1.0 each minor version may break programs, from then on each major one (Cargo's reading of
     // semantic versioning).
@@ -19,14 +23,71 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,{soname}");
     // Nothing may stay undefined: a program would find out only when it starts.
     println!("cargo::rustc-cdylib-link-arg=-Wl,-z,defs");
+    version_symbols()?;
 
     // A program linked with -Ltarget/release -lka looks for the SONAME when it starts, and Cargo writes only
     // libka.so. OUT_DIR is <profile>/build/ka-<hash>/out.
     let profile = PathBuf::from(env::var("OUT_DIR")?);
     let profile = profile.ancestors().nth(3).ok_or("OUT_DIR is not where Cargo puts it")?;
-    match fs::remove_file(profile.join(&soname)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => symlink("libka.so", profile.join(&soname))?,
-    }
+    link(Path::new("libka.so"), &profile.join(&soname))?;
     Ok(())
+}
+
+/// Has src/libka.map be the version script, and the only one: scripts/ld, which says why, stands between the compiler
+/// that links and its linker.
+fn version_symbols() -> Result<(), Box<dyn Error>> {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    let folder = PathBuf::from(env::var("OUT_DIR")?).join("ld");
+    let next = folder.join("next");
+    // What an older build script left.
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => fs::create_dir_all(&next)?,
+    }
+    // The name is one that gcc and clang both look for where -B says; the last -fuse-ld counts.
+    link(&root.join("scripts/ld"), &folder.join("ld.bfd"))?;
+    let linker = linker()?;
+    link(&linker, &next.join(linker.file_name().ok_or("a linker without a name")?))?;
+    println!("cargo::rustc-cdylib-link-arg=-B{}", folder.display());
+    println!("cargo::rustc-cdylib-link-arg=-fuse-ld=bfd");
+    println!("cargo::rustc-cdylib-link-arg=-Wl,--version-script={}/src/libka.map", root.display());
+    Ok(())
+}
+
+/// The lld that came with rustc, or else the linker of the compiler that links. (GNU ld also exports a symbol for each
+/// node of a version script, as KA_0.1; lld does not.)
+fn linker() -> Result<PathBuf, Box<dyn Error>> {
+    let rustc = env::var_os("RUSTC").ok_or("Cargo sets RUSTC")?;
+    let mut lld = PathBuf::from(output(&rustc, &["--print", "sysroot"])?);
+    lld.extend(["lib", "rustlib", &env::var("HOST")?, "bin", "gcc-ld", "ld.lld"]);
+    if lld.exists() {
+        return Ok(lld);
+    }
+    let compiler = env::var_os("RUSTC_LINKER").unwrap_or_else(|| "cc".into());
+    let ld = PathBuf::from(output(&compiler, &["-print-prog-name=ld"])?);
+    if ld.is_absolute() {
+        return Ok(ld);
+    }
+    // It is where programs are.
+    let path = env::var_os("PATH").ok_or("PATH is not set")?;
+    env::split_paths(&path)
+        .map(|folder| folder.join(&ld))
+        .find(|ld| ld.exists())
+        .ok_or_else(|| format!("{} has no linker: {}", compiler.display(), ld.display()).into())
+}
+
+fn output(program: &OsString, args: &[&str]) -> Result<String, Box<dyn Error>> {
+    let output = Command::new(program)
+        .args(args)
+        .output()
+        .map_err(|error| format!("{}: {error}", program.display()))?;
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+/// A symbolic link that replaces the one that is there.
+fn link(target: &Path, path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => symlink(target, path),
+    }
 }

@@ -12,11 +12,16 @@ fn readelf(flags: &str, library: &Path) -> String {
     stdout(Command::new("readelf").arg(flags).arg(library).env("LC_ALL", "C"))
 }
 
-/// The symbols of a dynamic symbol table: undefined ones, or those that others can use.
+/// The symbols of a dynamic symbol table: undefined ones, or those that others can use. Without their versions, and
+/// without the symbols that GNU ld makes for the versions themselves.
 fn dynamic_symbols(library: &Path, filter: &str) -> Vec<String> {
     let table = stdout(Command::new("nm").args(["-D", filter]).arg(library));
-    let mut names: Vec<_> =
-        table.lines().filter_map(|line| line.split_whitespace().last()).map(String::from).collect();
+    let mut names: Vec<_> = table
+        .lines()
+        .map(|line| line.split_whitespace().rev().collect::<Vec<_>>())
+        .filter(|words| words[1] != "A")
+        .filter_map(|words| words[0].split('@').next().map(String::from))
+        .collect();
     names.sort();
     names
 }
@@ -64,7 +69,6 @@ fn it_needs_libc_alone() {
 #[test]
 fn it_calls_little() {
     let symbols = dynamic_symbols(&release().join("libka.so"), "--undefined-only");
-    let names: Vec<_> = symbols.iter().map(|symbol| symbol.split('@').next().unwrap()).collect();
     let runtime =
         ["_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__cxa_finalize", "__gmon_start__"];
     let allowed = [
@@ -80,8 +84,8 @@ fn it_calls_little() {
     ];
     // The compiler may call these for a copy or a comparison.
     let memory = ["bcmp", "memcmp", "memcpy", "memmove", "memset", "strlen"];
-    for name in names {
-        assert!([&runtime[..], &allowed, &memory].concat().contains(&name), "it calls {name}");
+    for name in symbols {
+        assert!([&runtime[..], &allowed, &memory].concat().contains(&name.as_str()), "it calls {name}");
     }
 }
 
