@@ -1,0 +1,112 @@
+/*
+ * asio_server PORT: an echo server with Asio (Debian's libasio-dev), that finds dead peers by keepalive and closes who
+ * has said nothing for a minute.
+ *
+ * Keepalive is set once, on the listener: what it accepts inherits it. native_handle() is all that ka needs of Asio.
+ */
+#include <array>
+#include <chrono>
+#include <cstdlib>
+#include <iostream>
+#include <map>
+#include <memory>
+
+#include <asio.hpp>
+#include <ka.hpp>
+
+using asio::ip::tcp;
+using namespace std::chrono_literals;
+
+class server {
+public:
+    server(asio::io_context &io, unsigned short port) : acceptor_(io), timer_(io) {
+        const tcp::endpoint any{tcp::v4(), port};
+        acceptor_.open(any.protocol());
+        acceptor_.set_option(tcp::acceptor::reuse_address(true));
+        ka::enable(acceptor_.native_handle(), ka::policy{}.idle(60s).intvl(10s).cnt(5));
+        acceptor_.bind(any);
+        acceptor_.listen();
+        std::cout << "listening on port " << acceptor_.local_endpoint().port() << std::endl;
+        accept();
+    }
+
+private:
+    struct connection {
+        tcp::socket socket;
+        std::array<char, 4096> bytes;
+    };
+
+    void accept() {
+        acceptor_.async_accept([this](std::error_code ec, tcp::socket socket) {
+            if (!ec) {
+                const int fd = socket.native_handle();
+                const auto made = std::make_shared<connection>(connection{std::move(socket), {}});
+                connections_[fd] = made;
+                silent_.touch(fd);
+                std::cout << "accepted: " << ka::format(ka::query(fd)) << std::endl;
+                read(fd, made);
+                look();
+            }
+            accept();
+        });
+    }
+
+    void read(int fd, const std::shared_ptr<connection> &from) {
+        from->socket.async_read_some(asio::buffer(from->bytes), [=](std::error_code ec, std::size_t size) {
+            // Cancelled: the descriptor may be somebody else's by now.
+            if (ec == asio::error::operation_aborted)
+                return;
+            if (ec)
+                return end(fd, ec.message());
+            silent_.touch(fd);
+            asio::async_write(from->socket, asio::buffer(from->bytes, size), [=](std::error_code failed, std::size_t) {
+                if (failed == asio::error::operation_aborted)
+                    return;
+                failed ? end(fd, failed.message()) : read(fd, from);
+            });
+        });
+    }
+
+    // Once the most silent connection may be due.
+    void look() {
+        const auto time = silent_.next();
+        if (!time)
+            return;
+        timer_.expires_after(*time);
+        timer_.async_wait([this](std::error_code ec) {
+            if (ec)
+                return;
+            for (const int fd : silent_.expired())
+                end(fd, "silent for too long");
+            look();
+        });
+    }
+
+    void end(int fd, const std::string &why) {
+        std::cout << "ended: " << why << std::endl;
+        silent_.forget(fd); // before it is closed
+        const auto gone = connections_.find(fd);
+        gone->second->socket.close();
+        connections_.erase(gone);
+    }
+
+    tcp::acceptor acceptor_;
+    asio::steady_timer timer_;
+    ka::reaper silent_{1min};
+    std::map<int, std::shared_ptr<connection>> connections_;
+};
+
+int main(int argc, char **argv) {
+    try {
+        if (argc != 2) {
+            std::cerr << "usage: asio_server PORT\n";
+            return EXIT_FAILURE;
+        }
+        asio::io_context io;
+        server echo{io, static_cast<unsigned short>(std::stoul(argv[1]))};
+        io.run();
+    } catch (const std::exception &error) {
+        std::cerr << "asio_server: " << error.what() << '\n';
+        return EXIT_FAILURE;
+    }
+}
