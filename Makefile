@@ -14,9 +14,35 @@ TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsente
 	faketime torsocks proxychains4 mptcpize jemalloc \
 	go bash script setpriv setcap sysctl systemd-analyze mandoc jsonschema
 
+# Where `make install` puts what: the GNU Coding Standards' names.
+PREFIX ?= /usr/local
+DESTDIR ?=
+BINDIR ?= $(PREFIX)/bin
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+DATADIR ?= $(PREFIX)/share
+MANDIR ?= $(DATADIR)/man
+# What it takes.
+RELEASE := target/release
+BUILT := $(RELEASE)/.built
+INSTALL_WHERE = RELEASE='$(RELEASE)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' BINDIR='$(BINDIR)' LIBDIR='$(LIBDIR)' \
+	INCLUDEDIR='$(INCLUDEDIR)' DATADIR='$(DATADIR)' MANDIR='$(MANDIR)'
+SOURCES := Cargo.toml Cargo.lock build.rs src scripts/ld $(wildcard crates/*/Cargo.toml crates/*/build.rs crates/*/src)
+
 all: ## release build: target/release/libka.so, libka.a, libka_preload.so and ka
 	$(CARGO) build --locked --release --workspace
-	@cd target/release && ln -sf libka.so "$$(readelf -d libka.so | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')"
+	@cd $(RELEASE) && ln -sf libka.so "$$(readelf -d libka.so | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')"
+	@touch $(BUILT)
+
+# Not `all`: whoever installs is root, who may have no Cargo, and should leave nothing of root's in target/.
+$(BUILT): $(shell find $(SOURCES) -type f)
+	$(MAKE) all
+
+install: $(BUILT) ## installs it; PREFIX (/usr/local), DESTDIR, LIBDIR, ... say where
+	@$(INSTALL_WHERE) scripts/install put
+
+uninstall: ## removes what `make install` put there
+	@$(INSTALL_WHERE) scripts/install remove
 
 test: ## all tests, on a fresh machine too: installs what is missing, builds, runs
 	@scripts/need $(TEST_TOOLS)
@@ -44,4 +70,4 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\n' | expand -t 8
 
-.PHONY: all test header man lab bench clean help
+.PHONY: all install uninstall test header man lab bench clean help
