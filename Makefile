@@ -9,7 +9,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # What the lab's networks are made of, and what watches them.
 LAB_TOOLS := ip nft tcpdump tshark unshare python3
 # What the tests use: compilers, what watches networks, system calls and files, and programs to run under the shim.
-TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsenter prlimit strace nm readelf valgrind \
+TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsenter prlimit strace nm readelf valgrind abidiff \
 	nginx curl redis-server redis-cli redis-benchmark postgres psql ssh sshd ssh-keygen node \
 	faketime torsocks proxychains4 mptcpize jemalloc \
 	go bash script setpriv setcap sysctl systemd-analyze mandoc jsonschema
@@ -54,6 +54,9 @@ header: ## writes include/ka.h from src/
 man: ## writes the command's pages in man/ from crates/ka-cli/src/args.rs
 	KA_MAN=write $(CARGO) test --locked --quiet --package ka-cli --bin ka the_pages_are_what_the_definition_says
 
+abi: ## writes tests/abi/: what later releases must not break
+	KA_ABI=write $(CARGO) test --locked --quiet --test abi the_baseline_is_what_the_sources_say
+
 lab: ## keepalive in networks of its own, on the wire: a table, and target/lab/report.md with pictures
 	@scripts/need rust cc $(LAB_TOOLS)
 	KA_LAB_REPORT=$(CURDIR)/target/lab $(CARGO) test --locked --quiet --test lab
@@ -70,4 +73,4 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\n' | expand -t 8
 
-.PHONY: all install uninstall test header man lab bench clean help
+.PHONY: all install uninstall test header man abi lab bench clean help

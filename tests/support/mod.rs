@@ -152,7 +152,11 @@ pub fn compile(compiler: &mut Command, source: &Path, link: Link) -> PathBuf {
 
 /// include/ka.h, each declaration in one line.
 pub fn header() -> String {
-    let header = fs::read_to_string(root().join("include/ka.h")).unwrap();
+    one_line_each(&fs::read_to_string(root().join("include/ka.h")).unwrap())
+}
+
+/// A header with each declaration in one line.
+pub fn one_line_each(header: &str) -> String {
     let mut lines = String::new();
     for line in header.lines() {
         let goes_on = lines.ends_with(',') && line.starts_with("    ");

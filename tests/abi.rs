@@ -1,0 +1,313 @@
+//! A program that was built against an older libka with the same SONAME still runs: what that takes, and that the tool
+//! which looks for breaks finds them.
+//!
+//! tests/abi/ has the header and the version script of each release. From those two a library of the same ABI is made
+//! again, in C with empty functions, for abidiff(1) to compare and for programs to be linked against. (libka's own
+//! debugging information would not do: it speaks of Rust's types, and differs from one compiler to the next.) The
+//! constants of the header, which are macros, are in it as an enumeration. What the release that is being made will
+//! leave there, `make abi` writes.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use support::{EXPORTS, one_line_each, release, root, scratch, stdout, succeed};
+
+/// The header and the version script of a release.
+struct Api {
+    header: String,
+    map: String,
+}
+
+impl Api {
+    fn of(folder: &Path, map: &Path) -> Self {
+        let read =
+            |path: PathBuf| fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        Self { header: read(folder.join("ka.h")), map: read(map.to_owned()) }
+    }
+
+    /// What the sources say.
+    fn now() -> Self {
+        Self::of(&root().join("include"), &root().join("src/libka.map"))
+    }
+
+    /// What a release left.
+    fn then(version: &str) -> Self {
+        let folder = root().join("tests/abi").join(version);
+        Self::of(&folder, &folder.join("libka.map"))
+    }
+
+    /// The same with a change.
+    fn with(&self, old: &str, new: &str) -> Self {
+        let changed = |text: &str| text.replacen(old, new, 1);
+        let api = Self { header: changed(&self.header), map: changed(&self.map) };
+        assert!(api.header != self.header || api.map != self.map, "{old:?} is nowhere");
+        api
+    }
+
+    /// A folder with ka.h, and a libka.so that has this ABI and does nothing.
+    fn library(&self) -> PathBuf {
+        let folder = scratch("abi");
+        fs::create_dir_all(&folder).unwrap();
+        let mut source = String::from("#include <ka.h>\nenum ka_constants {\n");
+        for name in constants(&self.header).keys() {
+            writeln!(source, "    in_{name} = {name},").unwrap();
+        }
+        source += "};\nenum ka_constants ka_constants(void) { return in_KA_KEEP; }\n";
+        for declaration in one_line_each(&self.header).lines() {
+            if let Some(function) = declaration.strip_suffix(';').filter(|line| is_function(line)) {
+                writeln!(source, "{function} {{ __builtin_trap(); }}").unwrap();
+            }
+        }
+        fs::write(folder.join("ka.h"), &self.header).unwrap();
+        fs::write(folder.join("libka.c"), source).unwrap();
+        let map = self.map.replacen("    global:\n", "    global:\n        ka_constants;\n", 1);
+        fs::write(folder.join("libka.map"), map).unwrap();
+        let mut compiler = Command::new("gcc");
+        compiler.current_dir(&folder).args([
+            "-g",
+            "-shared",
+            "-fPIC",
+            "-I.",
+            "-Wall",
+            "-Werror",
+            "-Wno-unused",
+        ]);
+        succeed(
+            compiler
+                .args(["libka.c", "-o", "libka.so", "-Wl,--version-script=libka.map"])
+                .arg(format!("-Wl,-soname,{}", soname())),
+        );
+        folder
+    }
+}
+
+/// The SONAME that the library has.
+fn soname() -> String {
+    let dynamic =
+        stdout(Command::new("readelf").arg("-d").arg(release().join("libka.so")).env("LC_ALL", "C"));
+    dynamic.split_once("soname: [").unwrap().1.split_once(']').unwrap().0.to_owned()
+}
+
+fn is_function(line: &str) -> bool {
+    line.ends_with(')')
+        && line.contains(" *ka_") | line.contains(" ka_")
+        && line.starts_with(char::is_alphabetic)
+}
+
+/// The macros of a header that are numbers of the API, and what they are.
+fn constants(header: &str) -> BTreeMap<&str, &str> {
+    header
+        .lines()
+        .filter_map(|line| line.strip_prefix("#define ")?.split_once(' '))
+        .filter(|(name, value)| !name.starts_with("KA_VERSION") && !value.starts_with('{'))
+        .collect()
+}
+
+/// The versions whose programs must run: those that have the SONAME of now.
+fn versions() -> Vec<String> {
+    let (major, minor) = (env!("CARGO_PKG_VERSION_MAJOR"), env!("CARGO_PKG_VERSION_MINOR"));
+    let prefix = if major == "0" { format!("0.{minor}.") } else { format!("{major}.") };
+    let mut versions: Vec<_> = fs::read_dir(root().join("tests/abi"))
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.file_type().unwrap().is_dir())
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .filter(|version| version.starts_with(&prefix))
+        .collect();
+    versions.sort();
+    assert!(!versions.is_empty(), "tests/abi/ has no version of this SONAME: run `make abi`");
+    versions
+}
+
+/// The structs that begin with their size, and may grow at their end (ka.h, "Versions").
+const GROWING: [&str; 2] = ["ka_config", "ka_status"];
+
+/// What abidiff says of two libraries. What was added breaks nobody. (abidiff has a rule of its own for structs that
+/// may grow, which also lets members pass that have become wider.)
+fn abidiff(old: &Api, new: &Api) -> Output {
+    let mut new = Api { header: new.header.clone(), map: new.map.clone() };
+    for name in GROWING {
+        let (was, is) = (body(&old.header, name), body(&new.header, name));
+        if members(is).starts_with(&members(was)) {
+            new.header = new.header.replace(is, was);
+        }
+    }
+    let mut command = Command::new("abidiff");
+    command.arg("--no-added-syms");
+    for api in [old, &new] {
+        command.arg(api.library().join("libka.so"));
+    }
+    command.output().unwrap_or_else(|error| panic!("abidiff: {error}"))
+}
+
+/// What a struct has between its braces.
+fn body<'a>(header: &'a str, name: &str) -> &'a str {
+    header.split_once(&format!("\nstruct {name} {{\n")).unwrap().1.split_once("\n};").unwrap().0
+}
+
+/// The members in it, one a line.
+fn members(body: &str) -> Vec<&str> {
+    body.lines().filter(|line| line.ends_with(';') && !line.trim_start().starts_with('*')).collect()
+}
+
+/// While a version is not released, what it will leave for later ones is what the sources say.
+#[test]
+fn the_baseline_is_what_the_sources_say() {
+    let version = env!("CARGO_PKG_VERSION");
+    let changelog = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
+    if !changelog.contains(&format!("## [{version}] - unreleased")) {
+        // What was released does not change any more.
+        return;
+    }
+    let folder = root().join("tests/abi").join(version);
+    for (source, name) in [("include/ka.h", "ka.h"), ("src/libka.map", "libka.map")] {
+        let source = fs::read_to_string(root().join(source)).unwrap();
+        let path = folder.join(name);
+        if std::env::var_os("KA_ABI").is_some_and(|value| value == "write") {
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(&path, &source).unwrap();
+        }
+        let baseline = fs::read_to_string(&path).unwrap_or_default();
+        assert!(baseline == source, "{} is not up to date: run `make abi` and commit it", path.display());
+    }
+}
+
+#[test]
+fn no_release_with_this_soname_is_broken() {
+    let now = Api::now();
+    for version in versions() {
+        let output = abidiff(&Api::then(&version), &now);
+        assert!(
+            output.status.success(),
+            "programs that were built against {version} would break:\n{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+#[test]
+fn a_break_is_seen_and_an_addition_is_none() {
+    let now = Api::now();
+    let declaration = "int ka_disable(int fd);";
+    for (what, broken) in [
+        ("a function is gone", now.with("        ka_disable;\n", "")),
+        ("a function has another parameter", now.with(declaration, "int ka_disable(int fd, int why);")),
+        ("a function returns something else", now.with(declaration, "long ka_disable(int fd);")),
+        (
+            "a struct has another member in between",
+            now.with("    int32_t idle;", "    int32_t more;\n    int32_t idle;"),
+        ),
+        ("a member of a struct is wider", now.with("    int32_t cnt;", "    int64_t cnt;")),
+        ("a member of a struct is gone", now.with("    uint32_t unacked;\n", "")),
+        (
+            "two members have changed places",
+            now.with("    int32_t idle;", "    int32_t swap;")
+                .with("    int32_t intvl;", "    int32_t idle;")
+                .with("swap", "intvl"),
+        ),
+        (
+            "a struct grew that has no size",
+            now.with("    uint64_t sequence;", "    uint64_t sequence;\n    uint64_t more;"),
+        ),
+        ("a constant has another number", now.with("#define KA_AUTO (-2)", "#define KA_AUTO (-3)")),
+        ("a constant is gone", now.with("#define KA_CNT_MAX 127\n", "")),
+    ] {
+        let output = abidiff(&now, &broken);
+        assert_ne!(output.status.code(), Some(0), "abidiff did not see that {what}");
+        // Its own failures have bits 1 and 2.
+        assert_eq!(output.status.code().unwrap() & 3, 0, "{what}: {}", support::stderr(&output));
+    }
+    let more = "int ka_disable(int fd);\nint ka_more(int fd);";
+    for (what, grown) in [
+        ("nothing", Api::now()),
+        (
+            "a function",
+            now.with(declaration, more).with("        ka_parse;", "        ka_parse;\n        ka_more;"),
+        ),
+        ("a constant", now.with("#define KA_CNT_MAX 127\n", "#define KA_CNT_MAX 127\n#define KA_MORE 1\n")),
+        (
+            "a struct that has its size",
+            now.with("    int32_t user_timeout;", "    int32_t user_timeout;\n    int32_t more;"),
+        ),
+    ] {
+        let output = abidiff(&now, &grown);
+        assert!(
+            output.status.success(),
+            "{what} more breaks nobody: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+    }
+}
+
+/// Compiled with the header of then, linked with the library of then, run with the library of now.
+#[test]
+fn a_program_of_an_older_release_runs() {
+    for version in versions() {
+        let library = Api::then(&version).library();
+        let program = scratch("older");
+        let mut compiler = support::cc();
+        compiler.arg("-I").arg(&library).arg("-L").arg(&library).arg("-o").arg(&program);
+        succeed(compiler.arg(root().join("tests/c/older.c")).arg("-lka"));
+        let run = |folder: &Path| Command::new(&program).env("LD_LIBRARY_PATH", folder).output().unwrap();
+        let output = run(release());
+        assert!(output.status.success(), "a program of {version}: {}", support::stderr(&output));
+        // The loader would say so, were the version of a symbol not there.
+        assert_eq!(support::stderr(&output), "", "a program of {version}");
+
+        // With a library that does not have that version, it does not start.
+        let older = Api { map: Api::now().map.replace("KA_0.1 {", "KA_0.0 {"), ..Api::now() }.library();
+        fs::rename(older.join("libka.so"), older.join(soname())).unwrap();
+        let output = run(&older);
+        let said = support::stderr(&output);
+        assert!(!output.status.success() && said.contains("version `KA_0.1' not found"), "{said}");
+    }
+}
+
+/// The node of the release that ka.h names with each function, in the version script and in the library.
+#[test]
+fn each_function_has_the_version_of_the_release_that_brought_it() {
+    let header = support::header();
+    let mut since = BTreeSet::new();
+    for name in EXPORTS {
+        let declared = header
+            .lines()
+            .position(|line| is_function(line.trim_end_matches(';')) && line.contains(&format!("{name}(")))
+            .unwrap();
+        let before = header.lines().take(declared).collect::<Vec<_>>().join("\n");
+        let release = before.rsplit_once("Since ").unwrap().1.split_once(".\n").unwrap().0;
+        since.insert(format!("{name}@@KA_{}", release.strip_suffix(".0").unwrap_or(release)));
+    }
+    assert_eq!(exported(&release().join("libka.so")), since);
+
+    // The version script says the same, and nothing that is not there.
+    let map = fs::read_to_string(root().join("src/libka.map")).unwrap();
+    let mut node = "";
+    let mut listed = BTreeSet::new();
+    for line in map.lines() {
+        if let Some((name, _)) = line.split_once(" {") {
+            node = name;
+        } else if let Some(name) = line.strip_prefix("        ka_") {
+            listed.insert(format!("ka_{}@@{node}", name.trim_end_matches(';')));
+        }
+    }
+    assert_eq!(listed, since);
+}
+
+/// The functions that a library exports, with their versions.
+fn exported(library: &Path) -> BTreeSet<String> {
+    let table =
+        stdout(Command::new("nm").args([OsStr::new("-D"), "--defined-only".as_ref(), library.as_os_str()]));
+    table
+        .lines()
+        .map(|line| line.split_whitespace().rev().collect::<Vec<_>>())
+        .filter(|words| words[1] == "T")
+        .map(|words| words[0].to_owned())
+        .collect()
+}
