@@ -9,7 +9,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # What the lab's networks are made of, and what watches them.
 LAB_TOOLS := ip nft tcpdump tshark unshare python3
 # What the tests use: compilers, what watches networks, system calls and files, and programs to run under the shim.
-TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsenter prlimit strace nm readelf valgrind abidiff \
+TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsenter prlimit strace nm readelf valgrind abidiff asio libuv cmake pkg-config \
 	nginx curl redis-server redis-cli redis-benchmark postgres psql ssh sshd ssh-keygen node \
 	faketime torsocks proxychains4 mptcpize jemalloc \
 	go bash script setpriv setcap sysctl systemd-analyze mandoc jsonschema
@@ -22,11 +22,16 @@ LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
 DATADIR ?= $(PREFIX)/share
 MANDIR ?= $(DATADIR)/man
-# What it takes.
+# Not for -l, and not for everybody's library path.
+SHIMDIR ?= $(LIBDIR)/ka
+# The newest that the oldest Rust which Cargo.toml allows can build.
+CARGO_C := 0.10.16+cargo-0.91.0
+# What `make install` takes.
 RELEASE := target/release
 BUILT := $(RELEASE)/.built
 INSTALL_WHERE = RELEASE='$(RELEASE)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' BINDIR='$(BINDIR)' LIBDIR='$(LIBDIR)' \
-	INCLUDEDIR='$(INCLUDEDIR)' DATADIR='$(DATADIR)' MANDIR='$(MANDIR)'
+	INCLUDEDIR='$(INCLUDEDIR)' DATADIR='$(DATADIR)' MANDIR='$(MANDIR)' \
+	SHIMDIR='$(SHIMDIR)'
 SOURCES := Cargo.toml Cargo.lock build.rs src scripts/ld $(wildcard crates/*/Cargo.toml crates/*/build.rs crates/*/src)
 
 all: ## release build: target/release/libka.so, libka.a, libka_preload.so and ka
@@ -43,6 +48,16 @@ install: $(BUILT) ## installs it; PREFIX (/usr/local), DESTDIR, LIBDIR, ... say 
 
 uninstall: ## removes what `make install` put there
 	@$(INSTALL_WHERE) scripts/install remove
+
+deb: all ## Debian packages of it, in target/deb: libka0.N, libka-dev, ka
+	@scripts/need dh dpkg-buildpackage
+	@scripts/deb
+
+cargo-c: ## sees that `cargo cinstall` installs what `make install` does; builds cargo-c first, which takes minutes
+	@scripts/need rust cc libcrypto pkg-config
+	[ -e target/cargo-c/bin/cargo-cinstall ] || CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=false \
+		$(CARGO) install --locked --root target/cargo-c --target-dir target/cargo-c/build cargo-c@$(CARGO_C)
+	PATH="$(CURDIR)/target/cargo-c/bin:$$PATH" $(CARGO) test --locked --test install cargo_c -- --ignored
 
 test: ## all tests, on a fresh machine too: installs what is missing, builds, runs
 	@scripts/need $(TEST_TOOLS)
@@ -70,7 +85,7 @@ clean: ## removes what was built
 	$(MAKE) -C c-examples clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\n' | expand -t 8
 
-.PHONY: all install uninstall test header man abi lab bench clean help
+.PHONY: all install uninstall deb cargo-c test header man abi lab bench clean help

@@ -1,0 +1,435 @@
+//! What `make install` installs, as those use it who have only that: from a staged prefix that was then moved
+//! elsewhere, programs in C and C++ by pkg-config, by CMake and by hand, shared and static.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use support::{release, root, scratch, stderr, stdout, succeed};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// `make` of the repository, for a stage.
+fn make(target: &str, stage: &Path, variables: &[&str]) -> Command {
+    release();
+    let mut command = Command::new("make");
+    command.current_dir(root()).args(["--no-print-directory", target]).args(variables);
+    command.arg(format!("DESTDIR={}", stage.display()));
+    command
+}
+
+/// The installed prefix, moved away from where it was staged.
+fn prefix() -> &'static Path {
+    static MOVED: OnceLock<PathBuf> = OnceLock::new();
+    MOVED.get_or_init(|| moved("/usr/local", &[]))
+}
+
+fn moved(prefix: &str, variables: &[&str]) -> PathBuf {
+    let stage = scratch("stage");
+    let place = format!("PREFIX={prefix}");
+    let variables = [&[place.as_str()], variables].concat();
+    succeed(&mut make("install", &stage, &variables));
+    let elsewhere = scratch("moved here");
+    fs::rename(stage.join(prefix.trim_start_matches('/')), &elsewhere).unwrap();
+    fs::remove_dir_all(stage).unwrap();
+    elsewhere
+}
+
+/// Every file, folder and link below a folder: its mode, and where a link points.
+fn tree(folder: &Path) -> BTreeMap<String, String> {
+    let listing = stdout(Command::new("find").arg(folder).args(["-mindepth", "1", "-printf", "%P\t%M %l\n"]));
+    let entry = |line: &str| {
+        let (path, what) = line.split_once('\t').unwrap();
+        (path.to_owned(), what.trim_end().to_owned())
+    };
+    listing.lines().map(entry).collect()
+}
+
+fn soname() -> String {
+    let dynamic =
+        stdout(Command::new("readelf").arg("-d").arg(release().join("libka.so")).env("LC_ALL", "C"));
+    dynamic.split_once("soname: [").unwrap().1.split_once(']').unwrap().0.to_owned()
+}
+
+fn pkg_config(prefix: &Path, args: &[&str]) -> Vec<String> {
+    let folder = stdout(Command::new("find").arg(prefix).args(["-name", "pkgconfig"]));
+    let mut command = Command::new("pkg-config");
+    let said = stdout(command.args(args).arg("ka").env("PKG_CONFIG_LIBDIR", folder.trim()));
+    // It writes a blank in a path as the shell reads it.
+    said.trim().replace("\\ ", "\u{1}").split(' ').map(|word| word.replace('\u{1}', " ")).collect()
+}
+
+/// Runs a program with the libraries of the prefix, and sees that the kernel has what it set and that it is linked
+/// as it should be.
+fn judge(program: &Path, lib: &Path, shared: bool) {
+    let output = succeed(Command::new(program).env("LD_LIBRARY_PATH", lib));
+    let said = String::from_utf8(output.stdout).unwrap();
+    // hpp.cpp asks the kernel by itself, and says nothing.
+    assert!(said.is_empty() || said == format!("{VERSION} on 60 10 5\n"), "{said}");
+    let dynamic = stdout(Command::new("readelf").arg("-dW").arg(program).env("LC_ALL", "C"));
+    assert_eq!(dynamic.contains(&format!("[{}]", soname())), shared, "{dynamic}");
+    assert!(!dynamic.contains(release().to_str().unwrap()), "{dynamic}");
+}
+
+fn build(compiler: &str, source: &str, args: &[impl AsRef<OsStr>]) -> PathBuf {
+    let program = scratch("program");
+    let mut command = Command::new(compiler);
+    if source.ends_with(".cpp") {
+        command.arg("-std=c++17");
+    }
+    succeed(
+        command
+            .args(["-Wall", "-Werror", "-o"])
+            .arg(&program)
+            .arg(root().join("tests").join(source))
+            .args(args),
+    );
+    program
+}
+
+const COMPILERS: [(&str, &str); 4] =
+    [("gcc", "c/link.c"), ("clang", "c/link.c"), ("g++", "cpp/hpp.cpp"), ("clang++", "cpp/hpp.cpp")];
+
+#[test]
+fn each_file_is_where_it_should_be() {
+    let tree = tree(prefix());
+    let library = format!("libka.so.{VERSION}");
+    let soname = soname();
+    let mut expected = BTreeMap::new();
+    let mut add = |mode: &'static str, path: &str| {
+        expected.insert(path.to_owned(), mode.to_owned());
+        for folder in Path::new(path).ancestors().skip(1).filter(|folder| *folder != Path::new("")) {
+            expected.insert(folder.to_str().unwrap().to_owned(), "drwxr-xr-x".into());
+        }
+    };
+    for path in [
+        "include/ka.h",
+        "include/ka.hpp",
+        "lib/libka.a",
+        "lib/pkgconfig/ka.pc",
+        "lib/cmake/ka/ka-config.cmake",
+        "lib/cmake/ka/ka-config-version.cmake",
+        "lib/ka/installed",
+    ] {
+        add("-rw-r--r--", path);
+    }
+    add("-rwxr-xr-x", &format!("lib/{library}"));
+    add("-rwxr-xr-x", "lib/ka/libka_preload.so");
+    // The command is there once it is built.
+    let command = release().join("ka").exists();
+    for page in fs::read_dir(root().join("man")).unwrap() {
+        let page = page.unwrap().file_name().into_string().unwrap();
+        let section = page.rsplit_once('.').unwrap().1.to_owned();
+        if command || section != "1" {
+            add("-rw-r--r--", &format!("share/man/man{section}/{page}"));
+        }
+    }
+    if command {
+        add("-rwxr-xr-x", "bin/ka");
+        add("-rw-r--r--", "share/bash-completion/completions/ka");
+        add("-rw-r--r--", "share/zsh/site-functions/_ka");
+        add("-rw-r--r--", "share/fish/vendor_completions.d/ka.fish");
+    }
+    expected.insert("lib/libka.so".into(), format!("lrwxrwxrwx {soname}"));
+    expected.insert(format!("lib/{soname}"), format!("lrwxrwxrwx {library}"));
+    assert_eq!(tree, expected);
+    for (source, installed) in
+        [("libka.a", "libka.a"), ("libka.so", "libka.so"), ("libka_preload.so", "ka/libka_preload.so")]
+    {
+        let same = fs::read(release().join(source)).unwrap()
+            == fs::read(prefix().join("lib").join(installed)).unwrap();
+        assert!(same, "{installed} is not the release build's");
+    }
+    if command {
+        let said = stdout(Command::new(prefix().join("bin/ka")).arg("--version"));
+        assert_eq!(said, format!("ka {VERSION}\n"));
+        let completions = fs::read_to_string(prefix().join("share/bash-completion/completions/ka")).unwrap();
+        assert!(completions.contains("_ka()"), "no completions for bash");
+    }
+}
+
+#[test]
+fn by_hand() {
+    let (include, lib) = (prefix().join("include"), prefix().join("lib"));
+    for (compiler, source) in COMPILERS {
+        let shared: [&OsStr; 5] =
+            ["-I".as_ref(), include.as_ref(), "-L".as_ref(), lib.as_ref(), "-lka".as_ref()];
+        judge(&build(compiler, source, &shared), &lib, true);
+        let archive = lib.join("libka.a");
+        let with_archive: [&OsStr; 3] = ["-I".as_ref(), include.as_ref(), archive.as_ref()];
+        judge(&build(compiler, source, &with_archive), &lib, false);
+    }
+}
+
+#[test]
+fn by_pkg_config() {
+    // Where all is below one folder, and as Debian has it.
+    for prefix in [prefix(), &moved("/usr", &["LIBDIR=/usr/lib/x86_64-linux-gnu"])] {
+        let lib = PathBuf::from(pkg_config(prefix, &["--variable=libdir"]).remove(0));
+        assert!(lib.canonicalize().unwrap().starts_with(prefix), "{lib:?}");
+        for (compiler, source) in COMPILERS {
+            judge(&build(compiler, source, &pkg_config(prefix, &["--cflags", "--libs"])), &lib, true);
+            let mut args = pkg_config(prefix, &["--static", "--cflags", "--libs"]);
+            args.push("-static".into());
+            judge(&build(compiler, source, &args), &lib, false);
+        }
+        assert_eq!(pkg_config(prefix, &["--modversion"]), [VERSION]);
+    }
+}
+
+#[test]
+fn by_cmake() {
+    for prefix in [prefix(), &moved("/usr", &["LIBDIR=/usr/lib/x86_64-linux-gnu"])] {
+        let folder = scratch("cmake");
+        let mut configure = Command::new("cmake");
+        configure.arg("-S").arg(root().join("tests/cmake")).arg("-B").arg(&folder);
+        configure.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display()));
+        let (major, minor) = (env!("CARGO_PKG_VERSION_MAJOR"), env!("CARGO_PKG_VERSION_MINOR"));
+        let said = stdout(configure.arg(format!("-DKA_ASKED={major}.{minor}")));
+        assert!(said.contains(&format!("found ka {VERSION}")), "{said}");
+        succeed(Command::new("cmake").arg("--build").arg(&folder));
+        let lib = PathBuf::from(pkg_config(prefix, &["--variable=libdir"]).remove(0));
+        for (program, shared) in
+            [("c_shared", true), ("c_static", false), ("cxx_shared", true), ("cxx_static", false)]
+        {
+            judge(&folder.join(program), &lib, shared);
+        }
+    }
+}
+
+/// The rule of the SONAME: the same minor version before 1.0, the same major one from then on; and not older.
+#[test]
+fn cmake_finds_what_a_program_can_run_with() {
+    let source = root().join("pkg/ka-config-version.cmake.in");
+    let template = fs::read_to_string(source).unwrap();
+    let compatible = |version: &str, soname: &str, asked: &str| {
+        let file = scratch("version.cmake");
+        let text =
+            template.replace("@VERSION@", version).replace("@SONAME@", soname).replace("@POINTER_SIZE@", "8");
+        fs::write(&file, text).unwrap();
+        // As find_package sets it.
+        let (min, max) = asked.split_once("...").unwrap_or((asked, ""));
+        let mut script = String::new();
+        let mut set = |name: &str, value: &str| script += &format!("set({name} \"{value}\")\n");
+        let numbers: Vec<_> = min.split('.').collect();
+        set("PACKAGE_FIND_VERSION", min);
+        set("PACKAGE_FIND_VERSION_COUNT", &numbers.len().to_string());
+        for (name, at) in [("MAJOR", 0), ("MINOR", 1), ("PATCH", 2)] {
+            set(&format!("PACKAGE_FIND_VERSION_{name}"), numbers.get(at).unwrap_or(&"0"));
+        }
+        if !max.is_empty() {
+            set("PACKAGE_FIND_VERSION_RANGE", asked);
+            set("PACKAGE_FIND_VERSION_MIN", min);
+            set("PACKAGE_FIND_VERSION_MAX", max.trim_start_matches('<'));
+            let end = if max.starts_with('<') { "EXCLUDE" } else { "INCLUDE" };
+            set("PACKAGE_FIND_VERSION_RANGE_MAX", end);
+        }
+        script += &format!("include(\"{}\")\n", file.display());
+        script +=
+            "message(STATUS \"compatible: ${PACKAGE_VERSION_COMPATIBLE} exact: ${PACKAGE_VERSION_EXACT}\")\n";
+        let path = scratch("ask.cmake");
+        fs::write(&path, script).unwrap();
+        let said = stdout(Command::new("cmake").arg("-P").arg(&path));
+        assert_eq!(said.contains("exact: TRUE"), asked == version, "{version} {asked}: {said}");
+        said.contains("compatible: TRUE")
+    };
+    for (version, soname, asked, expected) in [
+        ("0.1.0", "libka.so.0.1", "0.1", true),
+        ("0.1.0", "libka.so.0.1", "0.1.0", true),
+        ("0.1.0", "libka.so.0.1", "0.1.1", false),
+        ("0.1.0", "libka.so.0.1", "0.2", false),
+        ("0.1.0", "libka.so.0.1", "0", true),
+        ("0.1.0", "libka.so.0.1", "1", false),
+        ("0.3.7", "libka.so.0.3", "0.3.2", true),
+        ("0.3.7", "libka.so.0.3", "0.2", false),
+        ("0.3.7", "libka.so.0.3", "0.1...0.4", true),
+        ("0.3.7", "libka.so.0.3", "0.1...<0.3.7", false),
+        ("0.3.7", "libka.so.0.3", "0.1...0.3.7", true),
+        ("0.3.7", "libka.so.0.3", "0.4...1.0", false),
+        ("1.4.2", "libka.so.1", "1.2", true),
+        ("1.4.2", "libka.so.1", "1.4.2", true),
+        ("1.4.2", "libka.so.1", "1.5", false),
+        ("1.4.2", "libka.so.1", "0.9", false),
+        ("2.0.0", "libka.so.2", "1.4", false),
+    ] {
+        assert_eq!(compatible(version, soname, asked), expected, "{version} where {asked} is asked for");
+    }
+
+    // What cannot be had is said.
+    let configure = |asked: &str| -> Output {
+        let mut command = Command::new("cmake");
+        command.arg("-S").arg(root().join("tests/cmake")).arg("-B").arg(scratch("cmake"));
+        command.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix().display())).arg(format!("-DKA_ASKED={asked}"));
+        command.output().unwrap()
+    };
+    let output = configure("99.1");
+    assert!(!output.status.success() && stderr(&output).contains(VERSION), "{}", stderr(&output));
+}
+
+#[test]
+fn versions_come_from_one_place() {
+    let pc = fs::read_to_string(prefix().join("lib/pkgconfig/ka.pc")).unwrap();
+    assert!(pc.contains(&format!("\nVersion: {VERSION}\n")), "{pc}");
+    let cmake = fs::read_to_string(prefix().join("lib/cmake/ka/ka-config-version.cmake")).unwrap();
+    assert!(cmake.contains(&format!("set(PACKAGE_VERSION \"{VERSION}\")")), "{cmake}");
+    for header in ["include/ka.h", "include/ka.hpp"] {
+        assert_eq!(fs::read(root().join(header)).unwrap(), fs::read(prefix().join(header)).unwrap());
+    }
+    let header = fs::read_to_string(prefix().join("include/ka.h")).unwrap();
+    assert!(header.contains(&format!("\n#define KA_VERSION \"{VERSION}\"\n")));
+    // The library's own, the SONAME and CHANGELOG.md: tests/exports.rs.
+    assert!(VERSION.starts_with(soname().strip_prefix("libka.so.").unwrap()));
+}
+
+#[test]
+fn the_installed_shim_works() {
+    let code = "import socket as s; t = s.socket(); print(t.getsockopt(s.SOL_SOCKET, s.SO_KEEPALIVE), \
+                t.getsockopt(s.IPPROTO_TCP, s.TCP_KEEPIDLE))";
+    let shim = prefix().join("lib/ka/libka_preload.so");
+    // The loader takes a blank in LD_PRELOAD for the end of a name.
+    let link = scratch("shim.so");
+    std::os::unix::fs::symlink(shim, &link).unwrap();
+    let mut command = Command::new("python3");
+    assert_eq!(
+        stdout(command.args(["-c", code]).env("LD_PRELOAD", link).env("KA_POLICY", "77,7,7")),
+        "1 77\n"
+    );
+}
+
+#[test]
+fn uninstall_removes_what_was_installed_and_nothing_else() {
+    let stage = scratch("stage");
+    let install = || succeed(&mut make("install", &stage, &["PREFIX=/opt/ka"]));
+    let uninstall = || succeed(&mut make("uninstall", &stage, &["PREFIX=/opt/ka"]));
+    let nothing = BTreeMap::new();
+
+    install();
+    let once = tree(&stage);
+    install();
+    assert_eq!(tree(&stage), once, "a second time changes nothing");
+    uninstall();
+    assert_eq!(tree(&stage), nothing);
+
+    // What was there before stays: a folder, though empty, and a file.
+    fs::create_dir_all(stage.join("opt/ka/include")).unwrap();
+    fs::create_dir_all(stage.join("opt/ka/lib/ka")).unwrap();
+    fs::write(stage.join("opt/ka/lib/libother.so"), "").unwrap();
+    let before = tree(&stage);
+    install();
+    install();
+    uninstall();
+    assert_eq!(tree(&stage), before);
+
+    // Who comes later is not in the way, nor in danger.
+    install();
+    fs::write(stage.join("opt/ka/lib/pkgconfig/other.pc"), "").unwrap();
+    uninstall();
+    let left = tree(&stage);
+    assert!(left.contains_key("opt/ka/lib/pkgconfig/other.pc"), "{left:?}");
+    assert_eq!(left.len(), before.len() + 2, "{left:?}");
+
+    // What an older version had, a newer one replaces.
+    install();
+    let installed = stage.join("opt/ka/lib/ka/installed");
+    let notes = fs::read_to_string(&installed).unwrap() + "file /opt/ka/lib/libka.so.0.0.9\n";
+    fs::write(&installed, notes).unwrap();
+    fs::write(stage.join("opt/ka/lib/libka.so.0.0.9"), "").unwrap();
+    install();
+    assert!(!tree(&stage).contains_key("opt/ka/lib/libka.so.0.0.9"));
+    assert!(!fs::read_to_string(&installed).unwrap().contains("0.0.9"));
+    uninstall();
+    assert_eq!(tree(&stage), left);
+
+    // There is nothing: that is said, not passed over.
+    let output = make("uninstall", &stage, &["PREFIX=/opt/ka"]).output().unwrap();
+    assert!(
+        !output.status.success() && stderr(&output).contains("nothing was installed there"),
+        "{output:?}"
+    );
+    let output = make("install", &stage, &["PREFIX=opt"]).output().unwrap();
+    assert!(
+        !output.status.success() && stderr(&output).contains("PREFIX=opt is not an absolute path"),
+        "{output:?}"
+    );
+    assert_eq!(tree(&stage), left);
+}
+
+/// Whoever installs is root, who need not have a Rust compiler, and whose umask is anything.
+#[test]
+fn what_is_built_is_not_built_again() {
+    let stage = scratch("stage");
+    succeed(&mut make("install", &stage, &[]));
+    let target = fs::metadata(release().join("libka.so")).unwrap();
+    let stage = scratch("stage");
+    let mut shell = Command::new("sh");
+    let command = make("install", &stage, &["CARGO=/bin/false"]);
+    shell.args(["-c", "umask 077; exec \"$@\"", "sh", "make"]).args(command.get_args());
+    succeed(shell.current_dir(root()));
+    assert_eq!(
+        fs::metadata(release().join("libka.so")).unwrap().modified().unwrap(),
+        target.modified().unwrap()
+    );
+    for (path, what) in tree(&stage) {
+        assert!(what.starts_with('l') || what.ends_with("r-x") || what.ends_with("r--"), "{path}: {what}");
+    }
+    assert_eq!(
+        fs::metadata(stage.join("usr/local/lib/ka/installed")).unwrap().permissions().mode() & 0o777,
+        0o644
+    );
+}
+
+/// Needs cargo-c, which takes minutes to build: `make cargo-c` has it built, and runs this.
+#[test]
+#[ignore = "run it with `make cargo-c`"]
+fn cargo_c_installs_the_same() {
+    let stage = scratch("stage");
+    let mut command = Command::new("cargo");
+    command.current_dir(root()).args(["cinstall", "--locked", "--release", "--prefix", "/usr/local"]);
+    command.args(["--libdir", "lib", "--destdir"]).arg(&stage);
+    succeed(command.arg("--target-dir").arg(support::target().join("capi")));
+    let theirs = stage.join("usr/local");
+
+    // All that it installs, make installs too, as the same kind of thing, and no other SONAME, symbol or version.
+    for (path, what) in tree(&theirs) {
+        let ours = tree(prefix());
+        assert_eq!(ours.get(&path).map(|what| &what[..1]), Some(&what[..1]), "{path}: {ours:?}");
+    }
+    for header in ["include/ka.h", "include/ka.hpp"] {
+        assert_eq!(fs::read(theirs.join(header)).unwrap(), fs::read(prefix().join(header)).unwrap());
+    }
+    for (tool, args) in
+        [("nm", ["-D", "--defined-only"]), ("nm", ["-D", "--undefined-only"]), ("readelf", ["-V", "-W"])]
+    {
+        let table = |prefix: &Path| {
+            let said = stdout(Command::new(tool).args(args).arg(prefix.join("lib/libka.so")));
+            let names = said
+                .lines()
+                .filter(|line| line.contains("ka_") || line.contains("GLIBC") || line.contains("Name:"));
+            let last = |line: &str| line.rsplit(' ').next().unwrap().to_owned();
+            names.map(last).collect::<Vec<_>>()
+        };
+        assert_eq!(table(&theirs), table(prefix()), "{tool} {args:?}");
+        assert_ne!(table(&theirs), Vec::<String>::new());
+    }
+    let dynamic =
+        stdout(Command::new("readelf").arg("-d").arg(theirs.join("lib/libka.so")).env("LC_ALL", "C"));
+    assert!(dynamic.contains(&format!("[{}]", soname())), "{dynamic}");
+
+    assert_eq!(pkg_config(&theirs, &["--modversion"]), [VERSION]);
+    // Its .pc has the prefix that it was given.
+    let pc = |args: &[&str]| {
+        let moved = |word: String| word.replace("/usr/local", theirs.to_str().unwrap());
+        pkg_config(&theirs, args).into_iter().map(moved).collect::<Vec<_>>()
+    };
+    let lib = theirs.join("lib");
+    judge(&build("gcc", "c/link.c", &pc(&["--cflags", "--libs"])), &lib, true);
+    let mut args = pc(&["--static", "--cflags", "--libs"]);
+    args.push("-static".into());
+    judge(&build("gcc", "c/link.c", &args), &lib, false);
+}
