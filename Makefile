@@ -8,11 +8,13 @@ unexport CARGO_BUILD_TARGET
 export PATH := $(PATH):/usr/sbin:/sbin
 # What the lab's networks are made of, and what watches them.
 LAB_TOOLS := ip nft tcpdump tshark unshare python3
-# What the tests use: compilers, what watches networks, system calls and files, and programs to run under the shim.
-TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsenter prlimit strace nm readelf valgrind abidiff asio libuv cmake pkg-config \
+# What the tests use: compilers, what watches networks, system calls and files, programs to run under the shim, and
+# what installs, builds against and looks at what is installed.
+TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsenter prlimit strace nm readelf valgrind \
 	nginx curl redis-server redis-cli redis-benchmark postgres psql ssh sshd ssh-keygen node \
 	faketime torsocks proxychains4 mptcpize jemalloc \
-	go bash script setpriv setcap sysctl systemd-analyze mandoc jsonschema
+	go bash script setpriv setcap sysctl systemd-analyze mandoc jsonschema \
+	abidiff asio cmake dh dpkg-buildpackage libuv lintian pkg-config
 
 # Where `make install` puts what: the GNU Coding Standards' names.
 PREFIX ?= /usr/local

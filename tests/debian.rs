@@ -1,0 +1,97 @@
+//! The Debian packages that `make deb` makes: what lintian says of them, and that they install, serve and go.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use support::{is_root, release, root, scratch, skip, stdout, succeed};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The packages by their names, made once.
+fn packages() -> &'static [(String, PathBuf)] {
+    static MADE: OnceLock<Vec<(String, PathBuf)>> = OnceLock::new();
+    MADE.get_or_init(|| {
+        release();
+        succeed(Command::new("make").current_dir(root()).args(["--no-print-directory", "deb"]));
+        let mut packages: Vec<_> = fs::read_dir(root().join("target/deb"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .map(|path| (field(&path, "Package"), path))
+            .collect();
+        packages.sort();
+        packages
+    })
+}
+
+fn field(package: &Path, name: &str) -> String {
+    stdout(Command::new("dpkg-deb").arg("--field").arg(package).arg(name)).trim().to_owned()
+}
+
+#[test]
+fn their_names_and_versions_are_the_librarys() {
+    let library = {
+        let (major, minor) = (env!("CARGO_PKG_VERSION_MAJOR"), env!("CARGO_PKG_VERSION_MINOR"));
+        if major == "0" { format!("libka0.{minor}") } else { format!("libka{major}") }
+    };
+    let names: Vec<_> = packages().iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["ka", "libka-dev", &library]);
+    for (name, package) in packages() {
+        assert_eq!(field(package, "Version"), VERSION, "{name}");
+    }
+    // A program that is packaged depends on the release that brought what it calls.
+    let symbols = stdout(Command::new("dpkg-deb").arg("--info").arg(&packages()[2].1).arg("symbols"));
+    assert!(symbols.contains(" ka_enable@KA_0.1 0.1\n"), "{symbols}");
+    assert_eq!(field(&packages()[1].1, "Depends"), format!("{library} (= {VERSION})"));
+}
+
+#[test]
+fn lintian_has_nothing_to_say() {
+    let changes = packages()[0]
+        .1
+        .with_file_name(format!("ka_{VERSION}_{}.changes", field(&packages()[0].1, "Architecture")));
+    let mut lintian = Command::new("lintian");
+    lintian.args(["--display-info", "--fail-on", "error,warning,info", "--allow-root"]).arg(changes);
+    let output = lintian.env("LC_ALL", "C.UTF-8").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{}", support::stderr(&output));
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// On a machine that is this one, without what is in this repository: what is changed there is in memory, and gone with
+/// the last process. There the packages are installed, a user's programs are built in each way and the demo runs from
+/// what they brought; then they are removed.
+#[test]
+fn they_install_serve_and_go() {
+    if !is_root() {
+        skip("the Debian packages were not installed: that takes root");
+        return;
+    }
+    let folder = scratch("machine");
+    let bring = folder.join("bring");
+    fs::create_dir_all(bring.join("tests")).unwrap();
+    for (_, package) in packages() {
+        fs::copy(package, bring.join(package.file_name().unwrap())).unwrap();
+    }
+    for tests in ["c", "cpp", "cmake"] {
+        succeed(Command::new("cp").arg("-r").arg(root().join("tests").join(tests)).arg(bring.join("tests")));
+    }
+    let script = root().join("tests/debian/machine");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-eu"]).arg(script).arg(&folder).arg(root());
+    let said = stdout(command.env_remove("LD_LIBRARY_PATH").env("MAKEFLAGS", ""));
+
+    let on = format!("{VERSION} on 60 10 5");
+    for way in ["plain cc", "pkg-config, shared", "pkg-config, static", "cmake, shared", "cmake, static"] {
+        assert!(said.contains(&format!("{way}: {on}\n")), "{way}: {said}");
+    }
+    assert!(said.contains("shim: 1 77\n"), "{said}");
+    assert!(said.contains("demo: the probes were seen, and the pulled cable was found\n"), "{said}");
+    assert!(said.ends_with("removed: nothing is left\n"), "{said}");
+    if release().join("ka").exists() {
+        assert!(said.contains(&format!("command: ka {VERSION}\n")), "{said}");
+    }
+}
