@@ -65,14 +65,12 @@ test: ## all tests, on a fresh machine too: installs what is missing, builds, ru
 	@scripts/need $(TEST_TOOLS)
 	$(CARGO) test --locked --workspace
 
-header: ## writes include/ka.h from src/
+header: ## writes include/ka.h from src/, and tests/abi/VERSION, what later releases must not break
 	KA_HEADER=write $(CARGO) test --locked --quiet --test header the_header_is_what_the_sources_say
+	KA_HEADER=write $(CARGO) test --locked --quiet --test abi the_baseline_is_what_the_sources_say
 
 man: ## writes the command's pages in man/ from crates/ka-cli/src/args.rs
 	KA_MAN=write $(CARGO) test --locked --quiet --package ka-cli --bin ka the_pages_are_what_the_definition_says
-
-abi: ## writes tests/abi/: what later releases must not break
-	KA_ABI=write $(CARGO) test --locked --quiet --test abi the_baseline_is_what_the_sources_say
 
 lab: ## keepalive in networks of its own, on the wire: a table, and target/lab/report.md with pictures
 	@scripts/need rust cc $(LAB_TOOLS)
@@ -90,4 +88,4 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\n' | expand -t 8
 
-.PHONY: all install uninstall deb cargo-c test header man abi lab bench clean help
+.PHONY: all install uninstall deb cargo-c test header man lab bench clean help

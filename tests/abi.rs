@@ -5,7 +5,7 @@
 //! again, in C with empty functions, for abidiff(1) to compare and for programs to be linked against. (libka's own
 //! debugging information would not do: it speaks of Rust's types, and differs from one compiler to the next.) The
 //! constants of the header, which are macros, are in it as an enumeration. What the release that is being made will
-//! leave there, `make abi` writes.
+//! leave there, `make header` writes.
 
 mod support;
 
@@ -121,7 +121,7 @@ fn versions() -> Vec<String> {
         .filter(|version| version.starts_with(&prefix))
         .collect();
     versions.sort();
-    assert!(!versions.is_empty(), "tests/abi/ has no version of this SONAME: run `make abi`");
+    assert!(!versions.is_empty(), "tests/abi/ has no version of this SONAME: run `make header`");
     versions
 }
 
@@ -169,13 +169,23 @@ fn the_baseline_is_what_the_sources_say() {
     for (source, name) in [("include/ka.h", "ka.h"), ("src/libka.map", "libka.map")] {
         let source = fs::read_to_string(root().join(source)).unwrap();
         let path = folder.join(name);
-        if std::env::var_os("KA_ABI").is_some_and(|value| value == "write") {
+        let baseline = fs::read_to_string(&path).unwrap_or_default();
+        if std::env::var_os("KA_HEADER").is_some_and(|value| value == "write") && code(&baseline) != code(&source) {
             fs::create_dir_all(&folder).unwrap();
             fs::write(&path, &source).unwrap();
+            continue;
         }
-        let baseline = fs::read_to_string(&path).unwrap_or_default();
-        assert!(baseline == source, "{} is not up to date: run `make abi` and commit it", path.display());
+        assert!(
+            code(&baseline) == code(&source),
+            "{} is not up to date: run `make header` and commit it",
+            path.display()
+        );
     }
+}
+
+/// A file of C without its comments, which break nobody.
+fn code(source: &str) -> Vec<&str> {
+    source.lines().filter(|line| !line.trim_start().starts_with(['*', '/'])).collect()
 }
 
 #[test]

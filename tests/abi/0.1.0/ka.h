@@ -235,7 +235,8 @@ extern "C" {
  *          handshake, so a server sets its listener and pays nothing per connection.
  *   idle   s, 1..KA_IDLE_MAX: how long the connection is idle before the first probe: since data or an
  *          acknowledgement last came in. What is sent counts through its acknowledgement. TCP_KEEPIDLE
- *   intvl  s, 1..KA_INTVL_MAX: from one unanswered probe to the next. TCP_KEEPINTVL
+ *   intvl  s, 1..KA_INTVL_MAX: from one unanswered probe to the next. Let it be no longer than idle: else it is
+ *          also the time from an answered probe to the next. TCP_KEEPINTVL
  *   cnt    probes, 1..KA_CNT_MAX: so many without an answer end the connection. TCP_KEEPCNT
  *
  * Each may be KA_KEEP: it stays as it is, which for a fresh socket is the sysctl net.ipv4.tcp_keepalive_*.
@@ -591,6 +592,10 @@ int ka_plan_preset(const char *name, struct ka_config *config);
  *   typical_ms  where to put the milliseconds if no timer is late.
  *   worst_ms    where to put the milliseconds if each timer is as late as the kernel's timer wheel makes it: an
  *               eighth, and a tick.
+ *
+ * An interval longer than the idle time takes its place once a probe was answered: the answer does not shorten the
+ * timer that its probe has started (tcp_keepalive_timer). A peer that falls silent then is found intvl - idle seconds
+ * later than both say. No plan of ka has such an interval.
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       an argument is NULL; ka_apply would refuse the config with EINVAL; enabled is not 1; idle, intvl or
