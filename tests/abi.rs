@@ -16,7 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use support::{EXPORTS, one_line_each, release, root, scratch, stdout, succeed};
+use support::{EXPORTS, one_line_each, release, root, scratch, soname, stdout, succeed};
 
 /// The header and the version script of a release.
 struct Api {
@@ -26,8 +26,9 @@ struct Api {
 
 impl Api {
     fn of(folder: &Path, map: &Path) -> Self {
-        let read =
-            |path: PathBuf| fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        let read = |path: PathBuf| {
+            fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        };
         Self { header: read(folder.join("ka.h")), map: read(map.to_owned()) }
     }
 
@@ -85,13 +86,6 @@ impl Api {
         );
         folder
     }
-}
-
-/// The SONAME that the library has.
-fn soname() -> String {
-    let dynamic =
-        stdout(Command::new("readelf").arg("-d").arg(release().join("libka.so")).env("LC_ALL", "C"));
-    dynamic.split_once("soname: [").unwrap().1.split_once(']').unwrap().0.to_owned()
 }
 
 fn is_function(line: &str) -> bool {
@@ -170,7 +164,9 @@ fn the_baseline_is_what_the_sources_say() {
         let source = fs::read_to_string(root().join(source)).unwrap();
         let path = folder.join(name);
         let baseline = fs::read_to_string(&path).unwrap_or_default();
-        if std::env::var_os("KA_HEADER").is_some_and(|value| value == "write") && code(&baseline) != code(&source) {
+        if std::env::var_os("KA_HEADER").is_some_and(|value| value == "write")
+            && code(&baseline) != code(&source)
+        {
             fs::create_dir_all(&folder).unwrap();
             fs::write(&path, &source).unwrap();
             continue;

@@ -5,13 +5,14 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use support::{release, root, scratch, stderr, stdout, succeed};
+use support::{release, root, scratch, soname, stderr, stdout, succeed};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -51,12 +52,6 @@ fn tree(folder: &Path) -> BTreeMap<String, String> {
     listing.lines().map(entry).collect()
 }
 
-fn soname() -> String {
-    let dynamic =
-        stdout(Command::new("readelf").arg("-d").arg(release().join("libka.so")).env("LC_ALL", "C"));
-    dynamic.split_once("soname: [").unwrap().1.split_once(']').unwrap().0.to_owned()
-}
-
 fn pkg_config(prefix: &Path, args: &[&str]) -> Vec<String> {
     let folder = stdout(Command::new("find").arg(prefix).args(["-name", "pkgconfig"]));
     let mut command = Command::new("pkg-config");
@@ -80,7 +75,7 @@ fn judge(program: &Path, lib: &Path, shared: bool) {
 fn build(compiler: &str, source: &str, args: &[impl AsRef<OsStr>]) -> PathBuf {
     let program = scratch("program");
     let mut command = Command::new(compiler);
-    if source.ends_with(".cpp") {
+    if compiler.ends_with("++") {
         command.arg("-std=c++17");
     }
     succeed(
@@ -216,7 +211,7 @@ fn cmake_finds_what_a_program_can_run_with() {
         // As find_package sets it.
         let (min, max) = asked.split_once("...").unwrap_or((asked, ""));
         let mut script = String::new();
-        let mut set = |name: &str, value: &str| script += &format!("set({name} \"{value}\")\n");
+        let mut set = |name: &str, value: &str| writeln!(script, "set({name} \"{value}\")").unwrap();
         let numbers: Vec<_> = min.split('.').collect();
         set("PACKAGE_FIND_VERSION", min);
         set("PACKAGE_FIND_VERSION_COUNT", &numbers.len().to_string());
@@ -230,7 +225,7 @@ fn cmake_finds_what_a_program_can_run_with() {
             let end = if max.starts_with('<') { "EXCLUDE" } else { "INCLUDE" };
             set("PACKAGE_FIND_VERSION_RANGE_MAX", end);
         }
-        script += &format!("include(\"{}\")\n", file.display());
+        writeln!(script, "include(\"{}\")", file.display()).unwrap();
         script +=
             "message(STATUS \"compatible: ${PACKAGE_VERSION_COMPATIBLE} exact: ${PACKAGE_VERSION_EXACT}\")\n";
         let path = scratch("ask.cmake");

@@ -41,7 +41,14 @@ pub fn release() -> &'static Path {
     })
 }
 
-/// The same before stripping: a folder whose libka.so still has its symbols.
+/// The SONAME that libka.so has.
+pub fn soname() -> String {
+    let dynamic =
+        stdout(Command::new("readelf").arg("-d").arg(release().join("libka.so")).env("LC_ALL", "C"));
+    dynamic.split_once("soname: [").unwrap().1.split_once(']').unwrap().0.to_owned()
+}
+
+/// The release build before stripping: a folder whose libka.so still has its symbols.
 pub fn unstripped() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
