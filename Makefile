@@ -26,14 +26,11 @@ DATADIR ?= $(PREFIX)/share
 MANDIR ?= $(DATADIR)/man
 # Not for -l, and not for everybody's library path.
 SHIMDIR ?= $(LIBDIR)/ka
-# The newest that the oldest Rust which Cargo.toml allows can build.
-CARGO_C := 0.10.16+cargo-0.91.0
 # What `make install` takes.
 RELEASE := target/release
 BUILT := $(RELEASE)/.built
 INSTALL_WHERE = RELEASE='$(RELEASE)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' BINDIR='$(BINDIR)' LIBDIR='$(LIBDIR)' \
-	INCLUDEDIR='$(INCLUDEDIR)' DATADIR='$(DATADIR)' MANDIR='$(MANDIR)' \
-	SHIMDIR='$(SHIMDIR)'
+	INCLUDEDIR='$(INCLUDEDIR)' DATADIR='$(DATADIR)' MANDIR='$(MANDIR)' SHIMDIR='$(SHIMDIR)'
 SOURCES := Cargo.toml Cargo.lock build.rs src scripts/ld $(wildcard crates/*/Cargo.toml crates/*/build.rs crates/*/src)
 
 all: ## release build: target/release/libka.so, libka.a, libka_preload.so and ka
@@ -50,6 +47,9 @@ install: $(BUILT) ## installs it; PREFIX (/usr/local), DESTDIR, LIBDIR, ... say 
 
 uninstall: ## removes what `make install` put there
 	@$(INSTALL_WHERE) scripts/install remove
+
+# The newest that the oldest Rust which Cargo.toml allows can build.
+CARGO_C := 0.10.16+cargo-0.91.0
 
 deb: all ## Debian packages of it, in target/deb: libka0.N, libka-dev, ka
 	@scripts/need dh dpkg-buildpackage

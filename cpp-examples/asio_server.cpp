@@ -19,7 +19,7 @@ using namespace std::chrono_literals;
 
 class server {
 public:
-    server(asio::io_context &io, unsigned short port) : acceptor_(io), timer_(io) {
+    server(asio::io_context &io, unsigned short port) : acceptor_(io), timer_(io), pause_(io) {
         const tcp::endpoint any{tcp::v4(), port};
         acceptor_.open(any.protocol());
         acceptor_.set_option(tcp::acceptor::reuse_address(true));
@@ -38,15 +38,19 @@ private:
 
     void accept() {
         acceptor_.async_accept([this](std::error_code ec, tcp::socket socket) {
-            if (!ec) {
-                const int fd = socket.native_handle();
-                const auto made = std::make_shared<connection>(connection{std::move(socket), {}});
-                connections_[fd] = made;
-                silent_.touch(fd);
-                std::cout << "accepted: " << ka::format(ka::query(fd)) << std::endl;
-                read(fd, made);
-                look();
+            if (ec) {
+                // As where there is no descriptor left: some will be closed.
+                std::cout << "not accepted: " << ec.message() << std::endl;
+                pause_.expires_after(100ms);
+                return pause_.async_wait([this](std::error_code) { accept(); });
             }
+            const int fd = socket.native_handle();
+            const auto made = std::make_shared<connection>(connection{std::move(socket), {}});
+            connections_[fd] = made;
+            silent_.touch(fd);
+            std::cout << "accepted: " << ka::format(ka::query(fd)) << std::endl;
+            read(fd, made);
+            look();
             accept();
         });
     }
@@ -92,6 +96,7 @@ private:
 
     tcp::acceptor acceptor_;
     asio::steady_timer timer_;
+    asio::steady_timer pause_;
     ka::reaper silent_{1min};
     std::map<int, std::shared_ptr<connection>> connections_;
 };

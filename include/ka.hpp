@@ -418,7 +418,10 @@ public:
     }
     /** All that are due. */
     std::vector<int> expired(clock::time_point now = clock::now()) {
-        std::vector<int> fds(size());
+        std::vector<int> fds;
+        // Room, before any is taken out; none where none is due.
+        if (next(now) == std::chrono::milliseconds{0})
+            fds.resize(size());
         fds.resize(expired(fds.data(), fds.size(), now));
         return fds;
     }
