@@ -116,20 +116,14 @@ fn each_file_is_where_it_should_be() {
     }
     add("-rwxr-xr-x", &format!("lib/{library}"));
     add("-rwxr-xr-x", "lib/ka/libka_preload.so");
-    // The command is there once it is built.
-    let command = release().join("ka").exists();
+    add("-rwxr-xr-x", "bin/ka");
+    add("-rw-r--r--", "share/bash-completion/completions/ka");
+    add("-rw-r--r--", "share/zsh/site-functions/_ka");
+    add("-rw-r--r--", "share/fish/vendor_completions.d/ka.fish");
     for page in fs::read_dir(root().join("man")).unwrap() {
         let page = page.unwrap().file_name().into_string().unwrap();
         let section = page.rsplit_once('.').unwrap().1.to_owned();
-        if command || section != "1" {
-            add("-rw-r--r--", &format!("share/man/man{section}/{page}"));
-        }
-    }
-    if command {
-        add("-rwxr-xr-x", "bin/ka");
-        add("-rw-r--r--", "share/bash-completion/completions/ka");
-        add("-rw-r--r--", "share/zsh/site-functions/_ka");
-        add("-rw-r--r--", "share/fish/vendor_completions.d/ka.fish");
+        add("-rw-r--r--", &format!("share/man/man{section}/{page}"));
     }
     expected.insert("lib/libka.so".into(), format!("lrwxrwxrwx {soname}"));
     expected.insert(format!("lib/{soname}"), format!("lrwxrwxrwx {library}"));
@@ -141,11 +135,15 @@ fn each_file_is_where_it_should_be() {
             == fs::read(prefix().join("lib").join(installed)).unwrap();
         assert!(same, "{installed} is not the release build's");
     }
-    if command {
-        let said = stdout(Command::new(prefix().join("bin/ka")).arg("--version"));
-        assert_eq!(said, format!("ka {VERSION}\n"));
-        let completions = fs::read_to_string(prefix().join("share/bash-completion/completions/ka")).unwrap();
-        assert!(completions.contains("_ka()"), "no completions for bash");
+    let said = stdout(Command::new(prefix().join("bin/ka")).arg("--version"));
+    assert_eq!(said, format!("ka {VERSION}\n"));
+    for (path, word) in [
+        ("bash-completion/completions/ka", "complete -F _ka"),
+        ("zsh/site-functions/_ka", "#compdef ka"),
+        ("fish/vendor_completions.d/ka.fish", "complete -c ka"),
+    ] {
+        let completions = fs::read_to_string(prefix().join("share").join(path)).unwrap();
+        assert!(completions.contains(word), "{path}: {completions}");
     }
 }
 
@@ -283,10 +281,14 @@ fn versions_come_from_one_place() {
 }
 
 #[test]
-fn the_installed_shim_works() {
+fn the_installed_shim_and_command_work() {
     let code = "import socket as s; t = s.socket(); print(t.getsockopt(s.SOL_SOCKET, s.SO_KEEPALIVE), \
                 t.getsockopt(s.IPPROTO_TCP, s.TCP_KEEPIDLE))";
     let shim = prefix().join("lib/ka/libka_preload.so");
+    // The command finds it beside itself, wherever that is.
+    let mut command = Command::new(prefix().join("bin/ka"));
+    command.args(["run", "--policy", "77,7,7", "--", "python3", "-c", code]).env_remove("KA_PRELOAD");
+    assert_eq!(stdout(&mut command), "1 77\n");
     // The loader takes a blank in LD_PRELOAD for the end of a name.
     let link = scratch("shim.so");
     std::os::unix::fs::symlink(shim, &link).unwrap();
