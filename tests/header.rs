@@ -118,17 +118,8 @@ fn every_compiler_takes_it_without_a_warning() {
 fn every_function_is_documented_for_a_c_reader() {
     let header = support::header();
     for name in EXPORTS {
-        let declared = header.find(&format!("{name}(")).map(|_| ());
-        assert!(declared.is_some(), "{name} is not declared");
-        let declaration = header
-            .lines()
-            .position(|line| {
-                !line.starts_with(' ') && line.contains(&format!("{name}(")) && line.ends_with(");")
-            })
-            .unwrap();
-        let lines: Vec<_> = header.lines().take(declaration).collect();
-        let comment = lines.iter().rposition(|line| *line == "/**").unwrap();
-        let comment = lines[comment..].join("\n");
+        assert!(header.contains(&format!("{name}(")), "{name} is not declared");
+        let comment = support::comment(name);
         for part in ["Returns", "Since "] {
             assert!(comment.contains(part), "{name} does not say: {part}");
         }

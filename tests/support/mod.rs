@@ -173,6 +173,19 @@ pub fn one_line_each(header: &str) -> String {
     lines
 }
 
+/// The comment that stands before a function in include/ka.h.
+pub fn comment(name: &str) -> String {
+    let header = header();
+    let lines: Vec<_> = header
+        .lines()
+        .take_while(|line| {
+            line.starts_with(' ') || !line.contains(&format!("{name}(")) || !line.ends_with(");")
+        })
+        .collect();
+    let start = lines.iter().rposition(|line| *line == "/**").unwrap();
+    lines[start..].join("\n")
+}
+
 /// A program of c-examples, built.
 pub fn example(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();

@@ -1,0 +1,212 @@
+//! man/: each function and each flag has its page, which says what the header and the command say.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::{EXPORTS, comment, header, release, root, stdout};
+
+fn man() -> PathBuf {
+    root().join("man")
+}
+
+/// The pages of man/.
+fn pages() -> Vec<PathBuf> {
+    fs::read_dir(man()).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+/// A page's text; of one that is a link, the text of where it goes.
+fn page(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    match text.strip_prefix(".so ") {
+        // Installed, each section is a folder; here they are one.
+        Some(target) => {
+            let (folder, file) = target.trim().split_once('/').unwrap();
+            assert!(file.ends_with(&folder.replace("man", ".")), "{text} is of another section");
+            fs::read_to_string(man().join(file)).unwrap_or_else(|error| panic!("man/{file}: {error}"))
+        }
+        None => text,
+    }
+}
+
+/// What stands in a section of a page.
+fn section<'a>(page: &'a str, name: &str) -> &'a str {
+    let (_, rest) =
+        page.split_once(&format!(".Sh {name}\n")).unwrap_or_else(|| panic!("no {name} in: {page}"));
+    rest.split("\n.Sh ").next().unwrap()
+}
+
+/// The functions of a SYNOPSIS, as C declares them.
+fn prototypes(synopsis: &str) -> Vec<String> {
+    // What may stand in quotes, or bare if it has no blank.
+    let arguments = |text: &str| -> Vec<String> {
+        text.split('"').enumerate().fold(vec![], |mut arguments, (index, part)| {
+            if index % 2 == 1 {
+                arguments.push(part.to_owned());
+            } else {
+                arguments.extend(part.split_whitespace().map(String::from));
+            }
+            arguments
+        })
+    };
+    let (mut result, mut declared) = (String::new(), vec![]);
+    let mut open: Vec<String> = vec![];
+    for line in synopsis.lines() {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match word {
+            ".Ft" => result = arguments(rest).join(" "),
+            ".Fn" | ".Fo" => open = arguments(rest),
+            ".Fa" => open.extend(arguments(rest)),
+            _ => {}
+        }
+        if matches!(word, ".Fn" | ".Fc") {
+            let blank = if result.ends_with('*') { "" } else { " " };
+            declared.push(format!("{result}{blank}{}({});", open[0], open[1..].join(", ")));
+        }
+    }
+    declared
+}
+
+#[test]
+fn each_function_has_its_page_which_declares_it_as_the_header_does() {
+    let header = header();
+    for name in EXPORTS {
+        let page = page(&man().join(name).with_extension("3"));
+        assert!(
+            section(&page, "NAME").contains(&format!(".Nm {name}")),
+            "the page of {name} does not name it"
+        );
+        let declared = prototypes(section(&page, "SYNOPSIS"));
+        let own = declared.iter().find(|line| line.contains(&format!("{name}(")));
+        let own = own.unwrap_or_else(|| panic!("the page of {name} does not declare it"));
+        assert!(header.lines().any(|line| line == own), "ka.h does not declare {own}");
+    }
+}
+
+/// Every error that the header names for a function stands on its page.
+#[test]
+fn each_page_has_the_errors_of_the_header() {
+    let words = |text: &str| -> BTreeSet<String> {
+        text.split(|letter: char| !letter.is_ascii_alphanumeric())
+            .filter(|word| word.len() > 3 && word.starts_with('E') && *word == word.to_uppercase())
+            .map(String::from)
+            .collect()
+    };
+    let mut named = 0;
+    for name in EXPORTS {
+        let (header, page) = (words(&comment(name)), words(&page(&man().join(name).with_extension("3"))));
+        let missing: Vec<_> = header.difference(&page).collect();
+        assert!(missing.is_empty(), "the page of {name} does not name {missing:?}");
+        named += header.len();
+    }
+    assert!(named > EXPORTS.len(), "the header names {named} errors: this would prove nothing");
+}
+
+#[test]
+fn the_presets_are_those_that_there_are() {
+    let page = page(&man().join("ka_plan_preset.3"));
+    let rows: Vec<_> =
+        page.lines().filter_map(|line| line.strip_prefix(".It ")?.split_once(" Ta ")).collect();
+    let expected: Vec<_> =
+        ka_core::PRESETS.iter().map(|preset| (preset.name, preset.path_idle_s.to_string())).collect();
+    let rows: Vec<_> = rows.iter().map(|(name, seconds)| (*name, (*seconds).to_owned())).collect();
+    assert_eq!(rows.split_first().unwrap().1, expected);
+}
+
+/// Every page that is referred to as one of ours is there, and the overview names all that are not links.
+#[test]
+fn references_among_the_pages_lead_somewhere() {
+    for path in pages() {
+        let text = page(&path);
+        let references = text.lines().filter_map(|line| {
+            let mut words = line.strip_prefix(".Xr ")?.split_whitespace();
+            Some((words.next()?, words.next()?))
+        });
+        for (name, section) in
+            references.filter(|(name, _)| *name == "ka" || name.starts_with("ka_") || name.starts_with("ka-"))
+        {
+            let there = man().join(format!("{name}.{section}")).exists();
+            // The command and its pages may be built elsewhere.
+            assert!(there || (section == "1" && !has_command()), "{}: {name}({section})", path.display());
+        }
+    }
+    let overview = page(&man().join("ka.7"));
+    for path in pages().iter().filter(|path| !fs::read_to_string(path).unwrap().starts_with(".so ")) {
+        let (name, section) =
+            (path.file_stem().unwrap().to_str().unwrap(), path.extension().unwrap().to_str().unwrap());
+        let named = overview.lines().any(|line| {
+            let line = line.trim_start_matches(".It ").trim_start_matches('.');
+            line.starts_with(&format!("Xr {name} {section}"))
+        });
+        assert!(
+            named || section == "1" || (name, section) == ("ka", "7"),
+            "ka(7) does not name {name}({section})"
+        );
+    }
+}
+
+#[test]
+fn mandoc_has_nothing_to_say() {
+    for path in pages().iter().filter(|path| !fs::read_to_string(path).unwrap().starts_with(".so ")) {
+        let output = Command::new("mandoc").args(["-T", "lint"]).arg(path).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        // Which other pages this machine has is no matter of this page's.
+        let said: Vec<_> =
+            said.lines().filter(|line| !line.contains("referenced manual not found")).collect();
+        assert!(said.is_empty(), "{said:#?}");
+    }
+}
+
+fn has_command() -> bool {
+    root().join("crates/ka-cli").exists()
+}
+
+/// The words at the beginning of --help's lines.
+fn flags(help: &str) -> BTreeSet<String> {
+    help.lines()
+        .filter(|line| line.trim_start().starts_with('-'))
+        .flat_map(|line| line.split([' ', ',', '=', '[']))
+        .filter(|word| {
+            word.len() > 1
+                && word.starts_with('-')
+                && word.as_bytes()[1..].iter().any(u8::is_ascii_alphanumeric)
+        })
+        .map(String::from)
+        .collect()
+}
+
+#[test]
+fn each_flag_of_the_command_has_its_page() {
+    if !has_command() {
+        return;
+    }
+    let ka = release().join("ka");
+    let help = stdout(Command::new(&ka).arg("--help"));
+    let (_, commands) = help.split_once("Commands:\n").expect("a list of commands");
+    let commands: Vec<_> = commands
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .collect();
+    assert!(commands.contains(&"run") && commands.contains(&"ls"), "{commands:?}");
+    for command in commands {
+        let page = page(&man().join(format!("ka-{command}.1"))).replace("\\-", "-");
+        let help = stdout(Command::new(&ka).args([command, "--help"]));
+        let flags = flags(&help);
+        assert!(flags.contains("--help"), "{help}");
+        for flag in flags {
+            let there =
+                page.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '-')).any(|word| {
+                    word == flag
+                // In bold: \fB-p\fR
+                || word.strip_prefix("fB").is_some_and(|word| word == flag)
+                });
+            assert!(there, "ka-{command}.1 does not have {flag}");
+        }
+    }
+}
