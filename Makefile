@@ -14,7 +14,8 @@ TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsente
 	nginx curl redis-server redis-cli redis-benchmark postgres psql ssh sshd ssh-keygen node \
 	faketime torsocks proxychains4 mptcpize jemalloc \
 	go bash script setpriv setcap sysctl systemd-analyze mandoc jsonschema \
-	abidiff asio cmake dh dpkg-buildpackage libuv lintian pkg-config
+	abidiff asio cmake dh dpkg-buildpackage libuv lintian pkg-config \
+	mypy $(addprefix python3-,pip pytest requests setuptools wheel)
 
 # Where `make install` puts what: the GNU Coding Standards' names.
 PREFIX ?= /usr/local

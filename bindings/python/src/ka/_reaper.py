@@ -1,0 +1,112 @@
+"""Which connections have done no business for a time?"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import threading
+import time
+from types import TracebackType
+from typing import Optional, SupportsIndex
+
+from . import _library as c
+from ._number import in_range, u64, whole
+from ._socket import Socket, descriptor
+
+INT_MAX = 2**31 - 1
+
+
+class Reaper:
+    """Knows which connections have done no business for timeout_ms milliseconds.
+
+    It knows them by descriptor and makes no system call on them, so it works beside any event loop. What counts as
+    business is for the program to say, with touch. Forget a connection before it is closed: a descriptor that is
+    used again is otherwise the old connection, touched.
+
+    now_ms is a number of milliseconds on a clock of the program's, which never goes backward; time.monotonic()'s
+    where it is not given. Threads may share a reaper.
+    """
+
+    def __init__(self, timeout_ms: SupportsIndex) -> None:
+        self._reaper: Optional[int] = None
+        # Of one thread at a time; and of a signal handler that comes between two calls of its own thread.
+        self._lock = threading.RLock()
+        self._reaper = c.LIBRARY.ka_reaper_new(in_range("timeout_ms", timeout_ms, 1, 2**32 - 1, "ms"))
+        if self._reaper is None:
+            raise MemoryError("no memory for a reaper")
+
+    def _handle(self) -> int:
+        if self._reaper is None:
+            raise ValueError("the reaper is closed")
+        return self._reaper
+
+    def touch(self, sock: Socket, now_ms: Optional[SupportsIndex] = None) -> None:
+        """Notes that a connection does business now; adds it if it is new."""
+        fd, now = descriptor(sock), clock(now_ms)
+        with self._lock:
+            if c.LIBRARY.ka_reaper_touch(self._handle(), fd, now) != 0:
+                number = c.last_error()
+                if number == errno.ENOMEM:
+                    raise MemoryError("no memory for one more connection")
+                raise c.failure(number, f"{sock!r} is not open")
+
+    def forget(self, sock: Socket) -> None:
+        """Takes a connection out. FileNotFoundError (ENOENT): it is not in, as after expired named it."""
+        fd = descriptor(sock)
+        with self._lock:
+            if c.LIBRARY.ka_reaper_forget(self._handle(), fd) != 0:
+                raise c.failure(c.last_error(), f"the reaper does not have descriptor {fd}")
+
+    def expired(self, now_ms: Optional[SupportsIndex] = None, n: Optional[SupportsIndex] = None) -> list[int]:
+        """Takes out connections that are due, the most silent first, and names them: all, or at most n."""
+        now = clock(now_ms)
+        most = None if n is None else in_range("n", n, 0, INT_MAX)
+        with self._lock:
+            handle = self._handle()
+            there: int = min(c.LIBRARY.ka_reaper_len(handle), INT_MAX)
+            # Few are due at a time: room for all that there are would be too much for a million.
+            size = min(there, 256 if most is None else most)
+            room = (ctypes.c_int * size)()
+            named: list[int] = []
+            while True:
+                want = size if most is None else min(size, most - len(named))
+                count: int = c.LIBRARY.ka_reaper_expired(handle, now, room, want)
+                if count < 0:
+                    raise c.failure(c.last_error())
+                named += room[:count]
+                if count < size or want < size or count == 0:
+                    return named
+
+    def next(self, now_ms: Optional[SupportsIndex] = None) -> Optional[int]:
+        """Milliseconds until one is due, 0 where one is; None where there is no connection."""
+        now = clock(now_ms)
+        with self._lock:
+            left: int = c.LIBRARY.ka_reaper_next(self._handle(), now)
+        return None if left < 0 else left
+
+    def __len__(self) -> int:
+        with self._lock:
+            return int(c.LIBRARY.ka_reaper_len(self._handle()))
+
+    def close(self) -> None:
+        """Gives its memory back. It closes no connection."""
+        with self._lock:
+            reaper, self._reaper = self._reaper, None
+            if reaper is not None:
+                c.LIBRARY.ka_reaper_free(reaper)
+
+    def __enter__(self) -> Reaper:
+        return self
+
+    def __exit__(self, kind: Optional[type[BaseException]], value: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # What __init__ refused has no lock.
+        if getattr(self, "_reaper", None) is not None:
+            self.close()
+
+
+def clock(now_ms: Optional[SupportsIndex]) -> int:
+    """The time that was given, or now."""
+    return time.monotonic_ns() // 1_000_000 if now_ms is None else u64("now_ms", whole("now_ms", now_ms))

@@ -1,0 +1,48 @@
+"""What the tests share. They ask the kernel, by socket.getsockopt: not the library."""
+
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def five(sock):
+    """SO_KEEPALIVE, idle, intvl, cnt and user timeout, as the kernel says."""
+    tcp = socket.IPPROTO_TCP
+    names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+    return (sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), *(sock.getsockopt(tcp, name) for name in names))
+
+
+# What the sysctls of this machine say.
+with socket.socket() as fresh:
+    FRESH = five(fresh)
+
+
+@pytest.fixture
+def sock():
+    with socket.socket() as sock:
+        yield sock
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener
+
+
+def recipes():
+    """The code of README.md that is whole: what it defines is a recipe."""
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return [block for block in blocks if "\ndef " in block or "\nasync def " in block or "\nclass " in block]
+
+
+def recipe(word):
+    """What the recipe with this word in it defines."""
+    (code,) = [block for block in recipes() if word in block]
+    names = {}
+    exec(compile(code, f"README.md, {word}", "exec"), names)
+    return names

@@ -1,0 +1,116 @@
+"""The library that is loaded, and that its functions and structs are those of ka.h."""
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import ROOT
+
+import ka
+from ka import _library
+
+PACKAGE = Path(ka.__file__).parent
+
+
+def header():
+    return re.sub(r"/\*.*?\*/", "", (ROOT / "include/ka.h").read_text(), flags=re.DOTALL)
+
+
+def declarations():
+    """The functions of ka.h: their results and arguments."""
+    for result, name, arguments in re.findall(r"^(\w[\w *]*?)\b(ka_\w+)\(([^)]*)\);", header(), re.MULTILINE | re.DOTALL):
+        yield name, result.strip(), [] if arguments == "void" else [part.strip() for part in arguments.split(",")]
+
+
+def kind(declared):
+    """What ctypes has for a type of C."""
+    kinds = {
+        "int": ctypes.c_int,
+        "size_t": ctypes.c_size_t,
+        "uint32_t": ctypes.c_uint32,
+        "uint64_t": ctypes.c_uint64,
+        "void": None,
+    }
+    pointers = {"struct ka_config": _library.Config, "struct ka_status": _library.Status, "struct ka_beat": _library.Beat}
+    declared = declared.replace("const ", "")
+    if "[" in declared or declared.startswith(("uint8_t *", "char *")):
+        return ctypes.c_char_p
+    if declared.startswith("struct ka_reaper *"):
+        return ctypes.c_void_p
+    base, star, _ = declared.partition("*")
+    base = base.strip() if star or " " not in declared else declared.rsplit(" ", 1)[0]
+    return ctypes.POINTER(pointers.get(base) or kinds[base]) if star else kinds[base]
+
+
+def test_the_functions_are_those_of_the_header():
+    declared = {name: (kind(result), [kind(part) for part in parts]) for name, result, parts in declarations()}
+    assert declared == _library.PROTOTYPES
+
+
+def test_each_function_is_there_without_its_ka():
+    for name in _library.PROTOTYPES:
+        short = name[3:]
+        if short.startswith("reaper_"):
+            method = {"new": "__init__", "free": "close", "len": "__len__"}.get(short[7:], short[7:])
+            assert hasattr(ka.Reaper, method), name
+        else:
+            assert short in ka.__all__ and callable(getattr(ka, short)), name
+
+
+def test_the_structs_are_those_of_the_header():
+    for name, struct in [("config", _library.Config), ("status", _library.Status), ("beat", _library.Beat)]:
+        body = re.search(rf"struct ka_{name} \{{(.*?)\}};", header(), re.DOTALL).group(1)
+        fields = [tuple(line.strip(" ;").split()) for line in body.splitlines() if line.strip()]
+        types = {"uint32_t": ctypes.c_uint32, "int32_t": ctypes.c_int32, "uint64_t": ctypes.c_uint64}
+        assert [(field, types[kind]) for kind, field in fields] == list(struct._fields_)
+
+
+def test_the_constants_are_those_of_the_header():
+    constants = dict(re.findall(r"^#define KA_(\w+) \(?(-?\d+)\)?$", header(), re.MULTILINE))
+    for name in ("IDLE_MAX", "INTVL_MAX", "CNT_MAX", "BEAT_NONCE_SIZE", "BEAT_SIZE"):
+        assert getattr(ka, name) == int(constants[name])
+    assert (_library.KEEP, _library.AUTO) == (int(constants["KEEP"]), int(constants["AUTO"]))
+
+
+def test_versions():
+    text = re.search(r'^version = "(.+)"$', (ROOT / "Cargo.toml").read_text(), re.MULTILINE).group(1)
+    major, minor, patch = map(int, text.split("."))
+    assert ka.version() == text
+    assert ka.version_number() == 1_000_000 * major + 1000 * minor + patch
+    assert _library.SONAME == f"libka.so.{f'0.{minor}' if major == 0 else major}"
+
+
+def run(folder, code, **env):
+    environment = {**os.environ, "PYTHONPATH": str(folder), **env}
+    environment.pop("LD_PRELOAD", None)
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+
+def test_the_library_in_the_package_is_the_one_that_runs():
+    assert _library.LIBRARY._name == str(PACKAGE / "libka.so")
+
+
+def test_without_one_it_is_the_system_s_and_without_that_import_says_so(tmp_path):
+    copy = tmp_path / "ka"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("libka.so", "__pycache__"))
+    failed = run(tmp_path, "import ka")
+    assert failed.returncode == 1
+    assert "ImportError: no libka: " in failed.stderr and f"{copy}/libka.so is not there" in failed.stderr
+    assert _library.SONAME in failed.stderr
+
+    system = tmp_path / "system"
+    system.mkdir()
+    shutil.copy(PACKAGE / "libka.so", system / _library.SONAME)
+    found = run(tmp_path, "import ka; print(ka.version(), ka._library.LIBRARY._name)", LD_LIBRARY_PATH=str(system))
+    assert found.stdout == f"{ka.version()} {_library.SONAME}\n", found.stderr
+
+
+def test_a_library_that_is_none_is_named(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "ka", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "ka/libka.so").write_text("no library")
+    failed = run(tmp_path, "import ka")
+    assert failed.returncode == 1 and f"ImportError: {tmp_path}/ka/libka.so: " in failed.stderr

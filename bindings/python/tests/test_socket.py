@@ -1,0 +1,233 @@
+"""What is set on a socket: beside what the kernel says."""
+
+import errno
+import io
+import os
+import socket
+import ssl
+
+import pytest
+from conftest import FRESH, five
+
+import ka
+
+
+def test_enable_sets_what_it_names(sock):
+    ka.enable(sock, idle=60, intvl=10, cnt=5)
+    assert five(sock) == (1, 60, 10, 5, 0)
+    assert ka.is_enabled(sock)
+    assert (ka.get_idle(sock), ka.get_intvl(sock), ka.get_cnt(sock), ka.get_user_timeout(sock)) == (60, 10, 5, 0)
+
+
+def test_enable_without_numbers_is_60_10_6(sock):
+    ka.enable(sock)
+    assert five(sock) == (1, 60, 10, 6, 0)
+
+
+def test_none_keeps(sock):
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 33)
+    ka.enable(sock, 60, None, None)
+    assert five(sock) == (1, 60, 33, FRESH[3], 0)
+
+
+def test_disable_keeps_the_timers(sock):
+    ka.enable(sock, 60, 10, 5)
+    ka.disable(sock)
+    assert five(sock) == (0, 60, 10, 5, 0)
+    assert ka.is_enabled(sock) is False
+
+
+def test_a_listener_hands_it_to_what_it_accepts(listener):
+    ka.enable(listener, 60, 10, 5)
+    with socket.create_connection(listener.getsockname()) as client:
+        accepted, _ = listener.accept()
+        with accepted:
+            assert five(accepted) == (1, 60, 10, 5, 0)
+            assert five(client)[0] == 0
+
+
+class Wrapper:
+    def __init__(self, sock):
+        self.sock = sock
+
+    def fileno(self):
+        return self.sock.fileno()
+
+
+@pytest.mark.parametrize("way", [socket.socket.fileno, Wrapper, lambda sock: sock.makefile("rb")])
+def test_whatever_stands_for_a_socket_is_taken(sock, way):
+    ka.enable(way(sock), 60, 10, 5)
+    assert five(sock) == (1, 60, 10, 5, 0)
+
+
+def test_a_tls_socket_is_taken(sock):
+    context = ssl.create_default_context()
+    with context.wrap_socket(sock, server_hostname="localhost", do_handshake_on_connect=False) as tls:
+        ka.enable(tls, 60, 10, 5)
+        assert five(tls) == (1, 60, 10, 5, 0)
+
+
+def test_ipv6():
+    try:
+        sock = socket.socket(socket.AF_INET6)
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    with sock:
+        ka.enable(sock, 60, 10, 5)
+        assert five(sock) == (1, 60, 10, 5, 0)
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"idle": 0}, "idle is 0 s: it must be 1..32767 s"),
+        ({"idle": -1}, "idle is -1 s"),
+        ({"idle": 32768}, "idle is 32768 s"),
+        ({"intvl": 0}, "intvl is 0 s"),
+        ({"cnt": 128}, "cnt is 128 probes: it must be 1..127 probes"),
+        # What C would take for 60.
+        ({"idle": 2**32 + 60}, "idle is 4294967356 s"),
+    ],
+)
+def test_a_value_out_of_range_is_named(sock, values, words):
+    with pytest.raises(ka.InvalidArgument, match=words) as caught:
+        ka.enable(sock, **values)
+    assert caught.value.errno == errno.EINVAL
+    assert isinstance(caught.value, OSError) and isinstance(caught.value, ValueError)
+    assert five(sock) == FRESH
+
+
+@pytest.mark.parametrize("value", [1.5, 60.0, "60", True, b"60"])
+def test_what_is_no_whole_number_is_a_type_error(sock, value):
+    with pytest.raises(TypeError, match="idle must be a whole number"):
+        ka.enable(sock, idle=value)
+    assert five(sock) == FRESH
+
+
+def not_sockets():
+    closed = socket.socket()
+    closed.close()
+    return [
+        (closed, errno.EBADF, "is not open"),
+        (999, errno.EBADF, "999 is not open"),
+        (-1, errno.EBADF, "-1 is not open"),
+        # What C would take for 0.
+        (2**32, errno.EBADF, "4294967296 is not open"),
+        (os.open("/dev/null", os.O_RDONLY), errno.ENOTSOCK, "is not a socket"),
+        (socket.socket(type=socket.SOCK_DGRAM), errno.ENOPROTOOPT, "not TCP"),
+        (socket.socket(socket.AF_UNIX), errno.ENOPROTOOPT, "not TCP"),
+    ]
+
+
+CALLS = [
+    ka.enable,
+    ka.disable,
+    ka.is_enabled,
+    ka.get_idle,
+    ka.get_intvl,
+    ka.get_cnt,
+    ka.get_user_timeout,
+    lambda sock: ka.set_user_timeout(sock, 0),
+    lambda sock: ka.set_user_timeout(sock, ka.AUTO),
+    lambda sock: ka.apply(sock, ka.Config(enabled=True, idle=60)),
+    ka.query,
+    ka.get_status,
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_what_is_no_tcp_socket_has_its_errno_from_every_call(call):
+    for sock, number, words in not_sockets():
+        with pytest.raises(OSError, match=words) as caught:
+            call(sock)
+        assert caught.value.errno == number
+        assert not isinstance(caught.value, ValueError)
+        if isinstance(sock, socket.socket):
+            sock.close()
+        elif number == errno.ENOTSOCK:
+            os.close(sock)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("what", ["socket", None, 1.0, True, object()])
+def test_what_is_no_socket_at_all_is_a_type_error(call, what):
+    with pytest.raises(TypeError, match="expected a socket"):
+        call(what)
+
+
+def test_what_has_no_descriptor_says_so_itself():
+    with pytest.raises(io.UnsupportedOperation):
+        ka.enable(io.BytesIO())
+
+
+def test_arguments_count_before_the_descriptor():
+    with pytest.raises(ka.InvalidArgument, match="idle"):
+        ka.enable(-1, idle=0)
+
+
+def test_apply_sets_all_and_query_tells_it(sock):
+    config = ka.Config(enabled=True, idle=61, intvl=11, cnt=4, user_timeout=5000)
+    ka.apply(sock, config)
+    assert five(sock) == (1, 61, 11, 4, 5000)
+    assert ka.query(sock) == config
+    ka.apply(sock, ka.Config(intvl=12))
+    assert five(sock) == (1, 61, 12, 4, 5000)
+    ka.apply(sock, ka.Config(enabled=False))
+    assert five(sock) == (0, 61, 12, 4, 5000)
+    ka.apply(sock, ka.Config())
+    assert five(sock) == (0, 61, 12, 4, 5000)
+
+
+def test_what_is_asked_of_a_fresh_socket_is_the_system_s(sock):
+    assert ka.query(sock) == ka.defaults()
+    kernel = five(sock)
+    assert ka.query(sock) == ka.Config(False, *kernel[1:])
+
+
+@pytest.mark.parametrize("value", [1, 0, "on"])
+def test_enabled_is_true_or_false(sock, value):
+    with pytest.raises(TypeError, match="enabled must be True, False or None"):
+        ka.apply(sock, ka.Config(enabled=value))
+    assert five(sock) == FRESH
+
+
+def test_user_timeout(sock):
+    ka.enable(sock, 60, 10, 5)
+    ka.set_user_timeout(sock, 7000)
+    assert five(sock) == (1, 60, 10, 5, 7000)
+    ka.set_user_timeout(sock, ka.AUTO)
+    assert five(sock)[4] == 1000 * (60 + 10 * 5)
+    ka.set_user_timeout(sock, None)
+    assert five(sock)[4] == 110000
+    ka.set_user_timeout(sock, 0)
+    assert five(sock)[4] == 0
+    for value in (-1, -2, -3, 2**31):
+        with pytest.raises(ka.InvalidArgument, match="user_timeout is"):
+            ka.set_user_timeout(sock, value)
+    assert five(sock)[4] == 0
+    ka.apply(sock, ka.Config(True, 32767, 32767, 127))
+    with pytest.raises(ka.InvalidArgument, match="is no user timeout"):
+        ka.set_user_timeout(sock, ka.AUTO)
+
+
+def test_mptcp_has_no_user_timeout():
+    try:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+    except OSError as error:
+        pytest.skip(f"no MPTCP here: {error}")
+    with sock:
+        ka.enable(sock, 60, 10, 5)
+        assert ka.query(sock) == ka.Config(True, 60, 10, 5, None)
+        with pytest.raises(OSError, match="MPTCP") as caught:
+            ka.set_user_timeout(sock, 1000)
+        assert caught.value.errno == errno.EOPNOTSUPP
+
+
+def test_status_is_the_kernel_s(listener):
+    info = getattr(socket, "TCP_INFO")
+    assert ka.get_status(listener).state == listener.getsockopt(socket.IPPROTO_TCP, info, 1)[0] == 10
+    with socket.create_connection(listener.getsockname()) as client:
+        status = ka.get_status(client)
+        assert (status.state, status.probes, status.retransmits, status.unacked) == (1, 0, 0, 0)
+        assert 0 < status.rtt_us < 1_000_000
+        assert status.last_recv_ms < 10_000
