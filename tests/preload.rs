@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 
 use support::{
     Link, cc, compile, in_a_network_of_its_own, is_root, preloaded, root, scratch, shim, stdout, succeed,
-    unstripped,
+    unstripped, with_own_etc,
 };
 
 /// What it exports: its hooks.
@@ -583,19 +583,6 @@ fn the_log_has_a_line_for_each_socket_and_each_denied_call() {
     symlink(&target, &link).unwrap();
     stdout(preloaded(program!("moments")).arg("one").env("KA_LOG", &link));
     assert!(!target.exists());
-}
-
-/// Runs a shell command in a copy of /etc of its own.
-fn with_own_etc(script: &str) -> Output {
-    let etc = scratch("etc");
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c"]);
-    command.arg(
-        "cp -a /etc \"$etc\" && rm -f \"$etc/ka.conf\" && mount --bind \"$etc\" /etc && eval \"$script\"",
-    );
-    let output = command.env("etc", &etc).env("script", script).output().unwrap();
-    fs::remove_dir_all(etc).unwrap();
-    output
 }
 
 #[test]

@@ -299,6 +299,19 @@ pub fn alone(test: &str, namespaces: &[&str]) -> bool {
     false
 }
 
+/// Runs a shell command in a copy of /etc of its own.
+pub fn with_own_etc(script: &str) -> Output {
+    let etc = scratch("etc");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c"]);
+    command.arg(
+        "cp -a /etc \"$etc\" && rm -f \"$etc/ka.conf\" && mount --bind \"$etc\" /etc && eval \"$script\"",
+    );
+    let output = command.env("etc", &etc).env("script", script).output().unwrap();
+    fs::remove_dir_all(etc).unwrap();
+    output
+}
+
 /// What unshare(1) must be told first, to make namespaces: nothing where this is root.
 pub fn user_namespace() -> &'static [&'static str] {
     if is_root() { &[] } else { &["--user", "--map-current-user", "--keep-caps"] }

@@ -1,0 +1,340 @@
+//! deploy/: what carries the policy to many programs, tried as its engines would.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use support::{is_root, root, scratch, shim, skip, stderr, stdout, succeed, target, with_own_etc};
+
+fn deploy(name: &str) -> PathBuf {
+    root().join("deploy").join(name)
+}
+
+/// Says what a socket of its own has, as the kernel tells Python.
+const ASK: &str = "import socket as s; a = s.socket(); \
+    print(a.getsockopt(s.SOL_SOCKET, s.SO_KEEPALIVE), *(a.getsockopt(6, o) for o in (4, 5, 6)))";
+
+/// The shim where no user could change it: in a folder of a mount namespace's own.
+fn with_own_machine(script: &str) -> Output {
+    // 755, not what a tmpfs has by itself.
+    with_own_etc(&format!(
+        "mount -t tmpfs -o mode=755 none /mnt && cp {} /mnt/libka_preload.so && rm -f /etc/ld.so.preload && \
+         tool={} && lib=/mnt/libka_preload.so && {script}",
+        shim().display(),
+        deploy("ld-so-preload").display()
+    ))
+}
+
+/// What it printed where it did what it should.
+fn on_own_machine(script: &str) -> String {
+    let output = with_own_machine(script);
+    assert!(output.status.success(), "{script}: {output:?}");
+    assert_eq!(stderr(&output), "", "{script}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn may_have_own_machine() -> bool {
+    if !is_root() {
+        skip("only root may have an /etc of its own");
+    }
+    is_root()
+}
+
+#[test]
+fn ld_so_preload_gives_it_to_every_program_and_takes_it_back() {
+    if !may_have_own_machine() {
+        return;
+    }
+    let before = fs::read("/etc/ld.so.preload").ok();
+    let said = on_own_machine(&format!(
+        "echo KA_POLICY=30,5,3 >/etc/ka.conf
+         $tool install $lib; stat -c '%u %a' /etc/ld.so.preload; cat /etc/ld.so.preload
+         python3 -c '{ASK}'; env -i python3 -c '{ASK}'
+         $tool install $lib; $tool status $lib
+         $tool remove $lib; $tool remove $lib; $tool status $lib || echo status $?
+         python3 -c '{ASK}'; ls -a /etc | grep ld.so.pre || echo nothing is left"
+    ));
+    let expected = "\
+        /mnt/libka_preload.so is in /etc/ld.so.preload: what starts from now on has it\n\
+        0 644\n\
+        /mnt/libka_preload.so\n\
+        1 30 5 3\n\
+        1 30 5 3\n\
+        /mnt/libka_preload.so is in /etc/ld.so.preload already\n\
+        /mnt/libka_preload.so is in /etc/ld.so.preload, and programs start under it\n\
+        /mnt/libka_preload.so is out of /etc/ld.so.preload: what starts from now on is without it\n\
+        /mnt/libka_preload.so is not in /etc/ld.so.preload\n\
+        /mnt/libka_preload.so is not in /etc/ld.so.preload\n\
+        status 1\n\
+        0 7200 75 9\n\
+        nothing is left\n";
+    assert_eq!(said, expected);
+    assert_eq!(fs::read("/etc/ld.so.preload").ok(), before, "the machine's own file was touched");
+}
+
+#[test]
+fn ld_so_preload_keeps_what_others_wrote() {
+    if !may_have_own_machine() {
+        return;
+    }
+    // A library of somebody else's, which does nothing: the shim under another name.
+    let said = on_own_machine(
+        "cp $lib /mnt/other.so; chmod 600 /etc/ka.conf 2>/dev/null
+         printf '# ours\\n/mnt/other.so\\n\\n' >/etc/ld.so.preload
+         $tool install $lib >/dev/null; cat /etc/ld.so.preload; echo ==
+         $tool remove $lib >/dev/null; cat /etc/ld.so.preload; echo ==
+         printf '/mnt/other.so:%s\\t/mnt/other.so' $lib >/etc/ld.so.preload
+         $tool install $lib; $tool remove $lib >/dev/null; cat /etc/ld.so.preload; echo ==
+         printf '# %s\\n/mnt/other.so' $lib >/etc/ld.so.preload
+         $tool install $lib >/dev/null; cat /etc/ld.so.preload; echo; echo ==
+         $tool remove $lib >/dev/null; cat /etc/ld.so.preload",
+    );
+    let expected = "\
+        /mnt/libka_preload.so\n# ours\n/mnt/other.so\n\n==\n\
+        # ours\n/mnt/other.so\n\n==\n\
+        /mnt/libka_preload.so is in /etc/ld.so.preload already\n\
+        /mnt/other.so /mnt/other.so\n==\n\
+        /mnt/libka_preload.so\n# /mnt/libka_preload.so\n/mnt/other.so\n==\n\
+        # /mnt/libka_preload.so\n/mnt/other.so\n";
+    assert_eq!(said, expected);
+}
+
+/// What it refuses, each with what it says; the list is as it was.
+#[test]
+fn ld_so_preload_refuses_what_would_harm_the_machine() {
+    if !may_have_own_machine() {
+        return;
+    }
+    let cases = [
+        ("", "$tool install /mnt/none.so", "/mnt/none.so: there is no such file"),
+        ("", "$tool install libka_preload.so", "give its whole path"),
+        ("cp $lib '/mnt/a b.so'", "$tool install '/mnt/a b.so'", "a blank, a colon or a #"),
+        ("echo text >/mnt/text.so", "$tool install /mnt/text.so", "sh under /mnt/text.so: ERROR: ld.so"),
+        ("chmod 775 $lib", "$tool install $lib", "only root may write it; its mode is 775"),
+        ("chown 65534 $lib", "$tool install $lib", "must be root's; it is that of user 65534"),
+        ("chmod 777 /mnt", "$tool install $lib", "/mnt: only root may write it; its mode is 777"),
+        ("chmod 700 $lib", "$tool install $lib", "every user must be able to read it"),
+        ("echo KA_POLICY=0,0,0 >/etc/ka.conf", "$tool install $lib", "ka: KA_POLICY=\"0,0,0\""),
+        ("ln -s /mnt/list /etc/ld.so.preload", "$tool install $lib", "is a symbolic link"),
+        (": >/etc/ld.so.preload.ka-new", "$tool install $lib", "somebody else is at it"),
+        (
+            "echo /mnt/none.so >/etc/ld.so.preload",
+            "$tool install $lib; said=$?; echo >/etc/ld.so.preload; (exit $said)",
+            "already: ERROR: ld.so",
+        ),
+        // It kills whoever starts under it.
+        (
+            "echo 'void __attribute__((constructor)) end(void) { __builtin_trap(); }' | \
+             cc -x c -shared -fPIC -o /mnt/trap.so - 2>/dev/null",
+            "$tool install /mnt/trap.so",
+            "sh does not start under /mnt/trap.so: status 13",
+        ),
+        // As nobody, who may not write there.
+        ("", "setpriv --reuid 65534 --clear-groups $tool install $lib", "only root may change"),
+        ("", "$tool", "usage: ld-so-preload install|remove|status"),
+        ("", "$tool instal $lib", "usage: ld-so-preload install|remove|status"),
+        ("", "$tool install $lib more", "usage: ld-so-preload install|remove|status"),
+    ];
+    let scripts: Vec<_> = cases
+        .iter()
+        .map(|(before, command, _)| {
+            format!(
+                "({before}\n{command}) 2>&1; echo status $?; cat /etc/ld.so.preload 2>/dev/null; \
+                 rm -f /etc/ld.so.preload* /etc/ka.conf; chmod 755 /mnt $lib; chown 0 $lib; echo ===="
+            )
+        })
+        .collect();
+    let said = on_own_machine(&scripts.join("\n"));
+    let said: Vec<_> = said.split("====\n").collect();
+    assert_eq!(said.len(), cases.len() + 1);
+    for (said, (before, command, words)) in said.iter().zip(cases) {
+        assert!(said.contains(words), "{before}; {command}: {said}");
+        assert!(
+            said.trim_end().ends_with("status 2"),
+            "{before}; {command}: the list is not as it was: {said}"
+        );
+    }
+}
+
+/// A library that starts under LD_PRELOAD and not from the file: the list is put back, by a shell that needs no
+/// program for it.
+#[test]
+fn ld_so_preload_puts_the_list_back_where_nothing_starts() {
+    if !may_have_own_machine() {
+        return;
+    }
+    let source = "#include <stdlib.h>\n#include <unistd.h>\n\
+        void __attribute__((constructor)) end(void) { if (!getenv(\"LD_PRELOAD\")) _exit(9); }\n";
+    let output = with_own_machine(&format!(
+        "printf '%s' '{source}' | cc -x c -shared -fPIC -o /mnt/trap.so - && \
+         printf '# ours\\n' >/etc/ld.so.preload; $tool install /mnt/trap.so; echo status $?; cat /etc/ld.so.preload; \
+         rm /etc/ld.so.preload; $tool install /mnt/trap.so; echo status $?; ls /etc/ld.so.preload"
+    ));
+    let said = String::from_utf8(output.stdout.clone()).unwrap();
+    assert_eq!(said, "status 2\n# ours\nstatus 2\n", "{output:?}");
+    let words = "programs do not start, or not as they should: the list is as it was";
+    assert_eq!(stderr(&output).matches(words).count(), 2, "{output:?}");
+}
+
+/// The variables of a drop-in.
+fn environment(text: &str) -> Vec<(&str, &str)> {
+    text.lines().filter_map(|line| line.strip_prefix("Environment=")?.split_once('=')).collect()
+}
+
+#[test]
+fn the_drop_in_is_one_that_systemd_takes() {
+    let drop_in = fs::read_to_string(deploy("systemd/ka.conf")).unwrap();
+    let verify = |drop_in: &str| -> String {
+        let folder = scratch("units");
+        fs::create_dir_all(folder.join("app.service.d")).unwrap();
+        let unit = folder.join("app.service");
+        fs::write(&unit, "[Unit]\nDescription=An application\n[Service]\nExecStart=/bin/true\n").unwrap();
+        fs::write(folder.join("app.service.d/ka.conf"), drop_in).unwrap();
+        stderr(&succeed(Command::new("systemd-analyze").arg("verify").arg(unit)))
+    };
+    assert_eq!(verify(&drop_in), "");
+    assert!(verify(&drop_in.replacen("Environment=", "Enviroment=", 1)).contains("Unknown key"));
+
+    // And what it says, the shim understands.
+    let mut python = Command::new("/usr/bin/python3");
+    let variables = environment(&drop_in);
+    assert_eq!(variables.first(), Some(&("LD_PRELOAD", "/usr/lib/ka/libka_preload.so")));
+    for (name, value) in variables {
+        python.env(name, value.replace("/usr/lib/ka/libka_preload.so", shim().to_str().unwrap()));
+    }
+    let output = succeed(python.args(["-c", ASK]));
+    assert_eq!(
+        (String::from_utf8_lossy(&output.stdout).trim(), stderr(&output)),
+        ("1 280 30 5", String::new())
+    );
+}
+
+fn entrypoint() -> Command {
+    let mut command = Command::new(deploy("docker/ka-entrypoint"));
+    command.env("KA_LIBRARY", shim()).env_remove("LD_PRELOAD");
+    command
+}
+
+#[test]
+fn the_entry_point_runs_the_program_under_the_shim() {
+    let run = |command: &mut Command| stdout(command.env("KA_POLICY", "280,30,5")).trim().to_owned();
+    assert_eq!(run(entrypoint().args(["/usr/bin/python3", "-c", ASK])), "1 280 30 5");
+    let library = shim().display().to_string();
+    let show = ["sh", "-c", "echo $LD_PRELOAD"];
+    let copy = scratch("other.so");
+    fs::copy(shim(), &copy).unwrap();
+    let other = copy.to_str().unwrap();
+    assert_eq!(run(entrypoint().args(show)), library);
+    assert_eq!(run(entrypoint().args(show).env("LD_PRELOAD", other)), format!("{library}:{other}"));
+    let both = format!("{other}:{library}");
+    assert_eq!(run(entrypoint().args(show).env("LD_PRELOAD", &both)), both);
+
+    // The program's own status; or 125, and why.
+    assert_eq!(entrypoint().args(["sh", "-c", "exit 7"]).status().unwrap().code(), Some(7));
+    let text = scratch("text.so");
+    fs::write(&text, "no library").unwrap();
+    let cases = [
+        (text.as_path(), vec!["true"], "text.so"),
+        (Path::new("/nowhere.so"), vec!["true"], "/nowhere.so cannot be read"),
+        (&shim(), vec![], "usage: "),
+        (&shim(), vec!["install"], "usage: "),
+        (&shim(), vec!["install", "/nowhere"], "/nowhere is no folder"),
+    ];
+    for (library, args, words) in cases {
+        let output = entrypoint().env("KA_LIBRARY", library).args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(125), "{output:?}");
+        assert!(stderr(&output).contains(words), "{output:?}");
+    }
+    // A mistake in the policy does not keep the program from running; the shim names it, once.
+    let output = succeed(entrypoint().env("KA_POLICY", "0,0,0").args(["/usr/bin/python3", "-c", ASK]));
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "1 60 10 6");
+    assert_eq!(stderr(&output).lines().filter(|line| line.contains("KA_POLICY")).count(), 1, "{output:?}");
+}
+
+#[test]
+fn what_the_dockerfile_copies_is_there() {
+    let text = fs::read_to_string(deploy("docker/Dockerfile")).unwrap();
+    let copied: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("COPY ")).collect();
+    assert_eq!(copied.len(), 3, "{copied:?}");
+    for line in copied {
+        let (source, _) = line.rsplit_once(' ').unwrap();
+        match source.strip_prefix("--from=build /ka/target/") {
+            Some(built) => assert_eq!(built, "release/libka_preload.so"),
+            None => assert!(root().join(source).exists(), "{line}"),
+        }
+    }
+    // Where the entry point looks.
+    assert!(text.contains(" /usr/local/lib/ka/\n"));
+    let script = fs::read_to_string(deploy("docker/ka-entrypoint")).unwrap();
+    assert!(script.contains(":-/usr/local/lib/ka/libka_preload.so}"));
+    assert_eq!(fs::metadata(deploy("docker/ka-entrypoint")).unwrap().permissions().mode() & 0o111, 0o111);
+}
+
+/// kubernetes-validate of PyPI, in a folder of its own, or why it is not to be had.
+fn kubernetes_validate() -> Result<Command, String> {
+    let folder = target().join("kubernetes-validate-1.37.0");
+    let program = folder.join("bin/kubernetes-validate");
+    if !program.exists() {
+        succeed(
+            Command::new("/usr/bin/python3")
+                .args(["-m", "venv", "--system-site-packages", "--without-pip"])
+                .arg(&folder),
+        );
+        let output = Command::new(folder.join("bin/python"))
+            .args(["-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--retries", "1"])
+            .args(["--timeout", "20", "kubernetes-validate==1.37.0"])
+            .env("PIP_ROOT_USER_ACTION", "ignore")
+            .output()
+            .unwrap();
+        if !output.status.success() {
+            let why = stderr(&output);
+            let why = why.lines().find(|line| line.starts_with("ERROR")).unwrap_or("pip failed").to_owned();
+            return Err(why);
+        }
+    }
+    Ok(Command::new(program))
+}
+
+#[test]
+fn the_manifests_are_what_kubernetes_takes() {
+    let mut manifests: Vec<_> =
+        fs::read_dir(deploy("kubernetes")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    manifests.sort();
+    let validate = || kubernetes_validate();
+    let mut command = match validate() {
+        Ok(command) => command,
+        Err(why) => return skip(&format!("the manifests are not validated: no kubernetes-validate: {why}")),
+    };
+    succeed(command.arg("--strict").args(&manifests));
+    // Strict: a word that is none is an error.
+    let broken = scratch("broken").with_extension("yaml");
+    let text = fs::read_to_string(deploy("kubernetes/deployment.yaml")).unwrap();
+    assert!(text.contains("emptyDir"));
+    fs::write(&broken, text.replace("emptyDir", "emptydir")).unwrap();
+    let output = validate().unwrap().arg("--strict").arg(&broken).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+}
+
+/// The init container's command and the container's environment, as the manifest has them, done by hand.
+#[test]
+fn what_the_init_container_copies_reaches_the_program() {
+    let text = fs::read_to_string(deploy("kubernetes/deployment.yaml")).unwrap();
+    assert!(text.contains("args: [install, /ka]"));
+    let value = |name: &str| {
+        let (_, rest) = text.split_once(&format!("{{name: {name}, value: ")).unwrap();
+        rest.split('}').next().unwrap().trim_matches('"').to_owned()
+    };
+    let volume = scratch("volume");
+    fs::create_dir(&volume).unwrap();
+    for _ in 0..2 {
+        succeed(entrypoint().arg("install").arg(&volume));
+    }
+    let files: Vec<_> = fs::read_dir(&volume).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(files, ["libka_preload.so"]);
+    let mut python = Command::new("/usr/bin/python3");
+    python.env("LD_PRELOAD", value("LD_PRELOAD").replace("/ka", volume.to_str().unwrap()));
+    assert_eq!(stdout(python.env("KA_POLICY", value("KA_POLICY")).args(["-c", ASK])).trim(), "1 280 30 5");
+}
