@@ -77,6 +77,9 @@ lab: ## keepalive in networks of its own, on the wire: a table, and target/lab/r
 	@scripts/need rust cc $(LAB_TOOLS)
 	KA_LAB_REPORT=$(CURDIR)/target/lab $(CARGO) test --locked --quiet --test lab
 
+aarch64: ## builds for aarch64 here, and runs tests of it under qemu-user
+	@scripts/aarch64
+
 bench: all ## side by side with what a C program would do instead
 	@scripts/need rust cc ip ss unshare valgrind strace libkeepalive0 libevent libcrypto
 	@bench/run
@@ -86,7 +89,7 @@ clean: ## removes what was built
 	$(MAKE) -C c-examples clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\n' | expand -t 8
 
-.PHONY: all install uninstall deb cargo-c test header man lab bench clean help
+.PHONY: all install uninstall deb cargo-c test header man lab aarch64 bench clean help

@@ -13,8 +13,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use support::{
-    Link, cc, compile, in_a_network_of_its_own, is_root, preloaded, root, scratch, shim, stdout, succeed,
-    unstripped, with_own_etc,
+    Link, cc, compile, in_a_network_of_its_own, is_root, loaded_size, preloaded, root, scratch, shim, stdout,
+    succeed, unstripped, with_own_etc,
 };
 
 /// What it exports: its hooks.
@@ -87,13 +87,7 @@ fn it_needs_libc_alone_of_any_age() {
 
 #[test]
 fn it_is_at_most_32_kib() {
-    // What is loaded of it; how a linker pads the file between that is the linker's.
-    let headers = stdout(Command::new("readelf").arg("-lW").arg(shim()));
-    let sizes = headers.lines().filter(|line| line.trim_start().starts_with("LOAD")).map(|line| {
-        let size = line.split_whitespace().nth(4).unwrap();
-        u64::from_str_radix(size.strip_prefix("0x").unwrap(), 16).unwrap()
-    });
-    let size: u64 = sizes.sum();
+    let size = loaded_size(&shim());
     assert!((1..=32 * 1024).contains(&size), "{size} bytes");
 }
 

@@ -63,7 +63,8 @@ pub fn unstripped() -> &'static Path {
             args.extend(["--config".as_ref(), std::ffi::OsStr::new(config)]);
         }
         cargo_build(&args);
-        folder.join("release")
+        // Cargo's folder of the processor that it was told to build for.
+        folder.join(env::var_os("CARGO_BUILD_TARGET").unwrap_or_default()).join("release")
     })
 }
 
@@ -121,6 +122,16 @@ pub fn cc() -> Command {
 /// The shim.
 pub fn shim() -> PathBuf {
     release().join("libka_preload.so")
+}
+
+/// What is loaded of a library; how a linker pads the file between that is the linker's.
+pub fn loaded_size(library: &Path) -> u64 {
+    let headers = stdout(Command::new("readelf").arg("-lW").arg(library));
+    let sizes = headers.lines().filter(|line| line.trim_start().starts_with("LOAD")).map(|line| {
+        let size = line.split_whitespace().nth(4).unwrap();
+        u64::from_str_radix(size.strip_prefix("0x").unwrap(), 16).unwrap()
+    });
+    sizes.sum()
 }
 
 /// A command whose program runs under the shim, and is told nothing but what the test says.
