@@ -258,11 +258,11 @@ fn the_entry_point_runs_the_program_under_the_shim() {
 fn what_the_dockerfile_copies_is_there() {
     let text = fs::read_to_string(deploy("docker/Dockerfile")).unwrap();
     let copied: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("COPY ")).collect();
-    assert_eq!(copied.len(), 3, "{copied:?}");
+    assert_eq!(copied.len(), 4, "{copied:?}");
     for line in copied {
         let (source, _) = line.rsplit_once(' ').unwrap();
         match source.strip_prefix("--from=build /ka/target/") {
-            Some(built) => assert_eq!(built, "release/libka_preload.so"),
+            Some(built) => assert!(["release/libka_preload.so", "release/ka"].contains(&built), "{line}"),
             None => assert!(root().join(source).exists(), "{line}"),
         }
     }
@@ -337,4 +337,44 @@ fn what_the_init_container_copies_reaches_the_program() {
     let mut python = Command::new("/usr/bin/python3");
     python.env("LD_PRELOAD", value("LD_PRELOAD").replace("/ka", volume.to_str().unwrap()));
     assert_eq!(stdout(python.env("KA_POLICY", value("KA_POLICY")).args(["-c", ASK])).trim(), "1 280 30 5");
+}
+
+/// `ka attach` as the DaemonSet starts it, with the capabilities that it gives, and a process of another user.
+#[test]
+fn the_daemonset_s_container_may_do_what_it_must() {
+    if !is_root() {
+        skip("only root may give up all capabilities but some");
+        return;
+    }
+    let text = fs::read_to_string(deploy("kubernetes/daemonset.yaml")).unwrap();
+    let list = |name: &str| {
+        let (_, rest) = text.split_once(&format!("{name}: [")).unwrap();
+        rest.split(']').next().unwrap().replace([' ', '"'], "")
+    };
+    assert_eq!((list("drop"), list("command")), ("ALL".into(), "ka".into()));
+    // A policy has commas too.
+    let args =
+        list("args").replace(",intvl", ";intvl").replace(",cnt", ";cnt").replace(',', " ").replace(';', ",");
+    let bounds = list("add").to_lowercase().replace(',', ",+");
+    let program = "import socket as s, sys, time
+l = s.create_server(('127.0.0.1', 0)); c = s.create_connection(l.getsockname())
+for _ in range(200):
+    five = [(a.getsockopt(s.SOL_SOCKET, s.SO_KEEPALIVE), *(a.getsockopt(6, o) for o in (4, 5, 6))) for a in (l, c)]
+    if five[0][0] and five[1][0]: break
+    time.sleep(0.1)
+print(*five)";
+    let attach = |bounds: &str| {
+        stdout(
+            Command::new("unshare")
+                .args(["--net", "--pid", "--fork", "--mount-proc", "sh", "-c"])
+                .arg(format!(
+                    "ip link set lo up
+                     setpriv --bounding-set=-all,+{bounds} $ka {args} >/dev/null 2>&1 &
+                     exec setpriv --reuid 65534 --regid 65534 --clear-groups /usr/bin/python3 -c \"$program\""
+                ))
+                .env("ka", support::release().join("ka"))
+                .env("program", program),
+        )
+    };
+    assert_eq!(attach(&bounds), "(1, 280, 30, 5) (1, 280, 30, 5)\n");
 }
