@@ -9,14 +9,12 @@ mod command;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use command::{CleanUp, Holder, as_nobody, bare, go_holder, holder, ka, outcome, public, static_holder};
 use serde_json::{Value, json};
-use support::{
-    Link, compile, in_a_network_of_its_own, is_root, root, scratch, skip, stdout, succeed, sysctl,
-};
+use support::{Link, compile, in_a_network_of_its_own, is_root, scratch, skip, stdout, succeed, sysctl};
 
 fn json_of(command: &mut Command) -> Value {
     let (_, out, err) = outcome(command);
@@ -351,20 +349,6 @@ fn completions_are_what_the_shells_take() {
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "plan\n--preset\n");
-}
-
-#[test]
-fn the_manual_pages_have_no_fault() {
-    let mut pages: Vec<PathBuf> =
-        fs::read_dir(root().join("man")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    pages.sort();
-    assert!(pages.len() >= 9, "{pages:?}");
-    for page in pages {
-        // Whether other packages' pages are on this machine is none of theirs.
-        let level = if page.extension() == Some("1".as_ref()) { "style" } else { "warning" };
-        let output = Command::new("mandoc").args(["-T", "lint", "-W", level]).arg(&page).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    }
 }
 
 #[test]
