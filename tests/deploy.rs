@@ -133,8 +133,12 @@ fn ld_so_preload_refuses_what_would_harm_the_machine() {
             "$tool install /mnt/trap.so",
             "sh does not start under /mnt/trap.so: status 13",
         ),
-        // As nobody, who may not write there.
-        ("", "setpriv --reuid 65534 --clear-groups $tool install $lib", "only root may change"),
+        // As nobody, who may not write there, nor perhaps read where the sources are.
+        (
+            "install -m 755 $tool /mnt/tool",
+            "setpriv --reuid 65534 --clear-groups /mnt/tool install $lib",
+            "only root may change",
+        ),
         ("", "$tool", "usage: ld-so-preload install|remove|status"),
         ("", "$tool instal $lib", "usage: ld-so-preload install|remove|status"),
         ("", "$tool install $lib more", "usage: ld-so-preload install|remove|status"),
