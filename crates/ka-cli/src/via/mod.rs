@@ -1,5 +1,6 @@
 //! The ways to give a program keepalive from outside. A file a way; what each supplies is [`Way`].
 
+mod orders;
 mod preload;
 
 use std::convert::Infallible;
@@ -31,6 +32,10 @@ pub(crate) enum Reach {
     Yes(String),
     /// No, why not, and what to use.
     No { why: String, instead: String },
+}
+
+fn no(why: impl Into<String>, instead: impl Into<String>) -> Reach {
+    Reach::No { why: why.into(), instead: instead.into() }
 }
 
 /// What is to be started, and under what.

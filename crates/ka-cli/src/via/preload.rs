@@ -2,19 +2,18 @@
 
 use std::convert::Infallible;
 use std::env;
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, symlink};
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder};
+use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use ka_core::{CONF, Orders, Timer, UserTimeout, Values, Variable, skips};
-
-use super::{Launch, Reach, Way};
+use super::orders::{Environment, conf_text, execute, is_ordered_off, mode_name};
+use super::{Launch, Reach, Way, no};
 use crate::elf::{Elf, Libc};
-use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND, OUR_OWN};
+use crate::failure::{Failure, OUR_OWN};
 use crate::program::Program;
 use crate::sys;
 
@@ -46,8 +45,7 @@ impl Way for Preload {
 
     fn start(&self, launch: &Launch<'_>) -> Result<Infallible, Failure> {
         let file = conf_text();
-        let mut environment = Environment(sys::environment());
-        environment.say(launch, &file);
+        let mut environment = Environment::of(launch, &file);
         let shim = shim().and_then(|shim| {
             plain_path(&shim.path).map_err(|error| {
                 let path = shim.path.display();
@@ -56,7 +54,7 @@ impl Way for Preload {
         });
         match shim {
             Ok(shim) => {
-                environment.append_preload(&shim);
+                append_preload(&mut environment, &shim);
                 if launch.verbose {
                     let orders = environment.orders(&file);
                     let mode = mode_name(orders.mode);
@@ -71,22 +69,8 @@ impl Way for Preload {
             Err(_) if launch.best_effort => {}
             Err(why) => return Err(Failure::new(format_args!("run: {why}")).with_status(OUR_OWN)),
         }
-        let program = launch.program;
-        let mut error = sys::exec(&program.path, launch.arguments, &environment.0);
-        if program.is_plain_text && error.raw_os_error() == Some(libc::ENOEXEC) {
-            // The shell runs what the kernel does not know, as execvp(3) has it.
-            let script = program.path.clone().into_os_string();
-            let rest = launch.arguments.iter().skip(1).cloned();
-            let arguments: Vec<_> = ["/bin/sh".into(), script].into_iter().chain(rest).collect();
-            error = sys::exec(&program.executable, &arguments, &environment.0);
-        }
-        let status = if error.raw_os_error() == Some(libc::ENOENT) { NOT_FOUND } else { NOT_EXECUTABLE };
-        Err(Failure::new(format_args!("{}: {error}", program.path.display())).with_status(status))
+        Err(execute(launch, &environment))
     }
-}
-
-fn no(why: impl Into<String>, instead: impl Into<String>) -> Reach {
-    Reach::No { why: why.into(), instead: instead.into() }
 }
 
 /// Why the shim does not reach a program, and what does.
@@ -130,38 +114,6 @@ fn obstacle(program: &Program, shim: &Shim) -> Option<(String, String)> {
         follow(format!("{path}: its loader {loader} is neither glibc's nor musl's"))
     } else {
         None
-    }
-}
-
-/// Why what was ordered of programs elsewhere leaves this one alone.
-fn is_ordered_off(launch: &Launch<'_>) -> Option<(String, String)> {
-    let file = conf_text();
-    let mut environment = Environment(sys::environment());
-    environment.say(launch, &file);
-    let orders = environment.orders(&file);
-    if orders.policy.enabled() != Some(true) {
-        return Some((
-            "KA_POLICY=off, in the environment or /etc/ka.conf, says to do nothing".to_owned(),
-            "a policy: ka run -p 60,10,6".to_owned(),
-        ));
-    }
-    let called = launch.arguments.first().map(|name| Path::new(name).file_name().unwrap_or_default());
-    let executable = launch.program.executable.file_name().unwrap_or_default();
-    let names = [called.unwrap_or_default().as_bytes(), executable.as_bytes()];
-    skips(orders.skip, names).then(|| {
-        let skip = orders.skip.escape_ascii();
-        (
-            format!("KA_SKIP={skip}, in the environment or /etc/ka.conf, leaves it alone"),
-            "KA_SKIP= ka run".to_owned(),
-        )
-    })
-}
-
-const fn mode_name(mode: ka_core::Mode) -> &'static str {
-    match mode {
-        ka_core::Mode::Force => "force",
-        ka_core::Mode::Floor => "floor",
-        ka_core::Mode::Default => "default",
     }
 }
 
@@ -273,155 +225,37 @@ fn link(folder: &Path, mode: u32, user: u32, path: &Path) -> io::Result<PathBuf>
     Ok(link)
 }
 
-/// /etc/ka.conf, as the shim reads it: only if it is a regular file of root's that nobody else can write.
-fn conf_text() -> Vec<u8> {
-    const SIZE: u64 = 16384;
-    let path = OsStr::from_bytes(CONF.to_bytes());
-    let open = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let mut text = Vec::new();
-    if let Ok(file) = open
-        && let Ok(metadata) = file.metadata()
-        && metadata.is_file()
-        && metadata.uid() == 0
-        && metadata.mode() & 0o022 == 0
-        && metadata.len() < SIZE
-    {
-        let _ = file.take(SIZE).read_to_end(&mut text);
+/// Adds the shim behind what is preloaded already, unless it is there.
+fn append_preload(environment: &mut Environment, shim: &Path) {
+    const NAME: &[u8] = b"LD_PRELOAD";
+    let there = environment.get(NAME).unwrap_or_default().to_vec();
+    let is_shim = |entry: &[u8]| {
+        let entry = fs::canonicalize(OsStr::from_bytes(entry));
+        entry.is_ok_and(|entry| shim.canonicalize().is_ok_and(|shim| shim == entry))
+    };
+    if there.split(|byte| matches!(byte, b':' | b' ')).filter(|entry| !entry.is_empty()).any(is_shim) {
+        return;
     }
-    text
-}
-
-/// What the program gets for its environment: entries as they came.
-struct Environment(Vec<OsString>);
-
-impl Environment {
-    fn set(&mut self, name: &[u8], value: &[u8]) {
-        self.remove(name);
-        self.0.push(OsString::from_vec([name, b"=", value].concat()));
-    }
-
-    fn remove(&mut self, name: &[u8]) {
-        self.0.retain(|entry| value_of(entry, name).is_none());
-    }
-
-    fn get(&self, name: &[u8]) -> Option<&[u8]> {
-        self.0.iter().find_map(|entry| value_of(entry, name))
-    }
-
-    /// What the shim will take its orders to be.
-    fn orders<'a>(&'a self, file: &'a [u8]) -> Orders<'a> {
-        let mut environment = Values::default();
-        for entry in &self.0 {
-            let (name, value) = ka_core::cut(entry.as_bytes(), b'=');
-            environment.keep(name, value.unwrap_or_default());
-        }
-        let mut conf = Values::default();
-        conf.keep_lines(file, |_| {});
-        let mut orders = Orders::default();
-        // What is wrong the shim names itself.
-        orders.take_all(&[environment, conf], |_, _, _| {});
-        orders
-    }
-
-    /// Puts what was said on the command line over what the environment and the file say, part by part.
-    fn say(&mut self, launch: &Launch<'_>, file: &[u8]) {
-        const PARTS: [(Timer, Variable); 4] = [
-            (Timer::Idle, Variable::Idle),
-            (Timer::Intvl, Variable::Intvl),
-            (Timer::Cnt, Variable::Cnt),
-            (Timer::UserTimeout, Variable::UserTimeout),
-        ];
-        if let Some(mode) = launch.mode {
-            self.set(Variable::Mode.name(), mode.name().as_bytes());
-        }
-        let Some(said) = launch.said else { return };
-        if launch.is_whole {
-            self.set(Variable::Policy.name(), ka_core::Text::from(&said).as_bytes());
-            for (_, variable) in PARTS {
-                self.remove(variable.name());
-            }
-        } else if self.orders(file).policy.enabled() != Some(true) {
-            self.set(Variable::Policy.name(), b"on");
-        }
-        // Each by its name too: /etc/ka.conf may name it, and goes by names.
-        for (timer, variable) in PARTS {
-            let auto = timer == Timer::UserTimeout && said.user_timeout() == UserTimeout::Auto;
-            let value = said.timer(timer).map(|value| value.to_string()).or(auto.then(|| "auto".to_owned()));
-            if let Some(value) = value {
-                self.set(variable.name(), value.as_bytes());
-            }
-        }
-    }
-
-    /// Adds the shim behind what is preloaded already, unless it is there.
-    fn append_preload(&mut self, shim: &Path) {
-        const NAME: &[u8] = b"LD_PRELOAD";
-        let there = self.get(NAME).unwrap_or_default().to_vec();
-        let is_shim = |entry: &[u8]| {
-            let entry = fs::canonicalize(OsStr::from_bytes(entry));
-            entry.is_ok_and(|entry| shim.canonicalize().is_ok_and(|shim| shim == entry))
-        };
-        if there.split(|byte| matches!(byte, b':' | b' ')).filter(|entry| !entry.is_empty()).any(is_shim) {
-            return;
-        }
-        let separator: &[u8] = if there.is_empty() { b"" } else { b":" };
-        self.set(NAME, &[&there, separator, shim.as_os_str().as_bytes()].concat());
-    }
-}
-
-/// The value in an entry of an environment, if it is of this name.
-fn value_of<'a>(entry: &'a OsStr, name: &[u8]) -> Option<&'a [u8]> {
-    entry.as_bytes().strip_prefix(name)?.strip_prefix(b"=")
+    let separator: &[u8] = if there.is_empty() { b"" } else { b":" };
+    environment.set(NAME, &[&there, separator, shim.as_os_str().as_bytes()].concat());
 }
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsString;
     use std::path::Path;
 
-    use ka_core::{Config, parse};
-
-    use super::{Environment, Launch};
-    use crate::program::Program;
-
-    fn policy(entries: &[&str], file: &str, said: Option<&str>, is_whole: bool) -> Config {
-        let program = Program::find("sh".as_ref()).unwrap();
-        let launch = Launch {
-            program: &program,
-            arguments: &[],
-            said: said.map(|text| parse(text.as_bytes()).unwrap()),
-            is_whole,
-            mode: None,
-            verbose: false,
-            best_effort: false,
-        };
-        let mut environment = Environment(entries.iter().map(OsString::from).collect());
-        environment.say(&launch, file.as_bytes());
-        environment.orders(file.as_bytes()).policy
-    }
-
-    #[test]
-    fn the_command_line_overrides_the_environment_and_that_the_file() {
-        let expect = |idle, intvl, cnt| Config::new(idle, intvl, cnt).unwrap();
-        assert_eq!(policy(&[], "", None, false), expect(60, 10, 6));
-        assert_eq!(policy(&["KA_POLICY=280,30,5"], "KA_IDLE=99", Some("cnt=3"), false), expect(99, 30, 3));
-        assert_eq!(policy(&["KA_IDLE=7"], "KA_IDLE=99\nKA_CNT=9", Some("30,5,3"), true), expect(30, 5, 3));
-        assert_eq!(policy(&["KA_IDLE=7"], "", Some("cnt=3"), false), expect(7, 10, 3));
-        assert_eq!(policy(&["KA_POLICY=off"], "", Some("idle=30"), false), expect(30, 10, 6));
-        assert_eq!(policy(&[], "KA_POLICY=off", Some("idle=30"), false), expect(30, 10, 6));
-        assert_eq!(policy(&["KA_POLICY=off"], "", None, false).enabled(), Some(false));
-    }
+    use super::{Environment, append_preload};
 
     #[test]
     fn what_is_preloaded_stays() {
         let mut environment = Environment(vec!["A=b".into(), "broken".into()]);
-        environment.append_preload(Path::new("/lib/x.so"));
+        append_preload(&mut environment, Path::new("/lib/x.so"));
         assert_eq!(environment.get(b"LD_PRELOAD"), Some(&b"/lib/x.so"[..]));
         environment.set(b"LD_PRELOAD", b"/proc/self/exe /lib/y.so");
-        environment.append_preload(Path::new("/bin/sh"));
+        append_preload(&mut environment, Path::new("/bin/sh"));
         assert_eq!(environment.get(b"LD_PRELOAD"), Some(&b"/proc/self/exe /lib/y.so:/bin/sh"[..]));
         let own = std::env::current_exe().unwrap();
-        environment.append_preload(&own);
+        append_preload(&mut environment, &own);
         assert_eq!(environment.get(b"LD_PRELOAD"), Some(&b"/proc/self/exe /lib/y.so:/bin/sh"[..]));
         assert_eq!(environment.0.len(), 3);
     }

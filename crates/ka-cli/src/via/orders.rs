@@ -1,0 +1,192 @@
+//! What is ordered of a program, whichever way it is reached: by the command line, the environment's KA_ variables and
+//! /etc/ka.conf; and how it is started then.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use ka_core::{CONF, Orders, Timer, UserTimeout, Values, Variable, skips};
+
+use super::Launch;
+use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
+use crate::sys;
+
+/// Why what was ordered of programs elsewhere leaves this one alone.
+pub(super) fn is_ordered_off(launch: &Launch<'_>) -> Option<(String, String)> {
+    let file = conf_text();
+    let environment = Environment::of(launch, &file);
+    let orders = environment.orders(&file);
+    if orders.policy.enabled() != Some(true) {
+        return Some((
+            "KA_POLICY=off, in the environment or /etc/ka.conf, says to do nothing".to_owned(),
+            "a policy: ka run -p 60,10,6".to_owned(),
+        ));
+    }
+    let called = launch.arguments.first().map(|name| Path::new(name).file_name().unwrap_or_default());
+    let executable = launch.program.executable.file_name().unwrap_or_default();
+    let names = [called.unwrap_or_default().as_bytes(), executable.as_bytes()];
+    skips(orders.skip, names).then(|| {
+        let skip = orders.skip.escape_ascii();
+        (
+            format!("KA_SKIP={skip}, in the environment or /etc/ka.conf, leaves it alone"),
+            "KA_SKIP= ka run".to_owned(),
+        )
+    })
+}
+
+pub(super) const fn mode_name(mode: ka_core::Mode) -> &'static str {
+    match mode {
+        ka_core::Mode::Force => "force",
+        ka_core::Mode::Floor => "floor",
+        ka_core::Mode::Default => "default",
+    }
+}
+
+/// /etc/ka.conf, as the shim reads it: only if it is a regular file of root's that nobody else can write.
+pub(super) fn conf_text() -> Vec<u8> {
+    const SIZE: u64 = 16384;
+    let path = OsStr::from_bytes(CONF.to_bytes());
+    let open = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let mut text = Vec::new();
+    if let Ok(file) = open
+        && let Ok(metadata) = file.metadata()
+        && metadata.is_file()
+        && metadata.uid() == 0
+        && metadata.mode() & 0o022 == 0
+        && metadata.len() < SIZE
+    {
+        let _ = file.take(SIZE).read_to_end(&mut text);
+    }
+    text
+}
+
+/// What the program gets for its environment: entries as they came.
+pub(super) struct Environment(pub(super) Vec<OsString>);
+
+impl Environment {
+    /// Ours, with what was said on the command line.
+    pub(super) fn of(launch: &Launch<'_>, file: &[u8]) -> Self {
+        let mut environment = Self(sys::environment());
+        environment.say(launch, file);
+        environment
+    }
+
+    pub(super) fn set(&mut self, name: &[u8], value: &[u8]) {
+        self.remove(name);
+        self.0.push(OsString::from_vec([name, b"=", value].concat()));
+    }
+
+    fn remove(&mut self, name: &[u8]) {
+        self.0.retain(|entry| value_of(entry, name).is_none());
+    }
+
+    pub(super) fn get(&self, name: &[u8]) -> Option<&[u8]> {
+        self.0.iter().find_map(|entry| value_of(entry, name))
+    }
+
+    /// What the shim will take its orders to be.
+    pub(super) fn orders<'a>(&'a self, file: &'a [u8]) -> Orders<'a> {
+        let mut environment = Values::default();
+        for entry in &self.0 {
+            let (name, value) = ka_core::cut(entry.as_bytes(), b'=');
+            environment.keep(name, value.unwrap_or_default());
+        }
+        let mut conf = Values::default();
+        conf.keep_lines(file, |_| {});
+        let mut orders = Orders::default();
+        // What is wrong the shim names itself.
+        orders.take_all(&[environment, conf], |_, _, _| {});
+        orders
+    }
+
+    /// Puts what was said on the command line over what the environment and the file say, part by part.
+    fn say(&mut self, launch: &Launch<'_>, file: &[u8]) {
+        const PARTS: [(Timer, Variable); 4] = [
+            (Timer::Idle, Variable::Idle),
+            (Timer::Intvl, Variable::Intvl),
+            (Timer::Cnt, Variable::Cnt),
+            (Timer::UserTimeout, Variable::UserTimeout),
+        ];
+        if let Some(mode) = launch.mode {
+            self.set(Variable::Mode.name(), mode.name().as_bytes());
+        }
+        let Some(said) = launch.said else { return };
+        if launch.is_whole {
+            self.set(Variable::Policy.name(), ka_core::Text::from(&said).as_bytes());
+            for (_, variable) in PARTS {
+                self.remove(variable.name());
+            }
+        } else if self.orders(file).policy.enabled() != Some(true) {
+            self.set(Variable::Policy.name(), b"on");
+        }
+        // Each by its name too: /etc/ka.conf may name it, and goes by names.
+        for (timer, variable) in PARTS {
+            let auto = timer == Timer::UserTimeout && said.user_timeout() == UserTimeout::Auto;
+            let value = said.timer(timer).map(|value| value.to_string()).or(auto.then(|| "auto".to_owned()));
+            if let Some(value) = value {
+                self.set(variable.name(), value.as_bytes());
+            }
+        }
+    }
+}
+
+/// The value in an entry of an environment, if it is of this name.
+fn value_of<'a>(entry: &'a OsStr, name: &[u8]) -> Option<&'a [u8]> {
+    entry.as_bytes().strip_prefix(name)?.strip_prefix(b"=")
+}
+
+/// Becomes the program, in this environment. It returns only where that failed.
+pub(super) fn execute(launch: &Launch<'_>, environment: &Environment) -> Failure {
+    let program = launch.program;
+    let mut error = sys::exec(&program.path, launch.arguments, &environment.0);
+    if program.is_plain_text && error.raw_os_error() == Some(libc::ENOEXEC) {
+        // The shell runs what the kernel does not know, as execvp(3) has it.
+        let script = program.path.clone().into_os_string();
+        let rest = launch.arguments.iter().skip(1).cloned();
+        let arguments: Vec<_> = ["/bin/sh".into(), script].into_iter().chain(rest).collect();
+        error = sys::exec(&program.executable, &arguments, &environment.0);
+    }
+    let status = if error.raw_os_error() == Some(libc::ENOENT) { NOT_FOUND } else { NOT_EXECUTABLE };
+    Failure::new(format_args!("{}: {error}", program.path.display())).with_status(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use ka_core::{Config, parse};
+
+    use super::{Environment, Launch};
+    use crate::program::Program;
+
+    fn policy(entries: &[&str], file: &str, said: Option<&str>, is_whole: bool) -> Config {
+        let program = Program::find("sh".as_ref()).unwrap();
+        let launch = Launch {
+            program: &program,
+            arguments: &[],
+            said: said.map(|text| parse(text.as_bytes()).unwrap()),
+            is_whole,
+            mode: None,
+            verbose: false,
+            best_effort: false,
+        };
+        let mut environment = Environment(entries.iter().map(OsString::from).collect());
+        environment.say(&launch, file.as_bytes());
+        environment.orders(file.as_bytes()).policy
+    }
+
+    #[test]
+    fn the_command_line_overrides_the_environment_and_that_the_file() {
+        let expect = |idle, intvl, cnt| Config::new(idle, intvl, cnt).unwrap();
+        assert_eq!(policy(&[], "", None, false), expect(60, 10, 6));
+        assert_eq!(policy(&["KA_POLICY=280,30,5"], "KA_IDLE=99", Some("cnt=3"), false), expect(99, 30, 3));
+        assert_eq!(policy(&["KA_IDLE=7"], "KA_IDLE=99\nKA_CNT=9", Some("30,5,3"), true), expect(30, 5, 3));
+        assert_eq!(policy(&["KA_IDLE=7"], "", Some("cnt=3"), false), expect(7, 10, 3));
+        assert_eq!(policy(&["KA_POLICY=off"], "", Some("idle=30"), false), expect(30, 10, 6));
+        assert_eq!(policy(&[], "KA_POLICY=off", Some("idle=30"), false), expect(30, 10, 6));
+        assert_eq!(policy(&["KA_POLICY=off"], "", None, false).enabled(), Some(false));
+    }
+}
