@@ -46,6 +46,7 @@ pub(crate) enum Command {
     Check(Check),
     Plan(Plan),
     Defaults(Defaults),
+    Cgroup(Cgroup),
     Completions(Completions),
 }
 
@@ -90,6 +91,9 @@ pub(crate) enum Via {
     Auto,
     /// LD_PRELOAD: programs that the dynamic loader starts
     Preload,
+    /// A cgroup of its own, where the kernel sets the sockets by eBPF: all programs, and all that they start. Needs CAP_BPF,
+    /// CAP_NET_ADMIN and cgroup v2; only where it is asked for
+    Cgroup,
 }
 
 /// Sets the policy on the TCP sockets of running processes
@@ -105,6 +109,7 @@ pub(crate) enum Via {
   sudo ka attach --all --port 5432 --mode floor
   ka attach --follow 1234                   also what it opens from now on, until it ends
   sudo ka attach --all --dry-run            what would change
+  sudo ka attach --all --via bpf            every socket of this network namespace, in one pass
 
 Status: 1 where a socket or a process could not be set.
 
@@ -130,6 +135,9 @@ pub(crate) struct Attach {
     /// The processes of a user, by name or number
     #[arg(long, value_name = "USER")]
     pub(crate) user: Option<OsString>,
+    /// How the sockets are reached
+    #[arg(long, value_enum, default_value_t = AttachVia::Pidfd, value_name = "WAY")]
+    pub(crate) via: AttachVia,
     /// Only sockets with this port, here or at the other end
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
@@ -151,6 +159,16 @@ pub(crate) struct Attach {
     /// Prints JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// A way to reach the sockets that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AttachVia {
+    /// Through the processes that have them
+    Pidfd,
+    /// With --all, by an eBPF iterator: all of this network namespace in one pass, also those that no process has yet.
+    /// Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and Linux 6.1
+    Bpf,
 }
 
 /// Lists TCP sockets, whose they are, and their keepalive
@@ -188,17 +206,20 @@ pub(crate) struct Ls {
 }
 
 /// Says what reaches a program or a process, what does not and why, and what to type
+///
+/// Without a program or process: which ways are open on this machine, to who asks, and what the others lack.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
+  ka check
   ka check nginx
   ka check ./server
   ka check 1234
 
-Status: 1 where ka run does not reach the program, or ka attach the process.")]
+Status: 1 where ka run does not reach the program, or ka attach the process; or where a way is not open.")]
 pub(crate) struct Check {
     /// A program by name or path, or a process by number
     #[arg(value_name = "PROGRAM|PID")]
-    pub(crate) target: OsString,
+    pub(crate) target: Option<OsString>,
     /// Prints JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -258,6 +279,121 @@ pub(crate) struct Defaults {
     #[arg(long, value_name = "FILE", requires = "set", num_args = 0..=1, require_equals = true,
           default_missing_value = "/etc/sysctl.d/60-ka.conf")]
     pub(crate) persist: Option<PathBuf>,
+    /// Prints JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A policy for all programs of a cgroup, by eBPF
+///
+/// The kernel itself gives the policy to the sockets of the cgroup and of those below it: static programs' and Go's,
+/// those of io_uring, and of whatever is started there later, as all of a systemd service is. Nothing runs beside them.
+#[derive(Args, Debug)]
+#[command(
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "Examples:
+  sudo ka cgroup attach -p 280,30,5 system.slice/nginx.service
+  sudo ka cgroup ls
+  sudo ka cgroup detach system.slice/nginx.service"
+)]
+pub(crate) struct Cgroup {
+    #[command(subcommand)]
+    pub(crate) command: CgroupCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CgroupCommand {
+    Attach(CgroupAttach),
+    Detach(CgroupDetach),
+    Ls(CgroupLs),
+}
+
+/// Gives a cgroup a policy, which stays until ka cgroup detach, or a reboot
+///
+/// Sockets that are open already are set, and from then on each as it connects, listens or is accepted. A policy that the
+/// cgroup had before is replaced. Where a cgroup above it has one too, that of the one above holds.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  sudo ka cgroup attach system.slice/nginx.service
+  sudo ka cgroup attach -p 280,30,5 --mode default /sys/fs/cgroup/system.slice
+
+Status: 1 where sockets that are open already could not be set.
+
+Needs CAP_BPF and CAP_NET_ADMIN, and CAP_PERFMON for what is open already; Linux 5.9, and 6.1 for what is open already \
+and for --mode default; cgroup v2; and the bpf filesystem, mounted at /sys/fs/bpf.")]
+pub(crate) struct CgroupAttach {
+    #[command(flatten)]
+    pub(crate) policy: Policy,
+    /// How much the cgroup's programs may say of their own keepalive
+    #[arg(long, value_enum, default_value_t = CgroupMode::Force, help_heading = "Policy")]
+    pub(crate) mode: CgroupMode,
+    /// The cgroup: its folder, or its name as in /proc/PID/cgroup
+    #[arg(value_name = "CGROUP")]
+    pub(crate) cgroup: OsString,
+    /// Prints JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How much programs may say of their own keepalive, where the kernel gives them theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CgroupMode {
+    /// The policy holds, whatever the programs say
+    Force,
+    /// Only sockets that nobody gave a keepalive have the policy
+    Default,
+}
+
+impl CgroupMode {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Force => "force",
+            Self::Default => "default",
+        }
+    }
+}
+
+impl From<CgroupMode> for ka_core::Mode {
+    fn from(mode: CgroupMode) -> Self {
+        match mode {
+            CgroupMode::Force => Self::Force,
+            CgroupMode::Default => Self::Default,
+        }
+    }
+}
+
+/// Takes the policy of a cgroup back; its sockets keep what they have
+#[derive(Args, Debug)]
+#[command(
+    group = ArgGroup::new("which").required(true).args(["cgroup", "all"]),
+    after_help = "Examples:
+  sudo ka cgroup detach system.slice/nginx.service
+  sudo ka cgroup detach --all
+
+Status: 1 where the cgroup has none.
+
+Needs CAP_BPF and CAP_NET_ADMIN.")]
+pub(crate) struct CgroupDetach {
+    /// The cgroup: its folder, or its name as in /proc/PID/cgroup
+    #[arg(value_name = "CGROUP")]
+    pub(crate) cgroup: Option<OsString>,
+    /// All that have one, and what is left of those that are gone
+    #[arg(short, long)]
+    pub(crate) all: bool,
+}
+
+/// Lists the cgroups that have a policy, as the kernel has them in force
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  sudo ka cgroup ls
+  sudo ka cgroup ls --json system.slice
+
+Needs CAP_NET_ADMIN and CAP_SYS_ADMIN.")]
+pub(crate) struct CgroupLs {
+    /// Only this cgroup and those below it
+    #[arg(value_name = "CGROUP")]
+    pub(crate) cgroup: Option<OsString>,
     /// Prints JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -3,6 +3,8 @@
 //! Each socket is duplicated out of the process (pidfd_getfd(2)), set, and closed: the process is not stopped and
 //! notices nothing. Only descriptors that /proc says are sockets are duplicated, and one that several descriptors or
 //! processes share is set once.
+//!
+//! With `--via bpf` it is the kernel that goes through the sockets ([`crate::bpf`]).
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -16,11 +18,14 @@ use ka_core::{Config, Errno, Error, Kernel, Libc, Mode, SockOpt};
 use serde::Serialize;
 use socket2::SockRef;
 
-use crate::args;
+use crate::args::{self, AttachVia};
+use crate::bpf::{self, Done, Only, Orders};
+use crate::diag::State;
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::parallel;
 use crate::privilege;
 use crate::process::{self, Process, Status, Table};
+use crate::sockets::sockets;
 use crate::sys;
 use crate::text;
 
@@ -35,6 +40,13 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
     };
     sys::raise_descriptor_limit();
     let mut report = Report::default();
+    if args.via == AttachVia::Bpf {
+        attach.check_for_kernel()?;
+        attach.through_kernel(&mut report)?;
+        attach.say(&mut report)?;
+        attach.conclude(&report)?;
+        return Ok(if report.failed > 0 { FOUND } else { 0 });
+    }
     let named = attach.named(&mut report);
     if args.follow {
         attach.follow(&named, &mut report)?;
@@ -129,7 +141,8 @@ enum Fate {
 /// What was done to one socket, or why a process could not be looked into.
 #[derive(Serialize)]
 struct Line {
-    pid: i32,
+    /// `None` where no process has the socket, or none that we may look into.
+    pid: Option<i32>,
     fd: Option<i32>,
     comm: Option<String>,
     local: Option<SocketAddr>,
@@ -160,7 +173,15 @@ impl Report {
     fn failed(&mut self, pid: i32, fd: Option<i32>, error: String) {
         self.count(Fate::Failed);
         let comm = process::comm(pid).map(|comm| text::lossless(&comm).into_owned());
-        let line = Line { pid, fd, comm, local: None, peer: None, result: Fate::Failed, error: Some(error) };
+        let line = Line {
+            pid: Some(pid),
+            fd,
+            comm,
+            local: None,
+            peer: None,
+            result: Fate::Failed,
+            error: Some(error),
+        };
         self.lines.push(line);
     }
 }
@@ -304,7 +325,7 @@ impl Attach<'_> {
         let line = (self.describe || error.is_some()).then(|| {
             let (local, peer) = ends(socket.as_fd());
             let comm = process::comm(pid).map(|comm| text::lossless(&comm).into_owned());
-            Line { pid, fd: Some(target.fd), comm, local, peer, result, error }
+            Line { pid: Some(pid), fd: Some(target.fd), comm, local, peer, result, error }
         });
         Ok(Some((result, line)))
     }
@@ -325,6 +346,62 @@ impl Attach<'_> {
             Some(config) => socket.give(config, false).1,
             None => Ok(()),
         }
+    }
+
+    /// The kernel has sockets, and not processes, and goes through them once.
+    fn check_for_kernel(&self) -> Result<(), Failure> {
+        let args = self.args;
+        let wrong = [
+            (!args.all, "it sets every socket of this network namespace, so it wants --all"),
+            (args.follow, "it goes through the sockets once: ka cgroup attach sees to those that come later"),
+            (args.spread.is_some(), "it sets them in one pass, and spreads nothing"),
+        ];
+        match wrong.into_iter().find(|(is_wrong, _)| *is_wrong) {
+            Some((_, why)) => Err(Failure::new(format_args!("attach: --via bpf: {why}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Has the kernel set all sockets of this network namespace, in one pass, whoever has them.
+    fn through_kernel(&self, report: &mut Report) -> Result<(), Failure> {
+        let orders = Orders { policy: self.policy, mode: self.mode };
+        let only = Only { port: self.args.port, cgroup: None };
+        let done = bpf::set(orders, self.args.dry_run, only).map_err(|why| {
+            Failure::new(format_args!(
+                "attach: --via bpf: {why}; without it ka attach goes through the processes"
+            ))
+        })?;
+        let sockets: HashMap<_, _> = if self.describe || done.iter().any(|done| done.errno != 0) {
+            let states: Vec<_> = State::with_options().collect();
+            let sockets = sockets(&states, None).map_err(|error| {
+                Failure::new(format_args!("attach: what was set cannot be listed: {error}"))
+            })?;
+            sockets.into_iter().map(|socket| (socket.entry.cookie, socket)).collect()
+        } else {
+            HashMap::new()
+        };
+        for Done { cookie, writes, errno } in done {
+            let result = match (errno, writes) {
+                (0, 0) => Fate::Unchanged,
+                (0, _) => Fate::Set,
+                _ => Fate::Failed,
+            };
+            report.count(result);
+            if self.describe || errno != 0 {
+                let socket = sockets.get(&cookie);
+                let owner = socket.and_then(|socket| socket.owner.as_ref());
+                report.lines.push(Line {
+                    pid: owner.map(|owner| owner.pid),
+                    fd: owner.map(|owner| owner.fd),
+                    comm: owner.map(|owner| text::lossless(&owner.comm).into_owned()),
+                    local: socket.map(|socket| socket.entry.local),
+                    peer: socket.and_then(|socket| socket.entry.peer),
+                    result,
+                    error: (errno != 0).then(|| bpf::refusal(errno)),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Looks again and again, until the processes have ended or a signal says to.
@@ -371,10 +448,12 @@ impl Attach<'_> {
         // Many processes fail for one reason: it is said once, with their numbers.
         let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for line in &lines {
-            let who =
-                format!("{} ({})", line.pid, text::visible(line.comm.as_deref().unwrap_or("?").as_bytes()));
+            let pid = line.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+            let who = format!("{pid} ({})", text::visible(line.comm.as_deref().unwrap_or("?").as_bytes()));
             match (&line.error, line.fd) {
-                (Some(error), None) => reasons.entry(error.clone()).or_default().push(who),
+                (Some(error), None) if line.local.is_none() => {
+                    reasons.entry(error.clone()).or_default().push(who);
+                }
                 _ => writeln!(out, "{who} {}", socket_line(line, self.args.dry_run))?,
             }
         }

@@ -9,6 +9,7 @@ use ka_core::SockOpt;
 use serde::Serialize;
 
 use crate::args;
+use crate::bpf::{self, host};
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::privilege;
 use crate::process::{self, Process};
@@ -17,10 +18,15 @@ use crate::text;
 use crate::via::{self, Launch, Reach};
 
 pub(crate) fn check(args: &args::Check) -> Outcome {
-    let digits = args.target.to_str().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-    let report = match digits.and_then(|digits| digits.parse().ok()) {
-        Some(pid) => process_report(pid)?,
-        None => program_report(&args.target)?,
+    let number = |target: &OsStr| {
+        target.to_str().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()
+    };
+    let report = match &args.target {
+        None => machine_report(),
+        Some(target) => match number(target) {
+            Some(pid) => process_report(pid)?,
+            None => program_report(target)?,
+        },
     };
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
@@ -30,7 +36,7 @@ pub(crate) fn check(args: &args::Check) -> Outcome {
         report.write(&mut out)?;
     }
     out.flush()?;
-    Ok(if report.ways.first().is_some_and(|way| way.reaches) { 0 } else { FOUND })
+    Ok(if report.is_reached { 0 } else { FOUND })
 }
 
 /// What was found out.
@@ -39,10 +45,13 @@ struct Report {
     target: String,
     /// What it is, a fact each.
     facts: Vec<String>,
-    /// The way that the status is about comes first.
+    /// What reaches it comes first.
     ways: Vec<Line>,
-    /// What to type.
-    command: String,
+    /// Whether ka run or ka attach reaches it without being told how.
+    #[serde(skip)]
+    is_reached: bool,
+    /// What to type; nothing where no program or process is named.
+    command: Option<String>,
 }
 
 /// What there is to say of a way.
@@ -63,7 +72,10 @@ impl Report {
             let answer = if *reaches { "yes" } else { "no" };
             writeln!(out, "{way:<8} {answer:<4} {}", text::visible(why.as_bytes()))?;
         }
-        writeln!(out, "type     {}", text::visible(self.command.as_bytes()))
+        if let Some(command) = &self.command {
+            writeln!(out, "type     {}", text::visible(command.as_bytes()))?;
+        }
+        Ok(())
     }
 }
 
@@ -76,6 +88,41 @@ fn quoted(word: &OsStr) -> String {
     } else {
         format!("'{}'", text.replace('\'', "'\\''"))
     }
+}
+
+/// What this machine allows who asks: a way each, and what it lacks.
+fn machine_report() -> Report {
+    let way = |way, obstacle: Option<String>, how: &str| Line {
+        way,
+        reaches: obstacle.is_none(),
+        why: obstacle.unwrap_or_else(|| how.to_owned()),
+    };
+    let cgroup = bpf::cgroup_obstacle();
+    let kept = cgroup.clone().or_else(host::lacks_bpf_folder);
+    let ways = vec![
+        way("preload", via::preload_obstacle(), "ka run: programs that the dynamic loader starts"),
+        way("attach", privilege::obstacle(), "ka attach: the sockets of running processes"),
+        way("cgroup", kept, "ka cgroup, ka run --via cgroup: all that runs in a cgroup, by eBPF"),
+        way(
+            "bpf",
+            bpf::iterator_obstacle(),
+            "ka attach --via bpf, ka ls: every socket of a network namespace, by eBPF",
+        ),
+    ];
+    let (major, minor) = host::release();
+    let there = |is_there: bool| if is_there { "yes" } else { "no" };
+    let cgroups =
+        host::cgroup_root().map_or_else(|| "not mounted".to_owned(), |path| path.display().to_string());
+    let scope = privilege::ptrace_scope().map_or_else(|| "not there".to_owned(), |scope| scope.to_string());
+    let facts = vec![
+        format!("Linux {major}.{minor}; its types (BTF): {}", there(host::has_types())),
+        format!("cgroup v2: {cgroups}; bpffs: {}", there(host::lacks_bpf_folder().is_none())),
+        format!("Yama's ptrace_scope: {scope}"),
+        host::lacks(&host::FOR_SOCKETS)
+            .unwrap_or_else(|| "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are there".to_owned()),
+    ];
+    let is_reached = ways.iter().all(|way| way.reaches);
+    Report { target: "this machine".to_owned(), facts, ways, is_reached, command: None }
 }
 
 fn program_report(name: &OsStr) -> Result<Report, Failure> {
@@ -94,11 +141,14 @@ fn program_report(name: &OsStr) -> Result<Report, Failure> {
         best_effort: false,
     };
     let mut command = None;
+    let mut is_reached = false;
     let mut ways = Vec::new();
     for way in via::ALL {
         let (reaches, why) = match way.reach(&launch) {
             Reach::Yes(how) => {
-                command.get_or_insert_with(|| format!("ka run -- {}", quoted(name)));
+                is_reached |= way.is_automatic();
+                let via = if way.is_automatic() { String::new() } else { format!("--via {} ", way.name()) };
+                command.get_or_insert_with(|| format!("ka run {via}-- {}", quoted(name)));
                 (true, how)
             }
             Reach::No { why, .. } => (false, why),
@@ -113,8 +163,14 @@ fn program_report(name: &OsStr) -> Result<Report, Failure> {
             "once it runs: the sockets that it has; with --follow those that it opens later, within a second"
                 .to_owned(),
     });
-    let command = command.unwrap_or_else(|| format!("{} & ka attach --follow $!", quoted(name)));
-    Ok(Report { target: program.path.display().to_string(), facts: program_facts(&program), ways, command })
+    let command = command.or_else(|| Some(format!("{} & ka attach --follow $!", quoted(name))));
+    Ok(Report {
+        target: program.path.display().to_string(),
+        facts: program_facts(&program),
+        ways,
+        is_reached,
+        command,
+    })
 }
 
 fn program_facts(program: &Program) -> Vec<String> {
@@ -189,11 +245,13 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
         (false, true) => format!("ka attach --follow {pid}"),
         (false, false) => format!("sudo ka attach --follow {pid}"),
     };
+    let command = Some(command);
     let mut ways = vec![attach, preload];
     if is_preloaded {
         ways.reverse();
     }
-    Ok(Report { target: format!("{pid} ({name})"), facts, ways, command })
+    let is_reached = ways.first().is_some_and(|way| way.reaches);
+    Ok(Report { target: format!("{pid} ({name})"), facts, ways, is_reached, command })
 }
 
 struct Sockets {

@@ -96,6 +96,8 @@ pub(crate) struct Entry {
     pub(crate) peer: Option<SocketAddr>,
     pub(crate) state: State,
     pub(crate) timer: Option<Timer>,
+    /// What it is known by as long as it is there, and no other ever: `bpf_get_socket_cookie` gives it too.
+    pub(crate) cookie: u64,
     /// 0 where no descriptor leads to it.
     pub(crate) inode: u32,
     pub(crate) status: Option<Status>,
@@ -194,9 +196,17 @@ fn entry(payload: &[u8]) -> Option<Entry> {
             .then(|| address(id.destination_address, id.destination_port, id.interface_id)),
         state: State::numbered(header.state)?,
         timer: header.timer,
+        cookie: cookie(id.cookie),
         inode: header.inode,
         status,
     })
+}
+
+/// Two words, the lower one first, whatever the order of their bytes. net/core/sock_diag.c, `sock_diag_save_cookie`
+fn cookie(bytes: [u8; 8]) -> u64 {
+    let mut words = bytes.chunks_exact(4).filter_map(<[u8]>::first_chunk).copied().map(u32::from_ne_bytes);
+    let mut word = || u64::from(words.next().unwrap_or(0));
+    word() | word() << 32
 }
 
 /// A link-local address means nothing without its interface.

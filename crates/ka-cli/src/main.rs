@@ -1,6 +1,6 @@
 //! `ka`, the command: TCP keepalive for programs, for running processes, and for a machine.
 //!
-//! A file a subcommand: [`run`], [`attach`], [`ls`], [`check`], [`plan`], [`defaults`]. What a policy is and how it gets
+//! A file a subcommand: [`run`], [`attach`], [`ls`], [`check`], [`plan`], [`defaults`], [`cgroup`]. What a policy is and how it gets
 //! into a socket is ka-core's; what is here finds the programs, processes and sockets that it is for.
 
 #![cfg_attr(not(test), no_main)]
@@ -16,6 +16,8 @@
 
 mod args;
 mod attach;
+mod bpf;
+mod cgroup;
 mod check;
 mod defaults;
 mod diag;
@@ -71,6 +73,7 @@ pub(crate) fn start(arguments: Vec<OsString>) -> i32 {
         Command::Check(args) => check::check(&args),
         Command::Plan(args) => plan::plan(&args),
         Command::Defaults(args) => defaults::defaults(&args),
+        Command::Cgroup(args) => cgroup::cgroup(&args),
         Command::Completions(args) => args::completions(&args),
     };
     result.unwrap_or_else(|Failure { status, message }| {

@@ -22,6 +22,10 @@ fn the_pages_are_what_the_definition_says() {
     for command in ka.get_subcommands().filter(|command| command.get_name() != "help") {
         let name = format!("ka-{}", command.get_name());
         pages.push((name.clone(), page(command, &name)));
+        for part in command.get_subcommands() {
+            let name = format!("{name}-{}", part.get_name());
+            pages.push((name.clone(), page(part, &name)));
+        }
     }
     for (name, text) in &pages {
         let path = folder.join(name).with_extension("1");
@@ -55,7 +59,8 @@ fn page(command: &clap::Command, name: &str) -> String {
     let mut text = Vec::new();
     man.render(&mut text).unwrap();
     let text = String::from_utf8(text).unwrap().replace("\n.br\n\n.br\n", "\n.br\n");
-    let body = text.split(".SH VERSION\n").next().unwrap();
+    // What is behind these is said otherwise below.
+    let body = text.split(".SH VERSION\n").next().unwrap().split(".SH EXTRA\n").next().unwrap();
     let mut page: String = body.lines().map(wrapped).collect();
     page += &sections(&extra);
     page += &match name {

@@ -43,7 +43,22 @@ fn refusal(pid: i32) -> String {
     }
 }
 
+/// Why processes of one's own user, which are as processes mostly are, cannot be looked into.
+pub(crate) fn obstacle() -> Option<String> {
+    let own = i32::try_from(std::process::id()).ok().and_then(|pid| Status::read(pid).ok());
+    if own.is_some_and(|status| status.has_capability(CAP_SYS_PTRACE)) {
+        return None;
+    }
+    match ptrace_scope() {
+        None | Some(0) => None,
+        Some(3) => Some("kernel.yama.ptrace_scope is 3: nobody may look inside a process".to_owned()),
+        Some(scope) => Some(format!(
+            "kernel.yama.ptrace_scope is {scope}: needs CAP_SYS_PTRACE (run ka as root), or ptrace_scope 0"
+        )),
+    }
+}
+
 /// The restriction of the Yama security module, where it is there.
-fn ptrace_scope() -> Option<i32> {
+pub(crate) fn ptrace_scope() -> Option<i32> {
     fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok()?.trim().parse().ok()
 }

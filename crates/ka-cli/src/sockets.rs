@@ -9,6 +9,7 @@ use std::thread;
 
 use ka_core::Settings;
 
+use crate::bpf;
 use crate::diag::{Entry, State, dump};
 use crate::parallel;
 use crate::process::{self, Process, Table};
@@ -44,10 +45,12 @@ impl Socket {
 /// The sockets in some states; of one process, or of all.
 ///
 /// A process may end at any moment: then it has none. The kernel's list and the processes' descriptors are read side by
-/// side, and what changes between the two is left out.
+/// side, and what changes between the two is left out. What is in force the kernel tells of all in one pass, where we may
+/// have it do that; else, and of those that it has not told of, the sockets are asked one by one, through whoever has them.
 pub(crate) fn sockets(states: &[State], pid: Option<i32>) -> io::Result<Vec<Socket>> {
     sys::raise_descriptor_limit();
-    let (entries, holders) = thread::scope(|scope| {
+    let (entries, holders, told) = thread::scope(|scope| {
+        let told = thread::Builder::new().spawn_scoped(scope, || bpf::settings().unwrap_or_default());
         let entries = thread::Builder::new().spawn_scoped(scope, || dump(states));
         let holders = match pid {
             Some(pid) => tables(pid),
@@ -57,11 +60,15 @@ pub(crate) fn sockets(states: &[State], pid: Option<i32>) -> io::Result<Vec<Sock
             Ok(Ok(entries)) => entries,
             _ => dump(states),
         };
-        (entries, holders)
+        let told = told.ok().and_then(|told| told.join().ok()).unwrap_or_default();
+        (entries, holders, told)
     });
     let holders = holders?;
-    let mut sockets: Vec<_> =
-        entries?.into_iter().map(|entry| Socket { entry, owner: None, others: 0, settings: None }).collect();
+    let socket = |entry: Entry| {
+        let settings = told.get(&entry.cookie).copied();
+        Socket { entry, owner: None, others: 0, settings }
+    };
+    let mut sockets: Vec<_> = entries?.into_iter().map(socket).collect();
     // By inode: those that nobody has come first.
     sockets.sort_unstable_by_key(|socket| socket.entry.inode);
     join(&mut sockets, &holders);
@@ -111,11 +118,12 @@ fn tasks(pid: i32) -> Vec<Holder> {
         .collect()
 }
 
-/// Gives the sockets their owners, and asks each once for what is in force.
+/// Gives the sockets their owners, and asks each once for what is in force, where that is not known.
 fn join(sockets: &mut [Socket], holders: &[Holder]) {
     let mut asked = Vec::new();
     for holder in holders {
-        let mut owner: Option<(Arc<[u8]>, Option<Table>)> = None;
+        let mut comm: Option<Arc<[u8]>> = None;
+        let mut held: Option<Option<Table>> = None;
         let mut seen = HashSet::new();
         for (fd, inode) in &holder.sockets {
             let place = with_inode(sockets, *inode);
@@ -131,17 +139,22 @@ fn join(sockets: &mut [Socket], holders: &[Holder]) {
                 }
                 continue;
             }
-            let (comm, table) = owner
-                .get_or_insert_with(|| (process::comm(holder.pid).unwrap_or_default().into(), hold(holder)));
+            let comm = comm.get_or_insert_with(|| process::comm(holder.pid).unwrap_or_default().into());
+            let is_known = found.iter().all(|socket| socket.settings.is_some());
             for socket in found {
                 socket.owner = Some(Owner { pid: holder.pid, fd: *fd, comm: Arc::clone(comm) });
             }
-            asked.extend(table.as_ref().map(|table| (place, table.clone(), *fd, *inode)));
+            if !is_known {
+                let table = held.get_or_insert_with(|| hold(holder));
+                asked.extend(table.as_ref().map(|table| (place, table.clone(), *fd, *inode)));
+            }
         }
     }
     let answers = parallel::map(&asked, |(_, table, fd, inode)| settings(table, *fd, *inode));
     for ((place, ..), settings) in asked.into_iter().zip(answers) {
-        sockets.get_mut(place).unwrap_or_default().iter_mut().for_each(|socket| socket.settings = settings);
+        for socket in sockets.get_mut(place).unwrap_or_default() {
+            socket.settings = socket.settings.or(settings);
+        }
     }
 }
 

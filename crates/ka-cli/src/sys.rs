@@ -47,12 +47,12 @@ pub fn raise_descriptor_limit() {
 }
 
 /// The result of a call, or its errno.
-fn check<T: Copy + PartialEq + From<i8>>(result: T) -> io::Result<T> {
+pub fn check<T: Copy + PartialEq + From<i8>>(result: T) -> io::Result<T> {
     if result == T::from(-1) { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// A descriptor that a system call has just made.
-fn owned(result: c_long) -> io::Result<OwnedFd> {
+pub fn owned(result: c_long) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(check(result)?).map_err(io::Error::other)?;
     // SAFETY: it is new, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -276,4 +276,57 @@ pub fn terminal_width(fd: BorrowedFd<'_>) -> Option<usize> {
         size.assume_init()
     };
     Some(usize::from(size.ws_col))
+}
+
+/// A pipe, both ends closed on exec: what is read, and what is written.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [-1; 2];
+    // SAFETY: the kernel writes two descriptors.
+    check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
+    let [read, write] = ends;
+    Ok((owned(read.into())?, owned(write.into())?))
+}
+
+/// Does some work in a process that is nobody's child: in a session of its own, in the root folder, and with no descriptor
+/// of ours but one. It ends when the work does.
+pub fn detached(keep: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    // SAFETY: there is no other thread, so the child may do whatever we may.
+    let child = check(unsafe { libc::fork() })?;
+    if child != 0 {
+        let mut status = 0;
+        // SAFETY: our child, which ends at once; the kernel writes an int.
+        check(unsafe { libc::waitpid(child, &raw mut status, 0) })?;
+        return if status == 0 { Ok(()) } else { Err(io::Error::other("it could not be started")) };
+    }
+    let kept = keep.as_raw_fd().cast_unsigned();
+    // SAFETY: a C string, and numbers of descriptors that this process uses no more; it is left by _exit, so nothing that
+    // we have begun is ended twice.
+    unsafe {
+        libc::setsid();
+        if libc::fork() != 0 {
+            libc::_exit(0);
+        }
+        libc::chdir(c"/".as_ptr());
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+        for standard in (0..=2).filter(|standard| *standard != keep.as_raw_fd()) {
+            libc::dup2(null, standard);
+        }
+        // Linux 5.9. Where it is lacking, there are no programs for cgroups either that could set keepalive.
+        libc::syscall(libc::SYS_close_range, 3, kept.saturating_sub(1), 0);
+        libc::syscall(libc::SYS_close_range, kept.saturating_add(1).max(3), u32::MAX, 0);
+    }
+    let _ = work();
+    // SAFETY: takes no pointer.
+    unsafe { libc::_exit(0) }
+}
+
+/// Waits until a file of the kernel's has something new to say, but no longer than this. poll(2), `POLLPRI`
+pub fn await_change(file: BorrowedFd<'_>, longest: Duration) -> io::Result<()> {
+    let longest = c_int::try_from(longest.as_millis()).unwrap_or(c_int::MAX);
+    let mut set = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLPRI, revents: 0 };
+    // SAFETY: one entry, as it is said.
+    match check(unsafe { libc::poll(&raw mut set, 1, longest) }) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(()),
+    }
 }

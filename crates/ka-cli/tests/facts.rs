@@ -41,7 +41,12 @@ fn check_says_what_reaches_a_program() {
         assert_eq!(way(&report, "preload")["reaches"], reached, "{report}");
         // What it says to type is right.
         let command = report["command"].as_str().unwrap();
-        let expected = if reached { "ka run -- " } else { " & ka attach --follow $!" };
+        let by_kernel = way(&report, "cgroup")["reaches"] == true;
+        let expected = match (reached, by_kernel) {
+            (true, _) => "ka run -- ",
+            (false, true) => "ka run --via cgroup -- ",
+            (false, false) => " & ka attach --follow $!",
+        };
         assert!(command.contains(expected), "{command}");
     }
     let (status, _, err) = outcome(ka().args(["check", "no-such-program"]));
@@ -49,6 +54,32 @@ fn check_says_what_reaches_a_program() {
         (status, err.as_str()),
         (127, "ka: check: no-such-program: there is no such program on PATH\n")
     );
+}
+
+/// A way is open, or it says what it lacks; and the status says whether all are.
+#[test]
+fn check_says_which_ways_are_open() {
+    let report = json_of(ka().arg("check").arg("--json"));
+    assert!(report["command"].is_null() && report["facts"].as_array().unwrap().len() == 4, "{report}");
+    assert_eq!(way(&report, "preload")["reaches"], true);
+    let ways = report["ways"].as_array().unwrap();
+    let all = ways.iter().all(|way| way["reaches"] == true);
+    assert_eq!(outcome(ka().arg("check")).0, i32::from(!all));
+    let folder = public("doctor");
+    let _made = CleanUp(folder.clone());
+    fs::copy(support::release().join("ka"), folder.join("ka")).unwrap();
+    if !is_root() {
+        skip("only root becomes somebody else");
+        return;
+    }
+    let (status, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).arg("check")));
+    assert_eq!(status, 1);
+    for line in [
+        "preload  no   libka_preload.so is not there: looked for ",
+        "bpf      no   needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (run ka as root)",
+    ] {
+        assert!(out.contains(line), "{out}");
+    }
 }
 
 /// It is typed, and it works: a path with a blank too.
@@ -362,6 +393,8 @@ fn version_and_help() {
         &["check", "--help"],
         &["plan", "--help"],
         &["defaults", "--help"],
+        &["cgroup", "--help"],
+        &["cgroup", "attach", "--help"],
         &["completions", "--help"],
     ] {
         let (status, out, _) = outcome(ka().args(args));

@@ -1,5 +1,6 @@
 //! The ways to give a program keepalive from outside. A file a way; what each supplies is [`Way`].
 
+mod cgroup;
 mod orders;
 mod preload;
 
@@ -17,6 +18,11 @@ use ka_core::Config;
 pub(crate) trait Way: Sync {
     /// What `--via` calls it.
     fn name(&self) -> &'static str;
+
+    /// Whether it is taken where none is asked for.
+    fn is_automatic(&self) -> bool {
+        true
+    }
 
     /// Whether it reaches all sockets of the program.
     fn reach(&self, launch: &Launch<'_>) -> Reach;
@@ -54,14 +60,20 @@ pub(crate) struct Launch<'a> {
     pub(crate) best_effort: bool,
 }
 
+/// Why nothing can be preloaded into any program.
+pub(crate) fn preload_obstacle() -> Option<String> {
+    preload::lacks_shim()
+}
+
 /// All ways, the one to take first where several reach.
-pub(crate) const ALL: [&dyn Way; 1] = [&preload::Preload];
+pub(crate) const ALL: [&dyn Way; 2] = [&preload::Preload, &cgroup::Cgroup];
 
 /// The ways that are asked for.
 pub(crate) fn asked(via: Via) -> impl Iterator<Item = &'static dyn Way> {
     let name = match via {
         Via::Auto => None,
         Via::Preload => Some("preload"),
+        Via::Cgroup => Some("cgroup"),
     };
-    ALL.into_iter().filter(move |way| name.is_none_or(|name| name == way.name()))
+    ALL.into_iter().filter(move |way| name.map_or_else(|| way.is_automatic(), |name| name == way.name()))
 }

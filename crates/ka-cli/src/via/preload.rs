@@ -129,6 +129,11 @@ fn shim() -> Result<&'static Shim, String> {
     FOUND.get_or_init(find_shim).as_ref().map_err(Clone::clone)
 }
 
+/// Why there is nothing to preload.
+pub(super) fn lacks_shim() -> Option<String> {
+    shim().err()
+}
+
 /// Finds the shim: what KA_PRELOAD names, else beside this program, else where it is installed.
 fn find_shim() -> Result<Shim, String> {
     let named = env::var_os("KA_PRELOAD").filter(|path| !path.is_empty());

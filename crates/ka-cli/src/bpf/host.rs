@@ -1,0 +1,126 @@
+//! What this machine has of what programs for the kernel need: privileges, filesystems, a kernel that is new enough.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+
+use super::sys;
+use crate::process::Status;
+
+/// Where the bpf filesystem is mounted, by custom and by systemd.
+pub(crate) const BPF_FOLDER: &str = "/sys/fs/bpf";
+
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
+
+/// A capability by its number and name. capabilities(7)
+#[derive(Clone, Copy)]
+pub(crate) struct Capability(u32, &'static str);
+
+const NET_ADMIN: Capability = Capability(12, "CAP_NET_ADMIN");
+const PERFMON: Capability = Capability(38, "CAP_PERFMON");
+const BPF: Capability = Capability(39, "CAP_BPF");
+/// It stands for the last two, as it did before they came with Linux 5.8.
+const SYS_ADMIN: u32 = 21;
+
+/// What giving a cgroup a program needs.
+pub(crate) const FOR_CGROUPS: [Capability; 2] = [BPF, NET_ADMIN];
+/// What going through all sockets needs: setting them needs CAP_NET_ADMIN too.
+pub(crate) const FOR_SOCKETS: [Capability; 3] = [BPF, PERFMON, NET_ADMIN];
+
+/// Those of the capabilities that this process has not: `needs CAP_BPF and CAP_NET_ADMIN (run ka as root)`.
+pub(crate) fn lacks(capabilities: &[Capability]) -> Option<String> {
+    let own = i32::try_from(std::process::id()).ok().and_then(|pid| Status::read(pid).ok())?;
+    let has = |Capability(number, _): &Capability| {
+        own.has_capability(*number) || (*number > SYS_ADMIN && own.has_capability(SYS_ADMIN))
+    };
+    let missing: Vec<_> =
+        capabilities.iter().filter(|capability| !has(capability)).map(|Capability(_, name)| *name).collect();
+    let (last, others) = missing.split_last()?;
+    let others = if others.is_empty() { String::new() } else { format!("{} and ", others.join(", ")) };
+    Some(format!("needs {others}{last} (run ka as root)"))
+}
+
+/// The version of the kernel that runs: its first two numbers. A distribution's may have what is newer.
+pub(crate) fn release() -> (u32, u32) {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers =
+        text.split(|letter: char| !letter.is_ascii_digit()).map(|digits| digits.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// Where the tree of cgroups is mounted, version 2; `None` where it is not.
+pub(crate) fn cgroup_root() -> Option<PathBuf> {
+    let mounts = fs::read("/proc/self/mountinfo").ok()?;
+    let found = mounts.split(|byte| *byte == b'\n').filter_map(cgroup_mount);
+    // One that shows the whole tree comes before one of a part of it.
+    found.min_by_key(|(shown, _)| shown.len()).map(|(_, place)| place)
+}
+
+/// What of the tree a line of mountinfo shows, and where. proc_pid_mountinfo(5)
+fn cgroup_mount(line: &[u8]) -> Option<(Vec<u8>, PathBuf)> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let (shown, place) = (fields.nth(3)?, fields.next()?);
+    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+    (kind == b"cgroup2").then(|| (shown.to_vec(), OsString::from_vec(unescaped(place)).into()))
+}
+
+/// Blanks and the like in mountinfo are written as a backslash and three octal digits.
+fn unescaped(text: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, behind)) = rest.split_first() {
+        let code = (*first == b'\\').then(|| behind.first_chunk::<3>()).flatten();
+        let code = code.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        bytes.push(code.unwrap_or(*first));
+        rest = if code.is_some() { behind.get(3..).unwrap_or_default() } else { behind };
+    }
+    bytes
+}
+
+/// This process's own cgroup, by its folder.
+pub(crate) fn own_cgroup() -> Option<PathBuf> {
+    let root = cgroup_root()?;
+    let text = fs::read("/proc/self/cgroup").ok()?;
+    let own = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::/"))?;
+    Some(if own.is_empty() { root } else { root.join(OsString::from_vec(own.to_vec())) })
+}
+
+/// Whether a path is a cgroup's folder.
+pub(crate) fn is_cgroup(path: &Path) -> bool {
+    path.is_dir() && sys::filesystem(path).is_ok_and(|kind| kind == CGROUP2_SUPER_MAGIC)
+}
+
+/// Why no cgroup can be found.
+pub(crate) const NO_CGROUPS: &str =
+    "cgroup v2 is not mounted here (Linux 4.5 and later: mount -t cgroup2 none /sys/fs/cgroup)";
+
+/// Whether the kernel describes its types.
+pub(crate) fn has_types() -> bool {
+    Path::new(super::btf::FILE).exists()
+}
+
+/// Why nothing can be kept in the bpf filesystem.
+pub(crate) fn lacks_bpf_folder() -> Option<String> {
+    let is_there = sys::filesystem(Path::new(BPF_FOLDER)).is_ok_and(|kind| kind == BPF_FS_MAGIC);
+    (!is_there).then(|| format!("bpffs is not mounted at {BPF_FOLDER} (mount -t bpf bpf {BPF_FOLDER})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{cgroup_mount, release};
+
+    #[test]
+    fn mounts_are_read() {
+        let line = b"26 24 0:23 /a /sys/fs/c\\040g rw,nosuid shared:4 master:1 - cgroup2 none rw";
+        assert_eq!(cgroup_mount(line), Some((b"/a".to_vec(), "/sys/fs/c g".into())));
+        assert_eq!(cgroup_mount(b"26 24 0:23 / /sys rw - sysfs cgroup2 rw"), None);
+        assert_eq!(cgroup_mount(b""), None);
+    }
+
+    #[test]
+    fn the_release_is_read() {
+        assert!(release() > (4, 0), "{:?}", release());
+    }
+}

@@ -1,0 +1,330 @@
+//! Programs for the kernel: what ka does through bpf(2).
+//!
+//! Four programs. Two are for a cgroup: one gives its sockets a policy as they connect, listen or are accepted, one holds
+//! it against what the cgroup's programs say ([`sockops`]). Two are for the iterator over all TCP sockets of a network
+//! namespace: one tells what they have, one sets them ([`iter`]). All are written with [`insn`], and what they do to a
+//! socket is [`rule`]. `unsafe` is in [`sys`].
+
+mod btf;
+pub(crate) mod host;
+mod insn;
+mod iter;
+mod rule;
+mod sockops;
+pub(crate) mod sys;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use ka_core::{Config, Mode, Settings};
+
+use btf::Types;
+use host::Capability;
+use insn::Insn;
+pub(crate) use iter::{Done, Only};
+use sys::Kind;
+
+/// What the programs are called, as bpftool(8) shows it.
+pub(crate) const GIVER: &str = "ka_sockops";
+const KEEPER: &str = "ka_setsockopt";
+const TELLER: &str = "ka_iter_read";
+const SETTER: &str = "ka_iter_set";
+const RECORD: &str = "ka_policy";
+
+/// What must be there for a kind of program, and since when it is.
+struct Feature {
+    what: &'static str,
+    since: (u32, u32),
+    capabilities: &'static [Capability],
+}
+
+const GIVING: Feature = Feature {
+    // Those programs are older, but could not set keepalive.
+    what: "bpf_setsockopt of keepalive in sock_ops programs",
+    since: (5, 9),
+    capabilities: &host::FOR_CGROUPS,
+};
+const KEEPING: Feature =
+    Feature { what: "cgroup/setsockopt programs", since: (5, 3), capabilities: &host::FOR_CGROUPS };
+const LINKING: Feature =
+    Feature { what: "links of programs to cgroups", since: (5, 7), capabilities: &host::FOR_CGROUPS };
+const ITERATING: Feature = Feature {
+    what: "the tcp iterator, and types of the kernel in /sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF)",
+    since: (5, 9),
+    capabilities: &host::FOR_SOCKETS,
+};
+/// A program can be told what a socket has: before, neither can `default` tell whose word it would overrule, nor the
+/// iterator tell or set anything but blindly.
+const READING: Feature =
+    Feature { what: "bpf_getsockopt of keepalive", since: (6, 1), capabilities: &host::FOR_SOCKETS };
+
+impl Feature {
+    fn missing(&self) -> String {
+        let (major, minor) = self.since;
+        let (have_major, have_minor) = host::release();
+        format!(
+            "this kernel ({have_major}.{have_minor}) lacks {}: Linux {major}.{minor} and later have it",
+            self.what
+        )
+    }
+
+    fn check_release(&self) -> Result<(), String> {
+        if host::release() < self.since { Err(self.missing()) } else { Ok(()) }
+    }
+
+    /// What a refusal of bpf(2) comes from.
+    fn explain(&self, error: &io::Error) -> String {
+        match error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => host::lacks(self.capabilities).unwrap_or_else(|| {
+                "the kernel refuses bpf(2) in spite of the capabilities: another user namespace, a security module, \
+                 a seccomp filter (as in a container) or kernel lockdown forbids it"
+                    .to_owned()
+            }),
+            Some(libc::ENOSYS) => "this kernel has no bpf(2) (CONFIG_BPF_SYSCALL)".to_owned(),
+            Some(libc::EINVAL | libc::EOPNOTSUPP) if host::release() < self.since => self.missing(),
+            _ => format!("bpf(2): {error}"),
+        }
+    }
+}
+
+/// Loads a program; where the verifier refuses it, the reason ends with what it said.
+fn load(kind: Kind, name: &str, insns: &[Insn], feature: &Feature) -> Result<OwnedFd, String> {
+    const LINES: usize = 20;
+    let loaded = match sys::load(kind, name, insns, &mut []) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) && host::release() < (5, 11) => {
+            sys::with_locked_memory(|| sys::load(kind, name, insns, &mut []))
+        }
+        other => other,
+    };
+    let error = match loaded {
+        Ok(program) => return Ok(program),
+        Err(error) => error,
+    };
+    if !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EACCES | libc::E2BIG | libc::ENOSPC)) {
+        return Err(feature.explain(&error));
+    }
+    // Again, and the verifier says why.
+    let mut log = vec![0; 1 << 20];
+    let _ = sys::load(kind, name, insns, &mut log);
+    let log = String::from_utf8_lossy(log.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned();
+    let lines: Vec<_> = log.lines().collect();
+    if lines.is_empty() {
+        // It did not come to be verified: programs of this kind are unknown.
+        return Err(feature.explain(&error));
+    }
+    let last = lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default().join("\n  ");
+    Err(format!("{}\nthe kernel's verifier refuses {name} ({error}):\n  {last}", feature.explain(&error)))
+}
+
+/// What a cgroup's programs carry with them, for whoever asks what is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Orders {
+    pub(crate) policy: Config,
+    pub(crate) mode: Mode,
+}
+
+impl Orders {
+    /// Before the mode and the policy: that it is ours, and its form.
+    const FORM: &str = "ka1 ";
+
+    fn text(self) -> String {
+        let mode = if self.mode == Mode::Default { "default" } else { "force" };
+        format!("{}{mode} {}", Self::FORM, self.policy)
+    }
+
+    fn parse(text: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(text).ok()?.strip_prefix(Self::FORM)?;
+        let (mode, policy) = text.split_once(' ')?;
+        Some(Self { policy: ka_core::parse(policy.as_bytes()).ok()?, mode: Mode::named(mode.as_bytes())? })
+    }
+}
+
+/// The programs of a cgroup, loaded.
+pub(crate) struct Programs {
+    giver: OwnedFd,
+    keeper: Option<OwnedFd>,
+}
+
+impl Programs {
+    /// Loads them. `Force` holds the policy against the cgroup's programs; any other mode leaves their sockets alone
+    /// where they have a keepalive of their own.
+    pub(crate) fn load(orders: Orders) -> Result<Self, String> {
+        let Orders { policy, mode } = orders;
+        if let Some(lack) = host::lacks(&host::FOR_CGROUPS) {
+            return Err(lack);
+        }
+        GIVING.check_release()?;
+        if mode != Mode::Force {
+            check_reading(None)?;
+        }
+        let map = || sys::map_with(RECORD, orders.text().as_bytes());
+        let map = match map() {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => sys::with_locked_memory(map),
+            other => other,
+        };
+        let map = map.map_err(|error| GIVING.explain(&error))?;
+        let giver = load(Kind::SockOps, GIVER, &sockops::giver(&policy, mode, map.as_raw_fd()), &GIVING)?;
+        let keeper = match mode {
+            Mode::Force => Some(load(Kind::SetSockOpt, KEEPER, &sockops::keeper(&policy), &KEEPING)?),
+            _ => None,
+        };
+        Ok(Self { giver, keeper })
+    }
+
+    /// The policy first, and then what holds it: a program that sets its own between the two is overruled as it connects.
+    fn each(&self) -> impl Iterator<Item = (&'static str, Kind, BorrowedFd<'_>)> {
+        let keeper = self.keeper.as_ref().map(|keeper| (KEEPER, Kind::SetSockOpt, keeper.as_fd()));
+        [(GIVER, Kind::SockOps, self.giver.as_fd())].into_iter().chain(keeper)
+    }
+
+    /// Attaches them for as long as the cgroup is there.
+    pub(crate) fn attach(&self, cgroup: BorrowedFd<'_>) -> Result<(), String> {
+        self.each()
+            .try_for_each(|(_, kind, program)| sys::attach(cgroup, program, kind))
+            .map_err(|error| GIVING.explain(&error))
+    }
+
+    /// Attaches them for as long as the links are there, by name.
+    pub(crate) fn link(&self, cgroup: BorrowedFd<'_>) -> Result<Vec<(&'static str, OwnedFd)>, String> {
+        self.each()
+            .map(|(name, kind, program)| Ok((name, sys::link(program, Some(cgroup), kind)?)))
+            .collect::<io::Result<_>>()
+            .map_err(|error| LINKING.explain(&error))
+    }
+}
+
+/// What of ka's is attached to a cgroup itself.
+pub(crate) fn attached(cgroup: BorrowedFd<'_>) -> io::Result<Vec<Orders>> {
+    let mut found = Vec::new();
+    for program in sys::attached(cgroup, Kind::SockOps)? {
+        let (name, maps) = match sys::program_info(program) {
+            // It has been detached since.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            other => other?,
+        };
+        if name == GIVER {
+            for map in maps {
+                found.extend(Orders::parse(&sys::map_value(map)?));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Whether programs can read what a socket has. The kernel's list of its functions tells, where it is there, for
+/// distributions give older kernels what is newer.
+fn check_reading(types: Option<&Types>) -> Result<(), String> {
+    if READING.check_release().is_ok() {
+        return Ok(());
+    }
+    let read = if types.is_none() { Types::of_the_kernel().ok() } else { None };
+    // What bpf_getsockopt calls since then.
+    match types.or(read.as_ref()).and_then(|types| types.function("sk_getsockopt")) {
+        Some(_) => Ok(()),
+        None => Err(READING.missing()),
+    }
+}
+
+/// What the iterator needs of the kernel's types: all of them, and which is the iterator's.
+fn iterator() -> Result<(Types, Kind), String> {
+    if let Some(lack) = host::lacks(&host::FOR_SOCKETS) {
+        return Err(lack);
+    }
+    let types = Types::of_the_kernel().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => ITERATING.missing(),
+        _ => error.to_string(),
+    })?;
+    let function = types.function("bpf_iter_tcp").ok_or_else(|| ITERATING.missing())?;
+    check_reading(Some(&types))?;
+    Ok((types, Kind::TcpIter { function }))
+}
+
+/// Lets a program go through all TCP sockets of this network namespace, and gives what it told.
+fn run(kind: Kind, name: &str, insns: &[Insn]) -> Result<Vec<u8>, String> {
+    let program = load(kind, name, insns, &ITERATING)?;
+    let go = || -> io::Result<Vec<u8>> {
+        let link = sys::link(program.as_fd(), None, kind)?;
+        let mut told = Vec::with_capacity(1 << 16);
+        File::from(sys::iterate(link.as_fd())?).read_to_end(&mut told)?;
+        Ok(told)
+    };
+    go().map_err(|error| ITERATING.explain(&error))
+}
+
+/// What each TCP socket of this network namespace has, by its cookie: nothing but what socket(2) has made and nobody has
+/// bound or connected yet is missing.
+pub(crate) fn settings() -> Result<HashMap<u64, Settings>, String> {
+    let (_, kind) = iterator()?;
+    Ok(iter::told(&run(kind, TELLER, &iter::teller())?).into_iter().collect())
+}
+
+/// Sets all TCP sockets of this network namespace that are meant, in one pass; on a dry run none.
+pub(crate) fn set(orders: Orders, dry_run: bool, only: Only) -> Result<Vec<Done>, String> {
+    let (types, kind) = iterator()?;
+    let Orders { policy, mode } = orders;
+    if !rule::is_complete(&policy) {
+        return Err("user_timeout=auto needs idle, intvl and cnt in the policy here".to_owned());
+    }
+    let insns = iter::setter(&types, &policy, mode, dry_run, only)
+        .ok_or("the kernel's types are not as expected: a socket's cgroup or port is not found in them")?;
+    Ok(iter::done(&run(kind, SETTER, &insns)?))
+}
+
+/// What the kernel said of an option of a socket's that could not be set. Which one it was is not told.
+pub(crate) fn refusal(errno: i32) -> String {
+    format!("setsockopt: {}", io::Error::from_raw_os_error(errno))
+}
+
+/// Why no cgroup can be given a policy here.
+pub(crate) fn cgroup_obstacle() -> Option<String> {
+    if host::cgroup_root().is_none() {
+        return Some(host::NO_CGROUPS.to_owned());
+    }
+    Programs::load(Orders { policy: Config::STANDARD, mode: Mode::Force }).err()
+}
+
+/// Why the iterator cannot be used here.
+pub(crate) fn iterator_obstacle() -> Option<String> {
+    let (_, kind) = match iterator() {
+        Ok(found) => found,
+        Err(why) => return Some(why),
+    };
+    load(kind, TELLER, &iter::teller(), &ITERATING).err()
+}
+
+#[cfg(test)]
+mod tests {
+    use ka_core::{Config, Mode};
+
+    use super::insn::{Assembler, Reg};
+    use super::{GIVING, Orders, load};
+    use crate::bpf::sys::Kind;
+
+    #[test]
+    fn orders_are_read_back() {
+        for mode in [Mode::Force, Mode::Default] {
+            let policy = ka_core::parse(b"idle=280,intvl=30,cnt=5,user_timeout=auto").unwrap();
+            let orders = Orders { policy, mode };
+            assert_eq!(Orders::parse(orders.text().as_bytes()), Some(orders));
+        }
+        for foreign in [&b""[..], b"ka2 force 60,10,6", b"ka1 force", b"ka1 often 60,10,6", b"ka1 force \xff"]
+        {
+            assert_eq!(Orders::parse(foreign), None);
+        }
+        let longest = Config::new(32767, 32767, 127).unwrap();
+        assert!(Orders { policy: longest, mode: Mode::Default }.text().len() < 128);
+    }
+
+    /// Where programs may be loaded; else the reason is what is missing.
+    #[test]
+    fn what_the_verifier_refuses_is_said_with_its_own_words() {
+        let mut program = Assembler::default();
+        program.mov(Reg::R0, Reg::R3);
+        program.exit();
+        let why = load(Kind::SockOps, "ka_wrong", &program.finish(), &GIVING).unwrap_err();
+        let is_said = why.contains("the kernel's verifier refuses ka_wrong") && why.contains("R3 !read_ok");
+        assert!(is_said || why.starts_with("needs CAP_") || why.contains("forbids it"), "{why}");
+    }
+}

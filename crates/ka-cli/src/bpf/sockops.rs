@@ -1,0 +1,147 @@
+//! The two programs of a cgroup: one gives its sockets the policy, one holds it.
+
+use ka_core::{Config, Mode, SockOpt, Timer};
+
+use super::insn::{Assembler, Cond, Insn, Reg, Size};
+use super::rule::{Rule, SOCKET, user_timeout};
+
+/// `BPF_SOCK_OPS_*_CB` of <linux/bpf.h>: what has just happened, or is about to.
+#[repr(i32)]
+enum Event {
+    /// A connection is about to be made, by connect(2) or with the first data (TCP Fast Open): no timer runs yet.
+    TcpConnect = 3,
+    /// A connection has come in, and nobody has accepted it yet.
+    PassiveEstablished = 5,
+    /// A socket begins to listen: what it accepts has its settings from birth.
+    TcpListen = 11,
+}
+
+/// Where things are in `struct bpf_sock_ops`.
+const OP: i16 = 0;
+
+/// `BPF_PROG_TYPE_SOCK_OPS`: gives the policy to each socket of the cgroup that connects, listens or is accepted.
+///
+/// With `force` it writes without asking, for at none of these moments can that make a probe go out; else it leaves a
+/// socket alone that has a keepalive of its own. The map is the policy's text, for whoever asks what is in force.
+pub(super) fn giver(config: &Config, mode: Mode, map: i32) -> Vec<Insn> {
+    let mut program = Assembler::default();
+    let (apply, done) = (program.label(), program.label());
+    // Never used: that it is loaded keeps the map with the program.
+    program.load_map(Reg::R2, map);
+    // struct bpf_sock_ops *socket = context;
+    program.mov(SOCKET, Reg::R1);
+    // switch (socket->op)
+    program.load(Size::Word, Reg::R2, SOCKET, OP);
+    for event in [Event::TcpConnect, Event::PassiveEstablished, Event::TcpListen] {
+        program.jump_if(Reg::R2, Cond::Equal, event as i32, apply);
+    }
+    program.jump(done);
+    program.place(apply);
+    Rule { config, mode, blind: mode == Mode::Force, dry_run: false }.write(&mut program, done);
+    // return 1;
+    program.place(done);
+    program.mov(Reg::R0, 1);
+    program.exit();
+    program.finish()
+}
+
+/// Where things are in `struct bpf_sockopt`.
+mod sockopt {
+    pub(super) const SK: i16 = 0;
+    pub(super) const OPTVAL: i16 = 8;
+    pub(super) const OPTVAL_END: i16 = 16;
+    pub(super) const LEVEL: i16 = 24;
+    pub(super) const OPTNAME: i16 = 28;
+    pub(super) const OPTLEN: i16 = 32;
+}
+
+/// Where things are in `struct bpf_sock`.
+mod sock {
+    pub(super) const TYPE: i16 = 8;
+    pub(super) const PROTOCOL: i16 = 12;
+}
+
+/// `BPF_CGROUP_SETSOCKOPT`: what a program in the cgroup says of its keepalive succeeds where the kernel would have taken
+/// it, and changes nothing; what the kernel would have refused, it refuses. A user timeout is held where the policy names
+/// one, else shortened to what the policy allows.
+pub(super) fn keeper(config: &Config) -> Vec<Insn> {
+    use Reg::{R0, R1, R2, R3, R4, R6};
+
+    let mut program = Assembler::default();
+    let [pass, tcp, value, keepalive, swallow] = std::array::from_fn(|_| program.label());
+    let timers = [Timer::Idle, Timer::Intvl, Timer::Cnt, Timer::UserTimeout];
+    let cases = timers.map(|timer| (timer, program.label()));
+    // struct bpf_sockopt *call = context;
+    program.mov(R6, R1);
+    // if (call->level == SOL_SOCKET) { if (call->optname != SO_KEEPALIVE) goto pass; }
+    let (socket_level, on) = SockOpt::KeepAlive.level_and_name();
+    program.load(Size::Word, R1, R6, sockopt::LEVEL);
+    program.load(Size::Word, R2, R6, sockopt::OPTNAME);
+    program.jump_if(R1, Cond::NotEqual, socket_level, tcp);
+    program.jump_if(R2, Cond::Equal, on, value);
+    program.jump(pass);
+    // else if (call->level != IPPROTO_TCP || it is none of the timers) goto pass;
+    program.place(tcp);
+    program.jump_if(R1, Cond::NotEqual, libc::IPPROTO_TCP, pass);
+    for timer in timers {
+        program.jump_if(R2, Cond::Equal, SockOpt::Timer(timer).level_and_name().1, value);
+    }
+    program.jump(pass);
+    // if (call->sk->type != SOCK_STREAM || protocol is neither TCP nor Multipath TCP) goto pass;
+    program.place(value);
+    let stream = program.label();
+    program.load(Size::Double, R3, R6, sockopt::SK);
+    program.load(Size::Word, R4, R3, sock::TYPE);
+    program.jump_if(R4, Cond::NotEqual, libc::SOCK_STREAM, pass);
+    program.load(Size::Word, R4, R3, sock::PROTOCOL);
+    program.jump_if(R4, Cond::Equal, libc::IPPROTO_TCP, stream);
+    program.jump_if(R4, Cond::NotEqual, libc::IPPROTO_MPTCP, pass);
+    program.place(stream);
+    // if (call->optlen < 4 || call->optval + 4 > call->optval_end) goto pass;
+    program.load(Size::Word, R3, R6, sockopt::OPTLEN);
+    program.jump_if(R3, Cond::Less, 4, pass);
+    program.load(Size::Double, R3, R6, sockopt::OPTVAL);
+    program.load(Size::Double, R4, R6, sockopt::OPTVAL_END);
+    program.mov(R0, R3);
+    program.add(R0, 4);
+    program.jump_if_above(R0, R4, pass);
+    // int value = *(int *)call->optval; switch (call->optname)
+    program.load(Size::Word, R0, R3, 0);
+    program.jump_if(R1, Cond::Equal, socket_level, keepalive);
+    for (timer, case) in cases {
+        program.jump_if(R2, Cond::Equal, SockOpt::Timer(timer).level_and_name().1, case);
+    }
+    program.jump(pass);
+    for (timer, case) in cases {
+        program.place(case);
+        // if (value is out of range) goto pass;
+        let range = timer.range();
+        program.jump_if(R0, Cond::Less, *range.start(), pass);
+        program.jump_if(R0, Cond::Greater, *range.end(), pass);
+        let is_named = match timer {
+            Timer::UserTimeout => user_timeout(config).is_some(),
+            timer => config.timer(timer).is_some(),
+        };
+        if is_named {
+            program.jump(swallow);
+        } else if timer == Timer::UserTimeout {
+            // if (value > latest) *(int *)call->optval = latest; goto pass;
+            let latest = config.latest_user_timeout();
+            program.jump_if(R0, Cond::LessOrEqual, latest, pass);
+            program.store(Size::Word, R3, 0, latest);
+        }
+        if !is_named {
+            program.jump(pass);
+        }
+    }
+    program.place(keepalive);
+    // call->optlen = -1: the kernel's own setsockopt is not called, and the program's succeeds.
+    program.place(swallow);
+    program.mov(R0, -1);
+    program.store(Size::Word, R6, sockopt::OPTLEN, R0);
+    // return 1;
+    program.place(pass);
+    program.mov(R0, 1);
+    program.exit();
+    program.finish()
+}

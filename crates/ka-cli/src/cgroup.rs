@@ -1,0 +1,378 @@
+//! `ka cgroup`: a policy for all programs of a cgroup, those that run and those that will.
+//!
+//! The kernel itself gives it to the sockets, by two small programs that are attached to the cgroup ([`crate::bpf`]).
+//! They are kept by links, and those by paths in the bpf filesystem, a folder a cgroup: so they stay when ka has ended,
+//! and go when the folder does, or the cgroup.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, BufWriter, Write};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::args::{self, CgroupCommand};
+use crate::bpf::host::{self, BPF_FOLDER};
+use crate::bpf::{self, Only, Orders, Programs, sys};
+use crate::failure::{FOUND, Failure, Outcome};
+use crate::table::{self, Column, Output};
+use crate::text;
+
+pub(crate) fn cgroup(args: &args::Cgroup) -> Outcome {
+    match &args.command {
+        CgroupCommand::Attach(args) => attach(args),
+        CgroupCommand::Detach(args) => detach(args),
+        CgroupCommand::Ls(args) => ls(args),
+    }
+}
+
+fn failed(what: &str, why: impl std::fmt::Display) -> Failure {
+    Failure::new(format_args!("cgroup {what}: {why}"))
+}
+
+/// A cgroup, by its folder, which is held open.
+pub(crate) struct Cgroup {
+    pub(crate) folder: File,
+    pub(crate) path: PathBuf,
+    /// Its number, which is its folder's inode.
+    pub(crate) id: u64,
+}
+
+impl Cgroup {
+    /// The cgroup of this name: its folder, or what stands in /proc/PID/cgroup, with or without the / before it.
+    fn named(name: &OsStr) -> Result<Self, String> {
+        let root = host::cgroup_root().ok_or(host::NO_CGROUPS)?;
+        let path = Path::new(name);
+        let within = root.join(path.strip_prefix("/").unwrap_or(path));
+        let found = [path, &within].into_iter().find(|path| host::is_cgroup(path));
+        let found = found.ok_or_else(|| {
+            format!(
+                "{}: it is no cgroup (v2): neither its folder nor a name below {}",
+                path.display(),
+                root.display()
+            )
+        })?;
+        let found = fs::canonicalize(found).map_err(|error| format!("{}: {error}", found.display()))?;
+        Self::open(&found).map_err(|error| format!("{}: {error}", found.display()))
+    }
+
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let folder = File::open(path)?;
+        let id = folder.metadata()?.ino();
+        Ok(Self { folder, path: path.to_path_buf(), id })
+    }
+
+    /// What it is called: its folder without where cgroups are mounted.
+    fn name(&self) -> String {
+        name(&self.path)
+    }
+
+    /// Where what is attached to it is kept.
+    fn pins(&self) -> PathBuf {
+        pins().join(self.id.to_string())
+    }
+}
+
+fn name(path: &Path) -> String {
+    let below = host::cgroup_root().and_then(|root| Some(path.strip_prefix(root).ok()?.to_path_buf()));
+    let name = below.map_or_else(|| path.to_path_buf(), |below| Path::new("/").join(below));
+    text::lossless(name.as_os_str().as_encoded_bytes()).into_owned()
+}
+
+/// Where all that ka has attached is kept, a folder a cgroup, named by its number.
+fn pins() -> PathBuf {
+    Path::new(BPF_FOLDER).join("ka")
+}
+
+/// What was done.
+#[derive(Serialize)]
+struct Attached {
+    cgroup: String,
+    policy: String,
+    mode: &'static str,
+    set: usize,
+    unchanged: usize,
+    failed: usize,
+}
+
+fn attach(args: &args::CgroupAttach) -> Outcome {
+    let failed = |why: String| failed("attach", why);
+    let orders = Orders { policy: args.policy.config_on()?, mode: args.mode.into() };
+    let cgroup = Cgroup::named(&args.cgroup).map_err(failed)?;
+    if let Some(lack) = host::lacks(&host::FOR_CGROUPS).or_else(host::lacks_bpf_folder) {
+        return Err(failed(lack));
+    }
+    let programs = Programs::load(orders)
+        .map_err(|why| failed(format!("{why}; ka run and ka attach --follow need nothing of that")))?;
+    keep(&cgroup, &programs).map_err(failed)?;
+    // What is open already. From here on nothing new comes without the policy.
+    let only = Only { cgroup: Some(cgroup.id), port: None };
+    let done = bpf::set(orders, false, only);
+    let mut attached = Attached {
+        cgroup: cgroup.name(),
+        policy: orders.policy.to_string(),
+        mode: args.mode.name(),
+        set: 0,
+        unchanged: 0,
+        failed: 0,
+    };
+    let mut status = 0;
+    match done {
+        Ok(done) => {
+            for one in done {
+                *(match (one.errno, one.writes) {
+                    (0, 0) => &mut attached.unchanged,
+                    (0, _) => &mut attached.set,
+                    (errno, _) => {
+                        status = FOUND;
+                        let _ =
+                            writeln!(io::stderr(), "ka: cgroup attach: a socket: {}", bpf::refusal(errno));
+                        &mut attached.failed
+                    }
+                }) += 1;
+            }
+        }
+        Err(why) => {
+            status = FOUND;
+            let _ = writeln!(
+                io::stderr(),
+                "ka: cgroup attach: what is open already was left as it is: {why}; ka attach PID reaches it"
+            );
+        }
+    }
+    let mut out = BufWriter::new(io::stdout().lock());
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &attached)?;
+        writeln!(out)?;
+    } else {
+        let Attached { cgroup, policy, mode, set, unchanged, failed } = &attached;
+        let cgroup = text::visible(cgroup.as_bytes());
+        writeln!(
+            out,
+            "{cgroup}: {policy}, mode {mode}; {set} sockets set, {unchanged} unchanged, {failed} failed"
+        )?;
+    }
+    out.flush()?;
+    Ok(status)
+}
+
+/// Attaches the programs, and keeps them; what was attached to the cgroup before is replaced. At every moment one of both
+/// is in force, and a failure leaves what was.
+fn keep(cgroup: &Cgroup, programs: &Programs) -> Result<(), String> {
+    let said = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
+    let folder = cgroup.pins();
+    let new = pins().join(format!("{}_new", cgroup.id));
+    let old = pins().join(format!("{}_old", cgroup.id));
+    DirBuilder::new().recursive(true).mode(0o700).create(pins()).map_err(|error| said(&pins(), error))?;
+    // What an attempt has left that was ended halfway.
+    for left in [&new, &old] {
+        let _ = release(left);
+    }
+    DirBuilder::new().mode(0o700).create(&new).map_err(|error| said(&new, error))?;
+    let pinned = programs.link(cgroup.folder.as_fd()).and_then(|links| {
+        for (name, link) in links {
+            let path = new.join(name);
+            sys::pin(link.as_fd(), &path).map_err(|error| said(&path, error))?;
+        }
+        Ok(())
+    });
+    let moved = pinned.and_then(|()| {
+        if folder.exists() {
+            fs::rename(&folder, &old).map_err(|error| said(&folder, error))?;
+        }
+        fs::rename(&new, &folder).map_err(|error| said(&new, error))
+    });
+    if let Err(why) = moved {
+        let _ = fs::rename(&old, &folder);
+        let _ = release(&new);
+        return Err(why);
+    }
+    let _ = release(&old);
+    // What is kept for cgroups that are gone is of no use to anybody.
+    for (folder, id) in kept() {
+        if id == Some(0) {
+            let _ = release(&folder);
+        }
+    }
+    Ok(())
+}
+
+/// The folders of what is kept, and the cgroup of each: 0 where it is gone, `None` where that cannot be found out.
+fn kept() -> Vec<(PathBuf, Option<u64>)> {
+    let folders = fs::read_dir(pins()).into_iter().flatten().flatten().map(|entry| entry.path());
+    folders
+        .filter(|folder| folder.is_dir())
+        .map(|folder| {
+            let link = sys::pinned(&folder.join(bpf::GIVER));
+            let id = link.and_then(|link| sys::linked_cgroup(link.as_fd())).ok();
+            (folder, id)
+        })
+        .collect()
+}
+
+/// Detaches what a folder keeps, and removes it: when this returns, nothing of it is in force.
+fn release(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        // By itself the link ends a moment after its last name has gone. Before Linux 5.9 that must do.
+        if let Ok(link) = sys::pinned(&path) {
+            let _ = sys::detach(link.as_fd());
+        }
+        fs::remove_file(&path)?;
+    }
+    fs::remove_dir(folder)
+}
+
+fn detach(args: &args::CgroupDetach) -> Outcome {
+    let failed = |why: String| failed("detach", why);
+    if let Some(lack) = host::lacks(&host::FOR_CGROUPS).or_else(host::lacks_bpf_folder) {
+        return Err(failed(lack));
+    }
+    let folders = match &args.cgroup {
+        None => kept().into_iter().map(|(folder, _)| folder).collect(),
+        Some(name) => {
+            let cgroup = Cgroup::named(name).map_err(failed)?;
+            let folder = cgroup.pins();
+            if !folder.is_dir() {
+                let others = bpf::attached(cgroup.folder.as_fd()).is_ok_and(|found| !found.is_empty());
+                let why = if others {
+                    "its policy is not kept here, but by ka run --via cgroup, until its program ends, or by another bpffs"
+                } else {
+                    "it has no policy of its own (ka cgroup ls shows which have)"
+                };
+                return Err(failed(format!("{}: {why}", cgroup.name())).with_status(FOUND));
+            }
+            vec![folder]
+        }
+    };
+    for folder in folders {
+        release(&folder).map_err(|error| failed(format!("{}: {error}", folder.display())))?;
+    }
+    Ok(0)
+}
+
+/// A cgroup's policy, as JSON has it.
+#[derive(Serialize)]
+struct Row {
+    /// `None` where it has been removed.
+    cgroup: Option<String>,
+    id: u64,
+    policy: Option<String>,
+    mode: Option<&'static str>,
+    idle: Option<i32>,
+    intvl: Option<i32>,
+    cnt: Option<i32>,
+    /// Where it is kept; `None` where the cgroup itself does.
+    pinned: Option<PathBuf>,
+}
+
+fn ls(args: &args::CgroupLs) -> Outcome {
+    let failed = |why: String| failed("ls", why);
+    let root = match &args.cgroup {
+        Some(name) => Cgroup::named(name).map_err(failed)?.path,
+        None => host::cgroup_root().ok_or(host::NO_CGROUPS).map_err(|why| failed(why.to_owned()))?,
+    };
+    let mut rows = Vec::new();
+    // Those of cgroups that are gone are one, 0: no two are told apart any more.
+    let mut pinned: HashMap<_, _> =
+        kept().into_iter().filter_map(|(folder, id)| Some((id?, folder))).collect();
+    walk(&root, &mut |cgroup| {
+        for orders in bpf::attached(cgroup.folder.as_fd())? {
+            rows.push(Row {
+                cgroup: Some(cgroup.name()),
+                id: cgroup.id,
+                policy: Some(orders.policy.to_string()),
+                mode: Some(mode_name(orders)),
+                idle: orders.policy.idle(),
+                intvl: orders.policy.intvl(),
+                cnt: orders.policy.cnt(),
+                pinned: pinned.get(&cgroup.id).cloned(),
+            });
+        }
+        Ok(())
+    })
+    .map_err(|error| {
+        failed(match error.raw_os_error() {
+            Some(libc::EPERM) => "needs CAP_NET_ADMIN and CAP_SYS_ADMIN (run ka as root)".to_owned(),
+            _ => error.to_string(),
+        })
+    })?;
+    if let Some(folder) = pinned.remove(&0).filter(|_| args.cgroup.is_none()) {
+        rows.push(Row {
+            cgroup: None,
+            id: 0,
+            policy: None,
+            mode: None,
+            idle: None,
+            intvl: None,
+            cnt: None,
+            pinned: Some(folder),
+        });
+    }
+    let mut out = BufWriter::new(io::stdout().lock());
+    if args.json {
+        serde_json::to_writer_pretty(&mut out, &rows)?;
+        writeln!(out)?;
+    } else {
+        write_table(&mut out, &rows)?;
+    }
+    out.flush()?;
+    Ok(0)
+}
+
+fn mode_name(orders: Orders) -> &'static str {
+    if orders.mode == ka_core::Mode::Default { "default" } else { "force" }
+}
+
+/// Looks at a cgroup and all below it. What is gone meanwhile has nothing.
+fn walk(path: &Path, look: &mut impl FnMut(&Cgroup) -> io::Result<()>) -> io::Result<()> {
+    let is_gone =
+        |error: &io::Error| matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ESRCH));
+    let looked = Cgroup::open(path).and_then(|cgroup| look(&cgroup));
+    match looked {
+        Err(error) if is_gone(&error) => return Ok(()),
+        other => other?,
+    }
+    let mut below: Vec<_> = match fs::read_dir(path) {
+        Err(error) if is_gone(&error) => return Ok(()),
+        entries => entries?
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.path())
+            .collect(),
+    };
+    below.sort_unstable();
+    below.iter().try_for_each(|path| walk(path, look))
+}
+
+fn write_table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
+    const COLUMNS: [Column; 4] = [
+        Column::elastic("CGROUP", 10),
+        Column::left("MODE"),
+        Column::left("POLICY"),
+        Column::elastic("KEPT", 10),
+    ];
+    if rows.is_empty() {
+        return writeln!(out, "no cgroup has a policy");
+    }
+    let cells: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            let cgroup = row
+                .cgroup
+                .as_ref()
+                .map_or("(removed)".into(), |name| text::visible(name.as_bytes()).into_owned());
+            let kept = row.pinned.as_ref().map_or("until it ends".into(), |path| path.display().to_string());
+            vec![
+                cgroup.into(),
+                row.mode.unwrap_or("-").into(),
+                row.policy.clone().unwrap_or_else(|| "-".to_owned()).into(),
+                kept.into(),
+            ]
+        })
+        .collect();
+    table::write(out, Output::standard(), &COLUMNS, &cells)
+}

@@ -1,0 +1,161 @@
+//! A cgroup of the program's own, to which the kernel's own programs are attached: all that the program starts has the
+//! policy, and nothing of ka's is in it or beside it.
+//!
+//! The programs are attached to the cgroup and not kept by a link, so they last as long as it does. The program is what
+//! ka becomes, as with every way. Somebody must remove the cgroup when its last process has ended: a process of ka's that
+//! waits for that, in another session, and does nothing else. Where it is ended too, an empty cgroup stays, which the
+//! next `ka run --via cgroup` there removes.
+
+use std::convert::Infallible;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ka_core::Mode;
+
+use super::orders::{self, Environment, conf_text, is_ordered_off, mode_name};
+use super::{Launch, Reach, Way, no};
+use crate::bpf::{self, Orders, Programs, host};
+use crate::failure::{Failure, OUR_OWN};
+use crate::process;
+use crate::sys;
+
+pub(super) struct Cgroup;
+
+/// What the cgroups are called, before the number of the process that is their first.
+const NAME: &str = "ka-run-";
+
+impl Way for Cgroup {
+    fn name(&self) -> &'static str {
+        "cgroup"
+    }
+
+    /// It makes something on the machine, and moves the program to where whoever counts its memory may not look for it.
+    fn is_automatic(&self) -> bool {
+        false
+    }
+
+    fn reach(&self, launch: &Launch<'_>) -> Reach {
+        const INSTEAD: &str = "ka run, without --via; or ka attach --follow PID, once it runs";
+        if let Some((why, instead)) = is_ordered_off(launch) {
+            return no(why, instead);
+        }
+        let file = conf_text();
+        let environment = Environment::of(launch, &file);
+        let orders = environment.orders(&file);
+        if orders.mode == Mode::Floor {
+            return no(
+                "mode floor is for the shim: the kernel's programs know force and default",
+                "--mode force",
+            );
+        }
+        if !orders.rules.is_empty() {
+            return no("KA_RULES are for the shim: a cgroup has one policy", "KA_RULES= ka run --via cgroup");
+        }
+        let Some(own) = host::own_cgroup() else { return no(host::NO_CGROUPS, INSTEAD) };
+        if !host::is_cgroup(&own) {
+            return no(format!("{}: this process's own cgroup is not there", own.display()), INSTEAD);
+        }
+        match bpf::cgroup_obstacle() {
+            Some(why) => no(why, INSTEAD),
+            None => Reach::Yes(format!(
+                "a cgroup below {}, where the kernel sets every TCP socket",
+                own.display()
+            )),
+        }
+    }
+
+    fn start(&self, launch: &Launch<'_>) -> Result<Infallible, Failure> {
+        let file = conf_text();
+        let environment = Environment::of(launch, &file);
+        let said = environment.orders(&file);
+        let orders = Orders { policy: said.policy, mode: said.mode };
+        match enter(orders) {
+            Ok(cgroup) => {
+                if launch.verbose {
+                    let mode = mode_name(orders.mode);
+                    let _ = writeln!(
+                        io::stderr(),
+                        "ka: via cgroup: {}, {}, mode {mode}",
+                        cgroup.display(),
+                        orders.policy
+                    );
+                }
+                sweep(orders);
+            }
+            Err(why) if launch.best_effort => _ = writeln!(io::stderr(), "ka: run: {why}"),
+            Err(why) => return Err(Failure::new(format_args!("run: {why}")).with_status(OUR_OWN)),
+        }
+        Err(orders::execute(launch, &environment))
+    }
+}
+
+/// Makes a cgroup with the policy, and moves this process into it.
+fn enter(orders: Orders) -> Result<PathBuf, String> {
+    let programs = Programs::load(orders)?;
+    let own = host::own_cgroup().ok_or(host::NO_CGROUPS)?;
+    remove_empty(&own);
+    let path = own.join(format!("{NAME}{}", std::process::id()));
+    let said = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
+    fs::create_dir(&path).map_err(|error| said(&path, error))?;
+    let entered = (|| {
+        let folder = File::open(&path).map_err(|error| said(&path, error))?;
+        programs.attach(folder.as_fd())?;
+        remove_later(&path)
+            .map_err(|error| format!("a process that removes {} later: {error}", path.display()))?;
+        let members = path.join("cgroup.procs");
+        fs::write(&members, "0").map_err(|error| said(&members, error))
+    })();
+    if entered.is_err() {
+        let _ = fs::remove_dir(&path);
+    }
+    entered.map(|()| path)
+}
+
+/// Removes what a process that was to remove it has left, because it was ended first.
+fn remove_empty(own: &Path) {
+    for entry in fs::read_dir(own).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(NAME)?.parse::<u32>().ok());
+        // While its first process is there, it may be about to enter. One with others in it cannot be removed.
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+/// Starts the process that removes the cgroup when there is nobody in it any more.
+fn remove_later(path: &Path) -> io::Result<()> {
+    // The other end closes when this process has become the program, or has ended: from then on empty means over.
+    let (waits, held) = sys::pipe()?;
+    sys::detached(waits.as_fd(), || {
+        let _ = File::from(waits.try_clone()?).read(&mut [0]);
+        let mut events = File::open(path.join("cgroup.events"))?;
+        loop {
+            let mut text = String::new();
+            events.rewind()?;
+            events.read_to_string(&mut text)?;
+            if text.lines().any(|line| line == "populated 0") {
+                return fs::remove_dir(path);
+            }
+            // Of a cgroup that somebody else removes the file does not say so, until it is read.
+            sys::await_change(events.as_fd(), Duration::from_secs(5))?;
+        }
+    })?;
+    std::mem::forget(held);
+    Ok(())
+}
+
+/// The TCP sockets that the program inherits were made elsewhere, and belong to the cgroup that made them: they are set
+/// once, here.
+fn sweep(orders: Orders) {
+    for (fd, _) in process::sockets("/proc/self/fd").unwrap_or_default() {
+        let socket = ka_core::Socket::new(fd);
+        let Ok(was_on) = socket.is_enabled() else { continue };
+        if let Some(config) = socket.due(&orders.policy, orders.mode, was_on) {
+            let _ = socket.give(config, false);
+        }
+    }
+}

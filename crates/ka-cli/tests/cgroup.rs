@@ -1,0 +1,540 @@
+//! `ka cgroup`, and the other ways that go through bpf(2), judged by getsockopt(2) in the processes themselves.
+//!
+//! As root on the machine itself, for none of this is to be had in a user namespace: in a network, and with mounts, of
+//! their own. A test's cgroups are below one of its own, which goes with it; what is attached is kept in a bpf
+//! filesystem that only the test sees, and goes with that.
+
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
+mod command;
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use command::{Holder, as_nobody, go_holder, holder, ka, outcome, public, static_holder};
+use serde_json::Value;
+use support::{Running, alone, eventually, five, has_mptcp, is_root, set_option, skip, succeed};
+
+/// A cgroup of the test's own, at the top of the tree, without the tree's controllers.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// In a tree that is mounted for the test, so that it is there whatever this machine has mounted.
+    fn new() -> Self {
+        let cgroup = Self(tree().join(format!("ka-test-{}", std::process::id())));
+        fs::create_dir(&cgroup.0).unwrap();
+        cgroup
+    }
+
+    fn below(&self, name: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::create_dir(&path).unwrap();
+        path
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // A process that was killed leaves a moment later; one of ka's that has lost its cgroup, after some seconds.
+        for _ in 0..500 {
+            remove(&self.0);
+            if !self.0.exists() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+}
+
+/// Removes cgroups that are empty, from below.
+fn remove(path: &Path) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(path);
+}
+
+/// Where the test has mounted the tree of cgroups.
+fn tree() -> PathBuf {
+    "/run/ka-test-cgroups".into()
+}
+
+/// Runs the test again with a network and mounts of its own, and says whether this is that run. Where bpf(2) or cgroups
+/// are not to be had, it says so, and the test does nothing.
+fn on_its_own(test: &str) -> bool {
+    if !is_root() {
+        skip("only root attaches programs to cgroups");
+        return false;
+    }
+    let probe = Command::new("unshare").args(["--mount", "sh", "-c"]).arg(MOUNT).output().unwrap();
+    if !probe.status.success() {
+        skip(&format!("cgroup v2 and bpffs cannot be mounted: {}", String::from_utf8_lossy(&probe.stderr)));
+        return false;
+    }
+    if !alone(test, &["--net", "--mount"]) {
+        return false;
+    }
+    succeed(Command::new("sh").args(["-c", MOUNT]));
+    true
+}
+
+/// The tree of cgroups is the machine's, wherever it is mounted; a bpf filesystem is new each time.
+const MOUNT: &str = "mount -t tmpfs none /run && mkdir /run/ka-test-cgroups && \
+                     mount -t cgroup2 none /run/ka-test-cgroups && mount -t bpf none /sys/fs/bpf";
+
+/// A command that begins in a cgroup.
+fn within(cgroup: &Path, program: &Path) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""]).arg(cgroup).arg(program);
+    command
+}
+
+fn ka_cgroup(args: &[&str], cgroup: &Path) -> (i32, String, String) {
+    outcome(ka().arg("cgroup").args(args).arg(cgroup))
+}
+
+/// `/ka-test-1: idle=60,intvl=10,cnt=6, mode force; 3 sockets set, 0 unchanged, 0 failed`
+fn attached(outcome: &(i32, String, String)) -> &str {
+    assert_eq!((outcome.0, outcome.2.as_str()), (0, ""), "{outcome:?}");
+    outcome.1.split_once("; ").unwrap().1.trim_end()
+}
+
+/// What is listed of a test's cgroups, and of those that are gone: the tree has other tests' too.
+fn listed(cgroup: &Cgroup) -> Vec<Value> {
+    let (status, out, err) = outcome(ka().args(["cgroup", "ls", "--json"]));
+    assert_eq!((status, err.as_str()), (0, ""));
+    let mut rows: Vec<Value> = serde_json::from_str(&out).unwrap();
+    let name = format!("/{}", cgroup.0.file_name().unwrap().display());
+    rows.retain(|row| row["cgroup"].as_str().is_none_or(|path| Path::new(path).starts_with(&name)));
+    rows
+}
+
+/// C's, one without a loader, and Go's, which sets its own 15 s after it has connected: what is open and what comes, of
+/// the cgroup and of one below it, and of nobody else.
+#[test]
+fn all_programs_of_a_cgroup_have_the_policy() {
+    if !on_its_own("all_programs_of_a_cgroup_have_the_policy") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let below = cgroup.below("below");
+    let mut outside = Holder::start(&mut Command::new(holder()));
+    let mut before = Holder::start(&mut within(&below, holder()));
+    let result = ka_cgroup(&["attach", "-p", "280,30,5"], &cgroup.0);
+    assert_eq!(attached(&result), "3 sockets set, 0 unchanged, 0 failed");
+    before.assert_all(280, 30, 5);
+    before.open();
+    before.assert_all(280, 30, 5);
+    for program in [holder(), static_holder(), go_holder()] {
+        for cgroup in [&cgroup.0, &below] {
+            let mut holder = Holder::start(&mut within(cgroup, program));
+            holder.open();
+            holder.assert_all(280, 30, 5);
+        }
+    }
+    outside.open();
+    assert!(outside.look().iter().all(|told| !told.on));
+
+    let [row] = &listed(&cgroup)[..] else { panic!("{:?}", listed(&cgroup)) };
+    assert_eq!((&row["policy"], &row["mode"]), (&"idle=280,intvl=30,cnt=5".into(), &"force".into()));
+    assert_eq!(row["cgroup"], format!("/{}", cgroup.0.file_name().unwrap().display()));
+    // Another policy, in the place of the first.
+    let result = ka_cgroup(&["attach", "-p", "90,9,3"], &cgroup.0);
+    assert_eq!(attached(&result), "5 sockets set, 0 unchanged, 0 failed");
+    before.assert_all(90, 9, 3);
+    assert_eq!(listed(&cgroup).len(), 1, "{:?}", listed(&cgroup));
+    // And none, from then on. What has one keeps it.
+    assert_eq!(ka_cgroup(&["detach"], &cgroup.0), (0, String::new(), String::new()));
+    let mut after = Holder::start(&mut within(&cgroup.0, holder()));
+    assert!(after.look().iter().all(|told| !told.on));
+    before.assert_all(90, 9, 3);
+    assert_eq!(listed(&cgroup), Vec::<Value>::new());
+    assert_eq!(ka_cgroup(&["ls"], &cgroup.0).1, "no cgroup has a policy\n");
+    let (status, _, err) = ka_cgroup(&["detach"], &cgroup.0);
+    assert!(status == 1 && err.contains("it has no policy of its own"), "{err}");
+}
+
+/// What a program says of its keepalive fares as without ka, but that it changes nothing; all else passes.
+#[test]
+fn force_holds_the_policy() {
+    if !on_its_own("force_holds_the_policy") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    attached(&ka_cgroup(&["attach", "-p", "60,10,6"], &cgroup.0));
+    fs::write(cgroup.0.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let fd = stream.as_raw_fd();
+    let held = [Ok(1), Ok(60), Ok(10), Ok(6), Ok(0)];
+    assert_eq!(five(fd), held);
+    assert_eq!(five(listener.accept().unwrap().0.as_raw_fd()), held);
+    set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
+    for (name, value) in [(libc::TCP_KEEPIDLE, 99), (libc::TCP_KEEPINTVL, 9), (libc::TCP_KEEPCNT, 9)] {
+        set_option(fd, libc::IPPROTO_TCP, name, value);
+    }
+    assert_eq!(five(fd), held);
+    // Errors are the kernel's.
+    let set = |level, name, value: i32, size| {
+        // SAFETY: `value` has the 4 bytes, of which at most as many are read.
+        let result = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), size) };
+        if result == 0 { 0 } else { std::io::Error::last_os_error().raw_os_error().unwrap() }
+    };
+    for (name, value, size, expected) in [
+        (libc::TCP_KEEPIDLE, 0, 4, libc::EINVAL),
+        (libc::TCP_KEEPIDLE, 32768, 4, libc::EINVAL),
+        (libc::TCP_KEEPINTVL, -1, 4, libc::EINVAL),
+        (libc::TCP_KEEPCNT, 128, 4, libc::EINVAL),
+        (libc::TCP_KEEPCNT, 127, 3, libc::EINVAL),
+        (libc::TCP_USER_TIMEOUT, -1, 4, libc::EINVAL),
+        (libc::TCP_KEEPCNT, 127, 4, 0),
+    ] {
+        assert_eq!(set(libc::IPPROTO_TCP, name, value, size), expected, "{name} {value} {size}");
+    }
+    // SAFETY: the kernel refuses the address.
+    assert_eq!(unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 8 as *const _, 4) }, -1);
+    assert_eq!(five(fd), held);
+    // A user timeout may be shorter than the policy, and not longer.
+    for (value, expected) in [(5000, 5000), (900_000, 120_000), (0, 0)] {
+        set_option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, value);
+        assert_eq!(five(fd)[4], Ok(expected));
+    }
+    // What is none of the five, or no TCP, passes.
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+    assert_eq!(support::option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY), Ok(1));
+    let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    set_option(udp.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+    assert_eq!(support::option(udp.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE), Ok(1));
+    // A policy with a user timeout pins it, on what is open too.
+    let result = ka_cgroup(&["attach", "-p", "60,10,6", "-u", "auto"], &cgroup.0);
+    assert!(attached(&result).ends_with(" 0 failed"));
+    assert_eq!(five(fd)[4], Ok(120_000));
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 5000);
+    assert_eq!(five(fd)[4], Ok(120_000));
+    leave(&cgroup);
+}
+
+/// This process goes back to the top.
+fn leave(_: &Cgroup) {
+    fs::write(tree().join("cgroup.procs"), std::process::id().to_string()).unwrap();
+}
+
+#[test]
+fn default_leaves_who_has_a_word() {
+    if !on_its_own("default_leaves_who_has_a_word") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let mut before = Holder::start(within(&cgroup.0, holder()).arg("keepalive"));
+    let result = ka_cgroup(&["attach", "--mode", "default", "-p", "60,10,6"], &cgroup.0);
+    assert_eq!(attached(&result), "2 sockets set, 1 unchanged, 0 failed");
+    let own =
+        |holder: &mut Holder| holder.look().iter().map(|told| (told.on, told.timers[0])).collect::<Vec<_>>();
+    assert_eq!(own(&mut before), [(true, 60), (true, 10), (true, 60)]);
+    let mut after = Holder::start(within(&cgroup.0, holder()).arg("keepalive"));
+    assert_eq!(own(&mut after), [(true, 60), (true, 10), (true, 60)]);
+    // Go's own comes after connect and accept, and is its own right.
+    let mut go = Holder::start(&mut within(&cgroup.0, go_holder()));
+    assert_eq!(own(&mut go), [(true, 60), (true, 15), (true, 15)]);
+    assert_eq!(listed(&cgroup)[0]["mode"], "default");
+}
+
+/// A Multipath TCP connection's timers are those of its subflows, which the kernel shows as TCP.
+#[test]
+fn multipath_tcp_too() {
+    if !on_its_own("multipath_tcp_too") || !has_mptcp() {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    attached(&ka_cgroup(&["attach", "-p", "77,10,6"], &cgroup.0));
+    let python = "import socket, time\n\
+                  l = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262); l.bind(('127.0.0.1', 7000)); l.listen()\n\
+                  c = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262); c.connect(('127.0.0.1', 7000))\n\
+                  a = l.accept()\ntime.sleep(600)";
+    let _python = Running::start(within(&cgroup.0, Path::new("python3")).args(["-c", python]));
+    eventually("both ends' keepalive timers run", || command::armed(77.0).1 == 2);
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    if !on_its_own("what_cannot_be_done_is_said") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let path = cgroup.0.to_str().unwrap();
+    for (args, expected) in [
+        (&["attach", "/no/such"][..], "/no/such: it is no cgroup (v2): neither its folder nor a name below"),
+        (&["attach", "/etc"], "/etc: it is no cgroup (v2)"),
+        (&["attach", "-p", "off", path], "--policy off: must turn keepalive on here"),
+        (&["attach", "--mode", "floor", path], "invalid value 'floor' for '--mode <MODE>'"),
+        (&["detach"], "required"),
+        (&["detach", "--all", path], "cannot be used with"),
+    ] {
+        let (status, out, err) = outcome(ka().arg("cgroup").args(args));
+        assert!(status == 2 && out.is_empty() && err.contains(expected), "{args:?}: {status} {err}");
+    }
+    let folder = public("cgroup");
+    let _made = command::CleanUp(folder.clone());
+    fs::copy(support::release().join("ka"), folder.join("ka")).unwrap();
+    for (args, needs) in [
+        (&["attach", path][..], "needs CAP_BPF and CAP_NET_ADMIN (run ka as root)"),
+        (&["detach", path], "needs CAP_BPF and CAP_NET_ADMIN (run ka as root)"),
+        (&["ls"], "needs CAP_NET_ADMIN and CAP_SYS_ADMIN (run ka as root)"),
+    ] {
+        let (status, _, err) =
+            outcome(&mut as_nobody(Command::new(folder.join("ka")).arg("cgroup").args(args)));
+        assert!(status == 2 && err.contains(needs), "{args:?}: {status} {err}");
+    }
+    // Without what goes through the sockets that are open, the rest is done, and that is said.
+    let mut wrapped = Command::new("setpriv");
+    wrapped.args(["--bounding-set", "-perfmon,-sys_admin"]);
+    wrapped.arg(ka().get_program()).args(["cgroup", "attach", path]);
+    let (status, out, err) = outcome(&mut wrapped);
+    assert!(status == 1 && out.ends_with("0 sockets set, 0 unchanged, 0 failed\n"), "{out}{err}");
+    assert!(err.contains("what is open already was left as it is: needs CAP_PERFMON"), "{err}");
+    assert_eq!(listed(&cgroup).len(), 1);
+
+    succeed(Command::new("umount").arg("/sys/fs/bpf"));
+    let (status, _, err) = ka_cgroup(&["attach"], &cgroup.0);
+    assert!(status == 2 && err.contains("bpffs is not mounted at /sys/fs/bpf (mount -t bpf"), "{err}");
+    // With the filesystem, what was kept in it has gone.
+    eventually("nothing is attached any more", || listed(&cgroup).is_empty());
+}
+
+/// The cgroup goes first: what is kept for it is shown, and removed with the next that is done.
+#[test]
+fn a_cgroup_that_is_removed_leaves_nothing() {
+    if !on_its_own("a_cgroup_that_is_removed_leaves_nothing") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let [first, second] = ["first", "second"].map(|name| cgroup.below(name));
+    attached(&ka_cgroup(&["attach"], &first));
+    fs::remove_dir(&first).unwrap();
+    eventually("it is shown as removed", || {
+        listed(&cgroup).first().is_some_and(|row| row["cgroup"].is_null())
+    });
+    attached(&ka_cgroup(&["attach"], &second));
+    let rows = listed(&cgroup);
+    assert!(rows.len() == 1 && rows[0]["cgroup"].as_str().unwrap().ends_with("/second"), "{rows:?}");
+    assert_eq!(outcome(ka().args(["cgroup", "detach", "--all"])), (0, String::new(), String::new()));
+    assert_eq!(fs::read_dir("/sys/fs/bpf/ka").unwrap().count(), 0);
+}
+
+/// Where the cgroups of `ka run` are: below the test's own.
+fn runs(cgroup: &Cgroup) -> usize {
+    let names = fs::read_dir(&cgroup.0).unwrap().flatten().map(|entry| entry.file_name());
+    names.filter(|name| name.as_encoded_bytes().starts_with(b"ka-run-")).count()
+}
+
+fn run_within(cgroup: &Cgroup, args: &[&str]) -> Command {
+    let mut command = within(&cgroup.0, ka().get_program().as_ref());
+    command.args(["run", "--via", "cgroup"]).args(args);
+    command
+}
+
+/// Programs that nothing is preloaded into: the same process, number and status, and nothing is left.
+#[test]
+fn a_program_is_run_in_a_cgroup_of_its_own() {
+    if !on_its_own("a_program_is_run_in_a_cgroup_of_its_own") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    for program in [holder(), static_holder(), go_holder()] {
+        let program = program.to_str().unwrap();
+        let mut holder = Holder::start(&mut run_within(&cgroup, &["-p", "280,30,5", "--", program]));
+        holder.open();
+        holder.assert_all(280, 30, 5);
+        assert_eq!(runs(&cgroup), 1);
+        let own = fs::read_to_string(format!("/proc/{}/cgroup", holder.pid())).unwrap();
+        assert!(own.contains(&format!("/ka-run-{}\n", holder.pid())), "{own}");
+        let name = fs::read_to_string(format!("/proc/{}/comm", holder.pid())).unwrap();
+        assert!(program.rsplit('/').next().unwrap().starts_with(name.trim_end()), "{name}");
+        let rows = listed(&cgroup);
+        assert!(rows.len() == 1 && rows[0]["pinned"].is_null(), "{rows:?}");
+        let (status, _, err) = ka_cgroup(&["detach"], &cgroup.0.join(format!("ka-run-{}", holder.pid())));
+        assert!(status == 1 && err.contains("by ka run --via cgroup, until its program ends"), "{err}");
+        holder.end();
+        eventually("its cgroup is removed", || runs(&cgroup) == 0);
+    }
+    // The environment counts, as for every way; the status is the program's.
+    let mut shell = run_within(&cgroup, &["-v", "-c", "3", "--", "sh", "-c", "exit 7"]);
+    let (status, _, err) = outcome(shell.env("KA_POLICY", "99,9,9").env("KA_MODE", "default"));
+    assert!(status == 7 && err.ends_with(", idle=99,intvl=9,cnt=3, mode default\n"), "{err}");
+    // What outlives the program keeps the policy: a daemon.
+    let mut shell = run_within(&cgroup, &["--", "sh", "-c", "sleep 1 & exit 3"]);
+    assert_eq!(shell.stdout(Stdio::null()).status().unwrap().code(), Some(3));
+    assert_eq!((runs(&cgroup), listed(&cgroup).len()), (1, 1));
+    eventually("its cgroup is removed", || runs(&cgroup) == 0);
+    // What cannot be executed leaves nothing either.
+    let empty = cgroup.0.join("ka-run-999999999");
+    fs::create_dir(&empty).unwrap();
+    let odd = support::scratch("odd");
+    fs::write(&odd, b"\x7fELF").unwrap();
+    fs::set_permissions(&odd, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let (status, _, err) = outcome(&mut run_within(&cgroup, &["--", odd.to_str().unwrap()]));
+    assert_eq!(status, 126, "{err}");
+    eventually("the cgroups are removed, and one that was left before", || runs(&cgroup) == 0);
+    for (args, variable, expected) in [
+        (&["--mode", "floor", "--", "true"][..], "", "mode floor is for the shim"),
+        (&["--", "true"], "peer=10.0.0.0/8 skip", "KA_RULES are for the shim"),
+    ] {
+        let (status, _, err) = outcome(run_within(&cgroup, args).env("KA_RULES", variable));
+        assert!(status == 125 && err.contains(expected), "{err}");
+    }
+    let folder = public("run-cgroup");
+    let _made = command::CleanUp(folder.clone());
+    fs::copy(support::release().join("ka"), folder.join("ka")).unwrap();
+    let mut nobodys = Command::new(folder.join("ka"));
+    let (status, _, err) = outcome(&mut as_nobody(nobodys.args(["run", "--via", "cgroup", "true"])));
+    assert!(status == 125 && err.contains("needs CAP_BPF and CAP_NET_ADMIN"), "{err}");
+}
+
+/// A socket that the program inherits belongs to the cgroup that made it: it is set before the program begins.
+#[test]
+fn what_a_program_inherits_is_set() {
+    if !on_its_own("what_a_program_inherits_is_set") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // SAFETY: the flag is the descriptor's own.
+    unsafe { libc::fcntl(listener.as_raw_fd(), libc::F_SETFD, 0) };
+    assert_eq!(outcome(&mut run_within(&cgroup, &["-d", "45", "--", "true"])).0, 0);
+    assert_eq!(five(listener.as_raw_fd())[..2], [Ok(1), Ok(45)]);
+    eventually("its cgroup is removed", || runs(&cgroup) == 0);
+}
+
+fn by_kernel(args: &[&str]) -> (i32, String, String) {
+    outcome(ka().args(["attach", "--all", "--via", "bpf"]).args(args))
+}
+
+/// All sockets of the network namespace in one pass, those too that nobody has accepted yet; the rules are those of the
+/// other way.
+#[test]
+fn every_socket_of_a_network_is_set_in_one_pass() {
+    if !on_its_own("every_socket_of_a_network_is_set_in_one_pass") {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let queued = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let mut holder = Holder::start(Command::new(holder()).arg("keepalive"));
+    let all = |holder: &mut Holder| -> Vec<_> {
+        let theirs = holder.look().into_iter().map(|told| (told.on, told.timers));
+        let ours = [listener.as_raw_fd(), queued.as_raw_fd()].map(five).map(|five| {
+            let [on, idle, intvl, cnt, user_timeout] = five.map(Result::unwrap);
+            (on != 0, [idle, intvl, cnt, user_timeout])
+        });
+        theirs.chain(ours).collect()
+    };
+    let before = all(&mut holder);
+    let (status, out, err) = by_kernel(&["--dry-run"]);
+    assert_eq!((status, err.as_str()), (0, ""));
+    assert!(out.ends_with("6 sockets would be set, 0 unchanged, 0 failed\n"), "{out}");
+    assert_eq!(out.matches(": would be set\n").count(), 6, "{out}");
+    assert_eq!(all(&mut holder), before);
+
+    let said = |args: &[&str]| {
+        let (status, out, err) = by_kernel(args);
+        assert_eq!((status, err.as_str()), (0, ""));
+        out.lines().last().unwrap().to_owned()
+    };
+    assert_eq!(said(&["--mode", "default", "-p", "60,4,6"]), "5 sockets set, 1 unchanged, 0 failed");
+    let theirs = (true, [10, 5, 2, 0]);
+    let ours = (true, [60, 4, 6, 0]);
+    assert_eq!(all(&mut holder), [ours, theirs, ours, ours, ours]);
+    // The one that nobody had accepted.
+    assert_eq!(five(listener.accept().unwrap().0.as_raw_fd()), [Ok(1), Ok(60), Ok(4), Ok(6), Ok(0)]);
+    // That end is closed by now, and its peer's is half.
+    assert_eq!(said(&["--mode", "floor", "-p", "60,4,6"]), "1 sockets set, 4 unchanged, 0 failed");
+    assert_eq!(all(&mut holder)[1], (true, [10, 4, 2, 0]));
+    let port = holder.port.to_string();
+    assert_eq!(said(&["-p", "70,7,7", "--port", &port]), "3 sockets set, 0 unchanged, 0 failed");
+    let set = (true, [70, 7, 7, 0]);
+    assert_eq!(all(&mut holder), [set, set, set, ours, ours]);
+    assert_eq!(said(&["-p", "70,7,7", "--port", &port]), "0 sockets set, 3 unchanged, 0 failed");
+    assert_eq!(said(&["-p", "70,7,7", "-u", "auto"]), "5 sockets set, 0 unchanged, 0 failed");
+    assert_eq!(all(&mut holder), [(true, [70, 7, 7, 119_000]); 5]);
+    assert_eq!(said(&["-p", "user_timeout=0,keep"]), "5 sockets set, 0 unchanged, 0 failed");
+    assert_eq!(said(&["-p", "off"]), "5 sockets set, 0 unchanged, 0 failed");
+    assert_eq!(all(&mut holder), [(false, [70, 7, 7, 0]); 5]);
+    set_option(queued.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 900_000);
+    assert_eq!(said(&["-p", "60,10,6"]), "5 sockets set, 0 unchanged, 0 failed");
+    assert_eq!(five(queued.as_raw_fd())[4], Ok(120_000));
+
+    let (_, out, _) = by_kernel(&["--json", "-p", "61,10,6"]);
+    let report: Value = serde_json::from_str(&out).unwrap();
+    let sockets = report["sockets"].as_array().unwrap();
+    assert_eq!((report["set"].as_u64(), sockets.len()), (Some(5), 5), "{report}");
+    assert_eq!(sockets.iter().filter(|socket| socket["pid"] == holder.pid()).count(), 3, "{report}");
+    for (args, expected) in [
+        (&["attach", "--via", "bpf", "1"][..], "it wants --all"),
+        (&["attach", "--via", "bpf", "--all", "--follow"], "ka cgroup attach sees to those"),
+        (&["attach", "--via", "bpf", "--all", "--spread", "1s"], "spreads nothing"),
+        (
+            &["attach", "--via", "bpf", "--all", "-p", "idle=5,user_timeout=auto,keep"],
+            "needs idle, intvl and cnt",
+        ),
+    ] {
+        let (status, out, err) = outcome(ka().args(args));
+        assert!(status == 2 && out.is_empty() && err.contains(expected), "{args:?}: {status} {err}");
+    }
+}
+
+/// More than the kernel has room to tell of at once: each is set, and counted once.
+#[test]
+fn many_sockets_are_counted_as_they_fared() {
+    if !on_its_own("many_sockets_are_counted_as_they_fared") {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let limit = support::stdout(Command::new("sh").args(["-c", "ulimit -Sn"]));
+    let count = limit.trim().parse().unwrap_or(usize::MAX).min(9000) / 2 - 50;
+    let connect = |_| {
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (client, listener.accept().unwrap().0)
+    };
+    let connections: Vec<_> = (0..count).map(connect).collect();
+    let all = 2 * count + 1;
+    assert_eq!(by_kernel(&[]).1, format!("{all} sockets set, 0 unchanged, 0 failed\n"));
+    assert_eq!(by_kernel(&[]).1, format!("0 sockets set, {all} unchanged, 0 failed\n"));
+    for (client, server) in &connections {
+        assert_eq!([client, server].map(|socket| five(socket.as_raw_fd())[1]), [Ok(60), Ok(60)]);
+    }
+}
+
+/// Of what nobody has accepted, no process could be asked.
+#[test]
+fn what_no_process_has_is_listed_with_what_it_has() {
+    if !on_its_own("what_no_process_has_is_listed_with_what_it_has") {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    for (name, value) in [(libc::TCP_KEEPIDLE, 33), (libc::TCP_KEEPINTVL, 3), (libc::TCP_USER_TIMEOUT, 7000)]
+    {
+        set_option(listener.as_raw_fd(), libc::IPPROTO_TCP, name, value);
+    }
+    set_option(listener.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+    let _queued = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (status, out, err) = outcome(ka().args(["ls", "--json"]));
+    assert_eq!((status, err.as_str()), (0, ""));
+    let sockets: Vec<Value> = serde_json::from_str(&out).unwrap();
+    let nobodys: Vec<_> = sockets.iter().filter(|socket| socket["pid"].is_null()).collect();
+    let [socket] = nobodys[..] else { panic!("{out}") };
+    let told = ["keepalive", "idle", "intvl", "cnt", "user_timeout_ms"].map(|key| socket[key].clone());
+    assert_eq!(Value::from(told.to_vec()), serde_json::json!([true, 33, 3, 9, 7000]), "{socket}");
+    // Who may not have the kernel asked asks the processes, and says what that cannot tell.
+    let mut wrapped = Command::new("setpriv");
+    wrapped.args(["--bounding-set", "-perfmon,-sys_admin"]);
+    let (_, out, _) = outcome(wrapped.arg(ka().get_program()).args(["ls", "--json"]));
+    let sockets: Vec<Value> = serde_json::from_str(&out).unwrap();
+    let socket = sockets.iter().find(|socket| socket["pid"].is_null()).unwrap();
+    assert!(socket["idle"].is_null() && socket["keepalive"] == true, "{socket}");
+    assert!(sockets.iter().any(|socket| socket["idle"] == 33), "{out}");
+}
