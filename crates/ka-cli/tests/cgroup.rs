@@ -245,6 +245,23 @@ fn default_leaves_who_has_a_word() {
     assert_eq!(listed(&cgroup)[0]["mode"], "default");
 }
 
+/// The kernel calls the programs of the cgroup that is further up last.
+#[test]
+fn the_cgroup_above_has_the_last_word() {
+    if !on_its_own("the_cgroup_above_has_the_last_word") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let below = cgroup.below("below");
+    attached(&ka_cgroup(&["attach", "-d", "50"], &below));
+    attached(&ka_cgroup(&["attach", "-d", "90"], &cgroup.0));
+    Holder::start(&mut within(&below, holder())).assert_all(90, 10, 6);
+    // One that leaves alone who has a word leaves what the one below has given.
+    attached(&ka_cgroup(&["attach", "-d", "90", "--mode", "default"], &cgroup.0));
+    Holder::start(&mut within(&below, holder())).assert_all(50, 10, 6);
+    assert_eq!(listed(&cgroup).len(), 2);
+}
+
 /// A Multipath TCP connection's timers are those of its subflows, which the kernel shows as TCP.
 #[test]
 fn multipath_tcp_too() {
