@@ -23,30 +23,13 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "rounds.h"
 
 enum { CONNECTIONS = 2000, CONNECTION_ROUNDS = 41, SOCKETS = 10000, SOCKET_ROUNDS = 15 };
 
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec * 1e6 + (double)time.tv_nsec / 1e3;
-}
-
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, int count)
-{
-    qsort(values, (size_t)count, sizeof *values, compare);
-    return values[count / 2];
-}
-
+/* Runs a command to its end, without its output, and says how many microseconds that took. */
 static double run(char *const command[])
 {
     double start = now();
@@ -60,7 +43,7 @@ static double run(char *const command[])
     int status;
     if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0)
         errx(EXIT_FAILURE, "%s %s failed", command[0], command[1] ? command[1] : "");
-    return now() - start;
+    return (now() - start) / 1e3;
 }
 
 /* A process that does one thing whenever it is asked to, and says how long that took. */
@@ -139,7 +122,7 @@ static double connect_and_accept(void)
         close(client);
         close(server);
     }
-    return (now() - start) / CONNECTIONS;
+    return (now() - start) / 1e3 / CONNECTIONS;
 }
 
 static void bench_connections(char *ka, const char *cgroups)

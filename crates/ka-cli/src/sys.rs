@@ -1,4 +1,4 @@
-//! The entry from C, the system calls that have no safe wrapper here, and the only `unsafe` of this crate.
+//! The entry from C, the system calls that have no safe wrapper here, and, bpf(2) aside, the only `unsafe` of this crate.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;

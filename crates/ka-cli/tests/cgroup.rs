@@ -77,11 +77,40 @@ fn on_its_own(test: &str) -> bool {
         skip(&format!("cgroup v2 and bpffs cannot be mounted: {}", String::from_utf8_lossy(&probe.stderr)));
         return false;
     }
+    if let Some(why) = lacks() {
+        skip(&why);
+        return false;
+    }
     if !alone(test, &["--net", "--mount"]) {
         return false;
     }
     succeed(Command::new("sh").args(["-c", MOUNT]));
     true
+}
+
+/// What the kernel lacks, or does not let this root do, asked without ka.
+fn lacks() -> Option<String> {
+    /// The beginning of `union bpf_attr` for a map: an array of one `int`.
+    #[repr(C)]
+    struct Map([u32; 4]);
+    const SYS_ADMIN: u32 = 21;
+    let mut map = Map([2, 4, 4, 1]);
+    // SAFETY: the kernel reads as many bytes as it is told that there are; what it makes is closed with the process.
+    if unsafe { libc::syscall(libc::SYS_bpf, 0, &raw mut map, size_of::<Map>()) } < 0 {
+        return Some(format!("bpf(2): {}", std::io::Error::last_os_error()));
+    }
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
+    if u64::from_str_radix(effective, 16).unwrap() & 1 << SYS_ADMIN == 0 {
+        return Some("root has no CAP_SYS_ADMIN here".to_owned());
+    }
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    if (numbers.next().unwrap(), numbers.next().unwrap()) < (6, 1) {
+        return Some(format!("Linux {} is older than 6.1", release.trim()));
+    }
+    let has_types = Path::new("/sys/kernel/btf/vmlinux").exists();
+    (!has_types).then(|| "this kernel does not describe its types (BTF)".to_owned())
 }
 
 /// The tree of cgroups is the machine's, wherever it is mounted; a bpf filesystem is new each time.
@@ -262,6 +291,26 @@ fn the_cgroup_above_has_the_last_word() {
     assert_eq!(listed(&cgroup).len(), 2);
 }
 
+/// No call of a socket's is made by a program that has the kernel make and connect it through a ring.
+#[test]
+fn io_uring_does_not_pass_it_by() {
+    if !on_its_own("io_uring_does_not_pass_it_by") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    attached(&ka_cgroup(&["attach", "-p", "280,30,5"], &cgroup.0));
+    let source = support::root().join("crates/ka-cli/tests/c/ring.c");
+    let ring = support::compile(&mut support::cc(), &source, support::Link::Nothing);
+    let (status, out, err) = outcome(&mut within(&cgroup.0, &ring));
+    if status == 77 {
+        skip("no io_uring here");
+        return;
+    }
+    assert_eq!((status, err.as_str()), (0, ""));
+    let told: Vec<_> = out.lines().map(|line| line.split_once(' ').unwrap().1).collect();
+    assert_eq!(told, ["1 280 30 5 0"; 2]);
+}
+
 /// A Multipath TCP connection's timers are those of its subflows, which the kernel shows as TCP.
 #[test]
 fn multipath_tcp_too() {
@@ -308,7 +357,9 @@ fn what_cannot_be_done_is_said() {
             outcome(&mut as_nobody(Command::new(folder.join("ka")).arg("cgroup").args(args)));
         assert!(status == 2 && err.contains(needs), "{args:?}: {status} {err}");
     }
-    // Without what goes through the sockets that are open, the rest is done, and that is said.
+    // Without what goes through the sockets that are open, the rest is done, and that is said. What a listener accepts
+    // that is as it was has the policy all the same.
+    let mut holder = Holder::start(&mut within(&cgroup.0, holder()));
     let mut wrapped = Command::new("setpriv");
     wrapped.args(["--bounding-set", "-perfmon,-sys_admin"]);
     wrapped.arg(ka().get_program()).args(["cgroup", "attach", path]);
@@ -316,6 +367,11 @@ fn what_cannot_be_done_is_said() {
     assert!(status == 1 && out.ends_with("0 sockets set, 0 unchanged, 0 failed\n"), "{out}{err}");
     assert!(err.contains("what is open already was left as it is: needs CAP_PERFMON"), "{err}");
     assert_eq!(listed(&cgroup).len(), 1);
+    holder.open();
+    assert_eq!(
+        holder.look().iter().map(|told| told.on).collect::<Vec<_>>(),
+        [false, false, false, true, true]
+    );
 
     succeed(Command::new("umount").arg("/sys/fs/bpf"));
     let (status, _, err) = ka_cgroup(&["attach"], &cgroup.0);

@@ -62,7 +62,7 @@ impl Type {
 pub(crate) struct Types {
     bytes: Vec<u8>,
     /// Where each type is; the first has number 1.
-    places: Vec<usize>,
+    places: Vec<u32>,
     strings: usize,
 }
 
@@ -84,14 +84,14 @@ impl Types {
         }
         let mut places = Vec::with_capacity((end - place) / (2 * Type::SIZE));
         while place < end {
-            places.push(place);
+            places.push(u32::try_from(place).ok()?);
             place += Type::SIZE + type_at(&bytes, place)?.rest()?;
         }
         Some(Self { bytes, places, strings })
     }
 
     fn numbered(&self, number: u32) -> Option<(usize, Type)> {
-        let place = *self.places.get((number as usize).checked_sub(1)?)?;
+        let place = *self.places.get((number as usize).checked_sub(1)?)? as usize;
         Some((place, type_at(&self.bytes, place)?))
     }
 
@@ -101,8 +101,8 @@ impl Types {
     }
 
     fn find(&self, kind: u32, name: &str) -> Option<u32> {
-        let is_it = |place: &usize| {
-            type_at(&self.bytes, *place)
+        let is_it = |place: &u32| {
+            type_at(&self.bytes, *place as usize)
                 .is_some_and(|found| found.kind() == kind && self.is_named(found.name, name))
         };
         u32::try_from(self.places.iter().position(is_it)? + 1).ok()
