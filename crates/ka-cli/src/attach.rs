@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::thread;
 use std::time::Duration;
 
-use ka_core::{Config, Errno, Error, Kernel, Libc, Mode, SockOpt};
+use ka_core::{Config, Errno, Error, Kernel, Libc, Mode, SockOpt, Timer};
 use serde::Serialize;
 use socket2::SockRef;
 
@@ -318,6 +318,13 @@ impl Attach<'_> {
             // Or no socket any more: the descriptor was closed, and its number used again, since it was listed.
             Err(Error::NotTcp | Error::System { errno: Errno(libc::ENOTSOCK), .. }) => return Ok(None),
             Err(error) => (Fate::Failed, Some(error.to_string())),
+            Ok(()) if kernel.writes.get() > 0 && !self.holds(socket.as_fd()) => (
+                Fate::Failed,
+                Some(
+                    "its cgroup has a policy that holds against others (ka cgroup ls); --via bpf passes it"
+                        .to_owned(),
+                ),
+            ),
             Ok(()) if kernel.writes.get() > 0 => (Fate::Set, None),
             Ok(()) if target.again => return Ok(None),
             Ok(()) => (Fate::Unchanged, None),
@@ -328,6 +335,17 @@ impl Attach<'_> {
             Line { pid: Some(pid), fd: Some(target.fd), comm, local, peer, result, error }
         });
         Ok(Some((result, line)))
+    }
+
+    /// Whether what was written is there. Where a cgroup's policy is held, the kernel says that it set what it did not.
+    fn holds(&self, socket: BorrowedFd<'_>) -> bool {
+        let theirs = ka_core::Socket::new(socket.as_raw_fd()).timer(Timer::Idle);
+        match (self.policy.idle(), theirs) {
+            _ if self.args.dry_run => true,
+            (Some(ours), Ok(theirs)) if self.mode == Mode::Force => theirs == ours,
+            (Some(ours), Ok(theirs)) => theirs <= ours,
+            _ => true,
+        }
     }
 
     fn give(&self, socket: ka_core::Socket<&Counting>) -> Result<(), Error> {

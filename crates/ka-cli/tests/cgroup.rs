@@ -240,6 +240,13 @@ fn force_holds_the_policy() {
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     set_option(udp.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
     assert_eq!(support::option(udp.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE), Ok(1));
+    // From outside too, and who tries is told.
+    let (own, port) = (std::process::id().to_string(), stream.local_addr().unwrap().port().to_string());
+    let (status, out, err) = outcome(ka().args(["attach", "-d", "99", "--port", &port, &own]));
+    assert!(status == 1 && err.is_empty(), "{out}{err}");
+    assert!(out.contains(": its cgroup has a policy that holds against others"), "{out}");
+    assert!(out.ends_with("0 sockets set, 0 unchanged, 1 failed\n"), "{out}");
+    assert_eq!(five(fd)[..4], held[..4]);
     // A policy with a user timeout pins it, on what is open too.
     let result = ka_cgroup(&["attach", "-p", "60,10,6", "-u", "auto"], &cgroup.0);
     assert!(attached(&result).ends_with(" 0 failed"));
