@@ -52,14 +52,17 @@ pub(crate) enum Command {
 
 /// Runs a program whose TCP sockets all have the policy
 ///
-/// ka becomes the program: process number, signals, terminal and status are the program's own. Without POLICY what the
-/// environment's KA_ variables and /etc/ka.conf say holds, and 60,10,6 where they say nothing. Where a program cannot
-/// be reached, it is not run.
+/// Via preload, ka becomes the program: process number, signals, terminal and status are the program's own. Via
+/// seccomp, which is taken where preload does not reach (static programs, Go's, other C libraries), it stays beside the
+/// program as its supervisor: the program has another number, and ka passes signals, job control and status on.
+/// Without POLICY what the environment's KA_ variables and /etc/ka.conf say holds, and 60,10,6 where they say nothing.
+/// Where a program cannot be reached, it is not run.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   ka run -- psql -h db.example.net
   ka run -v -p 280,30,5 --mode floor -- ./server --port 8080
   sudo ka run -d 5m -- nginx
+  ka run --via seccomp -- ./build-and-test.sh        whatever it starts, static and Go's programs too
 
 Status: the program's; 127 no such program, 126 it cannot be executed, 125 ka could not run it under the policy.
 
@@ -76,6 +79,9 @@ pub(crate) struct Run {
     /// Runs the program even where it cannot be reached, with a warning
     #[arg(long)]
     pub(crate) best_effort: bool,
+    /// Denies the program io_uring, which no supervisor sees into: io_uring_setup fails with ENOSYS. Via seccomp
+    #[arg(long)]
+    pub(crate) no_io_uring: bool,
     /// Says on standard error how the program is reached
     #[arg(short, long)]
     pub(crate) verbose: bool,
@@ -91,6 +97,8 @@ pub(crate) enum Via {
     Auto,
     /// LD_PRELOAD: programs that the dynamic loader starts
     Preload,
+    /// A supervisor with seccomp(2): static programs and Go's too, and all that they start
+    Seccomp,
     /// A cgroup of its own, where the kernel sets the sockets by eBPF: all programs, and all that they start. Needs CAP_BPF,
     /// CAP_NET_ADMIN and cgroup v2; only where it is asked for
     Cgroup,

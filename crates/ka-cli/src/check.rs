@@ -101,6 +101,11 @@ fn machine_report() -> Report {
     let kept = cgroup.clone().or_else(host::lacks_bpf_folder);
     let ways = vec![
         way("preload", via::preload_obstacle(), "ka run: programs that the dynamic loader starts"),
+        way(
+            "seccomp",
+            via::seccomp_obstacle(),
+            "ka run --via seccomp: all programs, and all that they start, by a supervisor",
+        ),
         way("attach", privilege::obstacle(), "ka attach: the sockets of running processes"),
         way("cgroup", kept, "ka cgroup, ka run --via cgroup: all that runs in a cgroup, by eBPF"),
         way(
@@ -139,6 +144,7 @@ fn program_report(name: &OsStr) -> Result<Report, Failure> {
         mode: None,
         verbose: false,
         best_effort: false,
+        no_io_uring: false,
     };
     let mut command = None;
     let mut is_reached = false;
@@ -151,7 +157,7 @@ fn program_report(name: &OsStr) -> Result<Report, Failure> {
                 command.get_or_insert_with(|| format!("ka run {via}-- {}", quoted(name)));
                 (true, how)
             }
-            Reach::No { why, .. } => (false, why),
+            Reach::No { why, .. } | Reach::Wrong { why, .. } => (false, why),
         };
         ways.push(Line { way: way.name(), reaches, why });
     }

@@ -6,7 +6,9 @@ use std::io;
 use crate::process::Status;
 use crate::sys;
 
-const CAP_SYS_PTRACE: u32 = 19;
+/// Numbers of capabilities(7).
+pub(crate) const CAP_SYS_PTRACE: u32 = 19;
+pub(crate) const CAP_SYS_ADMIN: u32 = 21;
 
 /// What the refusal of a process's descriptors comes from, and what would help.
 pub(crate) fn explain(pid: i32, error: &io::Error) -> String {

@@ -13,7 +13,7 @@ use crate::sys;
 use crate::text;
 
 /// Pidfds of tasks that are no leader of their process: Linux 6.9. pidfd_open(2)
-const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
+pub(crate) const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
 
 /// All processes, by number.
 pub(crate) fn all() -> io::Result<Vec<i32>> {

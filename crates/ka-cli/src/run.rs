@@ -25,19 +25,28 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
         mode: args.mode,
         verbose: args.verbose,
         best_effort: args.best_effort,
+        no_io_uring: args.no_io_uring,
     };
-    // The first way that reaches it; where none does, why the first that was asked for does not.
-    let mut obstacle = None;
+    if let Some(failure) = via::start_under_outer(&launch) {
+        return Err(failure);
+    }
+    // The first way that reaches it; where none does, why each does not, and what the last of them knows instead.
+    let mut obstacles: Vec<(_, String, String)> = Vec::new();
     for way in via::asked(args.via) {
         match way.reach(&launch) {
             Reach::Yes(_) => match way.start(&launch)? {},
-            Reach::No { why, instead } => _ = obstacle.get_or_insert((way, why, instead)),
+            Reach::No { why, instead } => obstacles.push((way, why, instead)),
+            Reach::Wrong { why, instead } => {
+                obstacles = vec![(way, why, instead)];
+                break;
+            }
         }
     }
-    let Some((way, why, instead)) = obstacle else {
+    let (Some((way, ..)), Some((.., instead))) = (obstacles.first(), obstacles.last()) else {
         return Err(own(Failure::new("run: there is no such way")));
     };
-    let message = format!("run: {why}; use {instead}");
+    let whys: Vec<&str> = obstacles.iter().map(|(_, why, _)| why.as_str()).collect();
+    let message = format!("run: {}; use {instead}", whys.join("; "));
     if !args.best_effort {
         return Err(own(Failure::new(message)));
     }

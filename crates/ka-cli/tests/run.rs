@@ -252,13 +252,14 @@ fn what_cannot_be_reached_is_not_run() {
         skip("only root gives programs away");
     }
     for (program, why) in cases {
-        let (status, out, err) = outcome(ka().args(["run", "-v"]).arg(&program));
+        let (status, out, err) = outcome(ka().args(["run", "-v", "--via", "preload"]).arg(&program));
         assert_eq!((status, out.as_str()), (125, ""), "{}: {err}", program.display());
         assert!(err.starts_with("ka: run: ") && err.contains(why) && err.contains("; use "), "{err}");
         assert_eq!(err.lines().count(), 1, "{err}");
     }
 
-    let (status, out, err) = outcome(ka().args(["run", "--best-effort"]).arg(static_holder()));
+    let (status, out, err) =
+        outcome(ka().args(["run", "--best-effort", "--via", "preload"]).arg(static_holder()));
     assert!(status == 0 && out.starts_with("ready ") && err.contains("it is static"), "{status} {out} {err}");
 
     if is_root() {

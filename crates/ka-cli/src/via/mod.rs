@@ -3,6 +3,7 @@
 mod cgroup;
 mod orders;
 mod preload;
+mod seccomp;
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -38,6 +39,8 @@ pub(crate) enum Reach {
     Yes(String),
     /// No, why not, and what to use.
     No { why: String, instead: String },
+    /// What was ordered is not to be done by any way, or is wrong: why, and what to use.
+    Wrong { why: String, instead: String },
 }
 
 fn no(why: impl Into<String>, instead: impl Into<String>) -> Reach {
@@ -45,6 +48,7 @@ fn no(why: impl Into<String>, instead: impl Into<String>) -> Reach {
 }
 
 /// What is to be started, and under what.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(crate) struct Launch<'a> {
     pub(crate) program: &'a Program,
     /// With the name that it is called by.
@@ -58,6 +62,14 @@ pub(crate) struct Launch<'a> {
     pub(crate) verbose: bool,
     /// Starts it also where it is not reached.
     pub(crate) best_effort: bool,
+    /// Denies it io_uring.
+    pub(crate) no_io_uring: bool,
+}
+
+/// Where the supervisor of another `ka run` is over this process and holds its policy, the program is started under
+/// that, whichever way is asked for: any other would be set, and not hold. It returns only where that failed.
+pub(crate) fn start_under_outer(launch: &Launch<'_>) -> Option<Failure> {
+    seccomp::outer().filter(|outer| outer.holds).map(|outer| outer.start(launch))
 }
 
 /// Why nothing can be preloaded into any program.
@@ -65,8 +77,13 @@ pub(crate) fn preload_obstacle() -> Option<String> {
     preload::lacks_shim()
 }
 
+/// Why no program can be supervised.
+pub(crate) fn seccomp_obstacle() -> Option<String> {
+    seccomp::closed()
+}
+
 /// All ways, the one to take first where several reach.
-pub(crate) const ALL: [&dyn Way; 2] = [&preload::Preload, &cgroup::Cgroup];
+pub(crate) const ALL: [&dyn Way; 3] = [&preload::Preload, &seccomp::Seccomp, &cgroup::Cgroup];
 
 /// The ways that are asked for.
 pub(crate) fn asked(via: Via) -> impl Iterator<Item = &'static dyn Way> {
@@ -74,6 +91,7 @@ pub(crate) fn asked(via: Via) -> impl Iterator<Item = &'static dyn Way> {
         Via::Auto => None,
         Via::Preload => Some("preload"),
         Via::Cgroup => Some("cgroup"),
+        Via::Seccomp => Some("seccomp"),
     };
     ALL.into_iter().filter(move |way| name.map_or_else(|| way.is_automatic(), |name| name == way.name()))
 }

@@ -172,6 +172,7 @@ mod tests {
             mode: None,
             verbose: false,
             best_effort: false,
+            no_io_uring: false,
         };
         let mut environment = Environment(entries.iter().map(OsString::from).collect());
         environment.say(&launch, file.as_bytes());

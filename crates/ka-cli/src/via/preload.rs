@@ -33,13 +33,26 @@ impl Way for Preload {
     }
 
     fn reach(&self, launch: &Launch<'_>) -> Reach {
+        if launch.no_io_uring {
+            return no("a preloaded library cannot keep a program from io_uring", "--via seccomp");
+        }
         let shim = match shim() {
             Ok(shim) => shim,
-            Err(why) => return no(why, "KA_PRELOAD=/path/to/libka_preload.so"),
+            Err(why) => {
+                let instead = "KA_PRELOAD=/path/to/libka_preload.so".to_owned();
+                let is_named = env::var_os("KA_PRELOAD").is_some_and(|path| !path.is_empty());
+                return if is_named { Reach::Wrong { why, instead } } else { Reach::No { why, instead } };
+            }
         };
-        match obstacle(launch.program, shim).or_else(|| is_ordered_off(launch)) {
+        if let Some((why, instead)) = is_ordered_off(launch) {
+            return Reach::Wrong { why, instead };
+        }
+        match obstacle(launch.program, shim) {
             Some((why, instead)) => no(why, instead),
-            None => Reach::Yes(shim.path.display().to_string()),
+            None => Reach::Yes(format!(
+                "{}; static, Go's and 32-bit programs that it starts are not: ka run --via seccomp",
+                shim.path.display()
+            )),
         }
     }
 

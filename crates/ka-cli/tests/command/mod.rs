@@ -80,13 +80,21 @@ pub fn static_holder() -> &'static Path {
 /// The holder in Go.
 pub fn go_holder() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
-    MADE.get_or_init(|| {
-        let output = scratch("holder-go");
-        let mut go = Command::new("go");
-        go.args(["build", "-o"]).arg(&output).arg(root().join("crates/ka-cli/tests/go/holder.go"));
-        succeed(go.env("CGO_ENABLED", "0").env("GOCACHE", scratch("go-cache")).env("GOFLAGS", "-mod=mod"));
-        output
-    })
+    MADE.get_or_init(|| go_program("holder", false))
+}
+
+/// A program of tests/go; with cgo it is linked to the C library, and Go makes its calls itself all the same.
+pub fn go_program(name: &str, cgo: bool) -> PathBuf {
+    static CACHE: OnceLock<PathBuf> = OnceLock::new();
+    let output = scratch(&format!("{name}-go-{cgo}"));
+    let mut go = Command::new("go");
+    let source = root().join("crates/ka-cli/tests/go").join(name).with_extension("go");
+    go.args(["build", "-o"]).arg(&output).arg(source);
+    let cache = CACHE.get_or_init(|| scratch("go-cache"));
+    succeed(
+        go.env("CGO_ENABLED", if cgo { "1" } else { "0" }).env("GOCACHE", cache).env("GOFLAGS", "-mod=mod"),
+    );
+    output
 }
 
 /// What the kernel says of a socket.

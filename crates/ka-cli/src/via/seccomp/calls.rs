@@ -1,0 +1,324 @@
+//! The calls that wait for the supervisor: what each means for the socket that it is about, and what it is answered.
+//!
+//! Nothing is decided by what is in the program's memory, which another of its threads may change before the kernel
+//! looks at it. What a call is about is a descriptor, which is a number in a register; the supervisor takes a duplicate
+//! of it, sees to the socket itself, and has the kernel make the call as it came. The one value that is read, that of
+//! a setsockopt in the modes that judge it, is read once, and then it is the supervisor who makes the call, with what
+//! it has read.
+
+use std::collections::HashMap;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+
+use ka_core::{Config, Error, Kernel as _, Libc, Mode, SockOpt, Socket, Timer, UserTimeout};
+use libc::{c_int, c_long};
+
+use super::filter::{Foreign, X32};
+use super::sys::{self, Answer, Call, Shared};
+use crate::failure::OUR_OWN;
+use crate::process::{self, PIDFD_THREAD, Status};
+use crate::sys::{pidfd_getfd, pidfd_open};
+use crate::{privilege, text};
+
+/// What setsockopt(2) wants to be given, at least.
+const INT_SIZE: c_int = 4;
+
+/// What is said of a program once, not each time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Notice {
+    Ring,
+    Foreign,
+    Refused,
+}
+
+/// Sees to calls.
+pub(super) struct Server {
+    listener: OwnedFd,
+    shared: &'static Shared,
+    policy: Config,
+    mode: Mode,
+    /// Whose descriptors may be had, by the number of the task. A number that is used again is no danger: what it was
+    /// has ended, so its pidfd gives nothing.
+    tasks: HashMap<u32, OwnedFd>,
+    /// How many tasks to remember.
+    most: usize,
+    /// Whether the kernel has pidfds of single tasks: Linux 6.9.
+    has_tasks: bool,
+    said: Vec<Notice>,
+}
+
+impl Server {
+    pub(super) fn new(listener: OwnedFd, shared: &'static Shared, policy: Config, mode: Mode) -> Self {
+        crate::sys::raise_descriptor_limit();
+        Self {
+            listener,
+            shared,
+            policy,
+            mode,
+            tasks: HashMap::new(),
+            most: 1024,
+            has_tasks: true,
+            said: Vec::new(),
+        }
+    }
+
+    /// Answers calls, first the one that another left behind, until nobody is left who could make any.
+    pub(super) fn serve(mut self) {
+        if let Some(call) = self.shared.left() {
+            self.see_to(&call);
+        }
+        loop {
+            match self.shared.receive(self.listener.as_fd()) {
+                Ok(call) => self.see_to(&call),
+                // Nobody is left, or only who called is gone.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                    if sys::is_over(self.listener.as_fd()) {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Calls would wait for ever: without us, the spare goes on.
+                Err(_) => sys::exit(OUR_OWN),
+            }
+        }
+    }
+
+    fn see_to(&mut self, call: &Call) {
+        if let Some(answer) = self.answer(call) {
+            // ENOENT: nobody waits for it any more.
+            let _ = sys::answer(self.listener.as_fd(), call, answer);
+        }
+        self.shared.clear();
+    }
+
+    /// What a call is answered; `None` where nobody waits any more.
+    fn answer(&mut self, call: &Call) -> Option<Answer> {
+        let number = c_long::from(call.data.nr);
+        let first = register(call, 0);
+        if is_foreign(call) {
+            self.note(call, Notice::Foreign, || {
+                let name = if number & X32 != 0 { "x32" } else { Foreign::here().name };
+                format!(
+                    "makes calls of {name}: its sockets have the policy from when they connect or listen, and it may change that"
+                )
+            });
+            return if Foreign::here().socketcall.is_some_and(|socketcall| c_long::from(socketcall) == number)
+            {
+                self.sweep(call)
+            } else {
+                self.give(call, first)
+            };
+        }
+        match number {
+            libc::SYS_io_uring_setup => {
+                self.note(call, Notice::Ring, || {
+                    "uses io_uring: what it connects and listens through that has no policy (--no-io-uring denies it)"
+                        .to_owned()
+                });
+                Some(Answer::Continue)
+            }
+            libc::SYS_setsockopt => self.judge(call, first),
+            _ => self.give(call, first),
+        }
+    }
+
+    /// A socket is about to connect or to listen: it gets the policy.
+    fn give(&mut self, call: &Call, fd: c_int) -> Option<Answer> {
+        match self.duplicate(call, fd) {
+            Ok(Some(socket)) => self.apply(&socket),
+            Ok(None) => return None,
+            Err(error) => self.refused(call, &error),
+        }
+        Some(Answer::Continue)
+    }
+
+    /// All sockets of who calls get it: which one is meant is in its memory.
+    fn sweep(&mut self, call: &Call) -> Option<Answer> {
+        let sockets = process::sockets(&format!("/proc/{}/fd", call.pid)).unwrap_or_default();
+        for (fd, _) in sockets {
+            self.give(call, fd)?;
+        }
+        Some(Answer::Continue)
+    }
+
+    fn apply(&self, socket: &OwnedFd) {
+        apply(socket.as_raw_fd(), &self.policy, self.mode);
+    }
+
+    /// setsockopt of a keepalive option: what the mode leaves of it, the supervisor does itself.
+    fn judge(&mut self, call: &Call, fd: c_int) -> Option<Answer> {
+        let (level, name, length) = (register(call, 1), register(call, 2), register(call, 4));
+        let Some(option) = option(level, name) else { return Some(Answer::Continue) };
+        let socket = match self.duplicate(call, fd) {
+            Ok(Some(socket)) => socket,
+            Ok(None) => return None,
+            Err(error) => {
+                self.refused(call, &error);
+                return Some(Answer::Continue);
+            }
+        };
+        // What the kernel refuses for a reason that is in a register, it refuses by itself.
+        if length < INT_SIZE || !is_tcp(&socket) {
+            return Some(Answer::Continue);
+        }
+        let Some(&address) = call.data.args.get(3) else { return Some(Answer::Continue) };
+        let read = sys::read_int(call.pid.cast_signed(), address);
+        if !sys::is_waiting(self.listener.as_fd(), call) {
+            return None;
+        }
+        Some(match read {
+            Ok(wanted) => Answer::Return(self.set(&socket, option, wanted)),
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => Answer::Return(libc::EFAULT),
+            Err(error) => {
+                self.refused(call, &error);
+                Answer::Continue
+            }
+        })
+    }
+
+    /// Sets what a mode leaves of the program's wish: the errno that it gets, or 0.
+    fn set(&self, socket: &OwnedFd, option: SockOpt, wanted: c_int) -> c_int {
+        let set = |value| Libc.set(socket.as_raw_fd(), option, value).map_or_else(|errno| errno.0, |()| 0);
+        let SockOpt::Timer(timer) = option else {
+            // On or off, the policy is there.
+            self.apply(socket);
+            return 0;
+        };
+        if !timer.accepts(wanted) {
+            let errno = set(wanted);
+            if errno == 0 {
+                // Multipath TCP takes anything.
+                self.apply(socket);
+            }
+            return errno;
+        }
+        let is_there = || Socket::new(socket.as_raw_fd()).timer(timer).is_ok();
+        match (timer, self.policy.user_timeout()) {
+            (Timer::UserTimeout, UserTimeout::Keep) => set(wanted.min(self.policy.latest_user_timeout())),
+            // One that the policy names stays.
+            (Timer::UserTimeout, _) => {
+                if is_there() {
+                    0
+                } else {
+                    set(wanted)
+                }
+            }
+            _ => set(self.policy.timer(timer).map_or(wanted, |bound| wanted.min(bound))),
+        }
+    }
+
+    /// A duplicate of a caller's descriptor; `None` where the caller is gone.
+    fn duplicate(&mut self, call: &Call, fd: c_int) -> io::Result<Option<OwnedFd>> {
+        if let Some(task) = self.tasks.get(&call.pid) {
+            match pidfd_getfd(task.as_fd(), fd) {
+                // It is another's number now.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => _ = self.tasks.remove(&call.pid),
+                Err(error) if error.raw_os_error() == Some(libc::EMFILE) => self.tasks.clear(),
+                result => return result.map(Some),
+            }
+        }
+        let task = match self.open(call) {
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) && !self.tasks.is_empty() => {
+                self.most = (self.tasks.len() / 2).max(1);
+                self.tasks.clear();
+                self.open(call)
+            }
+            result => result,
+        };
+        let socket = task.and_then(|task| pidfd_getfd(task.as_fd(), fd).map(|socket| (socket, task)));
+        // If it does not wait any more, the number may have been another's when it was opened.
+        if !sys::is_waiting(self.listener.as_fd(), call) {
+            return Ok(None);
+        }
+        let (socket, task) = socket?;
+        if self.tasks.len() >= self.most {
+            self.tasks.clear();
+        }
+        self.tasks.insert(call.pid, task);
+        Ok(Some(socket))
+    }
+
+    /// The task that calls, or its process where the kernel has no pidfds of tasks: nearly always both have one table of
+    /// descriptors.
+    fn open(&mut self, call: &Call) -> io::Result<OwnedFd> {
+        let task = call.pid.cast_signed();
+        if self.has_tasks {
+            match pidfd_open(task, PIDFD_THREAD) {
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.has_tasks = false,
+                result => return result,
+            }
+        }
+        let leader = Status::read(task)?.leader().unwrap_or(task);
+        pidfd_open(leader, 0)
+    }
+
+    /// A caller's socket could not be had.
+    fn refused(&mut self, call: &Call, error: &io::Error) {
+        // No such descriptor: the kernel says so itself.
+        if !matches!(error.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) {
+            self.note(call, Notice::Refused, || {
+                let why = privilege::explain(call.pid.cast_signed(), error);
+                format!("is not reached, and its sockets have no policy: {why}")
+            });
+        }
+    }
+
+    /// Says something of a program, the first time that there is reason to.
+    fn note(&mut self, call: &Call, notice: Notice, what: impl FnOnce() -> String) {
+        if self.said.contains(&notice) {
+            return;
+        }
+        self.said.push(notice);
+        let pid = call.pid;
+        let name = process::comm(pid.cast_signed())
+            .map_or_else(|| "?".to_owned(), |name| text::visible(&name).into_owned());
+        let _ = writeln!(io::stderr(), "ka: run: {pid} ({name}) {}", what());
+    }
+}
+
+/// Gives a socket the policy, as the mode has it, if it is of TCP.
+pub(super) fn apply(fd: RawFd, policy: &Config, mode: Mode) {
+    let socket = Socket::new(fd);
+    let Ok(was_on) = socket.is_enabled() else { return };
+    if let Some(config) = socket.due(policy, mode, was_on) {
+        match socket.give(config, !was_on).1 {
+            // All that connects comes here: what is no TCP socket is left alone.
+            Ok(()) | Err(Error::NotTcp) => {}
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "ka: run: a socket could not be set: {error}");
+            }
+        }
+    }
+}
+
+/// A call's argument, of which the kernel takes 32 bits too.
+fn register(call: &Call, place: usize) -> c_int {
+    let value = call.data.args.get(place).copied().unwrap_or(u64::MAX);
+    u32::try_from(value & u64::from(u32::MAX)).unwrap_or(u32::MAX).cast_signed()
+}
+
+/// Whether a call is not of the architecture that ka is for.
+fn is_foreign(call: &Call) -> bool {
+    c_long::from(call.data.nr) & X32 != 0 || Foreign::here().is(call.data.arch)
+}
+
+/// The option of keepalive's that a call is about.
+fn option(level: c_int, name: c_int) -> Option<SockOpt> {
+    const OPTIONS: [SockOpt; 5] = [
+        SockOpt::KeepAlive,
+        SockOpt::Timer(Timer::Idle),
+        SockOpt::Timer(Timer::Intvl),
+        SockOpt::Timer(Timer::Cnt),
+        SockOpt::Timer(Timer::UserTimeout),
+    ];
+    OPTIONS.into_iter().find(|option| option.level_and_name() == (level, name))
+}
+
+fn is_tcp(socket: &OwnedFd) -> bool {
+    let ask = |option| {
+        let mut value = [0; size_of::<c_int>()];
+        Libc.get(socket.as_raw_fd(), option, &mut value).ok().map(|_| c_int::from_ne_bytes(value))
+    };
+    matches!(ask(SockOpt::Protocol), Some(libc::IPPROTO_TCP | libc::IPPROTO_MPTCP))
+        && ask(SockOpt::Type) == Some(libc::SOCK_STREAM)
+}

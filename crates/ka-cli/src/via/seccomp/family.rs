@@ -1,0 +1,299 @@
+//! The processes around a program that is supervised.
+//!
+//! ```text
+//! front         whom the shell, init or systemd has started and waits for. It passes signals on, stops and ends as the
+//! │             program does, and has nothing else to do.
+//! └─ spare      waits for the supervisor to die, and then is one.
+//!    └─ supervisor
+//!       └─ program, and all that it starts
+//! ```
+//!
+//! Each is below the one that has to look after it, because Yama (Ubuntu's default) lets only ancestors look into a
+//! process. Spare and supervisor adopt orphans, so daemons stay below them, and "no child is left" means that the last
+//! process of the program has ended: then the supervisor ends, and the spare. The front process ends with the program
+//! that it stands for, as a shell expects when a daemon goes into the background.
+//!
+//! All four are in one process group, that of the job. So the terminal's signals, and kill(2) of the whole group, reach
+//! the program without us, and must not be passed on as well. Who was meant, no signal says; but the supervisor, which
+//! nobody has a reason to send a signal to, is in the same group, and has them blocked: if it has the same one waiting,
+//! it was for all. The kernel goes through a group from its youngest process to its eldest, so the supervisor has it
+//! before the front process does.
+//!
+//! The program stops (^Z, or it reads from the terminal in the background): the front process stops too, or the shell
+//! would wait for ever. What continues the one, continues the other.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use ka_core::{Config, Mode};
+use seccompiler::sock_filter;
+
+use super::calls::Server;
+use super::message::Message;
+use super::sys::{self, Change, Forked, Shared, Signal, Signals};
+use crate::failure::OUR_OWN;
+use crate::sys::{pidfd_getfd, pidfd_open, poll};
+
+/// A wait without an end, as poll(2) takes it.
+const FOR_EVER: Duration = Duration::from_millis(i32::MAX as u64);
+
+/// What holds for all sockets.
+#[derive(Clone, Copy)]
+pub(super) struct Terms {
+    pub(super) policy: Config,
+    pub(super) mode: Mode,
+}
+
+/// What is left to the program's own process.
+pub(super) struct Cradle {
+    supervisor: UnixStream,
+    signals: Signals,
+    shared: &'static Shared,
+}
+
+/// A pair of sockets, neither of them one of the first three descriptors, which may be closed.
+fn pair() -> io::Result<(UnixStream, UnixStream)> {
+    let (one, other) = UnixStream::pair()?;
+    Ok((one.try_clone()?, other.try_clone()?))
+}
+
+/// Makes the processes. It returns in the one that is to become the program.
+pub(super) fn found(terms: Terms) -> io::Result<Cradle> {
+    let shared = Shared::new()?;
+    let (front, to_front) = pair()?;
+    let (program, to_program) = pair()?;
+    let (spare, to_spare) = pair()?;
+    shared.front.store(own_pid(), Ordering::Relaxed);
+    let signals = Signals::hold()?;
+    if let Forked::Parent(pid) = sys::fork().inspect_err(|_| signals.release())? {
+        sys::keep_only(&[front.as_raw_fd()]);
+        // It would keep a filesystem from being unmounted.
+        let _ = std::env::set_current_dir("/");
+        stand_in(&front, pid);
+    }
+    sys::set_name(c"ka-spare");
+    shared.spare.store(own_pid(), Ordering::Relaxed);
+    let made = sys::adopt_orphans().and_then(|()| sys::fork()).unwrap_or_else(|error| give_up(&error));
+    if let Forked::Parent(pid) = made {
+        sys::keep_only(&[to_front.as_raw_fd(), spare.as_raw_fd()]);
+        let _ = std::env::set_current_dir("/");
+        wait_for(pid, spare, to_front, shared, terms);
+    }
+    sys::set_name(c"ka-supervisor");
+    let made = sys::adopt_orphans().and_then(|()| sys::fork()).unwrap_or_else(|error| give_up(&error));
+    if let Forked::Parent(pid) = made {
+        shared.program.store(pid, Ordering::Relaxed);
+        sys::keep_only(&[to_front.as_raw_fd(), to_program.as_raw_fd(), to_spare.as_raw_fd()]);
+        let _ = std::env::set_current_dir("/");
+        let server = take_over(pid, to_program, &to_spare)
+            .map(|listener| Server::new(listener, shared, terms.policy, terms.mode));
+        supervise(server, to_front, Some(to_spare), shared);
+    }
+    sys::set_name(c"ka");
+    Ok(Cradle { supervisor: program, signals, shared })
+}
+
+fn own_pid() -> i32 {
+    i32::try_from(std::process::id()).unwrap_or(0)
+}
+
+fn give_up(error: &io::Error) -> ! {
+    let _ = writeln!(io::stderr(), "ka: run: {error}");
+    sys::exit(OUR_OWN)
+}
+
+impl Cradle {
+    /// The numbers of the supervisor and its spare.
+    pub(super) fn elders(&self) -> (u32, i32) {
+        (std::os::unix::process::parent_id(), self.shared.spare.load(Ordering::Relaxed))
+    }
+
+    /// Hands the listener to the supervisor, and waits until it has it.
+    pub(super) fn hand_over(mut self, listener: OwnedFd) -> io::Result<Signals> {
+        self.supervisor.write_all(&listener.as_raw_fd().to_ne_bytes())?;
+        let errno = receive_number(&self.supervisor)?;
+        drop(listener);
+        if errno == 0 { Ok(self.signals) } else { Err(io::Error::from_raw_os_error(errno)) }
+    }
+}
+
+fn receive_number(mut from: &UnixStream) -> io::Result<RawFd> {
+    let mut bytes = [0; size_of::<RawFd>()];
+    from.read_exact(&mut bytes)?;
+    Ok(RawFd::from_ne_bytes(bytes))
+}
+
+/// A process that shows whether there can be a listener: it has one, until the other end is closed.
+pub(super) fn try_listener(mut parent: UnixStream, filter: &[sock_filter]) -> ! {
+    let listener = sys::renounce_privileges().and_then(|()| sys::install_listener(filter));
+    let number = match &listener {
+        Ok(listener) => listener.as_raw_fd(),
+        Err(error) => error.raw_os_error().unwrap_or(libc::EIO).saturating_neg(),
+    };
+    let _ = parent.write_all(&number.to_ne_bytes());
+    let _ = receive_number(&parent);
+    sys::exit(0)
+}
+
+/// Whether its listener can be had.
+pub(super) fn try_take(child: &UnixStream, pid: i32) -> io::Result<()> {
+    let theirs = receive_number(child)?;
+    if theirs < 0 {
+        return Err(io::Error::from_raw_os_error(theirs.saturating_neg()));
+    }
+    pidfd_getfd(pidfd_open(pid, 0)?.as_fd(), theirs).map(drop)
+}
+
+/// The supervisor takes the listener out of the program's process, and lets the spare take it out of its own. `None`
+/// where the program's process has given up, or the kernel does not let us: it is told why.
+fn take_over(program: i32, mut to_program: UnixStream, mut to_spare: &UnixStream) -> Option<OwnedFd> {
+    let theirs = receive_number(&to_program).ok()?;
+    let taken = pidfd_open(program, 0).and_then(|process| pidfd_getfd(process.as_fd(), theirs));
+    if let Ok(listener) = &taken {
+        sys::wake_up_in_turn(listener.as_fd());
+        let told = to_spare.write_all(&listener.as_raw_fd().to_ne_bytes());
+        // Without a spare it is as good, until it is killed.
+        let _ = told.and_then(|()| receive_number(to_spare));
+    }
+    let errno = taken.as_ref().err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
+    let _ = to_program.write_all(&errno.to_ne_bytes());
+    taken.ok()
+}
+
+/// The spare: is there until the supervisor has ended, and goes on in its stead where it did not end of itself.
+fn wait_for(
+    supervisor: i32,
+    mut to_supervisor: UnixStream,
+    to_front: UnixStream,
+    shared: &'static Shared,
+    terms: Terms,
+) -> ! {
+    let listener = receive_number(&to_supervisor).and_then(|theirs| {
+        let taken = pidfd_open(supervisor, 0).and_then(|process| pidfd_getfd(process.as_fd(), theirs));
+        to_supervisor.write_all(&0_i32.to_ne_bytes())?;
+        taken
+    });
+    forget_with_the_program(supervisor, to_supervisor);
+    if sys::has_ended_well(supervisor) {
+        sys::exit(0);
+    }
+    let Ok(listener) = listener else { sys::exit(OUR_OWN) };
+    let _ = writeln!(
+        io::stderr(),
+        "ka: run: the supervisor {supervisor} was killed; {} goes on in its stead, and nobody in its own",
+        own_pid()
+    );
+    sys::set_name(c"ka-supervisor");
+    supervise(Some(Server::new(listener, shared, terms.policy, terms.mode)), to_front, None, shared)
+}
+
+/// Waits until the supervisor has ended. It says so when the program has ended and it is daemons that go on.
+fn forget_with_the_program(supervisor: i32, from: UnixStream) {
+    let Ok(supervisor) = pidfd_open(supervisor, 0) else { return };
+    let mut from = Some(from);
+    loop {
+        let waited: Vec<_> =
+            [supervisor.as_fd()].into_iter().chain(from.as_ref().map(|from| from.as_fd())).collect();
+        let ready = poll(&waited, FOR_EVER).unwrap_or_default();
+        if ready.first() == Some(&true) {
+            return;
+        }
+        if ready.get(1) == Some(&true) {
+            // Its end is that of the supervisor, of which there is something to say.
+            if from.take().is_some_and(|from| receive_number(&from).is_ok()) {
+                sys::forget(libc::STDERR_FILENO);
+            }
+        }
+    }
+}
+
+/// The supervisor: sees to calls, waits for the program and all that it leaves behind, and tells the front process.
+fn supervise(
+    server: Option<Server>,
+    to_front: UnixStream,
+    mut to_spare: Option<UnixStream>,
+    shared: &'static Shared,
+) -> ! {
+    let program = shared.program.load(Ordering::Relaxed);
+    if let Some(server) = server {
+        let started = thread::Builder::new().spawn(|| server.serve());
+        if let Err(error) = started {
+            give_up(&error);
+        }
+    }
+    let children = sys::signalfd(Some(libc::SIGCHLD)).unwrap_or_else(|error| give_up(&error));
+    let mut to_front = Some(to_front);
+    loop {
+        while let Some((pid, change)) = sys::next_change().unwrap_or_else(|_| sys::exit(0)) {
+            let has_ended = matches!(change, Change::Exited(_) | Change::Killed(_));
+            if pid == program {
+                if let Some(front) = &to_front {
+                    let _ = Message::Program(change).send(front);
+                }
+                if change == Change::Continued && to_front.is_some() {
+                    let signal = Signal { number: libc::SIGCONT, sender: own_pid(), value: None };
+                    sys::send(shared.front.load(Ordering::Relaxed), &signal);
+                }
+                if has_ended {
+                    // Whoever waits for the end of what the program wrote does not wait for the daemons it left.
+                    sys::forget(libc::STDERR_FILENO);
+                    if let Some(mut spare) = to_spare.take() {
+                        let _ = spare.write_all(&0_i32.to_ne_bytes());
+                    }
+                    to_front = None;
+                }
+            }
+            sys::acknowledge(pid, change);
+        }
+        let waited: Vec<_> =
+            [children.as_fd()].into_iter().chain(to_front.as_ref().map(|front| front.as_fd())).collect();
+        let ready = poll(&waited, FOR_EVER).unwrap_or_default();
+        while sys::next_signal(children.as_fd()).is_some() {}
+        if ready.get(1) == Some(&true)
+            && let Some(front) = &to_front
+        {
+            match Message::receive(front) {
+                // What we have sent ourselves the program has had already.
+                Some(Message::Signal(signal)) if signal.sender == own_pid() => {}
+                Some(Message::Signal(signal)) if !sys::was_sent_too(&signal) => sys::send(program, &signal),
+                Some(_) => {}
+                None => to_front = None,
+            }
+        }
+    }
+}
+
+/// The front process: passes signals on, and does as the program does.
+fn stand_in(supervisor: &UnixStream, spare: i32) -> ! {
+    let signals = sys::signalfd(None).unwrap_or_else(|error| give_up(&error));
+    loop {
+        let ready = poll(&[signals.as_fd(), supervisor.as_fd()], FOR_EVER).unwrap_or_default();
+        if ready.get(1) == Some(&true) {
+            match Message::receive(supervisor) {
+                Some(Message::Program(Change::Exited(status))) => sys::exit(status),
+                Some(Message::Program(Change::Killed(signal))) => {
+                    sys::suffer(signal);
+                    sys::exit(signal.saturating_add(128));
+                }
+                Some(Message::Program(Change::Stopped(signal))) => sys::suffer(signal),
+                Some(_) => {}
+                None => {
+                    let _ = writeln!(
+                        io::stderr(),
+                        "ka: run: supervisor and spare {spare} were killed: what the program connects or listens to fails now"
+                    );
+                    sys::exit(OUR_OWN);
+                }
+            }
+        }
+        while let Some(signal) = sys::next_signal(signals.as_fd()) {
+            if signal.number != libc::SIGCHLD {
+                let _ = Message::Signal(signal).send(supervisor);
+            }
+        }
+    }
+}

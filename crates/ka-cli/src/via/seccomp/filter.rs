@@ -1,0 +1,216 @@
+//! The filters: which calls wait for the supervisor, and which are answered by the kernel itself. seccomp(2)
+//!
+//! seccompiler puts the comparisons together. It knows no user notification, so its filter says TRACE where ours is
+//! to say USER_NOTIF. And it kills whatever makes a call of another architecture, so ours looks at the architecture
+//! before it does: such a call is let through, and the supervisor hears of those that would have been for it.
+
+use std::collections::BTreeMap;
+use std::env::consts::ARCH;
+
+use ka_core::{Mode, SockOpt, Timer};
+use libc::c_long;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, sock_filter,
+};
+
+/// An architecture whose programs this kernel runs too, if it was built so.
+pub(super) struct Foreign {
+    pub(super) name: &'static str,
+    /// `AUDIT_ARCH_*` of linux/audit.h
+    arch: u32,
+    /// connect(2) and listen(2).
+    calls: &'static [u32],
+    /// socketcall(2), where all socket calls are one, with its kind as the first argument.
+    pub(super) socketcall: Option<u32>,
+}
+
+impl Foreign {
+    /// The other architecture that programs of this kernel may have.
+    pub(super) const fn here() -> Self {
+        if cfg!(target_arch = "aarch64") {
+            Self { name: "32-bit ARM", arch: 0x4000_0028, calls: &[283, 284], socketcall: None }
+        } else {
+            Self { name: "i386", arch: 0x4000_0003, calls: &[362, 363], socketcall: Some(102) }
+        }
+    }
+
+    /// Whether it is this one.
+    pub(super) const fn is(&self, arch: u32) -> bool {
+        self.arch == arch
+    }
+}
+
+/// What `SYS_CONNECT` and `SYS_LISTEN` are to socketcall(2).
+const SOCKETCALLS: [u32; 2] = [3, 4];
+
+/// Calls of x32 are calls of x86_64 with this bit.
+pub(super) const X32: c_long = 0x4000_0000;
+
+/// The filters of a program.
+pub(super) struct Filters {
+    /// Those that answer by themselves.
+    pub(super) plain: Vec<BpfProgram>,
+    /// The one whose calls the supervisor answers.
+    pub(super) listener: BpfProgram,
+}
+
+impl Filters {
+    /// What it takes to hold a policy in a mode; without io_uring where `no_rings` says so.
+    pub(super) fn new(mode: Mode, no_rings: bool) -> Result<Self, String> {
+        let mut plain = Vec::new();
+        if no_rings {
+            let rules = BTreeMap::from([(libc::SYS_io_uring_setup, Vec::new())]);
+            plain.push(answering(rules, libc::ENOSYS)?);
+        }
+        if mode == Mode::Force {
+            let times = [Timer::Idle, Timer::Intvl, Timer::Cnt].map(SockOpt::Timer);
+            plain.push(answering(BTreeMap::from([(libc::SYS_setsockopt, options(&times)?)]), 0)?);
+        }
+        let judged: &[SockOpt] = match mode {
+            Mode::Force => &[SockOpt::KeepAlive, SockOpt::Timer(Timer::UserTimeout)],
+            Mode::Floor => &[
+                SockOpt::KeepAlive,
+                SockOpt::Timer(Timer::Idle),
+                SockOpt::Timer(Timer::Intvl),
+                SockOpt::Timer(Timer::Cnt),
+                SockOpt::Timer(Timer::UserTimeout),
+            ],
+            Mode::Default => &[],
+        };
+        let fast_open = |argument| -> Result<_, String> {
+            let flag = u64::from(libc::MSG_FASTOPEN.cast_unsigned());
+            let is_there = condition(argument, SeccompCmpOp::MaskedEq(flag), flag)?;
+            Ok(vec![SeccompRule::new(vec![is_there]).map_err(said)?])
+        };
+        // No condition: always.
+        let mut watched = BTreeMap::from([
+            (libc::SYS_connect, Vec::new()),
+            (libc::SYS_listen, Vec::new()),
+            (libc::SYS_sendto, fast_open(3)?),
+            (libc::SYS_sendmsg, fast_open(2)?),
+            (libc::SYS_sendmmsg, fast_open(3)?),
+        ]);
+        if cfg!(target_arch = "x86_64") {
+            watched.insert(libc::SYS_connect | X32, Vec::new());
+            watched.insert(libc::SYS_listen | X32, Vec::new());
+        }
+        if !judged.is_empty() {
+            watched.insert(libc::SYS_setsockopt, options(judged)?);
+        }
+        if !no_rings {
+            watched.insert(libc::SYS_io_uring_setup, Vec::new());
+        }
+        Ok(Self { plain, listener: notifying(watched)? })
+    }
+
+    /// The least that has a listener.
+    pub(super) fn trial() -> Result<BpfProgram, String> {
+        notifying(BTreeMap::from([(libc::SYS_listen, Vec::new())]))
+    }
+}
+
+/// Whether there are filters for this machine.
+pub(super) fn architecture() -> Result<TargetArch, String> {
+    TargetArch::try_from(ARCH).map_err(|_| format!("there are no seccomp filters for {ARCH} here"))
+}
+
+fn said(error: impl std::fmt::Display) -> String {
+    format!("seccomp: {error}")
+}
+
+/// What is asked of an argument, of which the kernel takes 32 bits.
+fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition, String> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value).map_err(said)
+}
+
+/// setsockopt(2) of any of these options.
+fn options(options: &[SockOpt]) -> Result<Vec<SeccompRule>, String> {
+    let rule = |option: &SockOpt| {
+        let (level, name) = option.level_and_name();
+        let equals =
+            |argument, value: i32| condition(argument, SeccompCmpOp::Eq, u64::from(value.cast_unsigned()));
+        SeccompRule::new(vec![equals(1, level)?, equals(2, name)?]).map_err(said)
+    };
+    options.iter().map(rule).collect()
+}
+
+type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
+
+fn compiled(rules: Rules, action: SeccompAction) -> Result<BpfProgram, String> {
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, architecture()?).map_err(said)?;
+    filter.try_into().map_err(said)
+}
+
+/// A filter that makes these calls fail, or succeed without being made where `errno` is 0.
+fn answering(rules: Rules, errno: i32) -> Result<BpfProgram, String> {
+    let program = compiled(rules, SeccompAction::Errno(errno.cast_unsigned()))?;
+    Ok([for_others(&[]), program].concat())
+}
+
+/// A filter that makes these calls wait for the supervisor.
+fn notifying(rules: Rules) -> Result<BpfProgram, String> {
+    let mut program = compiled(rules, SeccompAction::Trace(0))?;
+    for instruction in &mut program {
+        if instruction.code == RETURN && instruction.k == libc::SECCOMP_RET_TRACE {
+            instruction.k = libc::SECCOMP_RET_USER_NOTIF;
+        }
+    }
+    Ok([for_others(&[Foreign::here()]), program].concat())
+}
+
+// What a filter is made of: linux/bpf_common.h, and struct seccomp_data of linux/seccomp.h.
+#[expect(clippy::cast_possible_truncation, reason = "they fit")]
+const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+#[expect(clippy::cast_possible_truncation, reason = "they fit")]
+const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+#[expect(clippy::cast_possible_truncation, reason = "they fit")]
+const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const FIRST_ARGUMENT: u32 = 16;
+
+/// What comes before a filter: calls of other architectures do not get to it.
+///
+/// Where an instruction jumps to is so many instructions behind the next.
+fn for_others(foreign: &[Foreign]) -> BpfProgram {
+    let load = |k| sock_filter { code: LOAD, jt: 0, jf: 0, k };
+    let give = |k| sock_filter { code: RETURN, jt: 0, jf: 0, k };
+    let jump = |k, jt, jf| sock_filter { code: JUMP_IF_EQUAL, jt, jf, k };
+    let mut program = Vec::new();
+    for Foreign { arch, calls, socketcall, .. } in foreign {
+        // if (arch == foreign) {
+        //     if (nr is one of calls) return USER_NOTIF;
+        //     if (nr == socketcall && args[0] is one of SOCKETCALLS) return USER_NOTIF;
+        //     return ALLOW;
+        // }
+        let mut inner = vec![load(NUMBER)];
+        for call in *calls {
+            inner.extend([jump(*call, 0, 1), give(libc::SECCOMP_RET_USER_NOTIF)]);
+        }
+        if let Some(socketcall) = socketcall {
+            let kinds =
+                SOCKETCALLS.map(|kind| [jump(kind, 0, 1), give(libc::SECCOMP_RET_USER_NOTIF)]).concat();
+            let skipped = u8::try_from(kinds.len()).unwrap_or(u8::MAX).saturating_add(1);
+            inner.extend([jump(*socketcall, 0, skipped), load(FIRST_ARGUMENT)]);
+            inner.extend(kinds);
+        }
+        inner.push(give(libc::SECCOMP_RET_ALLOW));
+        program.push(jump(*arch, 0, u8::try_from(inner.len()).unwrap_or(u8::MAX)));
+        program.extend(inner);
+    }
+    program.push(give(libc::SECCOMP_RET_ALLOW));
+    let own = architecture().map_or(0, audit_number);
+    let skipped = u8::try_from(program.len()).unwrap_or(u8::MAX);
+    // arch = data->arch; if (arch == own) goto the filter;
+    [vec![load(ARCHITECTURE), jump(own, skipped, 0)], program].concat()
+}
+
+/// `AUDIT_ARCH_*` of linux/audit.h
+const fn audit_number(architecture: TargetArch) -> u32 {
+    match architecture {
+        TargetArch::x86_64 => 0xc000_003e,
+        TargetArch::aarch64 => 0xc000_00b7,
+        TargetArch::riscv64 => 0xc000_00f3,
+    }
+}

@@ -1,0 +1,280 @@
+//! seccomp user notification: a program's calls of connect and listen wait until a supervisor has seen to their sockets.
+//!
+//! The preloaded shim is in the C library's way, so it reaches programs that have one and use it. The kernel's own way
+//! in is seccomp(2): a filter that a process puts over itself, and that all it starts inherits, whatever it is linked
+//! to. The filter cannot set an option; but it can make a call wait, and hand a notice of it to a descriptor, the
+//! listener, which another process has: the supervisor. That takes a duplicate of the socket (pidfd_getfd(2)), applies
+//! the policy as to a socket of its own, and answers CONTINUE: the kernel makes the call as it came. So the socket is
+//! the program's, made by the program, in its network namespace and with its user, and nothing is decided by what is
+//! in the program's memory.
+//!
+//! - *When.* connect and listen, and sendto, sendmsg and sendmmsg with `MSG_FASTOPEN`, which connect too. What a
+//!   listener accepts has inherited the policy; what the program inherited is set before it starts. So a socket has
+//!   the policy from when it needs it, though not, as under the shim, from when it is made.
+//! - *Modes.* In `force`, a second filter answers setsockopt of `TCP_KEEPIDLE`, `TCP_KEEPINTVL` and `TCP_KEEPCNT` with
+//!   success and does nothing: Go sets its own 15 s after connect, and that costs it nothing. `SO_KEEPALIVE` goes to the
+//!   supervisor, because a program may turn it on on a socket that was sent to it and that nobody has seen to. In
+//!   `floor`, all of them go to the supervisor, which reads the value once and makes the call in the program's stead
+//!   with what the mode leaves of it. In `default` no call is touched, and a socket that has keepalive on is left alone.
+//! - *Rights.* Without CAP_SYS_ADMIN a filter needs no_new_privs, and then setuid programs stay without their rights;
+//!   with it they work as ever. To take a socket it needs what ptrace(2) needs: the same user, or CAP_SYS_PTRACE, and
+//!   under Yama to be an ancestor, which it is.
+//! - *Death.* A call that nobody answers would wait for ever, and without a listener each fails with ENOSYS. So a spare
+//!   process has the listener too, and goes on where the supervisor was killed ([`family`]).
+//! - *Nesting.* The kernel lets a process have one listener over it. A second `ka run` inside says whose policy it is
+//!   that holds, and starts the program under that.
+//! - *Not reached.* io_uring makes no calls: it is said, once, that a program uses it. Programs of another architecture
+//!   (i386 on x86_64) have the policy from connect or listen, and may change it.
+//!
+//! It is a help for programs that have no keepalive, not a sandbox for those that will not have it.
+
+mod calls;
+mod family;
+mod filter;
+mod message;
+mod sys;
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::unix::net::UnixStream;
+
+use ka_core::{Settings, SockOpt, Timer};
+
+use super::orders::{Environment, conf_text, execute, is_ordered_off, mode_name};
+use super::{Launch, Reach, Way, no};
+use crate::elf::Elf;
+use crate::failure::{Failure, OUR_OWN};
+use crate::privilege::{CAP_SYS_ADMIN, CAP_SYS_PTRACE};
+use crate::process::{self, Status};
+use family::Terms;
+use filter::Filters;
+
+pub(super) struct Seccomp;
+
+impl Way for Seccomp {
+    fn name(&self) -> &'static str {
+        "seccomp"
+    }
+
+    fn reach(&self, launch: &Launch<'_>) -> Reach {
+        if let Some((why, instead)) = is_ordered_off(launch) {
+            return Reach::Wrong { why, instead };
+        }
+        if let Some((why, instead)) = obstacle(launch) {
+            return no(why, instead);
+        }
+        match trial() {
+            Ok(()) if is_privileged() => Reach::Yes("by a supervisor".to_owned()),
+            Ok(()) => Reach::Yes(
+                "by a supervisor; under no_new_privs, so setuid programs stay without their rights"
+                    .to_owned(),
+            ),
+            Err(Trial::Busy) => match outer() {
+                Some(outer) => Reach::Yes(outer.line()),
+                None => no(BUSY, FOLLOW),
+            },
+            Err(Trial::Refused(why)) => no(why, FOLLOW),
+        }
+    }
+
+    fn start(&self, launch: &Launch<'_>) -> Result<Infallible, Failure> {
+        let file = conf_text();
+        let environment = Environment::of(launch, &file);
+        let orders = environment.orders(&file);
+        let terms = Terms { policy: orders.policy, mode: orders.mode };
+        let failed = |error: &dyn std::fmt::Display| {
+            Failure::new(format_args!("run: via seccomp: {error}")).with_status(OUR_OWN)
+        };
+        if launch.best_effort && !matches!(self.reach(launch), Reach::Yes(_)) {
+            return Err(execute(launch, &environment));
+        }
+        if let Some(outer) = outer() {
+            return Err(outer.start(launch));
+        }
+        let filters = Filters::new(terms.mode, launch.no_io_uring).map_err(|error| failed(&error))?;
+        sweep(terms);
+        let cradle = family::found(terms).map_err(|error| failed(&error))?;
+        // From here on this is the program's process.
+        let (supervisor, spare) = cradle.elders();
+        let ready = (|| {
+            let renounced = !is_privileged();
+            if renounced {
+                sys::renounce_privileges()?;
+            }
+            for filter in &filters.plain {
+                sys::install_plain(filter)?;
+            }
+            let listener = sys::install_listener(&filters.listener)?;
+            let signals = cradle.hand_over(listener)?;
+            if launch.verbose {
+                let mode = mode_name(terms.mode);
+                let renounced = if renounced { ", no_new_privs" } else { "" };
+                let _ = writeln!(
+                    io::stderr(),
+                    "ka: via seccomp: {}, mode {mode}, supervisor {supervisor}, spare {spare}{renounced}",
+                    terms.policy
+                );
+            }
+            signals.release();
+            Ok::<_, io::Error>(())
+        })();
+        Err(match ready {
+            Ok(()) => execute(launch, &environment),
+            Err(error) => failed(&error),
+        })
+    }
+}
+
+const BUSY: &str = "another program's seccomp listener is over this process (a container's, for example), and the kernel lets there be one";
+
+const FOLLOW: &str = "ka attach --follow PID, once it runs (ka run --best-effort starts it without)";
+
+fn own_status() -> Status {
+    i32::try_from(std::process::id()).ok().and_then(|pid| Status::read(pid).ok()).unwrap_or_default()
+}
+
+/// Whether a filter may be installed without renouncing setuid bits. seccomp(2), EACCES
+fn is_privileged() -> bool {
+    own_status().has_capability(CAP_SYS_ADMIN)
+}
+
+/// Why no program can be supervised here.
+pub(super) fn closed() -> Option<String> {
+    match filter::architecture().map_err(Trial::Refused).and_then(|_| trial()) {
+        Ok(()) => None,
+        Err(Trial::Busy) => outer().is_none().then(|| BUSY.to_owned()),
+        Err(Trial::Refused(why)) => Some(why),
+    }
+}
+
+/// Why a program is not reached, and what does reach it.
+fn obstacle(launch: &Launch<'_>) -> Option<(String, String)> {
+    let program = launch.program;
+    let path = program.executable.display();
+    let follow = |why: String| Some((why, FOLLOW.to_owned()));
+    if let Err(why) = filter::architecture() {
+        return follow(why);
+    }
+    if let Some(secure) = program.secure.filter(|_| !is_privileged()) {
+        return Some((
+            format!("{path}: {secure}, and a filter without CAP_SYS_ADMIN would take its rights from it"),
+            "sudo ka run".to_owned(),
+        ));
+    }
+    if let (Some(elf), Ok(Some(own))) = (&program.elf, Elf::read("/proc/self/exe".as_ref()))
+        && !elf.fits(&own)
+    {
+        return follow(format!(
+            "{path}: it is for {}, and ka for {}",
+            elf.machine_name(),
+            own.machine_name()
+        ));
+    }
+    let may_not_be_read =
+        File::open(&program.executable).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+    if may_not_be_read && !own_status().has_capability(CAP_SYS_PTRACE) {
+        return follow(format!("{path}: it may not be read, so the kernel lets nobody look into it"));
+    }
+    let file = conf_text();
+    if !Environment::of(launch, &file).orders(&file).rules.is_empty() {
+        return Some((
+            "KA_RULES, in the environment or /etc/ka.conf, chooses by peer, which is in the program's memory: this way has one policy for all"
+                .to_owned(),
+            "KA_RULES= ka run".to_owned(),
+        ));
+    }
+    None
+}
+
+/// Why there can be no supervisor here.
+enum Trial {
+    /// There is one.
+    Busy,
+    Refused(String),
+}
+
+/// Tries all that it takes on a process made for it: a filter, a listener, and a descriptor taken out of it.
+fn trial() -> Result<(), Trial> {
+    let refused = |error: &io::Error| {
+        Trial::Refused(match error.raw_os_error() {
+            Some(libc::EBUSY) => return Trial::Busy,
+            Some(libc::ENOSYS) => {
+                "this kernel has no seccomp filters, or no pidfd_getfd: Linux 5.6 and later have both"
+                    .to_owned()
+            }
+            Some(libc::EINVAL) => {
+                "this kernel has no seccomp listeners with CONTINUE: Linux 5.5 and later have them".to_owned()
+            }
+            Some(libc::EPERM | libc::EACCES) => {
+                "seccomp or pidfd_getfd is not allowed here, as in some containers".to_owned()
+            }
+            _ => format!("a trial failed: {error}"),
+        })
+    };
+    let filter = Filters::trial().map_err(Trial::Refused)?;
+    (|| {
+        let (parent, child) = UnixStream::pair()?;
+        let pid = match sys::fork()? {
+            sys::Forked::Parent(pid) => pid,
+            sys::Forked::Child => {
+                drop(parent);
+                family::try_listener(child, &filter);
+            }
+        };
+        drop(child);
+        let result = family::try_take(&parent, pid);
+        drop(parent);
+        sys::has_ended_well(pid);
+        result
+    })()
+    .map_err(|error| refused(&error))
+}
+
+/// The policy goes to the sockets that the program inherits: they are ours, too.
+fn sweep(terms: Terms) {
+    for (fd, _) in process::sockets("/proc/self/fd").unwrap_or_default() {
+        calls::apply(fd, &terms.policy, terms.mode);
+    }
+}
+
+/// A supervisor that is over this process already.
+pub(super) struct Outer {
+    /// What it gives to sockets.
+    settings: Settings,
+    /// Whether it holds that against the program, and so against another `ka run`.
+    pub(super) holds: bool,
+}
+
+/// Looks for the supervisor of another `ka run`, by what becomes of a fresh socket that is to connect.
+pub(super) fn outer() -> Option<Outer> {
+    if !sys::is_filtered() {
+        return None;
+    }
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).ok()?;
+    let probe = ka_core::Socket::new(socket.as_raw_fd());
+    // A shim in this very process would have turned it on already.
+    if probe.is_enabled().ok()? {
+        return None;
+    }
+    sys::connect_nowhere(socket.as_fd());
+    let settings = probe.settings().ok().filter(|settings| settings.enabled)?;
+    let other = if settings.idle == 1 { 2 } else { 1 };
+    let _ = ka_core::Kernel::set(&ka_core::Libc, socket.as_raw_fd(), SockOpt::Timer(Timer::Idle), other);
+    let holds = probe.timer(Timer::Idle).is_ok_and(|idle| idle == settings.idle);
+    Some(Outer { settings, holds })
+}
+
+impl Outer {
+    fn line(&self) -> String {
+        let Settings { idle, intvl, cnt, .. } = self.settings;
+        format!("an outer ka run --via seccomp is in force here: {idle},{intvl},{cnt}")
+    }
+
+    /// Becomes the program, under it.
+    pub(super) fn start(&self, launch: &Launch<'_>) -> Failure {
+        let _ = writeln!(io::stderr(), "ka: run: {}", self.line());
+        execute(launch, &Environment::of(launch, &conf_text()))
+    }
+}

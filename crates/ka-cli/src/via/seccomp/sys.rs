@@ -1,0 +1,455 @@
+//! The system calls of this way that have no safe wrapper, and its `unsafe`. seccomp(2), seccomp_unotify(2)
+
+use std::cell::UnsafeCell;
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::atomic::AtomicI32;
+
+use libc::{c_int, c_long, c_ulong};
+use seccompiler::sock_filter;
+
+use crate::sys::{check, numbers, owned};
+
+/// Which of the two processes this is.
+pub(super) enum Forked {
+    Parent(i32),
+    Child,
+}
+
+/// Makes another process of this one. fork(2)
+pub(super) fn fork() -> io::Result<Forked> {
+    // SAFETY: there is no other thread, so the child has whatever it may need.
+    Ok(match check(unsafe { libc::fork() })? {
+        0 => Forked::Child,
+        pid => Forked::Parent(pid),
+    })
+}
+
+/// What the supervisor and its spare both see.
+#[repr(C)]
+pub(super) struct Shared {
+    /// The call that is being seen to. The kernel itself writes it there, so that there is no moment at which a call is
+    /// taken and its number is known to nobody but a process that may be killed.
+    slot: UnsafeCell<Roomy<Call>>,
+    /// The program that was started.
+    pub(super) program: AtomicI32,
+    /// Who stands in for it.
+    pub(super) front: AtomicI32,
+    pub(super) spare: AtomicI32,
+}
+
+// SAFETY: only whoever serves touches the slot, and that is one thread of one process: the spare begins when the
+// supervisor is dead.
+unsafe impl Sync for Shared {}
+
+/// A call that waits for its answer.
+pub(super) type Call = libc::seccomp_notif;
+
+/// What the kernel reads or writes, and room behind it: a newer kernel's may be longer. seccomp_unotify(2),
+/// `SECCOMP_GET_NOTIF_SIZES`
+#[repr(C)]
+struct Roomy<T> {
+    known: T,
+    room: [u64; 16],
+}
+
+impl Shared {
+    /// Memory that the processes made from this one share. It is there as long as they are.
+    pub(super) fn new() -> io::Result<&'static Self> {
+        // SAFETY: the kernel chooses the place; where it refuses, the answer is MAP_FAILED.
+        let place = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                size_of::<Self>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
+                -1,
+                0,
+            )
+        };
+        if place == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: it is as large as it was asked for, aligned to a page, and zeros are right for each field.
+        Ok(unsafe { &*place.cast::<Self>() })
+    }
+
+    /// Waits for a call. EINTR, or ENOENT where it is gone again already: try once more.
+    pub(super) fn receive(&self, listener: BorrowedFd<'_>) -> io::Result<Call> {
+        self.clear();
+        // SAFETY: the kernel writes one seccomp_notif, for which there is room, and which must be zeros before.
+        check(unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, self.slot.get()) })?;
+        // SAFETY: no other thread writes it.
+        Ok(unsafe { ptr::read_volatile(self.slot.get().cast()) })
+    }
+
+    /// The call that a supervisor left behind when it died, if it was seeing to one.
+    pub(super) fn left(&self) -> Option<Call> {
+        // SAFETY: who wrote it is dead.
+        let call: Call = unsafe { ptr::read_volatile(self.slot.get().cast()) };
+        (call.id != 0 || call.pid != 0).then_some(call)
+    }
+
+    /// No call is under way.
+    pub(super) fn clear(&self) {
+        // SAFETY: no other thread touches it, and zeros are a seccomp_notif.
+        unsafe { ptr::write_volatile(self.slot.get(), MaybeUninit::zeroed().assume_init()) };
+    }
+}
+
+/// What a call is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// The kernel makes it, as it came.
+    Continue,
+    /// It is not made: it returns 0, or fails with this errno.
+    Return(c_int),
+}
+
+/// `SECCOMP_USER_NOTIF_FLAG_CONTINUE`, as wide as it is in a response.
+const CONTINUE: u32 = 1;
+
+/// Answers a call. ENOENT: nobody waits any more.
+pub(super) fn answer(listener: BorrowedFd<'_>, call: &Call, answer: Answer) -> io::Result<()> {
+    let (error, flags) = match answer {
+        Answer::Continue => (0, CONTINUE),
+        Answer::Return(errno) => (errno.saturating_neg(), 0),
+    };
+    let known = libc::seccomp_notif_resp { id: call.id, val: 0, error, flags };
+    let mut response = Roomy { known, room: [0; 16] };
+    // SAFETY: the kernel reads one seccomp_notif_resp, of whatever length.
+    let result =
+        unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut response) };
+    check(result).map(drop)
+}
+
+/// Whether the task still waits for the answer to this call, so that its number is its own.
+pub(super) fn is_waiting(listener: BorrowedFd<'_>, call: &Call) -> bool {
+    let mut id = call.id;
+    // SAFETY: the kernel reads a u64.
+    unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw mut id) == 0 }
+}
+
+/// Whether the last process under a listener's filter has ended: Linux 5.9, before that nobody says so.
+pub(super) fn is_over(listener: BorrowedFd<'_>) -> bool {
+    let mut entry = libc::pollfd { fd: listener.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: one pollfd.
+    unsafe { libc::poll(&raw mut entry, 1, 0) == 1 && entry.revents & libc::POLLHUP != 0 }
+}
+
+/// Whoever calls hands its processor over to whoever answers, and back: half the time. Linux 6.6, else as it was.
+pub(super) fn wake_up_in_turn(listener: BorrowedFd<'_>) {
+    const SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP: c_ulong = 1;
+    // SAFETY: the flags are the argument itself.
+    unsafe {
+        libc::ioctl(
+            listener.as_raw_fd(),
+            libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS,
+            SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP,
+        )
+    };
+}
+
+/// Puts a filter over this process and all that it starts: what the kernel answers, a descriptor where there is a
+/// listener.
+fn install(filter: &[sock_filter], flags: c_ulong) -> io::Result<c_long> {
+    #[repr(C)]
+    struct Program {
+        length: u16,
+        filter: *const sock_filter,
+    }
+    let length = u16::try_from(filter.len()).map_err(io::Error::other)?;
+    let program = Program { length, filter: filter.as_ptr() };
+    // SAFETY: a sock_fprog with as many instructions as it says, which the kernel checks and copies.
+    check(unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+    })
+}
+
+/// A filter that answers by itself.
+pub(super) fn install_plain(filter: &[sock_filter]) -> io::Result<()> {
+    install(filter, 0).map(drop)
+}
+
+/// A filter whose calls wait for an answer, and where they are listened for. A task that waits can be killed, but is not
+/// called away by any other signal, so that one that comes every 50 us does not keep it from getting anywhere: Linux 5.19.
+pub(super) fn install_listener(filter: &[sock_filter]) -> io::Result<OwnedFd> {
+    const LISTENER: c_ulong = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    owned(match install(filter, LISTENER | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => install(filter, LISTENER)?,
+        result => result?,
+    })
+}
+
+/// Renounces setuid bits and file capabilities, for this process and all that it starts. prctl(2)
+pub(super) fn renounce_privileges() -> io::Result<()> {
+    // SAFETY: takes no pointer.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map(drop)
+}
+
+/// Whether a filter is over this process already.
+pub(super) fn is_filtered() -> bool {
+    // SAFETY: takes no pointer.
+    unsafe { libc::prctl(libc::PR_GET_SECCOMP, 0, 0, 0, 0) == libc::SECCOMP_MODE_FILTER.cast_signed() }
+}
+
+/// Connects a socket to no address at all, which the kernel refuses: but who supervises has seen to the socket by then.
+pub(super) fn connect_nowhere(socket: BorrowedFd<'_>) {
+    // SAFETY: a length of 0, so nothing is read.
+    unsafe { libc::connect(socket.as_raw_fd(), ptr::null(), 0) };
+}
+
+/// The int at an address of another process, if it can be read: process_vm_readv(2).
+pub(super) fn read_int(task: i32, address: u64) -> io::Result<c_int> {
+    let mut value: c_int = 0;
+    let size = size_of::<c_int>();
+    let local = libc::iovec { iov_base: (&raw mut value).cast(), iov_len: size };
+    let address = usize::try_from(address).map_err(io::Error::other)?;
+    let remote = libc::iovec { iov_base: ptr::with_exposed_provenance_mut(address), iov_len: size };
+    // SAFETY: the kernel writes at most an int to `value`; what is not there in the other process is EFAULT.
+    let read = check(unsafe { libc::process_vm_readv(task, &raw const local, 1, &raw const remote, 1, 0) })?;
+    if usize::try_from(read) == Ok(size) {
+        Ok(value)
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EFAULT))
+    }
+}
+
+/// Orphans among our descendants become our children, not those of init. prctl(2), `PR_SET_CHILD_SUBREAPER`
+pub(super) fn adopt_orphans() -> io::Result<()> {
+    // SAFETY: takes no pointer.
+    check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }).map(drop)
+}
+
+/// What ps(1) and top(1) call this process.
+pub(super) fn set_name(name: &CStr) {
+    // SAFETY: a C string, of which the kernel copies 16 bytes at most.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) };
+}
+
+/// Closes all descriptors but standard error and these, and puts /dev/null in the place of standard input and output.
+pub(super) fn keep_only(kept: &[RawFd]) {
+    let open = File::open("/proc/self/fd").and_then(|folder| {
+        let own = folder.as_raw_fd();
+        Ok(numbers(folder.as_fd())?.into_iter().filter(move |fd| *fd != own).collect::<Vec<_>>())
+    });
+    for fd in open.unwrap_or_default() {
+        if fd > libc::STDERR_FILENO && !kept.contains(&fd) {
+            // SAFETY: nobody in this process has anything but the descriptors in `kept`.
+            unsafe { libc::close(fd) };
+        }
+    }
+    forget(libc::STDIN_FILENO);
+    forget(libc::STDOUT_FILENO);
+    // SAFETY: fcntl with F_GETFD takes no pointer.
+    if unsafe { libc::fcntl(libc::STDERR_FILENO, libc::F_GETFD) } == -1 {
+        forget(libc::STDERR_FILENO);
+    }
+}
+
+/// Puts /dev/null in the place of a descriptor, so that who waits for its end does not wait for us.
+pub(super) fn forget(fd: RawFd) {
+    // SAFETY: a C string, and numbers. Where there is no /dev/null the descriptor stays closed, or as it was.
+    unsafe {
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+        if null != -1 && null != fd {
+            libc::dup2(null, fd);
+            libc::close(null);
+        }
+    }
+}
+
+/// The signals that this process had blocked, and what it did with SIGCHLD.
+pub(super) struct Signals {
+    mask: libc::sigset_t,
+    child: libc::sigaction,
+}
+
+/// All signals there are.
+fn every_signal() -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigfillset makes a set of it.
+    unsafe {
+        libc::sigfillset(set.as_mut_ptr());
+        set.assume_init()
+    }
+}
+
+/// This one alone.
+fn only(signal: c_int) -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset makes a set of it.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), signal);
+        set.assume_init()
+    }
+}
+
+impl Signals {
+    /// From now on signals wait until they are read. SIGCHLD does what it does by default, so that children can be
+    /// waited for.
+    pub(super) fn hold() -> io::Result<Self> {
+        let (mut mask, mut child) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+        // SAFETY: a set, and places that are filled in where the answer is 0; zeros are SIG_DFL.
+        unsafe {
+            check(libc::sigprocmask(libc::SIG_SETMASK, &every_signal(), mask.as_mut_ptr()))?;
+            let default: libc::sigaction = MaybeUninit::zeroed().assume_init();
+            check(libc::sigaction(libc::SIGCHLD, &raw const default, child.as_mut_ptr()))?;
+            Ok(Self { mask: mask.assume_init(), child: child.assume_init() })
+        }
+    }
+
+    /// As it was.
+    pub(super) fn release(&self) {
+        // SAFETY: what the kernel gave.
+        unsafe {
+            libc::sigaction(libc::SIGCHLD, &raw const self.child, ptr::null_mut());
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const self.mask, ptr::null_mut());
+        }
+    }
+}
+
+/// A descriptor that held signals are read from: this one, or all. signalfd(2)
+pub(super) fn signalfd(signal: Option<c_int>) -> io::Result<OwnedFd> {
+    let set = signal.map_or_else(every_signal, only);
+    // SAFETY: a set.
+    let fd =
+        owned(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) }.into())?;
+    // Not one of the first three, where those are closed.
+    fd.try_clone()
+}
+
+/// A signal that has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Signal {
+    pub(super) number: c_int,
+    pub(super) sender: i32,
+    /// What came with it, by sigqueue(3).
+    pub(super) value: Option<u64>,
+}
+
+/// The next signal that has come.
+pub(super) fn next_signal(signals: BorrowedFd<'_>) -> Option<Signal> {
+    let mut info = MaybeUninit::<libc::signalfd_siginfo>::zeroed();
+    let size = size_of::<libc::signalfd_siginfo>();
+    // SAFETY: the kernel writes one signalfd_siginfo, or nothing; zeros are one.
+    let (read, info) = unsafe {
+        let read = libc::read(signals.as_raw_fd(), info.as_mut_ptr().cast(), size);
+        (read, info.assume_init())
+    };
+    (usize::try_from(read) == Ok(size)).then(|| Signal {
+        number: info.ssi_signo.cast_signed(),
+        sender: info.ssi_pid.cast_signed(),
+        value: (info.ssi_code == libc::SI_QUEUE).then_some(info.ssi_ptr),
+    })
+}
+
+/// Whether this process was sent the same signal: then it was for the whole process group.
+pub(super) fn was_sent_too(signal: &Signal) -> bool {
+    let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: a set, a place for a siginfo_t, and a time. A kill(2) fills in si_pid; zeros are one too.
+    unsafe {
+        libc::sigtimedwait(&only(signal.number), info.as_mut_ptr(), &raw const at_once) == signal.number
+            && info.assume_init().si_pid() == signal.sender
+    }
+}
+
+/// Sends a signal on.
+pub(super) fn send(pid: i32, signal: &Signal) {
+    // SAFETY: numbers. A process that has ended is ours until it is waited for, so it is never another.
+    unsafe {
+        match signal.value {
+            Some(value) => {
+                let value = usize::try_from(value).unwrap_or_default();
+                let value = libc::sigval { sival_ptr: ptr::with_exposed_provenance_mut(value) };
+                libc::sigqueue(pid, signal.number, value);
+            }
+            None => _ = libc::kill(pid, signal.number),
+        }
+    }
+}
+
+/// Does to this process what the signal does by default: stops it, or ends it without a core.
+pub(super) fn suffer(signal: c_int) {
+    let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].contains(&signal);
+    // SAFETY: numbers, sets, and a sigaction of zeros, which is SIG_DFL.
+    unsafe {
+        if !stops {
+            libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core);
+        }
+        let default: libc::sigaction = MaybeUninit::zeroed().assume_init();
+        libc::sigaction(signal, &raw const default, ptr::null_mut());
+        libc::kill(libc::getpid(), signal);
+        libc::sigprocmask(libc::SIG_UNBLOCK, &only(signal), ptr::null_mut());
+        libc::sigprocmask(libc::SIG_BLOCK, &only(signal), ptr::null_mut());
+    }
+}
+
+/// What has become of a child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Exited(c_int),
+    Killed(c_int),
+    Stopped(c_int),
+    Continued,
+}
+
+/// The next child that something has become of, and what. It is told again until [`acknowledge`]d. ECHILD: there are
+/// no children.
+pub(super) fn next_change() -> io::Result<Option<(i32, Change)>> {
+    const WHAT: c_int = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED;
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: a place for a siginfo_t, which is zeros where there is nothing to tell.
+    let (pid, status, code) = unsafe {
+        let flags = WHAT | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+        check(libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), flags))?;
+        let info = info.assume_init();
+        (info.si_pid(), info.si_status(), info.si_code)
+    };
+    let change = match code {
+        libc::CLD_EXITED => Change::Exited(status),
+        libc::CLD_KILLED | libc::CLD_DUMPED => Change::Killed(status),
+        libc::CLD_CONTINUED => Change::Continued,
+        _ => Change::Stopped(status),
+    };
+    Ok((pid != 0).then_some((pid, change)))
+}
+
+/// What has become of a child is known.
+pub(super) fn acknowledge(pid: i32, change: Change) {
+    let what = match change {
+        Change::Exited(_) | Change::Killed(_) => libc::WEXITED,
+        Change::Stopped(_) => libc::WSTOPPED,
+        Change::Continued => libc::WCONTINUED,
+    };
+    let Ok(id) = libc::id_t::try_from(pid) else { return };
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: a place for a siginfo_t.
+    unsafe { libc::waitid(libc::P_PID, id, info.as_mut_ptr(), what | libc::WNOHANG | libc::__WALL) };
+}
+
+/// Waits until a child has ended: whether it said that all is well.
+pub(super) fn has_ended_well(pid: i32) -> bool {
+    let mut status = 0;
+    loop {
+        // SAFETY: a place for an int.
+        match check(unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return false,
+            Ok(_) => return libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0,
+        }
+    }
+}
+
+/// Ends this process, and nothing else: what it has of its parent's is not written out twice. _exit(2)
+pub(super) fn exit(status: c_int) -> ! {
+    // SAFETY: it does not return.
+    unsafe { libc::_exit(status) }
+}

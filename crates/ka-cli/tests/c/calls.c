@@ -1,0 +1,123 @@
+/*
+ * calls: random socket calls, and what each answered, a line each, so that two runs of one seed can be compared.
+ *
+ * calls SEED COUNT. It has a listener of its own on loopback, and 16 places for descriptors, some of which are never
+ * open. What depends on the machine and not on the calls (addresses, ports, times) is not told.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+enum { PLACES = 16, FIRST = 100 };
+
+static uint64_t state;
+
+/* xorshift64 */
+static unsigned pick(unsigned below)
+{
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return (unsigned)(state >> 33) % below;
+}
+
+#define ONE_OF(array) array[pick(sizeof array / sizeof *array)]
+
+static void tell(const char *call, long result)
+{
+    printf("%s %ld %d\n", call, result, result < 0 ? errno : 0);
+}
+
+/* A new descriptor goes to a place that does not depend on what else is open. */
+static void place(const char *call, int fd)
+{
+    int to = FIRST + (int)pick(PLACES);
+    tell(call, fd < 0 ? fd : 0);
+    if (fd >= 0) {
+        dup2(fd, to);
+        close(fd);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static const int domains[] = { AF_INET, AF_INET, AF_INET, AF_INET6, AF_UNIX, AF_NETLINK, 99 };
+    static const int types[] = { SOCK_STREAM, SOCK_STREAM, SOCK_STREAM, SOCK_DGRAM, SOCK_RAW, 77 };
+    static const int protocols[] = { 0, 0, 0, IPPROTO_TCP, IPPROTO_UDP, 262 };
+    static const int levels[] = { SOL_SOCKET, IPPROTO_TCP, IPPROTO_TCP, IPPROTO_IP };
+    static const int names[] = { SO_KEEPALIVE, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_USER_TIMEOUT, TCP_NODELAY,
+                                 SO_REUSEADDR, TCP_FASTOPEN_CONNECT };
+    static const int values[] = { 0, 1, 2, 30, 32767, 32768, -1, 99999 };
+    static const socklen_t sizes[] = { 0, 3, 4, 4, 4, 8, (socklen_t)-1 };
+    if (argc != 3)
+        return 2;
+    state = strtoull(argv[1], NULL, 10) * 2654435761 + 1;
+    struct sockaddr_in here = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    struct sockaddr_in nobody = here, any = here;
+    nobody.sin_port = htons(1);
+    socklen_t length = sizeof here;
+    int server = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    /* What connects finds a place for as long as nobody accepts. */
+    if (bind(server, (struct sockaddr *)&here, length) != 0 || listen(server, 4096) != 0 ||
+        getsockname(server, (struct sockaddr *)&here, &length) != 0)
+        return 2;
+    for (int n = atoi(argv[2]); n > 0; n--) {
+        int fd = pick(20) == 0 ? -1 : FIRST + (int)pick(PLACES);
+        int level = ONE_OF(levels), name = ONE_OF(names), value = ONE_OF(values);
+        socklen_t size = ONE_OF(sizes);
+        const void *bad = (const void *)16;
+        int flags = pick(2) ? MSG_FASTOPEN : 0;
+        struct sockaddr_in *to = pick(3) ? &here : &nobody;
+        struct iovec part = { .iov_base = (void *)"x", .iov_len = 1 };
+        struct msghdr message = { .msg_name = to, .msg_namelen = sizeof *to, .msg_iov = &part, .msg_iovlen = 1 };
+        switch (pick(14)) {
+        case 0:
+        case 1:
+            place("socket", socket(ONE_OF(domains), ONE_OF(types) | SOCK_NONBLOCK, ONE_OF(protocols)));
+            break;
+        case 2:
+            tell("connect", connect(fd, (struct sockaddr *)to, pick(5) ? sizeof *to : 3));
+            break;
+        case 3:
+            tell("connect", connect(fd, pick(2) ? NULL : bad, sizeof here));
+            break;
+        case 4:
+            tell("listen", listen(fd, (int)pick(8)));
+            break;
+        case 5:
+            tell("bind", bind(fd, (struct sockaddr *)&any, sizeof any));
+            break;
+        case 6:
+        case 7:
+            tell("setsockopt", setsockopt(fd, level, name, pick(20) ? &value : bad, size));
+            break;
+        case 8:
+            tell("close", close(fd));
+            break;
+        case 9:
+            place("dup", dup(fd));
+            break;
+        case 10:
+            tell("sendto", sendto(fd, "x", 1, flags | MSG_NOSIGNAL, (struct sockaddr *)to, sizeof *to));
+            break;
+        case 11:
+            tell("sendmsg", sendmsg(fd, pick(8) ? &message : (struct msghdr *)bad, flags | MSG_NOSIGNAL));
+            break;
+        case 12:
+            tell("shutdown", shutdown(fd, (int)pick(4)));
+            break;
+        default:
+            place("open", open(pick(2) ? "/dev/null" : "/no/such", O_RDONLY));
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,534 @@
+//! `ka run --via seccomp`: that every socket of the program and of all that it starts has the policy, and that the
+//! program is otherwise what it would have been.
+
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
+mod command;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use command::{
+    CleanUp, Holder, as_nobody, bare, go_holder, go_program, holder, holder_with, ka, outcome, public,
+    static_holder,
+};
+use support::{Link, compile, eventually, is_root, root, scratch, skip, stdout};
+
+/// A program of tests/c, without a loader.
+fn made(name: &str) -> PathBuf {
+    let source = root().join("crates/ka-cli/tests/c").join(name).with_extension("c");
+    compile(support::cc().arg("-static"), &source, Link::Nothing)
+}
+
+fn seen() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| made("seen"))
+}
+
+fn run() -> Command {
+    let mut command = ka();
+    command.args(["run", "--via", "seccomp"]);
+    command
+}
+
+/// What the program says of its socket.
+fn told(what: &str, flags: &[&str]) -> String {
+    stdout(run().args(flags).arg(seen()).arg(what))
+}
+
+const STANDARD: &str = "1 60 10 6 0\n";
+
+#[test]
+fn what_preload_does_not_reach_is_run_under_a_supervisor() {
+    let musl = holder_with(&mut Command::new("musl-gcc"), &["-static"]);
+    for program in [static_holder(), go_holder(), musl.as_path()] {
+        let mut holder = Holder::start(ka().args(["run", "-p", "90,20,3"]).arg(program));
+        holder.open();
+        holder.assert_all(90, 20, 3);
+        holder.end();
+    }
+    let (status, out, err) = outcome(ka().args(["run", "-v", "-d", "33"]).arg(seen()).arg("listen"));
+    assert_eq!((status, out.as_str()), (0, "1 33 10 6 0\n"), "{err}");
+    assert!(err.starts_with("ka: via seccomp: idle=33,intvl=10,cnt=6, mode force, supervisor "), "{err}");
+    // And what it does reach, when it is asked to.
+    Holder::start(run().args(["-d", "90"]).arg(holder())).assert_all(90, 10, 6);
+}
+
+/// Go turns keepalive on by itself, with 15 s, after it has connected or accepted; unless it is told not to.
+#[test]
+fn go_s_own_keepalive() {
+    for cgo in [false, true] {
+        let program = go_program("keepalive", cgo);
+        let told = |mode: &str| stdout(run().args(["--mode", mode]).arg(&program));
+        let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+        let alone = stdout(&mut bare(&program));
+        assert_eq!(lines(&alone)[2..], ["0 7200 75 9", "0 7200 75 9"], "{alone}");
+        assert_eq!(told("force"), "1 60 10 6\n".repeat(4), "cgo {cgo}");
+        // Its 15 s are stricter than 60, and 10 than its 15.
+        let floor = told("floor");
+        assert!(lines(&floor)[0].starts_with("1 15 10 "), "{floor}");
+        assert_eq!(lines(&floor)[1..], ["1 60 10 6", "1 60 10 6", "1 60 10 6"], "{floor}");
+        let default = told("default");
+        assert!(lines(&default)[0].starts_with("1 15 15 "), "{default}");
+        assert_eq!(lines(&default)[1..], ["1 60 10 6", "1 60 10 6", "1 60 10 6"], "{default}");
+    }
+}
+
+#[test]
+fn sockets_that_connect_listen_and_accept_have_the_policy() {
+    assert_eq!(told("listen", &[]), STANDARD);
+    assert_eq!(told("connect", &["-p", "280,30,5", "-u", "auto"]), "1 280 30 5 430000\n".repeat(2));
+    assert_eq!(told("fastopen", &[]), STANDARD.repeat(3), "sendto, sendmsg, sendmmsg");
+    // The environment's word counts too.
+    assert_eq!(stdout(run().env("KA_POLICY", "99,9,9").arg(seen()).arg("listen")), "1 99 9 9 0\n");
+}
+
+#[test]
+fn a_mode_says_what_the_program_may() {
+    for (mode, after, before) in [
+        // Its own values come to nothing, and a user timeout finds a dead peer no later than the policy.
+        ("force", "1 60 10 6 120000\n", "1 60 10 6 0\n"),
+        ("floor", "1 15 10 6 120000\n", "1 30 10 5 0\n"),
+        ("default", "0 15 15 9 3600000\n", "1 30 50 5 0\n"),
+    ] {
+        assert_eq!(told("set", &["--mode", mode]), after, "{mode}");
+        assert_eq!(told("before", &["--mode", mode]), before, "{mode}");
+    }
+    // What fails without ka, fails. In force, the times succeed without being looked at.
+    for (mode, range) in [("force", 0), ("floor", libc::EINVAL), ("default", libc::EINVAL)] {
+        let expected = format!(
+            "range {range} 22\npointer {}\nlength {}\ndescriptor {} {} {}\nudp 0 {}\n",
+            libc::EFAULT,
+            libc::EINVAL,
+            libc::EBADF,
+            libc::ENOTSOCK,
+            libc::ENOPROTOOPT,
+            1,
+        );
+        let mut run = run();
+        let input = fs::File::open("/dev/null").unwrap();
+        let told = stdout(run.args(["--mode", mode]).arg(seen()).arg("judge").stdin(input));
+        assert_eq!(told, expected, "{mode}");
+    }
+}
+
+/// Threads, forks, namespaces, descriptors of a thread's own, none left, none to be had, signals each 50 us.
+#[test]
+fn whatever_the_program_is_made_of() {
+    for (what, expected) in [
+        ("threads", "200\n"),
+        ("storm", "200\n"),
+        ("task", STANDARD),
+        ("closed", STANDARD),
+        ("forks", STANDARD),
+        ("limit", STANDARD),
+    ] {
+        let output = run().arg(seen()).arg(what).output().unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), expected, "{what}");
+        assert_eq!(output.status.code(), Some(if what == "forks" { 5 } else { 0 }), "{what}");
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "", "{what}");
+    }
+    let (status, out, err) = outcome(bare(seen()).arg("unshare"));
+    if status == 0 {
+        assert_eq!(out, "0 7200 75 9 0\n", "{err}");
+        assert_eq!(told("unshare", &[]), STANDARD);
+    } else {
+        skip(&format!("no namespaces of its own here: {err}"));
+    }
+}
+
+#[test]
+fn programs_that_the_program_starts_are_reached() {
+    let script = format!("{0} listen; python3 -c '{1}'; {0} connect", seen().display(), PYTHON);
+    assert_eq!(stdout(run().args(["sh", "-c", &script])), "1 60 10 6 0\n1 60\n1 60 10 6 0\n1 60 10 6 0\n");
+}
+
+const PYTHON: &str =
+    "import socket; s = socket.socket(); s.listen(); print(s.getsockopt(1, 9), s.getsockopt(6, 4))";
+
+/// What it was given is open when it starts, without a call that could be seen.
+#[test]
+fn inherited_sockets_have_the_policy() {
+    let script = "import socket, os, sys; s = socket.socket(); s.bind(('127.0.0.1', 0)); os.dup2(s.fileno(), 9); \
+                  os.set_inheritable(9, True); os.execvp(sys.argv[1], sys.argv[1:])";
+    let look = "import socket; s = socket.socket(fileno=9); print(s.getsockopt(1, 9), s.getsockopt(6, 4))";
+    let mut command = bare("python3");
+    command.args(["-c", script]).arg(support::release().join("ka"));
+    command.args(["run", "--via", "seccomp", "python3", "-c", look]);
+    assert_eq!(stdout(&mut command), "1 60\n");
+}
+
+#[test]
+fn a_daemon_is_followed_and_waited_for() {
+    let file = scratch("daemon");
+    let mut daemon = run();
+    daemon.arg("-v").arg(seen()).arg("daemon").arg(&file);
+    let begin = Instant::now();
+    let (status, out, err) = outcome(&mut daemon);
+    assert_eq!((status, out.as_str()), (0, ""), "{err}");
+    // The program has ended, and so has ka, and whoever reads its output; the daemon has not.
+    assert!(begin.elapsed() < Duration::from_millis(450), "{:?}", begin.elapsed());
+    let supervisor = number_behind(&err, "supervisor ");
+    assert!(is_there(supervisor), "{err}");
+    eventually("the daemon's socket has the policy", || fs::read_to_string(&file).unwrap() == STANDARD);
+    let spare = number_behind(&err, "spare ");
+    eventually("supervisor and spare have ended with the last process", || {
+        !is_there(supervisor) && !is_there(spare)
+    });
+}
+
+fn number_behind(text: &str, word: &str) -> i32 {
+    let rest = text.split_once(word).unwrap_or_else(|| panic!("no {word}in {text:?}")).1;
+    let digits = rest.split(|letter: char| !letter.is_ascii_digit()).next().unwrap();
+    digits.parse().unwrap()
+}
+
+/// Whether a process is there, and is no zombie.
+fn is_there(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+fn kill(pid: i32, signal: i32) {
+    // SAFETY: takes no pointer.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// A program under `ka run -v`, and the numbers of those who look after it.
+struct Supervised {
+    child: Child,
+    errors: BufReader<std::process::ChildStderr>,
+    supervisor: i32,
+    spare: i32,
+}
+
+impl Supervised {
+    fn start(program: &mut Command) -> Self {
+        let mut child = program.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut errors = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        errors.read_line(&mut line).unwrap();
+        let (supervisor, spare) = (number_behind(&line, "supervisor "), number_behind(&line, "spare "));
+        Self { child, errors, supervisor, spare }
+    }
+
+    /// Status, standard output, and what is left of standard error.
+    fn end(mut self) -> (std::process::ExitStatus, String, String) {
+        let mut text = String::new();
+        self.errors.read_to_string(&mut text).unwrap();
+        let Output { status, stdout, .. } = self.child.wait_with_output().unwrap();
+        (status, String::from_utf8(stdout).unwrap(), text)
+    }
+}
+
+/// A call that it was seeing to when it was killed is not left to wait for ever.
+#[test]
+fn the_supervisor_may_be_killed_at_any_moment() {
+    for round in 0..12 {
+        // A call that nobody answers waits until it is killed.
+        let bounded = ["-v", "timeout", "-s", "KILL", "20"];
+        let supervised = Supervised::start(run().args(bounded).arg(seen()).arg("busy"));
+        sleep(Duration::from_micros(100_000 + 7919 * round));
+        let (supervisor, spare) = (supervised.supervisor, supervised.spare);
+        kill(supervisor, libc::SIGKILL);
+        let (status, out, err) = supervised.end();
+        assert!(status.success(), "{status}");
+        assert!(out.starts_with("0 of "), "{out}");
+        assert_eq!(
+            err,
+            format!(
+                "ka: run: the supervisor {supervisor} was killed; {spare} goes on in its stead, and nobody in its own\n"
+            )
+        );
+    }
+    let supervised = Supervised::start(run().arg("-v").arg(seen()).arg("loop"));
+    sleep(Duration::from_millis(300));
+    kill(supervised.supervisor, libc::SIGKILL);
+    assert_eq!(supervised.end().1, "100 of 100\n");
+    // Without the spare, or without who stands in for it, the program goes on.
+    let supervised = Supervised::start(run().arg("-v").arg(seen()).arg("loop"));
+    kill(supervised.spare, libc::SIGKILL);
+    assert_eq!(supervised.end().1, "100 of 100\n");
+    let supervised = Supervised::start(run().arg("-v").arg(seen()).arg("loop"));
+    kill(supervised.child.id().try_into().unwrap(), libc::SIGKILL);
+    assert_eq!(supervised.end().1, "100 of 100\n");
+}
+
+#[test]
+fn the_death_of_both_is_said() {
+    let supervised = Supervised::start(run().args(["-v", "sleep", "1"]));
+    kill(supervised.spare, libc::SIGKILL);
+    kill(supervised.supervisor, libc::SIGKILL);
+    let (status, _, err) = supervised.end();
+    assert_eq!(status.code(), Some(125), "{err}");
+    assert!(err.contains("were killed: what the program connects or listens to fails now"), "{err}");
+}
+
+#[test]
+fn a_second_one_inside_says_that_the_outer_one_is_in_force() {
+    let own = support::release().join("ka");
+    let inner = |outer: &[&str], inner: &[&str]| {
+        let (status, out, err) =
+            outcome(run().args(outer).arg(&own).arg("run").args(inner).arg(seen()).arg("listen"));
+        assert_eq!(status, 0, "{err}");
+        (out, err)
+    };
+    let said = "ka: run: an outer ka run --via seccomp is in force here: 99,10,6\n";
+    let outer_holds = ("1 99 10 6 0\n".to_owned(), said.to_owned());
+    assert_eq!(inner(&["-d", "99"], &["-d", "30", "--via", "seccomp"]), outer_holds);
+    assert_eq!(inner(&["-d", "99"], &["-d", "30"]), outer_holds);
+    // A shim inside would set what does not hold.
+    let inside = |mode: &str| {
+        let mut command = run();
+        command
+            .args(["-d", "99", "--mode", mode])
+            .arg(&own)
+            .args(["run", "-d", "30", "python3", "-c", PYTHON]);
+        outcome(&mut command)
+    };
+    assert_eq!(inside("force"), (0, "1 99\n".to_owned(), said.to_owned()));
+    // Here it does hold.
+    assert_eq!(inside("default"), (0, "1 30\n".to_owned(), String::new()));
+}
+
+/// Of each call, the result and errno.
+#[test]
+fn in_the_default_mode_no_call_is_any_different() {
+    let calls = made("calls");
+    for seed in 1..=20 {
+        let arguments = [seed.to_string(), "2000".to_owned()];
+        let alone = stdout(bare(&calls).args(&arguments));
+        let under = stdout(run().args(["--mode", "default"]).arg(&calls).args(&arguments));
+        for (number, (alone, under)) in alone.lines().zip(under.lines()).enumerate() {
+            assert_eq!(alone, under, "seed {seed}, call {number}");
+        }
+        assert_eq!(alone.lines().count(), under.lines().count(), "seed {seed}");
+    }
+}
+
+#[test]
+fn io_uring_is_said_once_and_can_be_denied() {
+    let ring = |flags: &[&str]| outcome(run().args(flags).arg(seen()).arg("ring"));
+    let (status, out, err) = outcome(bare(seen()).arg("ring"));
+    if out != "0\n" {
+        skip(&format!("no io_uring here: {status} {out}{err}"));
+        return;
+    }
+    let (status, out, err) = ring(&[]);
+    assert_eq!((status, out.as_str()), (0, "0\n"));
+    assert!(err.contains(") uses io_uring") && err.lines().count() == 1, "{err}");
+    assert_eq!(ring(&["--no-io-uring"]), (0, format!("{}\n", libc::ENOSYS), String::new()));
+    let twice = format!("{0} ring; {0} ring", seen().display());
+    assert_eq!(outcome(run().args(["sh", "-c", &twice])).2.lines().count(), 1);
+    // It needs this way, and gets it.
+    let (_, out, err) = outcome(ka().args(["run", "-v", "--no-io-uring", "sh", "-c", &twice]));
+    assert!(out == "38\n38\n" && err.starts_with("ka: via seccomp: "), "{out}{err}");
+}
+
+#[test]
+fn calls_of_another_architecture_are_reached_and_said() {
+    if !cfg!(target_arch = "x86_64") || outcome(bare(seen()).arg("ia32")).1.lines().next() != Some("0") {
+        skip("this machine makes no calls of i386");
+        return;
+    }
+    let (_, out, err) = outcome(run().arg(seen()).arg("ia32"));
+    assert_eq!(out, format!("0\n{STANDARD}0\n{STANDARD}"));
+    assert!(err.contains(") makes calls of i386") && err.lines().count() == 1, "{err}");
+}
+
+#[test]
+fn somebody_who_is_not_root() {
+    if !is_root() {
+        skip("the tests run as an ordinary user: the others show it");
+        return;
+    }
+    let folder = public("seccomp");
+    let _clean = CleanUp(folder.clone());
+    for (from, to) in [
+        (support::release().join("ka"), "ka"),
+        (seen().to_path_buf(), "seen"),
+        (go_holder().to_path_buf(), "go"),
+    ] {
+        fs::copy(from, folder.join(to)).unwrap();
+        fs::set_permissions(folder.join(to), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let ka = |program: &str| {
+        let mut command = Command::new(folder.join("ka"));
+        command.args(["run", "--via", "seccomp"]).arg(folder.join(program));
+        as_nobody(&command)
+    };
+    assert_eq!(stdout(ka("seen").arg("connect")), STANDARD.repeat(2));
+    Holder::start(&mut ka("go")).assert_all(60, 10, 6);
+    // Nobody but root may look inside: it is run, and said.
+    let (status, out, err) = outcome(ka("seen").arg("undumpable"));
+    assert_eq!((status, out.as_str()), (0, "0 7200 75 9 0\n"));
+    assert!(err.contains("(seen) is not reached, and its sockets have no policy"), "{err}");
+    assert_eq!(told("undumpable", &[]), STANDARD);
+
+    // setuid: its rights would be taken from it, so it is not run; as root's child it keeps them.
+    let setuid = folder.join("setuid");
+    fs::copy("/usr/bin/id", &setuid).unwrap();
+    fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
+    let (status, out, err) = outcome(&mut ka("setuid"));
+    assert_eq!((status, out.as_str()), (125, ""), "{err}");
+    assert!(err.contains("it is setuid, and a filter without CAP_SYS_ADMIN would take its rights"), "{err}");
+    let as_another = format!("setpriv --reuid 65534 --regid 65534 --clear-groups {} -u", setuid.display());
+    assert_eq!(stdout(run().args(["sh", "-c", &as_another])), "0\n");
+    let drops = format!(
+        "setpriv --reuid 65534 --regid 65534 --clear-groups {} listen",
+        folder.join("seen").display()
+    );
+    assert_eq!(stdout(run().args(["sh", "-c", &drops])), STANDARD);
+}
+
+#[test]
+fn the_status_is_the_program_s() {
+    assert_eq!(run().args(["sh", "-c", "exit 42"]).status().unwrap().code(), Some(42));
+    for signal in [libc::SIGKILL, libc::SIGUSR1, libc::SIGSEGV] {
+        let script = format!("kill -{signal} $$");
+        assert_eq!(run().args(["sh", "-c", &script]).status().unwrap().signal(), Some(signal));
+    }
+    let text = scratch("text");
+    fs::write(&text, "exit $1").unwrap();
+    fs::set_permissions(&text, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(run().arg(&text).arg("9").status().unwrap().code(), Some(9));
+}
+
+/// Once where the process group is sent it, as the terminal does and a shell's kill %1, and once where ka alone is.
+#[test]
+fn a_signal_comes_once() {
+    let script =
+        "trap 'echo usr1' USR1; trap 'echo term; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
+    for to_group in [false, true] {
+        let mut child =
+            run().args(["sh", "-c", script]).process_group(0).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        assert_eq!(lines.next().unwrap(), "ready");
+        let pid = i32::try_from(child.id()).unwrap();
+        let to = if to_group { -pid } else { pid };
+        for _ in 0..3 {
+            kill(to, libc::SIGUSR1);
+            sleep(Duration::from_millis(200));
+        }
+        kill(to, libc::SIGTERM);
+        assert_eq!(lines.collect::<Vec<_>>(), ["usr1", "usr1", "usr1", "term"], "to the group: {to_group}");
+        assert_eq!(child.wait().unwrap().code(), Some(3));
+    }
+    // With what came with it.
+    let mut child = run().arg(seen()).arg("queue").stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!(lines.next().unwrap(), "ready");
+    let value = libc::sigval { sival_ptr: std::ptr::without_provenance_mut(4711) };
+    // SAFETY: numbers.
+    assert_eq!(unsafe { libc::sigqueue(child.id().try_into().unwrap(), libc::SIGRTMIN() + 2, value) }, 0);
+    assert_eq!(lines.next().unwrap(), "2 4711");
+    child.wait().unwrap();
+}
+
+/// What a shell sees of a job that is stopped, and continued.
+#[test]
+fn who_stands_in_stops_and_continues_as_the_program_does() {
+    let child = run().args(["sleep", "30"]).process_group(0).spawn().unwrap();
+    let pid = i32::try_from(child.id()).unwrap();
+    let state = |pid: i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(") ").next().and_then(|rest| rest.chars().next())
+    };
+    let mut sleeper = None;
+    eventually("the program is there", || {
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        sleeper = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).find(|other| {
+            let stat = fs::read_to_string(format!("/proc/{other}/stat")).unwrap_or_default();
+            let group = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(2)?.parse().ok());
+            stat.contains("(sleep)") && group == Some(pid)
+        });
+        sleeper.is_some()
+    });
+    let sleeper = sleeper.unwrap();
+    for (stop, to) in [(libc::SIGTSTP, -pid), (libc::SIGSTOP, sleeper), (libc::SIGTSTP, pid)] {
+        kill(to, stop);
+        let mut status = 0;
+        // SAFETY: an int.
+        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) }, pid);
+        assert!(libc::WIFSTOPPED(status) && libc::WSTOPSIG(status) == stop, "{status:x}");
+        assert_eq!(state(sleeper), Some('T'));
+        // The whole group as fg(1) does it, or the program alone.
+        kill(if stop == libc::SIGSTOP { sleeper } else { -pid }, libc::SIGCONT);
+        eventually("both go on", || state(sleeper) == Some('S') && state(pid) == Some('S'));
+    }
+    kill(-pid, libc::SIGINT);
+    let status = child.wait_with_output().unwrap().status;
+    assert_eq!(status.signal(), Some(libc::SIGINT));
+}
+
+/// Signals that are ignored or blocked, descriptors that are closed, the terminal: as they were.
+#[test]
+fn the_program_has_what_ka_was_given() {
+    for given in [
+        "",
+        "trap '' PIPE;",
+        "trap '' HUP PIPE CHLD;",
+        "exec 0<&-;",
+        "exec 1>&2 2>&-;",
+        "exec 7</dev/null;",
+        "cd /tmp;",
+    ] {
+        let show = |ka: &str| {
+            let what = "grep -E ^Sig(Ign|Blk) /proc/self/status >&7; pwd >&7;";
+            let script = format!(
+                "exec 7>$OUT; {given} {ka} sh -c '{} exec {} fd >&7'",
+                what.replace("^Sig(Ign|Blk)", "\"^Sig(Ign|Blk)\""),
+                seen().display()
+            );
+            let out = scratch("given");
+            let script = script.replace("exec 7</dev/null;", "exec 8</dev/null;");
+            assert!(
+                bare("sh")
+                    .env("OUT", &out)
+                    .args(["-c", &script])
+                    .stdin(Stdio::null())
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+            fs::read_to_string(out).unwrap()
+        };
+        let under = format!("{} run --via seccomp --", support::release().join("ka").display());
+        // In a process of its own here too, as under ka.
+        assert_eq!(show(&under), show(""), "{given}");
+    }
+    let command =
+        format!("{} run --via seccomp -- sh -c 'test -t 0 && tty'", support::release().join("ka").display());
+    let output = stdout(bare("script").args(["-qec", &command, "/dev/null"]));
+    assert!(output.starts_with("/dev/pts/"), "{output}");
+}
+
+/// Who reads what the program writes sees its end when the program closes it, not when ka ends.
+#[test]
+fn nobody_else_holds_what_the_program_writes_to() {
+    let mut child =
+        run().args(["sh", "-c", "echo out; exec >&-; sleep 20"]).stdout(Stdio::piped()).spawn().unwrap();
+    let begin = Instant::now();
+    let mut text = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(text, "out\n");
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    kill(child.id().try_into().unwrap(), libc::SIGTERM);
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGTERM));
+}
+
+#[test]
+fn rules_that_it_cannot_follow_are_not_passed_over_in_silence() {
+    let mut command = run();
+    command.env("KA_RULES", "peer=10.0.0.0/8 skip").args(["true"]);
+    let (status, _, err) = outcome(&mut command);
+    assert_eq!(status, 125, "{err}");
+    assert!(err.contains("KA_RULES"), "{err}");
+}
