@@ -39,6 +39,8 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
+        // This process goes back to the top, where it was in it.
+        let _ = fs::write(tree().join("cgroup.procs"), std::process::id().to_string());
         // A process that was killed leaves a moment later; one of ka's that has lost its cgroup, after some seconds.
         for _ in 0..500 {
             remove(&self.0);
@@ -253,12 +255,6 @@ fn force_holds_the_policy() {
     assert_eq!(five(fd)[4], Ok(120_000));
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 5000);
     assert_eq!(five(fd)[4], Ok(120_000));
-    leave(&cgroup);
-}
-
-/// This process goes back to the top.
-fn leave(_: &Cgroup) {
-    fs::write(tree().join("cgroup.procs"), std::process::id().to_string()).unwrap();
 }
 
 #[test]
