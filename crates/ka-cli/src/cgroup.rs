@@ -18,6 +18,7 @@ use crate::args::{self, CgroupCommand};
 use crate::bpf::host::{self, BPF_FOLDER};
 use crate::bpf::{self, Only, Orders, Programs, sys};
 use crate::failure::{FOUND, Failure, Outcome};
+use crate::sys::users;
 use crate::table::{self, Column, Output};
 use crate::text;
 
@@ -85,6 +86,25 @@ fn name(path: &Path) -> String {
 /// Where all that ka has attached is kept, a folder a cgroup, named by its number.
 fn pins() -> PathBuf {
     Path::new(BPF_FOLDER).join("ka")
+}
+
+/// A bpf filesystem that mount(8) has mounted lets everybody make folders in it. What somebody else has made there, or may
+/// write to, is not for us to keep anything in, nor to remove anything from: it may lead anywhere.
+fn check_pins() -> Result<(), String> {
+    let path = pins();
+    let (_, user) = users();
+    match fs::symlink_metadata(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+        Ok(found) if found.is_dir() && [0, user].contains(&found.uid()) && found.mode() & 0o022 == 0 => {
+            Ok(())
+        }
+        Ok(found) => Err(format!(
+            "{}: user {} made it, or others may write to it, so it is not used: remove it, and ka makes one of its own",
+            path.display(),
+            found.uid()
+        )),
+    }
 }
 
 /// What was done.
@@ -166,7 +186,10 @@ fn keep(cgroup: &Cgroup, programs: &Programs) -> Result<(), String> {
     let folder = cgroup.pins();
     let new = pins().join(format!("{}_new", cgroup.id));
     let old = pins().join(format!("{}_old", cgroup.id));
-    DirBuilder::new().recursive(true).mode(0o700).create(pins()).map_err(|error| said(&pins(), error))?;
+    match DirBuilder::new().mode(0o700).create(pins()) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(said(&pins(), error)),
+        _ => check_pins()?,
+    }
     // What an attempt has left that was ended halfway.
     for left in [&new, &old] {
         let _ = release(left);
@@ -202,9 +225,10 @@ fn keep(cgroup: &Cgroup, programs: &Programs) -> Result<(), String> {
 
 /// The folders of what is kept, and the cgroup of each: 0 where it is gone, `None` where that cannot be found out.
 fn kept() -> Vec<(PathBuf, Option<u64>)> {
-    let folders = fs::read_dir(pins()).into_iter().flatten().flatten().map(|entry| entry.path());
+    let entries = fs::read_dir(pins()).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     folders
-        .filter(|folder| folder.is_dir())
+        .map(|entry| entry.path())
         .map(|folder| {
             let link = sys::pinned(&folder.join(bpf::GIVER));
             let id = link.and_then(|link| sys::linked_cgroup(link.as_fd())).ok();
@@ -231,6 +255,7 @@ fn detach(args: &args::CgroupDetach) -> Outcome {
     if let Some(lack) = host::lacks(&host::FOR_CGROUPS).or_else(host::lacks_bpf_folder) {
         return Err(failed(lack));
     }
+    check_pins().map_err(failed)?;
     let folders = match &args.cgroup {
         None => kept().into_iter().map(|(folder, _)| folder).collect(),
         Some(name) => {

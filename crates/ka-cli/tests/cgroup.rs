@@ -15,7 +15,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use command::{Holder, as_nobody, go_holder, holder, ka, outcome, public, static_holder};
+use command::{CleanUp, Holder, as_nobody, go_holder, holder, ka, outcome, public, static_holder};
 use serde_json::Value;
 use support::{Running, alone, eventually, five, has_mptcp, is_root, set_option, skip, succeed};
 
@@ -292,6 +292,34 @@ fn the_cgroup_above_has_the_last_word() {
     attached(&ka_cgroup(&["attach", "-d", "90", "--mode", "default"], &cgroup.0));
     Holder::start(&mut within(&below, holder())).assert_all(50, 10, 6);
     assert_eq!(listed(&cgroup).len(), 2);
+}
+
+/// mount(8) mounts bpffs so that everybody may make folders in it: what leads elsewhere is not followed, least of all to
+/// remove what is there.
+#[test]
+fn what_somebody_else_keeps_in_bpffs_is_neither_used_nor_removed() {
+    if !on_its_own("what_somebody_else_keeps_in_bpffs_is_neither_used_nor_removed") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let precious = public("precious");
+    let _clean = CleanUp(precious.clone());
+    fs::write(precious.join("file"), "").unwrap();
+    let mut plant = Command::new("sh");
+    plant.args(["-c", "mkdir /sys/fs/bpf/ka && ln -s \"$0\" /sys/fs/bpf/ka/1"]).arg(&precious);
+    succeed(&mut as_nobody(&plant));
+    let (status, out, err) = ka_cgroup(&["attach"], &cgroup.0);
+    assert!(status == 2 && out.is_empty() && err.contains("/sys/fs/bpf/ka: user 65534 made it"), "{err}");
+    let (status, _, err) = outcome(ka().args(["cgroup", "detach", "--all"]));
+    assert!(status == 2 && err.contains("user 65534 made it"), "{err}");
+    assert!(precious.join("file").exists());
+    // A link in root's own folder is none that ka has made.
+    succeed(Command::new("sh").args(["-c", "rm /sys/fs/bpf/ka/1 && rmdir /sys/fs/bpf/ka"]));
+    attached(&ka_cgroup(&["attach"], &cgroup.0));
+    std::os::unix::fs::symlink(&precious, "/sys/fs/bpf/ka/1").unwrap();
+    assert_eq!(outcome(ka().args(["cgroup", "detach", "--all"])), (0, String::new(), String::new()));
+    assert!(precious.join("file").exists());
+    assert_eq!(listed(&cgroup), Vec::<Value>::new());
 }
 
 /// No call of a socket's is made by a program that has the kernel make and connect it through a ring.
