@@ -45,6 +45,10 @@ pub(crate) struct Cgroup {
 impl Cgroup {
     /// The cgroup of this name: its folder, or what stands in /proc/PID/cgroup, with or without the / before it.
     fn named(name: &OsStr) -> Result<Self, String> {
+        // A variable that is not set, most likely, which must not become the whole tree.
+        if name.is_empty() {
+            return Err("an empty name is no cgroup's; that of all is /".to_owned());
+        }
         let root = host::cgroup_root().ok_or(host::NO_CGROUPS)?;
         let path = Path::new(name);
         let within = root.join(path.strip_prefix("/").unwrap_or(path));

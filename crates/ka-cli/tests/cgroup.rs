@@ -368,6 +368,7 @@ fn what_cannot_be_done_is_said() {
     for (args, expected) in [
         (&["attach", "/no/such"][..], "/no/such: it is no cgroup (v2): neither its folder nor a name below"),
         (&["attach", "/etc"], "/etc: it is no cgroup (v2)"),
+        (&["attach", ""], "an empty name is no cgroup's; that of all is /"),
         (&["attach", "-p", "off", path], "--policy off: must turn keepalive on here"),
         (&["attach", "--mode", "floor", path], "invalid value 'floor' for '--mode <MODE>'"),
         (&["detach"], "required"),
