@@ -277,6 +277,43 @@ fn default_leaves_who_has_a_word() {
     assert_eq!(listed(&cgroup)[0]["mode"], "default");
 }
 
+/// A program that is shown a page of a longer value has to say that the value is to be passed on as it came: Linux 5.8 to 6.4
+/// refuse the call else. Here it is one in the cgroup above that does, as those do.
+#[test]
+fn a_value_that_is_longer_than_a_page_passes() {
+    const OLDER: &str = "import ctypes, os, struct, sys\n\
+        libc = ctypes.CDLL(None, use_errno=True)\n\
+        page = os.sysconf('SC_PAGESIZE')\n\
+        # r2 = call->optlen; r0 = 1; if ((s32)r2 <= page) goto exit; r0 = 0; exit: return r0;\n\
+        program = b''.join(struct.pack('BBhi', *insn) for insn in [(0x61, 0x12, 32, 0), (0xb7, 0, 0, 1),\n\
+            (0xd6, 2, 1, page), (0xb7, 0, 0, 0), (0x95, 0, 0, 0)])\n\
+        program, licence = ctypes.create_string_buffer(program, 40), ctypes.create_string_buffer(b'GPL')\n\
+        def bpf(command, *words):\n\
+        \x20   attributes = ctypes.create_string_buffer(b''.join(words), 128)\n\
+        \x20   result = libc.syscall(int(sys.argv[2]), command, attributes, 128)\n\
+        \x20   if result < 0: raise OSError(ctypes.get_errno(), 'bpf')\n\
+        \x20   return result\n\
+        loaded = bpf(5, struct.pack('IIQQ', 25, 5, ctypes.addressof(program), ctypes.addressof(licence)),\n\
+            bytes(44), struct.pack('I', 22))\n\
+        bpf(8, struct.pack('IIII', os.open(sys.argv[1], os.O_RDONLY), loaded, 22, 2))\n";
+    if !on_its_own("a_value_that_is_longer_than_a_page_passes") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let below = cgroup.below("below");
+    attached(&ka_cgroup(&["attach"], &below));
+    let call = libc::SYS_bpf.to_string();
+    succeed(Command::new("python3").args(["-c", OLDER]).arg(&cgroup.0).arg(call));
+    let python = "import os, socket\n\
+                  tail = bytes(2 * os.sysconf('SC_PAGESIZE'))\n\
+                  s = socket.socket()\n\
+                  for option, value in (socket.TCP_NODELAY, 1), (socket.TCP_USER_TIMEOUT, 3600000):\n\
+                  \x20   s.setsockopt(socket.IPPROTO_TCP, option, value.to_bytes(4, 'little') + tail)\n\
+                  \x20   print(s.getsockopt(socket.IPPROTO_TCP, option))";
+    let told = support::stdout(within(&below, Path::new("python3")).args(["-c", python]));
+    assert_eq!(told, "1\n120000\n");
+}
+
 /// The kernel calls the programs of the cgroup that is further up last.
 #[test]
 fn the_cgroup_above_has_the_last_word() {

@@ -167,7 +167,10 @@ impl Programs {
         let map = map.map_err(|error| GIVING.explain(&error))?;
         let giver = load(Kind::SockOps, GIVER, &sockops::giver(&policy, mode, map.as_raw_fd()), &GIVING)?;
         let keeper = match mode {
-            Mode::Force => Some(load(Kind::SetSockOpt, KEEPER, &sockops::keeper(&policy), &KEEPING)?),
+            Mode::Force => {
+                let keeper = sockops::keeper(&policy, sys::page_size());
+                Some(load(Kind::SetSockOpt, KEEPER, &keeper, &KEEPING)?)
+            }
             _ => None,
         };
         Ok(Self { giver, keeper })

@@ -64,7 +64,11 @@ mod sock {
 /// `BPF_CGROUP_SETSOCKOPT`: what a program in the cgroup says of its keepalive succeeds where the kernel would have taken
 /// it, and changes nothing; what the kernel would have refused, it refuses. A user timeout is held where the policy names
 /// one, else shortened to what the policy allows.
-pub(super) fn keeper(config: &Config) -> Vec<Insn> {
+///
+/// Of a value that is longer than a page a program is shown the first page. What it does not say is to be passed on as it
+/// came (a length of 0) the kernel refuses with EFAULT (Linux 5.8 to 6.4), as the tables that iptables sets, or passes on
+/// whatever the program has written. Documentation/bpf/prog_cgroup_sockopt.rst
+pub(super) fn keeper(config: &Config, page: i32) -> Vec<Insn> {
     use Reg::{R0, R1, R2, R3, R4, R6};
 
     let mut program = Assembler::default();
@@ -125,10 +129,12 @@ pub(super) fn keeper(config: &Config) -> Vec<Insn> {
         if is_named {
             program.jump(swallow);
         } else if timer == Timer::UserTimeout {
-            // if (value > latest) *(int *)call->optval = latest; goto pass;
+            // if (value > latest) { *(int *)call->optval = latest; call->optlen = 4; } goto pass;
             let latest = config.latest_user_timeout();
             program.jump_if(R0, Cond::LessOrEqual, latest, pass);
             program.store(Size::Word, R3, 0, latest);
+            program.mov(R0, 4);
+            program.store(Size::Word, R6, sockopt::OPTLEN, R0);
         }
         if !is_named {
             program.jump(pass);
@@ -139,8 +145,14 @@ pub(super) fn keeper(config: &Config) -> Vec<Insn> {
     program.place(swallow);
     program.mov(R0, -1);
     program.store(Size::Word, R6, sockopt::OPTLEN, R0);
-    // return 1;
+    // pass: if (call->optlen > page) call->optlen = 0; return 1;
     program.place(pass);
+    let short = program.label();
+    program.load(Size::Word, R1, R6, sockopt::OPTLEN);
+    program.jump_if(R1, Cond::LessOrEqual, page, short);
+    program.mov(R0, 0);
+    program.store(Size::Word, R6, sockopt::OPTLEN, R0);
+    program.place(short);
     program.mov(R0, 1);
     program.exit();
     program.finish()

@@ -437,6 +437,13 @@ pub(crate) fn filesystem(path: &Path) -> io::Result<u64> {
     Ok(kind as u64 & 0xffff_ffff)
 }
 
+/// How large a page is. sysconf(3)
+pub(crate) fn page_size() -> i32 {
+    // SAFETY: takes no pointer.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    i32::try_from(size).unwrap_or(4096)
+}
+
 /// Lets this process lock as much memory as it likes, which kernels before 5.11 count programs and maps as, while it
 /// does something.
 pub(crate) fn with_locked_memory<T>(work: impl FnOnce() -> T) -> T {
