@@ -277,6 +277,36 @@ fn default_leaves_who_has_a_word() {
     assert_eq!(listed(&cgroup)[0]["mode"], "default");
 }
 
+/// What a program attaches that says nothing of others is alone. Python makes it, and ka does not say that rights are
+/// missing.
+#[test]
+fn a_program_that_lets_none_be_beside_it_is_named() {
+    const ALONE: &str = "import ctypes, os, struct, sys\n\
+        libc = ctypes.CDLL(None, use_errno=True)\n\
+        # return 1;\n\
+        program = ctypes.create_string_buffer(struct.pack('BBhiBBhi', 0xb7, 0, 0, 1, 0x95, 0, 0, 0), 16)\n\
+        licence = ctypes.create_string_buffer(b'GPL')\n\
+        def bpf(command, words):\n\
+        \x20   attributes = ctypes.create_string_buffer(words, 128)\n\
+        \x20   result = libc.syscall(int(sys.argv[2]), command, attributes, 128)\n\
+        \x20   if result < 0: raise OSError(ctypes.get_errno(), 'bpf')\n\
+        \x20   return result\n\
+        loaded = bpf(5, struct.pack('IIQQ', 13, 2, ctypes.addressof(program), ctypes.addressof(licence)))\n\
+        bpf(8, struct.pack('IIII', os.open(sys.argv[1], os.O_RDONLY), loaded, 3, 0))\n";
+    if !on_its_own("a_program_that_lets_none_be_beside_it_is_named") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let below = cgroup.below("below");
+    let call = libc::SYS_bpf.to_string();
+    succeed(Command::new("python3").args(["-c", ALONE]).arg(&cgroup.0).arg(call));
+    for path in [&cgroup.0, &below] {
+        let (status, out, err) = ka_cgroup(&["attach"], path);
+        assert!(status == 2 && out.is_empty() && err.contains("lets none be beside it"), "{err}");
+    }
+    assert_eq!(listed(&cgroup), Vec::<Value>::new());
+}
+
 /// A program that is shown a page of a longer value has to say that the value is to be passed on as it came: Linux 5.8 to 6.4
 /// refuse the call else. Here it is one in the cgroup above that does, as those do.
 #[test]

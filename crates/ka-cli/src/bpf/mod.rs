@@ -74,6 +74,21 @@ impl Feature {
         if host::release() < self.since { Err(self.missing()) } else { Ok(()) }
     }
 
+    /// What a refusal to attach a program to a cgroup comes from. It may be loaded, so it is not for want of rights.
+    fn explain_attaching(&self, error: &io::Error) -> String {
+        match error.raw_os_error() {
+            Some(libc::EPERM) => {
+                "another program is attached to this cgroup or to one above it, and lets none be beside it \
+                                  (no BPF_F_ALLOW_MULTI): bpftool cgroup tree shows it"
+                    .to_owned()
+            }
+            Some(libc::E2BIG) => {
+                "64 programs are attached to this cgroup already, and there can be no more".to_owned()
+            }
+            _ => self.explain(error),
+        }
+    }
+
     /// What a refusal of bpf(2) comes from.
     fn explain(&self, error: &io::Error) -> String {
         match error.raw_os_error() {
@@ -186,7 +201,7 @@ impl Programs {
     pub(crate) fn attach(&self, cgroup: BorrowedFd<'_>) -> Result<(), String> {
         self.each()
             .try_for_each(|(_, kind, program)| sys::attach(cgroup, program, kind))
-            .map_err(|error| GIVING.explain(&error))
+            .map_err(|error| GIVING.explain_attaching(&error))
     }
 
     /// Attaches them for as long as the links are there, by name.
@@ -194,7 +209,7 @@ impl Programs {
         self.each()
             .map(|(name, kind, program)| Ok((name, sys::link(program, Some(cgroup), kind)?)))
             .collect::<io::Result<_>>()
-            .map_err(|error| LINKING.explain(&error))
+            .map_err(|error| LINKING.explain_attaching(&error))
     }
 }
 
