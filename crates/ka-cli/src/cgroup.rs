@@ -111,6 +111,19 @@ fn check_pins() -> Result<(), String> {
     }
 }
 
+/// While this is open, no other ka changes what is kept: what stands half done is removed by the next.
+fn lock_pins() -> Result<Option<File>, String> {
+    let said = |error: io::Error| format!("{}: {error}", pins().display());
+    match File::open(pins()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => {
+            let folder = opened.map_err(said)?;
+            crate::sys::lock(folder.as_fd()).map_err(said)?;
+            Ok(Some(folder))
+        }
+    }
+}
+
 /// What was done.
 #[derive(Serialize)]
 struct Attached {
@@ -194,6 +207,7 @@ fn keep(cgroup: &Cgroup, programs: &Programs) -> Result<(), String> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(said(&pins(), error)),
         _ => check_pins()?,
     }
+    let _lock = lock_pins()?;
     // What an attempt has left that was ended halfway.
     for left in [&new, &old] {
         let _ = release(left);
@@ -260,6 +274,7 @@ fn detach(args: &args::CgroupDetach) -> Outcome {
         return Err(failed(lack));
     }
     check_pins().map_err(failed)?;
+    let _lock = lock_pins().map_err(failed)?;
     let folders = match &args.cgroup {
         None => kept().into_iter().map(|(folder, _)| folder).collect(),
         Some(name) => {

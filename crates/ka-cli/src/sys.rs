@@ -170,6 +170,12 @@ pub fn inode(fd: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(unsafe { status.assume_init() }.st_ino)
 }
 
+/// Waits until nobody else has locked the file, and does. It ends when the descriptor is closed. flock(2)
+pub fn lock(file: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: takes no pointer.
+    check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) }).map(drop)
+}
+
 /// Moves this program into a network namespace. setns(2)
 pub fn enter_network(namespace: impl AsFd) -> io::Result<()> {
     // SAFETY: takes no pointer. There is no other thread.

@@ -277,6 +277,29 @@ fn default_leaves_who_has_a_word() {
     assert_eq!(listed(&cgroup)[0]["mode"], "default");
 }
 
+/// Whoever comes last, one of them holds, and none fails for another.
+#[test]
+fn many_may_attach_to_one_cgroup_at_once() {
+    if !on_its_own("many_may_attach_to_one_cgroup_at_once") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    for _ in 0..5 {
+        let start = |idle: i32| {
+            let mut command = ka();
+            command.args(["cgroup", "attach", "-d", &idle.to_string()]).arg(&cgroup.0);
+            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+        };
+        let started: Vec<_> = (30..40).map(start).collect();
+        for child in started {
+            let output = child.wait_with_output().unwrap();
+            let err = String::from_utf8(output.stderr).unwrap();
+            assert!(output.status.success() && err.is_empty(), "{} {err}", output.status);
+        }
+        assert_eq!(listed(&cgroup).len(), 1, "{:?}", listed(&cgroup));
+    }
+}
+
 /// What a program attaches that says nothing of others is alone. Python makes it, and ka does not say that rights are
 /// missing.
 #[test]
