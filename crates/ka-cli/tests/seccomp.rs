@@ -432,6 +432,30 @@ fn a_signal_comes_once() {
     child.wait().unwrap();
 }
 
+/// timeout(1) goes into a group of its own where it does not lead one, and so has not what the job is sent.
+#[test]
+fn a_program_in_a_group_of_its_own_has_the_job_s_signals() {
+    let mut child = run().args(["timeout", "20.125", "sleep", "20"]).process_group(0).spawn().unwrap();
+    let pid = i32::try_from(child.id()).unwrap();
+    // Whom it starts with a duration of the test's own.
+    eventually("timeout leads a group", || {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.into_iter().any(|other| {
+            let line = fs::read(format!("/proc/{other}/cmdline")).unwrap_or_default();
+            // SAFETY: takes no pointer.
+            line.starts_with(b"timeout\x0020.125\0") && unsafe { libc::getpgid(other) } == other
+        })
+    });
+    kill(-pid, libc::SIGTERM);
+    let mut status = None;
+    eventually("it has ended", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().signal(), Some(libc::SIGTERM));
+}
+
 /// What a shell sees of a job that is stopped, and continued.
 #[test]
 fn who_stands_in_stops_and_continues_as_the_program_does() {

@@ -259,7 +259,13 @@ fn supervise(
             match Message::receive(front) {
                 // What we have sent ourselves the program has had already.
                 Some(Message::Signal(signal)) if signal.sender == own_pid() => {}
-                Some(Message::Signal(signal)) if !sys::was_sent_too(&signal) => sys::send(program, &signal),
+                Some(Message::Signal(signal)) => {
+                    // A program that has gone into a group of its own, as timeout(1) does, has not had the job's.
+                    let had_it = sys::was_sent_too(&signal) && sys::is_in_our_group(program);
+                    if !had_it {
+                        sys::send(program, &signal);
+                    }
+                }
                 Some(_) => {}
                 None => to_front = None,
             }

@@ -360,6 +360,12 @@ pub(super) fn was_sent_too(signal: &Signal) -> bool {
     }
 }
 
+/// Whether a process is in our process group.
+pub(super) fn is_in_our_group(pid: i32) -> bool {
+    // SAFETY: they take no pointer.
+    unsafe { libc::getpgid(pid) == libc::getpgrp() }
+}
+
 /// Sends a signal on.
 pub(super) fn send(pid: i32, signal: &Signal) {
     // SAFETY: numbers. A process that has ended is ours until it is waited for, so it is never another.
