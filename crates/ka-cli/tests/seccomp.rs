@@ -166,6 +166,20 @@ fn inherited_sockets_have_the_policy() {
     assert_eq!(stdout(&mut command), "1 60\n");
 }
 
+/// A service takes what systemd has opened for it only where the number that comes with it is its own.
+#[test]
+fn what_systemd_hands_to_a_process_is_the_program_s() {
+    let ka = support::release().join("ka");
+    let look = "echo $((LISTEN_PID == $$)) $((WATCHDOG_PID == $$)) $LISTEN_FDS ${LISTEN_PIDFDID-none}";
+    let script = "LISTEN_FDS=1 LISTEN_PIDFDID=7 LISTEN_PID=$$ WATCHDOG_PID=$$ \
+                  exec \"$0\" run --via seccomp sh -c \"$1\"";
+    assert_eq!(stdout(bare("sh").args(["-c", script]).arg(&ka).arg(look)), "1 1 1 none\n");
+    // What is for another stays so.
+    let script =
+        "LISTEN_PID=1 WATCHDOG_PID=1 \"$0\" run --via seccomp sh -c 'echo $LISTEN_PID $WATCHDOG_PID'";
+    assert_eq!(stdout(bare("sh").args(["-c", script]).arg(&ka)), "1 1\n");
+}
+
 #[test]
 fn a_daemon_is_followed_and_waited_for() {
     let file = scratch("daemon");

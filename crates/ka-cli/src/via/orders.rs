@@ -87,6 +87,21 @@ impl Environment {
         self.0.iter().find_map(|entry| value_of(entry, name))
     }
 
+    /// What systemd gives to one process, which it names by its number, is for the program, which has another than it was
+    /// started with. sd_listen_fds(3), sd_watchdog_enabled(3)
+    pub(super) fn hand_on(&mut self, from: i32) {
+        let (from, to) = (from.to_string(), std::process::id().to_string());
+        for name in [&b"LISTEN_PID"[..], b"WATCHDOG_PID", b"SYSTEMD_EXEC_PID"] {
+            if self.get(name) == Some(from.as_bytes()) {
+                self.set(name, to.as_bytes());
+                if name == b"LISTEN_PID" {
+                    // It names the process once more, by the inode of its pidfd, where it is there.
+                    self.remove(b"LISTEN_PIDFDID");
+                }
+            }
+        }
+    }
+
     /// What the shim will take its orders to be.
     pub(super) fn orders<'a>(&'a self, file: &'a [u8]) -> Orders<'a> {
         let mut environment = Values::default();

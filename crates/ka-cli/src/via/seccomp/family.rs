@@ -112,6 +112,11 @@ impl Cradle {
         (std::os::unix::process::parent_id(), self.shared.spare.load(Ordering::Relaxed))
     }
 
+    /// The number of the process that the program would have been.
+    pub(super) fn front(&self) -> i32 {
+        self.shared.front.load(Ordering::Relaxed)
+    }
+
     /// Hands the listener to the supervisor, and waits until it has it.
     pub(super) fn hand_over(mut self, listener: OwnedFd) -> io::Result<Signals> {
         self.supervisor.write_all(&listener.as_raw_fd().to_ne_bytes())?;

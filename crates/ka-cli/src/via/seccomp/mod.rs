@@ -81,7 +81,7 @@ impl Way for Seccomp {
 
     fn start(&self, launch: &Launch<'_>) -> Result<Infallible, Failure> {
         let file = conf_text();
-        let environment = Environment::of(launch, &file);
+        let mut environment = Environment::of(launch, &file);
         let orders = environment.orders(&file);
         let terms = Terms { policy: orders.policy, mode: orders.mode };
         let failed = |error: &dyn std::fmt::Display| {
@@ -97,6 +97,7 @@ impl Way for Seccomp {
         sweep(terms);
         let cradle = family::found(terms).map_err(|error| failed(&error))?;
         // From here on this is the program's process.
+        environment.hand_on(cradle.front());
         let (supervisor, spare) = cradle.elders();
         let ready = (|| {
             let renounced = !is_privileged();
