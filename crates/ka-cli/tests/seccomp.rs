@@ -275,6 +275,24 @@ fn the_supervisor_may_be_killed_at_any_moment() {
     assert_eq!(supervised.end().1, "100 of 100\n");
 }
 
+/// Where nobody waits for orphans, as a container's first process may not, they would stay for ever.
+#[test]
+fn nothing_of_ka_s_is_left_when_the_program_has_ended() {
+    // PR_SET_CHILD_SUBREAPER
+    let init = "import ctypes, os, subprocess, sys, time\n\
+                ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\n\
+                print(subprocess.run(sys.argv[1:]).returncode, flush=True)\n\
+                time.sleep(0.3)\n\
+                try: print(os.waitpid(-1, os.WNOHANG))\n\
+                except ChildProcessError: print('nothing')";
+    for (script, status) in [("exit 3", "3"), ("kill -USR1 $$", "-10")] {
+        let mut command = bare("python3");
+        command.args(["-c", init]).arg(support::release().join("ka"));
+        let told = stdout(command.args(["run", "--via", "seccomp", "sh", "-c", script]));
+        assert_eq!(told, format!("{status}\nnothing\n"));
+    }
+}
+
 #[test]
 fn the_death_of_both_is_said() {
     let supervised = Supervised::start(run().args(["-v", "sleep", "1"]));

@@ -236,7 +236,14 @@ fn supervise(
         while let Some((pid, change)) = sys::next_change().unwrap_or_else(|_| sys::exit(0)) {
             let has_ended = matches!(change, Change::Exited(_) | Change::Killed(_));
             if pid == program {
+                // What it leaves behind is our child by now.
+                if has_ended {
+                    sys::acknowledge(pid, change);
+                }
                 if let Some(front) = &to_front {
+                    if has_ended && is_alone() {
+                        let _ = Message::Alone.send(front);
+                    }
                     let _ = Message::Program(change).send(front);
                 }
                 if change == Change::Continued && to_front.is_some() {
@@ -278,15 +285,39 @@ fn supervise(
     }
 }
 
+/// Whether no child is left but such as have ended, which are waited for.
+fn is_alone() -> bool {
+    loop {
+        match sys::next_change() {
+            Err(_) => return true,
+            Ok(None) => return false,
+            Ok(Some((pid, change))) => sys::acknowledge(pid, change),
+        }
+    }
+}
+
 /// The front process: passes signals on, and does as the program does.
 fn stand_in(supervisor: &UnixStream, spare: i32) -> ! {
     let signals = sys::signalfd(None).unwrap_or_else(|error| give_up(&error));
+    let mut is_alone = false;
+    // Where there is no daemon, all of ka's ends before the command does: nothing is left for an init to wait for, which
+    // in a container may be no init.
+    let see_off = |is_alone: bool| {
+        if is_alone {
+            sys::has_ended_well(spare);
+        }
+    };
     loop {
         let ready = poll(&[signals.as_fd(), supervisor.as_fd()], FOR_EVER).unwrap_or_default();
         if ready.get(1) == Some(&true) {
             match Message::receive(supervisor) {
-                Some(Message::Program(Change::Exited(status))) => sys::exit(status),
+                Some(Message::Alone) => is_alone = true,
+                Some(Message::Program(Change::Exited(status))) => {
+                    see_off(is_alone);
+                    sys::exit(status);
+                }
                 Some(Message::Program(Change::Killed(signal))) => {
+                    see_off(is_alone);
                     sys::suffer(signal);
                     sys::exit(signal.saturating_add(128));
                 }
@@ -297,6 +328,7 @@ fn stand_in(supervisor: &UnixStream, spare: i32) -> ! {
                         io::stderr(),
                         "ka: run: supervisor and spare {spare} were killed: what the program connects or listens to fails now"
                     );
+                    see_off(true);
                     sys::exit(OUR_OWN);
                 }
             }

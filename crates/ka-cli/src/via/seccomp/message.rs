@@ -12,6 +12,8 @@ pub(super) enum Message {
     Signal(Signal),
     /// To the front process: what has become of the program.
     Program(Change),
+    /// To the front process, before the last of those: nothing that the program started is left.
+    Alone,
 }
 
 const SIZE: usize = 24;
@@ -25,6 +27,7 @@ impl Message {
             Self::Program(Change::Killed(signal)) => (3, signal, 0, 0),
             Self::Program(Change::Stopped(signal)) => (4, signal, 0, 0),
             Self::Program(Change::Continued) => (5, 0, 0, 0),
+            Self::Alone => (6, 0, 0, 0),
         };
         let mut bytes = Vec::with_capacity(SIZE);
         for word in [kind, number, sender, 0] {
@@ -49,6 +52,7 @@ impl Message {
             2 => Self::Program(Change::Exited(number)),
             3 => Self::Program(Change::Killed(number)),
             4 => Self::Program(Change::Stopped(number)),
+            6 => Self::Alone,
             _ => Self::Program(Change::Continued),
         })
     }
@@ -70,6 +74,7 @@ mod tests {
             Message::Program(Change::Killed(9)),
             Message::Program(Change::Stopped(20)),
             Message::Program(Change::Continued),
+            Message::Alone,
         ] {
             message.send(&one).unwrap();
             assert_eq!(Message::receive(&other), Some(message));
