@@ -275,6 +275,22 @@ fn the_supervisor_may_be_killed_at_any_moment() {
     assert_eq!(supervised.end().1, "100 of 100\n");
 }
 
+/// As timeout(1) and shells kill a job: who is in another group goes on, and has the policy.
+#[test]
+fn who_kills_the_whole_job_leaves_nobody_without_an_answer() {
+    let file = scratch("job");
+    let script = format!(
+        "setsid sh -c 'echo >{0}; sleep 1; {1} listen >{0}' & sleep 20",
+        file.display(),
+        seen().display()
+    );
+    let mut child = run().args(["sh", "-c", &script]).process_group(0).stderr(Stdio::null()).spawn().unwrap();
+    eventually("there is somebody in another session", || file.exists());
+    kill(-i32::try_from(child.id()).unwrap(), libc::SIGKILL);
+    assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    eventually("its socket has the policy", || fs::read_to_string(&file).is_ok_and(|told| told == STANDARD));
+}
+
 /// Where nobody waits for orphans, as a container's first process may not, they would stay for ever.
 #[test]
 fn nothing_of_ka_s_is_left_when_the_program_has_ended() {

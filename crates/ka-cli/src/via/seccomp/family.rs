@@ -13,11 +13,12 @@
 //! process of the program has ended: then the supervisor ends, and the spare. The front process ends with the program
 //! that it stands for, as a shell expects when a daemon goes into the background.
 //!
-//! All four are in one process group, that of the job. So the terminal's signals, and kill(2) of the whole group, reach
+//! All but the spare are in one process group, that of the job. So the terminal's signals, and kill(2) of the whole group, reach
 //! the program without us, and must not be passed on as well. Who was meant, no signal says; but the supervisor, which
 //! nobody has a reason to send a signal to, is in the same group, and has them blocked: if it has the same one waiting,
 //! it was for all. The kernel goes through a group from its youngest process to its eldest, so the supervisor has it
-//! before the front process does.
+//! before the front process does. The spare has a group of its own, so that SIGKILL for the group of the job does not leave
+//! what the program has put into other groups without anybody; it comes back when it is the supervisor.
 //!
 //! The program stops (^Z, or it reads from the terminal in the background): the front process stops too, or the shell
 //! would wait for ever. What continues the one, continues the other.
@@ -177,6 +178,8 @@ fn wait_for(
     shared: &'static Shared,
     terms: Terms,
 ) -> ! {
+    let job = sys::own_group();
+    sys::enter_group(0);
     let listener = receive_number(&to_supervisor).and_then(|theirs| {
         let taken = pidfd_open(supervisor, 0).and_then(|process| pidfd_getfd(process.as_fd(), theirs));
         to_supervisor.write_all(&0_i32.to_ne_bytes())?;
@@ -186,6 +189,7 @@ fn wait_for(
     if sys::has_ended_well(supervisor) {
         sys::exit(0);
     }
+    sys::enter_group(job);
     let Ok(listener) = listener else { sys::exit(OUR_OWN) };
     let _ = writeln!(
         io::stderr(),

@@ -360,10 +360,22 @@ pub(super) fn was_sent_too(signal: &Signal) -> bool {
     }
 }
 
+/// Our process group.
+pub(super) fn own_group() -> i32 {
+    // SAFETY: takes nothing.
+    unsafe { libc::getpgrp() }
+}
+
 /// Whether a process is in our process group.
 pub(super) fn is_in_our_group(pid: i32) -> bool {
-    // SAFETY: they take no pointer.
-    unsafe { libc::getpgid(pid) == libc::getpgrp() }
+    // SAFETY: takes no pointer.
+    unsafe { libc::getpgid(pid) == own_group() }
+}
+
+/// Goes into a process group of this session, or with 0 into a new one. Where it is not there any more, nothing changes.
+pub(super) fn enter_group(group: i32) {
+    // SAFETY: takes no pointer.
+    unsafe { libc::setpgid(0, group) };
 }
 
 /// Sends a signal on.
