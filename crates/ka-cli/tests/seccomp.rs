@@ -39,6 +39,32 @@ fn run() -> Command {
     command
 }
 
+/// `ka run` where a call fails, always or with an argument of this value, as on an older kernel or in a container.
+fn refused(call: libc::c_long, errno: i32, argument: Option<(u32, i32)>) -> Command {
+    // struct seccomp_data: the number, then, from 16 on, the arguments.
+    const REFUSE: &str = "import ctypes, os, struct, sys\n\
+        call, errno, place, value = map(int, sys.argv[1:5])\n\
+        libc = ctypes.CDLL(None)\n\
+        filter = b''.join(struct.pack('HBBI', *insn) for insn in [(0x20, 0, 0, 0), (0x15, 0, 3, call),\n\
+        \x20   (0x20, 0, 0, place), (0x15, 0, 1, value), (6, 0, 0, 0x50000 | errno), (6, 0, 0, 0x7fff0000)])\n\
+        filter = ctypes.create_string_buffer(filter, 48)\n\
+        program = struct.pack('HxxxxxxQ', 6, ctypes.addressof(filter))\n\
+        assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program) == 0\n\
+        os.execvp(sys.argv[5], sys.argv[5:])";
+    let (place, value) = argument.map_or((0, call), |(place, value)| (16 + 8 * place, value.into()));
+    let mut command = bare("python3");
+    command.args([
+        "-c",
+        REFUSE,
+        &call.to_string(),
+        &errno.to_string(),
+        &place.to_string(),
+        &value.to_string(),
+    ]);
+    command.arg(support::release().join("ka")).args(["run", "--via", "seccomp"]);
+    command
+}
+
 /// What the program says of its socket.
 fn told(what: &str, flags: &[&str]) -> String {
     stdout(run().args(flags).arg(seen()).arg(what))
@@ -153,6 +179,32 @@ fn programs_that_the_program_starts_are_reached() {
 
 const PYTHON: &str =
     "import socket; s = socket.socket(); s.listen(); print(s.getsockopt(1, 9), s.getsockopt(6, 4))";
+
+/// Before Linux 6.9 there are pidfds of processes only. A thread's number may be another process's when it has ended.
+#[test]
+fn a_thread_s_number_that_is_used_again_on_an_older_kernel() {
+    if !support::on_a_machine_of_its_own("a_thread_s_number_that_is_used_again_on_an_older_kernel") {
+        return;
+    }
+    let again = "import os, socket, threading\n\
+                 kept, number = [], []\n\
+                 def listen(fd=None):\n\
+                 \x20   made = socket.socket()\n\
+                 \x20   if fd: os.dup2(made.fileno(), fd); made = socket.socket(fileno=fd)\n\
+                 \x20   made.listen(); kept.append(made); number.append(threading.get_native_id())\n\
+                 \x20   return made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)\n\
+                 thread = threading.Thread(target=listen); thread.start(); thread.join()\n\
+                 for turn in range(10000):\n\
+                 \x20   with open('/proc/sys/kernel/ns_last_pid', 'w') as last: last.write(str(number[0] - 1))\n\
+                 \x20   child = os.fork()\n\
+                 \x20   if not child and os.getpid() != number[0]: os._exit(1)\n\
+                 \x20   if not child: print('again', listen(50), flush=True); os._exit(0)\n\
+                 \x20   if os.waitpid(child, 0)[1] == 0: break";
+    // pidfd_open(2) with PIDFD_THREAD is EINVAL.
+    let mut command = refused(libc::SYS_pidfd_open, libc::EINVAL, Some((1, libc::O_EXCL)));
+    command.args(["python3", "-c", again]);
+    assert_eq!(stdout(&mut command), "again 1\n");
+}
 
 /// What it was given is open when it starts, without a call that could be seen.
 #[test]

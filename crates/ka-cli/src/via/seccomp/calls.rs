@@ -225,31 +225,36 @@ impl Server {
             }
             result => result,
         };
-        let socket = task.and_then(|task| pidfd_getfd(task.as_fd(), fd).map(|socket| (socket, task)));
+        let socket = task.and_then(|(task, is_its_own)| {
+            pidfd_getfd(task.as_fd(), fd).map(|socket| (socket, task, is_its_own))
+        });
         // If it does not wait any more, the number may have been another's when it was opened.
         if !sys::is_waiting(self.listener.as_fd(), call) {
             return Ok(None);
         }
-        let (socket, task) = socket?;
-        if self.tasks.len() >= self.most {
-            self.tasks.clear();
+        let (socket, task, is_its_own) = socket?;
+        // A process may outlive the thread whose number this is, and then the number may be another's.
+        if is_its_own {
+            if self.tasks.len() >= self.most {
+                self.tasks.clear();
+            }
+            self.tasks.insert(call.pid, task);
         }
-        self.tasks.insert(call.pid, task);
         Ok(Some(socket))
     }
 
     /// The task that calls, or its process where the kernel has no pidfds of tasks: nearly always both have one table of
-    /// descriptors.
-    fn open(&mut self, call: &Call) -> io::Result<OwnedFd> {
+    /// descriptors. And whether it is the task's own.
+    fn open(&mut self, call: &Call) -> io::Result<(OwnedFd, bool)> {
         let task = call.pid.cast_signed();
         if self.has_tasks {
             match pidfd_open(task, PIDFD_THREAD) {
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.has_tasks = false,
-                result => return result,
+                result => return Ok((result?, true)),
             }
         }
         let leader = Status::read(task)?.leader().unwrap_or(task);
-        pidfd_open(leader, 0)
+        Ok((pidfd_open(leader, 0)?, leader == task))
     }
 
     /// A caller's socket could not be had.
