@@ -28,6 +28,7 @@ use crate::process::{self, Process, Status, Table};
 use crate::sockets::sockets;
 use crate::sys;
 use crate::text;
+use crate::via;
 
 pub(crate) fn attach(args: &args::Attach) -> Outcome {
     let attach = Attach {
@@ -321,8 +322,12 @@ impl Attach<'_> {
             Ok(()) if kernel.writes.get() > 0 && !self.holds(socket.as_fd()) => (
                 Fate::Failed,
                 Some(
-                    "its cgroup has a policy that holds against others (ka cgroup ls); --via bpf passes it"
-                        .to_owned(),
+                    if via::is_held() {
+                        "ka run --via seccomp holds its policy against this command too: ka attach outside of it, or --via bpf"
+                    } else {
+                        "its cgroup has a policy that holds against others (ka cgroup ls); --via bpf passes it"
+                    }
+                    .to_owned(),
                 ),
             ),
             Ok(()) if kernel.writes.get() > 0 => (Fate::Set, None),

@@ -398,6 +398,23 @@ fn a_second_one_inside_says_that_the_outer_one_is_in_force() {
     assert_eq!(inside("default"), (0, "1 30\n".to_owned(), String::new()));
 }
 
+/// What it does to another's socket comes to nothing there, and it says why.
+#[test]
+fn ka_attach_inside_is_held_too() {
+    // PR_SET_PTRACER: whoever asks may look into it, for Yama.
+    let script = "import ctypes, os, socket, subprocess, sys\n\
+                  ctypes.CDLL(None).prctl(0x59616d61, ctypes.c_ulong(-1 & 2**64 - 1), 0, 0, 0)\n\
+                  s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen()\n\
+                  subprocess.run([sys.argv[1], 'attach', '-d', '30', str(os.getpid())])\n\
+                  print(s.getsockopt(6, 4))";
+    let (status, out, err) = outcome(
+        run().args(["python3", "-c", script]).arg(support::release().join("ka")).env("PYTHONUNBUFFERED", "1"),
+    );
+    assert!(status == 0 && err.is_empty(), "{out}{err}");
+    assert!(out.contains("ka run --via seccomp holds its policy against this command too"), "{out}");
+    assert!(out.ends_with("0 sockets set, 0 unchanged, 1 failed\n60\n"), "{out}");
+}
+
 /// Of each call, the result and errno.
 #[test]
 fn in_the_default_mode_no_call_is_any_different() {

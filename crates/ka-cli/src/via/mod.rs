@@ -72,6 +72,11 @@ pub(crate) fn start_under_outer(launch: &Launch<'_>) -> Option<Failure> {
     seccomp::outer().filter(|outer| outer.holds).map(|outer| outer.start(launch))
 }
 
+/// Whether the supervisor of a `ka run` holds its policy against this process.
+pub(crate) fn is_held() -> bool {
+    seccomp::outer().is_some_and(|outer| outer.holds)
+}
+
 /// Why nothing can be preloaded into any program.
 pub(crate) fn preload_obstacle() -> Option<String> {
     preload::lacks_shim()
