@@ -146,6 +146,22 @@ fn a_mode_says_what_the_program_may() {
     }
 }
 
+/// As in Podman's containers: the supervisor may have a program's descriptors, and process_vm_readv(2) is refused.
+#[test]
+fn a_mode_holds_where_memory_is_not_to_be_read_by_a_call() {
+    let under = |errno, mode: &str, what: &str| {
+        let mut command = refused(libc::SYS_process_vm_readv, errno, None);
+        outcome(command.args(["--mode", mode]).arg(seen()).arg(what))
+    };
+    for errno in [libc::EPERM, libc::ENOSYS] {
+        for (mode, after) in [("force", "1 60 10 6 120000\n"), ("floor", "1 15 10 6 120000\n")] {
+            assert_eq!(under(errno, mode, "set"), (0, after.to_owned(), String::new()));
+        }
+    }
+    let (_, told, _) = under(libc::EPERM, "floor", "judge");
+    assert!(told.contains(&format!("pointer {}\n", libc::EFAULT)), "{told}");
+}
+
 /// Threads, forks, namespaces, descriptors of a thread's own, none left, none to be had, signals each 50 us.
 #[test]
 fn whatever_the_program_is_made_of() {

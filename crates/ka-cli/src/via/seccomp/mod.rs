@@ -209,7 +209,8 @@ fn trial() -> Result<(), Trial> {
                 "this kernel has no seccomp listeners with CONTINUE: Linux 5.5 and later have them".to_owned()
             }
             Some(libc::EPERM | libc::EACCES) => {
-                "seccomp or pidfd_getfd is not allowed here, as in some containers".to_owned()
+                "seccomp or pidfd_getfd is not allowed here, as in Docker's containers without CAP_SYS_PTRACE"
+                    .to_owned()
             }
             _ => format!("a trial failed: {error}"),
         })
