@@ -124,6 +124,23 @@ fn lock_pins() -> Result<Option<File>, String> {
     }
 }
 
+/// The policy of a cgroup above that holds against that of this one, as who may not ask the kernel for it cannot know.
+pub(crate) fn held_above(path: &Path, orders: Orders) -> Option<String> {
+    // The kernel calls the programs of the one furthest up last.
+    let above = path.ancestors().skip(1).take_while(|path| host::is_cgroup(path));
+    let holding = above.filter_map(|path| {
+        let found = bpf::attached(File::open(path).ok()?.as_fd()).ok()?;
+        Some((path, found.into_iter().find(|found| found.mode == ka_core::Mode::Force)?))
+    });
+    let (path, found) = holding.last().filter(|(_, found)| found.policy != orders.policy)?;
+    let name = name(path);
+    Some(format!(
+        "{}, which is above it, has {} in mode force: that one holds",
+        text::visible(name.as_bytes()),
+        found.policy
+    ))
+}
+
 /// What was done.
 #[derive(Serialize)]
 struct Attached {
@@ -145,6 +162,9 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
     let programs = Programs::load(orders)
         .map_err(|why| failed(format!("{why}; ka run and ka attach --follow need nothing of that")))?;
     keep(&cgroup, &programs).map_err(failed)?;
+    if let Some(why) = held_above(&cgroup.path, orders) {
+        let _ = writeln!(io::stderr(), "ka: cgroup attach: {why}");
+    }
     // What is open already. From here on nothing new comes without the policy.
     let only = Only { cgroup: Some(cgroup.id), port: None };
     let done = bpf::set(orders, false, only);

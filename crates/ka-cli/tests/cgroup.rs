@@ -378,6 +378,15 @@ fn the_cgroup_above_has_the_last_word() {
     attached(&ka_cgroup(&["attach", "-d", "50"], &below));
     attached(&ka_cgroup(&["attach", "-d", "90"], &cgroup.0));
     Holder::start(&mut within(&below, holder())).assert_all(90, 10, 6);
+    // Who attaches to the one below is told.
+    let holds = ", which is above it, has idle=90,intvl=10,cnt=6 in mode force: that one holds\n";
+    let (status, _, err) = ka_cgroup(&["attach", "-d", "50"], &below);
+    assert!(status == 0 && err.starts_with("ka: cgroup attach: /") && err.ends_with(holds), "{err}");
+    attached(&ka_cgroup(&["attach", "-d", "90"], &below));
+    let mut run = within(&below, &support::release().join("ka"));
+    let (status, _, err) = outcome(run.args(["run", "--via", "cgroup", "-d", "30", "true"]));
+    assert!(status == 0 && err.starts_with("ka: run: via cgroup: /") && err.ends_with(holds), "{err}");
+    assert_eq!(ka_cgroup(&["attach", "-d", "50"], &below).0, 0);
     // One that leaves alone who has a word leaves what the one below has given.
     attached(&ka_cgroup(&["attach", "-d", "90", "--mode", "default"], &cgroup.0));
     Holder::start(&mut within(&below, holder())).assert_all(50, 10, 6);
