@@ -117,6 +117,22 @@ fn sockets_that_connect_listen_and_accept_have_the_policy() {
     assert_eq!(stdout(run().env("KA_POLICY", "99,9,9").arg(seen()).arg("listen")), "1 99 9 9 0\n");
 }
 
+/// As by the shim, which is not there.
+#[test]
+fn a_variable_that_is_wrong_is_named() {
+    let wrong = |quiet: &str| {
+        let mut command = run();
+        command.env("KA_POLICY", "often\x1b").env("KA_IDLE", "0").env("KA_INTVL", "9").env("KA_QUIET", quiet);
+        outcome(command.arg(seen()).arg("listen"))
+    };
+    let (status, out, err) = wrong("0");
+    assert_eq!((status, out.as_str()), (0, "1 60 9 6 0\n"));
+    let lines: Vec<_> = err.lines().collect();
+    assert!(lines.len() == 2 && lines[0].starts_with("ka: KA_POLICY=\"often\\u{1b}\": must be "), "{err}");
+    assert_eq!(lines[1], "ka: KA_IDLE=\"0\": idle must be 1..32767 s; it does not count");
+    assert_eq!(wrong("1").2, "");
+}
+
 #[test]
 fn a_mode_says_what_the_program_may() {
     for (mode, after, before) in [

@@ -73,6 +73,7 @@ impl Way for Cgroup {
         let environment = Environment::of(launch, &file);
         let said = environment.orders(&file);
         let orders = Orders { policy: said.policy, mode: said.mode };
+        environment.complain(&file);
         match enter(orders) {
             Ok(cgroup) => {
                 if launch.verbose {

@@ -3,7 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -13,6 +13,7 @@ use ka_core::{CONF, Orders, Timer, UserTimeout, Values, Variable, skips};
 use super::Launch;
 use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
 use crate::sys;
+use crate::text;
 
 /// Why what was ordered of programs elsewhere leaves this one alone.
 pub(super) fn is_ordered_off(launch: &Launch<'_>) -> Option<(String, String)> {
@@ -102,8 +103,8 @@ impl Environment {
         }
     }
 
-    /// What the shim will take its orders to be.
-    pub(super) fn orders<'a>(&'a self, file: &'a [u8]) -> Orders<'a> {
+    /// What the environment and the file say.
+    fn values<'a>(&'a self, file: &'a [u8]) -> [Values<'a>; 2] {
         let mut environment = Values::default();
         for entry in &self.0 {
             let (name, value) = ka_core::cut(entry.as_bytes(), b'=');
@@ -111,10 +112,27 @@ impl Environment {
         }
         let mut conf = Values::default();
         conf.keep_lines(file, |_| {});
+        [environment, conf]
+    }
+
+    /// What the shim will take its orders to be.
+    pub(super) fn orders<'a>(&'a self, file: &'a [u8]) -> Orders<'a> {
         let mut orders = Orders::default();
-        // What is wrong the shim names itself.
-        orders.take_all(&[environment, conf], |_, _, _| {});
+        // What is wrong the shim names itself, and who starts a program without it by `complain`.
+        orders.take_all(&self.values(file), |_, _, _| {});
         orders
+    }
+
+    /// Names what is wrong, in the shim's words, where there is no shim to do it.
+    pub(super) fn complain(&self, file: &[u8]) {
+        let values = self.values(file);
+        if values.iter().any(Values::is_quiet) {
+            return;
+        }
+        Orders::default().take_all(&values, |variable, value, right| {
+            let (name, value) = (text::visible(variable.name()), text::visible(value));
+            let _ = writeln!(io::stderr(), "ka: {name}=\"{value}\": {right}; it does not count");
+        });
     }
 
     /// Puts what was said on the command line over what the environment and the file say, part by part.

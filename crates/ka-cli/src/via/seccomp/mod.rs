@@ -84,6 +84,7 @@ impl Way for Seccomp {
         let mut environment = Environment::of(launch, &file);
         let orders = environment.orders(&file);
         let terms = Terms { policy: orders.policy, mode: orders.mode };
+        environment.complain(&file);
         let failed = |error: &dyn std::fmt::Display| {
             Failure::new(format_args!("run: via seccomp: {error}")).with_status(OUR_OWN)
         };
