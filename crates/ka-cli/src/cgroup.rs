@@ -125,7 +125,7 @@ fn lock_pins() -> Result<Option<File>, String> {
 }
 
 /// The policy of a cgroup above that holds against that of this one, as who may not ask the kernel for it cannot know.
-pub(crate) fn held_above(path: &Path, orders: Orders) -> Option<String> {
+fn held_above(path: &Path, orders: Orders) -> Option<String> {
     // The kernel calls the programs of the one furthest up last.
     let above = path.ancestors().skip(1).take_while(|path| host::is_cgroup(path));
     let holding = above.filter_map(|path| {

@@ -30,6 +30,9 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
     if let Some(failure) = via::start_under_outer(&launch) {
         return Err(failure);
     }
+    if let Some(why) = via::held_by_cgroup(&launch) {
+        let _ = writeln!(io::stderr(), "ka: run: {why}");
+    }
     // The first way that reaches it; where none does, why each does not, and what the last of them knows instead.
     let mut obstacles: Vec<(_, String, String)> = Vec::new();
     for way in via::asked(args.via) {

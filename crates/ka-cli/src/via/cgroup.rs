@@ -18,7 +18,6 @@ use ka_core::Mode;
 use super::orders::{self, Environment, conf_text, is_ordered_off, mode_name};
 use super::{Launch, Reach, Way, no};
 use crate::bpf::{self, Orders, Programs, host};
-use crate::cgroup::held_above;
 use crate::failure::{Failure, OUR_OWN};
 use crate::process;
 use crate::sys;
@@ -84,9 +83,6 @@ impl Way for Cgroup {
                         cgroup.display(),
                         orders.policy
                     );
-                }
-                if let Some(why) = held_above(&cgroup, orders) {
-                    let _ = writeln!(io::stderr(), "ka: run: via cgroup: {why}");
                 }
                 sweep(orders);
             }

@@ -7,13 +7,15 @@ mod seccomp;
 
 use std::convert::Infallible;
 use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsRawFd as _;
 
 use crate::args::Via;
 use crate::failure::Failure;
 use crate::policy::Mode;
 use crate::program::Program;
 
-use ka_core::Config;
+use ka_core::{Config, Kernel as _, Libc, Settings, SockOpt, Timer};
 
 /// A way to reach a program.
 pub(crate) trait Way: Sync {
@@ -70,6 +72,32 @@ pub(crate) struct Launch<'a> {
 /// that, whichever way is asked for: any other would be set, and not hold. It returns only where that failed.
 pub(crate) fn start_under_outer(launch: &Launch<'_>) -> Option<Failure> {
     seccomp::outer().filter(|outer| outer.holds).map(|outer| outer.start(launch))
+}
+
+/// What holds against all that a program is given here, where it is another policy than that: a cgroup's. Whoever asks need
+/// not have the right to see it, so a socket of our own shows it: it takes an idle time, and has not got it.
+pub(crate) fn held_by_cgroup(launch: &Launch<'_>) -> Option<String> {
+    const OTHERS: [i32; 2] = [1, 2];
+    let file = orders::conf_text();
+    let environment = orders::Environment::of(launch, &file);
+    let policy = environment.orders(&file).policy;
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).ok()?;
+    let probe = ka_core::Socket::new(socket.as_raw_fd());
+    let idle = SockOpt::Timer(Timer::Idle);
+    for other in OTHERS {
+        Libc.set(socket.as_raw_fd(), idle, other).ok()?;
+        if probe.timer(Timer::Idle).ok()? == other {
+            return None;
+        }
+    }
+    // It is given what holds as it begins to listen.
+    let nowhere = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+    socket.bind(&nowhere.into()).and_then(|()| socket.listen(0)).ok()?;
+    let Settings { enabled, idle, intvl, cnt, .. } = probe.settings().ok()?;
+    let is_asked = [policy.idle(), policy.intvl(), policy.cnt()] == [Some(idle), Some(intvl), Some(cnt)];
+    (enabled && !is_asked).then(|| {
+        format!("the policy of the cgroup holds, whatever is asked for: {idle},{intvl},{cnt} (ka cgroup ls)")
+    })
 }
 
 /// Whether the supervisor of a `ka run` holds its policy against this process.
