@@ -120,6 +120,10 @@ impl Program {
         Some((time, (*ENDINGS.iter().find(|ending| line.contains(**ending)).unwrap()).to_owned()))
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, signal: i32) {
         // SAFETY: a signal to our own child, which was not waited for.
         unsafe { libc::kill(self.child.id().try_into().unwrap(), signal) };

@@ -12,8 +12,11 @@ mod cases {
     pub mod middlebox;
     pub mod probe;
     pub mod rules;
+    pub mod soak;
     pub mod traces;
 }
+mod chart;
+mod drift;
 mod endpoint;
 mod network;
 mod report;
@@ -66,6 +69,9 @@ fn cases() -> Vec<Case> {
     if let Some(ending) = env::var_os(cases::traces::ENDING) {
         return vec![cases::traces::case(&ending.to_string_lossy())];
     }
+    if env::var_os(cases::soak::MINUTES).is_some() {
+        return cases::soak::cases();
+    }
     let mut families = vec![Family::V4];
     families.extend(support::has_ipv6().then_some(Family::V6));
     // The longest first.
@@ -78,6 +84,7 @@ fn cases() -> Vec<Case> {
     }
     cases.extend(cases::rules::cases());
     cases.extend(cases::idle::cases());
+    cases.extend(cases::soak::cases());
     cases
 }
 

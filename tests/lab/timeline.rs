@@ -7,9 +7,9 @@ use std::fmt::Write as _;
 use crate::story::{Shown, Story};
 use crate::wire::{Kind, Packet};
 
-const LEFT: f64 = 150.0;
-const WIDTH: f64 = 820.0;
-const TOP: f64 = 70.0;
+pub const LEFT: f64 = 150.0;
+pub const WIDTH: f64 = 820.0;
+pub const TOP: f64 = 70.0;
 const BAND: f64 = 84.0;
 /// More connections than these are not drawn.
 const MOST: usize = 8;
@@ -96,7 +96,7 @@ fn rates(rates: &[(String, Vec<f64>)]) -> String {
     svg
 }
 
-fn head(height: f64) -> String {
+pub fn head(height: f64) -> String {
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 1000 {height}\" font-family=\"sans-serif\" \
          font-size=\"12\">\n<rect width=\"1000\" height=\"{height}\" fill=\"#fff\"/>\n"
@@ -171,9 +171,11 @@ fn band(svg: &mut String, shown: &Shown, y: f64, x: impl Fn(f64) -> f64) {
 }
 
 /// Seconds, at most a dozen of them named.
-fn axis(svg: &mut String, seconds: f64, y: f64, x: impl Fn(f64) -> f64) {
-    let step =
-        [1.0, 2.0, 5.0, 10.0, 20.0, 50.0].into_iter().find(|step| seconds / step <= 12.0).unwrap_or(100.0);
+pub fn axis(svg: &mut String, seconds: f64, y: f64, x: impl Fn(f64) -> f64) {
+    let step = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]
+        .into_iter()
+        .find(|step| seconds / step <= 12.0)
+        .unwrap_or(500.0);
     let mut at = 0.0;
     while at <= seconds {
         let x = x(at);
@@ -187,6 +189,6 @@ fn axis(svg: &mut String, seconds: f64, y: f64, x: impl Fn(f64) -> f64) {
     }
 }
 
-fn escaped(text: &str) -> String {
+pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

@@ -12,7 +12,7 @@ use crate::support;
 use crate::wire::Flow;
 
 /// As many as this, where the limit of open files allows both their ends.
-const CONNECTIONS: usize = 5000;
+pub const CONNECTIONS: usize = 5000;
 const POLICY: Policy = Policy::new(4, 2, 3);
 /// Seconds under observation: several rounds of probes.
 const WATCHED: f64 = 20.0;
@@ -124,7 +124,7 @@ fn cpu_of(seconds: f64, others: f64, probes: usize) -> String {
 }
 
 /// What the limit of open files allows.
-fn allowed() -> usize {
+pub fn allowed() -> usize {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the limit is there to be written.
     assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);

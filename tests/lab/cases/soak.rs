@@ -1,0 +1,392 @@
+//! A server with thousands of connections under the shim, for a long time, with all that the lab does to networks: that
+//! its memory, descriptors and work stay what they were. `make soak MINUTES=20`
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+
+use super::many::{self, CONNECTIONS};
+use crate::chart::{self, Line};
+use crate::drift::{Drift, Verdict};
+use crate::endpoint::{Policy, Program};
+use crate::network::{Family, Network, PORT};
+use crate::story::{Case, Needs, Story, sleep};
+use crate::support::{self, Link};
+
+/// How many minutes: without it, there is no soak.
+pub const MINUTES: &str = "KA_SOAK_MINUTES";
+/// The folder for the report.
+const REPORT: &str = "KA_SOAK_REPORT";
+/// What the server is to lose with each connection, to see that it is seen: fd or memory.
+const LEAK: &str = "KA_SOAK_LEAK";
+
+const CLIENTS: usize = 10;
+const POLICY: Policy = Policy::new(4, 1, 2);
+/// The middlebox on the way forgets what is idle for longer.
+const FORGETS: Duration = Duration::from_secs(10);
+/// Faults come again and again; what is compared is whole rounds, and the first are not counted.
+const WARM: usize = 3;
+/// In a round: from, until, what, and the router's rule.
+const FAULTS: [(f64, f64, &str, &str); 3] = [
+    (0.05, 0.2, "a fifth of all packets lost", "meta l4proto tcp numgen random mod 5 == 0 drop"),
+    (
+        0.3,
+        0.75,
+        "a sixteenth of all peers dead",
+        "tcp sport & 0xf == 3 drop
+         tcp dport & 0xf == 3 drop",
+    ),
+    (0.85, 0.9, "a sixteenth answered with RST", "tcp dport & 0xf == 5 reject with tcp reset"),
+];
+
+/// What is measured, in what, and how much of a rise from the first round to the last is none.
+struct Series {
+    label: &'static str,
+    unit: &'static str,
+    margin: fn(f64) -> f64,
+    figures: Vec<f64>,
+}
+
+/// The case, where it is asked for.
+pub fn cases() -> Vec<Case> {
+    let mut cases = vec![Case::new(
+        "soak::a_line_that_rises_is_seen",
+        "noise is flat, one descriptor in a hundred connections is not",
+        a_line_that_rises_is_seen,
+    )];
+    if let Some(minutes) = std::env::var_os(MINUTES) {
+        let minutes: f64 = minutes.to_string_lossy().parse().expect("MINUTES is a number");
+        assert!(minutes >= 3.0, "MINUTES={minutes}: at least 3, for there must be a few rounds");
+        let should = format!("{CONNECTIONS} connections under the shim for {minutes} minutes: flat");
+        cases = vec![
+            Case::new("soak::nothing_grows", should, move |story| run(story, minutes)).needs(Needs::Nothing),
+        ];
+    }
+    cases
+}
+
+/// Twenty rounds of five thousand connections, give or take a hundred; then a leak of one in a hundred of what is made.
+fn a_line_that_rises_is_seen(_: &mut Story) {
+    let noise = |round: u32| f64::from(round * 7919 % 200) - 100.0;
+    let figures = |leak: f64| -> Vec<f64> {
+        (0..20).map(|round| 5000.0 + noise(round) + leak * f64::from(round) * 6000.0).collect()
+    };
+    assert_eq!(Drift::of(&figures(0.0)).verdict(100.0), Verdict::Flat);
+    assert_eq!(Drift::of(&figures(0.01)).verdict(100.0), Verdict::Rises);
+    assert_eq!(Drift::of(&figures(-0.01)).verdict(100.0), Verdict::Falls);
+    let wild: Vec<f64> = (0..20).map(|round| 5000.0 + noise(round) * 40.0).collect();
+    assert_eq!(Drift::of(&wild).verdict(1.0), Verdict::Noisy);
+}
+
+/// What the clients did.
+#[derive(Default)]
+struct Tally {
+    made: AtomicU64,
+    refused: AtomicU64,
+    ended: AtomicU64,
+    reset: AtomicU64,
+    answered: AtomicU64,
+    unanswered: AtomicU64,
+}
+
+fn run(story: &mut Story, minutes: f64) {
+    let round = (minutes * 3.0).round().clamp(20.0, 60.0);
+    assert_eq!(many::allowed(), CONNECTIONS, "so many open files are allowed: see ulimit -Hn");
+    let network = Network::natted(FORGETS);
+    network.server.sysctl("core/somaxconn", 4096);
+    let program =
+        support::compile(&mut support::cc(), &support::root().join("tests/c/soak.c"), Link::Nothing);
+    let mut command = support::preloaded(&program);
+    let Policy { idle, intvl, cnt } = POLICY;
+    command
+        .env("KA_POLICY", format!("{idle},{intvl},{cnt}"))
+        .arg(PORT.to_string())
+        .args(std::env::var_os(LEAK));
+    network.server.moves(&mut command);
+    let mut server = Program::start(&mut command);
+    assert!(server.line(&["listening"], 20.0).is_some(), "no server");
+
+    let (tally, stop) = (Tally::default(), AtomicBool::new(false));
+    let address = SocketAddr::new(network.host(Family::V4), PORT);
+    let (series, marks, armed) = thread::scope(|scope| {
+        let (network, tally) = (&network, &tally);
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|client| {
+                let stop = &stop;
+                scope.spawn(move || network.client.within(|| churn(address, client, tally, stop)))
+            })
+            .collect();
+        // Not to be left running if something is wrong here.
+        let stop = Stop(&stop);
+        sleep(15.0);
+        let (series, marks) = observe(network, server.pid(), minutes * 60.0, round);
+        // What is left of the last fault goes, and nothing is under way.
+        drop(stop);
+        let open: Vec<_> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+        sleep(POLICY.seconds() + 4.0);
+        let armed = timers(network);
+        drop(open);
+        (series, marks, armed)
+    });
+    server.tell("end");
+    let (_, said) = server.line(&["made"], 20.0).expect("the server said nothing");
+    judge(story, &series, &marks, &Told { minutes, round, server: said, armed, tally: &tally });
+}
+
+type Marks = Vec<(f64, f64, &'static str)>;
+
+/// Has faults come and go, looks at the server each second, and gives what was seen and what was done.
+fn observe(network: &Network, server: u32, seconds: f64, round: f64) -> ([Series; 4], Marks) {
+    let (mut series, mut marks) = (series(), vec![]);
+    let start = Instant::now();
+    let mut fault = None;
+    let mut before = cpu(server);
+    let whole = (seconds / round).floor() * round;
+    for second in (0_u32..).take_while(|second| f64::from(*second) < whole) {
+        let due = start + Duration::from_secs(u64::from(second) + 1);
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        let at = f64::from(second);
+        let into = at % round / round;
+        let due = FAULTS.iter().position(|(from, until, ..)| (*from..*until).contains(&into));
+        if due != fault {
+            if fault.is_some() {
+                network.heal();
+            }
+            if let Some((from, until, what, rule)) = due.map(|due| FAULTS[due]) {
+                network.filters("loss", rule);
+                marks.push((at, at + (until - from) * round, what));
+            }
+            fault = due;
+        }
+        let now = cpu(server);
+        let figures = [memory(server), descriptors(server), (now - before) * 1000.0, sockets(server)];
+        before = now;
+        for (series, figure) in series.iter_mut().zip(figures) {
+            series.figures.push(figure);
+        }
+    }
+    (series, marks)
+}
+
+/// Ends the clients when dropped.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn series() -> [Series; 4] {
+    let new = |label, unit, margin: fn(f64) -> f64| Series { label, unit, margin, figures: vec![] };
+    [
+        new("memory of its own", "KiB", |_| 64.0),
+        new("descriptors", "", |mean| mean / 50.0),
+        new("CPU a second", "ms", |mean| mean / 2.0),
+        new("TCP sockets", "", |mean| mean / 50.0),
+    ]
+}
+
+/// A client: keeps its share of the connections, ends some by FIN and some by RST, and says a word on others.
+fn churn(address: SocketAddr, number: usize, tally: &Tally, stop: &AtomicBool) -> Vec<Option<TcpStream>> {
+    let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
+    let connect = || {
+        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok();
+        count(if stream.is_some() { &tally.made } else { &tally.refused });
+        stream
+    };
+    let mut open: Vec<Option<TcpStream>> = vec![];
+    // xorshift: the same in each run.
+    let mut random = 0x9e37_79b9_u64 + number as u64;
+    while !stop.load(Ordering::Relaxed) {
+        if open.len() < CONNECTIONS / CLIENTS {
+            open.push(connect());
+            thread::sleep(Duration::from_millis(15));
+            continue;
+        }
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let share = open.len();
+        let slot = &mut open[usize::try_from(random >> 8).unwrap() % share];
+        match (slot.take(), random % 8) {
+            (Some(stream), 0) => {
+                count(&tally.ended);
+                drop(stream);
+            }
+            (Some(stream), 1) => {
+                count(&tally.reset);
+                let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+            }
+            (Some(stream), _) if talks(&stream) => {
+                count(&tally.answered);
+                *slot = Some(stream);
+            }
+            (Some(_), _) => {
+                count(&tally.unanswered);
+            }
+            (None, _) => {}
+        }
+        if slot.is_none() {
+            *slot = connect();
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    open
+}
+
+fn talks(mut stream: &TcpStream) -> bool {
+    let mut data = [b'!'; 64];
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
+    stream.write_all(&data).is_ok() && stream.read_exact(&mut data).is_ok()
+}
+
+fn proc_file(pid: u32, name: &str) -> String {
+    fs::read_to_string(format!("/proc/{pid}/{name}"))
+        .unwrap_or_else(|error| panic!("the server has ended: {error}"))
+}
+
+/// KiB that are the process's alone: proc_pid_smaps(5)
+fn memory(pid: u32) -> f64 {
+    let rollup = proc_file(pid, "smaps_rollup");
+    let line = rollup.lines().find(|line| line.starts_with("Private_Dirty:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "thousands")]
+fn descriptors(pid: u32) -> f64 {
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as f64
+}
+
+/// Seconds on a processor, to the nanosecond: the first word of schedstat.
+fn cpu(pid: u32) -> f64 {
+    let nanoseconds: f64 = proc_file(pid, "schedstat").split(' ').next().unwrap().parse().unwrap();
+    nanoseconds / 1e9
+}
+
+/// `TCP: inuse 5001 orphan 0 tw 0 alloc 5002 mem 0`, of the process's network: what the kernel has allocated.
+fn sockets(pid: u32) -> f64 {
+    let stat = proc_file(pid, "net/sockstat");
+    let line = stat.lines().find(|line| line.starts_with("TCP:")).unwrap();
+    let mut words = line.split(' ').skip_while(|word| *word != "inuse");
+    words.nth(1).unwrap().parse().unwrap()
+}
+
+/// How many of the server's connections have a keepalive timer that runs, as ss(8) says.
+fn timers(network: &Network) -> (usize, usize) {
+    let output = support::stdout(network.server.command("ss").args(["-tnoH", "state", "established"]));
+    let armed = output.lines().filter(|line| line.contains("timer:(keepalive,")).count();
+    (armed, output.lines().count())
+}
+
+/// What is told besides the figures.
+struct Told<'a> {
+    minutes: f64,
+    round: f64,
+    server: String,
+    armed: (usize, usize),
+    tally: &'a Tally,
+}
+
+fn judge(story: &mut Story, series: &[Series], marks: &[(f64, f64, &str)], told: &Told) {
+    let mut table = String::from(
+        "| | mean | from the first round to the last | noise (2 standard errors) | counts as flat | |\n|---|---|---|---|---|---|\n",
+    );
+    let mut wrong = vec![];
+    for series in series {
+        let drift = Drift::of(&means(&series.figures, told.round));
+        let margin = (series.margin)(drift.mean);
+        let verdict = drift.verdict(margin);
+        let unit = if series.unit.is_empty() { String::new() } else { format!(" {}", series.unit) };
+        let _ = writeln!(
+            table,
+            "| {} | {:.1}{unit} | {:+.1}{unit} | {:.1} | {margin:.1} | {} |",
+            series.label,
+            drift.mean,
+            drift.rise,
+            drift.noise,
+            verdict.name()
+        );
+        if verdict != Verdict::Flat {
+            wrong.push(format!("{}: {} by {:.1}{unit}", series.label, verdict.name(), drift.rise));
+        }
+    }
+    let text = text(told, &table);
+    println!("{text}");
+    let folder = std::env::var_os(REPORT).map_or_else(|| support::target().to_owned(), PathBuf::from);
+    let lines: Vec<Line> =
+        series.iter().map(|Series { label, unit, figures, .. }| Line { label, unit, figures }).collect();
+    fs::write(folder.join("soak.svg"), chart::draw(&lines, marks)).unwrap();
+    fs::write(folder.join("soak.md"), text).unwrap();
+    let (armed, open) = told.armed;
+    if armed * 100 < open * 99 || open * 10 < CONNECTIONS * 9 {
+        wrong.push(format!("keepalive on {armed} of {open} connections, and there should be {CONNECTIONS}"));
+    }
+    story.saw(if wrong.is_empty() { "flat".to_owned() } else { wrong.join("; ") });
+    assert!(wrong.is_empty(), "{}", wrong.join("; "));
+}
+
+/// The means of whole rounds, but for the first.
+fn means(figures: &[f64], round: f64) -> Vec<f64> {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "20 to 60")]
+    let rounds = figures.chunks_exact(round as usize);
+    rounds
+        .skip(WARM)
+        .map(|round| round.iter().sum::<f64>() / f64::from(u32::try_from(round.len()).unwrap()))
+        .collect()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "hundreds of thousands")]
+fn text(told: &Told, table: &str) -> String {
+    let Told { minutes, round, server, armed: (armed, open), tally } = told;
+    let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let made = of(&tally.made) as f64;
+    let date = support::stdout(Command::new("date").args(["-u", "+%Y-%m-%d"]));
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let load =
+        fs::read_to_string("/proc/loadavg").unwrap().splitn(4, ' ').take(3).collect::<Vec<_>>().join(", ");
+    let leak = std::env::var(LEAK).map_or(String::new(), |what| format!(" **It was told to leak: {what}.**"));
+    format!(
+        "# Soak
+
+A server with {CONNECTIONS} connections under the shim, policy {}, for {minutes} minutes behind a middlebox that forgets what
+is idle for {} s, with faults that come again every {round:.0} s ({} on Linux {}; `make soak MINUTES={minutes}`).{leak}
+
+![memory, descriptors, CPU and sockets over time](soak.svg)
+
+{table}
+Each figure is the mean of a round of faults, without the first {WARM} rounds. The rise is that of a straight line through
+them (least squares), from the first to the last; up to the margin it counts as flat. A rise beyond the margin fails the run,
+also where it is no larger than the noise: then it was too noisy to say. For memory and descriptors the margin comes to
+{:.1} bytes and {:.4} descriptors for each connection made; for the CPU, which a machine's other work slows down, it is half.
+
+- The server, `tests/c/soak.c`, has no memory of its own for a connection: what grows is not its. Of its connections:
+  {server}. \"dead\" is what keepalive found: ETIMEDOUT.
+- The clients made {} connections ({} attempts failed, in faults), ended {} by FIN and {} by RST, and had {} answers; {}
+  had none within a second, and were replaced.
+- At the end, with nothing under way, ss shows a keepalive timer that runs on {armed} of the server's {open} connections.
+- The server turns keepalive off on each connection that it accepts; mode force, the shim's default, denies it.
+- Load of the machine at the end (1, 5 and 15 minutes): {load}.
+",
+        POLICY.name(),
+        FORGETS.as_secs(),
+        date.trim(),
+        kernel.trim(),
+        64.0 * 1024.0 / made,
+        CONNECTIONS as f64 / 50.0 / made,
+        of(&tally.made),
+        of(&tally.refused),
+        of(&tally.ended),
+        of(&tally.reset),
+        of(&tally.answered),
+        of(&tally.unanswered),
+    )
+}
