@@ -386,6 +386,31 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
+/// What the kernel lacks for eBPF at sockets, or does not let this root do, asked without ka.
+pub fn lacks_bpf() -> Option<String> {
+    /// The beginning of `union bpf_attr` for a map: an array of one `int`.
+    #[repr(C)]
+    struct Map([u32; 4]);
+    const SYS_ADMIN: u32 = 21;
+    let mut map = Map([2, 4, 4, 1]);
+    // SAFETY: the kernel reads as many bytes as it is told that there are; what it makes is closed with the process.
+    if unsafe { libc::syscall(libc::SYS_bpf, 0, &raw mut map, size_of::<Map>()) } < 0 {
+        return Some(format!("bpf(2): {}", std::io::Error::last_os_error()));
+    }
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
+    if u64::from_str_radix(effective, 16).unwrap() & 1 << SYS_ADMIN == 0 {
+        return Some("root has no CAP_SYS_ADMIN here".to_owned());
+    }
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    if (numbers.next().unwrap(), numbers.next().unwrap()) < (6, 1) {
+        return Some(format!("Linux {} is older than 6.1", release.trim()));
+    }
+    let has_types = Path::new("/sys/kernel/btf/vmlinux").exists();
+    (!has_types).then(|| "this kernel does not describe its types (BTF)".to_owned())
+}
+
 /// Writes a sysctl of this network namespace.
 pub fn sysctl(name: &str, value: &str) {
     fs::write(Path::new("/proc/sys/net/ipv4").join(name), value).unwrap();

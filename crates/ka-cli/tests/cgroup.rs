@@ -79,7 +79,7 @@ fn on_its_own(test: &str) -> bool {
         skip(&format!("cgroup v2 and bpffs cannot be mounted: {}", String::from_utf8_lossy(&probe.stderr)));
         return false;
     }
-    if let Some(why) = lacks() {
+    if let Some(why) = support::lacks_bpf() {
         skip(&why);
         return false;
     }
@@ -88,31 +88,6 @@ fn on_its_own(test: &str) -> bool {
     }
     succeed(Command::new("sh").args(["-c", MOUNT]));
     true
-}
-
-/// What the kernel lacks, or does not let this root do, asked without ka.
-fn lacks() -> Option<String> {
-    /// The beginning of `union bpf_attr` for a map: an array of one `int`.
-    #[repr(C)]
-    struct Map([u32; 4]);
-    const SYS_ADMIN: u32 = 21;
-    let mut map = Map([2, 4, 4, 1]);
-    // SAFETY: the kernel reads as many bytes as it is told that there are; what it makes is closed with the process.
-    if unsafe { libc::syscall(libc::SYS_bpf, 0, &raw mut map, size_of::<Map>()) } < 0 {
-        return Some(format!("bpf(2): {}", std::io::Error::last_os_error()));
-    }
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
-    if u64::from_str_radix(effective, 16).unwrap() & 1 << SYS_ADMIN == 0 {
-        return Some("root has no CAP_SYS_ADMIN here".to_owned());
-    }
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-    if (numbers.next().unwrap(), numbers.next().unwrap()) < (6, 1) {
-        return Some(format!("Linux {} is older than 6.1", release.trim()));
-    }
-    let has_types = Path::new("/sys/kernel/btf/vmlinux").exists();
-    (!has_types).then(|| "this kernel does not describe its types (BTF)".to_owned())
 }
 
 /// The tree of cgroups is the machine's, wherever it is mounted; a bpf filesystem is new each time.

@@ -1,0 +1,177 @@
+//! Programs that nobody wrote for ka, in each way that ka has to get at their sockets: that both ends of their
+//! connections have the policy, as the kernel tells it, and that they do otherwise what they do without.
+//!
+//! `make matrix` runs all and writes docs/matrix.md; `make matrix ONLY=nginx` one. As a test it runs those few that the
+//! other tests need anyway.
+
+mod cell;
+mod kernel;
+mod programs;
+mod report;
+#[path = "../support/mod.rs"]
+mod support;
+mod way;
+
+use std::env;
+use std::fs;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, Mutex};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use cell::Seen;
+use programs::Program;
+use way::Way;
+
+/// All programs, not only a few, and what they need is installed.
+const ALL: &str = "KA_MATRIX_ALL";
+/// The file for the table.
+const REPORT: &str = "KA_MATRIX_REPORT";
+/// Those that are tried with every `make test`.
+const FEW: [&str; 3] = ["nginx", "python", "redis"];
+
+/// A program in all ways.
+pub(crate) struct Row {
+    pub program: &'static Program,
+    pub cells: Vec<Seen>,
+    /// What is wrong, by way.
+    pub wrong: Vec<(Way, String)>,
+}
+
+fn main() -> ExitCode {
+    if let Ok(cell) = env::var(cell::CELL) {
+        cell::be(&cell);
+        return ExitCode::SUCCESS;
+    }
+    let mut arguments = Arguments::from_args();
+    let chosen = |program: &&Program| {
+        let named = arguments.filter.as_ref().is_none_or(|filter| program.name == filter || !arguments.exact);
+        named && (env::var_os(ALL).is_some() || FEW.contains(&program.name))
+    };
+    let chosen: Vec<&'static Program> = programs::ALL.iter().filter(chosen).collect();
+    if chosen.is_empty() {
+        let names: Vec<_> = programs::ALL.iter().map(|program| program.name).collect();
+        eprintln!("no such program; there are {}", names.join(", "));
+        return ExitCode::FAILURE;
+    }
+    if !arguments.list
+        && let Err(why) = prepare(&chosen)
+    {
+        support::skip(&format!("programs in each way: {why}"));
+        return if env::var_os(ALL).is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    }
+    let rows = Arc::new(Mutex::new(vec![]));
+    let trial = |program: &'static Program| {
+        let rows = Arc::clone(&rows);
+        Trial::test(program.name, move || {
+            let row = row(program);
+            let wrong: Vec<_> = row.wrong.iter().map(|(way, why)| format!("{}: {why}", way.name())).collect();
+            rows.lock().unwrap().push(row);
+            if wrong.is_empty() { Ok(()) } else { Err(Failed::from(wrong.join("\n"))) }
+        })
+    };
+    let trials = chosen.into_iter().map(trial).collect();
+    // They mostly wait for each other's timers.
+    arguments.test_threads.get_or_insert(3);
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let mut rows = rows.lock().unwrap();
+    rows.sort_by_key(|row| programs::ALL.iter().position(|program| program.name == row.program.name));
+    if env::var_os(ALL).is_some() && !arguments.list {
+        let table = report::write(&rows);
+        match env::var_os(REPORT) {
+            Some(file) => fs::write(file, table).unwrap(),
+            None => println!("{table}"),
+        }
+    }
+    conclusion.exit_code()
+}
+
+/// Sees to all that the cells need, and says why there cannot be any.
+fn prepare(chosen: &[&'static Program]) -> Result<(), String> {
+    if !support::is_root() {
+        return Err(
+            "root only: servers become other users, and the kernel's own programs are root's".to_owned()
+        );
+    }
+    if env::var_os(ALL).is_some() {
+        let mut need = Command::new(support::root().join("scripts/need"));
+        for program in chosen {
+            need.args(program.needs.split_whitespace());
+        }
+        support::succeed(need.stdin(Stdio::null()));
+    }
+    support::release();
+    let mut probe = Command::new("unshare");
+    probe.args(["--net", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c"]);
+    // And what a run that was interrupted has left: cgroups that are empty.
+    probe.arg(
+        "mount -t tmpfs none /run && mkdir /run/c && mount -t cgroup2 none /run/c && mount -t bpf none /sys/fs/bpf && \
+         mkdir -p /run/c/ka-matrix-probe && { rmdir /run/c/ka-matrix-*/ 2>/dev/null; [ ! -e /run/c/ka-matrix-probe ]; }",
+    );
+    let output = probe.output().map_err(|error| error.to_string())?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!("no namespaces, cgroup v2 or bpffs: {}", String::from_utf8_lossy(&output.stderr).trim()))
+    }
+}
+
+/// A program in each way, beside itself without ka.
+fn row(program: &'static Program) -> Row {
+    let built = support::scratch(program.name);
+    fs::create_dir(&built).unwrap();
+    let mut row = Row { program, cells: vec![], wrong: vec![] };
+    for way in Way::ALL {
+        if let Some(why) = support::lacks_bpf().filter(|_| way == Way::Cgroup) {
+            support::skip(&format!("{} by cgroup: {why}", program.name));
+            row.cells.push(Seen { untried: Some(why), ..Seen::default() });
+            continue;
+        }
+        let own = row.cells.first().map_or(&[][..], |none: &Seen| &none.ends);
+        let seen = cell::run(program, way, own, &built);
+        let none = row.cells.first().unwrap_or(&seen);
+        let except = program.except.iter().find(|(ways, _)| ways.contains(&way));
+        let wrong = match (misbehaves(&seen, none), lacks(way, &seen, none), except) {
+            (Some(why), ..) | (None, Some(why), None) => Some(why),
+            // Its own values may be there for either reason.
+            (None, None, Some((_, why))) if way != Way::Default || !is_own(&seen) => {
+                Some(format!("as it should be, and yet \"{why}\" is expected"))
+            }
+            _ => None,
+        };
+        row.wrong.extend(wrong.map(|why| (way, why)));
+        let failed = seen.failure.is_some();
+        row.cells.push(seen);
+        if failed && way == Way::None {
+            break;
+        }
+    }
+    let _ = fs::remove_dir_all(built);
+    row
+}
+
+/// Whether no end has the policy, so that all is the program's own.
+fn is_own(seen: &Seen) -> bool {
+    seen.ends.iter().all(|end| Way::Force.lacks(end, &[]).is_some())
+}
+
+/// What the programs do otherwise than without ka.
+fn misbehaves(seen: &Seen, none: &Seen) -> Option<String> {
+    if let Some(failure) = &seen.failure {
+        return Some(failure.clone());
+    }
+    if seen.answer != none.answer || !seen.answer.starts_with("status 0") {
+        return Some(format!("its answer is {}, without ka {}", seen.answer, none.answer));
+    }
+    (seen.ending != none.ending)
+        .then(|| format!("it ends with {}, without ka with {}", seen.ending, none.ending))
+}
+
+/// Which end of a connection has not what it should have.
+fn lacks(way: Way, seen: &Seen, none: &Seen) -> Option<String> {
+    let lack = |end: &kernel::End| {
+        let no_timer = || (way != Way::None && !end.is_armed()).then_some("ss shows no keepalive");
+        Some(format!("{}: {end}", way.lacks(end, &none.ends).or_else(no_timer)?))
+    };
+    seen.ends.iter().find_map(lack)
+}

@@ -1,0 +1,132 @@
+//! The table that people read.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::process::Command;
+
+use crate::Row;
+use crate::cell::Seen;
+use crate::kernel::End;
+use crate::support;
+use crate::way::{POLICY, Way};
+
+pub fn write(rows: &[Row]) -> String {
+    let mut text = format!(
+        "# What works with what
+
+{} programs in each way that ka has to get at their sockets, {}. Written by `make matrix`; `make matrix ONLY=nginx` tries one.
+
+A cell is a server and its client, started on a machine of their own (namespaces for network, processes and mounts), with the
+policy {POLICY}. `ok` is all of this:
+
+- every end of every established connection has the policy: ss(8) shows a keepalive timer that runs, and getsockopt(2) on
+  a duplicate of the process's own descriptor says on, and the three values; in mode floor, nothing looser; in mode default,
+  the policy or what the program sets without ka (`own`: both ends have their own), where it sets something;
+- the client says the same as without ka and ends with the same status, and the server ends in the same way when it is asked
+  to (SIGTERM).
+
+`none` is without ka: what the server has, and what its client: idle, interval and count, or `off`. `attach` is `ka attach
+--all` on programs that are connected already; `cgroup` is `ka cgroup attach`, mode force; `seccomp` is `ka run --via seccomp`,
+mode force.
+
+",
+        rows.len(),
+        environment()
+    );
+    let heads: Vec<&str> = Way::ALL.into_iter().map(Way::name).collect();
+    let _ = writeln!(text, "| program | {} |\n|{}", heads.join(" | "), "---|".repeat(heads.len() + 1));
+    let mut notes: Vec<&str> = vec![];
+    for row in rows {
+        let cells: Vec<String> = Way::ALL
+            .into_iter()
+            .zip(&row.cells)
+            .map(|(way, seen)| cell(row, way, seen, &mut notes))
+            .collect();
+        let _ = writeln!(text, "| [{0}](#{0}) | {1} |", row.program.name, cells.join(" | "));
+    }
+    text.push('\n');
+    for (number, note) in notes.iter().enumerate() {
+        let _ = writeln!(text, "{}. {note}.", number + 1);
+    }
+    text += "\n## The programs\n\n| | version | what it is here |\n|---|---|---|\n";
+    for row in rows {
+        let version = row.cells.first().map_or("", |seen| number(&seen.version));
+        let name = row.program.name;
+        let _ = writeln!(text, "| <a id=\"{name}\"></a>{name} | {} | {} |", plain(version), row.program.what);
+    }
+    let said: Vec<String> = rows.iter().flat_map(remarks).collect();
+    if !said.is_empty() {
+        let _ = writeln!(text, "\n## What ka said meanwhile\n\n{}", said.join("\n"));
+    }
+    text
+}
+
+fn environment() -> String {
+    let date = support::stdout(Command::new("date").args(["-u", "+%Y-%m-%d"]));
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let debian = fs::read_to_string("/etc/debian_version").unwrap_or_default();
+    format!(
+        "ka {} on Debian {}, Linux {}, {}, {}",
+        env!("CARGO_PKG_VERSION"),
+        debian.trim(),
+        kernel.trim(),
+        std::env::consts::ARCH,
+        date.trim()
+    )
+}
+
+fn cell(row: &Row, way: Way, seen: &Seen, notes: &mut Vec<&'static str>) -> String {
+    if row.wrong.iter().any(|(wrong, _)| *wrong == way) {
+        return "**FAILED**".to_owned();
+    }
+    if seen.untried.is_some() {
+        return "not tried".to_owned();
+    }
+    if way == Way::None {
+        let of = |server: bool| {
+            let ends = seen.ends.iter().filter(|end| end.is_at(row.program.port));
+            let own = ends.filter(|end| end.is_server_of(row.program.port) == server).map(own);
+            own.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(" ")
+        };
+        return format!("{} / {}", of(true), of(false));
+    }
+    if let Some((_, why)) = row.program.except.iter().find(|(ways, _)| ways.contains(&way)) {
+        let known = notes.iter().position(|note| note == why);
+        let number = known.unwrap_or_else(|| {
+            notes.push(why);
+            notes.len() - 1
+        });
+        return format!("no ({})", number + 1);
+    }
+    if way == Way::Default && crate::is_own(seen) { "ok, own".to_owned() } else { "ok".to_owned() }
+}
+
+fn own(end: &End) -> String {
+    let [idle, intvl, cnt] = end.values;
+    if end.on { format!("{idle},{intvl},{cnt}") } else { "off".to_owned() }
+}
+
+/// Of what a program says of itself, its version: the first word of digits and a dot.
+fn number(said: &str) -> &str {
+    let end = |character: char| !(character.is_ascii_alphanumeric() || ".+~-".contains(character));
+    let words =
+        said.split(end).map(|word| word.trim_start_matches(|character: char| !character.is_ascii_digit()));
+    words.into_iter().find(|word| word.contains('.')).unwrap_or(said)
+}
+
+/// What ka had to say of a program, each thing once.
+fn remarks(row: &Row) -> Vec<String> {
+    let mut lines = vec![];
+    for (way, seen) in Way::ALL.into_iter().zip(&row.cells) {
+        for said in seen.said.iter().collect::<BTreeSet<_>>() {
+            lines.push(format!("- {}, {}: {}", row.program.name, way.name(), plain(said)));
+        }
+    }
+    lines
+}
+
+/// Nothing in it means anything in a table.
+fn plain(text: &str) -> String {
+    text.replace('|', "\\|").replace('<', "&lt;")
+}
