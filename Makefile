@@ -77,6 +77,19 @@ lab: ## keepalive in networks of its own, on the wire: a table, and target/lab/r
 	@scripts/need rust cc $(LAB_TOOLS)
 	KA_LAB_REPORT=$(CURDIR)/target/lab $(CARGO) test --locked --quiet --test lab
 
+matrix: ## programs of Debian's in each way that ka has, as a table: docs/matrix.md, or one of them alone (ONLY=nginx)
+	@scripts/need rust cc ip ss unshare
+	KA_MATRIX_ALL=1 $(if $(ONLY),,KA_MATRIX_REPORT=$(CURDIR)/docs/matrix.md) \
+		$(CARGO) test --locked --quiet --test matrix -- $(if $(ONLY),--exact $(ONLY))
+
+# How long, and where what was seen is written.
+MINUTES ?= 20
+SOAK ?= docs
+soak: ## a server with 5,000 connections under the shim, with faults, for MINUTES (20): docs/soak.md and its picture
+	@scripts/need rust cc $(LAB_TOOLS) ss
+	@mkdir -p $(SOAK)
+	KA_SOAK_MINUTES=$(MINUTES) KA_SOAK_REPORT=$(abspath $(SOAK)) $(CARGO) test --locked --quiet --test lab
+
 aarch64: ## builds for aarch64 here, and runs tests of it under qemu-user
 	@scripts/aarch64
 
@@ -92,4 +105,4 @@ help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\n' | expand -t 8
 
-.PHONY: all install uninstall deb cargo-c test header man lab aarch64 bench clean help
+.PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 bench clean help
