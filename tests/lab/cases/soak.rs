@@ -369,7 +369,8 @@ also where it is no larger than the noise: then it was too noisy to say. For mem
 {:.1} bytes and {:.4} descriptors for each connection made; for the CPU, which a machine's other work slows down, it is half.
 
 - The server, `tests/c/soak.c`, has no memory of its own for a connection: what grows is not its. Of its connections:
-  {server}. \"dead\" is what keepalive found: ETIMEDOUT.
+  {server}. \"dead\" is what keepalive gave up (ETIMEDOUT): peers that are
+  dead and, with a count of only {}, some that seem so where a fifth of all packets is lost.
 - The clients made {} connections ({} attempts failed, in faults), ended {} by FIN and {} by RST, and had {} answers; {}
   had none within a second, and were replaced.
 - At the end, with nothing under way, ss shows a keepalive timer that runs on {armed} of the server's {open} connections.
@@ -382,6 +383,7 @@ also where it is no larger than the noise: then it was too noisy to say. For mem
         kernel.trim(),
         64.0 * 1024.0 / made,
         CONNECTIONS as f64 / 50.0 / made,
+        POLICY.cnt,
         of(&tally.made),
         of(&tally.refused),
         of(&tally.ended),
