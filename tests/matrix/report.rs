@@ -15,7 +15,8 @@ pub fn write(rows: &[Row]) -> String {
     let mut text = format!(
         "# What works with what
 
-{} programs in each way that ka has to get at their sockets, {}. Written by `make matrix`; `make matrix ONLY=nginx` tries one.
+{} programs in each way that ka has to get at their sockets: {}.
+Written by `make matrix`; `make matrix ONLY=nginx` tries one.
 
 A cell is a server and its client, started on a machine of their own (namespaces for network, processes and mounts), with the
 policy {POLICY}. `ok` is all of this:
