@@ -233,7 +233,7 @@ fn first_line(script: &str) -> String {
 
 /// Whatever the machine outside is called and speaks.
 fn at_home(command: &mut Command) -> &mut Command {
-    command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin");
     command.envs([("HOME", WORK), ("TMPDIR", WORK), ("LC_ALL", "C"), ("TZ", "UTC")])
 }
 

@@ -62,7 +62,7 @@ END
 /// A server behind a proxy, which holds an unfinished request.
 macro_rules! backend {
     () => {
-        "/usr/bin/python3 -m http.server -b 127.0.0.1 -d www 8081 >backend 2>&1 &
+        "python3 -m http.server -b 127.0.0.1 -d www 8081 >backend 2>&1 &
         while ! ss -Htnl sport = :8081 | grep -q .; do sleep 0.1; done
         "
     };
@@ -630,7 +630,7 @@ mkdir empty"
         name: "git",
         what: "its server and a clone; a process a connection",
         needs: "git",
-        version: "/usr/bin/git --version",
+        version: "git --version",
         build: "
 git init -q tree; cd tree; echo hello >file; git add file
 git -c user.name=a -c user.email=a@test.example commit -q -m first; cd ..; git clone -q --bare tree bare.git
