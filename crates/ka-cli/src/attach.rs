@@ -319,17 +319,9 @@ impl Attach<'_> {
             // Or no socket any more: the descriptor was closed, and its number used again, since it was listed.
             Err(Error::NotTcp | Error::System { errno: Errno(libc::ENOTSOCK), .. }) => return Ok(None),
             Err(error) => (Fate::Failed, Some(error.to_string())),
-            Ok(()) if kernel.writes.get() > 0 && !self.holds(socket.as_fd()) => (
-                Fate::Failed,
-                Some(
-                    if via::is_held() {
-                        "ka run --via seccomp holds its policy against this command too: ka attach outside of it, or --via bpf"
-                    } else {
-                        "its cgroup has a policy that holds against others (ka cgroup ls); --via bpf passes it"
-                    }
-                    .to_owned(),
-                ),
-            ),
+            Ok(()) if kernel.writes.get() > 0 && !self.holds(socket.as_fd()) => {
+                (Fate::Failed, Some(held_by().to_owned()))
+            }
             Ok(()) if kernel.writes.get() > 0 => (Fate::Set, None),
             Ok(()) if target.again => return Ok(None),
             Ok(()) => (Fate::Unchanged, None),
@@ -342,15 +334,19 @@ impl Attach<'_> {
         Ok(Some((result, line)))
     }
 
-    /// Whether what was written is there. Where a cgroup's policy is held, the kernel says that it set what it did not.
+    /// Whether what was written is there. Where another's policy is held, of a cgroup or of a supervisor over this very
+    /// process, the kernel says that it set what it did not.
     fn holds(&self, socket: BorrowedFd<'_>) -> bool {
-        let theirs = ka_core::Socket::new(socket.as_raw_fd()).timer(Timer::Idle);
-        match (self.policy.idle(), theirs) {
-            _ if self.args.dry_run => true,
-            (Some(ours), Ok(theirs)) if self.mode == Mode::Force => theirs == ours,
-            (Some(ours), Ok(theirs)) => theirs <= ours,
+        let socket = ka_core::Socket::new(socket.as_raw_fd());
+        let is_there = |timer| match (self.policy.timer(timer), socket.timer(timer)) {
+            (Some(ours), Ok(theirs)) if self.mode == Mode::Floor => theirs <= ours,
+            (Some(ours), Ok(theirs)) => theirs == ours,
             _ => true,
-        }
+        };
+        let is_as_said = |on| socket.is_enabled().is_ok_and(|is_on| is_on == on);
+        self.args.dry_run
+            || self.policy.enabled().is_none_or(is_as_said)
+                && [Timer::Idle, Timer::Intvl, Timer::Cnt, Timer::UserTimeout].into_iter().all(is_there)
     }
 
     fn give(&self, socket: ka_core::Socket<&Counting>) -> Result<(), Error> {
@@ -550,6 +546,15 @@ fn found(process: &Process) -> io::Result<(Vec<TableAndSockets>, Option<io::Erro
     }
     // What /proc said is of this process only if it is still there.
     if process.is_alive() { Ok((tables, problem)) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+}
+
+/// Who holds a policy against what was just written.
+fn held_by() -> &'static str {
+    if via::is_held() {
+        "ka run --via seccomp holds its policy against this command too: ka attach outside of it, or --via bpf"
+    } else {
+        "its cgroup has a policy that holds against others (ka cgroup ls); --via bpf passes it"
+    }
 }
 
 fn is_gone(error: &io::Error) -> bool {

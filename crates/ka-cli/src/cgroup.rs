@@ -358,12 +358,7 @@ fn ls(args: &args::CgroupLs) -> Outcome {
         }
         Ok(())
     })
-    .map_err(|error| {
-        failed(match error.raw_os_error() {
-            Some(libc::EPERM) => "needs CAP_NET_ADMIN and CAP_SYS_ADMIN (run ka as root)".to_owned(),
-            _ => error.to_string(),
-        })
-    })?;
+    .map_err(|error| failed(refusal(&error)))?;
     if let Some(folder) = pinned.remove(&0).filter(|_| args.cgroup.is_none()) {
         rows.push(Row {
             cgroup: None,
@@ -385,6 +380,38 @@ fn ls(args: &args::CgroupLs) -> Outcome {
     }
     out.flush()?;
     Ok(0)
+}
+
+/// A policy that holds for a process, as it is a cgroup's.
+#[derive(Serialize)]
+pub(crate) struct Policy {
+    pub(crate) cgroup: String,
+    pub(crate) policy: String,
+    pub(crate) mode: &'static str,
+}
+
+/// The policies of a process's cgroup and of those above it, its own first; or why they cannot be found out.
+pub(crate) fn policies_of(pid: i32) -> Result<Vec<Policy>, String> {
+    let root = host::cgroup_root().ok_or(host::NO_CGROUPS)?;
+    let own = host::cgroup_of(&pid.to_string()).ok_or("its cgroup is not of version 2")?;
+    let mut found = Vec::new();
+    for path in own.ancestors().take_while(|path| path.starts_with(&root)) {
+        let policies = Cgroup::open(path).and_then(|cgroup| bpf::attached(cgroup.folder.as_fd()));
+        found.extend(policies.map_err(|error| refusal(&error))?.into_iter().map(|orders| Policy {
+            cgroup: name(path),
+            policy: orders.policy.to_string(),
+            mode: mode_name(orders),
+        }));
+    }
+    Ok(found)
+}
+
+/// Why the kernel does not say what is attached to a cgroup.
+fn refusal(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => "needs CAP_NET_ADMIN and CAP_SYS_ADMIN (run ka as root)".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 fn mode_name(orders: Orders) -> &'static str {

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::args;
 use crate::bpf::{self, host};
+use crate::cgroup;
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::privilege;
 use crate::process::{self, Process};
@@ -52,6 +53,17 @@ struct Report {
     is_reached: bool,
     /// What to type; nothing where no program or process is named.
     command: Option<String>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    over: Option<Over>,
+}
+
+/// What is over a process.
+#[derive(Serialize)]
+struct Over {
+    /// The supervisor of `ka run --via seccomp`.
+    supervisor: Option<i32>,
+    /// The policies of its cgroup and of those above it, its own first. `None` where they cannot be found out.
+    cgroups: Option<Vec<cgroup::Policy>>,
 }
 
 /// What there is to say of a way.
@@ -127,7 +139,7 @@ fn machine_report() -> Report {
             .unwrap_or_else(|| "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are there".to_owned()),
     ];
     let is_reached = ways.iter().all(|way| way.reaches);
-    Report { target: "this machine".to_owned(), facts, ways, is_reached, command: None }
+    Report { target: "this machine".to_owned(), facts, ways, is_reached, command: None, over: None }
 }
 
 fn program_report(name: &OsStr) -> Result<Report, Failure> {
@@ -176,6 +188,7 @@ fn program_report(name: &OsStr) -> Result<Report, Failure> {
         ways,
         is_reached,
         command,
+        over: None,
     })
 }
 
@@ -236,28 +249,52 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
         }
         Err(error) => Line { way: "attach", reaches: false, why: privilege::explain(pid, &error) },
     };
+    const RUNS: &str = "it is running already: ka run starts programs";
     let preload = Line {
         way: "preload",
         reaches: is_preloaded,
-        why: if is_preloaded {
-            "it was started with it"
-        } else {
-            "it is running already: ka run starts programs"
-        }
-        .to_owned(),
+        why: if is_preloaded { "it was started with it" } else { RUNS }.to_owned(),
     };
-    let command = match (is_preloaded, attach.reaches) {
+    let supervisor = via::supervisor_of(pid);
+    let seccomp = Line {
+        way: "seccomp",
+        reaches: supervisor.is_some(),
+        why: supervisor.map_or_else(|| RUNS.to_owned(), |pid| format!("it is under the supervisor {pid}")),
+    };
+    let policies = cgroup::policies_of(pid);
+    let cgroup = Line {
+        way: "cgroup",
+        reaches: policies.as_ref().is_ok_and(|policies| !policies.is_empty()),
+        why: cgroup_why(pid, &policies),
+    };
+    let is_under = preload.reaches || seccomp.reaches || cgroup.reaches;
+    let command = match (is_under, attach.reaches) {
         (true, _) => format!("nothing: it is under ka already (ka ls --pid {pid})"),
         (false, true) => format!("ka attach --follow {pid}"),
         (false, false) => format!("sudo ka attach --follow {pid}"),
     };
     let command = Some(command);
-    let mut ways = vec![attach, preload];
-    if is_preloaded {
-        ways.reverse();
-    }
+    let mut ways = vec![preload, seccomp, cgroup, attach];
+    ways.sort_by_key(|way| !way.reaches);
     let is_reached = ways.first().is_some_and(|way| way.reaches);
-    Ok(Report { target: format!("{pid} ({name})"), facts, ways, is_reached, command })
+    let over = Some(Over { supervisor, cgroups: policies.ok() });
+    Ok(Report { target: format!("{pid} ({name})"), facts, ways, is_reached, command, over })
+}
+
+/// What there is to say of the policies of a process's cgroups.
+fn cgroup_why(pid: i32, policies: &Result<Vec<cgroup::Policy>, String>) -> String {
+    match policies.as_deref() {
+        Ok([]) => {
+            let own = host::cgroup_of(&pid.to_string()).unwrap_or_default();
+            format!("no cgroup that it is in has a policy: ka cgroup attach {}", quoted(own.as_os_str()))
+        }
+        Ok(policies) => {
+            let each =
+                policies.iter().map(|one| format!("{}: {}, mode {}", one.cgroup, one.policy, one.mode));
+            each.collect::<Vec<_>>().join("; ")
+        }
+        Err(why) => why.clone(),
+    }
 }
 
 struct Sockets {

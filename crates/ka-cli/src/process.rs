@@ -73,6 +73,11 @@ impl Status {
         self.number("Threads", 0, 10).unwrap_or(1)
     }
 
+    /// Whether a seccomp filter is over the process.
+    pub(crate) fn is_filtered(&self) -> bool {
+        self.number("Seccomp", 0, 10) == Some(libc::SECCOMP_MODE_FILTER.into())
+    }
+
     pub(crate) fn is_zombie(&self) -> bool {
         self.0.get("State").is_some_and(|state| state.starts_with('Z'))
     }
@@ -90,6 +95,11 @@ fn stat(pid: i32, field: usize) -> Option<u64> {
 pub(crate) fn is_kernel_thread(pid: i32) -> bool {
     const PF_KTHREAD: u64 = 0x0020_0000;
     stat(pid, 9).is_some_and(|flags| flags & PF_KTHREAD != 0)
+}
+
+/// The process that started it, or adopted it; `None` for the first of all, and where there is none.
+pub(crate) fn parent(pid: i32) -> Option<i32> {
+    stat(pid, 4)?.try_into().ok().filter(|parent| *parent > 0)
 }
 
 /// When a process was started, which tells it from another of the same number; 0 where there is none.
@@ -242,7 +252,7 @@ mod tests {
     use std::net::TcpListener;
     use std::os::fd::{AsFd as _, AsRawFd as _};
 
-    use super::{Process, Status, all, is_kernel_thread, sockets};
+    use super::{Process, Status, all, is_kernel_thread, parent, sockets};
 
     #[test]
     fn this_process_is_found_with_its_sockets() {
@@ -259,6 +269,7 @@ mod tests {
         // The tests run in threads, which share their descriptors.
         assert_eq!(process.tables().unwrap().len(), 1);
         assert!(!is_kernel_thread(pid));
+        assert_eq!(parent(pid), i32::try_from(std::os::unix::process::parent_id()).ok());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use ka_core::Config;
 use crate::args;
 use crate::failure::{Failure, OUR_OWN, Outcome};
 use crate::program::Program;
-use crate::via::{self, Launch, Reach};
+use crate::via::{self, Launch, Reach, Way};
 
 pub(crate) fn run(args: &args::Run) -> Outcome {
     let own = |failure: Failure| failure.with_status(OUR_OWN);
@@ -34,10 +34,17 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
         let _ = writeln!(io::stderr(), "ka: run: {why}");
     }
     // The first way that reaches it; where none does, why each does not, and what the last of them knows instead.
-    let mut obstacles: Vec<(_, String, String)> = Vec::new();
+    let mut obstacles: Vec<(&dyn Way, String, String)> = Vec::new();
     for way in via::asked(args.via) {
         match way.reach(&launch) {
-            Reach::Yes(_) => match way.start(&launch)? {},
+            Reach::Yes(_) => {
+                if launch.verbose {
+                    for (passed, why, _) in &obstacles {
+                        let _ = writeln!(io::stderr(), "ka: {} does not reach it: {why}", passed.name());
+                    }
+                }
+                match way.start(&launch)? {}
+            }
             Reach::No { why, instead } => obstacles.push((way, why, instead)),
             Reach::Wrong { why, instead } => {
                 obstacles = vec![(way, why, instead)];

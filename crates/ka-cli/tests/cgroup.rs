@@ -147,6 +147,17 @@ fn all_programs_of_a_cgroup_have_the_policy() {
     outside.open();
     assert!(outside.look().iter().all(|told| !told.on));
 
+    // Whoever asks of a process is told.
+    let report = |pid: i32| -> Value {
+        serde_json::from_str(&outcome(ka().args(["check", "--json", &pid.to_string()])).1).unwrap()
+    };
+    let (own, other) = (report(before.pid()), report(outside.pid()));
+    let name = format!("/{}", cgroup.0.file_name().unwrap().display());
+    let expected =
+        serde_json::json!([{"cgroup": name, "policy": "idle=280,intvl=30,cnt=5", "mode": "force"}]);
+    assert_eq!((&own["cgroups"], &own["ways"][0]["way"]), (&expected, &"cgroup".into()));
+    assert_eq!((&other["cgroups"], &other["ways"][0]["way"]), (&serde_json::json!([]), &"attach".into()));
+
     let [row] = &listed(&cgroup)[..] else { panic!("{:?}", listed(&cgroup)) };
     assert_eq!((&row["policy"], &row["mode"]), (&"idle=280,intvl=30,cnt=5".into(), &"force".into()));
     assert_eq!(row["cgroup"], format!("/{}", cgroup.0.file_name().unwrap().display()));

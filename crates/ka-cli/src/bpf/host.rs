@@ -81,8 +81,13 @@ fn unescaped(text: &[u8]) -> Vec<u8> {
 
 /// This process's own cgroup, by its folder.
 pub(crate) fn own_cgroup() -> Option<PathBuf> {
+    cgroup_of("self")
+}
+
+/// The cgroup of a process, by its folder: of one by its number, or of `self`.
+pub(crate) fn cgroup_of(pid: &str) -> Option<PathBuf> {
     let root = cgroup_root()?;
-    let text = fs::read("/proc/self/cgroup").ok()?;
+    let text = fs::read(format!("/proc/{pid}/cgroup")).ok()?;
     let own = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::/"))?;
     Some(if own.is_empty() { root } else { root.join(OsString::from_vec(own.to_vec())) })
 }

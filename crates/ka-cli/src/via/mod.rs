@@ -17,6 +17,8 @@ use crate::program::Program;
 
 use ka_core::{Config, Kernel as _, Libc, Settings, SockOpt, Timer};
 
+pub(crate) use seccomp::supervisor_of;
+
 /// A way to reach a program.
 pub(crate) trait Way: Sync {
     /// What `--via` calls it.

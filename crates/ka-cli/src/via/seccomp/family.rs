@@ -23,7 +23,9 @@
 //! The program stops (^Z, or it reads from the terminal in the background): the front process stops too, or the shell
 //! would wait for ever. What continues the one, continues the other.
 
+use std::ffi::CStr;
 use std::io::{self, Read as _, Write as _};
+use std::iter;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
@@ -37,7 +39,11 @@ use super::calls::Server;
 use super::message::Message;
 use super::sys::{self, Change, Forked, Shared, Signal, Signals};
 use crate::failure::OUR_OWN;
+use crate::process::{self, Status};
 use crate::sys::{pidfd_getfd, pidfd_open, poll};
+
+/// What ps(1) calls the supervisor, and who looks for one.
+const SUPERVISOR: &CStr = c"ka-supervisor";
 
 /// A wait without an end, as poll(2) takes it.
 const FOR_EVER: Duration = Duration::from_millis(i32::MAX as u64);
@@ -84,7 +90,7 @@ pub(super) fn found(terms: Terms) -> io::Result<Cradle> {
         let _ = std::env::set_current_dir("/");
         wait_for(pid, spare, to_front, shared, terms);
     }
-    sys::set_name(c"ka-supervisor");
+    sys::set_name(SUPERVISOR);
     let made = sys::adopt_orphans().and_then(|()| sys::fork()).unwrap_or_else(|error| give_up(&error));
     if let Forked::Parent(pid) = made {
         shared.program.store(pid, Ordering::Relaxed);
@@ -96,6 +102,15 @@ pub(super) fn found(terms: Terms) -> io::Result<Cradle> {
     }
     sys::set_name(c"ka");
     Ok(Cradle { supervisor: program, signals, shared })
+}
+
+/// The supervisor that a process is under. Who renames a process is believed: what is said of it is for a person.
+pub(crate) fn supervisor_of(pid: i32) -> Option<i32> {
+    if !Status::read(pid).is_ok_and(|status| status.is_filtered()) {
+        return None;
+    }
+    let mut above = iter::successors(process::parent(pid), |pid| process::parent(*pid));
+    above.find(|pid| process::comm(*pid).is_some_and(|name| name == SUPERVISOR.to_bytes()))
 }
 
 fn own_pid() -> i32 {
@@ -196,7 +211,7 @@ fn wait_for(
         "ka: run: the supervisor {supervisor} was killed; {} goes on in its stead, and nobody in its own",
         own_pid()
     );
-    sys::set_name(c"ka-supervisor");
+    sys::set_name(SUPERVISOR);
     supervise(Some(Server::new(listener, shared, terms.policy, terms.mode)), to_front, None, shared)
 }
 

@@ -49,6 +49,7 @@ use crate::failure::{Failure, OUR_OWN};
 use crate::privilege::{CAP_SYS_ADMIN, CAP_SYS_PTRACE};
 use crate::process::{self, Status};
 use family::Terms;
+pub(crate) use family::supervisor_of;
 use filter::Filters;
 
 pub(super) struct Seccomp;
