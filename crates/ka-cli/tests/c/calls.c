@@ -2,7 +2,8 @@
  * calls: random socket calls, and what each answered, a line each, so that two runs of one seed can be compared.
  *
  * calls SEED COUNT. It has a listener of its own on loopback, and 16 places for descriptors, some of which are never
- * open. What depends on the machine and not on the calls (addresses, ports, times) is not told.
+ * open. What depends on the machine and not on the calls (addresses, ports, times) is not told. Some of the calls are
+ * made by syscall(2), past the C library's own functions.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -13,7 +14,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <poll.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -45,6 +48,8 @@ static void place(const char *call, int fd)
     if (fd >= 0) {
         dup2(fd, to);
         close(fd);
+        /* What is accepted would wait, too. */
+        fcntl(to, F_SETFL, O_NONBLOCK);
     }
 }
 
@@ -79,19 +84,27 @@ int main(int argc, char **argv)
         struct sockaddr_in *to = pick(3) ? &here : &nobody;
         struct iovec part = { .iov_base = (void *)"x", .iov_len = 1 };
         struct msghdr message = { .msg_name = to, .msg_namelen = sizeof *to, .msg_iov = &part, .msg_iovlen = 1 };
-        switch (pick(14)) {
+        struct mmsghdr messages = { .msg_hdr = message };
+        struct pollfd waited = { .fd = fd, .events = POLLIN | POLLOUT };
+        char data[4];
+        struct iovec room = { .iov_base = data, .iov_len = sizeof data };
+        struct msghdr taken = { .msg_iov = &room, .msg_iovlen = 1 };
+        int by_number = pick(4) == 0, pair[2];
+        socklen_t four = sizeof value;
+        switch (pick(25)) {
         case 0:
         case 1:
             place("socket", socket(ONE_OF(domains), ONE_OF(types) | SOCK_NONBLOCK, ONE_OF(protocols)));
             break;
         case 2:
-            tell("connect", connect(fd, (struct sockaddr *)to, pick(5) ? sizeof *to : 3));
+            size = pick(5) ? sizeof *to : 3;
+            tell("connect", by_number ? syscall(SYS_connect, fd, to, size) : connect(fd, (struct sockaddr *)to, size));
             break;
         case 3:
             tell("connect", connect(fd, pick(2) ? NULL : bad, sizeof here));
             break;
         case 4:
-            tell("listen", listen(fd, (int)pick(8)));
+            tell("listen", by_number ? syscall(SYS_listen, fd, (int)pick(8)) : listen(fd, (int)pick(8)));
             break;
         case 5:
             tell("bind", bind(fd, (struct sockaddr *)&any, sizeof any));
@@ -111,6 +124,43 @@ int main(int argc, char **argv)
             break;
         case 11:
             tell("sendmsg", sendmsg(fd, pick(8) ? &message : (struct msghdr *)bad, flags | MSG_NOSIGNAL));
+            break;
+        case 14:
+        case 15:
+            place("accept", accept(pick(4) ? fd : server, NULL, NULL));
+            break;
+        case 16:
+            place("accept4", accept4(pick(4) ? fd : server, NULL, pick(4) ? NULL : &four, pick(4) ? SOCK_NONBLOCK : 3));
+            break;
+        case 17:
+            tell("sendmmsg", sendmmsg(fd, &messages, pick(3), flags | MSG_NOSIGNAL));
+            break;
+        case 18:
+            tell("recvmsg", recvmsg(fd, pick(8) ? &taken : (struct msghdr *)bad, MSG_DONTWAIT));
+            break;
+        case 19:
+            messages.msg_hdr = taken;
+            tell("recvmmsg", recvmmsg(fd, &messages, pick(3), MSG_DONTWAIT, NULL));
+            break;
+        case 20:
+            value = -1;
+            tell("getsockopt", getsockopt(fd, SOL_SOCKET, pick(2) ? SO_TYPE : SO_ACCEPTCONN, &value, &four));
+            tell("value", value);
+            break;
+        case 21:
+            tell("poll", poll(&waited, 1, 0));
+            tell("events", waited.revents);
+            break;
+        case 22:
+            tell("socketpair", socketpair(pick(2) ? AF_UNIX : AF_INET, ONE_OF(types), 0, pair) == 0
+                                   ? close(pair[0]) + close(pair[1]) : -1);
+            break;
+        case 23:
+            size = sizeof any;
+            tell("getpeername", getpeername(fd, (struct sockaddr *)&(struct sockaddr_in){ 0 }, &size));
+            break;
+        case 24:
+            place("socket", (int)syscall(SYS_socket, ONE_OF(domains), ONE_OF(types) | SOCK_NONBLOCK, ONE_OF(protocols)));
             break;
         case 12:
             tell("shutdown", shutdown(fd, (int)pick(4)));

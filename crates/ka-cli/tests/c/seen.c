@@ -1,6 +1,7 @@
 /*
  * seen: does one thing, and prints what the kernel says of the socket that it is left with: SO_KEEPALIVE, idle, intvl,
- * cnt, user timeout.
+ * cnt, user timeout. With `stay` behind it, it then says so, and waits until its standard input ends, so that its sockets
+ * can be looked at from outside.
  *
  *   listen       listens
  *   connect      connects to itself
@@ -12,10 +13,13 @@
  *   storm        connects 200 times while a timer sends a signal each 50 us; prints how many have it
  *   task         a thread with descriptors of its own listens
  *   daemon FILE  goes into the background, waits, listens, and writes what it sees into FILE
+ *   daemons FILE five of them, each from another generation: they listen, and end when FILE is gone
  *   unshare      in a network namespace of its own
+ *   nested       in namespaces within namespaces: of users, networks, processes and mounts
  *   ring         makes an io_uring; prints 0 or errno
  *   ia32         connects by int 0x80
  *   closed       closes all descriptors but the first three, then listens
+ *   bare         closes all descriptors, then listens and connects, and waits for a signal
  *   forks        five generations of children, the last of which listens
  *   undumpable   nobody may look inside, then listens
  *   loop         listens again and again, every 20 ms; prints how many had it, of how many
@@ -45,6 +49,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -172,9 +177,45 @@ static long ia32(long number, long a, long b, long c)
     return result;
 }
 
+static void up(void)
+{
+    int fd = tcp();
+    struct ifreq loopback = { .ifr_name = "lo", .ifr_flags = IFF_UP };
+    if (ioctl(fd, SIOCSIFFLAGS, &loopback) != 0)
+        err(EXIT_FAILURE, "lo");
+    close(fd);
+}
+
+static void fill(const char *path, const char *format, unsigned id)
+{
+    char text[64];
+    int fd = open(path, O_WRONLY), length = snprintf(text, sizeof text, format, id, id);
+    if (fd < 0 || write(fd, text, (size_t)length) != length)
+        err(EXIT_FAILURE, "%s", path);
+    close(fd);
+}
+
+/* Who can, goes on as a child in namespaces of its own, in which it is who it was. */
+static void deeper(void)
+{
+    unsigned user = geteuid(), group = getegid();
+    int status;
+    if (unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWNS) != 0)
+        err(EXIT_FAILURE, "unshare");
+    fill("/proc/self/setgroups", "deny", 0);
+    fill("/proc/self/uid_map", "%u %u 1", user);
+    fill("/proc/self/gid_map", "%u %u 1", group);
+    pid_t pid = fork();
+    if (pid > 0) {
+        waitpid(pid, &status, 0);
+        exit(WEXITSTATUS(status));
+    }
+}
+
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "";
+    int result = EXIT_SUCCESS;
 #define IS(word) (strcmp(what, word) == 0)
     if (IS("listen")) {
         see(stdout, listening());
@@ -232,13 +273,33 @@ int main(int argc, char **argv)
             err(EXIT_FAILURE, "daemon");
         usleep(500000);
         see(file, listening());
+    } else if (IS("daemons") && argc > 2) {
+        for (int n = 0; n < 5; n++) {
+            pid_t pid = fork();
+            if (pid > 0)
+                return EXIT_SUCCESS;
+            pid = fork();
+            if (pid == 0) {
+                struct stat there;
+                if (setsid() < 0 || daemon(0, 0) != 0)
+                    err(EXIT_FAILURE, "daemon");
+                usleep(100000);
+                listening();
+                for (int left = 1000; left > 0 && stat(argv[2], &there) == 0; left--)
+                    usleep(20000);
+                return EXIT_SUCCESS;
+            }
+        }
     } else if (IS("unshare")) {
         if (unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0)
             err(EXIT_FAILURE, "unshare");
-        int fd = tcp();
-        struct ifreq loopback = { .ifr_name = "lo", .ifr_flags = IFF_UP };
-        if (ioctl(fd, SIOCSIFFLAGS, &loopback) != 0)
-            err(EXIT_FAILURE, "lo");
+        up();
+        server = listening();
+        see(stdout, connected());
+    } else if (IS("nested")) {
+        for (int n = 0; n < 3; n++)
+            deeper();
+        up();
         server = listening();
         see(stdout, connected());
     } else if (IS("ring")) {
@@ -263,6 +324,12 @@ int main(int argc, char **argv)
         for (int fd = 3; fd < 1024; fd++)
             close(fd);
         see(stdout, listening());
+    } else if (IS("bare")) {
+        for (int fd = 0; fd < 1024; fd++)
+            close(fd);
+        server = listening();
+        connected();
+        pause();
     } else if (IS("forks")) {
         for (int n = 0; n < 5; n++) {
             pid_t pid = fork();
@@ -273,7 +340,7 @@ int main(int argc, char **argv)
             }
         }
         see(stdout, listening());
-        return 5;
+        result = 5;
     } else if (IS("undumpable")) {
         prctl(PR_SET_DUMPABLE, 0);
         see(stdout, listening());
@@ -320,5 +387,12 @@ int main(int argc, char **argv)
     } else {
         errx(2, "seen WHAT");
     }
-    return EXIT_SUCCESS;
+    if (argc > 2 && strcmp(argv[argc - 1], "stay") == 0) {
+        char end;
+        puts("stay");
+        fflush(stdout);
+        while (read(STDIN_FILENO, &end, 1) > 0)
+            ;
+    }
+    return result;
 }

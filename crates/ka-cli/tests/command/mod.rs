@@ -3,7 +3,9 @@
 
 #![allow(dead_code, reason = "each test program uses its part of this")]
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
+use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
@@ -95,6 +97,103 @@ pub fn go_program(name: &str, cgo: bool) -> PathBuf {
         go.env("CGO_ENABLED", if cgo { "1" } else { "0" }).env("GOCACHE", cache).env("GOFLAGS", "-mod=mod"),
     );
     output
+}
+
+/// What the kernel says of the TCP sockets of a process and of all that are below it, each once. It is asked from outside,
+/// by a duplicate of the descriptor: pidfd_getfd(2), getsockopt(2).
+pub fn outside(pid: i32) -> Vec<Told> {
+    let mut known = HashSet::new();
+    let mut found = Vec::new();
+    for pid in family(pid) {
+        // SAFETY: numbers.
+        let process = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            let Ok(link) = fs::read_link(entry.path()) else { continue };
+            let fd: i32 = entry.file_name().to_str().unwrap().parse().unwrap();
+            if !link.to_string_lossy().starts_with("socket:") || !known.insert(link) {
+                continue;
+            }
+            // SAFETY: numbers; what it makes is ours.
+            let socket = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process, fd, 0) };
+            let Ok(socket) = i32::try_from(socket) else { continue };
+            assert!(socket >= 0, "{pid} {fd}: {}", std::io::Error::last_os_error());
+            if support::option(socket, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Ok(libc::IPPROTO_TCP) {
+                let [on, timers @ ..] = support::five(socket).map(Result::unwrap);
+                found.push(Told { fd, on: on != 0, timers });
+            }
+            // SAFETY: ours, as is the next.
+            unsafe { libc::close(socket) };
+        }
+        // SAFETY: as above.
+        unsafe { libc::close(process.try_into().unwrap()) };
+    }
+    found
+}
+
+/// A process and all that are below it.
+fn family(pid: i32) -> Vec<i32> {
+    let parent = |pid: i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit(") ").next()?.split(' ').nth(1)?.parse::<i32>().ok()
+    };
+    let numbers = fs::read_dir("/proc").unwrap().flatten();
+    let all = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let pairs: Vec<_> = all.filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    let mut family = vec![pid];
+    let mut next = 0;
+    while let Some(elder) = family.get(next).copied() {
+        family.extend(pairs.iter().filter(|(_, parent)| *parent == elder).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    family
+}
+
+/// A program that has said `stay`, after what else it had to say, and stays until it is let go.
+pub struct Staying {
+    child: Child,
+    pub said: String,
+}
+
+impl Staying {
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let said = lines.by_ref().take_while(|line| line != "stay").map(|line| line + "\n").collect();
+        Self { child, said }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id().try_into().unwrap()
+    }
+
+    /// What the kernel says of its sockets, and of those of all that it has started.
+    pub fn sockets(&self) -> Vec<Told> {
+        outside(self.pid())
+    }
+
+    /// It has so many sockets, and all have this policy.
+    #[track_caller]
+    pub fn assert_all(&self, count: usize, idle: i32, intvl: i32, cnt: i32) {
+        let sockets = self.sockets();
+        assert_eq!(sockets.len(), count, "{sockets:?}");
+        for told in sockets {
+            assert_eq!((told.on, &told.timers[..3]), (true, &[idle, intvl, cnt][..]), "{told:?}");
+        }
+    }
+
+    /// It ends by itself: its status.
+    pub fn end(mut self) -> i32 {
+        drop(self.child.stdin.take());
+        self.child.wait().unwrap().code().unwrap()
+    }
+}
+
+impl Drop for Staying {
+    fn drop(&mut self) {
+        // It ends when its input does, also where it is not our own child.
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
 }
 
 /// What the kernel says of a socket.

@@ -1,11 +1,16 @@
-// keepalive: what the kernel says of Go's connections, by what Go is told of keepalive: its own default, none, and none
-// of a listener's connections. A line each: SO_KEEPALIVE, idle, intvl, cnt.
+// keepalive: what the kernel says of Go's connections, by what Go is told of keepalive: both ends of one whose listener and
+// dialer are told nothing, of one whose dialer alone is told to leave it alone, of one whose listener is, and of one where
+// both are. A line each, the dialer's end first: SO_KEEPALIVE, idle, intvl, cnt. With an argument, it then says "stay", and
+// waits until its standard input ends.
 package main
 
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
+	"os"
+	"runtime"
 	"syscall"
 )
 
@@ -28,21 +33,30 @@ func look(conn net.Conn) {
 }
 
 func main() {
-	config := net.ListenConfig{KeepAlive: -1}
-	listener, err := config.Listen(context.Background(), "tcp4", "127.0.0.1:0")
-	if err != nil {
-		panic(err)
-	}
-	for _, dialer := range []net.Dialer{{}, {KeepAlive: -1}} {
-		client, err := dialer.Dial("tcp4", listener.Addr().String())
+	var open []any
+	for _, config := range []net.ListenConfig{{}, {KeepAlive: -1}} {
+		listener, err := config.Listen(context.Background(), "tcp4", "127.0.0.1:0")
 		if err != nil {
 			panic(err)
 		}
-		server, err := listener.Accept()
-		if err != nil {
-			panic(err)
+		for _, dialer := range []net.Dialer{{}, {KeepAlive: -1}} {
+			client, err := dialer.Dial("tcp4", listener.Addr().String())
+			if err != nil {
+				panic(err)
+			}
+			server, err := listener.Accept()
+			if err != nil {
+				panic(err)
+			}
+			look(client)
+			look(server)
+			open = append(open, client, server)
 		}
-		look(client)
-		look(server)
+		open = append(open, listener)
 	}
+	if len(os.Args) > 1 {
+		fmt.Println("stay")
+		io.Copy(io.Discard, os.Stdin)
+	}
+	runtime.KeepAlive(open)
 }
