@@ -93,6 +93,9 @@ soak: ## a server with 5,000 connections under the shim, with faults, for MINUTE
 aarch64: ## builds for aarch64 here, and runs tests of it under qemu-user
 	@scripts/aarch64
 
+kernels: ## ka's ways on other kernels than this machine's, in virtual machines: a table
+	@scripts/kernels
+
 bench: all ## side by side with what a C program would do instead
 	@scripts/need rust cc ip ss unshare valgrind strace libkeepalive0 libevent libcrypto
 	@bench/run
@@ -105,4 +108,4 @@ help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\n' | expand -t 8
 
-.PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 bench clean help
+.PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 kernels bench clean help

@@ -122,6 +122,10 @@ impl Entry {
     }
 }
 
+/// Why no socket is listed: the modules are loaded when they are asked for, where there are any to load.
+const LACKS: &str =
+    "this kernel does not list its TCP sockets (CONFIG_INET_TCP_DIAG: modprobe tcp_diag, as root)";
+
 /// All sockets in these states, IPv4's and IPv6's. A Multipath TCP connection is there with each of its subflows.
 pub(crate) fn dump(states: &[State]) -> io::Result<Vec<Entry>> {
     let wanted = states.iter().fold(0, |set, state| set | 1_u32 << *state as u32);
@@ -137,7 +141,14 @@ pub(crate) fn dump(states: &[State]) -> io::Result<Vec<Entry>> {
             states: StateFlags::from_bits_retain(wanted),
             socket_id,
         };
-        dump_family(&socket, request, &mut entries)?;
+        match dump_family(&socket, request, &mut entries) {
+            // A kernel without this family has none of its sockets; without the first, nobody is there to ask.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && family == libc::AF_INET => {
+                return Err(io::Error::other(LACKS));
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            other => other?,
+        }
     }
     Ok(entries)
 }
@@ -163,13 +174,12 @@ fn dump_family(socket: &Socket, request: InetRequest, entries: &mut Vec<Entry>) 
         while !rest.is_empty() {
             let message = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
             match message.message_type() {
-                NLMSG_DONE => return Ok(()),
+                NLMSG_DONE => return outcome(message.payload()),
                 NLMSG_ERROR => {
                     let payload = message.payload();
                     let error = ErrorBuffer::new_checked(&payload).map_err(io::Error::other)?;
                     let error = ErrorMessage::parse(&error).map_err(io::Error::other)?.to_io();
-                    // A family that this kernel does not have has no sockets.
-                    return if error.raw_os_error() == Some(libc::ENOENT) { Ok(()) } else { Err(error) };
+                    return Err(error);
                 }
                 _ => entries.extend(entry(message.payload())),
             }
@@ -177,6 +187,14 @@ fn dump_family(socket: &Socket, request: InetRequest, entries: &mut Vec<Entry>) 
             let length = (message.length() as usize).next_multiple_of(4).max(4);
             rest = rest.get(length..).unwrap_or_default();
         }
+    }
+}
+
+/// How a listing went: what ends it begins with an errno, negative, or 0.
+fn outcome(end: &[u8]) -> io::Result<()> {
+    match end.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes)) {
+        Some(errno) if errno < 0 => Err(io::Error::from_raw_os_error(errno.saturating_neg())),
+        _ => Ok(()),
     }
 }
 

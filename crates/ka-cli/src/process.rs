@@ -15,6 +15,10 @@ use crate::text;
 /// Pidfds of tasks that are no leader of their process: Linux 6.9. pidfd_open(2)
 pub(crate) const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
 
+/// What is said of a task that needs one.
+pub(crate) const ONLY_LEADERS: &str =
+    "a thread of it has descriptors of its own, which only Linux 6.9 and later lets others reach";
+
 /// All processes, by number.
 pub(crate) fn all() -> io::Result<Vec<i32>> {
     let mut pids = sys::numbers(File::open("/proc")?.as_fd())?;
@@ -166,11 +170,13 @@ impl Process {
             let pidfd = if task == pid {
                 Ok(Arc::clone(&self.pidfd))
             } else {
-                sys::pidfd_open(task, PIDFD_THREAD).map(Arc::new).map_err(|error| match error.raw_os_error() {
-                    Some(libc::EINVAL | libc::ENOENT) => io::Error::other(format!(
-                        "task {task} has descriptors of its own, which only Linux 6.9 and later lets others reach"
-                    )),
-                    _ => error,
+                sys::pidfd_open(task, PIDFD_THREAD).map(Arc::new).map_err(|error| {
+                    match error.raw_os_error() {
+                        Some(libc::EINVAL | libc::ENOENT) => {
+                            io::Error::other(format!("task {task}: {ONLY_LEADERS}"))
+                        }
+                        _ => error,
+                    }
                 })
             };
             // One that has ended meanwhile has nothing.

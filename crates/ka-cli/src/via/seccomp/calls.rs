@@ -16,8 +16,8 @@ use libc::{c_int, c_long};
 use super::filter::{Foreign, X32};
 use super::sys::{self, Answer, Call, Shared};
 use crate::failure::OUR_OWN;
-use crate::process::{self, PIDFD_THREAD, Status};
-use crate::sys::{pidfd_getfd, pidfd_open};
+use crate::process::{self, ONLY_LEADERS, PIDFD_THREAD, Status};
+use crate::sys::{pidfd_getfd, pidfd_open, share_descriptors};
 use crate::{privilege, text};
 
 /// What setsockopt(2) wants to be given, at least.
@@ -254,6 +254,10 @@ impl Server {
             }
         }
         let leader = Status::read(task)?.leader().unwrap_or(task);
+        // The leader's may be another socket by the same number, or none.
+        if leader != task && share_descriptors(leader, task).is_ok_and(|is_one| !is_one) {
+            return Err(io::Error::other(ONLY_LEADERS));
+        }
         Ok((pidfd_open(leader, 0)?, leader == task))
     }
 
