@@ -1,10 +1,14 @@
 //! The kernel's types, as it describes them itself in /sys/kernel/btf/vmlinux: where a member is in a structure, and the
 //! number of a function. Documentation/bpf/btf.rst
 //!
-//! Only what is asked for is looked at: a file of five megabytes is read and gone through in a few milliseconds.
+//! It is a file of five megabytes, which takes longer to read than ten thousand sockets take to be set. So it is mapped
+//! where the kernel can (Linux 6.16), gone through once for all names that are ever asked for, and nothing is kept of what
+//! has another.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+
+use super::sys;
 
 pub(super) const FILE: &str = "/sys/kernel/btf/vmlinux";
 
@@ -58,41 +62,83 @@ impl Type {
     }
 }
 
+/// A type that is asked for by name.
+type Named = (u32, &'static str);
+
+/// All that ka asks for.
+const NAMES: [Named; 9] = [
+    (FUNC, "bpf_iter_tcp"),
+    (FUNC, "sk_getsockopt"),
+    (STRUCT, "cgroup"),
+    (STRUCT, "cgroup_subsys_state"),
+    (STRUCT, "kernfs_node"),
+    (STRUCT, "seq_file"),
+    (STRUCT, "sock"),
+    (STRUCT, "sock_cgroup_data"),
+    (STRUCT, "sock_common"),
+];
+
 /// The kernel's types.
 pub(crate) struct Types {
-    bytes: Vec<u8>,
-    /// Where each type is; the first has number 1.
-    places: Vec<u32>,
+    bytes: &'static [u8],
+    /// The numbers of those that are asked for.
+    found: Vec<(Named, u32)>,
+    /// Where every so many-th type is; the first has number 1.
+    places: Vec<usize>,
     strings: usize,
 }
 
 impl Types {
+    /// How many types there are from one place that is kept to the next.
+    const STEP: usize = 256;
+
     /// Those of the kernel that runs. One that was built without `CONFIG_DEBUG_INFO_BTF` has none: `NotFound`.
     pub(crate) fn of_the_kernel() -> io::Result<Self> {
-        Self::parse(fs::read(FILE)?)
+        // It is the kernel's for as long as it runs, and ours for as long as this process does.
+        let bytes = match sys::map(&File::open(FILE)?) {
+            Ok(bytes) => bytes,
+            Err(_) => fs::read(FILE)?.leak(),
+        };
+        Self::parse(bytes, &NAMES)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{FILE} is not as expected")))
     }
 
-    fn parse(bytes: Vec<u8>) -> Option<Self> {
+    fn parse(bytes: &'static [u8], names: &[Named]) -> Option<Self> {
         let magic = u16::from_ne_bytes(*bytes.first_chunk()?);
-        let header = |place| Some(word(&bytes, place)? as usize);
+        let header = |place| Some(word(bytes, place)? as usize);
         let start = header(4)?;
         let (mut place, strings) = (start.checked_add(header(8)?)?, start.checked_add(header(16)?)?);
         let end = place.checked_add(header(12)?)?;
         if magic != MAGIC || end > bytes.len() || strings > bytes.len() {
             return None;
         }
-        let mut places = Vec::with_capacity((end - place) / (2 * Type::SIZE));
-        while place < end {
-            places.push(u32::try_from(place).ok()?);
-            place += Type::SIZE + type_at(&bytes, place)?.rest()?;
+        let mut types = Self { bytes, found: Vec::new(), places: Vec::new(), strings };
+        for number in 1.. {
+            if place >= end {
+                break;
+            }
+            if (number as usize - 1).is_multiple_of(Self::STEP) {
+                types.places.push(place);
+            }
+            let found = type_at(bytes, place)?;
+            let is_it = |(kind, name): &&Named| *kind == found.kind() && types.is_named(found.name, name);
+            if matches!(found.kind(), STRUCT | FUNC)
+                && let Some(name) = names.iter().find(is_it)
+            {
+                types.found.push((*name, number));
+            }
+            place += Type::SIZE + found.rest()?;
         }
-        Some(Self { bytes, places, strings })
+        Some(types)
     }
 
     fn numbered(&self, number: u32) -> Option<(usize, Type)> {
-        let place = *self.places.get((number as usize).checked_sub(1)?)? as usize;
-        Some((place, type_at(&self.bytes, place)?))
+        let before = (number as usize).checked_sub(1)?;
+        let mut place = *self.places.get(before / Self::STEP)?;
+        for _ in 0..before % Self::STEP {
+            place += Type::SIZE + type_at(self.bytes, place)?.rest()?;
+        }
+        Some((place, type_at(self.bytes, place)?))
     }
 
     fn is_named(&self, name: u32, wanted: &str) -> bool {
@@ -100,12 +146,9 @@ impl Types {
         string.strip_prefix(wanted.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
     }
 
+    /// The number of one of those that are asked for. Of several by one name, it is the first.
     fn find(&self, kind: u32, name: &str) -> Option<u32> {
-        let is_it = |place: &u32| {
-            type_at(&self.bytes, *place as usize)
-                .is_some_and(|found| found.kind() == kind && self.is_named(found.name, name))
-        };
-        u32::try_from(self.places.iter().position(is_it)? + 1).ok()
+        self.found.iter().find(|(named, _)| *named == (kind, name)).map(|(_, number)| *number)
     }
 
     /// The number of a function of the kernel's.
@@ -127,7 +170,7 @@ impl Types {
         }
         (0..owner.count()).find_map(|n| {
             // A member is laid out as a type is: its name, its type's number, its offset.
-            let found = type_at(&self.bytes, place + Type::SIZE * (n + 1))?;
+            let found = type_at(self.bytes, place + Type::SIZE * (n + 1))?;
             let offset = if owner.has_bit_fields() { found.other & 0x00ff_ffff } else { found.other };
             if found.name == 0 {
                 offset.checked_add(self.offset_in(found.info, member, deeper)?)
@@ -148,7 +191,13 @@ fn type_at(bytes: &[u8], place: usize) -> Option<Type> {
 
 #[cfg(test)]
 mod tests {
-    use super::Types;
+    use super::{FUNC, NAMES, Named, STRUCT, Types};
+
+    const NAMED: [Named; 3] = [(FUNC, "f"), (STRUCT, "outer"), (STRUCT, "oute")];
+
+    fn parsed(bytes: &[u8]) -> Option<Types> {
+        Types::parse(bytes.to_vec().leak(), &NAMED)
+    }
 
     /// struct outer { int a; union { int b; struct { int c; int d; }; }; }; int f(void);
     fn made() -> Vec<u8> {
@@ -180,7 +229,7 @@ mod tests {
 
     #[test]
     fn members_and_functions_are_found() {
-        let types = Types::parse(made()).unwrap();
+        let types = parsed(&made()).unwrap();
         assert_eq!(types.function("f"), Some(6));
         assert_eq!(types.function("outer"), None);
         let offsets = ["a", "b", "c", "d", "e"].map(|member| types.offset("outer", member));
@@ -192,14 +241,14 @@ mod tests {
     fn what_is_cut_short_is_refused_and_does_not_panic() {
         let whole = made();
         for length in 0..whole.len() {
-            if let Some(types) = Types::parse(whole.get(..length).unwrap().to_vec()) {
+            if let Some(types) = parsed(whole.get(..length).unwrap()) {
                 let _ = (types.function("f"), types.offset("outer", "d"));
             }
         }
         for place in 0..whole.len() {
             let mut bytes = whole.clone();
             *bytes.get_mut(place).unwrap() ^= 0xff;
-            if let Some(types) = Types::parse(bytes) {
+            if let Some(types) = parsed(&bytes) {
                 let _ = (types.function("f"), types.offset("outer", "d"));
             }
         }
@@ -208,10 +257,39 @@ mod tests {
     #[test]
     fn this_kernel_s_types_are_read() {
         let Ok(types) = Types::of_the_kernel() else { return };
-        // The cookie and the first member of all sockets: neither has moved in ten years.
-        assert_eq!(types.offset("tcp_sock", "inet_conn"), Some(0));
+        for (kind, name) in NAMES {
+            assert!(types.find(kind, name).is_some() || name == "sk_getsockopt", "{name}");
+        }
+        // The first member of all sockets, which has not moved in ten years.
         assert_eq!(types.offset("sock", "__sk_common"), Some(0));
         assert!(types.offset("sock_common", "skc_num").is_some());
-        assert!(types.function("tcp_v4_connect").is_some());
+        assert!(types.offset("cgroup", "kn").is_some());
+        // Read, where it was mapped.
+        let read = Types::parse(std::fs::read(super::FILE).unwrap().leak(), &NAMES).unwrap();
+        assert_eq!(read.found, types.found);
+    }
+
+    #[test]
+    fn a_type_is_found_by_its_number() {
+        // More than there are from one place to the next: ints, but for each third, which has a member.
+        let mut types = Vec::new();
+        for number in 1..=1000_u32 {
+            types.extend(if number % 3 == 0 {
+                vec![0, 4 << 24 | 1, number, 0, 1, 0]
+            } else {
+                vec![0, 1 << 24, number, 32]
+            });
+        }
+        let types: Vec<u8> = types.into_iter().flat_map(u32::to_ne_bytes).collect();
+        let mut bytes = [&0xeb9f_u16.to_ne_bytes()[..], &[1, 0]].concat();
+        let length = u32::try_from(types.len()).unwrap();
+        for word in [24, 0, length, length, 1] {
+            bytes.extend(u32::to_ne_bytes(word));
+        }
+        let types = parsed(&[bytes, types, vec![0]].concat()).unwrap();
+        for number in 1..=1000 {
+            assert_eq!(types.numbered(number).unwrap().1.other, number);
+        }
+        assert!(types.numbered(0).is_none());
     }
 }

@@ -1,6 +1,7 @@
-//! bpf(2), and statfs(2): the system calls of this part, and its only `unsafe`.
+//! bpf(2), statfs(2) and mmap(2): the system calls of this part, and its only `unsafe`.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
@@ -422,6 +423,20 @@ pub(crate) fn program_info(id: u32) -> io::Result<(String, Vec<u32>)> {
     bpf(command::OBJ_GET_INFO, &mut attributes)?;
     maps.truncate(info.map_count as usize);
     Ok((name_of(info.name), maps))
+}
+
+/// A file of the kernel's that never changes, mapped: for as long as this process lives.
+pub(crate) fn map(file: &File) -> io::Result<&'static [u8]> {
+    let size = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    // SAFETY: the kernel chooses the place; where it refuses, the answer is MAP_FAILED.
+    let place = unsafe {
+        libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0)
+    };
+    if place == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is as large as it was asked for, can be read, is never unmapped, and nobody writes to it.
+    Ok(unsafe { std::slice::from_raw_parts(place.cast(), size) })
 }
 
 /// The kind of filesystem that a path is on: statfs(2), `f_type`.
