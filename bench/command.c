@@ -12,69 +12,23 @@
  */
 #define _GNU_SOURCE
 #include <dirent.h>
-#include <err.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "command.h"
 
 #define SOCKETS 10000
 
 static int fds[SOCKETS];
-
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec * 1e6 + (double)time.tv_nsec / 1e3;
-}
-
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, int count)
-{
-    qsort(values, (size_t)count, sizeof *values, compare);
-    return values[count / 2];
-}
-
-static void set(int fd, int level, int name, int value)
-{
-    if (setsockopt(fd, level, name, &value, sizeof value) != 0)
-        err(EXIT_FAILURE, "setsockopt");
-}
-
-/* Runs a command to its end, without its output, and says how many microseconds that took. */
-static double run(char *const command[], const char *preload)
-{
-    double start = now();
-    pid_t pid = fork();
-    if (pid == 0) {
-        int null = open("/dev/null", O_WRONLY);
-        dup2(null, STDOUT_FILENO);
-        if (preload)
-            setenv("LD_PRELOAD", preload, 1);
-        execvp(command[0], command);
-        _exit(127);
-    }
-    int status;
-    if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0)
-        errx(EXIT_FAILURE, "%s failed", command[0]);
-    return now() - start;
-}
 
 static int command[2], answer[2];
 
@@ -143,17 +97,17 @@ static void set_theirs(int pidfd, int theirs)
 
 static double known(pid_t pid)
 {
-    double start = now();
+    double start = microseconds();
     int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
     for (int n = 0; n < SOCKETS; n++)
         set_theirs(pidfd, fds[n]);
     close(pidfd);
-    return now() - start;
+    return microseconds() - start;
 }
 
 static double found(pid_t pid)
 {
-    double start = now();
+    double start = microseconds();
     int pidfd = (int)syscall(SYS_pidfd_open, pid, 0), count = 0;
     char path[32], link[64];
     snprintf(path, sizeof path, "/proc/%d/fd", pid);
@@ -169,7 +123,7 @@ static double found(pid_t pid)
     close(pidfd);
     if (count < SOCKETS)
         errx(EXIT_FAILURE, "%d sockets of %d", count, SOCKETS);
-    return now() - start;
+    return microseconds() - start;
 }
 
 static void make_fresh(void)

@@ -10,7 +10,6 @@
  * seccomp KA
  */
 #define _GNU_SOURCE
-#include <err.h>
 #include <errno.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -20,15 +19,14 @@
 #include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "command.h"
 
 #ifndef SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
 #define SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (1UL << 5)
@@ -40,31 +38,6 @@
 
 enum { BATCH = 400, ROUNDS = 41, WAYS = 6 };
 
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec * 1e6 + (double)time.tv_nsec / 1e3;
-}
-
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, int count)
-{
-    qsort(values, (size_t)count, sizeof *values, compare);
-    return values[count / 2];
-}
-
-static void set(int fd, int level, int name, int value)
-{
-    if (setsockopt(fd, level, name, &value, sizeof value) != 0)
-        err(EXIT_FAILURE, "setsockopt");
-}
-
 /* Reads a byte, makes connections, writes how long one took. */
 static void work(int by_hand)
 {
@@ -75,7 +48,7 @@ static void work(int by_hand)
         getsockname(listener, (struct sockaddr *)&address, &size) != 0)
         err(EXIT_FAILURE, "listener");
     for (char byte; read(STDIN_FILENO, &byte, 1) == 1;) {
-        double start = now();
+        double start = microseconds();
         for (int n = 0; n < BATCH; n++) {
             int fd = socket(AF_INET, SOCK_STREAM, 0);
             if (by_hand) {
@@ -89,7 +62,7 @@ static void work(int by_hand)
             close(accept(listener, NULL, NULL));
             close(fd);
         }
-        double each = (now() - start) / BATCH;
+        double each = (microseconds() - start) / BATCH;
         if (write(STDOUT_FILENO, &each, sizeof each) != sizeof each)
             exit(EXIT_FAILURE);
     }

@@ -10,41 +10,20 @@
  * namespace is to be its own.
  */
 #define _GNU_SOURCE
-#include <err.h>
-#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include "rounds.h"
+#include "command.h"
 
 enum { CONNECTIONS = 2000, CONNECTION_ROUNDS = 41, SOCKETS = 10000, SOCKET_ROUNDS = 15 };
-
-/* Runs a command to its end, without its output, and says how many microseconds that took. */
-static double run(char *const command[])
-{
-    double start = now();
-    pid_t pid = fork();
-    if (pid == 0) {
-        int null = open("/dev/null", O_WRONLY);
-        dup2(null, STDOUT_FILENO);
-        execvp(command[0], command);
-        _exit(127);
-    }
-    int status;
-    if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0)
-        errx(EXIT_FAILURE, "%s %s failed", command[0], command[1] ? command[1] : "");
-    return (now() - start) / 1e3;
-}
 
 /* A process that does one thing whenever it is asked to, and says how long that took. */
 struct worker {
@@ -137,7 +116,7 @@ static void bench_connections(char *ka, const char *cgroups)
             err(EXIT_FAILURE, "%s", paths[n]);
         char *attach[] = { ka, "cgroup", "attach", "--mode", (char *)names[n], paths[n], NULL };
         if (n > 0)
-            run(attach);
+            run(attach, NULL);
         workers[n] = start(paths[n], connect_and_accept);
         ask(workers[n]);
     }
@@ -153,7 +132,7 @@ static void bench_connections(char *ka, const char *cgroups)
         char *detach[] = { ka, "cgroup", "detach", paths[n], NULL };
         end(workers[n]);
         if (n > 0)
-            run(detach);
+            run(detach, NULL);
         rmdir(paths[n]);
     }
     printf("connection, us: without %.2f; cgroup, force +%.2f (ratio %.2f), default +%.2f (ratio %.2f)\n",
@@ -196,12 +175,12 @@ static void bench_sockets(char *ka, const char *cgroups)
     char *pidfd[] = { ka, "attach", number, NULL };
     for (int n = 0; n < SOCKET_ROUNDS; n++) {
         ask(worker);
-        times[0][n] = run(bpf);
-        times[1][n] = run(bpf);
+        times[0][n] = run(bpf, NULL);
+        times[1][n] = run(bpf, NULL);
         ask(worker);
-        times[2][n] = run(pidfd);
-        times[3][n] = run(pidfd);
-        times[4][n] = run(nothing);
+        times[2][n] = run(pidfd, NULL);
+        times[3][n] = run(pidfd, NULL);
+        times[4][n] = run(nothing, NULL);
         ratios[0][n] = times[0][n] / times[2][n];
         ratios[1][n] = times[1][n] / times[3][n];
     }

@@ -1,0 +1,46 @@
+/* What the measurements of the ka command share: a socket option, and how long a command takes. */
+#ifndef COMMAND_H
+#define COMMAND_H
+
+#include <err.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "rounds.h"
+
+static inline void set(int fd, int level, int name, int value)
+{
+    if (setsockopt(fd, level, name, &value, sizeof value) != 0)
+        err(EXIT_FAILURE, "setsockopt");
+}
+
+/* Microseconds since some moment. */
+static inline double microseconds(void)
+{
+    return now() / 1e3;
+}
+
+/* Runs a command to its end, without its output, with a library preloaded where there is one, and says how many
+ * microseconds that took. */
+static inline double run(char *const command[], const char *preload)
+{
+    double start = microseconds();
+    pid_t pid = fork();
+    if (pid == 0) {
+        int null = open("/dev/null", O_WRONLY);
+        dup2(null, STDOUT_FILENO);
+        if (preload)
+            setenv("LD_PRELOAD", preload, 1);
+        execvp(command[0], command);
+        _exit(127);
+    }
+    int status;
+    if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0)
+        errx(EXIT_FAILURE, "%s %s failed", command[0], command[1] ? command[1] : "");
+    return microseconds() - start;
+}
+
+#endif
