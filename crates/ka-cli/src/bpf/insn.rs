@@ -83,7 +83,7 @@ impl From<i32> for Source {
 #[repr(C)]
 pub(crate) struct Insn {
     code: u8,
-    /// Destination in the low half, source in the high one.
+    /// Destination and source: see [`registers`].
     registers: u8,
     offset: i16,
     value: i32,
@@ -205,7 +205,7 @@ impl Assembler {
 
     /// `to = &map`: the program keeps the map alive, and the map can be found through it.
     pub(crate) fn load_map(&mut self, to: Reg, fd: i32) {
-        let registers = to as u8 | PSEUDO_MAP_FD << 4;
+        let registers = registers(to as u8, PSEUDO_MAP_FD);
         self.insns.push(Insn { code: LD | Size::Double as u8, registers, offset: 0, value: fd });
         self.insns.push(Insn::default());
     }
@@ -218,7 +218,7 @@ impl Assembler {
     }
 
     fn raw(&mut self, code: u8, to: Reg, from: Reg, offset: i16, value: i32) {
-        self.insns.push(Insn { code, registers: to as u8 | (from as u8) << 4, offset, value });
+        self.insns.push(Insn { code, registers: registers(to as u8, from as u8), offset, value });
     }
 
     /// The program, with its jumps where they lead.
@@ -232,6 +232,12 @@ impl Assembler {
         }
         self.insns
     }
+}
+
+/// Both registers of an instruction, in a byte. They are bit fields of C's, destination first, and where the first one is
+/// goes by the byte order.
+const fn registers(to: u8, from: u8) -> u8 {
+    if cfg!(target_endian = "big") { to << 4 | from } else { from << 4 | to }
 }
 
 /// The low 32 bits, as an instruction has them.
@@ -262,7 +268,9 @@ mod tests {
             .finish()
             .iter()
             .map(|Insn { code, registers, offset, value }| {
-                let bytes = [&[*code, *registers][..], &offset.to_le_bytes(), &value.to_le_bytes()].concat();
+                let registers =
+                    if cfg!(target_endian = "big") { registers.rotate_left(4) } else { *registers };
+                let bytes = [&[*code, registers][..], &offset.to_le_bytes(), &value.to_le_bytes()].concat();
                 bytes.try_into().unwrap()
             })
             .collect();

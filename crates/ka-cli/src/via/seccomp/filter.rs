@@ -30,6 +30,8 @@ impl Foreign {
     pub(super) const fn here() -> Self {
         if cfg!(target_arch = "aarch64") {
             Self { name: "32-bit ARM", arch: 0x4000_0028, calls: &[283, 284], socketcall: None }
+        } else if cfg!(target_arch = "riscv64") {
+            Self { name: "32-bit RISC-V", arch: 0x4000_00f3, calls: &[203, 201], socketcall: None }
         } else {
             Self { name: "i386", arch: 0x4000_0003, calls: &[362, 363], socketcall: Some(102) }
         }
@@ -212,5 +214,125 @@ const fn audit_number(architecture: TargetArch) -> u32 {
         TargetArch::x86_64 => 0xc000_003e,
         TargetArch::aarch64 => 0xc000_00b7,
         TargetArch::riscv64 => 0xc000_00f3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ka_core::Mode;
+    use libc::{
+        SECCOMP_RET_ALLOW as ALLOW, SECCOMP_RET_ERRNO as ERRNO, SECCOMP_RET_USER_NOTIF as NOTIFY, c_long,
+    };
+    use seccompiler::sock_filter;
+
+    use super::{Filters, Foreign, X32, architecture, audit_number};
+
+    /// What a filter answers: the few instructions of classic BPF that ours have.
+    fn answer(filter: &[sock_filter], arch: u32, number: c_long, arguments: [u64; 6]) -> u32 {
+        // struct seccomp_data; all that it runs on have the low half first.
+        let mut data = u32::try_from(number).unwrap().to_ne_bytes().to_vec();
+        data.extend(arch.to_ne_bytes());
+        data.extend([0; 8]);
+        data.extend(arguments.into_iter().flat_map(u64::to_ne_bytes));
+        let (mut accumulator, mut place) = (0, 0);
+        loop {
+            let sock_filter { code, jt, jf, k } = filter[place];
+            place += 1;
+            let jump = |is_so: bool| usize::from(if is_so { jt } else { jf });
+            match code {
+                // ld [k]; and #k
+                0x20 => {
+                    let k = k as usize;
+                    accumulator = u32::from_ne_bytes(data[k..k + 4].try_into().unwrap());
+                }
+                0x54 => accumulator &= k,
+                // ja; jeq, jgt, jge #k
+                0x05 => place += k as usize,
+                0x15 => place += jump(accumulator == k),
+                0x25 => place += jump(accumulator > k),
+                0x35 => place += jump(accumulator >= k),
+                // ret #k
+                0x06 => return k,
+                other => panic!("instruction {other:#x}"),
+            }
+        }
+    }
+
+    /// Of all filters: the kernel takes the strictest answer, which here is the first that is none.
+    fn fate(filters: &Filters, arch: u32, number: c_long, arguments: [u64; 6]) -> u32 {
+        let each = filters.plain.iter().chain([&filters.listener]);
+        each.map(|filter| answer(filter, arch, number, arguments))
+            .find(|answer| *answer != ALLOW)
+            .unwrap_or(ALLOW)
+    }
+
+    #[test]
+    fn who_waits_and_who_does_not() {
+        let own = audit_number(architecture().unwrap());
+        let option = |level: i32, name: i32, upper: u64| {
+            [3, level.unsigned_abs().into(), name.unsigned_abs().into(), 0, 4, 0]
+                .map(|argument: u64| argument | upper)
+        };
+        let fast = |place: usize| {
+            let mut arguments = [0; 6];
+            arguments[place] = u64::from((libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL).unsigned_abs());
+            arguments
+        };
+        for (mode, keepalive, times, user_timeout) in [
+            (Mode::Force, NOTIFY, ERRNO, NOTIFY),
+            (Mode::Floor, NOTIFY, NOTIFY, NOTIFY),
+            (Mode::Default, ALLOW, ALLOW, ALLOW),
+        ] {
+            for no_rings in [false, true] {
+                let filters = Filters::new(mode, no_rings).unwrap();
+                let own = |number, arguments| fate(&filters, own, number, arguments);
+                for number in [libc::SYS_connect, libc::SYS_listen] {
+                    assert_eq!(own(number, [3; 6]), NOTIFY);
+                }
+                for (number, flags) in
+                    [(libc::SYS_sendto, 3), (libc::SYS_sendmsg, 2), (libc::SYS_sendmmsg, 3)]
+                {
+                    assert_eq!(own(number, fast(flags)), NOTIFY);
+                    assert_eq!(own(number, fast(flags + 1)), ALLOW);
+                }
+                // Of the upper halves of arguments the kernel takes no notice.
+                for upper in [0, 0xdead << 32] {
+                    let set = |level, name| own(libc::SYS_setsockopt, option(level, name, upper));
+                    assert_eq!(set(libc::SOL_SOCKET, libc::SO_KEEPALIVE), keepalive);
+                    for name in [libc::TCP_KEEPIDLE, libc::TCP_KEEPINTVL, libc::TCP_KEEPCNT] {
+                        assert_eq!(set(libc::IPPROTO_TCP, name), times);
+                        assert_eq!(set(libc::SOL_SOCKET, name), ALLOW);
+                    }
+                    assert_eq!(set(libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT), user_timeout);
+                    assert_eq!(set(libc::IPPROTO_TCP, libc::TCP_NODELAY), ALLOW);
+                }
+                let ring = if no_rings { ERRNO | libc::ENOSYS.unsigned_abs() } else { NOTIFY };
+                assert_eq!(own(libc::SYS_io_uring_setup, [0; 6]), ring);
+                for number in [libc::SYS_socket, libc::SYS_accept4, libc::SYS_close, libc::SYS_getsockopt] {
+                    assert_eq!(own(number, [3; 6]), ALLOW);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn calls_of_other_architectures_are_let_through_and_told() {
+        let filters = Filters::new(Mode::Force, true).unwrap();
+        let foreign = Foreign::here();
+        let theirs = |number: u32, first| fate(&filters, foreign.arch, number.into(), [first, 0, 0, 0, 0, 0]);
+        for call in foreign.calls {
+            assert_eq!(theirs(*call, 3), NOTIFY);
+        }
+        if let Some(socketcall) = foreign.socketcall {
+            // SYS_SOCKET, SYS_CONNECT, SYS_LISTEN, SYS_ACCEPT
+            assert_eq!([1, 3, 4, 5].map(|kind| theirs(socketcall, kind)), [ALLOW, NOTIFY, NOTIFY, ALLOW]);
+        }
+        assert_eq!(theirs(1, 0), ALLOW);
+        // Of one that nobody knows, all; of x32, the same as of x86_64.
+        assert_eq!(fate(&filters, 0x1234, libc::SYS_connect, [0; 6]), ALLOW);
+        if cfg!(target_arch = "x86_64") {
+            let own = audit_number(architecture().unwrap());
+            assert_eq!(fate(&filters, own, libc::SYS_connect | X32, [0; 6]), NOTIFY);
+        }
     }
 }
