@@ -873,6 +873,63 @@ fn nobody_else_holds_what_the_program_writes_to() {
     assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGTERM));
 }
 
+/// As under the shim: the port that a socket is bound to when it connects or listens decides.
+#[test]
+fn rules_choose_by_local_port() {
+    // What a listener, and a connection from a port of its own and one from anywhere, have from birth and after the program's
+    // own word.
+    let script = "import socket\n\
+        def see(s): return s.getsockopt(1, 9), s.getsockopt(6, 4)\n\
+        def own(s): s.setsockopt(1, 9, 1); s.setsockopt(6, 4, 77)\n\
+        l = socket.socket(); l.bind(('127.0.0.2', 0)); l.listen()\n\
+        b = socket.socket(); b.bind(('127.0.0.3', 0)); b.connect(l.getsockname())\n\
+        u = socket.socket(); u.connect(l.getsockname())\n\
+        a = l.accept()[0]; l.accept\n\
+        print([see(s) for s in (l, b, u, a)])\n\
+        for s in (l, b, u, a): own(s)\n\
+        print([see(s) for s in (l, b, u, a)])";
+    let told = |via: &str, mode: &str, rules: &str| {
+        let mut command = ka();
+        command.env("KA_RULES", rules).args(["run", "--via", via, "--mode", mode, "python3", "-c", script]);
+        let (status, out, err) = outcome(&mut command);
+        assert_eq!(status, 0, "{err}");
+        (out, err)
+    };
+    // All ports that the kernel gives out, none of them, and one rule that is for any port.
+    let is_ours = |via: &str, mode: &str, rules: &str, expected: [&str; 2]| {
+        let (out, err) = told(via, mode, rules);
+        assert_eq!(
+            (out.lines().collect::<Vec<_>>(), err.as_str()),
+            (expected.to_vec(), ""),
+            "{via} {mode} {rules}"
+        );
+    };
+    let off = "(0, 7200)";
+    let all = |l: &str, b: &str, u: &str, a: &str| format!("[{l}, {b}, {u}, {a}]");
+    let same = |one: &str| all(one, one, one, one);
+    for (mode, rules, first, then) in [
+        ("force", "lport=1024-65535 idle=33", all("(1, 33)", "(1, 33)", "(1, 60)", "(1, 33)"), None),
+        ("force", "lport=1-1023 idle=33", same("(1, 60)"), Some(same("(1, 60)"))),
+        ("force", "lport=1-1023 idle=33; skip", same(off), Some(same("(1, 77)"))),
+        ("default", "lport=1024-65535 skip", all(off, off, "(1, 60)", off), Some(same("(1, 77)"))),
+    ] {
+        let then = then.unwrap_or_else(|| first.replace("(1, 60)", "(1, 33)"));
+        is_ours("seccomp", mode, rules, [&first, &then]);
+    }
+    // And where the shim reaches, it says the same of what it sees.
+    let rules = "lport=1024-65535 idle=33";
+    assert_eq!(
+        told("preload", "force", rules).0.lines().next(),
+        told("seccomp", "force", rules).0.lines().next()
+    );
+    let (out, err) = told("seccomp", "default", "lport=x skip; skip");
+    assert!(out.starts_with(&same(off)), "{out}");
+    assert!(
+        err.starts_with("ka: KA_RULES=\"") && err.contains("1..65535") && err.lines().count() == 1,
+        "{err}"
+    );
+}
+
 #[test]
 fn rules_that_it_cannot_follow_are_not_passed_over_in_silence() {
     let mut command = run();

@@ -8,7 +8,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use ka_core::{CONF, Orders, Timer, UserTimeout, Values, Variable, skips};
+use ka_core::{CONF, Orders, Rule, RuleError, Timer, UserTimeout, Values, Variable, skips};
 
 use super::Launch;
 use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
@@ -129,10 +129,15 @@ impl Environment {
         if values.iter().any(Values::is_quiet) {
             return;
         }
-        Orders::default().take_all(&values, |variable, value, right| {
+        let say = |variable: Variable, value: &[u8], right: &str| {
             let (name, value) = (text::visible(variable.name()), text::visible(value));
             let _ = writeln!(io::stderr(), "ka: {name}=\"{value}\": {right}; it does not count");
-        });
+        };
+        let mut orders = Orders::default();
+        orders.take_all(&values, say);
+        for error in rules(&orders).filter_map(Result::err) {
+            say(Variable::Rules, error.word, error.message);
+        }
     }
 
     /// Puts what was said on the command line over what the environment and the file say, part by part.
@@ -164,6 +169,13 @@ impl Environment {
             }
         }
     }
+}
+
+/// The rules of the orders, with semicolons between them: those that are wrong are so many errors, and do not count.
+pub(super) fn rules<'a>(orders: &Orders<'a>) -> impl Iterator<Item = Result<Rule, RuleError<'a>>> {
+    let base = orders.policy;
+    let rules = orders.rules.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+    rules.filter(|rule| !rule.is_empty()).map(move |rule| Rule::parse(rule, &base))
 }
 
 /// The value in an entry of an environment, if it is of this name.

@@ -10,11 +10,12 @@ use std::collections::HashMap;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
-use ka_core::{Config, Error, Kernel as _, Libc, Mode, SockOpt, Socket, Timer, UserTimeout};
+use ka_core::{Action, Config, Error, Kernel as _, Libc, Mode, SockOpt, Socket, Timer, UserTimeout};
 use libc::{c_int, c_long};
 
 use super::filter::{Foreign, X32};
 use super::sys::{self, Answer, Call, Shared};
+use super::terms::Terms;
 use crate::failure::OUR_OWN;
 use crate::process::{self, ONLY_LEADERS, PIDFD_THREAD, Status};
 use crate::sys::{pidfd_getfd, pidfd_open, share_descriptors};
@@ -35,8 +36,7 @@ enum Notice {
 pub(super) struct Server {
     listener: OwnedFd,
     shared: &'static Shared,
-    policy: Config,
-    mode: Mode,
+    terms: Terms,
     /// Whose descriptors may be had, by the number of the task. A number that is used again is no danger: what it was
     /// has ended, so its pidfd gives nothing.
     tasks: HashMap<u32, OwnedFd>,
@@ -48,18 +48,9 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new(listener: OwnedFd, shared: &'static Shared, policy: Config, mode: Mode) -> Self {
+    pub(super) fn new(listener: OwnedFd, shared: &'static Shared, terms: Terms) -> Self {
         crate::sys::raise_descriptor_limit();
-        Self {
-            listener,
-            shared,
-            policy,
-            mode,
-            tasks: HashMap::new(),
-            most: 1024,
-            has_tasks: true,
-            said: Vec::new(),
-        }
+        Self { listener, shared, terms, tasks: HashMap::new(), most: 1024, has_tasks: true, said: Vec::new() }
     }
 
     /// Answers calls, first the one that another left behind, until nobody is left who could make any.
@@ -142,7 +133,7 @@ impl Server {
     }
 
     fn apply(&self, socket: &OwnedFd) {
-        apply(socket.as_raw_fd(), &self.policy, self.mode);
+        apply(socket.as_raw_fd(), &self.terms);
     }
 
     /// setsockopt of a keepalive option: what the mode leaves of it, the supervisor does itself.
@@ -161,13 +152,17 @@ impl Server {
         if length < INT_SIZE || !is_tcp(&socket) {
             return Some(Answer::Continue);
         }
+        // Before a rule has said whose it is, and where that is nobody's, the program's word counts.
+        let Some(Action::Apply(policy)) = self.terms.decide_now(socket.as_raw_fd()) else {
+            return Some(Answer::Continue);
+        };
         let Some(&address) = call.data.args.get(3) else { return Some(Answer::Continue) };
         let read = sys::read_int(call.pid.cast_signed(), address);
         if !sys::is_waiting(self.listener.as_fd(), call) {
             return None;
         }
         Some(match read {
-            Ok(wanted) => Answer::Return(self.set(&socket, option, wanted)),
+            Ok(wanted) => Answer::Return(self.set(&socket, &policy, option, wanted)),
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => Answer::Return(libc::EFAULT),
             Err(error) => {
                 self.refused(call, &error);
@@ -177,13 +172,17 @@ impl Server {
     }
 
     /// Sets what a mode leaves of the program's wish: the errno that it gets, or 0.
-    fn set(&self, socket: &OwnedFd, option: SockOpt, wanted: c_int) -> c_int {
+    fn set(&self, socket: &OwnedFd, policy: &Config, option: SockOpt, wanted: c_int) -> c_int {
         let set = |value| Libc.set(socket.as_raw_fd(), option, value).map_or_else(|errno| errno.0, |()| 0);
         let SockOpt::Timer(timer) = option else {
             // On or off, the policy is there.
             self.apply(socket);
             return 0;
         };
+        if self.terms.mode == Mode::Force && timer != Timer::UserTimeout {
+            // As where the filter itself says so.
+            return 0;
+        }
         if !timer.accepts(wanted) {
             let errno = set(wanted);
             if errno == 0 {
@@ -193,8 +192,8 @@ impl Server {
             return errno;
         }
         let is_there = || Socket::new(socket.as_raw_fd()).timer(timer).is_ok();
-        match (timer, self.policy.user_timeout()) {
-            (Timer::UserTimeout, UserTimeout::Keep) => set(wanted.min(self.policy.latest_user_timeout())),
+        match (timer, policy.user_timeout()) {
+            (Timer::UserTimeout, UserTimeout::Keep) => set(wanted.min(policy.latest_user_timeout())),
             // One that the policy names stays.
             (Timer::UserTimeout, _) => {
                 if is_there() {
@@ -203,7 +202,7 @@ impl Server {
                     set(wanted)
                 }
             }
-            _ => set(self.policy.timer(timer).map_or(wanted, |bound| wanted.min(bound))),
+            _ => set(policy.timer(timer).map_or(wanted, |bound| wanted.min(bound))),
         }
     }
 
@@ -285,11 +284,12 @@ impl Server {
     }
 }
 
-/// Gives a socket the policy, as the mode has it, if it is of TCP.
-pub(super) fn apply(fd: RawFd, policy: &Config, mode: Mode) {
+/// Gives a socket the policy that is for it, as the mode has it, if it is of TCP.
+pub(super) fn apply(fd: RawFd, terms: &Terms) {
     let socket = Socket::new(fd);
+    let Action::Apply(policy) = terms.decide(fd) else { return };
     let Ok(was_on) = socket.is_enabled() else { return };
-    if let Some(config) = socket.due(policy, mode, was_on) {
+    if let Some(config) = socket.due(&policy, terms.mode, was_on) {
         match socket.give(config, !was_on).1 {
             // All that connects comes here: what is no TCP socket is left alone.
             Ok(()) | Err(Error::NotTcp) => {}

@@ -32,12 +32,12 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
-use ka_core::{Config, Mode};
 use seccompiler::sock_filter;
 
 use super::calls::Server;
 use super::message::Message;
 use super::sys::{self, Change, Forked, Shared, Signal, Signals};
+use super::terms::Terms;
 use crate::failure::OUR_OWN;
 use crate::process::{self, Status};
 use crate::sys::{pidfd_getfd, pidfd_open, poll};
@@ -47,13 +47,6 @@ const SUPERVISOR: &CStr = c"ka-supervisor";
 
 /// A wait without an end, as poll(2) takes it.
 const FOR_EVER: Duration = Duration::from_millis(i32::MAX as u64);
-
-/// What holds for all sockets.
-#[derive(Clone, Copy)]
-pub(super) struct Terms {
-    pub(super) policy: Config,
-    pub(super) mode: Mode,
-}
 
 /// What is left to the program's own process.
 pub(super) struct Cradle {
@@ -96,8 +89,8 @@ pub(super) fn found(terms: Terms) -> io::Result<Cradle> {
         shared.program.store(pid, Ordering::Relaxed);
         sys::keep_only(&[to_front.as_raw_fd(), to_program.as_raw_fd(), to_spare.as_raw_fd()]);
         let _ = std::env::set_current_dir("/");
-        let server = take_over(pid, to_program, &to_spare)
-            .map(|listener| Server::new(listener, shared, terms.policy, terms.mode));
+        let server =
+            take_over(pid, to_program, &to_spare).map(|listener| Server::new(listener, shared, terms));
         supervise(server, to_front, Some(to_spare), shared);
     }
     sys::set_name(c"ka");
@@ -212,7 +205,7 @@ fn wait_for(
         own_pid()
     );
     sys::set_name(SUPERVISOR);
-    supervise(Some(Server::new(listener, shared, terms.policy, terms.mode)), to_front, None, shared)
+    supervise(Some(Server::new(listener, shared, terms)), to_front, None, shared)
 }
 
 /// Waits until the supervisor has ended. It says so when the program has ended and it is daemons that go on.

@@ -58,20 +58,20 @@ pub(super) struct Filters {
 }
 
 impl Filters {
-    /// What it takes to hold a policy in a mode; without io_uring where `no_rings` says so.
-    pub(super) fn new(mode: Mode, no_rings: bool) -> Result<Self, String> {
+    /// What it takes to hold a policy in a mode, or several where there are rules; without io_uring where `no_rings` says so.
+    pub(super) fn new(mode: Mode, has_rules: bool, no_rings: bool) -> Result<Self, String> {
         let mut plain = Vec::new();
         if no_rings {
             let rules = BTreeMap::from([(libc::SYS_io_uring_setup, Vec::new())]);
             plain.push(answering(rules, libc::ENOSYS)?);
         }
-        if mode == Mode::Force {
+        if mode == Mode::Force && !has_rules {
             let times = [Timer::Idle, Timer::Intvl, Timer::Cnt].map(SockOpt::Timer);
             plain.push(answering(BTreeMap::from([(libc::SYS_setsockopt, options(&times)?)]), 0)?);
         }
         let judged: &[SockOpt] = match mode {
-            Mode::Force => &[SockOpt::KeepAlive, SockOpt::Timer(Timer::UserTimeout)],
-            Mode::Floor => &[
+            Mode::Force if !has_rules => &[SockOpt::KeepAlive, SockOpt::Timer(Timer::UserTimeout)],
+            Mode::Force | Mode::Floor => &[
                 SockOpt::KeepAlive,
                 SockOpt::Timer(Timer::Idle),
                 SockOpt::Timer(Timer::Intvl),
@@ -278,13 +278,14 @@ mod tests {
             arguments[place] = u64::from((libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL).unsigned_abs());
             arguments
         };
-        for (mode, keepalive, times, user_timeout) in [
-            (Mode::Force, NOTIFY, ERRNO, NOTIFY),
-            (Mode::Floor, NOTIFY, NOTIFY, NOTIFY),
-            (Mode::Default, ALLOW, ALLOW, ALLOW),
+        for (mode, has_rules, keepalive, times, user_timeout) in [
+            (Mode::Force, false, NOTIFY, ERRNO, NOTIFY),
+            (Mode::Force, true, NOTIFY, NOTIFY, NOTIFY),
+            (Mode::Floor, false, NOTIFY, NOTIFY, NOTIFY),
+            (Mode::Default, true, ALLOW, ALLOW, ALLOW),
         ] {
             for no_rings in [false, true] {
-                let filters = Filters::new(mode, no_rings).unwrap();
+                let filters = Filters::new(mode, has_rules, no_rings).unwrap();
                 let own = |number, arguments| fate(&filters, own, number, arguments);
                 for number in [libc::SYS_connect, libc::SYS_listen] {
                     assert_eq!(own(number, [3; 6]), NOTIFY);
@@ -317,7 +318,7 @@ mod tests {
 
     #[test]
     fn calls_of_other_architectures_are_let_through_and_told() {
-        let filters = Filters::new(Mode::Force, true).unwrap();
+        let filters = Filters::new(Mode::Force, false, true).unwrap();
         let foreign = Foreign::here();
         let theirs = |number: u32, first| fate(&filters, foreign.arch, number.into(), [first, 0, 0, 0, 0, 0]);
         for call in foreign.calls {

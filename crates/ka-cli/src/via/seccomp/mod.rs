@@ -33,6 +33,7 @@ mod family;
 mod filter;
 mod message;
 mod sys;
+mod terms;
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -48,9 +49,9 @@ use crate::elf::Elf;
 use crate::failure::{Failure, OUR_OWN};
 use crate::privilege::{CAP_SYS_ADMIN, CAP_SYS_PTRACE};
 use crate::process::{self, Status};
-use family::Terms;
 pub(crate) use family::supervisor_of;
 use filter::Filters;
+use terms::Terms;
 
 pub(super) struct Seccomp;
 
@@ -84,7 +85,7 @@ impl Way for Seccomp {
         let file = conf_text();
         let mut environment = Environment::of(launch, &file);
         let orders = environment.orders(&file);
-        let terms = Terms { policy: orders.policy, mode: orders.mode };
+        let terms = Terms::new(&orders);
         environment.complain(&file);
         let failed = |error: &dyn std::fmt::Display| {
             Failure::new(format_args!("run: via seccomp: {error}")).with_status(OUR_OWN)
@@ -95,9 +96,11 @@ impl Way for Seccomp {
         if let Some(outer) = outer() {
             return Err(outer.start(launch));
         }
-        let filters = Filters::new(terms.mode, launch.no_io_uring).map_err(|error| failed(&error))?;
-        sweep(terms);
-        let cradle = family::found(terms).map_err(|error| failed(&error))?;
+        // Where some sockets are another's, what is said of each must be looked at.
+        let filters = Filters::new(terms.mode, !terms.rules.is_empty(), launch.no_io_uring)
+            .map_err(|error| failed(&error))?;
+        sweep(&terms);
+        let cradle = family::found(terms.clone()).map_err(|error| failed(&error))?;
         // From here on this is the program's process.
         environment.hand_on(cradle.front());
         let (supervisor, spare) = cradle.elders();
@@ -114,9 +117,13 @@ impl Way for Seccomp {
             if launch.verbose {
                 let mode = mode_name(terms.mode);
                 let renounced = if renounced { ", no_new_privs" } else { "" };
+                let rules = match terms.rules.len() {
+                    0 => String::new(),
+                    count => format!(" but for {count} rules"),
+                };
                 let _ = writeln!(
                     io::stderr(),
-                    "ka: via seccomp: {}, mode {mode}, supervisor {supervisor}, spare {spare}{renounced}",
+                    "ka: via seccomp: {}{rules}, mode {mode}, supervisor {supervisor}, spare {spare}{renounced}",
                     terms.policy
                 );
             }
@@ -181,9 +188,9 @@ fn obstacle(launch: &Launch<'_>) -> Option<(String, String)> {
         return follow(format!("{path}: it may not be read, so the kernel lets nobody look into it"));
     }
     let file = conf_text();
-    if !Environment::of(launch, &file).orders(&file).rules.is_empty() {
+    if Terms::new(&Environment::of(launch, &file).orders(&file)).look_at_peer() {
         return Some((
-            "KA_RULES, in the environment or /etc/ka.conf, chooses by peer, which is in the program's memory: this way has one policy for all"
+            "KA_RULES, in the environment or /etc/ka.conf, chooses by peer, which is in the program's memory: this way can choose by lport"
                 .to_owned(),
             "KA_RULES= ka run".to_owned(),
         ));
@@ -237,9 +244,9 @@ fn trial() -> Result<(), Trial> {
 }
 
 /// The policy goes to the sockets that the program inherits: they are ours, too.
-fn sweep(terms: Terms) {
+fn sweep(terms: &Terms) {
     for (fd, _) in process::sockets("/proc/self/fd").unwrap_or_default() {
-        calls::apply(fd, &terms.policy, terms.mode);
+        calls::apply(fd, terms);
     }
 }
 

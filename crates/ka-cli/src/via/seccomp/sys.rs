@@ -242,6 +242,25 @@ pub(super) fn adopt_orphans() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }).map(drop)
 }
 
+/// The port that a socket is bound to; 0 where it is not, or has none.
+pub(super) fn local_port(fd: RawFd) -> u16 {
+    // Of both families the port comes second, after two bytes. sockaddr_in(3type)
+    let mut address = MaybeUninit::<libc::sockaddr_in6>::zeroed();
+    let Ok(mut size) = libc::socklen_t::try_from(size_of::<libc::sockaddr_in6>()) else { return 0 };
+    // SAFETY: the kernel writes at most `size` bytes, and zeros are an address.
+    let address = unsafe {
+        if libc::getsockname(fd, address.as_mut_ptr().cast(), &raw mut size) != 0 {
+            return 0;
+        }
+        address.assume_init()
+    };
+    if [libc::AF_INET, libc::AF_INET6].contains(&address.sin6_family.into()) {
+        u16::from_be(address.sin6_port)
+    } else {
+        0
+    }
+}
+
 /// What ps(1) and top(1) call this process.
 pub(super) fn set_name(name: &CStr) {
     // SAFETY: a C string, of which the kernel copies 16 bytes at most.
