@@ -161,7 +161,7 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
     }
     let programs = Programs::load(orders)
         .map_err(|why| failed(format!("{why}; ka run and ka attach --follow need nothing of that")))?;
-    keep(&cgroup, &programs).map_err(failed)?;
+    keep(&cgroup, programs).map_err(failed)?;
     if let Some(why) = held_above(&cgroup.path, orders) {
         let _ = writeln!(io::stderr(), "ka: cgroup attach: {why}");
     }
@@ -218,7 +218,7 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
 
 /// Attaches the programs, and keeps them; what was attached to the cgroup before is replaced. At every moment one of both
 /// is in force, and a failure leaves what was.
-fn keep(cgroup: &Cgroup, programs: &Programs) -> Result<(), String> {
+fn keep(cgroup: &Cgroup, programs: Programs) -> Result<(), String> {
     let said = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
     let folder = cgroup.pins();
     let new = pins().join(format!("{}_new", cgroup.id));
@@ -340,25 +340,43 @@ fn ls(args: &args::CgroupLs) -> Outcome {
         None => host::cgroup_root().ok_or(host::NO_CGROUPS).map_err(|why| failed(why.to_owned()))?,
     };
     let mut rows = Vec::new();
+    let row = |cgroup: &Cgroup, orders: Option<Orders>, pinned: Option<PathBuf>| Row {
+        cgroup: Some(cgroup.name()),
+        id: cgroup.id,
+        policy: orders.map(|orders| orders.policy.to_string()),
+        mode: orders.map(mode_name),
+        idle: orders.and_then(|orders| orders.policy.idle()),
+        intvl: orders.and_then(|orders| orders.policy.intvl()),
+        cnt: orders.and_then(|orders| orders.policy.cnt()),
+        pinned,
+    };
     // Those of cgroups that are gone are one, 0: no two are told apart any more.
     let mut pinned: HashMap<_, _> =
         kept().into_iter().filter_map(|(folder, id)| Some((id?, folder))).collect();
-    walk(&root, &mut |cgroup| {
+    let walked = walk(&root, &mut |cgroup| {
         for orders in bpf::attached(cgroup.folder.as_fd())? {
-            rows.push(Row {
-                cgroup: Some(cgroup.name()),
-                id: cgroup.id,
-                policy: Some(orders.policy.to_string()),
-                mode: Some(mode_name(orders)),
-                idle: orders.policy.idle(),
-                intvl: orders.policy.intvl(),
-                cnt: orders.policy.cnt(),
-                pinned: pinned.get(&cgroup.id).cloned(),
-            });
+            rows.push(row(cgroup, Some(orders), pinned.get(&cgroup.id).cloned()));
         }
         Ok(())
-    })
-    .map_err(|error| failed(refusal(&error)))?;
+    });
+    match walked {
+        // Who may see what is kept sees that: CAP_BPF, and root's folder.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) && pins().read_dir().is_ok() => {
+            let why = refusal(&error);
+            let _ = writeln!(
+                io::stderr(),
+                "ka: cgroup ls: only what ka cgroup attach keeps is listed: the rest {why}"
+            );
+            walk(&root, &mut |cgroup| {
+                if let Some(folder) = pinned.get(&cgroup.id) {
+                    rows.push(row(cgroup, bpf::recorded(&folder.join(bpf::RECORD))?, Some(folder.clone())));
+                }
+                Ok(())
+            })
+            .map_err(|error| failed(refusal(&error)))?;
+        }
+        other => other.map_err(|error| failed(refusal(&error)))?,
+    }
     if let Some(folder) = pinned.remove(&0).filter(|_| args.cgroup.is_none()) {
         rows.push(Row {
             cgroup: None,

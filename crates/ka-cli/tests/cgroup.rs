@@ -490,6 +490,18 @@ fn what_cannot_be_done_is_said() {
     assert!(status == 1 && out.ends_with("0 sockets set, 0 unchanged, 0 failed\n"), "{out}{err}");
     assert!(err.contains("what is open already was left as it is: needs CAP_PERFMON"), "{err}");
     assert_eq!(listed(&cgroup).len(), 1);
+    // Nor does what is kept need CAP_SYS_ADMIN to be listed.
+    let mut wrapped = Command::new("setpriv");
+    wrapped.args(["--bounding-set", "-sys_admin"]);
+    wrapped.arg(ka().get_program()).args(["cgroup", "ls", "--json", path]);
+    let (status, out, err) = outcome(&mut wrapped);
+    assert!(
+        status == 0 && err.contains("only what ka cgroup attach keeps is listed: the rest needs CAP_"),
+        "{out}{err}"
+    );
+    let rows: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(rows[0]["policy"], "idle=60,intvl=10,cnt=6", "{rows}");
+    assert_eq!((&rows[0]["mode"], rows.as_array().unwrap().len()), (&"force".into(), 1));
     holder.open();
     assert_eq!(
         holder.look().iter().map(|told| told.on).collect::<Vec<_>>(),

@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use ka_core::{Config, Mode, Settings};
 
@@ -31,7 +32,7 @@ pub(crate) const GIVER: &str = "ka_sockops";
 const KEEPER: &str = "ka_setsockopt";
 const TELLER: &str = "ka_iter_read";
 const SETTER: &str = "ka_iter_set";
-const RECORD: &str = "ka_policy";
+pub(crate) const RECORD: &str = "ka_policy";
 
 /// What must be there for a kind of program, and since when it is.
 struct Feature {
@@ -158,6 +159,8 @@ impl Orders {
 
 /// The programs of a cgroup, loaded.
 pub(crate) struct Programs {
+    /// The policy's text.
+    record: OwnedFd,
     giver: OwnedFd,
     keeper: Option<OwnedFd>,
 }
@@ -188,7 +191,7 @@ impl Programs {
             }
             _ => None,
         };
-        Ok(Self { giver, keeper })
+        Ok(Self { record: map, giver, keeper })
     }
 
     /// The policy first, and then what holds it: a program that sets its own between the two is overruled as it connects.
@@ -204,13 +207,20 @@ impl Programs {
             .map_err(|error| GIVING.explain_attaching(&error))
     }
 
-    /// Attaches them for as long as the links are there, by name.
-    pub(crate) fn link(&self, cgroup: BorrowedFd<'_>) -> Result<Vec<(&'static str, OwnedFd)>, String> {
-        self.each()
-            .map(|(name, kind, program)| Ok((name, sys::link(program, Some(cgroup), kind)?)))
-            .collect::<io::Result<_>>()
-            .map_err(|error| LINKING.explain_attaching(&error))
+    /// Attaches them for as long as the links are there. What is to be kept, by name: the links, and the policy's text.
+    pub(crate) fn link(self, cgroup: BorrowedFd<'_>) -> Result<Vec<(&'static str, OwnedFd)>, String> {
+        let links =
+            self.each().map(|(name, kind, program)| Ok((name, sys::link(program, Some(cgroup), kind)?)));
+        let mut kept: Vec<_> =
+            links.collect::<io::Result<_>>().map_err(|error| LINKING.explain_attaching(&error))?;
+        kept.push((RECORD, self.record));
+        Ok(kept)
     }
+}
+
+/// What a policy's text that is kept says.
+pub(crate) fn recorded(path: &Path) -> io::Result<Option<Orders>> {
+    Ok(Orders::parse(&sys::map_value(sys::pinned(path)?.as_fd())?))
 }
 
 /// What of ka's is attached to a cgroup itself.
@@ -224,7 +234,7 @@ pub(crate) fn attached(cgroup: BorrowedFd<'_>) -> io::Result<Vec<Orders>> {
         };
         if name == GIVER {
             for map in maps {
-                found.extend(Orders::parse(&sys::map_value(map)?));
+                found.extend(Orders::parse(&sys::map_value(sys::map_numbered(map)?.as_fd())?));
             }
         }
     }

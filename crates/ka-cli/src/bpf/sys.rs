@@ -295,12 +295,16 @@ pub(crate) fn map_with(title: &str, value: &[u8]) -> io::Result<OwnedFd> {
     Ok(map)
 }
 
-/// The value of a map of one, by the map's number.
-pub(crate) fn map_value(id: u32) -> io::Result<Vec<u8>> {
-    let map = bpf_fd(command::MAP_GET_FD_BY_ID, &mut GetById { id, next: 0, flags: 0 })?;
+/// A map, by its number.
+pub(crate) fn map_numbered(id: u32) -> io::Result<OwnedFd> {
+    bpf_fd(command::MAP_GET_FD_BY_ID, &mut GetById { id, next: 0, flags: 0 })
+}
+
+/// The value of a map of one.
+pub(crate) fn map_value(map: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     let mut info = RawMapInfo::default();
     let mut attributes = GetInfo {
-        fd: map.as_raw_fd().cast_unsigned(),
+        fd: number(map),
         size: size(size_of_val(&info)),
         info: std::ptr::from_mut(&mut info).expose_provenance() as u64,
     };
@@ -312,7 +316,7 @@ pub(crate) fn map_value(id: u32) -> io::Result<Vec<u8>> {
     // The kernel copies multiples of eight.
     let mut value = vec![0_u8; (info.value_size as usize).next_multiple_of(8)];
     let mut attributes = MapElement {
-        map: map.as_raw_fd().cast_unsigned(),
+        map: number(map),
         padding: 0,
         key: address(&key),
         value: value.as_mut_ptr().expose_provenance() as u64,
