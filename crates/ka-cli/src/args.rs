@@ -82,7 +82,7 @@ pub(crate) struct Run {
     /// Denies the program io_uring, which no supervisor sees into: io_uring_setup fails with ENOSYS. Via seccomp
     #[arg(long)]
     pub(crate) no_io_uring: bool,
-    /// Says on standard error how the program is reached
+    /// Says on standard error how the program is reached, and why not by the ways before
     #[arg(short, long)]
     pub(crate) verbose: bool,
     /// The program, and what it is given
@@ -215,6 +215,7 @@ pub(crate) struct Ls {
 
 /// Says what reaches a program or a process, what does not and why, and what to type
 ///
+/// Of a process also what is over it: the supervisor of ka run --via seccomp, and the policies of its cgroups.
 /// Without a program or process: which ways are open on this machine, to who asks, and what the others lack.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -397,7 +398,7 @@ pub(crate) struct CgroupDetach {
   sudo ka cgroup ls
   sudo ka cgroup ls --json system.slice
 
-Needs CAP_NET_ADMIN and CAP_SYS_ADMIN.")]
+Needs CAP_NET_ADMIN and CAP_SYS_ADMIN; with CAP_BPF alone, root is shown what ka cgroup attach keeps.")]
 pub(crate) struct CgroupLs {
     /// Only this cgroup and those below it
     #[arg(value_name = "CGROUP")]

@@ -402,20 +402,20 @@ fn ls(args: &args::CgroupLs) -> Outcome {
 
 /// A policy that holds for a process, as it is a cgroup's.
 #[derive(Serialize)]
-pub(crate) struct Policy {
+pub(crate) struct InForce {
     pub(crate) cgroup: String,
     pub(crate) policy: String,
     pub(crate) mode: &'static str,
 }
 
 /// The policies of a process's cgroup and of those above it, its own first; or why they cannot be found out.
-pub(crate) fn policies_of(pid: i32) -> Result<Vec<Policy>, String> {
+pub(crate) fn policies_of(pid: i32) -> Result<Vec<InForce>, String> {
     let root = host::cgroup_root().ok_or(host::NO_CGROUPS)?;
     let own = host::cgroup_of(&pid.to_string()).ok_or("its cgroup is not of version 2")?;
     let mut found = Vec::new();
     for path in own.ancestors().take_while(|path| path.starts_with(&root)) {
         let policies = Cgroup::open(path).and_then(|cgroup| bpf::attached(cgroup.folder.as_fd()));
-        found.extend(policies.map_err(|error| refusal(&error))?.into_iter().map(|orders| Policy {
+        found.extend(policies.map_err(|error| refusal(&error))?.into_iter().map(|orders| InForce {
             cgroup: name(path),
             policy: orders.policy.to_string(),
             mode: mode_name(orders),

@@ -63,7 +63,7 @@ struct Over {
     /// The supervisor of `ka run --via seccomp`.
     supervisor: Option<i32>,
     /// The policies of its cgroup and of those above it, its own first. `None` where they cannot be found out.
-    cgroups: Option<Vec<cgroup::Policy>>,
+    cgroups: Option<Vec<cgroup::InForce>>,
 }
 
 /// What there is to say of a way.
@@ -223,6 +223,9 @@ fn program_facts(program: &Program) -> Vec<String> {
     facts
 }
 
+/// Why a way that starts programs does not reach a process.
+const RUNS: &str = "it is running already: ka run starts programs";
+
 fn process_report(pid: i32) -> Result<Report, Failure> {
     let refused =
         |error: &io::Error| Failure::new(format_args!("check: {pid}: {}", privilege::explain(pid, error)));
@@ -249,7 +252,6 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
         }
         Err(error) => Line { way: "attach", reaches: false, why: privilege::explain(pid, &error) },
     };
-    const RUNS: &str = "it is running already: ka run starts programs";
     let preload = Line {
         way: "preload",
         reaches: is_preloaded,
@@ -282,7 +284,7 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
 }
 
 /// What there is to say of the policies of a process's cgroups.
-fn cgroup_why(pid: i32, policies: &Result<Vec<cgroup::Policy>, String>) -> String {
+fn cgroup_why(pid: i32, policies: &Result<Vec<cgroup::InForce>, String>) -> String {
     match policies.as_deref() {
         Ok([]) => {
             let own = host::cgroup_of(&pid.to_string()).unwrap_or_default();

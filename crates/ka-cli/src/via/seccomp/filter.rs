@@ -218,6 +218,7 @@ const fn audit_number(architecture: TargetArch) -> u32 {
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a filter that is wrong is to fail the test")]
 mod tests {
     use ka_core::Mode;
     use libc::{
