@@ -156,6 +156,9 @@ fn all_programs_of_a_cgroup_have_the_policy() {
     let expected =
         serde_json::json!([{"cgroup": name, "policy": "idle=280,intvl=30,cnt=5", "mode": "force"}]);
     assert_eq!((&own["cgroups"], &own["ways"][0]["way"]), (&expected, &"cgroup".into()));
+    let itself = Holder::start(&mut within(&cgroup.0, holder()));
+    assert_eq!(report(itself.pid())["cgroups"], expected);
+    drop(itself);
     assert_eq!((&other["cgroups"], &other["ways"][0]["way"]), (&serde_json::json!([]), &"attach".into()));
 
     let [row] = &listed(&cgroup)[..] else { panic!("{:?}", listed(&cgroup)) };
