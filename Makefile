@@ -30,14 +30,20 @@ SHIMDIR ?= $(LIBDIR)/ka
 # What `make install` takes.
 RELEASE := target/release
 BUILT := $(RELEASE)/.built
+# As a program asks for it when it starts.
+NAME_LIBKA := cd $(RELEASE) && ln -sf libka.so "$$(readelf -d libka.so | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')"
 INSTALL_WHERE = RELEASE='$(RELEASE)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' BINDIR='$(BINDIR)' LIBDIR='$(LIBDIR)' \
 	INCLUDEDIR='$(INCLUDEDIR)' DATADIR='$(DATADIR)' MANDIR='$(MANDIR)' SHIMDIR='$(SHIMDIR)'
 SOURCES := Cargo.toml Cargo.lock build.rs src scripts/ld $(wildcard crates/*/Cargo.toml crates/*/build.rs crates/*/src)
 
 all: ## release build: target/release/libka.so, libka.a, libka_preload.so and ka
 	$(CARGO) build --locked --release --workspace
-	@cd $(RELEASE) && ln -sf libka.so "$$(readelf -d libka.so | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')"
+	@$(NAME_LIBKA)
 	@touch $(BUILT)
+
+libka: ## of that libka.so and libka.a alone, which is all that the examples need
+	$(CARGO) build --locked --release --package ka
+	@$(NAME_LIBKA)
 
 # Not `all`: whoever installs is root, who may have no Cargo, and should leave nothing of root's in target/.
 $(BUILT): $(shell find $(SOURCES) -type f)
@@ -108,4 +114,4 @@ help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\n' | expand -t 8
 
-.PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 kernels bench clean help
+.PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 kernels bench clean help libka

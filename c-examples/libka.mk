@@ -11,7 +11,7 @@ NEED := ../scripts/need
 
 $(RELEASE)/libka.so:
 	@$(NEED) rust cc
-	$(MAKE) -C .. all
+	$(MAKE) -C .. libka
 
 else
 
