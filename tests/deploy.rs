@@ -344,23 +344,41 @@ fn what_the_init_container_copies_reaches_the_program() {
     assert_eq!(stdout(python.env("KA_POLICY", value("KA_POLICY")).args(["-c", ASK])).trim(), "1 280 30 5");
 }
 
+/// A list of a manifest's container, as `args: [a, "b,c"]`.
+fn list(manifest: &str, name: &str) -> Vec<String> {
+    let (_, rest) = manifest.split_once(&format!("{name}: [")).unwrap();
+    let mut rest = rest.split_once('\n').unwrap().0;
+    let mut items = vec![];
+    loop {
+        rest = rest.trim_start();
+        let (item, behind) = match rest.strip_prefix('"') {
+            Some(quoted) => quoted.split_once('"').unwrap(),
+            None => rest.split_at(rest.find([',', ']']).unwrap()),
+        };
+        items.push(item.to_owned());
+        rest = match behind.strip_prefix(',') {
+            Some(more) => more,
+            None => return items,
+        };
+    }
+}
+
+/// The container of a DaemonSet as a command of the shell's: with the capabilities that it is given, and no others.
+fn container(manifest: &str) -> String {
+    assert_eq!((list(manifest, "drop"), list(manifest, "command")), (vec!["ALL".into()], vec!["ka".into()]));
+    let bounds = list(manifest, "add").join(",+").to_lowercase();
+    let args = list(manifest, "args").join(" ");
+    format!("setpriv --bounding-set=-all,+{bounds} {} {args}", support::release().join("ka").display())
+}
+
 /// `ka attach` as the DaemonSet starts it, with the capabilities that it gives, and a process of another user.
 #[test]
-fn the_daemonset_s_container_may_do_what_it_must() {
+fn the_attaching_daemonset_s_container_may_do_what_it_must() {
     if !is_root() {
         skip("only root may give up all capabilities but some");
         return;
     }
-    let text = fs::read_to_string(deploy("kubernetes/daemonset.yaml")).unwrap();
-    let list = |name: &str| {
-        let (_, rest) = text.split_once(&format!("{name}: [")).unwrap();
-        rest.split(']').next().unwrap().replace([' ', '"'], "")
-    };
-    assert_eq!((list("drop"), list("command")), ("ALL".into(), "ka".into()));
-    // A policy has commas too.
-    let args =
-        list("args").replace(",intvl", ";intvl").replace(",cnt", ";cnt").replace(',', " ").replace(';', ",");
-    let bounds = list("add").to_lowercase().replace(',', ",+");
+    let manifest = fs::read_to_string(deploy("kubernetes/daemonset-attach.yaml")).unwrap();
     let program = "import socket as s, sys, time
 l = s.create_server(('127.0.0.1', 0)); c = s.create_connection(l.getsockname())
 for _ in range(200):
@@ -368,18 +386,100 @@ for _ in range(200):
     if five[0][0] and five[1][0]: break
     time.sleep(0.1)
 print(*five)";
-    let attach = |bounds: &str| {
-        stdout(
-            Command::new("unshare")
-                .args(["--net", "--pid", "--fork", "--mount-proc", "sh", "-c"])
-                .arg(format!(
-                    "ip link set lo up
-                     setpriv --bounding-set=-all,+{bounds} $ka {args} >/dev/null 2>&1 &
-                     exec setpriv --reuid 65534 --regid 65534 --clear-groups /usr/bin/python3 -c \"$program\""
-                ))
-                .env("ka", support::release().join("ka"))
-                .env("program", program),
-        )
-    };
-    assert_eq!(attach(&bounds), "(1, 280, 30, 5) (1, 280, 30, 5)\n");
+    let said = stdout(
+        Command::new("unshare")
+            .args(["--net", "--pid", "--fork", "--mount-proc", "sh", "-c"])
+            .arg(format!(
+                "ip link set lo up
+                 {} >/dev/null 2>&1 &
+                 exec setpriv --reuid 65534 --regid 65534 --clear-groups /usr/bin/python3 -c \"$program\"",
+                container(&manifest)
+            ))
+            .env("program", program),
+    );
+    assert_eq!(said, "(1, 280, 30, 5) (1, 280, 30, 5)\n");
+}
+
+/// On a node whose tree of cgroups is a part of this machine's: pods with networks of their own, and the DaemonSet's
+/// container, which has the tree mounted as the manifest says, sees its own processes alone, and is their first.
+#[test]
+fn the_daemonset_gives_the_node_s_pods_the_policy_until_it_is_deleted() {
+    if !is_root() {
+        skip("only root attaches programs to cgroups");
+        return;
+    }
+    let manifest = fs::read_to_string(deploy("kubernetes/daemonset.yaml")).unwrap();
+    assert!(manifest.contains("hostPath: {path: /sys/fs/cgroup,") && manifest.contains("hostPID: false\n"));
+    assert!(manifest.contains("mountPath: /sys/fs/cgroup, readOnly: true}"));
+    let opted = manifest
+        .replace("hostPID: false", "hostPID: true")
+        .replace("add: [BPF, NET_ADMIN]", "add: [BPF, NET_ADMIN, PERFMON, SYS_ADMIN, SYS_PTRACE]");
+    assert!(opted.contains("hostPID: true") && opted.contains("SYS_PTRACE]"));
+    // What a pod's program has: each line that it reads, it opens a socket more, and tells of all.
+    let pod = "import socket as s, sys
+held = []
+for line in sys.stdin:
+    l = s.create_server(('127.0.0.1', 0)); held.append(l)
+    print(*[(a.getsockopt(s.SOL_SOCKET, s.SO_KEEPALIVE), *(a.getsockopt(6, o) for o in (4, 5, 6))) for a in held], flush=True)";
+    let script = r#"
+        mount -t tmpfs none /run && mkdir /run/tree && mount -t cgroup2 none /run/tree || exit 77
+        node=/run/tree/ka-test-node-$$
+        mkdir -p $node/kubepods.slice/pod/container $node/system.slice
+        end() {
+            exec 3>&-
+            kill $first $second 2>/dev/null
+            wait
+            rmdir $node/kubepods.slice/pod/container $node/kubepods.slice/pod $node/kubepods.slice $node/system.slice $node
+        }
+        trap end EXIT
+        mount --bind $node /sys/fs/cgroup
+        mkfifo /run/asked /run/told
+        sh -c 'echo $$ >'$node'/kubepods.slice/pod/container/cgroup.procs
+            exec unshare --net sh -c "ip link set lo up; exec python3 -c \"\$pod\""' </run/asked >/run/told &
+        exec 3>/run/asked 4</run/told
+        tell() { echo >&3; read -r line <&4; echo "$1: $line"; }
+        # How the runtime starts it; when it returns, the policy is in force.
+        start() {
+            mkfifo /run/said$1
+            unshare $2 --net --mount sh -c "umount -l /run/tree; mount -o remount,bind,ro /sys/fs/cgroup; exec $3" \
+                >/run/said$1 &
+            read -r line </run/said$1; echo "container: $line"
+        }
+        tell before
+        start 1 "--pid --fork --mount-proc --kill-child" "$container" 2>/run/err; first=$!
+        cat /run/err
+        tell with
+        start 2 "" "$opted"; second=$!
+        kill $(pgrep -P $first); wait $first
+        tell second
+        kill $second; wait $second; echo "status $?"
+        tell after
+    "#;
+    let output = Command::new("unshare")
+        .args(["--net", "--mount", "sh", "-c", script])
+        .env("pod", pod)
+        .env("container", container(&manifest))
+        .env("opted", container(&opted))
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout.clone()).unwrap();
+    if output.status.code() == Some(77) || stderr(&output).contains("bpf(2)") {
+        skip(&format!("the DaemonSet's container was not tried: {}", stderr(&output)));
+        return;
+    }
+    let with = "(1, 280, 30, 5)";
+    let without = "(0, 7200, 75, 9)";
+    let policy = "idle=280,intvl=30,cnt=5, mode default";
+    let expected = format!(
+        "before: {without}\n\
+         container: /kubepods.slice: {policy}; 0 sockets set, 0 unchanged, 0 failed\n\
+         ka: cgroup attach: what is open already was left as it is: needs CAP_PERFMON (run ka as root); \
+         ka attach PID reaches it\n\
+         with: {without} {with}\n\
+         container: /kubepods.slice: {policy}; 1 sockets set, 1 unchanged, 0 failed\n\
+         second: {with} {with} {with}\n\
+         status 0\n\
+         after: {with} {with} {with} {without}\n"
+    );
+    assert_eq!(said, expected, "{}", stderr(&output));
 }

@@ -326,11 +326,13 @@ pub(crate) enum CgroupCommand {
 #[command(after_help = "Examples:
   sudo ka cgroup attach system.slice/nginx.service
   sudo ka cgroup attach -p 280,30,5 --mode default /sys/fs/cgroup/system.slice
+  sudo ka cgroup attach --foreground kubepods.slice
 
 Status: 1 where sockets that are open already could not be set.
 
-Needs CAP_BPF and CAP_NET_ADMIN, and CAP_PERFMON for what is open already; Linux 5.9, and 6.1 for what is open already \
-and for --mode default; cgroup v2; and the bpf filesystem, mounted at /sys/fs/bpf.")]
+Needs CAP_BPF and CAP_NET_ADMIN, and CAP_PERFMON for what is open already, in other network namespaces (of containers) \
+CAP_SYS_ADMIN and CAP_SYS_PTRACE too; Linux 5.9, and 6.1 for what is open already \
+and for --mode default; cgroup v2; and, without --foreground, the bpf filesystem, mounted at /sys/fs/bpf.")]
 pub(crate) struct CgroupAttach {
     #[command(flatten)]
     pub(crate) policy: Policy,
@@ -340,6 +342,12 @@ pub(crate) struct CgroupAttach {
     /// The cgroup: its folder, or its name as in /proc/PID/cgroup
     #[arg(value_name = "CGROUP")]
     pub(crate) cgroup: OsString,
+    /// Stays, and has the policy end with ka: at SIGINT or SIGTERM, killed, or when the cgroup is removed
+    ///
+    /// A policy that the cgroup has is not replaced: until one of them ends both are in force, and where they differ, in
+    /// mode force the later one is.
+    #[arg(short, long)]
+    pub(crate) foreground: bool,
     /// Prints JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -19,7 +19,7 @@ use serde::Serialize;
 use socket2::SockRef;
 
 use crate::args::{self, AttachVia};
-use crate::bpf::{self, Done, Only, Orders};
+use crate::bpf::{self, Done, Only, Orders, Setter};
 use crate::diag::State;
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::parallel;
@@ -385,11 +385,12 @@ impl Attach<'_> {
     fn through_kernel(&self, report: &mut Report) -> Result<(), Failure> {
         let orders = Orders { policy: self.policy, mode: self.mode };
         let only = Only { port: self.args.port, cgroup: None };
-        let done = bpf::set(orders, self.args.dry_run, only).map_err(|why| {
-            Failure::new(format_args!(
-                "attach: --via bpf: {why}; without it ka attach goes through the processes"
-            ))
-        })?;
+        let done =
+            Setter::load(orders, self.args.dry_run, only).and_then(|setter| setter.set()).map_err(|why| {
+                Failure::new(format_args!(
+                    "attach: --via bpf: {why}; without it ka attach goes through the processes"
+                ))
+            })?;
         let sockets: HashMap<_, _> = if self.describe || done.iter().any(|done| done.errno != 0) {
             let states: Vec<_> = State::with_options().collect();
             let sockets = sockets(&states, None).map_err(|error| {

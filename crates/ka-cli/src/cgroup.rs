@@ -4,21 +4,22 @@
 //! They are kept by links, and those by paths in the bpf filesystem, a folder a cgroup: so they stay when ka has ended,
 //! and go when the folder does, or the cgroup.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufWriter, Write};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::args::{self, CgroupCommand};
 use crate::bpf::host::{self, BPF_FOLDER};
-use crate::bpf::{self, Only, Orders, Programs, sys};
+use crate::bpf::{self, Done, Only, Orders, Programs, Setter};
 use crate::failure::{FOUND, Failure, Outcome};
-use crate::sys::users;
+use crate::sys::{self, users};
 use crate::table::{self, Column, Output};
 use crate::text;
 
@@ -118,7 +119,7 @@ fn lock_pins() -> Result<Option<File>, String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         opened => {
             let folder = opened.map_err(said)?;
-            crate::sys::lock(folder.as_fd()).map_err(said)?;
+            sys::lock(folder.as_fd()).map_err(said)?;
             Ok(Some(folder))
         }
     }
@@ -156,18 +157,23 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
     let failed = |why: String| failed("attach", why);
     let orders = Orders { policy: args.policy.config_on()?, mode: args.mode.into() };
     let cgroup = Cgroup::named(&args.cgroup).map_err(failed)?;
-    if let Some(lack) = host::lacks(&host::FOR_CGROUPS).or_else(host::lacks_bpf_folder) {
+    let lacks_folder = || if args.foreground { None } else { host::lacks_bpf_folder() };
+    if let Some(lack) = host::lacks(&host::FOR_CGROUPS).or_else(lacks_folder) {
         return Err(failed(lack));
     }
     let programs = Programs::load(orders)
         .map_err(|why| failed(format!("{why}; ka run and ka attach --follow need nothing of that")))?;
-    keep(&cgroup, programs).map_err(failed)?;
+    let held = if args.foreground {
+        Some(Held::new(&cgroup, &programs).map_err(failed)?)
+    } else {
+        keep(&cgroup, programs).map_err(failed)?;
+        None
+    };
     if let Some(why) = held_above(&cgroup.path, orders) {
         let _ = writeln!(io::stderr(), "ka: cgroup attach: {why}");
     }
     // What is open already. From here on nothing new comes without the policy.
-    let only = Only { cgroup: Some(cgroup.id), port: None };
-    let done = bpf::set(orders, false, only);
+    let Swept { done, left } = sweep(&cgroup, orders);
     let mut attached = Attached {
         cgroup: cgroup.name(),
         policy: orders.policy.to_string(),
@@ -176,30 +182,21 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
         unchanged: 0,
         failed: 0,
     };
-    let mut status = 0;
-    match done {
-        Ok(done) => {
-            for one in done {
-                *(match (one.errno, one.writes) {
-                    (0, 0) => &mut attached.unchanged,
-                    (0, _) => &mut attached.set,
-                    (errno, _) => {
-                        status = FOUND;
-                        let _ =
-                            writeln!(io::stderr(), "ka: cgroup attach: a socket: {}", bpf::refusal(errno));
-                        &mut attached.failed
-                    }
-                }) += 1;
+    let mut said = left;
+    for one in done {
+        *(match (one.errno, one.writes) {
+            (0, 0) => &mut attached.unchanged,
+            (0, _) => &mut attached.set,
+            (errno, _) => {
+                said.push(format!("a socket: {}", bpf::refusal(errno)));
+                &mut attached.failed
             }
-        }
-        Err(why) => {
-            status = FOUND;
-            let _ = writeln!(
-                io::stderr(),
-                "ka: cgroup attach: what is open already was left as it is: {why}; ka attach PID reaches it"
-            );
-        }
+        }) += 1;
     }
+    for why in &said {
+        let _ = writeln!(io::stderr(), "ka: cgroup attach: {why}");
+    }
+    let status = if said.is_empty() { 0 } else { FOUND };
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
         serde_json::to_writer_pretty(&mut out, &attached)?;
@@ -213,7 +210,136 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
         )?;
     }
     out.flush()?;
+    if let Some(held) = held {
+        held.wait(&attached.cgroup)?;
+    }
     Ok(status)
+}
+
+/// How what was open already fared.
+struct Swept {
+    done: Vec<Done>,
+    /// What was left as it is, and why.
+    left: Vec<String>,
+}
+
+/// Sets what the cgroup's processes have open, in each network namespace that they are in: the kernel goes through the
+/// sockets of one at a time.
+fn sweep(cgroup: &Cgroup, orders: Orders) -> Swept {
+    let mut swept = Swept { done: Vec::new(), left: Vec::new() };
+    let only = Only { cgroup: Some(cgroup.id), port: None };
+    let ours = Setter::load(orders, false, only).and_then(|setter| {
+        swept.done = setter.set()?;
+        Ok(setter)
+    });
+    let setter = match ours {
+        Ok(setter) => setter,
+        Err(why) => {
+            let why = format!("what is open already was left as it is: {why}; ka attach PID reaches it");
+            swept.left.push(why);
+            return swept;
+        }
+    };
+    let Networks { own, others, unseen } = Networks::of(cgroup);
+    if unseen > 0 {
+        swept.left.push(format!(
+            "what {unseen} of its processes have open was left as it is, unless they are in ka's own network namespace: \
+             to see that needs CAP_SYS_PTRACE, and their numbers in ka's PID namespace"
+        ));
+    }
+    let mut refused = BTreeMap::new();
+    let mut entered = false;
+    for network in &others {
+        let done = sys::enter_network(network).map_err(|error| match error.raw_os_error() {
+            Some(libc::EPERM) => "needs CAP_SYS_ADMIN (run ka as root)".to_owned(),
+            _ => error.to_string(),
+        });
+        entered |= done.is_ok();
+        match done.and_then(|()| setter.set()) {
+            Ok(done) => swept.done.extend(done),
+            Err(why) => *refused.entry(why).or_insert(0) += 1,
+        }
+    }
+    // So that with --foreground no other's namespace is kept alive.
+    if let Some(own) = own
+        && entered
+        && let Err(error) = sys::enter_network(own)
+    {
+        swept.left.push(format!("the way back to ka's own network namespace: {error}"));
+    }
+    swept.left.extend(refused.iter().map(|(why, count)| {
+        format!("what is open already in {count} other network namespaces was left as it is: {why}")
+    }));
+    swept
+}
+
+/// The network namespaces of a cgroup's processes.
+struct Networks {
+    /// That of ka itself.
+    own: Option<File>,
+    others: Vec<File>,
+    /// How many processes there are of which nothing can be found out.
+    unseen: usize,
+}
+
+impl Networks {
+    fn of(cgroup: &Cgroup) -> Self {
+        let number = |namespace: &File| sys::inode(namespace.as_fd()).ok();
+        let own = File::open("/proc/self/ns/net").ok();
+        let mut seen: HashSet<_> = own.iter().filter_map(number).collect();
+        let (mut others, mut unseen) = (Vec::new(), 0);
+        let _ = walk(&cgroup.path, &mut |cgroup| {
+            // A threaded cgroup has threads, of processes that are elsewhere.
+            let members = fs::read_to_string(cgroup.path.join("cgroup.procs")).unwrap_or_default();
+            for pid in members.lines() {
+                // One of another PID namespace has the number 0.
+                match File::open(format!("/proc/{pid}/ns/net")) {
+                    Ok(network) if number(&network).is_some_and(|number| seen.insert(number)) => {
+                        others.push(network);
+                    }
+                    Err(error) if pid == "0" || error.kind() == io::ErrorKind::PermissionDenied => {
+                        unseen += 1
+                    }
+                    // It is one of those, or has ended.
+                    _ => {}
+                }
+            }
+            Ok(())
+        });
+        Self { own, others, unseen }
+    }
+}
+
+/// What is attached for as long as this process is there: the kernel ends a link that nobody holds any more.
+struct Held {
+    links: Vec<(&'static str, OwnedFd)>,
+    termination: OwnedFd,
+}
+
+impl Held {
+    fn new(cgroup: &Cgroup, programs: &Programs) -> Result<Self, String> {
+        // First, so that no signal ends it without a word.
+        let termination = sys::termination().map_err(|error| error.to_string())?;
+        Ok(Self { links: programs.link(cgroup.folder.as_fd())?, termination })
+    }
+
+    /// Waits for a signal, or for the end of the cgroup; when this returns, nothing is in force.
+    fn wait(self, cgroup: &str) -> io::Result<()> {
+        /// Nobody tells of a cgroup's end.
+        const INTERVAL: Duration = Duration::from_secs(5);
+        while sys::poll(&[self.termination.as_fd()], INTERVAL)? != [true] {
+            let is_gone =
+                |(_, link): &(_, OwnedFd)| bpf::sys::linked_cgroup(link.as_fd()).is_ok_and(|id| id == 0);
+            if self.links.iter().all(is_gone) {
+                return writeln!(io::stderr(), "ka: cgroup attach: {cgroup} has been removed");
+            }
+        }
+        // By themselves the links end a moment after this process.
+        for (_, link) in &self.links {
+            let _ = bpf::sys::detach(link.as_fd());
+        }
+        Ok(())
+    }
 }
 
 /// Attaches the programs, and keeps them; what was attached to the cgroup before is replaced. At every moment one of both
@@ -236,7 +362,7 @@ fn keep(cgroup: &Cgroup, programs: Programs) -> Result<(), String> {
     let pinned = programs.link(cgroup.folder.as_fd()).and_then(|links| {
         for (name, link) in links {
             let path = new.join(name);
-            sys::pin(link.as_fd(), &path).map_err(|error| said(&path, error))?;
+            bpf::sys::pin(link.as_fd(), &path).map_err(|error| said(&path, error))?;
         }
         Ok(())
     });
@@ -268,8 +394,8 @@ fn kept() -> Vec<(PathBuf, Option<u64>)> {
     folders
         .map(|entry| entry.path())
         .map(|folder| {
-            let link = sys::pinned(&folder.join(bpf::GIVER));
-            let id = link.and_then(|link| sys::linked_cgroup(link.as_fd())).ok();
+            let link = bpf::sys::pinned(&folder.join(bpf::GIVER));
+            let id = link.and_then(|link| bpf::sys::linked_cgroup(link.as_fd())).ok();
             (folder, id)
         })
         .collect()
@@ -280,8 +406,8 @@ fn release(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         // By itself the link ends a moment after its last name has gone. Before Linux 5.9 that must do.
-        if let Ok(link) = sys::pinned(&path) {
-            let _ = sys::detach(link.as_fd());
+        if let Ok(link) = bpf::sys::pinned(&path) {
+            let _ = bpf::sys::detach(link.as_fd());
         }
         fs::remove_file(&path)?;
     }
@@ -303,7 +429,8 @@ fn detach(args: &args::CgroupDetach) -> Outcome {
             if !folder.is_dir() {
                 let others = bpf::attached(cgroup.folder.as_fd()).is_ok_and(|found| !found.is_empty());
                 let why = if others {
-                    "its policy is not kept here, but by ka run --via cgroup, until its program ends, or by another bpffs"
+                    "its policy is not kept here, but by ka run --via cgroup, until its program ends, by ka cgroup attach \
+                     --foreground, until that does, or by another bpffs"
                 } else {
                     "it has no policy of its own (ka cgroup ls shows which have)"
                 };

@@ -10,10 +10,11 @@ mod support;
 mod command;
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 
 use command::{CleanUp, Holder, as_nobody, go_holder, holder, ka, outcome, public, static_holder};
 use serde_json::Value;
@@ -536,6 +537,102 @@ fn a_cgroup_that_is_removed_leaves_nothing() {
     assert!(rows.len() == 1 && rows[0]["cgroup"].as_str().unwrap().ends_with("/second"), "{rows:?}");
     assert_eq!(outcome(ka().args(["cgroup", "detach", "--all"])), (0, String::new(), String::new()));
     assert_eq!(fs::read_dir("/sys/fs/bpf/ka").unwrap().count(), 0);
+}
+
+/// `ka cgroup attach --foreground`, from when it has said what it did.
+fn foreground(cgroup: &Path, policy: &str) -> (Running, BufReader<ChildStdout>) {
+    let mut command = ka();
+    command.args(["cgroup", "attach", "--foreground", "-p", policy]).arg(cgroup);
+    let mut running = Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
+    let mut output = BufReader::new(running.0.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    assert!(line.contains(", mode force; "), "{line}");
+    (running, output)
+}
+
+/// It needs no bpf filesystem; a second one takes over before the first ends; and however it ends, the policy does.
+#[test]
+fn in_the_foreground_a_policy_ends_with_ka() {
+    if !on_its_own("in_the_foreground_a_policy_ends_with_ka") {
+        return;
+    }
+    succeed(Command::new("umount").arg("/sys/fs/bpf"));
+    let cgroup = Cgroup::new();
+    let below = cgroup.below("below");
+    let mut holder = Holder::start(&mut within(&below, holder()));
+    let (mut first, _output) = foreground(&below, "280,30,5");
+    holder.open();
+    holder.assert_all(280, 30, 5);
+    assert!(listed(&cgroup)[0]["pinned"].is_null());
+    let (status, _, err) = ka_cgroup(&["detach"], &below);
+    assert!(status == 2 && err.contains("bpffs is not mounted"), "{err}");
+    let (mut second, _output) = foreground(&below, "90,9,3");
+    holder.assert_all(90, 9, 3);
+    assert_eq!(listed(&cgroup).len(), 2);
+    // SAFETY: a signal to our own child, which was not waited for.
+    unsafe { libc::kill(first.0.id().try_into().unwrap(), libc::SIGTERM) };
+    assert_eq!(first.0.wait().unwrap().code(), Some(0));
+    assert_eq!(listed(&cgroup).len(), 1);
+    holder.open();
+    holder.assert_all(90, 9, 3);
+    second.0.kill().unwrap();
+    second.0.wait().unwrap();
+    eventually("nothing is attached any more", || listed(&cgroup).is_empty());
+    // What is open keeps it; what its listener accepts inherits it; what it opens has nothing.
+    holder.open();
+    assert_eq!(holder.look().iter().filter(|told| !told.on).count(), 1);
+
+    let (mut third, _output) = foreground(&below, "90,9,3");
+    holder.end();
+    fs::remove_dir(&below).unwrap();
+    eventually("it ends with the cgroup", || third.0.try_wait().unwrap().is_some());
+}
+
+/// A container's: its network is not ka's.
+#[test]
+fn what_is_open_in_other_networks_is_set_too() {
+    if !on_its_own("what_is_open_in_other_networks_is_set_too") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let below = cgroup.below("below");
+    let start = || {
+        let mut command = within(&below, "unshare".as_ref());
+        command.args(["--net", "sh", "-c", "ip link set lo up && exec \"$0\""]).arg(holder());
+        Holder::start(&mut command)
+    };
+    let mut holders = [start(), start(), Holder::start(&mut within(&cgroup.0, holder()))];
+    let network = || fs::read_link("/proc/self/ns/net").unwrap();
+    let before = network();
+    // Without the capability to go there, that is said, and the rest is done.
+    let mut wrapped = Command::new("setpriv");
+    wrapped.args(["--bounding-set", "-sys_admin"]).arg(ka().get_program()).args(["cgroup", "attach"]);
+    let (status, out, err) = outcome(wrapped.arg(&cgroup.0));
+    assert!(status == 1 && out.ends_with("; 3 sockets set, 0 unchanged, 0 failed\n"), "{out}{err}");
+    assert_eq!(
+        err,
+        "ka: cgroup attach: what is open already in 2 other network namespaces was left as it is: \
+         needs CAP_SYS_ADMIN (run ka as root)\n"
+    );
+    // Nor where its processes are out of sight.
+    let mut wrapped = Command::new("unshare");
+    wrapped.args(["--pid", "--fork", "--mount-proc"]).arg(ka().get_program()).args(["cgroup", "attach"]);
+    let (status, out, err) = outcome(wrapped.arg(&cgroup.0));
+    assert!(status == 1 && out.ends_with("; 0 sockets set, 3 unchanged, 0 failed\n"), "{out}{err}");
+    assert!(
+        err.starts_with("ka: cgroup attach: what 3 of its processes have open was left as it is"),
+        "{err}"
+    );
+
+    let result = ka_cgroup(&["attach", "-p", "280,30,5"], &cgroup.0);
+    assert_eq!(attached(&result), "9 sockets set, 0 unchanged, 0 failed");
+    for holder in &mut holders {
+        holder.assert_all(280, 30, 5);
+        holder.open();
+        holder.assert_all(280, 30, 5);
+    }
+    assert_eq!(network(), before);
 }
 
 /// Where the cgroups of `ka run` are: below the test's own.

@@ -54,8 +54,8 @@ pub(crate) fn release() -> (u32, u32) {
 pub(crate) fn cgroup_root() -> Option<PathBuf> {
     let mounts = fs::read("/proc/self/mountinfo").ok()?;
     let found = mounts.split(|byte| *byte == b'\n').filter_map(cgroup_mount);
-    // One that shows the whole tree comes before one of a part of it.
-    found.min_by_key(|(shown, _)| shown.len()).map(|(_, place)| place)
+    // Another may have been mounted over it. One that shows the whole tree comes before one of a part of it.
+    found.filter(|(_, place)| is_cgroup(place)).min_by_key(|(shown, _)| shown.len()).map(|(_, place)| place)
 }
 
 /// What of the tree a line of mountinfo shows, and where. proc_pid_mountinfo(5)

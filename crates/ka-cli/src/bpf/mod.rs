@@ -270,10 +270,9 @@ fn iterator() -> Result<(Types, Kind), String> {
 }
 
 /// Lets a program go through all TCP sockets of this network namespace, and gives what it told.
-fn run(kind: Kind, name: &str, insns: &[Insn]) -> Result<Vec<u8>, String> {
-    let program = load(kind, name, insns, &ITERATING)?;
+fn run(kind: Kind, program: BorrowedFd<'_>) -> Result<Vec<u8>, String> {
     let go = || -> io::Result<Vec<u8>> {
-        let link = sys::link(program.as_fd(), None, kind)?;
+        let link = sys::link(program, None, kind)?;
         let mut told = Vec::with_capacity(1 << 16);
         File::from(sys::iterate(link.as_fd())?).read_to_end(&mut told)?;
         Ok(told)
@@ -285,19 +284,34 @@ fn run(kind: Kind, name: &str, insns: &[Insn]) -> Result<Vec<u8>, String> {
 /// bound or connected yet is missing.
 pub(crate) fn settings() -> Result<HashMap<u64, Settings>, String> {
     let (_, kind) = iterator()?;
-    Ok(iter::told(&run(kind, TELLER, &iter::teller())?).into_iter().collect())
+    let teller = load(kind, TELLER, &iter::teller(), &ITERATING)?;
+    Ok(iter::told(&run(kind, teller.as_fd())?).into_iter().collect())
 }
 
-/// Sets all TCP sockets of this network namespace that are meant, in one pass; on a dry run none.
-pub(crate) fn set(orders: Orders, dry_run: bool, only: Only) -> Result<Vec<Done>, String> {
-    let (types, kind) = iterator()?;
-    let Orders { policy, mode } = orders;
-    if !rule::is_complete(&policy) {
-        return Err("user_timeout=auto needs idle, intvl and cnt in the policy here".to_owned());
+/// The program that sets the TCP sockets that are meant, loaded.
+pub(crate) struct Setter {
+    kind: Kind,
+    program: OwnedFd,
+}
+
+impl Setter {
+    /// Loads it; on a dry run it sets none.
+    pub(crate) fn load(orders: Orders, dry_run: bool, only: Only) -> Result<Self, String> {
+        let (types, kind) = iterator()?;
+        let Orders { policy, mode } = orders;
+        if !rule::is_complete(&policy) {
+            return Err("user_timeout=auto needs idle, intvl and cnt in the policy here".to_owned());
+        }
+        let insns = iter::setter(&types, &policy, mode, dry_run, only).ok_or(
+            "the kernel's types are not as expected: a socket's cgroup or port is not found in them",
+        )?;
+        Ok(Self { kind, program: load(kind, SETTER, &insns, &ITERATING)? })
     }
-    let insns = iter::setter(&types, &policy, mode, dry_run, only)
-        .ok_or("the kernel's types are not as expected: a socket's cgroup or port is not found in them")?;
-    Ok(iter::done(&run(kind, SETTER, &insns)?))
+
+    /// Sets those of this thread's network namespace, in one pass.
+    pub(crate) fn set(&self) -> Result<Vec<Done>, String> {
+        Ok(iter::done(&run(self.kind, self.program.as_fd())?))
+    }
 }
 
 /// What the kernel said of an option of a socket's that could not be set. Which one it was is not told.
