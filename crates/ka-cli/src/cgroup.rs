@@ -298,7 +298,7 @@ impl Networks {
                         others.push(network);
                     }
                     Err(error) if pid == "0" || error.kind() == io::ErrorKind::PermissionDenied => {
-                        unseen += 1
+                        unseen += 1;
                     }
                     // It is one of those, or has ended.
                     _ => {}
