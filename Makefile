@@ -25,6 +25,7 @@ LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
 DATADIR ?= $(PREFIX)/share
 MANDIR ?= $(DATADIR)/man
+DOCDIR ?= $(DATADIR)/doc/ka
 # Not for -l, and not for everybody's library path.
 SHIMDIR ?= $(LIBDIR)/ka
 # What `make install` takes.
@@ -33,7 +34,7 @@ BUILT := $(RELEASE)/.built
 # As a program asks for it when it starts.
 NAME_LIBKA := cd $(RELEASE) && ln -sf libka.so "$$(readelf -d libka.so | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')"
 INSTALL_WHERE = RELEASE='$(RELEASE)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' BINDIR='$(BINDIR)' LIBDIR='$(LIBDIR)' \
-	INCLUDEDIR='$(INCLUDEDIR)' DATADIR='$(DATADIR)' MANDIR='$(MANDIR)' SHIMDIR='$(SHIMDIR)'
+	INCLUDEDIR='$(INCLUDEDIR)' DATADIR='$(DATADIR)' MANDIR='$(MANDIR)' DOCDIR='$(DOCDIR)' SHIMDIR='$(SHIMDIR)'
 SOURCES := Cargo.toml Cargo.lock build.rs src scripts/ld $(wildcard crates/*/Cargo.toml crates/*/build.rs crates/*/src)
 
 all: ## release build: target/release/libka.so, libka.a, libka_preload.so and ka
@@ -79,6 +80,9 @@ header: ## writes include/ka.h from src/, and tests/abi/VERSION, what later rele
 man: ## writes the command's pages in man/ from crates/ka-cli/src/args.rs
 	KA_MAN=write $(CARGO) test --locked --quiet --package ka-cli --bin ka the_pages_are_what_the_definition_says
 
+copyright: ## writes pkg/debian/copyright from what Cargo.lock names: whose code is shipped, under which licences
+	KA_COPYRIGHT=write $(CARGO) test --locked --quiet --test copyright
+
 lab: ## keepalive in networks of its own, on the wire: a table, and target/lab/report.md with pictures
 	@scripts/need rust cc $(LAB_TOOLS)
 	KA_LAB_REPORT=$(CURDIR)/target/lab $(CARGO) test --locked --quiet --test lab
@@ -114,4 +118,4 @@ help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\n' | expand -t 8
 
-.PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 kernels bench clean help libka
+.PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 kernels bench clean help libka copyright

@@ -263,7 +263,7 @@ fn the_entry_point_runs_the_program_under_the_shim() {
 fn what_the_dockerfile_copies_is_there() {
     let text = fs::read_to_string(deploy("docker/Dockerfile")).unwrap();
     let copied: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("COPY ")).collect();
-    assert_eq!(copied.len(), 4, "{copied:?}");
+    assert_eq!(copied.len(), 5, "{copied:?}");
     for line in copied {
         let (source, _) = line.rsplit_once(' ').unwrap();
         match source.strip_prefix("--from=build /ka/target/") {

@@ -111,6 +111,7 @@ fn each_file_is_where_it_should_be() {
         "lib/cmake/ka/ka-config.cmake",
         "lib/cmake/ka/ka-config-version.cmake",
         "lib/ka/installed",
+        "share/doc/ka/copyright",
     ] {
         add("-rw-r--r--", path);
     }

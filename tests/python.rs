@@ -104,6 +104,11 @@ fn a_wheel_carries_the_library_and_says_for_which_machines() {
     let packed = fs::read(Path::new(folder).join("libka.so")).unwrap();
     assert!(packed == fs::read(library()).unwrap(), "another library");
     assert!(Path::new(folder).join("py.typed").exists());
+    let copyright = fs::read(Path::new(folder).join("copyright")).unwrap();
+    assert!(
+        copyright == fs::read(support::root().join("pkg/debian/copyright")).unwrap(),
+        "another copyright"
+    );
 }
 
 #[test]

@@ -73,6 +73,10 @@ class BuildPy(build_py):
         super().run()
         if not SYSTEM:
             self.copy_file(str(library()), os.path.join(self.build_lib, "ka", "libka.so"))
+            if in_the_sources():
+                # Whose code is in the library.
+                copyright = ROOT / "pkg" / "debian" / "copyright"
+                self.copy_file(str(copyright), os.path.join(self.build_lib, "ka", "copyright"))
 
 
 class Wheel(bdist_wheel):

@@ -1,0 +1,230 @@
+//! pkg/debian/copyright, which every package and installation has: whose code is in what is shipped, and under which
+//! licences. `make copyright` writes it, from the crates' own files; a crate that it lacks, or whose licence has changed,
+//! fails here.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use support::{root, stdout};
+
+/// What the packages are made for.
+const TARGETS: [&str; 2] = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"];
+
+fn cargo(args: &[&str]) -> String {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    stdout(Command::new(cargo).current_dir(root()).args(args).arg("--locked"))
+}
+
+/// The crates that are linked into libka, the shim and the command, by name and version; not those that only build or
+/// test them.
+fn linked() -> BTreeSet<(String, String)> {
+    let tree = |target| {
+        let edges = "normal,no-proc-macro";
+        cargo(&[
+            "tree",
+            "--workspace",
+            "--target",
+            target,
+            "--edges",
+            edges,
+            "--prefix",
+            "none",
+            "--format",
+            "{p}",
+        ])
+    };
+    let trees = TARGETS.map(tree).concat();
+    // `libc v0.2.191`; ours have their folder behind that.
+    let crates = trees.lines().map(|line| line.trim_end_matches(" (*)")).filter(|line| !line.contains("(/"));
+    crates
+        .filter_map(|line| line.split_once(" v"))
+        .map(|(name, version)| (name.to_owned(), version.to_owned()))
+        .collect()
+}
+
+/// A crate's entry.
+struct Entry {
+    name: String,
+    holders: Vec<String>,
+    license: &'static str,
+}
+
+/// The licences that crates are had under here, by Debian's names, in the order of preference: where there is a choice, the
+/// first. The first words of the text, to find it in a file that may begin with a title, and the crate that has it.
+const LICENSES: [(&str, &str, &str, &str); 3] = [
+    ("Expat", "MIT", "Permission is hereby granted, free of charge", ""),
+    // Expat's with a paragraph about changed versions.
+    ("Expat-with-contact-clause", "MIT", "Permission is hereby granted, free of charge", "netlink-sys"),
+    ("BSD-3-clause", "BSD-3-Clause", "Redistribution and use in source and binary forms", "subtle"),
+];
+
+fn words(text: &str) -> Vec<&str> {
+    text.split_whitespace().collect()
+}
+
+/// The files of a folder that may be about its licence.
+fn license_files(folder: &Path) -> Vec<PathBuf> {
+    let files =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    let names = ["LICENSE", "LICENCE", "COPYING", "COPYRIGHT", "NOTICE"];
+    let mut files: Vec<_> = files
+        .filter(|path| {
+            let name = path.file_name().unwrap().to_string_lossy().to_uppercase();
+            names.iter().any(|start| name.starts_with(start))
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+/// A licence's text in a file, without what stands before it.
+fn text_of(file: &Path, begins: &str) -> Option<String> {
+    let text = fs::read_to_string(file).unwrap();
+    text.find(begins).map(|at| text[at..].trim_end().to_owned())
+}
+
+/// The holders that a file names, each as Debian writes it: `2014 Alex Crichton`.
+fn holders(file: &Path) -> Vec<String> {
+    let text = fs::read_to_string(file).unwrap();
+    let before = text.find("Permission is hereby").or_else(|| text.find("Redistribution and use"));
+    let lines = text[..before.unwrap_or(0)].lines().map(str::trim);
+    lines
+        .filter_map(|line| line.strip_prefix("Copyright "))
+        .map(|rest| rest.trim_start_matches("(c) ").trim_end_matches(" All rights reserved.").to_owned())
+        .map(|rest| rest.trim_end_matches(" All Rights Reserved.").to_owned())
+        .collect()
+}
+
+/// What Cargo says of the packages, by name and version.
+fn packages() -> BTreeMap<(String, String), Value> {
+    let metadata = |target| -> Value {
+        let said = cargo(&["metadata", "--format-version", "1", "--filter-platform", target]);
+        serde_json::from_str(&said).unwrap()
+    };
+    let text = |package: &Value, key: &str| package[key].as_str().unwrap().to_owned();
+    let mut packages = BTreeMap::new();
+    for mut metadata in TARGETS.map(metadata) {
+        let Value::Array(found) = metadata["packages"].take() else {
+            panic!("cargo metadata has no packages")
+        };
+        packages.extend(
+            found.into_iter().map(|package| ((text(&package, "name"), text(&package, "version")), package)),
+        );
+    }
+    packages
+}
+
+fn folder(package: &Value) -> &Path {
+    Path::new(package["manifest_path"].as_str().unwrap()).parent().unwrap()
+}
+
+fn entry(package: &Value, texts: &BTreeMap<&'static str, String>) -> Entry {
+    let name = package["name"].as_str().unwrap().to_owned();
+    let offered: Vec<_> = package["license"].as_str().unwrap_or("").split([' ', '/']).collect();
+    let files = license_files(folder(package));
+    let found =
+        LICENSES.iter().filter(|(_, spdx, ..)| offered.contains(spdx)).find_map(|(license, _, begins, _)| {
+            let same = |file: &&PathBuf| {
+                text_of(file, begins).is_some_and(|text| words(&text) == words(&texts[license]))
+            };
+            files.iter().find(same).map(|file| (*license, file))
+        });
+    let (license, file) = found.unwrap_or_else(|| {
+        panic!("{name} is had under {offered:?}, with a text in {files:?} that is none of LICENSES' in tests/copyright.rs")
+    });
+    let mut holders = holders(file);
+    if holders.is_empty() {
+        // Its licence names nobody; Cargo.toml may name its authors.
+        let authors = package["authors"].as_array().unwrap();
+        let without_address =
+            |author: &Value| author.as_str().unwrap().split(" <").next().unwrap().to_owned();
+        holders = authors.iter().map(without_address).collect();
+    }
+    if holders.is_empty() {
+        holders.push(format!("The authors of {name}"));
+    }
+    Entry { name, holders, license }
+}
+
+/// A text as a field of Debian's has it.
+fn indented(text: &str) -> String {
+    let lines = text.lines().map(|line| if line.trim().is_empty() { " ." } else { line.trim_end() });
+    lines.map(|line| if line == " ." { " .\n".into() } else { format!(" {line}\n") }).collect()
+}
+
+fn expected() -> String {
+    let packages = packages();
+    let own = root().join("LICENSE-MIT");
+    let texts: BTreeMap<_, _> = LICENSES
+        .iter()
+        .map(|(license, _, begins, of)| {
+            let from = packages.iter().find(|((name, _), _)| name == of).map(|(_, package)| package);
+            let files = from.map_or_else(|| vec![own.clone()], |package| license_files(folder(package)));
+            (*license, files.iter().find_map(|file| text_of(file, begins)).unwrap())
+        })
+        .collect();
+    // Those of one holder and licence are one entry.
+    let mut entries: BTreeMap<(&str, Vec<String>), Vec<String>> = BTreeMap::new();
+    for key in linked() {
+        let Entry { name, holders, license } = entry(&packages[&key], &texts);
+        entries.entry((license, holders)).or_default().push(name);
+    }
+    let mut text = "\
+Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
+Upstream-Name: ka
+Comment:
+ What is below vendor/ is not in the sources: it is what Cargo.lock names, where
+ `cargo vendor` puts it, and is linked into libka and ka. What may be had under
+ several licences is had under the one that is named here.
+ .
+ ka, the command, also has Rust's standard library in it, and libka and the shim
+ what that is based on (core, alloc, compiler_builtins): copyright The Rust
+ Project Developers, see https://thanks.rust-lang.org, had under Expat.
+
+Files: *
+"
+    .to_owned();
+    let [holder] = &holders(&own)[..] else { panic!("LICENSE-MIT names no holder") };
+    writeln!(text, "Copyright: {holder}\nLicense: Expat or Apache-2.0\n").unwrap();
+    for ((license, holders), mut names) in entries {
+        names.dedup();
+        let files: Vec<_> = names.iter().map(|name| format!("vendor/{name}/*")).collect();
+        writeln!(text, "Files: {}", files.join("\n ")).unwrap();
+        writeln!(text, "Copyright: {}\nLicense: {license}\n", holders.join("\n ")).unwrap();
+    }
+    for (license, ..) in LICENSES {
+        writeln!(text, "License: {license}\n{}", indented(&texts[license])).unwrap();
+    }
+    text + "\
+License: Apache-2.0
+ On Debian systems, the text of the Apache License, version 2.0, is in
+ /usr/share/common-licenses/Apache-2.0; else it is at
+ https://www.apache.org/licenses/LICENSE-2.0.
+"
+}
+
+#[test]
+fn whose_code_is_shipped_is_said() {
+    let path = root().join("pkg/debian/copyright");
+    let expected = expected();
+    if std::env::var("KA_COPYRIGHT").is_ok_and(|said| said == "write") {
+        fs::write(&path, &expected).unwrap();
+    }
+    let committed = fs::read_to_string(&path).unwrap();
+    for (line, expected) in committed.lines().zip(expected.lines()) {
+        assert_eq!(
+            line, expected,
+            "pkg/debian/copyright is not what the crates say: `make copyright` writes it"
+        );
+    }
+    assert!(
+        committed == expected,
+        "pkg/debian/copyright is not what the crates say: `make copyright` writes it"
+    );
+}
