@@ -382,6 +382,18 @@ fn what_is_built_is_not_built_again() {
     );
 }
 
+/// A word of pkg-config's, whose path may go down and up again.
+fn plain(word: &str) -> String {
+    let mut parts: Vec<&str> = vec![];
+    for part in word.split('/') {
+        match part {
+            ".." => _ = parts.pop(),
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
 /// Needs cargo-c, which takes minutes to build: `make cargo-c` has it built, and runs this.
 #[test]
 #[ignore = "run it with `make cargo-c`"]
@@ -419,12 +431,27 @@ fn cargo_c_installs_the_same() {
         stdout(Command::new("readelf").arg("-d").arg(theirs.join("lib/libka.so")).env("LC_ALL", "C"));
     assert!(dynamic.contains(&format!("[{}]", soname())), "{dynamic}");
 
-    assert_eq!(pkg_config(&theirs, &["--modversion"]), [VERSION]);
-    // Its .pc has the prefix that it was given.
-    let pc = |args: &[&str]| {
-        let moved = |word: String| word.replace("/usr/local", theirs.to_str().unwrap());
-        pkg_config(&theirs, args).into_iter().map(moved).collect::<Vec<_>>()
-    };
+    // pkg-config says the same; but cargo-c writes down the prefix that it was given, so elsewhere it takes --define-prefix.
+    let elsewhere = scratch("moved here");
+    succeed(Command::new("cp").arg("-a").arg(&theirs).arg(&elsewhere));
+    let ways: [&[&str]; 4] =
+        [&["--modversion"], &["--cflags"], &["--libs"], &["--static", "--cflags", "--libs"]];
+    for args in ways {
+        let said = |prefix: &Path, args: &[&str], written: &Path| -> Vec<_> {
+            let word = |word: String| plain(&word.replace(written.to_str().unwrap(), "PREFIX"));
+            pkg_config(prefix, args).into_iter().map(word).collect()
+        };
+        let ours = said(prefix(), args, prefix());
+        assert_eq!(said(&theirs, args, Path::new("/usr/local")), ours, "{args:?}");
+        for place in [&theirs, &elsewhere] {
+            assert_eq!(
+                said(place, &[args, &["--define-prefix"]].concat(), place),
+                ours,
+                "{place:?} {args:?}"
+            );
+        }
+    }
+    let pc = |args: &[&str]| pkg_config(&theirs, &[args, &["--define-prefix"]].concat());
     let lib = theirs.join("lib");
     judge(&build("gcc", "c/link.c", &pc(&["--cflags", "--libs"])), &lib, true);
     let mut args = pc(&["--static", "--cflags", "--libs"]);
