@@ -153,52 +153,143 @@ fn as_somebody(program: &Path) -> Command {
     command
 }
 
-#[test]
-fn postgresql() {
-    if !in_a_network_of_its_own("postgresql") {
-        return;
-    }
+/// A server of PostgreSQL's, which has started.
+struct Postgres {
+    _server: Running,
+    _made: CleanUp,
+}
+
+/// Starts it, preloaded or not.
+fn start_postgres(is_preloaded: bool, args: &[&str]) -> Postgres {
     let bin = postgres();
     // Somebody must get there.
-    let folder = std::env::temp_dir().join(format!("ka-test-postgres-{}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!("ka-test-postgres-{}-{is_preloaded}", std::process::id()));
     fs::create_dir(&folder).unwrap();
     let made = CleanUp(folder.clone());
     fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     let (shim, data) = (folder.join("libka_preload.so"), folder.join("data"));
     fs::copy(support::shim(), &shim).unwrap();
-    succeed(
-        as_somebody(&bin.join("initdb"))
-            .env("LD_PRELOAD", &shim)
-            .args(["-A", "trust", "-U", "ka", "-D"])
-            .arg(&data),
-    );
-    let mut server = as_somebody(&bin.join("postgres"));
-    server.env("LD_PRELOAD", &shim).arg("-D").arg(&data).arg("-k").arg(&folder).stderr(Stdio::null());
-    // Its own keepalive would be 300 s, and is denied.
-    let server = Running::start(server.args(["-h", "127.0.0.1", "-c", "tcp_keepalives_idle=300"]));
-    listening(5432);
-    let client = |args: &[&str]| {
-        let mut command = preloaded("psql");
-        command.args(["-h", "127.0.0.1", "-U", "ka", "-d", "postgres", "-At", "-c"]).args(args);
+    let program = |name: &str| {
+        let mut command = as_somebody(&bin.join(name));
+        if is_preloaded {
+            command.env("LD_PRELOAD", &shim)
+        } else {
+            command.env_remove("LD_PRELOAD")
+        };
         command
     };
+    succeed(program("initdb").args(["-A", "trust", "-U", "ka", "-D"]).arg(&data));
+    let mut server = program("postgres");
+    server.arg("-D").arg(&data).arg("-k").arg(&folder).stderr(Stdio::null());
+    let server = Running::start(server.args(["-h", "127.0.0.1"]).args(args));
+    listening(5432);
     let end = Instant::now() + Duration::from_secs(20);
-    while !client(&["select 1"]).output().unwrap().status.success() {
+    while !psql(&["select 1"]).output().unwrap().status.success() {
         assert!(Instant::now() < end, "PostgreSQL does not start");
         thread::sleep(Duration::from_millis(100));
     }
-    let sleeper = Running::start(&mut client(&["select pg_sleep(60)"]));
+    Postgres { _server: server, _made: made }
+}
+
+fn psql(args: &[&str]) -> Command {
+    let mut command = preloaded("psql");
+    command.args(["-h", "127.0.0.1", "-U", "ka", "-d", "postgres", "-At", "-c"]).args(args);
+    command
+}
+
+#[test]
+fn postgresql() {
+    if !in_a_network_of_its_own("postgresql") {
+        return;
+    }
+    // Its own keepalive would be 300 s, and is denied.
+    let server = start_postgres(true, &["-c", "tcp_keepalives_idle=300"]);
+    let sleeper = Running::start(&mut psql(&["select pg_sleep(60)"]));
     assert_both_ends_have_the_policy(5432);
-    assert_eq!(stdout(&mut client(&["select 6 * 7"])), "42\n");
+    assert_eq!(stdout(&mut psql(&["select 6 * 7"])), "42\n");
     let pgbench = |args: &[&str]| {
         stdout(
-            preloaded(bin.join("pgbench")).args(["-h", "127.0.0.1", "-U", "ka"]).args(args).arg("postgres"),
+            preloaded(postgres().join("pgbench"))
+                .args(["-h", "127.0.0.1", "-U", "ka"])
+                .args(args)
+                .arg("postgres"),
         )
     };
     pgbench(&["-i", "-q", "-s", "1"]);
     let benchmark = pgbench(&["-c", "4", "-t", "50"]);
     assert!(benchmark.contains("number of transactions actually processed: 200/200"), "{benchmark}");
-    drop((sleeper, server, made));
+    drop((sleeper, server));
+}
+
+/// What docs/recipes.md says of Java, tried where it is: the lines that set a socket, and PostgreSQL's JDBC driver with and
+/// without its own setting, and under the shim.
+#[test]
+fn java_and_its_jdbc_driver() {
+    const DRIVER: &str = "/usr/share/java/postgresql.jar";
+    let has_compiler = Command::new("javac").arg("-version").output().is_ok_and(|said| said.status.success());
+    if !has_compiler || !Path::new(DRIVER).exists() {
+        support::skip(&format!("Java was not tried: javac or {DRIVER} (libpostgresql-jdbc-java) is missing"));
+        return;
+    }
+    if !in_a_network_of_its_own("java_and_its_jdbc_driver") {
+        return;
+    }
+    let recipes = fs::read_to_string(support::root().join("docs/recipes.md")).unwrap();
+    let lines = recipes.split_once("```java\n").unwrap().1.split_once("```").unwrap().0;
+    let folder = scratch("java");
+    fs::create_dir(&folder).unwrap();
+    let source = folder.join("Lines.java");
+    let text = format!(
+        "class Lines {{ public static void main(String[] args) throws Exception {{
+            var listener = new java.net.ServerSocket(0, 1, java.net.InetAddress.getLoopbackAddress());
+            var socket = new java.net.Socket(listener.getInetAddress(), listener.getLocalPort());
+            {lines}
+            System.in.read(); }} }}"
+    );
+    fs::write(&source, text).unwrap();
+    let mut java = Command::new("strace");
+    java.args(["-f", "-e", "trace=setsockopt", "java"]).arg(source).stdin(Stdio::null());
+    let trace = support::stderr(&succeed(&mut java));
+    let set = |option: &str| -> Vec<_> {
+        let lines = trace.lines().filter(|line| line.contains(option));
+        lines.map(|line| line.split_once(", [").unwrap().1.split_once(']').unwrap().0).collect()
+    };
+    assert_eq!(
+        [set("TCP_KEEPIDLE"), set("TCP_KEEPINTVL"), set("TCP_KEEPCNT"), set("SO_KEEPALIVE")],
+        [["60"], ["10"], ["5"], ["1"]],
+        "{trace}"
+    );
+    assert!(trace.rfind("SO_KEEPALIVE") > trace.rfind("TCP_KEEP"), "{trace}");
+
+    let _server = start_postgres(false, &[]);
+    // What ss shows of the timers of the connections that a client makes to these URLs.
+    let timers = |mut java: Command, parameters: &[&str]| {
+        java.arg("-cp").arg(DRIVER).arg(support::root().join("tests/java/Jdbc.java"));
+        java.args(
+            parameters.iter().map(|more| format!("jdbc:postgresql://127.0.0.1/postgres?user=ka{more}")),
+        );
+        let mut child = Running(java.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap());
+        let mut ready = [0; 7];
+        child.0.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+        assert_eq!(&ready, format!("ready {}", parameters.len()).as_bytes());
+        thread::sleep(Duration::from_millis(500));
+        let said = stdout(Command::new("ss").args(["-tnoH", "state", "established", "( dport = :5432 )"]));
+        let timer = |line: &str| {
+            let timer = line.split_once("timer:(")?.1.split_once(')')?.0.to_owned();
+            Some(timer)
+        };
+        assert_eq!(said.lines().count(), parameters.len(), "{said}");
+        let mut timers: Vec<_> = said.lines().map(timer).collect();
+        timers.sort();
+        timers
+    };
+    let own = timers(Command::new("java"), &["", "&tcpKeepAlive=true"]);
+    assert_eq!(own, [None, Some("keepalive,119min,0".to_owned())]);
+    let under = timers(preloaded("java"), &["", "&tcpKeepAlive=true"]);
+    for timer in under {
+        let timer = timer.unwrap();
+        assert!(timer.starts_with("keepalive,5") && timer.ends_with("sec,0"), "{timer}");
+    }
 }
 
 /// Removes a folder when dropped.
