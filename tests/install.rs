@@ -350,6 +350,16 @@ fn uninstall_removes_what_was_installed_and_nothing_else() {
         !output.status.success() && stderr(&output).contains("nothing was installed there"),
         "{output:?}"
     );
+    // Nor is it where the command does not look for its shim.
+    for (libdir, is_said) in
+        [("/opt/ka/lib64", false), ("/opt/ka/lib/x86_64-linux-gnu", false), ("/opt/lib", true)]
+    {
+        let libdir = format!("LIBDIR={libdir}");
+        let variables = ["PREFIX=/opt/ka", libdir.as_str()];
+        let output = succeed(&mut make("install", &stage, &variables));
+        assert_eq!(stderr(&output).contains("built with KA_LIBDIR=/opt/lib/ka"), is_said, "{output:?}");
+        succeed(&mut make("uninstall", &stage, &variables));
+    }
     let output = make("install", &stage, &["PREFIX=opt"]).output().unwrap();
     assert!(
         !output.status.success() && stderr(&output).contains("PREFIX=opt is not an absolute path"),
