@@ -190,7 +190,7 @@ fn environment(text: &str) -> Vec<(&str, &str)> {
 }
 
 #[test]
-fn the_drop_in_is_one_that_systemd_takes() {
+fn the_drop_in_and_the_unit_are_ones_that_systemd_takes() {
     let drop_in = fs::read_to_string(deploy("systemd/ka.conf")).unwrap();
     let verify = |drop_in: &str| -> String {
         let folder = scratch("units");
@@ -202,6 +202,17 @@ fn the_drop_in_is_one_that_systemd_takes() {
     };
     assert_eq!(verify(&drop_in), "");
     assert!(verify(&drop_in.replacen("Environment=", "Enviroment=", 1)).contains("Unknown key"));
+
+    let folder = scratch("template");
+    fs::create_dir(&folder).unwrap();
+    let template = fs::read_to_string(deploy("systemd/ka-cgroup@.service")).unwrap();
+    // What it starts must be there.
+    let ka = support::release().join("ka");
+    fs::write(folder.join("ka-cgroup@.service"), template.replace("/usr/bin/ka", ka.to_str().unwrap()))
+        .unwrap();
+    let mut verify = Command::new("systemd-analyze");
+    verify.args(["verify", "--man=no"]).arg(folder.join("ka-cgroup@system.slice.service"));
+    assert_eq!(stderr(&succeed(&mut verify)), "");
 
     // And what it says, the shim understands.
     let mut python = Command::new("/usr/bin/python3");

@@ -328,7 +328,7 @@ pub(crate) enum CgroupCommand {
   sudo ka cgroup attach -p 280,30,5 --mode default /sys/fs/cgroup/system.slice
   sudo ka cgroup attach --foreground kubepods.slice
 
-Status: 1 where sockets that are open already could not be set.
+Status: 1 where sockets that are open already could not be set; with --foreground that is only said.
 
 Needs CAP_BPF and CAP_NET_ADMIN, and CAP_PERFMON for what is open already, in other network namespaces (of containers) \
 CAP_SYS_ADMIN and CAP_SYS_PTRACE too; Linux 5.9, and 6.1 for what is open already \

@@ -212,6 +212,7 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
     out.flush()?;
     if let Some(held) = held {
         held.wait(&attached.cgroup)?;
+        return Ok(0);
     }
     Ok(status)
 }

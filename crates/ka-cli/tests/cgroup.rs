@@ -14,7 +14,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use command::{CleanUp, Holder, as_nobody, go_holder, holder, ka, outcome, public, static_holder};
 use serde_json::Value;
@@ -540,15 +540,52 @@ fn a_cgroup_that_is_removed_leaves_nothing() {
 }
 
 /// `ka cgroup attach --foreground`, from when it has said what it did.
-fn foreground(cgroup: &Path, policy: &str) -> (Running, BufReader<ChildStdout>) {
+fn foreground(cgroup: &Path, policy: &str) -> Running {
     let mut command = ka();
-    command.args(["cgroup", "attach", "--foreground", "-p", policy]).arg(cgroup);
-    let mut running = Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
-    let mut output = BufReader::new(running.0.stdout.take().unwrap());
-    let mut line = String::new();
-    output.read_line(&mut line).unwrap();
+    let (running, line) =
+        attaching(command.args(["cgroup", "attach", "--foreground", "-p", policy]).arg(cgroup));
     assert!(line.contains(", mode force; "), "{line}");
-    (running, output)
+    running
+}
+
+/// A command that stays, and the first line that it says. It says no other.
+fn attaching(command: &mut Command) -> (Running, String) {
+    let mut running = Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
+    let mut line = String::new();
+    BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    (running, line)
+}
+
+/// The unit's command, with the capabilities that it has, on a cgroup as its name says it.
+#[test]
+fn systemd_s_unit_may_do_what_it_must() {
+    if !on_its_own("systemd_s_unit_may_do_what_it_must") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let below = cgroup.below("below");
+    let mut holder = Holder::start(
+        within(&below, "unshare".as_ref())
+            .args(["--net", "sh", "-c", "ip link set lo up && exec \"$0\""])
+            .arg(holder()),
+    );
+    let unit = fs::read_to_string(support::root().join("deploy/systemd/ka-cgroup@.service")).unwrap();
+    let value = |key: &str| {
+        unit.lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+            .unwrap_or_else(|| panic!("{key}"))
+    };
+    let bounds = value("CapabilityBoundingSet").to_lowercase().replace("cap_", "+").replace(' ', ",");
+    let name = format!("{}/below", cgroup.0.file_name().unwrap().display());
+    let mut words = value("ExecStart").split(' ').map(|word| if word == "%I" { name.as_str() } else { word });
+    assert_eq!(words.next(), Some("/usr/bin/ka"));
+    let mut command = Command::new("setpriv");
+    command.args(["--no-new-privs", &format!("--bounding-set=-all,{bounds}")]);
+    let (_unit, line) = attaching(command.arg(ka().get_program()).args(words));
+    let policy = "idle=280,intvl=30,cnt=5, mode default";
+    assert_eq!(line, format!("/{name}: {policy}; 3 sockets set, 0 unchanged, 0 failed\n"));
+    holder.open();
+    holder.assert_all(280, 30, 5);
 }
 
 /// It needs no bpf filesystem; a second one takes over before the first ends; and however it ends, the policy does.
@@ -561,13 +598,13 @@ fn in_the_foreground_a_policy_ends_with_ka() {
     let cgroup = Cgroup::new();
     let below = cgroup.below("below");
     let mut holder = Holder::start(&mut within(&below, holder()));
-    let (mut first, _output) = foreground(&below, "280,30,5");
+    let mut first = foreground(&below, "280,30,5");
     holder.open();
     holder.assert_all(280, 30, 5);
     assert!(listed(&cgroup)[0]["pinned"].is_null());
     let (status, _, err) = ka_cgroup(&["detach"], &below);
     assert!(status == 2 && err.contains("bpffs is not mounted"), "{err}");
-    let (mut second, _output) = foreground(&below, "90,9,3");
+    let mut second = foreground(&below, "90,9,3");
     holder.assert_all(90, 9, 3);
     assert_eq!(listed(&cgroup).len(), 2);
     // SAFETY: a signal to our own child, which was not waited for.
@@ -583,7 +620,7 @@ fn in_the_foreground_a_policy_ends_with_ka() {
     holder.open();
     assert_eq!(holder.look().iter().filter(|told| !told.on).count(), 1);
 
-    let (mut third, _output) = foreground(&below, "90,9,3");
+    let mut third = foreground(&below, "90,9,3");
     holder.end();
     fs::remove_dir(&below).unwrap();
     eventually("it ends with the cgroup", || third.0.try_wait().unwrap().is_some());
