@@ -474,7 +474,9 @@ for line in sys.stdin:
         .output()
         .unwrap();
     let said = String::from_utf8(output.stdout.clone()).unwrap();
-    if output.status.code() == Some(77) || stderr(&output).contains("bpf(2)") {
+    if output.status.code() == Some(77)
+        || ["bpf(2)", "this kernel ("].iter().any(|why| stderr(&output).contains(why))
+    {
         skip(&format!("the DaemonSet's container was not tried: {}", stderr(&output)));
         return;
     }
