@@ -295,14 +295,13 @@ impl Networks {
             for pid in members.lines() {
                 // One of another PID namespace has the number 0.
                 match File::open(format!("/proc/{pid}/ns/net")) {
-                    Ok(network) if number(&network).is_some_and(|number| seen.insert(number)) => {
-                        others.push(network);
+                    Ok(network) => {
+                        if number(&network).is_some_and(|number| seen.insert(number)) {
+                            others.push(network);
+                        }
                     }
-                    Err(error) if pid == "0" || error.kind() == io::ErrorKind::PermissionDenied => {
-                        unseen += 1;
-                    }
-                    // It is one of those, or has ended.
-                    _ => {}
+                    Err(error) if pid != "0" && is_gone(&error) => {}
+                    Err(_) => unseen += 1,
                 }
             }
             Ok(())
@@ -329,9 +328,9 @@ impl Held {
         /// Nobody tells of a cgroup's end.
         const INTERVAL: Duration = Duration::from_secs(5);
         while sys::poll(&[self.termination.as_fd()], INTERVAL)? != [true] {
-            let is_gone =
+            let has_ended =
                 |(_, link): &(_, OwnedFd)| bpf::sys::linked_cgroup(link.as_fd()).is_ok_and(|id| id == 0);
-            if self.links.iter().all(is_gone) {
+            if self.links.iter().all(has_ended) {
                 return writeln!(io::stderr(), "ka: cgroup attach: {cgroup} has been removed");
             }
         }
@@ -564,10 +563,13 @@ fn mode_name(orders: Orders) -> &'static str {
     if orders.mode == ka_core::Mode::Default { "default" } else { "force" }
 }
 
+/// Whether what was asked has gone meanwhile: a cgroup, or a process.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ESRCH))
+}
+
 /// Looks at a cgroup and all below it. What is gone meanwhile has nothing.
 fn walk(path: &Path, look: &mut impl FnMut(&Cgroup) -> io::Result<()>) -> io::Result<()> {
-    let is_gone =
-        |error: &io::Error| matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ESRCH));
     let looked = Cgroup::open(path).and_then(|cgroup| look(&cgroup));
     match looked {
         Err(error) if is_gone(&error) => return Ok(()),
