@@ -272,8 +272,8 @@ mod tests {
         assert!(all().unwrap().contains(&pid));
         let process = Process::open(pid).unwrap();
         assert!(process.is_alive());
-        // The tests run in threads, which share their descriptors.
-        assert_eq!(process.tables().unwrap().len(), 1);
+        // The tests run in threads, which share their descriptors; one that is just ending has let go of them.
+        assert!((0..1000).any(|_| process.tables().unwrap().len() == 1));
         assert!(!is_kernel_thread(pid));
         assert_eq!(parent(pid), i32::try_from(std::os::unix::process::parent_id()).ok());
     }
