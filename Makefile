@@ -42,7 +42,7 @@ all: ## release build: target/release/libka.so, libka.a, libka_preload.so and ka
 	@$(NAME_LIBKA)
 	@touch $(BUILT)
 
-libka: ## of that libka.so and libka.a alone, which is all that the examples need
+libka: ## libka.so and libka.a alone, which is all that the examples need
 	$(CARGO) build --locked --release --package ka
 	@$(NAME_LIBKA)
 
