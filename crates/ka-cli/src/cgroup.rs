@@ -166,7 +166,7 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
     let held = if args.foreground {
         Some(Held::new(&cgroup, &programs).map_err(failed)?)
     } else {
-        keep(&cgroup, programs).map_err(failed)?;
+        keep(&cgroup, &programs).map_err(failed)?;
         None
     };
     if let Some(why) = held_above(&cgroup.path, orders) {
@@ -344,7 +344,7 @@ impl Held {
 
 /// Attaches the programs, and keeps them; what was attached to the cgroup before is replaced. At every moment one of both
 /// is in force, and a failure leaves what was.
-fn keep(cgroup: &Cgroup, programs: Programs) -> Result<(), String> {
+fn keep(cgroup: &Cgroup, programs: &Programs) -> Result<(), String> {
     let said = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
     let folder = cgroup.pins();
     let new = pins().join(format!("{}_new", cgroup.id));
@@ -360,9 +360,10 @@ fn keep(cgroup: &Cgroup, programs: Programs) -> Result<(), String> {
     }
     DirBuilder::new().mode(0o700).create(&new).map_err(|error| said(&new, error))?;
     let pinned = programs.link(cgroup.folder.as_fd()).and_then(|links| {
-        for (name, link) in links {
+        let links = links.iter().map(|(name, link)| (*name, link.as_fd()));
+        for (name, kept) in links.chain([programs.record()]) {
             let path = new.join(name);
-            bpf::sys::pin(link.as_fd(), &path).map_err(|error| said(&path, error))?;
+            bpf::sys::pin(kept, &path).map_err(|error| said(&path, error))?;
         }
         Ok(())
     });

@@ -207,14 +207,17 @@ impl Programs {
             .map_err(|error| GIVING.explain_attaching(&error))
     }
 
-    /// Attaches them for as long as the links are there. What is to be kept, by name: the links, and the policy's text.
-    pub(crate) fn link(self, cgroup: BorrowedFd<'_>) -> Result<Vec<(&'static str, OwnedFd)>, String> {
-        let links =
-            self.each().map(|(name, kind, program)| Ok((name, sys::link(program, Some(cgroup), kind)?)));
-        let mut kept: Vec<_> =
-            links.collect::<io::Result<_>>().map_err(|error| LINKING.explain_attaching(&error))?;
-        kept.push((RECORD, self.record));
-        Ok(kept)
+    /// Attaches them for as long as the links are there, which have names.
+    pub(crate) fn link(&self, cgroup: BorrowedFd<'_>) -> Result<Vec<(&'static str, OwnedFd)>, String> {
+        self.each()
+            .map(|(name, kind, program)| Ok((name, sys::link(program, Some(cgroup), kind)?)))
+            .collect::<io::Result<_>>()
+            .map_err(|error| LINKING.explain_attaching(&error))
+    }
+
+    /// The policy's text, to be kept with the links, by its name.
+    pub(crate) fn record(&self) -> (&'static str, BorrowedFd<'_>) {
+        (RECORD, self.record.as_fd())
     }
 }
 
