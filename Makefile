@@ -69,6 +69,28 @@ cargo-c: ## sees that `cargo cinstall` installs what `make install` does; builds
 		$(CARGO) install --locked --root target/cargo-c --target-dir target/cargo-c/build cargo-c@$(CARGO_C)
 	PATH="$(CURDIR)/target/cargo-c/bin:$$PATH" $(CARGO) test --locked --test install cargo_c -- --ignored
 
+# What takes minutes to build is built for whoever asks for it: the newest that the oldest Rust can build.
+VERSION_deny := 0.20.2
+VERSION_cyclonedx := 0.5.9
+VERSION_mutants := 27.1.0
+TOOLS := target/tools/bin
+
+$(TOOLS)/cargo-%:
+	@scripts/need rust cc
+	CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=false \
+		$(CARGO) install --locked --root target/tools --target-dir target/tools/build cargo-$*@$(VERSION_$*)
+
+deny: $(TOOLS)/cargo-deny ## holds what ka is made of to deny.toml; CHECKS=advisories asks RustSec's database; builds cargo-deny first
+	$< --locked --workspace check $(CHECKS)
+	$< --locked --workspace --manifest-path fuzz/Cargo.toml --config deny.toml check $(CHECKS)
+
+deny: CHECKS ?= licenses bans sources
+
+sbom: $(TOOLS)/cargo-cyclonedx all ## bills of materials (CycloneDX) of what is shipped, in target/sbom; builds cargo-cyclonedx first
+	@scripts/need git
+	@scripts/sbom $(CURDIR)/$<
+	$(CARGO) test --locked --quiet --test sbom -- --ignored
+
 test: ## all tests, on a fresh machine too: installs what is missing, builds, runs
 	@scripts/need $(TEST_TOOLS)
 	$(CARGO) test --locked --workspace
@@ -82,6 +104,9 @@ man: ## writes the command's pages in man/ from crates/ka-cli/src/args.rs
 
 copyright: ## writes pkg/debian/copyright from what Cargo.lock names: whose code is shipped, under which licences
 	KA_COPYRIGHT=write $(CARGO) test --locked --quiet --test copyright
+
+unsafe: ## writes the table of SECURITY.md that says where `unsafe` is
+	KA_UNSAFE=write $(CARGO) test --locked --quiet --test soundness all_unsafe_is_in_the_table
 
 lab: ## keepalive in networks of its own, on the wire: a table, and target/lab/report.md with pictures
 	@scripts/need rust cc $(LAB_TOOLS)
@@ -118,4 +143,4 @@ help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\n' | expand -t 8
 
-.PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 kernels bench clean help libka copyright
+.PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 kernels bench clean help libka copyright deny sbom unsafe

@@ -1,5 +1,7 @@
 //! The signed heartbeat.
 
+#![expect(unsafe_code, reason = "it is what C calls")]
+
 use ka_core::Errno;
 use ka_liveness::{Beat, Frame, Key, Nonce};
 use libc::{c_int, size_t};

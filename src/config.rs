@@ -1,5 +1,7 @@
 //! A policy as C has it: a struct that begins with its size.
 
+#![expect(unsafe_code, reason = "it is what C calls")]
+
 use ka_core::{Config, Errno, Timer, UserTimeout};
 use libc::c_int;
 

@@ -5,6 +5,7 @@
 //! `errno`. Nothing here panics: the lints below deny what could, and a test finds no panic in the library.
 
 #![cfg_attr(not(test), no_std)]
+#![deny(unsafe_code)] // but in the modules that say why
 #![cfg_attr(
     not(test),
     deny(
@@ -46,6 +47,7 @@ pub mod version;
 /// Unreachable, as a test of the built library shows; but a library without std must have one.
 #[cfg(not(test))]
 #[panic_handler]
+#[expect(unsafe_code, reason = "nothing else ends a program without std")]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     // SAFETY: abort(3) takes nothing and does not return.
     unsafe { libc::abort() }

@@ -1,5 +1,7 @@
 //! Policies worked out, and what a policy achieves.
 
+#![expect(unsafe_code, reason = "it is what C calls")]
+
 use core::ffi::CStr;
 
 use ka_core::{Config, Errno, PlanError};

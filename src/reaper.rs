@@ -1,5 +1,7 @@
 //! The reaper of silent connections.
 
+#![expect(unsafe_code, reason = "it is what C calls")]
+
 use ka_liveness::sys::Heap;
 use ka_liveness::{Reaper, ReaperError};
 use libc::{c_int, size_t};

@@ -1,5 +1,7 @@
 //! Keepalive of a socket, call by call.
 
+#![expect(unsafe_code, reason = "it is what C calls")]
+
 use ka_core::{Config, Errno, Socket, Timer};
 use libc::c_int;
 

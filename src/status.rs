@@ -1,5 +1,7 @@
 //! What a connection is doing.
 
+#![expect(unsafe_code, reason = "it is what C calls")]
+
 use ka_core::Socket;
 use libc::c_int;
 

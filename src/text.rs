@@ -1,5 +1,7 @@
 //! A policy as text.
 
+#![expect(unsafe_code, reason = "it is what C calls")]
+
 use core::ffi::CStr;
 
 use ka_core::Text;

@@ -1,5 +1,7 @@
 //! Which libka this is. Cargo.toml says it, and nothing else does.
 
+#![expect(unsafe_code, reason = "it is what C calls")]
+
 use libc::c_char;
 
 /// Says which version of the library runs, as "0.1.0"; KA_VERSION is the one that the program was built with.

@@ -5,6 +5,8 @@
 //! tail is what this version does not know; read, it must be all `KA_KEEP`, so that nothing which was asked for
 //! is silently left out; written, it is left alone. The rule is that of the kernel's `copy_struct_from_user`.
 
+#![expect(unsafe_code, reason = "it reads and writes what C points to")]
+
 use ka_core::Errno;
 
 use crate::config::KA_KEEP;

@@ -4,6 +4,7 @@
 //! into a socket is ka-core's; what is here finds the programs, processes and sockets that it is for.
 
 #![cfg_attr(not(test), no_main)]
+#![deny(unsafe_code)] // but in the modules that say why
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,7 @@
 //! The entry from C, the system calls that have no safe wrapper here, and, bpf(2) aside, the only `unsafe` of this crate.
 
+#![expect(unsafe_code, reason = "system calls")]
+
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
 use std::mem::MaybeUninit;

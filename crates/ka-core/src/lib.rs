@@ -26,6 +26,7 @@
 //! libraries that must not have it.
 
 #![no_std]
+#![deny(unsafe_code)] // but in the modules that say why
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -4,6 +4,8 @@
 //! real ones behind a shim's hooks, and on a kernel that fails on demand. An implementation must leave the
 //! thread's `errno` alone: a call of ours that succeeds may have asked the kernel something that it refused.
 
+#![expect(unsafe_code, reason = "system calls")]
+
 use core::mem;
 
 use libc::{c_int, c_void, socklen_t};

@@ -36,6 +36,7 @@
 //! `std` feature: in one workspace that feature would be unified into libka.
 
 #![no_std]
+#![deny(unsafe_code)] // but in the modules that say why
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,

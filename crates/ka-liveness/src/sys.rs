@@ -1,6 +1,8 @@
 //! Memory and random bytes from the system, and the `unsafe` of this crate: all but the table's word that its entries
 //! may begin as zeros.
 
+#![expect(unsafe_code, reason = "memory from malloc(3), and random bytes from the kernel")]
+
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 

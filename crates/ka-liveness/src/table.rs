@@ -16,6 +16,8 @@
 //! `INT_MAX`, of which only what is used is touched. The root stays until the table is dropped. Two empty blocks are
 //! kept: a page and a leaf that come and go at a border cost no allocation.
 
+#![expect(unsafe_code, reason = "the word that its entries may begin as zeros")]
+
 use core::mem;
 
 use crate::sys::{Heap, HeapList, Zero};

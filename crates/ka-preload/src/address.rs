@@ -1,5 +1,7 @@
 //! Socket addresses, as the kernel and the program write them.
 
+#![expect(unsafe_code, reason = "socket addresses are bytes of one type or another")]
+
 use core::mem::{offset_of, zeroed};
 
 use ka_core::Endpoint;

@@ -4,6 +4,8 @@
 //! as it came: a descriptor that is no TCP socket, a length below an int's, an address that cannot be read, a value
 //! out of range. Only a call that the kernel would have granted is answered without it, or made with another value.
 
+#![expect(unsafe_code, reason = "it reads a value of the program's")]
+
 use core::ffi::c_void;
 
 use ka_core::{Action, Config, Mode, SockOpt, Timer, UserTimeout};

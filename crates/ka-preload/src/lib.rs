@@ -17,6 +17,7 @@
 //! here. What it was told is read once, when it is loaded, and does not change (`settings`).
 
 #![cfg_attr(not(test), no_std)]
+#![deny(unsafe_code)] // but in the modules that say why
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,

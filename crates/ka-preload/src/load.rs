@@ -1,6 +1,8 @@
 //! When the library is loaded: what it was told is read, what is behind the hooks is found, and the sockets that are
 //! open already are seen to.
 
+#![expect(unsafe_code, reason = "a constructor is found by its section, and may do what nobody else may")]
+
 use libc::{POLLNVAL, c_int, pollfd};
 
 use crate::next;

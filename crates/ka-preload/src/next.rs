@@ -7,6 +7,8 @@
 //! loaded objects come in load order, each with a hash table of its symbols (ELF gABI, "Hash Table"; for the GNU
 //! one, binutils' bfd/elflink.c).
 
+#![expect(unsafe_code, reason = "it reads the tables of loaded objects, and calls what it finds there")]
+
 use core::ffi::{CStr, c_char};
 use core::mem::transmute_copy;
 use core::ptr;

@@ -1,5 +1,7 @@
 //! System calls as instructions: they touch neither `errno` nor a function that somebody may have hooked.
 
+#![expect(unsafe_code, reason = "system calls")]
+
 use core::arch::asm;
 use core::ffi::CStr;
 

@@ -3,6 +3,8 @@
 //! It is read once, when the library is loaded. A mistake is named once, on standard error, with what would be
 //! right, and the default holds: a policy of two hours in silence would be worse than none.
 
+#![expect(unsafe_code, reason = "static memory that is filled once, and the environment")]
+
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char};
 use core::mem::MaybeUninit;

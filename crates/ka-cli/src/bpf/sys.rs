@@ -1,5 +1,7 @@
 //! bpf(2), statfs(2) and mmap(2): the system calls of this part, and its only `unsafe`.
 
+#![expect(unsafe_code, reason = "bpf(2)")]
+
 use std::ffi::CString;
 use std::fs::File;
 use std::io;

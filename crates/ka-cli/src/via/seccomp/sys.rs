@@ -1,5 +1,7 @@
 //! The system calls of this way that have no safe wrapper, and its `unsafe`. seccomp(2), seccomp_unotify(2)
 
+#![expect(unsafe_code, reason = "system calls")]
+
 use std::cell::UnsafeCell;
 use std::ffi::CStr;
 use std::fs::File;

@@ -1,0 +1,115 @@
+//! The bills of materials that `make sbom` writes: whether each crate of each binary is in its own.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+use support::{release, root, skip, stdout, succeed, target, unstripped};
+
+/// What is shipped, of which package, and its bill.
+const SHIPPED: [(&str, &str, &str); 3] = [
+    ("libka.so", "ka", "libka.cdx.json"),
+    ("libka_preload.so", "ka-preload", "libka_preload.cdx.json"),
+    ("ka", "ka-cli", "ka.cdx.json"),
+];
+
+fn bill(name: &str) -> Value {
+    let path = target().join("sbom").join(name);
+    let text = fs::read_to_string(&path).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+    assert!(!text.contains(root().to_str().unwrap()), "{name} names this folder");
+    serde_json::from_str(&text).unwrap()
+}
+
+/// The components of a bill, as `name version`.
+fn components(bill: &Value) -> BTreeSet<String> {
+    let word = |component: &Value, name: &str| component[name].as_str().unwrap().to_owned();
+    let components = bill["components"].as_array().unwrap();
+    components
+        .iter()
+        .map(|component| format!("{} {}", word(component, "name"), word(component, "version")))
+        .collect()
+}
+
+#[test]
+#[ignore = "make sbom runs it: it takes cargo-cyclonedx, which takes minutes to build"]
+fn every_crate_of_every_binary_is_in_its_bill() {
+    for (file, package, name) in SHIPPED {
+        assert!(release().join(file).exists());
+        let bill = bill(name);
+        let found = components(&bill);
+        // What cargo compiles for it.
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let tree =
+            ["tree", "--locked", "--edges=normal", "--prefix=none", "--format={p}", "--package", package];
+        let tree = stdout(cargo.current_dir(root()).args(tree));
+        let expected: BTreeSet<_> = tree
+            .lines()
+            .skip(1)
+            .map(|line| {
+                let mut words = line.split(' ');
+                format!("{} {}", words.next().unwrap(), words.next().unwrap().trim_start_matches('v'))
+            })
+            .collect();
+        assert!(!expected.is_empty());
+        // It may name more: what another platform or feature of the same crate would take.
+        let missing: Vec<_> = expected.difference(&found).collect();
+        assert!(missing.is_empty(), "{name} lacks {missing:?}");
+        let own = &bill["metadata"]["component"];
+        assert_eq!(own["version"], env!("CARGO_PKG_VERSION"));
+        for component in bill["components"].as_array().unwrap().iter().chain([own]) {
+            assert!(component["purl"].as_str().unwrap().starts_with("pkg:cargo/"), "{component}");
+            assert!(component["licenses"][0]["expression"].is_string(), "{component}");
+            let is_ours = component["purl"].as_str().unwrap().contains("download_url=file://");
+            assert_eq!(component["hashes"].is_array(), !is_ours, "{component}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "make sbom runs it"]
+fn what_the_linker_took_is_in_the_bill() {
+    let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap();
+    let crates: Vec<_> =
+        lock.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"')).collect();
+    for (file, _, name) in SHIPPED.iter().filter(|(file, ..)| *file != "ka") {
+        let found = components(&bill(name));
+        let symbols = stdout(Command::new("nm").arg("-C").arg(unstripped().join(file)));
+        let mut seen = 0;
+        for name in &crates {
+            let path = format!("{}::", name.replace('-', "_"));
+            let is_there = symbols.lines().any(|line| {
+                let symbol = line.rsplit(' ').next().unwrap();
+                symbol.starts_with(&path) || symbol.starts_with(&format!("<{path}"))
+            });
+            if is_there && !matches!(*name, "ka" | "ka-preload") {
+                seen += 1;
+                assert!(
+                    found.iter().any(|component| component.starts_with(&format!("{name} "))),
+                    "{file}: {name}"
+                );
+            }
+        }
+        assert!(seen > 0, "{file}: no symbol names a crate");
+    }
+}
+
+#[test]
+#[ignore = "make sbom runs it"]
+fn the_bills_are_as_the_schema_of_cyclonedx_has_it() {
+    const VALIDATE: &str = "import sys\n\
+        from cyclonedx.schema import SchemaVersion\n\
+        from cyclonedx.validation.json import JsonStrictValidator\n\
+        for path in sys.argv[1:]:\n\
+        \x20   error = JsonStrictValidator(SchemaVersion.V1_5).validate_str(open(path).read())\n\
+        \x20   assert error is None, (path, error)\n";
+    let has_validator = Command::new("python3").args(["-c", "import cyclonedx.validation.json"]).output();
+    if !has_validator.is_ok_and(|output| output.status.success()) {
+        skip("no cyclonedx-python-lib[json-validation] in Python to validate with");
+        return;
+    }
+    let paths = SHIPPED.map(|(.., name)| target().join("sbom").join(name));
+    succeed(Command::new("python3").args(["-c", VALIDATE]).args(paths));
+}
