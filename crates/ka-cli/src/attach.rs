@@ -22,6 +22,7 @@ use crate::args::{self, AttachVia};
 use crate::bpf::{self, Done, Only, Orders, Setter};
 use crate::diag::State;
 use crate::failure::{FOUND, Failure, Outcome};
+use crate::json;
 use crate::parallel;
 use crate::privilege;
 use crate::process::{self, Process, Status, Table};
@@ -239,6 +240,8 @@ impl Attach<'_> {
         let meant = all.into_iter().filter(|pid| *pid != own && self.is_meant(*pid));
         let opened = meant.filter_map(|pid| match Process::open(pid) {
             Err(error) if is_gone(&error) => None,
+            // The number may have become another's before it was held.
+            Ok(_) if !self.is_meant(pid) => None,
             opened => Some((pid, opened)),
         });
         for (pid, process) in named.iter().map(|process| (process.pid, Ok(process.clone()))).chain(opened) {
@@ -456,7 +459,7 @@ impl Attach<'_> {
             if self.args.follow {
                 let mut out = BufWriter::new(io::stdout().lock());
                 for line in lines {
-                    serde_json::to_writer(&mut out, &line)?;
+                    json::to_writer(&mut out, &line)?;
                     writeln!(out)?;
                 }
                 return out.flush();
@@ -512,7 +515,7 @@ impl Attach<'_> {
                 policy: self.policy.to_string(),
                 sockets: said,
             };
-            serde_json::to_writer_pretty(&mut out, &summary)?;
+            json::to_writer_pretty(&mut out, &summary)?;
             writeln!(out)?;
         }
         out.flush()

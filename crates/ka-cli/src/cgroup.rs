@@ -19,6 +19,7 @@ use crate::args::{self, CgroupCommand};
 use crate::bpf::host::{self, BPF_FOLDER};
 use crate::bpf::{self, Done, Only, Orders, Programs, Setter};
 use crate::failure::{FOUND, Failure, Outcome};
+use crate::json;
 use crate::sys::{self, users};
 use crate::table::{self, Column, Output};
 use crate::text;
@@ -199,7 +200,7 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
     let status = if said.is_empty() { 0 } else { FOUND };
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
-        serde_json::to_writer_pretty(&mut out, &attached)?;
+        json::to_writer_pretty(&mut out, &attached)?;
         writeln!(out)?;
     } else {
         let Attached { cgroup, policy, mode, set, unchanged, failed } = &attached;
@@ -390,6 +391,9 @@ fn keep(cgroup: &Cgroup, programs: &Programs) -> Result<(), String> {
 
 /// The folders of what is kept, and the cgroup of each: 0 where it is gone, `None` where that cannot be found out.
 fn kept() -> Vec<(PathBuf, Option<u64>)> {
+    if check_pins().is_err() {
+        return Vec::new();
+    }
     let entries = fs::read_dir(pins()).into_iter().flatten().flatten();
     let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     folders
@@ -519,7 +523,7 @@ fn ls(args: &args::CgroupLs) -> Outcome {
     }
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
-        serde_json::to_writer_pretty(&mut out, &rows)?;
+        json::to_writer_pretty(&mut out, &rows)?;
         writeln!(out)?;
     } else {
         write_table(&mut out, &rows)?;
@@ -605,7 +609,9 @@ fn write_table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
                 .cgroup
                 .as_ref()
                 .map_or("(removed)".into(), |name| text::visible(name.as_bytes()).into_owned());
-            let kept = row.pinned.as_ref().map_or("until it ends".into(), |path| path.display().to_string());
+            let kept = row.pinned.as_ref().map_or("until it ends".into(), |path| {
+                text::visible(path.as_os_str().as_encoded_bytes()).into_owned()
+            });
             vec![
                 cgroup.into(),
                 row.mode.unwrap_or("-").into(),

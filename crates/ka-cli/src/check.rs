@@ -12,6 +12,7 @@ use crate::args;
 use crate::bpf::{self, host};
 use crate::cgroup;
 use crate::failure::{FOUND, Failure, Outcome};
+use crate::json;
 use crate::privilege;
 use crate::process::{self, Process};
 use crate::program::Program;
@@ -31,7 +32,7 @@ pub(crate) fn check(args: &args::Check) -> Outcome {
     };
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
-        serde_json::to_writer_pretty(&mut out, &report)?;
+        json::to_writer_pretty(&mut out, &report)?;
         writeln!(out)?;
     } else {
         report.write(&mut out)?;

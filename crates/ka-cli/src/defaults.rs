@@ -12,6 +12,7 @@ use crate::args;
 use crate::diag::State;
 use crate::duration::words;
 use crate::failure::{Failure, Outcome};
+use crate::json;
 use crate::sockets::sockets;
 
 /// The sysctls, in the order of idle, intvl and cnt. tcp(7)
@@ -25,7 +26,7 @@ pub(crate) fn defaults(args: &args::Defaults) -> Outcome {
     let found = Found::read()?;
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
-        serde_json::to_writer_pretty(&mut out, &found)?;
+        json::to_writer_pretty(&mut out, &found)?;
         writeln!(out)?;
     } else {
         found.write(&mut out)?;
@@ -197,14 +198,12 @@ impl Draft {
         new.push(name);
         new.push(format!(".{}", std::process::id()));
         // sysctl(8) reads only what ends in .conf.
-        let draft = Self { draft: path.with_file_name(new), path: path.to_path_buf() };
+        let new = path.with_file_name(new);
         let text = format!("# Written by ka defaults --persist. sysctl.d(5)\n{}", sysctls(values));
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o644)
-            .open(&draft.draft)
-            .map_err(refused)?;
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(0o644).open(&new).map_err(refused)?;
+        // Made, and not found: so it is ours to remove.
+        let draft = Self { draft: new, path: path.to_path_buf() };
         file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(refused)?;
         Ok(draft)
     }

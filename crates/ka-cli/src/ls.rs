@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::args;
 use crate::diag::State;
 use crate::failure::{FOUND, Failure, Outcome};
+use crate::json;
 use crate::privilege;
 use crate::sockets::{Owner, Socket, sockets};
 use crate::sys;
@@ -229,7 +230,7 @@ fn write_json(out: &mut impl Write, rows: &[Row<'_>]) -> io::Result<()> {
     out.write_all(b"[")?;
     for (n, row) in rows.iter().enumerate() {
         out.write_all(if n == 0 { b"\n" } else { b",\n" })?;
-        serde_json::to_writer(&mut *out, row)?;
+        json::to_writer(&mut *out, row)?;
     }
     out.write_all(if rows.is_empty() { b"]\n" } else { b"\n]\n" })
 }

@@ -25,6 +25,7 @@ mod diag;
 mod duration;
 mod elf;
 mod failure;
+mod json;
 mod ls;
 #[cfg(test)]
 mod man;
@@ -78,7 +79,7 @@ pub(crate) fn start(arguments: Vec<OsString>) -> i32 {
         Command::Completions(args) => args::completions(&args),
     };
     result.unwrap_or_else(|Failure { status, message }| {
-        let _ = writeln!(std::io::stderr(), "ka: {message}");
+        let _ = writeln!(std::io::stderr(), "ka: {}", text::visible_lines(&message));
         status
     })
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::args;
 use crate::duration::words;
 use crate::failure::{Failure, Outcome};
+use crate::json;
 use crate::table::{self, Cell, Column, Output};
 
 /// A probe and its answer, as IP packets: 20 bytes of IPv4, 20 of TCP and 12 of timestamps each. IPv6 has 20 more.
@@ -21,7 +22,7 @@ pub(crate) fn plan(args: &args::Plan) -> Outcome {
     } else {
         let plan = Plan::new(config(args)?, args.connections)?;
         if args.json {
-            serde_json::to_writer_pretty(&mut out, &plan)?;
+            json::to_writer_pretty(&mut out, &plan)?;
             writeln!(out)?;
         } else {
             plan.write(&mut out)?;
@@ -298,7 +299,7 @@ fn list(out: &mut impl Write, json: bool) -> Result<(), Failure> {
     };
     let presets: Vec<_> = PRESETS.iter().map(listed).collect();
     if json {
-        serde_json::to_writer_pretty(&mut *out, &presets)?;
+        json::to_writer_pretty(&mut *out, &presets)?;
         writeln!(out)?;
         return Ok(());
     }

@@ -7,6 +7,7 @@ use ka_core::Config;
 use crate::args;
 use crate::failure::{Failure, OUR_OWN, Outcome};
 use crate::program::Program;
+use crate::text;
 use crate::via::{self, Launch, Reach, Way};
 
 pub(crate) fn run(args: &args::Run) -> Outcome {
@@ -60,7 +61,7 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
     if !args.best_effort {
         return Err(own(Failure::new(message)));
     }
-    let _ = writeln!(io::stderr(), "ka: {message}");
+    let _ = writeln!(io::stderr(), "ka: {}", text::visible_lines(&message));
     // What the program starts in its turn may be reached.
     match way.start(&launch)? {}
 }

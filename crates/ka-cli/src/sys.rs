@@ -220,6 +220,13 @@ pub fn has_no_new_privileges() -> bool {
     unsafe { libc::prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1 }
 }
 
+/// Whether the kernel says that we have more rights than the user who started us: setuid, or a file's capabilities.
+/// getauxval(3), `AT_SECURE`
+pub fn has_more_rights() -> bool {
+    // SAFETY: takes a number.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
 /// Real and effective user.
 pub fn users() -> (u32, u32) {
     // SAFETY: they take nothing and cannot fail.

@@ -18,31 +18,39 @@ pub(crate) fn lossless(bytes: &[u8]) -> Cow<'_, str> {
     text.into()
 }
 
-/// The same for a terminal, which must not take orders from it: control characters, and those that turn the direction
-/// of writing, are written as escapes.
+/// What a terminal may take for more than a letter: control characters, and those that turn the direction of writing.
+pub(crate) fn is_order(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// The same for a terminal, which must not take orders from it: those are written as escapes.
 pub(crate) fn visible(bytes: &[u8]) -> Cow<'_, str> {
-    let orders = |letter: char| {
-        letter.is_control()
-            || matches!(letter, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
     let text = lossless(bytes);
-    if !text.contains(orders) {
-        return text;
-    }
+    if text.contains(is_order) { escape(&text, is_order).into() } else { text }
+}
+
+/// A message of ours for a terminal, which may have several lines, and names in it that are whatever somebody chose.
+pub(crate) fn visible_lines(message: &str) -> Cow<'_, str> {
+    let is_foreign = |letter| letter != '\n' && is_order(letter);
+    if message.contains(is_foreign) { escape(message, is_foreign).into() } else { message.into() }
+}
+
+fn escape(text: &str, what: impl Fn(char) -> bool) -> String {
     let mut escaped = String::with_capacity(text.len());
     for letter in text.chars() {
-        if orders(letter) {
+        if what(letter) {
             escaped.extend(letter.escape_default());
         } else {
             escaped.push(letter);
         }
     }
-    escaped.into()
+    escaped
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{lossless, visible};
+    use super::{lossless, visible, visible_lines};
 
     #[test]
     fn nothing_foreign_reaches_the_terminal() {
@@ -50,5 +58,7 @@ mod tests {
         assert_eq!(visible("é\u{1b}[31m\n".as_bytes()), "é\\u{1b}[31m\\n");
         assert_eq!(visible("a\u{202e}b".as_bytes()), "a\\u{202e}b");
         assert_eq!(visible(b"\xc3"), "\\xc3");
+        assert_eq!(visible("\u{9b}31m\u{61c}\u{7f}".as_bytes()), "\\u{9b}31m\\u{61c}\\u{7f}");
+        assert_eq!(visible_lines("a\nb\u{1b}c\r"), "a\nb\\u{1b}c\\r");
     }
 }

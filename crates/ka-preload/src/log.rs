@@ -32,7 +32,7 @@ pub(crate) fn denied(settings: &Settings, fd: c_int, option: &[u8], wanted: c_in
 }
 
 fn begin(settings: &Settings, line: &mut Line, fd: c_int) {
-    line.text(settings.program.as_bytes()).text(b"[").number(i64::try_from(raw::getpid()).unwrap_or(0));
+    line.foreign(settings.program.as_bytes()).text(b"[").number(i64::try_from(raw::getpid()).unwrap_or(0));
     line.text(b"] fd ").number(fd.into()).text(b": ");
 }
 

@@ -21,6 +21,7 @@ use crate::bpf::{self, Orders, Programs, host};
 use crate::failure::{Failure, OUR_OWN};
 use crate::process;
 use crate::sys;
+use crate::text;
 
 pub(super) struct Cgroup;
 
@@ -80,13 +81,15 @@ impl Way for Cgroup {
                     let _ = writeln!(
                         io::stderr(),
                         "ka: via cgroup: {}, {}, mode {mode}",
-                        cgroup.display(),
+                        text::visible(cgroup.as_os_str().as_encoded_bytes()),
                         orders.policy
                     );
                 }
                 sweep(orders);
             }
-            Err(why) if launch.best_effort => _ = writeln!(io::stderr(), "ka: run: {why}"),
+            Err(why) if launch.best_effort => {
+                let _ = writeln!(io::stderr(), "ka: run: {}", text::visible_lines(&why));
+            }
             Err(why) => return Err(Failure::new(format_args!("run: {why}")).with_status(OUR_OWN)),
         }
         Err(orders::execute(launch, &environment))

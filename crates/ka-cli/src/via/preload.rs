@@ -159,11 +159,9 @@ fn find_shim() -> Result<Shim, String> {
         return Err(format!("{SHIM} is not there: looked for {}", places.join(", ")));
     };
     // The program may run in another folder, or change to one.
-    let path = std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    if named.is_some()
-        && let Some(why) = is_strangers(&path)
-    {
-        return Err(format!("KA_PRELOAD={}: {why}", path.display()));
+    let mut path = std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    if named.is_some() {
+        path = trusted(&path).map_err(|why| format!("KA_PRELOAD={}: {why}", path.display()))?;
     }
     match Elf::read(&path) {
         Ok(Some(elf)) if elf.soname.is_some() || elf.is_position_independent => Ok(Shim { path, elf }),
@@ -182,16 +180,33 @@ fn places() -> Vec<PathBuf> {
     beside.chain([Path::new(PRIVATE_FOLDER).join(SHIM)]).collect()
 }
 
-/// Whether the environment that names a file may come from somebody with fewer rights than ours, and the file too.
-fn is_strangers(path: &Path) -> Option<&'static str> {
-    let (user, effective) = sys::users();
-    if user != effective {
-        return Some("ka runs with another user's rights, and does not trust the environment");
+/// A file that the environment names, where that may decide what is preloaded; else why not.
+///
+/// Who has us run with more rights than theirs has no say. sudo, doas and pkexec start us as root with what they keep of
+/// their caller's environment, and say whose it was: then the file must be root's, and so must all folders on the way to
+/// it, or its owner could put another in its place when we have looked.
+fn trusted(path: &Path) -> Result<PathBuf, String> {
+    const CALLERS: [&str; 3] = ["SUDO_UID", "DOAS_USER", "PKEXEC_UID"];
+    if sys::has_more_rights() {
+        return Err("ka runs with more rights than its user's, and does not trust the environment".to_owned());
     }
-    let through_sudo = user == 0 && env::var_os("SUDO_UID").is_some();
-    let metadata = fs::metadata(path).ok()?;
-    let is_roots = metadata.uid() == 0 && metadata.mode() & 0o022 == 0;
-    (through_sudo && !is_roots).then_some("under sudo, it must be root's, and nobody else may write it")
+    let (user, _) = sys::users();
+    let Some(caller) = CALLERS.into_iter().find(|name| user == 0 && env::var_os(name).is_some()) else {
+        return Ok(path.to_path_buf());
+    };
+    let path = path.canonicalize().map_err(|error| error.to_string())?;
+    for (depth, place) in path.ancestors().enumerate() {
+        let found = fs::symlink_metadata(place).map_err(|error| format!("{}: {error}", place.display()))?;
+        // In a folder as /tmp is, others can make files, but not move or remove root's.
+        let is_sticky = depth > 0 && found.mode() & libc::S_ISVTX != 0;
+        if found.uid() != 0 || (found.mode() & 0o022 != 0 && !is_sticky) {
+            return Err(format!(
+                "where {caller} is set, {} must be root's, and nobody else may write it",
+                place.display()
+            ));
+        }
+    }
+    Ok(path)
 }
 
 /// A path that the loader takes in LD_PRELOAD, where blanks and colons separate and $ begins a word of its own.

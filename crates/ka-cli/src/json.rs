@@ -1,0 +1,66 @@
+//! JSON, as whoever looks at it in a terminal may see it too: what a terminal could take for an order is escaped.
+//!
+//! JSON escapes the control characters of ASCII, all but DEL. It lets the others pass, and those that turn the direction
+//! of writing; but any character may be written as an escape, and is the same to who reads it.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::text::is_order;
+
+/// A value on one line.
+pub(crate) fn to_writer(out: impl Write, value: &impl Serialize) -> serde_json::Result<()> {
+    serde_json::to_writer(Inert(out), value)
+}
+
+/// A value on many lines.
+pub(crate) fn to_writer_pretty(out: impl Write, value: &impl Serialize) -> serde_json::Result<()> {
+    serde_json::to_writer_pretty(Inert(out), value)
+}
+
+/// Writes JSON on. Outside its texts it has nothing that is escaped here, and no piece of it ends within a character.
+struct Inert<W>(W);
+
+impl<W: Write> Write for Inert<W> {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        let is_plain = |text: &str| !text.contains(|letter| letter != '\n' && is_order(letter));
+        match std::str::from_utf8(piece) {
+            Ok(text) if !is_plain(text) => {
+                for letter in text.chars() {
+                    if letter != '\n' && is_order(letter) {
+                        write!(self.0, "\\u{:04x}", u32::from(letter))?;
+                    } else {
+                        write!(self.0, "{letter}")?;
+                    }
+                }
+            }
+            _ => self.0.write_all(piece)?,
+        }
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{to_writer, to_writer_pretty};
+
+    #[test]
+    fn it_says_the_same_and_gives_no_orders() {
+        let hostile = "é\"\\ \u{1b}[31m\n\u{7f}\u{9b}2J\u{202e}\u{61c}\u{10ffff}";
+        let value = serde_json::json!({ hostile: [hostile, 1] });
+        let (mut one, mut many) = (Vec::new(), Vec::new());
+        to_writer(&mut one, &value).unwrap();
+        to_writer_pretty(&mut many, &value).unwrap();
+        for out in [one, many] {
+            assert_eq!(serde_json::from_slice::<serde_json::Value>(&out).unwrap(), value);
+            let text = String::from_utf8(out).unwrap();
+            assert!(text.contains("é") && text.contains("\\u009b2J\\u202e\\u061c"), "{text}");
+            assert!(!text.contains(|letter: char| letter != '\n' && crate::text::is_order(letter)), "{text}");
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! What SECURITY.md says of the command, against who would have it otherwise: numbers of processes that are used again,
+//! names that are orders, what the environment of a caller names, places that others can write.
+
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
+mod command;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use command::{CleanUp, Holder, as_nobody, bare, holder, ka, outcome, public};
+use serde_json::Value;
+use support::{eventually, is_root, on_a_machine_of_its_own, scratch, skip, stdout, succeed, with_own_etc};
+
+/// A process of this very number.
+fn holder_numbered(number: i32, command: &mut Command) -> Holder {
+    for _ in 0..100 {
+        fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string()).unwrap();
+        let holder = Holder::start(command);
+        if holder.pid() == number {
+            return holder;
+        }
+    }
+    panic!("no process could be given the number {number}");
+}
+
+/// ka, held up for some seconds at each `pidfd_open`, before or behind it.
+fn held_up(when: &str, args: &[&str]) -> Child {
+    let mut strace = bare("strace");
+    strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=pidfd_open", "-e"]);
+    strace
+        .arg(format!("inject=pidfd_open:delay_{when}=4000000"))
+        .arg(support::release().join("ka"))
+        .args(args);
+    let child = strace.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    eventually("ka is at pidfd_open", || {
+        let pids = fs::read_to_string(&children).unwrap();
+        pids.split_whitespace().any(|pid| {
+            let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+            call.starts_with(&format!("{} ", libc::SYS_pidfd_open))
+        })
+    });
+    child
+}
+
+/// What it said in the end, if that is still to come: else the machine was too slow for the test.
+fn said(mut ka: Child) -> Option<(i32, String, String)> {
+    if ka.try_wait().unwrap().is_some() {
+        return None;
+    }
+    let output = ka.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Some((output.status.code().unwrap(), text(output.stdout), text(output.stderr)))
+}
+
+/// A process ends when ka holds it and has not looked at it yet, and another has its number.
+#[test]
+fn a_number_that_is_used_again_is_another_process() {
+    const NUMBER: i32 = 3000;
+    if !on_a_machine_of_its_own("a_number_that_is_used_again_is_another_process") {
+        return;
+    }
+    for _ in 0..5 {
+        let meant = holder_numbered(NUMBER, &mut Command::new(holder()));
+        let ka = held_up("exit", &["attach", "3000"]);
+        drop(meant);
+        let mut other = holder_numbered(NUMBER, &mut Command::new(holder()));
+        if let Some((status, out, err)) = said(ka) {
+            assert!(other.look().iter().all(|told| !told.on), "another process was set: {out}{err}");
+            assert_eq!(status, 0, "{out}{err}");
+            assert!(out.ends_with("0 sockets set, 0 unchanged, 0 failed\n"), "{out}{err}");
+            return;
+        }
+    }
+    panic!("five times, ka was done before a process could be replaced");
+}
+
+/// While it follows a process that ends, too.
+#[test]
+fn who_follows_a_process_does_not_follow_its_number() {
+    const NUMBER: i32 = 3000;
+    if !on_a_machine_of_its_own("who_follows_a_process_does_not_follow_its_number") {
+        return;
+    }
+    let mut meant = holder_numbered(NUMBER, &mut Command::new(holder()));
+    let mut ka = ka();
+    let mut follower =
+        support::Running::start(ka.args(["attach", "--follow", "--interval", "100ms", "3000"]));
+    eventually("the process is set", || meant.look().iter().all(|told| told.on));
+    let pid = libc::pid_t::try_from(follower.0.id()).unwrap();
+    // SAFETY: numbers; our own child.
+    unsafe { libc::kill(pid, libc::SIGSTOP) };
+    drop(meant);
+    let mut other = holder_numbered(NUMBER, &mut Command::new(holder()));
+    // SAFETY: as above.
+    unsafe { libc::kill(pid, libc::SIGCONT) };
+    eventually("it ends with the process that it follows", || follower.0.try_wait().unwrap().is_some());
+    assert!(other.look().iter().all(|told| !told.on));
+}
+
+/// A process was the user's when ka looked whose it is, and is root's when it has hold of it.
+#[test]
+fn another_user_s_process_is_not_taken_for_a_user_s() {
+    const NUMBER: i32 = 3000;
+    if !on_a_machine_of_its_own("another_user_s_process_is_not_taken_for_a_user_s") {
+        return;
+    }
+    if !is_root() {
+        skip("only root has processes of several users");
+        return;
+    }
+    let folder = public("numbers");
+    let _made = CleanUp(folder.clone());
+    let program = folder.join("holder");
+    fs::copy(holder(), &program).unwrap();
+    for _ in 0..5 {
+        let meant = holder_numbered(NUMBER, &mut as_nobody(&Command::new(&program)));
+        let ka = held_up("enter", &["attach", "--user", "nobody"]);
+        drop(meant);
+        let mut other = holder_numbered(NUMBER, &mut Command::new(&program));
+        if let Some((status, out, err)) = said(ka) {
+            assert!(other.look().iter().all(|told| !told.on), "root's process was set: {out}{err}");
+            assert_eq!((status, out.as_str()), (0, "0 sockets set, 0 unchanged, 0 failed\n"), "{err}");
+            return;
+        }
+    }
+    panic!("five times, ka was done before a process could be replaced");
+}
+
+/// What a program finds open: where each of its descriptors leads, those of this test's own left out.
+fn descriptors(command: &mut Command) -> Vec<String> {
+    const LOOK: &str = "import os\n\
+        for fd in sorted(map(int, os.listdir('/proc/self/fd'))):\n\
+        \x20   try: print(fd, os.readlink(f'/proc/self/fd/{fd}').split(':')[0])\n\
+        \x20   except FileNotFoundError: pass";
+    let mut shell = bare("sh");
+    shell.args(["-c", "exec 7</etc/passwd; exec \"$@\"", "sh"]);
+    shell.arg(command.get_program()).args(command.get_args()).args(["python3", "-c", LOOK]);
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            shell.env(name, value);
+        }
+    }
+    stdout(shell.stdin(Stdio::null())).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn no_way_leaves_the_program_a_descriptor() {
+    let alone = descriptors(&mut bare("env"));
+    assert!(alone.contains(&"7 /etc/passwd".to_owned()), "{alone:?}");
+    let log = scratch("log");
+    for way in ["preload", "seccomp", "cgroup"] {
+        let mut run = ka();
+        run.env("KA_LOG", &log).args(["run", "--via", way, "--"]);
+        let refused = outcome(ka().args(["run", "--via", way, "--", "true"]));
+        if way == "cgroup" && refused.0 == 125 {
+            skip(&format!("ka run --via cgroup: {}", refused.2));
+            continue;
+        }
+        assert_eq!(descriptors(&mut run), alone, "{way}");
+    }
+    // Nor does the shim while it works: what is started by a program that has made sockets.
+    let program = "import os, socket, sys\n\
+        l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname())\n\
+        os.execvp(sys.argv[1], sys.argv[1:])";
+    let mut run = ka();
+    run.env("KA_LOG", &log).args(["run", "--via", "preload", "--", "python3", "-c", program]);
+    assert_eq!(descriptors(&mut run), alone);
+    assert!(fs::read_to_string(log).unwrap().contains("fd 3: set"));
+}
+
+/// What supervisor and spare share, the program does not: its memory is new when it starts.
+#[test]
+fn the_program_has_nothing_of_the_supervisor_s_memory() {
+    let maps = stdout(ka().args(["run", "--via", "seccomp", "--", "cat", "/proc/self/maps"]));
+    assert!(maps.contains("[stack]"), "{maps}");
+    assert!(!maps.lines().any(|line| line.contains(" rw-s ")), "{maps}");
+}
+
+/// Under the real sudo, for a user who may keep KA_PRELOAD.
+#[test]
+fn under_sudo_a_shim_of_the_caller_s_is_not_preloaded() {
+    if !is_root() {
+        skip("only root may change who may use sudo");
+        return;
+    }
+    let folder = public("sudo");
+    let _made = CleanUp(folder.clone());
+    let theirs = folder.join("theirs");
+    fs::create_dir(&theirs).unwrap();
+    for path in [folder.join("ours.so"), theirs.join("shim.so")] {
+        fs::copy(support::shim(), path).unwrap();
+    }
+    // Root's file, in a folder in which somebody else may put another in its place.
+    std::os::unix::fs::chown(&theirs, Some(65534), None).unwrap();
+    symlink(folder.join("ours.so"), theirs.join("link.so")).unwrap();
+    let script = format!(
+        "printf 'Defaults env_keep += KA_PRELOAD\\nnobody ALL=(ALL) NOPASSWD: ALL\\n' > /etc/sudoers\n\
+         for shim in ours.so theirs/shim.so theirs/link.so; do\n\
+         \x20   KA_PRELOAD={}/$shim setpriv --reuid 65534 --regid 65534 --clear-groups \
+         sudo -n {} run -v -- sh -c 'echo \"$LD_PRELOAD\"' 2>&1\n\
+         done",
+        folder.display(),
+        support::release().join("ka").display(),
+    );
+    let output = with_own_etc(&script);
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    let lines: Vec<_> = said.lines().collect();
+    let ours = folder.join("ours.so").display().to_string();
+    let shown: Vec<_> = lines.iter().filter(|line| !line.starts_with("ka:")).collect();
+    // The link's own name is not used: what it leads to is root's.
+    assert_eq!(shown, [&ours, &ours], "{said}");
+    let why = format!("where SUDO_UID is set, {} must be root's", theirs.display());
+    assert_eq!(lines.iter().filter(|line| line.contains(&why)).count(), 1, "{said}");
+}
+
+/// Whoever else says that it is another's environment, and places that others may write.
+#[test]
+fn a_shim_is_root_s_with_all_that_leads_to_it() {
+    if !is_root() {
+        skip("only root is under sudo");
+        return;
+    }
+    let folder = public("shim");
+    let _made = CleanUp(folder.clone());
+    let below = folder.join("below");
+    fs::create_dir(&below).unwrap();
+    let shim = below.join("shim.so");
+    fs::copy(support::shim(), &shim).unwrap();
+    let run = |caller: &str, mode: u32, path: &Path| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let result = outcome(ka().env("KA_PRELOAD", &shim).env(caller, "1000").args(["run", "true"]));
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        (result.0, result.2)
+    };
+    for caller in ["SUDO_UID", "DOAS_USER", "PKEXEC_UID"] {
+        assert_eq!(run(caller, 0o755, &shim), (0, String::new()));
+        for path in [&shim, &below, &folder] {
+            let (status, err) = run(caller, 0o777, path);
+            let why = format!(
+                "KA_PRELOAD={}: where {caller} is set, {} must be root's, and nobody else may write it",
+                shim.display(),
+                path.display()
+            );
+            assert!(status == 125 && err.contains(&why), "{err}");
+        }
+    }
+    // As /tmp is: what is root's in there stays where it is.
+    assert_eq!(run("SUDO_UID", 0o1777, &below), (0, String::new()));
+}
+
+/// A name with which somebody would draw on an administrator's terminal, as text and as what ends a line or an object.
+const HOSTILE: &str = "\u{1b}]0;x\u{7}\u{9b}2J\"},\n\u{202e}";
+
+/// No letter that a terminal takes for an order has come through.
+#[track_caller]
+fn assert_harmless(text: &str) {
+    let orders = |letter: char| {
+        letter != '\n'
+            && (letter.is_control() || matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'))
+    };
+    assert!(!text.contains(orders), "{text:?}");
+}
+
+#[test]
+fn a_process_s_name_gives_no_orders() {
+    if !on_a_machine_of_its_own("a_process_s_name_gives_no_orders") {
+        return;
+    }
+    let folder = scratch("names");
+    fs::create_dir(&folder).unwrap();
+    // The kernel keeps 15 bytes of a name.
+    for name in ["\u{1b}[2J\u{9b}31m\"},\n'", "\u{202e}\u{61c}\u{7f}\r\\) R"] {
+        assert!(name.len() <= 15);
+        fs::copy(holder(), folder.join(name)).unwrap();
+        let process = Holder::start(&mut Command::new(folder.join(name)));
+        let pid = process.pid().to_string();
+        for args in [
+            &["ls"][..],
+            &["ls", "--pid", &pid],
+            &["ls", "--json"],
+            &["check", &pid],
+            &["check", "--json", &pid],
+            &["attach", "-v", &pid],
+            &["attach", "--json", "--mode", "floor", &pid],
+        ] {
+            let (_, out, err) = outcome(ka().args(args));
+            assert_harmless(&out);
+            assert_harmless(&err);
+            assert!(out.contains(&pid), "{args:?}: {out}{err}");
+            if args.contains(&"--json") {
+                let value: Value = serde_json::from_str(&out).unwrap_or_else(|why| panic!("{why}: {out}"));
+                let comm = match args[0] {
+                    "ls" => &value[0]["comm"],
+                    "attach" => &value["sockets"][0]["comm"],
+                    _ => continue,
+                };
+                assert_eq!(comm, name, "{out}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_name_of_a_file_gives_no_orders() {
+    let folder = scratch("names");
+    fs::create_dir(&folder).unwrap();
+    let program = folder.join(HOSTILE);
+    fs::copy(holder(), &program).unwrap();
+    for args in [
+        &["check"][..],
+        &["check", "--json"],
+        &["run", "--via", "cgroup", "--best-effort", "--idle", "0"],
+        &["cgroup", "attach"],
+        &["cgroup", "ls"],
+        &["ls", "--netns"],
+    ] {
+        let (_, out, err) = outcome(ka().args(args).arg(&program));
+        assert_harmless(&out);
+        assert_harmless(&err);
+        assert!(!out.is_empty() || !err.is_empty(), "{args:?}");
+    }
+    // Nor in the shim's log, where each line is one event.
+    let log = scratch("log");
+    let mut run = ka();
+    run.env("KA_LOG", &log).args(["run", "--via", "preload", "--"]).arg(&program);
+    Holder::start(&mut run).end();
+    let text = fs::read_to_string(log).unwrap();
+    assert_harmless(&text);
+    assert!(text.lines().count() > 0 && text.lines().all(|line| line.contains("] fd ")), "{text}");
+}
+
+/// In a bpf filesystem that everybody may write, somebody was there first: root neither keeps anything there, nor removes
+/// what it leads to.
+#[test]
+fn a_place_for_pins_that_somebody_else_has_made() {
+    const BELOW: &str = "/run/ka-test-cgroups";
+    if !is_root() {
+        skip("only root attaches programs to cgroups");
+        return;
+    }
+    let mount = format!(
+        "mount -t tmpfs none /run && mkdir {BELOW} && mount -t cgroup2 none {BELOW} && mount -t bpf none /sys/fs/bpf"
+    );
+    let ka = support::release().join("ka");
+    let ka = ka.display();
+    let script = |before: &str, command: &str| {
+        let script = format!(
+            "{mount} || exit 77; mkdir /run/precious; echo gold >/run/precious/file; chmod 1777 /sys/fs/bpf\n\
+             {before}\n{command}; echo status $?; cat /run/precious/file; rm -f /sys/fs/bpf/ka 2>/dev/null"
+        );
+        let output = Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.code(), said)
+    };
+    let (status, lacks) = script("", &format!("{ka} cgroup ls"));
+    if status == Some(77) || !lacks.contains("status 0") {
+        skip(&format!("ka cgroup is not to be had here: {lacks}"));
+        return;
+    }
+    let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+    // A folder of theirs with a link to ours under each name that we might clean up; and the folder itself a link.
+    let own = format!(
+        "{nobody} mkdir /sys/fs/bpf/ka && {nobody} ln -s /run/precious /sys/fs/bpf/ka/$(stat -c %i {BELOW})_new"
+    );
+    let link = format!("{nobody} ln -s /run/precious /sys/fs/bpf/ka");
+    for before in [own, link] {
+        for command in ["attach -d 60 /", "detach --all", "detach /"] {
+            let (_, said) = script(&before, &format!("{ka} cgroup {command}"));
+            assert!(said.contains("gold"), "{command}: {said}");
+            assert!(said.contains("status 2"), "{command}: {said}");
+            assert!(said.contains("/sys/fs/bpf/ka: it is user 65534's, or others may write it"), "{said}");
+        }
+        let (_, said) = script(&before, &format!("{ka} cgroup ls"));
+        assert!(said.contains("no cgroup has a policy") && said.contains("gold"), "{said}");
+    }
+}
+
+/// What ka writes for the next start takes the place of a link, not of what that leads to; and what is in its way stays.
+#[test]
+fn the_file_of_the_defaults_follows_no_link() {
+    if !support::in_a_network_of_its_own("the_file_of_the_defaults_follows_no_link") {
+        return;
+    }
+    let (link, precious) = (scratch("link.conf"), scratch("precious"));
+    fs::write(&precious, "gold").unwrap();
+    symlink(&precious, &link).unwrap();
+    succeed(ka().args(["defaults", "--set", "60,10,6"]).arg(format!("--persist={}", link.display())));
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "gold");
+    assert!(fs::read_to_string(&link).unwrap().contains("net.ipv4.tcp_keepalive_time"));
+    assert!(fs::symlink_metadata(&link).unwrap().is_file());
+}
