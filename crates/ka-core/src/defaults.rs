@@ -54,3 +54,17 @@ fn sysctl(path: &CStr) -> Option<i32> {
     let size = read_file(path, &mut buffer).ok()?;
     core::str::from_utf8(buffer.get(..size)?).ok()?.trim_ascii_end().parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{from_proc, from_socket};
+    use crate::sys::lowest_free_descriptor;
+
+    /// Two roads to one truth, of which the second is taken only where there is no /proc; and none is left open behind.
+    #[test]
+    fn proc_says_what_a_fresh_socket_has() {
+        let before = lowest_free_descriptor();
+        assert_eq!(from_proc(), Some(from_socket().unwrap()));
+        assert_eq!(lowest_free_descriptor(), before);
+    }
+}

@@ -136,3 +136,13 @@ fn close(fd: c_int) {
     // leave nothing to do: Linux releases the number whatever close answers.
     let _ = syscall(|| unsafe { libc::syscall(libc::SYS_close, fd) });
 }
+
+/// The number that the next descriptor would have.
+#[cfg(test)]
+pub(crate) fn lowest_free_descriptor() -> c_int {
+    // SAFETY: dup(2) takes no pointer.
+    let fd = unsafe { libc::dup(libc::STDERR_FILENO) };
+    assert!(fd >= 0);
+    close(fd);
+    fd
+}

@@ -321,3 +321,65 @@ fn an_option_that_this_kernel_lacks_is_not_supported() {
     assert_eq!(error, Error::Unsupported(timer(Timer::Intvl)));
     assert_eq!(error.errno(), Errno(libc::EOPNOTSUPP));
 }
+
+#[test]
+fn a_socket_that_has_just_been_made_takes_four_writes() {
+    let fake = Fake::tcp(OFF);
+    let policy = Config::new(60, 10, 5).unwrap();
+    Socket::with_kernel(3, &fake).apply_fresh(&policy).unwrap();
+    assert_eq!(fake.values(), ON);
+    let expected = [(Timer::Intvl, 10), (Timer::Cnt, 5), (Timer::Idle, 60)];
+    let expected = expected.map(|(which, value)| Call::Set(timer(which), value));
+    let calls = fake.calls.borrow();
+    assert_eq!(calls[..3], expected);
+    assert_eq!(calls[3..], [Call::Set(SockOpt::KeepAlive, 1)]);
+}
+
+/// SCTP has streams too, and a raw socket may be one of TCP's packets.
+#[test]
+fn a_tcp_socket_is_a_stream_of_tcp() {
+    const SCTP: i32 = 132;
+    for (protocol, kind, is_tcp) in [
+        (libc::IPPROTO_TCP, libc::SOCK_STREAM, true),
+        (libc::IPPROTO_MPTCP, libc::SOCK_STREAM, true),
+        (libc::IPPROTO_TCP, libc::SOCK_RAW, false),
+        (SCTP, libc::SOCK_STREAM, false),
+        (0, libc::SOCK_STREAM, false),
+    ] {
+        let fake = Fake { protocol, kind, ..Fake::tcp(ON) };
+        let answer = Socket::with_kernel(3, &fake).is_enabled();
+        assert_eq!(answer, if is_tcp { Ok(true) } else { Err(Error::NotTcp) }, "{protocol} {kind}");
+    }
+}
+
+/// A number that is no socket's says so by itself: nothing else is asked.
+#[test]
+fn what_is_no_socket_costs_one_call() {
+    struct Gone(RefCell<usize>, i32);
+    impl Kernel for Gone {
+        fn get(&self, _: i32, _: SockOpt, _: &mut [u8]) -> Result<usize, Errno> {
+            *self.0.borrow_mut() += 1;
+            Err(Errno(self.1))
+        }
+        fn set(&self, _: i32, _: SockOpt, _: i32) -> Result<(), Errno> {
+            panic!("nothing is to be set");
+        }
+    }
+    for errno in [libc::EBADF, libc::ENOTSOCK] {
+        let gone = Gone(RefCell::default(), errno);
+        let option = timer(Timer::Idle);
+        let error = Socket::with_kernel(3, &gone).timer(Timer::Idle).unwrap_err();
+        assert_eq!(error, Error::System { option, errno: Errno(errno) });
+        assert_eq!(*gone.0.borrow(), 1);
+    }
+}
+
+/// Two is no mark of ours.
+#[test]
+fn the_smallest_user_timeouts_are_what_they_say() {
+    for milliseconds in [0, 1, 2, 3] {
+        let config = Config::KEEP.with_user_timeout(UserTimeout::Milliseconds(milliseconds)).unwrap();
+        assert_eq!(config.user_timeout(), UserTimeout::Milliseconds(milliseconds));
+        assert_eq!(config.timer(Timer::UserTimeout), Some(milliseconds));
+    }
+}

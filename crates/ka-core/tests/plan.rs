@@ -126,3 +126,17 @@ fn presets_are_plans_of_their_documented_timeout() {
     assert_eq!(ka_core::preset(b"aws"), None);
     assert_eq!(ka_core::preset(b""), None);
 }
+
+#[test]
+fn errors_say_what_would_be_right() {
+    let too_short = plan_path(2).unwrap_err();
+    assert_eq!(too_short.to_string(), "no policy can do it: the shortest time that works is 3");
+    assert_eq!(
+        Config::KEEP.detection().unwrap_err().to_string(),
+        "the policy must turn keepalive on and name idle, intvl and cnt"
+    );
+    assert_eq!(
+        ka_core::PlanError::AutoTooLong.to_string(),
+        "the automatic user timeout is longer than one can be"
+    );
+}

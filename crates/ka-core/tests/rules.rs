@@ -23,6 +23,10 @@ fn peer(text: &str) -> Option<Endpoint> {
     Some(text.parse::<SocketAddr>().unwrap().into())
 }
 
+fn both_but_that() -> Rule {
+    rule("peer=10.0.0.0/8 rport=8000-8999 skip")
+}
+
 #[test]
 fn all_conditions_of_a_rule_must_hold() {
     let both = rule("  peer=10.0.0.0/8\trport=8000-8999   lport=22 skip ");
@@ -35,6 +39,13 @@ fn all_conditions_of_a_rule_must_hold() {
         both.looks_at_peer() && rule("rport=1 skip").looks_at_peer() && !rule("lport=1 skip").looks_at_peer()
     );
     assert!(rule("idle=30").matches(None, 0), "a rule without a condition is for all");
+    assert!(rule("lport=22 skip").looks_at_local_port() && !both_but_that().looks_at_local_port());
+    let known = peer("10.0.0.1:8500");
+    assert!(rule("peer=10.0.0.0/8 skip").matches(known, 9) && rule("rport=8500 skip").matches(known, 9));
+    assert!(
+        rule("lport=9 skip").matches(known, 9) && rule("skip").matches(known, 9),
+        "what it does not name"
+    );
     assert!(rule("lport=1-65535 skip").matches(None, 1) && !rule("lport=1-65535 skip").matches(None, 0));
 }
 
@@ -113,6 +124,8 @@ fn addresses_match_by_their_prefix() {
         "[::1]",
         "010.0.0.1",
         "::1%lo",
+        "1.2.3.4:1:2:3:4:5:6",
+        "::1.2.3.4:5",
     ] {
         assert_eq!(Cidr::parse(wrong.as_bytes()), None, "{wrong}");
     }
@@ -195,4 +208,10 @@ fn messages_name_the_ranges_that_hold() {
         let (range, name, unit) = (timer.range(), timer.name(), timer.unit());
         assert_eq!(message, format!("{name} must be {}..{} {unit}", range.start(), range.end()));
     }
+}
+
+#[test]
+fn skip_has_no_value() {
+    let error = Rule::parse(b"skip=1", &base()).unwrap_err();
+    assert_eq!(error.word, b"skip=1");
 }

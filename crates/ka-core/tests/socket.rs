@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use ka_core::{Config, Error, Socket, Timer, UserTimeout, defaults};
+use ka_core::{Config, Error, Socket, Status, Timer, UserTimeout, defaults};
 use socket2::{Domain, Protocol, SockRef, Type};
 
 #[test]
@@ -65,4 +65,27 @@ fn errors_name_what_was_wrong() {
         error.to_string(),
         "an automatic user timeout would be 4194176000 ms: it must be 1..2147483647 ms"
     );
+}
+
+/// TCP_INFO of nothing but a state and a number of segments.
+fn info(state: u8, unacked: u32) -> Vec<u8> {
+    let mut info = vec![0; size_of::<libc::tcp_info>()];
+    info[std::mem::offset_of!(libc::tcp_info, tcpi_state)] = state;
+    let at = std::mem::offset_of!(libc::tcp_info, tcpi_unacked);
+    info[at..at + 4].copy_from_slice(&unacked.to_ne_bytes());
+    info
+}
+
+#[test]
+fn a_listener_s_queue_is_not_data_that_waits() {
+    const ESTABLISHED: u8 = 1;
+    const LISTEN: u8 = 10;
+    assert_eq!(Status::from_info(&info(ESTABLISHED, 7)).unwrap().unacked, 7);
+    assert_eq!(Status::from_info(&info(LISTEN, 7)).unwrap().unacked, 0);
+}
+
+#[test]
+fn errno_is_this_thread_s() {
+    ka_core::sys::set_errno(ka_core::Errno(libc::ESTALE));
+    assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::ESTALE));
 }

@@ -135,7 +135,9 @@ fn errors_say_what_was_wrong_and_what_would_be_right() {
         ),
         ("a\nb", "\"a\\nb\": must be idle=, intvl=, cnt= or user_timeout= with a number, or on, off or keep"),
     ] {
-        assert_eq!(parse(text.as_bytes()).unwrap_err().to_string(), message);
+        let error = parse(text.as_bytes()).unwrap_err();
+        assert_eq!(error.to_string(), message);
+        assert_eq!(format!("{error:?}"), format!("ParseError({message})"));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsRawFd as _;
 
-use ka_core::{Config, Mode, Orders, Socket, Values, Variable, skips};
+use ka_core::{Config, Mode, Orders, Socket, UserTimeout, Values, Variable, skips};
 
 fn config(idle: i32, intvl: i32, cnt: i32) -> Config {
     Config::new(idle, intvl, cnt).unwrap()
@@ -58,6 +58,65 @@ fn what_is_due_depends_on_the_mode() {
     let due = socket.due(&policy, Mode::Force, true).unwrap();
     assert_eq!(socket.give(due, false), (due, Ok(())));
     assert_eq!(oracle.tcp_user_timeout().unwrap(), Some(std::time::Duration::from_secs(120)));
-    assert_eq!(Mode::named(b"floor"), Some(Mode::Floor));
+    // One that is just as long stays unwritten.
+    assert_eq!(socket.due(&policy, Mode::Force, true), Some(policy));
+    for (name, mode) in [("force", Mode::Force), ("floor", Mode::Floor), ("default", Mode::Default)] {
+        assert_eq!(Mode::named(name.as_bytes()), Some(mode));
+    }
     assert_eq!(Mode::named(b"Floor"), None);
+}
+
+/// What a value does, or what would be right.
+fn taken(variable: Variable, value: &str) -> Result<Orders<'_>, &'static str> {
+    let mut orders = Orders::default();
+    orders.take(variable, value.as_bytes()).map(|()| orders)
+}
+
+#[test]
+fn each_variable_says_its_own() {
+    let auto = taken(Variable::UserTimeout, "auto").unwrap().policy;
+    assert_eq!(auto.user_timeout(), UserTimeout::Auto);
+    let timeout = taken(Variable::UserTimeout, "4000").unwrap().policy;
+    assert_eq!(timeout.user_timeout(), UserTimeout::Milliseconds(4000));
+    assert!(taken(Variable::UserTimeout, "automatic").is_err());
+    assert_eq!(taken(Variable::Rules, "x").unwrap().rules, b"x");
+    assert_eq!(taken(Variable::Skip, "x").unwrap().skip, b"x");
+    assert_eq!(taken(Variable::Mode, "often").unwrap_err(), "must be force, floor or default");
+    assert_eq!(
+        taken(Variable::Policy, "keep,idle=3").unwrap_err(),
+        "keep is no policy: off does nothing at all"
+    );
+    let too_long = "user_timeout=auto would be more than 2147483647 ms";
+    assert_eq!(
+        taken(Variable::Policy, "32767,32767,127")
+            .and_then(|mut orders| { orders.take(Variable::UserTimeout, b"auto").map(|()| orders) })
+            .unwrap_err(),
+        too_long
+    );
+}
+
+#[test]
+fn a_log_is_a_whole_path_that_fits() {
+    let right = "must be a path from / on, of at most 1023 bytes";
+    let longest = format!("/{}", "x".repeat(1022));
+    for path in ["/", "/var/log/ka", &longest] {
+        assert_eq!(taken(Variable::Log, path).unwrap().log, path.as_bytes());
+    }
+    for path in ["", "ka.log", "./ka", &format!("{longest}x"), &"x".repeat(1023)] {
+        assert_eq!(taken(Variable::Log, path).unwrap_err(), right);
+    }
+}
+
+#[test]
+fn it_is_quiet_only_where_that_is_said() {
+    assert!(values(&[("KA_QUIET", "1")]).is_quiet());
+    assert!(!values(&[("KA_QUIET", "0")]).is_quiet() && !Values::default().is_quiet());
+    let all = ["POLICY", "IDLE", "INTVL", "CNT", "USER_TIMEOUT", "MODE", "RULES", "SKIP", "LOG", "QUIET"];
+    for (place, name) in all.iter().enumerate() {
+        let name = format!("KA_{name}");
+        let mut values = Values::default();
+        assert!(values.keep(name.as_bytes(), b"value"));
+        let variable = Variable::IN_ORDER.get(place).copied().unwrap_or(Variable::Quiet);
+        assert_eq!((variable.name(), values.get(variable)), (name.as_bytes(), Some(&b"value"[..])));
+    }
 }

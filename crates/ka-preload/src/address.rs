@@ -63,3 +63,52 @@ fn parse(bytes: &[u8]) -> Option<Endpoint> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+    use std::os::fd::AsRawFd as _;
+
+    use ka_core::Endpoint;
+    use socket2::SockAddr;
+
+    use super::{given, local_port, parse, peer};
+
+    fn told(address: SocketAddr, size: u32) -> Option<Endpoint> {
+        given(SockAddr::from(address).as_ptr().cast(), size)
+    }
+
+    #[test]
+    fn the_program_s_address_is_read_as_the_kernel_would() {
+        let v4 = SocketAddr::from(([192, 0, 2, 1], 443));
+        let v6 = SocketAddr::from(("2001:db8::1".parse::<Ipv6Addr>().unwrap(), 443));
+        assert_eq!(told(v4, 16), Some(v4.into()));
+        assert_eq!(told(v6, 28), Some(v6.into()));
+        // Larger than it need be, as sockaddr_storage.
+        assert_eq!(given(SockAddr::from(v6).as_ptr().cast(), 128), Some(v6.into()));
+        assert_eq!(told(v4, 7), None, "cut off");
+        assert_eq!(told(v6, 20), None, "cut off");
+        assert_eq!(told(v4, 0), None);
+        assert_eq!(given(std::ptr::null(), 16), None);
+        assert_eq!(given(8 as *const _, 16), None);
+        // What means any is this machine.
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80));
+        assert_eq!(told(any, 16), Some(SocketAddr::from(([127, 0, 0, 1], 80)).into()));
+        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 80));
+        assert_eq!(told(any, 28), Some(SocketAddr::from((Ipv6Addr::LOCALHOST, 80)).into()));
+        let unix = SockAddr::unix("/x").unwrap();
+        assert_eq!(given(unix.as_ptr().cast(), unix.len()), None);
+        assert_eq!(parse(&[]), None);
+    }
+
+    #[test]
+    fn both_ends_are_the_kernel_s_word() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert_eq!(peer(stream.as_raw_fd()), Some(stream.peer_addr().unwrap().into()));
+        assert_eq!(local_port(stream.as_raw_fd()), stream.local_addr().unwrap().port());
+        assert_eq!(peer(listener.as_raw_fd()), None);
+        assert_eq!(local_port(listener.as_raw_fd()), listener.local_addr().unwrap().port());
+        assert_eq!((peer(-1), local_port(-1)), (None, 0));
+    }
+}

@@ -66,3 +66,38 @@ impl Line {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Line;
+
+    fn line(write: impl FnOnce(&mut Line)) -> Vec<u8> {
+        let mut line = Line::new();
+        write(&mut line);
+        line.end().to_vec()
+    }
+
+    #[test]
+    fn numbers_and_texts_are_one_line() {
+        let written = line(|line| {
+            line.text(b"fd ").number(0).text(b" ").number(-1).text(b" ").number(9).text(b" ").number(10);
+            line.text(b" ").number(i64::MAX).text(b" ").number(i64::MIN);
+        });
+        assert_eq!(written, b"fd 0 -1 9 10 9223372036854775807 -9223372036854775808\n");
+    }
+
+    #[test]
+    fn what_is_foreign_gives_no_orders_and_does_not_fill_the_line() {
+        assert_eq!(line(|line| _ = line.foreign(b" ~\x1b[2J\n\x7f\xff")), b" ~?[2J???\n");
+        let long = [b'x'; 121];
+        assert_eq!(line(|line| _ = line.foreign(&long[..120])), [&long[..120], b"\n"].concat());
+        assert_eq!(line(|line| _ = line.foreign(&long)), [&long[..120], b"...\n"].concat());
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_still_ends() {
+        let written = line(|line| (0..600).for_each(|_| _ = line.text(b"x")));
+        assert_eq!(written.len(), Line::CAPACITY);
+        assert_eq!(written[Line::CAPACITY - 2..], *b"x\n");
+    }
+}

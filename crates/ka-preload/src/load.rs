@@ -11,6 +11,7 @@ use crate::settings::{self, Settings};
 use crate::sockets;
 
 /// glibc and musl call it before the program's own constructors, but after those of libraries that it depends on.
+#[cfg(not(test))]
 #[used]
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: extern "C" fn() = load;

@@ -295,3 +295,81 @@ fn base_name(mut path: &[u8]) -> &[u8] {
     }
     path
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::ops::Deref;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    use ka_core::{Action, Config, Mode};
+
+    use super::{Complaints, Name, Rules, Settings, base_name, executable, read_rules, skips_this_program};
+
+    pub(crate) const POLICY: Config = Config::STANDARD;
+
+    /// Settings with rules, which have one place: whoever has some keeps others from having any.
+    pub(crate) struct Told {
+        settings: Settings,
+        _place: Option<MutexGuard<'static, ()>>,
+    }
+
+    impl Deref for Told {
+        type Target = Settings;
+
+        fn deref(&self) -> &Settings {
+            &self.settings
+        }
+    }
+
+    pub(crate) fn settings(mode: Mode, base: Config, rules: &str) -> Told {
+        static PLACE: Mutex<()> = Mutex::new(());
+        let place = (!rules.is_empty()).then(|| PLACE.lock().unwrap_or_else(PoisonError::into_inner));
+        let rules_of_none = Rules { len: 0, look_at_peer: false, look_at_local_port: false };
+        let mut settings =
+            Settings { mode, base, rules: rules_of_none, log: Name::none(), program: Name::none() };
+        read_rules(rules.as_bytes(), &mut settings, &Complaints { quiet: true });
+        Told { settings, _place: place }
+    }
+
+    #[test]
+    fn rules_are_kept_in_their_order_and_wrong_ones_are_dropped() {
+        let told = settings(Mode::Force, POLICY, "; rport=22 skip ;nonsense; lport=1 idle=30;;");
+        let actions: Vec<_> = told.rules.as_slice().iter().map(ka_core::Rule::action).collect();
+        assert_eq!(actions, [Action::Skip, Action::Apply(POLICY.with_idle(Some(30)).unwrap())]);
+        assert!(told.rules.look_at_peer && told.rules.look_at_local_port && !told.rules.is_empty());
+        drop(told);
+        let told = settings(Mode::Force, POLICY, "lport=1 skip");
+        assert!(!told.rules.look_at_peer && told.rules.look_at_local_port);
+        drop(told);
+        let told = settings(Mode::Force, POLICY, "peer=::1 skip; on");
+        assert!(told.rules.look_at_peer && !told.rules.look_at_local_port);
+        drop(told);
+        assert!(settings(Mode::Force, POLICY, "").rules.is_empty());
+        let many = "on;".repeat(65);
+        assert_eq!(settings(Mode::Force, POLICY, &many).rules.as_slice().len(), 64);
+    }
+
+    #[test]
+    fn a_name_has_an_end() {
+        let mut name = Name::none();
+        assert_eq!((name.as_c_str(), name.as_bytes()), (None, &b"?"[..]));
+        name.set(b"/var/log/ka");
+        assert_eq!(name.as_bytes(), b"/var/log/ka");
+        assert_eq!(name.as_c_str(), Some(c"/var/log/ka"));
+        let mut name = Name::none();
+        name.set(&[b'x'; 2000]);
+        assert_eq!(name.as_bytes(), [b'x'; 1023]);
+    }
+
+    #[test]
+    fn the_program_is_known_by_the_last_part_of_its_path() {
+        for (path, name) in [("/usr/bin/curl", "curl"), ("curl", "curl"), ("", ""), ("a/", "")] {
+            assert_eq!(base_name(path.as_bytes()), name.as_bytes());
+        }
+        let own = std::env::current_exe().unwrap();
+        let own = own.file_name().unwrap().to_str().unwrap();
+        assert_eq!(executable(&mut [0; 4096]), own.as_bytes());
+        assert!(skips_this_program(own.as_bytes()) && skips_this_program(b"x, ka_preload-*"));
+        assert!(!skips_this_program(b"") && !skips_this_program(b"x"));
+    }
+}

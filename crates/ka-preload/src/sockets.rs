@@ -223,3 +223,281 @@ fn give(settings: &Settings, fd: c_int, config: Config, fresh: bool) {
         log::set(settings, fd, &config, result);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::os::fd::{AsFd, AsRawFd};
+    use std::time::Duration;
+
+    use ka_core::{Action, Config, Mode};
+    use libc::{
+        AF_INET, AF_INET6, AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_RAW, SOCK_STREAM, c_int,
+    };
+    use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+
+    use super::{
+        Known, accepted, arrived, born, connecting, decide_now, is_held, is_tcp, known, learn, listening,
+        makes_tcp,
+    };
+    use crate::settings::tests::{POLICY, settings};
+
+    const MPTCP: c_int = libc::IPPROTO_MPTCP;
+
+    fn tcp() -> Socket {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        // Another test may have left a word on the number.
+        learn(socket.as_raw_fd(), Known::Nothing);
+        socket
+    }
+
+    /// The idle time that a socket has, if its keepalive is on: the kernel's word.
+    fn idle(socket: &impl AsFd) -> Option<u64> {
+        let socket = SockRef::from(socket);
+        socket.keepalive().unwrap().then(|| socket.tcp_keepalive_time().unwrap().as_secs())
+    }
+
+    fn connect(socket: &Socket, told: &crate::settings::Settings, to: &str) {
+        let to = SockAddr::from(to.parse::<SocketAddr>().unwrap());
+        connecting(told, socket.as_raw_fd(), to.as_ptr().cast(), to.len());
+    }
+
+    fn pair() -> (TcpListener, TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        for fd in [listener.as_raw_fd(), client.as_raw_fd(), server.as_raw_fd()] {
+            learn(fd, Known::Nothing);
+        }
+        (listener, client, server)
+    }
+
+    #[test]
+    fn what_makes_a_tcp_socket() {
+        for (domain, kind, protocol) in [
+            (AF_INET, SOCK_STREAM, 0),
+            (AF_INET6, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, libc::IPPROTO_TCP),
+            (AF_INET, SOCK_STREAM, MPTCP),
+        ] {
+            assert!(makes_tcp(domain, kind, protocol));
+        }
+        for (domain, kind, protocol) in [
+            (AF_UNIX, SOCK_STREAM, 0),
+            (AF_INET, SOCK_DGRAM, 0),
+            (AF_INET, SOCK_RAW, libc::IPPROTO_TCP),
+            (AF_INET, SOCK_STREAM, 132),
+            (AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0),
+        ] {
+            assert!(!makes_tcp(domain, kind, protocol));
+        }
+        assert!(is_tcp(tcp().as_raw_fd()) && !is_tcp(-1));
+        assert!(!is_tcp(Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap().as_raw_fd()));
+        assert!(!is_tcp(Socket::new(Domain::UNIX, Type::STREAM, None).unwrap().as_raw_fd()));
+    }
+
+    #[test]
+    fn what_is_known_is_a_hint_for_each_number() {
+        let socket = tcp();
+        for what in [Known::LeftAlone, Known::SeenTo, Known::Changed, Known::Nothing] {
+            learn(socket.as_raw_fd(), what);
+            assert_eq!(known(socket.as_raw_fd()), what);
+        }
+        learn(-1, Known::SeenTo);
+        learn(65536, Known::SeenTo);
+        assert_eq!((known(-1), known(65536)), (Known::Nothing, Known::Nothing));
+        learn(65535, Known::SeenTo);
+        assert_eq!(known(65535), Known::SeenTo);
+    }
+
+    #[test]
+    fn a_tcp_socket_has_it_from_birth_unless_a_rule_must_decide() {
+        let told = settings(Mode::Force, POLICY, "");
+        let socket = tcp();
+        let fd = socket.as_raw_fd();
+        born(&told, fd, AF_INET, SOCK_STREAM, 0);
+        assert_eq!((idle(&socket), known(fd)), (Some(60), Known::SeenTo));
+        born(&told, -1, AF_INET, SOCK_STREAM, 0);
+        let other = tcp();
+        born(&told, other.as_raw_fd(), AF_UNIX, SOCK_STREAM, 0);
+        assert_eq!((idle(&other), known(other.as_raw_fd())), (None, Known::LeftAlone));
+        let told = settings(Mode::Force, POLICY, "lport=1 skip");
+        born(&told, other.as_raw_fd(), AF_INET, SOCK_STREAM, 0);
+        assert_eq!((idle(&other), known(other.as_raw_fd())), (None, Known::Nothing));
+    }
+
+    #[test]
+    fn who_connects_has_it_whatever_was_known() {
+        for mode in [Mode::Force, Mode::Floor, Mode::Default] {
+            let told = settings(mode, POLICY, "");
+            for before in [Known::Nothing, Known::LeftAlone, Known::SeenTo, Known::Changed] {
+                let socket = tcp();
+                learn(socket.as_raw_fd(), before);
+                connect(&socket, &told, "192.0.2.1:1");
+                // In the default mode a socket that was seen to, and has it off, was turned off by the program.
+                let its_right = mode == Mode::Default && matches!(before, Known::SeenTo | Known::Changed);
+                assert_eq!(idle(&socket), if its_right { None } else { Some(60) }, "{mode:?} {before:?}");
+            }
+        }
+        let udp = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        connect(&udp, &settings(Mode::Force, POLICY, ""), "192.0.2.1:1");
+        assert_eq!(known(udp.as_raw_fd()), Known::LeftAlone);
+        assert!(!udp.keepalive().unwrap());
+    }
+
+    #[test]
+    fn what_has_its_own_keepalive_is_held_only_if_it_was_seen_to() {
+        let socket = tcp();
+        socket.set_keepalive(true).unwrap();
+        assert!(!is_held(socket.as_raw_fd()));
+        connect(&socket, &settings(Mode::Default, POLICY, ""), "192.0.2.1:1");
+        assert_ne!(idle(&socket), Some(60), "the default mode leaves it");
+        assert_eq!(known(socket.as_raw_fd()), Known::Changed);
+        learn(socket.as_raw_fd(), Known::Nothing);
+        connect(&socket, &settings(Mode::Force, POLICY, ""), "192.0.2.1:1");
+        assert_eq!((idle(&socket), known(socket.as_raw_fd())), (Some(60), Known::Changed));
+        assert!(is_held(socket.as_raw_fd()));
+        socket.set_keepalive(false).unwrap();
+        assert!(!is_held(socket.as_raw_fd()));
+    }
+
+    #[test]
+    fn rules_decide_by_where_it_connects_to() {
+        let told = settings(Mode::Force, POLICY, "rport=22 skip; peer=192.0.2.0/24 idle=30");
+        for (to, expected) in
+            [("192.0.2.1:22", None), ("192.0.2.1:1", Some(30)), ("198.51.100.1:1", Some(60))]
+        {
+            let socket = tcp();
+            connect(&socket, &told, to);
+            assert_eq!(idle(&socket), expected, "{to}");
+        }
+        // A wrong address is the kernel's to refuse, and no socket of TCP is none of ours.
+        let socket = tcp();
+        connecting(&told, socket.as_raw_fd(), std::ptr::null(), 16);
+        assert_eq!(idle(&socket), None);
+        let udp = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        learn(udp.as_raw_fd(), Known::Nothing);
+        connect(&udp, &told, "192.0.2.1:1");
+        assert_eq!(known(udp.as_raw_fd()), Known::Nothing);
+        drop(told);
+        // In the default mode, once.
+        let told = settings(Mode::Default, POLICY, "rport=22 skip");
+        let socket = tcp();
+        learn(socket.as_raw_fd(), Known::SeenTo);
+        connect(&socket, &told, "192.0.2.1:1");
+        assert_eq!(idle(&socket), None);
+        learn(socket.as_raw_fd(), Known::Nothing);
+        connect(&socket, &told, "192.0.2.1:1");
+        assert_eq!(idle(&socket), Some(60));
+    }
+
+    #[test]
+    fn rules_decide_of_what_is_connected_and_wait_for_what_is_not() {
+        let (listener, client, server) = pair();
+        let port = listener.local_addr().unwrap().port();
+        let thirty = Action::Apply(POLICY.with_idle(Some(30)).unwrap());
+        let decided =
+            |told: &crate::settings::Settings, socket: &dyn AsRawFd| decide_now(told, socket.as_raw_fd());
+        let told = settings(Mode::Force, POLICY, &format!("lport={port} idle=30"));
+        assert_eq!(decided(&told, &listener), Some(thirty));
+        assert_eq!(decided(&told, &server), Some(thirty));
+        assert_eq!(decided(&told, &client), Some(Action::Apply(POLICY)));
+        assert_eq!(decided(&told, &tcp()), None, "it has no port yet");
+        drop(told);
+        let told = settings(Mode::Force, POLICY, &format!("rport={port} skip"));
+        assert_eq!(decided(&told, &client), Some(Action::Skip));
+        assert_eq!(decided(&told, &server), Some(Action::Apply(POLICY)));
+        assert_eq!(decided(&told, &listener), None, "it never has a peer");
+        arrived(&told, client.as_raw_fd());
+        arrived(&told, server.as_raw_fd());
+        learn(listener.as_raw_fd(), Known::SeenTo);
+        arrived(&told, listener.as_raw_fd());
+        assert_eq!((idle(&client), idle(&server), idle(&listener)), (None, Some(60), None));
+        assert_eq!(known(client.as_raw_fd()), Known::LeftAlone);
+        assert_eq!(known(listener.as_raw_fd()), Known::Nothing);
+        drop(told);
+        let told = settings(Mode::Force, POLICY, "");
+        assert_eq!(decided(&told, &tcp()), Some(Action::Apply(POLICY)));
+    }
+
+    #[test]
+    fn a_listener_has_it_before_anybody_can_connect() {
+        let force = settings(Mode::Force, POLICY, "");
+        let socket = tcp();
+        socket.set_keepalive(true).unwrap();
+        listening(&force, socket.as_raw_fd());
+        assert_eq!(
+            (idle(&socket), known(socket.as_raw_fd())),
+            (Some(60), Known::SeenTo),
+            "nothing waits yet"
+        );
+        for before in [Known::LeftAlone, Known::SeenTo, Known::Changed, Known::Nothing] {
+            let socket = tcp();
+            learn(socket.as_raw_fd(), before);
+            listening(&force, socket.as_raw_fd());
+            assert_eq!(idle(&socket), Some(60));
+            let socket = tcp();
+            learn(socket.as_raw_fd(), before);
+            listening(&settings(Mode::Default, POLICY, ""), socket.as_raw_fd());
+            assert_eq!(idle(&socket).is_some(), before == Known::Nothing, "{before:?}");
+        }
+        let socket = tcp();
+        listening(&settings(Mode::Force, POLICY, "rport=22 skip"), socket.as_raw_fd());
+        assert_eq!(idle(&socket), None, "accept decides");
+    }
+
+    #[test]
+    fn what_is_accepted_has_it_or_gets_it() {
+        let force = settings(Mode::Force, POLICY, "");
+        let lax = settings(Mode::Default, POLICY, "");
+        // The listener's word is believed where it must be right.
+        let (listener, _client, server) = pair();
+        learn(listener.as_raw_fd(), Known::LeftAlone);
+        accepted(&force, listener.as_raw_fd(), server.as_raw_fd());
+        assert_eq!((idle(&server), known(server.as_raw_fd())), (None, Known::LeftAlone));
+        learn(listener.as_raw_fd(), Known::SeenTo);
+        accepted(&lax, listener.as_raw_fd(), server.as_raw_fd());
+        assert_eq!((idle(&server), known(server.as_raw_fd())), (None, Known::SeenTo));
+        // And not where it may have been given later.
+        accepted(&force, listener.as_raw_fd(), server.as_raw_fd());
+        assert_eq!(idle(&server), Some(60));
+        let (listener, _client, server) = pair();
+        SockRef::from(&server).set_keepalive(true).unwrap();
+        SockRef::from(&server)
+            .set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(Duration::from_secs(99)))
+            .unwrap();
+        learn(listener.as_raw_fd(), Known::SeenTo);
+        accepted(&force, listener.as_raw_fd(), server.as_raw_fd());
+        assert_eq!(
+            (idle(&server), known(server.as_raw_fd())),
+            (Some(99), Known::SeenTo),
+            "one call, and no more"
+        );
+        learn(listener.as_raw_fd(), Known::Changed);
+        accepted(&force, listener.as_raw_fd(), server.as_raw_fd());
+        assert_eq!(idle(&server), Some(60));
+        // A listener that nobody has seen.
+        let (listener, _client, server) = pair();
+        accepted(&force, listener.as_raw_fd(), server.as_raw_fd());
+        assert_eq!((idle(&listener), idle(&server)), (Some(60), Some(60)));
+        // A failure of accept(2) says nothing of the listener.
+        let (listener, _client, _server) = pair();
+        accepted(&force, listener.as_raw_fd(), -1);
+        assert_eq!(idle(&listener), None);
+        // Rules by peer: each connection for itself.
+        let (listener, client, server) = pair();
+        let port = client.local_addr().unwrap().port();
+        let told = settings(Mode::Force, POLICY, &format!("rport={port} idle=30"));
+        learn(listener.as_raw_fd(), Known::LeftAlone);
+        accepted(&told, listener.as_raw_fd(), server.as_raw_fd());
+        assert_eq!(idle(&server), Some(30));
+    }
+
+    #[test]
+    fn a_stricter_word_of_the_program_s_stays_on_the_floor() {
+        let socket = tcp();
+        ka_core::Socket::new(socket.as_raw_fd()).apply(&Config::new(30, 99, 3).unwrap()).unwrap();
+        arrived(&settings(Mode::Floor, POLICY, ""), socket.as_raw_fd());
+        assert_eq!(idle(&socket), Some(30));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap().as_secs(), 10);
+    }
+}
