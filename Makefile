@@ -106,7 +106,7 @@ copyright: ## writes pkg/debian/copyright from what Cargo.lock names: whose code
 	KA_COPYRIGHT=write $(CARGO) test --locked --quiet --test copyright
 
 unsafe: ## writes the table of SECURITY.md that says where `unsafe` is
-	KA_UNSAFE=write $(CARGO) test --locked --quiet --test soundness all_unsafe_is_in_the_table
+	KA_UNSAFE=write $(CARGO) test --locked --quiet --test security all_unsafe_is_in_the_table
 
 lab: ## keepalive in networks of its own, on the wire: a table, and target/lab/report.md with pictures
 	@scripts/need rust cc $(LAB_TOOLS)

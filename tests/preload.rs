@@ -572,6 +572,23 @@ fn the_log_has_a_line_for_each_socket_and_each_denied_call() {
         assert!(said.lines().any(|line| line.ends_with(denied)), "no {denied}");
     }
 
+    // No program that another thread starts meanwhile has the file, and what is no file is not waited for.
+    let calls = scratch("strace");
+    let mut command = Command::new("strace");
+    command.args(["-f", "-e", "trace=openat", "-o"]).arg(&calls).arg("-E");
+    command
+        .arg(format!("LD_PRELOAD={}", shim().display()))
+        .arg(program!("moments"))
+        .arg("one")
+        .env("KA_LOG", &log);
+    stdout(&mut command);
+    let calls = fs::read_to_string(&calls).unwrap();
+    let opened: Vec<_> = calls.lines().filter(|line| line.contains(log.to_str().unwrap())).collect();
+    assert!(!opened.is_empty(), "{calls}");
+    for flag in ["O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK", "O_APPEND"] {
+        assert!(opened.iter().all(|line| line.contains(flag)), "{flag}: {opened:?}");
+    }
+
     // Through a link, nothing is written; and the program goes on.
     let (link, target) = (scratch("link"), scratch("target"));
     symlink(&target, &link).unwrap();
@@ -626,23 +643,29 @@ fn in_a_setuid_program_the_environment_counts_for_nothing() {
     fs::create_dir(&folder).unwrap();
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
     let (setuid, preload) = (folder.join("moments"), folder.join("libka_preload.so"));
+    let capable = folder.join("capable");
     fs::copy(&program, &setuid).unwrap();
+    fs::copy(&program, &capable).unwrap();
+    support::succeed(Command::new("setcap").arg("cap_net_raw+ep").arg(&capable));
     fs::copy(&library, &preload).unwrap();
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
-    let run = |user: &str| {
+    let run = |user: &str, program: &Path| {
         let output = with_own_etc(&format!(
             "echo {} > /etc/ld.so.preload; echo KA_CNT=4 > /etc/ka.conf; \
              {user} env KA_IDLE=9 KA_POLICY=off KA_LOG={} {} one",
             preload.display(),
             log.display(),
-            setuid.display()
+            program.display()
         ));
         String::from_utf8(output.stdout).unwrap().lines().next().unwrap_or_default().to_owned()
     };
-    let as_nobody = run("setpriv --reuid 65534 --regid 65534 --clear-groups");
-    let as_root = run("");
+    const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+    let as_nobody = run(NOBODY, &setuid);
+    let with_capability = run(NOBODY, &capable);
+    let as_root = run("", &setuid);
     fs::remove_dir_all(&folder).unwrap();
     assert_eq!(as_nobody, "1 60 10 4 0", "the file counts, the user's environment does not");
+    assert_eq!(with_capability, "1 60 10 4 0", "nor where the program has a capability");
     assert!(!log.exists(), "a user chose a file for root to write");
     assert_eq!(as_root, "0 7200 75 9 0", "without more rights than its user, the environment counts");
 }

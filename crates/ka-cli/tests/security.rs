@@ -394,3 +394,72 @@ fn the_file_of_the_defaults_follows_no_link() {
     assert!(fs::read_to_string(&link).unwrap().contains("net.ipv4.tcp_keepalive_time"));
     assert!(fs::symlink_metadata(&link).unwrap().is_file());
 }
+
+/// The shim gets a link where the loader cannot take its path. In /tmp, and in /run, somebody was there first.
+#[test]
+fn a_place_for_links_that_somebody_else_has_made() {
+    if !is_root() {
+        skip("only root may have a /tmp and a /run of its own");
+        return;
+    }
+    let folder = scratch("a place");
+    fs::create_dir(&folder).unwrap();
+    for file in [support::release().join("ka"), support::shim()] {
+        fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
+    }
+    // Between the mounts and ka: nothing that is in /tmp.
+    let run = |before: &str| {
+        let script = format!(
+            "mkdir /mnt/ka && mount --bind '{}' /mnt/ka && mount -t tmpfs none /tmp && mount -t tmpfs none /run && \
+             mkdir '/run/a place' && mount --bind /mnt/ka '/run/a place' && chmod 1777 /tmp && mkdir /tmp/theirs && \
+             chown 65534 /tmp/theirs; {before}\n'/run/a place/ka' run -- sh -c 'echo \"$LD_PRELOAD\"' 2>&1; \
+             echo status $?; ls -A /tmp/theirs",
+            folder.display()
+        );
+        let mut unshare = Command::new("unshare");
+        let wrapped = format!("mount -t tmpfs none /mnt && {script}");
+        String::from_utf8(succeed(unshare.args(["--mount", "sh", "-c", &wrapped])).stdout).unwrap()
+    };
+    let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+    assert!(run("").starts_with("/run/ka/libka_preload-"), "{}", run(""));
+    let taken = "mkdir /run/ka && chown 65534 /run/ka;";
+    // The second place is taken where the first is not root's alone; and none where neither is.
+    assert!(run(taken).starts_with("/tmp/ka-0/libka_preload-"));
+    for before in [
+        format!("{taken} {nobody} mkdir -m 777 /tmp/ka-0"),
+        format!("{taken} {nobody} ln -s /tmp/theirs /tmp/ka-0"),
+        format!("{taken} mkdir /tmp/ka-0; chmod 770 /tmp/ka-0"),
+    ] {
+        let said = run(&before);
+        assert!(
+            said.contains("/tmp/ka-0 is not ours alone") && said.ends_with("status 125\n"),
+            "{before}: {said}"
+        );
+    }
+}
+
+/// What ka does, it does itself: nobody's program of another name is run, whatever the path says.
+#[test]
+fn no_other_program_is_run() {
+    let holder = Holder::start(&mut Command::new(holder()));
+    let pid = holder.pid().to_string();
+    for (args, programs) in [
+        (&["ls", "--pid", &pid][..], 1),
+        (&["check", "sh"], 1),
+        (&["check", &pid], 1),
+        (&["attach", "--dry-run", &pid], 1),
+        (&["plan", "--path", "350s"], 1),
+        (&["defaults"], 1),
+        (&["cgroup", "ls"], 1),
+        (&["run", "true"], 2),
+        (&["run", "--via", "seccomp", "true"], 2),
+    ] {
+        let log = scratch("programs");
+        let mut strace = bare("strace");
+        strace.args(["-f", "-qq", "-e", "trace=execve,execveat", "-e", "signal=none", "-o"]).arg(&log);
+        strace.arg(support::release().join("ka")).args(args);
+        strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+        let log = fs::read_to_string(log).unwrap();
+        assert_eq!(log.matches("execve").count(), programs, "{args:?}: {log}");
+    }
+}
