@@ -91,6 +91,11 @@ sbom: $(TOOLS)/cargo-cyclonedx all ## bills of materials (CycloneDX) of what is 
 	@scripts/sbom $(CURDIR)/$<
 	$(CARGO) test --locked --quiet --test sbom -- --ignored
 
+# Not in target/: each mutant is built there, and tried.
+mutants: $(TOOLS)/cargo-mutants ## changes the rules and the shim's decisions one by one, and sees that a test notices; an hour
+	env -u CARGO_TARGET_DIR PATH="$(CURDIR)/$(TOOLS):$$PATH" cargo mutants --output target \
+		$(addprefix --package ,ka-core ka-liveness ka-preload) $(MUTANTS)
+
 test: ## all tests, on a fresh machine too: installs what is missing, builds, runs
 	@scripts/need $(TEST_TOOLS)
 	$(CARGO) test --locked --workspace
@@ -143,4 +148,4 @@ help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\n' | expand -t 8
 
-.PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 kernels bench clean help libka copyright deny sbom unsafe
+.PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 kernels bench clean help libka copyright deny sbom unsafe mutants

@@ -631,6 +631,7 @@ fn the_file_is_read_first_and_the_environment_overrides_it() {
 
 #[test]
 fn in_a_setuid_program_the_environment_counts_for_nothing() {
+    const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
     if !is_root() {
         support::skip("only root may make a program setuid");
         return;
@@ -659,7 +660,6 @@ fn in_a_setuid_program_the_environment_counts_for_nothing() {
         ));
         String::from_utf8(output.stdout).unwrap().lines().next().unwrap_or_default().to_owned()
     };
-    const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
     let as_nobody = run(NOBODY, &setuid);
     let with_capability = run(NOBODY, &capable);
     let as_root = run("", &setuid);

@@ -46,6 +46,7 @@
     clippy::string_slice,
     clippy::arithmetic_side_effects
 )]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::arithmetic_side_effects, reason = "tests"))]
 
 mod beat;
 mod reaper;

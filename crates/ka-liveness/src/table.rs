@@ -160,3 +160,24 @@ impl Table {
         Some(entry)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Link;
+
+    /// A leaf is for 65536 numbers, or memory is not what it is said to be.
+    #[test]
+    fn each_number_has_its_place() {
+        for (fd, place) in [
+            (0, (0, 0, 0)),
+            (255, (0, 0, 255)),
+            (256, (0, 1, 0)),
+            (65_535, (0, 255, 255)),
+            (65_536, (1, 0, 0)),
+            (i32::MAX, (32_767, 255, 255)),
+        ] {
+            assert_eq!(Link::of(fd).map(Link::place), Some(place));
+        }
+        assert!(Link::of(-1).is_none());
+    }
+}

@@ -95,3 +95,20 @@ proptest! {
         prop_assert_eq!(Beat::verify(key, &nonce, sequence - 1, &frame), Ok(beat));
     }
 }
+
+#[test]
+fn errors_say_what_was_wrong() {
+    for (error, message) in [
+        (BeatError::ShortKey(15), "the key has 15 bytes: it must have 16 or more"),
+        (
+            BeatError::NoRandomness(ka_core::Errno(libc::EPERM)),
+            "no random bytes: the kernel answered errno 1",
+        ),
+        (BeatError::NoSequence, "the sequence is 0: the first is 1"),
+        (BeatError::NotAFrame, "not a heartbeat of version 1"),
+        (BeatError::Forged, "not signed with this client's key for this connection"),
+        (BeatError::Stale { sequence: 3, last_sequence: 4 }, "sequence 3 was seen before: 4 was the last"),
+    ] {
+        assert_eq!(error.to_string(), message);
+    }
+}

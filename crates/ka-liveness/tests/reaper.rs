@@ -182,3 +182,14 @@ fn it_is_send_and_sync() {
     fn check<T: Send + Sync>() {}
     check::<Reaper>();
 }
+
+#[test]
+fn it_tells_of_itself() {
+    let mut reaper = Reaper::new(30_000).unwrap();
+    reaper.touch(3, 5).unwrap();
+    assert_eq!(reaper.timeout_ms(), 30_000);
+    assert_eq!(format!("{reaper:?}"), "Reaper { timeout_ms: 30000, len: 1, latest: 5, .. }");
+    assert_eq!(ReaperError::NoTimeout.to_string(), "the timeout is 0 ms: it must be 1 ms or more");
+    assert_eq!(ReaperError::BadDescriptor(-1).to_string(), "-1 is no descriptor: it must be 0 or more");
+    assert_eq!(ReaperError::OutOfMemory.to_string(), "no memory for one more connection");
+}

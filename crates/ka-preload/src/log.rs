@@ -44,3 +44,55 @@ fn append(settings: &Settings, line: &mut Line) {
         raw::write(file.fd(), line.end());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    use ka_core::{Errno, Error, SockOpt};
+
+    use super::{denied, set};
+    use crate::settings::tests::{POLICY, logging};
+
+    /// A folder of the test's own.
+    fn scratch(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("ka-preload-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder).unwrap();
+        folder
+    }
+
+    #[test]
+    fn each_event_is_a_line_behind_the_others() {
+        let folder = scratch("lines");
+        let path = folder.join("log");
+        let told = logging(path.as_os_str().as_bytes(), b"a\x1b[31m\nb");
+        set(&told, 7, &POLICY, Ok(()));
+        let refused = Error::System { option: SockOpt::KeepAlive, errno: Errno(libc::EPERM) };
+        set(&told, 8, &POLICY, Err(refused));
+        denied(&told, -1, b"SO_KEEPALIVE", 0);
+        let who = format!("a?[31m?b[{}] fd ", std::process::id());
+        let expected = format!(
+            "{who}7: set idle=60,intvl=10,cnt=6\n{who}8: could not be set: errno 1\n{who}-1: denied SO_KEEPALIVE=0\n"
+        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), expected);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn nothing_goes_through_a_link_and_nobody_waits_for_a_reader() {
+        let folder = scratch("links");
+        let (link, target, fifo) = (folder.join("link"), folder.join("target"), folder.join("fifo"));
+        symlink(&target, &link).unwrap();
+        denied(&logging(link.as_os_str().as_bytes(), b"x"), 3, b"x", 0);
+        assert!(!target.exists());
+        assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        denied(&logging(fifo.as_os_str().as_bytes(), b"x"), 3, b"x", 0);
+        fs::remove_dir_all(folder).unwrap();
+    }
+}

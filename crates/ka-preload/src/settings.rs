@@ -331,6 +331,14 @@ pub(crate) mod tests {
         Told { settings, _place: place }
     }
 
+    /// The same, with a log, of a program of this name.
+    pub(crate) fn logging(path: &[u8], program: &[u8]) -> Told {
+        let mut told = settings(Mode::Force, POLICY, "");
+        told.settings.log.set(path);
+        told.settings.program.set(program);
+        told
+    }
+
     #[test]
     fn rules_are_kept_in_their_order_and_wrong_ones_are_dropped() {
         let told = settings(Mode::Force, POLICY, "; rport=22 skip ;nonsense; lport=1 idle=30;;");

@@ -325,6 +325,20 @@ mod tests {
         assert_eq!((idle(&other), known(other.as_raw_fd())), (None, Known::Nothing));
     }
 
+    /// A program that has closed its standard input gets its number for a socket.
+    #[test]
+    fn zero_is_a_descriptor() {
+        let told = settings(Mode::Force, POLICY, "");
+        learn(0, Known::Nothing);
+        born(&told, 0, AF_UNIX, SOCK_STREAM, 0);
+        assert_eq!(known(0), Known::LeftAlone);
+        let listener = tcp();
+        learn(listener.as_raw_fd(), Known::LeftAlone);
+        learn(0, Known::Nothing);
+        accepted(&told, listener.as_raw_fd(), 0);
+        assert_eq!(known(0), Known::LeftAlone);
+    }
+
     #[test]
     fn who_connects_has_it_whatever_was_known() {
         for mode in [Mode::Force, Mode::Floor, Mode::Default] {
