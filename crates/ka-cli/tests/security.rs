@@ -373,7 +373,7 @@ fn a_place_for_pins_that_somebody_else_has_made() {
             let (_, said) = script(&before, &format!("{ka} cgroup {command}"));
             assert!(said.contains("gold"), "{command}: {said}");
             assert!(said.contains("status 2"), "{command}: {said}");
-            assert!(said.contains("/sys/fs/bpf/ka: it is user 65534's, or others may write it"), "{said}");
+            assert!(said.contains("/sys/fs/bpf/ka: user 65534 made it, or others may write to it"), "{said}");
         }
         let (_, said) = script(&before, &format!("{ka} cgroup ls"));
         assert!(said.contains("no cgroup has a policy") && said.contains("gold"), "{said}");
