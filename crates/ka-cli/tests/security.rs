@@ -173,14 +173,6 @@ fn no_way_leaves_the_program_a_descriptor() {
     assert!(fs::read_to_string(log).unwrap().contains("fd 3: set"));
 }
 
-/// What supervisor and spare share, the program does not: its memory is new when it starts.
-#[test]
-fn the_program_has_nothing_of_the_supervisor_s_memory() {
-    let maps = stdout(ka().args(["run", "--via", "seccomp", "--", "cat", "/proc/self/maps"]));
-    assert!(maps.contains("[stack]"), "{maps}");
-    assert!(!maps.lines().any(|line| line.contains(" rw-s ")), "{maps}");
-}
-
 /// Under the real sudo, for a user who may keep KA_PRELOAD.
 #[test]
 fn under_sudo_a_shim_of_the_caller_s_is_not_preloaded() {
