@@ -66,7 +66,8 @@ pub(crate) enum Command {
 
 Status: the program's; 127 no such program, 126 it cannot be executed, 125 ka could not run it under the policy.
 
-Environment: KA_PRELOAD names the libka_preload.so to use. The other KA_ variables are in ka-preload(7).")]
+Environment: KA_PRELOAD names the libka_preload.so to use; under sudo, doas or pkexec it must be root's, and so must all
+folders that lead to it. The other KA_ variables are in ka-preload(7).")]
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) policy: Policy,
