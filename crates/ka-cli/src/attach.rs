@@ -241,7 +241,7 @@ impl Attach<'_> {
         let opened = meant.filter_map(|pid| match Process::open(pid) {
             Err(error) if is_gone(&error) => None,
             // The number may have become another's before it was held.
-            Ok(_) if !self.is_meant(pid) => None,
+            Ok(_) if self.user.is_some() && !self.is_meant(pid) => None,
             opened => Some((pid, opened)),
         });
         for (pid, process) in named.iter().map(|process| (process.pid, Ok(process.clone()))).chain(opened) {

@@ -24,18 +24,18 @@ struct Inert<W>(W);
 
 impl<W: Write> Write for Inert<W> {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-        let is_plain = |text: &str| !text.contains(|letter| letter != '\n' && is_order(letter));
-        match std::str::from_utf8(piece) {
-            Ok(text) if !is_plain(text) => {
-                for letter in text.chars() {
-                    if letter != '\n' && is_order(letter) {
-                        write!(self.0, "\\u{:04x}", u32::from(letter))?;
-                    } else {
-                        write!(self.0, "{letter}")?;
-                    }
-                }
+        // Nearly all of it is ASCII, whose control characters but DEL serde_json has escaped.
+        let text = if piece.iter().all(|byte| *byte < 0x7f) { None } else { std::str::from_utf8(piece).ok() };
+        let Some(text) = text else {
+            self.0.write_all(piece)?;
+            return Ok(piece.len());
+        };
+        for letter in text.chars() {
+            if letter != '\n' && is_order(letter) {
+                write!(self.0, "\\u{:04x}", u32::from(letter))?;
+            } else {
+                write!(self.0, "{letter}")?;
             }
-            _ => self.0.write_all(piece)?,
         }
         Ok(piece.len())
     }
