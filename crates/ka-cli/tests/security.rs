@@ -15,6 +15,15 @@ use command::{CleanUp, Holder, as_nobody, bare, holder, ka, outcome, public};
 use serde_json::Value;
 use support::{eventually, is_root, on_a_machine_of_its_own, scratch, skip, stdout, succeed, with_own_etc};
 
+/// A machine of the test's own, where it may say which number the next process gets.
+fn on_a_machine_with_numbers(test: &str) -> bool {
+    if !Path::new("/proc/sys/kernel/ns_last_pid").exists() {
+        skip("this kernel lets nobody choose the number of a process (CONFIG_CHECKPOINT_RESTORE)");
+        return false;
+    }
+    on_a_machine_of_its_own(test)
+}
+
 /// A process of this very number.
 fn holder_numbered(number: i32, command: &mut Command) -> Holder {
     for _ in 0..100 {
@@ -61,7 +70,7 @@ fn said(mut ka: Child) -> Option<(i32, String, String)> {
 #[test]
 fn a_number_that_is_used_again_is_another_process() {
     const NUMBER: i32 = 3000;
-    if !on_a_machine_of_its_own("a_number_that_is_used_again_is_another_process") {
+    if !on_a_machine_with_numbers("a_number_that_is_used_again_is_another_process") {
         return;
     }
     for _ in 0..5 {
@@ -83,7 +92,7 @@ fn a_number_that_is_used_again_is_another_process() {
 #[test]
 fn who_follows_a_process_does_not_follow_its_number() {
     const NUMBER: i32 = 3000;
-    if !on_a_machine_of_its_own("who_follows_a_process_does_not_follow_its_number") {
+    if !on_a_machine_with_numbers("who_follows_a_process_does_not_follow_its_number") {
         return;
     }
     let mut meant = holder_numbered(NUMBER, &mut Command::new(holder()));
@@ -106,7 +115,7 @@ fn who_follows_a_process_does_not_follow_its_number() {
 #[test]
 fn another_user_s_process_is_not_taken_for_a_user_s() {
     const NUMBER: i32 = 3000;
-    if !on_a_machine_of_its_own("another_user_s_process_is_not_taken_for_a_user_s") {
+    if !on_a_machine_with_numbers("another_user_s_process_is_not_taken_for_a_user_s") {
         return;
     }
     if !is_root() {
@@ -243,6 +252,30 @@ fn a_shim_is_root_s_with_all_that_leads_to_it() {
     }
     // As /tmp is: what is root's in there stays where it is.
     assert_eq!(run("SUDO_UID", 0o1777, &below), (0, String::new()));
+}
+
+/// Somebody has given ka rights of its own, which it does not need: its user decides nothing by the environment.
+#[test]
+fn with_more_rights_than_its_user_the_environment_names_no_shim() {
+    if !is_root() {
+        skip("only root may give a program more rights");
+        return;
+    }
+    let folder = public("rights");
+    let _made = CleanUp(folder.clone());
+    let (setuid, capable, shim) = (folder.join("setuid"), folder.join("capable"), folder.join("shim.so"));
+    for program in [&setuid, &capable] {
+        fs::copy(support::release().join("ka"), program).unwrap();
+    }
+    fs::copy(support::shim(), &shim).unwrap();
+    fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
+    succeed(Command::new("setcap").arg("cap_net_raw+ep").arg(&capable));
+    for program in [&setuid, &capable] {
+        let mut run = bare(program);
+        run.args(["run", "--via", "preload", "--", "true"]);
+        let (status, _, err) = outcome(as_nobody(&run).env("KA_PRELOAD", &shim));
+        assert!(status == 125 && err.contains("ka runs with more rights than its user's"), "{err}");
+    }
 }
 
 /// A name with which somebody would draw on an administrator's terminal, as text and as what ends a line or an object.
