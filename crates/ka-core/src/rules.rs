@@ -258,10 +258,10 @@ fn ipv4(text: &[u8]) -> Option<u32> {
 /// double colon in place of one or more that are zero.
 fn ipv6(text: &[u8]) -> Option<u128> {
     match text.windows(2).position(|pair| pair == b"::") {
-        None => groups(text).and_then(|(address, count)| (count == 8).then_some(address)),
+        None => groups(text, true).and_then(|(address, count)| (count == 8).then_some(address)),
         Some(at) => {
-            let (front, before) = groups(text.get(..at)?)?;
-            let (back, behind) = groups(text.get(at.checked_add(2)?..)?)?;
+            let (front, before) = groups(text.get(..at)?, false)?;
+            let (back, behind) = groups(text.get(at.checked_add(2)?..)?, true)?;
             let zeros = 8_u32.checked_sub(before)?.checked_sub(behind)?;
             let front = front.checked_shl(16_u32.checked_mul(zeros.checked_add(behind)?)?).unwrap_or(0);
             (zeros >= 1).then_some(front | back)
@@ -269,16 +269,17 @@ fn ipv6(text: &[u8]) -> Option<u128> {
     }
 }
 
-/// Groups with colons between them, none in an empty text: their bits, and how many they are.
+/// Groups with colons between them, none in an empty text: their bits, and how many they are. Where they are an address's
+/// end, the last may be an IPv4 address.
 #[inline(never)]
-fn groups(text: &[u8]) -> Option<(u128, u32)> {
+fn groups(text: &[u8], is_end: bool) -> Option<(u128, u32)> {
     let (mut address, mut count) = (0_u128, 0_u32);
     let mut rest = Some(text).filter(|text| !text.is_empty());
     while let Some(parts) = rest {
         let (part, behind) = cut(parts, b':');
         rest = behind;
         let (bits, groups) = match ipv4(part) {
-            Some(last) if behind.is_none() => (last, 2_u32),
+            Some(last) if is_end && behind.is_none() => (last, 2_u32),
             _ => (u32::from(hexadecimal(part)?), 1),
         };
         address = address.checked_shl(16_u32.checked_mul(groups)?)? | u128::from(bits);

@@ -126,6 +126,9 @@ fn addresses_match_by_their_prefix() {
         "::1%lo",
         "1.2.3.4:1:2:3:4:5:6",
         "::1.2.3.4:5",
+        // RFC 4291: an IPv4 address is the last of the groups.
+        "1.2.3.4::",
+        "1:1.2.3.4::1",
     ] {
         assert_eq!(Cidr::parse(wrong.as_bytes()), None, "{wrong}");
     }
