@@ -57,6 +57,7 @@ mod tests {
         assert_eq!(lossless(b"a\xffb"), "a\\xffb");
         assert_eq!(visible("é\u{1b}[31m\n".as_bytes()), "é\\u{1b}[31m\\n");
         assert_eq!(visible("a\u{202e}b".as_bytes()), "a\\u{202e}b");
+        assert_eq!(visible("a\u{61c}b".as_bytes()), "a\\u{61c}b");
         assert_eq!(visible(b"\xc3"), "\\xc3");
         assert_eq!(visible("\u{9b}31m\u{61c}\u{7f}".as_bytes()), "\\u{9b}31m\\u{61c}\\u{7f}");
         assert_eq!(visible_lines("a\nb\u{1b}c\r"), "a\nb\\u{1b}c\\r");
