@@ -96,6 +96,12 @@ impl Elf {
     }
 }
 
+/// `PATH_MAX`
+const LONGEST_PATH: u64 = 4096;
+
+/// Linkers make one, or two where some of it is not written to any more once the program is loaded.
+const MOST_DATA_SEGMENTS: usize = 4;
+
 fn parse<'data, Header, R>(data: R) -> Option<Elf>
 where
     Header: FileHeader<Endian = Endianness>,
@@ -104,18 +110,18 @@ where
     let header = Header::parse(data).ok()?;
     let endian = header.endian().ok()?;
     let segments = header.program_headers(endian, data).ok()?;
-    let loader = segments.iter().find_map(|segment| segment.interpreter(endian, data).ok().flatten());
+    // The first counts, and it is a path. fs/binfmt_elf.c, `load_elf_binary`
+    let loader = segments.iter().find(|segment| segment.p_type(endian) == elf::PT_INTERP);
+    let loader = loader.filter(|segment| segment.p_filesz(endian).into() <= LONGEST_PATH);
+    let loader = loader.and_then(|segment| segment.interpreter(endian, data).ok().flatten());
+    let is_data = |segment: &&Header::ProgramHeader| {
+        segment.p_type(endian) == elf::PT_LOAD && segment.p_flags(endian).0 & elf::PF_W.0 != 0
+    };
     let is_go = has_section::<Header, R>(header, endian, data, &[b".go.buildinfo", b".note.go.buildid"])
-        || segments.iter().any(|segment| {
+        || segments.iter().filter(is_data).take(MOST_DATA_SEGMENTS).any(|segment| {
             // Without section headers, its head is still at the beginning of a segment that is written to.
-            let is_data =
-                segment.p_type(endian) == elf::PT_LOAD && segment.p_flags(endian).0 & elf::PF_W.0 != 0;
             let (offset, size) = segment.file_range(endian);
-            let start = if is_data {
-                data.read_bytes_at(offset, size.min(64 * 1024)).unwrap_or_default()
-            } else {
-                &[]
-            };
+            let start = data.read_bytes_at(offset, size.min(64 * 1024)).unwrap_or_default();
             start.chunks(16).any(|chunk| chunk.starts_with(b"\xff Go buildinf:"))
         });
     let (soname, needed) = dynamic::<Header, R>(segments, endian, data).unwrap_or_default();
@@ -141,10 +147,12 @@ where
         let sections = header.section_headers(endian, data).ok()?;
         let index = header.shstrndx(endian, data).ok()?;
         let names = sections.get(usize::try_from(index).ok()?)?.data(endian, data).ok()?;
-        let name = |section: &Header::SectionHeader| {
-            names.get(usize::try_from(section.sh_name(endian)).ok()?..)?.split(|byte| *byte == 0).next()
+        let is_wanted = |section: &Header::SectionHeader| {
+            let name = usize::try_from(section.sh_name(endian)).ok().and_then(|place| names.get(place..));
+            let is = |wanted: &&[u8]| name?.strip_prefix(*wanted)?.first().copied();
+            wanted.iter().any(|wanted| is(wanted) == Some(0))
         };
-        Some(sections.iter().filter_map(name).any(|name| wanted.contains(&name)))
+        Some(sections.iter().any(is_wanted))
     };
     found().unwrap_or(false)
 }
@@ -177,10 +185,11 @@ where
         data.read_bytes_at_until(start..end, 0).ok().map(<[u8]>::to_vec)
     };
     let needed = entries.iter().filter(|entry| entry.d_tag(endian) == elf::DT_NEEDED);
-    Some((
-        value(elf::DT_SONAME).and_then(name),
-        needed.filter_map(|entry| name(entry.d_val(endian).into())).collect(),
-    ))
+    // All that are asked for are in the file once: a broken one could have each name be all of it.
+    let mut left = usize::try_from(data.len().ok()?).ok()?;
+    let fits = |name: &Vec<u8>| left.checked_sub(name.len()).map(|rest| left = rest).is_some();
+    let needed = needed.map_while(|entry| name(entry.d_val(endian).into())).take_while(fits).collect();
+    Some((value(elf::DT_SONAME).and_then(name), needed))
 }
 
 #[cfg(test)]
@@ -199,6 +208,35 @@ mod tests {
         let loader = Elf::read(Path::new(&path)).unwrap().unwrap();
         assert!(loader.is_loader() && loader.fits(&own));
         assert_eq!(Elf::read(Path::new("/proc/self/cmdline")).unwrap(), None);
+    }
+
+    #[test]
+    fn a_file_that_asks_for_all_of_itself_again_and_again_is_read_once() {
+        // The head, a segment of all of it and one that says what it needs, the names, and then what it needs.
+        let name = [&[b'x'; 4000][..], b"\0"].concat();
+        let (names, head) = (64 + 2 * 56, 64_u64);
+        let mut entries = vec![[5_u64, names], [10, u64::try_from(name.len()).unwrap()]];
+        entries.extend((0..2000).map(|n| [1, n]));
+        let entries: Vec<u8> = entries.into_flattened().into_iter().flat_map(u64::to_le_bytes).collect();
+        let dynamic = names + u64::try_from(name.len()).unwrap();
+        let size = u64::try_from(entries.len()).unwrap();
+        let words = |words: &[u64]| words.iter().copied().flat_map(u64::to_le_bytes).collect::<Vec<u8>>();
+        let bytes = [
+            b"\x7fELF\x02\x01\x01".to_vec(),
+            vec![0; 9],
+            words(&[1 << 32 | 62 << 16 | 3, 0, head, 0, 56 << 48 | 64 << 32, 2]),
+            words(&[5 << 32 | 1, 0, 0, 0, dynamic + size, dynamic + size, 1]),
+            words(&[6 << 32 | 2, dynamic, dynamic, dynamic, size, size, 1]),
+            name,
+            entries,
+        ]
+        .concat();
+        let path = std::env::temp_dir().join(format!("ka-elf-needed-{}", std::process::id()));
+        std::fs::write(&path, &bytes).unwrap();
+        let found = Elf::read(&path).unwrap().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(found.needed.first().map(Vec::len), Some(4000));
+        assert!(found.needed.iter().map(Vec::len).sum::<usize>() <= bytes.len());
     }
 
     #[test]
