@@ -1,16 +1,8 @@
 //! The kernel's types, as it describes them itself in /sys/kernel/btf/vmlinux: where a member is in a structure, and the
 //! number of a function. Documentation/bpf/btf.rst
 //!
-//! It is a file of five megabytes, which takes longer to read than ten thousand sockets take to be set. So it is mapped
-//! where the kernel can (Linux 6.16), gone through once for all names that are ever asked for, and nothing is kept of what
-//! has another.
-
-use std::fs::{self, File};
-use std::io;
-
-use super::sys;
-
-pub(super) const FILE: &str = "/sys/kernel/btf/vmlinux";
+//! It is a file of five megabytes, which takes longer to read than ten thousand sockets take to be set. So it is gone
+//! through once for all names that are ever asked for, and nothing is kept of what has another.
 
 const MAGIC: u16 = 0xeb9f;
 const STRUCT: u32 = 4;
@@ -19,6 +11,10 @@ const FUNC: u32 = 12;
 
 /// How many structures without a name are within each other: more than in any that is sound.
 const DEEPEST: u32 = 16;
+
+/// How many members are looked at for one: more than the largest structure has with all that is in it. In a broken file
+/// each may hold all the others many times.
+const MOST_MEMBERS: u32 = 10_000;
 
 /// `struct btf_type`: name, then vlen (16 bits), kind (5) and a flag in `info`, then a size or another type's number.
 #[derive(Clone, Copy)]
@@ -62,11 +58,11 @@ impl Type {
     }
 }
 
-/// A type that is asked for by name.
-type Named = (u32, &'static str);
+/// A type that is asked for, by its kind and name.
+pub(crate) type Named<'a> = (u32, &'a str);
 
 /// All that ka asks for.
-const NAMES: [Named; 9] = [
+pub(crate) const NAMES: [Named<'static>; 9] = [
     (FUNC, "bpf_iter_tcp"),
     (FUNC, "sk_getsockopt"),
     (STRUCT, "cgroup"),
@@ -79,31 +75,21 @@ const NAMES: [Named; 9] = [
 ];
 
 /// The kernel's types.
-pub(crate) struct Types {
-    bytes: &'static [u8],
+pub(crate) struct Types<'a> {
+    bytes: &'a [u8],
     /// The numbers of those that are asked for.
-    found: Vec<(Named, u32)>,
+    found: Vec<(Named<'a>, u32)>,
     /// Where every so many-th type is; the first has number 1.
     places: Vec<usize>,
     strings: usize,
 }
 
-impl Types {
+impl<'a> Types<'a> {
     /// How many types there are from one place that is kept to the next.
     const STEP: usize = 256;
 
-    /// Those of the kernel that runs. One that was built without `CONFIG_DEBUG_INFO_BTF` has none: `NotFound`.
-    pub(crate) fn of_the_kernel() -> io::Result<Self> {
-        // It is the kernel's for as long as it runs, and ours for as long as this process does.
-        let bytes = match sys::map(&File::open(FILE)?) {
-            Ok(bytes) => bytes,
-            Err(_) => fs::read(FILE)?.leak(),
-        };
-        Self::parse(bytes, &NAMES)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{FILE} is not as expected")))
-    }
-
-    fn parse(bytes: &'static [u8], names: &[Named]) -> Option<Self> {
+    /// Goes through them, for those that will be asked for.
+    pub(crate) fn parse(bytes: &'a [u8], names: &[Named<'a>]) -> Option<Self> {
         let magic = u16::from_ne_bytes(*bytes.first_chunk()?);
         let header = |place| Some(word(bytes, place)? as usize);
         let start = header(4)?;
@@ -121,7 +107,7 @@ impl Types {
                 types.places.push(place);
             }
             let found = type_at(bytes, place)?;
-            let is_it = |(kind, name): &&Named| *kind == found.kind() && types.is_named(found.name, name);
+            let is_it = |(kind, name): &&Named<'_>| *kind == found.kind() && types.is_named(found.name, name);
             if matches!(found.kind(), STRUCT | FUNC)
                 && let Some(name) = names.iter().find(is_it)
             {
@@ -158,22 +144,24 @@ impl Types {
 
     /// Where a member begins, in bytes. What is in a structure without a name counts as its owner's, as in C.
     pub(crate) fn offset(&self, structure: &str, member: &str) -> Option<i16> {
-        let bits = self.offset_in(self.find(STRUCT, structure)?, member, DEEPEST)?;
+        let mut left = MOST_MEMBERS;
+        let bits = self.offset_in(self.find(STRUCT, structure)?, member, DEEPEST, &mut left)?;
         i16::try_from(bits.is_multiple_of(8).then_some(bits / 8)?).ok()
     }
 
-    fn offset_in(&self, number: u32, member: &str, depth: u32) -> Option<u32> {
+    fn offset_in(&self, number: u32, member: &str, depth: u32, left: &mut u32) -> Option<u32> {
         let (place, owner) = self.numbered(number)?;
         let deeper = depth.checked_sub(1)?;
         if !matches!(owner.kind(), STRUCT | UNION) {
             return None;
         }
         (0..owner.count()).find_map(|n| {
+            *left = left.checked_sub(1)?;
             // A member is laid out as a type is: its name, its type's number, its offset.
             let found = type_at(self.bytes, place + Type::SIZE * (n + 1))?;
             let offset = if owner.has_bit_fields() { found.other & 0x00ff_ffff } else { found.other };
             if found.name == 0 {
-                offset.checked_add(self.offset_in(found.info, member, deeper)?)
+                offset.checked_add(self.offset_in(found.info, member, deeper, left)?)
             } else {
                 self.is_named(found.name, member).then_some(offset)
             }
@@ -192,11 +180,12 @@ fn type_at(bytes: &[u8], place: usize) -> Option<Type> {
 #[cfg(test)]
 mod tests {
     use super::{FUNC, NAMES, Named, STRUCT, Types};
+    use crate::bpf::host;
 
-    const NAMED: [Named; 3] = [(FUNC, "f"), (STRUCT, "outer"), (STRUCT, "oute")];
+    const NAMED: [Named<'_>; 3] = [(FUNC, "f"), (STRUCT, "outer"), (STRUCT, "oute")];
 
-    fn parsed(bytes: &[u8]) -> Option<Types> {
-        Types::parse(bytes.to_vec().leak(), &NAMED)
+    fn parsed(bytes: &[u8]) -> Option<Types<'_>> {
+        Types::parse(bytes, &NAMED)
     }
 
     /// struct outer { int a; union { int b; struct { int c; int d; }; }; }; int f(void);
@@ -218,7 +207,11 @@ mod tests {
             &[place("f"), kind(12, 0), 5],
         ]
         .concat();
-        let types: Vec<u8> = types.into_iter().flat_map(u32::to_ne_bytes).collect();
+        file(&types, strings)
+    }
+
+    fn file(types: &[u32], strings: &[u8]) -> Vec<u8> {
+        let types: Vec<u8> = types.iter().copied().flat_map(u32::to_ne_bytes).collect();
         let length = |slice: &[u8]| u32::try_from(slice.len()).unwrap();
         let mut bytes = [&0xeb9f_u16.to_ne_bytes()[..], &[1, 0]].concat();
         for word in [24, 0, length(&types), length(&types), length(strings)] {
@@ -229,7 +222,8 @@ mod tests {
 
     #[test]
     fn members_and_functions_are_found() {
-        let types = parsed(&made()).unwrap();
+        let made = made();
+        let types = parsed(&made).unwrap();
         assert_eq!(types.function("f"), Some(6));
         assert_eq!(types.function("outer"), None);
         let offsets = ["a", "b", "c", "d", "e"].map(|member| types.offset("outer", member));
@@ -255,8 +249,18 @@ mod tests {
     }
 
     #[test]
+    fn a_structure_that_is_within_itself_ends() {
+        // struct outer { struct outer; struct outer; … }: sixteen levels of them are more than there is time for.
+        let strings = b"\0outer\0";
+        let types = [&[1, 4 << 24 | 8, 8][..], &[0, 1, 0].repeat(8)].concat();
+        let file = file(&types, strings);
+        let types = parsed(&file).unwrap();
+        assert_eq!(types.offset("outer", "member"), None);
+    }
+
+    #[test]
     fn this_kernel_s_types_are_read() {
-        let Ok(types) = Types::of_the_kernel() else { return };
+        let Ok(types) = host::kernel_types() else { return };
         for (kind, name) in NAMES {
             assert!(types.find(kind, name).is_some() || name == "sk_getsockopt", "{name}");
         }
@@ -265,7 +269,8 @@ mod tests {
         assert!(types.offset("sock_common", "skc_num").is_some());
         assert!(types.offset("cgroup", "kn").is_some());
         // Read, where it was mapped.
-        let read = Types::parse(std::fs::read(super::FILE).unwrap().leak(), &NAMES).unwrap();
+        let file = std::fs::read(host::TYPES).unwrap();
+        let read = Types::parse(&file, &NAMES).unwrap();
         assert_eq!(read.found, types.found);
     }
 
@@ -286,7 +291,8 @@ mod tests {
         for word in [24, 0, length, length, 1] {
             bytes.extend(u32::to_ne_bytes(word));
         }
-        let types = parsed(&[bytes, types, vec![0]].concat()).unwrap();
+        let file = [bytes, types, vec![0]].concat();
+        let types = parsed(&file).unwrap();
         for number in 1..=1000 {
             assert_eq!(types.numbered(number).unwrap().1.other, number);
         }

@@ -1,18 +1,34 @@
 //! What this machine has of what programs for the kernel need: privileges, filesystems, a kernel that is new enough.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
+use super::btf::{NAMES, Types};
 use super::sys;
 use crate::process::Status;
 
 /// Where the bpf filesystem is mounted, by custom and by systemd.
 pub(crate) const BPF_FOLDER: &str = "/sys/fs/bpf";
 
+/// The kernel's types, as it describes them itself.
+pub(super) const TYPES: &str = "/sys/kernel/btf/vmlinux";
+
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
+
+/// The types of the kernel that runs. One that was built without `CONFIG_DEBUG_INFO_BTF` has none: `NotFound`.
+pub(super) fn kernel_types() -> io::Result<Types<'static>> {
+    // The file is the kernel's for as long as it runs, and ours for as long as this process does. Linux 6.16 maps it.
+    let bytes = match sys::map(&File::open(TYPES)?) {
+        Ok(bytes) => bytes,
+        Err(_) => fs::read(TYPES)?.leak(),
+    };
+    Types::parse(bytes, &NAMES)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{TYPES} is not as expected")))
+}
 
 /// A capability by its number and name. capabilities(7)
 #[derive(Clone, Copy)]
@@ -103,7 +119,7 @@ pub(crate) const NO_CGROUPS: &str =
 
 /// Whether the kernel describes its types.
 pub(crate) fn has_types() -> bool {
-    Path::new(super::btf::FILE).exists()
+    Path::new(TYPES).exists()
 }
 
 /// Why nothing can be kept in the bpf filesystem.

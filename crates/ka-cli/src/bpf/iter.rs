@@ -59,7 +59,7 @@ pub(super) fn teller() -> Vec<Insn> {
 
 /// Sets each socket that is meant, and tells how it fared. `None`: the kernel's types are not as they should be.
 pub(super) fn setter(
-    types: &Types,
+    types: &Types<'_>,
     config: &Config,
     mode: Mode,
     dry_run: bool,
@@ -115,7 +115,7 @@ fn cookie(program: &mut Assembler) {
 ///
 /// What the kernel has no room for it forgets, and calls the program once more for the same socket, when there is some.
 /// A socket that was set at the first call would then be told of as one that had it all already.
-fn wait_for_room(program: &mut Assembler, types: &Types, done: Label) -> Option<()> {
+fn wait_for_room(program: &mut Assembler, types: &Types<'_>, done: Label) -> Option<()> {
     let room = program.label();
     seq(program);
     // if (seq->count + size < seq->size) goto room;
@@ -153,7 +153,7 @@ fn end(program: &mut Assembler, skip: Label) {
     program.exit();
 }
 
-fn skip_other_ports(program: &mut Assembler, types: &Types, port: u16, skip: Label) -> Option<()> {
+fn skip_other_ports(program: &mut Assembler, types: &Types<'_>, port: u16, skip: Label) -> Option<()> {
     let meant = program.label();
     // if (socket->skc_num == port || socket->skc_dport == htons(port)) goto meant; else goto skip;
     program.load(Size::Half, Reg::R1, SOCKET, types.offset("sock_common", "skc_num")?);
@@ -165,7 +165,7 @@ fn skip_other_ports(program: &mut Assembler, types: &Types, port: u16, skip: Lab
 }
 
 /// A socket's cgroup is that of who made it, when it was made, or of its listener.
-fn skip_other_cgroups(program: &mut Assembler, types: &Types, cgroup: u64, skip: Label) -> Option<()> {
+fn skip_other_cgroups(program: &mut Assembler, types: &Types<'_>, cgroup: u64, skip: Label) -> Option<()> {
     /// How deep cgroups may be within each other, at most: `CGROUP_MAX_DEPTH` is not smaller in practice.
     const DEEPEST: i32 = 64;
     let (up, meant) = (program.label(), program.label());

@@ -246,11 +246,11 @@ pub(crate) fn attached(cgroup: BorrowedFd<'_>) -> io::Result<Vec<Orders>> {
 
 /// Whether programs can read what a socket has. The kernel's list of its functions tells, where it is there, for
 /// distributions give older kernels what is newer.
-fn check_reading(types: Option<&Types>) -> Result<(), String> {
+fn check_reading(types: Option<&Types<'_>>) -> Result<(), String> {
     if READING.check_release().is_ok() {
         return Ok(());
     }
-    let read = if types.is_none() { Types::of_the_kernel().ok() } else { None };
+    let read = if types.is_none() { host::kernel_types().ok() } else { None };
     // What bpf_getsockopt calls since then.
     match types.or(read.as_ref()).and_then(|types| types.function("sk_getsockopt")) {
         Some(_) => Ok(()),
@@ -259,11 +259,11 @@ fn check_reading(types: Option<&Types>) -> Result<(), String> {
 }
 
 /// What the iterator needs of the kernel's types: all of them, and which is the iterator's.
-fn iterator() -> Result<(Types, Kind), String> {
+fn iterator() -> Result<(Types<'static>, Kind), String> {
     if let Some(lack) = host::lacks(&host::FOR_SOCKETS) {
         return Err(lack);
     }
-    let types = Types::of_the_kernel().map_err(|error| match error.kind() {
+    let types = host::kernel_types().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => ITERATING.missing(),
         _ => error.to_string(),
     })?;
