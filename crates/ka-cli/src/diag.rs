@@ -170,24 +170,32 @@ fn dump_family(socket: &Socket, request: InetRequest, entries: &mut Vec<Entry>) 
     loop {
         buffer.clear();
         socket.recv(&mut buffer, 0)?;
-        let mut rest = buffer.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
-            match message.message_type() {
-                NLMSG_DONE => return outcome(message.payload()),
-                NLMSG_ERROR => {
-                    let payload = message.payload();
-                    let error = ErrorBuffer::new_checked(&payload).map_err(io::Error::other)?;
-                    let error = ErrorMessage::parse(&error).map_err(io::Error::other)?.to_io();
-                    return Err(error);
-                }
-                _ => entries.extend(entry(message.payload())),
-            }
-            // Each message begins at a multiple of four. NLMSG_ALIGN of <linux/netlink.h>
-            let length = (message.length() as usize).next_multiple_of(4).max(4);
-            rest = rest.get(length..).unwrap_or_default();
+        if read(&buffer, entries)? {
+            return Ok(());
         }
     }
+}
+
+/// Reads what the kernel sent at once: whether that was the last.
+pub(crate) fn read(messages: &[u8], entries: &mut Vec<Entry>) -> io::Result<bool> {
+    let mut rest = messages;
+    while !rest.is_empty() {
+        let message = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
+        match message.message_type() {
+            NLMSG_DONE => return outcome(message.payload()).map(|()| true),
+            NLMSG_ERROR => {
+                let payload = message.payload();
+                let error = ErrorBuffer::new_checked(&payload).map_err(io::Error::other)?;
+                let errno = ErrorMessage::parse(&error).map_err(io::Error::other)?.raw_code().wrapping_neg();
+                return Err(io::Error::from_raw_os_error(errno));
+            }
+            _ => entries.extend(entry(message.payload())),
+        }
+        // Each message begins at a multiple of four. NLMSG_ALIGN of <linux/netlink.h>
+        let length = (message.length() as usize).next_multiple_of(4).max(4);
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    Ok(false)
 }
 
 /// How a listing went: what ends it begins with an errno, negative, or 0.

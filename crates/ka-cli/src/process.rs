@@ -43,7 +43,7 @@ impl Status {
         Ok(Self::parse(&String::from_utf8_lossy(&text)))
     }
 
-    fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let fields = text.lines().filter_map(|line| line.split_once(':'));
         // The name comes first and can hold no newline, so it cannot pass for another field.
         Self(fields.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
@@ -89,7 +89,10 @@ impl Status {
 
 /// A number of /proc/PID/stat, which everybody may read, by its place in proc_pid_stat(5), from 3 on.
 fn stat(pid: i32, field: usize) -> Option<u64> {
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    stat_field(&fs::read(format!("/proc/{pid}/stat")).ok()?, field)
+}
+
+pub(crate) fn stat_field(stat: &[u8], field: usize) -> Option<u64> {
     // The name, in parentheses, may have anything in it, parentheses too.
     let behind = stat.rsplit(|byte| *byte == b')').next()?;
     std::str::from_utf8(behind).ok()?.split_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
@@ -242,14 +245,18 @@ pub(crate) fn sockets(folder: &str) -> io::Result<Vec<(i32, u32)>> {
     let inodes = parallel::map(&descriptors, |fd| {
         let mut buffer = [0; 64];
         // One that is gone meanwhile has no link.
-        let link = sys::read_link(folder.as_fd(), *fd, &mut buffer)?;
-        let digits = link.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
-        std::str::from_utf8(digits).ok()?.parse().ok()
+        socket_inode(sys::read_link(folder.as_fd(), *fd, &mut buffer)?)
     });
     let mut sockets: Vec<_> =
         descriptors.into_iter().zip(inodes).filter_map(|(fd, inode)| Some((fd, inode?))).collect();
     sockets.sort_unstable();
     Ok(sockets)
+}
+
+/// The inode of a descriptor whose link in /proc says that it is a socket.
+pub(crate) fn socket_inode(link: &[u8]) -> Option<u32> {
+    let digits = link.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 #[cfg(test)]

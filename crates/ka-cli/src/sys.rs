@@ -15,7 +15,7 @@ use libc::{c_char, c_int, c_long};
 
 /// Where the program begins: not in Rust's own main, which would ignore SIGPIPE. So a reader that goes away ends us
 /// without a word, as it does any filter, and a program that is started by us has the signals that we were given.
-#[cfg(not(test))]
+#[cfg(not(any(test, fuzzing)))]
 #[unsafe(no_mangle)]
 pub extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     let count = usize::try_from(argc).unwrap_or(0);
@@ -113,9 +113,6 @@ pub fn termination() -> io::Result<OwnedFd> {
 
 /// The numbers that name entries of an open folder, as those of /proc and /proc/PID/fd.
 pub fn numbers(folder: BorrowedFd<'_>) -> io::Result<Vec<i32>> {
-    /// struct linux_dirent64: inode, offset, length of the entry, type, then the name.
-    const LENGTH: usize = 16;
-    const NAME: usize = 19;
     let mut buffer = vec![0_u8; 64 * 1024];
     let mut found = Vec::new();
     loop {
@@ -123,18 +120,27 @@ pub fn numbers(folder: BorrowedFd<'_>) -> io::Result<Vec<i32>> {
         let size = check(unsafe {
             libc::syscall(libc::SYS_getdents64, folder.as_raw_fd(), buffer.as_mut_ptr(), buffer.len())
         })?;
-        let mut rest = buffer.get(..usize::try_from(size).unwrap_or(0)).unwrap_or_default();
-        if rest.is_empty() {
+        let entries = buffer.get(..usize::try_from(size).unwrap_or(0)).unwrap_or_default();
+        if entries.is_empty() {
             return Ok(found);
         }
-        while let Some(length) = rest.get(LENGTH..).and_then(|bytes| bytes.first_chunk()) {
-            let length = usize::from(u16::from_ne_bytes(*length));
-            let name = rest.get(NAME..length).unwrap_or_default();
-            let digits = name.split(|byte| *byte == 0).next().unwrap_or_default();
-            found.extend(std::str::from_utf8(digits).ok().and_then(|digits| digits.parse::<i32>().ok()));
-            rest = rest.get(length.max(NAME)..).unwrap_or_default();
-        }
+        found.extend(numbers_in(entries));
     }
+}
+
+/// The same of what getdents64(2) gave.
+pub fn numbers_in(entries: &[u8]) -> impl Iterator<Item = i32> {
+    /// struct linux_dirent64: inode, offset, length of the entry, type, then the name.
+    const LENGTH: usize = 16;
+    const NAME: usize = 19;
+    let mut rest = entries;
+    let names = std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(*rest.get(LENGTH..)?.first_chunk()?));
+        let name = rest.get(NAME..length).unwrap_or_default();
+        rest = rest.get(length.max(NAME)..).unwrap_or_default();
+        name.split(|byte| *byte == 0).next()
+    });
+    names.filter_map(|digits| std::str::from_utf8(digits).ok()?.parse().ok())
 }
 
 /// What a symbolic link in an open folder says, as much of it as there is room for.

@@ -75,7 +75,7 @@ pub(crate) fn cgroup_root() -> Option<PathBuf> {
 }
 
 /// What of the tree a line of mountinfo shows, and where. proc_pid_mountinfo(5)
-fn cgroup_mount(line: &[u8]) -> Option<(Vec<u8>, PathBuf)> {
+pub(crate) fn cgroup_mount(line: &[u8]) -> Option<(Vec<u8>, PathBuf)> {
     let mut fields = line.split(|byte| *byte == b' ');
     let (shown, place) = (fields.nth(3)?, fields.next()?);
     let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
@@ -88,6 +88,7 @@ fn unescaped(text: &[u8]) -> Vec<u8> {
     let mut rest = text;
     while let Some((first, behind)) = rest.split_first() {
         let code = (*first == b'\\').then(|| behind.first_chunk::<3>()).flatten();
+        let code = code.filter(|digits| digits.iter().all(u8::is_ascii_digit));
         let code = code.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
         bytes.push(code.unwrap_or(*first));
         rest = if code.is_some() { behind.get(3..).unwrap_or_default() } else { behind };
@@ -138,6 +139,8 @@ mod tests {
         assert_eq!(cgroup_mount(line), Some((b"/a".to_vec(), "/sys/fs/c g".into())));
         assert_eq!(cgroup_mount(b"26 24 0:23 / /sys rw - sysfs cgroup2 rw"), None);
         assert_eq!(cgroup_mount(b""), None);
+        let other = b"26 24 0:23 / /\\+12\\400 rw - cgroup2 none rw";
+        assert_eq!(cgroup_mount(other), Some((b"/".to_vec(), "/\\+12\\400".into())));
     }
 
     #[test]
