@@ -140,6 +140,13 @@ bench: all ## side by side with what a C program would do instead
 	@scripts/need rust cc ip ss unshare valgrind strace libkeepalive0 libevent libcrypto
 	@bench/run
 
+# Each of fuzz/fuzz_targets.
+SECONDS ?= 60
+
+fuzz: ## fuzzes whatever reads what others wrote, SECONDS (60) for each of its targets
+	@scripts/need rust c++ clang-rt
+	@scripts/fuzz -s '$(SECONDS)'
+
 clean: ## removes what was built
 	$(CARGO) clean
 	$(MAKE) -C c-examples clean
@@ -148,4 +155,4 @@ help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\n' | expand -t 8
 
-.PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 kernels bench clean help libka copyright deny sbom unsafe mutants
+.PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 kernels bench clean help libka copyright deny sbom unsafe mutants fuzz

@@ -45,7 +45,7 @@ pub mod beat;
 pub mod version;
 
 /// Unreachable, as a test of the built library shows; but a library without std must have one.
-#[cfg(not(test))]
+#[cfg(not(any(test, fuzzing)))]
 #[panic_handler]
 #[expect(unsafe_code, reason = "nothing else ends a program without std")]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -1,0 +1,97 @@
+//! What the kernel's list of sockets becomes: netlink messages, whole, cut short or nonsense. What is sound in them is
+//! compared with a reading of <linux/netlink.h> and <linux/inet_diag.h>, byte by byte.
+
+#![no_main]
+#![allow(dead_code, reason = "the command uses the rest")]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use diag::{Entry, State};
+use ka_fuzz::allocations;
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../crates/ka-cli/src/diag.rs"]
+mod diag;
+
+const DONE: u16 = 3;
+const ERROR: u16 = 2;
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut entries = Vec::new();
+    let most = 4096 + 64 * bytes.len();
+    let is_last = allocations::within(most, || diag::read(bytes, &mut entries));
+    let mut found = entries.iter();
+    let mut rest = bytes;
+    let outcome = loop {
+        if rest.is_empty() {
+            break Some(false);
+        }
+        let Some((length, kind)) = header(rest) else { break None };
+        match kind {
+            // How it went is there too, an errno, negative; or nothing.
+            DONE => {
+                let errno = rest.get(16..20).filter(|_| length >= 20);
+                let errno = errno.map_or(0, |errno| i32::from_ne_bytes(errno.try_into().unwrap()));
+                break (errno >= 0).then_some(true);
+            }
+            ERROR => break None,
+            _ => check(&rest[16..length], &mut found),
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    };
+    assert_eq!(is_last.ok(), outcome);
+    assert!(found.next().is_none(), "an entry of nothing");
+    for entry in &entries {
+        let (keepalive, is_suspended) = (entry.keepalive(), entry.is_suspended());
+        // Neither can be said of a socket that is not connected any more, or not yet.
+        if !matches!(entry.state, State::Established | State::CloseWait) {
+            assert_eq!((keepalive, is_suspended), (None, false));
+        }
+        assert!(!entry.state.name().is_empty() && !format!("{} {:?}", entry.local, entry.peer).is_empty());
+    }
+});
+
+/// A message's length and kind, if it is all there.
+fn header(bytes: &[u8]) -> Option<(usize, u16)> {
+    let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+    let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
+    (bytes.len() >= 16 && (16..=bytes.len()).contains(&length)).then_some((length, kind))
+}
+
+/// A `struct inet_diag_msg`, and the entry that was made of it, if one was.
+fn check<'a>(message: &[u8], found: &mut impl Iterator<Item = &'a Entry>) {
+    let Some(message) = message.get(..72).map(|head| <&[u8; 72]>::try_from(head).unwrap()) else { return };
+    let [family, state, timer, retransmits, ..] = *message;
+    let is_ip = matches!(i32::from(family), libc::AF_INET | libc::AF_INET6);
+    if !is_ip || !(1..=11).contains(&state) {
+        return;
+    }
+    let entry = found.next().expect("a sound message became nothing");
+    let short = |at: usize| u16::from_be_bytes([message[at], message[at + 1]]);
+    let word = |at: usize| u32::from_ne_bytes(message[at..at + 4].try_into().unwrap());
+    let address = |at: usize| match family {
+        2 => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(&message[at..at + 4]).unwrap())),
+        _ => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(&message[at..at + 16]).unwrap())),
+    };
+    assert_eq!((entry.local.ip(), entry.local.port()), (address(8), short(4)));
+    let peer = (short(6) != 0).then(|| (address(24), short(6)));
+    assert_eq!(entry.peer.map(|peer| (peer.ip(), peer.port())), peer);
+    assert_eq!(entry.state as u8, state);
+    assert_eq!(entry.cookie, u64::from(word(44)) | u64::from(word(48)) << 32);
+    assert_eq!(entry.inode, word(68));
+    // No kernel has another.
+    assert_eq!(
+        entry.timer.is_some(),
+        (1..=4).contains(&timer),
+        "timer {timer}, {retransmits}: {:?}",
+        entry.timer
+    );
+    if matches!(state, 1 | 8) {
+        let keepalive = match timer {
+            0 | 5.. => Some(false),
+            2 => Some(true),
+            _ => None,
+        };
+        assert_eq!(entry.keepalive(), keepalive, "timer {timer}");
+    }
+}

@@ -1,0 +1,97 @@
+//! What `ka check` reads of a program: any file, as its owner made it. It must end soon, without a panic and without
+//! taking more memory than the file is large, many times over; and where the head of the file is sound, say what that says.
+
+#![no_main]
+#![allow(dead_code, reason = "the command uses the rest")]
+
+use std::cell::OnceCell;
+use std::ffi::c_int;
+use std::fs::File;
+use std::os::fd::{AsRawFd as _, FromRawFd as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+
+use elf::{Elf, Libc};
+use ka_fuzz::allocations;
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../crates/ka-cli/src/elf.rs"]
+mod elf;
+
+thread_local!(static FILE: OnceCell<(File, PathBuf)> = const { OnceCell::new() });
+
+fuzz_target!(|bytes: &[u8]| {
+    FILE.with(|file| {
+        let (file, path) = file.get_or_init(|| {
+            // SAFETY: a descriptor that is new, and nobody else's.
+            let file = unsafe {
+                let fd: c_int = libc::memfd_create(c"elf".as_ptr(), libc::MFD_CLOEXEC);
+                assert!(fd >= 0);
+                File::from_raw_fd(fd)
+            };
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
+            (file, path)
+        });
+        file.set_len(0).unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        // What is read is kept, and what is said of it is a copy.
+        let most = 16 * 1024 + 8 * bytes.len();
+        let found = allocations::within(most, || Elf::read(path)).unwrap();
+        if let Some(found) = found {
+            check(bytes, &found);
+            assert!(found.fits(&found));
+            assert_eq!(Elf::read(path).unwrap(), Some(found));
+        }
+    });
+});
+
+/// What elf(5) says of the first bytes, and of the first segment that names a loader.
+fn check(bytes: &[u8], found: &Elf) {
+    let is_64 = bytes[4] == 2;
+    let number = |at: usize, size: usize| -> Option<u64> {
+        let mut digits = bytes.get(at..at.checked_add(size)?)?.to_vec();
+        if bytes[5] == 1 {
+            digits.reverse();
+        }
+        Some(digits.into_iter().fold(0, |number, digit| number << 8 | u64::from(digit)))
+    };
+    assert_eq!(found.is_64, is_64);
+    assert_eq!(Some(u64::from(found.machine.0)), number(18, 2));
+    assert_eq!(Some(found.is_position_independent), number(16, 2).map(|kind| kind == 3));
+    assert!(!found.machine_name().is_empty());
+
+    let (word, table, count, entry) = if is_64 { (8, 32, 56, 56) } else { (4, 28, 44, 32) };
+    let loader = || {
+        let start = usize::try_from(number(table, word)?).ok()?;
+        // So many that the number is elsewhere are not looked for.
+        let count =
+            Some(usize::try_from(number(count, 2)?).ok()?).filter(|count| *count < 0xffff && start > 0)?;
+        let at = (0..count).map(|n| start + n * entry).find(|at| number(*at, 4) == Some(3))?;
+        let (offset, size) = if is_64 { (at + 8, at + 32) } else { (at + 4, at + 16) };
+        let offset = usize::try_from(number(offset, word)?).ok()?;
+        let size = usize::try_from(number(size, word)?).ok().filter(|size| *size <= 4096)?;
+        let place = bytes.get(offset..offset.checked_add(size)?)?;
+        let end = place.iter().position(|byte| *byte == 0)?;
+        Some(place[..end].to_vec())
+    };
+    if number(count, 2) != Some(0xffff) {
+        assert_eq!(found.loader, loader());
+    }
+    let name = found.loader.as_deref().and_then(|path| path.rsplit(|byte| *byte == b'/').next());
+    let starts =
+        |prefixes: &[&[u8]]| name.is_some_and(|name| prefixes.iter().any(|one| name.starts_with(one)));
+    let libc = if starts(&[b"ld-musl-"]) {
+        Libc::Musl
+    } else if starts(&[b"ld-linux", b"ld64.so", b"ld.so"]) {
+        Libc::Glibc
+    } else {
+        Libc::Unknown
+    };
+    assert_eq!(found.libc(), found.loader.as_ref().map(|_| libc));
+    assert!(!(found.is_loader() && found.loader.is_some()));
+    // Go's mark is in the file where it is found.
+    let has = |mark: &[u8]| bytes.windows(mark.len()).any(|window| window == mark);
+    if found.is_go {
+        assert!(has(b"\xff Go buildinf:") || has(b".go.buildinfo") || has(b".note.go.buildid"));
+    }
+}

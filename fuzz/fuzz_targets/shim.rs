@@ -1,0 +1,599 @@
+//! What the shim is told and what it does then, beside a reference: KA_ variables and the text of /etc/ka.conf become a
+//! policy, a mode and rules, or complaints; the rules decide about addresses and ports; a socket gets what was decided;
+//! and the program's own setsockopt(2) changes what the mode lets it change. The kernel says what a socket has.
+//!
+//! The input is the environment, `NAME=value` a line, a zero byte, the text of the file, a zero byte, and then steps.
+//!
+//! The sources are the shim's own, all but its hooks.
+
+#![no_main]
+#![allow(dead_code, reason = "the hooks use the rest")]
+
+use std::cell::{Cell, RefCell};
+use std::ffi::{CString, OsStr, c_char, c_int};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::panic;
+use std::path::Path;
+use std::ptr;
+
+use ka_core::{Endpoint, Mode, Orders, Values};
+use ka_fuzz::input::Input;
+use ka_fuzz::kernel;
+use ka_fuzz::policy::{AUTO, KEEP, Policy, number};
+use ka_fuzz::rule::{self, Action, Network};
+use ka_fuzz::sockets::tcp;
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../crates/ka-preload/src/address.rs"]
+mod address;
+#[path = "../../crates/ka-preload/src/guard.rs"]
+mod guard;
+#[path = "../../crates/ka-preload/src/line.rs"]
+mod line;
+#[path = "../../crates/ka-preload/src/log.rs"]
+mod log;
+#[path = "../../crates/ka-preload/src/raw.rs"]
+mod raw;
+#[path = "../../crates/ka-preload/src/settings.rs"]
+mod settings;
+#[path = "../../crates/ka-preload/src/sockets.rs"]
+mod sockets;
+
+use guard::Answer;
+use settings::Settings;
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut input = Input(bytes);
+    let environment = entries(input.text(4096));
+    let file = input.text(4096);
+    check_orders(&environment, file);
+    check_shim(&environment, &mut input);
+    while !input.is_empty() {
+        check_address(&mut input);
+    }
+});
+
+/// What the variables say, by the reference.
+struct Told {
+    policy: Policy,
+    mode: Mode,
+    rules: Vec<u8>,
+    skip: Vec<u8>,
+    log: Vec<u8>,
+    /// The names of variables with a value that does not count, in their order.
+    complaints: Vec<&'static str>,
+}
+
+const NAMES: [&str; 10] = [
+    "KA_POLICY",
+    "KA_IDLE",
+    "KA_INTVL",
+    "KA_CNT",
+    "KA_USER_TIMEOUT",
+    "KA_MODE",
+    "KA_RULES",
+    "KA_SKIP",
+    "KA_LOG",
+    "KA_QUIET",
+];
+
+type Entry = (Vec<u8>, Vec<u8>);
+
+/// `NAME=value` a line.
+fn entries(text: &[u8]) -> Vec<Entry> {
+    let lines = text.split(|byte| *byte == b'\n');
+    lines
+        .filter_map(|line| line.iter().position(|byte| *byte == b'=').map(|at| line.split_at(at)))
+        .map(|(name, value)| (name.to_vec(), value[1..].to_vec()))
+        .collect()
+}
+
+/// The lines of the file that say something of ours, and how many say something else.
+fn file_entries(text: &[u8]) -> (Vec<Entry>, usize) {
+    let mut found = Vec::new();
+    let mut unknown = 0;
+    for line in text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii) {
+        if line.is_empty() || line[0] == b'#' {
+            continue;
+        }
+        match line.iter().position(|byte| *byte == b'=').map(|at| (&line[..at], &line[at + 1..])) {
+            Some((name, value)) if NAMES.iter().any(|known| known.as_bytes() == name) => {
+                let is_quoted = value.len() >= 2 && value.starts_with(b"\"") && value.ends_with(b"\"");
+                let value = if is_quoted { &value[1..value.len() - 1] } else { value };
+                found.push((name.to_vec(), value.to_vec()));
+            }
+            _ => unknown += 1,
+        }
+    }
+    (found, unknown)
+}
+
+fn first<'a>(entries: &'a [Entry], name: &str) -> Option<&'a [u8]> {
+    entries.iter().find(|(known, _)| known == name.as_bytes()).map(|(_, value)| value.as_slice())
+}
+
+impl Told {
+    fn by(sources: &[&[Entry]]) -> Self {
+        let mut told = Self {
+            policy: Policy { enabled: 1, idle: 60, intvl: 10, cnt: 6, user_timeout: KEEP },
+            mode: Mode::Force,
+            rules: Vec::new(),
+            skip: Vec::new(),
+            log: Vec::new(),
+            complaints: Vec::new(),
+        };
+        for name in &NAMES[..9] {
+            for value in sources.iter().filter_map(|source| first(source, name)) {
+                if told.take(name, value).is_some() {
+                    break;
+                }
+                told.complaints.push(name);
+            }
+        }
+        told
+    }
+
+    fn take(&mut self, name: &str, value: &[u8]) -> Option<()> {
+        let timer = |least, most| number(std::str::from_utf8(value).ok()?, least, most).ok().flatten();
+        let mut policy = self.policy;
+        match name {
+            "KA_POLICY" => {
+                policy = Policy::parse(value).ok().filter(|policy| policy.enabled != KEEP)?.on(&policy);
+            }
+            "KA_IDLE" => policy.idle = timer(1, 32767)?,
+            "KA_INTVL" => policy.intvl = timer(1, 32767)?,
+            "KA_CNT" => policy.cnt = timer(1, 127)?,
+            "KA_USER_TIMEOUT" if value == b"auto" => policy.user_timeout = AUTO,
+            "KA_USER_TIMEOUT" => policy.user_timeout = timer(0, i32::MAX)?,
+            "KA_MODE" => {
+                self.mode = match value {
+                    b"force" => Mode::Force,
+                    b"floor" => Mode::Floor,
+                    b"default" => Mode::Default,
+                    _ => return None,
+                }
+            }
+            "KA_RULES" => self.rules = value.to_vec(),
+            "KA_SKIP" => self.skip = value.to_vec(),
+            _ => self.log = Some(value).filter(|path| path.starts_with(b"/") && path.len() < 1024)?.to_vec(),
+        }
+        self.policy = Some(policy).filter(Policy::is_sound)?;
+        Some(())
+    }
+}
+
+fn words(config: &ka_core::Config) -> Policy {
+    Policy {
+        enabled: config.enabled().map_or(KEEP, i32::from),
+        idle: config.idle().unwrap_or(KEEP),
+        intvl: config.intvl().unwrap_or(KEEP),
+        cnt: config.cnt().unwrap_or(KEEP),
+        user_timeout: match config.user_timeout() {
+            ka_core::UserTimeout::Keep => KEEP,
+            ka_core::UserTimeout::Auto => AUTO,
+            ka_core::UserTimeout::Milliseconds(value) => value,
+        },
+    }
+}
+
+/// The environment before the file, as the shim and `ka run` have it.
+fn check_orders(environment: &[Entry], file: &[u8]) {
+    let (of_file, unknown) = file_entries(file);
+    let told = Told::by(&[environment, &of_file]);
+
+    let (mut ours, mut of_ours) = (Values::default(), Values::default());
+    for (name, value) in environment {
+        let is_known = NAMES.iter().any(|known| known.as_bytes() == name);
+        assert_eq!(ours.keep(name, value), is_known);
+    }
+    let mut lines = 0;
+    of_ours.keep_lines(file, |line| {
+        assert!(!line.is_empty());
+        lines += 1;
+    });
+    assert_eq!(lines, unknown);
+    let mut orders = Orders::default();
+    let mut complaints = Vec::new();
+    orders.take_all(&[ours, of_ours], |variable, _, right| {
+        assert!(!right.is_empty());
+        complaints.push(std::str::from_utf8(variable.name()).unwrap());
+    });
+    assert_eq!(complaints, told.complaints);
+    assert_eq!((words(&orders.policy), orders.mode), (told.policy, told.mode));
+    assert_eq!((orders.rules, orders.skip, orders.log), (&*told.rules, &*told.skip, &*told.log));
+    assert_eq!(ours.is_quiet(), first(environment, "KA_QUIET") == Some(b"1"));
+    // Names of programs, as somebody else may have them.
+    for name in [b"ka".as_slice(), b"python3.11", &told.log] {
+        let fits = told
+            .skip
+            .split(|byte| *byte == b',')
+            .map(<[u8]>::trim_ascii)
+            .any(|pattern| !pattern.is_empty() && rule::glob(pattern, name));
+        assert_eq!(ka_core::skips(orders.skip, [name, name]), fits);
+    }
+}
+
+/// The rules of a text, and how many of it do not count.
+fn rules(told: &Told) -> (Vec<rule::Rule>, usize) {
+    let mut rules = Vec::new();
+    let mut wrong = 0;
+    for text in told.rules.split(|byte| *byte == b';').map(<[u8]>::trim_ascii) {
+        match rule::Rule::parse(text, &told.policy) {
+            _ if text.is_empty() => {}
+            Some(rule) if rules.len() < 64 => rules.push(rule),
+            _ => wrong += 1,
+        }
+    }
+    (rules, wrong)
+}
+
+/// What the shim reads in its constructor, what it says of it, and what it does with sockets.
+fn check_shim(environment: &[Entry], input: &mut Input<'_>) {
+    if has_conf() {
+        return;
+    }
+    let told = Told::by(&[environment]);
+    let is_quiet = first(environment, "KA_QUIET") == Some(b"1");
+    let is_skipped = told
+        .skip
+        .split(|byte| *byte == b',')
+        .map(<[u8]>::trim_ascii)
+        .any(|pattern| !pattern.is_empty() && own_names().iter().any(|name| rule::glob(pattern, name)));
+    let (found, said) = read(environment);
+    let is_active = told.policy.enabled == 1 && !is_skipped;
+    let (rules, wrong) = if is_active { rules(&told) } else { (Vec::new(), 0) };
+    let complaints = if is_quiet { 0 } else { told.complaints.len() + wrong };
+    check_complaints(&said, complaints, &told);
+    assert_eq!(found.is_some(), is_active);
+    let Some(found) = found else { return };
+    assert_eq!((words(&found.base), found.mode), (told.policy, told.mode));
+    let log = found.log.as_c_str().map(|path| path.to_bytes().to_vec());
+    assert_eq!(log.unwrap_or_default(), told.log);
+    assert_eq!(found.rules.as_slice().len(), rules.len());
+    assert_eq!(found.rules.look_at_peer, rules.iter().any(rule::Rule::looks_at_peer));
+    assert_eq!(found.rules.look_at_local_port, rules.iter().any(|rule| rule.lport.is_some()));
+
+    for _ in 0..4 {
+        let (peer, lport) = (connection(input), input.short());
+        let ours = found
+            .rules
+            .as_slice()
+            .iter()
+            .find(|rule| {
+                rule.matches(peer.map(|(address, port)| Endpoint::v6(address.octets(), port)), lport)
+            })
+            .map(ka_core::Rule::action)
+            .map(|action| match action {
+                ka_core::Action::Skip => Action::Skip,
+                ka_core::Action::Apply(config) => Action::Apply(words(&config)),
+            });
+        let reference = rules.iter().find(|rule| rule.matches(peer, lport)).map(|rule| rule.action);
+        assert_eq!(ours, reference, "{peer:?} {lport} {}", told.rules.escape_ascii());
+    }
+    // What is logged of sockets goes into a file, and a path may be anybody's.
+    if told.log.is_empty() {
+        check_socket(found, &told, &rules, input);
+    }
+}
+
+/// A line each, of letters that a terminal only shows.
+fn check_complaints(said: &[u8], complaints: usize, told: &Told) {
+    let mut lines: Vec<_> = said.split(|byte| *byte == b'\n').collect();
+    assert_eq!(lines.pop(), Some(b"".as_slice()), "a line was not ended");
+    assert_eq!(lines.len(), complaints, "{}", said.escape_ascii());
+    for (n, line) in lines.into_iter().enumerate() {
+        assert!(line.len() < 512 && line.iter().all(|byte| matches!(byte, b' '..=b'~')));
+        let name = told.complaints.get(n).unwrap_or(&"KA_RULES");
+        assert!(line.starts_with(format!("ka: {name}").as_bytes()), "{}", line.escape_ascii());
+    }
+}
+
+/// A socket is made, is about to connect, and its program sets options.
+fn check_socket(settings: &Settings, told: &Told, rules: &[rule::Rule], input: &mut Input<'_>) {
+    let is_v6 = input.byte() % 2 == 1;
+    let family = if is_v6 { libc::AF_INET6 } else { libc::AF_INET };
+    let socket = tcp(family).unwrap();
+    let fd = socket.as_raw_fd();
+    let fresh = kernel::policy(fd);
+    sockets::born(settings, fd, family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+
+    let (mut address, port) = connection(input).unwrap_or((Ipv6Addr::LOCALHOST, 443));
+    if !is_v6 {
+        let [.., a, b, c, d] = address.octets();
+        address = Ipv4Addr::new(a, b, c, d).to_ipv6_mapped();
+    }
+    let to = match address.to_ipv4_mapped() {
+        Some(v4) if !is_v6 => SocketAddr::new(IpAddr::V4(v4), port),
+        _ => SocketAddr::new(IpAddr::V6(address), port),
+    };
+    let (bytes, size) = sockaddr(to);
+    sockets::connecting(settings, fd, bytes.as_ptr().cast(), size);
+    // The kernel takes any for the loopback.
+    let peer = match address.to_ipv4_mapped() {
+        Some(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.to_ipv6_mapped(),
+        _ if address.is_unspecified() => Ipv6Addr::LOCALHOST,
+        _ => address,
+    };
+    let rule = rules.iter().find(|rule| rule.matches(Some((peer, port)), 0));
+    let action = rule.map_or(Action::Apply(told.policy), |rule| rule.action);
+    let mut has = match action {
+        Action::Skip => fresh,
+        Action::Apply(policy) => given(&policy, &fresh, told.mode),
+    };
+    assert_eq!(kernel::policy(fd), has, "to {to} by {action:?} in {:?}", told.mode);
+
+    // Which policy the program's calls are held to. A rule that asks for what an unbound socket does not have yet leaves
+    // what it was given, by the base policy's measure.
+    let open = rules.iter().any(|rule| rule.looks_at_peer() || rule.lport.is_some());
+    let policy = if open {
+        told.policy
+    } else if let Action::Apply(policy) = action {
+        policy
+    } else {
+        told.policy
+    };
+    let is_held = action != Action::Skip && told.mode != Mode::Default;
+    for _ in 0..input.byte() % 8 {
+        let option = input.byte() % 5;
+        let value = input.value();
+        let wanted = allowed(option, value, &has, is_held.then_some(&policy), told.mode);
+        let answer = program_sets(fd, option, value);
+        match wanted {
+            Some(wanted) => (assert_eq!(answer, Ok(())), has = wanted).0,
+            None => assert_eq!(answer, Err(libc::EINVAL)),
+        }
+        assert_eq!(kernel::policy(fd), has, "option {option} to {value} in {:?}", told.mode);
+    }
+}
+
+/// What a fresh socket has once it was given a policy.
+fn given(policy: &Policy, fresh: &Policy, mode: Mode) -> Policy {
+    let mut has = policy.on(fresh);
+    if mode == Mode::Floor {
+        // What a sysctl says may be stricter, and could be set.
+        for (ours, theirs) in
+            [(&mut has.idle, fresh.idle), (&mut has.intvl, fresh.intvl), (&mut has.cnt, fresh.cnt)]
+        {
+            *ours = if theirs >= 1 { theirs.min(*ours) } else { *ours };
+        }
+    }
+    if has.user_timeout == AUTO {
+        has.user_timeout = has.automatic().unwrap();
+    }
+    has
+}
+
+/// What a socket has after its program set an option; `None`: EINVAL.
+fn allowed(option: u8, value: c_int, has: &Policy, held: Option<&Policy>, mode: Mode) -> Option<Policy> {
+    let range = match option {
+        0 => i32::MIN..=i32::MAX,
+        1 | 2 => 1..=32767,
+        3 => 1..=127,
+        _ => 0..=i32::MAX,
+    };
+    if !range.contains(&value) {
+        return None;
+    }
+    let mut after = *has;
+    let slot = match option {
+        0 => &mut after.enabled,
+        1 => &mut after.idle,
+        2 => &mut after.intvl,
+        3 => &mut after.cnt,
+        _ => &mut after.user_timeout,
+    };
+    let value = if option == 0 { i32::from(value != 0) } else { value };
+    let Some(policy) = held else {
+        *slot = value;
+        return Some(after);
+    };
+    match option {
+        0 => {}
+        4 if policy.user_timeout != KEEP => {}
+        4 => {
+            let latest = Policy { user_timeout: AUTO, ..*policy }.automatic().unwrap_or(i32::MAX);
+            *slot = value.min(latest);
+        }
+        _ if mode == Mode::Floor => *slot = value.min(policy.words()[usize::from(option)]),
+        _ => {}
+    }
+    Some(after)
+}
+
+/// The program's setsockopt(2), as the hook makes it.
+fn program_sets(fd: c_int, option: u8, value: c_int) -> Result<(), c_int> {
+    let (level, name) = match option {
+        0 => (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+        1 => (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
+        2 => (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
+        3 => (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
+        _ => (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+    };
+    // SAFETY: none of the arguments need be right.
+    match unsafe { guard::judge(fd, level, name, (&raw const value).cast(), 4) } {
+        Answer::Make => kernel::set_option(fd, level, name, value),
+        Answer::MakeAndMend => {
+            let result = kernel::set_option(fd, level, name, value);
+            if result.is_ok() {
+                guard::mend(fd);
+            }
+            result
+        }
+        Answer::Granted => Ok(()),
+        Answer::MakeWith(value) => kernel::set_option(fd, level, name, value),
+    }
+}
+
+/// A peer that somebody may have, or none.
+fn connection(input: &mut Input<'_>) -> Option<(Ipv6Addr, u16)> {
+    let address = match input.byte() % 6 {
+        0 => return None,
+        1 => Ipv6Addr::from_bits(u128::from_be_bytes(input.array())),
+        2 => Ipv4Addr::from(input.array::<4>()).to_ipv6_mapped(),
+        3 => Ipv4Addr::new(10, 0, input.byte() % 4, input.byte()).to_ipv6_mapped(),
+        4 => input.one_of(&[
+            Ipv6Addr::LOCALHOST,
+            Ipv6Addr::UNSPECIFIED,
+            Ipv4Addr::LOCALHOST.to_ipv6_mapped(),
+            Ipv4Addr::UNSPECIFIED.to_ipv6_mapped(),
+        ]),
+        _ => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, input.short()),
+    };
+    let port = if input.byte() < 128 { input.one_of(&[22, 443, 5432, 8000, 65535]) } else { input.short() };
+    Some((address, port))
+}
+
+fn sockaddr(to: SocketAddr) -> ([u8; 28], libc::socklen_t) {
+    let mut bytes = [0; 28];
+    let family = if to.is_ipv4() { 2_u16 } else { 10 };
+    bytes[..2].copy_from_slice(&family.to_ne_bytes());
+    bytes[2..4].copy_from_slice(&to.port().to_be_bytes());
+    match to.ip() {
+        IpAddr::V4(v4) => bytes[4..8].copy_from_slice(&v4.octets()),
+        IpAddr::V6(v6) => bytes[8..24].copy_from_slice(&v6.octets()),
+    }
+    (bytes, if to.is_ipv4() { 16 } else { 28 })
+}
+
+/// An address as text, and whether another is in it.
+fn check_address(input: &mut Input<'_>) {
+    let text = input.text(64);
+    let address = u128::from_be_bytes(input.array());
+    // Near it, where chance would never get.
+    let network = std::str::from_utf8(text).ok().and_then(Network::parse);
+    let near = text.split(|byte| *byte == b'/').next().and_then(|text| std::str::from_utf8(text).ok());
+    let near = near.and_then(|text| text.parse::<IpAddr>().ok()).map_or(0, |address| match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    });
+    let flipped = near ^ 1_u128 << (address % 128);
+    let ours = ka_core::Cidr::parse(text);
+    assert_eq!(ours.is_some(), network.is_some(), "{}", text.escape_ascii());
+    if let (Some(ours), Some(network)) = (ours, network) {
+        for address in [address, near, flipped, address & u128::from(u32::MAX) | 0xffff_0000_0000] {
+            let expected = network.contains(Ipv6Addr::from_bits(address));
+            assert_eq!(ours.contains(address), expected, "{network:?} {address:x}");
+        }
+    }
+}
+
+/// A machine may have a file that the shim would read, and then says other things.
+fn has_conf() -> bool {
+    thread_local!(static FOUND: Cell<Option<bool>> = const { Cell::new(None) });
+    FOUND.get().unwrap_or_else(|| {
+        let path = Path::new(OsStr::from_bytes(ka_core::CONF.to_bytes()));
+        let is_there = path.exists();
+        if is_there {
+            eprintln!("shim: this machine has {}: what the shim reads is not compared", path.display());
+        }
+        FOUND.set(Some(is_there));
+        is_there
+    })
+}
+
+/// What KA_SKIP compares with.
+fn own_names() -> [Vec<u8>; 2] {
+    let base = |path: &Path| path.file_name().unwrap_or_default().as_bytes().to_vec();
+    [
+        base(Path::new(&std::env::args_os().next().unwrap())),
+        base(&std::fs::read_link("/proc/self/exe").unwrap()),
+    ]
+}
+
+/// Has the shim read its settings in such an environment, and hears what it says. The settings stay where the hooks would
+/// find them.
+fn read(environment: &[Entry]) -> (Option<&'static Settings>, Vec<u8>) {
+    unsafe extern "C" {
+        static mut environ: *const *const c_char;
+    }
+    let strings: Vec<CString> = environment
+        .iter()
+        .map(|(name, value)| CString::new([name, b"=".as_slice(), value].concat()).unwrap())
+        .collect();
+    let pointers: Vec<*const c_char> =
+        strings.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect();
+    let listener = Listener::begin();
+    // SAFETY: there is one thread, the environment is put back, and what was read is only used for as long as the
+    // settings are: they keep copies.
+    let found = unsafe {
+        let before = environ;
+        environ = pointers.as_ptr();
+        let found = settings::read();
+        environ = before;
+        found
+    };
+    let said = listener.end();
+    // SAFETY: the hooks' side of it is this thread, which reads it when it is written.
+    let found = found.map(|found| unsafe {
+        settings::publish(found);
+        settings::active().unwrap()
+    });
+    (found, said)
+}
+
+/// Standard error, while it goes where it can be read.
+struct Listener;
+
+thread_local! {
+    /// What standard error was, and what it is meanwhile.
+    static ENDS: RefCell<Option<(OwnedFd, OwnedFd)>> = const { RefCell::new(None) };
+}
+
+impl Listener {
+    fn begin() -> Self {
+        ENDS.with_borrow_mut(|ends| {
+            let (_, meanwhile) = ends.get_or_insert_with(|| {
+                // What goes wrong meanwhile is to be read by people.
+                let usual = panic::take_hook();
+                panic::set_hook(Box::new(move |panic| {
+                    Self::restore();
+                    usual(panic);
+                }));
+                // SAFETY: descriptors that are new, and nobody else's.
+                unsafe {
+                    let flags = libc::MFD_CLOEXEC;
+                    let [before, meanwhile] =
+                        [libc::dup(2), libc::memfd_create(c"standard error".as_ptr(), flags)];
+                    assert!(before >= 0 && meanwhile >= 0);
+                    (OwnedFd::from_raw_fd(before), OwnedFd::from_raw_fd(meanwhile))
+                }
+            });
+            let fd = meanwhile.as_raw_fd();
+            // SAFETY: take no pointer.
+            unsafe {
+                libc::ftruncate(fd, 0);
+                libc::lseek(fd, 0, libc::SEEK_SET);
+                libc::dup2(fd, 2);
+            }
+        });
+        Self
+    }
+
+    fn restore() {
+        ENDS.with(|ends| {
+            if let Ok(ends) = ends.try_borrow()
+                && let Some((before, _)) = &*ends
+            {
+                // SAFETY: takes no pointer.
+                unsafe { libc::dup2(before.as_raw_fd(), 2) };
+            }
+        });
+    }
+
+    /// What was said.
+    fn end(self) -> Vec<u8> {
+        Self::restore();
+        ENDS.with_borrow(|ends| {
+            let fd = ends.as_ref().unwrap().1.as_raw_fd();
+            // SAFETY: the kernel writes at most as many bytes as there are.
+            unsafe {
+                let size = usize::try_from(libc::lseek(fd, 0, libc::SEEK_END)).unwrap();
+                let mut said = vec![0; size];
+                assert_eq!(libc::pread(fd, said.as_mut_ptr().cast(), size, 0).cast_unsigned(), size);
+                said
+            }
+        })
+    }
+}

@@ -1,0 +1,131 @@
+//! Calls as C makes them, and what the kernel says of a descriptor by getsockopt(2): not through ka.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use libc::c_int;
+
+use crate::policy::{KEEP, Policy};
+
+/// No call sets it: `errno` before a call, and after one that succeeded.
+const UNTOUCHED: c_int = 0x5a5a;
+
+fn errno() -> *mut c_int {
+    // SAFETY: takes nothing; this thread's `errno` lives as long as the thread.
+    unsafe { libc::__errno_location() }
+}
+
+/// Makes a call: its answer, and `errno` where it set it.
+pub fn call_raw<T>(call: impl FnOnce() -> T) -> (T, Option<c_int>) {
+    // SAFETY: this thread's own.
+    unsafe { *errno() = UNTOUCHED };
+    let answer = call();
+    // SAFETY: as above.
+    let errno = unsafe { *errno() };
+    (answer, (errno != UNTOUCHED).then_some(errno))
+}
+
+/// The same of a call that answers -1 and sets `errno`, or does neither.
+pub fn call(call: impl FnOnce() -> c_int) -> Result<c_int, c_int> {
+    match call_raw(call) {
+        (-1, Some(errno)) => Err(errno),
+        (answer @ 0.., None) => Ok(answer),
+        (answer, errno) => panic!("answer {answer} with errno {errno:?}"),
+    }
+}
+
+/// A struct of the API: its size, and the words behind it.
+pub fn words(size: u32, words: &[i32]) -> Vec<u8> {
+    size.to_ne_bytes().into_iter().chain(words.iter().flat_map(|word| word.to_ne_bytes())).collect()
+}
+
+/// getsockopt(2) of an int.
+pub fn option(fd: c_int, level: c_int, name: c_int) -> Result<c_int, c_int> {
+    let (mut value, mut size) = (0, 4);
+    // SAFETY: the kernel writes at most four bytes to an int.
+    let answer =
+        unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast::<c_void>(), &raw mut size) };
+    // SAFETY: this thread's own.
+    if answer == 0 { Ok(value) } else { Err(unsafe { *errno() }) }
+}
+
+/// setsockopt(2) of an int.
+pub fn set_option(fd: c_int, level: c_int, name: c_int, value: c_int) -> Result<(), c_int> {
+    // SAFETY: the kernel reads an int.
+    let answer = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast::<c_void>(), 4) };
+    // SAFETY: this thread's own.
+    if answer == 0 { Ok(()) } else { Err(unsafe { *errno() }) }
+}
+
+/// What the kernel has of a TCP socket, as `ka_query` would give it.
+pub fn policy(fd: c_int) -> Policy {
+    let tcp = |name| option(fd, libc::IPPROTO_TCP, name);
+    Policy {
+        enabled: option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE).unwrap(),
+        idle: tcp(libc::TCP_KEEPIDLE).unwrap(),
+        intvl: tcp(libc::TCP_KEEPINTVL).unwrap(),
+        cnt: tcp(libc::TCP_KEEPCNT).unwrap(),
+        user_timeout: tcp(libc::TCP_USER_TIMEOUT).unwrap_or(KEEP),
+    }
+}
+
+/// All that may have changed of any descriptor: each option, or why it has none.
+pub fn everything(fd: c_int) -> [Result<c_int, c_int>; 5] {
+    let tcp = |name| option(fd, libc::IPPROTO_TCP, name);
+    [
+        option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+        tcp(libc::TCP_KEEPIDLE),
+        tcp(libc::TCP_KEEPINTVL),
+        tcp(libc::TCP_KEEPCNT),
+        tcp(libc::TCP_USER_TIMEOUT),
+    ]
+}
+
+/// The errno that ka.h gives a descriptor: `None` where it is a TCP or Multipath TCP socket.
+pub fn refusal(fd: c_int) -> Option<c_int> {
+    // SAFETY: takes no pointer.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    if flags < 0 || flags & libc::O_PATH != 0 {
+        return Some(libc::EBADF);
+    }
+    let socket = |name| option(fd, libc::SOL_SOCKET, name);
+    match (socket(libc::SO_DOMAIN), socket(libc::SO_TYPE), socket(libc::SO_PROTOCOL)) {
+        (
+            Ok(libc::AF_INET | libc::AF_INET6),
+            Ok(libc::SOCK_STREAM),
+            Ok(libc::IPPROTO_TCP | libc::IPPROTO_MPTCP),
+        ) => None,
+        (Err(errno), ..) => Some(errno),
+        _ => Some(libc::ENOPROTOOPT),
+    }
+}
+
+/// `struct tcp_info` as it is now.
+pub fn info(fd: c_int) -> Option<libc::tcp_info> {
+    // SAFETY: numbers, for which zeros are values.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut size = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap();
+    let name = libc::TCP_INFO;
+    // SAFETY: the kernel writes at most the size of a tcp_info to it.
+    let answer =
+        unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, name, (&raw mut info).cast(), &raw mut size) };
+    (answer == 0).then_some(info)
+}
+
+/// The three sysctls of this network namespace.
+pub fn defaults() -> Policy {
+    let sysctl = |name: &str| -> i32 {
+        let path = format!("/proc/sys/net/ipv4/tcp_keepalive_{name}");
+        std::fs::read_to_string(path).unwrap().trim().parse().unwrap()
+    };
+    Policy {
+        enabled: 0,
+        idle: sysctl("time"),
+        intvl: sysctl("intvl"),
+        cnt: sysctl("probes"),
+        user_timeout: 0,
+    }
+}
+
+/// An address that nothing can be read from.
+pub const NULL: *mut c_void = ptr::null_mut();

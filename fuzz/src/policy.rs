@@ -1,0 +1,213 @@
+//! What a policy is and what its text means, written from the documentation of ka.h: the reference that `ka_parse`,
+//! `ka_format`, the plans and the variables are compared with. It shares no code with them.
+
+pub const KEEP: i32 = -1;
+pub const AUTO: i32 = -2;
+
+const LONGEST_S: i32 = 32767;
+const MOST_PROBES: i32 = 127;
+
+/// The words of a `struct ka_config` behind its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    pub enabled: i32,
+    pub idle: i32,
+    pub intvl: i32,
+    pub cnt: i32,
+    pub user_timeout: i32,
+}
+
+/// What is wrong with a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// EINVAL
+    Form,
+    /// ERANGE
+    Range,
+}
+
+impl Policy {
+    pub const KEEP: Self = Self { enabled: KEEP, idle: KEEP, intvl: KEEP, cnt: KEEP, user_timeout: KEEP };
+
+    pub const fn from_words(words: [i32; 5]) -> Self {
+        let [enabled, idle, intvl, cnt, user_timeout] = words;
+        Self { enabled, idle, intvl, cnt, user_timeout }
+    }
+
+    pub const fn words(&self) -> [i32; 5] {
+        [self.enabled, self.idle, self.intvl, self.cnt, self.user_timeout]
+    }
+
+    /// Whether every value is one that a config may have, as far as that can be said without a socket.
+    pub fn is_sound(&self) -> bool {
+        let in_range = |value: i32, most: i32| value == KEEP || (value >= 1 && value <= most);
+        (-1..=1).contains(&self.enabled)
+            && in_range(self.idle, LONGEST_S)
+            && in_range(self.intvl, LONGEST_S)
+            && in_range(self.cnt, MOST_PROBES)
+            && self.user_timeout >= AUTO
+            && (self.user_timeout != AUTO || self.is_open() || self.automatic().is_some())
+    }
+
+    /// Whether idle, intvl or cnt is not named.
+    pub fn is_open(&self) -> bool {
+        [self.idle, self.intvl, self.cnt].contains(&KEEP)
+    }
+
+    /// What `KA_AUTO` is, of these values: anything that a sysctl may hold.
+    pub fn automatic(&self) -> Option<i32> {
+        let milliseconds = 1000 * (i128::from(self.idle) + i128::from(self.intvl) * i128::from(self.cnt));
+        i32::try_from(milliseconds).ok().filter(|milliseconds| *milliseconds >= 1)
+    }
+
+    /// This, with what it does not name taken from another.
+    pub fn on(&self, base: &Self) -> Self {
+        let mut words = self.words();
+        for (word, theirs) in words.iter_mut().zip(base.words()) {
+            if *word == KEEP {
+                *word = theirs;
+            }
+        }
+        Self::from_words(words)
+    }
+
+    /// The text that ka.h gives for a policy.
+    pub fn text(&self) -> String {
+        let mut items = Vec::new();
+        match self.enabled {
+            0 => items.push("off".to_owned()),
+            KEEP => items.push("keep".to_owned()),
+            _ => {}
+        }
+        for (name, value) in [("idle", self.idle), ("intvl", self.intvl), ("cnt", self.cnt)] {
+            if value != KEEP {
+                items.push(format!("{name}={value}"));
+            }
+        }
+        match self.user_timeout {
+            KEEP => {}
+            AUTO => items.push("user_timeout=auto".to_owned()),
+            value => items.push(format!("user_timeout={value}")),
+        }
+        if items.is_empty() { "on".to_owned() } else { items.join(",") }
+    }
+
+    /// The policy of a text.
+    pub fn parse(text: &[u8]) -> Result<Self, Wrong> {
+        let text = std::str::from_utf8(text).map_err(|_| Wrong::Form)?;
+        let items: Vec<&str> = text.split(',').collect();
+        let mut policy = Self { enabled: 1, ..Self::KEEP };
+        let mut ranges = Vec::new();
+        if text.starts_with(|letter: char| letter.is_ascii_digit()) {
+            let [idle, intvl, cnt] = items[..] else { return Err(Wrong::Form) };
+            for (slot, digits, most) in [
+                (&mut policy.idle, idle, LONGEST_S),
+                (&mut policy.intvl, intvl, LONGEST_S),
+                (&mut policy.cnt, cnt, MOST_PROBES),
+            ] {
+                ranges.push(number(digits, 1, most)?.map(|value| *slot = value));
+            }
+        } else {
+            let mut said = std::collections::BTreeSet::new();
+            for item in items {
+                let (name, value) =
+                    item.split_once('=').map_or(("enabled", item), |(name, value)| (name, value));
+                if !said.insert(name) || (name == "enabled" && item.contains('=')) {
+                    return Err(Wrong::Form);
+                }
+                match (name, value) {
+                    ("enabled", "on") => policy.enabled = 1,
+                    ("enabled", "off") => policy.enabled = 0,
+                    ("enabled", "keep") => policy.enabled = KEEP,
+                    ("idle", _) => ranges.push(number(value, 1, LONGEST_S)?.map(|value| policy.idle = value)),
+                    ("intvl", _) => {
+                        ranges.push(number(value, 1, LONGEST_S)?.map(|value| policy.intvl = value))
+                    }
+                    ("cnt", _) => ranges.push(number(value, 1, MOST_PROBES)?.map(|value| policy.cnt = value)),
+                    ("user_timeout", "auto") => policy.user_timeout = AUTO,
+                    ("user_timeout", _) => {
+                        ranges.push(number(value, 0, i32::MAX)?.map(|value| policy.user_timeout = value));
+                    }
+                    _ => return Err(Wrong::Form),
+                }
+            }
+        }
+        if ranges.contains(&None) {
+            return Err(Wrong::Range);
+        }
+        if policy.is_sound() { Ok(policy) } else { Err(Wrong::Form) }
+    }
+
+    /// `ka_detect_time`: typical and worst. `None`: it is EINVAL.
+    pub fn detection(&self) -> Option<(u64, u64)> {
+        if !self.is_sound() || self.enabled != 1 || self.is_open() {
+            return None;
+        }
+        let limit = match self.user_timeout {
+            KEEP | 0 => None,
+            AUTO => self.automatic(),
+            value => Some(value),
+        };
+        let (idle, intvl) = (i64::from(self.idle), i64::from(self.intvl));
+        // The first probe at which the limit is over, of those that are sent; there is always one.
+        let probes = match limit {
+            None => self.cnt.into(),
+            Some(limit) => {
+                let left = i64::from(limit) - 1000 * idle;
+                let probes = left / (1000 * intvl) + i64::from(left % (1000 * intvl) > 0);
+                probes.max(1)
+            }
+        };
+        let seconds = idle + intvl * probes;
+        Some((1000 * seconds.unsigned_abs(), worst_ms(seconds.unsigned_abs(), probes.unsigned_abs() + 1)))
+    }
+}
+
+/// When so many seconds of so many timers are over at the latest.
+pub fn worst_ms(seconds: u64, timers: u64) -> u64 {
+    let wheel = u128::from(seconds) * 1000 * 71;
+    u64::try_from(wheel / 63 + u128::from(wheel % 63 > 0)).unwrap() + 10 * timers
+}
+
+/// The policy that finds a dead peer within so many milliseconds, if there is one.
+pub fn plan_detect(within_ms: u32) -> Option<Policy> {
+    let most = |cnt: u64| largest(|seconds| worst_ms(seconds, cnt + 1) <= within_ms.into());
+    let (cnt, seconds) =
+        [3_u64, 2, 1].into_iter().map(|cnt| (cnt, most(cnt))).find(|(cnt, most)| most > cnt)?;
+    let intvl = (seconds / (2 * cnt)).clamp(1, 32767);
+    let idle = (seconds - intvl * cnt).clamp(1, 32767);
+    Some(plan(idle, intvl, cnt))
+}
+
+/// The policy that keeps a path open that forgets after so many seconds, if there is one.
+pub fn plan_path(path_idle_s: u32) -> Option<Policy> {
+    let intvl = u64::from(path_idle_s / 10).clamp(1, 30);
+    let most = largest(|seconds| worst_ms(seconds, 2) <= 1000 * u64::from(path_idle_s));
+    (most > intvl).then(|| plan((most - intvl).min(32767), intvl, 5))
+}
+
+fn plan(idle: u64, intvl: u64, cnt: u64) -> Policy {
+    let [idle, intvl, cnt] = [idle, intvl, cnt].map(|value| i32::try_from(value).unwrap());
+    Policy { enabled: 1, idle, intvl, cnt, user_timeout: KEEP }
+}
+
+/// The largest number for which it holds, as it does for all below; 0 where it holds for none.
+fn largest(holds: impl Fn(u64) -> bool) -> u64 {
+    let (mut low, mut high) = (0, u64::from(u32::MAX) + 1);
+    while low + 1 < high {
+        let middle = low.midpoint(high);
+        if holds(middle) { low = middle } else { high = middle }
+    }
+    low
+}
+
+/// A number of decimal digits without leading zeros; `None` where it is out of range.
+pub fn number(digits: &str, least: i32, most: i32) -> Result<Option<i32>, Wrong> {
+    let is_number = !digits.is_empty()
+        && digits.bytes().all(|byte| byte.is_ascii_digit())
+        && (digits == "0" || !digits.starts_with('0'));
+    if !is_number {
+        return Err(Wrong::Form);
+    }
+    Ok(digits.parse::<i32>().ok().filter(|value| (least..=most).contains(value)))
+}

@@ -1,0 +1,136 @@
+//! KA_RULES and the addresses in them, written from ka-preload(7) with the parsers of the standard library: the
+//! reference for ka-core's, which must not panic and so has its own.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::ops::RangeInclusive;
+
+use crate::policy::{KEEP, Policy, number};
+
+/// What a rule does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Skip,
+    Apply(Policy),
+}
+
+/// An address, and how many of its bits count.
+#[derive(Clone, Copy, Debug)]
+pub struct Network {
+    address: IpAddr,
+    bits: u32,
+}
+
+/// A rule.
+#[derive(Debug)]
+pub struct Rule {
+    pub peer: Option<Network>,
+    pub rport: Option<RangeInclusive<u16>>,
+    pub lport: Option<RangeInclusive<u16>>,
+    pub action: Action,
+}
+
+impl Rule {
+    /// Reads a rule; `None` where it is none.
+    pub fn parse(text: &[u8], base: &Policy) -> Option<Self> {
+        let words = text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+        let words: Vec<&str> = words.map(|word| std::str::from_utf8(word).ok()).collect::<Option<_>>()?;
+        let (action, conditions) = words.split_last()?;
+        let (mut peer, mut rport, mut lport) = (None, None, None);
+        for condition in conditions {
+            let is_first = match condition.split_once('=')? {
+                ("peer", network) => peer.replace(Network::parse(network)?).is_none(),
+                ("rport", ports) => rport.replace(parse_ports(ports)?).is_none(),
+                ("lport", ports) => lport.replace(parse_ports(ports)?).is_none(),
+                _ => return None,
+            };
+            if !is_first {
+                return None;
+            }
+        }
+        let action = if *action == "skip" {
+            Action::Skip
+        } else {
+            let policy =
+                Policy::parse(action.as_bytes()).ok().filter(|policy| policy.enabled != KEEP)?.on(base);
+            if !policy.is_sound() {
+                return None;
+            }
+            if policy.enabled == 1 { Action::Apply(policy) } else { Action::Skip }
+        };
+        Some(Self { peer, rport, lport, action })
+    }
+
+    pub fn looks_at_peer(&self) -> bool {
+        self.peer.is_some() || self.rport.is_some()
+    }
+
+    /// Whether it is for a connection with this peer, if it has one yet, and this port of ours, if that is not 0.
+    pub fn matches(&self, peer: Option<(Ipv6Addr, u16)>, lport: u16) -> bool {
+        let of_peer = match peer {
+            Some((address, port)) => {
+                self.peer.is_none_or(|network| network.contains(address))
+                    && self.rport.as_ref().is_none_or(|ports| ports.contains(&port))
+            }
+            None => !self.looks_at_peer(),
+        };
+        of_peer && self.lport.as_ref().is_none_or(|ports| ports.contains(&lport))
+    }
+}
+
+impl Network {
+    /// `ADDRESS[/BITS]`
+    pub fn parse(text: &str) -> Option<Self> {
+        let (address, bits) = match text.split_once('/') {
+            Some((address, bits)) => (address, Some(bits)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().ok()?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let bits = match bits {
+            Some(bits) => number(bits, 0, most).ok()??,
+            None => most,
+        };
+        Some(Self { address, bits: bits.unsigned_abs() })
+    }
+
+    /// Whether an address is one of these. An IPv4 one is, if the prefix is of IPv4 or covers what all of them begin
+    /// with.
+    pub fn contains(&self, address: Ipv6Addr) -> bool {
+        match (self.address, address.to_ipv4_mapped()) {
+            (IpAddr::V4(network), Some(address)) => (0..self.bits)
+                .all(|n| bit(network.to_bits().into(), 31 - n) == bit(address.to_bits().into(), 31 - n)),
+            (IpAddr::V4(_), None) => false,
+            (IpAddr::V6(_), Some(_)) if self.bits < 96 => false,
+            (IpAddr::V6(network), _) => {
+                (0..self.bits).all(|n| bit(network.to_bits(), 127 - n) == bit(address.to_bits(), 127 - n))
+            }
+        }
+    }
+}
+
+fn bit(bits: u128, n: u32) -> bool {
+    bits & (1_u128 << n) != 0
+}
+
+/// `N[-M]`
+fn parse_ports(text: &str) -> Option<RangeInclusive<u16>> {
+    let port = |digits| u16::try_from(number(digits, 1, 65535).ok()??).ok();
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (port(first)?, port(last)?);
+    (first <= last).then_some(first..=last)
+}
+
+/// Whether a name fits a pattern with `*` and `?`.
+pub fn glob(pattern: &[u8], name: &[u8]) -> bool {
+    // Which beginnings of the name fit what was seen of the pattern.
+    let mut fits = vec![false; name.len() + 1];
+    fits[0] = true;
+    for wanted in pattern {
+        let before = fits.clone();
+        for n in 0..=name.len() {
+            let is_next = n > 0 && before[n - 1] && (*wanted == b'?' || name[n - 1] == *wanted);
+            fits[n] = if *wanted == b'*' { before[n] || (n > 0 && fits[n - 1]) } else { is_next };
+        }
+    }
+    fits[name.len()]
+}

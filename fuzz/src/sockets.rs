@@ -1,0 +1,402 @@
+//! Descriptors of every kind: TCP in each state that one can lead to, Multipath TCP, and what is no TCP at all.
+//!
+//! A kind is made once and used again, its options as they were at first; one whose connection has ended meanwhile is
+//! made anew. (SYN-RECV has no descriptor, and TIME-WAIT has none any more.)
+
+use std::ffi::{CStr, c_void};
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+
+use libc::c_int;
+
+use crate::kernel::{info, set_option};
+
+const ESTABLISHED: u8 = 1;
+const SYN_SENT: u8 = 2;
+const FIN_WAIT_1: u8 = 4;
+const FIN_WAIT_2: u8 = 5;
+const CLOSE: u8 = 7;
+const CLOSE_WAIT: u8 = 8;
+const LAST_ACK: u8 = 9;
+const LISTEN: u8 = 10;
+const CLOSING: u8 = 11;
+
+/// A descriptor, and those that it needs to stay what it is.
+struct Made {
+    fd: RawFd,
+    #[expect(dead_code, reason = "held, and never looked at")]
+    held: Vec<OwnedFd>,
+}
+
+type Make = fn() -> io::Result<Made>;
+
+/// A kind of descriptor.
+struct Kind {
+    name: &'static str,
+    make: Make,
+    /// In which state a TCP socket of this kind is.
+    state: Option<u8>,
+    made: Option<Made>,
+    /// Whether it was used since the beginning.
+    is_used: bool,
+}
+
+/// One descriptor of each kind that there is here.
+pub struct Sockets(Vec<Kind>);
+
+impl Sockets {
+    /// Makes one of each. What this machine does not have is said once, and left out.
+    pub fn new() -> Self {
+        let mut kinds = Vec::new();
+        for (name, make, state) in ALL {
+            match make() {
+                Ok(made) => kinds.push(Kind { name, make, state, made: Some(made), is_used: false }),
+                Err(error) if state.is_none() || name.starts_with("mptcp") => {
+                    eprintln!("sockets: there is no {name} here: {error}");
+                }
+                Err(error) => panic!("{name}: {error}"),
+            }
+        }
+        Self(kinds)
+    }
+
+    /// None of them was used yet.
+    pub fn begin(&mut self) {
+        self.0.iter_mut().for_each(|kind| kind.is_used = false);
+    }
+
+    /// The descriptor of a kind, any number of one. At its first use it is as new.
+    pub fn get(&mut self, number: u8) -> (RawFd, &'static str) {
+        let count = self.0.len();
+        let kind = &mut self.0[usize::from(number) % count];
+        let is_in_state = |made: &Made| {
+            kind.state.is_none_or(|state| info(made.fd).is_some_and(|info| info.tcpi_state == state))
+        };
+        if !kind.is_used {
+            let is_fresh = kind.name.ends_with("fresh");
+            if is_fresh || !kind.made.as_ref().is_some_and(is_in_state) {
+                // What it was goes first: a number may be asked for.
+                kind.made = None;
+                kind.made = Some((kind.make)().unwrap_or_else(|error| panic!("{}: {error}", kind.name)));
+            } else if let (Some(made), Some(_)) = (&kind.made, kind.state) {
+                reset(made.fd);
+            }
+            kind.is_used = true;
+        }
+        (kind.made.as_ref().map_or(-1, |made| made.fd), kind.name)
+    }
+}
+
+impl Default for Sockets {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a connection that nobody has touched has, on most machines.
+fn reset(fd: c_int) {
+    let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
+    for (name, value) in [
+        (libc::TCP_KEEPINTVL, 75),
+        (libc::TCP_KEEPCNT, 9),
+        (libc::TCP_KEEPIDLE, 7200),
+        (libc::TCP_USER_TIMEOUT, 0),
+    ] {
+        let _ = set_option(fd, libc::IPPROTO_TCP, name, value);
+    }
+}
+
+#[allow(clippy::undocumented_unsafe_blocks, reason = "those in it take no pointer, or a C string")]
+const ALL: [(&str, Make, Option<u8>); 47] = [
+    ("tcp4 fresh", || tcp(libc::AF_INET).map(alone), Some(CLOSE)),
+    ("tcp6 fresh", || tcp(libc::AF_INET6).map(alone), Some(CLOSE)),
+    ("tcp4 bound", || bound(libc::AF_INET, libc::IPPROTO_TCP).map(alone), Some(CLOSE)),
+    ("tcp4 listener", || listener(libc::AF_INET, libc::IPPROTO_TCP).map(alone), Some(LISTEN)),
+    ("tcp4 listener, one waits", awaited, Some(LISTEN)),
+    ("tcp6 listener", || listener(libc::AF_INET6, libc::IPPROTO_TCP).map(alone), Some(LISTEN)),
+    ("tcp4 client", || pair(libc::AF_INET).map(|(one, other)| with(one, other)), Some(ESTABLISHED)),
+    ("tcp4 accepted", || pair(libc::AF_INET).map(|(one, other)| with(other, one)), Some(ESTABLISHED)),
+    ("tcp6 client", || pair(libc::AF_INET6).map(|(one, other)| with(one, other)), Some(ESTABLISHED)),
+    ("tcp6 accepted", || pair(libc::AF_INET6).map(|(one, other)| with(other, one)), Some(ESTABLISHED)),
+    ("tcp4 unread data", unread, Some(ESTABLISHED)),
+    ("tcp4 syn-sent", syn_sent, Some(SYN_SENT)),
+    ("tcp4 fin-wait-1", fin_wait_1, Some(FIN_WAIT_1)),
+    ("tcp4 fin-wait-2", fin_wait_2, Some(FIN_WAIT_2)),
+    ("tcp4 close-wait", close_wait, Some(CLOSE_WAIT)),
+    ("tcp4 last-ack", last_ack, Some(LAST_ACK)),
+    ("tcp4 closing", closing, Some(CLOSING)),
+    ("tcp4 ended", ended, Some(CLOSE)),
+    ("tcp4 reset", was_reset, Some(CLOSE)),
+    ("mptcp4 fresh", || socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).map(alone), None),
+    ("mptcp6 fresh", || socket(libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).map(alone), None),
+    ("mptcp4 listener", || listener(libc::AF_INET, libc::IPPROTO_MPTCP).map(alone), Some(LISTEN)),
+    ("mptcp4 client", || mptcp_pair(true).map(|(one, other)| with(one, other)), Some(ESTABLISHED)),
+    ("mptcp4 accepted", || mptcp_pair(true).map(|(one, other)| with(other, one)), Some(ESTABLISHED)),
+    ("mptcp4 fallen back", || mptcp_pair(false).map(|(one, other)| with(one, other)), Some(ESTABLISHED)),
+    ("udp4", || socket(libc::AF_INET, libc::SOCK_DGRAM, 0).map(alone), None),
+    ("udp6", || socket(libc::AF_INET6, libc::SOCK_DGRAM, 0).map(alone), None),
+    ("unix stream", || socket(libc::AF_UNIX, libc::SOCK_STREAM, 0).map(alone), None),
+    ("unix datagram", || socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0).map(alone), None),
+    ("unix seqpacket", || socket(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0).map(alone), None),
+    ("raw icmp", || socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP).map(alone), None),
+    ("raw tcp", || socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP).map(alone), None),
+    ("packet", || socket(libc::AF_PACKET, libc::SOCK_RAW, 0).map(alone), None),
+    ("netlink route", || socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).map(alone), None),
+    // Its number is TCP's.
+    ("netlink xfrm", || socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_XFRM).map(alone), None),
+    ("vsock", || socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0).map(alone), None),
+    ("pipe, read end", || pipe().map(|(read, write)| with(read, write)), None),
+    ("pipe, write end", || pipe().map(|(read, write)| with(write, read)), None),
+    ("eventfd", || owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) }).map(alone), None),
+    ("epoll", || owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }).map(alone), None),
+    ("file", || owned(unsafe { libc::memfd_create(c"fuzz".as_ptr(), libc::MFD_CLOEXEC) }).map(alone), None),
+    ("device", || open(c"/dev/null", libc::O_RDWR).map(alone), None),
+    ("folder", || open(c"/", libc::O_RDONLY | libc::O_DIRECTORY).map(alone), None),
+    ("O_PATH", || open(c"/", libc::O_PATH).map(alone), None),
+    ("closed", || Ok(Made { fd: 0x000f_fff0, held: Vec::new() }), None),
+    ("negative", || Ok(Made { fd: -1, held: Vec::new() }), None),
+    ("least", || Ok(Made { fd: c_int::MIN, held: Vec::new() }), None),
+];
+
+fn alone(fd: OwnedFd) -> Made {
+    Made { fd: fd.as_raw_fd(), held: vec![fd] }
+}
+
+fn with(fd: OwnedFd, other: OwnedFd) -> Made {
+    Made { fd: fd.as_raw_fd(), held: vec![fd, other] }
+}
+
+fn check(answer: c_int) -> io::Result<c_int> {
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+}
+
+fn owned(answer: c_int) -> io::Result<OwnedFd> {
+    // SAFETY: it is new, and nobody else knows it.
+    check(answer).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn open(path: &CStr, flags: c_int) -> io::Result<OwnedFd> {
+    // SAFETY: a C string.
+    owned(unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC) })
+}
+
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [-1; 2];
+    // SAFETY: the kernel writes two descriptors.
+    check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
+    Ok((owned(ends[0])?, owned(ends[1])?))
+}
+
+/// None of them blocks.
+fn socket(family: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointer.
+    owned(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, protocol) })
+}
+
+pub fn tcp(family: c_int) -> io::Result<OwnedFd> {
+    socket(family, libc::SOCK_STREAM, libc::IPPROTO_TCP)
+}
+
+/// The loopback's address, with a port, as the kernel takes it.
+pub fn loopback(family: c_int, port: u16) -> (libc::sockaddr_storage, libc::socklen_t) {
+    // SAFETY: numbers, for which zeros are values.
+    let mut address: libc::sockaddr_storage = unsafe { mem::zeroed() };
+    let pointer = &raw mut address;
+    let size = if family == libc::AF_INET {
+        // SAFETY: a sockaddr_storage is one of these, and aligned for it.
+        let v4 = unsafe { &mut *pointer.cast::<libc::sockaddr_in>() };
+        v4.sin_family = 2;
+        v4.sin_port = port.to_be();
+        v4.sin_addr.s_addr = u32::from_ne_bytes([127, 0, 0, 1]);
+        size_of::<libc::sockaddr_in>()
+    } else {
+        // SAFETY: as above.
+        let v6 = unsafe { &mut *pointer.cast::<libc::sockaddr_in6>() };
+        v6.sin6_family = 10;
+        v6.sin6_port = port.to_be();
+        v6.sin6_addr.s6_addr[15] = 1;
+        size_of::<libc::sockaddr_in6>()
+    };
+    (address, libc::socklen_t::try_from(size).unwrap())
+}
+
+fn bound(family: c_int, protocol: c_int) -> io::Result<OwnedFd> {
+    let fd = socket(family, libc::SOCK_STREAM, protocol)?;
+    let (address, size) = loopback(family, 0);
+    // SAFETY: an address of so many bytes.
+    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size) })?;
+    Ok(fd)
+}
+
+fn listener(family: c_int, protocol: c_int) -> io::Result<OwnedFd> {
+    let fd = bound(family, protocol)?;
+    // SAFETY: takes no pointer.
+    check(unsafe { libc::listen(fd.as_raw_fd(), 0) })?;
+    Ok(fd)
+}
+
+/// A listener that has a connection which nobody has accepted.
+fn awaited() -> io::Result<Made> {
+    let (listener, client) = (listener(libc::AF_INET, libc::IPPROTO_TCP)?, tcp(libc::AF_INET)?);
+    connect(&client, &listener)?;
+    Ok(with(listener, client))
+}
+
+/// Connects to a listener, without waiting.
+fn connect(client: &OwnedFd, listener: &OwnedFd) -> io::Result<()> {
+    // SAFETY: numbers, for which zeros are values.
+    let mut address: libc::sockaddr_storage = unsafe { mem::zeroed() };
+    let mut size = libc::socklen_t::try_from(size_of_val(&address)).unwrap();
+    // SAFETY: an address, with its size; the kernel writes and then reads no more than that.
+    let answer = unsafe {
+        check(libc::getsockname(listener.as_raw_fd(), (&raw mut address).cast(), &raw mut size))?;
+        libc::connect(client.as_raw_fd(), (&raw const address).cast(), size)
+    };
+    match check(answer) {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
+        other => other.map(|_| ()),
+    }
+}
+
+/// Accepts, waiting up to a second.
+fn accept(listener: &OwnedFd) -> io::Result<OwnedFd> {
+    let mut entry = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one entry, and no address is asked for.
+    unsafe {
+        check(libc::poll(&raw mut entry, 1, 1000))?;
+        let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        owned(libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags))
+    }
+}
+
+fn join(client: OwnedFd, listener: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
+    connect(&client, listener)?;
+    let accepted = accept(listener)?;
+    Ok((client, accepted))
+}
+
+/// Two ends of a connection.
+fn pair(family: c_int) -> io::Result<(OwnedFd, OwnedFd)> {
+    join(tcp(family)?, &listener(family, libc::IPPROTO_TCP)?)
+}
+
+/// Two ends of a Multipath TCP connection; or the other end is TCP's, and so is the connection then.
+fn mptcp_pair(both: bool) -> io::Result<(OwnedFd, OwnedFd)> {
+    let protocol = if both { libc::IPPROTO_MPTCP } else { libc::IPPROTO_TCP };
+    let client = socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
+    let (client, accepted) = join(client, &listener(libc::AF_INET, protocol)?)?;
+    // Whether it is one is known when the first data has come.
+    // SAFETY: a byte of each.
+    unsafe {
+        check_size(libc::send(accepted.as_raw_fd(), c"x".as_ptr().cast(), 1, 0))?;
+        let mut entry = libc::pollfd { fd: client.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        check(libc::poll(&raw mut entry, 1, 1000))?;
+        let mut byte = 0_u8;
+        check_size(libc::recv(client.as_raw_fd(), (&raw mut byte).cast::<c_void>(), 1, 0))?;
+    }
+    Ok((client, accepted))
+}
+
+fn check_size(answer: isize) -> io::Result<usize> {
+    usize::try_from(answer).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sends until the other end's window is closed and nothing more fits.
+fn fill(fd: &OwnedFd) -> io::Result<()> {
+    let data = [0_u8; 65536];
+    loop {
+        // SAFETY: so many bytes.
+        let sent =
+            unsafe { libc::send(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), libc::MSG_NOSIGNAL) };
+        match check_size(sent) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn shut(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: takes no pointer.
+    check(unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) }).map(|_| ())
+}
+
+fn unread() -> io::Result<Made> {
+    let (client, accepted) = pair(libc::AF_INET)?;
+    fill(&client)?;
+    Ok(with(client, accepted))
+}
+
+/// A listener whose queue is full does not answer.
+fn syn_sent() -> io::Result<Made> {
+    let listener = listener(libc::AF_INET, libc::IPPROTO_TCP)?;
+    let mut held = Vec::new();
+    for _ in 0..16 {
+        let client = tcp(libc::AF_INET)?;
+        connect(&client, &listener)?;
+        let fd = client.as_raw_fd();
+        held.push(client);
+        if info(fd).is_some_and(|info| info.tcpi_state == SYN_SENT) {
+            held.push(listener);
+            return Ok(Made { fd, held });
+        }
+    }
+    Err(io::Error::other("a full queue answers"))
+}
+
+fn fin_wait_1() -> io::Result<Made> {
+    let (client, accepted) = pair(libc::AF_INET)?;
+    fill(&client)?;
+    shut(&client)?;
+    Ok(with(client, accepted))
+}
+
+fn fin_wait_2() -> io::Result<Made> {
+    let (client, accepted) = pair(libc::AF_INET)?;
+    shut(&client)?;
+    Ok(with(client, accepted))
+}
+
+fn close_wait() -> io::Result<Made> {
+    let (client, accepted) = pair(libc::AF_INET)?;
+    shut(&client)?;
+    Ok(with(accepted, client))
+}
+
+fn last_ack() -> io::Result<Made> {
+    let (client, accepted) = pair(libc::AF_INET)?;
+    shut(&client)?;
+    fill(&accepted)?;
+    shut(&accepted)?;
+    Ok(with(accepted, client))
+}
+
+fn closing() -> io::Result<Made> {
+    let (client, accepted) = pair(libc::AF_INET)?;
+    fill(&client)?;
+    shut(&client)?;
+    shut(&accepted)?;
+    Ok(with(client, accepted))
+}
+
+fn ended() -> io::Result<Made> {
+    let (client, accepted) = pair(libc::AF_INET)?;
+    shut(&client)?;
+    shut(&accepted)?;
+    // The one that was closed first would wait; this one was last.
+    Ok(with(accepted, client))
+}
+
+fn was_reset() -> io::Result<Made> {
+    let (client, accepted) = pair(libc::AF_INET)?;
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let size = libc::socklen_t::try_from(size_of::<libc::linger>()).unwrap();
+    let fd = accepted.as_raw_fd();
+    // SAFETY: the kernel reads a linger.
+    check(unsafe {
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size)
+    })?;
+    drop(accepted);
+    Ok(alone(client))
+}
