@@ -371,7 +371,7 @@ impl Run<'_> {
             _ => 4096 + 4 * u32::from(self.input.byte() % 3) - 4,
         };
         let tail = self.input.value();
-        let is_size = size % 4 == 0 && size >= 8;
+        let is_size = size.is_multiple_of(4) && size >= 8;
         // No more than it says is there, and where it says nonsense nothing but the size.
         let there = if is_size && size <= 4096 { size as usize } else { 4 };
         let mut whole = words(size, &values);
@@ -462,7 +462,7 @@ impl Run<'_> {
     fn preset(&mut self) {
         let choice = usize::from(self.input.byte());
         let named = ka_core::PRESETS.get(choice).map(|preset| preset.name.as_bytes());
-        let mut name = named.map_or_else(|| self.input.text(24), |name| name).to_vec();
+        let mut name = named.unwrap_or_else(|| self.input.text(24)).to_vec();
         let seconds = ka_core::PRESETS
             .iter()
             .find(|preset| preset.name.as_bytes() == name)
@@ -494,7 +494,8 @@ impl Run<'_> {
         let mut config = one.put(bytes.as_deref().unwrap_or_default());
         let (mut typical, mut worst) = (two.put(&before), three.put(&before));
         let pointer = if bytes.is_some() { config.pointer() } else { kernel::NULL.cast() };
-        let typical_ms = if nulls % 2 == 0 && nulls < 16 { kernel::NULL.cast() } else { typical.pointer() };
+        let typical_ms =
+            if nulls.is_multiple_of(2) && nulls < 16 { kernel::NULL.cast() } else { typical.pointer() };
         let worst_ms = if nulls % 2 == 1 && nulls < 16 { kernel::NULL.cast() } else { worst.pointer() };
         let answer = call(|| unsafe { (self.api.ka_detect_time)(pointer, typical_ms, worst_ms) });
         assert_eq!(answer, expected.map(|_| 0));
@@ -790,7 +791,7 @@ fn unchanged<T>(fd: c_int, look: impl FnOnce() -> T) -> T {
 /// What ka.h says of a struct that is to be filled.
 fn filled(object: Option<&[u8]>) -> Result<(), c_int> {
     let size = object.map_or(0, |bytes| u32::from_ne_bytes(bytes[..4].try_into().unwrap()));
-    if size % 4 == 0 && size >= 8 { Ok(()) } else { Err(EINVAL) }
+    if size.is_multiple_of(4) && size >= 8 { Ok(()) } else { Err(EINVAL) }
 }
 
 /// What is in a struct afterwards: its size, the words that there is room for, and what was there behind them.
