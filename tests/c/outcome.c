@@ -1,0 +1,104 @@
+/*
+ * outcome on|off CALL: one call of libka's between two marks, on descriptor 3, a socket that has keepalive on or off, for
+ * fault to spoil. Says what it answered and errno, and what it wrote.
+ *
+ * It ends with 1 where a call that failed has written something, one that succeeded has changed errno, or a descriptor is
+ * left open.
+ */
+#include <ka.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "check.h"
+
+enum { UNTOUCHED = 0x5a5a5a5a, ERRNO = 9999 };
+
+static void mark(void)
+{
+    close(-77);
+}
+
+static void set(int fd, int level, int name, int value)
+{
+    CHECK(setsockopt(fd, level, name, &value, sizeof value) == 0);
+}
+
+int main(int argc, char **argv)
+{
+    struct ka_config config = KA_CONFIG_INIT, query = KA_CONFIG_INIT;
+    struct ka_status status = KA_STATUS_INIT, no_status = KA_STATUS_INIT;
+    unsigned char nonce[KA_BEAT_NONCE_SIZE];
+    int value = UNTOUCHED, result = 0;
+
+    CHECK(argc == 3);
+    const char *call = argv[2];
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(fd == 3);
+    set(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, 60000);
+    set(fd, IPPROTO_TCP, TCP_KEEPCNT, 6);
+    set(fd, IPPROTO_TCP, TCP_KEEPINTVL, 60);
+    set(fd, IPPROTO_TCP, TCP_KEEPIDLE, 600);
+    set(fd, SOL_SOCKET, SO_KEEPALIVE, strcmp(argv[1], "on") == 0);
+    memset(nonce, 0x5a, sizeof nonce);
+    int free_before = dup(0);
+    CHECK(close(free_before) == 0);
+
+#define IS(name) (strcmp(call, name) == 0)
+    mark();
+    errno = ERRNO;
+    if (IS("enable"))
+        result = ka_enable(fd, 30, 3, 2);
+    else if (IS("disable"))
+        result = ka_disable(fd);
+    else if (IS("is_enabled"))
+        result = ka_is_enabled(fd);
+    else if (IS("get_idle"))
+        result = ka_get_idle(fd, &value);
+    else if (IS("get_intvl"))
+        result = ka_get_intvl(fd, &value);
+    else if (IS("get_cnt"))
+        result = ka_get_cnt(fd, &value);
+    else if (IS("get_user_timeout"))
+        result = ka_get_user_timeout(fd, &value);
+    else if (IS("set_user_timeout"))
+        result = ka_set_user_timeout(fd, 7000);
+    else if (IS("set_user_timeout_auto"))
+        result = ka_set_user_timeout(fd, KA_AUTO);
+    else if (IS("query"))
+        result = ka_query(fd, &query);
+    else if (IS("defaults"))
+        result = ka_defaults(&query);
+    else if (IS("get_status"))
+        result = ka_get_status(fd, &status);
+    else if (IS("beat_nonce"))
+        result = ka_beat_nonce(nonce);
+    else {
+        mark();
+        CHECK(ka_parse(call, &config) == 0);
+        mark();
+        errno = ERRNO;
+        result = ka_apply(fd, &config);
+    }
+    int error = errno;
+    mark();
+
+    if (result < 0) {
+        static const struct ka_config fresh = KA_CONFIG_INIT;
+        unsigned char same[sizeof nonce];
+        memset(same, 0x5a, sizeof same);
+        CHECK(result == -1 && error != ERRNO && value == UNTOUCHED);
+        CHECK(memcmp(&query, &fresh, sizeof query) == 0 && memcmp(&status, &no_status, sizeof status) == 0);
+        /* What the kernel may have written of it is no secret, and not to be used. */
+        CHECK(IS("beat_nonce") || memcmp(nonce, same, sizeof same) == 0);
+    } else {
+        CHECK(error == ERRNO);
+    }
+    int free_now = dup(0);
+    CHECK(free_now == free_before);
+    printf("%d %d\n", result, result < 0 ? error : 0);
+    printf("%d %d %d %d %d %d\n", value, query.enabled, query.idle, query.intvl, query.cnt, query.user_timeout);
+    return 0;
+}

@@ -1,0 +1,204 @@
+//! Each system call of libka's and of the shim's fails once, with each errno that it can have.
+//!
+//! What must then hold: a call of libka's reports that errno, and what it was about is as it was; a program under the shim
+//! sees no difference, and none of its sockets has half a policy.
+
+#[path = "support/faults.rs"]
+mod faults;
+mod support;
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use faults::{Fault, Ran, TRIAL, Trial, each, name};
+use support::{Link, cc, compile, preloaded, program, root, stdout};
+
+/// Whether libka may report this for an errno of the kernel's: the kernel's two words for "no such option" are one, unless
+/// it is what a socket is that cannot be asked.
+fn is_reported(errno: i32, fault: &Fault) -> bool {
+    errno == fault.errno || (errno == libc::EOPNOTSUPP && fault.errno == libc::ENOPROTOOPT)
+}
+
+/// The calls that do nothing but read, and those that write.
+const READERS: [&str; 7] =
+    ["is_enabled", "get_idle", "get_intvl", "get_cnt", "get_user_timeout", "query", "get_status"];
+const WRITERS: [&str; 9] = [
+    "enable",
+    "disable",
+    "set_user_timeout",
+    "set_user_timeout_auto",
+    "idle=30,intvl=3,cnt=2",
+    "idle=30,intvl=3,cnt=2,user_timeout=auto",
+    "off,idle=30,intvl=3,cnt=2,user_timeout=7000",
+    "keep,intvl=3,user_timeout=0",
+    "keep",
+];
+
+/// What a run says: its result and errno, then what it wrote.
+fn said(ran: &Ran) -> Option<(i32, i32, &str)> {
+    let (first, rest) = ran.stdout.split_once('\n')?;
+    let (result, errno) = first.split_once(' ')?;
+    Some((result.parse().ok()?, errno.parse().ok()?, rest))
+}
+
+#[test]
+fn a_call_of_libka_s_that_fails_reports_the_first_errno_and_leaves_the_socket_as_it_was() {
+    let outcome = program("outcome", Link::Shared);
+    let options = ["-x", name(&outcome), "-m", "-s", "3"];
+    for start in ["on", "off"] {
+        for call in READERS.iter().chain(&WRITERS) {
+            let prepare = || {
+                let mut command = Command::new(&outcome);
+                command.args([start, call]);
+                (command, ())
+            };
+            let judge = |fault: &Fault, ran: &Ran, ()| {
+                let (Some((result, errno, _)), [before, .., after]) = (said(ran), &ran.sockets[..]) else {
+                    return Err(format!("it ended with {}", ran.status));
+                };
+                if result != -1 || !is_reported(errno, fault) {
+                    // A user timeout that the kernel does not have is none.
+                    let is_missing = [libc::EOPNOTSUPP, libc::ENOPROTOOPT].contains(&fault.errno);
+                    let is_none = *call == "query" && is_missing && result == 0;
+                    return if is_none { Ok(()) } else { Err(format!("it answers {result}, errno {errno}")) };
+                }
+                // Off, its dormant timers may have changed; what counts are the switch and what rules data.
+                if before == after || (start == "off" && (before[0], before[4]) == (after[0], after[4])) {
+                    Ok(())
+                } else {
+                    Err(format!("{before:?} became {after:?}"))
+                }
+            };
+            let name = format!("libka: {call} on a socket that is {start}");
+            each(&Trial { name: &name, options: &options, ..TRIAL }, prepare, judge);
+            // What fails on the way back does not hide why.
+            let judge = |fault: &Fault, ran: &Ran, ()| match said(ran) {
+                Some((-1, errno, _)) if is_reported(errno, fault) => Ok(()),
+                _ => Err("not the first errno".to_owned()),
+            };
+            if WRITERS.contains(call) {
+                let then = Some(libc::EDOM);
+                each(&Trial { name: &name, options: &options, then, ..TRIAL }, prepare, judge);
+            }
+        }
+    }
+}
+
+/// Each has a second road: the sysctls by a socket, the nonce by /dev/urandom.
+#[test]
+fn what_has_another_road_takes_it() {
+    let outcome = program("outcome", Link::Shared);
+    let options = ["-x", name(&outcome), "-m"];
+    for call in ["defaults", "beat_nonce"] {
+        let prepare = || {
+            let mut command = Command::new(&outcome);
+            command.args(["off", call]);
+            (command, ())
+        };
+        let (mut command, ()) = prepare();
+        let without = stdout(&mut command);
+        let judge = |fault: &Fault, ran: &Ran, ()| match said(ran) {
+            Some((0, ..)) if ran.stdout == without => Ok(()),
+            // Nobody forbids to ask for what everybody may have, but a sandbox; then that is what is said.
+            Some((-1, errno, _)) if call == "beat_nonce" && errno == fault.errno => Ok(()),
+            _ => Err("it does not take the other road".to_owned()),
+        };
+        each(&Trial { name: &format!("libka: {call}"), options: &options, ..TRIAL }, prepare, judge);
+    }
+}
+
+/// The lines that are the program's own, and those that say what its sockets have.
+fn parted(printed: &str) -> (Vec<&str>, Vec<&str>) {
+    printed.lines().partition(|line| !line.contains(": "))
+}
+
+#[test]
+fn a_program_under_the_shim_sees_none_of_its_faults() {
+    let source = root().join("tests/c/preload/service.c");
+    let service = compile(&mut cc(), &source, Link::Nothing);
+    let alone = stdout(&mut Command::new(&service));
+    let log = support::scratch("log");
+    let options = ["-x", name(&service), "-o", "libka_preload.so"];
+    for (mode, rules) in
+        [("force", ""), ("floor", ""), ("default", ""), ("force", "peer=10.0.0.0/8 skip; lport=1-1023 skip")]
+    {
+        let prepare = || {
+            let mut command = preloaded(&service);
+            command.env("KA_MODE", mode).env("KA_RULES", rules).env("KA_LOG", &log).env("KA_SKIP", "nobody");
+            command.env("KA_CNT", "wrong");
+            (command, ())
+        };
+        let (mut command, ()) = prepare();
+        let under = stdout(&mut command);
+        let policy = parted(&under).1.iter().map(|line| line.split_once(": ").unwrap().1).collect::<Vec<_>>();
+        let fine: BTreeSet<&str> = policy.iter().copied().collect();
+        let judge = |_: &Fault, ran: &Ran, ()| {
+            if ran.status != 0 {
+                return Err("it ends otherwise".to_owned());
+            }
+            if parted(&ran.stdout).0 != parted(&alone).0 {
+                return Err("its calls answer otherwise".to_owned());
+            }
+            let states = parted(&ran.stdout).1;
+            // Off, or on with all of the policy; or with what the program itself has asked for.
+            let is_whole = |line: &&str| {
+                let values = line.split_once(": ").map_or("", |(_, values)| values);
+                let is_its_own = values.starts_with("1 300 10 6 ");
+                values.starts_with('0')
+                    || fine.contains(values)
+                    || values.starts_with("1 60 10 6 ")
+                    || is_its_own
+            };
+            match states.iter().find(|line| !is_whole(line)) {
+                Some(line) => Err(format!("a socket has half a policy: {line}")),
+                None => Ok(()),
+            }
+        };
+        let name = format!("shim: mode {mode}, rules {rules:?}");
+        each(&Trial { name: &name, options: &options, ..TRIAL }, prepare, judge);
+    }
+}
+
+/// A pointer that is wrong is the kernel's to refuse, also where the shim cannot find out that it is.
+#[test]
+fn a_wrong_pointer_is_never_read() {
+    let source = root().join("tests/c/preload/service.c");
+    let service = compile(&mut cc(), &source, Link::Nothing);
+    let alone = stdout(Command::new(&service).arg("wild"));
+    let prepare = || {
+        let mut command = preloaded(&service);
+        command.arg("wild");
+        (command, ())
+    };
+    let judge = |_: &Fault, ran: &Ran, ()| {
+        if (ran.status, &ran.stdout) == (0, &alone) { Ok(()) } else { Err("it answers otherwise".to_owned()) }
+    };
+    let options = ["-x", name(&service), "-o", "libka_preload.so"];
+    // That it says of what it could read.
+    let never = Some(("getsockopt", libc::ENOPROTOOPT));
+    each(&Trial { name: "shim: wrong pointers", options: &options, never, ..TRIAL }, prepare, judge);
+}
+
+/// Random calls, right and wrong ones: each answers as it does without the shim.
+#[test]
+fn random_calls_under_the_shim_answer_as_they_do_without_it() {
+    let calls = compile(&mut cc(), &root().join("crates/ka-cli/tests/c/calls.c"), Link::Nothing);
+    let options = ["-x", name(&calls), "-o", "libka_preload.so"];
+    for (seed, mode) in [("1", "force"), ("2", "default")] {
+        let alone = stdout(Command::new(&calls).args([seed, "120"]));
+        let prepare = || {
+            let mut command = preloaded(&calls);
+            command.env("KA_MODE", mode).args([seed, "120"]);
+            (command, ())
+        };
+        let judge = |_: &Fault, ran: &Ran, ()| {
+            if (ran.status, &ran.stdout) == (0, &alone) {
+                Ok(())
+            } else {
+                Err("it answers otherwise".to_owned())
+            }
+        };
+        let name = format!("shim: random calls, mode {mode}");
+        each(&Trial { name: &name, options: &options, few: 40, ..TRIAL }, prepare, judge);
+    }
+}
