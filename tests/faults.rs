@@ -175,7 +175,7 @@ fn a_wrong_pointer_is_never_read() {
     };
     let options = ["-x", name(&service), "-o", "libka_preload.so"];
     // That it says of what it could read.
-    let never = Some(("getsockopt", libc::ENOPROTOOPT));
+    let never = &[("getsockopt", libc::ENOPROTOOPT)][..];
     each(&Trial { name: "shim: wrong pointers", options: &options, never, ..TRIAL }, prepare, judge);
 }
 

@@ -53,6 +53,7 @@ struct task {
     bool runs, stopped, counts, dead;
     /* What the call that it is in answers instead, if not 0. */
     long error;
+    unsigned long argument;
     unsigned short nth[CALLS];
     struct range ranges[RANGES];
     int known;
@@ -171,6 +172,7 @@ static void divert(struct task *task, long number)
 {
     struct user_regs_struct now = registers(task->tid);
 #if defined(__x86_64__)
+    task->argument = now.rdi;
     if (number == SYS_brk)
         now.rdi = 0;
     else
@@ -188,13 +190,18 @@ static void divert(struct task *task, long number)
 #endif
 }
 
-static void answer(struct task *task, long result)
+static void answer(struct task *task, long number, long result)
 {
     struct user_regs_struct now = registers(task->tid);
 #if defined(__x86_64__)
-    now.rax = (unsigned long long)result;
+    /* Who calls relies on its arguments being as they were. */
+    if (number == SYS_brk)
+        now.rdi = task->argument;
+    else
+        now.rax = (unsigned long long)result;
 #elif defined(__aarch64__)
-    now.regs[0] = (unsigned long long)result;
+    if (number != SYS_brk)
+        now.regs[0] = (unsigned long long)result;
 #endif
     set_registers(task->tid, now);
 }
@@ -255,8 +262,7 @@ static void attend(struct task *task, int status)
         if (info.op == PTRACE_SYSCALL_INFO_ENTRY) {
             enter(task, &info);
         } else if (info.op == PTRACE_SYSCALL_INFO_EXIT && task->error != 0) {
-            if (fault_call != SYS_brk)
-                answer(task, -task->error);
+            answer(task, fault_call, -task->error);
             task->error = 0;
         }
         resume(task, 0);

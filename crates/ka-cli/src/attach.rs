@@ -416,7 +416,9 @@ impl Attach<'_> {
                 report.lines.push(Line {
                     pid: owner.map(|owner| owner.pid),
                     fd: owner.map(|owner| owner.fd),
-                    comm: owner.map(|owner| text::lossless(&owner.comm).into_owned()),
+                    comm: owner
+                        .and_then(|owner| owner.comm.as_deref())
+                        .map(|comm| text::lossless(comm).into_owned()),
                     local: socket.map(|socket| socket.entry.local),
                     peer: socket.and_then(|socket| socket.entry.peer),
                     result,

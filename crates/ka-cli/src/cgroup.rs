@@ -411,8 +411,12 @@ fn release(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         // By itself the link ends a moment after its last name has gone. Before Linux 5.9 that must do.
-        if let Ok(link) = bpf::sys::pinned(&path) {
-            let _ = bpf::sys::detach(link.as_fd());
+        // What is recorded beside the links detaches nothing.
+        if !path.ends_with(bpf::RECORD) {
+            match bpf::sys::pinned(&path).and_then(|link| bpf::sys::detach(link.as_fd())) {
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) && host::release() < (5, 9) => {}
+                detached => detached?,
+            }
         }
         fs::remove_file(&path)?;
     }

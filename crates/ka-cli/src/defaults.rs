@@ -161,7 +161,7 @@ fn set(policy: &Config, persist: Option<&Path>) -> Result<(), Failure> {
         }
         return Err(failure);
     }
-    Ok(())
+    persist.map_or(Ok(()), Draft::last)
 }
 
 fn write_value(file: &File, value: i32) -> io::Result<()> {
@@ -209,14 +209,22 @@ impl Draft {
     }
 
     fn publish(self) -> Result<(), Failure> {
-        let renamed = fs::rename(&self.draft, &self.path).and_then(|()| {
-            let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-            File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
-        });
-        renamed.map_err(|error| {
+        fs::rename(&self.draft, &self.path).map_err(|error| {
             Failure::new(format_args!(
                 "defaults: --persist {}: {error}; nothing was set",
                 self.path.display()
+            ))
+        })
+    }
+
+    /// Sees that the file is there after a crash too.
+    fn last(path: &Path) -> Result<(), Failure> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let synced = File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all());
+        synced.map_err(|error| {
+            Failure::new(format_args!(
+                "defaults: --persist {}: all is set and written, but a crash may undo the file: {error}",
+                path.display()
             ))
         })
     }

@@ -152,7 +152,7 @@ impl<'a> Row<'a> {
     fn new(socket: &'a Socket) -> Self {
         let Socket { entry, owner, settings, .. } = socket;
         let (pid, fd) = owner.as_ref().map(|Owner { pid, fd, .. }| (*pid, *fd)).unzip();
-        let comm = owner.as_ref().map(|owner| text::lossless(&owner.comm));
+        let comm = owner.as_ref().and_then(|owner| owner.comm.as_deref()).map(text::lossless);
         Self {
             pid,
             fd,
@@ -176,7 +176,8 @@ impl<'a> Row<'a> {
     fn holder(&self) -> String {
         let Socket { owner: Some(owner), others, .. } = self.socket else { return "-".to_owned() };
         let more = if *others > 0 { format!("+{others}") } else { String::new() };
-        format!("{}/{}{more}", text::visible(&owner.comm), owner.pid)
+        let comm = owner.comm.as_deref().unwrap_or(b"?");
+        format!("{}/{}{more}", text::visible(comm), owner.pid)
     }
 
     /// By process, listeners first; what nobody has comes last.

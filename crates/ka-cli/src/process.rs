@@ -242,13 +242,16 @@ pub(crate) fn probe(process: &Process) -> io::Result<()> {
 pub(crate) fn sockets(folder: &str) -> io::Result<Vec<(i32, u32)>> {
     let folder = File::open(folder)?;
     let descriptors = sys::numbers(folder.as_fd())?;
-    let inodes = parallel::map(&descriptors, |fd| {
+    let sockets = parallel::map(&descriptors, |fd| {
         let mut buffer = [0; 64];
-        // One that is gone meanwhile has no link.
-        socket_inode(sys::read_link(folder.as_fd(), *fd, &mut buffer)?)
+        match sys::read_link(folder.as_fd(), *fd, &mut buffer) {
+            Ok(link) => Ok(socket_inode(link).map(|inode| (*fd, inode))),
+            // One that is gone meanwhile has no link.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
     });
-    let mut sockets: Vec<_> =
-        descriptors.into_iter().zip(inodes).filter_map(|(fd, inode)| Some((fd, inode?))).collect();
+    let mut sockets: Vec<_> = sockets.into_iter().filter_map(Result::transpose).collect::<io::Result<_>>()?;
     sockets.sort_unstable();
     Ok(sockets)
 }

@@ -20,7 +20,8 @@ use crate::sys;
 pub(crate) struct Owner {
     pub(crate) pid: i32,
     pub(crate) fd: i32,
-    pub(crate) comm: Arc<[u8]>,
+    /// `None` where it cannot be read.
+    pub(crate) comm: Option<Arc<[u8]>>,
 }
 
 /// A TCP socket and all that could be found out about it.
@@ -122,7 +123,7 @@ fn tasks(pid: i32) -> Vec<Holder> {
 fn join(sockets: &mut [Socket], holders: &[Holder]) {
     let mut asked = Vec::new();
     for holder in holders {
-        let mut comm: Option<Arc<[u8]>> = None;
+        let mut comm: Option<Option<Arc<[u8]>>> = None;
         let mut held: Option<Option<Table>> = None;
         let mut seen = HashSet::new();
         for (fd, inode) in &holder.sockets {
@@ -139,10 +140,10 @@ fn join(sockets: &mut [Socket], holders: &[Holder]) {
                 }
                 continue;
             }
-            let comm = comm.get_or_insert_with(|| process::comm(holder.pid).unwrap_or_default().into());
+            let comm = comm.get_or_insert_with(|| process::comm(holder.pid).map(Arc::from));
             let is_known = found.iter().all(|socket| socket.settings.is_some());
             for socket in found {
-                socket.owner = Some(Owner { pid: holder.pid, fd: *fd, comm: Arc::clone(comm) });
+                socket.owner = Some(Owner { pid: holder.pid, fd: *fd, comm: comm.clone() });
             }
             if !is_known {
                 let table = held.get_or_insert_with(|| hold(holder));

@@ -144,14 +144,14 @@ pub fn numbers_in(entries: &[u8]) -> impl Iterator<Item = i32> {
 }
 
 /// What a symbolic link in an open folder says, as much of it as there is room for.
-pub fn read_link<'a>(folder: BorrowedFd<'_>, name: i32, buffer: &'a mut [u8; 64]) -> Option<&'a [u8]> {
+pub fn read_link<'a>(folder: BorrowedFd<'_>, name: i32, buffer: &'a mut [u8; 64]) -> io::Result<&'a [u8]> {
     let mut text = [0_u8; 12];
     let digits = digits(name.unsigned_abs(), &mut text);
     // SAFETY: `digits` ends with a NUL; the kernel writes at most as many bytes as the buffer has.
-    let size = unsafe {
+    let size = check(unsafe {
         libc::readlinkat(folder.as_raw_fd(), digits.as_ptr().cast(), buffer.as_mut_ptr().cast(), buffer.len())
-    };
-    buffer.get(..usize::try_from(size).ok()?)
+    })?;
+    Ok(buffer.get(..usize::try_from(size).unwrap_or(0)).unwrap_or_default())
 }
 
 /// The digits of a number, and a NUL behind them: made for each descriptor of the machine, so without a heap.
@@ -332,13 +332,28 @@ pub fn detached(keep: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<()>) -> 
         for standard in (0..=2).filter(|standard| *standard != keep.as_raw_fd()) {
             libc::dup2(null, standard);
         }
-        // Linux 5.9. Where it is lacking, there are no programs for cgroups either that could set keepalive.
-        libc::syscall(libc::SYS_close_range, 3, kept.saturating_sub(1), 0);
-        libc::syscall(libc::SYS_close_range, kept.saturating_add(1).max(3), u32::MAX, 0);
+        close_range(3, kept.saturating_sub(1));
+        close_range(kept.saturating_add(1).max(3), u32::MAX);
     }
     let _ = work();
     // SAFETY: takes no pointer.
     unsafe { libc::_exit(0) }
+}
+
+/// Closes descriptors by their numbers, those from `first` to `last` that are open.
+///
+/// # Safety
+/// This process uses none of them any more.
+unsafe fn close_range(first: u32, last: u32) {
+    // SAFETY: the caller vouches for it. Linux 5.9, or a filter forbids it: then one by one, as many as there can be.
+    unsafe {
+        if first <= last && libc::syscall(libc::SYS_close_range, first, last, 0) != 0 {
+            let most = u32::try_from(libc::sysconf(libc::_SC_OPEN_MAX)).unwrap_or(u32::MAX).min(1 << 20);
+            for fd in first..=last.min(most) {
+                libc::close(fd.cast_signed());
+            }
+        }
+    }
 }
 
 /// Waits until a file of the kernel's has something new to say, but no longer than this. poll(2), `POLLPRI`

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test program uses its part of this")]
 
+pub mod cgroups;
+
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;

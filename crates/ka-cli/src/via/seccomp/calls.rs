@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
-use ka_core::{Action, Config, Error, Kernel as _, Libc, Mode, SockOpt, Socket, Timer, UserTimeout};
+use ka_core::{Action, Config, Errno, Error, Kernel as _, Libc, Mode, SockOpt, Socket, Timer, UserTimeout};
 use libc::{c_int, c_long};
 
 use super::filter::{Foreign, X32};
@@ -75,9 +75,15 @@ impl Server {
     }
 
     fn see_to(&mut self, call: &Call) {
+        const TRIES: usize = 10;
         if let Some(answer) = self.answer(call) {
-            // ENOENT: nobody waits for it any more.
-            let _ = sys::answer(self.listener.as_fd(), call, answer);
+            let listener = self.listener.as_fd();
+            // A signal may come in between. ENOENT: nobody waits for it any more.
+            let is_open = || sys::answer(listener, call, answer).is_err() && sys::is_waiting(listener, call);
+            if (0..TRIES).all(|_| is_open()) {
+                // Who called would wait for ever: without us, the spare answers.
+                sys::exit(OUR_OWN);
+            }
         }
         self.shared.clear();
     }
@@ -263,7 +269,7 @@ impl Server {
     /// A caller's socket could not be had.
     fn refused(&mut self, call: &Call, error: &io::Error) {
         // No such descriptor: the kernel says so itself.
-        if !matches!(error.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) {
+        if error.raw_os_error() != Some(libc::EBADF) {
             self.note(call, Notice::Refused, || {
                 let why = privilege::explain(call.pid.cast_signed(), error);
                 format!("is not reached, and its sockets have no policy: {why}")
@@ -288,14 +294,14 @@ impl Server {
 pub(super) fn apply(fd: RawFd, terms: &Terms) {
     let socket = Socket::new(fd);
     let Action::Apply(policy) = terms.decide(fd) else { return };
-    let Ok(was_on) = socket.is_enabled() else { return };
-    if let Some(config) = socket.due(&policy, terms.mode, was_on) {
-        match socket.give(config, !was_on).1 {
-            // All that connects comes here: what is no TCP socket is left alone.
-            Ok(()) | Err(Error::NotTcp) => {}
-            Err(error) => {
-                let _ = writeln!(io::stderr(), "ka: run: a socket could not be set: {error}");
-            }
+    let given = socket.is_enabled().and_then(|was_on| {
+        socket.due(&policy, terms.mode, was_on).map_or(Ok(()), |config| socket.give(config, !was_on).1)
+    });
+    match given {
+        // All that connects comes here: what is no TCP socket is left alone.
+        Ok(()) | Err(Error::NotTcp | Error::System { errno: Errno(libc::ENOTSOCK), .. }) => {}
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "ka: run: a socket could not be set: {error}");
         }
     }
 }

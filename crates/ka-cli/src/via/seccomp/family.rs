@@ -35,7 +35,7 @@ use std::time::Duration;
 use seccompiler::sock_filter;
 
 use super::calls::Server;
-use super::message::Message;
+use super::message::{Message, patiently};
 use super::sys::{self, Change, Forked, Shared, Signal, Signals};
 use super::terms::Terms;
 use crate::failure::OUR_OWN;
@@ -69,12 +69,16 @@ pub(super) fn found(terms: Terms) -> io::Result<Cradle> {
     let (spare, to_spare) = pair()?;
     shared.front.store(own_pid(), Ordering::Relaxed);
     let signals = Signals::hold()?;
-    if let Forked::Parent(pid) = sys::fork().inspect_err(|_| signals.release())? {
-        sys::keep_only(&[front.as_raw_fd()]);
+    // Whatever can fail does so before there is a program.
+    let made = sys::signalfd(None).and_then(|read| Ok((read, sys::fork()?)));
+    let (read, made) = made.inspect_err(|_| signals.release())?;
+    if let Forked::Parent(pid) = made {
+        sys::keep_only(&[front.as_raw_fd(), read.as_raw_fd()]);
         // It would keep a filesystem from being unmounted.
         let _ = std::env::set_current_dir("/");
-        stand_in(&front, pid);
+        stand_in(&front, &read, pid);
     }
+    drop(read);
     sys::set_name(c"ka-spare");
     shared.spare.store(own_pid(), Ordering::Relaxed);
     let made = sys::adopt_orphans().and_then(|()| sys::fork()).unwrap_or_else(|error| give_up(&error));
@@ -89,9 +93,10 @@ pub(super) fn found(terms: Terms) -> io::Result<Cradle> {
         shared.program.store(pid, Ordering::Relaxed);
         sys::keep_only(&[to_front.as_raw_fd(), to_program.as_raw_fd(), to_spare.as_raw_fd()]);
         let _ = std::env::set_current_dir("/");
+        let children = sys::signalfd(Some(libc::SIGCHLD)).unwrap_or_else(|error| give_up(&error));
         let server =
             take_over(pid, to_program, &to_spare).map(|listener| Server::new(listener, shared, terms));
-        supervise(server, to_front, Some(to_spare), shared);
+        supervise(server, &children, to_front, Some(to_spare), shared);
     }
     sys::set_name(c"ka");
     Ok(Cradle { supervisor: program, signals, shared })
@@ -127,29 +132,37 @@ impl Cradle {
     }
 
     /// Hands the listener to the supervisor, and waits until it has it.
-    pub(super) fn hand_over(mut self, listener: OwnedFd) -> io::Result<Signals> {
-        self.supervisor.write_all(&listener.as_raw_fd().to_ne_bytes())?;
+    pub(super) fn hand_over(self, listener: OwnedFd) -> io::Result<Signals> {
+        send_number(&self.supervisor, listener.as_raw_fd())?;
         let errno = receive_number(&self.supervisor)?;
         drop(listener);
         if errno == 0 { Ok(self.signals) } else { Err(io::Error::from_raw_os_error(errno)) }
     }
 }
 
+fn send_number(mut to: &UnixStream, number: RawFd) -> io::Result<()> {
+    patiently(|| to.write(&number.to_ne_bytes()).map(drop))
+}
+
 fn receive_number(mut from: &UnixStream) -> io::Result<RawFd> {
     let mut bytes = [0; size_of::<RawFd>()];
-    from.read_exact(&mut bytes)?;
+    if patiently(|| from.read(&mut bytes))? < bytes.len() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     Ok(RawFd::from_ne_bytes(bytes))
 }
 
 /// A process that shows whether there can be a listener: it has one, until the other end is closed.
-pub(super) fn try_listener(mut parent: UnixStream, filter: &[sock_filter]) -> ! {
+pub(super) fn try_listener(parent: UnixStream, filter: &[sock_filter]) -> ! {
     let listener = sys::renounce_privileges().and_then(|()| sys::install_listener(filter));
     let number = match &listener {
         Ok(listener) => listener.as_raw_fd(),
         Err(error) => error.raw_os_error().unwrap_or(libc::EIO).saturating_neg(),
     };
-    let _ = parent.write_all(&number.to_ne_bytes());
-    let _ = receive_number(&parent);
+    // Who was not told does not close the other end: it waits for this one.
+    if send_number(&parent, number).is_ok() {
+        let _ = receive_number(&parent);
+    }
     sys::exit(0)
 }
 
@@ -164,36 +177,38 @@ pub(super) fn try_take(child: &UnixStream, pid: i32) -> io::Result<()> {
 
 /// The supervisor takes the listener out of the program's process, and lets the spare take it out of its own. `None`
 /// where the program's process has given up, or the kernel does not let us: it is told why.
-fn take_over(program: i32, mut to_program: UnixStream, mut to_spare: &UnixStream) -> Option<OwnedFd> {
+fn take_over(program: i32, to_program: UnixStream, to_spare: &UnixStream) -> Option<OwnedFd> {
     let theirs = receive_number(&to_program).ok()?;
     let taken = pidfd_open(program, 0).and_then(|process| pidfd_getfd(process.as_fd(), theirs));
     if let Ok(listener) = &taken {
         sys::wake_up_in_turn(listener.as_fd());
-        let told = to_spare.write_all(&listener.as_raw_fd().to_ne_bytes());
+        let told = send_number(to_spare, listener.as_raw_fd());
         // Without a spare it is as good, until it is killed.
         let _ = told.and_then(|()| receive_number(to_spare));
     }
     let errno = taken.as_ref().err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
-    let _ = to_program.write_all(&errno.to_ne_bytes());
+    let _ = send_number(&to_program, errno);
     taken.ok()
 }
 
 /// The spare: is there until the supervisor has ended, and goes on in its stead where it did not end of itself.
 fn wait_for(
     supervisor: i32,
-    mut to_supervisor: UnixStream,
+    to_supervisor: UnixStream,
     to_front: UnixStream,
     shared: &'static Shared,
     terms: Terms,
 ) -> ! {
     let job = sys::own_group();
     sys::enter_group(0);
+    let children = sys::signalfd(Some(libc::SIGCHLD)).unwrap_or_else(|error| give_up(&error));
     let listener = receive_number(&to_supervisor).and_then(|theirs| {
         let taken = pidfd_open(supervisor, 0).and_then(|process| pidfd_getfd(process.as_fd(), theirs));
-        to_supervisor.write_all(&0_i32.to_ne_bytes())?;
+        send_number(&to_supervisor, 0)?;
         taken
     });
-    forget_with_the_program(supervisor, to_supervisor);
+    // Who was not told does not wait for it.
+    forget_with_the_program(supervisor, listener.is_ok().then_some(to_supervisor));
     if sys::has_ended_well(supervisor) {
         sys::exit(0);
     }
@@ -205,13 +220,12 @@ fn wait_for(
         own_pid()
     );
     sys::set_name(SUPERVISOR);
-    supervise(Some(Server::new(listener, shared, terms)), to_front, None, shared)
+    supervise(Some(Server::new(listener, shared, terms)), &children, to_front, None, shared)
 }
 
 /// Waits until the supervisor has ended. It says so when the program has ended and it is daemons that go on.
-fn forget_with_the_program(supervisor: i32, from: UnixStream) {
+fn forget_with_the_program(supervisor: i32, mut from: Option<UnixStream>) {
     let Ok(supervisor) = pidfd_open(supervisor, 0) else { return };
-    let mut from = Some(from);
     loop {
         let waited: Vec<_> =
             [supervisor.as_fd()].into_iter().chain(from.as_ref().map(|from| from.as_fd())).collect();
@@ -228,9 +242,18 @@ fn forget_with_the_program(supervisor: i32, from: UnixStream) {
     }
 }
 
+/// What has become of a child. Without any left this process is done.
+fn next_change() -> Option<(i32, Change)> {
+    match sys::next_change() {
+        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => sys::exit(0),
+        changed => changed.ok().flatten(),
+    }
+}
+
 /// The supervisor: sees to calls, waits for the program and all that it leaves behind, and tells the front process.
 fn supervise(
     server: Option<Server>,
+    children: &OwnedFd,
     to_front: UnixStream,
     mut to_spare: Option<UnixStream>,
     shared: &'static Shared,
@@ -242,10 +265,9 @@ fn supervise(
             give_up(&error);
         }
     }
-    let children = sys::signalfd(Some(libc::SIGCHLD)).unwrap_or_else(|error| give_up(&error));
     let mut to_front = Some(to_front);
     loop {
-        while let Some((pid, change)) = sys::next_change().unwrap_or_else(|_| sys::exit(0)) {
+        while let Some((pid, change)) = next_change() {
             let has_ended = matches!(change, Change::Exited(_) | Change::Killed(_));
             if pid == program {
                 // What it leaves behind is our child by now.
@@ -265,8 +287,8 @@ fn supervise(
                 if has_ended {
                     // Whoever waits for the end of what the program wrote does not wait for the daemons it left.
                     sys::forget(libc::STDERR_FILENO);
-                    if let Some(mut spare) = to_spare.take() {
-                        let _ = spare.write_all(&0_i32.to_ne_bytes());
+                    if let Some(spare) = to_spare.take() {
+                        let _ = send_number(&spare, 0);
                     }
                     to_front = None;
                 }
@@ -309,8 +331,7 @@ fn is_alone() -> bool {
 }
 
 /// The front process: passes signals on, and does as the program does.
-fn stand_in(supervisor: &UnixStream, spare: i32) -> ! {
-    let signals = sys::signalfd(None).unwrap_or_else(|error| give_up(&error));
+fn stand_in(supervisor: &UnixStream, signals: &OwnedFd, spare: i32) -> ! {
     let mut is_alone = false;
     // Where there is no daemon, all of ka's ends before the command does: nothing is left for an init to wait for, which
     // in a container may be no init.

@@ -2,6 +2,8 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::Duration;
 
 use super::sys::{Change, Signal};
 
@@ -34,13 +36,16 @@ impl Message {
             bytes.extend(i32::to_ne_bytes(word));
         }
         bytes.extend(value.to_ne_bytes());
-        to.write_all(&bytes)
+        // It fits whole into an empty socket, so it is written whole or not at all.
+        patiently(|| to.write(&bytes).map(drop))
     }
 
     /// The next message; none where the other end is gone.
     pub(super) fn receive(mut from: &UnixStream) -> Option<Self> {
         let mut bytes = [0; SIZE];
-        from.read_exact(&mut bytes).ok()?;
+        if patiently(|| from.read(&mut bytes)).ok()? != SIZE {
+            return None;
+        }
         let (words, value) = bytes.split_at_checked(16)?;
         let mut words =
             words.chunks_exact(4).filter_map(|word| Some(i32::from_ne_bytes(*word.first_chunk()?)));
@@ -56,6 +61,22 @@ impl Message {
             _ => Self::Program(Change::Continued),
         })
     }
+}
+
+/// Tries again what failed for want of memory, for a while: a message that is lost is taken for the other end's death.
+pub(super) fn patiently<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    const TRIES: usize = 100;
+    const PAUSE: Duration = Duration::from_millis(10);
+    for _ in 1..TRIES {
+        match call() {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::ENOBUFS)) => {
+                thread::sleep(PAUSE);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+    call()
 }
 
 #[cfg(test)]

@@ -134,7 +134,10 @@ pub(super) fn answer(listener: BorrowedFd<'_>, call: &Call, answer: Answer) -> i
 pub(super) fn is_waiting(listener: BorrowedFd<'_>, call: &Call) -> bool {
     let mut id = call.id;
     // SAFETY: the kernel reads a u64.
-    unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw mut id) == 0 }
+    let valid =
+        check(unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw mut id) });
+    // Any other errno, as EINTR, does not say so; and who waits and is not answered waits for ever.
+    !valid.is_err_and(|error| error.raw_os_error() == Some(libc::ENOENT))
 }
 
 /// Whether the last process under a listener's filter has ended: Linux 5.9, before that nobody says so.
@@ -465,7 +468,7 @@ pub(super) fn next_change() -> io::Result<Option<(i32, Change)>> {
     // SAFETY: a place for a siginfo_t, which is zeros where there is nothing to tell.
     let (pid, status, code) = unsafe {
         let flags = WHAT | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
-        check(libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), flags))?;
+        uninterrupted(|| libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), flags))?;
         let info = info.assume_init();
         (info.si_pid(), info.si_status(), info.si_code)
     };
@@ -488,18 +491,25 @@ pub(super) fn acknowledge(pid: i32, change: Change) {
     let Ok(id) = libc::id_t::try_from(pid) else { return };
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     // SAFETY: a place for a siginfo_t.
-    unsafe { libc::waitid(libc::P_PID, id, info.as_mut_ptr(), what | libc::WNOHANG | libc::__WALL) };
+    let wait =
+        || unsafe { libc::waitid(libc::P_PID, id, info.as_mut_ptr(), what | libc::WNOHANG | libc::__WALL) };
+    let _ = uninterrupted(wait);
 }
 
 /// Waits until a child has ended: whether it said that all is well.
 pub(super) fn has_ended_well(pid: i32) -> bool {
     let mut status = 0;
+    // SAFETY: a place for an int.
+    let waited = uninterrupted(|| unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) });
+    waited.is_ok() && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0
+}
+
+/// Makes a call again until no signal has come in between.
+fn uninterrupted(mut call: impl FnMut() -> c_int) -> io::Result<c_int> {
     loop {
-        // SAFETY: a place for an int.
-        match check(unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) }) {
+        match check(call()) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return false,
-            Ok(_) => return libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0,
+            result => return result,
         }
     }
 }

@@ -1,0 +1,84 @@
+//! Cgroups and a bpf filesystem of a test's own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use crate::support::{self, alone, is_root, skip, succeed};
+
+/// A cgroup of the test's own, at the top of the tree, without the tree's controllers.
+pub struct Cgroup(pub PathBuf);
+
+impl Cgroup {
+    /// In a tree that is mounted for the test, so that it is there whatever this machine has mounted.
+    pub fn new() -> Self {
+        let cgroup = Self(tree().join(format!("ka-test-{}", std::process::id())));
+        fs::create_dir(&cgroup.0).unwrap();
+        cgroup
+    }
+
+    pub fn below(&self, name: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::create_dir(&path).unwrap();
+        path
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // This process goes back to the top, where it was in it.
+        let _ = fs::write(tree().join("cgroup.procs"), std::process::id().to_string());
+        // A process that was killed leaves a moment later; one of ka's that has lost its cgroup, after some seconds.
+        for _ in 0..500 {
+            remove(&self.0);
+            if !self.0.exists() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Removes cgroups that are empty, from below.
+fn remove(path: &Path) {
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(path);
+}
+
+/// Where the test has mounted the tree of cgroups.
+pub fn tree() -> PathBuf {
+    "/run/ka-test-cgroups".into()
+}
+
+/// Runs the test again with a network and mounts of its own, and says whether this is that run. Where bpf(2) or cgroups
+/// are not to be had, it says so, and the test does nothing.
+pub fn on_its_own(test: &str) -> bool {
+    if !is_root() {
+        skip("only root attaches programs to cgroups");
+        return false;
+    }
+    let probe = Command::new("unshare").args(["--mount", "sh", "-c"]).arg(MOUNT).output().unwrap();
+    if !probe.status.success() {
+        skip(&format!("cgroup v2 and bpffs cannot be mounted: {}", String::from_utf8_lossy(&probe.stderr)));
+        return false;
+    }
+    if let Some(why) = support::lacks_bpf() {
+        skip(&why);
+        return false;
+    }
+    if !alone(test, &["--net", "--mount"]) {
+        return false;
+    }
+    succeed(Command::new("sh").args(["-c", MOUNT]));
+    true
+}
+
+/// The tree of cgroups is the machine's, wherever it is mounted; a bpf filesystem is new each time.
+const MOUNT: &str = "mount -t tmpfs none /run && mkdir /run/ka-test-cgroups && \
+                     mount -t cgroup2 none /run/ka-test-cgroups && mount -t bpf none /sys/fs/bpf";

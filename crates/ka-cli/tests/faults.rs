@@ -1,0 +1,414 @@
+//! Each system call of the command's fails once, with each errno that it can have.
+//!
+//! What must then hold: it ends, with a status that its manual has; what it did not do it says, and a failure leaves
+//! things as they were; what it says that it has done is so, which the kernel judges; and a program that it starts is
+//! either under the policy, or told of, or not started.
+
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
+#[path = "../../../tests/support/faults.rs"]
+mod faults;
+
+mod command;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use command::cgroups::{Cgroup, on_its_own};
+use command::{Holder, holder, ka, outcome};
+use faults::{Fault, Ran, Trial, each};
+use serde_json::Value;
+use support::{Link, compile, on_a_machine_of_its_own, root, scratch};
+
+/// Only ka's own calls, not those of the program that it becomes.
+const OPTIONS: [&str; 2] = ["-x", "ka"];
+
+/// How often a call that is made again and again fails, in a run that does not take all.
+const FEW: usize = 4;
+
+const TRIAL: Trial<'static> = Trial {
+    // Rust's own library does not go on where the end of a folder fails, which that of a folder of the kernel's does not;
+    // and that nobody waits for an answer any more, the kernel does not say of a call that waits.
+    never: &[("close", libc::EIO), ("ioctl", libc::ENOENT)],
+    options: &OPTIONS,
+    few: FEW,
+    ..faults::TRIAL
+};
+
+const STANDARD: &str = "1 60 10 6 0\n";
+const NONE: &str = "0 7200 75 9 0\n";
+
+fn seen(flags: &[&str]) -> PathBuf {
+    let source = root().join("crates/ka-cli/tests/c/seen.c");
+    compile(support::cc().args(flags), &source, Link::Nothing)
+}
+
+fn dynamic() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| seen(&[]))
+}
+
+fn fixed() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| seen(&["-static"]))
+}
+
+/// It has said something, in its own words.
+fn is_said(ran: &Ran) -> bool {
+    ran.stderr.lines().any(|line| line.strip_prefix("ka: ").is_some_and(|why| why.len() > 10))
+}
+
+/// It ends with a status for what was wrong, and says what that was.
+fn is_refused(ran: &Ran, statuses: &[i32]) -> Result<(), String> {
+    if !statuses.contains(&ran.status) {
+        return Err("that is none of its statuses".to_owned());
+    }
+    if is_said(ran) { Ok(()) } else { Err("it does not say why".to_owned()) }
+}
+
+/// `ka run`: the program has the policy, or was not started; where it has none, that is said.
+fn judge_run(fault: &Fault, ran: &Ran, with_policy: &str) -> Result<(), String> {
+    match (ran.status, ran.stdout.as_str()) {
+        (0, printed) if printed == with_policy => Ok(()),
+        (_, "") => is_refused(ran, &[125, 126, 127]),
+        (0, _) if is_said(ran) => Ok(()),
+        _ => Err(format!("a program without the policy, and nothing is said of {}", fault.name())),
+    }
+}
+
+#[test]
+fn run_starts_the_program_under_the_policy_or_not_at_all() {
+    let prepare = || {
+        let mut command = ka();
+        command.arg("run").arg(dynamic()).arg("listen");
+        (command, ())
+    };
+    let judge = |fault: &Fault, ran: &Ran, ()| judge_run(fault, ran, STANDARD);
+    each(&Trial { name: "ka run", ..TRIAL }, prepare, judge);
+}
+
+#[test]
+fn a_supervisor_does_not_fail_in_silence() {
+    // The program, and what it says; the second does what a mode judges.
+    for (what, mode, with_policy) in [("listen", "force", STANDARD), ("before", "floor", "1 30 10 5 0\n")] {
+        let prepare = || {
+            let mut command = ka();
+            command.args(["run", "--via", "seccomp", "--mode", mode]).arg(fixed()).arg(what);
+            (command, ())
+        };
+        let judge = |fault: &Fault, ran: &Ran, ()| judge_run(fault, ran, with_policy);
+        let name = format!("ka run --via seccomp, {what}");
+        each(&Trial { name: &name, missed: 5, ..TRIAL }, prepare, judge);
+    }
+}
+
+#[test]
+fn attach_says_what_it_has_set_and_sets_no_half() {
+    if !on_a_machine_of_its_own("attach_says_what_it_has_set_and_sets_no_half") {
+        return;
+    }
+    for (how, arguments, timers) in [
+        ("all at once", &["-p", "60,10,6"][..], [60, 10, 6, 0]),
+        ("with another task's", &["task", "-p", "60,10,6"], [60, 10, 6, 0]),
+        ("by number", &["all", "-p", "60,10,6", "-u", "auto"], [60, 10, 6, 120_000]),
+    ] {
+        let prepare = || {
+            let mut command = Command::new(holder());
+            let (first, rest) = arguments.split_first().unwrap();
+            let holder = Holder::start(if *first == "task" { command.arg("task") } else { &mut command });
+            let mut attach = ka();
+            attach.arg("attach").args(if first.starts_with('-') { arguments } else { rest });
+            match *first {
+                "all" => attach.arg("--port").arg(holder.port.to_string()).arg("--all"),
+                _ => attach.arg(holder.pid().to_string()),
+            };
+            (attach, holder)
+        };
+        let judge = |fault: &Fault, ran: &Ran, mut holder: Holder| {
+            let told = holder.look();
+            let have = told.iter().filter(|told| told.on && told.timers == timers).count();
+            // Off, idle, intvl and cnt may have changed, and rule nothing.
+            if told.iter().any(|told| told.on != (told.timers == timers && told.on)) {
+                return Err(format!("half a policy: {told:?}"));
+            }
+            if told.iter().any(|told| !told.on && told.timers[3] != 0) {
+                return Err(format!("a user timeout of a policy that failed: {told:?}"));
+            }
+            let count = |what: &str| {
+                let line = ran.stdout.lines().last()?;
+                line.split(", ").find_map(|part| part.strip_suffix(what)?.trim().parse::<usize>().ok())
+            };
+            let failed_to_say = ran.status == 2 && is_said(ran);
+            match (count("sockets set"), count("failed")) {
+                _ if failed_to_say => Ok(()),
+                (Some(set), _) if set != have => Err(format!("{have} sockets have it")),
+                (Some(_), Some(0)) if ran.status == 0 && have < told.len() && !fault.is_gone() => {
+                    Err("it says nothing of the others".to_owned())
+                }
+                (Some(_), Some(0)) if ran.status == 0 => Ok(()),
+                (Some(_), Some(1..)) if ran.status == 1 && (is_said(ran) || ran.stdout.contains(" fd ")) => {
+                    Ok(())
+                }
+                _ => Err("its status is not what it says".to_owned()),
+            }
+        };
+        let name = format!("ka attach, {how}");
+        each(&Trial { name: &name, missed: 10, ..TRIAL }, prepare, judge);
+    }
+}
+
+/// What is listed is so, or is not known; a status of "all well" is none.
+#[test]
+fn ls_lists_nothing_that_is_not_so() {
+    if !on_a_machine_of_its_own("ls_lists_nothing_that_is_not_so") {
+        return;
+    }
+    let own = Holder::start(Command::new(holder()).arg("keepalive"));
+    let rows = |text: &str| -> Option<Vec<Value>> { serde_json::from_str(text).ok() };
+    let key = |row: &Value| (row["local"].clone(), row["peer"].clone());
+    for arguments in [&["ls", "--json"][..], &["ls", "--json", "--off"], &["ls", "--json", "--pid"]] {
+        let prepare = || {
+            let mut command = ka();
+            command.args(arguments);
+            if arguments.contains(&"--pid") {
+                command.arg(own.pid().to_string());
+            }
+            (command, ())
+        };
+        let (mut command, ()) = prepare();
+        let (status, out, _) = outcome(&mut command);
+        let truth = rows(&out).unwrap();
+        let judge = |_: &Fault, ran: &Ran, ()| {
+            if ran.status == 2 {
+                return is_refused(ran, &[2]);
+            }
+            let listed = rows(&ran.stdout).ok_or("it prints no JSON")?;
+            for row in &listed {
+                let real = truth.iter().find(|real| key(real) == key(row)).ok_or("a socket that is none")?;
+                for (name, value) in row.as_object().ok_or("no object")? {
+                    let may_differ = value.is_null() || name == "next_probe_ms" || name == "others";
+                    if !may_differ && *value != real[name] && real[name].is_null() == value.is_null() {
+                        return Err(format!("{name} is {value}, and was {}", real[name]));
+                    }
+                }
+            }
+            // Fewer are listed only where that is said, or a process's are asked for that cannot be looked into.
+            if listed.len() != truth.len() && !is_said(ran) && !arguments.contains(&"--pid") {
+                return Err("sockets are missing".to_owned());
+            }
+            if ran.status == status || is_said(ran) { Ok(()) } else { Err("another status".to_owned()) }
+        };
+        let name = format!("ka {}", arguments.join(" "));
+        each(&Trial { name: &name, missed: 25, ..TRIAL }, prepare, judge);
+    }
+}
+
+#[test]
+fn check_plan_and_defaults_end_with_an_answer_or_a_reason() {
+    if !on_a_machine_of_its_own("check_plan_and_defaults_end_with_an_answer_or_a_reason") {
+        return;
+    }
+    let holder = Holder::start(&mut Command::new(holder()));
+    let (pid, program) = (holder.pid().to_string(), dynamic().to_str().unwrap().to_owned());
+    for arguments in [
+        &["check"][..],
+        &["check", &pid],
+        &["check", &program],
+        &["plan", "--path", "350s"],
+        &["plan", "--preset", "aws-nlb", "--json"],
+        &["completions", "bash"],
+        &["defaults"],
+    ] {
+        let prepare = || {
+            let mut command = ka();
+            command.args(arguments);
+            (command, ())
+        };
+        let judge = |_: &Fault, ran: &Ran, ()| match ran.status {
+            0 | 1 if !ran.stdout.is_empty() => Ok(()),
+            _ => is_refused(ran, &[2, 126, 127]),
+        };
+        let name = format!("ka {}", arguments[..arguments.len().min(2)].join(" "));
+        each(&Trial { name: &name, missed: 25, ..TRIAL }, prepare, judge);
+    }
+}
+
+/// The three sysctls and the file: all, or nothing.
+#[test]
+fn defaults_are_set_whole_or_not() {
+    if !on_a_machine_of_its_own("defaults_are_set_whole_or_not") {
+        return;
+    }
+    const NAMES: [&str; 3] = ["tcp_keepalive_time", "tcp_keepalive_intvl", "tcp_keepalive_probes"];
+    // The sysctls are one: only one run at a time.
+    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let sysctls = || {
+        NAMES.map(|name| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap().trim().to_owned())
+    };
+    let prepare = || {
+        let lock = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (name, value) in NAMES.iter().zip(["7200", "75", "9"]) {
+            support::sysctl(name, value);
+        }
+        let folder = scratch("sysctl.d");
+        fs::create_dir(&folder).unwrap();
+        let mut command = ka();
+        command.args(["defaults", "--set", "61,11,7"]);
+        command.arg(format!("--persist={}", folder.join("ka.conf").display()));
+        (command, (folder, lock))
+    };
+    let judge = |_: &Fault, ran: &Ran, (folder, lock): (PathBuf, std::sync::MutexGuard<'_, ()>)| {
+        let files: Vec<_> = fs::read_dir(&folder).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        let (now, is_written) = (sysctls(), files == ["ka.conf"]);
+        drop(lock);
+        let _ = fs::remove_dir_all(&folder);
+        let (is_set, is_untouched) = (now == ["61", "11", "7"], now == ["7200", "75", "9"]);
+        match ran.status {
+            0 if is_set && is_written => Ok(()),
+            2 if is_untouched && files.is_empty() => is_refused(ran, &[2]),
+            // It was done, and cannot be shown.
+            2 if is_set && is_written && !ran.stderr.contains("nothing was set") => is_refused(ran, &[2]),
+            _ => Err(format!("{now:?}, {files:?}")),
+        }
+    };
+    each(&Trial { name: "ka defaults --set", missed: 25, ..TRIAL }, prepare, judge);
+}
+
+/// What a cgroup has, as the kernel's own tool for it would say: by a program in it that looks at a socket of its own.
+fn seen_in(cgroup: &Path) -> String {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""])
+        .arg(cgroup)
+        .arg(fixed())
+        .arg("listen");
+    outcome(&mut command).1
+}
+
+#[test]
+fn a_cgroup_has_the_policy_whole_or_as_it_was() {
+    if !on_its_own("a_cgroup_has_the_policy_whole_or_as_it_was") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let fresh = || {
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        cgroup.below(&number.to_string())
+    };
+    let remove = |path: &Path| {
+        outcome(ka().args(["cgroup", "detach"]).arg(path));
+        for _ in 0..100 {
+            if fs::remove_dir(path).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    };
+
+    for (name, before) in [("ka cgroup attach", NONE), ("ka cgroup attach, again", STANDARD)] {
+        let prepare = || {
+            let path = fresh();
+            if before == STANDARD {
+                assert_eq!(outcome(ka().args(["cgroup", "attach"]).arg(&path)).0, 0);
+            }
+            let mut command = ka();
+            command.args(["cgroup", "attach", "-p", "30,5,3"]).arg(&path);
+            (command, path)
+        };
+        let judge = |_: &Fault, ran: &Ran, path: PathBuf| {
+            let now = seen_in(&path);
+            remove(&path);
+            match ran.status {
+                0 if now == "1 30 5 3 0\n" => Ok(()),
+                // The policy is there, and what was open was left as it is.
+                1 if now == "1 30 5 3 0\n" => is_refused(ran, &[1]),
+                2 if now == before => is_refused(ran, &[2]),
+                2 if now == "1 30 5 3 0\n" && ran.stderr.contains("standard output") => Ok(()),
+                _ => Err(format!("it has {now}")),
+            }
+        };
+        each(&Trial { name, missed: 10, ..TRIAL }, prepare, judge);
+    }
+
+    let prepare = || {
+        let path = fresh();
+        assert_eq!(outcome(ka().args(["cgroup", "attach"]).arg(&path)).0, 0);
+        let mut command = ka();
+        command.args(["cgroup", "detach"]).arg(&path);
+        (command, path)
+    };
+    let judge = |_: &Fault, ran: &Ran, path: PathBuf| {
+        let now = seen_in(&path);
+        remove(&path);
+        match ran.status {
+            0 if now == NONE => Ok(()),
+            1 | 2 => is_refused(ran, &[1, 2]),
+            _ => Err(format!("it has {now}")),
+        }
+    };
+    each(&Trial { name: "ka cgroup detach", ..TRIAL }, prepare, judge);
+
+    let path = fresh();
+    assert_eq!(outcome(ka().args(["cgroup", "attach"]).arg(&path)).0, 0);
+    let prepare = || {
+        let mut command = ka();
+        command.args(["cgroup", "ls", "--json"]).arg(&path);
+        (command, ())
+    };
+    let judge = |_: &Fault, ran: &Ran, ()| match ran.status {
+        0 if ran.stdout.contains("\"idle\": 60") => Ok(()),
+        _ => is_refused(ran, &[2]),
+    };
+    each(&Trial { name: "ka cgroup ls", ..TRIAL }, prepare, judge);
+    remove(&path);
+}
+
+#[test]
+fn a_program_in_a_cgroup_of_its_own_has_the_policy_or_is_not_started() {
+    if !on_its_own("a_program_in_a_cgroup_of_its_own_has_the_policy_or_is_not_started") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    fs::write(cgroup.0.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+    let run = || {
+        let mut command = ka();
+        command.args(["run", "--via", "cgroup"]).arg(dynamic()).arg("listen");
+        command
+    };
+    let judge = |fault: &Fault, ran: &Ran, ()| judge_run(fault, ran, STANDARD);
+    let trial = Trial { name: "ka run --via cgroup", missed: 5, ..TRIAL };
+    each(&trial, || (run(), ()), judge);
+    // What was left where the call failed that removes a cgroup, the next removes.
+    assert_eq!(outcome(&mut run()).0, 0);
+    support::eventually("no cgroup is left", || {
+        fs::read_dir(&cgroup.0).unwrap().flatten().all(|entry| !entry.path().is_dir())
+    });
+}
+
+#[test]
+fn the_kernel_s_own_pass_over_all_sockets_sets_no_half() {
+    if !on_its_own("the_kernel_s_own_pass_over_all_sockets_sets_no_half") {
+        return;
+    }
+    let prepare = || {
+        let holder = Holder::start(&mut Command::new(holder()));
+        let mut command = ka();
+        command.args(["attach", "--all", "--via", "bpf", "--port", &holder.port.to_string()]);
+        (command, holder)
+    };
+    let judge = |_: &Fault, ran: &Ran, mut holder: Holder| {
+        let told = holder.look();
+        let have = told.iter().filter(|told| told.on && told.timers == [60, 10, 6, 0]).count();
+        let none = told.iter().filter(|told| !told.on && told.timers == [7200, 75, 9, 0]).count();
+        match ran.status {
+            0 if have == 3 => Ok(()),
+            2 if have + none == 3 => is_refused(ran, &[2]),
+            _ => Err(format!("{told:?}")),
+        }
+    };
+    each(&Trial { name: "ka attach --via bpf", ..TRIAL }, prepare, judge);
+}
