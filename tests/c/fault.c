@@ -11,6 +11,9 @@
  *                            "socket ON IDLE INTVL CNT USER_TIMEOUT"
  *   -t SECONDS               after which whatever is left is killed, and LOG says "hang TASK NAME" of each (20)
  *
+ * Where the environment has FAULT_KILL, that process is killed before the call is made, by its number or as a task, "@0.1";
+ * and where it has FAULT_KILLED, the call waits until there is such a file. An ERRNO of 0: then the call is made.
+ *
  * A task is known by who made it: 0 is the command, 0.0 what that made first (fork, clone), 0.0.1 what that made second;
  * so the same call has the same name in every run, though tasks run side by side. The number of a process would not do.
  *
@@ -26,6 +29,7 @@
 #include <limits.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -206,6 +210,25 @@ static void answer(struct task *task, long number, long result)
     set_registers(task->tid, now);
 }
 
+/* Kills whom the environment names, and waits until that is known. */
+static void kill_another(void)
+{
+    const char *victim = getenv("FAULT_KILL"), *known = getenv("FAULT_KILLED");
+
+    for (int n = 0; victim != NULL && victim[0] == '@' && n < count; n++)
+        if (!tasks[n].dead && strcmp(tasks[n].path, victim + 1) == 0)
+            kill(tasks[n].tid, SIGKILL);
+    if (victim != NULL && victim[0] != '@') {
+        int pidfd = (int)syscall(SYS_pidfd_open, atoi(victim), 0);
+        struct pollfd end = { .fd = pidfd, .events = POLLIN };
+        kill(atoi(victim), SIGKILL);
+        poll(&end, 1, 5000);
+        close(pidfd);
+    }
+    for (int n = 0; known != NULL && n < 5000 && access(known, F_OK) != 0; n++)
+        usleep(1000);
+}
+
 static void enter(struct task *task, struct __ptrace_syscall_info *info)
 {
     long number = (long)info->entry.nr;
@@ -224,11 +247,13 @@ static void enter(struct task *task, struct __ptrace_syscall_info *info)
         fprintf(out, "call %s %ld %d\n", task->path, number, nth);
     } else if (number == fault_call && strcmp(task->path, fault_task) == 0 &&
                (nth == fault_nth || (nth > fault_nth && fault_then != 0))) {
-        if (nth == fault_nth)
+        if (nth == fault_nth) {
             fprintf(out, "injected\n");
+            kill_another();
+        }
         task->error = nth == fault_nth ? fault_errno : fault_then;
         /* A descriptor is closed whatever close answers. close(2) */
-        if (number != SYS_close)
+        if (number != SYS_close && task->error != 0)
             divert(task, number);
     }
 }

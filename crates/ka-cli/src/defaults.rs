@@ -136,38 +136,45 @@ fn set(policy: &Config, persist: Option<&Path>) -> Result<(), Failure> {
     for (value, named) in values.iter_mut().zip(named) {
         *value = named.unwrap_or(*value);
     }
-    // All that can be refused is asked for before anything is changed.
-    let draft = persist.map(|path| Draft::write(path, values)).transpose()?;
+    // All that can be refused is asked for before anything is changed, memory too.
     let mut files = Vec::new();
     for name in NAMES {
         let path = Path::new(FOLDER).join(name);
         let file = OpenOptions::new().write(true).open(&path).map_err(|error| refused(&path, &error))?;
         files.push((path, file));
     }
-    for (done, ((path, file), value)) in files.iter().zip(values).enumerate() {
+    let draft_text = format!("# Written by ka defaults --persist. sysctl.d(5)\n{}", sysctls(values));
+    let text = |value| format!("{value}\n");
+    let (values, before) = (values.map(text), before.map(text));
+    let draft = persist.map(|path| Draft::write(path, &draft_text)).transpose()?;
+    let restore = |count| {
+        for ((_, file), value) in files.iter().zip(&before).take(count) {
+            // What was there before was there by the kernel's leave.
+            let _ = write_value(file, value);
+        }
+    };
+    for (done, ((path, file), value)) in files.iter().zip(&values).enumerate() {
         if let Err(error) = write_value(file, value) {
-            for ((_, file), value) in files.iter().zip(before).take(done) {
-                // What was there before was there by the kernel's leave.
-                let _ = write_value(file, value);
-            }
+            restore(done);
             return Err(refused(path, &error));
         }
     }
     if let Some(draft) = draft
-        && let Err(failure) = draft.publish()
+        && let Err(error) = draft.publish()
     {
-        for ((_, file), value) in files.iter().zip(before) {
-            let _ = write_value(file, value);
-        }
-        return Err(failure);
+        restore(files.len());
+        return Err(Failure::new(format_args!(
+            "defaults: --persist {}: {error}; nothing was set",
+            draft.path.display()
+        )));
     }
     persist.map_or(Ok(()), Draft::last)
 }
 
-fn write_value(file: &File, value: i32) -> io::Result<()> {
+fn write_value(file: &File, text: &str) -> io::Result<()> {
     // In one write, and from the beginning: what is written behind that, the kernel takes and drops
     // (kernel.sysctl_writes_strict).
-    file.write_all_at(format!("{value}\n").as_bytes(), 0)
+    file.write_all_at(text.as_bytes(), 0)
 }
 
 fn refused(path: &Path, error: &io::Error) -> Failure {
@@ -190,7 +197,7 @@ struct Draft {
 }
 
 impl Draft {
-    fn write(path: &Path, values: [i32; 3]) -> Result<Self, Failure> {
+    fn write(path: &Path, text: &str) -> Result<Self, Failure> {
         let refused =
             |error: io::Error| Failure::new(format_args!("defaults: --persist {}: {error}", path.display()));
         let name = path.file_name().ok_or_else(|| refused(io::ErrorKind::IsADirectory.into()))?;
@@ -199,7 +206,6 @@ impl Draft {
         new.push(format!(".{}", std::process::id()));
         // sysctl(8) reads only what ends in .conf.
         let new = path.with_file_name(new);
-        let text = format!("# Written by ka defaults --persist. sysctl.d(5)\n{}", sysctls(values));
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o644).open(&new).map_err(refused)?;
         // Made, and not found: so it is ours to remove.
@@ -208,13 +214,8 @@ impl Draft {
         Ok(draft)
     }
 
-    fn publish(self) -> Result<(), Failure> {
-        fs::rename(&self.draft, &self.path).map_err(|error| {
-            Failure::new(format_args!(
-                "defaults: --persist {}: {error}; nothing was set",
-                self.path.display()
-            ))
-        })
+    fn publish(&self) -> io::Result<()> {
+        fs::rename(&self.draft, &self.path)
     }
 
     /// Sees that the file is there after a crash too.

@@ -162,11 +162,13 @@ impl Process {
             if task == pid && status.is_zombie() {
                 continue;
             }
-            // Where the kernel does not compare, a table that is looked at twice costs time and nothing else.
-            let is_known = tables
-                .iter()
-                .flatten()
-                .any(|table| sys::share_descriptors(table.task, task).unwrap_or(table.task == pid));
+            let is_known = tables.iter().flatten().any(|table| {
+                // Where the kernel does not compare, tables with the same sockets are one as far as we are concerned.
+                sys::share_descriptors(table.task, task).unwrap_or_else(|_| {
+                    let theirs = sockets(&format!("/proc/{pid}/task/{task}/fd"));
+                    table.sockets().is_ok_and(|own| theirs.is_ok_and(|theirs| own == theirs))
+                })
+            });
             if is_known {
                 continue;
             }

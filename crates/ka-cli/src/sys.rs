@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "system calls")]
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
 use std::mem::MaybeUninit;
@@ -9,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use libc::{c_char, c_int, c_long};
@@ -22,6 +24,58 @@ pub extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     // SAFETY: argv has argc C strings, which live as long as the program.
     let argument = |n| unsafe { OsStr::from_bytes(CStr::from_ptr(*argv.add(n)).to_bytes()).to_owned() };
     crate::start((0..count).map(argument).collect())
+}
+
+/// Memory, of malloc(3). Rust's own answer to a lack of it is abort(3), with a core; here the program ends as it does on
+/// any other failure. Nobody has to tidy up behind it: a socket is given its policy without memory, and so are sysctls.
+struct Memory;
+
+/// The status that the program ends with where there is no memory.
+static STATUS_WITHOUT_MEMORY: AtomicI32 = AtomicI32::new(crate::failure::USAGE);
+
+#[global_allocator]
+static MEMORY: Memory = Memory;
+
+impl Memory {
+    fn need(place: *mut u8) -> *mut u8 {
+        const MESSAGE: &[u8] = b"ka: out of memory\n";
+        if place.is_null() {
+            // SAFETY: as many bytes as there are; and the program ends here.
+            unsafe {
+                libc::write(libc::STDERR_FILENO, MESSAGE.as_ptr().cast(), MESSAGE.len());
+                libc::_exit(STATUS_WITHOUT_MEMORY.load(Ordering::Relaxed));
+            }
+        }
+        place
+    }
+}
+
+// SAFETY: all is the system's allocator, whose answers are handed on; and none of this unwinds.
+unsafe impl GlobalAlloc for Memory {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise is the system allocator's condition, here and below.
+        Self::need(unsafe { System.alloc(layout) })
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as above.
+        Self::need(unsafe { System.alloc_zeroed(layout) })
+    }
+
+    unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: as above.
+        Self::need(unsafe { System.realloc(place, layout, size) })
+    }
+
+    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(place, layout) }
+    }
+}
+
+/// From now on, a lack of memory ends the program with this status.
+pub fn set_status_without_memory(status: c_int) {
+    STATUS_WITHOUT_MEMORY.store(status, Ordering::Relaxed);
 }
 
 /// Standard input, output and error that are closed become /dev/null: else the next descriptor would take the number,
