@@ -6,7 +6,7 @@
 
 #![allow(dead_code, reason = "each test program uses its part of this")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::Path;
@@ -175,12 +175,19 @@ pub struct Fault {
     pub errno: i32,
     /// What all later calls of the same number answer, if they fail too.
     pub then: Option<i32>,
+    /// The calls that its task has made before, by their numbers.
+    before: BTreeSet<c_long>,
 }
 
 impl Fault {
     /// The call's name.
     pub fn name(&self) -> &'static str {
         kind(self.call.number).map_or("call", |kind| kind.name)
+    }
+
+    /// Whether its task has made such a call before, in the run that was recorded.
+    pub fn is_behind(&self, name: &str) -> bool {
+        self.before.iter().any(|number| kind(*number).is_some_and(|kind| kind.name == name))
     }
 
     /// Whether the kernel says that what was meant is not there any more.
@@ -217,7 +224,7 @@ fn run(options: &[&str], fault: Option<&Fault>, command: &Command) -> Ran {
     let log = scratch("fault");
     let mut wrapped = Command::new(FAULT.get_or_init(|| program("fault", Link::Nothing)));
     wrapped.args(options);
-    if let Some(Fault { call: Call { task, number, nth }, errno, then }) = fault {
+    if let Some(Fault { call: Call { task, number, nth }, errno, then, .. }) = fault {
         wrapped.arg("-f").arg(format!("{task}:{number}:{nth}:{errno}:{}", then.unwrap_or(0)));
     }
     wrapped.arg(&log).arg(command.get_program()).args(command.get_args());
@@ -258,7 +265,20 @@ fn run(options: &[&str], fault: Option<&Fault>, command: &Command) -> Ran {
     ran
 }
 
-fn takes_all() -> bool {
+impl Ran {
+    /// Whether it came to the call.
+    pub const fn is_injected(&self) -> bool {
+        self.is_injected
+    }
+}
+
+/// Runs a command without a fault, but watched: whether it hangs.
+pub fn watch(command: &Command) -> Ran {
+    run(&[], None, command)
+}
+
+/// Whether all are tried.
+pub fn takes_all() -> bool {
     std::env::var_os("KA_FAULTS").is_some_and(|value| value == "all")
 }
 
@@ -270,7 +290,11 @@ fn chosen(calls: Vec<Call>, trial: &Trial<'_>) -> Vec<Fault> {
         last.insert((call.task.clone(), call.number), call.nth);
     }
     let mut faults = Vec::new();
+    let mut made: BTreeMap<String, BTreeSet<c_long>> = BTreeMap::new();
     for call in calls {
+        let before = made.entry(call.task.clone()).or_default();
+        let before_it = before.clone();
+        before.insert(call.number);
         let errnos = match kind(call.number) {
             _ if trial.kills => &[0][..],
             _ if SURE.contains(&call.number) => continue,
@@ -285,7 +309,8 @@ fn chosen(calls: Vec<Call>, trial: &Trial<'_>) -> Vec<Fault> {
         // Which errno it is changes from call to call.
         let turn = faults.len();
         for (n, errno) in errnos.iter().enumerate() {
-            let fault = Fault { call: call.clone(), errno: *errno, then: trial.then };
+            let fault =
+                Fault { call: call.clone(), errno: *errno, then: trial.then, before: before_it.clone() };
             if (all || n == turn % errnos.len()) && !trial.never.contains(&(fault.name(), *errno)) {
                 faults.push(fault);
             }
@@ -360,15 +385,24 @@ pub fn each<T>(
     assert!(missed * 100 <= trial.missed * count, "{name}: {missed} of {count} calls were not made");
 }
 
-/// What must never be: that something hangs, panics, or breaks.
+/// What must never be: that something hangs, panics, or breaks; but where it was killed.
 fn sane(fault: &Fault, ran: &Ran) -> Result<(), String> {
+    if fault.errno == 0 && ran.status == 128 + libc::SIGKILL && ran.hung.is_empty() {
+        Ok(())
+    } else {
+        is_sane(ran)
+    }
+}
+
+/// What must never be: that something hangs, panics, or breaks.
+pub fn is_sane(ran: &Ran) -> Result<(), String> {
     if !ran.hung.is_empty() {
         return Err(format!("it hangs: {}", ran.hung.join(", ")));
     }
     if ran.stderr.contains("panicked") || ran.stderr.contains("RUST_BACKTRACE") {
         return Err("it panics".to_owned());
     }
-    if (ran.status > 128 && fault.errno != 0) || ran.status < 0 {
+    if ran.status > 128 || ran.status < 0 {
         return Err("a signal ended it".to_owned());
     }
     Ok(())

@@ -230,8 +230,13 @@ impl Attach<'_> {
         let mut targets = Vec::new();
         let own = i32::try_from(std::process::id()).unwrap_or(0);
         let all = match process::all() {
-            Ok(pids) if self.args.pids.is_empty() => pids,
-            Ok(_) => Vec::new(),
+            Ok(_) if !self.args.pids.is_empty() => Vec::new(),
+            // This one is there.
+            Ok(pids) if pids.is_empty() => {
+                report.failed(own, None, "/proc shows no process: it is not mounted here".to_owned());
+                pids
+            }
+            Ok(pids) => pids,
             Err(error) => {
                 report.failed(own, None, format!("/proc: {error}"));
                 Vec::new()
@@ -314,7 +319,9 @@ impl Attach<'_> {
     fn set_one(&self, target: &Target) -> io::Result<Option<(Fate, Option<Line>)>> {
         let pid = target.table.pid;
         let socket = target.table.duplicate(target.fd)?;
-        if self.args.port.is_some_and(|port| !has_port(socket.as_fd(), port)) {
+        if let Some(port) = self.args.port
+            && !has_port(socket.as_fd(), port)?
+        {
             return Ok(None);
         }
         let kernel = Counting { writes: Cell::new(0), dry_run: self.args.dry_run };
@@ -574,7 +581,19 @@ fn ends(socket: BorrowedFd<'_>) -> (Option<SocketAddr>, Option<SocketAddr>) {
     (end(socket.local_addr()), end(socket.peer_addr()))
 }
 
-fn has_port(socket: BorrowedFd<'_>, port: u16) -> bool {
-    let (local, peer) = ends(socket);
-    [local, peer].into_iter().flatten().any(|end| end.port() == port)
+/// Whether one of its ends has the port. An end that it has not has none; one that the kernel does not tell is an error.
+fn has_port(socket: BorrowedFd<'_>, port: u16) -> io::Result<bool> {
+    let socket = SockRef::from(&socket);
+    for end in [socket.local_addr(), socket.peer_addr()] {
+        match end {
+            Ok(end) if end.as_socket().is_some_and(|end| end.port() == port) => return Ok(true),
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM | libc::EPERM)) =>
+            {
+                return Err(error);
+            }
+            _ => {}
+        }
+    }
+    Ok(false)
 }

@@ -54,9 +54,7 @@ use failure::Failure;
 pub(crate) fn start(arguments: Vec<OsString>) -> i32 {
     // A program that is started has the descriptors that we have, closed ones too.
     let runs = arguments.get(1).is_some_and(|word| word == "run");
-    if runs {
-        sys::set_status_without_memory(failure::OUR_OWN);
-    } else {
+    if !runs {
         sys::open_standard_descriptors();
     }
     let ka = match Ka::try_parse_from(arguments) {

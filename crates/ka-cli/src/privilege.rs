@@ -31,7 +31,9 @@ fn refusal(pid: i32) -> String {
                 module or seccomp filter (as in a container) forbids it"
             .to_owned();
     }
-    let theirs = Status::read(pid).unwrap_or_default();
+    let Ok(theirs) = Status::read(pid) else {
+        return format!("/proc hides it, as it hides others' processes under hidepid: {INSTEAD}");
+    };
     if let Some(owner) = theirs.user().filter(|_| !theirs.is_wholly(user)) {
         return format!("it belongs to user {owner}: {INSTEAD}");
     }

@@ -150,7 +150,13 @@ impl Process {
     /// A table that cannot be held is an error in its place.
     pub(crate) fn tables(&self) -> io::Result<Vec<io::Result<Table>>> {
         let pid = self.pid;
-        let status = Status::read(pid)?;
+        let status = Status::read(pid).map_err(|error| match error.raw_os_error() {
+            // It is there, and /proc does not show it: the one knows better.
+            Some(libc::ENOENT) if self.is_alive() => io::Error::other(
+                "/proc does not show it: it hides others' processes (hidepid), or is not mounted",
+            ),
+            _ => error,
+        })?;
         if status.threads() <= 1 && !status.is_zombie() {
             return Ok(vec![Ok(self.leader_table())]);
         }

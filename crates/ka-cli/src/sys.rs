@@ -22,8 +22,11 @@ use libc::{c_char, c_int, c_long};
 pub extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     let count = usize::try_from(argc).unwrap_or(0);
     // SAFETY: argv has argc C strings, which live as long as the program.
-    let argument = |n| unsafe { OsStr::from_bytes(CStr::from_ptr(*argv.add(n)).to_bytes()).to_owned() };
-    crate::start((0..count).map(argument).collect())
+    let argument = |n| unsafe { CStr::from_ptr(*argv.add(n)) };
+    if count > 1 && argument(1) == c"run" {
+        STATUS_WITHOUT_MEMORY.store(crate::failure::OUR_OWN, Ordering::Relaxed);
+    }
+    crate::start((0..count).map(|n| OsStr::from_bytes(argument(n).to_bytes()).to_owned()).collect())
 }
 
 /// Memory, of malloc(3). Rust's own answer to a lack of it is abort(3), with a core; here the program ends as it does on
@@ -71,11 +74,6 @@ unsafe impl GlobalAlloc for Memory {
         // SAFETY: as above.
         unsafe { System.dealloc(place, layout) }
     }
-}
-
-/// From now on, a lack of memory ends the program with this status.
-pub fn set_status_without_memory(status: c_int) {
-    STATUS_WITHOUT_MEMORY.store(status, Ordering::Relaxed);
 }
 
 /// Standard input, output and error that are closed become /dev/null: else the next descriptor would take the number,

@@ -239,21 +239,23 @@ fn check_plan_and_defaults_end_with_an_answer_or_a_reason() {
     }
 }
 
+const SYSCTLS: [&str; 3] = ["tcp_keepalive_time", "tcp_keepalive_intvl", "tcp_keepalive_probes"];
+
+fn sysctls() -> [String; 3] {
+    SYSCTLS.map(|name| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap().trim().to_owned())
+}
+
 /// The three sysctls and the file: all, or nothing.
 #[test]
 fn defaults_are_set_whole_or_not() {
     if !on_a_machine_of_its_own("defaults_are_set_whole_or_not") {
         return;
     }
-    const NAMES: [&str; 3] = ["tcp_keepalive_time", "tcp_keepalive_intvl", "tcp_keepalive_probes"];
     // The sysctls are one: only one run at a time.
     static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let sysctls = || {
-        NAMES.map(|name| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap().trim().to_owned())
-    };
     let prepare = || {
         let lock = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for (name, value) in NAMES.iter().zip(["7200", "75", "9"]) {
+        for (name, value) in SYSCTLS.iter().zip(["7200", "75", "9"]) {
             support::sysctl(name, value);
         }
         let folder = scratch("sysctl.d");
@@ -414,4 +416,353 @@ fn the_kernel_s_own_pass_over_all_sockets_sets_no_half() {
         }
     };
     each(&Trial { name: "ka attach --via bpf", ..TRIAL }, prepare, judge);
+}
+
+/// Runs a command again and again, each time with one allocation less than it can have, and lets `judge` say what is wrong.
+fn without_memory<T>(
+    name: &str,
+    few: usize,
+    prepare: impl Fn() -> (Command, T),
+    judge: impl Fn(&Ran, T) -> Result<(), String>,
+) {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    let library = LIBRARY.get_or_init(|| {
+        let source = root().join("tests/c/memory_fails.c");
+        compile(support::cc().args(["-shared", "-fPIC"]), &source, Link::Nothing)
+    });
+    let attempt = |number: usize| {
+        let (mut command, state) = prepare();
+        let mark = scratch("failed");
+        command.env("LD_PRELOAD", library).env("ALLOCATION_OF", "ka").env("ALLOCATION_FAILED", &mark);
+        command.env("ALLOCATION", number.to_string());
+        let ran = faults::watch(&command);
+        (fs::remove_file(&mark).is_ok(), ran, state)
+    };
+    // How many there are: of a thousand million, none fails.
+    let (mut count, mut step) = (0, 1 << 16);
+    while step > 0 {
+        count += if attempt(count + step).0 { step } else { 0 };
+        step /= 2;
+    }
+    assert!(count > 20, "{name}: {count} allocations");
+    let stride = if faults::takes_all() { 1 } else { (count / few).max(1) };
+    let mut ended = 0;
+    for number in (1..=count).step_by(stride) {
+        let (_, ran, state) = attempt(number);
+        ended += usize::from(ran.stderr.contains("ka: out of memory"));
+        // The C library itself ends a program that has no memory for what its threads have to do when they end.
+        if ran.stderr.starts_with("Fatal glibc error: failed to register TLS destructor") {
+            continue;
+        }
+        if let Err(why) = faults::is_sane(&ran).and_then(|()| judge(&ran, state)) {
+            panic!("{name}, allocation {number} of {count}: {why}: {ran:?}");
+        }
+    }
+    assert!(ended > 0, "{name}: nothing has ended for want of memory");
+    support::say(&format!("{name}: {} of {count} allocations fail, {ended} end it", count.div_ceil(stride)));
+}
+
+/// One allocation fails: the command does without, or ends with a word, and leaves nothing half done.
+#[test]
+fn an_allocation_that_fails_ends_it_with_a_word() {
+    if !on_a_machine_of_its_own("an_allocation_that_fails_ends_it_with_a_word") {
+        return;
+    }
+    const FEW: usize = 40;
+    for (way, program) in [("preload", dynamic()), ("seccomp", fixed())] {
+        let prepare = || {
+            let mut command = ka();
+            command.args(["run", "--via", way]).arg(program).arg("listen");
+            (command, ())
+        };
+        let judge = |ran: &Ran, ()| match (ran.status, ran.stdout.as_str()) {
+            (0, STANDARD) => Ok(()),
+            (125, "") => is_refused(ran, &[125]),
+            (_, NONE) if is_said(ran) => Ok(()),
+            _ => Err("a program without the policy".to_owned()),
+        };
+        without_memory(&format!("ka run --via {way}"), FEW, prepare, judge);
+    }
+
+    let attach = || {
+        let holder = Holder::start(&mut Command::new(holder()));
+        let mut command = ka();
+        command.args(["attach", "-u", "auto", &holder.pid().to_string()]);
+        (command, holder)
+    };
+    let judge = |ran: &Ran, mut holder: Holder| {
+        let told = holder.look();
+        let is_whole = |told: &command::Told| {
+            if told.on { told.timers == [60, 10, 6, 120_000] } else { told.timers == [7200, 75, 9, 0] }
+        };
+        match ran.status {
+            _ if !told.iter().all(is_whole) => Err(format!("half a policy: {told:?}")),
+            0 if told.iter().all(|told| told.on) => Ok(()),
+            _ => is_refused(ran, &[1, 2]),
+        }
+    };
+    without_memory("ka attach", FEW, attach, judge);
+
+    let holder = Holder::start(&mut Command::new(holder()));
+    let pid = holder.pid().to_string();
+    for arguments in [&["ls", "--json"][..], &["check", &pid], &["plan", "--path", "350s"]] {
+        let prepare = || {
+            let mut command = ka();
+            command.args(arguments);
+            (command, ())
+        };
+        let judge = |ran: &Ran, ()| match ran.status {
+            0 | 1 if !ran.stdout.is_empty() => Ok(()),
+            _ => is_refused(ran, &[2]),
+        };
+        without_memory(&format!("ka {}", arguments[0]), FEW, prepare, judge);
+    }
+
+    let set = || {
+        for (name, value) in SYSCTLS.iter().zip(["7200", "75", "9"]) {
+            support::sysctl(name, value);
+        }
+        let mut command = ka();
+        command.args(["defaults", "--set", "61,11,7"]);
+        (command, ())
+    };
+    let judge = |ran: &Ran, ()| match (ran.status, sysctls()) {
+        (0, now) if now == ["61", "11", "7"] => Ok(()),
+        (2, now) if now == ["61", "11", "7"] || now == ["7200", "75", "9"] => is_refused(ran, &[2]),
+        (_, now) => Err(format!("{now:?}")),
+    };
+    without_memory("ka defaults --set", FEW, set, judge);
+}
+
+/// As many descriptors as a shell lets it have, from too few to enough.
+#[test]
+fn without_descriptors_it_ends_with_a_word() {
+    if !on_a_machine_of_its_own("without_descriptors_it_ends_with_a_word") {
+        return;
+    }
+    // Such a limit may not be raised again.
+    let limited = |most: u32, command: &Command| {
+        let mut limited = Command::new("prlimit");
+        limited.arg(format!("--nofile={most}:{most}")).arg(command.get_program()).args(command.get_args());
+        limited.env_remove("LD_PRELOAD");
+        let ran = faults::watch(&limited);
+        faults::is_sane(&ran).unwrap_or_else(|why| panic!("{most} descriptors: {why}: {ran:?}"));
+        ran
+    };
+    let own = Holder::start(&mut Command::new(holder()));
+    let (mut refused, mut done) = (0, 0);
+    // The loader needs one to read libraries with.
+    for most in 4..32 {
+        for (way, program) in [("preload", dynamic()), ("seccomp", fixed())] {
+            let alone = limited(most, Command::new(program).arg("listen"));
+            let ran = limited(most, ka().args(["run", "--via", way]).arg(program).arg("listen"));
+            let result = match (ran.status, ran.stdout.as_str()) {
+                (0, STANDARD) => Ok(done += 1),
+                (125, "") => is_refused(&ran, &[125]).map(|()| refused += 1),
+                // As it would have been.
+                (status, said)
+                    if (status, said) == (alone.status, &alone.stdout) && (status != 0 || is_said(&ran)) =>
+                {
+                    Ok(())
+                }
+                _ => Err("a program without the policy".to_owned()),
+            };
+            result.unwrap_or_else(|why| panic!("{most} descriptors, {way}: {why}: {ran:?}"));
+        }
+        let mut holder = Holder::start(&mut Command::new(holder()));
+        let ran = limited(most, ka().args(["attach", &holder.pid().to_string()]));
+        let told = holder.look();
+        let have = told.iter().filter(|told| told.on && told.timers == [60, 10, 6, 0]).count();
+        let none = told.iter().filter(|told| !told.on && told.timers == [7200, 75, 9, 0]).count();
+        let result = match ran.status {
+            0 if have == 3 => Ok(()),
+            _ if have + none == 3 => is_refused(&ran, &[1, 2]),
+            _ => Err(format!("{told:?}")),
+        };
+        result.unwrap_or_else(|why| panic!("{most} descriptors, attach: {why}: {ran:?}"));
+        for arguments in
+            [&["ls", "--json"][..], &["check", &own.pid().to_string()], &["defaults"], &["check"]]
+        {
+            let ran = limited(most, ka().args(arguments));
+            let result = match ran.status {
+                0 | 1 if !ran.stdout.is_empty() => Ok(()),
+                _ => is_refused(&ran, &[2]),
+            };
+            result.unwrap_or_else(|why| panic!("{most} descriptors, {arguments:?}: {why}: {ran:?}"));
+        }
+    }
+    assert!(refused > 0 && done > 20, "{refused} were refused, {done} done");
+}
+
+/// Each way, in a machine whose /proc a command has made otherwise; what is not known is said, and what can be done is.
+#[test]
+fn a_proc_that_is_hidden_or_not_there_is_no_reason_to_be_wrong() {
+    if !on_a_machine_of_its_own("a_proc_that_is_hidden_or_not_there_is_no_reason_to_be_wrong") {
+        return;
+    }
+    let folder = command::CleanUp(command::public("proc"));
+    for file in ["ka", "libka_preload.so"] {
+        fs::copy(support::release().join(file), folder.0.join(file)).unwrap();
+    }
+    fs::copy(dynamic(), folder.0.join("seen")).unwrap();
+    fs::copy(fixed(), folder.0.join("static")).unwrap();
+    let own = Holder::start(&mut Command::new(holder()));
+    let pid = own.pid().to_string();
+    // The script is run in mounts of its own; what it runs it finds in "$0", and a process in "$1".
+    let run = |how: &str, what: &str| {
+        let mut command = command::bare("unshare");
+        command.args(support::user_namespace()).args(["--mount", "sh", "-c"]);
+        command.arg(format!("{how} && {what}")).arg(&folder.0).arg(&pid);
+        let ran = faults::watch(&command);
+        faults::is_sane(&ran).unwrap_or_else(|why| panic!("{how}, {what}: {why}: {ran:?}"));
+        ran
+    };
+    let is = |ran: &Ran, status: i32, stdout: &str, stderr: &str| {
+        assert!(
+            ran.status == status && ran.stdout.contains(stdout) && ran.stderr.contains(stderr),
+            "not {status} {stdout:?} {stderr:?}: {ran:?}"
+        );
+    };
+
+    let absent = "mount -t tmpfs none /proc";
+    // Its own folder it cannot know, and says where it has looked.
+    let shim = "\"$0/ka\" run --via preload -- \"$0/seen\" listen";
+    is(&run(absent, shim), 125, "", "libka_preload.so is not there: looked for ");
+    is(&run(absent, "\"$0/ka\" run -- \"$0/seen\" listen"), 0, STANDARD, "");
+    let named = "KA_PRELOAD=\"$0/libka_preload.so\" \"$0/ka\" run --via preload -- \"$0/seen\" listen";
+    is(&run(absent, named), 0, STANDARD, "");
+    is(&run(absent, "LD_PRELOAD=\"$0/libka_preload.so\" \"$0/seen\" listen"), 0, STANDARD, "");
+    is(&run(absent, "\"$0/ka\" attach \"$1\""), 1, "0 sockets set", "/proc does not show it");
+    is(&run(absent, "\"$0/ka\" attach --all"), 1, "0 sockets set", "/proc");
+    is(&run(absent, "\"$0/ka\" check \"$1\""), 1, "", "");
+    // Whose they are is not known; what they have, the kernel's list tells.
+    is(&run(absent, "\"$0/ka\" ls --json --off"), 1, &own.port.to_string(), "");
+    is(&run(absent, "\"$0/ka\" plan --path 350s"), 0, "idle 280", "");
+
+    if !support::is_root() {
+        support::skip("only root hides the processes of one user from another");
+        return;
+    }
+    let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+    for (hidden, of_all) in [("hidepid=noaccess", (1, "/proc hides it")), ("hidepid=invisible", (0, ""))] {
+        let how = format!("mount -t proc -o {hidden} none /proc");
+        is(&run(&how, &format!("{nobody} \"$0/ka\" run -- \"$0/seen\" listen")), 0, STANDARD, "");
+        is(&run(&how, &format!("{nobody} \"$0/ka\" run -- \"$0/static\" listen")), 0, STANDARD, "");
+        is(&run(&how, &format!("{nobody} \"$0/ka\" attach \"$1\"")), 1, "0 sockets set", "ka: attach: ");
+        is(&run(&how, &format!("{nobody} \"$0/ka\" attach --all")), of_all.0, "", of_all.1);
+        is(&run(&how, &format!("{nobody} \"$0/ka\" check \"$1\"")), 1, "", "");
+        // The kernel lists sockets whoever has them; a monitor is not told that all is well.
+        is(&run(&how, &format!("{nobody} \"$0/ka\" ls --json --off")), 1, &own.port.to_string(), "");
+        is(&run(&how, "\"$0/ka\" attach \"$1\""), 0, "3 sockets", "");
+    }
+}
+
+/// A process that is killed before each call of whoever looks at it: it is gone, and that is all.
+#[test]
+fn a_process_that_ends_at_any_step_is_gone_and_no_more() {
+    if !on_a_machine_of_its_own("a_process_that_ends_at_any_step_is_gone_and_no_more") {
+        return;
+    }
+    for (name, arguments) in [
+        ("attach", &["attach"][..]),
+        ("attach a task's", &["task", "attach"]),
+        ("attach --all", &["attach", "--all", "--json"]),
+        ("ls", &["ls", "--json"]),
+        ("ls --pid", &["ls", "--json", "--pid"]),
+        ("check", &["check"]),
+    ] {
+        let prepare = || {
+            let in_task = arguments[0] == "task";
+            let mut program = Command::new(holder());
+            let holder = Holder::start(if in_task { program.arg("task") } else { &mut program });
+            let mut command = ka();
+            command.args(&arguments[usize::from(in_task)..]).env("FAULT_KILL", holder.pid().to_string());
+            if !arguments.contains(&"--json") || arguments.contains(&"--pid") {
+                command.arg(holder.pid().to_string());
+            }
+            (command, holder)
+        };
+        let judge = |_: &Fault, ran: &Ran, _: Holder| match ran.status {
+            0 | 1 => Ok(()),
+            _ => is_refused(ran, &[2]),
+        };
+        let name = format!("killed under ka {name}");
+        each(&Trial { name: &name, kills: true, missed: 25, ..TRIAL }, prepare, judge);
+    }
+}
+
+/// The number of a process that was killed is another's at once: that is never meant once ka has held the one.
+#[test]
+fn a_number_that_is_another_s_now_is_left_alone() {
+    if !on_a_machine_of_its_own("a_number_that_is_another_s_now_is_left_alone") {
+        return;
+    }
+    if fs::write("/proc/sys/kernel/ns_last_pid", "300").is_err() {
+        support::skip("numbers of processes cannot be chosen here");
+        return;
+    }
+    // A number is one process's: one run at a time.
+    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let taken = std::sync::atomic::AtomicU32::new(0);
+    let prepare = || {
+        let lock = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let victim = Holder::start(&mut Command::new(holder()));
+        let (pid, known) = (victim.pid(), scratch("known"));
+        let mut command = ka();
+        command.args(["attach", &pid.to_string()]);
+        command.env("FAULT_KILL", pid.to_string()).env("FAULT_KILLED", &known);
+        // Whoever waits for the victim frees its number, and has another take it.
+        let impostor = std::thread::spawn(move || {
+            victim.wait();
+            let _ = fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string());
+            let impostor = Holder::start(&mut Command::new(holder()));
+            fs::write(&known, "").unwrap();
+            impostor
+        });
+        (command, (pid, impostor, lock))
+    };
+    let judge = |fault: &Fault,
+                 ran: &Ran,
+                 (pid, impostor, lock): (
+        i32,
+        std::thread::JoinHandle<Holder>,
+        std::sync::MutexGuard<'_, ()>,
+    )| {
+        if !ran.is_injected() {
+            // SAFETY: a signal to our own child, which its thread waits for.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+        let mut impostor = impostor.join().unwrap();
+        drop(lock);
+        if impostor.pid() != pid {
+            return Ok(());
+        }
+        taken.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let set = impostor.look().iter().filter(|told| told.on).count();
+        match set {
+            0 => Ok(()),
+            // Before it was held, the number meant whoever had it.
+            3 if !fault.is_behind("pidfd_open") => Ok(()),
+            _ => Err(format!("{set} sockets of another process were set")),
+        }
+    };
+    let name = "killed under ka attach, and its number another's";
+    each(&Trial { name, kills: true, missed: 25, few: 1000, ..TRIAL }, prepare, judge);
+    assert!(taken.into_inner() > 10, "no number was another's");
+}
+
+/// The program that is supervised is killed at each step of its supervisor: ka ends as it did.
+#[test]
+fn a_program_that_is_killed_while_a_call_of_it_is_seen_to_ends_ka_too() {
+    let prepare = || {
+        let mut command = ka();
+        command.args(["run", "--via", "seccomp"]).arg(fixed()).arg("connect").env("FAULT_KILL", "@0.1.0.0");
+        (command, ())
+    };
+    let judge = |_: &Fault, ran: &Ran, ()| match ran.status {
+        0 | 125 | 137 => Ok(()),
+        _ => Err("it ends otherwise".to_owned()),
+    };
+    let name = "killed under ka run --via seccomp";
+    each(&Trial { name, kills: true, missed: 10, ..TRIAL }, prepare, judge);
 }

@@ -271,6 +271,11 @@ impl Holder {
         }
     }
 
+    /// Waits until somebody has ended it.
+    pub fn wait(mut self) {
+        let _ = self.child.wait();
+    }
+
     /// It ends by itself.
     pub fn end(mut self) {
         drop(self.input.take());
