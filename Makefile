@@ -100,6 +100,15 @@ test: ## all tests, on a fresh machine too: installs what is missing, builds, ru
 	@scripts/need $(TEST_TOOLS)
 	$(CARGO) test --locked --workspace
 
+faults: ## each system call of the library, the shim and the command fails with each errno that it can have: minutes
+	@scripts/need rust cc ip unshare prlimit setpriv
+	KA_FAULTS=all $(CARGO) test --locked --test faults
+	KA_FAULTS=all $(CARGO) test --locked --package ka-cli --test faults
+
+sanitize: ## under the sanitizers and valgrind, with a libka that is built with them too: minutes
+	@scripts/need rust cc clang clang-rt valgrind
+	@scripts/sanitize
+
 header: ## writes include/ka.h from src/, and tests/abi/VERSION, what later releases must not break
 	KA_HEADER=write $(CARGO) test --locked --quiet --test header the_header_is_what_the_sources_say
 	KA_HEADER=write $(CARGO) test --locked --quiet --test abi the_baseline_is_what_the_sources_say
@@ -155,4 +164,4 @@ help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\n' | expand -t 8
 
-.PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 kernels bench clean help libka copyright deny sbom unsafe mutants fuzz
+.PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 kernels bench clean help libka copyright deny sbom unsafe mutants fuzz faults sanitize

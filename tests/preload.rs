@@ -428,31 +428,6 @@ fn a_dead_peer_is_found_in_the_policy_s_time() {
 }
 
 #[test]
-fn programs_built_with_sanitizers_run_under_it() {
-    for compiler in ["gcc", "clang"] {
-        for (sanitizer, runtime) in [("address,undefined", "libasan.so"), ("thread", "libtsan.so")] {
-            let mut command = Command::new(compiler);
-            command
-                .args(["-g", "-O1", "-pthread", "-fno-sanitize-recover=all"])
-                .arg(format!("-fsanitize={sanitizer}"));
-            let program = compile(&mut command, &source("moments"), Link::Nothing);
-            let mut preload = shim().into_os_string();
-            if compiler == "gcc" {
-                // Its runtime is a library that wants to be first; clang's is in the program.
-                let path = stdout(Command::new("gcc").arg(format!("-print-file-name={runtime}")));
-                preload = OsString::from(path.trim());
-                preload.push(":");
-                preload.push(shim());
-            }
-            for moment in [&["one"][..], &["vfork"], &["close"], &["hammer", "2"]] {
-                let printed = stdout(preloaded(&program).args(moment).env("LD_PRELOAD", &preload));
-                assert!(printed.ends_with("well\n"), "{compiler} {sanitizer} {moment:?}: {printed}");
-            }
-        }
-    }
-}
-
-#[test]
 fn valgrind_finds_nothing() {
     let mut command = preloaded("valgrind");
     command.args(["--quiet", "--error-exitcode=9", "--leak-check=full"]).arg(program!("sockets"));

@@ -236,6 +236,8 @@ static struct sockaddr_storage hammer_address;
 static socklen_t hammer_size;
 static int hammer_listener;
 static _Atomic int hammering = 1;
+/* Whether its threads fork. */
+static int forking = 1;
 
 static void *hammer(void *number)
 {
@@ -246,7 +248,7 @@ static void *hammer(void *number)
         int accepted = accept(hammer_listener, NULL, NULL);
         CHECK(accepted >= 0);
         is(accepted, ON);
-        if (rounds++ % 64 == (intptr_t)number) {
+        if (rounds++ % 64 == (intptr_t)number && forking) {
             int status;
             pid_t child = fork();
             CHECK(child >= 0);
@@ -411,6 +413,10 @@ int main(int argc, char **argv)
         with_another_environment();
     else if (strcmp(what, "hammer") == 0)
         hammered(argc > 2 ? atoi(argv[2]) : 5);
+    else if (strcmp(what, "threads") == 0) {
+        forking = 0;
+        hammered(1);
+    }
     else if (strcmp(what, "syn-sent") == 0)
         in_syn_sent();
     else if (strcmp(what, "number") == 0)

@@ -1,0 +1,290 @@
+//! Programs in C that use libka, the examples among them, under the compiler's sanitizers and under valgrind; and programs
+//! that were built with sanitizers under the shim. `make sanitize` runs more of it, with a libka that is built so too.
+
+mod support;
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use support::{Link, Server, compile, preloaded, root, scratch, shim, skip, stdout, succeed};
+
+/// What clang is told for each.
+const SANITIZERS: [&str; 2] = ["address,undefined", "thread"];
+
+fn compiler(name: &str, sanitizer: &str) -> Command {
+    let mut command = Command::new(name);
+    command.args(["-std=gnu11", "-g", "-O1", "-pthread", "-Wall", "-fno-sanitize-recover=all"]);
+    command.arg(format!("-fsanitize={sanitizer}"));
+    command
+}
+
+/// A program of tests/c, and what it is run with, each time once.
+const PROGRAMS: [(&str, &[&[&str]]); 6] = [
+    ("threads", &[&[]]),
+    ("defaults", &[&[]]),
+    ("nonce", &[&[]]),
+    ("link", &[&[]]),
+    ("trace", &[&["enable", "3"], &["server"], &["on", "30,3,2"], &["off", "30,3,2"], &["on", "off,cnt=1"]]),
+    (
+        "outcome",
+        &[
+            &["on", "enable"],
+            &["off", "disable"],
+            &["on", "query"],
+            &["on", "get_status"],
+            &["off", "defaults"],
+            &["off", "beat_nonce"],
+            &["on", "idle=30,intvl=3,cnt=2,user_timeout=auto"],
+        ],
+    ),
+];
+
+/// Its runs, with the libka that is asked for.
+fn run(name: &str, runs: &[&[&str]], make: impl Fn(&Path) -> PathBuf, under: &[&str]) {
+    let program = make(&root().join("tests/c").join(name).with_extension("c"));
+    for arguments in runs {
+        let mut words = under.iter().map(OsString::from).chain([program.clone().into_os_string()]);
+        let mut command = Command::new(words.next().unwrap());
+        // To a child of fork the threads of its parent look as if they had been forgotten.
+        command.env("TSAN_OPTIONS", "report_thread_leaks=0");
+        // Leaks are looked for through /proc and ptrace(2), which these forbid themselves.
+        if ["defaults", "nonce"].contains(&name) {
+            command.env("ASAN_OPTIONS", "detect_leaks=0");
+        }
+        succeed(command.args(words).args(*arguments));
+    }
+}
+
+#[test]
+fn programs_in_c_are_clean_under_the_sanitizers() {
+    thread::scope(|scope| {
+        for sanitizer in SANITIZERS {
+            scope.spawn(move || {
+                for (name, runs) in PROGRAMS {
+                    let make =
+                        |source: &Path| compile(&mut compiler("clang", sanitizer), source, Link::Static);
+                    run(name, runs, make, &[]);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn programs_in_c_are_clean_under_valgrind() {
+    let make = |source: &Path| compile(&mut support::cc(), source, Link::Static);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let memcheck = ["valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full"];
+            // Not those that take descriptors and calls away, which valgrind needs too, nor a storm of signals, which it
+            // serves too slowly to come to an end.
+            for (name, runs) in PROGRAMS {
+                if !["defaults", "nonce", "threads"].contains(&name) {
+                    run(name, runs, make, &memcheck);
+                }
+            }
+        });
+        scope.spawn(|| {
+            let known = format!("--suppressions={}", root().join("tests/c/helgrind.supp").display());
+            let helgrind = ["valgrind", "--quiet", "--error-exitcode=9", "--tool=helgrind", &known];
+            run("threads", &[&[]], make, &helgrind);
+        });
+    });
+}
+
+/// `scripts/sanitize` builds such a libka, and says where it is.
+#[test]
+#[ignore = "needs a libka that is built with a sanitizer: make sanitize"]
+fn programs_in_c_are_clean_with_a_libka_that_is_sanitized() {
+    let libka = std::env::var_os("KA_SANITIZED").expect("make sanitize says where it is");
+    let sanitizer = std::env::var("KA_SANITIZER").unwrap();
+    for (name, runs) in PROGRAMS {
+        let make = |source: &Path| {
+            let mut command = compiler("clang", &sanitizer);
+            let object = compile(command.arg("-c"), source, Link::Nothing);
+            let program = scratch(name);
+            let mut link = compiler("clang", &sanitizer);
+            link.arg("-o").arg(&program).arg(object).arg(&libka);
+            if sanitizer == "thread" {
+                link.arg(root().join("tests/c/sanitizer_names.c"));
+            }
+            succeed(&mut link);
+            program
+        };
+        run(name, runs, make, &[]);
+    }
+}
+
+/// An example, made of its sources by clang.
+fn example(name: &str, sources: &[&str], sanitizer: &str) -> PathBuf {
+    let folder = root().join("c-examples");
+    let mut command = compiler("clang", sanitizer);
+    command.args(sources.iter().map(|source| folder.join(source)));
+    compile(&mut command, &folder.join(name).with_extension("c"), Link::Static)
+}
+
+#[test]
+fn the_examples_are_clean_under_the_sanitizers() {
+    thread::scope(|scope| {
+        for sanitizer in SANITIZERS {
+            scope.spawn(move || examples(sanitizer));
+        }
+    });
+}
+
+fn examples(sanitizer: &str) {
+    let plain = ["options.c", "sockets.c"];
+    let signed = ["options.c", "sockets.c", "keys.c"];
+    succeed(&mut Command::new(example("keepalive_check", &[], sanitizer)));
+
+    // An echo server, a client that finds it, and one that goes away in the middle.
+    let (mut server, _) = Server::spawn(
+        Command::new(example("tcp_keepalive_server", &plain, sanitizer)).arg("0").stderr(Stdio::null()),
+    );
+    let mut stream = server.connect();
+    stream.write_all(b"word\n").unwrap();
+    let mut answer = [0; 5];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"word\n");
+    let mut client = Command::new(example("tcp_keepalive_client", &plain, sanitizer))
+        .arg(format!("127.0.0.1:{}", server.port))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    thread::sleep(Duration::from_millis(300));
+    drop(stream);
+    server.signal(libc::SIGTERM);
+    assert!(server.child.wait().unwrap().success(), "{sanitizer}: the server");
+    assert!(client.wait().unwrap().success(), "{sanitizer}: the client");
+
+    // The heartbeat: a client of ours, and a stranger.
+    let keys = scratch("keys");
+    fs::write(&keys, format!("1 {}\n", "01".repeat(32))).unwrap();
+    fs::set_permissions(&keys, fs::Permissions::from_mode(0o600)).unwrap();
+    let mut server = Command::new(example("heartbeat_server", &signed, sanitizer));
+    let (mut server, _) = Server::spawn(server.args(["-t", "1"]).arg(&keys).arg("0").stderr(Stdio::null()));
+    let mut client = Command::new(example("heartbeat_client", &signed, sanitizer))
+        .args(["-b", "1"])
+        .arg(&keys)
+        .arg(format!("127.0.0.1:{}", server.port))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    server.connect().write_all(&[0; 56]).unwrap();
+    thread::sleep(Duration::from_millis(1500));
+    server.signal(libc::SIGTERM);
+    assert!(server.child.wait().unwrap().success(), "{sanitizer}: the server of heartbeats");
+    assert!(client.try_wait().unwrap().is_none(), "{sanitizer}: the client of heartbeats has ended");
+    client.kill().unwrap();
+    client.wait().unwrap();
+}
+
+/// A program's runtime: in it, or a library, which wants to come before others unless it is told that it need not.
+struct Host {
+    compiler: &'static str,
+    sanitizer: &'static str,
+    flags: &'static [&'static str],
+    /// The library, where it is one.
+    runtime: Option<&'static str>,
+}
+
+const HOSTS: [Host; 8] = [
+    Host { compiler: "gcc", sanitizer: "address,undefined", flags: &[], runtime: Some("libasan.so") },
+    Host { compiler: "gcc", sanitizer: "address,undefined", flags: &["-static-libasan"], runtime: None },
+    Host { compiler: "gcc", sanitizer: "thread", flags: &[], runtime: Some("libtsan.so") },
+    Host { compiler: "gcc", sanitizer: "thread", flags: &["-static-libtsan"], runtime: None },
+    Host { compiler: "clang", sanitizer: "address,undefined", flags: &[], runtime: None },
+    Host {
+        compiler: "clang",
+        sanitizer: "address,undefined",
+        flags: &["-shared-libsan"],
+        runtime: Some("libclang_rt.asan-x86_64.so"),
+    },
+    Host { compiler: "clang", sanitizer: "thread", flags: &[], runtime: None },
+    Host {
+        compiler: "clang",
+        sanitizer: "thread",
+        flags: &["-shared-libsan"],
+        runtime: Some("libclang_rt.tsan-x86_64.so"),
+    },
+];
+
+impl Host {
+    fn path(&self) -> Option<PathBuf> {
+        let name = self.runtime?;
+        let path = stdout(Command::new(self.compiler).arg(format!("-print-file-name={name}")));
+        Some(PathBuf::from(path.trim()))
+    }
+
+    fn make(&self, source: &Path) -> PathBuf {
+        let mut command = compiler(self.compiler, self.sanitizer);
+        command.args(self.flags);
+        if let Some(folder) =
+            self.path().as_deref().and_then(Path::parent).filter(|_| self.compiler == "clang")
+        {
+            command.arg(format!("-Wl,-rpath,{}", folder.display()));
+        }
+        compile(&mut command, source, Link::Nothing)
+    }
+
+    fn name(&self) -> String {
+        format!("{} -fsanitize={} {}", self.compiler, self.sanitizer, self.flags.join(" "))
+    }
+}
+
+#[test]
+fn hosts_of_each_runtime_run_under_the_shim_in_either_order() {
+    let nothing = scratch("nothing").with_extension("c");
+    fs::write(&nothing, "int main(void) { return 0; }\n").unwrap();
+    let source = root().join("tests/c/preload/moments.c");
+    thread::scope(|scope| {
+        for half in HOSTS.chunks(HOSTS.len() / 2) {
+            let (nothing, source) = (&nothing, &source);
+            scope.spawn(move || half.iter().for_each(|host| under_the_shim(host, nothing, source)));
+        }
+    });
+}
+
+/// `NAME=VALUE`
+fn assignment(name: &str, value: &OsString) -> OsString {
+    let mut text = OsString::from(name);
+    text.push("=");
+    text.push(value);
+    text
+}
+
+fn under_the_shim(host: &Host, nothing: &Path, source: &Path) {
+    if !Command::new(host.make(nothing)).status().unwrap().success() {
+        skip(&format!("{}: not even a program that does nothing runs on this kernel", host.name()));
+        return;
+    }
+    let program = host.make(source);
+    let mut orders = vec![shim().into_os_string()];
+    if let Some(runtime) = host.path() {
+        let mut behind = runtime.into_os_string();
+        behind.push(":");
+        behind.push(shim());
+        orders.push(behind);
+    }
+    for order in orders {
+        // Threads that fork do not get far under gcc's -fsanitize=thread, nor do they without the shim.
+        let hammer: &[&str] = if host.sanitizer == "thread" { &["threads"] } else { &["hammer", "1"] };
+        for moment in [&["one"][..], &["signal"], &["vfork"], &["close"], &["cancel"], hammer] {
+            let mut command = preloaded("timeout");
+            command.args(["120", "env"]).arg(assignment("LD_PRELOAD", &order)).arg(&program).args(moment);
+            command.env_remove("LD_PRELOAD");
+            // Else it refuses to come second.
+            command.env("ASAN_OPTIONS", "verify_asan_link_order=0");
+            let printed = stdout(&mut command);
+            assert!(printed.ends_with("well\n"), "{} {moment:?}: {printed}", host.name());
+        }
+    }
+}
