@@ -17,9 +17,9 @@ use std::thread;
 
 use libc::{
     E2BIG, EACCES, EADDRINUSE, EAFNOSUPPORT, EAGAIN, EBADF, EBUSY, ECHILD, ECONNREFUSED, EEXIST, EFAULT,
-    EFBIG, EINTR, EINVAL, EIO, ELOOP, EMFILE, ENFILE, ENOBUFS, ENODEV, ENOENT, ENOEXEC, ENOMEM, ENOPROTOOPT,
-    ENOSPC, ENOSYS, ENOTCONN, ENOTDIR, ENOTTY, EOPNOTSUPP, EOVERFLOW, EPERM, EPIPE, EROFS, ESPIPE, ESRCH,
-    ETXTBSY, c_long,
+    EFBIG, EINTR, EINVAL, EIO, ELOOP, EMFILE, ENFILE, ENOBUFS, ENODEV, ENOENT, ENOEXEC, ENOLCK, ENOMEM,
+    ENOPROTOOPT, ENOSPC, ENOSYS, ENOTCONN, ENOTDIR, ENOTTY, EOPNOTSUPP, EOVERFLOW, EPERM, EPIPE, EROFS,
+    ESPIPE, ESRCH, ETXTBSY, c_long,
 };
 
 use super::support::{Link, program, scratch};
@@ -58,6 +58,7 @@ kinds! {
     SYS_faccessat2 "faccessat2" [EACCES, ELOOP, ENOENT, ENOMEM, ENOSYS, EPERM];
     SYS_fchdir "fchdir" [EACCES];
     SYS_fcntl "fcntl" [EMFILE, EINVAL];
+    SYS_flock "flock" [EINTR, ENOLCK];
     SYS_fstat "fstat" [EIO, ENOMEM];
     SYS_fsync "fsync" [EIO, ENOSPC];
     SYS_getdents64 "getdents64" [EIO, ENOENT, ENOTDIR, ENOMEM];
@@ -94,6 +95,7 @@ kinds! {
     SYS_sched_getaffinity "sched_getaffinity" [EPERM, ENOSYS];
     SYS_seccomp "seccomp" [EACCES, EBUSY, EINVAL, ENOMEM, ENOSYS];
     SYS_sendto "sendto" [EINTR, ENOBUFS, ENOMEM];
+    SYS_setpgid "setpgid" [EACCES, EPERM, ESRCH];
     SYS_setsid "setsid" [EPERM];
     SYS_setsockopt "setsockopt" [EACCES, EINVAL, ENOBUFS, ENOMEM, ENOPROTOOPT, EPERM];
     SYS_signalfd4 "signalfd4" [EMFILE, ENFILE, ENODEV, ENOMEM];
@@ -129,8 +131,14 @@ const OLDER: &[(c_long, &str)] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[(c_long, &str)] = &[];
 
+#[cfg(target_arch = "x86_64")]
+const GETPGRP: c_long = libc::SYS_getpgrp;
+#[cfg(not(target_arch = "x86_64"))]
+const GETPGRP: c_long = libc::SYS_getpgid;
+
 /// Those that fail for wrong arguments alone, or never.
 const SURE: &[c_long] = &[
+    GETPGRP,
     libc::SYS_clock_nanosleep,
     libc::SYS_exit,
     libc::SYS_exit_group,

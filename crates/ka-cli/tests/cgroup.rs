@@ -16,10 +16,10 @@ use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use command::cgroups::{Cgroup, on_its_own, tree};
+use command::cgroups::{Cgroup, on_its_own};
 use command::{CleanUp, Holder, as_nobody, go_holder, holder, ka, outcome, public, static_holder};
 use serde_json::Value;
-use support::{Running, eventually, five, has_mptcp, is_root, set_option, skip, succeed};
+use support::{Running, eventually, five, has_mptcp, set_option, skip, succeed};
 
 /// A command that begins in a cgroup.
 fn within(cgroup: &Path, program: &Path) -> Command {

@@ -252,9 +252,9 @@ fn defaults_are_set_whole_or_not() {
         return;
     }
     // The sysctls are one: only one run at a time.
-    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let one = std::sync::Mutex::new(());
     let prepare = || {
-        let lock = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let lock = one.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         for (name, value) in SYSCTLS.iter().zip(["7200", "75", "9"]) {
             support::sysctl(name, value);
         }
@@ -299,9 +299,9 @@ fn a_cgroup_has_the_policy_whole_or_as_it_was() {
         return;
     }
     let cgroup = Cgroup::new();
-    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let next = std::sync::atomic::AtomicU32::new(0);
     let fresh = || {
-        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         cgroup.below(&number.to_string())
     };
     let remove = |path: &Path| {
@@ -468,7 +468,7 @@ fn an_allocation_that_fails_ends_it_with_a_word() {
     if !on_a_machine_of_its_own("an_allocation_that_fails_ends_it_with_a_word") {
         return;
     }
-    const FEW: usize = 40;
+    let few = 40;
     for (way, program) in [("preload", dynamic()), ("seccomp", fixed())] {
         let prepare = || {
             let mut command = ka();
@@ -481,7 +481,7 @@ fn an_allocation_that_fails_ends_it_with_a_word() {
             (_, NONE) if is_said(ran) => Ok(()),
             _ => Err("a program without the policy".to_owned()),
         };
-        without_memory(&format!("ka run --via {way}"), FEW, prepare, judge);
+        without_memory(&format!("ka run --via {way}"), few, prepare, judge);
     }
 
     let attach = || {
@@ -501,7 +501,7 @@ fn an_allocation_that_fails_ends_it_with_a_word() {
             _ => is_refused(ran, &[1, 2]),
         }
     };
-    without_memory("ka attach", FEW, attach, judge);
+    without_memory("ka attach", few, attach, judge);
 
     let holder = Holder::start(&mut Command::new(holder()));
     let pid = holder.pid().to_string();
@@ -515,7 +515,7 @@ fn an_allocation_that_fails_ends_it_with_a_word() {
             0 | 1 if !ran.stdout.is_empty() => Ok(()),
             _ => is_refused(ran, &[2]),
         };
-        without_memory(&format!("ka {}", arguments[0]), FEW, prepare, judge);
+        without_memory(&format!("ka {}", arguments[0]), few, prepare, judge);
     }
 
     let set = || {
@@ -531,7 +531,7 @@ fn an_allocation_that_fails_ends_it_with_a_word() {
         (2, now) if now == ["61", "11", "7"] || now == ["7200", "75", "9"] => is_refused(ran, &[2]),
         (_, now) => Err(format!("{now:?}")),
     };
-    without_memory("ka defaults --set", FEW, set, judge);
+    without_memory("ka defaults --set", few, set, judge);
 }
 
 /// As many descriptors as a shell lets it have, from too few to enough.
@@ -557,7 +557,10 @@ fn without_descriptors_it_ends_with_a_word() {
             let alone = limited(most, Command::new(program).arg("listen"));
             let ran = limited(most, ka().args(["run", "--via", way]).arg(program).arg("listen"));
             let result = match (ran.status, ran.stdout.as_str()) {
-                (0, STANDARD) => Ok(done += 1),
+                (0, STANDARD) => {
+                    done += 1;
+                    Ok(())
+                }
                 (125, "") => is_refused(&ran, &[125]).map(|()| refused += 1),
                 // As it would have been.
                 (status, said)
@@ -703,10 +706,10 @@ fn a_number_that_is_another_s_now_is_left_alone() {
         return;
     }
     // A number is one process's: one run at a time.
-    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let one = std::sync::Mutex::new(());
     let taken = std::sync::atomic::AtomicU32::new(0);
     let prepare = || {
-        let lock = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let lock = one.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let victim = Holder::start(&mut Command::new(holder()));
         let (pid, known) = (victim.pid(), scratch("known"));
         let mut command = ka();

@@ -96,6 +96,10 @@ pub(super) fn found(terms: Terms) -> io::Result<Cradle> {
         let children = sys::signalfd(Some(libc::SIGCHLD)).unwrap_or_else(|error| give_up(&error));
         let server =
             take_over(pid, to_program, &to_spare).map(|listener| Server::new(listener, shared, terms));
+        let server = take_over(pid, &to_program, &to_spare)
+            .map(|listener| Server::new(listener, shared, terms.policy, terms.mode));
+        // Who was not answered waits for its end.
+        drop(to_program);
         supervise(server, &children, to_front, Some(to_spare), shared);
     }
     sys::set_name(c"ka");
@@ -153,15 +157,15 @@ fn receive_number(mut from: &UnixStream) -> io::Result<RawFd> {
 }
 
 /// A process that shows whether there can be a listener: it has one, until the other end is closed.
-pub(super) fn try_listener(parent: UnixStream, filter: &[sock_filter]) -> ! {
+pub(super) fn try_listener(parent: &UnixStream, filter: &[sock_filter]) -> ! {
     let listener = sys::renounce_privileges().and_then(|()| sys::install_listener(filter));
     let number = match &listener {
         Ok(listener) => listener.as_raw_fd(),
         Err(error) => error.raw_os_error().unwrap_or(libc::EIO).saturating_neg(),
     };
     // Who was not told does not close the other end: it waits for this one.
-    if send_number(&parent, number).is_ok() {
-        let _ = receive_number(&parent);
+    if send_number(parent, number).is_ok() {
+        let _ = receive_number(parent);
     }
     sys::exit(0)
 }
@@ -177,8 +181,8 @@ pub(super) fn try_take(child: &UnixStream, pid: i32) -> io::Result<()> {
 
 /// The supervisor takes the listener out of the program's process, and lets the spare take it out of its own. `None`
 /// where the program's process has given up, or the kernel does not let us: it is told why.
-fn take_over(program: i32, to_program: UnixStream, to_spare: &UnixStream) -> Option<OwnedFd> {
-    let theirs = receive_number(&to_program).ok()?;
+fn take_over(program: i32, to_program: &UnixStream, to_spare: &UnixStream) -> Option<OwnedFd> {
+    let theirs = receive_number(to_program).ok()?;
     let taken = pidfd_open(program, 0).and_then(|process| pidfd_getfd(process.as_fd(), theirs));
     if let Ok(listener) = &taken {
         sys::wake_up_in_turn(listener.as_fd());
@@ -187,7 +191,7 @@ fn take_over(program: i32, to_program: UnixStream, to_spare: &UnixStream) -> Opt
         let _ = told.and_then(|()| receive_number(to_spare));
     }
     let errno = taken.as_ref().err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
-    let _ = send_number(&to_program, errno);
+    let _ = send_number(to_program, errno);
     taken.ok()
 }
 

@@ -231,7 +231,7 @@ fn trial() -> Result<(), Trial> {
             sys::Forked::Parent(pid) => pid,
             sys::Forked::Child => {
                 drop(parent);
-                family::try_listener(child, &filter);
+                family::try_listener(&child, &filter);
             }
         };
         drop(child);
