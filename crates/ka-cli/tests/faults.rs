@@ -33,7 +33,13 @@ const TRIAL: Trial<'static> = Trial {
     // Rust's own library does not go on where the end of a folder fails, which that of a folder of the kernel's does not;
     // and that nobody waits for an answer any more, the kernel does not say of a call that waits.
     // Nor does it say of the program's pointer, which is right, that it is wrong.
-    never: &[("close", libc::EIO), ("ioctl", libc::ENOENT), ("process_vm_readv", libc::EFAULT)],
+    // Nor of a descriptor that is open that it is not.
+    never: &[
+        ("close", libc::EIO),
+        ("ioctl", libc::ENOENT),
+        ("process_vm_readv", libc::EFAULT),
+        ("pidfd_getfd", libc::EBADF),
+    ],
     options: &OPTIONS,
     few: FEW,
     ..faults::TRIAL
@@ -132,9 +138,14 @@ fn attach_says_what_it_has_set_and_sets_no_half() {
         };
         let judge = |fault: &Fault, ran: &Ran, mut holder: Holder| {
             let told = holder.look();
-            let have = told.iter().filter(|told| told.on && told.timers == timers).count();
+            // A user timeout that the kernel does not have for a socket is left out.
+            let lacks = [libc::ENOPROTOOPT, libc::EOPNOTSUPP].contains(&fault.errno);
+            let has = |told: &command::Told| {
+                told.timers == timers || (lacks && told.timers[..3] == timers[..3] && told.timers[3] == 0)
+            };
+            let have = told.iter().filter(|told| told.on && has(told)).count();
             // Off, idle, intvl and cnt may have changed, and rule nothing.
-            if told.iter().any(|told| told.on != (told.timers == timers && told.on)) {
+            if told.iter().any(|told| told.on && !has(told)) {
                 return Err(format!("half a policy: {told:?}"));
             }
             if told.iter().any(|told| !told.on && told.timers[3] != 0) {
@@ -364,8 +375,9 @@ fn a_cgroup_has_the_policy_whole_or_as_it_was() {
         command.args(["cgroup", "ls", "--json"]).arg(&path);
         (command, ())
     };
-    let judge = |_: &Fault, ran: &Ran, ()| match ran.status {
-        0 if ran.stdout.contains("\"idle\": 60") => Ok(()),
+    let judge = |fault: &Fault, ran: &Ran, ()| match ran.status {
+        // What is gone meanwhile has nothing.
+        0 if ran.stdout.contains("\"idle\": 60") || fault.is_gone() => Ok(()),
         _ => is_refused(ran, &[2]),
     };
     each(&Trial { name: "ka cgroup ls", ..TRIAL }, prepare, judge);
@@ -450,8 +462,9 @@ fn without_memory<T>(
     for number in (1..=count).step_by(stride) {
         let (_, ran, state) = attempt(number);
         ended += usize::from(ran.stderr.contains("ka: out of memory"));
-        // The C library itself ends a program that has no memory for what its threads have to do when they end.
-        if ran.stderr.starts_with("Fatal glibc error: failed to register TLS destructor") {
+        // The C library and Rust's end a program that has no memory for a thread that starts, and ask nobody.
+        if ["Fatal glibc error: ", "memory allocation of "].iter().any(|words| ran.stderr.starts_with(words))
+        {
             continue;
         }
         if let Err(why) = faults::is_sane(&ran).and_then(|()| judge(&ran, state)) {
