@@ -95,9 +95,7 @@ pub(super) fn found(terms: Terms) -> io::Result<Cradle> {
         let _ = std::env::set_current_dir("/");
         let children = sys::signalfd(Some(libc::SIGCHLD)).unwrap_or_else(|error| give_up(&error));
         let server =
-            take_over(pid, to_program, &to_spare).map(|listener| Server::new(listener, shared, terms));
-        let server = take_over(pid, &to_program, &to_spare)
-            .map(|listener| Server::new(listener, shared, terms.policy, terms.mode));
+            take_over(pid, &to_program, &to_spare).map(|listener| Server::new(listener, shared, terms));
         // Who was not answered waits for its end.
         drop(to_program);
         supervise(server, &children, to_front, Some(to_spare), shared);
