@@ -353,7 +353,8 @@ impl Attach<'_> {
             (Some(ours), Ok(theirs)) => theirs == ours,
             _ => true,
         };
-        let is_as_said = |on| socket.is_enabled().is_ok_and(|is_on| is_on == on);
+        // What the kernel does not tell proves nobody's policy.
+        let is_as_said = |on| socket.is_enabled().map_or(true, |is_on| is_on == on);
         self.args.dry_run
             || self.policy.enabled().is_none_or(is_as_said)
                 && [Timer::Idle, Timer::Intvl, Timer::Cnt, Timer::UserTimeout].into_iter().all(is_there)
