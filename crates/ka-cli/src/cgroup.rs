@@ -408,19 +408,21 @@ fn kept() -> Vec<(PathBuf, Option<u64>)> {
 
 /// Detaches what a folder keeps, and removes it: when this returns, nothing of it is in force.
 fn release(folder: &Path) -> io::Result<()> {
+    let mut result = Ok(());
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        // By itself the link ends a moment after its last name has gone. Before Linux 5.9 that must do.
-        // What is recorded beside the links detaches nothing.
+        // By itself the link ends a moment after its last name has gone. Before Linux 5.9 that must do. What is recorded
+        // beside the links detaches nothing.
         if !path.ends_with(bpf::RECORD) {
             match bpf::sys::pinned(&path).and_then(|link| bpf::sys::detach(link.as_fd())) {
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) && host::release() < (5, 9) => {}
-                detached => detached?,
+                detached => result = result.and(detached),
             }
         }
         fs::remove_file(&path)?;
     }
-    fs::remove_dir(folder)
+    fs::remove_dir(folder)?;
+    result
 }
 
 fn detach(args: &args::CgroupDetach) -> Outcome {
