@@ -812,9 +812,10 @@ fn who_stands_in_stops_and_continues_as_the_program_does() {
         kill(if stop == libc::SIGSTOP { sleeper } else { -pid }, libc::SIGCONT);
         eventually("both go on", || state(sleeper) == Some('S') && state(pid) == Some('S'));
     }
-    kill(-pid, libc::SIGINT);
+    // Not SIGINT, which a shell has those ignore that it starts in the background.
+    kill(-pid, libc::SIGTERM);
     let status = child.wait_with_output().unwrap().status;
-    assert_eq!(status.signal(), Some(libc::SIGINT));
+    assert_eq!(status.signal(), Some(libc::SIGTERM));
 }
 
 /// Signals that are ignored or blocked, descriptors that are closed, the terminal: as they were.

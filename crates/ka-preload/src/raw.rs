@@ -86,19 +86,23 @@ pub(crate) fn read_memory(from: *const c_void, to: &mut [u8]) -> bool {
     check(unsafe { call(libc::SYS_process_vm_readv, args) }) == Ok(to.len())
 }
 
-/// Whether an int can be read at this address of the program's, without reading it.
+/// Whether an int can be read at this address of the program's.
 ///
 /// getsockopt(2) reads the size of its value before it looks at the option's name: with an option that does not
 /// exist, it answers EFAULT where it could not, ENOPROTOOPT where it could, and writes nothing. (At the level of
-/// the socket: at that of TCP, Multipath TCP refuses without looking.) Any other answer is not the kernel's own, as
-/// that of a filter, and proves nothing.
+/// the socket: at that of TCP, Multipath TCP refuses without looking.) EINVAL, its answer where the int is negative, may
+/// be a filter's too, and proves nothing by itself; nor does any other.
 pub(crate) fn is_readable_int(fd: c_int, address: *const c_void) -> bool {
     const NO_SUCH_OPTION: c_int = 0x7fff_0000;
     let mut nothing = 0_u8;
     let value = (&raw mut nothing) as usize;
     let args = [int(fd), int(libc::SOL_SOCKET), int(NO_SUCH_OPTION), value, address as usize, 0];
     // SAFETY: the kernel checks the address, and has nothing to write for an option that it does not have.
-    check(unsafe { call(libc::SYS_getsockopt, args) }) == Err(Errno(libc::ENOPROTOOPT))
+    match check(unsafe { call(libc::SYS_getsockopt, args) }) {
+        Err(Errno(libc::ENOPROTOOPT)) => true,
+        Err(Errno(libc::EINVAL)) => read_memory(address, &mut [0; size_of::<c_int>()]),
+        _ => false,
+    }
 }
 
 /// getsockname(2) or getpeername(2), by number.
