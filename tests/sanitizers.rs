@@ -24,6 +24,11 @@ fn compiler(name: &str, sanitizer: &str) -> Command {
     command
 }
 
+/// Whether what takes minutes is run too: storms of signals and calls. `make sanitize` does.
+fn is_thorough() -> bool {
+    std::env::var_os("KA_SANITIZERS").is_some_and(|which| which == "all")
+}
+
 /// A program of tests/c, and what it is run with, each time once.
 const PROGRAMS: [(&str, &[&[&str]]); 6] = [
     ("threads", &[&[]]),
@@ -66,7 +71,7 @@ fn programs_in_c_are_clean_under_the_sanitizers() {
     thread::scope(|scope| {
         for sanitizer in SANITIZERS {
             scope.spawn(move || {
-                for (name, runs) in PROGRAMS {
+                for (name, runs) in PROGRAMS.iter().filter(|(name, _)| is_thorough() || *name != "threads") {
                     let make =
                         |source: &Path| compile(&mut compiler("clang", sanitizer), source, Link::Static);
                     run(name, runs, make, &[]);
@@ -90,6 +95,9 @@ fn programs_in_c_are_clean_under_valgrind() {
                 }
             }
         });
+        if !is_thorough() {
+            return;
+        }
         scope.spawn(|| {
             let known = format!("--suppressions={}", root().join("tests/c/helgrind.supp").display());
             let helgrind = ["valgrind", "--quiet", "--error-exitcode=9", "--tool=helgrind", &known];
@@ -279,7 +287,8 @@ fn under_the_shim(host: &Host, nothing: &Path, source: &Path) {
         let hammer: &[&str] = if host.sanitizer == "thread" { &["threads"] } else { &["hammer", "1"] };
         let moments = [&["one"][..], &["vfork"], &["close"], &["signal"], &["cancel"], hammer];
         // What takes time, once.
-        for moment in &moments[..if *order == orders[0] { moments.len() } else { 3 }] {
+        let some = if *order == orders[0] { moments.len() - usize::from(!is_thorough()) } else { 3 };
+        for moment in &moments[..some] {
             let mut command = preloaded("timeout");
             command.args(["120", "env"]).arg(assignment("LD_PRELOAD", order)).arg(&program).args(*moment);
             command.env_remove("LD_PRELOAD");
