@@ -53,8 +53,16 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
     if args.follow {
         attach.follow(&named, &mut report)?;
     } else {
-        let targets = attach.targets(&named, &mut Seen::default(), &mut report);
-        attach.set_all(&targets, &mut report);
+        let mut targets = attach.targets(&named, &mut Seen::default(), &mut report);
+        for _ in 0..ATTEMPTS {
+            let lost = attach.set_all(&targets, &mut report);
+            if lost.is_empty() {
+                break;
+            }
+            // Whoever was asked for them has closed them; others may have them still.
+            targets = attach.targets(&named, &mut Seen::default(), &mut Report::default());
+            targets.retain(|target| lost.contains(&target.inode));
+        }
         attach.say(&mut report)?;
     }
     attach.conclude(&report)?;
@@ -85,6 +93,10 @@ struct Target {
     /// It has been looked at before: only what is new is said of it.
     again: bool,
 }
+
+/// How often a socket is looked for that one of its processes has closed: another `ka attach`, for one, has each for a
+/// moment.
+const ATTEMPTS: usize = 3;
 
 /// What earlier rounds of --follow have dealt with. An inode's number comes again only after four thousand million
 /// others.
@@ -281,8 +293,9 @@ impl Attach<'_> {
         }
     }
 
-    /// Sets each: as fast as the cores allow, or one by one over the time that was asked for.
-    fn set_all(&self, targets: &[Target], report: &mut Report) {
+    /// Sets each: as fast as the cores allow, or one by one over the time that was asked for. Those that were gone by
+    /// then are given back, by their inodes.
+    fn set_all(&self, targets: &[Target], report: &mut Report) -> HashSet<u32> {
         let done: Vec<_> = match self.args.spread {
             None => parallel::map(targets, |target| self.set_one(target)),
             Some(spread) => {
@@ -294,6 +307,7 @@ impl Attach<'_> {
         };
         // A refusal that all sockets of a process have in common is said once.
         let mut refused = HashSet::new();
+        let mut lost = HashSet::new();
         for (target, done) in targets.iter().zip(done) {
             let pid = target.table.pid;
             match done {
@@ -303,7 +317,9 @@ impl Attach<'_> {
                     report.lines.extend(line);
                 }
                 // It was closed since, or the process has ended.
-                Err(error) if is_gone(&error) || error.raw_os_error() == Some(libc::EBADF) => {}
+                Err(error) if is_gone(&error) || error.raw_os_error() == Some(libc::EBADF) => {
+                    lost.insert(target.inode);
+                }
                 Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
                     if refused.insert(pid) {
                         report.failed(pid, None, privilege::explain(pid, &error));
@@ -312,6 +328,7 @@ impl Attach<'_> {
                 Err(error) => report.failed(pid, Some(target.fd), privilege::explain(pid, &error)),
             }
         }
+        lost
     }
 
     /// Sets one, and says how it fared: nothing where it is none of those that are meant. An error is one of getting
@@ -446,7 +463,8 @@ impl Attach<'_> {
         let mut living = named.to_vec();
         loop {
             let targets = self.targets(&living, &mut seen, report);
-            self.set_all(&targets, report);
+            // What was lost is looked for in the next round.
+            let _ = self.set_all(&targets, report);
             self.say(report)?;
             seen.forget(&targets);
             if !self.args.pids.is_empty() && living.is_empty() {
