@@ -33,10 +33,11 @@ pub extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
 /// any other failure. Nobody has to tidy up behind it: a socket is given its policy without memory, and so are sysctls.
 struct Memory;
 
-/// The status that the program ends with where there is no memory.
-static STATUS_WITHOUT_MEMORY: AtomicI32 = AtomicI32::new(crate::failure::USAGE);
+/// The status that the program ends with where there is no memory: that of a failure (`crate::failure::USAGE`), or `ka
+/// run`'s own.
+static STATUS_WITHOUT_MEMORY: AtomicI32 = AtomicI32::new(2);
 
-#[global_allocator]
+#[cfg_attr(not(fuzzing), global_allocator)]
 static MEMORY: Memory = Memory;
 
 impl Memory {
