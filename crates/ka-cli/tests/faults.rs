@@ -431,7 +431,7 @@ fn the_kernel_s_own_pass_over_all_sockets_sets_no_half() {
         command.args(["attach", "--all", "--via", "bpf", "--port", &holder.port.to_string()]);
         (command, holder)
     };
-    let judge = |_: &Fault, ran: &Ran, mut holder: Holder| {
+    let judge = |ran: &Ran, mut holder: Holder| {
         let told = holder.look();
         let have = told.iter().filter(|told| told.on && told.timers == [60, 10, 6, 0]).count();
         let none = told.iter().filter(|told| !told.on && told.timers == [7200, 75, 9, 0]).count();
@@ -441,7 +441,9 @@ fn the_kernel_s_own_pass_over_all_sockets_sets_no_half() {
             _ => Err(format!("{told:?}")),
         }
     };
-    each(&Trial { name: "ka attach --via bpf", ..TRIAL }, prepare, judge);
+    let trial = Trial { name: "ka attach --via bpf", ..TRIAL };
+    each(&trial, prepare, |_: &Fault, ran: &Ran, holder| judge(ran, holder));
+    without_memory("ka attach --via bpf", 40, prepare, judge);
 }
 
 /// Runs a command again and again, each time with one allocation less than it can have, and lets `judge` say what is wrong.
