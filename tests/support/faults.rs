@@ -200,7 +200,7 @@ impl Fault {
 
     /// Whether the kernel says that what was meant is not there any more.
     pub fn is_gone(&self) -> bool {
-        [EBADF, ENOENT, ESRCH].contains(&self.errno)
+        [EBADF, ENOENT, ENOTCONN, ESRCH].contains(&self.errno)
     }
 }
 
