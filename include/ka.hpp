@@ -25,6 +25,7 @@
 #ifndef KA_HPP
 #define KA_HPP
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
@@ -32,6 +33,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <new>
 #include <optional>
 #include <ratio>
 #include <string>
@@ -416,13 +418,21 @@ public:
         detail::check(ec, "ka::reaper::expired");
         return count;
     }
-    /** All that are due. */
+    /** All that are due; where memory ends, those that it was enough for, and the others at the next call. */
     std::vector<int> expired(clock::time_point now = clock::now()) {
         std::vector<int> fds;
-        // Room, before any is taken out; none where none is due.
-        if (next(now) == std::chrono::milliseconds{0})
-            fds.resize(size());
-        fds.resize(expired(fds.data(), fds.size(), now));
+        // Room before any is taken out, and not for all that there are: few may be due.
+        for (std::size_t room = 16; next(now) == std::chrono::milliseconds{0}; room *= 2) {
+            const std::size_t have = fds.size();
+            try {
+                fds.resize(have + std::min(room, size()));
+            } catch (const std::bad_alloc &) {
+                if (have == 0)
+                    throw;
+                break;
+            }
+            fds.resize(have + expired(fds.data() + have, fds.size() - have, now));
+        }
         return fds;
     }
 #endif

@@ -208,8 +208,8 @@ pub unsafe extern "C" fn ka_apply(fd: c_int, config: *const ka_config) -> c_int 
 ///
 ///   fd      a TCP or MPTCP socket in any state.
 ///   config  where to put it; its size must be set (KA_CONFIG_INIT). enabled is 1 or 0; the timers are what is
-///           in force, the sysctls where nothing was set; user_timeout is KA_KEEP on MPTCP that has not fallen
-///           back to TCP, since the kernel cannot say.
+///           in force, the sysctls where nothing was set; user_timeout is KA_KEEP where the kernel has
+///           none to tell, as on MPTCP that has not fallen back to TCP.
 ///
 /// Given to ka_apply, the result sets the same again. But a sysctl may hold what could not be set on a socket:
 /// 86400 is then EINVAL there, and -1, which is KA_KEEP, leaves the sysctl in force.

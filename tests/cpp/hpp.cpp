@@ -263,6 +263,13 @@ void with_exceptions() {
     CHECK(throws(closed, "ka::reaper::touch", [&] { reaper.touch(-1); }));
     CHECK(reaper.expired(start + 1s).empty());
     CHECK(reaper.expired(start + 30s).size() >= 2 && reaper.size() <= 1);
+    // As many as are due, and room for few more.
+    ka::reaper many{30s};
+    for (int number = 0; number < 5000; number++)
+        many.touch(number, start + (number < 20 ? 0s : 1s));
+    const auto due = many.expired(start + 30s);
+    CHECK(due.size() == 20 && due.front() == 0 && due.back() == 19 && due.capacity() < 200 && many.size() == 4980);
+    CHECK(many.expired(start + 31s).size() == 4980 && many.empty());
     ka::reaper empty = std::move(reaper);
     CHECK(throws(invalid, "ka::reaper::expired", [&] { int fds[1]; reaper.expired(fds, 1); }));
 
