@@ -261,12 +261,12 @@ fn errno() -> Errno {
 
 #[cfg(test)]
 mod tests {
-    use core::cell::Cell;
+    use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
     use super::{Heap, HeapList, Zero};
 
     /// Counts how often it is dropped, where it was given something to count by.
-    struct Counting(Option<&'static Cell<u32>>);
+    struct Counting(Option<&'static AtomicU32>);
 
     // SAFETY: `Option<&T>` has NULL for `None` by the language's word.
     unsafe impl Zero for Counting {}
@@ -274,43 +274,36 @@ mod tests {
     impl Drop for Counting {
         fn drop(&mut self) {
             if let Some(count) = self.0 {
-                count.set(count.get() + 1);
+                count.fetch_add(1, Relaxed);
             }
         }
     }
 
-    fn count() -> &'static Cell<u32> {
-        // What a test has, it may leave behind.
-        let heap = Heap::new(Cell::new(0)).unwrap();
-        // SAFETY: it is never given back.
-        unsafe { &*heap.into_raw() }
-    }
-
     #[test]
     fn what_is_on_the_heap_is_dropped_once() {
-        let dropped = count();
-        drop(Heap::new(Counting(Some(dropped))));
-        assert_eq!(dropped.get(), 1);
-        let raw = Heap::new(Counting(Some(dropped))).unwrap().into_raw();
-        assert_eq!(dropped.get(), 1);
+        static DROPPED: AtomicU32 = AtomicU32::new(0);
+        drop(Heap::new(Counting(Some(&DROPPED))));
+        assert_eq!(DROPPED.load(Relaxed), 1);
+        let raw = Heap::new(Counting(Some(&DROPPED))).unwrap().into_raw();
+        assert_eq!(DROPPED.load(Relaxed), 1);
         // SAFETY: of `into_raw`, and not used again.
         drop(unsafe { Heap::from_raw(raw) });
-        assert_eq!(dropped.get(), 2);
+        assert_eq!(DROPPED.load(Relaxed), 2);
         // SAFETY: NULL may be given.
         assert!(unsafe { Heap::<Counting>::from_raw(core::ptr::null_mut()) }.is_none());
     }
 
     #[test]
     fn what_is_in_a_list_moves_when_it_grows_and_is_dropped_once() {
-        let dropped = count();
+        static DROPPED: AtomicU32 = AtomicU32::new(0);
         let mut list = HeapList::new();
         assert!(list.grow(2));
         if let Some(first) = list.first_mut() {
-            *first = Counting(Some(dropped));
+            *first = Counting(Some(&DROPPED));
         }
         assert!(list.grow(9) && list.grow(3));
-        assert_eq!((list.len(), dropped.get()), (9, 0));
+        assert_eq!((list.len(), DROPPED.load(Relaxed)), (9, 0));
         drop(list);
-        assert_eq!(dropped.get(), 1);
+        assert_eq!(DROPPED.load(Relaxed), 1);
     }
 }
