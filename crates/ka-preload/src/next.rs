@@ -21,20 +21,18 @@ use libc::{
     ssize_t, timespec,
 };
 
-/// The functions, by their places in `NAMES`. Null before they were looked for.
-static FOUND: [AtomicPtr<c_void>; 11] = [const { AtomicPtr::new(ptr::null_mut()) }; 11];
-
-/// One text and not an array of them, which the loader would have to relocate.
-const NAMES: &[u8] =
-    b"socket,connect,accept,accept4,listen,setsockopt,sendto,sendmsg,sendmmsg,recvmsg,recvmmsg";
-
-/// The real syscall(2), null before it was looked for. The hook jumps there, so that what the call does to the stack
-/// (clone, vfork) is between the program and it alone.
-pub(crate) static SYSCALL: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
-
-/// Declares the functions: where each is, and how it is called.
+/// Declares the functions, in one list: their names, the place of each among what was found, and how it is called.
 macro_rules! next {
-    ($($place:literal $name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
+        /// One text and not an array of them, which the loader would have to relocate.
+        const NAMES: &[u8] = concat!("syscall", $(",", stringify!($name)),*).as_bytes();
+
+        /// The places of the functions.
+        #[expect(non_camel_case_types, reason = "they are called as the functions are")]
+        enum Place { syscall, $($name),* }
+
+        const COUNT: usize = [Place::syscall, $(Place::$name),*].len();
+
         $(
             /// The real one.
             ///
@@ -42,7 +40,7 @@ macro_rules! next {
             /// As its manual page says.
             #[inline]
             pub(crate) unsafe fn $name($($arg: $type),*) -> $result {
-                let found = find(FOUND.get($place));
+                let found = find(Place::$name);
                 if found.is_null() {
                     return missing() as $result;
                 }
@@ -56,18 +54,23 @@ macro_rules! next {
 }
 
 next! {
-    0 socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
-    1 connect(fd: c_int, address: *const sockaddr, size: socklen_t) -> c_int;
-    2 accept(fd: c_int, address: *mut sockaddr, size: *mut socklen_t) -> c_int;
-    3 accept4(fd: c_int, address: *mut sockaddr, size: *mut socklen_t, flags: c_int) -> c_int;
-    4 listen(fd: c_int, backlog: c_int) -> c_int;
-    5 setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, size: socklen_t) -> c_int;
-    6 sendto(fd: c_int, data: *const c_void, len: usize, flags: c_int, to: *const sockaddr, size: socklen_t) -> ssize_t;
-    7 sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t;
-    8 sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int;
-    9 recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t;
-    10 recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int;
+    socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+    connect(fd: c_int, address: *const sockaddr, size: socklen_t) -> c_int;
+    accept(fd: c_int, address: *mut sockaddr, size: *mut socklen_t) -> c_int;
+    accept4(fd: c_int, address: *mut sockaddr, size: *mut socklen_t, flags: c_int) -> c_int;
+    listen(fd: c_int, backlog: c_int) -> c_int;
+    setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, size: socklen_t) -> c_int;
+    sendto(fd: c_int, data: *const c_void, len: usize, flags: c_int, to: *const sockaddr, size: socklen_t) -> ssize_t;
+    sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t;
+    sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int;
+    recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t;
+    recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int;
 }
+
+/// The functions, by their places. Null before they were looked for. The real syscall(2) is the first: its hook jumps to
+/// where this points, so that what the call does to the stack (clone, vfork) is between the program and it alone.
+pub(crate) static FOUND: [AtomicPtr<c_void>; COUNT] = [const { AtomicPtr::new(ptr::null_mut()) }; COUNT];
+const _: () = assert!(Place::syscall as usize == 0);
 
 /// syscall(2) with six arguments.
 ///
@@ -75,7 +78,7 @@ next! {
 /// As the system call demands of its arguments.
 #[inline(never)]
 pub(crate) unsafe fn syscall(number: c_long, args: [usize; 6]) -> c_long {
-    let found = find(Some(&SYSCALL));
+    let found = find(Place::syscall);
     if found.is_null() {
         return missing().into();
     }
@@ -87,7 +90,8 @@ pub(crate) unsafe fn syscall(number: c_long, args: [usize; 6]) -> c_long {
 }
 
 #[inline(never)]
-fn find(slot: Option<&AtomicPtr<c_void>>) -> *mut c_void {
+fn find(place: Place) -> *mut c_void {
+    let slot = FOUND.get(place as usize);
     let load = || slot.map_or(ptr::null_mut(), |slot| slot.load(Ordering::Relaxed));
     let mut found = load();
     if found.is_null() {
@@ -124,7 +128,7 @@ unsafe extern "C" fn visit(info: *mut dl_phdr_info, _: usize, behind_us: *mut c_
     let headers = unsafe { slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
     let base = info.dlpi_addr as usize;
     if !*behind_us {
-        let here = (&raw const SYSCALL) as usize;
+        let here = (&raw const FOUND) as usize;
         *behind_us = headers.iter().any(|header| {
             let start = base.wrapping_add(header.p_vaddr as usize);
             header.p_type == libc::PT_LOAD && here.wrapping_sub(start) < header.p_memsz as usize
@@ -137,8 +141,8 @@ unsafe extern "C" fn visit(info: *mut dl_phdr_info, _: usize, behind_us: *mut c_
         unsafe { Symbols::of(base, base.wrapping_add(header.p_vaddr as usize) as *const Dynamic) }
     }) {
         let mut names = Some(NAMES);
-        let mut look_for = |slot: &AtomicPtr<c_void>| {
-            let (name, behind) = names.map_or((&b"syscall"[..], None), |names| cut(names, b','));
+        for slot in &FOUND {
+            let (name, behind) = cut(names.unwrap_or_default(), b',');
             names = behind;
             if slot.load(Ordering::Relaxed).is_null() {
                 // SAFETY: the tables of a loaded object.
@@ -146,8 +150,7 @@ unsafe extern "C" fn visit(info: *mut dl_phdr_info, _: usize, behind_us: *mut c_
                     slot.store(address as *mut c_void, Ordering::Relaxed);
                 }
             }
-        };
-        FOUND.iter().chain([&SYSCALL]).for_each(&mut look_for);
+        }
     }
     0
 }

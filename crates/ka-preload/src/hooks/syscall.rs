@@ -47,7 +47,7 @@ pub unsafe extern "C" fn syscall() {
         accept4 = const libc::SYS_accept4,
         recvmmsg = const libc::SYS_recvmmsg,
         sendmmsg = const libc::SYS_sendmmsg,
-        real = sym next::SYSCALL,
+        real = sym next::FOUND,
         hooked = sym hooked,
         early = sym early,
     )
@@ -109,7 +109,7 @@ pub unsafe extern "C" fn syscall() {
         accept4 = const libc::SYS_accept4,
         recvmmsg = const libc::SYS_recvmmsg,
         sendmmsg = const libc::SYS_sendmmsg,
-        real = sym next::SYSCALL,
+        real = sym next::FOUND,
         hooked = sym hooked,
         early = sym early,
     )
