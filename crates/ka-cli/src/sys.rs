@@ -29,6 +29,12 @@ pub extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     crate::start((0..count).map(|n| OsStr::from_bytes(argument(n).to_bytes()).to_owned()).collect())
 }
 
+/// What libka_preload.so knows ka by, to leave it alone wherever it is preloaded: a policy that it was told for all
+/// programs is not to take the place of the one that ka is told. build.rs has the linker export it.
+#[cfg(not(any(test, fuzzing)))]
+#[unsafe(no_mangle)]
+pub extern "C" fn ka_preload_off() {}
+
 /// Memory, of malloc(3). Rust's own answer to a lack of it is abort(3), with a core; here the program ends as it does on
 /// any other failure. Nobody has to tidy up behind it: a socket is given its policy without memory, and so are sysctls.
 struct Memory;

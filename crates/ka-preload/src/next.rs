@@ -10,7 +10,7 @@
 #![expect(unsafe_code, reason = "it reads the tables of loaded objects, and calls what it finds there")]
 
 use core::ffi::{CStr, c_char};
-use core::mem::transmute_copy;
+use core::mem::{self, transmute_copy};
 use core::ptr;
 use core::slice;
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -108,28 +108,41 @@ fn missing() -> c_int {
     -1
 }
 
-/// Looks for all of them. Called when the library is loaded, and before that where a constructor of another library
-/// is quicker; to do it twice, or in two threads at once, finds the same.
-#[cold]
-pub(crate) fn resolve() {
-    let mut behind_us = false;
-    // SAFETY: `visit` takes what dl_iterate_phdr(3) gives, and the data that is given here.
-    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut behind_us).cast()) };
+/// A function that the ka command offers, and nobody else: its name.
+const KA: &[u8] = b"ka_preload_off";
+
+/// What the walk through the loaded objects, of which the program is the first, has come by.
+#[derive(Default)]
+struct Walk {
+    program: bool,
+    us: bool,
+    ka: AtomicPtr<c_void>,
 }
 
-/// Looks into one loaded object; those before this library, and itself, are not next.
-unsafe extern "C" fn visit(info: *mut dl_phdr_info, _: usize, behind_us: *mut c_void) -> c_int {
-    // SAFETY: dl_iterate_phdr gives a description of a loaded object, and the flag that was given to it.
-    let (info, behind_us) = unsafe { (&*info, &mut *behind_us.cast::<bool>()) };
+/// Looks for all of them, and says whether the program is the ka command. Called when the library is loaded, and before
+/// that where a constructor of another library is quicker; to do it twice, or in two threads at once, finds the same.
+#[cold]
+pub(crate) fn resolve() -> bool {
+    let mut walk = Walk::default();
+    // SAFETY: `visit` takes what dl_iterate_phdr(3) gives, and the data that is given here.
+    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut walk).cast()) };
+    !walk.ka.into_inner().is_null()
+}
+
+/// Looks into one loaded object: the program, and those behind this library, which are next.
+unsafe extern "C" fn visit(info: *mut dl_phdr_info, _: usize, walk: *mut c_void) -> c_int {
+    // SAFETY: dl_iterate_phdr gives a description of a loaded object, and the walk that was given to it.
+    let (info, walk) = unsafe { (&*info, &mut *walk.cast::<Walk>()) };
     if info.dlpi_phdr.is_null() {
         return 0;
     }
     // SAFETY: an object has as many program headers as it says.
     let headers = unsafe { slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
     let base = info.dlpi_addr as usize;
-    if !*behind_us {
+    let is_program = !mem::replace(&mut walk.program, true);
+    if !is_program && !walk.us {
         let here = (&raw const FOUND) as usize;
-        *behind_us = headers.iter().any(|header| {
+        walk.us = headers.iter().any(|header| {
             let start = base.wrapping_add(header.p_vaddr as usize);
             header.p_type == libc::PT_LOAD && here.wrapping_sub(start) < header.p_memsz as usize
         });
@@ -140,8 +153,10 @@ unsafe extern "C" fn visit(info: *mut dl_phdr_info, _: usize, behind_us: *mut c_
         // SAFETY: the dynamic section of a loaded object.
         unsafe { Symbols::of(base, base.wrapping_add(header.p_vaddr as usize) as *const Dynamic) }
     }) {
-        let mut names = Some(NAMES);
-        for slot in &FOUND {
+        let (slots, names) =
+            if is_program { (slice::from_ref(&walk.ka), KA) } else { (FOUND.as_slice(), NAMES) };
+        let mut names = Some(names);
+        for slot in slots {
             let (name, behind) = cut(names.unwrap_or_default(), b',');
             names = behind;
             if slot.load(Ordering::Relaxed).is_null() {

@@ -1,0 +1,138 @@
+//! ka where the shim is preloaded into ka itself, as into every program of a machine, with another policy than the one that
+//! ka is told: what it does to the sockets of others is what it was told.
+
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
+mod command;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use command::cgroups::on_its_own;
+use command::{CleanUp, Holder, as_nobody, bare, holder, ka, outcome, public, static_holder};
+use support::{is_root, skip, stdout, with_own_etc};
+
+/// Prints SO_KEEPALIVE, idle, intvl, cnt and user timeout of a fresh socket.
+const FRESH: &str = "import socket; s = socket.socket(); \
+    print(s.getsockopt(1, 9), *(s.getsockopt(6, n) for n in (4, 5, 6, 18)))";
+
+/// ka under the shim, which is told this policy.
+fn under(policy: &str) -> Command {
+    let mut ka = ka();
+    ka.env("LD_PRELOAD", support::shim()).env("KA_POLICY", policy);
+    ka
+}
+
+#[test]
+fn ka_attach_sets_what_it_is_told() {
+    let mut holder = Holder::start(&mut bare(holder()));
+    let (status, out, err) =
+        outcome(under("60,10,6").args(["attach", "-p", "30,5,3", &holder.pid().to_string()]));
+    assert_eq!((status, out.as_str(), err.as_str()), (0, "3 sockets set, 0 unchanged, 0 failed\n", ""));
+    holder.assert_all(30, 5, 3);
+    let (_, out, _) = outcome(under("60,10,6").args(["attach", "-p", "off", &holder.pid().to_string()]));
+    assert_eq!(out, "3 sockets set, 0 unchanged, 0 failed\n");
+    assert!(holder.look().iter().all(|told| !told.on));
+}
+
+/// The program has no loader, so that it has nothing but what the supervisor gives it.
+#[test]
+fn ka_run_via_seccomp_gives_what_it_is_told() {
+    let mut run = under("60,10,6");
+    let mut holder =
+        Holder::start(run.args(["run", "--via", "seccomp", "-p", "30,5,3"]).arg(static_holder()));
+    holder.assert_all(30, 5, 3);
+    holder.open();
+    holder.assert_all(30, 5, 3);
+}
+
+#[test]
+fn ka_run_in_ka_run_gives_what_the_inner_one_is_told() {
+    let own = support::release().join("ka");
+    let inside = |outer: &[&str]| {
+        let inner = [own.as_os_str(), "run".as_ref(), "-p".as_ref(), "30,5,3".as_ref()];
+        outcome(ka().args(outer).arg("--").args(inner).args(["--", "python3", "-c", FRESH]))
+    };
+    // Nor does it say that something else holds.
+    let given = (0, "1 30 5 3 0\n".to_owned(), String::new());
+    assert_eq!(inside(&["run", "-p", "60,10,6"]), given);
+    assert_eq!(outcome(under("60,10,6").args(["run", "-p", "30,5,3", "python3", "-c", FRESH])), given);
+    // Where another's does, it says so, and is not refused.
+    let mut outer = under("60,10,6");
+    outer.args(["run", "--via", "seccomp", "-p", "90,20,4"]).arg(&own);
+    let (status, _, err) = outcome(outer.args(["run", "-p", "30,5,3", "true"]));
+    assert_eq!(
+        (status, err.as_str()),
+        (0, "ka: run: an outer ka run --via seccomp is in force here: 90,20,4\n")
+    );
+}
+
+#[test]
+fn ka_run_via_cgroup_gives_what_it_is_told() {
+    if !on_its_own("ka_run_via_cgroup_gives_what_it_is_told") {
+        return;
+    }
+    let said = std::env::temp_dir().join(format!("ka-said-{}", std::process::id()));
+    let file = fs::File::create(&said).unwrap();
+    let mut run = under("60,10,6");
+    run.args(["run", "--via", "cgroup", "-p", "30,5,3"]).arg(static_holder()).stderr(file);
+    Holder::start(&mut run).assert_all(30, 5, 3);
+    let said = fs::read_to_string(&said).and_then(|text| fs::remove_file(&said).map(|()| text)).unwrap();
+    assert_eq!(said, "", "it speaks of a cgroup whose policy holds");
+}
+
+/// What is wrong with the shim's variables is for the programs that it is for.
+#[test]
+fn the_shim_says_nothing_in_ka() {
+    let (_, out, err) = outcome(under("nonsense").arg("--version"));
+    assert!(out.starts_with("ka ") && err.is_empty(), "{err}");
+    // It does elsewhere.
+    let elsewhere =
+        bare("true").env("LD_PRELOAD", support::shim()).env("KA_POLICY", "nonsense").output().unwrap();
+    assert!(String::from_utf8(elsewhere.stderr).unwrap().starts_with("ka: KA_POLICY=\"nonsense\": "));
+}
+
+/// Where the loader takes no LD_PRELOAD, and nobody looks at the environment.
+#[test]
+fn ka_with_capabilities_on_a_machine_that_preloads_it_into_all() {
+    if !is_root() {
+        skip("only root may have an /etc of its own, and give programs capabilities");
+        return;
+    }
+    let folder = public("capable");
+    let _clean = CleanUp(folder.clone());
+    let copy = |from: &Path, name: &str| {
+        fs::copy(from, folder.join(name)).unwrap();
+        fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        folder.join(name)
+    };
+    let capable = copy(&support::release().join("ka"), "ka");
+    let shim = copy(&support::shim(), "libka_preload.so");
+    support::succeed(Command::new("setcap").arg("cap_sys_ptrace+ep").arg(&capable));
+    let mut holder = Holder::start(&mut as_nobody(&bare(copy(holder(), "holder"))));
+    let output = with_own_etc(&format!(
+        "echo KA_POLICY=60,10,6 >/etc/ka.conf; echo {} >/etc/ld.so.preload
+         setpriv --reuid 65534 --regid 65534 --clear-groups {} attach -p 30,5,3 {}",
+        shim.display(),
+        capable.display(),
+        holder.pid()
+    ));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "3 sockets set, 0 unchanged, 0 failed\n");
+    holder.assert_all(30, 5, 3);
+}
+
+/// The linker keeps it, though nothing calls it and the file is stripped.
+#[test]
+fn ka_has_the_name_that_the_shim_knows_it_by() {
+    let ka = support::release().join("ka");
+    let table = stdout(Command::new("nm").args(["-D", "--defined-only"]).arg(ka));
+    assert!(table.lines().any(|line| line.ends_with(" T ka_preload_off")), "{table}");
+    for library in ["libka.so", "libka_preload.so"] {
+        let library = support::release().join(library);
+        let table = stdout(Command::new("nm").args(["-D", "--defined-only"]).arg(library));
+        assert!(!table.contains("ka_preload_off"), "{table}");
+    }
+}
