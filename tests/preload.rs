@@ -151,6 +151,8 @@ fn every_part_of_the_policy_can_be_said() {
         (&[("KA_USER_TIMEOUT", "auto")], "1 60 10 6 120000"),
         (&[("KA_POLICY", "30,5,3"), ("KA_USER_TIMEOUT", "auto")], "1 30 5 3 45000"),
         (&[("KA_POLICY", "idle=30,user_timeout=auto"), ("KA_CNT", "1")], "1 30 10 1 40000"),
+        (&[("KA_POLICY", "30,5,3"), ("KA_USER_TIMEOUT", "keep")], "1 30 5 3 0"),
+        (&[("KA_POLICY", "user_timeout=9"), ("KA_USER_TIMEOUT", "keep")], "1 60 10 6 0"),
         (&[("KA_POLICY", "off"), ("KA_IDLE", "30")], "0 7200 75 9 0"),
         (&[("KA_SKIP", "moments*")], "0 7200 75 9 0"),
         (&[("KA_SKIP", "chrome, *ments-*,sshd")], "0 7200 75 9 0"),

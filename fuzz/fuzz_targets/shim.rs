@@ -146,6 +146,7 @@ impl Told {
             "KA_INTVL" => policy.intvl = timer(1, 32767)?,
             "KA_CNT" => policy.cnt = timer(1, 127)?,
             "KA_USER_TIMEOUT" if value == b"auto" => policy.user_timeout = AUTO,
+            "KA_USER_TIMEOUT" if value == b"keep" => policy.user_timeout = KEEP,
             "KA_USER_TIMEOUT" => policy.user_timeout = timer(0, i32::MAX)?,
             "KA_MODE" => {
                 self.mode = match value {

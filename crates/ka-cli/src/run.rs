@@ -66,8 +66,8 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
     match way.start(&launch)? {}
 }
 
-/// What the flags say, which must be to turn keepalive on.
+/// What the flags say, which must be to turn keepalive on. A whole policy says all.
 fn said(args: &args::Run) -> Result<Config, Failure> {
-    args.policy.config_on()?;
-    args.policy.said()
+    let all = args.policy.config_on()?;
+    if args.policy.whole.is_some() { Ok(all) } else { args.policy.said() }
 }

@@ -17,7 +17,9 @@ use command::{
     CleanUp, Holder, armed, as_nobody, bare, go_holder, holder, holder_with, ka, outcome, public,
     static_holder,
 };
-use support::{Running, eventually, is_root, listening, on_a_machine_of_its_own, scratch, skip, stdout};
+use support::{
+    Running, eventually, is_root, listening, on_a_machine_of_its_own, scratch, skip, stdout, with_own_etc,
+};
 
 /// Prints SO_KEEPALIVE, idle, intvl, cnt and user timeout of a fresh socket.
 const FRESH: &str = "import socket; s = socket.socket(); \
@@ -42,6 +44,39 @@ fn the_sockets_of_the_program_have_the_policy() {
     assert_eq!(fresh(ka().env("KA_IDLE", "99").args(["run", "-p", "280,30,5"])), "1 280 30 5 0");
     assert_eq!(fresh(ka().env("KA_IDLE", "99").args(["run", "-p", "cnt=3"])), "1 60 10 3 0");
     assert_eq!(fresh(ka().env("KA_POLICY", "off").args(["run", "-d", "30"])), "1 30 10 6 0");
+}
+
+/// Part by part what says less is over what says more; a whole policy is whole.
+#[test]
+fn the_machine_s_file_has_no_part_in_a_whole_policy() {
+    if !is_root() {
+        skip("only root may have an /etc of its own");
+        return;
+    }
+    let listening = "import socket; s = socket.socket(); s.bind((\"127.0.0.1\", 0)); s.listen(); \
+        print(s.getsockopt(1, 9), *(s.getsockopt(6, n) for n in (4, 5, 6, 18)))";
+    let run = |file: &str, run: &str| {
+        let output = with_own_etc(&format!(
+            "echo '{file}' | tr ' ' '\\n' >/etc/ka.conf; {} {run} -- python3 -c '{listening}'",
+            support::release().join("ka").display()
+        ));
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{file}: {run}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for way in ["preload", "seccomp"] {
+        for (file, policy, expected) in [
+            ("KA_USER_TIMEOUT=5000", "-p 60,10,6", "1 60 10 6 0\n"),
+            ("KA_USER_TIMEOUT=5000", "-p 30,5,3 -u auto", "1 30 5 3 45000\n"),
+            ("KA_IDLE=99 KA_INTVL=9", "-p cnt=3", "1 60 10 3 0\n"),
+            ("KA_POLICY=idle=99,user_timeout=7", "-p on", "1 60 10 6 0\n"),
+            ("KA_POLICY=off KA_CNT=9", "-p 30,5,3", "1 30 5 3 0\n"),
+            // A part leaves the rest to it.
+            ("KA_IDLE=99 KA_USER_TIMEOUT=5000", "-c 3", "1 99 10 3 5000\n"),
+            ("KA_IDLE=99 KA_USER_TIMEOUT=5000", "", "1 99 10 6 5000\n"),
+        ] {
+            assert_eq!(run(file, &format!("run --via {way} {policy}")), expected, "{way} {file} {policy}");
+        }
+    }
 }
 
 #[test]

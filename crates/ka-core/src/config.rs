@@ -129,14 +129,12 @@ impl Config {
     /// # Errors
     /// [`Error::OutOfRange`]; [`Error::AutoOutOfRange`] where all that it is made of is known already.
     pub fn with_user_timeout(mut self, user_timeout: UserTimeout) -> Result<Self, Error> {
-        match user_timeout {
-            UserTimeout::Keep => self.with_timer(Timer::UserTimeout, None),
-            UserTimeout::Milliseconds(value) => self.with_timer(Timer::UserTimeout, Some(value)),
-            UserTimeout::Auto => {
-                self.user_timeout = AUTO;
-                self.checked()
-            }
-        }
+        self.user_timeout = match user_timeout {
+            UserTimeout::Keep => KEPT,
+            UserTimeout::Auto => AUTO,
+            UserTimeout::Milliseconds(value) => return self.with_timer(Timer::UserTimeout, Some(value)),
+        };
+        self.checked()
     }
 
     /// The same policy, with what it does not name taken from another.

@@ -181,10 +181,15 @@ impl<'a> Orders<'a> {
             Variable::Idle => self.timer(Timer::Idle, value)?,
             Variable::Intvl => self.timer(Timer::Intvl, value)?,
             Variable::Cnt => self.timer(Timer::Cnt, value)?,
-            Variable::UserTimeout if value == b"auto" => {
-                self.policy = self.policy.with_user_timeout(UserTimeout::Auto).map_err(too_long)?;
+            Variable::UserTimeout => {
+                let user_timeout = match value {
+                    b"auto" => UserTimeout::Auto,
+                    // None, over a source that names one.
+                    b"keep" => UserTimeout::Keep,
+                    _ => return self.timer(Timer::UserTimeout, value),
+                };
+                self.policy = self.policy.with_user_timeout(user_timeout).map_err(too_long)?;
             }
-            Variable::UserTimeout => self.timer(Timer::UserTimeout, value)?,
             Variable::Mode => {
                 self.mode = Mode::named(value).ok_or("must be force, floor or default")?;
             }

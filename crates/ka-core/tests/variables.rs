@@ -79,6 +79,9 @@ fn each_variable_says_its_own() {
     let timeout = taken(Variable::UserTimeout, "4000").unwrap().policy;
     assert_eq!(timeout.user_timeout(), UserTimeout::Milliseconds(4000));
     assert!(taken(Variable::UserTimeout, "automatic").is_err());
+    let named = taken(Variable::Policy, "user_timeout=9");
+    let kept = named.and_then(|mut orders| orders.take(Variable::UserTimeout, b"keep").map(|()| orders));
+    assert_eq!(kept.unwrap().policy, config(60, 10, 6));
     assert_eq!(taken(Variable::Rules, "x").unwrap().rules, b"x");
     assert_eq!(taken(Variable::Skip, "x").unwrap().skip, b"x");
     assert_eq!(taken(Variable::Mode, "often").unwrap_err(), "must be force, floor or default");

@@ -289,11 +289,8 @@ fn executable(buffer: &mut [u8]) -> &[u8] {
     base_name(path.strip_suffix(b" (deleted)").unwrap_or(path))
 }
 
-fn base_name(mut path: &[u8]) -> &[u8] {
-    while let (_, Some(behind)) = cut(path, b'/') {
-        path = behind;
-    }
-    path
+fn base_name(path: &[u8]) -> &[u8] {
+    path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -57,9 +57,10 @@ pub(crate) struct Launch<'a> {
     pub(crate) program: &'a Program,
     /// With the name that it is called by.
     pub(crate) arguments: &'a [OsString],
-    /// What was said of the policy, and no more: what was not comes from the environment, or is the standard.
+    /// What was said of the policy, and no more: what was not comes from the environment or /etc/ka.conf, or is the
+    /// standard.
     pub(crate) said: Option<Config>,
-    /// Whether `said` is a whole policy, which a part of another must not change.
+    /// Whether `said` is a whole policy, with the standard where it names nothing: a part of another must not change it.
     pub(crate) is_whole: bool,
     pub(crate) mode: Option<Mode>,
     /// Says on standard error what is done.

@@ -154,19 +154,19 @@ impl Environment {
         let Some(said) = launch.said else { return };
         if launch.is_whole {
             self.set(Variable::Policy.name(), ka_core::Text::from(&said).as_bytes());
-            for (_, variable) in PARTS {
-                self.remove(variable.name());
-            }
         } else if self.orders(file).policy.enabled() != Some(true) {
             self.set(Variable::Policy.name(), b"on");
         }
-        // Each by its name too: /etc/ka.conf may name it, and goes by names.
+        // Each by its name too: the environment or /etc/ka.conf may name it, and goes by names.
         for (timer, variable) in PARTS {
-            let auto = timer == Timer::UserTimeout && said.user_timeout() == UserTimeout::Auto;
-            let value = said.timer(timer).map(|value| value.to_string()).or(auto.then(|| "auto".to_owned()));
-            if let Some(value) = value {
-                self.set(variable.name(), value.as_bytes());
-            }
+            let value = match (said.timer(timer), timer) {
+                (Some(value), _) => value.to_string(),
+                (None, Timer::UserTimeout) if said.user_timeout() == UserTimeout::Auto => "auto".to_owned(),
+                // None is a part of a whole policy, too.
+                (None, Timer::UserTimeout) if launch.is_whole => "keep".to_owned(),
+                (None, _) => continue,
+            };
+            self.set(variable.name(), value.as_bytes());
         }
     }
 }
@@ -230,6 +230,10 @@ mod tests {
         assert_eq!(policy(&[], "", None, false), expect(60, 10, 6));
         assert_eq!(policy(&["KA_POLICY=280,30,5"], "KA_IDLE=99", Some("cnt=3"), false), expect(99, 30, 3));
         assert_eq!(policy(&["KA_IDLE=7"], "KA_IDLE=99\nKA_CNT=9", Some("30,5,3"), true), expect(30, 5, 3));
+        assert_eq!(
+            policy(&["KA_USER_TIMEOUT=9"], "KA_USER_TIMEOUT=8", Some("30,5,3"), true),
+            expect(30, 5, 3)
+        );
         assert_eq!(policy(&["KA_IDLE=7"], "", Some("cnt=3"), false), expect(7, 10, 3));
         assert_eq!(policy(&["KA_POLICY=off"], "", Some("idle=30"), false), expect(30, 10, 6));
         assert_eq!(policy(&[], "KA_POLICY=off", Some("idle=30"), false), expect(30, 10, 6));
