@@ -159,6 +159,28 @@ fn mandoc_has_nothing_to_say() {
     }
 }
 
+/// A macro that encloses takes the rest of its line with it, but for the marks at the line's end.
+#[test]
+fn parentheses_and_quotes_end_where_they_should() {
+    for path in pages() {
+        let text = page(&path);
+        let encloses = |line: &&str| [".Pq ", ".Dq ", ".Sq "].iter().any(|name| line.starts_with(name));
+        for line in text.lines().filter(encloses) {
+            let enclosed = line.trim_end_matches([' ', ',', '.', ';', ':']);
+            assert!(
+                !enclosed.split(' ').any(|word| word.ends_with(';') || word == ","),
+                "{}: {line}",
+                path.display()
+            );
+        }
+    }
+    let rendered = stdout(Command::new("mandoc").args(["-T", "ascii"]).arg(man().join("ka-preload.7")));
+    let words: Vec<_> = rendered.split_whitespace().collect();
+    assert!(
+        words.join(" ").contains("themselves (ka-run(1) reaches them); io_uring; setuid programs, unless")
+    );
+}
+
 /// The words at the beginning of --help's lines.
 fn flags(help: &str) -> BTreeSet<String> {
     help.lines()
