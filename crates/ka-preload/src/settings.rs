@@ -90,7 +90,7 @@ impl Name {
     }
 }
 
-/// Memory that the constructor fills, and the hooks read.
+/// Memory that the constructor fills, and the hooks read. Zeros until then, which take no place in the file.
 struct Place<T>(UnsafeCell<MaybeUninit<T>>);
 
 // SAFETY: written by the library's constructor alone, before `STATE` says that it may be read.
@@ -98,7 +98,7 @@ unsafe impl<T> Sync for Place<T> {}
 
 impl<T> Place<T> {
     const fn new() -> Self {
-        Self(UnsafeCell::new(MaybeUninit::uninit()))
+        Self(UnsafeCell::new(MaybeUninit::zeroed()))
     }
 
     const fn first(&self) -> *mut T {
@@ -170,7 +170,7 @@ fn file(complain: &Complaints) -> Values<'static> {
         not_read("must be a regular file that belongs to root and that nobody else can write");
         return values;
     }
-    // SAFETY: only the constructor calls this, once; and zeros, as there are in static memory, are bytes.
+    // SAFETY: only the constructor calls this, once; and the zeros that are there are bytes.
     let buffer: &'static mut [u8] = unsafe { &mut *FILE.first() };
     let size = file.read(buffer).unwrap_or(0);
     if size == buffer.len() {
