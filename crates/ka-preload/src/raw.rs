@@ -196,3 +196,34 @@ pub(crate) fn getpid() -> usize {
     // SAFETY: getpid(2) takes nothing.
     unsafe { call(libc::SYS_getpid, [0; 6]) }.unsigned_abs()
 }
+
+/// Ends the program where it stands: by an instruction that there is not, which needs no function of anybody's. SIGILL,
+/// and a core that shows where.
+#[cold]
+pub(crate) fn end() -> ! {
+    // SAFETY: the processor refuses it, whatever state the program is in, and nothing comes behind it.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        asm!("ud2", options(noreturn, nomem, nostack));
+        #[cfg(target_arch = "aarch64")]
+        asm!("udf #0", options(noreturn, nomem, nostack));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::Command;
+
+    /// The test ends itself, in a process of its own.
+    #[test]
+    fn an_end_is_seen() {
+        const INSIDE: &str = "KA_TEST_END";
+        if std::env::var_os(INSIDE).is_some() {
+            super::end();
+        }
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        let output = again.args(["raw::tests::an_end_is_seen", "--exact"]).env(INSIDE, "1").output().unwrap();
+        assert_eq!(output.status.signal(), Some(libc::SIGILL), "{output:?}");
+    }
+}
