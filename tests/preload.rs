@@ -361,6 +361,39 @@ fn default_lets_the_program_have_the_last_word() {
 
 // What it must never do.
 
+/// Where rules wait for the peer, what the program says until it connects is its word too, and no less is set for it.
+#[test]
+fn in_the_default_mode_with_rules_the_program_s_word_holds_from_birth() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let script = format!(
+        "import socket as s
+k = s.socket()
+def say(option, value, level=s.IPPROTO_TCP): k.setsockopt(level, option, value)
+def on(value): say(s.SO_KEEPALIVE, value, s.SOL_SOCKET)
+def wrong():
+    try: say(s.TCP_KEEPIDLE, 0)
+    except OSError: pass
+exec(__import__('sys').argv[1])
+k.connect(('127.0.0.1', {port}))
+print(k.getsockopt(s.SOL_SOCKET, s.SO_KEEPALIVE), *(k.getsockopt(s.IPPROTO_TCP, o) for o in (4, 5, 6)))"
+    );
+    for rules in [format!("rport={port} idle=20"), "idle=20".to_owned()] {
+        for (said, expected) in [
+            ("", "1 20 10 6\n"),
+            ("on(1)", "1 20 10 6\n"),
+            ("on(1); say(s.TCP_KEEPIDLE, 33)", "1 33 10 6\n"),
+            ("say(s.TCP_KEEPCNT, 3)", "1 20 10 3\n"),
+            ("on(0)", "0 7200 75 9\n"),
+            ("wrong()", "1 20 10 6\n"),
+        ] {
+            let mut command = preloaded("python3");
+            command.args(["-c", &script, said]).env("KA_MODE", "default").env("KA_RULES", &rules);
+            assert_eq!(stdout(&mut command), expected, "{rules}: {said}");
+        }
+    }
+}
+
 #[test]
 fn it_works_at_every_moment() {
     let moments = program!("moments");

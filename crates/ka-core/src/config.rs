@@ -91,13 +91,24 @@ impl Config {
             Some(value) => value,
             None => KEPT,
         };
-        match timer {
-            Timer::Idle => self.idle = value,
-            Timer::Intvl => self.intvl = value,
-            Timer::Cnt => self.cnt = value,
-            Timer::UserTimeout => self.user_timeout = value,
-        }
+        *self.word(timer) = value;
         self.checked()
+    }
+
+    /// The same policy, with nothing said of a timer.
+    #[must_use]
+    pub fn without(mut self, timer: Timer) -> Self {
+        *self.word(timer) = KEPT;
+        self
+    }
+
+    const fn word(&mut self, timer: Timer) -> &mut i32 {
+        match timer {
+            Timer::Idle => &mut self.idle,
+            Timer::Intvl => &mut self.intvl,
+            Timer::Cnt => &mut self.cnt,
+            Timer::UserTimeout => &mut self.user_timeout,
+        }
     }
 
     /// The same policy, with the first probe after so many seconds.

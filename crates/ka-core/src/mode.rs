@@ -69,7 +69,7 @@ impl<K: Kernel> Socket<K> {
             let result = if fresh { self.apply_fresh(&config) } else { self.apply(&config) };
             match result {
                 Err(Error::Unsupported(SockOpt::Timer(Timer::UserTimeout))) => {
-                    config = config.with_timer(Timer::UserTimeout, None).unwrap_or(Config::KEEP);
+                    config = config.without(Timer::UserTimeout);
                 }
                 other => return (config, other),
             }

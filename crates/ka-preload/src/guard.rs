@@ -21,7 +21,8 @@ use crate::sockets::{self, decide_now};
 pub(crate) enum Answer {
     /// Make it as it is.
     Make,
-    /// Make it, and see to the socket afterwards: the kernel may have taken a value that it should not have.
+    /// Make it, and see to the socket if it succeeds: the kernel may have taken a value that it should not have; or
+    /// the program's word is to be remembered until rules decide.
     MakeAndMend,
     /// Do not make it: it has succeeded.
     Granted,
@@ -70,7 +71,10 @@ unsafe fn judge_keepalive(
     size: socklen_t,
 ) -> Answer {
     let length = size.cast_signed();
-    if settings.mode == Mode::Default || length < size_of::<c_int>() as c_int || !sockets::is_tcp(fd) {
+    if settings.mode == Mode::Default {
+        return if sockets::waits(fd) { Answer::MakeAndMend } else { Answer::Make };
+    }
+    if length < size_of::<c_int>() as c_int || !sockets::is_tcp(fd) {
         return Answer::Make;
     }
     let policy = match decide_now(settings, fd) {
@@ -118,11 +122,14 @@ fn user_timeout(fd: c_int, policy: &Config, wanted: c_int) -> Answer {
     if wanted > latest { Answer::MakeWith(latest) } else { Answer::Make }
 }
 
-/// After a call that the kernel was expected to refuse.
+/// After a call that has succeeded: one that the kernel was expected to refuse, or the program's word.
 #[cold]
-pub(crate) fn mend(fd: c_int) {
-    if let Some(settings) = active() {
-        sockets::arrived(settings, fd);
+#[inline(never)]
+pub(crate) fn mend(fd: c_int, level: c_int, name: c_int) {
+    match (active(), option(level, name)) {
+        (Some(settings), Some(option)) if settings.mode == Mode::Default => sockets::heed(fd, option),
+        (Some(settings), _) => sockets::arrived(settings, fd),
+        _ => {}
     }
 }
 

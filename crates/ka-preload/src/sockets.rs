@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use ka_core::{Action, Config, Endpoint, Kernel, Mode, SockOpt, Socket};
+use ka_core::{Action, Config, Endpoint, Kernel, Mode, SockOpt, Socket, Timer};
 use libc::{c_int, sockaddr, socklen_t};
 
 use crate::address;
@@ -13,43 +13,85 @@ use crate::settings::Settings;
 /// What is known of a descriptor. It is a hint that saves system calls: a number may be closed and come back as
 /// something else without a call that is hooked. So whatever would be wrong with a stale hint asks the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 enum Known {
-    Nothing,
+    Nothing = 0,
+    /// It was made in sight, and rules will say what is for it. What the program says until then is remembered.
+    Waits = 1,
     /// No TCP socket, or one that a rule leaves alone.
-    LeftAlone,
+    LeftAlone = 2,
     /// It was given the policy that is for it.
-    SeenTo,
+    SeenTo = 3,
     /// So too, but it had another keepalive before: what waits to be accepted from it has inherited that.
-    Changed,
+    Changed = 4,
 }
 
-/// A byte for each descriptor that a program is likely to have; of those beyond, nothing is ever known.
+/// A byte for each descriptor that a program is likely to have; of those beyond, nothing is ever known. Its lower bits
+/// are what is known, its upper ones a bit for each option that the program has set on a socket that waits.
 static KNOWN: [AtomicU8; 65536] = [const { AtomicU8::new(0) }; 65536];
+
+/// The bits of it that say what is known.
+const STATE: u8 = 7;
+
+fn slot(fd: c_int) -> Option<&'static AtomicU8> {
+    // A negative one is beyond them all.
+    KNOWN.get(fd.cast_unsigned() as usize)
+}
+
+fn byte(fd: c_int) -> u8 {
+    slot(fd).map_or(0, |slot| slot.load(Ordering::Relaxed))
+}
 
 #[inline(never)]
 fn known(fd: c_int) -> Known {
-    let slot = usize::try_from(fd).ok().and_then(|index| KNOWN.get(index));
-    match slot.map_or(0, |slot| slot.load(Ordering::Relaxed)) {
-        1 => Known::LeftAlone,
-        2 => Known::SeenTo,
-        3 => Known::Changed,
+    match byte(fd) & STATE {
+        1 => Known::Waits,
+        2 => Known::LeftAlone,
+        3 => Known::SeenTo,
+        4 => Known::Changed,
         _ => Known::Nothing,
     }
 }
 
 #[inline(never)]
 fn learn(fd: c_int, known: Known) {
-    if let Some(slot) = usize::try_from(fd).ok().and_then(|index| KNOWN.get(index)) {
-        slot.store(
-            match known {
-                Known::Nothing => 0,
-                Known::LeftAlone => 1,
-                Known::SeenTo => 2,
-                Known::Changed => 3,
-            },
-            Ordering::Relaxed,
-        );
+    if let Some(slot) = slot(fd) {
+        slot.store(known as u8, Ordering::Relaxed);
     }
+}
+
+/// The bit of an option that the program has set.
+const fn bit(option: SockOpt) -> u8 {
+    match option {
+        SockOpt::Timer(timer) => 0x10 << timer as u8,
+        _ => 0x08,
+    }
+}
+
+/// Whether rules are still to say what is for a socket that was made in sight.
+pub(crate) fn waits(fd: c_int) -> bool {
+    known(fd) == Known::Waits
+}
+
+/// The program has set an option of a socket that waits.
+pub(crate) fn heed(fd: c_int, option: SockOpt) {
+    if let Some(slot) = slot(fd) {
+        slot.fetch_or(bit(option), Ordering::Relaxed);
+    }
+}
+
+/// What a policy leaves to set on a socket that waits, in the default mode: what the program has not said. `None` where
+/// its word was off.
+fn unsaid(fd: c_int, policy: &Config, is_on: bool) -> Option<Config> {
+    let byte = byte(fd);
+    let said = |option| byte & bit(option) != 0;
+    let mut config = *policy;
+    for timer in [Timer::Idle, Timer::Intvl, Timer::Cnt, Timer::UserTimeout] {
+        if said(SockOpt::Timer(timer)) {
+            config = config.without(timer);
+        }
+    }
+    (is_on || !said(SockOpt::KeepAlive)).then_some(config)
 }
 
 #[inline(never)]
@@ -109,7 +151,7 @@ pub(crate) fn born(settings: &Settings, fd: c_int, domain: c_int, kind: c_int, p
         learn(fd, Known::SeenTo);
     } else {
         // Where it goes, or what it listens to, decides.
-        learn(fd, Known::Nothing);
+        learn(fd, Known::Waits);
     }
 }
 
@@ -118,7 +160,7 @@ pub(crate) fn born(settings: &Settings, fd: c_int, domain: c_int, kind: c_int, p
 pub(crate) fn connecting(settings: &Settings, fd: c_int, to: *const sockaddr, size: socklen_t) {
     if !settings.rules.look_at_peer {
         ensure(settings, fd);
-    } else if (settings.mode != Mode::Default || known(fd) == Known::Nothing)
+    } else if (settings.mode != Mode::Default || is_undecided(fd))
         && is_tcp(fd)
         && let Some(peer) = address::given(to, size)
     {
@@ -128,7 +170,7 @@ pub(crate) fn connecting(settings: &Settings, fd: c_int, to: *const sockaddr, si
 
 /// A descriptor that is about to listen. What it has then, its connections inherit.
 pub(crate) fn listening(settings: &Settings, fd: c_int) {
-    if settings.rules.look_at_peer || (settings.mode == Mode::Default && known(fd) != Known::Nothing) {
+    if settings.rules.look_at_peer || (settings.mode == Mode::Default && !is_undecided(fd)) {
         return;
     }
     // Nothing is as important to get right, and it happens once: ask the kernel.
@@ -137,6 +179,11 @@ pub(crate) fn listening(settings: &Settings, fd: c_int) {
         // Nothing waits to be accepted yet.
         learn(fd, Known::SeenTo);
     }
+}
+
+/// Whether nothing was decided of it yet.
+fn is_undecided(fd: c_int) -> bool {
+    matches!(known(fd), Known::Nothing | Known::Waits)
 }
 
 /// Whether it was given a policy, and has keepalive on.
@@ -192,7 +239,7 @@ pub(crate) fn accepted(settings: &Settings, listener: c_int, fd: c_int) {
         }
         // Its handshake may have been before the listener was seen to.
         Known::SeenTo | Known::Changed => arrived(settings, fd),
-        Known::Nothing => {
+        Known::Nothing | Known::Waits => {
             arrived(settings, listener);
             arrived(settings, fd);
         }
@@ -209,7 +256,12 @@ fn act(settings: &Settings, fd: c_int, action: Action) {
 /// Gives the policy to a socket that may have a keepalive of its own.
 fn adopt(settings: &Settings, fd: c_int, policy: &Config) {
     let was_on = read(fd, SockOpt::KeepAlive) == Some(1);
-    if let Some(config) = Socket::with_kernel(fd, Raw).due(policy, settings.mode, was_on) {
+    let due = if settings.mode == Mode::Default && waits(fd) {
+        unsaid(fd, policy, was_on)
+    } else {
+        Socket::with_kernel(fd, Raw).due(policy, settings.mode, was_on)
+    };
+    if let Some(config) = due {
         give(settings, fd, config, false);
     }
     learn(fd, if was_on { Known::Changed } else { Known::SeenTo });
@@ -230,15 +282,15 @@ mod tests {
     use std::os::fd::{AsFd, AsRawFd};
     use std::time::Duration;
 
-    use ka_core::{Action, Config, Mode};
+    use ka_core::{Action, Config, Mode, SockOpt, Timer};
     use libc::{
         AF_INET, AF_INET6, AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_RAW, SOCK_STREAM, c_int,
     };
     use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
     use super::{
-        Known, accepted, arrived, born, connecting, decide_now, is_held, is_tcp, known, learn, listening,
-        makes_tcp,
+        Known, accepted, arrived, born, connecting, decide_now, heed, is_held, is_tcp, known, learn,
+        listening, makes_tcp, waits,
     };
     use crate::settings::tests::{POLICY, settings};
 
@@ -298,7 +350,7 @@ mod tests {
     #[test]
     fn what_is_known_is_a_hint_for_each_number() {
         let socket = tcp();
-        for what in [Known::LeftAlone, Known::SeenTo, Known::Changed, Known::Nothing] {
+        for what in [Known::LeftAlone, Known::SeenTo, Known::Changed, Known::Waits, Known::Nothing] {
             learn(socket.as_raw_fd(), what);
             assert_eq!(known(socket.as_raw_fd()), what);
         }
@@ -322,7 +374,43 @@ mod tests {
         assert_eq!((idle(&other), known(other.as_raw_fd())), (None, Known::LeftAlone));
         let told = settings(Mode::Force, POLICY, "lport=1 skip");
         born(&told, other.as_raw_fd(), AF_INET, SOCK_STREAM, 0);
-        assert_eq!((idle(&other), known(other.as_raw_fd())), (None, Known::Nothing));
+        assert_eq!((idle(&other), known(other.as_raw_fd())), (None, Known::Waits));
+    }
+
+    #[test]
+    fn in_the_default_mode_a_rule_s_policy_takes_the_place_of_what_the_program_has_not_said() {
+        let told = settings(Mode::Default, POLICY, "idle=20,user_timeout=9000");
+        let all = |socket: &Socket| {
+            let timeout = socket.tcp_user_timeout().unwrap().map_or(0, |time| time.as_millis());
+            (idle(socket), socket.tcp_keepalive_interval().unwrap().as_secs(), timeout)
+        };
+        let said = |options: &[SockOpt]| {
+            let socket = tcp();
+            born(&told, socket.as_raw_fd(), AF_INET, SOCK_STREAM, 0);
+            assert!(waits(socket.as_raw_fd()));
+            for option in options {
+                heed(socket.as_raw_fd(), *option);
+            }
+            socket
+        };
+        let is_bare = said(&[SockOpt::KeepAlive]);
+        is_bare.set_keepalive(true).unwrap();
+        connect(&is_bare, &told, "192.0.2.1:1");
+        assert_eq!(all(&is_bare), (Some(20), 10, 9000), "on, and no word of when");
+        let is_off = said(&[SockOpt::KeepAlive]);
+        connect(&is_off, &told, "192.0.2.1:1");
+        assert_eq!(all(&is_off), (None, 75, 0), "off");
+        let word = said(&[SockOpt::Timer(Timer::Idle), SockOpt::Timer(Timer::UserTimeout)]);
+        word.set_tcp_user_timeout(Some(Duration::from_secs(7))).unwrap();
+        word.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(Duration::from_secs(33))).unwrap();
+        listening(&told, word.as_raw_fd());
+        assert_eq!(all(&word), (Some(33), 10, 7000), "its idle and user timeout");
+        assert!(!waits(word.as_raw_fd()));
+        let parts = said(&[SockOpt::Timer(Timer::Intvl), SockOpt::Timer(Timer::Cnt)]);
+        parts.set_keepalive(true).unwrap();
+        connect(&parts, &told, "192.0.2.1:1");
+        assert_eq!(all(&parts), (Some(20), 75, 9000), "its interval");
+        assert_eq!(parts.tcp_keepalive_retries().unwrap(), 9, "its count");
     }
 
     /// A program that has closed its standard input gets its number for a socket.

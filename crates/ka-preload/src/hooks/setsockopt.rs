@@ -41,7 +41,7 @@ pub(super) unsafe fn judged(
         Answer::MakeAndMend => {
             let result = make(value, size);
             if result == 0 {
-                guard::mend(fd);
+                guard::mend(fd, level, name);
             }
             result
         }
