@@ -13,6 +13,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use command::cgroups::on_its_own;
 use command::{
     CleanUp, Holder, armed, as_nobody, bare, go_holder, holder, holder_with, ka, outcome, public,
     static_holder,
@@ -46,6 +47,20 @@ fn the_sockets_of_the_program_have_the_policy() {
     assert_eq!(fresh(ka().env("KA_POLICY", "off").args(["run", "-d", "30"])), "1 30 10 6 0");
 }
 
+/// What a listener of a program has that is started where this shell command has made an /etc/ka.conf, and what is said.
+fn with_file(make: &str, run: &str) -> (String, String) {
+    let output = with_own_etc(&format!(
+        "{make}; echo look | {} run {run} -- {}",
+        support::release().join("ka").display(),
+        holder().display()
+    ));
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let (told, said) = (text(output.stdout), text(output.stderr));
+    let listener =
+        told.lines().nth(1).and_then(|line| line.split_once(' ')).map(|(_, values)| values.to_owned());
+    (listener.unwrap_or_else(|| panic!("{make}: {run}: {told}{said}")), said)
+}
+
 /// Part by part what says less is over what says more; a whole policy is whole.
 #[test]
 fn the_machine_s_file_has_no_part_in_a_whole_policy() {
@@ -53,28 +68,52 @@ fn the_machine_s_file_has_no_part_in_a_whole_policy() {
         skip("only root may have an /etc of its own");
         return;
     }
-    let listening = "import socket; s = socket.socket(); s.bind((\"127.0.0.1\", 0)); s.listen(); \
-        print(s.getsockopt(1, 9), *(s.getsockopt(6, n) for n in (4, 5, 6, 18)))";
-    let run = |file: &str, run: &str| {
-        let output = with_own_etc(&format!(
-            "echo '{file}' | tr ' ' '\\n' >/etc/ka.conf; {} {run} -- python3 -c '{listening}'",
-            support::release().join("ka").display()
-        ));
-        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{file}: {run}");
-        String::from_utf8(output.stdout).unwrap()
-    };
     for way in ["preload", "seccomp"] {
         for (file, policy, expected) in [
-            ("KA_USER_TIMEOUT=5000", "-p 60,10,6", "1 60 10 6 0\n"),
-            ("KA_USER_TIMEOUT=5000", "-p 30,5,3 -u auto", "1 30 5 3 45000\n"),
-            ("KA_IDLE=99 KA_INTVL=9", "-p cnt=3", "1 60 10 3 0\n"),
-            ("KA_POLICY=idle=99,user_timeout=7", "-p on", "1 60 10 6 0\n"),
-            ("KA_POLICY=off KA_CNT=9", "-p 30,5,3", "1 30 5 3 0\n"),
+            ("KA_USER_TIMEOUT=5000", "-p 60,10,6", "1 60 10 6 0"),
+            ("KA_USER_TIMEOUT=5000", "-p 30,5,3 -u auto", "1 30 5 3 45000"),
+            ("KA_IDLE=99\\nKA_INTVL=9", "-p cnt=3", "1 60 10 3 0"),
+            ("KA_POLICY=idle=99,user_timeout=7", "-p on", "1 60 10 6 0"),
+            ("KA_POLICY=off\\nKA_CNT=9", "-p 30,5,3", "1 30 5 3 0"),
             // A part leaves the rest to it.
-            ("KA_IDLE=99 KA_USER_TIMEOUT=5000", "-c 3", "1 99 10 3 5000\n"),
-            ("KA_IDLE=99 KA_USER_TIMEOUT=5000", "", "1 99 10 6 5000\n"),
+            ("KA_IDLE=99\\nKA_USER_TIMEOUT=5000", "-c 3", "1 99 10 3 5000"),
+            ("KA_IDLE=99\\nKA_USER_TIMEOUT=5000", "", "1 99 10 6 5000"),
         ] {
-            assert_eq!(run(file, &format!("run --via {way} {policy}")), expected, "{way} {file} {policy}");
+            let told =
+                with_file(&format!("printf '{file}\\n' >/etc/ka.conf"), &format!("--via {way} {policy}"));
+            assert_eq!(told, (expected.to_owned(), String::new()), "{way} {file} {policy}");
+        }
+    }
+}
+
+/// The shim says it, and who starts a program without the shim says the same.
+#[test]
+fn a_file_that_does_not_count_is_named_whichever_way_is_taken() {
+    if !on_its_own("a_file_that_does_not_count_is_named_whichever_way_is_taken") {
+        return;
+    }
+    let owner =
+        "must be a regular file that belongs to root and that nobody else can write; it is not read\n";
+    for way in ["preload", "seccomp", "cgroup"] {
+        for (make, idle, said) in [
+            ("true", 99, ""),
+            ("chmod o+w /etc/ka.conf", 60, owner),
+            ("chown 65534 /etc/ka.conf", 60, owner),
+            ("rm /etc/ka.conf; mkdir /etc/ka.conf", 60, owner),
+            (
+                "yes '# long' | head -c 16384 >>/etc/ka.conf",
+                60,
+                "must be shorter than 16384 bytes; it is not read\n",
+            ),
+            (
+                "echo IDLE=7 >>/etc/ka.conf",
+                99,
+                "\"IDLE=7\": must be a KA_ variable and its value; it does not count\n",
+            ),
+        ] {
+            let told = with_file(&format!("echo KA_IDLE=99 >/etc/ka.conf; {make}"), &format!("--via {way}"));
+            let said = if said.is_empty() { String::new() } else { format!("ka: /etc/ka.conf: {said}") };
+            assert_eq!(told, (format!("1 {idle} 10 6 0"), said), "{way}: {make}");
         }
     }
 }

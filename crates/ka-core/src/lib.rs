@@ -71,4 +71,4 @@ pub use socket::Socket;
 pub use status::Status;
 pub use sys::{Kernel, Libc};
 pub use text::{ParseError, Reason, Text, parse};
-pub use variables::{CONF, Orders, Values, Variable, skips};
+pub use variables::{CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, Orders, Values, Variable, skips};

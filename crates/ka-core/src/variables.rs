@@ -9,8 +9,21 @@ use crate::mode::Mode;
 use crate::option::Timer;
 use crate::text::{Reason, parse};
 
-/// The file that speaks for a whole machine. It counts if it is root's and nobody else can write it.
+/// The file that speaks for a whole machine. Whoever reads it says what is wrong with it, in these words for what would be
+/// right.
 pub const CONF: &CStr = c"/etc/ka.conf";
+
+/// Somebody else could have written it.
+pub const CONF_OWNER: &str = "must be a regular file that belongs to root and that nobody else can write";
+
+/// It is longer than there is room for.
+pub const CONF_LENGTH: &str = "must be shorter than 16384 bytes";
+
+/// A line says nothing of ours.
+pub const CONF_LINE: &str = "must be a KA_ variable and its value";
+
+/// How many bytes there is room for, one more than it may have.
+pub const CONF_ROOM: usize = 16384;
 
 /// A variable, by its place among the values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,9 @@ use core::ffi::{CStr, c_char};
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use ka_core::{CONF, Config, Mode, Orders, Rule, Values, cut, skips};
+use ka_core::{
+    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, Config, Mode, Orders, Rule, Values, cut, skips,
+};
 
 use crate::line::Line;
 use crate::raw::{self, File};
@@ -109,7 +111,7 @@ impl<T> Place<T> {
 static SETTINGS: Place<Settings> = Place::new();
 
 /// What /etc/ka.conf says. Pages that are never touched where there is no such file.
-static FILE: Place<[u8; 16384]> = Place::new();
+static FILE: Place<[u8; CONF_ROOM]> = Place::new();
 
 /// Whether there are settings: not before the library is loaded, and not where it is to do nothing.
 static STATE: AtomicU8 = AtomicU8::new(NONE);
@@ -167,25 +169,19 @@ fn file(complain: &Complaints) -> Values<'static> {
     };
     let not_read = |right| complain.about(CONF.to_bytes(), b"", right, "it is not read");
     if !file.is_roots_alone() {
-        not_read("must be a regular file that belongs to root and that nobody else can write");
+        not_read(CONF_OWNER);
         return values;
     }
     // SAFETY: only the constructor calls this, once; and the zeros that are there are bytes.
     let buffer: &'static mut [u8] = unsafe { &mut *FILE.first() };
     let size = file.read(buffer).unwrap_or(0);
     if size == buffer.len() {
-        not_read("must be shorter than 16384 bytes");
+        not_read(CONF_LENGTH);
         return values;
     }
     let text: &[u8] = buffer;
     values.keep_lines(text.get(..size).unwrap_or_default(), |line| {
-        complain.word(
-            CONF.to_bytes(),
-            b"",
-            line,
-            "must be a KA_ variable and its value",
-            "it does not count",
-        );
+        complain.word(CONF.to_bytes(), b"", line, CONF_LINE, "it does not count");
     });
     values
 }

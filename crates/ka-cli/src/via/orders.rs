@@ -8,7 +8,10 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use ka_core::{CONF, Orders, Rule, RuleError, Timer, UserTimeout, Values, Variable, skips};
+use ka_core::{
+    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, Orders, Rule, RuleError, Timer, UserTimeout, Values,
+    Variable, skips,
+};
 
 use super::Launch;
 use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
@@ -46,22 +49,26 @@ pub(super) const fn mode_name(mode: ka_core::Mode) -> &'static str {
     }
 }
 
-/// /etc/ka.conf, as the shim reads it: only if it is a regular file of root's that nobody else can write.
+/// What /etc/ka.conf says, if it is to be read and there is one.
 pub(super) fn conf_text() -> Vec<u8> {
-    const SIZE: u64 = 16384;
+    conf().unwrap_or_default()
+}
+
+/// /etc/ka.conf, as the shim reads it: only if it is a regular file of root's that nobody else can write, and not too long.
+/// Else what would be right.
+fn conf() -> Result<Vec<u8>, &'static str> {
     let path = OsStr::from_bytes(CONF.to_bytes());
     let open = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let mut text = Vec::new();
-    if let Ok(file) = open
-        && let Ok(metadata) = file.metadata()
-        && metadata.is_file()
-        && metadata.uid() == 0
-        && metadata.mode() & 0o022 == 0
-        && metadata.len() < SIZE
-    {
-        let _ = file.take(SIZE).read_to_end(&mut text);
+    let Ok(file) = open else { return Ok(text) };
+    let is_roots_alone = file
+        .metadata()
+        .is_ok_and(|metadata| metadata.is_file() && metadata.uid() == 0 && metadata.mode() & 0o022 == 0);
+    if !is_roots_alone {
+        return Err(CONF_OWNER);
     }
-    text
+    let _ = file.take(CONF_ROOM as u64).read_to_end(&mut text);
+    if text.len() < CONF_ROOM { Ok(text) } else { Err(CONF_LENGTH) }
 }
 
 /// What the program gets for its environment: entries as they came.
@@ -129,6 +136,14 @@ impl Environment {
         if values.iter().any(Values::is_quiet) {
             return;
         }
+        let conf_name = CONF.to_string_lossy();
+        if let Err(right) = conf() {
+            let _ = writeln!(io::stderr(), "ka: {conf_name}: {right}; it is not read");
+        }
+        Values::default().keep_lines(file, |line| {
+            let line = text::visible(line);
+            let _ = writeln!(io::stderr(), "ka: {conf_name}: \"{line}\": {CONF_LINE}; it does not count");
+        });
         let say = |variable: Variable, value: &[u8], right: &str| {
             let (name, value) = (text::visible(variable.name()), text::visible(value));
             let _ = writeln!(io::stderr(), "ka: {name}=\"{value}\": {right}; it does not count");
