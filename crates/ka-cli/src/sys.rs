@@ -4,7 +4,8 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::{CStr, CString, OsStr, OsString};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -368,23 +369,34 @@ pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Does some work in a process that is nobody's child: in a session of its own, in the root folder, and with no descriptor
-/// of ours but one. It ends when the work does.
+/// of ours but one. It ends when the work does. When this returns, that process is there, or an error says why it is not.
 pub fn detached(keep: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    // The process in between says what has become of it by no status: of children whose SIGCHLD is ignored, as we may have
+    // inherited it, the kernel keeps none. So an errno comes through a pipe, or a 0.
+    let (answer, says) = pipe().map(|(read, write)| (File::from(read), File::from(write)))?;
     // SAFETY: there is no other thread, so the child may do whatever we may.
     let child = check(unsafe { libc::fork() })?;
     if child != 0 {
-        let mut status = 0;
-        // SAFETY: our child, which ends at once; the kernel writes an int.
-        check(unsafe { libc::waitpid(child, &raw mut status, 0) })?;
-        return if status == 0 { Ok(()) } else { Err(io::Error::other("it could not be started")) };
+        drop(says);
+        let started = receive_errno(&answer);
+        // SAFETY: our child, which ends at once. Where the kernel has seen to it, there is nothing to wait for.
+        while unsafe { libc::waitpid(child, ptr::null_mut(), 0) } == -1
+            && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+        {}
+        return started;
     }
     let kept = keep.as_raw_fd().cast_unsigned();
     // SAFETY: a C string, and numbers of descriptors that this process uses no more; it is left by _exit, so nothing that
     // we have begun is ended twice.
     unsafe {
         libc::setsid();
-        if libc::fork() != 0 {
-            libc::_exit(0);
+        match check(libc::fork()) {
+            Ok(0) => send_errno(&says, 0),
+            Ok(_) => libc::_exit(0),
+            Err(error) => {
+                send_errno(&says, error.raw_os_error().unwrap_or(libc::EIO));
+                libc::_exit(1)
+            }
         }
         libc::chdir(c"/".as_ptr());
         let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
@@ -397,6 +409,24 @@ pub fn detached(keep: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<()>) -> 
     let _ = work();
     // SAFETY: takes no pointer.
     unsafe { libc::_exit(0) }
+}
+
+/// Writes an errno into a pipe. Who reads takes silence for a failure.
+fn send_errno(mut pipe: &File, errno: c_int) {
+    let _ = pipe.write_all(&errno.to_ne_bytes());
+}
+
+/// The errno that was written into a pipe: 0 is none.
+fn receive_errno(mut pipe: &File) -> io::Result<()> {
+    let mut bytes = [0; size_of::<c_int>()];
+    pipe.read_exact(&mut bytes).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => io::Error::other("it has ended"),
+        _ => error,
+    })?;
+    match c_int::from_ne_bytes(bytes) {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
 }
 
 /// Closes descriptors by their numbers, those from `first` to `last` that are open.

@@ -668,6 +668,28 @@ fn a_program_is_run_in_a_cgroup_of_its_own() {
     assert!(status == 125 && err.contains("needs CAP_BPF and CAP_NET_ADMIN"), "{err}");
 }
 
+/// Who ignores SIGCHLD has no children to wait for; what it starts ignores it too, as it was told.
+#[test]
+fn a_program_is_run_in_a_cgroup_of_its_own_where_sigchld_is_ignored() {
+    if !on_its_own("a_program_is_run_in_a_cgroup_of_its_own_where_sigchld_is_ignored") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    // A shell's trap will not do: Debian's does not ignore it.
+    let mut env = within(&cgroup.0, Path::new("env"));
+    env.arg("--ignore-signal=CHLD").arg(ka().get_program());
+    env.args(["run", "--via", "cgroup", "-d", "45", "--"]);
+    let mut holder = Holder::start(env.arg(holder()));
+    holder.assert_all(45, 10, 6);
+    let status = fs::read_to_string(format!("/proc/{}/status", holder.pid())).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
+    assert_ne!(u64::from_str_radix(ignored, 16).unwrap() & 1 << (libc::SIGCHLD - 1), 0, "{status}");
+    let children = format!("/proc/{0}/task/{0}/children", holder.pid());
+    assert_eq!(fs::read_to_string(children).unwrap(), "");
+    holder.end();
+    eventually("its cgroup is removed", || runs(&cgroup) == 0);
+}
+
 /// A socket that the program inherits belongs to the cgroup that made it: it is set before the program begins.
 #[test]
 fn what_a_program_inherits_is_set() {

@@ -824,7 +824,7 @@ fn the_program_has_what_ka_was_given() {
     for given in [
         "",
         "trap '' PIPE;",
-        "trap '' HUP PIPE CHLD;",
+        "trap '' HUP PIPE;",
         "exec 0<&-;",
         "exec 1>&2 2>&-;",
         "exec 7</dev/null;",
@@ -854,6 +854,13 @@ fn the_program_has_what_ka_was_given() {
         // In a process of its own here too, as under ka.
         assert_eq!(show(&under), show(""), "{given}");
     }
+    // Debian's shell does not ignore SIGCHLD, whatever it is told: without one.
+    let ignored = |ka: &[&str]| {
+        let mut env = bare("env");
+        stdout(env.arg("--ignore-signal=CHLD").args(ka).args(["grep", "^SigIgn", "/proc/self/status"]))
+    };
+    let own = support::release().join("ka");
+    assert_eq!(ignored(&[own.to_str().unwrap(), "run", "--via", "seccomp", "--"]), ignored(&[]));
     let command =
         format!("{} run --via seccomp -- sh -c 'test -t 0 && tty'", support::release().join("ka").display());
     let output = stdout(bare("script").args(["-qec", &command, "/dev/null"]));
