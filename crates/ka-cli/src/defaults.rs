@@ -20,10 +20,12 @@ const NAMES: [&str; 3] = ["tcp_keepalive_time", "tcp_keepalive_intvl", "tcp_keep
 const FOLDER: &str = "/proc/sys/net/ipv4";
 
 pub(crate) fn defaults(args: &args::Defaults) -> Outcome {
-    if let Some(policy) = &args.set {
-        set(policy, args.persist.as_deref())?;
-    }
-    let found = Found::read()?;
+    let values = match &args.set {
+        // They are set by now, so nothing from here on is a reason to fail but that nobody can be told.
+        Some(policy) => set(policy, args.persist.as_deref())?,
+        None => read()?,
+    };
+    let found = Found::of(values);
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
         json::to_writer_pretty(&mut out, &found)?;
@@ -59,32 +61,61 @@ struct Found {
     /// `None` where the sysctls hold what makes no sense.
     typical_ms: Option<u64>,
     /// Connections of this network namespace, and how many of them the three are for at all.
-    connections: usize,
-    with_keepalive: usize,
-    unknown: usize,
+    #[serde(flatten)]
+    counted: Counted,
+}
+
+/// How many connections there are; `None` in each where the kernel does not list them.
+#[derive(Default, Serialize)]
+struct Counted {
+    connections: Option<usize>,
+    with_keepalive: Option<usize>,
+    unknown: Option<usize>,
+    #[serde(skip)]
+    why_not: String,
+}
+
+impl Counted {
+    fn count() -> Self {
+        let sockets = match sockets(&[State::Established, State::CloseWait], None) {
+            Ok(sockets) => sockets,
+            Err(error) => return Self { why_not: error.to_string(), ..Self::default() },
+        };
+        let count = |keepalive| Some(sockets.iter().filter(|socket| socket.keepalive() == keepalive).count());
+        Self {
+            connections: Some(sockets.len()),
+            with_keepalive: count(Some(true)),
+            unknown: count(None),
+            why_not: String::new(),
+        }
+    }
+
+    /// In a sentence's second half.
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let Self { connections: Some(connections), with_keepalive: Some(on), unknown, why_not: _ } = self
+        else {
+            return writeln!(
+                out,
+                "how many of the connections here have it on is not known: the kernel's list of sockets: {}.",
+                self.why_not
+            );
+        };
+        let unknown = match unknown {
+            None | Some(0) => String::new(),
+            Some(unknown) => format!(", of {unknown} it is not known"),
+        };
+        writeln!(out, "of {connections} connections here {on} have it on{unknown} (ka ls).")
+    }
 }
 
 impl Found {
-    fn read() -> Result<Self, Failure> {
-        let [idle, intvl, cnt] = read()?;
+    fn of([idle, intvl, cnt]: [i32; 3]) -> Self {
         let seconds = |value: i32| u64::try_from(value).ok().filter(|value| *value > 0);
         let typical_ms = seconds(idle)
             .zip(seconds(intvl))
             .zip(seconds(cnt))
             .map(|((idle, intvl), cnt)| 1000 * (idle + intvl * cnt));
-        let established = [State::Established, State::CloseWait];
-        let sockets = sockets(&established, None)
-            .map_err(|error| Failure::new(format_args!("defaults: the kernel's list of sockets: {error}")))?;
-        let count = |keepalive| sockets.iter().filter(|socket| socket.keepalive() == keepalive).count();
-        Ok(Self {
-            idle,
-            intvl,
-            cnt,
-            typical_ms,
-            connections: sockets.len(),
-            with_keepalive: count(Some(true)),
-            unknown: count(None),
-        })
+        Self { idle, intvl, cnt, typical_ms, counted: Counted::count() }
     }
 
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
@@ -101,16 +132,11 @@ impl Found {
             )?,
             None => writeln!(out, "These cannot work: each must be 1 or more.")?,
         }
-        let unknown = match self.unknown {
-            0 => String::new(),
-            unknown => format!(", of {unknown} it is not known"),
-        };
         writeln!(
             out,
-            "They act only on sockets that have SO_KEEPALIVE on and no times of their own, and turn it on for none:\n\
-             of {} connections here {} have it on{unknown} (ka ls).",
-            self.connections, self.with_keepalive
-        )
+            "They act only on sockets that have SO_KEEPALIVE on and no times of their own, and turn it on for none:"
+        )?;
+        self.counted.write(out)
     }
 }
 
@@ -118,8 +144,8 @@ fn seconds(seconds: i32) -> String {
     words(1000 * u64::from(seconds.unsigned_abs()))
 }
 
-/// Sets what the policy names: all of it, and the file, or nothing.
-fn set(policy: &Config, persist: Option<&Path>) -> Result<(), Failure> {
+/// Sets what the policy names: all of it, and the file, or nothing. It gives what the three are then.
+fn set(policy: &Config, persist: Option<&Path>) -> Result<[i32; 3], Failure> {
     let said = |message: &str| Failure::new(format_args!("defaults: --set {policy}: {message}"));
     if policy.enabled() != Some(true) {
         return Err(said("no sysctl turns keepalive on or off: name idle, intvl and cnt"));
@@ -145,7 +171,7 @@ fn set(policy: &Config, persist: Option<&Path>) -> Result<(), Failure> {
     }
     let draft_text = format!("# Written by ka defaults --persist. sysctl.d(5)\n{}", sysctls(values));
     let text = |value| format!("{value}\n");
-    let (values, before) = (values.map(text), before.map(text));
+    let (texts, before) = (values.map(text), before.map(text));
     let draft = persist.map(|path| Draft::write(path, &draft_text)).transpose()?;
     let restore = |count| {
         for ((_, file), value) in files.iter().zip(&before).take(count) {
@@ -153,7 +179,7 @@ fn set(policy: &Config, persist: Option<&Path>) -> Result<(), Failure> {
             let _ = write_value(file, value);
         }
     };
-    for (done, ((path, file), value)) in files.iter().zip(&values).enumerate() {
+    for (done, ((path, file), value)) in files.iter().zip(&texts).enumerate() {
         if let Err(error) = write_value(file, value) {
             restore(done);
             return Err(refused(path, &error));
@@ -168,7 +194,8 @@ fn set(policy: &Config, persist: Option<&Path>) -> Result<(), Failure> {
             draft.path.display()
         )));
     }
-    persist.map_or(Ok(()), Draft::last)
+    persist.map_or(Ok(()), Draft::last)?;
+    Ok(values)
 }
 
 fn write_value(file: &File, text: &str) -> io::Result<()> {

@@ -12,7 +12,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use command::{CleanUp, Holder, as_nobody, bare, go_holder, holder, ka, outcome, public, static_holder};
+use command::{
+    CleanUp, Holder, as_nobody, bare, go_holder, holder, ka, outcome, public, refusing, static_holder,
+};
 use serde_json::{Value, json};
 use support::{Link, compile, in_a_network_of_its_own, is_root, scratch, skip, stdout, succeed, sysctl};
 
@@ -361,6 +363,40 @@ fn the_system_s_defaults() {
     assert!(status == 2 && err.contains("needs CAP_NET_ADMIN") && err.contains("nothing was set"), "{err}");
     assert_eq!(now(), [-1, 5, 3]);
     drop(made);
+}
+
+/// A sandbox that lets nobody ask the kernel for its sockets hides no sysctls, nor keeps them from being set.
+#[test]
+fn the_system_s_defaults_without_a_list_of_sockets() {
+    if !in_a_network_of_its_own("the_system_s_defaults_without_a_list_of_sockets") {
+        return;
+    }
+    for (name, value) in [("time", "7200"), ("intvl", "75"), ("probes", "9")] {
+        sysctl(&format!("tcp_keepalive_{name}"), value);
+    }
+    let defaults = |args: &[&str]| {
+        let mut command = refusing(libc::SYS_socket, libc::EAFNOSUPPORT, Some((0, libc::AF_NETLINK)));
+        outcome(command.arg(support::release().join("ka")).arg("defaults").args(args))
+    };
+    let why = "how many of the connections here have it on is not known: the kernel's list of sockets: Address family";
+    let (status, text, err) = defaults(&[]);
+    assert_eq!((status, err.as_str()), (0, ""), "{text}");
+    assert!(text.starts_with("net.ipv4.tcp_keepalive_time = 7200\n") && text.contains(why), "{text}");
+    let (status, text, err) = defaults(&["--json"]);
+    assert_eq!((status, err.as_str()), (0, ""), "{text}");
+    let found: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        found,
+        json!({
+            "idle": 7200, "intvl": 75, "cnt": 9, "typical_ms": 7_875_000,
+            "connections": null, "with_keepalive": null, "unknown": null,
+        })
+    );
+    let (status, text, err) = defaults(&["--set", "60,10,6"]);
+    assert_eq!((status, err.as_str()), (0, ""), "{text}");
+    assert!(text.starts_with("net.ipv4.tcp_keepalive_time = 60\n") && text.contains(why), "{text}");
+    let now = fs::read_to_string("/proc/sys/net/ipv4/tcp_keepalive_time").unwrap();
+    assert_eq!(now, "60\n");
 }
 
 #[test]

@@ -291,8 +291,15 @@ fn defaults_are_set_whole_or_not() {
         match ran.status {
             0 if is_set && is_written => Ok(()),
             2 if is_untouched && files.is_empty() => is_refused(ran, &[2]),
-            // It was done, and cannot be shown.
-            2 if is_set && is_written && !ran.stderr.contains("nothing was set") => is_refused(ran, &[2]),
+            // It was done, and nobody can be told; or the disk does not say that it has the file.
+            2 if is_set
+                && is_written
+                && ["standard output: ", "all is set and written"]
+                    .iter()
+                    .any(|why| ran.stderr.contains(why)) =>
+            {
+                is_refused(ran, &[2])
+            }
             _ => Err(format!("{now:?}, {files:?}")),
         }
     };

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use command::{
     CleanUp, Holder, Staying, Told, as_nobody, bare, go_holder, go_program, holder, holder_with, ka, outcome,
-    public, static_holder,
+    public, refusing, static_holder,
 };
 use support::{Link, compile, eventually, is_root, root, scratch, skip, stdout};
 
@@ -41,26 +41,7 @@ fn run() -> Command {
 
 /// `ka run` where a call fails, always or with an argument of this value, as on an older kernel or in a container.
 fn refused(call: libc::c_long, errno: i32, argument: Option<(u32, i32)>) -> Command {
-    // struct seccomp_data: the number, then, from 16 on, the arguments.
-    const REFUSE: &str = "import ctypes, os, struct, sys\n\
-        call, errno, place, value = map(int, sys.argv[1:5])\n\
-        libc = ctypes.CDLL(None)\n\
-        filter = b''.join(struct.pack('HBBI', *insn) for insn in [(0x20, 0, 0, 0), (0x15, 0, 3, call),\n\
-        \x20   (0x20, 0, 0, place), (0x15, 0, 1, value), (6, 0, 0, 0x50000 | errno), (6, 0, 0, 0x7fff0000)])\n\
-        filter = ctypes.create_string_buffer(filter, 48)\n\
-        program = struct.pack('HxxxxxxQ', 6, ctypes.addressof(filter))\n\
-        assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program) == 0\n\
-        os.execvp(sys.argv[5], sys.argv[5:])";
-    let (place, value) = argument.map_or((0, call), |(place, value)| (16 + 8 * place, value.into()));
-    let mut command = bare("python3");
-    command.args([
-        "-c",
-        REFUSE,
-        &call.to_string(),
-        &errno.to_string(),
-        &place.to_string(),
-        &value.to_string(),
-    ]);
+    let mut command = refusing(call, errno, argument);
     command.arg(support::release().join("ka")).args(["run", "--via", "seccomp"]);
     command
 }

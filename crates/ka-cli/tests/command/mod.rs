@@ -38,6 +38,26 @@ pub fn as_nobody(command: &Command) -> Command {
     wrapped
 }
 
+/// The beginning of a command for which a call fails, always or with an argument of this value: what follows is the
+/// command.
+pub fn refusing(call: libc::c_long, errno: i32, argument: Option<(u32, i32)>) -> Command {
+    // struct seccomp_data: the number, then, from 16 on, the arguments.
+    const REFUSE: &str = "import ctypes, os, struct, sys\n\
+        call, errno, place, value = map(int, sys.argv[1:5])\n\
+        libc = ctypes.CDLL(None)\n\
+        filter = b''.join(struct.pack('HBBI', *insn) for insn in [(0x20, 0, 0, 0), (0x15, 0, 3, call),\n\
+        \x20   (0x20, 0, 0, place), (0x15, 0, 1, value), (6, 0, 0, 0x50000 | errno), (6, 0, 0, 0x7fff0000)])\n\
+        filter = ctypes.create_string_buffer(filter, 48)\n\
+        program = struct.pack('HxxxxxxQ', 6, ctypes.addressof(filter))\n\
+        assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program) == 0\n\
+        os.execvp(sys.argv[5], sys.argv[5:])";
+    let (place, value) = argument.map_or((0, call), |(place, value)| (16 + 8 * place, value.into()));
+    let mut command = bare("python3");
+    command.args(["-c", REFUSE]);
+    command.args([call, errno.into(), place.into(), value].map(|number| number.to_string()));
+    command
+}
+
 /// A command's status, standard output and standard error.
 pub fn outcome(command: &mut Command) -> (i32, String, String) {
     let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
