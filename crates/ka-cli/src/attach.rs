@@ -12,7 +12,7 @@ use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ka_core::{Config, Errno, Error, Kernel, Libc, Mode, SockOpt, Timer};
 use serde::Serialize;
@@ -54,8 +54,9 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
         attach.follow(&named, &mut report)?;
     } else {
         let mut targets = attach.targets(&named, &mut Seen::default(), &mut report);
+        let pace = attach.pace(None);
         for _ in 0..ATTEMPTS {
-            let lost = attach.set_all(&targets, &mut report);
+            let lost = attach.set_all(&targets, pace, &mut report);
             if lost.is_empty() {
                 break;
             }
@@ -200,6 +201,37 @@ impl Report {
     }
 }
 
+/// One socket after the other, over a time.
+#[derive(Clone, Copy)]
+struct Pace<'a> {
+    end: Instant,
+    /// What can be read when a signal has come that would have ended us.
+    termination: Option<BorrowedFd<'a>>,
+}
+
+impl Pace<'_> {
+    /// What a function makes of each item, with a pause after each, until a signal comes. Who comes after the end does not
+    /// wait.
+    fn map<T, R>(self, items: &[T], function: impl Fn(&T) -> R) -> Vec<R> {
+        let start = Instant::now();
+        let time = self.end.saturating_duration_since(start);
+        let count = u32::try_from(items.len()).unwrap_or(u32::MAX);
+        let mut done = Vec::with_capacity(items.len());
+        for (number, item) in (1..).zip(items) {
+            done.push(function(item));
+            // By the clock, so that pauses that are too short to be made are made together.
+            let due = time.saturating_mul(number).checked_div(count).unwrap_or_default();
+            let pause = due.saturating_sub(start.elapsed());
+            match sys::poll(self.termination.as_slice(), pause) {
+                Ok(ready) if ready.contains(&true) => break,
+                Ok(_) => {}
+                Err(_) => thread::sleep(pause),
+            }
+        }
+        done
+    }
+}
+
 /// The kernel, with a count of what is written; on a dry run nothing is.
 struct Counting {
     writes: Cell<usize>,
@@ -293,17 +325,17 @@ impl Attach<'_> {
         }
     }
 
-    /// Sets each: as fast as the cores allow, or one by one over the time that was asked for. Those that were gone by
-    /// then are given back, by their inodes.
-    fn set_all(&self, targets: &[Target], report: &mut Report) -> HashSet<u32> {
-        let done: Vec<_> = match self.args.spread {
+    /// The pace of a pass over all sockets, which begins now. On a dry run there is nothing to spread.
+    fn pace<'t>(&self, termination: Option<BorrowedFd<'t>>) -> Option<Pace<'t>> {
+        let time = self.args.spread.filter(|_| !self.args.dry_run)?;
+        Some(Pace { end: Instant::now() + Duration::from_millis(time.into()), termination })
+    }
+
+    /// Sets each: as fast as the cores allow, or at a pace. Those that were gone by then are given back, by their inodes.
+    fn set_all(&self, targets: &[Target], pace: Option<Pace<'_>>, report: &mut Report) -> HashSet<u32> {
+        let done = match pace {
             None => parallel::map(targets, |target| self.set_one(target)),
-            Some(spread) => {
-                let count = u32::try_from(targets.len()).unwrap_or(u32::MAX);
-                let pause = Duration::from_millis(spread.into()).checked_div(count).unwrap_or_default();
-                let set = |target| (self.set_one(target), thread::sleep(pause)).0;
-                targets.iter().map(set).collect()
-            }
+            Some(pace) => pace.map(targets, |target| self.set_one(target)),
         };
         // A refusal that all sockets of a process have in common is said once.
         let mut refused = HashSet::new();
@@ -463,8 +495,8 @@ impl Attach<'_> {
         let mut living = named.to_vec();
         loop {
             let targets = self.targets(&living, &mut seen, report);
-            // What was lost is looked for in the next round.
-            let _ = self.set_all(&targets, report);
+            // What was lost is looked for in the next round, and what a signal has left is left.
+            let _ = self.set_all(&targets, self.pace(Some(termination.as_fd())), report);
             self.say(report)?;
             seen.forget(&targets);
             if !self.args.pids.is_empty() && living.is_empty() {

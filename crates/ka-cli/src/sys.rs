@@ -146,11 +146,12 @@ pub fn share_descriptors(one: i32, other: i32) -> io::Result<bool> {
     check(unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) }).map(|order| order == 0)
 }
 
-/// Waits until one of the descriptors can be read: which can. A pidfd can be read when its process has ended.
+/// Waits until one of the descriptors can be read: which can. A pidfd can be read when its process has ended. A part of a
+/// millisecond counts as one.
 pub fn poll(fds: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<Vec<bool>> {
     let mut set: Vec<_> =
         fds.iter().map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }).collect();
-    let timeout = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
+    let timeout = c_int::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(c_int::MAX);
     // SAFETY: `set` has as many entries as it is said to have.
     match check(unsafe { libc::poll(set.as_mut_ptr(), set.len() as libc::nfds_t, timeout) }) {
         Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),

@@ -387,6 +387,36 @@ fn it_can_take_its_time() {
     holder.assert_all(60, 10, 6);
 }
 
+/// A signal ends that too, as soon as it comes.
+#[test]
+fn a_signal_ends_what_takes_its_time() {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let mut holder = Holder::start(&mut Command::new(holder()));
+        let mut follow = ka();
+        follow.args(["attach", "--follow", "--spread", "60s"]).arg(holder.pid().to_string());
+        let mut child = follow.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        eventually("the first has it", || holder.look()[0].on);
+        let sent = Instant::now();
+        // SAFETY: our child, which has not been waited for.
+        unsafe { libc::kill(child.id().try_into().unwrap(), signal) };
+        assert!(child.wait().unwrap().success());
+        assert!(sent.elapsed() < Duration::from_secs(8), "{:?}", sent.elapsed());
+        let mut out = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        assert_eq!(out, "1 sockets set, 0 unchanged, 0 failed\n");
+        assert_eq!(holder.look().iter().filter(|told| told.on).count(), 1);
+    }
+}
+
+#[test]
+fn a_dry_run_takes_no_time() {
+    let holder = Holder::start(&mut Command::new(holder()));
+    let start = Instant::now();
+    let (status, out, _) = attach(&["--dry-run", "--spread", "20s"], holder.pid());
+    assert_eq!((status, out.lines().last()), (0, Some("3 sockets would be set, 0 unchanged, 0 failed")));
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+}
+
 /// Hundreds of processes that come and go between any two looks.
 #[test]
 fn nothing_is_upset_by_processes_that_come_and_go() {
