@@ -81,6 +81,28 @@ impl Cgroup {
     fn pins(&self) -> PathBuf {
         pins().join(self.id.to_string())
     }
+
+    /// A folder beside that, which is not there: two of one purpose are, where an attach was ended halfway.
+    fn spare_pins(&self, purpose: &str) -> PathBuf {
+        let named = |number| pins().join(format!("{}_{purpose}{number}", self.id));
+        let is_free = |path: &PathBuf| fs::symlink_metadata(path).is_err();
+        (1..=u32::MAX).map(named).find(is_free).unwrap_or_else(|| named(0))
+    }
+
+    /// All folders where something of it is kept, whatever they are called, and those of its name in which nothing says
+    /// whose it is.
+    fn kept(&self) -> Vec<PathBuf> {
+        let own = self.id.to_string();
+        let is_own = |folder: &Path| {
+            let name = folder.file_name().unwrap_or_default().as_encoded_bytes();
+            name.split(|byte| *byte == b'_').next() == Some(own.as_bytes())
+        };
+        let is_kept = |folder: &Path, id: Option<u64>| match id {
+            None | Some(0) => is_own(folder),
+            Some(id) => id == self.id,
+        };
+        kept().into_iter().filter(|(folder, id)| is_kept(folder, *id)).map(|(folder, _)| folder).collect()
+    }
 }
 
 fn name(path: &Path) -> String {
@@ -347,18 +369,15 @@ impl Held {
 /// is in force, and a failure leaves what was.
 fn keep(cgroup: &Cgroup, programs: &Programs) -> Result<(), String> {
     let said = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
-    let folder = cgroup.pins();
-    let new = pins().join(format!("{}_new", cgroup.id));
-    let old = pins().join(format!("{}_old", cgroup.id));
     match DirBuilder::new().mode(0o700).create(pins()) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(said(&pins(), error)),
         _ => check_pins()?,
     }
     let _lock = lock_pins()?;
-    // What an attempt has left that was ended halfway.
-    for left in [&new, &old] {
-        let _ = release(left);
-    }
+    // What was there is all released when what takes its place is there: also what an attempt has left that was ended
+    // halfway, which may be all that is in force.
+    let mut before = cgroup.kept();
+    let (folder, new, old) = (cgroup.pins(), cgroup.spare_pins("new"), cgroup.spare_pins("old"));
     DirBuilder::new().mode(0o700).create(&new).map_err(|error| said(&new, error))?;
     let pinned = programs.link(cgroup.folder.as_fd()).and_then(|links| {
         let links = links.iter().map(|(name, link)| (*name, link.as_fd()));
@@ -379,7 +398,10 @@ fn keep(cgroup: &Cgroup, programs: &Programs) -> Result<(), String> {
         let _ = release(&new);
         return Err(why);
     }
-    let _ = release(&old);
+    before.retain(|path| *path != folder);
+    for path in before.iter().chain([&old]) {
+        let _ = release(path);
+    }
     // What is kept for cgroups that are gone is of no use to anybody.
     for (folder, id) in kept() {
         if id == Some(0) {
@@ -436,8 +458,8 @@ fn detach(args: &args::CgroupDetach) -> Outcome {
         None => kept().into_iter().map(|(folder, _)| folder).collect(),
         Some(name) => {
             let cgroup = Cgroup::named(name).map_err(failed)?;
-            let folder = cgroup.pins();
-            if !folder.is_dir() {
+            let folders = cgroup.kept();
+            if folders.is_empty() {
                 let others = bpf::attached(cgroup.folder.as_fd()).is_ok_and(|found| !found.is_empty());
                 let why = if others {
                     "its policy is not kept here, but by ka run --via cgroup, until its program ends, by ka cgroup attach \
@@ -447,7 +469,7 @@ fn detach(args: &args::CgroupDetach) -> Outcome {
                 };
                 return Err(failed(format!("{}: {why}", cgroup.name())).with_status(FOUND));
             }
-            vec![folder]
+            folders
         }
     };
     for folder in folders {

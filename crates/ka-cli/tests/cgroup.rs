@@ -13,6 +13,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -342,6 +343,56 @@ fn what_somebody_else_keeps_in_bpffs_is_neither_used_nor_removed() {
     assert_eq!(outcome(ka().args(["cgroup", "detach", "--all"])), (0, String::new(), String::new()));
     assert!(precious.join("file").exists());
     assert_eq!(listed(&cgroup), Vec::<Value>::new());
+}
+
+/// A ka that was killed between two renames leaves its policy in a folder of another name: it is detached as any, and
+/// stays in force until another has taken its place.
+#[test]
+fn what_an_attach_has_left_halfway_is_in_force_until_it_is_replaced_or_detached() {
+    if !on_its_own("what_an_attach_has_left_halfway_is_in_force_until_it_is_replaced_or_detached") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let kept = Path::new("/sys/fs/bpf/ka");
+    let names = || {
+        let entries = fs::read_dir(kept).unwrap().flatten().map(|entry| entry.file_name());
+        entries.map(|name| name.into_string().unwrap()).collect::<Vec<_>>()
+    };
+    let id = fs::metadata(&cgroup.0).unwrap().ino().to_string();
+    let left = |name: &str| fs::rename(kept.join(&id), kept.join(format!("{id}_{name}"))).unwrap();
+    attached(&ka_cgroup(&["attach"], &cgroup.0));
+    left("old");
+    assert_eq!(ka_cgroup(&["detach"], &cgroup.0), (0, String::new(), String::new()));
+    assert_eq!((names(), listed(&cgroup)), (vec![], vec![]));
+    assert!(!Holder::start(&mut within(&cgroup.0, holder())).look()[0].on);
+
+    // All the time a program asks the kernel: how many of its listeners had none.
+    let asks = "import os, socket, threading\n\
+                done = threading.Event()\n\
+                threading.Thread(target=lambda: (os.read(0, 1), done.set())).start()\n\
+                print('ready', flush=True)\n\
+                without = count = 0\n\
+                while not done.is_set():\n\
+                \x20   with socket.socket() as s:\n\
+                \x20       s.listen()\n\
+                \x20       without += s.getsockopt(1, 9) == 0\n\
+                \x20       count += 1\n\
+                print(without, count > 100)";
+    attached(&ka_cgroup(&["attach"], &cgroup.0));
+    let mut python = within(&cgroup.0, Path::new("python3"));
+    let mut python = python.args(["-c", asks]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(python.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "ready");
+    for (name, idle) in [("old", 50), ("new", 60), ("old", 70), ("new", 80), ("old", 90)] {
+        left(name);
+        assert_eq!(ka_cgroup(&["attach", "-d", &idle.to_string()], &cgroup.0).0, 0);
+        assert_eq!(names(), [id.as_str()], "nothing else is kept");
+        let rows = listed(&cgroup);
+        assert!(rows.len() == 1 && rows[0]["idle"] == idle, "{rows:?}");
+    }
+    drop(python.stdin.take());
+    assert_eq!(lines.next().unwrap().unwrap(), "0 True");
+    assert!(python.wait().unwrap().success());
 }
 
 /// No call of a socket's is made by a program that has the kernel make and connect it through a ring.
