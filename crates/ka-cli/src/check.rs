@@ -93,7 +93,7 @@ impl Report {
 }
 
 /// A word for the shell: quoted where it must be.
-fn quoted(word: &OsStr) -> String {
+pub(crate) fn quoted(word: &OsStr) -> String {
     let text = text::lossless(word.as_encoded_bytes()).into_owned();
     let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "_-./+:@%,=".contains(letter);
     if !text.is_empty() && text.chars().all(is_plain) {

@@ -7,10 +7,12 @@ use ka_core::{Config, Detection, PRESETS, PlanError, Preset, UserTimeout, plan_d
 use serde::Serialize;
 
 use crate::args;
+use crate::check;
 use crate::duration::words;
 use crate::failure::{Failure, Outcome};
 use crate::json;
 use crate::table::{self, Cell, Column, Output};
+use crate::via;
 
 /// A probe and its answer, as IP packets: 20 bytes of IPv4, 20 of TCP and 12 of timestamps each. IPv6 has 20 more.
 const BYTES_A_PROBE: f64 = 2.0 * 52.0;
@@ -161,10 +163,17 @@ impl Plan {
             |text: &str| timeout.map_or_else(String::new, |timeout| text.replace("MS", &timeout.to_string()));
         let flags = format!("-d {idle} -i {intvl} -c {cnt}{}", also(" -u MS"));
         let policy = if timeout.is_some() { self.policy.clone() } else { format!("{idle},{intvl},{cnt}") };
+        let shim = via::shim_path().map_or_else(
+            || {
+                "# its path has blanks, colons or $, which LD_PRELOAD does not take: ka run makes a link"
+                    .to_owned()
+            },
+            |shim| format!("LD_PRELOAD={} KA_POLICY={policy} PROGRAM", check::quoted(shim.as_os_str())),
+        );
         let sections = [
             ("a program", format!("ka run {flags} -- PROGRAM")),
             ("a process", format!("ka attach {flags} PID")),
-            ("the shim alone", format!("LD_PRELOAD=/usr/lib/ka/libka_preload.so KA_POLICY={policy} PROGRAM")),
+            ("the shim alone", shim),
             (
                 "C, with libka",
                 format!("ka_enable(fd, {idle}, {intvl}, {cnt});{}", also("\nka_set_user_timeout(fd, MS);")),

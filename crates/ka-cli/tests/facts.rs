@@ -365,6 +365,36 @@ fn the_system_s_defaults() {
     drop(made);
 }
 
+/// The shim that stands beside ka, wherever that is; and where there is none, where packages put it.
+#[test]
+fn the_loader_takes_what_is_to_be_pasted() {
+    let program = "import socket; s = socket.socket(); print(s.getsockopt(1, 9), s.getsockopt(6, 4))";
+    let line = |ka: &Path| pasted(&stdout(bare(ka).args(["plan", "-p", "280,30,5"])), "the shim alone");
+    let run = |line: &str| {
+        let script = line.replace("PROGRAM", "python3 -c \"$0\"");
+        outcome(bare("sh").args(["-c", &script, program]))
+    };
+    let ours = line(&support::release().join("ka"));
+    assert_eq!(run(&ours), (0, "1 280\n".to_owned(), String::new()), "{ours}");
+    let installed = scratch("it's");
+    for folder in ["bin", "lib/ka"] {
+        fs::create_dir_all(installed.join(folder)).unwrap();
+    }
+    let own = installed.join("bin/ka");
+    fs::copy(support::release().join("ka"), &own).unwrap();
+    let elsewhere = line(&own);
+    assert!(elsewhere.starts_with("LD_PRELOAD=/usr/lib/ka/libka_preload.so KA_POLICY="), "{elsewhere}");
+    fs::copy(support::shim(), installed.join("lib/ka/libka_preload.so")).unwrap();
+    let installed = line(&own);
+    assert_eq!(run(&installed), (0, "1 280\n".to_owned(), String::new()), "{installed}");
+    let odd = scratch("with blank");
+    fs::create_dir(&odd).unwrap();
+    for file in ["ka", "libka_preload.so"] {
+        fs::copy(support::release().join(file), odd.join(file)).unwrap();
+    }
+    assert!(line(&odd.join("ka")).starts_with("# its path has blanks"));
+}
+
 /// A sandbox that lets nobody ask the kernel for its sockets hides no sysctls, nor keeps them from being set.
 #[test]
 fn the_system_s_defaults_without_a_list_of_sockets() {

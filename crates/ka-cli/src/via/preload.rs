@@ -147,6 +147,13 @@ pub(super) fn lacks_shim() -> Option<String> {
     shim().err()
 }
 
+/// The path of the shim as LD_PRELOAD takes it; where it is not here, as a package would have it. `None` where the loader
+/// takes no such path.
+pub(crate) fn shim_path() -> Option<PathBuf> {
+    let path = shim().map_or_else(|_| Path::new(PRIVATE_FOLDER).join(SHIM), |shim| shim.path.clone());
+    is_plain(&path).then_some(path)
+}
+
 /// Finds the shim: what KA_PRELOAD names, else beside this program, else where it is installed.
 fn find_shim() -> Result<Shim, String> {
     let named = env::var_os("KA_PRELOAD").filter(|path| !path.is_empty());
@@ -209,14 +216,16 @@ fn trusted(path: &Path) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-/// A path that the loader takes in LD_PRELOAD, where blanks and colons separate and $ begins a word of its own.
+/// Whether the loader takes a path in LD_PRELOAD, where blanks and colons separate and $ begins a word of its own.
+fn is_plain(path: &Path) -> bool {
+    !path.as_os_str().as_bytes().iter().any(|byte| matches!(byte, b' ' | b':' | b'$' | 9..=13))
+}
+
+/// A path that the loader takes in LD_PRELOAD.
 ///
-/// One with any of them gets a link in a folder where nobody else can put anything. The link stays: the program's
+/// One that it does not take gets a link in a folder where nobody else can put anything. The link stays: the program's
 /// children, and theirs, find the shim by it too.
 fn plain_path(path: &Path) -> io::Result<PathBuf> {
-    let is_plain = |path: &Path| {
-        !path.as_os_str().as_bytes().iter().any(|byte| matches!(byte, b' ' | b':' | b'$' | 9..=13))
-    };
     if is_plain(path) {
         return Ok(path.to_path_buf());
     }
