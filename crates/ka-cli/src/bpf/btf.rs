@@ -179,6 +179,8 @@ fn type_at(bytes: &[u8], place: usize) -> Option<Type> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Write as _};
+
     use super::{FUNC, NAMES, Named, STRUCT, Types};
     use crate::bpf::host;
 
@@ -260,7 +262,14 @@ mod tests {
 
     #[test]
     fn this_kernel_s_types_are_read() {
-        let Ok(types) = host::kernel_types() else { return };
+        let types = match host::kernel_types() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Past the test runner, which would keep it to itself.
+                let _ = writeln!(io::stderr(), "SKIPPED: this kernel does not describe its types (BTF)");
+                return;
+            }
+            types => types.unwrap(),
+        };
         for (kind, name) in NAMES {
             assert!(types.find(kind, name).is_some() || name == "sk_getsockopt", "{name}");
         }
