@@ -624,6 +624,17 @@ fn io_uring_is_said_once_and_can_be_denied() {
     let (status, out, err) = ring(&[]);
     assert_eq!((status, out.as_str()), (0, "0\n"));
     assert!(err.contains(") uses io_uring") && err.lines().count() == 1, "{err}");
+    // Once of each program, however often it does.
+    let folder = scratch("rings");
+    fs::create_dir(&folder).unwrap();
+    for name in ["one", "other"] {
+        fs::copy(seen(), folder.join(name)).unwrap();
+    }
+    let (_, _, err) = outcome(
+        run().args(["sh", "-c", "for name in one other one one; do \"$0/$name\" ring; done"]).arg(&folder),
+    );
+    let names: Vec<_> = err.lines().map(|line| line.split(['(', ')']).nth(1).unwrap()).collect();
+    assert_eq!(names, ["one", "other"], "{err}");
     assert_eq!(ring(&["--no-io-uring"]), (0, format!("{}\n", libc::ENOSYS), String::new()));
     // What it connects has nothing, as is said; what it accepts has what the listener had. The ring is driven by hand in C:
     // in Rust without liburing the calls are the same two.

@@ -24,7 +24,7 @@ use crate::{privilege, text};
 /// What setsockopt(2) wants to be given, at least.
 const INT_SIZE: c_int = 4;
 
-/// What is said of a program once, not each time.
+/// What is said once of all programs of a name, not each time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Notice {
     Ring,
@@ -44,7 +44,8 @@ pub(super) struct Server {
     most: usize,
     /// Whether the kernel has pidfds of single tasks: Linux 6.9.
     has_tasks: bool,
-    said: Vec<Notice>,
+    /// What has been said, and of programs of which name.
+    said: Vec<(Notice, Vec<u8>)>,
 }
 
 impl Server {
@@ -277,15 +278,22 @@ impl Server {
         }
     }
 
-    /// Says something of a program, the first time that there is reason to.
+    /// Says something of a program, the first time that there is reason to, but not without end: a program may have any
+    /// number of names.
     fn note(&mut self, call: &Call, notice: Notice, what: impl FnOnce() -> String) {
-        if self.said.contains(&notice) {
+        const MOST: usize = 32;
+        if self.said.len() >= MOST {
             return;
         }
-        self.said.push(notice);
-        let pid = call.pid;
-        let name = process::comm(pid.cast_signed())
-            .map_or_else(|| "?".to_owned(), |name| text::visible(&name).into_owned());
+        // A thread may have a name of its own.
+        let task = call.pid.cast_signed();
+        let pid = Status::read(task).ok().and_then(|status| status.leader()).unwrap_or(task);
+        let said = (notice, process::comm(pid).unwrap_or_else(|| b"?".to_vec()));
+        if self.said.contains(&said) {
+            return;
+        }
+        let name = text::visible(&said.1).into_owned();
+        self.said.push(said);
         let _ = writeln!(io::stderr(), "ka: run: {pid} ({name}) {}", what());
     }
 }
