@@ -10,6 +10,7 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -181,11 +182,16 @@ fn what_is_shared_is_counted_once() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let _duplicate = listener.try_clone().unwrap();
     let port = listener.local_addr().unwrap().port();
-    // What is closed on exec is shared by those who do not exec.
     support::set_option(listener.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
-    // SAFETY: the flag is the descriptor's own.
-    unsafe { libc::fcntl(listener.as_raw_fd(), libc::F_SETFD, 0) };
-    let children: Vec<_> = (0..3).map(|_| Running::start(Command::new("sleep").arg("60"))).collect();
+    // It stays open in these alone: what another test starts meanwhile must not have it too.
+    let fd = listener.as_raw_fd();
+    let child = || {
+        let mut sleep = Command::new("sleep");
+        // SAFETY: fcntl may be called there, and the flag is the child's own.
+        unsafe { sleep.arg("60").pre_exec(move || Ok(_ = libc::fcntl(fd, libc::F_SETFD, 0))) };
+        Running::start(&mut sleep)
+    };
+    let children: Vec<_> = (0..3).map(|_| child()).collect();
     let pids: Vec<_> = children.iter().map(|child| child.0.id().to_string()).collect();
     let own = std::process::id().to_string();
     let (_, out, _) = outcome(ka().args(["attach", "--port", &port.to_string(), &own, &own]).args(&pids));
