@@ -383,7 +383,11 @@ fn the_loader_takes_what_is_to_be_pasted() {
     let own = installed.join("bin/ka");
     fs::copy(support::release().join("ka"), &own).unwrap();
     let elsewhere = line(&own);
-    assert!(elsewhere.starts_with("LD_PRELOAD=/usr/lib/ka/libka_preload.so KA_POLICY="), "{elsewhere}");
+    let private = option_env!("KA_LIBDIR").unwrap_or("/usr/lib/ka");
+    assert!(
+        elsewhere.starts_with(&format!("LD_PRELOAD={private}/libka_preload.so KA_POLICY=")),
+        "{elsewhere}"
+    );
     fs::copy(support::shim(), installed.join("lib/ka/libka_preload.so")).unwrap();
     let installed = line(&own);
     assert_eq!(run(&installed), (0, "1 280\n".to_owned(), String::new()), "{installed}");
