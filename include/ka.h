@@ -255,8 +255,9 @@ extern "C" {
  *   ENOPROTOOPT  fd is a socket, but not TCP: UDP, unix, raw, netlink, vsock.
  *   EOPNOTSUPP   this kernel does not have the option for this socket.
  *   What a security policy answers, as EPERM.
- * After a failure keepalive is on or off as it was. It was on: its timers are as they were (a value that came
- * from a sysctl and could not be set is the exception; one that could no longer follows it). It was off: the timers, dormant then, may have changed.
+ * After a failure keepalive is on or off as it was. If it was on, its timers are as they were, with one exception:
+ * one that followed a sysctl stays at that value, or keeps the new one where the sysctl's cannot be set. If it was
+ * off, the timers, dormant then, may have changed.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -385,7 +386,8 @@ int ka_set_user_timeout(int fd,
  *
  * It was off, and enabled is 1: the timers are written, then keepalive is turned on. It was on: what is named
  * is compared and only what differs is written; where intvl or cnt changed, idle is written after them, since
- * only that re-arms the running timer (a kept one as it is in force: it no longer follows the sysctl). enabled is 0: keepalive goes off first, then the timers are written.
+ * only that re-arms the running timer. Where idle is KA_KEEP, that is the value in force, which from then on no
+ * longer follows the sysctl. enabled is 0: keepalive goes off first, then the timers are written.
  *
  * Returns 0, or -1 with errno; arguments are checked before the descriptor, and the descriptor before what
  * depends on its state:
@@ -400,9 +402,10 @@ int ka_set_user_timeout(int fd,
  *   EOPNOTSUPP   this kernel does not have the option for this socket: any user_timeout, 0 too, on an MPTCP
  *                socket that has not fallen back to TCP.
  *   What a security policy answers, as EPERM.
- * After a failure keepalive is on or off as it was. It was on: its timers are as they were (a value that came
- * from a sysctl and could not be set is the exception; one that could no longer follows it). It was off: idle, intvl and cnt, dormant then, may have
- * changed; user_timeout, which rules data whether keepalive is on or off, has not.
+ * After a failure keepalive is on or off as it was. If it was on, its timers are as they were, with one exception:
+ * one that followed a sysctl stays at that value, or keeps the new one where the sysctl's cannot be set. If it was
+ * off, idle, intvl and cnt, dormant then, may have changed; user_timeout, which rules data whether keepalive is on or
+ * off, has not.
  *
  * Thread-safe, async-signal-safe, fork-safe. Two threads that set different things on one socket at once leave
  * a mixture.

@@ -496,7 +496,10 @@ struct beat {
         return number;
     }
 
-    /** The heartbeat that came, if it is genuine and new for the nonce that was sent; its sequence is the next last_sequence: ka_beat_verify. */
+    /**
+     * The heartbeat that came, if it is genuine and new for the nonce that was sent; its sequence is the next
+     * last_sequence: ka_beat_verify.
+     */
     static beat verify(const key &key, const nonce &sent, std::uint64_t last_sequence, const frame &came,
                        std::error_code &ec) noexcept {
         ka_beat native = {0, 0};

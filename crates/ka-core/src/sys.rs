@@ -6,8 +6,6 @@
 
 #![expect(unsafe_code, reason = "system calls")]
 
-use core::mem;
-
 use libc::{c_int, c_void, socklen_t};
 
 use crate::error::Errno;
@@ -70,11 +68,21 @@ const INT: socklen_t = 4;
 
 /// Makes a C library call and takes its error number without leaving it in `errno`.
 fn check(call: impl FnOnce() -> c_int) -> Result<c_int, Errno> {
-    // SAFETY: __errno_location gives this thread's `errno`, which lives as long as the thread.
-    let errno = unsafe { &mut *libc::__errno_location() };
-    let before = *errno;
+    let before = errno();
     let result = call();
-    if result < 0 { Err(Errno(mem::replace(errno, before))) } else { Ok(result) }
+    if result < 0 {
+        let failure = errno();
+        set_errno(before);
+        return Err(failure);
+    }
+    Ok(result)
+}
+
+/// The thread's `errno`. No reference to it is made, since any call of the C library may write it.
+#[must_use]
+pub fn errno() -> Errno {
+    // SAFETY: __errno_location gives this thread's `errno`, which lives as long as the thread.
+    Errno(unsafe { *libc::__errno_location() })
 }
 
 /// Sets the thread's `errno`, as a C function does that is about to return -1.

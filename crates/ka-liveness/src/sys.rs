@@ -7,6 +7,7 @@ use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 
 use ka_core::Errno;
+use ka_core::sys::{errno, set_errno};
 use libc::{c_int, c_long, c_void};
 
 /// A type of which memory full of zeros is a value.
@@ -250,13 +251,8 @@ fn syscall(call: impl FnOnce() -> c_long) -> Result<c_long, Errno> {
 fn quietly<T>(call: impl FnOnce() -> T) -> T {
     let before = errno();
     let result = call();
-    ka_core::sys::set_errno(before);
+    set_errno(before);
     result
-}
-
-fn errno() -> Errno {
-    // SAFETY: __errno_location gives this thread's `errno`, which lives as long as the thread.
-    Errno(unsafe { *libc::__errno_location() })
 }
 
 #[cfg(test)]
