@@ -300,6 +300,24 @@ fn check_socket(settings: &Settings, told: &Told, rules: &[rule::Rule], input: &
     let fresh = kernel::policy(fd);
     sockets::born(settings, fd, family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
 
+    // Where rules wait for the peer, what the program says until then is its word in the default mode.
+    let mut has = kernel::policy(fd);
+    let mut said = [false; 5];
+    if told.mode == Mode::Default && !rules.is_empty() {
+        assert_eq!(has, fresh);
+        for _ in 0..input.byte() % 4 {
+            let option = input.byte() % 5;
+            let value = input.value();
+            match allowed(option, value, &has, None, told.mode) {
+                Some(wanted) => {
+                    assert_eq!(program_sets(fd, option, value), Ok(()));
+                    (has, said[usize::from(option)]) = (wanted, true);
+                }
+                None => assert_eq!(program_sets(fd, option, value), Err(libc::EINVAL)),
+            }
+        }
+    }
+
     let (mut address, port) = connection(input).unwrap_or((Ipv6Addr::LOCALHOST, 443));
     if !is_v6 {
         let [.., a, b, c, d] = address.octets();
@@ -319,9 +337,13 @@ fn check_socket(settings: &Settings, told: &Told, rules: &[rule::Rule], input: &
     };
     let rule = rules.iter().find(|rule| rule.matches(Some((peer, port)), 0));
     let action = rule.map_or(Action::Apply(told.policy), |rule| rule.action);
-    let mut has = match action {
-        Action::Skip => fresh,
-        Action::Apply(policy) => given(&policy, &fresh, told.mode),
+    has = match action {
+        Action::Apply(policy) if rules.is_empty() || told.mode != Mode::Default => {
+            given(&policy, &fresh, told.mode == Mode::Floor && !rules.is_empty())
+        }
+        // Off is a word, too.
+        Action::Apply(policy) if has.enabled == 1 || !said[0] => unsaid(&policy, said, &has),
+        _ => has,
     };
     assert_eq!(kernel::policy(fd), has, "to {to} by {action:?} in {:?}", told.mode);
 
@@ -349,11 +371,12 @@ fn check_socket(settings: &Settings, told: &Told, rules: &[rule::Rule], input: &
     }
 }
 
-/// What a fresh socket has once it was given a policy.
-fn given(policy: &Policy, fresh: &Policy, mode: Mode) -> Policy {
+/// What a fresh socket has once it was given a policy: at its birth, when nobody has said anything, or later, when what is
+/// stricter stays.
+fn given(policy: &Policy, fresh: &Policy, keeps_stricter: bool) -> Policy {
     let mut has = policy.on(fresh);
-    if mode == Mode::Floor {
-        // What a sysctl says may be stricter, and could be set.
+    if keeps_stricter {
+        // What a sysctl says may be, and could be set.
         for (ours, theirs) in
             [(&mut has.idle, fresh.idle), (&mut has.intvl, fresh.intvl), (&mut has.cnt, fresh.cnt)]
         {
@@ -364,6 +387,20 @@ fn given(policy: &Policy, fresh: &Policy, mode: Mode) -> Policy {
         has.user_timeout = has.automatic().unwrap();
     }
     has
+}
+
+/// What a socket has once it was given what its program has not said of a policy.
+fn unsaid(policy: &Policy, said: [bool; 5], has: &Policy) -> Policy {
+    let mut words = policy.words();
+    for (word, _) in words.iter_mut().zip(said).skip(1).filter(|(_, said)| *said) {
+        *word = KEEP;
+    }
+    let mut after = Policy::from_words(words).on(has);
+    if after.user_timeout == AUTO {
+        // One that is too long is left out.
+        after.user_timeout = after.automatic().unwrap_or(has.user_timeout);
+    }
+    after
 }
 
 /// What a socket has after its program set an option; `None`: EINVAL.
@@ -418,7 +455,7 @@ fn program_sets(fd: c_int, option: u8, value: c_int) -> Result<(), c_int> {
         Answer::MakeAndMend => {
             let result = kernel::set_option(fd, level, name, value);
             if result.is_ok() {
-                guard::mend(fd);
+                guard::mend(fd, level, name);
             }
             result
         }

@@ -58,8 +58,8 @@ impl<K: Kernel> Socket<K> {
         }
     }
 
-    /// Gives the socket a policy, but for the user timeout where it can have none (Multipath TCP): the rest is better
-    /// than nothing. `fresh` says that keepalive is known to be off. Returns what was tried last, and how it went.
+    /// Gives the socket a policy, but for the user timeout where it can have none (Multipath TCP), or an automatic one
+    /// would be too long: the rest is better than nothing. `fresh` says that keepalive is known to be off. Returns what was tried last, and how it went.
     ///
     /// # Errors
     /// As [`Socket::apply`].
@@ -68,7 +68,9 @@ impl<K: Kernel> Socket<K> {
         loop {
             let result = if fresh { self.apply_fresh(&config) } else { self.apply(&config) };
             match result {
-                Err(Error::Unsupported(SockOpt::Timer(Timer::UserTimeout))) => {
+                Err(
+                    Error::Unsupported(SockOpt::Timer(Timer::UserTimeout)) | Error::AutoOutOfRange { .. },
+                ) => {
                     config = config.without(Timer::UserTimeout);
                 }
                 other => return (config, other),
