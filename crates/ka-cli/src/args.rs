@@ -285,7 +285,7 @@ pub(crate) struct Defaults {
     /// Sets what the policy names of idle, intvl and cnt: all of it or nothing
     #[arg(long, value_name = "POLICY", value_parser = policy)]
     pub(crate) set: Option<Config>,
-    /// Makes it last: writes this sysctl.d(5) file
+    /// Makes it last: writes this sysctl.d(5) file, which must be a new one or one that ka wrote
     #[arg(long, value_name = "FILE", requires = "set", num_args = 0..=1, require_equals = true,
           default_missing_value = "/etc/sysctl.d/60-ka.conf")]
     pub(crate) persist: Option<PathBuf>,

@@ -9,11 +9,13 @@ use ka_core::{Config, Defaults, Timer, UserTimeout};
 use serde::Serialize;
 
 use crate::args;
+use crate::check::quoted;
 use crate::diag::State;
 use crate::duration::words;
 use crate::failure::{Failure, Outcome};
 use crate::json;
 use crate::sockets::sockets;
+use crate::text;
 
 /// The sysctls, in the order of idle, intvl and cnt. tcp(7)
 const NAMES: [&str; 3] = ["tcp_keepalive_time", "tcp_keepalive_intvl", "tcp_keepalive_probes"];
@@ -32,12 +34,33 @@ pub(crate) fn defaults(args: &args::Defaults) -> Outcome {
         writeln!(out)?;
     } else {
         found.write(&mut out)?;
-        if let Some(path) = &args.persist {
-            writeln!(out, "\n{} sets them when the machine starts.", path.display())?;
+        if args.set.is_some() {
+            writeln!(out, "\n{}", lasting(args.persist.as_deref()))?;
         }
     }
     out.flush()?;
     Ok(0)
+}
+
+/// Where systemd-sysctl and sysctl --system look for files when the machine starts. sysctl.d(5), sysctl(8)
+const READ_AT_START: [&str; 5] =
+    ["/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d"];
+
+/// For how long they are what they have been set to.
+fn lasting(file: Option<&Path>) -> String {
+    let Some(path) = file else {
+        return "Until the machine starts again: the lines above, in a file in /etc/sysctl.d, make it last (--persist)."
+            .to_owned();
+    };
+    let folder = path.parent().and_then(|folder| fs::canonicalize(folder).ok()).unwrap_or_default();
+    let is_there = READ_AT_START.iter().any(|read| fs::canonicalize(read).is_ok_and(|read| read == folder));
+    if is_there && path.extension().is_some_and(|extension| extension == "conf") {
+        return format!("{} sets them when the machine starts.", path.display());
+    }
+    format!(
+        "sysctl -p {} sets them. When the machine starts, only what ends in .conf in /etc/sysctl.d is read.",
+        quoted(path.as_os_str())
+    )
 }
 
 /// The lines of sysctl.d(5) that set the three.
@@ -169,10 +192,11 @@ fn set(policy: &Config, persist: Option<&Path>) -> Result<[i32; 3], Failure> {
         let file = OpenOptions::new().write(true).open(&path).map_err(|error| refused(&path, &error))?;
         files.push((path, file));
     }
-    let draft_text = format!("# Written by ka defaults --persist. sysctl.d(5)\n{}", sysctls(values));
+    let draft_text = format!("{HEADING}\n{}", sysctls(values));
     let text = |value| format!("{value}\n");
     let (texts, before) = (values.map(text), before.map(text));
-    let draft = persist.map(|path| Draft::write(path, &draft_text)).transpose()?;
+    let draft =
+        persist.map(|path| is_ours(path).and_then(|()| Draft::write(path, &draft_text))).transpose()?;
     let restore = |count| {
         for ((_, file), value) in files.iter().zip(&before).take(count) {
             // What was there before was there by the kernel's leave.
@@ -215,6 +239,40 @@ fn refused(path: &Path, error: &io::Error) -> Failure {
         _ => format!("{error}; nothing was set"),
     };
     Failure::new(format_args!("defaults: {}: {why}", path.display()))
+}
+
+/// The first line of the file.
+const HEADING: &str = "# Written by ka defaults --persist. sysctl.d(5)";
+
+/// Whether the file may be written anew: there is none, or it says nothing but what ka has written before.
+fn is_ours(path: &Path) -> Result<(), Failure> {
+    let refused = |why: &dyn std::fmt::Display| {
+        Failure::new(format_args!(
+            "defaults: --persist {}: {why}; nothing was set. A file of its own would be right, as \
+             /etc/sysctl.d/60-ka.conf",
+            path.display()
+        ))
+    };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(refused(&error)),
+        Ok(found) if found.is_symlink() => return Err(refused(&"it is a symbolic link")),
+        Ok(found) if !found.is_file() => return Err(refused(&"it is no regular file")),
+        Ok(_) => {}
+    }
+    let text = fs::read(path).map_err(|error| refused(&error))?;
+    let text = String::from_utf8_lossy(&text);
+    let is_own = |line: &str| {
+        let name = line.split('=').next().unwrap_or_default().trim().strip_prefix("net.ipv4.");
+        line.is_empty() || line == HEADING || name.is_some_and(|name| NAMES.contains(&name))
+    };
+    match text.lines().zip(1..).find(|(line, _)| !is_own(line.trim())) {
+        None => Ok(()),
+        Some((line, number)) => {
+            let line: String = line.chars().take(80).collect();
+            Err(refused(&format_args!("line {number} is not ka's: {}", text::visible(line.as_bytes()))))
+        }
+    }
 }
 
 /// A file that is whole before it takes the place of another; it is removed where it never does.

@@ -413,17 +413,44 @@ fn a_place_for_pins_that_somebody_else_has_made() {
 
 /// What ka writes for the next start takes the place of a link, not of what that leads to; and what is in its way stays.
 #[test]
-fn the_file_of_the_defaults_follows_no_link() {
-    if !support::in_a_network_of_its_own("the_file_of_the_defaults_follows_no_link") {
+fn the_file_of_the_defaults_takes_no_other_s_place() {
+    if !support::in_a_network_of_its_own("the_file_of_the_defaults_takes_no_other_s_place") {
         return;
     }
     let (link, precious) = (scratch("link.conf"), scratch("precious"));
     fs::write(&precious, "gold").unwrap();
     symlink(&precious, &link).unwrap();
-    succeed(ka().args(["defaults", "--set", "60,10,6"]).arg(format!("--persist={}", link.display())));
+    let sysctl = || fs::read_to_string("/proc/sys/net/ipv4/tcp_keepalive_time").unwrap();
+    let persist = |path: &Path| {
+        let mut command = ka();
+        command.args(["defaults", "--set", "60,10,6"]).arg(format!("--persist={}", path.display()));
+        outcome(&mut command)
+    };
+    let is_refused = |path: &Path, why: &str| {
+        let (status, _, err) = persist(path);
+        assert!(status == 2 && err.contains(why) && err.contains("nothing was set"), "{err}");
+        assert_eq!(sysctl(), "7200\n");
+    };
+    is_refused(&link, "it is a symbolic link");
     assert_eq!(fs::read_to_string(&precious).unwrap(), "gold");
-    assert!(fs::read_to_string(&link).unwrap().contains("net.ipv4.tcp_keepalive_time"));
-    assert!(fs::symlink_metadata(&link).unwrap().is_file());
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    // Nor is what others have written, or use, lost.
+    is_refused(&precious, "line 1 is not ka's: gold");
+    fs::write(&precious, "# Written by ka defaults --persist. sysctl.d(5)\n\nnet.ipv4.ip_forward=1\n")
+        .unwrap();
+    is_refused(&precious, "line 3 is not ka's: net.ipv4.ip_forward=1");
+    let fifo = scratch("fifo");
+    succeed(Command::new("mkfifo").arg(&fifo));
+    is_refused(&fifo, "it is no regular file");
+    assert!(std::os::unix::fs::FileTypeExt::is_fifo(&fs::symlink_metadata(&fifo).unwrap().file_type()));
+    // Its own it may write again.
+    let own = scratch("own.conf");
+    for _ in 0..2 {
+        let (status, out, err) = persist(&own);
+        assert!(status == 0 && out.contains("sysctl -p "), "{out}{err}");
+    }
+    assert!(fs::read_to_string(&own).unwrap().contains("net.ipv4.tcp_keepalive_time = 60\n"));
+    assert_eq!(sysctl(), "60\n");
 }
 
 /// The shim gets a link where the loader cannot take its path. In /tmp, and in /run, somebody was there first.
