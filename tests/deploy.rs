@@ -102,6 +102,34 @@ fn ld_so_preload_keeps_what_others_wrote() {
     assert_eq!(said, expected);
 }
 
+/// Where nothing is said, it is the package's library, or that of `make install`.
+#[test]
+fn ld_so_preload_finds_the_library_that_was_installed() {
+    if !may_have_own_machine() {
+        return;
+    }
+    let said = on_own_machine(
+        "{ [ ! -d /usr/lib/ka ] || mount -t tmpfs none /usr/lib/ka; }; mount -t tmpfs -o mode=755 none /usr/local/lib
+         $tool install 2>&1; $tool install /usr/local/lib/none.so 2>&1
+         mkdir /usr/local/lib/ka; cp $lib /usr/local/lib/ka
+         $tool install | head -n 1; cat /etc/ld.so.preload; $tool status; $tool remove
+         $tool install >/dev/null; rm -r /usr/local/lib/ka; $tool remove 2>/dev/null
+         ls -a /etc | grep ld.so.pre || echo nothing is left",
+    );
+    let expected = "\
+        ld-so-preload: /usr/lib/ka/libka_preload.so: there is no such file; \
+        name the one that there is: ld-so-preload install LIBRARY\n\
+        ld-so-preload: /usr/local/lib/none.so: there is no such file; \
+        name the one that there is: ld-so-preload install LIBRARY\n\
+        /usr/local/lib/ka/libka_preload.so is in /etc/ld.so.preload: what starts from now on has it\n\
+        /usr/local/lib/ka/libka_preload.so\n\
+        /usr/local/lib/ka/libka_preload.so is in /etc/ld.so.preload, and programs start under it\n\
+        /usr/local/lib/ka/libka_preload.so is out of /etc/ld.so.preload: what starts from now on is without it\n\
+        /usr/local/lib/ka/libka_preload.so is out of /etc/ld.so.preload: what starts from now on is without it\n\
+        nothing is left\n";
+    assert_eq!(said, expected);
+}
+
 /// What it refuses, each with what it says; the list is as it was.
 #[test]
 fn ld_so_preload_refuses_what_would_harm_the_machine() {
