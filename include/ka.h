@@ -2,8 +2,8 @@
  * ka.h - TCP keepalive that works. Link with -lka.
  *
  * A peer that loses power says nothing. A NAT or a load balancer that forgets an idle connection says nothing
- * either. TCP keepalive finds out the one and prevents the other, but Linux leaves it off, and when on waits two
- * hours. Where a program writes
+ * either. TCP keepalive detects the dead peer and keeps the idle connection from being forgotten. Linux has it off
+ * by default; when it is turned on, the first probe comes after two hours. Where a program writes
  *
  *     setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, ...) and three more
  *
@@ -24,9 +24,9 @@
  * arguments count before the descriptor.
  * What a failed call leaves behind is said with each function; none leaves keepalive half on.
  *
- * Threads and signals. No function keeps state, allocates, takes a lock or writes a log. All may be called from
- * any thread, from a signal handler, and after fork(2). Only a reaper is state: it has memory of malloc(3), one
- * thread at a time uses it, and no signal handler.
+ * Threads and signals. All functions but ka_reaper_* keep no state, allocate nothing, take no lock and write no
+ * log; they may be called from any thread, from a signal handler, and after fork(2). A reaper is memory from
+ * malloc(3): one thread at a time uses it, and no signal handler.
  *
  * Versions. Structs begin with their size and may grow; KA_CONFIG_INIT and KA_STATUS_INIT set it. The size must
  * be a multiple of 4, and at least 8. What a smaller struct lacks is KA_KEEP, or is not written. The words that
