@@ -38,11 +38,13 @@ INSTALL_WHERE = RELEASE='$(RELEASE)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' BIN
 SOURCES := Cargo.toml Cargo.lock build.rs src scripts/ld $(wildcard crates/*/Cargo.toml crates/*/build.rs crates/*/src)
 
 all: ## release build: target/release/libka.so, libka.a, libka_preload.so and ka
+	@scripts/need rust cc
 	$(CARGO) build --locked --release --workspace
 	@$(NAME_LIBKA)
 	@touch $(BUILT)
 
 libka: ## libka.so and libka.a alone, which is all that the examples need
+	@scripts/need rust cc
 	$(CARGO) build --locked --release --package ka
 	@$(NAME_LIBKA)
 
@@ -159,9 +161,10 @@ fuzz: ## fuzzes whatever reads what others wrote, SECONDS (60) for each of its t
 clean: ## removes what was built
 	$(CARGO) clean
 	$(MAKE) -C c-examples clean
+	$(MAKE) -C cpp-examples clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
-	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\n' | expand -t 8
+	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\nmake -C cpp-examples\n\t\tthe examples in C++, with Asio and libuv\n' | expand -t 8
 
 .PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 kernels bench clean help libka copyright deny sbom unsafe mutants fuzz faults sanitize

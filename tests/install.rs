@@ -392,6 +392,33 @@ fn what_is_built_is_not_built_again() {
     );
 }
 
+/// Debian 12's own Rust is too old: what to type is said, instead of an error of Cargo's.
+#[test]
+fn a_rust_that_is_too_old_is_named_before_it_builds() {
+    let folder = scratch("old");
+    fs::create_dir(&folder).unwrap();
+    let old = [("rustc", "echo rustc 1.63.0"), ("cargo", "echo cargo was called"), ("id", "echo 1000")];
+    for (name, what) in old {
+        let path = folder.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{what}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    for target in ["all", "libka"] {
+        let mut make = make(target, Path::new(""), &[]);
+        let output = make.env("PATH", &path).env_remove("CARGO").output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{target}: {output:?}");
+        assert!(
+            !String::from_utf8_lossy(&output.stdout).contains("cargo was called"),
+            "{target}: {output:?}"
+        );
+        assert!(
+            stderr(&output).contains("    sudo apt-get install cargo-web rustc-web\n"),
+            "{target}: {output:?}"
+        );
+    }
+}
+
 /// A word of pkg-config's, whose path may go down and up again.
 fn plain(word: &str) -> String {
     let mut parts: Vec<&str> = vec![];
