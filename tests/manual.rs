@@ -147,6 +147,37 @@ fn references_among_the_pages_lead_somewhere() {
     }
 }
 
+/// The command's pages lead to each other and to pages that are there, and no section of them is there twice.
+#[test]
+fn the_command_s_pages_lead_to_each_other() {
+    let command = |path: &&PathBuf| path.extension().is_some_and(|section| section == "1");
+    let references = |name: &str| -> BTreeSet<String> {
+        let text = page(&man().join(name)).replace("\\-", "-");
+        let (before, see_also) = text.split_once(".SH SEE ALSO\n").unwrap();
+        let sections: Vec<_> = before.lines().filter(|line| line.starts_with(".SH ")).collect();
+        let once: BTreeSet<_> = sections.iter().collect();
+        assert_eq!(once.len(), sections.len(), "{name}: {sections:?}");
+        let (names, rest): (Vec<_>, Vec<_>) = see_also
+            .lines()
+            .map(|line| {
+                line.trim_end_matches(',').trim_start_matches(".BR ").replace(" (", ".").replace(')', "")
+            })
+            .partition(|name| name == "tcp.7" || man().join(name).exists());
+        assert!(rest.is_empty(), "{name}: {rest:?}");
+        names.into_iter().collect()
+    };
+    let pages = pages();
+    for path in pages.iter().filter(command) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        for other in references(name).iter().filter(|other| other.ends_with(".1")) {
+            assert!(references(other).contains(name), "{other} does not lead to {name}");
+        }
+    }
+    for near in ["ka.1", "ka-attach.1", "ka-cgroup.1", "ka.7", "ka-preload.7"] {
+        assert!(references("ka-run.1").contains(near), "{near}");
+    }
+}
+
 #[test]
 fn mandoc_has_nothing_to_say() {
     for path in pages().iter().filter(|path| !fs::read_to_string(path).unwrap().starts_with(".so ")) {

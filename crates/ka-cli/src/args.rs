@@ -15,8 +15,9 @@ use crate::policy::{Mode, Policy, policy};
 
 /// TCP keepalive that works: for programs, for running processes, and for a machine
 ///
-/// Linux leaves TCP keepalive off, and when on it waits two hours. ka gives every TCP socket a policy instead: idle
-/// seconds, seconds between probes, and how many go unanswered before the connection is dead.
+/// Linux has TCP keepalive off by default; when it is turned on, the first probe comes after two hours. ka gives every
+/// TCP socket a policy instead: idle seconds, seconds between probes, and how many go unanswered before the connection
+/// is dead.
 #[derive(Debug, Parser)]
 #[command(
     name = "ka",
@@ -31,7 +32,8 @@ use crate::policy::{Mode, Policy, policy};
   ka ls --off                                    what has no keepalive
   ka plan --preset aws-nlb                       what to set for a load balancer
 
-Status: 0; 1 where something was found or not done; 2 where ka could not do its work. ka run ends as the program does."
+Status: 0: success. 1: ls --off found a socket, check found a way closed, or attach or cgroup could not do all of it. 2: \
+wrong arguments, or ka could not work at all. ka run ends as the program does."
 )]
 pub(crate) struct Ka {
     #[command(subcommand)]
@@ -55,7 +57,7 @@ pub(crate) enum Command {
 /// Via preload, ka becomes the program: process number, signals, terminal and status are the program's own. Via
 /// seccomp, which is taken where preload does not reach (static programs, Go's, other C libraries), it stays beside the
 /// program as its supervisor: the program has another number, and ka passes signals, job control and status on.
-/// Without POLICY what the environment's KA_ variables and /etc/ka.conf say holds, and 60,10,6 where they say nothing.
+/// If no policy option is given, the KA_ variables and /etc/ka.conf decide. If they name none, the policy is 60,10,6.
 /// Where a program cannot be reached, it is not run.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -184,6 +186,9 @@ pub(crate) enum AttachVia {
 ///
 /// Whether keepalive is on, with which times, when the next probe is due and how many went unanswered. Where ka may
 /// not look inside, it says what the kernel's list proves, and ? where that proves nothing.
+///
+/// Columns: KEEP is whether keepalive is on. IDLE, INTVL and CNT are in force. USER is TCP_USER_TIMEOUT. NEXT is the time
+/// until the next probe, if all stays silent. LOST is how many probes in a row had no answer. RISK is what may go wrong.
 ///
 /// Risks: "off": keepalive is off. "slow": the first probe comes after more than 350 s, when AWS's load balancers and
 /// NAT gateways have forgotten the connection. "suspended": data is unacknowledged, so that no keepalive probe is sent

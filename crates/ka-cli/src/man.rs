@@ -10,7 +10,7 @@ use clap::CommandFactory as _;
 use crate::args::Ka;
 
 /// Of the last change that the pages tell of.
-const DATE: &str = "2026-11-22";
+const DATE: &str = "2026-11-28";
 
 #[test]
 fn the_pages_are_what_the_definition_says() {
@@ -18,17 +18,19 @@ fn the_pages_are_what_the_definition_says() {
     let write = std::env::var_os("KA_MAN").is_some_and(|value| value == "write");
     let mut ka = Ka::command();
     ka.build();
-    let mut pages = vec![("ka".to_owned(), page(&ka, "ka"))];
+    let mut commands = vec![("ka".to_owned(), &ka)];
     for command in ka.get_subcommands().filter(|command| command.get_name() != "help") {
         let name = format!("ka-{}", command.get_name());
-        pages.push((name.clone(), page(command, &name)));
-        for part in command.get_subcommands() {
-            let name = format!("{name}-{}", part.get_name());
-            pages.push((name.clone(), page(part, &name)));
-        }
+        commands.push((name.clone(), command));
+        commands.extend(command.get_subcommands().map(|part| (format!("{name}-{}", part.get_name()), part)));
     }
+    let names: Vec<_> = commands.iter().map(|(name, _)| name.as_str()).collect();
+    let pages: Vec<_> = commands
+        .iter()
+        .map(|(name, command)| (name, page(command, name) + &see_also(name, &names)))
+        .collect();
     for (name, text) in &pages {
-        let path = folder.join(name).with_extension("1");
+        let path = folder.join(format!("{name}.1"));
         if write {
             fs::write(&path, text).unwrap();
         } else {
@@ -62,17 +64,30 @@ fn page(command: &clap::Command, name: &str) -> String {
     // What is behind these is said otherwise below.
     let body = text.split(".SH VERSION\n").next().unwrap().split(".SH EXTRA\n").next().unwrap();
     let mut page: String = body.lines().map(wrapped).collect();
-    page += &sections(&extra);
-    page += &match name {
-        "ka" => ".SH SEE ALSO\n.BR tcp (7),\n.BR ka\\-preload (7)\n".to_owned(),
-        _ => ".SH SEE ALSO\n.BR ka (1),\n.BR ka\\-preload (7)\n".to_owned(),
+    page + &sections(&extra)
+}
+
+/// The pages that are a step away: of the command that this is a part of, of its parts, and of that one's others.
+fn see_also(name: &str, names: &[&str]) -> String {
+    let above = |name: &str| name.rsplit_once('-').map(|(above, _)| above.to_owned());
+    let is_near = |other: &str| {
+        other != name
+            && (above(other).as_deref() == Some(name)
+                || above(name).as_deref() == Some(other)
+                || above(other).is_some() && above(other) == above(name))
     };
-    page
+    let mut pages: Vec<_> = names.iter().filter(|other| is_near(other)).map(|other| (*other, 1)).collect();
+    pages.sort_unstable();
+    pages.extend([("ka", 7), ("ka-preload", 7), ("tcp", 7)]);
+    let lines: Vec<_> =
+        pages.iter().map(|(name, section)| format!(".BR {} ({section})", name.replace('-', "\\-"))).collect();
+    format!(".SH SEE ALSO\n{}\n", lines.join(",\n"))
 }
 
 /// What stands below the options in --help: examples, the status, and what else there is to say.
 fn sections(extra: &str) -> String {
     let mut page = String::new();
+    let mut before = "";
     for paragraph in extra.split("\n\n").filter(|paragraph| !paragraph.is_empty()) {
         let paragraph = paragraph.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq");
         let (head, text) = match paragraph.split_once(':') {
@@ -84,8 +99,9 @@ fn sections(extra: &str) -> String {
             Some(("Environment", text)) => (".SH ENVIRONMENT\n", wrapped(text)),
             _ => (".SH NOTES\n", wrapped(&paragraph)),
         };
-        page += head;
+        page += if head == before { ".PP\n" } else { head };
         page += &text;
+        before = head;
     }
     page
 }

@@ -9,16 +9,16 @@ use crate::failure::Failure;
 /// POLICY: what keepalive is to be.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Policy {
-    /// Seconds without traffic before the first probe, 1 to 32767
+    /// Time without traffic before the first probe: seconds, or as 30s or 5m; 1 to 32767 s
     #[arg(help_heading = "Policy", short = 'd', long, value_name = "S", value_parser = duration::idle, allow_negative_numbers = true)]
     pub(crate) idle: Option<i32>,
-    /// Seconds from an unanswered probe to the next, 1 to 32767
+    /// Time from an unanswered probe to the next: seconds, or as 30s or 5m; 1 to 32767 s
     #[arg(help_heading = "Policy", short = 'i', long, value_name = "S", value_parser = duration::intvl, allow_negative_numbers = true)]
     pub(crate) intvl: Option<i32>,
     /// Unanswered probes until the connection is dead, 1 to 127
     #[arg(help_heading = "Policy", short = 'c', long, value_name = "N", value_parser = cnt, allow_negative_numbers = true)]
     pub(crate) cnt: Option<i32>,
-    /// TCP_USER_TIMEOUT in milliseconds, 0 to 2147483647, or auto: 1000 * (idle + intvl * cnt)
+    /// TCP_USER_TIMEOUT: milliseconds, or as 1500ms or 30s; 0 to 2147483647 ms. Or auto: 1000 * (idle + intvl * cnt)
     #[arg(help_heading = "Policy", short = 'u', long, value_name = "MS", value_parser = user_timeout, allow_negative_numbers = true)]
     pub(crate) user_timeout: Option<Timeout>,
     /// A whole policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them, or off. The
