@@ -23,7 +23,7 @@ pub fn write(folder: &Path, records: &mut [Record]) {
         "{lived} of {} cases went as they should, on Linux {}. Probes are those of the client, and their answers, as \
          tcpdump saw them at the client's end.\n",
         records.len(),
-        fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim()
+        crate::support::kernel()
     );
     report.push_str(
         "| case | what should happen | what happened | seconds | probes | |\n|---|---|---|---|---|---|\n",

@@ -27,7 +27,7 @@ policy {POLICY}. `ok` is all of this:
 - the client says the same as without ka and ends with the same status, and the server ends in the same way when it is asked
   to (SIGTERM).
 
-`none` is without ka: what the server has, and what its client: idle, interval and count, or `off`. `attach` is `ka attach
+`none` is without ka, server / client: idle, interval and count, or `off`. `attach` is `ka attach
 --all` on programs that are connected already; `cgroup` is `ka cgroup attach`, mode force; `seccomp` is `ka run --via seccomp`,
 mode force.
 
@@ -65,13 +65,12 @@ mode force.
 
 fn environment() -> String {
     let date = support::stdout(Command::new("date").args(["-u", "+%Y-%m-%d"]));
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let debian = fs::read_to_string("/etc/debian_version").unwrap_or_default();
     format!(
         "ka {} on Debian {}, Linux {}, {}, {}",
         env!("CARGO_PKG_VERSION"),
         debian.trim(),
-        kernel.trim(),
+        support::kernel(),
         std::env::consts::ARCH,
         date.trim()
     )

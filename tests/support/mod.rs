@@ -411,6 +411,12 @@ pub fn lacks_bpf() -> Option<String> {
     (!has_types).then(|| "this kernel does not describe its types (BTF)".to_owned())
 }
 
+/// The kernel's version without what those who built it put behind: `6.18.44` of `6.18.44-cloud-amd64`.
+pub fn kernel() -> String {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    release.trim().split('-').next().unwrap().to_owned()
+}
+
 /// Writes a sysctl of this network namespace.
 pub fn sysctl(name: &str, value: &str) {
     fs::write(Path::new("/proc/sys/net/ipv4").join(name), value).unwrap();

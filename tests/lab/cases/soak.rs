@@ -350,14 +350,15 @@ fn text(told: &Told, table: &str) -> String {
     let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let made = of(&tally.made) as f64;
     let date = support::stdout(Command::new("date").args(["-u", "+%Y-%m-%d"]));
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let kernel = support::kernel();
+    let connections = format!("{},{:03}", CONNECTIONS / 1000, CONNECTIONS % 1000);
     let load =
         fs::read_to_string("/proc/loadavg").unwrap().splitn(4, ' ').take(3).collect::<Vec<_>>().join(", ");
     let leak = std::env::var(LEAK).map_or(String::new(), |what| format!(" **It was told to leak: {what}.**"));
     format!(
         "# Soak
 
-A server with {CONNECTIONS} connections under the shim, policy {}, for {minutes} minutes behind a middlebox that forgets what
+A server with {connections} connections under the shim, policy {}, for {minutes} minutes behind a middlebox that forgets what
 is idle for {} s, with faults that come again every {round:.0} s ({} on Linux {}; `make soak MINUTES={minutes}`).{leak}
 
 ![memory, descriptors, CPU and sockets over time](soak.svg)
@@ -380,7 +381,7 @@ also where it is no larger than the noise: then it was too noisy to say. For mem
         POLICY.name(),
         FORGETS.as_secs(),
         date.trim(),
-        kernel.trim(),
+        kernel,
         64.0 * 1024.0 / made,
         CONNECTIONS as f64 / 50.0 / made,
         POLICY.cnt,
