@@ -15,7 +15,7 @@ use crate::failure::{FOUND, Failure, Outcome};
 use crate::json;
 use crate::privilege;
 use crate::process::{self, Process};
-use crate::program::Program;
+use crate::program::{self, Program};
 use crate::text;
 use crate::via::{self, Launch, Reach};
 
@@ -110,8 +110,13 @@ fn machine_report() -> Report {
         reaches: obstacle.is_none(),
         why: obstacle.unwrap_or_else(|| how.to_owned()),
     };
-    let cgroup = bpf::cgroup_obstacle();
-    let kept = cgroup.clone().or_else(host::lacks_bpf_folder);
+    let cgroup = match host::lacks_bpf_folder() {
+        None => "ka cgroup, ka run --via cgroup: all that runs in a cgroup, by eBPF".to_owned(),
+        Some(lack) => format!(
+            "ka run --via cgroup, ka cgroup attach --foreground: all that runs in a cgroup, by eBPF. To keep a policy \
+             without --foreground: {lack}"
+        ),
+    };
     let ways = vec![
         way("preload", via::preload_obstacle(), "ka run: programs that the dynamic loader starts"),
         way(
@@ -120,7 +125,7 @@ fn machine_report() -> Report {
             "ka run --via seccomp: all programs, and all that they start, by a supervisor",
         ),
         way("attach", privilege::obstacle(), "ka attach: the sockets of running processes"),
-        way("cgroup", kept, "ka cgroup, ka run --via cgroup: all that runs in a cgroup, by eBPF"),
+        way("cgroup", bpf::cgroup_obstacle(), &cgroup),
         way(
             "bpf",
             bpf::iterator_obstacle(),
@@ -175,14 +180,22 @@ fn program_report(name: &OsStr) -> Result<Report, Failure> {
         ways.push(Line { way: way.name(), reaches, why });
     }
     ways.sort_by_key(|line| !line.reaches);
+    let obstacle = program
+        .secure
+        .filter(|_| !privilege::may_look_anywhere())
+        .map_or_else(privilege::obstacle, |secure| {
+            Some(format!("{secure}: needs CAP_SYS_PTRACE (run ka as root), once it runs"))
+        });
+    let sudo = if obstacle.is_some() { "sudo " } else { "" };
+    let command = command.or_else(|| Some(format!("{} & {sudo}ka attach --follow $!", quoted(name))));
     ways.push(Line {
         way: "attach",
-        reaches: true,
-        why:
+        reaches: obstacle.is_none(),
+        why: obstacle.unwrap_or_else(|| {
             "once it runs: the sockets that it has; with --follow those that it opens later, within a second"
-                .to_owned(),
+                .to_owned()
+        }),
     });
-    let command = command.or_else(|| Some(format!("{} & ka attach --follow $!", quoted(name))));
     Ok(Report {
         target: program.path.display().to_string(),
         facts: program_facts(&program),
@@ -220,7 +233,18 @@ fn program_facts(program: &Program) -> Vec<String> {
             }
         }
     }
-    facts.extend(program.secure.map(str::to_owned));
+    let marks = program::marks(&program.executable);
+    match program.secure {
+        None if !marks.is_empty() => {
+            facts.extend(marks);
+            facts.push("a user who has fewer rights than it is not reached by preload or attach".to_owned());
+        }
+        Some(secure) if !marks.iter().any(|mark| mark.starts_with(secure)) => {
+            facts.extend(marks);
+            facts.push(secure.to_owned());
+        }
+        _ => facts.extend(marks),
+    }
     facts
 }
 

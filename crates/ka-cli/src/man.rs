@@ -63,7 +63,7 @@ fn page(command: &clap::Command, name: &str) -> String {
     let text = String::from_utf8(text).unwrap().replace("\n.br\n\n.br\n", "\n.br\n");
     // What is behind these is said otherwise below.
     let body = text.split(".SH VERSION\n").next().unwrap().split(".SH EXTRA\n").next().unwrap();
-    let mut page: String = body.lines().map(wrapped).collect();
+    let page: String = body.lines().map(wrapped).collect();
     page + &sections(&extra)
 }
 

@@ -24,9 +24,7 @@ pub(crate) fn explain(pid: i32, error: &io::Error) -> String {
 fn refusal(pid: i32) -> String {
     const INSTEAD: &str = "needs CAP_SYS_PTRACE (run ka as root)";
     let (user, _) = sys::users();
-    let ours = i32::try_from(std::process::id()).ok().and_then(|own| Status::read(own).ok());
-    let has_capability = ours.is_some_and(|status| status.has_capability(CAP_SYS_PTRACE));
-    if has_capability {
+    if may_look_anywhere() {
         return "the kernel refuses in spite of CAP_SYS_PTRACE: another user namespace's process, or a security \
                 module or seccomp filter (as in a container) forbids it"
             .to_owned();
@@ -47,10 +45,15 @@ fn refusal(pid: i32) -> String {
     }
 }
 
+/// Whether any process may be looked into.
+pub(crate) fn may_look_anywhere() -> bool {
+    let own = i32::try_from(std::process::id()).ok().and_then(|pid| Status::read(pid).ok());
+    own.is_some_and(|status| status.has_capability(CAP_SYS_PTRACE))
+}
+
 /// Why processes of one's own user, which are as processes mostly are, cannot be looked into.
 pub(crate) fn obstacle() -> Option<String> {
-    let own = i32::try_from(std::process::id()).ok().and_then(|pid| Status::read(pid).ok());
-    if own.is_some_and(|status| status.has_capability(CAP_SYS_PTRACE)) {
+    if may_look_anywhere() {
         return None;
     }
     match ptrace_scope() {

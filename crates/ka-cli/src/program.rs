@@ -192,12 +192,28 @@ fn interpreter(path: &Path) -> Option<Interpreter> {
     })
 }
 
+const SETUID: u32 = 0o4000;
+/// Without the group's x it means something else.
+const SETGID: u32 = 0o2010;
+
+/// What gives a program other rights than those of who starts it, whoever that is.
+pub(crate) fn marks(path: &Path) -> Vec<String> {
+    let Ok(metadata) = fs::metadata(path) else { return Vec::new() };
+    let setuid = metadata.mode() & SETUID != 0;
+    let setgid = metadata.mode() & SETGID == SETGID;
+    [
+        setuid.then(|| format!("it is setuid: it runs as user {}, whoever starts it", metadata.uid())),
+        setgid.then(|| format!("it is setgid: it runs as group {}, whoever starts it", metadata.gid())),
+        sys::has_capabilities(path).then(|| "it has file capabilities".to_owned()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
 /// Whether the program will have more rights than the user who starts it, so that the loader trusts no environment.
 /// ld.so(8), "Secure-execution mode"; security/commoncap.c, `cap_bprm_creds_from_file`
 fn more_rights(path: &Path) -> Option<&'static str> {
-    const SETUID: u32 = 0o4000;
-    /// Without the group's x it means something else.
-    const SETGID: u32 = 0o2010;
     let ((user, effective_user), (group, effective_group)) = (sys::users(), sys::groups());
     if user != effective_user || group != effective_group {
         return Some("ka itself runs with another's rights");

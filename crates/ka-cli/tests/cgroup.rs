@@ -582,6 +582,11 @@ fn in_the_foreground_a_policy_ends_with_ka() {
     assert!(listed(&cgroup)[0]["pinned"].is_null());
     let (status, _, err) = ka_cgroup(&["detach"], &below);
     assert!(status == 2 && err.contains("bpffs is not mounted"), "{err}");
+    // What needs none is open, and said to be.
+    let checked: serde_json::Value =
+        serde_json::from_str(&outcome(ka().args(["check", "--json"])).1).unwrap();
+    let way = checked["ways"].as_array().unwrap().iter().find(|way| way["way"] == "cgroup").unwrap();
+    assert!(way["reaches"] == true && way["why"].as_str().unwrap().contains("bpffs is not mounted"), "{way}");
     let mut second = foreground(&below, "90,9,3");
     holder.assert_all(90, 9, 3);
     assert_eq!(listed(&cgroup).len(), 2);
@@ -796,7 +801,10 @@ fn every_socket_of_a_network_is_set_in_one_pass() {
     assert_eq!(all(&mut holder), [ours, theirs, ours, ours, ours]);
     // The one that nobody had accepted.
     assert_eq!(five(listener.accept().unwrap().0.as_raw_fd()), [Ok(1), Ok(60), Ok(4), Ok(6), Ok(0)]);
-    // That end is closed by now, and its peer's is half.
+    // That end is closed once its last segment was acknowledged, and its peer's is half.
+    eventually("it is closed", || {
+        support::stdout(Command::new("ss").args(["-Htn", "state", "fin-wait-1"])).is_empty()
+    });
     assert_eq!(said(&["--mode", "floor", "-p", "60,4,6"]), "1 sockets set, 4 unchanged, 0 failed");
     assert_eq!(all(&mut holder)[1], (true, [10, 4, 2, 0]));
     let port = holder.port.to_string();

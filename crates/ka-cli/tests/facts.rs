@@ -56,6 +56,36 @@ fn check_says_what_reaches_a_program() {
     );
 }
 
+/// A program with other rights than its user's is said to be one, to root too; and nobody is promised what is refused.
+#[test]
+fn check_says_which_programs_have_rights_of_their_own() {
+    if !is_root() {
+        skip("only root makes setuid programs");
+        return;
+    }
+    let folder = public("rights-of-their-own");
+    let _made = CleanUp(folder.clone());
+    let (own, setuid, capable) = (folder.join("ka"), folder.join("setuid"), folder.join("capable"));
+    fs::copy(support::release().join("ka"), &own).unwrap();
+    for program in [&setuid, &capable] {
+        fs::copy("/bin/true", program).unwrap();
+    }
+    fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
+    succeed(Command::new("setcap").arg("cap_net_raw+ep").arg(&capable));
+    for (program, mark) in
+        [(&setuid, "it is setuid: it runs as user 0"), (&capable, "it has file capabilities")]
+    {
+        let report = json_of(ka().args(["check", "--json"]).arg(program));
+        let facts = report["facts"].to_string();
+        assert!(facts.contains(mark) && facts.contains("fewer rights"), "{report}");
+        assert_eq!(way(&report, "attach")["reaches"], true, "{report}");
+        let report = json_of(&mut as_nobody(bare(&own).args(["check", "--json"]).arg(program)));
+        assert!(report["facts"].to_string().contains(mark), "{report}");
+        assert_eq!(way(&report, "attach")["reaches"], false, "{report}");
+        assert!(report["command"].as_str().unwrap().contains("& sudo ka attach --follow $!"), "{report}");
+    }
+}
+
 /// A way is open, or it says what it lacks; and the status says whether all are.
 #[test]
 fn check_says_which_ways_are_open() {
