@@ -82,8 +82,9 @@ pub unsafe extern "C" fn ka_plan_preset(name: *const c_char, config: *mut ka_con
 
 /// Works out how long a policy needs to find a dead peer, from the last packet that came from it.
 ///
-///   config      enabled 1, and idle, intvl and cnt named. With a user_timeout the kernel gives up at the first probe
-///               that is due when it is over, so that many probes take the place of cnt.
+///   config      enabled 1, and idle, intvl and cnt named. With a user_timeout, the connection ends at
+///               the first probe time at or after it, and one interval after the first probe at the
+///               earliest, however many probes cnt allows.
 ///   typical_ms  where to put the milliseconds if no timer is late.
 ///   worst_ms    where to put the milliseconds if each timer is as late as the kernel's timer wheel makes it: an
 ///               eighth, and a tick.
