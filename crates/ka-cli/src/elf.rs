@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Seek as _};
 use std::path::Path;
 
 use object::elf::{self, FileHeader32, FileHeader64};
-use object::read::elf::{Dyn as _, FileHeader, ProgramHeader as _, SectionHeader as _};
+use object::read::elf::{Dyn as _, FileHeader, ProgramHeader as _, SectionHeader as _, Sym as _};
 use object::read::{ReadCache, ReadRef};
 use object::{Endianness, FileKind};
 
@@ -35,14 +35,7 @@ pub(crate) enum Libc {
 impl Elf {
     /// Reads a file; `None` where it is no ELF file, or a broken one.
     pub(crate) fn read(path: &Path) -> io::Result<Option<Self>> {
-        let mut file = File::open(path)?;
-        let mut magic = [0; 4];
-        if file.read_exact(&mut magic).is_err() || magic != elf::ELFMAG {
-            return Ok(None);
-        }
-        file.rewind()?;
-        // A program can be large, and what is asked for is little of it.
-        let cache = ReadCache::new(file);
+        let Some(cache) = open(path)? else { return Ok(None) };
         Ok(match FileKind::parse(&cache) {
             Ok(FileKind::Elf32) => parse::<FileHeader32<Endianness>, _>(&cache),
             Ok(FileKind::Elf64) => parse::<FileHeader64<Endianness>, _>(&cache),
@@ -94,6 +87,52 @@ impl Elf {
         };
         name.to_owned()
     }
+}
+
+/// Whether a library has all these functions for whoever it is loaded into.
+pub(crate) fn exports(path: &Path, functions: &[&str]) -> io::Result<bool> {
+    let Some(cache) = open(path)? else { return Ok(false) };
+    let found = match FileKind::parse(&cache) {
+        Ok(FileKind::Elf32) => has_functions::<FileHeader32<Endianness>, _>(&cache, functions),
+        Ok(FileKind::Elf64) => has_functions::<FileHeader64<Endianness>, _>(&cache, functions),
+        _ => None,
+    };
+    Ok(found.unwrap_or(false))
+}
+
+/// An ELF file; `None` where it is another.
+fn open(path: &Path) -> io::Result<Option<ReadCache<File>>> {
+    let mut file = File::open(path)?;
+    let mut magic = [0; 4];
+    if file.read_exact(&mut magic).is_err() || magic != elf::ELFMAG {
+        return Ok(None);
+    }
+    file.rewind()?;
+    // A program can be large, and what is asked for is little of it.
+    Ok(Some(ReadCache::new(file)))
+}
+
+/// Whether all these are defined in its table of dynamic symbols; `None` where it has none, or a broken one. The names
+/// are read in one piece, as in [`has_section`].
+fn has_functions<'data, Header, R>(data: R, functions: &[&str]) -> Option<bool>
+where
+    Header: FileHeader<Endian = Endianness>,
+    R: ReadRef<'data>,
+{
+    let header = Header::parse(data).ok()?;
+    let endian = header.endian().ok()?;
+    let sections = header.section_headers(endian, data).ok()?;
+    let table = sections.iter().find(|section| section.sh_type(endian) == elf::SHT_DYNSYM)?;
+    let symbols: &[Header::Sym] = table.data_as_array(endian, data).ok()?;
+    let names = sections.get(usize::try_from(table.sh_link(endian)).ok()?)?.data(endian, data).ok()?;
+    let is_defined = |function: &&str| {
+        symbols.iter().filter(|symbol| !symbol.is_undefined(endian)).any(|symbol| {
+            let name = usize::try_from(symbol.st_name(endian)).ok().and_then(|place| names.get(place..));
+            let rest = name.and_then(|name| name.strip_prefix(function.as_bytes()));
+            rest.is_some_and(|rest| rest.first() == Some(&0))
+        })
+    };
+    Some(functions.iter().all(is_defined))
 }
 
 /// `PATH_MAX`

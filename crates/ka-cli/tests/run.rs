@@ -217,6 +217,19 @@ fn a_shim_that_the_environment_names() {
     let (status, _, err) = outcome(ka().env("KA_PRELOAD", "/etc/passwd").args(["run", "true"]));
     assert_eq!(status, 125);
     assert!(err.contains("/etc/passwd: it is no shared library"), "{err}");
+    // A library that is another's, libka and the C library too, which has all that the shim has the place of.
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let libc =
+        maps.lines().find_map(|line| line.split_whitespace().nth(5).filter(|path| path.contains("/libc.so")));
+    for other in [support::release().join("libka.so"), libc.unwrap().into()] {
+        for way in ["auto", "preload"] {
+            let (status, out, err) = outcome(
+                ka().env("KA_PRELOAD", &other).args(["run", "-v", "--via", way, "--", "echo", "started"]),
+            );
+            assert_eq!((status, out.as_str()), (125, ""), "{}: {err}", other.display());
+            assert!(err.contains(&format!("{}: it is not libka_preload.so", other.display())), "{err}");
+        }
+    }
     if !is_root() {
         skip("only root is under sudo");
         return;

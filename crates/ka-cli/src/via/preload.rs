@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::env;
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
@@ -12,7 +13,7 @@ use std::sync::OnceLock;
 
 use super::orders::{Environment, conf_text, execute, is_ordered_off, mode_name};
 use super::{Launch, Reach, Way, no};
-use crate::elf::{Elf, Libc};
+use crate::elf::{self, Elf, Libc};
 use crate::failure::{Failure, OUR_OWN};
 use crate::program::Program;
 use crate::sys;
@@ -20,6 +21,9 @@ use crate::sys;
 pub(super) struct Preload;
 
 const SHIM: &str = "libka_preload.so";
+
+/// What the shim takes the place of. A C library has all of them too, and a SONAME, which the shim has not.
+const HOOKS: [&str; 6] = ["socket", "setsockopt", "connect", "listen", "accept", "accept4"];
 
 /// Where packages put it, unless they say otherwise when they build.
 const PRIVATE_FOLDER: &str = match option_env!("KA_LIBDIR") {
@@ -170,10 +174,16 @@ fn find_shim() -> Result<Shim, String> {
     if named.is_some() {
         path = trusted(&path).map_err(|why| format!("KA_PRELOAD={}: {why}", path.display()))?;
     }
-    match Elf::read(&path) {
-        Ok(Some(elf)) if elf.soname.is_some() || elf.is_position_independent => Ok(Shim { path, elf }),
-        Ok(_) => Err(format!("{}: it is no shared library", path.display())),
-        Err(error) => Err(format!("{}: {error}", path.display())),
+    let refused = |why: &dyn fmt::Display| Err(format!("{}: {why}", path.display()));
+    match Elf::read(&path).and_then(|elf| Ok((elf, elf::exports(&path, &HOOKS)?))) {
+        Ok((Some(elf), true)) if elf.soname.as_deref().is_none_or(|name| name == SHIM.as_bytes()) => {
+            Ok(Shim { path, elf })
+        }
+        Ok((Some(elf), _)) if elf.soname.is_some() || elf.is_position_independent => {
+            refused(&format_args!("it is not {SHIM}, and nothing in it gives sockets a policy"))
+        }
+        Ok(_) => refused(&"it is no shared library"),
+        Err(error) => refused(&error),
     }
 }
 
