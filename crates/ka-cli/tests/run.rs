@@ -165,12 +165,44 @@ fn the_program_has_what_ka_was_given() {
 fn what_is_preloaded_already_stays_and_the_shim_is_added_once() {
     let show = ["run", "sh", "-c", "echo $LD_PRELOAD"];
     let (shim, libc) = (support::shim(), "libc.so.6");
-    let both = format!("{libc}:{}\n", shim.display());
+    let both = format!("{}:{libc}\n", shim.display());
     assert_eq!(stdout(ka().args(show)), format!("{}\n", shim.display()));
     assert_eq!(stdout(ka().env("LD_PRELOAD", libc).args(show)), both);
     let own = support::release().join("ka");
     let nested = [&["run"][..], &[own.to_str().unwrap()], &show].concat();
     assert_eq!(stdout(ka().env("LD_PRELOAD", libc).args(nested)), both);
+}
+
+/// As torsocks does, this one asks the C library itself for its socket(2), past all that is behind it.
+#[test]
+fn the_shim_is_before_a_library_that_asks_libc_itself() {
+    const SOURCE: &str = "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <sys/socket.h>\n\
+        int socket(int domain, int type, int protocol) {\n\
+        \x20   void *libc = dlopen(\"libc.so.6\", RTLD_NOLOAD | RTLD_NOW);\n\
+        \x20   return ((int (*)(int, int, int))dlsym(libc, \"socket\"))(domain, type, protocol);\n}\n";
+    let (source, library) = (scratch("past").with_extension("c"), scratch("libpast.so"));
+    fs::write(&source, SOURCE).unwrap();
+    support::succeed(support::cc().args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source));
+    let alone = fresh(bare("env").env("LD_PRELOAD", &library));
+    assert!(alone.starts_with("0 "), "{alone}");
+    assert_eq!(fresh(ka().env("LD_PRELOAD", &library).arg("run")), "1 60 10 6 0");
+}
+
+/// `ASan`'s runtime ends a program in which another library comes first.
+#[test]
+fn a_sanitizer_s_runtime_stays_first() {
+    let source = scratch("clean").with_extension("c");
+    fs::write(&source, "int main(void) { return 7; }\n").unwrap();
+    let program = support::compile(support::cc().arg("-fsanitize=address"), &source, support::Link::Nothing);
+    if bare(&program).status().unwrap().code() != Some(7) {
+        skip("gcc's AddressSanitizer does not run here");
+        return;
+    }
+    let runtime = stdout(support::cc().arg("-print-file-name=libasan.so"));
+    let runtime = fs::canonicalize(runtime.trim()).unwrap();
+    let (status, _, err) =
+        outcome(ka().env("LD_PRELOAD", runtime).args(["run", "--via", "preload", "--"]).arg(&program));
+    assert_eq!(status, 7, "{err}");
 }
 
 /// The loader takes no path with blanks, colons or $; programs that the program starts find the shim too.

@@ -71,7 +71,7 @@ impl Way for Preload {
         });
         match shim {
             Ok(shim) => {
-                append_preload(&mut environment, &shim);
+                add_preload(&mut environment, &shim);
                 if launch.verbose {
                     let orders = environment.orders(&file);
                     let mode = mode_name(orders.mode);
@@ -277,38 +277,69 @@ fn link(folder: &Path, mode: u32, user: u32, path: &Path) -> io::Result<PathBuf>
     Ok(link)
 }
 
-/// Adds the shim behind what is preloaded already, unless it is there.
-fn append_preload(environment: &mut Environment, shim: &Path) {
+/// Adds the shim before what is preloaded already, unless it is there: a library that asks libc itself for a function, as
+/// torsocks does, calls past all that is behind it. Only the runtimes of sanitizers stay first: `ASan`'s ends the program
+/// where it is not.
+fn add_preload(environment: &mut Environment, shim: &Path) {
     const NAME: &[u8] = b"LD_PRELOAD";
+    let is_separator = |byte: &u8| matches!(byte, b':' | b' ');
     let there = environment.get(NAME).unwrap_or_default().to_vec();
     let is_shim = |entry: &[u8]| {
         let entry = fs::canonicalize(OsStr::from_bytes(entry));
         entry.is_ok_and(|entry| shim.canonicalize().is_ok_and(|shim| shim == entry))
     };
-    if there.split(|byte| matches!(byte, b':' | b' ')).filter(|entry| !entry.is_empty()).any(is_shim) {
+    let entries = || there.split(is_separator).filter(|entry| !entry.is_empty());
+    if entries().any(is_shim) {
         return;
     }
-    let separator: &[u8] = if there.is_empty() { b"" } else { b":" };
-    environment.set(NAME, &[&there, separator, shim.as_os_str().as_bytes()].concat());
+    let runtimes = entries().take_while(|entry| is_runtime(entry));
+    let rest = entries().skip_while(|entry| is_runtime(entry));
+    let all: Vec<&[u8]> = runtimes.chain([shim.as_os_str().as_bytes()]).chain(rest).collect();
+    environment.set(NAME, &all.join(&b':'));
+}
+
+/// Whether a library is the runtime of a sanitizer, of gcc or of clang.
+fn is_runtime(library: &[u8]) -> bool {
+    const NAMES: [&[u8]; 5] = [b"libasan.", b"libhwasan.", b"liblsan.", b"libtsan.", b"libclang_rt."];
+    let name = library.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    NAMES.iter().any(|runtime| name.starts_with(runtime))
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use super::{Environment, append_preload};
+    use super::{Environment, add_preload};
 
     #[test]
     fn what_is_preloaded_stays() {
         let mut environment = Environment(vec!["A=b".into(), "broken".into()]);
-        append_preload(&mut environment, Path::new("/lib/x.so"));
+        add_preload(&mut environment, Path::new("/lib/x.so"));
         assert_eq!(environment.get(b"LD_PRELOAD"), Some(&b"/lib/x.so"[..]));
         environment.set(b"LD_PRELOAD", b"/proc/self/exe /lib/y.so");
-        append_preload(&mut environment, Path::new("/bin/sh"));
-        assert_eq!(environment.get(b"LD_PRELOAD"), Some(&b"/proc/self/exe /lib/y.so:/bin/sh"[..]));
+        add_preload(&mut environment, Path::new("/bin/sh"));
+        assert_eq!(environment.get(b"LD_PRELOAD"), Some(&b"/bin/sh:/proc/self/exe:/lib/y.so"[..]));
         let own = std::env::current_exe().unwrap();
-        append_preload(&mut environment, &own);
-        assert_eq!(environment.get(b"LD_PRELOAD"), Some(&b"/proc/self/exe /lib/y.so:/bin/sh"[..]));
+        add_preload(&mut environment, &own);
+        assert_eq!(environment.get(b"LD_PRELOAD"), Some(&b"/bin/sh:/proc/self/exe:/lib/y.so"[..]));
         assert_eq!(environment.0.len(), 3);
+    }
+
+    #[test]
+    fn only_runtimes_of_sanitizers_are_before_the_shim() {
+        for (there, all) in [
+            ("libasan.so.8", "libasan.so.8:/lib/x.so"),
+            (
+                ":/a/libtsan.so.2  libclang_rt.asan-x86_64.so y.so",
+                "/a/libtsan.so.2:libclang_rt.asan-x86_64.so:/lib/x.so:y.so",
+            ),
+            ("y.so:libasan.so.8", "/lib/x.so:y.so:libasan.so.8"),
+            ("/libasan.d/y.so", "/lib/x.so:/libasan.d/y.so"),
+            (": :", "/lib/x.so"),
+        ] {
+            let mut environment = Environment(vec![format!("LD_PRELOAD={there}").into()]);
+            add_preload(&mut environment, Path::new("/lib/x.so"));
+            assert_eq!(environment.get(b"LD_PRELOAD"), Some(all.as_bytes()), "{there}");
+        }
     }
 }
