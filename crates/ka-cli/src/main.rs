@@ -48,7 +48,7 @@ use std::io::Write as _;
 use clap::Parser as _;
 
 use args::{Command, Ka};
-use failure::Failure;
+use failure::{Failure, Outcome};
 
 /// What the program ends with.
 pub(crate) fn start(arguments: Vec<OsString>) -> i32 {
@@ -59,16 +59,13 @@ pub(crate) fn start(arguments: Vec<OsString>) -> i32 {
     }
     let ka = match Ka::try_parse_from(arguments) {
         Ok(ka) => ka,
-        Err(error) => {
+        Err(error) if error.use_stderr() => {
             let _ = error.print();
-            return match error.use_stderr() {
-                true if runs => failure::OUR_OWN,
-                true => failure::USAGE,
-                false => 0,
-            };
+            return if runs { failure::OUR_OWN } else { failure::USAGE };
         }
+        Err(asked_for) => return end(print(&asked_for)),
     };
-    let result = match ka.command {
+    end(match ka.command {
         Command::Run(args) => run::run(&args),
         Command::Attach(args) => attach::attach(&args),
         Command::Ls(args) => ls::ls(&args),
@@ -77,8 +74,19 @@ pub(crate) fn start(arguments: Vec<OsString>) -> i32 {
         Command::Defaults(args) => defaults::defaults(&args),
         Command::Cgroup(args) => cgroup::cgroup(&args),
         Command::Completions(args) => args::completions(&args),
-    };
-    result.unwrap_or_else(|Failure { status, message }| {
+    })
+}
+
+/// Prints help, or the version.
+fn print(text: &clap::Error) -> Outcome {
+    text.print()?;
+    std::io::stdout().flush()?;
+    Ok(0)
+}
+
+/// The status that it ends with; why it failed is said.
+fn end(outcome: Outcome) -> i32 {
+    outcome.unwrap_or_else(|Failure { status, message }| {
         let _ = writeln!(std::io::stderr(), "ka: {}", text::visible_lines(&message));
         status
     })

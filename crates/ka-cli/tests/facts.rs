@@ -501,3 +501,17 @@ fn version_and_help() {
     let (status, out, _) = outcome(&mut ka());
     assert!(status == 2 && out.is_empty());
 }
+
+/// Help and version too, which are no subcommand's.
+#[test]
+fn what_is_asked_for_and_cannot_be_written_is_no_success() {
+    for args in
+        [&["--help"][..], &["-V"], &["run", "--help"], &["cgroup", "attach", "-h"], &["completions", "bash"]]
+    {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = ka().args(args).stdout(full).output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {err}");
+        assert!(err.starts_with("ka: standard output: No space left on device"), "{args:?}: {err}");
+    }
+}
