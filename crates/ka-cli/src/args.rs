@@ -193,6 +193,9 @@ pub(crate) enum AttachVia {
 /// Risks: "off": keepalive is off. "slow": the first probe comes after more than 350 s, when AWS's load balancers and
 /// NAT gateways have forgotten the connection. "suspended": data is unacknowledged, so that no keepalive probe is sent
 /// until it is. "user-timeout": TCP_USER_TIMEOUT ends a silent connection earlier or later than cnt would.
+///
+/// A socket that neither listens nor has begun to connect is not in the kernel's list; ka check PID counts it, and ka
+/// attach sets it.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   ka ls                                     what you may see
@@ -230,7 +233,8 @@ pub(crate) struct Ls {
   ka check ./server
   ka check 1234
 
-Status: 1 where ka run does not reach the program, or ka attach the process; or where a way is not open.")]
+Status: 1 where ka run does not reach the program, or ka attach the process; or where a way is not open. 127 where there \
+is no such program, 126 where it is none that can be run.")]
 pub(crate) struct Check {
     /// A program by name or path, or a process by number
     #[arg(value_name = "PROGRAM|PID")]
