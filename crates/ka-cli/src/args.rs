@@ -11,7 +11,7 @@ use ka_core::Config;
 use crate::diag::State;
 use crate::duration;
 use crate::failure::Outcome;
-use crate::policy::{Mode, Policy, policy};
+use crate::policy::{Mode, Policy, on_only, policy};
 
 /// TCP keepalive that works: for programs, for running processes, and for a machine
 ///
@@ -60,7 +60,9 @@ pub(crate) enum Command {
 /// If no policy option is given, the KA_ variables and /etc/ka.conf decide. If they name none, the policy is 60,10,6.
 /// Where a program cannot be reached, it is not run.
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:
+#[command(
+    mut_arg("whole", on_only),
+    after_help = "Examples:
   ka run -- psql -h db.example.net
   ka run -v -p 280,30,5 --mode floor -- ./server --port 8080
   sudo ka run -d 5m -- nginx
@@ -69,7 +71,8 @@ pub(crate) enum Command {
 Status: the program's; 127 no such program, 126 it cannot be executed, 125 ka could not run it under the policy.
 
 Environment: KA_PRELOAD names the libka_preload.so to use; under sudo, doas or pkexec it must be root's, and so must all
-folders that lead to it. The other KA_ variables are in ka-preload(7).")]
+folders that lead to it. The other KA_ variables are in ka-preload(7)."
+)]
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) policy: Policy,
@@ -333,7 +336,9 @@ pub(crate) enum CgroupCommand {
 /// Sockets that are open already are set, and from then on each as it connects, listens or is accepted. A policy that the
 /// cgroup had before is replaced. Where a cgroup above it has one too, that of the one above holds.
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:
+#[command(
+    mut_arg("whole", on_only),
+    after_help = "Examples:
   sudo ka cgroup attach system.slice/nginx.service
   sudo ka cgroup attach -p 280,30,5 --mode default /sys/fs/cgroup/system.slice
   sudo ka cgroup attach --foreground kubepods.slice
@@ -342,7 +347,8 @@ Status: 1 where sockets that are open already could not be set; with --foregroun
 
 Needs CAP_BPF and CAP_NET_ADMIN, and CAP_PERFMON for what is open already, in other network namespaces (of containers) \
 CAP_SYS_ADMIN and CAP_SYS_PTRACE too; Linux 5.9, and 6.1 for what is open already \
-and for --mode default; cgroup v2; and, without --foreground, the bpf filesystem, mounted at /sys/fs/bpf.")]
+and for --mode default; cgroup v2; and, without --foreground, the bpf filesystem, mounted at /sys/fs/bpf."
+)]
 pub(crate) struct CgroupAttach {
     #[command(flatten)]
     pub(crate) policy: Policy,

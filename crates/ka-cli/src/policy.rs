@@ -1,6 +1,6 @@
 //! The flags that say a policy, the same for every subcommand that takes one.
 
-use clap::{Args, ValueEnum};
+use clap::{Arg, Args, ValueEnum};
 use ka_core::{Config, Reason, Timer, UserTimeout};
 
 use crate::duration;
@@ -83,6 +83,14 @@ pub(crate) fn policy(text: &str) -> Result<Config, String> {
     ka_core::parse(text.as_bytes()).map_err(|error| error.to_string())
 }
 
+/// The flag of the whole policy where it must turn keepalive on.
+pub(crate) fn on_only(whole: Arg) -> Arg {
+    whole.help(
+        "A whole policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them. The other \
+         flags override parts of it. What nothing names is 60, 10, 6",
+    )
+}
+
 impl Policy {
     /// Whether any of the flags is there.
     pub(crate) fn is_named(&self) -> bool {
@@ -127,7 +135,9 @@ impl Policy {
         if config.enabled() == Some(true) {
             Ok(config)
         } else {
-            Err(Failure::new(format_args!("--policy {config}: must turn keepalive on here")))
+            // What is not named turns it on: so this is what was typed that does not, without the flags over it.
+            let whole = self.whole.unwrap_or(config);
+            Err(Failure::new(format_args!("--policy {whole}: must turn keepalive on here")))
         }
     }
 }
@@ -156,5 +166,10 @@ mod tests {
         flags.whole = Some(policy("off").unwrap());
         assert_eq!(flags.config().unwrap(), Config::KEEP.with_enabled(Some(false)));
         flags.config_on().unwrap_err();
+        flags.idle = Some(5);
+        assert!(
+            flags.config_on().unwrap_err().message.starts_with("--policy off: "),
+            "not what nobody typed"
+        );
     }
 }

@@ -237,6 +237,19 @@ fn a_path_that_the_loader_cannot_take() {
     }
 }
 
+/// Help offers a policy that turns keepalive off only where one is taken.
+#[test]
+fn off_is_offered_where_it_is_taken() {
+    for (args, is_taken) in [(&["attach"][..], true), (&["run"], false), (&["cgroup", "attach"], false)] {
+        for help in ["-h", "--help"] {
+            let text = stdout(ka().args(args).arg(help)).replace('\n', " ");
+            let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(text.contains("A whole policy: 60,10,6, or any of idle="), "{text}");
+            assert_eq!(text.contains("between them, or off."), is_taken, "{args:?} {help}: {text}");
+        }
+    }
+}
+
 /// What somebody else could have put there is not preloaded into root's programs.
 #[test]
 fn a_shim_that_the_environment_names() {
@@ -307,6 +320,7 @@ fn the_status_says_whose_failure_it_was() {
             "error: invalid value '60,10' for '--policy <TEXT>': \"60,10\": numbers without names must be three",
         ),
         (&["-p", "off", "true"], 125, "ka: --policy off: must turn keepalive on here\n"),
+        (&["-p", "off", "-d", "60", "true"], 125, "ka: --policy off: must turn keepalive on here\n"),
         (
             &["-p", "32767,32767,127", "-u", "auto", "true"],
             125,
