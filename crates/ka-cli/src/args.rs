@@ -378,15 +378,6 @@ pub(crate) enum CgroupMode {
     Default,
 }
 
-impl CgroupMode {
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Force => "force",
-            Self::Default => "default",
-        }
-    }
-}
-
 impl From<CgroupMode> for ka_core::Mode {
     fn from(mode: CgroupMode) -> Self {
         match mode {

@@ -200,7 +200,7 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
     let mut attached = Attached {
         cgroup: cgroup.name(),
         policy: orders.policy.to_string(),
-        mode: args.mode.name(),
+        mode: ka_core::Mode::from(args.mode).name(),
         set: 0,
         unchanged: 0,
         failed: 0,
@@ -504,7 +504,7 @@ fn ls(args: &args::CgroupLs) -> Outcome {
         cgroup: Some(cgroup.name()),
         id: cgroup.id,
         policy: orders.map(|orders| orders.policy.to_string()),
-        mode: orders.map(mode_name),
+        mode: orders.map(|orders| orders.mode.name()),
         idle: orders.and_then(|orders| orders.policy.idle()),
         intvl: orders.and_then(|orders| orders.policy.intvl()),
         cnt: orders.and_then(|orders| orders.policy.cnt()),
@@ -578,7 +578,7 @@ pub(crate) fn policies_of(pid: i32) -> Result<Vec<InForce>, String> {
         found.extend(policies.map_err(|error| refusal(&error))?.into_iter().map(|orders| InForce {
             cgroup: name(path),
             policy: orders.policy.to_string(),
-            mode: mode_name(orders),
+            mode: orders.mode.name(),
         }));
     }
     Ok(found)
@@ -590,10 +590,6 @@ fn refusal(error: &io::Error) -> String {
         Some(libc::EPERM) => "needs CAP_NET_ADMIN and CAP_SYS_ADMIN (run ka as root)".to_owned(),
         _ => error.to_string(),
     }
-}
-
-fn mode_name(orders: Orders) -> &'static str {
-    if orders.mode == ka_core::Mode::Default { "default" } else { "force" }
 }
 
 /// Whether what was asked has gone meanwhile: a cgroup, or a process.

@@ -38,17 +38,6 @@ pub(crate) enum Mode {
     Default,
 }
 
-impl Mode {
-    /// What it is called in `KA_MODE`.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Force => "force",
-            Self::Floor => "floor",
-            Self::Default => "default",
-        }
-    }
-}
-
 impl From<Mode> for ka_core::Mode {
     fn from(mode: Mode) -> Self {
         match mode {

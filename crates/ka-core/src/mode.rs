@@ -18,15 +18,20 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// What it is called in `KA_MODE`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Force => "force",
+            Self::Floor => "floor",
+            Self::Default => "default",
+        }
+    }
+
     /// The mode of this name.
     #[must_use]
     pub fn named(name: &[u8]) -> Option<Self> {
-        match name {
-            b"force" => Some(Self::Force),
-            b"floor" => Some(Self::Floor),
-            b"default" => Some(Self::Default),
-            _ => None,
-        }
+        [Self::Force, Self::Floor, Self::Default].into_iter().find(|mode| mode.name().as_bytes() == name)
     }
 }
 

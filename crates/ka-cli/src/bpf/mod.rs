@@ -146,8 +146,7 @@ impl Orders {
     const FORM: &str = "ka1 ";
 
     fn text(self) -> String {
-        let mode = if self.mode == Mode::Default { "default" } else { "force" };
-        format!("{}{mode} {}", Self::FORM, self.policy)
+        format!("{}{} {}", Self::FORM, self.mode.name(), self.policy)
     }
 
     fn parse(text: &[u8]) -> Option<Self> {

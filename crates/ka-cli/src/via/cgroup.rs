@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use ka_core::Mode;
 
-use super::orders::{self, Environment, conf_text, is_ordered_off, mode_name};
+use super::orders::{self, Environment, conf_text, is_ordered_off};
 use super::{Launch, Reach, Way, no};
 use crate::bpf::{self, Orders, Programs, host};
 use crate::failure::{Failure, OUR_OWN};
@@ -77,7 +77,7 @@ impl Way for Cgroup {
         match enter(orders) {
             Ok(cgroup) => {
                 if launch.verbose {
-                    let mode = mode_name(orders.mode);
+                    let mode = orders.mode.name();
                     let _ = writeln!(
                         io::stderr(),
                         "ka: via cgroup: {}, {}, mode {mode}",

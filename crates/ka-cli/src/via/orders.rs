@@ -41,14 +41,6 @@ pub(super) fn is_ordered_off(launch: &Launch<'_>) -> Option<(String, String)> {
     })
 }
 
-pub(super) const fn mode_name(mode: ka_core::Mode) -> &'static str {
-    match mode {
-        ka_core::Mode::Force => "force",
-        ka_core::Mode::Floor => "floor",
-        ka_core::Mode::Default => "default",
-    }
-}
-
 /// What /etc/ka.conf says, if it is to be read and there is one.
 pub(super) fn conf_text() -> Vec<u8> {
     conf().unwrap_or_default()
@@ -164,7 +156,7 @@ impl Environment {
             (Timer::UserTimeout, Variable::UserTimeout),
         ];
         if let Some(mode) = launch.mode {
-            self.set(Variable::Mode.name(), mode.name().as_bytes());
+            self.set(Variable::Mode.name(), ka_core::Mode::from(mode).name().as_bytes());
         }
         let Some(said) = launch.said else { return };
         if launch.is_whole {

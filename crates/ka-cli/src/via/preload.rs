@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::orders::{Environment, conf_text, execute, is_ordered_off, mode_name};
+use super::orders::{Environment, conf_text, execute, is_ordered_off};
 use super::{Launch, Reach, Way, no};
 use crate::elf::{self, Elf, Libc};
 use crate::failure::{Failure, OUR_OWN};
@@ -74,7 +74,7 @@ impl Way for Preload {
                 add_preload(&mut environment, &shim);
                 if launch.verbose {
                     let orders = environment.orders(&file);
-                    let mode = mode_name(orders.mode);
+                    let mode = orders.mode.name();
                     let _ = writeln!(
                         io::stderr(),
                         "ka: via preload: {}, {}, mode {mode}",

@@ -43,7 +43,7 @@ use std::os::unix::net::UnixStream;
 
 use ka_core::{Settings, SockOpt, Timer};
 
-use super::orders::{Environment, conf_text, execute, is_ordered_off, mode_name};
+use super::orders::{Environment, conf_text, execute, is_ordered_off};
 use super::{Launch, Reach, Way, no};
 use crate::elf::Elf;
 use crate::failure::{Failure, OUR_OWN};
@@ -115,7 +115,7 @@ impl Way for Seccomp {
             let listener = sys::install_listener(&filters.listener)?;
             let signals = cradle.hand_over(listener)?;
             if launch.verbose {
-                let mode = mode_name(terms.mode);
+                let mode = terms.mode.name();
                 let renounced = if renounced { ", no_new_privs" } else { "" };
                 let rules = match terms.rules.len() {
                     0 => String::new(),
