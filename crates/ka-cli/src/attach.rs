@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ka_core::{Config, Errno, Error, Kernel, Libc, Mode, SockOpt, Timer};
+use ka_core::{Config, Errno, Error, Kernel, Libc, Mode, SockOpt, Timer, UserTimeout};
 use serde::Serialize;
 use socket2::SockRef;
 
@@ -164,13 +164,20 @@ struct Line {
     peer: Option<SocketAddr>,
     result: Fate,
     error: Option<String>,
+    /// What it can have no part of.
+    note: Option<&'static str>,
 }
+
+/// What is said of a socket that has all of the policy but that.
+const NO_USER_TIMEOUT: &str = "without the user timeout: Multipath TCP has none";
 
 #[derive(Default)]
 struct Report {
     set: usize,
     unchanged: usize,
     failed: usize,
+    /// How many of those that are set, or were, have no user timeout.
+    without_user_timeout: usize,
     lines: Vec<Line>,
     /// All lines of the rounds before, where JSON is made of them.
     said: Vec<Line>,
@@ -196,6 +203,7 @@ impl Report {
             peer: None,
             result: Fate::Failed,
             error: Some(error),
+            note: None,
         };
         self.lines.push(line);
     }
@@ -344,8 +352,9 @@ impl Attach<'_> {
             let pid = target.table.pid;
             match done {
                 Ok(None) => {}
-                Ok(Some((fate, line))) => {
+                Ok(Some((fate, is_without, line))) => {
                     report.count(fate);
+                    report.without_user_timeout += usize::from(is_without);
                     report.lines.extend(line);
                 }
                 // It was closed since, or the process has ended.
@@ -363,9 +372,9 @@ impl Attach<'_> {
         lost
     }
 
-    /// Sets one, and says how it fared: nothing where it is none of those that are meant. An error is one of getting
+    /// Sets one, and says how it fared, and whether it has no user timeout that it was to have: nothing where it is none of those that are meant. An error is one of getting
     /// hold of it.
-    fn set_one(&self, target: &Target) -> io::Result<Option<(Fate, Option<Line>)>> {
+    fn set_one(&self, target: &Target) -> io::Result<Option<(Fate, bool, Option<Line>)>> {
         let pid = target.table.pid;
         let socket = target.table.duplicate(target.fd)?;
         if let Some(port) = self.args.port
@@ -385,12 +394,24 @@ impl Attach<'_> {
             Ok(()) if target.again => return Ok(None),
             Ok(()) => (Fate::Unchanged, None),
         };
+        let is_without = error.is_none() && self.is_without_user_timeout(socket.as_fd(), result);
+        let note = is_without.then_some(NO_USER_TIMEOUT);
         let line = (self.describe || error.is_some()).then(|| {
             let (local, peer) = ends(socket.as_fd());
             let comm = process::comm(pid).map(|comm| text::lossless(&comm).into_owned());
-            Line { pid: Some(pid), fd: Some(target.fd), comm, local, peer, result, error }
+            Line { pid: Some(pid), fd: Some(target.fd), comm, local, peer, result, error, note }
         });
-        Ok(Some((result, line)))
+        Ok(Some((result, is_without, line)))
+    }
+
+    /// Whether a socket was to have a user timeout and can have none, as Multipath TCP's. One that kept its own keepalive was
+    /// to have nothing.
+    fn is_without_user_timeout(&self, socket: BorrowedFd<'_>, result: Fate) -> bool {
+        let is_given = self.mode == Mode::Force || result == Fate::Set;
+        let is_named =
+            !matches!(self.policy.user_timeout(), UserTimeout::Keep | UserTimeout::Milliseconds(0));
+        let timeout = || ka_core::Socket::new(socket.as_raw_fd()).timer(Timer::UserTimeout);
+        is_given && is_named && matches!(timeout(), Err(Error::Unsupported { .. }))
     }
 
     /// Whether what was written is there. Where another's policy is held, of a cgroup or of a supervisor over this very
@@ -480,6 +501,7 @@ impl Attach<'_> {
                     peer: socket.and_then(|socket| socket.entry.peer),
                     result,
                     error: (errno != 0).then(|| bpf::refusal(errno)),
+                    note: None,
                 });
             }
         }
@@ -552,17 +574,21 @@ impl Attach<'_> {
     }
 
     fn conclude(&self, report: &Report) -> io::Result<()> {
-        let Report { set, unchanged, failed, said, .. } = report;
+        let Report { set, unchanged, failed, without_user_timeout, said, .. } = report;
         let mut out = BufWriter::new(io::stdout().lock());
         if !self.args.json {
             let would = if self.args.dry_run { "would be set" } else { "set" };
             writeln!(out, "{set} sockets {would}, {unchanged} unchanged, {failed} failed")?;
+            if *without_user_timeout > 0 {
+                writeln!(out, "{without_user_timeout} of them {NO_USER_TIMEOUT}")?;
+            }
         } else if !self.args.follow {
             #[derive(Serialize)]
             struct Summary<'a> {
                 set: usize,
                 unchanged: usize,
                 failed: usize,
+                without_user_timeout: usize,
                 dry_run: bool,
                 policy: String,
                 sockets: &'a [Line],
@@ -571,6 +597,7 @@ impl Attach<'_> {
                 set: *set,
                 unchanged: *unchanged,
                 failed: *failed,
+                without_user_timeout: *without_user_timeout,
                 dry_run: self.args.dry_run,
                 policy: self.policy.to_string(),
                 sockets: said,
@@ -592,7 +619,8 @@ fn socket_line(line: &Line, dry_run: bool) -> String {
         (Fate::Set, _) => "set",
         _ => "unchanged",
     };
-    format!("fd {fd} {} -> {}: {result}", end(line.local), end(line.peer))
+    let note = line.note.map_or_else(String::new, |note| format!(", {note}"));
+    format!("fd {fd} {} -> {}: {result}{note}", end(line.local), end(line.peer))
 }
 
 /// A table, and those of its descriptors that are sockets with their inodes.

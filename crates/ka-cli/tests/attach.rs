@@ -16,6 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use command::{CleanUp, Holder, armed, as_nobody, go_holder, holder, ka, outcome, public, static_holder};
+use serde_json::Value;
 use support::{
     Running, eventually, five, has_mptcp, is_root, listening, on_a_machine_of_its_own, skip, stdout,
 };
@@ -153,6 +154,23 @@ fn multipath_tcp_has_it_too() {
     assert_eq!((status, err.as_str()), (0, ""));
     let [on, idle, intvl, cnt, _] = five(socket.as_raw_fd());
     assert_eq!([on, idle, intvl, cnt], [Ok(1), Ok(280), Ok(30), Ok(5)]);
+    // And it is said of each, set or there already; not where none was asked for.
+    const NOTE: &str = "without the user timeout: Multipath TCP has none";
+    let (_, out, _) = attach(&["-v", "-p", "281,30,5", "-u", "5000"], pid);
+    assert!(
+        out.contains(&format!(": set, {NOTE}\n")) && out.ends_with(&format!("\n1 of them {NOTE}\n")),
+        "{out}"
+    );
+    let (_, out, _) = attach(&["--json", "-p", "281,30,5", "-u", "auto"], pid);
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(report["without_user_timeout"], 1, "{out}");
+    let sockets = report["sockets"].as_array().unwrap();
+    let noted: Vec<_> = sockets.iter().filter(|socket| socket["note"] == NOTE).collect();
+    assert_eq!(noted.iter().map(|socket| &socket["fd"]).collect::<Vec<_>>(), [socket.as_raw_fd()], "{out}");
+    for args in [&["-v", "-p", "281,30,5"][..], &["-v", "-p", "281,30,5", "-u", "0"]] {
+        let (_, out, _) = attach(args, pid);
+        assert!(!out.contains(NOTE), "{out}");
+    }
 }
 
 /// A thread that has left the others' table of descriptors, and one whose process's first thread has ended.
