@@ -112,12 +112,18 @@ impl Plan {
 
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let Self { idle, intvl, cnt, connections, .. } = self;
-        writeln!(out, "idle {idle} s, then a probe every {intvl} s, dead after {cnt} without an answer")?;
-        if let Some(timeout) = self.user_timeout_ms.filter(|timeout| *timeout > 0) {
-            writeln!(
-                out,
-                "user timeout {timeout} ms, for data that stays unacknowledged; it takes the place of {cnt}"
-            )?;
+        let probes = self.probes();
+        let timeout = self.user_timeout_ms.filter(|timeout| *timeout > 0);
+        let instead = match timeout {
+            Some(_) => format!(" (the user timeout takes the place of the count, {cnt})"),
+            None => String::new(),
+        };
+        writeln!(
+            out,
+            "idle {idle} s, then a probe every {intvl} s, dead after {probes} without an answer{instead}"
+        )?;
+        if let Some(timeout) = timeout {
+            writeln!(out, "user timeout {timeout} ms, also for data that stays unacknowledged")?;
         }
         writeln!(out)?;
         self.draw(out)?;
@@ -220,6 +226,12 @@ impl Plan {
         Ok(())
     }
 
+    /// How many probes go unanswered: the count, but where the user timeout takes its place.
+    fn probes(&self) -> u128 {
+        let [idle, intvl] = [self.idle, self.intvl].map(|value| u128::from(value.unsigned_abs()));
+        u128::from(self.typical_ms / 1000).saturating_sub(idle) / intvl.max(1)
+    }
+
     /// The time from the last packet on, with a mark for each probe.
     fn draw(&self, out: &mut impl Write) -> io::Result<()> {
         let [first, line, probe, dead] =
@@ -227,7 +239,7 @@ impl Plan {
         let width = Output::standard().width.unwrap_or(80).clamp(40, 100) - 8;
         let end = u128::from(self.typical_ms / 1000).max(1);
         let [idle, intvl] = [self.idle, self.intvl].map(|value| u128::from(value.unsigned_abs()));
-        let probes = end.saturating_sub(idle) / intvl.max(1);
+        let probes = self.probes();
         let place = |time: u128| usize::try_from(time * (width as u128 - 1) / end).unwrap_or(0);
         let mut bar = vec![line; width];
         let mut labels = vec![' '; width + 12];

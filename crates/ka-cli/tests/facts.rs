@@ -184,6 +184,9 @@ fn a_plan_has_the_numbers_that_the_library_has() {
             if arg.starts_with("60") { "idle=60,intvl=10,cnt=6,user_timeout=auto" } else { arg }
         })));
     assert_eq!(plan["user_timeout_ms"], 120_000);
+    let (_, short, _) = outcome(ka().args(["plan", "-p", "idle=60,intvl=10,cnt=6,user_timeout=5000"]));
+    let dead = "dead after 1 without an answer (the user timeout takes the place of the count, 6)\n";
+    assert!(short.contains(dead) && short.contains(", 1 probe, dead"), "{short}");
     for (args, message) in [
         (
             &["--detect", "1s"][..],
