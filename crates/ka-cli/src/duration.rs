@@ -48,7 +48,14 @@ fn parse(text: &str, unit: Unit, least: u32, most: u32) -> Result<u32, String> {
         return Err(range);
     };
     if milliseconds % unit.milliseconds() != 0 {
-        return Err(format!("it must be whole seconds: {range}"));
+        let below = milliseconds / unit.milliseconds();
+        let is_right = |value: &u64| u32::try_from(*value).is_ok_and(|value| (least..=most).contains(&value));
+        let neighbours = [below, below.saturating_add(1)].into_iter().filter(is_right);
+        let neighbours: Vec<_> = neighbours.map(|value| format!("{value}{unit}")).collect();
+        if neighbours.is_empty() {
+            return Err(range);
+        }
+        return Err(format!("it must be whole seconds, as {}", neighbours.join(" or ")));
     }
     u32::try_from(milliseconds / unit.milliseconds())
         .ok()
@@ -138,7 +145,10 @@ mod tests {
         assert_eq!(idle("0"), Err("it must be 1..32767 s".to_owned()));
         assert_eq!(idle("32768"), Err("it must be 1..32767 s".to_owned()));
         assert_eq!(idle("99999999999999999999m"), Err("it must be 1..32767 s".to_owned()));
-        assert_eq!(intvl("1500ms"), Err("it must be whole seconds: it must be 1..32767 s".to_owned()));
+        assert_eq!(intvl("1500ms"), Err("it must be whole seconds, as 1s or 2s".to_owned()));
+        assert_eq!(intvl("500ms"), Err("it must be whole seconds, as 1s".to_owned()));
+        assert_eq!(intvl("32767001ms"), Err("it must be whole seconds, as 32767s".to_owned()));
+        assert_eq!(intvl("99999001ms"), Err("it must be 1..32767 s".to_owned()));
         assert_eq!(user_timeout("2147483648"), Err("it must be 0..2147483647 ms".to_owned()));
         for text in ["", "s", "1h", "1.5s", "-1", "+1", " 1", "1 s", "0x10", "1S", "\u{661}"] {
             assert!(idle(text).unwrap_err().starts_with("a time is a number"), "{text}");
