@@ -389,6 +389,11 @@ fn what_cannot_be_reached_is_not_run() {
         assert_eq!((status, out.as_str()), (125, ""), "{}: {err}", program.display());
         assert!(err.starts_with("ka: run: ") && err.contains(why) && err.contains("; use "), "{err}");
         assert_eq!(err.lines().count(), 1, "{err}");
+        // Whom a supervisor reaches need not be waited for.
+        if err.contains("it is static") || err.contains("#! line") {
+            assert!(err.ends_with("; use ka run without --via, or --via seccomp\n"), "{err}");
+            assert_eq!(outcome(ka().arg("run").arg(&program)).0, 0, "{}", program.display());
+        }
     }
 
     let (status, out, err) =

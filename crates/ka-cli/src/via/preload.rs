@@ -94,9 +94,11 @@ impl Way for Preload {
 fn obstacle(program: &Program, shim: &Shim) -> Option<(String, String)> {
     const FOLLOW: &str = "ka attach --follow PID, once it runs (ka run --best-effort starts it without)";
     let path = program.executable.display();
+    const OTHERWISE: &str = "ka run without --via, or --via seccomp";
     let follow = |why: String| Some((why, FOLLOW.to_owned()));
+    let otherwise = |why: String| Some((why, OTHERWISE.to_owned()));
     if program.drops_environment {
-        return follow(format!("{}: its #! line drops LD_PRELOAD with env(1)", program.path.display()));
+        return otherwise(format!("{}: its #! line drops LD_PRELOAD with env(1)", program.path.display()));
     }
     if let Some(secure) = program.secure {
         let why = format!("{path}: {secure}, so the loader ignores LD_PRELOAD");
@@ -115,10 +117,10 @@ fn obstacle(program: &Program, shim: &Shim) -> Option<(String, String)> {
     let is_static = elf.loader.is_none() && !elf.is_loader();
     if elf.is_go {
         let how = if is_static { "it is static, and" } else { "it" };
-        follow(format!("{path}: {how} was made by Go, whose programs make their system calls themselves"))
+        otherwise(format!("{path}: {how} was made by Go, whose programs make their system calls themselves"))
     } else if is_static {
         let how = if elf.is_position_independent { "static-pie" } else { "static" };
-        follow(format!("{path}: it is {how}, so no loader reads LD_PRELOAD"))
+        otherwise(format!("{path}: it is {how}, so no loader reads LD_PRELOAD"))
     } else if !elf.fits(&shim.elf) {
         follow(format!(
             "{path}: it is for {}, and {} is for {}",
@@ -128,7 +130,7 @@ fn obstacle(program: &Program, shim: &Shim) -> Option<(String, String)> {
         ))
     } else if elf.libc() == Some(Libc::Unknown) {
         let loader = elf.loader.as_deref().unwrap_or_default().escape_ascii();
-        follow(format!("{path}: its loader {loader} is neither glibc's nor musl's"))
+        otherwise(format!("{path}: its loader {loader} is neither glibc's nor musl's"))
     } else {
         None
     }
