@@ -12,6 +12,7 @@ use crate::diag::State;
 use crate::duration;
 use crate::failure::Outcome;
 use crate::policy::{Mode, Policy, on_only, policy};
+use crate::process;
 
 /// TCP keepalive that works: for programs, for running processes, and for a machine
 ///
@@ -141,7 +142,7 @@ pub(crate) struct Attach {
     #[arg(long, value_enum, default_value_t = Mode::Force, help_heading = "Policy")]
     pub(crate) mode: Mode,
     /// Processes, by number
-    #[arg(value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(value_name = "PID", value_parser = process::number)]
     pub(crate) pids: Vec<i32>,
     /// All processes
     #[arg(short, long)]
@@ -209,7 +210,7 @@ pub(crate) enum AttachVia {
 Status: with --off, 1 where there are any.")]
 pub(crate) struct Ls {
     /// Only the sockets of this process
-    #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(long, value_parser = process::number)]
     pub(crate) pid: Option<i32>,
     /// Only this state; may be said again. All but time-wait and syn-recv, which have no options, where none is said
     #[arg(long, value_enum, value_name = "STATE", value_delimiter = ',')]

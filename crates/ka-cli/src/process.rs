@@ -19,6 +19,12 @@ pub(crate) const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
 pub(crate) const ONLY_LEADERS: &str =
     "a thread of it has descriptors of its own, which only Linux 6.9 and later lets others reach";
 
+/// Reads a process's number, as it is typed.
+pub(crate) fn number(text: &str) -> Result<i32, String> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| "a process is a number, as 1234 (pidof NAME finds it)".to_owned())
+}
+
 /// All processes, by number.
 pub(crate) fn all() -> io::Result<Vec<i32>> {
     let mut pids = sys::numbers(File::open("/proc")?.as_fd())?;

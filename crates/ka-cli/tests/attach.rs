@@ -221,6 +221,12 @@ fn what_cannot_be_looked_into_says_what_it_takes() {
     let (status, out, err) = outcome(ka().args(["attach", "99999999"]));
     assert_eq!((status, out.as_str()), (1, "0 sockets set, 0 unchanged, 1 failed\n"));
     assert_eq!(err, "ka: attach: 99999999 (?): there is no such process\n");
+    for args in
+        [&["attach", "nginx"][..], &["attach", "0"], &["attach", "99999999999"], &["ls", "--pid", "nginx"]]
+    {
+        let (status, _, err) = outcome(ka().args(args));
+        assert!(status == 2 && err.contains("a process is a number, as 1234 (pidof NAME finds it)"), "{err}");
+    }
     // A thread of this one.
     thread::scope(|scope| {
         let (send, receive) = std::sync::mpsc::channel();
