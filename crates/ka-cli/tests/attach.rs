@@ -144,6 +144,7 @@ fn what_is_not_tcp_is_left_alone() {
 
 #[test]
 fn multipath_tcp_has_it_too() {
+    const NOTE: &str = "without the user timeout: Multipath TCP has none";
     if !has_mptcp() {
         return;
     }
@@ -155,7 +156,6 @@ fn multipath_tcp_has_it_too() {
     let [on, idle, intvl, cnt, _] = five(socket.as_raw_fd());
     assert_eq!([on, idle, intvl, cnt], [Ok(1), Ok(280), Ok(30), Ok(5)]);
     // And it is said of each, set or there already; not where none was asked for.
-    const NOTE: &str = "without the user timeout: Multipath TCP has none";
     let (_, out, _) = attach(&["-v", "-p", "281,30,5", "-u", "5000"], pid);
     assert!(
         out.contains(&format!(": set, {NOTE}\n")) && out.ends_with(&format!("\n1 of them {NOTE}\n")),

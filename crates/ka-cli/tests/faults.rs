@@ -158,7 +158,7 @@ fn attach_says_what_it_has_set_and_sets_no_half() {
                 return Err(format!("a user timeout of a policy that failed: {told:?}"));
             }
             let count = |what: &str| {
-                let line = ran.stdout.lines().last()?;
+                let line = ran.stdout.lines().rfind(|line| line.contains(" sockets set, "))?;
                 line.split(", ").find_map(|part| part.strip_suffix(what)?.trim().parse::<usize>().ok())
             };
             let failed_to_say = ran.status == 2 && is_said(ran);

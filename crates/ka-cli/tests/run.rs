@@ -266,7 +266,11 @@ fn a_shim_that_the_environment_names() {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let libc =
         maps.lines().find_map(|line| line.split_whitespace().nth(5).filter(|path| path.contains("/libc.so")));
-    for other in [support::release().join("libka.so"), libc.unwrap().into()] {
+    // And one that is without a SONAME, as the shim is.
+    let (source, plain) = (scratch("plain").with_extension("c"), scratch("plain.so"));
+    fs::write(&source, "int socket(void) { return -1; }\n").unwrap();
+    support::succeed(support::cc().args(["-shared", "-fno-builtin", "-o"]).arg(&plain).arg(&source));
+    for other in [support::release().join("libka.so"), libc.unwrap().into(), plain] {
         for way in ["auto", "preload"] {
             let (status, out, err) = outcome(
                 ka().env("KA_PRELOAD", &other).args(["run", "-v", "--via", way, "--", "echo", "started"]),

@@ -93,8 +93,8 @@ impl Way for Preload {
 /// Why the shim does not reach a program, and what does.
 fn obstacle(program: &Program, shim: &Shim) -> Option<(String, String)> {
     const FOLLOW: &str = "ka attach --follow PID, once it runs (ka run --best-effort starts it without)";
-    let path = program.executable.display();
     const OTHERWISE: &str = "ka run without --via, or --via seccomp";
+    let path = program.executable.display();
     let follow = |why: String| Some((why, FOLLOW.to_owned()));
     let otherwise = |why: String| Some((why, OTHERWISE.to_owned()));
     if program.drops_environment {
