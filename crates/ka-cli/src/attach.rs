@@ -372,8 +372,8 @@ impl Attach<'_> {
         lost
     }
 
-    /// Sets one, and says how it fared, and whether it has no user timeout that it was to have: nothing where it is none of those that are meant. An error is one of getting
-    /// hold of it.
+    /// Sets one, and says how it fared, and whether it lacks a user timeout that it was to have: nothing where it is none
+    /// of those that are meant. An error is one of getting hold of it.
     fn set_one(&self, target: &Target) -> io::Result<Option<(Fate, bool, Option<Line>)>> {
         let pid = target.table.pid;
         let socket = target.table.duplicate(target.fd)?;
