@@ -509,6 +509,16 @@ fn without_memory<T>(
     support::say(&format!("{name}: {} of {count} allocations fail, {ended} end it", count.div_ceil(stride)));
 }
 
+/// `ka run` without memory: the program has the policy, or was not started, or that it has none is said.
+fn is_under_or_told(ran: &Ran) -> Result<(), String> {
+    match (ran.status, ran.stdout.as_str()) {
+        (0, STANDARD) => Ok(()),
+        (125, "") => is_refused(ran, &[125]),
+        (_, NONE) if is_said(ran) => Ok(()),
+        _ => Err("a program without the policy".to_owned()),
+    }
+}
+
 /// One allocation fails: the command does without, or ends with a word, and leaves nothing half done.
 #[test]
 fn an_allocation_that_fails_ends_it_with_a_word() {
@@ -522,13 +532,7 @@ fn an_allocation_that_fails_ends_it_with_a_word() {
             command.args(["run", "--via", way]).arg(program).arg("listen");
             (command, ())
         };
-        let judge = |ran: &Ran, ()| match (ran.status, ran.stdout.as_str()) {
-            (0, STANDARD) => Ok(()),
-            (125, "") => is_refused(ran, &[125]),
-            (_, NONE) if is_said(ran) => Ok(()),
-            _ => Err("a program without the policy".to_owned()),
-        };
-        without_memory(&format!("ka run --via {way}"), few, prepare, judge);
+        without_memory(&format!("ka run --via {way}"), few, prepare, |ran, ()| is_under_or_told(ran));
     }
 
     let attach = || {
@@ -672,13 +676,7 @@ fn a_cgroup_is_whole_without_memory_too() {
         command.args(["run", "--via", "cgroup"]).arg(dynamic()).arg("listen");
         (command, ())
     };
-    let judge = |ran: &Ran, ()| match (ran.status, ran.stdout.as_str()) {
-        (0, STANDARD) => Ok(()),
-        (125, "") => is_refused(ran, &[125]),
-        (_, NONE) if is_said(ran) => Ok(()),
-        _ => Err("a program without the policy".to_owned()),
-    };
-    without_memory("ka run --via cgroup", few, prepare, judge);
+    without_memory("ka run --via cgroup", few, prepare, |ran, ()| is_under_or_told(ran));
     // What was left by one that ended early, the next removes.
     assert_eq!(outcome(&mut prepare().0).0, 0);
     support::eventually("no cgroup is left", || {
