@@ -76,7 +76,9 @@ pub(crate) fn waits(fd: c_int) -> bool {
 /// The program has set an option of a socket that waits.
 pub(crate) fn heed(fd: c_int, option: SockOpt) {
     if let Some(slot) = slot(fd) {
-        slot.fetch_or(bit(option), Ordering::Relaxed);
+        // In two steps: in one, it would be libgcc's on aarch64, which brings more with it. Two threads that set options of
+        // one socket before it connects may lose a word.
+        slot.store(slot.load(Ordering::Relaxed) | bit(option), Ordering::Relaxed);
     }
 }
 
