@@ -212,7 +212,9 @@ fn under_sudo_a_shim_of_the_caller_s_is_not_preloaded() {
     let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     let lines: Vec<_> = said.lines().collect();
     let ours = folder.join("ours.so").display().to_string();
-    let shown: Vec<_> = lines.iter().filter(|line| !line.starts_with("ka:")).collect();
+    // sudo complains where the machine's own name has no address, as in a container.
+    let is_words = |line: &&&str| line.starts_with("ka:") || line.starts_with("sudo:");
+    let shown: Vec<_> = lines.iter().filter(|line| !is_words(line)).collect();
     // The link's own name is not used: what it leads to is root's.
     assert_eq!(shown, [&ours, &ours], "{said}");
     let why = format!("where SUDO_UID is set, {} must be root's", theirs.display());
