@@ -81,6 +81,8 @@ pub(crate) struct Types<'a> {
     found: Vec<(Named<'a>, u32)>,
     /// Where every so many-th type is; the first has number 1.
     places: Vec<usize>,
+    /// How many there are. What is behind the last is no type.
+    count: u32,
     strings: usize,
 }
 
@@ -98,7 +100,7 @@ impl<'a> Types<'a> {
         if magic != MAGIC || end > bytes.len() || strings > bytes.len() {
             return None;
         }
-        let mut types = Self { bytes, found: Vec::new(), places: Vec::new(), strings };
+        let mut types = Self { bytes, found: Vec::new(), places: Vec::new(), count: 0, strings };
         for number in 1.. {
             if place >= end {
                 break;
@@ -114,12 +116,13 @@ impl<'a> Types<'a> {
                 types.found.push((*name, number));
             }
             place += Type::SIZE + found.rest()?;
+            types.count = number;
         }
         Some(types)
     }
 
     fn numbered(&self, number: u32) -> Option<(usize, Type)> {
-        let before = (number as usize).checked_sub(1)?;
+        let before = (number as usize).checked_sub(1).filter(|_| number <= self.count)?;
         let mut place = *self.places.get(before / Self::STEP)?;
         for _ in 0..before % Self::STEP {
             place += Type::SIZE + type_at(self.bytes, place)?.rest()?;
