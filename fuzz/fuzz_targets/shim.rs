@@ -250,7 +250,7 @@ fn check_shim(environment: &[Entry], input: &mut Input<'_>) {
     assert_eq!(found.is_some(), is_active);
     let Some(found) = found else { return };
     assert_eq!((words(&found.base), found.mode), (told.policy, told.mode));
-    let log = found.log.as_c_str().map(|path| path.to_bytes().to_vec());
+    let log = found.log.map(|path| path.to_bytes().to_vec());
     assert_eq!(log.unwrap_or_default(), told.log);
     assert_eq!(found.rules.as_slice().len(), rules.len());
     assert_eq!(found.rules.look_at_peer, rules.iter().any(rule::Rule::looks_at_peer));

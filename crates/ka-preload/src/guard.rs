@@ -105,7 +105,7 @@ unsafe fn judge_keepalive(
         SockOpt::KeepAlive if settings.mode == Mode::Floor && wanted != 0 => Answer::Make,
         _ => Answer::Granted,
     };
-    if !matches!(answer, Answer::Make) && settings.log.as_c_str().is_some() {
+    if !matches!(answer, Answer::Make) && settings.log.is_some() {
         log::denied(settings, fd, name(option), wanted);
     }
     answer

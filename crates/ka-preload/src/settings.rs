@@ -23,9 +23,10 @@ pub(crate) struct Settings {
     /// The policy where no rule says otherwise: on, and everything named.
     pub(crate) base: Config,
     pub(crate) rules: Rules,
-    pub(crate) log: Name,
-    /// The program's name, for the log.
-    pub(crate) program: Name,
+    /// The path of the log, if there is one.
+    pub(crate) log: Option<&'static CStr>,
+    /// The program's name, for the log. Empty if there is no log.
+    pub(crate) program: &'static [u8],
 }
 
 /// The rules, in their order.
@@ -65,33 +66,6 @@ impl Rules {
     }
 }
 
-/// A short text, kept in place, with a NUL behind it.
-pub(crate) struct Name([u8; Self::SIZE]);
-
-impl Name {
-    const SIZE: usize = 1024;
-
-    const fn none() -> Self {
-        Self([0; Self::SIZE])
-    }
-
-    /// As much of the text as there is room for.
-    fn set(&mut self, text: &[u8]) {
-        let room = Self::SIZE - 1;
-        self.0.iter_mut().zip(text.iter().take(room)).for_each(|(slot, byte)| *slot = *byte);
-    }
-
-    /// The text, if there is one.
-    pub(crate) fn as_c_str(&self) -> Option<&CStr> {
-        // SAFETY: `set` leaves a NUL at the end.
-        (self.0.first() != Some(&0)).then(|| unsafe { CStr::from_ptr(self.0.as_ptr().cast()) })
-    }
-
-    pub(crate) fn as_bytes(&self) -> &[u8] {
-        self.as_c_str().map_or(b"?", CStr::to_bytes)
-    }
-}
-
 /// Memory that the constructor fills, and the hooks read. Zeros until then, which take no place in the file.
 struct Place<T>(UnsafeCell<MaybeUninit<T>>);
 
@@ -112,6 +86,29 @@ static SETTINGS: Place<Settings> = Place::new();
 
 /// What /etc/ka.conf says. Pages that are never touched where there is no such file.
 static FILE: Place<[u8; CONF_ROOM]> = Place::new();
+
+/// Where the texts of the settings are. They are not a part of `Settings`: most programs have no log, and each page that
+/// is written when a program starts delays it by microseconds.
+static LOG: Place<[u8; NAME_ROOM]> = Place::new();
+static PROGRAM: Place<[u8; NAME_ROOM]> = Place::new();
+
+const NAME_ROOM: usize = 1024;
+
+/// Copies as much of a text as fits into its place, and ends it with a NUL.
+///
+/// # Safety
+/// Only from the library's constructor, and once for each place.
+#[inline(never)]
+unsafe fn keep(place: &'static Place<[u8; NAME_ROOM]>, text: &[u8]) -> &'static CStr {
+    let size = text.len().min(NAME_ROOM - 1);
+    // SAFETY: the place has room for that and for the NUL, and nobody else writes or reads it meanwhile.
+    unsafe {
+        let room = place.first().cast::<u8>();
+        room.copy_from_nonoverlapping(text.as_ptr(), size);
+        room.add(size).write(0);
+        CStr::from_ptr(room.cast())
+    }
+}
 
 /// Whether there are settings: not before the library is loaded, and not where it is to do nothing.
 static STATE: AtomicU8 = AtomicU8::new(NONE);
@@ -234,14 +231,18 @@ pub(crate) fn read() -> Option<Settings> {
         mode: orders.mode,
         base: orders.policy,
         rules: Rules { len: 0, look_at_peer: false, look_at_local_port: false },
-        log: Name::none(),
-        program: Name::none(),
+        log: None,
+        program: b"",
     };
     read_rules(orders.rules, &mut settings, &complain);
     if !orders.log.is_empty() {
-        settings.log.set(orders.log);
         let mut name = [0; 4096];
-        settings.program.set(executable(&mut name));
+        let program = executable(&mut name);
+        // SAFETY: only the constructor calls this, once.
+        unsafe {
+            settings.log = Some(keep(&LOG, orders.log));
+            settings.program = keep(&PROGRAM, program).to_bytes();
+        }
     }
     Some(settings)
 }
@@ -291,12 +292,16 @@ fn base_name(path: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::ffi::CString;
     use std::ops::Deref;
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
     use ka_core::{Action, Config, Mode};
 
-    use super::{Complaints, Name, Rules, Settings, base_name, executable, read_rules, skips_this_program};
+    use super::{
+        Complaints, NAME_ROOM, Place, Rules, Settings, base_name, executable, keep, read_rules,
+        skips_this_program,
+    };
 
     pub(crate) const POLICY: Config = Config::STANDARD;
 
@@ -318,17 +323,16 @@ pub(crate) mod tests {
         static PLACE: Mutex<()> = Mutex::new(());
         let place = (!rules.is_empty()).then(|| PLACE.lock().unwrap_or_else(PoisonError::into_inner));
         let rules_of_none = Rules { len: 0, look_at_peer: false, look_at_local_port: false };
-        let mut settings =
-            Settings { mode, base, rules: rules_of_none, log: Name::none(), program: Name::none() };
+        let mut settings = Settings { mode, base, rules: rules_of_none, log: None, program: b"" };
         read_rules(rules.as_bytes(), &mut settings, &Complaints { quiet: true });
         Told { settings, _place: place }
     }
 
     /// The same, with a log, of a program of this name.
-    pub(crate) fn logging(path: &[u8], program: &[u8]) -> Told {
+    pub(crate) fn logging(path: &[u8], program: &'static [u8]) -> Told {
         let mut told = settings(Mode::Force, POLICY, "");
-        told.settings.log.set(path);
-        told.settings.program.set(program);
+        told.settings.log = Some(Box::leak(CString::new(path).unwrap().into_boxed_c_str()));
+        told.settings.program = program;
         told
     }
 
@@ -351,15 +355,12 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_name_has_an_end() {
-        let mut name = Name::none();
-        assert_eq!((name.as_c_str(), name.as_bytes()), (None, &b"?"[..]));
-        name.set(b"/var/log/ka");
-        assert_eq!(name.as_bytes(), b"/var/log/ka");
-        assert_eq!(name.as_c_str(), Some(c"/var/log/ka"));
-        let mut name = Name::none();
-        name.set(&[b'x'; 2000]);
-        assert_eq!(name.as_bytes(), [b'x'; 1023]);
+    fn long_names_are_cut_off() {
+        static SHORT: Place<[u8; NAME_ROOM]> = Place::new();
+        static LONG: Place<[u8; NAME_ROOM]> = Place::new();
+        // SAFETY: each place is this test's, and used once.
+        let (short, long) = unsafe { (keep(&SHORT, b"/var/log/ka"), keep(&LONG, &[b'x'; 2000])) };
+        assert_eq!((short, long.to_bytes()), (c"/var/log/ka", &[b'x'; 1023][..]));
     }
 
     #[test]

@@ -183,6 +183,11 @@ pub(crate) fn listening(settings: &Settings, fd: c_int) {
     }
 }
 
+/// Whether no hook has seen this descriptor.
+pub(crate) fn is_unknown(fd: c_int) -> bool {
+    known(fd) == Known::Nothing
+}
+
 /// Whether nothing was decided of it yet.
 fn is_undecided(fd: c_int) -> bool {
     matches!(known(fd), Known::Nothing | Known::Waits)
@@ -273,7 +278,7 @@ fn adopt(settings: &Settings, fd: c_int, policy: &Config) {
 #[inline(never)]
 fn give(settings: &Settings, fd: c_int, config: Config, fresh: bool) {
     let (config, result) = Socket::with_kernel(fd, Raw).give(config, fresh);
-    if settings.log.as_c_str().is_some() {
+    if settings.log.is_some() {
         log::set(settings, fd, &config, result);
     }
 }
