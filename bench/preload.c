@@ -1,9 +1,12 @@
 /*
- * preload SHIM...: what a preloaded library costs a program, none beside each that is given, interleaved in one run: to
- * start /bin/true, and to make a connection (socket, connect, accept, two closes) on the loopback.
+ * preload SHIM...: what a preloaded library costs a program. It compares no library and each that is given, interleaved
+ * in one run: the start of /bin/true, a connection (socket, connect, accept, two closes) on the loopback, and a look-up
+ * by dlsym(3) while no library is opened.
  *
- * preload connect: what a child does; prints nanoseconds a connection.
+ * preload connect, preload look-up: what a child does. It prints the nanoseconds that one takes.
  */
+#define _GNU_SOURCE
+#include <dlfcn.h>
 #include <err.h>
 #include <netinet/in.h>
 #include <spawn.h>
@@ -19,6 +22,7 @@
 #define STARTS 1500
 #define ROUNDS 61
 #define CONNECTIONS 3000
+#define LOOK_UPS 100000
 #define MOST 4
 
 static int connections(void)
@@ -44,6 +48,16 @@ static int connections(void)
         close(accepted);
     }
     printf("%.1f\n", (now() - start) / CONNECTIONS);
+    return 0;
+}
+
+static int look_ups(void)
+{
+    double start = now();
+    for (int i = 0; i < LOOK_UPS; i++)
+        if (dlsym(RTLD_DEFAULT, "getpid") == NULL)
+            errx(1, "%s", dlerror());
+    printf("%.1f\n", (now() - start) / LOOK_UPS);
     return 0;
 }
 
@@ -82,13 +96,16 @@ static double run(const char *shim, char *const *arguments, double *out)
 
 int main(int argc, char **argv)
 {
-    static double starts[MOST][STARTS], costs[MOST][ROUNDS], ratios[MOST][ROUNDS];
+    static double starts[MOST][STARTS], costs[MOST][ROUNDS], ratios[MOST][ROUNDS], finds[MOST][ROUNDS];
     char *nothing[] = { "/bin/true", NULL }, *connect[] = { argv[0], "connect", NULL };
+    char *look_up[] = { argv[0], "look-up", NULL };
     const char *shims[MOST] = { "" };
     int count = 1;
 
     if (argc == 2 && strcmp(argv[1], "connect") == 0)
         return connections();
+    if (argc == 2 && strcmp(argv[1], "look-up") == 0)
+        return look_ups();
     for (; count < argc && count < MOST; count++)
         shims[count] = argv[count];
 
@@ -101,16 +118,19 @@ int main(int argc, char **argv)
         for (int turn = 0; turn < count; turn++) {
             int which = (turn + i) % count;
             run(shims[which], connect, &costs[which][i]);
+            run(shims[which], look_up, &finds[which][i]);
         }
         for (int which = 0; which < count; which++)
             ratios[which][i] = costs[which][i] / costs[count > 1 ? 1 : 0][i];
     }
     double none = median(starts[0], STARTS), first = count > 1 ? median(starts[1], STARTS) - none : 1;
-    printf("%-44s %14s %10s %16s %10s\n", "", "start adds us", "ratio", "connection ns", "ratio");
+    printf("%-44s %14s %10s %16s %10s %12s\n", "", "start adds us", "ratio", "connection ns", "ratio",
+           "look-up ns");
     for (int which = 0; which < count; which++) {
         double added = (median(starts[which], STARTS) - none) / 1e3;
-        printf("%-44s %14.1f %10.2f %16.0f %10.3f\n", which == 0 ? "none" : shims[which], added,
-               which == 0 ? 0.0 : added * 1e3 / first, median(costs[which], ROUNDS), median(ratios[which], ROUNDS));
+        printf("%-44s %14.1f %10.2f %16.0f %10.3f %12.0f\n", which == 0 ? "none" : shims[which], added,
+               which == 0 ? 0.0 : added * 1e3 / first, median(costs[which], ROUNDS), median(ratios[which], ROUNDS),
+               median(finds[which], ROUNDS));
     }
     return 0;
 }

@@ -8,6 +8,7 @@ mod faults;
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::process::Command;
 
 use faults::{Fault, Ran, TRIAL, Trial, each, name};
@@ -157,6 +158,33 @@ fn a_program_under_the_shim_sees_none_of_its_faults() {
         let name = format!("shim: mode {mode}, rules {rules:?}");
         each(&Trial { name: &name, options: &options, ..TRIAL }, prepare, judge);
     }
+}
+
+/// A library that was opened with RTLD_DEEPBIND is bound to the hooks, or left as the loader bound it.
+#[test]
+fn a_library_is_usable_if_a_call_fails_while_it_is_bound() {
+    let source = |name: &str| root().join("tests/c/preload").join(name);
+    let program = compile(&mut cc(), &source("deepbind.c"), Link::Nothing);
+    let flags = ["-shared", "-fPIC", "-Wl,-z,now", "-Wl,-z,relro"];
+    let plugin = compile(cc().args(flags), &source("plugin.c"), Link::Nothing);
+    let log = support::scratch("log");
+    let prepare = || {
+        let mut command = preloaded(&program);
+        command.arg("sockets").arg(&plugin).args(["now", "deepbind"]).env("KA_LOG", &log);
+        (command, ())
+    };
+    let judge = |_: &Fault, ran: &Ran, ()| {
+        let is_whole = |line: &str| line.ends_with(": 1 60 10 6 0") || line.contains(": 0 ");
+        if ran.status == 0 && ran.stdout.lines().count() == 6 && ran.stdout.lines().all(is_whole) {
+            Ok(())
+        } else {
+            Err("a socket has half a policy".to_owned())
+        }
+    };
+    let options = ["-x", name(&program), "-o", "libka_preload.so"];
+    each(&Trial { name: "shim: a library is opened", options: &options, ..TRIAL }, prepare, judge);
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.lines().any(|line| line.ends_with(": bound to the hooks: 6, refused: 1")), "{said}");
 }
 
 /// A pointer that is wrong is the kernel's to refuse, also where the shim cannot find out that it is.

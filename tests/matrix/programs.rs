@@ -845,6 +845,61 @@ END
         except: &[],
     },
     Program {
+        name: "php-curl",
+        what: "PHP's curl and pgsql extensions, opened with RTLD_DEEPBIND",
+        needs: "php php-curl php-pgsql nginx",
+        version: "php --version",
+        build: concat!(
+            nginx!(),
+            "cat >client.php <<'END'
+<?php
+$client = curl_init('http://127.0.0.1:8080/index.html');
+curl_setopt($client, CURLOPT_TCP_KEEPALIVE, 0);
+curl_exec($client);
+if ($argv[1] === 'hold') { sleep(60); }
+else { echo pg_connect('host=127.0.0.1 port=1') === false ? 'refused' : 'connected', \"\\n\"; }
+END
+"
+        ),
+        port: WEB_PORT,
+        server: "exec nginx -c /run/work/conf",
+        held: "exec php client.php hold",
+        work: "php -d display_errors=0 -d log_errors=0 client.php work",
+        except: &[],
+    },
+    Program {
+        name: "ctypes",
+        what: "functions that Python looks up in the C library's own handle",
+        needs: "python3",
+        version: "python3 --version",
+        build: "cat >echo.py <<'END'
+import ctypes, socket, sys, time
+libc = ctypes.CDLL('libc.so.6')
+address = (ctypes.c_uint8 * 16)(2, 0, 7000 >> 8, 7000 & 255, 127, 0, 0, 1)
+if sys.argv[1] == 'server':
+    one = ctypes.c_int(1)
+    server = libc.socket(socket.AF_INET, socket.SOCK_STREAM, 0)
+    libc.setsockopt(server, socket.SOL_SOCKET, socket.SO_REUSEADDR, ctypes.byref(one), 4)
+    assert libc.bind(server, address, 16) == 0 and libc.listen(server, 16) == 0
+    clients = []
+    while True:
+        clients.append(socket.socket(fileno=libc.accept4(server, None, None, socket.SOCK_CLOEXEC)))
+        clients[-1].sendall(clients[-1].recv(100))
+client = libc.socket(socket.AF_INET, socket.SOCK_STREAM, 0)
+assert libc.connect(client, address, 16) == 0
+client = socket.socket(fileno=client)
+client.sendall(b'hello\\n')
+print(client.recv(100))
+if sys.argv[1] == 'hold': time.sleep(60)
+END
+",
+        port: ECHO_PORT,
+        server: "exec python3 echo.py server",
+        held: "exec python3 echo.py hold",
+        work: "python3 echo.py work",
+        except: &[],
+    },
+    Program {
         name: "java",
         what: "sockets of java.net, which are IPv6's",
         needs: "java javac",

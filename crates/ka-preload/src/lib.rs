@@ -9,12 +9,14 @@
 //! - `accept`, and a message with descriptors in it, bring one in (`sockets::accepted`, `sockets::arrived`).
 //! - `setsockopt` may take away what was given (`guard`).
 //! - `syscall` may be any of them.
+//! - `dlsym` finds a function of a library that was opened meanwhile, whose own calls may bypass the hooks (`rebind`).
 //!
 //! It lives in a stranger's process, at any moment of its life: before `main`, in a signal handler, in the child of
 //! vfork, in a thread that is being cancelled. So on the way through a hook it allocates nothing, takes no lock and
 //! reads no environment. Its own system calls are instructions (`raw`), not functions of the C library: they
 //! leave `errno` alone, are no cancellation points, and cannot be hooked by another library that would loop back
-//! here. What it was told is read once, when it is loaded, and does not change (`settings`).
+//! here. What it was told is read once, when it is loaded, and does not change (`settings`). The dlsym hook alone takes a lock:
+//! the loader's, which dlsym(3) takes itself.
 
 #![cfg_attr(not(test), no_std)]
 #![deny(unsafe_code)] // but in the modules that say why
@@ -56,7 +58,9 @@ mod line;
 mod load;
 mod log;
 mod next;
+mod object;
 mod raw;
+mod rebind;
 mod settings;
 mod sockets;
 

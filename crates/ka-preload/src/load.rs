@@ -7,6 +7,7 @@ use libc::{POLLNVAL, c_int, pollfd};
 
 use crate::next;
 use crate::raw;
+use crate::rebind;
 use crate::settings::{self, Settings};
 use crate::sockets;
 
@@ -26,18 +27,19 @@ extern "C" fn load() {
         // SAFETY: this is the library's constructor.
         unsafe { settings::publish(settings) };
         if let Some(settings) = settings::active() {
+            rebind::begin();
             sweep(settings);
         }
     }
 }
 
-/// Sees to the sockets that the program was started with, as a service manager's or inetd's, and to those that a
-/// constructor made before ours.
+/// Gives the policy to the open sockets that no hook has seen yet: those that the program inherited, for example from a
+/// service manager, and those that a library's constructor made before its calls reached the hooks.
 ///
-/// Which descriptors are open, poll(2) says of many at once; /proc/self/fd would say it of all, but takes as long as
-/// all else that happens here together. So beyond the first 1024, which are always asked for, this goes on
-/// as long as there are any. One that is missed is seen to when it connects or listens.
-fn sweep(settings: &Settings) {
+/// poll(2) tells for many descriptors at once which are open. /proc/self/fd would list them all, but that takes as long as
+/// everything else here together. So the first 1024 descriptors are always examined, and those after them as long as
+/// at least one in 256 is open. A socket that is missed gets the policy when it connects or listens.
+pub(crate) fn sweep(settings: &Settings) {
     const MANY: c_int = 256;
     const ALWAYS: c_int = 1024;
     let mut first: c_int = 0;
@@ -48,7 +50,9 @@ fn sweep(settings: &Settings) {
         // It takes no more entries than RLIMIT_NOFILE, and a filter may refuse it: then none counts as closed.
         let asked = raw::poll(&mut set).is_ok();
         for entry in set.iter().filter(|entry| entry.revents & POLLNVAL == 0) {
-            sockets::arrived(settings, entry.fd);
+            if sockets::is_unknown(entry.fd) {
+                sockets::arrived(settings, entry.fd);
+            }
             any = true;
         }
         first = first.saturating_add(MANY);

@@ -31,14 +31,32 @@ pub(crate) fn denied(settings: &Settings, fd: c_int, option: &[u8], wanted: c_in
     append(settings, &mut line);
 }
 
+/// Slots of a library hold the hooks' addresses now, or could not be written.
+#[cold]
+pub(crate) fn bound(settings: &Settings, path: &[u8], bound: usize, refused: usize) {
+    let count = |count| i64::try_from(count).unwrap_or(0);
+    let mut line = Line::new();
+    program(settings, &mut line);
+    line.foreign(path).text(b": bound to the hooks: ").number(count(bound));
+    if refused != 0 {
+        line.text(b", refused: ").number(count(refused));
+    }
+    append(settings, &mut line);
+}
+
+fn program(settings: &Settings, line: &mut Line) {
+    line.foreign(settings.program).text(b"[").number(i64::try_from(raw::getpid()).unwrap_or(0));
+    line.text(b"] ");
+}
+
 fn begin(settings: &Settings, line: &mut Line, fd: c_int) {
-    line.foreign(settings.program.as_bytes()).text(b"[").number(i64::try_from(raw::getpid()).unwrap_or(0));
-    line.text(b"] fd ").number(fd.into()).text(b": ");
+    program(settings, line);
+    line.text(b"fd ").number(fd.into()).text(b": ");
 }
 
 fn append(settings: &Settings, line: &mut Line) {
     let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT | libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    if let Some(path) = settings.log.as_c_str()
+    if let Some(path) = settings.log
         && let Ok(file) = File::open(path, flags, 0o600)
     {
         raw::write(file.fd(), line.end());

@@ -4,6 +4,7 @@
 
 use core::arch::asm;
 use core::ffi::CStr;
+use core::ops::Range;
 
 use ka_core::{Errno, Kernel, SockOpt};
 use libc::{c_int, c_long, c_void, sockaddr_storage, socklen_t};
@@ -79,9 +80,8 @@ impl Kernel for Raw {
 pub(crate) fn read_memory(from: *const c_void, to: &mut [u8]) -> bool {
     let local = libc::iovec { iov_base: to.as_mut_ptr().cast(), iov_len: to.len() };
     let remote = libc::iovec { iov_base: from.cast_mut(), iov_len: to.len() };
-    // SAFETY: gettid(2) takes nothing. Not the process: its first thread may have ended, and its memory with it.
-    let pid = unsafe { call(libc::SYS_gettid, [0; 6]) };
-    let args = [pid.cast_unsigned(), (&raw const local) as usize, 1, (&raw const remote) as usize, 1, 0];
+    // Not the process: its first thread may have ended, and its memory with it.
+    let args = [int(gettid()), (&raw const local) as usize, 1, (&raw const remote) as usize, 1, 0];
     // SAFETY: the kernel writes at most `to.len()` bytes to `to`, and checks the address that it reads.
     check(unsafe { call(libc::SYS_process_vm_readv, args) }) == Ok(to.len())
 }
@@ -190,6 +190,19 @@ pub(crate) fn read_link(path: &CStr, buffer: &mut [u8]) -> Result<usize, Errno> 
         [int(libc::AT_FDCWD), path.as_ptr() as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0];
     // SAFETY: the kernel reads a C string and writes at most as many bytes as `buffer` has.
     check(unsafe { call(libc::SYS_readlinkat, args) })
+}
+
+/// mprotect(2)
+pub(crate) fn protect(pages: &Range<usize>, protection: c_int) -> Result<(), Errno> {
+    let args = [pages.start, pages.len(), int(protection), 0, 0, 0];
+    // SAFETY: the caller names pages of a loaded object's data, which stay readable.
+    check(unsafe { call(libc::SYS_mprotect, args) })?;
+    Ok(())
+}
+
+pub(crate) fn gettid() -> c_int {
+    // SAFETY: gettid(2) takes nothing.
+    unsafe { call(libc::SYS_gettid, [0; 6]) as c_int }
 }
 
 pub(crate) fn getpid() -> usize {

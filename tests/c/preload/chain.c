@@ -1,6 +1,7 @@
 /*
- * Another shim, for the order of two: it counts what comes by, and as mptcpize does, makes its sockets by number. With
- * CHAIN_SHOW=1 it says at the end what it counted.
+ * Another shim, to test two in either order. It counts the calls, and makes its sockets by number, as mptcpize does. If
+ * BY_HANDLE is defined, it looks the next functions up in the C library itself, as torsocks does. With CHAIN_SHOW=1 it
+ * prints at the end which calls it counted.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -13,6 +14,12 @@
 
 static int sockets, connects, options;
 
+#ifdef BY_HANDLE
+#define NEXT dlopen("libc.so.6", RTLD_LAZY)
+#else
+#define NEXT RTLD_NEXT
+#endif
+
 int socket(int domain, int type, int protocol)
 {
     sockets++;
@@ -23,7 +30,7 @@ int connect(int fd, const struct sockaddr *address, socklen_t size)
 {
     int (*next)(int, const struct sockaddr *, socklen_t);
     connects++;
-    *(void **)&next = dlsym(RTLD_NEXT, "connect");
+    *(void **)&next = dlsym(NEXT, "connect");
     return next(fd, address, size);
 }
 
@@ -31,7 +38,7 @@ int setsockopt(int fd, int level, int name, const void *value, socklen_t size)
 {
     int (*next)(int, int, int, const void *, socklen_t);
     options++;
-    *(void **)&next = dlsym(RTLD_NEXT, "setsockopt");
+    *(void **)&next = dlsym(NEXT, "setsockopt");
     return next(fd, level, name, value, size);
 }
 

@@ -16,6 +16,7 @@
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifndef IPPROTO_MPTCP
@@ -71,6 +72,9 @@ static inline int kernel_set(int fd, int level, int name, int value)
 {
     return (int)raw(SYS_setsockopt, fd, level, name, (long)&value, sizeof value, 0);
 }
+
+/* The descriptor that a library's loading is reported to. */
+#define OPENING 99
 
 /* "1 60 10 6 0": SO_KEEPALIVE, idle, intvl, cnt and user timeout. */
 static inline const char *five(int fd)

@@ -4,6 +4,7 @@
 
 mod accept;
 mod connect;
+mod dlsym;
 mod listen;
 mod recv;
 mod send;

@@ -1,0 +1,78 @@
+//! dlsym(3)
+//!
+//! The real dlsym takes its return address for the caller's: `RTLD_NEXT` and `RTLD_DEFAULT` mean something else in each library.
+//! So this hook does its own work first, restores the arguments, and jumps.
+
+use core::arch::naked_asm;
+use core::ffi::{c_char, c_void};
+use core::ptr;
+
+use crate::next;
+use crate::rebind;
+use crate::settings::active;
+
+/// What the hook does next, in the two registers of a result.
+#[repr(C)]
+struct Answer {
+    /// What it returns, if `jump` is null.
+    result: *mut c_void,
+    /// Where it jumps to.
+    jump: *mut c_void,
+}
+
+/// Binds libraries that were opened since the last call, and answers look-ups of hooked functions.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(no_mangle)]
+#[unsafe(naked)]
+pub unsafe extern "C" fn dlsym() {
+    naked_asm!(
+        "push rdi",
+        "push rsi",
+        // The stack is a multiple of 16 bytes at each call.
+        "sub rsp, 8",
+        "call {before}",
+        "add rsp, 8",
+        "pop rsi",
+        "pop rdi",
+        "test rdx, rdx",
+        "jz 2f",
+        "jmp rdx",
+        "2:",
+        "ret",
+        before = sym before,
+    )
+}
+
+/// Binds libraries that were opened since the last call, and answers look-ups of hooked functions.
+#[cfg(target_arch = "aarch64")]
+#[unsafe(no_mangle)]
+#[unsafe(naked)]
+pub unsafe extern "C" fn dlsym() {
+    naked_asm!(
+        "stp x29, x30, [sp, #-32]!",
+        "mov x29, sp",
+        "stp x0, x1, [sp, #16]",
+        "bl {before}",
+        "mov x16, x1",
+        "mov x17, x0",
+        "ldp x0, x1, [sp, #16]",
+        "ldp x29, x30, [sp], #32",
+        "cbz x16, 2f",
+        "br x16",
+        "2:",
+        "mov x0, x17",
+        "ret",
+        before = sym before,
+    )
+}
+
+unsafe extern "C" fn before(handle: *mut c_void, name: *const c_char) -> Answer {
+    if let Some(settings) = active() {
+        rebind::catch_up(settings);
+        // SAFETY: the program's own arguments.
+        if let Some(hook) = unsafe { rebind::look_up(handle, name) } {
+            return Answer { result: hook, jump: ptr::null_mut() };
+        }
+    }
+    Answer { result: ptr::null_mut(), jump: next::real_dlsym() }
+}

@@ -1,0 +1,353 @@
+//! Loaded objects: the program and its shared libraries, as dl_iterate_phdr(3) lists them.
+//!
+//! The loader keeps each object's dynamic section in memory. From it this module reads two tables: the symbols that the
+//! object defines (ELF gABI, "Hash Table"; for the GNU one, binutils' bfd/elflink.c), and the slots that the loader
+//! filled with the address of a symbol (ELF gABI, "Relocation").
+
+#![expect(unsafe_code, reason = "it reads the tables of loaded objects")]
+
+use core::ffi::{CStr, c_char};
+use core::ops::{ControlFlow, Range};
+use core::ptr;
+use core::slice;
+use core::sync::atomic::AtomicPtr;
+
+use libc::{Elf64_Phdr as Header, Elf64_Sym as Symbol, c_int, c_void, dl_phdr_info};
+
+/// A loaded object. It stays loaded while [`each`] shows it.
+pub(crate) struct Object<'a> {
+    info: &'a dl_phdr_info,
+    headers: &'a [Header],
+}
+
+/// How many objects were ever added and removed. What is loaded has not changed while both are the same.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    pub(crate) added: u64,
+    pub(crate) removed: u64,
+}
+
+/// Shows each loaded object to `look`, in load order, until that breaks. The first one is the program.
+///
+/// glibc holds a lock meanwhile, so that no object is added or removed. The lock is recursive: `look` may be interrupted by
+/// a signal handler that calls this function.
+pub(crate) fn each<F: FnMut(&Object<'_>) -> ControlFlow<()>>(mut look: F) {
+    unsafe extern "C" fn show<F: FnMut(&Object<'_>) -> ControlFlow<()>>(
+        info: *mut dl_phdr_info,
+        _: usize,
+        look: *mut c_void,
+    ) -> c_int {
+        // SAFETY: dl_iterate_phdr(3) gives a description of a loaded object, and the pointer that `each` has given it.
+        let (info, look) = unsafe { (&*info, &mut *look.cast::<F>()) };
+        if info.dlpi_phdr.is_null() {
+            return 0;
+        }
+        // SAFETY: an object has as many program headers as it says.
+        let headers = unsafe { slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
+        look(&Object { info, headers }).is_break().into()
+    }
+    // SAFETY: `show` takes what dl_iterate_phdr(3) gives, and a pointer to a closure of the type that it expects.
+    unsafe { libc::dl_iterate_phdr(Some(show::<F>), (&raw mut look).cast()) };
+}
+
+impl Object<'_> {
+    pub(crate) const fn changes(&self) -> Changes {
+        Changes { added: self.info.dlpi_adds, removed: self.info.dlpi_subs }
+    }
+
+    /// The path that the loader found it by. Empty for the program.
+    pub(crate) fn path(&self) -> &[u8] {
+        if self.info.dlpi_name.is_null() {
+            return b"";
+        }
+        // SAFETY: the loader's name of the object.
+        unsafe { CStr::from_ptr(self.info.dlpi_name) }.to_bytes()
+    }
+
+    /// Whether it is a part of the C library that has functions we hook. Before glibc 2.34 there were several, and
+    /// musl's is its loader.
+    pub(crate) fn is_c_library(&self) -> bool {
+        const STARTS: [&[u8]; 5] = [b"libc.so", b"ld-musl-", b"libc.musl-", b"libpthread.so", b"libdl.so"];
+        let name = self.path().rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        STARTS.iter().any(|start| name.starts_with(start))
+    }
+
+    const fn base(&self) -> usize {
+        self.info.dlpi_addr as usize
+    }
+
+    fn addresses(&self, header: &Header) -> Range<usize> {
+        let start = self.base().wrapping_add(header.p_vaddr as usize);
+        start..start.wrapping_add(header.p_memsz as usize)
+    }
+
+    /// Whether an address is in a segment that has these permissions (`PF_W`, ...).
+    pub(crate) fn contains(&self, address: usize, permissions: u32) -> bool {
+        self.headers.iter().any(|header| {
+            header.p_type == libc::PT_LOAD
+                && header.p_flags & permissions == permissions
+                && self.addresses(header).contains(&address)
+        })
+    }
+
+    /// The segment that has its code.
+    pub(crate) fn code(&self) -> Range<usize> {
+        let is_code = |header: &&Header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_X != 0;
+        self.headers.iter().find(is_code).map_or(0..0, |header| self.addresses(header))
+    }
+
+    /// The pages that the loader made read-only after it had filled them (`PT_GNU_RELRO`). It rounds both ends down.
+    /// elf/dl-reloc.c, `_dl_protect_relro`
+    pub(crate) fn relro(&self, page_size: usize) -> Range<usize> {
+        let down = |address: usize| address & !page_size.wrapping_sub(1);
+        let relro = self.headers.iter().find(|header| header.p_type == libc::PT_GNU_RELRO);
+        relro.map_or(0..0, |header| {
+            let Range { start, end } = self.addresses(header);
+            down(start)..down(end)
+        })
+    }
+
+    /// Its tables, if it has any.
+    pub(crate) fn tables(&self) -> Option<Tables> {
+        let dynamic = self.headers.iter().find(|header| header.p_type == libc::PT_DYNAMIC)?;
+        // SAFETY: the dynamic section of a loaded object.
+        unsafe { Tables::of(self.base(), self.addresses(dynamic).start as *const Dynamic) }
+    }
+}
+
+/// An entry of the dynamic section.
+#[repr(C)]
+struct Dynamic {
+    tag: usize,
+    value: usize,
+}
+
+const DT_NULL: usize = 0;
+const DT_PLTRELSZ: usize = 2;
+const DT_HASH: usize = 4;
+const DT_STRTAB: usize = 5;
+const DT_SYMTAB: usize = 6;
+const DT_RELA: usize = 7;
+const DT_RELASZ: usize = 8;
+const DT_JMPREL: usize = 23;
+const DT_GNU_HASH: usize = 0x6fff_fef5;
+const DT_VERSYM: usize = 0x6fff_fff0;
+const DT_RELACOUNT: usize = 0x6fff_fff9;
+
+/// A relocation (`Elf64_Rela`).
+#[repr(C)]
+struct Relocation {
+    offset: usize,
+    info: u64,
+    addend: i64,
+}
+
+/// Which relocations store the address of a symbol, and nothing else: `R_X86_64_64`, `_GLOB_DAT` and `_JUMP_SLOT`, in this
+/// order. System V ABI, AMD64 supplement, "Relocation Types"
+#[cfg(target_arch = "x86_64")]
+const ADDRESSES: [u32; 3] = [1, 6, 7];
+/// `R_AARCH64_ABS64`, `_GLOB_DAT` and `_JUMP_SLOT`. ELF for the Arm 64-bit Architecture, "Dynamic relocations"
+#[cfg(target_arch = "aarch64")]
+const ADDRESSES: [u32; 3] = [257, 1025, 1026];
+
+/// The section index of a symbol that is not defined here.
+const UNDEFINED: u16 = 0;
+
+/// A place that the loader fills with the address of a symbol.
+pub(crate) struct Slot<'a> {
+    pub(crate) place: &'a AtomicPtr<c_void>,
+    /// Whether the loader may fill it only when the function is called for the first time.
+    pub(crate) may_be_lazy: bool,
+    /// The symbol's name.
+    pub(crate) name: &'a CStr,
+}
+
+/// The tables of a loaded object.
+pub(crate) struct Tables {
+    base: usize,
+    names: *const c_char,
+    symbols: *const Symbol,
+    /// One of the two hash tables; the GNU one if there are both.
+    gnu_hash: *const u32,
+    hash: *const u32,
+    /// A version for each symbol, if they have versions.
+    versions: *const u16,
+    relocations: *const Relocation,
+    relocations_size: usize,
+    /// How many of the relocations have no symbol. They come first.
+    relative: usize,
+    jumps: *const Relocation,
+    jumps_size: usize,
+}
+
+impl Tables {
+    /// # Safety
+    /// `dynamic` is the dynamic section of an object that is loaded at `base`.
+    unsafe fn of(base: usize, dynamic: *const Dynamic) -> Option<Self> {
+        let mut tables = Self {
+            base,
+            names: ptr::null(),
+            symbols: ptr::null(),
+            gnu_hash: ptr::null(),
+            hash: ptr::null(),
+            versions: ptr::null(),
+            relocations: ptr::null(),
+            relocations_size: 0,
+            relative: 0,
+            jumps: ptr::null(),
+            jumps_size: 0,
+        };
+        let mut entry = dynamic;
+        // SAFETY: the section goes up to its DT_NULL.
+        while let Dynamic { tag: tag @ 1.., value } = unsafe { &*entry } {
+            // glibc has put the addresses in place of the offsets; musl has not, nor has the vDSO.
+            let address = if *value < base { base.wrapping_add(*value) } else { *value };
+            match *tag {
+                DT_STRTAB => tables.names = address as *const c_char,
+                DT_SYMTAB => tables.symbols = address as *const Symbol,
+                DT_GNU_HASH => tables.gnu_hash = address as *const u32,
+                DT_HASH => tables.hash = address as *const u32,
+                DT_VERSYM => tables.versions = address as *const u16,
+                DT_RELA => tables.relocations = address as *const Relocation,
+                DT_RELASZ => tables.relocations_size = *value,
+                DT_RELACOUNT => tables.relative = *value,
+                DT_JMPREL => tables.jumps = address as *const Relocation,
+                DT_PLTRELSZ => tables.jumps_size = *value,
+                _ => {}
+            }
+            // SAFETY: this entry was not the last.
+            entry = unsafe { entry.add(1) };
+        }
+        const { assert!(DT_NULL == 0) };
+        (!tables.names.is_null() && !tables.symbols.is_null()).then_some(tables)
+    }
+
+    /// Shows each slot of a symbol that the object imports to `look`. Slots that are not aligned are left out.
+    ///
+    /// # Safety
+    /// The object is still loaded, and its relocations were applied.
+    pub(crate) unsafe fn each_slot(&self, mut look: impl FnMut(&Slot<'_>)) {
+        let lists =
+            [(self.relocations, self.relocations_size, self.relative), (self.jumps, self.jumps_size, 0)];
+        for (list, size, skipped) in lists {
+            if list.is_null() {
+                continue;
+            }
+            let count = size.checked_div(size_of::<Relocation>()).unwrap_or(0);
+            // SAFETY: the loader has read a list of this size here.
+            let list = unsafe { slice::from_raw_parts(list, count) };
+            for relocation in list.iter().skip(skipped) {
+                let kind = relocation.info as u32;
+                let symbol = (relocation.info >> 32) as usize;
+                let place = self.base.wrapping_add(relocation.offset) as *mut *mut c_void;
+                let is_address = ADDRESSES.contains(&kind) && relocation.addend == 0;
+                if !is_address || symbol == 0 || !place.is_aligned() {
+                    continue;
+                }
+                // SAFETY: the loader has written a pointer there, and found the symbol and its name in the tables. Whoever
+                // else uses the slot reads or writes it in one step.
+                let slot = unsafe {
+                    let symbol = &*self.symbols.add(symbol);
+                    if symbol.st_shndx != UNDEFINED {
+                        continue;
+                    }
+                    let name = self.names.add(symbol.st_name as usize);
+                    Slot {
+                        place: AtomicPtr::from_ptr(place),
+                        may_be_lazy: ADDRESSES.last() == Some(&kind),
+                        name: CStr::from_ptr(name),
+                    }
+                };
+                look(&slot);
+            }
+        }
+    }
+
+    /// Returns the address of the function that the object exports under this name.
+    ///
+    /// # Safety
+    /// The object is still loaded.
+    pub(crate) unsafe fn find(&self, name: &[u8]) -> Option<usize> {
+        // SAFETY: the caller guarantees that the object is loaded, so its tables are readable.
+        unsafe {
+            if !self.gnu_hash.is_null() {
+                self.find_by_gnu_hash(name)
+            } else if !self.hash.is_null() {
+                self.find_by_hash(name)
+            } else {
+                None
+            }
+        }
+    }
+
+    /// The table has four words (nbuckets, symoffset, bloom_size, bloom_shift), the bloom filter, the buckets, and a hash for
+    /// each symbol from symoffset on. The lowest bit of a hash is set in the last symbol of a bucket.
+    unsafe fn find_by_gnu_hash(&self, name: &[u8]) -> Option<usize> {
+        let wanted =
+            name.iter().fold(5381_u32, |hash, byte| hash.wrapping_mul(33).wrapping_add(u32::from(*byte)));
+        // SAFETY: the linker wrote a table of this layout, and the object is loaded.
+        unsafe {
+            let (buckets, first) = (*self.gnu_hash, *self.gnu_hash.add(1));
+            let bloom_words = *self.gnu_hash.add(2) as usize;
+            let buckets_at = self.gnu_hash.add(4).add(bloom_words.saturating_mul(size_of::<usize>() / 4));
+            let hashes_at = buckets_at.add(buckets as usize);
+            let mut index = *buckets_at.add(wanted.checked_rem(buckets)? as usize);
+            if index < first {
+                return None;
+            }
+            loop {
+                let hash = *hashes_at.add(index.wrapping_sub(first) as usize);
+                if hash | 1 == wanted | 1
+                    && let Some(address) = self.function(index as usize, name)
+                {
+                    return Some(address);
+                }
+                if hash & 1 == 1 {
+                    return None;
+                }
+                index = index.wrapping_add(1);
+            }
+        }
+    }
+
+    /// The table has two words (nbuckets, nchain), the buckets, and for each symbol the index of the next in its bucket.
+    unsafe fn find_by_hash(&self, name: &[u8]) -> Option<usize> {
+        let wanted = name.iter().fold(0_u32, |hash, byte| {
+            let hash = (hash << 4).wrapping_add(u32::from(*byte));
+            let high = hash & 0xf000_0000;
+            (hash ^ (high >> 24)) & !high
+        });
+        // SAFETY: the linker wrote a table of this layout, and the object is loaded.
+        unsafe {
+            let buckets = *self.hash;
+            let buckets_at = self.hash.add(2);
+            let links_at = buckets_at.add(buckets as usize);
+            let mut index = *buckets_at.add(wanted.checked_rem(buckets)? as usize);
+            while index != 0 {
+                if let Some(address) = self.function(index as usize, name) {
+                    return Some(address);
+                }
+                index = *links_at.add(index as usize);
+            }
+            None
+        }
+    }
+
+    /// Returns the symbol's address if it is a function of this name that the object defines, in the version that a
+    /// reference without a version gets.
+    unsafe fn function(&self, index: usize, name: &[u8]) -> Option<usize> {
+        const FUNCTION: u8 = 2;
+        const HIDDEN: u16 = 0x8000;
+        // SAFETY: the hash tables hold valid indexes, and each symbol has a name and an entry in the table of versions.
+        unsafe {
+            let symbol = &*self.symbols.add(index);
+            let hidden = !self.versions.is_null() && *self.versions.add(index) & HIDDEN != 0;
+            let fits = symbol.st_shndx != UNDEFINED
+                && symbol.st_info & 0xf == FUNCTION
+                && symbol.st_value != 0
+                && !hidden
+                && CStr::from_ptr(self.names.add(symbol.st_name as usize)).to_bytes() == name;
+            fits.then(|| self.base.wrapping_add(symbol.st_value as usize))
+        }
+    }
+}

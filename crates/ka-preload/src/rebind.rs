@@ -1,0 +1,310 @@
+//! Calls that the loader bound past the shim.
+//!
+//! A library that is opened with `RTLD_DEEPBIND` looks symbols up in itself and its own dependencies first. The C library is
+//! one of those, so the library's connect(2) is the C library's and not the hook. PHP opens every extension like that.
+//! Removing the flag from dlopen(3) would change which symbols the library gets, and that is what the flag is for.
+//!
+//! So this module leaves binding to the loader, and corrects the result. Whenever objects were loaded, it goes through the
+//! slots of the new ones that hold a symbol's address. A slot gets the hook's address if it belongs to a hooked function
+//! and holds the C library's. A slot that holds another library's function is left as it is: the library was
+//! bound to its own, or to another shim's. The dlsym(3) hook calls this, since a program has to call dlsym to use
+//! what it has opened. Sockets that the library's constructors made by then are set afterwards.
+//!
+//! A slot that the loader has not filled yet (lazy binding) tells nothing about where it will point. In a library that was
+//! opened later it gets the hook, but only if no other library defines the function. Then the result would have been either
+//! the hook or the C library's function.
+//!
+//! Threads: glibc runs the walk under the lock that guards its list of objects, so walks come one after another. An object
+//! is in that list before it is relocated. Therefore the walk first waits until every dlopen(3) that has begun is over.
+
+#![expect(unsafe_code, reason = "it changes what the loader wrote into loaded objects")]
+
+use core::ffi::{CStr, c_char, c_void};
+use core::ops::{ControlFlow, Range};
+use core::ptr;
+use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
+
+use crate::load;
+use crate::log;
+use crate::next::{self, COUNT, NAMES};
+use crate::object::{self, Changes, Object};
+use crate::raw;
+use crate::settings::Settings;
+
+/// The loader's counters when the objects were last examined.
+static ADDED: AtomicU64 = AtomicU64::new(0);
+static REMOVED: AtomicU64 = AtomicU64::new(0);
+/// How many objects were examined then.
+static EXAMINED: AtomicUsize = AtomicUsize::new(0);
+
+/// How many objects were loaded when the program started. These come first, and are never removed.
+static INITIAL: AtomicUsize = AtomicUsize::new(0);
+
+/// The hooks.
+static HOOKS: [AtomicPtr<c_void>; COUNT] = [const { AtomicPtr::new(ptr::null_mut()) }; COUNT];
+
+/// A bit for each hooked function that an object other than the shim and the C library exports.
+static ELSEWHERE: AtomicU32 = AtomicU32::new(0);
+const _: () = assert!(COUNT <= 32);
+
+/// Where the code of the C library is: start and end. Before glibc 2.34 it has three parts.
+static C_LIBRARY: [[AtomicUsize; 2]; 3] = [const { [const { AtomicUsize::new(0) }; 2] }; 3];
+
+fn examined() -> Changes {
+    Changes { added: ADDED.load(Relaxed), removed: REMOVED.load(Relaxed) }
+}
+
+fn set_examined(changes: Changes, count: usize) {
+    ADDED.store(changes.added, Relaxed);
+    REMOVED.store(changes.removed, Relaxed);
+    EXAMINED.store(count, Relaxed);
+}
+
+/// Notes what is loaded when the program starts. The loader binds these objects to the hooks. A library that was opened
+/// by a constructor that ran earlier is among them; it is examined when the next one is opened.
+pub(crate) fn begin() {
+    let mut count = 0_usize;
+    object::each(|object| {
+        set_examined(object.changes(), 0);
+        count = count.saturating_add(1);
+        ControlFlow::Continue(())
+    });
+    INITIAL.store(count, Relaxed);
+}
+
+/// Binds the objects that were loaded since the last call to the hooks.
+pub(crate) fn catch_up(settings: &Settings) {
+    // Other threads may close libraries meanwhile, again and again.
+    const TRIES: usize = 64;
+    for _ in 0..TRIES {
+        let Some(surveyed) = survey(false) else { return };
+        wait_for_loads();
+        if let Some(bound) = bind(settings, &surveyed) {
+            if bound > 0 {
+                load::sweep(settings);
+            }
+            return;
+        }
+    }
+}
+
+/// Waits until each dlopen(3) that another thread has begun is over: dlsym(3) takes the lock that dlopen holds.
+fn wait_for_loads() {
+    // SAFETY: RTLD_DEFAULT is a handle that is always valid.
+    unsafe { next::dlsym(libc::RTLD_DEFAULT, c"syscall".as_ptr()) };
+}
+
+/// What was loaded at one moment.
+struct Survey {
+    changes: Changes,
+    /// How many objects.
+    count: usize,
+}
+
+/// Looks at the objects that were loaded since the last time. `None` if there are none, unless this must look anyway.
+fn survey(always: bool) -> Option<Survey> {
+    let mut result = None;
+    let (mut count, mut first) = (0_usize, 0);
+    object::each(|object| {
+        let changes = object.changes();
+        if count == 0 {
+            if changes == examined() && !always {
+                return ControlFlow::Break(());
+            }
+            // If an object was removed, those after it have moved up.
+            if changes.removed != examined().removed {
+                EXAMINED.store(0, Relaxed);
+                ELSEWHERE.store(0, Relaxed);
+            }
+            first = EXAMINED.load(Relaxed);
+        }
+        if count >= first {
+            look_at(object);
+        }
+        count = count.saturating_add(1);
+        result = Some(Survey { changes, count });
+        ControlFlow::Continue(())
+    });
+    result
+}
+
+fn look_at(object: &Object<'_>) {
+    if object.is_c_library() {
+        let Range { start, end } = object.code();
+        let is_free_or_same = |part: &&[AtomicUsize; 2]| {
+            let [first, _] = part;
+            first.load(Relaxed) == 0 || first.load(Relaxed) == start
+        };
+        if let Some([first, last]) = C_LIBRARY.iter().find(is_free_or_same) {
+            last.store(end, Relaxed);
+            first.store(start, Relaxed);
+        }
+        return;
+    }
+    let Some(tables) = object.tables() else { return };
+    let is_shim = next::is_shim(object);
+    let found: [AtomicPtr<c_void>; COUNT] = Default::default();
+    // SAFETY: the object is loaded while it is shown.
+    unsafe { next::fill(if is_shim { &HOOKS } else { &found }, NAMES, &tables) };
+    for (place, address) in found.iter().enumerate() {
+        if !address.load(Relaxed).is_null() {
+            ELSEWHERE.store(ELSEWHERE.load(Relaxed) | bit(place), Relaxed);
+        }
+    }
+}
+
+const fn bit(place: usize) -> u32 {
+    1_u32.wrapping_shl(place as u32)
+}
+
+/// Whether only the shim and the C library export the function at this place.
+fn is_only_ours(place: usize) -> bool {
+    ELSEWHERE.load(Relaxed) & bit(place) == 0
+}
+
+fn is_in_c_library(address: *mut c_void) -> bool {
+    C_LIBRARY
+        .iter()
+        .any(|[start, end]| (start.load(Relaxed)..end.load(Relaxed)).contains(&(address as usize)))
+}
+
+fn hook(place: usize) -> Option<*mut c_void> {
+    HOOKS.get(place).map(|hook| hook.load(Relaxed)).filter(|hook| !hook.is_null())
+}
+
+/// Goes through the slots of the objects that were surveyed, and returns how many slots have the address of a hook now.
+/// `None` if an object was removed since the survey. One that was added comes after them, and may not be relocated yet.
+fn bind(settings: &Settings, surveyed: &Survey) -> Option<usize> {
+    let mut bound = None;
+    let first = EXAMINED.load(Relaxed);
+    let mut index = 0_usize;
+    object::each(|object| {
+        if object.changes().removed != surveyed.changes.removed || index >= surveyed.count {
+            return ControlFlow::Break(());
+        }
+        let mut slots = 0;
+        if index >= first && !object.is_c_library() && !next::is_shim(object) {
+            slots = bind_object(settings, object, index >= INITIAL.load(Relaxed));
+        }
+        bound = Some(bound.unwrap_or(0_usize).saturating_add(slots));
+        index = index.saturating_add(1);
+        set_examined(surveyed.changes, index);
+        ControlFlow::Continue(())
+    });
+    bound
+}
+
+fn bind_object(settings: &Settings, object: &Object<'_>, was_opened: bool) -> usize {
+    let Some(tables) = object.tables() else { return 0 };
+    let code = object.code();
+    let mut pages = Pages::of(object);
+    let (mut bound, mut refused) = (0_usize, 0_usize);
+    let look = |slot: &object::Slot<'_>| {
+        let address = slot.place.load(Relaxed);
+        let is_past_us = is_in_c_library(address);
+        // The loader points a slot that it has not bound yet into the object's own procedure linkage table.
+        let is_unbound = was_opened && slot.may_be_lazy && code.contains(&(address as usize));
+        if !is_past_us && !is_unbound {
+            return;
+        }
+        let Some(place) = next::place(slot.name) else { return };
+        let Some(hook) = hook(place) else { return };
+        if is_unbound && !is_only_ours(place) {
+            return;
+        }
+        if pages.may_write(slot.place) {
+            // Not by compare-and-exchange: on aarch64 that is a function of libgcc, which brings more with it. Only the loader
+            // writes here too, when another thread calls a function for the first time.
+            slot.place.store(hook, Relaxed);
+            bound = bound.saturating_add(1);
+        } else {
+            refused = refused.saturating_add(1);
+        }
+    };
+    // SAFETY: the object is loaded while it is shown, and no dlopen(3) of it is under way.
+    unsafe { tables.each_slot(look) };
+    if bound != 0 || refused != 0 {
+        log::bound(settings, object.path(), bound, refused);
+    }
+    bound
+}
+
+/// The pages of an object that the loader made read-only. They are writable from the first write to one of them until
+/// this is dropped.
+struct Pages<'a> {
+    object: &'a Object<'a>,
+    read_only: Range<usize>,
+    is_open: bool,
+}
+
+/// The thread that has made pages writable, or 0.
+static WRITER: AtomicI32 = AtomicI32::new(0);
+
+impl<'a> Pages<'a> {
+    fn of(object: &'a Object<'a>) -> Self {
+        // SAFETY: getauxval(3) takes a number.
+        let page = unsafe { libc::getauxval(libc::AT_PAGESZ) } as usize;
+        Self { object, read_only: object.relro(page), is_open: false }
+    }
+
+    /// Whether a slot can be written now.
+    fn may_write(&mut self, slot: &AtomicPtr<c_void>) -> bool {
+        let address = (&raw const *slot) as usize;
+        if !self.object.contains(address, libc::PF_W) {
+            return false;
+        }
+        if !self.read_only.contains(&address) || self.is_open {
+            return true;
+        }
+        // A signal handler that calls dlsym(3) between two writes of this thread must not make the pages read-only.
+        let thread = raw::gettid();
+        if WRITER.load(Relaxed) == thread {
+            return false;
+        }
+        self.is_open = raw::protect(&self.read_only, libc::PROT_READ | libc::PROT_WRITE).is_ok();
+        if self.is_open {
+            WRITER.store(thread, Relaxed);
+        }
+        self.is_open
+    }
+}
+
+impl Drop for Pages<'_> {
+    fn drop(&mut self) {
+        if self.is_open {
+            WRITER.store(0, Relaxed);
+            let _ = raw::protect(&self.read_only, libc::PROT_READ);
+        }
+    }
+}
+
+/// The hook that a look-up by dlsym(3) must find, if the result would otherwise be the C library's function.
+///
+/// The program may ask the C library itself, by the handle that dlopen("libc.so.6") returns. It then means the function
+/// that the program would call, and the hook is in front of that. `RTLD_NEXT` asks for what comes after the caller, so it is
+/// the loader's to answer. So are look-ups when another shim comes after this one: it may be that shim that asks, and
+/// a hook that called itself through it would never return.
+///
+/// # Safety
+/// The arguments are those of a call of dlsym(3).
+pub(crate) unsafe fn look_up(handle: *mut c_void, name: *const c_char) -> Option<*mut c_void> {
+    if handle == libc::RTLD_NEXT || name.is_null() {
+        return None;
+    }
+    // SAFETY: dlsym(3) takes a C string.
+    let place = next::place(unsafe { CStr::from_ptr(name) })?;
+    if EXAMINED.load(Relaxed) == 0 {
+        survey(true);
+    }
+    if !is_in_c_library(next::behind(place)) {
+        return None;
+    }
+    let is_c_librarys = if handle == libc::RTLD_DEFAULT {
+        is_only_ours(place)
+    } else {
+        // SAFETY: the program's own arguments. With such a handle, the result does not depend on the caller's address.
+        is_in_c_library(unsafe { next::dlsym(handle, name) })
+    };
+    if is_c_librarys { hook(place) } else { None }
+}
