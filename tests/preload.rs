@@ -24,6 +24,7 @@ const HOOKS: [&str; 13] = [
     "connect",
     "dlsym",
     "listen",
+    "prctl",
     "recvmmsg",
     "recvmsg",
     "sendmmsg",
@@ -405,6 +406,92 @@ fn it_works_at_every_moment() {
     for moment in ["signal", "vfork", "clone", "close", "filter", "cancel", "environment"] {
         let printed = stdout(preloaded(&moments).arg(moment));
         assert_eq!(printed, "well\n", "{moment}");
+    }
+}
+
+// Seccomp filters of the program, and sockets that another user shares.
+
+#[test]
+fn received_descriptors_do_not_kill_a_program_with_a_seccomp_filter() {
+    assert_eq!(stdout(preloaded(program!("filter")).arg("receives")), "well\n");
+}
+
+#[test]
+fn a_program_with_a_seccomp_filter_writes_no_log_and_reads_no_memory() {
+    let (filter, log) = (program!("filter"), scratch("log"));
+    assert_eq!(stdout(preloaded(&filter).arg("log").env("KA_LOG", &log)), "well\n");
+    assert!(!log.exists(), "a line was written under the filter");
+    let mut command = preloaded(&filter);
+    assert_eq!(stdout(command.arg("rules").env("KA_RULES", "peer=10.0.0.0/8 skip")), "well\n");
+}
+
+#[test]
+fn the_signal_mask_is_unchanged_if_a_filter_refuses_to_change_it() {
+    // The log may not grow: a line sends SIGXFSZ, which ends the program unless it is blocked.
+    let mut command = preloaded("sh");
+    command.args(["-c", "ulimit -f 0 && exec \"$0\" mask"]).arg(program!("filter"));
+    assert_eq!(stdout(command.env("KA_LOG", scratch("log"))), "well\n");
+    // It may grow: the lines that need none of the refused calls are there.
+    let log = scratch("log");
+    assert_eq!(stdout(preloaded(program!("filter")).arg("mask").env("KA_LOG", &log)), "well\n");
+    let lines = fs::read_to_string(&log).unwrap();
+    assert_eq!(lines.matches("denied SO_KEEPALIVE=0").count(), 1, "one call is never made: {lines}");
+}
+
+#[test]
+fn a_socket_from_another_user_gets_the_policy_when_it_is_used() {
+    let moments = program!("moments");
+    assert_eq!(stdout(preloaded(&moments).arg("stranger")), "well\n");
+    assert_eq!(stdout(preloaded(&moments).arg("stranger").env("KA_MODE", "default")), "well\n");
+}
+
+/// Whether a run of lock.c could not block a send.
+fn cannot_block(output: &Output) -> bool {
+    let cannot = output.status.code() == Some(77);
+    if cannot {
+        support::skip("userfaultfd(2) is not available, so no send can be blocked");
+    }
+    cannot
+}
+
+#[test]
+fn a_locked_socket_from_another_user_does_not_block_a_daemon_of_root() {
+    if !is_root() {
+        support::skip("only root may be two users");
+        return;
+    }
+    let output = preloaded(program!("lock")).arg("message").output().unwrap();
+    if !cannot_block(&output) {
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "well\n", "{output:?}");
+    }
+}
+
+#[test]
+fn a_locked_socket_of_its_user_does_not_block_a_setuid_program() {
+    if !is_root() {
+        support::skip("only root may make a program setuid");
+        return;
+    }
+    // The user who runs it must get there.
+    let folder = Path::new("/tmp").join(format!("ka-test-lock-{}", std::process::id()));
+    fs::create_dir(&folder).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let (setuid, preload) = (folder.join("moments"), folder.join("libka_preload.so"));
+    fs::copy(program!("moments"), &setuid).unwrap();
+    fs::copy(shim(), &preload).unwrap();
+    fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
+    let output = with_own_etc(&format!(
+        "echo {} > /etc/ld.so.preload; {} exec {} one || echo status $?",
+        preload.display(),
+        program!("lock").display(),
+        setuid.display()
+    ));
+    fs::remove_dir_all(&folder).unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    if printed == "status 77\n" {
+        support::skip("userfaultfd(2) is not available, so no send can be blocked");
+    } else {
+        assert_eq!(printed, "1 60 10 6 0\nwell\nwell\n", "{output:?}");
     }
 }
 

@@ -55,6 +55,7 @@ pub(crate) unsafe fn judge(
     value: *const c_void,
     size: socklen_t,
 ) -> Answer {
+    sockets::before_use(fd);
     match (active(), option(level, name)) {
         // SAFETY: none of the arguments need be right.
         (Some(settings), Some(option)) => unsafe { judge_keepalive(settings, fd, option, value, size) },

@@ -8,6 +8,7 @@
 //!   (`sockets::connecting`, `sockets::listening`).
 //! - `accept`, and a message with descriptors in it, bring one in (`sockets::accepted`, `sockets::arrived`).
 //! - `setsockopt` may take away what was given (`guard`).
+//! - `prctl` may install a seccomp filter, after which the shim does less (`filter`).
 //! - `syscall` may be any of them.
 //! - `dlsym` finds a function of a library that was opened meanwhile, whose own calls may bypass the hooks (`rebind`).
 //!
@@ -50,6 +51,7 @@
 )]
 
 mod address;
+mod filter;
 mod guard;
 // In a test they would stand before the test's own calls.
 #[cfg(not(test))]

@@ -50,7 +50,12 @@ pub(crate) fn sweep(settings: &Settings) {
         // It takes no more entries than RLIMIT_NOFILE, and a filter may refuse it: then none counts as closed.
         let asked = raw::poll(&mut set).is_ok();
         for entry in set.iter().filter(|entry| entry.revents & POLLNVAL == 0) {
-            if sockets::is_unknown(entry.fd) {
+            if !sockets::is_unknown(entry.fd) {
+                // A hook has seen it.
+            } else if settings.has_more_rights {
+                // The user who started the program may share it, and hold its lock.
+                sockets::foreign(entry.fd);
+            } else {
                 sockets::arrived(settings, entry.fd);
             }
             any = true;

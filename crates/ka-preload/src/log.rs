@@ -6,6 +6,7 @@
 use ka_core::{Config, Text};
 use libc::c_int;
 
+use crate::filter;
 use crate::line::Line;
 use crate::raw::{self, File};
 use crate::settings::Settings;
@@ -55,6 +56,10 @@ fn begin(settings: &Settings, line: &mut Line, fd: c_int) {
 }
 
 fn append(settings: &Settings, line: &mut Line) {
+    // A filter of the program's may kill it for opening a file.
+    if filter::is_installed() {
+        return;
+    }
     let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT | libc::O_NOFOLLOW | libc::O_NONBLOCK;
     if let Some(path) = settings.log
         && let Ok(file) = File::open(path, flags, 0o600)

@@ -15,7 +15,9 @@ use core::slice;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use ka_core::{Errno, sys};
-use libc::{c_char, c_int, c_long, c_uint, c_void, mmsghdr, msghdr, sockaddr, socklen_t, ssize_t, timespec};
+use libc::{
+    c_char, c_int, c_long, c_uint, c_ulong, c_void, mmsghdr, msghdr, sockaddr, socklen_t, ssize_t, timespec,
+};
 
 use crate::object::{self, Object, Tables};
 
@@ -27,7 +29,7 @@ macro_rules! next {
 
         /// The places of the functions.
         #[expect(non_camel_case_types, reason = "they are called as the functions are")]
-        enum Place { syscall, dlsym, $($name),* }
+        pub(crate) enum Place { syscall, dlsym, $($name),* }
 
         pub(crate) const COUNT: usize = [Place::syscall, Place::dlsym, $(Place::$name),*].len();
 
@@ -63,6 +65,8 @@ next! {
     sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int;
     recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t;
     recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int;
+    // Variadic in C. Both architectures pass its words in the same registers as this.
+    prctl(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int;
 }
 
 /// dlsym(3), as the hook calls it on its own behalf. Null if no library has one.

@@ -9,6 +9,8 @@ use core::ops::Range;
 use ka_core::{Errno, Kernel, SockOpt};
 use libc::{c_int, c_long, c_void, sockaddr_storage, socklen_t};
 
+use crate::filter;
+
 /// Makes a system call. A failure is a negated error number.
 ///
 /// # Safety
@@ -76,8 +78,12 @@ impl Kernel for Raw {
     }
 }
 
-/// Copies from an address of the program's that may be wrong, as the kernel would: whether all of it could be read.
+/// Copies from an address of the program's that may be wrong, as the kernel would: whether all of it could be read. Not in
+/// a program with a filter of its own: programs hardly ever make this call themselves, so a filter may kill for it.
 pub(crate) fn read_memory(from: *const c_void, to: &mut [u8]) -> bool {
+    if filter::is_installed() {
+        return false;
+    }
     let local = libc::iovec { iov_base: to.as_mut_ptr().cast(), iov_len: to.len() };
     let remote = libc::iovec { iov_base: from.cast_mut(), iov_len: to.len() };
     // Not the process: its first thread may have ended, and its memory with it.
@@ -112,6 +118,42 @@ pub(crate) fn name(number: c_long, fd: c_int, address: &mut sockaddr_storage) ->
     // SAFETY: the kernel writes at most `size` bytes to `address`, which has them.
     check(unsafe { call(number, args) })?;
     Ok(())
+}
+
+/// Whether a descriptor may be a socket: it is open for reading and writing, and was not opened as a file. Files, pipes and
+/// memory (memfd_create(2)) never pass; eventfds do. fstat(2) would know, but asks the file system, which may be a FUSE one
+/// whose owner never answers. fcntl(2) reads a word of the descriptor.
+pub(crate) fn may_be_a_socket(fd: c_int) -> bool {
+    // As the kernel has it: libc's is 0 where all files are large.
+    #[cfg(target_arch = "x86_64")]
+    const LARGE_FILE: usize = 0o100_000;
+    #[cfg(target_arch = "aarch64")]
+    const LARGE_FILE: usize = 0o400_000;
+    const MASK: usize = libc::O_ACCMODE as usize | LARGE_FILE;
+    // SAFETY: takes no pointer.
+    let flags = check(unsafe { call(libc::SYS_fcntl, [int(fd), int(libc::F_GETFL), 0, 0, 0, 0]) });
+    flags.is_ok_and(|flags| flags & MASK == libc::O_RDWR as usize)
+}
+
+/// The user of this process, if its real, effective and saved user are the same.
+pub(crate) fn own_user() -> Option<u32> {
+    let (mut real, mut effective, mut saved) = (0_u32, 0_u32, 0_u32);
+    let args = [(&raw mut real) as usize, (&raw mut effective) as usize, (&raw mut saved) as usize, 0, 0, 0];
+    // SAFETY: the kernel writes three numbers of 32 bits.
+    check(unsafe { call(libc::SYS_getresuid, args) }).ok()?;
+    (real == effective && effective == saved).then_some(effective)
+}
+
+/// The user who made the other end of a unix socket. The kernel reads it without the socket's lock (sk_getsockopt in
+/// net/core/sock.c).
+pub(crate) fn peer_user(fd: c_int) -> Option<u32> {
+    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut size = size_of::<libc::ucred>() as socklen_t;
+    let value = (&raw mut peer) as usize;
+    let args = [int(fd), int(libc::SOL_SOCKET), int(libc::SO_PEERCRED), value, (&raw mut size) as usize, 0];
+    // SAFETY: the kernel writes at most `size` bytes to `peer`, which has them, and the size to `size`.
+    check(unsafe { call(libc::SYS_getsockopt, args) }).ok()?;
+    Some(peer.uid)
 }
 
 /// poll(2) that does not wait: as ppoll(2), which every architecture has.
@@ -164,24 +206,58 @@ impl Drop for File {
     }
 }
 
-/// Writes a line at once. What goes wrong has nobody to be told, and must not end the program: where nobody reads, or a
-/// file may not grow, write(2) sends a signal. It waits until it is taken back, unless one was waiting already.
-pub(crate) fn write(fd: c_int, line: &[u8]) {
-    const SIGNALS: u64 = 1 << (libc::SIGPIPE - 1) | 1 << (libc::SIGXFSZ - 1);
-    const SIZE: usize = size_of::<u64>();
-    let (signals, mut before, mut waiting) = (SIGNALS, 0_u64, 0_u64);
+/// Changes the signal mask. Returns the mask from before, if the kernel agreed.
+fn change_mask(how: c_int, signals: u64) -> Option<u64> {
+    let mut before = 0_u64;
+    let args = [int(how), (&raw const signals) as usize, (&raw mut before) as usize, size_of::<u64>(), 0, 0];
+    // SAFETY: the kernel reads and writes a set of the size that it is told.
+    check(unsafe { call(libc::SYS_rt_sigprocmask, args) }).ok()?;
+    Some(before)
+}
+
+/// The signals that wait to be delivered.
+fn pending() -> Option<u64> {
+    let mut signals = 0_u64;
+    let args = [(&raw mut signals) as usize, size_of::<u64>(), 0, 0, 0, 0];
+    // SAFETY: the kernel writes a set of the size that it is told.
+    check(unsafe { call(libc::SYS_rt_sigpending, args) }).ok()?;
+    Some(signals)
+}
+
+/// Takes back one of these signals if it waits to be delivered. Returns whether the kernel makes this call at all.
+fn take_back(signals: u64) -> bool {
     let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     let set = (&raw const signals) as usize;
-    // SAFETY: the kernel reads and writes sets of the size that it is told, reads a time, and as many bytes as `line` has.
-    unsafe {
-        call(libc::SYS_rt_sigprocmask, [int(libc::SIG_BLOCK), set, (&raw mut before) as usize, SIZE, 0, 0]);
-        call(libc::SYS_rt_sigpending, [(&raw mut waiting) as usize, SIZE, 0, 0, 0, 0]);
-        let result = call(libc::SYS_write, [int(fd), line.as_ptr() as usize, line.len(), 0, 0, 0]);
-        if result < 0 && waiting & SIGNALS == 0 {
-            call(libc::SYS_rt_sigtimedwait, [set, 0, (&raw const at_once) as usize, SIZE, 0, 0]);
-        }
-        call(libc::SYS_rt_sigprocmask, [int(libc::SIG_SETMASK), (&raw const before) as usize, 0, SIZE, 0, 0]);
+    let args = [set, 0, (&raw const at_once) as usize, size_of::<u64>(), 0, 0];
+    // SAFETY: the kernel reads a set of the size that it is told, and a time.
+    matches!(check(unsafe { call(libc::SYS_rt_sigtimedwait, args) }), Ok(_) | Err(Errno(libc::EAGAIN)))
+}
+
+/// Writes a line at once. A failure is ignored, and must not end the program: if nobody reads a pipe, or a file may not
+/// grow, write(2) sends a signal. So these signals are blocked meanwhile, and one that came of it is taken back, unless one
+/// was waiting already.
+///
+/// A filter may refuse any of these calls. What could not be undone is not begun: each call is tried without effect before
+/// the first signal is blocked, and without them the line is not written.
+pub(crate) fn write(fd: c_int, line: &[u8]) {
+    const SIGNALS: u64 = 1 << (libc::SIGPIPE - 1) | 1 << (libc::SIGXFSZ - 1);
+    const NONE: u64 = 0;
+    if !take_back(NONE) || change_mask(libc::SIG_UNBLOCK, NONE).is_none() {
+        return;
     }
+    let Some(before) = change_mask(libc::SIG_BLOCK, SIGNALS) else {
+        return;
+    };
+    if let Some(waiting) = pending() {
+        let args = [int(fd), line.as_ptr() as usize, line.len(), 0, 0, 0];
+        // SAFETY: the kernel reads as many bytes as `line` has.
+        let result = unsafe { call(libc::SYS_write, args) };
+        if result < 0 && waiting & SIGNALS == 0 {
+            take_back(SIGNALS);
+        }
+    }
+    // Only what was blocked above, so that no wrong set can be put back.
+    change_mask(libc::SIG_UNBLOCK, SIGNALS & !before);
 }
 
 /// What a symbolic link points to: the bytes of `buffer` that it filled.

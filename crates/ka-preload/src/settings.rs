@@ -23,6 +23,8 @@ pub(crate) struct Settings {
     /// The policy where no rule says otherwise: on, and everything named.
     pub(crate) base: Config,
     pub(crate) rules: Rules,
+    /// Whether the program has more rights than the user who started it (setuid, setgid, capabilities).
+    pub(crate) has_more_rights: bool,
     /// The path of the log, if there is one.
     pub(crate) log: Option<&'static CStr>,
     /// The program's name, for the log. Empty if there is no log.
@@ -132,14 +134,19 @@ pub(crate) unsafe fn publish(settings: Settings) {
     STATE.store(ACTIVE, Ordering::Release);
 }
 
+/// Whether the kernel gave the program more rights than its user has.
+fn has_more_rights() -> bool {
+    // SAFETY: getauxval(3) takes a number.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
 /// What the environment says, none of it in a program that has more rights than the user who started it.
 fn environment() -> Values<'static> {
     unsafe extern "C" {
         static environ: *const *const c_char;
     }
     let mut values = Values::default();
-    // SAFETY: getauxval(3) takes a number.
-    if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
+    if has_more_rights() {
         return values;
     }
     // SAFETY: before main, nobody changes the environment: NULL, or an array of C strings that ends with NULL.
@@ -231,6 +238,7 @@ pub(crate) fn read() -> Option<Settings> {
         mode: orders.mode,
         base: orders.policy,
         rules: Rules { len: 0, look_at_peer: false, look_at_local_port: false },
+        has_more_rights: has_more_rights(),
         log: None,
         program: b"",
     };
@@ -323,7 +331,8 @@ pub(crate) mod tests {
         static PLACE: Mutex<()> = Mutex::new(());
         let place = (!rules.is_empty()).then(|| PLACE.lock().unwrap_or_else(PoisonError::into_inner));
         let rules_of_none = Rules { len: 0, look_at_peer: false, look_at_local_port: false };
-        let mut settings = Settings { mode, base, rules: rules_of_none, log: None, program: b"" };
+        let mut settings =
+            Settings { mode, base, rules: rules_of_none, has_more_rights: false, log: None, program: b"" };
         read_rules(rules.as_bytes(), &mut settings, &Complaints { quiet: true });
         Told { settings, _place: place }
     }

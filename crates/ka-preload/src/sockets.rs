@@ -5,10 +5,9 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use ka_core::{Action, Config, Endpoint, Kernel, Mode, SockOpt, Socket, Timer};
 use libc::{c_int, sockaddr, socklen_t};
 
-use crate::address;
-use crate::log;
-use crate::raw::Raw;
-use crate::settings::Settings;
+use crate::raw::{self, Raw};
+use crate::settings::{Settings, active};
+use crate::{address, filter, log};
 
 /// What is known of a descriptor. It is a hint that saves system calls: a number may be closed and come back as
 /// something else without a call that is hooked. So whatever would be wrong with a stale hint asks the kernel.
@@ -24,6 +23,10 @@ enum Known {
     SeenTo = 3,
     /// So too, but it had another keepalive before: what waits to be accepted from it has inherited that.
     Changed = 4,
+    /// It came from a process that may be another user's, and no call was made on it yet: whoever shares it may hold its
+    /// lock, so that our call would wait for ever. It gets the policy when the program itself makes a call that takes the
+    /// lock.
+    Foreign = 5,
 }
 
 /// A byte for each descriptor that a program is likely to have; of those beyond, nothing is ever known. Its lower bits
@@ -49,6 +52,7 @@ fn known(fd: c_int) -> Known {
         2 => Known::LeftAlone,
         3 => Known::SeenTo,
         4 => Known::Changed,
+        5 => Known::Foreign,
         _ => Known::Nothing,
     }
 }
@@ -190,7 +194,7 @@ pub(crate) fn is_unknown(fd: c_int) -> bool {
 
 /// Whether nothing was decided of it yet.
 fn is_undecided(fd: c_int) -> bool {
-    matches!(known(fd), Known::Nothing | Known::Waits)
+    matches!(known(fd), Known::Nothing | Known::Waits | Known::Foreign)
 }
 
 /// Whether it was given a policy, and has keepalive on.
@@ -218,7 +222,75 @@ fn see_to(settings: &Settings, fd: c_int) {
     }
 }
 
-/// A descriptor that came from somewhere else: inherited, or sent by another process.
+/// Who sent a message, asked at most once and only if a socket comes with it.
+pub(crate) struct Sender {
+    socket: c_int,
+    is_trusted: Option<bool>,
+}
+
+impl Sender {
+    /// The sender of what was received through this socket.
+    pub(crate) const fn of(socket: c_int) -> Self {
+        Self { socket, is_trusted: None }
+    }
+
+    /// Whether nobody but this process's own user can share a descriptor that comes from there.
+    ///
+    /// `SO_PEERCRED` names the user who made the other end: the caller of connect(2), listen(2) or socketpair(2). The other
+    /// end may have been handed on since. So root never trusts its own name: sockets that root makes are handed to
+    /// unprivileged processes every day, and every client of the system bus sees root as its peer, whoever sends.
+    fn is_trusted(&mut self, settings: &Settings) -> bool {
+        let socket = self.socket;
+        *self.is_trusted.get_or_insert_with(|| {
+            // What user namespaces show for any user that they do not map.
+            const UNMAPPED: u32 = 65534;
+            !settings.has_more_rights
+                && raw::own_user()
+                    .is_some_and(|user| user != 0 && user != UNMAPPED && raw::peer_user(socket) == Some(user))
+        })
+    }
+}
+
+/// A descriptor that came with a message. Descriptors of other kinds than sockets, and all of them once the program has
+/// a filter, are left alone without a call that could wait or be filtered.
+pub(crate) fn received(settings: &Settings, sender: &mut Sender, fd: c_int) {
+    if filter::is_installed() {
+        learn(fd, Known::Nothing);
+    } else if !raw::may_be_a_socket(fd) {
+        learn(fd, Known::LeftAlone);
+    } else if sender.is_trusted(settings) {
+        arrived(settings, fd);
+    } else {
+        foreign(fd);
+    }
+}
+
+/// A descriptor that a process of another user may share.
+pub(crate) fn foreign(fd: c_int) {
+    learn(fd, Known::Foreign);
+}
+
+/// Called before the program makes a call that takes the lock of a socket, which costs a look into the table. If the
+/// descriptor is a foreign one, it gets the policy now: a lock that is held would stop the program's call just as well.
+#[inline]
+pub(crate) fn before_use(fd: c_int) {
+    if byte(fd) == Known::Foreign as u8 {
+        set_foreign(fd);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn set_foreign(fd: c_int) {
+    learn(fd, Known::Nothing);
+    if !filter::is_installed()
+        && let Some(settings) = active()
+    {
+        arrived(settings, fd);
+    }
+}
+
+/// A descriptor that came from somewhere else: inherited, or sent by another process of the same user.
 pub(crate) fn arrived(settings: &Settings, fd: c_int) {
     if !is_tcp(fd) {
         learn(fd, Known::LeftAlone);
@@ -246,7 +318,7 @@ pub(crate) fn accepted(settings: &Settings, listener: c_int, fd: c_int) {
         }
         // Its handshake may have been before the listener was seen to.
         Known::SeenTo | Known::Changed => arrived(settings, fd),
-        Known::Nothing | Known::Waits => {
+        Known::Nothing | Known::Waits | Known::Foreign => {
             arrived(settings, listener);
             arrived(settings, fd);
         }

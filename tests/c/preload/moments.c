@@ -377,6 +377,87 @@ static void unseen_then_set(void)
     is(900, ON);
 }
 
+/* A connection that comes from a process which may be another user's: the kernel does not say who uses the other end of a
+ * datagram socket. Its first byte waits to be read. */
+static int from_a_stranger(int *peer)
+{
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t size = sizeof address;
+    int carrier[2], received;
+    int listener = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0);
+    int client = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0);
+    CHECK(bind(listener, (struct sockaddr *)&address, size) == 0 && raw(SYS_listen, listener, 1, 0, 0, 0, 0) == 0);
+    CHECK(getsockname(listener, (struct sockaddr *)&address, &size) == 0);
+    CHECK(raw(SYS_connect, client, (long)&address, size, 0, 0, 0) == 0);
+    *peer = (int)raw(SYS_accept4, listener, 0, 0, 0, 0, 0);
+    CHECK(raw(SYS_write, *peer, (long)"x", 1, 0, 0, 0) == 1);
+    CHECK(socketpair(AF_UNIX, SOCK_DGRAM, 0, carrier) == 0);
+    send_descriptors(carrier[0], &client, 1);
+    receive_descriptors(BY_RECVMSG, carrier[1], &received, 1);
+    close(client), close(listener), close(carrier[0]), close(carrier[1]);
+    is(received, OFF);
+    return received;
+}
+
+/* Each call that takes the socket's lock gives it the policy, whether or not it succeeds. */
+static void used_by_a_stranger(void)
+{
+    int client, peer, one = 1, zero = 0;
+    char byte = 'x';
+    struct iovec iov = { &byte, 1 };
+    struct mmsghdr messages = { .msg_hdr = { .msg_iov = &iov, .msg_iovlen = 1 } };
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons(1) };
+    struct sockaddr *to = (struct sockaddr *)&address;
+#define USED(call, expected)                                          \
+    do {                                                              \
+        client = from_a_stranger(&peer);                              \
+        errno = 77;                                                   \
+        if ((call) != (expected) || ((expected) >= 0 && errno != 77)) \
+            CHECK(!#call);                                            \
+        is(client, ON);                                               \
+        close(client), close(peer);                                   \
+    } while (0)
+    USED(setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one), 0);
+    USED(syscall(SYS_setsockopt, client, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one), 0);
+    USED(connect(client, to, sizeof address), -1);
+    USED(listen(client, 1), -1);
+    USED(sendto(client, "x", 1, 0, NULL, 0), 1);
+    USED(sendmsg(client, &messages.msg_hdr, 0), 1);
+    USED(sendmmsg(client, &messages, 1, 0), 1);
+    USED(recvmsg(client, &messages.msg_hdr, 0), 1);
+    USED(recvmmsg(client, &messages, 1, 0, NULL), 1);
+    USED(syscall(SYS_sendto, client, "x", 1L, 0L, NULL, 0L), 1);
+    USED(syscall(SYS_sendmsg, client, &messages.msg_hdr, 0L), 1);
+    USED(syscall(SYS_sendmmsg, client, &messages, 1L, 0L), 1);
+    USED(syscall(SYS_recvmsg, client, &messages.msg_hdr, 0L), 1);
+    USED(syscall(SYS_recvmmsg, client, &messages, 1L, 0L, NULL), 1);
+
+    /* What the program says first is not undone later, in a mode where it has the last word. */
+    if (getenv("KA_MODE") != NULL) {
+        client = from_a_stranger(&peer);
+        CHECK(setsockopt(client, SOL_SOCKET, SO_KEEPALIVE, &zero, sizeof zero) == 0);
+        is(client, "0 60 10 6 0");
+        CHECK(sendto(client, "x", 1, 0, NULL, 0) == 1);
+        is(client, "0 60 10 6 0");
+        close(client), close(peer);
+    }
+
+    /* A listener: what it accepts. */
+    int carrier[2], listener = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0), received;
+    socklen_t size = sizeof address;
+    address.sin_port = 0;
+    CHECK(bind(listener, to, size) == 0 && raw(SYS_listen, listener, 1, 0, 0, 0, 0) == 0);
+    CHECK(getsockname(listener, to, &size) == 0 && socketpair(AF_UNIX, SOCK_DGRAM, 0, carrier) == 0);
+    send_descriptors(carrier[0], &listener, 1);
+    receive_descriptors(BY_RECVMSG, carrier[1], &received, 1);
+    is(received, OFF);
+    client = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0);
+    CHECK(raw(SYS_connect, client, (long)to, size, 0, 0, 0) == 0);
+    peer = accept(received, NULL, NULL);
+    is(peer, ON);
+    is(received, ON);
+}
+
 /* With the program's own user timeout of 12 s, which takes the place of the count; the network is cut off meanwhile. */
 static void dead_peer(void)
 {
@@ -427,6 +508,8 @@ int main(int argc, char **argv)
         before_the_rule();
     else if (strcmp(what, "unseen") == 0)
         unseen_then_set();
+    else if (strcmp(what, "stranger") == 0)
+        used_by_a_stranger();
     else if (strcmp(what, "accept") == 0)
         printf("%s\n", five(accept(5, NULL, NULL)));
     else if (strcmp(what, "dead") == 0)

@@ -88,6 +88,50 @@ static inline const char *five(int fd)
     return text;
 }
 
+/* Makes root an ordinary user, which it cannot undo: root never trusts who made the other end of a unix socket. */
+static inline void become_an_ordinary_user(void)
+{
+    const unsigned user = 12345;
+    if (geteuid() == 0)
+        CHECK(setresgid(user, user, user) == 0 && setresuid(user, user, user) == 0);
+}
+
+/* Sends descriptors with a message of one byte, without a hook. */
+static inline void send_descriptors(int to, const int *fds, size_t count)
+{
+    char byte = 'x';
+    _Alignas(struct cmsghdr) char space[CMSG_SPACE(8 * sizeof(int))] = { 0 };
+    struct iovec iov = { &byte, 1 };
+    struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = space };
+    CHECK(count <= 8);
+    message.msg_controllen = CMSG_SPACE(count * sizeof(int));
+    struct cmsghdr *control = CMSG_FIRSTHDR(&message);
+    control->cmsg_level = SOL_SOCKET;
+    control->cmsg_type = SCM_RIGHTS;
+    control->cmsg_len = CMSG_LEN(count * sizeof(int));
+    memcpy(CMSG_DATA(control), fds, count * sizeof(int));
+    CHECK(raw(SYS_sendmsg, to, (long)&message, 0, 0, 0, 0) == 1);
+}
+
+enum receive { BY_RECVMSG, BY_RECVMMSG, BY_NUMBER, BY_NUMBER_MANY, WAYS_TO_RECEIVE };
+
+/* Receives a message with so many descriptors. */
+static inline void receive_descriptors(enum receive way, int from, int *fds, size_t count)
+{
+    char byte;
+    _Alignas(struct cmsghdr) char space[CMSG_SPACE(8 * sizeof(int))] = { 0 };
+    struct iovec iov = { &byte, 1 };
+    struct mmsghdr messages = { .msg_hdr = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space } };
+    long result = way == BY_RECVMSG    ? recvmsg(from, &messages.msg_hdr, 0)
+                  : way == BY_RECVMMSG ? recvmmsg(from, &messages, 1, 0, NULL)
+                  : way == BY_NUMBER   ? syscall(SYS_recvmsg, from, &messages.msg_hdr, 0)
+                                       : syscall(SYS_recvmmsg, from, &messages, 1, 0, NULL);
+    CHECK(result == 1);
+    struct cmsghdr *control = CMSG_FIRSTHDR(&messages.msg_hdr);
+    CHECK(control != NULL && control->cmsg_type == SCM_RIGHTS && control->cmsg_len == CMSG_LEN(count * sizeof(int)));
+    memcpy(fds, CMSG_DATA(control), count * sizeof(int));
+}
+
 /* A listener on the loopback; its address in *address. */
 static inline int listener_on(int domain, int protocol, struct sockaddr_storage *address, socklen_t *size)
 {

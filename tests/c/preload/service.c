@@ -95,5 +95,16 @@ int main(int argc, char **argv)
         printf("socket %zu: %s\n", n, five(all[n]));
     printf("udp: %d\n", kernel_get(udp, SOL_SOCKET, SO_KEEPALIVE));
     printf("next descriptor %d\n", dup(0));
+
+    /* Root never trusts who sends, an ordinary user trusts itself. */
+    become_an_ordinary_user();
+    SAY(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
+    stranger = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0);
+    send_descriptors(pair[0], &stranger, 1);
+    memset(control, 0, sizeof control);
+    message.msg_controllen = sizeof control;
+    SAY(recvmsg(pair[1], &message, 0));
+    memcpy(&sent, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof sent);
+    printf("socket that this user sends: %s\n", five(sent));
     return 0;
 }

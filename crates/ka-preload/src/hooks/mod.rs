@@ -6,6 +6,7 @@ mod accept;
 mod connect;
 mod dlsym;
 mod listen;
+mod prctl;
 mod recv;
 mod send;
 mod setsockopt;

@@ -4,15 +4,16 @@ use libc::{c_int, c_uint, c_void, cmsghdr, mmsghdr, msghdr, ssize_t, timespec};
 
 use crate::next;
 use crate::settings::active;
-use crate::sockets;
+use crate::sockets::{self, Sender};
 
 /// A TCP socket that comes with the message gets the policy.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
+    sockets::before_use(fd);
     // SAFETY: the program's own call.
     let size = unsafe { next::recvmsg(fd, message, flags) };
     // SAFETY: the kernel has just filled the message, if it succeeded.
-    unsafe { after_recvmsg(size, message) };
+    unsafe { after_recvmsg(fd, size, message) };
     size
 }
 
@@ -25,39 +26,41 @@ pub unsafe extern "C" fn recvmmsg(
     flags: c_int,
     timeout: *mut timespec,
 ) -> c_int {
+    sockets::before_use(fd);
     // SAFETY: the program's own call.
     let filled = unsafe { next::recvmmsg(fd, messages, count, flags, timeout) };
     // SAFETY: the kernel has just filled so many messages.
-    unsafe { after_recvmmsg(filled, messages) };
+    unsafe { after_recvmmsg(fd, filled, messages) };
     filled
 }
 
 /// # Safety
 /// If `size` is no failure, the kernel has filled the message.
 #[inline]
-pub(super) unsafe fn after_recvmsg(size: ssize_t, message: *const msghdr) {
+pub(super) unsafe fn after_recvmsg(fd: c_int, size: ssize_t, message: *const msghdr) {
     // SAFETY: the kernel has filled the message, so it can be read.
     if size >= 0 && unsafe { (*message).msg_controllen } >= size_of::<cmsghdr>() {
         // SAFETY: the same.
-        unsafe { take_rights(message) };
+        unsafe { take_rights(fd, message) };
     }
 }
 
 /// # Safety
 /// The kernel has filled as many messages as `filled` says.
 #[inline(never)]
-pub(super) unsafe fn after_recvmmsg(filled: c_int, messages: *const mmsghdr) {
+pub(super) unsafe fn after_recvmmsg(fd: c_int, filled: c_int, messages: *const mmsghdr) {
     for n in 0..usize::try_from(filled).unwrap_or(0) {
         // SAFETY: the kernel has filled this one.
-        unsafe { after_recvmsg(0, &raw const (*messages.add(n)).msg_hdr) };
+        unsafe { after_recvmsg(fd, 0, &raw const (*messages.add(n)).msg_hdr) };
     }
 }
 
 #[cold]
-unsafe fn take_rights(message: *const msghdr) {
+unsafe fn take_rights(fd: c_int, message: *const msghdr) {
     let Some(settings) = active() else {
         return;
     };
+    let mut sender = Sender::of(fd);
     // SAFETY: the kernel has written the control messages, and their lengths are right.
     unsafe {
         let mut control = libc::CMSG_FIRSTHDR(message);
@@ -67,7 +70,7 @@ unsafe fn take_rights(message: *const msghdr) {
                 const { assert!(size_of::<c_int>() == 4) };
                 let size = header.cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
                 for n in 0..size / 4 {
-                    sockets::arrived(settings, data.cast::<c_int>().add(n).read_unaligned());
+                    sockets::received(settings, &mut sender, data.cast::<c_int>().add(n).read_unaligned());
                 }
             }
             control = libc::CMSG_NXTHDR(message, control);

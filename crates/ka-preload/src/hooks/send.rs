@@ -7,8 +7,8 @@ use core::ptr;
 use libc::{MSG_FASTOPEN, c_int, c_uint, mmsghdr, msghdr, sockaddr, socklen_t, ssize_t};
 
 use super::connect;
-use crate::next;
-use crate::raw;
+use crate::sockets;
+use crate::{next, raw};
 
 /// With `MSG_FASTOPEN`, as connect.
 #[unsafe(no_mangle)]
@@ -45,6 +45,8 @@ pub unsafe extern "C" fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_ui
 pub(super) fn before_sendto(fd: c_int, flags: c_int, to: *const sockaddr, size: socklen_t) {
     if flags & MSG_FASTOPEN != 0 {
         connect::before(fd, to, size);
+    } else {
+        sockets::before_use(fd);
     }
 }
 
@@ -53,6 +55,8 @@ pub(super) fn before_sendmsg(fd: c_int, message: *const msghdr, flags: c_int) {
     if flags & MSG_FASTOPEN != 0 {
         let (to, size) = destination(message);
         connect::before(fd, to, size);
+    } else {
+        sockets::before_use(fd);
     }
 }
 
@@ -61,6 +65,8 @@ pub(super) fn before_sendmmsg(fd: c_int, messages: *const mmsghdr, count: c_uint
     if flags & MSG_FASTOPEN != 0 && count > 0 {
         const { assert!(offset_of!(mmsghdr, msg_hdr) == 0) };
         before_sendmsg(fd, messages.cast(), flags);
+    } else {
+        sockets::before_use(fd);
     }
 }
 

@@ -9,7 +9,8 @@ use core::arch::naked_asm;
 use libc::{c_int, c_long, c_uint, c_void, mmsghdr, msghdr, sockaddr, socklen_t, ssize_t};
 
 use super::{accept, connect, listen, recv, send, setsockopt, socket};
-use crate::next;
+use crate::sockets;
+use crate::{filter, next};
 
 /// Goes to `hooked` with the calls that are, else to the real one.
 #[cfg(target_arch = "x86_64")]
@@ -32,6 +33,10 @@ pub unsafe extern "C" fn syscall() {
         "je 3f",
         "cmp rdi, {sendmmsg}",
         "je 3f",
+        "cmp rdi, {prctl}",
+        "je 3f",
+        "cmp rdi, {seccomp}",
+        "je 3f",
         "4:",
         "mov rax, [rip + {real}]",
         "test rax, rax",
@@ -47,6 +52,8 @@ pub unsafe extern "C" fn syscall() {
         accept4 = const libc::SYS_accept4,
         recvmmsg = const libc::SYS_recvmmsg,
         sendmmsg = const libc::SYS_sendmmsg,
+        prctl = const libc::SYS_prctl,
+        seccomp = const libc::SYS_seccomp,
         real = sym next::FOUND,
         hooked = sym hooked,
         early = sym early,
@@ -90,6 +97,8 @@ pub unsafe extern "C" fn syscall() {
         "cmp x0, {accept4}", "b.eq 3f",
         "cmp x0, {recvmmsg}", "b.eq 3f",
         "cmp x0, {sendmmsg}", "b.eq 3f",
+        "cmp x0, {prctl}", "b.eq 3f",
+        "cmp x0, {seccomp}", "b.eq 3f",
         "adrp x16, {real}",
         "ldr x16, [x16, :lo12:{real}]",
         "cbz x16, 5f",
@@ -109,6 +118,8 @@ pub unsafe extern "C" fn syscall() {
         accept4 = const libc::SYS_accept4,
         recvmmsg = const libc::SYS_recvmmsg,
         sendmmsg = const libc::SYS_sendmmsg,
+        prctl = const libc::SYS_prctl,
+        seccomp = const libc::SYS_seccomp,
         real = sym next::FOUND,
         hooked = sym hooked,
         early = sym early,
@@ -150,6 +161,7 @@ unsafe extern "C" fn hooked(
         libc::SYS_sendto => send::before_sendto(int(a), int(d), e as *const sockaddr, f as socklen_t),
         libc::SYS_sendmsg => send::before_sendmsg(int(a), b as *const msghdr, int(c)),
         libc::SYS_sendmmsg => send::before_sendmmsg(int(a), b as *const mmsghdr, c as c_uint, int(d)),
+        libc::SYS_recvmsg | libc::SYS_recvmmsg => sockets::before_use(int(a)),
         libc::SYS_setsockopt => {
             let make = |value: *const c_void, size: socklen_t| {
                 // SAFETY: the program's own call, or one with an int in the place of its value.
@@ -169,9 +181,11 @@ unsafe extern "C" fn hooked(
         libc::SYS_socket => socket::after(result as c_int, int(a), int(b), int(c)),
         libc::SYS_accept | libc::SYS_accept4 => accept::after(int(a), result as c_int),
         // SAFETY: the kernel has just filled the message, if it succeeded.
-        libc::SYS_recvmsg => unsafe { recv::after_recvmsg(result as ssize_t, b as *const msghdr) },
+        libc::SYS_recvmsg => unsafe { recv::after_recvmsg(int(a), result as ssize_t, b as *const msghdr) },
         // SAFETY: the kernel has just filled so many messages.
-        libc::SYS_recvmmsg => unsafe { recv::after_recvmmsg(result as c_int, b as *const mmsghdr) },
+        libc::SYS_recvmmsg => unsafe { recv::after_recvmmsg(int(a), result as c_int, b as *const mmsghdr) },
+        libc::SYS_prctl => filter::after_prctl(int(a), result as c_int),
+        libc::SYS_seccomp => filter::after_seccomp(a, result),
         _ => {}
     }
     result

@@ -1,0 +1,209 @@
+/*
+ * lock WHAT: an attacker blocks a send inside the kernel, which holds the lock of a TCP socket for as long as the attacker
+ * likes, and hands the socket to a victim under the shim. Prints "well" if the victim answers. For root: the two are
+ * different users, and the page that never arrives is one of userfaultfd(2). An unprivileged attacker would use FUSE.
+ *
+ *   message       the victim is a daemon, which receives the socket by recvmsg(2) and recvmmsg(2), by name and by number
+ *   exec PROGRAM  the victim is a program with more rights than the attacker, which starts with the socket open as 5;
+ *                 its output goes before "well"
+ *
+ * Exit status 77: this machine does not let the test block a send.
+ */
+#include "probe.h"
+
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <time.h>
+
+enum { ATTACKER = 12346, ANSWER_WITHIN = 10000 };
+
+static int connection[2];
+static char *page;
+
+static void *send_for_ever(void *unused)
+{
+    raw(SYS_sendto, connection[0], (long)page, 4096, MSG_NOSIGNAL, 0, 0);
+    return unused;
+}
+
+/* A connection that no hook has seen. */
+static void connect_unseen(void)
+{
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t size = sizeof address;
+    int listener = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0);
+    connection[0] = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0);
+    CHECK(bind(listener, (struct sockaddr *)&address, size) == 0 && raw(SYS_listen, listener, 1, 0, 0, 0, 0) == 0);
+    CHECK(getsockname(listener, (struct sockaddr *)&address, &size) == 0);
+    CHECK(raw(SYS_connect, connection[0], (long)&address, size, 0, 0, 0) == 0);
+    connection[1] = (int)raw(SYS_accept4, listener, 0, 0, 0, 0, 0);
+    CHECK(connection[1] >= 0);
+}
+
+/* Whether the thread waits in the kernel: for the page, while it holds the lock. */
+static int waits(pid_t thread)
+{
+    char path[64], line[64] = "";
+    snprintf(path, sizeof path, "/proc/self/task/%d/syscall", thread);
+    FILE *file = fopen(path, "re");
+    long number = -1;
+    if (file != NULL) {
+        if (fgets(line, sizeof line, file) != NULL)
+            sscanf(line, "%ld", &number);
+        fclose(file);
+    }
+    return number == SYS_sendto;
+}
+
+static volatile pid_t sender;
+
+static void *sends(void *unused)
+{
+    sender = (pid_t)raw(SYS_gettid, 0, 0, 0, 0, 0, 0);
+    return send_for_ever(unused);
+}
+
+/* Holds the lock of connection[0] from here on. */
+static void hold_the_lock(void)
+{
+    pthread_t thread;
+    int faults = (int)raw(SYS_userfaultfd, O_CLOEXEC, 0, 0, 0, 0, 0);
+    if (faults < 0)
+        exit(77);
+    struct uffdio_api api = { .api = UFFD_API };
+    page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct uffdio_register area = { .range = { (unsigned long)page, 4096 }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+    CHECK(page != MAP_FAILED && ioctl(faults, UFFDIO_API, &api) == 0 && ioctl(faults, UFFDIO_REGISTER, &area) == 0);
+    CHECK(pthread_create(&thread, NULL, sends, NULL) == 0);
+    /* The fault arrives when the kernel copies from the page, under the lock. */
+    struct pollfd fault = { .fd = faults, .events = POLLIN };
+    CHECK(poll(&fault, 1, ANSWER_WITHIN) == 1);
+    while (!waits(sender))
+        usleep(1000);
+}
+
+static int answers(int victim)
+{
+    struct pollfd answer = { .fd = victim, .events = POLLIN };
+    char byte = '?';
+    CHECK(raw(SYS_sendto, victim, (long)&byte, 1, MSG_NOSIGNAL, 0, 0) == 1);
+    return poll(&answer, 1, ANSWER_WITHIN) == 1 && raw(SYS_recvfrom, victim, (long)&byte, 1, 0, 0, 0) == 1 && byte == '!';
+}
+
+/* Receives whatever comes, in the way that is next, and answers each message without descriptors. */
+static void serve(int from)
+{
+    for (unsigned n = 0;; n++) {
+        char byte = 0;
+        _Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int))] = { 0 };
+        struct iovec iov = { &byte, 1 };
+        struct mmsghdr messages = { .msg_hdr = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space } };
+        long result = n / 2 % 4 == 0   ? recvmsg(from, &messages.msg_hdr, 0)
+                      : n / 2 % 4 == 1 ? recvmmsg(from, &messages, 1, 0, NULL)
+                      : n / 2 % 4 == 2 ? syscall(SYS_recvmsg, from, &messages.msg_hdr, 0)
+                                       : syscall(SYS_recvmmsg, from, &messages, 1, 0, NULL);
+        if (result <= 0 || byte == 0)
+            _exit(0);
+        if (byte == '?')
+            CHECK(send(from, "!", 1, 0) == 1);
+    }
+}
+
+static pid_t attacker, victim;
+
+/* The attacker first: that lets go of the lock. */
+static void end(int status)
+{
+    if (attacker > 0)
+        kill(attacker, SIGKILL), waitpid(attacker, NULL, 0);
+    if (victim > 0)
+        kill(victim, SIGKILL), waitpid(victim, NULL, 0);
+    exit(status);
+}
+
+/* The two ends are made by root, so that for the victim root seems to be who sends; that is the worst case. */
+static void by_message(void)
+{
+    int to_victim[2], says[2];
+    char byte;
+    CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, to_victim) == 0 && pipe(says) == 0);
+    victim = fork();
+    CHECK(victim >= 0);
+    if (victim == 0) {
+        close(says[0]), close(says[1]);
+        serve(to_victim[1]);
+    }
+    CHECK(answers(to_victim[0]));
+    attacker = fork();
+    CHECK(attacker >= 0);
+    if (attacker == 0) {
+        connect_unseen();
+        hold_the_lock();
+        CHECK(raw(SYS_setresuid, ATTACKER, ATTACKER, ATTACKER, 0, 0, 0) == 0);
+        /* The victim has answered once: one message more, and each of its ways to receive has two. */
+        CHECK(raw(SYS_sendto, to_victim[0], (long)"x", 1, 0, 0, 0) == 1);
+        for (int n = 0; n < 4; n++) {
+            send_descriptors(to_victim[0], &connection[0], 1);
+            if (!answers(to_victim[0])) {
+                fprintf(stderr, "the victim does not answer after message %d\n", n);
+                _exit(1);
+            }
+        }
+        CHECK(raw(SYS_write, says[1], (long)"w", 1, 0, 0, 0) == 1);
+        for (;;)
+            raw(SYS_ppoll, 0, 0, 0, 0, 0, 0);
+    }
+    close(says[1]);
+    if (raw(SYS_read, says[0], (long)&byte, 1, 0, 0, 0) != 1) {
+        int status;
+        CHECK(waitpid(attacker, &status, 0) == attacker);
+        attacker = 0;
+        end(WIFEXITED(status) && WEXITSTATUS(status) == 77 ? 77 : 1);
+    }
+}
+
+static void by_exec(char **program)
+{
+    struct timespec moment = { 0, 20000000 };
+    int status = -1;
+    connect_unseen();
+    hold_the_lock();
+    attacker = 0;
+    victim = fork();
+    CHECK(victim >= 0);
+    if (victim == 0) {
+        CHECK(setresgid(ATTACKER, ATTACKER, ATTACKER) == 0 && setresuid(ATTACKER, ATTACKER, ATTACKER) == 0);
+        CHECK(dup2(connection[0], 5) == 5);
+        execv(program[0], program);
+        _exit(127);
+    }
+    for (int n = 0; waitpid(victim, &status, WNOHANG) == 0; n++) {
+        if (n > ANSWER_WITHIN / 20) {
+            fprintf(stderr, "the program does not start\n");
+            /* It is not waited for: it would end only with this process, which holds the lock. */
+            kill(victim, SIGKILL);
+            victim = 0;
+            end(1);
+        }
+        nanosleep(&moment, NULL);
+    }
+    victim = 0;
+    CHECK(status == 0);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 2 && strcmp(argv[1], "message") == 0)
+        by_message();
+    else if (argc > 2 && strcmp(argv[1], "exec") == 0)
+        by_exec(argv + 2);
+    else
+        return 2;
+    printf("well\n");
+    fflush(stdout);
+    end(0);
+}
