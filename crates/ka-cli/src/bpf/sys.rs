@@ -465,18 +465,49 @@ pub(crate) fn page_size() -> i32 {
     i32::try_from(size).unwrap_or(4096)
 }
 
-/// Lets this process lock as much memory as it likes, which kernels before 5.11 count programs and maps as, while it
-/// does something.
+/// Lets this process lock as much memory as it likes while it does something: kernels before 5.11 count programs and maps as
+/// locked memory. If the limit cannot be read, it is left alone, since it could not be restored.
 pub(crate) fn with_locked_memory<T>(work: impl FnOnce() -> T) -> T {
     let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let without = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the kernel reads and writes an rlimit. Where it refuses, the limit is as it was.
-    unsafe {
-        libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut before);
-        let without = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-        libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const without);
-    }
+    let is_raised = unsafe {
+        libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut before) == 0
+            && libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const without) == 0
+    };
     let result = work();
-    // SAFETY: as above.
-    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const before) };
+    if is_raised {
+        // SAFETY: as above; `before` is what the kernel wrote.
+        unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const before) };
+    }
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::with_locked_memory;
+
+    /// The test runs itself under strace, which makes the kernel refuse to tell the limit.
+    #[test]
+    fn a_limit_that_cannot_be_read_is_not_changed() {
+        const INSIDE: &str = "KA_TEST_LIMIT";
+        const NAME: &str = "bpf::sys::tests::a_limit_that_cannot_be_read_is_not_changed";
+        if std::env::var_os(INSIDE).is_some() {
+            with_locked_memory(|| ());
+            return;
+        }
+        let calls = |refuse: &[&str]| {
+            let mut strace = Command::new("strace");
+            strace.args(["-f", "-qq", "-e", "trace=prlimit64,getrlimit,setrlimit"]).args(refuse);
+            strace.arg(std::env::current_exe().unwrap()).args([NAME, "--exact"]).env(INSIDE, "1");
+            let output = strace.output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let calls = String::from_utf8_lossy(&output.stderr).into_owned();
+            calls.lines().filter(|line| line.contains("RLIMIT_MEMLOCK")).count()
+        };
+        assert!(calls(&[]) >= 2, "it is read and raised");
+        assert_eq!(calls(&["-e", "inject=prlimit64,getrlimit:error=EPERM"]), 1, "it is read alone");
+    }
 }

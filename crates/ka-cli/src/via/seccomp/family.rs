@@ -71,7 +71,7 @@ pub(super) fn found(terms: Terms) -> io::Result<Cradle> {
     let signals = Signals::hold()?;
     // Whatever can fail does so before there is a program.
     let made = sys::signalfd(None).and_then(|read| Ok((read, sys::fork()?)));
-    let (read, made) = made.inspect_err(|_| signals.release())?;
+    let (read, made) = made.inspect_err(|_| _ = signals.release())?;
     if let Forked::Parent(pid) = made {
         sys::keep_only(&[front.as_raw_fd(), read.as_raw_fd()]);
         // It would keep a filesystem from being unmounted.

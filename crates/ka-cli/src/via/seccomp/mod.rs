@@ -127,7 +127,7 @@ impl Way for Seccomp {
                     terms.policy
                 );
             }
-            signals.release();
+            signals.release()?;
             Ok::<_, io::Error>(())
         })();
         Err(match ready {

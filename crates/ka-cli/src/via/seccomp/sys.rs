@@ -338,19 +338,23 @@ impl Signals {
         let (mut mask, mut child) = (MaybeUninit::uninit(), MaybeUninit::uninit());
         // SAFETY: a set, and places that are filled in where the answer is 0; zeros are SIG_DFL.
         unsafe {
-            check(libc::sigprocmask(libc::SIG_SETMASK, &every_signal(), mask.as_mut_ptr()))?;
             let default: libc::sigaction = MaybeUninit::zeroed().assume_init();
             check(libc::sigaction(libc::SIGCHLD, &raw const default, child.as_mut_ptr()))?;
-            Ok(Self { mask: mask.assume_init(), child: child.assume_init() })
+            let child = child.assume_init();
+            // On failure, this process is about to end, or to go on without signals held.
+            check(libc::sigprocmask(libc::SIG_SETMASK, &every_signal(), mask.as_mut_ptr()))
+                .inspect_err(|_| _ = libc::sigaction(libc::SIGCHLD, &raw const child, ptr::null_mut()))?;
+            Ok(Self { mask: mask.assume_init(), child })
         }
     }
 
-    /// As it was.
-    pub(super) fn release(&self) {
+    /// Restores what `hold` found. If that fails, a program must not be started: it would never see a signal.
+    pub(super) fn release(&self) -> io::Result<()> {
         // SAFETY: what the kernel gave.
         unsafe {
-            libc::sigaction(libc::SIGCHLD, &raw const self.child, ptr::null_mut());
-            libc::sigprocmask(libc::SIG_SETMASK, &raw const self.mask, ptr::null_mut());
+            let disposition = check(libc::sigaction(libc::SIGCHLD, &raw const self.child, ptr::null_mut()));
+            check(libc::sigprocmask(libc::SIG_SETMASK, &raw const self.mask, ptr::null_mut()))?;
+            disposition.map(drop)
         }
     }
 }
@@ -518,4 +522,34 @@ fn uninterrupted(mut call: impl FnMut() -> c_int) -> io::Result<c_int> {
 pub(super) fn exit(status: c_int) -> ! {
     // SAFETY: it does not return.
     unsafe { libc::_exit(status) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Signals, install_plain, renounce_privileges, sock_filter};
+
+    /// Filters are a thread's own, and so is the mask.
+    #[test]
+    fn a_signal_mask_that_cannot_be_restored_is_an_error() {
+        const LOAD: u16 = 0x20;
+        const JUMP_IF_EQUAL: u16 = 0x15;
+        const RETURN: u16 = 0x06;
+        let number = u32::try_from(libc::SYS_rt_sigprocmask).unwrap();
+        let refused = libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned();
+        let filter = [
+            sock_filter { code: LOAD, jt: 0, jf: 0, k: 0 },
+            sock_filter { code: JUMP_IF_EQUAL, jt: 0, jf: 1, k: number },
+            sock_filter { code: RETURN, jt: 0, jf: 0, k: refused },
+            sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
+        ];
+        let run = move || {
+            let signals = Signals::hold().unwrap();
+            signals.release().unwrap();
+            renounce_privileges().unwrap();
+            install_plain(&filter).unwrap();
+            assert!(Signals::hold().is_err());
+            signals.release().map_err(|error| error.raw_os_error())
+        };
+        assert_eq!(std::thread::spawn(run).join().unwrap(), Err(Some(libc::EPERM)));
+    }
 }
