@@ -156,7 +156,7 @@ fn a_program_under_the_shim_sees_none_of_its_faults() {
             }
         };
         let name = format!("shim: mode {mode}, rules {rules:?}");
-        each(&Trial { name: &name, options: &options, ..TRIAL }, prepare, judge);
+        each(&Trial { name: &name, options: &options, signals: true, ..TRIAL }, prepare, judge);
     }
 }
 
@@ -227,6 +227,6 @@ fn random_calls_under_the_shim_answer_as_they_do_without_it() {
             }
         };
         let name = format!("shim: random calls, mode {mode}");
-        each(&Trial { name: &name, options: &options, few: 40, ..TRIAL }, prepare, judge);
+        each(&Trial { name: &name, options: &options, few: 40, signals: true, ..TRIAL }, prepare, judge);
     }
 }

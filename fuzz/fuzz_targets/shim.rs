@@ -28,6 +28,8 @@ use libfuzzer_sys::fuzz_target;
 
 #[path = "../../crates/ka-preload/src/address.rs"]
 mod address;
+#[path = "../../crates/ka-preload/src/filter.rs"]
+mod filter;
 #[path = "../../crates/ka-preload/src/guard.rs"]
 mod guard;
 #[path = "../../crates/ka-preload/src/line.rs"]

@@ -63,6 +63,7 @@ kinds! {
     SYS_fsync "fsync" [EIO, ENOSPC];
     SYS_getdents64 "getdents64" [EIO, ENOENT, ENOTDIR, ENOMEM];
     SYS_getpeername "getpeername" [ENOBUFS, ENOTCONN];
+    SYS_getresuid "getresuid" [EPERM];
     SYS_getrandom "getrandom" [EINTR, ENOSYS, EPERM];
     SYS_getsockname "getsockname" [ENOBUFS];
     SYS_getsockopt "getsockopt" [EACCES, ENOMEM, ENOPROTOOPT, EOPNOTSUPP, EPERM];
@@ -91,7 +92,9 @@ kinds! {
     SYS_recvfrom "recvfrom" [EINTR, ENOBUFS, ENOMEM];
     SYS_recvmsg "recvmsg" [EINTR, ENOBUFS, ENOMEM];
     SYS_renameat "renameat" [EACCES, EBUSY, EIO, ENOSPC, EROFS];
-    SYS_rt_sigtimedwait "rt_sigtimedwait" [EAGAIN, EINTR];
+    SYS_rt_sigpending "rt_sigpending" [EPERM];
+    SYS_rt_sigprocmask "rt_sigprocmask" [EPERM];
+    SYS_rt_sigtimedwait "rt_sigtimedwait" [EAGAIN, EINTR, EPERM];
     SYS_sched_getaffinity "sched_getaffinity" [EPERM, ENOSYS];
     SYS_seccomp "seccomp" [EACCES, EBUSY, EINVAL, ENOMEM, ENOSYS];
     SYS_sendto "sendto" [EINTR, ENOBUFS, ENOMEM];
@@ -153,8 +156,6 @@ const SURE: &[c_long] = &[
     libc::SYS_restart_syscall,
     libc::SYS_rseq,
     libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigpending,
-    libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
     libc::SYS_sched_yield,
     libc::SYS_set_robust_list,
@@ -162,6 +163,9 @@ const SURE: &[c_long] = &[
     libc::SYS_sigaltstack,
     libc::SYS_uname,
 ];
+
+/// Those that fail under a filter alone. The C library makes them too, and ignores failures.
+const SIGNALS: &[c_long] = &[libc::SYS_rt_sigpending, libc::SYS_rt_sigprocmask];
 
 fn kind(number: c_long) -> Option<&'static Kind> {
     let newer = OLDER.iter().find(|(older, _)| *older == number).map(|(_, name)| *name);
@@ -306,6 +310,7 @@ fn chosen(calls: Vec<Call>, trial: &Trial<'_>) -> Vec<Fault> {
         let errnos = match kind(call.number) {
             _ if trial.kills => &[0][..],
             _ if SURE.contains(&call.number) => continue,
+            _ if SIGNALS.contains(&call.number) && !trial.signals => continue,
             Some(kind) => kind.errnos,
             None => panic!("system call {} of task {} is in no table of faults", call.number, call.task),
         };
@@ -340,13 +345,23 @@ pub struct Trial<'a> {
     pub then: Option<i32>,
     /// Calls and errnos that the kernel cannot answer here.
     pub never: &'a [(&'a str, i32)],
+    /// Whether calls on the signal mask and on pending signals fail too.
+    pub signals: bool,
     /// No call fails: before each, the process that the environment's FAULT_KILL names is killed.
     pub kills: bool,
 }
 
 /// What most have in common.
-pub const TRIAL: Trial<'static> =
-    Trial { name: "", options: &[], few: 1000, missed: 0, then: None, never: &[], kills: false };
+pub const TRIAL: Trial<'static> = Trial {
+    name: "",
+    options: &[],
+    few: 1000,
+    missed: 0,
+    then: None,
+    never: &[],
+    signals: false,
+    kills: false,
+};
 
 /// Runs a command once for each fault. `prepare` makes the command and what the judge needs to know; the judge says what
 /// is wrong.

@@ -301,8 +301,31 @@ pub(crate) fn end() -> ! {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::net::{TcpListener, UdpSocket};
+    use std::os::fd::AsRawFd as _;
+    use std::os::unix::net::UnixStream;
     use std::os::unix::process::ExitStatusExt as _;
     use std::process::Command;
+
+    use super::may_be_a_socket;
+
+    #[test]
+    fn every_socket_may_be_one_and_no_file_or_pipe() {
+        let (stream, _peer) = UnixStream::pair().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!([stream.as_raw_fd(), tcp.as_raw_fd(), udp.as_raw_fd()].into_iter().all(may_be_a_socket));
+        let (reader, writer) = std::io::pipe().unwrap();
+        let file = File::options().read(true).write(true).open("/dev/null").unwrap();
+        // SAFETY: a C string, and a number that closes with the process.
+        let memory = unsafe { libc::memfd_create(c"memory".as_ptr(), 0) };
+        assert!(memory >= 0);
+        for fd in [reader.as_raw_fd(), writer.as_raw_fd(), file.as_raw_fd(), memory, -1] {
+            assert!(!may_be_a_socket(fd), "{fd}");
+        }
+    }
 
     /// The test ends itself, in a process of its own.
     #[test]

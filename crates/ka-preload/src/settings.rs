@@ -327,6 +327,12 @@ pub(crate) mod tests {
         }
     }
 
+    impl Told {
+        pub(crate) fn settings_mut(&mut self) -> &mut Settings {
+            &mut self.settings
+        }
+    }
+
     pub(crate) fn settings(mode: Mode, base: Config, rules: &str) -> Told {
         static PLACE: Mutex<()> = Mutex::new(());
         let place = (!rules.is_empty()).then(|| PLACE.lock().unwrap_or_else(PoisonError::into_inner));

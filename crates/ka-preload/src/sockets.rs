@@ -368,8 +368,8 @@ mod tests {
     use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
     use super::{
-        Known, accepted, arrived, born, connecting, decide_now, heed, is_held, is_tcp, known, learn,
-        listening, makes_tcp, waits,
+        Known, Sender, accepted, arrived, born, connecting, decide_now, heed, is_held, is_tcp, known, learn,
+        listening, makes_tcp, received, waits,
     };
     use crate::settings::tests::{POLICY, settings};
 
@@ -429,7 +429,9 @@ mod tests {
     #[test]
     fn what_is_known_is_a_hint_for_each_number() {
         let socket = tcp();
-        for what in [Known::LeftAlone, Known::SeenTo, Known::Changed, Known::Waits, Known::Nothing] {
+        for what in
+            [Known::LeftAlone, Known::SeenTo, Known::Changed, Known::Waits, Known::Foreign, Known::Nothing]
+        {
             learn(socket.as_raw_fd(), what);
             assert_eq!(known(socket.as_raw_fd()), what);
         }
@@ -510,7 +512,7 @@ mod tests {
     fn who_connects_has_it_whatever_was_known() {
         for mode in [Mode::Force, Mode::Floor, Mode::Default] {
             let told = settings(mode, POLICY, "");
-            for before in [Known::Nothing, Known::LeftAlone, Known::SeenTo, Known::Changed] {
+            for before in [Known::Nothing, Known::LeftAlone, Known::SeenTo, Known::Changed, Known::Foreign] {
                 let socket = tcp();
                 learn(socket.as_raw_fd(), before);
                 connect(&socket, &told, "192.0.2.1:1");
@@ -539,6 +541,29 @@ mod tests {
         assert!(is_held(socket.as_raw_fd()));
         socket.set_keepalive(false).unwrap();
         assert!(!is_held(socket.as_raw_fd()));
+    }
+
+    #[test]
+    fn a_received_socket_is_set_at_once_only_if_the_same_ordinary_user_sent_it() {
+        let mut told = settings(Mode::Force, POLICY, "");
+        let (carrier, _other) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
+        let is_root = crate::raw::own_user() == Some(0);
+        let socket = tcp();
+        received(&told, &mut Sender::of(carrier.as_raw_fd()), socket.as_raw_fd());
+        let expected = if is_root { (None, Known::Foreign) } else { (Some(60), Known::SeenTo) };
+        assert_eq!((idle(&socket), known(socket.as_raw_fd())), expected);
+        told.settings_mut().has_more_rights = true;
+        let socket = tcp();
+        received(&told, &mut Sender::of(carrier.as_raw_fd()), socket.as_raw_fd());
+        assert_eq!((idle(&socket), known(socket.as_raw_fd())), (None, Known::Foreign));
+        // Whoever uses the other end of a datagram socket, or of none, is unknown.
+        told.settings_mut().has_more_rights = false;
+        let datagrams = Socket::new(Domain::UNIX, Type::DGRAM, None).unwrap();
+        received(&told, &mut Sender::of(datagrams.as_raw_fd()), socket.as_raw_fd());
+        assert_eq!((idle(&socket), known(socket.as_raw_fd())), (None, Known::Foreign));
+        let (pipe, _writer) = std::io::pipe().unwrap();
+        received(&told, &mut Sender::of(-1), pipe.as_raw_fd());
+        assert_eq!(known(pipe.as_raw_fd()), Known::LeftAlone);
     }
 
     #[test]
