@@ -720,6 +720,43 @@ printf '#!/bin/sh\\n[ ! -e /run/work/hold ] || sleep 60\\nexec \"$@\"\\n' >hook;
         except: &[(PRELOAD, "A static program has no loader that could load the shim; `ka run` takes seccomp")],
     },
     Program {
+        name: "chromium",
+        what: "browser; its processes hand descriptors to renderers whose seccomp filters kill for getsockopt(2)",
+        needs: "chromium python3",
+        version: "chromium --version",
+        build: "cat >server.py <<'END'
+import http.server, time
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+
+    def do_GET(self):
+        page = b'<p>hello</p>\\n'
+        self.send_response(200)
+        self.send_header('Content-Type', 'text/html')
+        self.send_header('Content-Length', str(len(page)))
+        self.end_headers()
+        if self.path == '/hold':
+            time.sleep(60)
+        self.wfile.write(page)
+
+http.server.ThreadingHTTPServer(('127.0.0.1', 8080), Handler).serve_forever()
+END
+cat >browse <<'END'
+chmod 777 .
+export HOME=$(setpriv --reuid www-data --regid www-data --clear-groups mktemp -d -p .)
+exec setpriv --reuid www-data --regid www-data --clear-groups chromium --headless --disable-gpu --no-first-run \\
+    --disable-background-networking --disable-component-update --disable-sync --user-data-dir=$HOME/data \\
+    --dump-dom http://127.0.0.1:8080/$1
+END
+",
+        port: WEB_PORT,
+        server: "exec python3 server.py 2>server.log",
+        held: "set -- hold; . ./browse",
+        work: "set -- page; . ./browse",
+        except: &[],
+    },
+    Program {
         name: "python",
         what: "asyncio",
         needs: "python3",
