@@ -445,6 +445,27 @@ fn a_socket_from_another_user_gets_the_policy_when_it_is_used() {
     assert_eq!(stdout(preloaded(&moments).arg("stranger").env("KA_MODE", "default")), "well\n");
 }
 
+/// Anything else could wait for whoever shares the descriptor: for a lock, or for the owner of a FUSE file system.
+#[test]
+fn a_descriptor_from_another_user_gets_one_call_that_reads_its_flags() {
+    let log = scratch("strace");
+    let mut command = Command::new("strace");
+    command.arg("-E").arg(format!("LD_PRELOAD={}", shim().display())).arg("-o").arg(&log);
+    succeed(command.arg(program!("moments")).arg("stranger"));
+    let log = fs::read_to_string(log).unwrap();
+    let received = log.lines().skip_while(|line| !line.starts_with("recvmsg(")).skip(1);
+    let calls: Vec<_> = received.take_while(|line| !line.starts_with("close(")).collect();
+    let mut on_it = 0;
+    for call in &calls {
+        if call.starts_with("fcntl(") && call.contains("F_GETFL") {
+            on_it += 1;
+        } else {
+            assert!(call.starts_with("getresuid(") || call.contains("SO_PEERCRED"), "{calls:?}");
+        }
+    }
+    assert_eq!(on_it, 1, "{calls:?}");
+}
+
 const NO_ATTACK: &str = "no attack: needs userfaultfd(2), and a second user in this user namespace";
 
 #[test]

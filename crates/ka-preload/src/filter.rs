@@ -1,8 +1,8 @@
 //! Whether the program has installed a seccomp filter of its own.
 //!
 //! A filter may kill the process for a system call that the program itself never makes. Once there is one, the shim makes
-//! only the calls that its contract depends on, and none on behalf of descriptors that merely pass through (ka-preload(7),
-//! "System calls of its own").
+//! only the calls that give a socket its policy, and none for descriptors that only pass through. ka-preload(7), "SYSTEM
+//! CALLS", has the list.
 //!
 //! Only filters that the process installs through the C library are seen, not those that it inherited from the program that
 //! started it. `/proc/self/status` would show those, but not what they do: every container has one, and most of them
