@@ -18,7 +18,7 @@ use support::{
 };
 
 /// What it exports: its hooks.
-const HOOKS: [&str; 13] = [
+const HOOKS: [&str; 14] = [
     "accept",
     "accept4",
     "connect",
@@ -417,12 +417,16 @@ fn received_descriptors_do_not_kill_a_program_with_a_seccomp_filter() {
 }
 
 #[test]
-fn a_program_with_a_seccomp_filter_writes_no_log_and_reads_no_memory() {
+fn a_program_with_a_seccomp_filter_survives_what_the_shim_does_besides() {
     let (filter, log) = (program!("filter"), scratch("log"));
     assert_eq!(stdout(preloaded(&filter).arg("log").env("KA_LOG", &log)), "well\n");
     assert!(!log.exists(), "a line was written under the filter");
     let mut command = preloaded(&filter);
     assert_eq!(stdout(command.arg("rules").env("KA_RULES", "peer=10.0.0.0/8 skip")), "well\n");
+    for flags in PLUGINS {
+        let plugin = library_with("plugin", flags);
+        assert_eq!(stdout(preloaded(&filter).arg("dlsym").arg(plugin)), "well\n", "{flags:?}");
+    }
 }
 
 #[test]
@@ -732,7 +736,7 @@ fn a_look_up_waits_for_a_library_that_another_thread_is_opening() {
 }
 
 /// What tests/c/preload/deepbind.c prints if every look-up of each hooked function finds the hook.
-const ALL_ARE_HOOKS: &str = "accept: 1 1 1\naccept4: 1 1 1\nconnect: 1 1 1\ndlsym: 1 1 1\nlisten: 1 1 1\n\
+const ALL_ARE_HOOKS: &str = "accept: 1 1 1\naccept4: 1 1 1\nconnect: 1 1 1\ndlsym: 1 1 1\nlisten: 1 1 1\nprctl: 1 1 1\n\
     recvmmsg: 1 1 1\nrecvmsg: 1 1 1\nsendmmsg: 1 1 1\nsendmsg: 1 1 1\nsendto: 1 1 1\nsetsockopt: 1 1 1\n\
     socket: 1 1 1\nsyscall: 1 1 1\nset: 1 60 10 6 0\n";
 

@@ -25,6 +25,7 @@ use core::ptr;
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
 
+use crate::filter;
 use crate::load;
 use crate::log;
 use crate::next::{self, COUNT, NAMES};
@@ -81,7 +82,8 @@ pub(crate) fn catch_up(settings: &Settings) {
         let Some(surveyed) = survey(false) else { return };
         wait_for_loads();
         if let Some(bound) = bind(settings, &surveyed) {
-            if bound > 0 {
+            // A filter of the program's may kill it for asking about sockets that it does not use.
+            if bound > 0 && !filter::is_installed() {
                 load::sweep(settings);
             }
             return;
@@ -256,6 +258,10 @@ impl<'a> Pages<'a> {
         }
         if !self.read_only.contains(&address) || self.is_open {
             return true;
+        }
+        // A filter of the program's may kill it for mprotect(2).
+        if filter::is_installed() {
+            return false;
         }
         // A signal handler that calls dlsym(3) between two writes of this thread must not make the pages read-only.
         let thread = raw::gettid();

@@ -4,10 +4,12 @@
  *   receives      receives descriptors of each kind under a filter that was installed in each way, and without one
  *   log           makes and connects sockets under a filter that kills for opening a file
  *   rules         connects under a filter that kills for reading memory by process_vm_readv(2)
+ *   dlsym LIBRARY opens a library as PHP does, and looks a function up under a filter that kills for what binds it
  *   mask          makes a socket under filters that refuse calls on signals; the signal mask stays as it was
  */
 #include "probe.h"
 
+#include <dlfcn.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <signal.h>
@@ -161,6 +163,15 @@ static void without_reading_memory(void)
     is(fd, ON, "connected, turned off");
 }
 
+static void without_binding(const char *library)
+{
+    const long binds[] = { SYS_mprotect, SYS_gettid, SYS_ppoll, SYS_getsockopt };
+    void *handle = dlopen(library, RTLD_NOW | RTLD_DEEPBIND);
+    CHECK(handle != NULL);
+    install(BY_PRCTL, SECCOMP_RET_KILL_PROCESS, -1, binds, sizeof binds / sizeof *binds);
+    CHECK(dlsym(handle, "plugin_socket") != NULL && dlsym(handle, "no_such_function") == NULL);
+}
+
 /* The signal mask and what waits, as the kernel has them. */
 static void signals(uint64_t *mask, uint64_t *waiting)
 {
@@ -244,6 +255,8 @@ int main(int argc, char **argv)
         without_opening_files();
     else if (strcmp(what, "rules") == 0)
         without_reading_memory();
+    else if (strcmp(what, "dlsym") == 0 && argc > 2)
+        without_binding(argv[2]);
     else if (strcmp(what, "mask") == 0)
         with_the_mask_refused();
     else
