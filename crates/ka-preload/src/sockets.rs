@@ -272,21 +272,15 @@ pub(crate) fn foreign(fd: c_int) {
 
 /// Called before the program makes a call that takes the lock of a socket, which costs a look into the table. If the
 /// descriptor is a foreign one, it gets the policy now: a lock that is held would stop the program's call just as well.
-#[inline]
+#[inline(never)]
 pub(crate) fn before_use(fd: c_int) {
     if byte(fd) == Known::Foreign as u8 {
-        set_foreign(fd);
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn set_foreign(fd: c_int) {
-    learn(fd, Known::Nothing);
-    if !filter::is_installed()
-        && let Some(settings) = active()
-    {
-        arrived(settings, fd);
+        learn(fd, Known::Nothing);
+        if !filter::is_installed()
+            && let Some(settings) = active()
+        {
+            arrived(settings, fd);
+        }
     }
 }
 
