@@ -92,9 +92,11 @@ fn it_needs_libc_alone_of_any_age() {
 }
 
 #[test]
-fn it_is_at_most_36_kib() {
+fn it_is_small() {
+    // Instructions of aarch64 all have four bytes, so the same code is larger there.
+    let most = if cfg!(target_arch = "aarch64") { 38 } else { 36 };
     let size = loaded_size(&shim());
-    assert!((1..=36 * 1024).contains(&size), "{size} bytes");
+    assert!((1..=most * 1024).contains(&size), "{size} bytes, more than {most} KiB");
 }
 
 #[test]

@@ -76,6 +76,7 @@ impl<K: Kernel> Socket<K> {
     }
 
     /// Keepalive is on: reading refuses what is not TCP, before anything is written.
+    #[inline(never)]
     fn apply_on(&self, config: &Config) -> Result<(), Error> {
         let turn_off = config.enabled() == Some(false);
         let mut user_timeout = self.user_timeout_step(config)?;

@@ -83,6 +83,7 @@ impl Timer {
 
     /// The one of this name.
     #[must_use]
+    #[inline(never)]
     pub fn named(name: &[u8]) -> Option<Self> {
         match name {
             b"idle" => Some(Self::Idle),

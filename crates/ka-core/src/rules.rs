@@ -78,6 +78,7 @@ impl Rule {
     }
 
     /// Takes a word: whether it was the action.
+    #[inline(never)]
     fn take(&mut self, word: &[u8], base: &Config) -> Result<bool, &'static str> {
         let (name, value) = cut(word, b'=');
         let is_name = value.is_none();

@@ -84,6 +84,7 @@ pub enum Reason {
 impl Reason {
     /// What would be right.
     #[must_use]
+    #[inline(never)]
     pub const fn message(self) -> &'static str {
         match self {
             Self::Unknown => "must be idle=, intvl=, cnt= or user_timeout= with a number, or on, off or keep",

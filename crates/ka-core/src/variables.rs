@@ -88,6 +88,7 @@ pub struct Values<'a>([Option<&'a [u8]>; Variable::COUNT]);
 impl<'a> Values<'a> {
     /// The value of a variable, if the source has it.
     #[must_use]
+    #[inline(never)]
     pub fn get(&self, variable: Variable) -> Option<&'a [u8]> {
         self.0.get(variable as usize).copied().flatten()
     }
@@ -182,6 +183,7 @@ impl<'a> Orders<'a> {
     ///
     /// # Errors
     /// What would be right.
+    #[inline(never)]
     pub fn take(&mut self, variable: Variable, value: &'a [u8]) -> Result<(), &'static str> {
         match variable {
             Variable::Policy => {

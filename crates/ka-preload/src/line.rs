@@ -41,6 +41,7 @@ impl Line {
     }
 
     /// The line, ended.
+    #[inline(never)]
     pub(crate) fn end(&mut self) -> &[u8] {
         if let Some(slot) = self.bytes.get_mut(self.len) {
             *slot = b'\n';

@@ -8,86 +8,34 @@
 #![expect(unsafe_code, reason = "it calls functions by the addresses that it found")]
 
 use core::ffi::CStr;
-use core::mem::{self, transmute_copy};
+use core::mem::{self, transmute};
 use core::ops::ControlFlow;
 use core::ptr;
 use core::slice;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use ka_core::{Errno, sys};
-use libc::{
-    c_char, c_int, c_long, c_uint, c_ulong, c_void, mmsghdr, msghdr, sockaddr, socklen_t, ssize_t, timespec,
-};
+use libc::{c_char, c_int, c_long, c_ulong, c_void, socklen_t};
 
 use crate::object::{self, Object, Tables};
 
-/// Declares the functions, in one list: their names, the place of each among what was found, and how it is called.
-macro_rules! next {
-    ($($name:ident($($arg:ident: $type:ty),*) -> $result:ty;)*) => {
+/// Declares the functions, in one list: their names, and the place of each among what was found.
+macro_rules! functions {
+    ($first:ident $(, $name:ident)*) => {
         /// One text and not an array of them, which the loader would have to relocate.
-        pub(crate) const NAMES: &[u8] = concat!("syscall,dlsym", $(",", stringify!($name)),*).as_bytes();
+        pub(crate) const NAMES: &[u8] = concat!(stringify!($first), $(",", stringify!($name)),*).as_bytes();
 
         /// The places of the functions.
         #[expect(non_camel_case_types, reason = "they are called as the functions are")]
-        pub(crate) enum Place { syscall, dlsym, $($name),* }
+        pub(crate) enum Place { $first, $($name),* }
 
-        pub(crate) const COUNT: usize = [Place::syscall, Place::dlsym, $(Place::$name),*].len();
-
-        $(
-            /// The real one.
-            ///
-            /// # Safety
-            /// As its manual page says.
-            #[inline]
-            pub(crate) unsafe fn $name($($arg: $type),*) -> $result {
-                let found = find(Place::$name);
-                if found.is_null() {
-                    return missing() as $result;
-                }
-                // SAFETY: a function of this name has this type.
-                let function: unsafe extern "C" fn($($type),*) -> $result = unsafe { transmute_copy(&found) };
-                // SAFETY: the caller vouches for the arguments.
-                unsafe { function($($arg),*) }
-            }
-        )*
+        pub(crate) const COUNT: usize = [Place::$first, $(Place::$name),*].len();
     };
 }
 
-next! {
-    socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
-    connect(fd: c_int, address: *const sockaddr, size: socklen_t) -> c_int;
-    accept(fd: c_int, address: *mut sockaddr, size: *mut socklen_t) -> c_int;
-    accept4(fd: c_int, address: *mut sockaddr, size: *mut socklen_t, flags: c_int) -> c_int;
-    listen(fd: c_int, backlog: c_int) -> c_int;
-    setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, size: socklen_t) -> c_int;
-    sendto(fd: c_int, data: *const c_void, len: usize, flags: c_int, to: *const sockaddr, size: socklen_t) -> ssize_t;
-    sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t;
-    sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int;
-    recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t;
-    recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int;
-    // Variadic in C. Both architectures pass its words in the same registers as this.
-    prctl(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int;
-}
-
-/// dlsym(3), as the hook calls it on its own behalf. Null if no library has one.
-///
-/// # Safety
-/// `handle` is valid, and `name` is a C string.
-pub(crate) unsafe fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void {
-    let found = find(Place::dlsym);
-    if found.is_null() {
-        return ptr::null_mut();
-    }
-    // SAFETY: a function of this name has this type.
-    let function: unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void =
-        unsafe { transmute_copy(&found) };
-    // SAFETY: the caller vouches for the arguments.
-    unsafe { function(handle, name) }
-}
-
-/// The real dlsym(3), to jump to. Null if no library has one.
-pub(crate) fn real_dlsym() -> *mut c_void {
-    find(Place::dlsym)
+functions! {
+    syscall, dlsym, socket, connect, accept, accept4, listen, setsockopt, sendto, sendmsg, sendmmsg, recvmsg, recvmmsg,
+    prctl
 }
 
 /// The functions, by their places. Null before they were looked for. The real syscall(2) is the first: its hook jumps to
@@ -101,32 +49,82 @@ const _: () = assert!(Place::syscall as usize == 0);
 /// As the system call demands of its arguments.
 #[inline(never)]
 pub(crate) unsafe fn syscall(number: c_long, args: [usize; 6]) -> c_long {
-    let found = find(Place::syscall);
-    if found.is_null() {
-        return missing().into();
-    }
     // SAFETY: syscall(2) is a variadic function; what it reads are as many words as the kernel takes.
-    let function: unsafe extern "C" fn(c_long, ...) -> c_long = unsafe { transmute_copy(&found) };
+    let function: unsafe extern "C" fn(c_long, ...) -> c_long =
+        unsafe { transmute(find(Place::syscall as usize)) };
     let [a, b, c, d, e, f] = args;
     // SAFETY: the caller vouches for the arguments.
     unsafe { function(number, a, b, c, d, e, f) }
 }
 
-#[inline(never)]
-fn find(place: Place) -> *mut c_void {
-    let slot = FOUND.get(place as usize);
-    let load = || slot.map_or(ptr::null_mut(), |slot| slot.load(Ordering::Relaxed));
-    let mut found = load();
-    if found.is_null() {
-        resolve();
-        found = load();
-    }
-    found
+/// The type of setsockopt(2).
+type SetSockOpt = unsafe extern "C" fn(c_int, c_int, c_int, *const c_void, socklen_t) -> c_int;
+
+/// setsockopt(2)
+///
+/// # Safety
+/// As its manual page says.
+pub(crate) unsafe fn setsockopt(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *const c_void,
+    size: socklen_t,
+) -> c_int {
+    // SAFETY: a function of this name has this type.
+    let function: SetSockOpt = unsafe { transmute(find(Place::setsockopt as usize)) };
+    // SAFETY: the caller vouches for the arguments.
+    unsafe { function(fd, level, name, value, size) }
 }
 
-/// No library has the function. Then nobody could have called it without this one either.
+/// prctl(2). It is variadic in C; both architectures pass its words in the same registers as these.
+///
+/// # Safety
+/// As its manual page says.
+pub(crate) unsafe fn prctl(option: c_int, args: [c_ulong; 4]) -> c_int {
+    // SAFETY: a function of this name takes these words.
+    let function: unsafe extern "C" fn(c_int, ...) -> c_int =
+        unsafe { transmute(find(Place::prctl as usize)) };
+    let [a, b, c, d] = args;
+    // SAFETY: the caller vouches for the arguments.
+    unsafe { function(option, a, b, c, d) }
+}
+
+/// dlsym(3), as the hook calls it on its own behalf. Null if no library has one.
+///
+/// # Safety
+/// `handle` is valid, and `name` is a C string.
+pub(crate) unsafe fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void {
+    let found = real_dlsym();
+    if found.is_null() {
+        return found;
+    }
+    // SAFETY: a function of this name has this type.
+    let function: unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void =
+        unsafe { transmute(found) };
+    // SAFETY: the caller vouches for the arguments.
+    unsafe { function(handle, name) }
+}
+
+/// The real dlsym(3), to jump to. Null if no library has one.
+pub(crate) fn real_dlsym() -> *mut c_void {
+    find(Place::dlsym as usize);
+    behind(Place::dlsym as usize)
+}
+
+/// Returns the real function at this place, or [`missing`].
+#[inline(never)]
+pub(crate) extern "C" fn find(place: usize) -> *mut c_void {
+    if behind(place).is_null() {
+        resolve();
+    }
+    let found = behind(place);
+    if found.is_null() { missing as *mut c_void } else { found }
+}
+
+/// What is called if no library has the function. Then nobody could have called it without this one either.
 #[cold]
-fn missing() -> c_int {
+extern "C" fn missing() -> c_long {
     sys::set_errno(Errno(libc::ENOSYS));
     -1
 }
@@ -157,6 +155,7 @@ pub(crate) fn resolve() -> bool {
 }
 
 /// Whether an object is this library.
+#[inline(never)]
 pub(crate) fn is_shim(object: &Object<'_>) -> bool {
     object.contains((&raw const FOUND) as usize, 0)
 }

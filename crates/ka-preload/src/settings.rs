@@ -55,6 +55,7 @@ impl Rules {
 
     /// # Safety
     /// Only from the library's constructor.
+    #[inline(never)]
     unsafe fn push(&mut self, rule: &Rule) -> bool {
         if self.len >= MOST_RULES {
             return false;
@@ -100,7 +101,6 @@ const NAME_ROOM: usize = 1024;
 ///
 /// # Safety
 /// Only from the library's constructor, and once for each place.
-#[inline(never)]
 unsafe fn keep(place: &'static Place<[u8; NAME_ROOM]>, text: &[u8]) -> &'static CStr {
     let size = text.len().min(NAME_ROOM - 1);
     // SAFETY: the place has room for that and for the NUL, and nobody else writes or reads it meanwhile.

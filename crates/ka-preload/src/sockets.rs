@@ -36,6 +36,7 @@ static KNOWN: [AtomicU8; 65536] = [const { AtomicU8::new(0) }; 65536];
 /// The bits of it that say what is known.
 const STATE: u8 = 7;
 
+#[inline(never)]
 fn slot(fd: c_int) -> Option<&'static AtomicU8> {
     // A negative one is beyond them all.
     KNOWN.get(fd.cast_unsigned() as usize)
@@ -273,7 +274,7 @@ pub(crate) fn foreign(fd: c_int) {
 /// Called before the program makes a call that takes the lock of a socket, which costs a look into the table. If the
 /// descriptor is a foreign one, it gets the policy now: a lock that is held would stop the program's call just as well.
 #[inline(never)]
-pub(crate) fn before_use(fd: c_int) {
+pub(crate) extern "C" fn before_use(fd: c_int) {
     if byte(fd) == Known::Foreign as u8 {
         learn(fd, Known::Nothing);
         if !filter::is_installed()

@@ -1,36 +1,22 @@
 //! accept(2) and accept4(2)
 
-use libc::{c_int, sockaddr, socklen_t};
+use libc::c_int;
 
-use crate::next;
+use super::stub;
 use crate::settings::active;
 use crate::sockets;
 
-/// What is accepted has inherited from its listener, if that was seen to.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn accept(fd: c_int, address: *mut sockaddr, size: *mut socklen_t) -> c_int {
-    // SAFETY: the program's own call.
-    let accepted = unsafe { next::accept(fd, address, size) };
-    after(fd, accepted);
-    accepted
+stub::around! {
+    /// An accepted socket has inherited the policy if its listener had it.
+    accept, stub::nothing, after
 }
 
-/// The same, with flags.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn accept4(
-    fd: c_int,
-    address: *mut sockaddr,
-    size: *mut socklen_t,
-    flags: c_int,
-) -> c_int {
-    // SAFETY: the program's own call.
-    let accepted = unsafe { next::accept4(fd, address, size, flags) };
-    after(fd, accepted);
-    accepted
+stub::around! {
+    /// The same, with flags.
+    accept4, stub::nothing, after
 }
 
-#[inline(never)]
-pub(super) fn after(listener: c_int, accepted: c_int) {
+pub(super) extern "C" fn after(accepted: c_int, listener: c_int) {
     if let Some(settings) = active() {
         sockets::accepted(settings, listener, accepted);
     }

@@ -11,4 +11,5 @@ mod recv;
 mod send;
 mod setsockopt;
 mod socket;
+mod stub;
 mod syscall;

@@ -59,7 +59,7 @@ pub unsafe extern "C" fn prctl() {
 /// Makes the call and looks at its result. Also takes calls that come before the real function was looked up.
 unsafe extern "C" fn observed(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int {
     // SAFETY: the program's own call.
-    let result = unsafe { next::prctl(option, a, b, c, d) };
+    let result = unsafe { next::prctl(option, [a, b, c, d]) };
     filter::after_prctl(option, result);
     result
 }

@@ -1,43 +1,24 @@
 //! recvmsg(2) and recvmmsg(2): descriptors may come with a message (`SCM_RIGHTS`, unix(7)).
 
-use libc::{c_int, c_uint, c_void, cmsghdr, mmsghdr, msghdr, ssize_t, timespec};
+use libc::{c_int, c_void, cmsghdr, mmsghdr, msghdr, ssize_t};
 
-use crate::next;
+use super::stub;
 use crate::settings::active;
 use crate::sockets::{self, Sender};
 
-/// A TCP socket that comes with the message gets the policy.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
-    sockets::before_use(fd);
-    // SAFETY: the program's own call.
-    let size = unsafe { next::recvmsg(fd, message, flags) };
-    // SAFETY: the kernel has just filled the message, if it succeeded.
-    unsafe { after_recvmsg(fd, size, message) };
-    size
+stub::around! {
+    /// A TCP socket that comes with the message gets the policy.
+    recvmsg, sockets::before_use, after_recvmsg
 }
 
-/// A TCP socket that comes with one of the messages gets the policy.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn recvmmsg(
-    fd: c_int,
-    messages: *mut mmsghdr,
-    count: c_uint,
-    flags: c_int,
-    timeout: *mut timespec,
-) -> c_int {
-    sockets::before_use(fd);
-    // SAFETY: the program's own call.
-    let filled = unsafe { next::recvmmsg(fd, messages, count, flags, timeout) };
-    // SAFETY: the kernel has just filled so many messages.
-    unsafe { after_recvmmsg(fd, filled, messages) };
-    filled
+stub::around! {
+    /// A TCP socket that comes with one of the messages gets the policy.
+    recvmmsg, sockets::before_use, after_recvmmsg
 }
 
 /// # Safety
 /// If `size` is no failure, the kernel has filled the message.
-#[inline]
-pub(super) unsafe fn after_recvmsg(fd: c_int, size: ssize_t, message: *const msghdr) {
+pub(super) unsafe extern "C" fn after_recvmsg(size: ssize_t, fd: c_int, message: *const msghdr) {
     // SAFETY: the kernel has filled the message, so it can be read.
     if size >= 0 && unsafe { (*message).msg_controllen } >= size_of::<cmsghdr>() {
         // SAFETY: the same.
@@ -47,11 +28,10 @@ pub(super) unsafe fn after_recvmsg(fd: c_int, size: ssize_t, message: *const msg
 
 /// # Safety
 /// The kernel has filled as many messages as `filled` says.
-#[inline(never)]
-pub(super) unsafe fn after_recvmmsg(fd: c_int, filled: c_int, messages: *const mmsghdr) {
+pub(super) unsafe extern "C" fn after_recvmmsg(filled: c_int, fd: c_int, messages: *const mmsghdr) {
     for n in 0..usize::try_from(filled).unwrap_or(0) {
         // SAFETY: the kernel has filled this one.
-        unsafe { after_recvmsg(fd, 0, &raw const (*messages.add(n)).msg_hdr) };
+        unsafe { after_recvmsg(0, fd, &raw const (*messages.add(n)).msg_hdr) };
     }
 }
 

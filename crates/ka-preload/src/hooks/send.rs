@@ -4,70 +4,49 @@ use core::ffi::c_void;
 use core::mem::{offset_of, transmute};
 use core::ptr;
 
-use libc::{MSG_FASTOPEN, c_int, c_uint, mmsghdr, msghdr, sockaddr, socklen_t, ssize_t};
+use libc::{MSG_FASTOPEN, c_int, c_uint, mmsghdr, msghdr, sockaddr, socklen_t};
 
-use super::connect;
-use crate::sockets;
-use crate::{next, raw};
+use super::{connect, stub};
+use crate::{raw, sockets};
 
-/// With `MSG_FASTOPEN`, as connect.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn sendto(
+stub::before! {
+    /// With `MSG_FASTOPEN`, as connect.
+    sendto, before_sendto
+}
+
+stub::before! {
+    /// With `MSG_FASTOPEN`, as connect.
+    sendmsg, before_sendmsg
+}
+
+stub::before! {
+    /// With `MSG_FASTOPEN`, as connect to the address of the first message.
+    sendmmsg, before_sendmmsg
+}
+
+pub(super) extern "C" fn before_sendto(
     fd: c_int,
-    data: *const c_void,
-    len: usize,
+    _: *const c_void,
+    _: usize,
     flags: c_int,
     to: *const sockaddr,
     size: socklen_t,
-) -> ssize_t {
-    before_sendto(fd, flags, to, size);
-    // SAFETY: the program's own call.
-    unsafe { next::sendto(fd, data, len, flags, to, size) }
-}
-
-/// With `MSG_FASTOPEN`, as connect.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
-    before_sendmsg(fd, message, flags);
-    // SAFETY: the program's own call.
-    unsafe { next::sendmsg(fd, message, flags) }
-}
-
-/// With `MSG_FASTOPEN`, as connect to the address of the first message.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
-    before_sendmmsg(fd, messages, count, flags);
-    // SAFETY: the program's own call.
-    unsafe { next::sendmmsg(fd, messages, count, flags) }
-}
-
-#[inline]
-pub(super) fn before_sendto(fd: c_int, flags: c_int, to: *const sockaddr, size: socklen_t) {
-    if flags & MSG_FASTOPEN != 0 {
+) {
+    if flags & MSG_FASTOPEN == 0 {
+        sockets::before_use(fd);
+    } else {
         connect::before(fd, to, size);
-    } else {
-        sockets::before_use(fd);
     }
 }
 
-#[inline]
-pub(super) fn before_sendmsg(fd: c_int, message: *const msghdr, flags: c_int) {
-    if flags & MSG_FASTOPEN != 0 {
-        let (to, size) = destination(message);
-        connect::before(fd, to, size);
-    } else {
-        sockets::before_use(fd);
-    }
+pub(super) extern "C" fn before_sendmsg(fd: c_int, message: *const msghdr, flags: c_int) {
+    let (to, size) = if flags & MSG_FASTOPEN == 0 { (ptr::null(), 0) } else { destination(message) };
+    before_sendto(fd, ptr::null(), 0, flags, to, size);
 }
 
-#[inline]
-pub(super) fn before_sendmmsg(fd: c_int, messages: *const mmsghdr, count: c_uint, flags: c_int) {
-    if flags & MSG_FASTOPEN != 0 && count > 0 {
-        const { assert!(offset_of!(mmsghdr, msg_hdr) == 0) };
-        before_sendmsg(fd, messages.cast(), flags);
-    } else {
-        sockets::before_use(fd);
-    }
+pub(super) extern "C" fn before_sendmmsg(fd: c_int, messages: *const mmsghdr, count: c_uint, flags: c_int) {
+    const { assert!(offset_of!(mmsghdr, msg_hdr) == 0) };
+    before_sendmsg(fd, messages.cast(), if count > 0 { flags } else { 0 });
 }
 
 /// Where a message goes. The program's address may be wrong, so it is the kernel that reads there.

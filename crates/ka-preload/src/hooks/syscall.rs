@@ -158,7 +158,9 @@ unsafe extern "C" fn hooked(
     match number {
         libc::SYS_connect => connect::before(int(a), b as *const sockaddr, c as socklen_t),
         libc::SYS_listen => listen::before(int(a)),
-        libc::SYS_sendto => send::before_sendto(int(a), int(d), e as *const sockaddr, f as socklen_t),
+        libc::SYS_sendto => {
+            send::before_sendto(int(a), b as *const c_void, c, int(d), e as *const sockaddr, f as socklen_t);
+        }
         libc::SYS_sendmsg => send::before_sendmsg(int(a), b as *const msghdr, int(c)),
         libc::SYS_sendmmsg => send::before_sendmmsg(int(a), b as *const mmsghdr, c as c_uint, int(d)),
         libc::SYS_recvmsg | libc::SYS_recvmmsg => sockets::before_use(int(a)),
@@ -179,11 +181,11 @@ unsafe extern "C" fn hooked(
     let result = unsafe { next::syscall(number, [a, b, c, d, e, f]) };
     match number {
         libc::SYS_socket => socket::after(result as c_int, int(a), int(b), int(c)),
-        libc::SYS_accept | libc::SYS_accept4 => accept::after(int(a), result as c_int),
+        libc::SYS_accept | libc::SYS_accept4 => accept::after(result as c_int, int(a)),
         // SAFETY: the kernel has just filled the message, if it succeeded.
-        libc::SYS_recvmsg => unsafe { recv::after_recvmsg(int(a), result as ssize_t, b as *const msghdr) },
+        libc::SYS_recvmsg => unsafe { recv::after_recvmsg(result as ssize_t, int(a), b as *const msghdr) },
         // SAFETY: the kernel has just filled so many messages.
-        libc::SYS_recvmmsg => unsafe { recv::after_recvmmsg(int(a), result as c_int, b as *const mmsghdr) },
+        libc::SYS_recvmmsg => unsafe { recv::after_recvmmsg(result as c_int, int(a), b as *const mmsghdr) },
         libc::SYS_prctl => filter::after_prctl(int(a), result as c_int),
         libc::SYS_seccomp => filter::after_seccomp(a, result),
         _ => {}
