@@ -904,20 +904,34 @@ fn in_a_setuid_program_the_environment_counts_for_nothing() {
     support::succeed(Command::new("setcap").arg("cap_net_raw+ep").arg(&capable));
     fs::copy(&library, &preload).unwrap();
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
-    let run = |user: &str, program: &Path| {
+    let run_with = |conf: &str, user: &str, command: &str| {
         let output = with_own_etc(&format!(
-            "echo {} > /etc/ld.so.preload; echo KA_CNT=4 > /etc/ka.conf; \
-             {user} env KA_IDLE=9 KA_POLICY=off KA_LOG={} {} one",
+            "echo {} > /etc/ld.so.preload; printf '{conf}' > /etc/ka.conf; {user} {command} one",
             preload.display(),
-            log.display(),
-            program.display()
         ));
         String::from_utf8(output.stdout).unwrap().lines().next().unwrap_or_default().to_owned()
+    };
+    let run = |user: &str, program: &Path| {
+        let environment = format!("env KA_IDLE=9 KA_POLICY=off KA_LOG={}", log.display());
+        run_with("KA_CNT=4\\n", user, &format!("{environment} {}", program.display()))
     };
     let as_nobody = run(NOBODY, &setuid);
     let with_capability = run(NOBODY, &capable);
     let as_root = run("", &setuid);
+    // The caller chooses argv[0], so it may not select an entry of KA_SKIP for a program with more rights.
+    let named = |user: &str, program: &Path| {
+        let command = format!("bash -c 'exec -a sshd \"$0\" \"$@\"' {}", program.display());
+        run_with("KA_SKIP=sshd\\n", user, &command)
+    };
+    let named_as_nobody = [named(NOBODY, &setuid), named(NOBODY, &capable)];
+    let named_as_root = named("", &setuid);
+    let skipped = run_with("KA_SKIP=moments\\n", NOBODY, &setuid.display().to_string());
     fs::remove_dir_all(&folder).unwrap();
+    for values in named_as_nobody {
+        assert_eq!(values, "1 60 10 6 0", "a user took keepalive from a program with more rights");
+    }
+    assert_eq!(named_as_root, "0 7200 75 9 0", "without more rights than its user, argv[0] counts");
+    assert_eq!(skipped, "0 7200 75 9 0", "the name of the executable counts in any program");
     assert_eq!(as_nobody, "1 60 10 4 0", "the file counts, the user's environment does not");
     assert_eq!(with_capability, "1 60 10 4 0", "nor where the program has a capability");
     assert!(!log.exists(), "a user chose a file for root to write");

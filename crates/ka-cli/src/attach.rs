@@ -106,8 +106,8 @@ struct Seen {
     round: u64,
     /// The round in which a socket is to be looked at again.
     sockets: HashMap<u32, u64>,
-    /// Processes whose refusal has been said, by number and time of start.
-    refused: HashSet<(i32, u64)>,
+    /// Processes whose refusal has been reported, by PID and start time, and the last round in which each refused.
+    refused: HashMap<(i32, u64), u64>,
 }
 
 impl Seen {
@@ -134,12 +134,18 @@ impl Seen {
 }
 
 impl Seen {
-    /// What was not there when it was to be looked at again is gone.
+    /// Records that a process refuses to be looked into in this round. Returns whether that is not reported yet.
+    fn refuses(&mut self, pid: i32, started: u64) -> bool {
+        self.refused.insert((pid, started), self.round).is_none()
+    }
+
+    /// What was not there when it was to be looked at again is gone. So is a process that has not refused since.
     fn forget(&mut self, targets: &[Target]) {
         if self.round.is_multiple_of(Self::AGAIN) {
             let there: HashSet<u32> = targets.iter().map(|target| target.inode).collect();
             let round = self.round;
             self.sockets.retain(|inode, next| *next >= round || there.contains(inode));
+            self.refused.retain(|_, last| *last + Self::AGAIN >= round);
         }
     }
 }
@@ -316,7 +322,7 @@ impl Attach<'_> {
                 Err(error) => Some(error),
             };
             if let Some(error) = problem.filter(|error| !is_gone(error))
-                && seen.refused.insert((pid, process::started(pid)))
+                && seen.refuses(pid, process::started(pid))
             {
                 report.failed(pid, None, privilege::explain(pid, &error));
             }
@@ -675,4 +681,25 @@ fn has_port(socket: BorrowedFd<'_>, port: u16) -> io::Result<bool> {
         }
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Seen;
+
+    #[test]
+    fn refusals_are_reported_once_and_forgotten_after_the_process() {
+        let mut seen = Seen::default();
+        let rounds = 10 * Seen::AGAIN;
+        for round in 0..rounds {
+            seen.round = round;
+            // One process refuses in every round. Another one, of a new PID each time, refuses once.
+            assert_eq!(seen.refuses(1, 7), round == 0);
+            assert!(seen.refuses(i32::try_from(round).unwrap() + 2, 7));
+            seen.forget(&[]);
+            assert!(seen.refused.len() <= 3 * usize::try_from(Seen::AGAIN).unwrap(), "{}", seen.refused.len());
+        }
+        // A PID that is used again is another process.
+        assert!(seen.refuses(1, 8));
+    }
 }

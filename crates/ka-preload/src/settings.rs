@@ -134,7 +134,7 @@ pub(crate) unsafe fn publish(settings: Settings) {
     STATE.store(ACTIVE, Ordering::Release);
 }
 
-/// Whether the kernel gave the program more rights than its user has.
+/// Whether the program has more rights than the user who started it: `AT_SECURE`, getauxval(3).
 fn has_more_rights() -> bool {
     // SAFETY: getauxval(3) takes a number.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
@@ -231,7 +231,7 @@ pub(crate) fn read() -> Option<Settings> {
     orders.take_all(&[environment, file], |variable, value, right| {
         complain.about(variable.name(), value, right, "it does not count");
     });
-    if orders.policy.enabled() != Some(true) || skips_this_program(orders.skip) {
+    if orders.policy.enabled() != Some(true) || skips_this_program(orders.skip, has_more_rights()) {
         return None;
     }
     let mut settings = Settings {
@@ -276,15 +276,22 @@ fn read_rules(text: &[u8], settings: &mut Settings, complain: &Complaints) {
     }
 }
 
-/// KA_SKIP: whether one of the patterns, with commas between them, fits the program.
-fn skips_this_program(patterns: &[u8]) -> bool {
+/// Returns whether a pattern of `KA_SKIP` matches the program's name: the last part of /proc/self/exe or of argv\[0\].
+///
+/// The user who starts a program chooses argv\[0\]. If the program has more rights than this user, only /proc/self/exe
+/// counts.
+fn skips_this_program(patterns: &[u8], has_more_rights: bool) -> bool {
     if patterns.is_empty() {
         return false;
     }
     let (mut command, mut link) = ([0; 4096], [0; 4096]);
+    let executable = executable(&mut link);
+    if has_more_rights {
+        return skips(patterns, [executable, executable]);
+    }
     let size = File::open(c"/proc/self/cmdline", libc::O_RDONLY, 0).and_then(|file| file.read(&mut command));
     let command = command.get(..size.unwrap_or(0)).unwrap_or_default();
-    skips(patterns, [base_name(cut(command, 0).0), executable(&mut link)])
+    skips(patterns, [base_name(cut(command, 0).0), executable])
 }
 
 /// The last part of what /proc/self/exe points to.
@@ -386,7 +393,10 @@ pub(crate) mod tests {
         let own = std::env::current_exe().unwrap();
         let own = own.file_name().unwrap().to_str().unwrap();
         assert_eq!(executable(&mut [0; 4096]), own.as_bytes());
-        assert!(skips_this_program(own.as_bytes()) && skips_this_program(b"x, ka_preload-*"));
-        assert!(!skips_this_program(b"") && !skips_this_program(b"x"));
+        for has_more_rights in [false, true] {
+            let skips = |patterns| skips_this_program(patterns, has_more_rights);
+            assert!(skips(own.as_bytes()) && skips(b"x, ka_preload-*"));
+            assert!(!skips(b"") && !skips(b"x"));
+        }
     }
 }
