@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use support::{release, root, scratch, soname, stderr, stdout, succeed};
+use support::{is_root, release, root, scratch, skip, soname, stderr, stdout, succeed};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -494,4 +494,46 @@ fn cargo_c_installs_the_same() {
     let mut args = pc(&["--static", "--cflags", "--libs"]);
     args.push("-static".into());
     judge(&build("gcc", "c/link.c", &args), &lib, false);
+}
+
+/// `scripts/need` forbids Debian's packages to start their servers while it installs them. apt-get is one of the test's own,
+/// and so is /usr/sbin.
+#[test]
+fn policy_rc_d_is_removed_when_an_installation_is_interrupted() {
+    if !is_root() {
+        skip("only root may mount a /usr/sbin of its own");
+        return;
+    }
+    let script = r#"
+        mount -t tmpfs -o mode=755 none /usr/sbin && mkdir /usr/sbin/bin && PATH=/usr/sbin/bin:/usr/bin:/bin
+        policy=/usr/sbin/policy-rc.d
+        cat >/usr/sbin/bin/apt-get <<'END'
+#!/bin/sh
+[ "$1" = install ] || exit 0
+/usr/sbin/policy-rc.d; echo "policy $?"
+[ ! -e /proc/self/fd/9 ] || echo "the lock is inherited"
+[ -z "$signal" ] || kill -"$signal" $PPID
+END
+        chmod 755 /usr/sbin/bin/apt-get
+        for signal in '' HUP INT TERM KILL ''; do
+            signal=$signal "$need" ka-no-such-tool >/usr/sbin/said 2>/dev/null
+            echo "signal ${signal:-none}: status $?, $(grep policy /usr/sbin/said), $(ls /usr/sbin | grep policy || echo removed)"
+            grep lock /usr/sbin/said
+        done
+        printf '#!/bin/sh\nexit 0\n' >$policy; chmod 755 $policy
+        "$need" ka-no-such-tool 2>/dev/null | grep policy
+        cat $policy
+    "#;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "dash", "-c", script]).env("need", root().join("scripts/need"));
+    let expected = "\
+        signal none: status 1, policy 101, removed\n\
+        signal HUP: status 129, policy 101, removed\n\
+        signal INT: status 130, policy 101, removed\n\
+        signal TERM: status 143, policy 101, removed\n\
+        signal KILL: status 137, policy 101, policy-rc.d\n\
+        signal none: status 1, policy 101, removed\n\
+        policy 0\n#!/bin/sh\nexit 0\n";
+    // The shell of the last line reports nothing of its own.
+    assert_eq!(String::from_utf8(command.output().unwrap().stdout).unwrap(), expected);
 }

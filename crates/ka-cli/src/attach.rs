@@ -697,7 +697,11 @@ mod tests {
             assert_eq!(seen.refuses(1, 7), round == 0);
             assert!(seen.refuses(i32::try_from(round).unwrap() + 2, 7));
             seen.forget(&[]);
-            assert!(seen.refused.len() <= 3 * usize::try_from(Seen::AGAIN).unwrap(), "{}", seen.refused.len());
+            assert!(
+                seen.refused.len() <= 3 * usize::try_from(Seen::AGAIN).unwrap(),
+                "{}",
+                seen.refused.len()
+            );
         }
         // A PID that is used again is another process.
         assert!(seen.refuses(1, 8));
