@@ -130,6 +130,56 @@ fn ld_so_preload_finds_the_library_that_was_installed() {
     assert_eq!(said, expected);
 }
 
+/// A user has a link to the library in a folder of his own, and changes it after the installation.
+#[test]
+fn ld_so_preload_lists_the_file_that_a_link_leads_to() {
+    if !may_have_own_machine() {
+        return;
+    }
+    let said = on_own_machine(&format!(
+        "mkdir /mnt/u /mnt/root; cp $lib /mnt/root; chown 65534 /mnt/u; user='setpriv --reuid 65534 --clear-groups'
+         echo '#include <unistd.h>
+         void __attribute__((constructor)) evil(void) {{ if (!geteuid()) write(1, \"evil \", 5); }}' |
+             $user cc -x c -shared -fPIC -o /mnt/u/evil.so -
+         cp /usr/bin/cat /mnt/setuid; chmod 4755 /mnt/setuid
+         repoint() {{ $user ln -sfn \"$1\" /mnt/u/link; }}
+         repoint $lib; $tool install /mnt/u/link | head -n 1; cat /etc/ld.so.preload; repoint evil.so
+         python3 -c '{ASK}'; $user /mnt/setuid /proc/self/maps | grep -oE 'evil|/[^ ]*/libka_preload.so' | sort -u
+         $tool status /mnt/u/link; $tool install /mnt/u/link 2>&1; $tool remove /mnt/u/link; $tool status
+         repoint $lib; $tool remove /mnt/u/link; echo == a folder
+         repoint /mnt/root; $tool install /mnt/u/link/libka_preload.so | head -n 1; repoint /mnt
+         $tool status; $tool remove; echo == root links to the user
+         ln -s /mnt/u/evil.so /mnt/link; $tool install /mnt/link 2>&1; echo == listed by hand
+         repoint $lib; printf '/mnt/u/link /mnt/root/libka_preload.so' >/etc/ld.so.preload
+         $tool status /mnt/u/link 2>&1; $tool install /mnt/u/link | head -n 1; cat /etc/ld.so.preload
+         echo /mnt/u/link >/etc/ld.so.preload; $tool remove /mnt/u/link; ls -a /etc | grep ld.so.pre || echo nothing is left"
+    ));
+    let expected = "\
+        /mnt/libka_preload.so is in /etc/ld.so.preload: what starts from now on has it\n\
+        /mnt/libka_preload.so\n\
+        1 60 10 6\n\
+        /mnt/libka_preload.so\n\
+        /mnt/u/evil.so is not in /etc/ld.so.preload\n\
+        ld-so-preload: /mnt/u/evil.so: must be root's; it is that of user 65534\n\
+        /mnt/u/evil.so is not in /etc/ld.so.preload\n\
+        /mnt/libka_preload.so is in /etc/ld.so.preload, and programs start under it\n\
+        /mnt/libka_preload.so is out of /etc/ld.so.preload: what starts from now on is without it\n\
+        == a folder\n\
+        /mnt/root/libka_preload.so is in /etc/ld.so.preload: what starts from now on has it\n\
+        /mnt/root/libka_preload.so is in /etc/ld.so.preload, and programs start under it\n\
+        /mnt/root/libka_preload.so is out of /etc/ld.so.preload: what starts from now on is without it\n\
+        == root links to the user\n\
+        ld-so-preload: /mnt/u/evil.so: must be root's; it is that of user 65534\n\
+        == listed by hand\n\
+        ld-so-preload: /etc/ld.so.preload has /mnt/u/link, which leads to /mnt/libka_preload.so by a symbolic link: \
+        install it again to list /mnt/libka_preload.so\n\
+        /mnt/libka_preload.so is in /etc/ld.so.preload: what starts from now on has it\n\
+        /mnt/libka_preload.so\n/mnt/root/libka_preload.so\n\
+        /mnt/libka_preload.so is out of /etc/ld.so.preload: what starts from now on is without it\n\
+        nothing is left\n";
+    assert_eq!(said, expected);
+}
+
 /// What it refuses, each with what it says; the list is as it was.
 #[test]
 fn ld_so_preload_refuses_what_would_harm_the_machine() {
