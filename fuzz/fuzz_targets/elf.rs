@@ -17,6 +17,8 @@ use libfuzzer_sys::fuzz_target;
 
 #[path = "../../crates/ka-cli/src/elf.rs"]
 mod elf;
+#[path = "../../crates/ka-cli/src/file.rs"]
+mod file;
 
 thread_local!(static FILE: OnceCell<(File, PathBuf)> = const { OnceCell::new() });
 

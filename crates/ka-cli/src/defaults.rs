@@ -1,7 +1,7 @@
 //! `ka defaults`: the system's three sysctls, shown and set.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read as _, Write};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,7 @@ use crate::check::quoted;
 use crate::diag::State;
 use crate::duration::words;
 use crate::failure::{Failure, Outcome};
+use crate::file;
 use crate::json;
 use crate::sockets::sockets;
 use crate::text;
@@ -260,7 +261,9 @@ fn is_ours(path: &Path) -> Result<(), Failure> {
         Ok(found) if !found.is_file() => return Err(refused(&"it is no regular file")),
         Ok(_) => {}
     }
-    let text = fs::read(path).map_err(|error| refused(&error))?;
+    let mut text = Vec::new();
+    let read = file::open_regular(path).and_then(|mut file| file.read_to_end(&mut text));
+    read.map_err(|error| refused(&error))?;
     let text = String::from_utf8_lossy(&text);
     let is_own = |line: &str| {
         let name = line.split('=').next().unwrap_or_default().trim().strip_prefix("net.ipv4.");

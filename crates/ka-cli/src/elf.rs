@@ -9,6 +9,8 @@ use object::read::elf::{Dyn as _, FileHeader, ProgramHeader as _, SectionHeader 
 use object::read::{ReadCache, ReadRef};
 use object::{Endianness, FileKind};
 
+use crate::file;
+
 /// A program or a library.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Elf {
@@ -102,7 +104,7 @@ pub(crate) fn exports(path: &Path, functions: &[&str]) -> io::Result<bool> {
 
 /// An ELF file; `None` where it is another.
 fn open(path: &Path) -> io::Result<Option<ReadCache<File>>> {
-    let mut file = File::open(path)?;
+    let mut file = file::open_regular(path)?;
     let mut magic = [0; 4];
     if file.read_exact(&mut magic).is_err() || magic != elf::ELFMAG {
         return Ok(None);

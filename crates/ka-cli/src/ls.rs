@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
@@ -16,6 +15,7 @@ use serde::Serialize;
 use crate::args;
 use crate::diag::State;
 use crate::failure::{FOUND, Failure, Outcome};
+use crate::file;
 use crate::json;
 use crate::privilege;
 use crate::sockets::{Owner, Socket, sockets};
@@ -87,7 +87,7 @@ fn enter(path: &Path) -> Result<(), Failure> {
         };
         Failure::new(format_args!("ls: network namespace {}: {why}", path.display()))
     };
-    let namespace = File::open(path).map_err(refused)?;
+    let namespace = file::open_regular(path).map_err(refused)?;
     sys::enter_network(namespace.as_fd()).map_err(refused)
 }
 

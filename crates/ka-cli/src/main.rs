@@ -25,6 +25,7 @@ mod diag;
 mod duration;
 mod elf;
 mod failure;
+mod file;
 mod json;
 mod ls;
 #[cfg(test)]

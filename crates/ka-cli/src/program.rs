@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::elf::Elf;
 use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
+use crate::file;
 use crate::sys;
 
 /// What is to be started.
@@ -64,10 +65,15 @@ impl Program {
                 .with_status(NOT_EXECUTABLE));
             }
             self.executable = path;
-            if !self.executable.exists() {
+            let found = fs::metadata(&self.executable);
+            if let Err(error) = found.and_then(|metadata| file::check_regular(&metadata)) {
                 let script = self.scripts.last().unwrap_or(&self.path);
+                let why = match error.kind() {
+                    io::ErrorKind::NotFound => "it is not there".to_owned(),
+                    _ => error.to_string(),
+                };
                 return Err(Failure::new(format_args!(
-                    "{}: its interpreter {} is not there",
+                    "{}: its interpreter {}: {why}",
                     script.display(),
                     self.executable.display()
                 ))
@@ -82,7 +88,8 @@ impl Program {
         }
         self.elf = Elf::read(&self.executable).ok().flatten();
         let mut start = [0; 4];
-        let is_foreign = File::open(&self.executable).and_then(|mut file| file.read(&mut start)).is_err();
+        let is_foreign =
+            file::open_regular(&self.executable).and_then(|mut file| file.read(&mut start)).is_err();
         if self.elf.is_none() && !is_foreign && !start.starts_with(b"\x7fELF") {
             self.is_plain_text = true;
             self.scripts.push(self.executable.clone());
@@ -132,9 +139,7 @@ fn search(name: &OsStr) -> Result<PathBuf, Failure> {
         Failure::new(format_args!("{}: {why}", path.display())).with_status(NOT_EXECUTABLE)
     };
     let check = |path: &Path| -> io::Result<()> {
-        if fs::metadata(path)?.is_dir() {
-            return Err(io::Error::from_raw_os_error(libc::EISDIR));
-        }
+        file::check_regular(&fs::metadata(path)?)?;
         sys::may_execute(path)
     };
     if name.is_empty() {
@@ -180,7 +185,7 @@ struct Interpreter {
 /// argument. fs/binfmt_script.c
 fn interpreter(path: &Path) -> Option<Interpreter> {
     let mut start = Vec::new();
-    File::open(path).ok()?.take(256).read_to_end(&mut start).ok()?;
+    file::open_regular(path).ok()?.take(256).read_to_end(&mut start).ok()?;
     let line = start.strip_prefix(b"#!")?;
     let line = line.split(|byte| *byte == b'\n').next()?.trim_ascii();
     let end = line.iter().position(|byte| matches!(byte, b' ' | b'\t')).unwrap_or(line.len());

@@ -300,7 +300,7 @@ fn the_status_says_whose_failure_it_was() {
     for (program, status, message) in [
         (&["no-such-program"][..], 127, "ka: run: no-such-program: there is no such program on PATH\n"),
         (&["/no/such/program"], 127, "ka: run: /no/such/program: there is no such program\n"),
-        (&["/"], 126, "ka: run: /: Is a directory (os error 21)\n"),
+        (&["/"], 126, "ka: run: /: is a directory\n"),
         (&[not_executable], 126, ""),
         (&["-d", "0", "true"], 125, "error: invalid value '0' for '--idle <S>': it must be 1..32767 s\n"),
         (

@@ -6,6 +6,7 @@ mod support;
 
 mod command;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
@@ -522,4 +523,68 @@ fn no_other_program_is_run() {
         let log = fs::read_to_string(log).unwrap();
         assert_eq!(log.matches("execve").count(), programs, "{args:?}: {log}");
     }
+}
+
+/// A FIFO, a socket, a device and a folder in every place where a file's name comes from somebody else. Opening a FIFO that
+/// nobody writes would block for ever.
+#[test]
+fn files_that_are_not_regular_are_rejected_and_not_opened() {
+    let folder = public("files");
+    let _clean = CleanUp(folder.clone());
+    let (fifo, socket) = (folder.join("fifo"), folder.join("socket"));
+    succeed(Command::new("mkfifo").args(["-m", "755"]).arg(&fifo));
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o755)).unwrap();
+    let script = |name: &str, line: String| {
+        let path = folder.join(name);
+        fs::write(&path, line).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    };
+    // The program, so that a hang is a failure and not one of the test.
+    let timed = |args: &[&OsStr]| {
+        let mut command = Command::new("timeout");
+        command.arg("60").arg(ka().get_program()).args(args).env("PATH", "/usr/bin:/bin");
+        command
+    };
+    const NOT_REGULAR: &str = "it is not a regular file";
+    for (number, (path, why)) in [
+        (&*fifo, NOT_REGULAR),
+        (&socket, NOT_REGULAR),
+        (Path::new("/dev/null"), NOT_REGULAR),
+        (&folder, "is a directory"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let direct = script(&format!("direct-{number}"), format!("#!{}\n", path.display()));
+        let through_env = script(&format!("env-{number}"), format!("#!/usr/bin/env {}\n", path.display()));
+        let is_refused = |expected: i32, mut command: Command, why: &str| {
+            let (status, out, err) = outcome(&mut command);
+            assert!(
+                status == expected && out.is_empty() && err.contains(why),
+                "{command:?}: {status} {out}{err}"
+            );
+        };
+        for program in [path, &direct] {
+            is_refused(126, timed(&["run".as_ref(), "--".as_ref(), program.as_ref()]), why);
+            let (status, out, err) = outcome(&mut timed(&["check".as_ref(), program.as_ref()]));
+            assert!(status != 0 && format!("{out}{err}").contains(why), "{program:?}: {status} {out}{err}");
+        }
+        // env(1) reports what is wrong with its program.
+        let (status, ..) = outcome(&mut timed(&["run".as_ref(), "--".as_ref(), through_env.as_ref()]));
+        assert_eq!(status, 126, "{path:?}");
+        assert_ne!(outcome(&mut timed(&["check".as_ref(), through_env.as_ref()])).0, 124, "{path:?}");
+        let mut preload = timed(&["run".as_ref(), "--via".as_ref(), "preload".as_ref(), "true".as_ref()]);
+        preload.env("KA_PRELOAD", path);
+        is_refused(125, preload, why);
+        is_refused(2, timed(&["ls".as_ref(), "--netns".as_ref(), path.as_ref()]), why);
+        let cgroup = timed(&["cgroup".as_ref(), "attach".as_ref(), path.as_ref()]);
+        is_refused(2, cgroup, "it is no cgroup");
+    }
+    // A FIFO on PATH is passed over, as the shell does.
+    fs::rename(&fifo, folder.join("true")).unwrap();
+    let mut run = timed(&["run".as_ref(), "--".as_ref(), "true".as_ref()]);
+    run.env("PATH", format!("{}:/usr/bin:/bin", folder.display()));
+    assert_eq!(outcome(&mut run), (0, String::new(), String::new()));
 }

@@ -36,7 +36,6 @@ mod sys;
 mod terms;
 
 use std::convert::Infallible;
-use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::net::UnixStream;
@@ -47,6 +46,7 @@ use super::orders::{Environment, conf_text, execute, is_ordered_off};
 use super::{Launch, Reach, Way, no};
 use crate::elf::Elf;
 use crate::failure::{Failure, OUR_OWN};
+use crate::file;
 use crate::privilege::{CAP_SYS_ADMIN, CAP_SYS_PTRACE};
 use crate::process::{self, Status};
 pub(crate) use family::supervisor_of;
@@ -182,8 +182,8 @@ fn obstacle(launch: &Launch<'_>) -> Option<(String, String)> {
             own.machine_name()
         ));
     }
-    let may_not_be_read =
-        File::open(&program.executable).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+    let may_not_be_read = file::open_regular(&program.executable)
+        .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
     if may_not_be_read && !own_status().has_capability(CAP_SYS_PTRACE) {
         return follow(format!("{path}: it may not be read, so the kernel lets nobody look into it"));
     }
