@@ -4,12 +4,15 @@
 //! They are kept by links, and those by paths in the bpf filesystem, a folder a cgroup: so they stay when ka has ended,
 //! and go when the folder does, or the cgroup.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+mod sweep;
+mod walk;
+
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,12 +20,16 @@ use serde::Serialize;
 
 use crate::args::{self, CgroupCommand};
 use crate::bpf::host::{self, BPF_FOLDER};
-use crate::bpf::{self, Done, Only, Orders, Programs, Setter};
+use crate::bpf::{self, Orders, Programs};
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::json;
+use crate::notify::Notify;
 use crate::sys::{self, users};
 use crate::table::{self, Column, Output};
 use crate::text;
+
+use sweep::{Swept, refusals, sweep};
+use walk::walk;
 
 pub(crate) fn cgroup(args: &args::Cgroup) -> Outcome {
     match &args.command {
@@ -54,22 +61,57 @@ impl Cgroup {
         let root = host::cgroup_root().ok_or(host::NO_CGROUPS)?;
         let path = Path::new(name);
         let within = root.join(path.strip_prefix("/").unwrap_or(path));
-        let found = [path, &within].into_iter().find(|path| host::is_cgroup(path));
-        let found = found.ok_or_else(|| {
-            format!(
-                "{}: it is no cgroup (v2): neither its folder nor a name below {}",
-                path.display(),
-                root.display()
-            )
-        })?;
-        let found = fs::canonicalize(found).map_err(|error| format!("{}: {error}", found.display()))?;
-        Self::open(&found).map_err(|error| format!("{}: {error}", found.display()))
+        let refused = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
+        for path in [path, &within] {
+            let mut cgroup = match Self::open(path) {
+                Ok(cgroup) if host::is_cgroup(&cgroup.folder) => cgroup,
+                Err(error) if !is_gone(&error) && error.kind() != io::ErrorKind::NotADirectory => {
+                    return Err(refused(path, error));
+                }
+                _ => continue,
+            };
+            let absolute = match fs::canonicalize(path) {
+                // Its name is too long for a path of the kernel's.
+                Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => std::path::absolute(path),
+                other => other,
+            };
+            cgroup.path = absolute.map_err(|error| refused(path, error))?;
+            return Ok(cgroup);
+        }
+        Err(format!(
+            "{}: it is no cgroup (v2): neither its folder nor a name below {}",
+            path.display(),
+            root.display()
+        ))
     }
 
+    /// Opens a folder, also one that is deeper than a path can name: `PATH_MAX`.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let folder = File::open(path)?;
+        let open = |path: &Path| File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path);
+        let folder = match open(path) {
+            Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => {
+                let (start, rest) = match path.strip_prefix("/") {
+                    Ok(rest) => ("/", rest),
+                    Err(_) => (".", path),
+                };
+                rest.components().try_fold(open(start.as_ref())?, |folder, name| {
+                    sys::open_at(folder.as_fd(), name.as_os_str(), libc::O_DIRECTORY)
+                })?
+            }
+            other => other?,
+        };
         let id = folder.metadata()?.ino();
         Ok(Self { folder, path: path.to_path_buf(), id })
+    }
+
+    /// Opens a cgroup directly below, or "." or "..".
+    fn below(&self, name: &OsStr) -> io::Result<File> {
+        sys::open_at(self.folder.as_fd(), name, libc::O_DIRECTORY)
+    }
+
+    /// Opens one of its files.
+    fn file(&self, name: &str) -> io::Result<File> {
+        sys::open_at(self.folder.as_fd(), name.as_ref(), 0)
     }
 
     /// What it is called: its folder without where cgroups are mounted.
@@ -149,14 +191,21 @@ fn lock_pins() -> Result<Option<File>, String> {
 }
 
 /// The policy of a cgroup above that holds against that of this one, as who may not ask the kernel for it cannot know.
-fn held_above(path: &Path, orders: Orders) -> Option<String> {
+fn held_above(cgroup: &Cgroup, orders: Orders) -> Option<String> {
     // The kernel calls the programs of the one furthest up last.
-    let above = path.ancestors().skip(1).take_while(|path| host::is_cgroup(path));
-    let holding = above.filter_map(|path| {
-        let found = bpf::attached(File::open(path).ok()?.as_fd()).ok()?;
-        Some((path, found.into_iter().find(|found| found.mode == ka_core::Mode::Force)?))
-    });
-    let (path, found) = holding.last().filter(|(_, found)| found.policy != orders.policy)?;
+    let mut holding = None;
+    let mut folder = cgroup.below("..".as_ref()).ok()?;
+    for path in cgroup.path.ancestors().skip(1) {
+        if !host::is_cgroup(&folder) {
+            break;
+        }
+        let found = bpf::attached(folder.as_fd()).unwrap_or_default();
+        if let Some(found) = found.into_iter().find(|found| found.mode == ka_core::Mode::Force) {
+            holding = Some((path, found));
+        }
+        folder = sys::open_at(folder.as_fd(), "..".as_ref(), libc::O_DIRECTORY).ok()?;
+    }
+    let (path, found) = holding.filter(|(_, found)| found.policy != orders.policy)?;
     let name = name(path);
     Some(format!(
         "{}, which is above it, has {} in mode force: that one holds",
@@ -174,6 +223,8 @@ struct Attached {
     set: usize,
     unchanged: usize,
     failed: usize,
+    /// What of the sockets that were open already was left as it is, and why.
+    left: Vec<String>,
 }
 
 fn attach(args: &args::CgroupAttach) -> Outcome {
@@ -192,171 +243,90 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
         keep(&cgroup, &programs).map_err(failed)?;
         None
     };
-    if let Some(why) = held_above(&cgroup.path, orders) {
+    if let Some(held) = &held {
+        held.notify.send(
+            "READY=1\nSTATUS=The policy is in force for new sockets. Those that are open are being set.",
+        );
+    }
+    if let Some(why) = held_above(&cgroup, orders) {
         let _ = writeln!(io::stderr(), "ka: cgroup attach: {why}");
     }
     // What is open already. From here on nothing new comes without the policy.
-    let Swept { done, left } = sweep(&cgroup, orders);
-    let mut attached = Attached {
+    let swept = sweep(&cgroup, orders, held.as_ref());
+    let mut out = BufWriter::new(io::stdout().lock());
+    let refused: Vec<_> = refusals(&swept, orders.mode).collect();
+    let Swept { set, unchanged, refused: counts, left } = swept;
+    for why in left.iter().chain(&refused) {
+        let _ = writeln!(io::stderr(), "ka: cgroup attach: {why}");
+    }
+    let status = if left.is_empty() && refused.is_empty() { 0 } else { FOUND };
+    let attached = Attached {
         cgroup: cgroup.name(),
         policy: orders.policy.to_string(),
         mode: ka_core::Mode::from(args.mode).name(),
-        set: 0,
-        unchanged: 0,
-        failed: 0,
+        set,
+        unchanged,
+        failed: counts.values().sum(),
+        left,
     };
-    let mut said = left;
-    for one in done {
-        *(match (one.errno, one.writes) {
-            (0, 0) => &mut attached.unchanged,
-            (0, _) => &mut attached.set,
-            (errno, _) => {
-                said.push(format!("a socket: {}", bpf::refusal(errno)));
-                &mut attached.failed
-            }
-        }) += 1;
-    }
-    for why in &said {
-        let _ = writeln!(io::stderr(), "ka: cgroup attach: {why}");
-    }
-    let status = if said.is_empty() { 0 } else { FOUND };
-    let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
         json::to_writer_pretty(&mut out, &attached)?;
         writeln!(out)?;
     } else {
-        let Attached { cgroup, policy, mode, set, unchanged, failed } = &attached;
+        let Attached { cgroup, policy, mode, set, unchanged, failed, left } = &attached;
         let cgroup = text::visible(cgroup.as_bytes());
+        let incomplete = if left.is_empty() { "" } else { "; not all were looked at" };
         writeln!(
             out,
-            "{cgroup}: {policy}, mode {mode}; {set} sockets set, {unchanged} unchanged, {failed} failed"
+            "{cgroup}: {policy}, mode {mode}; {set} sockets set, {unchanged} unchanged, {failed} failed{incomplete}"
         )?;
     }
     out.flush()?;
     if let Some(held) = held {
-        held.wait(&attached.cgroup)?;
+        held.wait(&attached)?;
         return Ok(0);
     }
     Ok(status)
-}
-
-/// How what was open already fared.
-struct Swept {
-    done: Vec<Done>,
-    /// What was left as it is, and why.
-    left: Vec<String>,
-}
-
-/// Sets what the cgroup's processes have open, in each network namespace that they are in: the kernel goes through the
-/// sockets of one at a time.
-fn sweep(cgroup: &Cgroup, orders: Orders) -> Swept {
-    let mut swept = Swept { done: Vec::new(), left: Vec::new() };
-    let only = Only { cgroup: Some(cgroup.id), port: None };
-    let ours = Setter::load(orders, false, only).and_then(|setter| {
-        swept.done = setter.set()?;
-        Ok(setter)
-    });
-    let setter = match ours {
-        Ok(setter) => setter,
-        Err(why) => {
-            let why = format!("what is open already was left as it is: {why}; ka attach PID reaches it");
-            swept.left.push(why);
-            return swept;
-        }
-    };
-    let Networks { own, others, unseen } = Networks::of(cgroup);
-    if unseen > 0 {
-        swept.left.push(format!(
-            "what {unseen} of its processes have open was left as it is, unless they are in ka's own network namespace: \
-             to see that needs CAP_SYS_PTRACE, and their numbers in ka's PID namespace"
-        ));
-    }
-    let mut refused = BTreeMap::new();
-    let mut entered = false;
-    for network in &others {
-        let done = sys::enter_network(network).map_err(|error| match error.raw_os_error() {
-            Some(libc::EPERM) => "needs CAP_SYS_ADMIN (run ka as root)".to_owned(),
-            _ => error.to_string(),
-        });
-        entered |= done.is_ok();
-        match done.and_then(|()| setter.set()) {
-            Ok(done) => swept.done.extend(done),
-            Err(why) => *refused.entry(why).or_insert(0) += 1,
-        }
-    }
-    // So that with --foreground no other's namespace is kept alive.
-    if let Some(own) = own
-        && entered
-        && let Err(error) = sys::enter_network(own)
-    {
-        swept.left.push(format!("the way back to ka's own network namespace: {error}"));
-    }
-    swept.left.extend(refused.iter().map(|(why, count)| {
-        format!("what is open already in {count} other network namespaces was left as it is: {why}")
-    }));
-    swept
-}
-
-/// The network namespaces of a cgroup's processes.
-struct Networks {
-    /// That of ka itself.
-    own: Option<File>,
-    others: Vec<File>,
-    /// How many processes there are of which nothing can be found out.
-    unseen: usize,
-}
-
-impl Networks {
-    fn of(cgroup: &Cgroup) -> Self {
-        let number = |namespace: &File| sys::inode(namespace.as_fd()).ok();
-        let own = File::open("/proc/self/ns/net").ok();
-        let mut seen: HashSet<_> = own.iter().filter_map(number).collect();
-        let (mut others, mut unseen) = (Vec::new(), 0);
-        let _ = walk(&cgroup.path, &mut |cgroup| {
-            // A threaded cgroup has threads, of processes that are elsewhere.
-            let members = fs::read_to_string(cgroup.path.join("cgroup.procs")).unwrap_or_default();
-            for pid in members.lines() {
-                // One of another PID namespace has the number 0.
-                match File::open(format!("/proc/{pid}/ns/net")) {
-                    Ok(network) => {
-                        if number(&network).is_some_and(|number| seen.insert(number)) {
-                            others.push(network);
-                        }
-                    }
-                    Err(error) if pid != "0" && is_gone(&error) => {}
-                    Err(_) => unseen += 1,
-                }
-            }
-            Ok(())
-        });
-        Self { own, others, unseen }
-    }
 }
 
 /// What is attached for as long as this process is there: the kernel ends a link that nobody holds any more.
 struct Held {
     links: Vec<(&'static str, OwnedFd)>,
     termination: OwnedFd,
+    notify: Notify,
 }
 
 impl Held {
     fn new(cgroup: &Cgroup, programs: &Programs) -> Result<Self, String> {
         // First, so that no signal ends it without a word.
         let termination = sys::termination().map_err(|error| error.to_string())?;
-        Ok(Self { links: programs.link(cgroup.folder.as_fd())?, termination })
+        sys::forget_children();
+        let links = programs.link(cgroup.folder.as_fd())?;
+        Ok(Self { links, termination, notify: Notify::from_environment() })
     }
 
     /// Waits for a signal, or for the end of the cgroup; when this returns, nothing is in force.
-    fn wait(self, cgroup: &str) -> io::Result<()> {
+    ///
+    /// It needs no rights for this but to ask bpf(2) about its own links, so it gives up all others first.
+    fn wait(self, attached: &Attached) -> io::Result<()> {
         /// Nobody tells of a cgroup's end.
         const INTERVAL: Duration = Duration::from_secs(5);
-        while sys::poll(&[self.termination.as_fd()], INTERVAL)? != [true] {
+        if let Err(error) = host::keep_only_bpf() {
+            let _ = writeln!(io::stderr(), "ka: cgroup attach: capabilities that it needs no more: {error}");
+        }
+        let Attached { cgroup, policy, mode, .. } = attached;
+        let visible = text::visible(cgroup.as_bytes());
+        self.notify.send(&format!("STATUS={visible}: {policy}, mode {mode}"));
+        let interval = self.notify.interval().map_or(INTERVAL, |interval| interval.min(INTERVAL));
+        while sys::poll(&[self.termination.as_fd()], interval)? != [true] {
             let has_ended =
                 |(_, link): &(_, OwnedFd)| bpf::sys::linked_cgroup(link.as_fd()).is_ok_and(|id| id == 0);
             if self.links.iter().all(has_ended) {
-                return writeln!(io::stderr(), "ka: cgroup attach: {cgroup} has been removed");
+                return writeln!(io::stderr(), "ka: cgroup attach: {visible} has been removed");
             }
+            self.notify.is_alive();
         }
+        self.notify.send("STOPPING=1");
         // By themselves the links end a moment after this process.
         for (_, link) in &self.links {
             let _ = bpf::sys::detach(link.as_fd());
@@ -496,9 +466,10 @@ struct Row {
 fn ls(args: &args::CgroupLs) -> Outcome {
     let failed = |why: String| failed("ls", why);
     let root = match &args.cgroup {
-        Some(name) => Cgroup::named(name).map_err(failed)?.path,
-        None => host::cgroup_root().ok_or(host::NO_CGROUPS).map_err(|why| failed(why.to_owned()))?,
+        Some(name) => Cgroup::named(name),
+        None => Cgroup::named("/".as_ref()),
     };
+    let root = root.map_err(failed)?;
     let mut rows = Vec::new();
     let row = |cgroup: &Cgroup, orders: Option<Orders>, pinned: Option<PathBuf>| Row {
         cgroup: Some(cgroup.name()),
@@ -513,13 +484,13 @@ fn ls(args: &args::CgroupLs) -> Outcome {
     // Those of cgroups that are gone are one, 0: no two are told apart any more.
     let mut pinned: HashMap<_, _> =
         kept().into_iter().filter_map(|(folder, id)| Some((id?, folder))).collect();
-    let walked = walk(&root, &mut |cgroup| {
+    let walked = walk(&root, |cgroup| {
         for orders in bpf::attached(cgroup.folder.as_fd())? {
             rows.push(row(cgroup, Some(orders), pinned.get(&cgroup.id).cloned()));
         }
         Ok(())
     });
-    match walked {
+    let skipped = match walked {
         // Who may see what is kept sees that: CAP_BPF, and root's folder.
         Err(error) if error.raw_os_error() == Some(libc::EPERM) && pins().read_dir().is_ok() => {
             let why = refusal(&error);
@@ -527,15 +498,18 @@ fn ls(args: &args::CgroupLs) -> Outcome {
                 io::stderr(),
                 "ka: cgroup ls: only what ka cgroup attach keeps is listed: the rest {why}"
             );
-            walk(&root, &mut |cgroup| {
+            walk(&root, |cgroup| {
                 if let Some(folder) = pinned.get(&cgroup.id) {
                     rows.push(row(cgroup, bpf::recorded(&folder.join(bpf::RECORD))?, Some(folder.clone())));
                 }
                 Ok(())
             })
-            .map_err(|error| failed(refusal(&error)))?;
+            .map_err(|error| failed(refusal(&error)))?
         }
         other => other.map_err(|error| failed(refusal(&error)))?,
+    };
+    for why in skipped.lines() {
+        let _ = writeln!(io::stderr(), "ka: cgroup ls: {why}");
     }
     if let Some(folder) = pinned.remove(&0).filter(|_| args.cgroup.is_none()) {
         rows.push(Row {
@@ -557,7 +531,7 @@ fn ls(args: &args::CgroupLs) -> Outcome {
         write_table(&mut out, &rows)?;
     }
     out.flush()?;
-    Ok(0)
+    Ok(if skipped.is_empty() { 0 } else { FOUND })
 }
 
 /// A policy that holds for a process, as it is a cgroup's.
@@ -571,7 +545,11 @@ pub(crate) struct InForce {
 /// The policies of a process's cgroup and of those above it, its own first; or why they cannot be found out.
 pub(crate) fn policies_of(pid: i32) -> Result<Vec<InForce>, String> {
     let root = host::cgroup_root().ok_or(host::NO_CGROUPS)?;
-    let own = host::cgroup_of(&pid.to_string()).ok_or("its cgroup is not of version 2")?;
+    let own =
+        host::cgroup_of(&pid.to_string()).ok_or_else(|| match fs::read(format!("/proc/{pid}/cgroup")) {
+            Err(error) => format!("/proc does not say which cgroup it is in: {error}"),
+            Ok(_) => "its cgroup is not of version 2".to_owned(),
+        })?;
     let mut found = Vec::new();
     for path in own.ancestors().take_while(|path| path.starts_with(&root)) {
         let policies = Cgroup::open(path).and_then(|cgroup| bpf::attached(cgroup.folder.as_fd()));
@@ -595,25 +573,6 @@ fn refusal(error: &io::Error) -> String {
 /// Whether what was asked has gone meanwhile: a cgroup, or a process.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ESRCH))
-}
-
-/// Looks at a cgroup and all below it. What is gone meanwhile has nothing.
-fn walk(path: &Path, look: &mut impl FnMut(&Cgroup) -> io::Result<()>) -> io::Result<()> {
-    let looked = Cgroup::open(path).and_then(|cgroup| look(&cgroup));
-    match looked {
-        Err(error) if is_gone(&error) => return Ok(()),
-        other => other?,
-    }
-    let mut below: Vec<_> = match fs::read_dir(path) {
-        Err(error) if is_gone(&error) => return Ok(()),
-        entries => entries?
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .map(|entry| entry.path())
-            .collect(),
-    };
-    below.sort_unstable();
-    below.iter().try_for_each(|path| walk(path, look))
 }
 
 fn write_table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {

@@ -30,6 +30,7 @@ mod json;
 mod ls;
 #[cfg(test)]
 mod man;
+mod notify;
 mod parallel;
 mod plan;
 mod policy;

@@ -174,8 +174,35 @@ pub fn termination() -> io::Result<OwnedFd> {
 
 /// The numbers that name entries of an open folder, as those of /proc and /proc/PID/fd.
 pub fn numbers(folder: BorrowedFd<'_>) -> io::Result<Vec<i32>> {
-    let mut buffer = vec![0_u8; 64 * 1024];
     let mut found = Vec::new();
+    entries(folder, |entries| found.extend(numbers_in(entries)))?;
+    Ok(found)
+}
+
+/// The names of the folders in an open folder, without its own and that of the one above.
+pub fn folders(folder: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
+    let mut found = Vec::new();
+    entries(folder, |entries| {
+        let folders = names_in(entries).filter(|(kind, name)| {
+            // Not all filesystems tell. Opening tells then.
+            [libc::DT_DIR, libc::DT_UNKNOWN].contains(kind) && ![&b"."[..], b".."].contains(name)
+        });
+        found.extend(folders.map(|(_, name)| OsStr::from_bytes(name).to_owned()));
+    })?;
+    Ok(found)
+}
+
+/// Opens an entry of an open folder for reading; a link is an error. openat(2)
+pub fn open_at(folder: BorrowedFd<'_>, name: &OsStr, flags: c_int) -> io::Result<File> {
+    let name = c_path(name.as_ref())?;
+    let flags = flags | libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    // SAFETY: a C string.
+    owned(unsafe { libc::openat(folder.as_raw_fd(), name.as_ptr(), flags) }.into()).map(File::from)
+}
+
+/// Hands on what getdents64(2) gives of an open folder, piece by piece.
+fn entries(folder: BorrowedFd<'_>, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut buffer = vec![0_u8; 64 * 1024];
     loop {
         // SAFETY: the kernel writes at most as many bytes as the buffer has.
         let size = check(unsafe {
@@ -183,25 +210,31 @@ pub fn numbers(folder: BorrowedFd<'_>) -> io::Result<Vec<i32>> {
         })?;
         let entries = buffer.get(..usize::try_from(size).unwrap_or(0)).unwrap_or_default();
         if entries.is_empty() {
-            return Ok(found);
+            return Ok(());
         }
-        found.extend(numbers_in(entries));
+        each(entries);
     }
 }
 
-/// The same of what getdents64(2) gave.
+/// The numbers among the names in what getdents64(2) gave.
 pub fn numbers_in(entries: &[u8]) -> impl Iterator<Item = i32> {
+    names_in(entries).filter_map(|(_, digits)| std::str::from_utf8(digits).ok()?.parse().ok())
+}
+
+/// The type and the name of each entry in what getdents64(2) gave.
+fn names_in(entries: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     /// struct linux_dirent64: inode, offset, length of the entry, type, then the name.
     const LENGTH: usize = 16;
+    const KIND: usize = 18;
     const NAME: usize = 19;
     let mut rest = entries;
-    let names = std::iter::from_fn(move || {
+    std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(*rest.get(LENGTH..)?.first_chunk()?));
+        let kind = *rest.get(KIND)?;
         let name = rest.get(NAME..length).unwrap_or_default();
         rest = rest.get(length.max(NAME)..).unwrap_or_default();
-        name.split(|byte| *byte == 0).next()
-    });
-    names.filter_map(|digits| std::str::from_utf8(digits).ok()?.parse().ok())
+        Some((kind, name.split(|byte| *byte == 0).next()?))
+    })
 }
 
 /// What a symbolic link in an open folder says, as much of it as there is room for.
@@ -292,6 +325,43 @@ pub fn has_no_new_privileges() -> bool {
 pub fn has_more_rights() -> bool {
     // SAFETY: takes a number.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+/// Gives up all capabilities but these, for good. capset(2)
+pub fn keep_capabilities(keep: &[u32]) -> io::Result<()> {
+    /// `struct __user_cap_header_struct`, `struct __user_cap_data_struct`
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: c_int,
+    }
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    let mut header = Header { version: 0x2008_0522, pid: 0 };
+    let mut data = [Data::default(); 2];
+    // SAFETY: a header, and the two structs that its version says.
+    check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
+    for (half, first) in data.iter_mut().zip([0, 32]) {
+        let bits = keep.iter().filter_map(|number| 1_u32.checked_shl(number.checked_sub(first)?));
+        half.permitted &= bits.fold(0, std::ops::BitOr::bitor);
+        half.effective = half.permitted;
+        half.inheritable = 0;
+    }
+    // SAFETY: as above.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) })?;
+    Ok(())
+}
+
+/// Has the kernel forget children that end, also those that this process adopts as the first of a PID namespace. Nobody can
+/// wait for one from then on.
+pub fn forget_children() {
+    // SAFETY: takes a number and a constant. There is no other thread.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
 }
 
 /// Real and effective user.

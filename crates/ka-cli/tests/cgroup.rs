@@ -469,7 +469,10 @@ fn what_cannot_be_done_is_said() {
     wrapped.args(["--bounding-set", "-perfmon,-sys_admin"]);
     wrapped.arg(ka().get_program()).args(["cgroup", "attach", path]);
     let (status, out, err) = outcome(&mut wrapped);
-    assert!(status == 1 && out.ends_with("0 sockets set, 0 unchanged, 0 failed\n"), "{out}{err}");
+    assert!(
+        status == 1 && out.ends_with("0 sockets set, 0 unchanged, 0 failed; not all were looked at\n"),
+        "{out}{err}"
+    );
     assert!(err.contains("what is open already was left as it is: needs CAP_PERFMON"), "{err}");
     assert_eq!(listed(&cgroup).len(), 1);
     // Nor does what is kept need CAP_SYS_ADMIN to be listed.
@@ -629,7 +632,10 @@ fn what_is_open_in_other_networks_is_set_too() {
     let mut wrapped = Command::new("setpriv");
     wrapped.args(["--bounding-set", "-sys_admin"]).arg(ka().get_program()).args(["cgroup", "attach"]);
     let (status, out, err) = outcome(wrapped.arg(&cgroup.0));
-    assert!(status == 1 && out.ends_with("; 3 sockets set, 0 unchanged, 0 failed\n"), "{out}{err}");
+    assert!(
+        status == 1 && out.ends_with("; 3 sockets set, 0 unchanged, 0 failed; not all were looked at\n"),
+        "{out}{err}"
+    );
     assert_eq!(
         err,
         "ka: cgroup attach: what is open already in 2 other network namespaces was left as it is: \
@@ -639,7 +645,10 @@ fn what_is_open_in_other_networks_is_set_too() {
     let mut wrapped = Command::new("unshare");
     wrapped.args(["--pid", "--fork", "--mount-proc"]).arg(ka().get_program()).args(["cgroup", "attach"]);
     let (status, out, err) = outcome(wrapped.arg(&cgroup.0));
-    assert!(status == 1 && out.ends_with("; 0 sockets set, 3 unchanged, 0 failed\n"), "{out}{err}");
+    assert!(
+        status == 1 && out.ends_with("; 0 sockets set, 3 unchanged, 0 failed; not all were looked at\n"),
+        "{out}{err}"
+    );
     assert!(
         err.starts_with("ka: cgroup attach: what 3 of its processes have open was left as it is"),
         "{err}"
@@ -653,6 +662,163 @@ fn what_is_open_in_other_networks_is_set_too() {
         holder.assert_all(280, 30, 5);
     }
     assert_eq!(network(), before);
+}
+
+/// Makes cgroups within each other as the user who has the first: so many, with a name of so many letters. The last has a
+/// program in a network of its own, if that is asked for.
+const NEST: &str = "import os, subprocess, sys\n\
+    levels, length, program = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]\n\
+    os.chdir(sys.argv[1])\n\
+    for _ in range(levels):\n\
+    \x20   os.mkdir('n' * length); os.chdir('n' * length)\n\
+    if program:\n\
+    \x20   procs = os.open('cgroup.procs', os.O_WRONLY)\n\
+    \x20   os.write(procs, b'0'); os.close(procs); os.chdir('/')\n\
+    \x20   os.execvp(program[0], program)\n";
+
+/// A command in a network of its own, where it may connect to itself.
+fn elsewhere(program: &Path) -> Vec<String> {
+    let words = ["unshare", "--net", "sh", "-c", "ip link set lo up && exec \"$0\""];
+    words.map(str::to_owned).into_iter().chain([program.display().to_string()]).collect()
+}
+
+/// A user with a delegated cgroup makes names longer than a path, many levels, and a folder that only its owner may read.
+/// All other cgroups are looked at, and so are these as far as ka's rights go.
+#[test]
+fn a_user_s_cgroups_hide_neither_themselves_nor_others() {
+    if !on_its_own("a_user_s_cgroups_hide_neither_themselves_nor_others") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let [user, last, threads] = ["a-user", "z-last", "threads"].map(|name| cgroup.below(name));
+    for path in [user.clone(), user.join("cgroup.procs"), cgroup.0.join("cgroup.procs")] {
+        std::os::unix::fs::chown(path, Some(65534), None).unwrap();
+    }
+    let nest = |levels: u32, length: u32| {
+        let mut python = Command::new("/usr/bin/python3");
+        python.args(["-c", NEST]).arg(&user).args([levels.to_string(), length.to_string()]);
+        python
+    };
+    succeed(&mut as_nobody(&nest(2000, 1)));
+    // Deeper than PATH_MAX. The program is put there by root, who may make a network.
+    let mut deep = Holder::start(nest(40, 250).args(elsewhere(holder())));
+    let mut deeper = Holder::start(nest(1100, 2).args(elsewhere(holder())));
+    let mut victim = Holder::start(within(&last, "env".as_ref()).args(elsewhere(holder())));
+    let result = ka_cgroup(&["attach", "-p", "280,30,5"], &cgroup.0);
+    // A socket so deep in others may be of any cgroup.
+    assert_eq!(result.0, 1, "{result:?}");
+    assert!(result.1.ends_with("; 6 sockets set, 0 unchanged, 3 failed\n"), "{result:?}");
+    assert!(result.2.contains("3 sockets: they are in cgroups too deep to tell"), "{result:?}");
+    for holder in [&mut deep, &mut victim] {
+        holder.assert_all(280, 30, 5);
+        holder.open();
+        holder.assert_all(280, 30, 5);
+    }
+    // What it says to type reaches those.
+    assert!(result.2.contains("ka attach PID reaches it before ka cgroup attach"), "{result:?}");
+    assert_eq!(ka_cgroup(&["detach"], &cgroup.0), (0, String::new(), String::new()));
+    let told = outcome(ka().args(["attach", "-p", "280,30,5", &deeper.pid().to_string()]));
+    assert!(told.0 == 0 && told.1.ends_with("3 sockets set, 0 unchanged, 0 failed\n"), "{told:?}");
+    deeper.assert_all(280, 30, 5);
+    deeper.end();
+    attached(&ka_cgroup(&["attach", "-p", "280,30,5"], &cgroup.0));
+    // All are listed, also by the long name.
+    attached(&ka_cgroup(&["attach", "-p", "280,30,5"], &last));
+    let (status, out, err) = ka_cgroup(&["ls", "--json"], &cgroup.0);
+    assert_eq!((status, err.as_str()), (0, ""));
+    assert_eq!(serde_json::from_str::<Vec<Value>>(&out).unwrap().len(), 2, "{out}");
+    let long = (0..40).fold(user.clone(), |path, _| path.join("n".repeat(250)));
+    assert!(long.as_os_str().len() > 10_000);
+    attached(&ka_cgroup(&["attach", "-p", "280,30,5"], &long));
+    let (status, out, err) = ka_cgroup(&["ls", "--json"], &long);
+    assert_eq!((status, err.as_str()), (0, ""));
+    let rows = serde_json::from_str::<Vec<Value>>(&out).unwrap();
+    assert!(rows.len() == 1 && rows[0]["cgroup"].as_str().unwrap().len() > 10_000, "{out}");
+    assert_eq!(ka_cgroup(&["detach"], &long), (0, String::new(), String::new()));
+
+    // A program in threads' own cgroups.
+    fs::write(threads.join("cgroup.type"), "threaded").unwrap();
+    // Without the right to read all folders, that is said, and the rest is done.
+    fs::set_permissions(&user, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let mut wrapped = Command::new("setpriv");
+    wrapped.args(["--bounding-set", "-dac_override,-dac_read_search"]);
+    wrapped.arg(ka().get_program()).args(["cgroup", "attach", "-p", "50,5,5"]).arg(&cgroup.0);
+    let (status, out, err) = outcome(&mut wrapped);
+    assert!(status == 1 && out.ends_with("; not all were looked at\n"), "{out}{err}");
+    assert!(err.contains("1 cgroup was not looked at") && err.contains("CAP_DAC_READ_SEARCH"), "{err}");
+    victim.assert_all(50, 5, 5);
+    let mut wrapped = Command::new("setpriv");
+    wrapped.args(["--bounding-set", "-dac_override,-dac_read_search"]);
+    let (status, out, err) = outcome(wrapped.arg(ka().get_program()).args(["cgroup", "ls"]).arg(&cgroup.0));
+    assert!(
+        status == 1 && out.contains("/z-last") && err.contains("1 cgroup was not looked at"),
+        "{out}{err}"
+    );
+}
+
+/// More namespaces than descriptors.
+#[test]
+fn each_network_is_open_for_as_long_as_it_is_looked_at() {
+    if !on_its_own("each_network_is_open_for_as_long_as_it_is_looked_at") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let start = || Holder::start(within(&cgroup.0, "env".as_ref()).args(elsewhere(holder())));
+    let mut holders: Vec<_> = (0..20).map(|_| start()).collect();
+    let mut limited = Command::new("prlimit");
+    limited.arg("--nofile=16").arg(ka().get_program()).args(["cgroup", "attach", "-p", "280,30,5"]);
+    assert_eq!(attached(&outcome(limited.arg(&cgroup.0))), "60 sockets set, 0 unchanged, 0 failed");
+    for holder in &mut holders {
+        holder.assert_all(280, 30, 5);
+    }
+}
+
+/// A program holds a socket's lock for ever, and the kernel waits for it. Other networks' sockets are set, what was left is
+/// named, and ka ends at a signal.
+#[test]
+fn a_socket_whose_lock_is_held_holds_up_nobody() {
+    if !on_its_own("a_socket_whose_lock_is_held_holds_up_nobody") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let locker = support::root().join("crates/ka-cli/tests/c/locker.c");
+    let locker = support::compile(support::cc().arg("-pthread"), &locker, support::Link::Nothing);
+    let below = cgroup.below("a-user");
+    let mut command = within(&below, "env".as_ref());
+    let mut attacker =
+        command.args(elsewhere(&locker)).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(attacker.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    if line.is_empty() {
+        attacker.wait().unwrap();
+        return skip("no userfaultfd(2) here");
+    }
+    let mut attacker = Running(attacker);
+    let last = cgroup.below("z-last");
+    let mut victim = Holder::start(within(&last, "env".as_ref()).args(elsewhere(holder())));
+    let mut command = ka();
+    command.args(["cgroup", "attach", "--foreground", "-p", "280,30,5"]).arg(&cgroup.0);
+    let mut running =
+        Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    // New sockets have the policy before those that are open are through.
+    eventually("the policy is in force", || listed(&cgroup).len() == 1);
+    victim.open();
+    assert!(victim.look().iter().any(|told| told.on && told.timers == [280, 30, 5, 0]));
+    let mut line = String::new();
+    BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.ends_with(" 0 failed; not all were looked at\n"), "{line}");
+    victim.assert_all(280, 30, 5);
+    // SAFETY: a signal to our own child, which was not waited for.
+    unsafe { libc::kill(running.0.id().try_into().unwrap(), libc::SIGTERM) };
+    assert_eq!(running.0.wait().unwrap().code(), Some(0));
+    let mut err = String::new();
+    std::io::Read::read_to_string(&mut running.0.stderr.take().unwrap(), &mut err).unwrap();
+    assert_eq!(err.matches("a program holds the lock of a socket there").count(), 1, "{err}");
+    assert!(listed(&cgroup).is_empty());
+    victim.open();
+    victim.end();
+    drop(attacker.0.stdin.take());
+    attacker.0.wait().unwrap();
 }
 
 /// Where the cgroups of `ka run` are: below the test's own.

@@ -529,6 +529,7 @@ fn no_other_program_is_run() {
 /// nobody writes would block for ever.
 #[test]
 fn files_that_are_not_regular_are_rejected_and_not_opened() {
+    const NOT_REGULAR: &str = "it is not a regular file";
     let folder = public("files");
     let _clean = CleanUp(folder.clone());
     let (fifo, socket) = (folder.join("fifo"), folder.join("socket"));
@@ -547,7 +548,6 @@ fn files_that_are_not_regular_are_rejected_and_not_opened() {
         command.arg("60").arg(ka().get_program()).args(args).env("PATH", "/usr/bin:/bin");
         command
     };
-    const NOT_REGULAR: &str = "it is not a regular file";
     for (number, (path, why)) in [
         (&*fifo, NOT_REGULAR),
         (&socket, NOT_REGULAR),

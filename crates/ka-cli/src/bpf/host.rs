@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
@@ -58,6 +59,16 @@ pub(crate) fn lacks(capabilities: &[Capability]) -> Option<String> {
     Some(format!("needs {others}{last} (run ka as root)"))
 }
 
+/// Gives up all capabilities, for good, but the one that bpf(2) asks for where the sysctl unprivileged_bpf_disabled is on.
+pub(crate) fn keep_only_bpf() -> io::Result<()> {
+    let last =
+        fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|text| text.trim().parse().ok());
+    let Capability(bpf, _) = BPF;
+    // Before Linux 5.8, CAP_SYS_ADMIN stands for it.
+    let keep = if last.is_some_and(|last: u32| last < bpf) { SYS_ADMIN } else { bpf };
+    crate::sys::keep_capabilities(&[keep])
+}
+
 /// The version of the kernel that runs: its first two numbers. A distribution's may have what is newer.
 pub(crate) fn release() -> (u32, u32) {
     let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -71,7 +82,10 @@ pub(crate) fn cgroup_root() -> Option<PathBuf> {
     let mounts = fs::read("/proc/self/mountinfo").ok()?;
     let found = mounts.split(|byte| *byte == b'\n').filter_map(cgroup_mount);
     // Another may have been mounted over it. One that shows the whole tree comes before one of a part of it.
-    found.filter(|(_, place)| is_cgroup(place)).min_by_key(|(shown, _)| shown.len()).map(|(_, place)| place)
+    found
+        .filter(|(_, place)| is_cgroup_path(place))
+        .min_by_key(|(shown, _)| shown.len())
+        .map(|(_, place)| place)
 }
 
 /// What of the tree a line of mountinfo shows, and where. proc_pid_mountinfo(5)
@@ -109,8 +123,14 @@ pub(crate) fn cgroup_of(pid: &str) -> Option<PathBuf> {
     Some(if own.is_empty() { root } else { root.join(OsString::from_vec(own.to_vec())) })
 }
 
+/// Whether an open folder is a cgroup's.
+pub(crate) fn is_cgroup(folder: &File) -> bool {
+    let path = format!("/proc/self/fd/{}", folder.as_raw_fd());
+    sys::filesystem(Path::new(&path)).is_ok_and(|kind| kind == CGROUP2_SUPER_MAGIC)
+}
+
 /// Whether a path is a cgroup's folder.
-pub(crate) fn is_cgroup(path: &Path) -> bool {
+pub(crate) fn is_cgroup_path(path: &Path) -> bool {
     path.is_dir() && sys::filesystem(path).is_ok_and(|kind| kind == CGROUP2_SUPER_MAGIC)
 }
 

@@ -72,9 +72,10 @@ pub(super) fn setter(
         skip_other_ports(&mut program, types, port, skip)?;
     }
     if let Some(cgroup) = only.cgroup {
-        skip_other_cgroups(&mut program, types, cgroup, skip)?;
+        skip_other_cgroups(&mut program, types, cgroup, skip, done)?;
+    } else {
+        cookie(&mut program);
     }
-    cookie(&mut program);
     if !dry_run {
         wait_for_room(&mut program, types, done)?;
     }
@@ -165,9 +166,17 @@ fn skip_other_ports(program: &mut Assembler, types: &Types<'_>, port: u16, skip:
 }
 
 /// A socket's cgroup is that of who made it, when it was made, or of its listener.
-fn skip_other_cgroups(program: &mut Assembler, types: &Types<'_>, cgroup: u64, skip: Label) -> Option<()> {
-    /// How deep cgroups may be within each other, at most: `CGROUP_MAX_DEPTH` is not smaller in practice.
-    const DEEPEST: i32 = 64;
+///
+/// Cgroups can be as deep within each other as their users like, and the verifier wants an end. A socket that is deeper than
+/// that goes to `done` with an error, because it may be meant.
+fn skip_other_cgroups(
+    program: &mut Assembler,
+    types: &Types<'_>,
+    cgroup: u64,
+    skip: Label,
+    done: Label,
+) -> Option<()> {
+    const DEEPEST: i32 = 1024;
     let (up, meant) = (program.label(), program.label());
     let data = types.offset("sock", "sk_cgrp_data")?;
     let within = types.offset("sock_cgroup_data", "cgroup")?;
@@ -176,6 +185,7 @@ fn skip_other_cgroups(program: &mut Assembler, types: &Types<'_>, cgroup: u64, s
     let own = types.offset("cgroup", "self")?;
     let parent = types.offset("cgroup_subsys_state", "parent")?;
     let of = types.offset("cgroup_subsys_state", "cgroup")?;
+    cookie(program);
     // struct cgroup *cgroup = socket->sk_cgrp_data.cgroup;
     program.load(Size::Double, Reg::R7, SOCKET, data.checked_add(within)?);
     program.load_u64(Reg::R8, cgroup);
@@ -189,10 +199,12 @@ fn skip_other_cgroups(program: &mut Assembler, types: &Types<'_>, cgroup: u64, s
     program.load(Size::Double, Reg::R7, Reg::R7, own.checked_add(parent)?);
     program.jump_if_null(Reg::R7, skip);
     program.load(Size::Double, Reg::R7, Reg::R7, of);
-    // if (--depth) goto up; goto skip;
+    // if (--depth) goto up; writes = 0; error = -ELOOP; goto done;
     program.add(Reg::R9, -1);
     program.jump_if(Reg::R9, Cond::NotEqual, 0, up);
-    program.jump(skip);
+    program.mov(WRITES, 0);
+    program.mov(Reg::R0, -super::TOO_DEEP);
+    program.jump(done);
     program.place(meant);
     Some(())
 }

@@ -316,6 +316,9 @@ impl Setter {
     }
 }
 
+/// The errno of a socket in a cgroup so deep below others that the setter cannot tell whether it is meant.
+pub(crate) const TOO_DEEP: i32 = libc::ELOOP;
+
 /// What the kernel said of an option of a socket's that could not be set. Which one it was is not told.
 pub(crate) fn refusal(errno: i32) -> String {
     format!("setsockopt: {}", io::Error::from_raw_os_error(errno))

@@ -56,7 +56,7 @@ impl Way for Cgroup {
             return no("KA_RULES are for the shim: a cgroup has one policy", "KA_RULES= ka run --via cgroup");
         }
         let Some(own) = host::own_cgroup() else { return no(host::NO_CGROUPS, INSTEAD) };
-        if !host::is_cgroup(&own) {
+        if !host::is_cgroup_path(&own) {
             return no(format!("{}: this process's own cgroup is not there", own.display()), INSTEAD);
         }
         match bpf::cgroup_obstacle() {

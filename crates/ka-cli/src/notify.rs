@@ -1,0 +1,57 @@
+//! Messages to the service manager that started this process. sd_notify(3)
+
+use std::env;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+/// Where messages go, if the manager asked for any.
+pub(crate) struct Notify {
+    manager: Option<(UnixDatagram, SocketAddr)>,
+    interval: Option<Duration>,
+}
+
+impl Notify {
+    pub(crate) fn from_environment() -> Self {
+        Self { manager: manager(), interval: interval() }
+    }
+
+    /// Sends variables, one a line, as `READY=1`. If the manager does not take them, nobody could be told.
+    pub(crate) fn send(&self, variables: &str) {
+        if let Some((socket, address)) = &self.manager {
+            let _ = socket.send_to_addr(variables.as_bytes(), address);
+        }
+    }
+
+    /// The manager expects a sign of life more often than this, if it expects any.
+    pub(crate) const fn interval(&self) -> Option<Duration> {
+        self.interval
+    }
+
+    pub(crate) fn is_alive(&self) {
+        if self.interval.is_some() {
+            self.send("WATCHDOG=1");
+        }
+    }
+}
+
+fn manager() -> Option<(UnixDatagram, SocketAddr)> {
+    let name = env::var_os("NOTIFY_SOCKET")?;
+    let address = match name.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        [b'/', ..] => SocketAddr::from_pathname(&name),
+        _ => return None,
+    };
+    let socket = UnixDatagram::unbound().ok()?;
+    // Others can fill the manager's queue. A message waits for some time then, but not for ever.
+    socket.set_write_timeout(Some(Duration::from_secs(2))).ok()?;
+    Some((socket, address.ok()?))
+}
+
+/// Half of the time after which the manager takes this process for dead. The variables may be for another process.
+fn interval() -> Option<Duration> {
+    let is_ours = env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
+    let micros: u64 = env::var("WATCHDOG_USEC").ok().filter(|_| is_ours)?.parse().ok()?;
+    (micros > 0).then(|| Duration::from_micros(micros / 2))
+}

@@ -1,0 +1,103 @@
+/*
+ * locker: an attacker. A thread of it holds the lock of one of its TCP sockets, and lets go only when the process ends.
+ *
+ * send(2) takes the lock and then copies the data. Here the data is on a page that userfaultfd(2) never fills, so the
+ * thread waits inside the kernel with the lock held. Whoever makes a call on the socket that needs the lock waits too.
+ *
+ * It connects to itself twice, prints "locked FD" (the connection whose lock is held) and waits for the end of its input.
+ * Arguments: a user to become, by number. A second argument is the name that the process takes.
+ */
+#define _GNU_SOURCE
+#include <err.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static char *page;
+static int locked;
+static volatile pid_t sender;
+
+static void *send_page(void *unused)
+{
+    sender = (pid_t)syscall(SYS_gettid);
+    send(locked, page, 4096, 0);
+    return unused;
+}
+
+static char *unfilled_page(void)
+{
+    struct uffdio_api api = { .api = UFFD_API };
+    char *place = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct uffdio_register range = {
+        .range = { .start = (unsigned long)place, .len = 4096 },
+        .mode = UFFDIO_REGISTER_MODE_MISSING,
+    };
+    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+    if (fd < 0 || ioctl(fd, UFFDIO_API, &api) != 0 || ioctl(fd, UFFDIO_REGISTER, &range) != 0)
+        err(77, "userfaultfd");
+    return place;
+}
+
+static int connection(void)
+{
+    static int listener = -1;
+    static struct sockaddr_in address = { .sin_family = AF_INET };
+    socklen_t size = sizeof address;
+    if (listener < 0) {
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        listener = socket(AF_INET, SOCK_STREAM, 0);
+        if (bind(listener, (struct sockaddr *)&address, size) != 0 || listen(listener, 8) != 0 ||
+            getsockname(listener, (struct sockaddr *)&address, &size) != 0)
+            err(EXIT_FAILURE, "listen");
+    }
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, size) != 0 || accept(listener, NULL, NULL) < 0)
+        err(EXIT_FAILURE, "connect");
+    return fd;
+}
+
+/* Waits until the thread sleeps in send(2), with the lock held: /proc shows the number of the call that it is in. */
+static void await_lock(void)
+{
+    char path[64], call[32];
+    for (;;) {
+        snprintf(path, sizeof path, "/proc/self/task/%d/syscall", sender);
+        FILE *file = fopen(path, "r");
+        if (file && fgets(call, sizeof call, file) && atoi(call) == SYS_sendto)
+            break;
+        if (file)
+            fclose(file);
+        usleep(10000);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    pthread_t thread;
+    page = unfilled_page();
+    if (argc > 1 && (setgid((gid_t)atoi(argv[1])) != 0 || setuid((uid_t)atoi(argv[1])) != 0))
+        err(EXIT_FAILURE, "setuid");
+    if (argc > 2)
+        prctl(PR_SET_NAME, argv[2], 0, 0, 0);
+    connection();
+    locked = connection();
+    if (pthread_create(&thread, NULL, send_page, NULL) != 0)
+        errx(EXIT_FAILURE, "pthread_create");
+    await_lock();
+    printf("locked %d\n", locked);
+    fflush(stdout);
+    while (getchar() != EOF)
+        ;
+    /* The kernel ends the thread's wait as it ends the thread. */
+    _exit(0);
+}
