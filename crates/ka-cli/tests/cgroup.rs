@@ -736,8 +736,16 @@ fn a_user_s_cgroups_hide_neither_themselves_nor_others() {
     assert!(rows.len() == 1 && rows[0]["cgroup"].as_str().unwrap().len() > 10_000, "{out}");
     assert_eq!(ka_cgroup(&["detach"], &long), (0, String::new(), String::new()));
 
-    // A program in threads' own cgroups.
-    fs::write(threads.join("cgroup.type"), "threaded").unwrap();
+    // A threaded cgroup does not tell its processes, but its threads.
+    let thread = threads.join("thread");
+    fs::create_dir(&thread).unwrap();
+    fs::write(thread.join("cgroup.type"), "threaded").unwrap();
+    let mut threaded = Holder::start(within(&threads, "env".as_ref()).args(elsewhere(holder())));
+    fs::write(thread.join("cgroup.threads"), threaded.pid().to_string()).unwrap();
+    assert_eq!(ka_cgroup(&["detach"], &cgroup.0).0, 0);
+    threaded.open();
+    assert_eq!(attached(&ka_cgroup(&["attach"], &thread)), "1 sockets set, 0 unchanged, 0 failed");
+    assert_eq!(ka_cgroup(&["detach"], &thread).0, 0);
     // Without the right to read all folders, that is said, and the rest is done.
     fs::set_permissions(&user, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     let mut wrapped = Command::new("setpriv");
