@@ -168,6 +168,16 @@ pub fn compile(compiler: &mut Command, source: &Path, link: Link) -> PathBuf {
     output
 }
 
+/// A program that runs another one under a seccomp filter which allows these system calls and no other: tests/c/allow.c.
+/// Calls that this processor does not have are left out.
+pub fn allowing<'a>(calls: impl IntoIterator<Item = &'a str>) -> PathBuf {
+    let table = scratch("calls").with_extension("inc");
+    let lines = calls.into_iter().map(|call| format!("#ifdef __NR_{call}\n__NR_{call},\n#endif\n"));
+    fs::write(&table, lines.collect::<String>()).unwrap();
+    let define = format!("-DCALLS=\"{}\"", table.display());
+    compile(cc().arg(define), &root().join("tests/c/allow.c"), Link::Nothing)
+}
+
 /// include/ka.h, each declaration in one line.
 pub fn header() -> String {
     one_line_each(&fs::read_to_string(root().join("include/ka.h")).unwrap())

@@ -9,13 +9,17 @@ mod support;
 
 mod command;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
+use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use command::cgroups::{Cgroup, on_its_own};
 use command::{CleanUp, Holder, as_nobody, go_holder, holder, ka, outcome, public, static_holder};
@@ -537,36 +541,140 @@ fn attaching(command: &mut Command) -> (Running, String) {
     (running, line)
 }
 
-/// The unit's command, with the capabilities that it has, on a cgroup as its name says it.
+/// The system calls that a list of systemd's allows. `~` takes calls off the list, `@` names one of systemd's sets.
+fn system_calls(words: &str, calls: &mut BTreeSet<String>) {
+    let (words, allow) = words.strip_prefix('~').map_or((words, true), |words| (words, false));
+    for word in words.split_whitespace() {
+        if word.starts_with('@') {
+            let set = support::stdout(Command::new("systemd-analyze").args(["syscall-filter", word]));
+            for word in
+                set.lines().skip(1).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
+            {
+                system_calls(&format!("{}{word}", if allow { "" } else { "~" }), calls);
+            }
+        } else if allow {
+            calls.insert(word.to_owned());
+        } else {
+            calls.remove(word);
+        }
+    }
+}
+
+/// The sets of capabilities of a process, by the kernel's word, from inheritable to ambient.
+fn capabilities(pid: u32) -> Vec<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let set = |line: &str| u64::from_str_radix(line.strip_prefix("Cap")?.split_once(":\t")?.1, 16).ok();
+    let [inheritable, permitted, effective, _, ambient] =
+        status.lines().filter_map(set).collect::<Vec<_>>()[..]
+    else {
+        panic!("{status}")
+    };
+    vec![inheritable, permitted, effective, ambient]
+}
+
+/// The unit's command, as the user, with the capabilities and the system calls that it has, on a cgroup as its name says it. It
+/// tells systemd how it is, and keeps no right but one.
 #[test]
-fn systemd_s_unit_may_do_what_it_must() {
-    if !on_its_own("systemd_s_unit_may_do_what_it_must") {
+fn systemd_s_unit_may_do_what_it_must_and_no_more() {
+    const BPF: u64 = 1 << 39;
+    if !on_its_own("systemd_s_unit_may_do_what_it_must_and_no_more") {
         return;
     }
     let cgroup = Cgroup::new();
     let below = cgroup.below("below");
-    let mut holder = Holder::start(
-        within(&below, "unshare".as_ref())
-            .args(["--net", "sh", "-c", "ip link set lo up && exec \"$0\""])
-            .arg(holder()),
-    );
+    let mut holder = Holder::start(within(&below, "env".as_ref()).args(elsewhere(holder())));
     let unit = fs::read_to_string(support::root().join("deploy/systemd/ka-cgroup@.service")).unwrap();
-    let value = |key: &str| {
-        unit.lines()
-            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
-            .unwrap_or_else(|| panic!("{key}"))
+    let values = |key: &str| {
+        let prefix = format!("{key}=");
+        unit.lines().filter_map(|line| line.strip_prefix(&prefix)).map(str::to_owned).collect::<Vec<_>>()
     };
+    let value = |key: &str| {
+        let [value] = &values(key)[..] else { panic!("{key}") };
+        value.clone()
+    };
+    let mut calls = BTreeSet::new();
+    for words in values("SystemCallFilter") {
+        system_calls(&words, &mut calls);
+    }
+    assert_eq!((value("NoNewPrivileges").as_str(), value("DynamicUser").as_str()), ("yes", "yes"));
+    assert_eq!(value("CapabilityBoundingSet"), value("AmbientCapabilities"));
     let bounds = value("CapabilityBoundingSet").to_lowercase().replace("cap_", "+").replace(' ', ",");
     let name = format!("{}/below", cgroup.0.file_name().unwrap().display());
-    let mut words = value("ExecStart").split(' ').map(|word| if word == "%I" { name.as_str() } else { word });
+    let start = value("ExecStart");
+    let mut words = start.split(' ').map(|word| if word == "%I" { name.as_str() } else { word });
     assert_eq!(words.next(), Some("/usr/bin/ka"));
+    let folder = public("unit");
+    let _clean = CleanUp(folder.clone());
+    for (from, to) in [
+        (support::release().join("ka"), "ka"),
+        (support::allowing(calls.iter().map(String::as_str)), "allow"),
+    ] {
+        fs::copy(from, folder.join(to)).unwrap();
+    }
+    let manager = UnixDatagram::bind(folder.join("manager")).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    fs::set_permissions(folder.join("manager"), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let receive = || {
+        let mut message = [0; 1024];
+        let size = manager.recv(&mut message).unwrap();
+        String::from_utf8(message[..size].to_vec()).unwrap()
+    };
     let mut command = Command::new("setpriv");
-    command.args(["--no-new-privs", &format!("--bounding-set=-all,{bounds}")]);
-    let (_unit, line) = attaching(command.arg(ka().get_program()).args(words));
+    command.args(["--no-new-privs", "--reuid=61184", "--regid=61184", "--clear-groups"]);
+    for set in ["bounding", "inh", "ambient"] {
+        let option = if set == "bounding" { "--bounding-set".to_owned() } else { format!("--{set}-caps") };
+        command.arg(format!("{option}=-all,{bounds}"));
+    }
+    command.arg(folder.join("allow")).arg(folder.join("ka")).args(words);
+    command
+        .env("NOTIFY_SOCKET", folder.join("manager"))
+        .env("WATCHDOG_USEC", "200000")
+        .env_remove("WATCHDOG_PID");
+    let (mut running, line) = attaching(&mut command);
     let policy = "idle=280,intvl=30,cnt=5, mode default";
     assert_eq!(line, format!("/{name}: {policy}; 3 sockets set, 0 unchanged, 0 failed\n"));
+    assert!(receive().starts_with("READY=1\nSTATUS=The policy is in force"));
+    let mut message = receive();
+    while message == "WATCHDOG=1" {
+        message = receive();
+    }
+    assert_eq!(message, format!("STATUS=/{name}: {policy}"));
+    // By then it has only the right that it needs to know when the cgroup is gone.
+    assert_eq!(capabilities(running.0.id()), [0, BPF, BPF, 0]);
+    for _ in 0..3 {
+        assert_eq!(receive(), "WATCHDOG=1");
+    }
     holder.open();
     holder.assert_all(280, 30, 5);
+    // SAFETY: a signal to our own child, which was not waited for.
+    unsafe { libc::kill(running.0.id().try_into().unwrap(), libc::SIGTERM) };
+    let mut message = receive();
+    while message == "WATCHDOG=1" {
+        message = receive();
+    }
+    assert_eq!((message.as_str(), running.0.wait().unwrap().code()), ("STOPPING=1", Some(0)));
+    assert!(listed(&cgroup).is_empty());
+
+    // Others' variables are not for it; and the manager may be one of an abstract name.
+    let manager = UnixDatagram::bind_addr(
+        &SocketAddr::from_abstract_name(folder.as_os_str().as_encoded_bytes()).unwrap(),
+    );
+    let manager = manager.unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut command = ka();
+    command
+        .args(["cgroup", "attach", "--foreground"])
+        .arg(&below)
+        .env("NOTIFY_SOCKET", format!("@{}", folder.display()));
+    let (mut running, _) = attaching(command.env("WATCHDOG_USEC", "1000").env("WATCHDOG_PID", "1"));
+    // SAFETY: as above.
+    unsafe { libc::kill(running.0.id().try_into().unwrap(), libc::SIGTERM) };
+    running.0.wait().unwrap();
+    for expected in ["READY=1\n", "STATUS=/", "STOPPING=1"] {
+        let mut message = [0; 1024];
+        let size = manager.recv(&mut message).unwrap();
+        assert!(message[..size].starts_with(expected.as_bytes()), "{expected}");
+    }
 }
 
 /// It needs no bpf filesystem; a second one takes over before the first ends; and however it ends, the policy does.
