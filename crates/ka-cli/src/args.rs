@@ -344,10 +344,17 @@ pub(crate) enum CgroupCommand {
   sudo ka cgroup attach -p 280,30,5 --mode default /sys/fs/cgroup/system.slice
   sudo ka cgroup attach --foreground kubepods.slice
 
-Status: 1 where sockets that are open already could not be set; with --foreground that is only said.
+Status: 1 if sockets that are open already could not be set, or not all could be looked at. With --foreground this is only \
+reported: 0 after a signal.
+
+With --foreground ka tells the service manager when the policy is in force, and sends signs of life if asked to \
+(NOTIFY_SOCKET, WATCHDOG_USEC: sd_notify(3)). When the open sockets are set, it gives up all capabilities but CAP_BPF.
+
+JSON: cgroup, policy, mode, set, unchanged, failed (numbers of sockets that were open already), left (what was not looked at, \
+and why).
 
 Needs CAP_BPF and CAP_NET_ADMIN, and CAP_PERFMON for what is open already, in other network namespaces (of containers) \
-CAP_SYS_ADMIN and CAP_SYS_PTRACE too; Linux 5.9, and 6.1 for what is open already \
+CAP_SYS_ADMIN and CAP_SYS_PTRACE too, and in cgroups whose folders only their owner may read CAP_DAC_READ_SEARCH; Linux 5.9, and 6.1 for what is open already \
 and for --mode default; cgroup v2; and, without --foreground, the bpf filesystem, mounted at /sys/fs/bpf."
 )]
 pub(crate) struct CgroupAttach {
@@ -413,6 +420,8 @@ pub(crate) struct CgroupDetach {
 #[command(after_help = "Examples:
   sudo ka cgroup ls
   sudo ka cgroup ls --json system.slice
+
+Status: 1 if some cgroups could not be looked at; standard error says which, and why.
 
 Needs CAP_NET_ADMIN and CAP_SYS_ADMIN; with CAP_BPF alone, root is shown what ka cgroup attach keeps.")]
 pub(crate) struct CgroupLs {
