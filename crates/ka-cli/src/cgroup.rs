@@ -27,6 +27,7 @@ use crate::notify::Notify;
 use crate::sys::{self, users};
 use crate::table::{self, Column, Output};
 use crate::text;
+use crate::via;
 
 use sweep::{Swept, refusals, sweep};
 use walk::walk;
@@ -190,28 +191,62 @@ fn lock_pins() -> Result<Option<File>, String> {
     }
 }
 
+/// The policies of the cgroups above this one, the nearest first.
+fn above(cgroup: &Cgroup) -> Vec<(PathBuf, Orders)> {
+    let mut found = Vec::new();
+    let mut folder = cgroup.below("..".as_ref());
+    for path in cgroup.path.ancestors().skip(1) {
+        let Ok(open) = folder.as_ref() else { break };
+        if !host::is_cgroup(open) {
+            break;
+        }
+        let attached = bpf::attached(open.as_fd()).unwrap_or_default();
+        found.extend(attached.into_iter().map(|orders| (path.to_path_buf(), orders)));
+        folder = sys::open_at(open.as_fd(), "..".as_ref(), libc::O_DIRECTORY);
+    }
+    found
+}
+
 /// The policy of a cgroup above that holds against that of this one, as who may not ask the kernel for it cannot know.
 fn held_above(cgroup: &Cgroup, orders: Orders) -> Option<String> {
     // The kernel calls the programs of the one furthest up last.
-    let mut holding = None;
-    let mut folder = cgroup.below("..".as_ref()).ok()?;
-    for path in cgroup.path.ancestors().skip(1) {
-        if !host::is_cgroup(&folder) {
-            break;
-        }
-        let found = bpf::attached(folder.as_fd()).unwrap_or_default();
-        if let Some(found) = found.into_iter().find(|found| found.mode == ka_core::Mode::Force) {
-            holding = Some((path, found));
-        }
-        folder = sys::open_at(folder.as_fd(), "..".as_ref(), libc::O_DIRECTORY).ok()?;
-    }
+    let holding = above(cgroup).into_iter().rfind(|(_, found)| found.mode == ka_core::Mode::Force);
     let (path, found) = holding.filter(|(_, found)| found.policy != orders.policy)?;
-    let name = name(path);
+    let name = name(&path);
     Some(format!(
         "{}, which is above it, has {} in mode force: that one holds",
         text::visible(name.as_bytes()),
         found.policy
     ))
+}
+
+/// The policies of cgroups below that this one overrides. Those who may not ask the kernel for them cannot know.
+fn overridden_below(cgroup: &Cgroup, orders: Orders) -> Option<String> {
+    const NAMED: usize = 3;
+    if orders.mode != ka_core::Mode::Force {
+        return None;
+    }
+    let mut found = Vec::new();
+    let look = |below: &Cgroup| {
+        if below.id != cgroup.id {
+            let others = bpf::attached(below.folder.as_fd())?
+                .into_iter()
+                .filter(|other| other.policy != orders.policy);
+            found.extend(others.map(|other| (below.path.clone(), other)));
+        }
+        Ok(())
+    };
+    // What is skipped, the sweep reports.
+    walk(cgroup, look).ok()?;
+    let (first, rest) = found.split_at_checked(NAMED).unwrap_or((&found, &[]));
+    let mut named: Vec<_> = first
+        .iter()
+        .map(|(path, other)| format!("{} ({})", text::visible(name(path).as_bytes()), other.policy))
+        .collect();
+    if !rest.is_empty() {
+        named.push(format!("{} more", rest.len()));
+    }
+    (!named.is_empty()).then(|| format!("it overrides the policies of cgroups below: {}", named.join(", ")))
 }
 
 /// What was done.
@@ -248,7 +283,7 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
             "READY=1\nSTATUS=The policy is in force for new sockets. Those that are open are being set.",
         );
     }
-    if let Some(why) = held_above(&cgroup, orders) {
+    for why in held_above(&cgroup, orders).into_iter().chain(overridden_below(&cgroup, orders)) {
         let _ = writeln!(io::stderr(), "ka: cgroup attach: {why}");
     }
     // What is open already. From here on nothing new comes without the policy.
@@ -424,8 +459,27 @@ fn detach(args: &args::CgroupDetach) -> Outcome {
     }
     check_pins().map_err(failed)?;
     let _lock = lock_pins().map_err(failed)?;
+    let mut names = HashMap::new();
+    let mut removed = Vec::new();
     let folders = match &args.cgroup {
-        None => kept().into_iter().map(|(folder, _)| folder).collect(),
+        None => {
+            let kept = kept();
+            let skipped = Cgroup::named("/".as_ref()).and_then(|root| {
+                let look = |cgroup: &Cgroup| {
+                    if kept.iter().any(|(_, id)| *id == Some(cgroup.id)) {
+                        names.insert(Some(cgroup.id), cgroup.name());
+                    } else if remove_abandoned(cgroup) {
+                        removed.push(cgroup.name());
+                    }
+                    Ok(())
+                };
+                walk(&root, look).map_err(|error| error.to_string())
+            });
+            for why in skipped.map_or_else(|why| vec![why], |skipped| skipped.lines().collect()) {
+                let _ = writeln!(io::stderr(), "ka: cgroup detach: {why}");
+            }
+            kept
+        }
         Some(name) => {
             let cgroup = Cgroup::named(name).map_err(failed)?;
             let folders = cgroup.kept();
@@ -439,13 +493,43 @@ fn detach(args: &args::CgroupDetach) -> Outcome {
                 };
                 return Err(failed(format!("{}: {why}", cgroup.name())).with_status(FOUND));
             }
-            folders
+            names.insert(Some(cgroup.id), cgroup.name());
+            folders.into_iter().map(|folder| (folder, Some(cgroup.id))).collect()
         }
     };
-    for folder in folders {
-        release(&folder).map_err(|error| failed(format!("{}: {error}", folder.display())))?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    if folders.is_empty() && removed.is_empty() {
+        writeln!(out, "no cgroup has a policy that is kept here")?;
     }
+    for (folder, id) in folders {
+        let policy = bpf::recorded(&folder.join(bpf::RECORD)).ok().flatten();
+        release(&folder).map_err(|error| failed(format!("{}: {error}", folder.display())))?;
+        let name = names.get(&id).map_or("a cgroup that has been removed", String::as_str);
+        let name = text::visible(name.as_bytes());
+        match policy {
+            Some(Orders { policy, mode }) => {
+                writeln!(
+                    out,
+                    "{name}: {policy}, mode {}, detached; open sockets keep what they have",
+                    mode.name()
+                )?;
+            }
+            None => writeln!(out, "{name}: detached; open sockets keep what they have")?,
+        }
+    }
+    for name in removed {
+        writeln!(out, "{}: empty, removed", text::visible(name.as_bytes()))?;
+    }
+    out.flush()?;
     Ok(0)
+}
+
+/// Removes a cgroup of `ka run --via cgroup` whose processes have all ended, where the process that was to remove it has ended
+/// first. It must have a policy of ka's: anybody can give a cgroup such a name.
+fn remove_abandoned(cgroup: &Cgroup) -> bool {
+    cgroup.path.file_name().is_some_and(via::is_abandoned)
+        && bpf::attached(cgroup.folder.as_fd()).is_ok_and(|found| !found.is_empty())
+        && fs::remove_dir(&cgroup.path).is_ok()
 }
 
 /// A cgroup's policy, as JSON has it.
@@ -461,6 +545,8 @@ struct Row {
     cnt: Option<i32>,
     /// Where it is kept; `None` where the cgroup itself does.
     pinned: Option<PathBuf>,
+    /// The cgroup is above the one that was asked for, and its policy is in force there, too.
+    above: bool,
 }
 
 fn ls(args: &args::CgroupLs) -> Outcome {
@@ -480,10 +566,19 @@ fn ls(args: &args::CgroupLs) -> Outcome {
         intvl: orders.and_then(|orders| orders.policy.intvl()),
         cnt: orders.and_then(|orders| orders.policy.cnt()),
         pinned,
+        above: false,
     };
     // Those of cgroups that are gone are one, 0: no two are told apart any more.
     let mut pinned: HashMap<_, _> =
         kept().into_iter().filter_map(|(folder, id)| Some((id?, folder))).collect();
+    if args.cgroup.is_some() {
+        for (path, orders) in above(&root).into_iter().rev() {
+            if let Ok(cgroup) = Cgroup::open(&path) {
+                let pinned = pinned.get(&cgroup.id).cloned();
+                rows.push(Row { above: true, ..row(&cgroup, Some(orders), pinned) });
+            }
+        }
+    }
     let walked = walk(&root, |cgroup| {
         for orders in bpf::attached(cgroup.folder.as_fd())? {
             rows.push(row(cgroup, Some(orders), pinned.get(&cgroup.id).cloned()));
@@ -521,6 +616,7 @@ fn ls(args: &args::CgroupLs) -> Outcome {
             intvl: None,
             cnt: None,
             pinned: Some(folder),
+            above: false,
         });
     }
     let mut out = BufWriter::new(io::stdout().lock());
@@ -592,6 +688,7 @@ fn write_table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
                 .cgroup
                 .as_ref()
                 .map_or("(removed)".into(), |name| text::visible(name.as_bytes()).into_owned());
+            let cgroup = if row.above { format!("{cgroup} (above)") } else { cgroup };
             let kept = row.pinned.as_ref().map_or("until it ends".into(), |path| {
                 text::visible(path.as_os_str().as_encoded_bytes()).into_owned()
             });

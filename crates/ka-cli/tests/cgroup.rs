@@ -37,6 +37,12 @@ fn ka_cgroup(args: &[&str], cgroup: &Path) -> (i32, String, String) {
     outcome(ka().arg("cgroup").args(args).arg(cgroup))
 }
 
+fn detach(cgroup: &Path) {
+    let (status, out, err) = ka_cgroup(&["detach"], cgroup);
+    assert!(status == 0 && out.contains(", detached; open sockets keep what they have\n"), "{out}{err}");
+    assert_eq!(err, "");
+}
+
 /// `/ka-test-1: idle=60,intvl=10,cnt=6, mode force; 3 sockets set, 0 unchanged, 0 failed`
 fn attached(outcome: &(i32, String, String)) -> &str {
     assert_eq!((outcome.0, outcome.2.as_str()), (0, ""), "{outcome:?}");
@@ -102,7 +108,9 @@ fn all_programs_of_a_cgroup_have_the_policy() {
     before.assert_all(90, 9, 3);
     assert_eq!(listed(&cgroup).len(), 1, "{:?}", listed(&cgroup));
     // And none, from then on. What has one keeps it.
-    assert_eq!(ka_cgroup(&["detach"], &cgroup.0), (0, String::new(), String::new()));
+    let said = outcome(ka().args(["cgroup", "detach"]).arg(&cgroup.0));
+    let expected = "idle=90,intvl=9,cnt=3, mode force, detached; open sockets keep what they have\n";
+    assert!(said.0 == 0 && said.1.ends_with(expected) && said.2.is_empty(), "{said:?}");
     let mut after = Holder::start(&mut within(&cgroup.0, holder()));
     assert!(after.look().iter().all(|told| !told.on));
     before.assert_all(90, 9, 3);
@@ -297,7 +305,21 @@ fn the_cgroup_above_has_the_last_word() {
     let cgroup = Cgroup::new();
     let below = cgroup.below("below");
     attached(&ka_cgroup(&["attach", "-d", "50"], &below));
-    attached(&ka_cgroup(&["attach", "-d", "90"], &cgroup.0));
+    // Who attaches above is told what that overrides, and by which mode.
+    let (status, _, err) = ka_cgroup(&["attach", "-d", "90"], &cgroup.0);
+    let overrides = "it overrides the policies of cgroups below: ";
+    assert!(status == 0 && err.starts_with(&format!("ka: cgroup attach: {overrides}")), "{err}");
+    assert!(err.ends_with("/below (idle=50,intvl=10,cnt=6)\n"), "{err}");
+    let (status, _, err) = ka_cgroup(&["attach", "-d", "90", "--mode", "default"], &cgroup.0);
+    assert_eq!((status, err.as_str()), (0, ""));
+    assert_eq!(ka_cgroup(&["attach", "-d", "90"], &cgroup.0).0, 0);
+    // Both are named for the one below, the one above first.
+    let (status, out, err) = ka_cgroup(&["ls", "--json"], &below);
+    assert_eq!((status, err.as_str()), (0, ""));
+    let rows: Vec<Value> = serde_json::from_str(&out).unwrap();
+    let said: Vec<_> = rows.iter().map(|row| (&row["idle"], &row["above"])).collect();
+    assert_eq!(said, [(&90.into(), &true.into()), (&50.into(), &false.into())]);
+    assert!(ka_cgroup(&["ls"], &below).1.lines().nth(1).unwrap().contains(" (above)"));
     Holder::start(&mut within(&below, holder())).assert_all(90, 10, 6);
     // Who attaches to the one below is told.
     let holds = ", which is above it, has idle=90,intvl=10,cnt=6 in mode force: that one holds\n";
@@ -344,7 +366,7 @@ fn what_somebody_else_keeps_in_bpffs_is_neither_used_nor_removed() {
     succeed(Command::new("sh").args(["-c", "rm /sys/fs/bpf/ka/1 && rmdir /sys/fs/bpf/ka"]));
     attached(&ka_cgroup(&["attach"], &cgroup.0));
     std::os::unix::fs::symlink(&precious, "/sys/fs/bpf/ka/1").unwrap();
-    assert_eq!(outcome(ka().args(["cgroup", "detach", "--all"])), (0, String::new(), String::new()));
+    assert_eq!(outcome(ka().args(["cgroup", "detach", "--all"])).0, 0);
     assert!(precious.join("file").exists());
     assert_eq!(listed(&cgroup), Vec::<Value>::new());
 }
@@ -366,7 +388,7 @@ fn what_an_attach_has_left_halfway_is_in_force_until_it_is_replaced_or_detached(
     let left = |name: &str| fs::rename(kept.join(&id), kept.join(format!("{id}_{name}"))).unwrap();
     attached(&ka_cgroup(&["attach"], &cgroup.0));
     left("old");
-    assert_eq!(ka_cgroup(&["detach"], &cgroup.0), (0, String::new(), String::new()));
+    detach(&cgroup.0);
     assert_eq!((names(), listed(&cgroup)), (vec![], vec![]));
     assert!(!Holder::start(&mut within(&cgroup.0, holder())).look()[0].on);
 
@@ -520,7 +542,13 @@ fn a_cgroup_that_is_removed_leaves_nothing() {
     attached(&ka_cgroup(&["attach"], &second));
     let rows = listed(&cgroup);
     assert!(rows.len() == 1 && rows[0]["cgroup"].as_str().unwrap().ends_with("/second"), "{rows:?}");
-    assert_eq!(outcome(ka().args(["cgroup", "detach", "--all"])), (0, String::new(), String::new()));
+    let said = outcome(ka().args(["cgroup", "detach", "--all"]));
+    assert!(
+        said.0 == 0 && said.1.contains("/second: idle=60,intvl=10,cnt=6, mode force, detached; "),
+        "{said:?}"
+    );
+    let nothing = "no cgroup has a policy that is kept here\n";
+    assert_eq!(outcome(ka().args(["cgroup", "detach", "--all"])), (0, nothing.to_owned(), String::new()));
     assert_eq!(fs::read_dir("/sys/fs/bpf/ka").unwrap().count(), 0);
 }
 
@@ -824,7 +852,7 @@ fn a_user_s_cgroups_hide_neither_themselves_nor_others() {
     }
     // What it says to type reaches those.
     assert!(result.2.contains("ka attach PID reaches it before ka cgroup attach"), "{result:?}");
-    assert_eq!(ka_cgroup(&["detach"], &cgroup.0), (0, String::new(), String::new()));
+    detach(&cgroup.0);
     let told = outcome(ka().args(["attach", "-p", "280,30,5", &deeper.pid().to_string()]));
     assert!(told.0 == 0 && told.1.ends_with("3 sockets set, 0 unchanged, 0 failed\n"), "{told:?}");
     deeper.assert_all(280, 30, 5);
@@ -841,8 +869,9 @@ fn a_user_s_cgroups_hide_neither_themselves_nor_others() {
     let (status, out, err) = ka_cgroup(&["ls", "--json"], &long);
     assert_eq!((status, err.as_str()), (0, ""));
     let rows = serde_json::from_str::<Vec<Value>>(&out).unwrap();
-    assert!(rows.len() == 1 && rows[0]["cgroup"].as_str().unwrap().len() > 10_000, "{out}");
-    assert_eq!(ka_cgroup(&["detach"], &long), (0, String::new(), String::new()));
+    assert!(rows.len() == 2 && rows[1]["cgroup"].as_str().unwrap().len() > 10_000, "{out}");
+    assert_eq!((&rows[0]["above"], &rows[1]["above"]), (&Value::Bool(true), &Value::Bool(false)));
+    detach(&long);
 
     // A threaded cgroup does not tell its processes, but its threads.
     let thread = threads.join("thread");
@@ -850,10 +879,10 @@ fn a_user_s_cgroups_hide_neither_themselves_nor_others() {
     fs::write(thread.join("cgroup.type"), "threaded").unwrap();
     let mut threaded = Holder::start(within(&threads, "env".as_ref()).args(elsewhere(holder())));
     fs::write(thread.join("cgroup.threads"), threaded.pid().to_string()).unwrap();
-    assert_eq!(ka_cgroup(&["detach"], &cgroup.0).0, 0);
+    detach(&cgroup.0);
     threaded.open();
     assert_eq!(attached(&ka_cgroup(&["attach"], &thread)), "1 sockets set, 0 unchanged, 0 failed");
-    assert_eq!(ka_cgroup(&["detach"], &thread).0, 0);
+    detach(&thread);
     // Without the right to read all folders, that is said, and the rest is done.
     fs::set_permissions(&user, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     let mut wrapped = Command::new("setpriv");
@@ -947,6 +976,40 @@ fn run_within(cgroup: &Cgroup, args: &[&str]) -> Command {
     let mut command = within(&cgroup.0, ka().get_program().as_ref());
     command.args(["run", "--via", "cgroup"]).args(args);
     command
+}
+
+/// The process that removes a cgroup of `ka run --via cgroup` was killed. An empty cgroup of that name which somebody else has
+/// made, and one with a process in it, are left.
+#[test]
+fn empty_cgroups_that_ka_run_left_are_removed() {
+    if !on_its_own("empty_cgroups_that_ka_run_left_are_removed") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    let holder = Holder::start(&mut run_within(&cgroup, &["--", holder().to_str().unwrap()]));
+    let other = cgroup.below("ka-run-999999999");
+    // The one that waits is in a session of its own, in the cgroup of ka run.
+    let remover = fs::read_to_string(cgroup.0.join("cgroup.procs")).unwrap();
+    let remover: i32 = remover.trim().parse().unwrap();
+    let left = cgroup.0.join(format!("ka-run-{}", holder.pid()));
+    let (status, out, _) = outcome(ka().args(["cgroup", "detach", "--all"]));
+    assert!(status == 0 && left.exists(), "{out}");
+    // SAFETY: a process that our own child has started, which waits for the end of that.
+    unsafe { libc::kill(remover, libc::SIGKILL) };
+    holder.end();
+    eventually("nobody is in the cgroup", || {
+        fs::read_to_string(left.join("cgroup.procs")).is_ok_and(|procs| procs.is_empty())
+    });
+    let (status, out, err) = outcome(ka().args(["cgroup", "detach", "--all"]));
+    assert_eq!((status, err.as_str()), (0, ""));
+    assert!(
+        out.ends_with(&format!(
+            "/ka-run-{}: empty, removed\n",
+            left.display().to_string().rsplit('-').next().unwrap()
+        )),
+        "{out}"
+    );
+    assert!(!left.exists() && other.exists());
 }
 
 /// Programs that nothing is preloaded into: the same process, number and status, and nothing is left.

@@ -7,6 +7,7 @@
 //! next `ka run --via cgroup` there removes.
 
 use std::convert::Infallible;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -121,13 +122,18 @@ fn enter(orders: Orders) -> Result<PathBuf, String> {
 /// Removes what a process that was to remove it has left, because it was ended first.
 fn remove_empty(own: &Path) {
     for entry in fs::read_dir(own).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix(NAME)?.parse::<u32>().ok());
-        // While its first process is there, it may be about to enter. One with others in it cannot be removed.
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+        // One with others in it cannot be removed.
+        if is_abandoned(&entry.file_name()) {
             let _ = fs::remove_dir(entry.path());
         }
     }
+}
+
+/// Whether this is the name of a cgroup that `ka run --via cgroup` made for a process that has ended. As long as the process is
+/// there, it may be about to enter.
+pub(crate) fn is_abandoned(name: &OsStr) -> bool {
+    let pid = name.to_str().and_then(|name| name.strip_prefix(NAME)?.parse::<u32>().ok());
+    pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
 }
 
 /// Starts the process that removes the cgroup when there is nobody in it any more.

@@ -17,6 +17,7 @@ use crate::program::Program;
 
 use ka_core::{Config, Kernel as _, Libc, Settings, SockOpt, Timer};
 
+pub(crate) use cgroup::is_abandoned;
 pub(crate) use preload::shim_path;
 pub(crate) use seccomp::supervisor_of;
 
