@@ -335,7 +335,8 @@ pub(crate) enum CgroupCommand {
 /// Gives a cgroup a policy, which stays until ka cgroup detach, or a reboot
 ///
 /// Sockets that are open already are set, and from then on each as it connects, listens or is accepted. A policy that the
-/// cgroup had before is replaced. Where a cgroup above it has one too, that of the one above holds.
+/// cgroup had before is replaced. Where a cgroup above it has one too, that of the one above holds. ka reports both: that
+/// a policy above holds, and which policies of cgroups below this one overrides.
 #[derive(Args, Debug)]
 #[command(
     mut_arg("whole", on_only),
@@ -396,6 +397,9 @@ impl From<CgroupMode> for ka_core::Mode {
 }
 
 /// Takes the policy of a cgroup back; its sockets keep what they have
+///
+/// Prints a line for each policy. With --all, empty cgroups of ka run --via cgroup are removed, too, if ka was killed before it
+/// could remove them.
 #[derive(Args, Debug)]
 #[command(
     group = ArgGroup::new("which").required(true).args(["cgroup", "all"]),
@@ -425,7 +429,7 @@ Status: 1 if some cgroups could not be looked at; standard error says which, and
 
 Needs CAP_NET_ADMIN and CAP_SYS_ADMIN; with CAP_BPF alone, root is shown what ka cgroup attach keeps.")]
 pub(crate) struct CgroupLs {
-    /// Only this cgroup and those below it
+    /// Only this cgroup and those below it, and the policies of cgroups above, which are in force in it
     #[arg(value_name = "CGROUP")]
     pub(crate) cgroup: Option<OsString>,
     /// Prints JSON

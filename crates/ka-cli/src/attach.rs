@@ -33,7 +33,7 @@ use crate::via;
 
 pub(crate) fn attach(args: &args::Attach) -> Outcome {
     let attach = Attach {
-        policy: args.policy.config()?,
+        policy: args.policy.config_for(args.mode)?,
         mode: args.mode.into(),
         user: args.user.as_deref().map(user).transpose()?,
         // What nobody will see is not asked for.
@@ -649,9 +649,9 @@ fn found(process: &Process) -> io::Result<(Vec<TableAndSockets>, Option<io::Erro
 /// Who holds a policy against what was just written.
 fn held_by() -> &'static str {
     if via::is_held() {
-        "ka run --via seccomp holds its policy against this command too: ka attach outside of it, or --via bpf"
+        "ka run --via seccomp holds its policy against this command too: ka attach outside of it, or ka attach --all --via bpf"
     } else {
-        "its cgroup has a policy that holds against others (ka cgroup ls); --via bpf passes it"
+        "its cgroup has a policy that holds against others (ka cgroup ls); ka attach --all --via bpf passes it"
     }
 }
 

@@ -134,6 +134,12 @@ impl Plan {
             words(self.typical_ms),
             words(self.worst_ms.next_multiple_of(1000)),
         )?;
+        if probes == 1 {
+            writeln!(
+                out,
+                "With one probe, one lost packet ends a living connection. Three are safer: --detect 5s or longer, or cnt=3."
+            )?;
+        }
         if intvl > idle {
             writeln!(
                 out,

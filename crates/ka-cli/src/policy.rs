@@ -118,6 +118,22 @@ impl Policy {
         }
     }
 
+    /// The policy, which must be able to change a socket in this mode.
+    pub(crate) fn config_for(&self, mode: Mode) -> Result<Config, Failure> {
+        let config = self.config()?;
+        let refused = |why: &str| Err(Failure::new(format_args!("--policy {config}: {why}")));
+        if config == Config::KEEP {
+            refused("changes nothing: name what to set, as in -p 60,10,6")
+        } else if config.enabled() != Some(true) && mode != Mode::Force {
+            let name = ka_core::Mode::from(mode).name();
+            refused(&format!(
+                "changes nothing in mode {name}, which leaves every socket alone that would get no keepalive: use --mode force"
+            ))
+        } else {
+            Ok(config)
+        }
+    }
+
     /// The policy, which must turn keepalive on.
     pub(crate) fn config_on(&self) -> Result<Config, Failure> {
         let config = self.config()?;

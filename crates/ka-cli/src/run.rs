@@ -61,7 +61,7 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
     if !args.best_effort {
         return Err(own(Failure::new(message)));
     }
-    let _ = writeln!(io::stderr(), "ka: {}", text::visible_lines(&message));
+    let _ = writeln!(io::stderr(), "ka: {}; running it WITHOUT keepalive", text::visible_lines(&message));
     // What the program starts in its turn may be reached.
     match way.start(&launch)? {}
 }

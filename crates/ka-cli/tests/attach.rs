@@ -536,3 +536,28 @@ time.sleep(600)
     assert!(out.contains(r#""comm": "a\\xff\u001b[31mb\n""#), "{out}");
     drop(running);
 }
+
+/// A policy that could change no socket is refused, and one that turns keepalive off does.
+#[test]
+fn a_policy_that_changes_nothing_is_refused() {
+    let mut holder = Holder::start(Command::new(holder()).arg("keepalive"));
+    let before = holder.look();
+    for (args, why) in [
+        (&["-p", "keep"][..], "--policy keep: changes nothing: name what to set, as in -p 60,10,6\n"),
+        (&["-p", "keep", "--mode", "default"], "changes nothing: name what to set"),
+        (
+            &["-p", "off", "--mode", "floor"],
+            "--policy off: changes nothing in mode floor, which leaves every socket alone",
+        ),
+        (&["-p", "off", "--mode", "default"], "changes nothing in mode default, "),
+        (&["-p", "keep,idle=30", "--mode", "floor"], "changes nothing in mode floor, "),
+    ] {
+        let (status, out, err) = attach(args, holder.pid());
+        assert!(status == 2 && out.is_empty() && err.contains(why), "{args:?}: {status} {out}{err}");
+        assert_eq!(holder.look(), before);
+    }
+    assert_eq!(attach(&["-p", "off"], holder.pid()).0, 0);
+    assert!(holder.look().iter().all(|told| !told.on));
+    assert_eq!(attach(&["-p", "keep", "-d", "33"], holder.pid()).0, 0);
+    assert!(holder.look().iter().all(|told| !told.on && told.timers[0] == 33));
+}

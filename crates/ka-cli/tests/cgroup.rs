@@ -178,6 +178,14 @@ fn force_holds_the_policy() {
     assert!(out.contains(": its cgroup has a policy that holds against others"), "{out}");
     assert!(out.ends_with("0 sockets set, 0 unchanged, 1 failed\n"), "{out}");
     assert_eq!(five(fd)[..4], held[..4]);
+    // What it says to type passes it.
+    assert!(out.contains("; ka attach --all --via bpf passes it"), "{out}");
+    let (status, out, err) =
+        outcome(ka().args(["attach", "--all", "--via", "bpf", "-d", "99", "--port", &port]));
+    assert!(status == 0 && err.is_empty(), "{out}{err}");
+    assert_eq!(five(fd)[1], Ok(99));
+    assert_eq!(ka_cgroup(&["attach", "-p", "60,10,6"], &cgroup.0).0, 0);
+    assert_eq!(five(fd)[..4], held[..4]);
     // A policy with a user timeout pins it, on what is open too.
     let result = ka_cgroup(&["attach", "-p", "60,10,6", "-u", "auto"], &cgroup.0);
     assert!(attached(&result).ends_with(" 0 failed"));

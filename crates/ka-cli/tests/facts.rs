@@ -233,6 +233,26 @@ fn plan_text() -> String {
 }
 
 #[test]
+fn a_plan_with_one_probe_warns_of_a_lost_packet() {
+    let warns = |args: &[&str]| {
+        let (status, out, err) = outcome(ka().arg("plan").args(args));
+        assert_eq!((status, err.as_str()), (0, ""));
+        out.contains("With one probe, one lost packet ends a living connection.")
+    };
+    for args in
+        [&["--detect", "3s"][..], &["-p", "60,10,1"], &["-p", "idle=60,intvl=10,cnt=6,user_timeout=1000"]]
+    {
+        assert!(warns(args), "{args:?}");
+    }
+    for args in [&["--detect", "4s"][..], &["-p", "60,10,2"], &["-p", "60,10,6"]] {
+        assert!(!warns(args), "{args:?}");
+    }
+    // What it names has three.
+    let plan = json_of(ka().args(["plan", "--json", "--detect", "5s"]));
+    assert_eq!(plan["cnt"], 3, "{plan}");
+}
+
+#[test]
 fn the_timeline_has_a_mark_for_each_probe() {
     let (_, plan, _) = outcome(ka().env("LC_ALL", "C").args(["plan", "--path", "350s"]));
     let lines: Vec<_> = plan.lines().skip(2).collect();

@@ -403,6 +403,7 @@ fn what_cannot_be_reached_is_not_run() {
     let (status, out, err) =
         outcome(ka().args(["run", "--best-effort", "--via", "preload"]).arg(static_holder()));
     assert!(status == 0 && out.starts_with("ready ") && err.contains("it is static"), "{status} {out} {err}");
+    assert!(err.ends_with("; running it WITHOUT keepalive\n") && err.lines().count() == 1, "{err}");
 
     if is_root() {
         let capable = copy(holder(), "capable", 0o755);
@@ -430,8 +431,10 @@ fn orders_to_leave_it_alone_are_not_passed_over_in_silence() {
     let (status, _, err) = outcome(ka().env("KA_SKIP", "chrome,ec?o").args(["run", "echo", "hi"]));
     assert_eq!(status, 125, "{err}");
     assert!(err.contains("KA_SKIP=chrome,ec?o"), "{err}");
-    let (status, out, _) = outcome(ka().env("KA_SKIP", "echo").args(["run", "--best-effort", "echo", "hi"]));
+    let (status, out, err) =
+        outcome(ka().env("KA_SKIP", "echo").args(["run", "--best-effort", "echo", "hi"]));
     assert_eq!((status, out.as_str()), (0, "hi\n"));
+    assert!(err.ends_with("; running it WITHOUT keepalive\n") && err.lines().count() == 1, "{err}");
 }
 
 #[test]

@@ -89,7 +89,8 @@ impl Way for Cgroup {
                 sweep(orders);
             }
             Err(why) if launch.best_effort => {
-                let _ = writeln!(io::stderr(), "ka: run: {}", text::visible_lines(&why));
+                let why = text::visible_lines(&why);
+                let _ = writeln!(io::stderr(), "ka: run: {why}; running it WITHOUT keepalive");
             }
             Err(why) => return Err(Failure::new(format_args!("run: {why}")).with_status(OUR_OWN)),
         }

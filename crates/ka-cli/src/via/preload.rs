@@ -17,6 +17,7 @@ use crate::elf::{self, Elf, Libc};
 use crate::failure::{Failure, OUR_OWN};
 use crate::program::Program;
 use crate::sys;
+use crate::text;
 
 pub(super) struct Preload;
 
@@ -83,7 +84,12 @@ impl Way for Preload {
                     );
                 }
             }
-            Err(_) if launch.best_effort => {}
+            // ka run has said so where the way did not reach it.
+            Err(_) if launch.best_effort && lacks_shim().is_some() => {}
+            Err(why) if launch.best_effort => {
+                let why = text::visible_lines(&why);
+                let _ = writeln!(io::stderr(), "ka: run: {why}; running it WITHOUT keepalive");
+            }
             Err(why) => return Err(Failure::new(format_args!("run: {why}")).with_status(OUR_OWN)),
         }
         Err(execute(launch, &environment))
