@@ -258,7 +258,7 @@ struct Attached {
     set: usize,
     unchanged: usize,
     failed: usize,
-    /// What of the sockets that were open already was left as it is, and why.
+    /// Open sockets that were not looked at, and why.
     left: Vec<String>,
 }
 
@@ -283,15 +283,13 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
             "READY=1\nSTATUS=The policy is in force for new sockets. Those that are open are being set.",
         );
     }
-    for why in held_above(&cgroup, orders).into_iter().chain(overridden_below(&cgroup, orders)) {
-        let _ = writeln!(io::stderr(), "ka: cgroup attach: {why}");
-    }
+    let held_above = held_above(&cgroup, orders);
     // What is open already. From here on nothing new comes without the policy.
     let swept = sweep(&cgroup, orders, held.as_ref());
     let mut out = BufWriter::new(io::stdout().lock());
     let refused: Vec<_> = refusals(&swept, orders.mode).collect();
-    let Swept { set, unchanged, refused: counts, left } = swept;
-    for why in left.iter().chain(&refused) {
+    let Swept { set, unchanged, refused: counts, left, overridden } = swept;
+    for why in held_above.iter().chain(&overridden).chain(&left).chain(&refused) {
         let _ = writeln!(io::stderr(), "ka: cgroup attach: {why}");
     }
     let status = if left.is_empty() && refused.is_empty() { 0 } else { FOUND };

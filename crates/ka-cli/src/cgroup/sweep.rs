@@ -1,12 +1,11 @@
-//! The sockets that a cgroup's processes have open already: the sweep sets them, once.
+//! The sweep: sets the sockets that a cgroup's processes have open already, once.
 //!
-//! The kernel goes through the sockets of one network namespace at a time and takes the lock of each. A program can hold a
-//! socket's lock for as long as it likes, and whoever waits for it cannot be killed. So the sweep runs in a process of its own.
-//! It says which namespace it enters, and what became of the sockets there. If it stays silent for too long, this process goes
-//! on without it: it starts another sweep of the other namespaces, and reports the one that was left.
+//! The kernel's iterator visits the sockets of one network namespace and takes the lock of each. A program can hold a socket's
+//! lock for as long as it likes, and a process that waits for this lock cannot be killed. So the sweep runs in a child process.
+//! The child reports which namespace it enters and the results there. If the child is silent for too long, the parent starts
+//! another one for the other namespaces, and reports the namespace that was left.
 //!
-//! A namespace's descriptor keeps the namespace alive, and there may be more namespaces than descriptors. So one is open
-//! at a time.
+//! There may be more namespaces than descriptors. So the child has only one open at a time.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -19,54 +18,58 @@ use ka_core::Mode;
 use serde::{Deserialize, Serialize};
 
 use super::walk::walk;
-use super::{Cgroup, Held, is_gone};
+use super::{Cgroup, Held, is_gone, overridden_below};
 use crate::bpf::{self, Only, Orders, Setter};
 use crate::json;
 use crate::sys;
 
-/// How often this process looks for what the sweep says. Silence is counted in looks and not by the clock: time in which this
-/// process is stopped does not count.
+/// How often the parent polls the pipe. It counts polls and does not read the clock, so time in which the parent itself is stopped
+/// does not count as silence.
 const TICK: Duration = Duration::from_secs(1);
-/// After so many looks without a word a sweep is given up.
+/// The parent gives up a child after this many silent polls.
 const PATIENCE: u32 = 15;
-/// After so many namespaces that did not answer, the others are left, too.
+/// The parent gives up the sweep after this many silent namespaces.
 const MOST_BLOCKED: usize = 8;
 
-/// How what was open already fared.
+/// The results of a sweep.
 #[derive(Debug, Default)]
 pub(super) struct Swept {
     pub(super) set: usize,
     pub(super) unchanged: usize,
     /// How many sockets were refused, by errno.
     pub(super) refused: BTreeMap<i32, usize>,
-    /// What was left as it is, and why.
+    /// What was not looked at, and why.
     pub(super) left: Vec<String>,
+    /// The policies of cgroups below that this one overrides.
+    pub(super) overridden: Option<String>,
 }
 
-/// A line of what the sweep says.
+/// A message of the child, one a line.
 #[derive(Serialize, Deserialize)]
 enum Message {
-    /// It goes through the network namespace of this number now.
+    /// The policies of cgroups below that this one overrides.
+    Overrides(String),
+    /// The child enters the network namespace with this inode.
     Entering(u64),
-    /// It is done with it, and looks for the next.
+    /// The child has finished this namespace and looks for the next.
     Leaving,
-    /// So many sockets there were set, were as they should be, or were refused.
+    /// A number of sockets that were set, were as they should be, or were refused.
     Sockets { writes: bool, errno: i32, count: usize },
-    /// Nothing more comes.
+    /// The last message.
     Finished { left: Vec<String> },
 }
 
-/// How a sweep's process ended, as far as this one waited for it.
+/// How a child's turn ended.
 enum End {
     Finished,
-    /// It is silent, in this namespace.
+    /// The child is silent in this namespace.
     Blocked(u64),
     Died,
     Signal,
 }
 
-/// Sets what the cgroup's processes have open, in each network namespace that they are in. A signal ends it early, where the
-/// policy is held by this process.
+/// Sets the open sockets of a cgroup's processes, in each of their network namespaces. If this process holds the policy, a
+/// signal ends the sweep early.
 pub(super) fn sweep(cgroup: &Cgroup, orders: Orders, held: Option<&Held>) -> Swept {
     let mut swept = Swept::default();
     let mut entered = HashSet::new();
@@ -117,14 +120,14 @@ pub(super) fn sweep(cgroup: &Cgroup, orders: Orders, held: Option<&Held>) -> Swe
     }
 }
 
-/// A process that sweeps, and what it has said that was not looked at yet.
+/// A child, and the bytes of it that are not parsed yet.
 struct Sweeper {
     says: File,
     text: Vec<u8>,
 }
 
 impl Sweeper {
-    /// Starts one that leaves out the namespaces that are done, or did not answer.
+    /// Starts a child that leaves out the namespaces that earlier children have entered.
     fn start(cgroup: &Cgroup, orders: Orders, done: &HashSet<u64>) -> io::Result<Self> {
         let (says, out) = sys::pipe()?;
         sys::detached(out.as_fd(), || {
@@ -159,7 +162,7 @@ impl Sweeper {
             }
             if ready.first() != Some(&true) {
                 silence += tick.as_millis();
-                // Outside of one, it does nothing that a stranger's lock could hold up.
+                // Outside of a namespace, no stranger's lock can block the child.
                 if let Some(network) = network
                     && silence >= u128::from(PATIENCE) * TICK.as_millis()
                 {
@@ -180,6 +183,7 @@ impl Sweeper {
                         entered.insert(number);
                     }
                     Message::Leaving => network = None,
+                    Message::Overrides(which) => swept.overridden = Some(which),
                     Message::Sockets { writes, errno: 0, count } => {
                         *(if writes { &mut swept.set } else { &mut swept.unchanged }) += count;
                     }
@@ -195,7 +199,7 @@ impl Sweeper {
         }
     }
 
-    /// The next message that is here as a whole.
+    /// The next complete message.
     fn next(&mut self) -> io::Result<Option<Message>> {
         let Some(end) = self.text.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
         let line: Vec<u8> = self.text.drain(..=end).collect();
@@ -210,18 +214,19 @@ fn say(out: &mut File, message: &Message) -> io::Result<()> {
     out.write_all(&line)
 }
 
-/// What the sweep's process does.
+/// The work of the child.
 struct Work<'a> {
     out: &'a mut File,
-    /// The namespaces that are done. A number is free again when its namespace is gone. But a namespace that is made
-    /// from now on has no socket without the policy, so it need not be entered.
+    /// The inodes of the namespaces that have been entered. An inode is used again when its namespace is gone. That does no harm:
+    /// all sockets of a namespace that is made from now on have the policy.
     done: HashSet<u64>,
     path: &'a Path,
     id: u64,
 }
 
 impl Work<'_> {
-    /// Does it, and says what was left and why. It has no descriptor of the process that started it.
+    /// Does the work. Returns what was not looked at, and why. The child has no descriptor of its parent, so it opens the cgroup
+    /// again.
     fn all(&mut self, orders: Orders) -> io::Result<Vec<String>> {
         let mut left = Vec::new();
         let opened = Cgroup::open(self.path).ok().filter(|cgroup| cgroup.id == self.id);
@@ -229,6 +234,12 @@ impl Work<'_> {
             left.push("it has been removed".to_owned());
             return Ok(left);
         };
+        // Not again, when another process goes on.
+        if self.done.is_empty()
+            && let Some(which) = overridden_below(&cgroup, orders)
+        {
+            say(self.out, &Message::Overrides(which))?;
+        }
         let only = Only { cgroup: Some(cgroup.id), port: None };
         let nothing =
             |why: String| format!("what is open already was left as it is: {why}; {}", instead(orders.mode));
@@ -305,7 +316,7 @@ impl Work<'_> {
         Ok(left)
     }
 
-    /// Whether this namespace is still to be done. If so, that is said.
+    /// Returns whether this namespace has not been entered yet, and tells the parent if so.
     fn begins(&mut self, network: &File) -> io::Result<bool> {
         let number = sys::inode(network.as_fd())?;
         let is_new = self.done.insert(number);
@@ -315,7 +326,7 @@ impl Work<'_> {
         Ok(is_new)
     }
 
-    /// Sets the sockets of the namespace that this process is in, and says how they fared.
+    /// Sets the sockets of the child's current namespace and reports the results.
     fn set(&mut self, setter: &Setter) -> io::Result<Result<(), String>> {
         let done = match setter.set() {
             Ok(done) => done,
@@ -332,7 +343,7 @@ impl Work<'_> {
     }
 }
 
-/// The processes of a cgroup, one a line. A threaded cgroup has threads, whose processes may be elsewhere.
+/// The PIDs of a cgroup's processes, one a line. A threaded cgroup lists only threads, whose numbers serve as well.
 fn members(cgroup: &Cgroup) -> io::Result<String> {
     let mut text = String::new();
     match cgroup.file("cgroup.procs").and_then(|mut file| file.read_to_string(&mut text)) {
@@ -346,7 +357,7 @@ fn members(cgroup: &Cgroup) -> io::Result<String> {
     Ok(text)
 }
 
-/// Why sockets were refused, and how many, for each reason.
+/// A line for each reason why the kernel refused sockets, with their number.
 pub(super) fn refusals(swept: &Swept, mode: Mode) -> impl Iterator<Item = String> {
     let instead = instead(mode);
     swept.refused.iter().map(move |(errno, count)| {
@@ -361,7 +372,7 @@ pub(super) fn refusals(swept: &Swept, mode: Mode) -> impl Iterator<Item = String
     })
 }
 
-/// What reaches the sockets that the sweep does not reach.
+/// The command that reaches the sockets that the sweep left out.
 fn instead(mode: Mode) -> &'static str {
     match mode {
         Mode::Force => {
