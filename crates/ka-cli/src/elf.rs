@@ -1,7 +1,7 @@
 //! What an ELF file says of itself: who loads it, for which machine, and whether Go made it. elf(5)
 
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
 use object::elf::{self, FileHeader32, FileHeader64};
@@ -10,6 +10,7 @@ use object::read::{ReadCache, ReadRef};
 use object::{Endianness, FileKind};
 
 use crate::file;
+use crate::instructions;
 
 /// A program or a library.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,11 @@ pub(crate) struct Elf {
     pub(crate) soname: Option<Vec<u8>>,
     /// The libraries that it asks for.
     pub(crate) needed: Vec<Vec<u8>>,
+    /// `DT_RPATH` and `DT_RUNPATH`: folders in which they are looked for.
+    pub(crate) rpath: Option<Vec<u8>>,
+    pub(crate) runpath: Option<Vec<u8>>,
+    /// The parts of the file that are executed: where each begins, and its size.
+    code: Vec<(u64, u64)>,
 }
 
 /// Which C library a program is linked to, as its loader tells.
@@ -68,6 +74,33 @@ impl Elf {
         self.loader.is_none() && self.soname.as_deref().is_some_and(is_loaders)
     }
 
+    /// Whether it makes calls of sockets by instructions of its own, read from its file.
+    pub(crate) fn calls_sockets(&self, path: &Path) -> io::Result<bool> {
+        const PIECE: u64 = 1 << 20;
+        let file = File::open(path)?;
+        let mut piece = Vec::new();
+        for (start, size) in &self.code {
+            let mut done = 0;
+            while done < *size {
+                // Each piece has the end of the one before.
+                let from = done.saturating_sub(instructions::OVERLAP as u64);
+                let length = size.saturating_sub(from).min(PIECE);
+                piece.clear();
+                (&file).seek(SeekFrom::Start(start.saturating_add(from)))?;
+                let read = (&file).take(length).read_to_end(&mut piece)?;
+                if instructions::calls_sockets(self.machine, &piece) {
+                    return Ok(true);
+                }
+                // A broken file ends before its segment does.
+                if u64::try_from(read).unwrap_or(0) < length {
+                    break;
+                }
+                done = from.saturating_add(length);
+            }
+        }
+        Ok(false)
+    }
+
     /// Whether it can be loaded together with another.
     pub(crate) fn fits(&self, other: &Self) -> bool {
         (self.is_64, self.machine) == (other.is_64, other.machine)
@@ -93,13 +126,30 @@ impl Elf {
 
 /// Whether a library has all these functions for whoever it is loaded into.
 pub(crate) fn exports(path: &Path, functions: &[&str]) -> io::Result<bool> {
-    let Some(cache) = open(path)? else { return Ok(false) };
-    let found = match FileKind::parse(&cache) {
-        Ok(FileKind::Elf32) => has_functions::<FileHeader32<Endianness>, _>(&cache, functions),
-        Ok(FileKind::Elf64) => has_functions::<FileHeader64<Endianness>, _>(&cache, functions),
+    Ok(count_functions(path, functions, Symbols::Defined)? == Some(functions.len()))
+}
+
+/// Whether a program or a library asks others for one of these functions. `None` where its symbols cannot be read.
+pub(crate) fn imports(path: &Path, functions: &[&str]) -> io::Result<Option<bool>> {
+    Ok(count_functions(path, functions, Symbols::Undefined)?.map(|count| count > 0))
+}
+
+/// Which symbols of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Symbols {
+    /// Those that it has.
+    Defined,
+    /// Those that it asks others for.
+    Undefined,
+}
+
+fn count_functions(path: &Path, functions: &[&str], symbols: Symbols) -> io::Result<Option<usize>> {
+    let Some(cache) = open(path)? else { return Ok(None) };
+    Ok(match FileKind::parse(&cache) {
+        Ok(FileKind::Elf32) => functions_of::<FileHeader32<Endianness>, _>(&cache, functions, symbols),
+        Ok(FileKind::Elf64) => functions_of::<FileHeader64<Endianness>, _>(&cache, functions, symbols),
         _ => None,
-    };
-    Ok(found.unwrap_or(false))
+    })
 }
 
 /// An ELF file; `None` where it is another.
@@ -114,9 +164,9 @@ fn open(path: &Path) -> io::Result<Option<ReadCache<File>>> {
     Ok(Some(ReadCache::new(file)))
 }
 
-/// Whether all these are defined in its table of dynamic symbols; `None` where it has none, or a broken one. The names
+/// How many of these are in its table of dynamic symbols; `None` where it has no such table, or a broken one. The names
 /// are read in one piece, as in [`has_section`].
-fn has_functions<'data, Header, R>(data: R, functions: &[&str]) -> Option<bool>
+fn functions_of<'data, Header, R>(data: R, functions: &[&str], which: Symbols) -> Option<usize>
 where
     Header: FileHeader<Endian = Endianness>,
     R: ReadRef<'data>,
@@ -127,14 +177,15 @@ where
     let table = sections.iter().find(|section| section.sh_type(endian) == elf::SHT_DYNSYM)?;
     let symbols: &[Header::Sym] = table.data_as_array(endian, data).ok()?;
     let names = sections.get(usize::try_from(table.sh_link(endian)).ok()?)?.data(endian, data).ok()?;
-    let is_defined = |function: &&str| {
-        symbols.iter().filter(|symbol| !symbol.is_undefined(endian)).any(|symbol| {
+    let has = |function: &&&str| {
+        let is_wanted = |symbol: &&Header::Sym| symbol.is_undefined(endian) == (which == Symbols::Undefined);
+        symbols.iter().filter(is_wanted).any(|symbol| {
             let name = usize::try_from(symbol.st_name(endian)).ok().and_then(|place| names.get(place..));
             let rest = name.and_then(|name| name.strip_prefix(function.as_bytes()));
             rest.is_some_and(|rest| rest.first() == Some(&0))
         })
     };
-    Some(functions.iter().all(is_defined))
+    Some(functions.iter().filter(has).count())
 }
 
 /// `PATH_MAX`
@@ -142,6 +193,9 @@ const LONGEST_PATH: u64 = 4096;
 
 /// Linkers make one, or two where some of it is not written to any more once the program is loaded.
 const MOST_DATA_SEGMENTS: usize = 4;
+
+/// Linkers make one.
+const MOST_CODE_SEGMENTS: usize = 4;
 
 fn parse<'data, Header, R>(data: R) -> Option<Elf>
 where
@@ -158,14 +212,24 @@ where
     let is_data = |segment: &&Header::ProgramHeader| {
         segment.p_type(endian) == elf::PT_LOAD && segment.p_flags(endian).0 & elf::PF_W.0 != 0
     };
-    let is_go = has_section::<Header, R>(header, endian, data, &[b".go.buildinfo", b".note.go.buildid"])
-        || segments.iter().filter(is_data).take(MOST_DATA_SEGMENTS).any(|segment| {
-            // Without section headers, its head is still at the beginning of a segment that is written to.
+    let has_mark = || {
+        // Without section headers, its head is still at the beginning of a segment that is written to.
+        segments.iter().filter(is_data).take(MOST_DATA_SEGMENTS).any(|segment| {
             let (offset, size) = segment.file_range(endian);
             let start = data.read_bytes_at(offset, size.min(64 * 1024)).unwrap_or_default();
             start.chunks(16).any(|chunk| chunk.starts_with(b"\xff Go buildinf:"))
-        });
-    let (soname, needed) = dynamic::<Header, R>(segments, endian, data).unwrap_or_default();
+        })
+    };
+    let is_go = has_section::<Header, R>(header, endian, data, &[b".go.buildinfo", b".note.go.buildid"])
+        .unwrap_or_else(has_mark);
+    let is_code = |segment: &&Header::ProgramHeader| {
+        segment.p_type(endian) == elf::PT_LOAD && segment.p_flags(endian).0 & elf::PF_X.0 != 0
+    };
+    let code =
+        segments.iter().filter(is_code).take(MOST_CODE_SEGMENTS).map(|segment| segment.file_range(endian));
+    let code = code.collect();
+    let Dynamic { soname, needed, rpath, runpath } =
+        dynamic::<Header, R>(segments, endian, data).unwrap_or_default();
     Some(Elf {
         is_64: header.is_type_64(),
         machine: header.e_machine(endian),
@@ -174,38 +238,50 @@ where
         is_go,
         soname,
         needed,
+        rpath,
+        runpath,
+        code,
     })
 }
 
-/// Whether there is a section of one of these names. The names are read in one piece: asked for one by one, each would
+/// Whether there is a section of one of these names; `None` where there are no names. They are read in one piece: asked for one by one, each would
 /// be a read of its own.
-fn has_section<'data, Header, R>(header: &Header, endian: Endianness, data: R, wanted: &[&[u8]]) -> bool
+fn has_section<'data, Header, R>(
+    header: &Header,
+    endian: Endianness,
+    data: R,
+    wanted: &[&[u8]],
+) -> Option<bool>
 where
     Header: FileHeader<Endian = Endianness>,
     R: ReadRef<'data>,
 {
-    let found = || {
-        let sections = header.section_headers(endian, data).ok()?;
-        let index = header.shstrndx(endian, data).ok()?;
-        let names = sections.get(usize::try_from(index).ok()?)?.data(endian, data).ok()?;
-        let is_wanted = |section: &Header::SectionHeader| {
-            let name = usize::try_from(section.sh_name(endian)).ok().and_then(|place| names.get(place..));
-            let is = |wanted: &&[u8]| name?.strip_prefix(*wanted)?.first().copied();
-            wanted.iter().any(|wanted| is(wanted) == Some(0))
-        };
-        Some(sections.iter().any(is_wanted))
+    let sections = header.section_headers(endian, data).ok()?;
+    let index = header.shstrndx(endian, data).ok()?;
+    let names = sections.get(usize::try_from(index).ok()?)?.data(endian, data).ok()?;
+    let is_wanted = |section: &Header::SectionHeader| {
+        let name = usize::try_from(section.sh_name(endian)).ok().and_then(|place| names.get(place..));
+        let is = |wanted: &&[u8]| name?.strip_prefix(*wanted)?.first().copied();
+        wanted.iter().any(|wanted| is(wanted) == Some(0))
     };
-    found().unwrap_or(false)
+    (!names.is_empty()).then(|| sections.iter().any(is_wanted))
 }
 
-type Names = (Option<Vec<u8>>, Vec<Vec<u8>>);
+/// What the loader is told.
+#[derive(Default)]
+struct Dynamic {
+    soname: Option<Vec<u8>>,
+    needed: Vec<Vec<u8>>,
+    rpath: Option<Vec<u8>>,
+    runpath: Option<Vec<u8>>,
+}
 
-/// The name that a library has, and those of the libraries that are asked for.
+/// The name that a library has, those of the libraries that are asked for, and where they are looked for.
 fn dynamic<'data, Header, R>(
     segments: &'data [Header::ProgramHeader],
     endian: Endianness,
     data: R,
-) -> Option<Names>
+) -> Option<Dynamic>
 where
     Header: FileHeader<Endian = Endianness>,
     R: ReadRef<'data>,
@@ -230,7 +306,13 @@ where
     let mut left = usize::try_from(data.len().ok()?).ok()?;
     let fits = |name: &Vec<u8>| left.checked_sub(name.len()).map(|rest| left = rest).is_some();
     let needed = needed.map_while(|entry| name(entry.d_val(endian).into())).take_while(fits).collect();
-    Some((value(elf::DT_SONAME).and_then(name), needed))
+    let text = |tag| value(tag).and_then(name);
+    Some(Dynamic {
+        soname: text(elf::DT_SONAME),
+        needed,
+        rpath: text(elf::DT_RPATH),
+        runpath: text(elf::DT_RUNPATH),
+    })
 }
 
 #[cfg(test)]

@@ -26,7 +26,9 @@ mod duration;
 mod elf;
 mod failure;
 mod file;
+mod instructions;
 mod json;
+mod libraries;
 mod ls;
 #[cfg(test)]
 mod man;
@@ -43,6 +45,7 @@ mod sys;
 mod table;
 mod text;
 mod via;
+mod wrapper;
 
 use std::ffi::OsString;
 use std::io::Write as _;

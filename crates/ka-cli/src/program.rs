@@ -12,6 +12,7 @@ use crate::elf::Elf;
 use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
 use crate::file;
 use crate::sys;
+use crate::wrapper::{self, Client, Env};
 
 /// What is to be started.
 #[derive(Debug)]
@@ -30,7 +31,16 @@ pub(crate) struct Program {
     pub(crate) drops_environment: bool,
     /// It has no `#!` and is no program: the shell runs it, as execvp(3) does.
     pub(crate) is_plain_text: bool,
+    /// Why a library that is preloaded into it does not get into what it starts, where that is known.
+    pub(crate) loses_preload: Option<String>,
+    /// The server that may do its work, where one is known.
+    pub(crate) client: Option<&'static Client>,
+    /// The program that it is known to start in its place, as nice(1) does.
+    pub(crate) starts: Option<Box<Program>>,
 }
+
+/// More than anybody writes before a program.
+const MOST_LAUNCHERS: u32 = 20;
 
 /// How many scripts the kernel follows: `BINPRM_MAX_RECURSION`, fs/exec.c.
 const MOST_SCRIPTS: usize = 5;
@@ -47,10 +57,41 @@ impl Program {
             secure: None,
             drops_environment: false,
             is_plain_text: false,
+            loses_preload: None,
+            client: None,
+            starts: None,
         };
         program.follow()?;
         program.secure = more_rights(&program.executable);
         Ok(program)
+    }
+
+    /// Finds a program, and what it does with what it is given: its name comes first.
+    pub(crate) fn with(words: &[OsString]) -> Result<Self, Failure> {
+        let (name, arguments) =
+            words.split_first().map_or((OsStr::new(""), &[][..]), |(name, rest)| (name, rest));
+        let mut program = Self::find(name)?;
+        program.learn(arguments, MOST_LAUNCHERS);
+        Ok(program)
+    }
+
+    /// Learns by its name what becomes of the programs that it starts.
+    fn learn(&mut self, arguments: &[OsString], launchers: u32) {
+        let is_program = |word: &OsStr| search(word).is_ok();
+        self.loses_preload = wrapper::loss(self.name(), arguments, is_program);
+        self.client = Client::find(self.name(), arguments);
+        let Some(words) = wrapper::started(self.name(), arguments, is_program) else { return };
+        if let (Some((name, rest)), Some(left)) = (words.split_first(), launchers.checked_sub(1))
+            && let Ok(mut started) = Self::find(name)
+        {
+            started.learn(rest, left);
+            self.starts = Some(Box::new(started));
+        }
+    }
+
+    /// The program, the one that it is known to start, and so on.
+    pub(crate) fn chain(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |program| program.starts.as_deref())
     }
 
     /// Follows `#!` lines to the program that runs.
@@ -101,28 +142,14 @@ impl Program {
 
     /// The program that `#!/usr/bin/env [-S] [options] [NAME=value] PROGRAM` starts. env(1)
     fn through_env(&mut self, argument: &[u8]) -> Option<PathBuf> {
-        let mut words = argument.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
         // Without -S all of the line is one argument.
         if !argument.starts_with(b"-") {
             return search(OsStr::from_bytes(argument)).ok();
         }
-        while let Some(word) = words.next() {
-            match word {
-                b"-S" | b"-v" | b"-vS" | b"--debug" | b"--split-string" => {}
-                b"-" | b"-i" | b"-iS" | b"-Si" | b"--ignore-environment" => self.drops_environment = true,
-                b"-u" => self.drops_environment |= words.next() == Some(b"LD_PRELOAD"),
-                _ if word == b"--unset=LD_PRELOAD" || word == b"-uLD_PRELOAD" => {
-                    self.drops_environment = true;
-                }
-                _ => {
-                    let word = word.strip_prefix(b"-S").unwrap_or(word);
-                    if !word.starts_with(b"-") && !word.contains(&b'=') {
-                        return search(OsStr::from_bytes(word)).ok();
-                    }
-                }
-            }
-        }
-        None
+        let words = argument.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+        let env = Env::read(words);
+        self.drops_environment |= env.drops;
+        search(env.rest.first()?).ok()
     }
 
     /// The last part of the path that was found.

@@ -13,8 +13,7 @@ use crate::via::{self, Launch, Reach, Way};
 pub(crate) fn run(args: &args::Run) -> Outcome {
     let own = |failure: Failure| failure.with_status(OUR_OWN);
     let said = if args.policy.is_named() { Some(said(args).map_err(own)?) } else { None };
-    let name = args.program.first().map(AsRef::as_ref).unwrap_or_default();
-    let program = Program::find(name).map_err(|failure| {
+    let program = Program::with(&args.program).map_err(|failure| {
         let message = format!("run: {}", failure.message);
         Failure { message, ..failure }
     })?;
@@ -33,6 +32,12 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
     }
     if let Some(why) = via::held_by_cgroup(&launch) {
         let _ = writeln!(io::stderr(), "ka: run: {why}");
+    }
+    if launch.verbose {
+        for (client, name) in program.chain().filter_map(|program| Some((program.client?, program.name()))) {
+            let _ =
+                writeln!(io::stderr(), "ka: {}: {}", text::visible(name.as_encoded_bytes()), client.text());
+        }
     }
     // The first way that reaches it; where none does, why each does not, and what the last of them knows instead.
     let mut obstacles: Vec<(&dyn Way, String, String)> = Vec::new();

@@ -15,9 +15,11 @@ use super::orders::{Environment, conf_text, execute, is_ordered_off};
 use super::{Launch, Reach, Way, no};
 use crate::elf::{self, Elf, Libc};
 use crate::failure::{Failure, OUR_OWN};
+use crate::libraries::Linked;
 use crate::program::Program;
 use crate::sys;
 use crate::text;
+use crate::wrapper;
 
 pub(super) struct Preload;
 
@@ -52,7 +54,7 @@ impl Way for Preload {
         if let Some((why, instead)) = is_ordered_off(launch) {
             return Reach::Wrong { why, instead };
         }
-        match obstacle(launch.program, shim) {
+        match launch.program.chain().find_map(|program| obstacle(program, shim)) {
             Some((why, instead)) => no(why, instead),
             None => Reach::Yes(format!(
                 "{}; static, Go's and 32-bit programs that it starts are not: ka run --via seccomp",
@@ -108,14 +110,19 @@ fn obstacle(program: &Program, shim: &Shim) -> Option<(String, String)> {
     }
     if let Some(secure) = program.secure {
         let why = format!("{path}: {secure}, so the loader ignores LD_PRELOAD");
-        let name = program.name().to_string_lossy().into_owned();
-        let instead = match name.as_str() {
-            "sudo" | "doas" | "su" | "pkexec" | "runuser" => {
-                format!("ka behind it: {name} ka run -- PROGRAM")
-            }
-            _ => format!("/etc/ld.so.preload, as in ka-preload(7); or {FOLLOW}"),
+        let name = program.name();
+        let instead = if wrapper::is_wrapper(name) {
+            format!("ka behind it: {} ka run -- PROGRAM", name.display())
+        } else {
+            format!("/etc/ld.so.preload, as in ka-preload(7); or {FOLLOW}")
         };
         return Some((why, instead));
+    }
+    if let Some(why) = &program.loses_preload {
+        return Some((
+            why.clone(),
+            format!("{OTHERWISE}; or ka behind it: {} ka run -- PROGRAM", program.name().display()),
+        ));
     }
     let Some(elf) = &program.elf else {
         return follow(format!("{path}: it is no ELF program, or may not be read"));
@@ -137,9 +144,36 @@ fn obstacle(program: &Program, shim: &Shim) -> Option<(String, String)> {
     } else if elf.libc() == Some(Libc::Unknown) {
         let loader = elf.loader.as_deref().unwrap_or_default().escape_ascii();
         otherwise(format!("{path}: its loader {loader} is neither glibc's nor musl's"))
-    } else {
+    } else if elf.is_loader() {
         None
+    } else {
+        otherwise(passes_by(&program.executable, elf)?)
     }
+}
+
+/// Why the shim does not see the sockets of a dynamic program: another than the C library makes the system calls.
+///
+/// A program that asks the C library for a function of sockets is one of those that the shim is for. Only of the others is
+/// the code of all libraries read, which most programs without such a function do not have many of. What cannot be read
+/// decides nothing.
+fn passes_by(path: &Path, elf: &Elf) -> Option<String> {
+    let linked = Linked::find(path, elf);
+    if let Some(library) = linked.go_library() {
+        return Some(format!(
+            "{}: it is linked to {}, which was made by Go: Go makes its system calls itself",
+            path.display(),
+            library.display()
+        ));
+    }
+    if linked.unread.is_some() || linked.imports_sockets() != Some(false) {
+        return None;
+    }
+    let own = linked.calls_sockets().ok().flatten()?;
+    let who = if own == linked.program() { "it".to_owned() } else { own.display().to_string() };
+    Some(format!(
+        "{}: {who} makes its system calls itself: neither it nor its libraries import socket, connect, listen or accept",
+        path.display()
+    ))
 }
 
 /// libka_preload.so, found.

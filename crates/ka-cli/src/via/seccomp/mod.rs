@@ -167,7 +167,11 @@ fn obstacle(launch: &Launch<'_>) -> Option<(String, String)> {
     if let Err(why) = filter::architecture() {
         return follow(why);
     }
-    if let Some(secure) = program.secure.filter(|_| !is_privileged()) {
+    let mut chain = program.chain();
+    if let Some((secure, path)) = chain.find_map(|program| Some((program.secure?, &program.executable)))
+        && !is_privileged()
+    {
+        let path = path.display();
         return Some((
             format!("{path}: {secure}, and a filter without CAP_SYS_ADMIN would take its rights from it"),
             "sudo ka run".to_owned(),

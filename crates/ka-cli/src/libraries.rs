@@ -1,0 +1,282 @@
+//! The libraries that a program is linked to, found as its loader finds them: ld.so(8), "DESCRIPTION"; for musl
+//! ldso/dynlink.c. They decide with the program whether a preloaded library sees its sockets.
+
+use std::collections::HashSet;
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use crate::elf::{self, Elf, Libc};
+use crate::text;
+
+/// The functions by which a TCP socket comes to a program. A preloaded library takes their place.
+const SOCKETS: [&str; 5] = ["socket", "connect", "listen", "accept", "accept4"];
+
+/// Whether a program asks others for a function of sockets. `None` where its symbols cannot be read.
+pub(crate) fn imports_sockets(program: &Path) -> Option<bool> {
+    elf::imports(program, &SOCKETS).ok().flatten()
+}
+
+/// More than any program has.
+const MOST_LIBRARIES: usize = 2000;
+
+/// A program, and what it is linked to.
+#[derive(Debug)]
+pub(crate) struct Linked {
+    /// The program's file and those of its libraries, but for the C library, which has the functions of sockets and the
+    /// instructions behind them.
+    files: Vec<Object>,
+    /// A library that is not found or cannot be read, and who is linked to it.
+    pub(crate) unread: Option<(String, PathBuf)>,
+}
+
+impl Linked {
+    /// Finds the program's libraries, those that they are linked to, and so on.
+    pub(crate) fn find(program: &Path, elf: &Elf) -> Self {
+        let path = program.canonicalize().unwrap_or_else(|_| program.to_path_buf());
+        let search = Search {
+            program: elf,
+            origin: path.parent().map(Path::to_path_buf).unwrap_or_default(),
+            is_musl: elf.libc() == Some(Libc::Musl),
+        };
+        let mut linked =
+            Self { files: vec![Object { path, elf: elf.clone(), rpath: Vec::new() }], unread: None };
+        let mut known = HashSet::new();
+        let mut next = 0;
+        // In the loader's order: a program's libraries, then theirs.
+        while let Some(object) = linked.files.get(next) {
+            next = next.saturating_add(1);
+            let mut found = Vec::new();
+            for name in &object.elf.needed {
+                if is_c_library(name) || known.len() >= MOST_LIBRARIES || !known.insert(name.clone()) {
+                    continue;
+                }
+                match search.find(name, object) {
+                    Some(library) => found.push(library),
+                    None => {
+                        let named = || (text::lossless(name).into_owned(), object.path.clone());
+                        linked.unread.get_or_insert_with(named);
+                    }
+                }
+            }
+            linked.files.extend(found);
+        }
+        linked
+    }
+
+    /// The program's file.
+    pub(crate) fn program(&self) -> &Path {
+        self.files.first().map(|program| program.path.as_path()).unwrap_or_else(|| Path::new(""))
+    }
+
+    /// The first library that Go made.
+    pub(crate) fn go_library(&self) -> Option<&Path> {
+        let mut libraries = self.files.iter().skip(1);
+        libraries.find(|library| library.elf.is_go).map(|library| library.path.as_path())
+    }
+
+    /// Whether the program or a library asks the C library for a function of sockets. `None` where the symbols of one
+    /// cannot be read, and no other does.
+    pub(crate) fn imports_sockets(&self) -> Option<bool> {
+        let mut is_known = true;
+        for object in &self.files {
+            match imports_sockets(&object.path) {
+                Some(true) => return Some(true),
+                Some(false) => {}
+                None => is_known = false,
+            }
+        }
+        is_known.then_some(false)
+    }
+
+    /// The first file that makes calls of sockets by instructions of its own. Reads all code.
+    pub(crate) fn calls_sockets(&self) -> io::Result<Option<&Path>> {
+        for object in &self.files {
+            if object.elf.calls_sockets(&object.path)? {
+                return Ok(Some(&object.path));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Whether this is the name of the C library, of glibc's threads, which were a library of their own before 2.34, or of a
+/// loader.
+fn is_c_library(name: &[u8]) -> bool {
+    const PREFIXES: [&[u8]; 6] =
+        [b"libc.so", b"libc.musl-", b"libpthread.so", b"ld-linux", b"ld-musl-", b"ld64.so"];
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// A program or a library.
+#[derive(Debug)]
+struct Object {
+    path: PathBuf,
+    elf: Elf,
+    /// The folders of `DT_RPATH` of those that are linked to it, which are in force for its libraries too.
+    rpath: Vec<PathBuf>,
+}
+
+/// How libraries are looked for.
+struct Search<'a> {
+    program: &'a Elf,
+    /// The folder of the program.
+    origin: PathBuf,
+    is_musl: bool,
+}
+
+impl Search<'_> {
+    /// Finds a library that another is linked to. Those for other machines are passed by, as the loader does.
+    fn find(&self, name: &[u8], asks: &Object) -> Option<Object> {
+        let origin = asks.path.parent().unwrap_or_else(|| Path::new("/"));
+        let own = |list: &Option<Vec<u8>>| self.folders(list.as_deref().unwrap_or_default(), origin);
+        let runpath = own(&asks.elf.runpath);
+        // RUNPATH takes the place of RPATH. musl knows no difference.
+        let rpath = match asks.elf.runpath {
+            Some(_) if !self.is_musl => Vec::new(),
+            _ => [own(&asks.elf.rpath), asks.rpath.clone()].concat(),
+        };
+        let read = |path: PathBuf| {
+            let elf = Elf::read(&path).ok().flatten().filter(|elf| elf.fits(self.program))?;
+            let inherited =
+                if self.is_musl { [runpath.clone(), rpath.clone()].concat() } else { rpath.clone() };
+            Some(Object { path, elf, rpath: inherited })
+        };
+        let file = Path::new(OsStr::from_bytes(name));
+        if name.contains(&b'/') {
+            return read(file.to_path_buf());
+        }
+        let within = |folders: &[PathBuf]| folders.iter().find_map(|folder| read(folder.join(file)));
+        let variable = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+        let variable = self.folders(variable.as_bytes(), &self.origin);
+        if self.is_musl {
+            let folders = [variable, runpath.clone(), rpath.clone(), musl_folders(self.program)];
+            return folders.iter().find_map(|folders| within(folders));
+        }
+        [&rpath, &variable, &runpath]
+            .into_iter()
+            .find_map(|folders| within(folders))
+            .or_else(|| cache()?.paths(name).map(Path::to_path_buf).find_map(read))
+            .or_else(|| within(&default_folders(self.program)))
+    }
+
+    /// The folders of a list, with `$ORIGIN` and `$LIB` in them. Those with another word that begins with $ are left out.
+    fn folders(&self, list: &[u8], origin: &Path) -> Vec<PathBuf> {
+        let list = list.split(|byte| matches!(byte, b':' | b';')).filter(|folder| !folder.is_empty());
+        let lib = format!("lib/{}", triple(self.program));
+        let words = [
+            (&b"${ORIGIN}"[..], origin.as_os_str().as_bytes()),
+            (b"$ORIGIN", origin.as_os_str().as_bytes()),
+            (b"${LIB}", lib.as_bytes()),
+            (b"$LIB", lib.as_bytes()),
+        ];
+        let expand = |folder: &[u8]| {
+            let mut folder = folder.to_vec();
+            for (word, value) in words {
+                if let Some(at) = folder.windows(word.len()).position(|window| window == word) {
+                    folder.splice(at..at.saturating_add(word.len()), value.iter().copied());
+                }
+            }
+            (!folder.contains(&b'$')).then(|| PathBuf::from(OsStr::from_bytes(&folder)))
+        };
+        list.filter_map(expand).collect()
+    }
+}
+
+/// The folder that Debian has the libraries of a machine in.
+fn triple(program: &Elf) -> String {
+    let machine = program.machine_name();
+    let abi = if machine == "arm" { "gnueabihf" } else { "gnu" };
+    format!("{machine}-linux-{abi}")
+}
+
+/// Where glibc looks last. Debian has folders of their own for each machine, others lib64.
+fn default_folders(program: &Elf) -> Vec<PathBuf> {
+    let own = triple(program);
+    let names = if program.is_64 { [own.as_str(), "../lib64", ""] } else { [own.as_str(), "../lib", ""] };
+    names.iter().flat_map(|name| ["/lib", "/usr/lib"].map(|folder| Path::new(folder).join(name))).collect()
+}
+
+/// Where musl looks last.
+fn musl_folders(program: &Elf) -> Vec<PathBuf> {
+    const MOST: u64 = 64 * 1024;
+    let loader = Path::new(OsStr::from_bytes(program.loader.as_deref().unwrap_or_default()));
+    // /lib/ld-musl-x86_64.so.1 has /etc/ld-musl-x86_64.path beside its own folder.
+    let name = loader.file_stem().map(Path::new).and_then(Path::file_stem).unwrap_or_default();
+    let root = loader.parent().and_then(Path::parent).unwrap_or_else(|| Path::new("/"));
+    let file = root.join("etc").join(name).with_extension("path");
+    let text = fs::File::open(file).and_then(|file| {
+        let mut text = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(file, MOST), &mut text).map(|_| text)
+    });
+    let text = text.unwrap_or_else(|_| b"/lib:/usr/local/lib:/usr/lib".to_vec());
+    let folders = text.split(|byte| matches!(byte, b':' | b'\n')).filter(|folder| !folder.is_empty());
+    folders.map(|folder| PathBuf::from(OsStr::from_bytes(folder))).collect()
+}
+
+/// The system's /etc/ld.so.cache, read once.
+fn cache() -> Option<&'static Cache> {
+    static READ: OnceLock<Option<Cache>> = OnceLock::new();
+    READ.get_or_init(|| Cache::new(fs::read("/etc/ld.so.cache").ok()?)).as_ref()
+}
+
+/// What ldconfig(8) writes down: which libraries are in the folders of ld.so.conf(5). glibc, sysdeps/generic/dl-cache.h
+pub(crate) struct Cache {
+    /// From its own beginning, from which texts are counted, to the end of the file.
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+impl Cache {
+    /// The format since glibc 2.2.
+    const MAGIC: &[u8] = b"glibc-ld.so.cache1.1";
+    const HEADER: usize = 48;
+    const ENTRY: usize = 24;
+    /// The format before, which has the other behind it until glibc 2.31.
+    const OLD_MAGIC: &[u8] = b"ld.so-1.7.0";
+    const OLD_HEADER: usize = 16;
+    const OLD_ENTRY: usize = 12;
+
+    /// Reads the file; `None` where it is not one.
+    pub(crate) fn new(mut bytes: Vec<u8>) -> Option<Self> {
+        if bytes.starts_with(Self::OLD_MAGIC) {
+            let count = number(&bytes, Self::OLD_HEADER - 4)?;
+            let end = count.checked_mul(Self::OLD_ENTRY)?.checked_add(Self::OLD_HEADER)?;
+            let start = end.checked_next_multiple_of(8)?;
+            if start > bytes.len() {
+                return None;
+            }
+            bytes = bytes.split_off(start);
+        }
+        if !bytes.starts_with(Self::MAGIC) {
+            return None;
+        }
+        let count = number(&bytes, Self::MAGIC.len())?;
+        let end = count.checked_mul(Self::ENTRY)?.checked_add(Self::HEADER)?;
+        (end <= bytes.len()).then_some(Self { bytes, count })
+    }
+
+    /// Where libraries of this name are, of all machines: the one to try first comes first.
+    pub(crate) fn paths(&self, name: &[u8]) -> impl Iterator<Item = &Path> {
+        let text = |place: usize| self.bytes.get(place..);
+        let entries = self.bytes.get(Self::HEADER..).unwrap_or_default().chunks_exact(Self::ENTRY);
+        entries.take(self.count).filter_map(move |entry| {
+            let rest = text(number(entry, 4)?)?.strip_prefix(name)?;
+            if rest.first() != Some(&0) {
+                return None;
+            }
+            let path = text(number(entry, 8)?)?.split(|byte| *byte == 0).next()?;
+            Some(Path::new(OsStr::from_bytes(path)))
+        })
+    }
+}
+
+/// A number of four bytes.
+fn number(bytes: &[u8], place: usize) -> Option<usize> {
+    let bytes = bytes.get(place..)?.first_chunk()?;
+    usize::try_from(u32::from_ne_bytes(*bytes)).ok()
+}
