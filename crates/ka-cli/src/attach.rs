@@ -617,7 +617,6 @@ impl Attach<'_> {
 
 /// What was done to a socket: `fd 7 192.0.2.1:443 -> 198.51.100.1:50000: set`
 fn socket_line(line: &Line, dry_run: bool) -> String {
-    let end = |end: Option<SocketAddr>| end.map_or_else(|| "*".to_owned(), |end| end.to_string());
     let fd = line.fd.map_or_else(|| "?".to_owned(), |fd| fd.to_string());
     let result = match (line.result, &line.error) {
         (_, Some(error)) => error.as_str(),
@@ -626,7 +625,18 @@ fn socket_line(line: &Line, dry_run: bool) -> String {
         _ => "unchanged",
     };
     let note = line.note.map_or_else(String::new, |note| format!(", {note}"));
-    format!("fd {fd} {} -> {}: {result}{note}", end(line.local), end(line.peer))
+    format!("fd {fd} {}: {result}{note}", arrow((line.local, line.peer)))
+}
+
+/// Both ends of a socket: `192.0.2.1:443 -> 198.51.100.1:50000`, with * for one that it does not have.
+fn arrow((local, peer): (Option<SocketAddr>, Option<SocketAddr>)) -> String {
+    let end = |end: Option<SocketAddr>| end.map_or_else(|| "*".to_owned(), |end| end.to_string());
+    format!("{} -> {}", end(local), end(peer))
+}
+
+/// The ends of a socket, as text.
+pub(crate) fn ends_text(socket: BorrowedFd<'_>) -> String {
+    arrow(ends(socket))
 }
 
 /// A table, and those of its descriptors that are sockets with their inodes.

@@ -3,21 +3,26 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, BufWriter, Write};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::Path;
 
 use ka_core::SockOpt;
 use serde::Serialize;
 
 use crate::args;
+use crate::attach;
 use crate::bpf::{self, host};
 use crate::cgroup;
+use crate::elf::Elf;
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::json;
+use crate::libraries::Linked;
 use crate::privilege;
 use crate::process::{self, Process};
 use crate::program::{self, Program};
 use crate::text;
 use crate::via::{self, Launch, Reach};
+use crate::wrapper::{self, Client};
 
 pub(crate) fn check(args: &args::Check) -> Outcome {
     let number = |target: &OsStr| {
@@ -149,11 +154,11 @@ fn machine_report() -> Report {
 }
 
 fn program_report(name: &OsStr) -> Result<Report, Failure> {
-    let program = Program::find(name).map_err(|failure| {
+    let arguments = [name.to_owned()];
+    let program = Program::with(&arguments).map_err(|failure| {
         let message = format!("check: {}", failure.message);
         Failure { message, ..failure }
     })?;
-    let arguments = [name.to_owned()];
     let launch = Launch {
         program: &program,
         arguments: &arguments,
@@ -231,8 +236,13 @@ fn program_facts(program: &Program) -> Vec<String> {
                     "linked to liburing: what it does through io_uring passes the C library by".to_owned(),
                 );
             }
+            if kind == "dynamic" && !elf.is_go {
+                facts.extend(linked_facts(&program.executable, elf));
+            }
         }
     }
+    facts.extend(wrapper::fact(program.name()));
+    facts.extend(Client::named(program.name()).map(Client::text));
     let marks = program::marks(&program.executable);
     match program.secure {
         None if !marks.is_empty() => {
@@ -244,6 +254,41 @@ fn program_facts(program: &Program) -> Vec<String> {
             facts.push(secure.to_owned());
         }
         _ => facts.extend(marks),
+    }
+    facts
+}
+
+/// Facts about a program's libraries that decide which of its sockets preload sees.
+fn linked_facts(path: &Path, elf: &Elf) -> Vec<String> {
+    let linked = Linked::find(path, elf);
+    let mut facts = Vec::new();
+    if let Some((library, user)) = &linked.unread {
+        facts.push(format!(
+            "{library}, which {} is linked to, is not found or cannot be read: whether preload sees all sockets is unknown",
+            user.display()
+        ));
+    }
+    if let Some(library) = linked.go_library() {
+        facts.push(format!(
+            "linked to {}, which was made by Go: preload does not see its sockets",
+            library.display()
+        ));
+    }
+    let imports = linked.imports_sockets();
+    match linked.calls_sockets() {
+        Ok(Some(file)) if imports != Some(false) || linked.unread.is_some() => facts.push(format!(
+            "{} also has system-call instructions of its own for sockets, which preload does not see: \
+             ka run --via seccomp reaches those too",
+            file.display()
+        )),
+        Ok(_) => {}
+        Err(error) => facts.push(format!("its code cannot be read: {error}")),
+    }
+    if imports.is_none() {
+        facts.push(
+            "its symbols, or a library's, cannot be read: whether preload sees its sockets is unknown"
+                .to_owned(),
+        );
     }
     facts
 }
@@ -261,10 +306,22 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
     let is_preloaded = maps.split(|byte| *byte == b'\n').any(|line| line.ends_with(b"/libka_preload.so"));
     if is_preloaded {
         facts.push("libka_preload.so is in it".to_owned());
+        let copies = c_libraries(&maps);
+        if copies > 1 {
+            facts.push(format!(
+                "{copies} copies of the C library are in it, as dlmopen(3) makes them: libka_preload.so may see the calls \
+                 of one only"
+            ));
+        }
     }
+    let mut missed = false;
     let attach = match sockets(&process) {
         Ok(Sockets { tcp, off, rings }) => {
-            facts.push(format!("{tcp} TCP sockets, {off} of them without keepalive"));
+            facts.push(format!("{tcp} TCP sockets, {} of them without keepalive", off.len()));
+            if is_preloaded && !off.is_empty() {
+                missed = true;
+                facts.extend(missed_facts(pid, &off));
+            }
             if rings {
                 facts.push("it uses io_uring".to_owned());
             }
@@ -296,6 +353,7 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
     };
     let is_under = preload.reaches || seccomp.reaches || cgroup.reaches;
     let command = match (is_under, attach.reaches) {
+        _ if missed => format!("ka attach {pid}"),
         (true, _) => format!("nothing: it is under ka already (ka ls --pid {pid})"),
         (false, true) => format!("ka attach --follow {pid}"),
         (false, false) => format!("sudo ka attach --follow {pid}"),
@@ -303,7 +361,7 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
     let command = Some(command);
     let mut ways = vec![preload, seccomp, cgroup, attach];
     ways.sort_by_key(|way| !way.reaches);
-    let is_reached = ways.first().is_some_and(|way| way.reaches);
+    let is_reached = !missed && ways.first().is_some_and(|way| way.reaches);
     let over = Some(Over { supervisor, cgroups: policies.ok() });
     Ok(Report { target: format!("{pid} ({name})"), facts, ways, is_reached, command, over })
 }
@@ -324,15 +382,45 @@ fn cgroup_why(pid: i32, policies: &Result<Vec<cgroup::InForce>, String>) -> Stri
     }
 }
 
+/// How many copies of the C library a process has: each is mapped once from the beginning of its file.
+fn c_libraries(maps: &[u8]) -> usize {
+    const NAMES: [&[u8]; 3] = [b"libc.so", b"libc-2.", b"ld-musl-"];
+    let maps = maps.split(|byte| *byte == b'\n').filter(|line| {
+        let offset = line.split(|byte| *byte == b' ').nth(2);
+        let name = line.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        offset.is_some_and(|offset| offset.iter().all(|digit| *digit == b'0'))
+            && NAMES.iter().any(|libc| name.starts_with(libc))
+    });
+    maps.count()
+}
+
+/// Which sockets have no keepalive although the shim is in the process, and what may be the reason.
+fn missed_facts(pid: i32, off: &[(i32, String)]) -> Vec<String> {
+    const MOST: usize = 20;
+    const REASONS: [&[u8]; 4] = [b"KA_POLICY=", b"KA_MODE=", b"KA_RULES=", b"KA_SKIP="];
+    let mut facts: Vec<_> =
+        off.iter().take(MOST).map(|(fd, ends)| format!("without keepalive: fd {fd}, {ends}")).collect();
+    if let Some(more) = off.len().checked_sub(MOST).filter(|more| *more > 0) {
+        facts.push(format!("and {more} more: ka ls --off --pid {pid}"));
+    }
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let is_reason = |entry: &&[u8]| REASONS.iter().any(|name| entry.starts_with(name));
+    for entry in environment.split(|byte| *byte == 0).filter(is_reason) {
+        facts.push(format!("{} in its environment may leave them alone", text::lossless(entry)));
+    }
+    facts
+}
+
 struct Sockets {
     tcp: usize,
-    off: usize,
+    /// Those without keepalive: descriptor and addresses.
+    off: Vec<(i32, String)>,
     rings: bool,
 }
 
 /// Looks into a process: how many TCP sockets it has, and whether one may look at all.
 fn sockets(process: &Process) -> io::Result<Sockets> {
-    let mut found = Sockets { tcp: 0, off: 0, rings: false };
+    let mut found = Sockets { tcp: 0, off: Vec::new(), rings: false };
     let mut inodes = std::collections::HashSet::new();
     for table in process.tables()? {
         let table = table?;
@@ -348,7 +436,9 @@ fn sockets(process: &Process) -> io::Result<Sockets> {
             match ka_core::Socket::new(socket.as_raw_fd()).is_enabled() {
                 Ok(on) => {
                     found.tcp += 1;
-                    found.off += usize::from(!on);
+                    if !on {
+                        found.off.push((fd, attach::ends_text(socket.as_fd())));
+                    }
                 }
                 Err(ka_core::Error::System { option: SockOpt::Protocol, .. } | ka_core::Error::NotTcp) => {}
                 Err(error) => return Err(io::Error::from_raw_os_error(error.errno().0)),

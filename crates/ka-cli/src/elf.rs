@@ -76,7 +76,7 @@ impl Elf {
 
     /// Whether it makes calls of sockets by instructions of its own, read from its file.
     pub(crate) fn calls_sockets(&self, path: &Path) -> io::Result<bool> {
-        const PIECE: u64 = 1 << 20;
+        const PIECE: u64 = 1 << 18;
         let file = File::open(path)?;
         let mut piece = Vec::new();
         for (start, size) in &self.code {
@@ -165,27 +165,40 @@ fn open(path: &Path) -> io::Result<Option<ReadCache<File>>> {
 }
 
 /// How many of these are in its table of dynamic symbols; `None` where it has no such table, or a broken one. The names
-/// are read in one piece, as in [`has_section`].
+/// are read in one piece, as in [`has_section`], but for those of a program that lets others use thousands of its own.
 fn functions_of<'data, Header, R>(data: R, functions: &[&str], which: Symbols) -> Option<usize>
 where
     Header: FileHeader<Endian = Endianness>,
     R: ReadRef<'data>,
 {
+    const ONE_PIECE: u64 = 1 << 20;
     let header = Header::parse(data).ok()?;
     let endian = header.endian().ok()?;
     let sections = header.section_headers(endian, data).ok()?;
     let table = sections.iter().find(|section| section.sh_type(endian) == elf::SHT_DYNSYM)?;
     let symbols: &[Header::Sym] = table.data_as_array(endian, data).ok()?;
-    let names = sections.get(usize::try_from(table.sh_link(endian)).ok()?)?.data(endian, data).ok()?;
-    let has = |function: &&&str| {
-        let is_wanted = |symbol: &&Header::Sym| symbol.is_undefined(endian) == (which == Symbols::Undefined);
-        symbols.iter().filter(is_wanted).any(|symbol| {
-            let name = usize::try_from(symbol.st_name(endian)).ok().and_then(|place| names.get(place..));
-            let rest = name.and_then(|name| name.strip_prefix(function.as_bytes()));
-            rest.is_some_and(|rest| rest.first() == Some(&0))
-        })
+    let names = sections.get(usize::try_from(table.sh_link(endian)).ok()?)?;
+    let (start, size) = names.file_range(endian)?;
+    let all = if size <= ONE_PIECE { Some(data.read_bytes_at(start, size).ok()?) } else { None };
+    let longest = functions.iter().map(|function| function.len()).max().unwrap_or(0).saturating_add(1);
+    let name_at = |place: u64| match all {
+        Some(all) => all.get(usize::try_from(place).ok()?..),
+        None => {
+            let rest = size.checked_sub(place)?.min(u64::try_from(longest).ok()?);
+            data.read_bytes_at(start.checked_add(place)?, rest).ok()
+        }
     };
-    Some(functions.iter().filter(has).count())
+    let is_wanted = |symbol: &&Header::Sym| symbol.is_undefined(endian) == (which == Symbols::Undefined);
+    let mut left = functions.to_vec();
+    for symbol in symbols.iter().filter(is_wanted) {
+        let name = name_at(symbol.st_name(endian).into());
+        let is = |function: &&str| name?.strip_prefix(function.as_bytes())?.first().copied();
+        left.retain(|function| is(function) != Some(0));
+        if left.is_empty() {
+            break;
+        }
+    }
+    functions.len().checked_sub(left.len())
 }
 
 /// `PATH_MAX`

@@ -40,6 +40,8 @@ enum Load {
 }
 
 mod x86_64 {
+    use memchr::memmem;
+
     use super::{Load, OVERLAP};
 
     /// socket, connect, accept, listen, accept4: arch/x86/entry/syscalls/syscall_64.tbl
@@ -53,8 +55,7 @@ mod x86_64 {
     const FRAME: u8 = 5;
 
     pub(super) fn calls_sockets(code: &[u8]) -> bool {
-        let places = code.windows(2).enumerate().filter(|(_, bytes)| *bytes == SYSCALL);
-        places.map(|(place, _)| place).any(|place| {
+        memmem::find_iter(code, &SYSCALL).any(|place| {
             // The high byte of an address or a distance is mostly 0; no code has the instruction that 0 begins there.
             let follows = code.get(place.saturating_add(SYSCALL.len()));
             let before = code.get(place.saturating_sub(OVERLAP)..place).unwrap_or_default();

@@ -81,23 +81,23 @@ static WRAPPERS: [Wrapper; 13] = [
         Loss::Root,
     ),
     wrapper(&["runc", "crun", "lxc-attach", "lxc-execute", "lxc-start"], When::Always, Loss::Root),
-    wrapper(&["unshare"], When::Options(&["-R", "--root"], "GSw"), Loss::Root),
+    wrapper(&["unshare"], When::Options(&["-R", "--root"], "GSwR"), Loss::Root),
     wrapper(
         &["nsenter"],
-        When::Options(&["-m", "--mount", "-r", "--root", "-a", "--all"], "tGSuinpCUTw"),
+        When::Options(&["-m", "--mount", "-r", "--root", "-a", "--all"], "tGS"),
         Loss::Root,
     ),
-    wrapper(&["chpst"], When::Options(&["-/"], "uUbemdopfcrtCnlL"), Loss::Root),
-    wrapper(&["start-stop-daemon"], When::Options(&["-r", "--chroot"], "xnsugkNIPpdRcOa"), Loss::Root),
+    wrapper(&["chpst"], When::Options(&["-/"], "uUbemdopfcrt/CnlL"), Loss::Root),
+    wrapper(&["start-stop-daemon"], When::Options(&["-r", "--chroot"], "xnsugkNIPpdrRcOa"), Loss::Root),
 ];
 
 /// Programs that start the first program among their arguments, with the environment and the files that they have.
 const LAUNCHERS: [&str; 35] = [
     "cgexec",
-    "chpst",
-    "chrt",
-    "chronic",
     "choom",
+    "chpst",
+    "chronic",
+    "chrt",
     "dbus-run-session",
     "dumb-init",
     "eatmydata",
@@ -151,17 +151,16 @@ pub(crate) fn loss(
     is_lost.then(|| format!("{} {}", name.display(), wrapper.loss.text()))
 }
 
-/// What is known of this program, whatever it is given.
+/// With which arguments this program would lose a preloaded library, where they decide.
 pub(crate) fn fact(name: &OsStr) -> Option<String> {
     let wrapper = find(name)?;
     let with = match wrapper.when {
-        When::Always => String::new(),
-        When::Options(wanted, _) => format!("with {}, it ", wanted.join(" or ")),
-        When::Login => "with -, -l or --login, it ".to_owned(),
-        When::Env => "with -i, -u LD_PRELOAD or LD_PRELOAD=, it ".to_owned(),
+        When::Always => return None,
+        When::Options(wanted, _) => wanted.join(" or "),
+        When::Login => "-, -l or --login".to_owned(),
+        When::Env => "-i, -u LD_PRELOAD or LD_PRELOAD=".to_owned(),
     };
-    let it = if with.is_empty() { "it " } else { "" };
-    Some(format!("{with}{it}{}: ka run takes seccomp then", wrapper.loss.text()))
+    Some(format!("with {with} it {}: ka run takes seccomp then", wrapper.loss.text()))
 }
 
 /// Whether ka can be started by this program, as in `sudo ka run -- PROGRAM`.
@@ -198,23 +197,28 @@ fn has_option(
     with_argument: &str,
     is_program: impl Fn(&OsStr) -> bool,
 ) -> bool {
-    let words = arguments.iter().take_while(|word| *word != "--");
-    for word in words.take_while(|word| word.as_bytes().starts_with(b"-") || !is_program(word)) {
+    let mut words = arguments.iter().take_while(|word| *word != "--");
+    while let Some(word) = words.next() {
+        if !word.as_bytes().starts_with(b"-") && is_program(word) {
+            break;
+        }
         let word = word.as_bytes();
-        let (word_name, _) = ka_core::cut(word, b'=');
+        let letters = word.strip_prefix(b"-").filter(|rest| !rest.starts_with(b"-")).unwrap_or_default();
+        let takes = letters.iter().position(|letter| with_argument.as_bytes().contains(letter));
+        // Up to one that takes what is behind it.
+        let letters = takes.map_or(letters, |end| letters.get(..end.saturating_add(1)).unwrap_or_default());
+        let (name, _) = ka_core::cut(word, b'=');
         let is_given = |option: &&str| match option.as_bytes() {
             // A long option may be cut short.
-            long @ [b'-', b'-', ..] => word_name.len() > 4 && long.starts_with(word_name),
-            [b'-', letter] if !word.starts_with(b"--") => {
-                let letters = word.strip_prefix(b"-").unwrap_or_default();
-                let takes = |letter: &u8| with_argument.as_bytes().contains(letter);
-                let end = letters.iter().position(takes).unwrap_or(letters.len());
-                letters.get(..end).unwrap_or_default().contains(letter) || letters.get(end) == Some(letter)
-            }
+            long @ [b'-', b'-', ..] => name.len() > 4 && long.starts_with(name),
+            [b'-', letter] => letters.contains(letter),
             plain => plain == word,
         };
         if wanted.iter().any(is_given) {
             return true;
+        }
+        if takes.is_some() && letters.len().checked_add(1) == Some(word.len()) {
+            words.next();
         }
     }
     false
@@ -422,6 +426,11 @@ static CLIENTS: [Client; 17] = [
 ];
 
 impl Client {
+    /// The client that a program may be, whatever its arguments.
+    pub(crate) fn named(name: &OsStr) -> Option<&'static Self> {
+        CLIENTS.iter().find(|client| client.names.iter().any(|known| OsStr::new(known) == name))
+    }
+
     /// The client that a program is with these arguments.
     pub(crate) fn find(name: &OsStr, arguments: &[OsString]) -> Option<&'static Self> {
         let client =
@@ -488,7 +497,7 @@ mod tests {
     }
 
     fn is_program(word: &OsStr) -> bool {
-        ["sh", "sudo", "nobody", "ssh"].iter().any(|name| OsStr::new(name) == word)
+        ["sh", "sudo", "ssh", "git"].iter().any(|name| OsStr::new(name) == word)
     }
 
     fn is_lost(line: &str) -> bool {
@@ -522,7 +531,7 @@ mod tests {
             "nsenter -t 1 -m sh",
             "nsenter -t1 --mount=/x sh",
             "nsenter -am sh",
-            "chpst -u nobody -/ /x sh",
+            "chpst -u git -/ /x sh",
         ] {
             assert!(is_lost(line), "{line}");
         }
@@ -540,6 +549,7 @@ mod tests {
             "env -C -i sh",
             "setpriv --reuid 1000 sh --reset-env",
             "unshare -n sh -R",
+            "unshare -S git sh -R /x",
             "nsenter -t 1 -n sh -m",
             "nsenter -tm sh",
             "nice sudo",
