@@ -13,7 +13,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use command::{
-    CleanUp, Holder, as_nobody, bare, go_holder, holder, ka, outcome, public, refusing, static_holder,
+    CleanUp, Holder, Staying, as_nobody, bare, go_holder, holder, ka, outcome, public, raw, refusing,
+    static_holder,
 };
 use serde_json::{Value, json};
 use support::{Link, compile, in_a_network_of_its_own, is_root, scratch, skip, stdout, succeed, sysctl};
@@ -154,6 +155,84 @@ fn check_says_what_reaches_a_process() {
     assert!(out.contains("attach   no   it belongs to user 0: needs CAP_SYS_PTRACE"), "{out}");
     assert!(out.contains("sudo ka attach --follow"), "{out}");
     drop(made);
+}
+
+/// What the shim did not see is listed, with the command that sets it.
+#[test]
+fn check_names_the_sockets_that_the_shim_missed() {
+    let program = raw(&["-O2", "-DBOTH"]);
+    let (_, text, _) = outcome(ka().arg("check").arg(&program));
+    let own = format!("{} also has system-call instructions of its own for sockets", program.display());
+    assert!(text.contains(&own) && text.contains("\npreload  yes  "), "{text}");
+
+    let running = Staying::start(ka().args(["run", "--via", "preload", "--"]).arg(&program).arg("stay"));
+    let missed: Vec<_> = running.sockets().into_iter().filter(|told| !told.on).collect();
+    assert_eq!((missed.len(), running.sockets().len()), (1, 2), "{missed:?}");
+    let pid = running.pid().to_string();
+    let report = json_of(ka().args(["check", "--json", &pid]));
+    assert_eq!(report["command"], format!("ka attach {pid}"), "{report}");
+    let facts = report["facts"].as_array().unwrap();
+    assert_eq!(facts[1], "2 TCP sockets, 1 of them without keepalive", "{report}");
+    let line = format!("without keepalive: fd {}, 0.0.0.0:", missed[0].fd);
+    assert!(facts[2].as_str().unwrap().starts_with(&line), "{report}");
+    assert_eq!(outcome(ka().args(["check", &pid])).0, 1);
+
+    assert_eq!(outcome(ka().args(["attach", &pid])).0, 0);
+    assert!(running.sockets().iter().all(|told| told.on));
+    let (status, text, _) = outcome(ka().args(["check", &pid]));
+    assert!(status == 0 && text.contains("nothing: it is under ka already"), "{text}");
+    assert_eq!(running.end(), 0);
+
+    // What may be the reason is in the environment.
+    let mut command = ka();
+    command.env("KA_RULES", "lport=1 skip").args(["run", "--via", "preload", "--"]).arg(&program).arg("stay");
+    let running = Staying::start(&mut command);
+    let (_, text, _) = outcome(ka().args(["check", &running.pid().to_string()]));
+    assert!(text.contains("\n  KA_RULES=lport=1 skip in its environment may leave them alone\n"), "{text}");
+    drop(running);
+}
+
+/// The shim takes the place of the functions of one C library.
+#[test]
+fn check_names_a_second_c_library() {
+    const SOURCE: &str = "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <stdio.h>\n\
+        int main(int argc, char **argv) {\n\
+        \x20   if (argc > 1 && !dlmopen(LM_ID_NEWLM, argv[1], RTLD_NOW)) return 1;\n\
+        \x20   puts(\"stay\"); fflush(stdout); while (getchar() != EOF); return 0;\n}\n";
+    let source = scratch("twice").with_extension("c");
+    fs::write(&source, SOURCE).unwrap();
+    let program = compile(&mut support::cc(), &source, Link::Nothing);
+    let check = |arguments: &[&str]| {
+        let running = Staying::start(ka().arg("run").arg(&program).args(arguments));
+        let (_, text, _) = outcome(ka().args(["check", &running.pid().to_string()]));
+        assert_eq!(running.end(), 0);
+        text
+    };
+    let two = "\n  2 copies of the C library are in it";
+    let (one, twice) = (check(&[]), check(&["libc.so.6"]));
+    assert!(!one.contains("copies of the C library"), "{one}");
+    assert!(twice.contains(two), "{twice}");
+}
+
+/// A wrapper that starts its program without the shim is not promised to be reached by it.
+#[test]
+fn check_knows_wrappers() {
+    let folder = scratch("wrappers");
+    fs::create_dir(&folder).unwrap();
+    for (name, preloaded, fact) in [
+        ("sudo", false, "sudo starts its program without LD_PRELOAD"),
+        ("mptcpize", false, "mptcpize replaces LD_PRELOAD by a library of its own"),
+        ("bwrap", false, "bwrap starts its program in another root folder"),
+        ("env", true, "with -i, -u LD_PRELOAD or LD_PRELOAD= it starts its program without LD_PRELOAD"),
+        ("su", true, "with -, -l or --login it starts its program without LD_PRELOAD"),
+        ("other", true, ""),
+    ] {
+        let program = folder.join(name);
+        fs::copy("/bin/true", &program).unwrap();
+        let report = json_of(ka().args(["check", "--json"]).arg(&program));
+        assert_eq!(way(&report, "preload")["reaches"], preloaded, "{report}");
+        assert!(report.to_string().contains(fact), "{report}");
+    }
 }
 
 #[test]

@@ -15,8 +15,8 @@ use std::process::{Command, Stdio};
 
 use command::cgroups::on_its_own;
 use command::{
-    CleanUp, Holder, armed, as_nobody, bare, go_holder, holder, holder_with, ka, outcome, public,
-    static_holder,
+    CleanUp, Holder, armed, as_nobody, bare, go_build, go_holder, holder, holder_with, ka, outcome, public,
+    raw, static_holder,
 };
 use support::{
     Running, eventually, is_root, listening, on_a_machine_of_its_own, scratch, skip, stdout, with_own_etc,
@@ -421,6 +421,153 @@ fn what_cannot_be_reached_is_not_run() {
         assert_eq!(outcome(ka().arg("run").arg(&capable)).0, 0);
     }
     drop(made);
+}
+
+const OWN_CALLS: &str =
+    "makes its system calls itself: neither it nor its libraries import socket, connect, listen or accept";
+
+/// The shim takes the place of functions of the C library, which such a program does not call.
+#[test]
+fn programs_with_system_calls_of_their_own_are_run_under_a_supervisor() {
+    for optimized in ["-O0", "-O2"] {
+        let program = raw(&[optimized]);
+        assert!(stdout(&mut support::preloaded(&program)).starts_with("0 "), "the shim reaches it");
+        let (status, out, err) = outcome(ka().args(["run", "-v", "-d", "97"]).arg(&program));
+        assert_eq!((status, out.as_str()), (0, "1 97 10 6 0\n"), "{optimized}: {err}");
+        let expected = format!("ka: preload does not reach it: {}: it {OWN_CALLS}\n", program.display());
+        assert!(err.starts_with(&expected), "{err}");
+        let (status, out, err) = outcome(ka().args(["run", "--via", "preload"]).arg(&program));
+        assert_eq!((status, out.as_str()), (125, ""), "{err}");
+        assert!(err.contains(OWN_CALLS), "{err}");
+        assert!(err.ends_with("; use ka run without --via, or --via seccomp\n"), "{err}");
+    }
+    // Own instructions that have nothing to do with sockets, none at all, and a program that asks the C library too.
+    for program in
+        [raw(&["-O2", "-DOTHER"]), "true".into(), "sh".into(), "env".into(), raw(&["-O2", "-DBOTH"])]
+    {
+        let (status, _, err) = outcome(ka().args(["run", "-v"]).arg(&program));
+        assert_eq!(status, 0);
+        assert!(err.starts_with("ka: via preload: "), "{}: {err}", program.display());
+    }
+}
+
+/// A library that makes the calls is found wherever the loader finds it.
+#[test]
+fn libraries_with_system_calls_of_their_own_are_found_as_the_loader_finds_them() {
+    let folder = scratch("libraries");
+    let below = folder.join("lib");
+    fs::create_dir_all(&below).unwrap();
+    let source = support::root().join("crates/ka-cli/tests/c/raw.c");
+    let library = below.join("libraw.so");
+    let build = |compiler: &str, flags: &[&str]| {
+        let mut command = Command::new(compiler);
+        command.args(["-O2", "-fPIC", "-shared", "-DLIBRARY", "-o"]).arg(&library).arg(&source);
+        support::succeed(&mut command);
+        let program = folder.join("program");
+        let mut command = Command::new(compiler);
+        command.args(["-O2", "-DPROGRAM", "-o"]).arg(&program).arg(&source).arg("-L").arg(&below);
+        support::succeed(command.arg("-lraw").args(flags));
+        program
+    };
+    let judged = |what: &str, run: &mut Command, program: &Path| {
+        let (status, out, err) = outcome(run.args(["run", "-v", "-d", "97"]).arg(program));
+        assert_eq!((status, out.as_str()), (0, "1 97 10 6 0\n"), "{what}: {err}");
+        assert!(err.contains(&format!("libraw.so {OWN_CALLS}\n")), "{what}: {err}");
+    };
+    const RUNPATH: &str = "-Wl,-rpath,$ORIGIN/lib,--enable-new-dtags";
+    const RPATH: &str = "-Wl,-rpath,${ORIGIN}/none:${ORIGIN}/lib,--disable-new-dtags";
+    for compiler in ["cc", "musl-gcc"] {
+        for flag in [RUNPATH, RPATH] {
+            judged(&format!("{compiler} {flag}"), &mut ka(), &build(compiler, &[flag]));
+        }
+        let program = build(compiler, &[]);
+        let path = format!("/none:{}", below.display());
+        judged(&format!("{compiler} LD_LIBRARY_PATH"), ka().env("LD_LIBRARY_PATH", &path), &program);
+    }
+    let program = build("cc", &[]);
+    if is_root() {
+        let script = format!(
+            "mount -t tmpfs none /var/cache/ldconfig && echo {} >/etc/ld.so.conf.d/ka-test.conf && ldconfig && \
+             exec {} run -d 97 {}",
+            below.display(),
+            support::release().join("ka").display(),
+            program.display()
+        );
+        let output = with_own_etc(&script);
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert_eq!(said, "1 97 10 6 0\n", "ld.so.cache");
+    } else {
+        skip("only root writes /etc/ld.so.cache");
+    }
+    // One that is not found decides nothing, and is named.
+    let (_, text, _) = outcome(ka().arg("check").arg(&program));
+    let unread =
+        format!("libraw.so, which {} is linked to, is not found or cannot be read", program.display());
+    assert!(text.contains(&unread), "{text}");
+    assert!(text.contains("\npreload  yes  "), "{text}");
+    fs::write(&library, "no library").unwrap();
+    let (_, text, _) = outcome(ka().arg("check").arg(&program).env("LD_LIBRARY_PATH", &below));
+    assert!(text.contains(&unread), "{text}");
+}
+
+#[test]
+fn a_program_that_is_linked_to_a_library_of_go_is_run_under_a_supervisor() {
+    let folder = scratch("go-library");
+    fs::create_dir(&folder).unwrap();
+    let library = folder.join("libraw.so");
+    go_build("library", true, &["-buildmode=c-shared"], &library);
+    let rpath = format!("-Wl,-rpath,{}", folder.display());
+    let source = support::root().join("crates/ka-cli/tests/c/raw.c");
+    let program = folder.join("program");
+    let mut command = support::cc();
+    command.args(["-DPROGRAM", "-o"]).arg(&program).arg(source).arg("-L").arg(&folder);
+    support::succeed(command.args(["-lraw", &rpath]));
+    let (status, out, err) = outcome(ka().args(["run", "-v", "-d", "97"]).arg(&program));
+    assert_eq!((status, out.as_str()), (0, "1 97 10 6 0\n"), "{err}");
+    let why = format!("it is linked to {}, which was made by Go", library.display());
+    assert!(err.contains(&why), "{err}");
+    let (_, text, _) = outcome(ka().arg("check").arg(&program));
+    assert!(text.contains(&format!("\n  {}", &why[6..])) && text.contains("\npreload  no   "), "{text}");
+}
+
+/// What a client hands to a server that runs already is not under ka: it is said where it is asked for.
+#[test]
+fn clients_of_servers_are_named() {
+    let folder = scratch("clients");
+    fs::create_dir(&folder).unwrap();
+    let hint = |name: &str, launcher: &[&str], arguments: &[&str], verbose: bool| {
+        let client = folder.join(name);
+        fs::write(&client, "#!/bin/sh\n").unwrap();
+        fs::set_permissions(&client, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut run = ka();
+        run.arg("run").args(verbose.then_some("-v")).arg("--").args(launcher).arg(client).args(arguments);
+        let (status, _, err) = outcome(&mut run);
+        assert_eq!(status, 0, "{err}");
+        err.contains(&format!("ka: {name}: it may hand its work to "))
+            && err.contains("ka attach --follow PID")
+    };
+    for (name, arguments) in [
+        ("tmux", &[][..]),
+        ("screen", &[]),
+        ("docker", &["ps"]),
+        ("adb", &["devices"]),
+        ("systemd-run", &["sh"]),
+        ("ssh", &["-F", "none", "-oControlPath=/x", "host"]),
+    ] {
+        assert!(hint(name, &[], arguments, true), "{name}");
+        assert!(hint(name, &["nice", "-n", "1"], arguments, true), "{name}");
+        assert!(!hint(name, &[], arguments, false), "{name}");
+    }
+    for (name, arguments) in [
+        ("systemd-run", &["--scope", "sh"][..]),
+        ("ssh", &["-F", "none", "host"]),
+        ("ssh", &["-F", "none", "-o", "ControlPath=none", "host"]),
+        ("other", &[]),
+    ] {
+        assert!(!hint(name, &[], arguments, true), "{name} {arguments:?}");
+    }
+    let (_, text, _) = outcome(ka().arg("check").arg(folder.join("tmux")));
+    assert!(text.contains("\n  it may hand its work to the tmux server"), "{text}");
 }
 
 #[test]

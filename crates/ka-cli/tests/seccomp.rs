@@ -20,7 +20,7 @@ use command::{
     CleanUp, Holder, Staying, Told, as_nobody, bare, go_holder, go_program, holder, holder_with, ka, outcome,
     public, refusing, static_holder,
 };
-use support::{Link, compile, eventually, is_root, root, scratch, skip, stdout};
+use support::{Link, compile, eventually, is_root, root, scratch, skip, stdout, with_own_etc};
 
 /// A program of tests/c, without a loader.
 fn made(name: &str) -> PathBuf {
@@ -73,6 +73,194 @@ fn what_preload_does_not_reach_is_run_under_a_supervisor() {
     assert!(taken.starts_with("ka: via seccomp: idle=33,intvl=10,cnt=6, mode force, supervisor "), "{err}");
     // And what it does reach, when it is asked to.
     Holder::start(run().args(["-d", "90"]).arg(holder())).assert_all(90, 10, 6);
+}
+
+/// A folder that everybody may enter, with the program that says what it sees: dynamic, and static.
+fn visible(name: &str) -> (CleanUp, PathBuf, PathBuf) {
+    let folder = public(name);
+    let made = CleanUp(folder.clone());
+    let (dynamic, fixed) = (folder.join("dynamic"), folder.join("static"));
+    let source = root().join("crates/ka-cli/tests/c/seen.c");
+    fs::copy(compile(&mut support::cc(), &source, Link::Nothing), &dynamic).unwrap();
+    fs::copy(seen(), &fixed).unwrap();
+    (made, dynamic, fixed)
+}
+
+fn is_there(tool: &str) -> bool {
+    let found = bare("sh").args(["-c", "command -v \"$0\"", tool]).output().unwrap().status.success();
+    if !found {
+        skip(&format!("{tool} is not here"));
+    }
+    found
+}
+
+/// Wrappers start their program without the shim. Each is tried without ka too, with the shim preloaded: what the table
+/// says of it is so.
+#[test]
+fn wrappers_that_lose_the_shim_are_run_under_a_supervisor() {
+    if !is_root() {
+        skip("only root is somebody else without a password");
+        return;
+    }
+    let (_made, dynamic, _) = visible("wrappers");
+    let shim = dynamic.with_file_name("libka_preload.so");
+    fs::copy(support::shim(), &shim).unwrap();
+    let seen = dynamic.to_str().unwrap();
+    let command = format!("{seen} listen");
+    for (words, why) in [
+        (&["sudo", "-n", "-u", "nobody", seen, "listen"][..], "sudo starts its program without LD_PRELOAD"),
+        (&["su", "-s", "/bin/sh", "-c", &command, "-", "nobody"], "su starts its program without LD_PRELOAD"),
+        (&["su", "-ls", "/bin/sh", "nobody", "-c", &command], "su starts its program without LD_PRELOAD"),
+        (
+            &["runuser", "--login", "-s/bin/sh", "-c", &command, "nobody"],
+            "runuser starts its program without LD_PRELOAD",
+        ),
+        (&["env", "-i", seen, "listen"], "env starts its program without LD_PRELOAD"),
+        (&["env", "-u", "LD_PRELOAD", "A=1", seen, "listen"], "env starts its program without LD_PRELOAD"),
+        (&["nice", "env", "-S", "-i A=1", seen, "listen"], "env starts its program without LD_PRELOAD"),
+        (&["timeout", "30", "sudo", "-n", seen, "listen"], "sudo starts its program without LD_PRELOAD"),
+        (&["setpriv", "--reset-env", seen, "listen"], "setpriv starts its program without LD_PRELOAD"),
+        (&["mptcpize", "run", seen, "listen"], "mptcpize replaces LD_PRELOAD by a library of its own"),
+        (
+            &["bwrap", "--clearenv", "--bind", "/", "/", seen, "listen"],
+            "bwrap starts its program in another root folder",
+        ),
+    ] {
+        if !is_there(words[0]) {
+            continue;
+        }
+        let alone = bare(words[0]).args(&words[1..]).env("LD_PRELOAD", &shim).output().unwrap();
+        if !alone.status.success() {
+            skip(&format!("{words:?} does not work here: {}", support::stderr(&alone)));
+            continue;
+        }
+        assert!(alone.stdout.starts_with(b"0 "), "{words:?} keeps the shim");
+        let (status, out, err) = outcome(ka().args(["run", "-p", "97,13,7", "--"]).args(words));
+        assert_eq!((status, out.as_str()), (0, "1 97 13 7 0\n"), "{words:?}: {err}");
+        assert!(!err.contains("ka: "), "{words:?}: {err}");
+        let (status, out, err) = outcome(ka().args(["run", "-v", "-p", "97,13,7", "--"]).args(words));
+        assert_eq!((status, out.as_str()), (0, "1 97 13 7 0\n"), "{words:?}: {err}");
+        assert!(err.starts_with(&format!("ka: preload does not reach it: {why}")), "{words:?}: {err}");
+        // Who asks for the shim is not left without it in silence.
+        let (status, out, err) = outcome(ka().args(["run", "--via", "preload", "--"]).args(words));
+        assert_eq!((status, out.as_str()), (125, ""), "{words:?}: {err}");
+        assert!(
+            err.contains(why)
+                && err.contains("; use ka run without --via, or --via seccomp; or ka behind it: "),
+            "{err}"
+        );
+    }
+    // What keeps it is started with it.
+    for words in [
+        &["su", "-s", "/bin/sh", "nobody", "-c", &command][..],
+        &["runuser", "-u", "nobody", "--", seen, "listen"],
+        &["env", "A=1", seen, "listen"],
+        &["setpriv", "--reuid", "65534", seen, "listen"],
+        &["unshare", "--net", seen, "listen"],
+    ] {
+        let (status, out, err) =
+            outcome(ka().args(["run", "-v", "-d", "97", "--"]).args(words).env("KA_PRELOAD", &shim));
+        assert_eq!((status, out.as_str()), (0, "1 97 10 6 0\n"), "{words:?}: {err}");
+        assert!(err.starts_with("ka: via preload: "), "{words:?}: {err}");
+    }
+}
+
+/// In another root folder the loader does not find the shim.
+#[test]
+fn programs_in_another_root_folder_are_run_under_a_supervisor() {
+    if !is_root() {
+        skip("only root changes its root folder");
+        return;
+    }
+    let (_made, _, fixed) = visible("roots");
+    let folder = fixed.parent().unwrap().to_str().unwrap();
+    for words in [
+        &["chroot", folder, "/static", "listen"][..],
+        &["unshare", "--root", folder, "/static", "listen"],
+        &["unshare", "-nR", folder, "/static", "listen"],
+        &["nsenter", "-t", "1", &format!("--root={folder}"), "/static", "listen"],
+        &["bwrap", "--bind", folder, "/", "/static", "listen"],
+    ] {
+        if !is_there(words[0]) {
+            continue;
+        }
+        let alone = bare(words[0]).args(&words[1..]).output().unwrap();
+        if !alone.status.success() {
+            skip(&format!("{words:?} does not work here: {}", support::stderr(&alone)));
+            continue;
+        }
+        assert!(alone.stdout.starts_with(b"0 "), "{words:?}");
+        let (status, out, err) = outcome(ka().args(["run", "-v", "-d", "97", "--"]).args(words));
+        assert_eq!((status, out.as_str()), (0, "1 97 10 6 0\n"), "{words:?}: {err}");
+        let why =
+            format!("ka: preload does not reach it: {} starts its program in another root folder", words[0]);
+        assert!(err.starts_with(&why), "{words:?}: {err}");
+    }
+}
+
+/// doas reads its rules from /etc, and pkexec asks a daemon.
+#[test]
+fn doas_and_pkexec() {
+    if !is_root() {
+        skip("only root is somebody else without a password");
+        return;
+    }
+    let (_made, dynamic, _) = visible("doas");
+    let run = format!("{} run -d 97 -- ", support::release().join("ka").display());
+    if is_there("doas") {
+        let output = with_own_etc(&format!(
+            "echo permit nopass root >/etc/doas.conf; {run} doas -u nobody {} listen",
+            dynamic.display()
+        ));
+        assert_eq!(
+            String::from_utf8(output.stdout.clone()).unwrap(),
+            "1 97 10 6 0\n",
+            "{}",
+            support::stderr(&output)
+        );
+    }
+    if is_there("pkexec") {
+        match bare("pkexec").arg("true").output() {
+            Ok(output) if output.status.success() => {
+                assert_eq!(
+                    stdout(ka().args(["run", "-d", "97", "pkexec"]).arg(&dynamic).arg("listen")),
+                    "1 97 10 6 0\n"
+                );
+            }
+            _ => skip("pkexec does not work here: its daemon does not run"),
+        }
+    }
+}
+
+/// An ordinary user's wrappers that have no rights of their own are reached. Those that have would lose them under a
+/// filter, and are not run, also behind another program.
+#[test]
+fn wrappers_of_an_ordinary_user() {
+    if !is_root() {
+        skip("only root becomes somebody else");
+        return;
+    }
+    let (_made, dynamic, _) = visible("ordinary");
+    let own = dynamic.with_file_name("ka");
+    fs::copy(support::release().join("ka"), &own).unwrap();
+    fs::copy(support::shim(), dynamic.with_file_name("libka_preload.so")).unwrap();
+    let run =
+        |words: &[&str]| outcome(&mut as_nobody(bare(&own).args(["run", "-d", "97", "--"]).args(words)));
+    let seen = dynamic.to_str().unwrap();
+    for words in [&["env", "-i", seen, "listen"][..], &["setpriv", "--reset-env", seen, "listen"]] {
+        assert_eq!(run(words), (0, "1 97 10 6 0\n".to_owned(), String::new()), "{words:?}");
+    }
+    // It is setuid, and named as a wrapper is.
+    let setuid = dynamic.with_file_name("sudo");
+    fs::copy(&dynamic, &setuid).unwrap();
+    fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
+    let setuid = setuid.to_str().unwrap();
+    for words in [&[setuid, "listen"][..], &["nice", setuid, "listen"], &["env", "-i", setuid, "listen"]] {
+        let (status, out, err) = run(words);
+        assert_eq!((status, out.as_str()), (125, ""), "{words:?}: {err}");
+        let why = "and a filter without CAP_SYS_ADMIN would take its rights from it; use sudo ka run\n";
+        assert!(err.ends_with(why), "{words:?}: {err}");
+    }
 }
 
 /// Go turns keepalive on by itself, with 15 s, after it has connected or accepted; unless it is told not to.

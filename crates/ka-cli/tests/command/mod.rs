@@ -109,16 +109,26 @@ pub fn go_holder() -> &'static Path {
 
 /// A program of tests/go; with cgo it is linked to the C library, and Go makes its calls itself all the same.
 pub fn go_program(name: &str, cgo: bool) -> PathBuf {
-    static CACHE: OnceLock<PathBuf> = OnceLock::new();
     let output = scratch(&format!("{name}-go-{cgo}"));
+    go_build(name, cgo, &[], &output);
+    output
+}
+
+/// Builds a source of tests/go.
+pub fn go_build(name: &str, cgo: bool, flags: &[&str], output: &Path) {
+    static CACHE: OnceLock<PathBuf> = OnceLock::new();
     let mut go = Command::new("go");
     let source = root().join("crates/ka-cli/tests/go").join(name).with_extension("go");
-    go.args(["build", "-o"]).arg(&output).arg(source);
+    go.arg("build").args(flags).arg("-o").arg(output).arg(source);
     let cache = CACHE.get_or_init(|| scratch("go-cache"));
     succeed(
         go.env("CGO_ENABLED", if cgo { "1" } else { "0" }).env("GOCACHE", cache).env("GOFLAGS", "-mod=mod"),
     );
-    output
+}
+
+/// A program of tests/c that makes system calls by instructions of its own.
+pub fn raw(flags: &[&str]) -> PathBuf {
+    compile(support::cc().args(flags), &root().join("crates/ka-cli/tests/c/raw.c"), Link::Nothing)
 }
 
 /// What the kernel says of the TCP sockets of a process and of all that are below it, each once. It is asked from outside,
