@@ -1,5 +1,6 @@
-//! What `ka check` reads of a program: any file, as its owner made it. It must end soon, without a panic and without
-//! taking more memory than the file is large, many times over; and where the head of the file is sound, say what that says.
+//! What `ka run` and `ka check` read of a program and of /etc/ld.so.cache: any file, as its owner made it. It must end soon,
+//! without a panic and without taking more memory than the file is large, many times over; and where the head of the file
+//! is sound, say what that says.
 
 #![no_main]
 #![allow(dead_code, reason = "the command uses the rest")]
@@ -14,11 +15,18 @@ use std::path::PathBuf;
 use elf::{Elf, Libc};
 use ka_fuzz::allocations;
 use libfuzzer_sys::fuzz_target;
+use libraries::Cache;
 
 #[path = "../../crates/ka-cli/src/elf.rs"]
 mod elf;
 #[path = "../../crates/ka-cli/src/file.rs"]
 mod file;
+#[path = "../../crates/ka-cli/src/instructions.rs"]
+mod instructions;
+#[path = "../../crates/ka-cli/src/libraries.rs"]
+mod libraries;
+#[path = "../../crates/ka-cli/src/text.rs"]
+mod text;
 
 thread_local!(static FILE: OnceCell<(File, PathBuf)> = const { OnceCell::new() });
 
@@ -39,13 +47,47 @@ fuzz_target!(|bytes: &[u8]| {
         // What is read is kept, and what is said of it is a copy.
         let most = 16 * 1024 + 8 * bytes.len();
         let found = allocations::within(most, || Elf::read(path)).unwrap();
+        let imports = allocations::within(most, || elf::imports(path, &["socket", "connect"])).unwrap();
+        let has = |text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
+        assert!(imports != Some(true) || has(b"socket\0") || has(b"connect\0"));
+        cache(bytes);
         if let Some(found) = found {
             check(bytes, &found);
+            if found.calls_sockets(path).unwrap() {
+                assert!(has(b"\x0f\x05") || has(b"\x01\x00\x00\xd4"));
+            }
             assert!(found.fits(&found));
             assert_eq!(Elf::read(path).unwrap(), Some(found));
         }
     });
 });
+
+/// Reads a file as /etc/ld.so.cache. What is found of a name is where an entry that has the name says; the entries are read
+/// a second time here, one by one.
+fn cache(bytes: &[u8]) {
+    let number = |from: &[u8], at: usize| {
+        let bytes = from.get(at..at.checked_add(4)?)?;
+        Some(u32::from_ne_bytes(bytes.try_into().unwrap()) as usize)
+    };
+    let text = |from: &[u8], at: usize| {
+        let rest = from.get(at..)?;
+        rest.split(|byte| *byte == 0).next().map(<[u8]>::to_vec)
+    };
+    let Some(found) = Cache::new(bytes.to_vec()) else { return };
+    let start = if bytes.starts_with(b"glibc-ld") { 0 } else { (16 + 12 * number(bytes, 12).unwrap()).div_ceil(8) * 8 };
+    let own = &bytes[start..];
+    let entries = (0..number(own, 20).unwrap()).map(|n| 48 + 24 * n);
+    let entries: Vec<_> = entries.map(|at| [4, 8].map(|word| text(own, number(own, at + word).unwrap()))).collect();
+    for [name, _] in entries.iter().take(3) {
+        let Some(name) = name else { continue };
+        // The last text of a file that ends within it is no name.
+        let is_whole = |other: &Option<Vec<u8>>| other.as_ref() == Some(name);
+        let paths: Vec<_> = found.paths(name).map(|path| path.as_os_str().as_encoded_bytes().to_vec()).collect();
+        let named: Vec<_> =
+            entries.iter().filter(|[other, _]| is_whole(other)).filter_map(|[_, path]| path.clone()).collect();
+        assert!(paths == named || !own.ends_with(b"\0"), "{paths:?} {named:?}");
+    }
+}
 
 /// What elf(5) says of the first bytes, and of the first segment that names a loader.
 fn check(bytes: &[u8], found: &Elf) {

