@@ -301,33 +301,40 @@ impl Drop for CleanUp {
     }
 }
 
-#[test]
-fn openssh() {
-    if !in_a_network_of_its_own("openssh") {
-        return;
+/// An SSH server on port 2222 of a network of its own, and how root logs in.
+struct Ssh {
+    key: PathBuf,
+    _server: Running,
+}
+
+impl Ssh {
+    /// Starts the server: `None` where it cannot be.
+    fn start(sshd: &mut Command) -> Option<Self> {
+        if !support::is_root() {
+            support::skip("only root may log somebody in");
+            return None;
+        }
+        let folder = scratch("ssh");
+        fs::create_dir(&folder).unwrap();
+        // The server lives in a folder that is not made where no service starts it.
+        fs::create_dir_all("/run/sshd").unwrap();
+        let key = folder.join("key");
+        succeed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
+        fs::copy(key.with_extension("pub"), folder.join("authorized")).unwrap();
+        let own = folder.display();
+        let configuration = format!(
+            "Port 2222\nListenAddress 127.0.0.1\nHostKey {own}/key\nAuthorizedKeysFile {own}/authorized\nStrictModes no\n\
+             PermitRootLogin yes\nUsePAM no\nPidFile none\nTCPKeepAlive no\n"
+        );
+        fs::write(folder.join("sshd"), configuration).unwrap();
+        let server = Running::start(sshd.args(["-D", "-f"]).arg(folder.join("sshd")));
+        listening(2222);
+        Some(Self { key, _server: server })
     }
-    if !support::is_root() {
-        support::skip("only root may log somebody in");
-        return;
-    }
-    let folder = scratch("ssh");
-    fs::create_dir(&folder).unwrap();
-    // The server lives in a folder that is not made where no service starts it.
-    fs::create_dir_all("/run/sshd").unwrap();
-    let key = folder.join("key");
-    succeed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
-    fs::copy(key.with_extension("pub"), folder.join("authorized")).unwrap();
-    let own = folder.display();
-    let configuration = format!(
-        "Port 2222\nListenAddress 127.0.0.1\nHostKey {own}/key\nAuthorizedKeysFile {own}/authorized\nStrictModes no\n\
-         PermitRootLogin yes\nUsePAM no\nPidFile none\nTCPKeepAlive no\n"
-    );
-    fs::write(folder.join("sshd"), configuration).unwrap();
-    let sshd = Running::start(preloaded("/usr/sbin/sshd").args(["-D", "-f"]).arg(folder.join("sshd")));
-    listening(2222);
-    let client = |word: &str| {
-        let mut command = preloaded("ssh");
-        command.args([
+
+    /// Adds to a command that ends with ssh what ssh needs to log in, and does not need.
+    fn client<'a>(&self, ssh: &'a mut Command, arguments: &[&str]) -> &'a mut Command {
+        ssh.args([
             "-F",
             "none",
             "-q",
@@ -338,14 +345,64 @@ fn openssh() {
             "-o",
             "TCPKeepAlive=no",
         ]);
-        command.args(["-o", "UserKnownHostsFile=/dev/null", "-i"]).arg(&key).args(["root@127.0.0.1", word]);
-        command
-    };
-    assert_eq!(stdout(&mut client("echo logged in")), "logged in\n");
-    let session = Running::start(&mut client("sleep 60"));
+        ssh.args(["-o", "UserKnownHostsFile=/dev/null", "-i"]).arg(&self.key).args(arguments)
+    }
+}
+
+#[test]
+fn openssh() {
+    if !in_a_network_of_its_own("openssh") {
+        return;
+    }
+    let Some(ssh) = Ssh::start(&mut preloaded("/usr/sbin/sshd")) else { return };
+    let host = "root@127.0.0.1";
+    assert_eq!(stdout(ssh.client(&mut preloaded("ssh"), &[host, "echo logged in"])), "logged in\n");
+    let session = Running::start(ssh.client(&mut preloaded("ssh"), &[host, "sleep 60"]));
     thread::sleep(Duration::from_millis(1500));
     assert_both_ends_have_the_policy(2222);
-    drop((session, sshd));
+    drop(session);
+}
+
+/// A master has the connection: `ka run -v` says so, and what docs/recipes.md says reaches it.
+#[test]
+fn an_ssh_master() {
+    if !in_a_network_of_its_own("an_ssh_master") {
+        return;
+    }
+    let Some(ssh) = Ssh::start(&mut Command::new("/usr/sbin/sshd")) else { return };
+    // The path of a unix socket is short.
+    let folder = std::env::temp_dir().join(format!("ka-master-{}", std::process::id()));
+    fs::create_dir(&folder).unwrap();
+    let _made = CleanUp(folder.clone());
+    let path = folder.join("m").display().to_string();
+    let host = "root@127.0.0.1";
+    let _master = Running::start(ssh.client(&mut Command::new("ssh"), &["-M", "-S", &path, "-N", host]));
+    let check =
+        || ssh.client(&mut Command::new("ssh"), &["-S", &path, "-O", "check", host]).output().unwrap();
+    support::eventually("the master runs", || check().status.success());
+    let connections =
+        || stdout(Command::new("ss").args(["-tnoH", "state", "established", "( dport = :2222 )"]));
+    let mut run = Command::new(support::release().join("ka"));
+    run.args(["run", "-v", "--", "ssh"]);
+    let output = succeed(ssh.client(&mut run, &["-S", &path, host, "echo through it"]));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "through it\n");
+    let said = support::stderr(&output);
+    let hint = "ka: ssh: it may hand its work to an ssh master, if one runs for this host (ControlPath)";
+    assert!(said.contains(hint) && said.contains("`ssh -O check HOST` prints its PID"), "{said}");
+    let before = connections();
+    assert!(before.lines().count() == 1 && !before.contains("timer:(keepalive"), "{before}");
+
+    let text = fs::read_to_string(support::root().join("docs/recipes.md")).unwrap();
+    let recipe = text.lines().find(|line| line.starts_with("ka attach --follow \"$(ssh -O check")).unwrap();
+    // The recipe's ssh is one that is told of the host's port, key and master by its own files.
+    let options = format!("-F none -p 2222 -S {path}");
+    let recipe = recipe.replace("ssh -O", &format!("ssh {options} -O")).replace("HOST", host);
+    let ka = support::release().join("ka").display().to_string();
+    let mut shell = Command::new("sh");
+    let _attach = Running::start(shell.args(["-c", &format!("exec {}", recipe.replacen("ka", &ka, 1))]));
+    support::eventually("the master's connection has a keepalive", || {
+        connections().lines().all(|line| line.contains("timer:(keepalive,"))
+    });
 }
 
 #[test]
