@@ -56,8 +56,21 @@ pub(crate) enum Command {
 /// Runs a program whose TCP sockets all have the policy
 ///
 /// Via preload, ka becomes the program: process number, signals, terminal and status are the program's own. Via
-/// seccomp, which is taken where preload does not reach (static programs, Go's, other C libraries), it stays beside the
-/// program as its supervisor: the program has another number, and ka passes signals, job control and status on.
+/// seccomp, which is taken where preload does not reach, it stays beside the program as its supervisor: the program has
+/// another number, and ka passes signals, job control and status on.
+///
+/// Preload does not reach static programs, programs made by Go or linked to a library made by Go, programs that make their
+/// system calls themselves, and programs of other C libraries. ka knows these by their files.
+///
+/// Preload does not reach what wrappers start without LD_PRELOAD or in another root folder. ka knows these wrappers by name,
+/// also behind nice, timeout, env and similar programs: sudo, sudoedit, doas, pkexec, run0, login; su and runuser with -,
+/// -l or --login; newgrp with -; env with -i, -u LD_PRELOAD or LD_PRELOAD=; setpriv with --reset-env; mptcpize; torsocks,
+/// torify; chroot, arch-chroot, bwrap, flatpak, systemd-nspawn, firejail, schroot, proot, nsjail, runc, crun, lxc-attach,
+/// lxc-execute, lxc-start; unshare with --root; nsenter with --mount, --root or --all; chpst with -/; start-stop-daemon
+/// with --chroot. ka does not look into scripts, nor into programs that start their children with an empty environment:
+/// --via seccomp keeps all of these. As an ordinary user, setuid programs such as sudo are not run, because a filter would
+/// take their rights: use sudo ka run.
+///
 /// If no policy option is given, the KA_ variables and /etc/ka.conf decide. If they name none, the policy is 60,10,6.
 /// Where a program cannot be reached, it is not run.
 #[derive(Args, Debug)]
@@ -68,6 +81,7 @@ pub(crate) enum Command {
   ka run -v -p 280,30,5 --mode floor -- ./server --port 8080
   sudo ka run -d 5m -- nginx
   ka run --via seccomp -- ./build-and-test.sh        whatever it starts, static and Go's programs too
+  sudo ka run -- sudo -u app ./server                via seccomp, because sudo drops LD_PRELOAD
 
 Status: the program's; 127 no such program, 126 it cannot be executed, 125 ka could not run it under the policy.
 
@@ -89,7 +103,7 @@ pub(crate) struct Run {
     /// Denies the program io_uring, which no supervisor sees into: io_uring_setup fails with ENOSYS. Via seccomp
     #[arg(long)]
     pub(crate) no_io_uring: bool,
-    /// Says on standard error how the program is reached, and why not by the ways before
+    /// Says on standard error how the program is reached, why not by the ways before, and whether a server may do its work
     #[arg(short, long)]
     pub(crate) verbose: bool,
     /// The program, and what it is given
@@ -228,7 +242,8 @@ pub(crate) struct Ls {
 
 /// Says what reaches a program or a process, what does not and why, and what to type
 ///
-/// Of a process also what is over it: the supervisor of ka run --via seccomp, and the policies of its cgroups.
+/// Of a process also what is over it: the supervisor of ka run --via seccomp, and the policies of its cgroups. If
+/// libka_preload.so is in the process and some of its TCP sockets have no keepalive, these are listed.
 /// Without a program or process: which ways are open on this machine, to who asks, and what the others lack.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -237,7 +252,8 @@ pub(crate) struct Ls {
   ka check ./server
   ka check 1234
 
-Status: 1 where ka run does not reach the program, or ka attach the process; or where a way is not open. 127 where there \
+Status: 1 where ka run does not reach the program, or ka attach the process; where libka_preload.so has missed sockets of \
+the process; or where a way is not open. 127 where there \
 is no such program, 126 where it is none that can be run.")]
 pub(crate) struct Check {
     /// A program by name or path, or a process by number

@@ -590,6 +590,15 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_names_each_wrapper() {
+        let page = include_str!("../../../man/ka-run.1").replace("\\-", "-");
+        for name in WRAPPERS.iter().flat_map(|wrapper| wrapper.names) {
+            let is_name = |word: &str| word.trim_end_matches([',', ';', '.', ':']) == *name;
+            assert!(page.split_whitespace().any(is_name), "{name}");
+        }
+    }
+
+    #[test]
     fn a_client_is_one_with_these_arguments() {
         let is_client = |line: &str| {
             let words = words(line);
