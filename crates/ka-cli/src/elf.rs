@@ -181,12 +181,12 @@ where
     let (start, size) = names.file_range(endian)?;
     let all = if size <= ONE_PIECE { Some(data.read_bytes_at(start, size).ok()?) } else { None };
     let longest = functions.iter().map(|function| function.len()).max().unwrap_or(0).saturating_add(1);
-    let name_at = |place: u64| match all {
-        Some(all) => all.get(usize::try_from(place).ok()?..),
-        None => {
-            let rest = size.checked_sub(place)?.min(u64::try_from(longest).ok()?);
-            data.read_bytes_at(start.checked_add(place)?, rest).ok()
+    let name_at = |place: u64| {
+        if let Some(all) = all {
+            return all.get(usize::try_from(place).ok()?..);
         }
+        let rest = size.checked_sub(place)?.min(u64::try_from(longest).ok()?);
+        data.read_bytes_at(start.checked_add(place)?, rest).ok()
     };
     let is_wanted = |symbol: &&Header::Sym| symbol.is_undefined(endian) == (which == Symbols::Undefined);
     let mut left = functions.to_vec();

@@ -86,7 +86,7 @@ mod x86_64 {
                 Some(Load::Argument) => {
                     // With a REX prefix before it, it is another instruction, which is looked at next.
                     let prefix = start.checked_sub(1).and_then(|place| code.get(place));
-                    if !prefix.is_some_and(|byte| byte & 0xf0 == 0x40) {
+                    if prefix.is_none_or(|byte| byte & 0xf0 != 0x40) {
                         argument = argument.or(load);
                     }
                 }
@@ -111,23 +111,32 @@ mod x86_64 {
             rex = *code.get(at)?;
             at = at.checked_add(1)?;
         }
-        let (is_wide, is_high_reg, is_high_rm) = (rex & 8 != 0, rex & 4 != 0, rex & 1 != 0);
         let opcode = *code.get(at)?;
         at = at.checked_add(1)?;
-        let two = if opcode == 0x0f {
-            let second = *code.get(at)?;
+        let (length, load) = if opcode == 0x0f {
+            let opcode = *code.get(at)?;
             at = at.checked_add(1)?;
-            Some(second)
+            two_byte(opcode, rex, code.get(at..)?)?
         } else {
-            None
+            one_byte(opcode, rex, code.get(at..)?)?
         };
-        let rest = code.get(at..)?;
-        let number = |at: usize| {
-            let bytes = rest.get(at..at.checked_add(4)?)?.first_chunk()?;
-            Some(Load::Number(u64::from(u32::from_le_bytes(*bytes))))
-        };
-        // The operand that is a register or memory, its length, and which of the two operands is rax.
-        let operand = || {
+        let length = at.checked_add(length)?;
+        (length <= code.len()).then_some((length, load))
+    }
+
+    /// Two operands: a register, and a register or memory.
+    struct Operands {
+        /// Of both, with what is behind them for memory.
+        length: usize,
+        mode: u8,
+        reg: u8,
+        rm: u8,
+        is_reg_rax: bool,
+        is_rm_rax: bool,
+    }
+
+    impl Operands {
+        fn read(rest: &[u8], rex: u8) -> Option<Self> {
             let byte = *rest.first()?;
             let (mode, reg, rm) = (byte >> 6, byte >> 3 & 7, byte & 7);
             let has_index = mode != 3 && rm == 4;
@@ -138,89 +147,104 @@ mod x86_64 {
                 0 if base == 5 => 4,
                 _ => 0,
             };
-            let length = 1_usize.checked_add(usize::from(has_index))?.checked_add(distance)?;
-            Some((length, reg, reg == 0 && !is_high_reg, mode == 3 && rm == 0 && !is_high_rm, byte))
-        };
-        let sum = |length: usize| at.checked_add(length);
-        let when = |is: bool, load| is.then_some(load);
-        let (length, load) = match (opcode, two) {
+            Some(Self {
+                length: 1_usize.checked_add(usize::from(has_index))?.checked_add(distance)?,
+                mode,
+                reg,
+                rm,
+                is_reg_rax: reg == 0 && rex & HIGH_REG == 0,
+                is_rm_rax: mode == 3 && rm == 0 && rex & HIGH_RM == 0,
+            })
+        }
+    }
+
+    /// Bits of the REX prefix: an operand of 64 bits; register numbers from 8 on.
+    const WIDE: u8 = 8;
+    const HIGH_REG: u8 = 4;
+    const HIGH_RM: u8 = 1;
+
+    /// An instruction whose opcode follows 0f: how many bytes follow the opcode, and what it makes of rax.
+    fn two_byte(opcode: u8, rex: u8, rest: &[u8]) -> Option<(usize, Option<Load>)> {
+        let operands = || Operands::read(rest, rex);
+        Some(match opcode {
             // endbr64, nop, moves of xmm registers.
-            (
-                _,
-                Some(
-                    0x1e | 0x1f | 0x10 | 0x11 | 0x16 | 0x17 | 0x28 | 0x29 | 0x57 | 0x6e | 0x6f | 0x7f | 0xd6
-                    | 0xef,
-                ),
-            ) => (operand()?.0, None),
+            0x1e | 0x1f | 0x10 | 0x11 | 0x16 | 0x17 | 0x28 | 0x29 | 0x57 | 0x6e | 0x6f | 0x7f | 0xd6
+            | 0xef => (operands()?.length, None),
             // Jumps that may be taken.
-            (_, Some(0x80..=0x8f)) => (4, None),
+            0x80..=0x8f => (4, None),
             // cmov, movzx, movsx.
-            (_, Some(0x40..=0x4f | 0xb6 | 0xb7 | 0xbe | 0xbf)) => {
-                let (length, _, is_reg, ..) = operand()?;
-                (length, when(is_reg, Load::Other))
+            0x40..=0x4f | 0xb6 | 0xb7 | 0xbe | 0xbf => {
+                let Operands { length, is_reg_rax, .. } = operands()?;
+                (length, is_reg_rax.then_some(Load::Other))
             }
-            (_, Some(_)) => return None,
-            (0x70..=0x7f, _) => (1, None),
-            // push and pop.
-            (0x50..=0x57 | 0x90, _) => (0, None),
-            (0x58..=0x5f, _) => (0, when(opcode == 0x58 && !is_high_rm, Load::Other)),
-            (0x68, _) => (4, None),
-            (0x6a, _) => (1, None),
+            _ => return None,
+        })
+    }
+
+    /// The same for all others.
+    fn one_byte(opcode: u8, rex: u8, rest: &[u8]) -> Option<(usize, Option<Load>)> {
+        let operands = || Operands::read(rest, rex);
+        let number = |at: usize| {
+            let bytes = rest.get(at..at.checked_add(4)?)?.first_chunk()?;
+            Some(Load::Number(u64::from(u32::from_le_bytes(*bytes))))
+        };
+        let argument = |is: bool| if is { Load::Argument } else { Load::Other };
+        Some(match opcode {
+            // push; pop.
+            0x50..=0x57 | 0x90 => (0, None),
+            0x58..=0x5f => (0, (opcode == 0x58 && rex & HIGH_RM == 0).then_some(Load::Other)),
             // mov of a number.
-            (0xb0, _) if !is_high_rm => (1, Some(Load::Number(u64::from(*rest.first()?)))),
-            (0xb0..=0xb7, _) => (1, None),
-            (0xb8..=0xbf, _) => {
-                let load = when(opcode == 0xb8 && !is_high_rm, number(0)?);
-                (if is_wide { 8 } else { 4 }, load)
+            0xb0 if rex & HIGH_RM == 0 => (1, Some(Load::Number(u64::from(*rest.first()?)))),
+            // With a number of one byte: jumps that may be taken, push, comparisons, mov to another register. Then of four.
+            0x70..=0x7f | 0x6a | 0x3c | 0xa8 | 0xb0..=0xb7 => (1, None),
+            0x68 | 0x3d | 0xa9 => (4, None),
+            0xb8..=0xbf => {
+                let is_rax = opcode == 0xb8 && rex & HIGH_RM == 0;
+                (if rex & WIDE == 0 { 4 } else { 8 }, if is_rax { Some(number(0)?) } else { None })
             }
-            (0xc7, _) => {
-                let (length, _, _, is_rm, _) = operand()?;
-                let load = when(is_rm, number(length)?);
-                (length.checked_add(4)?, load)
+            0xc7 => {
+                let Operands { length, is_rm_rax, .. } = operands()?;
+                (length.checked_add(4)?, if is_rm_rax { Some(number(length)?) } else { None })
             }
-            (0xc6, _) => (operand()?.0.checked_add(1)?, None),
+            0xc6 => (operands()?.length.checked_add(1)?, None),
             // xor of rax with itself.
-            (0x31 | 0x33, _) if rest.first() == Some(&0xc0) && !is_high_reg && !is_high_rm => {
+            0x31 | 0x33 if rest.first() == Some(&0xc0) && rex & (HIGH_REG | HIGH_RM) == 0 => {
                 (1, Some(Load::Number(0)))
             }
             // mov to a register, movsxd.
-            (0x8b | 0x63, _) => {
-                let (length, _, is_reg, _, byte) = operand()?;
-                let (mode, rm) = (byte >> 6, byte & 7);
+            0x8b | 0x63 => {
+                let Operands { length, mode, rm, is_reg_rax, .. } = operands()?;
                 let is_first_argument = mode == 3 && rm == FIRST_ARGUMENT;
                 let is_local = matches!(mode, 1 | 2) && matches!(rm, STACK | FRAME);
-                let is_copy = !is_high_rm && (is_first_argument || is_local);
-                (length, when(is_reg, if is_copy { Load::Argument } else { Load::Other }))
+                let load = argument(rex & HIGH_RM == 0 && (is_first_argument || is_local));
+                (length, is_reg_rax.then_some(load))
             }
-            (0x89, _) => {
-                let (length, reg, _, is_rm, _) = operand()?;
-                let is_copy = !is_high_reg && reg == FIRST_ARGUMENT;
-                (length, when(is_rm, if is_copy { Load::Argument } else { Load::Other }))
+            // mov from a register.
+            0x89 => {
+                let Operands { length, reg, is_rm_rax, .. } = operands()?;
+                let load = argument(rex & HIGH_REG == 0 && reg == FIRST_ARGUMENT);
+                (length, is_rm_rax.then_some(load))
             }
             // lea, and arithmetic into a register.
-            (0x8d | 0x8a | 0x03 | 0x0b | 0x23 | 0x2b | 0x33, _) => {
-                let (length, _, is_reg, ..) = operand()?;
-                (length, when(is_reg, Load::Other))
+            0x8d | 0x8a | 0x03 | 0x0b | 0x23 | 0x2b | 0x33 => {
+                let Operands { length, is_reg_rax, .. } = operands()?;
+                (length, is_reg_rax.then_some(Load::Other))
             }
-            // Arithmetic into a register or memory.
-            (0x88 | 0x01 | 0x09 | 0x21 | 0x29 | 0x31 | 0xd1 | 0xd3, _) => {
-                let (length, _, _, is_rm, _) = operand()?;
-                (length, when(is_rm, Load::Other))
+            // Arithmetic into a register or memory, without a number and with one.
+            0x88 | 0x01 | 0x09 | 0x21 | 0x29 | 0x31 | 0xd1 | 0xd3 => {
+                let Operands { length, is_rm_rax, .. } = operands()?;
+                (length, is_rm_rax.then_some(Load::Other))
             }
-            (0x83 | 0xc1 | 0x81, _) => {
-                let (length, reg, _, is_rm, _) = operand()?;
-                let is_compare = opcode != 0xc1 && reg == 7;
+            0x83 | 0xc1 | 0x81 => {
+                let Operands { length, reg, is_rm_rax, .. } = operands()?;
+                let is_comparison = opcode != 0xc1 && reg == 7;
                 let size = if opcode == 0x81 { 4 } else { 1 };
-                (length.checked_add(size)?, when(is_rm && !is_compare, Load::Other))
+                (length.checked_add(size)?, (is_rm_rax && !is_comparison).then_some(Load::Other))
             }
             // Comparisons.
-            (0x38 | 0x39 | 0x3a | 0x3b | 0x84 | 0x85, _) => (operand()?.0, None),
-            (0x3c | 0xa8, _) => (1, None),
-            (0x3d | 0xa9, _) => (4, None),
+            0x38 | 0x39 | 0x3a | 0x3b | 0x84 | 0x85 => (operands()?.length, None),
             _ => return None,
-        };
-        let length = sum(length)?;
-        (length <= code.len()).then_some((length, load))
+        })
     }
 }
 
@@ -232,6 +256,9 @@ mod aarch64 {
 
     /// svc #0
     const SVC: u32 = 0xd400_0001;
+
+    /// x29 is the frame pointer, and 31 the stack pointer.
+    const FRAME: u32 = 29;
 
     pub(super) fn calls_sockets(code: &[u8]) -> bool {
         let (words, _) = code.as_chunks::<4>();
@@ -249,17 +276,18 @@ mod aarch64 {
     /// What an instruction loads into x8, which has the number of the system call; and where a function ends or another
     /// is called, nothing before is looked at.
     fn load(word: u32) -> Option<Load> {
-        let is_to_x8 = word & 0x1f == 8;
+        let register = |shift: u32| word >> shift & 0x1f;
+        let is_to_x8 = register(0) == 8;
         let argument = |is: bool| if is { Load::Argument } else { Load::Other };
         match word {
             // mov w8, #number; mov x8, #number: movz without a shift.
             _ if word & 0x7fe0_001f == 0x5280_0008 => Some(Load::Number(u64::from(word >> 5 & 0xffff))),
             // mov from a register: orr with zr. sxtw, of a number that is an int.
-            _ if word & 0x7fe0_ffe0 == 0x2a00_03e0 && is_to_x8 => Some(argument(word >> 16 & 0x1f == 0)),
-            _ if word & 0xffff_fc00 == 0x9340_7c00 && is_to_x8 => Some(argument(word >> 5 & 0x1f == 0)),
-            // ldr from memory: with an unsigned distance, or with another. The stack pointer is number 31.
-            _ if word & 0xbfc0_0000 == 0xb940_0000 && is_to_x8 => Some(argument(word >> 5 & 0x1f >= 29)),
-            _ if word & 0xbfe0_0000 == 0xb840_0000 && is_to_x8 => Some(argument(word >> 5 & 0x1f >= 29)),
+            _ if word & 0x7fe0_ffe0 == 0x2a00_03e0 && is_to_x8 => Some(argument(register(16) == 0)),
+            _ if word & 0xffff_fc00 == 0x9340_7c00 && is_to_x8 => Some(argument(register(5) == 0)),
+            // ldr from memory: with an unsigned distance, or with another.
+            _ if word & 0xbfc0_0000 == 0xb940_0000 && is_to_x8 => Some(argument(register(5) >= FRAME)),
+            _ if word & 0xbfe0_0000 == 0xb840_0000 && is_to_x8 => Some(argument(register(5) >= FRAME)),
             // b, bl; br, blr, ret.
             _ if word & 0x7c00_0000 == 0x1400_0000 || word & 0xff9f_fc1f == 0xd61f_0000 => Some(Load::Other),
             _ => None,

@@ -55,12 +55,11 @@ impl Linked {
                 if is_c_library(name) || known.len() >= MOST_LIBRARIES || !known.insert(name.clone()) {
                     continue;
                 }
-                match search.find(name, object) {
-                    Some(library) => found.push(library),
-                    None => {
-                        let named = || (text::lossless(name).into_owned(), object.path.clone());
-                        linked.unread.get_or_insert_with(named);
-                    }
+                if let Some(library) = search.find(name, object) {
+                    found.push(library);
+                } else {
+                    let named = || (text::lossless(name).into_owned(), object.path.clone());
+                    linked.unread.get_or_insert_with(named);
                 }
             }
             linked.files.extend(found);
@@ -70,7 +69,7 @@ impl Linked {
 
     /// The program's file.
     pub(crate) fn program(&self) -> &Path {
-        self.files.first().map(|program| program.path.as_path()).unwrap_or_else(|| Path::new(""))
+        self.files.first().map_or_else(|| Path::new(""), |program| program.path.as_path())
     }
 
     /// The first library that Go made.
@@ -279,4 +278,59 @@ impl Cache {
 fn number(bytes: &[u8], place: usize) -> Option<usize> {
     let bytes = bytes.get(place..)?.first_chunk()?;
     usize::try_from(u32::from_ne_bytes(*bytes)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::{Cache, Linked};
+    use crate::elf::Elf;
+
+    /// A file of ldconfig's with these entries, before which another format may be.
+    fn cache(entries: &[(&str, &str)], before: &[u8]) -> Vec<u8> {
+        let count = u32::try_from(entries.len()).unwrap();
+        let mut texts = Vec::new();
+        let mut table = Vec::new();
+        for (name, path) in entries {
+            let place = |texts: &Vec<u8>| 48 + 24 * count + u32::try_from(texts.len()).unwrap();
+            let name_at = place(&texts);
+            texts.extend([name.as_bytes(), b"\0"].concat());
+            let path_at = place(&texts);
+            texts.extend([path.as_bytes(), b"\0"].concat());
+            table.extend([0x303, name_at, path_at, 0, 0, 0].into_iter().flat_map(u32::to_ne_bytes));
+        }
+        let head = [&b"glibc-ld.so.cache1.1"[..], &count.to_ne_bytes(), &[0; 24]].concat();
+        [before, &head, &table, &texts].concat()
+    }
+
+    #[test]
+    fn the_cache_has_both_formats() {
+        let entries = [("liba.so.1", "/x/liba.so.1"), ("liba.so", "/x/liba.so"), ("liba.so", "/y/liba.so")];
+        // Old: a count of 1, one entry of 12 bytes, and 4 until the next multiple of 8.
+        let old = [&b"ld.so-1.7.0\0"[..], &1_u32.to_ne_bytes(), &[0; 16]].concat();
+        for before in [&b""[..], &old] {
+            let whole = cache(&entries, before);
+            let found = Cache::new(whole.clone()).unwrap();
+            let paths = |name: &[u8]| found.paths(name).map(Path::to_path_buf).collect::<Vec<PathBuf>>();
+            assert_eq!(paths(b"liba.so"), [Path::new("/x/liba.so"), Path::new("/y/liba.so")]);
+            assert_eq!(paths(b"liba.so.1"), [Path::new("/x/liba.so.1")]);
+            assert!(paths(b"liba").is_empty() && paths(b"/x/liba.so").is_empty());
+            for size in 0..whole.len() {
+                if let Some(cut) = Cache::new(whole.get(..size).unwrap().to_vec()) {
+                    assert!(cut.paths(b"liba.so").count() <= 2);
+                }
+            }
+        }
+        assert!(Cache::new(b"something else".to_vec()).is_none());
+    }
+
+    #[test]
+    fn this_program_s_libraries_are_found() {
+        let own = Path::new("/proc/self/exe");
+        let linked = Linked::find(own, &Elf::read(own).unwrap().unwrap());
+        assert!(linked.unread.is_none(), "{linked:?}");
+        // Rust's standard library makes connections by the C library.
+        assert_eq!((linked.imports_sockets(), linked.go_library()), (Some(true), None));
+    }
 }

@@ -183,7 +183,7 @@ pub(crate) fn started(
     }
     if name == "env" {
         let rest = Env::read(arguments.iter().map(|word| word.as_bytes())).rest;
-        return rest.first().is_some().then_some(rest);
+        return (!rest.is_empty()).then_some(rest);
     }
     let is_option = |word: &OsString| word.as_bytes().starts_with(b"-");
     let place = arguments.iter().position(|word| !is_option(word) && is_program(word))?;
@@ -474,14 +474,13 @@ fn may_have_master(arguments: &[OsString]) -> bool {
             _ => {}
         }
     }
-    let files = match file {
-        Some(file) => vec![file],
-        None => {
-            let own = env::var_os("HOME").map(|home| Path::new(&home).join(".ssh/config"));
-            let more = fs::read_dir("/etc/ssh/ssh_config.d").into_iter().flatten().flatten();
-            let more = more.map(|entry| entry.path());
-            own.into_iter().chain(["/etc/ssh/ssh_config".into()]).chain(more).collect()
-        }
+    let files = if let Some(file) = file {
+        vec![file]
+    } else {
+        let own = env::var_os("HOME").map(|home| Path::new(&home).join(".ssh/config"));
+        let more = fs::read_dir("/etc/ssh/ssh_config.d").into_iter().flatten().flatten();
+        let more = more.map(|entry| entry.path());
+        own.into_iter().chain(["/etc/ssh/ssh_config".into()]).chain(more).collect()
     };
     files.iter().any(|file| fs::read(file).is_ok_and(|text| names_path(&text)))
 }
@@ -502,7 +501,8 @@ mod tests {
 
     fn is_lost(line: &str) -> bool {
         let words = words(line);
-        loss(&words[0], &words[1..], is_program).is_some()
+        let (name, arguments) = words.split_first().unwrap();
+        loss(name, arguments, is_program).is_some()
     }
 
     #[test]
@@ -571,7 +571,8 @@ mod tests {
             ("sudo sh", None),
         ] {
             let words = words(line);
-            let found = started(&words[0], &words[1..], is_program);
+            let (name, arguments) = words.split_first().unwrap();
+            let found = started(name, arguments, is_program);
             assert_eq!(found, rest.map(self::words), "{line}");
         }
         assert!(Env::read([&b"-S"[..], b"-i sh -x"].into_iter()).drops);
@@ -602,7 +603,8 @@ mod tests {
     fn a_client_is_one_with_these_arguments() {
         let is_client = |line: &str| {
             let words = words(line);
-            Client::find(&words[0], &words[1..]).is_some()
+            let (name, arguments) = words.split_first().unwrap();
+            Client::find(name, arguments).is_some()
         };
         for line in [
             "tmux",
