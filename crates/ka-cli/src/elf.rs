@@ -238,9 +238,9 @@ where
     let is_code = |segment: &&Header::ProgramHeader| {
         segment.p_type(endian) == elf::PT_LOAD && segment.p_flags(endian).0 & elf::PF_X.0 != 0
     };
-    let code =
-        segments.iter().filter(is_code).take(MOST_CODE_SEGMENTS).map(|segment| segment.file_range(endian));
-    let code = code.collect();
+    let size = data.len().ok()?;
+    let code = segments.iter().filter(is_code).map(|segment| segment.file_range(endian));
+    let code = code.filter(|(start, _)| *start < size).take(MOST_CODE_SEGMENTS).collect();
     let Dynamic { soname, needed, rpath, runpath } =
         dynamic::<Header, R>(segments, endian, data).unwrap_or_default();
     Some(Elf {

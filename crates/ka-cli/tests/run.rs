@@ -454,6 +454,8 @@ fn programs_with_system_calls_of_their_own_are_run_under_a_supervisor() {
 /// A library that makes the calls is found wherever the loader finds it.
 #[test]
 fn libraries_with_system_calls_of_their_own_are_found_as_the_loader_finds_them() {
+    const RUNPATH: &str = "-Wl,-rpath,$ORIGIN/lib,--enable-new-dtags";
+    const RPATH: &str = "-Wl,-rpath,${ORIGIN}/none:${ORIGIN}/lib,--disable-new-dtags";
     let folder = scratch("libraries");
     let below = folder.join("lib");
     fs::create_dir_all(&below).unwrap();
@@ -474,8 +476,6 @@ fn libraries_with_system_calls_of_their_own_are_found_as_the_loader_finds_them()
         assert_eq!((status, out.as_str()), (0, "1 97 10 6 0\n"), "{what}: {err}");
         assert!(err.contains(&format!("libraw.so {OWN_CALLS}\n")), "{what}: {err}");
     };
-    const RUNPATH: &str = "-Wl,-rpath,$ORIGIN/lib,--enable-new-dtags";
-    const RPATH: &str = "-Wl,-rpath,${ORIGIN}/none:${ORIGIN}/lib,--disable-new-dtags";
     for compiler in ["cc", "musl-gcc"] {
         for flag in [RUNPATH, RPATH] {
             judged(&format!("{compiler} {flag}"), &mut ka(), &build(compiler, &[flag]));
