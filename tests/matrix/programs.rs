@@ -696,6 +696,18 @@ printf '#!/bin/sh\\n[ ! -e /run/work/hold ] || sleep 60\\nexec \"$@\"\\n' >hook;
         except: &[],
     },
     Program {
+        name: "env",
+        what: "ncat, both ends of which a wrapper starts with an empty environment (env -i)",
+        needs: "ncat",
+        version: "env --version",
+        build: ":",
+        port: ECHO_PORT,
+        server: "exec env -i /usr/bin/ncat -lk 127.0.0.1 7000 -e /bin/cat",
+        held: "exec env -i /usr/bin/ncat 127.0.0.1 7000",
+        work: "printf 'hello\\n' | env -i /usr/bin/ncat 127.0.0.1 7000",
+        except: &[(PRELOAD, "Its program is started without LD_PRELOAD; `ka run` takes seccomp for wrappers that it knows")],
+    },
+    Program {
         name: "systemd",
         what: "systemd-socket-activate: a program that inherits its connection, and is nothing of the network",
         needs: "systemd-socket-activate ncat",
@@ -991,6 +1003,60 @@ javac -d . Echo.java",
         held: "exec ./echo hold",
         work: "./echo client",
         except: &[GO],
+    },
+    Program {
+        name: "pascal",
+        what: "Free Pascal, whose runtime makes its system calls itself, linked to the C library for its threads",
+        needs: "fpc ncat",
+        version: "fpc -iV",
+        build: "cat >echo.pas <<'END'
+program echo;
+uses cthreads, baseunix, sockets;
+var
+  own, client: longint;
+  address: TInetSockAddr;
+  buffer: array[0..4095] of byte;
+  size: ssize_t;
+begin
+  own := fpSocket(AF_INET, SOCK_STREAM, 0);
+  fillchar(address, sizeof(address), 0);
+  address.sin_family := AF_INET;
+  address.sin_port := htons(7000);
+  address.sin_addr.s_addr := htonl($7f000001);
+  if paramstr(1) = 'server' then
+  begin
+    client := 1;
+    fpSetSockOpt(own, SOL_SOCKET, SO_REUSEADDR, @client, sizeof(client));
+    if (fpBind(own, @address, sizeof(address)) <> 0) or (fpListen(own, 5) <> 0) then halt(1);
+    fpSignal(SIGCHLD, SignalHandler(SIG_IGN));
+    repeat
+      client := fpAccept(own, nil, nil);
+      if (client >= 0) and (fpFork = 0) then
+      begin
+        repeat
+          size := fpRecv(client, @buffer, sizeof(buffer), 0);
+          if size > 0 then fpSend(client, @buffer, size, 0);
+        until size <= 0;
+        halt(0);
+      end;
+      if client >= 0 then fpClose(client);
+    until false;
+  end;
+  if fpConnect(own, @address, sizeof(address)) <> 0 then halt(1);
+  buffer[0] := ord('x');
+  fpSend(own, @buffer, 1, 0);
+  size := fpRecv(own, @buffer, 1, 0);
+  writeln('came back: ', size);
+  flush(output);
+  if paramstr(1) = 'hold' then fpRecv(own, @buffer, 1, 0);
+end.
+END
+fpc -O2 -v0 echo.pas >compiled 2>&1 || { cat compiled; exit 1; }",
+        port: ECHO_PORT,
+        server: "exec ./echo server",
+        held: "exec ./echo hold",
+        work: "./echo client",
+        except: &[(PRELOAD, "Its runtime makes its system calls itself; `ka run` takes seccomp")],
     },
     Program {
         name: "lua",
