@@ -4,15 +4,19 @@
 //! instruction of its own (Free Pascal, Rust's rustix, inline assembler) does not call those functions, so it passes the
 //! library by.
 //!
-//! The bytes of the instruction are not enough. On x86_64 they are two, `0f 05`, which occur by chance in other
-//! instructions. Among 815 dynamic programs of a Debian 12 machine, 442 import no function of sockets (sh, env, make,
-//! date, dd...), and in 125 of these, or in their libraries, the two bytes occur; six of the 442 really have such an
-//! instruction. And many that are real make no call of sockets: futex(2) in a library of threads, for example. So an
-//! instruction counts only if the number of the call is loaded into its register shortly before, by instructions that
-//! follow each other without a gap up to the system call; and if that number is one of socket, connect, listen, accept
-//! and accept4, or comes from elsewhere, as in a function that makes any call for its caller.
+//! The bytes of the instruction are not enough. On x86_64 they are two, `0f 05`, which also occur by chance in other
+//! instructions. Of 815 dynamic programs of a Debian 12 machine, 442 import no function of sockets (sh, env, make, date,
+//! dd...). The two bytes occur in 125 of these or in their libraries. Besides, real system calls often have nothing to do
+//! with sockets: futex(2) in a library of threads, for example.
 //!
-//! What this misses stays with preload, as before. What it counts wrongly is run under a supervisor, which reaches it too.
+//! So an instruction counts only if the number of the call is loaded into its register shortly before, by instructions
+//! that follow each other without a gap up to the system call. The number must be that of socket, connect, listen, accept
+//! or accept4, or an argument of the function, which then makes any call for its caller. By this rule one of the 442
+//! programs is left. Free Pascal made it, and its runtime does make such calls. Of all 2,111 programs and libraries of the
+//! machine 10 are found: C libraries, static programs, and programs of Go and Free Pascal.
+//!
+//! A program that this rule misses stays with preload. A program that it takes wrongly is run under a supervisor, which
+//! reaches it too.
 
 use object::elf;
 
