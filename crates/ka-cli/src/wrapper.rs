@@ -33,7 +33,6 @@ enum When {
 enum Loss {
     Environment,
     Replaced,
-    Behind,
     Root,
 }
 
@@ -42,7 +41,6 @@ impl Loss {
         match self {
             Self::Environment => "starts its program without LD_PRELOAD",
             Self::Replaced => "replaces LD_PRELOAD by a library of its own",
-            Self::Behind => "preloads a library before libka_preload.so that calls the C library directly",
             Self::Root => {
                 "starts its program in another root folder, where libka_preload.so may not be at the same path"
             }
@@ -55,16 +53,15 @@ const fn wrapper(names: &'static [&'static str], when: When, loss: Loss) -> Wrap
 }
 
 /// Tried on Debian 12, but for pkexec, run0, login, flatpak, systemd-nspawn, schroot and those of containers, which need
-/// more than a test has. There, faketime, fakeroot, fakechroot, eatmydata, stdbuf and proxychains4 keep what is in
-/// LD_PRELOAD, and su, runuser, setpriv, unshare and nsenter do without these options.
-static WRAPPERS: [Wrapper; 13] = [
+/// more than a test has. There, faketime, fakeroot, fakechroot, eatmydata, stdbuf, torsocks and proxychains4
+/// keep what is in LD_PRELOAD, and su, runuser, setpriv, unshare and nsenter do without these options.
+static WRAPPERS: [Wrapper; 12] = [
     wrapper(&["sudo", "sudoedit", "doas", "pkexec", "run0", "login"], When::Always, Loss::Environment),
     wrapper(&["su", "runuser"], When::Login, Loss::Environment),
     wrapper(&["newgrp"], When::Options(&["-", "-l"], ""), Loss::Environment),
     wrapper(&["env"], When::Env, Loss::Environment),
     wrapper(&["setpriv"], When::Options(&["--reset-env"], ""), Loss::Environment),
     wrapper(&["mptcpize"], When::Always, Loss::Replaced),
-    wrapper(&["torsocks", "torify"], When::Always, Loss::Behind),
     wrapper(
         &[
             "chroot",
@@ -92,7 +89,7 @@ static WRAPPERS: [Wrapper; 13] = [
 ];
 
 /// Programs that start the first program among their arguments, with the environment and the files that they have.
-const LAUNCHERS: [&str; 35] = [
+const LAUNCHERS: [&str; 37] = [
     "cgexec",
     "choom",
     "chpst",
@@ -126,6 +123,8 @@ const LAUNCHERS: [&str; 35] = [
     "taskset",
     "time",
     "timeout",
+    "torify",
+    "torsocks",
     "tini",
     "unshare",
 ];
