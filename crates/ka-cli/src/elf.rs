@@ -164,19 +164,24 @@ fn open(path: &Path) -> io::Result<Option<ReadCache<File>>> {
     Ok(Some(ReadCache::new(file)))
 }
 
-/// How many of these are in its table of dynamic symbols; `None` where it has no such table, or a broken one. The names
-/// are read in one piece, as in [`has_section`], but for those of a program that lets others use thousands of its own.
+/// How many of these are in its table of dynamic symbols. Of those that it asks others for, the first few that are found
+/// are counted. `None` where it has no such table, or a broken one. The names are read in one piece, as in [`has_section`],
+/// but for those of a program that lets others use thousands of its own.
 fn functions_of<'data, Header, R>(data: R, functions: &[&str], which: Symbols) -> Option<usize>
 where
     Header: FileHeader<Endian = Endianness>,
     R: ReadRef<'data>,
 {
     const ONE_PIECE: u64 = 1 << 20;
+    /// Symbols.
+    const PIECE: usize = 1 << 11;
     let header = Header::parse(data).ok()?;
     let endian = header.endian().ok()?;
     let sections = header.section_headers(endian, data).ok()?;
     let table = sections.iter().find(|section| section.sh_type(endian) == elf::SHT_DYNSYM)?;
-    let symbols: &[Header::Sym] = table.data_as_array(endian, data).ok()?;
+    let (mut place, table_size) = table.file_range(endian)?;
+    let symbol_size = u64::try_from(size_of::<Header::Sym>()).ok()?;
+    let mut count = usize::try_from(table_size.checked_div(symbol_size)?).ok()?;
     let names = sections.get(usize::try_from(table.sh_link(endian)).ok()?)?;
     let (start, size) = names.file_range(endian)?;
     let all = if size <= ONE_PIECE { Some(data.read_bytes_at(start, size).ok()?) } else { None };
@@ -190,13 +195,19 @@ where
     };
     let is_wanted = |symbol: &&Header::Sym| symbol.is_undefined(endian) == (which == Symbols::Undefined);
     let mut left = functions.to_vec();
-    for symbol in symbols.iter().filter(is_wanted) {
-        let name = name_at(symbol.st_name(endian).into());
-        let is = |function: &&str| name?.strip_prefix(function.as_bytes())?.first().copied();
-        left.retain(|function| is(function) != Some(0));
-        if left.is_empty() {
+    // Those that are asked of others come first, so that mostly the first piece has them.
+    while count > 0 && !left.is_empty() {
+        let piece: &[Header::Sym] = data.read_slice_at(place, count.min(PIECE)).ok()?;
+        for symbol in piece.iter().filter(is_wanted) {
+            let name = name_at(symbol.st_name(endian).into());
+            let is = |function: &&str| name?.strip_prefix(function.as_bytes())?.first().copied();
+            left.retain(|function| is(function) != Some(0));
+        }
+        if which == Symbols::Undefined && left.len() < functions.len() {
             break;
         }
+        count = count.checked_sub(piece.len())?;
+        place = place.checked_add(symbol_size.checked_mul(u64::try_from(piece.len()).ok()?)?)?;
     }
     functions.len().checked_sub(left.len())
 }
