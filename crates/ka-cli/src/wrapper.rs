@@ -123,9 +123,9 @@ const LAUNCHERS: [&str; 37] = [
     "taskset",
     "time",
     "timeout",
+    "tini",
     "torify",
     "torsocks",
-    "tini",
     "unshare",
 ];
 
