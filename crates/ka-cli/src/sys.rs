@@ -504,7 +504,7 @@ fn receive_errno(mut pipe: &File) -> io::Result<()> {
 ///
 /// # Safety
 /// This process uses none of them any more.
-unsafe fn close_range(first: u32, last: u32) {
+pub unsafe fn close_range(first: u32, last: u32) {
     // SAFETY: the caller vouches for it. Linux 5.9, or a filter forbids it: then one by one, as many as there can be.
     unsafe {
         if first <= last && libc::syscall(libc::SYS_close_range, first, last, 0) != 0 {

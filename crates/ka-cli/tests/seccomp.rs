@@ -612,7 +612,7 @@ fn the_supervisor_may_be_killed_at_any_moment() {
         assert_eq!(
             err,
             format!(
-                "ka: run: the supervisor {supervisor} was killed; {spare} goes on in its stead, and nobody in its own\n"
+                "ka: run: supervisor {supervisor} was killed: {spare} takes over, and there is no further spare\n"
             )
         );
     }
@@ -670,7 +670,7 @@ fn the_death_of_both_is_said() {
     kill(supervised.supervisor, libc::SIGKILL);
     let (status, _, err) = supervised.end();
     assert_eq!(status.code(), Some(125), "{err}");
-    assert!(err.contains("were killed: what the program connects or listens to fails now"), "{err}");
+    assert!(err.contains("were killed: the program's calls of connect and listen fail now"), "{err}");
 }
 
 #[test]

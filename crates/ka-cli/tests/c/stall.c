@@ -19,6 +19,7 @@
 #include <linux/userfaultfd.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -166,7 +167,8 @@ static void serve(int device)
 {
     static char buffer[1 << 17];
     struct fuse_attr folder = { .ino = 1, .mode = S_IFDIR | 0755, .nlink = 2 }, file = { .ino = 2, .mode = S_IFREG | 0644, .nlink = 1 };
-    for (;;) {
+    struct pollfd both[] = { { .fd = device, .events = POLLIN }, { .fd = STDIN_FILENO, .events = POLLIN } };
+    while (poll(both, 2, -1) > 0 && !both[1].revents) {
         ssize_t size = read(device, buffer, sizeof buffer);
         if (size < (ssize_t)sizeof(struct fuse_in_header))
             _exit(EXIT_SUCCESS);
@@ -226,8 +228,8 @@ static int fuse_file(void)
     if (mkdir(name, 0755) != 0 || mount("stall", name, "fuse", 0, options) != 0)
         err(EXIT_FAILURE, "fuse");
     if (fork() == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
         serve(device);
+        _exit(EXIT_SUCCESS);
     }
     close(device);
     strcat(name, "/file");

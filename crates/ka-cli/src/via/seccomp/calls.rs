@@ -7,36 +7,29 @@
 //! it has read.
 
 use std::collections::HashMap;
-use std::io::{self, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
 use ka_core::{Action, Config, Errno, Error, Kernel as _, Libc, Mode, SockOpt, Socket, Timer, UserTimeout};
 use libc::{c_int, c_long};
 
 use super::filter::{Foreign, X32};
-use super::sys::{self, Answer, Call, Shared};
+use super::speaker::Notice;
+use super::sys::{self, Answer, Call, Post};
 use super::terms::Terms;
+use super::workers::Workers;
 use crate::failure::OUR_OWN;
+use crate::privilege;
 use crate::process::{self, ONLY_LEADERS, PIDFD_THREAD, Status};
 use crate::sys::{pidfd_getfd, pidfd_open, share_descriptors};
-use crate::{privilege, text};
 
 /// What setsockopt(2) wants to be given, at least.
 const INT_SIZE: c_int = 4;
 
-/// What is said once of all programs of a name, not each time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Notice {
-    Ring,
-    Foreign,
-    Refused,
-}
-
-/// Sees to calls.
+/// Looks after calls, one at a time. It may be stuck in any system call on a program's object.
 pub(super) struct Server {
-    listener: OwnedFd,
-    shared: &'static Shared,
-    terms: Terms,
+    workers: &'static Workers,
+    post: &'static Post,
     /// Whose descriptors may be had, by the number of the task. A number that is used again is no danger: what it was
     /// has ended, so its pidfd gives nothing.
     tasks: HashMap<u32, OwnedFd>,
@@ -44,49 +37,47 @@ pub(super) struct Server {
     most: usize,
     /// Whether the kernel has pidfds of single tasks: Linux 6.9.
     has_tasks: bool,
-    /// What has been said, and of programs of which name.
-    said: Vec<(Notice, Vec<u8>)>,
 }
 
 impl Server {
-    pub(super) fn new(listener: OwnedFd, shared: &'static Shared, terms: Terms) -> Self {
-        crate::sys::raise_descriptor_limit();
-        Self { listener, shared, terms, tasks: HashMap::new(), most: 1024, has_tasks: true, said: Vec::new() }
+    pub(super) fn new(workers: &'static Workers, post: &'static Post) -> Self {
+        Self { workers, post, tasks: HashMap::new(), most: 1024, has_tasks: true }
     }
 
-    /// Answers calls, first the one that another left behind, until nobody is left who could make any.
-    pub(super) fn serve(mut self) {
-        if let Some(call) = self.shared.left() {
-            self.see_to(&call);
-        }
-        loop {
-            match self.shared.receive(self.listener.as_fd()) {
-                Ok(call) => self.see_to(&call),
-                // Nobody is left, or only who called is gone.
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                    if sys::is_over(self.listener.as_fd()) {
-                        return;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Calls would wait for ever: without us, the spare goes on.
-                Err(_) => sys::exit(OUR_OWN),
+    fn listener(&self) -> BorrowedFd<'static> {
+        self.workers.listener.as_fd()
+    }
+
+    /// Answers the next call. Returns false if nobody is left who could make one.
+    pub(super) fn serve(&mut self) -> bool {
+        match self.workers.receive(self.post) {
+            Ok(call) => self.see_to(&call),
+            // Nobody is left, or only the caller is gone.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                return !sys::is_over(self.listener());
             }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Calls would wait for ever: without us, the spare goes on.
+            Err(_) => sys::exit(OUR_OWN),
         }
+        true
     }
 
-    fn see_to(&mut self, call: &Call) {
+    /// Looks after a call that this worker has begun.
+    pub(super) fn see_to(&mut self, call: &Call) {
         const TRIES: usize = 10;
-        if let Some(answer) = self.answer(call) {
-            let listener = self.listener.as_fd();
+        let answer = if self.workers.lets_through(call) { Some(Answer::Continue) } else { self.answer(call) };
+        if let Some(answer) = answer {
+            let listener = self.listener();
             // A signal may come in between. ENOENT: nobody waits for it any more.
-            let is_open = || sys::answer(listener, call, answer).is_err() && sys::is_waiting(listener, call);
+            let is_open =
+                || sys::answer(listener, call.id, answer).is_err() && sys::is_waiting(listener, call);
             if (0..TRIES).all(|_| is_open()) {
                 // Who called would wait for ever: without us, the spare answers.
                 sys::exit(OUR_OWN);
             }
         }
-        self.shared.clear();
+        self.post.end();
     }
 
     /// What a call is answered; `None` where nobody waits any more.
@@ -140,7 +131,9 @@ impl Server {
     }
 
     fn apply(&self, socket: &OwnedFd) {
-        apply(socket.as_raw_fd(), &self.terms);
+        if let Err(error) = apply(socket.as_raw_fd(), &self.workers.terms) {
+            self.workers.say(not_set(&error));
+        }
     }
 
     /// setsockopt of a keepalive option: what the mode leaves of it, the supervisor does itself.
@@ -160,12 +153,12 @@ impl Server {
             return Some(Answer::Continue);
         }
         // Before a rule has said whose it is, and where that is nobody's, the program's word counts.
-        let Some(Action::Apply(policy)) = self.terms.decide_now(socket.as_raw_fd()) else {
+        let Some(Action::Apply(policy)) = self.workers.terms.decide_now(socket.as_raw_fd()) else {
             return Some(Answer::Continue);
         };
         let Some(&address) = call.data.args.get(3) else { return Some(Answer::Continue) };
         let read = sys::read_int(call.pid.cast_signed(), address);
-        if !sys::is_waiting(self.listener.as_fd(), call) {
+        if !sys::is_waiting(self.listener(), call) {
             return None;
         }
         Some(match read {
@@ -186,7 +179,7 @@ impl Server {
             self.apply(socket);
             return 0;
         };
-        if self.terms.mode == Mode::Force && timer != Timer::UserTimeout {
+        if self.workers.terms.mode == Mode::Force && timer != Timer::UserTimeout {
             // As where the filter itself says so.
             return 0;
         }
@@ -235,7 +228,7 @@ impl Server {
             pidfd_getfd(task.as_fd(), fd).map(|socket| (socket, task, is_its_own))
         });
         // If it does not wait any more, the number may have been another's when it was opened.
-        if !sys::is_waiting(self.listener.as_fd(), call) {
+        if !sys::is_waiting(self.listener(), call) {
             return Ok(None);
         }
         let (socket, task, is_its_own) = socket?;
@@ -278,40 +271,28 @@ impl Server {
         }
     }
 
-    /// Says something of a program, the first time that there is reason to, but not without end: a program may have any
-    /// number of names.
-    fn note(&mut self, call: &Call, notice: Notice, what: impl FnOnce() -> String) {
-        const MOST: usize = 32;
-        if self.said.len() >= MOST {
-            return;
-        }
-        // A thread may have a name of its own.
-        let task = call.pid.cast_signed();
-        let pid = Status::read(task).ok().and_then(|status| status.leader()).unwrap_or(task);
-        let said = (notice, process::comm(pid).unwrap_or_else(|| b"?".to_vec()));
-        if self.said.contains(&said) {
-            return;
-        }
-        let name = text::visible(&said.1).into_owned();
-        self.said.push(said);
-        let _ = writeln!(io::stderr(), "ka: run: {pid} ({name}) {}", what());
+    fn note(&self, call: &Call, notice: Notice, what: impl FnOnce() -> String) {
+        self.workers.note(call.pid.cast_signed(), notice, what);
     }
 }
 
-/// Gives a socket the policy that is for it, as the mode has it, if it is of TCP.
-pub(super) fn apply(fd: RawFd, terms: &Terms) {
+/// Gives a socket the policy that is for it, as the mode has it. A socket that is not TCP is left alone.
+pub(super) fn apply(fd: RawFd, terms: &Terms) -> Result<(), Error> {
     let socket = Socket::new(fd);
-    let Action::Apply(policy) = terms.decide(fd) else { return };
+    let Action::Apply(policy) = terms.decide(fd) else { return Ok(()) };
     let given = socket.is_enabled().and_then(|was_on| {
         socket.due(&policy, terms.mode, was_on).map_or(Ok(()), |config| socket.give(config, !was_on).1)
     });
     match given {
-        // All that connects comes here: what is no TCP socket is left alone.
-        Ok(()) | Err(Error::NotTcp | Error::System { errno: Errno(libc::ENOTSOCK), .. }) => {}
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "ka: run: a socket could not be set: {error}");
-        }
+        // Every socket that connects comes here.
+        Err(Error::NotTcp | Error::System { errno: Errno(libc::ENOTSOCK), .. }) => Ok(()),
+        given => given,
     }
+}
+
+/// What is said of a socket that could not be set.
+pub(super) fn not_set(error: &Error) -> String {
+    format!("ka: run: a socket could not be set: {error}")
 }
 
 /// A call's argument, of which the kernel takes 32 bits too.

@@ -20,6 +20,10 @@
 //! before the front process does. The spare has a group of its own, so that SIGKILL for the group of the job does not leave
 //! what the program has put into other groups without anybody; it comes back when it is the supervisor.
 //!
+//! A thread of the supervisor may be stuck in a system call that not even SIGKILL ends ([`workers`](super::workers)). Its process
+//! then never ends as far as wait(2) is concerned. So nobody waits for that without a limit: the spare sees the end of the
+//! supervisor's main thread, which alone has their socket, and the front process goes by what the shared memory says.
+//!
 //! The program stops (^Z, or it reads from the terminal in the background): the front process stops too, or the shell
 //! would wait for ever. What continues the one, continues the other.
 
@@ -29,21 +33,27 @@ use std::iter;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
-use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use seccompiler::sock_filter;
 
-use super::calls::Server;
 use super::message::{Message, patiently};
-use super::sys::{self, Change, Forked, Shared, Signal, Signals};
+use super::speaker;
+use super::sys::{self, Change, Forked, Shared, Signal, Signals, Title};
 use super::terms::Terms;
+use super::workers::Watchdog;
 use crate::failure::OUR_OWN;
 use crate::process::{self, Status};
 use crate::sys::{pidfd_getfd, pidfd_open, poll};
 
 /// What ps(1) calls the supervisor, and who looks for one.
 const SUPERVISOR: &CStr = c"ka-supervisor";
+
+/// What ps(1) calls the spare.
+const SPARE: &CStr = c"ka-spare";
+
+/// How long a process that has ended may need until nothing of it is left. One with a stuck thread never gets there.
+const SOON: Duration = Duration::from_secs(1);
 
 /// A wait without an end, as poll(2) takes it.
 const FOR_EVER: Duration = Duration::from_millis(i32::MAX as u64);
@@ -69,6 +79,7 @@ pub(super) fn found(terms: Terms) -> io::Result<Cradle> {
     let (spare, to_spare) = pair()?;
     shared.front.store(own_pid(), Ordering::Relaxed);
     let signals = Signals::hold()?;
+    let title = Title::find();
     // Whatever can fail does so before there is a program.
     let made = sys::signalfd(None).and_then(|read| Ok((read, sys::fork()?)));
     let (read, made) = made.inspect_err(|_| _ = signals.release())?;
@@ -76,16 +87,17 @@ pub(super) fn found(terms: Terms) -> io::Result<Cradle> {
         sys::keep_only(&[front.as_raw_fd(), read.as_raw_fd()]);
         // It would keep a filesystem from being unmounted.
         let _ = std::env::set_current_dir("/");
-        stand_in(&front, &read, pid);
+        stand_in(&front, &read, pid, shared);
     }
     drop(read);
-    sys::set_name(c"ka-spare");
+    sys::set_name(SPARE);
     shared.spare.store(own_pid(), Ordering::Relaxed);
     let made = sys::adopt_orphans().and_then(|()| sys::fork()).unwrap_or_else(|error| give_up(&error));
     if let Forked::Parent(pid) = made {
         sys::keep_only(&[to_front.as_raw_fd(), spare.as_raw_fd()]);
         let _ = std::env::set_current_dir("/");
-        wait_for(pid, spare, to_front, shared, terms);
+        set_title(title.as_ref(), SPARE);
+        wait_for(pid, &spare, to_front, shared, terms, title.as_ref());
     }
     sys::set_name(SUPERVISOR);
     let made = sys::adopt_orphans().and_then(|()| sys::fork()).unwrap_or_else(|error| give_up(&error));
@@ -93,12 +105,13 @@ pub(super) fn found(terms: Terms) -> io::Result<Cradle> {
         shared.program.store(pid, Ordering::Relaxed);
         sys::keep_only(&[to_front.as_raw_fd(), to_program.as_raw_fd(), to_spare.as_raw_fd()]);
         let _ = std::env::set_current_dir("/");
+        set_title(title.as_ref(), SUPERVISOR);
         let children = sys::signalfd(Some(libc::SIGCHLD)).unwrap_or_else(|error| give_up(&error));
-        let server =
-            take_over(pid, &to_program, &to_spare).map(|listener| Server::new(listener, shared, terms));
+        let watchdog = take_over(pid, &to_program, &to_spare)
+            .map(|listener| Watchdog::start(listener, shared, terms).unwrap_or_else(|error| give_up(&error)));
         // Who was not answered waits for its end.
         drop(to_program);
-        supervise(server, &children, to_front, Some(to_spare), shared);
+        supervise(watchdog, &children, to_front, Some(to_spare), shared, None);
     }
     sys::set_name(c"ka");
     Ok(Cradle { supervisor: program, signals, shared })
@@ -118,8 +131,14 @@ fn own_pid() -> i32 {
 }
 
 fn give_up(error: &io::Error) -> ! {
-    let _ = writeln!(io::stderr(), "ka: run: {error}");
+    speaker::say(format!("ka: run: {error}"));
     sys::exit(OUR_OWN)
+}
+
+fn set_title(title: Option<&Title>, name: &CStr) {
+    if let Some(title) = title {
+        title.set(name);
+    }
 }
 
 impl Cradle {
@@ -193,131 +212,221 @@ fn take_over(program: i32, to_program: &UnixStream, to_spare: &UnixStream) -> Op
     taken.ok()
 }
 
-/// The spare: is there until the supervisor has ended, and goes on in its stead where it did not end of itself.
+/// The spare: is there until the supervisor has ended, and takes over unless the supervisor ended by itself.
 fn wait_for(
     supervisor: i32,
-    to_supervisor: UnixStream,
+    to_supervisor: &UnixStream,
     to_front: UnixStream,
     shared: &'static Shared,
     terms: Terms,
+    title: Option<&Title>,
 ) -> ! {
     let job = sys::own_group();
     sys::enter_group(0);
     let children = sys::signalfd(Some(libc::SIGCHLD)).unwrap_or_else(|error| give_up(&error));
-    let listener = receive_number(&to_supervisor).and_then(|theirs| {
+    let listener = receive_number(to_supervisor).and_then(|theirs| {
         let taken = pidfd_open(supervisor, 0).and_then(|process| pidfd_getfd(process.as_fd(), theirs));
-        send_number(&to_supervisor, 0)?;
+        send_number(to_supervisor, 0)?;
         taken
     });
-    // Who was not told does not wait for it.
-    forget_with_the_program(supervisor, listener.is_ok().then_some(to_supervisor));
-    if sys::has_ended_well(supervisor) {
+    let ended = await_end(supervisor, to_supervisor, &children);
+    if ended == Some(true) || shared.is_done.load(Ordering::Acquire) {
         sys::exit(0);
     }
     sys::enter_group(job);
     let Ok(listener) = listener else { sys::exit(OUR_OWN) };
-    let _ = writeln!(
-        io::stderr(),
-        "ka: run: the supervisor {supervisor} was killed; {} goes on in its stead, and nobody in its own",
-        own_pid()
-    );
     sys::set_name(SUPERVISOR);
-    supervise(Some(Server::new(listener, shared, terms)), &children, to_front, None, shared)
+    set_title(title, SUPERVISOR);
+    // Its stuck thread has inherited its children, so the kernel tells us of the program's end by a pidfd only.
+    let program = shared.program.load(Ordering::Relaxed);
+    let stray = if ended.is_none() { pidfd_open(program, 0).ok() } else { None };
+    let watchdog = Watchdog::start(listener, shared, terms).unwrap_or_else(|error| give_up(&error));
+    watchdog.say(format!(
+        "ka: run: supervisor {supervisor} was killed: {} takes over, and there is no further spare",
+        own_pid()
+    ));
+    supervise(Some(watchdog), &children, to_front, None, shared, stray)
 }
 
-/// Waits until the supervisor has ended. It says so when the program has ended and it is daemons that go on.
-fn forget_with_the_program(supervisor: i32, mut from: Option<UnixStream>) {
-    let Ok(supervisor) = pidfd_open(supervisor, 0) else { return };
+/// Waits until the supervisor has ended. Returns whether it said that all is well, or `None` if its main thread has ended and
+/// another thread, which is stuck, has not.
+///
+/// The supervisor says when the program has ended and daemons go on. If somebody stops the supervisor, it is continued: the
+/// programs that wait for it are not to wait for that.
+fn await_end(supervisor: i32, from: &UnixStream, children: &OwnedFd) -> Option<bool> {
+    let mut until: Option<Instant> = None;
     loop {
-        let waited: Vec<_> =
-            [supervisor.as_fd()].into_iter().chain(from.as_ref().map(|from| from.as_fd())).collect();
-        let ready = poll(&waited, FOR_EVER).unwrap_or_default();
-        if ready.first() == Some(&true) {
-            return;
+        if let Some(ended) = sys::ending(supervisor) {
+            return Some(ended);
         }
+        while let Ok(Some((pid, change @ Change::Stopped(_) | change @ Change::Continued))) =
+            sys::next_change()
+        {
+            sys::acknowledge(pid, change);
+            if pid == supervisor && change != Change::Continued {
+                sys::send(pid, &Signal { number: libc::SIGCONT, sender: own_pid(), value: None });
+            }
+        }
+        let left = until.map_or(FOR_EVER, |until| until.saturating_duration_since(Instant::now()));
+        if left.is_zero() {
+            return None;
+        }
+        let waited = [children.as_fd(), from.as_fd()];
+        // The end of its socket comes once.
+        let waited = if until.is_some() { waited.split_at(1).0 } else { &waited };
+        let ready = poll(waited, left).unwrap_or_default();
+        while sys::next_signal(children.as_fd()).is_some() {}
         if ready.get(1) == Some(&true) {
-            // Its end is that of the supervisor, of which there is something to say.
-            if from.take().is_some_and(|from| receive_number(&from).is_ok()) {
+            if receive_number(from).is_ok() {
                 sys::forget(libc::STDERR_FILENO);
+            } else {
+                until = Some(Instant::now() + SOON);
             }
         }
     }
 }
 
-/// What has become of a child. Without any left this process is done.
-fn next_change() -> Option<(i32, Change)> {
-    match sys::next_change() {
-        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => sys::exit(0),
-        changed => changed.ok().flatten(),
-    }
-}
-
-/// The supervisor: sees to calls, waits for the program and all that it leaves behind, and tells the front process.
+/// The supervisor: waits for the program and all that it leaves behind, tells the front process, and watches the workers.
+///
+/// `stray` is the program's pidfd, if the program is not a child of this process.
 fn supervise(
-    server: Option<Server>,
+    watchdog: Option<Watchdog>,
     children: &OwnedFd,
     to_front: UnixStream,
-    mut to_spare: Option<UnixStream>,
+    to_spare: Option<UnixStream>,
     shared: &'static Shared,
+    mut stray: Option<OwnedFd>,
 ) -> ! {
+    // A front process that is stopped reads nothing. It needs nothing of what it misses then.
+    let _ = to_front.set_nonblocking(true);
+    let is_apart = stray.is_some();
     let program = shared.program.load(Ordering::Relaxed);
-    if let Some(server) = server {
-        let started = thread::Builder::new().spawn(|| server.serve());
-        if let Err(error) = started {
-            give_up(&error);
-        }
-    }
-    let mut to_front = Some(to_front);
+    let mut supervision = Supervision { watchdog, to_front: Some(to_front), to_spare, shared };
     loop {
-        while let Some((pid, change)) = next_change() {
-            let has_ended = matches!(change, Change::Exited(_) | Change::Killed(_));
-            if pid == program {
-                // What it leaves behind is our child by now.
-                if has_ended {
+        loop {
+            match sys::next_change() {
+                Err(error) if error.raw_os_error() == Some(libc::ECHILD) => supervision.end(),
+                Ok(Some((pid, change))) if pid == program => {
+                    stray = None;
+                    supervision.program_changed(change, || sys::acknowledge(pid, change));
                     sys::acknowledge(pid, change);
                 }
-                if let Some(front) = &to_front {
-                    if has_ended && is_alone() {
-                        let _ = Message::Alone.send(front);
-                    }
-                    let _ = Message::Program(change).send(front);
-                }
-                if change == Change::Continued && to_front.is_some() {
-                    let signal = Signal { number: libc::SIGCONT, sender: own_pid(), value: None };
-                    sys::send(shared.front.load(Ordering::Relaxed), &signal);
-                }
-                if has_ended {
-                    // Whoever waits for the end of what the program wrote does not wait for the daemons it left.
-                    sys::forget(libc::STDERR_FILENO);
-                    if let Some(spare) = to_spare.take() {
-                        let _ = send_number(&spare, 0);
-                    }
-                    to_front = None;
-                }
+                Ok(Some((pid, change))) => sys::acknowledge(pid, change),
+                Ok(None) | Err(_) => break,
             }
-            sys::acknowledge(pid, change);
         }
-        let waited: Vec<_> =
-            [children.as_fd()].into_iter().chain(to_front.as_ref().map(|front| front.as_fd())).collect();
-        let ready = poll(&waited, FOR_EVER).unwrap_or_default();
+        let mut waited = vec![children.as_fd()];
+        let add = |waited: &mut Vec<_>, fd| -> usize {
+            waited.push(fd);
+            waited.len().saturating_sub(1)
+        };
+        let front = supervision.to_front.as_ref().map(|front| add(&mut waited, front.as_fd()));
+        let exit = stray.as_ref().map(|stray| add(&mut waited, stray.as_fd()));
+        let longest = if is_apart { SOON } else { FOR_EVER };
+        let mut patience = longest;
+        if let Some(watchdog) = &mut supervision.watchdog {
+            add(&mut waited, watchdog.wake());
+            patience = watchdog.patience(longest);
+        }
+        let ready = poll(&waited, patience).unwrap_or_default();
+        let is_ready = |place: Option<usize>| place.is_some_and(|place| ready.get(place) == Some(&true));
+        let (has_message, has_exited) = (is_ready(front), is_ready(exit));
         while sys::next_signal(children.as_fd()).is_some() {}
-        if ready.get(1) == Some(&true)
-            && let Some(front) = &to_front
-        {
-            match Message::receive(front) {
-                // What we have sent ourselves the program has had already.
-                Some(Message::Signal(signal)) if signal.sender == own_pid() => {}
-                Some(Message::Signal(signal)) => {
-                    // A program that has gone into a group of its own, as timeout(1) does, has not had the job's.
-                    let had_it = sys::was_sent_too(&signal) && sys::is_in_our_group(program);
-                    if !had_it {
-                        sys::send(program, &signal);
-                    }
-                }
-                Some(_) => {}
-                None => to_front = None,
+        if let Some(watchdog) = &mut supervision.watchdog {
+            watchdog.look();
+            if is_apart && stray.is_none() && watchdog.is_over() {
+                supervision.end();
             }
         }
+        if has_exited {
+            stray = None;
+            supervision.program_changed(status_of(program), || ());
+        }
+        if has_message {
+            supervision.receive();
+        }
+    }
+}
+
+/// How a process that nobody has waited for has ended. proc_pid_stat(5)
+fn status_of(pid: i32) -> Change {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let status = process::stat_field(&stat, 52).and_then(|status| i32::try_from(status).ok());
+    status.map_or(Change::Exited(OUR_OWN), Change::ended)
+}
+
+/// What the supervisor's main thread has at hand.
+struct Supervision {
+    watchdog: Option<Watchdog>,
+    /// Until the program has ended.
+    to_front: Option<UnixStream>,
+    /// It stays open as long as this thread is there: its end tells the spare.
+    to_spare: Option<UnixStream>,
+    shared: &'static Shared,
+}
+
+impl Supervision {
+    /// The program has stopped, gone on, or ended. `acknowledge` makes what it leaves behind a child of ours.
+    fn program_changed(&mut self, change: Change, acknowledge: impl FnOnce()) {
+        let has_ended = matches!(change, Change::Exited(_) | Change::Killed(_));
+        if has_ended {
+            acknowledge();
+        }
+        let Some(front) = &self.to_front else { return };
+        if has_ended {
+            // This one it needs.
+            let _ = front.set_nonblocking(false);
+            if is_alone() {
+                let _ = Message::Alone.send(front);
+            }
+        }
+        let _ = Message::Program(change).send(front);
+        if change == Change::Continued {
+            let signal = Signal { number: libc::SIGCONT, sender: own_pid(), value: None };
+            sys::send(self.shared.front.load(Ordering::Relaxed), &signal);
+        }
+        if has_ended {
+            self.to_front = None;
+            self.finish();
+            // Whoever waits for the end of what the program wrote does not wait for the daemons it left.
+            sys::forget(libc::STDERR_FILENO);
+            if let Some(spare) = &self.to_spare {
+                let _ = send_number(spare, 0);
+            }
+        }
+    }
+
+    /// What the front process has to say: its signals are for the program.
+    fn receive(&mut self) {
+        let Some(front) = &self.to_front else { return };
+        let program = self.shared.program.load(Ordering::Relaxed);
+        match Message::receive(front) {
+            // What we have sent ourselves the program has had already.
+            Some(Message::Signal(signal)) if signal.sender == own_pid() => {}
+            Some(Message::Signal(signal)) => {
+                // A program that has gone into a group of its own, as timeout(1) does, has not had the job's.
+                let had_it = sys::was_sent_too(&signal) && sys::is_in_our_group(program);
+                if !had_it {
+                    sys::send(program, &signal);
+                }
+            }
+            Some(_) => {}
+            None => self.to_front = None,
+        }
+    }
+
+    /// What has been said is written, if somebody reads it.
+    fn finish(&self) {
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.finish();
+        }
+    }
+
+    /// No process of the program is left.
+    fn end(&self) -> ! {
+        self.finish();
+        self.shared.is_done.store(true, Ordering::Release);
+        sys::exit(0)
     }
 }
 
@@ -333,13 +442,19 @@ fn is_alone() -> bool {
 }
 
 /// The front process: passes signals on, and does as the program does.
-fn stand_in(supervisor: &UnixStream, signals: &OwnedFd, spare: i32) -> ! {
+fn stand_in(supervisor: &UnixStream, signals: &OwnedFd, spare: i32, shared: &Shared) -> ! {
     let mut is_alone = false;
     // Where there is no daemon, all of ka's ends before the command does: nothing is left for an init to wait for, which
     // in a container may be no init.
     let see_off = |is_alone: bool| {
-        if is_alone {
-            sys::has_ended_well(spare);
+        let until = Instant::now() + SOON;
+        while is_alone && !shared.is_stuck.load(Ordering::Relaxed) && sys::ending(spare).is_none() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let _ = poll(&[signals.as_fd()], left);
+            while sys::next_signal(signals.as_fd()).is_some() {}
         }
     };
     loop {
@@ -359,10 +474,9 @@ fn stand_in(supervisor: &UnixStream, signals: &OwnedFd, spare: i32) -> ! {
                 Some(Message::Program(Change::Stopped(signal))) => sys::suffer(signal),
                 Some(_) => {}
                 None => {
-                    let _ = writeln!(
-                        io::stderr(),
-                        "ka: run: supervisor and spare {spare} were killed: what the program connects or listens to fails now"
-                    );
+                    speaker::say(format!(
+                        "ka: run: supervisor and spare {spare} were killed: the program's calls of connect and listen fail now"
+                    ));
                     see_off(true);
                     sys::exit(OUR_OWN);
                 }

@@ -32,8 +32,10 @@ mod calls;
 mod family;
 mod filter;
 mod message;
+mod speaker;
 mod sys;
 mod terms;
+mod workers;
 
 use std::convert::Infallible;
 use std::io::{self, Write as _};
@@ -250,7 +252,9 @@ fn trial() -> Result<(), Trial> {
 /// The policy goes to the sockets that the program inherits: they are ours, too.
 fn sweep(terms: &Terms) {
     for (fd, _) in process::sockets("/proc/self/fd").unwrap_or_default() {
-        calls::apply(fd, terms);
+        if let Err(error) = calls::apply(fd, terms) {
+            let _ = writeln!(io::stderr(), "{}", calls::not_set(&error));
+        }
     }
 }
 

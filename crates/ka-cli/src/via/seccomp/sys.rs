@@ -9,13 +9,16 @@ use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::thread::JoinHandleExt as _;
 use std::ptr;
-use std::sync::atomic::AtomicI32;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 
 use libc::{c_int, c_long, c_ulong};
 use seccompiler::sock_filter;
 
-use crate::sys::{check, numbers, owned};
+use crate::process::stat_field;
+use crate::sys::{check, close_range, numbers, owned};
 
 /// Which of the two processes this is.
 pub(super) enum Forked {
@@ -32,22 +35,40 @@ pub(super) fn fork() -> io::Result<Forked> {
     })
 }
 
-/// What the supervisor and its spare both see.
+/// How many threads may look after calls, those that are stuck included.
+pub(super) const WORKERS: usize = 16;
+
+/// Memory that the supervisor, its spare and the front process share.
 #[repr(C)]
 pub(super) struct Shared {
-    /// The call that is being seen to. The kernel itself writes it there, so that there is no moment at which a call is
-    /// taken and its number is known to nobody but a process that may be killed.
-    slot: UnsafeCell<Roomy<Call>>,
+    /// One for each worker.
+    pub(super) posts: [Post; WORKERS],
     /// The program that was started.
     pub(super) program: AtomicI32,
-    /// Who stands in for it.
+    /// The process that stands in for the program.
     pub(super) front: AtomicI32,
     pub(super) spare: AtomicI32,
+    /// The supervisor has ended because no process of the program is left.
+    pub(super) is_done: AtomicBool,
+    /// A thread of the supervisor is stuck, so its process may outlive it as a zombie. Nobody waits for that.
+    pub(super) is_stuck: AtomicBool,
 }
 
-// SAFETY: only whoever serves touches the slot, and that is one thread of one process: the spare begins when the
-// supervisor is dead.
-unsafe impl Sync for Shared {}
+/// What a worker is at.
+#[repr(C)]
+pub(super) struct Post {
+    /// The call that the worker looks after. The kernel itself writes it there. So there is no moment at which a call is
+    /// received and its number is known only to a process that may be killed.
+    slot: UnsafeCell<Roomy<Call>>,
+    /// Odd while the worker looks after a call. It grows by one with each beginning and each end.
+    turn: AtomicU32,
+    task: AtomicU32,
+    id: AtomicU64,
+}
+
+// SAFETY: only its worker touches the slot. The spare reads it when the supervisor has ended: a thread that is left then is
+// stuck in a system call about a program's object, which is not the one that writes the slot, and dies as it returns.
+unsafe impl Sync for Post {}
 
 /// A call that waits for its answer.
 pub(super) type Call = libc::seccomp_notif;
@@ -81,26 +102,60 @@ impl Shared {
         Ok(unsafe { &*place.cast::<Self>() })
     }
 
-    /// Waits for a call. EINTR, or ENOENT where it is gone again already: try once more.
+    /// The calls that a supervisor was looking after when it died.
+    pub(super) fn left(&self) -> Vec<Call> {
+        // SAFETY: as `Post` says, nobody writes it any more.
+        let calls = self.posts.iter().map(|post| unsafe { ptr::read_volatile(post.slot.get().cast()) });
+        calls.filter(|call: &Call| call.id != 0 || call.pid != 0).collect()
+    }
+}
+
+impl Post {
+    /// Waits for a call. EINTR, and ENOENT if the call is gone again: try once more.
     pub(super) fn receive(&self, listener: BorrowedFd<'_>) -> io::Result<Call> {
         self.clear();
         // SAFETY: the kernel writes one seccomp_notif, for which there is room, and which must be zeros before.
         check(unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, self.slot.get()) })?;
         // SAFETY: no other thread writes it.
-        Ok(unsafe { ptr::read_volatile(self.slot.get().cast()) })
+        let call = unsafe { ptr::read_volatile(self.slot.get().cast()) };
+        self.begin(&call);
+        Ok(call)
     }
 
-    /// The call that a supervisor left behind when it died, if it was seeing to one.
-    pub(super) fn left(&self) -> Option<Call> {
-        // SAFETY: who wrote it is dead.
-        let call: Call = unsafe { ptr::read_volatile(self.slot.get().cast()) };
-        (call.id != 0 || call.pid != 0).then_some(call)
+    /// The worker begins to look after a call.
+    pub(super) fn begin(&self, call: &Call) {
+        self.task.store(call.pid, Ordering::Relaxed);
+        self.id.store(call.id, Ordering::Relaxed);
+        // Ordered before the worker's look at whether the watchdog sleeps.
+        self.turn.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The worker has done with the call, and has no descriptor of its task open.
+    pub(super) fn end(&self) {
+        self.clear();
+        self.turn.fetch_add(1, Ordering::Release);
     }
 
     /// No call is under way.
-    pub(super) fn clear(&self) {
+    fn clear(&self) {
         // SAFETY: no other thread touches it, and zeros are a seccomp_notif.
         unsafe { ptr::write_volatile(self.slot.get(), MaybeUninit::zeroed().assume_init()) };
+    }
+
+    /// Forgets what a worker of another supervisor was at.
+    pub(super) fn reset(&self) {
+        self.clear();
+        self.turn.store(0, Ordering::Relaxed);
+    }
+
+    pub(super) fn turn(&self) -> u32 {
+        self.turn.load(Ordering::SeqCst)
+    }
+
+    /// The number of the call that the worker is at, and the task that made it, if it is still at this turn.
+    pub(super) fn call(&self, turn: u32) -> Option<(u64, i32)> {
+        let (id, task) = (self.id.load(Ordering::Acquire), self.task.load(Ordering::Acquire));
+        (self.turn() == turn && turn % 2 == 1).then_some((id, task.cast_signed()))
     }
 }
 
@@ -117,12 +172,12 @@ pub(super) enum Answer {
 const CONTINUE: u32 = 1;
 
 /// Answers a call. ENOENT: nobody waits any more.
-pub(super) fn answer(listener: BorrowedFd<'_>, call: &Call, answer: Answer) -> io::Result<()> {
+pub(super) fn answer(listener: BorrowedFd<'_>, id: u64, answer: Answer) -> io::Result<()> {
     let (error, flags) = match answer {
         Answer::Continue => (0, CONTINUE),
         Answer::Return(errno) => (errno.saturating_neg(), 0),
     };
-    let known = libc::seccomp_notif_resp { id: call.id, val: 0, error, flags };
+    let known = libc::seccomp_notif_resp { id, val: 0, error, flags };
     let mut response = Roomy { known, room: [0; 16] };
     // SAFETY: the kernel reads one seccomp_notif_resp, of whatever length.
     let result =
@@ -270,6 +325,133 @@ pub(super) fn local_port(fd: RawFd) -> u16 {
 pub(super) fn set_name(name: &CStr) {
     // SAFETY: a C string, of which the kernel copies 16 bytes at most.
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) };
+}
+
+/// Gives the calling thread a descriptor table of its own, with these descriptors only. Whatever the thread is stuck in later,
+/// it keeps no other file open.
+pub(super) fn own_descriptors(kept: &[RawFd]) -> io::Result<()> {
+    // SAFETY: takes no pointer.
+    check(unsafe { libc::unshare(libc::CLONE_FILES) })?;
+    let mut kept = kept.to_vec();
+    kept.sort_unstable();
+    let mut first = 0;
+    for fd in kept {
+        let fd = fd.cast_unsigned();
+        if fd > first {
+            // SAFETY: the table is this thread's alone, and it uses none of these.
+            unsafe { close_range(first, fd.saturating_sub(1)) };
+        }
+        first = fd.saturating_add(1);
+    }
+    // SAFETY: as above.
+    unsafe { close_range(first, u32::MAX) };
+    Ok(())
+}
+
+/// Puts a descriptor in the place of the first three. A program's socket that a thread duplicates then never has the number
+/// of standard error.
+pub(super) fn cover_standard(fd: BorrowedFd<'_>) {
+    for standard in 0..=libc::STDERR_FILENO {
+        // SAFETY: the table is the calling thread's own, and it uses none of the three.
+        unsafe { libc::dup2(fd.as_raw_fd(), standard) };
+    }
+}
+
+/// A descriptor that one thread waits for and others make readable. eventfd(2)
+pub(super) fn eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointer.
+    let fd = owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }.into())?;
+    // Not one of the first three, where those are closed.
+    fd.try_clone()
+}
+
+/// Makes an eventfd readable.
+pub(super) fn raise(eventfd: BorrowedFd<'_>) {
+    let one = 1_u64;
+    // SAFETY: eight bytes. It does not block; if it fails, the eventfd is readable.
+    unsafe { libc::write(eventfd.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
+}
+
+/// Makes an eventfd unreadable.
+pub(super) fn lower(eventfd: BorrowedFd<'_>) {
+    let mut count = 0_u64;
+    // SAFETY: eight bytes. It does not block.
+    unsafe { libc::read(eventfd.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
+}
+
+/// The signal that ends a wait of a stuck thread, if the wait can be interrupted. No program has a reason to send it.
+const NUDGE: c_int = libc::SIGSTKFLT;
+
+/// From now on [`nudge`] interrupts the calling thread.
+pub(super) fn accept_nudges() {
+    extern "C" fn nothing(_: c_int) {}
+    // SAFETY: a handler that does nothing, and sets that are made. Without SA_RESTART system calls return EINTR.
+    unsafe {
+        let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
+        action.sa_sigaction = nothing as *const () as usize;
+        libc::sigaction(NUDGE, &raw const action, ptr::null_mut());
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &only(NUDGE), ptr::null_mut());
+    }
+}
+
+/// Interrupts a thread that [`accept_nudges`].
+pub(super) fn nudge(thread: &JoinHandle<()>) {
+    // SAFETY: a handle that can be borrowed has not been joined or detached.
+    unsafe { libc::pthread_kill(thread.as_pthread_t(), NUDGE) };
+}
+
+/// Writes a whole text to a descriptor, if it can be written.
+pub(super) fn write_all(fd: RawFd, mut text: &[u8]) {
+    while !text.is_empty() {
+        // SAFETY: as many bytes as there are.
+        let written = unsafe { libc::write(fd, text.as_ptr().cast(), text.len()) };
+        match usize::try_from(written) {
+            Ok(written) if written > 0 => text = text.get(written..).unwrap_or_default(),
+            _ if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            _ => return,
+        }
+    }
+}
+
+/// What ps(1) shows as the command line of this process.
+pub(super) struct Title {
+    start: usize,
+    size: usize,
+    /// The arguments that this process was started with, behind its own name.
+    arguments: Vec<u8>,
+}
+
+impl Title {
+    /// Where the kernel has the arguments, and the environment behind them. proc_pid_stat(5)
+    pub(super) fn find() -> Option<Self> {
+        let stat = std::fs::read("/proc/self/stat").ok()?;
+        let field = |number| usize::try_from(stat_field(&stat, number)?).ok();
+        let (start, end) = (field(48)?, field(49)?);
+        let room_end = field(51).filter(|_| field(50) == Some(end)).unwrap_or(end);
+        let original = std::fs::read("/proc/self/cmdline").ok()?;
+        let arguments = original.splitn(2, |byte| *byte == 0).nth(1)?.trim_ascii_end();
+        let arguments = arguments
+            .split(|byte| *byte == 0)
+            .filter(|word| !word.is_empty())
+            .collect::<Vec<_>>()
+            .join(&b' ');
+        (start != 0 && start < end && end <= room_end).then(|| Self {
+            start,
+            size: room_end - start,
+            arguments,
+        })
+    }
+
+    /// Overwrites the arguments, and the environment as far as it takes. Of these processes none reads them any more.
+    pub(super) fn set(&self, name: &CStr) {
+        let mut title = [name.to_bytes(), b": ", &self.arguments].concat();
+        title.truncate(self.size.saturating_sub(1));
+        title.resize(self.size, 0);
+        let place = ptr::with_exposed_provenance_mut(self.start);
+        // SAFETY: the kernel put the strings there, in memory of this process that can be written. No reference to them is
+        // alive, and whoever looks at a string finds zeros behind it.
+        unsafe { ptr::copy_nonoverlapping(title.as_ptr(), place, self.size) };
+    }
 }
 
 /// Closes all descriptors but standard error and these, and puts /dev/null in the place of standard input and output.
@@ -464,6 +646,17 @@ pub(super) enum Change {
     Continued,
 }
 
+impl Change {
+    /// How a process ended, from its status as wait(2) tells it.
+    pub(super) fn ended(status: c_int) -> Self {
+        if libc::WIFSIGNALED(status) {
+            Self::Killed(libc::WTERMSIG(status))
+        } else {
+            Self::Exited(libc::WEXITSTATUS(status))
+        }
+    }
+}
+
 /// The next child that something has become of, and what. It is told again until [`acknowledge`]d. ECHILD: there are
 /// no children.
 pub(super) fn next_change() -> io::Result<Option<(i32, Change)>> {
@@ -498,6 +691,17 @@ pub(super) fn acknowledge(pid: i32, change: Change) {
     let wait =
         || unsafe { libc::waitid(libc::P_PID, id, info.as_mut_ptr(), what | libc::WNOHANG | libc::__WALL) };
     let _ = uninterrupted(wait);
+}
+
+/// Whether a child has ended, and then whether it said that all is well.
+pub(super) fn ending(pid: i32) -> Option<bool> {
+    let mut status = 0;
+    // SAFETY: a place for an int.
+    match uninterrupted(|| unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG | libc::__WALL) }) {
+        Ok(0) => None,
+        Ok(_) => Some(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0),
+        Err(_) => Some(false),
+    }
 }
 
 /// Waits until a child has ended: whether it said that all is well.
