@@ -7,6 +7,7 @@
 //! it has read.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
@@ -21,10 +22,38 @@ use super::workers::Workers;
 use crate::failure::OUR_OWN;
 use crate::privilege;
 use crate::process::{self, ONLY_LEADERS, PIDFD_THREAD, Status};
-use crate::sys::{pidfd_getfd, pidfd_open, share_descriptors};
+use crate::sys::{pidfd_getfd, pidfd_open, read_link, share_descriptors};
 
 /// What setsockopt(2) wants to be given, at least.
 const INT_SIZE: c_int = 4;
+
+/// A task whose descriptors may be had.
+struct Task {
+    pidfd: OwnedFd,
+    /// What /proc says of its descriptors.
+    folder: Option<File>,
+}
+
+impl Task {
+    fn open(task: i32, flags: u32) -> io::Result<Self> {
+        let pidfd = pidfd_open(task, flags)?;
+        Ok(Self { pidfd, folder: File::open(format!("/proc/{task}/fd")).ok() })
+    }
+
+    /// A duplicate of a descriptor. A wary worker takes only sockets.
+    fn duplicate(&self, fd: c_int, is_wary: bool) -> io::Result<OwnedFd> {
+        let mut buffer = [0; 64];
+        if is_wary
+            && fd >= 0
+            && let Some(folder) = &self.folder
+            && let Ok(link) = read_link(folder.as_fd(), fd, &mut buffer)
+            && !link.starts_with(b"socket:")
+        {
+            return Err(io::Error::from_raw_os_error(libc::ENOTSOCK));
+        }
+        pidfd_getfd(self.pidfd.as_fd(), fd)
+    }
+}
 
 /// Looks after calls, one at a time. It may be stuck in any system call on a program's object.
 pub(super) struct Server {
@@ -32,7 +61,7 @@ pub(super) struct Server {
     post: &'static Post,
     /// Whose descriptors may be had, by the number of the task. A number that is used again is no danger: what it was
     /// has ended, so its pidfd gives nothing.
-    tasks: HashMap<u32, OwnedFd>,
+    tasks: HashMap<u32, Task>,
     /// How many tasks to remember.
     most: usize,
     /// Whether the kernel has pidfds of single tasks: Linux 6.9.
@@ -41,7 +70,7 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn new(workers: &'static Workers, post: &'static Post) -> Self {
-        Self { workers, post, tasks: HashMap::new(), most: 1024, has_tasks: true }
+        Self { workers, post, tasks: HashMap::new(), most: 512, has_tasks: true }
     }
 
     fn listener(&self) -> BorrowedFd<'static> {
@@ -131,8 +160,10 @@ impl Server {
     }
 
     fn apply(&self, socket: &OwnedFd) {
-        if let Err(error) = apply(socket.as_raw_fd(), &self.workers.terms) {
-            self.workers.say(not_set(&error));
+        match apply(socket.as_raw_fd(), &self.workers.terms) {
+            Ok(()) => {}
+            Err(Error::System { errno: Errno(libc::ENOTSOCK), .. }) => self.workers.beware(),
+            Err(error) => self.workers.say(not_set(&error)),
         }
     }
 
@@ -148,8 +179,12 @@ impl Server {
                 return Some(Answer::Continue);
             }
         };
+        let kind = ask(&socket, SockOpt::Type);
+        if kind == Err(Errno(libc::ENOTSOCK)) {
+            self.workers.beware();
+        }
         // What the kernel refuses for a reason that is in a register, it refuses by itself.
-        if length < INT_SIZE || !is_tcp(&socket) {
+        if length < INT_SIZE || kind != Ok(libc::SOCK_STREAM) || !is_tcp(&socket) {
             return Some(Answer::Continue);
         }
         // Before a rule has said whose it is, and where that is nobody's, the program's word counts.
@@ -208,8 +243,9 @@ impl Server {
 
     /// A duplicate of a caller's descriptor; `None` where the caller is gone.
     fn duplicate(&mut self, call: &Call, fd: c_int) -> io::Result<Option<OwnedFd>> {
+        let is_wary = self.workers.is_wary();
         if let Some(task) = self.tasks.get(&call.pid) {
-            match pidfd_getfd(task.as_fd(), fd) {
+            match task.duplicate(fd, is_wary) {
                 // It is another's number now.
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => _ = self.tasks.remove(&call.pid),
                 Err(error) if error.raw_os_error() == Some(libc::EMFILE) => self.tasks.clear(),
@@ -225,7 +261,7 @@ impl Server {
             result => result,
         };
         let socket = task.and_then(|(task, is_its_own)| {
-            pidfd_getfd(task.as_fd(), fd).map(|socket| (socket, task, is_its_own))
+            task.duplicate(fd, is_wary).map(|socket| (socket, task, is_its_own))
         });
         // If it does not wait any more, the number may have been another's when it was opened.
         if !sys::is_waiting(self.listener(), call) {
@@ -244,10 +280,10 @@ impl Server {
 
     /// The task that calls, or its process where the kernel has no pidfds of tasks: nearly always both have one table of
     /// descriptors. And whether it is the task's own.
-    fn open(&mut self, call: &Call) -> io::Result<(OwnedFd, bool)> {
+    fn open(&mut self, call: &Call) -> io::Result<(Task, bool)> {
         let task = call.pid.cast_signed();
         if self.has_tasks {
-            match pidfd_open(task, PIDFD_THREAD) {
+            match Task::open(task, PIDFD_THREAD) {
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.has_tasks = false,
                 result => return Ok((result?, true)),
             }
@@ -257,13 +293,13 @@ impl Server {
         if leader != task && share_descriptors(leader, task).is_ok_and(|is_one| !is_one) {
             return Err(io::Error::other(ONLY_LEADERS));
         }
-        Ok((pidfd_open(leader, 0)?, leader == task))
+        Ok((Task::open(leader, 0)?, leader == task))
     }
 
     /// A caller's socket could not be had.
     fn refused(&mut self, call: &Call, error: &io::Error) {
-        // No such descriptor: the kernel says so itself.
-        if error.raw_os_error() != Some(libc::EBADF) {
+        // If there is no such descriptor, or it is not a socket, the kernel says so itself.
+        if !matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK)) {
             self.note(call, Notice::Refused, || {
                 let why = privilege::explain(call.pid.cast_signed(), error);
                 format!("is not reached, and its sockets have no policy: {why}")
@@ -285,7 +321,7 @@ pub(super) fn apply(fd: RawFd, terms: &Terms) -> Result<(), Error> {
     });
     match given {
         // Every socket that connects comes here.
-        Err(Error::NotTcp | Error::System { errno: Errno(libc::ENOTSOCK), .. }) => Ok(()),
+        Err(Error::NotTcp) => Ok(()),
         given => given,
     }
 }
@@ -318,11 +354,13 @@ fn option(level: c_int, name: c_int) -> Option<SockOpt> {
     OPTIONS.into_iter().find(|option| option.level_and_name() == (level, name))
 }
 
+/// An option as the kernel has it.
+fn ask(socket: &OwnedFd, option: SockOpt) -> Result<c_int, Errno> {
+    let mut value = [0; size_of::<c_int>()];
+    Libc.get(socket.as_raw_fd(), option, &mut value).map(|_| c_int::from_ne_bytes(value))
+}
+
+/// Whether a stream socket is one of TCP.
 fn is_tcp(socket: &OwnedFd) -> bool {
-    let ask = |option| {
-        let mut value = [0; size_of::<c_int>()];
-        Libc.get(socket.as_raw_fd(), option, &mut value).ok().map(|_| c_int::from_ne_bytes(value))
-    };
-    matches!(ask(SockOpt::Protocol), Some(libc::IPPROTO_TCP | libc::IPPROTO_MPTCP))
-        && ask(SockOpt::Type) == Some(libc::SOCK_STREAM)
+    matches!(ask(socket, SockOpt::Protocol), Ok(libc::IPPROTO_TCP | libc::IPPROTO_MPTCP))
 }

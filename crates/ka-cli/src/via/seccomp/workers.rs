@@ -72,6 +72,7 @@ pub(super) struct Workers {
     parked: [AtomicBool; WORKERS],
     /// Calls are let through as they come, because a worker that got stuck could not be replaced.
     lets_all_through: AtomicBool,
+    is_wary: AtomicBool,
     /// The watchdog sleeps until `wake` is raised.
     sleeps: AtomicBool,
     wake: OwnedFd,
@@ -113,6 +114,18 @@ impl Workers {
         let user = status.user().filter(|user| *user != crate::sys::users().1);
         count(&|stall| Some(stall.process) == status.leader()) >= PER_PROCESS
             || (user.is_some() && count(&|stall| stall.user == user) >= PER_USER)
+    }
+
+    /// Whether a worker looks at what a descriptor is before it takes it. To close a file of a FUSE filesystem takes an
+    /// answer of its server, so only sockets should be taken. The look costs a twentieth of a connection, so it begins with
+    /// the first descriptor that is not a socket, or the first worker that is stuck.
+    pub(super) fn is_wary(&self) -> bool {
+        self.is_wary.load(Ordering::Relaxed)
+    }
+
+    /// From now on workers look at what a descriptor is.
+    pub(super) fn beware(&self) {
+        self.is_wary.store(true, Ordering::Relaxed);
     }
 
     /// Has the watchdog look.
@@ -203,6 +216,7 @@ impl Watchdog {
             serving: AtomicUsize::new(0),
             parked: [const { AtomicBool::new(false) }; WORKERS],
             lets_all_through: AtomicBool::new(false),
+            is_wary: AtomicBool::new(false),
             sleeps: AtomicBool::new(false),
             wake: sys::eventfd()?,
             stalls: Mutex::new(Vec::new()),
@@ -309,6 +323,7 @@ impl Watchdog {
     /// A worker is stuck: another serves.
     fn hand_over(&mut self, index: usize, task: i32) {
         let workers = self.workers;
+        workers.beware();
         let status = Status::read(task).unwrap_or_default();
         let stall = Stall { worker: index, process: status.leader().unwrap_or(task), user: status.user() };
         self.change_stalls(|stalls| stalls.push(stall));
