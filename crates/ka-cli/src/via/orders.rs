@@ -122,12 +122,17 @@ impl Environment {
         orders
     }
 
+    /// Whether nothing is to be said of the settings.
+    pub(super) fn is_quiet(&self, file: &[u8]) -> bool {
+        self.values(file).iter().any(Values::is_quiet)
+    }
+
     /// Names what is wrong, in the shim's words, where there is no shim to do it.
     pub(super) fn complain(&self, file: &[u8]) {
-        let values = self.values(file);
-        if values.iter().any(Values::is_quiet) {
+        if self.is_quiet(file) {
             return;
         }
+        let values = self.values(file);
         let conf_name = CONF.to_string_lossy();
         if let Err(right) = conf() {
             let _ = writeln!(io::stderr(), "ka: {conf_name}: {right}; it is not read");

@@ -1,9 +1,11 @@
 /*
  * stall: an attacker under `ka run --via seccomp`. It makes one call that the supervisor looks after, and arranges that the
  * supervisor's own system call on the same object blocks. If it is started as root it becomes the user 65534 before it
- * attacks. It prints `stalling` when the attack is under way, and stays until its standard input ends.
+ * attacks, unless it is told `stay`. It prints `stalling` when the attack is under way, and goes on until its standard input
+ * ends.
  *
- *   lock [N]   N processes: setsockopt(2) with a value on a page that never arrives holds the socket's lock, then listen(2)
+ *   lock [N [stay]]  N processes: setsockopt(2) with a value on a page that never arrives holds a socket's lock, then
+ *              listen(2) on that socket
  *   value      setsockopt(2) whose value is on a page that never arrives
  *   linger     SO_LINGER with unsent data: whoever closes last waits for an hour, and it is not this program
  *   fuse       listen(2) on a file whose FUSE server never answers FLUSH, which close(2) waits for
@@ -59,7 +61,8 @@ static void make_page(void)
 
 static void become_nobody(void)
 {
-    if (geteuid() == 0 && (setgroups(0, NULL) != 0 || setresgid(65534, 65534, 65534) != 0 || setresuid(65534, 65534, 65534) != 0))
+    if (geteuid() == 0 &&
+        (setgroups(0, NULL) != 0 || setresgid(65534, 65534, 65534) != 0 || setresuid(65534, 65534, 65534) != 0))
         err(EXIT_FAILURE, "setresuid");
     /* As it would be for a program that this user has started. */
     prctl(PR_SET_DUMPABLE, 1);
@@ -86,9 +89,12 @@ static double seconds(void)
     return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
+static volatile pid_t locker;
+
 /* The kernel reads the rest of IP options while it has the socket's lock. */
 static void *locks(void *fd)
 {
+    locker = (pid_t)syscall(SYS_gettid);
     setsockopt((int)(intptr_t)fd, IPPROTO_IP, IP_OPTIONS, edge, 40);
     return NULL;
 }
@@ -117,11 +123,25 @@ static void say(const char *what)
     fflush(stdout);
 }
 
+/* Whether the kernel waits for the page in this thread. */
+static int waits_for_page(pid_t thread)
+{
+    char path[64], where[64] = "";
+    snprintf(path, sizeof path, "/proc/self/task/%d/wchan", thread);
+    int fd = open(path, O_RDONLY);
+    if (fd < 0)
+        return 0;
+    int is_there = read(fd, where, sizeof where - 1) > 0 && strcmp(where, "handle_userfault") == 0;
+    close(fd);
+    return is_there;
+}
+
 static void lock(void)
 {
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     start(locks, (void *)(intptr_t)fd);
-    usleep(100000);
+    while (!waits_for_page(locker))
+        usleep(1000);
     say("stalling");
     double before = seconds();
     int result = listen(fd, 5);
@@ -253,7 +273,8 @@ int main(int argc, char **argv)
             ;
     if (!IS("fuse"))
         make_page();
-    become_nobody();
+    if (argc <= 3)
+        become_nobody();
     start(waits_for_the_end, NULL);
     if (IS("lock")) {
         lock();

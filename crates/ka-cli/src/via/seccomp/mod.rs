@@ -89,6 +89,13 @@ impl Way for Seccomp {
         let orders = environment.orders(&file);
         let terms = Terms::new(&orders);
         environment.complain(&file);
+        if !orders.log.is_empty() && !environment.is_quiet(&file) {
+            let log = crate::text::visible(orders.log);
+            let _ = writeln!(
+                io::stderr(),
+                "ka: KA_LOG=\"{log}\": via seccomp no log is written (ka run --via preload writes one)"
+            );
+        }
         let failed = |error: &dyn std::fmt::Display| {
             Failure::new(format_args!("run: via seccomp: {error}")).with_status(OUR_OWN)
         };

@@ -41,7 +41,7 @@ const SLOW_TICK: Duration = Duration::from_secs(1);
 const STALL: u32 = 2;
 
 /// After how many looks at the same call it is let through: 2 s.
-pub(super) const DEADLINE: u32 = 20;
+const DEADLINE: u32 = 20;
 
 /// After how many looks without a call the watchdog sleeps.
 const IDLE: u32 = 10;
@@ -309,15 +309,19 @@ impl Watchdog {
             return is_idle;
         };
         watched.looks = watched.looks.saturating_add(1);
-        if watched.looks >= DEADLINE {
-            sys::nudge(&watched.thread);
-        }
-        match watched.looks {
+        let looks = watched.looks;
+        match looks {
             STALL => self.hand_over(index, task),
             DEADLINE => self.let_through(call, task),
             _ => {}
         }
-        self.watched.get(index).is_some_and(|watched| watched.looks > DEADLINE)
+        // A wait for a socket that lingers ends by a signal. The other waits go on.
+        if looks >= DEADLINE
+            && let Some(watched) = self.watched.get(index)
+        {
+            sys::nudge(&watched.thread);
+        }
+        looks > DEADLINE
     }
 
     /// A worker is stuck: another serves.
@@ -353,13 +357,14 @@ impl Watchdog {
 
     /// A call has waited for too long. The kernel makes it, as it came.
     fn let_through(&self, call: u64, task: i32) {
-        let _ = sys::answer(self.workers.listener.as_fd(), call, Answer::Continue);
+        // First, because the task may end with its answer.
         self.workers.note(task, Notice::Late, || {
             let seconds = DEADLINE.saturating_mul(u32::try_from(TICK.as_millis()).unwrap_or(0)) / 1000;
             format!(
                 "made a call that blocked the supervisor for {seconds} s: it was let through, and its socket may have no policy"
             )
         });
+        let _ = sys::answer(self.workers.listener.as_fd(), call, Answer::Continue);
     }
 
     /// Has the watchdog's own process say a line.

@@ -1,0 +1,417 @@
+//! `ka run --via seccomp` under attack: a program that makes the supervisor's own system calls block does not keep the other
+//! programs of the tree from connecting, and ka names it.
+
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
+mod command;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Lines, Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use command::{bare, ka, outcome};
+use support::{Link, compile, eventually, is_root, root, scratch, skip};
+
+/// What `seen connect` says of both ends of a connection that have the policy.
+const BOTH: [&str; 2] = ["1 60 10 6 0", "1 60 10 6 0"];
+
+/// What it says of both ends without ka.
+const NEITHER: [&str; 2] = ["0 7200 75 9 0", "0 7200 75 9 0"];
+
+/// A program of tests/c, without a loader, under its own name.
+fn made(name: &str) -> PathBuf {
+    let source = root().join("crates/ka-cli/tests/c").join(name).with_extension("c");
+    let program = compile(support::cc().args(["-static", "-pthread"]), &source, Link::Nothing);
+    let folder = scratch(&format!("{name}-folder"));
+    fs::create_dir(&folder).unwrap();
+    fs::copy(program, folder.join(name)).unwrap();
+    folder.join(name)
+}
+
+fn seen() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| made("seen"))
+}
+
+fn stall() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| made("stall"))
+}
+
+/// Whether the attacks can be prepared here.
+fn can_attack() -> bool {
+    // SAFETY: takes no pointer.
+    let fault = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+    if let Ok(fault @ 0..) = i32::try_from(fault) {
+        // SAFETY: it is ours.
+        unsafe { libc::close(fault) };
+        if is_root() {
+            return true;
+        }
+    }
+    skip(
+        "only root can have the kernel's own accesses wait for a page, and this kernel must have userfaultfd(2)",
+    );
+    false
+}
+
+fn kill(pid: i32, signal: i32) {
+    // SAFETY: takes no pointer.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Whether a process is there, and is no zombie.
+fn is_there(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+fn number_behind(text: &str, word: &str) -> i32 {
+    let rest = text.split_once(word).unwrap_or_else(|| panic!("no {word}in {text:?}")).1;
+    rest.split(|letter: char| !letter.is_ascii_digit()).next().unwrap().parse().unwrap()
+}
+
+/// A tree of programs under one supervisor: attackers, and a victim that connects whenever it is told to.
+struct Tree {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    folder: PathBuf,
+    served: usize,
+    supervisor: i32,
+    spare: i32,
+}
+
+impl Tree {
+    /// Starts `stall` with these arguments, and waits until as many attacks as this are under way.
+    fn start(attack: &[&str], count: usize) -> Self {
+        let folder = scratch("tree");
+        fs::create_dir(&folder).unwrap();
+        // The shell gives what runs in the background an input of its own.
+        let script = "exec 3<&0; \"$0\" \"$@\" <&3 3<&- 2>>\"$FOLDER/attackers\" & exec 3<&-\n\
+            n=1; while [ ! -e \"$FOLDER/end\" ]; do\n\
+            if [ -e \"$FOLDER/$n\" ]; then \"$SEEN\" connect; echo served; n=$((n + 1)); else sleep 0.02; fi; done\n\
+            exit 7";
+        let mut command = ka();
+        command.args(["run", "-v", "--via", "seccomp", "--", "sh", "-c", script]).arg(stall()).args(attack);
+        command.env("FOLDER", &folder).env("SEEN", seen());
+        let errors = fs::File::create(folder.join("errors")).unwrap();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        for _ in 0..count {
+            assert_eq!(lines.next().unwrap().unwrap(), "stalling");
+        }
+        let mut tree = Self { child, lines, folder, served: 0, supervisor: 0, spare: 0 };
+        eventually("ka has said who supervises", || tree.said().contains('\n'));
+        let said = tree.said();
+        (tree.supervisor, tree.spare) = (number_behind(&said, "supervisor "), number_behind(&said, "spare "));
+        tree
+    }
+
+    /// What ka has said on standard error.
+    fn said(&self) -> String {
+        fs::read_to_string(self.folder.join("errors")).unwrap()
+    }
+
+    /// Where the kernel has the threads of the supervisor wait.
+    fn waits(&self) -> Vec<String> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.supervisor)).into_iter().flatten().flatten();
+        tasks.filter_map(|task| fs::read_to_string(task.path().join("wchan")).ok()).collect()
+    }
+
+    /// Waits until so many threads of the supervisor wait there.
+    fn stuck(&self, place: &str, count: usize) {
+        eventually(&format!("{count} threads of the supervisor are stuck in {place}"), || {
+            self.waits().iter().filter(|wait| wait.starts_with(place)).count() >= count
+                || self.said().contains("(stall) made a call that blocked")
+        });
+    }
+
+    /// The victim connects, and what the kernel tells it of both ends. A supervisor that is stuck never gets here: the
+    /// attackers go on until the test ends.
+    fn connects(&mut self) -> Vec<String> {
+        self.served += 1;
+        fs::write(self.folder.join(self.served.to_string()), "").unwrap();
+        let (send, receive) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let lines = &mut self.lines;
+            scope.spawn(move || {
+                let lines = lines.map(Result::unwrap).filter(|line| !line.starts_with("ended "));
+                let _ = send.send(lines.take_while(|line| line != "served").collect());
+            });
+            let told = receive.recv_timeout(Duration::from_secs(20));
+            if told.is_err() {
+                // So that the thread ends, and the test fails.
+                drop(self.child.stdin.take());
+                fs::write(self.folder.join("end"), "").unwrap();
+            }
+            told
+        })
+        .expect("the victim is not served while somebody else keeps the supervisor waiting")
+    }
+
+    /// Ends the attackers, then the program. Returns the command's status and what ka has said.
+    fn end(mut self) -> (ExitStatus, String) {
+        drop(self.child.stdin.take());
+        fs::write(self.folder.join("end"), "").unwrap();
+        let mut status = None;
+        eventually("the command has ended", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        eventually("supervisor and spare have ended", || !is_there(self.supervisor) && !is_there(self.spare));
+        (status.unwrap(), self.said())
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        let _ = fs::write(self.folder.join("end"), "");
+        let _ = self.child.wait();
+    }
+}
+
+/// Each attack, by a user who is not the supervisor's.
+fn is_survived(attack: &str, place: &str) {
+    if !can_attack() {
+        return;
+    }
+    let mut tree = Tree::start(&[attack], 1);
+    tree.stuck(place, 1);
+    assert_eq!(tree.connects(), BOTH);
+    eventually("ka says which program it was", || {
+        tree.said().contains(" (stall) made a call that blocked the supervisor for 2 s: it was let through")
+    });
+    assert_eq!(tree.connects(), BOTH);
+    let (status, said) = tree.end();
+    assert_eq!(status.code(), Some(7), "{said}");
+    // The line of -v, and one of this process.
+    assert_eq!(said.lines().count(), 2, "{said}");
+}
+
+#[test]
+fn a_held_socket_lock_stalls_nobody_else() {
+    is_survived("lock", "__lock_sock");
+}
+
+#[test]
+fn a_value_that_never_arrives_stalls_nobody_else() {
+    is_survived("value", "handle_userfault");
+}
+
+#[test]
+fn a_lingering_socket_stalls_nobody_else() {
+    is_survived("linger", "wait_woken");
+}
+
+#[test]
+fn a_file_whose_close_waits_stalls_nobody_else() {
+    if !Path::new("/dev/fuse").exists() {
+        skip("there is no /dev/fuse here");
+        return;
+    }
+    is_survived("fuse", "request_wait_answer");
+}
+
+/// One user's processes may not use up the supervisor's threads.
+#[test]
+fn many_attackers_of_another_user_stall_nobody_else() {
+    if !can_attack() {
+        return;
+    }
+    let mut tree = Tree::start(&["lock", "24"], 24);
+    tree.stuck("__lock_sock", 4);
+    assert_eq!(tree.connects(), BOTH);
+    let mark = "(stall) or its user keeps several threads of the supervisor waiting";
+    eventually("ka says whose calls it lets through", || tree.said().contains(mark));
+    assert_eq!(tree.connects(), BOTH);
+    assert_eq!(tree.end().0.code(), Some(7));
+}
+
+/// Where every thread is stuck, sockets go without the policy rather than programs without an answer, until threads are free.
+#[test]
+fn without_a_free_thread_calls_are_let_through() {
+    if !can_attack() {
+        return;
+    }
+    let mut tree = Tree::start(&["lock", "40", "stay"], 40);
+    let mark = "no thread of the supervisor is left";
+    eventually("ka says that it lets all calls through", || {
+        let told = tree.connects();
+        assert!(told == BOTH || told == NEITHER, "{told:?}");
+        tree.said().contains(mark)
+    });
+    assert_eq!(tree.connects(), NEITHER);
+    drop(tree.child.stdin.take());
+    eventually("sockets have the policy again", || tree.connects() == BOTH);
+    let (status, said) = tree.end();
+    assert_eq!(status.code(), Some(7), "{said}");
+    assert_eq!(said.matches(mark).count(), 1, "{said}");
+}
+
+/// SIGKILL does not end a thread that waits for a socket's lock, so the supervisor never ends as far as wait(2) tells.
+#[test]
+fn the_spare_takes_over_from_a_supervisor_that_cannot_end() {
+    if !can_attack() {
+        return;
+    }
+    let mut tree = Tree::start(&["lock"], 1);
+    tree.stuck("__lock_sock", 1);
+    kill(tree.supervisor, libc::SIGKILL);
+    assert_eq!(tree.connects(), BOTH);
+    assert!(is_stuck(tree.supervisor), "a thread of the supervisor is still there");
+    let line = format!("supervisor {} was killed: {} takes over", tree.supervisor, tree.spare);
+    eventually("ka says so", || tree.said().contains(&line));
+    // The program ends first, while the thread is there and the program is no child of the spare.
+    fs::write(tree.folder.join("end"), "").unwrap();
+    let mut status = None;
+    eventually("the command ends as its program does", || {
+        status = tree.child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().code(), Some(7));
+    tree.end();
+}
+
+/// Whether a process has a thread that cannot be killed.
+fn is_stuck(pid: i32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+    stats.into_iter().any(|stat| stat.contains(") D "))
+}
+
+#[test]
+fn a_stopped_supervisor_is_continued() {
+    let mut tree = Tree::start(&["nothing"], 0);
+    for _ in 0..3 {
+        kill(tree.supervisor, libc::SIGSTOP);
+        assert_eq!(tree.connects(), BOTH);
+    }
+    assert_eq!(tree.end().0.code(), Some(7));
+}
+
+/// A pipe that is full, and that nobody reads.
+fn full_pipe() -> (OwnedFd, OwnedFd) {
+    let (read, write) = std::io::pipe().unwrap();
+    let (read, write) = (OwnedFd::from(read), OwnedFd::from(write));
+    // SAFETY: numbers.
+    let flags = |flags: i32| assert_eq!(unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETFL, flags) }, 0);
+    flags(libc::O_NONBLOCK);
+    let mut filled = fs::File::from(write.try_clone().unwrap());
+    while filled.write(&[b'.'; 4096]).is_ok() {}
+    while filled.write(b".").is_ok() {}
+    flags(0);
+    (read, write)
+}
+
+/// ka has something to say, and nobody listens: that a program uses io_uring, and that the supervisor was killed.
+#[test]
+fn a_full_standard_error_stalls_nobody() {
+    if outcome(bare(seen()).arg("ring")).1 != "0\n" {
+        skip("no io_uring here");
+        return;
+    }
+    let run = |script: &str| {
+        let (read, write) = full_pipe();
+        let mut command = ka();
+        command.args(["run", "--via", "seccomp", "sh", "-c", script]).arg(seen());
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(write).spawn().unwrap();
+        drop(command);
+        let mut status = None;
+        eventually("the command has ended", || {
+            status = child.try_wait().unwrap();
+            status.is_some()
+        });
+        let mut told = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut told).unwrap();
+        drop(read);
+        (status.unwrap().code(), told)
+    };
+    let both = BOTH.join("\n") + "\n";
+    assert_eq!(run("\"$0\" ring; \"$0\" connect"), (Some(0), format!("0\n{both}")));
+    // The supervisor is the parent of the program, whose number the shell has.
+    assert_eq!(run("\"$0\" connect; kill -KILL $PPID; \"$0\" connect"), (Some(0), both.repeat(2)));
+}
+
+/// Whoever reads what the command writes does not wait for a thread that is stuck.
+#[test]
+fn a_stuck_thread_keeps_no_pipe_open() {
+    if !can_attack() {
+        return;
+    }
+    let folder = scratch("pipe");
+    fs::create_dir(&folder).unwrap();
+    let (attackers, stop) = std::io::pipe().unwrap();
+    let script = "\"$0\" lock <&3 3<&- >\"$FOLDER/out\" 2>/dev/null & \n\
+                  while ! grep -q stalling \"$FOLDER/out\"; do sleep 0.02; done; sleep 0.5; echo out";
+    // The shell takes the attacker's input for its own, and gives it on.
+    let script = format!("exec 3<&0; {script}");
+    let mut command = ka();
+    command.args(["run", "--via", "seccomp", "sh", "-c", &script]).arg(stall()).env("FOLDER", &folder);
+    let mut child = command.stdin(attackers).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(command);
+    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let reader = std::thread::spawn(move || {
+        let (mut written, mut said) = (String::new(), String::new());
+        out.read_to_string(&mut written).unwrap();
+        err.read_to_string(&mut said).unwrap();
+        (written, said)
+    });
+    eventually("both pipes have ended", || reader.is_finished());
+    drop(stop);
+    assert_eq!(reader.join().unwrap().0, "out\n");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// ps(1) tells ka's processes apart, by the kernel's name and by the command line.
+#[test]
+fn supervisor_and_spare_have_titles_of_their_own() {
+    let mut tree = Tree::start(&["nothing"], 0);
+    let title = |pid: i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+        String::from_utf8(line).unwrap().trim_end_matches('\0').replace('\0', " ")
+    };
+    for (pid, name) in [(tree.supervisor, "ka-supervisor"), (tree.spare, "ka-spare")] {
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        assert_eq!(comm.trim_end(), name);
+        let start = format!("{name}: run -v --via seccomp -- sh -c exec 3<&0; ");
+        assert!(title(pid).starts_with(&start), "{}", title(pid));
+    }
+    // The process that stands in for the program keeps the command line that it was given.
+    let front = tree.child.id().try_into().unwrap();
+    assert!(title(front).contains("ka run -v --via seccomp -- sh"), "{}", title(front));
+    assert_eq!(tree.connects(), BOTH);
+    assert_eq!(tree.end().0.signal(), None);
+}
+
+/// The supervisor writes no log, so it does not take the order for one in silence.
+#[test]
+fn a_log_that_is_not_written_is_said() {
+    let log = scratch("log");
+    let under = |quiet: &str| {
+        let mut command: Command = ka();
+        command
+            .env("KA_LOG", &log)
+            .env("KA_QUIET", quiet)
+            .args(["run", "--via", "seccomp"])
+            .arg(seen())
+            .arg("listen");
+        let (status, _, said) = outcome(&mut command);
+        assert_eq!(status, 0, "{said}");
+        assert!(!log.exists());
+        said
+    };
+    let said = under("0");
+    assert!(
+        said.starts_with("ka: KA_LOG=\"")
+            && said.contains("ka run --via preload")
+            && said.lines().count() == 1,
+        "{said}"
+    );
+    assert_eq!(under("1"), "");
+}
