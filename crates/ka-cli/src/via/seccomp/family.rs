@@ -259,9 +259,7 @@ fn await_end(supervisor: i32, from: &UnixStream, children: &OwnedFd) -> Option<b
         if let Some(ended) = sys::ending(supervisor) {
             return Some(ended);
         }
-        while let Ok(Some((pid, change @ Change::Stopped(_) | change @ Change::Continued))) =
-            sys::next_change()
-        {
+        while let Ok(Some((pid, change @ (Change::Stopped(_) | Change::Continued)))) = sys::next_change() {
             sys::acknowledge(pid, change);
             if pid == supervisor && change != Change::Continued {
                 sys::send(pid, &Signal { number: libc::SIGCONT, sender: own_pid(), value: None });

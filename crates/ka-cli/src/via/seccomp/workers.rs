@@ -285,7 +285,10 @@ impl Watchdog {
         sys::lower(self.workers.wake.as_fd());
         if self.last.elapsed() >= TICK {
             self.last = Instant::now();
-            let is_idle = (0..self.watched.len()).fold(true, |is_idle, index| self.look_at(index) && is_idle);
+            let mut is_idle = true;
+            for index in 0..self.watched.len() {
+                is_idle &= self.look_at(index);
+            }
             self.idle = if is_idle { self.idle.saturating_add(1) } else { 0 };
             self.replenish();
         }
