@@ -57,6 +57,7 @@ kinds! {
     SYS_faccessat "faccessat" [EACCES, ELOOP, ENOENT, ENOMEM, EROFS];
     SYS_faccessat2 "faccessat2" [EACCES, ELOOP, ENOENT, ENOMEM, ENOSYS, EPERM];
     SYS_fchdir "fchdir" [EACCES];
+    SYS_eventfd2 "eventfd2" [EMFILE, ENFILE, ENODEV, ENOMEM];
     SYS_fcntl "fcntl" [EMFILE, EINVAL];
     SYS_flock "flock" [EINTR, ENOLCK];
     SYS_fstat "fstat" [EIO, ENOMEM];

@@ -64,11 +64,15 @@ pub(crate) enum Command {
 ///
 /// Preload does not reach what wrappers start without LD_PRELOAD or in another root folder. ka knows these wrappers by name,
 /// also behind nice, timeout, env and similar programs: sudo, sudoedit, doas, pkexec, run0, login; su and runuser with -,
-/// -l or --login; newgrp with -; env with -i, -u LD_PRELOAD or LD_PRELOAD=; setpriv with --reset-env; mptcpize; chroot, arch-chroot, bwrap, flatpak, systemd-nspawn, firejail, schroot, proot, nsjail, runc, crun, lxc-attach,
-/// lxc-execute, lxc-start; unshare with --root; nsenter with --mount, --root or --all; chpst with -/; start-stop-daemon
+/// -l or --login; newgrp with -; env with -i, -u LD_PRELOAD or LD_PRELOAD=; setpriv with --reset-env; mptcpize; chroot,
+/// arch-chroot, bwrap, flatpak, systemd-nspawn, firejail, schroot, proot, nsjail, runc, crun, lxc-attach, lxc-execute,
+/// lxc-start; unshare with --root; nsenter with --mount, --root or --all; chpst with -/; start-stop-daemon
 /// with --chroot. ka does not look into scripts, nor into programs that start their children with an empty environment:
 /// --via seccomp keeps all of these. As an ordinary user, setuid programs such as sudo are not run, because a filter would
 /// take their rights: use sudo ka run.
+///
+/// A call that blocks the supervisor for 2 s is let through, so that its socket may not have the policy. ka then names the
+/// process on standard error.
 ///
 /// If no policy option is given, the KA_ variables and /etc/ka.conf decide. If they name none, the policy is 60,10,6.
 /// Where a program cannot be reached, it is not run.

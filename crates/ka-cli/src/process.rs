@@ -1,7 +1,7 @@
 //! Running processes and their descriptors, as /proc shows them, held by a pidfd so that a number that is used again
 //! is never taken for the process that was looked at.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -41,7 +41,7 @@ pub(crate) fn comm(pid: i32) -> Option<Vec<u8>> {
 
 /// What /proc/PID/status says of a process.
 #[derive(Debug, Default)]
-pub(crate) struct Status(HashMap<String, String>);
+pub(crate) struct Status(BTreeMap<String, String>);
 
 impl Status {
     pub(crate) fn read(pid: i32) -> io::Result<Self> {

@@ -6,7 +6,7 @@
 //! a setsockopt in the modes that judge it, is read once, and then it is the supervisor who makes the call, with what
 //! it has read.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
@@ -59,9 +59,10 @@ impl Task {
 pub(super) struct Server {
     workers: &'static Workers,
     post: &'static Post,
-    /// Whose descriptors may be had, by the number of the task. A number that is used again is no danger: what it was
-    /// has ended, so its pidfd gives nothing.
-    tasks: HashMap<u32, Task>,
+    /// The tasks whose descriptors may be had, by number. If a number is used again, its pidfd is of a task that has ended, and
+    /// gives nothing. A `HashMap` would read random bytes in each thread, through a file that this process has closed where
+    /// getrandom(2) is missing.
+    tasks: BTreeMap<u32, Task>,
     /// How many tasks to remember.
     most: usize,
     /// Whether the kernel has pidfds of single tasks: Linux 6.9.
@@ -70,7 +71,7 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn new(workers: &'static Workers, post: &'static Post) -> Self {
-        Self { workers, post, tasks: HashMap::new(), most: 512, has_tasks: true }
+        Self { workers, post, tasks: BTreeMap::new(), most: 512, has_tasks: true }
     }
 
     fn listener(&self) -> BorrowedFd<'static> {
