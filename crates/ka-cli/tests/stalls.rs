@@ -145,9 +145,11 @@ impl Tree {
             });
             let told = receive.recv_timeout(Duration::from_secs(20));
             if told.is_err() {
-                // So that the thread ends, and the test fails.
+                // Calls fail without both, so that the programs end, and the test.
                 drop(self.child.stdin.take());
                 fs::write(self.folder.join("end"), "").unwrap();
+                kill(self.spare, libc::SIGKILL);
+                kill(self.supervisor, libc::SIGKILL);
             }
             told
         })

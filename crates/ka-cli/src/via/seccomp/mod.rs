@@ -21,6 +21,8 @@
 //!   under Yama to be an ancestor, which it is.
 //! - *Death.* A call that nobody answers would wait for ever, and without a listener each fails with ENOSYS. So a spare
 //!   process has the listener too, and goes on where the supervisor was killed ([`family`]).
+//! - *Stalls.* A system call on a program's object may block for good. Several threads look after calls, and a watchdog goes
+//!   on without one that is stuck ([`workers`]).
 //! - *Nesting.* The kernel lets a process have one listener over it. A second `ka run` inside says whose policy it is
 //!   that holds, and starts the program under that.
 //! - *Not reached.* io_uring makes no calls: it is said, once, that a program uses it. Programs of another architecture

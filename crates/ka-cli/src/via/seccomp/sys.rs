@@ -133,7 +133,8 @@ impl Post {
     /// The worker has done with the call, and has no descriptor of its task open.
     pub(super) fn end(&self) {
         self.clear();
-        self.turn.fetch_add(1, Ordering::Release);
+        // What the next call writes stays behind this.
+        self.turn.fetch_add(1, Ordering::AcqRel);
     }
 
     /// No call is under way.

@@ -72,11 +72,12 @@ pub(super) struct Workers {
     parked: [AtomicBool; WORKERS],
     /// Calls are let through as they come, because a worker that got stuck could not be replaced.
     lets_all_through: AtomicBool,
+    /// Workers look at what a descriptor is before they take it.
     is_wary: AtomicBool,
     /// The watchdog sleeps until `wake` is raised.
     sleeps: AtomicBool,
     wake: OwnedFd,
-    /// The workers that are stuck. Their number is there by itself, for each call to look at.
+    /// The workers that are stuck. Each call looks at their number, so it has a place of its own.
     stalls: Mutex<Vec<Stall>>,
     stalled: AtomicU32,
 }
@@ -106,7 +107,8 @@ impl Workers {
 
     /// Whether a task's process or user keeps as many workers waiting as it may.
     fn exceeds(&self, task: i32) -> bool {
-        let Ok(status) = Status::read(task) else { return true };
+        // The task may be gone, and then no answer matters.
+        let Ok(status) = Status::read(task) else { return false };
         let stalls = self.stalls.lock().unwrap_or_else(PoisonError::into_inner);
         let count =
             |is_theirs: &dyn Fn(&Stall) -> bool| stalls.iter().filter(|stall| is_theirs(stall)).count();
@@ -225,17 +227,17 @@ impl Watchdog {
         let mut watchdog =
             Self { workers, watched: Vec::with_capacity(WORKERS), idle: 0, last: Instant::now() };
         watchdog.add(left)?;
-        // Without a second one the first touches nothing. A machine that cannot have a thread more may have one later.
+        // Until there is a second worker, the first touches nothing.
         watchdog.replenish();
         Ok(watchdog)
     }
 
-    /// What raises it.
+    /// The descriptor that can be read when there is a reason to look.
     pub(super) fn wake(&self) -> BorrowedFd<'static> {
         self.workers.wake.as_fd()
     }
 
-    /// Starts a worker more.
+    /// Starts another worker.
     fn add(&mut self, left: Vec<Call>) -> io::Result<()> {
         let (workers, index) = (self.workers, self.watched.len());
         let Some(parked) = workers.parked.get(index) else {
@@ -257,7 +259,7 @@ impl Watchdog {
         (0..self.watched.len()).find(is_free)
     }
 
-    /// Sees that a worker is parked.
+    /// Starts a worker if none is parked. If that fails, calls are let through untouched.
     fn replenish(&mut self) {
         let is_there = self.parked().is_some() || self.add(Vec::new()).is_ok();
         self.workers.lets_all_through.store(!is_there, Ordering::Relaxed);
