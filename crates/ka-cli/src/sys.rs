@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::ptr;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use libc::{c_char, c_int, c_long};
@@ -96,16 +96,20 @@ pub fn open_standard_descriptors() {
     }
 }
 
-/// A process that is looked at takes a descriptor, and a machine may have thousands: as many as this user may have.
-pub fn raise_descriptor_limit() {
+/// Lets this process have as many descriptors as its user may have, since each process that it looks at takes one.
+/// Returns how many those are.
+pub fn raise_descriptor_limit() -> usize {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the kernel reads and writes an rlimit. Where it refuses, the limit is as it was.
+    // SAFETY: the kernel reads and writes an rlimit. If it refuses, the limit is as it was.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+            let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+            if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) == 0 {
+                limit = raised;
+            }
         }
     }
+    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
 }
 
 /// The result of a call, or its errno.
@@ -139,11 +143,147 @@ pub fn unshare_descriptors() {
     unsafe { libc::unshare(libc::CLONE_FILES) };
 }
 
-/// Whether two tasks have one table of descriptors. kcmp(2)
-pub fn share_descriptors(one: i32, other: i32) -> io::Result<bool> {
+/// Compares the descriptor tables of two tasks. The kernel orders all tables, by their addresses in a scrambled form, and
+/// two tasks that share a table are equal. kcmp(2)
+pub fn compare_descriptors(one: i32, other: i32) -> io::Result<std::cmp::Ordering> {
     const KCMP_FILES: c_int = 2;
     // SAFETY: takes no pointer.
-    check(unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) }).map(|order| order == 0)
+    check(unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) }).map(|order| match order {
+        0 => std::cmp::Ordering::Equal,
+        1 => std::cmp::Ordering::Less,
+        _ => std::cmp::Ordering::Greater,
+    })
+}
+
+/// Whether two tasks have one table of descriptors.
+pub fn share_descriptors(one: i32, other: i32) -> io::Result<bool> {
+    compare_descriptors(one, other).map(std::cmp::Ordering::is_eq)
+}
+
+/// The number of the calling thread. gettid(2)
+pub fn thread_id() -> i32 {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::gettid() }
+}
+
+/// The processor time that this process has used so far. clock_gettime(2), `CLOCK_PROCESS_CPUTIME_ID`
+pub fn processor_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes a timespec. Where it refuses, the time stays 0.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Words of memory, zeros at first, which this process shares with those that it forks.
+pub struct SharedWords {
+    place: ptr::NonNull<AtomicU64>,
+    count: usize,
+}
+
+impl SharedWords {
+    pub fn new(count: usize) -> io::Result<Self> {
+        let count = count.max(1);
+        let size = count.checked_mul(size_of::<AtomicU64>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        // SAFETY: the kernel chooses the place; where it refuses, the answer is MAP_FAILED.
+        let place = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if place == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let place = ptr::NonNull::new(place.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { place, count })
+    }
+
+    pub fn words(&self) -> &[AtomicU64] {
+        // SAFETY: `new` mapped that many words, aligned to a page, and zeros are right for each. They stay mapped until
+        // `drop`, and other processes change them only as atomics.
+        unsafe { std::slice::from_raw_parts(self.place.as_ptr(), self.count) }
+    }
+}
+
+// SAFETY: all that it gives out are atomics.
+unsafe impl Sync for SharedWords {}
+
+impl Drop for SharedWords {
+    fn drop(&mut self) {
+        // SAFETY: `new` mapped it, and no reference outlives `self`. Processes that were forked keep theirs.
+        unsafe { libc::munmap(self.place.as_ptr().cast(), self.count * size_of::<AtomicU64>()) };
+    }
+}
+
+/// Starts a process that does some work and ends. Returns its number, and what it writes into the pipe that `work` gets.
+///
+/// It keeps no descriptor but those in `keep`: if it hangs, it holds no pipe, terminal or folder of the caller's. It is
+/// killed when this process ends.
+pub fn fork_worker(keep: &[RawFd], work: impl FnOnce(File)) -> io::Result<(i32, File)> {
+    let (answers, says) = pipe().map(|(read, write)| (File::from(read), File::from(write)))?;
+    // SAFETY: takes no pointer, and there is no other thread. If the caller ignores SIGCHLD, a child's number would be free
+    // again as soon as the child ends, and `kill_worker` could hit another process.
+    let parent = unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        libc::getpid()
+    };
+    // SAFETY: there is no other thread, so the child may do whatever this process may.
+    let child = check(unsafe { libc::fork() })?;
+    if child != 0 {
+        return Ok((child, answers));
+    }
+    let mut kept: Vec<u32> =
+        keep.iter().chain([&says.as_raw_fd()]).map(|fd| fd.cast_unsigned()).filter(|fd| *fd > 2).collect();
+    kept.sort_unstable();
+    // SAFETY: C strings, and numbers of descriptors that this process does not use: it is left by _exit, so nothing that
+    // the parent has begun is ended twice.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+        let is_apart = (0..=2).all(|standard| libc::dup2(null, standard) == standard);
+        // The parent may have ended before it was said what becomes of the child then.
+        if !is_apart || libc::getppid() != parent {
+            libc::_exit(1);
+        }
+        libc::chdir(c"/".as_ptr());
+        let mut first = 3;
+        for fd in kept {
+            close_range(first, fd.saturating_sub(1));
+            first = fd.saturating_add(1);
+        }
+        close_range(first, u32::MAX);
+    }
+    work(says);
+    // SAFETY: takes no pointer.
+    unsafe { libc::_exit(0) }
+}
+
+/// Gives a pipe as much room as an ordinary user may have, 1 MiB. If the kernel refuses, it has what it had. fcntl(2)
+pub fn widen_pipe(pipe: BorrowedFd<'_>) {
+    // SAFETY: takes no pointer.
+    unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, 1 << 20) };
+}
+
+/// Kills a worker. If it waits for a lock it stays until it has the lock, so nobody waits for it.
+pub fn kill_worker(worker: i32) {
+    // SAFETY: numbers. The worker has not been waited for, so its number is its own.
+    unsafe { libc::kill(worker, libc::SIGKILL) };
+}
+
+/// Waits for a worker that has closed all its descriptors, so that it is about to end.
+pub fn wait_for(worker: i32) {
+    // SAFETY: the status is not asked for.
+    unsafe { libc::waitpid(worker, ptr::null_mut(), 0) };
+}
+
+/// Whether a worker has ended. After that its number may be another process's.
+pub fn has_ended(worker: i32) -> bool {
+    // SAFETY: the status is not asked for. `WNOHANG` never waits.
+    unsafe { libc::waitpid(worker, ptr::null_mut(), libc::WNOHANG) != 0 }
 }
 
 /// Waits until one of the descriptors can be read: which can. A pidfd can be read when its process has ended. A part of a
