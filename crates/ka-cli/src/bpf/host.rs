@@ -96,6 +96,17 @@ pub(crate) fn cgroup_mount(line: &[u8]) -> Option<(Vec<u8>, PathBuf)> {
     (kind == b"cgroup2").then(|| (shown.to_vec(), OsString::from_vec(unescaped(place)).into()))
 }
 
+/// The same of a line that mounts a tree of version 1 with these controllers, as /proc/PID/cgroup has them.
+pub(crate) fn cgroup_v1_mount(line: &[u8], controllers: &[u8]) -> Option<(Vec<u8>, PathBuf)> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let (shown, place) = (fields.nth(3)?, fields.next()?);
+    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+    let (kind, options) = (rest.next()?, rest.nth(1)?);
+    let is_there = |controller| options.split(|byte| *byte == b',').any(|option| option == controller);
+    (kind == b"cgroup" && controllers.split(|byte| *byte == b',').all(is_there))
+        .then(|| (unescaped(shown), OsString::from_vec(unescaped(place)).into()))
+}
+
 /// Blanks and the like in mountinfo are written as a backslash and three octal digits.
 fn unescaped(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
@@ -151,7 +162,7 @@ pub(crate) fn lacks_bpf_folder() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{cgroup_mount, release};
+    use super::{cgroup_mount, cgroup_v1_mount, release};
 
     #[test]
     fn mounts_are_read() {
@@ -161,6 +172,16 @@ mod tests {
         assert_eq!(cgroup_mount(b""), None);
         let other = b"26 24 0:23 / /\\+12\\400 rw - cgroup2 none rw";
         assert_eq!(cgroup_mount(other), Some((b"/".to_vec(), "/\\+12\\400".into())));
+    }
+
+    #[test]
+    fn mounts_of_version_1_are_read() {
+        let line = b"26 24 0:23 / /sys/fs/cgroup/net rw shared:4 - cgroup none rw,net_cls,net_prio";
+        let found = cgroup_v1_mount(line, b"net_cls,net_prio");
+        assert_eq!(found, Some((b"/".to_vec(), "/sys/fs/cgroup/net".into())));
+        assert!(cgroup_v1_mount(line, b"net_cls").is_some());
+        assert_eq!(cgroup_v1_mount(line, b"cpu"), None);
+        assert_eq!(cgroup_v1_mount(b"26 24 0:23 / /x rw - cgroup2 none rw,net_cls", b"net_cls"), None);
     }
 
     #[test]
