@@ -33,7 +33,7 @@ use crate::process;
   ka ls --off                                    what has no keepalive
   ka plan --preset aws-nlb                       what to set for a load balancer
 
-Status: 0: success. 1: ls --off found a socket, check found a way closed, or attach or cgroup could not do all of it. 2: \
+Status: 0: success. 1: ls --off found a socket, check found a way closed, or ls, check, attach or cgroup could not do all of it. 2: \
 wrong arguments, or ka could not work at all. ka run ends as the program does."
 )]
 pub(crate) struct Ka {
@@ -145,6 +145,9 @@ pub(crate) enum Via {
 
 Status: 1 where a socket or a process could not be set.
 
+A program can hold the lock of its socket for as long as it likes. If a socket does not answer within 2 s, ka names it, \
+leaves it as it is and goes on with the others. After 8 sockets of one user it leaves the rest that this user made.
+
 A process of another user, or one that is not dumpable, needs CAP_SYS_PTRACE.
 
 Sockets that are set together send their probes together from then on; those that had keepalive on and have been idle \
@@ -182,6 +185,9 @@ pub(crate) struct Attach {
     /// Spreads the work over this time, so that the probes of many sockets do not all go out at once
     #[arg(long, value_name = "S", value_parser = duration::fine_seconds)]
     pub(crate) spread: Option<u32>,
+    /// Sets sockets even if that takes their class of net_cls or net_prio (cgroups of version 1), where ka cannot keep it
+    #[arg(long)]
+    pub(crate) lose_class: bool,
     /// Sets nothing, says what would be set
     #[arg(short = 'n', long)]
     pub(crate) dry_run: bool,
@@ -224,7 +230,8 @@ pub(crate) enum AttachVia {
   ka ls --off --state established --pid 1234 || echo 'not all have keepalive'
   sudo ka ls --netns blue --json
 
-Status: with --off, 1 where there are any.")]
+Status: with --off, 1 where there are any. 1 too if a socket did not answer within 2 s, because a program holds its lock: \
+it is named, and --json has it as the row's error.")]
 pub(crate) struct Ls {
     /// Only the sockets of this process
     #[arg(long, value_parser = process::number)]
@@ -255,8 +262,8 @@ pub(crate) struct Ls {
   ka check ./server
   ka check 1234
 
-Status: 1 where ka run does not reach the program, or ka attach the process; where libka_preload.so has missed sockets of \
-the process; or where a way is not open. 127 where there \
+Status: 1 where ka run does not reach the program, or ka attach the process or one of its sockets; where \
+libka_preload.so has missed sockets of the process; or where a way is not open. 127 where there \
 is no such program, 126 where it is none that can be run.")]
 pub(crate) struct Check {
     /// A program by name or path, or a process by number

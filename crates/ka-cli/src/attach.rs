@@ -2,16 +2,14 @@
 //!
 //! Each socket is duplicated out of the process (pidfd_getfd(2)), set, and closed: the process is not stopped and
 //! notices nothing. Only descriptors that /proc says are sockets are duplicated, and one that several descriptors or
-//! processes share is set once.
+//! processes share is set once. A call on a socket may wait for ever, so a worker makes those ([`crate::worker`]).
 //!
 //! With `--via bpf` it is the kernel that goes through the sockets ([`crate::bpf`]).
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use ka_core::{Config, Errno, Error, Kernel, Libc, Mode, SockOpt, Timer, UserTimeout};
@@ -23,46 +21,56 @@ use crate::bpf::{self, Done, Only, Orders, Setter};
 use crate::diag::State;
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::json;
-use crate::parallel;
 use crate::privilege;
-use crate::process::{self, Process, Status, Table};
-use crate::sockets::sockets;
+use crate::process::{self, Process, Status, Table, Target};
+use crate::sockets::{self, sockets};
 use crate::sys;
 use crate::text;
 use crate::via;
+use crate::words;
+use crate::worker::{self, Answer, Answers, BLOCKED, Cell, Ended, Found, Pace, Workers};
 
 pub(crate) fn attach(args: &args::Attach) -> Outcome {
     let attach = Attach {
-        policy: args.policy.config_for(args.mode)?,
-        mode: args.mode.into(),
+        change: Change {
+            policy: args.policy.config_for(args.mode)?,
+            mode: args.mode.into(),
+            port: args.port,
+            dry_run: args.dry_run,
+            // What nobody will see is not asked for.
+            describe: args.json || args.verbose || args.dry_run,
+        },
         user: args.user.as_deref().map(user).transpose()?,
-        // What nobody will see is not asked for.
-        describe: args.json || args.verbose || args.dry_run,
         args,
     };
-    sys::raise_descriptor_limit();
+    // Holding a process takes a descriptor, and looking at it takes others.
+    let held = sys::raise_descriptor_limit() / 4;
     let mut report = Report::default();
+    let mut workers = Workers::default();
+    workers.lose_class = args.lose_class;
     if args.via == AttachVia::Bpf {
         attach.check_for_kernel()?;
-        attach.through_kernel(&mut report)?;
+        attach.through_kernel(&mut workers, &mut report)?;
         attach.say(&mut report)?;
         attach.conclude(&report)?;
         return Ok(if report.failed > 0 { FOUND } else { 0 });
     }
-    let named = attach.named(&mut report);
+    let named = attach.named(held, &mut report);
     if args.follow {
-        attach.follow(&named, &mut report)?;
+        attach.follow(named, &mut workers, &mut report)?;
     } else {
-        let mut targets = attach.targets(&named, &mut Seen::default(), &mut report);
-        let pace = attach.pace(None);
-        for _ in 0..ATTEMPTS {
-            let lost = attach.set_all(&targets, pace, &mut report);
+        let mut pass = Pass { workers: &mut workers, termination: None, only: None };
+        let mut seen = Seen::default();
+        let mut lost = attach.pass(&named, &mut seen, &mut pass, &mut report);
+        for _ in 1..ATTEMPTS {
             if lost.is_empty() {
                 break;
             }
-            // Whoever was asked for them has closed them; others may have them still.
-            targets = attach.targets(&named, &mut Seen::default(), &mut Report::default());
-            targets.retain(|target| lost.contains(&target.inode));
+            // Whoever was asked for them has closed them; others may have them still. What cannot be looked into was
+            // said before.
+            seen.sockets.clear();
+            pass.only = Some(lost);
+            lost = attach.pass(&named, &mut seen, &mut pass, &mut report);
         }
         attach.say(&mut report)?;
     }
@@ -79,20 +87,113 @@ fn user(name: &std::ffi::OsStr) -> Result<u32, Failure> {
 }
 
 struct Attach<'a> {
-    policy: Config,
-    mode: Mode,
+    change: Change,
     user: Option<u32>,
-    describe: bool,
     args: &'a args::Attach,
 }
 
-/// A socket of a process.
-struct Target {
-    table: Table,
-    fd: i32,
-    inode: u32,
-    /// It has been looked at before: only what is new is said of it.
-    again: bool,
+/// What is to become of a socket.
+#[derive(Clone, Copy)]
+pub(crate) struct Change {
+    pub(crate) policy: Config,
+    pub(crate) mode: Mode,
+    /// Only sockets with this port, here or at the other end.
+    pub(crate) port: Option<u16>,
+    pub(crate) dry_run: bool,
+    /// Whether a line is made of each.
+    pub(crate) describe: bool,
+}
+
+/// A process that the user named.
+struct Named {
+    pid: i32,
+    /// When it was started, which tells it from another of the same number.
+    started: u64,
+    /// `None` if there was no descriptor left for it.
+    held: Option<Process>,
+}
+
+impl Named {
+    /// The process, if it still is the one that was named.
+    fn open(&self) -> io::Result<Process> {
+        if let Some(process) = &self.held {
+            return Ok(process.clone());
+        }
+        let process = Process::open(self.pid)?;
+        if process::started(self.pid) == self.started && process.is_alive() {
+            Ok(process)
+        } else {
+            Err(io::Error::from_raw_os_error(libc::ESRCH))
+        }
+    }
+
+    fn is_alive(&self) -> bool {
+        match self.open() {
+            Ok(process) => process.is_alive(),
+            Err(error) => !is_gone(&error),
+        }
+    }
+}
+
+/// Holds a process.
+type Open<'o> = Box<dyn Fn() -> io::Result<Process> + 'o>;
+
+/// Makes a change of those sockets of some processes that have one of these inodes.
+pub(crate) fn set_processes(
+    change: &Change,
+    pids: Vec<i32>,
+    only: HashSet<u32>,
+    workers: &mut Workers,
+) -> Report {
+    let mut report = Report::default();
+    let mut pass = Pass { workers, termination: None, only: Some(only) };
+    let processes = pids.into_iter().map(|pid| (pid, Box::new(move || Process::open(pid)) as Open<'_>));
+    change.make_all(processes, None, &mut Seen::default(), &mut pass, &mut report);
+    report
+}
+
+/// A pass over all processes that are meant.
+struct Pass<'a> {
+    workers: &'a mut Workers,
+    /// What can be read when a signal has come that would have ended us.
+    termination: Option<BorrowedFd<'a>>,
+    /// Only sockets with one of these inodes.
+    only: Option<HashSet<u32>>,
+}
+
+impl Pass<'_> {
+    fn is_interrupted(&self) -> bool {
+        let signal = self.termination.map(|signal| sys::poll(&[signal], Duration::ZERO));
+        signal.is_some_and(|ready| ready.is_ok_and(|ready| ready.contains(&true)))
+    }
+}
+
+/// Sockets that a worker sets in one turn, and whether each has been looked at before: then only what is new is said.
+struct Batch {
+    targets: Vec<Target>,
+    again: Vec<bool>,
+    processes: usize,
+    /// So many processes can be held at a time.
+    room: usize,
+    begun: Instant,
+}
+
+impl Batch {
+    /// The first processes are not kept waiting for the last, and each process takes a descriptor.
+    const SOCKETS: usize = 1 << 15;
+    const PROCESSES: usize = 256;
+    const TIME: Duration = Duration::from_millis(100);
+
+    fn new() -> Self {
+        let room = (sys::raise_descriptor_limit() / 4).max(1);
+        Self { targets: Vec::new(), again: Vec::new(), processes: 0, room, begun: Instant::now() }
+    }
+
+    fn is_full(&self) -> bool {
+        self.targets.len() >= Self::SOCKETS
+            || self.processes >= self.room.min(Self::PROCESSES)
+            || self.begun.elapsed() >= Self::TIME
+    }
 }
 
 /// How often a socket is looked for that one of its processes has closed: another `ka attach`, for one, has each for a
@@ -139,12 +240,11 @@ impl Seen {
         self.refused.insert((pid, started), self.round).is_none()
     }
 
-    /// What was not there when it was to be looked at again is gone. So is a process that has not refused since.
-    fn forget(&mut self, targets: &[Target]) {
+    /// Forgets what was not there when it was to be looked at again. So is a process that has not refused since.
+    fn forget(&mut self) {
         if self.round.is_multiple_of(Self::AGAIN) {
-            let there: HashSet<u32> = targets.iter().map(|target| target.inode).collect();
             let round = self.round;
-            self.sockets.retain(|inode, next| *next >= round || there.contains(inode));
+            self.sockets.retain(|_, next| *next >= round);
             self.refused.retain(|_, last| *last + Self::AGAIN >= round);
         }
     }
@@ -153,7 +253,7 @@ impl Seen {
 /// How a socket fared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Fate {
+pub(crate) enum Fate {
     Set,
     Unchanged,
     Failed,
@@ -161,7 +261,7 @@ enum Fate {
 
 /// What was done to one socket, or why a process could not be looked into.
 #[derive(Serialize)]
-struct Line {
+pub(crate) struct Line {
     /// `None` where no process has the socket, or none that we may look into.
     pid: Option<i32>,
     fd: Option<i32>,
@@ -178,18 +278,29 @@ struct Line {
 const NO_USER_TIMEOUT: &str = "without the user timeout: Multipath TCP has none";
 
 #[derive(Default)]
-struct Report {
-    set: usize,
-    unchanged: usize,
+pub(crate) struct Report {
+    pub(crate) set: usize,
+    pub(crate) unchanged: usize,
     failed: usize,
     /// How many of those that are set, or were, have no user timeout.
     without_user_timeout: usize,
     lines: Vec<Line>,
     /// All lines of the rounds before, where JSON is made of them.
     said: Vec<Line>,
+    /// Sockets that blocked a worker, by inode.
+    blocked: HashSet<u32>,
 }
 
 impl Report {
+    /// Why sockets were not set, for messages.
+    pub(crate) fn reasons(&self) -> impl Iterator<Item = String> {
+        self.lines.iter().filter_map(|line| {
+            let who = line.pid.map_or_else(|| "a process".to_owned(), sockets::name);
+            let fd = line.fd.map_or_else(|| ":".to_owned(), |fd| format!(": its socket fd {fd}"));
+            line.error.as_ref().map(|error| format!("{who}{fd} {error}"))
+        })
+    }
+
     fn count(&mut self, result: Fate) {
         match result {
             Fate::Set => self.set += 1,
@@ -215,40 +326,9 @@ impl Report {
     }
 }
 
-/// One socket after the other, over a time.
-#[derive(Clone, Copy)]
-struct Pace<'a> {
-    end: Instant,
-    /// What can be read when a signal has come that would have ended us.
-    termination: Option<BorrowedFd<'a>>,
-}
-
-impl Pace<'_> {
-    /// What a function makes of each item, with a pause after each, until a signal comes. Who comes after the end does not
-    /// wait.
-    fn map<T, R>(self, items: &[T], function: impl Fn(&T) -> R) -> Vec<R> {
-        let start = Instant::now();
-        let time = self.end.saturating_duration_since(start);
-        let count = u32::try_from(items.len()).unwrap_or(u32::MAX);
-        let mut done = Vec::with_capacity(items.len());
-        for (number, item) in (1..).zip(items) {
-            done.push(function(item));
-            // By the clock, so that pauses that are too short to be made are made together.
-            let due = time.saturating_mul(number).checked_div(count).unwrap_or_default();
-            let pause = due.saturating_sub(start.elapsed());
-            match sys::poll(self.termination.as_slice(), pause) {
-                Ok(ready) if ready.contains(&true) => break,
-                Ok(_) => {}
-                Err(_) => thread::sleep(pause),
-            }
-        }
-        done
-    }
-}
-
 /// The kernel, with a count of what is written; on a dry run nothing is.
 struct Counting {
-    writes: Cell<usize>,
+    writes: std::cell::Cell<usize>,
     dry_run: bool,
 }
 
@@ -264,58 +344,133 @@ impl Kernel for Counting {
 }
 
 impl Attach<'_> {
-    /// The processes that are named, held: a number that is used again is another process, and not meant.
-    fn named(&self, report: &mut Report) -> Vec<Process> {
+    /// The processes that are named. As many as `most` are held: a number that is used again is another process, and not
+    /// meant. The others are told by when they were started.
+    fn named(&self, most: usize, report: &mut Report) -> Vec<Named> {
         let mut once = HashSet::new();
-        let pids = self.args.pids.iter().copied().filter(|pid| once.insert(*pid));
-        pids.filter_map(|pid| match Process::open(pid) {
-            Ok(process) => Some(process),
-            Err(error) => {
-                let leader = Status::read(pid).ok().and_then(|status| status.leader());
-                let why = match leader.filter(|leader| *leader != pid) {
-                    Some(leader) => format!("it is a task of process {leader}: name that"),
-                    None => privilege::explain(pid, &error),
-                };
-                report.failed(pid, None, why);
-                None
+        let mut named = Vec::new();
+        for pid in self.args.pids.iter().copied().filter(|pid| once.insert(*pid)) {
+            let started = process::started(pid);
+            match Process::open(pid) {
+                Ok(process) => {
+                    let held = Some(process).filter(|_| named.len() < most);
+                    named.push(Named { pid, started, held });
+                }
+                Err(error) if lacks_descriptors(&error) => named.push(Named { pid, started, held: None }),
+                Err(error) => {
+                    let leader = Status::read(pid).ok().and_then(|status| status.leader());
+                    let why = match leader.filter(|leader| *leader != pid) {
+                        Some(leader) => format!("it is a task of process {leader}: name that"),
+                        None => privilege::explain(pid, &error),
+                    };
+                    report.failed(pid, None, why);
+                }
             }
-        })
-        .collect()
+        }
+        named
     }
 
-    /// The sockets that are to be set. What cannot be looked into is reported; what has ended meanwhile has none.
-    fn targets(&self, named: &[Process], seen: &mut Seen, report: &mut Report) -> Vec<Target> {
-        let mut targets = Vec::new();
+    /// The numbers of the processes that are meant, beside those that are named.
+    fn meant(&self, report: &mut Report) -> Vec<i32> {
+        if !self.args.pids.is_empty() {
+            return Vec::new();
+        }
         let own = i32::try_from(std::process::id()).unwrap_or(0);
-        let all = match process::all() {
-            Ok(_) if !self.args.pids.is_empty() => Vec::new(),
+        match process::all() {
             // This one is there.
             Ok(pids) if pids.is_empty() => {
                 report.failed(own, None, "/proc shows no process: it is not mounted here".to_owned());
                 pids
             }
-            Ok(pids) => pids,
+            Ok(pids) => pids.into_iter().filter(|pid| *pid != own && self.is_meant(*pid)).collect(),
             Err(error) => {
                 report.failed(own, None, format!("/proc: {error}"));
                 Vec::new()
             }
-        };
-        let meant = all.into_iter().filter(|pid| *pid != own && self.is_meant(*pid));
-        let opened = meant.filter_map(|pid| match Process::open(pid) {
-            Err(error) if is_gone(&error) => None,
+        }
+    }
+
+    /// Sets the sockets of all processes that are meant, some processes at a time. What cannot be looked into is reported;
+    /// what has ended meanwhile has none. Sockets that were gone when their turn came are given back, by their inodes.
+    fn pass(
+        &self,
+        named: &[Named],
+        seen: &mut Seen,
+        pass: &mut Pass<'_>,
+        report: &mut Report,
+    ) -> HashSet<u32> {
+        let end = self.args.spread.filter(|_| !self.args.dry_run);
+        let end = end.map(|spread| Instant::now() + Duration::from_millis(spread.into()));
+        let others = self.meant(report);
+        let open = |pid: i32| match Process::open(pid) {
             // The number may have become another's before it was held.
-            Ok(_) if self.user.is_some() && !self.is_meant(pid) => None,
-            opened => Some((pid, opened)),
-        });
-        for (pid, process) in named.iter().map(|process| (process.pid, Ok(process.clone()))).chain(opened) {
-            let found = process.and_then(|process| found(&process));
-            let problem = match found {
+            Ok(_) if self.user.is_some() && !self.is_meant(pid) => {
+                Err(io::Error::from_raw_os_error(libc::ESRCH))
+            }
+            opened => opened,
+        };
+        let named = named.iter().map(|named| (named.pid, Box::new(|| named.open()) as Open<'_>));
+        let others = others.into_iter().map(|pid| (pid, Box::new(move || open(pid)) as Open<'_>));
+        self.change.make_all(named.chain(others), end, seen, pass, report)
+    }
+
+    /// Whether a process is one of all that are asked for.
+    fn is_meant(&self, pid: i32) -> bool {
+        match self.user {
+            Some(user) => Status::read(pid).is_ok_and(|status| status.user() == Some(user)),
+            None => !process::is_kernel_thread(pid),
+        }
+    }
+}
+
+fn lacks_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// What a worker says of a socket, in the first word of a record: a kind, whether it lacks a user timeout that it was to
+/// have, and an errno. Both ends of the socket follow.
+mod said {
+    pub(super) const NOT_MEANT: u64 = 0;
+    pub(super) const SET: u64 = 1;
+    pub(super) const UNCHANGED: u64 = 2;
+    pub(super) const FAILED: u64 = 3;
+    /// It could not be had.
+    pub(super) const REFUSED: u64 = 4;
+    pub(super) const IS_WITHOUT: u64 = 1 << 8;
+}
+
+impl Change {
+    /// Makes it of the sockets of processes, some processes at a time. What cannot be looked into is reported; what has
+    /// ended meanwhile has none. Sockets that were gone when their turn came are given back, by their inodes.
+    fn make_all<'o>(
+        &self,
+        processes: impl Iterator<Item = (i32, Open<'o>)>,
+        end: Option<Instant>,
+        seen: &mut Seen,
+        pass: &mut Pass<'_>,
+        report: &mut Report,
+    ) -> HashSet<u32> {
+        let mut lost = HashSet::new();
+        let mut batch = Batch::new();
+        for (pid, open) in processes {
+            let mut looked = open().and_then(|process| found(&process));
+            if looked.as_ref().is_err_and(lacks_descriptors) && batch.processes > 0 {
+                // The processes before hold them.
+                let until = end.map(|end| Instant::now() + end.saturating_duration_since(Instant::now()) / 2);
+                lost.extend(self.make_batch(&mut batch, until, seen, pass, report));
+                looked = open().and_then(|process| found(&process));
+            }
+            let problem = match looked {
                 Ok((tables, problem)) => {
                     for (table, sockets) in tables {
-                        targets.extend(sockets.into_iter().filter_map(|(fd, inode)| {
-                            let again = seen.is_due(inode)?;
-                            Some(Target { table: table.clone(), fd, inode, again })
-                        }));
+                        batch.processes += usize::from(!sockets.is_empty());
+                        for (fd, inode) in sockets {
+                            let is_meant = pass.only.as_ref().is_none_or(|only| only.contains(&inode));
+                            if is_meant && let Some(again) = seen.is_due(inode) {
+                                batch.targets.push(Target { table: table.clone(), fd, inode });
+                                batch.again.push(again);
+                            }
+                        }
                     }
                     problem
                 }
@@ -326,88 +481,184 @@ impl Attach<'_> {
             {
                 report.failed(pid, None, privilege::explain(pid, &error));
             }
+            // What is spread over a time is spread evenly, as far as there are descriptors: half of the time that is left
+            // is for those that come.
+            if batch.processes >= batch.room || batch.is_full() && end.is_none() {
+                let until = end.map(|end| Instant::now() + end.saturating_duration_since(Instant::now()) / 2);
+                lost.extend(self.make_batch(&mut batch, until, seen, pass, report));
+            }
+            if pass.is_interrupted() {
+                break;
+            }
         }
+        lost.extend(self.make_batch(&mut batch, end, seen, pass, report));
         seen.round += 1;
-        targets
+        lost
     }
 
-    /// Whether a process is one of all that are asked for.
-    fn is_meant(&self, pid: i32) -> bool {
-        match self.user {
-            Some(user) => Status::read(pid).is_ok_and(|status| status.user() == Some(user)),
-            None => !process::is_kernel_thread(pid),
-        }
+    /// Sets each socket of a batch, as fast as the cores allow, or until a moment.
+    fn make_batch(
+        &self,
+        batch: &mut Batch,
+        end: Option<Instant>,
+        seen: &mut Seen,
+        pass: &mut Pass<'_>,
+        report: &mut Report,
+    ) -> HashSet<u32> {
+        let Batch { targets, again, .. } = std::mem::replace(batch, Batch::new());
+        let pace = end.map(|end| {
+            let start = Instant::now();
+            Pace { start, time: end.saturating_duration_since(start) }
+        });
+        let answers = pass.workers.ask(&targets, pace, pass.termination, |place, target, cell| {
+            self.make(target, again.get(place) == Some(&true), cell);
+        });
+        self.report(&targets, answers, report, seen)
     }
 
-    /// The pace of a pass over all sockets, which begins now. On a dry run there is nothing to spread.
-    fn pace<'t>(&self, termination: Option<BorrowedFd<'t>>) -> Option<Pace<'t>> {
-        let time = self.args.spread.filter(|_| !self.args.dry_run)?;
-        Some(Pace { end: Instant::now() + Duration::from_millis(time.into()), termination })
-    }
-
-    /// Sets each: as fast as the cores allow, or at a pace. Those that were gone by then are given back, by their inodes.
-    fn set_all(&self, targets: &[Target], pace: Option<Pace<'_>>, report: &mut Report) -> HashSet<u32> {
-        let done = match pace {
-            None => parallel::map(targets, |target| self.set_one(target)),
-            Some(pace) => pace.map(targets, |target| self.set_one(target)),
+    /// Makes it, in a worker.
+    fn make(&self, target: &Target, again: bool, cell: &Cell<'_>) {
+        let refused = |error: io::Error| {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO).unsigned_abs();
+            cell.answer(words::together(&[&[said::REFUSED | u64::from(errno) << 32]]));
         };
+        let socket = match target.table.duplicate(target.fd) {
+            Ok(socket) => socket,
+            Err(error) => return refused(error),
+        };
+        let (fate, is_without, error) = match self.set_one(socket.as_fd(), again) {
+            Err(error) => return refused(error),
+            Ok(None) => return cell.answer(words::together(&[&[said::NOT_MEANT]])),
+            Ok(Some(done)) => done,
+        };
+        let kind = match fate {
+            Fate::Set => said::SET,
+            Fate::Unchanged => said::UNCHANGED,
+            Fate::Failed => said::FAILED,
+        };
+        let kind = if is_without { kind | said::IS_WITHOUT } else { kind };
+        if let Some(error) = &error {
+            cell.say(error);
+        }
+        // The names of its ends need the lock too. On a dry run they are the first calls that do.
+        if !self.dry_run {
+            cell.answer(words::together(&[&[kind]]));
+        }
+        let (local, peer) =
+            if self.describe || error.is_some() { ends(socket.as_fd()) } else { (None, None) };
+        cell.answer(words::together(&[&[kind], &words::of_address(local), &words::of_address(peer)]));
+    }
+
+    /// Reports what became of sockets, and gives the inodes of those that were gone by then.
+    fn report(
+        &self,
+        targets: &[Target],
+        mut answers: Answers,
+        report: &mut Report,
+        seen: &mut Seen,
+    ) -> HashSet<u32> {
         // A refusal that all sockets of a process have in common is said once.
         let mut refused = HashSet::new();
         let mut lost = HashSet::new();
-        for (target, done) in targets.iter().zip(done) {
+        for (place, (target, outcome)) in targets.iter().zip(std::mem::take(&mut answers.each)).enumerate() {
             let pid = target.table.pid;
-            match done {
-                Ok(None) => {}
-                Ok(Some((fate, is_without, line))) => {
-                    report.count(fate);
-                    report.without_user_timeout += usize::from(is_without);
-                    report.lines.extend(line);
-                }
-                // It was closed since, or the process has ended.
-                Err(error) if is_gone(&error) || error.raw_os_error() == Some(libc::EBADF) => {
-                    lost.insert(target.inode);
-                }
-                Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            let record = match outcome {
+                Answer::Given(record) => record,
+                Answer::NotAsked => continue,
+                Answer::Failed(why) => {
+                    // Each of its sockets has failed by this.
                     if refused.insert(pid) {
+                        report.failed(pid, None, why);
+                    } else {
+                        report.count(Fate::Failed);
+                    }
+                    continue;
+                }
+                Answer::Blocked => {
+                    if report.blocked.insert(target.inode) {
+                        report.failed(pid, Some(target.fd), format!("{BLOCKED}; left as it is"));
+                    }
+                    continue;
+                }
+                Answer::Classed(why) => {
+                    if seen.refuses(pid, process::started(pid)) {
+                        report.failed(pid, None, why);
+                    }
+                    continue;
+                }
+                Answer::Excluded(user) => {
+                    if seen.refuses(pid, process::started(pid)) {
+                        report.failed(pid, None, worker::excluded(user));
+                    }
+                    continue;
+                }
+            };
+            let [kind] = words::part(&record, 0);
+            let result = match kind & 0xff {
+                said::NOT_MEANT => continue,
+                said::SET => Fate::Set,
+                said::UNCHANGED => Fate::Unchanged,
+                said::FAILED => Fate::Failed,
+                _ => {
+                    let errno = i32::try_from(kind >> 32).unwrap_or(libc::EIO);
+                    let error = io::Error::from_raw_os_error(errno);
+                    // It was closed since, or the process has ended.
+                    if is_gone(&error) || errno == libc::EBADF {
+                        lost.insert(target.inode);
+                    } else if errno != libc::EPERM {
+                        report.failed(pid, Some(target.fd), privilege::explain(pid, &error));
+                    } else if refused.insert(pid) {
                         report.failed(pid, None, privilege::explain(pid, &error));
                     }
+                    continue;
                 }
-                Err(error) => report.failed(pid, Some(target.fd), privilege::explain(pid, &error)),
+            };
+            let is_without = kind & said::IS_WITHOUT != 0;
+            report.count(result);
+            report.without_user_timeout += usize::from(is_without);
+            let error = answers.texts.remove(&place);
+            if self.describe || error.is_some() {
+                report.lines.push(Line {
+                    pid: Some(pid),
+                    fd: Some(target.fd),
+                    comm: process::comm(pid).map(|comm| text::lossless(&comm).into_owned()),
+                    local: words::address(words::part(&record, 1)),
+                    peer: words::address(words::part(&record, 4)),
+                    result,
+                    error,
+                    note: is_without.then_some(NO_USER_TIMEOUT),
+                });
             }
         }
         lost
     }
 
-    /// Sets one, and says how it fared, and whether it lacks a user timeout that it was to have: nothing where it is none
-    /// of those that are meant. An error is one of getting hold of it.
-    fn set_one(&self, target: &Target) -> io::Result<Option<(Fate, bool, Option<Line>)>> {
-        let pid = target.table.pid;
-        let socket = target.table.duplicate(target.fd)?;
-        if let Some(port) = self.args.port
-            && !has_port(socket.as_fd(), port)?
+    /// Sets one, and says how it fared, whether it lacks a user timeout that it was to have, and what went wrong: nothing
+    /// if it is none of those that are meant.
+    fn set_one(
+        &self,
+        socket: BorrowedFd<'_>,
+        again: bool,
+    ) -> io::Result<Option<(Fate, bool, Option<String>)>> {
+        if let Some(port) = self.port
+            && !has_port(socket, port)?
         {
             return Ok(None);
         }
-        let kernel = Counting { writes: Cell::new(0), dry_run: self.args.dry_run };
+        let kernel = Counting { writes: std::cell::Cell::new(0), dry_run: self.dry_run };
         let (result, error) = match self.give(ka_core::Socket::with_kernel(socket.as_raw_fd(), &kernel)) {
             // Or no socket any more: the descriptor was closed, and its number used again, since it was listed.
             Err(Error::NotTcp | Error::System { errno: Errno(libc::ENOTSOCK), .. }) => return Ok(None),
             Err(error) => (Fate::Failed, Some(error.to_string())),
-            Ok(()) if kernel.writes.get() > 0 && !self.holds(socket.as_fd()) => {
+            Ok(()) if kernel.writes.get() > 0 && !self.holds(socket) => {
                 (Fate::Failed, Some(held_by().to_owned()))
             }
             Ok(()) if kernel.writes.get() > 0 => (Fate::Set, None),
-            Ok(()) if target.again => return Ok(None),
+            Ok(()) if again => return Ok(None),
             Ok(()) => (Fate::Unchanged, None),
         };
-        let is_without = error.is_none() && self.is_without_user_timeout(socket.as_fd(), result);
-        let note = is_without.then_some(NO_USER_TIMEOUT);
-        let line = (self.describe || error.is_some()).then(|| {
-            let (local, peer) = ends(socket.as_fd());
-            let comm = process::comm(pid).map(|comm| text::lossless(&comm).into_owned());
-            Line { pid: Some(pid), fd: Some(target.fd), comm, local, peer, result, error, note }
-        });
-        Ok(Some((result, is_without, line)))
+        let is_without = error.is_none() && self.is_without_user_timeout(socket, result);
+        Ok(Some((result, is_without, error)))
     }
 
     /// Whether a socket was to have a user timeout and can have none, as Multipath TCP's. One that kept its own keepalive was
@@ -431,15 +682,14 @@ impl Attach<'_> {
         };
         // What the kernel does not tell proves nobody's policy.
         let is_as_said = |on| socket.is_enabled().map_or(true, |is_on| is_on == on);
-        self.args.dry_run
+        self.dry_run
             || self.policy.enabled().is_none_or(is_as_said)
                 && [Timer::Idle, Timer::Intvl, Timer::Cnt, Timer::UserTimeout].into_iter().all(is_there)
     }
 
     fn give(&self, socket: ka_core::Socket<&Counting>) -> Result<(), Error> {
         // A dry run writes nothing, so nothing refuses what is not TCP.
-        let was_on =
-            if self.mode == Mode::Default || self.args.dry_run { socket.is_enabled()? } else { false };
+        let was_on = if self.mode == Mode::Default || self.dry_run { socket.is_enabled()? } else { false };
         if self.policy.enabled() != Some(true) {
             // Nothing to be stricter than, and nothing to give: who may have a word keeps it.
             return if self.mode == Mode::Force {
@@ -453,7 +703,9 @@ impl Attach<'_> {
             None => Ok(()),
         }
     }
+}
 
+impl Attach<'_> {
     /// The kernel has sockets, and not processes, and goes through them once.
     fn check_for_kernel(&self) -> Result<(), Failure> {
         let args = self.args;
@@ -468,25 +720,49 @@ impl Attach<'_> {
         }
     }
 
-    /// Has the kernel set all sockets of this network namespace, in one pass, whoever has them.
-    fn through_kernel(&self, report: &mut Report) -> Result<(), Failure> {
-        let orders = Orders { policy: self.policy, mode: self.mode };
-        let only = Only { port: self.args.port, cgroup: None };
-        let done =
-            Setter::load(orders, self.args.dry_run, only).and_then(|setter| setter.set()).map_err(|why| {
-                Failure::new(format_args!(
-                    "attach: --via bpf: {why}; without it ka attach goes through the processes"
-                ))
-            })?;
-        let sockets: HashMap<_, _> = if self.describe || done.iter().any(|done| done.errno != 0) {
+    /// Has the kernel set all sockets of this network namespace, in one pass, whoever has them. If it waits at a socket
+    /// whose lock is held, the others are set through their processes.
+    fn through_kernel(&self, workers: &mut Workers, report: &mut Report) -> Result<(), Failure> {
+        let failed = |why: String| {
+            Failure::new(format_args!(
+                "attach: --via bpf: {why}; without it ka attach goes through the processes"
+            ))
+        };
+        let Change { policy, mode, port, dry_run, describe } = self.change;
+        let setter =
+            Setter::load(Orders { policy, mode }, dry_run, Only { port, cgroup: None }).map_err(failed)?;
+        let Found { data, end } = workers.find(&[setter.program().as_raw_fd()], |sink| setter.set(sink));
+        let done = bpf::done(&data);
+        if let Ended::Failed(why) = end {
+            return Err(failed(why));
+        }
+        let is_whole = end == Ended::Whole;
+        let sockets: HashMap<_, _> = if describe || !is_whole || done.iter().any(|done| done.errno != 0) {
             let states: Vec<_> = State::with_options().collect();
-            let sockets = sockets(&states, None).map_err(|error| {
+            let listing = sockets(workers, &states, None).map_err(|error| {
                 Failure::new(format_args!("attach: what was set cannot be listed: {error}"))
             })?;
-            sockets.into_iter().map(|socket| (socket.entry.cookie, socket)).collect()
+            listing.sockets.into_iter().map(|socket| (socket.entry.cookie, socket)).collect()
         } else {
             HashMap::new()
         };
+        if !is_whole {
+            // Each socket that the kernel has told of, and no descriptor of which leads elsewhere.
+            let told: HashSet<_> = done.iter().map(|done| done.cookie).collect();
+            let rest = sockets.values().filter(|socket| !told.contains(&socket.entry.cookie));
+            let (owned, alone): (Vec<_>, Vec<_>) = rest.partition(|socket| socket.owner.is_some());
+            let only = owned.iter().map(|socket| socket.entry.inode).collect();
+            let mut pass = Pass { workers, termination: None, only: Some(only) };
+            let _ = self.pass(&[], &mut Seen::default(), &mut pass, report);
+            if !alone.is_empty() {
+                let own = i32::try_from(std::process::id()).unwrap_or(0);
+                report.failed(own, None, format!(
+                    "--via bpf stopped at a socket whose lock a program holds: {} sockets that no process has (not \
+                     accepted yet, or already closed) were left as they are; try again when that program has ended",
+                    alone.len()
+                ));
+            }
+        }
         for Done { cookie, writes, errno } in done {
             let result = match (errno, writes) {
                 (0, 0) => Fate::Unchanged,
@@ -494,7 +770,7 @@ impl Attach<'_> {
                 _ => Fate::Failed,
             };
             report.count(result);
-            if self.describe || errno != 0 {
+            if describe || errno != 0 {
                 let socket = sockets.get(&cookie);
                 let owner = socket.and_then(|socket| socket.owner.as_ref());
                 report.lines.push(Line {
@@ -515,28 +791,33 @@ impl Attach<'_> {
     }
 
     /// Looks again and again, until the processes have ended or a signal says to.
-    fn follow(&self, named: &[Process], report: &mut Report) -> Result<(), Failure> {
+    fn follow(
+        &self,
+        mut living: Vec<Named>,
+        workers: &mut Workers,
+        report: &mut Report,
+    ) -> Result<(), Failure> {
         let failed = |error| Failure::new(format_args!("attach: {error}"));
         let termination = sys::termination().map_err(failed)?;
         let mut seen = Seen::default();
         let interval = Duration::from_millis(self.args.interval.into());
-        let mut living = named.to_vec();
         loop {
-            let targets = self.targets(&living, &mut seen, report);
+            let mut pass = Pass { workers, termination: Some(termination.as_fd()), only: None };
             // What was lost is looked for in the next round, and what a signal has left is left.
-            let _ = self.set_all(&targets, self.pace(Some(termination.as_fd())), report);
+            let _ = self.pass(&living, &mut seen, &mut pass, report);
             self.say(report)?;
-            seen.forget(&targets);
+            seen.forget();
             if !self.args.pids.is_empty() && living.is_empty() {
                 return Ok(());
             }
             // A signal ends the wait, and so does the end of the last process that is named.
-            let last = living.iter().take(usize::from(living.len() == 1)).map(AsFd::as_fd);
+            let last = living.iter().take(usize::from(living.len() == 1));
+            let last = last.filter_map(|named| Some(named.held.as_ref()?.as_fd()));
             let waited: Vec<_> = [termination.as_fd()].into_iter().chain(last).collect();
             if sys::poll(&waited, interval).map_err(failed)?.first() == Some(&true) {
                 return Ok(());
             }
-            living.retain(Process::is_alive);
+            living.retain(Named::is_alive);
         }
     }
 
@@ -605,7 +886,7 @@ impl Attach<'_> {
                 failed: *failed,
                 without_user_timeout: *without_user_timeout,
                 dry_run: self.args.dry_run,
-                policy: self.policy.to_string(),
+                policy: self.change.policy.to_string(),
                 sockets: said,
             };
             json::to_writer_pretty(&mut out, &summary)?;
@@ -629,14 +910,9 @@ fn socket_line(line: &Line, dry_run: bool) -> String {
 }
 
 /// Both ends of a socket: `192.0.2.1:443 -> 198.51.100.1:50000`, with * for one that it does not have.
-fn arrow((local, peer): (Option<SocketAddr>, Option<SocketAddr>)) -> String {
+pub(crate) fn arrow((local, peer): (Option<SocketAddr>, Option<SocketAddr>)) -> String {
     let end = |end: Option<SocketAddr>| end.map_or_else(|| "*".to_owned(), |end| end.to_string());
     format!("{} -> {}", end(local), end(peer))
-}
-
-/// The ends of a socket, as text.
-pub(crate) fn ends_text(socket: BorrowedFd<'_>) -> String {
-    arrow(ends(socket))
 }
 
 /// A table, and those of its descriptors that are sockets with their inodes.
@@ -646,12 +922,10 @@ type TableAndSockets = (Table, Vec<(i32, u32)>);
 fn found(process: &Process) -> io::Result<(Vec<TableAndSockets>, Option<io::Error>)> {
     let mut tables = Vec::new();
     let mut problem = None;
-    for table in process.tables()? {
-        match table.and_then(|table| Ok((table.sockets()?, table))) {
-            Ok((sockets, table)) => tables.push((table, sockets)),
-            Err(error) => problem = Some(error),
-        }
-    }
+    process.each_table(|table| match table {
+        Ok(table) => tables.push(table),
+        Err(error) => problem = Some(error),
+    })?;
     // What /proc said is of this process only if it is still there.
     if process.is_alive() { Ok((tables, problem)) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
 }
@@ -670,7 +944,7 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// Both ends of a socket, as far as it has them.
-fn ends(socket: BorrowedFd<'_>) -> (Option<SocketAddr>, Option<SocketAddr>) {
+pub(crate) fn ends(socket: BorrowedFd<'_>) -> (Option<SocketAddr>, Option<SocketAddr>) {
     let socket = SockRef::from(&socket);
     let end = |address: io::Result<socket2::SockAddr>| address.ok().and_then(|address| address.as_socket());
     (end(socket.local_addr()), end(socket.peer_addr()))
@@ -706,7 +980,7 @@ mod tests {
             // One process refuses in every round. Another one, of a new PID each time, refuses once.
             assert_eq!(seen.refuses(1, 7), round == 0);
             assert!(seen.refuses(i32::try_from(round).unwrap() + 2, 7));
-            seen.forget(&[]);
+            seen.forget();
             assert!(
                 seen.refused.len() <= 3 * usize::try_from(Seen::AGAIN).unwrap(),
                 "{}",

@@ -1,8 +1,9 @@
 //! `ka check`: what reaches a program or a process, what does not and why, and what to type.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::fs;
-use std::io::{self, BufWriter, Write};
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Write};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
@@ -18,10 +19,12 @@ use crate::failure::{FOUND, Failure, Outcome};
 use crate::json;
 use crate::libraries::Linked;
 use crate::privilege;
-use crate::process::{self, Process};
+use crate::process::{self, OVER_BUDGET, Process, Target};
 use crate::program::{self, Program};
 use crate::text;
 use crate::via::{self, Launch, Reach};
+use crate::words;
+use crate::worker::{self, Answer, BLOCKED, Cell, Ended, Workers};
 use crate::wrapper::{self, Client};
 
 pub(crate) fn check(args: &args::Check) -> Outcome {
@@ -302,11 +305,15 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
     let process = Process::open(pid).map_err(|error| refused(&error))?;
     let name = process.name();
     let mut facts = Vec::new();
-    let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
-    let is_preloaded = maps.split(|byte| *byte == b'\n').any(|line| line.ends_with(b"/libka_preload.so"));
+    let mut workers = Workers::default();
+    let mut is_whole = true;
+    let Mapped { is_preloaded, copies } = mapped(pid, &mut workers).unwrap_or_else(|why| {
+        facts.push(why);
+        is_whole = false;
+        Mapped::default()
+    });
     if is_preloaded {
         facts.push("libka_preload.so is in it".to_owned());
-        let copies = c_libraries(&maps);
         if copies > 1 {
             facts.push(format!(
                 "{copies} copies of the C library are in it, as dlmopen(3) makes them: libka_preload.so may see the calls \
@@ -315,13 +322,15 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
         }
     }
     let mut missed = false;
-    let attach = match sockets(&process) {
-        Ok(Sockets { tcp, off, rings }) => {
+    let attach = match sockets(&process, &mut workers) {
+        Ok(Sockets { tcp, off, rings, left }) => {
             facts.push(format!("{tcp} TCP sockets, {} of them without keepalive", off.len()));
             if is_preloaded && !off.is_empty() {
                 missed = true;
                 facts.extend(missed_facts(pid, &off));
             }
+            is_whole &= left.is_empty();
+            facts.extend(left);
             if rings {
                 facts.push("it uses io_uring".to_owned());
             }
@@ -361,7 +370,8 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
     let command = Some(command);
     let mut ways = vec![preload, seccomp, cgroup, attach];
     ways.sort_by_key(|way| !way.reaches);
-    let is_reached = !missed && ways.first().is_some_and(|way| way.reaches);
+    // What was left out is not reached.
+    let is_reached = is_whole && !missed && ways.first().is_some_and(|way| way.reaches);
     let over = Some(Over { supervisor, cgroups: policies.ok() });
     Ok(Report { target: format!("{pid} ({name})"), facts, ways, is_reached, command, over })
 }
@@ -382,16 +392,13 @@ fn cgroup_why(pid: i32, policies: &Result<Vec<cgroup::InForce>, String>) -> Stri
     }
 }
 
-/// How many copies of the C library a process has: each is mapped once from the beginning of its file.
-fn c_libraries(maps: &[u8]) -> usize {
+/// Whether a line of /proc/PID/maps is the beginning of a C library. Each copy is mapped once from there.
+fn is_c_library(line: &[u8]) -> bool {
     const NAMES: [&[u8]; 3] = [b"libc.so", b"libc-2.", b"ld-musl-"];
-    let maps = maps.split(|byte| *byte == b'\n').filter(|line| {
-        let offset = line.split(|byte| *byte == b' ').nth(2);
-        let name = line.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        offset.is_some_and(|offset| offset.iter().all(|digit| *digit == b'0'))
-            && NAMES.iter().any(|libc| name.starts_with(libc))
-    });
-    maps.count()
+    let offset = line.split(|byte| *byte == b' ').nth(2);
+    let name = line.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    offset.is_some_and(|offset| offset.iter().all(|digit| *digit == b'0'))
+        && NAMES.iter().any(|libc| name.starts_with(libc))
 }
 
 /// Which sockets have no keepalive although the shim is in the process, and what may be the reason.
@@ -416,33 +423,57 @@ struct Sockets {
     /// Those without keepalive: descriptor and addresses.
     off: Vec<(i32, String)>,
     rings: bool,
+    /// Why some were left out.
+    left: Vec<String>,
 }
 
+/// A worker's answer about a socket, in the lower half of a word: it is TCP, its keepalive is off, or the kernel refused
+/// with the errno in the upper half.
+const TCP: u64 = 1;
+const OFF: u64 = 2;
+const REFUSED: u64 = 4;
+
 /// Looks into a process: how many TCP sockets it has, and whether one may look at all.
-fn sockets(process: &Process) -> io::Result<Sockets> {
-    let mut found = Sockets { tcp: 0, off: Vec::new(), rings: false };
-    let mut inodes = std::collections::HashSet::new();
-    for table in process.tables()? {
-        let table = table?;
-        found.rings |= table.has_ring();
-        for (fd, inode) in table.sockets()? {
-            if !inodes.insert(inode) {
+fn sockets(process: &Process, workers: &mut Workers) -> io::Result<Sockets> {
+    let mut found = Sockets { tcp: 0, off: Vec::new(), rings: false, left: Vec::new() };
+    let mut inodes = HashSet::new();
+    let mut targets = Vec::new();
+    let mut refused = None;
+    process.each_table(|table| match table {
+        Ok((table, sockets)) => {
+            found.rings |= table.has_ring();
+            let new = sockets.into_iter().filter(|(_, inode)| inodes.insert(*inode));
+            targets.extend(new.map(|(fd, inode)| Target { table: table.clone(), fd, inode }));
+        }
+        Err(error) if error.to_string() == OVER_BUDGET => found.left.push(OVER_BUDGET.to_owned()),
+        Err(error) => refused = Some(error),
+    })?;
+    if let Some(error) = refused {
+        return Err(error);
+    }
+    let answers = workers.ask(&targets, None, None, |_, target, cell| look(target, cell));
+    for (target, answer) in targets.iter().zip(answers.each) {
+        let left = match answer {
+            Answer::Given([kind, ..]) if kind & REFUSED != 0 => {
+                return Err(io::Error::from_raw_os_error(i32::try_from(kind >> 32).unwrap_or(libc::EIO)));
+            }
+            Answer::Given(record) => {
+                let [kind] = words::part(&record, 0);
+                found.tcp += usize::from(kind & TCP != 0);
+                if kind & OFF != 0 {
+                    let ends = (words::address(words::part(&record, 1)), words::address(words::part(&record, 4)));
+                    found.off.push((target.fd, attach::arrow(ends)));
+                }
                 continue;
             }
-            let socket = match table.duplicate(fd) {
-                Err(error) if error.raw_os_error() == Some(libc::EBADF) => continue,
-                socket => socket?,
-            };
-            match ka_core::Socket::new(socket.as_raw_fd()).is_enabled() {
-                Ok(on) => {
-                    found.tcp += 1;
-                    if !on {
-                        found.off.push((fd, attach::ends_text(socket.as_fd())));
-                    }
-                }
-                Err(ka_core::Error::System { option: SockOpt::Protocol, .. } | ka_core::Error::NotTcp) => {}
-                Err(error) => return Err(io::Error::from_raw_os_error(error.errno().0)),
-            }
+            Answer::Failed(why) => format!("its socket fd {}: {why}", target.fd),
+            Answer::Blocked => format!("its socket fd {} {BLOCKED}", target.fd),
+            Answer::Classed(why) => return Err(io::Error::other(why)),
+            Answer::Excluded(user) => worker::excluded(user),
+            Answer::NotAsked => continue,
+        };
+        if !found.left.contains(&left) {
+            found.left.push(left);
         }
     }
     // Without a socket nothing has been asked that may be refused: one that is no socket answers as well.
@@ -450,4 +481,71 @@ fn sockets(process: &Process) -> io::Result<Sockets> {
         process::probe(process)?;
     }
     Ok(found)
+}
+
+/// Asks a socket, in a worker.
+fn look(target: &Target, cell: &Cell<'_>) {
+    let answer = |kind| cell.answer(words::together(&[&[kind]]));
+    let refused = |errno: i32| answer(REFUSED | u64::from(errno.unsigned_abs()) << 32);
+    let socket = match target.table.duplicate(target.fd) {
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => return answer(0),
+        Err(error) => return refused(error.raw_os_error().unwrap_or(libc::EIO)),
+        Ok(socket) => socket,
+    };
+    match ka_core::Socket::new(socket.as_raw_fd()).is_enabled() {
+        Ok(true) => answer(TCP),
+        Ok(false) => {
+            // The addresses need the socket's lock. Without them there is an answer all the same.
+            answer(TCP | OFF);
+            let (local, peer) = attach::ends(socket.as_fd());
+            cell.answer(words::together(&[&[TCP | OFF], &words::of_address(local), &words::of_address(peer)]));
+        }
+        Err(ka_core::Error::System { option: SockOpt::Protocol, .. } | ka_core::Error::NotTcp) => answer(0),
+        Err(error) => refused(error.errno().0),
+    }
+}
+
+/// What is mapped into a process.
+#[derive(Default)]
+struct Mapped {
+    is_preloaded: bool,
+    /// How many copies of the C library.
+    copies: usize,
+}
+
+/// Looks at a process's memory maps. The kernel may wait for the process in this, so a worker reads them, line by line:
+/// there may be very many.
+fn mapped(pid: i32, workers: &mut Workers) -> Result<Mapped, String> {
+    const SHIM: u8 = b's';
+    const C_LIBRARY: u8 = b'c';
+    let found = workers.find(&[], |sink| {
+        let Ok(maps) = File::open(format!("/proc/{pid}/maps")) else { return Ok(()) };
+        let mut maps = BufReader::new(maps);
+        let mut line = Vec::new();
+        let mut has_shim = false;
+        loop {
+            line.clear();
+            match maps.read_until(b'\n', &mut line) {
+                Ok(0) | Err(_) => return Ok(()),
+                Ok(_) => {}
+            }
+            let kind = if !has_shim && line.ends_with(b"/libka_preload.so\n") {
+                has_shim = true;
+                SHIM
+            } else if is_c_library(&line) {
+                C_LIBRARY
+            } else {
+                continue;
+            };
+            sink.write_all(&[kind]).map_err(|error| error.to_string())?;
+        }
+    });
+    match found.end {
+        Ended::Whole => Ok(Mapped {
+            is_preloaded: found.data.contains(&SHIM),
+            copies: found.data.iter().filter(|kind| **kind == C_LIBRARY).count(),
+        }),
+        Ended::Blocked => Err("its memory maps did not answer within 2 s".to_owned()),
+        Ended::Failed(why) => Err(format!("its memory maps: {why}")),
+    }
 }

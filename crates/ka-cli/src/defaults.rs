@@ -17,6 +17,7 @@ use crate::file;
 use crate::json;
 use crate::sockets::sockets;
 use crate::text;
+use crate::worker::Workers;
 
 /// The sysctls, in the order of idle, intvl and cnt. tcp(7)
 const NAMES: [&str; 3] = ["tcp_keepalive_time", "tcp_keepalive_intvl", "tcp_keepalive_probes"];
@@ -101,8 +102,9 @@ struct Counted {
 
 impl Counted {
     fn count() -> Self {
-        let sockets = match sockets(&[State::Established, State::CloseWait], None) {
-            Ok(sockets) => sockets,
+        let states = [State::Established, State::CloseWait];
+        let sockets = match sockets(&mut Workers::default(), &states, None) {
+            Ok(listing) => listing.sockets,
             Err(error) => return Self { why_not: error.to_string(), ..Self::default() },
         };
         let count = |keepalive| Some(sockets.iter().filter(|socket| socket.keepalive() == keepalive).count());

@@ -61,7 +61,7 @@ impl State {
         Self::ALL.into_iter().filter(|state| !matches!(state, Self::TimeWait | Self::SynRecv))
     }
 
-    fn numbered(number: u8) -> Option<Self> {
+    pub(crate) fn numbered(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|state| *state as u8 == number)
     }
 
@@ -100,6 +100,8 @@ pub(crate) struct Entry {
     pub(crate) cookie: u64,
     /// 0 where no descriptor leads to it.
     pub(crate) inode: u32,
+    /// The number of the cgroup that it was made in. 0 before Linux 5.7, or without cgroups of version 2.
+    pub(crate) cgroup: u64,
     pub(crate) status: Option<Status>,
 }
 
@@ -127,7 +129,10 @@ const LACKS: &str =
     "this kernel does not list its TCP sockets (CONFIG_INET_TCP_DIAG: modprobe tcp_diag, as root)";
 
 /// All sockets in these states, IPv4's and IPv6's. A Multipath TCP connection is there with each of its subflows.
-pub(crate) fn dump(states: &[State]) -> io::Result<Vec<Entry>> {
+///
+/// For what connections are doing (`with_status`) the kernel takes each socket's lock, which another program may hold for
+/// ever.
+pub(crate) fn dump(states: &[State], with_status: bool) -> io::Result<Vec<Entry>> {
     let wanted = states.iter().fold(0, |set, state| set | 1_u32 << *state as u32);
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
@@ -137,7 +142,7 @@ pub(crate) fn dump(states: &[State]) -> io::Result<Vec<Entry>> {
         let request = InetRequest {
             family: byte(family),
             protocol: byte(libc::IPPROTO_TCP),
-            extensions: ExtensionFlags::INFO,
+            extensions: if with_status { ExtensionFlags::INFO } else { ExtensionFlags::empty() },
             states: StateFlags::from_bits_retain(wanted),
             socket_id,
         };
@@ -152,6 +157,9 @@ pub(crate) fn dump(states: &[State]) -> io::Result<Vec<Entry>> {
     }
     Ok(entries)
 }
+
+/// The attribute with a socket's cgroup, in <linux/inet_diag.h>.
+const INET_DIAG_CGROUP_ID: u16 = 21;
 
 /// The numbers of families and protocols fit: they are 2, 10 and 6.
 fn byte(number: libc::c_int) -> u8 {
@@ -206,16 +214,21 @@ fn outcome(end: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Reads a `struct inet_diag_msg` and, of the attributes behind it, the one that is wanted: a machine may have a hundred
-/// thousand sockets.
+/// Reads a `struct inet_diag_msg` and two of the attributes behind it.
 fn entry(payload: &[u8]) -> Option<Entry> {
     const HEADER: usize = 72;
     let header = InetResponseHeader::parse(payload).ok()?;
     let id = header.socket_id;
-    let status = NlasIterator::new(payload.get(HEADER..)?)
-        .flatten()
-        .find(|attribute| attribute.kind() == INET_DIAG_INFO)
-        .and_then(|attribute| Status::from_info(attribute.value()));
+    let (mut status, mut cgroup) = (None, 0);
+    for attribute in NlasIterator::new(payload.get(HEADER..)?).flatten() {
+        match attribute.kind() {
+            INET_DIAG_INFO => status = status.or(Status::from_info(attribute.value())),
+            INET_DIAG_CGROUP_ID => {
+                cgroup = attribute.value().first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+            }
+            _ => {}
+        }
+    }
     Some(Entry {
         local: address(id.source_address, id.source_port, id.interface_id),
         peer: (id.destination_port != 0)
@@ -224,6 +237,7 @@ fn entry(payload: &[u8]) -> Option<Entry> {
         timer: header.timer,
         cookie: cookie(id.cookie),
         inode: header.inode,
+        cgroup,
         status,
     })
 }

@@ -18,10 +18,11 @@ use crate::failure::{FOUND, Failure, Outcome};
 use crate::file;
 use crate::json;
 use crate::privilege;
-use crate::sockets::{Owner, Socket, sockets};
+use crate::sockets::{Listing, Owner, Socket, sockets};
 use crate::sys;
 use crate::table::{self, Cell, Column, Output, Paint};
 use crate::text;
+use crate::worker::Workers;
 
 /// The first probe of a longer idle time comes after AWS's load balancers and NAT gateways have forgotten the
 /// connection, as have most others (`ka plan --list`).
@@ -35,12 +36,13 @@ pub(crate) fn ls(args: &args::Ls) -> Outcome {
     }
     let states: Vec<_> =
         if args.state.is_empty() { State::with_options().collect() } else { args.state.clone() };
-    let mut sockets = sockets(&states, args.pid).map_err(|error| {
+    let listing = sockets(&mut Workers::default(), &states, args.pid).map_err(|error| {
         Failure::new(args.pid.map_or_else(
             || format!("ls: {error}"),
             |pid| format!("ls: process {pid}: {}", privilege::explain(pid, &error)),
         ))
     })?;
+    let Listing { mut sockets, left } = listing;
     let unknown = sockets.iter().filter(|socket| socket.keepalive().is_none()).count();
     if args.off {
         sockets.retain(|socket| socket.keepalive() == Some(false));
@@ -55,6 +57,9 @@ pub(crate) fn ls(args: &args::Ls) -> Outcome {
         write_table(&mut out, &rows, &sockets)?;
     }
     out.flush()?;
+    for why in &left {
+        let _ = writeln!(io::stderr(), "ka: ls: {why}");
+    }
     if args.off && unknown > 0 {
         // A monitor must not take what nobody looked at for what is well.
         let _ = writeln!(
@@ -62,7 +67,7 @@ pub(crate) fn ls(args: &args::Ls) -> Outcome {
             "ka: ls: of {unknown} more it is not known: they belong to others (needs CAP_SYS_PTRACE), or to nobody"
         );
     }
-    Ok(if args.off && !rows.is_empty() { FOUND } else { 0 })
+    Ok(if !left.is_empty() || args.off && !rows.is_empty() { FOUND } else { 0 })
 }
 
 /// A name of ip-netns(8), a path, or a process's number.
@@ -144,6 +149,8 @@ struct Row<'a> {
     next_probe_ms: Option<u64>,
     unanswered_probes: Option<u32>,
     risks: Vec<Risk>,
+    /// Why the socket did not answer.
+    error: Option<&'a str>,
     #[serde(skip)]
     socket: &'a Socket,
 }
@@ -168,6 +175,7 @@ impl<'a> Row<'a> {
             next_probe_ms: next_probe(socket),
             unanswered_probes: entry.status.map(|status| status.probes),
             risks: risks(socket),
+            error: socket.error.as_deref(),
             socket,
         }
     }

@@ -20,6 +20,7 @@ mod attach;
 mod bpf;
 mod cgroup;
 mod check;
+mod class;
 mod defaults;
 mod diag;
 mod duration;
@@ -45,6 +46,8 @@ mod sys;
 mod table;
 mod text;
 mod via;
+mod words;
+mod worker;
 mod wrapper;
 
 use std::ffi::OsString;

@@ -1,11 +1,12 @@
 //! Running processes and their descriptors, as /proc shows them, held by a pidfd so that a number that is used again
 //! is never taken for the process that was looked at.
 
-use std::collections::BTreeMap;
+use std::cmp;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::parallel;
@@ -148,60 +149,163 @@ impl Process {
         Table { pid: self.pid, task: self.pid, pidfd: Arc::clone(&self.pidfd) }
     }
 
-    /// The tables of descriptors that its tasks have, each once.
+    /// Looks at each descriptor table of the process, with its sockets. A table that cannot be looked at is an error in
+    /// its place.
     ///
-    /// Nearly always there is one. A task that was made without `CLONE_FILES`, or called unshare(2), has its own, and a
-    /// leader that has ended while others go on has none.
+    /// Nearly always there is one table. A task that was made without `CLONE_FILES`, or called unshare(2), has its own. A
+    /// leader that has ended while other tasks go on has none.
     ///
-    /// A table that cannot be held is an error in its place.
-    pub(crate) fn tables(&self) -> io::Result<Vec<io::Result<Table>>> {
+    /// Each table is listed when its turn comes. The first is always listed as a whole: it has as many descriptors as the
+    /// kernel lets a table have (fs.nr_open). Those after it share a budget, for a process may have thousands.
+    pub(crate) fn each_table(
+        &self,
+        mut look: impl FnMut(io::Result<(Table, Vec<(i32, u32)>)>),
+    ) -> io::Result<()> {
         let pid = self.pid;
         let status = Status::read(pid).map_err(|error| match error.raw_os_error() {
-            // It is there, and /proc does not show it: the one knows better.
             Some(libc::ENOENT) if self.is_alive() => io::Error::other(
                 "/proc does not show it: it hides others' processes (hidepid), or is not mounted",
             ),
             _ => error,
         })?;
-        if status.threads() <= 1 && !status.is_zombie() {
-            return Ok(vec![Ok(self.leader_table())]);
-        }
-        let mut tasks = sys::numbers(File::open(format!("/proc/{pid}/task"))?.as_fd())?;
-        // The leader first: its pidfd needs no new kernel.
-        tasks.sort_unstable_by_key(|task| (*task != pid, *task));
-        let mut tables: Vec<io::Result<Table>> = Vec::new();
-        for task in tasks {
-            if task == pid && status.is_zombie() {
-                continue;
-            }
-            let is_known = tables.iter().flatten().any(|table| {
-                // Where the kernel does not compare, tables with the same sockets are one as far as we are concerned.
-                sys::share_descriptors(table.task, task).unwrap_or_else(|_| {
-                    let theirs = sockets(&format!("/proc/{pid}/task/{task}/fd"));
-                    table.sockets().is_ok_and(|own| theirs.is_ok_and(|theirs| own == theirs))
-                })
-            });
-            if is_known {
-                continue;
-            }
-            let pidfd = if task == pid {
-                Ok(Arc::clone(&self.pidfd))
-            } else {
-                sys::pidfd_open(task, PIDFD_THREAD).map(Arc::new).map_err(|error| {
-                    match error.raw_os_error() {
-                        Some(libc::EINVAL | libc::ENOENT) => {
-                            io::Error::other(format!("task {task}: {ONLY_LEADERS}"))
-                        }
-                        _ => error,
-                    }
-                })
+        let tasks = if status.threads() <= 1 && !status.is_zombie() {
+            Tasks { own: vec![pid], unordered: Vec::new() }
+        } else {
+            let mut tasks = sys::numbers(File::open(format!("/proc/{pid}/task"))?.as_fd())?;
+            tasks.retain(|task| *task != pid || !status.is_zombie());
+            // The leader first: its pidfd needs no new kernel.
+            tasks.sort_unstable_by_key(|task| (*task != pid, *task));
+            Tasks::of(pid, &tasks)
+        };
+        let mut lists = HashSet::new();
+        let mut budget = None;
+        for task in tasks.own.iter().chain(&tasks.unordered) {
+            let folder = format!("/proc/{pid}/task/{task}/fd");
+            let listed = match &budget {
+                None => sockets(&folder).map(|sockets| (sockets, true)),
+                Some(budget) => sockets_within(&folder, budget),
             };
-            // One that has ended meanwhile has nothing.
-            if !matches!(&pidfd, Err(error) if error.raw_os_error() == Some(libc::ESRCH)) {
-                tables.push(pidfd.map(|pidfd| Table { pid, task, pidfd }));
+            let budget = budget.get_or_insert_with(Budget::new);
+            let (sockets, is_whole) = match listed {
+                Ok(listed) => listed,
+                Err(error) => {
+                    look(Err(error));
+                    continue;
+                }
+            };
+            // If the kernel does not compare tables, those with the same sockets are one as far as ka is concerned.
+            let is_new = tasks.unordered.is_empty() || lists.insert(sockets.clone());
+            if is_new {
+                match self.table(*task) {
+                    // A task that has ended meanwhile has nothing.
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) && *task != pid => {}
+                    table => look(table.map(|table| (table, sockets))),
+                }
+            }
+            if !is_whole || budget.is_spent() && tasks.last() != Some(*task) {
+                look(Err(io::Error::other(OVER_BUDGET)));
+                break;
             }
         }
-        Ok(tables)
+        Ok(())
+    }
+
+    /// Holds a task's table.
+    fn table(&self, task: i32) -> io::Result<Table> {
+        if task == self.pid {
+            return Ok(self.leader_table());
+        }
+        match sys::pidfd_open(task, PIDFD_THREAD) {
+            Ok(pidfd) => Ok(Table { pid: self.pid, task, pidfd: Arc::new(pidfd) }),
+            // Kernels that know the flag say EINVAL too, of a task that is just ending.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && has_task_pidfds() => {
+                Err(io::Error::from_raw_os_error(libc::ESRCH))
+            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {
+                Err(io::Error::other(format!("task {task}: {ONLY_LEADERS}")))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether this kernel has pidfds of tasks: it gives one of the calling task, which certainly is there.
+pub(crate) fn has_task_pidfds() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        let opened = sys::pidfd_open(sys::thread_id(), PIDFD_THREAD);
+        // What else may go wrong, as a lack of descriptors, proves nothing.
+        !matches!(opened, Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)))
+    })
+}
+
+/// The tasks of a process that have a descriptor table which no task before them has.
+struct Tasks {
+    own: Vec<i32>,
+    /// Those whose table the kernel does not compare with others.
+    unordered: Vec<i32>,
+}
+
+impl Tasks {
+    /// kcmp(2) orders tables, so each is looked up among those before it: n log n comparisons of n tasks.
+    fn of(pid: i32, tasks: &[i32]) -> Self {
+        let mut ordered: Vec<i32> = Vec::new();
+        let mut unordered = Vec::new();
+        for task in tasks {
+            let (mut low, mut high) = (0, ordered.len());
+            while low < high {
+                let middle = low.midpoint(high);
+                let Some(other) = ordered.get(middle) else { break };
+                match sys::compare_descriptors(*other, *task) {
+                    Ok(cmp::Ordering::Less) => low = middle + 1,
+                    Ok(cmp::Ordering::Greater) => high = middle,
+                    Ok(cmp::Ordering::Equal) => break,
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                        if fs::metadata(format!("/proc/{pid}/task/{task}")).is_err() {
+                            break;
+                        }
+                        // It is the other that has ended.
+                        ordered.remove(middle);
+                        high -= 1;
+                    }
+                    Err(_) => {
+                        unordered.push(*task);
+                        break;
+                    }
+                }
+            }
+            if low >= high {
+                ordered.insert(low.min(ordered.len()), *task);
+            }
+        }
+        // The leader first again.
+        ordered.sort_unstable_by_key(|task| (*task != pid, *task));
+        Self { own: ordered, unordered }
+    }
+
+    fn last(&self) -> Option<i32> {
+        self.unordered.last().or(self.own.last()).copied()
+    }
+}
+
+/// What is said of a process that ka does not look through to its end.
+pub(crate) const OVER_BUDGET: &str = "its threads have more descriptors than ka looks through in 2 s of processor time: \
+     the sockets that ka came to are done, the others are left as they are";
+
+/// The processor time that may go into the descriptors of one process, so that none keeps ka from the others.
+struct Budget {
+    start: Duration,
+}
+
+impl Budget {
+    const TIME: Duration = Duration::from_secs(2);
+
+    fn new() -> Self {
+        Self { start: sys::processor_time() }
+    }
+
+    fn is_spent(&self) -> bool {
+        sys::processor_time().saturating_sub(self.start) >= Self::TIME
     }
 }
 
@@ -224,9 +328,12 @@ impl Table {
         self.task == self.pid
     }
 
-    /// The descriptors that are sockets, and the inode of each.
-    pub(crate) fn sockets(&self) -> io::Result<Vec<(i32, u32)>> {
-        sockets(&format!("/proc/{}/task/{}/fd", self.pid, self.task))
+    pub(crate) const fn task(&self) -> i32 {
+        self.task
+    }
+
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// Whether one of the descriptors is an io_uring, which does what is asked of it without the C library.
@@ -252,11 +359,47 @@ pub(crate) fn probe(process: &Process) -> io::Result<()> {
     }
 }
 
+/// A socket of a process, as it was when its table was listed.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub(crate) table: Table,
+    pub(crate) fd: i32,
+    pub(crate) inode: u32,
+}
+
+impl Target {
+    /// Where /proc shows the descriptor.
+    pub(crate) fn path(&self) -> String {
+        format!("/proc/{}/task/{}/fd/{}", self.table.pid, self.table.task, self.fd)
+    }
+}
+
 /// The descriptors in a folder of /proc that are sockets, and the inode of each.
 pub(crate) fn sockets(folder: &str) -> io::Result<Vec<(i32, u32)>> {
     let folder = File::open(folder)?;
     let descriptors = sys::numbers(folder.as_fd())?;
-    let sockets = parallel::map(&descriptors, |fd| {
+    sockets_among(&folder, &descriptors)
+}
+
+/// The same, as far as the budget reaches, and whether that was all.
+fn sockets_within(folder: &str, budget: &Budget) -> io::Result<(Vec<(i32, u32)>, bool)> {
+    /// So many links are read between two looks at the clock.
+    const PIECE: usize = 1 << 14;
+    let folder = File::open(folder)?;
+    let descriptors = sys::numbers(folder.as_fd())?;
+    let mut sockets = Vec::new();
+    for piece in descriptors.chunks(PIECE) {
+        if budget.is_spent() {
+            return Ok((sockets, false));
+        }
+        sockets.extend(sockets_among(&folder, piece)?);
+    }
+    sockets.sort_unstable();
+    Ok((sockets, true))
+}
+
+fn sockets_among(folder: &File, descriptors: &[i32]) -> io::Result<Vec<(i32, u32)>> {
+    let sockets = parallel::map(descriptors, |fd| {
         let mut buffer = [0; 64];
         match sys::read_link(folder.as_fd(), *fd, &mut buffer) {
             Ok(link) => Ok(socket_inode(link).map(|inode| (*fd, inode))),
@@ -297,7 +440,12 @@ mod tests {
         let process = Process::open(pid).unwrap();
         assert!(process.is_alive());
         // The tests run in threads, which share their descriptors; one that is just ending has let go of them.
-        assert!((0..1000).any(|_| process.tables().unwrap().len() == 1));
+        let tables = || {
+            let mut count = 0;
+            process.each_table(|table| count += usize::from(table.is_ok())).unwrap();
+            count
+        };
+        assert!((0..1000).any(|_| tables() == 1));
         assert!(!is_kernel_thread(pid));
         assert_eq!(parent(pid), i32::try_from(std::os::unix::process::parent_id()).ok());
     }

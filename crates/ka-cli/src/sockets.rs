@@ -1,19 +1,20 @@
 //! TCP sockets with their owners and options: the kernel's list joined, by inode, with the descriptors of processes.
 
 use std::collections::HashSet;
-use std::io;
+use std::io::{self, Write as _};
 use std::ops::Range;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
-use std::thread;
 
 use ka_core::Settings;
 
 use crate::bpf;
 use crate::diag::{Entry, State, dump};
-use crate::parallel;
-use crate::process::{self, Process, Table};
+use crate::process::{self, OVER_BUDGET, Process, Table, Target};
 use crate::sys;
+use crate::text;
+use crate::words;
+use crate::worker::{self, Answer, BLOCKED, Cell, Ended, Workers};
 
 /// Who has a socket.
 #[derive(Clone, Debug)]
@@ -34,6 +35,8 @@ pub(crate) struct Socket {
     pub(crate) others: usize,
     /// What is in force, where we may look.
     pub(crate) settings: Option<Settings>,
+    /// Why it did not answer.
+    pub(crate) error: Option<String>,
 }
 
 impl Socket {
@@ -43,44 +46,85 @@ impl Socket {
     }
 }
 
+/// The sockets that were found, and what was left out, said in full.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    pub(crate) sockets: Vec<Socket>,
+    pub(crate) left: Vec<String>,
+}
+
 /// The sockets in some states; of one process, or of all.
 ///
 /// A process may end at any moment: then it has none. The kernel's list and the processes' descriptors are read side by
-/// side, and what changes between the two is left out. What is in force the kernel tells of all in one pass, where we may
-/// have it do that; else, and of those that it has not told of, the sockets are asked one by one, through whoever has them.
-pub(crate) fn sockets(states: &[State], pid: Option<i32>) -> io::Result<Vec<Socket>> {
+/// side, and what changes between the two is left out. If eBPF is allowed, the kernel tells what is in force on all of them
+/// in one pass. The others are asked one by one, through whoever has them.
+pub(crate) fn sockets(workers: &mut Workers, states: &[State], pid: Option<i32>) -> io::Result<Listing> {
     sys::raise_descriptor_limit();
-    let (entries, holders, told) = thread::scope(|scope| {
-        let told = thread::Builder::new().spawn_scoped(scope, || bpf::settings().unwrap_or_default());
-        let entries = thread::Builder::new().spawn_scoped(scope, || dump(states));
-        let holders = match pid {
-            Some(pid) => tables(pid),
-            None => others().map(|pids| pids.filter_map(leader).collect()),
-        };
-        let entries = match entries.map(thread::ScopedJoinHandle::join) {
-            Ok(Ok(entries)) => entries,
-            _ => dump(states),
-        };
-        let told = told.ok().and_then(|told| told.join().ok()).unwrap_or_default();
-        (entries, holders, told)
-    });
+    let told = Workers::start(&[], |sink| bpf::tell(sink));
+    let listed = Workers::start(&[], |sink| list(states, true, sink));
+    let mut left = Vec::new();
+    let holders = match pid {
+        Some(pid) => tables(pid, &mut left),
+        None => others().map(|pids| pids.filter_map(leader).collect()),
+    };
+    let (mut listed, told) = match (listed?, told) {
+        (listed, Ok(told)) => {
+            let [listed, told] = workers.finish_all([listed, told]);
+            (listed, told.data)
+        }
+        (listed, Err(_)) => (workers.finish(listed), Vec::new()),
+    };
+    // Without what the connections are doing, the list needs no lock.
+    let has_status = listed.end != Ended::Blocked;
+    if !has_status {
+        listed = workers.find(&[], |sink| list(states, false, sink));
+    }
+    // If it blocks, it has told of the sockets before that one.
+    let told = bpf::told(&told);
+    match listed.end {
+        Ended::Whole => {}
+        Ended::Failed(why) => return Err(io::Error::other(why)),
+        Ended::Blocked => {
+            return Err(io::Error::other(
+                "the kernel's list of sockets did not come to its end within 2 s, because a program holds a socket's \
+                 lock: ka check PID and ka attach PID go through a process and name the socket",
+            ));
+        }
+    }
     let holders = holders?;
     let socket = |entry: Entry| {
         let settings = told.get(&entry.cookie).copied();
-        Socket { entry, owner: None, others: 0, settings }
+        Socket { entry, owner: None, others: 0, settings, error: None }
     };
-    let mut sockets: Vec<_> = entries?.into_iter().map(socket).collect();
+    let mut sockets: Vec<_> = words::entries(&listed.data).map(socket).collect();
     // By inode: those that nobody has come first.
     sockets.sort_unstable_by_key(|socket| socket.entry.inode);
-    join(&mut sockets, &holders);
+    let mut join = Join { sockets: &mut sockets, asked: Vec::new(), workers, left: &mut left, has_status };
+    join.all(&holders);
+    if pid.is_none() && join.sockets.iter().any(|socket| socket.entry.inode != 0 && socket.owner.is_none()) {
+        // What no leader has may be a task's with descriptors of its own.
+        for pid in others()? {
+            let holders = tasks(pid, join.left);
+            join.all(&holders);
+        }
+    }
     if pid.is_some() {
         sockets.retain(|socket| socket.owner.is_some());
-    } else if sockets.iter().any(|socket| socket.entry.inode != 0 && socket.owner.is_none()) {
-        // What no leader has may be a task's with descriptors of its own.
-        let holders: Vec<_> = others()?.flat_map(tasks).collect();
-        join(&mut sockets, &holders);
     }
-    Ok(sockets)
+    Ok(Listing { sockets, left })
+}
+
+/// Writes the kernel's list, in a worker.
+pub(crate) fn list(states: &[State], with_status: bool, sink: &mut worker::Sink<'_>) -> Result<(), String> {
+    let entries = dump(states, with_status).map_err(|error| error.to_string())?;
+    for entries in entries.chunks(256) {
+        let mut bytes = Vec::new();
+        for entry in entries {
+            words::put_entry(entry, &mut bytes);
+        }
+        sink.write_all(&bytes).map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }
 
 /// A table of descriptors, and those of them that are sockets.
@@ -96,6 +140,12 @@ fn others() -> io::Result<impl Iterator<Item = i32>> {
     Ok(process::all()?.into_iter().filter(|pid| u32::try_from(*pid) != Ok(std::process::id())))
 }
 
+/// How a message names a process.
+pub(crate) fn name(pid: i32) -> String {
+    let comm = process::comm(pid).unwrap_or_else(|| b"?".to_vec());
+    format!("process {pid} ({})", text::visible(&comm))
+}
+
 /// What a process's leader has, if it may be looked at.
 fn leader(pid: i32) -> Option<Holder> {
     let sockets = process::sockets(&format!("/proc/{pid}/fd")).ok()?;
@@ -103,32 +153,69 @@ fn leader(pid: i32) -> Option<Holder> {
 }
 
 /// All that a process has, or why it may not be looked at.
-fn tables(pid: i32) -> io::Result<Vec<Holder>> {
+fn tables(pid: i32, left: &mut Vec<String>) -> io::Result<Vec<Holder>> {
     let process = Process::open(pid)?;
-    let holder = |table: Table| Ok(Holder { pid, sockets: table.sockets()?, table: Some(table) });
-    process.tables()?.into_iter().map(|table| holder(table?)).collect()
+    let mut holders = Vec::new();
+    let mut refused = None;
+    process.each_table(|table| match table {
+        Ok((table, sockets)) => holders.push(Holder { pid, sockets, table: Some(table) }),
+        Err(error) if error.to_string() == OVER_BUDGET => left.push(format!("{}: {error}", name(pid))),
+        Err(error) => refused = Some(error),
+    })?;
+    refused.map_or(Ok(holders), Err)
 }
 
 /// What a process's tasks have that the leader has not.
-fn tasks(pid: i32) -> Vec<Holder> {
-    let Ok(process) = Process::open(pid) else { return Vec::new() };
-    let tables = process.tables().unwrap_or_default().into_iter().flatten();
-    tables
-        .filter(|table| !table.is_leaders())
-        .filter_map(|table| Some(Holder { pid, sockets: table.sockets().ok()?, table: Some(table) }))
-        .collect()
+fn tasks(pid: i32, left: &mut Vec<String>) -> Vec<Holder> {
+    let mut holders = Vec::new();
+    let Ok(process) = Process::open(pid) else { return holders };
+    let _ = process.each_table(|table| match table {
+        Ok((table, sockets)) if !table.is_leaders() => {
+            holders.push(Holder { pid, sockets, table: Some(table) });
+        }
+        Err(error) if error.to_string() == OVER_BUDGET => left.push(format!("{}: {error}", name(pid))),
+        _ => {}
+    });
+    holders
 }
 
-/// Gives the sockets their owners, and asks each once for what is in force, where that is not known.
-fn join(sockets: &mut [Socket], holders: &[Holder]) {
-    let mut asked = Vec::new();
-    for holder in holders {
+/// Gives the sockets their owners, and asks each once for what the kernel's list and the iterator did not tell.
+struct Join<'a> {
+    /// By inode.
+    sockets: &'a mut [Socket],
+    asked: Vec<(Range<usize>, Target)>,
+    workers: &'a mut Workers,
+    left: &'a mut Vec<String>,
+    /// Whether the kernel's list tells what connections are doing.
+    has_status: bool,
+}
+
+impl Join<'_> {
+    /// So many processes are held at a time, if there are descriptors for them.
+    const PROCESSES: usize = 256;
+
+    fn all(&mut self, holders: &[Holder]) {
+        let most = (sys::raise_descriptor_limit() / 4).clamp(1, Self::PROCESSES);
+        let mut processes = 0;
+        for holder in holders {
+            let before = self.asked.len();
+            self.one(holder);
+            processes += usize::from(self.asked.len() > before);
+            if processes >= most {
+                self.ask();
+                processes = 0;
+            }
+        }
+        self.ask();
+    }
+
+    fn one(&mut self, holder: &Holder) {
         let mut comm: Option<Option<Arc<[u8]>>> = None;
         let mut held: Option<Option<Table>> = None;
         let mut seen = HashSet::new();
         for (fd, inode) in &holder.sockets {
-            let place = with_inode(sockets, *inode);
-            let found = sockets.get_mut(place.clone()).unwrap_or_default();
+            let place = with_inode(self.sockets, *inode);
+            let found = self.sockets.get_mut(place.clone()).unwrap_or_default();
             let Some(first) = found.first() else { continue };
             if first.owner.is_some() {
                 // A process that has it twice counts once.
@@ -141,20 +228,60 @@ fn join(sockets: &mut [Socket], holders: &[Holder]) {
                 continue;
             }
             let comm = comm.get_or_insert_with(|| process::comm(holder.pid).map(Arc::from));
-            let is_known = found.iter().all(|socket| socket.settings.is_some());
+            let is_known = self.has_status && found.iter().all(|socket| socket.settings.is_some());
             for socket in found {
                 socket.owner = Some(Owner { pid: holder.pid, fd: *fd, comm: comm.clone() });
             }
-            if !is_known {
-                let table = held.get_or_insert_with(|| hold(holder));
-                asked.extend(table.as_ref().map(|table| (place, table.clone(), *fd, *inode)));
+            if !is_known && let Some(table) = held.get_or_insert_with(|| hold(holder)) {
+                self.asked.push((place, Target { table: table.clone(), fd: *fd, inode: *inode }));
             }
         }
     }
-    let answers = parallel::map(&asked, |(_, table, fd, inode)| settings(table, *fd, *inode));
-    for ((place, ..), settings) in asked.into_iter().zip(answers) {
-        for socket in sockets.get_mut(place).unwrap_or_default() {
-            socket.settings = socket.settings.or(settings);
+
+    /// Asks the sockets that are to be asked.
+    fn ask(&mut self) {
+        let (places, targets): (Vec<_>, Vec<_>) = std::mem::take(&mut self.asked).into_iter().unzip();
+        if targets.is_empty() {
+            return;
+        }
+        let with_status = !self.has_status;
+        let answers =
+            self.workers.ask(&targets, None, None, |_, target, cell| look(target, with_status, cell));
+        // What is said of a process is said once.
+        let mut said = HashSet::new();
+        for ((place, target), answer) in places.into_iter().zip(&targets).zip(answers.each) {
+            let mut error = None;
+            let mut settings = None;
+            let mut status = None;
+            match answer {
+                Answer::Given(record) => {
+                    let [kind] = words::part(&record, 0);
+                    // The settings need no lock, on newer kernels.
+                    settings = (kind & TOLD != 0).then(|| words::settings(words::part(&record, 1)));
+                    if kind & PENDING != 0 {
+                        error = Some(BLOCKED.to_owned());
+                    } else if kind & WITH_STATUS != 0 {
+                        status = Some(words::status(words::part(&record, 4)));
+                    }
+                }
+                Answer::Failed(why) => error = Some(why),
+                Answer::Blocked => error = Some(BLOCKED.to_owned()),
+                Answer::Classed(why) if said.insert(target.table.pid) => {
+                    self.left.push(format!("{}: {why}", name(target.table.pid)));
+                }
+                Answer::Excluded(user) if said.insert(target.table.pid) => {
+                    self.left.push(format!("{}: {}", name(target.table.pid), worker::excluded(user)));
+                }
+                Answer::Classed(_) | Answer::Excluded(_) | Answer::NotAsked => {}
+            }
+            if let Some(why) = &error {
+                self.left.push(format!("{}: its socket fd {} {why}", name(target.table.pid), target.fd));
+            }
+            for socket in self.sockets.get_mut(place).unwrap_or_default() {
+                socket.settings = socket.settings.or(settings);
+                socket.entry.status = socket.entry.status.or(status);
+                socket.error.clone_from(&error);
+            }
         }
     }
 }
@@ -174,11 +301,22 @@ fn with_inode(sockets: &[Socket], inode: u32) -> Range<usize> {
     start..start + rest.iter().take_while(|socket| socket.entry.inode == inode && inode != 0).count()
 }
 
-/// What is in force on a process's socket, if it is still the one with this inode and we may look.
-fn settings(table: &Table, fd: i32, inode: u32) -> Option<Settings> {
-    let duplicate = table.duplicate(fd).ok()?;
-    if sys::inode(duplicate.as_fd()).ok()? != u64::from(inode) {
-        return None;
+/// What the first word of a record says: the settings follow, the status is asked for, the status follows.
+const TOLD: u64 = 1;
+const PENDING: u64 = 2;
+const WITH_STATUS: u64 = 4;
+
+/// Asks a process's socket, in a worker, if it is still the one with its inode and we may look.
+fn look(target: &Target, with_status: bool, cell: &Cell<'_>) {
+    let Ok(duplicate) = target.table.duplicate(target.fd) else { return };
+    if sys::inode(duplicate.as_fd()).ok() != Some(u64::from(target.inode)) {
+        return;
     }
-    ka_core::Socket::new(duplicate.as_raw_fd()).settings().ok()
+    let socket = ka_core::Socket::new(duplicate.as_raw_fd());
+    let Ok(settings) = socket.settings() else { return };
+    let told = words::of_settings(&settings);
+    cell.answer(words::together(&[&[TOLD | if with_status { PENDING } else { 0 }], &told]));
+    if with_status && let Ok(status) = socket.status() {
+        cell.answer(words::together(&[&[TOLD | WITH_STATUS], &told, &words::of_status(&status)]));
+    }
 }

@@ -210,15 +210,12 @@ fn skip_other_cgroups(
 }
 
 /// What a socket has, by its cookie.
-pub(super) fn told(records: &[u8]) -> Vec<(u64, Settings)> {
-    records
-        .chunks_exact(TOLD_SIZE.unsigned_abs().into())
-        .filter_map(|record| {
-            let [on, idle, intvl, cnt, user_timeout] = words(record)?;
-            let settings = Settings { enabled: on != 0, idle, intvl, cnt, user_timeout: Some(user_timeout) };
-            Some((u64::from_ne_bytes(*record.first_chunk()?), settings))
-        })
-        .collect()
+pub(super) fn told(records: &[u8]) -> impl Iterator<Item = (u64, Settings)> {
+    records.chunks_exact(TOLD_SIZE.unsigned_abs().into()).filter_map(|record| {
+        let [on, idle, intvl, cnt, user_timeout] = words(record)?;
+        let settings = Settings { enabled: on != 0, idle, intvl, cnt, user_timeout: Some(user_timeout) };
+        Some((u64::from_ne_bytes(*record.first_chunk()?), settings))
+    })
 }
 
 /// How a socket fared.
@@ -231,15 +228,15 @@ pub(crate) struct Done {
     pub(crate) errno: i32,
 }
 
-pub(super) fn done(records: &[u8]) -> Vec<Done> {
-    records
-        .chunks_exact(SET_SIZE.unsigned_abs().into())
-        .filter_map(|record| {
-            let [writes, error] = words(record)?;
-            let cookie = u64::from_ne_bytes(*record.first_chunk()?);
-            Some(Done { cookie, writes, errno: error.saturating_neg() })
-        })
-        .collect()
+/// The size of a record of [`done`].
+pub(crate) const RECORD_SIZE: usize = SET_SIZE.unsigned_abs() as usize;
+
+pub(super) fn done(records: &[u8]) -> impl Iterator<Item = Done> {
+    records.chunks_exact(SET_SIZE.unsigned_abs().into()).filter_map(|record| {
+        let [writes, error] = words(record)?;
+        let cookie = u64::from_ne_bytes(*record.first_chunk()?);
+        Some(Done { cookie, writes, errno: error.saturating_neg() })
+    })
 }
 
 /// The words behind a record's cookie.

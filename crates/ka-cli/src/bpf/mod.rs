@@ -15,7 +15,7 @@ pub(crate) mod sys;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -24,7 +24,7 @@ use ka_core::{Config, Mode, Settings};
 use btf::Types;
 use host::Capability;
 use insn::Insn;
-pub(crate) use iter::{Done, Only};
+pub(crate) use iter::{Done, Only, RECORD_SIZE};
 use sys::Kind;
 
 /// What the programs are called, as bpftool(8) shows it.
@@ -271,23 +271,38 @@ fn iterator() -> Result<(Types<'static>, Kind), String> {
     Ok((types, Kind::TcpIter { function }))
 }
 
-/// Lets a program go through all TCP sockets of this network namespace, and gives what it told.
-fn run(kind: Kind, program: BorrowedFd<'_>) -> Result<Vec<u8>, String> {
-    let go = || -> io::Result<Vec<u8>> {
+/// Lets a program go through all TCP sockets of this network namespace, and writes what it tells.
+///
+/// The kernel takes each socket's lock, which another program may hold for ever: only a worker calls this.
+fn run(kind: Kind, program: BorrowedFd<'_>, out: &mut impl Write) -> Result<(), String> {
+    let mut go = || -> io::Result<()> {
         let link = sys::link(program, None, kind)?;
-        let mut told = Vec::with_capacity(1 << 16);
-        File::from(sys::iterate(link.as_fd())?).read_to_end(&mut told)?;
-        Ok(told)
+        let mut told = File::from(sys::iterate(link.as_fd())?);
+        // The kernel gives what it has when this is full. If it then waits at a socket, little is lost.
+        let mut piece = [0; 1 << 13];
+        loop {
+            match told.read(&mut piece) {
+                Ok(0) => return Ok(()),
+                Ok(size) => out.write_all(piece.get(..size).unwrap_or_default())?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     };
     go().map_err(|error| ITERATING.explain(&error))
 }
 
-/// What each TCP socket of this network namespace has, by its cookie: nothing but what socket(2) has made and nobody has
-/// bound or connected yet is missing.
-pub(crate) fn settings() -> Result<HashMap<u64, Settings>, String> {
+/// Writes what each TCP socket of this network namespace has. Sockets that are neither bound nor connected are not
+/// included. Only a worker calls this.
+pub(crate) fn tell(out: &mut impl Write) -> Result<(), String> {
     let (_, kind) = iterator()?;
     let teller = load(kind, TELLER, &iter::teller(), &ITERATING)?;
-    Ok(iter::told(&run(kind, teller.as_fd())?).into_iter().collect())
+    run(kind, teller.as_fd(), out)
+}
+
+/// Reads what [`tell`] wrote: the settings of each socket, by its cookie.
+pub(crate) fn told(records: &[u8]) -> HashMap<u64, Settings> {
+    iter::told(records).collect()
 }
 
 /// The program that sets the TCP sockets that are meant, loaded.
@@ -310,10 +325,19 @@ impl Setter {
         Ok(Self { kind, program: load(kind, SETTER, &insns, &ITERATING)? })
     }
 
-    /// Sets those of this thread's network namespace, in one pass.
-    pub(crate) fn set(&self) -> Result<Vec<Done>, String> {
-        Ok(iter::done(&run(self.kind, self.program.as_fd())?))
+    pub(crate) fn program(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
     }
+
+    /// Sets the sockets of this network namespace in one pass, and writes how each fared. Only a worker calls this.
+    pub(crate) fn set(&self, out: &mut impl Write) -> Result<(), String> {
+        run(self.kind, self.program.as_fd(), out)
+    }
+}
+
+/// Reads what [`Setter::set`] wrote.
+pub(crate) fn done(records: &[u8]) -> Vec<Done> {
+    iter::done(records).collect()
 }
 
 /// The errno of a socket in a cgroup so deep below others that the setter cannot tell whether it is meant.

@@ -2,15 +2,16 @@
 //!
 //! The kernel's iterator visits the sockets of one network namespace and takes the lock of each. A program can hold a socket's
 //! lock for as long as it likes, and a process that waits for this lock cannot be killed. So the sweep runs in a child process.
-//! The child reports which namespace it enters and the results there. If the child is silent for too long, the parent starts
-//! another one for the other namespaces, and reports the namespace that was left.
+//! The child reports which namespace it enters and the results there. If the child is silent for too long, the parent sets the
+//! sockets of that namespace one by one, through the processes that have them, and starts another child for the other
+//! namespaces.
 //!
 //! There may be more namespaces than descriptors. So the child has only one open at a time.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::io::{self, Read as _, Write};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,15 +20,17 @@ use serde::{Deserialize, Serialize};
 
 use super::walk::walk;
 use super::{Cgroup, Held, is_gone, overridden_below};
+use crate::attach::{self, Change};
 use crate::bpf::{self, Only, Orders, Setter};
-use crate::json;
-use crate::sys;
+use crate::diag::State;
+use crate::worker::{Ended, Found, Workers};
+use crate::{json, sockets, sys, words};
 
 /// How often the parent polls the pipe. It counts polls and does not read the clock, so time in which the parent itself is stopped
 /// does not count as silence.
 const TICK: Duration = Duration::from_secs(1);
 /// The parent gives up a child after this many silent polls.
-const PATIENCE: u32 = 15;
+const PATIENCE: u32 = 5;
 /// The parent gives up the sweep after this many silent namespaces.
 const MOST_BLOCKED: usize = 8;
 
@@ -62,8 +65,8 @@ enum Message {
 /// How a child's turn ended.
 enum End {
     Finished,
-    /// The child is silent in this namespace.
-    Blocked(u64),
+    /// The child is silent in this namespace, where it has reported this many sockets.
+    Blocked { network: u64, seen: usize },
     Died,
     Signal,
 }
@@ -73,6 +76,7 @@ enum End {
 pub(super) fn sweep(cgroup: &Cgroup, orders: Orders, held: Option<&Held>) -> Swept {
     let mut swept = Swept::default();
     let mut entered = HashSet::new();
+    let mut workers = Workers::default();
     let mut blocked = 0;
     loop {
         let end = match Sweeper::start(cgroup, orders, &entered) {
@@ -87,13 +91,9 @@ pub(super) fn sweep(cgroup: &Cgroup, orders: Orders, held: Option<&Held>) -> Swe
         };
         match end {
             Ok(End::Finished) => return swept,
-            Ok(End::Blocked(network)) => {
+            Ok(End::Blocked { network, seen }) => {
                 blocked += 1;
-                swept.left.push(format!(
-                    "what is open already in network namespace {network} was left as it is, wholly or in part: a program \
-                     holds the lock of a socket there; {}",
-                    instead(orders.mode)
-                ));
+                through_processes(cgroup, orders, network, seen, &mut workers, &mut swept);
                 if blocked >= MOST_BLOCKED {
                     swept.left.push(format!(
                         "other network namespaces were not looked at: {MOST_BLOCKED} did not answer"
@@ -146,6 +146,7 @@ impl Sweeper {
         held: Option<&Held>,
     ) -> io::Result<End> {
         let mut network = None;
+        let mut seen = 0;
         let mut silence = 0;
         let mut piece = [0; 4096];
         loop {
@@ -166,7 +167,7 @@ impl Sweeper {
                 if let Some(network) = network
                     && silence >= u128::from(PATIENCE) * TICK.as_millis()
                 {
-                    return Ok(End::Blocked(network));
+                    return Ok(End::Blocked { network, seen });
                 }
                 continue;
             }
@@ -180,11 +181,13 @@ impl Sweeper {
                 match message {
                     Message::Entering(number) => {
                         network = Some(number);
+                        seen = 0;
                         entered.insert(number);
                     }
                     Message::Leaving => network = None,
                     Message::Overrides(which) => swept.overridden = Some(which),
                     Message::Sockets { writes, errno: 0, count } => {
+                        seen += count;
                         *(if writes { &mut swept.set } else { &mut swept.unchanged }) += count;
                     }
                     Message::Sockets { errno, count, .. } => {
@@ -328,19 +331,107 @@ impl Work<'_> {
 
     /// Sets the sockets of the child's current namespace and reports the results.
     fn set(&mut self, setter: &Setter) -> io::Result<Result<(), String>> {
-        let done = match setter.set() {
-            Ok(done) => done,
-            Err(why) => return Ok(Err(why)),
-        };
+        let mut results = Results { out: self.out, records: Vec::new() };
+        let set = setter.set(&mut results);
+        results.report()?;
+        Ok(set)
+    }
+}
+
+/// Reports the kernel's records as they come, so that the parent sees progress.
+struct Results<'a> {
+    out: &'a mut File,
+    /// Records that are not reported yet. The last one may not be whole.
+    records: Vec<u8>,
+}
+
+impl Results<'_> {
+    fn report(&mut self) -> io::Result<()> {
+        let rest = self.records.len() % bpf::RECORD_SIZE;
+        let whole = self.records.len().saturating_sub(rest);
         let mut counts: BTreeMap<(bool, i32), usize> = BTreeMap::new();
-        for one in done {
+        for one in bpf::done(self.records.get(..whole).unwrap_or_default()) {
             *counts.entry((one.writes != 0, one.errno)).or_default() += 1;
         }
+        self.records.drain(..whole);
         for ((writes, errno), count) in counts {
             say(self.out, &Message::Sockets { writes, errno, count })?;
         }
-        Ok(Ok(()))
+        Ok(())
     }
+}
+
+impl Write for Results<'_> {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        self.records.extend_from_slice(piece);
+        self.report()?;
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Sets the cgroup's sockets of a network namespace through the processes that have them. There, the child waits at a socket
+/// whose lock is held, after it has reported `seen` sockets.
+fn through_processes(
+    cgroup: &Cgroup,
+    orders: Orders,
+    number: u64,
+    seen: usize,
+    workers: &mut Workers,
+    swept: &mut Swept,
+) {
+    let is_number = |network: &File| sys::inode(network.as_fd()).is_ok_and(|inode| inode == number);
+    let is_own = File::open("/proc/self/ns/net").is_ok_and(|own| is_number(&own));
+    let (mut cgroups, mut pids, mut network) = (HashSet::new(), Vec::new(), None);
+    // What is skipped, the child reports.
+    let _ = walk(cgroup, |cgroup| {
+        cgroups.insert(cgroup.id);
+        for pid in members(cgroup)?.lines().filter_map(|pid| pid.parse::<i32>().ok()).filter(|pid| *pid > 0) {
+            if !is_own && network.is_none() {
+                let opened = File::open(PathBuf::from(format!("/proc/{pid}/ns/net"))).ok();
+                network = opened.filter(&is_number);
+            }
+            pids.push(pid);
+        }
+        Ok(())
+    });
+    let mut not_set = |why: &str| {
+        swept.left.push(format!(
+            "what is open already in network namespace {number} was left as it is, wholly or in part: {why}; {}",
+            instead(orders.mode)
+        ));
+    };
+    if !is_own && network.is_none() {
+        return not_set("a program holds the lock of a socket there");
+    }
+    let states: Vec<_> = State::with_options().collect();
+    let keep: Vec<_> = network.iter().map(File::as_raw_fd).collect();
+    let Found { data, end } = workers.find(&keep, |sink| {
+        if let Some(network) = &network {
+            sys::enter_network(network).map_err(|error| error.to_string())?;
+        }
+        sockets::list(&states, false, sink)
+    });
+    match end {
+        Ended::Whole => {}
+        Ended::Blocked => return not_set("a program holds the lock of a socket there"),
+        Ended::Failed(why) => return not_set(&why),
+    }
+    let is_ours = |inode: u32, cgroup: u64| inode != 0 && cgroups.contains(&cgroup);
+    let rest: HashSet<_> = words::entries(&data)
+        .filter(|entry| is_ours(entry.inode, entry.cgroup))
+        .map(|entry| entry.inode)
+        .collect();
+    let change =
+        Change { policy: orders.policy, mode: orders.mode, port: None, dry_run: false, describe: false };
+    let report = attach::set_processes(&change, pids, rest, workers);
+    swept.set += report.set;
+    // The kernel had reported these before.
+    swept.unchanged += report.unchanged.saturating_sub(seen);
+    swept.left.extend(report.reasons());
 }
 
 /// The PIDs of a cgroup's processes, one a line. A threaded cgroup lists only threads, whose numbers serve as well.
