@@ -285,7 +285,10 @@ impl Server {
         let task = call.pid.cast_signed();
         if self.has_tasks {
             match Task::open(task, PIDFD_THREAD) {
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.has_tasks = false,
+                // Kernels that have them say EINVAL too, of a task that is just ending.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) && !process::has_task_pidfds() => {
+                    self.has_tasks = false;
+                }
                 result => return Ok((result?, true)),
             }
         }
