@@ -122,11 +122,14 @@ pub(super) fn keeper(config: &Config, page: i32) -> Vec<Insn> {
         let range = timer.range();
         program.jump_if(R0, Cond::Less, *range.start(), pass);
         program.jump_if(R0, Cond::Greater, *range.end(), pass);
-        let is_named = match timer {
-            Timer::UserTimeout => user_timeout(config).is_some(),
-            timer => config.timer(timer).is_some(),
+        let named = match timer {
+            Timer::UserTimeout => user_timeout(config),
+            timer => config.timer(timer),
         };
-        if is_named {
+        let is_named = named.is_some();
+        if let Some(named) = named {
+            // The policy's own value passes: so ka can give it by descriptor too.
+            program.jump_if(R0, Cond::Equal, named, pass);
             program.jump(swallow);
         } else if timer == Timer::UserTimeout {
             // if (value > latest) { *(int *)call->optval = latest; call->optlen = 4; } goto pass;
@@ -141,6 +144,7 @@ pub(super) fn keeper(config: &Config, page: i32) -> Vec<Insn> {
         }
     }
     program.place(keepalive);
+    program.jump_if(R0, Cond::NotEqual, 0, pass);
     // call->optlen = -1: the kernel's own setsockopt is not called, and the program's succeeds.
     program.place(swallow);
     program.mov(R0, -1);
