@@ -461,7 +461,7 @@ fn the_kernel_s_own_pass_over_all_sockets_sets_no_half() {
             _ => Err(format!("{told:?}")),
         }
     };
-    let trial = Trial { name: "ka attach --via bpf", ..TRIAL };
+    let trial = Trial { name: "ka attach --via bpf", missed: 25, ..TRIAL };
     each(&trial, prepare, |_: &Fault, ran: &Ran, holder| judge(ran, holder));
     without_memory("ka attach --via bpf", 40, prepare, judge);
 }

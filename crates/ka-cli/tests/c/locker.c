@@ -1,11 +1,12 @@
 /*
- * locker: an attacker. A thread of it holds the lock of one of its TCP sockets, and lets go only when the process ends.
+ * locker: an attacker. Its threads hold the locks of some of its TCP sockets, and let go only when the process ends.
  *
  * send(2) takes the lock and then copies the data. Here the data is on a page that userfaultfd(2) never fills, so the
  * thread waits inside the kernel with the lock held. Whoever makes a call on the socket that needs the lock waits too.
  *
- * It connects to itself twice, prints "locked FD" (the connection whose lock is held) and waits for the end of its input.
- * Arguments: a user to become, by number. A second argument is the name that the process takes.
+ * It connects to itself, prints "locked" with the descriptors whose locks are held, and waits for the end of its input.
+ * Arguments: a user to become, by number; the name that the process takes; how many locks it holds. One more connection
+ * has no lock held.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -24,14 +25,13 @@
 #include <unistd.h>
 
 static char *page;
-static int locked;
 static volatile pid_t sender;
 
-static void *send_page(void *unused)
+static void *send_page(void *fd)
 {
     sender = (pid_t)syscall(SYS_gettid);
-    send(locked, page, 4096, 0);
-    return unused;
+    send((int)(long)fd, page, 4096, 0);
+    return NULL;
 }
 
 static char *unfilled_page(void)
@@ -70,34 +70,47 @@ static int connection(void)
 static void await_lock(void)
 {
     char path[64], call[32];
-    for (;;) {
+    for (;; usleep(10000)) {
+        if (sender == 0)
+            continue;
         snprintf(path, sizeof path, "/proc/self/task/%d/syscall", sender);
         FILE *file = fopen(path, "r");
-        if (file && fgets(call, sizeof call, file) && atoi(call) == SYS_sendto)
-            break;
+        int is_sending = file && fgets(call, sizeof call, file) && atoi(call) == SYS_sendto;
         if (file)
             fclose(file);
-        usleep(10000);
+        if (is_sending)
+            return;
     }
 }
 
 int main(int argc, char **argv)
 {
-    pthread_t thread;
+    if (argc != 4)
+        errx(EXIT_FAILURE, "usage: locker USER NAME LOCKS");
     page = unfilled_page();
-    if (argc > 1 && (setgid((gid_t)atoi(argv[1])) != 0 || setuid((uid_t)atoi(argv[1])) != 0))
+    if (setgid((gid_t)atoi(argv[1])) != 0 || setuid((uid_t)atoi(argv[1])) != 0)
         err(EXIT_FAILURE, "setuid");
-    if (argc > 2)
-        prctl(PR_SET_NAME, argv[2], 0, 0, 0);
+    /* So that it may look at its own threads in /proc. If it does not come to be ready, it ends. */
+    prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+    alarm(60);
+    prctl(PR_SET_NAME, argv[2], 0, 0, 0);
     connection();
-    locked = connection();
-    if (pthread_create(&thread, NULL, send_page, NULL) != 0)
-        errx(EXIT_FAILURE, "pthread_create");
-    await_lock();
-    printf("locked %d\n", locked);
+    int locks = atoi(argv[3]);
+    printf("locked");
+    for (int n = 0; n < locks; n++) {
+        pthread_t thread;
+        int fd = connection();
+        sender = 0;
+        if (pthread_create(&thread, NULL, send_page, (void *)(long)fd) != 0)
+            errx(EXIT_FAILURE, "pthread_create");
+        await_lock();
+        printf(" %d", fd);
+    }
+    alarm(0);
+    printf("\n");
     fflush(stdout);
     while (getchar() != EOF)
         ;
-    /* The kernel ends the thread's wait as it ends the thread. */
+    /* The kernel ends the threads' waits as it ends the threads. */
     _exit(0);
 }

@@ -134,6 +134,11 @@ pub fn raw(flags: &[&str]) -> PathBuf {
 /// What the kernel says of the TCP sockets of a process and of all that are below it, each once. It is asked from outside,
 /// by a duplicate of the descriptor: pidfd_getfd(2), getsockopt(2).
 pub fn outside(pid: i32) -> Vec<Told> {
+    outside_but(pid, &[])
+}
+
+/// The same, without some descriptors.
+pub fn outside_but(pid: i32, left: &[i32]) -> Vec<Told> {
     let mut known = HashSet::new();
     let mut found = Vec::new();
     for pid in family(pid) {
@@ -142,7 +147,7 @@ pub fn outside(pid: i32) -> Vec<Told> {
         for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
             let Ok(link) = fs::read_link(entry.path()) else { continue };
             let fd: i32 = entry.file_name().to_str().unwrap().parse().unwrap();
-            if !link.to_string_lossy().starts_with("socket:") || !known.insert(link) {
+            if left.contains(&fd) || !link.to_string_lossy().starts_with("socket:") || !known.insert(link) {
                 continue;
             }
             // SAFETY: numbers; what it makes is ours.

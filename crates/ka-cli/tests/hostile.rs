@@ -1,0 +1,491 @@
+//! Neighbours who want to stop ka: they hold the locks of their sockets, have whoever closes them wait, or have more than
+//! ka can look through. Each test shows that ka ends, that everybody else's sockets have the policy, and that ka names what
+//! it left out.
+
+#[path = "../../../tests/support/mod.rs"]
+mod support;
+
+mod command;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use command::cgroups::{Cgroup, on_its_own};
+use command::{CleanUp, Holder, Told, bare, holder, ka, public};
+use serde_json::Value;
+use support::{
+    Link, Running, compile, eventually, is_root, on_a_machine_of_its_own, root, skip, stdout, succeed,
+};
+
+/// Longer than ka waits for a few sockets, on a machine that is busy with other things.
+const LONG: Duration = Duration::from_secs(120);
+
+/// An attacker, which ends when its input does.
+struct Attacker {
+    child: Child,
+    said: Vec<i32>,
+}
+
+impl Attacker {
+    /// One of tests/c, and the numbers that it says. `None`, loudly, if it cannot attack here.
+    fn start(name: &str, args: &[&str]) -> Option<Self> {
+        let source = root().join("crates/ka-cli/tests/c").join(name).with_extension("c");
+        let program = compile(support::cc().arg("-pthread"), &source, Link::Nothing);
+        // Everybody may run it, wherever the repository is.
+        let folder = public(name);
+        let _made = CleanUp(folder.clone());
+        let place = folder.join(name);
+        fs::copy(program, &place).unwrap();
+        let mut child = bare(&place).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        if line.is_empty() {
+            let status = child.wait().unwrap();
+            assert_eq!(status.code(), Some(77), "{name}: {status}");
+            skip("userfaultfd(2) does not take faults of the kernel's here");
+            return None;
+        }
+        let said = line.split_whitespace().skip(1).map(|number| number.parse().unwrap()).collect();
+        Some(Self { child, said })
+    }
+
+    fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
+    /// What the kernel says of its sockets, but of those whose lock is held: asking those could hold this test up.
+    fn others(&self) -> Vec<Told> {
+        let locked = &self.said;
+        command::outside_but(self.child.id().try_into().unwrap(), locked)
+    }
+}
+
+impl Drop for Attacker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn has_attackers() -> bool {
+    if !is_root() {
+        skip("only root looks into the processes of other users");
+    }
+    is_root()
+}
+
+/// ka runs to its end, and so do its pipes, though its workers may not.
+#[track_caller]
+fn ends(mut command: Command) -> (i32, String, String) {
+    let started = Instant::now();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    output(child, &format!("{command:?} after {:?}", started.elapsed()))
+}
+
+#[track_caller]
+fn output(child: Child, what: &str) -> (i32, String, String) {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || sender.send(child.wait_with_output().unwrap()));
+    let Ok(Output { status, stdout, stderr }) = receiver.recv_timeout(LONG) else {
+        panic!("{what} does not end");
+    };
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap_or(-1), text(stdout), text(stderr))
+}
+
+fn attach(args: &[&str]) -> Command {
+    let mut command = ka();
+    command.arg("attach").args(args);
+    command
+}
+
+const BLOCKED: &str = "did not answer within 2 s (a program holds its lock)";
+
+#[test]
+fn a_held_lock_keeps_ka_from_no_other_socket() {
+    if !on_a_machine_of_its_own("a_held_lock_keeps_ka_from_no_other_socket") || !has_attackers() {
+        return;
+    }
+    let mut before = Holder::start(&mut Command::new(holder()));
+    let Some(evil) = Attacker::start("locker", &["65534", "evil", "1"]) else { return };
+    let mut after = Holder::start(&mut Command::new(holder()));
+    let named = format!("{} (evil) fd {} ", evil.pid(), evil.said[0]);
+    let is_named = |out: &str| out.lines().any(|line| line.starts_with(&named) && line.contains(BLOCKED));
+
+    // Nothing is set by those that only look.
+    let (status, out, err) = ends(attach(&["--all", "--dry-run"]));
+    assert_eq!(status, 1, "{out}{err}");
+    assert!(
+        is_named(&out) && out.ends_with("10 sockets would be set, 0 unchanged, 1 failed\n"),
+        "{out}{err}"
+    );
+    let mut ls = ka();
+    ls.arg("ls");
+    let (status, out, err) = ends(ls);
+    let line = format!("ka: ls: process {} (evil): its socket fd {} {BLOCKED}\n", evil.pid(), evil.said[0]);
+    assert_eq!((status, err.as_str()), (1, line.as_str()), "{out}");
+    assert!(out.contains("11 sockets: 0 on, 11 off"), "{out}");
+    let mut ls = ka();
+    ls.args(["ls", "--json", "--pid", &evil.pid()]);
+    let (status, out, err) = ends(ls);
+    let rows: Vec<Value> = serde_json::from_str(&out).unwrap();
+    let errors: Vec<_> = rows.iter().filter(|row| !row["error"].is_null()).collect();
+    assert_eq!((status, rows.len(), errors.len()), (1, 5, 1), "{out}{err}");
+    assert_eq!((&errors[0]["fd"], &errors[0]["error"]), (&evil.said[0].into(), &BLOCKED.into()), "{out}");
+    // What other rows tell needs no lock of others: the kernel's list was asked for less.
+    assert!(rows.iter().all(|row| row["error"].is_string() || row["unanswered_probes"] == 0), "{out}");
+    let mut check = ka();
+    check.args(["check", &evil.pid()]);
+    let (_, out, err) = ends(check);
+    assert!(
+        out.contains("5 TCP sockets, 5 of them without keepalive") || out.contains(BLOCKED),
+        "{out}{err}"
+    );
+
+    let (status, out, err) = ends(attach(&["--all", "-p", "280,30,5"]));
+    assert_eq!(status, 1, "{out}{err}");
+    assert!(is_named(&out) && out.ends_with("10 sockets set, 0 unchanged, 1 failed\n"), "{out}{err}");
+    before.assert_all(280, 30, 5);
+    after.assert_all(280, 30, 5);
+    assert_eq!(evil.others().len(), 4);
+    assert!(evil.others().iter().all(|told| told.on && told.timers[..3] == [280, 30, 5]));
+
+    let (status, out, err) =
+        ends(attach(&["--json", "-p", "281,30,5", &evil.pid(), &after.pid().to_string()]));
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((status, &report["set"], &report["failed"]), (1, &7.into(), &1.into()), "{out}{err}");
+    let sockets = report["sockets"].as_array().unwrap();
+    let failed = sockets.iter().find(|socket| socket["result"] == "failed").unwrap();
+    assert_eq!(failed["fd"], evil.said[0]);
+    assert!(failed["error"].as_str().unwrap().contains(BLOCKED), "{out}");
+
+    if let Some(why) = support::lacks_bpf() {
+        skip(&format!("ka attach --via bpf: {why}"));
+    } else {
+        let (status, out, err) = ends(attach(&["--all", "--via", "bpf", "-p", "290,30,5"]));
+        assert_eq!(status, 1, "{out}{err}");
+        assert!(is_named(&out), "{out}{err}");
+        before.assert_all(290, 30, 5);
+        after.assert_all(290, 30, 5);
+        assert!(evil.others().iter().all(|told| told.timers[..3] == [290, 30, 5]));
+    }
+}
+
+#[test]
+fn a_held_lock_keeps_no_signal_from_ka() {
+    if !on_a_machine_of_its_own("a_held_lock_keeps_no_signal_from_ka") || !has_attackers() {
+        return;
+    }
+    let Some(evil) = Attacker::start("locker", &["65534", "evil", "1"]) else { return };
+    let mut victim = Holder::start(&mut Command::new(holder()));
+    let spawn = |mut command: Command| {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let terminate = |child: &Child| {
+        // SAFETY: our child, which has not been waited for.
+        unsafe { libc::kill(child.id().try_into().unwrap(), libc::SIGTERM) };
+    };
+    // While a worker is stuck, and ka has not given it up yet: the worker is in the state that no signal ends.
+    let is_stuck = |ka: &Child| {
+        let children = format!("/proc/{0}/task/{0}/children", ka.id());
+        fs::read_to_string(children).unwrap_or_default().split_whitespace().any(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") D "))
+        })
+    };
+    for args in [&["--follow", "--all"][..], &["--all"], &["--all", "--dry-run"]] {
+        let child = spawn(attach(args));
+        eventually("a worker is stuck", || is_stuck(&child));
+        terminate(&child);
+        let sent = Instant::now();
+        let (status, out, err) = output(child, "ka attach");
+        assert!(sent.elapsed() < Duration::from_secs(30), "{args:?}: {:?}", sent.elapsed());
+        // Who follows ends well; the signal ends the others.
+        assert_eq!(status, if args[0] == "--follow" { 0 } else { -1 }, "{args:?}: {out}{err}");
+    }
+    // And while it follows on, with that worker behind it.
+    let child = spawn(attach(&["--follow", "--all", "--interval", "100ms", "-p", "280,30,5"]));
+    let is_set = |told: &Told| told.on && told.timers[..3] == [280, 30, 5];
+    eventually("the victim is set", || victim.look().iter().all(is_set));
+    victim.open();
+    eventually("what the victim opens later is set", || {
+        let told = victim.look();
+        told.len() == 5 && told.iter().all(is_set)
+    });
+    terminate(&child);
+    let (status, out, err) = output(child, "ka attach --follow");
+    assert_eq!(status, 1, "{out}{err}");
+    let named = format!("{} (evil) fd {} ", evil.pid(), evil.said[0]);
+    assert_eq!(
+        out.lines().filter(|line| line.starts_with(&named) && line.contains(BLOCKED)).count(),
+        1,
+        "{out}"
+    );
+}
+
+/// After some sockets ka leaves the rest of that user's, and of no other's.
+#[test]
+fn a_user_with_many_held_locks_is_given_up() {
+    if !on_a_machine_of_its_own("a_user_with_many_held_locks_is_given_up") || !has_attackers() {
+        return;
+    }
+    let Some(evil) = Attacker::start("locker", &["65534", "evil", "12"]) else { return };
+    let mut after = Holder::start(&mut Command::new(holder()));
+    let (status, out, err) = ends(attach(&["--all", "-p", "280,30,5"]));
+    assert_eq!(status, 1, "{out}{err}");
+    assert_eq!(out.lines().filter(|line| line.contains(BLOCKED)).count(), 8, "{out}{err}");
+    assert!(
+        err.contains(&format!("{} (evil): 8 sockets of user 65534 did not answer", evil.pid())),
+        "{out}{err}"
+    );
+    after.assert_all(280, 30, 5);
+    // In any later run too.
+    let (status, out, err) = ends(attach(&["-p", "281,30,5", &after.pid().to_string()]));
+    assert_eq!((status, out.as_str(), err.as_str()), (0, "3 sockets set, 0 unchanged, 0 failed\n", ""));
+}
+
+#[test]
+fn sockets_that_linger_hold_nobody_up() {
+    if !on_a_machine_of_its_own("sockets_that_linger_hold_nobody_up") || !has_attackers() {
+        return;
+    }
+    for follow in [false, true] {
+        let Some(evil) = Attacker::start("lingerer", &["65534", "20"]) else { return };
+        let mut victim = Holder::start(&mut Command::new(holder()));
+        // Each option takes some time, so that a duplicate is there whenever the attacker ends.
+        let mut strace = bare("strace");
+        strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=setsockopt", "-e"]);
+        strace.arg("inject=setsockopt:delay_enter=20000").arg(support::release().join("ka"));
+        strace.args(["attach", "--all", "-p", "280,30,5"]).args(follow.then_some("--follow"));
+        let child =
+            strace.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let is_set = |told: &Told| told.on && told.timers[..3] == [280, 30, 5];
+        if follow {
+            eventually_long("the victim is set", || victim.look().iter().all(is_set));
+            let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
+            let ka: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
+            // SAFETY: a child of strace's, which waits for it.
+            unsafe { libc::kill(ka, libc::SIGTERM) };
+        }
+        let (status, out, err) = output(child, "ka attach");
+        assert_eq!(status, 0, "{out}{err}");
+        victim.assert_all(280, 30, 5);
+        let stat = fs::read_to_string(format!("/proc/{}/stat", evil.said[0])).unwrap();
+        assert!(stat.contains(") Z "), "the attacker did not attack: {stat}");
+    }
+}
+
+/// As [`eventually`], for what takes ka a while.
+fn eventually_long(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + LONG;
+    while !is_so() {
+        assert!(Instant::now() < end, "never: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The cgroup's policy, with a socket of the cgroup locked: its other sockets are set through their processes.
+#[test]
+fn a_held_lock_keeps_no_cgroup_from_its_policy() {
+    if !on_its_own("a_held_lock_keeps_no_cgroup_from_its_policy") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    fs::write(cgroup.0.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+    let mut before = Holder::start(&mut Command::new(holder()));
+    let Some(evil) = Attacker::start("locker", &["65534", "evil", "1"]) else { return };
+    let mut after = Holder::start(&mut Command::new(holder()));
+    for (mode, idle) in [("default", "270"), ("force", "280")] {
+        let mut command = ka();
+        command.args(["cgroup", "attach", "--mode", mode, "-d", idle, "-i", "30", "-c", "5"]).arg(&cgroup.0);
+        let (status, out, err) = ends(command);
+        assert_eq!(status, 1, "{mode}: {out}{err}");
+        let named = format!("process {} (evil): its socket fd {} {BLOCKED}", evil.pid(), evil.said[0]);
+        assert!(err.contains(&named), "{mode}: {out}{err}");
+        // In mode default what has a keepalive keeps it.
+        if mode == "default" {
+            before.assert_all(270, 30, 5);
+            continue;
+        }
+        before.assert_all(280, 30, 5);
+        after.assert_all(280, 30, 5);
+        assert!(evil.others().iter().all(|told| told.on && told.timers[..3] == [280, 30, 5]));
+    }
+    succeed(ka().args(["cgroup", "detach", "--all"]));
+}
+
+/// net_cls, mounted for this test alone, with a cgroup that has a class; and the controllers that are mounted.
+struct NetCls(PathBuf, &'static str);
+
+impl NetCls {
+    /// `None`, loudly, if it cannot be had.
+    fn mount() -> Option<Self> {
+        let folder = public("net-cls");
+        for controllers in ["net_cls", "net_cls,net_prio"] {
+            let mount =
+                Command::new("mount").args(["-t", "cgroup", "-o", controllers, "none"]).arg(&folder).output();
+            if mount.unwrap().status.success() {
+                let made = Self(folder, controllers);
+                fs::create_dir(made.cgroup()).unwrap();
+                fs::write(made.cgroup().join("net_cls.classid"), "0x100001").unwrap();
+                return Some(made);
+            }
+        }
+        let _ = fs::remove_dir(folder);
+        skip("neither net_cls nor net_cls,net_prio can be mounted as a cgroup of version 1");
+        None
+    }
+
+    fn cgroup(&self) -> PathBuf {
+        self.0.join(format!("ka-test-{}", std::process::id()))
+    }
+}
+
+impl Drop for NetCls {
+    fn drop(&mut self) {
+        // A process that was killed leaves a moment later.
+        for _ in 0..500 {
+            if fs::remove_dir(self.cgroup()).is_ok() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        // The hierarchy ends some time after its last mount, unless the remains of the cgroup were there at that moment: then
+        // it takes another mount.
+        let is_there = || fs::read_to_string("/proc/self/cgroup").unwrap().contains("net_cls");
+        for _ in 0..3 {
+            let _ = Command::new("umount").arg(&self.0).status();
+            let end = Instant::now() + Duration::from_secs(3);
+            while is_there() && Instant::now() < end {
+                thread::sleep(Duration::from_millis(50));
+            }
+            if !is_there() {
+                break;
+            }
+            let _ = Command::new("mount").args(["-t", "cgroup", "-o", self.1, "none"]).arg(&self.0).status();
+        }
+        let _ = Command::new("umount").arg(&self.0).stderr(Stdio::null()).status();
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// How many sockets of this network have the class, as ss(8) shows it, and how many there are.
+fn classed() -> (usize, usize) {
+    let sockets = stdout(Command::new("ss").args(["-tanH", "--tos"]));
+    (sockets.lines().filter(|line| line.contains("class_id:0x100001")).count(), sockets.lines().count())
+}
+
+/// Whoever receives a descriptor gives the socket its own class: ka receives it in the cgroup of the process.
+#[test]
+fn sockets_keep_their_class() {
+    if !on_a_machine_of_its_own("sockets_keep_their_class") || !has_attackers() {
+        return;
+    }
+    let Some(net_cls) = NetCls::mount() else { return };
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "echo $$ >\"$0\" && exec \"$1\""]).arg(net_cls.cgroup().join("tasks")).arg(holder());
+    let mut holder = Holder::start(&mut shell);
+    let pid = holder.pid().to_string();
+    assert_eq!(classed(), (3, 3));
+    // Where the hierarchy is not mounted, the sockets are left alone, unless ka is told that the class does not matter.
+    let elsewhere = |args: &[&str]| {
+        let mut command = bare("unshare");
+        command.args(["--mount", "sh", "-c", "umount \"$0\" && exec \"$@\""]).arg(&net_cls.0);
+        command.arg(support::release().join("ka")).args(args).arg(&pid);
+        ends(command)
+    };
+    for args in [&["attach"][..], &["attach", "--dry-run"]] {
+        let (status, out, err) = elsewhere(args);
+        assert!(
+            status == 1 && err.contains("class of net_cls") && err.contains("--lose-class"),
+            "{out}{err}"
+        );
+        assert_eq!(classed(), (3, 3), "{args:?}");
+    }
+    let (_, out, err) = elsewhere(&["check"]);
+    assert!(out.contains("class of net_cls"), "{out}{err}");
+    assert_eq!(classed(), (3, 3));
+    assert!(holder.look().iter().all(|told| !told.on));
+
+    for args in [&["check"][..], &["ls", "--pid"], &["attach", "--dry-run"], &["attach", "-p", "280,30,5"]] {
+        let mut command = ka();
+        command.args(args).arg(&pid);
+        let (_, out, err) = ends(command);
+        assert_eq!((classed(), err.as_str()), ((3, 3), ""), "{args:?}: {out}");
+    }
+    holder.assert_all(280, 30, 5);
+    let (status, out, err) = elsewhere(&["attach", "--lose-class", "-p", "281,30,5"]);
+    assert_eq!((status, err.as_str()), (0, ""), "{out}");
+    holder.assert_all(281, 30, 5);
+    assert_eq!(classed(), (0, 3));
+    drop(holder);
+}
+
+/// kcmp(2) orders tables, so n tasks cost n log n comparisons: 300 of them fewer than 3,600, and not 45,000.
+#[test]
+fn tables_are_compared_in_order() {
+    const THREADS: &str = "import ctypes, socket, threading, time\n\
+        libc = ctypes.CDLL(None)\n\
+        ready = threading.Semaphore(0)\n\
+        def run():\n\
+        \x20   assert libc.unshare(0x400) == 0\n\
+        \x20   kept = socket.socket()\n\
+        \x20   ready.release()\n\
+        \x20   time.sleep(600)\n\
+        for n in range(300): threading.Thread(target=run, daemon=True).start()\n\
+        for n in range(300): ready.acquire()\n\
+        print('ready', flush=True)\n\
+        time.sleep(600)";
+    let mut python = Command::new("python3");
+    python.args(["-c", THREADS]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut running = Running(python.spawn().unwrap());
+    let mut line = String::new();
+    BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    let counts = support::scratch("kcmp");
+    let mut strace = bare("strace");
+    strace
+        .args(["-f", "-qq", "-c", "-e", "trace=kcmp", "-o"])
+        .arg(&counts)
+        .arg(support::release().join("ka"));
+    strace.args(["attach", "-p", "280,30,5"]).arg(running.0.id().to_string());
+    let (status, out, err) = ends(strace);
+    if err.contains("Linux 6.9") {
+        skip("this kernel has no pidfds of threads");
+        return;
+    }
+    assert_eq!((status, out.as_str(), err.as_str()), (0, "300 sockets set, 0 unchanged, 0 failed\n", ""));
+    // % time, seconds, usecs/call, calls, (errors,) syscall
+    let counts = fs::read_to_string(counts).unwrap();
+    let line = counts.lines().find(|line| line.ends_with(" kcmp")).unwrap();
+    let calls: u32 = line.split_whitespace().nth(3).unwrap().parse().unwrap();
+    assert!((300..3600).contains(&calls), "{counts}");
+}
+
+/// Each process takes ka a descriptor, and it may have few.
+#[test]
+fn more_processes_than_descriptors_are_set() {
+    if !on_a_machine_of_its_own("more_processes_than_descriptors_are_set") {
+        return;
+    }
+    let mut holders: Vec<_> = (0..40).map(|_| Holder::start(&mut Command::new(holder()))).collect();
+    let pids: Vec<_> = holders.iter().map(|holder| holder.pid().to_string()).collect();
+    let few = |args: &[&str], pids: &[String]| {
+        let mut prlimit = bare("prlimit");
+        prlimit.arg("--nofile=24:24").arg(support::release().join("ka")).arg("attach").args(args).args(pids);
+        ends(prlimit)
+    };
+    for (args, pids, idle) in
+        [(&["-p", "280,30,5"][..], &pids[..], 280), (&["--all", "-p", "281,30,5"], &[], 281)]
+    {
+        let (status, out, err) = few(args, pids);
+        assert_eq!((status, out.as_str(), err.as_str()), (0, "120 sockets set, 0 unchanged, 0 failed\n", ""));
+        for holder in &mut holders {
+            holder.assert_all(idle, 30, 5);
+        }
+    }
+}
