@@ -461,7 +461,8 @@ fn sockets(process: &Process, workers: &mut Workers) -> io::Result<Sockets> {
                 let [kind] = words::part(&record, 0);
                 found.tcp += usize::from(kind & TCP != 0);
                 if kind & OFF != 0 {
-                    let ends = (words::address(words::part(&record, 1)), words::address(words::part(&record, 4)));
+                    let ends =
+                        (words::address(words::part(&record, 1)), words::address(words::part(&record, 4)));
                     found.off.push((target.fd, attach::arrow(ends)));
                 }
                 continue;
@@ -498,7 +499,11 @@ fn look(target: &Target, cell: &Cell<'_>) {
             // The addresses need the socket's lock. Without them there is an answer all the same.
             answer(TCP | OFF);
             let (local, peer) = attach::ends(socket.as_fd());
-            cell.answer(words::together(&[&[TCP | OFF], &words::of_address(local), &words::of_address(peer)]));
+            cell.answer(words::together(&[
+                &[TCP | OFF],
+                &words::of_address(local),
+                &words::of_address(peer),
+            ]));
         }
         Err(ka_core::Error::System { option: SockOpt::Protocol, .. } | ka_core::Error::NotTcp) => answer(0),
         Err(error) => refused(error.errno().0),

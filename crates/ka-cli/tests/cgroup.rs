@@ -938,8 +938,8 @@ fn a_socket_whose_lock_is_held_holds_up_nobody() {
     let locker = support::compile(support::cc().arg("-pthread"), &locker, support::Link::Nothing);
     let below = cgroup.below("a-user");
     let mut command = within(&below, "env".as_ref());
-    let mut attacker =
-        command.args(elsewhere(&locker)).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    command.args(elsewhere(&locker)).args(["0", "evil", "1"]);
+    let mut attacker = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(attacker.stdout.take().unwrap()).read_line(&mut line).unwrap();
     if line.is_empty() {
@@ -966,7 +966,8 @@ fn a_socket_whose_lock_is_held_holds_up_nobody() {
     assert_eq!(running.0.wait().unwrap().code(), Some(0));
     let mut err = String::new();
     std::io::Read::read_to_string(&mut running.0.stderr.take().unwrap(), &mut err).unwrap();
-    assert_eq!(err.matches("a program holds the lock of a socket there").count(), 1, "{err}");
+    assert_eq!(err.matches("(evil): its socket fd ").count(), 1, "{err}");
+    assert!(err.contains(" did not answer within 2 s (a program holds its lock)"), "{err}");
     assert!(listed(&cgroup).is_empty());
     victim.open();
     victim.end();

@@ -66,7 +66,10 @@ enum Message {
 enum End {
     Finished,
     /// The child is silent in this namespace, where it has reported this many sockets.
-    Blocked { network: u64, seen: usize },
+    Blocked {
+        network: u64,
+        seen: usize,
+    },
     Died,
     Signal,
 }
