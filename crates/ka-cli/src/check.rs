@@ -548,7 +548,7 @@ fn mapped(pid: i32, workers: &mut Workers) -> Result<Mapped, String> {
     match found.end {
         Ended::Whole => Ok(Mapped {
             is_preloaded: found.data.contains(&SHIM),
-            copies: found.data.iter().filter(|kind| **kind == C_LIBRARY).count(),
+            copies: found.data.iter().map(|kind| usize::from(*kind == C_LIBRARY)).sum(),
         }),
         Ended::Blocked => Err("its memory maps did not answer within 2 s".to_owned()),
         Ended::Failed(why) => Err(format!("its memory maps: {why}")),
