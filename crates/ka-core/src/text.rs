@@ -247,6 +247,15 @@ impl Text {
     }
 }
 
+impl From<u32> for Text {
+    /// A number in decimal digits.
+    fn from(number: u32) -> Self {
+        let mut text = Self { bytes: [0; Self::CAPACITY], len: 0 };
+        text.digits(number);
+        text
+    }
+}
+
 impl From<&Config> for Text {
     fn from(config: &Config) -> Self {
         let mut text = Self { bytes: [0; Self::CAPACITY], len: 0 };

@@ -10,7 +10,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use libc::{c_int, c_long, c_uint};
+use libc::{c_int, c_uint};
 
 /// Filters cannot be removed, so this never goes back to false. A child of fork inherits both.
 static INSTALLED: AtomicBool = AtomicBool::new(false);
@@ -22,15 +22,15 @@ pub(crate) fn is_installed() -> bool {
 }
 
 /// Records the result of `prctl(option, …)`. The new filter may already be in force: this only writes memory.
-pub(crate) fn after_prctl(option: c_int, result: c_int) {
-    if option == libc::PR_SET_SECCOMP && result == 0 {
+pub(crate) extern "C" fn after_prctl(result: isize, &[option, ..]: &[usize; 6]) {
+    if option as c_int == libc::PR_SET_SECCOMP && result as c_int == 0 {
         INSTALLED.store(true, Ordering::Relaxed);
     }
 }
 
 /// Records the result of `seccomp(operation, …)`. A probe for what the kernel supports fails with EFAULT and changes nothing.
 /// A success may return a descriptor (`SECCOMP_FILTER_FLAG_NEW_LISTENER`).
-pub(crate) fn after_seccomp(operation: usize, result: c_long) {
+pub(crate) extern "C" fn after_seccomp(result: isize, &[operation, ..]: &[usize; 6]) {
     let operation = operation as c_uint;
     if matches!(operation, libc::SECCOMP_SET_MODE_STRICT | libc::SECCOMP_SET_MODE_FILTER) && result >= 0 {
         INSTALLED.store(true, Ordering::Relaxed);

@@ -1,5 +1,7 @@
 //! A line of text, put together in place.
 
+use ka_core::Text;
+
 /// A line that is cut off where it is too long, so that its end is always a newline.
 pub(crate) struct Line {
     bytes: [u8; Self::CAPACITY],
@@ -32,12 +34,11 @@ impl Line {
     }
 
     #[inline(never)]
-    pub(crate) fn number(&mut self, number: i64) -> &mut Self {
+    pub(crate) fn number(&mut self, number: i32) -> &mut Self {
         if number < 0 {
             self.push(b'-');
         }
-        self.digits(number.unsigned_abs());
-        self
+        self.text(Text::from(number.unsigned_abs()).as_bytes())
     }
 
     /// The line, ended.
@@ -48,13 +49,6 @@ impl Line {
             self.len = self.len.saturating_add(1);
         }
         self.bytes.get(..self.len).unwrap_or_default()
-    }
-
-    fn digits(&mut self, number: u64) {
-        if number >= 10 {
-            self.digits(number / 10);
-        }
-        self.push(b'0'.wrapping_add((number % 10) as u8));
     }
 
     fn push(&mut self, byte: u8) {
@@ -82,9 +76,9 @@ mod tests {
     fn numbers_and_texts_are_one_line() {
         let written = line(|line| {
             line.text(b"fd ").number(0).text(b" ").number(-1).text(b" ").number(9).text(b" ").number(10);
-            line.text(b" ").number(i64::MAX).text(b" ").number(i64::MIN);
+            line.text(b" ").number(i32::MAX).text(b" ").number(i32::MIN);
         });
-        assert_eq!(written, b"fd 0 -1 9 10 9223372036854775807 -9223372036854775808\n");
+        assert_eq!(written, b"fd 0 -1 9 10 2147483647 -2147483648\n");
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub(crate) fn set(settings: &Settings, fd: c_int, config: &Config, result: Resul
     begin(settings, &mut line, fd);
     match result {
         Ok(()) => line.text(b"set ").text(Text::from(config).as_bytes()),
-        Err(error) => line.text(b"could not be set: errno ").number(error.errno().0.into()),
+        Err(error) => line.text(b"could not be set: errno ").number(error.errno().0),
     };
     append(settings, &mut line);
 }
@@ -28,31 +28,28 @@ pub(crate) fn set(settings: &Settings, fd: c_int, config: &Config, result: Resul
 pub(crate) fn denied(settings: &Settings, fd: c_int, option: &[u8], wanted: c_int) {
     let mut line = Line::new();
     begin(settings, &mut line, fd);
-    line.text(b"denied ").text(option).text(b"=").number(wanted.into());
+    line.text(b"denied ").text(option).text(b"=").number(wanted);
     append(settings, &mut line);
 }
 
-/// Slots of a library hold the hooks' addresses now, or could not be written.
+/// So many of a library's slots for hooked functions hold the hooks' addresses now. The others could not be written.
 #[cold]
-pub(crate) fn bound(settings: &Settings, path: &[u8], bound: usize, refused: usize) {
-    let count = |count| i64::try_from(count).unwrap_or(0);
+pub(crate) fn bound(settings: &Settings, path: &[u8], bound: usize, all: usize) {
+    let count = |count| c_int::try_from(count).unwrap_or(0);
     let mut line = Line::new();
     program(settings, &mut line);
-    line.foreign(path).text(b": bound to the hooks: ").number(count(bound));
-    if refused != 0 {
-        line.text(b", refused: ").number(count(refused));
-    }
+    line.foreign(path).text(b": bound to the hooks: ").number(count(bound)).text(b" of ").number(count(all));
     append(settings, &mut line);
 }
 
 fn program(settings: &Settings, line: &mut Line) {
-    line.foreign(settings.program).text(b"[").number(i64::try_from(raw::getpid()).unwrap_or(0));
+    line.foreign(settings.program).text(b"[").number(raw::getpid());
     line.text(b"] ");
 }
 
 fn begin(settings: &Settings, line: &mut Line, fd: c_int) {
     program(settings, line);
-    line.text(b"fd ").number(fd.into()).text(b": ");
+    line.text(b"fd ").number(fd).text(b": ");
 }
 
 fn append(settings: &Settings, line: &mut Line) {

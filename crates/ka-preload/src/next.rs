@@ -8,7 +8,7 @@
 #![expect(unsafe_code, reason = "it calls functions by the addresses that it found")]
 
 use core::ffi::CStr;
-use core::mem::{self, transmute};
+use core::mem::transmute;
 use core::ops::ControlFlow;
 use core::ptr;
 use core::slice;
@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use ka_core::{Errno, sys};
 use libc::{c_char, c_int, c_long, c_ulong, c_void, socklen_t};
 
-use crate::object::{self, Object, Tables};
+use crate::object::{self, Loaded, Object, Tables};
 
 /// Declares the functions, in one list: their names, and the place of each among what was found.
 macro_rules! functions {
@@ -132,15 +132,17 @@ extern "C" fn missing() -> c_long {
 /// A function that the ka command offers, and nobody else: its name.
 const KA: &[u8] = b"ka_preload_off";
 
-/// Finds the functions behind the hooks, and returns whether the program is the ka command. It is called when the shim is
-/// loaded, or earlier if the constructor of another library calls a hook first. Calling it again, or in two threads at
-/// once, finds the same.
+/// Finds the functions behind the hooks. Returns what is loaded, or `None` if the program is the ka command. This is called
+/// when the shim is loaded, or earlier if the constructor of another library calls a hook first. Calling it again, or in
+/// two threads at once, finds the same.
 #[cold]
-pub(crate) fn resolve() -> bool {
+pub(crate) fn resolve() -> Option<Loaded> {
     let ka = AtomicPtr::default();
-    let (mut seen_program, mut seen_shim) = (false, false);
+    let mut loaded = Loaded::default();
+    let mut seen_shim = false;
     object::each(|object| {
-        let is_program = !mem::replace(&mut seen_program, true);
+        loaded = Loaded { changes: object.changes(), count: loaded.count.saturating_add(1) };
+        let is_program = loaded.count == 1;
         if !is_program && !seen_shim {
             seen_shim = is_shim(object);
         } else if let Some(tables) = object.tables() {
@@ -151,7 +153,7 @@ pub(crate) fn resolve() -> bool {
         }
         ControlFlow::Continue(())
     });
-    !ka.into_inner().is_null()
+    ka.into_inner().is_null().then_some(loaded)
 }
 
 /// Whether an object is this library.

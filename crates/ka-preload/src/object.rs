@@ -14,6 +14,9 @@ use core::sync::atomic::AtomicPtr;
 
 use libc::{Elf64_Phdr as Header, Elf64_Sym as Symbol, c_int, c_void, dl_phdr_info};
 
+/// How many files may be a part of the C library.
+pub(crate) const C_LIBRARY_PARTS: usize = 4;
+
 /// A loaded object. It stays loaded while [`each`] shows it.
 pub(crate) struct Object<'a> {
     info: &'a dl_phdr_info,
@@ -25,6 +28,14 @@ pub(crate) struct Object<'a> {
 pub(crate) struct Changes {
     pub(crate) added: u64,
     pub(crate) removed: u64,
+}
+
+/// What was loaded at one moment.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Loaded {
+    pub(crate) changes: Changes,
+    /// How many objects.
+    pub(crate) count: usize,
 }
 
 /// Shows each loaded object to `look`, in load order, until that breaks. The first one is the program.
@@ -64,12 +75,13 @@ impl Object<'_> {
         unsafe { CStr::from_ptr(self.info.dlpi_name) }.to_bytes()
     }
 
-    /// Whether it is a part of the C library that has functions we hook. Before glibc 2.34 there were several, and
-    /// musl's is its loader.
-    pub(crate) fn is_c_library(&self) -> bool {
-        const STARTS: [&[u8]; 5] = [b"libc.so", b"ld-musl-", b"libc.musl-", b"libpthread.so", b"libdl.so"];
+    /// Which part of the C library this is, if it is one. Before glibc 2.34 several parts had functions that are hooked.
+    /// musl's C library is its loader.
+    #[inline(never)]
+    pub(crate) fn c_library_part(&self) -> Option<usize> {
+        const STARTS: [&[u8]; C_LIBRARY_PARTS] = [b"libc.", b"ld-musl-", b"libpthread.", b"libdl."];
         let name = self.path().rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        STARTS.iter().any(|start| name.starts_with(start))
+        STARTS.iter().position(|start| name.starts_with(start))
     }
 
     const fn base(&self) -> usize {

@@ -276,14 +276,15 @@ pub(crate) fn protect(pages: &Range<usize>, protection: c_int) -> Result<(), Err
     Ok(())
 }
 
+#[inline(never)]
 pub(crate) fn gettid() -> c_int {
     // SAFETY: gettid(2) takes nothing.
     unsafe { call(libc::SYS_gettid, [0; 6]) as c_int }
 }
 
-pub(crate) fn getpid() -> usize {
+pub(crate) fn getpid() -> c_int {
     // SAFETY: getpid(2) takes nothing.
-    unsafe { call(libc::SYS_getpid, [0; 6]) }.unsigned_abs()
+    unsafe { call(libc::SYS_getpid, [0; 6]) as c_int }
 }
 
 /// Ends the program where it stands: by an instruction that there is not, which needs no function of anybody's. SIGILL,

@@ -29,7 +29,7 @@ use crate::filter;
 use crate::load;
 use crate::log;
 use crate::next::{self, COUNT, NAMES};
-use crate::object::{self, Changes, Object};
+use crate::object::{self, C_LIBRARY_PARTS, Changes, Loaded, Object};
 use crate::raw;
 use crate::settings::Settings;
 
@@ -49,8 +49,9 @@ static HOOKS: [AtomicPtr<c_void>; COUNT] = [const { AtomicPtr::new(ptr::null_mut
 static ELSEWHERE: AtomicU32 = AtomicU32::new(0);
 const _: () = assert!(COUNT <= 32);
 
-/// Where the code of the C library is: start and end. Before glibc 2.34 it has three parts.
-static C_LIBRARY: [[AtomicUsize; 2]; 3] = [const { [const { AtomicUsize::new(0) }; 2] }; 3];
+/// Where the code of each part of the C library is: start and end.
+static C_LIBRARY: [[AtomicUsize; 2]; C_LIBRARY_PARTS] =
+    [const { [const { AtomicUsize::new(0) }; 2] }; C_LIBRARY_PARTS];
 
 fn examined() -> Changes {
     Changes { added: ADDED.load(Relaxed), removed: REMOVED.load(Relaxed) }
@@ -64,14 +65,9 @@ fn set_examined(changes: Changes, count: usize) {
 
 /// Notes what is loaded when the program starts. The loader binds these objects to the hooks. A library that was opened
 /// by a constructor that ran earlier is among them; it is examined when the next one is opened.
-pub(crate) fn begin() {
-    let mut count = 0_usize;
-    object::each(|object| {
-        set_examined(object.changes(), 0);
-        count = count.saturating_add(1);
-        ControlFlow::Continue(())
-    });
-    INITIAL.store(count, Relaxed);
+pub(crate) fn begin(loaded: &Loaded) {
+    set_examined(loaded.changes, 0);
+    INITIAL.store(loaded.count, Relaxed);
 }
 
 /// Binds the objects that were loaded since the last call to the hooks.
@@ -97,15 +93,8 @@ fn wait_for_loads() {
     unsafe { next::dlsym(libc::RTLD_DEFAULT, c"syscall".as_ptr()) };
 }
 
-/// What was loaded at one moment.
-struct Survey {
-    changes: Changes,
-    /// How many objects.
-    count: usize,
-}
-
 /// Looks at the objects that were loaded since the last time. `None` if there are none, unless this must look anyway.
-fn survey(always: bool) -> Option<Survey> {
+fn survey(always: bool) -> Option<Loaded> {
     let mut result = None;
     let (mut count, mut first) = (0_usize, 0);
     object::each(|object| {
@@ -125,22 +114,18 @@ fn survey(always: bool) -> Option<Survey> {
             look_at(object);
         }
         count = count.saturating_add(1);
-        result = Some(Survey { changes, count });
+        result = Some(Loaded { changes, count });
         ControlFlow::Continue(())
     });
     result
 }
 
 fn look_at(object: &Object<'_>) {
-    if object.is_c_library() {
+    if let Some(part) = object.c_library_part() {
         let Range { start, end } = object.code();
-        let is_free_or_same = |part: &&[AtomicUsize; 2]| {
-            let [first, _] = part;
-            first.load(Relaxed) == 0 || first.load(Relaxed) == start
-        };
-        if let Some([first, last]) = C_LIBRARY.iter().find(is_free_or_same) {
-            last.store(end, Relaxed);
+        if let Some([first, last]) = C_LIBRARY.get(part) {
             first.store(start, Relaxed);
+            last.store(end, Relaxed);
         }
         return;
     }
@@ -177,7 +162,7 @@ fn hook(place: usize) -> Option<*mut c_void> {
 
 /// Goes through the slots of the objects that were surveyed, and returns how many slots have the address of a hook now.
 /// `None` if an object was removed since the survey. One that was added comes after them, and may not be relocated yet.
-fn bind(settings: &Settings, surveyed: &Survey) -> Option<usize> {
+fn bind(settings: &Settings, surveyed: &Loaded) -> Option<usize> {
     let mut bound = None;
     let first = EXAMINED.load(Relaxed);
     let mut index = 0_usize;
@@ -186,7 +171,7 @@ fn bind(settings: &Settings, surveyed: &Survey) -> Option<usize> {
             return ControlFlow::Break(());
         }
         let mut slots = 0;
-        if index >= first && !object.is_c_library() && !next::is_shim(object) {
+        if index >= first && object.c_library_part().is_none() && !next::is_shim(object) {
             slots = bind_object(settings, object, index >= INITIAL.load(Relaxed));
         }
         bound = Some(bound.unwrap_or(0_usize).saturating_add(slots));
@@ -227,7 +212,7 @@ fn bind_object(settings: &Settings, object: &Object<'_>, was_opened: bool) -> us
     // SAFETY: the object is loaded while it is shown, and no dlopen(3) of it is under way.
     unsafe { tables.each_slot(look) };
     if bound != 0 || refused != 0 {
-        log::bound(settings, object.path(), bound, refused);
+        log::bound(settings, object.path(), bound, bound.saturating_add(refused));
     }
     bound
 }

@@ -274,7 +274,7 @@ pub(crate) fn foreign(fd: c_int) {
 /// Called before the program makes a call that takes the lock of a socket, which costs a look into the table. If the
 /// descriptor is a foreign one, it gets the policy now: a lock that is held would stop the program's call just as well.
 #[inline(never)]
-pub(crate) extern "C" fn before_use(fd: c_int) {
+pub(crate) fn before_use(fd: c_int) {
     if byte(fd) == Known::Foreign as u8 {
         learn(fd, Known::Nothing);
         if !filter::is_installed()

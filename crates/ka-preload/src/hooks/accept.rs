@@ -2,22 +2,22 @@
 
 use libc::c_int;
 
-use super::stub;
+use super::stub::{self, Arguments, int};
 use crate::settings::active;
 use crate::sockets;
 
 stub::around! {
     /// An accepted socket has inherited the policy if its listener had it.
-    accept, stub::nothing, after
+    accept, stub::nothing_before, after
 }
 
 stub::around! {
     /// The same, with flags.
-    accept4, stub::nothing, after
+    accept4, stub::nothing_before, after
 }
 
-pub(super) extern "C" fn after(accepted: c_int, listener: c_int) {
+pub(super) extern "C" fn after(accepted: isize, &[listener, ..]: &Arguments) {
     if let Some(settings) = active() {
-        sockets::accepted(settings, listener, accepted);
+        sockets::accepted(settings, int(listener), accepted as c_int);
     }
 }

@@ -2,7 +2,7 @@
 
 use libc::{c_int, sockaddr, socklen_t};
 
-use super::stub;
+use super::stub::{self, Arguments, int};
 use crate::settings::active;
 use crate::sockets;
 
@@ -11,7 +11,12 @@ stub::before! {
     connect, before
 }
 
-pub(super) extern "C" fn before(fd: c_int, address: *const sockaddr, size: socklen_t) {
+pub(super) extern "C" fn before(&[fd, address, size, ..]: &Arguments) {
+    connecting(int(fd), address as *const sockaddr, size as socklen_t);
+}
+
+#[inline(never)]
+pub(super) fn connecting(fd: c_int, address: *const sockaddr, size: socklen_t) {
     if let Some(settings) = active() {
         sockets::connecting(settings, fd, address, size);
     }

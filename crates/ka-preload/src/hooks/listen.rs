@@ -1,8 +1,6 @@
 //! listen(2)
 
-use libc::c_int;
-
-use super::stub;
+use super::stub::{self, Arguments, int};
 use crate::settings::active;
 use crate::sockets;
 
@@ -11,8 +9,8 @@ stub::before! {
     listen, before
 }
 
-pub(super) extern "C" fn before(fd: c_int) {
+pub(super) extern "C" fn before(&[fd, ..]: &Arguments) {
     if let Some(settings) = active() {
-        sockets::listening(settings, fd);
+        sockets::listening(settings, int(fd));
     }
 }

@@ -60,6 +60,6 @@ pub unsafe extern "C" fn prctl() {
 unsafe extern "C" fn observed(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int {
     // SAFETY: the program's own call.
     let result = unsafe { next::prctl(option, [a, b, c, d]) };
-    filter::after_prctl(option, result);
+    filter::after_prctl(result as isize, &[option as usize, 0, 0, 0, 0, 0]);
     result
 }

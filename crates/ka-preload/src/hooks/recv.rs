@@ -1,37 +1,43 @@
 //! recvmsg(2) and recvmmsg(2): descriptors may come with a message (`SCM_RIGHTS`, unix(7)).
 
-use libc::{c_int, c_void, cmsghdr, mmsghdr, msghdr, ssize_t};
+use libc::{c_int, c_void, cmsghdr, mmsghdr, msghdr};
 
-use super::stub;
+use super::stub::{self, Arguments, int};
 use crate::settings::active;
 use crate::sockets::{self, Sender};
 
 stub::around! {
     /// A TCP socket that comes with the message gets the policy.
-    recvmsg, sockets::before_use, after_recvmsg
+    recvmsg, before, after_recvmsg
 }
 
 stub::around! {
     /// A TCP socket that comes with one of the messages gets the policy.
-    recvmmsg, sockets::before_use, after_recvmmsg
+    recvmmsg, before, after_recvmmsg
+}
+
+pub(super) extern "C" fn before(&[fd, ..]: &Arguments) {
+    sockets::before_use(int(fd));
 }
 
 /// # Safety
 /// If `size` is no failure, the kernel has filled the message.
-pub(super) unsafe extern "C" fn after_recvmsg(size: ssize_t, fd: c_int, message: *const msghdr) {
+pub(super) unsafe extern "C" fn after_recvmsg(size: isize, &[fd, message, ..]: &Arguments) {
+    let message = message as *const msghdr;
     // SAFETY: the kernel has filled the message, so it can be read.
     if size >= 0 && unsafe { (*message).msg_controllen } >= size_of::<cmsghdr>() {
         // SAFETY: the same.
-        unsafe { take_rights(fd, message) };
+        unsafe { take_rights(int(fd), message) };
     }
 }
 
 /// # Safety
 /// The kernel has filled as many messages as `filled` says.
-pub(super) unsafe extern "C" fn after_recvmmsg(filled: c_int, fd: c_int, messages: *const mmsghdr) {
-    for n in 0..usize::try_from(filled).unwrap_or(0) {
+pub(super) unsafe extern "C" fn after_recvmmsg(filled: isize, &[fd, messages, ..]: &Arguments) {
+    let messages = messages as *const mmsghdr;
+    for n in 0..usize::try_from(filled as c_int).unwrap_or(0) {
         // SAFETY: the kernel has filled this one.
-        unsafe { after_recvmsg(0, fd, &raw const (*messages.add(n)).msg_hdr) };
+        unsafe { after_recvmsg(0, &[fd, messages.wrapping_add(n) as usize, 0, 0, 0, 0]) };
     }
 }
 

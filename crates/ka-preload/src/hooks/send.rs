@@ -1,12 +1,12 @@
 //! sendto(2), sendmsg(2) and sendmmsg(2): with `MSG_FASTOPEN` they connect.
 
-use core::ffi::c_void;
 use core::mem::{offset_of, transmute};
 use core::ptr;
 
-use libc::{MSG_FASTOPEN, c_int, c_uint, mmsghdr, msghdr, sockaddr, socklen_t};
+use libc::{MSG_FASTOPEN, c_int, mmsghdr, msghdr, sockaddr, socklen_t};
 
-use super::{connect, stub};
+use super::connect;
+use super::stub::{self, Arguments, int};
 use crate::{raw, sockets};
 
 stub::before! {
@@ -24,29 +24,27 @@ stub::before! {
     sendmmsg, before_sendmmsg
 }
 
-pub(super) extern "C" fn before_sendto(
-    fd: c_int,
-    _: *const c_void,
-    _: usize,
-    flags: c_int,
-    to: *const sockaddr,
-    size: socklen_t,
-) {
+pub(super) extern "C" fn before_sendto(&[fd, _, _, flags, to, size]: &Arguments) {
+    sending(int(fd), int(flags), to as *const sockaddr, size as socklen_t);
+}
+
+pub(super) extern "C" fn before_sendmsg(&[fd, message, flags, ..]: &Arguments) {
+    let is_connecting = int(flags) & MSG_FASTOPEN != 0;
+    let (to, size) = if is_connecting { destination(message as *const msghdr) } else { (ptr::null(), 0) };
+    sending(int(fd), int(flags), to, size);
+}
+
+pub(super) extern "C" fn before_sendmmsg(&[fd, messages, count, flags, ..]: &Arguments) {
+    const { assert!(offset_of!(mmsghdr, msg_hdr) == 0) };
+    before_sendmsg(&[fd, messages, if int(count) == 0 { 0 } else { flags }, 0, 0, 0]);
+}
+
+fn sending(fd: c_int, flags: c_int, to: *const sockaddr, size: socklen_t) {
     if flags & MSG_FASTOPEN == 0 {
         sockets::before_use(fd);
     } else {
-        connect::before(fd, to, size);
+        connect::connecting(fd, to, size);
     }
-}
-
-pub(super) extern "C" fn before_sendmsg(fd: c_int, message: *const msghdr, flags: c_int) {
-    let (to, size) = if flags & MSG_FASTOPEN == 0 { (ptr::null(), 0) } else { destination(message) };
-    before_sendto(fd, ptr::null(), 0, flags, to, size);
-}
-
-pub(super) extern "C" fn before_sendmmsg(fd: c_int, messages: *const mmsghdr, count: c_uint, flags: c_int) {
-    const { assert!(offset_of!(mmsghdr, msg_hdr) == 0) };
-    before_sendmsg(fd, messages.cast(), if count > 0 { flags } else { 0 });
 }
 
 /// Where a message goes. The program's address may be wrong, so it is the kernel that reads there.

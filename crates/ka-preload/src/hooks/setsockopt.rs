@@ -4,48 +4,50 @@ use core::ffi::c_void;
 
 use libc::{c_int, socklen_t};
 
+use super::stub::{Arguments, int};
 use crate::guard::{self, Answer};
 use crate::next;
 
-/// What the program may do to its keepalive is for the mode to say; all else passes.
+/// The mode decides what the program may do to its keepalive. All other options pass.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn setsockopt(
-    fd: c_int,
-    level: c_int,
-    name: c_int,
-    value: *const c_void,
-    size: socklen_t,
+    fd: usize,
+    level: usize,
+    name: usize,
+    value: usize,
+    size: usize,
 ) -> c_int {
-    // SAFETY: the program's own call, with its own arguments or an int in the place of its value.
-    unsafe {
-        judged(fd, level, name, value, size, |value, size| next::setsockopt(fd, level, name, value, size))
+    /// # Safety
+    /// As for setsockopt(2).
+    unsafe fn make(&[fd, level, name, value, size, _]: &Arguments) -> c_int {
+        // SAFETY: the caller's own call.
+        unsafe { next::setsockopt(int(fd), int(level), int(name), value as *const c_void, size as socklen_t) }
     }
+    // SAFETY: the program's own call, with its own arguments or an int in the place of its value.
+    unsafe { judged(&[fd, level, name, value, size, 0], make) }
 }
 
 /// Makes the call, or does not, as the mode says.
 ///
 /// # Safety
-/// `make` makes the call with the value that it is given.
-#[inline]
-pub(super) unsafe fn judged(
-    fd: c_int,
-    level: c_int,
-    name: c_int,
-    value: *const c_void,
-    size: socklen_t,
-    make: impl FnOnce(*const c_void, socklen_t) -> c_int,
-) -> c_int {
-    // SAFETY: none of the arguments need be right.
-    match unsafe { guard::judge(fd, level, name, value, size) } {
-        Answer::Make => make(value, size),
-        Answer::MakeAndMend => {
-            let result = make(value, size);
-            if result == 0 {
-                guard::mend(fd, level, name);
+/// `make` makes the call with the arguments that it is given.
+#[inline(never)]
+pub(super) unsafe fn judged(arguments: &Arguments, make: unsafe fn(&Arguments) -> c_int) -> c_int {
+    let &[a, b, c, value, size, f] = arguments;
+    let (fd, level, name) = (int(a), int(b), int(c));
+    // SAFETY: for `judge`, none of the arguments need be right; `make` gets the program's own, or an int for the value.
+    unsafe {
+        match guard::judge(fd, level, name, value as *const c_void, size as socklen_t) {
+            Answer::Make => make(arguments),
+            Answer::MakeAndMend => {
+                let result = make(arguments);
+                if result == 0 {
+                    guard::mend(fd, level, name);
+                }
+                result
             }
-            result
+            Answer::Granted => 0,
+            Answer::MakeWith(other) => make(&[a, b, c, (&raw const other) as usize, size_of::<c_int>(), f]),
         }
-        Answer::Granted => 0,
-        Answer::MakeWith(other) => make((&raw const other).cast(), size_of::<c_int>() as socklen_t),
     }
 }

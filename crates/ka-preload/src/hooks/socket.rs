@@ -2,17 +2,17 @@
 
 use libc::c_int;
 
-use super::stub;
+use super::stub::{self, Arguments, int};
 use crate::settings::active;
 use crate::sockets;
 
 stub::around! {
     /// A TCP socket gets the policy at birth.
-    socket, stub::nothing, after
+    socket, stub::nothing_before, after
 }
 
-pub(super) extern "C" fn after(fd: c_int, domain: c_int, kind: c_int, protocol: c_int) {
+pub(super) extern "C" fn after(fd: isize, &[domain, kind, protocol, ..]: &Arguments) {
     if let Some(settings) = active() {
-        sockets::born(settings, fd, domain, kind, protocol);
+        sockets::born(settings, fd as c_int, int(domain), int(kind), int(protocol));
     }
 }

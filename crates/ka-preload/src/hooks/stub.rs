@@ -5,9 +5,25 @@
 
 use core::arch::naked_asm;
 
+use libc::c_int;
+
 use crate::next;
 
-/// Defines a hook that takes a step, and then jumps to the real function. The step takes the arguments of the call.
+/// The arguments of a call, as words. None of the hooked functions has more than six.
+pub(super) type Arguments = [usize; 6];
+
+/// What a hook does before the real call.
+pub(super) type Before = extern "C" fn(&Arguments);
+
+/// What a hook does after the real call, whose result comes first.
+pub(super) type After = unsafe extern "C" fn(isize, &Arguments);
+
+/// An argument that is an int is in the lower half of its word.
+pub(super) const fn int(word: usize) -> c_int {
+    word as c_int
+}
+
+/// Defines a hook that takes a step, and then jumps to the real function.
 ///
 /// The real function returns to the program itself: nothing of the shim is on the stack while a call waits, or while a
 /// cancelled thread is unwound from it.
@@ -17,8 +33,7 @@ macro_rules! before {
     };
 }
 
-/// Defines a hook that makes the real call between two steps. The first takes the arguments, the second the result and
-/// then the first four arguments.
+/// Defines a hook that makes the real call between two steps.
 macro_rules! around {
     ($(#[$doc:meta])* $name:ident, $before:path, $after:path) => {
         $crate::hooks::stub::stub! { $(#[$doc])* $name, around_call, $before, $after }
@@ -60,33 +75,37 @@ macro_rules! stub {
 pub(super) use {around, before, stub};
 
 /// The first step of a hook that has only the second.
-pub(super) const extern "C" fn nothing() {}
+pub(super) extern "C" fn nothing_before(_: &Arguments) {}
 
-/// Calls r10, and jumps to the function whose place is in rax. None of the functions takes more than six words.
+/// The second step of a call that has only the first.
+pub(super) unsafe extern "C" fn nothing_after(_: isize, _: &Arguments) {}
+
+/// Calls r10, and jumps to the function whose place is in rax. The arguments are kept on the stack, the first one lowest.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 pub(super) unsafe extern "C" fn before_call() {
     naked_asm!(
         ".cfi_startproc",
-        "push rdi",
-        "push rsi",
-        "push rdx",
-        "push rcx",
-        "push r8",
-        "push r9",
         "push rax",
+        "push r9",
+        "push r8",
+        "push rcx",
+        "push rdx",
+        "push rsi",
+        "push rdi",
         ".cfi_adjust_cfa_offset 56",
         // Seven words and the return address: the stack is a multiple of 16 bytes, as it must be at a call.
+        "mov rdi, rsp",
         "call r10",
-        "mov rdi, [rsp]",
+        "mov rdi, [rsp + 48]",
         "call {find}",
-        "pop r10",
-        "pop r9",
-        "pop r8",
-        "pop rcx",
-        "pop rdx",
-        "pop rsi",
         "pop rdi",
+        "pop rsi",
+        "pop rdx",
+        "pop rcx",
+        "pop r8",
+        "pop r9",
+        "pop r10",
         ".cfi_adjust_cfa_offset -56",
         "jmp rax",
         ".cfi_endproc",
@@ -110,6 +129,7 @@ pub(super) unsafe extern "C" fn around_call() {
         "push rdi",
         "sub rsp, 8",
         ".cfi_adjust_cfa_offset 72",
+        "lea rdi, [rsp + 8]",
         "call r10",
         "mov rdi, [rsp + 64]",
         "call {find}",
@@ -122,10 +142,7 @@ pub(super) unsafe extern "C" fn around_call() {
         "call rax",
         "mov [rsp], rax",
         "mov rdi, rax",
-        "mov rsi, [rsp + 8]",
-        "mov rdx, [rsp + 16]",
-        "mov rcx, [rsp + 24]",
-        "mov r8, [rsp + 32]",
+        "lea rsi, [rsp + 8]",
         "call [rsp + 56]",
         "mov rax, [rsp]",
         "add rsp, 72",
@@ -136,7 +153,7 @@ pub(super) unsafe extern "C" fn around_call() {
     )
 }
 
-/// Calls x16, and jumps to the function whose place is in x9. None of the functions takes more than six words.
+/// Calls x16, and jumps to the function whose place is in x9. The arguments are kept on the stack, the first one lowest.
 #[cfg(target_arch = "aarch64")]
 #[unsafe(naked)]
 pub(super) unsafe extern "C" fn before_call() {
@@ -151,6 +168,7 @@ pub(super) unsafe extern "C" fn before_call() {
         "stp x2, x3, [sp, #32]",
         "stp x4, x5, [sp, #48]",
         "str x9, [sp, #64]",
+        "add x0, sp, #16",
         "blr x16",
         "ldr x0, [sp, #64]",
         "bl {find}",
@@ -183,6 +201,7 @@ pub(super) unsafe extern "C" fn around_call() {
         "stp x2, x3, [sp, #32]",
         "stp x4, x5, [sp, #48]",
         "stp x9, x17, [sp, #64]",
+        "add x0, sp, #16",
         "blr x16",
         "ldr x0, [sp, #64]",
         "bl {find}",
@@ -193,8 +212,7 @@ pub(super) unsafe extern "C" fn around_call() {
         "blr x16",
         "ldr x17, [sp, #72]",
         "str x0, [sp, #64]",
-        "ldp x1, x2, [sp, #16]",
-        "ldp x3, x4, [sp, #32]",
+        "add x1, sp, #16",
         "blr x17",
         "ldr x0, [sp, #64]",
         "ldp x29, x30, [sp], #80",

@@ -6,10 +6,10 @@
 
 use core::arch::naked_asm;
 
-use libc::{c_int, c_long, c_uint, c_void, mmsghdr, msghdr, sockaddr, socklen_t, ssize_t};
+use libc::{c_int, c_long};
 
+use super::stub::{self, After, Arguments, Before};
 use super::{accept, connect, listen, recv, send, setsockopt, socket};
-use crate::sockets;
 use crate::{filter, next};
 
 /// Goes to `hooked` with the calls that are, else to the real one.
@@ -140,12 +140,7 @@ unsafe extern "C" fn early(
     unsafe { next::syscall(number, [a, b, c, d, e, f]) }
 }
 
-/// The number of a descriptor, and any other int, is in the lower half of a word.
-const fn int(word: usize) -> c_int {
-    word as c_int
-}
-
-/// A call that is hooked, with the steps of its function before and behind it.
+/// A call that is hooked, with the steps of its function before and after it.
 unsafe extern "C" fn hooked(
     number: c_long,
     a: usize,
@@ -155,40 +150,34 @@ unsafe extern "C" fn hooked(
     e: usize,
     f: usize,
 ) -> c_long {
-    match number {
-        libc::SYS_connect => connect::before(int(a), b as *const sockaddr, c as socklen_t),
-        libc::SYS_listen => listen::before(int(a)),
-        libc::SYS_sendto => {
-            send::before_sendto(int(a), b as *const c_void, c, int(d), e as *const sockaddr, f as socklen_t);
-        }
-        libc::SYS_sendmsg => send::before_sendmsg(int(a), b as *const msghdr, int(c)),
-        libc::SYS_sendmmsg => send::before_sendmmsg(int(a), b as *const mmsghdr, c as c_uint, int(d)),
-        libc::SYS_recvmsg | libc::SYS_recvmmsg => sockets::before_use(int(a)),
+    let arguments = [a, b, c, d, e, f];
+    let (before, after): (Before, After) = match number {
         libc::SYS_setsockopt => {
-            let make = |value: *const c_void, size: socklen_t| {
-                // SAFETY: the program's own call, or one with an int in the place of its value.
-                unsafe { next::syscall(number, [a, b, c, value as usize, size as usize, f]) as c_int }
-            };
-            // SAFETY: `make` makes the call with the value that it is given.
-            let judged = unsafe {
-                setsockopt::judged(int(a), int(b), int(c), d as *const c_void, e as socklen_t, make)
-            };
-            return judged.into();
+            /// # Safety
+            /// As for setsockopt(2).
+            unsafe fn make(arguments: &Arguments) -> c_int {
+                // SAFETY: the caller's own call.
+                unsafe { next::syscall(libc::SYS_setsockopt, *arguments) as c_int }
+            }
+            // SAFETY: `make` makes the call with the arguments that it is given.
+            return unsafe { setsockopt::judged(&arguments, make) }.into();
         }
-        _ => {}
-    }
+        libc::SYS_connect => (connect::before, stub::nothing_after),
+        libc::SYS_listen => (listen::before, stub::nothing_after),
+        libc::SYS_sendto => (send::before_sendto, stub::nothing_after),
+        libc::SYS_sendmsg => (send::before_sendmsg, stub::nothing_after),
+        libc::SYS_sendmmsg => (send::before_sendmmsg, stub::nothing_after),
+        libc::SYS_recvmsg => (recv::before, recv::after_recvmsg),
+        libc::SYS_recvmmsg => (recv::before, recv::after_recvmmsg),
+        libc::SYS_socket => (stub::nothing_before, socket::after),
+        libc::SYS_accept | libc::SYS_accept4 => (stub::nothing_before, accept::after),
+        libc::SYS_prctl => (stub::nothing_before, filter::after_prctl),
+        _ => (stub::nothing_before, filter::after_seccomp),
+    };
+    before(&arguments);
     // SAFETY: the program's own call.
-    let result = unsafe { next::syscall(number, [a, b, c, d, e, f]) };
-    match number {
-        libc::SYS_socket => socket::after(result as c_int, int(a), int(b), int(c)),
-        libc::SYS_accept | libc::SYS_accept4 => accept::after(result as c_int, int(a)),
-        // SAFETY: the kernel has just filled the message, if it succeeded.
-        libc::SYS_recvmsg => unsafe { recv::after_recvmsg(result as ssize_t, int(a), b as *const msghdr) },
-        // SAFETY: the kernel has just filled so many messages.
-        libc::SYS_recvmmsg => unsafe { recv::after_recvmmsg(result as c_int, int(a), b as *const mmsghdr) },
-        libc::SYS_prctl => filter::after_prctl(int(a), result as c_int),
-        libc::SYS_seccomp => filter::after_seccomp(a, result),
-        _ => {}
-    }
+    let result = unsafe { next::syscall(number, arguments) };
+    // SAFETY: the kernel has just answered the call with these arguments.
+    unsafe { after(result as isize, &arguments) };
     result
 }
