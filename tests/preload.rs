@@ -411,6 +411,12 @@ fn it_works_at_every_moment() {
     }
 }
 
+#[test]
+fn a_cancelled_thread_runs_the_destructors_of_its_callers() {
+    let moments = compile(cc().arg("-fexceptions"), &source("moments"), Link::Nothing);
+    assert_eq!(stdout(preloaded(moments).arg("cancel")), "well\n");
+}
+
 // Seccomp filters of the program, and sockets that another user shares.
 
 #[test]

@@ -156,6 +156,22 @@ static void clean(void *what)
     cleaned += *(int *)what;
 }
 
+/*
+ * With -fexceptions, a thread that is cancelled is unwound as by an exception of C++: each frame on its stack must be known,
+ * or the destructors of its callers do not run.
+ */
+#ifdef __EXCEPTIONS
+#define UNWOUND __attribute__((cleanup(clean_int)))
+#define CLEANED 11
+static void clean_int(int *what)
+{
+    clean(what);
+}
+#else
+#define UNWOUND
+#define CLEANED 1
+#endif
+
 static int blocked_on;
 static struct sockaddr_in unanswered;
 
@@ -181,6 +197,8 @@ static void *block(void *how)
     struct iovec iov = { &byte, 1 };
     struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
     struct mmsghdr messages = { .msg_hdr = message };
+    UNWOUND int ten = 10;
+    (void)ten;
     pthread_cleanup_push(clean, &one);
     switch ((intptr_t)how) {
     case 0:
@@ -219,7 +237,7 @@ static void cancelled(void)
         CHECK(pthread_create(&thread, NULL, block, (void *)how) == 0);
         usleep(100000);
         CHECK(pthread_cancel(thread) == 0 && pthread_join(thread, &result) == 0);
-        CHECK(result == PTHREAD_CANCELED && cleaned == 1);
+        CHECK(result == PTHREAD_CANCELED && cleaned == CLEANED);
     }
 }
 
