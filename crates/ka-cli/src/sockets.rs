@@ -14,7 +14,7 @@ use crate::process::{self, OVER_BUDGET, Process, Table, Target};
 use crate::sys;
 use crate::text;
 use crate::words;
-use crate::worker::{self, Answer, BLOCKED, Cell, Ended, Workers};
+use crate::worker::{self, Answer, BLOCKED, Cell, Ended, Stream, Workers};
 
 /// Who has a socket.
 #[derive(Clone, Debug)]
@@ -62,10 +62,12 @@ pub(crate) fn sockets(workers: &mut Workers, states: &[State], pid: Option<i32>)
     sys::raise_descriptor_limit();
     let told = Workers::start(&[], |sink| bpf::tell(sink));
     let listed = Workers::start(&[], |sink| list(states, true, sink));
+    // A worker has ka's descriptors until it has closed them.
+    let ours: Vec<_> = [told.as_ref(), listed.as_ref()].into_iter().flatten().map(Stream::worker).collect();
     let mut left = Vec::new();
     let holders = match pid {
         Some(pid) => tables(pid, &mut left),
-        None => others().map(|pids| pids.filter_map(leader).collect()),
+        None => others(&ours).map(|pids| pids.filter_map(leader).collect()),
     };
     let (mut listed, told) = match (listed?, told) {
         (listed, Ok(told)) => {
@@ -103,7 +105,7 @@ pub(crate) fn sockets(workers: &mut Workers, states: &[State], pid: Option<i32>)
     join.all(&holders);
     if pid.is_none() && join.sockets.iter().any(|socket| socket.entry.inode != 0 && socket.owner.is_none()) {
         // What no leader has may be a task's with descriptors of its own.
-        for pid in others()? {
+        for pid in others(&ours)? {
             let holders = tasks(pid, join.left);
             join.all(&holders);
         }
@@ -135,9 +137,10 @@ struct Holder {
     sockets: Vec<(i32, u32)>,
 }
 
-/// All processes but this one, which has what it was started with and nothing of its own.
-fn others() -> io::Result<impl Iterator<Item = i32>> {
-    Ok(process::all()?.into_iter().filter(|pid| u32::try_from(*pid) != Ok(std::process::id())))
+/// All processes but this one and its workers, which have what ka was started with and nothing of their own.
+fn others(workers: &[i32]) -> io::Result<impl Iterator<Item = i32>> {
+    let is_ours = |pid: &i32| u32::try_from(*pid) == Ok(std::process::id()) || workers.contains(pid);
+    Ok(process::all()?.into_iter().filter(move |pid| !is_ours(pid)))
 }
 
 /// How a message names a process.

@@ -675,6 +675,13 @@ pub(crate) struct Stream {
     pipe: File,
 }
 
+impl Stream {
+    /// The worker's PID.
+    pub(crate) const fn worker(&self) -> i32 {
+        self.worker
+    }
+}
+
 /// A worker that is being read.
 struct Running {
     stream: Stream,
