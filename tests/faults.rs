@@ -8,7 +8,6 @@ mod faults;
 mod support;
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::process::Command;
 
 use faults::{Fault, Ran, TRIAL, Trial, each, name};
@@ -167,10 +166,9 @@ fn a_library_is_usable_if_a_call_fails_while_it_is_bound() {
     let program = compile(&mut cc(), &source("deepbind.c"), Link::Nothing);
     let flags = ["-shared", "-fPIC", "-Wl,-z,now", "-Wl,-z,relro"];
     let plugin = compile(cc().args(flags), &source("plugin.c"), Link::Nothing);
-    let log = support::scratch("log");
     let prepare = || {
         let mut command = preloaded(&program);
-        command.arg("sockets").arg(&plugin).args(["now", "deepbind"]).env("KA_LOG", &log);
+        command.arg("sockets").arg(&plugin).args(["now", "deepbind"]);
         (command, ())
     };
     let judge = |_: &Fault, ran: &Ran, ()| {
@@ -183,8 +181,6 @@ fn a_library_is_usable_if_a_call_fails_while_it_is_bound() {
     };
     let options = ["-x", name(&program), "-o", "libka_preload.so"];
     each(&Trial { name: "shim: a library is opened", options: &options, ..TRIAL }, prepare, judge);
-    let said = fs::read_to_string(&log).unwrap();
-    assert!(said.lines().any(|line| line.ends_with(": bound to the hooks: 6 of 7")), "{said}");
 }
 
 /// A pointer that is wrong is the kernel's to refuse, also where the shim cannot find out that it is.

@@ -784,17 +784,6 @@ fn musl_programs_may_look_into_their_c_library_too() {
     assert_eq!(printed, ALL_ARE_HOOKS);
 }
 
-#[test]
-fn the_log_names_a_library_whose_calls_were_bound_past_the_shim() {
-    let (plugin, log) = (library("plugin"), scratch("log"));
-    let mut command = preloaded(program!("deepbind"));
-    stdout(command.arg("sockets").arg(&plugin).args(["now", "deepbind"]).env("KA_LOG", &log));
-    let said = fs::read_to_string(&log).unwrap();
-    let bound = format!("] {}: bound to the hooks: 7 of 7", plugin.display());
-    let named: Vec<_> = said.lines().filter(|line| line.ends_with(&bound)).collect();
-    assert_eq!(named.len(), 1, "{said}");
-}
-
 // What it costs.
 
 #[test]

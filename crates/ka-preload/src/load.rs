@@ -20,12 +20,12 @@ static CONSTRUCTOR: extern "C" fn() = load;
 extern "C" fn load() {
     // What the ka command does is for the sockets of others, by what it is told: with its own calls in the way of our
     // policy, it would set that on theirs. So it is as if this library were not there.
-    let Some(loaded) = next::resolve() else { return };
+    let Some(count) = next::resolve() else { return };
     if let Some(settings) = settings::read() {
         // SAFETY: this is the library's constructor.
         unsafe { settings::publish(settings) };
         if let Some(settings) = settings::active() {
-            rebind::begin(&loaded);
+            rebind::begin(count);
             sweep(settings);
         }
     }

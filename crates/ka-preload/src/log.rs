@@ -32,24 +32,9 @@ pub(crate) fn denied(settings: &Settings, fd: c_int, option: &[u8], wanted: c_in
     append(settings, &mut line);
 }
 
-/// So many of a library's slots for hooked functions hold the hooks' addresses now. The others could not be written.
-#[cold]
-pub(crate) fn bound(settings: &Settings, path: &[u8], bound: usize, all: usize) {
-    let count = |count| c_int::try_from(count).unwrap_or(0);
-    let mut line = Line::new();
-    program(settings, &mut line);
-    line.foreign(path).text(b": bound to the hooks: ").number(count(bound)).text(b" of ").number(count(all));
-    append(settings, &mut line);
-}
-
-fn program(settings: &Settings, line: &mut Line) {
-    line.foreign(settings.program).text(b"[").number(raw::getpid());
-    line.text(b"] ");
-}
-
 fn begin(settings: &Settings, line: &mut Line, fd: c_int) {
-    program(settings, line);
-    line.text(b"fd ").number(fd).text(b": ");
+    line.foreign(settings.program).text(b"[").number(raw::getpid());
+    line.text(b"] fd ").number(fd).text(b": ");
 }
 
 fn append(settings: &Settings, line: &mut Line) {

@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use ka_core::{Errno, sys};
 use libc::{c_char, c_int, c_long, c_ulong, c_void, socklen_t};
 
-use crate::object::{self, Loaded, Object, Tables};
+use crate::object::{self, Tables};
 
 /// Declares the functions, in one list: their names, and the place of each among what was found.
 macro_rules! functions {
@@ -132,34 +132,33 @@ extern "C" fn missing() -> c_long {
 /// A function that the ka command offers, and nobody else: its name.
 const KA: &[u8] = b"ka_preload_off";
 
-/// Finds the functions behind the hooks. Returns what is loaded, or `None` if the program is the ka command. This is called
-/// when the shim is loaded, or earlier if the constructor of another library calls a hook first. Calling it again, or in
-/// two threads at once, finds the same.
+/// Finds the functions behind the hooks. Returns how many objects are loaded, or `None` if the program is the ka command.
+/// This is called when the shim is loaded, or earlier if the constructor of another library calls a hook first. Calling it
+/// again, or in two threads at once, finds the same.
 #[cold]
-pub(crate) fn resolve() -> Option<Loaded> {
+pub(crate) fn resolve() -> Option<usize> {
     let ka = AtomicPtr::default();
-    let mut loaded = Loaded::default();
-    let mut seen_shim = false;
-    object::each(|object| {
-        loaded = Loaded { changes: object.changes(), count: loaded.count.saturating_add(1) };
-        let is_program = loaded.count == 1;
+    let (mut count, mut seen_shim) = (0_usize, false);
+    let mut look = |tables: &Tables| {
+        count = count.saturating_add(1);
+        let is_program = count == 1;
         if !is_program && !seen_shim {
-            seen_shim = is_shim(object);
-        } else if let Some(tables) = object.tables() {
-            let (slots, names) =
-                if is_program { (slice::from_ref(&ka), KA) } else { (FOUND.as_slice(), NAMES) };
-            // SAFETY: the object is loaded while it is shown.
-            unsafe { fill(slots, names, &tables) };
+            seen_shim = tables.are_own();
+            return;
         }
-        ControlFlow::Continue(())
-    });
-    ka.into_inner().is_null().then_some(loaded)
-}
-
-/// Whether an object is this library.
-#[inline(never)]
-pub(crate) fn is_shim(object: &Object<'_>) -> bool {
-    object.contains((&raw const FOUND) as usize, 0)
+        let (slots, names) = if is_program { (slice::from_ref(&ka), KA) } else { (FOUND.as_slice(), NAMES) };
+        // SAFETY: the object is loaded while it is shown.
+        unsafe { fill(slots, names, tables) };
+    };
+    if !object::each_at_start(&mut look) {
+        object::each(|object| {
+            if let Some(tables) = object.tables() {
+                look(&tables);
+            }
+            ControlFlow::Continue(())
+        });
+    }
+    ka.into_inner().is_null().then_some(count)
 }
 
 /// Puts the address of each function that an object exports into its slot, unless the slot has one.

@@ -134,6 +134,73 @@ struct Dynamic {
     value: usize,
 }
 
+unsafe extern "C" {
+    /// The dynamic section of this library, as every linker calls it.
+    #[link_name = "_DYNAMIC"]
+    static OWN: [Dynamic; 0];
+}
+
+/// The list of loaded objects that the loader keeps for debuggers: `struct r_debug` and `struct link_map`. link.h
+#[repr(C)]
+struct Debug {
+    version: c_int,
+    first: *const Link,
+}
+
+#[repr(C)]
+struct Link {
+    base: usize,
+    name: *const c_char,
+    dynamic: *const Dynamic,
+    next: *const Link,
+}
+
+/// Shows the tables of each loaded object to `look`, in load order, without a call of any function. Returns whether the
+/// program has the list (`DT_DEBUG`).
+///
+/// This is for the time before the constructors have run. A sanitizer looks functions up by dlsym(3) then, and has not yet
+/// found the real dl_iterate_phdr(3), in front of which it stands.
+pub(crate) fn each_at_start(mut look: impl FnMut(&Tables)) -> bool {
+    // SAFETY: getauxval(3) takes a number. The kernel gives the program's headers, and the loader has filled its dynamic
+    // section. There is no other thread that changes the list.
+    unsafe {
+        let headers = libc::getauxval(libc::AT_PHDR) as *const Header;
+        let headers = slice::from_raw_parts(headers, libc::getauxval(libc::AT_PHNUM) as usize);
+        let address =
+            |kind| headers.iter().find(|header| header.p_type == kind).map(|header| header.p_vaddr as usize);
+        let (Some(own), Some(dynamic)) = (address(libc::PT_PHDR), address(libc::PT_DYNAMIC)) else {
+            return false;
+        };
+        let base = (headers.as_ptr() as usize).wrapping_sub(own);
+        let debug = entry(base.wrapping_add(dynamic) as *const Dynamic, DT_DEBUG) as *const Debug;
+        let Some(debug) = debug.as_ref() else { return false };
+        let mut link = debug.first;
+        while let Some(Link { base, dynamic, next, .. }) = link.as_ref() {
+            if let Some(tables) = Tables::of(*base, *dynamic) {
+                look(&tables);
+            }
+            link = *next;
+        }
+    }
+    true
+}
+
+/// Returns the value of the first entry with this tag, or 0.
+///
+/// # Safety
+/// `dynamic` is the dynamic section of a loaded object.
+unsafe fn entry(mut dynamic: *const Dynamic, wanted: usize) -> usize {
+    // SAFETY: the section goes up to its DT_NULL.
+    while let Dynamic { tag: tag @ 1.., value } = unsafe { &*dynamic } {
+        if *tag == wanted {
+            return *value;
+        }
+        // SAFETY: this entry was not the last.
+        dynamic = unsafe { dynamic.add(1) };
+    }
+    0
+}
+
 const DT_NULL: usize = 0;
 const DT_PLTRELSZ: usize = 2;
 const DT_HASH: usize = 4;
@@ -141,6 +208,7 @@ const DT_STRTAB: usize = 5;
 const DT_SYMTAB: usize = 6;
 const DT_RELA: usize = 7;
 const DT_RELASZ: usize = 8;
+const DT_DEBUG: usize = 21;
 const DT_JMPREL: usize = 23;
 const DT_GNU_HASH: usize = 0x6fff_fef5;
 const DT_VERSYM: usize = 0x6fff_fff0;
@@ -177,6 +245,7 @@ pub(crate) struct Slot<'a> {
 /// The tables of a loaded object.
 pub(crate) struct Tables {
     base: usize,
+    dynamic: *const Dynamic,
     names: *const c_char,
     symbols: *const Symbol,
     /// One of the two hash tables; the GNU one if there are both.
@@ -198,6 +267,7 @@ impl Tables {
     unsafe fn of(base: usize, dynamic: *const Dynamic) -> Option<Self> {
         let mut tables = Self {
             base,
+            dynamic,
             names: ptr::null(),
             symbols: ptr::null(),
             gnu_hash: ptr::null(),
@@ -232,6 +302,11 @@ impl Tables {
         }
         const { assert!(DT_NULL == 0) };
         (!tables.names.is_null() && !tables.symbols.is_null()).then_some(tables)
+    }
+
+    /// Whether these are the tables of this library.
+    pub(crate) fn are_own(&self) -> bool {
+        ptr::eq(self.dynamic, (&raw const OWN).cast())
     }
 
     /// Shows each slot of a symbol that the object imports to `look`. Slots that are not aligned are left out.

@@ -27,7 +27,6 @@ use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize
 
 use crate::filter;
 use crate::load;
-use crate::log;
 use crate::next::{self, COUNT, NAMES};
 use crate::object::{self, C_LIBRARY_PARTS, Changes, Loaded, Object};
 use crate::raw;
@@ -63,11 +62,10 @@ fn set_examined(changes: Changes, count: usize) {
     EXAMINED.store(count, Relaxed);
 }
 
-/// Notes what is loaded when the program starts. The loader binds these objects to the hooks. A library that was opened
-/// by a constructor that ran earlier is among them; it is examined when the next one is opened.
-pub(crate) fn begin(loaded: &Loaded) {
-    set_examined(loaded.changes, 0);
-    INITIAL.store(loaded.count, Relaxed);
+/// Notes how many objects are loaded when the program starts. The loader binds these to the hooks. A library that was
+/// opened by a constructor that ran earlier is among them; it is examined when the next one is opened.
+pub(crate) fn begin(count: usize) {
+    INITIAL.store(count, Relaxed);
 }
 
 /// Binds the objects that were loaded since the last call to the hooks.
@@ -77,7 +75,7 @@ pub(crate) fn catch_up(settings: &Settings) {
     for _ in 0..TRIES {
         let Some(surveyed) = survey(false) else { return };
         wait_for_loads();
-        if let Some(bound) = bind(settings, &surveyed) {
+        if let Some(bound) = bind(&surveyed) {
             // A filter of the program's may kill it for asking about sockets that it does not use.
             if bound > 0 && !filter::is_installed() {
                 load::sweep(settings);
@@ -117,6 +115,14 @@ fn survey(always: bool) -> Option<Loaded> {
         result = Some(Loaded { changes, count });
         ControlFlow::Continue(())
     });
+    // The first time, there may be nothing but what the program was started with.
+    if examined() == Changes::default()
+        && let Some(Loaded { changes, count }) = result
+        && count <= INITIAL.load(Relaxed)
+    {
+        set_examined(changes, 0);
+        return None;
+    }
     result
 }
 
@@ -130,7 +136,7 @@ fn look_at(object: &Object<'_>) {
         return;
     }
     let Some(tables) = object.tables() else { return };
-    let is_shim = next::is_shim(object);
+    let is_shim = tables.are_own();
     let found: [AtomicPtr<c_void>; COUNT] = Default::default();
     // SAFETY: the object is loaded while it is shown.
     unsafe { next::fill(if is_shim { &HOOKS } else { &found }, NAMES, &tables) };
@@ -162,7 +168,7 @@ fn hook(place: usize) -> Option<*mut c_void> {
 
 /// Goes through the slots of the objects that were surveyed, and returns how many slots have the address of a hook now.
 /// `None` if an object was removed since the survey. One that was added comes after them, and may not be relocated yet.
-fn bind(settings: &Settings, surveyed: &Loaded) -> Option<usize> {
+fn bind(surveyed: &Loaded) -> Option<usize> {
     let mut bound = None;
     let first = EXAMINED.load(Relaxed);
     let mut index = 0_usize;
@@ -171,8 +177,8 @@ fn bind(settings: &Settings, surveyed: &Loaded) -> Option<usize> {
             return ControlFlow::Break(());
         }
         let mut slots = 0;
-        if index >= first && object.c_library_part().is_none() && !next::is_shim(object) {
-            slots = bind_object(settings, object, index >= INITIAL.load(Relaxed));
+        if index >= first && object.c_library_part().is_none() {
+            slots = bind_object(object, index >= INITIAL.load(Relaxed));
         }
         bound = Some(bound.unwrap_or(0_usize).saturating_add(slots));
         index = index.saturating_add(1);
@@ -182,11 +188,11 @@ fn bind(settings: &Settings, surveyed: &Loaded) -> Option<usize> {
     bound
 }
 
-fn bind_object(settings: &Settings, object: &Object<'_>, was_opened: bool) -> usize {
-    let Some(tables) = object.tables() else { return 0 };
+fn bind_object(object: &Object<'_>, was_opened: bool) -> usize {
+    let Some(tables) = object.tables().filter(|tables| !tables.are_own()) else { return 0 };
     let code = object.code();
     let mut pages = Pages::of(object);
-    let (mut bound, mut refused) = (0_usize, 0_usize);
+    let mut bound = 0_usize;
     let look = |slot: &object::Slot<'_>| {
         let address = slot.place.load(Relaxed);
         let is_past_us = is_in_c_library(address);
@@ -205,15 +211,10 @@ fn bind_object(settings: &Settings, object: &Object<'_>, was_opened: bool) -> us
             // writes here too, when another thread calls a function for the first time.
             slot.place.store(hook, Relaxed);
             bound = bound.saturating_add(1);
-        } else {
-            refused = refused.saturating_add(1);
         }
     };
     // SAFETY: the object is loaded while it is shown, and no dlopen(3) of it is under way.
     unsafe { tables.each_slot(look) };
-    if bound != 0 || refused != 0 {
-        log::bound(settings, object.path(), bound, bound.saturating_add(refused));
-    }
     bound
 }
 
@@ -285,7 +286,7 @@ pub(crate) unsafe fn look_up(handle: *mut c_void, name: *const c_char) -> Option
     }
     // SAFETY: dlsym(3) takes a C string.
     let place = next::place(unsafe { CStr::from_ptr(name) })?;
-    if EXAMINED.load(Relaxed) == 0 {
+    if hook(place).is_none() {
         survey(true);
     }
     if !is_in_c_library(next::behind(place)) {
