@@ -47,7 +47,6 @@ const fn option(level: c_int, name: c_int) -> Option<SockOpt> {
 ///
 /// # Safety
 /// None of the arguments need be right.
-#[inline(never)]
 pub(crate) unsafe fn judge(
     fd: c_int,
     level: c_int,

@@ -10,7 +10,7 @@
 //! - `setsockopt` may take away what was given (`guard`).
 //! - `prctl` may install a seccomp filter, after which the shim does less (`filter`).
 //! - `syscall` may be any of them.
-//! - `dlsym` finds a function of a library that was opened meanwhile, whose own calls may bypass the hooks (`rebind`).
+//! - `dlopen` opens a library whose own calls may bypass the hooks, and `dlsym` finds a function of it (`rebind`).
 //!
 //! It lives in a stranger's process, at any moment of its life: before `main`, in a signal handler, in the child of
 //! vfork, in a thread that is being cancelled. So on the way through a hook it allocates nothing, takes no lock and

@@ -7,7 +7,6 @@ use libc::{POLLNVAL, c_int, pollfd};
 
 use crate::next;
 use crate::raw;
-use crate::rebind;
 use crate::settings::{self, Settings};
 use crate::sockets;
 
@@ -20,12 +19,13 @@ static CONSTRUCTOR: extern "C" fn() = load;
 extern "C" fn load() {
     // What the ka command does is for the sockets of others, by what it is told: with its own calls in the way of our
     // policy, it would set that on theirs. So it is as if this library were not there.
-    let Some(count) = next::resolve() else { return };
+    if !next::resolve() {
+        return;
+    }
     if let Some(settings) = settings::read() {
         // SAFETY: this is the library's constructor.
         unsafe { settings::publish(settings) };
         if let Some(settings) = settings::active() {
-            rebind::begin(count);
             sweep(settings);
         }
     }

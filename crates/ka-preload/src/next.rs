@@ -8,7 +8,7 @@
 #![expect(unsafe_code, reason = "it calls functions by the addresses that it found")]
 
 use core::ffi::CStr;
-use core::mem::transmute;
+use core::mem::{self, transmute};
 use core::ops::ControlFlow;
 use core::ptr;
 use core::slice;
@@ -34,7 +34,7 @@ macro_rules! functions {
 }
 
 functions! {
-    syscall, dlsym, socket, connect, accept, accept4, listen, setsockopt, sendto, sendmsg, sendmmsg, recvmsg, recvmmsg,
+    syscall, dlopen, dlsym, socket, connect, accept, accept4, listen, setsockopt, sendto, sendmsg, sendmmsg, recvmsg, recvmmsg,
     prctl
 }
 
@@ -132,16 +132,22 @@ extern "C" fn missing() -> c_long {
 /// A function that the ka command offers, and nobody else: its name.
 const KA: &[u8] = b"ka_preload_off";
 
-/// Finds the functions behind the hooks. Returns how many objects are loaded, or `None` if the program is the ka command.
-/// This is called when the shim is loaded, or earlier if the constructor of another library calls a hook first. Calling it
-/// again, or in two threads at once, finds the same.
+/// Finds the functions behind the hooks. Returns false if the program is the ka command. This is called when the shim is
+/// loaded, or earlier if the constructor of another library calls a hook first. Calling it again, or in two threads at
+/// once, finds the same.
 #[cold]
-pub(crate) fn resolve() -> Option<usize> {
+pub(crate) fn resolve() -> bool {
     let ka = AtomicPtr::default();
-    let (mut count, mut seen_shim) = (0_usize, false);
+    let (mut is_first, mut seen_shim) = (true, false);
     let mut look = |tables: &Tables| {
-        count = count.saturating_add(1);
-        let is_program = count == 1;
+        let iterate = AtomicPtr::default();
+        // SAFETY: the object is loaded while it is shown.
+        unsafe { fill(slice::from_ref(&iterate), b"dl_iterate_phdr", tables) };
+        let iterate = iterate.into_inner();
+        if !iterate.is_null() {
+            object::ITERATE.store(iterate, Ordering::Relaxed);
+        }
+        let is_program = mem::take(&mut is_first);
         if !is_program && !seen_shim {
             seen_shim = tables.are_own();
             return;
@@ -158,7 +164,7 @@ pub(crate) fn resolve() -> Option<usize> {
             ControlFlow::Continue(())
         });
     }
-    ka.into_inner().is_null().then_some(count)
+    ka.into_inner().is_null()
 }
 
 /// Puts the address of each function that an object exports into its slot, unless the slot has one.

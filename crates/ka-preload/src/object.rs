@@ -7,10 +7,11 @@
 #![expect(unsafe_code, reason = "it reads the tables of loaded objects")]
 
 use core::ffi::{CStr, c_char};
+use core::mem::transmute;
 use core::ops::{ControlFlow, Range};
 use core::ptr;
 use core::slice;
-use core::sync::atomic::AtomicPtr;
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{Elf64_Phdr as Header, Elf64_Sym as Symbol, c_int, c_void, dl_phdr_info};
 
@@ -29,6 +30,16 @@ pub(crate) struct Changes {
     pub(crate) added: u64,
     pub(crate) removed: u64,
 }
+
+/// The type of dl_iterate_phdr(3).
+type Iterate = unsafe extern "C" fn(
+    Option<unsafe extern "C" fn(*mut dl_phdr_info, usize, *mut c_void) -> c_int>,
+    *mut c_void,
+) -> c_int;
+
+/// The C library's dl_iterate_phdr(3). A program or a library in front of it may have one of its own that calls dlsym(3),
+/// whose hook calls this. The C library comes last among those that have one.
+pub(crate) static ITERATE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
 /// What was loaded at one moment.
 #[derive(Clone, Copy, Default)]
@@ -57,8 +68,11 @@ pub(crate) fn each<F: FnMut(&Object<'_>) -> ControlFlow<()>>(mut look: F) {
         let headers = unsafe { slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
         look(&Object { info, headers }).is_break().into()
     }
+    let found = ITERATE.load(Ordering::Relaxed);
+    // SAFETY: a function of this name has this type; before it was looked for, there is the one that the loader has bound.
+    let iterate: Iterate = if found.is_null() { libc::dl_iterate_phdr } else { unsafe { transmute(found) } };
     // SAFETY: `show` takes what dl_iterate_phdr(3) gives, and a pointer to a closure of the type that it expects.
-    unsafe { libc::dl_iterate_phdr(Some(show::<F>), (&raw mut look).cast()) };
+    unsafe { iterate(Some(show::<F>), (&raw mut look).cast()) };
 }
 
 impl Object<'_> {

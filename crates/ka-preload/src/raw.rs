@@ -276,7 +276,6 @@ pub(crate) fn protect(pages: &Range<usize>, protection: c_int) -> Result<(), Err
     Ok(())
 }
 
-#[inline(never)]
 pub(crate) fn gettid() -> c_int {
     // SAFETY: gettid(2) takes nothing.
     unsafe { call(libc::SYS_gettid, [0; 6]) as c_int }

@@ -10,9 +10,9 @@
 //! bound to its own, or to another shim's. The dlsym(3) hook calls this, since a program has to call dlsym to use
 //! what it has opened. Sockets that the library's constructors made by then are set afterwards.
 //!
-//! A slot that the loader has not filled yet (lazy binding) tells nothing about where it will point. In a library that was
-//! opened later it gets the hook, but only if no other library defines the function. Then the result would have been either
-//! the hook or the C library's function.
+//! A slot that the loader has not filled yet (lazy binding) tells nothing about where it will point. It gets the
+//! hook, but only if no other library defines the function. Then the result would have been either the hook or the C
+//! library's function.
 //!
 //! Threads: glibc runs the walk under the lock that guards its list of objects, so walks come one after another. An object
 //! is in that list before it is relocated. Therefore the walk first waits until every dlopen(3) that has begun is over.
@@ -23,7 +23,7 @@ use core::ffi::{CStr, c_char, c_void};
 use core::ops::{ControlFlow, Range};
 use core::ptr;
 use core::sync::atomic::Ordering::Relaxed;
-use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
 
 use crate::filter;
 use crate::load;
@@ -38,8 +38,14 @@ static REMOVED: AtomicU64 = AtomicU64::new(0);
 /// How many objects were examined then.
 static EXAMINED: AtomicUsize = AtomicUsize::new(0);
 
-/// How many objects were loaded when the program started. These come first, and are never removed.
-static INITIAL: AtomicUsize = AtomicUsize::new(0);
+/// Whether the program has called dlopen(3). Until then dlsym(3) costs nothing, and takes no lock that a child of fork might
+/// find held.
+static OPENED: AtomicBool = AtomicBool::new(false);
+
+/// The program is about to open a library.
+pub(crate) fn opening() {
+    OPENED.store(true, Relaxed);
+}
 
 /// The hooks.
 static HOOKS: [AtomicPtr<c_void>; COUNT] = [const { AtomicPtr::new(ptr::null_mut()) }; COUNT];
@@ -62,14 +68,11 @@ fn set_examined(changes: Changes, count: usize) {
     EXAMINED.store(count, Relaxed);
 }
 
-/// Notes how many objects are loaded when the program starts. The loader binds these to the hooks. A library that was
-/// opened by a constructor that ran earlier is among them; it is examined when the next one is opened.
-pub(crate) fn begin(count: usize) {
-    INITIAL.store(count, Relaxed);
-}
-
 /// Binds the objects that were loaded since the last call to the hooks.
 pub(crate) fn catch_up(settings: &Settings) {
+    if !OPENED.load(Relaxed) {
+        return;
+    }
     // Other threads may close libraries meanwhile, again and again.
     const TRIES: usize = 64;
     for _ in 0..TRIES {
@@ -115,21 +118,16 @@ fn survey(always: bool) -> Option<Loaded> {
         result = Some(Loaded { changes, count });
         ControlFlow::Continue(())
     });
-    // The first time, there may be nothing but what the program was started with.
-    if examined() == Changes::default()
-        && let Some(Loaded { changes, count }) = result
-        && count <= INITIAL.load(Relaxed)
-    {
-        set_examined(changes, 0);
-        return None;
-    }
     result
 }
 
 fn look_at(object: &Object<'_>) {
     if let Some(part) = object.c_library_part() {
         let Range { start, end } = object.code();
-        if let Some([first, last]) = C_LIBRARY.get(part) {
+        // The first one is it: another may only be called so.
+        if let Some([first, last]) = C_LIBRARY.get(part)
+            && first.load(Relaxed) == 0
+        {
             first.store(start, Relaxed);
             last.store(end, Relaxed);
         }
@@ -156,6 +154,7 @@ fn is_only_ours(place: usize) -> bool {
     ELSEWHERE.load(Relaxed) & bit(place) == 0
 }
 
+#[inline(never)]
 fn is_in_c_library(address: *mut c_void) -> bool {
     C_LIBRARY
         .iter()
@@ -178,7 +177,7 @@ fn bind(surveyed: &Loaded) -> Option<usize> {
         }
         let mut slots = 0;
         if index >= first && object.c_library_part().is_none() {
-            slots = bind_object(object, index >= INITIAL.load(Relaxed));
+            slots = bind_object(object);
         }
         bound = Some(bound.unwrap_or(0_usize).saturating_add(slots));
         index = index.saturating_add(1);
@@ -188,7 +187,7 @@ fn bind(surveyed: &Loaded) -> Option<usize> {
     bound
 }
 
-fn bind_object(object: &Object<'_>, was_opened: bool) -> usize {
+fn bind_object(object: &Object<'_>) -> usize {
     let Some(tables) = object.tables().filter(|tables| !tables.are_own()) else { return 0 };
     let code = object.code();
     let mut pages = Pages::of(object);
@@ -197,13 +196,14 @@ fn bind_object(object: &Object<'_>, was_opened: bool) -> usize {
         let address = slot.place.load(Relaxed);
         let is_past_us = is_in_c_library(address);
         // The loader points a slot that it has not bound yet into the object's own procedure linkage table.
-        let is_unbound = was_opened && slot.may_be_lazy && code.contains(&(address as usize));
+        let is_unbound = slot.may_be_lazy && code.contains(&(address as usize));
         if !is_past_us && !is_unbound {
             return;
         }
         let Some(place) = next::place(slot.name) else { return };
         let Some(hook) = hook(place) else { return };
-        if is_unbound && !is_only_ours(place) {
+        // A shim that comes after this one may call the library, and would be called again by the hook.
+        if is_unbound && !is_only_ours(place) || !is_in_c_library(next::behind(place)) {
             return;
         }
         if pages.may_write(slot.place) {
@@ -292,11 +292,11 @@ pub(crate) unsafe fn look_up(handle: *mut c_void, name: *const c_char) -> Option
     if !is_in_c_library(next::behind(place)) {
         return None;
     }
-    let is_c_librarys = if handle == libc::RTLD_DEFAULT {
-        is_only_ours(place)
-    } else {
-        // SAFETY: the program's own arguments. With such a handle, the result does not depend on the caller's address.
-        is_in_c_library(unsafe { next::dlsym(handle, name) })
-    };
+    if handle == libc::RTLD_DEFAULT {
+        // SAFETY: the program's own name. The shim finds what the program would.
+        return is_only_ours(place).then(|| unsafe { next::dlsym(handle, name) });
+    }
+    // SAFETY: the program's own arguments. With such a handle, the result does not depend on the caller's address.
+    let is_c_librarys = is_in_c_library(unsafe { next::dlsym(handle, name) });
     if is_c_librarys { hook(place) } else { None }
 }

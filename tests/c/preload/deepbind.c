@@ -11,7 +11,7 @@
 #define RTLD_DEEPBIND 0
 #endif
 
-static const char *const hooked[] = { "accept",  "accept4", "connect", "dlsym",      "listen", "prctl", "recvmmsg", "recvmsg",
+static const char *const hooked[] = { "accept",  "accept4", "connect", "dlopen", "dlsym",      "listen", "prctl", "recvmmsg", "recvmsg",
                                       "sendmmsg", "sendmsg", "sendto",  "setsockopt", "socket", "syscall" };
 #define HOOKED (sizeof hooked / sizeof *hooked)
 
@@ -97,7 +97,7 @@ static void own(const char *library, int flags)
 /* Whose function each look-up finds: the shim's, which is the program's own, or another. */
 static void look_up(const char *library, int flags)
 {
-    static void *const linked[HOOKED] = { accept,  accept4, connect, dlsym,      listen, (void *)prctl, recvmmsg, recvmsg,
+    static void *const linked[HOOKED] = { accept,  accept4, connect, dlopen, dlsym,      listen, (void *)prctl, recvmmsg, recvmsg,
                                           sendmmsg, sendmsg, sendto,  setsockopt, socket, syscall };
     void *(*from_plugin)(const char *) = NULL;
     void *libc = opened(library, RTLD_NOW);

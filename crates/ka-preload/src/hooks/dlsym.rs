@@ -26,19 +26,27 @@ struct Answer {
 #[unsafe(naked)]
 pub unsafe extern "C" fn dlsym() {
     naked_asm!(
+        ".cfi_startproc",
         "push rdi",
+        ".cfi_adjust_cfa_offset 8",
         "push rsi",
+        ".cfi_adjust_cfa_offset 8",
         // The stack is a multiple of 16 bytes at each call.
         "sub rsp, 8",
+        ".cfi_adjust_cfa_offset 8",
         "call {before}",
         "add rsp, 8",
+        ".cfi_adjust_cfa_offset -8",
         "pop rsi",
+        ".cfi_adjust_cfa_offset -8",
         "pop rdi",
+        ".cfi_adjust_cfa_offset -8",
         "test rdx, rdx",
         "jz 2f",
         "jmp rdx",
         "2:",
         "ret",
+        ".cfi_endproc",
         before = sym before,
     )
 }
@@ -49,7 +57,11 @@ pub unsafe extern "C" fn dlsym() {
 #[unsafe(naked)]
 pub unsafe extern "C" fn dlsym() {
     naked_asm!(
+        ".cfi_startproc",
         "stp x29, x30, [sp, #-32]!",
+        ".cfi_def_cfa_offset 32",
+        ".cfi_offset x29, -32",
+        ".cfi_offset x30, -24",
         "mov x29, sp",
         "stp x0, x1, [sp, #16]",
         "bl {before}",
@@ -57,11 +69,15 @@ pub unsafe extern "C" fn dlsym() {
         "mov x17, x0",
         "ldp x0, x1, [sp, #16]",
         "ldp x29, x30, [sp], #32",
+        ".cfi_restore x29",
+        ".cfi_restore x30",
+        ".cfi_def_cfa_offset 0",
         "cbz x16, 2f",
         "br x16",
         "2:",
         "mov x0, x17",
         "ret",
+        ".cfi_endproc",
         before = sym before,
     )
 }

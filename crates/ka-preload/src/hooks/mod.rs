@@ -4,6 +4,7 @@
 
 mod accept;
 mod connect;
+mod dlopen;
 mod dlsym;
 mod listen;
 mod prctl;

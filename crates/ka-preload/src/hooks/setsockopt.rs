@@ -31,7 +31,6 @@ pub unsafe extern "C" fn setsockopt(
 ///
 /// # Safety
 /// `make` makes the call with the arguments that it is given.
-#[inline(never)]
 pub(super) unsafe fn judged(arguments: &Arguments, make: unsafe fn(&Arguments) -> c_int) -> c_int {
     let &[a, b, c, value, size, f] = arguments;
     let (fd, level, name) = (int(a), int(b), int(c));

@@ -28,21 +28,36 @@ pub(super) const fn int(word: usize) -> c_int {
 /// The real function returns to the program itself: nothing of the shim is on the stack while a call waits, or while a
 /// cancelled thread is unwound from it.
 macro_rules! before {
-    ($(#[$doc:meta])* $name:ident, $step:path) => {
-        $crate::hooks::stub::stub! { $(#[$doc])* $name, before_call, $step, $step }
+    ($(#[$doc:meta])* $name:ident, $before:path) => {
+        $(#[$doc])*
+        #[unsafe(no_mangle)]
+        #[unsafe(naked)]
+        pub unsafe extern "C" fn $name() {
+            #[cfg(target_arch = "x86_64")]
+            core::arch::naked_asm!(
+                "lea r10, [rip + {before}]",
+                "mov eax, {place}",
+                "jmp {kind}",
+                before = sym $before,
+                place = const $crate::next::Place::$name as usize,
+                kind = sym $crate::hooks::stub::before_call,
+            );
+            #[cfg(target_arch = "aarch64")]
+            core::arch::naked_asm!(
+                "adr x16, {before}",
+                "mov x9, {place}",
+                "b {kind}",
+                before = sym $before,
+                place = const $crate::next::Place::$name as usize,
+                kind = sym $crate::hooks::stub::before_call,
+            );
+        }
     };
 }
 
 /// Defines a hook that makes the real call between two steps.
 macro_rules! around {
     ($(#[$doc:meta])* $name:ident, $before:path, $after:path) => {
-        $crate::hooks::stub::stub! { $(#[$doc])* $name, around_call, $before, $after }
-    };
-}
-
-/// Defines a hook that names its function and its steps, and jumps to the instructions that all hooks of a kind share.
-macro_rules! stub {
-    ($(#[$doc:meta])* $name:ident, $kind:ident, $before:path, $after:path) => {
         $(#[$doc])*
         #[unsafe(no_mangle)]
         #[unsafe(naked)]
@@ -56,7 +71,7 @@ macro_rules! stub {
                 before = sym $before,
                 after = sym $after,
                 place = const $crate::next::Place::$name as usize,
-                kind = sym $crate::hooks::stub::$kind,
+                kind = sym $crate::hooks::stub::around_call,
             );
             #[cfg(target_arch = "aarch64")]
             core::arch::naked_asm!(
@@ -67,12 +82,12 @@ macro_rules! stub {
                 before = sym $before,
                 after = sym $after,
                 place = const $crate::next::Place::$name as usize,
-                kind = sym $crate::hooks::stub::$kind,
+                kind = sym $crate::hooks::stub::around_call,
             );
         }
     };
 }
-pub(super) use {around, before, stub};
+pub(super) use {around, before};
 
 /// The first step of a hook that has only the second.
 pub(super) extern "C" fn nothing_before(_: &Arguments) {}
@@ -87,26 +102,38 @@ pub(super) unsafe extern "C" fn before_call() {
     naked_asm!(
         ".cfi_startproc",
         "push rax",
+        ".cfi_adjust_cfa_offset 8",
         "push r9",
+        ".cfi_adjust_cfa_offset 8",
         "push r8",
+        ".cfi_adjust_cfa_offset 8",
         "push rcx",
+        ".cfi_adjust_cfa_offset 8",
         "push rdx",
+        ".cfi_adjust_cfa_offset 8",
         "push rsi",
+        ".cfi_adjust_cfa_offset 8",
         "push rdi",
-        ".cfi_adjust_cfa_offset 56",
+        ".cfi_adjust_cfa_offset 8",
         // Seven words and the return address: the stack is a multiple of 16 bytes, as it must be at a call.
         "mov rdi, rsp",
         "call r10",
         "mov rdi, [rsp + 48]",
         "call {find}",
         "pop rdi",
+        ".cfi_adjust_cfa_offset -8",
         "pop rsi",
+        ".cfi_adjust_cfa_offset -8",
         "pop rdx",
+        ".cfi_adjust_cfa_offset -8",
         "pop rcx",
+        ".cfi_adjust_cfa_offset -8",
         "pop r8",
+        ".cfi_adjust_cfa_offset -8",
         "pop r9",
+        ".cfi_adjust_cfa_offset -8",
         "pop r10",
-        ".cfi_adjust_cfa_offset -56",
+        ".cfi_adjust_cfa_offset -8",
         "jmp rax",
         ".cfi_endproc",
         find = sym next::find,
@@ -120,15 +147,23 @@ pub(super) unsafe extern "C" fn around_call() {
     naked_asm!(
         ".cfi_startproc",
         "push rax",
+        ".cfi_adjust_cfa_offset 8",
         "push r11",
+        ".cfi_adjust_cfa_offset 8",
         "push r9",
+        ".cfi_adjust_cfa_offset 8",
         "push r8",
+        ".cfi_adjust_cfa_offset 8",
         "push rcx",
+        ".cfi_adjust_cfa_offset 8",
         "push rdx",
+        ".cfi_adjust_cfa_offset 8",
         "push rsi",
+        ".cfi_adjust_cfa_offset 8",
         "push rdi",
+        ".cfi_adjust_cfa_offset 8",
         "sub rsp, 8",
-        ".cfi_adjust_cfa_offset 72",
+        ".cfi_adjust_cfa_offset 8",
         "lea rdi, [rsp + 8]",
         "call r10",
         "mov rdi, [rsp + 64]",
