@@ -69,8 +69,13 @@ pub(crate) fn each<F: FnMut(&Object<'_>) -> ControlFlow<()>>(mut look: F) {
         look(&Object { info, headers }).is_break().into()
     }
     let found = ITERATE.load(Ordering::Relaxed);
-    // SAFETY: a function of this name has this type; before it was looked for, there is the one that the loader has bound.
-    let iterate: Iterate = if found.is_null() { libc::dl_iterate_phdr } else { unsafe { transmute(found) } };
+    // Before it was looked for, the one that the loader has bound has to do.
+    let iterate: Iterate = if found.is_null() {
+        libc::dl_iterate_phdr
+    } else {
+        // SAFETY: a function of this name has this type.
+        unsafe { transmute::<*mut c_void, Iterate>(found) }
+    };
     // SAFETY: `show` takes what dl_iterate_phdr(3) gives, and a pointer to a closure of the type that it expects.
     unsafe { iterate(Some(show::<F>), (&raw mut look).cast()) };
 }

@@ -68,13 +68,14 @@ fn set_examined(changes: Changes, count: usize) {
     EXAMINED.store(count, Relaxed);
 }
 
+/// How often [`catch_up`] tries: other threads may close libraries meanwhile, again and again.
+const TRIES: usize = 64;
+
 /// Binds the objects that were loaded since the last call to the hooks.
 pub(crate) fn catch_up(settings: &Settings) {
     if !OPENED.load(Relaxed) {
         return;
     }
-    // Other threads may close libraries meanwhile, again and again.
-    const TRIES: usize = 64;
     for _ in 0..TRIES {
         let Some(surveyed) = survey(false) else { return };
         wait_for_loads();
