@@ -74,17 +74,26 @@ fn cache(bytes: &[u8]) {
         rest.split(|byte| *byte == 0).next().map(<[u8]>::to_vec)
     };
     let Some(found) = Cache::new(bytes.to_vec()) else { return };
-    let start = if bytes.starts_with(b"glibc-ld") { 0 } else { (16 + 12 * number(bytes, 12).unwrap()).div_ceil(8) * 8 };
+    let start = if bytes.starts_with(b"glibc-ld") {
+        0
+    } else {
+        (16 + 12 * number(bytes, 12).unwrap()).div_ceil(8) * 8
+    };
     let own = &bytes[start..];
     let entries = (0..number(own, 20).unwrap()).map(|n| 48 + 24 * n);
-    let entries: Vec<_> = entries.map(|at| [4, 8].map(|word| text(own, number(own, at + word).unwrap()))).collect();
+    let entries: Vec<_> =
+        entries.map(|at| [4, 8].map(|word| text(own, number(own, at + word).unwrap()))).collect();
     for [name, _] in entries.iter().take(3) {
         let Some(name) = name else { continue };
         // The last text of a file that ends within it is no name.
         let is_whole = |other: &Option<Vec<u8>>| other.as_ref() == Some(name);
-        let paths: Vec<_> = found.paths(name).map(|path| path.as_os_str().as_encoded_bytes().to_vec()).collect();
-        let named: Vec<_> =
-            entries.iter().filter(|[other, _]| is_whole(other)).filter_map(|[_, path]| path.clone()).collect();
+        let paths: Vec<_> =
+            found.paths(name).map(|path| path.as_os_str().as_encoded_bytes().to_vec()).collect();
+        let named: Vec<_> = entries
+            .iter()
+            .filter(|[other, _]| is_whole(other))
+            .filter_map(|[_, path]| path.clone())
+            .collect();
         assert!(paths == named || !own.ends_with(b"\0"), "{paths:?} {named:?}");
     }
 }

@@ -731,8 +731,8 @@ impl Attach<'_> {
         let Change { policy, mode, port, dry_run, describe } = self.change;
         let setter =
             Setter::load(Orders { policy, mode }, dry_run, Only { port, cgroup: None }).map_err(failed)?;
-        let Found { data, end } = workers.find(&[setter.program().as_raw_fd()], |sink| setter.set(sink));
-        let done = bpf::done(&data);
+        let Found { mut data, end } = workers.find(&[setter.program().as_raw_fd()], |sink| setter.set(sink));
+        let done = bpf::take_done(&mut data);
         if let Ended::Failed(why) = end {
             return Err(failed(why));
         }

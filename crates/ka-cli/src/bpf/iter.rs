@@ -229,10 +229,10 @@ pub(crate) struct Done {
 }
 
 /// The size of a record of [`done`].
-pub(crate) const RECORD_SIZE: usize = SET_SIZE.unsigned_abs() as usize;
+pub(super) const RECORD_SIZE: usize = SET_SIZE.unsigned_abs() as usize;
 
 pub(super) fn done(records: &[u8]) -> impl Iterator<Item = Done> {
-    records.chunks_exact(SET_SIZE.unsigned_abs().into()).filter_map(|record| {
+    records.chunks_exact(RECORD_SIZE).filter_map(|record| {
         let [writes, error] = words(record)?;
         let cookie = u64::from_ne_bytes(*record.first_chunk()?);
         Some(Done { cookie, writes, errno: error.saturating_neg() })

@@ -24,7 +24,7 @@ use ka_core::{Config, Mode, Settings};
 use btf::Types;
 use host::Capability;
 use insn::Insn;
-pub(crate) use iter::{Done, Only, RECORD_SIZE};
+pub(crate) use iter::{Done, Only};
 use sys::Kind;
 
 /// What the programs are called, as bpftool(8) shows it.
@@ -335,9 +335,10 @@ impl Setter {
     }
 }
 
-/// Reads what [`Setter::set`] wrote.
-pub(crate) fn done(records: &[u8]) -> Vec<Done> {
-    iter::done(records).collect()
+/// Takes the whole records off the front of what [`Setter::set`] wrote.
+pub(crate) fn take_done(written: &mut Vec<u8>) -> Vec<Done> {
+    let whole = written.len() / iter::RECORD_SIZE * iter::RECORD_SIZE;
+    iter::done(&written.drain(..whole).collect::<Vec<_>>()).collect()
 }
 
 /// The errno of a socket in a cgroup so deep below others that the setter cannot tell whether it is meant.

@@ -350,13 +350,10 @@ struct Results<'a> {
 
 impl Results<'_> {
     fn report(&mut self) -> io::Result<()> {
-        let rest = self.records.len() % bpf::RECORD_SIZE;
-        let whole = self.records.len().saturating_sub(rest);
         let mut counts: BTreeMap<(bool, i32), usize> = BTreeMap::new();
-        for one in bpf::done(self.records.get(..whole).unwrap_or_default()) {
+        for one in bpf::take_done(&mut self.records) {
             *counts.entry((one.writes != 0, one.errno)).or_default() += 1;
         }
-        self.records.drain(..whole);
         for ((writes, errno), count) in counts {
             say(self.out, &Message::Sockets { writes, errno, count })?;
         }
