@@ -55,27 +55,27 @@ pub(crate) enum Command {
 
 /// Runs a program whose TCP sockets all have the policy
 ///
-/// Via preload, ka becomes the program: process number, signals, terminal and status are the program's own. Via
-/// seccomp, which is taken where preload does not reach, it stays beside the program as its supervisor: the program has
-/// another number, and ka passes signals, job control and status on.
+/// Via preload, ka becomes the program: the PID, signals, terminal and exit status are the program's own. Via seccomp,
+/// ka stays as the program's supervisor: the program has another PID, and ka passes signals, job control and the exit
+/// status on. ka takes seccomp if preload does not reach the program.
 ///
-/// Preload does not reach static programs, programs made by Go or linked to a library made by Go, programs that make their
-/// system calls themselves, and programs of other C libraries. ka knows these by their files.
+/// Preload does not reach static programs, Go programs, programs linked to a library made by Go, programs that make
+/// their system calls themselves, and programs of other C libraries. ka recognizes these by their files.
 ///
-/// Preload does not reach what wrappers start without LD_PRELOAD or in another root folder. ka knows these wrappers by name,
-/// also behind nice, timeout, env and similar programs: sudo, sudoedit, doas, pkexec, run0, login; su and runuser with -,
-/// -l or --login; newgrp with -; env with -i, -u LD_PRELOAD or LD_PRELOAD=; setpriv with --reset-env; mptcpize; chroot,
-/// arch-chroot, bwrap, flatpak, systemd-nspawn, firejail, schroot, proot, nsjail, runc, crun, lxc-attach, lxc-execute,
-/// lxc-start; unshare with --root; nsenter with --mount, --root or --all; chpst with -/; start-stop-daemon
-/// with --chroot. ka does not look into scripts, nor into programs that start their children with an empty environment:
-/// --via seccomp keeps all of these. As an ordinary user, setuid programs such as sudo are not run, because a filter would
-/// take their rights: use sudo ka run.
+/// Preload does not reach programs that wrappers start without LD_PRELOAD or in another root folder. ka knows these
+/// wrappers by name, also behind nice, timeout, env and similar programs: sudo, sudoedit, doas, pkexec, run0, login; su
+/// and runuser with -, -l or --login; newgrp with -; env with -i, -u LD_PRELOAD or LD_PRELOAD=; setpriv with
+/// --reset-env; mptcpize; chroot, arch-chroot, bwrap, flatpak, systemd-nspawn, firejail, schroot, proot, nsjail, runc,
+/// crun, lxc-attach, lxc-execute, lxc-start; unshare with --root; nsenter with --mount, --root or --all; chpst with -/;
+/// start-stop-daemon with --chroot. ka does not look into scripts, nor into programs that start their children with an
+/// empty environment: use --via seccomp for these. For an ordinary user, ka does not run setuid programs such as sudo,
+/// because the filter would take their rights: use sudo ka run.
 ///
-/// A call that blocks the supervisor for 2 s is let through, so that its socket may not have the policy. ka then names the
-/// process on standard error.
+/// If a call blocks the supervisor for 2 s, ka lets it through and names the process on standard error. The socket may
+/// then lack the policy.
 ///
 /// If no policy option is given, the KA_ variables and /etc/ka.conf decide. If they name none, the policy is 60,10,6.
-/// Where a program cannot be reached, it is not run.
+/// If ka cannot reach the program, it refuses to run it.
 #[derive(Args, Debug)]
 #[command(
     mut_arg("whole", on_only),
@@ -106,7 +106,8 @@ pub(crate) struct Run {
     /// Denies the program io_uring, which no supervisor sees into: io_uring_setup fails with ENOSYS. Via seccomp
     #[arg(long)]
     pub(crate) no_io_uring: bool,
-    /// Says on standard error how the program is reached, why not by the ways before, and whether a server may do its work
+    /// Prints on standard error how ka reaches the program, why it rejected other ways, and whether a server may do the
+    /// work
     #[arg(short, long)]
     pub(crate) verbose: bool,
     /// The program, and what it is given
@@ -185,7 +186,8 @@ pub(crate) struct Attach {
     /// Spreads the work over this time, so that the probes of many sockets do not all go out at once
     #[arg(long, value_name = "S", value_parser = duration::fine_seconds)]
     pub(crate) spread: Option<u32>,
-    /// Sets sockets even if that takes their class of net_cls or net_prio (cgroups of version 1), where ka cannot keep it
+    /// Sets sockets even if they then lose their net_cls or net_prio class (cgroups of version 1), where ka cannot keep
+    /// it
     #[arg(long)]
     pub(crate) lose_class: bool,
     /// Sets nothing, says what would be set
@@ -250,11 +252,11 @@ pub(crate) struct Ls {
     pub(crate) json: bool,
 }
 
-/// Says what reaches a program or a process, what does not and why, and what to type
+/// Prints which ways reach a program or a process, why others do not, and which command to use
 ///
-/// Of a process also what is over it: the supervisor of ka run --via seccomp, and the policies of its cgroups. If
-/// libka_preload.so is in the process and some of its TCP sockets have no keepalive, these are listed.
-/// Without a program or process: which ways are open on this machine, to who asks, and what the others lack.
+/// For a process, ka also prints the supervisor of ka run --via seccomp and the policies of its cgroups. If
+/// libka_preload.so is in the process and some of its TCP sockets have no keepalive, ka lists these sockets.
+/// Without a program or process, ka prints which ways you may use on this machine, and what the others need.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   ka check
@@ -360,9 +362,10 @@ pub(crate) enum CgroupCommand {
 
 /// Gives a cgroup a policy, which stays until ka cgroup detach, or a reboot
 ///
-/// Sockets that are open already are set, and from then on each as it connects, listens or is accepted. A policy that the
-/// cgroup had before is replaced. Where a cgroup above it has one too, that of the one above holds. ka reports both: that
-/// a policy above holds, and which policies of cgroups below this one overrides.
+/// ka sets the sockets that are already open. From then on, each socket gets the policy as it connects, listens or is
+/// accepted. The policy replaces an earlier one of the same cgroup. A policy in mode force overrides the policies of
+/// cgroups below. ka reports both cases: a policy above that overrides this one, and policies below that this one
+/// overrides.
 #[derive(Args, Debug)]
 #[command(
     mut_arg("whole", on_only),
@@ -422,10 +425,10 @@ impl From<CgroupMode> for ka_core::Mode {
     }
 }
 
-/// Takes the policy of a cgroup back; its sockets keep what they have
+/// Removes the policy of a cgroup; its sockets keep their settings
 ///
-/// Prints a line for each policy. With --all, empty cgroups of ka run --via cgroup are removed, too, if ka was killed before it
-/// could remove them.
+/// Prints a line for each policy. With --all, ka also removes the empty cgroups of ka run --via cgroup that are left
+/// because ka was killed.
 #[derive(Args, Debug)]
 #[command(
     group = ArgGroup::new("which").required(true).args(["cgroup", "all"]),
@@ -455,7 +458,7 @@ Status: 1 if some cgroups could not be looked at; standard error says which, and
 
 Needs CAP_NET_ADMIN and CAP_SYS_ADMIN; with CAP_BPF alone, root is shown what ka cgroup attach keeps.")]
 pub(crate) struct CgroupLs {
-    /// Only this cgroup and those below it, and the policies of cgroups above, which are in force in it
+    /// Only this cgroup, those below it, and the policies of cgroups above that are in force in it
     #[arg(value_name = "CGROUP")]
     pub(crate) cgroup: Option<OsString>,
     /// Prints JSON

@@ -1,10 +1,11 @@
 //! `ka attach`: sets the policy on the TCP sockets of running processes.
 //!
-//! Each socket is duplicated out of the process (pidfd_getfd(2)), set, and closed: the process is not stopped and
-//! notices nothing. Only descriptors that /proc says are sockets are duplicated, and one that several descriptors or
-//! processes share is set once. A call on a socket may wait for ever, so a worker makes those ([`crate::worker`]).
+//! ka duplicates each socket out of the process (pidfd_getfd(2)), sets it, and closes the duplicate. The process is not
+//! stopped and notices nothing. ka duplicates only descriptors that are sockets according to /proc. It sets a socket
+//! once, even if several descriptors or processes share it. A call on a socket may block forever, so a worker makes it
+//! ([`crate::worker`]).
 //!
-//! With `--via bpf` it is the kernel that goes through the sockets ([`crate::bpf`]).
+//! With `--via bpf`, the kernel itself goes through the sockets ([`crate::bpf`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{self, BufWriter, Write};
@@ -37,13 +38,13 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
             mode: args.mode.into(),
             port: args.port,
             dry_run: args.dry_run,
-            // What nobody will see is not asked for.
+            // Ask for the addresses only if they are printed.
             describe: args.json || args.verbose || args.dry_run,
         },
         user: args.user.as_deref().map(user).transpose()?,
         args,
     };
-    // Holding a process takes a descriptor, and looking at it takes others.
+    // Holding a process takes a descriptor, and listing its sockets takes more.
     let held = sys::raise_descriptor_limit() / 4;
     let mut report = Report::default();
     let mut workers = Workers::default();
@@ -66,8 +67,8 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
             if lost.is_empty() {
                 break;
             }
-            // Whoever was asked for them has closed them; others may have them still. What cannot be looked into was
-            // said before.
+            // The process that was asked for these sockets has closed them, but others may have them. Processes that
+            // refused were reported in the first pass.
             seen.sockets.clear();
             pass.only = Some(lost);
             lost = attach.pass(&named, &mut seen, &mut pass, &mut report);
@@ -92,29 +93,29 @@ struct Attach<'a> {
     args: &'a args::Attach,
 }
 
-/// What is to become of a socket.
+/// A change to make to sockets.
 #[derive(Clone, Copy)]
 pub(crate) struct Change {
     pub(crate) policy: Config,
     pub(crate) mode: Mode,
-    /// Only sockets with this port, here or at the other end.
+    /// Only sockets whose local or peer port is this one.
     pub(crate) port: Option<u16>,
     pub(crate) dry_run: bool,
-    /// Whether a line is made of each.
+    /// Whether to make a line for each socket.
     pub(crate) describe: bool,
 }
 
 /// A process that the user named.
 struct Named {
     pid: i32,
-    /// When it was started, which tells it from another of the same number.
+    /// The start time, which distinguishes the process from a later one with the same PID.
     started: u64,
-    /// `None` if there was no descriptor left for it.
+    /// `None` if no descriptor was left for it.
     held: Option<Process>,
 }
 
 impl Named {
-    /// The process, if it still is the one that was named.
+    /// Returns the process, if the PID still belongs to the process that was named.
     fn open(&self) -> io::Result<Process> {
         if let Some(process) = &self.held {
             return Ok(process.clone());
@@ -135,10 +136,10 @@ impl Named {
     }
 }
 
-/// Holds a process.
+/// A function that opens a process.
 type Open<'o> = Box<dyn Fn() -> io::Result<Process> + 'o>;
 
-/// Makes a change of those sockets of some processes that have one of these inodes.
+/// Makes a change to the sockets with these inodes, in these processes.
 pub(crate) fn set_processes(
     change: &Change,
     pids: Vec<i32>,
@@ -152,10 +153,10 @@ pub(crate) fn set_processes(
     report
 }
 
-/// A pass over all processes that are meant.
+/// One pass over all selected processes.
 struct Pass<'a> {
     workers: &'a mut Workers,
-    /// What can be read when a signal has come that would have ended us.
+    /// Readable after a termination signal.
     termination: Option<BorrowedFd<'a>>,
     /// Only sockets with one of these inodes.
     only: Option<HashSet<u32>>,
@@ -168,18 +169,19 @@ impl Pass<'_> {
     }
 }
 
-/// Sockets that a worker sets in one turn, and whether each has been looked at before: then only what is new is said.
+/// The sockets that a worker sets in one turn. `again` says which of them were looked at before; those are reported
+/// only if they changed.
 struct Batch {
     targets: Vec<Target>,
     again: Vec<bool>,
     processes: usize,
-    /// So many processes can be held at a time.
+    /// How many processes can be held at a time.
     room: usize,
     begun: Instant,
 }
 
 impl Batch {
-    /// The first processes are not kept waiting for the last, and each process takes a descriptor.
+    /// These limits keep the first processes from waiting for the last. Each process also takes a descriptor.
     const SOCKETS: usize = 1 << 15;
     const PROCESSES: usize = 256;
     const TIME: Duration = Duration::from_millis(100);
@@ -235,12 +237,12 @@ impl Seen {
 }
 
 impl Seen {
-    /// Records that a process refuses to be looked into in this round. Returns whether that is not reported yet.
+    /// Records that a process refused access in this round. Returns whether this is its first refusal.
     fn refuses(&mut self, pid: i32, started: u64) -> bool {
         self.refused.insert((pid, started), self.round).is_none()
     }
 
-    /// Forgets what was not there when it was to be looked at again. So is a process that has not refused since.
+    /// Forgets sockets that were absent when they were due again, and processes that have not refused since.
     fn forget(&mut self) {
         if self.round.is_multiple_of(Self::AGAIN) {
             let round = self.round;
@@ -292,7 +294,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Why sockets were not set, for messages.
+    /// Returns the reasons why sockets were not set, for messages.
     pub(crate) fn reasons(&self) -> impl Iterator<Item = String> {
         self.lines.iter().filter_map(|line| {
             let who = line.pid.map_or_else(|| "a process".to_owned(), sockets::name);
@@ -344,8 +346,8 @@ impl Kernel for Counting {
 }
 
 impl Attach<'_> {
-    /// The processes that are named. As many as `most` are held: a number that is used again is another process, and not
-    /// meant. The others are told by when they were started.
+    /// Opens the processes that were named on the command line. At most `most` stay open, so that a reused PID is not
+    /// mistaken for the named process. The others are recognized by their start time.
     fn named(&self, most: usize, report: &mut Report) -> Vec<Named> {
         let mut once = HashSet::new();
         let mut named = Vec::new();
@@ -370,7 +372,7 @@ impl Attach<'_> {
         named
     }
 
-    /// The numbers of the processes that are meant, beside those that are named.
+    /// Returns the PIDs that the options select, besides the named processes.
     fn meant(&self, report: &mut Report) -> Vec<i32> {
         if !self.args.pids.is_empty() {
             return Vec::new();
@@ -390,8 +392,8 @@ impl Attach<'_> {
         }
     }
 
-    /// Sets the sockets of all processes that are meant, some processes at a time. What cannot be looked into is reported;
-    /// what has ended meanwhile has none. Sockets that were gone when their turn came are given back, by their inodes.
+    /// Sets the sockets of all selected processes, some processes at a time. Reports the processes that refuse access.
+    /// Processes that have ended are skipped. Returns the inodes of sockets that were closed before their turn came.
     fn pass(
         &self,
         named: &[Named],
@@ -414,7 +416,7 @@ impl Attach<'_> {
         self.change.make_all(named.chain(others), end, seen, pass, report)
     }
 
-    /// Whether a process is one of all that are asked for.
+    /// Returns whether the options select a process.
     fn is_meant(&self, pid: i32) -> bool {
         match self.user {
             Some(user) => Status::read(pid).is_ok_and(|status| status.user() == Some(user)),
@@ -427,21 +429,22 @@ fn lacks_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// What a worker says of a socket, in the first word of a record: a kind, whether it lacks a user timeout that it was to
-/// have, and an errno. Both ends of the socket follow.
+/// The first word of a worker's record about a socket: a result, whether the socket cannot have the user timeout of the
+/// policy, and an errno. The socket's two addresses follow.
 mod said {
     pub(super) const NOT_MEANT: u64 = 0;
     pub(super) const SET: u64 = 1;
     pub(super) const UNCHANGED: u64 = 2;
     pub(super) const FAILED: u64 = 3;
-    /// It could not be had.
+    /// The socket could not be duplicated or read.
     pub(super) const REFUSED: u64 = 4;
     pub(super) const IS_WITHOUT: u64 = 1 << 8;
 }
 
 impl Change {
-    /// Makes it of the sockets of processes, some processes at a time. What cannot be looked into is reported; what has
-    /// ended meanwhile has none. Sockets that were gone when their turn came are given back, by their inodes.
+    /// Makes the change to the sockets of processes, some processes at a time. Reports the processes that refuse
+    /// access. Processes that have ended are skipped. Returns the inodes of sockets that were closed before their turn
+    /// came.
     fn make_all<'o>(
         &self,
         processes: impl Iterator<Item = (i32, Open<'o>)>,
@@ -455,7 +458,7 @@ impl Change {
         for (pid, open) in processes {
             let mut looked = open().and_then(|process| found(&process));
             if looked.as_ref().is_err_and(lacks_descriptors) && batch.processes > 0 {
-                // The processes before hold them.
+                // The earlier processes hold the descriptors.
                 let until = end.map(|end| Instant::now() + end.saturating_duration_since(Instant::now()) / 2);
                 lost.extend(self.make_batch(&mut batch, until, seen, pass, report));
                 looked = open().and_then(|process| found(&process));
@@ -481,8 +484,8 @@ impl Change {
             {
                 report.failed(pid, None, privilege::explain(pid, &error));
             }
-            // What is spread over a time is spread evenly, as far as there are descriptors: half of the time that is left
-            // is for those that come.
+            // With --spread, the work is spread evenly as far as descriptors allow: half of the remaining time is left
+            // for the processes that follow.
             if batch.processes >= batch.room || batch.is_full() && end.is_none() {
                 let until = end.map(|end| Instant::now() + end.saturating_duration_since(Instant::now()) / 2);
                 lost.extend(self.make_batch(&mut batch, until, seen, pass, report));
@@ -496,7 +499,7 @@ impl Change {
         lost
     }
 
-    /// Sets each socket of a batch, as fast as the cores allow, or until a moment.
+    /// Sets each socket of a batch, as fast as the cores allow, or evenly until `end`.
     fn make_batch(
         &self,
         batch: &mut Batch,
@@ -516,7 +519,7 @@ impl Change {
         self.report(&targets, answers, report, seen)
     }
 
-    /// Makes it, in a worker.
+    /// Makes the change to one socket, in a worker.
     fn make(&self, target: &Target, again: bool, cell: &Cell<'_>) {
         let refused = |error: io::Error| {
             let errno = error.raw_os_error().unwrap_or(libc::EIO).unsigned_abs();
@@ -540,7 +543,7 @@ impl Change {
         if let Some(error) = &error {
             cell.say(error);
         }
-        // The names of its ends need the lock too. On a dry run they are the first calls that do.
+        // Reading the addresses takes the socket's lock too. On a dry run these are the first calls that do.
         if !self.dry_run {
             cell.answer(words::together(&[&[kind]]));
         }
@@ -549,7 +552,7 @@ impl Change {
         cell.answer(words::together(&[&[kind], &words::of_address(local), &words::of_address(peer)]));
     }
 
-    /// Reports what became of sockets, and gives the inodes of those that were gone by then.
+    /// Reports the results. Returns the inodes of sockets that were closed before their turn came.
     fn report(
         &self,
         targets: &[Target],
@@ -566,7 +569,7 @@ impl Change {
                 Answer::Given(record) => record,
                 Answer::NotAsked => continue,
                 Answer::Failed(why) => {
-                    // Each of its sockets has failed by this.
+                    // This failure concerns all sockets of the process.
                     if refused.insert(pid) {
                         report.failed(pid, None, why);
                     } else {
@@ -602,7 +605,7 @@ impl Change {
                 _ => {
                     let errno = i32::try_from(kind >> 32).unwrap_or(libc::EIO);
                     let error = io::Error::from_raw_os_error(errno);
-                    // It was closed since, or the process has ended.
+                    // The descriptor was closed since, or the process has ended.
                     if is_gone(&error) || errno == libc::EBADF {
                         lost.insert(target.inode);
                     } else if errno != libc::EPERM {
@@ -633,8 +636,8 @@ impl Change {
         lost
     }
 
-    /// Sets one, and says how it fared, whether it lacks a user timeout that it was to have, and what went wrong: nothing
-    /// if it is none of those that are meant.
+    /// Sets one socket. Returns its result, whether it cannot have the user timeout of the policy, and the error text;
+    /// or `None` if the socket is not selected.
     fn set_one(
         &self,
         socket: BorrowedFd<'_>,
@@ -720,8 +723,8 @@ impl Attach<'_> {
         }
     }
 
-    /// Has the kernel set all sockets of this network namespace, in one pass, whoever has them. If it waits at a socket
-    /// whose lock is held, the others are set through their processes.
+    /// Has the kernel set all sockets of this network namespace in one pass, whichever process has them. If the kernel
+    /// blocks at a socket whose lock is held, sets the others through their processes.
     fn through_kernel(&self, workers: &mut Workers, report: &mut Report) -> Result<(), Failure> {
         let failed = |why: String| {
             Failure::new(format_args!(
@@ -747,7 +750,7 @@ impl Attach<'_> {
             HashMap::new()
         };
         if !is_whole {
-            // Each socket that the kernel has told of, and no descriptor of which leads elsewhere.
+            // The sockets that the kernel has reported already.
             let told: HashSet<_> = done.iter().map(|done| done.cookie).collect();
             let rest = sockets.values().filter(|socket| !told.contains(&socket.entry.cookie));
             let (owned, alone): (Vec<_>, Vec<_>) = rest.partition(|socket| socket.owner.is_some());
@@ -909,7 +912,7 @@ fn socket_line(line: &Line, dry_run: bool) -> String {
     format!("fd {fd} {}: {result}{note}", arrow((line.local, line.peer)))
 }
 
-/// Both ends of a socket: `192.0.2.1:443 -> 198.51.100.1:50000`, with * for one that it does not have.
+/// Formats the two addresses of a socket: `192.0.2.1:443 -> 198.51.100.1:50000`, with * for a missing one.
 pub(crate) fn arrow((local, peer): (Option<SocketAddr>, Option<SocketAddr>)) -> String {
     let end = |end: Option<SocketAddr>| end.map_or_else(|| "*".to_owned(), |end| end.to_string());
     format!("{} -> {}", end(local), end(peer))

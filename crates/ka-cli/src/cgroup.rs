@@ -72,7 +72,7 @@ impl Cgroup {
                 _ => continue,
             };
             let absolute = match fs::canonicalize(path) {
-                // Its name is too long for a path of the kernel's.
+                // The path is longer than the kernel accepts (`PATH_MAX`).
                 Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => std::path::absolute(path),
                 other => other,
             };
@@ -86,7 +86,7 @@ impl Cgroup {
         ))
     }
 
-    /// Opens a folder, also one that is deeper than a path can name: `PATH_MAX`.
+    /// Opens a folder, even if its path is longer than `PATH_MAX`.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let open = |path: &Path| File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path);
         let folder = match open(path) {
@@ -105,12 +105,12 @@ impl Cgroup {
         Ok(Self { folder, path: path.to_path_buf(), id })
     }
 
-    /// Opens a cgroup directly below, or "." or "..".
+    /// Opens a cgroup directly below this one, or "." or "..".
     fn below(&self, name: &OsStr) -> io::Result<File> {
         sys::open_at(self.folder.as_fd(), name, libc::O_DIRECTORY)
     }
 
-    /// Opens one of its files.
+    /// Opens one of the cgroup's files.
     fn file(&self, name: &str) -> io::Result<File> {
         sys::open_at(self.folder.as_fd(), name.as_ref(), 0)
     }
@@ -191,7 +191,7 @@ fn lock_pins() -> Result<Option<File>, String> {
     }
 }
 
-/// The policies of the cgroups above this one, the nearest first.
+/// Returns the policies of the cgroups above this one, the nearest first.
 fn above(cgroup: &Cgroup) -> Vec<(PathBuf, Orders)> {
     let mut found = Vec::new();
     let mut folder = cgroup.below("..".as_ref());
@@ -220,7 +220,7 @@ fn held_above(cgroup: &Cgroup, orders: Orders) -> Option<String> {
     ))
 }
 
-/// The policies of cgroups below that this one overrides. Those who may not ask the kernel for them cannot know.
+/// Describes the policies of cgroups below that this one overrides. `None` if the kernel refuses to list them.
 fn overridden_below(cgroup: &Cgroup, orders: Orders) -> Option<String> {
     const NAMED: usize = 3;
     if orders.mode != ka_core::Mode::Force {
@@ -236,7 +236,7 @@ fn overridden_below(cgroup: &Cgroup, orders: Orders) -> Option<String> {
         }
         Ok(())
     };
-    // What is skipped, the sweep reports.
+    // The sweep reports the cgroups that the walk skips.
     walk(cgroup, look).ok()?;
     let (first, rest) = found.split_at_checked(NAMED).unwrap_or((&found, &[]));
     let mut named: Vec<_> = first
@@ -258,7 +258,7 @@ struct Attached {
     set: usize,
     unchanged: usize,
     failed: usize,
-    /// Open sockets that were not looked at, and why.
+    /// Open sockets that the sweep left out, and why.
     left: Vec<String>,
 }
 
@@ -338,9 +338,9 @@ impl Held {
         Ok(Self { links, termination, notify: Notify::from_environment() })
     }
 
-    /// Waits for a signal, or for the end of the cgroup; when this returns, nothing is in force.
+    /// Waits for a signal, or until the cgroup is removed. When this returns, no policy is in force.
     ///
-    /// It needs no rights for this but to ask bpf(2) about its own links, so it gives up all others first.
+    /// The wait only needs bpf(2) queries about ka's own links, so ka drops all other capabilities first.
     fn wait(self, attached: &Attached) -> io::Result<()> {
         /// Nobody tells of a cgroup's end.
         const INTERVAL: Duration = Duration::from_secs(5);
@@ -522,8 +522,8 @@ fn detach(args: &args::CgroupDetach) -> Outcome {
     Ok(0)
 }
 
-/// Removes a cgroup of `ka run --via cgroup` whose processes have all ended, where the process that was to remove it has ended
-/// first. It must have a policy of ka's: anybody can give a cgroup such a name.
+/// Removes an empty cgroup of `ka run --via cgroup` that is left because ka was killed. The cgroup must have a policy
+/// of ka: anybody can give a cgroup such a name.
 fn remove_abandoned(cgroup: &Cgroup) -> bool {
     cgroup.path.file_name().is_some_and(via::is_abandoned)
         && bpf::attached(cgroup.folder.as_fd()).is_ok_and(|found| !found.is_empty())
@@ -543,7 +543,7 @@ struct Row {
     cnt: Option<i32>,
     /// Where it is kept; `None` where the cgroup itself does.
     pinned: Option<PathBuf>,
-    /// The cgroup is above the one that was asked for, and its policy is in force there, too.
+    /// The cgroup is above the requested one, and its policy is in force there too.
     above: bool,
 }
 

@@ -261,7 +261,7 @@ fn program_facts(program: &Program) -> Vec<String> {
     facts
 }
 
-/// Facts about a program's libraries that decide which of its sockets preload sees.
+/// Describes the properties of a program's libraries that decide which of its sockets preload reaches.
 fn linked_facts(path: &Path, elf: &Elf) -> Vec<String> {
     let linked = Linked::find(path, elf);
     let mut facts = Vec::new();
@@ -370,7 +370,7 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
     let command = Some(command);
     let mut ways = vec![preload, seccomp, cgroup, attach];
     ways.sort_by_key(|way| !way.reaches);
-    // What was left out is not reached.
+    // If libraries or sockets were missed, the program is not reached.
     let is_reached = is_whole && !missed && ways.first().is_some_and(|way| way.reaches);
     let over = Some(Over { supervisor, cgroups: policies.ok() });
     Ok(Report { target: format!("{pid} ({name})"), facts, ways, is_reached, command, over })
@@ -392,7 +392,7 @@ fn cgroup_why(pid: i32, policies: &Result<Vec<cgroup::InForce>, String>) -> Stri
     }
 }
 
-/// Whether a line of /proc/PID/maps is the beginning of a C library. Each copy is mapped once from there.
+/// Returns whether a line of /proc/PID/maps is the first mapping of a C library. Each copy has one such line.
 fn is_c_library(line: &[u8]) -> bool {
     const NAMES: [&[u8]; 3] = [b"libc.so", b"libc-2.", b"ld-musl-"];
     let offset = line.split(|byte| *byte == b' ').nth(2);
@@ -401,7 +401,7 @@ fn is_c_library(line: &[u8]) -> bool {
         && NAMES.iter().any(|libc| name.starts_with(libc))
 }
 
-/// Which sockets have no keepalive although the shim is in the process, and what may be the reason.
+/// Lists the sockets that have no keepalive although the shim is in the process, and possible reasons.
 fn missed_facts(pid: i32, off: &[(i32, String)]) -> Vec<String> {
     const MOST: usize = 20;
     const REASONS: [&[u8]; 4] = [b"KA_POLICY=", b"KA_MODE=", b"KA_RULES=", b"KA_SKIP="];
@@ -420,15 +420,15 @@ fn missed_facts(pid: i32, off: &[(i32, String)]) -> Vec<String> {
 
 struct Sockets {
     tcp: usize,
-    /// Those without keepalive: descriptor and addresses.
+    /// The sockets without keepalive: descriptor and addresses.
     off: Vec<(i32, String)>,
     rings: bool,
-    /// Why some were left out.
+    /// Reasons why sockets were left out.
     left: Vec<String>,
 }
 
-/// A worker's answer about a socket, in the lower half of a word: it is TCP, its keepalive is off, or the kernel refused
-/// with the errno in the upper half.
+/// A worker's answer about a socket, in the lower half of a word: the socket is TCP, its keepalive is off, or the
+/// kernel rejected the call. The upper half then has the errno.
 const TCP: u64 = 1;
 const OFF: u64 = 2;
 const REFUSED: u64 = 4;
@@ -484,7 +484,7 @@ fn sockets(process: &Process, workers: &mut Workers) -> io::Result<Sockets> {
     Ok(found)
 }
 
-/// Asks a socket, in a worker.
+/// Reads a socket's keepalive, in a worker.
 fn look(target: &Target, cell: &Cell<'_>) {
     let answer = |kind| cell.answer(words::together(&[&[kind]]));
     let refused = |errno: i32| answer(REFUSED | u64::from(errno.unsigned_abs()) << 32);
@@ -496,7 +496,7 @@ fn look(target: &Target, cell: &Cell<'_>) {
     match ka_core::Socket::new(socket.as_raw_fd()).is_enabled() {
         Ok(true) => answer(TCP),
         Ok(false) => {
-            // The addresses need the socket's lock. Without them there is an answer all the same.
+            // Reading the addresses takes the socket's lock. If that blocks, this answer remains.
             answer(TCP | OFF);
             let (local, peer) = attach::ends(socket.as_fd());
             cell.answer(words::together(&[
@@ -510,16 +510,16 @@ fn look(target: &Target, cell: &Cell<'_>) {
     }
 }
 
-/// What is mapped into a process.
+/// Mappings of a process that matter to preload.
 #[derive(Default)]
 struct Mapped {
     is_preloaded: bool,
-    /// How many copies of the C library.
+    /// The number of copies of the C library.
     copies: usize,
 }
 
-/// Looks at a process's memory maps. The kernel may wait for the process in this, so a worker reads them, line by line:
-/// there may be very many.
+/// Reads a process's memory maps. The kernel may block on the process here, so a worker reads them. It reads line by
+/// line, because there may be very many.
 fn mapped(pid: i32, workers: &mut Workers) -> Result<Mapped, String> {
     const SHIM: u8 = b's';
     const C_LIBRARY: u8 = b'c';

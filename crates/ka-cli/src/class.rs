@@ -1,9 +1,9 @@
-//! The classes that net_cls and net_prio, controllers of cgroups of version 1, give to sockets.
+//! Socket classes of net_cls and net_prio, two controllers of cgroups of version 1.
 //!
-//! A process that receives a descriptor of a socket gives the socket its own class, also by pidfd_getfd(2)
-//! (net/core/scm.c and fs/file.c, `__receive_sock`). A firewall or a queue that goes by classes would then take the
-//! socket for ka's. So the thread that takes a duplicate first enters the cgroups of the process that has the socket.
-//! Where no such hierarchy is mounted there are no classes, and this costs nothing.
+//! If a process receives a socket's descriptor, the kernel gives the socket the class of the receiver. pidfd_getfd(2)
+//! does this too (`__receive_sock` in net/core/scm.c and fs/file.c). A firewall or a queue that selects by class would
+//! then treat the socket as ka's. So the thread that duplicates a socket first enters the cgroups of the process that
+//! has it. Without such a mounted hierarchy there are no classes, and this costs nothing.
 
 use std::ffi::OsString;
 use std::fs;
@@ -16,15 +16,15 @@ use crate::process::Table;
 
 const CONTROLLERS: [&[u8]; 2] = [b"net_cls", b"net_prio"];
 
-/// Where a thread is in one hierarchy.
+/// The cgroup of a thread in one hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Place {
-    /// Its controllers, as /proc/PID/cgroup has them: `net_cls,net_prio`.
+    /// The hierarchy's controllers, as in /proc/PID/cgroup: `net_cls,net_prio`.
     controllers: Vec<u8>,
     path: Vec<u8>,
 }
 
-/// The hierarchies with classes in the text of /proc/PID/cgroup. cgroups(7)
+/// Reads the hierarchies that have classes from the text of /proc/PID/cgroup. cgroups(7)
 fn places(text: &[u8]) -> Vec<Place> {
     let lines = text.split(|byte| *byte == b'\n');
     lines
@@ -39,16 +39,16 @@ fn places(text: &[u8]) -> Vec<Place> {
         .collect()
 }
 
-/// The classes of the calling thread.
+/// The calling thread's cgroups in the hierarchies that have classes.
 #[derive(Clone, Debug)]
 pub(crate) struct Classes {
     own: Vec<Place>,
-    /// Process and task whose cgroups these are.
+    /// The process and task that these cgroups were copied from.
     at: Option<(i32, i32)>,
 }
 
 impl Classes {
-    /// Those of this process. `None` if no hierarchy has any.
+    /// Returns the cgroups of this process. `None` if no hierarchy has classes.
     pub(crate) fn of_this_process() -> Option<Self> {
         let own = places(&fs::read("/proc/self/cgroup").unwrap_or_default());
         (!own.is_empty()).then_some(Self { own, at: None })
@@ -61,7 +61,7 @@ impl Classes {
             return Ok(());
         }
         let text = fs::read(format!("/proc/{}/task/{task}/cgroup", table.pid));
-        // One that has ended has no sockets left to lose a class.
+        // A task that has ended has no sockets that could lose a class.
         let theirs = places(&text.unwrap_or_default());
         for place in theirs {
             if !self.own.contains(&place) {
@@ -82,16 +82,16 @@ impl Classes {
     }
 }
 
-/// What helps where classes cannot be kept.
+/// Alternatives if ka cannot keep the classes.
 const INSTEAD: &str =
     "run ka as root where the hierarchy is mounted, or ka attach --all --via bpf, or --lose-class";
 
-/// Moves the calling thread.
+/// Moves the calling thread into a cgroup.
 fn enter(place: &Place) -> io::Result<()> {
     let mounts = fs::read("/proc/thread-self/mountinfo")?;
     let found = mounts.split(|byte| *byte == b'\n').find_map(|line| {
         let (shown, mounted) = host::cgroup_v1_mount(line, &place.controllers)?;
-        // A part of the tree may be mounted, as in a container.
+        // Only a part of the tree may be mounted, as in a container.
         let below = match shown.as_slice() {
             b"/" => place.path.as_slice(),
             shown => place.path.strip_prefix(shown)?,
@@ -108,7 +108,7 @@ mod tests {
     use super::{Place, places};
 
     #[test]
-    fn only_hierarchies_with_classes_count() {
+    fn only_net_cls_and_net_prio_are_read() {
         let text = b"11:net_prio:/a:b\n10:cpu,net_cls:/\n9:name=net_cls:/x\n8:pids:/\n0::/net_cls\n";
         let place = |controllers: &[u8], path: &[u8]| Place {
             controllers: controllers.to_vec(),

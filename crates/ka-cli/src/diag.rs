@@ -100,7 +100,7 @@ pub(crate) struct Entry {
     pub(crate) cookie: u64,
     /// 0 where no descriptor leads to it.
     pub(crate) inode: u32,
-    /// The number of the cgroup that it was made in. 0 before Linux 5.7, or without cgroups of version 2.
+    /// The ID of the cgroup in which the socket was made. 0 before Linux 5.7, or without cgroups of version 2.
     pub(crate) cgroup: u64,
     pub(crate) status: Option<Status>,
 }
@@ -128,10 +128,10 @@ impl Entry {
 const LACKS: &str =
     "this kernel does not list its TCP sockets (CONFIG_INET_TCP_DIAG: modprobe tcp_diag, as root)";
 
-/// All sockets in these states, IPv4's and IPv6's. A Multipath TCP connection is there with each of its subflows.
+/// Returns all IPv4 and IPv6 sockets in these states. A Multipath TCP connection is listed with each of its subflows.
 ///
-/// For what connections are doing (`with_status`) the kernel takes each socket's lock, which another program may hold for
-/// ever.
+/// To report the connections' status (`with_status`), the kernel takes each socket's lock, which another program may
+/// hold forever.
 pub(crate) fn dump(states: &[State], with_status: bool) -> io::Result<Vec<Entry>> {
     let wanted = states.iter().fold(0, |set, state| set | 1_u32 << *state as u32);
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
@@ -158,7 +158,7 @@ pub(crate) fn dump(states: &[State], with_status: bool) -> io::Result<Vec<Entry>
     Ok(entries)
 }
 
-/// The attribute with a socket's cgroup, in <linux/inet_diag.h>.
+/// The attribute with a socket's cgroup, from <linux/inet_diag.h>.
 const INET_DIAG_CGROUP_ID: u16 = 21;
 
 /// The numbers of families and protocols fit: they are 2, 10 and 6.
@@ -214,7 +214,7 @@ fn outcome(end: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Reads a `struct inet_diag_msg` and two of the attributes behind it.
+/// Reads a `struct inet_diag_msg` and two of the attributes that follow it.
 fn entry(payload: &[u8]) -> Option<Entry> {
     const HEADER: usize = 72;
     let header = InetResponseHeader::parse(payload).ok()?;

@@ -25,10 +25,10 @@ pub(crate) struct Elf {
     pub(crate) soname: Option<Vec<u8>>,
     /// The libraries that it asks for.
     pub(crate) needed: Vec<Vec<u8>>,
-    /// `DT_RPATH` and `DT_RUNPATH`: folders in which they are looked for.
+    /// `DT_RPATH` and `DT_RUNPATH`: folders that the loader searches for the libraries.
     pub(crate) rpath: Option<Vec<u8>>,
     pub(crate) runpath: Option<Vec<u8>>,
-    /// The parts of the file that are executed: where each begins, and its size.
+    /// The executable segments of the file: offset and size.
     code: Vec<(u64, u64)>,
 }
 
@@ -74,7 +74,7 @@ impl Elf {
         self.loader.is_none() && self.soname.as_deref().is_some_and(is_loaders)
     }
 
-    /// Whether it makes calls of sockets by instructions of its own, read from its file.
+    /// Returns whether the code in the file contains system-call instructions for socket calls.
     pub(crate) fn calls_sockets(&self, path: &Path) -> io::Result<bool> {
         const PIECE: u64 = 1 << 18;
         let file = File::open(path)?;
@@ -82,7 +82,7 @@ impl Elf {
         for (start, size) in &self.code {
             let mut done = 0;
             while done < *size {
-                // Each piece has the end of the one before.
+                // Each piece overlaps the end of the previous one.
                 let from = done.saturating_sub(instructions::OVERLAP as u64);
                 let length = size.saturating_sub(from).min(PIECE);
                 piece.clear();
@@ -91,7 +91,7 @@ impl Elf {
                 if instructions::calls_sockets(self.machine, &piece) {
                     return Ok(true);
                 }
-                // A broken file ends before its segment does.
+                // A truncated file ends before its segment does.
                 if u64::try_from(read).unwrap_or(0) < length {
                     break;
                 }
@@ -129,17 +129,17 @@ pub(crate) fn exports(path: &Path, functions: &[&str]) -> io::Result<bool> {
     Ok(count_functions(path, functions, Symbols::Defined)? == Some(functions.len()))
 }
 
-/// Whether a program or a library asks others for one of these functions. `None` where its symbols cannot be read.
+/// Returns whether a program or a library imports one of these functions. `None` if its symbols cannot be read.
 pub(crate) fn imports(path: &Path, functions: &[&str]) -> io::Result<Option<bool>> {
     Ok(count_functions(path, functions, Symbols::Undefined)?.map(|count| count > 0))
 }
 
-/// Which symbols of a file.
+/// Selects symbols of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Symbols {
-    /// Those that it has.
+    /// Symbols that the file defines.
     Defined,
-    /// Those that it asks others for.
+    /// Symbols that the file imports.
     Undefined,
 }
 
@@ -164,16 +164,16 @@ fn open(path: &Path) -> io::Result<Option<ReadCache<File>>> {
     Ok(Some(ReadCache::new(file)))
 }
 
-/// How many of these are in its table of dynamic symbols. Of those that it asks others for, the first few that are found
-/// are counted. `None` where it has no such table, or a broken one. The names are read in one piece, as in [`has_section`],
-/// but for those of a program that lets others use thousands of its own.
+/// Counts these functions in the file's dynamic symbol table. Returns `None` if the table is missing or broken. For
+/// imports, counting ends with the piece in which the first one is found. The names are read in one piece, as in
+/// [`has_section`], except for those of a program that exports thousands of symbols.
 fn functions_of<'data, Header, R>(data: R, functions: &[&str], which: Symbols) -> Option<usize>
 where
     Header: FileHeader<Endian = Endianness>,
     R: ReadRef<'data>,
 {
     const ONE_PIECE: u64 = 1 << 20;
-    /// Symbols.
+    /// How many symbols are read at a time.
     const PIECE: usize = 1 << 11;
     let header = Header::parse(data).ok()?;
     let endian = header.endian().ok()?;
@@ -195,7 +195,7 @@ where
     };
     let is_wanted = |symbol: &&Header::Sym| symbol.is_undefined(endian) == (which == Symbols::Undefined);
     let mut left = functions.to_vec();
-    // Those that are asked of others come first, so that mostly the first piece has them.
+    // Imported symbols come first, so the first piece mostly has all of them.
     while count > 0 && !left.is_empty() {
         let piece: &[Header::Sym] = data.read_slice_at(place, count.min(PIECE)).ok()?;
         for symbol in piece.iter().filter(is_wanted) {
@@ -218,7 +218,7 @@ const LONGEST_PATH: u64 = 4096;
 /// Linkers make one, or two where some of it is not written to any more once the program is loaded.
 const MOST_DATA_SEGMENTS: usize = 4;
 
-/// Linkers make one.
+/// Linkers make one executable segment.
 const MOST_CODE_SEGMENTS: usize = 4;
 
 fn parse<'data, Header, R>(data: R) -> Option<Elf>
@@ -237,7 +237,7 @@ where
         segment.p_type(endian) == elf::PT_LOAD && segment.p_flags(endian).0 & elf::PF_W.0 != 0
     };
     let has_mark = || {
-        // Without section headers, its head is still at the beginning of a segment that is written to.
+        // Without section headers, the magic of .go.buildinfo is still near the start of a writable segment.
         segments.iter().filter(is_data).take(MOST_DATA_SEGMENTS).any(|segment| {
             let (offset, size) = segment.file_range(endian);
             let start = data.read_bytes_at(offset, size.min(64 * 1024)).unwrap_or_default();
@@ -268,8 +268,8 @@ where
     })
 }
 
-/// Whether there is a section of one of these names; `None` where there are no names. They are read in one piece: asked for one by one, each would
-/// be a read of its own.
+/// Returns whether the file has a section of one of these names. `None` if there are no names. The names are read in
+/// one piece, because each single name would take a read of its own.
 fn has_section<'data, Header, R>(
     header: &Header,
     endian: Endianness,
@@ -291,7 +291,7 @@ where
     (!names.is_empty()).then(|| sections.iter().any(is_wanted))
 }
 
-/// What the loader is told.
+/// Entries of the dynamic section.
 #[derive(Default)]
 struct Dynamic {
     soname: Option<Vec<u8>>,
@@ -300,7 +300,7 @@ struct Dynamic {
     runpath: Option<Vec<u8>>,
 }
 
-/// The name that a library has, those of the libraries that are asked for, and where they are looked for.
+/// Reads the library's own name, the names of the needed libraries, and the folders to search for them.
 fn dynamic<'data, Header, R>(
     segments: &'data [Header::ProgramHeader],
     endian: Endianness,

@@ -1,4 +1,4 @@
-//! Opening files whose names come from somebody else: programs, interpreters, libraries, namespaces.
+//! Opens files whose paths come from others: programs, interpreters, libraries, namespaces.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,8 +7,8 @@ use std::path::Path;
 
 /// Opens a regular file for reading.
 ///
-/// Anything else is an error: opening a FIFO that nobody writes blocks forever, and opening a device may change its state.
-/// Therefore the type is looked at first. `O_NONBLOCK` covers a file that is replaced after that.
+/// Other types are rejected: opening a FIFO without a writer blocks forever, and opening a device may change its state.
+/// Therefore the type is checked first. `O_NONBLOCK` covers a file that is replaced after the check.
 pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     check_regular(&fs::metadata(path)?)?;
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
@@ -16,7 +16,7 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Returns an error unless this is a regular file, as execve(2) does.
+/// Returns an error unless the file is regular, as execve(2) does.
 pub(crate) fn check_regular(metadata: &fs::Metadata) -> io::Result<()> {
     if metadata.is_dir() {
         Err(io::ErrorKind::IsADirectory.into())

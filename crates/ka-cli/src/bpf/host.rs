@@ -59,12 +59,12 @@ pub(crate) fn lacks(capabilities: &[Capability]) -> Option<String> {
     Some(format!("needs {others}{last} (run ka as root)"))
 }
 
-/// Gives up all capabilities, for good, but the one that bpf(2) asks for where the sysctl unprivileged_bpf_disabled is on.
+/// Permanently drops all capabilities except the one that bpf(2) needs if the sysctl unprivileged_bpf_disabled is on.
 pub(crate) fn keep_only_bpf() -> io::Result<()> {
     let last =
         fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|text| text.trim().parse().ok());
     let Capability(bpf, _) = BPF;
-    // Before Linux 5.8, CAP_SYS_ADMIN stands for it.
+    // Linux before 5.8 has no CAP_BPF and checks CAP_SYS_ADMIN.
     let keep = if last.is_some_and(|last: u32| last < bpf) { SYS_ADMIN } else { bpf };
     crate::sys::keep_capabilities(&[keep])
 }
@@ -96,7 +96,7 @@ pub(crate) fn cgroup_mount(line: &[u8]) -> Option<(Vec<u8>, PathBuf)> {
     (kind == b"cgroup2").then(|| (shown.to_vec(), OsString::from_vec(unescaped(place)).into()))
 }
 
-/// The same of a line that mounts a tree of version 1 with these controllers, as /proc/PID/cgroup has them.
+/// Does the same for a mount of a cgroup hierarchy of version 1 with these controllers, named as in /proc/PID/cgroup.
 pub(crate) fn cgroup_v1_mount(line: &[u8], controllers: &[u8]) -> Option<(Vec<u8>, PathBuf)> {
     let mut fields = line.split(|byte| *byte == b' ');
     let (shown, place) = (fields.nth(3)?, fields.next()?);
@@ -134,7 +134,7 @@ pub(crate) fn cgroup_of(pid: &str) -> Option<PathBuf> {
     Some(if own.is_empty() { root } else { root.join(OsString::from_vec(own.to_vec())) })
 }
 
-/// Whether an open folder is a cgroup's.
+/// Returns whether an open folder is a cgroup's.
 pub(crate) fn is_cgroup(folder: &File) -> bool {
     let path = format!("/proc/self/fd/{}", folder.as_raw_fd());
     sys::filesystem(Path::new(&path)).is_ok_and(|kind| kind == CGROUP2_SUPER_MAGIC)

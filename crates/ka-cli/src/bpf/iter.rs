@@ -165,10 +165,11 @@ fn skip_other_ports(program: &mut Assembler, types: &Types<'_>, port: u16, skip:
     Some(())
 }
 
-/// A socket's cgroup is that of who made it, when it was made, or of its listener.
+/// A socket belongs to the cgroup of the process that made it, at that time. An accepted socket belongs to the cgroup
+/// of its listener.
 ///
-/// Cgroups can be as deep within each other as their users like, and the verifier wants an end. A socket that is deeper than
-/// that goes to `done` with an error, because it may be meant.
+/// Users can nest cgroups to any depth, but the verifier requires a bound. A socket in a deeper cgroup goes to `done`
+/// with an error, because it may be selected.
 fn skip_other_cgroups(
     program: &mut Assembler,
     types: &Types<'_>,

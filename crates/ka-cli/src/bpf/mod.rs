@@ -271,14 +271,15 @@ fn iterator() -> Result<(Types<'static>, Kind), String> {
     Ok((types, Kind::TcpIter { function }))
 }
 
-/// Lets a program go through all TCP sockets of this network namespace, and writes what it tells.
+/// Runs an iterator program over all TCP sockets of this network namespace, and copies its output.
 ///
-/// The kernel takes each socket's lock, which another program may hold for ever: only a worker calls this.
+/// The kernel takes each socket's lock, which another program may hold forever. Only a worker may call this.
 fn run(kind: Kind, program: BorrowedFd<'_>, out: &mut impl Write) -> Result<(), String> {
     let mut go = || -> io::Result<()> {
         let link = sys::link(program, None, kind)?;
         let mut told = File::from(sys::iterate(link.as_fd())?);
-        // The kernel gives what it has when this is full. If it then waits at a socket, little is lost.
+        // The kernel returns its records when this buffer is full. If the kernel then blocks at a socket, few records
+        // are lost.
         let mut piece = [0; 1 << 13];
         loop {
             match told.read(&mut piece) {
@@ -292,15 +293,15 @@ fn run(kind: Kind, program: BorrowedFd<'_>, out: &mut impl Write) -> Result<(), 
     go().map_err(|error| ITERATING.explain(&error))
 }
 
-/// Writes what each TCP socket of this network namespace has. Sockets that are neither bound nor connected are not
-/// included. Only a worker calls this.
+/// Writes the settings of each TCP socket of this network namespace. Sockets that are neither bound nor connected are
+/// not included. Only a worker may call this.
 pub(crate) fn tell(out: &mut impl Write) -> Result<(), String> {
     let (_, kind) = iterator()?;
     let teller = load(kind, TELLER, &iter::teller(), &ITERATING)?;
     run(kind, teller.as_fd(), out)
 }
 
-/// Reads what [`tell`] wrote: the settings of each socket, by its cookie.
+/// Reads the output of [`tell`]: the settings of each socket, by cookie.
 pub(crate) fn told(records: &[u8]) -> HashMap<u64, Settings> {
     iter::told(records).collect()
 }
@@ -329,19 +330,20 @@ impl Setter {
         self.program.as_fd()
     }
 
-    /// Sets the sockets of this network namespace in one pass, and writes how each fared. Only a worker calls this.
+    /// Sets the sockets of this network namespace in one pass, and writes the result of each. Only a worker may call
+    /// this.
     pub(crate) fn set(&self, out: &mut impl Write) -> Result<(), String> {
         run(self.kind, self.program.as_fd(), out)
     }
 }
 
-/// Takes the whole records off the front of what [`Setter::set`] wrote.
+/// Takes the whole records off the front of the output of [`Setter::set`].
 pub(crate) fn take_done(written: &mut Vec<u8>) -> Vec<Done> {
     let whole = written.len() / iter::RECORD_SIZE * iter::RECORD_SIZE;
     iter::done(&written.drain(..whole).collect::<Vec<_>>()).collect()
 }
 
-/// The errno of a socket in a cgroup so deep below others that the setter cannot tell whether it is meant.
+/// The errno of a socket whose cgroup is nested too deeply for the setter to tell whether the socket is selected.
 pub(crate) const TOO_DEEP: i32 = libc::ELOOP;
 
 /// What the kernel said of an option of a socket's that could not be set. Which one it was is not told.

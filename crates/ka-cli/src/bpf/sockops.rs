@@ -128,7 +128,7 @@ pub(super) fn keeper(config: &Config, page: i32) -> Vec<Insn> {
         };
         let is_named = named.is_some();
         if let Some(named) = named {
-            // The policy's own value passes: so ka can give it by descriptor too.
+            // The policy's own value passes, so that `ka attach` can set it by descriptor too.
             program.jump_if(R0, Cond::Equal, named, pass);
             program.jump(swallow);
         } else if timer == Timer::UserTimeout {

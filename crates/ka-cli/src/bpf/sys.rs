@@ -465,8 +465,8 @@ pub(crate) fn page_size() -> i32 {
     i32::try_from(size).unwrap_or(4096)
 }
 
-/// Lets this process lock as much memory as it likes while it does something: kernels before 5.11 count programs and maps as
-/// locked memory. If the limit cannot be read, it is left alone, since it could not be restored.
+/// Runs `work` without a limit on locked memory: kernels before 5.11 count programs and maps as locked memory. If the
+/// limit cannot be read, it is left alone, because it could not be restored.
 pub(crate) fn with_locked_memory<T>(work: impl FnOnce() -> T) -> T {
     let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     let without = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
@@ -477,7 +477,7 @@ pub(crate) fn with_locked_memory<T>(work: impl FnOnce() -> T) -> T {
     };
     let result = work();
     if is_raised {
-        // SAFETY: as above; `before` is what the kernel wrote.
+        // SAFETY: the pointer is valid, and the kernel filled `before` in above.
         unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const before) };
     }
     result
@@ -489,7 +489,7 @@ mod tests {
 
     use super::with_locked_memory;
 
-    /// The test runs itself under strace, which makes the kernel refuse to tell the limit.
+    /// The test runs itself under strace, which makes the kernel refuse to report the limit.
     #[test]
     fn a_limit_that_cannot_be_read_is_not_changed() {
         const INSIDE: &str = "KA_TEST_LIMIT";
@@ -507,7 +507,7 @@ mod tests {
             let calls = String::from_utf8_lossy(&output.stderr).into_owned();
             calls.lines().filter(|line| line.contains("RLIMIT_MEMLOCK")).count()
         };
-        assert!(calls(&[]) >= 2, "it is read and raised");
-        assert_eq!(calls(&["-e", "inject=prlimit64,getrlimit:error=EPERM"]), 1, "it is read alone");
+        assert!(calls(&[]) >= 2, "the limit is read and raised");
+        assert_eq!(calls(&["-e", "inject=prlimit64,getrlimit:error=EPERM"]), 1, "the limit is only read");
     }
 }

@@ -1,12 +1,12 @@
-//! The sweep: sets the sockets that a cgroup's processes have open already, once.
+//! The sweep: sets the sockets that a cgroup's processes already have open, once.
 //!
-//! The kernel's iterator visits the sockets of one network namespace and takes the lock of each. A program can hold a socket's
-//! lock for as long as it likes, and a process that waits for this lock cannot be killed. So the sweep runs in a child process.
-//! The child reports which namespace it enters and the results there. If the child is silent for too long, the parent sets the
-//! sockets of that namespace one by one, through the processes that have them, and starts another child for the other
-//! namespaces.
+//! The kernel's iterator visits the sockets of one network namespace and takes the lock of each. A program can hold a
+//! socket's lock for as long as it likes, and a process that waits for this lock cannot be killed. So the sweep runs in
+//! a child process. The child reports which namespace it enters, and its results there. If the child is silent for too
+//! long, the parent sets the sockets of that namespace one by one, through the processes that have them. Then the
+//! parent starts another child for the other namespaces.
 //!
-//! There may be more namespaces than descriptors. So the child has only one open at a time.
+//! There may be more namespaces than descriptors, so the child opens only one at a time.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -26,8 +26,8 @@ use crate::diag::State;
 use crate::worker::{Ended, Found, Workers};
 use crate::{json, sockets, sys, words};
 
-/// How often the parent polls the pipe. It counts polls and does not read the clock, so time in which the parent itself is stopped
-/// does not count as silence.
+/// How often the parent polls the pipe. The parent counts polls instead of reading the clock. So time in which the
+/// parent itself is stopped does not count as silence.
 const TICK: Duration = Duration::from_secs(1);
 /// The parent gives up a child after this many silent polls.
 const PATIENCE: u32 = 5;
@@ -41,7 +41,7 @@ pub(super) struct Swept {
     pub(super) unchanged: usize,
     /// How many sockets were refused, by errno.
     pub(super) refused: BTreeMap<i32, usize>,
-    /// What was not looked at, and why.
+    /// Reasons why sockets were left out.
     pub(super) left: Vec<String>,
     /// The policies of cgroups below that this one overrides.
     pub(super) overridden: Option<String>,
@@ -166,7 +166,7 @@ impl Sweeper {
             }
             if ready.first() != Some(&true) {
                 silence += tick.as_millis();
-                // Outside of a namespace, no stranger's lock can block the child.
+                // Between namespaces the child takes no socket's lock, so nothing can block it.
                 if let Some(network) = network
                     && silence >= u128::from(PATIENCE) * TICK.as_millis()
                 {
@@ -223,16 +223,16 @@ fn say(out: &mut File, message: &Message) -> io::Result<()> {
 /// The work of the child.
 struct Work<'a> {
     out: &'a mut File,
-    /// The inodes of the namespaces that have been entered. An inode is used again when its namespace is gone. That does no harm:
-    /// all sockets of a namespace that is made from now on have the policy.
+    /// The inodes of the namespaces that the child has entered. The inode of a removed namespace may be reused, which
+    /// does no harm: the sockets of a namespace made from now on already have the policy.
     done: HashSet<u64>,
     path: &'a Path,
     id: u64,
 }
 
 impl Work<'_> {
-    /// Does the work. Returns what was not looked at, and why. The child has no descriptor of its parent, so it opens the cgroup
-    /// again.
+    /// Does the work. Returns the reasons why sockets were left out. The child inherits no descriptor of the cgroup, so
+    /// it opens the cgroup again.
     fn all(&mut self, orders: Orders) -> io::Result<Vec<String>> {
         let mut left = Vec::new();
         let opened = Cgroup::open(self.path).ok().filter(|cgroup| cgroup.id == self.id);
@@ -240,7 +240,7 @@ impl Work<'_> {
             left.push("it has been removed".to_owned());
             return Ok(left);
         };
-        // Not again, when another process goes on.
+        // Only the first child reports this.
         if self.done.is_empty()
             && let Some(which) = overridden_below(&cgroup, orders)
         {
@@ -269,7 +269,7 @@ impl Work<'_> {
         let mut broken = None;
         let walked = walk(&cgroup, |cgroup| {
             for pid in members(cgroup)?.lines() {
-                // One of another PID namespace has the number 0.
+                // The PID of a process outside of ka's PID namespace reads as 0.
                 let network = match File::open(PathBuf::from(format!("/proc/{pid}/ns/net"))) {
                     Ok(network) => network,
                     Err(error) if pid != "0" && is_gone(&error) => continue,
@@ -296,7 +296,7 @@ impl Work<'_> {
                     say(self.out, &Message::Leaving)
                 };
                 if let Err(error) = enter() {
-                    // Nobody listens any more.
+                    // The parent does not read the pipe any more.
                     broken = Some(error);
                     return Err(io::Error::from_raw_os_error(libc::EPERM));
                 }
@@ -344,7 +344,7 @@ impl Work<'_> {
 /// Reports the kernel's records as they come, so that the parent sees progress.
 struct Results<'a> {
     out: &'a mut File,
-    /// Records that are not reported yet. The last one may not be whole.
+    /// Records that are not reported yet. The last one may be incomplete.
     records: Vec<u8>,
 }
 
@@ -373,8 +373,8 @@ impl Write for Results<'_> {
     }
 }
 
-/// Sets the cgroup's sockets of a network namespace through the processes that have them. There, the child waits at a socket
-/// whose lock is held, after it has reported `seen` sockets.
+/// Sets the cgroup's sockets of a network namespace through the processes that have them. The child reported `seen`
+/// sockets there and then blocked at one whose lock is held.
 fn through_processes(
     cgroup: &Cgroup,
     orders: Orders,
@@ -386,7 +386,7 @@ fn through_processes(
     let is_number = |network: &File| sys::inode(network.as_fd()).is_ok_and(|inode| inode == number);
     let is_own = File::open("/proc/self/ns/net").is_ok_and(|own| is_number(&own));
     let (mut cgroups, mut pids, mut network) = (HashSet::new(), Vec::new(), None);
-    // What is skipped, the child reports.
+    // The child reports the cgroups that the walk skips.
     let _ = walk(cgroup, |cgroup| {
         cgroups.insert(cgroup.id);
         for pid in members(cgroup)?.lines().filter_map(|pid| pid.parse::<i32>().ok()).filter(|pid| *pid > 0) {
@@ -429,12 +429,12 @@ fn through_processes(
         Change { policy: orders.policy, mode: orders.mode, port: None, dry_run: false, describe: false };
     let report = attach::set_processes(&change, pids, rest, workers);
     swept.set += report.set;
-    // The kernel had reported these before.
+    // The child had reported these already.
     swept.unchanged += report.unchanged.saturating_sub(seen);
     swept.left.extend(report.reasons());
 }
 
-/// The PIDs of a cgroup's processes, one a line. A threaded cgroup lists only threads, whose numbers serve as well.
+/// Returns the PIDs of a cgroup's processes, one per line. A threaded cgroup lists only thread IDs, which work as well.
 fn members(cgroup: &Cgroup) -> io::Result<String> {
     let mut text = String::new();
     match cgroup.file("cgroup.procs").and_then(|mut file| file.read_to_string(&mut text)) {
@@ -448,7 +448,7 @@ fn members(cgroup: &Cgroup) -> io::Result<String> {
     Ok(text)
 }
 
-/// A line for each reason why the kernel refused sockets, with their number.
+/// Returns a line for each reason why the kernel rejected sockets, with their number.
 pub(super) fn refusals(swept: &Swept, mode: Mode) -> impl Iterator<Item = String> {
     let instead = instead(mode);
     swept.refused.iter().map(move |(errno, count)| {
@@ -463,7 +463,7 @@ pub(super) fn refusals(swept: &Swept, mode: Mode) -> impl Iterator<Item = String
     })
 }
 
-/// The command that reaches the sockets that the sweep left out.
+/// Names the command that reaches the sockets that the sweep left out.
 fn instead(mode: Mode) -> &'static str {
     match mode {
         Mode::Force => {

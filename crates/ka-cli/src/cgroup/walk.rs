@@ -1,10 +1,10 @@
 //! A walk through a cgroup and all cgroups below it.
 //!
-//! A user to whom a cgroup is delegated can make cgroups in it without limit: with paths longer than `PATH_MAX`, thousands of
-//! levels deep, and new ones as fast as others are visited. None of this may keep the walk from the other cgroups. So it opens
-//! each cgroup by its name in the one above (openat(2)) and returns by "..", which cgroups cannot change, because they cannot
-//! be moved. It does not recurse, holds two descriptors however deep it is, and stops after a number of cgroups that
-//! follows from how many there were at its start.
+//! A user to whom a cgroup is delegated can make cgroups in it without limit: paths longer than `PATH_MAX`, thousands
+//! of levels, and new cgroups as fast as others are visited. None of this may keep the walk from the other cgroups. So
+//! the walk opens each cgroup by its name in the one above (openat(2)) and returns by "..". A cgroup cannot be moved,
+//! so ".." does not change. The walk does not recurse and holds two descriptors at any depth. It stops after a number
+//! of cgroups that follows from the number at its start.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -30,7 +30,7 @@ impl Skipped {
         self.0.is_empty()
     }
 
-    /// A sentence for each reason.
+    /// Returns a sentence for each reason.
     pub(super) fn lines(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|(why, (count, first))| {
             let cgroups = if *count == 1 { "1 cgroup was" } else { &format!("{count} cgroups were") };
@@ -39,7 +39,7 @@ impl Skipped {
     }
 }
 
-/// A name of which a person sees a line at most.
+/// A path, shortened to at most one line.
 struct Shortened<'a>(&'a str);
 
 impl fmt::Display for Shortened<'_> {
@@ -56,24 +56,24 @@ impl fmt::Display for Shortened<'_> {
     }
 }
 
-/// Looks at a cgroup and at all below it. A cgroup that is removed meanwhile has nothing to be looked at.
+/// Calls `look` for a cgroup and for all cgroups below it. Cgroups that are removed meanwhile are ignored.
 ///
-/// If `look` fails with EPERM, the walk ends with this error: it would fail everywhere. Other errors are returned as skipped
-/// cgroups.
+/// If `look` fails with EPERM, the walk ends with this error, because it would fail everywhere. After other errors the
+/// cgroup is returned as skipped.
 pub(super) fn walk(start: &Cgroup, look: impl FnMut(&Cgroup) -> io::Result<()>) -> io::Result<Skipped> {
-    // Some are made while the walk is under way. Whoever makes more than that wants it to last for ever.
+    // Users may make cgroups during the walk. The limit stops a user who makes them without end.
     let most = descendants(start).unwrap_or(1_000_000).saturating_mul(2).saturating_add(10_000);
     walk_at_most(most, start, look)
 }
 
-/// How many cgroups there are below this one.
+/// Returns the number of cgroups below this one.
 fn descendants(cgroup: &Cgroup) -> Option<usize> {
     let mut text = String::new();
     cgroup.file("cgroup.stat").ok()?.read_to_string(&mut text).ok()?;
     text.lines().find_map(|line| line.strip_prefix("nr_descendants ")?.parse().ok())
 }
 
-/// A cgroup on the way from the start to where the walk is, and those below it that are still to be visited.
+/// A cgroup on the path from the start to the current one, and its children that are still to be visited.
 struct Level {
     id: u64,
     below: std::vec::IntoIter<OsString>,
@@ -100,7 +100,7 @@ fn walk_at_most(
         below.sort_unstable();
         Ok(Level { id: cgroup.id, below: below.into_iter() })
     };
-    // Opened again: duplicates of a descriptor share their place in the folder.
+    // The folder is opened again, because duplicates of a descriptor share the read position.
     let mut here = Cgroup { folder: start.below(".".as_ref())?, path: start.path.clone(), id: start.id };
     let mut levels = vec![visit(&here, &mut skipped)?];
     let mut left = most;
@@ -144,7 +144,7 @@ fn walk_at_most(
     Ok(skipped)
 }
 
-/// Why a cgroup cannot be opened or read.
+/// Explains why a cgroup cannot be opened or read.
 fn refusal(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EACCES) => "its folder may not be read: needs CAP_DAC_READ_SEARCH".to_owned(),
@@ -162,7 +162,7 @@ mod tests {
     use super::{Cgroup, walk_at_most};
     use crate::sys;
 
-    /// A tree of folders: what a walk does is the same in any.
+    /// A tree of ordinary folders. The walk treats them like cgroups.
     struct Tree(PathBuf);
 
     impl Tree {
@@ -183,7 +183,7 @@ mod tests {
         }
     }
 
-    /// Makes folders within each other, deeper than a path can say, and one beside the first.
+    /// Nests folders deeper than a path can name, and makes one folder beside the first.
     fn nest(tree: &Tree, levels: usize, name: &str) {
         let mut folder = tree.start().folder;
         for _ in 0..levels {
@@ -208,14 +208,14 @@ mod tests {
         assert_eq!(visited.len(), 42);
         assert!(visited.iter().any(|path| path.as_os_str().len() > 10_000));
         assert_eq!(visited.last(), Some(&tree.0.join("~last")));
-        // Their paths can be opened, too.
+        // Paths that are too long for one open(2) can be opened too.
         for path in &visited {
             Cgroup::open(path).unwrap();
         }
     }
 
     #[test]
-    fn what_cannot_be_looked_at_is_reported_and_the_rest_is_visited() {
+    fn unreadable_folders_are_reported_and_the_rest_is_visited() {
         let tree = Tree::new("reported");
         for name in ["a", "b", "b/gone", "c", "d"] {
             fs::create_dir(tree.0.join(name)).unwrap();
@@ -224,7 +224,7 @@ mod tests {
         let skipped = walk_at_most(100, &tree.start(), |cgroup| {
             visited += 1;
             match cgroup.path.file_name().unwrap().to_str() {
-                // The whole branch goes while the walk is in it, and another one before it is reached.
+                // The branch is removed while the walk is in it, and another branch before the walk reaches it.
                 Some("gone") => {
                     for name in ["b/gone", "b", "c"] {
                         fs::remove_dir(tree.0.join(name))?;
@@ -248,9 +248,9 @@ mod tests {
         assert!(refused.is_err_and(|error| error.raw_os_error() == Some(libc::EPERM)));
     }
 
-    /// Each folder that is visited gets two more.
+    /// The test makes two more folders in each folder that the walk visits.
     #[test]
-    fn a_tree_that_grows_while_it_is_walked_does_not_hold_up_the_walk() {
+    fn the_walk_ends_in_a_tree_that_grows() {
         let tree = Tree::new("growing");
         let mut visited = 0;
         let skipped = walk_at_most(50, &tree.start(), |cgroup| {
