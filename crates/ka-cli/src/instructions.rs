@@ -1,30 +1,30 @@
-//! System calls in machine code: whether a program makes the calls of sockets itself, past the C library.
+//! Finds system calls in machine code: whether a program makes socket calls itself, past the C library.
 //!
-//! A preloaded library takes the place of functions of the C library. A program whose runtime has the `syscall`
-//! instruction of its own (Free Pascal, Rust's rustix, inline assembler) does not call those functions, so it passes the
-//! library by.
+//! A preloaded library replaces functions of the C library. A program whose runtime contains the `syscall` instruction
+//! (Free Pascal, Rust's rustix, inline assembler) does not call those functions, so it bypasses the library.
 //!
-//! The bytes of the instruction are not enough. On x86_64 they are two, `0f 05`, which also occur by chance in other
-//! instructions. Of 815 dynamic programs of a Debian 12 machine, 442 import no function of sockets (sh, env, make, date,
-//! dd...). The two bytes occur in 125 of these or in their libraries. Besides, real system calls often have nothing to do
-//! with sockets: futex(2) in a library of threads, for example.
+//! The bytes of the instruction alone prove nothing. On x86_64 they are two, `0f 05`, which also occur by chance in
+//! other instructions. Of 815 dynamic programs of a Debian 12 machine, 442 import no socket function (sh, env, make,
+//! date, dd...). The two bytes occur in 125 of these or in their libraries. Besides, real system calls often have
+//! nothing to do with sockets: futex(2) in a thread library, for example.
 //!
-//! So an instruction counts only if the number of the call is loaded into its register shortly before, by instructions
-//! that follow each other without a gap up to the system call. The number must be that of socket, connect, listen, accept
-//! or accept4, or an argument of the function, which then makes any call for its caller. By this rule one of the 442
-//! programs is left. Free Pascal made it, and its runtime does make such calls. Of all 2,111 programs and libraries of the
-//! machine 10 are found: C libraries, static programs, and programs of Go and Free Pascal.
+//! So an instruction counts only if the code loads the call's number into its register shortly before. The instructions
+//! from this load to the system call must be contiguous. The number must be that of socket, connect, listen, accept or
+//! accept4, or an argument of the function, which then makes any call for its caller. This rule selects one of the 442
+//! programs. Free Pascal made it, and its runtime does make such calls. Of all 2,111 programs and libraries of the
+//! machine, the rule selects 10: C libraries, static programs, and programs of Go and Free Pascal.
 //!
-//! A program that this rule misses stays with preload. A program that it takes wrongly is run under a supervisor, which
-//! reaches it too.
+//! If this rule misses a program, preload is used. If it selects a program wrongly, the program runs under a
+//! supervisor, which reaches it too.
 
 use object::elf;
 
-/// Code that is read in pieces needs so much of the piece before, for an instruction at the beginning of the next.
+/// Code is read in pieces. Each piece repeats this many bytes of the previous one, because the load may precede the
+/// piece.
 pub(crate) const OVERLAP: usize = 64;
 
-/// Whether code for this machine makes calls of sockets by instructions of its own. Always false for machines whose
-/// instructions are not known here.
+/// Returns whether code for this machine contains system-call instructions for socket calls. Always false for other
+/// machines than x86_64 and aarch64.
 pub(crate) fn calls_sockets(machine: elf::Machine, code: &[u8]) -> bool {
     match machine {
         elf::EM_X86_64 => x86_64::calls_sockets(code),
@@ -33,13 +33,13 @@ pub(crate) fn calls_sockets(machine: elf::Machine, code: &[u8]) -> bool {
     }
 }
 
-/// What is loaded into the register that has the number of the system call.
+/// The value in the register that holds the number of the system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Load {
     Number(u64),
-    /// An argument of the function: its first, or one that is on the stack.
+    /// An argument of the function: its first one, or one on the stack.
     Argument,
-    /// Anything else. A compiler also keeps a number that it needs more than once in another register.
+    /// Anything else. For example, a compiler may copy a number from another register if it needs the number twice.
     Other,
 }
 
@@ -53,14 +53,15 @@ mod x86_64 {
 
     const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
-    /// Numbers of registers in an instruction: rdi, rsp and rbp.
+    /// Register numbers in an instruction: rdi, rsp and rbp.
     const FIRST_ARGUMENT: u8 = 7;
     const STACK: u8 = 4;
     const FRAME: u8 = 5;
 
     pub(super) fn calls_sockets(code: &[u8]) -> bool {
         memmem::find_iter(code, &SYSCALL).any(|place| {
-            // The high byte of an address or a distance is mostly 0; no code has the instruction that 0 begins there.
+            // The high byte of an address or a distance is mostly 0, but no real instruction after a system call starts
+            // with 0.
             let follows = code.get(place.saturating_add(SYSCALL.len()));
             let before = code.get(place.saturating_sub(OVERLAP)..place).unwrap_or_default();
             follows.is_some_and(|byte| *byte != 0)
@@ -72,10 +73,10 @@ mod x86_64 {
         })
     }
 
-    /// The load of the number for a system call right behind this code. A number that is written in the code is what it
-    /// is; a load of an argument may also be the tail of another instruction, so it counts only where there is no such number.
+    /// Finds the load of the call number for a system call that directly follows this code. A constant is certain. A
+    /// load of an argument may also be the tail of another instruction, so it counts only if no constant is found.
     fn load_before(code: &[u8]) -> Option<Load> {
-        // Whether the instructions from here on end with the code, and leave the register alone.
+        // Whether the instructions from here on end exactly at the end of the code and do not change the register.
         let mut is_clean = [false; OVERLAP + 1];
         *is_clean.get_mut(code.len())? = true;
         let mut argument = None;
@@ -88,7 +89,7 @@ mod x86_64 {
                 None => *is_clean.get_mut(start)? = true,
                 Some(Load::Number(_)) => return load,
                 Some(Load::Argument) => {
-                    // With a REX prefix before it, it is another instruction, which is looked at next.
+                    // With a REX prefix, this is another instruction, which the next iteration reads.
                     let prefix = start.checked_sub(1).and_then(|place| code.get(place));
                     if prefix.is_none_or(|byte| byte & 0xf0 != 0x40) {
                         argument = argument.or(load);
@@ -100,9 +101,9 @@ mod x86_64 {
         argument
     }
 
-    /// The length of an instruction, of those that set up a system call, and what it makes of rax.
+    /// Returns the length of an instruction and its effect on rax. Knows the instructions that set up a system call.
     fn instruction(code: &[u8]) -> Option<(usize, Option<Load>)> {
-        // push imm8; pop rax: how a compiler that is to save space loads a small number.
+        // push imm8; pop rax: a compiler that optimizes for size loads a small number like this.
         if let [0x6a, number, 0x58, ..] = code {
             return Some((3, Some(Load::Number(u64::from(*number)))));
         }
@@ -128,9 +129,9 @@ mod x86_64 {
         (length <= code.len()).then_some((length, load))
     }
 
-    /// Two operands: a register, and a register or memory.
+    /// The operands of an instruction: a register, and a register or memory.
     struct Operands {
-        /// Of both, with what is behind them for memory.
+        /// The length of both operands, with SIB byte and displacement.
         length: usize,
         mode: u8,
         reg: u8,
@@ -162,19 +163,19 @@ mod x86_64 {
         }
     }
 
-    /// Bits of the REX prefix: an operand of 64 bits; register numbers from 8 on.
+    /// Bits of the REX prefix: 64-bit operand; register numbers from 8 on.
     const WIDE: u8 = 8;
     const HIGH_REG: u8 = 4;
     const HIGH_RM: u8 = 1;
 
-    /// An instruction whose opcode follows 0f: how many bytes follow the opcode, and what it makes of rax.
+    /// Reads an instruction whose opcode follows 0f. Returns how many bytes follow the opcode, and the effect on rax.
     fn two_byte(opcode: u8, rex: u8, rest: &[u8]) -> Option<(usize, Option<Load>)> {
         let operands = || Operands::read(rest, rex);
         Some(match opcode {
             // endbr64, nop, moves of xmm registers.
             0x1e | 0x1f | 0x10 | 0x11 | 0x16 | 0x17 | 0x28 | 0x29 | 0x57 | 0x6e | 0x6f | 0x7f | 0xd6
             | 0xef => (operands()?.length, None),
-            // Jumps that may be taken.
+            // Conditional jumps.
             0x80..=0x8f => (4, None),
             // cmov, movzx, movsx.
             0x40..=0x4f | 0xb6 | 0xb7 | 0xbe | 0xbf => {
@@ -185,7 +186,7 @@ mod x86_64 {
         })
     }
 
-    /// The same for all others.
+    /// Does the same for instructions with a one-byte opcode.
     fn one_byte(opcode: u8, rex: u8, rest: &[u8]) -> Option<(usize, Option<Load>)> {
         let operands = || Operands::read(rest, rex);
         let number = |at: usize| {
@@ -197,9 +198,10 @@ mod x86_64 {
             // push; pop.
             0x50..=0x57 | 0x90 => (0, None),
             0x58..=0x5f => (0, (opcode == 0x58 && rex & HIGH_RM == 0).then_some(Load::Other)),
-            // mov of a number.
+            // mov of a constant.
             0xb0 if rex & HIGH_RM == 0 => (1, Some(Load::Number(u64::from(*rest.first()?)))),
-            // With a number of one byte: jumps that may be taken, push, comparisons, mov to another register. Then of four.
+            // With an 8-bit constant: conditional jumps, push, comparisons, mov to another register. Then with a 32-bit
+            // constant.
             0x70..=0x7f | 0x6a | 0x3c | 0xa8 | 0xb0..=0xb7 => (1, None),
             0x68 | 0x3d | 0xa9 => (4, None),
             0xb8..=0xbf => {
@@ -211,7 +213,7 @@ mod x86_64 {
                 (length.checked_add(4)?, if is_rm_rax { Some(number(length)?) } else { None })
             }
             0xc6 => (operands()?.length.checked_add(1)?, None),
-            // xor of rax with itself.
+            // xor of eax with itself.
             0x31 | 0x33 if rest.first() == Some(&0xc0) && rex & (HIGH_REG | HIGH_RM) == 0 => {
                 (1, Some(Load::Number(0)))
             }
@@ -234,7 +236,7 @@ mod x86_64 {
                 let Operands { length, is_reg_rax, .. } = operands()?;
                 (length, is_reg_rax.then_some(Load::Other))
             }
-            // Arithmetic into a register or memory, without a number and with one.
+            // Arithmetic into a register or memory, without and with a constant.
             0x88 | 0x01 | 0x09 | 0x21 | 0x29 | 0x31 | 0xd1 | 0xd3 => {
                 let Operands { length, is_rm_rax, .. } = operands()?;
                 (length, is_rm_rax.then_some(Load::Other))
@@ -277,8 +279,8 @@ mod aarch64 {
         })
     }
 
-    /// What an instruction loads into x8, which has the number of the system call; and where a function ends or another
-    /// is called, nothing before is looked at.
+    /// Returns the value that an instruction loads into x8, which holds the number of the system call. The end of a
+    /// function and a call return `Other`, so nothing before them is read.
     fn load(word: u32) -> Option<Load> {
         let register = |shift: u32| word >> shift & 0x1f;
         let is_to_x8 = register(0) == 8;
@@ -289,7 +291,7 @@ mod aarch64 {
             // mov from a register: orr with zr. sxtw, of a number that is an int.
             _ if word & 0x7fe0_ffe0 == 0x2a00_03e0 && is_to_x8 => Some(argument(register(16) == 0)),
             _ if word & 0xffff_fc00 == 0x9340_7c00 && is_to_x8 => Some(argument(register(5) == 0)),
-            // ldr from memory: with an unsigned distance, or with another.
+            // ldr from memory: with an unsigned offset, or with another.
             _ if word & 0xbfc0_0000 == 0xb940_0000 && is_to_x8 => Some(argument(register(5) >= FRAME)),
             _ if word & 0xbfe0_0000 == 0xb840_0000 && is_to_x8 => Some(argument(register(5) >= FRAME)),
             // b, bl; br, blr, ret.
@@ -312,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn system_calls_of_sockets_are_found() {
+    fn socket_system_calls_are_found() {
         for text in [
             // rustix: mov eax, 41; mov esi, 0x80801; mov rdx, rcx; syscall; mov rdi, rax.
             "b8 29 00 00 00 be 01 08 08 00 48 89 ca 0f 05 48 89 c7",
@@ -332,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn other_system_calls_and_bytes_by_chance_are_not() {
+    fn other_system_calls_and_chance_bytes_are_ignored() {
         for text in [
             // futex: mov eax, 202; mov r8, rdi (whose tail is mov eax, edi); syscall.
             "b8 ca 00 00 00 49 89 f8 0f 05 c3",
@@ -348,14 +350,14 @@ mod tests {
             "89 f8 48 8d 3d 12 0f 05 00 c3",
             // call +0x50f12, behind a load.
             "b8 29 00 00 00 e8 12 0f 05 00",
-            // Nothing loads a number.
+            // No load of a number.
             "0f 05 c3",
             "b8 29 00 00 00 c3 0f 05",
             "",
         ] {
             assert!(!x86_64(text), "{text}");
         }
-        // Elsewhere these bytes are no such instruction.
+        // Other machines have no such instruction.
         assert!(!calls_sockets(EM_386, b"\xb8\x29\x00\x00\x00\x0f\x05\xc3"));
     }
 

@@ -1,5 +1,5 @@
-//! The libraries that a program is linked to, found as its loader finds them: ld.so(8), "DESCRIPTION"; for musl
-//! ldso/dynlink.c. They decide with the program whether a preloaded library sees its sockets.
+//! Finds the libraries that a program is linked to, as its loader does: ld.so(8), "DESCRIPTION"; for musl
+//! ldso/dynlink.c. They decide together with the program whether a preloaded library sees the program's sockets.
 
 use std::collections::HashSet;
 use std::env;
@@ -13,29 +13,29 @@ use std::sync::OnceLock;
 use crate::elf::{self, Elf, Libc};
 use crate::text;
 
-/// The functions by which a TCP socket comes to a program. A preloaded library takes their place.
+/// The functions through which a program gets TCP sockets. A preloaded library replaces them.
 const SOCKETS: [&str; 5] = ["socket", "connect", "listen", "accept", "accept4"];
 
-/// Whether a program asks others for a function of sockets. `None` where its symbols cannot be read.
+/// Returns whether a program imports a socket function. `None` if its symbols cannot be read.
 pub(crate) fn imports_sockets(program: &Path) -> Option<bool> {
     elf::imports(program, &SOCKETS).ok().flatten()
 }
 
-/// More than any program has.
+/// An upper bound, more than any real program has.
 const MOST_LIBRARIES: usize = 2000;
 
-/// A program, and what it is linked to.
+/// A program and the libraries that it is linked to.
 #[derive(Debug)]
 pub(crate) struct Linked {
-    /// The program's file and those of its libraries, but for the C library, which has the functions of sockets and the
-    /// instructions behind them.
+    /// The files of the program and its libraries, except the C library. The C library defines the socket functions and
+    /// contains the system-call instructions.
     files: Vec<Object>,
-    /// A library that is not found or cannot be read, and who is linked to it.
+    /// The first library that was not found or cannot be read, and the file that is linked to it.
     pub(crate) unread: Option<(String, PathBuf)>,
 }
 
 impl Linked {
-    /// Finds the program's libraries, those that they are linked to, and so on.
+    /// Finds the program's libraries, and their libraries in turn.
     pub(crate) fn find(program: &Path, elf: &Elf) -> Self {
         let path = program.canonicalize().unwrap_or_else(|_| program.to_path_buf());
         let search = Search {
@@ -47,7 +47,7 @@ impl Linked {
             Self { files: vec![Object { path, elf: elf.clone(), rpath: Vec::new() }], unread: None };
         let mut known = HashSet::new();
         let mut next = 0;
-        // In the loader's order: a program's libraries, then theirs.
+        // In the loader's order: first the program's libraries, then those of the libraries.
         while let Some(object) = linked.files.get(next) {
             next = next.saturating_add(1);
             let mut found = Vec::new();
@@ -72,14 +72,14 @@ impl Linked {
         self.files.first().map_or_else(|| Path::new(""), |program| program.path.as_path())
     }
 
-    /// The first library that Go made.
+    /// Returns the first library that was made by Go.
     pub(crate) fn go_library(&self) -> Option<&Path> {
         let mut libraries = self.files.iter().skip(1);
         libraries.find(|library| library.elf.is_go).map(|library| library.path.as_path())
     }
 
-    /// Whether the program or a library asks the C library for a function of sockets. `None` where the symbols of one
-    /// cannot be read, and no other does.
+    /// Returns whether the program or a library imports a socket function. `None` if some symbols cannot be read and
+    /// the readable ones contain no such import.
     pub(crate) fn imports_sockets(&self) -> Option<bool> {
         let mut is_known = true;
         for object in &self.files {
@@ -92,7 +92,7 @@ impl Linked {
         is_known.then_some(false)
     }
 
-    /// The first file that makes calls of sockets by instructions of its own. Reads all code.
+    /// Returns the first file that contains system-call instructions for socket calls. Reads all code.
     pub(crate) fn calls_sockets(&self) -> io::Result<Option<&Path>> {
         for object in &self.files {
             if object.elf.calls_sockets(&object.path)? {
@@ -103,8 +103,7 @@ impl Linked {
     }
 }
 
-/// Whether this is the name of the C library, of glibc's threads, which were a library of their own before 2.34, or of a
-/// loader.
+/// Returns whether this is the name of the C library, of a loader, or of glibc's thread library (separate before 2.34).
 fn is_c_library(name: &[u8]) -> bool {
     const PREFIXES: [&[u8]; 6] =
         [b"libc.so", b"libc.musl-", b"libpthread.so", b"ld-linux", b"ld-musl-", b"ld64.so"];
@@ -116,11 +115,11 @@ fn is_c_library(name: &[u8]) -> bool {
 struct Object {
     path: PathBuf,
     elf: Elf,
-    /// The folders of `DT_RPATH` of those that are linked to it, which are in force for its libraries too.
+    /// The folders of `DT_RPATH` of the objects that need this one. They also apply to its own libraries.
     rpath: Vec<PathBuf>,
 }
 
-/// How libraries are looked for.
+/// The rules for finding libraries.
 struct Search<'a> {
     program: &'a Elf,
     /// The folder of the program.
@@ -129,12 +128,12 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// Finds a library that another is linked to. Those for other machines are passed by, as the loader does.
+    /// Finds a library that an object needs. Skips libraries for other machines, as the loader does.
     fn find(&self, name: &[u8], asks: &Object) -> Option<Object> {
         let origin = asks.path.parent().unwrap_or_else(|| Path::new("/"));
         let own = |list: &Option<Vec<u8>>| self.folders(list.as_deref().unwrap_or_default(), origin);
         let runpath = own(&asks.elf.runpath);
-        // RUNPATH takes the place of RPATH. musl knows no difference.
+        // RUNPATH replaces RPATH. musl makes no difference between them.
         let rpath = match asks.elf.runpath {
             Some(_) if !self.is_musl => Vec::new(),
             _ => [own(&asks.elf.rpath), asks.rpath.clone()].concat(),
@@ -163,7 +162,7 @@ impl Search<'_> {
             .or_else(|| within(&default_folders(self.program)))
     }
 
-    /// The folders of a list, with `$ORIGIN` and `$LIB` in them. Those with another word that begins with $ are left out.
+    /// Expands `$ORIGIN` and `$LIB` in a list of folders. Folders with other words that begin with $ are skipped.
     fn folders(&self, list: &[u8], origin: &Path) -> Vec<PathBuf> {
         let list = list.split(|byte| matches!(byte, b':' | b';')).filter(|folder| !folder.is_empty());
         let lib = format!("lib/{}", triple(self.program));
@@ -186,25 +185,25 @@ impl Search<'_> {
     }
 }
 
-/// The folder that Debian has the libraries of a machine in.
+/// The name of Debian's folder for the libraries of a machine.
 fn triple(program: &Elf) -> String {
     let machine = program.machine_name();
     let abi = if machine == "arm" { "gnueabihf" } else { "gnu" };
     format!("{machine}-linux-{abi}")
 }
 
-/// Where glibc looks last. Debian has folders of their own for each machine, others lib64.
+/// The folders that glibc searches last. Debian has separate folders for each machine, other distributions use lib64.
 fn default_folders(program: &Elf) -> Vec<PathBuf> {
     let own = triple(program);
     let names = if program.is_64 { [own.as_str(), "../lib64", ""] } else { [own.as_str(), "../lib", ""] };
     names.iter().flat_map(|name| ["/lib", "/usr/lib"].map(|folder| Path::new(folder).join(name))).collect()
 }
 
-/// Where musl looks last.
+/// The folders that musl searches last.
 fn musl_folders(program: &Elf) -> Vec<PathBuf> {
     const MOST: u64 = 64 * 1024;
     let loader = Path::new(OsStr::from_bytes(program.loader.as_deref().unwrap_or_default()));
-    // /lib/ld-musl-x86_64.so.1 has /etc/ld-musl-x86_64.path beside its own folder.
+    // /lib/ld-musl-x86_64.so.1 reads /etc/ld-musl-x86_64.path, relative to its own folder.
     let name = loader.file_stem().map(Path::new).and_then(Path::file_stem).unwrap_or_default();
     let root = loader.parent().and_then(Path::parent).unwrap_or_else(|| Path::new("/"));
     let file = root.join("etc").join(name).with_extension("path");
@@ -223,9 +222,9 @@ fn cache() -> Option<&'static Cache> {
     READ.get_or_init(|| Cache::new(fs::read("/etc/ld.so.cache").ok()?)).as_ref()
 }
 
-/// What ldconfig(8) writes down: which libraries are in the folders of ld.so.conf(5). glibc, sysdeps/generic/dl-cache.h
+/// The cache of ldconfig(8): the libraries in the folders of ld.so.conf(5). glibc, sysdeps/generic/dl-cache.h
 pub(crate) struct Cache {
-    /// From its own beginning, from which texts are counted, to the end of the file.
+    /// The file from the start of this format, because string offsets count from there.
     bytes: Vec<u8>,
     count: usize,
 }
@@ -235,12 +234,12 @@ impl Cache {
     const MAGIC: &[u8] = b"glibc-ld.so.cache1.1";
     const HEADER: usize = 48;
     const ENTRY: usize = 24;
-    /// The format before, which has the other behind it until glibc 2.31.
+    /// The older format. Until glibc 2.31 the file starts with it, and the new format follows.
     const OLD_MAGIC: &[u8] = b"ld.so-1.7.0";
     const OLD_HEADER: usize = 16;
     const OLD_ENTRY: usize = 12;
 
-    /// Reads the file; `None` where it is not one.
+    /// Parses the file. `None` if it is not a cache.
     pub(crate) fn new(mut bytes: Vec<u8>) -> Option<Self> {
         if bytes.starts_with(Self::OLD_MAGIC) {
             let count = number(&bytes, Self::OLD_HEADER - 4)?;
@@ -259,7 +258,7 @@ impl Cache {
         (end <= bytes.len()).then_some(Self { bytes, count })
     }
 
-    /// Where libraries of this name are, of all machines: the one to try first comes first.
+    /// Returns the paths of the libraries with this name, for all machines, in the loader's order.
     pub(crate) fn paths(&self, name: &[u8]) -> impl Iterator<Item = &Path> {
         let text = |place: usize| self.bytes.get(place..);
         let entries = self.bytes.get(Self::HEADER..).unwrap_or_default().chunks_exact(Self::ENTRY);
@@ -287,7 +286,7 @@ mod tests {
     use super::{Cache, Linked};
     use crate::elf::Elf;
 
-    /// A file of ldconfig's with these entries, before which another format may be.
+    /// Makes a cache file with these entries, after `before`.
     fn cache(entries: &[(&str, &str)], before: &[u8]) -> Vec<u8> {
         let count = u32::try_from(entries.len()).unwrap();
         let mut texts = Vec::new();
@@ -330,7 +329,7 @@ mod tests {
         let own = Path::new("/proc/self/exe");
         let linked = Linked::find(own, &Elf::read(own).unwrap().unwrap());
         assert!(linked.unread.is_none(), "{linked:?}");
-        // Rust's standard library makes connections by the C library.
+        // Rust's standard library connects through the C library.
         assert_eq!((linked.imports_sockets(), linked.go_library()), (Some(true), None));
     }
 }

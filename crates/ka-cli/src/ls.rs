@@ -149,7 +149,7 @@ struct Row<'a> {
     next_probe_ms: Option<u64>,
     unanswered_probes: Option<u32>,
     risks: Vec<Risk>,
-    /// Why the socket did not answer.
+    /// The reason why the socket could not be read.
     error: Option<&'a str>,
     #[serde(skip)]
     socket: &'a Socket,

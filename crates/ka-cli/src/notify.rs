@@ -1,4 +1,4 @@
-//! Messages to the service manager that started this process. sd_notify(3)
+//! Sends messages to the service manager that started this process. sd_notify(3)
 
 use std::env;
 use std::os::linux::net::SocketAddrExt as _;
@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-/// Where messages go, if the manager asked for any.
+/// The service manager's socket, if it asked for messages.
 pub(crate) struct Notify {
     manager: Option<(UnixDatagram, SocketAddr)>,
     interval: Option<Duration>,
@@ -17,14 +17,14 @@ impl Notify {
         Self { manager: manager(), interval: interval() }
     }
 
-    /// Sends variables, one a line, as `READY=1`. If the manager does not take them, nobody could be told.
+    /// Sends variables, one per line, such as `READY=1`. Errors are ignored, because they could not be reported.
     pub(crate) fn send(&self, variables: &str) {
         if let Some((socket, address)) = &self.manager {
             let _ = socket.send_to_addr(variables.as_bytes(), address);
         }
     }
 
-    /// The manager expects a sign of life more often than this, if it expects any.
+    /// The longest time between two keepalive messages to the manager, if it expects any.
     pub(crate) const fn interval(&self) -> Option<Duration> {
         self.interval
     }
@@ -44,12 +44,12 @@ fn manager() -> Option<(UnixDatagram, SocketAddr)> {
         _ => return None,
     };
     let socket = UnixDatagram::unbound().ok()?;
-    // Others can fill the manager's queue. A message waits for some time then, but not for ever.
+    // Other processes can fill the manager's queue. Then a message waits, but not forever.
     socket.set_write_timeout(Some(Duration::from_secs(2))).ok()?;
     Some((socket, address.ok()?))
 }
 
-/// Half of the time after which the manager takes this process for dead. The variables may be for another process.
+/// Half of the manager's watchdog timeout. The variables may be addressed to another process.
 fn interval() -> Option<Duration> {
     let is_ours = env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
     let micros: u64 = env::var("WATCHDOG_USEC").ok().filter(|_| is_ours)?.parse().ok()?;

@@ -149,14 +149,14 @@ impl Process {
         Table { pid: self.pid, task: self.pid, pidfd: Arc::clone(&self.pidfd) }
     }
 
-    /// Looks at each descriptor table of the process, with its sockets. A table that cannot be looked at is an error in
-    /// its place.
+    /// Calls `look` for each descriptor table of the process, with the table's sockets. If a table cannot be read,
+    /// `look` gets the error instead.
     ///
-    /// Nearly always there is one table. A task that was made without `CLONE_FILES`, or called unshare(2), has its own. A
-    /// leader that has ended while other tasks go on has none.
+    /// Most processes have one table. A task that was made without `CLONE_FILES`, or that called unshare(2), has its
+    /// own. A leader that has ended while other tasks continue has none.
     ///
-    /// Each table is listed when its turn comes. The first is always listed as a whole: it has as many descriptors as the
-    /// kernel lets a table have (fs.nr_open). Those after it share a budget, for a process may have thousands.
+    /// Each table is listed just before its call. The first one is always listed completely: the kernel bounds its size
+    /// (fs.nr_open). The others share a budget, because a process may have thousands of tables.
     pub(crate) fn each_table(
         &self,
         mut look: impl FnMut(io::Result<(Table, Vec<(i32, u32)>)>),
@@ -173,7 +173,7 @@ impl Process {
         } else {
             let mut tasks = sys::numbers(File::open(format!("/proc/{pid}/task"))?.as_fd())?;
             tasks.retain(|task| *task != pid || !status.is_zombie());
-            // The leader first: its pidfd needs no new kernel.
+            // The leader comes first: its pidfd works on older kernels too.
             tasks.sort_unstable_by_key(|task| (*task != pid, *task));
             Tasks::of(pid, &tasks)
         };
@@ -193,11 +193,11 @@ impl Process {
                     continue;
                 }
             };
-            // If the kernel does not compare tables, those with the same sockets are one as far as ka is concerned.
+            // If the kernel cannot compare tables, tables with the same sockets are treated as one.
             let is_new = tasks.unordered.is_empty() || lists.insert(sockets.clone());
             if is_new {
                 match self.table(*task) {
-                    // A task that has ended meanwhile has nothing.
+                    // This task has ended meanwhile, so it has no descriptors.
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) && *task != pid => {}
                     table => look(table.map(|table| (table, sockets))),
                 }
@@ -210,14 +210,14 @@ impl Process {
         Ok(())
     }
 
-    /// Holds a task's table.
+    /// Opens a task, to access its table.
     fn table(&self, task: i32) -> io::Result<Table> {
         if task == self.pid {
             return Ok(self.leader_table());
         }
         match sys::pidfd_open(task, PIDFD_THREAD) {
             Ok(pidfd) => Ok(Table { pid: self.pid, task, pidfd: Arc::new(pidfd) }),
-            // Kernels that know the flag say EINVAL too, of a task that is just ending.
+            // Kernels that support the flag also return EINVAL for a task that is just ending.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && has_task_pidfds() => {
                 Err(io::Error::from_raw_os_error(libc::ESRCH))
             }
@@ -229,25 +229,25 @@ impl Process {
     }
 }
 
-/// Whether this kernel has pidfds of tasks: it gives one of the calling task, which certainly is there.
+/// Returns whether this kernel supports pidfds of tasks. Tries the calling task, which certainly exists.
 pub(crate) fn has_task_pidfds() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     *FOUND.get_or_init(|| {
         let opened = sys::pidfd_open(sys::thread_id(), PIDFD_THREAD);
-        // What else may go wrong, as a lack of descriptors, proves nothing.
+        // Other errors, such as a lack of descriptors, prove nothing.
         !matches!(opened, Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)))
     })
 }
 
-/// The tasks of a process that have a descriptor table which no task before them has.
+/// The tasks of a process, one for each different descriptor table.
 struct Tasks {
     own: Vec<i32>,
-    /// Those whose table the kernel does not compare with others.
+    /// Tasks whose table the kernel cannot compare with others.
     unordered: Vec<i32>,
 }
 
 impl Tasks {
-    /// kcmp(2) orders tables, so each is looked up among those before it: n log n comparisons of n tasks.
+    /// kcmp(2) orders tables, so a binary search finds each one: n log n comparisons for n tasks.
     fn of(pid: i32, tasks: &[i32]) -> Self {
         let mut ordered: Vec<i32> = Vec::new();
         let mut unordered = Vec::new();
@@ -264,7 +264,7 @@ impl Tasks {
                         if fs::metadata(format!("/proc/{pid}/task/{task}")).is_err() {
                             break;
                         }
-                        // It is the other that has ended.
+                        // The other task has ended.
                         ordered.remove(middle);
                         high -= 1;
                     }
@@ -278,7 +278,7 @@ impl Tasks {
                 ordered.insert(low.min(ordered.len()), *task);
             }
         }
-        // The leader first again.
+        // Moves the leader to the front again.
         ordered.sort_unstable_by_key(|task| (*task != pid, *task));
         Self { own: ordered, unordered }
     }
@@ -288,11 +288,11 @@ impl Tasks {
     }
 }
 
-/// What is said of a process that ka does not look through to its end.
+/// The error for a process whose descriptors were not all read.
 pub(crate) const OVER_BUDGET: &str = "its threads have more descriptors than ka looks through in 2 s of processor time: \
      the sockets that ka came to are done, the others are left as they are";
 
-/// The processor time that may go into the descriptors of one process, so that none keeps ka from the others.
+/// The limit on processor time for the descriptors of one process, so that one process cannot keep ka from the others.
 struct Budget {
     start: Duration,
 }
@@ -359,7 +359,7 @@ pub(crate) fn probe(process: &Process) -> io::Result<()> {
     }
 }
 
-/// A socket of a process, as it was when its table was listed.
+/// A socket of a process, at the time when its table was listed.
 #[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) table: Table,
@@ -368,7 +368,7 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Where /proc shows the descriptor.
+    /// Returns the descriptor's path in /proc.
     pub(crate) fn path(&self) -> String {
         format!("/proc/{}/task/{}/fd/{}", self.table.pid, self.table.task, self.fd)
     }
@@ -381,9 +381,9 @@ pub(crate) fn sockets(folder: &str) -> io::Result<Vec<(i32, u32)>> {
     sockets_among(&folder, &descriptors)
 }
 
-/// The same, as far as the budget reaches, and whether that was all.
+/// Does the same until the budget is spent. The flag is true if the list is complete.
 fn sockets_within(folder: &str, budget: &Budget) -> io::Result<(Vec<(i32, u32)>, bool)> {
-    /// So many links are read between two looks at the clock.
+    /// How many links are read between two checks of the budget.
     const PIECE: usize = 1 << 14;
     let folder = File::open(folder)?;
     let descriptors = sys::numbers(folder.as_fd())?;

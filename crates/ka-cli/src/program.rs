@@ -31,15 +31,15 @@ pub(crate) struct Program {
     pub(crate) drops_environment: bool,
     /// It has no `#!` and is no program: the shell runs it, as execvp(3) does.
     pub(crate) is_plain_text: bool,
-    /// Why a library that is preloaded into it does not get into what it starts, where that is known.
+    /// Why a preloaded library does not reach the programs that this one starts, if known.
     pub(crate) loses_preload: Option<String>,
-    /// The server that may do its work, where one is known.
+    /// The server that may do the program's work, if known.
     pub(crate) client: Option<&'static Client>,
-    /// The program that it is known to start in its place, as nice(1) does.
+    /// The program that this one starts in its place, as nice(1) does, if known.
     pub(crate) starts: Option<Box<Program>>,
 }
 
-/// More than anybody writes before a program.
+/// An upper bound on launchers before a program.
 const MOST_LAUNCHERS: u32 = 20;
 
 /// How many scripts the kernel follows: `BINPRM_MAX_RECURSION`, fs/exec.c.
@@ -66,7 +66,7 @@ impl Program {
         Ok(program)
     }
 
-    /// Finds a program, and what it does with what it is given: its name comes first.
+    /// Finds a program, and what it does with its arguments. The first word is its name.
     pub(crate) fn with(words: &[OsString]) -> Result<Self, Failure> {
         let (name, arguments) =
             words.split_first().map_or((OsStr::new(""), &[][..]), |(name, rest)| (name, rest));
@@ -75,7 +75,7 @@ impl Program {
         Ok(program)
     }
 
-    /// Learns by its name what becomes of the programs that it starts.
+    /// Looks up by name what happens to the programs that this one starts.
     fn learn(&mut self, arguments: &[OsString], launchers: u32) {
         let is_program = |word: &OsStr| search(word).is_ok();
         self.loses_preload = wrapper::loss(self.name(), arguments, is_program);
@@ -89,7 +89,7 @@ impl Program {
         }
     }
 
-    /// The program, the one that it is known to start, and so on.
+    /// Iterates over the program, the program that it starts, and so on.
     pub(crate) fn chain(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(Some(self), |program| program.starts.as_deref())
     }

@@ -35,7 +35,7 @@ pub(crate) struct Socket {
     pub(crate) others: usize,
     /// What is in force, where we may look.
     pub(crate) settings: Option<Settings>,
-    /// Why it did not answer.
+    /// The reason why the socket could not be read.
     pub(crate) error: Option<String>,
 }
 
@@ -46,18 +46,18 @@ impl Socket {
     }
 }
 
-/// The sockets that were found, and what was left out, said in full.
+/// The sockets that were found, and a message for each part that was left out.
 #[derive(Debug)]
 pub(crate) struct Listing {
     pub(crate) sockets: Vec<Socket>,
     pub(crate) left: Vec<String>,
 }
 
-/// The sockets in some states; of one process, or of all.
+/// Lists the sockets in these states, of one process or of all.
 ///
-/// A process may end at any moment: then it has none. The kernel's list and the processes' descriptors are read side by
-/// side, and what changes between the two is left out. If eBPF is allowed, the kernel tells what is in force on all of them
-/// in one pass. The others are asked one by one, through whoever has them.
+/// The kernel's list and the processes' descriptors are read at the same time. Sockets that change between the two, and
+/// processes that end meanwhile, are left out. If eBPF is allowed, the kernel reports the settings of all sockets in
+/// one pass. The other settings are read socket by socket, through the processes that have them.
 pub(crate) fn sockets(workers: &mut Workers, states: &[State], pid: Option<i32>) -> io::Result<Listing> {
     sys::raise_descriptor_limit();
     let told = Workers::start(&[], |sink| bpf::tell(sink));
@@ -76,12 +76,12 @@ pub(crate) fn sockets(workers: &mut Workers, states: &[State], pid: Option<i32>)
         }
         (listed, Err(_)) => (workers.finish(listed), Vec::new()),
     };
-    // Without what the connections are doing, the list needs no lock.
+    // Without the connections' status, the list needs no lock.
     let has_status = listed.end != Ended::Blocked;
     if !has_status {
         listed = workers.find(&[], |sink| list(states, false, sink));
     }
-    // If it blocks, it has told of the sockets before that one.
+    // If the iterator blocked, it has reported the sockets before that one.
     let told = bpf::told(&told);
     match listed.end {
         Ended::Whole => {}
@@ -104,7 +104,7 @@ pub(crate) fn sockets(workers: &mut Workers, states: &[State], pid: Option<i32>)
     let mut join = Join { sockets: &mut sockets, asked: Vec::new(), workers, left: &mut left, has_status };
     join.all(&holders);
     if pid.is_none() && join.sockets.iter().any(|socket| socket.entry.inode != 0 && socket.owner.is_none()) {
-        // What no leader has may be a task's with descriptors of its own.
+        // A socket that no leader has may belong to a task with its own descriptor table.
         for pid in others(&ours)? {
             let holders = tasks(pid, join.left);
             join.all(&holders);
@@ -116,7 +116,7 @@ pub(crate) fn sockets(workers: &mut Workers, states: &[State], pid: Option<i32>)
     Ok(Listing { sockets, left })
 }
 
-/// Writes the kernel's list, in a worker.
+/// Writes the kernel's socket list, in a worker.
 pub(crate) fn list(states: &[State], with_status: bool, sink: &mut worker::Sink<'_>) -> Result<(), String> {
     let entries = dump(states, with_status).map_err(|error| error.to_string())?;
     for entries in entries.chunks(256) {
@@ -143,7 +143,7 @@ fn others(workers: &[i32]) -> io::Result<impl Iterator<Item = i32>> {
     Ok(process::all()?.into_iter().filter(move |pid| !is_ours(pid)))
 }
 
-/// How a message names a process.
+/// Formats a process for messages.
 pub(crate) fn name(pid: i32) -> String {
     let comm = process::comm(pid).unwrap_or_else(|| b"?".to_vec());
     format!("process {pid} ({})", text::visible(&comm))
@@ -182,19 +182,19 @@ fn tasks(pid: i32, left: &mut Vec<String>) -> Vec<Holder> {
     holders
 }
 
-/// Gives the sockets their owners, and asks each once for what the kernel's list and the iterator did not tell.
+/// Assigns the sockets to their processes. Reads from each socket once what the kernel's list and the iterator lack.
 struct Join<'a> {
     /// By inode.
     sockets: &'a mut [Socket],
     asked: Vec<(Range<usize>, Target)>,
     workers: &'a mut Workers,
     left: &'a mut Vec<String>,
-    /// Whether the kernel's list tells what connections are doing.
+    /// Whether the kernel's list has the connections' status.
     has_status: bool,
 }
 
 impl Join<'_> {
-    /// So many processes are held at a time, if there are descriptors for them.
+    /// How many processes are held at a time, if there are descriptors for them.
     const PROCESSES: usize = 256;
 
     fn all(&mut self, holders: &[Holder]) {
@@ -241,7 +241,7 @@ impl Join<'_> {
         }
     }
 
-    /// Asks the sockets that are to be asked.
+    /// Reads the settings of the sockets in `asked`.
     fn ask(&mut self) {
         let (places, targets): (Vec<_>, Vec<_>) = std::mem::take(&mut self.asked).into_iter().unzip();
         if targets.is_empty() {
@@ -250,7 +250,7 @@ impl Join<'_> {
         let with_status = !self.has_status;
         let answers =
             self.workers.ask(&targets, None, None, |_, target, cell| look(target, with_status, cell));
-        // What is said of a process is said once.
+        // A message that concerns a whole process is printed once.
         let mut said = HashSet::new();
         for ((place, target), answer) in places.into_iter().zip(&targets).zip(answers.each) {
             let mut error = None;
@@ -259,7 +259,7 @@ impl Join<'_> {
             match answer {
                 Answer::Given(record) => {
                     let [kind] = words::part(&record, 0);
-                    // The settings need no lock, on newer kernels.
+                    // The settings need no lock on newer kernels.
                     settings = (kind & TOLD != 0).then(|| words::settings(words::part(&record, 1)));
                     if kind & PENDING != 0 {
                         error = Some(BLOCKED.to_owned());
@@ -304,12 +304,12 @@ fn with_inode(sockets: &[Socket], inode: u32) -> Range<usize> {
     start..start + rest.iter().take_while(|socket| socket.entry.inode == inode && inode != 0).count()
 }
 
-/// What the first word of a record says: the settings follow, the status is asked for, the status follows.
+/// Flags in the first word of a record: the settings follow, the status is being read, the status follows.
 const TOLD: u64 = 1;
 const PENDING: u64 = 2;
 const WITH_STATUS: u64 = 4;
 
-/// Asks a process's socket, in a worker, if it is still the one with its inode and we may look.
+/// Reads a process's socket, in a worker, if the descriptor still has the same inode and ka may access it.
 fn look(target: &Target, with_status: bool, cell: &Cell<'_>) {
     let Ok(duplicate) = target.table.duplicate(target.fd) else { return };
     if sys::inode(duplicate.as_fd()).ok() != Some(u64::from(target.inode)) {

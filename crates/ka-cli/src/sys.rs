@@ -96,11 +96,11 @@ pub fn open_standard_descriptors() {
     }
 }
 
-/// Lets this process have as many descriptors as its user may have, since each process that it looks at takes one.
-/// Returns how many those are.
+/// Raises the soft limit on descriptors to the hard limit, since each process that ka looks at takes a descriptor.
+/// Returns the limit.
 pub fn raise_descriptor_limit() -> usize {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the kernel reads and writes an rlimit. If it refuses, the limit is as it was.
+    // SAFETY: the kernel reads and writes an rlimit. If setrlimit fails, the limit is unchanged.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
             let raised = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
@@ -143,8 +143,8 @@ pub fn unshare_descriptors() {
     unsafe { libc::unshare(libc::CLONE_FILES) };
 }
 
-/// Compares the descriptor tables of two tasks. The kernel orders all tables, by their addresses in a scrambled form, and
-/// two tasks that share a table are equal. kcmp(2)
+/// Compares the descriptor tables of two tasks. The kernel orders tables by their obfuscated addresses. Two tasks that
+/// share a table compare equal. kcmp(2)
 pub fn compare_descriptors(one: i32, other: i32) -> io::Result<std::cmp::Ordering> {
     const KCMP_FILES: c_int = 2;
     // SAFETY: takes no pointer.
@@ -155,26 +155,26 @@ pub fn compare_descriptors(one: i32, other: i32) -> io::Result<std::cmp::Orderin
     })
 }
 
-/// Whether two tasks have one table of descriptors.
+/// Returns whether two tasks share a descriptor table.
 pub fn share_descriptors(one: i32, other: i32) -> io::Result<bool> {
     compare_descriptors(one, other).map(std::cmp::Ordering::is_eq)
 }
 
-/// The number of the calling thread. gettid(2)
+/// Returns the ID of the calling thread. gettid(2)
 pub fn thread_id() -> i32 {
     // SAFETY: takes nothing and cannot fail.
     unsafe { libc::gettid() }
 }
 
-/// The processor time that this process has used so far. clock_gettime(2), `CLOCK_PROCESS_CPUTIME_ID`
+/// Returns the processor time that this process has used. clock_gettime(2), `CLOCK_PROCESS_CPUTIME_ID`
 pub fn processor_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes a timespec. Where it refuses, the time stays 0.
+    // SAFETY: the kernel writes a timespec. If the call fails, the time stays 0.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// Words of memory, zeros at first, which this process shares with those that it forks.
+/// An array of words, initially 0, that this process shares with its forked children.
 pub struct SharedWords {
     place: ptr::NonNull<AtomicU64>,
     count: usize,
@@ -184,7 +184,7 @@ impl SharedWords {
     pub fn new(count: usize) -> io::Result<Self> {
         let count = count.max(1);
         let size = count.checked_mul(size_of::<AtomicU64>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        // SAFETY: the kernel chooses the place; where it refuses, the answer is MAP_FAILED.
+        // SAFETY: the kernel chooses the address; on failure it returns MAP_FAILED.
         let place = unsafe {
             libc::mmap(
                 ptr::null_mut(),
@@ -203,30 +203,30 @@ impl SharedWords {
     }
 
     pub fn words(&self) -> &[AtomicU64] {
-        // SAFETY: `new` mapped that many words, aligned to a page, and zeros are right for each. They stay mapped until
-        // `drop`, and other processes change them only as atomics.
+        // SAFETY: `new` mapped this many words, aligned to a page, and zero is valid for each. They stay mapped until
+        // `drop`. Other processes access them only as atomics.
         unsafe { std::slice::from_raw_parts(self.place.as_ptr(), self.count) }
     }
 }
 
-// SAFETY: all that it gives out are atomics.
+// SAFETY: it only hands out references to atomics.
 unsafe impl Sync for SharedWords {}
 
 impl Drop for SharedWords {
     fn drop(&mut self) {
-        // SAFETY: `new` mapped it, and no reference outlives `self`. Processes that were forked keep theirs.
+        // SAFETY: `new` made this mapping, and no reference outlives `self`. Forked processes keep their own mapping.
         unsafe { libc::munmap(self.place.as_ptr().cast(), self.count * size_of::<AtomicU64>()) };
     }
 }
 
-/// Starts a process that does some work and ends. Returns its number, and what it writes into the pipe that `work` gets.
+/// Forks a process that runs `work` and exits. Returns its PID, and the read end of the pipe that `work` writes to.
 ///
-/// It keeps no descriptor but those in `keep`: if it hangs, it holds no pipe, terminal or folder of the caller's. It is
-/// killed when this process ends.
+/// The child keeps only the descriptors in `keep`, so a child that hangs holds no pipe, terminal or folder of the
+/// caller. The kernel kills it when this process ends.
 pub fn fork_worker(keep: &[RawFd], work: impl FnOnce(File)) -> io::Result<(i32, File)> {
     let (answers, says) = pipe().map(|(read, write)| (File::from(read), File::from(write)))?;
-    // SAFETY: takes no pointer, and there is no other thread. If the caller ignores SIGCHLD, a child's number would be free
-    // again as soon as the child ends, and `kill_worker` could hit another process.
+    // SAFETY: takes no pointer, and there is no other thread. If SIGCHLD were ignored, a child's PID could be reused as
+    // soon as the child ends, and `kill_worker` could kill another process.
     let parent = unsafe {
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);
         libc::getpid()
@@ -239,13 +239,13 @@ pub fn fork_worker(keep: &[RawFd], work: impl FnOnce(File)) -> io::Result<(i32, 
     let mut kept: Vec<u32> =
         keep.iter().chain([&says.as_raw_fd()]).map(|fd| fd.cast_unsigned()).filter(|fd| *fd > 2).collect();
     kept.sort_unstable();
-    // SAFETY: C strings, and numbers of descriptors that this process does not use: it is left by _exit, so nothing that
-    // the parent has begun is ended twice.
+    // SAFETY: C strings, and descriptors that the child does not use. The child ends with _exit, so no destructor of
+    // the parent runs twice.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
         let is_apart = (0..=2).all(|standard| libc::dup2(null, standard) == standard);
-        // The parent may have ended before it was said what becomes of the child then.
+        // The parent may have ended before PR_SET_PDEATHSIG took effect.
         if !is_apart || libc::getppid() != parent {
             libc::_exit(1);
         }
@@ -262,27 +262,28 @@ pub fn fork_worker(keep: &[RawFd], work: impl FnOnce(File)) -> io::Result<(i32, 
     unsafe { libc::_exit(0) }
 }
 
-/// Gives a pipe as much room as an ordinary user may have, 1 MiB. If the kernel refuses, it has what it had. fcntl(2)
+/// Enlarges a pipe to 1 MiB, the default limit for ordinary users. If the kernel refuses, the size is unchanged.
+/// fcntl(2)
 pub fn widen_pipe(pipe: BorrowedFd<'_>) {
     // SAFETY: takes no pointer.
     unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, 1 << 20) };
 }
 
-/// Kills a worker. If it waits for a lock it stays until it has the lock, so nobody waits for it.
+/// Kills a worker. A worker that waits for a lock dies only when it gets the lock, so the caller must not wait for it.
 pub fn kill_worker(worker: i32) {
-    // SAFETY: numbers. The worker has not been waited for, so its number is its own.
+    // SAFETY: takes no pointer. The worker has not been waited for, so its PID is not reused.
     unsafe { libc::kill(worker, libc::SIGKILL) };
 }
 
-/// Waits for a worker that has closed all its descriptors, so that it is about to end.
+/// Waits for a worker that has closed all its descriptors, and therefore is about to end.
 pub fn wait_for(worker: i32) {
-    // SAFETY: the status is not asked for.
+    // SAFETY: a null pointer is allowed: no status is requested.
     unsafe { libc::waitpid(worker, ptr::null_mut(), 0) };
 }
 
-/// Whether a worker has ended. After that its number may be another process's.
+/// Returns whether a worker has ended. After that, its PID may be reused.
 pub fn has_ended(worker: i32) -> bool {
-    // SAFETY: the status is not asked for. `WNOHANG` never waits.
+    // SAFETY: a null pointer is allowed: no status is requested. `WNOHANG` never waits.
     unsafe { libc::waitpid(worker, ptr::null_mut(), libc::WNOHANG) != 0 }
 }
 
@@ -319,12 +320,12 @@ pub fn numbers(folder: BorrowedFd<'_>) -> io::Result<Vec<i32>> {
     Ok(found)
 }
 
-/// The names of the folders in an open folder, without its own and that of the one above.
+/// Returns the names of the folders in an open folder, without "." and "..".
 pub fn folders(folder: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
     let mut found = Vec::new();
     entries(folder, |entries| {
         let folders = names_in(entries).filter(|(kind, name)| {
-            // Not all filesystems tell. Opening tells then.
+            // Some filesystems do not report the type. The caller's open fails for an entry that is not a folder.
             [libc::DT_DIR, libc::DT_UNKNOWN].contains(kind) && ![&b"."[..], b".."].contains(name)
         });
         found.extend(folders.map(|(_, name)| OsStr::from_bytes(name).to_owned()));
@@ -332,7 +333,7 @@ pub fn folders(folder: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
     Ok(found)
 }
 
-/// Opens an entry of an open folder for reading; a link is an error. openat(2)
+/// Opens an entry of an open folder for reading. Fails if the entry is a symbolic link. openat(2)
 pub fn open_at(folder: BorrowedFd<'_>, name: &OsStr, flags: c_int) -> io::Result<File> {
     let name = c_path(name.as_ref())?;
     let flags = flags | libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
@@ -340,7 +341,7 @@ pub fn open_at(folder: BorrowedFd<'_>, name: &OsStr, flags: c_int) -> io::Result
     owned(unsafe { libc::openat(folder.as_raw_fd(), name.as_ptr(), flags) }.into()).map(File::from)
 }
 
-/// Hands on what getdents64(2) gives of an open folder, piece by piece.
+/// Calls `each` with each piece of an open folder's listing by getdents64(2).
 fn entries(folder: BorrowedFd<'_>, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0_u8; 64 * 1024];
     loop {
@@ -356,12 +357,12 @@ fn entries(folder: BorrowedFd<'_>, mut each: impl FnMut(&[u8])) -> io::Result<()
     }
 }
 
-/// The numbers among the names in what getdents64(2) gave.
+/// Returns the names in the output of getdents64(2) that are numbers.
 pub fn numbers_in(entries: &[u8]) -> impl Iterator<Item = i32> {
     names_in(entries).filter_map(|(_, digits)| std::str::from_utf8(digits).ok()?.parse().ok())
 }
 
-/// The type and the name of each entry in what getdents64(2) gave.
+/// Returns the type and the name of each entry in the output of getdents64(2).
 fn names_in(entries: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     /// struct linux_dirent64: inode, offset, length of the entry, type, then the name.
     const LENGTH: usize = 16;
@@ -467,7 +468,7 @@ pub fn has_more_rights() -> bool {
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
-/// Gives up all capabilities but these, for good. capset(2)
+/// Permanently drops all capabilities except these. capset(2)
 pub fn keep_capabilities(keep: &[u32]) -> io::Result<()> {
     /// `struct __user_cap_header_struct`, `struct __user_cap_data_struct`
     #[repr(C)]
@@ -484,7 +485,7 @@ pub fn keep_capabilities(keep: &[u32]) -> io::Result<()> {
     }
     let mut header = Header { version: 0x2008_0522, pid: 0 };
     let mut data = [Data::default(); 2];
-    // SAFETY: a header, and the two structs that its version says.
+    // SAFETY: a header, and the two data structs that its version requires.
     check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
     for (half, first) in data.iter_mut().zip([0, 32]) {
         let bits = keep.iter().filter_map(|number| 1_u32.checked_shl(number.checked_sub(first)?));
@@ -497,8 +498,8 @@ pub fn keep_capabilities(keep: &[u32]) -> io::Result<()> {
     Ok(())
 }
 
-/// Has the kernel forget children that end, also those that this process adopts as the first of a PID namespace. Nobody can
-/// wait for one from then on.
+/// Makes the kernel reap ended children, including orphans that this process adopts as PID 1 of a namespace. From then
+/// on no child can be waited for.
 pub fn forget_children() {
     // SAFETY: takes a number and a constant. There is no other thread.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };

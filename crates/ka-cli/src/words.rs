@@ -1,4 +1,4 @@
-//! Socket data as 64-bit words: the form in which workers pass it to their parent through memory and pipes.
+//! Packs socket data into 64-bit words. Workers pass it to their parent in this form through memory and pipes.
 
 use std::array;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -9,23 +9,23 @@ use netlink_packet_sock_diag::inet::Timer;
 
 use crate::diag::{Entry, State};
 
-/// Some of the words of a record.
+/// Returns some of the words of a record, from `start`.
 pub(crate) fn part<const N: usize>(words: &[u64], start: usize) -> [u64; N] {
     array::from_fn(|place| words.get(start + place).copied().unwrap_or(0))
 }
 
-/// A record of parts. What is not named is 0.
+/// Concatenates parts to a record. The rest is 0.
 pub(crate) fn together<const N: usize>(parts: &[&[u64]]) -> [u64; N] {
     let mut words = parts.iter().copied().flatten().copied();
     array::from_fn(|_| words.next().unwrap_or(0))
 }
 
-/// Two numbers in a word.
+/// Packs two numbers into a word.
 fn pair(low: u32, high: u32) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
-/// The lower half of an address.
+/// The lower half of an IPv6 address.
 fn half(bits: u128) -> u64 {
     u64::try_from(bits & u128::from(u64::MAX)).unwrap_or(0)
 }
@@ -38,7 +38,7 @@ fn high(word: u64) -> u32 {
     (word >> 32) as u32
 }
 
-/// A socket's address.
+/// Packs a socket's address.
 pub(crate) fn of_address(address: Option<SocketAddr>) -> [u64; 3] {
     let (kind, scope, bits) = match address {
         None => return [0; 3],
@@ -49,7 +49,7 @@ pub(crate) fn of_address(address: Option<SocketAddr>) -> [u64; 3] {
     [kind | u64::from(port) << 8 | u64::from(scope) << 32, half(bits >> 64), half(bits)]
 }
 
-/// The address that words stand for, if any.
+/// Unpacks an address, if there is one.
 pub(crate) fn address(words: [u64; 3]) -> Option<SocketAddr> {
     let [kind, high, low] = words;
     let bits = u128::from(high) << 64 | u128::from(low);
@@ -61,7 +61,7 @@ pub(crate) fn address(words: [u64; 3]) -> Option<SocketAddr> {
     }
 }
 
-/// The settings of a socket.
+/// Packs the settings of a socket.
 pub(crate) fn of_settings(settings: &Settings) -> [u64; 3] {
     let Settings { enabled, idle, intvl, cnt, user_timeout } = settings;
     [
@@ -82,7 +82,7 @@ pub(crate) fn settings(words: [u64; 3]) -> Settings {
     }
 }
 
-/// The status of a connection.
+/// Packs the status of a connection.
 pub(crate) fn of_status(status: &Status) -> [u64; 4] {
     let Status { state, probes, retransmits, unacked, last_ack_ms, last_recv_ms, last_send_ms, rtt_us } =
         *status;
@@ -108,7 +108,7 @@ pub(crate) fn status(words: [u64; 4]) -> Status {
     }
 }
 
-/// How many words an entry of the kernel's list is.
+/// The number of words in an entry of the kernel's list.
 const ENTRY: usize = 14;
 
 /// Appends an entry of the kernel's list.
@@ -136,7 +136,7 @@ pub(crate) fn put_entry(entry: &Entry, bytes: &mut Vec<u8>) {
     }
 }
 
-/// The entries that were appended.
+/// Iterates over the appended entries.
 pub(crate) fn entries(bytes: &[u8]) -> impl Iterator<Item = Entry> {
     bytes.chunks_exact(8 * ENTRY).filter_map(|record| {
         let mut words = [0; ENTRY];

@@ -1,14 +1,14 @@
-//! Disposable processes for calls that a stranger can make wait for ever.
+//! Disposable processes for calls that another user's program can block forever.
 //!
-//! The kernel takes a socket's lock in setsockopt(2), getsockname(2), for each socket that the tcp iterator passes, and
-//! for `TCP_INFO` in a list of sock_diag(7). Whoever has the socket can hold that lock: send(2) copies its data with the
-//! lock held, and the data can be on a page of a FUSE file that is never filled. The last close(2) of a socket waits for
-//! `SO_LINGER`. A thread that waits for a lock is in state D: no signal ends it, not even SIGKILL.
+//! The kernel takes a socket's lock in setsockopt(2), in getsockname(2), for each socket that the tcp iterator visits,
+//! and for `TCP_INFO` in a sock_diag(7) dump. A process that has the socket can hold that lock: send(2) copies its data
+//! with the lock held, and the data can be on a page of a FUSE file that is never filled. The last close(2) of a socket
+//! waits for `SO_LINGER`. A thread that waits for a lock is in state D: no signal ends it, not even SIGKILL.
 //!
-//! So ka makes such calls in a process that it forks and can do without. The parent talks to the user and to signals. It
-//! watches the worker's progress through shared memory and a pipe, and never waits for the worker itself. If a call takes
-//! longer than [`TICK`] * [`PATIENCE`], the parent kills that worker, names the socket, and starts another worker for the
-//! rest. A worker that cannot die yet stays behind and holds nothing of the caller's.
+//! So ka forks a disposable process, the worker, to make such calls. The parent talks to the user and handles signals.
+//! It watches the worker's progress through shared memory and a pipe, and never waits for the worker itself. If a call
+//! takes longer than [`TICK`] * [`PATIENCE`], the parent kills that worker, names the socket, and starts another worker
+//! for the rest. A worker that cannot die yet stays behind and holds no descriptor of the caller.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -24,22 +24,22 @@ use crate::class::Classes;
 use crate::process::{Status, Target};
 use crate::sys::{self, SharedWords};
 
-/// How often the parent looks at a worker's progress. Progress is counted in looks and not by the clock, so that time in
+/// How often the parent checks a worker's progress. The parent counts checks instead of reading the clock. So time in
 /// which ka itself is stopped does not count.
 const TICK: Duration = Duration::from_millis(100);
-/// After so many looks without progress a worker is given up: 2 s.
+/// The parent gives up a worker after this many checks without progress: 2 s.
 const PATIENCE: u32 = 20;
-/// How many looks the other threads of such a worker have to finish the socket that each has begun.
+/// After one thread is stuck, the other threads get this many checks to finish their current sockets.
 const GRACE: u32 = 5;
-/// So many sockets of one user may block before the rest of that user's sockets are left alone.
+/// If this many sockets of one user have blocked, the rest of that user's sockets are left alone.
 const PER_USER: usize = 8;
-/// After so many in all, only root's sockets are asked.
+/// If this many sockets have blocked in total, only root's sockets are read or set.
 const IN_ALL: usize = 64;
-/// So many workers may end by themselves before their work is given up.
+/// If this many workers die by themselves, their work is given up.
 const DEATHS: u32 = 8;
-/// After this time a socket that blocked may be asked again, if its worker has ended.
+/// After this time, a socket that blocked may be tried again, if its worker has ended.
 const FORGIVEN: Duration = Duration::from_secs(300);
-/// Fewer sockets are not worth a thread.
+/// Each thread gets at least this many sockets.
 const FEW: usize = 512;
 
 /// The message about a socket that blocks a worker.
@@ -48,20 +48,20 @@ pub(crate) const BLOCKED: &str = "did not answer within 2 s (a program holds its
 /// A worker's answer about a socket.
 pub(crate) type Record = [u64; 8];
 
-/// The result of asking a socket.
+/// The result for one socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// The worker's answer.
     Given(Record),
     /// There is no answer, for this reason.
     Failed(String),
-    /// It blocks a worker, now or earlier in this run.
+    /// The socket blocks a worker, now or earlier in this run.
     Blocked,
-    /// It would lose its class ([`crate::class`]), for this reason.
+    /// The socket would lose its class ([`crate::class`]), for this reason.
     Classed(String),
-    /// It belongs to this user, too many of whose sockets have blocked before.
+    /// The socket belongs to this user, too many of whose sockets have blocked before.
     Excluded(u32),
-    /// A signal came first.
+    /// A termination signal came before this socket's turn.
     NotAsked,
 }
 
@@ -69,16 +69,16 @@ pub(crate) enum Answer {
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
     pub(crate) each: Vec<Answer>,
-    /// By place.
+    /// The messages, by index of the socket.
     pub(crate) texts: HashMap<usize, String>,
 }
 
 /// A socket that blocked a worker.
 struct Strike {
     inode: u32,
-    /// Whose socket it is.
+    /// The user who owns the socket.
     user: u32,
-    /// `None` once it has ended.
+    /// `None` once the worker has ended.
     worker: Option<i32>,
     at: Instant,
 }
@@ -86,19 +86,19 @@ struct Strike {
 /// The workers of this run, and the sockets that blocked one.
 #[derive(Default)]
 pub(crate) struct Workers {
-    /// Whether sockets are asked that lose their class by that.
+    /// Whether to set sockets even if they lose their class.
     pub(crate) lose_class: bool,
     strikes: Vec<Strike>,
-    /// Workers that are done, or have been killed, and may not have ended yet.
+    /// Workers that are finished or killed, and may not have exited yet.
     leaving: Vec<i32>,
-    /// The last worker that is done, and its pipe, which ends when the worker does.
+    /// The worker that finished last, and its pipe, which is closed when the worker exits.
     done: Option<(i32, File)>,
 }
 
 /// How a worker's turn ended.
 enum End {
     Finished,
-    /// These threads of it do not answer.
+    /// These threads of the worker do not answer.
     Stuck(Vec<usize>),
     Died,
     Signal,
@@ -109,19 +109,19 @@ const UNTOUCHED: u64 = 0;
 const ASKED: u64 = 1;
 const ANSWERED: u64 = 2;
 const DONE: u64 = 3;
-/// It would lose its class. The worker's message says why.
+/// The socket would lose its class. The worker's message gives the reason.
 const CLASSED: u64 = 4;
-/// It belongs to the user whose number follows from [`EXCLUDED`] on.
+/// The socket belongs to an excluded user: [`EXCLUDED`] plus the user ID.
 const EXCLUDED: u64 = 1 << 32;
 
-/// The memory that parent and worker share: a word that says to stop, a slot for each thread, a cell for each socket.
+/// The memory that parent and worker share: a stop flag, a slot for each thread, and a cell for each socket.
 struct Board {
     shared: SharedWords,
     threads: usize,
 }
 
 impl Board {
-    /// A cache line, so that threads do not wait for each other's.
+    /// A cache line, to avoid false sharing between threads.
     const SLOT: usize = 8;
     /// A state and a record.
     const CELL: usize = 9;
@@ -146,19 +146,19 @@ impl Board {
         }
     }
 
-    /// Forgets the threads of the worker before.
+    /// Clears the slots of the previous worker's threads.
     fn reset(&self) {
         for word in self.slice(0, Self::SLOT * (self.threads + 1)) {
             word.store(0, Ordering::Release);
         }
     }
 
-    /// Whether the worker is to stop at the next socket.
+    /// A flag that tells the worker to stop before the next socket.
     fn stop(&self) -> &[AtomicU64] {
         self.slice(0, 1)
     }
 
-    /// The number of a thread, and the place of the socket that it is at, plus one.
+    /// A thread's ID, and the index of its current socket plus one.
     fn slot(&self, thread: usize) -> &[AtomicU64] {
         self.slice(Self::SLOT * (thread + 1), 2)
     }
@@ -167,14 +167,14 @@ impl Board {
         self.slice(Self::SLOT * (self.threads + 1) + Self::CELL * place, Self::CELL)
     }
 
-    /// Where a thread is: its socket's place, if it has one, and what has become of that.
+    /// Returns the index and the state of a thread's current socket, if it has one.
     fn position(&self, thread: usize) -> Option<(usize, u64)> {
         let place = usize::try_from(Self::load(self.slot(thread), 1)).ok()?.checked_sub(1)?;
         Some((place, Self::load(self.cell(place), 0)))
     }
 }
 
-/// A socket's place on the board, for the worker.
+/// A socket's cell on the board, for the worker.
 pub(crate) struct Cell<'a> {
     words: &'a [AtomicU64],
     place: usize,
@@ -182,7 +182,8 @@ pub(crate) struct Cell<'a> {
 }
 
 impl Cell<'_> {
-    /// Says what there is to say of the socket, before it is closed. A second answer replaces the first.
+    /// Stores the answer about the socket. `work` must call this before it closes the socket. A second answer replaces
+    /// the first.
     pub(crate) fn answer(&self, record: Record) {
         for (place, value) in (1..).zip(record) {
             Board::store(self.words, place, value);
@@ -190,18 +191,19 @@ impl Cell<'_> {
         Board::store(self.words, 0, ANSWERED);
     }
 
-    /// Says something in words.
+    /// Sends a message about the socket.
     pub(crate) fn say(&self, text: &str) {
         let _ = write_frame(&mut &*self.pipe, self.place as u64, text.as_bytes());
     }
 }
 
-/// Places that are none: the ends of what a worker says.
+/// Values in place of a socket's index, for the other frames in a worker's pipe.
 const FINISHED: u64 = u64::MAX;
 const FAILED: u64 = u64::MAX - 1;
 const DATA: u64 = u64::MAX - 2;
 
-/// A frame in a pipe: what it is about, its length, and its bytes. A short one is written in one piece (`PIPE_BUF`).
+/// Writes a frame: a socket's index or one of the values above, a length, and the bytes. Short frames are written
+/// atomically (`PIPE_BUF`).
 fn write_frame(pipe: &mut impl Write, about: u64, bytes: &[u8]) -> io::Result<()> {
     let mut frame = Vec::with_capacity(16 + bytes.len());
     frame.extend_from_slice(&about.to_ne_bytes());
@@ -210,7 +212,7 @@ fn write_frame(pipe: &mut impl Write, about: u64, bytes: &[u8]) -> io::Result<()
     pipe.write_all(&frame)
 }
 
-/// Takes the first frame, if all of it is there.
+/// Takes the first frame if it is complete.
 fn take_frame<'a>(bytes: &mut &'a [u8]) -> Option<(u64, &'a [u8])> {
     let about = u64::from_ne_bytes(*bytes.first_chunk()?);
     let length = usize::try_from(u64::from_ne_bytes(*bytes.get(8..)?.first_chunk()?)).ok()?;
@@ -220,7 +222,7 @@ fn take_frame<'a>(bytes: &mut &'a [u8]) -> Option<(u64, &'a [u8])> {
     Some((about, payload))
 }
 
-/// A pace at which sockets are asked, one after the other.
+/// The pace at which a worker goes through the sockets, one after the other.
 #[derive(Clone, Copy)]
 pub(crate) struct Pace {
     pub(crate) start: Instant,
@@ -228,9 +230,10 @@ pub(crate) struct Pace {
 }
 
 impl Workers {
-    /// Has workers do something to each socket. `work` must answer before it closes the duplicate, since that may block.
+    /// Has workers run `work` for each socket. `work` must answer before it closes the duplicate, because the close may
+    /// block.
     ///
-    /// A signal that can be read from `termination` ends it.
+    /// A termination signal (`termination` becomes readable) ends the work early.
     pub(crate) fn ask(
         &mut self,
         targets: &[Target],
@@ -296,7 +299,7 @@ impl Workers {
                 let cell = board.cell(*place);
                 let outcome = match Board::load(cell, 0) {
                     UNTOUCHED => return true,
-                    // Closing it takes longer, which is no matter of the answer's.
+                    // The answer is complete even if the close blocks.
                     ANSWERED | DONE => Answer::Given(std::array::from_fn(|word| Board::load(cell, word + 1))),
                     ASKED if stuck.iter().any(|(stuck, _)| stuck == place) => Answer::Blocked,
                     ASKED if matches!(end, End::Signal) => Answer::NotAsked,
@@ -328,7 +331,7 @@ impl Workers {
         answers
     }
 
-    /// Starts a worker that writes what it finds out.
+    /// Starts a worker that writes its results to a pipe.
     pub(crate) fn start(
         keep: &[RawFd],
         work: impl FnOnce(&mut Sink<'_>) -> Result<(), String>,
@@ -343,13 +346,13 @@ impl Workers {
         Ok(Stream { worker, pipe })
     }
 
-    /// Reads all that a worker finds out, until it is done or makes no progress.
+    /// Reads a worker's output until the worker finishes or makes no progress.
     pub(crate) fn finish(&mut self, stream: Stream) -> Found {
         let [found] = self.finish_all([stream]);
         found
     }
 
-    /// The same of several workers at the same time.
+    /// Does the same for several workers at the same time.
     pub(crate) fn finish_all<const N: usize>(&mut self, streams: [Stream; N]) -> [Found; N] {
         let mut running = streams.map(Running::new);
         while running.iter().any(|one| one.end.is_none()) {
@@ -390,7 +393,7 @@ impl Workers {
         }
     }
 
-    /// Leaves a worker alone that is done, or has been killed.
+    /// Remembers a worker that is finished or killed, without waiting for it.
     fn leave(&mut self, worker: i32, pipe: File, is_done: bool) {
         if is_done {
             self.leaving.extend(self.done.replace((worker, pipe)).map(|(before, _)| before));
@@ -399,7 +402,7 @@ impl Workers {
         }
     }
 
-    /// Forgets the workers that have ended, and sockets that may be asked again.
+    /// Reaps workers that have ended, and forgets sockets that may be tried again.
     fn prune(&mut self) {
         let Self { strikes, leaving, .. } = self;
         leaving.retain(|worker| {
@@ -412,7 +415,7 @@ impl Workers {
         strikes.retain(|strike| strike.worker.is_some() || strike.at.elapsed() < FORGIVEN);
     }
 
-    /// The users whose sockets are not asked any more.
+    /// Returns the users whose sockets are left alone.
     fn excluded(&self) -> Excluded {
         let count = |user| self.strikes.iter().filter(|strike| strike.user == user).count();
         let mut users: Vec<u32> = self.strikes.iter().map(|strike| strike.user).collect();
@@ -422,10 +425,10 @@ impl Workers {
         Excluded { users, all_but_root: self.strikes.len() >= IN_ALL }
     }
 
-    /// Whose socket it is: of the user who made it. A process can be sent a stranger's socket, and its user must not be
-    /// taken for the stranger.
+    /// Returns the user who made a socket. The process may have received the socket from another user, so the user of the
+    /// process may not be to blame.
     ///
-    /// The descriptor may lead to a FUSE file by now, so this may block too.
+    /// The descriptor may refer to a FUSE file by now, so this call may block too.
     fn owner(&mut self, target: &Target) -> u32 {
         let path = target.path();
         let found = self.find(&[], |sink| {
@@ -438,7 +441,7 @@ impl Workers {
     }
 }
 
-/// Why a user's sockets are left as they are.
+/// The message for a user whose sockets are left as they are.
 pub(crate) fn excluded(user: u32) -> String {
     format!(
         "{PER_USER} sockets of user {user} did not answer within 2 s: the rest of that user's are left as they are"
@@ -446,8 +449,8 @@ pub(crate) fn excluded(user: u32) -> String {
 }
 
 impl Drop for Workers {
-    /// Waits a moment for the worker that is done. Those that this process leaves behind are PID 1's to wait for, and in a
-    /// container that may be a program which never does.
+    /// Waits a moment for the worker that finished last. PID 1 must reap the workers that are left behind, but in a
+    /// container PID 1 may never do so.
     fn drop(&mut self) {
         self.prune();
         if let Some((worker, pipe)) = &self.done
@@ -472,14 +475,14 @@ fn fail(answers: &mut Answers, places: &[usize], why: &str) {
     }
 }
 
-/// Users whose sockets are not asked.
+/// Users whose sockets are left alone.
 struct Excluded {
     users: Vec<u32>,
     all_but_root: bool,
 }
 
 impl Excluded {
-    /// The user whose socket this is, if that is one of them.
+    /// Returns the socket's user if that user is excluded.
     fn of(&self, target: &Target) -> Option<u32> {
         if self.users.is_empty() && !self.all_but_root {
             return None;
@@ -496,25 +499,25 @@ struct Turn<'a> {
     pending: &'a [usize],
     pace: Option<Pace>,
     excluded: &'a Excluded,
-    /// `None` where sockets have no class.
+    /// `None` if sockets have no class, or may lose it.
     classes: Option<&'a Classes>,
     pipe: &'a File,
 }
 
 impl Turn<'_> {
     fn serve(&self, work: &(impl Fn(usize, &Target, &Cell<'_>) + Sync)) {
-        // A pace is one socket after the other.
+        // With a pace, one thread handles the sockets one after the other.
         let threads = if self.pace.is_some() { 1 } else { self.board.threads };
         let mut chunks = self.pending.chunks(self.pending.len().div_ceil(threads).max(1));
         let first = chunks.next().unwrap_or_default();
         thread::scope(|scope| {
             for (number, chunk) in (1..).zip(chunks) {
                 let serve = move || {
-                    // The kernel need not guard each call against the other threads then.
+                    // With its own descriptor table, the thread's calls need no locking against the other threads.
                     sys::unshare_descriptors();
                     self.serve_chunk(number, chunk, work);
                 };
-                // If no thread can be had, this one does its work.
+                // If no thread can be started, the calling thread does its work.
                 if thread::Builder::new().spawn_scoped(scope, serve).is_err() {
                     self.serve_chunk(number, chunk, work);
                 }
@@ -555,7 +558,7 @@ impl Turn<'_> {
             }
             Board::store(slot, 1, 0);
             if let Some(Pace { start, time }) = self.pace {
-                // By the clock, so that pauses that are too short to be made are made together.
+                // Pauses follow the clock, so that pauses too short for sleep(2) accumulate.
                 let due = time.saturating_mul(number).checked_div(count).unwrap_or_default();
                 thread::sleep(due.saturating_sub(start.elapsed()));
             }
@@ -563,7 +566,7 @@ impl Turn<'_> {
     }
 }
 
-/// Watches a worker until it is done, has ended, is stuck, or a signal comes.
+/// Watches a worker until it finishes, dies or is stuck, or until a signal comes.
 fn watch(
     worker: i32,
     pipe: &mut File,
@@ -600,7 +603,8 @@ fn watch(
         for (thread, (before, idle)) in before.iter_mut().zip(&mut idle).enumerate() {
             let now = board.position(thread);
             let id = i32::try_from(Board::load(board.slot(thread), 0)).unwrap_or(0);
-            // Between two sockets it waits for nobody, unless it never came to the first.
+            // A thread between two sockets waits for no lock. A worker that never started its first socket may be
+            // stuck.
             let may_wait = now.is_some() || (thread == 0 && !has_pauses);
             let id = if id == 0 { worker } else { id };
             *idle = if may_wait && now == *before && is_waiting(worker, id) { *idle + 1 } else { 0 };
@@ -611,7 +615,7 @@ fn watch(
         if stuck.is_empty() {
             continue;
         }
-        // The other threads finish the socket that they are at, so that none is left half set.
+        // The other threads finish their current sockets, so that no socket is left half set.
         Board::store(board.stop(), 0, 1);
         let left = grace.get_or_insert(GRACE);
         let is_busy =
@@ -623,7 +627,7 @@ fn watch(
     }
 }
 
-/// Waits a moment for something to read. A signal, which ends the wait too, comes first.
+/// Waits up to one tick for data in the pipe. Returns false for a signal, which takes precedence over data.
 fn is_ready(pipe: &File, termination: Option<BorrowedFd<'_>>) -> bool {
     let fds: Vec<_> = [pipe.as_fd()].into_iter().chain(termination).collect();
     let Ok(ready) = sys::poll(&fds, TICK) else {
@@ -633,22 +637,23 @@ fn is_ready(pipe: &File, termination: Option<BorrowedFd<'_>>) -> bool {
     ready.first() == Some(&true) && ready.get(1) != Some(&true)
 }
 
-/// Whether a thread of a worker waits in the kernel, and is neither busy nor kept from running. proc_pid_stat(5)
+/// Returns whether a thread of a worker sleeps in the kernel (state S or D). A busy or stopped thread does not count.
+/// proc_pid_stat(5)
 fn is_waiting(worker: i32, thread: i32) -> bool {
     let stat = fs::read(format!("/proc/{worker}/task/{thread}/stat")).unwrap_or_default();
     let state = stat.rsplit(|byte| *byte == b')').next().and_then(|behind| behind.get(1));
-    // Without /proc nothing tells.
+    // Without /proc, assume that the thread waits.
     state.is_none_or(|state| matches!(state, b'D' | b'S'))
 }
 
-/// The frames of a pipe, as they come.
+/// Splits the bytes from a pipe into frames.
 #[derive(Default)]
 struct Frames {
     bytes: Vec<u8>,
 }
 
 impl Frames {
-    /// Reads what there is, and hands on each frame that is whole. Returns whether more may come.
+    /// Reads the available bytes and passes each complete frame to `hand_on`. Returns false at the end of the pipe.
     fn read(&mut self, pipe: &mut File, mut hand_on: impl FnMut(u64, &[u8])) -> bool {
         let before = self.bytes.len();
         self.bytes.resize(before + (1 << 16), 0);
@@ -669,7 +674,7 @@ impl Frames {
     }
 }
 
-/// A worker that finds something out.
+/// A worker that writes its results to a pipe.
 pub(crate) struct Stream {
     worker: i32,
     pipe: File,
@@ -682,12 +687,12 @@ impl Stream {
     }
 }
 
-/// A worker that is being read.
+/// A worker whose output is being read.
 struct Running {
     stream: Stream,
     frames: Frames,
     data: Vec<u8>,
-    /// So many looks without progress.
+    /// The number of checks without progress.
     idle: u32,
     end: Option<Ended>,
 }
@@ -710,7 +715,7 @@ impl Running {
         }
     }
 
-    /// Nothing came for a moment.
+    /// Counts a tick without output.
     fn look(&mut self) {
         self.idle = if is_waiting(self.stream.worker, self.stream.worker) { self.idle + 1 } else { 0 };
         if self.idle >= PATIENCE {
@@ -719,22 +724,22 @@ impl Running {
     }
 }
 
-/// The output of a worker, as far as it came.
+/// The output of a worker, complete or not.
 pub(crate) struct Found {
     pub(crate) data: Vec<u8>,
     pub(crate) end: Ended,
 }
 
-/// How it ended.
+/// How a worker's output ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     Whole,
-    /// A socket's lock is held.
+    /// A program holds the lock of a socket.
     Blocked,
     Failed(String),
 }
 
-/// Where a worker writes what it finds out: in pieces, each of which is sent as it comes.
+/// The worker's end of the pipe. Each piece is sent as soon as it is written.
 pub(crate) struct Sink<'a> {
     pipe: &'a mut File,
 }

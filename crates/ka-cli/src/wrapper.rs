@@ -1,6 +1,6 @@
-//! Programs that are known by name, because what they start or ask is not reached by way of the program itself: wrappers,
-//! which start another program in a way that a preloaded library does not survive; launchers, which change nothing about
-//! that; and clients, whose work is done by a server that may run already.
+//! Programs that ka recognizes by name, because preload does not reach their work through the program itself. Wrappers
+//! start another program without the preloaded library. Launchers start another program and keep the library. The work
+//! of clients is done by a server that may already be running.
 
 use std::collections::VecDeque;
 use std::env;
@@ -9,26 +9,26 @@ use std::fs;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-/// A program that starts another, which a preloaded library does not get into.
+/// A program that starts another one without the preloaded library.
 struct Wrapper {
     names: &'static [&'static str],
     when: When,
     loss: Loss,
 }
 
-/// With which arguments a wrapper loses the library.
+/// The arguments with which a wrapper loses the library.
 enum When {
     Always,
-    /// With one of these options. The second are the options of one letter that take an argument: letters behind one are
-    /// its argument.
+    /// One of these options. The second string lists the short options that take an argument: the letters after such an
+    /// option are its argument.
     Options(&'static [&'static str], &'static str),
-    /// As su(1): for a login shell, unless LD_PRELOAD is named with `-w`.
+    /// su(1) and runuser(1): a login shell, unless `-w` names LD_PRELOAD.
     Login,
-    /// As env(1): without the environment, or with another LD_PRELOAD.
+    /// env(1): an empty environment, or a changed LD_PRELOAD.
     Env,
 }
 
-/// What happens to the library.
+/// How the library gets lost.
 #[derive(Clone, Copy)]
 enum Loss {
     Environment,
@@ -52,9 +52,10 @@ const fn wrapper(names: &'static [&'static str], when: When, loss: Loss) -> Wrap
     Wrapper { names, when, loss }
 }
 
-/// Tried on Debian 12, but for pkexec, run0, login, flatpak, systemd-nspawn, schroot and those of containers, which need
-/// more than a test has. There, faketime, fakeroot, fakechroot, eatmydata, stdbuf, torsocks and proxychains4
-/// keep what is in LD_PRELOAD, and su, runuser, setpriv, unshare and nsenter do without these options.
+/// Tried on Debian 12, except pkexec, run0, login, flatpak, systemd-nspawn, schroot and the container tools, which need
+/// more than a test can provide. On Debian 12, faketime, fakeroot, fakechroot, eatmydata, stdbuf, torsocks and
+/// proxychains4 keep the contents of LD_PRELOAD. su, runuser, setpriv, unshare and nsenter keep them too without the
+/// options listed here.
 static WRAPPERS: [Wrapper; 12] = [
     wrapper(&["sudo", "sudoedit", "doas", "pkexec", "run0", "login"], When::Always, Loss::Environment),
     wrapper(&["su", "runuser"], When::Login, Loss::Environment),
@@ -88,7 +89,7 @@ static WRAPPERS: [Wrapper; 12] = [
     wrapper(&["start-stop-daemon"], When::Options(&["-r", "--chroot"], "xnsugkNIPpdrRcOa"), Loss::Root),
 ];
 
-/// Programs that start the first program among their arguments, with the environment and the files that they have.
+/// Programs that start the first program among their arguments and keep its environment and root folder.
 const LAUNCHERS: [&str; 37] = [
     "cgexec",
     "choom",
@@ -129,7 +130,7 @@ const LAUNCHERS: [&str; 37] = [
     "unshare",
 ];
 
-/// Why a preloaded library does not get into what this program starts: the program does something to it.
+/// Explains why a preloaded library does not get into the program that this one starts. `None` if it does.
 pub(crate) fn loss(
     name: &OsStr,
     arguments: &[OsString],
@@ -140,7 +141,7 @@ pub(crate) fn loss(
         When::Always => true,
         When::Options(wanted, with_argument) => has_option(arguments, wanted, with_argument, is_program),
         When::Login => {
-            // The name of a user may be that of a program.
+            // The name of a user may also be the name of a program.
             let is_login = has_option(arguments, &["-", "-l", "--login"], "cgGsuTw", |_| false);
             let has_name = |word: &OsString| word.as_bytes().windows(10).any(|part| part == b"LD_PRELOAD");
             is_login && !arguments.iter().any(has_name)
@@ -150,7 +151,7 @@ pub(crate) fn loss(
     is_lost.then(|| format!("{} {}", name.display(), wrapper.loss.text()))
 }
 
-/// With which arguments this program would lose a preloaded library, where they decide.
+/// Describes the arguments with which this program loses a preloaded library. `None` if it always or never does.
 pub(crate) fn fact(name: &OsStr) -> Option<String> {
     let wrapper = find(name)?;
     let with = match wrapper.when {
@@ -162,7 +163,7 @@ pub(crate) fn fact(name: &OsStr) -> Option<String> {
     Some(format!("with {with} it {}: ka run takes seccomp then", wrapper.loss.text()))
 }
 
-/// Whether ka can be started by this program, as in `sudo ka run -- PROGRAM`.
+/// Returns whether this program is a wrapper that can also start ka, as in `sudo ka run -- PROGRAM`.
 pub(crate) fn is_wrapper(name: &OsStr) -> bool {
     find(name).is_some()
 }
@@ -171,7 +172,7 @@ fn find(name: &OsStr) -> Option<&'static Wrapper> {
     WRAPPERS.iter().find(|wrapper| wrapper.names.iter().any(|known| OsStr::new(known) == name))
 }
 
-/// The program that a launcher starts, and what that is given.
+/// Returns the program that a launcher starts, and its arguments.
 pub(crate) fn started(
     name: &OsStr,
     arguments: &[OsString],
@@ -189,7 +190,7 @@ pub(crate) fn started(
     arguments.get(place..).map(<[OsString]>::to_vec)
 }
 
-/// Whether one of these options is given before the program that is started.
+/// Returns whether one of these options precedes the program that is started.
 fn has_option(
     arguments: &[OsString],
     wanted: &[&str],
@@ -204,11 +205,11 @@ fn has_option(
         let word = word.as_bytes();
         let letters = word.strip_prefix(b"-").filter(|rest| !rest.starts_with(b"-")).unwrap_or_default();
         let takes = letters.iter().position(|letter| with_argument.as_bytes().contains(letter));
-        // Up to one that takes what is behind it.
+        // Letters after an option that takes an argument are its argument.
         let letters = takes.map_or(letters, |end| letters.get(..end.saturating_add(1)).unwrap_or_default());
         let (name, _) = ka_core::cut(word, b'=');
         let is_given = |option: &&str| match option.as_bytes() {
-            // A long option may be cut short.
+            // Long options may be abbreviated.
             long @ [b'-', b'-', ..] => name.len() > 4 && long.starts_with(name),
             [b'-', letter] => letters.contains(letter),
             plain => plain == word,
@@ -223,22 +224,22 @@ fn has_option(
     false
 }
 
-/// What env(1) is asked for.
+/// The effect of env(1)'s arguments.
 #[derive(Debug, Default)]
 pub(crate) struct Env {
-    /// The program gets no LD_PRELOAD, or another.
+    /// Whether env removes or changes LD_PRELOAD.
     pub(crate) drops: bool,
-    /// The program, and what it is given.
+    /// The program that env starts, and its arguments.
     pub(crate) rest: Vec<OsString>,
 }
 
 impl Env {
-    /// Reads what env(1) is given: `[option]... [name=value]... [program [argument]...]`.
+    /// Parses env(1)'s arguments: `[option]... [name=value]... [program [argument]...]`.
     pub(crate) fn read<'a>(arguments: impl Iterator<Item = &'a [u8]>) -> Self {
         const NAME: &[u8] = b"LD_PRELOAD";
         let mut words: VecDeque<&[u8]> = arguments.collect();
         let mut found = Self::default();
-        // -S: the words of an argument take its place.
+        // -S: the words of the option's argument replace it.
         let split = |words: &mut VecDeque<&'a [u8]>, text: &'a [u8]| {
             for word in text.split(u8::is_ascii_whitespace).rev().filter(|word| !word.is_empty()) {
                 words.push_front(word);
@@ -286,7 +287,7 @@ impl Env {
                 }
             } else if let (name, Some(_)) = ka_core::cut(word, b'=') {
                 found.drops |= name == NAME;
-                // Options come first.
+                // No option follows an assignment.
                 is_over = true;
             } else {
                 words.push_front(word);
@@ -298,23 +299,23 @@ impl Env {
     }
 }
 
-/// A program whose work a server does, which may run already and has sockets of its own.
+/// A program whose work is done by a server. The server may already be running and has its own sockets.
 #[derive(Debug)]
 pub(crate) struct Client {
     names: &'static [&'static str],
     when: Asks,
-    /// Who does the work.
+    /// The server that does the work.
     server: &'static str,
-    /// What tells the number of the server's process, or how else it is reached.
+    /// How to find the PID of the server, or another way to reach it.
     how: &'static str,
 }
 
-/// With which arguments a client asks a server.
+/// The arguments with which a client uses a server.
 #[derive(Debug)]
 enum Asks {
     Always,
     Without(&'static str),
-    /// Where ssh(1) is told of a path for a master.
+    /// ssh(1): a control path is configured.
     Ssh,
 }
 
@@ -425,12 +426,12 @@ static CLIENTS: [Client; 17] = [
 ];
 
 impl Client {
-    /// The client that a program may be, whatever its arguments.
+    /// Returns the client with this name, whatever its arguments.
     pub(crate) fn named(name: &OsStr) -> Option<&'static Self> {
         CLIENTS.iter().find(|client| client.names.iter().any(|known| OsStr::new(known) == name))
     }
 
-    /// The client that a program is with these arguments.
+    /// Returns the client if it uses a server with these arguments.
     pub(crate) fn find(name: &OsStr, arguments: &[OsString]) -> Option<&'static Self> {
         let client =
             CLIENTS.iter().find(|client| client.names.iter().any(|known| OsStr::new(known) == name))?;
@@ -442,7 +443,7 @@ impl Client {
         asks.then_some(client)
     }
 
-    /// The work may be another's, and how that one is reached.
+    /// Explains that a server may do the work, and how to reach the server.
     pub(crate) fn text(&self) -> String {
         format!(
             "it may hand its work to {}. ka run does not reach a server that runs already: ka attach --follow PID does; {}",
@@ -451,7 +452,7 @@ impl Client {
     }
 }
 
-/// Whether ssh(1) is told of a control path, by its arguments or by its files.
+/// Returns whether ssh(1)'s arguments or configuration files set a control path.
 fn may_have_master(arguments: &[OsString]) -> bool {
     let names_path = |text: &[u8]| {
         let text = text.to_ascii_lowercase();
@@ -466,7 +467,7 @@ fn may_have_master(arguments: &[OsString]) -> bool {
     while let Some(word) = words.next() {
         match word {
             b"-F" => file = words.peek().map(|path| PathBuf::from(OsStr::from_bytes(path))),
-            // The path of the socket.
+            // -S gives the path of the control socket.
             b"-S" => return words.peek() != Some(&&b"none"[..]),
             _ if word.starts_with(b"-") && names_path(word) => return true,
             b"-o" if words.peek().is_some_and(|option| names_path(option)) => return true,
@@ -505,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn the_arguments_of_a_wrapper_decide() {
+    fn wrappers_lose_the_library_only_with_these_arguments() {
         for line in [
             "sudo sh",
             "su -",
@@ -578,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_in_one_row_of_a_table() {
+    fn each_name_is_in_one_row_only() {
         let wrappers = WRAPPERS.iter().flat_map(|wrapper| wrapper.names);
         let clients = CLIENTS.iter().flat_map(|client| client.names);
         let mut names: Vec<_> = wrappers.chain(clients).collect();
@@ -599,7 +600,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_one_with_these_arguments() {
+    fn clients_are_recognized_by_their_arguments() {
         let is_client = |line: &str| {
             let words = words(line);
             let (name, arguments) = words.split_first().unwrap();

@@ -123,15 +123,15 @@ fn enter(orders: Orders) -> Result<PathBuf, String> {
 /// Removes what a process that was to remove it has left, because it was ended first.
 fn remove_empty(own: &Path) {
     for entry in fs::read_dir(own).into_iter().flatten().flatten() {
-        // One with others in it cannot be removed.
+        // A cgroup that still has processes cannot be removed.
         if is_abandoned(&entry.file_name()) {
             let _ = fs::remove_dir(entry.path());
         }
     }
 }
 
-/// Whether this is the name of a cgroup that `ka run --via cgroup` made for a process that has ended. As long as the process is
-/// there, it may be about to enter.
+/// Returns whether `ka run --via cgroup` made the cgroup with this name for a process that has ended. While the process
+/// exists, it may be about to enter the cgroup.
 pub(crate) fn is_abandoned(name: &OsStr) -> bool {
     let pid = name.to_str().and_then(|name| name.strip_prefix(NAME)?.parse::<u32>().ok());
     pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())

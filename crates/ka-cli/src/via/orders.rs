@@ -122,7 +122,7 @@ impl Environment {
         orders
     }
 
-    /// Whether nothing is to be said of the settings.
+    /// Returns whether the settings disable messages.
     pub(super) fn is_quiet(&self, file: &[u8]) -> bool {
         self.values(file).iter().any(Values::is_quiet)
     }

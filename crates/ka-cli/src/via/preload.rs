@@ -86,7 +86,7 @@ impl Way for Preload {
                     );
                 }
             }
-            // ka run has said so where the way did not reach it.
+            // ka run has already printed that preload does not reach the program.
             Err(_) if launch.best_effort && lacks_shim().is_some() => {}
             Err(why) if launch.best_effort => {
                 let why = text::visible_lines(&why);
@@ -151,11 +151,11 @@ fn obstacle(program: &Program, shim: &Shim) -> Option<(String, String)> {
     }
 }
 
-/// Why the shim does not see the sockets of a dynamic program: another than the C library makes the system calls.
+/// Explains why the shim does not see the sockets of a dynamic program: the program makes its system calls past the C
+/// library.
 ///
-/// A program that asks the C library for a function of sockets is one of those that the shim is for. Only of the others is
-/// the code of all libraries read, which most programs without such a function do not have many of. What cannot be read
-/// decides nothing.
+/// A program that imports a socket function is one that the shim reaches. The code of all libraries is read only for
+/// other programs, and most of those have few libraries. Files that cannot be read are ignored.
 fn passes_by(path: &Path, elf: &Elf) -> Option<String> {
     let linked = Linked::find(path, elf);
     if let Some(library) = linked.go_library() {

@@ -27,10 +27,10 @@ use crate::sys::{pidfd_getfd, pidfd_open, read_link, share_descriptors};
 /// What setsockopt(2) wants to be given, at least.
 const INT_SIZE: c_int = 4;
 
-/// A task whose descriptors may be had.
+/// A task whose descriptors can be duplicated.
 struct Task {
     pidfd: OwnedFd,
-    /// What /proc says of its descriptors.
+    /// The task's descriptors in /proc.
     folder: Option<File>,
 }
 
@@ -40,7 +40,7 @@ impl Task {
         Ok(Self { pidfd, folder: File::open(format!("/proc/{task}/fd")).ok() })
     }
 
-    /// A duplicate of a descriptor. A wary worker takes only sockets.
+    /// Duplicates a descriptor. If `is_wary`, checks first that it is a socket.
     fn duplicate(&self, fd: c_int, is_wary: bool) -> io::Result<OwnedFd> {
         let mut buffer = [0; 64];
         if is_wary
@@ -55,13 +55,13 @@ impl Task {
     }
 }
 
-/// Looks after calls, one at a time. It may be stuck in any system call on a program's object.
+/// Handles calls, one at a time. Its thread may get stuck in any system call on a program's object.
 pub(super) struct Server {
     workers: &'static Workers,
     post: &'static Post,
-    /// The tasks whose descriptors may be had, by number. If a number is used again, its pidfd is of a task that has ended, and
-    /// gives nothing. A `HashMap` would read random bytes in each thread, through a file that this process has closed where
-    /// getrandom(2) is missing.
+    /// Opened tasks, by number. If a number is reused, its pidfd still refers to the ended task and gives nothing. A
+    /// `HashMap` would read random bytes in each thread. Where getrandom(2) is missing, it reads them from a file that
+    /// this process has closed.
     tasks: BTreeMap<u32, Task>,
     /// How many tasks to remember.
     most: usize,
@@ -78,23 +78,23 @@ impl Server {
         self.workers.listener.as_fd()
     }
 
-    /// Answers the next call. Returns false if nobody is left who could make one.
+    /// Answers the next call. Returns false if no process is left that could make one.
     pub(super) fn serve(&mut self) -> bool {
         match self.workers.receive(self.post) {
-            Ok(call) => self.see_to(&call),
-            // Nobody is left, or only the caller is gone.
+            Ok(call) => self.handle(&call),
+            // Either no process is left, or only the caller has ended.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
                 return !sys::is_over(self.listener());
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Calls would wait for ever: without us, the spare goes on.
+            // Without an answer, calls would wait forever. If this process exits, the spare takes over.
             Err(_) => sys::exit(OUR_OWN),
         }
         true
     }
 
-    /// Looks after a call that this worker has begun.
-    pub(super) fn see_to(&mut self, call: &Call) {
+    /// Handles a call that this worker has received.
+    pub(super) fn handle(&mut self, call: &Call) {
         const TRIES: usize = 10;
         let answer = if self.workers.lets_through(call) { Some(Answer::Continue) } else { self.answer(call) };
         if let Some(answer) = answer {
@@ -163,7 +163,7 @@ impl Server {
     fn apply(&self, socket: &OwnedFd) {
         match apply(socket.as_raw_fd(), &self.workers.terms) {
             Ok(()) => {}
-            Err(Error::System { errno: Errno(libc::ENOTSOCK), .. }) => self.workers.beware(),
+            Err(Error::System { errno: Errno(libc::ENOTSOCK), .. }) => self.workers.check_descriptors(),
             Err(error) => self.workers.say(not_set(&error)),
         }
     }
@@ -182,7 +182,7 @@ impl Server {
         };
         let kind = ask(&socket, SockOpt::Type);
         if kind == Err(Errno(libc::ENOTSOCK)) {
-            self.workers.beware();
+            self.workers.check_descriptors();
         }
         // What the kernel refuses for a reason that is in a register, it refuses by itself.
         if length < INT_SIZE || kind != Ok(libc::SOCK_STREAM) || !is_tcp(&socket) {
@@ -285,7 +285,7 @@ impl Server {
         let task = call.pid.cast_signed();
         if self.has_tasks {
             match Task::open(task, PIDFD_THREAD) {
-                // Kernels that have them say EINVAL too, of a task that is just ending.
+                // Kernels that support task pidfds also return EINVAL for a task that is just ending.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) && !process::has_task_pidfds() => {
                     self.has_tasks = false;
                 }
@@ -302,7 +302,7 @@ impl Server {
 
     /// A caller's socket could not be had.
     fn refused(&mut self, call: &Call, error: &io::Error) {
-        // If there is no such descriptor, or it is not a socket, the kernel says so itself.
+        // If the descriptor is missing or is not a socket, the kernel's own call reports that.
         if !matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK)) {
             self.note(call, Notice::Refused, || {
                 let why = privilege::explain(call.pid.cast_signed(), error);
@@ -316,7 +316,7 @@ impl Server {
     }
 }
 
-/// Gives a socket the policy that is for it, as the mode has it. A socket that is not TCP is left alone.
+/// Gives a socket its policy, as the mode allows. Sockets that are not TCP are left alone.
 pub(super) fn apply(fd: RawFd, terms: &Terms) -> Result<(), Error> {
     let socket = Socket::new(fd);
     let Action::Apply(policy) = terms.decide(fd) else { return Ok(()) };
@@ -324,13 +324,13 @@ pub(super) fn apply(fd: RawFd, terms: &Terms) -> Result<(), Error> {
         socket.due(&policy, terms.mode, was_on).map_or(Ok(()), |config| socket.give(config, !was_on).1)
     });
     match given {
-        // Every socket that connects comes here.
+        // Every socket that connects gets here, also those that are not TCP.
         Err(Error::NotTcp) => Ok(()),
         given => given,
     }
 }
 
-/// What is said of a socket that could not be set.
+/// The message for a socket that could not be set.
 pub(super) fn not_set(error: &Error) -> String {
     format!("ka: run: a socket could not be set: {error}")
 }
@@ -358,13 +358,13 @@ fn option(level: c_int, name: c_int) -> Option<SockOpt> {
     OPTIONS.into_iter().find(|option| option.level_and_name() == (level, name))
 }
 
-/// An option as the kernel has it.
+/// Reads an option's value.
 fn ask(socket: &OwnedFd, option: SockOpt) -> Result<c_int, Errno> {
     let mut value = [0; size_of::<c_int>()];
     Libc.get(socket.as_raw_fd(), option, &mut value).map(|_| c_int::from_ne_bytes(value))
 }
 
-/// Whether a stream socket is one of TCP.
+/// Returns whether a stream socket is TCP or Multipath TCP.
 fn is_tcp(socket: &OwnedFd) -> bool {
     matches!(ask(socket, SockOpt::Protocol), Ok(libc::IPPROTO_TCP | libc::IPPROTO_MPTCP))
 }

@@ -1,31 +1,32 @@
-//! The processes around a program that is supervised.
+//! The process tree of a supervised program.
 //!
 //! ```text
-//! front         whom the shell, init or systemd has started and waits for. It passes signals on, stops and ends as the
-//! │             program does, and has nothing else to do.
-//! └─ spare      waits for the supervisor to die, and then is one.
+//! front         started by the shell, init or systemd, which waits for it. It forwards signals, and stops and ends as the
+//! │             program does.
+//! └─ spare      waits for the supervisor to die, and then takes over.
 //!    └─ supervisor
-//!       └─ program, and all that it starts
+//!       └─ program, and all processes that it starts
 //! ```
 //!
-//! Each is below the one that has to look after it, because Yama (Ubuntu's default) lets only ancestors look into a
-//! process. Spare and supervisor adopt orphans, so daemons stay below them, and "no child is left" means that the last
-//! process of the program has ended: then the supervisor ends, and the spare. The front process ends with the program
-//! that it stands for, as a shell expects when a daemon goes into the background.
+//! Each process is a descendant of the one that monitors it, because Yama (Ubuntu's default) lets only ancestors access
+//! a process. Spare and supervisor adopt orphans, so daemons stay below them. If no child is left, the last process of
+//! the program has ended. Then the supervisor exits, and the spare too. The front process ends with the program itself,
+//! as a shell expects when a daemon goes into the background.
 //!
-//! All but the spare are in one process group, that of the job. So the terminal's signals, and kill(2) of the whole group, reach
-//! the program without us, and must not be passed on as well. Who was meant, no signal says; but the supervisor, which
-//! nobody has a reason to send a signal to, is in the same group, and has them blocked: if it has the same one waiting,
-//! it was for all. The kernel goes through a group from its youngest process to its eldest, so the supervisor has it
-//! before the front process does. The spare has a group of its own, so that SIGKILL for the group of the job does not leave
-//! what the program has put into other groups without anybody; it comes back when it is the supervisor.
+//! All but the spare are in one process group, the job's. So the terminal's signals, and kill(2) of the whole group,
+//! reach the program directly, and the front process must not forward them as well. A signal does not tell whether it
+//! was sent to the group. But the supervisor is in the same group, has all signals blocked, and has no other reason to
+//! receive one. If the same signal is pending there, it was sent to the group. The kernel signals a group from its
+//! youngest process to its oldest, so the supervisor has the signal before the front process does. The spare has its
+//! own group. So if SIGKILL is sent to the job's group, the spare survives to supervise processes that the program has
+//! put into other groups. When the spare takes over, it joins the job's group.
 //!
-//! A thread of the supervisor may be stuck in a system call that not even SIGKILL ends ([`workers`](super::workers)). Its process
-//! then never ends as far as wait(2) is concerned. So nobody waits for that without a limit: the spare sees the end of the
-//! supervisor's main thread, which alone has their socket, and the front process goes by what the shared memory says.
+//! A thread of the supervisor may be stuck in a system call that not even SIGKILL ends ([`workers`](super::workers)).
+//! To wait(2), the supervisor then never ends. So no process waits for it without a limit. The spare detects the end of
+//! the supervisor's main thread, which alone holds their socket. The front process reads the shared memory.
 //!
-//! The program stops (^Z, or it reads from the terminal in the background): the front process stops too, or the shell
-//! would wait for ever. What continues the one, continues the other.
+//! If the program stops (^Z, or it reads from the terminal in the background), the front process stops too. Otherwise
+//! the shell would wait forever. If the front process is continued, so is the program, and vice versa.
 
 use std::ffi::CStr;
 use std::io::{self, Read as _, Write as _};
@@ -49,10 +50,10 @@ use crate::sys::{pidfd_getfd, pidfd_open, poll};
 /// What ps(1) calls the supervisor, and who looks for one.
 const SUPERVISOR: &CStr = c"ka-supervisor";
 
-/// What ps(1) calls the spare.
+/// The spare's name in ps(1).
 const SPARE: &CStr = c"ka-spare";
 
-/// How long a process that has ended may need until nothing of it is left. One with a stuck thread never gets there.
+/// How long to wait for a process to disappear after its end. A process with a stuck thread never does.
 const SOON: Duration = Duration::from_secs(1);
 
 /// A wait without an end, as poll(2) takes it.
@@ -212,7 +213,7 @@ fn take_over(program: i32, to_program: &UnixStream, to_spare: &UnixStream) -> Op
     taken.ok()
 }
 
-/// The spare: is there until the supervisor has ended, and takes over unless the supervisor ended by itself.
+/// Runs the spare: waits until the supervisor has ended, and takes over unless the supervisor exited by itself.
 fn wait_for(
     supervisor: i32,
     to_supervisor: &UnixStream,
@@ -237,7 +238,7 @@ fn wait_for(
     let Ok(listener) = listener else { sys::exit(OUR_OWN) };
     sys::set_name(SUPERVISOR);
     set_title(title, SUPERVISOR);
-    // Its stuck thread has inherited its children, so the kernel tells us of the program's end by a pidfd only.
+    // The dead supervisor's stuck thread still has its children. So only a pidfd reports the end of the program.
     let program = shared.program.load(Ordering::Relaxed);
     let stray = if ended.is_none() { pidfd_open(program, 0).ok() } else { None };
     let watchdog = Watchdog::start(listener, shared, terms).unwrap_or_else(|error| give_up(&error));
@@ -248,11 +249,11 @@ fn wait_for(
     supervise(Some(watchdog), &children, to_front, None, shared, stray)
 }
 
-/// Waits until the supervisor has ended. Returns whether it said that all is well, or `None` if its main thread has ended and
-/// another thread, which is stuck, has not.
+/// Waits until the supervisor has ended. Returns whether it exited with status 0. Returns `None` if its main thread has
+/// ended but another thread is stuck.
 ///
-/// The supervisor says when the program has ended and daemons go on. If somebody stops the supervisor, it is continued: the
-/// programs that wait for it are not to wait for that.
+/// The supervisor sends a message if the program has ended and daemons continue. If somebody stops the supervisor, the
+/// spare continues it, because the program's calls must not wait.
 fn await_end(supervisor: i32, from: &UnixStream, children: &OwnedFd) -> Option<bool> {
     let mut until: Option<Instant> = None;
     loop {
@@ -270,7 +271,7 @@ fn await_end(supervisor: i32, from: &UnixStream, children: &OwnedFd) -> Option<b
             return None;
         }
         let waited = [children.as_fd(), from.as_fd()];
-        // The end of its socket comes once.
+        // The end of its socket is handled only once.
         let waited = if until.is_some() { waited.split_at(1).0 } else { &waited };
         let ready = poll(waited, left).unwrap_or_default();
         while sys::next_signal(children.as_fd()).is_some() {}
@@ -284,7 +285,7 @@ fn await_end(supervisor: i32, from: &UnixStream, children: &OwnedFd) -> Option<b
     }
 }
 
-/// The supervisor: waits for the program and all that it leaves behind, tells the front process, and watches the workers.
+/// Runs the supervisor: waits for the program and its descendants, informs the front process, and checks the workers.
 ///
 /// `stray` is the program's pidfd, if the program is not a child of this process.
 fn supervise(
@@ -295,7 +296,7 @@ fn supervise(
     shared: &'static Shared,
     mut stray: Option<OwnedFd>,
 ) -> ! {
-    // A front process that is stopped reads nothing. It needs nothing of what it misses then.
+    // A stopped front process does not read. It does not need the messages that it misses meanwhile.
     let _ = to_front.set_nonblocking(true);
     let is_apart = stray.is_some();
     let program = shared.program.load(Ordering::Relaxed);
@@ -346,25 +347,26 @@ fn supervise(
     }
 }
 
-/// How a process that nobody has waited for has ended. proc_pid_stat(5)
+/// Returns how a process ended that has not been waited for. proc_pid_stat(5)
 fn status_of(pid: i32) -> Change {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
     let status = process::stat_field(&stat, 52).and_then(|status| i32::try_from(status).ok());
     status.map_or(Change::Exited(OUR_OWN), Change::ended)
 }
 
-/// What the supervisor's main thread has at hand.
+/// The state of the supervisor's main thread.
 struct Supervision {
     watchdog: Option<Watchdog>,
-    /// Until the program has ended.
+    /// Open until the program has ended.
     to_front: Option<UnixStream>,
-    /// It stays open as long as this thread is there: its end tells the spare.
+    /// Open as long as this thread exists. Its end informs the spare.
     to_spare: Option<UnixStream>,
     shared: &'static Shared,
 }
 
 impl Supervision {
-    /// The program has stopped, gone on, or ended. `acknowledge` makes what it leaves behind a child of ours.
+    /// Handles that the program has stopped, continued or ended. `acknowledge` reaps it, so that its orphans become
+    /// children of ours.
     fn program_changed(&mut self, change: Change, acknowledge: impl FnOnce()) {
         let has_ended = matches!(change, Change::Exited(_) | Change::Killed(_));
         if has_ended {
@@ -372,7 +374,7 @@ impl Supervision {
         }
         let Some(front) = &self.to_front else { return };
         if has_ended {
-            // This one it needs.
+            // The front process needs this message, so the write may block.
             let _ = front.set_nonblocking(false);
             if is_alone() {
                 let _ = Message::Alone.send(front);
@@ -386,7 +388,7 @@ impl Supervision {
         if has_ended {
             self.to_front = None;
             self.finish();
-            // Whoever waits for the end of what the program wrote does not wait for the daemons it left.
+            // A process that waits for the end of the program's output must not wait for the daemons.
             sys::forget(libc::STDERR_FILENO);
             if let Some(spare) = &self.to_spare {
                 let _ = send_number(spare, 0);
@@ -394,15 +396,15 @@ impl Supervision {
         }
     }
 
-    /// What the front process has to say: its signals are for the program.
+    /// Reads a message of the front process: a signal for the program.
     fn receive(&mut self) {
         let Some(front) = &self.to_front else { return };
         let program = self.shared.program.load(Ordering::Relaxed);
         match Message::receive(front) {
-            // What we have sent ourselves the program has had already.
+            // The program has already had the signals that the supervisor itself sent.
             Some(Message::Signal(signal)) if signal.sender == own_pid() => {}
             Some(Message::Signal(signal)) => {
-                // A program that has gone into a group of its own, as timeout(1) does, has not had the job's.
+                // A program in its own process group, as under timeout(1), has not received the job's signals.
                 let had_it = sys::was_sent_too(&signal) && sys::is_in_our_group(program);
                 if !had_it {
                     sys::send(program, &signal);
@@ -413,14 +415,14 @@ impl Supervision {
         }
     }
 
-    /// What has been said is written, if somebody reads it.
+    /// Waits a moment until queued messages are written.
     fn finish(&self) {
         if let Some(watchdog) = &self.watchdog {
             watchdog.finish();
         }
     }
 
-    /// No process of the program is left.
+    /// Exits because no process of the program is left.
     fn end(&self) -> ! {
         self.finish();
         self.shared.is_done.store(true, Ordering::Release);

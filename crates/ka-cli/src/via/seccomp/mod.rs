@@ -1,34 +1,35 @@
-//! seccomp user notification: a program's calls of connect and listen wait until a supervisor has seen to their sockets.
+//! seccomp user notification: a program's calls of connect and listen wait until a supervisor has set their sockets.
 //!
-//! The preloaded shim is in the C library's way, so it reaches programs that have one and use it. The kernel's own way
-//! in is seccomp(2): a filter that a process puts over itself, and that all it starts inherits, whatever it is linked
-//! to. The filter cannot set an option; but it can make a call wait, and hand a notice of it to a descriptor, the
-//! listener, which another process has: the supervisor. That takes a duplicate of the socket (pidfd_getfd(2)), applies
-//! the policy as to a socket of its own, and answers CONTINUE: the kernel makes the call as it came. So the socket is
-//! the program's, made by the program, in its network namespace and with its user, and nothing is decided by what is
-//! in the program's memory.
+//! The preloaded shim replaces functions of the C library, so it reaches programs that have one and use it. The
+//! kernel's own mechanism is seccomp(2): a process installs a filter on itself, and all its descendants inherit the
+//! filter, whatever they are linked to. The filter cannot set an option, but it can suspend a call and notify a
+//! descriptor, the listener. Another process has the listener: the supervisor. The supervisor takes a duplicate of the
+//! socket (pidfd_getfd(2)), applies the policy to it, and answers CONTINUE. Then the kernel makes the call unchanged.
+//! So the program itself makes the socket, in its own network namespace and as its own user. No decision depends on the
+//! program's memory.
 //!
-//! - *When.* connect and listen, and sendto, sendmsg and sendmmsg with `MSG_FASTOPEN`, which connect too. What a
-//!   listener accepts has inherited the policy; what the program inherited is set before it starts. So a socket has
-//!   the policy from when it needs it, though not, as under the shim, from when it is made.
+//! - *When.* connect and listen, and sendto, sendmsg and sendmmsg with `MSG_FASTOPEN`, which connect too. Accepted
+//!   sockets inherit the policy from their listener. Inherited descriptors are set before the program starts. So a
+//!   socket has the policy when it needs it, but not from its creation, as it has under the shim.
 //! - *Modes.* In `force`, a second filter answers setsockopt of `TCP_KEEPIDLE`, `TCP_KEEPINTVL` and `TCP_KEEPCNT` with
-//!   success and does nothing: Go sets its own 15 s after connect, and that costs it nothing. `SO_KEEPALIVE` goes to the
-//!   supervisor, because a program may turn it on on a socket that was sent to it and that nobody has seen to. In
-//!   `floor`, all of them go to the supervisor, which reads the value once and makes the call in the program's stead
-//!   with what the mode leaves of it. In `default` no call is touched, and a socket that has keepalive on is left alone.
-//! - *Rights.* Without CAP_SYS_ADMIN a filter needs no_new_privs, and then setuid programs stay without their rights;
-//!   with it they work as ever. To take a socket it needs what ptrace(2) needs: the same user, or CAP_SYS_PTRACE, and
-//!   under Yama to be an ancestor, which it is.
-//! - *Death.* A call that nobody answers would wait for ever, and without a listener each fails with ENOSYS. So a spare
-//!   process has the listener too, and goes on where the supervisor was killed ([`family`]).
-//! - *Stalls.* A system call on a program's object may block for good. Several threads look after calls, and a watchdog goes
-//!   on without one that is stuck ([`workers`]).
-//! - *Nesting.* The kernel lets a process have one listener over it. A second `ka run` inside says whose policy it is
-//!   that holds, and starts the program under that.
-//! - *Not reached.* io_uring makes no calls: it is said, once, that a program uses it. Programs of another architecture
-//!   (i386 on x86_64) have the policy from connect or listen, and may change it.
+//!   success and does nothing: Go sets its own 15 s after connect, and this costs it no time. `SO_KEEPALIVE` goes to
+//!   the supervisor, because a program may set it on a socket that it received and that the supervisor has not set yet.
+//!   In `floor`, all these calls go to the supervisor. It reads the value once and makes the call in place of the
+//!   program, with the value that the mode permits. In `default`, setsockopt is not intercepted, and a socket that has
+//!   keepalive on is left alone.
+//! - *Rights.* Without CAP_SYS_ADMIN, a filter needs no_new_privs, and then setuid programs do not gain their rights.
+//!   With CAP_SYS_ADMIN they work normally. To duplicate a socket, the supervisor needs the rights of ptrace(2): the
+//!   same user, or CAP_SYS_PTRACE. Under Yama it must also be an ancestor, which it is.
+//! - *Death.* An unanswered call would wait forever, and without a listener each call fails with ENOSYS. So a spare
+//!   process has the listener too, and takes over if the supervisor is killed ([`family`]).
+//! - *Stalls.* A system call on a program's object may block forever. Several threads handle calls, and a watchdog
+//!   replaces a thread that is stuck ([`workers`]).
+//! - *Nesting.* The kernel allows only one listener per process. A second `ka run` inside prints which policy is in
+//!   force, and starts the program under that policy.
+//! - *Not reached.* io_uring bypasses system calls: ka prints once that a program uses it. Programs of another
+//!   architecture (i386 on x86_64) have the policy from connect or listen, and may change it.
 //!
-//! It is a help for programs that have no keepalive, not a sandbox for those that will not have it.
+//! This helps programs that set no keepalive. It is not a sandbox against programs that resist it.
 
 mod calls;
 mod family;

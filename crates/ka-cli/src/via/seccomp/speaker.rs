@@ -1,8 +1,8 @@
-//! What ka says while a program runs, without ever waiting for whoever reads it.
+//! Prints ka's messages while a program runs, without ever blocking on the reader.
 //!
-//! Standard error may be a pipe that nobody reads, or a stopped terminal. A write then blocks, and `O_NONBLOCK` would change
-//! the program's standard error too, because the two share a file description. So lines are queued, and a thread that may
-//! be stuck writes them.
+//! Standard error may be a full pipe or a stopped terminal. A write then blocks. `O_NONBLOCK` would change the
+//! program's standard error too, because the two share a file description. So lines are queued, and a separate thread,
+//! which may get stuck, writes them.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use super::sys;
 use crate::process::{self, Status};
 use crate::text;
 
-/// What is said once of each program.
+/// Messages that are printed once per program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Notice {
     Ring,
@@ -29,10 +29,10 @@ pub(super) enum Notice {
 
 #[derive(Default)]
 struct Lines {
-    /// What has been said, and of whom.
+    /// The messages so far, and their subjects.
     said: Vec<(Notice, Vec<u8>)>,
     waiting: VecDeque<String>,
-    /// A thread writes.
+    /// A thread is writing.
     is_writing: bool,
 }
 
@@ -47,7 +47,8 @@ impl Speaker {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a line, to be written after the next [`Speaker::start`]. A reader that takes none loses what is said later.
+    /// Queues a line, to be written after the next [`Speaker::start`]. If the reader does not read, later lines are
+    /// dropped.
     pub(super) fn add(&self, line: String) {
         const MOST: usize = 64;
         let mut lines = self.lines();
@@ -56,14 +57,14 @@ impl Speaker {
         }
     }
 
-    /// Queues a line about a program, the first time that there is a reason to, but not without end: a program may have any
-    /// number of names. Returns whether it did.
+    /// Queues a message about a program, once. The number of messages is limited, because a program may have any number
+    /// of names. Returns whether the message was queued.
     pub(super) fn note(&self, task: i32, notice: Notice, what: impl FnOnce() -> String) -> bool {
         const MOST: usize = 32;
         if self.lines().said.len() >= MOST {
             return false;
         }
-        // A thread may have a name of its own.
+        // A thread may have its own name, so use that of its process.
         let pid = Status::read(task).ok().and_then(|status| status.leader()).unwrap_or(task);
         let name = process::comm(pid).unwrap_or_else(|| b"?".to_vec());
         let subject = match notice {
@@ -83,18 +84,18 @@ impl Speaker {
         true
     }
 
-    /// Has the queued lines written. The calling thread has standard error; it does not wait.
+    /// Starts a thread that writes the queued lines, if none is writing. Does not block.
     pub(super) fn start(&'static self) {
         let mut lines = self.lines();
         if lines.waiting.is_empty() || lines.is_writing {
             return;
         }
-        // Where there can be no thread, the lines stay queued.
+        // If no thread can be started, the lines stay queued.
         lines.is_writing = thread::Builder::new().spawn(|| self.write()).is_ok();
     }
 
     fn write(&self) {
-        // So that it keeps nothing else open if it is stuck.
+        // If this thread gets stuck, it holds no other file open.
         let _ = sys::own_descriptors(&[libc::STDERR_FILENO]);
         loop {
             let next = {
@@ -110,7 +111,7 @@ impl Speaker {
         self.silence.notify_all();
     }
 
-    /// Waits until all is written, but not for long.
+    /// Waits at most 200 ms until all lines are written.
     pub(super) fn finish(&'static self) {
         const LONGEST: Duration = Duration::from_millis(200);
         self.start();
@@ -119,7 +120,7 @@ impl Speaker {
     }
 }
 
-/// Says one line before this process ends, or gives up.
+/// Prints one line before this process ends. Gives up if the write blocks.
 pub(super) fn say(line: String) {
     let speaker: &'static Speaker = Box::leak(Box::default());
     speaker.add(line);

@@ -35,39 +35,41 @@ pub(super) fn fork() -> io::Result<Forked> {
     })
 }
 
-/// How many threads may look after calls, those that are stuck included.
+/// The maximum number of worker threads, including those that are stuck.
 pub(super) const WORKERS: usize = 16;
 
 /// Memory that the supervisor, its spare and the front process share.
 #[repr(C)]
 pub(super) struct Shared {
-    /// One for each worker.
+    /// One post for each worker.
     pub(super) posts: [Post; WORKERS],
     /// The program that was started.
     pub(super) program: AtomicI32,
-    /// The process that stands in for the program.
+    /// The PID of the front process.
     pub(super) front: AtomicI32,
     pub(super) spare: AtomicI32,
-    /// The supervisor has ended because no process of the program is left.
+    /// Set when the supervisor exits because no process of the program is left.
     pub(super) is_done: AtomicBool,
-    /// A thread of the supervisor is stuck, so its process may outlive it as a zombie. Nobody waits for that.
+    /// Set while a thread of the supervisor is stuck. Then the supervisor may stay a zombie after its end, so no
+    /// process may wait for it.
     pub(super) is_stuck: AtomicBool,
 }
 
-/// What a worker is at.
+/// The state of a worker.
 #[repr(C)]
 pub(super) struct Post {
-    /// The call that the worker looks after. The kernel itself writes it there. So there is no moment at which a call is
-    /// received and its number is known only to a process that may be killed.
+    /// The call that the worker handles. The kernel itself writes it there. So a received call's ID is never known only
+    /// to a process that may be killed.
     slot: UnsafeCell<Roomy<Call>>,
-    /// Odd while the worker looks after a call. It grows by one with each beginning and each end.
+    /// Odd while the worker handles a call. Incremented at the beginning and the end of each call.
     turn: AtomicU32,
     task: AtomicU32,
     id: AtomicU64,
 }
 
-// SAFETY: only its worker touches the slot. The spare reads it when the supervisor has ended: a thread that is left then is
-// stuck in a system call about a program's object, which is not the one that writes the slot, and dies as it returns.
+// SAFETY: only its worker accesses the slot. The spare reads it after the supervisor has ended. A thread that is left
+// then is stuck in a system call on a program's object. That call does not write the slot, and the thread dies when it
+// returns.
 unsafe impl Sync for Post {}
 
 /// A call that waits for its answer.
@@ -102,16 +104,16 @@ impl Shared {
         Ok(unsafe { &*place.cast::<Self>() })
     }
 
-    /// The calls that a supervisor was looking after when it died.
+    /// Returns the calls that a supervisor was handling when it died.
     pub(super) fn left(&self) -> Vec<Call> {
-        // SAFETY: as `Post` says, nobody writes it any more.
+        // SAFETY: the supervisor has ended, so no thread writes the slots (see `Post`).
         let calls = self.posts.iter().map(|post| unsafe { ptr::read_volatile(post.slot.get().cast()) });
         calls.filter(|call: &Call| call.id != 0 || call.pid != 0).collect()
     }
 }
 
 impl Post {
-    /// Waits for a call. EINTR, and ENOENT if the call is gone again: try once more.
+    /// Waits for a call. The caller must try again after EINTR, and after ENOENT, if the call was cancelled.
     pub(super) fn receive(&self, listener: BorrowedFd<'_>) -> io::Result<Call> {
         self.clear();
         // SAFETY: the kernel writes one seccomp_notif, for which there is room, and which must be zeros before.
@@ -122,18 +124,18 @@ impl Post {
         Ok(call)
     }
 
-    /// The worker begins to look after a call.
+    /// Marks the beginning of a call.
     pub(super) fn begin(&self, call: &Call) {
         self.task.store(call.pid, Ordering::Relaxed);
         self.id.store(call.id, Ordering::Relaxed);
-        // Ordered before the worker's look at whether the watchdog sleeps.
+        // The store must precede the worker's check whether the watchdog sleeps.
         self.turn.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// The worker has done with the call, and has no descriptor of its task open.
+    /// Marks the end of a call. The worker must have closed all descriptors of the task.
     pub(super) fn end(&self) {
         self.clear();
-        // What the next call writes stays behind this.
+        // The writes of the next call must not move before this.
         self.turn.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -143,7 +145,7 @@ impl Post {
         unsafe { ptr::write_volatile(self.slot.get(), MaybeUninit::zeroed().assume_init()) };
     }
 
-    /// Forgets what a worker of another supervisor was at.
+    /// Clears the state of another supervisor's worker.
     pub(super) fn reset(&self) {
         self.clear();
         self.turn.store(0, Ordering::Relaxed);
@@ -153,7 +155,7 @@ impl Post {
         self.turn.load(Ordering::SeqCst)
     }
 
-    /// The number of the call that the worker is at, and the task that made it, if it is still at this turn.
+    /// Returns the ID of the worker's current call and the task that made it, if the worker is still at this turn.
     pub(super) fn call(&self, turn: u32) -> Option<(u64, i32)> {
         let (id, task) = (self.id.load(Ordering::Acquire), self.task.load(Ordering::Acquire));
         (self.turn() == turn && turn % 2 == 1).then_some((id, task.cast_signed()))
@@ -328,8 +330,8 @@ pub(super) fn set_name(name: &CStr) {
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr(), 0, 0, 0) };
 }
 
-/// Gives the calling thread a descriptor table of its own, with these descriptors only. Whatever the thread is stuck in later,
-/// it keeps no other file open.
+/// Gives the calling thread its own descriptor table, with these descriptors only. If the thread gets stuck later, it
+/// holds no other file open.
 pub(super) fn own_descriptors(kept: &[RawFd]) -> io::Result<()> {
     // SAFETY: takes no pointer.
     check(unsafe { libc::unshare(libc::CLONE_FILES) })?;
@@ -339,7 +341,7 @@ pub(super) fn own_descriptors(kept: &[RawFd]) -> io::Result<()> {
     for fd in kept {
         let fd = fd.cast_unsigned();
         if fd > first {
-            // SAFETY: the table is this thread's alone, and it uses none of these.
+            // SAFETY: the table is this thread's alone, and the thread does not use these descriptors.
             unsafe { close_range(first, fd.saturating_sub(1)) };
         }
         first = fd.saturating_add(1);
@@ -349,44 +351,45 @@ pub(super) fn own_descriptors(kept: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts a descriptor in the place of the first three. A program's socket that a thread duplicates then never has the number
-/// of standard error.
+/// Replaces the three standard descriptors by this one. A program's socket that the thread duplicates then never gets
+/// the number of standard error.
 pub(super) fn cover_standard(fd: BorrowedFd<'_>) {
     for standard in 0..=libc::STDERR_FILENO {
-        // SAFETY: the table is the calling thread's own, and it uses none of the three.
+        // SAFETY: the table is this thread's alone, and the thread does not use the three.
         unsafe { libc::dup2(fd.as_raw_fd(), standard) };
     }
 }
 
-/// A descriptor that one thread waits for and others make readable. eventfd(2)
+/// Makes an eventfd, which one thread waits for and others make readable. eventfd(2)
 pub(super) fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: takes no pointer.
     let fd = owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }.into())?;
-    // Not one of the first three, where those are closed.
+    // If standard descriptors are closed, the number must still be above 2.
     fd.try_clone()
 }
 
 /// Makes an eventfd readable.
 pub(super) fn raise(eventfd: BorrowedFd<'_>) {
     let one = 1_u64;
-    // SAFETY: eight bytes. It does not block; if it fails, the eventfd is readable.
+    // SAFETY: the kernel reads eight bytes. The call does not block; if it fails, the eventfd is already readable.
     unsafe { libc::write(eventfd.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
 }
 
 /// Makes an eventfd unreadable.
 pub(super) fn lower(eventfd: BorrowedFd<'_>) {
     let mut count = 0_u64;
-    // SAFETY: eight bytes. It does not block.
+    // SAFETY: the kernel writes eight bytes. The call does not block.
     unsafe { libc::read(eventfd.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
 }
 
-/// The signal that ends a wait of a stuck thread, if the wait can be interrupted. No program has a reason to send it.
+/// The signal that interrupts the system call of a stuck thread, if the call is interruptible. Programs have no use for
+/// this signal.
 const NUDGE: c_int = libc::SIGSTKFLT;
 
-/// From now on [`nudge`] interrupts the calling thread.
+/// Lets [`nudge`] interrupt the calling thread.
 pub(super) fn accept_nudges() {
     extern "C" fn nothing(_: c_int) {}
-    // SAFETY: a handler that does nothing, and sets that are made. Without SA_RESTART system calls return EINTR.
+    // SAFETY: the handler does nothing, and the structs are initialized. Without SA_RESTART, system calls return EINTR.
     unsafe {
         let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
         action.sa_sigaction = nothing as *const () as usize;
@@ -395,16 +398,16 @@ pub(super) fn accept_nudges() {
     }
 }
 
-/// Interrupts a thread that [`accept_nudges`].
+/// Interrupts a thread that has called [`accept_nudges`].
 pub(super) fn nudge(thread: &JoinHandle<()>) {
-    // SAFETY: a handle that can be borrowed has not been joined or detached.
+    // SAFETY: the thread of a borrowed handle has not been joined or detached.
     unsafe { libc::pthread_kill(thread.as_pthread_t(), NUDGE) };
 }
 
-/// Writes a whole text to a descriptor, if it can be written.
+/// Writes the whole text to a descriptor, or stops at an error.
 pub(super) fn write_all(fd: RawFd, mut text: &[u8]) {
     while !text.is_empty() {
-        // SAFETY: as many bytes as there are.
+        // SAFETY: the pointer and the length are those of `text`.
         let written = unsafe { libc::write(fd, text.as_ptr().cast(), text.len()) };
         match usize::try_from(written) {
             Ok(written) if written > 0 => text = text.get(written..).unwrap_or_default(),
@@ -414,16 +417,16 @@ pub(super) fn write_all(fd: RawFd, mut text: &[u8]) {
     }
 }
 
-/// What ps(1) shows as the command line of this process.
+/// The memory of this process's command line, as ps(1) shows it.
 pub(super) struct Title {
     start: usize,
     size: usize,
-    /// The arguments that this process was started with, behind its own name.
+    /// The arguments of this process, without its name.
     arguments: Vec<u8>,
 }
 
 impl Title {
-    /// Where the kernel has the arguments, and the environment behind them. proc_pid_stat(5)
+    /// Finds where the kernel keeps the arguments and, after them, the environment. proc_pid_stat(5)
     pub(super) fn find() -> Option<Self> {
         let stat = std::fs::read("/proc/self/stat").ok()?;
         let field = |number| usize::try_from(stat_field(&stat, number)?).ok();
@@ -443,14 +446,15 @@ impl Title {
         })
     }
 
-    /// Overwrites the arguments, and the environment as far as it takes. Of these processes none reads them any more.
+    /// Overwrites the arguments, and as much of the environment as needed. The processes that call this do not read
+    /// them any more.
     pub(super) fn set(&self, name: &CStr) {
         let mut title = [name.to_bytes(), b": ", &self.arguments].concat();
         title.truncate(self.size.saturating_sub(1));
         title.resize(self.size, 0);
         let place = ptr::with_exposed_provenance_mut(self.start);
-        // SAFETY: the kernel put the strings there, in memory of this process that can be written. No reference to them is
-        // alive, and whoever looks at a string finds zeros behind it.
+        // SAFETY: the kernel put the strings there, in writable memory of this process. No reference to them exists,
+        // and zeros follow the title, so later reads of the strings end.
         unsafe { ptr::copy_nonoverlapping(title.as_ptr(), place, self.size) };
     }
 }
@@ -524,14 +528,15 @@ impl Signals {
             let default: libc::sigaction = MaybeUninit::zeroed().assume_init();
             check(libc::sigaction(libc::SIGCHLD, &raw const default, child.as_mut_ptr()))?;
             let child = child.assume_init();
-            // On failure, this process is about to end, or to go on without signals held.
+            // On failure, this process either exits or continues without blocking signals.
             check(libc::sigprocmask(libc::SIG_SETMASK, &every_signal(), mask.as_mut_ptr()))
                 .inspect_err(|_| _ = libc::sigaction(libc::SIGCHLD, &raw const child, ptr::null_mut()))?;
             Ok(Self { mask: mask.assume_init(), child })
         }
     }
 
-    /// Restores what `hold` found. If that fails, a program must not be started: it would never see a signal.
+    /// Restores the mask that `hold` found. On failure the program must not be started: all its signals would stay
+    /// blocked.
     pub(super) fn release(&self) -> io::Result<()> {
         // SAFETY: what the kernel gave.
         unsafe {
@@ -648,7 +653,7 @@ pub(super) enum Change {
 }
 
 impl Change {
-    /// How a process ended, from its status as wait(2) tells it.
+    /// Converts a status of wait(2).
     pub(super) fn ended(status: c_int) -> Self {
         if libc::WIFSIGNALED(status) {
             Self::Killed(libc::WTERMSIG(status))
@@ -694,10 +699,10 @@ pub(super) fn acknowledge(pid: i32, change: Change) {
     let _ = uninterrupted(wait);
 }
 
-/// Whether a child has ended, and then whether it said that all is well.
+/// Returns whether a child that has ended exited with status 0. `None` if it still runs.
 pub(super) fn ending(pid: i32) -> Option<bool> {
     let mut status = 0;
-    // SAFETY: a place for an int.
+    // SAFETY: a pointer to an int.
     match uninterrupted(|| unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG | libc::__WALL) }) {
         Ok(0) => None,
         Ok(_) => Some(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0),
@@ -733,7 +738,7 @@ pub(super) fn exit(status: c_int) -> ! {
 mod tests {
     use super::{Signals, install_plain, renounce_privileges, sock_filter};
 
-    /// Filters are a thread's own, and so is the mask.
+    /// Filters and the signal mask belong to a thread, so the test runs in its own.
     #[test]
     fn a_signal_mask_that_cannot_be_restored_is_an_error() {
         const LOAD: u16 = 0x20;

@@ -1,22 +1,23 @@
-//! The threads that look after calls, and the watchdog over them.
+//! The threads that handle calls, and the watchdog that monitors them.
 //!
-//! A worker's system calls work on objects that a program chose: its sockets, its memory, its files. A hostile program can
-//! make such a call block. The program may hold the socket's lock, back the memory by a page that never arrives, or leave the
-//! worker the last close of a socket that lingers. Some of these waits end neither by a signal nor by SIGKILL. So a call
-//! is never retried or cancelled; another worker goes on with the other calls:
+//! A worker's system calls operate on objects that a program chose: its sockets, its memory, its files. A hostile
+//! program can make such a call block. The program may hold the socket's lock, back the memory by a page that never
+//! arrives, or leave the worker the last close of a socket that lingers. Not even SIGKILL ends some of these waits. So
+//! a call is never retried or cancelled; another worker continues with the other calls:
 //!
 //! - One worker serves, and another is parked. The watchdog is the supervisor's main thread. It touches no object of a
 //!   program, and it wakes up only while calls are made.
-//! - If the serving worker is at the same call for [`STALL`], the watchdog hands over to the parked worker and starts a new
-//!   one to be parked. The first worker is parked when its call returns.
-//! - If a call is not answered for [`DEADLINE`], the watchdog answers it: the kernel makes the call, and the socket may not
-//!   have the policy, which is said. Then it interrupts the worker, which ends a wait for a socket that lingers.
-//! - There are at most [`WORKERS`] threads. A process, or a user other than the supervisor's, that keeps several of them
-//!   waiting has its calls let through. While no worker is parked, all calls are let through: the last worker touches
-//!   nothing, so nothing can stop it.
+//! - If the serving worker is at the same call for [`STALL`], the watchdog hands over to the parked worker and starts a
+//!   new one to be parked. The first worker parks itself when its call returns.
+//! - If a call is not answered for [`DEADLINE`], the watchdog answers it. The kernel then makes the call, the socket
+//!   may lack the policy, and ka prints a message. Then the watchdog interrupts the worker, which ends a wait for a
+//!   socket that lingers.
+//! - There are at most [`WORKERS`] threads. If a process, or a user other than the supervisor's, keeps several of them
+//!   waiting, its calls are let through. While no worker is parked, all calls are let through: the last worker touches
+//!   no object, so nothing can block it.
 //!
-//! Workers are threads, not processes: under Yama only an ancestor of the program may duplicate its descriptors. Each has a
-//! descriptor table of its own, so a thread that is stuck for good keeps no pipe or terminal of the caller's open.
+//! Workers are threads, not processes: under Yama only an ancestor of the program may duplicate its descriptors. Each
+//! has its own descriptor table, so a thread that is stuck forever holds no pipe or terminal of the caller open.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -31,28 +32,28 @@ use super::sys::{self, Answer, Call, Post, Shared, WORKERS};
 use super::terms::Terms;
 use crate::process::Status;
 
-/// How often the watchdog looks while calls are made.
+/// How often the watchdog checks the workers while calls are made.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How often it looks while nothing but stuck workers is left to look at.
+/// How often the watchdog checks if only stuck workers are left.
 const SLOW_TICK: Duration = Duration::from_secs(1);
 
-/// After how many looks at the same call another worker takes over.
+/// Another worker takes over after this many checks that found the same call.
 const STALL: u32 = 2;
 
-/// After how many looks at the same call it is let through: 2 s.
+/// A call is let through after this many checks that found it: 2 s.
 const DEADLINE: u32 = 20;
 
-/// After how many looks without a call the watchdog sleeps.
+/// The watchdog sleeps after this many checks that found no call.
 const IDLE: u32 = 10;
 
-/// How many workers one process may keep waiting.
+/// A process may keep this many workers waiting.
 const PER_PROCESS: usize = 2;
 
-/// How many workers one user may keep waiting, unless the supervisor is the user's own.
+/// A user other than the supervisor's may keep this many workers waiting.
 const PER_USER: usize = 4;
 
-/// A worker that is stuck, and who keeps it.
+/// A worker that is stuck, and the process and user that block it.
 #[derive(Clone, Copy)]
 struct Stall {
     worker: usize,
@@ -60,30 +61,30 @@ struct Stall {
     user: Option<u32>,
 }
 
-/// What workers and watchdog share.
+/// State that the workers and the watchdog share.
 pub(super) struct Workers {
     pub(super) listener: OwnedFd,
     pub(super) terms: Terms,
     pub(super) speaker: Speaker,
     shared: &'static Shared,
-    /// The worker that serves.
+    /// The index of the worker that serves.
     serving: AtomicUsize,
-    /// Which workers wait to serve.
+    /// The workers that wait to serve.
     parked: [AtomicBool; WORKERS],
-    /// Calls are let through as they come, because a worker that got stuck could not be replaced.
+    /// Whether all calls are let through, because no worker is left to replace one that gets stuck.
     lets_all_through: AtomicBool,
-    /// Workers look at what a descriptor is before they take it.
+    /// Whether workers check that a descriptor is a socket before they duplicate it.
     is_wary: AtomicBool,
-    /// The watchdog sleeps until `wake` is raised.
+    /// Whether the watchdog sleeps until `wake` is raised.
     sleeps: AtomicBool,
     wake: OwnedFd,
-    /// The workers that are stuck. Each call looks at their number, so it has a place of its own.
+    /// The workers that are stuck. Every call reads their number, so it is kept separately in `stalled`.
     stalls: Mutex<Vec<Stall>>,
     stalled: AtomicU32,
 }
 
 impl Workers {
-    /// Whether a call is to be let through untouched, which is said.
+    /// Returns whether to let a call through without setting its socket. If so, prints a message.
     pub(super) fn lets_through(&self, call: &Call) -> bool {
         let task = call.pid.cast_signed();
         if self.lets_all_through.load(Ordering::Relaxed) {
@@ -105,52 +106,53 @@ impl Workers {
         exceeds
     }
 
-    /// Whether a task's process or user keeps as many workers waiting as it may.
+    /// Returns whether a task's process or user keeps the permitted number of workers waiting.
     fn exceeds(&self, task: i32) -> bool {
-        // The task may be gone, and then no answer matters.
+        // If the task has ended, the answer does not matter.
         let Ok(status) = Status::read(task) else { return false };
         let stalls = self.stalls.lock().unwrap_or_else(PoisonError::into_inner);
         let count =
             |is_theirs: &dyn Fn(&Stall) -> bool| stalls.iter().filter(|stall| is_theirs(stall)).count();
-        // The supervisor's own user may stop it in any case.
+        // The supervisor's own user can stop the supervisor anyway, so this user has no limit.
         let user = status.user().filter(|user| *user != crate::sys::users().1);
         count(&|stall| Some(stall.process) == status.leader()) >= PER_PROCESS
             || (user.is_some() && count(&|stall| stall.user == user) >= PER_USER)
     }
 
-    /// Whether a worker looks at what a descriptor is before it takes it. To close a file of a FUSE filesystem takes an
-    /// answer of its server, so only sockets should be taken. The look costs a twentieth of a connection, so it begins with
-    /// the first descriptor that is not a socket, or the first worker that is stuck.
+    /// Returns whether workers check that a descriptor is a socket before they duplicate it. Closing a file of a FUSE
+    /// filesystem waits for the filesystem's server, so workers should duplicate only sockets. The check adds a
+    /// twentieth to the time of a connection. So it starts with the first descriptor that is not a socket, or the first
+    /// worker that is stuck.
     pub(super) fn is_wary(&self) -> bool {
         self.is_wary.load(Ordering::Relaxed)
     }
 
-    /// From now on workers look at what a descriptor is.
-    pub(super) fn beware(&self) {
+    /// Makes workers check descriptors from now on.
+    pub(super) fn check_descriptors(&self) {
         self.is_wary.store(true, Ordering::Relaxed);
     }
 
-    /// Has the watchdog look.
+    /// Wakes the watchdog if it sleeps.
     pub(super) fn alert(&self) {
         if self.sleeps.load(Ordering::SeqCst) && self.sleeps.swap(false, Ordering::SeqCst) {
             sys::raise(self.wake.as_fd());
         }
     }
 
-    /// Has the watchdog say a line.
+    /// Has the watchdog print a line.
     pub(super) fn say(&self, line: String) {
         self.speaker.add(line);
         sys::raise(self.wake.as_fd());
     }
 
-    /// Has the watchdog say something of a program, once.
+    /// Has the watchdog print a message about a program, once.
     pub(super) fn note(&self, task: i32, notice: Notice, what: impl FnOnce() -> String) {
         if self.speaker.note(task, notice, what) {
             sys::raise(self.wake.as_fd());
         }
     }
 
-    /// A worker: serves, or is parked.
+    /// Runs a worker: it serves, or it is parked.
     fn work(&'static self, index: usize, left: &[Call]) {
         let kept = [self.listener.as_raw_fd(), self.wake.as_raw_fd()];
         if sys::own_descriptors(&kept).is_ok() {
@@ -164,7 +166,7 @@ impl Workers {
         for call in left {
             post.begin(call);
             self.alert();
-            server.see_to(call);
+            server.handle(call);
         }
         loop {
             while self.serving.load(Ordering::Acquire) != index {
@@ -178,7 +180,7 @@ impl Workers {
         }
     }
 
-    /// Waits for a call.
+    /// Waits for a call and wakes the watchdog.
     pub(super) fn receive(&self, post: &Post) -> io::Result<Call> {
         let call = post.receive(self.listener.as_fd())?;
         self.alert();
@@ -186,11 +188,11 @@ impl Workers {
     }
 }
 
-/// What the watchdog knows of a worker.
+/// The watchdog's record of a worker.
 struct Watched {
     thread: JoinHandle<()>,
     turn: u32,
-    /// For how many looks it has been at the same call.
+    /// The number of checks that found the worker at the same call.
     looks: u32,
 }
 
@@ -198,13 +200,13 @@ struct Watched {
 pub(super) struct Watchdog {
     workers: &'static Workers,
     watched: Vec<Watched>,
-    /// For how many looks there was no call.
+    /// The number of checks that found no call.
     idle: u32,
     last: Instant,
 }
 
 impl Watchdog {
-    /// Starts to look after calls: first those that another supervisor left.
+    /// Starts the workers. The first one begins with the calls that a previous supervisor left unanswered.
     pub(super) fn start(listener: OwnedFd, shared: &'static Shared, terms: Terms) -> io::Result<Self> {
         crate::sys::raise_descriptor_limit();
         let left = shared.left();
@@ -227,12 +229,12 @@ impl Watchdog {
         let mut watchdog =
             Self { workers, watched: Vec::with_capacity(WORKERS), idle: 0, last: Instant::now() };
         watchdog.add(left)?;
-        // Until there is a second worker, the first touches nothing.
+        // Until a second worker exists, the first one lets all calls through.
         watchdog.replenish();
         Ok(watchdog)
     }
 
-    /// The descriptor that can be read when there is a reason to look.
+    /// A descriptor that is readable when the watchdog should check the workers.
     pub(super) fn wake(&self) -> BorrowedFd<'static> {
         self.workers.wake.as_fd()
     }
@@ -249,7 +251,7 @@ impl Watchdog {
         Ok(())
     }
 
-    /// The first worker that waits to serve.
+    /// Returns the first worker that waits to serve.
     fn parked(&self) -> Option<usize> {
         let serving = self.workers.serving.load(Ordering::Relaxed);
         let is_free = |index: &usize| {
@@ -259,19 +261,19 @@ impl Watchdog {
         (0..self.watched.len()).find(is_free)
     }
 
-    /// Starts a worker if none is parked. If that fails, calls are let through untouched.
+    /// Starts a worker if none is parked. On failure, all calls are let through.
     fn replenish(&mut self) {
         let is_there = self.parked().is_some() || self.add(Vec::new()).is_ok();
         self.workers.lets_all_through.store(!is_there, Ordering::Relaxed);
     }
 
-    /// How long the watchdog may wait for something else.
+    /// Returns how long the watchdog may wait for other events.
     pub(super) fn patience(&self, longest: Duration) -> Duration {
         if self.idle < IDLE {
             return TICK;
         }
         self.workers.sleeps.store(true, Ordering::SeqCst);
-        // A call that has come meanwhile may not have seen that it sleeps.
+        // A worker that received a call before the store above did not wake the watchdog.
         let is_new = |(watched, post): (&Watched, &Post)| post.turn() != watched.turn;
         if self.watched.iter().zip(&self.workers.shared.posts).any(is_new) {
             self.workers.sleeps.store(false, Ordering::SeqCst);
@@ -282,7 +284,7 @@ impl Watchdog {
         if is_settled { longest } else { SLOW_TICK }
     }
 
-    /// Looks at each worker, if it is time to, and has lines written.
+    /// Checks each worker if a tick has passed, and starts to write queued lines.
     pub(super) fn look(&mut self) {
         sys::lower(self.workers.wake.as_fd());
         if self.last.elapsed() >= TICK {
@@ -297,7 +299,7 @@ impl Watchdog {
         self.workers.speaker.start();
     }
 
-    /// Looks at a worker. Returns whether there is no need to look again soon.
+    /// Checks a worker. Returns whether the next check can wait.
     fn look_at(&mut self, index: usize) -> bool {
         let (Some(watched), Some(post)) = (self.watched.get_mut(index), self.workers.shared.posts.get(index))
         else {
@@ -320,7 +322,7 @@ impl Watchdog {
             DEADLINE => self.let_through(call, task),
             _ => {}
         }
-        // A wait for a socket that lingers ends by a signal. The other waits go on.
+        // The signal ends a wait for a socket that lingers. Other waits continue.
         if looks >= DEADLINE
             && let Some(watched) = self.watched.get(index)
         {
@@ -329,10 +331,10 @@ impl Watchdog {
         looks > DEADLINE
     }
 
-    /// A worker is stuck: another serves.
+    /// Replaces a stuck worker by a parked one.
     fn hand_over(&mut self, index: usize, task: i32) {
         let workers = self.workers;
-        workers.beware();
+        workers.check_descriptors();
         let status = Status::read(task).unwrap_or_default();
         let stall = Stall { worker: index, process: status.leader().unwrap_or(task), user: status.user() };
         self.change_stalls(|stalls| stalls.push(stall));
@@ -341,14 +343,14 @@ impl Watchdog {
         }
         let Some(next) = self.parked() else { return };
         workers.serving.store(next, Ordering::Release);
-        // Before it touches a socket, there is one to replace it.
+        // A replacement must exist before the new worker touches a socket.
         self.replenish();
         if let Some(next) = self.watched.get(next) {
             next.thread.thread().unpark();
         }
     }
 
-    /// A worker is at it again. If another serves by now, it parks itself.
+    /// Records that a worker has returned from its call. If another one serves by now, the worker parks itself.
     fn recover(&self, index: usize) {
         self.change_stalls(|stalls| stalls.retain(|stall| stall.worker != index));
     }
@@ -360,9 +362,9 @@ impl Watchdog {
         self.workers.shared.is_stuck.store(!stalls.is_empty(), Ordering::Relaxed);
     }
 
-    /// A call has waited for too long. The kernel makes it, as it came.
+    /// Lets a call through that has waited for too long. The kernel makes it unchanged.
     fn let_through(&self, call: u64, task: i32) {
-        // First, because the task may end with its answer.
+        // The message comes first, because the task may end as soon as it is answered.
         self.workers.note(task, Notice::Late, || {
             let seconds = DEADLINE.saturating_mul(u32::try_from(TICK.as_millis()).unwrap_or(0)) / 1000;
             format!(
@@ -372,17 +374,18 @@ impl Watchdog {
         let _ = sys::answer(self.workers.listener.as_fd(), call, Answer::Continue);
     }
 
-    /// Has the watchdog's own process say a line.
+    /// Prints a line.
     pub(super) fn say(&self, line: String) {
         self.workers.say(line);
     }
 
-    /// Whether no process is left that could make a call. Before Linux 5.9 nobody says so.
+    /// Returns whether no process is left that could make a call. Always false before Linux 5.9, which does not report
+    /// this.
     pub(super) fn is_over(&self) -> bool {
         sys::is_over(self.workers.listener.as_fd())
     }
 
-    /// Waits until what was said is written, but not for long.
+    /// Waits a moment until queued messages are written.
     pub(super) fn finish(&self) {
         self.workers.speaker.finish();
     }
