@@ -426,7 +426,7 @@ fn received_descriptors_do_not_kill_a_program_with_a_seccomp_filter() {
 }
 
 #[test]
-fn a_program_with_a_seccomp_filter_survives_what_the_shim_does_besides() {
+fn a_program_with_a_seccomp_filter_survives_the_other_calls_of_the_shim() {
     let (filter, log) = (program!("filter"), scratch("log"));
     assert_eq!(stdout(preloaded(&filter).arg("log").env("KA_LOG", &log)), "well\n");
     assert!(!log.exists(), "a line was written under the filter");

@@ -541,7 +541,7 @@ time.sleep(600)
     drop(running);
 }
 
-/// A policy that could change no socket is refused, and one that turns keepalive off does.
+/// A policy that would change no socket is rejected. A policy that turns keepalive off is accepted.
 #[test]
 fn a_policy_that_changes_nothing_is_refused() {
     let mut holder = Holder::start(Command::new(holder()).arg("keepalive"));

@@ -178,7 +178,7 @@ fn force_holds_the_policy() {
     assert!(out.contains(": its cgroup has a policy that holds against others"), "{out}");
     assert!(out.ends_with("0 sockets set, 0 unchanged, 1 failed\n"), "{out}");
     assert_eq!(five(fd)[..4], held[..4]);
-    // What it says to type passes it.
+    // The cgroup's policy does not affect the command in the message.
     assert!(out.contains("; ka attach --all --via bpf passes it"), "{out}");
     let (status, out, err) =
         outcome(ka().args(["attach", "--all", "--via", "bpf", "-d", "99", "--port", &port]));
@@ -313,7 +313,7 @@ fn the_cgroup_above_has_the_last_word() {
     let cgroup = Cgroup::new();
     let below = cgroup.below("below");
     attached(&ka_cgroup(&["attach", "-d", "50"], &below));
-    // Who attaches above is told what that overrides, and by which mode.
+    // attach reports which policies below the new one overrides, and in which mode.
     let (status, _, err) = ka_cgroup(&["attach", "-d", "90"], &cgroup.0);
     let overrides = "it overrides the policies of cgroups below: ";
     assert!(status == 0 && err.starts_with(&format!("ka: cgroup attach: {overrides}")), "{err}");
@@ -321,7 +321,7 @@ fn the_cgroup_above_has_the_last_word() {
     let (status, _, err) = ka_cgroup(&["attach", "-d", "90", "--mode", "default"], &cgroup.0);
     assert_eq!((status, err.as_str()), (0, ""));
     assert_eq!(ka_cgroup(&["attach", "-d", "90"], &cgroup.0).0, 0);
-    // Both are named for the one below, the one above first.
+    // For the cgroup below, ls lists both policies, the one above first.
     let (status, out, err) = ka_cgroup(&["ls", "--json"], &below);
     assert_eq!((status, err.as_str()), (0, ""));
     let rows: Vec<Value> = serde_json::from_str(&out).unwrap();
@@ -577,7 +577,7 @@ fn attaching(command: &mut Command) -> (Running, String) {
     (running, line)
 }
 
-/// The system calls that a list of systemd's allows. `~` takes calls off the list, `@` names one of systemd's sets.
+/// Applies an item of systemd's SystemCallFilter= list: `~` removes calls, `@` names a set of systemd.
 fn system_calls(words: &str, calls: &mut BTreeSet<String>) {
     let (words, allow) = words.strip_prefix('~').map_or((words, true), |words| (words, false));
     for word in words.split_whitespace() {
@@ -596,7 +596,7 @@ fn system_calls(words: &str, calls: &mut BTreeSet<String>) {
     }
 }
 
-/// The sets of capabilities of a process, by the kernel's word, from inheritable to ambient.
+/// Returns the capability sets of a process from /proc: inheritable, permitted, effective and ambient.
 fn capabilities(pid: u32) -> Vec<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let set = |line: &str| u64::from_str_radix(line.strip_prefix("Cap")?.split_once(":\t")?.1, 16).ok();
@@ -608,12 +608,12 @@ fn capabilities(pid: u32) -> Vec<u64> {
     vec![inheritable, permitted, effective, ambient]
 }
 
-/// The unit's command, as the user, with the capabilities and the system calls that it has, on a cgroup as its name says it. It
-/// tells systemd how it is, and keeps no right but one.
+/// Runs the unit's command as the unit's user, with its capabilities and system calls, on a cgroup that the unit's name
+/// encodes. The command notifies systemd, and keeps only CAP_BPF.
 #[test]
-fn systemd_s_unit_may_do_what_it_must_and_no_more() {
+fn the_systemd_unit_has_only_the_rights_that_it_needs() {
     const BPF: u64 = 1 << 39;
-    if !on_its_own("systemd_s_unit_may_do_what_it_must_and_no_more") {
+    if !on_its_own("the_systemd_unit_has_only_the_rights_that_it_needs") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -675,7 +675,7 @@ fn systemd_s_unit_may_do_what_it_must_and_no_more() {
         message = receive();
     }
     assert_eq!(message, format!("STATUS=/{name}: {policy}"));
-    // By then it has only the right that it needs to know when the cgroup is gone.
+    // By then ka has only the capability that it needs to notice the end of the cgroup.
     assert_eq!(capabilities(running.0.id()), [0, BPF, BPF, 0]);
     for _ in 0..3 {
         assert_eq!(receive(), "WATCHDOG=1");
@@ -691,7 +691,7 @@ fn systemd_s_unit_may_do_what_it_must_and_no_more() {
     assert_eq!((message.as_str(), running.0.wait().unwrap().code()), ("STOPPING=1", Some(0)));
     assert!(listed(&cgroup).is_empty());
 
-    // Others' variables are not for it; and the manager may be one of an abstract name.
+    // ka ignores variables that are addressed to another process. The manager's socket may have an abstract name.
     let manager = UnixDatagram::bind_addr(
         &SocketAddr::from_abstract_name(folder.as_os_str().as_encoded_bytes()).unwrap(),
     );
@@ -808,8 +808,8 @@ fn what_is_open_in_other_networks_is_set_too() {
     assert_eq!(network(), before);
 }
 
-/// Makes cgroups within each other as the user who has the first: so many, with a name of so many letters. The last has a
-/// program in a network of its own, if that is asked for.
+/// Nests cgroups, as the owner of the first one: the number of levels, the length of each name, and optionally a
+/// program to run in the last one.
 const NEST: &str = "import os, subprocess, sys\n\
     levels, length, program = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]\n\
     os.chdir(sys.argv[1])\n\
@@ -820,17 +820,17 @@ const NEST: &str = "import os, subprocess, sys\n\
     \x20   os.write(procs, b'0'); os.close(procs); os.chdir('/')\n\
     \x20   os.execvp(program[0], program)\n";
 
-/// A command in a network of its own, where it may connect to itself.
+/// Returns a command that runs a program in its own network namespace with loopback.
 fn elsewhere(program: &Path) -> Vec<String> {
     let words = ["unshare", "--net", "sh", "-c", "ip link set lo up && exec \"$0\""];
     words.map(str::to_owned).into_iter().chain([program.display().to_string()]).collect()
 }
 
-/// A user with a delegated cgroup makes names longer than a path, many levels, and a folder that only its owner may read.
-/// All other cgroups are looked at, and so are these as far as ka's rights go.
+/// A user with a delegated cgroup makes names longer than a path, many levels, and a folder that only its owner may
+/// read. ka sets all other cgroups, and these as far as its rights permit.
 #[test]
-fn a_user_s_cgroups_hide_neither_themselves_nor_others() {
-    if !on_its_own("a_user_s_cgroups_hide_neither_themselves_nor_others") {
+fn deep_and_unreadable_cgroups_are_set_or_reported() {
+    if !on_its_own("deep_and_unreadable_cgroups_are_set_or_reported") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -844,12 +844,12 @@ fn a_user_s_cgroups_hide_neither_themselves_nor_others() {
         python
     };
     succeed(&mut as_nobody(&nest(2000, 1)));
-    // Deeper than PATH_MAX. The program is put there by root, who may make a network.
+    // Longer than PATH_MAX. Root starts the program there, because only root may make a network namespace.
     let mut deep = Holder::start(nest(40, 250).args(elsewhere(holder())));
     let mut deeper = Holder::start(nest(1100, 2).args(elsewhere(holder())));
     let mut victim = Holder::start(within(&last, "env".as_ref()).args(elsewhere(holder())));
     let result = ka_cgroup(&["attach", "-p", "280,30,5"], &cgroup.0);
-    // A socket so deep in others may be of any cgroup.
+    // ka cannot tell whether a socket in a cgroup nested that deeply belongs to this cgroup.
     assert_eq!(result.0, 1, "{result:?}");
     assert!(result.1.ends_with("; 6 sockets set, 0 unchanged, 3 failed\n"), "{result:?}");
     assert!(result.2.contains("3 sockets: they are in cgroups too deep to tell"), "{result:?}");
@@ -858,7 +858,7 @@ fn a_user_s_cgroups_hide_neither_themselves_nor_others() {
         holder.open();
         holder.assert_all(280, 30, 5);
     }
-    // What it says to type reaches those.
+    // The command in the message reaches those sockets.
     assert!(result.2.contains("ka attach PID reaches it before ka cgroup attach"), "{result:?}");
     detach(&cgroup.0);
     let told = outcome(ka().args(["attach", "-p", "280,30,5", &deeper.pid().to_string()]));
@@ -866,7 +866,7 @@ fn a_user_s_cgroups_hide_neither_themselves_nor_others() {
     deeper.assert_all(280, 30, 5);
     deeper.end();
     attached(&ka_cgroup(&["attach", "-p", "280,30,5"], &cgroup.0));
-    // All are listed, also by the long name.
+    // All are listed, even under a long name.
     attached(&ka_cgroup(&["attach", "-p", "280,30,5"], &last));
     let (status, out, err) = ka_cgroup(&["ls", "--json"], &cgroup.0);
     assert_eq!((status, err.as_str()), (0, ""));
@@ -881,7 +881,7 @@ fn a_user_s_cgroups_hide_neither_themselves_nor_others() {
     assert_eq!((&rows[0]["above"], &rows[1]["above"]), (&Value::Bool(true), &Value::Bool(false)));
     detach(&long);
 
-    // A threaded cgroup does not tell its processes, but its threads.
+    // A threaded cgroup lists only its threads.
     let thread = threads.join("thread");
     fs::create_dir(&thread).unwrap();
     fs::write(thread.join("cgroup.type"), "threaded").unwrap();
@@ -891,7 +891,7 @@ fn a_user_s_cgroups_hide_neither_themselves_nor_others() {
     threaded.open();
     assert_eq!(attached(&ka_cgroup(&["attach"], &thread)), "1 sockets set, 0 unchanged, 0 failed");
     detach(&thread);
-    // Without the right to read all folders, that is said, and the rest is done.
+    // Without the right to read all folders, ka reports the unreadable ones and sets the rest.
     fs::set_permissions(&user, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     let mut wrapped = Command::new("setpriv");
     wrapped.args(["--bounding-set", "-dac_override,-dac_read_search"]);
@@ -909,10 +909,10 @@ fn a_user_s_cgroups_hide_neither_themselves_nor_others() {
     );
 }
 
-/// More namespaces than descriptors.
+/// There are more namespaces than descriptors.
 #[test]
-fn each_network_is_open_for_as_long_as_it_is_looked_at() {
-    if !on_its_own("each_network_is_open_for_as_long_as_it_is_looked_at") {
+fn one_network_namespace_is_open_at_a_time() {
+    if !on_its_own("one_network_namespace_is_open_at_a_time") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -926,11 +926,11 @@ fn each_network_is_open_for_as_long_as_it_is_looked_at() {
     }
 }
 
-/// A program holds a socket's lock for ever, and the kernel waits for it. Other networks' sockets are set, what was left is
-/// named, and ka ends at a signal.
+/// A program holds a socket's lock forever, and the kernel waits for it. ka sets the sockets of other networks, names
+/// the one that it left out, and ends at a signal.
 #[test]
-fn a_socket_whose_lock_is_held_holds_up_nobody() {
-    if !on_its_own("a_socket_whose_lock_is_held_holds_up_nobody") {
+fn a_held_lock_does_not_block_the_sweep() {
+    if !on_its_own("a_held_lock_does_not_block_the_sweep") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -953,7 +953,7 @@ fn a_socket_whose_lock_is_held_holds_up_nobody() {
     command.args(["cgroup", "attach", "--foreground", "-p", "280,30,5"]).arg(&cgroup.0);
     let mut running =
         Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
-    // New sockets have the policy before those that are open are through.
+    // New sockets have the policy before the sweep of the open sockets ends.
     eventually("the policy is in force", || listed(&cgroup).len() == 1);
     victim.open();
     assert!(victim.look().iter().any(|told| told.on && told.timers == [280, 30, 5, 0]));
@@ -987,8 +987,8 @@ fn run_within(cgroup: &Cgroup, args: &[&str]) -> Command {
     command
 }
 
-/// The process that removes a cgroup of `ka run --via cgroup` was killed. An empty cgroup of that name which somebody else has
-/// made, and one with a process in it, are left.
+/// The test kills the process that would remove a cgroup of `ka run --via cgroup`. An empty cgroup with such a name
+/// that another program made, and a cgroup with a process in it, are left.
 #[test]
 fn empty_cgroups_that_ka_run_left_are_removed() {
     if !on_its_own("empty_cgroups_that_ka_run_left_are_removed") {
@@ -997,13 +997,13 @@ fn empty_cgroups_that_ka_run_left_are_removed() {
     let cgroup = Cgroup::new();
     let holder = Holder::start(&mut run_within(&cgroup, &["--", holder().to_str().unwrap()]));
     let other = cgroup.below("ka-run-999999999");
-    // The one that waits is in a session of its own, in the cgroup of ka run.
+    // The waiting process has its own session, in the cgroup of ka run.
     let remover = fs::read_to_string(cgroup.0.join("cgroup.procs")).unwrap();
     let remover: i32 = remover.trim().parse().unwrap();
     let left = cgroup.0.join(format!("ka-run-{}", holder.pid()));
     let (status, out, _) = outcome(ka().args(["cgroup", "detach", "--all"]));
     assert!(status == 0 && left.exists(), "{out}");
-    // SAFETY: a process that our own child has started, which waits for the end of that.
+    // SAFETY: a process that our own child started, and that waits for that child's end.
     unsafe { libc::kill(remover, libc::SIGKILL) };
     holder.end();
     eventually("nobody is in the cgroup", || {

@@ -157,7 +157,7 @@ fn check_says_what_reaches_a_process() {
     drop(made);
 }
 
-/// What the shim did not see is listed, with the command that sets it.
+/// check lists the sockets that the shim has missed, and prints the command that sets them.
 #[test]
 fn check_names_the_sockets_that_the_shim_missed() {
     let program = raw(&["-O2", "-DBOTH"]);
@@ -183,7 +183,7 @@ fn check_names_the_sockets_that_the_shim_missed() {
     assert!(status == 0 && text.contains("nothing: it is under ka already"), "{text}");
     assert_eq!(running.end(), 0);
 
-    // What may be the reason is in the environment.
+    // The environment may be the reason.
     let mut command = ka();
     command.env("KA_RULES", "lport=1 skip").args(["run", "--via", "preload", "--"]).arg(&program).arg("stay");
     let running = Staying::start(&mut command);
@@ -192,7 +192,7 @@ fn check_names_the_sockets_that_the_shim_missed() {
     drop(running);
 }
 
-/// The shim takes the place of the functions of one C library.
+/// The shim replaces the functions of one C library only.
 #[test]
 fn check_names_a_second_c_library() {
     const SOURCE: &str = "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <stdio.h>\n\
@@ -214,9 +214,9 @@ fn check_names_a_second_c_library() {
     assert!(twice.contains(two), "{twice}");
 }
 
-/// A wrapper that starts its program without the shim is not promised to be reached by it.
+/// check does not claim that preload reaches programs that a wrapper starts without the shim.
 #[test]
-fn check_knows_wrappers() {
+fn check_recognizes_wrappers() {
     let folder = scratch("wrappers");
     fs::create_dir(&folder).unwrap();
     for (name, preloaded, fact) in [
@@ -326,7 +326,7 @@ fn a_plan_with_one_probe_warns_of_a_lost_packet() {
     for args in [&["--detect", "4s"][..], &["-p", "60,10,2"], &["-p", "60,10,6"]] {
         assert!(!warns(args), "{args:?}");
     }
-    // What it names has three.
+    // The values that the warning suggests have three probes.
     let plan = json_of(ka().args(["plan", "--json", "--detect", "5s"]));
     assert_eq!(plan["cnt"], 3, "{plan}");
 }

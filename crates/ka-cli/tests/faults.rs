@@ -404,7 +404,7 @@ fn a_cgroup_has_the_policy_whole_or_as_it_was() {
     let judge = |fault: &Fault, ran: &Ran, ()| match ran.status {
         // What is gone meanwhile has nothing.
         0 if ran.stdout.contains("\"idle\": 60") || fault.is_gone() => Ok(()),
-        // What could not be looked at is named, and the rest is listed.
+        // ka names a cgroup that it could not read, and lists the rest.
         1 if ran.stderr.contains("1 cgroup was not looked at") => Ok(()),
         _ => is_refused(ran, &[2]),
     };

@@ -1,6 +1,6 @@
-//! Neighbours who want to stop ka: they hold the locks of their sockets, have whoever closes them wait, or have more than
-//! ka can look through. Each test shows that ka ends, that everybody else's sockets have the policy, and that ka names what
-//! it left out.
+//! Attackers that try to stop ka: they hold the locks of their sockets, make the last close wait, or have more
+//! descriptors or threads than ka can read. Each test shows that ka ends, that all other sockets have the policy, and
+//! that ka names the ones that it left out.
 
 #[path = "../../../tests/support/mod.rs"]
 mod support;
@@ -22,21 +22,22 @@ use support::{
     Link, Running, compile, eventually, is_root, on_a_machine_of_its_own, root, skip, stdout, succeed,
 };
 
-/// Longer than ka waits for a few sockets, on a machine that is busy with other things.
+/// More time than ka needs for a few sockets on a busy machine.
 const LONG: Duration = Duration::from_secs(120);
 
-/// An attacker, which ends when its input does.
+/// An attacker, which ends at the end of its input.
 struct Attacker {
     child: Child,
     said: Vec<i32>,
 }
 
 impl Attacker {
-    /// One of tests/c, and the numbers that it says. `None`, loudly, if it cannot attack here.
+    /// Starts a program of tests/c and reads the numbers that it prints. Skips loudly and returns `None` if it cannot
+    /// attack here.
     fn start(name: &str, args: &[&str]) -> Option<Self> {
         let source = root().join("crates/ka-cli/tests/c").join(name).with_extension("c");
         let program = compile(support::cc().arg("-pthread"), &source, Link::Nothing);
-        // Everybody may run it, wherever the repository is.
+        // Every user may run it there, wherever the repository is.
         let folder = public(name);
         let _made = CleanUp(folder.clone());
         let place = folder.join(name);
@@ -58,7 +59,7 @@ impl Attacker {
         self.child.id().to_string()
     }
 
-    /// What the kernel says of its sockets, but of those whose lock is held: asking those could hold this test up.
+    /// Reads the options of its sockets, except those whose lock is held, because reading them could block this test.
     fn others(&self) -> Vec<Told> {
         let locked = &self.said;
         command::outside_but(self.child.id().try_into().unwrap(), locked)
@@ -79,7 +80,7 @@ fn has_attackers() -> bool {
     is_root()
 }
 
-/// ka runs to its end, and so do its pipes, though its workers may not.
+/// Runs ka to its end. Its pipes must be closed too, although its workers may still exist.
 #[track_caller]
 fn ends(mut command: Command) -> (i32, String, String) {
     let started = Instant::now();
@@ -107,8 +108,8 @@ fn attach(args: &[&str]) -> Command {
 const BLOCKED: &str = "did not answer within 2 s (a program holds its lock)";
 
 #[test]
-fn a_held_lock_keeps_ka_from_no_other_socket() {
-    if !on_a_machine_of_its_own("a_held_lock_keeps_ka_from_no_other_socket") || !has_attackers() {
+fn ka_sets_other_sockets_while_a_lock_is_held() {
+    if !on_a_machine_of_its_own("ka_sets_other_sockets_while_a_lock_is_held") || !has_attackers() {
         return;
     }
     let mut before = Holder::start(&mut Command::new(holder()));
@@ -117,7 +118,7 @@ fn a_held_lock_keeps_ka_from_no_other_socket() {
     let named = format!("{} (evil) fd {} ", evil.pid(), evil.said[0]);
     let is_named = |out: &str| out.lines().any(|line| line.starts_with(&named) && line.contains(BLOCKED));
 
-    // Nothing is set by those that only look.
+    // ka attach --dry-run and ka ls set no socket.
     let (status, out, err) = ends(attach(&["--all", "--dry-run"]));
     assert_eq!(status, 1, "{out}{err}");
     assert!(
@@ -137,7 +138,7 @@ fn a_held_lock_keeps_ka_from_no_other_socket() {
     let errors: Vec<_> = rows.iter().filter(|row| !row["error"].is_null()).collect();
     assert_eq!((status, rows.len(), errors.len()), (1, 5, 1), "{out}{err}");
     assert_eq!((&errors[0]["fd"], &errors[0]["error"]), (&evil.said[0].into(), &BLOCKED.into()), "{out}");
-    // What other rows tell needs no lock of others: the kernel's list was asked for less.
+    // The other rows have their status: ka read it socket by socket, because the kernel's list had blocked.
     assert!(rows.iter().all(|row| row["error"].is_string() || row["unanswered_probes"] == 0), "{out}");
     let mut check = ka();
     check.args(["check", &evil.pid()]);
@@ -177,8 +178,8 @@ fn a_held_lock_keeps_ka_from_no_other_socket() {
 }
 
 #[test]
-fn a_held_lock_keeps_no_signal_from_ka() {
-    if !on_a_machine_of_its_own("a_held_lock_keeps_no_signal_from_ka") || !has_attackers() {
+fn ka_ends_at_a_signal_while_a_lock_is_held() {
+    if !on_a_machine_of_its_own("ka_ends_at_a_signal_while_a_lock_is_held") || !has_attackers() {
         return;
     }
     let Some(evil) = Attacker::start("locker", &["65534", "evil", "1"]) else { return };
@@ -190,7 +191,7 @@ fn a_held_lock_keeps_no_signal_from_ka() {
         // SAFETY: our child, which has not been waited for.
         unsafe { libc::kill(child.id().try_into().unwrap(), libc::SIGTERM) };
     };
-    // While a worker is stuck, and ka has not given it up yet: the worker is in the state that no signal ends.
+    // The signal comes while a worker is stuck in state D and ka has not given it up yet.
     let is_stuck = |ka: &Child| {
         let children = format!("/proc/{0}/task/{0}/children", ka.id());
         fs::read_to_string(children).unwrap_or_default().split_whitespace().any(|pid| {
@@ -204,10 +205,10 @@ fn a_held_lock_keeps_no_signal_from_ka() {
         let sent = Instant::now();
         let (status, out, err) = output(child, "ka attach");
         assert!(sent.elapsed() < Duration::from_secs(30), "{args:?}: {:?}", sent.elapsed());
-        // Who follows ends well; the signal ends the others.
+        // With --follow, ka exits with status 0; otherwise the signal ends it.
         assert_eq!(status, if args[0] == "--follow" { 0 } else { -1 }, "{args:?}: {out}{err}");
     }
-    // And while it follows on, with that worker behind it.
+    // The same while ka follows, with a stuck worker left behind.
     let child = spawn(attach(&["--follow", "--all", "--interval", "100ms", "-p", "280,30,5"]));
     let is_set = |told: &Told| told.on && told.timers[..3] == [280, 30, 5];
     eventually("the victim is set", || victim.look().iter().all(is_set));
@@ -227,10 +228,10 @@ fn a_held_lock_keeps_no_signal_from_ka() {
     );
 }
 
-/// After some sockets ka leaves the rest of that user's, and of no other's.
+/// After 8 blocked sockets of one user, ka leaves the rest of that user's sockets alone, but no other user's.
 #[test]
-fn a_user_with_many_held_locks_is_given_up() {
-    if !on_a_machine_of_its_own("a_user_with_many_held_locks_is_given_up") || !has_attackers() {
+fn a_user_with_many_held_locks_is_left_alone() {
+    if !on_a_machine_of_its_own("a_user_with_many_held_locks_is_left_alone") || !has_attackers() {
         return;
     }
     let Some(evil) = Attacker::start("locker", &["65534", "evil", "12"]) else { return };
@@ -243,20 +244,20 @@ fn a_user_with_many_held_locks_is_given_up() {
         "{out}{err}"
     );
     after.assert_all(280, 30, 5);
-    // In any later run too.
+    // A later run also sets the sockets of other users.
     let (status, out, err) = ends(attach(&["-p", "281,30,5", &after.pid().to_string()]));
     assert_eq!((status, out.as_str(), err.as_str()), (0, "3 sockets set, 0 unchanged, 0 failed\n", ""));
 }
 
 #[test]
-fn sockets_that_linger_hold_nobody_up() {
-    if !on_a_machine_of_its_own("sockets_that_linger_hold_nobody_up") || !has_attackers() {
+fn lingering_sockets_do_not_block_ka() {
+    if !on_a_machine_of_its_own("lingering_sockets_do_not_block_ka") || !has_attackers() {
         return;
     }
     for follow in [false, true] {
         let Some(evil) = Attacker::start("lingerer", &["65534", "20"]) else { return };
         let mut victim = Holder::start(&mut Command::new(holder()));
-        // Each option takes some time, so that a duplicate is there whenever the attacker ends.
+        // strace delays each option, so that ka still has a duplicate when the attacker ends.
         let mut strace = bare("strace");
         strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=setsockopt", "-e"]);
         strace.arg("inject=setsockopt:delay_enter=20000").arg(support::release().join("ka"));
@@ -268,7 +269,7 @@ fn sockets_that_linger_hold_nobody_up() {
             eventually_long("the victim is set", || victim.look().iter().all(is_set));
             let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
             let ka: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
-            // SAFETY: a child of strace's, which waits for it.
+            // SAFETY: strace's child, which strace waits for.
             unsafe { libc::kill(ka, libc::SIGTERM) };
         }
         let (status, out, err) = output(child, "ka attach");
@@ -279,7 +280,7 @@ fn sockets_that_linger_hold_nobody_up() {
     }
 }
 
-/// As [`eventually`], for what takes ka a while.
+/// Like [`eventually`], with more time.
 fn eventually_long(what: &str, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + LONG;
     while !is_so() {
@@ -288,10 +289,10 @@ fn eventually_long(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// The cgroup's policy, with a socket of the cgroup locked: its other sockets are set through their processes.
+/// A cgroup has a socket whose lock is held: ka sets its other sockets through their processes.
 #[test]
-fn a_held_lock_keeps_no_cgroup_from_its_policy() {
-    if !on_its_own("a_held_lock_keeps_no_cgroup_from_its_policy") {
+fn a_cgroup_gets_its_policy_while_a_lock_is_held() {
+    if !on_its_own("a_cgroup_gets_its_policy_while_a_lock_is_held") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -306,7 +307,7 @@ fn a_held_lock_keeps_no_cgroup_from_its_policy() {
         assert_eq!(status, 1, "{mode}: {out}{err}");
         let named = format!("process {} (evil): its socket fd {} {BLOCKED}", evil.pid(), evil.said[0]);
         assert!(err.contains(&named), "{mode}: {out}{err}");
-        // In mode default what has a keepalive keeps it.
+        // In mode default, sockets that have keepalive on keep their settings.
         if mode == "default" {
             before.assert_all(270, 30, 5);
             continue;
@@ -318,11 +319,11 @@ fn a_held_lock_keeps_no_cgroup_from_its_policy() {
     succeed(ka().args(["cgroup", "detach", "--all"]));
 }
 
-/// net_cls, mounted for this test alone, with a cgroup that has a class; and the controllers that are mounted.
+/// A mount of net_cls for this test, with a cgroup that has a class; and the mounted controllers.
 struct NetCls(PathBuf, &'static str);
 
 impl NetCls {
-    /// `None`, loudly, if it cannot be had.
+    /// Skips loudly and returns `None` if net_cls cannot be mounted.
     fn mount() -> Option<Self> {
         let folder = public("net-cls");
         for controllers in ["net_cls", "net_cls,net_prio"] {
@@ -347,15 +348,15 @@ impl NetCls {
 
 impl Drop for NetCls {
     fn drop(&mut self) {
-        // A process that was killed leaves a moment later.
+        // A killed process leaves the cgroup a moment later.
         for _ in 0..500 {
             if fs::remove_dir(self.cgroup()).is_ok() {
                 break;
             }
             thread::sleep(Duration::from_millis(20));
         }
-        // The hierarchy ends some time after its last mount, unless the remains of the cgroup were there at that moment: then
-        // it takes another mount.
+        // The kernel removes the hierarchy some time after its last unmount. If remains of the cgroup existed at that
+        // moment, the hierarchy needs another mount and unmount.
         let is_there = || fs::read_to_string("/proc/self/cgroup").unwrap().contains("net_cls");
         for _ in 0..3 {
             let _ = Command::new("umount").arg(&self.0).status();
@@ -373,13 +374,13 @@ impl Drop for NetCls {
     }
 }
 
-/// How many sockets of this network have the class, as ss(8) shows it, and how many there are.
+/// Returns how many sockets of this network namespace have the class according to ss(8), and how many there are.
 fn classed() -> (usize, usize) {
     let sockets = stdout(Command::new("ss").args(["-tanH", "--tos"]));
     (sockets.lines().filter(|line| line.contains("class_id:0x100001")).count(), sockets.lines().count())
 }
 
-/// Whoever receives a descriptor gives the socket its own class: ka receives it in the cgroup of the process.
+/// A receiver of a descriptor gives the socket its own class. ka receives it in the cgroup of the process.
 #[test]
 fn sockets_keep_their_class() {
     if !on_a_machine_of_its_own("sockets_keep_their_class") || !has_attackers() {
@@ -391,7 +392,7 @@ fn sockets_keep_their_class() {
     let mut holder = Holder::start(&mut shell);
     let pid = holder.pid().to_string();
     assert_eq!(classed(), (3, 3));
-    // Where the hierarchy is not mounted, the sockets are left alone, unless ka is told that the class does not matter.
+    // Where the hierarchy is not mounted, ka leaves the sockets alone, except with --lose-class.
     let elsewhere = |args: &[&str]| {
         let mut command = bare("unshare");
         command.args(["--mount", "sh", "-c", "umount \"$0\" && exec \"$@\""]).arg(&net_cls.0);
@@ -425,7 +426,7 @@ fn sockets_keep_their_class() {
     drop(holder);
 }
 
-/// kcmp(2) orders tables, so n tasks cost n log n comparisons: 300 of them fewer than 3,600, and not 45,000.
+/// kcmp(2) orders tables, so n tasks need n log n comparisons: fewer than 3,600 for 300 tasks, instead of 45,000.
 #[test]
 fn tables_are_compared_in_order() {
     const THREADS: &str = "import ctypes, socket, threading, time\n\
@@ -466,7 +467,7 @@ fn tables_are_compared_in_order() {
     assert!((300..3600).contains(&calls), "{counts}");
 }
 
-/// Each process takes ka a descriptor, and it may have few.
+/// ka needs a descriptor for each process, and has few.
 #[test]
 fn more_processes_than_descriptors_are_set() {
     if !on_a_machine_of_its_own("more_processes_than_descriptors_are_set") {

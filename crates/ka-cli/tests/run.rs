@@ -426,7 +426,7 @@ fn what_cannot_be_reached_is_not_run() {
 const OWN_CALLS: &str =
     "makes its system calls itself: neither it nor its libraries import socket, connect, listen or accept";
 
-/// The shim takes the place of functions of the C library, which such a program does not call.
+/// The shim replaces functions of the C library, which such a program does not call.
 #[test]
 fn programs_with_system_calls_of_their_own_are_run_under_a_supervisor() {
     for optimized in ["-O0", "-O2"] {
@@ -441,7 +441,8 @@ fn programs_with_system_calls_of_their_own_are_run_under_a_supervisor() {
         assert!(err.contains(OWN_CALLS), "{err}");
         assert!(err.ends_with("; use ka run without --via, or --via seccomp\n"), "{err}");
     }
-    // Own instructions that have nothing to do with sockets, none at all, and a program that asks the C library too.
+    // Programs whose instructions have nothing to do with sockets, that have none, or that also import the C library's
+    // functions.
     for program in
         [raw(&["-O2", "-DOTHER"]), "true".into(), "sh".into(), "env".into(), raw(&["-O2", "-DBOTH"])]
     {
@@ -451,7 +452,7 @@ fn programs_with_system_calls_of_their_own_are_run_under_a_supervisor() {
     }
 }
 
-/// A library that makes the calls is found wherever the loader finds it.
+/// ka finds such a library wherever the loader finds it.
 #[test]
 fn libraries_with_system_calls_of_their_own_are_found_as_the_loader_finds_them() {
     const RUNPATH: &str = "-Wl,-rpath,$ORIGIN/lib,--enable-new-dtags";
@@ -499,7 +500,7 @@ fn libraries_with_system_calls_of_their_own_are_found_as_the_loader_finds_them()
     } else {
         skip("only root writes /etc/ld.so.cache");
     }
-    // One that is not found decides nothing, and is named.
+    // A library that is not found does not decide, and check names it.
     let (_, text, _) = outcome(ka().arg("check").arg(&program));
     let unread =
         format!("libraw.so, which {} is linked to, is not found or cannot be read", program.display());
@@ -530,7 +531,7 @@ fn a_program_that_is_linked_to_a_library_of_go_is_run_under_a_supervisor() {
     assert!(text.contains(&format!("\n  {}", &why[6..])) && text.contains("\npreload  no   "), "{text}");
 }
 
-/// What a client hands to a server that runs already is not under ka: it is said where it is asked for.
+/// ka does not reach the server of a client, and reports this when it starts or checks the client.
 #[test]
 fn clients_of_servers_are_named() {
     let folder = scratch("clients");

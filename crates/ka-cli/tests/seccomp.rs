@@ -75,7 +75,7 @@ fn what_preload_does_not_reach_is_run_under_a_supervisor() {
     Holder::start(run().args(["-d", "90"]).arg(holder())).assert_all(90, 10, 6);
 }
 
-/// A folder that everybody may enter, with the program that says what it sees: dynamic, and static.
+/// A folder that every user may enter, with a program that prints its sockets' options: dynamic and static.
 fn visible(name: &str) -> (CleanUp, PathBuf, PathBuf) {
     let folder = public(name);
     let made = CleanUp(folder.clone());
@@ -94,8 +94,8 @@ fn has_tool(tool: &str) -> bool {
     found
 }
 
-/// Wrappers start their program without the shim. Each is tried without ka too, with the shim preloaded: what the table
-/// says of it is so.
+/// Wrappers start their program without the shim. The test also tries each one without ka, with the shim preloaded, to
+/// confirm ka's table.
 #[test]
 fn wrappers_that_lose_the_shim_are_run_under_a_supervisor() {
     if !is_root() {
@@ -136,13 +136,13 @@ fn wrappers_that_lose_the_shim_are_run_under_a_supervisor() {
         }
         assert!(alone.stdout.starts_with(b"0 "), "{words:?} keeps the shim");
         let (status, out, err) = outcome(ka().args(["run", "-p", "97,13,7", "--"]).args(words));
-        // mptcpize makes Multipath TCP of it, which has no user timeout.
+        // mptcpize makes a Multipath TCP socket, which has no user timeout.
         assert!(status == 0 && out.starts_with("1 97 13 7 "), "{words:?}: {out}{err}");
         assert!(!err.contains("ka: "), "{words:?}: {err}");
         let (status, out, err) = outcome(ka().args(["run", "-v", "-p", "97,13,7", "--"]).args(words));
         assert!(status == 0 && out.starts_with("1 97 13 7 "), "{words:?}: {out}{err}");
         assert!(err.starts_with(&format!("ka: preload does not reach it: {why}")), "{words:?}: {err}");
-        // Who asks for the shim is not left without it in silence.
+        // If the user asks for preload, ka does not silently run the program without the shim.
         let (status, out, err) = outcome(ka().args(["run", "--via", "preload", "--"]).args(words));
         assert_eq!((status, out.as_str()), (125, ""), "{words:?}: {err}");
         assert!(
@@ -151,7 +151,7 @@ fn wrappers_that_lose_the_shim_are_run_under_a_supervisor() {
             "{err}"
         );
     }
-    // What keeps it is started with it.
+    // ka preloads into wrappers that keep the shim.
     for words in [
         &["su", "-s", "/bin/sh", "nobody", "-c", &command][..],
         &["runuser", "-u", "nobody", "--", seen, "listen"],
@@ -233,8 +233,8 @@ fn doas_and_pkexec() {
     }
 }
 
-/// An ordinary user's wrappers that have no rights of their own are reached. Those that have would lose them under a
-/// filter, and are not run, also behind another program.
+/// ka reaches the program of an ordinary user's wrapper that is not setuid. A setuid one would lose its rights under
+/// the filter, so ka refuses to start it, even behind another program.
 #[test]
 fn wrappers_of_an_ordinary_user() {
     if !is_root() {
@@ -251,7 +251,7 @@ fn wrappers_of_an_ordinary_user() {
     for words in [&["env", "-i", seen, "listen"][..], &["setpriv", "--reset-env", seen, "listen"]] {
         assert_eq!(run(words), (0, "1 97 10 6 0\n".to_owned(), String::new()), "{words:?}");
     }
-    // It is setuid, and named as a wrapper is.
+    // A setuid program with the name of a wrapper.
     let setuid = dynamic.with_file_name("sudo");
     fs::copy(&dynamic, &setuid).unwrap();
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
@@ -664,7 +664,7 @@ fn nothing_of_ka_s_is_left_when_the_program_has_ended() {
 }
 
 #[test]
-fn the_death_of_both_is_said() {
+fn the_death_of_supervisor_and_spare_is_reported() {
     let supervised = Supervised::start(run().args(["-v", "sleep", "1"]));
     kill(supervised.spare, libc::SIGKILL);
     kill(supervised.supervisor, libc::SIGKILL);

@@ -525,8 +525,8 @@ fn no_other_program_is_run() {
     }
 }
 
-/// A FIFO, a socket, a device and a folder in every place where a file's name comes from somebody else. Opening a FIFO that
-/// nobody writes would block for ever.
+/// Puts a FIFO, a socket, a device and a folder in every place where ka opens a file that somebody else named. Opening
+/// a FIFO without a writer would block forever.
 #[test]
 fn files_that_are_not_regular_are_rejected_and_not_opened() {
     const NOT_REGULAR: &str = "it is not a regular file";
@@ -542,7 +542,7 @@ fn files_that_are_not_regular_are_rejected_and_not_opened() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         path
     };
-    // The program, so that a hang is a failure and not one of the test.
+    // timeout(1) makes a hang of ka a failure of the test.
     let timed = |args: &[&OsStr]| {
         let mut command = Command::new("timeout");
         command.arg("60").arg(ka().get_program()).args(args).env("PATH", "/usr/bin:/bin");
@@ -571,7 +571,7 @@ fn files_that_are_not_regular_are_rejected_and_not_opened() {
             let (status, out, err) = outcome(&mut timed(&["check".as_ref(), program.as_ref()]));
             assert!(status != 0 && format!("{out}{err}").contains(why), "{program:?}: {status} {out}{err}");
         }
-        // env(1) reports what is wrong with its program.
+        // env(1) itself reports the error of its program.
         let (status, ..) = outcome(&mut timed(&["run".as_ref(), "--".as_ref(), through_env.as_ref()]));
         assert_eq!(status, 126, "{path:?}");
         assert_ne!(outcome(&mut timed(&["check".as_ref(), through_env.as_ref()])).0, 124, "{path:?}");
@@ -582,7 +582,7 @@ fn files_that_are_not_regular_are_rejected_and_not_opened() {
         let cgroup = timed(&["cgroup".as_ref(), "attach".as_ref(), path.as_ref()]);
         is_refused(2, cgroup, "it is no cgroup");
     }
-    // A FIFO on PATH is passed over, as the shell does.
+    // The search of PATH skips a FIFO, as the shell does.
     fs::rename(&fifo, folder.join("true")).unwrap();
     let mut run = timed(&["run".as_ref(), "--".as_ref(), "true".as_ref()]);
     run.env("PATH", format!("{}:/usr/bin:/bin", folder.display()));

@@ -1,5 +1,5 @@
-//! `ka run --via seccomp` under attack: a program that makes the supervisor's own system calls block does not keep the other
-//! programs of the tree from connecting, and ka names it.
+//! `ka run --via seccomp` under attack. A program makes the supervisor's own system calls block. The other programs of
+//! the tree must still connect, and ka must name the attacker.
 
 #[path = "../../../tests/support/mod.rs"]
 mod support;
@@ -18,13 +18,13 @@ use std::time::Duration;
 use command::{bare, ka, outcome};
 use support::{Link, compile, eventually, is_root, root, scratch, skip};
 
-/// What `seen connect` says of both ends of a connection that have the policy.
+/// The output of `seen connect` if both ends of a connection have the policy.
 const BOTH: [&str; 2] = ["1 60 10 6 0", "1 60 10 6 0"];
 
-/// What it says of both ends without ka.
+/// Its output for both ends without ka.
 const NEITHER: [&str; 2] = ["0 7200 75 9 0", "0 7200 75 9 0"];
 
-/// A program of tests/c, without a loader, under its own name.
+/// Builds a static program of tests/c, under its own name.
 fn made(name: &str) -> PathBuf {
     let source = root().join("crates/ka-cli/tests/c").join(name).with_extension("c");
     let program = compile(support::cc().args(["-static", "-pthread"]), &source, Link::Nothing);
@@ -49,7 +49,7 @@ fn can_attack() -> bool {
     // SAFETY: takes no pointer.
     let fault = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
     if let Ok(fault @ 0..) = i32::try_from(fault) {
-        // SAFETY: it is ours.
+        // SAFETY: the descriptor is ours.
         unsafe { libc::close(fault) };
         if is_root() {
             return true;
@@ -66,7 +66,7 @@ fn kill(pid: i32, signal: i32) {
     assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// Whether a process is there, and is no zombie.
+/// Returns whether a process exists and is not a zombie.
 fn is_there(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
@@ -76,7 +76,7 @@ fn number_behind(text: &str, word: &str) -> i32 {
     rest.split(|letter: char| !letter.is_ascii_digit()).next().unwrap().parse().unwrap()
 }
 
-/// A tree of programs under one supervisor: attackers, and a victim that connects whenever it is told to.
+/// A tree of programs under one supervisor: attackers, and a victim that connects on request.
 struct Tree {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -87,11 +87,11 @@ struct Tree {
 }
 
 impl Tree {
-    /// Starts `stall` with these arguments, and waits until as many attacks as this are under way.
+    /// Starts `stall` with these arguments, and waits until `count` attacks are under way.
     fn start(attack: &[&str], count: usize) -> Self {
         let folder = scratch("tree");
         fs::create_dir(&folder).unwrap();
-        // The shell gives what runs in the background an input of its own.
+        // The shell gives background programs /dev/null as input, so pass the input as descriptor 3.
         let script = "exec 3<&0; \"$0\" \"$@\" <&3 3<&- 2>>\"$FOLDER/attackers\" & exec 3<&-\n\
             n=1; while [ ! -e \"$FOLDER/end\" ]; do\n\
             if [ -e \"$FOLDER/$n\" ]; then \"$SEEN\" connect; echo served; n=$((n + 1)); else sleep 0.02; fi; done\n\
@@ -112,18 +112,18 @@ impl Tree {
         tree
     }
 
-    /// What ka has said on standard error.
+    /// Returns ka's messages on standard error.
     fn said(&self) -> String {
         fs::read_to_string(self.folder.join("errors")).unwrap()
     }
 
-    /// Where the kernel has the threads of the supervisor wait.
+    /// Returns the kernel functions in which the supervisor's threads wait.
     fn waits(&self) -> Vec<String> {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.supervisor)).into_iter().flatten().flatten();
         tasks.filter_map(|task| fs::read_to_string(task.path().join("wchan")).ok()).collect()
     }
 
-    /// Waits until so many threads of the supervisor wait there.
+    /// Waits until `count` threads of the supervisor wait there.
     fn stuck(&self, place: &str, count: usize) {
         eventually(&format!("{count} threads of the supervisor are stuck in {place}"), || {
             self.waits().iter().filter(|wait| wait.starts_with(place)).count() >= count
@@ -131,8 +131,8 @@ impl Tree {
         });
     }
 
-    /// The victim connects, and what the kernel tells it of both ends. A supervisor that is stuck never gets here: the
-    /// attackers go on until the test ends.
+    /// Makes the victim connect, and returns the options of both ends. Fails if the supervisor is stuck, because the
+    /// attackers continue until the test ends.
     fn connects(&mut self) -> Vec<String> {
         self.served += 1;
         fs::write(self.folder.join(self.served.to_string()), "").unwrap();
@@ -145,7 +145,7 @@ impl Tree {
             });
             let told = receive.recv_timeout(Duration::from_secs(20));
             if told.is_err() {
-                // Calls fail without both, so that the programs end, and the test.
+                // Without both processes calls fail, so the programs and the test end.
                 drop(self.child.stdin.take());
                 fs::write(self.folder.join("end"), "").unwrap();
                 kill(self.spare, libc::SIGKILL);
@@ -156,7 +156,7 @@ impl Tree {
         .expect("the victim is not served while somebody else keeps the supervisor waiting")
     }
 
-    /// Ends the attackers, then the program. Returns the command's status and what ka has said.
+    /// Ends the attackers, then the program. Returns the command's status and ka's messages.
     fn end(mut self) -> (ExitStatus, String) {
         drop(self.child.stdin.take());
         fs::write(self.folder.join("end"), "").unwrap();
@@ -178,7 +178,7 @@ impl Drop for Tree {
     }
 }
 
-/// Each attack, by a user who is not the supervisor's.
+/// Runs an attack as a user other than the supervisor's.
 fn is_survived(attack: &str, place: &str) {
     if !can_attack() {
         return;
@@ -192,27 +192,27 @@ fn is_survived(attack: &str, place: &str) {
     assert_eq!(tree.connects(), BOTH);
     let (status, said) = tree.end();
     assert_eq!(status.code(), Some(7), "{said}");
-    // The line of -v, and one of this process.
+    // One line is that of -v, the other names the attacker.
     assert_eq!(said.lines().count(), 2, "{said}");
 }
 
 #[test]
-fn a_held_socket_lock_stalls_nobody_else() {
+fn a_held_socket_lock_stalls_no_other_program() {
     is_survived("lock", "__lock_sock");
 }
 
 #[test]
-fn a_value_that_never_arrives_stalls_nobody_else() {
+fn a_value_that_never_arrives_stalls_no_other_program() {
     is_survived("value", "handle_userfault");
 }
 
 #[test]
-fn a_lingering_socket_stalls_nobody_else() {
+fn a_lingering_socket_stalls_no_other_program() {
     is_survived("linger", "wait_woken");
 }
 
 #[test]
-fn a_file_whose_close_waits_stalls_nobody_else() {
+fn a_file_whose_close_waits_stalls_no_other_program() {
     if !Path::new("/dev/fuse").exists() {
         skip("there is no /dev/fuse here");
         return;
@@ -220,9 +220,9 @@ fn a_file_whose_close_waits_stalls_nobody_else() {
     is_survived("fuse", "request_wait_answer");
 }
 
-/// One user's processes may not use up the supervisor's threads.
+/// One user's processes cannot use up the supervisor's threads.
 #[test]
-fn many_attackers_of_another_user_stall_nobody_else() {
+fn many_attackers_of_another_user_stall_no_other_program() {
     if !can_attack() {
         return;
     }
@@ -235,7 +235,7 @@ fn many_attackers_of_another_user_stall_nobody_else() {
     assert_eq!(tree.end().0.code(), Some(7));
 }
 
-/// Where every thread is stuck, sockets go without the policy rather than programs without an answer, until threads are free.
+/// If every thread is stuck, calls are let through without the policy, until a thread is free.
 #[test]
 fn without_a_free_thread_calls_are_let_through() {
     if !can_attack() {
@@ -256,7 +256,7 @@ fn without_a_free_thread_calls_are_let_through() {
     assert_eq!(said.matches(mark).count(), 1, "{said}");
 }
 
-/// SIGKILL does not end a thread that waits for a socket's lock, so the supervisor never ends as far as wait(2) tells.
+/// SIGKILL does not end a thread that waits for a socket's lock. To wait(2), the supervisor then never ends.
 #[test]
 fn the_spare_takes_over_from_a_supervisor_that_cannot_end() {
     if !can_attack() {
@@ -269,7 +269,7 @@ fn the_spare_takes_over_from_a_supervisor_that_cannot_end() {
     assert!(is_stuck(tree.supervisor), "a thread of the supervisor is still there");
     let line = format!("supervisor {} was killed: {} takes over", tree.supervisor, tree.spare);
     eventually("ka says so", || tree.said().contains(&line));
-    // The program ends first, while the thread is there and the program is no child of the spare.
+    // The program ends first, while the stuck thread still exists and the program is not a child of the spare.
     fs::write(tree.folder.join("end"), "").unwrap();
     let mut status = None;
     eventually("the command ends as its program does", || {
@@ -280,7 +280,7 @@ fn the_spare_takes_over_from_a_supervisor_that_cannot_end() {
     tree.end();
 }
 
-/// Whether a process has a thread that cannot be killed.
+/// Returns whether a process has a thread that cannot be killed.
 fn is_stuck(pid: i32) -> bool {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let stats = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
@@ -297,11 +297,11 @@ fn a_stopped_supervisor_is_continued() {
     assert_eq!(tree.end().0.code(), Some(7));
 }
 
-/// A pipe that is full, and that nobody reads.
+/// Returns a full pipe without a reader.
 fn full_pipe() -> (OwnedFd, OwnedFd) {
     let (read, write) = std::io::pipe().unwrap();
     let (read, write) = (OwnedFd::from(read), OwnedFd::from(write));
-    // SAFETY: numbers.
+    // SAFETY: takes no pointer.
     let flags = |flags: i32| assert_eq!(unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETFL, flags) }, 0);
     flags(libc::O_NONBLOCK);
     let mut filled = fs::File::from(write.try_clone().unwrap());
@@ -311,9 +311,9 @@ fn full_pipe() -> (OwnedFd, OwnedFd) {
     (read, write)
 }
 
-/// ka has something to say, and nobody listens: that a program uses io_uring, and that the supervisor was killed.
+/// ka has messages, but standard error is full: that a program uses io_uring, and that the supervisor was killed.
 #[test]
-fn a_full_standard_error_stalls_nobody() {
+fn a_full_standard_error_stalls_no_program() {
     if outcome(bare(seen()).arg("ring")).1 != "0\n" {
         skip("no io_uring here");
         return;
@@ -336,11 +336,11 @@ fn a_full_standard_error_stalls_nobody() {
     };
     let both = BOTH.join("\n") + "\n";
     assert_eq!(run("\"$0\" ring; \"$0\" connect"), (Some(0), format!("0\n{both}")));
-    // The supervisor is the parent of the program, whose number the shell has.
+    // The supervisor is the program's parent, so its PID is the shell's PPID.
     assert_eq!(run("\"$0\" connect; kill -KILL $PPID; \"$0\" connect"), (Some(0), both.repeat(2)));
 }
 
-/// Whoever reads what the command writes does not wait for a thread that is stuck.
+/// A reader of the command's output does not wait for a stuck thread.
 #[test]
 fn a_stuck_thread_keeps_no_pipe_open() {
     if !can_attack() {
@@ -351,7 +351,7 @@ fn a_stuck_thread_keeps_no_pipe_open() {
     let (attackers, stop) = std::io::pipe().unwrap();
     let script = "\"$0\" lock <&3 3<&- >\"$FOLDER/out\" 2>/dev/null & \n\
                   while ! grep -q stalling \"$FOLDER/out\"; do sleep 0.02; done; sleep 0.5; echo out";
-    // The shell takes the attacker's input for its own, and gives it on.
+    // The shell passes its own input on to the attacker.
     let script = format!("exec 3<&0; {script}");
     let mut command = ka();
     command.args(["run", "--via", "seccomp", "sh", "-c", &script]).arg(stall()).env("FOLDER", &folder);
@@ -370,7 +370,7 @@ fn a_stuck_thread_keeps_no_pipe_open() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
-/// ps(1) tells ka's processes apart, by the kernel's name and by the command line.
+/// ps(1) distinguishes ka's processes by name and by command line.
 #[test]
 fn supervisor_and_spare_have_titles_of_their_own() {
     let mut tree = Tree::start(&["nothing"], 0);
@@ -384,16 +384,16 @@ fn supervisor_and_spare_have_titles_of_their_own() {
         let start = format!("{name}: run -v --via seccomp -- sh -c exec 3<&0; ");
         assert!(title(pid).starts_with(&start), "{}", title(pid));
     }
-    // The process that stands in for the program keeps the command line that it was given.
+    // The front process keeps its original command line.
     let front = tree.child.id().try_into().unwrap();
     assert!(title(front).contains("ka run -v --via seccomp -- sh"), "{}", title(front));
     assert_eq!(tree.connects(), BOTH);
     assert_eq!(tree.end().0.signal(), None);
 }
 
-/// The supervisor writes no log, so it does not take the order for one in silence.
+/// The supervisor writes no log, and reports that it ignores KA_LOG.
 #[test]
-fn a_log_that_is_not_written_is_said() {
+fn an_ignored_ka_log_is_reported() {
     let log = scratch("log");
     let under = |quiet: &str| {
         let mut command: Command = ka();

@@ -1,7 +1,7 @@
-//! libka_preload.so: keepalive for every TCP socket of a program that nobody can change.
+//! libka_preload.so: keepalive for every TCP socket of a program that cannot be changed.
 //!
-//! Preloaded, it stands between the program and the C library at the calls through which a TCP socket comes into
-//! being, becomes connected, or loses its keepalive. Each hook is the real call with a step before or after it:
+//! When preloaded, it intercepts the calls of the C library through which a TCP socket is made, becomes connected, or
+//! loses its keepalive. Each hook is the real call with a step before or after it:
 //!
 //! - `socket` makes a socket: it gets the policy at birth (`sockets::born`).
 //! - `connect`, `listen`, and a send with `MSG_FASTOPEN`, use one that may have come from elsewhere
@@ -12,12 +12,12 @@
 //! - `syscall` may be any of them.
 //! - `dlopen` opens a library whose own calls may bypass the hooks, and `dlsym` finds a function of it (`rebind`).
 //!
-//! It lives in a stranger's process, at any moment of its life: before `main`, in a signal handler, in the child of
-//! vfork, in a thread that is being cancelled. So on the way through a hook it allocates nothing, takes no lock and
-//! reads no environment. Its own system calls are instructions (`raw`), not functions of the C library: they
-//! leave `errno` alone, are no cancellation points, and cannot be hooked by another library that would loop back
-//! here. What it was told is read once, when it is loaded, and does not change (`settings`). The dlsym hook alone takes a lock:
-//! the loader's, which dlsym(3) takes itself.
+//! The shim runs inside another program, at any moment: before `main`, in a signal handler, in the child of vfork, in a
+//! thread that is being cancelled. So a hook allocates nothing, takes no lock and reads no environment. The shim's own
+//! system calls are instructions (`raw`), not functions of the C library: they do not change `errno`, are no
+//! cancellation points, and cannot be hooked by another library that would call the shim again. The settings are read
+//! once, when the shim is loaded, and do not change (`settings`). Only the dlsym hook takes a lock: the loader's, which
+//! dlsym(3) takes itself.
 
 #![cfg_attr(not(test), no_std)]
 #![deny(unsafe_code)] // but in the modules that say why

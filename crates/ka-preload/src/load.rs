@@ -34,9 +34,9 @@ extern "C" fn load() {
 /// Gives the policy to the open sockets that no hook has seen yet: those that the program inherited, for example from a
 /// service manager, and those that a library's constructor made before its calls reached the hooks.
 ///
-/// poll(2) tells for many descriptors at once which are open. /proc/self/fd would list them all, but that takes as long as
-/// everything else here together. So the first 1024 descriptors are always examined, and those after them as long as
-/// at least one in 256 is open. A socket that is missed gets the policy when it connects or listens.
+/// poll(2) reports for many descriptors at once whether they are open. /proc/self/fd would list them all, but that
+/// takes as long as everything else here together. So the first 1024 descriptors are always examined, and those after
+/// them as long as at least one in 256 is open. A socket that is missed gets the policy when it connects or listens.
 pub(crate) fn sweep(settings: &Settings) {
     const MANY: c_int = 256;
     const ALWAYS: c_int = 1024;

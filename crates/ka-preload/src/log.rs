@@ -38,7 +38,7 @@ fn begin(settings: &Settings, line: &mut Line, fd: c_int) {
 }
 
 fn append(settings: &Settings, line: &mut Line) {
-    // A filter of the program's may kill it for opening a file.
+    // The program's filter may kill it for opening a file.
     if filter::is_installed() {
         return;
     }

@@ -1,4 +1,4 @@
-//! The functions behind the hooks: what the program would have called without this library.
+//! The functions behind the hooks: those that the program would have called without this library.
 //!
 //! Each is the definition in the next library in load order that has one: the C library, or another shim.
 //! `dlsym(RTLD_NEXT, …)` finds the same, but the shim cannot link to dlsym. glibc 2.34 moved it from libdl to libc. A library
@@ -90,7 +90,7 @@ pub(crate) unsafe fn prctl(option: c_int, args: [c_ulong; 4]) -> c_int {
     unsafe { function(option, a, b, c, d) }
 }
 
-/// dlsym(3), as the hook calls it on its own behalf. Null if no library has one.
+/// dlsym(3), called for the hook itself. Null if no library has one.
 ///
 /// # Safety
 /// `handle` is valid, and `name` is a C string.
@@ -122,7 +122,7 @@ pub(crate) extern "C" fn find(place: usize) -> *mut c_void {
     if found.is_null() { missing as *mut c_void } else { found }
 }
 
-/// What is called if no library has the function. Then nobody could have called it without this one either.
+/// Called if no library has the function. Then the program could not have called it without the shim either.
 #[cold]
 extern "C" fn missing() -> c_long {
     sys::set_errno(Errno(libc::ENOSYS));
@@ -191,7 +191,7 @@ fn each_name(names: &[u8]) -> impl Iterator<Item = &[u8]> {
     names.split(|byte| *byte == b',')
 }
 
-/// What the hook of the function at this place calls.
+/// Returns the function that the hook at this place calls.
 pub(crate) fn behind(place: usize) -> *mut c_void {
     FOUND.get(place).map_or(ptr::null_mut(), |slot| slot.load(Ordering::Relaxed))
 }

@@ -18,13 +18,13 @@ use libc::{Elf64_Phdr as Header, Elf64_Sym as Symbol, c_int, c_void, dl_phdr_inf
 /// How many files may be a part of the C library.
 pub(crate) const C_LIBRARY_PARTS: usize = 4;
 
-/// A loaded object. It stays loaded while [`each`] shows it.
+/// A loaded object. It stays loaded during the call of `look` in [`each`].
 pub(crate) struct Object<'a> {
     info: &'a dl_phdr_info,
     headers: &'a [Header],
 }
 
-/// How many objects were ever added and removed. What is loaded has not changed while both are the same.
+/// How many objects were ever added and removed. While both are the same, the loaded objects have not changed.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
     pub(crate) added: u64,
@@ -41,7 +41,7 @@ type Iterate = unsafe extern "C" fn(
 /// whose hook calls this. The C library comes last among those that have one.
 pub(crate) static ITERATE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
-/// What was loaded at one moment.
+/// The loaded objects at one moment.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Loaded {
     pub(crate) changes: Changes,
@@ -94,8 +94,8 @@ impl Object<'_> {
         unsafe { CStr::from_ptr(self.info.dlpi_name) }.to_bytes()
     }
 
-    /// Which part of the C library this is, if it is one. Before glibc 2.34 several parts had functions that are hooked.
-    /// musl's C library is its loader.
+    /// Returns which part of the C library this object is, if any. Before glibc 2.34 several parts had hooked
+    /// functions. musl's C library is its loader.
     #[inline(never)]
     pub(crate) fn c_library_part(&self) -> Option<usize> {
         const STARTS: [&[u8]; C_LIBRARY_PARTS] = [b"libc.", b"ld-musl-", b"libpthread.", b"libdl."];
@@ -241,8 +241,8 @@ struct Relocation {
     addend: i64,
 }
 
-/// Which relocations store the address of a symbol, and nothing else: `R_X86_64_64`, `_GLOB_DAT` and `_JUMP_SLOT`, in this
-/// order. System V ABI, AMD64 supplement, "Relocation Types"
+/// The relocations that store only the address of a symbol: `R_X86_64_64`, `_GLOB_DAT` and `_JUMP_SLOT`, in this order.
+/// System V ABI, AMD64 supplement, "Relocation Types"
 #[cfg(target_arch = "x86_64")]
 const ADDRESSES: [u32; 3] = [1, 6, 7];
 /// `R_AARCH64_ABS64`, `_GLOB_DAT` and `_JUMP_SLOT`. ELF for the Arm 64-bit Architecture, "Dynamic relocations"
@@ -350,8 +350,8 @@ impl Tables {
                 if !is_address || symbol == 0 || !place.is_aligned() {
                     continue;
                 }
-                // SAFETY: the loader has written a pointer there, and found the symbol and its name in the tables. Whoever
-                // else uses the slot reads or writes it in one step.
+                // SAFETY: the loader has written a pointer there, and found the symbol and its name in the tables.
+                // Other users of the slot read or write it atomically.
                 let slot = unsafe {
                     let symbol = &*self.symbols.add(symbol);
                     if symbol.st_shndx != UNDEFINED {

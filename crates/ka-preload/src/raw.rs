@@ -78,15 +78,16 @@ impl Kernel for Raw {
     }
 }
 
-/// Copies from an address of the program's that may be wrong, as the kernel would: whether all of it could be read. Not in
-/// a program with a filter of its own: programs hardly ever make this call themselves, so a filter may kill for it.
+/// Copies from an address of the program that may be wrong, as the kernel would. Returns whether all of it could be
+/// read. Not called after the program has installed a filter: programs hardly ever make this call themselves, so a
+/// filter may kill for it.
 pub(crate) fn read_memory(from: *const c_void, to: &mut [u8]) -> bool {
     if filter::is_installed() {
         return false;
     }
     let local = libc::iovec { iov_base: to.as_mut_ptr().cast(), iov_len: to.len() };
     let remote = libc::iovec { iov_base: from.cast_mut(), iov_len: to.len() };
-    // Not the process: its first thread may have ended, and its memory with it.
+    // The thread's ID, because the process's first thread may have ended, and its memory with it.
     let args = [int(gettid()), (&raw const local) as usize, 1, (&raw const remote) as usize, 1, 0];
     // SAFETY: the kernel writes at most `to.len()` bytes to `to`, and checks the address that it reads.
     check(unsafe { call(libc::SYS_process_vm_readv, args) }) == Ok(to.len())
@@ -120,11 +121,11 @@ pub(crate) fn name(number: c_long, fd: c_int, address: &mut sockaddr_storage) ->
     Ok(())
 }
 
-/// Whether a descriptor may be a socket: it is open for reading and writing, and was not opened as a file. Files, pipes and
-/// memory (memfd_create(2)) never pass; eventfds do. fstat(2) would know, but asks the file system, which may be a FUSE one
-/// whose owner never answers. fcntl(2) reads a word of the descriptor.
+/// Returns whether a descriptor may be a socket: it is open for reading and writing, and was not opened as a file.
+/// Files, pipes and memory (memfd_create(2)) never pass; eventfds do. fstat(2) would know, but asks the file system,
+/// which may be a FUSE one whose owner never answers. fcntl(2) reads a word of the descriptor.
 pub(crate) fn may_be_a_socket(fd: c_int) -> bool {
-    // As the kernel has it: libc's is 0 where all files are large.
+    // The kernel's value: libc's is 0 where all files are large.
     #[cfg(target_arch = "x86_64")]
     const LARGE_FILE: usize = 0o100_000;
     #[cfg(target_arch = "aarch64")]
@@ -135,7 +136,7 @@ pub(crate) fn may_be_a_socket(fd: c_int) -> bool {
     flags.is_ok_and(|flags| flags & MASK == libc::O_RDWR as usize)
 }
 
-/// The user of this process, if its real, effective and saved user are the same.
+/// Returns the user of this process, if its real, effective and saved user are the same.
 pub(crate) fn own_user() -> Option<u32> {
     let (mut real, mut effective, mut saved) = (0_u32, 0_u32, 0_u32);
     let args = [(&raw mut real) as usize, (&raw mut effective) as usize, (&raw mut saved) as usize, 0, 0, 0];
@@ -144,7 +145,8 @@ pub(crate) fn own_user() -> Option<u32> {
     (real == effective && effective == saved).then_some(effective)
 }
 
-/// The user who made the other end of a unix socket. The kernel reads it without the socket's lock (sk_getsockopt in
+/// Returns the user who made the other end of a unix socket. The kernel reads it without the socket's lock
+/// (sk_getsockopt in net/core/sock.c).
 /// net/core/sock.c).
 pub(crate) fn peer_user(fd: c_int) -> Option<u32> {
     let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
@@ -215,7 +217,7 @@ fn change_mask(how: c_int, signals: u64) -> Option<u64> {
     Some(before)
 }
 
-/// The signals that wait to be delivered.
+/// Returns the pending signals.
 fn pending() -> Option<u64> {
     let mut signals = 0_u64;
     let args = [(&raw mut signals) as usize, size_of::<u64>(), 0, 0, 0, 0];
@@ -224,7 +226,7 @@ fn pending() -> Option<u64> {
     Some(signals)
 }
 
-/// Takes back one of these signals if it waits to be delivered. Returns whether the kernel makes this call at all.
+/// Removes one of these pending signals, if any. Returns whether the kernel permits this call at all.
 fn take_back(signals: u64) -> bool {
     let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     let set = (&raw const signals) as usize;
@@ -233,11 +235,12 @@ fn take_back(signals: u64) -> bool {
     matches!(check(unsafe { call(libc::SYS_rt_sigtimedwait, args) }), Ok(_) | Err(Errno(libc::EAGAIN)))
 }
 
-/// Writes a line at once. A failure is ignored, and must not end the program: if nobody reads a pipe, or a file may not
-/// grow, write(2) sends a signal. So these signals are blocked meanwhile, and one that came of it is taken back, unless one
-/// was waiting already.
+/// Writes a line at once. A failure is ignored, and must not end the program. If a pipe has no reader, or a file may
+/// not grow, write(2) sends a signal. So these signals are blocked meanwhile. If write(2) has sent one, it is removed,
+/// unless one was pending already.
 ///
-/// A filter may refuse any of these calls. What could not be undone is not begun: each call is tried without effect before
+/// A filter may deny any of these calls. So each call is tried without effect before the first signal is blocked. If a
+/// call is denied, the line is not written, because its effects could not be undone.
 /// the first signal is blocked, and without them the line is not written.
 pub(crate) fn write(fd: c_int, line: &[u8]) {
     const SIGNALS: u64 = 1 << (libc::SIGPIPE - 1) | 1 << (libc::SIGXFSZ - 1);
@@ -256,7 +259,7 @@ pub(crate) fn write(fd: c_int, line: &[u8]) {
             take_back(SIGNALS);
         }
     }
-    // Only what was blocked above, so that no wrong set can be put back.
+    // Unblock only the signals that were blocked above, so that no wrong set can be restored.
     change_mask(libc::SIG_UNBLOCK, SIGNALS & !before);
 }
 
@@ -311,7 +314,7 @@ mod tests {
     use super::may_be_a_socket;
 
     #[test]
-    fn every_socket_may_be_one_and_no_file_or_pipe() {
+    fn may_be_a_socket_accepts_sockets_and_rejects_files_and_pipes() {
         let (stream, _peer) = UnixStream::pair().unwrap();
         stream.set_nonblocking(true).unwrap();
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();

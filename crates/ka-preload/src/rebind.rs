@@ -1,21 +1,21 @@
 //! Calls that the loader bound past the shim.
 //!
-//! A library that is opened with `RTLD_DEEPBIND` looks symbols up in itself and its own dependencies first. The C library is
-//! one of those, so the library's connect(2) is the C library's and not the hook. PHP opens every extension like that.
-//! Removing the flag from dlopen(3) would change which symbols the library gets, and that is what the flag is for.
+//! A library that is opened with `RTLD_DEEPBIND` looks symbols up in itself and its own dependencies first. The C
+//! library is one of those, so the library's calls of connect(2) bypass the hook. PHP opens every extension like that.
+//! Removing the flag from dlopen(3) would change which symbols the library gets, and that is the purpose of the flag.
 //!
-//! So this module leaves binding to the loader, and corrects the result. Whenever objects were loaded, it goes through the
-//! slots of the new ones that hold a symbol's address. A slot gets the hook's address if it belongs to a hooked function
-//! and holds the C library's. A slot that holds another library's function is left as it is: the library was
-//! bound to its own, or to another shim's. The dlsym(3) hook calls this, since a program has to call dlsym to use
-//! what it has opened. Sockets that the library's constructors made by then are set afterwards.
+//! So this module leaves binding to the loader, and corrects the result. Whenever objects were loaded, it goes through
+//! the slots of the new ones that hold a symbol's address. A slot gets the hook's address if it belongs to a hooked
+//! function and holds the C library's. A slot that holds another library's function is left as it is: the library was
+//! bound to its own function, or to another shim's. The dlsym(3) hook calls this module, since a program has to call
+//! dlsym to use a library that it has opened. Sockets that the library's constructors have made are set afterwards.
 //!
-//! A slot that the loader has not filled yet (lazy binding) tells nothing about where it will point. It gets the
-//! hook, but only if no other library defines the function. Then the result would have been either the hook or the C
-//! library's function.
+//! A slot that the loader has not filled yet (lazy binding) does not show where it will point. It gets the hook, but only
+//! if no other library defines the function. Then the loader could only have chosen the hook or the C library's function.
 //!
-//! Threads: glibc runs the walk under the lock that guards its list of objects, so walks come one after another. An object
-//! is in that list before it is relocated. Therefore the walk first waits until every dlopen(3) that has begun is over.
+//! Threads: glibc runs the walk under the lock that guards its list of objects, so only one walk runs at a time. An
+//! object is in that list before it is relocated. Therefore the walk first waits until every dlopen(3) that has begun
+//! is over.
 
 #![expect(unsafe_code, reason = "it changes what the loader wrote into loaded objects")]
 
@@ -80,7 +80,7 @@ pub(crate) fn catch_up(settings: &Settings) {
         let Some(surveyed) = survey(false) else { return };
         wait_for_loads();
         if let Some(bound) = bind(&surveyed) {
-            // A filter of the program's may kill it for asking about sockets that it does not use.
+            // The program's filter may kill it for calls on sockets that it does not use.
             if bound > 0 && !filter::is_installed() {
                 load::sweep(settings);
             }
@@ -95,7 +95,7 @@ fn wait_for_loads() {
     unsafe { next::dlsym(libc::RTLD_DEFAULT, c"syscall".as_ptr()) };
 }
 
-/// Looks at the objects that were loaded since the last time. `None` if there are none, unless this must look anyway.
+/// Examines the objects that were loaded since the last time. `None` if there are none and `always` is false.
 fn survey(always: bool) -> Option<Loaded> {
     let mut result = None;
     let (mut count, mut first) = (0_usize, 0);
@@ -166,8 +166,9 @@ fn hook(place: usize) -> Option<*mut c_void> {
     HOOKS.get(place).map(|hook| hook.load(Relaxed)).filter(|hook| !hook.is_null())
 }
 
-/// Goes through the slots of the objects that were surveyed, and returns how many slots have the address of a hook now.
-/// `None` if an object was removed since the survey. One that was added comes after them, and may not be relocated yet.
+/// Goes through the slots of the surveyed objects. Returns how many slots have the address of a hook now, or `None` if
+/// an object was removed since the survey. Objects that were added since are skipped, because they may not be relocated
+/// yet.
 fn bind(surveyed: &Loaded) -> Option<usize> {
     let mut bound = None;
     let first = EXAMINED.load(Relaxed);
@@ -208,8 +209,8 @@ fn bind_object(object: &Object<'_>) -> usize {
             return;
         }
         if pages.may_write(slot.place) {
-            // Not by compare-and-exchange: on aarch64 that is a function of libgcc, which brings more with it. Only the loader
-            // writes here too, when another thread calls a function for the first time.
+            // Not a compare-and-exchange: on aarch64 that is a function of libgcc, which adds more code. Only the
+            // loader writes here too, when another thread calls a function for the first time.
             slot.place.store(hook, Relaxed);
             bound = bound.saturating_add(1);
         }
@@ -237,7 +238,7 @@ impl<'a> Pages<'a> {
         Self { object, read_only: object.relro(page), is_open: false }
     }
 
-    /// Whether a slot can be written now.
+    /// Returns whether a slot can be written now.
     fn may_write(&mut self, slot: &AtomicPtr<c_void>) -> bool {
         let address = (&raw const *slot) as usize;
         if !self.object.contains(address, libc::PF_W) {
@@ -246,7 +247,7 @@ impl<'a> Pages<'a> {
         if !self.read_only.contains(&address) || self.is_open {
             return true;
         }
-        // A filter of the program's may kill it for mprotect(2).
+        // The program's filter may kill it for mprotect(2).
         if filter::is_installed() {
             return false;
         }
@@ -272,12 +273,12 @@ impl Drop for Pages<'_> {
     }
 }
 
-/// The hook that a look-up by dlsym(3) must find, if the result would otherwise be the C library's function.
+/// Returns the hook that a look-up by dlsym(3) must find, if the result would otherwise be the C library's function.
 ///
-/// The program may ask the C library itself, by the handle that dlopen("libc.so.6") returns. It then means the function
-/// that the program would call, and the hook is in front of that. `RTLD_NEXT` asks for what comes after the caller, so it is
-/// the loader's to answer. So are look-ups when another shim comes after this one: it may be that shim that asks, and
-/// a hook that called itself through it would never return.
+/// The program may search the C library itself, through the handle that dlopen("libc.so.6") returns. It then means the
+/// function that the program would call, which is the hook. `RTLD_NEXT` searches the libraries after the caller, so
+/// only the loader can answer it. If another shim comes after this one, its look-ups are left to the loader too: that
+/// shim may be the caller, and a hook that called itself through it would never return.
 ///
 /// # Safety
 /// The arguments are those of a call of dlsym(3).

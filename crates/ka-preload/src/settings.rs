@@ -90,20 +90,20 @@ static SETTINGS: Place<Settings> = Place::new();
 /// What /etc/ka.conf says. Pages that are never touched where there is no such file.
 static FILE: Place<[u8; CONF_ROOM]> = Place::new();
 
-/// Where the texts of the settings are. They are not a part of `Settings`: most programs have no log, and each page that
-/// is written when a program starts delays it by microseconds.
+/// The memory for the settings' strings. They are not a part of `Settings`: most programs have no log, and each page
+/// that a program writes at its start delays it by microseconds.
 static LOG: Place<[u8; NAME_ROOM]> = Place::new();
 static PROGRAM: Place<[u8; NAME_ROOM]> = Place::new();
 
 const NAME_ROOM: usize = 1024;
 
-/// Copies as much of a text as fits into its place, and ends it with a NUL.
+/// Copies as much of a string as fits into its place, and ends it with a NUL.
 ///
 /// # Safety
 /// Only from the library's constructor, and once for each place.
 unsafe fn keep(place: &'static Place<[u8; NAME_ROOM]>, text: &[u8]) -> &'static CStr {
     let size = text.len().min(NAME_ROOM - 1);
-    // SAFETY: the place has room for that and for the NUL, and nobody else writes or reads it meanwhile.
+    // SAFETY: the place has room for the bytes and the NUL, and no other thread accesses it meanwhile.
     unsafe {
         let room = place.first().cast::<u8>();
         room.copy_from_nonoverlapping(text.as_ptr(), size);

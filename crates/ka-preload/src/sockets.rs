@@ -23,9 +23,9 @@ enum Known {
     SeenTo = 3,
     /// So too, but it had another keepalive before: what waits to be accepted from it has inherited that.
     Changed = 4,
-    /// It came from a process that may be another user's, and no call was made on it yet: whoever shares it may hold its
-    /// lock, so that our call would wait for ever. It gets the policy when the program itself makes a call that takes the
-    /// lock.
+    /// The socket came from a process that may be another user's, and no call was made on it yet. That user may hold
+    /// its lock, so a call of the shim could wait forever. The socket gets the policy when the program itself makes a
+    /// call that takes the lock.
     Foreign = 5,
 }
 
@@ -223,7 +223,7 @@ fn see_to(settings: &Settings, fd: c_int) {
     }
 }
 
-/// Who sent a message, asked at most once and only if a socket comes with it.
+/// The sender of a message. Determined at most once, and only if a socket comes with the message.
 pub(crate) struct Sender {
     socket: c_int,
     is_trusted: Option<bool>,
@@ -235,15 +235,15 @@ impl Sender {
         Self { socket, is_trusted: None }
     }
 
-    /// Whether nobody but this process's own user can share a descriptor that comes from there.
+    /// Returns whether only this process's own user can share a descriptor that comes from this sender.
     ///
-    /// `SO_PEERCRED` names the user who made the other end: the caller of connect(2), listen(2) or socketpair(2). The other
-    /// end may have been handed on since. So root never trusts its own name: sockets that root makes are handed to
-    /// unprivileged processes every day, and every client of the system bus sees root as its peer, whoever sends.
+    /// `SO_PEERCRED` names the user who made the other end: the caller of connect(2), listen(2) or socketpair(2). The
+    /// other end may have been passed on since. So root never trusts its own name. Root's sockets are often passed to
+    /// unprivileged processes, and every client of the system bus sees root as its peer, whichever process sends.
     fn is_trusted(&mut self, settings: &Settings) -> bool {
         let socket = self.socket;
         *self.is_trusted.get_or_insert_with(|| {
-            // What user namespaces show for any user that they do not map.
+            // User namespaces show this ID for any user that they do not map.
             const UNMAPPED: u32 = 65534;
             !settings.has_more_rights
                 && raw::own_user()
@@ -266,13 +266,14 @@ pub(crate) fn received(settings: &Settings, sender: &mut Sender, fd: c_int) {
     }
 }
 
-/// A descriptor that a process of another user may share.
+/// Handles a descriptor that a process of another user may share.
 pub(crate) fn foreign(fd: c_int) {
     learn(fd, Known::Foreign);
 }
 
-/// Called before the program makes a call that takes the lock of a socket, which costs a look into the table. If the
-/// descriptor is a foreign one, it gets the policy now: a lock that is held would stop the program's call just as well.
+/// Called before the program makes a call that takes the lock of a socket; costs a look into the table. If the
+/// descriptor is a foreign one, it gets the policy now: a lock that is held would block the program's call just as
+/// well.
 #[inline(never)]
 pub(crate) fn before_use(fd: c_int) {
     if byte(fd) == Known::Foreign as u8 {
@@ -285,7 +286,7 @@ pub(crate) fn before_use(fd: c_int) {
     }
 }
 
-/// A descriptor that came from somewhere else: inherited, or sent by another process of the same user.
+/// Handles a descriptor from elsewhere: inherited, or sent by another process of the same user.
 pub(crate) fn arrived(settings: &Settings, fd: c_int) {
     if !is_tcp(fd) {
         learn(fd, Known::LeftAlone);
@@ -551,7 +552,7 @@ mod tests {
         let socket = tcp();
         received(&told, &mut Sender::of(carrier.as_raw_fd()), socket.as_raw_fd());
         assert_eq!((idle(&socket), known(socket.as_raw_fd())), (None, Known::Foreign));
-        // Whoever uses the other end of a datagram socket, or of none, is unknown.
+        // The user of a datagram socket's peer, or of an unconnected one, is unknown.
         told.settings_mut().has_more_rights = false;
         let datagrams = Socket::new(Domain::UNIX, Type::DGRAM, None).unwrap();
         received(&told, &mut Sender::of(datagrams.as_raw_fd()), socket.as_raw_fd());

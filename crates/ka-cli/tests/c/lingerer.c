@@ -1,12 +1,12 @@
 /*
- * lingerer: an attacker. It has whoever closes its sockets last wait for an hour.
+ * lingerer: an attacker. It makes the last close(2) of its sockets wait for an hour.
  *
- * A process with connections that linger (SO_LINGER) has filled their buffers, and their other ends, in another process,
- * read nothing. As soon as one of them has keepalive on, it kills itself: whoever has a duplicate then closes it last.
- * The kernel lets an exiting process not wait, so that its own sockets are closed at once.
+ * A process with lingering connections (SO_LINGER) has filled their buffers. Their other ends, in another process, read
+ * nothing. As soon as one connection has keepalive on, the process kills itself. Then a process with a duplicate closes it
+ * last. The kernel does not let an exiting process linger, so the attacker's own sockets are closed at once.
  *
- * It prints "ready PID" with the process that has the connections, and waits for the end of its input. Arguments: a user to
- * become, by number; how many connections.
+ * It prints "ready PID" with the process that has the connections, and waits for the end of its input. Arguments: the ID of
+ * the user to become; the number of connections.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -67,7 +67,7 @@ int main(int argc, char **argv)
     if (bind(listener, (struct sockaddr *)&address, size) != 0 || listen(listener, 512) != 0 ||
         getsockname(listener, (struct sockaddr *)&address, &size) != 0 || pipe(ready) != 0)
         err(EXIT_FAILURE, "listen");
-    /* If it does not come to be ready, it ends. */
+    /* Ends the program if it does not get ready. */
     alarm(60);
     pid_t pid = fork();
     if (pid == 0) {

@@ -1,11 +1,11 @@
 /*
- * locker: an attacker. Its threads hold the locks of some of its TCP sockets, and let go only when the process ends.
+ * locker: an attacker. Its threads hold the locks of some of its TCP sockets, and release them only when the process ends.
  *
  * send(2) takes the lock and then copies the data. Here the data is on a page that userfaultfd(2) never fills, so the
- * thread waits inside the kernel with the lock held. Whoever makes a call on the socket that needs the lock waits too.
+ * thread waits inside the kernel with the lock held. Any other call on the socket that needs the lock waits too.
  *
  * It connects to itself, prints "locked" with the descriptors whose locks are held, and waits for the end of its input.
- * Arguments: a user to become, by number; the name that the process takes; how many locks it holds. One more connection
+ * Arguments: the ID of the user to become; the name of the process; the number of locks to hold. One more connection
  * has no lock held.
  */
 #define _GNU_SOURCE
@@ -66,7 +66,7 @@ static int connection(void)
     return fd;
 }
 
-/* Waits until the thread sleeps in send(2), with the lock held: /proc shows the number of the call that it is in. */
+/* Waits until the thread sleeps in send(2), with the lock held: /proc shows the number of its system call. */
 static void await_lock(void)
 {
     char path[64], call[32];
@@ -90,7 +90,7 @@ int main(int argc, char **argv)
     page = unfilled_page();
     if (setgid((gid_t)atoi(argv[1])) != 0 || setuid((uid_t)atoi(argv[1])) != 0)
         err(EXIT_FAILURE, "setuid");
-    /* So that it may look at its own threads in /proc. If it does not come to be ready, it ends. */
+    /* Lets the process read its own threads in /proc. The alarm ends the program if it does not get ready. */
     prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
     alarm(60);
     prctl(PR_SET_NAME, argv[2], 0, 0, 0);
@@ -111,6 +111,6 @@ int main(int argc, char **argv)
     fflush(stdout);
     while (getchar() != EOF)
         ;
-    /* The kernel ends the threads' waits as it ends the threads. */
+    /* When the process ends, the kernel ends the waits of its threads. */
     _exit(0);
 }

@@ -1,12 +1,11 @@
 /*
- * raw: makes system calls by instructions of its own, and prints what the kernel says of the socket that it has made:
- * SO_KEEPALIVE, idle, intvl, cnt, user timeout. With an argument, it then says `stay`, and waits until its standard input
- * ends.
+ * raw: makes system calls by its own instructions, and prints the options of the socket that it has made: SO_KEEPALIVE,
+ * idle, intvl, cnt, user timeout. With an argument, it then prints `stay`, and waits for the end of its standard input.
  *
  *   (nothing)    a program that listens by its own instructions
- *   -DBOTH       and that listens by the C library too
+ *   -DBOTH       a program that also listens by the C library
  *   -DOTHER      a program whose own instruction makes a call that has nothing to do with sockets
- *   -DLIBRARY    a library, whose function listens
+ *   -DLIBRARY    a library with a function that listens
  *   -DPROGRAM    a program that is linked to that library
  */
 #define _GNU_SOURCE

@@ -1,16 +1,16 @@
 /*
- * stall: an attacker under `ka run --via seccomp`. It makes one call that the supervisor looks after, and arranges that the
- * supervisor's own system call on the same object blocks. If it is started as root it becomes the user 65534 before it
- * attacks, unless it is told `stay`. It prints `stalling` when the attack is under way, and goes on until its standard input
- * ends.
+ * stall: an attacker under `ka run --via seccomp`. It makes one call that the supervisor handles, and makes the
+ * supervisor's own system call on the same object block. If it is started as root, it becomes the user 65534 before it
+ * attacks, unless `stay` is given. It prints `stalling` when the attack is under way, and continues until the end of its
+ * standard input.
  *
  *   lock [N [stay]]  N processes: setsockopt(2) with a value on a page that never arrives holds a socket's lock, then
  *              listen(2) on that socket
  *   value      setsockopt(2) whose value is on a page that never arrives
- *   linger     SO_LINGER with unsent data: whoever closes last waits for an hour, and it is not this program
+ *   linger     SO_LINGER with unsent data: the last close waits for an hour, and the supervisor makes it
  *   fuse       listen(2) on a file whose FUSE server never answers FLUSH, which close(2) waits for
  *
- * With `lock`, `value` and `fuse` it prints how the call ended and after how many milliseconds, if it ends: `ended ERRNO MS`.
+ * With `lock`, `value` and `fuse` it prints `ended ERRNO MS` if the call ends: its error and its duration.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -46,7 +46,7 @@ enum { PAGE = 4096 };
 static char *edge;
 static int fault;
 
-/* The page arrives when somebody fills it, and nobody does. It takes root to have the kernel's own accesses wait for that. */
+/* The page is never filled. Only root can make the kernel's own accesses wait for it. */
 static void make_page(void)
 {
     struct uffdio_api api = { .api = UFFD_API };
@@ -64,7 +64,7 @@ static void become_nobody(void)
     if (geteuid() == 0 &&
         (setgroups(0, NULL) != 0 || setresgid(65534, 65534, 65534) != 0 || setresuid(65534, 65534, 65534) != 0))
         err(EXIT_FAILURE, "setresuid");
-    /* As it would be for a program that this user has started. */
+    /* A program that this user starts is dumpable, too. */
     prctl(PR_SET_DUMPABLE, 1);
 }
 
@@ -91,7 +91,7 @@ static double seconds(void)
 
 static volatile pid_t locker;
 
-/* The kernel reads the rest of IP options while it has the socket's lock. */
+/* While the kernel has the socket's lock, it reads IP options, the rest of which is on the page. */
 static void *locks(void *fd)
 {
     locker = (pid_t)syscall(SYS_gettid);
@@ -123,7 +123,7 @@ static void say(const char *what)
     fflush(stdout);
 }
 
-/* Whether the kernel waits for the page in this thread. */
+/* Returns whether this thread waits in the kernel for the page. */
 static int waits_for_page(pid_t thread)
 {
     char path[64], where[64] = "";

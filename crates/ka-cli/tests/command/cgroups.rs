@@ -41,7 +41,7 @@ impl Drop for Cgroup {
     }
 }
 
-/// Removes cgroups that are empty, from below. find(1) knows those, too, that are deeper than a path can name.
+/// Removes empty cgroups, the deepest first. find(1) also removes those whose path is longer than PATH_MAX.
 fn remove(path: &Path) {
     let mut find = Command::new("find");
     let _ = find.arg(path).args(["-depth", "-type", "d", "-delete"]).stderr(Stdio::null()).status();

@@ -126,7 +126,7 @@ pub fn go_build(name: &str, cgo: bool, flags: &[&str], output: &Path) {
     );
 }
 
-/// A program of tests/c that makes system calls by instructions of its own.
+/// Builds a program of tests/c that makes system calls by its own instructions.
 pub fn raw(flags: &[&str]) -> PathBuf {
     compile(support::cc().args(flags), &root().join("crates/ka-cli/tests/c/raw.c"), Link::Nothing)
 }
@@ -137,7 +137,7 @@ pub fn outside(pid: i32) -> Vec<Told> {
     outside_but(pid, &[])
 }
 
-/// The same, without some descriptors.
+/// Does the same, except for some descriptors.
 pub fn outside_but(pid: i32, left: &[i32]) -> Vec<Told> {
     let mut known = HashSet::new();
     let mut found = Vec::new();

@@ -1,4 +1,4 @@
-// library, for a program in C: its function listens, by Go's own net package, and gives the descriptor.
+// library, for a program in C: its function listens through Go's net package, and returns the descriptor.
 package main
 
 import "C"

@@ -1,7 +1,7 @@
 //! dlsym(3)
 //!
-//! The real dlsym takes its return address for the caller's: `RTLD_NEXT` and `RTLD_DEFAULT` mean something else in each library.
-//! So this hook does its own work first, restores the arguments, and jumps.
+//! The real dlsym(3) identifies its caller by the return address: `RTLD_NEXT` and `RTLD_DEFAULT` mean something else in
+//! each library. So this hook does its own work first, restores the arguments, and jumps.
 
 use core::arch::naked_asm;
 use core::ffi::{c_char, c_void};
@@ -11,12 +11,12 @@ use crate::next;
 use crate::rebind;
 use crate::settings::active;
 
-/// What the hook does next, in the two registers of a result.
+/// The hook's next step, in the two registers of a result.
 #[repr(C)]
 struct Answer {
-    /// What it returns, if `jump` is null.
+    /// The return value, if `jump` is null.
     result: *mut c_void,
-    /// Where it jumps to.
+    /// The address to jump to.
     jump: *mut c_void,
 }
 

@@ -5,7 +5,7 @@ use crate::settings::active;
 use crate::sockets;
 
 stub::before! {
-    /// A listener gets the policy before there is a handshake, so that all that it accepts inherits it.
+    /// A listener gets the policy before the first handshake, so that every accepted socket inherits it.
     listen, before
 }
 

@@ -10,10 +10,10 @@ use libc::{c_int, c_ulong};
 use crate::filter;
 use crate::next::{self, Place};
 
-/// Where the real function is, as an offset into `next::FOUND`.
+/// The place of the real function, as an offset into `next::FOUND`.
 const REAL: usize = Place::prctl as usize * size_of::<usize>();
 
-/// Takes note of a seccomp filter.
+/// Records a seccomp filter.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
@@ -35,7 +35,7 @@ pub unsafe extern "C" fn prctl() {
     )
 }
 
-/// Takes note of a seccomp filter.
+/// Records a seccomp filter.
 #[cfg(target_arch = "aarch64")]
 #[unsafe(no_mangle)]
 #[unsafe(naked)]

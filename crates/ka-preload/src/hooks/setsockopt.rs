@@ -27,14 +27,14 @@ pub unsafe extern "C" fn setsockopt(
     unsafe { judged(&[fd, level, name, value, size, 0], make) }
 }
 
-/// Makes the call, or does not, as the mode says.
+/// Makes the call if the mode permits it.
 ///
 /// # Safety
 /// `make` makes the call with the arguments that it is given.
 pub(super) unsafe fn judged(arguments: &Arguments, make: unsafe fn(&Arguments) -> c_int) -> c_int {
     let &[a, b, c, value, size, f] = arguments;
     let (fd, level, name) = (int(a), int(b), int(c));
-    // SAFETY: for `judge`, none of the arguments need be right; `make` gets the program's own, or an int for the value.
+    // SAFETY: `judge` needs no valid arguments; `make` gets the program's own, or an int for the value.
     unsafe {
         match guard::judge(fd, level, name, value as *const c_void, size as socklen_t) {
             Answer::Make => make(arguments),

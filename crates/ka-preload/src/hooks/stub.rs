@@ -12,10 +12,10 @@ use crate::next;
 /// The arguments of a call, as words. None of the hooked functions has more than six.
 pub(super) type Arguments = [usize; 6];
 
-/// What a hook does before the real call.
+/// The step before the real call.
 pub(super) type Before = extern "C" fn(&Arguments);
 
-/// What a hook does after the real call, whose result comes first.
+/// The step after the real call. Its first argument is the call's result.
 pub(super) type After = unsafe extern "C" fn(isize, &Arguments);
 
 /// An argument that is an int is in the lower half of its word.
@@ -89,10 +89,10 @@ macro_rules! around {
 }
 pub(super) use {around, before};
 
-/// The first step of a hook that has only the second.
+/// The first step of a hook that has only a second one.
 pub(super) extern "C" fn nothing_before(_: &Arguments) {}
 
-/// The second step of a call that has only the first.
+/// The second step of a hook that has only a first one.
 pub(super) unsafe extern "C" fn nothing_after(_: isize, _: &Arguments) {}
 
 /// Calls r10, and jumps to the function whose place is in rax. The arguments are kept on the stack, the first one lowest.
