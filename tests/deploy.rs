@@ -292,7 +292,7 @@ fn the_drop_in_and_the_unit_are_ones_that_systemd_takes() {
     let mut verify = Command::new("systemd-analyze");
     verify.args(["verify", "--man=no"]).arg(folder.join("ka-cgroup@system.slice.service"));
     assert_eq!(stderr(&succeed(&mut verify)), "");
-    // Of 10 at most 3.9, where systemd's own services have 2 to 9.6.
+    // At most 3.9 of 10; systemd's own services have 2 to 9.6.
     let mut security = Command::new("systemd-analyze");
     security.args(["security", "--offline=true", "--no-pager", "--threshold=39"]);
     succeed(security.arg(deploy("systemd/ka-cgroup@.service")));
@@ -463,7 +463,8 @@ fn list(manifest: &str, name: &str) -> Vec<String> {
     }
 }
 
-/// No image is one that its registry could replace by another; what is not known here stands out, and is refused as a digest.
+/// Images are named by digest, so a registry cannot replace one. The placeholder is obvious, and Kubernetes rejects it
+/// as a digest.
 #[test]
 fn images_are_named_by_digest() {
     for name in ["deployment", "daemonset", "daemonset-attach"] {
@@ -522,8 +523,8 @@ fn probe(manifest: &str) -> String {
     words.iter().map(|word| format!("'{}'", word.replace('\'', "'\\''"))).collect::<Vec<_>>().join(" ")
 }
 
-/// The container of a DaemonSet as a command of the shell's: with the capabilities that it is given, and no others. `allow` is
-/// what holds it to its system calls.
+/// Returns a shell command that runs a DaemonSet's container with only the capabilities of the manifest. `allow` is the
+/// command that restricts its system calls.
 fn container(manifest: &str, allow: &str) -> String {
     assert_eq!((list(manifest, "drop"), list(manifest, "command")), (vec!["ALL".into()], vec!["ka".into()]));
     let bounds = list(manifest, "add").join(",+").to_lowercase();
@@ -534,7 +535,7 @@ fn container(manifest: &str, allow: &str) -> String {
 
 /// `ka attach` as the DaemonSet starts it, with the capabilities that it gives, and a process of another user.
 #[test]
-fn the_attaching_daemonset_s_container_may_do_what_it_must() {
+fn the_attaching_daemonset_container_has_the_rights_that_it_needs() {
     if !is_root() {
         skip("only root may give up all capabilities but some");
         return;
@@ -663,8 +664,8 @@ for line in sys.stdin:
     assert_eq!(said, expected, "{}", stderr(&output));
 }
 
-/// The DaemonSet's container in an engine: runc, which containerd and CRI-O use, and which makes system calls of its own under
-/// the profile before it starts ka.
+/// Starts the DaemonSet's container with an engine: runc, which containerd and CRI-O use. runc makes its own system
+/// calls under the profile before it starts ka.
 #[test]
 fn runc_starts_the_daemonset_s_container_under_its_profile() {
     if !is_root() {

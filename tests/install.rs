@@ -496,8 +496,8 @@ fn cargo_c_installs_the_same() {
     judge(&build("gcc", "c/link.c", &args), &lib, false);
 }
 
-/// `scripts/need` forbids Debian's packages to start their servers while it installs them. apt-get is one of the test's own,
-/// and so is /usr/sbin.
+/// While `scripts/need` installs Debian packages, it prevents them from starting their servers. The test has its own
+/// apt-get and its own /usr/sbin.
 #[test]
 fn policy_rc_d_is_removed_when_an_installation_is_interrupted() {
     if !is_root() {
@@ -525,7 +525,8 @@ END
         cat $policy
     "#;
     let mut command = Command::new("unshare");
-    // A shell cannot trap a signal that was ignored when it started, as SIGINT is for what a script starts with &.
+    // A shell cannot trap a signal that was ignored at its start. A script ignores SIGINT for commands that it starts
+    // with &.
     command.args(["--mount", "env", "--default-signal=HUP,INT,TERM", "dash", "-c", script]);
     command.env("need", root().join("scripts/need"));
     let expected = "\
@@ -536,6 +537,6 @@ END
         signal KILL: status 137, policy 101, policy-rc.d\n\
         signal none: status 1, policy 101, removed\n\
         policy 0\n#!/bin/sh\nexit 0\n";
-    // The shell of the last line reports nothing of its own.
+    // The last line's shell prints no message of its own.
     assert_eq!(String::from_utf8(command.output().unwrap().stdout).unwrap(), expected);
 }

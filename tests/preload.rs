@@ -444,7 +444,7 @@ fn the_signal_mask_is_unchanged_if_a_filter_refuses_to_change_it() {
     let mut command = preloaded("sh");
     command.args(["-c", "ulimit -f 0 && exec \"$0\" mask"]).arg(program!("filter"));
     assert_eq!(stdout(command.env("KA_LOG", scratch("log"))), "well\n");
-    // It may grow: the lines that need none of the refused calls are there.
+    // This log may grow, so it contains the lines that need none of the denied calls.
     let log = scratch("log");
     assert_eq!(stdout(preloaded(program!("filter")).arg("mask").env("KA_LOG", &log)), "well\n");
     let lines = fs::read_to_string(&log).unwrap();
@@ -458,7 +458,7 @@ fn a_socket_from_another_user_gets_the_policy_when_it_is_used() {
     assert_eq!(stdout(preloaded(&moments).arg("stranger").env("KA_MODE", "default")), "well\n");
 }
 
-/// Anything else could wait for whoever shares the descriptor: for a lock, or for the owner of a FUSE file system.
+/// Other calls could block on a user who shares the descriptor: on a lock, or on the server of a FUSE file system.
 #[test]
 fn a_descriptor_from_another_user_gets_one_call_that_reads_its_flags() {
     let log = scratch("strace");
@@ -501,7 +501,7 @@ fn a_locked_socket_of_its_user_does_not_block_a_setuid_program() {
         support::skip("only root may make a program setuid");
         return;
     }
-    // The user who runs it must get there.
+    // The user who runs the program must be able to enter the folder.
     let folder = Path::new("/tmp").join(format!("ka-test-lock-{}", std::process::id()));
     fs::create_dir(&folder).unwrap();
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
@@ -766,7 +766,7 @@ fn functions_looked_up_in_the_c_library_are_the_hooks() {
         });
         assert!(off.contains("socket: 0 1 ") && off.ends_with("set: 0 7000 75 9 0\n"), "{off}");
     }
-    // Where another shim comes after ours, what it finds must not lead back to it.
+    // If another shim comes after ours, its look-ups must not lead back to it.
     let other = library("chain");
     let preload = format!("{}:{}", shim().display(), other.display());
     let printed =

@@ -301,14 +301,14 @@ impl Drop for CleanUp {
     }
 }
 
-/// An SSH server on port 2222 of a network of its own, and how root logs in.
+/// An SSH server on port 2222 of its own network namespace, and root's key for it.
 struct Ssh {
     key: PathBuf,
     _server: Running,
 }
 
 impl Ssh {
-    /// Starts the server: `None` where it cannot be.
+    /// Starts the server. `None` if it cannot run here.
     fn start(sshd: &mut Command) -> Option<Self> {
         if !support::is_root() {
             support::skip("only root may log somebody in");
@@ -316,7 +316,7 @@ impl Ssh {
         }
         let folder = scratch("ssh");
         fs::create_dir(&folder).unwrap();
-        // The server lives in a folder that is not made where no service starts it.
+        // The server needs this folder, which otherwise a service makes.
         fs::create_dir_all("/run/sshd").unwrap();
         let key = folder.join("key");
         succeed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
@@ -332,7 +332,7 @@ impl Ssh {
         Some(Self { key, _server: server })
     }
 
-    /// Adds to a command that ends with ssh what ssh needs to log in, and does not need.
+    /// Adds the options for this server to a command that ends with ssh.
     fn client<'a>(&self, ssh: &'a mut Command, arguments: &[&str]) -> &'a mut Command {
         ssh.args([
             "-F",
@@ -363,14 +363,14 @@ fn openssh() {
     drop(session);
 }
 
-/// A master has the connection: `ka run -v` says so, and what docs/recipes.md says reaches it.
+/// A master has the connection: `ka run -v` reports this, and the command in docs/recipes.md reaches the master.
 #[test]
 fn an_ssh_master() {
     if !in_a_network_of_its_own("an_ssh_master") {
         return;
     }
     let Some(ssh) = Ssh::start(&mut Command::new("/usr/sbin/sshd")) else { return };
-    // The path of a unix socket is short.
+    // The path of a unix socket must be short.
     let folder = std::env::temp_dir().join(format!("ka-master-{}", std::process::id()));
     fs::create_dir(&folder).unwrap();
     let _made = CleanUp(folder.clone());
@@ -394,7 +394,7 @@ fn an_ssh_master() {
 
     let text = fs::read_to_string(support::root().join("docs/recipes.md")).unwrap();
     let recipe = text.lines().find(|line| line.starts_with("ka attach --follow \"$(ssh -O check")).unwrap();
-    // The recipe's ssh is one that is told of the host's port, key and master by its own files.
+    // A user's ssh reads the host's port, key and master from its configuration files.
     let options = format!("-F none -p 2222 -S {path}");
     let recipe = recipe.replace("ssh -O", &format!("ssh {options} -O")).replace("HOST", host);
     let ka = support::release().join("ka").display().to_string();

@@ -1,6 +1,6 @@
-//! What `ka run` and `ka check` read of a program and of /etc/ld.so.cache: any file, as its owner made it. It must end soon,
-//! without a panic and without taking more memory than the file is large, many times over; and where the head of the file
-//! is sound, say what that says.
+//! Fuzzes how `ka run` and `ka check` read a program and /etc/ld.so.cache. The file may contain anything. Reading must
+//! end soon, without a panic, and with memory bounded by a small multiple of the file's size. If the ELF header is
+//! sound, the results must agree with it.
 
 #![no_main]
 #![allow(dead_code, reason = "the command uses the rest")]
@@ -44,7 +44,7 @@ fuzz_target!(|bytes: &[u8]| {
         });
         file.set_len(0).unwrap();
         file.write_all_at(bytes, 0).unwrap();
-        // What is read is kept, and what is said of it is a copy.
+        // The library keeps the bytes that it has read, and returns copies.
         let most = 16 * 1024 + 8 * bytes.len();
         let found = allocations::within(most, || Elf::read(path)).unwrap();
         let imports = allocations::within(most, || elf::imports(path, &["socket", "connect"])).unwrap();
@@ -62,8 +62,8 @@ fuzz_target!(|bytes: &[u8]| {
     });
 });
 
-/// Reads a file as /etc/ld.so.cache. What is found of a name is where an entry that has the name says; the entries are read
-/// a second time here, one by one.
+/// Reads a file as /etc/ld.so.cache. The paths found for a name must be those of the entries with this name, which are
+/// read a second time here, one by one.
 fn cache(bytes: &[u8]) {
     let number = |from: &[u8], at: usize| {
         let bytes = from.get(at..at.checked_add(4)?)?;
@@ -98,7 +98,7 @@ fn cache(bytes: &[u8]) {
     }
 }
 
-/// What elf(5) says of the first bytes, and of the first segment that names a loader.
+/// Reads the loader from the first bytes and the first segment that names one, by elf(5).
 fn check(bytes: &[u8], found: &Elf) {
     let is_64 = bytes[4] == 2;
     let number = |at: usize, size: usize| -> Option<u64> {

@@ -1,6 +1,6 @@
 /*
- * allow: runs a program under a seccomp filter that allows the system calls of the file CALLS and no other. Another call ends
- * the program with SIGSYS. The filter stays for what the program starts.
+ * allow: runs a program under a seccomp filter that allows only the system calls of the file CALLS. Another call ends
+ * the program with SIGSYS. The program's children inherit the filter.
  */
 #define _GNU_SOURCE
 #include <err.h>

@@ -165,7 +165,7 @@ const SURE: &[c_long] = &[
     libc::SYS_uname,
 ];
 
-/// Those that fail under a filter alone. The C library makes them too, and ignores failures.
+/// Calls that fail only under a filter. The C library makes them too, and ignores failures.
 const SIGNALS: &[c_long] = &[libc::SYS_rt_sigpending, libc::SYS_rt_sigprocmask];
 
 fn kind(number: c_long) -> Option<&'static Kind> {

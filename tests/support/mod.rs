@@ -168,8 +168,8 @@ pub fn compile(compiler: &mut Command, source: &Path, link: Link) -> PathBuf {
     output
 }
 
-/// A program that runs another one under a seccomp filter which allows these system calls and no other: tests/c/allow.c.
-/// Calls that this processor does not have are left out.
+/// Builds tests/c/allow.c: it runs a program under a seccomp filter that allows only these system calls. Calls that
+/// this architecture does not have are left out.
 pub fn allowing<'a>(calls: impl IntoIterator<Item = &'a str>) -> PathBuf {
     let table = scratch("calls").with_extension("inc");
     let lines = calls.into_iter().map(|call| format!("#ifdef __NR_{call}\n__NR_{call},\n#endif\n"));

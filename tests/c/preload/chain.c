@@ -1,7 +1,7 @@
 /*
  * Another shim, to test two in either order. It counts the calls, and makes its sockets by number, as mptcpize does. If
  * BY_HANDLE is defined, it looks the next functions up in the C library itself, as torsocks does. With CHAIN_SHOW=1 it
- * prints at the end which calls it counted.
+ * prints its counts at the end.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,5 +1,5 @@
 /*
- * deepbind WHAT LIBRARY [FLAGS]: libraries that are opened, and functions that are looked up, while the program runs.
+ * deepbind WHAT LIBRARY [FLAGS]: opens libraries and looks functions up while the program runs.
  */
 #include "probe.h"
 
@@ -25,7 +25,7 @@ static void *opened(const char *library, int flags)
     return handle;
 }
 
-/* The mappings of a library and what may be done with them, as the kernel tells. */
+/* Reads the mappings of a library and their permissions from /proc. */
 static void mappings(const char *library, char *text, size_t size)
 {
     static char maps[1 << 20];
@@ -45,7 +45,7 @@ static void mappings(const char *library, char *text, size_t size)
     CHECK(used > 0 && used < size);
 }
 
-/* Opens the library, and prints what its sockets have. */
+/* Opens the library, and prints the options of its sockets. */
 static void sockets(const char *library, int flags)
 {
     static const char *const names[] = { "made", "by number", "listening", "connected", "accepted", "turned off" };
@@ -59,7 +59,7 @@ static void sockets(const char *library, int flags)
         printf("%s: %s\n", names[n], five(fds[n]));
 }
 
-/* Whether each page of the library has the same permissions before and after the program looks into the library. */
+/* Checks that each page of the library has the same permissions before and after a look-up in the library. */
 static void permissions(const char *library, int flags)
 {
     static char before[4096], after[4096];
@@ -70,18 +70,18 @@ static void permissions(const char *library, int flags)
     puts(strcmp(before, after) == 0 ? "the same" : after);
 }
 
-/* Prints what the socket of the library's constructor has before and after the program looks into the library. */
+/* Prints the options of the socket of the library's constructor before and after a look-up in the library. */
 static void early(const char *library, int flags)
 {
     void *handle = opened(library, flags);
-    /* The lowest free number, which the constructor's socket has taken: it is the one before this. */
+    /* The constructor's socket has taken the lowest free number, so it is the one before this. */
     int fd = dup(0) - 1;
     printf("before: %s\n", five(fd));
     CHECK(*(int *)dlsym(handle, "early") == fd);
     printf("after: %s\n", five(fd));
 }
 
-/* The type of the socket that the library gets when it asks for a stream, twice. */
+/* Prints the type of the socket that the library gets when it requests a stream socket, twice. */
 static void own(const char *library, int flags)
 {
     int (*make)(void);
@@ -94,7 +94,7 @@ static void own(const char *library, int flags)
     }
 }
 
-/* Whose function each look-up finds: the shim's, which is the program's own, or another. */
+/* Prints whether each look-up finds the shim's function, which is the program's own, or another. */
 static void look_up(const char *library, int flags)
 {
     static void *const linked[HOOKED] = { accept,  accept4, connect, dlopen, dlsym,      listen, (void *)prctl, recvmmsg, recvmsg,
@@ -119,7 +119,7 @@ static void look_up(const char *library, int flags)
     printf("set: %s\n", five(fd));
 }
 
-/* Threads that open, use and close libraries at the same time. The library's name has a digit for each thread. */
+/* Threads that open, use and close libraries at the same time. The library's name contains a digit per thread. */
 static const char *common;
 
 static void *often(void *number)
@@ -142,7 +142,7 @@ static void *often(void *number)
     return NULL;
 }
 
-/* While one thread opens the library, this one looks something up. */
+/* While one thread opens the library, this thread looks a function up. */
 static void *slow_handle;
 
 static void *open_slowly(void *library)

@@ -1,11 +1,11 @@
 /*
- * filter WHAT: a program with a seccomp filter of its own that kills for calls of the shim's; each ends with "well".
+ * filter WHAT: a program with its own seccomp filter that kills for calls of the shim; prints "well" at the end.
  *
  *   receives      receives descriptors of each kind under a filter that was installed in each way, and without one
  *   log           makes and connects sockets under a filter that kills for opening a file
  *   rules         connects under a filter that kills for reading memory by process_vm_readv(2)
- *   dlsym LIBRARY opens a library as PHP does, and looks a function up under a filter that kills for what binds it
- *   mask          makes a socket under filters that refuse calls on signals; the signal mask stays as it was
+ *   dlsym LIBRARY opens a library as PHP does, and looks a function up under a filter that kills for the calls that bind it
+ *   mask          makes a socket under filters that deny signal calls; the signal mask is unchanged
  */
 #include "probe.h"
 
@@ -28,12 +28,12 @@ static void is(int fd, const char *wanted, const char *what)
     }
 }
 
-/* The last is one that the shim does not see. */
+/* The shim does not see the last one. */
 enum road { BY_NOTHING, BY_PRCTL, BY_NUMBER_OF_PRCTL, BY_NUMBER_OF_SECCOMP, WITH_A_LISTENER, ROADS, UNSEEN };
 static const char *const roads[] = { "no filter", "prctl()", "syscall(SYS_prctl)", "syscall(SYS_seccomp)",
                                      "syscall(SYS_seccomp) with a listener" };
 
-/* Installs a filter that answers these calls with an action; only those with this first argument, if it is not -1. */
+/* Installs a filter with this action for these calls; if argument is not -1, only with this first argument. */
 static void install(enum road road, unsigned action, int argument, const long *calls, size_t count)
 {
     struct sock_filter code[32];
@@ -63,7 +63,7 @@ static void install(enum road road, unsigned action, int argument, const long *c
         CHECK(syscall(SYS_seccomp, (long)SECCOMP_SET_MODE_FILTER, (long)SECCOMP_FILTER_FLAG_NEW_LISTENER, &filter) > 0);
 }
 
-/* What a program asks before it installs a filter, or instead. None of it is a filter. */
+/* Calls that a program makes before it installs a filter, or instead. None of them installs a filter. */
 static void ask_what_there_is(void)
 {
     unsigned action = SECCOMP_RET_KILL_PROCESS;
@@ -78,7 +78,7 @@ static void ask_what_there_is(void)
     CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
 }
 
-/* The hook hands on every argument, and the answer. */
+/* The hook passes every argument and the result on. */
 static void other_operations(void)
 {
     char name[16] = "", again[16] = "";
@@ -87,7 +87,7 @@ static void other_operations(void)
     CHECK(syscall(SYS_prctl, (long)PR_GET_NAME, again) == 0 && strcmp(again, "renamed") == 0);
     CHECK(errno == 77);
     CHECK(prctl(PR_CAPBSET_READ, -1L) == -1 && errno == EINVAL);
-    /* It refuses any but zeros in the last three. */
+    /* The kernel rejects values other than 0 in the last three. */
     CHECK(prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 1) == -1 && prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 1, 0) == -1);
     CHECK(prctl(PR_GET_NO_NEW_PRIVS, 0, 1, 0, 0) == -1 && prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) >= 0);
 }
@@ -156,7 +156,7 @@ static void without_reading_memory(void)
 {
     const long reads[] = { SYS_process_vm_readv, SYS_gettid };
     install(BY_NUMBER_OF_SECCOMP, SECCOMP_RET_KILL_PROCESS, -1, reads, 2);
-    /* The shim cannot read where it goes, so no rule decides. The next call says who the peer is. */
+    /* The shim cannot read the address, so no rule decides. The next call gets the peer from the kernel. */
     int fd = connected();
     is(fd, OFF, "connected");
     CHECK(keepalive_off(fd) == 0);
@@ -172,14 +172,14 @@ static void without_binding(const char *library)
     CHECK(dlsym(handle, "plugin_socket") != NULL && dlsym(handle, "no_such_function") == NULL);
 }
 
-/* The signal mask and what waits, as the kernel has them. */
+/* Reads the signal mask and the pending signals from the kernel. */
 static void signals(uint64_t *mask, uint64_t *waiting)
 {
     CHECK(raw(SYS_rt_sigprocmask, SIG_BLOCK, 0, (long)mask, 8, 0, 0) == 0);
     CHECK(raw(SYS_rt_sigpending, (long)waiting, 8, 0, 0, 0, 0) == 0);
 }
 
-/* To be run with a log that may not grow, so that a line sends SIGXFSZ. */
+/* Run this with a log that may not grow, so that a line sends SIGXFSZ. */
 static void with_the_mask_refused(void)
 {
     static const struct {
@@ -206,12 +206,12 @@ static void with_the_mask_refused(void)
             CHECK(sigprocmask(SIG_BLOCK, &own, NULL) == 0);
             signals(&mask, &waiting);
             CHECK(waiting == 0);
-            /* Unseen, so that the shim goes on to write its log. */
+            /* The shim does not see this filter, so it continues to write its log. */
             install(UNSEEN, SECCOMP_RET_ERRNO | EPERM, refused[i].how, &refused[i].call, 1);
             int fd = socket(AF_INET, SOCK_STREAM, 0);
             CHECK(fd >= 0 && keepalive_off(fd) == 0);
             is(fd, ON, refused[i].what);
-            /* Another process reads the mask, since this one may not. */
+            /* Another process reads the mask, because this one may not. */
             CHECK(raw(SYS_write, pipes[1], (long)&mask, 8, 0, 0, 0) == 8);
             for (;;)
                 raw(SYS_ppoll, 0, 0, 0, 0, 0, 0);

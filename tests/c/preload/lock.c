@@ -1,13 +1,13 @@
 /*
- * lock WHAT: an attacker blocks a send inside the kernel, which holds the lock of a TCP socket for as long as the attacker
- * likes, and hands the socket to a victim under the shim. Prints "well" if the victim answers. For root: the two are
- * different users, and the page that never arrives is one of userfaultfd(2). An unprivileged attacker would use FUSE.
+ * lock WHAT: an attacker blocks a send inside the kernel, which holds the lock of a TCP socket meanwhile, and passes the
+ * socket to a victim under the shim. Prints "well" if the victim answers. Needs root: the two are different users, and
+ * userfaultfd(2) provides the page that never arrives. An unprivileged attacker would use FUSE.
  *
  *   message       the victim is a daemon, which receives the socket by recvmsg(2) and recvmmsg(2), by name and by number
  *   exec PROGRAM  the victim is a program with more rights than the attacker, which starts with the socket open as 5;
- *                 its output goes before "well"
+ *                 its output precedes "well"
  *
- * Exit status 77: the test may not block a send here, or not become another user.
+ * Exit status 77: the test cannot block a send here, or cannot become another user.
  */
 #include "probe.h"
 
@@ -44,7 +44,7 @@ static void connect_unseen(void)
     CHECK(connection[1] >= 0);
 }
 
-/* Whether the thread waits in the kernel: for the page, while it holds the lock. */
+/* Returns whether the thread waits in the kernel for the page, with the lock held. */
 static int waits(pid_t thread)
 {
     char path[64], line[64] = "";
@@ -94,7 +94,7 @@ static int answers(int victim)
     return poll(&answer, 1, ANSWER_WITHIN) == 1 && raw(SYS_recvfrom, victim, (long)&byte, 1, 0, 0, 0) == 1 && byte == '!';
 }
 
-/* Receives whatever comes, in the way that is next, and answers each message without descriptors. */
+/* Receives messages, each in the next way, and answers each message without descriptors. */
 static void serve(int from)
 {
     for (unsigned n = 0;; n++) {
@@ -115,7 +115,7 @@ static void serve(int from)
 
 static pid_t attacker, victim;
 
-/* The attacker first: that lets go of the lock. */
+/* Ends the attacker first, which releases the lock. */
 static void end(int status)
 {
     if (attacker > 0)
@@ -125,7 +125,7 @@ static void end(int status)
     exit(status);
 }
 
-/* The two ends are made by root, so that for the victim root seems to be who sends; that is the worst case. */
+/* Root makes the two ends, so the victim sees root as the sender, which is the worst case. */
 static void by_message(void)
 {
     int to_victim[2], says[2];
@@ -145,7 +145,7 @@ static void by_message(void)
         hold_the_lock();
         if (raw(SYS_setresuid, ATTACKER, ATTACKER, ATTACKER, 0, 0, 0) != 0)
             _exit(77);
-        /* The victim has answered once: one message more, and each of its ways to receive has two. */
+        /* The victim has answered once. With one more message, each of its ways to receive has had two. */
         CHECK(raw(SYS_sendto, to_victim[0], (long)"x", 1, 0, 0, 0) == 1);
         for (int n = 0; n < 4; n++) {
             send_descriptors(to_victim[0], &connection[0], 1);
@@ -186,7 +186,7 @@ static void by_exec(char **program)
     for (int n = 0; waitpid(victim, &status, WNOHANG) == 0; n++) {
         if (n > ANSWER_WITHIN / 20) {
             fprintf(stderr, "the program does not start\n");
-            /* It is not waited for: it would end only with this process, which holds the lock. */
+            /* Not waited for: the program ends only together with this process, which holds the lock. */
             kill(victim, SIGKILL);
             victim = 0;
             end(1);

@@ -395,8 +395,8 @@ static void unseen_then_set(void)
     is(900, ON);
 }
 
-/* A connection that comes from a process which may be another user's: the kernel does not say who uses the other end of a
- * datagram socket. Its first byte waits to be read. */
+/* A connection from a process that may be another user's: the kernel does not tell who uses the other end of a
+ * datagram socket. Its first byte is ready to be read. */
 static int from_a_stranger(int *peer)
 {
     struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
@@ -450,7 +450,7 @@ static void used_by_a_stranger(void)
     USED(syscall(SYS_recvmsg, client, &messages.msg_hdr, 0L), 1);
     USED(syscall(SYS_recvmmsg, client, &messages, 1L, 0L, NULL), 1);
 
-    /* What the program says first is not undone later, in a mode where it has the last word. */
+    /* In a mode where the program's setting wins, the shim does not undo the program's first call later. */
     if (getenv("KA_MODE") != NULL) {
         client = from_a_stranger(&peer);
         CHECK(setsockopt(client, SOL_SOCKET, SO_KEEPALIVE, &zero, sizeof zero) == 0);
@@ -460,7 +460,7 @@ static void used_by_a_stranger(void)
         close(client), close(peer);
     }
 
-    /* A listener: what it accepts. */
+    /* A listener: the connections that it accepts. */
     int carrier[2], listener = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0), received;
     socklen_t size = sizeof address;
     address.sin_port = 0;

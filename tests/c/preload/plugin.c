@@ -9,7 +9,7 @@
 
 #ifdef OWN
 
-/* Makes what others would not make: a datagram socket. */
+/* Makes a datagram socket, unlike other socket() functions. */
 int socket(int domain, int type, int protocol)
 {
     (void)type, (void)protocol;
@@ -76,7 +76,7 @@ int plugin_sockets(int fds[6])
     return setsockopt(fds[5], SOL_SOCKET, SO_KEEPALIVE, &zero, sizeof zero);
 }
 
-/* One socket, for the look at which socket() this is. */
+/* Makes one socket, to show which socket() is called. */
 int plugin_socket(void)
 {
     return socket(AF_INET, SOCK_STREAM, 0);
@@ -90,7 +90,7 @@ int plugin_is_the_caller(void)
     return dlsym(RTLD_DEFAULT, "plugin_mark") == &plugin_mark;
 }
 
-/* What a look-up by RTLD_DEFAULT finds, for a library that looks into the C library before anything else. */
+/* Looks a function up by RTLD_DEFAULT. This library searches the C library before any other. */
 void *plugin_look_up(const char *name)
 {
     return dlsym(RTLD_DEFAULT, name);

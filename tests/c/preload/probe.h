@@ -74,7 +74,7 @@ static inline int kernel_set(int fd, int level, int name, int value)
     return (int)raw(SYS_setsockopt, fd, level, name, (long)&value, sizeof value, 0);
 }
 
-/* The descriptor that a library's loading is reported to. */
+/* The loading of a library is reported to this descriptor. */
 #define OPENING 99
 
 /* "1 60 10 6 0": SO_KEEPALIVE, idle, intvl, cnt and user timeout. */
@@ -95,7 +95,7 @@ static inline void become_an_ordinary_user(void)
     const unsigned user = 12345;
     if (geteuid() != 0 || (setresgid(user, user, user) == 0 && setresuid(user, user, user) == 0))
         return;
-    /* A user namespace that has no other user than root: another namespace, in which this user has another number. */
+    /* A user namespace that maps only root: in it, this user has another number. */
     CHECK(unshare(CLONE_NEWUSER) == 0);
     int map = open("/proc/self/uid_map", O_WRONLY | O_CLOEXEC);
     CHECK(map >= 0 && dprintf(map, "%u 0 1", user) > 0 && close(map) == 0 && geteuid() == user);

@@ -96,7 +96,7 @@ int main(int argc, char **argv)
     printf("udp: %d\n", kernel_get(udp, SOL_SOCKET, SO_KEEPALIVE));
     printf("next descriptor %d\n", dup(0));
 
-    /* Root never trusts who sends, an ordinary user trusts itself. */
+    /* Root never trusts a sender; an ordinary user trusts itself. */
     become_an_ordinary_user();
     SAY(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
     stranger = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0);
