@@ -650,8 +650,8 @@ for line in sys.stdin:
         "before: {without}\n\
          probe 1\n\
          container: /kubepods.slice: {policy}; 0 sockets set, 0 unchanged, 0 failed; not all were looked at\n\
-         ka: cgroup attach: what is open already was left as it is: needs CAP_PERFMON (run ka as root); \
-         ka attach PID reaches it\n\
+         ka: cgroup attach: the open sockets were not set: needs CAP_PERFMON (run ka as root); \
+         use ka attach PID\n\
          with: {without} {with}\n\
          probe 0\n\
          container: /kubepods.slice: {policy}; 1 sockets set, 1 unchanged, 0 failed\n\

@@ -28,13 +28,13 @@ use crate::process;
     disable_help_subcommand = true,
     after_help = "Examples:
   ka run -- psql -h db.example.net               a program, under 60,10,6
-  ka run -d 280 -i 30 -c 5 -- ./server           under a policy of your own
+  ka run -d 280 -i 30 -c 5 -- ./server           under your own policy
   ka attach -p 280,30,5 1234                     a process that is running
-  ka ls --off                                    what has no keepalive
+  ka ls --off                                    sockets without keepalive
   ka plan --preset aws-nlb                       what to set for a load balancer
 
-Status: 0: success. 1: ls --off found a socket, check found a way closed, or ls, check, attach or cgroup could not do all of it. 2: \
-wrong arguments, or ka could not work at all. ka run ends as the program does."
+Status: 0: success. 1: ls --off found a socket, check found that a way is not available, or ls, check, attach or cgroup could \
+not handle all sockets. 2: wrong arguments, or a failure before any work was done. ka run ends as the program does."
 )]
 pub(crate) struct Ka {
     #[command(subcommand)]
@@ -83,7 +83,7 @@ pub(crate) enum Command {
   ka run -- psql -h db.example.net
   ka run -v -p 280,30,5 --mode floor -- ./server --port 8080
   sudo ka run -d 5m -- nginx
-  ka run --via seccomp -- ./build-and-test.sh        whatever it starts, static and Go's programs too
+  ka run --via seccomp -- ./build-and-test.sh        all that it starts, also static and Go programs
   sudo ka run -- sudo -u app ./server                via seccomp, because sudo drops LD_PRELOAD
 
 Status: the program's; 127 no such program, 126 it cannot be executed, 125 ka could not run it under the policy.
@@ -144,16 +144,16 @@ pub(crate) enum Via {
   sudo ka attach --all --dry-run            what would change
   sudo ka attach --all --via bpf            every socket of this network namespace, in one pass
 
-Status: 1 where a socket or a process could not be set.
+Status: 1 if a socket or a process could not be set.
 
 A program can hold the lock of its socket for as long as it likes. If a socket does not answer within 2 s, ka names it, \
-leaves it as it is and goes on with the others. After 8 sockets of one user it leaves the rest that this user made.
+leaves it unchanged, and continues with the others. After 8 such sockets of one user, ka leaves the rest that this user made.
 
 A process of another user, or one that is not dumpable, needs CAP_SYS_PTRACE.
 
 Sockets that are set together send their probes together from then on; those that had keepalive on and have been idle \
 for longer than the new policy says send one at once. That is ten thousand packets of 52 bytes for ten thousand sockets. \
-Where the path does not bear it, --spread sets them over a time."
+To avoid such a burst, --spread sets them over a time."
 )]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(crate) struct Attach {
@@ -232,8 +232,8 @@ pub(crate) enum AttachVia {
   ka ls --off --state established --pid 1234 || echo 'not all have keepalive'
   sudo ka ls --netns blue --json
 
-Status: with --off, 1 where there are any. 1 too if a socket did not answer within 2 s, because a program holds its lock: \
-it is named, and --json has it as the row's error.")]
+Status: with --off, 1 if there are any. Also 1 if a socket did not answer within 2 s, because a program holds its lock: \
+ka names the socket, and --json has the reason as the row's error.")]
 pub(crate) struct Ls {
     /// Only the sockets of this process
     #[arg(long, value_parser = process::number)]
@@ -264,9 +264,9 @@ pub(crate) struct Ls {
   ka check ./server
   ka check 1234
 
-Status: 1 where ka run does not reach the program, or ka attach the process or one of its sockets; where \
-libka_preload.so has missed sockets of the process; or where a way is not open. 127 where there \
-is no such program, 126 where it is none that can be run.")]
+Status: 1 if ka run does not reach the program, if ka attach does not reach the process or one of its sockets, if \
+libka_preload.so has missed sockets of the process, or if a way is not available. 127: no such program. 126: not \
+executable.")]
 pub(crate) struct Check {
     /// A program by name or path, or a process by number
     #[arg(value_name = "PROGRAM|PID")]
@@ -374,23 +374,22 @@ pub(crate) enum CgroupCommand {
   sudo ka cgroup attach -p 280,30,5 --mode default /sys/fs/cgroup/system.slice
   sudo ka cgroup attach --foreground kubepods.slice
 
-Status: 1 if sockets that are open already could not be set, or not all could be looked at. With --foreground this is only \
-reported: 0 after a signal.
+Status: 1 if some open sockets could not be set or examined. With --foreground ka only reports this: 0 after a signal.
 
-With --foreground ka tells the service manager when the policy is in force, and sends signs of life if asked to \
-(NOTIFY_SOCKET, WATCHDOG_USEC: sd_notify(3)). When the open sockets are set, it gives up all capabilities but CAP_BPF.
+With --foreground ka tells the service manager when the policy is in force, and sends watchdog messages if requested \
+(NOTIFY_SOCKET, WATCHDOG_USEC: sd_notify(3)). When the open sockets are set, ka drops all capabilities but CAP_BPF.
 
-JSON: cgroup, policy, mode, set, unchanged, failed (numbers of sockets that were open already), left (what was not looked at, \
-and why).
+JSON: cgroup, policy, mode, set, unchanged, failed (numbers of open sockets), left (reasons why some sockets were not examined).
 
-Needs CAP_BPF and CAP_NET_ADMIN, and CAP_PERFMON for what is open already, in other network namespaces (of containers) \
-CAP_SYS_ADMIN and CAP_SYS_PTRACE too, and in cgroups whose folders only their owner may read CAP_DAC_READ_SEARCH; Linux 5.9, and 6.1 for what is open already \
-and for --mode default; cgroup v2; and, without --foreground, the bpf filesystem, mounted at /sys/fs/bpf."
+Needs CAP_BPF and CAP_NET_ADMIN, and CAP_PERFMON to set open sockets. Open sockets in other network namespaces (of containers) \
+also need CAP_SYS_ADMIN and CAP_SYS_PTRACE; cgroups whose folders only their owner may read also need CAP_DAC_READ_SEARCH. \
+Linux 5.9, and 6.1 to set open sockets and for --mode default; cgroup v2; and, without --foreground, the bpf filesystem, mounted \
+at /sys/fs/bpf."
 )]
 pub(crate) struct CgroupAttach {
     #[command(flatten)]
     pub(crate) policy: Policy,
-    /// How much the cgroup's programs may say of their own keepalive
+    /// Whether the cgroup's programs may override the policy
     #[arg(long, value_enum, default_value_t = CgroupMode::Force, help_heading = "Policy")]
     pub(crate) mode: CgroupMode,
     /// The cgroup: its folder, or its name as in /proc/PID/cgroup
@@ -436,14 +435,14 @@ impl From<CgroupMode> for ka_core::Mode {
   sudo ka cgroup detach system.slice/nginx.service
   sudo ka cgroup detach --all
 
-Status: 1 where the cgroup has none.
+Status: 1 if the cgroup has no policy of its own.
 
 Needs CAP_BPF and CAP_NET_ADMIN.")]
 pub(crate) struct CgroupDetach {
     /// The cgroup: its folder, or its name as in /proc/PID/cgroup
     #[arg(value_name = "CGROUP")]
     pub(crate) cgroup: Option<OsString>,
-    /// All that have one, and what is left of those that are gone
+    /// All cgroups that have a policy of ka cgroup attach, and the remains of removed ones
     #[arg(short, long)]
     pub(crate) all: bool,
 }
@@ -454,9 +453,9 @@ pub(crate) struct CgroupDetach {
   sudo ka cgroup ls
   sudo ka cgroup ls --json system.slice
 
-Status: 1 if some cgroups could not be looked at; standard error says which, and why.
+Status: 1 if some cgroups could not be examined; standard error names them, with the reason.
 
-Needs CAP_NET_ADMIN and CAP_SYS_ADMIN; with CAP_BPF alone, root is shown what ka cgroup attach keeps.")]
+Needs CAP_NET_ADMIN and CAP_SYS_ADMIN; with CAP_BPF alone, ka shows root only the policies that ka cgroup attach has pinned.")]
 pub(crate) struct CgroupLs {
     /// Only this cgroup, those below it, and the policies of cgroups above that are in force in it
     #[arg(value_name = "CGROUP")]

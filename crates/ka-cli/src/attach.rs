@@ -362,7 +362,7 @@ impl Attach<'_> {
                 Err(error) => {
                     let leader = Status::read(pid).ok().and_then(|status| status.leader());
                     let why = match leader.filter(|leader| *leader != pid) {
-                        Some(leader) => format!("it is a task of process {leader}: name that"),
+                        Some(leader) => format!("it is a thread of process {leader}: use that PID"),
                         None => privilege::explain(pid, &error),
                     };
                     report.failed(pid, None, why);
@@ -728,7 +728,7 @@ impl Attach<'_> {
     fn through_kernel(&self, workers: &mut Workers, report: &mut Report) -> Result<(), Failure> {
         let failed = |why: String| {
             Failure::new(format_args!(
-                "attach: --via bpf: {why}; without it ka attach goes through the processes"
+                "attach: --via bpf: {why}; without --via bpf, ka attach goes through the processes"
             ))
         };
         let Change { policy, mode, port, dry_run, describe } = self.change;
@@ -936,9 +936,9 @@ fn found(process: &Process) -> io::Result<(Vec<TableAndSockets>, Option<io::Erro
 /// Who holds a policy against what was just written.
 fn held_by() -> &'static str {
     if via::is_held() {
-        "ka run --via seccomp holds its policy against this command too: ka attach outside of it, or ka attach --all --via bpf"
+        "the policy of ka run --via seccomp overrides this command: use ka attach outside of it, or ka attach --all --via bpf"
     } else {
-        "its cgroup has a policy that holds against others (ka cgroup ls); ka attach --all --via bpf passes it"
+        "its cgroup has a policy in mode force (ka cgroup ls), which overrides this; use ka attach --all --via bpf"
     }
 }
 

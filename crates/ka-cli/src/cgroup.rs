@@ -80,7 +80,7 @@ impl Cgroup {
             return Ok(cgroup);
         }
         Err(format!(
-            "{}: it is no cgroup (v2): neither its folder nor a name below {}",
+            "{}: not a cgroup (v2): neither a cgroup's folder nor a name below {}",
             path.display(),
             root.display()
         ))
@@ -214,7 +214,7 @@ fn held_above(cgroup: &Cgroup, orders: Orders) -> Option<String> {
     let (path, found) = holding.filter(|(_, found)| found.policy != orders.policy)?;
     let name = name(&path);
     Some(format!(
-        "{}, which is above it, has {} in mode force: that one holds",
+        "{} above it has {} in mode force, which overrides this policy",
         text::visible(name.as_bytes()),
         found.policy
     ))
@@ -279,9 +279,8 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
         None
     };
     if let Some(held) = &held {
-        held.notify.send(
-            "READY=1\nSTATUS=The policy is in force for new sockets. Those that are open are being set.",
-        );
+        held.notify
+            .send("READY=1\nSTATUS=The policy is in force for new sockets. Open sockets are being set.");
     }
     let held_above = held_above(&cgroup, orders);
     // What is open already. From here on nothing new comes without the policy.
@@ -345,7 +344,7 @@ impl Held {
         /// Nobody tells of a cgroup's end.
         const INTERVAL: Duration = Duration::from_secs(5);
         if let Err(error) = host::keep_only_bpf() {
-            let _ = writeln!(io::stderr(), "ka: cgroup attach: capabilities that it needs no more: {error}");
+            let _ = writeln!(io::stderr(), "ka: cgroup attach: cannot drop capabilities: {error}");
         }
         let Attached { cgroup, policy, mode, .. } = attached;
         let visible = text::visible(cgroup.as_bytes());
@@ -497,7 +496,7 @@ fn detach(args: &args::CgroupDetach) -> Outcome {
     };
     let mut out = BufWriter::new(io::stdout().lock());
     if folders.is_empty() && removed.is_empty() {
-        writeln!(out, "no cgroup has a policy that is kept here")?;
+        writeln!(out, "no cgroup has a policy of ka cgroup attach")?;
     }
     for (folder, id) in folders {
         let policy = bpf::recorded(&folder.join(bpf::RECORD)).ok().flatten();
@@ -508,11 +507,11 @@ fn detach(args: &args::CgroupDetach) -> Outcome {
             Some(Orders { policy, mode }) => {
                 writeln!(
                     out,
-                    "{name}: {policy}, mode {}, detached; open sockets keep what they have",
+                    "{name}: {policy}, mode {}, detached; open sockets keep their settings",
                     mode.name()
                 )?;
             }
-            None => writeln!(out, "{name}: detached; open sockets keep what they have")?,
+            None => writeln!(out, "{name}: detached; open sockets keep their settings")?,
         }
     }
     for name in removed {

@@ -413,7 +413,7 @@ fn missed_facts(pid: i32, off: &[(i32, String)]) -> Vec<String> {
     let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let is_reason = |entry: &&[u8]| REASONS.iter().any(|name| entry.starts_with(name));
     for entry in environment.split(|byte| *byte == 0).filter(is_reason) {
-        facts.push(format!("{} in its environment may leave them alone", text::lossless(entry)));
+        facts.push(format!("{} in its environment may exclude them", text::lossless(entry)));
     }
     facts
 }

@@ -68,7 +68,7 @@ impl Classes {
                 enter(&place).map_err(|error| {
                     let controllers = String::from_utf8_lossy(&place.controllers);
                     format!(
-                        "its sockets have a class of {controllers} (cgroup {}), which they would lose by this, and ka \
+                        "its sockets have a class of {controllers} (cgroup {}), which they would lose, because ka \
                          cannot enter that cgroup: {error}; {INSTEAD}",
                         String::from_utf8_lossy(&place.path)
                     )

@@ -289,8 +289,8 @@ impl Tasks {
 }
 
 /// The error for a process whose descriptors were not all read.
-pub(crate) const OVER_BUDGET: &str = "its threads have more descriptors than ka looks through in 2 s of processor time: \
-     the sockets that ka came to are done, the others are left as they are";
+pub(crate) const OVER_BUDGET: &str = "its threads have more descriptors than ka reads in 2 s of processor time: \
+     ka has handled the sockets that it reached, and left the others";
 
 /// The limit on processor time for the descriptors of one process, so that one process cannot keep ka from the others.
 struct Budget {

@@ -88,7 +88,7 @@ pub(crate) fn sockets(workers: &mut Workers, states: &[State], pid: Option<i32>)
         Ended::Failed(why) => return Err(io::Error::other(why)),
         Ended::Blocked => {
             return Err(io::Error::other(
-                "the kernel's list of sockets did not come to its end within 2 s, because a program holds a socket's \
+                "the kernel's list of sockets did not end within 2 s, because a program holds a socket's \
                  lock: ka check PID and ka attach PID go through a process and name the socket",
             ));
         }

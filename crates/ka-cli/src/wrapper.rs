@@ -40,7 +40,7 @@ impl Loss {
     const fn text(self) -> &'static str {
         match self {
             Self::Environment => "starts its program without LD_PRELOAD",
-            Self::Replaced => "replaces LD_PRELOAD by a library of its own",
+            Self::Replaced => "replaces LD_PRELOAD with its own library",
             Self::Root => {
                 "starts its program in another root folder, where libka_preload.so may not be at the same path"
             }

@@ -241,7 +241,7 @@ fn what_cannot_be_looked_into_says_what_it_takes() {
             let _ = wait.recv();
         });
         let (status, _, err) = attach(&[], receive.recv().unwrap());
-        assert!(status == 1 && err.contains("it is a task of process"), "{err}");
+        assert!(status == 1 && err.contains("it is a thread of process"), "{err}");
         drop(done);
     });
     if !is_root() {

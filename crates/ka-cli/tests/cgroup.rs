@@ -39,7 +39,7 @@ fn ka_cgroup(args: &[&str], cgroup: &Path) -> (i32, String, String) {
 
 fn detach(cgroup: &Path) {
     let (status, out, err) = ka_cgroup(&["detach"], cgroup);
-    assert!(status == 0 && out.contains(", detached; open sockets keep what they have\n"), "{out}{err}");
+    assert!(status == 0 && out.contains(", detached; open sockets keep their settings\n"), "{out}{err}");
     assert_eq!(err, "");
 }
 
@@ -109,7 +109,7 @@ fn all_programs_of_a_cgroup_have_the_policy() {
     assert_eq!(listed(&cgroup).len(), 1, "{:?}", listed(&cgroup));
     // And none, from then on. What has one keeps it.
     let said = outcome(ka().args(["cgroup", "detach"]).arg(&cgroup.0));
-    let expected = "idle=90,intvl=9,cnt=3, mode force, detached; open sockets keep what they have\n";
+    let expected = "idle=90,intvl=9,cnt=3, mode force, detached; open sockets keep their settings\n";
     assert!(said.0 == 0 && said.1.ends_with(expected) && said.2.is_empty(), "{said:?}");
     let mut after = Holder::start(&mut within(&cgroup.0, holder()));
     assert!(after.look().iter().all(|told| !told.on));
@@ -175,11 +175,11 @@ fn force_holds_the_policy() {
     let (own, port) = (std::process::id().to_string(), stream.local_addr().unwrap().port().to_string());
     let (status, out, err) = outcome(ka().args(["attach", "-d", "99", "--port", &port, &own]));
     assert!(status == 1 && err.is_empty(), "{out}{err}");
-    assert!(out.contains(": its cgroup has a policy that holds against others"), "{out}");
+    assert!(out.contains(": its cgroup has a policy in mode force"), "{out}");
     assert!(out.ends_with("0 sockets set, 0 unchanged, 1 failed\n"), "{out}");
     assert_eq!(five(fd)[..4], held[..4]);
     // The cgroup's policy does not affect the command in the message.
-    assert!(out.contains("; ka attach --all --via bpf passes it"), "{out}");
+    assert!(out.contains("; use ka attach --all --via bpf"), "{out}");
     let (status, out, err) =
         outcome(ka().args(["attach", "--all", "--via", "bpf", "-d", "99", "--port", &port]));
     assert!(status == 0 && err.is_empty(), "{out}{err}");
@@ -330,7 +330,7 @@ fn the_cgroup_above_has_the_last_word() {
     assert!(ka_cgroup(&["ls"], &below).1.lines().nth(1).unwrap().contains(" (above)"));
     Holder::start(&mut within(&below, holder())).assert_all(90, 10, 6);
     // Who attaches to the one below is told.
-    let holds = ", which is above it, has idle=90,intvl=10,cnt=6 in mode force: that one holds\n";
+    let holds = " above it has idle=90,intvl=10,cnt=6 in mode force, which overrides this policy\n";
     let (status, _, err) = ka_cgroup(&["attach", "-d", "50"], &below);
     assert!(status == 0 && err.starts_with("ka: cgroup attach: /") && err.ends_with(holds), "{err}");
     attached(&ka_cgroup(&["attach", "-d", "90"], &below));
@@ -473,8 +473,11 @@ fn what_cannot_be_done_is_said() {
     let cgroup = Cgroup::new();
     let path = cgroup.0.to_str().unwrap();
     for (args, expected) in [
-        (&["attach", "/no/such"][..], "/no/such: it is no cgroup (v2): neither its folder nor a name below"),
-        (&["attach", "/etc"], "/etc: it is no cgroup (v2)"),
+        (
+            &["attach", "/no/such"][..],
+            "/no/such: not a cgroup (v2): neither a cgroup's folder nor a name below",
+        ),
+        (&["attach", "/etc"], "/etc: not a cgroup (v2)"),
         (&["attach", ""], "an empty name is no cgroup's; that of all is /"),
         (&["attach", "-p", "off", path], "--policy off: must turn keepalive on here"),
         (&["attach", "--mode", "floor", path], "invalid value 'floor' for '--mode <MODE>'"),
@@ -507,7 +510,7 @@ fn what_cannot_be_done_is_said() {
         status == 1 && out.ends_with("0 sockets set, 0 unchanged, 0 failed; not all were looked at\n"),
         "{out}{err}"
     );
-    assert!(err.contains("what is open already was left as it is: needs CAP_PERFMON"), "{err}");
+    assert!(err.contains("the open sockets were not set: needs CAP_PERFMON"), "{err}");
     assert_eq!(listed(&cgroup).len(), 1);
     // Nor does what is kept need CAP_SYS_ADMIN to be listed.
     let mut wrapped = Command::new("setpriv");
@@ -555,7 +558,7 @@ fn a_cgroup_that_is_removed_leaves_nothing() {
         said.0 == 0 && said.1.contains("/second: idle=60,intvl=10,cnt=6, mode force, detached; "),
         "{said:?}"
     );
-    let nothing = "no cgroup has a policy that is kept here\n";
+    let nothing = "no cgroup has a policy of ka cgroup attach\n";
     assert_eq!(outcome(ka().args(["cgroup", "detach", "--all"])), (0, nothing.to_owned(), String::new()));
     assert_eq!(fs::read_dir("/sys/fs/bpf/ka").unwrap().count(), 0);
 }
@@ -782,7 +785,7 @@ fn what_is_open_in_other_networks_is_set_too() {
     );
     assert_eq!(
         err,
-        "ka: cgroup attach: what is open already in 2 other network namespaces was left as it is: \
+        "ka: cgroup attach: the open sockets in 2 other network namespaces were not set: \
          needs CAP_SYS_ADMIN (run ka as root)\n"
     );
     // Nor where its processes are out of sight.
@@ -793,10 +796,7 @@ fn what_is_open_in_other_networks_is_set_too() {
         status == 1 && out.ends_with("; 0 sockets set, 3 unchanged, 0 failed; not all were looked at\n"),
         "{out}{err}"
     );
-    assert!(
-        err.starts_with("ka: cgroup attach: what 3 of its processes have open was left as it is"),
-        "{err}"
-    );
+    assert!(err.starts_with("ka: cgroup attach: 3 of its processes could not be examined"), "{err}");
 
     let result = ka_cgroup(&["attach", "-p", "280,30,5"], &cgroup.0);
     assert_eq!(attached(&result), "9 sockets set, 0 unchanged, 0 failed");
@@ -859,7 +859,7 @@ fn deep_and_unreadable_cgroups_are_set_or_reported() {
         holder.assert_all(280, 30, 5);
     }
     // The command in the message reaches those sockets.
-    assert!(result.2.contains("ka attach PID reaches it before ka cgroup attach"), "{result:?}");
+    assert!(result.2.contains("use ka attach PID before ka cgroup attach"), "{result:?}");
     detach(&cgroup.0);
     let told = outcome(ka().args(["attach", "-p", "280,30,5", &deeper.pid().to_string()]));
     assert!(told.0 == 0 && told.1.ends_with("3 sockets set, 0 unchanged, 0 failed\n"), "{told:?}");

@@ -188,7 +188,7 @@ fn check_names_the_sockets_that_the_shim_missed() {
     command.env("KA_RULES", "lport=1 skip").args(["run", "--via", "preload", "--"]).arg(&program).arg("stay");
     let running = Staying::start(&mut command);
     let (_, text, _) = outcome(ka().args(["check", &running.pid().to_string()]));
-    assert!(text.contains("\n  KA_RULES=lport=1 skip in its environment may leave them alone\n"), "{text}");
+    assert!(text.contains("\n  KA_RULES=lport=1 skip in its environment may exclude them\n"), "{text}");
     drop(running);
 }
 
@@ -221,7 +221,7 @@ fn check_recognizes_wrappers() {
     fs::create_dir(&folder).unwrap();
     for (name, preloaded, fact) in [
         ("sudo", false, "sudo starts its program without LD_PRELOAD"),
-        ("mptcpize", false, "mptcpize replaces LD_PRELOAD by a library of its own"),
+        ("mptcpize", false, "mptcpize replaces LD_PRELOAD with its own library"),
         ("bwrap", false, "bwrap starts its program in another root folder"),
         ("env", true, "with -i, -u LD_PRELOAD or LD_PRELOAD= it starts its program without LD_PRELOAD"),
         ("su", true, "with -, -l or --login it starts its program without LD_PRELOAD"),

@@ -120,7 +120,7 @@ fn wrappers_that_lose_the_shim_are_run_under_a_supervisor() {
         (&["nice", "env", "-S", "-i A=1", seen, "listen"], "env starts its program without LD_PRELOAD"),
         (&["timeout", "30", "sudo", "-n", seen, "listen"], "sudo starts its program without LD_PRELOAD"),
         (&["setpriv", "--reset-env", seen, "listen"], "setpriv starts its program without LD_PRELOAD"),
-        (&["mptcpize", "run", seen, "listen"], "mptcpize replaces LD_PRELOAD by a library of its own"),
+        (&["mptcpize", "run", seen, "listen"], "mptcpize replaces LD_PRELOAD with its own library"),
         (
             &["bwrap", "--clearenv", "--bind", "/", "/", seen, "listen"],
             "bwrap starts its program in another root folder",
@@ -713,7 +713,7 @@ fn ka_attach_inside_is_held_too() {
         run().args(["python3", "-c", script]).arg(support::release().join("ka")).env("PYTHONUNBUFFERED", "1"),
     );
     assert!(status == 0 && err.is_empty(), "{out}{err}");
-    assert!(out.contains("ka run --via seccomp holds its policy against this command too"), "{out}");
+    assert!(out.contains("the policy of ka run --via seccomp overrides this command"), "{out}");
     assert!(out.ends_with("0 sockets set, 0 unchanged, 1 failed\n60\n"), "{out}");
 }
 
@@ -764,7 +764,7 @@ fn ka_attach_inside_tells_the_truth() {
         let (status, out, err) = attach("force", policy, &outside);
         assert_eq!((status, err.as_str()), (1, ""), "{policy:?} {out}");
         assert!(out.ends_with("\n0 sockets set, 0 unchanged, 3 failed\n"), "{policy:?} {out}");
-        assert!(out.contains("ka run --via seccomp holds its policy against this command too"), "{out}");
+        assert!(out.contains("the policy of ka run --via seccomp overrides this command"), "{out}");
     }
     // What is in force already, and a user timeout that is stricter, which is let through.
     let (status, out, err) = attach("force", &["-p", "99,9,9", "-u", "5000ms"], &outside);

@@ -580,7 +580,7 @@ fn files_that_are_not_regular_are_rejected_and_not_opened() {
         is_refused(125, preload, why);
         is_refused(2, timed(&["ls".as_ref(), "--netns".as_ref(), path.as_ref()]), why);
         let cgroup = timed(&["cgroup".as_ref(), "attach".as_ref(), path.as_ref()]);
-        is_refused(2, cgroup, "it is no cgroup");
+        is_refused(2, cgroup, "not a cgroup");
     }
     // The search of PATH skips a FIFO, as the shell does.
     fs::rename(&fifo, folder.join("true")).unwrap();

@@ -86,7 +86,7 @@ pub(super) fn sweep(cgroup: &Cgroup, orders: Orders, held: Option<&Held>) -> Swe
             Ok(sweeper) => sweeper.listen(&mut swept, &mut entered, held),
             Err(error) => {
                 swept.left.push(format!(
-                    "what is open already was left as it is: a process that sets it: {error}; {}",
+                    "the open sockets were not set: cannot start a worker process: {error}; {}",
                     instead(orders.mode)
                 ));
                 return swept;
@@ -99,24 +99,25 @@ pub(super) fn sweep(cgroup: &Cgroup, orders: Orders, held: Option<&Held>) -> Swe
                 through_processes(cgroup, orders, network, seen, &mut workers, &mut swept);
                 if blocked >= MOST_BLOCKED {
                     swept.left.push(format!(
-                        "other network namespaces were not looked at: {MOST_BLOCKED} did not answer"
+                        "other network namespaces were not examined: {MOST_BLOCKED} did not answer"
                     ));
                     return swept;
                 }
             }
             Ok(End::Died) => {
-                swept.left.push("what is open already was left as it is, wholly or in part: the process that sets it was \
-                     ended".to_owned());
-                return swept;
-            }
-            Ok(End::Signal) => {
                 swept.left.push(
-                    "what is open already was left as it is, wholly or in part: a signal came".to_owned(),
+                    "some or all open sockets were not set: the worker process was \
+                     killed"
+                        .to_owned(),
                 );
                 return swept;
             }
+            Ok(End::Signal) => {
+                swept.left.push("some or all open sockets were not set: a signal came".to_owned());
+                return swept;
+            }
             Err(error) => {
-                swept.left.push(format!("what became of what is open already is not known: {error}"));
+                swept.left.push(format!("it is unknown which open sockets were set: {error}"));
                 return swept;
             }
         }
@@ -247,8 +248,7 @@ impl Work<'_> {
             say(self.out, &Message::Overrides(which))?;
         }
         let only = Only { cgroup: Some(cgroup.id), port: None };
-        let nothing =
-            |why: String| format!("what is open already was left as it is: {why}; {}", instead(orders.mode));
+        let nothing = |why: String| format!("the open sockets were not set: {why}; {}", instead(orders.mode));
         let setter = match Setter::load(orders, false, only) {
             Ok(setter) => setter,
             Err(why) => {
@@ -308,16 +308,16 @@ impl Work<'_> {
         }
         match walked {
             Ok(skipped) => left.extend(skipped.lines()),
-            Err(error) => left.push(format!("other network namespaces were not looked for: {error}")),
+            Err(error) => left.push(format!("the search for other network namespaces failed: {error}")),
         }
         if unseen > 0 {
             left.push(format!(
-                "what {unseen} of its processes have open was left as it is, unless they are in ka's own network namespace: \
-                 to see that needs CAP_SYS_PTRACE, and their numbers in ka's PID namespace"
+                "{unseen} of its processes could not be examined, so only their sockets in ka's own network namespace were set: \
+                 needs CAP_SYS_PTRACE, and their PIDs in ka's PID namespace"
             ));
         }
         left.extend(refused.iter().map(|(why, count)| {
-            format!("what is open already in {count} other network namespaces was left as it is: {why}")
+            format!("the open sockets in {count} other network namespaces were not set: {why}")
         }));
         Ok(left)
     }
@@ -400,7 +400,7 @@ fn through_processes(
     });
     let mut not_set = |why: &str| {
         swept.left.push(format!(
-            "what is open already in network namespace {number} was left as it is, wholly or in part: {why}; {}",
+            "some or all open sockets in network namespace {number} were not set: {why}; {}",
             instead(orders.mode)
         ));
     };
@@ -466,9 +466,7 @@ pub(super) fn refusals(swept: &Swept, mode: Mode) -> impl Iterator<Item = String
 /// Names the command that reaches the sockets that the sweep left out.
 fn instead(mode: Mode) -> &'static str {
     match mode {
-        Mode::Force => {
-            "ka attach PID reaches it before ka cgroup attach; in mode force the policy holds against that afterwards"
-        }
-        _ => "ka attach PID reaches it",
+        Mode::Force => "use ka attach PID before ka cgroup attach; afterwards mode force overrides it",
+        _ => "use ka attach PID",
     }
 }

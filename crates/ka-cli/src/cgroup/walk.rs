@@ -34,7 +34,7 @@ impl Skipped {
     pub(super) fn lines(&self) -> impl Iterator<Item = String> {
         self.0.iter().map(|(why, (count, first))| {
             let cgroups = if *count == 1 { "1 cgroup was" } else { &format!("{count} cgroups were") };
-            format!("{cgroups} not looked at, nor what is below: {}: {why}", Shortened(first))
+            format!("{cgroups} not looked at, nor those below: {}: {why}", Shortened(first))
         })
     }
 }
@@ -110,7 +110,7 @@ fn walk_at_most(
             match opened {
                 Ok(_) if left == 0 => {
                     skipped.add(
-                        format!("cgroups are made as fast as ka visits them: it stopped after {most}"),
+                        format!("cgroups are made as fast as ka visits them: ka stopped after {most}"),
                         &here.path,
                     );
                     break;
@@ -129,12 +129,12 @@ fn walk_at_most(
             let Some(above) = levels.last() else { break };
             let returned = here.below("..".as_ref()).and_then(|folder| {
                 let is_above = sys::inode(folder.as_fd())? == above.id;
-                if is_above { Ok(folder) } else { Err(io::Error::other("the cgroup above is another now")) }
+                if is_above { Ok(folder) } else { Err(io::Error::other("the parent cgroup has changed")) }
             });
             match returned {
                 Ok(folder) => (here.folder, here.id) = (folder, above.id),
                 Err(error) => {
-                    skipped.add(format!("the way back to the cgroup above: {error}"), &here.path);
+                    skipped.add(format!("cannot return to the parent cgroup: {error}"), &here.path);
                     break;
                 }
             }
@@ -240,7 +240,7 @@ mod tests {
         let lines: Vec<_> = skipped.unwrap().lines().collect();
         let [line] = &lines[..] else { panic!("{lines:?}") };
         assert!(
-            line.starts_with("1 cgroup was not looked at, nor what is below: ") && line.contains("/a: "),
+            line.starts_with("1 cgroup was not looked at, nor those below: ") && line.contains("/a: "),
             "{line}"
         );
 
@@ -262,6 +262,6 @@ mod tests {
         });
         assert_eq!(visited, 51);
         let line = skipped.unwrap().lines().next().unwrap();
-        assert!(line.contains("it stopped after 50"), "{line}");
+        assert!(line.contains("ka stopped after 50"), "{line}");
     }
 }

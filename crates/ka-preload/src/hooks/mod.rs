@@ -1,6 +1,6 @@
 //! The hooks: each is the real call, with a step before or after it.
 
-#![expect(unsafe_code, reason = "each hook is what C calls, and hands on what it was given")]
+#![expect(unsafe_code, reason = "each hook is called from C, and passes its arguments on")]
 
 mod accept;
 mod connect;

@@ -96,7 +96,7 @@ impl Way for Seccomp {
             let log = crate::text::visible(orders.log);
             let _ = writeln!(
                 io::stderr(),
-                "ka: KA_LOG=\"{log}\": via seccomp no log is written (ka run --via preload writes one)"
+                "ka: KA_LOG=\"{log}\": ka run --via seccomp writes no log (ka run --via preload does)"
             );
         }
         let failed = |error: &dyn std::fmt::Display| {

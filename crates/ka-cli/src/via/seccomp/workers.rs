@@ -89,8 +89,8 @@ impl Workers {
         let task = call.pid.cast_signed();
         if self.lets_all_through.load(Ordering::Relaxed) {
             self.note(task, Notice::Untouched, || {
-                "is let through, as all programs are: no thread of the supervisor is left to replace one that gets stuck, \
-                 so sockets have no policy"
+                "has its calls let through, as all programs have: no thread of the supervisor is left to replace a \
+                 stuck one, so sockets get no policy"
                     .to_owned()
             });
             return true;
@@ -243,7 +243,7 @@ impl Watchdog {
     fn add(&mut self, left: Vec<Call>) -> io::Result<()> {
         let (workers, index) = (self.workers, self.watched.len());
         let Some(parked) = workers.parked.get(index) else {
-            return Err(io::Error::other("there are enough"));
+            return Err(io::Error::other("all worker threads are in use"));
         };
         let thread = thread::Builder::new().spawn(move || workers.work(index, &left))?;
         parked.store(index != workers.serving.load(Ordering::Relaxed), Ordering::Release);
