@@ -744,7 +744,7 @@ fn a_look_up_waits_for_a_library_that_another_thread_is_opening() {
     assert_eq!(printed, "1 60 10 6 0\n");
 }
 
-/// What tests/c/preload/deepbind.c prints if every look-up of each hooked function finds the hook.
+/// The output of tests/c/preload/deepbind.c if every look-up of each hooked function finds the hook.
 const ALL_ARE_HOOKS: &str = "accept: 1 1 1\naccept4: 1 1 1\nconnect: 1 1 1\ndlopen: 1 1 1\ndlsym: 1 1 1\nlisten: 1 1 1\nprctl: 1 1 1\n\
     recvmmsg: 1 1 1\nrecvmsg: 1 1 1\nsendmmsg: 1 1 1\nsendmsg: 1 1 1\nsendto: 1 1 1\nsetsockopt: 1 1 1\n\
     socket: 1 1 1\nsyscall: 1 1 1\nset: 1 60 10 6 0\n";

@@ -94,23 +94,23 @@ folders that lead to it. The other KA_ variables are in ka-preload(7)."
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) policy: Policy,
-    /// How much the program may say of its own keepalive
+    /// Whether the program may override the policy
     #[arg(long, value_enum, help_heading = "Policy")]
     pub(crate) mode: Option<Mode>,
-    /// How the program is reached
+    /// The way to reach the program
     #[arg(long, value_enum, default_value_t = Via::Auto, value_name = "WAY")]
     pub(crate) via: Via,
-    /// Runs the program even where it cannot be reached, with a warning
+    /// Runs the program even if ka cannot reach it, with a warning
     #[arg(long)]
     pub(crate) best_effort: bool,
-    /// Denies the program io_uring, which no supervisor sees into: io_uring_setup fails with ENOSYS. Via seccomp
+    /// Denies the program io_uring, which bypasses the supervisor: io_uring_setup fails with ENOSYS. Via seccomp
     #[arg(long)]
     pub(crate) no_io_uring: bool,
     /// Prints on standard error how ka reaches the program, why it rejected other ways, and whether a server may do the
     /// work
     #[arg(short, long)]
     pub(crate) verbose: bool,
-    /// The program, and what it is given
+    /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM")]
     pub(crate) program: Vec<OsString>,
 }
@@ -118,21 +118,21 @@ pub(crate) struct Run {
 /// A way to reach a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Via {
-    /// The first way that reaches it
+    /// The first way that reaches the program
     Auto,
     /// LD_PRELOAD: programs that the dynamic loader starts
     Preload,
-    /// A supervisor with seccomp(2): static programs and Go's too, and all that they start
+    /// A supervisor with seccomp(2): all programs, also static and Go ones, and their children
     Seccomp,
-    /// A cgroup of its own, where the kernel sets the sockets by eBPF: all programs, and all that they start. Needs CAP_BPF,
-    /// CAP_NET_ADMIN and cgroup v2; only where it is asked for
+    /// A cgroup of its own, in which the kernel sets the sockets by eBPF: all programs and their children. Used only on
+    /// request. Needs CAP_BPF, CAP_NET_ADMIN and cgroup v2
     Cgroup,
 }
 
 /// Sets the policy on the TCP sockets of running processes
 ///
-/// Nothing is stopped: each socket is duplicated out of the process, set, and closed again. Listeners are set too, so
-/// that what they accept from then on has the policy from birth.
+/// ka does not stop the processes: it duplicates each socket out of its process, sets it, and closes the duplicate. ka
+/// also sets listeners, so that the connections that they accept inherit the policy.
 #[derive(Args, Debug)]
 #[command(
     group = ArgGroup::new("whose").required(true).args(["pids", "all", "user"]),
@@ -159,7 +159,7 @@ To avoid such a burst, --spread sets them over a time."
 pub(crate) struct Attach {
     #[command(flatten)]
     pub(crate) policy: Policy,
-    /// What becomes of sockets that have a keepalive of their own
+    /// Whether sockets may keep the keepalive settings of their program
     #[arg(long, value_enum, default_value_t = Mode::Force, help_heading = "Policy")]
     pub(crate) mode: Mode,
     /// Processes, by number
@@ -171,13 +171,13 @@ pub(crate) struct Attach {
     /// The processes of a user, by name or number
     #[arg(long, value_name = "USER")]
     pub(crate) user: Option<OsString>,
-    /// How the sockets are reached
+    /// The way to reach the sockets
     #[arg(long, value_enum, default_value_t = AttachVia::Pidfd, value_name = "WAY")]
     pub(crate) via: AttachVia,
-    /// Only sockets with this port, here or at the other end
+    /// Only sockets whose local or peer port is this one
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
-    /// Keeps watch, and sets what is opened later, until the processes end or SIGINT or SIGTERM comes
+    /// Continues, and sets sockets that are opened later, until the processes end or SIGINT or SIGTERM comes
     #[arg(short, long)]
     pub(crate) follow: bool,
     /// How often --follow looks
@@ -190,10 +190,10 @@ pub(crate) struct Attach {
     /// it
     #[arg(long)]
     pub(crate) lose_class: bool,
-    /// Sets nothing, says what would be set
+    /// Sets nothing, prints what would be set
     #[arg(short = 'n', long)]
     pub(crate) dry_run: bool,
-    /// Says it of each socket
+    /// Prints one line per socket
     #[arg(short, long)]
     pub(crate) verbose: bool,
     /// Prints JSON
@@ -211,13 +211,14 @@ pub(crate) enum AttachVia {
     Bpf,
 }
 
-/// Lists TCP sockets, whose they are, and their keepalive
+/// Lists TCP sockets, with their processes and their keepalive
 ///
-/// Whether keepalive is on, with which times, when the next probe is due and how many went unanswered. Where ka may
-/// not look inside, it says what the kernel's list proves, and ? where that proves nothing.
+/// Shows whether keepalive is on, its timers, when the next probe is due and how many probes had no answer. If ka may
+/// not read a socket, it shows what follows from the kernel's list, and ? for the rest.
 ///
-/// Columns: KEEP is whether keepalive is on. IDLE, INTVL and CNT are in force. USER is TCP_USER_TIMEOUT. NEXT is the time
-/// until the next probe, if all stays silent. LOST is how many probes in a row had no answer. RISK is what may go wrong.
+/// Columns: KEEP is whether keepalive is on. IDLE, INTVL and CNT are in force. USER is TCP_USER_TIMEOUT. NEXT is the
+/// time until the next probe, if the connection stays silent. LOST is how many probes in a row had no answer. RISK
+/// names a problem of the settings.
 ///
 /// Risks: "off": keepalive is off. "slow": the first probe comes after more than 350 s, when AWS's load balancers and
 /// NAT gateways have forgotten the connection. "suspended": data is unacknowledged, so that no keepalive probe is sent
@@ -238,10 +239,10 @@ pub(crate) struct Ls {
     /// Only the sockets of this process
     #[arg(long, value_parser = process::number)]
     pub(crate) pid: Option<i32>,
-    /// Only this state; may be said again. All but time-wait and syn-recv, which have no options, where none is said
+    /// Only this state. Repeatable. Default: all but time-wait and syn-recv, which have no options
     #[arg(long, value_enum, value_name = "STATE", value_delimiter = ',')]
     pub(crate) state: Vec<State>,
-    /// Only sockets that have no keepalive; status 1 where there are any
+    /// Only sockets without keepalive; status 1 if there are any
     #[arg(long)]
     pub(crate) off: bool,
     /// In this network namespace: a name of ip-netns(8), a path, or a process's number. Needs CAP_SYS_ADMIN
@@ -276,7 +277,7 @@ pub(crate) struct Check {
     pub(crate) json: bool,
 }
 
-/// Works out a policy, and says what it does and how to write it elsewhere
+/// Calculates a policy, and shows its effects and how to configure it elsewhere
 #[derive(Args, Debug)]
 #[command(
     group = ArgGroup::new("what").required(true).args(["detect", "path", "preset", "policy", "list"]),
@@ -288,7 +289,7 @@ pub(crate) struct Check {
   ka plan --list"
 )]
 pub(crate) struct Plan {
-    /// A dead peer must be known by then, late timers included
+    /// A dead peer must be detected within this time, even if timers are late
     #[arg(long, value_name = "S", value_parser = duration::fine_seconds, allow_negative_numbers = true)]
     pub(crate) detect: Option<u32>,
     /// A middlebox on the path forgets a connection that is idle for this long
@@ -300,10 +301,10 @@ pub(crate) struct Plan {
     /// This policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them
     #[arg(short = 'p', long, value_name = "TEXT", value_parser = policy)]
     pub(crate) policy: Option<Config>,
-    /// The presets, and where their numbers come from
+    /// Lists the presets and the sources of their numbers
     #[arg(long)]
     pub(crate) list: bool,
-    /// What it costs with so many connections
+    /// Shows the cost for this many connections
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) connections: u64,
     /// Prints JSON
@@ -311,10 +312,10 @@ pub(crate) struct Plan {
     pub(crate) json: bool,
 }
 
-/// Shows the system's defaults, and sets them
+/// Shows or sets the system's defaults
 ///
-/// The three sysctls net.ipv4.tcp_keepalive_* of this network namespace. They are the times of sockets that ask for
-/// keepalive and say nothing of times. They turn nothing on: that is what ka run and ka attach do.
+/// These are the three sysctls net.ipv4.tcp_keepalive_* of this network namespace. They apply to sockets whose program
+/// turns keepalive on and sets no timers. They do not turn keepalive on: ka run and ka attach do that.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   ka defaults
@@ -323,10 +324,10 @@ pub(crate) struct Plan {
 
 Setting needs CAP_NET_ADMIN in the network namespace's user namespace, and a /proc/sys that can be written.")]
 pub(crate) struct Defaults {
-    /// Sets what the policy names of idle, intvl and cnt: all of it or nothing
+    /// Sets idle, intvl and cnt as far as the policy names them: all of these or none
     #[arg(long, value_name = "POLICY", value_parser = policy)]
     pub(crate) set: Option<Config>,
-    /// Makes it last: writes this sysctl.d(5) file, which must be a new one or one that ka wrote
+    /// Makes the setting permanent: writes this sysctl.d(5) file, which must be new or written by ka
     #[arg(long, value_name = "FILE", requires = "set", num_args = 0..=1, require_equals = true,
           default_missing_value = "/etc/sysctl.d/60-ka.conf")]
     pub(crate) persist: Option<PathBuf>,
@@ -337,8 +338,9 @@ pub(crate) struct Defaults {
 
 /// A policy for all programs of a cgroup, by eBPF
 ///
-/// The kernel itself gives the policy to the sockets of the cgroup and of those below it: static programs' and Go's,
-/// those of io_uring, and of whatever is started there later, as all of a systemd service is. Nothing runs beside them.
+/// The kernel itself gives the policy to the sockets of the cgroup and of those below it. This includes static and Go
+/// programs, io_uring, and programs that are started there later, such as a whole systemd service. No process runs
+/// beside them.
 #[derive(Args, Debug)]
 #[command(
     arg_required_else_help = true,
@@ -360,7 +362,7 @@ pub(crate) enum CgroupCommand {
     Ls(CgroupLs),
 }
 
-/// Gives a cgroup a policy, which stays until ka cgroup detach, or a reboot
+/// Gives a cgroup a policy, until ka cgroup detach or a reboot
 ///
 /// ka sets the sockets that are already open. From then on, each socket gets the policy as it connects, listens or is
 /// accepted. The policy replaces an earlier one of the same cgroup. A policy in mode force overrides the policies of
@@ -395,10 +397,10 @@ pub(crate) struct CgroupAttach {
     /// The cgroup: its folder, or its name as in /proc/PID/cgroup
     #[arg(value_name = "CGROUP")]
     pub(crate) cgroup: OsString,
-    /// Stays, and has the policy end with ka: at SIGINT or SIGTERM, killed, or when the cgroup is removed
+    /// Stays, and ends the policy with itself: at SIGINT or SIGTERM, when killed, or when the cgroup is removed
     ///
-    /// A policy that the cgroup has is not replaced: until one of them ends both are in force, and where they differ, in
-    /// mode force the later one is.
+    /// A policy that the cgroup already has is not replaced. Both are in force until one of them ends. If they differ,
+    /// the later one wins in mode force.
     #[arg(short, long)]
     pub(crate) foreground: bool,
     /// Prints JSON
@@ -406,12 +408,12 @@ pub(crate) struct CgroupAttach {
     pub(crate) json: bool,
 }
 
-/// How much programs may say of their own keepalive, where the kernel gives them theirs.
+/// Whether programs may override the policy that the kernel gives their sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum CgroupMode {
-    /// The policy holds, whatever the programs say
+    /// The programs cannot override the policy
     Force,
-    /// Only sockets that nobody gave a keepalive have the policy
+    /// Applies only to sockets whose program has not turned keepalive on
     Default,
 }
 
@@ -447,7 +449,7 @@ pub(crate) struct CgroupDetach {
     pub(crate) all: bool,
 }
 
-/// Lists the cgroups that have a policy, as the kernel has them in force
+/// Lists the cgroups that have a policy in force, according to the kernel
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   sudo ka cgroup ls

@@ -67,7 +67,7 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
             if lost.is_empty() {
                 break;
             }
-            // The process that was asked for these sockets has closed them, but others may have them. Processes that
+            // The process in which ka found these sockets has closed them, but others may have them. Processes that
             // refused were reported in the first pass.
             seen.sockets.clear();
             pass.only = Some(lost);
@@ -664,8 +664,8 @@ impl Change {
         Ok(Some((result, is_without, error)))
     }
 
-    /// Whether a socket was to have a user timeout and can have none, as Multipath TCP's. One that kept its own keepalive was
-    /// to have nothing.
+    /// Returns whether the policy has a user timeout that the socket cannot have (Multipath TCP). False if the socket kept its
+    /// own keepalive.
     fn is_without_user_timeout(&self, socket: BorrowedFd<'_>, result: Fate) -> bool {
         let is_given = self.mode == Mode::Force || result == Fate::Set;
         let is_named =
@@ -674,8 +674,8 @@ impl Change {
         is_given && is_named && matches!(timeout(), Err(Error::Unsupported { .. }))
     }
 
-    /// Whether what was written is there. Where another's policy is held, of a cgroup or of a supervisor over this very
-    /// process, the kernel says that it set what it did not.
+    /// Returns whether the written values are in force. If a cgroup or a supervisor of ka's own process has a policy, setsockopt
+    /// reports success but changes nothing.
     fn holds(&self, socket: BorrowedFd<'_>) -> bool {
         let socket = ka_core::Socket::new(socket.as_raw_fd());
         let is_there = |timer| match (self.policy.timer(timer), socket.timer(timer)) {
@@ -683,7 +683,7 @@ impl Change {
             (Some(ours), Ok(theirs)) => theirs == ours,
             _ => true,
         };
-        // What the kernel does not tell proves nobody's policy.
+        // A value that cannot be read is no sign of another policy.
         let is_as_said = |on| socket.is_enabled().map_or(true, |is_on| is_on == on);
         self.dry_run
             || self.policy.enabled().is_none_or(is_as_said)
@@ -694,7 +694,7 @@ impl Change {
         // A dry run writes nothing, so nothing refuses what is not TCP.
         let was_on = if self.mode == Mode::Default || self.dry_run { socket.is_enabled()? } else { false };
         if self.policy.enabled() != Some(true) {
-            // Nothing to be stricter than, and nothing to give: who may have a word keeps it.
+            // The policy turns nothing on, so in the other modes the program's settings stay.
             return if self.mode == Mode::Force {
                 socket.apply(&self.policy)
             } else {

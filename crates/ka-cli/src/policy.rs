@@ -1,4 +1,4 @@
-//! The flags that say a policy, the same for every subcommand that takes one.
+//! The policy flags, which are the same for every subcommand that takes a policy.
 
 use clap::{Arg, Args, ValueEnum};
 use ka_core::{Config, Reason, Timer, UserTimeout};
@@ -6,7 +6,7 @@ use ka_core::{Config, Reason, Timer, UserTimeout};
 use crate::duration;
 use crate::failure::Failure;
 
-/// POLICY: what keepalive is to be.
+/// The flags of a policy.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Policy {
     /// Time without traffic before the first probe: seconds, or as 30s or 5m; 1 to 32767 s
@@ -22,19 +22,19 @@ pub(crate) struct Policy {
     #[arg(help_heading = "Policy", short = 'u', long, value_name = "MS", value_parser = user_timeout, allow_negative_numbers = true)]
     pub(crate) user_timeout: Option<Timeout>,
     /// A whole policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them, or off. The
-    /// other flags override parts of it. What nothing names is 60, 10, 6
+    /// other flags override parts of it. Default: 60, 10, 6
     #[arg(help_heading = "Policy", short = 'p', long = "policy", value_name = "TEXT", value_parser = policy)]
     pub(crate) whole: Option<Config>,
 }
 
-/// How much the program may say of its own keepalive.
+/// Whether the program may override the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
-    /// The policy holds, whatever the program says
+    /// The program cannot override the policy
     Force,
-    /// What is stricter than the policy stays
+    /// Stricter values of the program stay
     Floor,
-    /// Only sockets that nobody gave a keepalive have the policy
+    /// Applies only to sockets whose program has not turned keepalive on
     Default,
 }
 
@@ -48,7 +48,7 @@ impl From<Mode> for ka_core::Mode {
     }
 }
 
-/// A user timeout as it is typed.
+/// A user timeout on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timeout(pub(crate) UserTimeout);
 
@@ -67,33 +67,33 @@ fn user_timeout(text: &str) -> Result<Timeout, String> {
     Ok(Timeout(UserTimeout::Milliseconds(value)))
 }
 
-/// A policy's text, as KA_POLICY has it.
+/// Parses a policy's text, in the syntax of KA_POLICY.
 pub(crate) fn policy(text: &str) -> Result<Config, String> {
     ka_core::parse(text.as_bytes()).map_err(|error| error.to_string())
 }
 
-/// The flag of the whole policy where it must turn keepalive on.
+/// The flag of the whole policy, for subcommands whose policy must turn keepalive on.
 pub(crate) fn on_only(whole: Arg) -> Arg {
     whole.help(
         "A whole policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them. The other \
-         flags override parts of it. What nothing names is 60, 10, 6",
+         flags override parts of it. Default: 60, 10, 6",
     )
 }
 
 impl Policy {
-    /// Whether any of the flags is there.
+    /// Returns whether any of the flags is given.
     pub(crate) fn is_named(&self) -> bool {
         self.whole.is_some() || self.named_parts() != Config::KEEP || self.user_timeout.is_some()
     }
 
-    /// What the flags of one part each say, the user timeout aside.
+    /// The values of the flags for single timers, without the user timeout.
     fn named_parts(&self) -> Config {
         [(Timer::Idle, self.idle), (Timer::Intvl, self.intvl), (Timer::Cnt, self.cnt)]
             .into_iter()
             .fold(Config::KEEP, |config, (timer, value)| config.with_timer(timer, value).unwrap_or(config))
     }
 
-    /// All that the flags say, and nothing else: parts over the whole.
+    /// Only the values of the flags. The flags for single values override those of the whole policy.
     pub(crate) fn said(&self) -> Result<Config, Failure> {
         let parts = self.named_parts();
         let timeout = self.user_timeout.map_or(UserTimeout::Keep, |timeout| timeout.0);
@@ -107,8 +107,8 @@ impl Policy {
             .map_err(too_long)
     }
 
-    /// The policy: what the flags say, and the standard where they say nothing. A policy that turns keepalive off, or
-    /// leaves it as it is, has no more than what it names.
+    /// The policy: the values of the flags, and the standard for the others. A policy that turns keepalive off, or does not
+    /// change it, has only the named values.
     pub(crate) fn config(&self) -> Result<Config, Failure> {
         let said = self.said()?;
         if said.enabled() == Some(true) {
@@ -118,7 +118,7 @@ impl Policy {
         }
     }
 
-    /// The policy, which must be able to change a socket in this mode.
+    /// Returns the policy. Rejects a policy that cannot change any socket in this mode.
     pub(crate) fn config_for(&self, mode: Mode) -> Result<Config, Failure> {
         let config = self.config()?;
         let refused = |why: &str| Err(Failure::new(format_args!("--policy {config}: {why}")));
@@ -127,7 +127,7 @@ impl Policy {
         } else if config.enabled() != Some(true) && mode != Mode::Force {
             let name = ka_core::Mode::from(mode).name();
             refused(&format!(
-                "changes nothing in mode {name}, which leaves every socket alone that would get no keepalive: use --mode force"
+                "changes nothing in mode {name}: a policy that does not turn keepalive on needs --mode force"
             ))
         } else {
             Ok(config)

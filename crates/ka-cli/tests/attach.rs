@@ -551,10 +551,10 @@ fn a_policy_that_changes_nothing_is_refused() {
         (&["-p", "keep", "--mode", "default"], "changes nothing: name what to set"),
         (
             &["-p", "off", "--mode", "floor"],
-            "--policy off: changes nothing in mode floor, which leaves every socket alone",
+            "--policy off: changes nothing in mode floor: a policy that does not turn keepalive on needs --mode force",
         ),
-        (&["-p", "off", "--mode", "default"], "changes nothing in mode default, "),
-        (&["-p", "keep,idle=30", "--mode", "floor"], "changes nothing in mode floor, "),
+        (&["-p", "off", "--mode", "default"], "changes nothing in mode default: "),
+        (&["-p", "keep,idle=30", "--mode", "floor"], "changes nothing in mode floor: "),
     ] {
         let (status, out, err) = attach(args, holder.pid());
         assert!(status == 2 && out.is_empty() && err.contains(why), "{args:?}: {status} {out}{err}");

@@ -3,13 +3,13 @@
 //! When preloaded, it intercepts the calls of the C library through which a TCP socket is made, becomes connected, or
 //! loses its keepalive. Each hook is the real call with a step before or after it:
 //!
-//! - `socket` makes a socket: it gets the policy at birth (`sockets::born`).
-//! - `connect`, `listen`, and a send with `MSG_FASTOPEN`, use one that may have come from elsewhere
+//! - `socket` makes a socket, which gets the policy at once (`sockets::born`).
+//! - `connect`, `listen`, and a send with `MSG_FASTOPEN`, use a socket that may have come from elsewhere
 //!   (`sockets::connecting`, `sockets::listening`).
-//! - `accept`, and a message with descriptors in it, bring one in (`sockets::accepted`, `sockets::arrived`).
-//! - `setsockopt` may take away what was given (`guard`).
+//! - `accept`, and a message with descriptors in it, return a socket (`sockets::accepted`, `sockets::arrived`).
+//! - `setsockopt` may change the policy's options (`guard`).
 //! - `prctl` may install a seccomp filter, after which the shim does less (`filter`).
-//! - `syscall` may be any of them.
+//! - `syscall` may make any of these calls.
 //! - `dlopen` opens a library whose own calls may bypass the hooks, and `dlsym` finds a function of it (`rebind`).
 //!
 //! The shim runs inside another program, at any moment: before `main`, in a signal handler, in the child of vfork, in a

@@ -212,7 +212,7 @@ impl Drop for File {
 fn change_mask(how: c_int, signals: u64) -> Option<u64> {
     let mut before = 0_u64;
     let args = [int(how), (&raw const signals) as usize, (&raw mut before) as usize, size_of::<u64>(), 0, 0];
-    // SAFETY: the kernel reads and writes a set of the size that it is told.
+    // SAFETY: the kernel reads and writes a set of the given size.
     check(unsafe { call(libc::SYS_rt_sigprocmask, args) }).ok()?;
     Some(before)
 }
@@ -221,7 +221,7 @@ fn change_mask(how: c_int, signals: u64) -> Option<u64> {
 fn pending() -> Option<u64> {
     let mut signals = 0_u64;
     let args = [(&raw mut signals) as usize, size_of::<u64>(), 0, 0, 0, 0];
-    // SAFETY: the kernel writes a set of the size that it is told.
+    // SAFETY: the kernel writes a set of the given size.
     check(unsafe { call(libc::SYS_rt_sigpending, args) }).ok()?;
     Some(signals)
 }
@@ -231,7 +231,7 @@ fn take_back(signals: u64) -> bool {
     let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     let set = (&raw const signals) as usize;
     let args = [set, 0, (&raw const at_once) as usize, size_of::<u64>(), 0, 0];
-    // SAFETY: the kernel reads a set of the size that it is told, and a time.
+    // SAFETY: the kernel reads a set of the given size, and a time.
     matches!(check(unsafe { call(libc::SYS_rt_sigtimedwait, args) }), Ok(_) | Err(Errno(libc::EAGAIN)))
 }
 

@@ -230,7 +230,7 @@ pub(crate) struct Sender {
 }
 
 impl Sender {
-    /// The sender of what was received through this socket.
+    /// The sender of messages that are received through this socket.
     pub(crate) const fn of(socket: c_int) -> Self {
         Self { socket, is_trusted: None }
     }
