@@ -189,9 +189,9 @@ fn ld_so_preload_refuses_what_would_harm_the_machine() {
     }
     let cases = [
         ("", "$tool install /mnt/none.so", "/mnt/none.so: there is no such file"),
-        ("", "$tool install libka_preload.so", "give its whole path"),
-        ("cp $lib '/mnt/a b.so'", "$tool install '/mnt/a b.so'", "a blank, a colon or a #"),
-        ("", "$tool remove '/mnt/a b.so'", "a blank, a colon or a #"),
+        ("", "$tool install libka_preload.so", "give the absolute path"),
+        ("cp $lib '/mnt/a b.so'", "$tool install '/mnt/a b.so'", "a blank, a colon, a # or a backslash"),
+        ("", "$tool remove '/mnt/a b.so'", "a blank, a colon, a # or a backslash"),
         ("echo text >/mnt/text.so", "$tool install /mnt/text.so", "sh under /mnt/text.so: ERROR: ld.so"),
         ("chmod 775 $lib", "$tool install $lib", "only root may write it; its mode is 775"),
         ("chown 65534 $lib", "$tool install $lib", "must be root's; it is that of user 65534"),
