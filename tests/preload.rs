@@ -126,13 +126,35 @@ fn every_tcp_socket_has_the_policy_and_no_other_socket_is_touched() {
 }
 
 #[test]
-fn the_same_file_serves_musl() {
-    let musl = compile(
+fn received_sockets_of_its_own_user_have_the_policy() {
+    let sockets = program!("sockets");
+    let received = |preload: &str| stdout(preloaded(&sockets).arg("received").env("LD_PRELOAD", preload));
+    let shim = shim();
+    let printed = received(shim.to_str().unwrap());
+    assert_eq!(lines(&printed).count(), 8, "{printed}");
+    assert!(lines(&printed).all(|(_, values)| values == "1 60 10 6 0"), "{printed}");
+
+    assert_eq!(stdout(preloaded(musl_sockets()).arg("received")), printed);
+    let chain = library("chain");
+    for order in [[&chain, &shim], [&shim, &chain]] {
+        assert_eq!(received(&order.map(|path| path.to_str().unwrap()).join(":")), printed);
+    }
+    let off = stdout(preloaded(&sockets).arg("received").env("KA_POLICY", "off"));
+    assert!(lines(&off).count() == 8 && lines(&off).all(|(_, values)| values.starts_with('0')), "{off}");
+}
+
+/// The program `sockets`, built with musl.
+fn musl_sockets() -> PathBuf {
+    compile(
         Command::new("musl-gcc").arg("-I").arg(root().join("tests/c/preload")),
         &source("sockets"),
         Link::Nothing,
-    );
-    assert_eq!(stdout(&mut preloaded(musl)), stdout(&mut preloaded(program!("sockets"))));
+    )
+}
+
+#[test]
+fn the_same_file_serves_musl() {
+    assert_eq!(stdout(&mut preloaded(musl_sockets())), stdout(&mut preloaded(program!("sockets"))));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 /*
  * sockets: opens sockets in every way that a preloaded library can see, and prints what the kernel has in force for
- * each: "what: SO_KEEPALIVE idle intvl cnt user_timeout".
+ * each: "what: SO_KEEPALIVE idle intvl cnt user_timeout". `sockets received` does the same with sockets that it receives
+ * from its own user.
  */
 #include "probe.h"
 
@@ -106,9 +107,18 @@ static void fastopen(const char *what, int way)
     close(502), close(listener);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     int fd;
+
+    if (argc > 1 && strcmp(argv[1], "received") == 0) {
+        become_an_ordinary_user();
+        rights("recvmsg", BY_RECVMSG);
+        rights("recvmmsg", BY_RECVMMSG);
+        rights("recvmsg by number", BY_NUMBER);
+        rights("recvmmsg by number", BY_NUMBER_MANY);
+        return 0;
+    }
 
     errno = 77;
     show("TCP", socket(AF_INET, SOCK_STREAM, 0));
@@ -151,11 +161,5 @@ int main(void)
     int pair[2];
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
     show("not a socket pair", pair[0]);
-
-    become_an_ordinary_user();
-    rights("recvmsg", BY_RECVMSG);
-    rights("recvmmsg", BY_RECVMMSG);
-    rights("recvmsg by number", BY_NUMBER);
-    rights("recvmmsg by number", BY_NUMBER_MANY);
     return 0;
 }
