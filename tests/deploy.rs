@@ -495,7 +495,6 @@ fn profile() -> (Value, Vec<String>) {
         "unshare",
         "ptrace",
         "process_vm_writev",
-        "pidfd_getfd",
         "open_by_handle_at",
         "init_module",
         "finit_module",

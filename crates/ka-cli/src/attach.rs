@@ -18,7 +18,7 @@ use serde::Serialize;
 use socket2::SockRef;
 
 use crate::args::{self, AttachVia};
-use crate::bpf::{self, Done, Only, Orders, Setter};
+use crate::bpf::{self, Counter, Done, Only, Orders, Setter};
 use crate::diag::State;
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::json;
@@ -309,6 +309,13 @@ impl Report {
             Fate::Unchanged => self.unchanged += 1,
             Fate::Failed => self.failed += 1,
         }
+    }
+
+    /// Corrects the counts: so many sockets were set by the kernel first, and then found unchanged.
+    pub(crate) fn were_set(&mut self, count: usize) {
+        let count = count.min(self.unchanged);
+        self.unchanged -= count;
+        self.set += count;
     }
 
     fn failed(&mut self, pid: i32, fd: Option<i32>, error: String) {
@@ -732,8 +739,9 @@ impl Attach<'_> {
             ))
         };
         let Change { policy, mode, port, dry_run, describe } = self.change;
-        let setter =
-            Setter::load(Orders { policy, mode }, dry_run, Only { port, cgroup: None }).map_err(failed)?;
+        let counter = Counter::new().map_err(failed)?;
+        let setter = Setter::load(Orders { policy, mode }, dry_run, Only { port, cgroup: None }, &counter)
+            .map_err(failed)?;
         let Found { mut data, end } = workers.find(&[setter.program().as_raw_fd()], |sink| setter.set(sink));
         let done = bpf::take_done(&mut data);
         if let Ended::Failed(why) = end {
@@ -757,6 +765,10 @@ impl Attach<'_> {
             let only = owned.iter().map(|socket| socket.entry.inode).collect();
             let mut pass = Pass { workers, termination: None, only: Some(only) };
             let _ = self.pass(&[], &mut Seen::default(), &mut pass, report);
+            if !dry_run {
+                let reported = done.iter().filter(|done| done.writes != 0 && done.errno == 0).count();
+                report.were_set(counter.value().saturating_sub(reported));
+            }
             if !alone.is_empty() {
                 let own = i32::try_from(std::process::id()).unwrap_or(0);
                 report.failed(own, None, format!(

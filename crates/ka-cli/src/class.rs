@@ -42,6 +42,8 @@ fn places(text: &[u8]) -> Vec<Place> {
 /// The calling thread's cgroups in the hierarchies that have classes.
 #[derive(Clone, Debug)]
 pub(crate) struct Classes {
+    /// Where the thread was at first.
+    home: Vec<Place>,
     own: Vec<Place>,
     /// The process and task that these cgroups were copied from.
     at: Option<(i32, i32)>,
@@ -51,19 +53,37 @@ impl Classes {
     /// Returns the cgroups of this process. `None` if no hierarchy has classes.
     pub(crate) fn of_this_process() -> Option<Self> {
         let own = places(&fs::read("/proc/self/cgroup").unwrap_or_default());
-        (!own.is_empty()).then_some(Self { own, at: None })
+        (!own.is_empty()).then(|| Self { home: own.clone(), own, at: None })
     }
 
-    /// Moves the calling thread into the cgroups of a task, so that a socket of the task keeps its class.
+    /// Moves the calling thread into the cgroups of a table's task, so that a socket of the task keeps its class.
     pub(crate) fn enter(&mut self, table: &Table) -> Result<(), String> {
         let task = table.task();
         if self.at == Some((table.pid, task)) {
             return Ok(());
         }
-        let text = fs::read(format!("/proc/{}/task/{task}/cgroup", table.pid));
+        self.enter_task(task)?;
+        self.at = Some((table.pid, task));
+        Ok(())
+    }
+
+    /// Moves the calling thread into the current cgroups of a task.
+    pub(crate) fn enter_task(&mut self, task: i32) -> Result<(), String> {
+        self.at = None;
         // A task that has ended has no sockets that could lose a class.
-        let theirs = places(&text.unwrap_or_default());
-        for place in theirs {
+        let text = fs::read(format!("/proc/{task}/cgroup"));
+        self.move_to(places(&text.unwrap_or_default()))
+    }
+
+    /// Moves the calling thread back to where it was at first. A thread that stayed would keep a cgroup from being removed.
+    pub(crate) fn go_home(&mut self) {
+        if self.own != self.home {
+            let _ = self.move_to(self.home.clone());
+        }
+    }
+
+    fn move_to(&mut self, places: Vec<Place>) -> Result<(), String> {
+        for place in places {
             if !self.own.contains(&place) {
                 enter(&place).map_err(|error| {
                     let controllers = String::from_utf8_lossy(&place.controllers);
@@ -77,14 +97,12 @@ impl Classes {
                 self.own.push(place);
             }
         }
-        self.at = Some((table.pid, task));
         Ok(())
     }
 }
 
 /// Alternatives if ka cannot keep the classes.
-const INSTEAD: &str =
-    "run ka as root where the hierarchy is mounted, or ka attach --all --via bpf, or --lose-class";
+const INSTEAD: &str = "run ka as root where the hierarchy is mounted, or use ka attach --all --via bpf, or ka attach --lose-class";
 
 /// Moves the calling thread into a cgroup.
 fn enter(place: &Place) -> io::Result<()> {

@@ -236,9 +236,7 @@ pub fn fork_worker(keep: &[RawFd], work: impl FnOnce(File)) -> io::Result<(i32, 
     if child != 0 {
         return Ok((child, answers));
     }
-    let mut kept: Vec<u32> =
-        keep.iter().chain([&says.as_raw_fd()]).map(|fd| fd.cast_unsigned()).filter(|fd| *fd > 2).collect();
-    kept.sort_unstable();
+    let kept = [keep, &[says.as_raw_fd()]].concat();
     // SAFETY: C strings, and descriptors that the child does not use. The child ends with _exit, so no destructor of
     // the parent runs twice.
     unsafe {
@@ -250,16 +248,30 @@ pub fn fork_worker(keep: &[RawFd], work: impl FnOnce(File)) -> io::Result<(i32, 
             libc::_exit(1);
         }
         libc::chdir(c"/".as_ptr());
-        let mut first = 3;
+        close_all_but(&kept);
+    }
+    work(says);
+    // SAFETY: takes no pointer.
+    unsafe { libc::_exit(0) }
+}
+
+/// Closes all descriptors except the standard ones and these.
+///
+/// # Safety
+///
+/// This process must not use the other descriptors.
+unsafe fn close_all_but(keep: &[RawFd]) {
+    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.cast_unsigned()).filter(|fd| *fd > 2).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    // SAFETY: as for the caller.
+    unsafe {
         for fd in kept {
             close_range(first, fd.saturating_sub(1));
             first = fd.saturating_add(1);
         }
         close_range(first, u32::MAX);
     }
-    work(says);
-    // SAFETY: takes no pointer.
-    unsafe { libc::_exit(0) }
 }
 
 /// Enlarges a pipe to 1 MiB, the default limit for ordinary users. If the kernel refuses, the size is unchanged.
@@ -468,7 +480,14 @@ pub fn has_more_rights() -> bool {
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
-/// Permanently drops all capabilities except these. capset(2)
+/// Makes setuid bits and file capabilities have no effect, for this process and all that it starts. prctl(2)
+pub fn renounce_privileges() -> io::Result<()> {
+    // SAFETY: takes no pointer.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map(drop)
+}
+
+/// Permanently drops all capabilities except these. A program that this process starts cannot gain others, even as root.
+/// capset(2), and `cap_bprm_creds_from_file` in security/commoncap.c
 pub fn keep_capabilities(keep: &[u32]) -> io::Result<()> {
     /// `struct __user_cap_header_struct`, `struct __user_cap_data_struct`
     #[repr(C)]
@@ -495,7 +514,7 @@ pub fn keep_capabilities(keep: &[u32]) -> io::Result<()> {
     }
     // SAFETY: as above.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) })?;
-    Ok(())
+    renounce_privileges()
 }
 
 /// Makes the kernel reap ended children, including orphans that this process adopts as PID 1 of a namespace. From then
@@ -580,9 +599,10 @@ pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((owned(read.into())?, owned(write.into())?))
 }
 
-/// Does some work in a process that is nobody's child: in a session of its own, in the root folder, and with no descriptor
-/// of ours but one. It ends when the work does. When this returns, that process is there, or an error says why it is not.
-pub fn detached(keep: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+/// Does some work in a process that is not a child of this one. It has its own session, the root folder as working
+/// directory, and only these descriptors of this process. It ends when the work ends. When this returns, the process
+/// exists, or the error says why not.
+pub fn detached(keep: &[RawFd], work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     // The process in between says what has become of it by no status: of children whose SIGCHLD is ignored, as we may have
     // inherited it, the kernel keeps none. So an errno comes through a pipe, or a 0.
     let (answer, says) = pipe().map(|(read, write)| (File::from(read), File::from(write)))?;
@@ -597,7 +617,6 @@ pub fn detached(keep: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<()>) -> 
         {}
         return started;
     }
-    let kept = keep.as_raw_fd().cast_unsigned();
     // SAFETY: a C string, and numbers of descriptors that this process uses no more; it is left by _exit, so nothing that
     // we have begun is ended twice.
     unsafe {
@@ -612,11 +631,10 @@ pub fn detached(keep: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<()>) -> 
         }
         libc::chdir(c"/".as_ptr());
         let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
-        for standard in (0..=2).filter(|standard| *standard != keep.as_raw_fd()) {
+        for standard in (0..=2).filter(|standard| !keep.contains(standard)) {
             libc::dup2(null, standard);
         }
-        close_range(3, kept.saturating_sub(1));
-        close_range(kept.saturating_add(1).max(3), u32::MAX);
+        close_all_but(keep);
     }
     let _ = work();
     // SAFETY: takes no pointer.

@@ -9,7 +9,6 @@ mod support;
 
 mod command;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, TcpStream};
@@ -21,7 +20,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use command::cgroups::{Cgroup, on_its_own};
+use command::cgroups::{Cgroup, attaching, on_its_own, unit_calls};
 use command::{CleanUp, Holder, as_nobody, go_holder, holder, ka, outcome, public, static_holder};
 use serde_json::Value;
 use support::{Running, eventually, five, has_mptcp, set_option, skip, succeed};
@@ -572,33 +571,6 @@ fn foreground(cgroup: &Path, policy: &str) -> Running {
     running
 }
 
-/// A command that stays, and the first line that it says. It says no other.
-fn attaching(command: &mut Command) -> (Running, String) {
-    let mut running = Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
-    let mut line = String::new();
-    BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    (running, line)
-}
-
-/// Applies an item of systemd's SystemCallFilter= list: `~` removes calls, `@` names a set of systemd.
-fn system_calls(words: &str, calls: &mut BTreeSet<String>) {
-    let (words, allow) = words.strip_prefix('~').map_or((words, true), |words| (words, false));
-    for word in words.split_whitespace() {
-        if word.starts_with('@') {
-            let set = support::stdout(Command::new("systemd-analyze").args(["syscall-filter", word]));
-            for word in
-                set.lines().skip(1).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
-            {
-                system_calls(&format!("{}{word}", if allow { "" } else { "~" }), calls);
-            }
-        } else if allow {
-            calls.insert(word.to_owned());
-        } else {
-            calls.remove(word);
-        }
-    }
-}
-
 /// Returns the capability sets of a process from /proc: inheritable, permitted, effective and ambient.
 fn capabilities(pid: u32) -> Vec<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -631,10 +603,7 @@ fn the_systemd_unit_has_only_the_rights_that_it_needs() {
         let [value] = &values(key)[..] else { panic!("{key}") };
         value.clone()
     };
-    let mut calls = BTreeSet::new();
-    for words in values("SystemCallFilter") {
-        system_calls(&words, &mut calls);
-    }
+    let calls = unit_calls();
     assert_eq!((value("NoNewPrivileges").as_str(), value("DynamicUser").as_str()), ("yes", "yes"));
     assert_eq!(value("CapabilityBoundingSet"), value("AmbientCapabilities"));
     let bounds = value("CapabilityBoundingSet").to_lowercase().replace("cap_", "+").replace(' ', ",");

@@ -107,6 +107,8 @@ const CALL: u8 = 0x80;
 const EXIT: u8 = 0x90;
 /// The source register of a 64-bit load that says that its value is a map's descriptor.
 const PSEUDO_MAP_FD: u8 = 1;
+/// The same, but the register gets the address of the value of a map with one entry. Linux 5.2
+const PSEUDO_MAP_VALUE: u8 = 2;
 
 /// A place in a program, to jump to.
 #[derive(Clone, Copy, Debug)]
@@ -205,7 +207,16 @@ impl Assembler {
 
     /// `to = &map`: the program keeps the map alive, and the map can be found through it.
     pub(crate) fn load_map(&mut self, to: Reg, fd: i32) {
-        let registers = registers(to as u8, PSEUDO_MAP_FD);
+        self.load_of_map(PSEUDO_MAP_FD, to, fd);
+    }
+
+    /// `to = &map[0]`, for a map with one entry
+    pub(crate) fn load_map_value(&mut self, to: Reg, fd: i32) {
+        self.load_of_map(PSEUDO_MAP_VALUE, to, fd);
+    }
+
+    fn load_of_map(&mut self, what: u8, to: Reg, fd: i32) {
+        let registers = registers(to as u8, what);
         self.insns.push(Insn { code: LD | Size::Double as u8, registers, offset: 0, value: fd });
         self.insns.push(Insn::default());
     }

@@ -57,16 +57,18 @@ pub(super) fn teller() -> Vec<Insn> {
     program.finish()
 }
 
-/// Sets each socket that is meant, and tells how it fared. `None`: the kernel's types are not as they should be.
+/// Sets each socket that is meant, and tells how it fared. Counts the sockets that were set in a map. `None`: the kernel's
+/// types are not as they should be.
 pub(super) fn setter(
     types: &Types<'_>,
     config: &Config,
     mode: Mode,
     dry_run: bool,
     only: Only,
+    counter: i32,
 ) -> Option<Vec<Insn>> {
     let mut program = Assembler::default();
-    let [skip, done] = std::array::from_fn(|_| program.label());
+    let [skip, done, counted] = std::array::from_fn(|_| program.label());
     begin(&mut program, skip);
     if let Some(port) = only.port {
         skip_other_ports(&mut program, types, port, skip)?;
@@ -83,6 +85,13 @@ pub(super) fn setter(
     Rule { config, mode, blind: false, dry_run }.write(&mut program, done);
     program.mov(Reg::R0, 0);
     program.place(done);
+    // if (writes) counter += 1;
+    program.jump_if(WRITES, Cond::Equal, 0, counted);
+    program.load_map_value(Reg::R1, counter);
+    program.load(Size::Double, Reg::R2, Reg::R1, 0);
+    program.add(Reg::R2, 1);
+    program.store(Size::Double, Reg::R1, 0, Reg::R2);
+    program.place(counted);
     // record.writes = writes; record.error = error;
     program.store(Size::Word, Reg::R10, RECORD + 8, WRITES);
     program.store(Size::Word, Reg::R10, RECORD + 12, Reg::R0);

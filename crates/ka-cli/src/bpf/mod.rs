@@ -16,7 +16,7 @@ pub(crate) mod sys;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read as _, Write};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use ka_core::{Config, Mode, Settings};
@@ -33,6 +33,7 @@ const KEEPER: &str = "ka_setsockopt";
 const TELLER: &str = "ka_iter_read";
 const SETTER: &str = "ka_iter_set";
 pub(crate) const RECORD: &str = "ka_policy";
+const COUNTER: &str = "ka_iter_count";
 
 /// What must be there for a kind of program, and since when it is.
 struct Feature {
@@ -102,6 +103,16 @@ impl Feature {
             Some(libc::EINVAL | libc::EOPNOTSUPP) if host::release() < self.since => self.missing(),
             _ => format!("bpf(2): {error}"),
         }
+    }
+}
+
+/// Makes a map with one value.
+fn map_with(title: &str, value: &[u8]) -> io::Result<OwnedFd> {
+    match sys::map_with(title, value) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            sys::with_locked_memory(|| sys::map_with(title, value))
+        }
+        other => other,
     }
 }
 
@@ -176,12 +187,7 @@ impl Programs {
         if mode != Mode::Force {
             check_reading(None)?;
         }
-        let map = || sys::map_with(RECORD, orders.text().as_bytes());
-        let map = match map() {
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => sys::with_locked_memory(map),
-            other => other,
-        };
-        let map = map.map_err(|error| GIVING.explain(&error))?;
+        let map = map_with(RECORD, orders.text().as_bytes()).map_err(|error| GIVING.explain(&error))?;
         let giver = load(Kind::SockOps, GIVER, &sockops::giver(&policy, mode, map.as_raw_fd()), &GIVING)?;
         let keeper = match mode {
             Mode::Force => {
@@ -306,6 +312,27 @@ pub(crate) fn told(records: &[u8]) -> HashMap<u64, Settings> {
     iter::told(records).collect()
 }
 
+/// Counts the sockets that a [`Setter`] has set. If the kernel blocks at a socket, it does not return the records of the
+/// sockets just before, but these have been counted.
+pub(crate) struct Counter(OwnedFd);
+
+impl Counter {
+    pub(crate) fn new() -> Result<Self, String> {
+        map_with(COUNTER, &[0; 8]).map(Self).map_err(|error| ITERATING.explain(&error))
+    }
+
+    pub(crate) fn value(&self) -> usize {
+        let value = sys::map_value(self.0.as_fd()).unwrap_or_default();
+        value.first_chunk().and_then(|bytes| u64::from_ne_bytes(*bytes).try_into().ok()).unwrap_or(0)
+    }
+}
+
+impl AsRawFd for Counter {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 /// The program that sets the TCP sockets that are meant, loaded.
 pub(crate) struct Setter {
     kind: Kind,
@@ -314,13 +341,13 @@ pub(crate) struct Setter {
 
 impl Setter {
     /// Loads it; on a dry run it sets none.
-    pub(crate) fn load(orders: Orders, dry_run: bool, only: Only) -> Result<Self, String> {
+    pub(crate) fn load(orders: Orders, dry_run: bool, only: Only, counter: &Counter) -> Result<Self, String> {
         let (types, kind) = iterator()?;
         let Orders { policy, mode } = orders;
         if !rule::is_complete(&policy) {
             return Err("user_timeout=auto needs idle, intvl and cnt in the policy here".to_owned());
         }
-        let insns = iter::setter(&types, &policy, mode, dry_run, only).ok_or(
+        let insns = iter::setter(&types, &policy, mode, dry_run, only, counter.as_raw_fd()).ok_or(
             "the kernel's types are not as expected: a socket's cgroup or port is not found in them",
         )?;
         Ok(Self { kind, program: load(kind, SETTER, &insns, &ITERATING)? })

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use super::walk::walk;
 use super::{Cgroup, Held, is_gone, overridden_below};
-use crate::attach::{self, Change};
-use crate::bpf::{self, Only, Orders, Setter};
+use crate::attach::{self, Change, Report};
+use crate::bpf::{self, Counter, Only, Orders, Setter};
 use crate::diag::State;
 use crate::worker::{Ended, Found, Workers};
 use crate::{json, sockets, sys, words};
@@ -65,10 +65,12 @@ enum Message {
 /// How a child's turn ended.
 enum End {
     Finished,
-    /// The child is silent in this namespace, where it has reported this many sockets.
+    /// The child is silent in this namespace, where it has reported this many sockets. It has set more sockets than it
+    /// has reported.
     Blocked {
         network: u64,
         seen: usize,
+        unreported: usize,
     },
     Died,
     Signal,
@@ -94,9 +96,14 @@ pub(super) fn sweep(cgroup: &Cgroup, orders: Orders, held: Option<&Held>) -> Swe
         };
         match end {
             Ok(End::Finished) => return swept,
-            Ok(End::Blocked { network, seen }) => {
+            Ok(End::Blocked { network, seen, unreported }) => {
                 blocked += 1;
-                through_processes(cgroup, orders, network, seen, &mut workers, &mut swept);
+                let mut report = through_processes(cgroup, orders, network, &mut workers, &mut swept);
+                report.were_set(unreported);
+                swept.set += report.set;
+                // The child had reported these already.
+                swept.unchanged += report.unchanged.saturating_sub(seen);
+                swept.left.extend(report.reasons());
                 if blocked >= MOST_BLOCKED {
                     swept.left.push(format!(
                         "other network namespaces were not examined: {MOST_BLOCKED} did not answer"
@@ -128,19 +135,24 @@ pub(super) fn sweep(cgroup: &Cgroup, orders: Orders, held: Option<&Held>) -> Swe
 struct Sweeper {
     says: File,
     text: Vec<u8>,
+    /// `None` if there can be none. Then the child explains why.
+    counter: Option<Counter>,
 }
 
 impl Sweeper {
     /// Starts a child that leaves out the namespaces that earlier children have entered.
     fn start(cgroup: &Cgroup, orders: Orders, done: &HashSet<u64>) -> io::Result<Self> {
         let (says, out) = sys::pipe()?;
-        sys::detached(out.as_fd(), || {
+        let counter = Counter::new();
+        let keep: Vec<_> =
+            [out.as_raw_fd()].into_iter().chain(counter.iter().map(Counter::as_raw_fd)).collect();
+        sys::detached(&keep, || {
             let mut out = File::from(out.try_clone()?);
-            let left =
-                Work { out: &mut out, done: done.clone(), path: &cgroup.path, id: cgroup.id }.all(orders)?;
+            let left = Work { out: &mut out, done: done.clone(), path: &cgroup.path, id: cgroup.id }
+                .all(orders, counter.as_ref().map_err(String::clone))?;
             say(&mut out, &Message::Finished { left })
         })?;
-        Ok(Self { says: says.into(), text: Vec::new() })
+        Ok(Self { says: says.into(), text: Vec::new(), counter: counter.ok() })
     }
 
     fn listen(
@@ -150,7 +162,7 @@ impl Sweeper {
         held: Option<&Held>,
     ) -> io::Result<End> {
         let mut network = None;
-        let mut seen = 0;
+        let (mut seen, mut reported) = (0, 0);
         let mut silence = 0;
         let mut piece = [0; 4096];
         loop {
@@ -171,7 +183,8 @@ impl Sweeper {
                 if let Some(network) = network
                     && silence >= u128::from(PATIENCE) * TICK.as_millis()
                 {
-                    return Ok(End::Blocked { network, seen });
+                    let counted = self.counter.as_ref().map_or(0, Counter::value);
+                    return Ok(End::Blocked { network, seen, unreported: counted.saturating_sub(reported) });
                 }
                 continue;
             }
@@ -192,6 +205,7 @@ impl Sweeper {
                     Message::Overrides(which) => swept.overridden = Some(which),
                     Message::Sockets { writes, errno: 0, count } => {
                         seen += count;
+                        reported += if writes { count } else { 0 };
                         *(if writes { &mut swept.set } else { &mut swept.unchanged }) += count;
                     }
                     Message::Sockets { errno, count, .. } => {
@@ -234,7 +248,7 @@ struct Work<'a> {
 impl Work<'_> {
     /// Does the work. Returns the reasons why sockets were left out. The child inherits no descriptor of the cgroup, so
     /// it opens the cgroup again.
-    fn all(&mut self, orders: Orders) -> io::Result<Vec<String>> {
+    fn all(&mut self, orders: Orders, counter: Result<&Counter, String>) -> io::Result<Vec<String>> {
         let mut left = Vec::new();
         let opened = Cgroup::open(self.path).ok().filter(|cgroup| cgroup.id == self.id);
         let Some(cgroup) = opened else {
@@ -249,7 +263,7 @@ impl Work<'_> {
         }
         let only = Only { cgroup: Some(cgroup.id), port: None };
         let nothing = |why: String| format!("the open sockets were not set: {why}; {}", instead(orders.mode));
-        let setter = match Setter::load(orders, false, only) {
+        let setter = match counter.and_then(|counter| Setter::load(orders, false, only, counter)) {
             Ok(setter) => setter,
             Err(why) => {
                 left.push(nothing(why));
@@ -373,16 +387,15 @@ impl Write for Results<'_> {
     }
 }
 
-/// Sets the cgroup's sockets of a network namespace through the processes that have them. The child reported `seen`
-/// sockets there and then blocked at one whose lock is held.
+/// Sets the cgroup's sockets of a network namespace through the processes that have them, because the child blocked
+/// there at a socket whose lock is held.
 fn through_processes(
     cgroup: &Cgroup,
     orders: Orders,
     number: u64,
-    seen: usize,
     workers: &mut Workers,
     swept: &mut Swept,
-) {
+) -> Report {
     let is_number = |network: &File| sys::inode(network.as_fd()).is_ok_and(|inode| inode == number);
     let is_own = File::open("/proc/self/ns/net").is_ok_and(|own| is_number(&own));
     let (mut cgroups, mut pids, mut network) = (HashSet::new(), Vec::new(), None);
@@ -403,6 +416,7 @@ fn through_processes(
             "some or all open sockets in network namespace {number} were not set: {why}; {}",
             instead(orders.mode)
         ));
+        Report::default()
     };
     if !is_own && network.is_none() {
         return not_set("a program holds the lock of a socket there");
@@ -427,11 +441,7 @@ fn through_processes(
         .collect();
     let change =
         Change { policy: orders.policy, mode: orders.mode, port: None, dry_run: false, describe: false };
-    let report = attach::set_processes(&change, pids, rest, workers);
-    swept.set += report.set;
-    // The child had reported these already.
-    swept.unchanged += report.unchanged.saturating_sub(seen);
-    swept.left.extend(report.reasons());
+    attach::set_processes(&change, pids, rest, workers)
 }
 
 /// Returns the PIDs of a cgroup's processes, one per line. A threaded cgroup lists only thread IDs, which work as well.

@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -141,7 +141,7 @@ pub(crate) fn is_abandoned(name: &OsStr) -> bool {
 fn remove_later(path: &Path) -> io::Result<()> {
     // The other end closes when this process has become the program, or has ended: from then on empty means over.
     let (waits, held) = sys::pipe()?;
-    sys::detached(waits.as_fd(), || {
+    sys::detached(&[waits.as_raw_fd()], || {
         let _ = File::from(waits.try_clone()?).read(&mut [0]);
         let mut events = File::open(path.join("cgroup.events"))?;
         loop {

@@ -1,12 +1,14 @@
 //! Cgroups and a bpf filesystem of a test's own.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{self, alone, is_root, skip, succeed};
+use crate::support::{self, Running, alone, is_root, root, skip, stdout, succeed};
 
 /// A cgroup of the test's own, at the top of the tree, without the tree's controllers.
 pub struct Cgroup(pub PathBuf);
@@ -78,3 +80,48 @@ pub fn on_its_own(test: &str) -> bool {
 /// The tree of cgroups is the machine's, wherever it is mounted; a bpf filesystem is new each time.
 const MOUNT: &str = "mount -t tmpfs none /run && mkdir /run/ka-test-cgroups && \
                      mount -t cgroup2 none /run/ka-test-cgroups && mount -t bpf none /sys/fs/bpf";
+
+/// Starts a command that does not end. Returns it and the first line of its output.
+pub fn attaching(command: &mut Command) -> (Running, String) {
+    let mut running = Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
+    let mut line = String::new();
+    BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    (running, line)
+}
+
+/// Returns the system calls that the systemd unit allows.
+pub fn unit_calls() -> BTreeSet<String> {
+    let unit = fs::read_to_string(root().join("deploy/systemd/ka-cgroup@.service")).unwrap();
+    let mut calls = BTreeSet::new();
+    for words in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+        system_calls(words, &mut calls);
+    }
+    calls
+}
+
+/// Returns the system calls that the profile for containers allows.
+pub fn profile_calls() -> BTreeSet<String> {
+    let text = fs::read_to_string(root().join("deploy/kubernetes/seccomp.json")).unwrap();
+    let profile: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let names = profile["syscalls"][0]["names"].as_array().unwrap();
+    names.iter().map(|name| name.as_str().unwrap().to_owned()).collect()
+}
+
+/// Applies an item of systemd's SystemCallFilter= list: `~` removes calls, `@` names a set of systemd.
+fn system_calls(words: &str, calls: &mut BTreeSet<String>) {
+    let (words, allow) = words.strip_prefix('~').map_or((words, true), |words| (words, false));
+    for word in words.split_whitespace() {
+        if word.starts_with('@') {
+            let set = stdout(Command::new("systemd-analyze").args(["syscall-filter", word]));
+            for word in
+                set.lines().skip(1).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
+            {
+                system_calls(&format!("{}{word}", if allow { "" } else { "~" }), calls);
+            }
+        } else if allow {
+            calls.insert(word.to_owned());
+        } else {
+            calls.remove(word);
+        }
+    }
+}

@@ -19,6 +19,7 @@ use super::speaker::Notice;
 use super::sys::{self, Answer, Call, Post};
 use super::terms::Terms;
 use super::workers::Workers;
+use crate::class::Classes;
 use crate::failure::OUR_OWN;
 use crate::privilege;
 use crate::process::{self, ONLY_LEADERS, PIDFD_THREAD, Status};
@@ -67,11 +68,14 @@ pub(super) struct Server {
     most: usize,
     /// Whether the kernel has pidfds of single tasks: Linux 6.9.
     has_tasks: bool,
+    /// `None` if sockets have no class.
+    classes: Option<Classes>,
 }
 
 impl Server {
     pub(super) fn new(workers: &'static Workers, post: &'static Post) -> Self {
-        Self { workers, post, tasks: BTreeMap::new(), most: 512, has_tasks: true }
+        let classes = Classes::of_this_process();
+        Self { workers, post, tasks: BTreeMap::new(), most: 512, has_tasks: true, classes }
     }
 
     fn listener(&self) -> BorrowedFd<'static> {
@@ -242,8 +246,20 @@ impl Server {
         }
     }
 
-    /// A duplicate of a caller's descriptor; `None` where the caller is gone.
+    /// Duplicates a caller's descriptor, so that a socket keeps its class. Returns `None` if the caller has ended.
     fn duplicate(&mut self, call: &Call, fd: c_int) -> io::Result<Option<OwnedFd>> {
+        if let Some(classes) = &mut self.classes {
+            classes.enter_task(call.pid.cast_signed()).map_err(io::Error::other)?;
+        }
+        let duplicate = self.duplicate_here(call, fd);
+        if let Some(classes) = &mut self.classes {
+            classes.go_home();
+        }
+        duplicate
+    }
+
+    /// Duplicates a caller's descriptor. Returns `None` if the caller has ended.
+    fn duplicate_here(&mut self, call: &Call, fd: c_int) -> io::Result<Option<OwnedFd>> {
         let is_wary = self.workers.is_wary();
         if let Some(task) = self.tasks.get(&call.pid) {
             match task.duplicate(fd, is_wary) {

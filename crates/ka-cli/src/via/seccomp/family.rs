@@ -176,7 +176,7 @@ fn receive_number(mut from: &UnixStream) -> io::Result<RawFd> {
 
 /// A process that shows whether there can be a listener: it has one, until the other end is closed.
 pub(super) fn try_listener(parent: &UnixStream, filter: &[sock_filter]) -> ! {
-    let listener = sys::renounce_privileges().and_then(|()| sys::install_listener(filter));
+    let listener = crate::sys::renounce_privileges().and_then(|()| sys::install_listener(filter));
     let number = match &listener {
         Ok(listener) => listener.as_raw_fd(),
         Err(error) => error.raw_os_error().unwrap_or(libc::EIO).saturating_neg(),

@@ -119,7 +119,7 @@ impl Way for Seccomp {
         let ready = (|| {
             let renounced = !is_privileged();
             if renounced {
-                sys::renounce_privileges()?;
+                crate::sys::renounce_privileges()?;
             }
             for filter in &filters.plain {
                 sys::install_plain(filter)?;

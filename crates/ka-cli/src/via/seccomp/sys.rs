@@ -249,12 +249,6 @@ pub(super) fn install_listener(filter: &[sock_filter]) -> io::Result<OwnedFd> {
     })
 }
 
-/// Renounces setuid bits and file capabilities, for this process and all that it starts. prctl(2)
-pub(super) fn renounce_privileges() -> io::Result<()> {
-    // SAFETY: takes no pointer.
-    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map(drop)
-}
-
 /// Whether a filter is over this process already.
 pub(super) fn is_filtered() -> bool {
     // SAFETY: takes no pointer.
