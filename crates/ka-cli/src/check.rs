@@ -195,7 +195,11 @@ fn program_report(name: &OsStr) -> Result<Report, Failure> {
             Some(format!("{secure}: needs CAP_SYS_PTRACE (run ka as root), once it runs"))
         });
     let sudo = if obstacle.is_some() { "sudo " } else { "" };
-    let command = command.or_else(|| Some(format!("{} & {sudo}ka attach --follow $!", quoted(name))));
+    // `sudo ka attach` cannot find the program by the PID of sudo.
+    let command = command.unwrap_or_else(|| match program.name() {
+        wrapper if wrapper::changes_user(wrapper) => format!("{} ka run -- PROGRAM", quoted(name)),
+        _ => format!("{} & {sudo}ka attach --follow $!", quoted(name)),
+    });
     ways.push(Line {
         way: "attach",
         reaches: obstacle.is_none(),
@@ -209,7 +213,7 @@ fn program_report(name: &OsStr) -> Result<Report, Failure> {
         facts: program_facts(&program),
         ways,
         is_reached,
-        command,
+        command: Some(command),
         over: None,
     })
 }
@@ -452,7 +456,8 @@ fn sockets(process: &Process, workers: &mut Workers) -> io::Result<Sockets> {
         return Err(error);
     }
     let answers = workers.ask(&targets, None, None, |_, target, cell| look(target, cell));
-    for (target, answer) in targets.iter().zip(answers.each) {
+    for (place, (target, answer)) in targets.iter().zip(answers.each).enumerate() {
+        let blocked = || format!("its socket fd {} {BLOCKED}", target.fd);
         let left = match answer {
             Answer::Given([kind, ..]) if kind & REFUSED != 0 => {
                 return Err(io::Error::from_raw_os_error(i32::try_from(kind >> 32).unwrap_or(libc::EIO)));
@@ -465,10 +470,13 @@ fn sockets(process: &Process, workers: &mut Workers) -> io::Result<Sockets> {
                         (words::address(words::part(&record, 1)), words::address(words::part(&record, 4)));
                     found.off.push((target.fd, attach::arrow(ends)));
                 }
-                continue;
+                if !answers.cut_short.contains(&place) {
+                    continue;
+                }
+                blocked()
             }
             Answer::Failed(why) => format!("its socket fd {}: {why}", target.fd),
-            Answer::Blocked => format!("its socket fd {} {BLOCKED}", target.fd),
+            Answer::Blocked => blocked(),
             Answer::Classed(why) => return Err(io::Error::other(why)),
             Answer::Excluded(user) => worker::excluded(user),
             Answer::NotAsked => continue,

@@ -10,7 +10,7 @@
 //! takes longer than [`TICK`] * [`PATIENCE`], the parent kills that worker, names the socket, and starts another worker
 //! for the rest. A worker that cannot die yet stays behind and holds no descriptor of the caller.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write};
 use std::num::NonZero;
@@ -71,6 +71,8 @@ pub(crate) struct Answers {
     pub(crate) each: Vec<Answer>,
     /// The messages, by index of the socket.
     pub(crate) texts: HashMap<usize, String>,
+    /// The sockets, by index, that blocked a worker after it had answered. The answer may be incomplete.
+    pub(crate) cut_short: HashSet<usize>,
 }
 
 /// A socket that blocked a worker.
@@ -241,7 +243,7 @@ impl Workers {
         termination: Option<BorrowedFd<'_>>,
         work: impl Fn(usize, &Target, &Cell<'_>) + Sync,
     ) -> Answers {
-        let mut answers = Answers { each: vec![Answer::NotAsked; targets.len()], texts: HashMap::new() };
+        let mut answers = Answers { each: vec![Answer::NotAsked; targets.len()], ..Answers::default() };
         self.prune();
         let mut pending = Vec::with_capacity(targets.len());
         for (place, (target, answer)) in targets.iter().zip(&mut answers.each).enumerate() {
@@ -300,7 +302,12 @@ impl Workers {
                 let outcome = match Board::load(cell, 0) {
                     UNTOUCHED => return true,
                     // The answer is complete even if the close blocks.
-                    ANSWERED | DONE => Answer::Given(std::array::from_fn(|word| Board::load(cell, word + 1))),
+                    state @ (ANSWERED | DONE) => {
+                        if state == ANSWERED && stuck.iter().any(|(stuck, _)| stuck == place) {
+                            answers.cut_short.insert(*place);
+                        }
+                        Answer::Given(std::array::from_fn(|word| Board::load(cell, word + 1)))
+                    }
                     ASKED if stuck.iter().any(|(stuck, _)| stuck == place) => Answer::Blocked,
                     ASKED if matches!(end, End::Signal) => Answer::NotAsked,
                     CLASSED => Answer::Classed(answers.texts.remove(place).unwrap_or_default()),

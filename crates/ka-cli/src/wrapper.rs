@@ -56,8 +56,9 @@ const fn wrapper(names: &'static [&'static str], when: When, loss: Loss) -> Wrap
 /// more than a test can provide. On Debian 12, faketime, fakeroot, fakechroot, eatmydata, stdbuf, torsocks and
 /// proxychains4 keep the contents of LD_PRELOAD. su, runuser, setpriv, unshare and nsenter keep them too without the
 /// options listed here.
-static WRAPPERS: [Wrapper; 12] = [
-    wrapper(&["sudo", "sudoedit", "doas", "pkexec", "run0", "login"], When::Always, Loss::Environment),
+static WRAPPERS: [Wrapper; 13] = [
+    wrapper(CHANGES_USER, When::Always, Loss::Environment),
+    wrapper(&["sudoedit", "login"], When::Always, Loss::Environment),
     wrapper(&["su", "runuser"], When::Login, Loss::Environment),
     wrapper(&["newgrp"], When::Options(&["-", "-l"], ""), Loss::Environment),
     wrapper(&["env"], When::Env, Loss::Environment),
@@ -161,6 +162,14 @@ pub(crate) fn fact(name: &OsStr) -> Option<String> {
         When::Env => "-i, -u LD_PRELOAD or LD_PRELOAD=".to_owned(),
     };
     Some(format!("with {with} it {}: ka run takes seccomp then", wrapper.loss.text()))
+}
+
+/// Programs that start their arguments as another user.
+const CHANGES_USER: &[&str] = &["sudo", "doas", "pkexec", "run0"];
+
+/// Returns whether this program starts its arguments as another user.
+pub(crate) fn changes_user(name: &OsStr) -> bool {
+    CHANGES_USER.iter().any(|known| OsStr::new(known) == name)
 }
 
 /// Returns whether this program is a wrapper that can also start ka, as in `sudo ka run -- PROGRAM`.
