@@ -267,8 +267,9 @@ impl Cache {
             if rest.first() != Some(&0) {
                 return None;
             }
-            let path = text(number(entry, 8)?)?.split(|byte| *byte == 0).next()?;
-            Some(Path::new(OsStr::from_bytes(path)))
+            let rest = text(number(entry, 8)?)?;
+            let end = rest.iter().position(|byte| *byte == 0)?;
+            Some(Path::new(OsStr::from_bytes(rest.get(..end)?)))
         })
     }
 }
