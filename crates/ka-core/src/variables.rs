@@ -26,7 +26,7 @@ pub const CONF_LINE: &str = "must be a KA_ variable and its value";
 pub const CONF_ROOM: usize = 16384;
 
 /// A variable, by its place among the values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub enum Variable {
     /// A policy's text.
     Policy,
@@ -161,18 +161,28 @@ impl Default for Orders<'_> {
 }
 
 impl<'a> Orders<'a> {
-    /// Takes all that sources say, the first with a right value for a variable. A value that is wrong is handed to
-    /// `wrong` with what would be right, and the next source, or what was before, holds.
+    /// Takes the values of all sources, the strongest source first. Of each variable, the first right value counts.
+    /// `KA_POLICY` names a whole policy, so parts of it from weaker sources do not count. A wrong value is passed to
+    /// `wrong`, with a description of a right one.
     #[inline]
     pub fn take_all(
         &mut self,
         sources: &[Values<'a>],
         mut wrong: impl FnMut(Variable, &'a [u8], &'static str),
     ) {
+        let mut sources_of_parts = sources.len();
         for variable in Variable::IN_ORDER {
-            for value in sources.iter().filter_map(|values| values.get(variable)) {
+            let is_part = (Variable::Idle..=Variable::UserTimeout).contains(&variable);
+            let most = if is_part { sources_of_parts } else { sources.len() };
+            for (place, values) in sources.iter().enumerate().take(most) {
+                let Some(value) = values.get(variable) else { continue };
                 match self.take(variable, value) {
-                    Ok(()) => break,
+                    Ok(()) => {
+                        if variable == Variable::Policy {
+                            sources_of_parts = place.saturating_add(1);
+                        }
+                        break;
+                    }
                     Err(right) => wrong(variable, value, right),
                 }
             }
