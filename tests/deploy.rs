@@ -653,7 +653,7 @@ for line in sys.stdin:
          use ka attach PID\n\
          with: {without} {with}\n\
          probe 0\n\
-         container: /kubepods.slice: {policy}; 1 sockets set, 1 unchanged, 0 failed\n\
+         container: /kubepods.slice: {policy}; 1 socket set, 1 unchanged, 0 failed\n\
          second: {with} {with} {with}\n\
          probe 0\n\
          status 0\n\

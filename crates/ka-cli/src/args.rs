@@ -133,18 +133,32 @@ pub(crate) enum Via {
 ///
 /// ka does not stop the processes: it duplicates each socket out of its process, sets it, and closes the duplicate. ka
 /// also sets listeners, so that the connections that they accept inherit the policy.
+///
+/// The policy comes from the flags, then from the KA_ variables, then from /etc/ka.conf, then it is 60,10,6; so does the
+/// mode, which is force by default. A whole policy (-p, KA_POLICY) takes no part from a weaker source. KA_RULES does not
+/// count here. With --all and --user, ka leaves the programs of KA_SKIP alone. If a process already has another policy
+/// of ka, from ka run, libka_preload.so or its cgroup, ka names it: it applies to the sockets that are opened later.
 #[derive(Args, Debug)]
 #[command(
-    group = ArgGroup::new("whose").required(true).args(["pids", "all", "user"]),
+    group = ArgGroup::new("whose").required(true).args(["pids", "all", "user", "undo"]),
     after_help = "Examples:
   ka attach 1234                            60,10,6 for one process
   ka attach -p 280,30,5 $(pidof nginx)
   sudo ka attach --all --port 5432 --mode floor
   ka attach --follow 1234                   also what it opens from now on, until it ends
   sudo ka attach --all --dry-run            what would change
+  ka attach --json -p 280,30,5 1234 >before.json
+  ka attach --undo before.json              back to what the sockets had
   sudo ka attach --all --via bpf            every socket of this network namespace, in one pass
 
-Status: 1 if a socket or a process could not be set.
+Status: 1 if a socket or a process could not be set, or with --spread if a signal came before all were set.
+
+JSON: set, unchanged, failed (numbers of sockets), without_user_timeout (number of sockets that cannot have the one of the \
+policy), dry_run, policy, mode, closed (sockets to undo that are closed), denied, skipped (processes that ka may not examine, \
+or leaves alone because of KA_SKIP), sockets_left, processes_left (left by a signal), others (other policies of ka that the \
+processes have: pid, way, of, policy, mode), sockets (pid, fd, inode, comm, local, peer, result, before, after, error, note). \
+result is set, would-set (on a dry run), unchanged, failed, or denied (the process may not be examined). before and after are \
+null, or keepalive, idle, intvl, cnt, user_timeout_ms. With --follow, a line for each socket.
 
 A program can hold the lock of its socket for as long as it likes. If a socket does not answer within 2 s, ka names it, \
 leaves it unchanged, and continues with the others. After 8 such sockets of one user, ka leaves the rest that this user made.
@@ -159,9 +173,9 @@ To avoid such a burst, --spread sets them over a time."
 pub(crate) struct Attach {
     #[command(flatten)]
     pub(crate) policy: Policy,
-    /// Whether sockets may keep the keepalive settings of their program
-    #[arg(long, value_enum, default_value_t = Mode::Force, help_heading = "Policy")]
-    pub(crate) mode: Mode,
+    /// Whether sockets may keep the keepalive settings of their program. Default: KA_MODE, or force
+    #[arg(long, value_enum, help_heading = "Policy")]
+    pub(crate) mode: Option<Mode>,
     /// Processes, by number
     #[arg(value_name = "PID", value_parser = process::number)]
     pub(crate) pids: Vec<i32>,
@@ -171,6 +185,10 @@ pub(crate) struct Attach {
     /// The processes of a user, by name or number
     #[arg(long, value_name = "USER")]
     pub(crate) user: Option<OsString>,
+    /// Gives the sockets that an earlier ka attach --json has set, according to its output in this file, their settings
+    /// from before
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["idle", "intvl", "cnt", "user_timeout", "whole", "mode", "via", "port", "follow"])]
+    pub(crate) undo: Option<PathBuf>,
     /// The way to reach the sockets
     #[arg(long, value_enum, default_value_t = AttachVia::Pidfd, value_name = "WAY")]
     pub(crate) via: AttachVia,
@@ -255,8 +273,10 @@ pub(crate) struct Ls {
 
 /// Prints which ways reach a program or a process, why others do not, and which command to use
 ///
-/// For a process, ka also prints the supervisor of ka run --via seccomp and the policies of its cgroups. If
-/// libka_preload.so is in the process and some of its TCP sockets have no keepalive, ka lists these sockets.
+/// For a process, ka also prints the policies that it has from libka_preload.so, from the supervisor of ka run --via
+/// seccomp and from its cgroups. If some of its TCP sockets have no keepalive in spite of these, ka lists them and the
+/// possible reasons. What ka may not find out is unknown, and null in the JSON.
+///
 /// Without a program or process, ka prints which ways you may use on this machine, and what the others need.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -266,7 +286,7 @@ pub(crate) struct Ls {
   ka check 1234
 
 Status: 1 if ka run does not reach the program, if ka attach does not reach the process or one of its sockets, if \
-libka_preload.so has missed sockets of the process, or if a way is not available. 127: no such program. 126: not \
+a policy of ka has missed sockets of the process, or if a way is not available. 127: no such program. 126: not \
 executable.")]
 pub(crate) struct Check {
     /// A program by name or path, or a process by number
@@ -368,6 +388,9 @@ pub(crate) enum CgroupCommand {
 /// accepted. The policy replaces an earlier one of the same cgroup. A policy in mode force overrides the policies of
 /// cgroups below. ka reports both cases: a policy above that overrides this one, and policies below that this one
 /// overrides.
+///
+/// The policy and the mode come from the flags, then from the KA_ variables, then from /etc/ka.conf, then they are
+/// 60,10,6 and force.
 #[derive(Args, Debug)]
 #[command(
     mut_arg("whole", on_only),
@@ -391,9 +414,9 @@ at /sys/fs/bpf."
 pub(crate) struct CgroupAttach {
     #[command(flatten)]
     pub(crate) policy: Policy,
-    /// Whether the cgroup's programs may override the policy
-    #[arg(long, value_enum, default_value_t = CgroupMode::Force, help_heading = "Policy")]
-    pub(crate) mode: CgroupMode,
+    /// Whether the cgroup's programs may override the policy. Default: KA_MODE, or force
+    #[arg(long, value_enum, help_heading = "Policy")]
+    pub(crate) mode: Option<CgroupMode>,
     /// The cgroup: its folder, or its name as in /proc/PID/cgroup
     #[arg(value_name = "CGROUP")]
     pub(crate) cgroup: OsString,
@@ -403,6 +426,9 @@ pub(crate) struct CgroupAttach {
     /// the later one wins in mode force.
     #[arg(short, long)]
     pub(crate) foreground: bool,
+    /// Accepts the root cgroup, and so a policy for all programs of this machine
+    #[arg(long)]
+    pub(crate) whole_machine: bool,
     /// Prints JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -7,14 +7,16 @@
 //!
 //! With `--via bpf`, the kernel itself goes through the sockets ([`crate::bpf`]).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use ka_core::{Config, Errno, Error, Kernel, Libc, Mode, SockOpt, Timer, UserTimeout};
-use serde::Serialize;
+use ka_core::{Config, Errno, Error, Kernel, Libc, Mode, Settings, SockOpt, Timer, UserTimeout};
+use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 
 use crate::args::{self, AttachVia};
@@ -22,28 +24,41 @@ use crate::bpf::{self, Counter, Done, Only, Orders, Setter};
 use crate::diag::State;
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::json;
+use crate::over::{self, Other};
+use crate::policy;
 use crate::privilege;
 use crate::process::{self, Process, Status, Table, Target};
 use crate::sockets::{self, sockets};
 use crate::sys;
 use crate::text;
-use crate::via;
+use crate::via::{self, Chosen};
 use crate::words;
 use crate::worker::{self, Answer, Answers, BLOCKED, Cell, Ended, Found, Pace, Workers};
 
 pub(crate) fn attach(args: &args::Attach) -> Outcome {
+    let undo = args.undo.as_deref().map(Undo::read).transpose()?;
+    let Chosen { policy, mode, skip } = if undo.is_some() {
+        Chosen { policy: Config::KEEP, mode: Mode::Force, skip: Vec::new() }
+    } else {
+        let chosen = via::choose("attach", &args.policy, args.mode.map(Mode::from))?;
+        policy::check_effect(&chosen.policy, chosen.mode)?;
+        chosen
+    };
     let attach = Attach {
         change: Change {
-            policy: args.policy.config_for(args.mode)?,
-            mode: args.mode.into(),
+            policy,
+            mode,
             port: args.port,
             dry_run: args.dry_run,
-            // Ask for the addresses only if they are printed.
+            // Ask for the addresses and values only if they are printed.
             describe: args.json || args.verbose || args.dry_run,
+            before: undo.as_ref().map(|undo| &undo.before),
         },
         user: args.user.as_deref().map(user).transpose()?,
+        skip,
         args,
     };
+    let failed = |error| Failure::new(format_args!("attach: {error}"));
     // Holding a process takes a descriptor, and listing its sockets takes more.
     let held = sys::raise_descriptor_limit() / 4;
     let mut report = Report::default();
@@ -52,19 +67,29 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
     if args.via == AttachVia::Bpf {
         attach.check_for_kernel()?;
         attach.through_kernel(&mut workers, &mut report)?;
-        attach.say(&mut report)?;
-        attach.conclude(&report)?;
-        return Ok(if report.failed > 0 { FOUND } else { 0 });
+        attach.finish(&mut report, &mut workers)?;
+        return Ok(report.status(args.follow));
     }
-    let named = attach.named(held, &mut report);
+    let named = match &undo {
+        Some(undo) => attach.named(undo.pids.iter().copied(), held, &mut report),
+        None => attach.named(args.pids.iter().copied(), held, &mut report),
+    };
     if args.follow {
         attach.follow(named, &mut workers, &mut report)?;
     } else {
-        let mut pass = Pass { workers: &mut workers, termination: None, only: None };
+        // Setting sockets over a time can take long. A signal ends it with a summary.
+        let termination = args.spread.map(|_| sys::termination()).transpose().map_err(failed)?;
+        let only = undo.as_ref().map(|undo| undo.before.keys().copied().collect());
+        let termination = termination.as_ref().map(|signal| signal.as_fd());
+        let is_selected = !attach.names_processes();
+        let mut pass = Pass { workers: &mut workers, is_selected, termination, only };
         let mut seen = Seen::default();
         let mut lost = attach.pass(&named, &mut seen, &mut pass, &mut report);
         for _ in 1..ATTEMPTS {
             if lost.is_empty() {
+                break;
+            }
+            if pass.is_interrupted() {
                 break;
             }
             // The process in which ka found these sockets has closed them, but others may have them. Processes that
@@ -73,10 +98,12 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
             pass.only = Some(lost);
             lost = attach.pass(&named, &mut seen, &mut pass, &mut report);
         }
-        attach.say(&mut report)?;
+        if let Some(undo) = &undo {
+            report.gone = undo.before.len().saturating_sub(report.found.len());
+        }
+        attach.finish(&mut report, &mut workers)?;
     }
-    attach.conclude(&report)?;
-    Ok(if report.failed > 0 { FOUND } else { 0 })
+    Ok(report.status(args.follow))
 }
 
 /// The user of a name, or of a number.
@@ -88,14 +115,70 @@ fn user(name: &std::ffi::OsStr) -> Result<u32, Failure> {
 }
 
 struct Attach<'a> {
-    change: Change,
+    change: Change<'a>,
     user: Option<u32>,
+    /// The names of programs that KA_SKIP leaves alone, unless they are named by PID.
+    skip: Vec<u8>,
     args: &'a args::Attach,
+}
+
+/// The sockets that an earlier `ka attach --json` has set.
+struct Undo {
+    pids: BTreeSet<i32>,
+    /// What each socket had before, by inode.
+    before: HashMap<u32, Config>,
+}
+
+/// What undoing needs of a line of JSON.
+#[derive(Deserialize)]
+struct Undone {
+    pid: Option<i32>,
+    inode: Option<u32>,
+    result: String,
+    before: Option<Values>,
+}
+
+/// What undoing needs of the JSON of a command.
+#[derive(Deserialize)]
+struct UndoneAll {
+    sockets: Vec<Undone>,
+}
+
+impl Undo {
+    /// Reads the JSON of `ka attach --json`, also with --follow.
+    fn read(path: &Path) -> Result<Self, Failure> {
+        let wrong = |why: &dyn std::fmt::Display| {
+            Failure::new(format_args!("attach: --undo {}: {why}", path.display()))
+        };
+        let text = std::fs::read(path).map_err(|error| wrong(&error))?;
+        let rows = match serde_json::from_slice::<UndoneAll>(&text) {
+            Ok(all) => all.sockets,
+            Err(_) => serde_json::Deserializer::from_slice(&text)
+                .into_iter()
+                .collect::<Result<Vec<Undone>, _>>()
+                .map_err(|error| wrong(&format_args!("must be the output of ka attach --json: {error}")))?,
+        };
+        let mut undo = Self { pids: BTreeSet::new(), before: HashMap::new() };
+        for Undone { pid, inode, before, .. } in rows.into_iter().filter(|row| row.result == "set") {
+            let (Some(pid), Some(inode), Some(before)) = (pid, inode, before) else { continue };
+            let config = Config::try_from(Settings::from(before)).map_err(|_| {
+                let brief = policy::brief_settings(&before.into());
+                wrong(&format_args!("a socket of process {pid} had {brief}, which no program can set"))
+            })?;
+            undo.pids.insert(pid);
+            // The first one is the oldest.
+            undo.before.entry(inode).or_insert(config);
+        }
+        if undo.before.is_empty() {
+            return Err(wrong(&"names no socket that was set; it must be the output of ka attach --json"));
+        }
+        Ok(undo)
+    }
 }
 
 /// A change to make to sockets.
 #[derive(Clone, Copy)]
-pub(crate) struct Change {
+pub(crate) struct Change<'a> {
     pub(crate) policy: Config,
     pub(crate) mode: Mode,
     /// Only sockets whose local or peer port is this one.
@@ -103,6 +186,8 @@ pub(crate) struct Change {
     pub(crate) dry_run: bool,
     /// Whether to make a line for each socket.
     pub(crate) describe: bool,
+    /// The policy of each socket, by inode, instead of one for all.
+    pub(crate) before: Option<&'a HashMap<u32, Config>>,
 }
 
 /// A process that the user named.
@@ -141,13 +226,13 @@ type Open<'o> = Box<dyn Fn() -> io::Result<Process> + 'o>;
 
 /// Makes a change to the sockets with these inodes, in these processes.
 pub(crate) fn set_processes(
-    change: &Change,
+    change: &Change<'_>,
     pids: Vec<i32>,
     only: HashSet<u32>,
     workers: &mut Workers,
 ) -> Report {
     let mut report = Report::default();
-    let mut pass = Pass { workers, termination: None, only: Some(only) };
+    let mut pass = Pass { workers, is_selected: false, termination: None, only: Some(only) };
     let processes = pids.into_iter().map(|pid| (pid, Box::new(move || Process::open(pid)) as Open<'_>));
     change.make_all(processes, None, &mut Seen::default(), &mut pass, &mut report);
     report
@@ -156,6 +241,8 @@ pub(crate) fn set_processes(
 /// One pass over all selected processes.
 struct Pass<'a> {
     workers: &'a mut Workers,
+    /// Whether the processes were selected, not named.
+    is_selected: bool,
     /// Readable after a termination signal.
     termination: Option<BorrowedFd<'a>>,
     /// Only sockets with one of these inodes.
@@ -254,11 +341,15 @@ impl Seen {
 
 /// How a socket fared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Fate {
     Set,
+    /// On a dry run.
+    WouldSet,
     Unchanged,
     Failed,
+    /// The process may not be examined.
+    Denied,
 }
 
 /// What was done to one socket, or why a process could not be looked into.
@@ -267,13 +358,42 @@ pub(crate) struct Line {
     /// `None` where no process has the socket, or none that we may look into.
     pid: Option<i32>,
     fd: Option<i32>,
+    inode: Option<u32>,
     comm: Option<String>,
     local: Option<SocketAddr>,
     peer: Option<SocketAddr>,
     result: Fate,
+    /// What the socket had. `None` if unknown.
+    before: Option<Values>,
+    /// What the socket has now, or would have.
+    after: Option<Values>,
     error: Option<String>,
     /// What it can have no part of.
     note: Option<&'static str>,
+}
+
+/// A socket's settings in JSON.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Values {
+    keepalive: bool,
+    idle: i32,
+    intvl: i32,
+    cnt: i32,
+    user_timeout_ms: Option<i32>,
+}
+
+impl From<Settings> for Values {
+    fn from(settings: Settings) -> Self {
+        let Settings { enabled: keepalive, idle, intvl, cnt, user_timeout: user_timeout_ms } = settings;
+        Self { keepalive, idle, intvl, cnt, user_timeout_ms }
+    }
+}
+
+impl From<Values> for Settings {
+    fn from(values: Values) -> Self {
+        let Values { keepalive: enabled, idle, intvl, cnt, user_timeout_ms: user_timeout } = values;
+        Self { enabled, idle, intvl, cnt, user_timeout }
+    }
 }
 
 /// What is said of a socket that has all of the policy but that.
@@ -286,6 +406,22 @@ pub(crate) struct Report {
     failed: usize,
     /// How many of those that are set, or were, have no user timeout.
     without_user_timeout: usize,
+    /// Sockets that a signal kept from being set.
+    not_asked: usize,
+    /// Processes that a signal kept from being examined.
+    not_examined: usize,
+    /// Processes that ka may not examine, if no process was named.
+    denied: usize,
+    /// Processes that KA_SKIP leaves alone.
+    skipped: usize,
+    /// Sockets to undo that are closed.
+    gone: usize,
+    /// The inodes of the sockets that were examined.
+    found: HashSet<u32>,
+    /// The processes whose sockets were examined.
+    pids: BTreeSet<i32>,
+    /// The other policies that these processes have.
+    others: Vec<Other>,
     lines: Vec<Line>,
     /// All lines of the rounds before, where JSON is made of them.
     said: Vec<Line>,
@@ -303,12 +439,27 @@ impl Report {
         })
     }
 
+    /// The exit status. A signal is the usual end of --follow, so what it left is no failure there.
+    fn status(&self, follows: bool) -> i32 {
+        let left = if follows { 0 } else { self.not_asked + self.not_examined };
+        if self.failed + self.denied + left > 0 { FOUND } else { 0 }
+    }
+
     fn count(&mut self, result: Fate) {
         match result {
-            Fate::Set => self.set += 1,
+            Fate::Set | Fate::WouldSet => self.set += 1,
             Fate::Unchanged => self.unchanged += 1,
             Fate::Failed => self.failed += 1,
+            Fate::Denied => self.denied += 1,
         }
+    }
+
+    /// Reports a process that cannot be examined. If the user did not name the process and may not examine it, this is no
+    /// failure.
+    fn refused(&mut self, pid: i32, error: &io::Error, is_selected: bool) {
+        let is_denied = is_selected && error.kind() == io::ErrorKind::PermissionDenied;
+        let result = if is_denied { Fate::Denied } else { Fate::Failed };
+        self.left(pid, None, privilege::explain(pid, error), result);
     }
 
     /// Corrects the counts: so many sockets were set by the kernel first, and then found unchanged.
@@ -319,15 +470,22 @@ impl Report {
     }
 
     fn failed(&mut self, pid: i32, fd: Option<i32>, error: String) {
-        self.count(Fate::Failed);
+        self.left(pid, fd, error, Fate::Failed);
+    }
+
+    fn left(&mut self, pid: i32, fd: Option<i32>, error: String, result: Fate) {
+        self.count(result);
         let comm = process::comm(pid).map(|comm| text::lossless(&comm).into_owned());
         let line = Line {
             pid: Some(pid),
             fd,
+            inode: None,
             comm,
             local: None,
             peer: None,
-            result: Fate::Failed,
+            result,
+            before: None,
+            after: None,
             error: Some(error),
             note: None,
         };
@@ -337,8 +495,29 @@ impl Report {
 
 /// The kernel, with a count of what is written; on a dry run nothing is.
 struct Counting {
-    writes: std::cell::Cell<usize>,
+    writes: RefCell<Vec<(SockOpt, libc::c_int)>>,
     dry_run: bool,
+}
+
+impl Counting {
+    fn is_unused(&self) -> bool {
+        self.writes.borrow().is_empty()
+    }
+
+    /// Returns the settings after the writes.
+    fn after(&self, mut settings: Settings) -> Settings {
+        for (option, value) in self.writes.borrow().iter() {
+            match option {
+                SockOpt::KeepAlive => settings.enabled = *value != 0,
+                SockOpt::Timer(Timer::Idle) => settings.idle = *value,
+                SockOpt::Timer(Timer::Intvl) => settings.intvl = *value,
+                SockOpt::Timer(Timer::Cnt) => settings.cnt = *value,
+                SockOpt::Timer(Timer::UserTimeout) => settings.user_timeout = Some(*value),
+                _ => {}
+            }
+        }
+        settings
+    }
 }
 
 impl Kernel for Counting {
@@ -347,7 +526,7 @@ impl Kernel for Counting {
     }
 
     fn set(&self, fd: libc::c_int, option: SockOpt, value: libc::c_int) -> Result<(), Errno> {
-        self.writes.set(self.writes.get() + 1);
+        self.writes.borrow_mut().push((option, value));
         if self.dry_run { Ok(()) } else { Libc.set(fd, option, value) }
     }
 }
@@ -355,10 +534,10 @@ impl Kernel for Counting {
 impl Attach<'_> {
     /// Opens the processes that were named on the command line. At most `most` stay open, so that a reused PID is not
     /// mistaken for the named process. The others are recognized by their start time.
-    fn named(&self, most: usize, report: &mut Report) -> Vec<Named> {
+    fn named(&self, pids: impl Iterator<Item = i32>, most: usize, report: &mut Report) -> Vec<Named> {
         let mut once = HashSet::new();
         let mut named = Vec::new();
-        for pid in self.args.pids.iter().copied().filter(|pid| once.insert(*pid)) {
+        for pid in pids.filter(|pid| once.insert(*pid)) {
             let started = process::started(pid);
             match Process::open(pid) {
                 Ok(process) => {
@@ -366,6 +545,8 @@ impl Attach<'_> {
                     named.push(Named { pid, started, held });
                 }
                 Err(error) if lacks_descriptors(&error) => named.push(Named { pid, started, held: None }),
+                // The sockets of this process are closed.
+                Err(error) if self.change.before.is_some() && is_gone(&error) => {}
                 Err(error) => {
                     let leader = Status::read(pid).ok().and_then(|status| status.leader());
                     let why = match leader.filter(|leader| *leader != pid) {
@@ -381,7 +562,7 @@ impl Attach<'_> {
 
     /// Returns the PIDs that the options select, besides the named processes.
     fn meant(&self, report: &mut Report) -> Vec<i32> {
-        if !self.args.pids.is_empty() {
+        if self.names_processes() {
             return Vec::new();
         }
         let own = i32::try_from(std::process::id()).unwrap_or(0);
@@ -391,7 +572,12 @@ impl Attach<'_> {
                 report.failed(own, None, "/proc shows no process: it is not mounted here".to_owned());
                 pids
             }
-            Ok(pids) => pids.into_iter().filter(|pid| *pid != own && self.is_meant(*pid)).collect(),
+            Ok(pids) => {
+                let meant = pids.into_iter().filter(|pid| *pid != own && self.is_meant(*pid));
+                let (skipped, meant) = meant.partition::<Vec<_>, _>(|pid| over::is_skipped(&self.skip, *pid));
+                report.skipped = skipped.len();
+                meant
+            }
             Err(error) => {
                 report.failed(own, None, format!("/proc: {error}"));
                 Vec::new()
@@ -423,6 +609,11 @@ impl Attach<'_> {
         self.change.make_all(named.chain(others), end, seen, pass, report)
     }
 
+    /// Returns whether the user named the processes, and did not select them.
+    fn names_processes(&self) -> bool {
+        !self.args.pids.is_empty() || self.change.before.is_some()
+    }
+
     /// Returns whether the options select a process.
     fn is_meant(&self, pid: i32) -> bool {
         match self.user {
@@ -446,15 +637,18 @@ mod said {
     /// The socket could not be duplicated or read.
     pub(super) const REFUSED: u64 = 4;
     pub(super) const IS_WITHOUT: u64 = 1 << 8;
+    /// The settings before follow the addresses, then the settings after.
+    pub(super) const HAD: u64 = 1 << 9;
+    pub(super) const HAS: u64 = 1 << 10;
 }
 
-impl Change {
+impl Change<'_> {
     /// Makes the change to the sockets of processes, some processes at a time. Reports the processes that refuse
     /// access. Processes that have ended are skipped. Returns the inodes of sockets that were closed before their turn
     /// came.
     fn make_all<'o>(
         &self,
-        processes: impl Iterator<Item = (i32, Open<'o>)>,
+        mut processes: impl Iterator<Item = (i32, Open<'o>)>,
         end: Option<Instant>,
         seen: &mut Seen,
         pass: &mut Pass<'_>,
@@ -462,7 +656,7 @@ impl Change {
     ) -> HashSet<u32> {
         let mut lost = HashSet::new();
         let mut batch = Batch::new();
-        for (pid, open) in processes {
+        while let Some((pid, open)) = processes.next() {
             let mut looked = open().and_then(|process| found(&process));
             if looked.as_ref().is_err_and(lacks_descriptors) && batch.processes > 0 {
                 // The earlier processes hold the descriptors.
@@ -489,7 +683,7 @@ impl Change {
             if let Some(error) = problem.filter(|error| !is_gone(error))
                 && seen.refuses(pid, process::started(pid))
             {
-                report.failed(pid, None, privilege::explain(pid, &error));
+                report.refused(pid, &error, pass.is_selected);
             }
             // With --spread, the work is spread evenly as far as descriptors allow: half of the remaining time is left
             // for the processes that follow.
@@ -498,6 +692,7 @@ impl Change {
                 lost.extend(self.make_batch(&mut batch, until, seen, pass, report));
             }
             if pass.is_interrupted() {
+                report.not_examined = processes.count();
                 break;
             }
         }
@@ -523,7 +718,7 @@ impl Change {
         let answers = pass.workers.ask(&targets, pace, pass.termination, |place, target, cell| {
             self.make(target, again.get(place) == Some(&true), cell);
         });
-        self.report(&targets, answers, report, seen)
+        self.report(&targets, answers, report, seen, pass.is_selected)
     }
 
     /// Makes the change to one socket, in a worker.
@@ -536,27 +731,44 @@ impl Change {
             Ok(socket) => socket,
             Err(error) => return refused(error),
         };
-        let (fate, is_without, error) = match self.set_one(socket.as_fd(), again) {
+        let change = Self {
+            policy: self.before.and_then(|before| before.get(&target.inode)).copied().unwrap_or(self.policy),
+            ..*self
+        };
+        let settings = || ka_core::Socket::new(socket.as_raw_fd()).settings().ok().filter(|_| self.describe);
+        let before = settings();
+        let kernel = Counting { writes: RefCell::default(), dry_run: self.dry_run };
+        let (fate, is_without, error) = match change.set_one(socket.as_fd(), again, &kernel) {
             Err(error) => return refused(error),
             Ok(None) => return cell.answer(words::together(&[&[said::NOT_MEANT]])),
             Ok(Some(done)) => done,
         };
+        let after = if self.dry_run {
+            before.map(|before| kernel.after(before))
+        } else {
+            before.and_then(|_| settings())
+        };
         let kind = match fate {
-            Fate::Set => said::SET,
+            Fate::Set | Fate::WouldSet => said::SET,
             Fate::Unchanged => said::UNCHANGED,
-            Fate::Failed => said::FAILED,
+            Fate::Failed | Fate::Denied => said::FAILED,
         };
         let kind = if is_without { kind | said::IS_WITHOUT } else { kind };
+        let kind = if before.is_some() { kind | said::HAD } else { kind };
+        let kind = if after.is_some() { kind | said::HAS } else { kind };
+        let packed = |settings: Option<Settings>| settings.as_ref().map_or([0; 3], words::of_settings);
+        let values = [packed(before), packed(after)].concat();
         if let Some(error) = &error {
             cell.say(error);
         }
         // Reading the addresses takes the socket's lock too. On a dry run these are the first calls that do.
         if !self.dry_run {
-            cell.answer(words::together(&[&[kind]]));
+            cell.answer(words::together(&[&[kind], &[0; 6], &values]));
         }
         let (local, peer) =
             if self.describe || error.is_some() { ends(socket.as_fd()) } else { (None, None) };
-        cell.answer(words::together(&[&[kind], &words::of_address(local), &words::of_address(peer)]));
+        let (local, peer) = (words::of_address(local), words::of_address(peer));
+        cell.answer(words::together(&[&[kind], &local, &peer, &values]));
     }
 
     /// Reports the results. Returns the inodes of sockets that were closed before their turn came.
@@ -566,6 +778,7 @@ impl Change {
         mut answers: Answers,
         report: &mut Report,
         seen: &mut Seen,
+        is_selected: bool,
     ) -> HashSet<u32> {
         // A refusal that all sockets of a process have in common is said once.
         let mut refused = HashSet::new();
@@ -574,7 +787,10 @@ impl Change {
             let pid = target.table.pid;
             let record = match outcome {
                 Answer::Given(record) => record,
-                Answer::NotAsked => continue,
+                Answer::NotAsked => {
+                    report.not_asked += 1;
+                    continue;
+                }
                 Answer::Failed(why) => {
                     // This failure concerns all sockets of the process.
                     if refused.insert(pid) {
@@ -606,6 +822,7 @@ impl Change {
             let [kind] = words::part(&record, 0);
             let result = match kind & 0xff {
                 said::NOT_MEANT => continue,
+                said::SET if self.dry_run => Fate::WouldSet,
                 said::SET => Fate::Set,
                 said::UNCHANGED => Fate::Unchanged,
                 said::FAILED => Fate::Failed,
@@ -618,19 +835,28 @@ impl Change {
                     } else if errno != libc::EPERM {
                         report.failed(pid, Some(target.fd), privilege::explain(pid, &error));
                     } else if refused.insert(pid) {
-                        report.failed(pid, None, privilege::explain(pid, &error));
+                        report.refused(pid, &error, is_selected);
                     }
                     continue;
                 }
             };
             let is_without = kind & said::IS_WITHOUT != 0;
             report.count(result);
+            report.found.insert(target.inode);
+            report.pids.insert(pid);
             report.without_user_timeout += usize::from(is_without);
             let error = answers.texts.remove(&place);
             if self.describe || error.is_some() {
+                let settings = |flag, start| {
+                    let is_there = kind & flag != 0;
+                    is_there.then(|| Values::from(words::settings(words::part(&record, start))))
+                };
                 report.lines.push(Line {
                     pid: Some(pid),
                     fd: Some(target.fd),
+                    inode: Some(target.inode),
+                    before: settings(said::HAD, 7),
+                    after: settings(said::HAS, 10),
                     comm: process::comm(pid).map(|comm| text::lossless(&comm).into_owned()),
                     local: words::address(words::part(&record, 1)),
                     peer: words::address(words::part(&record, 4)),
@@ -649,21 +875,21 @@ impl Change {
         &self,
         socket: BorrowedFd<'_>,
         again: bool,
+        kernel: &Counting,
     ) -> io::Result<Option<(Fate, bool, Option<String>)>> {
         if let Some(port) = self.port
             && !has_port(socket, port)?
         {
             return Ok(None);
         }
-        let kernel = Counting { writes: std::cell::Cell::new(0), dry_run: self.dry_run };
-        let (result, error) = match self.give(ka_core::Socket::with_kernel(socket.as_raw_fd(), &kernel)) {
+        let (result, error) = match self.give(ka_core::Socket::with_kernel(socket.as_raw_fd(), kernel)) {
             // Or no socket any more: the descriptor was closed, and its number used again, since it was listed.
             Err(Error::NotTcp | Error::System { errno: Errno(libc::ENOTSOCK), .. }) => return Ok(None),
             Err(error) => (Fate::Failed, Some(error.to_string())),
-            Ok(()) if kernel.writes.get() > 0 && !self.holds(socket) => {
+            Ok(()) if !kernel.is_unused() && !self.holds(socket) => {
                 (Fate::Failed, Some(held_by().to_owned()))
             }
-            Ok(()) if kernel.writes.get() > 0 => (Fate::Set, None),
+            Ok(()) if !kernel.is_unused() => (Fate::Set, None),
             Ok(()) if again => return Ok(None),
             Ok(()) => (Fate::Unchanged, None),
         };
@@ -738,7 +964,7 @@ impl Attach<'_> {
                 "attach: --via bpf: {why}; without --via bpf, ka attach goes through the processes"
             ))
         };
-        let Change { policy, mode, port, dry_run, describe } = self.change;
+        let Change { policy, mode, port, dry_run, describe, .. } = self.change;
         let counter = Counter::new().map_err(failed)?;
         let setter = Setter::load(Orders { policy, mode }, dry_run, Only { port, cgroup: None }, &counter)
             .map_err(failed)?;
@@ -763,7 +989,7 @@ impl Attach<'_> {
             let rest = sockets.values().filter(|socket| !told.contains(&socket.entry.cookie));
             let (owned, alone): (Vec<_>, Vec<_>) = rest.partition(|socket| socket.owner.is_some());
             let only = owned.iter().map(|socket| socket.entry.inode).collect();
-            let mut pass = Pass { workers, termination: None, only: Some(only) };
+            let mut pass = Pass { workers, is_selected: true, termination: None, only: Some(only) };
             let _ = self.pass(&[], &mut Seen::default(), &mut pass, report);
             if !dry_run {
                 let reported = done.iter().filter(|done| done.writes != 0 && done.errno == 0).count();
@@ -781,6 +1007,7 @@ impl Attach<'_> {
         for Done { cookie, writes, errno } in done {
             let result = match (errno, writes) {
                 (0, 0) => Fate::Unchanged,
+                (0, _) if dry_run => Fate::WouldSet,
                 (0, _) => Fate::Set,
                 _ => Fate::Failed,
             };
@@ -788,7 +1015,13 @@ impl Attach<'_> {
             if describe || errno != 0 {
                 let socket = sockets.get(&cookie);
                 let owner = socket.and_then(|socket| socket.owner.as_ref());
+                report.pids.extend(owner.map(|owner| owner.pid));
+                let values = socket.and_then(|socket| socket.settings).map(Values::from);
                 report.lines.push(Line {
+                    // The list was made after the sockets were set.
+                    before: values.filter(|_| dry_run || result == Fate::Unchanged),
+                    after: values.filter(|_| !dry_run || result == Fate::Unchanged),
+                    inode: socket.map(|socket| socket.entry.inode),
                     pid: owner.map(|owner| owner.pid),
                     fd: owner.map(|owner| owner.fd),
                     comm: owner
@@ -814,26 +1047,94 @@ impl Attach<'_> {
     ) -> Result<(), Failure> {
         let failed = |error| Failure::new(format_args!("attach: {error}"));
         let termination = sys::termination().map_err(failed)?;
+        let what = match living.len() {
+            _ if !self.names_processes() => "the selected processes".to_owned(),
+            count => text::counted(count, "process"),
+        };
+        let until = match living.len() {
+            _ if !self.names_processes() => "until",
+            1 => "until it ends, or until",
+            _ => "until they end, or until",
+        };
+        let _ = writeln!(
+            io::stderr(),
+            "ka: attach: following {what} with {}, {until} SIGINT or SIGTERM",
+            self.policy_text()
+        );
         let mut seen = Seen::default();
+        let mut checked = BTreeSet::new();
         let interval = Duration::from_millis(self.args.interval.into());
         loop {
-            let mut pass = Pass { workers, termination: Some(termination.as_fd()), only: None };
+            let is_selected = !self.names_processes();
+            let mut pass = Pass { workers, is_selected, termination: Some(termination.as_fd()), only: None };
             // What was lost is looked for in the next round, and what a signal has left is left.
             let _ = self.pass(&living, &mut seen, &mut pass, report);
             self.say(report)?;
+            let new: Vec<_> = std::mem::take(&mut report.pids).difference(&checked).copied().collect();
+            self.say_others(&new, workers, report);
+            checked.extend(new);
+            checked.retain(|pid| seen.round % Seen::AGAIN != 0 || process::started(*pid) != 0);
             seen.forget();
-            if !self.args.pids.is_empty() && living.is_empty() {
-                return Ok(());
+            if self.names_processes() && living.is_empty() {
+                return self.conclude(report).map_err(Failure::from);
             }
             // A signal ends the wait, and so does the end of the last process that is named.
             let last = living.iter().take(usize::from(living.len() == 1));
             let last = last.filter_map(|named| Some(named.held.as_ref()?.as_fd()));
             let waited: Vec<_> = [termination.as_fd()].into_iter().chain(last).collect();
             if sys::poll(&waited, interval).map_err(failed)?.first() == Some(&true) {
-                return Ok(());
+                return self.conclude(report).map_err(Failure::from);
             }
             living.retain(Named::is_alive);
         }
+    }
+
+    /// Prints the results of a run that does not follow.
+    fn finish(&self, report: &mut Report, workers: &mut Workers) -> io::Result<()> {
+        /// A dry run with more lines than this starts with the summary.
+        const MANY: usize = 20;
+        let pids: Vec<_> = std::mem::take(&mut report.pids).into_iter().collect();
+        if self.args.dry_run && !self.args.json && report.lines.len() > MANY {
+            self.conclude(report)?;
+            self.say(report)?;
+            self.say_others(&pids, workers, report);
+        } else {
+            self.say(report)?;
+            self.say_others(&pids, workers, report);
+            self.conclude(report)?;
+        }
+        Ok(())
+    }
+
+    /// Names the other policies of ka that these processes have.
+    fn say_others(&self, pids: &[i32], workers: &mut Workers, report: &mut Report) {
+        if pids.is_empty() || self.change.before.is_some() {
+            return;
+        }
+        let Change { policy, mode, .. } = self.change;
+        let (others, why) = over::others(pids, &policy, mode, workers);
+        let mut said: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for other in &others {
+            said.entry(other.text()).or_default().push(sockets::name(other.pid));
+        }
+        for (text, who) in said {
+            let _ = writeln!(
+                io::stderr(),
+                "ka: attach: {}: {} applies to the sockets that it opens later",
+                listed(who),
+                text::visible(text.as_bytes())
+            );
+        }
+        if let Some(why) = why {
+            let _ = writeln!(io::stderr(), "ka: attach: {}", text::visible(why.as_bytes()));
+        }
+        report.others.extend(others);
+    }
+
+    /// Describes the policy and the mode.
+    fn policy_text(&self) -> String {
+        let Change { policy, mode, .. } = &self.change;
+        format!("{} (mode {})", policy::brief(policy), mode.name())
     }
 
     /// Says what is to be said of this round.
@@ -861,26 +1162,44 @@ impl Attach<'_> {
                 (Some(error), None) if line.local.is_none() => {
                     reasons.entry(error.clone()).or_default().push(who);
                 }
-                _ => writeln!(out, "{who} {}", socket_line(line, self.args.dry_run))?,
+                _ => writeln!(out, "{who} {}", socket_line(line))?,
             }
         }
         out.flush()?;
         for (reason, who) in reasons {
-            const NAMED: usize = 5;
-            let more = who.len().saturating_sub(NAMED);
-            let names = who.into_iter().take(NAMED).collect::<Vec<_>>().join(", ");
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            let _ = writeln!(io::stderr(), "ka: attach: {names}{more}: {reason}");
+            let _ = writeln!(io::stderr(), "ka: attach: {}: {reason}", listed(who));
         }
         Ok(())
     }
 
     fn conclude(&self, report: &Report) -> io::Result<()> {
-        let Report { set, unchanged, failed, without_user_timeout, said, .. } = report;
+        let Report { set, unchanged, failed, without_user_timeout, said, others, .. } = report;
+        let Report { not_asked, not_examined, denied, skipped, gone, .. } = report;
         let mut out = BufWriter::new(io::stdout().lock());
         if !self.args.json {
             let would = if self.args.dry_run { "would be set" } else { "set" };
-            writeln!(out, "{set} sockets {would}, {unchanged} unchanged, {failed} failed")?;
+            let to = if self.change.before.is_some() {
+                "back".to_owned()
+            } else {
+                format!("to {}", self.policy_text())
+            };
+            write!(
+                out,
+                "{} {would} {to}, {unchanged} unchanged, {failed} failed",
+                text::counted(*set, "socket")
+            )?;
+            for (count, what, why) in [
+                (gone, "socket", "closed since then"),
+                (denied, "process", "not examined, because ka may not do so"),
+                (skipped, "process", "left alone (KA_SKIP)"),
+                (not_asked, "socket", "not set, because a signal came"),
+                (not_examined, "process", "not examined, because a signal came"),
+            ] {
+                if *count > 0 {
+                    write!(out, "; {} {why}", text::counted(*count, what))?;
+                }
+            }
+            writeln!(out)?;
             if *without_user_timeout > 0 {
                 writeln!(out, "{without_user_timeout} of them {NO_USER_TIMEOUT}")?;
             }
@@ -892,16 +1211,31 @@ impl Attach<'_> {
                 failed: usize,
                 without_user_timeout: usize,
                 dry_run: bool,
-                policy: String,
+                policy: Option<String>,
+                mode: Option<&'static str>,
+                closed: usize,
+                denied: usize,
+                skipped: usize,
+                sockets_left: usize,
+                processes_left: usize,
+                others: &'a [Other],
                 sockets: &'a [Line],
             }
+            let is_one_policy = self.change.before.is_none();
             let summary = Summary {
                 set: *set,
                 unchanged: *unchanged,
                 failed: *failed,
                 without_user_timeout: *without_user_timeout,
                 dry_run: self.args.dry_run,
-                policy: self.change.policy.to_string(),
+                policy: is_one_policy.then(|| self.change.policy.to_string()),
+                mode: is_one_policy.then(|| self.change.mode.name()),
+                closed: *gone,
+                denied: *denied,
+                skipped: *skipped,
+                sockets_left: *not_asked,
+                processes_left: *not_examined,
+                others,
                 sockets: said,
             };
             json::to_writer_pretty(&mut out, &summary)?;
@@ -911,17 +1245,33 @@ impl Attach<'_> {
     }
 }
 
-/// What was done to a socket: `fd 7 192.0.2.1:443 -> 198.51.100.1:50000: set`
-fn socket_line(line: &Line, dry_run: bool) -> String {
+/// Joins the names of processes. Names only some, if there are many.
+fn listed(who: Vec<String>) -> String {
+    const NAMED: usize = 5;
+    let more = who.len().saturating_sub(NAMED);
+    let names = who.into_iter().take(NAMED).collect::<Vec<_>>().join(", ");
+    if more > 0 { format!("{names} and {more} more") } else { names }
+}
+
+/// Describes what was done to a socket: `fd 7 192.0.2.1:443 -> 198.51.100.1:50000: set from off to 60,10,6`
+fn socket_line(line: &Line) -> String {
     let fd = line.fd.map_or_else(|| "?".to_owned(), |fd| fd.to_string());
     let result = match (line.result, &line.error) {
         (_, Some(error)) => error.as_str(),
-        (Fate::Set, _) if dry_run => "would be set",
+        (Fate::WouldSet, _) => "would be set",
         (Fate::Set, _) => "set",
         _ => "unchanged",
     };
+    let brief = |values: Option<Values>| values.map(|values| policy::brief_settings(&values.into()));
+    let values = match (line.result, brief(line.before), brief(line.after)) {
+        (Fate::Set | Fate::WouldSet, Some(before), Some(after)) => format!(" from {before} to {after}"),
+        (Fate::Set | Fate::WouldSet, None, Some(after)) => format!(" to {after}"),
+        (Fate::Set | Fate::WouldSet, Some(before), None) => format!(" from {before}"),
+        (Fate::Unchanged, Some(before), _) => format!(", {before}"),
+        _ => String::new(),
+    };
     let note = line.note.map_or_else(String::new, |note| format!(", {note}"));
-    format!("fd {fd} {}: {result}{note}", arrow((line.local, line.peer)))
+    format!("fd {fd} {}: {result}{values}{note}", arrow((line.local, line.peer)))
 }
 
 /// Formats the two addresses of a socket: `192.0.2.1:443 -> 198.51.100.1:50000`, with * for a missing one.

@@ -24,6 +24,7 @@ use crate::bpf::{self, Orders, Programs};
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::json;
 use crate::notify::Notify;
+use crate::policy;
 use crate::sys::{self, users};
 use crate::table::{self, Column, Output};
 use crate::text;
@@ -57,7 +58,7 @@ impl Cgroup {
     fn named(name: &OsStr) -> Result<Self, String> {
         // A variable that is not set, most likely, which must not become the whole tree.
         if name.is_empty() {
-            return Err("an empty name is no cgroup's; that of all is /".to_owned());
+            return Err("an empty name is no cgroup's; the root cgroup is /".to_owned());
         }
         let root = host::cgroup_root().ok_or(host::NO_CGROUPS)?;
         let path = Path::new(name);
@@ -84,6 +85,11 @@ impl Cgroup {
             path.display(),
             root.display()
         ))
+    }
+
+    /// Returns whether this is the root of the whole tree. Only the root has no type: cgroups(7), "cgroup.type".
+    fn is_root(&self) -> bool {
+        self.file("cgroup.type").is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
     /// Opens a folder, even if its path is longer than `PATH_MAX`.
@@ -264,8 +270,24 @@ struct Attached {
 
 fn attach(args: &args::CgroupAttach) -> Outcome {
     let failed = |why: String| failed("attach", why);
-    let orders = Orders { policy: args.policy.config_on()?, mode: args.mode.into() };
+    let via::Chosen { policy, mode, .. } =
+        via::choose("cgroup attach", &args.policy, args.mode.map(ka_core::Mode::from))?;
+    policy::check_on(&policy)?;
+    if mode == ka_core::Mode::Floor {
+        return Err(failed(
+            "KA_MODE=floor, in the environment or /etc/ka.conf: a cgroup has no such mode; use --mode force or --mode default"
+                .to_owned(),
+        ));
+    }
+    let orders = Orders { policy, mode };
     let cgroup = Cgroup::named(&args.cgroup).map_err(failed)?;
+    if !args.whole_machine && cgroup.is_root() {
+        return Err(failed(format!(
+            "{} is the root cgroup, so the policy would apply to all programs of this machine; if you want that, add \
+             --whole-machine",
+            text::visible(cgroup.name().as_bytes())
+        )));
+    }
     let lacks_folder = || if args.foreground { None } else { host::lacks_bpf_folder() };
     if let Some(lack) = host::lacks(&host::FOR_CGROUPS).or_else(lacks_folder) {
         return Err(failed(lack));
@@ -295,7 +317,7 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
     let attached = Attached {
         cgroup: cgroup.name(),
         policy: orders.policy.to_string(),
-        mode: ka_core::Mode::from(args.mode).name(),
+        mode: orders.mode.name(),
         set,
         unchanged,
         failed: counts.values().sum(),
@@ -310,7 +332,8 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
         let incomplete = if left.is_empty() { "" } else { "; not all were looked at" };
         writeln!(
             out,
-            "{cgroup}: {policy}, mode {mode}; {set} sockets set, {unchanged} unchanged, {failed} failed{incomplete}"
+            "{cgroup}: {policy}, mode {mode}; {} set, {unchanged} unchanged, {failed} failed{incomplete}",
+            text::counted(*set, "socket")
         )?;
     }
     out.flush()?;
@@ -633,6 +656,11 @@ pub(crate) struct InForce {
     pub(crate) cgroup: String,
     pub(crate) policy: String,
     pub(crate) mode: &'static str,
+}
+
+/// Returns whether a cgroup is the root of the whole tree.
+pub(crate) fn is_root(path: &Path) -> bool {
+    Cgroup::open(path).is_ok_and(|cgroup| cgroup.is_root())
 }
 
 /// The policies of a process's cgroup and of those above it, its own first; or why they cannot be found out.

@@ -2,12 +2,13 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader, BufWriter, Write};
+use std::fs;
+use std::io::{self, BufWriter, Read as _, Write};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
-use ka_core::SockOpt;
+use ka_core::{Action, Endpoint, Mode, SockOpt};
 use serde::Serialize;
 
 use crate::args;
@@ -16,25 +17,32 @@ use crate::bpf::{self, host};
 use crate::cgroup;
 use crate::elf::Elf;
 use crate::failure::{FOUND, Failure, Outcome};
+use crate::file;
 use crate::json;
 use crate::libraries::Linked;
+use crate::over::{self, Mapped};
+use crate::policy;
 use crate::privilege;
-use crate::process::{self, OVER_BUDGET, Process, Target};
+use crate::process::{self, OVER_BUDGET, Process, Status, Target};
 use crate::program::{self, Program};
 use crate::text;
-use crate::via::{self, Launch, Reach};
+use crate::via::{self, Flags, Given, Launch, Reach};
 use crate::words;
-use crate::worker::{self, Answer, BLOCKED, Cell, Ended, Workers};
+use crate::worker::{self, Answer, BLOCKED, Cell, Workers};
 use crate::wrapper::{self, Client};
 
 pub(crate) fn check(args: &args::Check) -> Outcome {
-    let number = |target: &OsStr| {
-        target.to_str().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()
+    let digits = |target: &OsStr| {
+        let is_number = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        target.to_str().filter(is_number).map(str::to_owned)
     };
     let report = match &args.target {
         None => machine_report(),
-        Some(target) => match number(target) {
-            Some(pid) => process_report(pid)?,
+        Some(target) => match digits(target) {
+            Some(text) => {
+                let wrong = |why| Failure::new(format_args!("check: {text}: {why}"));
+                process_report(process::number(&text).map_err(wrong)?)?
+            }
             None => program_report(target)?,
         },
     };
@@ -79,7 +87,8 @@ struct Over {
 #[derive(Serialize)]
 struct Line {
     way: &'static str,
-    reaches: bool,
+    /// `None` if unknown.
+    reaches: Option<bool>,
     why: String,
 }
 
@@ -90,8 +99,12 @@ impl Report {
             writeln!(out, "  {}", text::visible(fact.as_bytes()))?;
         }
         for Line { way, reaches, why } in &self.ways {
-            let answer = if *reaches { "yes" } else { "no" };
-            writeln!(out, "{way:<8} {answer:<4} {}", text::visible(why.as_bytes()))?;
+            let answer = match reaches {
+                Some(true) => "yes",
+                Some(false) => "no",
+                None => "unknown",
+            };
+            writeln!(out, "{way:<8} {answer:<7} {}", text::visible(why.as_bytes()))?;
         }
         if let Some(command) = &self.command {
             writeln!(out, "type     {}", text::visible(command.as_bytes()))?;
@@ -115,7 +128,7 @@ pub(crate) fn quoted(word: &OsStr) -> String {
 fn machine_report() -> Report {
     let way = |way, obstacle: Option<String>, how: &str| Line {
         way,
-        reaches: obstacle.is_none(),
+        reaches: Some(obstacle.is_none()),
         why: obstacle.unwrap_or_else(|| how.to_owned()),
     };
     let cgroup = match host::lacks_bpf_folder() {
@@ -151,8 +164,20 @@ fn machine_report() -> Report {
         format!("Yama's ptrace_scope: {scope}"),
         host::lacks(&host::FOR_SOCKETS)
             .unwrap_or_else(|| "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are there".to_owned()),
+        via::listed().map_or_else(
+            || "/etc/ld.so.preload does not list libka_preload.so".to_owned(),
+            |path| {
+                let Given { policy, mode, .. } = via::given(b"");
+                format!(
+                    "/etc/ld.so.preload lists {}: programs that glibc's loader starts get {} (mode {})",
+                    path.display(),
+                    policy::brief(&policy),
+                    mode.name()
+                )
+            },
+        ),
     ];
-    let is_reached = ways.iter().all(|way| way.reaches);
+    let is_reached = ways.iter().all(|way| way.reaches == Some(true));
     Report { target: "this machine".to_owned(), facts, ways, is_reached, command: None, over: None }
 }
 
@@ -165,9 +190,7 @@ fn program_report(name: &OsStr) -> Result<Report, Failure> {
     let launch = Launch {
         program: &program,
         arguments: &arguments,
-        said: None,
-        is_whole: false,
-        mode: None,
+        flags: Flags::default(),
         verbose: false,
         best_effort: false,
         no_io_uring: false,
@@ -185,15 +208,36 @@ fn program_report(name: &OsStr) -> Result<Report, Failure> {
             }
             Reach::No { why, .. } | Reach::Wrong { why, .. } => (false, why),
         };
-        ways.push(Line { way: way.name(), reaches, why });
+        ways.push(Line { way: way.name(), reaches: Some(reaches), why });
     }
-    ways.sort_by_key(|line| !line.reaches);
+    if let Some(shim) = via::listed_for(&launch) {
+        let from =
+            if program.secure.is_some() { "/etc/ka.conf" } else { "the KA_ variables and /etc/ka.conf" };
+        for line in ways.iter_mut().filter(|line| line.way == "preload") {
+            line.reaches = Some(true);
+            line.why = format!(
+                "/etc/ld.so.preload lists {}: with the policy of {from}, also without ka run",
+                shim.display()
+            );
+        }
+        is_reached = true;
+        command = Some("nothing: /etc/ld.so.preload gives it the policy".to_owned());
+    }
+    ways.sort_by_key(|line| line.reaches != Some(true));
     let obstacle = program
         .secure
         .filter(|_| !privilege::may_look_anywhere())
         .map_or_else(privilege::obstacle, |secure| {
             Some(format!("{secure}: needs CAP_SYS_PTRACE (run ka as root), once it runs"))
         });
+    // A process whose file its user may not read cannot be examined either. ptrace(2), `PTRACE_MODE_READ`
+    let is_unreadable = file::open_regular(&program.executable)
+        .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+    let obstacle = obstacle.or_else(|| {
+        let is_closed = is_unreadable && !privilege::may_look_anywhere();
+        is_closed
+            .then(|| "it may not be read: needs CAP_SYS_PTRACE (run ka as root), once it runs".to_owned())
+    });
     let sudo = if obstacle.is_some() { "sudo " } else { "" };
     // `sudo ka attach` cannot find the program by the PID of sudo.
     let command = command.unwrap_or_else(|| match program.name() {
@@ -202,29 +246,44 @@ fn program_report(name: &OsStr) -> Result<Report, Failure> {
     });
     ways.push(Line {
         way: "attach",
-        reaches: obstacle.is_none(),
+        reaches: Some(obstacle.is_none()),
         why: obstacle.unwrap_or_else(|| {
             "once it runs: the sockets that it has; with --follow those that it opens later, within a second"
                 .to_owned()
         }),
     });
-    Ok(Report {
-        target: program.path.display().to_string(),
-        facts: program_facts(&program),
-        ways,
-        is_reached,
-        command: Some(command),
-        over: None,
-    })
+    let target = program.path.display().to_string();
+    let facts = program_facts(&program, is_unreadable);
+    if is_broken(&program) {
+        let command = "nothing: the kernel cannot start it".to_owned();
+        return Ok(Report {
+            target,
+            facts,
+            ways: Vec::new(),
+            is_reached: false,
+            command: Some(command),
+            over: None,
+        });
+    }
+    Ok(Report { target, facts, ways, is_reached, command: Some(command), over: None })
 }
 
-fn program_facts(program: &Program) -> Vec<String> {
+/// Returns whether a program is an ELF file, but not one that can be read as such.
+fn is_broken(program: &Program) -> bool {
+    let mut start = [0; 4];
+    let read = file::open_regular(&program.executable).and_then(|mut file| file.read_exact(&mut start));
+    program.elf.is_none() && read.is_ok() && start == *b"\x7fELF"
+}
+
+fn program_facts(program: &Program, is_unreadable: bool) -> Vec<String> {
     let mut facts = Vec::new();
     if program.path != program.executable {
         facts.push(format!("a script, which {} runs", program.executable.display()));
     }
     match &program.elf {
-        None => facts.push("no ELF program, or one that may not be read".to_owned()),
+        None if is_unreadable => facts.push("you may not read it, so how it is linked is unknown".to_owned()),
+        None if is_broken(program) => facts.push("a broken ELF file".to_owned()),
+        None => facts.push("no ELF program".to_owned()),
         Some(elf) => {
             let loader =
                 elf.loader.as_deref().map(|loader| format!(", its loader is {}", text::lossless(loader)));
@@ -300,6 +359,8 @@ fn linked_facts(path: &Path, elf: &Elf) -> Vec<String> {
     facts
 }
 
+const STANDARD: &str = "60,10,6";
+
 /// Why a way that starts programs does not reach a process.
 const RUNS: &str = "it is running already: ka run starts programs";
 
@@ -308,14 +369,26 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
         |error: &io::Error| Failure::new(format_args!("check: {pid}: {}", privilege::explain(pid, error)));
     let process = Process::open(pid).map_err(|error| refused(&error))?;
     let name = process.name();
+    if Status::read(pid).is_ok_and(|status| status.is_zombie() && status.threads() <= 1) {
+        return Ok(Report {
+            target: format!("{pid} ({name})"),
+            facts: vec![
+                "it has ended, and has no sockets: a zombie, whose parent has not waited for it".to_owned(),
+            ],
+            ways: Vec::new(),
+            is_reached: false,
+            command: Some("nothing: it has ended".to_owned()),
+            over: None,
+        });
+    }
     let mut facts = Vec::new();
     let mut workers = Workers::default();
     let mut is_whole = true;
-    let Mapped { is_preloaded, copies } = mapped(pid, &mut workers).unwrap_or_else(|why| {
-        facts.push(why);
-        is_whole = false;
-        Mapped::default()
-    });
+    let (mapped, why) = over::mapped([pid], true, &mut workers);
+    is_whole &= why.is_none();
+    facts.extend(why);
+    let mapped = mapped.into_iter().next().unwrap_or_default();
+    let Mapped { is_preloaded, copies, .. } = mapped;
     if is_preloaded {
         facts.push("libka_preload.so is in it".to_owned());
         if copies > 1 {
@@ -325,57 +398,72 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
             ));
         }
     }
+    let in_force = over::policies(&mapped);
     let mut missed = false;
     let attach = match sockets(&process, &mut workers) {
-        Ok(Sockets { tcp, off, rings, left }) => {
-            facts.push(format!("{tcp} TCP sockets, {} of them without keepalive", off.len()));
-            if is_preloaded && !off.is_empty() {
+        Ok(Sockets { tcp, mut off, rings, left }) => {
+            facts.push(format!(
+                "{}, {} of them without keepalive",
+                text::counted(tcp, "TCP socket"),
+                off.len()
+            ));
+            // The other ways set a socket when it connects or listens.
+            off.retain(|off| is_preloaded || off.ends != (None, None));
+            if !in_force.is_empty() && !off.is_empty() {
                 missed = true;
-                facts.extend(missed_facts(pid, &off));
+                facts.extend(missed_facts(pid, &mapped, &off, rings));
+            }
+            if rings && !missed {
+                facts.push("it uses io_uring".to_owned());
             }
             is_whole &= left.is_empty();
             facts.extend(left);
-            if rings {
-                facts.push("it uses io_uring".to_owned());
-            }
             Line {
                 way: "attach",
-                reaches: true,
+                reaches: Some(true),
                 why: "the sockets that it has; with --follow those that it opens later, within a second"
                     .to_owned(),
             }
         }
-        Err(error) => Line { way: "attach", reaches: false, why: privilege::explain(pid, &error) },
+        Err(error) => Line { way: "attach", reaches: Some(false), why: privilege::explain(pid, &error) },
     };
-    let preload = Line {
-        way: "preload",
-        reaches: is_preloaded,
-        why: if is_preloaded { "it was started with it" } else { RUNS }.to_owned(),
+    facts.extend(in_force.iter().map(|other| format!("in force: {}", other.text())));
+    let (reaches, why) = match (mapped.is_denied, is_preloaded) {
+        (true, _) => (None, "ka may not read which libraries are in it: run ka as root"),
+        (false, true) => (Some(true), "it was started with it"),
+        (false, false) => (Some(false), RUNS),
     };
+    let preload = Line { way: "preload", reaches, why: why.to_owned() };
     let supervisor = via::supervisor_of(pid);
     let seccomp = Line {
         way: "seccomp",
-        reaches: supervisor.is_some(),
+        reaches: Some(supervisor.is_some()),
         why: supervisor.map_or_else(|| RUNS.to_owned(), |pid| format!("it is under the supervisor {pid}")),
     };
     let policies = cgroup::policies_of(pid);
     let cgroup = Line {
         way: "cgroup",
-        reaches: policies.as_ref().is_ok_and(|policies| !policies.is_empty()),
+        reaches: policies.as_ref().ok().map(|policies| !policies.is_empty()),
         why: cgroup_why(pid, &policies),
     };
-    let is_under = preload.reaches || seccomp.reaches || cgroup.reaches;
-    let command = match (is_under, attach.reaches) {
-        _ if missed => format!("ka attach {pid}"),
+    let is_under = [&preload, &seccomp, &cgroup].into_iter().any(|way| way.reaches == Some(true));
+    let command = match (is_under, attach.reaches == Some(true)) {
+        _ if missed => {
+            let on = in_force.iter().find(|other| other.policy != "off").map(|other| &other.policy);
+            let policy = on.map(|policy| policy::brief_text(policy)).filter(|policy| *policy != STANDARD);
+            let flag = policy.map_or_else(String::new, |policy| format!("-p {policy} "));
+            format!("ka attach {flag}{pid}")
+        }
         (true, _) => format!("nothing: it is under ka already (ka ls --pid {pid})"),
         (false, true) => format!("ka attach --follow {pid}"),
+        (false, false) if crate::sys::users().1 == 0 => "nothing: ka cannot reach it from here".to_owned(),
         (false, false) => format!("sudo ka attach --follow {pid}"),
     };
     let command = Some(command);
     let mut ways = vec![preload, seccomp, cgroup, attach];
-    ways.sort_by_key(|way| !way.reaches);
+    ways.sort_by_key(|way| way.reaches != Some(true));
     // If libraries or sockets were missed, the program is not reached.
-    let is_reached = is_whole && !missed && ways.first().is_some_and(|way| way.reaches);
+    let is_reached = is_whole && !missed && ways.first().is_some_and(|way| way.reaches == Some(true));
     let over = Some(Over { supervisor, cgroups: policies.ok() });
     Ok(Report { target: format!("{pid} ({name})"), facts, ways, is_reached, command, over })
 }
@@ -385,7 +473,12 @@ fn cgroup_why(pid: i32, policies: &Result<Vec<cgroup::InForce>, String>) -> Stri
     match policies.as_deref() {
         Ok([]) => {
             let own = host::cgroup_of(&pid.to_string()).unwrap_or_default();
-            format!("no cgroup that it is in has a policy: ka cgroup attach {}", quoted(own.as_os_str()))
+            if cgroup::is_root(&own) {
+                "it is in the root cgroup, whose policy would apply to all programs of this machine"
+                    .to_owned()
+            } else {
+                format!("no cgroup that it is in has a policy: ka cgroup attach {}", quoted(own.as_os_str()))
+            }
         }
         Ok(policies) => {
             let each =
@@ -396,36 +489,64 @@ fn cgroup_why(pid: i32, policies: &Result<Vec<cgroup::InForce>, String>) -> Stri
     }
 }
 
-/// Returns whether a line of /proc/PID/maps is the first mapping of a C library. Each copy has one such line.
-fn is_c_library(line: &[u8]) -> bool {
-    const NAMES: [&[u8]; 3] = [b"libc.so", b"libc-2.", b"ld-musl-"];
-    let offset = line.split(|byte| *byte == b' ').nth(2);
-    let name = line.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-    offset.is_some_and(|offset| offset.iter().all(|digit| *digit == b'0'))
-        && NAMES.iter().any(|libc| name.starts_with(libc))
-}
-
-/// Lists the sockets that have no keepalive although the shim is in the process, and possible reasons.
-fn missed_facts(pid: i32, off: &[(i32, String)]) -> Vec<String> {
+/// Lists the sockets that have no keepalive although a policy is in force in the process, and the reasons.
+fn missed_facts(pid: i32, mapped: &Mapped, off: &[Off], has_ring: bool) -> Vec<String> {
     const MOST: usize = 20;
-    const REASONS: [&[u8]; 4] = [b"KA_POLICY=", b"KA_MODE=", b"KA_RULES=", b"KA_SKIP="];
-    let mut facts: Vec<_> =
-        off.iter().take(MOST).map(|(fd, ends)| format!("without keepalive: fd {fd}, {ends}")).collect();
+    let Given { policy, mode, rules, skip } = via::given(&mapped.settings);
+    let is_left_alone = |(local, peer): (Option<SocketAddr>, Option<SocketAddr>)| {
+        let port = local.map_or(0, |local| local.port());
+        let rule = rules.iter().find(|rule| rule.matches(peer.map(Endpoint::from), port));
+        rule.is_some_and(
+            |rule| !matches!(rule.action(), Action::Apply(policy) if policy.enabled() == Some(true)),
+        )
+    };
+    let mut facts = Vec::new();
+    let mut is_explained = true;
+    for Off { fd, ends } in off.iter().take(MOST) {
+        let rule = if is_left_alone(*ends) { "; a rule of KA_RULES leaves it alone" } else { "" };
+        is_explained &= !rule.is_empty();
+        facts.push(format!("without keepalive: fd {fd}, {}{rule}", attach::arrow(*ends)));
+    }
     if let Some(more) = off.len().checked_sub(MOST).filter(|more| *more > 0) {
         facts.push(format!("and {more} more: ka ls --off --pid {pid}"));
     }
-    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    let is_reason = |entry: &&[u8]| REASONS.iter().any(|name| entry.starts_with(name));
-    for entry in environment.split(|byte| *byte == 0).filter(is_reason) {
-        facts.push(format!("{} in its environment may exclude them", text::lossless(entry)));
+    let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    if policy.enabled() != Some(true) {
+        facts.push("reason: KA_POLICY=off".to_owned());
+    } else if over::is_skipped(&skip, pid) {
+        facts.push(format!("reason: KA_SKIP={} leaves this program alone", skip.escape_ascii()));
+    } else if !is_explained {
+        if mode == Mode::Default {
+            facts.push(
+                "possible reason: the program has turned keepalive off itself, which mode default allows"
+                    .to_owned(),
+            );
+        }
+        facts.push(
+            "possible reasons: the program opened it with system calls of its own or through io_uring, with a C library \
+             that it loaded itself (dlmopen), or before the policy was in force; or it has it from another process"
+                .to_owned(),
+        );
+        if has_ring {
+            facts.push("it uses io_uring, so that is likely".to_owned());
+        }
+        if let Ok(Some(elf)) = Elf::read(format!("/proc/{pid}/exe").as_ref()) {
+            facts.extend(linked_facts(&executable, &elf));
+        }
     }
     facts
 }
 
+/// A socket without keepalive.
+struct Off {
+    fd: i32,
+    /// Its local address and its peer.
+    ends: (Option<SocketAddr>, Option<SocketAddr>),
+}
+
 struct Sockets {
     tcp: usize,
-    /// The sockets without keepalive: descriptor and addresses.
-    off: Vec<(i32, String)>,
+    off: Vec<Off>,
     rings: bool,
     /// Reasons why sockets were left out.
     left: Vec<String>,
@@ -468,7 +589,7 @@ fn sockets(process: &Process, workers: &mut Workers) -> io::Result<Sockets> {
                 if kind & OFF != 0 {
                     let ends =
                         (words::address(words::part(&record, 1)), words::address(words::part(&record, 4)));
-                    found.off.push((target.fd, attach::arrow(ends)));
+                    found.off.push(Off { fd: target.fd, ends });
                 }
                 if !answers.cut_short.contains(&place) {
                     continue;
@@ -515,50 +636,5 @@ fn look(target: &Target, cell: &Cell<'_>) {
         }
         Err(ka_core::Error::System { option: SockOpt::Protocol, .. } | ka_core::Error::NotTcp) => answer(0),
         Err(error) => refused(error.errno().0),
-    }
-}
-
-/// Mappings of a process that matter to preload.
-#[derive(Default)]
-struct Mapped {
-    is_preloaded: bool,
-    /// The number of copies of the C library.
-    copies: usize,
-}
-
-/// Reads a process's memory maps. The kernel may block on the process here, so a worker reads them. It reads line by
-/// line, because there may be very many.
-fn mapped(pid: i32, workers: &mut Workers) -> Result<Mapped, String> {
-    const SHIM: u8 = b's';
-    const C_LIBRARY: u8 = b'c';
-    let found = workers.find(&[], |sink| {
-        let Ok(maps) = File::open(format!("/proc/{pid}/maps")) else { return Ok(()) };
-        let mut maps = BufReader::new(maps);
-        let mut line = Vec::new();
-        let mut has_shim = false;
-        loop {
-            line.clear();
-            match maps.read_until(b'\n', &mut line) {
-                Ok(0) | Err(_) => return Ok(()),
-                Ok(_) => {}
-            }
-            let kind = if !has_shim && line.ends_with(b"/libka_preload.so\n") {
-                has_shim = true;
-                SHIM
-            } else if is_c_library(&line) {
-                C_LIBRARY
-            } else {
-                continue;
-            };
-            sink.write_all(&[kind]).map_err(|error| error.to_string())?;
-        }
-    });
-    match found.end {
-        Ended::Whole => Ok(Mapped {
-            is_preloaded: found.data.contains(&SHIM),
-            copies: found.data.iter().map(|kind| usize::from(*kind == C_LIBRARY)).sum(),
-        }),
-        Ended::Blocked => Err("its memory maps did not answer within 2 s".to_owned()),
-        Ended::Failed(why) => Err(format!("its memory maps: {why}")),
     }
 }

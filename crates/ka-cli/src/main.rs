@@ -34,6 +34,7 @@ mod ls;
 #[cfg(test)]
 mod man;
 mod notify;
+mod over;
 mod parallel;
 mod plan;
 mod policy;

@@ -1,7 +1,7 @@
 //! The policy flags, which are the same for every subcommand that takes a policy.
 
 use clap::{Arg, Args, ValueEnum};
-use ka_core::{Config, Reason, Timer, UserTimeout};
+use ka_core::{Config, Reason, Settings, Timer, UserTimeout};
 
 use crate::duration;
 use crate::failure::Failure;
@@ -118,32 +118,65 @@ impl Policy {
         }
     }
 
-    /// Returns the policy. Rejects a policy that cannot change any socket in this mode.
-    pub(crate) fn config_for(&self, mode: Mode) -> Result<Config, Failure> {
-        let config = self.config()?;
-        let refused = |why: &str| Err(Failure::new(format_args!("--policy {config}: {why}")));
-        if config == Config::KEEP {
-            refused("changes nothing: name what to set, as in -p 60,10,6")
-        } else if config.enabled() != Some(true) && mode != Mode::Force {
-            let name = ka_core::Mode::from(mode).name();
-            refused(&format!(
-                "changes nothing in mode {name}: a policy that does not turn keepalive on needs --mode force"
-            ))
-        } else {
-            Ok(config)
-        }
-    }
-
     /// The policy, which must turn keepalive on.
     pub(crate) fn config_on(&self) -> Result<Config, Failure> {
         let config = self.config()?;
-        if config.enabled() == Some(true) {
-            Ok(config)
+        // Unless named, a policy turns keepalive on. So the text of --policy is to blame, without the other flags.
+        check_on(if config.enabled() == Some(true) {
+            &config
         } else {
-            // What is not named turns it on: so this is what was typed that does not, without the flags over it.
-            let whole = self.whole.unwrap_or(config);
-            Err(Failure::new(format_args!("--policy {whole}: must turn keepalive on here")))
+            self.whole.as_ref().unwrap_or(&config)
+        })?;
+        Ok(config)
+    }
+}
+
+/// Rejects a policy that cannot change any socket in this mode.
+pub(crate) fn check_effect(config: &Config, mode: ka_core::Mode) -> Result<(), Failure> {
+    let refused = |why: &str| Err(Failure::new(format_args!("--policy {config}: {why}")));
+    if *config == Config::KEEP {
+        refused("changes nothing: name what to set, as in -p 60,10,6")
+    } else if config.enabled() != Some(true) && mode != ka_core::Mode::Force {
+        refused(&format!(
+            "changes nothing in mode {}: a policy that does not turn keepalive on needs --mode force",
+            mode.name()
+        ))
+    } else {
+        Ok(())
+    }
+}
+
+/// Rejects a policy that does not turn keepalive on.
+pub(crate) fn check_on(config: &Config) -> Result<(), Failure> {
+    if config.enabled() == Some(true) {
+        Ok(())
+    } else {
+        Err(Failure::new(format_args!("--policy {config}: must turn keepalive on here")))
+    }
+}
+
+/// The policy as a person writes it: `60,10,6` if it says no more than that.
+pub(crate) fn brief(config: &Config) -> String {
+    match (config.enabled(), config.idle(), config.intvl(), config.cnt(), config.user_timeout()) {
+        (Some(true), Some(idle), Some(intvl), Some(cnt), UserTimeout::Keep) => {
+            format!("{idle},{intvl},{cnt}")
         }
+        _ => config.to_string(),
+    }
+}
+
+/// The same for the text of a policy.
+pub(crate) fn brief_text(text: &str) -> String {
+    ka_core::parse(text.as_bytes()).map_or_else(|_| text.to_owned(), |config| brief(&config))
+}
+
+/// A socket's settings: `off`, or `60,10,6`.
+pub(crate) fn brief_settings(settings: &Settings) -> String {
+    let Settings { enabled, idle, intvl, cnt, user_timeout } = settings;
+    let timers = if *enabled { format!("{idle},{intvl},{cnt}") } else { "off".to_owned() };
+    match user_timeout {
+        Some(timeout) if *timeout > 0 => format!("{timers},user_timeout={timeout}"),
+        _ => timers,
     }
 }
 

@@ -231,6 +231,11 @@ const SETGID: u32 = 0o2010;
 /// What gives a program other rights than those of who starts it, whoever that is.
 pub(crate) fn marks(path: &Path) -> Vec<String> {
     let Ok(metadata) = fs::metadata(path) else { return Vec::new() };
+    if sys::is_nosuid(path) {
+        let is_marked = metadata.mode() & (SETUID | 0o2000) != 0 || sys::has_capabilities(path);
+        let fact = "it is on a file system mounted nosuid, so its setuid or setgid bit or file capabilities have no effect";
+        return if is_marked { vec![fact.to_owned()] } else { Vec::new() };
+    }
     let setuid = metadata.mode() & SETUID != 0;
     let setgid = metadata.mode() & SETGID == SETGID;
     [

@@ -8,7 +8,7 @@ use crate::args;
 use crate::failure::{Failure, OUR_OWN, Outcome};
 use crate::program::Program;
 use crate::text;
-use crate::via::{self, Launch, Reach, Way};
+use crate::via::{self, Flags, Launch, Reach, Way};
 
 pub(crate) fn run(args: &args::Run) -> Outcome {
     let own = |failure: Failure| failure.with_status(OUR_OWN);
@@ -20,9 +20,11 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
     let launch = Launch {
         program: &program,
         arguments: &args.program,
-        said,
-        is_whole: args.policy.whole.is_some(),
-        mode: args.mode,
+        flags: Flags {
+            said,
+            is_whole: args.policy.whole.is_some(),
+            mode: args.mode.map(ka_core::Mode::from),
+        },
         verbose: args.verbose,
         best_effort: args.best_effort,
         no_io_uring: args.no_io_uring,

@@ -48,6 +48,16 @@ fn escape(text: &str, what: impl Fn(char) -> bool) -> String {
     escaped
 }
 
+/// A number of things: `1 socket`, `2 sockets`, `2 processes`.
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    let plural = match what {
+        _ if count == 1 => "",
+        what if what.ends_with('s') => "es",
+        _ => "s",
+    };
+    format!("{count} {what}{plural}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::{lossless, visible, visible_lines};

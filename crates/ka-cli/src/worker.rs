@@ -46,7 +46,7 @@ const FEW: usize = 512;
 pub(crate) const BLOCKED: &str = "did not answer within 2 s (a program holds its lock)";
 
 /// A worker's answer about a socket.
-pub(crate) type Record = [u64; 8];
+pub(crate) type Record = [u64; 13];
 
 /// The result for one socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,7 +126,7 @@ impl Board {
     /// A cache line, to avoid false sharing between threads.
     const SLOT: usize = 8;
     /// A state and a record.
-    const CELL: usize = 9;
+    const CELL: usize = 14;
 
     fn new(sockets: usize) -> io::Result<Self> {
         let threads = thread::available_parallelism().map_or(1, NonZero::get).min(sockets / FEW + 1);

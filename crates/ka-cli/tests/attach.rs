@@ -15,7 +15,9 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use command::{CleanUp, Holder, armed, as_nobody, go_holder, holder, ka, outcome, public, static_holder};
+use command::{
+    CleanUp, Holder, armed, as_nobody, bare, go_holder, holder, ka, outcome, public, static_holder,
+};
 use serde_json::Value;
 use support::{
     Running, eventually, five, has_mptcp, is_root, listening, on_a_machine_of_its_own, skip, stdout,
@@ -31,7 +33,14 @@ fn every_socket_of_a_process_has_the_policy() {
     for program in [holder(), static_holder(), go_holder()] {
         let mut holder = Holder::start(&mut Command::new(program));
         let (status, out, err) = attach(&["-p", "280,30,5", "-u", "auto"], holder.pid());
-        assert_eq!((status, out.as_str(), err.as_str()), (0, "3 sockets set, 0 unchanged, 0 failed\n", ""));
+        assert_eq!(
+            (status, out.as_str(), err.as_str()),
+            (
+                0,
+                "3 sockets set to idle=280,intvl=30,cnt=5,user_timeout=auto (mode force), 0 unchanged, 0 failed\n",
+                ""
+            )
+        );
         for told in holder.look() {
             assert_eq!((told.on, told.timers), (true, [280, 30, 5, 430_000]), "{told:?}");
         }
@@ -46,19 +55,175 @@ fn every_socket_of_a_process_has_the_policy() {
         assert_ne!(told[3].timers[0], 280);
 
         let (_, out, _) = attach(&["-p", "280,30,5", "-u", "auto"], holder.pid());
-        assert_eq!(out, "1 sockets set, 4 unchanged, 0 failed\n");
+        assert!(
+            out.starts_with("1 socket set to idle=280,")
+                && out.ends_with("(mode force), 4 unchanged, 0 failed\n"),
+            "{out}"
+        );
         let (_, out, _) = attach(&["-p", "off"], holder.pid());
-        assert_eq!(out, "5 sockets set, 0 unchanged, 0 failed\n");
+        assert_eq!(out, "5 sockets set to off (mode force), 0 unchanged, 0 failed\n");
         assert!(holder.look().iter().all(|told| !told.on && told.timers[0] == 280));
         holder.end();
     }
 }
 
 #[test]
-fn without_a_policy_it_is_60_10_6() {
+fn the_policy_comes_from_flags_then_variables_then_the_file_then_60_10_6() {
     let mut holder = Holder::start(&mut Command::new(holder()));
-    // The shim's variables are the shim's.
-    assert_eq!(outcome(ka().env("KA_POLICY", "1,1,1").args(["attach", &holder.pid().to_string()])).0, 0);
+    let pid = holder.pid().to_string();
+    let attach = |variables: &[(&str, &str)], args: &[&str]| {
+        outcome(ka().envs(variables.iter().copied()).arg("attach").args(args).arg(&pid))
+    };
+    let set = |policy: &str, mode: &str| {
+        (0, format!("3 sockets set to {policy} (mode {mode}), 0 unchanged, 0 failed\n"), String::new())
+    };
+    assert_eq!(attach(&[], &[]), set("60,10,6", "force"));
+    holder.assert_all(60, 10, 6);
+    assert_eq!(attach(&[("KA_POLICY", "50,9,5"), ("KA_MODE", "floor")], &[]), set("50,9,5", "floor"));
+    holder.assert_all(50, 9, 5);
+    // A flag overrides a part.
+    assert_eq!(attach(&[("KA_POLICY", "50,9,5"), ("KA_CNT", "4")], &["-d", "40"]), set("40,9,4", "force"));
+    holder.assert_all(40, 9, 4);
+    // A whole policy takes nothing from the variables.
+    let variables = [("KA_IDLE", "1"), ("KA_USER_TIMEOUT", "1000"), ("KA_MODE", "floor")];
+    assert_eq!(attach(&variables, &["-p", "30,8,3", "--mode", "force"]), set("30,8,3", "force"));
+    holder.assert_all(30, 8, 3);
+
+    // Off and wrong values are named, and nothing is set.
+    let (status, out, err) = attach(&[("KA_POLICY", "off")], &[]);
+    assert_eq!((status, out.as_str()), (2, ""));
+    assert!(err.contains("KA_POLICY=off") && err.contains("ka attach -p 60,10,6"), "{err}");
+    let (status, _, err) = attach(&[("KA_POLICY", "30,8")], &["-n"]);
+    assert!(status == 0 && err.contains("ka: KA_POLICY=\"30,8\": "), "{err}");
+    let (status, _, err) = attach(&[("KA_RULES", "lport=1 skip")], &["-n"]);
+    assert!(
+        status == 0 && err.contains("KA_RULES, in the environment or /etc/ka.conf, does not count here"),
+        "{err}"
+    );
+    holder.assert_all(30, 8, 3);
+
+    if !is_root() {
+        skip("only root has an /etc of its own");
+        return;
+    }
+    let ka = support::release().join("ka");
+    let with_file = |variables: &str| {
+        let script = format!(
+            "printf 'KA_POLICY=280,30,5\\nKA_CNT=7\\n' >/etc/ka.conf; {variables} {} attach {pid}",
+            ka.display()
+        );
+        String::from_utf8(support::with_own_etc(&script).stdout).unwrap()
+    };
+    assert_eq!(with_file("env"), set("280,30,7", "force").1);
+    holder.assert_all(280, 30, 7);
+    // The file's parts do not change the whole policy of a variable.
+    assert_eq!(with_file("KA_POLICY=281,30,5"), set("281,30,5", "force").1);
+    holder.assert_all(281, 30, 5);
+}
+
+/// Another policy of ka that the process has will apply to its next sockets, so ka names it.
+#[test]
+fn the_policy_of_ka_run_is_named() {
+    let mut run = ka();
+    run.args(["run", "-p", "280,30,5", "--via"]);
+    for (via, of) in [("preload", "libka_preload.so"), ("seccomp", "the supervisor ")] {
+        let mut command = bare(run.get_program());
+        let mut holder = Holder::start(command.args(run.get_args()).arg(via).arg(holder()));
+        holder.assert_all(280, 30, 5);
+        let listing = stdout(Command::new("ss").args(["-tlnpH", "sport", "=", &holder.port.to_string()]));
+        let pid = listing.split_once("pid=").unwrap().1.split(',').next().unwrap().to_owned();
+        let (status, out, err) = outcome(ka().args(["attach", &pid]));
+        assert_eq!(
+            (status, out.as_str()),
+            (0, "3 sockets set to 60,10,6 (mode force), 0 unchanged, 0 failed\n")
+        );
+        let policy = ": 280,30,5 (mode force) applies to the sockets that it opens later\n";
+        assert!(err.contains(of) && err.ends_with(policy) && err.lines().count() == 1, "{err}");
+        let (_, out, _) = outcome(ka().args(["attach", "--json", &pid]));
+        let report: Value = serde_json::from_str(&out).unwrap();
+        let other = &report["others"][0];
+        assert_eq!(
+            (&other["way"], &other["policy"]),
+            (&via.into(), &"idle=280,intvl=30,cnt=5".into()),
+            "{out}"
+        );
+        let (_, _, err) = outcome(ka().args(["attach", "-p", "280,30,5", &pid]));
+        assert_eq!(err, "", "the same policy");
+    }
+}
+
+/// The output of ka attach --json is the way back.
+#[test]
+fn what_was_set_can_be_undone() {
+    let mut holder = Holder::start(Command::new(holder()).arg("keepalive"));
+    let before = holder.look();
+    let file = support::scratch("undo.json");
+    let (status, out, _) = attach(&["--json", "-p", "280,30,5", "-u", "9000"], holder.pid());
+    fs::write(&file, &out).unwrap();
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (status, &report["policy"], &report["mode"]),
+        (0, &"idle=280,intvl=30,cnt=5,user_timeout=9000".into(), &"force".into())
+    );
+    for (socket, before) in report["sockets"].as_array().unwrap().iter().zip(&before) {
+        assert_eq!(
+            (&socket["result"], &socket["before"]["keepalive"]),
+            (&"set".into(), &before.on.into()),
+            "{out}"
+        );
+        let timers = ["idle", "intvl", "cnt", "user_timeout_ms"]
+            .map(|key| i32::try_from(socket["before"][key].as_i64().unwrap()).unwrap());
+        assert_eq!(timers, before.timers, "{out}");
+        assert_eq!(
+            (&socket["after"]["idle"], &socket["after"]["user_timeout_ms"]),
+            (&280.into(), &9000.into()),
+            "{out}"
+        );
+    }
+    holder.assert_all(280, 30, 5);
+    holder.open();
+    let undo = |args: &[&str]| outcome(ka().arg("attach").arg("--undo").arg(&file).args(args));
+    let (status, out, err) = undo(&["--dry-run"]);
+    assert_eq!((status, err.as_str()), (0, ""));
+    assert!(out.ends_with("3 sockets would be set back, 0 unchanged, 0 failed\n"), "{out}");
+    assert!(holder.look()[..3].iter().all(|told| told.timers[0] == 280));
+    assert_eq!(undo(&[]), (0, "3 sockets set back, 0 unchanged, 0 failed\n".to_owned(), String::new()));
+    assert_eq!(holder.look()[..3], before[..], "and the connection that was opened since is left alone");
+    holder.end();
+    assert_eq!(
+        undo(&[]),
+        (
+            0,
+            "0 sockets set back, 0 unchanged, 0 failed; 3 sockets closed since then\n".to_owned(),
+            String::new()
+        )
+    );
+
+    for (text, why) in [
+        ("", "names no socket"),
+        ("{\"sockets\": []}", "names no socket"),
+        ("nonsense", "must be the output of ka attach --json"),
+    ] {
+        fs::write(&file, text).unwrap();
+        let (status, out, err) = undo(&[]);
+        assert!(status == 2 && out.is_empty() && err.contains(why), "{text:?}: {err}");
+    }
+    let (status, _, err) = outcome(ka().args(["attach", "--undo", "/no/such/file"]));
+    assert!(status == 2 && err.contains("/no/such/file: No such file"), "{err}");
+}
+
+/// A process that KA_SKIP names is left alone, unless it is named by PID.
+#[test]
+fn skipped_programs_are_left_alone_by_all_and_user() {
+    if !on_a_machine_of_its_own("skipped_programs_are_left_alone_by_all_and_user") {
+        return;
+    }
+    let mut holder = Holder::start(&mut Command::new(holder()));
+    let (status, out, _) = outcome(ka().env("KA_SKIP", "holder-*").args(["attach", "--all"]));
+    assert_eq!(status, 0);
+    assert!(out.ends_with("; 1 process left alone (KA_SKIP)\n"), "{out}");
+    assert!(holder.look().iter().all(|told| !told.on));
+    assert_eq!(outcome(ka().env("KA_SKIP", "holder-*").args(["attach", &holder.pid().to_string()])).0, 0);
     holder.assert_all(60, 10, 6);
 }
 
@@ -102,11 +267,11 @@ fn only_what_has_the_port() {
     let mut holder = Holder::start(&mut Command::new(holder()));
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let (_, out, _) = attach(&["--port", &other.local_addr().unwrap().port().to_string()], holder.pid());
-    assert_eq!(out, "0 sockets set, 0 unchanged, 0 failed\n");
+    assert_eq!(out, "0 sockets set to 60,10,6 (mode force), 0 unchanged, 0 failed\n");
     assert!(holder.look().iter().all(|told| !told.on));
     // The listener's own, and that of both ends, once local and once the peer's.
     let (_, out, _) = attach(&["--port", &holder.port.to_string()], holder.pid());
-    assert_eq!(out, "3 sockets set, 0 unchanged, 0 failed\n");
+    assert_eq!(out, "3 sockets set to 60,10,6 (mode force), 0 unchanged, 0 failed\n");
     holder.assert_all(60, 10, 6);
 }
 
@@ -115,8 +280,21 @@ fn a_dry_run_sets_nothing() {
     let mut holder = Holder::start(Command::new(holder()).arg("udp"));
     let before = holder.look();
     let (status, out, _) = attach(&["--dry-run"], holder.pid());
-    assert_eq!((status, out.lines().last()), (0, Some("3 sockets would be set, 0 unchanged, 0 failed")));
-    assert_eq!(out.matches(": would be set\n").count(), 3, "{out}");
+    assert_eq!(
+        (status, out.lines().last()),
+        (0, Some("3 sockets would be set to 60,10,6 (mode force), 0 unchanged, 0 failed"))
+    );
+    assert_eq!(out.matches(": would be set from off to 60,10,6\n").count(), 3, "{out}");
+    let (_, out, _) = attach(&["--dry-run", "--json"], holder.pid());
+    let report: Value = serde_json::from_str(&out).unwrap();
+    for socket in report["sockets"].as_array().unwrap() {
+        assert_eq!(socket["result"], "would-set");
+        assert_eq!(
+            (&socket["before"]["keepalive"], &socket["after"]["keepalive"]),
+            (&false.into(), &true.into())
+        );
+        assert_eq!((&socket["before"]["idle"], &socket["after"]["idle"]), (&7200.into(), &60.into()));
+    }
     assert_eq!(holder.look(), before);
 }
 
@@ -143,7 +321,7 @@ fn what_is_not_tcp_is_left_alone() {
         assert_eq!(support::option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE), Ok(0));
     }
     let holder = Holder::start(Command::new(holder()).arg("udp"));
-    assert_eq!(attach(&[], holder.pid()).1, "3 sockets set, 0 unchanged, 0 failed\n");
+    assert_eq!(attach(&[], holder.pid()).1, "3 sockets set to 60,10,6 (mode force), 0 unchanged, 0 failed\n");
 }
 
 #[test]
@@ -162,7 +340,8 @@ fn multipath_tcp_has_it_too() {
     // And it is said of each, set or there already; not where none was asked for.
     let (_, out, _) = attach(&["-v", "-p", "281,30,5", "-u", "5000"], pid);
     assert!(
-        out.contains(&format!(": set, {NOTE}\n")) && out.ends_with(&format!("\n1 of them {NOTE}\n")),
+        out.contains(&format!(": set from 280,30,5 to 281,30,5, {NOTE}\n"))
+            && out.ends_with(&format!("\n1 of them {NOTE}\n")),
         "{out}"
     );
     let (_, out, _) = attach(&["--json", "-p", "281,30,5", "-u", "auto"], pid);
@@ -189,7 +368,7 @@ fn tasks_with_descriptors_of_their_own() {
         }
         assert_eq!(
             (status, out.as_str(), err.as_str()),
-            (0, "3 sockets set, 0 unchanged, 0 failed\n", ""),
+            (0, "3 sockets set to 280,30,5 (mode force), 0 unchanged, 0 failed\n", ""),
             "{argument}"
         );
         holder.assert_all(280, 30, 5);
@@ -217,13 +396,13 @@ fn what_is_shared_is_counted_once() {
     let pids: Vec<_> = children.iter().map(|child| child.0.id().to_string()).collect();
     let own = std::process::id().to_string();
     let (_, out, _) = outcome(ka().args(["attach", "--port", &port.to_string(), &own, &own]).args(&pids));
-    assert_eq!(out, "1 sockets set, 0 unchanged, 0 failed\n");
+    assert_eq!(out, "1 socket set to 60,10,6 (mode force), 0 unchanged, 0 failed\n");
 }
 
 #[test]
 fn what_cannot_be_looked_into_says_what_it_takes() {
     let (status, out, err) = outcome(ka().args(["attach", "99999999"]));
-    assert_eq!((status, out.as_str()), (1, "0 sockets set, 0 unchanged, 1 failed\n"));
+    assert_eq!((status, out.as_str()), (1, "0 sockets set to 60,10,6 (mode force), 0 unchanged, 1 failed\n"));
     assert_eq!(err, "ka: attach: 99999999 (?): there is no such process\n");
     for args in
         [&["attach", "nginx"][..], &["attach", "0"], &["attach", "99999999999"], &["ls", "--pid", "nginx"]]
@@ -283,7 +462,11 @@ fn what_cannot_be_looked_into_says_what_it_takes() {
     if fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").is_ok_and(|scope| scope.trim() != "0") {
         assert!(err.contains("kernel.yama.ptrace_scope"), "{err}");
     } else {
-        assert_eq!((status, out.as_str()), (0, "3 sockets set, 0 unchanged, 0 failed\n"), "{err}");
+        assert_eq!(
+            (status, out.as_str()),
+            (0, "3 sockets set to 280,30,5 (mode force), 0 unchanged, 0 failed\n"),
+            "{err}"
+        );
         own.assert_all(280, 30, 5);
     }
     drop(made);
@@ -302,19 +485,22 @@ fn all_processes_or_a_user_s() {
         let mut nobodys = Holder::start(&mut as_nobody(&Command::new(folder.join("holder"))));
         assert_eq!(
             outcome(ka().args(["attach", "--user", "nobody", "-d", "90"])).1,
-            "3 sockets set, 0 unchanged, 0 failed\n"
+            "3 sockets set to 90,10,6 (mode force), 0 unchanged, 0 failed\n"
         );
         nobodys.assert_all(90, 10, 6);
         assert!(roots.look().iter().all(|told| !told.on));
         assert_eq!(
             outcome(ka().args(["attach", "--user", "65534", "-d", "90"])).1,
-            "0 sockets set, 3 unchanged, 0 failed\n"
+            "0 sockets set to 90,10,6 (mode force), 3 unchanged, 0 failed\n"
         );
         nobodys.end();
         drop(made);
     }
     let (status, out, err) = outcome(ka().args(["attach", "--all"]));
-    assert_eq!((status, out.as_str(), err.as_str()), (0, "3 sockets set, 0 unchanged, 0 failed\n", ""));
+    assert_eq!(
+        (status, out.as_str(), err.as_str()),
+        (0, "3 sockets set to 60,10,6 (mode force), 0 unchanged, 0 failed\n", "")
+    );
     roots.assert_all(60, 10, 6);
     let (status, _, err) = outcome(ka().args(["attach", "--user", "no such user"]));
     assert_eq!((status, err.as_str()), (2, "ka: attach: --user no such user: there is no such user\n"));
@@ -424,20 +610,23 @@ fn it_can_take_its_time() {
 /// A signal ends that too, as soon as it comes.
 #[test]
 fn a_signal_ends_what_takes_its_time() {
-    for signal in [libc::SIGINT, libc::SIGTERM] {
+    for (signal, options, status) in [(libc::SIGINT, &["--follow"][..], 0), (libc::SIGTERM, &[], 1)] {
         let mut holder = Holder::start(&mut Command::new(holder()));
         let mut follow = ka();
-        follow.args(["attach", "--follow", "--spread", "60s"]).arg(holder.pid().to_string());
+        follow.args(["attach", "--spread", "60s"]).args(options).arg(holder.pid().to_string());
         let mut child = follow.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         eventually("the first has it", || holder.look()[0].on);
         let sent = Instant::now();
         // SAFETY: our child, which has not been waited for.
         unsafe { libc::kill(child.id().try_into().unwrap(), signal) };
-        assert!(child.wait().unwrap().success());
+        assert_eq!(child.wait().unwrap().code(), Some(status));
         assert!(sent.elapsed() < Duration::from_secs(8), "{:?}", sent.elapsed());
         let mut out = String::new();
         child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
-        assert_eq!(out, "1 sockets set, 0 unchanged, 0 failed\n");
+        assert_eq!(
+            out,
+            "1 socket set to 60,10,6 (mode force), 0 unchanged, 0 failed; 2 sockets not set, because a signal came\n"
+        );
         assert_eq!(holder.look().iter().filter(|told| told.on).count(), 1);
     }
 }
@@ -449,7 +638,10 @@ fn a_dry_run_takes_no_time() {
     let holder = Holder::start(&mut Command::new(holder()));
     let start = Instant::now();
     let (status, out, _) = attach(&["--dry-run", "--spread", "20s"], holder.pid());
-    assert_eq!((status, out.lines().last()), (0, Some("3 sockets would be set, 0 unchanged, 0 failed")));
+    assert_eq!(
+        (status, out.lines().last()),
+        (0, Some("3 sockets would be set to 60,10,6 (mode force), 0 unchanged, 0 failed"))
+    );
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }
 
@@ -494,7 +686,9 @@ fn nothing_is_upset_by_processes_that_come_and_go() {
     let output = follow.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8(output.stdout).unwrap();
-    assert!(said.ends_with(", 0 failed\n") && output.stderr.is_empty(), "{said}");
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(said.ends_with(", 0 failed\n"), "{said}");
+    assert!(err.starts_with("ka: attach: following ") && err.lines().count() == 1, "{err}");
     let set: usize = said.split(' ').next().unwrap().parse().unwrap();
     assert!(set > 100 && looks > 3, "{said} {looks}");
 }
@@ -534,7 +728,11 @@ time.sleep(600)
     let pids: Vec<_> = line.trim().strip_prefix("ready ").unwrap().split(' ').collect();
     let (status, out, err) = outcome(ka().args(["attach", "-v"]).args(&pids));
     assert_eq!((status, err.as_str()), (0, ""));
-    assert!(out.ends_with("1 sockets set, 0 unchanged, 0 failed\n") && !out.contains('\u{1b}'), "{out}");
+    assert!(
+        out.ends_with("1 socket set to 60,10,6 (mode force), 0 unchanged, 0 failed\n")
+            && !out.contains('\u{1b}'),
+        "{out}"
+    );
     assert!(out.contains("(a\\xff\\u{1b}[31mb\\n) fd 3 "), "{out}");
     let (_, out, _) = outcome(ka().args(["attach", "--json"]).args(&pids));
     assert!(out.contains(r#""comm": "a\\xff\u001b[31mb\n""#), "{out}");

@@ -173,9 +173,13 @@ fn force_holds_the_policy() {
     // From outside too, and who tries is told.
     let (own, port) = (std::process::id().to_string(), stream.local_addr().unwrap().port().to_string());
     let (status, out, err) = outcome(ka().args(["attach", "-d", "99", "--port", &port, &own]));
-    assert!(status == 1 && err.is_empty(), "{out}{err}");
+    // And the policy that its next sockets get.
+    assert!(
+        status == 1 && err.contains(": the policy of the cgroup /") && err.lines().count() == 1,
+        "{out}{err}"
+    );
     assert!(out.contains(": its cgroup has a policy in mode force"), "{out}");
-    assert!(out.ends_with("0 sockets set, 0 unchanged, 1 failed\n"), "{out}");
+    assert!(out.ends_with("0 sockets set to 99,10,6 (mode force), 0 unchanged, 1 failed\n"), "{out}");
     assert_eq!(five(fd)[..4], held[..4]);
     // The cgroup's policy does not affect the command in the message.
     assert!(out.contains("; use ka attach --all --via bpf"), "{out}");
@@ -477,7 +481,7 @@ fn what_cannot_be_done_is_said() {
             "/no/such: not a cgroup (v2): neither a cgroup's folder nor a name below",
         ),
         (&["attach", "/etc"], "/etc: not a cgroup (v2)"),
-        (&["attach", ""], "an empty name is no cgroup's; that of all is /"),
+        (&["attach", ""], "an empty name is no cgroup's; the root cgroup is /"),
         (&["attach", "-p", "off", path], "--policy off: must turn keepalive on here"),
         (&["attach", "--mode", "floor", path], "invalid value 'floor' for '--mode <MODE>'"),
         (&["detach"], "required"),
@@ -831,7 +835,10 @@ fn deep_and_unreadable_cgroups_are_set_or_reported() {
     assert!(result.2.contains("use ka attach PID before ka cgroup attach"), "{result:?}");
     detach(&cgroup.0);
     let told = outcome(ka().args(["attach", "-p", "280,30,5", &deeper.pid().to_string()]));
-    assert!(told.0 == 0 && told.1.ends_with("3 sockets set, 0 unchanged, 0 failed\n"), "{told:?}");
+    assert!(
+        told.0 == 0 && told.1.ends_with("3 sockets set to 280,30,5 (mode force), 0 unchanged, 0 failed\n"),
+        "{told:?}"
+    );
     deeper.assert_all(280, 30, 5);
     deeper.end();
     attached(&ka_cgroup(&["attach", "-p", "280,30,5"], &cgroup.0));
@@ -858,7 +865,7 @@ fn deep_and_unreadable_cgroups_are_set_or_reported() {
     fs::write(thread.join("cgroup.threads"), threaded.pid().to_string()).unwrap();
     detach(&cgroup.0);
     threaded.open();
-    assert_eq!(attached(&ka_cgroup(&["attach"], &thread)), "1 sockets set, 0 unchanged, 0 failed");
+    assert_eq!(attached(&ka_cgroup(&["attach"], &thread)), "1 socket set, 0 unchanged, 0 failed");
     detach(&thread);
     // Without the right to read all folders, ka reports the unreadable ones and sets the rest.
     fs::set_permissions(&user, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
@@ -1109,14 +1116,20 @@ fn every_socket_of_a_network_is_set_in_one_pass() {
     let before = all(&mut holder);
     let (status, out, err) = by_kernel(&["--dry-run"]);
     assert_eq!((status, err.as_str()), (0, ""));
-    assert!(out.ends_with("6 sockets would be set, 0 unchanged, 0 failed\n"), "{out}");
-    assert_eq!(out.matches(": would be set\n").count(), 6, "{out}");
+    assert!(
+        out.ends_with("6 sockets would be set to 60,10,6 (mode force), 0 unchanged, 0 failed\n"),
+        "{out}"
+    );
+    assert_eq!(out.matches(": would be set from ").count(), 6, "{out}");
     assert_eq!(all(&mut holder), before);
 
     let said = |args: &[&str]| {
         let (status, out, err) = by_kernel(args);
         assert_eq!((status, err.as_str()), (0, ""));
-        out.lines().last().unwrap().to_owned()
+        // Without the policy, which the tests above have.
+        let line = out.lines().last().unwrap();
+        let (set, policy) = line.split_once(" to ").unwrap();
+        format!("{set}{}", policy.split_once(" (mode ").unwrap().1.split_once(')').unwrap().1)
     };
     assert_eq!(said(&["--mode", "default", "-p", "60,4,6"]), "5 sockets set, 1 unchanged, 0 failed");
     let theirs = (true, [10, 5, 2, 0]);
@@ -1128,7 +1141,7 @@ fn every_socket_of_a_network_is_set_in_one_pass() {
     eventually("it is closed", || {
         support::stdout(Command::new("ss").args(["-Htn", "state", "fin-wait-1"])).is_empty()
     });
-    assert_eq!(said(&["--mode", "floor", "-p", "60,4,6"]), "1 sockets set, 4 unchanged, 0 failed");
+    assert_eq!(said(&["--mode", "floor", "-p", "60,4,6"]), "1 socket set, 4 unchanged, 0 failed");
     assert_eq!(all(&mut holder)[1], (true, [10, 4, 2, 0]));
     let port = holder.port.to_string();
     assert_eq!(said(&["-p", "70,7,7", "--port", &port]), "3 sockets set, 0 unchanged, 0 failed");
@@ -1178,8 +1191,14 @@ fn many_sockets_are_counted_as_they_fared() {
     };
     let connections: Vec<_> = (0..count).map(connect).collect();
     let all = 2 * count + 1;
-    assert_eq!(by_kernel(&[]).1, format!("{all} sockets set, 0 unchanged, 0 failed\n"));
-    assert_eq!(by_kernel(&[]).1, format!("0 sockets set, {all} unchanged, 0 failed\n"));
+    assert_eq!(
+        by_kernel(&[]).1,
+        format!("{all} sockets set to 60,10,6 (mode force), 0 unchanged, 0 failed\n")
+    );
+    assert_eq!(
+        by_kernel(&[]).1,
+        format!("0 sockets set to 60,10,6 (mode force), {all} unchanged, 0 failed\n")
+    );
     for (client, server) in &connections {
         assert_eq!([client, server].map(|socket| five(socket.as_raw_fd())[1]), [Ok(60), Ok(60)]);
     }

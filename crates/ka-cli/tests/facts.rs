@@ -17,7 +17,9 @@ use command::{
     static_holder,
 };
 use serde_json::{Value, json};
-use support::{Link, compile, in_a_network_of_its_own, is_root, scratch, skip, stdout, succeed, sysctl};
+use support::{
+    Link, compile, eventually, in_a_network_of_its_own, is_root, scratch, skip, stdout, succeed, sysctl,
+};
 
 fn json_of(command: &mut Command) -> Value {
     let (_, out, err) = outcome(command);
@@ -91,7 +93,7 @@ fn check_says_which_programs_have_rights_of_their_own() {
 #[test]
 fn check_says_which_ways_are_open() {
     let report = json_of(ka().arg("check").arg("--json"));
-    assert!(report["command"].is_null() && report["facts"].as_array().unwrap().len() == 4, "{report}");
+    assert!(report["command"].is_null() && report["facts"].as_array().unwrap().len() == 5, "{report}");
     assert_eq!(way(&report, "preload")["reaches"], true);
     let ways = report["ways"].as_array().unwrap();
     let all = ways.iter().all(|way| way["reaches"] == true);
@@ -106,8 +108,8 @@ fn check_says_which_ways_are_open() {
     let (status, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).arg("check")));
     assert_eq!(status, 1);
     for line in [
-        "preload  no   libka_preload.so is not there: looked for ",
-        "bpf      no   needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (run ka as root)",
+        "preload  no      libka_preload.so is not there: looked for ",
+        "bpf      no      needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (run ka as root)",
     ] {
         assert!(out.contains(line), "{out}");
     }
@@ -152,7 +154,7 @@ fn check_says_what_reaches_a_process() {
     fs::copy(support::release().join("ka"), folder.join("ka")).unwrap();
     let (status, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).args(["check", &pid])));
     assert_eq!(status, 1);
-    assert!(out.contains("attach   no   it belongs to user 0: needs CAP_SYS_PTRACE"), "{out}");
+    assert!(out.contains("attach   no      it belongs to user 0: needs CAP_SYS_PTRACE"), "{out}");
     assert!(out.contains("sudo ka attach --follow"), "{out}");
     drop(made);
 }
@@ -183,13 +185,114 @@ fn check_names_the_sockets_that_the_shim_missed() {
     assert!(status == 0 && text.contains("nothing: it is under ka already"), "{text}");
     assert_eq!(running.end(), 0);
 
-    // The environment may be the reason.
-    let mut command = ka();
-    command.env("KA_RULES", "lport=1 skip").args(["run", "--via", "preload", "--"]).arg(&program).arg("stay");
-    let running = Staying::start(&mut command);
+    // The settings may be the reason.
+    for (name, value, expected) in [
+        ("KA_RULES", "lport=1-65535 skip", "; a rule of KA_RULES leaves it alone\n"),
+        ("KA_SKIP", "raw-*", "\n  reason: KA_SKIP=raw-* leaves this program alone\n"),
+        ("KA_POLICY", "off", "\n  reason: KA_POLICY=off\n"),
+        ("KA_MODE", "default", "\n  possible reason: the program has turned keepalive off itself"),
+    ] {
+        let mut command = support::preloaded(&program);
+        let running = Staying::start(command.arg("stay").env(name, value));
+        let (status, text, _) = outcome(ka().args(["check", &running.pid().to_string()]));
+        assert!(status == 1 && text.contains(expected), "{name}={value}: {text}");
+        let is_on = name != "KA_SKIP" && name != "KA_POLICY";
+        let in_force =
+            format!("policy of libka_preload.so: {} (mode ", if is_on { "60,10,6" } else { "off" });
+        assert!(text.contains(&in_force), "{text}");
+        drop(running);
+    }
+    let mut command = support::preloaded(&program);
+    let running = Staying::start(command.arg("stay").env("KA_POLICY", "280,30,5"));
     let (_, text, _) = outcome(ka().args(["check", &running.pid().to_string()]));
-    assert!(text.contains("\n  KA_RULES=lport=1 skip in its environment may exclude them\n"), "{text}");
-    drop(running);
+    assert!(text.contains(&format!("\ntype     ka attach -p 280,30,5 {}\n", running.pid())), "{text}");
+}
+
+/// Programs that cannot be started or read, and numbers of no process, are named as such.
+#[test]
+fn check_names_what_has_no_sockets() {
+    let folder = public("check");
+    let _made = CleanUp(folder.clone());
+    let broken = folder.join("broken");
+    fs::write(&broken, b"\x7fELF, but no more").unwrap();
+    fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
+    let (status, out, _) = outcome(ka().arg("check").arg(&broken));
+    assert!(
+        status == 1 && out.contains("\n  a broken ELF file\n") && out.contains("the kernel cannot start it"),
+        "{out}"
+    );
+    for number in ["0", "99999999999"] {
+        let (status, out, err) = outcome(ka().args(["check", number]));
+        assert!(status == 2 && out.is_empty() && err.contains(": a process is a number, as 1234"), "{err}");
+    }
+    let mut ended = Command::new("true").spawn().unwrap();
+    eventually("it has ended", || {
+        fs::read_to_string(format!("/proc/{}/stat", ended.id())).unwrap().contains(") Z ")
+    });
+    let (status, out, _) = outcome(ka().args(["check", &ended.id().to_string()]));
+    assert!(
+        status == 1
+            && out.contains("it has ended, and has no sockets")
+            && out.contains("nothing: it has ended"),
+        "{out}"
+    );
+    ended.wait().unwrap();
+
+    if !is_root() {
+        skip("only root becomes somebody else");
+        return;
+    }
+    let unreadable = folder.join("unreadable");
+    for program in ["ka", "unreadable"] {
+        fs::copy(support::release().join("ka"), folder.join(program)).unwrap();
+    }
+    fs::set_permissions(&unreadable, fs::Permissions::from_mode(0o711)).unwrap();
+    let (_, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).arg("check").arg(&unreadable)));
+    assert!(out.contains("you may not read it") && out.contains("& sudo ka attach --follow $!"), "{out}");
+    assert!(out.contains("attach   no      it may not be read: needs CAP_SYS_PTRACE"), "{out}");
+    // Which libraries are in another user's process is unknown, not none.
+    let own = std::process::id().to_string();
+    let (_, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).args(["check", &own])));
+    assert!(out.contains("preload  unknown ka may not read which libraries are in it"), "{out}");
+    let report = json_of(&mut as_nobody(Command::new(folder.join("ka")).args(["check", "--json", &own])));
+    assert!(way(&report, "preload")["reaches"].is_null(), "{report}");
+}
+
+/// Where /etc/ld.so.preload lists the shim, also setuid programs have the policy, and nothing needs to be typed.
+#[test]
+fn check_knows_a_machine_that_preloads_the_shim_into_all() {
+    if !is_root() {
+        skip("only root has an /etc of its own");
+        return;
+    }
+    let (ka, shim) = (support::release().join("ka"), support::shim());
+    let script = format!(
+        "cp /usr/bin/true /run/setuid && chown 65534 /run/setuid && chmod 4755 /run/setuid\n\
+         echo KA_POLICY=280,30,5 >/etc/ka.conf; echo {} >/etc/ld.so.preload\n{ka} check; {ka} check /run/setuid; {ka} check {}",
+        shim.display(),
+        static_holder().display(),
+        ka = ka.display(),
+    );
+    let out =
+        String::from_utf8(support::with_own_etc(&format!("mount -t tmpfs none /run\n{script}\ntrue")).stdout)
+            .unwrap();
+    let listed = format!("/etc/ld.so.preload lists {}", shim.display());
+    assert!(
+        out.contains(&format!(
+            "\n  {listed}: programs that glibc's loader starts get 280,30,5 (mode force)\n"
+        )),
+        "{out}"
+    );
+    assert!(
+        out.contains(&format!(
+            "\npreload  yes     {listed}: with the policy of /etc/ka.conf, also without ka run\n"
+        )),
+        "{out}"
+    );
+    assert!(out.contains("\ntype     nothing: /etc/ld.so.preload gives it the policy\n"), "{out}");
+    // A static program does not.
+    let (_, last) = out.rsplit_once(static_holder().to_str().unwrap()).unwrap();
+    assert!(!last.contains("nothing: /etc/ld.so.preload"), "{last}");
 }
 
 /// The shim replaces the functions of one C library only.

@@ -158,11 +158,16 @@ fn attach_says_what_it_has_set_and_sets_no_half() {
                 return Err(format!("a user timeout of a policy that failed: {told:?}"));
             }
             let count = |what: &str| {
-                let line = ran.stdout.lines().rfind(|line| line.contains(" sockets set, "))?;
-                line.split(", ").find_map(|part| part.strip_suffix(what)?.trim().parse::<usize>().ok())
+                let is_summary =
+                    |line: &&str| line.contains(" socket set to ") || line.contains(" sockets set to ");
+                let line = ran.stdout.lines().rfind(is_summary)?;
+                let mut words = line.split([' ', ',', ';']).collect::<Vec<_>>();
+                words.retain(|word| !word.is_empty());
+                let at = words.iter().position(|word| word.trim_end_matches('s') == what)?;
+                words.get(at.checked_sub(1)?)?.parse::<usize>().ok()
             };
             let failed_to_say = ran.status == 2 && is_said(ran);
-            match (count("sockets set"), count("failed")) {
+            match (count("socket"), count("failed")) {
                 _ if failed_to_say => Ok(()),
                 (Some(set), _) if set != have => Err(format!("{have} sockets have it")),
                 (Some(_), Some(0)) if ran.status == 0 && have < told.len() && !fault.is_gone() => {
@@ -791,8 +796,8 @@ fn a_proc_that_is_hidden_or_not_there_is_no_reason_to_be_wrong() {
     let named = "KA_PRELOAD=\"$0/libka_preload.so\" \"$0/ka\" run --via preload -- \"$0/seen\" listen";
     is(&run(absent, named), 0, STANDARD, "");
     is(&run(absent, "LD_PRELOAD=\"$0/libka_preload.so\" \"$0/seen\" listen"), 0, STANDARD, "");
-    is(&run(absent, "\"$0/ka\" attach \"$1\""), 1, "0 sockets set", "/proc does not show it");
-    is(&run(absent, "\"$0/ka\" attach --all"), 1, "0 sockets set", "/proc");
+    is(&run(absent, "\"$0/ka\" attach \"$1\""), 1, "0 sockets set to", "/proc does not show it");
+    is(&run(absent, "\"$0/ka\" attach --all"), 1, "0 sockets set to", "/proc");
     is(&run(absent, "\"$0/ka\" check \"$1\""), 1, "", "");
     // Whose they are is not known; what they have, the kernel's list tells.
     is(&run(absent, "\"$0/ka\" ls --json --off"), 1, &own.port.to_string(), "");
@@ -807,14 +812,14 @@ fn a_proc_that_is_hidden_or_not_there_is_no_reason_to_be_wrong() {
         let how = format!("mount -t proc -o {hidden} none /proc");
         is(&run(&how, &format!("{nobody} \"$0/ka\" run -- \"$0/seen\" listen")), 0, STANDARD, "");
         is(&run(&how, &format!("{nobody} \"$0/ka\" run -- \"$0/static\" listen")), 0, STANDARD, "");
-        is(&run(&how, &format!("{nobody} \"$0/ka\" attach \"$1\"")), 1, "0 sockets set", "ka: attach: ");
+        is(&run(&how, &format!("{nobody} \"$0/ka\" attach \"$1\"")), 1, "0 sockets set to", "ka: attach: ");
         is(&run(&how, &format!("{nobody} \"$0/ka\" attach --all")), of_all.0, "", of_all.1);
         is(&run(&how, &format!("{nobody} \"$0/ka\" check \"$1\"")), 1, "", "");
         // The kernel lists sockets whoever has them; a monitor is not told that all is well.
         is(&run(&how, &format!("{nobody} \"$0/ka\" ls --json --off")), 1, &own.port.to_string(), "");
     }
     let how = "mount -t proc -o hidepid=invisible none /proc";
-    is(&run(how, "\"$0/ka\" attach \"$1\""), 0, "3 sockets set", "");
+    is(&run(how, "\"$0/ka\" attach \"$1\""), 0, "3 sockets set to", "");
 }
 
 /// A process that is killed before each call of whoever looks at it: it is gone, and that is all.

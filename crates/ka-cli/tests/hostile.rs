@@ -122,7 +122,8 @@ fn ka_sets_other_sockets_while_a_lock_is_held() {
     let (status, out, err) = ends(attach(&["--all", "--dry-run"]));
     assert_eq!(status, 1, "{out}{err}");
     assert!(
-        is_named(&out) && out.ends_with("10 sockets would be set, 0 unchanged, 1 failed\n"),
+        is_named(&out)
+            && out.ends_with("10 sockets would be set to 60,10,6 (mode force), 0 unchanged, 1 failed\n"),
         "{out}{err}"
     );
     let mut ls = ka();
@@ -151,7 +152,10 @@ fn ka_sets_other_sockets_while_a_lock_is_held() {
 
     let (status, out, err) = ends(attach(&["--all", "-p", "280,30,5"]));
     assert_eq!(status, 1, "{out}{err}");
-    assert!(is_named(&out) && out.ends_with("10 sockets set, 0 unchanged, 1 failed\n"), "{out}{err}");
+    assert!(
+        is_named(&out) && out.ends_with("10 sockets set to 280,30,5 (mode force), 0 unchanged, 1 failed\n"),
+        "{out}{err}"
+    );
     before.assert_all(280, 30, 5);
     after.assert_all(280, 30, 5);
     assert_eq!(evil.others().len(), 4);
@@ -173,7 +177,10 @@ fn ka_sets_other_sockets_while_a_lock_is_held() {
         assert_eq!(status, 1, "{out}{err}");
         assert!(is_named(&out), "{out}{err}");
         // The kernel had set some of them when it blocked.
-        let counts = format!("{} sockets set, 0 unchanged, 1 failed\n", 6 + evil.others().len());
+        let counts = format!(
+            "{} sockets set to 290,30,5 (mode force), 0 unchanged, 1 failed\n",
+            6 + evil.others().len()
+        );
         assert!(out.ends_with(&counts), "{out}{err}");
         before.assert_all(290, 30, 5);
         after.assert_all(290, 30, 5);
@@ -250,7 +257,10 @@ fn a_user_with_many_held_locks_is_left_alone() {
     after.assert_all(280, 30, 5);
     // A later run also sets the sockets of other users.
     let (status, out, err) = ends(attach(&["-p", "281,30,5", &after.pid().to_string()]));
-    assert_eq!((status, out.as_str(), err.as_str()), (0, "3 sockets set, 0 unchanged, 0 failed\n", ""));
+    assert_eq!(
+        (status, out.as_str(), err.as_str()),
+        (0, "3 sockets set to 281,30,5 (mode force), 0 unchanged, 0 failed\n", "")
+    );
 }
 
 #[test]
@@ -517,7 +527,10 @@ fn tables_are_compared_in_order() {
         skip("this kernel has no pidfds of threads");
         return;
     }
-    assert_eq!((status, out.as_str(), err.as_str()), (0, "300 sockets set, 0 unchanged, 0 failed\n", ""));
+    assert_eq!(
+        (status, out.as_str(), err.as_str()),
+        (0, "300 sockets set to 280,30,5 (mode force), 0 unchanged, 0 failed\n", "")
+    );
     // % time, seconds, usecs/call, calls, (errors,) syscall
     let counts = fs::read_to_string(counts).unwrap();
     let line = counts.lines().find(|line| line.ends_with(" kcmp")).unwrap();
@@ -582,7 +595,10 @@ fn more_processes_than_descriptors_are_set() {
         [(&["-p", "280,30,5"][..], &pids[..], 280), (&["--all", "-p", "281,30,5"], &[], 281)]
     {
         let (status, out, err) = few(args, pids);
-        assert_eq!((status, out.as_str(), err.as_str()), (0, "120 sockets set, 0 unchanged, 0 failed\n", ""));
+        assert_eq!(
+            (status, out, err.as_str()),
+            (0, format!("120 sockets set to {idle},30,5 (mode force), 0 unchanged, 0 failed\n"), "")
+        );
         for holder in &mut holders {
             holder.assert_all(idle, 30, 5);
         }

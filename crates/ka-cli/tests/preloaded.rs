@@ -31,10 +31,13 @@ fn ka_attach_sets_what_it_is_told() {
     let mut holder = Holder::start(&mut bare(holder()));
     let (status, out, err) =
         outcome(under("60,10,6").args(["attach", "-p", "30,5,3", &holder.pid().to_string()]));
-    assert_eq!((status, out.as_str(), err.as_str()), (0, "3 sockets set, 0 unchanged, 0 failed\n", ""));
+    assert_eq!(
+        (status, out.as_str(), err.as_str()),
+        (0, "3 sockets set to 30,5,3 (mode force), 0 unchanged, 0 failed\n", "")
+    );
     holder.assert_all(30, 5, 3);
     let (_, out, _) = outcome(under("60,10,6").args(["attach", "-p", "off", &holder.pid().to_string()]));
-    assert_eq!(out, "3 sockets set, 0 unchanged, 0 failed\n");
+    assert_eq!(out, "3 sockets set to off (mode force), 0 unchanged, 0 failed\n");
     assert!(holder.look().iter().all(|told| !told.on));
 }
 
@@ -120,7 +123,10 @@ fn ka_with_capabilities_on_a_machine_that_preloads_it_into_all() {
         capable.display(),
         holder.pid()
     ));
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "3 sockets set, 0 unchanged, 0 failed\n");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "3 sockets set to 30,5,3 (mode force), 0 unchanged, 0 failed\n"
+    );
     holder.assert_all(30, 5, 3);
 }
 

@@ -712,9 +712,9 @@ fn ka_attach_inside_is_held_too() {
     let (status, out, err) = outcome(
         run().args(["python3", "-c", script]).arg(support::release().join("ka")).env("PYTHONUNBUFFERED", "1"),
     );
-    assert!(status == 0 && err.is_empty(), "{out}{err}");
+    assert!(status == 0 && err.contains("the policy of the supervisor "), "{out}{err}");
     assert!(out.contains("the policy of ka run --via seccomp overrides this command"), "{out}");
-    assert!(out.ends_with("0 sockets set, 0 unchanged, 1 failed\n60\n"), "{out}");
+    assert!(out.ends_with("0 sockets set to 30,10,6 (mode force), 0 unchanged, 1 failed\n60\n"), "{out}");
 }
 
 /// Of each call, the result and errno; with a loader, so that the shim reaches it too.
@@ -763,16 +763,30 @@ fn ka_attach_inside_tells_the_truth() {
     for policy in [own, &["-p", "intvl=5"], &["-p", "cnt=3"], &["-p", "off"]] {
         let (status, out, err) = attach("force", policy, &outside);
         assert_eq!((status, err.as_str()), (1, ""), "{policy:?} {out}");
-        assert!(out.ends_with("\n0 sockets set, 0 unchanged, 3 failed\n"), "{policy:?} {out}");
+        assert!(
+            out.contains("\n0 sockets set to ") && out.ends_with(" (mode force), 0 unchanged, 3 failed\n"),
+            "{policy:?} {out}"
+        );
         assert!(out.contains("the policy of ka run --via seccomp overrides this command"), "{out}");
     }
     // What is in force already, and a user timeout that is stricter, which is let through.
     let (status, out, err) = attach("force", &["-p", "99,9,9", "-u", "5000ms"], &outside);
-    assert_eq!((status, out.as_str(), err.as_str()), (0, "3 sockets set, 0 unchanged, 0 failed\n", ""));
+    assert_eq!(
+        (status, out.as_str(), err.as_str()),
+        (
+            0,
+            "3 sockets set to idle=99,intvl=9,cnt=9,user_timeout=5000 (mode force), 0 unchanged, 0 failed\n",
+            ""
+        )
+    );
     let there = outside.look();
     assert!(there.iter().all(|told| told.on && told.timers == [99, 9, 9, 5000]), "{there:?}");
     let mut outside = Holder::start(&mut bare(holder()));
-    assert_eq!(attach("default", own, &outside).1, "3 sockets set, 0 unchanged, 0 failed\n");
+    assert_eq!(
+        attach("default", own, &outside).1,
+        // The program runs with the variables of ka run.
+        "3 sockets set to 30,5,3 (mode default), 0 unchanged, 0 failed\n"
+    );
     outside.assert_all(30, 5, 3);
 }
 
@@ -792,7 +806,10 @@ fn ka_check_names_the_supervisor() {
     assert_eq!(report["ways"][0]["way"], "seccomp");
     assert_eq!(report["command"], format!("nothing: it is under ka already (ka ls --pid {program})"));
     let text = outcome(ka().args(["check", program])).1;
-    assert!(text.contains(&format!("\nseccomp  yes  it is under the supervisor {supervisor}\n")), "{text}");
+    assert!(
+        text.contains(&format!("\nseccomp  yes     it is under the supervisor {supervisor}\n")),
+        "{text}"
+    );
     // Neither is the supervisor itself, nor who is under none.
     for other in [supervisor.to_string(), std::process::id().to_string()] {
         let report: serde_json::Value =

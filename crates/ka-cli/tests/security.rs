@@ -82,7 +82,10 @@ fn a_number_that_is_used_again_is_another_process() {
         if let Some((status, out, err)) = said(ka) {
             assert!(other.look().iter().all(|told| !told.on), "another process was set: {out}{err}");
             assert_eq!(status, 0, "{out}{err}");
-            assert!(out.ends_with("0 sockets set, 0 unchanged, 0 failed\n"), "{out}{err}");
+            assert!(
+                out.ends_with("0 sockets set to 60,10,6 (mode force), 0 unchanged, 0 failed\n"),
+                "{out}{err}"
+            );
             return;
         }
     }
@@ -134,7 +137,11 @@ fn another_user_s_process_is_not_taken_for_a_user_s() {
         let mut other = holder_numbered(NUMBER, &mut Command::new(&program));
         if let Some((status, out, err)) = said(ka) {
             assert!(other.look().iter().all(|told| !told.on), "root's process was set: {out}{err}");
-            assert_eq!((status, out.as_str()), (0, "0 sockets set, 0 unchanged, 0 failed\n"), "{err}");
+            assert_eq!(
+                (status, out.as_str()),
+                (0, "0 sockets set to 60,10,6 (mode force), 0 unchanged, 0 failed\n"),
+                "{err}"
+            );
             return;
         }
     }

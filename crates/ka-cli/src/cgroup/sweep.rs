@@ -439,8 +439,8 @@ fn through_processes(
         .filter(|entry| is_ours(entry.inode, entry.cgroup))
         .map(|entry| entry.inode)
         .collect();
-    let change =
-        Change { policy: orders.policy, mode: orders.mode, port: None, dry_run: false, describe: false };
+    let Orders { policy, mode } = orders;
+    let change = Change { policy, mode, port: None, dry_run: false, describe: false, before: None };
     attach::set_processes(&change, pids, rest, workers)
 }
 

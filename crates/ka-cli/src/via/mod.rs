@@ -12,13 +12,13 @@ use std::os::fd::AsRawFd as _;
 
 use crate::args::Via;
 use crate::failure::Failure;
-use crate::policy::Mode;
 use crate::program::Program;
 
-use ka_core::{Config, Kernel as _, Libc, Settings, SockOpt, Timer};
+use ka_core::{Kernel as _, Libc, Settings, SockOpt, Timer};
 
 pub(crate) use cgroup::is_abandoned;
-pub(crate) use preload::shim_path;
+pub(crate) use orders::{Chosen, Flags, Given, choose, given};
+pub(crate) use preload::{listed, listed_for, shim_path};
 pub(crate) use seccomp::supervisor_of;
 
 /// A way to reach a program.
@@ -54,17 +54,12 @@ fn no(why: impl Into<String>, instead: impl Into<String>) -> Reach {
 }
 
 /// What is to be started, and under what.
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(crate) struct Launch<'a> {
     pub(crate) program: &'a Program,
     /// With the name that it is called by.
     pub(crate) arguments: &'a [OsString],
-    /// What was said of the policy, and no more: what was not comes from the environment or /etc/ka.conf, or is the
-    /// standard.
-    pub(crate) said: Option<Config>,
-    /// Whether `said` is a whole policy, with the standard where it names nothing: a part of another must not change it.
-    pub(crate) is_whole: bool,
-    pub(crate) mode: Option<Mode>,
+    /// The environment and /etc/ka.conf name the rest of the policy.
+    pub(crate) flags: Flags,
     /// Says on standard error what is done.
     pub(crate) verbose: bool,
     /// Starts it also where it is not reached.

@@ -1,5 +1,5 @@
-//! What is ordered of a program, whichever way it is reached: by the command line, the environment's KA_ variables and
-//! /etc/ka.conf; and how it is started then.
+//! The policy that a command applies: from its flags, the environment's KA_ variables and /etc/ka.conf. And how `ka run`
+//! starts a program with it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -9,12 +9,13 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use ka_core::{
-    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, Orders, Rule, RuleError, Timer, UserTimeout, Values,
-    Variable, skips,
+    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, Config, Mode, Orders, Rule, RuleError, Timer,
+    UserTimeout, Values, Variable, skips,
 };
 
 use super::Launch;
 use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
+use crate::policy::Policy;
 use crate::sys;
 use crate::text;
 
@@ -39,6 +40,73 @@ pub(super) fn is_ordered_off(launch: &Launch<'_>) -> Option<(String, String)> {
             "KA_SKIP= ka run".to_owned(),
         )
     })
+}
+
+/// What the flags of a command say.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Flags {
+    /// Only the named values. `None` if no policy is named.
+    pub(crate) said: Option<Config>,
+    /// Whether `said` is a whole policy. Then parts from the environment and /etc/ka.conf do not count.
+    pub(crate) is_whole: bool,
+    pub(crate) mode: Option<Mode>,
+}
+
+/// What a command applies to sockets.
+pub(crate) struct Chosen {
+    pub(crate) policy: Config,
+    pub(crate) mode: Mode,
+    /// The names of programs that KA_SKIP leaves alone.
+    pub(crate) skip: Vec<u8>,
+}
+
+/// Chooses the policy and the mode for a command that sets sockets itself: from its flags, then the KA_ variables, then
+/// /etc/ka.conf, then 60,10,6 and force. Names wrong values on standard error, and settings that only `ka run` follows.
+///
+/// Unless named by the flags, the policy turns keepalive on.
+pub(crate) fn choose(command: &str, flags: &Policy, mode: Option<Mode>) -> Result<Chosen, Failure> {
+    let file = conf_text();
+    let mut environment = Environment(sys::environment());
+    let whole = if flags.whole.is_some() { Some(flags.config()?) } else { None };
+    let said = if whole.is_none() && flags.is_named() { Some(flags.said()?) } else { None };
+    environment.say(&Flags { said, is_whole: false, mode }, &file);
+    environment.complain(&file);
+    let orders = environment.orders(&file);
+    let policy = match whole {
+        Some(whole) => whole,
+        None if orders.policy.enabled() != Some(true) => {
+            return Err(Failure::new(format_args!(
+                "{command}: KA_POLICY=off, in the environment or /etc/ka.conf, says to do nothing; name a policy: ka \
+                 {command} -p 60,10,6"
+            )));
+        }
+        None => orders.policy,
+    };
+    if !orders.rules.is_empty() && !environment.is_quiet(&file) {
+        let _ = writeln!(
+            io::stderr(),
+            "ka: {command}: KA_RULES, in the environment or /etc/ka.conf, does not count here: all sockets get one policy"
+        );
+    }
+    Ok(Chosen { policy, mode: orders.mode, skip: orders.skip.to_vec() })
+}
+
+/// What the shim or a supervisor in force goes by.
+pub(crate) struct Given {
+    pub(crate) policy: Config,
+    pub(crate) mode: Mode,
+    pub(crate) rules: Vec<Rule>,
+    /// KA_SKIP
+    pub(crate) skip: Vec<u8>,
+}
+
+/// Returns what the shim or a supervisor goes by in a process with these KA_ variables, with NULs between them.
+pub(crate) fn given(settings: &[u8]) -> Given {
+    let file = conf_text();
+    let environment = Environment::of_text(settings);
+    let orders = environment.orders(&file);
+    let rules = rules(&orders).flatten().collect();
+    Given { policy: orders.policy, mode: orders.mode, rules, skip: orders.skip.to_vec() }
 }
 
 /// What /etc/ka.conf says, if it is to be read and there is one.
@@ -70,8 +138,14 @@ impl Environment {
     /// Ours, with what was said on the command line.
     pub(super) fn of(launch: &Launch<'_>, file: &[u8]) -> Self {
         let mut environment = Self(sys::environment());
-        environment.say(launch, file);
+        environment.say(&launch.flags, file);
         environment
+    }
+
+    /// The environment of another process, from the text of /proc/PID/environ.
+    pub(super) fn of_text(text: &[u8]) -> Self {
+        let entries = text.split(|byte| *byte == 0).filter(|entry| !entry.is_empty());
+        Self(entries.map(|entry| OsString::from_vec(entry.to_vec())).collect())
     }
 
     pub(super) fn set(&mut self, name: &[u8], value: &[u8]) {
@@ -153,18 +227,18 @@ impl Environment {
     }
 
     /// Puts what was said on the command line over what the environment and the file say, part by part.
-    fn say(&mut self, launch: &Launch<'_>, file: &[u8]) {
+    fn say(&mut self, flags: &Flags, file: &[u8]) {
         const PARTS: [(Timer, Variable); 4] = [
             (Timer::Idle, Variable::Idle),
             (Timer::Intvl, Variable::Intvl),
             (Timer::Cnt, Variable::Cnt),
             (Timer::UserTimeout, Variable::UserTimeout),
         ];
-        if let Some(mode) = launch.mode {
-            self.set(Variable::Mode.name(), ka_core::Mode::from(mode).name().as_bytes());
+        if let Some(mode) = flags.mode {
+            self.set(Variable::Mode.name(), mode.name().as_bytes());
         }
-        let Some(said) = launch.said else { return };
-        if launch.is_whole {
+        let Some(said) = flags.said else { return };
+        if flags.is_whole {
             self.set(Variable::Policy.name(), ka_core::Text::from(&said).as_bytes());
         } else if self.orders(file).policy.enabled() != Some(true) {
             self.set(Variable::Policy.name(), b"on");
@@ -175,7 +249,7 @@ impl Environment {
                 (Some(value), _) => value.to_string(),
                 (None, Timer::UserTimeout) if said.user_timeout() == UserTimeout::Auto => "auto".to_owned(),
                 // None is a part of a whole policy, too.
-                (None, Timer::UserTimeout) if launch.is_whole => "keep".to_owned(),
+                (None, Timer::UserTimeout) if flags.is_whole => "keep".to_owned(),
                 (None, _) => continue,
             };
             self.set(variable.name(), value.as_bytes());
@@ -216,23 +290,12 @@ mod tests {
 
     use ka_core::{Config, parse};
 
-    use super::{Environment, Launch};
-    use crate::program::Program;
+    use super::{Environment, Flags};
 
     fn policy(entries: &[&str], file: &str, said: Option<&str>, is_whole: bool) -> Config {
-        let program = Program::find("sh".as_ref()).unwrap();
-        let launch = Launch {
-            program: &program,
-            arguments: &[],
-            said: said.map(|text| parse(text.as_bytes()).unwrap()),
-            is_whole,
-            mode: None,
-            verbose: false,
-            best_effort: false,
-            no_io_uring: false,
-        };
+        let said = said.map(|text| parse(text.as_bytes()).unwrap());
         let mut environment = Environment(entries.iter().map(OsString::from).collect());
-        environment.say(&launch, file.as_bytes());
+        environment.say(&Flags { said, is_whole, mode: None }, file.as_bytes());
         environment.orders(file.as_bytes()).policy
     }
 
@@ -240,7 +303,9 @@ mod tests {
     fn the_command_line_overrides_the_environment_and_that_the_file() {
         let expect = |idle, intvl, cnt| Config::new(idle, intvl, cnt).unwrap();
         assert_eq!(policy(&[], "", None, false), expect(60, 10, 6));
-        assert_eq!(policy(&["KA_POLICY=280,30,5"], "KA_IDLE=99", Some("cnt=3"), false), expect(99, 30, 3));
+        assert_eq!(policy(&["KA_POLICY=280,30,5"], "KA_IDLE=99", Some("cnt=3"), false), expect(280, 30, 3));
+        assert_eq!(policy(&["KA_POLICY=wrong"], "KA_IDLE=99", None, false), expect(99, 10, 6));
+        assert_eq!(policy(&["KA_IDLE=9"], "KA_POLICY=280,30,5\nKA_CNT=4", None, false), expect(9, 30, 4));
         assert_eq!(policy(&["KA_IDLE=7"], "KA_IDLE=99\nKA_CNT=9", Some("30,5,3"), true), expect(30, 5, 3));
         assert_eq!(
             policy(&["KA_USER_TIMEOUT=9"], "KA_USER_TIMEOUT=8", Some("30,5,3"), true),

@@ -193,6 +193,24 @@ pub(super) fn lacks_shim() -> Option<String> {
     shim().err()
 }
 
+/// Returns the shim's path in /etc/ld.so.preload, if that lists it. ld.so(8)
+pub(crate) fn listed() -> Option<PathBuf> {
+    let list = fs::read("/etc/ld.so.preload").ok()?;
+    let mut entries = list.split(|byte| byte.is_ascii_whitespace() || *byte == b':').map(OsStr::from_bytes);
+    entries.find(|entry| Path::new(entry).file_name() == Some(OsStr::new(SHIM))).map(PathBuf::from)
+}
+
+/// Returns the shim's path in /etc/ld.so.preload, if a program gets its policy from it. The loader of glibc reads this file
+/// for setuid programs too.
+pub(crate) fn listed_for(launch: &Launch<'_>) -> Option<PathBuf> {
+    let path = listed()?;
+    let elf = launch.program.elf.as_ref()?;
+    let shim = Elf::read(&path).ok().flatten()?;
+    let is_dynamic = elf.loader.is_some() && elf.libc() == Some(Libc::Glibc) && elf.fits(&shim) && !elf.is_go;
+    let is_seen = is_dynamic && passes_by(&launch.program.executable, elf).is_none();
+    (is_seen && is_ordered_off(launch).is_none()).then_some(path)
+}
+
 /// The path of the shim as LD_PRELOAD takes it; where it is not here, as a package would have it. `None` where the loader
 /// takes no such path.
 pub(crate) fn shim_path() -> Option<PathBuf> {

@@ -730,7 +730,8 @@ pub(super) fn exit(status: c_int) -> ! {
 
 #[cfg(test)]
 mod tests {
-    use super::{Signals, install_plain, renounce_privileges, sock_filter};
+    use super::{Signals, install_plain, sock_filter};
+    use crate::sys::renounce_privileges;
 
     /// Filters and the signal mask belong to a thread, so the test runs in its own.
     #[test]

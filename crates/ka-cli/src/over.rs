@@ -1,0 +1,172 @@
+//! The policies of ka that a process already has: from the shim or a supervisor that it runs under, and from its cgroups.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use ka_core::{Config, Mode};
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup;
+use crate::policy;
+use crate::process;
+use crate::via;
+use crate::worker::{Ended, Workers};
+
+/// What a process's memory maps and environment show.
+#[derive(Default, Deserialize, Serialize)]
+pub(crate) struct Mapped {
+    pid: i32,
+    pub(crate) is_preloaded: bool,
+    /// The number of copies of the C library.
+    pub(crate) copies: usize,
+    /// Whether ka may not read the maps.
+    pub(crate) is_denied: bool,
+    /// The KA_ variables with which the process was started.
+    pub(crate) settings: Vec<u8>,
+}
+
+/// How much of a process's maps is read, if the caller has other processes to examine.
+const MOST: u64 = 1 << 22;
+
+/// Reads the maps and the environment of processes. The kernel may block on a process here, so a worker reads them. It
+/// reads line by line, because there may be very many. Returns what it has read, and the reason if that is not all.
+pub(crate) fn mapped(
+    pids: impl IntoIterator<Item = i32>,
+    is_whole: bool,
+    workers: &mut Workers,
+) -> (Vec<Mapped>, Option<String>) {
+    let most = if is_whole { u64::MAX } else { MOST };
+    let found = workers.find(&[], |sink| {
+        for pid in pids {
+            let mut line = serde_json::to_vec(&read(pid, most)).map_err(|error| error.to_string())?;
+            line.push(b'\n');
+            sink.write_all(&line).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    });
+    let lines = found.data.split_inclusive(|byte| *byte == b'\n');
+    let mapped = lines.filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let why = match found.end {
+        Ended::Whole => None,
+        Ended::Blocked => Some("its memory maps did not answer within 2 s".to_owned()),
+        Ended::Failed(why) => Some(format!("its memory maps: {why}")),
+    };
+    (mapped, why)
+}
+
+/// Reads one process, in a worker.
+fn read(pid: i32, most: u64) -> Mapped {
+    let mut mapped = Mapped { pid, ..Mapped::default() };
+    match File::open(format!("/proc/{pid}/maps")) {
+        Ok(maps) => {
+            let mut maps = BufReader::new(maps.take(most));
+            let mut line = Vec::new();
+            while maps.read_until(b'\n', &mut line).is_ok_and(|size| size > 0) {
+                mapped.is_preloaded |= line.ends_with(b"/libka_preload.so\n");
+                mapped.copies += usize::from(is_c_library(&line));
+                line.clear();
+            }
+        }
+        Err(error) => mapped.is_denied = error.kind() == io::ErrorKind::PermissionDenied,
+    }
+    let mut environment = Vec::new();
+    if let Ok(file) = File::open(format!("/proc/{pid}/environ")) {
+        let _ = file.take(most).read_to_end(&mut environment);
+    }
+    for entry in environment.split(|byte| *byte == 0).filter(|entry| entry.starts_with(b"KA_")) {
+        mapped.settings.extend_from_slice(entry);
+        mapped.settings.push(0);
+    }
+    mapped
+}
+
+/// Returns whether a line of /proc/PID/maps is the first mapping of a C library. Each copy has one such line.
+fn is_c_library(line: &[u8]) -> bool {
+    const NAMES: [&[u8]; 3] = [b"libc.so", b"libc-2.", b"ld-musl-"];
+    let offset = line.split(|byte| *byte == b' ').nth(2);
+    let name = line.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    offset.is_some_and(|offset| offset.iter().all(|digit| *digit == b'0'))
+        && NAMES.iter().any(|libc| name.starts_with(libc))
+}
+
+/// A policy that a process has.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(crate) struct Other {
+    pub(crate) pid: i32,
+    /// preload, seccomp or cgroup.
+    pub(crate) way: &'static str,
+    /// The supervisor's PID, or the cgroup.
+    pub(crate) of: Option<String>,
+    pub(crate) policy: String,
+    pub(crate) mode: &'static str,
+}
+
+impl Other {
+    /// Describes the policy and where it comes from.
+    pub(crate) fn text(&self) -> String {
+        let Self { way, of, policy, mode, .. } = self;
+        let policy = policy::brief_text(policy);
+        match (*way, of) {
+            ("cgroup", Some(cgroup)) => format!("the policy of the cgroup {cgroup}: {policy} (mode {mode})"),
+            ("seccomp", Some(pid)) => format!("the policy of the supervisor {pid}: {policy} (mode {mode})"),
+            _ => format!("the policy of libka_preload.so: {policy} (mode {mode})"),
+        }
+    }
+}
+
+/// Returns the policies that a process has.
+pub(crate) fn policies(mapped: &Mapped) -> Vec<Other> {
+    let pid = mapped.pid;
+    let mut found = Vec::new();
+    let supervisor = via::supervisor_of(pid);
+    let way = match supervisor {
+        Some(supervisor) => Some(("seccomp", Some(supervisor.to_string()))),
+        None => mapped.is_preloaded.then_some(("preload", None)),
+    };
+    if let Some((way, of)) = way {
+        let via::Given { policy, mode, skip, .. } = via::given(&mapped.settings);
+        let is_off = policy.enabled() != Some(true) || is_skipped(&skip, pid);
+        let policy = if is_off { "off".to_owned() } else { policy.to_string() };
+        found.push(Other { pid, way, of, policy, mode: mode.name() });
+    }
+    for cgroup::InForce { cgroup, policy, mode } in cgroup::policies_of(pid).unwrap_or_default() {
+        found.push(Other { pid, way: "cgroup", of: Some(cgroup), policy, mode });
+    }
+    found
+}
+
+/// Returns whether KA_SKIP leaves a process alone, by the name that it was called by or that of its file.
+pub(crate) fn is_skipped(skip: &[u8], pid: i32) -> bool {
+    if skip.is_empty() {
+        return false;
+    }
+    let called = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let called = called.split(|byte| *byte == 0).next().unwrap_or_default();
+    let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let name = |path: &Path| path.file_name().unwrap_or_default().as_bytes().to_vec();
+    let (called, executable) = (name(Path::new(OsStr::from_bytes(called))), name(&executable));
+    ka_core::skips(skip, [&called, &executable])
+}
+
+/// Finds the policies of processes that differ from this one.
+pub(crate) fn others(
+    pids: &[i32],
+    policy: &Config,
+    mode: Mode,
+    workers: &mut Workers,
+) -> (Vec<Other>, Option<String>) {
+    let (mapped, why) = mapped(pids.iter().copied(), false, workers);
+    let policy = policy.to_string();
+    let mut others: Vec<_> = mapped.iter().flat_map(policies).collect();
+    others.retain(|other| other.policy != policy || other.mode != mode.name());
+    let why = why.map(|why| {
+        let next = pids.get(mapped.len()).copied().unwrap_or(0);
+        let name = process::comm(next)
+            .map_or_else(|| "?".to_owned(), |comm| crate::text::lossless(&comm).into_owned());
+        format!("{next} ({name}): {why}: whether it and later processes have another policy of ka is unknown")
+    });
+    (others, why)
+}
