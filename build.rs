@@ -25,12 +25,36 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rustc-cdylib-link-arg=-Wl,-z,defs");
     version_symbols()?;
 
-    // A program linked with -Ltarget/release -lka looks for the SONAME when it starts, and Cargo writes only
-    // libka.so. OUT_DIR is <profile>/build/ka-<hash>/out.
-    let profile = PathBuf::from(env::var("OUT_DIR")?);
-    let profile = profile.ancestors().nth(3).ok_or("OUT_DIR is not where Cargo puts it")?;
-    link(Path::new("libka.so"), &profile.join(&soname))?;
+    // A program linked with -Ltarget/release -lka looks for the SONAME when it starts, and Cargo writes only libka.so.
+    for folder in library_folders()? {
+        link(Path::new("libka.so"), &folder.join(&soname))?;
+    }
     Ok(())
+}
+
+/// Returns the folders where Cargo may put libka.so.
+///
+/// OUT_DIR is `<build folder>/[<target triple>/]<profile>/build/ka-<hash>/out`. The build folder is also the target folder,
+/// unless CARGO_BUILD_BUILD_DIR or a configuration file separates them.
+fn library_folders() -> Result<Vec<PathBuf>, Box<dyn Error>> {
+    println!("cargo::rerun-if-env-changed=CARGO_BUILD_BUILD_DIR");
+    println!("cargo::rerun-if-env-changed=CARGO_TARGET_DIR");
+    println!("cargo::rerun-if-env-changed=CARGO_BUILD_TARGET_DIR");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let profile = out.ancestors().nth(3).ok_or("OUT_DIR is not where Cargo puts it")?;
+    let name = profile.file_name().ok_or("the profile has no name")?;
+    let triple = env::var_os("TARGET").ok_or("Cargo sets TARGET")?;
+    let above = profile.parent().and_then(Path::file_name);
+    let within = if above == Some(&triple) { Path::new(&triple).join(name) } else { name.into() };
+    let target = env::var_os("CARGO_TARGET_DIR").or_else(|| env::var_os("CARGO_BUILD_TARGET_DIR"));
+    let target = target.unwrap_or_else(|| "target".into());
+    let folder = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join(target).join(within);
+    let mut folders = vec![profile.to_owned()];
+    if folder != profile && env::var_os("CARGO_BUILD_BUILD_DIR").is_some() {
+        fs::create_dir_all(&folder)?;
+        folders.push(folder);
+    }
+    Ok(folders)
 }
 
 /// Has src/libka.map be the version script, and the only one: scripts/ld, which says why, stands between the compiler

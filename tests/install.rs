@@ -540,3 +540,18 @@ END
     // The last line's shell prints no message of its own.
     assert_eq!(String::from_utf8(command.output().unwrap().stdout).unwrap(), expected);
 }
+
+/// Cargo may put what it builds on the way in another folder than libka.so. The link with the SONAME must be beside the
+/// library.
+#[test]
+fn the_link_is_beside_the_library_wherever_cargo_builds() {
+    let folder = scratch("build-dir");
+    let (build, target) = (folder.join("build"), folder.join("target"));
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(root()).args(["build", "--quiet", "--locked", "--release", "--lib"]);
+    succeed(cargo.env("CARGO_BUILD_BUILD_DIR", &build).env("CARGO_TARGET_DIR", &target));
+    // Older versions of Cargo ignore the first variable.
+    let library = fs::canonicalize(target.join("release/libka.so")).unwrap();
+    assert_eq!(fs::canonicalize(target.join("release").join(soname())).unwrap(), library);
+    fs::remove_dir_all(folder).unwrap();
+}

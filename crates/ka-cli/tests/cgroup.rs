@@ -484,12 +484,18 @@ fn what_cannot_be_done_is_said() {
         (&["attach", ""], "an empty name is no cgroup's; the root cgroup is /"),
         (&["attach", "-p", "off", path], "--policy off: must turn keepalive on here"),
         (&["attach", "--mode", "floor", path], "invalid value 'floor' for '--mode <MODE>'"),
+        (&["attach", "/"], "/ is the root cgroup, so the policy would apply to all programs of this machine"),
         (&["detach"], "required"),
         (&["detach", "--all", path], "cannot be used with"),
     ] {
         let (status, out, err) = outcome(ka().arg("cgroup").args(args));
         assert!(status == 2 && out.is_empty() && err.contains(expected), "{args:?}: {status} {err}");
     }
+    let (status, out, err) = outcome(ka().env("KA_MODE", "floor").args(["cgroup", "attach", path]));
+    assert!(status == 2 && out.is_empty() && err.contains("a cgroup has no such mode"), "{err}");
+    let (status, out, _) = outcome(ka().env("KA_POLICY", "280,30,5").args(["cgroup", "attach", path]));
+    assert!(status == 0 && out.contains(": idle=280,intvl=30,cnt=5, mode force; "), "{out}");
+    detach(Path::new(path));
     let folder = public("cgroup");
     let _made = command::CleanUp(folder.clone());
     fs::copy(support::release().join("ka"), folder.join("ka")).unwrap();

@@ -61,7 +61,7 @@ impl<K: Kernel> Socket<K> {
     /// Keepalive is off: the first write refuses what is not TCP, and nothing needs to be read, but for the
     /// user timeout: it rules data whether keepalive is on or off, so a failure must be able to put it back.
     fn apply_off(&self, config: &Config) -> Result<(), Error> {
-        let user_timeout = self.user_timeout_step(config)?;
+        let (user_timeout, _) = self.user_timeout_step(config)?;
         let steps = [
             user_timeout,
             Step { timer: Timer::Intvl, new: config.intvl(), old: None },
@@ -79,14 +79,14 @@ impl<K: Kernel> Socket<K> {
     #[inline(never)]
     fn apply_on(&self, config: &Config) -> Result<(), Error> {
         let turn_off = config.enabled() == Some(false);
-        let mut user_timeout = self.user_timeout_step(config)?;
+        let (mut user_timeout, kept_idle) = self.user_timeout_step(config)?;
         user_timeout.drop_if_equal();
         let intvl = self.step(Timer::Intvl, config.intvl())?;
         let cnt = self.step(Timer::Cnt, config.cnt())?;
         let mut idle = self.step(Timer::Idle, config.idle())?;
         if (intvl.new.is_some() || cnt.new.is_some()) && !turn_off {
             // Re-arm. A kept idle time that could not be set, as a sysctl of 86400, stays unwritten.
-            let in_force = match config.idle() {
+            let in_force = match config.idle().or(kept_idle) {
                 Some(seconds) => seconds,
                 None => self.timer(Timer::Idle)?,
             };
@@ -113,24 +113,26 @@ impl<K: Kernel> Socket<K> {
     }
 
     /// The user timeout is read first where it is named: so a socket that cannot have one says so before an
-    /// automatic one is worked out.
-    fn user_timeout_step(&self, config: &Config) -> Result<Step, Error> {
+    /// automatic one is worked out. Also returns the idle time, if it was read for that.
+    fn user_timeout_step(&self, config: &Config) -> Result<(Step, Option<i32>), Error> {
         let timer = Timer::UserTimeout;
         if config.user_timeout() == UserTimeout::Keep {
-            return Ok(Step { timer, new: None, old: None });
+            return Ok((Step { timer, new: None, old: None }, None));
         }
         let old = self.timer(timer)?;
+        let mut kept_idle = None;
         let effective = |timer, named: Option<i32>| named.map_or_else(|| self.timer(timer), Ok);
         let new = match config.user_timeout() {
             UserTimeout::Keep => None,
             UserTimeout::Milliseconds(value) => Some(value),
-            UserTimeout::Auto => Some(auto_user_timeout(
-                effective(Timer::Idle, config.idle())?,
-                effective(Timer::Intvl, config.intvl())?,
-                effective(Timer::Cnt, config.cnt())?,
-            )?),
+            UserTimeout::Auto => {
+                let idle = effective(Timer::Idle, config.idle())?;
+                kept_idle = Some(idle);
+                let intvl = effective(Timer::Intvl, config.intvl())?;
+                Some(auto_user_timeout(idle, intvl, effective(Timer::Cnt, config.cnt())?)?)
+            }
         };
-        Ok(Step { timer, new, old: Some(old) })
+        Ok((Step { timer, new, old: Some(old) }, kept_idle))
     }
 
     /// Writes the steps in their order. If one fails, what was written before it is put back.

@@ -211,6 +211,17 @@ fn an_automatic_user_timeout_is_made_of_what_is_named_and_what_is_in_force() {
     }
 }
 
+/// An idle time that is kept is read once. Else another value could come between, and the user timeout would not fit it.
+#[test]
+fn an_automatic_user_timeout_and_the_re_arming_use_one_reading_of_the_idle_time() {
+    let fake = Fake::tcp(ON);
+    let policy = Config::KEEP.with_timer(Timer::Intvl, Some(20)).unwrap();
+    fake.apply(policy.with_user_timeout(UserTimeout::Auto).unwrap()).unwrap();
+    assert_eq!(fake.values(), [1, 60, 20, 5, 160_000]);
+    let reads = fake.calls.borrow().iter().filter(|call| **call == Call::Get(timer(Timer::Idle))).count();
+    assert_eq!(reads, 1);
+}
+
 #[test]
 fn an_automatic_user_timeout_that_does_not_fit_changes_nothing() {
     for start in [[0, 32767, 32767, 127, 5], [1, 32767, 32767, 127, 5], [0, -1, 1, 1, 5], [1, -1000, 1, 1, 5]]
