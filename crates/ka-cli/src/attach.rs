@@ -24,7 +24,7 @@ use crate::bpf::{self, Counter, Done, Only, Orders, Setter};
 use crate::diag::State;
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::json;
-use crate::over::{self, Other};
+use crate::over::{self, Mapped, Other};
 use crate::policy;
 use crate::privilege;
 use crate::process::{self, Process, Status, Table, Target};
@@ -67,7 +67,7 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
     if args.via == AttachVia::Bpf {
         attach.check_for_kernel()?;
         attach.through_kernel(&mut workers, &mut report)?;
-        attach.finish(&mut report, &mut workers)?;
+        attach.finish(&mut report)?;
         return Ok(report.status(args.follow));
     }
     let named = match &undo {
@@ -82,7 +82,8 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
         let only = undo.as_ref().map(|undo| undo.before.keys().copied().collect());
         let termination = termination.as_ref().map(|signal| signal.as_fd());
         let is_selected = !attach.names_processes();
-        let mut pass = Pass { workers: &mut workers, is_selected, termination, only };
+        let looks = undo.is_none();
+        let mut pass = Pass { workers: &mut workers, is_selected, termination, only, looks };
         let mut seen = Seen::default();
         let mut lost = attach.pass(&named, &mut seen, &mut pass, &mut report);
         for _ in 1..ATTEMPTS {
@@ -101,7 +102,7 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
         if let Some(undo) = &undo {
             report.gone = undo.before.len().saturating_sub(report.found.len());
         }
-        attach.finish(&mut report, &mut workers)?;
+        attach.finish(&mut report)?;
     }
     Ok(report.status(args.follow))
 }
@@ -232,7 +233,7 @@ pub(crate) fn set_processes(
     workers: &mut Workers,
 ) -> Report {
     let mut report = Report::default();
-    let mut pass = Pass { workers, is_selected: false, termination: None, only: Some(only) };
+    let mut pass = Pass { workers, is_selected: false, termination: None, only: Some(only), looks: false };
     let processes = pids.into_iter().map(|pid| (pid, Box::new(move || Process::open(pid)) as Open<'_>));
     change.make_all(processes, None, &mut Seen::default(), &mut pass, &mut report);
     report
@@ -247,6 +248,8 @@ struct Pass<'a> {
     termination: Option<BorrowedFd<'a>>,
     /// Only sockets with one of these inodes.
     only: Option<HashSet<u32>>,
+    /// Whether to look for other policies of the processes.
+    looks: bool,
 }
 
 impl Pass<'_> {
@@ -261,6 +264,8 @@ impl Pass<'_> {
 struct Batch {
     targets: Vec<Target>,
     again: Vec<bool>,
+    /// Whether the process of this target is to be examined for other policies.
+    looks: Vec<bool>,
     processes: usize,
     /// How many processes can be held at a time.
     room: usize,
@@ -275,7 +280,8 @@ impl Batch {
 
     fn new() -> Self {
         let room = (sys::raise_descriptor_limit() / 4).max(1);
-        Self { targets: Vec::new(), again: Vec::new(), processes: 0, room, begun: Instant::now() }
+        let (targets, again, looks) = (Vec::new(), Vec::new(), Vec::new());
+        Self { targets, again, looks, processes: 0, room, begun: Instant::now() }
     }
 
     fn is_full(&self) -> bool {
@@ -296,6 +302,8 @@ struct Seen {
     round: u64,
     /// The round in which a socket is to be looked at again.
     sockets: HashMap<u32, u64>,
+    /// The processes that were examined for other policies.
+    processes: HashSet<i32>,
     /// Processes whose refusal has been reported, by PID and start time, and the last round in which each refused.
     refused: HashMap<(i32, u64), u64>,
 }
@@ -335,6 +343,7 @@ impl Seen {
             let round = self.round;
             self.sockets.retain(|_, next| *next >= round);
             self.refused.retain(|_, last| *last + Self::AGAIN >= round);
+            self.processes.retain(|pid| process::started(*pid) != 0);
         }
     }
 }
@@ -418,8 +427,8 @@ pub(crate) struct Report {
     gone: usize,
     /// The inodes of the sockets that were examined.
     found: HashSet<u32>,
-    /// The processes whose sockets were examined.
-    pids: BTreeSet<i32>,
+    /// What the processes whose sockets were examined show of other policies.
+    mapped: Vec<Mapped>,
     /// The other policies that these processes have.
     others: Vec<Other>,
     lines: Vec<Line>,
@@ -627,6 +636,9 @@ fn lacks_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
+/// Separates the error of a socket from what was found in its process, in a worker's message.
+const LOOKED: char = '\0';
+
 /// The first word of a worker's record about a socket: a result, whether the socket cannot have the user timeout of the
 /// policy, and an errno. The socket's two addresses follow.
 mod said {
@@ -673,6 +685,7 @@ impl Change<'_> {
                             if is_meant && let Some(again) = seen.is_due(inode) {
                                 batch.targets.push(Target { table: table.clone(), fd, inode });
                                 batch.again.push(again);
+                                batch.looks.push(pass.looks && seen.processes.insert(pid));
                             }
                         }
                     }
@@ -710,13 +723,18 @@ impl Change<'_> {
         pass: &mut Pass<'_>,
         report: &mut Report,
     ) -> HashSet<u32> {
-        let Batch { targets, again, .. } = std::mem::replace(batch, Batch::new());
+        let Batch { targets, again, looks, .. } = std::mem::replace(batch, Batch::new());
         let pace = end.map(|end| {
             let start = Instant::now();
             Pace { start, time: end.saturating_duration_since(start) }
         });
         let answers = pass.workers.ask(&targets, pace, pass.termination, |place, target, cell| {
             self.make(target, again.get(place) == Some(&true), cell);
+            if looks.get(place) == Some(&true)
+                && let Ok(mapped) = serde_json::to_string(&over::read(target.table.pid, over::MOST))
+            {
+                cell.say(&format!("{LOOKED}{mapped}"));
+            }
         });
         self.report(&targets, answers, report, seen, pass.is_selected)
     }
@@ -785,6 +803,9 @@ impl Change<'_> {
         let mut lost = HashSet::new();
         for (place, (target, outcome)) in targets.iter().zip(std::mem::take(&mut answers.each)).enumerate() {
             let pid = target.table.pid;
+            let text = answers.texts.remove(&place).unwrap_or_default();
+            let (error, mapped) = text.split_once(LOOKED).unwrap_or((&text, ""));
+            report.mapped.extend(serde_json::from_str::<Mapped>(mapped));
             let record = match outcome {
                 Answer::Given(record) => record,
                 Answer::NotAsked => {
@@ -843,9 +864,8 @@ impl Change<'_> {
             let is_without = kind & said::IS_WITHOUT != 0;
             report.count(result);
             report.found.insert(target.inode);
-            report.pids.insert(pid);
             report.without_user_timeout += usize::from(is_without);
-            let error = answers.texts.remove(&place);
+            let error = (!error.is_empty()).then(|| error.to_owned());
             if self.describe || error.is_some() {
                 let settings = |flag, start| {
                     let is_there = kind & flag != 0;
@@ -989,7 +1009,8 @@ impl Attach<'_> {
             let rest = sockets.values().filter(|socket| !told.contains(&socket.entry.cookie));
             let (owned, alone): (Vec<_>, Vec<_>) = rest.partition(|socket| socket.owner.is_some());
             let only = owned.iter().map(|socket| socket.entry.inode).collect();
-            let mut pass = Pass { workers, is_selected: true, termination: None, only: Some(only) };
+            let mut pass =
+                Pass { workers, is_selected: true, termination: None, only: Some(only), looks: true };
             let _ = self.pass(&[], &mut Seen::default(), &mut pass, report);
             if !dry_run {
                 let reported = done.iter().filter(|done| done.writes != 0 && done.errno == 0).count();
@@ -1004,6 +1025,7 @@ impl Attach<'_> {
                 ));
             }
         }
+        let mut owners = BTreeSet::new();
         for Done { cookie, writes, errno } in done {
             let result = match (errno, writes) {
                 (0, 0) => Fate::Unchanged,
@@ -1015,7 +1037,7 @@ impl Attach<'_> {
             if describe || errno != 0 {
                 let socket = sockets.get(&cookie);
                 let owner = socket.and_then(|socket| socket.owner.as_ref());
-                report.pids.extend(owner.map(|owner| owner.pid));
+                owners.extend(owner.map(|owner| owner.pid));
                 let values = socket.and_then(|socket| socket.settings).map(Values::from);
                 report.lines.push(Line {
                     // The list was made after the sockets were set.
@@ -1035,6 +1057,7 @@ impl Attach<'_> {
                 });
             }
         }
+        report.mapped.extend(over::mapped(owners, over::MOST, workers).0);
         Ok(())
     }
 
@@ -1062,18 +1085,20 @@ impl Attach<'_> {
             self.policy_text()
         );
         let mut seen = Seen::default();
-        let mut checked = BTreeSet::new();
         let interval = Duration::from_millis(self.args.interval.into());
         loop {
             let is_selected = !self.names_processes();
-            let mut pass = Pass { workers, is_selected, termination: Some(termination.as_fd()), only: None };
+            let mut pass = Pass {
+                workers,
+                is_selected,
+                termination: Some(termination.as_fd()),
+                only: None,
+                looks: true,
+            };
             // What was lost is looked for in the next round, and what a signal has left is left.
             let _ = self.pass(&living, &mut seen, &mut pass, report);
             self.say(report)?;
-            let new: Vec<_> = std::mem::take(&mut report.pids).difference(&checked).copied().collect();
-            self.say_others(&new, workers, report);
-            checked.extend(new);
-            checked.retain(|pid| seen.round % Seen::AGAIN != 0 || process::started(*pid) != 0);
+            self.say_others(report);
             seen.forget();
             if self.names_processes() && living.is_empty() {
                 return self.conclude(report).map_err(Failure::from);
@@ -1090,29 +1115,25 @@ impl Attach<'_> {
     }
 
     /// Prints the results of a run that does not follow.
-    fn finish(&self, report: &mut Report, workers: &mut Workers) -> io::Result<()> {
+    fn finish(&self, report: &mut Report) -> io::Result<()> {
         /// A dry run with more lines than this starts with the summary.
         const MANY: usize = 20;
-        let pids: Vec<_> = std::mem::take(&mut report.pids).into_iter().collect();
         if self.args.dry_run && !self.args.json && report.lines.len() > MANY {
             self.conclude(report)?;
             self.say(report)?;
-            self.say_others(&pids, workers, report);
+            self.say_others(report);
         } else {
             self.say(report)?;
-            self.say_others(&pids, workers, report);
+            self.say_others(report);
             self.conclude(report)?;
         }
         Ok(())
     }
 
-    /// Names the other policies of ka that these processes have.
-    fn say_others(&self, pids: &[i32], workers: &mut Workers, report: &mut Report) {
-        if pids.is_empty() || self.change.before.is_some() {
-            return;
-        }
+    /// Names the other policies of ka that the processes have.
+    fn say_others(&self, report: &mut Report) {
         let Change { policy, mode, .. } = self.change;
-        let (others, why) = over::others(pids, &policy, mode, workers);
+        let others = over::others(&std::mem::take(&mut report.mapped), &policy, mode);
         let mut said: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for other in &others {
             said.entry(other.text()).or_default().push(sockets::name(other.pid));
@@ -1124,9 +1145,6 @@ impl Attach<'_> {
                 listed(who),
                 text::visible(text.as_bytes())
             );
-        }
-        if let Some(why) = why {
-            let _ = writeln!(io::stderr(), "ka: attach: {}", text::visible(why.as_bytes()));
         }
         report.others.extend(others);
     }

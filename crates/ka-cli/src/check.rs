@@ -384,7 +384,7 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
     let mut facts = Vec::new();
     let mut workers = Workers::default();
     let mut is_whole = true;
-    let (mapped, why) = over::mapped([pid], true, &mut workers);
+    let (mapped, why) = over::mapped([pid], u64::MAX, &mut workers);
     is_whole &= why.is_none();
     facts.extend(why);
     let mapped = mapped.into_iter().next().unwrap_or_default();

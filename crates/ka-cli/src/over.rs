@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::policy;
-use crate::process;
 use crate::via;
 use crate::worker::{Ended, Workers};
 
@@ -29,16 +28,15 @@ pub(crate) struct Mapped {
 }
 
 /// How much of a process's maps is read, if the caller has other processes to examine.
-const MOST: u64 = 1 << 22;
+pub(crate) const MOST: u64 = 1 << 22;
 
 /// Reads the maps and the environment of processes. The kernel may block on a process here, so a worker reads them. It
 /// reads line by line, because there may be very many. Returns what it has read, and the reason if that is not all.
 pub(crate) fn mapped(
     pids: impl IntoIterator<Item = i32>,
-    is_whole: bool,
+    most: u64,
     workers: &mut Workers,
 ) -> (Vec<Mapped>, Option<String>) {
-    let most = if is_whole { u64::MAX } else { MOST };
     let found = workers.find(&[], |sink| {
         for pid in pids {
             let mut line = serde_json::to_vec(&read(pid, most)).map_err(|error| error.to_string())?;
@@ -58,7 +56,7 @@ pub(crate) fn mapped(
 }
 
 /// Reads one process, in a worker.
-fn read(pid: i32, most: u64) -> Mapped {
+pub(crate) fn read(pid: i32, most: u64) -> Mapped {
     let mut mapped = Mapped { pid, ..Mapped::default() };
     match File::open(format!("/proc/{pid}/maps")) {
         Ok(maps) => {
@@ -152,21 +150,9 @@ pub(crate) fn is_skipped(skip: &[u8], pid: i32) -> bool {
 }
 
 /// Finds the policies of processes that differ from this one.
-pub(crate) fn others(
-    pids: &[i32],
-    policy: &Config,
-    mode: Mode,
-    workers: &mut Workers,
-) -> (Vec<Other>, Option<String>) {
-    let (mapped, why) = mapped(pids.iter().copied(), false, workers);
+pub(crate) fn others(mapped: &[Mapped], policy: &Config, mode: Mode) -> Vec<Other> {
     let policy = policy.to_string();
     let mut others: Vec<_> = mapped.iter().flat_map(policies).collect();
     others.retain(|other| other.policy != policy || other.mode != mode.name());
-    let why = why.map(|why| {
-        let next = pids.get(mapped.len()).copied().unwrap_or(0);
-        let name = process::comm(next)
-            .map_or_else(|| "?".to_owned(), |comm| crate::text::lossless(&comm).into_owned());
-        format!("{next} ({name}): {why}: whether it and later processes have another policy of ka is unknown")
-    });
-    (others, why)
+    others
 }

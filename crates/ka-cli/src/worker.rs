@@ -193,7 +193,7 @@ impl Cell<'_> {
         Board::store(self.words, 0, ANSWERED);
     }
 
-    /// Sends a message about the socket.
+    /// Sends a message about the socket. It is appended to an earlier one.
     pub(crate) fn say(&self, text: &str) {
         let _ = write_frame(&mut &*self.pipe, self.place as u64, text.as_bytes());
     }
@@ -591,7 +591,7 @@ fn watch(
             let mut is_finished = false;
             let is_open = frames.read(pipe, |about, bytes| match usize::try_from(about) {
                 _ if about == FINISHED => is_finished = true,
-                Ok(place) => drop(texts.insert(place, String::from_utf8_lossy(bytes).into_owned())),
+                Ok(place) => texts.entry(place).or_default().push_str(&String::from_utf8_lossy(bytes)),
                 Err(_) => {}
             });
             if is_finished {
