@@ -494,13 +494,10 @@ fn sockets_keep_their_class() {
     assert!(said().contains("no policy") && said().contains("--lose-class"), "{}", said());
 }
 
-/// kcmp(2) orders tables, so n tasks need n log n comparisons: fewer than 3,600 for 300 tasks, instead of 45,000.
-#[test]
-fn tables_are_compared_in_order() {
-    const THREADS: &str = "import ctypes, socket, threading, time\n\
-        libc = ctypes.CDLL(None)\n\
-        ready = threading.Semaphore(0)\n\
-        def run():\n\
+/// Starts a program with 300 threads that each have their own descriptor table, and one socket more than the program had
+/// after `setup`.
+fn three_hundred_tables(setup: &str) -> Running {
+    const THREADS: &str = "def run():\n\
         \x20   assert libc.unshare(0x400) == 0\n\
         \x20   kept = socket.socket()\n\
         \x20   ready.release()\n\
@@ -509,12 +506,20 @@ fn tables_are_compared_in_order() {
         for n in range(300): ready.acquire()\n\
         print('ready', flush=True)\n\
         time.sleep(600)";
+    let start = "import ctypes, socket, threading, time\n\
+        libc = ctypes.CDLL(None)\n\
+        ready = threading.Semaphore(0)\n";
     let mut python = Command::new("python3");
-    python.args(["-c", THREADS]).stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut running = Running(python.spawn().unwrap());
-    let mut line = String::new();
-    BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    python.arg("-c").arg([start, setup, THREADS].concat());
+    let (running, line) = attaching(&mut python);
     assert_eq!(line, "ready\n");
+    running
+}
+
+/// kcmp(2) orders tables, so n tasks need n log n comparisons: fewer than 3,600 for 300 tasks, instead of 45,000.
+#[test]
+fn tables_are_compared_in_order() {
+    let running = three_hundred_tables("");
     let counts = support::scratch("kcmp");
     let mut strace = bare("strace");
     strace
@@ -542,28 +547,15 @@ fn tables_are_compared_in_order() {
 /// next one.
 #[test]
 fn a_process_with_very_many_descriptors_does_not_hold_ka_up() {
-    const THREADS: &str = "import ctypes, os, resource, socket, threading, time\n\
-        libc = ctypes.CDLL(None)\n\
-        resource.setrlimit(resource.RLIMIT_NOFILE, (19100, 19100))\n\
-        first = socket.socket()\n\
-        for n in range(19000): os.dup(first.fileno())\n\
-        ready = threading.Semaphore(0)\n\
-        def run():\n\
-        \x20   assert libc.unshare(0x400) == 0\n\
-        \x20   kept = socket.socket()\n\
-        \x20   ready.release()\n\
-        \x20   time.sleep(600)\n\
-        for n in range(300): threading.Thread(target=run, daemon=True).start()\n\
-        for n in range(300): ready.acquire()\n\
-        print('ready', flush=True)\n\
-        time.sleep(600)";
     if !has_attackers() {
         return;
     }
-    let mut python = Command::new("python3");
-    python.args(["-c", THREADS]).stdin(Stdio::null());
-    let (running, line) = attaching(&mut python);
-    assert_eq!(line, "ready\n");
+    let running = three_hundred_tables(
+        "import os, resource\n\
+         resource.setrlimit(resource.RLIMIT_NOFILE, (19100, 19100))\n\
+         first = socket.socket()\n\
+         for n in range(19000): os.dup(first.fileno())\n",
+    );
     let mut next = Holder::start(&mut Command::new(holder()));
     let pids = [running.0.id().to_string(), next.pid().to_string()];
     let (status, out, err) = ends(attach(&["-p", "280,30,5", &pids[0], &pids[1]]));
