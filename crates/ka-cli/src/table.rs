@@ -47,26 +47,47 @@ impl<T: Into<Cow<'static, str>>> From<T> for Cell {
     }
 }
 
-/// A column: its head, whether its cells stand to the right, and how narrow it may become where room is short.
+/// A column: its head, whether its cells stand to the right, and what happens to it where room is short.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Column {
     pub(crate) head: &'static str,
     pub(crate) right: bool,
     pub(crate) least: Option<usize>,
+    /// The width when nothing else can give way.
+    floor: usize,
+    /// When a cell is cut, the text from the last such letter on stays.
+    anchor: Option<char>,
+    /// 0: the column stays. Else the columns with the highest numbers are left out first.
+    rank: u8,
 }
 
 impl Column {
     pub(crate) const fn left(head: &'static str) -> Self {
-        Self { head, right: false, least: None }
+        Self { head, right: false, least: None, floor: 0, anchor: None, rank: 0 }
     }
 
     pub(crate) const fn right(head: &'static str) -> Self {
-        Self { head, right: true, least: None }
+        Self { right: true, ..Self::left(head) }
     }
 
     /// May be cut to so many letters.
     pub(crate) const fn elastic(head: &'static str, least: usize) -> Self {
-        Self { head, right: false, least: Some(least) }
+        Self { least: Some(least), floor: least, ..Self::left(head) }
+    }
+
+    /// Cuts cells before the last `anchor`, such as the colon of a port.
+    pub(crate) const fn keeping(self, anchor: char) -> Self {
+        Self { anchor: Some(anchor), ..self }
+    }
+
+    /// May be cut to fewer letters when all droppable columns are left out.
+    pub(crate) const fn down_to(self, floor: usize) -> Self {
+        Self { floor, ..self }
+    }
+
+    /// May be left out. Those with the highest ranks are left out first.
+    pub(crate) const fn droppable(self, rank: u8) -> Self {
+        Self { rank, ..self }
     }
 }
 
@@ -97,7 +118,8 @@ impl Output {
     }
 }
 
-/// Writes a table. Where it is too wide for a terminal, what says nothing is left out, and then what is elastic is cut.
+/// Writes a table. If it is too wide for a terminal, columns without content are left out, then droppable columns, and
+/// elastic columns are cut.
 pub(crate) fn write(
     out: &mut impl Write,
     output: Output,
@@ -111,7 +133,7 @@ pub(crate) fn write(
         line.clear();
         for ((cell, column), width) in row.iter().zip(columns).zip(&widths) {
             let Some(width) = width else { continue };
-            let text = cut(&cell.text, *width);
+            let text = cut(&cell.text, *width, column.anchor);
             let blanks = std::iter::repeat_n(' ', width.saturating_sub(letters(&text)));
             if !line.is_empty() {
                 line.push_str(gap);
@@ -162,6 +184,14 @@ fn layout(output: Output, columns: &[Column], rows: &[Vec<Cell>]) -> (Vec<Option
         };
         widths.iter().zip(columns).map(least).collect::<Vec<_>>()
     };
+    while total(&least(&widths), " ") > room {
+        let there =
+            widths.iter_mut().zip(columns).filter(|(width, column)| width.is_some() && column.rank > 0);
+        match there.max_by_key(|(_, column)| column.rank) {
+            Some((width, _)) => *width = None,
+            None => break,
+        }
+    }
     let gap = if total(&least(&widths), "  ") > room { " " } else { "  " };
     while total(&widths, gap) > room {
         // The widest gives way first.
@@ -174,21 +204,37 @@ fn layout(output: Output, columns: &[Column], rows: &[Vec<Cell>]) -> (Vec<Option
             None => break,
         }
     }
+    while total(&widths, gap) > room {
+        // The first columns say what a row is about, so the last one gives way first.
+        let elastic = widths.iter_mut().zip(columns).rev().find_map(|(width, column)| {
+            let width = width.as_mut()?;
+            (column.least.is_some() && *width > column.floor).then_some(width)
+        });
+        match elastic {
+            Some(width) => *width -= 1,
+            None => break,
+        }
+    }
     (widths, gap)
 }
 
-/// A text in so many letters: the end of it counts most, as that of an address, which has the port.
-fn cut(text: &str, width: usize) -> Cow<'_, str> {
+/// Shortens a text to so many letters. Without an anchor its end stays. With one, the text from the last anchor on stays,
+/// and the middle of the text before it is left out.
+fn cut(text: &str, width: usize, anchor: Option<char>) -> Cow<'_, str> {
     let length = letters(text);
     if length <= width {
         return text.into();
     }
-    std::iter::once('…').chain(text.chars().skip(length + 1 - width.max(1))).collect()
+    let kept = width.max(1) - 1;
+    let anchored = anchor.and_then(|anchor| text.get(text.rfind(anchor)?..)).map(letters);
+    let tail = anchored.map_or(kept, |anchored| anchored.min(kept).midpoint(kept));
+    let head = text.chars().take(kept - tail);
+    head.chain(['…']).chain(text.chars().skip(length - tail)).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Cell, Column, Output, Paint, write};
+    use super::{Cell, Column, Output, Paint, cut, write};
 
     fn table(width: Option<usize>, colour: bool) -> String {
         let rows = [vec!["nginx/1".into(), "192.0.2.1:443".into(), Cell::painted("off", Paint::Bad)]];
@@ -205,5 +251,39 @@ mod tests {
         // No narrower than it may become.
         assert_eq!(table(Some(10), false), "PROCESS LOCAL STATE\nnginx/1 …:443   off\n");
         assert!(table(None, true).ends_with("  \x1b[31moff\x1b[0m\n"));
+    }
+
+    #[test]
+    fn text_behind_the_anchor_is_not_cut() {
+        let address = "[2001:db8:85a3:8d3:1319:8a2e:370:7348]:65535";
+        for width in 7..44 {
+            let short = cut(address, width, Some(':'));
+            assert_eq!(short.chars().count(), width);
+            assert!(short.ends_with(":65535") && short.contains('…'), "{short}");
+        }
+        assert_eq!(cut(address, 21, Some(':')), "[2001:d…0:7348]:65535");
+        assert_eq!(cut("kube-controller/1234567", 18, Some('/')), "kube-…ller/1234567");
+        assert_eq!(cut("no anchor", 4, Some('/')), "…hor");
+        assert_eq!(cut(address, 1, Some(':')), "…");
+    }
+
+    #[test]
+    fn columns_are_left_out_by_rank() {
+        let columns = [
+            Column::left("A").droppable(1),
+            Column::elastic("ADDRESS", 9).keeping(':').down_to(6),
+            Column::right("B").droppable(2),
+        ];
+        let rows = [vec!["one".into(), "192.0.2.1:4".into(), "two".into()]];
+        let fitted = |width| {
+            let mut out = Vec::new();
+            write(&mut out, Output { width: Some(width), colour: false }, &columns, &rows).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(fitted(21), "A    ADDRESS        B\none  192.0.2.1:4  two\n");
+        assert_eq!(fitted(17), "A   ADDRESS     B\none 192…2.1:4 two\n");
+        assert_eq!(fitted(16), "A    ADDRESS\none  192.0.2.1:4\n");
+        assert_eq!(fitted(12), "ADDRESS\n192.0.2.1:4\n");
+        assert_eq!(fitted(6), "…DRESS\n19…1:4\n");
     }
 }
