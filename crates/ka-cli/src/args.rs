@@ -34,7 +34,8 @@ use crate::process;
   ka plan --preset aws-nlb                       what to set for a load balancer
 
 Status: 0: success. 1: ls --off found a socket, check found that a way is not available, or ls, check, attach or cgroup could \
-not handle all sockets. 2: wrong arguments, or a failure before any work was done. ka run ends as the program does."
+not handle all sockets. 2: wrong arguments, or a failure before any work was done. 3: ls --off found none, but keepalive of \
+some is unknown. ka run ends as the program does."
 )]
 pub(crate) struct Ka {
     #[command(subcommand)]
@@ -232,7 +233,7 @@ pub(crate) enum AttachVia {
 /// Lists TCP sockets, with their processes and their keepalive
 ///
 /// Shows whether keepalive is on, its timers, when the next probe is due and how many probes had no answer. If ka may
-/// not read a socket, it shows what follows from the kernel's list, and ? for the rest.
+/// not read a socket, it shows what follows from the kernel's list, and ? for the rest. Run ka as root to see all.
 ///
 /// Columns: KEEP is whether keepalive is on. IDLE, INTVL and CNT are in force. USER is TCP_USER_TIMEOUT. NEXT is the
 /// time until the next probe, if the connection stays silent. LOST is how many probes in a row had no answer. RISK
@@ -251,8 +252,9 @@ pub(crate) enum AttachVia {
   ka ls --off --state established --pid 1234 || echo 'not all have keepalive'
   sudo ka ls --netns blue --json
 
-Status: with --off, 1 if there are any. Also 1 if a socket did not answer within 2 s, because a program holds its lock: \
-ka names the socket, and --json has the reason as the row's error.")]
+Status: with --off, 0 if keepalive is on for all sockets, 1 if it is off for some, 3 if it is off for none but unknown for \
+some. Without --off, 1 if ka could not list or read everything: it names a socket that did \
+not answer within 2 s because a program holds its lock.")]
 pub(crate) struct Ls {
     /// Only the sockets of this process
     #[arg(long, value_parser = process::number)]
@@ -260,9 +262,12 @@ pub(crate) struct Ls {
     /// Only this state. Repeatable. Default: all but time-wait and syn-recv, which have no options
     #[arg(long, value_enum, value_name = "STATE", value_delimiter = ',')]
     pub(crate) state: Vec<State>,
-    /// Only sockets without keepalive; status 1 if there are any
+    /// Only sockets whose keepalive is off or unknown; status 1 if it is off for some, 3 if it is only unknown for some
     #[arg(long)]
     pub(crate) off: bool,
+    /// Only sockets with a risk
+    #[arg(long)]
+    pub(crate) risk: bool,
     /// In this network namespace: a name of ip-netns(8), a path, or a process's number. Needs CAP_SYS_ADMIN
     #[arg(long, value_name = "NS")]
     pub(crate) netns: Option<OsString>,

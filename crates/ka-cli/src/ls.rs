@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::args;
 use crate::diag::State;
-use crate::failure::{FOUND, Failure, Outcome};
+use crate::failure::{FOUND, Failure, Outcome, UNKNOWN};
 use crate::file;
 use crate::json;
 use crate::privilege;
@@ -42,32 +42,36 @@ pub(crate) fn ls(args: &args::Ls) -> Outcome {
             |pid| format!("ls: process {pid}: {}", privilege::explain(pid, &error)),
         ))
     })?;
-    let Listing { mut sockets, left } = listing;
-    let unknown = sockets.iter().filter(|socket| socket.keepalive().is_none()).count();
-    if args.off {
-        sockets.retain(|socket| socket.keepalive() == Some(false));
-    }
+    let Listing { sockets, left } = listing;
+    let all = Counts::of(&sockets);
     let mut rows: Vec<_> = sockets.iter().map(Row::new).collect();
+    if args.off {
+        rows.retain(|row| row.keepalive != Some(true));
+    }
+    if args.risk {
+        rows.retain(|row| !row.risks.is_empty());
+    }
     rows.sort_by_cached_key(Row::order);
 
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
         write_json(&mut out, &rows)?;
     } else {
-        write_table(&mut out, &rows, &sockets)?;
+        write_table(&mut out, &rows)?;
+        writeln!(out, "{}", footer(&rows, &all, args.off || args.risk))?;
     }
     out.flush()?;
-    for why in &left {
-        let _ = writeln!(io::stderr(), "ka: ls: {why}");
+    for why in left.iter().chain(&hint(&rows, args.off)) {
+        let _ = writeln!(io::stderr(), "ka: ls: {}", text::visible_lines(why));
     }
-    if args.off && unknown > 0 {
+    let is_incomplete = !left.is_empty();
+    Ok(match args.off {
+        true if all.off > 0 => FOUND,
         // A monitor must not take what nobody looked at for what is well.
-        let _ = writeln!(
-            io::stderr(),
-            "ka: ls: of {unknown} more it is not known: they belong to others (needs CAP_SYS_PTRACE), or to nobody"
-        );
-    }
-    Ok(if !left.is_empty() || args.off && !rows.is_empty() { FOUND } else { 0 })
+        true if all.unknown > 0 || is_incomplete => UNKNOWN,
+        false if is_incomplete => FOUND,
+        _ => 0,
+    })
 }
 
 /// A name of ip-netns(8), a path, or a process's number.
@@ -192,6 +196,12 @@ impl<'a> Row<'a> {
     fn order(&self) -> (bool, Option<i32>, bool, Option<i32>, SocketAddr, Option<SocketAddr>) {
         (self.pid.is_none(), self.pid, self.peer.is_some(), self.fd, self.local, self.peer)
     }
+
+    /// Whether the owner or the settings are missing, and ka would know them with more rights.
+    fn is_incomplete(&self) -> bool {
+        let has_options = State::with_options().any(|state| state == self.socket.entry.state);
+        self.pid.is_none() && self.socket.entry.inode != 0 || self.socket.settings.is_none() && has_options
+    }
 }
 
 /// Milliseconds until the next keepalive probe, if all stays silent.
@@ -244,7 +254,7 @@ fn write_json(out: &mut impl Write, rows: &[Row<'_>]) -> io::Result<()> {
     out.write_all(if rows.is_empty() { b"]\n" } else { b"\n]\n" })
 }
 
-fn write_table(out: &mut impl Write, rows: &[Row<'_>], sockets: &[Socket]) -> io::Result<()> {
+fn write_table(out: &mut impl Write, rows: &[Row<'_>]) -> io::Result<()> {
     const COLUMNS: [Column; 13] = [
         Column::elastic("PROCESS", 10),
         Column::right("FD"),
@@ -260,25 +270,96 @@ fn write_table(out: &mut impl Write, rows: &[Row<'_>], sockets: &[Socket]) -> io
         Column::right("LOST"),
         Column::left("RISK"),
     ];
-    let output = Output::standard();
-    if !rows.is_empty() {
-        let rows: Vec<_> = rows.iter().map(cells).collect();
-        table::write(out, output, &COLUMNS, &rows)?;
-        writeln!(out)?;
+    if rows.is_empty() {
+        return Ok(());
     }
-    let count = |keepalive| sockets.iter().filter(|socket| socket.keepalive() == keepalive).count();
-    let (on, off, unknown) = (count(Some(true)), count(Some(false)), count(None));
-    let mut line = format!("{} sockets: {on} on, {off} off", sockets.len());
-    if unknown > 0 {
-        let _ = write!(line, ", {unknown} unknown");
+    let rows: Vec<_> = rows.iter().map(cells).collect();
+    table::write(out, Output::standard(), &COLUMNS, &rows)?;
+    writeln!(out)
+}
+
+/// How many sockets have keepalive on and off, and of how many it is unknown.
+struct Counts {
+    on: usize,
+    off: usize,
+    unknown: usize,
+}
+
+impl Counts {
+    fn of(sockets: &[Socket]) -> Self {
+        Self::count(sockets.iter().map(Socket::keepalive))
     }
+
+    fn count(keepalives: impl Iterator<Item = Option<bool>>) -> Self {
+        let mut counts = Self { on: 0, off: 0, unknown: 0 };
+        for keepalive in keepalives {
+            *match keepalive {
+                Some(true) => &mut counts.on,
+                Some(false) => &mut counts.off,
+                None => &mut counts.unknown,
+            } += 1;
+        }
+        counts
+    }
+
+    const fn all(&self) -> usize {
+        self.on + self.off + self.unknown
+    }
+
+    /// Those that are not 0, such as `1 on, 2 unknown`.
+    fn words(&self) -> String {
+        let counts = [(self.on, "on"), (self.off, "off"), (self.unknown, "unknown")];
+        let counts = counts.into_iter().filter(|(count, _)| *count > 0);
+        counts.map(|(count, word)| format!("{count} {word}")).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn plural(count: usize) -> String {
+    format!("{count} {}", if count == 1 { "socket" } else { "sockets" })
+}
+
+/// The line below the table. If the rows are filtered, it counts the listed sockets apart from the others.
+fn footer(rows: &[Row<'_>], all: &Counts, is_filtered: bool) -> String {
+    let listed = Counts::count(rows.iter().map(|row| row.keepalive));
+    let mut line = if is_filtered {
+        let words = listed.words();
+        let colon = if words.is_empty() { "" } else { ": " };
+        format!("{} of {} listed{colon}{words}", listed.all(), plural(all.all()))
+    } else {
+        let unknown = if all.unknown > 0 { format!(", {} unknown", all.unknown) } else { String::new() };
+        format!("{}: {} on, {} off{unknown}", plural(all.all()), all.on, all.off)
+    };
     for risk in Risk::ALL.into_iter().filter(|risk| *risk != Risk::Off) {
         let count = rows.iter().filter(|row| row.risks.contains(&risk)).count();
         if count > 0 {
             let _ = write!(line, "; {count} {}", risk.name());
         }
     }
-    writeln!(out, "{line}")
+    let others = Counts {
+        on: all.on.saturating_sub(listed.on),
+        off: all.off.saturating_sub(listed.off),
+        unknown: all.unknown.saturating_sub(listed.unknown),
+    };
+    if others.all() > 0 {
+        let _ = write!(line, ". Not listed: {}", others.words());
+    }
+    line
+}
+
+/// Why owners, settings or keepalive are missing in some rows.
+fn hint(rows: &[Row<'_>], off: bool) -> Option<String> {
+    if !privilege::may_look_anywhere() {
+        let incomplete = rows.iter().filter(|row| row.is_incomplete()).count();
+        let of = plural(incomplete);
+        return (incomplete > 0).then(|| {
+            format!("the owner or the settings of {of} are missing: run ka as root (needs CAP_SYS_PTRACE)")
+        });
+    }
+    let unknown = rows.iter().filter(|row| row.keepalive.is_none()).count();
+    let of = plural(unknown);
+    (off && unknown > 0).then(|| {
+        format!("keepalive of {of} is unknown: ka could read it neither through a process nor by eBPF")
+    })
 }
 
 fn cells(row: &Row<'_>) -> Vec<Cell> {
