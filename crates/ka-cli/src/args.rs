@@ -235,9 +235,15 @@ pub(crate) enum AttachVia {
 /// Shows whether keepalive is on, its timers, when the next probe is due and how many probes had no answer. If ka may
 /// not read a socket, it shows what follows from the kernel's list, and ? for the rest. Run ka as root to see all.
 ///
-/// Columns: KEEP is whether keepalive is on. IDLE, INTVL and CNT are in force. USER is TCP_USER_TIMEOUT. NEXT is the
-/// time until the next probe, if the connection stays silent. LOST is how many probes in a row had no answer. RISK
-/// names a problem of the settings.
+/// Without --netns and --all-netns, ka lists this network namespace only. A container usually has its own. With PIDs, ka
+/// lists the network namespaces that these processes are in; they may also have sockets of others, which --all-netns
+/// finds.
+///
+/// Columns: PROCESS is the process with the lowest PID that has the socket; nginx/812+3 means that 3 more processes share
+/// it. KEEP is whether keepalive is on. IDLE, INTVL and CNT are in force. USER is TCP_USER_TIMEOUT. NEXT is the time
+/// until the next probe, if the connection stays silent. LOST is how many probes in a row had no answer. RISK names a
+/// problem of the settings or of the connection. NETNS, with --all-netns, is the network namespace as --netns takes it:
+/// its name of ip-netns(8), or the lowest PID in it.
 ///
 /// Risks: "off": keepalive is off. "slow": the first probe comes after more than 350 s, when AWS's load balancers and
 /// NAT gateways have forgotten the connection. "suspended": data is unacknowledged, so that no keepalive probe is sent
@@ -247,21 +253,30 @@ pub(crate) enum AttachVia {
 /// attach sets it.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  ka ls                                     what you may see
-  sudo ka ls --state established
-  ka ls --off --state established --pid 1234 || echo 'not all have keepalive'
+  ka ls                                     what you may see in this network namespace
+  ka ls 1234 5678                           the sockets of two processes
+  sudo ka ls --state established --port 5432
+  sudo ka ls --all-netns --risk             what needs attention, in containers too
+  ka ls --off --state established 1234 || echo 'not all have keepalive'
   sudo ka ls --netns blue --json
 
 Status: with --off, 0 if keepalive is on for all sockets, 1 if it is off for some, 3 if it is off for none but unknown for \
-some. Without --off, 1 if ka could not list or read everything: it names a socket that did \
-not answer within 2 s because a program holds its lock.")]
+some. Without --off, 1 if ka could not list or read everything: it names a process that it may not look into, a network \
+namespace that it cannot enter, and a socket that did not answer within 2 s because a program holds its lock.")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(crate) struct Ls {
-    /// Only the sockets of this process
+    /// Only the sockets of these processes, by number
+    #[arg(value_name = "PID", value_parser = process::number)]
+    pub(crate) pids: Vec<i32>,
+    /// Only the sockets of this process, the same as PID alone. Repeatable
     #[arg(long, value_parser = process::number)]
-    pub(crate) pid: Option<i32>,
+    pub(crate) pid: Vec<i32>,
     /// Only this state. Repeatable. Default: all but time-wait and syn-recv, which have no options
     #[arg(long, value_enum, value_name = "STATE", value_delimiter = ',')]
     pub(crate) state: Vec<State>,
+    /// Only sockets whose local or peer port is this one
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: Option<u16>,
     /// Only sockets whose keepalive is off or unknown; status 1 if it is off for some, 3 if it is only unknown for some
     #[arg(long)]
     pub(crate) off: bool,
@@ -271,6 +286,9 @@ pub(crate) struct Ls {
     /// In this network namespace: a name of ip-netns(8), a path, or a process's number. Needs CAP_SYS_ADMIN
     #[arg(long, value_name = "NS")]
     pub(crate) netns: Option<OsString>,
+    /// In all network namespaces that processes of this machine are in. Needs CAP_SYS_ADMIN
+    #[arg(long, conflicts_with = "netns")]
+    pub(crate) all_netns: bool,
     /// Prints JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -116,6 +116,11 @@ impl Entry {
         }
     }
 
+    /// Whether the local or the peer port is this one.
+    pub(crate) fn has_port(&self, port: u16) -> bool {
+        self.local.port() == port || self.peer.is_some_and(|peer| peer.port() == port)
+    }
+
     /// Data is on its way or waits for the peer's window, and no keepalive probe is sent until that is over.
     pub(crate) fn is_suspended(&self) -> bool {
         self.state.runs_keepalive()

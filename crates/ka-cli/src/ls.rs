@@ -4,8 +4,6 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
-use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ka_core::{Config, UserTimeout};
@@ -15,11 +13,11 @@ use serde::Serialize;
 use crate::args;
 use crate::diag::State;
 use crate::failure::{FOUND, Failure, Outcome, UNKNOWN};
-use crate::file;
 use crate::json;
+use crate::netns::{self, Namespace};
 use crate::privilege;
-use crate::sockets::{Listing, Owner, Socket, sockets};
-use crate::sys;
+use crate::process;
+use crate::sockets::{self, Owner, Selection, Socket, sockets};
 use crate::table::{self, Cell, Column, Output, Paint};
 use crate::text;
 use crate::worker::Workers;
@@ -29,22 +27,19 @@ use crate::worker::Workers;
 const SLOW_S: i32 = 350;
 
 pub(crate) fn ls(args: &args::Ls) -> Outcome {
-    match (&args.netns, args.pid) {
-        (Some(netns), _) => enter(&netns_path(netns))?,
-        (None, Some(pid)) => enter_network_of(pid)?,
-        (None, None) => {}
-    }
+    let mut pids = [&*args.pids, &*args.pid].concat();
+    pids.sort_unstable();
+    pids.dedup();
+    let failure = |why: String| Failure::new(format_args!("ls: {why}"));
+    let (namespaces, mut left) = namespaces(args, &pids).map_err(failure)?;
     let states: Vec<_> =
         if args.state.is_empty() { State::with_options().collect() } else { args.state.clone() };
-    let listing = sockets(&mut Workers::default(), &states, args.pid).map_err(|error| {
-        Failure::new(args.pid.map_or_else(
-            || format!("ls: {error}"),
-            |pid| format!("ls: process {pid}: {}", privilege::explain(pid, &error)),
-        ))
-    })?;
-    let Listing { sockets, left } = listing;
-    let all = Counts::of(&sockets);
-    let mut rows: Vec<_> = sockets.iter().map(Row::new).collect();
+    let selection = Selection { pids: &pids, port: args.port, namespaces: &namespaces };
+    let listing = sockets(&mut Workers::default(), &states, Some(&selection))
+        .map_err(|error| failure(error.to_string()))?;
+    left.extend(listing.left);
+    let all = Counts::of(&listing.sockets);
+    let mut rows: Vec<_> = listing.sockets.iter().map(Row::new).collect();
     if args.off {
         rows.retain(|row| row.keepalive != Some(true));
     }
@@ -57,7 +52,8 @@ pub(crate) fn ls(args: &args::Ls) -> Outcome {
     if args.json {
         write_json(&mut out, &rows)?;
     } else {
-        write_table(&mut out, &rows)?;
+        let has_netns = args.all_netns || namespaces.len() > 1;
+        write_table(&mut out, &rows, has_netns)?;
         writeln!(out, "{}", footer(&rows, &all, args.off || args.risk))?;
     }
     out.flush()?;
@@ -74,46 +70,40 @@ pub(crate) fn ls(args: &args::Ls) -> Outcome {
     })
 }
 
-/// A name of ip-netns(8), a path, or a process's number.
-fn netns_path(netns: &std::ffi::OsStr) -> PathBuf {
-    let text = netns.as_encoded_bytes();
-    let named = Path::new("/run/netns").join(netns);
-    if text.contains(&b'/') {
-        netns.into()
-    } else if !named.exists() && text.iter().all(u8::is_ascii_digit) {
-        Path::new("/proc").join(netns).join("ns/net")
-    } else {
-        named
+/// Returns the network namespaces to list, and a message for each that could not be opened. Empty: the one that ka is in.
+fn namespaces(args: &args::Ls, pids: &[i32]) -> Result<(Vec<Namespace>, Vec<String>), String> {
+    if let Some(netns) = &args.netns {
+        let namespace = Namespace::named(netns)?;
+        namespace.enter()?;
+        return Ok((vec![namespace], Vec::new()));
     }
-}
-
-fn enter(path: &Path) -> Result<(), Failure> {
-    let refused = |error: io::Error| {
-        let why = match error.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => "needs CAP_SYS_ADMIN (run ka as root)".to_owned(),
-            Some(libc::EINVAL) => "it is no network namespace".to_owned(),
-            _ => error.to_string(),
-        };
-        Failure::new(format_args!("ls: network namespace {}: {why}", path.display()))
-    };
-    let namespace = file::open_regular(path).map_err(refused)?;
-    sys::enter_network(namespace.as_fd()).map_err(refused)
-}
-
-/// A process's sockets are listed where it has them, as in a container.
-fn enter_network_of(pid: i32) -> Result<(), Failure> {
-    let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
-    match (std::fs::read_link(&path), std::fs::read_link("/proc/self/ns/net")) {
-        (Ok(theirs), Ok(ours)) if theirs != ours => enter(&path),
-        // Its first task has ended, and others of it go on; or it has ended, which will be seen.
-        (Err(error), _) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Failure::new(format_args!("ls: process {pid}: {}", privilege::explain(pid, &error))))
+    if args.all_netns {
+        if !privilege::has(privilege::CAP_SYS_ADMIN) {
+            return Err("--all-netns needs CAP_SYS_ADMIN (run ka as root)".to_owned());
         }
-        _ => Ok(()),
+        let all = process::all().map_err(|error| format!("/proc: {error}"))?;
+        let (namespaces, refused) = netns::of(&all);
+        let left = refused.first().map(|(pid, error)| {
+            let why = privilege::explain(*pid, error);
+            let whose = sockets::name(*pid);
+            match refused.len() {
+                1 => format!("the network namespace of {whose} is unknown: {why}"),
+                more => {
+                    format!("the network namespaces of {more} processes are unknown, such as {whose}: {why}")
+                }
+            }
+        });
+        return Ok((namespaces, left.into_iter().collect()));
     }
+    // A process whose namespace cannot be opened cannot be looked into either, which will be reported.
+    let (mut namespaces, _) = netns::of(pids);
+    if namespaces.iter().all(Namespace::is_current) {
+        namespaces.clear();
+    }
+    Ok((namespaces, Vec::new()))
 }
 
-/// What may go wrong with a socket's keepalive.
+/// Risks of a socket's keepalive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Risk {
@@ -139,9 +129,11 @@ impl Risk {
 /// A socket, as JSON has it.
 #[derive(Serialize)]
 struct Row<'a> {
+    netns: Option<&'a str>,
     pid: Option<i32>,
     fd: Option<i32>,
     comm: Option<Cow<'a, str>>,
+    others: &'a [i32],
     local: SocketAddr,
     peer: Option<SocketAddr>,
     state: &'static str,
@@ -165,9 +157,11 @@ impl<'a> Row<'a> {
         let (pid, fd) = owner.as_ref().map(|Owner { pid, fd, .. }| (*pid, *fd)).unzip();
         let comm = owner.as_ref().and_then(|owner| owner.comm.as_deref()).map(text::lossless);
         Self {
+            netns: socket.netns.as_deref(),
             pid,
             fd,
             comm,
+            others: &socket.others,
             local: entry.local,
             peer: entry.peer,
             state: entry.state.name(),
@@ -187,14 +181,14 @@ impl<'a> Row<'a> {
     /// Who has it: `nginx/812`, and how many more.
     fn holder(&self) -> String {
         let Socket { owner: Some(owner), others, .. } = self.socket else { return "-".to_owned() };
-        let more = if *others > 0 { format!("+{others}") } else { String::new() };
+        let more = if others.is_empty() { String::new() } else { format!("+{}", others.len()) };
         let comm = owner.comm.as_deref().unwrap_or(b"?");
         format!("{}/{}{more}", text::visible(comm), owner.pid)
     }
 
     /// By process, listeners first; what nobody has comes last.
-    fn order(&self) -> (bool, Option<i32>, bool, Option<i32>, SocketAddr, Option<SocketAddr>) {
-        (self.pid.is_none(), self.pid, self.peer.is_some(), self.fd, self.local, self.peer)
+    fn order(&self) -> impl Ord + use<'a> {
+        (self.netns, self.pid.is_none(), self.pid, self.peer.is_some(), self.fd, self.local, self.peer)
     }
 
     /// Whether the owner or the settings are missing, and ka would know them with more rights.
@@ -254,8 +248,9 @@ fn write_json(out: &mut impl Write, rows: &[Row<'_>]) -> io::Result<()> {
     out.write_all(if rows.is_empty() { b"]\n" } else { b"\n]\n" })
 }
 
-fn write_table(out: &mut impl Write, rows: &[Row<'_>]) -> io::Result<()> {
-    const COLUMNS: [Column; 13] = [
+fn write_table(out: &mut impl Write, rows: &[Row<'_>], has_netns: bool) -> io::Result<()> {
+    const COLUMNS: [Column; 14] = [
+        Column::elastic("NETNS", 8),
         Column::elastic("PROCESS", 10),
         Column::right("FD"),
         Column::left("STATE"),
@@ -273,8 +268,9 @@ fn write_table(out: &mut impl Write, rows: &[Row<'_>]) -> io::Result<()> {
     if rows.is_empty() {
         return Ok(());
     }
-    let rows: Vec<_> = rows.iter().map(cells).collect();
-    table::write(out, Output::standard(), &COLUMNS, &rows)?;
+    let from = usize::from(!has_netns);
+    let rows: Vec<_> = rows.iter().map(|row| cells(row).split_off(from)).collect();
+    table::write(out, Output::standard(), COLUMNS.get(from..).unwrap_or_default(), &rows)?;
     writeln!(out)
 }
 
@@ -387,6 +383,7 @@ fn cells(row: &Row<'_>) -> Vec<Cell> {
     let risks: Vec<_> = row.risks.iter().map(|risk| risk.name()).collect();
     let paint = if row.risks.contains(&Risk::Off) { Paint::Bad } else { Paint::Warning };
     vec![
+        row.netns.map_or_else(|| "-".into(), |netns| text::visible(netns.as_bytes()).into_owned().into()),
         row.holder().into(),
         row.fd.map_or_else(|| "-".into(), |fd| fd.to_string().into()),
         row.state.into(),

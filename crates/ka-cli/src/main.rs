@@ -33,6 +33,7 @@ mod libraries;
 mod ls;
 #[cfg(test)]
 mod man;
+mod netns;
 mod notify;
 mod over;
 mod parallel;

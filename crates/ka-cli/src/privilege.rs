@@ -47,8 +47,13 @@ fn refusal(pid: i32) -> String {
 
 /// Whether any process may be looked into.
 pub(crate) fn may_look_anywhere() -> bool {
+    has(CAP_SYS_PTRACE)
+}
+
+/// Whether ka has this capability in force.
+pub(crate) fn has(capability: u32) -> bool {
     let own = i32::try_from(std::process::id()).ok().and_then(|pid| Status::read(pid).ok());
-    own.is_some_and(|status| status.has_capability(CAP_SYS_PTRACE))
+    own.is_some_and(|status| status.has_capability(capability))
 }
 
 /// Why processes of one's own user, which are as processes mostly are, cannot be looked into.

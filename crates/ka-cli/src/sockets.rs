@@ -1,6 +1,6 @@
 //! TCP sockets with their owners and options: the kernel's list joined, by inode, with the descriptors of processes.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write as _};
 use std::ops::Range;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -10,6 +10,8 @@ use ka_core::Settings;
 
 use crate::bpf;
 use crate::diag::{Entry, State, dump};
+use crate::netns::Namespace;
+use crate::privilege;
 use crate::process::{self, OVER_BUDGET, Process, Table, Target};
 use crate::sys;
 use crate::text;
@@ -31,8 +33,10 @@ pub(crate) struct Socket {
     pub(crate) entry: Entry,
     /// The process with the lowest number, and its lowest descriptor.
     pub(crate) owner: Option<Owner>,
-    /// How many other processes have it too.
-    pub(crate) others: usize,
+    /// The other processes that have it too.
+    pub(crate) others: Vec<i32>,
+    /// The name of its network namespace, if [`Selection`] has one.
+    pub(crate) netns: Option<Arc<str>>,
     /// What is in force, where we may look.
     pub(crate) settings: Option<Settings>,
     /// The reason why the socket could not be read.
@@ -53,22 +57,118 @@ pub(crate) struct Listing {
     pub(crate) left: Vec<String>,
 }
 
-/// Lists the sockets in these states, of one process or of all.
+/// Which sockets to list.
+#[derive(Default)]
+pub(crate) struct Selection<'a> {
+    /// Only the sockets of these processes. Empty: of all.
+    pub(crate) pids: &'a [i32],
+    /// Only sockets whose local or peer port is this one.
+    pub(crate) port: Option<u16>,
+    /// The network namespaces to list. ka is in the last one afterwards. Empty: the one that ka is in.
+    pub(crate) namespaces: &'a [Namespace],
+}
+
+/// Lists the sockets in these states: a selection, or all of this network namespace.
 ///
 /// The kernel's list and the processes' descriptors are read at the same time. Sockets that change between the two, and
 /// processes that end meanwhile, are left out. If eBPF is allowed, the kernel reports the settings of all sockets in
 /// one pass. The other settings are read socket by socket, through the processes that have them.
-pub(crate) fn sockets(workers: &mut Workers, states: &[State], pid: Option<i32>) -> io::Result<Listing> {
+///
+/// Fails if none of the namespaces, or none of the processes, could be listed.
+pub(crate) fn sockets(
+    workers: &mut Workers,
+    states: &[State],
+    selection: Option<&Selection<'_>>,
+) -> io::Result<Listing> {
+    let all = Selection::default();
+    let Selection { pids, port, namespaces } = selection.unwrap_or(&all);
     sys::raise_descriptor_limit();
+    let (mut left, mut failed) = (Vec::new(), Vec::new());
+    let mut holders = None;
+    let mut ours = Vec::new();
+    let mut sockets = Vec::new();
+    let mut has_status = true;
+    let here = namespaces.is_empty().then_some(None);
+    for namespace in here.into_iter().chain(namespaces.iter().map(Some)) {
+        let entered = match namespace {
+            Some(namespace) if !namespace.is_current() => namespace.enter().map_err(io::Error::other),
+            _ => Ok(()),
+        };
+        let listed = entered.and_then(|()| {
+            let meanwhile = |workers: &[i32]| {
+                ours.extend_from_slice(workers);
+                holders.get_or_insert_with(|| match pids {
+                    [] => others(&ours).map(|pids| pids.filter_map(leader).collect()),
+                    pids => tables_of(pids, &mut left),
+                });
+            };
+            kernels(workers, states, meanwhile).map_err(|error| match namespace {
+                Some(namespace) => io::Error::other(format!("network namespace {}: {error}", namespace.name)),
+                None => error,
+            })
+        });
+        match listed {
+            Ok(listed) => {
+                has_status &= listed.has_status;
+                let meant = |entry: &Entry| port.is_none_or(|port| entry.has_port(port));
+                sockets.extend(words::entries(&listed.entries).filter(meant).map(|entry| Socket {
+                    settings: listed.settings.get(&entry.cookie).copied(),
+                    entry,
+                    owner: None,
+                    others: Vec::new(),
+                    netns: namespace.map(|namespace| Arc::clone(&namespace.name)),
+                    error: None,
+                }));
+            }
+            Err(error) if namespaces.len() <= 1 => return Err(error),
+            Err(error) => failed.push(error.to_string()),
+        }
+    }
+    let holders: Vec<_> = match holders {
+        Some(holders) if failed.len() < namespaces.len().max(1) => holders?,
+        _ => return Err(io::Error::other(failed.join("; "))),
+    };
+    left.append(&mut failed);
+    // By inode: those that nobody has come first. An inode belongs to one namespace.
+    sockets.sort_unstable_by_key(|socket| socket.entry.inode);
+    let mut join = Join { sockets: &mut sockets, asked: Vec::new(), workers, left: &mut left, has_status };
+    join.all(&holders);
+    if pids.is_empty() && join.sockets.iter().any(|socket| socket.entry.inode != 0 && socket.owner.is_none())
+    {
+        // A socket that no leader has may belong to a task with its own descriptor table.
+        for pid in others(&ours)? {
+            let holders = tasks(pid, join.left);
+            join.all(&holders);
+        }
+    }
+    if !pids.is_empty() {
+        sockets.retain(|socket| socket.owner.is_some());
+    }
+    for socket in &mut sockets {
+        // A process with several descriptor tables may be there more than once.
+        socket.others.sort_unstable();
+        socket.others.dedup();
+    }
+    Ok(Listing { sockets, left })
+}
+
+/// The sockets of the network namespace that ka is in.
+struct Kernels {
+    /// As [`list`] writes them.
+    entries: Vec<u8>,
+    /// By socket cookie, where eBPF is allowed.
+    settings: HashMap<u64, Settings>,
+    /// Whether the entries have the connections' status.
+    has_status: bool,
+}
+
+/// Reads the kernel's list in workers. Calls `meanwhile` with their PIDs.
+fn kernels(workers: &mut Workers, states: &[State], meanwhile: impl FnOnce(&[i32])) -> io::Result<Kernels> {
     let told = Workers::start(&[], |sink| bpf::tell(sink));
     let listed = Workers::start(&[], |sink| list(states, true, sink));
     // A worker has ka's descriptors until it has closed them.
     let ours: Vec<_> = [told.as_ref(), listed.as_ref()].into_iter().flatten().map(Stream::worker).collect();
-    let mut left = Vec::new();
-    let holders = match pid {
-        Some(pid) => tables(pid, &mut left),
-        None => others(&ours).map(|pids| pids.filter_map(leader).collect()),
-    };
+    meanwhile(&ours);
     let (mut listed, told) = match (listed?, told) {
         (listed, Ok(told)) => {
             let [listed, told] = workers.finish_all([listed, told]);
@@ -81,39 +181,15 @@ pub(crate) fn sockets(workers: &mut Workers, states: &[State], pid: Option<i32>)
     if !has_status {
         listed = workers.find(&[], |sink| list(states, false, sink));
     }
-    // If the iterator blocked, it has reported the sockets before that one.
-    let told = bpf::told(&told);
     match listed.end {
-        Ended::Whole => {}
-        Ended::Failed(why) => return Err(io::Error::other(why)),
-        Ended::Blocked => {
-            return Err(io::Error::other(
-                "the kernel's list of sockets did not end within 2 s, because a program holds a socket's \
-                 lock: ka check PID and ka attach PID go through a process and name the socket",
-            ));
-        }
+        // If the iterator blocked, it has reported the sockets before that one.
+        Ended::Whole => Ok(Kernels { entries: listed.data, settings: bpf::told(&told), has_status }),
+        Ended::Failed(why) => Err(io::Error::other(why)),
+        Ended::Blocked => Err(io::Error::other(
+            "the kernel's list of sockets did not end within 2 s, because a program holds a socket's \
+             lock: ka check PID and ka attach PID go through a process and name the socket",
+        )),
     }
-    let holders = holders?;
-    let socket = |entry: Entry| {
-        let settings = told.get(&entry.cookie).copied();
-        Socket { entry, owner: None, others: 0, settings, error: None }
-    };
-    let mut sockets: Vec<_> = words::entries(&listed.data).map(socket).collect();
-    // By inode: those that nobody has come first.
-    sockets.sort_unstable_by_key(|socket| socket.entry.inode);
-    let mut join = Join { sockets: &mut sockets, asked: Vec::new(), workers, left: &mut left, has_status };
-    join.all(&holders);
-    if pid.is_none() && join.sockets.iter().any(|socket| socket.entry.inode != 0 && socket.owner.is_none()) {
-        // A socket that no leader has may belong to a task with its own descriptor table.
-        for pid in others(&ours)? {
-            let holders = tasks(pid, join.left);
-            join.all(&holders);
-        }
-    }
-    if pid.is_some() {
-        sockets.retain(|socket| socket.owner.is_some());
-    }
-    Ok(Listing { sockets, left })
 }
 
 /// Writes the kernel's socket list, in a worker.
@@ -168,6 +244,23 @@ fn tables(pid: i32, left: &mut Vec<String>) -> io::Result<Vec<Holder>> {
     refused.map_or(Ok(holders), Err)
 }
 
+/// All that some processes have. Fails if none of them may be looked at.
+fn tables_of(pids: &[i32], left: &mut Vec<String>) -> io::Result<Vec<Holder>> {
+    let mut holders = Vec::new();
+    let mut refused = Vec::new();
+    for pid in pids {
+        match tables(*pid, left) {
+            Ok(tables) => holders.extend(tables),
+            Err(error) => refused.push(format!("process {pid}: {}", privilege::explain(*pid, &error))),
+        }
+    }
+    if refused.len() == pids.len() {
+        return Err(io::Error::other(refused.join("; ")));
+    }
+    left.append(&mut refused);
+    Ok(holders)
+}
+
 /// What a process's tasks have that the leader has not.
 fn tasks(pid: i32, left: &mut Vec<String>) -> Vec<Holder> {
     let mut holders = Vec::new();
@@ -215,17 +308,16 @@ impl Join<'_> {
     fn one(&mut self, holder: &Holder) {
         let mut comm: Option<Option<Arc<[u8]>>> = None;
         let mut held: Option<Option<Table>> = None;
-        let mut seen = HashSet::new();
         for (fd, inode) in &holder.sockets {
             let place = with_inode(self.sockets, *inode);
             let found = self.sockets.get_mut(place.clone()).unwrap_or_default();
             let Some(first) = found.first() else { continue };
             if first.owner.is_some() {
-                // A process that has it twice counts once.
                 let is_its_own = first.owner.as_ref().is_some_and(|owner| owner.pid == holder.pid);
-                if !is_its_own && seen.insert(*inode) {
-                    for socket in found {
-                        socket.others += 1;
+                for socket in found {
+                    // A process that has it twice counts once.
+                    if !is_its_own && socket.others.last() != Some(&holder.pid) {
+                        socket.others.push(holder.pid);
                     }
                 }
                 continue;

@@ -194,7 +194,12 @@ fn ls_lists_nothing_that_is_not_so() {
     let own = Holder::start(Command::new(holder()).arg("keepalive"));
     let rows = |text: &str| -> Option<Vec<Value>> { serde_json::from_str(text).ok() };
     let key = |row: &Value| (row["local"].clone(), row["peer"].clone());
-    for arguments in [&["ls", "--json"][..], &["ls", "--json", "--off"], &["ls", "--json", "--pid"]] {
+    for arguments in [
+        &["ls", "--json"][..],
+        &["ls", "--json", "--off"],
+        &["ls", "--json", "--all-netns"],
+        &["ls", "--json", "--pid"],
+    ] {
         let prepare = || {
             let mut command = ka();
             command.args(arguments);

@@ -5,6 +5,7 @@ mod support;
 
 mod command;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -115,6 +116,61 @@ fn off_is_found_and_said_by_the_status() {
     let (status, out, _) = outcome(ka().args(["ls", "--off", "--pid", &pid]));
     assert_eq!((status, out.as_str()), (0, "0 of 3 sockets listed. Not listed: 3 on\n"));
     holder.assert_all(60, 10, 6);
+    // A process that cannot be looked into may have sockets without keepalive.
+    let (status, out, err) = off(&["2147483647"]);
+    assert_eq!((status, out.as_str()), (3, "[]\n"), "{err}");
+    assert_eq!(err, "ka: ls: process 2147483647: there is no such process\n");
+    let (status, _, err) = outcome(ka().args(["ls", &pid, "2147483647"]));
+    assert_eq!(status, 1, "{err}");
+    let (status, out, err) = outcome(ka().args(["ls", "2147483646", "2147483647"]));
+    assert!(status == 2 && out.is_empty() && err.matches("there is no such process").count() == 2, "{err}");
+}
+
+#[test]
+fn sockets_are_selected_by_port_risk_and_several_pids() {
+    let (one, two) =
+        (Holder::start(&mut Command::new(holder())), Holder::start(Command::new(holder()).arg("keepalive")));
+    let [first, second] = [&one, &two].map(|holder| holder.pid().to_string());
+    for args in [
+        &[&*first, &*second][..],
+        &["--pid", &first, "--pid", &second],
+        &["--pid", &first, &second],
+        &[&second, "--pid", &first, &first],
+    ] {
+        let pids: Vec<_> = listed(args).iter().map(|socket| socket["pid"].as_i64().unwrap()).collect();
+        let mut expected = [[i64::from(one.pid()); 3], [i64::from(two.pid()); 3]].concat();
+        expected.sort_unstable();
+        assert_eq!(pids, expected, "{args:?}");
+    }
+    let sockets = listed(&[&second]);
+    let peer = sockets.iter().find_map(|socket| socket["peer"].as_str()).unwrap();
+    let ports = [two.port.to_string(), peer.rsplit(':').next().unwrap().to_owned(), one.port.to_string()];
+    for port in &ports {
+        let filter = format!("( sport = :{port} or dport = :{port} )");
+        let kernels = stdout(
+            Command::new("ss").args(["-tnaH", "state", "established", "state", "listening"]).arg(filter),
+        );
+        let sockets = listed(&["--state", "established,listen", "--port", port]);
+        assert_eq!(sockets.len(), kernels.lines().count(), "{port}: {sockets:?} {kernels}");
+        let has_port =
+            |socket: &Value, end| socket[end].as_str().is_some_and(|end| end.ends_with(&format!(":{port}")));
+        assert!(
+            sockets.iter().all(|socket| has_port(socket, "local") || has_port(socket, "peer")),
+            "{sockets:?}"
+        );
+    }
+    assert_eq!(listed(&["--port", &ports[0], &second]).len(), 3);
+    assert_eq!(listed(&["--port", &ports[2], &second]).len(), 0);
+    // Its own end has 10,5,2; the listener, and what it has accepted, have none.
+    let risky = listed(&["--risk", &second]);
+    assert_eq!(risky.len(), 2, "{risky:?}");
+    assert!(risky.iter().all(|socket| socket["risks"] == serde_json::json!(["off"])), "{risky:?}");
+    let (status, out, _) = outcome(ka().args(["ls", "--risk", &second]));
+    assert_eq!((status, out.lines().last().unwrap()), (0, "2 of 3 sockets listed: 2 off. Not listed: 1 on"));
+    let (_, out, _) = outcome(ka().args(["ls", "--state", "listen", &second]));
+    assert!(out.ends_with("\n1 socket: 0 on, 1 off\n"), "{out}");
+    let (status, _, err) = outcome(ka().args(["ls", "--port", "0"]));
+    assert!(status == 2 && err.contains("--port"), "{err}");
 }
 
 #[test]
@@ -257,6 +313,79 @@ fn another_network_namespace() {
 }
 
 #[test]
+fn all_network_namespaces_are_listed() {
+    if !on_a_machine_of_its_own("all_network_namespaces_are_listed") {
+        return;
+    }
+    let start = || {
+        let mut other = Command::new("unshare");
+        other.args(["-n", "sh", "-c", "ip link set lo up; exec \"$0\""]).arg(holder());
+        Holder::start(&mut other)
+    };
+    let (own, named, unnamed) = (Holder::start(&mut Command::new(holder())), start(), start());
+    let pid = |holder: &Holder| holder.pid().to_string();
+    let name = format!("ka-test-all-{}-{}", std::process::id(), named.port);
+    succeed(Command::new("ip").args(["netns", "attach", &name, &pid(&named)]));
+    let run = |args: &[&str]| outcome(ka().args(["ls", "--all-netns"]).args(args));
+    let (json, table) = (run(&["--json"]), run(&[]));
+    let again = listed(&["--netns", &name]);
+    // Only the system call that enters a namespace fails.
+    let ka_path = ka().get_program().to_owned();
+    let without_setns = |args: &[&str]| {
+        let mut command = command::refusing(libc::SYS_setns, libc::EPERM, None);
+        outcome(command.arg(&ka_path).arg("ls").args(args))
+    };
+    let refused = without_setns(&["--all-netns"]);
+    succeed(Command::new("ip").args(["netns", "delete", &name]));
+
+    let (status, out, err) = json;
+    assert_eq!((status, err.as_str()), (0, ""));
+    let sockets: Vec<Value> = serde_json::from_str(&out).unwrap();
+    let of =
+        |holder: &Holder| sockets.iter().filter(|socket| socket["pid"] == holder.pid()).collect::<Vec<_>>();
+    // PID 1 is this test, in the network namespace of `own`.
+    for (holder, netns) in [(&own, "1"), (&named, &*name), (&unnamed, &*pid(&unnamed))] {
+        let sockets = of(holder);
+        assert_eq!(sockets.len(), 3, "{out}");
+        assert!(
+            sockets.iter().all(|socket| socket["netns"] == netns && socket["idle"] == 7200),
+            "{netns}: {out}"
+        );
+    }
+    assert_eq!(sockets.len(), 9, "{out}");
+    assert_eq!(again.iter().map(|socket| &socket["local"]).collect::<HashSet<_>>().len(), 2);
+    assert!(again.len() == 3 && again.iter().all(|socket| socket["netns"] == *name), "{again:?}");
+    let (status, out, _) = table;
+    assert!(status == 0 && out.starts_with("NETNS ") && out.contains(&format!("\n{name}  holder")), "{out}");
+    assert!(out.ends_with("\n9 sockets: 0 on, 9 off\n"), "{out}");
+    // Without the option: this namespace, and no column. With PIDs: the namespaces of these.
+    let (_, out, _) = outcome(ka().arg("ls"));
+    assert!(out.starts_with("PROCESS ") && out.ends_with("\n3 sockets: 0 on, 3 off\n"), "{out}");
+    assert!(listed(&[]).iter().all(|socket| socket["netns"].is_null()));
+    let pids = listed(&[&pid(&own), &pid(&unnamed)]);
+    assert_eq!(pids.iter().filter(|socket| socket["netns"] == *pid(&unnamed)).count(), 3, "{pids:?}");
+    assert_eq!(pids.len(), 6, "{pids:?}");
+    assert_eq!(listed(&["--all-netns", &pid(&unnamed)]).len(), 3);
+
+    let (status, out, err) = refused;
+    assert!(status == 1 && out.ends_with("\n3 sockets: 0 on, 3 off\n"), "{out}{err}");
+    let why = "needs CAP_SYS_ADMIN (run ka as root)";
+    let expected = [&name, &pid(&unnamed)].map(|netns| format!("ka: ls: network namespace {netns}: {why}\n"));
+    assert_eq!(err, expected.concat());
+    for pids in [&[pid(&unnamed)][..], &[pid(&named), pid(&unnamed)]] {
+        let args: Vec<_> = pids.iter().map(String::as_str).collect();
+        let (status, out, err) = without_setns(&args);
+        assert!(status == 2 && out.is_empty() && err.matches(why).count() == pids.len(), "{out}{err}");
+    }
+    let (status, _, err) = run(&["--netns", &pid(&own)]);
+    assert!(status == 2 && err.contains("cannot be used with"), "{err}");
+    let mut without = Command::new("setpriv");
+    without.args(["--bounding-set", "-sys_admin"]).arg(ka_path).args(["ls", "--all-netns"]);
+    let (status, out, err) = outcome(&mut without);
+    assert!(status == 2 && out.is_empty() && err.contains("--all-netns needs CAP_SYS_ADMIN"), "{out}{err}");
+}
+
+#[test]
 fn forks_share_and_multipath_tcp_is_there() {
     if !on_a_machine_of_its_own("forks_share_and_multipath_tcp_is_there") {
         return;
@@ -266,7 +395,11 @@ fn forks_share_and_multipath_tcp_is_there() {
     let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
     // SAFETY: the flag is the descriptor's own.
     unsafe { libc::fcntl(listener.as_raw_fd(), libc::F_SETFD, 0) };
-    let _children: Vec<_> = (0..2).map(|_| Running::start(Command::new("sleep").arg("60"))).collect();
+    let children: Vec<_> = (0..2).map(|_| Running::start(Command::new("sleep").arg("60"))).collect();
+    let sockets = listed(&[]);
+    let shared = sockets.iter().find(|socket| socket["local"] == "127.0.0.1:7000").unwrap();
+    let pids: Vec<_> = children.iter().map(|child| child.0.id()).collect();
+    assert_eq!((&shared["pid"], &shared["others"]), (&std::process::id().into(), &serde_json::json!(pids)));
     let (_, table, _) = outcome(ka().arg("ls"));
     assert_eq!(table.matches("127.0.0.1:7000 ").count(), 1, "{table}");
     assert!(table.lines().any(|line| line.contains("+2 ") && line.contains("127.0.0.1:7000 ")), "{table}");
