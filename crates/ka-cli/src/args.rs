@@ -249,6 +249,10 @@ pub(crate) enum AttachVia {
 /// NAT gateways have forgotten the connection. "suspended": data is unacknowledged, so that no keepalive probe is sent
 /// until it is. "user-timeout": TCP_USER_TIMEOUT ends a silent connection earlier or later than cnt would.
 ///
+/// On a terminal, ka fits the table to its width: it leaves out USER, FD, STATE, INTVL, CNT, NEXT, LOST and IDLE, in
+/// this order, until the rest fits, and shortens long addresses and names in the middle. Elsewhere, as in ka ls | less,
+/// ka prints everything.
+///
 /// A socket that neither listens nor has begun to connect is not in the kernel's list; ka check PID counts it, and ka
 /// attach sets it.
 #[derive(Args, Debug)]

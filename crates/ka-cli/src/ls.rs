@@ -249,20 +249,21 @@ fn write_json(out: &mut impl Write, rows: &[Row<'_>]) -> io::Result<()> {
 }
 
 fn write_table(out: &mut impl Write, rows: &[Row<'_>], has_netns: bool) -> io::Result<()> {
+    // PROCESS has room for a name of 15 letters and a PID of 7 digits; LOCAL and PEER for any IPv4 address and port.
     const COLUMNS: [Column; 14] = [
         Column::elastic("NETNS", 8),
-        Column::elastic("PROCESS", 10),
-        Column::right("FD"),
-        Column::left("STATE"),
-        Column::elastic("LOCAL", 7),
-        Column::elastic("PEER", 7),
+        Column::elastic("PROCESS", 23).keeping('/').down_to(12),
+        Column::right("FD").droppable(7),
+        Column::left("STATE").droppable(6),
+        Column::elastic("LOCAL", 21).keeping(':').down_to(15),
+        Column::elastic("PEER", 21).keeping(':').down_to(15),
         Column::left("KEEP"),
-        Column::right("IDLE"),
-        Column::right("INTVL"),
-        Column::right("CNT"),
-        Column::right("USER"),
-        Column::right("NEXT"),
-        Column::right("LOST"),
+        Column::right("IDLE").droppable(1),
+        Column::right("INTVL").droppable(5),
+        Column::right("CNT").droppable(4),
+        Column::right("USER").droppable(8),
+        Column::right("NEXT").droppable(3),
+        Column::right("LOST").droppable(2),
         Column::left("RISK"),
     ];
     if rows.is_empty() {

@@ -429,16 +429,84 @@ fn socket2_of(fd: OwnedFd) -> socket2::Socket {
     fd.into()
 }
 
-/// A terminal of script(1)'s, so many columns wide.
-fn in_a_terminal(columns: u32, environment: &str) -> Vec<String> {
+/// What `ka ls` shows of this process in a terminal of script(1)'s, so many columns wide.
+fn in_a_terminal(columns: u32, environment: &str, args: &str) -> Vec<String> {
     let ka = support::release().join("ka");
     let command = format!(
-        "stty cols {columns}; {environment} TERM=xterm {} ls --pid {}",
+        "stty cols {columns}; {environment} TERM=xterm {} ls {args} --pid {}",
         ka.display(),
         std::process::id()
     );
-    let out = stdout(bare("script").args(["-qec", &command, "/dev/null"]).stdin(Stdio::null()));
+    let out = stdout(bare("script").args(["-qc", &command, "/dev/null"]).stdin(Stdio::null()));
     out.lines().map(|line| line.trim_end_matches('\r').to_owned()).collect()
+}
+
+/// A long name, IPv4 and IPv6.
+#[test]
+fn a_narrow_terminal_keeps_names_and_ports() {
+    if !in_a_network_of_its_own("a_narrow_terminal_keeps_names_and_ports") {
+        return;
+    }
+    let mut addresses = vec!["127.123.123.123".to_owned()];
+    if has_ipv6() {
+        let long = "2001:db8:1234:5678:9abc:def0:1234:5678";
+        succeed(Command::new("ip").args(["address", "add", &format!("{long}/128"), "dev", "lo", "nodad"]));
+        addresses.push(format!("[{long}]"));
+    }
+    let connections: Vec<_> = addresses
+        .iter()
+        .map(|address| {
+            let listener = TcpListener::bind(format!("{address}:0")).unwrap();
+            let mut client = None;
+            // The kernel adds the route of a new address a moment later.
+            eventually("the address has a route", || {
+                client = TcpStream::connect(listener.local_addr().unwrap()).ok();
+                client.is_some()
+            });
+            let server = listener.accept().unwrap().0;
+            (client.unwrap(), server, listener)
+        })
+        .collect();
+    let comm = fs::read_to_string("/proc/self/comm").unwrap();
+    let process = format!("{}/{} ", comm.trim_end(), std::process::id());
+    // A longer RISK leaves less room.
+    for (columns, args, user_timeout) in
+        [(80, "", 0), (80, "", 9000), (80, "--all-netns", 9000), (100, "", 9000), (120, "", 9000)]
+    {
+        for (client, ..) in &connections {
+            set(client.as_raw_fd(), true, [7200, 7200, 100, user_timeout]);
+        }
+        let mut lines = in_a_terminal(columns, "NO_COLOR=1", args);
+        // The machine may have processes that even root may not look into.
+        lines.retain(|line| !line.starts_with("ka: "));
+        let table = lines.join("\n");
+        let widest = lines.iter().map(|line| line.chars().count()).max().unwrap();
+        assert!(widest <= columns as usize, "{widest} of {columns}: {table}");
+        for (client, server, _) in &connections {
+            let [local, peer] = [client.local_addr(), client.peer_addr()].map(|end| end.unwrap().port());
+            for (local, peer) in
+                [(local, format!(":{peer} ")), (peer, format!(":{local} ")), (peer, " * ".to_owned())]
+            {
+                let row =
+                    lines.iter().find(|line| line.contains(&format!(":{local} ")) && line.contains(&peer));
+                let row = row.unwrap_or_else(|| panic!("{local} {peer}: {table}"));
+                assert!(args == "--all-netns" || row.contains(&process), "{process}: {table}");
+                assert!(row.contains(&format!("/{} ", std::process::id())), "{process}: {table}");
+            }
+            if client.local_addr().unwrap().is_ipv4() && user_timeout == 0 {
+                assert!(table.contains(&client.local_addr().unwrap().to_string()), "{table}");
+                assert!(table.contains(&server.peer_addr().unwrap().to_string()), "{table}");
+            }
+            assert!(table.contains(" on ") && table.contains(" off"), "{table}");
+        }
+    }
+    // Where there is no terminal, all is printed.
+    let (_, plain, _) = outcome(ka().args(["ls", "--pid", &own_pid()]));
+    for (client, ..) in &connections {
+        assert!(plain.contains(&client.local_addr().unwrap().to_string()), "{plain}");
+    }
+    let head = "PROCESS FD STATE LOCAL PEER KEEP IDLE INTVL CNT USER NEXT LOST RISK";
+    assert_eq!(plain.lines().next().unwrap().split_whitespace().collect::<Vec<_>>().join(" "), head);
 }
 
 #[test]
@@ -446,12 +514,12 @@ fn a_terminal_gets_colours_and_what_fits() {
     let (client, _server) = connection();
     let _listener = has_ipv6().then(|| TcpListener::bind("[::1]:0").unwrap());
     set(client.as_raw_fd(), true, [100, 20, 4, 0]);
-    let wide = in_a_terminal(200, "");
+    let wide = in_a_terminal(200, "", "");
     assert!(wide.iter().any(|line| line.contains("\x1b[32mon\x1b[0m")), "{wide:?}");
     assert!(wide.iter().any(|line| line.contains("\x1b[31moff\x1b[0m")), "{wide:?}");
-    assert!(in_a_terminal(200, "NO_COLOR=1").iter().all(|line| !line.contains('\x1b')));
+    assert!(in_a_terminal(200, "NO_COLOR=1", "").iter().all(|line| !line.contains('\x1b')));
     for columns in [120, 100, 80] {
-        let lines = in_a_terminal(columns, "NO_COLOR=1");
+        let lines = in_a_terminal(columns, "NO_COLOR=1", "");
         let widest = lines.iter().map(|line| line.chars().count()).max().unwrap();
         assert!(widest <= columns as usize, "{widest} of {columns}: {lines:#?}");
     }
