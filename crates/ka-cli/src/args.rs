@@ -247,7 +247,8 @@ pub(crate) enum AttachVia {
 ///
 /// Risks: "off": keepalive is off. "slow": the first probe comes after more than 350 s, when AWS's load balancers and
 /// NAT gateways have forgotten the connection. "suspended": data is unacknowledged, so that no keepalive probe is sent
-/// until it is. "user-timeout": TCP_USER_TIMEOUT ends a silent connection earlier or later than cnt would.
+/// until it is. "user-timeout": TCP_USER_TIMEOUT ends a silent connection earlier or later than cnt would. "unanswered":
+/// at least half of cnt probes in a row had no answer, so the peer is probably gone.
 ///
 /// On a terminal, ka fits the table to its width: it leaves out USER, FD, STATE, INTVL, CNT, NEXT, LOST and IDLE, in
 /// this order, until the rest fits, and shortens long addresses and names in the middle. Elsewhere, as in ka ls | less,

@@ -111,10 +111,11 @@ enum Risk {
     Slow,
     Suspended,
     UserTimeout,
+    Unanswered,
 }
 
 impl Risk {
-    const ALL: [Self; 4] = [Self::Off, Self::Slow, Self::Suspended, Self::UserTimeout];
+    const ALL: [Self; 5] = [Self::Off, Self::Slow, Self::Suspended, Self::UserTimeout, Self::Unanswered];
 
     const fn name(self) -> &'static str {
         match self {
@@ -122,6 +123,7 @@ impl Risk {
             Self::Slow => "slow",
             Self::Suspended => "suspended",
             Self::UserTimeout => "user-timeout",
+            Self::Unanswered => "unanswered",
         }
     }
 }
@@ -226,6 +228,11 @@ fn risks(socket: &Socket) -> Vec<Risk> {
         Risk::UserTimeout => settings.is_some_and(|settings| {
             let user_timeout = settings.user_timeout.filter(|timeout| *timeout > 0);
             settings.enabled && user_timeout.is_some() && overrides_count(&settings)
+        }),
+        Risk::Unanswered => settings.zip(socket.entry.status).is_some_and(|(settings, status)| {
+            // Probes of a closed window are counted too, but end with tcp_retries2, not with cnt.
+            let is_probed = settings.enabled && !socket.entry.is_suspended();
+            is_probed && status.probes > 0 && 2 * i64::from(status.probes) >= i64::from(settings.cnt)
         }),
     };
     Risk::ALL.into_iter().filter(|risk| is(*risk)).collect()

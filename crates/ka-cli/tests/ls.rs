@@ -200,9 +200,12 @@ fn a_silent_peer_shows() {
     if !in_a_network_of_its_own("a_silent_peer_shows") {
         return;
     }
-    let ((probing, _one), (sending, _other)) = (connection(), connection());
+    // A build that the tests wait for must not take the time of the probes.
+    support::release();
+    let ((probing, _one), (sending, _other), (dying, _third)) = (connection(), connection(), connection());
     set(probing.as_raw_fd(), true, [1, 1, 100, 0]);
     set(sending.as_raw_fd(), true, [1, 1, 100, 0]);
+    set(dying.as_raw_fd(), true, [1, 1, 12, 0]);
     succeed(Command::new("ip").args(["link", "set", "lo", "down"]));
     (&sending).write_all(b"lost").unwrap();
     eventually("two probes are out and data is on its way", || {
@@ -214,6 +217,22 @@ fn a_silent_peer_shows() {
             && suspended["risks"] == serde_json::json!(["suspended"])
             && suspended["next_probe_ms"].is_null()
     });
+    eventually("half of the probes are lost", || {
+        let sockets = listed(&["--pid", &own_pid()]);
+        assert_eq!(of_fd(&sockets, probing.as_raw_fd())["risks"], serde_json::json!([]));
+        let dying = of_fd(&sockets, dying.as_raw_fd());
+        let is_half = dying["unanswered_probes"].as_u64().unwrap() >= 6;
+        assert_eq!(
+            dying["risks"],
+            if is_half { serde_json::json!(["unanswered"]) } else { serde_json::json!([]) }
+        );
+        is_half
+    });
+    let port = dying.local_addr().unwrap().port();
+    let filter = format!("sport = :{port}");
+    let kernels = stdout(Command::new("ss").args(["-tnoH", "state", "established", &filter]));
+    let probes = kernels.split_once("timer:(keepalive,").unwrap().1.split([',', ')']).nth(1).unwrap();
+    assert!(probes.parse::<u32>().unwrap() >= 6, "{kernels}");
 }
 
 /// What one may not look into is said as far as the kernel's list proves it, and no further.
