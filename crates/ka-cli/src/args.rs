@@ -267,7 +267,27 @@ pub(crate) enum AttachVia {
 
 Status: with --off, 0 if keepalive is on for all sockets, 1 if it is off for some, 3 if it is off for none but unknown for \
 some. Without --off, 1 if ka could not list or read everything: it names a process that it may not look into, a network \
-namespace that it cannot enter, and a socket that did not answer within 2 s because a program holds its lock.")]
+namespace that it cannot enter, and a socket that did not answer within 2 s because a program holds its lock.
+
+JSON keys: An array with an object per socket.
+  netns: string. The network namespace, as in the column NETNS. null: the one that ka runs in, without --all-netns.
+  pid: integer. The process with the lowest PID that has the socket. null: no process has it, or ka may not see which.
+  fd: integer. Its lowest descriptor of the socket. null: as pid.
+  comm: string. Its name. null: as pid, or the name cannot be read.
+  others: array of integers. PIDs of the other processes that have the socket. With PIDs, only those among them.
+  local: string. Local address and port.
+  peer: string. Address and port of the peer. null: not connected.
+  state: string. As --state takes it.
+  keepalive: boolean. Whether keepalive is on. null: unknown.
+  idle: integer, seconds. TCP_KEEPIDLE. null: unknown.
+  intvl: integer, seconds. TCP_KEEPINTVL. null: unknown.
+  cnt: integer, probes. TCP_KEEPCNT. null: unknown.
+  user_timeout_ms: integer, milliseconds. TCP_USER_TIMEOUT, 0 if it is not set. null: unknown.
+  next_probe_ms: integer, milliseconds. Time until the next probe, if the connection stays silent. null: none is due, or \
+unknown.
+  unanswered_probes: integer, probes. How many in a row had no answer. null: unknown.
+  risks: array of strings. Any of the risks above. Empty: none.
+  error: string. The reason why ka could not read the socket. null: none.")]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(crate) struct Ls {
     /// Only the sockets of these processes, by number

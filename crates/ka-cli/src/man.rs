@@ -96,6 +96,14 @@ fn sections(extra: &str) -> String {
                 (".SH EXAMPLES\n", format!(".nf\n{}\n.fi\n", lines.join("\n")))
             }
             Some(("Status", text)) => (".SH EXIT STATUS\n", wrapped(text)),
+            // The lines after the first are a list: a key, a colon, and its description.
+            Some(("JSON keys", lines)) => {
+                let (text, keys) = lines.split_once('\n').unwrap_or((lines, ""));
+                let keys = keys.lines().filter_map(|line| line.trim().split_once(": "));
+                let list: Vec<_> =
+                    keys.map(|(key, text)| format!(".TP\n\\fB{key}\\fR\n{}", wrapped(text))).collect();
+                (".SH JSON\n", wrapped(text) + &list.concat())
+            }
             Some(("Environment", text)) => (".SH ENVIRONMENT\n", wrapped(text)),
             _ => (".SH NOTES\n", wrapped(&paragraph)),
         };

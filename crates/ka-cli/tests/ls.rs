@@ -528,6 +528,40 @@ fn a_narrow_terminal_keeps_names_and_ports() {
     assert_eq!(plain.lines().next().unwrap().split_whitespace().collect::<Vec<_>>().join(" "), head);
 }
 
+/// The manual page and the schema describe each key that is printed, and no other: its type, its unit, and null.
+#[test]
+fn the_manual_page_has_each_json_key() {
+    let _connection = connection();
+    let sockets = listed(&["--pid", &own_pid()]);
+    let schema = fs::read(root().join("crates/ka-cli/tests/schema/ls.json")).unwrap();
+    let schema: Value = serde_json::from_slice(&schema).unwrap();
+    let schema = schema["items"]["properties"].as_object().unwrap();
+    let page = fs::read_to_string(root().join("man/ka-ls.1")).unwrap();
+    let section = page.split_once("\n.SH JSON\n").unwrap().1.split("\n.SH ").next().unwrap();
+    let keys: Vec<(&str, String)> = section
+        .split("\n.TP\n\\fB")
+        .skip(1)
+        .map(|entry| entry.split_once("\\fR\n").unwrap())
+        .map(|(key, text)| (key, text.replace('\n', " ")))
+        .collect();
+    for socket in &sockets {
+        let printed: HashSet<_> = socket.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(printed, keys.iter().map(|(key, _)| *key).collect(), "{socket}");
+    }
+    for (key, text) in &keys {
+        let types = match &schema[*key] {
+            Value::Object(property) => property.get("type").cloned().unwrap_or_else(|| "string".into()),
+            other => panic!("{key}: {other}"),
+        };
+        let types = types.as_array().cloned().unwrap_or_else(|| vec![types]);
+        assert!(text.starts_with(types[0].as_str().unwrap()), "{key}: {text}");
+        assert_eq!(text.contains("null:"), types.contains(&"null".into()), "{key}: {text}");
+        assert_eq!(text.contains(", milliseconds."), key.ends_with("_ms"), "{key}: {text}");
+        assert_eq!(text.contains(", seconds."), ["idle", "intvl"].contains(key), "{key}: {text}");
+    }
+    assert_eq!(schema.len(), keys.len());
+}
+
 #[test]
 fn a_terminal_gets_colours_and_what_fits() {
     let (client, _server) = connection();
