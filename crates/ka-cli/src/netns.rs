@@ -83,7 +83,7 @@ fn names() -> HashMap<u64, String> {
 }
 
 /// Returns the network namespaces of these processes and of their threads, and the processes whose namespaces could not
-/// be opened. A namespace without a name gets the PID of its first process as name.
+/// be opened. A namespace without a name gets the lowest PID in it as name, or a path if another has this PID as name.
 pub(crate) fn of(pids: &[i32]) -> (Vec<Namespace>, Vec<(i32, io::Error)>) {
     let names = names();
     let mut found = Vec::new();
@@ -102,8 +102,13 @@ pub(crate) fn of(pids: &[i32]) -> (Vec<Namespace>, Vec<(i32, io::Error)>) {
                 if known.contains(&inode) {
                     continue;
                 }
-                let name = names.get(&inode).cloned().unwrap_or_else(|| task.to_string());
-                match Namespace::open(&path, &name) {
+                let number = task.to_string();
+                let name = match names.get(&inode) {
+                    Some(name) => name,
+                    None if names.values().any(|name| *name == number) => &path.display().to_string(),
+                    None => &number,
+                };
+                match Namespace::open(&path, name) {
                     Ok(namespace) => {
                         known.insert(inode);
                         found.push(namespace);

@@ -336,6 +336,8 @@ fn all_network_namespaces_are_listed() {
     if !on_a_machine_of_its_own("all_network_namespaces_are_listed") {
         return;
     }
+    // The names of ip-netns(8) are in /run, and other tests must not see those of this one.
+    succeed(Command::new("mount").args(["-t", "tmpfs", "none", "/run"]));
     let start = || {
         let mut other = Command::new("unshare");
         other.args(["-n", "sh", "-c", "ip link set lo up; exec \"$0\""]).arg(holder());
@@ -343,40 +345,26 @@ fn all_network_namespaces_are_listed() {
     };
     let (own, named, unnamed) = (Holder::start(&mut Command::new(holder())), start(), start());
     let pid = |holder: &Holder| holder.pid().to_string();
-    let name = format!("ka-test-all-{}-{}", std::process::id(), named.port);
-    succeed(Command::new("ip").args(["netns", "attach", &name, &pid(&named)]));
-    let run = |args: &[&str]| outcome(ka().args(["ls", "--all-netns"]).args(args));
-    let (json, table) = (run(&["--json"]), run(&[]));
-    let again = listed(&["--netns", &name]);
-    // Only the system call that enters a namespace fails.
-    let ka_path = ka().get_program().to_owned();
-    let without_setns = |args: &[&str]| {
-        let mut command = command::refusing(libc::SYS_setns, libc::EPERM, None);
-        outcome(command.arg(&ka_path).arg("ls").args(args))
+    let attach = |name: &str, holder: &Holder| {
+        succeed(Command::new("ip").args(["netns", "attach", name, &pid(holder)]));
     };
-    let refused = without_setns(&["--all-netns"]);
-    succeed(Command::new("ip").args(["netns", "delete", &name]));
-
-    let (status, out, err) = json;
-    assert_eq!((status, err.as_str()), (0, ""));
-    let sockets: Vec<Value> = serde_json::from_str(&out).unwrap();
-    let of =
-        |holder: &Holder| sockets.iter().filter(|socket| socket["pid"] == holder.pid()).collect::<Vec<_>>();
+    attach("blue", &named);
+    let sockets = listed(&["--all-netns"]);
+    assert_eq!(sockets.len(), 9, "{sockets:?}");
     // PID 1 is this test, in the network namespace of `own`.
-    for (holder, netns) in [(&own, "1"), (&named, &*name), (&unnamed, &*pid(&unnamed))] {
-        let sockets = of(holder);
-        assert_eq!(sockets.len(), 3, "{out}");
-        assert!(
-            sockets.iter().all(|socket| socket["netns"] == netns && socket["idle"] == 7200),
-            "{netns}: {out}"
-        );
+    for (holder, netns) in [(&own, "1"), (&named, "blue"), (&unnamed, &*pid(&unnamed))] {
+        let is_its = |socket: &&Value| socket["pid"] == holder.pid() && socket["netns"] == netns;
+        let its: Vec<_> = sockets.iter().filter(is_its).collect();
+        assert_eq!(its.len(), 3, "{netns}: {sockets:?}");
+        assert!(its.iter().all(|socket| socket["idle"] == 7200), "{its:?}");
+        let again = listed(&["--netns", netns]);
+        assert!(again.len() == 3 && again.iter().all(|socket| is_its(&socket)), "{again:?}");
     }
-    assert_eq!(sockets.len(), 9, "{out}");
-    assert_eq!(again.iter().map(|socket| &socket["local"]).collect::<HashSet<_>>().len(), 2);
-    assert!(again.len() == 3 && again.iter().all(|socket| socket["netns"] == *name), "{again:?}");
-    let (status, out, _) = table;
-    assert!(status == 0 && out.starts_with("NETNS ") && out.contains(&format!("\n{name}  holder")), "{out}");
+    let (status, out, err) = outcome(ka().args(["ls", "--all-netns"]));
+    assert_eq!((status, err.as_str()), (0, ""));
+    assert!(out.starts_with("NETNS ") && out.contains("\nblue   holder"), "{out}");
     assert!(out.ends_with("\n9 sockets: 0 on, 9 off\n"), "{out}");
+
     // Without the option: this namespace, and no column. With PIDs: the namespaces of these.
     let (_, out, _) = outcome(ka().arg("ls"));
     assert!(out.starts_with("PROCESS ") && out.ends_with("\n3 sockets: 0 on, 3 off\n"), "{out}");
@@ -386,22 +374,38 @@ fn all_network_namespaces_are_listed() {
     assert_eq!(pids.len(), 6, "{pids:?}");
     assert_eq!(listed(&["--all-netns", &pid(&unnamed)]).len(), 3);
 
-    let (status, out, err) = refused;
-    assert!(status == 1 && out.ends_with("\n3 sockets: 0 on, 3 off\n"), "{out}{err}");
+    // Only the system call that enters a namespace fails.
+    let ka_path = ka().get_program().to_owned();
+    let without_setns = |args: &[&str]| {
+        let mut command = command::refusing(libc::SYS_setns, libc::EPERM, None);
+        outcome(command.arg(&ka_path).arg("ls").args(args))
+    };
     let why = "needs CAP_SYS_ADMIN (run ka as root)";
-    let expected = [&name, &pid(&unnamed)].map(|netns| format!("ka: ls: network namespace {netns}: {why}\n"));
-    assert_eq!(err, expected.concat());
+    let (status, out, err) = without_setns(&["--all-netns"]);
+    assert!(status == 1 && out.ends_with("\n3 sockets: 0 on, 3 off\n"), "{out}{err}");
+    let refused = ["blue", &pid(&unnamed)].map(|netns| format!("ka: ls: network namespace {netns}: {why}\n"));
+    assert_eq!(err, refused.concat());
     for pids in [&[pid(&unnamed)][..], &[pid(&named), pid(&unnamed)]] {
         let args: Vec<_> = pids.iter().map(String::as_str).collect();
         let (status, out, err) = without_setns(&args);
         assert!(status == 2 && out.is_empty() && err.matches(why).count() == pids.len(), "{out}{err}");
     }
-    let (status, _, err) = run(&["--netns", &pid(&own)]);
-    assert!(status == 2 && err.contains("cannot be used with"), "{err}");
     let mut without = Command::new("setpriv");
-    without.args(["--bounding-set", "-sys_admin"]).arg(ka_path).args(["ls", "--all-netns"]);
+    without.args(["--bounding-set", "-sys_admin"]).arg(&ka_path).args(["ls", "--all-netns"]);
     let (status, out, err) = outcome(&mut without);
     assert!(status == 2 && out.is_empty() && err.contains("--all-netns needs CAP_SYS_ADMIN"), "{out}{err}");
+    let (status, _, err) = outcome(ka().args(["ls", "--all-netns", "--netns", "blue"]));
+    assert!(status == 2 && err.contains("cannot be used with"), "{err}");
+
+    // A name that is also the PID of a process in another namespace.
+    succeed(Command::new("ip").args(["netns", "delete", "blue"]));
+    attach(&pid(&unnamed), &named);
+    let sockets = listed(&["--all-netns"]);
+    for holder in [&named, &unnamed] {
+        let socket = sockets.iter().find(|socket| socket["pid"] == holder.pid()).unwrap();
+        let again = listed(&["--netns", socket["netns"].as_str().unwrap()]);
+        assert!(again.len() == 3 && again.iter().all(|socket| socket["pid"] == holder.pid()), "{again:?}");
+    }
 }
 
 #[test]
