@@ -266,8 +266,8 @@ pub(crate) enum AttachVia {
   sudo ka ls --netns blue --json
 
 Status: with --off, 0 if keepalive is on for all sockets, 1 if it is off for some, 3 if it is off for none but unknown for \
-some. Without --off, 1 if ka could not list or read everything: it names a process that it may not look into, a network \
-namespace that it cannot enter, and a socket that did not answer within 2 s because a program holds its lock.
+some. Without --off, 1 if ka names on standard error what it could not read: a process that you asked for, a network \
+namespace, or a socket that did not answer within 2 s because a program holds its lock. 2 if nothing could be listed.
 
 JSON keys: An array with an object per socket.
   netns: string. The network namespace, as in the column NETNS. null: the one that ka runs in, without --all-netns.

@@ -57,7 +57,7 @@ pub(crate) struct Column {
     floor: usize,
     /// When a cell is cut, the text from the last such letter on stays.
     anchor: Option<char>,
-    /// 0: the column stays. Else the columns with the highest numbers are left out first.
+    /// If this is 0, the column stays. Otherwise the columns with the highest numbers are left out first.
     rank: u8,
 }
 

@@ -12,6 +12,8 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use command::{CleanUp, Holder, as_nobody, bare, holder, ka, outcome, public};
 use serde_json::Value;
@@ -206,6 +208,22 @@ fn a_silent_peer_shows() {
     set(probing.as_raw_fd(), true, [1, 1, 100, 0]);
     set(sending.as_raw_fd(), true, [1, 1, 100, 0]);
     set(dying.as_raw_fd(), true, [1, 1, 12, 0]);
+    // The peer does not read: its window is closed, and probes of the window go out.
+    let (full, _unread) = connection();
+    set(full.as_raw_fd(), true, [1, 1, 2, 0]);
+    full.set_nonblocking(true).unwrap();
+    while (&full).write(&[0; 1 << 14]).is_ok() {}
+    // The peer limits the rate of its answers, so a probe is unanswered for a moment.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(3) {
+        let sockets = listed(&["--pid", &own_pid()]);
+        let full = of_fd(&sockets, full.as_raw_fd());
+        assert_eq!(full["risks"], serde_json::json!(["suspended"]), "{full}");
+        if full["unanswered_probes"] != 0 {
+            break;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
     succeed(Command::new("ip").args(["link", "set", "lo", "down"]));
     (&sending).write_all(b"lost").unwrap();
     eventually("two probes are out and data is on its way", || {
