@@ -296,7 +296,8 @@ pub(crate) struct Ls {
     /// Only the sockets of this process, the same as PID alone. Repeatable
     #[arg(long, value_parser = process::number)]
     pub(crate) pid: Vec<i32>,
-    /// Only this state. Repeatable. Default: all but time-wait and syn-recv, which have no options
+    /// Only this state. Repeatable. Default: all but time-wait and syn-recv, which have no options. The kernel does not
+    /// list sockets in state close
     #[arg(long, value_enum, value_name = "STATE", value_delimiter = ',')]
     pub(crate) state: Vec<State>,
     /// Only sockets whose local or peer port is this one

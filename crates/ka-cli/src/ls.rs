@@ -31,6 +31,10 @@ pub(crate) fn ls(args: &args::Ls) -> Outcome {
     pids.sort_unstable();
     pids.dedup();
     let failure = |why: String| Failure::new(format_args!("ls: {why}"));
+    if !args.state.is_empty() && args.state.iter().all(|state| *state == State::Close) {
+        let why = "--state close: the kernel does not list closed and unconnected sockets; ka check PID counts them";
+        return Err(failure(why.to_owned()));
+    }
     let (namespaces, mut left) = namespaces(args, &pids).map_err(failure)?;
     let states: Vec<_> =
         if args.state.is_empty() { State::with_options().collect() } else { args.state.clone() };

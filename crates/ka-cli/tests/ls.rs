@@ -633,3 +633,12 @@ fn closed_standard_descriptors_do_no_harm() {
         outcome(Command::new("ss").args(["-tnH", "sport", "=", &format!(":{}", holder.port)]));
     assert!(table.lines().all(|line| line.split_whitespace().nth(1) == Some("0")), "{table}");
 }
+
+/// A state that the kernel never lists is refused. An empty list would look as if there were no such socket.
+#[test]
+fn a_state_that_cannot_be_listed_is_refused() {
+    let _unconnected = support::fresh();
+    let (status, out, err) = outcome(ka().args(["ls", "--state", "close"]));
+    assert_eq!((status, out.as_str()), (2, ""));
+    assert!(err.contains("the kernel does not list closed and unconnected sockets; ka check PID"), "{err}");
+}
