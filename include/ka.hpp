@@ -294,7 +294,7 @@ inline status get_status(int fd, std::error_code &ec) noexcept {
             std::chrono::microseconds{native.rtt_us}};
 }
 
-/** Reads a policy from its text, "60,10,5" or "idle=60,intvl=10,cnt=5": ka_parse. */
+/** Reads a policy from its text, "60,10,5" or "idle=1m, intvl=10s, cnt=5": ka_parse. */
 inline policy parse(const std::string &text, std::error_code &ec) noexcept {
     policy result;
     // A NUL inside is an ending for C, and none for C++.

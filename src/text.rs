@@ -12,15 +12,19 @@ use crate::errno::{EINVAL, answer};
 
 /// Reads a policy from its text, as from a configuration file, an option or the environment.
 ///
-///   text    items with commas between them: either exactly three numbers, idle,intvl,cnt ("60,10,5"); or, in
-///           any order and each at most once, "idle=", "intvl=", "cnt=" and "user_timeout=" with a number
-///           ("user_timeout=auto" is KA_AUTO), and one of "on", "off" and "keep" for enabled, where none means
-///           "on". Decimal digits without leading zeros, no blanks. What is not named is KA_KEEP.
+///   text    one of two forms. Blanks and line ends around an item are ignored. What is not named is KA_KEEP.
+///             - Three values, idle, intvl and cnt, with commas or colons between them: "60,10,5", "1m:10s:5".
+///             - Items with commas between them, in any order and each at most once: "idle=", "intvl=", "cnt="
+///               and "user_timeout=" with a value, and one of "on", "off" and "keep" for enabled. Without one
+///               of these three, enabled is 1. "idle=5m, intvl=30s, user_timeout=auto".
+///           A value is decimal digits without leading zeros. A time may have a unit: ms, s, m, h or d. Without
+///           a unit, idle and intvl are seconds and user_timeout is milliseconds. idle and intvl must be whole
+///           seconds. cnt has no unit. "user_timeout=auto" is KA_AUTO, "user_timeout=none" is 0.
 ///   config  where to put it; its size must be set (KA_CONFIG_INIT).
 ///
 /// Returns 0, or -1 with errno:
 ///   EINVAL       an argument is NULL; config's size is not a multiple of 4 from 8 up; the text has another form;
-///                "user_timeout=auto" would be more than 2147483647.
+///                idle or intvl is not whole seconds; "user_timeout=auto" would be more than 2147483647.
 ///   ERANGE       the form is right, but a number is out of its range.
 /// After a failure *config is as it was.
 ///
@@ -41,6 +45,9 @@ pub unsafe extern "C" fn ka_parse(text: *const c_char, config: *mut ka_config) -
 }
 
 /// Writes a policy as the text that ka_parse reads back to the same policy: "idle=60,intvl=10,cnt=5", "off".
+///
+/// The text has neither blanks nor units. For a user_timeout below 1000 the command ka and the KA_ variables
+/// require a unit, because a person could mean seconds. ka_parse reads the bare number as milliseconds.
 ///
 ///   config  a config that ka_apply would take.
 ///   text    where to put the text and a NUL, as snprintf(3): at most size bytes in all, cut off where it is

@@ -349,13 +349,26 @@ fn text_is_read_and_written() {
         ("keep,cnt=3,user_timeout=auto", config(KEEP, KEEP, KEEP, 3, AUTO)),
         ("on", config(1, KEEP, KEEP, KEEP, KEEP)),
         ("user_timeout=0", config(1, KEEP, KEEP, KEEP, 0)),
+        ("user_timeout=none", config(1, KEEP, KEEP, KEEP, 0)),
+        ("user_timeout=30", config(1, KEEP, KEEP, KEEP, 30)),
+        ("user_timeout=30s", config(1, KEEP, KEEP, KEEP, 30_000)),
+        ("idle=5m, intvl=30s", config(1, 300, 30, KEEP, KEEP)),
+        (" 1h : 60000ms : 5 ", config(1, 3600, 60, 5, KEEP)),
     ] {
         assert_eq!(parse(text), Ok(config), "{text}");
         assert_eq!(parse(&format(&config).unwrap()), Ok(config), "{text}");
     }
-    for (text, errno) in
-        [("", EINVAL), ("60,10", EINVAL), ("0,10,5", ERANGE), ("0,10,x", EINVAL), ("on,off", EINVAL)]
-    {
+    for (text, errno) in [
+        ("", EINVAL),
+        ("60,10", EINVAL),
+        ("0,10,5", ERANGE),
+        ("72h,10,5", ERANGE),
+        ("1500ms,10,5", EINVAL),
+        ("60,10,5s", EINVAL),
+        ("60 10 5", EINVAL),
+        ("0,10,x", EINVAL),
+        ("on,off", EINVAL),
+    ] {
         assert_eq!(parse(text), Err(errno), "{text}");
     }
 }

@@ -207,7 +207,7 @@ fn parentheses_and_quotes_end_where_they_should() {
     }
     let rendered = stdout(Command::new("mandoc").args(["-T", "ascii"]).arg(man().join("ka-preload.7")));
     let words: Vec<_> = rendered.split_whitespace().collect();
-    let sentence = r#"and "user_timeout=" with commas between them (seconds, seconds, probes, milliseconds or "auto"). What"#;
+    let sentence = r#"A policy, as "60,10,6" or "idle=5m, user_timeout=auto"; see"#;
     assert!(words.join(" ").contains(sentence));
 }
 

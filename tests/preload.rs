@@ -177,13 +177,19 @@ fn every_part_of_the_policy_can_be_said() {
         (&[][..], "1 60 10 6 0"),
         (&[("KA_POLICY", "30,5,3")], "1 30 5 3 0"),
         (&[("KA_POLICY", "idle=30")], "1 30 10 6 0"),
+        (&[("KA_POLICY", "5m, 30s, 5")], "1 300 30 5 0"),
+        (&[("KA_POLICY", "1h:30:5")], "1 3600 30 5 0"),
+        (&[("KA_POLICY", "idle=1m, user_timeout=30s")], "1 60 10 6 30000"),
+        (&[("KA_POLICY", "user_timeout=none")], "1 60 10 6 0"),
+        (&[("KA_IDLE", "5m"), ("KA_INTVL", " 2000ms "), ("KA_USER_TIMEOUT", "1d")], "1 300 2 6 86400000"),
+        (&[("KA_POLICY", "user_timeout=5000"), ("KA_USER_TIMEOUT", "none")], "1 60 10 6 0"),
         (&[("KA_POLICY", "30,5,3"), ("KA_CNT", "7")], "1 30 5 7 0"),
-        (&[("KA_IDLE", "1"), ("KA_INTVL", "2"), ("KA_CNT", "3"), ("KA_USER_TIMEOUT", "4")], "1 1 2 3 4"),
+        (&[("KA_IDLE", "1"), ("KA_INTVL", "2"), ("KA_CNT", "3"), ("KA_USER_TIMEOUT", "4ms")], "1 1 2 3 4"),
         (&[("KA_USER_TIMEOUT", "auto")], "1 60 10 6 120000"),
         (&[("KA_POLICY", "30,5,3"), ("KA_USER_TIMEOUT", "auto")], "1 30 5 3 45000"),
         (&[("KA_POLICY", "idle=30,user_timeout=auto"), ("KA_CNT", "1")], "1 30 10 1 40000"),
         (&[("KA_POLICY", "30,5,3"), ("KA_USER_TIMEOUT", "keep")], "1 30 5 3 0"),
-        (&[("KA_POLICY", "user_timeout=9"), ("KA_USER_TIMEOUT", "keep")], "1 60 10 6 0"),
+        (&[("KA_POLICY", "user_timeout=9ms"), ("KA_USER_TIMEOUT", "keep")], "1 60 10 6 0"),
         (&[("KA_POLICY", "off"), ("KA_IDLE", "30")], "0 7200 75 9 0"),
         (&[("KA_SKIP", "moments*")], "0 7200 75 9 0"),
         (&[("KA_SKIP", "chrome, *ments-*,sshd")], "0 7200 75 9 0"),
@@ -200,12 +206,12 @@ fn a_bad_value_is_named_once_and_the_default_applies() {
         (
             &[("KA_IDLE", "abc")][..],
             "1 60 10 6 0",
-            "ka: KA_IDLE=\"abc\": must be a number in decimal digits, without leading zeros; it does not count\n",
+            "ka: KA_IDLE=\"abc\": must be a time, as 60, 60s or 5m; it does not count\n",
         ),
         (
             &[("KA_IDLE", "")],
             "1 60 10 6 0",
-            "ka: KA_IDLE: must be a number in decimal digits, without leading zeros; it does not count\n",
+            "ka: KA_IDLE: must be a time, as 60, 60s or 5m; it does not count\n",
         ),
         (
             &[("KA_POLICY", "30,5,3"), ("KA_IDLE", "0")],
@@ -216,6 +222,26 @@ fn a_bad_value_is_named_once_and_the_default_applies() {
             &[("KA_CNT", "99999")],
             "1 60 10 6 0",
             "ka: KA_CNT=\"99999\": cnt must be 1..127 probes; it does not count\n",
+        ),
+        (
+            &[("KA_POLICY", "30,5,3"), ("KA_USER_TIMEOUT", "30")],
+            "1 30 5 3 0",
+            "ka: KA_USER_TIMEOUT=\"30\": below 1000 it needs a unit, as 30ms or 30s; it does not count\n",
+        ),
+        (
+            &[("KA_POLICY", "idle=30,user_timeout=30")],
+            "1 60 10 6 0",
+            "ka: KA_POLICY=\"idle=30,user_timeout=30\": below 1000 it needs a unit, as 30ms or 30s; it does not count\n",
+        ),
+        (
+            &[("KA_INTVL", "1500ms")],
+            "1 60 10 6 0",
+            "ka: KA_INTVL=\"1500ms\": must be whole seconds; it does not count\n",
+        ),
+        (
+            &[("KA_CNT", "6s")],
+            "1 60 10 6 0",
+            "ka: KA_CNT=\"6s\": must be a number without a unit, as 6; it does not count\n",
         ),
         (
             &[("KA_POLICY", "30,5")],
@@ -245,7 +271,7 @@ fn a_bad_value_is_named_once_and_the_default_applies() {
         (
             &[("KA_IDLE", "a\u{1b}[2Jb\n")],
             "1 60 10 6 0",
-            "ka: KA_IDLE=\"a?[2Jb?\": must be a number in decimal digits, without leading zeros; it does not count\n",
+            "ka: KA_IDLE=\"a?[2Jb?\": must be a time, as 60, 60s or 5m; it does not count\n",
         ),
         (
             &[("KA_RULES", "rport=22; lport=1 idle=7")],

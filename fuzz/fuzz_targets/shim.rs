@@ -21,7 +21,7 @@ use std::ptr;
 use ka_core::{Endpoint, Mode, Orders, Values};
 use ka_fuzz::input::Input;
 use ka_fuzz::kernel;
-use ka_fuzz::policy::{AUTO, KEEP, Policy, number};
+use ka_fuzz::policy::{AUTO, BLANKS, KEEP, Policy};
 use ka_fuzz::rule::{self, Action, Network};
 use ka_fuzz::sockets::tcp;
 use libfuzzer_sys::fuzz_target;
@@ -138,18 +138,20 @@ impl Told {
     }
 
     fn take(&mut self, name: &str, value: &[u8]) -> Option<()> {
-        let timer = |least, most| number(std::str::from_utf8(value).ok()?, least, most).ok().flatten();
         let mut policy = self.policy;
+        let timer = |policy: &mut Policy, name: &str| {
+            let text = std::str::from_utf8(value).ok()?.trim_matches(BLANKS);
+            policy.set(name, text, true).ok()?
+        };
         match name {
             "KA_POLICY" => {
-                policy = Policy::parse(value).ok().filter(|policy| policy.enabled != KEEP)?.on(&policy);
+                policy = Policy::parse_typed(value).ok().filter(|policy| policy.enabled != KEEP)?.on(&policy);
             }
-            "KA_IDLE" => policy.idle = timer(1, 32767)?,
-            "KA_INTVL" => policy.intvl = timer(1, 32767)?,
-            "KA_CNT" => policy.cnt = timer(1, 127)?,
-            "KA_USER_TIMEOUT" if value == b"auto" => policy.user_timeout = AUTO,
+            "KA_IDLE" => timer(&mut policy, "idle")?,
+            "KA_INTVL" => timer(&mut policy, "intvl")?,
+            "KA_CNT" => timer(&mut policy, "cnt")?,
             "KA_USER_TIMEOUT" if value == b"keep" => policy.user_timeout = KEEP,
-            "KA_USER_TIMEOUT" => policy.user_timeout = timer(0, i32::MAX)?,
+            "KA_USER_TIMEOUT" => timer(&mut policy, "user_timeout")?,
             "KA_MODE" => {
                 self.mode = match value {
                     b"force" => Mode::Force,

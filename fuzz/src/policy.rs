@@ -92,20 +92,29 @@ impl Policy {
         if items.is_empty() { "on".to_owned() } else { items.join(",") }
     }
 
-    /// The policy of a text.
+    /// The policy of a text, as `ka_parse` reads it.
     pub fn parse(text: &[u8]) -> Result<Self, Wrong> {
+        Self::parse_as(text, false)
+    }
+
+    /// The policy of a text that a person wrote: a user timeout below 1000 needs a unit.
+    pub fn parse_typed(text: &[u8]) -> Result<Self, Wrong> {
+        Self::parse_as(text, true)
+    }
+
+    fn parse_as(text: &[u8], typed: bool) -> Result<Self, Wrong> {
         let text = std::str::from_utf8(text).map_err(|_| Wrong::Form)?;
-        let items: Vec<&str> = text.split(',').collect();
+        let text = text.trim_matches(BLANKS);
+        let is_three = text.starts_with(|letter: char| letter.is_ascii_digit());
+        let separator = if is_three && text.contains(':') { ':' } else { ',' };
+        let items: Vec<&str> = text.split(separator).map(|item| item.trim_matches(BLANKS)).collect();
         let mut policy = Self { enabled: 1, ..Self::KEEP };
         let mut ranges = Vec::new();
-        if text.starts_with(|letter: char| letter.is_ascii_digit()) {
+        if is_three {
+            // Whether there are three is said last, but both are EINVAL.
             let [idle, intvl, cnt] = items[..] else { return Err(Wrong::Form) };
-            for (slot, digits, most) in [
-                (&mut policy.idle, idle, LONGEST_S),
-                (&mut policy.intvl, intvl, LONGEST_S),
-                (&mut policy.cnt, cnt, MOST_PROBES),
-            ] {
-                ranges.push(number(digits, 1, most)?.map(|value| *slot = value));
+            for (name, value) in [("idle", idle), ("intvl", intvl), ("cnt", cnt)] {
+                ranges.push(policy.set(name, value, typed)?);
             }
         } else {
             let mut said = std::collections::BTreeSet::new();
@@ -119,16 +128,7 @@ impl Policy {
                     ("enabled", "on") => policy.enabled = 1,
                     ("enabled", "off") => policy.enabled = 0,
                     ("enabled", "keep") => policy.enabled = KEEP,
-                    ("idle", _) => ranges.push(number(value, 1, LONGEST_S)?.map(|value| policy.idle = value)),
-                    ("intvl", _) => {
-                        ranges.push(number(value, 1, LONGEST_S)?.map(|value| policy.intvl = value))
-                    }
-                    ("cnt", _) => ranges.push(number(value, 1, MOST_PROBES)?.map(|value| policy.cnt = value)),
-                    ("user_timeout", "auto") => policy.user_timeout = AUTO,
-                    ("user_timeout", _) => {
-                        ranges.push(number(value, 0, i32::MAX)?.map(|value| policy.user_timeout = value));
-                    }
-                    _ => return Err(Wrong::Form),
+                    _ => ranges.push(policy.set(name, value, typed)?),
                 }
             }
         }
@@ -136,6 +136,26 @@ impl Policy {
             return Err(Wrong::Range);
         }
         if policy.is_sound() { Ok(policy) } else { Err(Wrong::Form) }
+    }
+
+    /// Sets a value by its name. `None`: it is out of range.
+    pub fn set(&mut self, name: &str, value: &str, typed: bool) -> Result<Option<()>, Wrong> {
+        let (slot, found) = match (name, value) {
+            ("idle", _) => (&mut self.idle, seconds(value)?),
+            ("intvl", _) => (&mut self.intvl, seconds(value)?),
+            ("cnt", _) => (&mut self.cnt, number(value, 1, MOST_PROBES)?),
+            ("user_timeout", "auto") => (&mut self.user_timeout, Some(AUTO)),
+            ("user_timeout", "none") => (&mut self.user_timeout, Some(0)),
+            ("user_timeout", _) => {
+                let (count, unit) = quantity(value)?;
+                if typed && unit.is_none() && (1..1000).contains(&count) {
+                    return Err(Wrong::Form);
+                }
+                (&mut self.user_timeout, i32::try_from(count.saturating_mul(unit.unwrap_or(1))).ok())
+            }
+            _ => return Err(Wrong::Form),
+        };
+        Ok(found.map(|found| *slot = found))
     }
 
     /// `ka_detect_time`: typical and worst. `None`: it is EINVAL.
@@ -201,13 +221,39 @@ fn largest(holds: impl Fn(u64) -> bool) -> u64 {
     low
 }
 
+/// What may stand around an item.
+pub const BLANKS: [char; 5] = [' ', '\t', '\n', '\r', '\x0c'];
+
+/// A time in whole seconds; `None` where it is out of range.
+fn seconds(text: &str) -> Result<Option<i32>, Wrong> {
+    let (count, unit) = quantity(text)?;
+    let milliseconds = count.saturating_mul(unit.unwrap_or(1000));
+    match i32::try_from(milliseconds / 1000).ok().filter(|seconds| *seconds <= LONGEST_S) {
+        Some(_) if milliseconds % 1000 > 0 => Err(Wrong::Form),
+        found => Ok(found.filter(|seconds| *seconds > 0)),
+    }
+}
+
+/// A number and the milliseconds of its unit. A number that is too large for any range is some other such number.
+fn quantity(text: &str) -> Result<(i128, Option<i128>), Wrong> {
+    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+    let unit = units.into_iter().find(|(name, _)| {
+        text.strip_suffix(name).is_some_and(|digits| digits.ends_with(|letter: char| letter.is_ascii_digit()))
+    });
+    let digits = unit.map_or(text, |(name, _)| &text[..text.len() - name.len()]);
+    check_digits(digits)?;
+    Ok((digits.parse().unwrap_or(i128::MAX), unit.map(|(_, scale)| scale)))
+}
+
 /// A number of decimal digits without leading zeros; `None` where it is out of range.
 pub fn number(digits: &str, least: i32, most: i32) -> Result<Option<i32>, Wrong> {
+    check_digits(digits)?;
+    Ok(digits.parse::<i32>().ok().filter(|value| (least..=most).contains(value)))
+}
+
+fn check_digits(digits: &str) -> Result<(), Wrong> {
     let is_number = !digits.is_empty()
         && digits.bytes().all(|byte| byte.is_ascii_digit())
         && (digits == "0" || !digits.starts_with('0'));
-    if !is_number {
-        return Err(Wrong::Form);
-    }
-    Ok(digits.parse::<i32>().ok().filter(|value| (least..=most).contains(value)))
+    if is_number { Ok(()) } else { Err(Wrong::Form) }
 }

@@ -32,8 +32,7 @@ pub struct Rule {
 impl Rule {
     /// Reads a rule; `None` where it is none.
     pub fn parse(text: &[u8], base: &Policy) -> Option<Self> {
-        let words = text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-        let words: Vec<&str> = words.map(|word| std::str::from_utf8(word).ok()).collect::<Option<_>>()?;
+        let words = words(std::str::from_utf8(text).ok()?);
         let (action, conditions) = words.split_last()?;
         let (mut peer, mut rport, mut lport) = (None, None, None);
         for condition in conditions {
@@ -51,7 +50,7 @@ impl Rule {
             Action::Skip
         } else {
             let policy =
-                Policy::parse(action.as_bytes()).ok().filter(|policy| policy.enabled != KEEP)?.on(base);
+                Policy::parse_typed(action.as_bytes()).ok().filter(|policy| policy.enabled != KEEP)?.on(base);
             if !policy.is_sound() {
                 return None;
             }
@@ -75,6 +74,26 @@ impl Rule {
         };
         of_peer && self.lport.as_ref().is_none_or(|ports| ports.contains(&lport))
     }
+}
+
+/// The words of a rule. A comma joins the words at its sides, and so does a colon behind a number.
+fn words(text: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    for part in text.split(|letter: char| letter.is_ascii_whitespace()).filter(|part| !part.is_empty()) {
+        match words.last_mut() {
+            Some(word) => {
+                let is_number = word.starts_with(|letter: char| letter.is_ascii_digit());
+                let joins = |letter: char| letter == ',' || letter == ':' && is_number;
+                if word.ends_with(joins) || part.starts_with(joins) {
+                    word.push_str(part);
+                } else {
+                    words.push(part.to_owned());
+                }
+            }
+            None => words.push(part.to_owned()),
+        }
+    }
+    words
 }
 
 impl Network {

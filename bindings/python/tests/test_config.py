@@ -11,6 +11,7 @@ import ka
 
 def test_text():
     assert ka.parse("60,10,5") == ka.Config(True, 60, 10, 5, None)
+    assert ka.parse("60, 10, 5") == ka.parse("1m:10s:5") == ka.parse("60,10,5")
     assert ka.parse("idle=60,user_timeout=auto,keep") == ka.Config(None, 60, None, None, ka.AUTO)
     assert ka.parse("off") == ka.Config(enabled=False)
     assert ka.format(ka.Config(True, 60, 10, 5)) == "idle=60,intvl=10,cnt=5"
@@ -18,7 +19,7 @@ def test_text():
         assert ka.parse(ka.format(config)) == config
 
 
-@pytest.mark.parametrize("text", ["", "60,10", "60, 10, 5", "60,10,5\0", "idle=60,idle=60", "ä", "\ud800", "06,1,1"])
+@pytest.mark.parametrize("text", ["", "60,10", "60 10 5", "60,10,5\0", "idle=60,idle=60", "ä", "\ud800", "06,1,1"])
 def test_a_text_that_is_no_policy_is_named(text):
     with pytest.raises(ka.InvalidArgument, match="is no policy") as caught:
         ka.parse(text)

@@ -87,6 +87,13 @@ pub(crate) enum Command {
   ka run --via seccomp -- ./build-and-test.sh        all that it starts, also static and Go programs
   sudo ka run -- sudo -u app ./server                via seccomp, because sudo drops LD_PRELOAD
 
+Policy text: A policy is three values, idle, intvl and cnt, with commas or colons between them, as 60,10,6 or 1m:10s:6. Or \
+it is items with commas between them, in any order and each at most once: idle=TIME, intvl=TIME, cnt=N, \
+user_timeout=TIME, and on or off. Blanks around values and items are ignored. A time is a number with ms, s, m, h or d \
+behind it. Without a unit, idle and intvl are seconds, and the user timeout is milliseconds. A user timeout below 1000 needs \
+its unit. idle and intvl are whole seconds. user_timeout=none is 0, and user_timeout=auto is 1000 * (idle + intvl * cnt) \
+ms. The flags, the KA_ variables and /etc/ka.conf take the same values.
+
 Status: the program's; 127 no such program, 126 it cannot be executed, 125 ka could not run it under the policy.
 
 Environment: KA_PRELOAD names the libka_preload.so to use; under sudo, doas or pkexec it must be root's, and so must all
@@ -367,7 +374,7 @@ pub(crate) struct Plan {
     /// A well-known middlebox
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
-    /// This policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them
+    /// This policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them, as in ka-run(1)
     #[arg(short = 'p', long, value_name = "TEXT", value_parser = policy)]
     pub(crate) policy: Option<Config>,
     /// Lists the presets and the sources of their numbers

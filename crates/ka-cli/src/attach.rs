@@ -1246,7 +1246,7 @@ impl Attach<'_> {
                 failed: *failed,
                 without_user_timeout: *without_user_timeout,
                 dry_run: self.args.dry_run,
-                policy: is_one_policy.then(|| self.change.policy.to_string()),
+                policy: is_one_policy.then(|| ka_core::Text::typed(&self.change.policy).to_string()),
                 mode: is_one_policy.then(|| self.change.mode.name()),
                 closed: *gone,
                 denied: *denied,

@@ -316,7 +316,7 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
     let status = if left.is_empty() && refused.is_empty() { 0 } else { FOUND };
     let attached = Attached {
         cgroup: cgroup.name(),
-        policy: orders.policy.to_string(),
+        policy: ka_core::Text::typed(&orders.policy).to_string(),
         mode: orders.mode.name(),
         set,
         unchanged,
@@ -580,7 +580,7 @@ fn ls(args: &args::CgroupLs) -> Outcome {
     let row = |cgroup: &Cgroup, orders: Option<Orders>, pinned: Option<PathBuf>| Row {
         cgroup: Some(cgroup.name()),
         id: cgroup.id,
-        policy: orders.map(|orders| orders.policy.to_string()),
+        policy: orders.map(|orders| ka_core::Text::typed(&orders.policy).to_string()),
         mode: orders.map(|orders| orders.mode.name()),
         idle: orders.and_then(|orders| orders.policy.idle()),
         intvl: orders.and_then(|orders| orders.policy.intvl()),
@@ -676,7 +676,7 @@ pub(crate) fn policies_of(pid: i32) -> Result<Vec<InForce>, String> {
         let policies = Cgroup::open(path).and_then(|cgroup| bpf::attached(cgroup.folder.as_fd()));
         found.extend(policies.map_err(|error| refusal(&error))?.into_iter().map(|orders| InForce {
             cgroup: name(path),
-            policy: orders.policy.to_string(),
+            policy: ka_core::Text::typed(&orders.policy).to_string(),
             mode: orders.mode.name(),
         }));
     }

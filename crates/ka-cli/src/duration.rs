@@ -1,105 +1,60 @@
-//! Times as they are typed: `30s`, `5m`, `1500ms`, or a bare number in the unit of what is asked for.
+//! Times that are typed behind a flag, in the syntax of a policy's times: `30s`, `5m`, `1500ms`, or a bare number of
+//! seconds. And times in words.
 
-use std::fmt;
+use ka_core::{ParseError, Quantity, Reason, Timer, UserTimeout, trim};
 
-use ka_core::Timer;
-
-/// What a bare number counts.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Unit {
-    Seconds,
-    Milliseconds,
-}
-
-impl Unit {
-    const fn milliseconds(self) -> u64 {
-        match self {
-            Self::Seconds => 1000,
-            Self::Milliseconds => 1,
-        }
-    }
-}
-
-impl fmt::Display for Unit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Seconds => "s",
-            Self::Milliseconds => "ms",
-        })
-    }
-}
-
-/// Reads a time and gives it in the unit that is asked for, within a range of it.
-fn parse(text: &str, unit: Unit, least: u32, most: u32) -> Result<u32, String> {
-    let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
-    let (number, suffix) = text.split_at_checked(digits).unwrap_or((text, ""));
-    let scale = match suffix {
-        "" => unit.milliseconds(),
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        _ => return Err(format!("a time is a number with s, ms or m behind it, as {}", example(unit))),
+/// The milliseconds of a time. A bare number is seconds.
+fn milliseconds(text: &str) -> Result<u64, String> {
+    let Some(Quantity { number, unit }) = Quantity::parse(trim(text.as_bytes())) else {
+        return Err(Reason::NotAValue(Timer::Idle).message().to_owned());
     };
-    if number.is_empty() {
-        return Err(format!("a time is a number, as {}", example(unit)));
-    }
-    let range = format!("it must be {least}..{most} {unit}");
-    let Some(milliseconds) = number.parse::<u64>().ok().and_then(|number| number.checked_mul(scale)) else {
-        return Err(range);
-    };
-    if milliseconds % unit.milliseconds() != 0 {
-        let below = milliseconds / unit.milliseconds();
-        let is_right = |value: &u64| u32::try_from(*value).is_ok_and(|value| (least..=most).contains(&value));
-        let neighbours = [below, below.saturating_add(1)].into_iter().filter(is_right);
-        let neighbours: Vec<_> = neighbours.map(|value| format!("{value}{unit}")).collect();
-        if neighbours.is_empty() {
-            return Err(range);
-        }
-        return Err(format!("it must be whole seconds, as {}", neighbours.join(" or ")));
-    }
-    u32::try_from(milliseconds / unit.milliseconds())
-        .ok()
-        .filter(|value| (least..=most).contains(value))
-        .ok_or(range)
+    Ok(number.saturating_mul(if unit == 0 { 1000 } else { unit }))
 }
 
-const fn example(unit: Unit) -> &'static str {
-    match unit {
-        Unit::Seconds => "30s, 5m or 30 (seconds)",
-        Unit::Milliseconds => "1500ms, 30s or 1500 (milliseconds)",
-    }
+/// The range of all times but those of socket options.
+fn in_range(value: u64, unit: &str, milliseconds: u64) -> Result<u32, String> {
+    u32::try_from(value).ok().filter(|value| *value > 0).ok_or_else(|| {
+        let most = words(u64::from(u32::MAX).saturating_mul(milliseconds));
+        format!("must be 1..{} {unit} (at most {most})", u32::MAX)
+    })
 }
 
-/// A time for a socket option, in that option's unit and range.
-fn timer(timer: Timer, unit: Unit, text: &str) -> Result<i32, String> {
-    let bound = |value: &i32| value.unsigned_abs();
-    let value = parse(text, unit, bound(timer.range().start()), bound(timer.range().end()))?;
-    i32::try_from(value).map_err(|error| error.to_string())
+/// What would be right in place of a value.
+fn advice(text: &str, reason: Reason) -> String {
+    ParseError { item: text.as_bytes(), reason }.advice().to_string()
+}
+
+/// The value of a socket option, in its own unit.
+fn timer(timer: Timer, text: &str) -> Result<i32, String> {
+    timer.parse_typed(text.as_bytes()).map_err(|reason| advice(text, reason))
 }
 
 pub(crate) fn idle(text: &str) -> Result<i32, String> {
-    timer(Timer::Idle, Unit::Seconds, text)
+    timer(Timer::Idle, text)
 }
 
 pub(crate) fn intvl(text: &str) -> Result<i32, String> {
-    timer(Timer::Intvl, Unit::Seconds, text)
+    timer(Timer::Intvl, text)
 }
 
-pub(crate) fn user_timeout(text: &str) -> Result<i32, String> {
-    timer(Timer::UserTimeout, Unit::Milliseconds, text)
+pub(crate) fn cnt(text: &str) -> Result<i32, String> {
+    timer(Timer::Cnt, text)
+}
+
+pub(crate) fn user_timeout(text: &str) -> Result<UserTimeout, String> {
+    UserTimeout::parse_typed(text.as_bytes()).map_err(|reason| advice(text, reason))
 }
 
 /// Any time, in whole seconds.
 pub(crate) fn seconds(text: &str) -> Result<u32, String> {
-    parse(text, Unit::Seconds, 1, u32::MAX)
+    let milliseconds = milliseconds(text)?;
+    let seconds = in_range(milliseconds.div_ceil(1000), "s", 1000)?;
+    if milliseconds.is_multiple_of(1000) { Ok(seconds) } else { Err(advice(text, Reason::NotWhole)) }
 }
 
-/// Any time that is typed in seconds, to the millisecond.
+/// Any time, in milliseconds.
 pub(crate) fn fine_seconds(text: &str) -> Result<u32, String> {
-    let bare = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let milliseconds = if bare { format!("{text}s") } else { text.to_owned() };
-    parse(&milliseconds, Unit::Milliseconds, 1, u32::MAX)
-        .map_err(|right| right.replace(example(Unit::Milliseconds), "30s, 1500ms or 30 (seconds)"))
+    in_range(milliseconds(text)?, "ms", 1)
 }
 
 /// A time in words, for people: `2 h 11 min 15 s`.
@@ -122,37 +77,74 @@ pub(crate) fn words(milliseconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{fine_seconds, idle, intvl, seconds, user_timeout, words};
+    use ka_core::UserTimeout;
+
+    use super::{cnt, fine_seconds, idle, intvl, seconds, user_timeout, words};
 
     #[test]
-    fn a_time_has_a_unit_or_the_flag_s_own() {
+    fn a_time_has_a_unit_or_is_in_seconds() {
         assert_eq!(idle("60"), Ok(60));
         assert_eq!(idle("60s"), Ok(60));
-        assert_eq!(idle("5m"), Ok(300));
+        assert_eq!(idle(" 5m "), Ok(300));
+        assert_eq!(idle("9h"), Ok(32_400));
         assert_eq!(idle("2000ms"), Ok(2));
-        assert_eq!(user_timeout("1500"), Ok(1500));
-        assert_eq!(user_timeout("1500ms"), Ok(1500));
-        assert_eq!(user_timeout("30s"), Ok(30_000));
-        assert_eq!(user_timeout("0"), Ok(0));
-        assert_eq!(user_timeout("2147483647"), Ok(i32::MAX));
+        assert_eq!(cnt("6"), Ok(6));
         assert_eq!(seconds("350"), Ok(350));
+        assert_eq!(seconds("2d"), Ok(172_800));
         assert_eq!(fine_seconds("30"), Ok(30_000));
         assert_eq!(fine_seconds("2500ms"), Ok(2500));
+        assert_eq!(fine_seconds("1h"), Ok(3_600_000));
+    }
+
+    #[test]
+    fn a_user_timeout_below_1000_needs_a_unit() {
+        let right = |text: &str| user_timeout(text).unwrap();
+        for (text, milliseconds) in
+            [("1500", 1500), ("1000", 1000), ("30ms", 30), ("30s", 30_000), ("0", 0), ("none", 0), ("0s", 0)]
+        {
+            assert_eq!(right(text), UserTimeout::Milliseconds(milliseconds), "{text}");
+        }
+        assert_eq!(right("24d"), UserTimeout::Milliseconds(2_073_600_000));
+        assert_eq!(right("2147483647"), UserTimeout::Milliseconds(i32::MAX));
+        assert_eq!(right("auto"), UserTimeout::Auto);
+        for number in [1, 30, 999] {
+            let advice = format!("write {number}ms or {number}s");
+            assert_eq!(user_timeout(&number.to_string()), Err(advice));
+        }
     }
 
     #[test]
     fn a_wrong_time_is_told_what_is_right() {
-        assert_eq!(idle("0"), Err("it must be 1..32767 s".to_owned()));
-        assert_eq!(idle("32768"), Err("it must be 1..32767 s".to_owned()));
-        assert_eq!(idle("99999999999999999999m"), Err("it must be 1..32767 s".to_owned()));
-        assert_eq!(intvl("1500ms"), Err("it must be whole seconds, as 1s or 2s".to_owned()));
-        assert_eq!(intvl("500ms"), Err("it must be whole seconds, as 1s".to_owned()));
-        assert_eq!(intvl("32767001ms"), Err("it must be whole seconds, as 32767s".to_owned()));
-        assert_eq!(intvl("99999001ms"), Err("it must be 1..32767 s".to_owned()));
-        assert_eq!(user_timeout("2147483648"), Err("it must be 0..2147483647 ms".to_owned()));
-        for text in ["", "s", "1h", "1.5s", "-1", "+1", " 1", "1 s", "0x10", "1S", "\u{661}"] {
-            assert!(idle(text).unwrap_err().starts_with("a time is a number"), "{text}");
-            assert!(fine_seconds(text).unwrap_err().starts_with("a time is a number"), "{text}");
+        let range = || Err("idle must be 1..32767 s (at most 9h 6m 7s)".to_owned());
+        for text in
+            ["0", "0ms", "32768", "72h", "32768001ms", "99999999999999999999m", "99999999999999999999ms"]
+        {
+            assert_eq!(idle(text), range(), "{text}");
+        }
+        let whole = |below: &str| Err(format!("must be whole seconds, as {below}"));
+        assert_eq!(intvl("1500ms"), whole("1s"));
+        assert_eq!(intvl("500ms"), whole("1s"));
+        assert_eq!(intvl("32767001ms"), whole("32767s"));
+        assert_eq!(seconds("350500ms"), Err("must be whole seconds, as 350s".to_owned()));
+        assert_eq!(seconds("99999001ms"), Err("must be whole seconds, as 99999s".to_owned()));
+        for text in ["2147483648", "25d"] {
+            let right = "user_timeout must be 0..2147483647 ms (at most 24d 20h 31m 23s)";
+            assert_eq!(user_timeout(text), Err(right.to_owned()), "{text}");
+        }
+        assert_eq!(cnt("128"), Err("cnt must be 1..127 probes".to_owned()));
+        for text in ["6s", "0x6", "", "six"] {
+            assert_eq!(cnt(text), Err("must be a number without a unit, as 6".to_owned()), "{text}");
+        }
+        let right = "must be 1..4294967295 s (at most 49710 d 6 h 28 min 15 s)";
+        assert_eq!(seconds("0"), Err(right.to_owned()));
+        assert_eq!(seconds("49711d"), Err(right.to_owned()));
+        let right = "must be 1..4294967295 ms (at most 49 d 17 h 2 min 47 s)";
+        assert_eq!(fine_seconds("50d"), Err(right.to_owned()));
+        for text in ["", "s", "1w", "1.5s", "-1", "+1", "1 s", "0x10", "1S", "01", "\u{661}"] {
+            assert_eq!(idle(text).unwrap_err(), "must be a time, as 60, 60s or 5m", "{text}");
+            assert_eq!(fine_seconds(text).unwrap_err(), "must be a time, as 60, 60s or 5m", "{text}");
+            let right = "must be a time, as 30s or 1500ms, or auto or none";
+            assert_eq!(user_timeout(text).unwrap_err(), right, "{text}");
         }
     }
 

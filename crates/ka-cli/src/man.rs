@@ -95,6 +95,7 @@ fn sections(extra: &str) -> String {
                 let lines: Vec<_> = lines.trim().lines().map(str::trim_start).collect();
                 (".SH EXAMPLES\n", format!(".nf\n{}\n.fi\n", lines.join("\n")))
             }
+            Some(("Policy text", text)) => (".SH POLICY TEXT\n", wrapped(text)),
             Some(("Status", text)) => (".SH EXIT STATUS\n", wrapped(text)),
             // The lines after the first are a list: a key, a colon, and its description.
             Some(("JSON keys", lines)) => {

@@ -3,7 +3,9 @@
 use std::env;
 use std::io::{self, BufWriter, Write};
 
-use ka_core::{Config, Detection, PRESETS, PlanError, Preset, UserTimeout, plan_detect, plan_path, preset};
+use ka_core::{
+    Config, Detection, PRESETS, PlanError, Preset, Text, UserTimeout, plan_detect, plan_path, preset,
+};
 use serde::Serialize;
 
 use crate::args;
@@ -95,7 +97,7 @@ impl Plan {
         #[expect(clippy::cast_precision_loss, reason = "a number of connections")]
         let all = connections as f64;
         Ok(Self {
-            policy: config.to_string(),
+            policy: Text::typed(&config).to_string(),
             idle,
             intvl,
             cnt: config.cnt().unwrap_or_default(),
@@ -173,7 +175,7 @@ impl Plan {
         let timeout = self.user_timeout_ms.filter(|timeout| *timeout > 0);
         let also =
             |text: &str| timeout.map_or_else(String::new, |timeout| text.replace("MS", &timeout.to_string()));
-        let flags = format!("-d {idle} -i {intvl} -c {cnt}{}", also(" -u MS"));
+        let flags = format!("-d {idle} -i {intvl} -c {cnt}{}", also(" -u MSms"));
         let policy = if timeout.is_some() { self.policy.clone() } else { format!("{idle},{intvl},{cnt}") };
         let shim = via::shim_path().map_or_else(
             || {

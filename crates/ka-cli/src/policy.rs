@@ -9,20 +9,21 @@ use crate::failure::Failure;
 /// The flags of a policy.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Policy {
-    /// Time without traffic before the first probe: seconds, or as 30s or 5m; 1 to 32767 s
+    /// Time without traffic before the first probe: seconds, or as 30s, 5m or 2h; 1 to 32767 s
     #[arg(help_heading = "Policy", short = 'd', long, value_name = "S", value_parser = duration::idle, allow_negative_numbers = true)]
     pub(crate) idle: Option<i32>,
-    /// Time from an unanswered probe to the next: seconds, or as 30s or 5m; 1 to 32767 s
+    /// Time from an unanswered probe to the next: seconds, or as 30s, 5m or 2h; 1 to 32767 s
     #[arg(help_heading = "Policy", short = 'i', long, value_name = "S", value_parser = duration::intvl, allow_negative_numbers = true)]
     pub(crate) intvl: Option<i32>,
     /// Unanswered probes until the connection is dead, 1 to 127
-    #[arg(help_heading = "Policy", short = 'c', long, value_name = "N", value_parser = cnt, allow_negative_numbers = true)]
+    #[arg(help_heading = "Policy", short = 'c', long, value_name = "N", value_parser = duration::cnt, allow_negative_numbers = true)]
     pub(crate) cnt: Option<i32>,
-    /// TCP_USER_TIMEOUT: milliseconds, or as 1500ms or 30s; 0 to 2147483647 ms. Or auto: 1000 * (idle + intvl * cnt)
+    /// TCP_USER_TIMEOUT, as 1500ms or 30s; at most 2147483647 ms. A bare number is milliseconds, and below 1000 it needs a
+    /// unit. 0 or none: no timeout. auto: 1000 * (idle + intvl * cnt)
     #[arg(help_heading = "Policy", short = 'u', long, value_name = "MS", value_parser = user_timeout, allow_negative_numbers = true)]
     pub(crate) user_timeout: Option<Timeout>,
-    /// A whole policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them, or off. The
-    /// other flags override parts of it. Default: 60, 10, 6
+    /// A whole policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them, or off. Times may
+    /// have units, as 1m,10s,6: see ka-run(1). The other flags override parts of it. Default: 60, 10, 6
     #[arg(help_heading = "Policy", short = 'p', long = "policy", value_name = "TEXT", value_parser = policy)]
     pub(crate) whole: Option<Config>,
 }
@@ -52,31 +53,20 @@ impl From<Mode> for ka_core::Mode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timeout(pub(crate) UserTimeout);
 
-fn cnt(text: &str) -> Result<i32, String> {
-    Timer::Cnt.parse(text.as_bytes()).map_err(|_| {
-        let range = Timer::Cnt.range();
-        format!("it must be {}..{} {}", range.start(), range.end(), Timer::Cnt.unit())
-    })
-}
-
 fn user_timeout(text: &str) -> Result<Timeout, String> {
-    if text == "auto" {
-        return Ok(Timeout(UserTimeout::Auto));
-    }
-    let value = duration::user_timeout(text).map_err(|right| format!("{right}, or auto"))?;
-    Ok(Timeout(UserTimeout::Milliseconds(value)))
+    duration::user_timeout(text).map(Timeout)
 }
 
 /// Parses a policy's text, in the syntax of KA_POLICY.
 pub(crate) fn policy(text: &str) -> Result<Config, String> {
-    ka_core::parse(text.as_bytes()).map_err(|error| error.to_string())
+    ka_core::parse_typed(text.as_bytes()).map_err(|error| error.to_string())
 }
 
 /// The flag of the whole policy, for subcommands whose policy must turn keepalive on.
 pub(crate) fn on_only(whole: Arg) -> Arg {
     whole.help(
-        "A whole policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them. The other \
-         flags override parts of it. Default: 60, 10, 6",
+        "A whole policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them. Times may have \
+         units, as 1m,10s,6: see ka-run(1). The other flags override parts of it. Default: 60, 10, 6",
     )
 }
 

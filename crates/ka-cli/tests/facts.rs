@@ -349,6 +349,8 @@ fn a_plan_has_the_numbers_that_the_library_has() {
         (&["--policy", "60,10,5"], [60, 10, 5, 110_000, 124_029]),
         (&["--policy", "60,300,5"], [60, 300, 5, 1_560_000, 1_758_156]),
         (&["--policy", "idle=100"], [100, 10, 6, 160_000, 180_388]),
+        (&["--policy", "1m:10s:5"], [60, 10, 5, 110_000, 124_029]),
+        (&["--policy", "idle=100s, intvl=10s"], [100, 10, 6, 160_000, 180_388]),
     ] {
         let plan = json_of(ka().args(["plan", "--json"]).args(args));
         let told = ["idle", "intvl", "cnt", "typical_ms", "worst_ms"].map(|key| plan[key].as_u64().unwrap());
@@ -377,9 +379,15 @@ fn a_plan_has_the_numbers_that_the_library_has() {
         (&["--path", "2s"], "ka: plan: --path: no policy can do it: the shortest time that works is 3 s\n"),
         (&["--preset", "x"], "ka: plan: --preset x: there is none of this name: see ka plan --list\n"),
         (&["--policy", "off"], "ka: plan: --policy off: must turn keepalive on\n"),
-        (&["--path", "1500ms"], "error: invalid value '1500ms' for '--path <S>': it must be whole seconds"),
-        (&["--path", "0"], "error: invalid value '0' for '--path <S>': it must be 1..4294967295 s\n"),
-        (&["--path", "-5"], "error: invalid value '-5' for '--path <S>': a time is a number"),
+        (
+            &["--path", "1500ms"],
+            "error: invalid value '1500ms' for '--path <S>': must be whole seconds, as 1s\n",
+        ),
+        (
+            &["--path", "0"],
+            "error: invalid value '0' for '--path <S>': must be 1..4294967295 s (at most 49710 d 6 h 28 min 15 s)\n",
+        ),
+        (&["--path", "-5"], "error: invalid value '-5' for '--path <S>': must be a time, as 60, 60s or 5m\n"),
         (&[], "error: the following required arguments were not provided"),
         (&["--path", "5s", "--detect", "5s"], "error: the argument '--path <S>' cannot be used with"),
     ] {
@@ -575,7 +583,7 @@ fn the_system_s_defaults() {
     for (policy, why) in [
         ("off", "no sysctl turns keepalive on or off"),
         ("60,10,6,x", "numbers without names must be three"),
-        ("idle=60,user_timeout=5", "there is no sysctl for the user timeout"),
+        ("idle=60,user_timeout=5ms", "there is no sysctl for the user timeout"),
         ("on", "name at least one of idle, intvl and cnt"),
         ("idle=40000", "idle must be 1..32767 s"),
     ] {

@@ -39,6 +39,22 @@ fn the_sockets_of_the_program_have_the_policy() {
         "1 300 7 3 30000"
     );
     assert_eq!(fresh(ka().args(["run", "-p", "280,30,5", "--cnt=3", "-u", "auto"])), "1 280 30 3 370000");
+    for (policy, values) in [
+        ("5m,30,5", "1 300 30 5 0"),
+        ("idle=60s", "1 60 10 6 0"),
+        ("60, 10, 6", "1 60 10 6 0"),
+        ("61:10:6", "1 61 10 6 0"),
+        (" 1h : 30s : 5 ", "1 3600 30 5 0"),
+        ("idle=2m, user_timeout=500ms", "1 120 10 6 500"),
+        ("idle=2m,user_timeout=none", "1 120 10 6 0"),
+    ] {
+        assert_eq!(fresh(ka().args(["run", "-p", policy])), values, "{policy}");
+    }
+    for (timeout, milliseconds) in [("500ms", 500), ("0", 0), ("none", 0), ("1000", 1000), ("1m", 60_000)] {
+        let values = format!("1 60 10 6 {milliseconds}");
+        assert_eq!(fresh(ka().args(["run", "-u", timeout])), values, "{timeout}");
+        assert_eq!(fresh(ka().args(["run", "-p", "60,10,6", "-u", timeout])), values, "{timeout}");
+    }
     // Over what the environment says, part by part or whole.
     assert_eq!(fresh(ka().env("KA_POLICY", "280,30,5").arg("run")), "1 280 30 5 0");
     assert_eq!(fresh(ka().env("KA_POLICY", "280,30,5").args(["run", "-c", "3"])), "1 280 30 3 0");
@@ -73,7 +89,7 @@ fn the_machine_s_file_has_no_part_in_a_whole_policy() {
             ("KA_USER_TIMEOUT=5000", "-p 60,10,6", "1 60 10 6 0"),
             ("KA_USER_TIMEOUT=5000", "-p 30,5,3 -u auto", "1 30 5 3 45000"),
             ("KA_IDLE=99\\nKA_INTVL=9", "-p cnt=3", "1 60 10 3 0"),
-            ("KA_POLICY=idle=99,user_timeout=7", "-p on", "1 60 10 6 0"),
+            ("KA_POLICY=idle=99,user_timeout=7ms", "-p on", "1 60 10 6 0"),
             ("KA_POLICY=off\\nKA_CNT=9", "-p 30,5,3", "1 30 5 3 0"),
             // A part leaves the rest to it.
             ("KA_IDLE=99\\nKA_USER_TIMEOUT=5000", "-c 3", "1 99 10 3 5000"),
@@ -302,21 +318,45 @@ fn the_status_says_whose_failure_it_was() {
         (&["/no/such/program"], 127, "ka: run: /no/such/program: there is no such program\n"),
         (&["/"], 126, "ka: run: /: is a directory\n"),
         (&[not_executable], 126, ""),
-        (&["-d", "0", "true"], 125, "error: invalid value '0' for '--idle <S>': it must be 1..32767 s\n"),
+        (
+            &["-d", "0", "true"],
+            125,
+            "error: invalid value '0' for '--idle <S>': idle must be 1..32767 s (at most 9h 6m 7s)\n",
+        ),
         (
             &["-i", "1500ms", "true"],
             125,
-            "error: invalid value '1500ms' for '--intvl <S>': it must be whole seconds",
+            "error: invalid value '1500ms' for '--intvl <S>': must be whole seconds, as 1s\n",
         ),
         (
             &["-c", "128", "true"],
             125,
-            "error: invalid value '128' for '--cnt <N>': it must be 1..127 probes\n",
+            "error: invalid value '128' for '--cnt <N>': cnt must be 1..127 probes\n",
         ),
         (
             &["-u", "3000000000", "true"],
             125,
-            "error: invalid value '3000000000' for '--user-timeout <MS>': it must be 0..2147483647 ms, or auto\n",
+            "error: invalid value '3000000000' for '--user-timeout <MS>': user_timeout must be 0..2147483647 ms (at most 24d 20h 31m 23s)\n",
+        ),
+        (
+            &["-d", "72h", "true"],
+            125,
+            "error: invalid value '72h' for '--idle <S>': idle must be 1..32767 s (at most 9h 6m 7s)\n",
+        ),
+        (
+            &["-u", "30", "true"],
+            125,
+            "error: invalid value '30' for '--user-timeout <MS>': write 30ms or 30s\n",
+        ),
+        (
+            &["-p", "idle=30,user_timeout=30", "true"],
+            125,
+            "error: invalid value 'idle=30,user_timeout=30' for '--policy <TEXT>': \"user_timeout=30\": write 30ms or 30s\n",
+        ),
+        (
+            &["-c", "6s", "true"],
+            125,
+            "error: invalid value '6s' for '--cnt <N>': must be a number without a unit, as 6\n",
         ),
         (
             &["-p", "60,10", "true"],

@@ -42,7 +42,7 @@ pub struct Config {
 }
 
 const KEPT: i32 = -1;
-const AUTO: i32 = -2;
+pub(crate) const AUTO: i32 = -2;
 
 impl Default for Config {
     fn default() -> Self {
@@ -102,7 +102,7 @@ impl Config {
         self
     }
 
-    const fn word(&mut self, timer: Timer) -> &mut i32 {
+    pub(crate) const fn word(&mut self, timer: Timer) -> &mut i32 {
         match timer {
             Timer::Idle => &mut self.idle,
             Timer::Intvl => &mut self.intvl,
@@ -214,7 +214,7 @@ impl Config {
     }
 
     /// An automatic user timeout must fit where everything that it is made of is named.
-    fn checked(self) -> Result<Self, Error> {
+    pub(crate) fn checked(self) -> Result<Self, Error> {
         if self.user_timeout == AUTO && self.idle != KEPT && self.intvl != KEPT && self.cnt != KEPT {
             auto_user_timeout(self.idle, self.intvl, self.cnt)?;
         }

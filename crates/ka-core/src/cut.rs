@@ -17,3 +17,25 @@ pub fn cut(text: &[u8], separator: u8) -> (&[u8], Option<&[u8]>) {
     }
     (text, None)
 }
+
+/// The text without the blanks at its ends: spaces, tabs and line ends.
+#[inline(never)]
+#[must_use]
+pub const fn trim(text: &[u8]) -> &[u8] {
+    text.trim_ascii()
+}
+
+/// The place of a name among names with commas between them.
+#[inline(never)]
+#[must_use]
+pub fn place(names: &[u8], name: &[u8]) -> Option<usize> {
+    let (mut rest, mut n) = (Some(names), 0_usize);
+    while let Some(names) = rest {
+        let (known, behind) = cut(names, b',');
+        if known == name {
+            return Some(n);
+        }
+        (rest, n) = (behind, n.saturating_add(1));
+    }
+    None
+}

@@ -57,7 +57,7 @@ mod text;
 mod variables;
 
 pub use config::{Config, UserTimeout};
-pub use cut::cut;
+pub use cut::{cut, trim};
 pub use defaults::{Defaults, defaults};
 pub use error::{Errno, Error};
 pub use glob::glob;
@@ -70,5 +70,5 @@ pub use settings::Settings;
 pub use socket::Socket;
 pub use status::Status;
 pub use sys::{Kernel, Libc};
-pub use text::{ParseError, Reason, Text, parse};
+pub use text::{Advice, ParseError, Quantity, Reason, Text, parse, parse_typed};
 pub use variables::{CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, Orders, Values, Variable, skips};

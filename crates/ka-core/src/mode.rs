@@ -1,6 +1,7 @@
 //! How much a program may say of its keepalive, where a policy is given to it from outside.
 
 use crate::config::{Config, UserTimeout};
+use crate::cut::place;
 use crate::error::Error;
 use crate::option::{SockOpt, Timer};
 use crate::socket::Socket;
@@ -31,7 +32,11 @@ impl Mode {
     /// The mode of this name.
     #[must_use]
     pub fn named(name: &[u8]) -> Option<Self> {
-        [Self::Force, Self::Floor, Self::Default].into_iter().find(|mode| mode.name().as_bytes() == name)
+        match place(b"force,floor,default", name)? {
+            0 => Some(Self::Force),
+            1 => Some(Self::Floor),
+            _ => Some(Self::Default),
+        }
     }
 }
 

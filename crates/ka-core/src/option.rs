@@ -5,6 +5,8 @@ use core::ops::RangeInclusive;
 
 use libc::c_int;
 
+use crate::cut::place;
+
 /// A socket option that ka reads or writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SockOpt {
@@ -83,13 +85,17 @@ impl Timer {
 
     /// The one of this name.
     #[must_use]
-    #[inline(never)]
     pub fn named(name: &[u8]) -> Option<Self> {
-        match name {
-            b"idle" => Some(Self::Idle),
-            b"intvl" => Some(Self::Intvl),
-            b"cnt" => Some(Self::Cnt),
-            b"user_timeout" => Some(Self::UserTimeout),
+        Self::at(place(b"idle,intvl,cnt,user_timeout", name)?)
+    }
+
+    /// The one at this place in a policy's canonical text.
+    pub(crate) const fn at(n: usize) -> Option<Self> {
+        match n {
+            0 => Some(Self::Idle),
+            1 => Some(Self::Intvl),
+            2 => Some(Self::Cnt),
+            3 => Some(Self::UserTimeout),
             _ => None,
         }
     }

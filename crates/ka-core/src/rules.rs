@@ -5,8 +5,8 @@ use core::fmt;
 use core::net::{IpAddr, SocketAddr};
 
 use crate::config::Config;
-use crate::cut::cut;
-use crate::text::{Reason, parse};
+use crate::cut::{cut, place, trim};
+use crate::text::{Reason, parse_typed};
 
 /// What a rule says to do with a connection that it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,19 +58,18 @@ impl Rule {
     /// Reads a rule: conditions and an action, with blanks between them.
     ///
     /// The conditions, each at most once, all of which must hold: `peer=ADDRESS[/BITS]`, `rport=N[-M]`,
-    /// `lport=N[-M]`. The action, last: `skip` (or `off`), or a policy's text. What the text does not name
-    /// comes from the base policy.
+    /// `lport=N[-M]`. The action, last: `skip` (or `off`), or a policy's text as [`parse_typed`] reads it. What the text does
+    /// not name comes from the base policy.
     ///
     /// # Errors
     /// The first word that is wrong.
     pub fn parse<'a>(text: &'a [u8], base: &Config) -> Result<Self, RuleError<'a>> {
         let mut rule = Self::SKIP;
         let mut has_action = false;
-        let mut rest = text.trim_ascii();
+        let mut rest = trim(text);
         while !rest.is_empty() {
-            let end = rest.iter().position(u8::is_ascii_whitespace).unwrap_or(rest.len());
-            let (word, behind) = rest.split_at_checked(end).unwrap_or((rest, b""));
-            rest = behind.trim_ascii_start();
+            let (word, behind) = rest.split_at_checked(word_end(rest)).unwrap_or((rest, b""));
+            rest = trim(behind);
             let taken = if has_action { Err(AFTER_ACTION) } else { rule.take(word, base) };
             has_action = taken.map_err(|message| RuleError { word, message })?;
         }
@@ -83,22 +82,22 @@ impl Rule {
         let (name, value) = cut(word, b'=');
         let is_name = value.is_none();
         let value = value.unwrap_or_default();
-        let condition = match name {
-            b"peer" => {
+        let condition = match place(b"peer,rport,lport,skip", name) {
+            Some(0) => {
                 self.peer = Cidr::parse(value).ok_or(NOT_AN_ADDRESS)?;
                 PEER
             }
-            b"rport" => {
+            Some(1) => {
                 self.rport = Ports::parse(value).ok_or(NOT_PORTS)?;
                 RPORT
             }
-            b"lport" => {
+            Some(2) => {
                 self.lport = Ports::parse(value).ok_or(NOT_PORTS)?;
                 LPORT
             }
-            b"skip" if is_name => return Ok(true),
+            Some(_) if is_name => return Ok(true),
             _ => {
-                let config = parse(word).map_err(|error| error.reason.message())?;
+                let config = parse_typed(word).map_err(|error| error.reason.message())?;
                 if config.enabled().is_none() {
                     return Err(KEEP);
                 }
@@ -143,6 +142,24 @@ impl Rule {
         };
         peer_fits && holds(LPORT, self.lport.contain(lport))
     }
+}
+
+/// The length of the first word of a rule. Blanks end it, but for those around the commas of a policy, or around the colons of
+/// three numbers.
+fn word_end(text: &[u8]) -> usize {
+    let separator = |byte: u8| byte == b',' || byte == b':' && text.first().is_some_and(u8::is_ascii_digit);
+    let (mut end, mut before, mut last) = (0, 0_usize, 0_u8);
+    for byte in text {
+        if !byte.is_ascii_whitespace() {
+            if before > end && !separator(last) && !separator(*byte) {
+                return end;
+            }
+            last = *byte;
+            end = before.saturating_add(1);
+        }
+        before = before.saturating_add(1);
+    }
+    end
 }
 
 const OFF: Config = Config::KEEP.with_enabled(Some(false));

@@ -1,41 +1,66 @@
-//! A policy as text: `60,10,5` or `idle=60,intvl=10,cnt=5`.
+//! A policy as text: `60,10,5` or `idle=60,intvl=10,cnt=5`. Times are read here for the whole workspace.
 
 use core::error;
 use core::fmt;
 use core::ops::Deref;
 
-use crate::config::{Config, UserTimeout};
-use crate::cut::cut;
+use crate::config::{AUTO, Config, UserTimeout};
+use crate::cut::{cut, place, trim};
 use crate::error::Errno;
 use crate::option::Timer;
 
 /// Reads a policy from its text.
 ///
-/// Items with commas between them: either exactly three numbers, idle, intvl and cnt; or, in any order and
-/// each at most once, `idle=`, `intvl=`, `cnt=` and `user_timeout=` with a number (`user_timeout=auto` too), and
-/// one of `on`, `off` and `keep`, where none means `on`. Numbers are decimal digits without leading zeros. There
-/// are no blanks. What is not named is left as it is.
+/// The text is one of two:
+///
+/// - three values without names, idle, intvl and cnt, with commas or colons between them: `60,10,5`, `5m:30:5`;
+/// - items with commas between them, in any order and each at most once: `idle=`, `intvl=`, `cnt=` and
+///   `user_timeout=` with a value, and one of `on`, `off` and `keep`. Without one of these the policy is `on`.
+///
+/// Values are decimal digits without leading zeros. A time may have a unit behind it: `ms`, `s`, `m`, `h` or `d`. A bare
+/// number is seconds for idle and intvl, and milliseconds for the user timeout. idle and intvl are whole seconds. cnt has no
+/// unit. `user_timeout=auto` is [`UserTimeout::Auto`], and `user_timeout=none` is 0. Blanks around items are ignored. The
+/// policy keeps what the text does not name.
 ///
 /// ```
 /// use ka_core::{Config, parse};
 ///
 /// assert_eq!(parse(b"60,10,5")?, Config::new(60, 10, 5)?);
+/// assert_eq!(parse(b"idle=1m, intvl=10s, cnt=5")?, Config::new(60, 10, 5)?);
 ///
-/// let error = parse(b"idle=60,intvl=0").unwrap_err();
-/// assert_eq!(error.to_string(), "\"intvl=0\": intvl must be 1..32767 s");
+/// let error = parse(b"idle=60,cnt=0").unwrap_err();
+/// assert_eq!(error.to_string(), "\"cnt=0\": cnt must be 1..127 probes");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors
-/// The first mistake in the form; where there is none, the first number out of range.
+/// The first mistake in the form. If the form is right, the first number out of range.
 pub fn parse(text: &[u8]) -> Result<Config, ParseError<'_>> {
-    let mut fields = Fields { config: Config::KEEP.with_enabled(Some(true)), seen: 0 };
+    parse_as(text, false)
+}
+
+/// Reads a policy that a person wrote: [`parse`], but a user timeout below 1000 needs a unit.
+///
+/// `user_timeout=30` beside `idle=30` looks like 30 seconds and would be 30 milliseconds. [`parse`] accepts it, because
+/// [`Text`] writes it.
+///
+/// # Errors
+/// As [`parse`], and [`Reason::NoUnit`].
+pub fn parse_typed(text: &[u8]) -> Result<Config, ParseError<'_>> {
+    parse_as(text, true)
+}
+
+fn parse_as(text: &[u8], typed: bool) -> Result<Config, ParseError<'_>> {
+    let mut fields = Fields { config: Config::KEEP.with_enabled(Some(true)), seen: 0, typed };
     let mut out_of_range = None;
+    let text = trim(text);
     let positional = text.first().is_some_and(u8::is_ascii_digit);
+    let separator = if positional && cut(text, b':').1.is_some() { b':' } else { b',' };
     let (mut rest, mut n) = (Some(text), 0_usize);
     while let Some(items) = rest {
-        let (item, behind) = cut(items, b',');
-        let taken = if positional { fields.take_number(n, item) } else { fields.take_named(item) };
+        let (item, behind) = cut(items, separator);
+        let item = trim(item);
+        let taken = fields.take(item, positional.then_some(n));
         (rest, n) = (behind, n.saturating_add(1));
         match taken {
             Ok(()) => {}
@@ -71,8 +96,12 @@ pub enum Reason {
     Unknown,
     /// Numbers without names, but not exactly three.
     NotThree,
-    /// Not decimal digits without leading zeros.
-    NotANumber,
+    /// Not decimal digits without leading zeros, with a unit where this value has one.
+    NotAValue(Timer),
+    /// Not whole seconds, for idle or intvl.
+    NotWhole,
+    /// A user timeout below 1000 without a unit, written by a person.
+    NoUnit,
     /// Said before, or a second one of `on`, `off` and `keep`.
     Twice,
     /// An automatic user timeout of more milliseconds than there can be.
@@ -87,15 +116,41 @@ impl Reason {
     #[inline(never)]
     pub const fn message(self) -> &'static str {
         match self {
-            Self::Unknown => "must be idle=, intvl=, cnt= or user_timeout= with a number, or on, off or keep",
+            Self::Unknown => "must be idle=, intvl=, cnt= or user_timeout= with a value, or on, off or keep",
             Self::NotThree => "numbers without names must be three: idle,intvl,cnt",
-            Self::NotANumber => "must be a number in decimal digits, without leading zeros",
+            Self::NotAValue(Timer::Cnt) => "must be a number without a unit, as 6",
+            Self::NotAValue(Timer::UserTimeout) => "must be a time, as 30s or 1500ms, or auto or none",
+            Self::NotAValue(_) => "must be a time, as 60, 60s or 5m",
+            Self::NotWhole => "must be whole seconds",
+            Self::NoUnit => "below 1000 it needs a unit, as 30ms or 30s",
             Self::Twice => "says again what was said before",
             Self::AutoTooLong => "user_timeout=auto would be more than 2147483647 ms",
             Self::OutOfRange(Timer::Idle) => "idle must be 1..32767 s",
             Self::OutOfRange(Timer::Intvl) => "intvl must be 1..32767 s",
             Self::OutOfRange(Timer::Cnt) => "cnt must be 1..127 probes",
             Self::OutOfRange(Timer::UserTimeout) => "user_timeout must be 0..2147483647 ms",
+        }
+    }
+}
+
+/// What would be right in place of an item, in words that may repeat its value.
+#[derive(Clone, Copy)]
+pub struct Advice<'a>(ParseError<'a>);
+
+impl fmt::Display for Advice<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ParseError { item, reason } = self.0;
+        let (name, value) = cut(item, b'=');
+        let number = Quantity::parse(value.unwrap_or(name)).map_or(0, |quantity| quantity.number);
+        f.write_str(match reason {
+            Reason::NoUnit => return write!(f, "write {number}ms or {number}s"),
+            _ => reason.message(),
+        })?;
+        match reason {
+            Reason::NotWhole => write!(f, ", as {}s", (number / 1000).max(1)),
+            Reason::OutOfRange(Timer::Idle | Timer::Intvl) => f.write_str(" (at most 9h 6m 7s)"),
+            Reason::OutOfRange(Timer::UserTimeout) => f.write_str(" (at most 24d 20h 31m 23s)"),
+            _ => Ok(()),
         }
     }
 }
@@ -108,9 +163,17 @@ impl ParseError<'_> {
     }
 }
 
+impl<'a> ParseError<'a> {
+    /// What would be right, without the item.
+    #[must_use]
+    pub const fn advice(self) -> Advice<'a> {
+        Advice(self)
+    }
+}
+
 impl fmt::Display for ParseError<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{}\": {}", self.item.escape_ascii(), self.reason.message())
+        write!(f, "\"{}\": {}", self.item.escape_ascii(), self.advice())
     }
 }
 
@@ -127,6 +190,8 @@ impl error::Error for ParseError<'_> {}
 struct Fields {
     config: Config,
     seen: u8,
+    /// Whether a person wrote the text.
+    typed: bool,
 }
 
 impl Fields {
@@ -134,43 +199,28 @@ impl Fields {
     const POSITIONAL: u8 = 1 << Timer::Idle as u8 | 1 << Timer::Intvl as u8 | 1 << Timer::Cnt as u8;
     const ENABLED: u8 = 1 << 7;
 
-    fn take_number(&mut self, n: usize, item: &[u8]) -> Result<(), Reason> {
-        match n {
-            0 => self.take_timer(Timer::Idle, item),
-            1 => self.take_timer(Timer::Intvl, item),
-            2 => self.take_timer(Timer::Cnt, item),
-            _ => Err(Reason::NotThree),
-        }
-    }
-
-    fn take_named(&mut self, item: &[u8]) -> Result<(), Reason> {
-        if let (name, Some(value)) = cut(item, b'=') {
-            return self.take_timer(Timer::named(name).ok_or(Reason::Unknown)?, value);
-        }
-        let enabled = match item {
-            b"on" => Some(true),
-            b"off" => Some(false),
-            b"keep" => None,
-            _ => return Err(Reason::Unknown),
-        };
-        self.config = self.config.with_enabled(enabled);
-        self.once(Self::ENABLED)
-    }
-
-    fn take_timer(&mut self, timer: Timer, text: &[u8]) -> Result<(), Reason> {
-        let value = if timer == Timer::UserTimeout && text == b"auto" {
-            self.config.with_user_timeout(UserTimeout::Auto)
-        } else {
-            match timer.parse(text) {
-                Ok(value) => self.config.with_timer(timer, Some(value)),
-                Err(Reason::NotANumber) => return Err(Reason::NotANumber),
-                Err(out_of_range) => return self.once(1 << timer as u8).and(Err(out_of_range)),
+    /// Takes an item, the `n`th of three values where there are no names.
+    fn take(&mut self, item: &[u8], n: Option<usize>) -> Result<(), Reason> {
+        let (timer, value) = match (n, cut(item, b'=')) {
+            (Some(n), _) => {
+                (Timer::at(n).filter(|timer| *timer != Timer::UserTimeout).ok_or(Reason::NotThree)?, item)
+            }
+            (None, (name, Some(value))) => (Timer::named(name).ok_or(Reason::Unknown)?, value),
+            (None, (name, None)) => {
+                let enabled = match place(b"off,on,keep", name).ok_or(Reason::Unknown)? {
+                    0 => Some(false),
+                    1 => Some(true),
+                    _ => None,
+                };
+                self.config = self.config.with_enabled(enabled);
+                return self.once(Self::ENABLED);
             }
         };
-        self.once(1 << timer as u8)?;
-        // The value is in its range, so what is left to be wrong is an automatic user timeout that is too long.
-        self.config = value.map_err(|_| Reason::AutoTooLong)?;
-        Ok(())
+        let taken = self.config.take_text(timer, value, self.typed);
+        if matches!(taken, Ok(()) | Err(Reason::OutOfRange(_))) {
+            self.once(1 << timer as u8)?;
+        }
+        taken
     }
 
     fn once(&mut self, field: u8) -> Result<(), Reason> {
@@ -182,20 +232,101 @@ impl Fields {
     }
 }
 
-impl Timer {
-    /// Reads a value from its text: decimal digits without leading zeros, in the range of this timer.
+impl Config {
+    /// Takes the value of a text for a timer. After a failure the policy is as it was.
+    #[inline(never)]
+    pub(crate) fn take_text(&mut self, timer: Timer, text: &[u8], typed: bool) -> Result<(), Reason> {
+        let word = match text {
+            b"auto" if timer == Timer::UserTimeout => AUTO,
+            b"none" if timer == Timer::UserTimeout => 0,
+            _ => timer.parse(text, typed)?,
+        };
+        let before = core::mem::replace(self.word(timer), word);
+        // Each value is in its range, so only an automatic user timeout can be too long.
+        self.checked().map(|_| ()).map_err(|_| {
+            *self.word(timer) = before;
+            Reason::AutoTooLong
+        })
+    }
+}
+
+impl UserTimeout {
+    /// Reads a user timeout that a person wrote: a time, `auto` or `none`.
     ///
     /// # Errors
-    /// [`Reason::NotANumber`], [`Reason::OutOfRange`]
-    pub fn parse(self, digits: &[u8]) -> Result<i32, Reason> {
-        let leading_zero = digits.len() > 1 && digits.first() == Some(&b'0');
-        if digits.is_empty() || leading_zero || !digits.iter().all(u8::is_ascii_digit) {
-            return Err(Reason::NotANumber);
+    /// [`Reason::NotAValue`], [`Reason::NoUnit`], [`Reason::OutOfRange`]
+    pub fn parse_typed(text: &[u8]) -> Result<Self, Reason> {
+        let mut config = Config::KEEP;
+        config.take_text(Timer::UserTimeout, trim(text), true)?;
+        Ok(config.user_timeout())
+    }
+}
+
+impl Timer {
+    /// Reads a value that a person wrote, in the unit of this timer.
+    ///
+    /// # Errors
+    /// [`Reason::NotAValue`], [`Reason::NotWhole`], [`Reason::NoUnit`], [`Reason::OutOfRange`]
+    pub fn parse_typed(self, text: &[u8]) -> Result<i32, Reason> {
+        self.parse(trim(text), true)
+    }
+
+    fn parse(self, text: &[u8], typed: bool) -> Result<i32, Reason> {
+        let form = Reason::NotAValue(self);
+        let Quantity { number, unit } = Quantity::parse(text).ok_or(form)?;
+        if self == Self::Cnt && unit != 0 {
+            return Err(form);
         }
-        let value = digits.iter().try_fold(0_i32, |value, digit| {
-            value.checked_mul(10)?.checked_add(i32::from(digit.wrapping_sub(b'0')))
-        });
-        value.filter(|value| self.accepts(*value)).ok_or(Reason::OutOfRange(self))
+        if self == Self::UserTimeout && typed && unit == 0 && (1..1000).contains(&number) {
+            return Err(Reason::NoUnit);
+        }
+        let in_seconds = matches!(self, Self::Idle | Self::Intvl);
+        let own = if in_seconds { 1000 } else { 1 };
+        let total = number.saturating_mul(if unit == 0 { own } else { unit });
+        let value = if in_seconds { total / 1000 } else { total };
+        let value = i32::try_from(value).ok().filter(|value| value <= self.range().end());
+        match value {
+            Some(_) if in_seconds && !total.is_multiple_of(1000) => Err(Reason::NotWhole),
+            Some(value) if self.accepts(value) => Ok(value),
+            _ => Err(Reason::OutOfRange(self)),
+        }
+    }
+}
+
+/// A number, and its unit if there is one: how all times are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quantity {
+    /// The number. One that is larger than this type can hold is [`u64::MAX`].
+    pub number: u64,
+    /// The milliseconds of the unit. Without a unit it is 0.
+    pub unit: u64,
+}
+
+impl Quantity {
+    /// Reads decimal digits without leading zeros, and behind them nothing or one of `ms`, `s`, `m`, `h` and `d`.
+    #[must_use]
+    #[inline(never)]
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let (mut number, mut rest) = (0_u64, text);
+        while let [digit @ b'0'..=b'9', behind @ ..] = rest {
+            number = number.saturating_mul(10).saturating_add(u64::from(digit.wrapping_sub(b'0')));
+            rest = behind;
+        }
+        let digits = text.len().wrapping_sub(rest.len());
+        if digits == 0 || digits > 1 && text.first() == Some(&b'0') {
+            return None;
+        }
+        let unit = match rest {
+            b"" => 0,
+            _ => match place(b"ms,s,m,h,d", rest)? {
+                0 => 1,
+                1 => 1000,
+                2 => 60_000,
+                3 => 3_600_000,
+                _ => 86_400_000,
+            },
+        };
+        Some(Self { number, unit })
     }
 }
 
@@ -252,6 +383,22 @@ impl From<u32> for Text {
     fn from(number: u32) -> Self {
         let mut text = Self { bytes: [0; Self::CAPACITY], len: 0 };
         text.digits(number);
+        text
+    }
+}
+
+impl Text {
+    /// The text that a person may write for a policy: [`parse_typed`] reads it back to the same policy.
+    ///
+    /// It differs from the canonical form only in the unit of a user timeout below 1000.
+    #[must_use]
+    pub fn typed(config: &Config) -> Self {
+        let mut text = Self::from(config);
+        // The user timeout is the last item.
+        if let UserTimeout::Milliseconds(1..1000) = config.user_timeout() {
+            text.push(b'm');
+            text.push(b's');
+        }
         text
     }
 }

@@ -2,12 +2,12 @@
 
 use core::ffi::CStr;
 
-use crate::config::{Config, UserTimeout};
-use crate::cut::cut;
+use crate::config::Config;
+use crate::cut::{cut, place, trim};
 use crate::error::Error;
 use crate::mode::Mode;
 use crate::option::Timer;
-use crate::text::{Reason, parse};
+use crate::text::{Reason, parse_typed};
 
 /// The file that speaks for a whole machine. Whoever reads it says what is wrong with it, in these words for what would be
 /// right.
@@ -96,17 +96,9 @@ impl<'a> Values<'a> {
     /// Keeps `NAME=value` if the name is one of ours: whether it was.
     #[inline(never)]
     pub fn keep(&mut self, name: &[u8], value: &'a [u8]) -> bool {
-        let mut names = Variable::NAMES;
-        for slot in &mut self.0 {
-            let (known, behind) = cut(names, b',');
-            if known == name {
-                // Where a name is given twice, getenv(3) finds the first.
-                slot.get_or_insert(value);
-                return true;
-            }
-            names = behind.unwrap_or_default();
-        }
-        false
+        let slot = place(Variable::NAMES, name).and_then(|n| self.0.get_mut(n));
+        // Where a name is given twice, getenv(3) finds the first.
+        slot.map(|slot| slot.get_or_insert(value)).is_some()
     }
 
     /// Takes the text of /etc/ka.conf: `NAME=value` a line, with or without quotes around the value; # begins a
@@ -116,7 +108,7 @@ impl<'a> Values<'a> {
         while let Some(lines) = rest {
             let (line, behind) = cut(lines, b'\n');
             rest = behind;
-            let line = line.trim_ascii();
+            let line = trim(line);
             if line.is_empty() || line.starts_with(b"#") {
                 continue;
             }
@@ -197,7 +189,7 @@ impl<'a> Orders<'a> {
     pub fn take(&mut self, variable: Variable, value: &'a [u8]) -> Result<(), &'static str> {
         match variable {
             Variable::Policy => {
-                let config = parse(value).map_err(|error| error.reason.message())?;
+                let config = parse_typed(value).map_err(|error| error.reason.message())?;
                 if config.enabled().is_none() {
                     return Err("keep is no policy: off does nothing at all");
                 }
@@ -206,15 +198,11 @@ impl<'a> Orders<'a> {
             Variable::Idle => self.timer(Timer::Idle, value)?,
             Variable::Intvl => self.timer(Timer::Intvl, value)?,
             Variable::Cnt => self.timer(Timer::Cnt, value)?,
-            Variable::UserTimeout => {
-                let user_timeout = match value {
-                    b"auto" => UserTimeout::Auto,
-                    // None, over a source that names one.
-                    b"keep" => UserTimeout::Keep,
-                    _ => return self.timer(Timer::UserTimeout, value),
-                };
-                self.policy = self.policy.with_user_timeout(user_timeout).map_err(too_long)?;
+            // Leaves the user timeout alone, whatever a weaker source names.
+            Variable::UserTimeout if value == b"keep" => {
+                self.policy = self.policy.without(Timer::UserTimeout);
             }
+            Variable::UserTimeout => self.timer(Timer::UserTimeout, value)?,
             Variable::Mode => {
                 self.mode = Mode::named(value).ok_or("must be force, floor or default")?;
             }
@@ -230,9 +218,7 @@ impl<'a> Orders<'a> {
     }
 
     fn timer(&mut self, timer: Timer, value: &[u8]) -> Result<(), &'static str> {
-        let value = timer.parse(value).map_err(Reason::message)?;
-        self.policy = self.policy.with_timer(timer, Some(value)).map_err(too_long)?;
-        Ok(())
+        self.policy.take_text(timer, trim(value), true).map_err(Reason::message)
     }
 }
 
@@ -248,7 +234,7 @@ pub fn skips(patterns: &[u8], names: [&[u8]; 2]) -> bool {
     while let Some(patterns) = rest {
         let (pattern, behind) = cut(patterns, b',');
         rest = behind;
-        let pattern = pattern.trim_ascii();
+        let pattern = trim(pattern);
         if !pattern.is_empty() && names.iter().any(|name| crate::glob::glob(pattern, name)) {
             return true;
         }

@@ -38,6 +38,8 @@ fn all_conditions_of_a_rule_must_hold() {
     assert!(
         both.looks_at_peer() && rule("rport=1 skip").looks_at_peer() && !rule("lport=1 skip").looks_at_peer()
     );
+    let colons = rule("peer=fe80:: skip");
+    assert!(colons.matches(peer("[fe80::]:1"), 0), "a blank behind a colon of an address ends it");
     assert!(rule("idle=30").matches(None, 0), "a rule without a condition is for all");
     assert!(rule("lport=22 skip").looks_at_local_port() && !both_but_that().looks_at_local_port());
     let known = peer("10.0.0.1:8500");
@@ -55,6 +57,9 @@ fn an_action_is_completed_by_the_base_policy() {
     for (text, base, config) in [
         ("idle=30", base(), Config::new(30, 10, 6)),
         ("30,5,3", base(), Config::new(30, 5, 3)),
+        ("30s, 5, 3", base(), Config::new(30, 5, 3)),
+        ("30 :5: 3", base(), Config::new(30, 5, 3)),
+        ("idle=5m ,\n intvl=30s , cnt=3", base(), Config::new(300, 30, 3)),
         ("on", base(), Ok(base())),
         ("cnt=2", auto, Config::new(60, 10, 2).unwrap().with_user_timeout(UserTimeout::Auto)),
         ("user_timeout=0", auto, base().with_user_timeout(UserTimeout::Milliseconds(0))),
@@ -83,10 +88,14 @@ fn a_malformed_rule_says_what_would_be_right() {
         ("peer=::1 peer=::2 skip", "\"peer=::2\": says again what was said before"),
         ("skip rport=22", "\"rport=22\": the action must be last"),
         ("rport=22 idle=0", "\"idle=0\": idle must be 1..32767 s"),
+        ("rport=22 idle=5, intvl=0", "\"idle=5, intvl=0\": intvl must be 1..32767 s"),
+        ("idle=30, cnt=3 rport=22", "\"rport=22\": the action must be last"),
+        ("60 10 6", "\"60\": numbers without names must be three: idle,intvl,cnt"),
+        ("user_timeout=30", "\"user_timeout=30\": below 1000 it needs a unit, as 30ms or 30s"),
         ("rport=22 keep", "\"keep\": keep is no action: skip leaves a connection alone"),
         (
             "port=22 skip",
-            "\"port=22\": must be idle=, intvl=, cnt= or user_timeout= with a number, or on, off or keep",
+            "\"port=22\": must be idle=, intvl=, cnt= or user_timeout= with a value, or on, off or keep",
         ),
     ] {
         assert_eq!(Rule::parse(text.as_bytes(), &base()).unwrap_err().to_string(), message, "{text}");
@@ -207,7 +216,7 @@ proptest! {
 #[test]
 fn messages_name_the_ranges_that_hold() {
     for timer in [Timer::Idle, Timer::Intvl, Timer::Cnt, Timer::UserTimeout] {
-        let message = timer.parse(b"99999999999").unwrap_err().message();
+        let message = timer.parse_typed(b"99999999999").unwrap_err().message();
         let (range, name, unit) = (timer.range(), timer.name(), timer.unit());
         assert_eq!(message, format!("{name} must be {}..{} {unit}", range.start(), range.end()));
     }

@@ -1,6 +1,6 @@
 //! A policy as text: what is read, what is refused and with what, and that what is written is read back.
 
-use ka_core::{Config, Text, UserTimeout, parse};
+use ka_core::{Config, Reason, Text, Timer, UserTimeout, parse, parse_typed};
 use libc::{EINVAL, ERANGE};
 use proptest::prelude::*;
 
@@ -27,6 +27,25 @@ fn both_forms_are_read() {
             Config::KEEP.with_user_timeout(UserTimeout::Milliseconds(i32::MAX)).unwrap(),
         ),
         ("keep,user_timeout=0", Config::KEEP.with_user_timeout(UserTimeout::Milliseconds(0)).unwrap()),
+        ("keep,user_timeout=none", Config::KEEP.with_user_timeout(UserTimeout::Milliseconds(0)).unwrap()),
+        ("60:10:5", policy),
+        ("60, 10, 5", policy),
+        (" 60 :\t10 : 5\n", policy),
+        ("1m,10s,5", policy),
+        ("60000ms:10:5", policy),
+        ("idle=1m, intvl=10s, cnt=5", policy),
+        ("\tidle=60 ,intvl=10 , cnt=5\n", policy),
+        ("9h,9h,127", Config::new(32400, 32400, 127).unwrap()),
+        (
+            "keep,user_timeout=24d",
+            Config::KEEP.with_user_timeout(UserTimeout::Milliseconds(2_073_600_000)).unwrap(),
+        ),
+        ("keep,user_timeout=30s", Config::KEEP.with_user_timeout(UserTimeout::Milliseconds(30_000)).unwrap()),
+        (
+            "keep,user_timeout=1500ms",
+            Config::KEEP.with_user_timeout(UserTimeout::Milliseconds(1500)).unwrap(),
+        ),
+        ("keep,user_timeout=0s", Config::KEEP.with_user_timeout(UserTimeout::Milliseconds(0)).unwrap()),
     ] {
         assert_eq!(parse(text.as_bytes()), Ok(config), "{text}");
     }
@@ -53,8 +72,6 @@ fn another_form_is_einval() {
         "idle=-1",
         "idle=+1",
         "idle= 60",
-        " idle=60",
-        "idle=60 ",
         "idle=0x10",
         "idle=060",
         "060,10,5",
@@ -71,13 +88,36 @@ fn another_form_is_einval() {
         "user_timeout=AUTO",
         "user_timeout=auto,user_timeout=auto",
         "ttl=60",
-        "idle=60\n",
         "idle=60\0",
         "idle==60",
         "idle:60",
         "auto",
         "6O,10,5",
         "60,10,5s",
+        " ",
+        "60 10 5",
+        "60;10;5",
+        "60:10,5",
+        "60,10:5",
+        "60:10",
+        "60:10:5:",
+        "60, ,5",
+        "idle=60:intvl=10",
+        "idle =60",
+        "idle=5 m",
+        "idle=5M",
+        "idle=5w",
+        "idle=5sec",
+        "idle=s",
+        "idle=1.5s",
+        "idle=01s",
+        "idle=1500ms",
+        "500ms,10,5",
+        "cnt=5ms",
+        "cnt=none",
+        "idle=none",
+        "user_timeout=NONE",
+        "none",
         "idle=32767,intvl=32767,cnt=127,user_timeout=auto",
     ] {
         assert_eq!(errno(text), EINVAL, "{text:?}");
@@ -104,6 +144,14 @@ fn a_number_out_of_range_is_erange_unless_the_form_is_wrong_too() {
         "idle=4294967297",
         "idle=18446744073709551617",
         "idle=0,intvl=99999,cnt=5",
+        "72h,10,5",
+        "idle=0s",
+        "idle=0ms",
+        "intvl=547m",
+        "user_timeout=25d",
+        "idle=18446744073709551617ms",
+        "idle=213503982334602d",
+        "idle=32768001ms",
     ] {
         assert_eq!(errno(text), ERANGE, "{text:?}");
     }
@@ -122,22 +170,92 @@ fn the_text_is_the_shortest_that_says_it() {
 }
 
 #[test]
+fn a_person_writes_the_unit_of_a_user_timeout_below_1000() {
+    let timeout = |value| Config::KEEP.with_user_timeout(UserTimeout::Milliseconds(value)).unwrap();
+    for value in [1, 30, 999] {
+        let canonical = format!("keep,user_timeout={value}");
+        assert_eq!(&*Text::from(&timeout(value)), canonical);
+        assert_eq!(parse(canonical.as_bytes()), Ok(timeout(value)), "ka_format writes it");
+        let error = parse_typed(canonical.as_bytes()).unwrap_err();
+        assert_eq!((error.reason, error.errno().0), (Reason::NoUnit, EINVAL));
+        assert_eq!(error.to_string(), format!("\"user_timeout={value}\": write {value}ms or {value}s"));
+        let typed = Text::typed(&timeout(value));
+        assert_eq!(&*typed, format!("{canonical}ms"));
+        assert_eq!(parse_typed(typed.as_bytes()), Ok(timeout(value)));
+    }
+    for value in [0, 1000, i32::MAX] {
+        let typed = Text::typed(&timeout(value));
+        assert_eq!(typed, Text::from(&timeout(value)));
+        assert_eq!(parse_typed(typed.as_bytes()), Ok(timeout(value)));
+    }
+    assert_eq!(parse_typed(b"1,1,1").ok(), Config::new(1, 1, 1).ok());
+}
+
+#[test]
+fn a_value_is_read_alone_as_in_a_policy() {
+    assert_eq!(Timer::Idle.parse_typed(b" 5m "), Ok(300));
+    assert_eq!(Timer::Cnt.parse_typed(b"5m"), Err(Reason::NotAValue(Timer::Cnt)));
+    assert_eq!(Timer::Intvl.parse_typed(b"auto"), Err(Reason::NotAValue(Timer::Intvl)));
+    assert_eq!(UserTimeout::parse_typed(b" auto "), Ok(UserTimeout::Auto));
+    assert_eq!(UserTimeout::parse_typed(b"none"), Ok(UserTimeout::Milliseconds(0)));
+    assert_eq!(UserTimeout::parse_typed(b"30"), Err(Reason::NoUnit));
+}
+
+#[test]
 fn errors_say_what_was_wrong_and_what_would_be_right() {
     for (text, message) in [
-        ("idle=60,intvl=0", "\"intvl=0\": intvl must be 1..32767 s"),
+        ("idle=60,intvl=0", "\"intvl=0\": intvl must be 1..32767 s (at most 9h 6m 7s)"),
+        ("idle=72h", "\"idle=72h\": idle must be 1..32767 s (at most 9h 6m 7s)"),
+        (
+            "user_timeout=25d",
+            "\"user_timeout=25d\": user_timeout must be 0..2147483647 ms (at most 24d 20h 31m 23s)",
+        ),
+        ("60,10,128", "\"128\": cnt must be 1..127 probes"),
         ("60,10", "\"60,10\": numbers without names must be three: idle,intvl,cnt"),
         ("60,10,5,3", "\"3\": numbers without names must be three: idle,intvl,cnt"),
-        ("idle=5s", "\"idle=5s\": must be a number in decimal digits, without leading zeros"),
+        ("60:10:5: 3", "\"3\": numbers without names must be three: idle,intvl,cnt"),
+        ("idle=5w", "\"idle=5w\": must be a time, as 60, 60s or 5m"),
+        ("cnt=5s", "\"cnt=5s\": must be a number without a unit, as 6"),
+        ("user_timeout=x", "\"user_timeout=x\": must be a time, as 30s or 1500ms, or auto or none"),
+        ("idle=1500ms", "\"idle=1500ms\": must be whole seconds, as 1s"),
+        ("60, 500ms, 5", "\"500ms\": must be whole seconds, as 1s"),
+        ("intvl=32767001ms", "\"intvl=32767001ms\": must be whole seconds, as 32767s"),
         ("on,off", "\"off\": says again what was said before"),
         (
             "time=5",
-            "\"time=5\": must be idle=, intvl=, cnt= or user_timeout= with a number, or on, off or keep",
+            "\"time=5\": must be idle=, intvl=, cnt= or user_timeout= with a value, or on, off or keep",
         ),
-        ("a\nb", "\"a\\nb\": must be idle=, intvl=, cnt= or user_timeout= with a number, or on, off or keep"),
+        ("a\nb", "\"a\\nb\": must be idle=, intvl=, cnt= or user_timeout= with a value, or on, off or keep"),
     ] {
         let error = parse(text.as_bytes()).unwrap_err();
         assert_eq!(error.to_string(), message);
         assert_eq!(format!("{error:?}"), format!("ParseError({message})"));
+    }
+}
+
+#[test]
+fn the_largest_times_in_messages_are_those_of_the_ranges() {
+    for (timer, most) in
+        [(Timer::Idle, "9h 6m 7s"), (Timer::Intvl, "9h 6m 7s"), (Timer::UserTimeout, "24d 20h 31m 23s")]
+    {
+        let text = format!("{}=60d", timer.name());
+        let error = parse(text.as_bytes()).unwrap_err();
+        assert!(error.to_string().ends_with(&format!(" (at most {most})")), "{error}");
+        let seconds: i32 = most
+            .split(' ')
+            .map(|part| {
+                let (number, unit) = part.split_at(part.len() - 1);
+                let scale = match unit {
+                    "d" => 86400,
+                    "h" => 3600,
+                    "m" => 60,
+                    _ => 1,
+                };
+                number.parse::<i32>().unwrap() * scale
+            })
+            .sum();
+        let scale = if timer.unit() == "ms" { 1000 } else { 1 };
+        assert_eq!(seconds, timer.range().end() / scale);
     }
 }
 
@@ -165,11 +283,44 @@ proptest! {
         let text = Text::from(&config);
         prop_assert!(text.len() <= 59, "{}", &*text);
         prop_assert_eq!(parse(text.as_bytes()), Ok(config));
+        let typed = Text::typed(&config);
+        prop_assert_eq!(parse_typed(typed.as_bytes()), Ok(config));
+    }
+
+    #[test]
+    fn blanks_and_separators_change_nothing(numbers: [u16; 3], blanks in proptest::collection::vec("[ \t]{0,2}", 6), colon: bool) {
+        let [idle, intvl, cnt] = numbers;
+        let separator = if colon { ":" } else { "," };
+        let spaced: Vec<_> = numbers
+            .iter()
+            .zip(blanks.chunks(2))
+            .map(|(number, blanks)| format!("{}{number}{}", blanks[0], blanks[1]))
+            .collect();
+        let spaced = spaced.join(separator);
+        let plain = parse(format!("{idle},{intvl},{cnt}").as_bytes()).map_err(|error| error.errno());
+        prop_assert_eq!(parse(spaced.as_bytes()).map_err(|error| error.errno()), plain);
+    }
+
+    #[test]
+    fn a_unit_multiplies(number in 0_i64..100_000_000, unit in 0_usize..5) {
+        let (name, scale) = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)][unit];
+        let total = number * scale;
+        let read = |timer: Timer| timer.parse_typed(format!("{number}{name}").as_bytes());
+        let most = i64::from(i32::MAX);
+        let timeout = if total <= most { Ok(total) } else { Err(Reason::OutOfRange(Timer::UserTimeout)) };
+        prop_assert_eq!(read(Timer::UserTimeout).map(i64::from), timeout);
+        let idle = match total {
+            total if total / 1000 > 32767 => Err(Reason::OutOfRange(Timer::Idle)),
+            total if total % 1000 != 0 => Err(Reason::NotWhole),
+            0 => Err(Reason::OutOfRange(Timer::Idle)),
+            total => Ok(total / 1000),
+        };
+        prop_assert_eq!(read(Timer::Idle).map(i64::from), idle);
     }
 
     #[test]
     fn what_is_read_is_written_back_to_the_same(
-        text in "((idle|intvl|cnt|user_timeout)=[0-9]{1,6}|on|off|keep|[0-9]{1,6}|user_timeout=auto)(,((idle|intvl|cnt)=[0-9]{1,3}|on|off|[0-9]{1,3})){0,4}"
+        text in " ?((idle|intvl|cnt|user_timeout)=[0-9]{1,6}(ms|s|m|h|d)?|on|off|keep|[0-9]{1,6}m?|user_timeout=(auto|none))([,:] ?((idle|intvl|cnt)=[0-9]{1,3}s?|on|off|[0-9]{1,3})){0,4}"
     ) {
         if let Ok(config) = parse(text.as_bytes()) {
             let text = Text::from(&config);

@@ -28,7 +28,7 @@ fn the_first_source_with_a_right_value_holds() {
     let mut wrong = Vec::new();
     orders.take_all(&[environment, file], |variable, value, right| wrong.push((variable, value, right)));
     assert_eq!((orders.policy, orders.mode), (config(99, 30, 3), Mode::Floor));
-    let right = "must be a number in decimal digits, without leading zeros";
+    let right = "must be a time, as 60, 60s or 5m";
     assert_eq!(wrong, [(Variable::Idle, &b"x"[..], right)]);
     assert_eq!(Orders::default().policy, config(60, 10, 6));
     assert!(!Values::default().keep(b"KA_NO_SUCH", b""));
@@ -79,7 +79,40 @@ fn each_variable_says_its_own() {
     let timeout = taken(Variable::UserTimeout, "4000").unwrap().policy;
     assert_eq!(timeout.user_timeout(), UserTimeout::Milliseconds(4000));
     assert!(taken(Variable::UserTimeout, "automatic").is_err());
-    let named = taken(Variable::Policy, "user_timeout=9");
+    for (variable, value, policy) in [
+        (Variable::Idle, "5m", config(300, 10, 6)),
+        (Variable::Intvl, " 1m ", config(60, 60, 6)),
+        (Variable::Policy, " 5m : 30 : 5 ", config(300, 30, 5)),
+        (Variable::Policy, "idle=5m, intvl=30s", config(300, 30, 6)),
+        (
+            Variable::Policy,
+            "user_timeout=30ms",
+            config(60, 10, 6).with_user_timeout(UserTimeout::Milliseconds(30)).unwrap(),
+        ),
+        (
+            Variable::UserTimeout,
+            "30s",
+            config(60, 10, 6).with_user_timeout(UserTimeout::Milliseconds(30_000)).unwrap(),
+        ),
+        (
+            Variable::UserTimeout,
+            "none",
+            config(60, 10, 6).with_user_timeout(UserTimeout::Milliseconds(0)).unwrap(),
+        ),
+    ] {
+        assert_eq!(taken(variable, value).unwrap().policy, policy, "{value}");
+    }
+    let unit = "below 1000 it needs a unit, as 30ms or 30s";
+    for (variable, value, right) in [
+        (Variable::UserTimeout, "30", unit),
+        (Variable::Policy, "idle=30,user_timeout=30", unit),
+        (Variable::Cnt, "6s", "must be a number without a unit, as 6"),
+        (Variable::Idle, "1500ms", "must be whole seconds"),
+        (Variable::Intvl, "72h", "intvl must be 1..32767 s"),
+    ] {
+        assert_eq!(taken(variable, value).unwrap_err(), right, "{value}");
+    }
+    let named = taken(Variable::Policy, "user_timeout=9ms");
     let kept = named.and_then(|mut orders| orders.take(Variable::UserTimeout, b"keep").map(|()| orders));
     assert_eq!(kept.unwrap().policy, config(60, 10, 6));
     assert_eq!(taken(Variable::Rules, "x").unwrap().rules, b"x");
@@ -96,6 +129,11 @@ fn each_variable_says_its_own() {
             .unwrap_err(),
         too_long
     );
+    // A value that is refused changes nothing.
+    let mut orders = taken(Variable::Policy, "idle=32767,intvl=32767,cnt=1,user_timeout=auto").unwrap();
+    let before = orders.policy;
+    assert_eq!(orders.take(Variable::Cnt, b"127"), Err(too_long));
+    assert_eq!(orders.policy, before);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU8, Ordering};
 
 use ka_core::{
-    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, Config, Mode, Orders, Rule, Values, cut, skips,
+    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, Config, Mode, Orders, Rule, Values, cut, skips, trim,
 };
 
 use crate::line::Line;
@@ -261,7 +261,7 @@ fn read_rules(text: &[u8], settings: &mut Settings, complain: &Complaints) {
     while let Some(rules) = rest {
         let (rule, behind) = cut(rules, b';');
         rest = behind;
-        let rule = rule.trim_ascii();
+        let rule = trim(rule);
         if rule.is_empty() {
             continue;
         }

@@ -117,7 +117,7 @@ def defaults() -> Config:
 def parse(text: str) -> Config:
     """Reads a policy: "60,10,5", or any of "idle=", "intvl=", "cnt=", "user_timeout=" and one of "on", "off", "keep".
 
-    None of the three words means "on".
+    None of the three words means "on". Times may have a unit, as "idle=5m, intvl=30s": ms, s, m, h or d.
     """
     if not isinstance(text, str):
         raise TypeError(f"a policy's text must be a str, not {type(text).__name__}")

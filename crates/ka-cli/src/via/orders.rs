@@ -239,13 +239,15 @@ impl Environment {
         }
         let Some(said) = flags.said else { return };
         if flags.is_whole {
-            self.set(Variable::Policy.name(), ka_core::Text::from(&said).as_bytes());
+            self.set(Variable::Policy.name(), ka_core::Text::typed(&said).as_bytes());
         } else if self.orders(file).policy.enabled() != Some(true) {
             self.set(Variable::Policy.name(), b"on");
         }
         // Each by its name too: the environment or /etc/ka.conf may name it, and goes by names.
         for (timer, variable) in PARTS {
             let value = match (said.timer(timer), timer) {
+                // The variables take a user timeout below 1000 only with its unit.
+                (Some(value), Timer::UserTimeout) => format!("{value}ms"),
                 (Some(value), _) => value.to_string(),
                 (None, Timer::UserTimeout) if said.user_timeout() == UserTimeout::Auto => "auto".to_owned(),
                 // None is a part of a whole policy, too.
@@ -288,7 +290,7 @@ pub(super) fn execute(launch: &Launch<'_>, environment: &Environment) -> Failure
 mod tests {
     use std::ffi::OsString;
 
-    use ka_core::{Config, parse};
+    use ka_core::{Config, UserTimeout, parse};
 
     use super::{Environment, Flags};
 
@@ -308,9 +310,14 @@ mod tests {
         assert_eq!(policy(&["KA_IDLE=9"], "KA_POLICY=280,30,5\nKA_CNT=4", None, false), expect(9, 30, 4));
         assert_eq!(policy(&["KA_IDLE=7"], "KA_IDLE=99\nKA_CNT=9", Some("30,5,3"), true), expect(30, 5, 3));
         assert_eq!(
-            policy(&["KA_USER_TIMEOUT=9"], "KA_USER_TIMEOUT=8", Some("30,5,3"), true),
+            policy(&["KA_USER_TIMEOUT=9ms"], "KA_USER_TIMEOUT=8ms", Some("30,5,3"), true),
             expect(30, 5, 3)
         );
+        let timeout = expect(30, 5, 3).with_user_timeout(UserTimeout::Milliseconds(9)).unwrap();
+        for is_whole in [false, true] {
+            let said = Some("idle=30,intvl=5,cnt=3,user_timeout=9");
+            assert_eq!(policy(&["KA_USER_TIMEOUT=8ms"], "", said, is_whole), timeout);
+        }
         assert_eq!(policy(&["KA_IDLE=7"], "", Some("cnt=3"), false), expect(7, 10, 3));
         assert_eq!(policy(&["KA_POLICY=off"], "", Some("idle=30"), false), expect(30, 10, 6));
         assert_eq!(policy(&[], "KA_POLICY=off", Some("idle=30"), false), expect(30, 10, 6));
