@@ -354,6 +354,9 @@ pub(crate) struct Check {
 }
 
 /// Calculates a policy, and shows its effects and how to configure it elsewhere
+///
+/// ka warns of a user timeout that is shorter than the idle time, of a policy with a single probe, and of an interval that
+/// is longer than the idle time. JSON has these sentences in warnings.
 #[derive(Args, Debug)]
 #[command(
     group = ArgGroup::new("what").required(true).args(["detect", "path", "preset", "policy", "list"]),

@@ -78,6 +78,8 @@ struct Plan {
     connections: u64,
     all_probes_per_hour: f64,
     all_bytes_per_day: f64,
+    /// What is wrong with the policy, and what would be better.
+    warnings: Vec<String>,
 }
 
 impl Plan {
@@ -96,7 +98,7 @@ impl Plan {
         let bytes_per_day = 24.0 * probes_per_hour * BYTES_A_PROBE;
         #[expect(clippy::cast_precision_loss, reason = "a number of connections")]
         let all = connections as f64;
-        Ok(Self {
+        let plan = Self {
             policy: Text::typed(&config).to_string(),
             idle,
             intvl,
@@ -109,7 +111,44 @@ impl Plan {
             connections,
             all_probes_per_hour: all * probes_per_hour,
             all_bytes_per_day: all * bytes_per_day,
-        })
+            warnings: Vec::new(),
+        };
+        Ok(Self { warnings: plan.warnings(config.latest_user_timeout()), ..plan })
+    }
+
+    /// Returns what is wrong with the policy. `automatic` is the user timeout that would be right, in milliseconds.
+    fn warnings(&self, automatic: i32) -> Vec<String> {
+        let Self { idle, intvl, cnt, .. } = *self;
+        let timeout = self.user_timeout_ms.filter(|timeout| *timeout > 0);
+        let mut warnings = Vec::new();
+        if let Some(timeout) = timeout.filter(|timeout| i64::from(*timeout) < 1000 * i64::from(idle)) {
+            let short = exact(timeout);
+            warnings.push(format!(
+                "The user timeout, {short}, is shorter than the idle time, {idle} s: the first unanswered probe ends an idle \
+                 connection, and {short} without an acknowledgement end one that sends, also if the peer lives and only \
+                 reads slowly. Better: user_timeout=auto, here {} s, or none.",
+                automatic / 1000
+            ));
+        }
+        if self.probes() == 1 {
+            let safer = match timeout {
+                None => "--detect 5s or longer, or cnt=3",
+                Some(_) if cnt < 3 => "cnt=3 with user_timeout=auto or none",
+                Some(_) => "user_timeout=auto or none",
+            };
+            warnings.push(format!(
+                "With one probe, one lost packet ends a living connection. Three are safer: {safer}."
+            ));
+        }
+        if intvl > idle {
+            warnings.push(format!(
+                "An interval longer than the idle time takes its place once a probe was answered: the next comes {intvl} s \
+                 after it, and a peer that falls silent then is known {} s later than that. Better: an interval of at most \
+                 {idle} s.",
+                intvl - idle
+            ));
+        }
+        warnings
     }
 
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
@@ -136,20 +175,8 @@ impl Plan {
             words(self.typical_ms),
             words(self.worst_ms.next_multiple_of(1000)),
         )?;
-        if probes == 1 {
-            writeln!(
-                out,
-                "With one probe, one lost packet ends a living connection. Three are safer: --detect 5s or longer, or cnt=3."
-            )?;
-        }
-        if intvl > idle {
-            writeln!(
-                out,
-                "An interval longer than the idle time takes its place once a probe was answered: the next comes {intvl} s \
-                 after it, and a peer that falls silent then is known {} s later than that. Better: an interval of at most \
-                 {idle} s.",
-                intvl - idle
-            )?;
+        for warning in &self.warnings {
+            writeln!(out, "{warning}")?;
         }
         writeln!(
             out,
@@ -291,6 +318,14 @@ fn has_unicode() -> bool {
         let locale = locale.to_string_lossy().to_lowercase();
         locale.contains("utf-8") || locale.contains("utf8")
     })
+}
+
+/// A time in the largest unit in which it is a whole number.
+fn exact(milliseconds: i32) -> String {
+    match milliseconds {
+        whole if whole % 1000 == 0 => format!("{} s", whole / 1000),
+        milliseconds => format!("{milliseconds} ms"),
+    }
 }
 
 fn rounded(value: f64) -> String {

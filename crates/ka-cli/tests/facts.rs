@@ -443,6 +443,48 @@ fn a_plan_with_one_probe_warns_of_a_lost_packet() {
 }
 
 #[test]
+fn a_plan_warns_of_a_user_timeout_shorter_than_idle() {
+    let short = |timeout: &str| {
+        let policy = format!("idle=60,intvl=10,cnt=6,user_timeout={timeout}");
+        let (status, text, err) = outcome(ka().args(["plan", "-p", &policy]));
+        assert_eq!((status, err.as_str()), (0, ""));
+        let plan = json_of(ka().args(["plan", "--json", "-p", &policy]));
+        let warnings = plan["warnings"].as_array().unwrap().clone();
+        assert!(warnings.iter().all(|warning| text.contains(warning.as_str().unwrap())), "{text}");
+        let first = warnings.first().map(|warning| warning.as_str().unwrap().to_owned());
+        (first.filter(|first| first.contains("shorter than the idle time")), plan)
+    };
+    for (timeout, name) in [("5s", "5 s"), ("30ms", "30 ms"), ("59999", "59999 ms")] {
+        let (warning, plan) = short(timeout);
+        let begin = format!(
+            "The user timeout, {name}, is shorter than the idle time, 60 s: the first unanswered probe ends an idle \
+             connection, and {name} without an acknowledgement"
+        );
+        let warning = warning.unwrap();
+        assert!(warning.starts_with(&begin), "{warning}");
+        assert!(warning.ends_with("Better: user_timeout=auto, here 120 s, or none."), "{warning}");
+        assert_eq!(plan["typical_ms"], 70_000, "one probe");
+    }
+    for timeout in ["60s", "auto", "none", "0", "120000"] {
+        assert_eq!(short(timeout).0, None, "{timeout}");
+    }
+    let plan = json_of(ka().args(["plan", "--json", "-p", "60,10,6"]));
+    assert_eq!(plan["warnings"], json!([]));
+    // What a plan prints for other commands reads back, and means the same.
+    let (_, plan) = short("30ms");
+    let policy = plan["policy"].as_str().unwrap();
+    assert_eq!(policy, "idle=60,intvl=10,cnt=6,user_timeout=30ms");
+    assert_eq!(json_of(ka().args(["plan", "--json", "-p", policy])), plan);
+    let (_, text, _) = outcome(ka().args(["plan", "-p", policy]));
+    assert!(pasted(&text, "a program:").ends_with("-d 60 -i 10 -c 6 -u 30ms -- PROGRAM"), "{text}");
+    assert!(
+        pasted(&text, "the shim alone:").contains("KA_POLICY=idle=60,intvl=10,cnt=6,user_timeout=30ms "),
+        "{text}"
+    );
+    assert!(pasted(&text, "C, with libka:").contains("ka_set_user_timeout(fd, 30);"), "{text}");
+}
+
+#[test]
 fn the_timeline_has_a_mark_for_each_probe() {
     let (_, plan, _) = outcome(ka().env("LC_ALL", "C").args(["plan", "--path", "350s"]));
     let lines: Vec<_> = plan.lines().skip(2).collect();
