@@ -374,7 +374,7 @@ pub(crate) struct Plan {
     /// A middlebox on the path forgets a connection that is idle for this long
     #[arg(long, value_name = "S", value_parser = duration::seconds, allow_negative_numbers = true)]
     pub(crate) path: Option<u32>,
-    /// A well-known middlebox
+    /// A well-known middlebox, by its name or another name in --list
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
     /// This policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them, as in ka-run(1)

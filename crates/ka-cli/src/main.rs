@@ -39,6 +39,7 @@ mod over;
 mod parallel;
 mod plan;
 mod policy;
+mod presets;
 mod privilege;
 mod process;
 mod program;

@@ -3,9 +3,7 @@
 use std::env;
 use std::io::{self, BufWriter, Write};
 
-use ka_core::{
-    Config, Detection, PRESETS, PlanError, Preset, Text, UserTimeout, plan_detect, plan_path, preset,
-};
+use ka_core::{Config, Detection, PRESETS, PlanError, Preset, Text, UserTimeout, plan_detect, plan_path};
 use serde::Serialize;
 
 use crate::args;
@@ -13,6 +11,7 @@ use crate::check;
 use crate::duration::words;
 use crate::failure::{Failure, Outcome};
 use crate::json;
+use crate::presets;
 use crate::table::{self, Cell, Column, Output};
 use crate::via;
 
@@ -46,11 +45,8 @@ fn config(args: &args::Plan) -> Result<Config, Failure> {
     } else if let Some(path_idle_s) = args.path {
         plan_path(path_idle_s).map_err(|error| too_short("path", "s", error))
     } else if let Some(name) = &args.preset {
-        let preset = preset(name.as_bytes()).ok_or_else(|| {
-            Failure::new(format_args!(
-                "plan: --preset {name}: there is none of this name: see ka plan --list"
-            ))
-        })?;
+        let preset =
+            presets::named(name).map_err(|unknown| Failure::new(format_args!("plan: --preset {unknown}")))?;
         preset.plan().map_err(|error| too_short("preset", "s", error))
     } else {
         let said = args.policy.unwrap_or(Config::STANDARD);
@@ -386,6 +382,10 @@ fn list(out: &mut impl Write, json: bool) -> Result<(), Failure> {
         })
         .collect();
     table::write(out, Output { width: None, ..Output::standard() }, &columns, &rows)?;
+    writeln!(out, "\nOther names:")?;
+    for (alias, name) in presets::ALIASES {
+        writeln!(out, "  {alias}: {name}")?;
+    }
     writeln!(out, "\nWhere each number comes from:")?;
     for Listed { name, url, .. } in presets {
         writeln!(out, "  {name}: {url}")?;

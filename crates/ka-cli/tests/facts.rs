@@ -377,7 +377,7 @@ fn a_plan_has_the_numbers_that_the_library_has() {
             "ka: plan: --detect: no policy can do it: the shortest time that works is 2274 ms\n",
         ),
         (&["--path", "2s"], "ka: plan: --path: no policy can do it: the shortest time that works is 3 s\n"),
-        (&["--preset", "x"], "ka: plan: --preset x: there is none of this name: see ka plan --list\n"),
+        (&["--preset", "x"], "ka: plan: --preset x: there is no such preset; all presets: ka plan --list\n"),
         (&["--policy", "off"], "ka: plan: --policy off: must turn keepalive on\n"),
         (
             &["--path", "1500ms"],
@@ -482,6 +482,27 @@ fn a_plan_warns_of_a_user_timeout_shorter_than_idle() {
         "{text}"
     );
     assert!(pasted(&text, "C, with libka:").contains("ka_set_user_timeout(fd, 30);"), "{text}");
+}
+
+#[test]
+fn a_preset_has_other_names_and_an_unknown_one_has_candidates() {
+    let plan = |name: &str| outcome(ka().args(["plan", "--json", "--preset", name]));
+    for (alias, name) in [("docker-swarm", "linux-ipvs"), ("AWS_NLB", "aws-nlb"), ("cisco", "cisco-asa")] {
+        assert_eq!(plan(alias), plan(name), "{alias}");
+        assert_eq!(plan(alias).0, 0);
+    }
+    for (name, candidates) in [
+        ("gcp", "did you mean gcp-nat, gcp-vpc?"),
+        ("azure", "did you mean azure-firewall, azure-lb, azure-nat?"),
+        ("aws", "did you mean aws-gwlb, aws-nat, aws-network-firewall, aws-nitro-v6, aws-nlb?"),
+    ] {
+        let message = format!(
+            "ka: plan: --preset {name}: there is no such preset; {candidates} All presets: ka plan --list\n"
+        );
+        assert_eq!(plan(name), (2, String::new(), message));
+    }
+    let (_, list, _) = outcome(ka().args(["plan", "--list"]));
+    assert!(list.contains("\n  docker-swarm: linux-ipvs\n"), "{list}");
 }
 
 #[test]
