@@ -6,7 +6,7 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use ka_core::{Config, Mode};
+use ka_core::{Config, Mode, Text};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
@@ -127,7 +127,7 @@ pub(crate) fn policies(mapped: &Mapped) -> Vec<Other> {
     if let Some((way, of)) = way {
         let via::Given { policy, mode, skip, .. } = via::given(&mapped.settings);
         let is_off = policy.enabled() != Some(true) || is_skipped(&skip, pid);
-        let policy = if is_off { "off".to_owned() } else { policy.to_string() };
+        let policy = if is_off { "off".to_owned() } else { Text::typed(&policy).to_string() };
         found.push(Other { pid, way, of, policy, mode: mode.name() });
     }
     for cgroup::InForce { cgroup, policy, mode } in cgroup::policies_of(pid).unwrap_or_default() {
@@ -151,7 +151,7 @@ pub(crate) fn is_skipped(skip: &[u8], pid: i32) -> bool {
 
 /// Finds the policies of processes that differ from this one.
 pub(crate) fn others(mapped: &[Mapped], policy: &Config, mode: Mode) -> Vec<Other> {
-    let policy = policy.to_string();
+    let policy = Text::typed(policy).to_string();
     let mut others: Vec<_> = mapped.iter().flat_map(policies).collect();
     others.retain(|other| other.policy != policy || other.mode != mode.name());
     others

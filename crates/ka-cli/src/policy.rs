@@ -151,7 +151,7 @@ pub(crate) fn brief(config: &Config) -> String {
         (Some(true), Some(idle), Some(intvl), Some(cnt), UserTimeout::Keep) => {
             format!("{idle},{intvl},{cnt}")
         }
-        _ => config.to_string(),
+        _ => ka_core::Text::typed(config).to_string(),
     }
 }
 
