@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use command::{bare, ka, outcome};
-use support::{Link, compile, eventually, is_root, root, scratch, skip};
+use support::{Link, compile, eventually, is_root, root, scratch, skip, stdout};
 
 /// The output of `seen connect` if both ends of a connection have the policy.
 const BOTH: [&str; 2] = ["1 60 10 6 0", "1 60 10 6 0"];
@@ -370,7 +370,7 @@ fn a_stuck_thread_keeps_no_pipe_open() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
-/// ps(1) distinguishes ka's processes by name and by command line.
+/// ps(1) and pgrep(1) distinguish the program, supervisor, spare and front process.
 #[test]
 fn supervisor_and_spare_have_titles_of_their_own() {
     let mut tree = Tree::start(&["nothing"], 0);
@@ -378,16 +378,26 @@ fn supervisor_and_spare_have_titles_of_their_own() {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
         String::from_utf8(line).unwrap().trim_end_matches('\0').replace('\0', " ")
     };
-    for (pid, name) in [(tree.supervisor, "ka-supervisor"), (tree.spare, "ka-spare")] {
-        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
-        assert_eq!(comm.trim_end(), name);
-        let start = format!("{name}: run -v --via seccomp -- sh -c exec 3<&0; ");
-        assert!(title(pid).starts_with(&start), "{}", title(pid));
+    let name = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim_end().to_owned();
+    let (supervisor, spare) = (tree.supervisor, tree.spare);
+    let children =
+        |pid: i32| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap().trim().to_owned();
+    let program = children(supervisor);
+    for (pid, role) in [(supervisor, "supervisor"), (spare, "spare")] {
+        assert_eq!(name(pid), format!("ka-{role}"));
+        assert_eq!(title(pid), format!("ka: {role} of sh ({program})"));
+        let shown = stdout(Command::new("ps").args(["-ww", "-o", "args=", "-p", &pid.to_string()]));
+        assert_eq!(shown.trim_end(), title(pid));
     }
     // The front process keeps its original command line.
     let front = tree.child.id().try_into().unwrap();
     assert!(title(front).contains("ka run -v --via seccomp -- sh"), "{}", title(front));
     assert_eq!(tree.connects(), BOTH);
+    // The spare becomes the supervisor.
+    // SAFETY: takes no pointer.
+    assert_eq!(unsafe { libc::kill(supervisor, libc::SIGKILL) }, 0);
+    let expected = format!("ka: supervisor of sh ({program})");
+    eventually("the spare takes over", || title(spare) == expected && name(spare) == "ka-supervisor");
     assert_eq!(tree.end().0.signal(), None);
 }
 

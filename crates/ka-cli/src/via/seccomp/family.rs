@@ -28,10 +28,11 @@
 //! If the program stops (^Z, or it reads from the terminal in the background), the front process stops too. Otherwise
 //! the shell would wait forever. If the front process is continued, so is the program, and vice versa.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::io::{self, Read as _, Write as _};
 use std::iter;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -46,11 +47,12 @@ use super::workers::Watchdog;
 use crate::failure::OUR_OWN;
 use crate::process::{self, Status};
 use crate::sys::{pidfd_getfd, pidfd_open, poll};
+use crate::text;
 
-/// What ps(1) calls the supervisor, and who looks for one.
+/// The supervisor's name in /proc/PID/comm, by which [`supervisor_of`] finds it.
 const SUPERVISOR: &CStr = c"ka-supervisor";
 
-/// The spare's name in ps(1).
+/// The spare's name in /proc/PID/comm.
 const SPARE: &CStr = c"ka-spare";
 
 /// How long to wait for a process to disappear after its end. A process with a stuck thread never does.
@@ -72,15 +74,16 @@ fn pair() -> io::Result<(UnixStream, UnixStream)> {
     Ok((one.try_clone()?, other.try_clone()?))
 }
 
-/// Makes the processes. It returns in the one that is to become the program.
-pub(super) fn found(terms: Terms) -> io::Result<Cradle> {
+/// Makes the processes. It returns in the one that is to become the program. `name` is the program's, for the titles of
+/// the others.
+pub(super) fn found(terms: Terms, name: &OsStr) -> io::Result<Cradle> {
     let shared = Shared::new()?;
     let (front, to_front) = pair()?;
     let (program, to_program) = pair()?;
     let (spare, to_spare) = pair()?;
     shared.front.store(own_pid(), Ordering::Relaxed);
     let signals = Signals::hold()?;
-    let title = Title::find();
+    let titles = Titles { place: Title::find(), name };
     // Whatever can fail does so before there is a program.
     let made = sys::signalfd(None).and_then(|read| Ok((read, sys::fork()?)));
     let (read, made) = made.inspect_err(|_| _ = signals.release())?;
@@ -97,8 +100,7 @@ pub(super) fn found(terms: Terms) -> io::Result<Cradle> {
     if let Forked::Parent(pid) = made {
         sys::keep_only(&[to_front.as_raw_fd(), spare.as_raw_fd()]);
         let _ = std::env::set_current_dir("/");
-        set_title(title.as_ref(), SPARE);
-        wait_for(pid, &spare, to_front, shared, terms, title.as_ref());
+        wait_for(pid, &spare, to_front, shared, terms, &titles);
     }
     sys::set_name(SUPERVISOR);
     let made = sys::adopt_orphans().and_then(|()| sys::fork()).unwrap_or_else(|error| give_up(&error));
@@ -106,7 +108,7 @@ pub(super) fn found(terms: Terms) -> io::Result<Cradle> {
         shared.program.store(pid, Ordering::Relaxed);
         sys::keep_only(&[to_front.as_raw_fd(), to_program.as_raw_fd(), to_spare.as_raw_fd()]);
         let _ = std::env::set_current_dir("/");
-        set_title(title.as_ref(), SUPERVISOR);
+        titles.set("supervisor", pid);
         let children = sys::signalfd(Some(libc::SIGCHLD)).unwrap_or_else(|error| give_up(&error));
         let watchdog = take_over(pid, &to_program, &to_spare)
             .map(|listener| Watchdog::start(listener, shared, terms).unwrap_or_else(|error| give_up(&error)));
@@ -136,9 +138,19 @@ fn give_up(error: &io::Error) -> ! {
     sys::exit(OUR_OWN)
 }
 
-fn set_title(title: Option<&Title>, name: &CStr) {
-    if let Some(title) = title {
-        title.set(name);
+/// The titles of supervisor and spare in ps(1).
+struct Titles<'a> {
+    /// `None` if the place of the command line is unknown. Then it stays as it is.
+    place: Option<Title>,
+    /// The program's name.
+    name: &'a OsStr,
+}
+
+impl Titles<'_> {
+    fn set(&self, role: &str, program: i32) {
+        if let Some(place) = &self.place {
+            place.set(format!("ka: {role} of {} ({program})", text::visible(self.name.as_bytes())).as_bytes());
+        }
     }
 }
 
@@ -220,12 +232,14 @@ fn wait_for(
     to_front: UnixStream,
     shared: &'static Shared,
     terms: Terms,
-    title: Option<&Title>,
+    titles: &Titles<'_>,
 ) -> ! {
     let job = sys::own_group();
     sys::enter_group(0);
     let children = sys::signalfd(Some(libc::SIGCHLD)).unwrap_or_else(|error| give_up(&error));
+    let program = || shared.program.load(Ordering::Relaxed);
     let listener = receive_number(to_supervisor).and_then(|theirs| {
+        titles.set("spare", program());
         let taken = pidfd_open(supervisor, 0).and_then(|process| pidfd_getfd(process.as_fd(), theirs));
         send_number(to_supervisor, 0)?;
         taken
@@ -237,10 +251,9 @@ fn wait_for(
     sys::enter_group(job);
     let Ok(listener) = listener else { sys::exit(OUR_OWN) };
     sys::set_name(SUPERVISOR);
-    set_title(title, SUPERVISOR);
+    titles.set("supervisor", program());
     // The dead supervisor's stuck thread still has its children. So only a pidfd reports the end of the program.
-    let program = shared.program.load(Ordering::Relaxed);
-    let stray = if ended.is_none() { pidfd_open(program, 0).ok() } else { None };
+    let stray = if ended.is_none() { pidfd_open(program(), 0).ok() } else { None };
     let watchdog = Watchdog::start(listener, shared, terms).unwrap_or_else(|error| give_up(&error));
     watchdog.say(format!(
         "ka: run: supervisor {supervisor} was killed: {} takes over, and there is no further spare",

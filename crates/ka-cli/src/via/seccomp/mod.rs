@@ -112,7 +112,8 @@ impl Way for Seccomp {
         let filters = Filters::new(terms.mode, !terms.rules.is_empty(), launch.no_io_uring)
             .map_err(|error| failed(&error))?;
         sweep(&terms);
-        let cradle = family::found(terms.clone()).map_err(|error| failed(&error))?;
+        let cradle =
+            family::found(terms.clone(), launch.program.name()).map_err(|error| failed(&error))?;
         // From here on this is the program's process.
         environment.hand_on(cradle.front());
         let (supervisor, spare) = cradle.elders();

@@ -415,8 +415,6 @@ pub(super) fn write_all(fd: RawFd, mut text: &[u8]) {
 pub(super) struct Title {
     start: usize,
     size: usize,
-    /// The arguments of this process, without its name.
-    arguments: Vec<u8>,
 }
 
 impl Title {
@@ -426,24 +424,13 @@ impl Title {
         let field = |number| usize::try_from(stat_field(&stat, number)?).ok();
         let (start, end) = (field(48)?, field(49)?);
         let room_end = field(51).filter(|_| field(50) == Some(end)).unwrap_or(end);
-        let original = std::fs::read("/proc/self/cmdline").ok()?;
-        let arguments = original.splitn(2, |byte| *byte == 0).nth(1)?.trim_ascii_end();
-        let arguments = arguments
-            .split(|byte| *byte == 0)
-            .filter(|word| !word.is_empty())
-            .collect::<Vec<_>>()
-            .join(&b' ');
-        (start != 0 && start < end && end <= room_end).then(|| Self {
-            start,
-            size: room_end - start,
-            arguments,
-        })
+        (start != 0 && start < end && end <= room_end).then(|| Self { start, size: room_end - start })
     }
 
     /// Overwrites the arguments, and as much of the environment as needed. The processes that call this do not read
     /// them any more.
-    pub(super) fn set(&self, name: &CStr) {
-        let mut title = [name.to_bytes(), b": ", &self.arguments].concat();
+    pub(super) fn set(&self, text: &[u8]) {
+        let mut title = text.to_vec();
         title.truncate(self.size.saturating_sub(1));
         title.resize(self.size, 0);
         let place = ptr::with_exposed_provenance_mut(self.start);
