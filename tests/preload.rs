@@ -269,6 +269,16 @@ fn a_bad_value_is_named_once_and_the_default_applies() {
             "ka: KA_LOG=\"here\": must be a path from / on, of at most 1023 bytes; it does not count\n",
         ),
         (
+            &[("KA_LOG", "/no/such/folder/log")],
+            "1 60 10 6 0",
+            "ka: KA_LOG=\"/no/such/folder/log\": must be a file that this user can write; it does not count\n",
+        ),
+        (
+            &[("KA_LOG", "/tmp")],
+            "1 60 10 6 0",
+            "ka: KA_LOG=\"/tmp\": must be a file that this user can write; it does not count\n",
+        ),
+        (
             &[("KA_IDLE", "a\u{1b}[2Jb\n")],
             "1 60 10 6 0",
             "ka: KA_IDLE=\"a?[2Jb?\": must be a time, as 60, 60s or 5m; it does not count\n",
@@ -477,7 +487,7 @@ fn received_descriptors_do_not_kill_a_program_with_a_seccomp_filter() {
 fn a_program_with_a_seccomp_filter_survives_the_other_calls_of_the_shim() {
     let (filter, log) = (program!("filter"), scratch("log"));
     assert_eq!(stdout(preloaded(&filter).arg("log").env("KA_LOG", &log)), "well\n");
-    assert!(!log.exists(), "a line was written under the filter");
+    assert_eq!(fs::read_to_string(&log).unwrap(), "", "a line was written under the filter");
     let mut command = preloaded(&filter);
     assert_eq!(stdout(command.arg("rules").env("KA_RULES", "peer=10.0.0.0/8 skip")), "well\n");
     for flags in PLUGINS {
@@ -890,8 +900,57 @@ fn the_log_has_a_line_for_each_socket_and_each_denied_call() {
     // Through a link, nothing is written; and the program goes on.
     let (link, target) = (scratch("link"), scratch("target"));
     symlink(&target, &link).unwrap();
-    stdout(preloaded(program!("moments")).arg("one").env("KA_LOG", &link));
+    let output = succeed(preloaded(program!("moments")).arg("one").env("KA_LOG", &link));
+    assert!(stderr(&output).ends_with("must be a file that this user can write; it does not count\n"));
     assert!(!target.exists());
+}
+
+/// What another user owns, this user cannot open. Each is said once, when the shim is loaded, however many sockets there are.
+#[test]
+fn files_of_other_users_are_named_once() {
+    const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+    if !is_root() {
+        support::skip("only root may have an /etc of its own and become another user");
+        return;
+    }
+    let folder = Path::new("/tmp").join(format!("ka-test-files-{}", std::process::id()));
+    fs::create_dir(&folder).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let (library, program) = (folder.join("libka_preload.so"), folder.join("moments"));
+    fs::copy(shim(), &library).unwrap();
+    fs::copy(program!("moments"), &program).unwrap();
+    let run = |before: &str, environment: &str| {
+        let output = with_own_etc(&format!(
+            "{before}; {NOBODY} env {environment} LD_PRELOAD={} {} one",
+            library.display(),
+            program.display()
+        ));
+        (
+            String::from_utf8(output.stdout.clone()).unwrap().lines().next().unwrap().to_owned(),
+            stderr(&output),
+        )
+    };
+    let log = folder.join("log");
+    let conf = run("echo KA_IDLE=9 >/etc/ka.conf; chmod 600 /etc/ka.conf", "KA_CNT=4");
+    let quiet = run("echo KA_IDLE=9 >/etc/ka.conf; chmod 600 /etc/ka.conf", "KA_QUIET=1");
+    let readable = run("echo KA_IDLE=9 >/etc/ka.conf; chmod 644 /etc/ka.conf", "KA_CNT=4");
+    let missing = run("rm -f /etc/ka.conf", "KA_CNT=4");
+    let logged = run(
+        &format!("rm -f /etc/ka.conf; install -m 600 /dev/null {0}", log.display()),
+        &format!("KA_LOG={}", log.display()),
+    );
+    let lines = fs::read_to_string(&log).unwrap();
+    fs::remove_dir_all(&folder).unwrap();
+    let complaint = "ka: /etc/ka.conf: must be a regular file that belongs to root, that every user can read and nobody else can write; it is not read\n";
+    assert_eq!(conf, ("1 60 10 4 0".into(), complaint.into()));
+    assert_eq!(quiet, ("1 60 10 6 0".into(), String::new()));
+    assert_eq!(readable, ("1 9 10 4 0".into(), String::new()));
+    assert_eq!(missing, ("1 60 10 4 0".into(), String::new()));
+    let complaint = format!(
+        "ka: KA_LOG=\"{}\": must be a file that this user can write; it does not count\n",
+        log.display()
+    );
+    assert_eq!((logged, lines.as_str()), (("1 60 10 6 0".into(), complaint), ""));
 }
 
 #[test]

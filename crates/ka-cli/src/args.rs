@@ -97,7 +97,8 @@ ms. The flags, the KA_ variables and /etc/ka.conf take the same values.
 Status: the program's; 127 no such program, 126 it cannot be executed, 125 ka could not run it under the policy.
 
 Environment: KA_PRELOAD names the libka_preload.so to use; under sudo, doas or pkexec it must be root's, and so must all
-folders that lead to it. The other KA_ variables are in ka-preload(7)."
+folders that lead to it. The other KA_ variables are in ka-preload(7). If a variable is probably a misspelled one of \
+these, ka names it, unless KA_QUIET is 1."
 )]
 pub(crate) struct Run {
     #[command(flatten)]

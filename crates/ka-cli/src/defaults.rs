@@ -16,6 +16,7 @@ use crate::failure::{Failure, Outcome};
 use crate::file;
 use crate::json;
 use crate::sockets::sockets;
+use crate::sys;
 use crate::text;
 use crate::worker::Workers;
 
@@ -234,7 +235,9 @@ fn write_value(file: &File, text: &str) -> io::Result<()> {
 fn refused(path: &Path, error: &io::Error) -> Failure {
     let why = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
-            "needs CAP_NET_ADMIN in this network namespace (run ka as root); nothing was set".to_owned()
+            // Root may lack the capability too, for example in a container.
+            let instead = if sys::users().1 == 0 { "" } else { " (try sudo)" };
+            format!("needs CAP_NET_ADMIN in this network namespace{instead}; nothing was set")
         }
         Some(libc::EROFS) => "/proc/sys is mounted read-only here, as in most containers; nothing was set: \
                               the host sets it, or --sysctl of the container's runtime"

@@ -80,7 +80,10 @@ pub(crate) fn start(arguments: Vec<OsString>) -> i32 {
         Command::Run(args) => run::run(&args),
         Command::Attach(args) => attach::attach(&args),
         Command::Ls(args) => ls::ls(&args),
-        Command::Check(args) => check::check(&args),
+        Command::Check(args) => {
+            via::complain();
+            check::check(&args)
+        }
         Command::Plan(args) => plan::plan(&args),
         Command::Defaults(args) => defaults::defaults(&args),
         Command::Cgroup(args) => cgroup::cgroup(&args),

@@ -29,6 +29,7 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
         best_effort: args.best_effort,
         no_io_uring: args.no_io_uring,
     };
+    via::complain_of_names();
     if let Some(failure) = via::start_under_outer(&launch) {
         return Err(failure);
     }

@@ -666,7 +666,8 @@ fn the_system_s_defaults() {
     fs::copy(support::release().join("ka"), public.join("ka")).unwrap();
     let (status, _, err) =
         outcome(&mut as_nobody(Command::new(public.join("ka")).args(["defaults", "--set", "9,9,9"])));
-    assert!(status == 2 && err.contains("needs CAP_NET_ADMIN") && err.contains("nothing was set"), "{err}");
+    assert!(status == 2 && err.contains("needs CAP_NET_ADMIN") && err.contains("(try sudo)"), "{err}");
+    assert!(err.contains("nothing was set"), "{err}");
     assert_eq!(now(), [-1, 5, 3]);
     drop(made);
 }

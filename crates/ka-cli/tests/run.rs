@@ -108,8 +108,7 @@ fn a_file_that_does_not_count_is_named_whichever_way_is_taken() {
     if !on_its_own("a_file_that_does_not_count_is_named_whichever_way_is_taken") {
         return;
     }
-    let owner =
-        "must be a regular file that belongs to root and that nobody else can write; it is not read\n";
+    let owner = "must be a regular file that belongs to root, that every user can read and nobody else can write; it is not read\n";
     for way in ["preload", "seccomp", "cgroup"] {
         for (make, idle, said) in [
             ("true", 99, ""),
@@ -132,6 +131,87 @@ fn a_file_that_does_not_count_is_named_whichever_way_is_taken() {
             assert_eq!(told, (format!("1 {idle} 10 6 0"), said), "{way}: {make}");
         }
     }
+}
+
+/// Copies ka, the shim and the holder to where every user can run them.
+fn for_every_user(name: &str) -> (CleanUp, PathBuf, PathBuf) {
+    let folder = public(name);
+    for file in ["ka", "libka_preload.so"] {
+        fs::copy(support::release().join(file), folder.join(file)).unwrap();
+    }
+    fs::copy(holder(), folder.join("holder")).unwrap();
+    (CleanUp(folder.clone()), folder.join("ka"), folder.join("holder"))
+}
+
+#[test]
+fn a_file_that_the_user_cannot_read_is_named_once() {
+    if !is_root() {
+        skip("only root may have an /etc of its own");
+        return;
+    }
+    let (_folder, ka, holder) = for_every_user("unreadable");
+    let (ka, holder) = (ka.display(), holder.display());
+    let complaint = "ka: /etc/ka.conf: must be a regular file that belongs to root, that every user can read and nobody else \
+                     can write; it is not read\n";
+    for (command, quiet) in [
+        (format!("{ka} run --via preload -- {holder}"), false),
+        (format!("{ka} run --via seccomp -- {holder}"), false),
+        (format!("{ka} check {holder}"), false),
+        (format!("{ka} run --via preload -- {holder}"), true),
+        (format!("{ka} run --via seccomp -- {holder}"), true),
+        (format!("{ka} check {holder}"), true),
+    ] {
+        let output = with_own_etc(&format!(
+            "echo KA_IDLE=99 >/etc/ka.conf; chmod 600 /etc/ka.conf; export KA_QUIET={}; \
+             setpriv --reuid 65534 --regid 65534 --clear-groups {command} </dev/null",
+            i32::from(quiet)
+        ));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(said, if quiet { "" } else { complaint }, "{command}");
+    }
+}
+
+#[test]
+fn only_a_misspelled_variable_is_named_whichever_way_is_taken() {
+    let wrong = |command: &mut Command| {
+        // The others may be those of the program.
+        command.env("KA_POLCY", "1,1,1").env("KA_PRELOADED", "").env("KA_FILE", "x").env("KA_LOG_LEVEL", "9");
+        let loud = outcome(command);
+        assert_eq!((loud.0, outcome(command.env("KA_QUIET", "1")).2.as_str()), (0, ""));
+        loud.2
+    };
+    let said = "ka: KA_POLCY is not a variable of ka: did you mean KA_POLICY?\n\
+                ka: KA_PRELOADED is not a variable of ka: did you mean KA_PRELOAD?\n";
+    for way in ["auto", "preload", "seccomp"] {
+        assert_eq!(wrong(ka().args(["run", "--via", way, "true"])), said, "{way}");
+    }
+    assert_eq!(wrong(ka().args(["check", "true"])), said);
+    assert_eq!(wrong(ka().args(["run", "--via", "seccomp", "true"]).env_clear()), said);
+    // A right one is not named, whether or not it is for the program.
+    let preload = support::release().join("libka_preload.so");
+    let mut command = ka();
+    command.args(["run", "true"]).env("KA_PRELOAD", preload).env("KA_POLICY", "60,10,6");
+    assert_eq!(outcome(&mut command), (0, String::new(), String::new()));
+}
+
+/// ka check names the other mistakes too.
+#[test]
+fn check_names_a_wrong_value() {
+    assert_eq!(
+        outcome(ka().args(["check", "true"]).env("KA_CNT", "999")).2,
+        "ka: KA_CNT=\"999\": cnt must be 1..127 probes; it does not count\n"
+    );
+}
+
+/// The shim in the program says so.
+#[test]
+fn a_log_that_cannot_be_written_is_named_once() {
+    let mut command = ka();
+    command.args(["run", "--via", "preload", "true"]).env("KA_LOG", "/no/such/folder/log");
+    let complaint =
+        "ka: KA_LOG=\"/no/such/folder/log\": must be a file that this user can write; it does not count\n";
+    assert_eq!(outcome(&mut command), (0, String::new(), complaint.to_owned()));
+    assert_eq!(outcome(command.env("KA_QUIET", "1")), (0, String::new(), String::new()));
 }
 
 #[test]

@@ -71,4 +71,6 @@ pub use socket::Socket;
 pub use status::Status;
 pub use sys::{Kernel, Libc};
 pub use text::{Advice, ParseError, Quantity, Reason, Text, parse, parse_typed};
-pub use variables::{CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, Orders, Values, Variable, skips};
+pub use variables::{
+    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, LOG_WRITE, Orders, Values, Variable, skips,
+};

@@ -13,14 +13,18 @@ use crate::text::{Reason, parse_typed};
 /// right.
 pub const CONF: &CStr = c"/etc/ka.conf";
 
-/// Somebody else could have written it.
-pub const CONF_OWNER: &str = "must be a regular file that belongs to root and that nobody else can write";
+/// Somebody else could have written it, or this user cannot read it.
+pub const CONF_OWNER: &str =
+    "must be a regular file that belongs to root, that every user can read and nobody else can write";
 
 /// It is longer than there is room for.
 pub const CONF_LENGTH: &str = "must be shorter than 16384 bytes";
 
 /// A line says nothing of ours.
 pub const CONF_LINE: &str = "must be a KA_ variable and its value";
+
+/// The log cannot be opened.
+pub const LOG_WRITE: &str = "must be a file that this user can write";
 
 /// How many bytes there is room for, one more than it may have.
 pub const CONF_ROOM: usize = 16384;
@@ -52,6 +56,11 @@ pub enum Variable {
 
 impl Variable {
     const COUNT: usize = Self::Quiet as usize + 1;
+
+    /// The names of all variables.
+    pub fn names() -> impl Iterator<Item = &'static [u8]> {
+        Self::NAMES.split(|byte| *byte == b',')
+    }
 
     /// One text and not an array of them, which the loader would have to relocate.
     const NAMES: &'static [u8] =

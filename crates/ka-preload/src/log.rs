@@ -3,7 +3,9 @@
 //! The file is opened, appended to and closed for each line, so that no descriptor of the program's numbers is in
 //! use between two calls, and one that closes all of them closes nothing of ours.
 
-use ka_core::{Config, Text};
+use core::ffi::CStr;
+
+use ka_core::{Config, Errno, Text};
 use libc::c_int;
 
 use crate::filter;
@@ -42,12 +44,17 @@ fn append(settings: &Settings, line: &mut Line) {
     if filter::is_installed() {
         return;
     }
-    let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT | libc::O_NOFOLLOW | libc::O_NONBLOCK;
     if let Some(path) = settings.log
-        && let Ok(file) = File::open(path, flags, 0o600)
+        && let Ok(file) = open(path)
     {
         raw::write(file.fd(), line.end());
     }
+}
+
+/// Opens the log, and makes it if it is missing.
+pub(crate) fn open(path: &CStr) -> Result<File, Errno> {
+    let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT | libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    File::open(path, flags, 0o600)
 }
 
 #[cfg(test)]

@@ -170,6 +170,7 @@ pub(crate) fn poll(set: &mut [libc::pollfd]) -> Result<usize, Errno> {
 pub(crate) struct File(c_int);
 
 impl File {
+    #[inline(never)]
     pub(crate) fn open(path: &CStr, flags: c_int, mode: u32) -> Result<Self, Errno> {
         let flags = flags | libc::O_CLOEXEC;
         let args = [int(libc::AT_FDCWD), path.as_ptr() as usize, int(flags), mode as usize, 0, 0];

@@ -11,10 +11,12 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU8, Ordering};
 
 use ka_core::{
-    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, Config, Mode, Orders, Rule, Values, cut, skips, trim,
+    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, Config, Errno, LOG_WRITE, Mode, Orders, Rule,
+    Values, cut, skips, trim,
 };
 
 use crate::line::Line;
+use crate::log;
 use crate::raw::{self, File};
 
 /// What the shim was told. It does not change while the program runs.
@@ -168,26 +170,27 @@ fn environment() -> Values<'static> {
 /// What the file says: `NAME=value` a line, with or without quotes around the value; # begins a comment.
 fn file(complain: &Complaints) -> Values<'static> {
     let mut values = Values::default();
-    let Ok(file) = File::open(CONF, libc::O_RDONLY | libc::O_NONBLOCK, 0) else {
-        return values;
-    };
-    let not_read = |right| complain.about(CONF.to_bytes(), b"", right, "it is not read");
-    if !file.is_roots_alone() {
-        not_read(CONF_OWNER);
-        return values;
+    match file_text() {
+        Ok(text) => values.keep_lines(text, |line| {
+            complain.word(CONF.to_bytes(), b"", line, CONF_LINE, "it does not count");
+        }),
+        Err(right) => complain.about(CONF.to_bytes(), b"", right, "it is not read"),
     }
+    values
+}
+
+/// The text of the file, which is empty if there is no such file. If it is not to be read: what would be right.
+fn file_text() -> Result<&'static [u8], &'static str> {
+    let file = match File::open(CONF, libc::O_RDONLY | libc::O_NONBLOCK, 0) {
+        Ok(file) if file.is_roots_alone() => file,
+        Err(Errno(libc::ENOENT)) => return Ok(b""),
+        _ => return Err(CONF_OWNER),
+    };
     // SAFETY: only the constructor calls this, once; and the zeros that are there are bytes.
     let buffer: &'static mut [u8] = unsafe { &mut *FILE.first() };
     let size = file.read(buffer).unwrap_or(0);
-    if size == buffer.len() {
-        not_read(CONF_LENGTH);
-        return values;
-    }
     let text: &[u8] = buffer;
-    values.keep_lines(text.get(..size).unwrap_or_default(), |line| {
-        complain.word(CONF.to_bytes(), b"", line, CONF_LINE, "it does not count");
-    });
-    values
+    text.get(..size).filter(|text| text.len() < CONF_ROOM).ok_or(CONF_LENGTH)
 }
 
 /// Says what is wrong, a line each, unless it is to be quiet.
@@ -248,8 +251,12 @@ pub(crate) fn read() -> Option<Settings> {
         let program = executable(&mut name);
         // SAFETY: only the constructor calls this, once.
         unsafe {
-            settings.log = Some(keep(&LOG, orders.log));
+            let log = keep(&LOG, orders.log);
+            settings.log = Some(log);
             settings.program = keep(&PROGRAM, program).to_bytes();
+            if log::open(log).is_err() {
+                complain.about(b"KA_LOG", orders.log, LOG_WRITE, "it does not count");
+            }
         }
     }
     Some(settings)

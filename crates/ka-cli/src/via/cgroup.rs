@@ -75,6 +75,7 @@ impl Way for Cgroup {
         let said = environment.orders(&file);
         let orders = Orders { policy: said.policy, mode: said.mode };
         environment.complain(&file);
+        environment.complain_of_log(&file, self.name());
         match enter(orders) {
             Ok(cgroup) => {
                 if launch.verbose {

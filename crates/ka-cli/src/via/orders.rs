@@ -109,6 +109,38 @@ pub(crate) fn given(settings: &[u8]) -> Given {
     Given { policy: orders.policy, mode: orders.mode, rules, skip: orders.skip.to_vec() }
 }
 
+/// Names what is wrong with the KA_ variables and /etc/ka.conf of this process.
+pub(crate) fn complain() {
+    let file = conf_text();
+    let environment = Environment(sys::environment());
+    environment.complain(&file);
+    environment.complain_of_names(&file);
+}
+
+/// Names variables of this process that are probably misspelled names of ours, whichever way a program is reached.
+pub(crate) fn complain_of_names() {
+    Environment(sys::environment()).complain_of_names(&conf_text());
+}
+
+/// The variable that a name probably means, if it is not one itself. Other names that begin with KA_ may be those of the
+/// program.
+fn meant(name: &str) -> Option<&'static str> {
+    const SHIM: &[u8] = b"KA_PRELOAD";
+    // A short name is near to many others.
+    const SHORT: usize = "KA_RULES".len();
+    if !name.starts_with("KA_") {
+        return None;
+    }
+    let upper = name.to_ascii_uppercase();
+    let known = || Variable::names().chain([SHIM]).filter_map(|name| std::str::from_utf8(name).ok());
+    if known().any(|known| known == name) {
+        return None;
+    }
+    let near = known().map(|known| (strsim::osa_distance(known, &upper), known));
+    let near = near.filter(|(distance, known)| *distance <= if known.len() <= SHORT { 1 } else { 2 });
+    near.min().map(|(_, known)| known)
+}
+
 /// What /etc/ka.conf says, if it is to be read and there is one.
 pub(super) fn conf_text() -> Vec<u8> {
     conf().unwrap_or_default()
@@ -120,7 +152,11 @@ fn conf() -> Result<Vec<u8>, &'static str> {
     let path = OsStr::from_bytes(CONF.to_bytes());
     let open = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let mut text = Vec::new();
-    let Ok(file) = open else { return Ok(text) };
+    let file = match open {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(text),
+        Err(_) => return Err(CONF_OWNER),
+    };
     let is_roots_alone = file
         .metadata()
         .is_ok_and(|metadata| metadata.is_file() && metadata.uid() == 0 && metadata.mode() & 0o022 == 0);
@@ -199,6 +235,33 @@ impl Environment {
     /// Returns whether the settings disable messages.
     pub(super) fn is_quiet(&self, file: &[u8]) -> bool {
         self.values(file).iter().any(Values::is_quiet)
+    }
+
+    /// Names variables that are probably misspelled names of ours. The shim has no room for this.
+    fn complain_of_names(&self, file: &[u8]) {
+        if self.is_quiet(file) {
+            return;
+        }
+        for name in
+            self.0.iter().filter_map(|entry| std::str::from_utf8(ka_core::cut(entry.as_bytes(), b'=').0).ok())
+        {
+            if let Some(meant) = meant(name) {
+                let name = text::visible(name.as_bytes());
+                let _ = writeln!(io::stderr(), "ka: {name} is not a variable of ka: did you mean {meant}?");
+            }
+        }
+    }
+
+    /// Says that a way does not write the log that was asked for.
+    pub(super) fn complain_of_log(&self, file: &[u8], way: &str) {
+        let log = self.orders(file).log;
+        if !log.is_empty() && !self.is_quiet(file) {
+            let log = text::visible(log);
+            let _ = writeln!(
+                io::stderr(),
+                "ka: KA_LOG=\"{log}\": ka run --via {way} writes no log (ka run --via preload does)"
+            );
+        }
     }
 
     /// Names what is wrong, in the shim's words, where there is no shim to do it.
@@ -299,6 +362,28 @@ mod tests {
         let mut environment = Environment(entries.iter().map(OsString::from).collect());
         environment.say(&Flags { said, is_whole, mode: None }, file.as_bytes());
         environment.orders(file.as_bytes()).policy
+    }
+
+    #[test]
+    fn only_a_misspelled_name_of_ours_is_recognized() {
+        for (name, meant) in [
+            ("KA_POLCY", Some("KA_POLICY")),
+            ("KA_POLIYC", Some("KA_POLICY")),
+            ("KA_policy", Some("KA_POLICY")),
+            ("KA_INTVAL", Some("KA_INTVL")),
+            ("KA_USERTIMEOUT", Some("KA_USER_TIMEOUT")),
+            ("KA_LOGS", Some("KA_LOG")),
+            ("KA_PRELAOD", Some("KA_PRELOAD")),
+            ("KA_POLICY", None),
+            ("KA_PRELOAD", None),
+            ("KA_FILE", None),
+            ("KA_LOG_LEVEL", None),
+            ("KA_", None),
+            ("KAFKA_POLICY", None),
+            ("POLICY", None),
+        ] {
+            assert_eq!(super::meant(name), meant, "{name}");
+        }
     }
 
     #[test]

@@ -149,7 +149,8 @@ struct Titles<'a> {
 impl Titles<'_> {
     fn set(&self, role: &str, program: i32) {
         if let Some(place) = &self.place {
-            place.set(format!("ka: {role} of {} ({program})", text::visible(self.name.as_bytes())).as_bytes());
+            place
+                .set(format!("ka: {role} of {} ({program})", text::visible(self.name.as_bytes())).as_bytes());
         }
     }
 }

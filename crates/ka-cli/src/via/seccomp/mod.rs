@@ -92,13 +92,7 @@ impl Way for Seccomp {
         let orders = environment.orders(&file);
         let terms = Terms::new(&orders);
         environment.complain(&file);
-        if !orders.log.is_empty() && !environment.is_quiet(&file) {
-            let log = crate::text::visible(orders.log);
-            let _ = writeln!(
-                io::stderr(),
-                "ka: KA_LOG=\"{log}\": ka run --via seccomp writes no log (ka run --via preload does)"
-            );
-        }
+        environment.complain_of_log(&file, self.name());
         let failed = |error: &dyn std::fmt::Display| {
             Failure::new(format_args!("run: via seccomp: {error}")).with_status(OUR_OWN)
         };
@@ -112,8 +106,7 @@ impl Way for Seccomp {
         let filters = Filters::new(terms.mode, !terms.rules.is_empty(), launch.no_io_uring)
             .map_err(|error| failed(&error))?;
         sweep(&terms);
-        let cradle =
-            family::found(terms.clone(), launch.program.name()).map_err(|error| failed(&error))?;
+        let cradle = family::found(terms.clone(), launch.program.name()).map_err(|error| failed(&error))?;
         // From here on this is the program's process.
         environment.hand_on(cradle.front());
         let (supervisor, spare) = cradle.elders();
