@@ -58,7 +58,8 @@ pub(crate) enum Command {
 ///
 /// Via preload, ka becomes the program: the PID, signals, terminal and exit status are the program's own. Via seccomp,
 /// ka stays as the program's supervisor: the program has another PID, and ka passes signals, job control and the exit
-/// status on. ka takes seccomp if preload does not reach the program.
+/// status on. ka takes seccomp if preload does not reach the program, and, with a message, if libka_preload.so is
+/// missing.
 ///
 /// Preload does not reach static programs, Go programs, programs linked to a library made by Go, programs that make
 /// their system calls themselves, and programs of other C libraries. ka recognizes these by their files.

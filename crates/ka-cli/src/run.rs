@@ -10,6 +10,9 @@ use crate::program::Program;
 use crate::text;
 use crate::via::{self, Flags, Launch, Reach, Way};
 
+/// What seccomp costs: docs/ways.md.
+const COST: &str = "Each connection takes a quarter longer or more";
+
 pub(crate) fn run(args: &args::Run) -> Outcome {
     let own = |failure: Failure| failure.with_status(OUR_OWN);
     let said = if args.policy.is_named() { Some(said(args).map_err(own)?) } else { None };
@@ -46,9 +49,19 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
     let mut obstacles: Vec<(&dyn Way, String, String)> = Vec::new();
     for way in via::asked(args.via) {
         match way.reach(&launch) {
-            Reach::Yes(_) => {
-                if launch.verbose {
-                    for (passed, why, _) in &obstacles {
+            Reach::Yes(how) => {
+                // It changes more than a user may expect who did not ask for another way.
+                let missing = via::preload_obstacle();
+                for (passed, why, _) in &obstacles {
+                    if missing.as_ref() == Some(why) {
+                        let _ = writeln!(
+                            io::stderr(),
+                            "ka: run: {}; reaching the program via {} instead: {how}. {COST}. To avoid this message, \
+                             install libka_preload.so, name it in KA_PRELOAD, or use --via {1}",
+                            text::visible_lines(why),
+                            way.name(),
+                        );
+                    } else if launch.verbose {
                         let _ = writeln!(io::stderr(), "ka: {} does not reach it: {why}", passed.name());
                     }
                 }

@@ -26,6 +26,10 @@ use support::{
 const FRESH: &str = "import socket; s = socket.socket(); \
     print(s.getsockopt(1, 9), *(s.getsockopt(6, n) for n in (4, 5, 6, 18)))";
 
+/// Prints the same of a socket that has begun to listen.
+const FRESH_AFTER: &str = "import socket; s = socket.socket(); s.listen(); \
+    print(s.getsockopt(1, 9), *(s.getsockopt(6, n) for n in (4, 5, 6, 18)))";
+
 fn fresh(command: &mut Command) -> String {
     stdout(command.args(["--", "python3", "-c", FRESH])).trim().to_owned()
 }
@@ -344,6 +348,63 @@ fn off_is_offered_where_it_is_taken() {
             assert_eq!(text.contains("between them, or off."), is_taken, "{args:?} {help}: {text}");
         }
     }
+}
+
+/// Without libka_preload.so another way is taken, which the user has not asked for.
+#[test]
+fn a_missing_shim_is_named_once_with_the_way_that_is_taken() {
+    if Path::new(option_env!("KA_LIBDIR").unwrap_or("/usr/lib/ka")).join("libka_preload.so").exists() {
+        skip("libka_preload.so is installed, so it is not missing");
+        return;
+    }
+    let folder = public("shimless");
+    let made = CleanUp(folder.clone());
+    fs::create_dir(folder.join("bin")).unwrap();
+    let own = folder.join("bin/ka");
+    fs::copy(support::release().join("ka"), &own).unwrap();
+    let place = |place: &str| format!("{}/{place}/libka_preload.so", folder.display());
+    let looked = format!("{}, {}, ", place("bin"), place("lib/ka"));
+    for flags in [&["run"][..], &["run", "-v"]] {
+        let (status, out, err) = outcome(bare(&own).args(flags).args(["python3", "-c", FRESH_AFTER]));
+        assert_eq!((status, out.as_str()), (0, "1 60 10 6 0\n"), "{err}");
+        let lines: Vec<_> =
+            err.lines().filter(|line| line.contains("libka_preload.so is not there")).collect();
+        let [line] = lines[..] else { panic!("{err}") };
+        let start = format!("ka: run: libka_preload.so is not there: looked for {looked}");
+        assert!(line.starts_with(&start) && !line.contains(".."), "{line}");
+        assert!(line.contains("via seccomp instead: by a supervisor"), "{line}");
+        assert!(line.ends_with("name it in KA_PRELOAD, or use --via seccomp"), "{line}");
+        assert_eq!(err.lines().count(), if flags.contains(&"-v") { 2 } else { 1 }, "{err}");
+    }
+    // Who asks for the way is told nothing, and a static program is not reached by any shim.
+    assert_eq!(outcome(bare(&own).args(["run", "--via", "seccomp", "true"])).2, "");
+    assert_eq!(outcome(bare(&own).arg("run").arg(static_holder())).2, "");
+    assert_eq!(outcome(bare(&own).args(["run", "true"]).env("KA_PRELOAD", support::shim())).2, "");
+    if is_root() {
+        let err = outcome(&mut as_nobody(bare(&own).args(["run", "true"]))).2;
+        assert!(err.lines().count() == 1 && err.contains("no_new_privs"), "{err}");
+    }
+    drop(made);
+}
+
+/// ka does not look into a script, so it says whom the shim does not reach.
+#[test]
+fn what_a_script_may_start_is_said_with_v() {
+    let script = scratch("script.sh");
+    fs::write(&script, "#!/bin/sh\nexit 0\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let said = format!(
+        "ka: {} is a script: static and Go programs that it starts are not reached (use --via seccomp)\n",
+        script.display()
+    );
+    for before in [&[][..], &["nice"]] {
+        let run = |flags: &[&str]| outcome(ka().args(flags).arg("--").args(before).arg(&script));
+        let (status, _, err) = run(&["run", "-v"]);
+        assert!(status == 0 && err.ends_with(&said), "{err}");
+        assert_eq!(run(&["run"]).2, "");
+        assert!(!run(&["run", "-v", "--via", "seccomp"]).2.contains("script"));
+    }
+    assert!(!outcome(ka().args(["run", "-v", "true"])).2.contains("script"));
 }
 
 /// What somebody else could have put there is not preloaded into root's programs.

@@ -8,7 +8,7 @@ use std::fs::{self, DirBuilder};
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::orders::{Environment, conf_text, execute, is_ordered_off};
@@ -43,23 +43,27 @@ impl Way for Preload {
         if launch.no_io_uring {
             return no("a preloaded library cannot keep a program from io_uring", "--via seccomp");
         }
-        let shim = match shim() {
-            Ok(shim) => shim,
-            Err(why) => {
-                let instead = "KA_PRELOAD=/path/to/libka_preload.so".to_owned();
-                let is_named = env::var_os("KA_PRELOAD").is_some_and(|path| !path.is_empty());
-                return if is_named { Reach::Wrong { why, instead } } else { Reach::No { why, instead } };
-            }
-        };
+        let shim = shim();
+        let instead = "KA_PRELOAD=/path/to/libka_preload.so";
+        if let Err(why) = &shim
+            && env::var_os("KA_PRELOAD").is_some_and(|path| !path.is_empty())
+        {
+            return Reach::Wrong { why: why.clone(), instead: instead.to_owned() };
+        }
         if let Some((why, instead)) = is_ordered_off(launch) {
             return Reach::Wrong { why, instead };
         }
-        match launch.program.chain().find_map(|program| obstacle(program, shim)) {
-            Some((why, instead)) => no(why, instead),
-            None => Reach::Yes(format!(
+        // A program that no shim would reach is told so: a missing one is not the reason then.
+        let known = shim.as_ref().ok().copied();
+        if let Some((why, instead)) = launch.program.chain().find_map(|program| obstacle(program, known)) {
+            return no(why, instead);
+        }
+        match shim {
+            Ok(shim) => Reach::Yes(format!(
                 "{}; static, Go's and 32-bit programs that it starts are not: ka run --via seccomp",
                 shim.path.display()
             )),
+            Err(why) => no(why, instead),
         }
     }
 
@@ -84,6 +88,14 @@ impl Way for Preload {
                         shim.display(),
                         orders.policy
                     );
+                    if let Some(script) = launch.program.chain().find_map(|program| program.scripts.first()) {
+                        let script = text::visible(script.as_os_str().as_bytes());
+                        let _ = writeln!(
+                            io::stderr(),
+                            "ka: {script} is a script: static and Go programs that it starts are not reached (use \
+                             --via seccomp)"
+                        );
+                    }
                 }
             }
             // ka run has already printed that preload does not reach the program.
@@ -98,8 +110,8 @@ impl Way for Preload {
     }
 }
 
-/// Why the shim does not reach a program, and what does.
-fn obstacle(program: &Program, shim: &Shim) -> Option<(String, String)> {
+/// Why the shim does not reach a program, and what does. `None` for the shim if it is missing.
+fn obstacle(program: &Program, shim: Option<&Shim>) -> Option<(String, String)> {
     const FOLLOW: &str = "ka attach --follow PID, once it runs (ka run --best-effort starts it without)";
     const OTHERWISE: &str = "ka run without --via, or --via seccomp";
     let path = program.executable.display();
@@ -134,7 +146,7 @@ fn obstacle(program: &Program, shim: &Shim) -> Option<(String, String)> {
     } else if is_static {
         let how = if elf.is_position_independent { "static-pie" } else { "static" };
         otherwise(format!("{path}: it is {how}, so no loader reads LD_PRELOAD"))
-    } else if !elf.fits(&shim.elf) {
+    } else if let Some(shim) = shim.filter(|shim| !elf.fits(&shim.elf)) {
         follow(format!(
             "{path}: it is for {}, and {} is for {}",
             elf.machine_name(),
@@ -252,9 +264,28 @@ fn places() -> Vec<PathBuf> {
     let folder = own.ok().and_then(|path| path.parent().map(Path::to_path_buf));
     let triple = format!("../lib/{}-linux-gnu/ka", env::consts::ARCH);
     let beside = folder.into_iter().flat_map(|folder| {
-        ["", "../lib/ka", &triple, "../lib64/ka"].map(|place| folder.join(place).join(SHIM))
+        ["", "../lib/ka", &triple, "../lib64/ka"].map(|place| normal(&folder.join(place).join(SHIM)))
     });
-    beside.chain([Path::new(PRIVATE_FOLDER).join(SHIM)]).collect()
+    let mut places: Vec<PathBuf> = Vec::new();
+    for place in beside.chain([Path::new(PRIVATE_FOLDER).join(SHIM)]) {
+        if !places.contains(&place) {
+            places.push(place);
+        }
+    }
+    places
+}
+
+/// A path without `..`. The part before it must have no symbolic links.
+fn normal(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for part in path.components() {
+        if part == Component::ParentDir {
+            normal.pop();
+        } else {
+            normal.push(part);
+        }
+    }
+    normal
 }
 
 /// A file that the environment names, where that may decide what is preloaded; else why not.
