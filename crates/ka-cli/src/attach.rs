@@ -1072,7 +1072,7 @@ impl Attach<'_> {
         let termination = sys::termination().map_err(failed)?;
         let what = match living.len() {
             _ if !self.names_processes() => "the selected processes".to_owned(),
-            count => text::counted(count, "process"),
+            count => text::count(count, "process"),
         };
         let until = match living.len() {
             _ if !self.names_processes() => "until",
@@ -1204,7 +1204,7 @@ impl Attach<'_> {
             write!(
                 out,
                 "{} {would} {to}, {unchanged} unchanged, {failed} failed",
-                text::counted(*set, "socket")
+                text::count(*set, "socket")
             )?;
             for (count, what, why) in [
                 (gone, "socket", "closed since then"),
@@ -1214,7 +1214,7 @@ impl Attach<'_> {
                 (not_examined, "process", "not examined, because a signal came"),
             ] {
                 if *count > 0 {
-                    write!(out, "; {} {why}", text::counted(*count, what))?;
+                    write!(out, "; {} {why}", text::count(*count, what))?;
                 }
             }
             writeln!(out)?;

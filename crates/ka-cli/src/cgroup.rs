@@ -27,7 +27,7 @@ use crate::notify::Notify;
 use crate::policy;
 use crate::sys::{self, users};
 use crate::table::{self, Column, Output};
-use crate::text;
+use crate::text::{self, reason};
 use crate::via;
 
 use sweep::{Swept, refusals, sweep};
@@ -63,7 +63,7 @@ impl Cgroup {
         let root = host::cgroup_root().ok_or(host::NO_CGROUPS)?;
         let path = Path::new(name);
         let within = root.join(path.strip_prefix("/").unwrap_or(path));
-        let refused = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
+        let refused = |path: &Path, error: io::Error| format!("{}: {}", path.display(), reason(&error));
         for path in [path, &within] {
             let mut cgroup = match Self::open(path) {
                 Ok(cgroup) if host::is_cgroup(&cgroup.folder) => cgroup,
@@ -172,7 +172,7 @@ fn check_pins() -> Result<(), String> {
     let (_, user) = users();
     match fs::symlink_metadata(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(format!("{}: {error}", path.display())),
+        Err(error) => Err(format!("{}: {}", path.display(), reason(&error))),
         Ok(found) if found.is_dir() && [0, user].contains(&found.uid()) && found.mode() & 0o022 == 0 => {
             Ok(())
         }
@@ -186,7 +186,7 @@ fn check_pins() -> Result<(), String> {
 
 /// While this is open, no other ka changes what is kept: what stands half done is removed by the next.
 fn lock_pins() -> Result<Option<File>, String> {
-    let said = |error: io::Error| format!("{}: {error}", pins().display());
+    let said = |error: io::Error| format!("{}: {}", pins().display(), reason(&error));
     match File::open(pins()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         opened => {
@@ -333,7 +333,7 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
         writeln!(
             out,
             "{cgroup}: {policy}, mode {mode}; {} set, {unchanged} unchanged, {failed} failed{incomplete}",
-            text::counted(*set, "socket")
+            text::count(*set, "socket")
         )?;
     }
     out.flush()?;
@@ -354,7 +354,7 @@ struct Held {
 impl Held {
     fn new(cgroup: &Cgroup, programs: &Programs) -> Result<Self, String> {
         // First, so that no signal ends it without a word.
-        let termination = sys::termination().map_err(|error| error.to_string())?;
+        let termination = sys::termination().map_err(|error| reason(&error))?;
         sys::forget_children();
         let links = programs.link(cgroup.folder.as_fd())?;
         Ok(Self { links, termination, notify: Notify::from_environment() })
@@ -367,7 +367,7 @@ impl Held {
         /// Nobody tells of a cgroup's end.
         const INTERVAL: Duration = Duration::from_secs(5);
         if let Err(error) = host::keep_only_bpf() {
-            let _ = writeln!(io::stderr(), "ka: cgroup attach: cannot drop capabilities: {error}");
+            let _ = writeln!(io::stderr(), "ka: cgroup attach: cannot drop capabilities: {}", reason(&error));
         }
         let Attached { cgroup, policy, mode, .. } = attached;
         let visible = text::visible(cgroup.as_bytes());
@@ -393,7 +393,7 @@ impl Held {
 /// Attaches the programs, and keeps them; what was attached to the cgroup before is replaced. At every moment one of both
 /// is in force, and a failure leaves what was.
 fn keep(cgroup: &Cgroup, programs: &Programs) -> Result<(), String> {
-    let said = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
+    let said = |path: &Path, error: io::Error| format!("{}: {}", path.display(), reason(&error));
     match DirBuilder::new().mode(0o700).create(pins()) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(said(&pins(), error)),
         _ => check_pins()?,
@@ -493,7 +493,7 @@ fn detach(args: &args::CgroupDetach) -> Outcome {
                     }
                     Ok(())
                 };
-                walk(&root, look).map_err(|error| error.to_string())
+                walk(&root, look).map_err(|error| reason(&error))
             });
             for why in skipped.map_or_else(|why| vec![why], |skipped| skipped.lines().collect()) {
                 let _ = writeln!(io::stderr(), "ka: cgroup detach: {why}");
@@ -523,7 +523,7 @@ fn detach(args: &args::CgroupDetach) -> Outcome {
     }
     for (folder, id) in folders {
         let policy = bpf::recorded(&folder.join(bpf::RECORD)).ok().flatten();
-        release(&folder).map_err(|error| failed(format!("{}: {error}", folder.display())))?;
+        release(&folder).map_err(|error| failed(format!("{}: {}", folder.display(), reason(&error))))?;
         let name = names.get(&id).map_or("a cgroup that has been removed", String::as_str);
         let name = text::visible(name.as_bytes());
         match policy {
@@ -668,7 +668,7 @@ pub(crate) fn policies_of(pid: i32) -> Result<Vec<InForce>, String> {
     let root = host::cgroup_root().ok_or(host::NO_CGROUPS)?;
     let own =
         host::cgroup_of(&pid.to_string()).ok_or_else(|| match fs::read(format!("/proc/{pid}/cgroup")) {
-            Err(error) => format!("/proc does not say which cgroup it is in: {error}"),
+            Err(error) => format!("/proc does not say which cgroup it is in: {}", reason(&error)),
             Ok(_) => "its cgroup is not of version 2".to_owned(),
         })?;
     let mut found = Vec::new();
@@ -687,7 +687,7 @@ pub(crate) fn policies_of(pid: i32) -> Result<Vec<InForce>, String> {
 fn refusal(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EPERM) => "needs CAP_NET_ADMIN and CAP_SYS_ADMIN (run ka as root)".to_owned(),
-        _ => error.to_string(),
+        _ => reason(error),
     }
 }
 

@@ -404,7 +404,7 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
         Ok(Sockets { tcp, mut off, rings, left }) => {
             facts.push(format!(
                 "{}, {} of them without keepalive",
-                text::counted(tcp, "TCP socket"),
+                text::count(tcp, "TCP socket"),
                 off.len()
             ));
             // The other ways set a socket when it connects or listens.

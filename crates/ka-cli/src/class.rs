@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use crate::bpf::host;
 use crate::process::Table;
+use crate::text::reason;
 
 const CONTROLLERS: [&[u8]; 2] = [b"net_cls", b"net_prio"];
 
@@ -89,8 +90,9 @@ impl Classes {
                     let controllers = String::from_utf8_lossy(&place.controllers);
                     format!(
                         "its sockets have a class of {controllers} (cgroup {}), which they would lose, because ka \
-                         cannot enter that cgroup: {error}; {INSTEAD}",
-                        String::from_utf8_lossy(&place.path)
+                         cannot enter that cgroup: {}; {INSTEAD}",
+                        String::from_utf8_lossy(&place.path),
+                        reason(&error)
                     )
                 })?;
                 self.own.retain(|own| own.controllers != place.controllers);

@@ -12,12 +12,12 @@ use crate::args;
 use crate::check::quoted;
 use crate::diag::State;
 use crate::duration::words;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{self, Failure, Outcome};
 use crate::file;
 use crate::json;
 use crate::sockets::sockets;
 use crate::sys;
-use crate::text;
+use crate::text::{self, reason};
 use crate::worker::Workers;
 
 /// The sysctls, in the order of idle, intvl and cnt. tcp(7)
@@ -73,8 +73,8 @@ pub(crate) fn sysctls(values: [i32; 3]) -> String {
 }
 
 fn read() -> Result<[i32; 3], Failure> {
-    let Defaults { idle, intvl, cnt } =
-        ka_core::defaults().map_err(|error| Failure::new(format_args!("defaults: {error}")))?;
+    let Defaults { idle, intvl, cnt } = ka_core::defaults()
+        .map_err(|error| Failure::new(format_args!("defaults: {}", failure::of_socket(&error))))?;
     Ok([idle, intvl, cnt])
 }
 
@@ -106,7 +106,7 @@ impl Counted {
         let states = [State::Established, State::CloseWait];
         let sockets = match sockets(&mut Workers::default(), &states, None) {
             Ok(listing) => listing.sockets,
-            Err(error) => return Self { why_not: error.to_string(), ..Self::default() },
+            Err(error) => return Self { why_not: reason(&error), ..Self::default() },
         };
         let count = |keepalive| Some(sockets.iter().filter(|socket| socket.keepalive() == keepalive).count());
         Self {
@@ -131,7 +131,9 @@ impl Counted {
             None | Some(0) => String::new(),
             Some(unknown) => format!(", of {unknown} it is not known"),
         };
-        writeln!(out, "of {connections} connections here {on} have it on{unknown} (ka ls).")
+        let have = if *on == 1 { "has" } else { "have" };
+        let connections = text::count(*connections, "connection");
+        writeln!(out, "of {connections} here {on} {have} it on{unknown} (ka ls).")
     }
 }
 
@@ -151,10 +153,10 @@ impl Found {
         match self.typical_ms {
             Some(typical) => writeln!(
                 out,
-                "A dead peer is known after {}: {} idle, then {} probes, {} apart.",
+                "A dead peer is known after {}: {} idle, then {}, {} apart.",
                 words(typical),
                 seconds(self.idle),
-                self.cnt,
+                text::count(self.cnt, "probe"),
                 seconds(self.intvl),
             )?,
             None => writeln!(out, "These cannot work: each must be 1 or more.")?,
@@ -218,8 +220,9 @@ fn set(policy: &Config, persist: Option<&Path>) -> Result<[i32; 3], Failure> {
     {
         restore(files.len());
         return Err(Failure::new(format_args!(
-            "defaults: --persist {}: {error}; nothing was set",
-            draft.path.display()
+            "defaults: --persist {}: {}; nothing was set",
+            draft.path.display(),
+            reason(&error)
         )));
     }
     persist.map_or(Ok(()), Draft::last)?;
@@ -242,7 +245,7 @@ fn refused(path: &Path, error: &io::Error) -> Failure {
         Some(libc::EROFS) => "/proc/sys is mounted read-only here, as in most containers; nothing was set: \
                               the host sets it, or --sysctl of the container's runtime"
             .to_owned(),
-        _ => format!("{error}; nothing was set"),
+        _ => format!("{}; nothing was set", reason(error)),
     };
     Failure::new(format_args!("defaults: {}: {why}", path.display()))
 }
@@ -261,14 +264,14 @@ fn is_ours(path: &Path) -> Result<(), Failure> {
     };
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(refused(&error)),
+        Err(error) => return Err(refused(&reason(&error))),
         Ok(found) if found.is_symlink() => return Err(refused(&"it is a symbolic link")),
         Ok(found) if !found.is_file() => return Err(refused(&"it is no regular file")),
         Ok(_) => {}
     }
     let mut text = Vec::new();
     let read = file::open_regular(path).and_then(|mut file| file.read_to_end(&mut text));
-    read.map_err(|error| refused(&error))?;
+    read.map_err(|error| refused(&reason(&error)))?;
     let text = String::from_utf8_lossy(&text);
     let is_own = |line: &str| {
         let name = line.split('=').next().unwrap_or_default().trim().strip_prefix("net.ipv4.");
@@ -291,8 +294,9 @@ struct Draft {
 
 impl Draft {
     fn write(path: &Path, text: &str) -> Result<Self, Failure> {
-        let refused =
-            |error: io::Error| Failure::new(format_args!("defaults: --persist {}: {error}", path.display()));
+        let refused = |error: io::Error| {
+            Failure::new(format_args!("defaults: --persist {}: {}", path.display(), reason(&error)))
+        };
         let name = path.file_name().ok_or_else(|| refused(io::ErrorKind::IsADirectory.into()))?;
         let mut new = std::ffi::OsString::from(".");
         new.push(name);
@@ -317,8 +321,9 @@ impl Draft {
         let synced = File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all());
         synced.map_err(|error| {
             Failure::new(format_args!(
-                "defaults: --persist {}: all is set and written, but a crash may undo the file: {error}",
-                path.display()
+                "defaults: --persist {}: all is set and written, but a crash may undo the file: {}",
+                path.display(),
+                reason(&error)
             ))
         })
     }

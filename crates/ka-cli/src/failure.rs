@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io;
 
+use crate::text::reason;
+
 /// Something was found, or was not done: sockets without keepalive, sockets that could not be set.
 pub(crate) const FOUND: i32 = 1;
 /// The command was used wrongly, or could not do its work at all.
@@ -34,10 +36,20 @@ impl Failure {
     }
 }
 
+/// The reason for an error of ka-core, which has no strerror(3).
+pub(crate) fn of_socket(error: &ka_core::Error) -> String {
+    let reason = |number| reason(&io::Error::from_raw_os_error(number));
+    match error {
+        ka_core::Error::NoSocket(errno) => format!("no TCP socket: {}", reason(errno.0)),
+        ka_core::Error::System { option, errno } => format!("{option}: {}", reason(errno.0)),
+        _ => error.to_string(),
+    }
+}
+
 /// Output that could not be written, as to a full disk.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self::new(format_args!("standard output: {error}"))
+        Self::new(format_args!("standard output: {}", reason(&error)))
     }
 }
 
@@ -47,5 +59,18 @@ pub(crate) type Outcome = Result<i32, Failure>;
 impl From<serde_json::Error> for Failure {
     fn from(error: serde_json::Error) -> Self {
         io::Error::from(error).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ka_core::{Errno, SockOpt};
+
+    use super::of_socket;
+
+    #[test]
+    fn an_error_of_a_socket_has_no_number() {
+        let refused = ka_core::Error::System { option: SockOpt::KeepAlive, errno: Errno(libc::EPERM) };
+        assert_eq!(of_socket(&refused), "SO_KEEPALIVE: Operation not permitted");
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 
 use crate::process::Status;
 use crate::sys;
+use crate::text::reason;
 
 /// Numbers of capabilities(7).
 pub(crate) const CAP_SYS_PTRACE: u32 = 19;
@@ -17,7 +18,7 @@ pub(crate) fn explain(pid: i32, error: &io::Error) -> String {
         Some(libc::ENOSYS) => "this kernel has no pidfd_getfd: Linux 5.6 and later do".to_owned(),
         Some(libc::ESRCH | libc::ENOENT) => "there is no such process".to_owned(),
         Some(libc::EMFILE | libc::ENFILE) => "too many open files".to_owned(),
-        _ => error.to_string(),
+        _ => reason(error),
     }
 }
 

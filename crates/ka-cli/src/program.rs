@@ -12,6 +12,7 @@ use crate::elf::Elf;
 use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
 use crate::file;
 use crate::sys;
+use crate::text::reason;
 use crate::wrapper::{self, Client, Env};
 
 /// What is to be started.
@@ -111,7 +112,7 @@ impl Program {
                 let script = self.scripts.last().unwrap_or(&self.path);
                 let why = match error.kind() {
                     io::ErrorKind::NotFound => "it is not there".to_owned(),
-                    _ => error.to_string(),
+                    _ => reason(&error),
                 };
                 return Err(Failure::new(format_args!(
                     "{}: its interpreter {}: {why}",
@@ -179,7 +180,7 @@ fn search(name: &OsStr) -> Result<PathBuf, Failure> {
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
                 Err(not_found("there is no such program"))
             }
-            Err(error) => Err(refused(&path, &error)),
+            Err(error) => Err(refused(&path, &reason(&error))),
         };
     }
     // What glibc searches where there is no PATH.
@@ -197,7 +198,7 @@ fn search(name: &OsStr) -> Result<PathBuf, Failure> {
         }
     }
     match denied {
-        Some((path, error)) => Err(refused(&path, &error)),
+        Some((path, error)) => Err(refused(&path, &reason(&error))),
         None => Err(not_found("there is no such program on PATH")),
     }
 }

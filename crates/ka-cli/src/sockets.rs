@@ -14,7 +14,7 @@ use crate::netns::Namespace;
 use crate::privilege;
 use crate::process::{self, OVER_BUDGET, Process, Table, Target};
 use crate::sys;
-use crate::text;
+use crate::text::{self, reason};
 use crate::words;
 use crate::worker::{self, Answer, BLOCKED, Cell, Ended, Stream, Workers};
 
@@ -194,13 +194,13 @@ fn kernels(workers: &mut Workers, states: &[State], meanwhile: impl FnOnce(&[i32
 
 /// Writes the kernel's socket list, in a worker.
 pub(crate) fn list(states: &[State], with_status: bool, sink: &mut worker::Sink<'_>) -> Result<(), String> {
-    let entries = dump(states, with_status).map_err(|error| error.to_string())?;
+    let entries = dump(states, with_status).map_err(|error| reason(&error))?;
     for entries in entries.chunks(256) {
         let mut bytes = Vec::new();
         for entry in entries {
             words::put_entry(entry, &mut bytes);
         }
-        sink.write_all(&bytes).map_err(|error| error.to_string())?;
+        sink.write_all(&bytes).map_err(|error| reason(&error))?;
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! Foreign bytes as text: names of processes and files are whatever somebody chose.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+use std::io;
 
 /// Valid text of any bytes: those that are no UTF-8 are written \xNN.
 pub(crate) fn lossless(bytes: &[u8]) -> Cow<'_, str> {
@@ -16,6 +17,26 @@ pub(crate) fn lossless(bytes: &[u8]) -> Cow<'_, str> {
         }
     }
     text.into()
+}
+
+/// The reason for an error as strerror(3) gives it, without the number that Rust adds: "No such file or directory".
+pub(crate) fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    let number = error.raw_os_error().map(|number| format!(" (os error {number})"));
+    match number.and_then(|number| text.strip_suffix(&number)) {
+        Some(reason) => reason.to_owned(),
+        None => text,
+    }
+}
+
+/// A number and its noun: "1 socket", "2 sockets", "2 processes".
+pub(crate) fn count(number: impl Copy + fmt::Display + PartialEq + From<u8>, noun: &str) -> String {
+    let ending = match noun {
+        _ if number == 1.into() => "",
+        noun if noun.ends_with('s') => "es",
+        _ => "s",
+    };
+    format!("{number} {noun}{ending}")
 }
 
 /// What a terminal may take for more than a letter: control characters, and those that turn the direction of writing.
@@ -48,19 +69,23 @@ fn escape(text: &str, what: impl Fn(char) -> bool) -> String {
     escaped
 }
 
-/// A number of things: `1 socket`, `2 sockets`, `2 processes`.
-pub(crate) fn counted(count: usize, what: &str) -> String {
-    let plural = match what {
-        _ if count == 1 => "",
-        what if what.ends_with('s') => "es",
-        _ => "s",
-    };
-    format!("{count} {what}{plural}")
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{lossless, visible, visible_lines};
+    use std::io;
+
+    use super::{count, lossless, reason, visible, visible_lines};
+
+    #[test]
+    fn a_reason_has_no_number() {
+        assert_eq!(reason(&io::Error::from_raw_os_error(libc::ENOENT)), "No such file or directory");
+        assert_eq!(reason(&io::Error::other("it has ended")), "it has ended");
+        assert_eq!(reason(&io::ErrorKind::IsADirectory.into()), "is a directory");
+    }
+
+    #[test]
+    fn one_thing_has_no_plural() {
+        assert_eq!([0_usize, 1, 2].map(|n| count(n, "socket")), ["0 sockets", "1 socket", "2 sockets"]);
+    }
 
     #[test]
     fn nothing_foreign_reaches_the_terminal() {

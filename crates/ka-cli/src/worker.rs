@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use crate::class::Classes;
 use crate::process::{Status, Target};
 use crate::sys::{self, SharedWords};
+use crate::text::reason;
 
 /// How often the parent checks a worker's progress. The parent counts checks instead of reading the clock. So time in
 /// which ka itself is stopped does not count.
@@ -439,8 +440,8 @@ impl Workers {
     fn owner(&mut self, target: &Target) -> u32 {
         let path = target.path();
         let found = self.find(&[], |sink| {
-            let user = fs::metadata(&path).map_err(|error| error.to_string())?.uid();
-            sink.write_all(&user.to_ne_bytes()).map_err(|error| error.to_string())
+            let user = fs::metadata(&path).map_err(|error| reason(&error))?.uid();
+            sink.write_all(&user.to_ne_bytes()).map_err(|error| reason(&error))
         });
         let user = found.data.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
         let of_process = || Status::read(target.table.pid).ok().and_then(|status| status.user());
@@ -471,7 +472,7 @@ impl Drop for Workers {
 const DIED: &str = "ka's worker process ended before it answered (killed, or out of memory); try again";
 
 fn cannot_start(error: &io::Error) -> String {
-    format!("ka cannot start a worker process: {error}")
+    format!("ka cannot start a worker process: {}", reason(error))
 }
 
 fn fail(answers: &mut Answers, places: &[usize], why: &str) {

@@ -458,6 +458,7 @@ fn the_status_says_whose_failure_it_was() {
         (&["no-such-program"][..], 127, "ka: run: no-such-program: there is no such program on PATH\n"),
         (&["/no/such/program"], 127, "ka: run: /no/such/program: there is no such program\n"),
         (&["/"], 126, "ka: run: /: is a directory\n"),
+        (&["/etc/passwd"], 126, "ka: run: /etc/passwd: Permission denied\n"),
         (&[not_executable], 126, ""),
         (
             &["-d", "0", "true"],

@@ -21,6 +21,7 @@ use std::path::Path;
 
 use ka_core::{Config, Mode, Settings};
 
+use crate::text::reason;
 use btf::Types;
 use host::Capability;
 use insn::Insn;
@@ -101,7 +102,7 @@ impl Feature {
             }),
             Some(libc::ENOSYS) => "this kernel has no bpf(2) (CONFIG_BPF_SYSCALL)".to_owned(),
             Some(libc::EINVAL | libc::EOPNOTSUPP) if host::release() < self.since => self.missing(),
-            _ => format!("bpf(2): {error}"),
+            _ => format!("bpf(2): {}", reason(error)),
         }
     }
 }
@@ -142,7 +143,11 @@ fn load(kind: Kind, name: &str, insns: &[Insn], feature: &Feature) -> Result<Own
         return Err(feature.explain(&error));
     }
     let last = lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default().join("\n  ");
-    Err(format!("{}\nthe kernel's verifier refuses {name} ({error}):\n  {last}", feature.explain(&error)))
+    Err(format!(
+        "{}\nthe kernel's verifier refuses {name} ({}):\n  {last}",
+        feature.explain(&error),
+        reason(&error)
+    ))
 }
 
 /// What a cgroup's programs carry with them, for whoever asks what is in force.
@@ -270,7 +275,7 @@ fn iterator() -> Result<(Types<'static>, Kind), String> {
     }
     let types = host::kernel_types().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => ITERATING.missing(),
-        _ => error.to_string(),
+        _ => reason(&error),
     })?;
     let function = types.function("bpf_iter_tcp").ok_or_else(|| ITERATING.missing())?;
     check_reading(Some(&types))?;

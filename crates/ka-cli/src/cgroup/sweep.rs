@@ -23,6 +23,7 @@ use super::{Cgroup, Held, is_gone, overridden_below};
 use crate::attach::{self, Change, Report};
 use crate::bpf::{self, Counter, Only, Orders, Setter};
 use crate::diag::State;
+use crate::text::{self, reason};
 use crate::worker::{Ended, Found, Workers};
 use crate::{json, sockets, sys, words};
 
@@ -88,7 +89,8 @@ pub(super) fn sweep(cgroup: &Cgroup, orders: Orders, held: Option<&Held>) -> Swe
             Ok(sweeper) => sweeper.listen(&mut swept, &mut entered, held),
             Err(error) => {
                 swept.left.push(format!(
-                    "the open sockets were not set: cannot start a worker process: {error}; {}",
+                    "the open sockets were not set: cannot start a worker process: {}; {}",
+                    reason(&error),
                     instead(orders.mode)
                 ));
                 return swept;
@@ -124,7 +126,7 @@ pub(super) fn sweep(cgroup: &Cgroup, orders: Orders, held: Option<&Held>) -> Swe
                 return swept;
             }
             Err(error) => {
-                swept.left.push(format!("it is unknown which open sockets were set: {error}"));
+                swept.left.push(format!("it is unknown which open sockets were set: {}", reason(&error)));
                 return swept;
             }
         }
@@ -298,7 +300,7 @@ impl Work<'_> {
                     }
                     let entered = sys::enter_network(&network).map_err(|error| match error.raw_os_error() {
                         Some(libc::EPERM) => "needs CAP_SYS_ADMIN (run ka as root)".to_owned(),
-                        _ => error.to_string(),
+                        _ => reason(&error),
                     });
                     let set = match entered {
                         Ok(()) => self.set(&setter)?,
@@ -322,7 +324,9 @@ impl Work<'_> {
         }
         match walked {
             Ok(skipped) => left.extend(skipped.lines()),
-            Err(error) => left.push(format!("the search for other network namespaces failed: {error}")),
+            Err(error) => {
+                left.push(format!("the search for other network namespaces failed: {}", reason(&error)));
+            }
         }
         if unseen > 0 {
             left.push(format!(
@@ -331,7 +335,8 @@ impl Work<'_> {
             ));
         }
         left.extend(refused.iter().map(|(why, count)| {
-            format!("the open sockets in {count} other network namespaces were not set: {why}")
+            let namespaces = text::count(*count, "other network namespace");
+            format!("the open sockets in {namespaces} were not set: {why}")
         }));
         Ok(left)
     }
@@ -425,7 +430,7 @@ fn through_processes(
     let keep: Vec<_> = network.iter().map(File::as_raw_fd).collect();
     let Found { data, end } = workers.find(&keep, |sink| {
         if let Some(network) = &network {
-            sys::enter_network(network).map_err(|error| error.to_string())?;
+            sys::enter_network(network).map_err(|error| reason(&error))?;
         }
         sockets::list(&states, false, sink)
     });

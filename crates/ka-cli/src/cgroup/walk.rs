@@ -15,7 +15,7 @@ use std::path::Path;
 
 use super::{Cgroup, is_gone, name};
 use crate::sys;
-use crate::text;
+use crate::text::{self, reason};
 
 /// The cgroups that a walk did not look at: how many for each reason, and the first of them.
 #[derive(Default)]
@@ -134,7 +134,8 @@ fn walk_at_most(
             match returned {
                 Ok(folder) => (here.folder, here.id) = (folder, above.id),
                 Err(error) => {
-                    skipped.add(format!("cannot return to the parent cgroup: {error}"), &here.path);
+                    skipped
+                        .add(format!("cannot return to the parent cgroup: {}", reason(&error)), &here.path);
                     break;
                 }
             }
@@ -148,7 +149,7 @@ fn walk_at_most(
 fn refusal(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EACCES) => "its folder may not be read: needs CAP_DAC_READ_SEARCH".to_owned(),
-        _ => error.to_string(),
+        _ => reason(error),
     }
 }
 

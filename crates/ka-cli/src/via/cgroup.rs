@@ -22,7 +22,7 @@ use crate::bpf::{self, Orders, Programs, host};
 use crate::failure::{Failure, OUR_OWN};
 use crate::process;
 use crate::sys;
-use crate::text;
+use crate::text::{self, reason};
 
 pub(super) struct Cgroup;
 
@@ -105,13 +105,14 @@ fn enter(orders: Orders) -> Result<PathBuf, String> {
     let own = host::own_cgroup().ok_or(host::NO_CGROUPS)?;
     remove_empty(&own);
     let path = own.join(format!("{NAME}{}", std::process::id()));
-    let said = |path: &Path, error: io::Error| format!("{}: {error}", path.display());
+    let said = |path: &Path, error: io::Error| format!("{}: {}", path.display(), reason(&error));
     fs::create_dir(&path).map_err(|error| said(&path, error))?;
     let entered = (|| {
         let folder = File::open(&path).map_err(|error| said(&path, error))?;
         programs.attach(folder.as_fd())?;
-        remove_later(&path)
-            .map_err(|error| format!("a process that removes {} later: {error}", path.display()))?;
+        remove_later(&path).map_err(|error| {
+            format!("a process that removes {} later: {}", path.display(), reason(&error))
+        })?;
         let members = path.join("cgroup.procs");
         fs::write(&members, "0").map_err(|error| said(&members, error))
     })();

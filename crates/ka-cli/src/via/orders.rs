@@ -17,7 +17,7 @@ use super::Launch;
 use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
 use crate::policy::Policy;
 use crate::sys;
-use crate::text;
+use crate::text::{self, reason};
 
 /// Why what was ordered of programs elsewhere leaves this one alone.
 pub(super) fn is_ordered_off(launch: &Launch<'_>) -> Option<(String, String)> {
@@ -346,7 +346,7 @@ pub(super) fn execute(launch: &Launch<'_>, environment: &Environment) -> Failure
         error = sys::exec(&program.executable, &arguments, &environment.0);
     }
     let status = if error.raw_os_error() == Some(libc::ENOENT) { NOT_FOUND } else { NOT_EXECUTABLE };
-    Failure::new(format_args!("{}: {error}", program.path.display())).with_status(status)
+    Failure::new(format_args!("{}: {}", program.path.display(), reason(&error))).with_status(status)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::failure::{Failure, OUR_OWN};
 use crate::libraries::Linked;
 use crate::program::Program;
 use crate::sys;
-use crate::text;
+use crate::text::{self, reason};
 use crate::wrapper;
 
 pub(super) struct Preload;
@@ -73,7 +73,7 @@ impl Way for Preload {
         let shim = shim().and_then(|shim| {
             plain_path(&shim.path).map_err(|error| {
                 let path = shim.path.display();
-                format!("{path}: the loader takes no path with blanks, colons or $, and there is no place for a link: {error}")
+                format!("{path}: the loader takes no path with blanks, colons or $, and there is no place for a link: {}", reason(&error))
             })
         });
         match shim {
@@ -242,7 +242,8 @@ fn find_shim() -> Result<Shim, String> {
         return Err(format!("{SHIM} is not there: looked for {}", places.join(", ")));
     };
     // The program may run in another folder, or change to one.
-    let mut path = std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let mut path =
+        std::path::absolute(path).map_err(|error| format!("{}: {}", path.display(), reason(&error)))?;
     if named.is_some() {
         path = trusted(&path).map_err(|why| format!("KA_PRELOAD={}: {why}", path.display()))?;
     }
@@ -255,7 +256,7 @@ fn find_shim() -> Result<Shim, String> {
             refused(&format_args!("it is not {SHIM}, and nothing in it gives sockets a policy"))
         }
         Ok(_) => refused(&"it is no shared library"),
-        Err(error) => refused(&error),
+        Err(error) => refused(&reason(&error)),
     }
 }
 
@@ -302,9 +303,10 @@ fn trusted(path: &Path) -> Result<PathBuf, String> {
     let Some(caller) = CALLERS.into_iter().find(|name| user == 0 && env::var_os(name).is_some()) else {
         return Ok(path.to_path_buf());
     };
-    let path = path.canonicalize().map_err(|error| error.to_string())?;
+    let path = path.canonicalize().map_err(|error| reason(&error))?;
     for (depth, place) in path.ancestors().enumerate() {
-        let found = fs::symlink_metadata(place).map_err(|error| format!("{}: {error}", place.display()))?;
+        let found = fs::symlink_metadata(place)
+            .map_err(|error| format!("{}: {}", place.display(), reason(&error)))?;
         // In a folder as /tmp is, others can make files, but not move or remove root's.
         let is_sticky = depth > 0 && found.mode() & libc::S_ISVTX != 0;
         if found.uid() != 0 || (found.mode() & 0o022 != 0 && !is_sticky) {

@@ -20,7 +20,7 @@ use super::sys::{self, Answer, Call, Post};
 use super::terms::Terms;
 use super::workers::Workers;
 use crate::class::Classes;
-use crate::failure::OUR_OWN;
+use crate::failure::{self, OUR_OWN};
 use crate::privilege;
 use crate::process::{self, ONLY_LEADERS, PIDFD_THREAD, Status};
 use crate::sys::{pidfd_getfd, pidfd_open, read_link, share_descriptors};
@@ -348,7 +348,7 @@ pub(super) fn apply(fd: RawFd, terms: &Terms) -> Result<(), Error> {
 
 /// The message for a socket that could not be set.
 pub(super) fn not_set(error: &Error) -> String {
-    format!("ka: run: a socket could not be set: {error}")
+    format!("ka: run: a socket could not be set: {}", failure::of_socket(error))
 }
 
 /// A call's argument, of which the kernel takes 32 bits too.

@@ -47,7 +47,7 @@ use super::workers::Watchdog;
 use crate::failure::OUR_OWN;
 use crate::process::{self, Status};
 use crate::sys::{pidfd_getfd, pidfd_open, poll};
-use crate::text;
+use crate::text::{self, reason};
 
 /// The supervisor's name in /proc/PID/comm, by which [`supervisor_of`] finds it.
 const SUPERVISOR: &CStr = c"ka-supervisor";
@@ -134,7 +134,7 @@ fn own_pid() -> i32 {
 }
 
 fn give_up(error: &io::Error) -> ! {
-    speaker::say(format!("ka: run: {error}"));
+    speaker::say(format!("ka: run: {}", reason(error)));
     sys::exit(OUR_OWN)
 }
 

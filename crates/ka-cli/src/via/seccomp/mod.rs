@@ -54,6 +54,7 @@ use crate::failure::{Failure, OUR_OWN};
 use crate::file;
 use crate::privilege::{CAP_SYS_ADMIN, CAP_SYS_PTRACE};
 use crate::process::{self, Status};
+use crate::text::{self, reason};
 pub(crate) use family::supervisor_of;
 use filter::Filters;
 use terms::Terms;
@@ -106,7 +107,8 @@ impl Way for Seccomp {
         let filters = Filters::new(terms.mode, !terms.rules.is_empty(), launch.no_io_uring)
             .map_err(|error| failed(&error))?;
         sweep(&terms);
-        let cradle = family::found(terms.clone(), launch.program.name()).map_err(|error| failed(&error))?;
+        let cradle =
+            family::found(terms.clone(), launch.program.name()).map_err(|error| failed(&reason(&error)))?;
         // From here on this is the program's process.
         environment.hand_on(cradle.front());
         let (supervisor, spare) = cradle.elders();
@@ -125,7 +127,7 @@ impl Way for Seccomp {
                 let renounced = if renounced { ", no_new_privs" } else { "" };
                 let rules = match terms.rules.len() {
                     0 => String::new(),
-                    count => format!(" but for {count} rules"),
+                    count => format!(" but for {}", text::count(count, "rule")),
                 };
                 let _ = writeln!(
                     io::stderr(),
@@ -138,7 +140,7 @@ impl Way for Seccomp {
         })();
         Err(match ready {
             Ok(()) => execute(launch, &environment),
-            Err(error) => failed(&error),
+            Err(error) => failed(&reason(&error)),
         })
     }
 }
@@ -231,7 +233,7 @@ fn trial() -> Result<(), Trial> {
                 "seccomp or pidfd_getfd is not allowed here, as in Docker's containers without CAP_SYS_PTRACE"
                     .to_owned()
             }
-            _ => format!("a trial failed: {error}"),
+            _ => format!("a trial failed: {}", reason(error)),
         })
     };
     let filter = Filters::trial().map_err(Trial::Refused)?;
