@@ -1,16 +1,14 @@
 //! What can be typed: one definition, from which come the parser, --help, completions and the manual pages.
 
 use std::ffi::OsString;
-use std::io::{self, Write as _};
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use ka_core::Config;
 
 use crate::diag::State;
 use crate::duration;
-use crate::failure::Outcome;
 use crate::policy::{Mode, Policy, on_only, policy};
 use crate::process;
 
@@ -25,13 +23,12 @@ use crate::process;
     bin_name = "ka",
     version,
     arg_required_else_help = true,
-    disable_help_subcommand = true,
     after_help = "Examples:
-  ka run -- psql -h db.example.net               a program, under 60,10,6
-  ka run -d 280 -i 30 -c 5 -- ./server           under your own policy
-  ka attach -p 280,30,5 1234                     a process that is running
-  ka ls --off                                    sockets without keepalive
-  ka plan --preset aws-nlb                       what to set for a load balancer
+  ka run -- psql -h db.example.net         a program, under 60,10,6
+  ka run -d 280 -i 30 -c 5 -- ./server     under your own policy
+  ka attach -p 280,30,5 1234               a process that is running
+  ka ls --off                              sockets without keepalive
+  ka plan --preset aws-nlb                 what to set for a load balancer
 
 Status: 0: success. 1: ls --off found a socket, check found that a way is not available, or ls, check, attach or cgroup could \
 not handle all sockets. 2: wrong arguments, or a failure before any work was done. 3: ls --off found none, but keepalive of \
@@ -85,8 +82,8 @@ pub(crate) enum Command {
   ka run -- psql -h db.example.net
   ka run -v -p 280,30,5 --mode floor -- ./server --port 8080
   sudo ka run -d 5m -- nginx
-  ka run --via seccomp -- ./build-and-test.sh        all that it starts, also static and Go programs
-  sudo ka run -- sudo -u app ./server                via seccomp, because sudo drops LD_PRELOAD
+  ka run --via seccomp -- ./test.sh      its static and Go children too
+  sudo ka run -- sudo -u app ./server    via seccomp: sudo drops LD_PRELOAD
 
 Policy text: A policy is three values, idle, intvl and cnt, with commas or colons between them, as 60,10,6 or 1m:10s:6. Or \
 it is items with commas between them, in any order and each at most once: idle=TIME, intvl=TIME, cnt=N, \
@@ -152,14 +149,14 @@ pub(crate) enum Via {
 #[command(
     group = ArgGroup::new("whose").required(true).args(["pids", "all", "user", "undo"]),
     after_help = "Examples:
-  ka attach 1234                            60,10,6 for one process
+  ka attach 1234                    60,10,6 for one process
   ka attach -p 280,30,5 $(pidof nginx)
   sudo ka attach --all --port 5432 --mode floor
-  ka attach --follow 1234                   also what it opens from now on, until it ends
-  sudo ka attach --all --dry-run            what would change
+  ka attach --follow 1234           also what it opens later, until it ends
+  sudo ka attach --all --dry-run    what would change
   ka attach --json -p 280,30,5 1234 >before.json
-  ka attach --undo before.json              back to what the sockets had
-  sudo ka attach --all --via bpf            every socket of this network namespace, in one pass
+  ka attach --undo before.json      back to what the sockets had
+  sudo ka attach --all --via bpf    this network namespace, in one pass
 
 Status: 1 if a socket or a process could not be set, or with --spread if a signal came before all were set.
 
@@ -203,7 +200,7 @@ pub(crate) struct Attach {
     #[arg(long, value_enum, default_value_t = AttachVia::Pidfd, value_name = "WAY")]
     pub(crate) via: AttachVia,
     /// Only sockets whose local or peer port is this one
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_parser = port)]
     pub(crate) port: Option<u16>,
     /// Continues, and sets sockets that are opened later, until the processes end or SIGINT or SIGTERM comes
     #[arg(short, long)]
@@ -363,8 +360,8 @@ pub(crate) struct Check {
 #[command(
     group = ArgGroup::new("what").required(true).args(["detect", "path", "preset", "policy", "list"]),
     after_help = "Examples:
-  ka plan --detect 30s                      a dead peer is known within 30 s
-  ka plan --path 350s                       a path that forgets after 350 s idle stays open
+  ka plan --detect 30s    a dead peer is known within 30 s
+  ka plan --path 350s     a path that forgets after 350 s idle stays open
   ka plan --preset aws-nlb --connections 50000
   ka plan --policy 60,10,6
   ka plan --list"
@@ -386,7 +383,7 @@ pub(crate) struct Plan {
     #[arg(long)]
     pub(crate) list: bool,
     /// Shows the cost for this many connections
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = connections, allow_negative_numbers = true)]
     pub(crate) connections: u64,
     /// Prints JSON
     #[arg(long)]
@@ -425,7 +422,6 @@ pub(crate) struct Defaults {
 #[derive(Args, Debug)]
 #[command(
     arg_required_else_help = true,
-    disable_help_subcommand = true,
     after_help = "Examples:
   sudo ka cgroup attach -p 280,30,5 system.slice/nginx.service
   sudo ka cgroup ls
@@ -566,11 +562,36 @@ pub(crate) struct Completions {
     pub(crate) shell: Shell,
 }
 
-pub(crate) fn completions(args: &Completions) -> Outcome {
-    let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut Ka::command(), "ka", &mut text);
-    io::stdout().write_all(&text)?;
-    Ok(0)
+fn port(text: &str) -> Result<u16, String> {
+    text.parse().ok().filter(|port| *port > 0).ok_or_else(|| "a port is a number, 1..65535".to_owned())
+}
+
+fn connections(text: &str) -> Result<u64, String> {
+    text.parse().ok().filter(|count| *count > 0).ok_or_else(|| "it must be a number, 1 or more".to_owned())
+}
+
+/// Reads the words of a command line. The first word is the command's own name.
+pub(crate) fn parse(words: Vec<OsString>) -> Result<Ka, clap::Error> {
+    let mut command = lay_out(Ka::command());
+    let matches = command.try_get_matches_from_mut(words)?;
+    Ka::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+/// Lays out the text below the options: clap wraps the paragraphs at the terminal's width, and leaves the examples as
+/// they are, because a broken command cannot be copied.
+fn lay_out(command: clap::Command) -> clap::Command {
+    let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let (examples, rest): (Vec<_>, Vec<_>) =
+        text.split("\n\n").partition(|paragraph| paragraph.starts_with("Examples:"));
+    let rest: Vec<_> = rest.iter().map(|paragraph| paragraph.replace('\n', " ")).collect();
+    let examples: Vec<_> = examples.iter().flat_map(|example| ["\n\n", example]).collect();
+    let examples = examples.concat();
+    command
+        .help_template(format!(
+            "{{before-help}}{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{{all-args}}{examples}{{after-help}}"
+        ))
+        .after_help(rest.join("\n\n"))
+        .mut_subcommands(lay_out)
 }
 
 #[cfg(test)]
@@ -580,5 +601,18 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         super::Ka::command().debug_assert();
+    }
+
+    /// Terminals have 80 columns or more.
+    #[test]
+    fn examples_fit_into_a_terminal() {
+        fn check(command: &clap::Command) {
+            let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in text.split("\n\n").filter(|part| part.starts_with("Examples:")).flat_map(str::lines) {
+                assert!(line.chars().count() < 80, "{line}");
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&super::Ka::command());
     }
 }

@@ -21,6 +21,7 @@ mod bpf;
 mod cgroup;
 mod check;
 mod class;
+mod completions;
 mod defaults;
 mod diag;
 mod duration;
@@ -56,9 +57,7 @@ mod wrapper;
 use std::ffi::OsString;
 use std::io::Write as _;
 
-use clap::Parser as _;
-
-use args::{Command, Ka};
+use args::Command;
 use failure::{Failure, Outcome};
 
 /// What the program ends with.
@@ -68,7 +67,7 @@ pub(crate) fn start(arguments: Vec<OsString>) -> i32 {
     if !runs {
         sys::open_standard_descriptors();
     }
-    let ka = match Ka::try_parse_from(arguments) {
+    let ka = match args::parse(arguments) {
         Ok(ka) => ka,
         Err(error) if error.use_stderr() => {
             let _ = error.print();
@@ -87,7 +86,7 @@ pub(crate) fn start(arguments: Vec<OsString>) -> i32 {
         Command::Plan(args) => plan::plan(&args),
         Command::Defaults(args) => defaults::defaults(&args),
         Command::Cgroup(args) => cgroup::cgroup(&args),
-        Command::Completions(args) => args::completions(&args),
+        Command::Completions(args) => completions::completions(&args),
     })
 }
 

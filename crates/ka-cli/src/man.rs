@@ -16,10 +16,12 @@ const DATE: &str = "2026-11-28";
 fn the_pages_are_what_the_definition_says() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../man");
     let write = std::env::var_os("KA_MAN").is_some_and(|value| value == "write");
-    let mut ka = Ka::command();
+    // What ka help prints is on the pages.
+    let without_help = |command: clap::Command| command.disable_help_subcommand(true);
+    let mut ka = without_help(Ka::command()).mut_subcommands(without_help);
     ka.build();
     let mut commands = vec![("ka".to_owned(), &ka)];
-    for command in ka.get_subcommands().filter(|command| command.get_name() != "help") {
+    for command in ka.get_subcommands() {
         let name = format!("ka-{}", command.get_name());
         commands.push((name.clone(), command));
         commands.extend(command.get_subcommands().map(|part| (format!("{name}-{}", part.get_name()), part)));

@@ -7,10 +7,9 @@ mod support;
 mod command;
 
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use command::{
     CleanUp, Holder, Staying, as_nobody, bare, go_holder, holder, ka, outcome, public, raw, refusing,
@@ -746,23 +745,6 @@ fn the_system_s_defaults_without_a_list_of_sockets() {
 }
 
 #[test]
-fn completions_are_what_the_shells_take() {
-    for shell in ["bash", "zsh", "fish"] {
-        let text = stdout(ka().args(["completions", shell]));
-        assert!(text.contains("attach") && text.contains("best-effort"), "{shell}");
-    }
-    // bash has it complete a subcommand and a flag.
-    let mut bash = Command::new("bash");
-    let script = "source /dev/stdin; COMP_WORDS=(ka pl); COMP_CWORD=1; _ka ka pl ka; echo ${COMPREPLY[@]}; \
-                  COMP_WORDS=(ka plan --pre); COMP_CWORD=2; _ka ka --pre plan; echo ${COMPREPLY[@]}";
-    let mut child = bash.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let text = stdout(ka().args(["completions", "bash"]));
-    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "plan\n--preset\n");
-}
-
-#[test]
 fn version_and_help() {
     assert_eq!(stdout(ka().arg("--version")), format!("ka {}\n", env!("CARGO_PKG_VERSION")));
     for args in [
@@ -782,6 +764,57 @@ fn version_and_help() {
     }
     let (status, out, _) = outcome(&mut ka());
     assert!(status == 2 && out.is_empty());
+    for args in [&[][..], &["run"], &["cgroup"], &["cgroup", "attach"]] {
+        let help = stdout(ka().arg("help").args(args));
+        assert_eq!(help, stdout(ka().args(args).arg("--help")), "{args:?}");
+    }
+    assert_eq!(stdout(ka().args(["cgroup", "help", "ls"])), stdout(ka().args(["cgroup", "ls", "--help"])));
+    let (status, out, err) = outcome(ka().args(["help", "nothing"]));
+    assert!(status == 2 && out.is_empty() && err.contains("unrecognized subcommand 'nothing'"), "{err}");
+}
+
+/// Only an example may be wider, because a broken one cannot be copied.
+#[test]
+fn help_is_as_wide_as_the_terminal() {
+    for args in
+        [&["help"][..], &["help", "run"], &["attach", "--help"], &["plan", "-h"], &["cgroup", "attach", "-h"]]
+    {
+        let help = |columns: &str| stdout(ka().args(args).env("COLUMNS", columns));
+        let examples = |help: &str| {
+            let (_, rest) = help.split_once("\nExamples:\n").unwrap();
+            rest.split("\n\n").next().unwrap().to_owned()
+        };
+        let (narrow, wide) = (help("50"), help("200"));
+        assert_eq!(examples(&narrow), examples(&wide), "{args:?}");
+        let rest = narrow.replace(&examples(&narrow), "");
+        let mut wrapped = rest.lines().filter(|line| !line.starts_with("Usage: "));
+        assert!(wrapped.all(|line| line.chars().count() <= 50), "{args:?}: {rest}");
+        assert!(wide.lines().any(|line| line.chars().count() > 100), "{args:?}: {wide}");
+    }
+}
+
+#[test]
+fn a_number_that_is_wrong_is_answered_with_what_would_be_right() {
+    for (args, right) in [
+        (&["plan", "-p", "60,10,6", "--connections", "x"][..], "it must be a number, 1 or more"),
+        (&["plan", "-p", "60,10,6", "--connections", "0"], "it must be a number, 1 or more"),
+        (&["plan", "-p", "60,10,6", "--connections", "-1"], "it must be a number, 1 or more"),
+        (&["attach", "1", "--port", "http"], "a port is a number, 1..65535"),
+        (&["attach", "1", "--port", "0"], "a port is a number, 1..65535"),
+        (&["attach", "1", "--port", "65536"], "a port is a number, 1..65535"),
+        (&["attach", "x"], "a process is a number, as 1234"),
+        (&["attach", "99999999999"], "a process is a number, as 1234"),
+        (&["ls", "--pid", "x"], "a process is a number, as 1234"),
+        (&["run", "-c", "x", "true"], "it must be 1..127 probes"),
+        (&["run", "-d", "x", "true"], "a time is a number"),
+        (&["attach", "1", "--spread", "x"], "a time is a number"),
+        (&["attach", "1", "--follow", "--interval", "x"], "a time is a number"),
+        (&["plan", "--detect", "x"], "a time is a number"),
+        (&["plan", "--path", "-1"], "a time is a number"),
+    ] {
+        let err = outcome(ka().args(args)).2;
+        assert!(err.contains(&format!(": {right}")) && !err.contains("digit found"), "{args:?}: {err}");
+    }
 }
 
 /// Help and version too, which are no subcommand's.
