@@ -121,6 +121,7 @@ fn each_file_is_where_it_should_be() {
     add("-rw-r--r--", "share/bash-completion/completions/ka");
     add("-rw-r--r--", "share/zsh/site-functions/_ka");
     add("-rw-r--r--", "share/fish/vendor_completions.d/ka.fish");
+    add("-rwxr-xr-x", "share/ka/ld-so-preload");
     for page in fs::read_dir(root().join("man")).unwrap() {
         let page = page.unwrap().file_name().into_string().unwrap();
         let section = page.rsplit_once('.').unwrap().1.to_owned();

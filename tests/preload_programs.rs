@@ -221,6 +221,32 @@ fn postgresql() {
     drop((sleeper, server));
 }
 
+/// With keepalives=0 libpq leaves the socket as it is, so no mode takes that for a wish of the program.
+#[test]
+fn libpq_without_keepalives_has_the_policy_in_each_mode() {
+    if !in_a_network_of_its_own("libpq_without_keepalives_has_the_policy_in_each_mode") {
+        return;
+    }
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let timer = |variable: &str, value: &str| {
+        let settings = format!("host=127.0.0.1 port={port} keepalives=0 sslmode=disable gssencmode=disable");
+        let _client =
+            Running::start(preloaded("psql").arg(settings).env(variable, value).stderr(Stdio::null()));
+        // What it sends is acknowledged once it is read.
+        let mut connection = server.accept().unwrap().0;
+        connection.read_exact(&mut [0; 8]).unwrap();
+        thread::sleep(Duration::from_millis(200));
+        stdout(Command::new("ss").args(["-tnoH", "state", "established"]).arg(format!("dport = :{port}")))
+    };
+    for mode in ["force", "floor", "default"] {
+        let found = timer("KA_MODE", mode);
+        assert!(found.contains("timer:(keepalive,"), "{mode}: {found}");
+    }
+    let found = timer("KA_RULES", &format!("rport={port} skip"));
+    assert!(found.contains(&port.to_string()) && !found.contains("timer:"), "{found}");
+}
+
 /// What docs/recipes.md says of Java, tried where it is: the lines that set a socket, and PostgreSQL's JDBC driver with and
 /// without its own setting, and under the shim.
 #[test]

@@ -170,7 +170,8 @@ null, or keepalive, idle, intvl, cnt, user_timeout_ms. With --follow, a line for
 A program can hold the lock of its socket for as long as it likes. If a socket does not answer within 2 s, ka names it, \
 leaves it unchanged, and continues with the others. After 8 such sockets of one user, ka leaves the rest that this user made.
 
-A process of another user, or one that is not dumpable, needs CAP_SYS_PTRACE.
+A process of another user, or one that is not dumpable, needs CAP_SYS_PTRACE (run ka as root). Where Yama's \
+kernel.yama.ptrace_scope is 1 or more (Ubuntu's default is 1), your own processes need it too.
 
 Sockets that are set together send their probes together from then on; those that had keepalive on and have been idle \
 for longer than the new policy says send one at once. That is ten thousand packets of 52 bytes for ten thousand sockets. \
