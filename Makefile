@@ -13,7 +13,7 @@ LAB_TOOLS := ip nft tcpdump tshark unshare python3
 TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsenter prlimit strace nm readelf valgrind \
 	nginx curl redis-server redis-cli redis-benchmark postgres psql ssh sshd ssh-keygen node \
 	faketime perl runc torsocks proxychains4 mptcpize jemalloc \
-	go bash script setpriv setcap sudo sysctl systemd-analyze mandoc jsonschema \
+	go bash bash-completion fish zsh script setpriv setcap sudo sysctl systemd-analyze mandoc jsonschema \
 	abidiff asio cmake dh dpkg-buildpackage libuv lintian pkg-config \
 	mypy $(addprefix python3-,pip pytest requests setuptools wheel)
 

@@ -334,6 +334,8 @@ pub(crate) struct Ls {
 /// possible reasons. What ka may not find out is unknown, and null in the JSON.
 ///
 /// Without a program or process, ka prints which ways you may use on this machine, and what the others need.
+///
+/// On standard error, ka names mistakes in the KA_ variables and in /etc/ka.conf, unless KA_QUIET is 1.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   ka check

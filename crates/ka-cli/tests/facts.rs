@@ -702,6 +702,7 @@ fn the_loader_takes_what_is_to_be_pasted() {
     fs::copy(support::shim(), installed.join("lib/ka/libka_preload.so")).unwrap();
     let installed = line(&own);
     assert_eq!(run(&installed), (0, "1 280\n".to_owned(), String::new()), "{installed}");
+    assert!(!installed.contains(".."), "{installed}");
     let odd = scratch("with blank");
     fs::create_dir(&odd).unwrap();
     for file in ["ka", "libka_preload.so"] {

@@ -191,6 +191,10 @@ fn only_a_misspelled_variable_is_named_whichever_way_is_taken() {
     }
     assert_eq!(wrong(ka().args(["check", "true"])), said);
     assert_eq!(wrong(ka().args(["run", "--via", "seccomp", "true"]).env_clear()), said);
+    // What is to silence ka and does not.
+    let said = "ka: KA_QUIET=\"yes\": must be 0 or 1; it does not count\n";
+    assert_eq!(outcome(ka().args(["run", "true"]).env("KA_QUIET", "yes")).2, said);
+    assert_eq!(outcome(ka().args(["check", "true"]).env("KA_QUIET", "yes")).2, said);
     // A right one is not named, whether or not it is for the program.
     let preload = support::release().join("libka_preload.so");
     let mut command = ka();

@@ -237,10 +237,17 @@ impl Environment {
         self.values(file).iter().any(Values::is_quiet)
     }
 
-    /// Names variables that are probably misspelled names of ours. The shim has no room for this.
+    /// Names variables that are probably misspelled names of ours, and a KA_QUIET that has no effect. The shim has no room
+    /// for this.
     fn complain_of_names(&self, file: &[u8]) {
         if self.is_quiet(file) {
             return;
+        }
+        for values in self.values(file) {
+            if let Some(value) = values.get(Variable::Quiet).filter(|value| !matches!(*value, b"" | b"0")) {
+                let value = text::visible(value);
+                let _ = writeln!(io::stderr(), "ka: KA_QUIET=\"{value}\": must be 0 or 1; it does not count");
+            }
         }
         for name in
             self.0.iter().filter_map(|entry| std::str::from_utf8(ka_core::cut(entry.as_bytes(), b'=').0).ok())
