@@ -30,7 +30,7 @@ use crate::privilege;
 use crate::process::{self, Process, Status, Table, Target};
 use crate::sockets::{self, sockets};
 use crate::sys;
-use crate::text;
+use crate::text::{self, reason};
 use crate::via::{self, Chosen};
 use crate::words;
 use crate::worker::{self, Answer, Answers, BLOCKED, Cell, Ended, Found, Pace, Workers};
@@ -58,7 +58,7 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
         skip,
         args,
     };
-    let failed = |error| Failure::new(format_args!("attach: {error}"));
+    let failed = |error: io::Error| Failure::new(format_args!("attach: {}", reason(&error)));
     // Holding a process takes a descriptor, and listing its sockets takes more.
     let held = sys::raise_descriptor_limit() / 4;
     let mut report = Report::default();
@@ -151,7 +151,7 @@ impl Undo {
         let wrong = |why: &dyn std::fmt::Display| {
             Failure::new(format_args!("attach: --undo {}: {why}", path.display()))
         };
-        let text = std::fs::read(path).map_err(|error| wrong(&error))?;
+        let text = std::fs::read(path).map_err(|error| wrong(&reason(&error)))?;
         let rows = match serde_json::from_slice::<UndoneAll>(&text) {
             Ok(all) => all.sockets,
             Err(_) => serde_json::Deserializer::from_slice(&text)
@@ -588,7 +588,7 @@ impl Attach<'_> {
                 meant
             }
             Err(error) => {
-                report.failed(own, None, format!("/proc: {error}"));
+                report.failed(own, None, format!("/proc: {}", reason(&error)));
                 Vec::new()
             }
         }
@@ -997,7 +997,7 @@ impl Attach<'_> {
         let sockets: HashMap<_, _> = if describe || !is_whole || done.iter().any(|done| done.errno != 0) {
             let states: Vec<_> = State::with_options().collect();
             let listing = sockets(workers, &states, None).map_err(|error| {
-                Failure::new(format_args!("attach: what was set cannot be listed: {error}"))
+                Failure::new(format_args!("attach: what was set cannot be listed: {}", reason(&error)))
             })?;
             listing.sockets.into_iter().map(|socket| (socket.entry.cookie, socket)).collect()
         } else {
@@ -1068,7 +1068,7 @@ impl Attach<'_> {
         workers: &mut Workers,
         report: &mut Report,
     ) -> Result<(), Failure> {
-        let failed = |error| Failure::new(format_args!("attach: {error}"));
+        let failed = |error: io::Error| Failure::new(format_args!("attach: {}", reason(&error)));
         let termination = sys::termination().map_err(failed)?;
         let what = match living.len() {
             _ if !self.names_processes() => "the selected processes".to_owned(),

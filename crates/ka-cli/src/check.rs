@@ -348,7 +348,7 @@ fn linked_facts(path: &Path, elf: &Elf) -> Vec<String> {
             file.display()
         )),
         Ok(_) => {}
-        Err(error) => facts.push(format!("its code cannot be read: {error}")),
+        Err(error) => facts.push(format!("its code cannot be read: {}", text::reason(&error))),
     }
     if imports.is_none() {
         facts.push(

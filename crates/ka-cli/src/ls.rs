@@ -40,7 +40,7 @@ pub(crate) fn ls(args: &args::Ls) -> Outcome {
         if args.state.is_empty() { State::with_options().collect() } else { args.state.clone() };
     let selection = Selection { pids: &pids, port: args.port, namespaces: &namespaces };
     let listing = sockets(&mut Workers::default(), &states, Some(&selection))
-        .map_err(|error| failure(error.to_string()))?;
+        .map_err(|error| failure(text::reason(&error)))?;
     left.extend(listing.left);
     let all = Counts::of(&listing.sockets);
     let mut rows: Vec<_> = listing.sockets.iter().map(Row::new).collect();
@@ -85,7 +85,7 @@ fn namespaces(args: &args::Ls, pids: &[i32]) -> Result<(Vec<Namespace>, Vec<Stri
         if !privilege::has(privilege::CAP_SYS_ADMIN) {
             return Err("--all-netns needs CAP_SYS_ADMIN (run ka as root)".to_owned());
         }
-        let all = process::all().map_err(|error| format!("/proc: {error}"))?;
+        let all = process::all().map_err(|error| format!("/proc: {}", text::reason(&error)))?;
         let (namespaces, refused) = netns::of(&all);
         let left = refused.first().map(|(pid, error)| {
             let why = privilege::explain(*pid, error);

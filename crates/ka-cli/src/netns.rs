@@ -67,7 +67,7 @@ fn explain(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => "needs CAP_SYS_ADMIN (run ka as root)".to_owned(),
         Some(libc::EINVAL) => "it is no network namespace".to_owned(),
-        _ => error.to_string(),
+        _ => text::reason(error),
     }
 }
 

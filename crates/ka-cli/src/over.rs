@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::policy;
+use crate::text::reason;
 use crate::via;
 use crate::worker::{Ended, Workers};
 
@@ -41,7 +42,7 @@ pub(crate) fn mapped(
         for pid in pids {
             let mut line = serde_json::to_vec(&read(pid, most)).map_err(|error| error.to_string())?;
             line.push(b'\n');
-            sink.write_all(&line).map_err(|error| error.to_string())?;
+            sink.write_all(&line).map_err(|error| reason(&error))?;
         }
         Ok(())
     });

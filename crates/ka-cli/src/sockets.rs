@@ -103,7 +103,9 @@ pub(crate) fn sockets(
                 });
             };
             kernels(workers, states, meanwhile).map_err(|error| match namespace {
-                Some(namespace) => io::Error::other(format!("network namespace {}: {error}", namespace.name)),
+                Some(namespace) => {
+                    io::Error::other(format!("network namespace {}: {}", namespace.name, reason(&error)))
+                }
                 None => error,
             })
         });
@@ -121,7 +123,7 @@ pub(crate) fn sockets(
                 }));
             }
             Err(error) if namespaces.len() <= 1 => return Err(error),
-            Err(error) => failed.push(error.to_string()),
+            Err(error) => failed.push(reason(&error)),
         }
     }
     let holders: Vec<_> = match holders {

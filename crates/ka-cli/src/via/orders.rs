@@ -71,6 +71,7 @@ pub(crate) fn choose(command: &str, flags: &Policy, mode: Option<Mode>) -> Resul
     let said = if whole.is_none() && flags.is_named() { Some(flags.said()?) } else { None };
     environment.say(&Flags { said, is_whole: false, mode }, &file);
     environment.complain(&file);
+    environment.complain_of_names(&file);
     let orders = environment.orders(&file);
     let policy = match whole {
         Some(whole) => whole,
