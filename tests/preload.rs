@@ -256,7 +256,7 @@ fn a_bad_value_is_named_once_and_the_default_applies() {
         (
             &[("KA_POLICY", "keep")],
             "1 60 10 6 0",
-            "ka: KA_POLICY=\"keep\": keep is no policy: off does nothing at all; it does not count\n",
+            "ka: KA_POLICY=\"keep\": keep is no policy, off does nothing; it does not count\n",
         ),
         (
             &[("KA_MODE", "hard")],
@@ -286,7 +286,7 @@ fn a_bad_value_is_named_once_and_the_default_applies() {
         (
             &[("KA_RULES", "rport=22; lport=1 idle=7")],
             "0 7200 75 9 0",
-            "ka: KA_RULES=\"rport=22\": must end with skip or a policy, as idle=60,intvl=10,cnt=6; it does not count\n",
+            "ka: KA_RULES=\"rport=22\": must end with skip or a policy, as 60,10,6; it does not count\n",
         ),
         (
             &[("KA_RULES", "rport=x skip")],
@@ -941,7 +941,7 @@ fn files_of_other_users_are_named_once() {
     );
     let lines = fs::read_to_string(&log).unwrap();
     fs::remove_dir_all(&folder).unwrap();
-    let complaint = "ka: /etc/ka.conf: must be a regular file that belongs to root, that every user can read and nobody else can write; it is not read\n";
+    let complaint = "ka: /etc/ka.conf: must be a regular file that belongs to root, readable by all, writable by nobody else; it is not read\n";
     assert_eq!(conf, ("1 60 10 4 0".into(), complaint.into()));
     assert_eq!(quiet, ("1 60 10 6 0".into(), String::new()));
     assert_eq!(readable, ("1 9 10 4 0".into(), String::new()));

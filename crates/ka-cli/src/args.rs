@@ -265,10 +265,10 @@ pub(crate) enum AttachVia {
 /// attach sets it.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  ka ls                                     what you may see in this network namespace
-  ka ls 1234 5678                           the sockets of two processes
+  ka ls                            what you may see in this network namespace
+  ka ls 1234 5678                  the sockets of two processes
   sudo ka ls --state established --port 5432
-  sudo ka ls --all-netns --risk             what needs attention, in containers too
+  sudo ka ls --all-netns --risk    what needs attention, in containers too
   ka ls --off --state established 1234 || echo 'not all have keepalive'
   sudo ka ls --netns blue --json
 

@@ -806,12 +806,12 @@ fn a_number_that_is_wrong_is_answered_with_what_would_be_right() {
         (&["attach", "x"], "a process is a number, as 1234"),
         (&["attach", "99999999999"], "a process is a number, as 1234"),
         (&["ls", "--pid", "x"], "a process is a number, as 1234"),
-        (&["run", "-c", "x", "true"], "it must be 1..127 probes"),
-        (&["run", "-d", "x", "true"], "a time is a number"),
-        (&["attach", "1", "--spread", "x"], "a time is a number"),
-        (&["attach", "1", "--follow", "--interval", "x"], "a time is a number"),
-        (&["plan", "--detect", "x"], "a time is a number"),
-        (&["plan", "--path", "-1"], "a time is a number"),
+        (&["run", "-c", "x", "true"], "must be a number without a unit, as 6"),
+        (&["run", "-d", "x", "true"], "must be a time, as 60, 60s or 5m"),
+        (&["attach", "1", "--spread", "x"], "must be a time, as 60, 60s or 5m"),
+        (&["attach", "1", "--follow", "--interval", "x"], "must be a time, as 60, 60s or 5m"),
+        (&["plan", "--detect", "x"], "must be a time, as 60, 60s or 5m"),
+        (&["plan", "--path", "-1"], "must be a time, as 60, 60s or 5m"),
     ] {
         let err = outcome(ka().args(args)).2;
         assert!(err.contains(&format!(": {right}")) && !err.contains("digit found"), "{args:?}: {err}");

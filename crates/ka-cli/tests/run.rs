@@ -112,7 +112,7 @@ fn a_file_that_does_not_count_is_named_whichever_way_is_taken() {
     if !on_its_own("a_file_that_does_not_count_is_named_whichever_way_is_taken") {
         return;
     }
-    let owner = "must be a regular file that belongs to root, that every user can read and nobody else can write; it is not read\n";
+    let owner = "must be a regular file that belongs to root, readable by all, writable by nobody else; it is not read\n";
     for way in ["preload", "seccomp", "cgroup"] {
         for (make, idle, said) in [
             ("true", 99, ""),
@@ -155,8 +155,8 @@ fn a_file_that_the_user_cannot_read_is_named_once() {
     }
     let (_folder, ka, holder) = for_every_user("unreadable");
     let (ka, holder) = (ka.display(), holder.display());
-    let complaint = "ka: /etc/ka.conf: must be a regular file that belongs to root, that every user can read and nobody else \
-                     can write; it is not read\n";
+    let complaint = "ka: /etc/ka.conf: must be a regular file that belongs to root, readable by all, writable \
+                     by nobody else; it is not read\n";
     for (command, quiet) in [
         (format!("{ka} run --via preload -- {holder}"), false),
         (format!("{ka} run --via seccomp -- {holder}"), false),
@@ -514,7 +514,7 @@ fn the_status_says_whose_failure_it_was() {
         (
             &["-p", "32767,32767,127", "-u", "auto", "true"],
             125,
-            "ka: --user-timeout: user_timeout=auto would be more than 2147483647 ms\n",
+            "ka: --user-timeout: user_timeout=auto is more than 2147483647 ms\n",
         ),
         (&["--via", "magic", "true"], 125, "error: invalid value 'magic' for '--via <WAY>'"),
         (&["--no-such-flag", "true"], 125, "error: unexpected argument"),

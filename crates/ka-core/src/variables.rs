@@ -15,7 +15,7 @@ pub const CONF: &CStr = c"/etc/ka.conf";
 
 /// Somebody else could have written it, or this user cannot read it.
 pub const CONF_OWNER: &str =
-    "must be a regular file that belongs to root, that every user can read and nobody else can write";
+    "must be a regular file that belongs to root, readable by all, writable by nobody else";
 
 /// It is longer than there is room for.
 pub const CONF_LENGTH: &str = "must be shorter than 16384 bytes";
@@ -30,7 +30,7 @@ pub const LOG_WRITE: &str = "must be a file that this user can write";
 pub const CONF_ROOM: usize = 16384;
 
 /// A variable, by its place among the values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variable {
     /// A policy's text.
     Policy,
@@ -162,29 +162,21 @@ impl Default for Orders<'_> {
 }
 
 impl<'a> Orders<'a> {
-    /// Takes the values of all sources, the strongest source first. Of each variable, the first right value counts.
-    /// `KA_POLICY` names a whole policy, so parts of it from weaker sources do not count. A wrong value is passed to
-    /// `wrong`, with a description of a right one.
+    /// Takes the values of all sources, the strongest source first in `sources`. It overrides the others. `KA_POLICY` names a
+    /// whole policy, so it also overrides the parts that weaker sources name. A wrong value is passed to `wrong`, with a
+    /// description of a right one, and does not count.
     #[inline]
     pub fn take_all(
         &mut self,
         sources: &[Values<'a>],
         mut wrong: impl FnMut(Variable, &'a [u8], &'static str),
     ) {
-        let mut sources_of_parts = sources.len();
-        for variable in Variable::IN_ORDER {
-            let is_part = (Variable::Idle..=Variable::UserTimeout).contains(&variable);
-            let most = if is_part { sources_of_parts } else { sources.len() };
-            for (place, values) in sources.iter().enumerate().take(most) {
-                let Some(value) = values.get(variable) else { continue };
-                match self.take(variable, value) {
-                    Ok(()) => {
-                        if variable == Variable::Policy {
-                            sources_of_parts = place.saturating_add(1);
-                        }
-                        break;
-                    }
-                    Err(right) => wrong(variable, value, right),
+        for values in sources.iter().rev() {
+            for variable in Variable::IN_ORDER {
+                if let Some(value) = values.get(variable)
+                    && let Err(right) = self.take(variable, value)
+                {
+                    wrong(variable, value, right);
                 }
             }
         }
@@ -200,9 +192,9 @@ impl<'a> Orders<'a> {
             Variable::Policy => {
                 let config = parse_typed(value).map_err(|error| error.reason.message())?;
                 if config.enabled().is_none() {
-                    return Err("keep is no policy: off does nothing at all");
+                    return Err("keep is no policy, off does nothing");
                 }
-                self.policy = config.on_top_of(&self.policy).map_err(too_long)?;
+                self.policy = config.on_top_of(&Config::STANDARD).map_err(too_long)?;
             }
             Variable::Idle => self.timer(Timer::Idle, value)?,
             Variable::Intvl => self.timer(Timer::Intvl, value)?,

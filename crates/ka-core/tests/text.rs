@@ -216,7 +216,7 @@ fn errors_say_what_was_wrong_and_what_would_be_right() {
         ("60:10:5: 3", "\"3\": numbers without names must be three: idle,intvl,cnt"),
         ("idle=5w", "\"idle=5w\": must be a time, as 60, 60s or 5m"),
         ("cnt=5s", "\"cnt=5s\": must be a number without a unit, as 6"),
-        ("user_timeout=x", "\"user_timeout=x\": must be a time, as 30s or 1500ms, or auto or none"),
+        ("user_timeout=x", "\"user_timeout=x\": must be a time, as 30s, or auto or none"),
         ("idle=1500ms", "\"idle=1500ms\": must be whole seconds, as 1s"),
         ("60, 500ms, 5", "\"500ms\": must be whole seconds, as 1s"),
         ("intvl=32767001ms", "\"intvl=32767001ms\": must be whole seconds, as 32767s"),
