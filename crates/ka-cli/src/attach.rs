@@ -9,7 +9,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read as _, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::path::Path;
@@ -23,6 +23,7 @@ use crate::args::{self, AttachVia};
 use crate::bpf::{self, Counter, Done, Only, Orders, Setter};
 use crate::diag::State;
 use crate::failure::{FOUND, Failure, Outcome};
+use crate::file;
 use crate::json;
 use crate::over::{self, Mapped, Other};
 use crate::policy;
@@ -151,7 +152,9 @@ impl Undo {
         let wrong = |why: &dyn std::fmt::Display| {
             Failure::new(format_args!("attach: --undo {}: {why}", path.display()))
         };
-        let text = std::fs::read(path).map_err(|error| wrong(&reason(&error)))?;
+        let mut text = Vec::new();
+        let read = file::open_regular(path).and_then(|mut file| file.read_to_end(&mut text));
+        read.map_err(|error| wrong(&reason(&error)))?;
         let rows = match serde_json::from_slice::<UndoneAll>(&text) {
             Ok(all) => all.sockets,
             Err(_) => serde_json::Deserializer::from_slice(&text)

@@ -1,16 +1,15 @@
 //! The policies of ka that a process already has: from the shim or a supervisor that it runs under, and from its cgroups.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
 
 use ka_core::{Config, Mode, Text};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::policy;
+use crate::process;
 use crate::text::reason;
 use crate::via;
 use crate::worker::{Ended, Workers};
@@ -30,6 +29,9 @@ pub(crate) struct Mapped {
 
 /// How much of a process's maps is read, if the caller has other processes to examine.
 pub(crate) const MOST: u64 = 1 << 22;
+
+/// How many bytes of KA_ variables are kept. A process may have very many.
+const SETTINGS: usize = 1 << 15;
 
 /// Reads the maps and the environment of processes. The kernel may block on a process here, so a worker reads them. It
 /// reads line by line, because there may be very many. Returns what it has read, and the reason if that is not all.
@@ -76,8 +78,10 @@ pub(crate) fn read(pid: i32, most: u64) -> Mapped {
         let _ = file.take(most).read_to_end(&mut environment);
     }
     for entry in environment.split(|byte| *byte == 0).filter(|entry| entry.starts_with(b"KA_")) {
-        mapped.settings.extend_from_slice(entry);
-        mapped.settings.push(0);
+        if mapped.settings.len() + entry.len() < SETTINGS {
+            mapped.settings.extend_from_slice(entry);
+            mapped.settings.push(0);
+        }
     }
     mapped
 }
@@ -137,17 +141,15 @@ pub(crate) fn policies(mapped: &Mapped) -> Vec<Other> {
     found
 }
 
-/// Returns whether KA_SKIP leaves a process alone, by the name that it was called by or that of its file.
+/// Returns whether KA_SKIP leaves a process alone, by its name or that of its file. Neither is in the memory of the process,
+/// which it could make unreadable.
 pub(crate) fn is_skipped(skip: &[u8], pid: i32) -> bool {
     if skip.is_empty() {
         return false;
     }
-    let called = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let called = called.split(|byte| *byte == 0).next().unwrap_or_default();
     let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    let name = |path: &Path| path.file_name().unwrap_or_default().as_bytes().to_vec();
-    let (called, executable) = (name(Path::new(OsStr::from_bytes(called))), name(&executable));
-    ka_core::skips(skip, [&called, &executable])
+    let executable = executable.file_name().unwrap_or_default().as_bytes();
+    ka_core::skips(skip, [&process::comm(pid).unwrap_or_default(), executable])
 }
 
 /// Finds the policies of processes that differ from this one.

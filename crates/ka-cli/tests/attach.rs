@@ -20,7 +20,7 @@ use command::{
 };
 use serde_json::Value;
 use support::{
-    Running, eventually, five, has_mptcp, is_root, listening, on_a_machine_of_its_own, skip, stdout,
+    Running, eventually, five, has_mptcp, is_root, listening, on_a_machine_of_its_own, skip, stdout, succeed,
 };
 
 fn attach(args: &[&str], pid: i32) -> (i32, String, String) {
@@ -208,6 +208,11 @@ fn what_was_set_can_be_undone() {
         let (status, out, err) = undo(&[]);
         assert!(status == 2 && out.is_empty() && err.contains(why), "{text:?}: {err}");
     }
+    // Nobody writes to a FIFO, so a read would wait forever.
+    fs::remove_file(&file).unwrap();
+    succeed(Command::new("mkfifo").arg(&file));
+    let (status, _, err) = undo(&[]);
+    assert!(status == 2 && err.contains(": it is not a regular file"), "{err}");
     let (status, _, err) = outcome(ka().args(["attach", "--undo", "/no/such/file"]));
     assert!(status == 2 && err.contains("/no/such/file: No such file"), "{err}");
 }
