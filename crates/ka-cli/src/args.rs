@@ -161,10 +161,10 @@ pub(crate) enum Via {
 Status: 1 if a socket or a process could not be set, or with --spread if a signal came before all were set.
 
 JSON: set, unchanged, failed (numbers of sockets), without_user_timeout (number of sockets that cannot have the one of the \
-policy), dry_run, policy, mode, closed (sockets to undo that are closed), denied, skipped (processes that ka may not examine, \
+policy), dry_run, policy, mode, not_found (sockets to undo that are closed, or whose process has ended), denied, skipped (processes that ka may not examine, \
 or leaves alone because of KA_SKIP), sockets_left, processes_left (left by a signal), others (other policies of ka that the \
 processes have: pid, way, of, policy, mode), sockets (pid, fd, inode, comm, local, peer, result, before, after, error, note). \
-result is set, would-set (on a dry run), unchanged, failed, or denied (the process may not be examined). before and after are \
+result is set, would-set (on a dry run), unchanged, failed, or denied (with --all and --user, the process may not be examined). before and after are \
 null, or keepalive, idle, intvl, cnt, user_timeout_ms. With --follow, a line for each socket.
 
 A program can hold the lock of its socket for as long as it likes. If a socket does not answer within 2 s, ka names it, \
@@ -308,7 +308,7 @@ pub(crate) struct Ls {
     #[arg(long, value_enum, value_name = "STATE", value_delimiter = ',')]
     pub(crate) state: Vec<State>,
     /// Only sockets whose local or peer port is this one
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_parser = port)]
     pub(crate) port: Option<u16>,
     /// Only sockets whose keepalive is off or unknown; status 1 if it is off for some, 3 if it is only unknown for some
     #[arg(long)]
@@ -344,7 +344,7 @@ pub(crate) struct Ls {
   ka check 1234
 
 Status: 1 if ka run does not reach the program, if ka attach does not reach the process or one of its sockets, if \
-a policy of ka has missed sockets of the process, or if a way is not available. 127: no such program. 126: not \
+a policy of ka has missed sockets of the process, or, without an argument, if a way is not available. 127: no such program. 126: not \
 executable.")]
 pub(crate) struct Check {
     /// A program by name or path, or a process by number

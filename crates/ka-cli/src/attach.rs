@@ -13,6 +13,7 @@ use std::io::{self, BufWriter, Read as _, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ka_core::{Config, Errno, Error, Kernel, Libc, Mode, Settings, SockOpt, Timer, UserTimeout};
@@ -67,9 +68,15 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
     workers.lose_class = args.lose_class;
     if args.via == AttachVia::Bpf {
         attach.check_for_kernel()?;
+        if !attach.skip.is_empty() {
+            let _ = writeln!(
+                io::stderr(),
+                "ka: attach: KA_SKIP does not count with --via bpf: the kernel sets all sockets"
+            );
+        }
         attach.through_kernel(&mut workers, &mut report)?;
         attach.finish(&mut report)?;
-        return Ok(report.status(args.follow));
+        return Ok(report.status(args));
     }
     let named = match &undo {
         Some(undo) => attach.named(undo.pids.iter().copied(), held, &mut report),
@@ -101,11 +108,24 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
             lost = attach.pass(&named, &mut seen, &mut pass, &mut report);
         }
         if let Some(undo) = &undo {
-            report.gone = undo.before.len().saturating_sub(report.found.len());
+            if report.found.len() < undo.before.len() && !pass.is_interrupted() {
+                // Another process may have the socket, if the recorded one has ended.
+                pass.only =
+                    Some(undo.before.keys().copied().filter(|key| !report.found.contains(key)).collect());
+                let mut others = Report::default();
+                let all = process::all().unwrap_or_default().into_iter();
+                let all = all.map(|pid| (pid, Box::new(move || Process::open(pid)) as Open<'_>));
+                attach.change.make_all(all, None, &mut seen, &mut pass, &mut others);
+                report.take(others);
+            }
+            report.not_found = undo.before.len().saturating_sub(report.found.len());
+            for why in &undo.left {
+                report.failed(why.0, None, why.1.clone());
+            }
         }
         attach.finish(&mut report)?;
     }
-    Ok(report.status(args.follow))
+    Ok(report.status(args))
 }
 
 /// The user of a name, or of a number.
@@ -129,6 +149,8 @@ struct Undo {
     pids: BTreeSet<i32>,
     /// What each socket had before, by inode.
     before: HashMap<u32, Config>,
+    /// Sockets that cannot be undone, by process, and why.
+    left: Vec<(i32, String)>,
 }
 
 /// What undoing needs of a line of JSON.
@@ -160,21 +182,31 @@ impl Undo {
             Err(_) => serde_json::Deserializer::from_slice(&text)
                 .into_iter()
                 .collect::<Result<Vec<Undone>, _>>()
-                .map_err(|error| wrong(&format_args!("must be the output of ka attach --json: {error}")))?,
+                .ok()
+                .filter(|rows| !rows.is_empty())
+                .ok_or_else(|| wrong(&"must be the output of ka attach --json"))?,
         };
-        let mut undo = Self { pids: BTreeSet::new(), before: HashMap::new() };
+        let mut undo = Self { pids: BTreeSet::new(), before: HashMap::new(), left: Vec::new() };
+        let mut without = 0_usize;
         for Undone { pid, inode, before, .. } in rows.into_iter().filter(|row| row.result == "set") {
-            let (Some(pid), Some(inode), Some(before)) = (pid, inode, before) else { continue };
-            let config = Config::try_from(Settings::from(before)).map_err(|_| {
+            let (Some(pid), Some(inode), Some(before)) = (pid, inode, before) else {
+                without += 1;
+                continue;
+            };
+            let Ok(config) = Config::try_from(Settings::from(before)) else {
                 let brief = policy::brief_settings(&before.into());
-                wrong(&format_args!("a socket of process {pid} had {brief}, which no program can set"))
-            })?;
+                undo.left.push((pid, format!("a socket had {brief}, which no program can set")));
+                continue;
+            };
             undo.pids.insert(pid);
             // The first one is the oldest.
             undo.before.entry(inode).or_insert(config);
         }
-        if undo.before.is_empty() {
-            return Err(wrong(&"names no socket that was set; it must be the output of ka attach --json"));
+        if without > 0 {
+            return Err(wrong(&format_args!(
+                "it does not tell what {} had: --via bpf knows only what they have then",
+                text::count(without, "socket")
+            )));
         }
         Ok(undo)
     }
@@ -426,14 +458,16 @@ pub(crate) struct Report {
     denied: usize,
     /// Processes that KA_SKIP leaves alone.
     skipped: usize,
-    /// Sockets to undo that are closed.
-    gone: usize,
-    /// The inodes of the sockets that were examined.
+    /// Sockets to undo that were not found.
+    not_found: usize,
+    /// The inodes of the sockets to undo that were found.
     found: HashSet<u32>,
-    /// What the processes whose sockets were examined show of other policies.
-    mapped: Vec<Mapped>,
-    /// The other policies that these processes have.
+    /// The other policies that the processes have, if they have not been printed yet.
+    new_others: Vec<Other>,
+    /// Those that have been printed.
     others: Vec<Other>,
+    /// Processes whose other policies are unknown.
+    unknown: Vec<i32>,
     lines: Vec<Line>,
     /// All lines of the rounds before, where JSON is made of them.
     said: Vec<Line>,
@@ -451,9 +485,10 @@ impl Report {
         })
     }
 
-    /// The exit status. A signal is the usual end of --follow, so what it left is no failure there.
-    fn status(&self, follows: bool) -> i32 {
-        let left = if follows { 0 } else { self.not_asked + self.not_examined };
+    /// The exit status. A signal is the usual end of --follow, so what it left is no failure there, except with --spread.
+    fn status(&self, args: &args::Attach) -> i32 {
+        let is_end = args.follow && args.spread.is_none();
+        let left = if is_end { 0 } else { self.not_asked + self.not_examined };
         if self.failed + self.denied + left > 0 { FOUND } else { 0 }
     }
 
@@ -464,6 +499,14 @@ impl Report {
             Fate::Failed => self.failed += 1,
             Fate::Denied => self.denied += 1,
         }
+    }
+
+    /// Adds the results of a search for sockets in all processes. Processes that refuse access are left out.
+    fn take(&mut self, others: Self) {
+        self.set += others.set;
+        self.unchanged += others.unchanged;
+        self.found.extend(others.found);
+        self.lines.extend(others.lines.into_iter().filter(|line| line.fd.is_some()));
     }
 
     /// Reports a process that cannot be examined. If the user did not name the process and may not examine it, this is no
@@ -685,10 +728,14 @@ impl Change<'_> {
                         batch.processes += usize::from(!sockets.is_empty());
                         for (fd, inode) in sockets {
                             let is_meant = pass.only.as_ref().is_none_or(|only| only.contains(&inode));
-                            if is_meant && let Some(again) = seen.is_due(inode) {
+                            if is_meant
+                                && let Some(again) = seen.is_due(inode)
+                                // A dry run would report the same again.
+                                && !(again && self.dry_run)
+                            {
                                 batch.targets.push(Target { table: table.clone(), fd, inode });
                                 batch.again.push(again);
-                                batch.looks.push(pass.looks && seen.processes.insert(pid));
+                                batch.looks.push(pass.looks && !seen.processes.contains(&pid));
                             }
                         }
                     }
@@ -731,22 +778,29 @@ impl Change<'_> {
             let start = Instant::now();
             Pace { start, time: end.saturating_duration_since(start) }
         });
+        let looked = Mutex::new(HashSet::new());
         let answers = pass.workers.ask(&targets, pace, pass.termination, |place, target, cell| {
-            self.make(target, again.get(place) == Some(&true), cell);
-            if looks.get(place) == Some(&true)
-                && let Ok(mapped) = serde_json::to_string(&over::read(target.table.pid, over::MOST))
-            {
+            let is_meant = self.make(target, again.get(place) == Some(&true), cell);
+            let pid = target.table.pid;
+            if !is_meant || looks.get(place) != Some(&true) {
+                return;
+            }
+            // Threads of this worker may find sockets of one process at the same time.
+            let is_first = looked.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
+            cell.finish();
+            if is_first && let Ok(mapped) = serde_json::to_string(&over::read(target.table.pid, over::MOST)) {
                 cell.say(&format!("{LOOKED}{mapped}"));
             }
         });
-        self.report(&targets, answers, report, seen, pass.is_selected)
+        self.report(&targets, &again, answers, report, seen, pass.is_selected)
     }
 
-    /// Makes the change to one socket, in a worker.
-    fn make(&self, target: &Target, again: bool, cell: &Cell<'_>) {
+    /// Makes the change to one socket, in a worker. Returns whether the socket is selected.
+    fn make(&self, target: &Target, again: bool, cell: &Cell<'_>) -> bool {
         let refused = |error: io::Error| {
             let errno = error.raw_os_error().unwrap_or(libc::EIO).unsigned_abs();
             cell.answer(words::together(&[&[said::REFUSED | u64::from(errno) << 32]]));
+            false
         };
         let socket = match target.table.duplicate(target.fd) {
             Ok(socket) => socket,
@@ -756,12 +810,23 @@ impl Change<'_> {
             policy: self.before.and_then(|before| before.get(&target.inode)).copied().unwrap_or(self.policy),
             ..*self
         };
-        let settings = || ka_core::Socket::new(socket.as_raw_fd()).settings().ok().filter(|_| self.describe);
+        let read = || ka_core::Socket::new(socket.as_raw_fd()).settings().ok();
+        let settings = || if self.describe { read() } else { None };
         let before = settings();
+        let is_back =
+            self.before.is_some() && read().is_some_and(|now| Config::try_from(now) == Ok(change.policy));
         let kernel = Counting { writes: RefCell::default(), dry_run: self.dry_run };
-        let (fate, is_without, error) = match change.set_one(socket.as_fd(), again, &kernel) {
+        let done = if is_back {
+            Ok(Some((Fate::Unchanged, false, None)))
+        } else {
+            change.set_one(socket.as_fd(), again, &kernel)
+        };
+        let (fate, is_without, error) = match done {
             Err(error) => return refused(error),
-            Ok(None) => return cell.answer(words::together(&[&[said::NOT_MEANT]])),
+            Ok(None) => {
+                cell.answer(words::together(&[&[said::NOT_MEANT]]));
+                return false;
+            }
             Ok(Some(done)) => done,
         };
         let after = if self.dry_run {
@@ -790,12 +855,14 @@ impl Change<'_> {
             if self.describe || error.is_some() { ends(socket.as_fd()) } else { (None, None) };
         let (local, peer) = (words::of_address(local), words::of_address(peer));
         cell.answer(words::together(&[&[kind], &local, &peer, &values]));
+        true
     }
 
     /// Reports the results. Returns the inodes of sockets that were closed before their turn came.
     fn report(
         &self,
         targets: &[Target],
+        again: &[bool],
         mut answers: Answers,
         report: &mut Report,
         seen: &mut Seen,
@@ -808,11 +875,22 @@ impl Change<'_> {
             let pid = target.table.pid;
             let text = answers.texts.remove(&place).unwrap_or_default();
             let (error, mapped) = text.split_once(LOOKED).unwrap_or((&text, ""));
-            report.mapped.extend(serde_json::from_str::<Mapped>(mapped));
+            if let Ok(mapped) = serde_json::from_str::<Mapped>(mapped)
+                && seen.processes.insert(pid)
+            {
+                report.new_others.extend(over::others(&[mapped], &self.policy, self.mode));
+            }
+            if answers.done.contains(&place) && seen.processes.insert(pid) {
+                report.unknown.push(pid);
+            }
+            let is_lost = matches!(&outcome, Answer::Given([kind, ..]) if kind & 0xff == said::REFUSED);
+            if self.before.is_some() && !is_lost {
+                report.found.insert(target.inode);
+            }
             let record = match outcome {
                 Answer::Given(record) => record,
                 Answer::NotAsked => {
-                    report.not_asked += 1;
+                    report.not_asked += usize::from(again.get(place) != Some(&true));
                     continue;
                 }
                 Answer::Failed(why) => {
@@ -866,7 +944,6 @@ impl Change<'_> {
             };
             let is_without = kind & said::IS_WITHOUT != 0;
             report.count(result);
-            report.found.insert(target.inode);
             report.without_user_timeout += usize::from(is_without);
             let error = (!error.is_empty()).then(|| error.to_owned());
             if self.describe || error.is_some() {
@@ -1060,7 +1137,9 @@ impl Attach<'_> {
                 });
             }
         }
-        report.mapped.extend(over::mapped(owners, over::MOST, workers).0);
+        let (mapped, why) = over::mapped(owners.iter().copied(), over::MOST, workers);
+        report.new_others.extend(over::others(&mapped, &policy, mode));
+        report.unknown.extend(owners.into_iter().skip(mapped.len()).filter(|_| why.is_some()));
         Ok(())
     }
 
@@ -1082,6 +1161,9 @@ impl Attach<'_> {
             1 => "until it ends, or until",
             _ => "until they end, or until",
         };
+        if self.names_processes() && living.is_empty() {
+            return self.conclude(report).map_err(Failure::from);
+        }
         let _ = writeln!(
             io::stderr(),
             "ka: attach: following {what} with {}, {until} SIGINT or SIGTERM",
@@ -1135,21 +1217,25 @@ impl Attach<'_> {
 
     /// Names the other policies of ka that the processes have.
     fn say_others(&self, report: &mut Report) {
-        let Change { policy, mode, .. } = self.change;
-        let others = over::others(&std::mem::take(&mut report.mapped), &policy, mode);
+        let others = std::mem::take(&mut report.new_others);
         let mut said: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for other in &others {
-            said.entry(other.text()).or_default().push(sockets::name(other.pid));
+            said.entry(other.later()).or_default().push(sockets::name(other.pid));
         }
         for (text, who) in said {
+            let _ = writeln!(io::stderr(), "ka: attach: {}: {}", listed(who), text::visible(text.as_bytes()));
+        }
+        if !report.unknown.is_empty() {
+            let who = std::mem::take(&mut report.unknown).into_iter().map(sockets::name).collect();
             let _ = writeln!(
                 io::stderr(),
-                "ka: attach: {}: {} applies to the sockets that it opens later",
-                listed(who),
-                text::visible(text.as_bytes())
+                "ka: attach: {}: whether another policy of ka applies is unknown: its memory maps did not answer within 2 s",
+                listed(who)
             );
         }
-        report.others.extend(others);
+        if !self.args.follow {
+            report.others.extend(others);
+        }
     }
 
     /// Describes the policy and the mode.
@@ -1183,19 +1269,20 @@ impl Attach<'_> {
                 (Some(error), None) if line.local.is_none() => {
                     reasons.entry(error.clone()).or_default().push(who);
                 }
-                _ => writeln!(out, "{who} {}", socket_line(line))?,
+                _ => writeln!(out, "{who} {}", text::visible(socket_line(line).as_bytes()))?,
             }
         }
         out.flush()?;
         for (reason, who) in reasons {
-            let _ = writeln!(io::stderr(), "ka: attach: {}: {reason}", listed(who));
+            let _ =
+                writeln!(io::stderr(), "ka: attach: {}: {}", listed(who), text::visible(reason.as_bytes()));
         }
         Ok(())
     }
 
     fn conclude(&self, report: &Report) -> io::Result<()> {
         let Report { set, unchanged, failed, without_user_timeout, said, others, .. } = report;
-        let Report { not_asked, not_examined, denied, skipped, gone, .. } = report;
+        let Report { not_asked, not_examined, denied, skipped, not_found, .. } = report;
         let mut out = BufWriter::new(io::stdout().lock());
         if !self.args.json {
             let would = if self.args.dry_run { "would be set" } else { "set" };
@@ -1210,10 +1297,10 @@ impl Attach<'_> {
                 text::count(*set, "socket")
             )?;
             for (count, what, why) in [
-                (gone, "socket", "closed since then"),
+                (not_found, "socket", "not found (closed, or the process has ended)"),
                 (denied, "process", "not examined, because ka may not do so"),
                 (skipped, "process", "left alone (KA_SKIP)"),
-                (not_asked, "socket", "not set, because a signal came"),
+                (not_asked, "socket", "of any kind not examined, because a signal came"),
                 (not_examined, "process", "not examined, because a signal came"),
             ] {
                 if *count > 0 {
@@ -1234,7 +1321,7 @@ impl Attach<'_> {
                 dry_run: bool,
                 policy: Option<String>,
                 mode: Option<&'static str>,
-                closed: usize,
+                not_found: usize,
                 denied: usize,
                 skipped: usize,
                 sockets_left: usize,
@@ -1251,7 +1338,7 @@ impl Attach<'_> {
                 dry_run: self.args.dry_run,
                 policy: is_one_policy.then(|| ka_core::Text::typed(&self.change.policy).to_string()),
                 mode: is_one_policy.then(|| self.change.mode.name()),
-                closed: *gone,
+                not_found: *not_found,
                 denied: *denied,
                 skipped: *skipped,
                 sockets_left: *not_asked,

@@ -270,8 +270,14 @@ struct Attached {
 
 fn attach(args: &args::CgroupAttach) -> Outcome {
     let failed = |why: String| failed("attach", why);
-    let via::Chosen { policy, mode, .. } =
+    let via::Chosen { policy, mode, skip } =
         via::choose("cgroup attach", &args.policy, args.mode.map(ka_core::Mode::from))?;
+    if !skip.is_empty() {
+        let _ = writeln!(
+            io::stderr(),
+            "ka: cgroup attach: KA_SKIP does not count here: the kernel sets the sockets of all programs"
+        );
+    }
     policy::check_on(&policy)?;
     if mode == ka_core::Mode::Floor {
         return Err(failed(

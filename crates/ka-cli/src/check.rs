@@ -2,14 +2,14 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::fs;
 use std::io::{self, BufWriter, Read as _, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
-use ka_core::{Action, Endpoint, Mode, SockOpt};
+use ka_core::{Action, Config, Endpoint, Mode, Rule, SockOpt};
 use serde::Serialize;
+use socket2::SockRef;
 
 use crate::args;
 use crate::attach;
@@ -20,7 +20,7 @@ use crate::failure::{FOUND, Failure, Outcome};
 use crate::file;
 use crate::json;
 use crate::libraries::Linked;
-use crate::over::{self, Mapped};
+use crate::over::{self, Mapped, Other};
 use crate::policy;
 use crate::privilege;
 use crate::process::{self, OVER_BUDGET, Process, Status, Target};
@@ -167,6 +167,9 @@ fn machine_report() -> Report {
         via::listed().map_or_else(
             || "/etc/ld.so.preload does not list libka_preload.so".to_owned(),
             |path| {
+                if !path.exists() {
+                    return format!("/etc/ld.so.preload lists {}, which is not there", path.display());
+                }
                 let Given { policy, mode, .. } = via::given(b"");
                 format!(
                     "/etc/ld.so.preload lists {}: programs that glibc's loader starts get {} (mode {})",
@@ -242,7 +245,7 @@ fn program_report(name: &OsStr) -> Result<Report, Failure> {
     // `sudo ka attach` cannot find the program by the PID of sudo.
     let command = command.unwrap_or_else(|| match program.name() {
         wrapper if wrapper::changes_user(wrapper) => format!("{} ka run -- PROGRAM", quoted(name)),
-        _ => format!("{} & {sudo}ka attach --follow $!", quoted(name)),
+        _ => format!("{} & {sudo}ka attach {}--follow $!", quoted(name), named_policy()),
     });
     ways.push(Line {
         way: "attach",
@@ -359,7 +362,30 @@ fn linked_facts(path: &Path, elf: &Elf) -> Vec<String> {
     facts
 }
 
-const STANDARD: &str = "60,10,6";
+/// The command to type for a process. `missed` has the policies in force if they have missed sockets.
+fn command_for(pid: i32, missed: Option<&[Other]>, is_under: bool, is_reached: bool) -> String {
+    if let Some(in_force) = missed {
+        let on = in_force.iter().find(|other| other.policy != "off");
+        let policy = on.map(|other| policy::brief_text(&other.policy));
+        let standard = policy::brief(&Config::STANDARD);
+        let policy = policy.filter(|policy| *policy != standard || !named_policy().is_empty());
+        let mode = on.map(|other| other.mode).filter(|mode| *mode != Mode::Force.name());
+        let policy = policy.map_or_else(|| named_policy().to_owned(), |policy| format!("-p {policy} "));
+        let mode = mode.map_or_else(String::new, |mode| format!("--mode {mode} "));
+        return format!("ka attach {policy}{mode}{pid}");
+    }
+    match (is_under, is_reached) {
+        (true, _) => format!("nothing: it is under ka already (ka ls --pid {pid})"),
+        (false, true) => format!("ka attach {}--follow {pid}", named_policy()),
+        (false, false) if crate::sys::users().1 == 0 => "nothing: ka cannot reach it from here".to_owned(),
+        (false, false) => format!("sudo ka attach {}--follow {pid}", named_policy()),
+    }
+}
+
+/// Flags for a command that refuses to run without a policy, because KA_POLICY is off here.
+fn named_policy() -> &'static str {
+    if via::is_off_here() { "-p 60,10,6 " } else { "" }
+}
 
 /// Why a way that starts programs does not reach a process.
 const RUNS: &str = "it is running already: ka run starts programs";
@@ -408,10 +434,10 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
                 off.len()
             ));
             // The other ways set a socket when it connects or listens.
-            off.retain(|off| is_preloaded || off.ends != (None, None));
+            off.retain(|off| is_preloaded || off.is_listener || off.ends.1.is_some());
             if !in_force.is_empty() && !off.is_empty() {
                 missed = true;
-                facts.extend(missed_facts(pid, &mapped, &off, rings));
+                facts.extend(missed_facts(pid, &mapped, &in_force, &off, rings));
             }
             if rings && !missed {
                 facts.push("it uses io_uring".to_owned());
@@ -447,18 +473,7 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
         why: cgroup_why(pid, &policies),
     };
     let is_under = [&preload, &seccomp, &cgroup].into_iter().any(|way| way.reaches == Some(true));
-    let command = match (is_under, attach.reaches == Some(true)) {
-        _ if missed => {
-            let on = in_force.iter().find(|other| other.policy != "off").map(|other| &other.policy);
-            let policy = on.map(|policy| policy::brief_text(policy)).filter(|policy| *policy != STANDARD);
-            let flag = policy.map_or_else(String::new, |policy| format!("-p {policy} "));
-            format!("ka attach {flag}{pid}")
-        }
-        (true, _) => format!("nothing: it is under ka already (ka ls --pid {pid})"),
-        (false, true) => format!("ka attach --follow {pid}"),
-        (false, false) if crate::sys::users().1 == 0 => "nothing: ka cannot reach it from here".to_owned(),
-        (false, false) => format!("sudo ka attach --follow {pid}"),
-    };
+    let command = command_for(pid, missed.then_some(&in_force[..]), is_under, attach.reaches == Some(true));
     let command = Some(command);
     let mut ways = vec![preload, seccomp, cgroup, attach];
     ways.sort_by_key(|way| way.reaches != Some(true));
@@ -490,9 +505,13 @@ fn cgroup_why(pid: i32, policies: &Result<Vec<cgroup::InForce>, String>) -> Stri
 }
 
 /// Lists the sockets that have no keepalive although a policy is in force in the process, and the reasons.
-fn missed_facts(pid: i32, mapped: &Mapped, off: &[Off], has_ring: bool) -> Vec<String> {
+fn missed_facts(pid: i32, mapped: &Mapped, in_force: &[Other], off: &[Off], has_ring: bool) -> Vec<String> {
     const MOST: usize = 20;
-    let Given { policy, mode, rules, skip } = via::given(&mapped.settings);
+    // The KA_ variables are for the shim and the supervisor, and KA_SKIP for the shim.
+    let has_way = |way| in_force.iter().any(|other| other.way == way);
+    let is_told = has_way("preload") || has_way("seccomp");
+    let Given { policy, mode, rules, skip } =
+        via::given(if is_told { &mapped.settings } else { Default::default() });
     let is_left_alone = |(local, peer): (Option<SocketAddr>, Option<SocketAddr>)| {
         let port = local.map_or(0, |local| local.port());
         let rule = rules.iter().find(|rule| rule.matches(peer.map(Endpoint::from), port));
@@ -500,20 +519,26 @@ fn missed_facts(pid: i32, mapped: &Mapped, off: &[Off], has_ring: bool) -> Vec<S
             |rule| !matches!(rule.action(), Action::Apply(policy) if policy.enabled() == Some(true)),
         )
     };
+    let looks_at_peer = rules.iter().any(Rule::looks_at_peer);
     let mut facts = Vec::new();
     let mut is_explained = true;
-    for Off { fd, ends } in off.iter().take(MOST) {
-        let rule = if is_left_alone(*ends) { "; a rule of KA_RULES leaves it alone" } else { "" };
+    for Off { fd, ends, is_listener } in off.iter().take(MOST) {
+        let rule = if is_left_alone(*ends) {
+            "; a rule of KA_RULES leaves it alone"
+        } else if *is_listener && looks_at_peer {
+            "; rules of KA_RULES choose by peer, so only its connections get a policy"
+        } else {
+            ""
+        };
         is_explained &= !rule.is_empty();
         facts.push(format!("without keepalive: fd {fd}, {}{rule}", attach::arrow(*ends)));
     }
     if let Some(more) = off.len().checked_sub(MOST).filter(|more| *more > 0) {
         facts.push(format!("and {more} more: ka ls --off --pid {pid}"));
     }
-    let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     if policy.enabled() != Some(true) {
         facts.push("reason: KA_POLICY=off".to_owned());
-    } else if over::is_skipped(&skip, pid) {
+    } else if has_way("preload") && over::is_skipped(&skip, pid) {
         facts.push(format!("reason: KA_SKIP={} leaves this program alone", skip.escape_ascii()));
     } else if !is_explained {
         if mode == Mode::Default {
@@ -524,14 +549,11 @@ fn missed_facts(pid: i32, mapped: &Mapped, off: &[Off], has_ring: bool) -> Vec<S
         }
         facts.push(
             "possible reasons: the program opened it with system calls of its own or through io_uring, with a C library \
-             that it loaded itself (dlmopen), or before the policy was in force; or it has it from another process"
+             that it loaded itself (dlmopen), or before the policy was in force; or another process passed it to this one"
                 .to_owned(),
         );
         if has_ring {
             facts.push("it uses io_uring, so that is likely".to_owned());
-        }
-        if let Ok(Some(elf)) = Elf::read(format!("/proc/{pid}/exe").as_ref()) {
-            facts.extend(linked_facts(&executable, &elf));
         }
     }
     facts
@@ -540,6 +562,7 @@ fn missed_facts(pid: i32, mapped: &Mapped, off: &[Off], has_ring: bool) -> Vec<S
 /// A socket without keepalive.
 struct Off {
     fd: i32,
+    is_listener: bool,
     /// Its local address and its peer.
     ends: (Option<SocketAddr>, Option<SocketAddr>),
 }
@@ -557,6 +580,7 @@ struct Sockets {
 const TCP: u64 = 1;
 const OFF: u64 = 2;
 const REFUSED: u64 = 4;
+const LISTENS: u64 = 8;
 
 /// Looks into a process: how many TCP sockets it has, and whether one may look at all.
 fn sockets(process: &Process, workers: &mut Workers) -> io::Result<Sockets> {
@@ -589,7 +613,7 @@ fn sockets(process: &Process, workers: &mut Workers) -> io::Result<Sockets> {
                 if kind & OFF != 0 {
                     let ends =
                         (words::address(words::part(&record, 1)), words::address(words::part(&record, 4)));
-                    found.off.push(Off { fd: target.fd, ends });
+                    found.off.push(Off { fd: target.fd, is_listener: kind & LISTENS != 0, ends });
                 }
                 if !answers.cut_short.contains(&place) {
                     continue;
@@ -626,13 +650,11 @@ fn look(target: &Target, cell: &Cell<'_>) {
         Ok(true) => answer(TCP),
         Ok(false) => {
             // Reading the addresses takes the socket's lock. If that blocks, this answer remains.
-            answer(TCP | OFF);
+            let is_listener = SockRef::from(&socket).is_listener().unwrap_or(false);
+            let kind = if is_listener { TCP | OFF | LISTENS } else { TCP | OFF };
+            answer(kind);
             let (local, peer) = attach::ends(socket.as_fd());
-            cell.answer(words::together(&[
-                &[TCP | OFF],
-                &words::of_address(local),
-                &words::of_address(peer),
-            ]));
+            cell.answer(words::together(&[&[kind], &words::of_address(local), &words::of_address(peer)]));
         }
         Err(ka_core::Error::System { option: SockOpt::Protocol, .. } | ka_core::Error::NotTcp) => answer(0),
         Err(error) => refused(error.errno().0),

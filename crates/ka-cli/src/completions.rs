@@ -75,7 +75,7 @@ fn hint(argument: &str) -> ValueHint {
         "program" => ValueHint::CommandWithArguments,
         "user" => ValueHint::Username,
         "cgroup" => ValueHint::DirPath,
-        "persist" => ValueHint::FilePath,
+        "persist" | "undo" => ValueHint::FilePath,
         // Numbers and policies, for which files would be offered.
         _ => ValueHint::Other,
     }

@@ -21,7 +21,7 @@ fn in_range(value: u64, unit: &str, milliseconds: u64) -> Result<u32, String> {
 
 /// What would be right in place of a value.
 fn advice(text: &str, reason: Reason) -> String {
-    ParseError { item: text.as_bytes(), reason }.advice().to_string()
+    ParseError { item: trim(text.as_bytes()), reason }.advice().to_string()
 }
 
 /// The value of a socket option, in its own unit.

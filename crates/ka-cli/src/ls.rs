@@ -18,6 +18,7 @@ use crate::netns::{self, Namespace};
 use crate::privilege;
 use crate::process;
 use crate::sockets::{self, Owner, Selection, Socket, sockets};
+use crate::sys;
 use crate::table::{self, Cell, Column, Output, Paint};
 use crate::text;
 use crate::worker::Workers;
@@ -82,6 +83,8 @@ fn namespaces(args: &args::Ls, pids: &[i32]) -> Result<(Vec<Namespace>, Vec<Stri
         return Ok((vec![namespace], Vec::new()));
     }
     if args.all_netns {
+        // Each namespace takes a descriptor.
+        sys::raise_descriptor_limit();
         if !privilege::has(privilege::CAP_SYS_ADMIN) {
             return Err("--all-netns needs CAP_SYS_ADMIN (run ka as root)".to_owned());
         }
@@ -322,20 +325,16 @@ impl Counts {
     }
 }
 
-fn plural(count: usize) -> String {
-    format!("{count} {}", if count == 1 { "socket" } else { "sockets" })
-}
-
 /// The line below the table. If the rows are filtered, it counts the listed sockets apart from the others.
 fn footer(rows: &[Row<'_>], all: &Counts, is_filtered: bool) -> String {
     let listed = Counts::count(rows.iter().map(|row| row.keepalive));
     let mut line = if is_filtered {
         let words = listed.words();
         let colon = if words.is_empty() { "" } else { ": " };
-        format!("{} of {} listed{colon}{words}", listed.all(), plural(all.all()))
+        format!("{} of {} listed{colon}{words}", listed.all(), text::count(all.all(), "socket"))
     } else {
         let unknown = if all.unknown > 0 { format!(", {} unknown", all.unknown) } else { String::new() };
-        format!("{}: {} on, {} off{unknown}", plural(all.all()), all.on, all.off)
+        format!("{}: {} on, {} off{unknown}", text::count(all.all(), "socket"), all.on, all.off)
     };
     for risk in Risk::ALL.into_iter().filter(|risk| *risk != Risk::Off) {
         let count = rows.iter().filter(|row| row.risks.contains(&risk)).count();
@@ -358,13 +357,13 @@ fn footer(rows: &[Row<'_>], all: &Counts, is_filtered: bool) -> String {
 fn hint(rows: &[Row<'_>], off: bool) -> Option<String> {
     if !privilege::may_look_anywhere() {
         let incomplete = rows.iter().filter(|row| row.is_incomplete()).count();
-        let of = plural(incomplete);
+        let of = text::count(incomplete, "socket");
         return (incomplete > 0).then(|| {
             format!("the owner or the settings of {of} are missing: run ka as root (needs CAP_SYS_PTRACE)")
         });
     }
     let unknown = rows.iter().filter(|row| row.keepalive.is_none()).count();
-    let of = plural(unknown);
+    let of = text::count(unknown, "socket");
     (off && unknown > 0).then(|| {
         format!("keepalive of {of} is unknown: ka could read it neither through a process nor by eBPF")
     })

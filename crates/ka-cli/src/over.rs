@@ -4,13 +4,13 @@ use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 
-use ka_core::{Config, Mode, Text};
+use ka_core::{Config, Mode, Text, Variable};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
 use crate::policy;
 use crate::process;
-use crate::text::reason;
+use crate::text::{self, reason};
 use crate::via;
 use crate::worker::{Ended, Workers};
 
@@ -29,6 +29,12 @@ pub(crate) struct Mapped {
 
 /// How much of a process's maps is read, if the caller has other processes to examine.
 pub(crate) const MOST: u64 = 1 << 22;
+
+/// How much of a process's environment is read. execve(2) accepts less.
+const ENVIRONMENT: u64 = 6 << 20;
+
+/// What the kernel appends to the path of a file that has been removed.
+const DELETED: &[u8] = b" (deleted)";
 
 /// How many bytes of KA_ variables are kept. A process may have very many.
 const SETTINGS: usize = 1 << 15;
@@ -66,7 +72,10 @@ pub(crate) fn read(pid: i32, most: u64) -> Mapped {
             let mut maps = BufReader::new(maps.take(most));
             let mut line = Vec::new();
             while maps.read_until(b'\n', &mut line).is_ok_and(|size| size > 0) {
-                mapped.is_preloaded |= line.ends_with(b"/libka_preload.so\n");
+                // The file may have been replaced by another version.
+                let name = line.trim_ascii_end();
+                let name = name.strip_suffix(DELETED).unwrap_or(name);
+                mapped.is_preloaded |= name.ends_with(b"/libka_preload.so");
                 mapped.copies += usize::from(is_c_library(&line));
                 line.clear();
             }
@@ -74,16 +83,31 @@ pub(crate) fn read(pid: i32, most: u64) -> Mapped {
         Err(error) => mapped.is_denied = error.kind() == io::ErrorKind::PermissionDenied,
     }
     let mut environment = Vec::new();
-    if let Ok(file) = File::open(format!("/proc/{pid}/environ")) {
-        let _ = file.take(most).read_to_end(&mut environment);
+    if let Ok(file) = File::open(format!("/proc/{pid}/environ"))
+        && !is_secure(pid)
+    {
+        let _ = file.take(ENVIRONMENT).read_to_end(&mut environment);
     }
-    for entry in environment.split(|byte| *byte == 0).filter(|entry| entry.starts_with(b"KA_")) {
+    let is_known = |entry: &&[u8]| Variable::names().any(|name| name == ka_core::cut(entry, b'=').0);
+    for entry in environment.split(|byte| *byte == 0).filter(is_known) {
         if mapped.settings.len() + entry.len() < SETTINGS {
             mapped.settings.extend_from_slice(entry);
             mapped.settings.push(0);
         }
     }
     mapped
+}
+
+/// Returns whether a process has more rights than its user, so that the shim ignores the environment. getauxval(3),
+/// `AT_SECURE`
+fn is_secure(pid: i32) -> bool {
+    const WORD: usize = size_of::<libc::c_ulong>();
+    let vector = fs::read(format!("/proc/{pid}/auxv")).unwrap_or_default();
+    let number = |bytes: &[u8]| bytes.first_chunk().map(|bytes| libc::c_ulong::from_ne_bytes(*bytes));
+    vector.chunks_exact(2 * WORD).any(|pair| {
+        let (key, value) = pair.split_at_checked(WORD).unwrap_or_default();
+        number(key) == Some(libc::AT_SECURE) && number(value) != Some(0)
+    })
 }
 
 /// Returns whether a line of /proc/PID/maps is the first mapping of a C library. Each copy has one such line.
@@ -103,19 +127,41 @@ pub(crate) struct Other {
     pub(crate) way: &'static str,
     /// The supervisor's PID, or the cgroup.
     pub(crate) of: Option<String>,
+    /// `off` if the process is left alone.
     pub(crate) policy: String,
     pub(crate) mode: &'static str,
+    /// How many rules (KA_RULES) give some sockets another policy.
+    pub(crate) rules: usize,
 }
 
 impl Other {
     /// Describes the policy and where it comes from.
     pub(crate) fn text(&self) -> String {
-        let Self { way, of, policy, mode, .. } = self;
+        let Self { way, of, policy, mode, rules, .. } = self;
+        let rules = match rules {
+            0 => String::new(),
+            rules => format!(", with {} (KA_RULES)", text::count(*rules, "rule")),
+        };
         let policy = policy::brief_text(policy);
         match (*way, of) {
+            _ if policy == "off" => {
+                "none: libka_preload.so leaves it alone (KA_POLICY=off or KA_SKIP)".to_owned()
+            }
             ("cgroup", Some(cgroup)) => format!("the policy of the cgroup {cgroup}: {policy} (mode {mode})"),
-            ("seccomp", Some(pid)) => format!("the policy of the supervisor {pid}: {policy} (mode {mode})"),
-            _ => format!("the policy of libka_preload.so: {policy} (mode {mode})"),
+            ("seccomp", Some(pid)) => {
+                format!("the policy of the supervisor {pid}: {policy} (mode {mode}){rules}")
+            }
+            _ => format!("the policy of libka_preload.so: {policy} (mode {mode}){rules}"),
+        }
+    }
+
+    /// Describes what the sockets get that the process opens later.
+    pub(crate) fn later(&self) -> String {
+        if self.policy == "off" {
+            "libka_preload.so leaves it alone (KA_POLICY=off or KA_SKIP): the sockets that it opens later get no policy"
+                .to_owned()
+        } else {
+            format!("{} applies to the sockets that the process opens later", self.text())
         }
     }
 }
@@ -130,13 +176,13 @@ pub(crate) fn policies(mapped: &Mapped) -> Vec<Other> {
         None => mapped.is_preloaded.then_some(("preload", None)),
     };
     if let Some((way, of)) = way {
-        let via::Given { policy, mode, skip, .. } = via::given(&mapped.settings);
-        let is_off = policy.enabled() != Some(true) || is_skipped(&skip, pid);
+        let via::Given { policy, mode, skip, rules } = via::given(&mapped.settings);
+        let is_off = policy.enabled() != Some(true) || way == "preload" && is_skipped(&skip, pid);
         let policy = if is_off { "off".to_owned() } else { Text::typed(&policy).to_string() };
-        found.push(Other { pid, way, of, policy, mode: mode.name() });
+        found.push(Other { pid, way, of, policy, mode: mode.name(), rules: rules.len() });
     }
     for cgroup::InForce { cgroup, policy, mode } in cgroup::policies_of(pid).unwrap_or_default() {
-        found.push(Other { pid, way: "cgroup", of: Some(cgroup), policy, mode });
+        found.push(Other { pid, way: "cgroup", of: Some(cgroup), policy, mode, rules: 0 });
     }
     found
 }
@@ -149,6 +195,7 @@ pub(crate) fn is_skipped(skip: &[u8], pid: i32) -> bool {
     }
     let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     let executable = executable.file_name().unwrap_or_default().as_bytes();
+    let executable = executable.strip_suffix(DELETED).unwrap_or(executable);
     ka_core::skips(skip, [&process::comm(pid).unwrap_or_default(), executable])
 }
 
@@ -156,6 +203,6 @@ pub(crate) fn is_skipped(skip: &[u8], pid: i32) -> bool {
 pub(crate) fn others(mapped: &[Mapped], policy: &Config, mode: Mode) -> Vec<Other> {
     let policy = Text::typed(policy).to_string();
     let mut others: Vec<_> = mapped.iter().flat_map(policies).collect();
-    others.retain(|other| other.policy != policy || other.mode != mode.name());
+    others.retain(|other| other.policy != policy || other.mode != mode.name() || other.rules > 0);
     others
 }

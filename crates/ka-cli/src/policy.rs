@@ -123,7 +123,8 @@ impl Policy {
 
 /// Rejects a policy that cannot change any socket in this mode.
 pub(crate) fn check_effect(config: &Config, mode: ka_core::Mode) -> Result<(), Failure> {
-    let refused = |why: &str| Err(Failure::new(format_args!("--policy {config}: {why}")));
+    let refused =
+        |why: &str| Err(Failure::new(format_args!("--policy {}: {why}", &*ka_core::Text::typed(config))));
     if *config == Config::KEEP {
         refused("changes nothing: name what to set, as in -p 60,10,6")
     } else if config.enabled() != Some(true) && mode != ka_core::Mode::Force {
@@ -141,7 +142,10 @@ pub(crate) fn check_on(config: &Config) -> Result<(), Failure> {
     if config.enabled() == Some(true) {
         Ok(())
     } else {
-        Err(Failure::new(format_args!("--policy {config}: must turn keepalive on here")))
+        Err(Failure::new(format_args!(
+            "--policy {}: must turn keepalive on here",
+            &*ka_core::Text::typed(config)
+        )))
     }
 }
 
@@ -163,10 +167,11 @@ pub(crate) fn brief_text(text: &str) -> String {
 /// A socket's settings: `off`, or `60,10,6`.
 pub(crate) fn brief_settings(settings: &Settings) -> String {
     let Settings { enabled, idle, intvl, cnt, user_timeout } = settings;
-    let timers = if *enabled { format!("{idle},{intvl},{cnt}") } else { "off".to_owned() };
-    match user_timeout {
-        Some(timeout) if *timeout > 0 => format!("{timers},user_timeout={timeout}"),
-        _ => timers,
+    match (enabled, user_timeout.filter(|timeout| *timeout > 0)) {
+        (true, None) => format!("{idle},{intvl},{cnt}"),
+        (false, None) => "off".to_owned(),
+        (true, Some(timeout)) => format!("idle={idle},intvl={intvl},cnt={cnt},user_timeout={timeout}ms"),
+        (false, Some(timeout)) => format!("off,user_timeout={timeout}ms"),
     }
 }
 

@@ -17,6 +17,7 @@ use std::num::NonZero;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -74,6 +75,8 @@ pub(crate) struct Answers {
     pub(crate) texts: HashMap<usize, String>,
     /// The sockets, by index, that blocked a worker after it had answered. The answer may be incomplete.
     pub(crate) cut_short: HashSet<usize>,
+    /// The sockets, by index, after which a worker was blocked by something else.
+    pub(crate) done: HashSet<usize>,
 }
 
 /// A socket that blocked a worker.
@@ -181,7 +184,7 @@ impl Board {
 pub(crate) struct Cell<'a> {
     words: &'a [AtomicU64],
     place: usize,
-    pipe: &'a File,
+    pipe: &'a Mutex<&'a File>,
 }
 
 impl Cell<'_> {
@@ -196,7 +199,12 @@ impl Cell<'_> {
 
     /// Sends a message about the socket. It is appended to an earlier one.
     pub(crate) fn say(&self, text: &str) {
-        let _ = write_frame(&mut &*self.pipe, self.place as u64, text.as_bytes());
+        write_shared_frame(self.pipe, self.place as u64, text.as_bytes());
+    }
+
+    /// Records that the socket needs no more calls. If the worker blocks after this, the socket is not to blame.
+    pub(crate) fn finish(&self) {
+        Board::store(self.words, 0, DONE);
     }
 }
 
@@ -213,6 +221,12 @@ fn write_frame(pipe: &mut impl Write, about: u64, bytes: &[u8]) -> io::Result<()
     frame.extend_from_slice(&(bytes.len() as u64).to_ne_bytes());
     frame.extend_from_slice(bytes);
     pipe.write_all(&frame)
+}
+
+/// Writes a frame to a pipe that several threads use. Frames longer than `PIPE_BUF` would mix without the lock.
+fn write_shared_frame(pipe: &Mutex<&File>, about: u64, bytes: &[u8]) {
+    let pipe = pipe.lock().unwrap_or_else(PoisonError::into_inner);
+    let _ = write_frame(&mut &**pipe, about, bytes);
 }
 
 /// Takes the first frame if it is complete.
@@ -276,7 +290,7 @@ impl Workers {
                     pace,
                     excluded: &excluded,
                     classes: classes.as_ref(),
-                    pipe: &pipe,
+                    pipe: &Mutex::new(&pipe),
                 }
                 .serve(&work);
             });
@@ -304,8 +318,10 @@ impl Workers {
                     UNTOUCHED => return true,
                     // The answer is complete even if the close blocks.
                     state @ (ANSWERED | DONE) => {
-                        if state == ANSWERED && stuck.iter().any(|(stuck, _)| stuck == place) {
-                            answers.cut_short.insert(*place);
+                        if stuck.iter().any(|(stuck, _)| stuck == place) {
+                            let blocked =
+                                if state == DONE { &mut answers.done } else { &mut answers.cut_short };
+                            blocked.insert(*place);
                         }
                         Answer::Given(std::array::from_fn(|word| Board::load(cell, word + 1)))
                     }
@@ -320,7 +336,9 @@ impl Workers {
                 }
                 false
             });
-            for target in stuck.iter().filter_map(|(place, _)| targets.get(*place)) {
+            let is_to_blame = |place: &usize| !answers.done.contains(place);
+            let blockers = stuck.iter().map(|(place, _)| place).filter(|place| is_to_blame(place));
+            for target in blockers.filter_map(|place| targets.get(*place)) {
                 let user = self.owner(target);
                 let strike = Strike { inode: target.inode, user, worker: Some(worker), at: Instant::now() };
                 self.strikes.push(strike);
@@ -509,7 +527,7 @@ struct Turn<'a> {
     excluded: &'a Excluded,
     /// `None` if sockets have no class, or may lose it.
     classes: Option<&'a Classes>,
-    pipe: &'a File,
+    pipe: &'a Mutex<&'a File>,
 }
 
 impl Turn<'_> {
@@ -532,7 +550,7 @@ impl Turn<'_> {
             }
             self.serve_chunk(0, first, work);
         });
-        let _ = write_frame(&mut &*self.pipe, FINISHED, &[]);
+        write_shared_frame(self.pipe, FINISHED, &[]);
     }
 
     fn serve_chunk(

@@ -137,7 +137,7 @@ fn the_policy_of_ka_run_is_named() {
             (status, out.as_str()),
             (0, "3 sockets set to 60,10,6 (mode force), 0 unchanged, 0 failed\n")
         );
-        let policy = ": 280,30,5 (mode force) applies to the sockets that it opens later\n";
+        let policy = ": 280,30,5 (mode force) applies to the sockets that the process opens later\n";
         assert!(err.contains(of) && err.ends_with(policy) && err.lines().count() == 1, "{err}");
         let (_, out, _) = outcome(ka().args(["attach", "--json", &pid]));
         let report: Value = serde_json::from_str(&out).unwrap();
@@ -189,25 +189,33 @@ fn what_was_set_can_be_undone() {
     assert!(holder.look()[..3].iter().all(|told| told.timers[0] == 280));
     assert_eq!(undo(&[]), (0, "3 sockets set back, 0 unchanged, 0 failed\n".to_owned(), String::new()));
     assert_eq!(holder.look()[..3], before[..], "and the connection that was opened since is left alone");
+    assert_eq!(undo(&[]), (0, "0 sockets set back, 3 unchanged, 0 failed\n".to_owned(), String::new()));
     holder.end();
     assert_eq!(
         undo(&[]),
         (
             0,
-            "0 sockets set back, 0 unchanged, 0 failed; 3 sockets closed since then\n".to_owned(),
+            "0 sockets set back, 0 unchanged, 0 failed; 3 sockets not found (closed, or the process has ended)\n".to_owned(),
             String::new()
         )
     );
 
     for (text, why) in [
-        ("", "names no socket"),
-        ("{\"sockets\": []}", "names no socket"),
+        ("", "must be the output of ka attach --json"),
+        ("[]", "must be the output of ka attach --json"),
         ("nonsense", "must be the output of ka attach --json"),
+        (
+            r#"{"sockets":[{"pid":1,"inode":1,"result":"set","before":null}]}"#,
+            "it does not tell what 1 socket had: --via bpf",
+        ),
     ] {
         fs::write(&file, text).unwrap();
         let (status, out, err) = undo(&[]);
         assert!(status == 2 && out.is_empty() && err.contains(why), "{text:?}: {err}");
     }
+    // Nothing was set, so there is nothing to undo.
+    fs::write(&file, "{\"sockets\": []}").unwrap();
+    assert_eq!(undo(&[]), (0, "0 sockets set back, 0 unchanged, 0 failed\n".to_owned(), String::new()));
     // Nobody writes to a FIFO, so a read would wait forever.
     fs::remove_file(&file).unwrap();
     succeed(Command::new("mkfifo").arg(&file));
@@ -615,7 +623,7 @@ fn it_can_take_its_time() {
 /// A signal ends that too, as soon as it comes.
 #[test]
 fn a_signal_ends_what_takes_its_time() {
-    for (signal, options, status) in [(libc::SIGINT, &["--follow"][..], 0), (libc::SIGTERM, &[], 1)] {
+    for (signal, options, status) in [(libc::SIGINT, &["--follow"][..], 1), (libc::SIGTERM, &[], 1)] {
         let mut holder = Holder::start(&mut Command::new(holder()));
         let mut follow = ka();
         follow.args(["attach", "--spread", "60s"]).args(options).arg(holder.pid().to_string());
@@ -630,7 +638,7 @@ fn a_signal_ends_what_takes_its_time() {
         child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
         assert_eq!(
             out,
-            "1 socket set to 60,10,6 (mode force), 0 unchanged, 0 failed; 2 sockets not set, because a signal came\n"
+            "1 socket set to 60,10,6 (mode force), 0 unchanged, 0 failed; 2 sockets of any kind not examined, because a signal came\n"
         );
         assert_eq!(holder.look().iter().filter(|told| told.on).count(), 1);
     }

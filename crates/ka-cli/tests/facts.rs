@@ -196,9 +196,13 @@ fn check_names_the_sockets_that_the_shim_missed() {
         let (status, text, _) = outcome(ka().args(["check", &running.pid().to_string()]));
         assert!(status == 1 && text.contains(expected), "{name}={value}: {text}");
         let is_on = name != "KA_SKIP" && name != "KA_POLICY";
-        let in_force =
-            format!("policy of libka_preload.so: {} (mode ", if is_on { "60,10,6" } else { "off" });
-        assert!(text.contains(&in_force), "{text}");
+        let in_force = if is_on {
+            "in force: the policy of libka_preload.so: 60,10,6 (mode "
+        } else {
+            "in force: none: libka_preload.so leaves it alone (KA_POLICY=off or KA_SKIP)"
+        };
+        assert!(text.contains(in_force), "{text}");
+        assert_eq!(text.contains("with 1 rule (KA_RULES)"), name == "KA_RULES", "{text}");
         drop(running);
     }
     let mut command = support::preloaded(&program);

@@ -53,7 +53,12 @@ fn append(settings: &Settings, line: &mut Line) {
 
 /// Opens the log, and makes it if it is missing.
 pub(crate) fn open(path: &CStr) -> Result<File, Errno> {
-    let flags = libc::O_WRONLY | libc::O_APPEND | libc::O_CREAT | libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let flags = libc::O_WRONLY
+        | libc::O_APPEND
+        | libc::O_CREAT
+        | libc::O_NOFOLLOW
+        | libc::O_NONBLOCK
+        | libc::O_NOCTTY;
     File::open(path, flags, 0o600)
 }
 

@@ -17,7 +17,7 @@ use crate::program::Program;
 use ka_core::{Kernel as _, Libc, Settings, SockOpt, Timer};
 
 pub(crate) use cgroup::is_abandoned;
-pub(crate) use orders::{Chosen, Flags, Given, choose, complain, complain_of_names, given};
+pub(crate) use orders::{Chosen, Flags, Given, choose, complain, complain_of_names, given, is_off_here};
 pub(crate) use preload::{listed, listed_for, shim_path};
 pub(crate) use seccomp::supervisor_of;
 

@@ -92,6 +92,12 @@ pub(crate) fn choose(command: &str, flags: &Policy, mode: Option<Mode>) -> Resul
     Ok(Chosen { policy, mode: orders.mode, skip: orders.skip.to_vec() })
 }
 
+/// Returns whether KA_POLICY is off in this process's environment or in /etc/ka.conf.
+pub(crate) fn is_off_here() -> bool {
+    let file = conf_text();
+    Environment(sys::environment()).orders(&file).policy.enabled() != Some(true)
+}
+
 /// What the shim or a supervisor in force goes by.
 pub(crate) struct Given {
     pub(crate) policy: Config,

@@ -208,7 +208,9 @@ pub(super) fn lacks_shim() -> Option<String> {
 /// Returns the shim's path in /etc/ld.so.preload, if that lists it. ld.so(8)
 pub(crate) fn listed() -> Option<PathBuf> {
     let list = fs::read("/etc/ld.so.preload").ok()?;
-    let mut entries = list.split(|byte| byte.is_ascii_whitespace() || *byte == b':').map(OsStr::from_bytes);
+    let lines = list.split(|byte| *byte == b'\n').map(|line| ka_core::cut(line, b'#').0);
+    let words = lines.flat_map(|line| line.split(|byte| byte.is_ascii_whitespace() || *byte == b':'));
+    let mut entries = words.map(OsStr::from_bytes);
     entries.find(|entry| Path::new(entry).file_name() == Some(OsStr::new(SHIM))).map(PathBuf::from)
 }
 
