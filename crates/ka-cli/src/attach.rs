@@ -590,26 +590,23 @@ impl Attach<'_> {
     /// Opens the processes that were named on the command line. At most `most` stay open, so that a reused PID is not
     /// mistaken for the named process. The others are recognized by their start time.
     fn named(&self, pids: impl Iterator<Item = i32>, most: usize, report: &mut Report) -> Vec<Named> {
+        let is_named = self.change.before.is_none();
         let mut once = HashSet::new();
         let mut named = Vec::new();
         for pid in pids.filter(|pid| once.insert(*pid)) {
             let started = process::started(pid);
             match Process::open(pid) {
+                Ok(_) if is_named && Status::read(pid).is_ok_and(|status| status.is_ended()) => {
+                    report.failed(pid, None, "it has ended (a zombie), and has no sockets".to_owned());
+                }
                 Ok(process) => {
                     let held = Some(process).filter(|_| named.len() < most);
                     named.push(Named { pid, started, held });
                 }
                 Err(error) if lacks_descriptors(&error) => named.push(Named { pid, started, held: None }),
                 // The sockets of this process are closed.
-                Err(error) if self.change.before.is_some() && is_gone(&error) => {}
-                Err(error) => {
-                    let leader = Status::read(pid).ok().and_then(|status| status.leader());
-                    let why = match leader.filter(|leader| *leader != pid) {
-                        Some(leader) => format!("it is a thread of process {leader}: use that PID"),
-                        None => privilege::explain(pid, &error),
-                    };
-                    report.failed(pid, None, why);
-                }
+                Err(error) if !is_named && is_gone(&error) => {}
+                Err(error) => report.failed(pid, None, privilege::explain(pid, &error)),
             }
         }
         named

@@ -395,15 +395,22 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
         |error: &io::Error| Failure::new(format_args!("check: {pid}: {}", privilege::explain(pid, error)));
     let process = Process::open(pid).map_err(|error| refused(&error))?;
     let name = process.name();
-    if Status::read(pid).is_ok_and(|status| status.is_zombie() && status.threads() <= 1) {
+    let has_none = if Status::read(pid).is_ok_and(|status| status.is_ended()) {
+        Some((
+            "it has ended, and has no sockets: a zombie, whose parent has not waited for it",
+            "it has ended",
+        ))
+    } else {
+        process::is_kernel_thread(pid)
+            .then_some(("a kernel thread, which has no descriptors", "it has no sockets"))
+    };
+    if let Some((fact, why)) = has_none {
         return Ok(Report {
             target: format!("{pid} ({name})"),
-            facts: vec![
-                "it has ended, and has no sockets: a zombie, whose parent has not waited for it".to_owned(),
-            ],
+            facts: vec![fact.to_owned()],
             ways: Vec::new(),
             is_reached: false,
-            command: Some("nothing: it has ended".to_owned()),
+            command: Some(format!("nothing: {why}")),
             over: None,
         });
     }

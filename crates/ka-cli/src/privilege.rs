@@ -13,6 +13,12 @@ pub(crate) const CAP_SYS_ADMIN: u32 = 21;
 
 /// What the refusal of a process's descriptors comes from, and what would help.
 pub(crate) fn explain(pid: i32, error: &io::Error) -> String {
+    let is_absent = || matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT | libc::EINVAL));
+    if let Ok(status) = Status::read(pid)
+        && let Some(leader) = status.leader().filter(|leader| *leader != pid && is_absent())
+    {
+        return format!("it is a thread of process {leader}: use that PID");
+    }
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => refusal(pid),
         Some(libc::ENOSYS) => "this kernel has no pidfd_getfd: Linux 5.6 and later do".to_owned(),

@@ -89,6 +89,11 @@ impl Status {
         self.number("Seccomp", 0, 10) == Some(libc::SECCOMP_MODE_FILTER.into())
     }
 
+    /// Whether the process has ended, with all its threads.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.is_zombie() && self.threads() <= 1
+    }
+
     pub(crate) fn is_zombie(&self) -> bool {
         self.0.get("State").is_some_and(|state| state.starts_with('Z'))
     }

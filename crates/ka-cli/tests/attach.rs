@@ -306,7 +306,10 @@ fn a_dry_run_sets_nothing() {
             (&socket["before"]["keepalive"], &socket["after"]["keepalive"]),
             (&false.into(), &true.into())
         );
-        assert_eq!((&socket["before"]["idle"], &socket["after"]["idle"]), (&7200.into(), &60.into()));
+        assert_eq!(
+            (&socket["before"]["idle"], &socket["after"]["idle"]),
+            (&before[0].timers[0].into(), &60.into())
+        );
     }
     assert_eq!(holder.look(), before);
 }

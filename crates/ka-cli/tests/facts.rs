@@ -239,7 +239,25 @@ fn check_names_what_has_no_sockets() {
             && out.contains("nothing: it has ended"),
         "{out}"
     );
+    let (status, _, err) = outcome(ka().args(["attach", &ended.id().to_string()]));
+    assert!(status == 1 && err.contains("it has ended (a zombie), and has no sockets"), "{err}");
     ended.wait().unwrap();
+    // A thread is no process.
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let (end, ends) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        // SAFETY: takes nothing and cannot fail.
+        sender.send(unsafe { libc::gettid() }).unwrap();
+        let _ = ends.recv();
+    });
+    let task = receiver.recv().unwrap().to_string();
+    for command in ["attach", "check", "ls"] {
+        let (status, out, err) = outcome(ka().args([command, &task]));
+        let why = format!("it is a thread of process {}: use that PID", std::process::id());
+        assert!(status != 0 && err.contains(&why), "{command}: {out}{err}");
+    }
+    drop(end);
+    thread.join().unwrap();
 
     if !is_root() {
         skip("only root becomes somebody else");
