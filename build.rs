@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 /// Returns the folders where Cargo may put libka.so.
 ///
 /// OUT_DIR is `<build folder>/[<target triple>/]<profile>/build/ka-<hash>/out`. The build folder is also the target folder,
-/// unless CARGO_BUILD_BUILD_DIR or a configuration file separates them.
+/// unless CARGO_BUILD_BUILD_DIR separates them.
 fn library_folders() -> Result<Vec<PathBuf>, Box<dyn Error>> {
     println!("cargo::rerun-if-env-changed=CARGO_BUILD_BUILD_DIR");
     println!("cargo::rerun-if-env-changed=CARGO_TARGET_DIR");

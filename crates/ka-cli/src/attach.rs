@@ -383,7 +383,7 @@ impl Seen {
     }
 }
 
-/// How a socket fared.
+/// The result for a socket or a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Fate {
@@ -396,10 +396,10 @@ pub(crate) enum Fate {
     Denied,
 }
 
-/// What was done to one socket, or why a process could not be looked into.
+/// What was done to one socket, or why a process could not be examined.
 #[derive(Serialize)]
 pub(crate) struct Line {
-    /// `None` where no process has the socket, or none that we may look into.
+    /// `None` if no process has the socket, or only processes that ka may not examine.
     pid: Option<i32>,
     fd: Option<i32>,
     inode: Option<u32>,
@@ -412,7 +412,7 @@ pub(crate) struct Line {
     /// What the socket has now, or would have.
     after: Option<Values>,
     error: Option<String>,
-    /// What it can have no part of.
+    /// The part of the policy that the socket cannot have.
     note: Option<&'static str>,
 }
 
@@ -440,7 +440,7 @@ impl From<Values> for Settings {
     }
 }
 
-/// What is said of a socket that has all of the policy but that.
+/// The note for a socket that has all of the policy except its user timeout.
 const NO_USER_TIMEOUT: &str = "without the user timeout: Multipath TCP has none";
 
 #[derive(Default)]
@@ -509,8 +509,8 @@ impl Report {
         self.lines.extend(others.lines.into_iter().filter(|line| line.fd.is_some()));
     }
 
-    /// Reports a process that cannot be examined. If the user did not name the process and may not examine it, this is no
-    /// failure.
+    /// Reports a process that cannot be examined. If the user did not name the process and may not examine it, it counts
+    /// as denied, not as failed.
     fn refused(&mut self, pid: i32, error: &io::Error, is_selected: bool) {
         let is_denied = is_selected && error.kind() == io::ErrorKind::PermissionDenied;
         let result = if is_denied { Fate::Denied } else { Fate::Failed };
@@ -548,7 +548,7 @@ impl Report {
     }
 }
 
-/// The kernel, with a count of what is written; on a dry run nothing is.
+/// The kernel's socket options, with a record of the writes. On a dry run, nothing is written.
 struct Counting {
     writes: RefCell<Vec<(SockOpt, libc::c_int)>>,
     dry_run: bool,
@@ -1039,7 +1039,7 @@ impl Change<'_> {
 }
 
 impl Attach<'_> {
-    /// The kernel has sockets, and not processes, and goes through them once.
+    /// Rejects options that the kernel's iterator cannot follow. It visits sockets, not processes, and each of them once.
     fn check_for_kernel(&self) -> Result<(), Failure> {
         let args = self.args;
         let wrong = [
@@ -1420,7 +1420,7 @@ pub(crate) fn ends(socket: BorrowedFd<'_>) -> (Option<SocketAddr>, Option<Socket
     (end(socket.local_addr()), end(socket.peer_addr()))
 }
 
-/// Whether one of its ends has the port. An end that it has not has none; one that the kernel does not tell is an error.
+/// Returns whether the local or the peer port of a socket is this one. Fails if the kernel does not tell an address.
 fn has_port(socket: BorrowedFd<'_>, port: u16) -> io::Result<bool> {
     let socket = SockRef::from(&socket);
     for end in [socket.local_addr(), socket.peer_addr()] {

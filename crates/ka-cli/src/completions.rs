@@ -124,12 +124,12 @@ _ka_and_more() {
     case $prev in
     --pid) COMPREPLY=($(compgen -W "$(_ka_pids)" -- "$cur")); return ;;
     --user) COMPREPLY=($(compgen -u -- "$cur")); return ;;
-    --netns) COMPREPLY=($(compgen -W "$(ls /run/netns 2>/dev/null)" -- "$cur")); return ;;
+    --netns) COMPREPLY=($(cd /run/netns 2>/dev/null && compgen -f -- "$cur")); return ;;
     @ALL@) ;;
     *)
         case $sub$cur in
-        attach-* | check-*) ;;
-        attach*) COMPREPLY=($(compgen -W "$(_ka_pids)" -- "$cur")); return ;;
+        attach-* | check-* | ls-*) ;;
+        attach* | ls*) COMPREPLY=($(compgen -W "$(_ka_pids)" -- "$cur")); return ;;
         check*) COMPREPLY=($(compgen -c -W "$(_ka_pids)" -- "$cur")); return ;;
         esac
         ;;
@@ -159,6 +159,7 @@ fn fish(command: &Command) -> String {
         ("run", "-x", &*format!("(__fish_complete_subcommand --fcs-skip=2 {flags})")),
         ("attach", "-f", "(__fish_complete_pids)"),
         ("check", "-f", "(__fish_complete_pids) (__fish_complete_command)"),
+        ("ls", "-f", "(__fish_complete_pids)"),
         ("ls", "-x -l pid", "(__fish_complete_pids)"),
         ("ls", "-x -l netns", "(ls /run/netns 2>/dev/null)"),
     ];

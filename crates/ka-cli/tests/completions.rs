@@ -13,7 +13,7 @@ use command::{bare, ka};
 use support::{scratch, skip, stdout};
 
 /// A line up to the cursor, a candidate that the shell must offer, and one that it must not.
-const CASES: [(&str, &str, &str); 18] = [
+const CASES: [(&str, &str, &str); 19] = [
     ("ka pl", "plan", "run"),
     ("ka plan --preset aws-n", "aws-nlb", "azure-lb"),
     ("ka attach --user roo", "root", "run"),
@@ -32,6 +32,7 @@ const CASES: [(&str, &str, &str); 18] = [
     ("ka run -v -p 60,10,6 --via seccomp unam", "uname", "seccomp"),
     ("ka help at", "attach", "run"),
     ("ka cgroup det", "detach", "attach"),
+    ("ka ls ", "1", "Cargo.toml"),
 ];
 
 /// The program's own completion, which bash, zsh and fish bring along.

@@ -147,7 +147,6 @@ pub(crate) fn own_user() -> Option<u32> {
 
 /// Returns the user who made the other end of a unix socket. The kernel reads it without the socket's lock
 /// (sk_getsockopt in net/core/sock.c).
-/// net/core/sock.c).
 pub(crate) fn peer_user(fd: c_int) -> Option<u32> {
     let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut size = size_of::<libc::ucred>() as socklen_t;
@@ -242,7 +241,6 @@ fn take_back(signals: u64) -> bool {
 ///
 /// A filter may deny any of these calls. So each call is tried without effect before the first signal is blocked. If a
 /// call is denied, the line is not written, because its effects could not be undone.
-/// the first signal is blocked, and without them the line is not written.
 pub(crate) fn write(fd: c_int, line: &[u8]) {
     const SIGNALS: u64 = 1 << (libc::SIGPIPE - 1) | 1 << (libc::SIGXFSZ - 1);
     const NONE: u64 = 0;
