@@ -548,6 +548,9 @@ impl Report {
     }
 }
 
+/// More writes than a policy and its withdrawal take.
+const WRITES: usize = 16;
+
 /// The kernel's socket options, with a record of the writes. On a dry run, nothing is written.
 struct Counting {
     writes: RefCell<Vec<(SockOpt, libc::c_int)>>,
@@ -581,7 +584,11 @@ impl Kernel for Counting {
     }
 
     fn set(&self, fd: libc::c_int, option: SockOpt, value: libc::c_int) -> Result<(), Errno> {
-        self.writes.borrow_mut().push((option, value));
+        let mut writes = self.writes.borrow_mut();
+        if writes.len() < WRITES {
+            writes.push((option, value));
+        }
+        drop(writes);
         if self.dry_run { Ok(()) } else { Libc.set(fd, option, value) }
     }
 }
@@ -786,10 +793,17 @@ impl Change<'_> {
             let is_first = looked.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
             cell.finish();
             if is_first && let Ok(mapped) = serde_json::to_string(&over::read(target.table.pid, over::MOST)) {
-                cell.say(&format!("{LOOKED}{mapped}"));
+                cell.say_later(format!("{LOOKED}{mapped}"));
             }
         });
-        self.report(&targets, &again, answers, report, seen, pass.is_selected)
+        let is_meant = |answer: &Answer| matches!(answer, Answer::Given([kind, ..]) if (said::SET..=said::FAILED).contains(&(kind & 0xff)));
+        let asked = looks.iter().zip(&targets).zip(&answers.each);
+        let asked = asked.filter(|((looks, _), answer)| **looks && is_meant(answer));
+        let asked: Vec<_> = asked.map(|((_, target), _)| target.table.pid).collect();
+        let lost = self.report(&targets, &again, answers, report, seen, pass.is_selected);
+        // A worker that was blocked or killed does not tell what it has found.
+        report.unknown.extend(asked.into_iter().filter(|pid| seen.processes.insert(*pid)));
+        lost
     }
 
     /// Makes the change to one socket, in a worker. Returns whether the socket is selected.
@@ -812,7 +826,9 @@ impl Change<'_> {
         let before = settings();
         let is_back =
             self.before.is_some() && read().is_some_and(|now| Config::try_from(now) == Ok(change.policy));
-        let kernel = Counting { writes: RefCell::default(), dry_run: self.dry_run };
+        // An allocation between two writes could fail and leave half a policy.
+        let writes = RefCell::new(Vec::with_capacity(WRITES));
+        let kernel = Counting { writes, dry_run: self.dry_run };
         let done = if is_back {
             Ok(Some((Fate::Unchanged, false, None)))
         } else {
@@ -876,9 +892,6 @@ impl Change<'_> {
                 && seen.processes.insert(pid)
             {
                 report.new_others.extend(over::others(&[mapped], &self.policy, self.mode));
-            }
-            if answers.done.contains(&place) && seen.processes.insert(pid) {
-                report.unknown.push(pid);
             }
             let is_lost = matches!(&outcome, Answer::Given([kind, ..]) if kind & 0xff == said::REFUSED);
             if self.before.is_some() && !is_lost {

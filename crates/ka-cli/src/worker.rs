@@ -184,7 +184,8 @@ impl Board {
 pub(crate) struct Cell<'a> {
     words: &'a [AtomicU64],
     place: usize,
-    pipe: &'a Mutex<&'a File>,
+    pipe: &'a Mutex<File>,
+    later: &'a Mutex<Vec<(usize, String)>>,
 }
 
 impl Cell<'_> {
@@ -200,6 +201,12 @@ impl Cell<'_> {
     /// Sends a message about the socket. It is appended to an earlier one.
     pub(crate) fn say(&self, text: &str) {
         write_shared_frame(self.pipe, self.place as u64, text.as_bytes());
+    }
+
+    /// Sends a message about the socket when the worker has finished. Until then the parent allocates nothing: if it ended
+    /// for lack of memory, the worker would end in the middle of a socket.
+    pub(crate) fn say_later(&self, text: String) {
+        self.later.lock().unwrap_or_else(PoisonError::into_inner).push((self.place, text));
     }
 
     /// Records that the socket needs no more calls. If the worker blocks after this, the socket is not to blame.
@@ -224,9 +231,9 @@ fn write_frame(pipe: &mut impl Write, about: u64, bytes: &[u8]) -> io::Result<()
 }
 
 /// Writes a frame to a pipe that several threads use. Frames longer than `PIPE_BUF` would mix without the lock.
-fn write_shared_frame(pipe: &Mutex<&File>, about: u64, bytes: &[u8]) {
+fn write_shared_frame(pipe: &Mutex<File>, about: u64, bytes: &[u8]) {
     let pipe = pipe.lock().unwrap_or_else(PoisonError::into_inner);
-    let _ = write_frame(&mut &**pipe, about, bytes);
+    let _ = write_frame(&mut &*pipe, about, bytes);
 }
 
 /// Takes the first frame if it is complete.
@@ -290,7 +297,8 @@ impl Workers {
                     pace,
                     excluded: &excluded,
                     classes: classes.as_ref(),
-                    pipe: &Mutex::new(&pipe),
+                    pipe: &Mutex::new(pipe),
+                    later: Mutex::default(),
                 }
                 .serve(&work);
             });
@@ -527,7 +535,8 @@ struct Turn<'a> {
     excluded: &'a Excluded,
     /// `None` if sockets have no class, or may lose it.
     classes: Option<&'a Classes>,
-    pipe: &'a Mutex<&'a File>,
+    pipe: &'a Mutex<File>,
+    later: Mutex<Vec<(usize, String)>>,
 }
 
 impl Turn<'_> {
@@ -550,6 +559,9 @@ impl Turn<'_> {
             }
             self.serve_chunk(0, first, work);
         });
+        for (place, text) in self.later.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            write_shared_frame(self.pipe, place as u64, text.as_bytes());
+        }
         write_shared_frame(self.pipe, FINISHED, &[]);
     }
 
@@ -571,7 +583,7 @@ impl Turn<'_> {
             let words = self.board.cell(*place);
             Board::store(words, 0, ASKED);
             Board::store(slot, 1, *place as u64 + 1);
-            let cell = Cell { words, place: *place, pipe: self.pipe };
+            let cell = Cell { words, place: *place, pipe: self.pipe, later: &self.later };
             let entered = classes.as_mut().map_or(Ok(()), |classes| classes.enter(&target.table));
             if let Some(user) = self.excluded.of(target) {
                 Board::store(words, 0, EXCLUDED | u64::from(user));
