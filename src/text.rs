@@ -12,7 +12,7 @@ use crate::errno::{EINVAL, answer};
 
 /// Reads a policy from its text, as from a configuration file, an option or the environment.
 ///
-///   text    one of two forms. Blanks and line ends around an item are ignored. What is not named is KA_KEEP.
+///   text    one of two forms. Blanks and line ends around an item are ignored. Values that are not named are KA_KEEP.
 ///             - Three values, idle, intvl and cnt, with commas or colons between them: "60,10,5", "1m:10s:5".
 ///             - Items with commas between them, in any order and each at most once: "idle=", "intvl=", "cnt="
 ///               and "user_timeout=" with a value, and one of "on", "off" and "keep" for enabled. Without one

@@ -542,7 +542,7 @@ END
     assert_eq!(String::from_utf8(command.output().unwrap().stdout).unwrap(), expected);
 }
 
-/// Cargo may put what it builds on the way in another folder than libka.so. The link with the SONAME must be beside the
+/// Cargo may put intermediate files and libka.so into different folders. The link with the SONAME must be beside the
 /// library.
 #[test]
 fn the_link_is_beside_the_library_wherever_cargo_builds() {

@@ -256,7 +256,7 @@ fn a_bad_value_is_named_once_and_the_default_applies() {
         (
             &[("KA_POLICY", "keep")],
             "1 60 10 6 0",
-            "ka: KA_POLICY=\"keep\": keep is no policy, off does nothing; it does not count\n",
+            "ka: KA_POLICY=\"keep\": must turn keepalive on, or be off; it does not count\n",
         ),
         (
             &[("KA_MODE", "hard")],
@@ -905,7 +905,7 @@ fn the_log_has_a_line_for_each_socket_and_each_denied_call() {
     assert!(!target.exists());
 }
 
-/// What another user owns, this user cannot open. Each is said once, when the shim is loaded, however many sockets there are.
+/// This user cannot open files of another user. The shim prints each of them once, when it is loaded.
 #[test]
 fn files_of_other_users_are_named_once() {
     const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";

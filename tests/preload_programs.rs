@@ -221,7 +221,7 @@ fn postgresql() {
     drop((sleeper, server));
 }
 
-/// With keepalives=0 libpq leaves the socket as it is, so no mode takes that for a wish of the program.
+/// With keepalives=0 libpq makes no setsockopt call, so the socket gets the policy in every mode.
 #[test]
 fn libpq_without_keepalives_has_the_policy_in_each_mode() {
     if !in_a_network_of_its_own("libpq_without_keepalives_has_the_policy_in_each_mode") {
@@ -233,7 +233,7 @@ fn libpq_without_keepalives_has_the_policy_in_each_mode() {
         let settings = format!("host=127.0.0.1 port={port} keepalives=0 sslmode=disable gssencmode=disable");
         let _client =
             Running::start(preloaded("psql").arg(settings).env(variable, value).stderr(Stdio::null()));
-        // What it sends is acknowledged once it is read.
+        // The test reads the message, so the kernel acknowledges it.
         let mut connection = server.accept().unwrap().0;
         connection.read_exact(&mut [0; 8]).unwrap();
         thread::sleep(Duration::from_millis(200));

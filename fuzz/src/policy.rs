@@ -111,7 +111,7 @@ impl Policy {
         let mut policy = Self { enabled: 1, ..Self::KEEP };
         let mut ranges = Vec::new();
         if is_three {
-            // Whether there are three is said last, but both are EINVAL.
+            // The check for three values comes last. Both errors are EINVAL.
             let [idle, intvl, cnt] = items[..] else { return Err(Wrong::Form) };
             for (name, value) in [("idle", idle), ("intvl", intvl), ("cnt", cnt)] {
                 ranges.push(policy.set(name, value, typed)?);
@@ -221,10 +221,10 @@ fn largest(holds: impl Fn(u64) -> bool) -> u64 {
     low
 }
 
-/// What may stand around an item.
+/// The blanks that may surround an item.
 pub const BLANKS: [char; 5] = [' ', '\t', '\n', '\r', '\x0c'];
 
-/// A time in whole seconds; `None` where it is out of range.
+/// Returns a time in whole seconds. `None` if it is out of range.
 fn seconds(text: &str) -> Result<Option<i32>, Wrong> {
     let (count, unit) = quantity(text)?;
     let milliseconds = count.saturating_mul(unit.unwrap_or(1000));

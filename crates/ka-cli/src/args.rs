@@ -142,8 +142,8 @@ pub(crate) enum Via {
 /// also sets listeners, so that the connections that they accept inherit the policy.
 ///
 /// The policy comes from the flags, then from the KA_ variables, then from /etc/ka.conf, then it is 60,10,6; so does the
-/// mode, which is force by default. A whole policy (-p, KA_POLICY) takes no part from a weaker source. KA_RULES does not
-/// count here. With --all and --user, ka leaves the programs of KA_SKIP alone. If a process already has another policy
+/// mode, which is force by default. A whole policy (-p, KA_POLICY) takes no part from a weaker source. KA_RULES is
+/// ignored here. With --all and --user, ka leaves the programs of KA_SKIP alone. If a process already has another policy
 /// of ka, from ka run, libka_preload.so or its cgroup, ka names it: it applies to the sockets that are opened later.
 #[derive(Args, Debug)]
 #[command(
@@ -331,7 +331,7 @@ pub(crate) struct Ls {
 ///
 /// For a process, ka also prints the policies that it has from libka_preload.so, from the supervisor of ka run --via
 /// seccomp and from its cgroups. If some of its TCP sockets have no keepalive in spite of these, ka lists them and the
-/// possible reasons. What ka may not find out is unknown, and null in the JSON.
+/// possible reasons. If ka lacks the rights to find something out, it prints unknown, and null in the JSON.
 ///
 /// Without a program or process, ka prints which ways you may use on this machine, and what the others need.
 ///

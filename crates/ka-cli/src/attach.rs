@@ -71,7 +71,7 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
         if !attach.skip.is_empty() {
             let _ = writeln!(
                 io::stderr(),
-                "ka: attach: KA_SKIP does not count with --via bpf: the kernel sets all sockets"
+                "ka: attach: KA_SKIP is ignored with --via bpf: the kernel sets all sockets"
             );
         }
         attach.through_kernel(&mut workers, &mut report)?;
@@ -147,13 +147,13 @@ struct Attach<'a> {
 /// The sockets that an earlier `ka attach --json` has set.
 struct Undo {
     pids: BTreeSet<i32>,
-    /// What each socket had before, by inode.
+    /// The earlier settings of each socket, by inode.
     before: HashMap<u32, Config>,
     /// Sockets that cannot be undone, by process, and why.
     left: Vec<(i32, String)>,
 }
 
-/// What undoing needs of a line of JSON.
+/// A socket in the output of `ka attach --json`, as far as --undo reads it.
 #[derive(Deserialize)]
 struct Undone {
     pid: Option<i32>,
@@ -162,7 +162,7 @@ struct Undone {
     before: Option<Values>,
 }
 
-/// What undoing needs of the JSON of a command.
+/// The output of `ka attach --json` without --follow, as far as --undo reads it.
 #[derive(Deserialize)]
 struct UndoneAll {
     sockets: Vec<Undone>,
@@ -396,7 +396,7 @@ pub(crate) enum Fate {
     Denied,
 }
 
-/// What was done to one socket, or why a process could not be examined.
+/// The result for one socket, or the reason why a process could not be examined.
 #[derive(Serialize)]
 pub(crate) struct Line {
     /// `None` if no process has the socket, or only processes that ka may not examine.
@@ -407,9 +407,9 @@ pub(crate) struct Line {
     local: Option<SocketAddr>,
     peer: Option<SocketAddr>,
     result: Fate,
-    /// What the socket had. `None` if unknown.
+    /// The settings before the change. `None` if unknown.
     before: Option<Values>,
-    /// What the socket has now, or would have.
+    /// The settings after the change, on a dry run those that it would have made.
     after: Option<Values>,
     error: Option<String>,
     /// The part of the policy that the socket cannot have.
@@ -485,7 +485,8 @@ impl Report {
         })
     }
 
-    /// The exit status. A signal is the usual end of --follow, so what it left is no failure there, except with --spread.
+    /// The exit status. --follow usually ends by a signal, so the sockets that are left then are a failure only with
+    /// --spread.
     fn status(&self, args: &args::Attach) -> i32 {
         let is_end = args.follow && args.spread.is_none();
         let left = if is_end { 0 } else { self.not_asked + self.not_examined };
@@ -517,7 +518,7 @@ impl Report {
         self.left(pid, None, privilege::explain(pid, error), result);
     }
 
-    /// Corrects the counts: so many sockets were set by the kernel first, and then found unchanged.
+    /// Moves this many sockets from `unchanged` to `set`: the kernel had set them before ka examined them.
     pub(crate) fn were_set(&mut self, count: usize) {
         let count = count.min(self.unchanged);
         self.unchanged -= count;
@@ -686,7 +687,7 @@ fn lacks_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// Separates the error of a socket from what was found in its process, in a worker's message.
+/// Separates the error of a socket from the JSON about its process, in a worker's message.
 const LOOKED: char = '\0';
 
 /// The first word of a worker's record about a socket: a result, whether the socket cannot have the user timeout of the
@@ -801,7 +802,7 @@ impl Change<'_> {
         let asked = asked.filter(|((looks, _), answer)| **looks && is_meant(answer));
         let asked: Vec<_> = asked.map(|((_, target), _)| target.table.pid).collect();
         let lost = self.report(&targets, &again, answers, report, seen, pass.is_selected);
-        // A worker that was blocked or killed does not tell what it has found.
+        // A worker that was blocked or killed has not sent its findings.
         report.unknown.extend(asked.into_iter().filter(|pid| seen.processes.insert(*pid)));
         lost
     }
@@ -1026,7 +1027,7 @@ impl Change<'_> {
             (Some(ours), Ok(theirs)) => theirs == ours,
             _ => true,
         };
-        // A value that cannot be read is no sign of another policy.
+        // If the value cannot be read, assume that it is in force.
         let is_as_said = |on| socket.is_enabled().map_or(true, |is_on| is_on == on);
         self.dry_run
             || self.policy.enabled().is_none_or(is_as_said)

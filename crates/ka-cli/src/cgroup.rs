@@ -275,7 +275,7 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
     if !skip.is_empty() {
         let _ = writeln!(
             io::stderr(),
-            "ka: cgroup attach: KA_SKIP does not count here: the kernel sets the sockets of all programs"
+            "ka: cgroup attach: KA_SKIP is ignored here: the kernel sets the sockets of all programs"
         );
     }
     policy::check_on(&policy)?;

@@ -1,9 +1,9 @@
 //! `ka completions`: a script for a shell, made by clap_complete from the definition of the arguments.
 //!
-//! clap_complete knows options and fixed values. Processes, users, network namespaces and the program behind `ka run`
-//! are known to the shell alone. In zsh a placeholder names the shell's function for them. For bash and fish, lines in
-//! the shell's own language follow what clap_complete has made: bash first asks a function of ours, fish adds to what
-//! it knows.
+//! clap_complete offers options and fixed values. The shell itself must list processes, users, network namespaces and the
+//! arguments of the program behind `ka run`. In the script for zsh, this module replaces placeholders by the shell's
+//! functions for these. To the scripts for bash and fish, it appends code. The appended function of bash runs first, and
+//! calls the function of clap_complete for the rest. The appended lines of fish add candidates.
 
 use std::io::{self, Write as _};
 
@@ -65,8 +65,8 @@ fn with_hints(command: Command) -> Command {
     command.disable_help_subcommand(true).mut_args(hinted).mut_subcommands(with_hints)
 }
 
-/// What the value of an argument is. The hints for URLs, e-mail addresses and command strings stand for what clap has no
-/// hint for: a process, a network namespace, and a program or process.
+/// Returns the kind of an argument's value. clap has no hint for a process, a network namespace, and a program or process.
+/// The hints for URLs, e-mail addresses and command strings are placeholders for these.
 fn hint(argument: &str) -> ValueHint {
     match argument {
         "pid" | "pids" => ValueHint::Url,
@@ -91,7 +91,7 @@ fn valued(command: &Command) -> Vec<String> {
     short.chain(long).collect()
 }
 
-/// What bash asks first, and what asks clap_complete's function then. `_command_offset` is bash-completion's.
+/// Returns the code to append for bash. The package bash-completion defines `_command_offset`.
 fn bash(command: &Command) -> String {
     const SCRIPT: &str = r#"
 _ka_and_more() {
@@ -149,7 +149,7 @@ _ka_pids() {
     SCRIPT.replace("@RUN@", &run.join(" | ")).replace("@ALL@", &all.join(" | "))
 }
 
-/// What fish adds.
+/// Returns the code to append for fish.
 fn fish(command: &Command) -> String {
     // Short flags come first: the function takes a long one there for its own.
     let flags = command.find_subcommand("run").map(valued).unwrap_or_default().join(" ");

@@ -19,7 +19,7 @@ fn in_range(value: u64, unit: &str, milliseconds: u64) -> Result<u32, String> {
     })
 }
 
-/// What would be right in place of a value.
+/// Describes a valid value in place of this one.
 fn advice(text: &str, reason: Reason) -> String {
     ParseError { item: trim(text.as_bytes()), reason }.advice().to_string()
 }

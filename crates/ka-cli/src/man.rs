@@ -16,7 +16,7 @@ const DATE: &str = "2026-11-28";
 fn the_pages_are_what_the_definition_says() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../man");
     let write = std::env::var_os("KA_MAN").is_some_and(|value| value == "write");
-    // What ka help prints is on the pages.
+    // `ka help` prints the contents of the other pages, so it needs no page of its own.
     let without_help = |command: clap::Command| command.disable_help_subcommand(true);
     let mut ka = without_help(Ka::command()).mut_subcommands(without_help);
     ka.build();

@@ -14,7 +14,7 @@ use crate::text::{self, reason};
 use crate::via;
 use crate::worker::{Ended, Workers};
 
-/// What a process's memory maps and environment show.
+/// The parts of a process's memory maps and environment that show a policy of ka.
 #[derive(Default, Deserialize, Serialize)]
 pub(crate) struct Mapped {
     pid: i32,
@@ -33,14 +33,15 @@ pub(crate) const MOST: u64 = 1 << 22;
 /// How much of a process's environment is read. execve(2) accepts less.
 const ENVIRONMENT: u64 = 6 << 20;
 
-/// What the kernel appends to the path of a file that has been removed.
+/// The kernel appends this to the path of a removed file.
 const DELETED: &[u8] = b" (deleted)";
 
 /// How many bytes of KA_ variables are kept. A process may have very many.
 const SETTINGS: usize = 1 << 15;
 
 /// Reads the maps and the environment of processes. The kernel may block on a process here, so a worker reads them. It
-/// reads line by line, because there may be very many. Returns what it has read, and the reason if that is not all.
+/// reads line by line, because there may be very many. Returns the processes that it has read, and the reason if some are
+/// missing.
 pub(crate) fn mapped(
     pids: impl IntoIterator<Item = i32>,
     most: u64,
@@ -155,7 +156,7 @@ impl Other {
         }
     }
 
-    /// Describes what the sockets get that the process opens later.
+    /// Describes the policy of the sockets that the process opens later.
     pub(crate) fn later(&self) -> String {
         if self.policy == "off" {
             "libka_preload.so leaves it alone (KA_POLICY=off or KA_SKIP): the sockets that it opens later get no policy"
@@ -187,8 +188,8 @@ pub(crate) fn policies(mapped: &Mapped) -> Vec<Other> {
     found
 }
 
-/// Returns whether KA_SKIP leaves a process alone, by its name or that of its file. Neither is in the memory of the process,
-/// which it could make unreadable.
+/// Returns whether KA_SKIP leaves a process alone, by its name or that of its file. Both are outside the memory of the process. A
+/// process can make its memory unreadable, and then a reader waits.
 pub(crate) fn is_skipped(skip: &[u8], pid: i32) -> bool {
     if skip.is_empty() {
         return false;

@@ -74,7 +74,7 @@ struct Plan {
     connections: u64,
     all_probes_per_hour: f64,
     all_bytes_per_day: f64,
-    /// What is wrong with the policy, and what would be better.
+    /// Problems of the policy, each with a better choice.
     warnings: Vec<String>,
 }
 
@@ -112,7 +112,7 @@ impl Plan {
         Ok(Self { warnings: plan.warnings(config.latest_user_timeout()), ..plan })
     }
 
-    /// Returns what is wrong with the policy. `automatic` is the user timeout that would be right, in milliseconds.
+    /// Returns the problems of the policy. `automatic` is a suitable user timeout, in milliseconds.
     fn warnings(&self, automatic: i32) -> Vec<String> {
         let Self { idle, intvl, cnt, .. } = *self;
         let timeout = self.user_timeout_ms.filter(|timeout| *timeout > 0);

@@ -67,7 +67,7 @@ impl Program {
         Ok(program)
     }
 
-    /// Finds a program, and what it does with its arguments. The first word is its name.
+    /// Finds a program, and examines its arguments. The first word is its name.
     pub(crate) fn with(words: &[OsString]) -> Result<Self, Failure> {
         let (name, arguments) =
             words.split_first().map_or((OsStr::new(""), &[][..]), |(name, rest)| (name, rest));

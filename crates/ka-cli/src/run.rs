@@ -10,7 +10,7 @@ use crate::program::Program;
 use crate::text;
 use crate::via::{self, Flags, Launch, Reach, Way};
 
-/// What seccomp costs: docs/ways.md.
+/// The cost of seccomp for a connection. Measured in docs/ways.md.
 const COST: &str = "Each connection takes a quarter longer or more";
 
 pub(crate) fn run(args: &args::Run) -> Outcome {

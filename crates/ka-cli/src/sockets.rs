@@ -246,7 +246,7 @@ fn tables(pid: i32, left: &mut Vec<String>) -> io::Result<Vec<Holder>> {
     refused.map_or(Ok(holders), Err)
 }
 
-/// All that some processes have. Fails if none of them may be looked at.
+/// The sockets of these processes. Fails if ka may examine none of the processes.
 fn tables_of(pids: &[i32], left: &mut Vec<String>) -> io::Result<Vec<Holder>> {
     let mut holders = Vec::new();
     let mut refused = Vec::new();

@@ -205,7 +205,7 @@ fn layout(output: Output, columns: &[Column], rows: &[Vec<Cell>]) -> (Vec<Option
         }
     }
     while total(&widths, gap) > room {
-        // The first columns say what a row is about, so the last one gives way first.
+        // The first columns identify the row, so the last column is shortened first.
         let elastic = widths.iter_mut().zip(columns).rev().find_map(|(width, column)| {
             let width = width.as_mut()?;
             (column.least.is_some() && *width > column.floor).then_some(width)
@@ -218,7 +218,7 @@ fn layout(output: Output, columns: &[Column], rows: &[Vec<Cell>]) -> (Vec<Option
     (widths, gap)
 }
 
-/// Shortens a text to so many letters. Without an anchor its end stays. With one, the text from the last anchor on stays,
+/// Shortens a text to this many letters. Without an anchor its end stays. With one, the text from the last anchor on stays,
 /// and the middle of the text before it is left out.
 fn cut(text: &str, width: usize, anchor: Option<char>) -> Cow<'_, str> {
     let length = letters(text);

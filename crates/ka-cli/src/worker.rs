@@ -75,7 +75,7 @@ pub(crate) struct Answers {
     pub(crate) texts: HashMap<usize, String>,
     /// The sockets, by index, that blocked a worker after it had answered. The answer may be incomplete.
     pub(crate) cut_short: HashSet<usize>,
-    /// The sockets, by index, after which a worker was blocked by something else.
+    /// The sockets, by index, after which something else blocked a worker.
     pub(crate) done: HashSet<usize>,
 }
 
@@ -475,7 +475,7 @@ impl Workers {
     }
 }
 
-/// The message for a user whose sockets are left as they are.
+/// The message about a user whose sockets ka leaves unchanged.
 pub(crate) fn excluded(user: u32) -> String {
     format!(
         "{PER_USER} sockets of user {user} did not answer within 2 s: the rest of that user's are left as they are"

@@ -1132,7 +1132,7 @@ fn every_socket_of_a_network_is_set_in_one_pass() {
     let said = |args: &[&str]| {
         let (status, out, err) = by_kernel(args);
         assert_eq!((status, err.as_str()), (0, ""));
-        // Without the policy, which the tests above have.
+        // Leaves the policy out, because other tests check it.
         let line = out.lines().last().unwrap();
         let (set, policy) = line.split_once(" to ").unwrap();
         format!("{set}{}", policy.split_once(" (mode ").unwrap().1.split_once(')').unwrap().1)

@@ -242,7 +242,7 @@ fn check_names_what_has_no_sockets() {
     let (status, _, err) = outcome(ka().args(["attach", &ended.id().to_string()]));
     assert!(status == 1 && err.contains("it has ended (a zombie), and has no sockets"), "{err}");
     ended.wait().unwrap();
-    // A thread is no process.
+    // The ID of a thread is not a PID.
     let (sender, receiver) = std::sync::mpsc::channel();
     let (end, ends) = std::sync::mpsc::channel::<()>();
     let thread = std::thread::spawn(move || {
@@ -271,7 +271,7 @@ fn check_names_what_has_no_sockets() {
     let (_, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).arg("check").arg(&unreadable)));
     assert!(out.contains("you may not read it") && out.contains("& sudo ka attach --follow $!"), "{out}");
     assert!(out.contains("attach   no      it may not be read: needs CAP_SYS_PTRACE"), "{out}");
-    // Which libraries are in another user's process is unknown, not none.
+    // ka cannot see the libraries of another user's process, so it prints unknown and not no.
     let own = std::process::id().to_string();
     let (_, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).args(["check", &own])));
     assert!(out.contains("preload  unknown ka may not read which libraries are in it"), "{out}");
@@ -279,7 +279,7 @@ fn check_names_what_has_no_sockets() {
     assert!(way(&report, "preload")["reaches"].is_null(), "{report}");
 }
 
-/// Where /etc/ld.so.preload lists the shim, also setuid programs have the policy, and nothing needs to be typed.
+/// If /etc/ld.so.preload lists the shim, setuid programs have the policy too, and check suggests no command.
 #[test]
 fn check_knows_a_machine_that_preloads_the_shim_into_all() {
     if !is_root() {
@@ -491,7 +491,7 @@ fn a_plan_warns_of_a_user_timeout_shorter_than_idle() {
     }
     let plan = json_of(ka().args(["plan", "--json", "-p", "60,10,6"]));
     assert_eq!(plan["warnings"], json!([]));
-    // What a plan prints for other commands reads back, and means the same.
+    // Other commands accept the policy that a plan prints, and apply the same policy.
     let (_, plan) = short("30ms");
     let policy = plan["policy"].as_str().unwrap();
     assert_eq!(policy, "idle=60,intvl=10,cnt=6,user_timeout=30ms");

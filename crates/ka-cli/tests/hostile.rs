@@ -424,7 +424,7 @@ fn sockets_keep_their_class() {
     let mut holder = Holder::start(&mut shell);
     let pid = holder.pid().to_string();
     assert_eq!(classed(), (3, 3));
-    // Where the hierarchy is not mounted, ka leaves the sockets alone, except with --lose-class.
+    // If the hierarchy is not mounted, ka leaves the sockets alone, except with --lose-class.
     let elsewhere = |args: &[&str]| {
         let mut command = bare("unshare");
         command.args(["--mount", "sh", "-c", "umount \"$0\" && exec \"$@\""]).arg(&net_cls.0);

@@ -470,7 +470,7 @@ fn socket2_of(fd: OwnedFd) -> socket2::Socket {
     fd.into()
 }
 
-/// What `ka ls` shows of this process in a terminal of script(1)'s, so many columns wide.
+/// Returns the output of `ka ls` about this process in a terminal with this many columns.
 fn in_a_terminal(columns: u32, environment: &str, args: &str) -> Vec<String> {
     let ka = support::release().join("ka");
     let command = format!(
@@ -541,7 +541,7 @@ fn a_narrow_terminal_keeps_names_and_ports() {
             assert!(table.contains(" on ") && table.contains(" off"), "{table}");
         }
     }
-    // Where there is no terminal, all is printed.
+    // Without a terminal, ka prints all columns.
     let (_, plain, _) = outcome(ka().args(["ls", "--pid", &own_pid()]));
     for (client, ..) in &connections {
         assert!(plain.contains(&client.local_addr().unwrap().to_string()), "{plain}");

@@ -191,7 +191,7 @@ fn only_a_misspelled_variable_is_named_whichever_way_is_taken() {
     }
     assert_eq!(wrong(ka().args(["check", "true"])), said);
     assert_eq!(wrong(ka().args(["run", "--via", "seccomp", "true"]).env_clear()), said);
-    // What is to silence ka and does not.
+    // A KA_QUIET other than 1 has no effect.
     let said = "ka: KA_QUIET=\"yes\": must be 0 or 1; it does not count\n";
     assert_eq!(outcome(ka().args(["run", "true"]).env("KA_QUIET", "yes")).2, said);
     assert_eq!(outcome(ka().args(["check", "true"]).env("KA_QUIET", "yes")).2, said);
@@ -354,7 +354,7 @@ fn off_is_offered_where_it_is_taken() {
     }
 }
 
-/// Without libka_preload.so another way is taken, which the user has not asked for.
+/// Without libka_preload.so, ka takes another way than the usual one and says so.
 #[test]
 fn a_missing_shim_is_named_once_with_the_way_that_is_taken() {
     if Path::new(option_env!("KA_LIBDIR").unwrap_or("/usr/lib/ka")).join("libka_preload.so").exists() {
@@ -380,7 +380,7 @@ fn a_missing_shim_is_named_once_with_the_way_that_is_taken() {
         assert!(line.ends_with("name it in KA_PRELOAD, or use --via seccomp"), "{line}");
         assert_eq!(err.lines().count(), if flags.contains(&"-v") { 2 } else { 1 }, "{err}");
     }
-    // Who asks for the way is told nothing, and a static program is not reached by any shim.
+    // ka prints nothing if the user asked for seccomp, or if no shim could reach the program.
     assert_eq!(outcome(bare(&own).args(["run", "--via", "seccomp", "true"])).2, "");
     assert_eq!(outcome(bare(&own).arg("run").arg(static_holder())).2, "");
     assert_eq!(outcome(bare(&own).args(["run", "true"]).env("KA_PRELOAD", support::shim())).2, "");

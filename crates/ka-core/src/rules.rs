@@ -177,7 +177,7 @@ const NOT_AN_ADDRESS: &str = "peer must be an address or a network, as 10.0.0.0/
 const NOT_PORTS: &str = "must be a port or a range, 1..65535, as 22 or 8000-8999";
 const AFTER_ACTION: &str = "the action must be last";
 const NO_ACTION: &str = "must end with skip or a policy, as 60,10,6";
-const KEEP: &str = "keep is no action, skip is one";
+const KEEP: &str = "keep is not an action, use skip";
 
 impl fmt::Display for RuleError<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

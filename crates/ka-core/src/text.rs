@@ -20,7 +20,7 @@ use crate::option::Timer;
 /// Values are decimal digits without leading zeros. A time may have a unit behind it: `ms`, `s`, `m`, `h` or `d`. A bare
 /// number is seconds for idle and intvl, and milliseconds for the user timeout. idle and intvl are whole seconds. cnt has no
 /// unit. `user_timeout=auto` is [`UserTimeout::Auto`], and `user_timeout=none` is 0. Blanks around items are ignored. The
-/// policy keeps what the text does not name.
+/// policy leaves values that the text does not name unchanged.
 ///
 /// ```
 /// use ka_core::{Config, parse};
@@ -133,7 +133,7 @@ impl Reason {
     }
 }
 
-/// What would be right in place of an item, in words that may repeat its value.
+/// Describes a valid item in place of a wrong one. The description may contain the wrong value.
 #[derive(Clone, Copy)]
 pub struct Advice<'a>(ParseError<'a>);
 
@@ -164,7 +164,7 @@ impl ParseError<'_> {
 }
 
 impl<'a> ParseError<'a> {
-    /// What would be right, without the item.
+    /// Describes a valid item, without the wrong one.
     #[must_use]
     pub const fn advice(self) -> Advice<'a> {
         Advice(self)
@@ -199,7 +199,7 @@ impl Fields {
     const POSITIONAL: u8 = 1 << Timer::Idle as u8 | 1 << Timer::Intvl as u8 | 1 << Timer::Cnt as u8;
     const ENABLED: u8 = 1 << 7;
 
-    /// Takes an item, the `n`th of three values where there are no names.
+    /// Takes an item. `n` is its position if the text is three values without names.
     fn take(&mut self, item: &[u8], n: Option<usize>) -> Result<(), Reason> {
         let (timer, value) = match (n, cut(item, b'=')) {
             (Some(n), _) => {

@@ -163,8 +163,8 @@ impl Default for Orders<'_> {
 
 impl<'a> Orders<'a> {
     /// Takes the values of all sources, the strongest source first in `sources`. It overrides the others. `KA_POLICY` names a
-    /// whole policy, so it also overrides the parts that weaker sources name. A wrong value is passed to `wrong`, with a
-    /// description of a right one, and does not count.
+    /// whole policy, so it also overrides the parts that weaker sources name. A wrong value is ignored, and passed to
+    /// `wrong` with a description of a valid one.
     #[inline]
     pub fn take_all(
         &mut self,
@@ -192,7 +192,7 @@ impl<'a> Orders<'a> {
             Variable::Policy => {
                 let config = parse_typed(value).map_err(|error| error.reason.message())?;
                 if config.enabled().is_none() {
-                    return Err("keep is no policy, off does nothing");
+                    return Err("must turn keepalive on, or be off");
                 }
                 self.policy = config.on_top_of(&Config::STANDARD).map_err(too_long)?;
             }

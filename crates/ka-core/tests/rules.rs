@@ -92,7 +92,7 @@ fn a_malformed_rule_says_what_would_be_right() {
         ("idle=30, cnt=3 rport=22", "\"rport=22\": the action must be last"),
         ("60 10 6", "\"60\": numbers without names must be three: idle,intvl,cnt"),
         ("user_timeout=30", "\"user_timeout=30\": below 1000 it needs a unit, as 30ms or 30s"),
-        ("rport=22 keep", "\"keep\": keep is no action, skip is one"),
+        ("rport=22 keep", "\"keep\": keep is not an action, use skip"),
         (
             "port=22 skip",
             "\"port=22\": must be idle=, intvl=, cnt= or user_timeout= with a value, or on, off or keep",

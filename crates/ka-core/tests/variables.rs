@@ -118,7 +118,7 @@ fn each_variable_says_its_own() {
     assert_eq!(taken(Variable::Rules, "x").unwrap().rules, b"x");
     assert_eq!(taken(Variable::Skip, "x").unwrap().skip, b"x");
     assert_eq!(taken(Variable::Mode, "often").unwrap_err(), "must be force, floor or default");
-    assert_eq!(taken(Variable::Policy, "keep,idle=3").unwrap_err(), "keep is no policy, off does nothing");
+    assert_eq!(taken(Variable::Policy, "keep,idle=3").unwrap_err(), "must turn keepalive on, or be off");
     let too_long = "user_timeout=auto is more than 2147483647 ms";
     assert_eq!(
         taken(Variable::Policy, "32767,32767,127")

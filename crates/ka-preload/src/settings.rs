@@ -179,7 +179,8 @@ fn file(complain: &Complaints) -> Values<'static> {
     values
 }
 
-/// The text of the file, which is empty if there is no such file. If it is not to be read: what would be right.
+/// Returns the text of the file. It is empty if the file is missing. Fails with a description of a valid file if this one
+/// must not be used.
 fn file_text() -> Result<&'static [u8], &'static str> {
     let file = match File::open(CONF, libc::O_RDONLY | libc::O_NONBLOCK, 0) {
         Ok(file) if file.is_roots_alone() => file,

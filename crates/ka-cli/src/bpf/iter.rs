@@ -57,8 +57,8 @@ pub(super) fn teller() -> Vec<Insn> {
     program.finish()
 }
 
-/// Sets each socket that is meant, and tells how it fared. Counts the sockets that were set in a map. `None`: the kernel's
-/// types are not as they should be.
+/// Returns the program that sets each selected socket and writes a record of the result. It counts the sockets that it
+/// sets in a map. Returns `None` if the kernel's types differ from the expected ones.
 pub(super) fn setter(
     types: &Types<'_>,
     config: &Config,

@@ -42,7 +42,7 @@ pub(super) fn is_ordered_off(launch: &Launch<'_>) -> Option<(String, String)> {
     })
 }
 
-/// What the flags of a command say.
+/// The policy and mode that the flags of a command name.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Flags {
     /// Only the named values. `None` if no policy is named.
@@ -52,7 +52,7 @@ pub(crate) struct Flags {
     pub(crate) mode: Option<Mode>,
 }
 
-/// What a command applies to sockets.
+/// The policy that a command applies to sockets.
 pub(crate) struct Chosen {
     pub(crate) policy: Config,
     pub(crate) mode: Mode,
@@ -86,7 +86,7 @@ pub(crate) fn choose(command: &str, flags: &Policy, mode: Option<Mode>) -> Resul
     if !orders.rules.is_empty() && !environment.is_quiet(&file) {
         let _ = writeln!(
             io::stderr(),
-            "ka: {command}: KA_RULES, in the environment or /etc/ka.conf, does not count here: all sockets get one policy"
+            "ka: {command}: KA_RULES, in the environment or /etc/ka.conf, is ignored here: all sockets get one policy"
         );
     }
     Ok(Chosen { policy, mode: orders.mode, skip: orders.skip.to_vec() })
@@ -98,7 +98,7 @@ pub(crate) fn is_off_here() -> bool {
     Environment(sys::environment()).orders(&file).policy.enabled() != Some(true)
 }
 
-/// What the shim or a supervisor in force goes by.
+/// The settings that the shim or the supervisor of a process follows.
 pub(crate) struct Given {
     pub(crate) policy: Config,
     pub(crate) mode: Mode,
@@ -107,7 +107,8 @@ pub(crate) struct Given {
     pub(crate) skip: Vec<u8>,
 }
 
-/// Returns what the shim or a supervisor goes by in a process with these KA_ variables, with NULs between them.
+/// Returns the settings that the shim or the supervisor follows in a process with these KA_ variables. NULs separate the
+/// variables.
 pub(crate) fn given(settings: &[u8]) -> Given {
     let file = conf_text();
     let environment = Environment::of_text(settings);
@@ -116,7 +117,7 @@ pub(crate) fn given(settings: &[u8]) -> Given {
     Given { policy: orders.policy, mode: orders.mode, rules, skip: orders.skip.to_vec() }
 }
 
-/// Names what is wrong with the KA_ variables and /etc/ka.conf of this process.
+/// Prints the mistakes in the KA_ variables of this process and in /etc/ka.conf.
 pub(crate) fn complain() {
     let file = conf_text();
     let environment = Environment(sys::environment());
@@ -124,7 +125,7 @@ pub(crate) fn complain() {
     environment.complain_of_names(&file);
 }
 
-/// Names variables of this process that are probably misspelled names of ours, whichever way a program is reached.
+/// Prints the environment variables of this process that are probably misspelled KA_ variables.
 pub(crate) fn complain_of_names() {
     Environment(sys::environment()).complain_of_names(&conf_text());
 }

@@ -53,7 +53,7 @@ impl Way for Preload {
         if let Some((why, instead)) = is_ordered_off(launch) {
             return Reach::Wrong { why, instead };
         }
-        // A program that no shim would reach is told so: a missing one is not the reason then.
+        // If no shim can reach the program, the missing shim is not the reason.
         let known = shim.as_ref().ok().copied();
         if let Some((why, instead)) = launch.program.chain().find_map(|program| obstacle(program, known)) {
             return no(why, instead);
