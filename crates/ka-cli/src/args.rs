@@ -54,7 +54,7 @@ pub(crate) enum Command {
 /// Runs a program whose TCP sockets all have the policy
 ///
 /// Via preload, ka becomes the program: the PID, signals, terminal and exit status are the program's own. Via seccomp,
-/// ka stays as the program's supervisor: the program has another PID, and ka passes signals, job control and the exit
+/// ka stays as the program's supervisor. The program has another PID, and ka passes signals, job control and the exit
 /// status on. ka takes seccomp if preload does not reach the program, and, with a message, if libka_preload.so is
 /// missing.
 ///
@@ -67,8 +67,8 @@ pub(crate) enum Command {
 /// --reset-env; mptcpize; chroot, arch-chroot, bwrap, flatpak, systemd-nspawn, firejail, schroot, proot, nsjail, runc,
 /// crun, lxc-attach, lxc-execute, lxc-start; unshare with --root; nsenter with --mount, --root or --all; chpst with -/;
 /// start-stop-daemon with --chroot. ka does not look into scripts, nor into programs that start their children with an
-/// empty environment: use --via seccomp for these. For an ordinary user, ka does not run setuid programs such as sudo,
-/// because the filter would take their rights: use sudo ka run.
+/// empty environment: use --via seccomp for these. For an ordinary user, ka does not run setuid programs such as sudo:
+/// the seccomp filter would keep them from gaining their rights. Use sudo ka run.
 ///
 /// If a call blocks the supervisor for 2 s, ka lets it through and names the process on standard error. The socket may
 /// then lack the policy.
@@ -94,9 +94,9 @@ ms. The flags, the KA_ variables and /etc/ka.conf take the same values.
 
 Status: the program's; 127 no such program, 126 it cannot be executed, 125 ka could not run it under the policy.
 
-Environment: KA_PRELOAD names the libka_preload.so to use; under sudo, doas or pkexec it must be root's, and so must all
-folders that lead to it. The other KA_ variables are in ka-preload(7). If a variable is probably a misspelled one of \
-these, ka names it, unless KA_QUIET is 1."
+Environment: KA_PRELOAD names the libka_preload.so to use; under sudo, doas or pkexec, root must own it and
+all folders that lead to it. The other KA_ variables are in ka-preload(7). If a name looks like a misspelled one of \
+these, ka prints a message, unless KA_QUIET is 1."
 )]
 pub(crate) struct Run {
     #[command(flatten)]
@@ -138,13 +138,14 @@ pub(crate) enum Via {
 
 /// Sets the policy on the TCP sockets of running processes
 ///
-/// ka does not stop the processes: it duplicates each socket out of its process, sets it, and closes the duplicate. ka
-/// also sets listeners, so that the connections that they accept inherit the policy.
+/// ka does not stop the processes. It duplicates each socket out of its process, sets it, and closes the duplicate. ka
+/// also sets listeners; connections that they accept inherit the policy.
 ///
-/// The policy comes from the flags, then from the KA_ variables, then from /etc/ka.conf, then it is 60,10,6; so does the
-/// mode, which is force by default. A whole policy (-p, KA_POLICY) takes no part from a weaker source. KA_RULES is
-/// ignored here. With --all and --user, ka leaves the programs of KA_SKIP alone. If a process already has another policy
-/// of ka, from ka run, libka_preload.so or its cgroup, ka names it: it applies to the sockets that are opened later.
+/// Each value of the policy comes from the first source that names it. The sources are the flags, the KA_ variables,
+/// /etc/ka.conf, and the default 60,10,6. The mode follows the same order, and its default is force. A whole policy
+/// (-p, KA_POLICY) takes no values from later sources. KA_RULES is ignored here. With --all and --user, ka leaves the
+/// programs of KA_SKIP alone. A process may already have another policy of ka: from ka run, libka_preload.so or its
+/// cgroup. ka prints that policy, because it applies to sockets that are opened later.
 #[derive(Args, Debug)]
 #[command(
     group = ArgGroup::new("whose").required(true).args(["pids", "all", "user", "undo"]),
@@ -160,22 +161,24 @@ pub(crate) enum Via {
 
 Status: 1 if a socket or a process could not be set, or with --spread if a signal came before all were set.
 
-JSON: set, unchanged, failed (numbers of sockets), without_user_timeout (number of sockets that cannot have the one of the \
-policy), dry_run, policy, mode, not_found (sockets to undo that are closed, or whose process has ended), denied, skipped (processes that ka may not examine, \
+JSON: set, unchanged, failed (numbers of sockets), without_user_timeout (number of sockets that cannot have the \
+policy's user timeout), dry_run, policy, mode, not_found (sockets to undo that are closed, or whose process has \
+ended), denied, skipped (processes that ka may not examine, \
 or leaves alone because of KA_SKIP), sockets_left, processes_left (left by a signal), others (other policies of ka that the \
 processes have: pid, way, of, policy, mode), sockets (pid, fd, inode, comm, local, peer, result, before, after, error, note). \
 result is set, would-set (on a dry run), unchanged, failed, or denied (with --all and --user, the process may not be examined). before and after are \
 null, or keepalive, idle, intvl, cnt, user_timeout_ms. With --follow, a line for each socket.
 
 A program can hold the lock of its socket for as long as it likes. If a socket does not answer within 2 s, ka names it, \
-leaves it unchanged, and continues with the others. After 8 such sockets of one user, ka leaves the rest that this user made.
+leaves it unchanged, and continues with the others. After 8 such sockets of one user, ka leaves alone all \
+other sockets that this user made.
 
 A process of another user, or one that is not dumpable, needs CAP_SYS_PTRACE (run ka as root). Where Yama's \
 kernel.yama.ptrace_scope is 1 or more (Ubuntu's default is 1), your own processes need it too.
 
-Sockets that are set together send their probes together from then on; those that had keepalive on and have been idle \
-for longer than the new policy says send one at once. That is ten thousand packets of 52 bytes for ten thousand sockets. \
-To avoid such a burst, --spread sets them over a time."
+Sockets that are set together send their probes together from then on. If a socket had keepalive on and has been \
+silent for longer than the new idle time, it sends a probe at once. Ten thousand sockets then send ten thousand packets \
+of 52 bytes. To avoid such a burst, --spread sets them over a time."
 )]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(crate) struct Attach {
@@ -193,8 +196,8 @@ pub(crate) struct Attach {
     /// The processes of a user, by name or number
     #[arg(long, value_name = "USER")]
     pub(crate) user: Option<OsString>,
-    /// Gives the sockets that an earlier ka attach --json has set, according to its output in this file, their settings
-    /// from before
+    /// Restores the settings that sockets had before an earlier ka attach --json. The file holds the output of that
+    /// command
     #[arg(long, value_name = "FILE", conflicts_with_all = ["idle", "intvl", "cnt", "user_timeout", "whole", "mode", "via", "port", "follow"])]
     pub(crate) undo: Option<PathBuf>,
     /// The way to reach the sockets
@@ -212,8 +215,7 @@ pub(crate) struct Attach {
     /// Spreads the work over this time, so that the probes of many sockets do not all go out at once
     #[arg(long, value_name = "S", value_parser = duration::fine_seconds)]
     pub(crate) spread: Option<u32>,
-    /// Sets sockets even if they then lose their net_cls or net_prio class (cgroups of version 1), where ka cannot keep
-    /// it
+    /// Sets sockets even if ka cannot keep their net_cls or net_prio class (cgroups of version 1), so that they lose it
     #[arg(long)]
     pub(crate) lose_class: bool,
     /// Sets nothing, prints what would be set
@@ -242,23 +244,23 @@ pub(crate) enum AttachVia {
 /// Shows whether keepalive is on, its timers, when the next probe is due and how many probes had no answer. If ka may
 /// not read a socket, it shows what follows from the kernel's list, and ? for the rest. Run ka as root to see all.
 ///
-/// Without --netns and --all-netns, ka lists this network namespace only. A container usually has its own. With PIDs, ka
-/// lists the network namespaces that these processes are in; they may also have sockets of others, which --all-netns
-/// finds.
+/// Without --netns and --all-netns, ka lists this network namespace only. A container usually has its own. With PIDs,
+/// ka lists the network namespaces that these processes are in. Only --all-netns finds sockets of these processes in
+/// other namespaces.
 ///
-/// Columns: PROCESS is the process with the lowest PID that has the socket; nginx/812+3 means that 3 more processes share
-/// it. KEEP is whether keepalive is on. IDLE, INTVL and CNT are in force. USER is TCP_USER_TIMEOUT. NEXT is the time
-/// until the next probe, if the connection stays silent. LOST is how many probes in a row had no answer. RISK names a
-/// problem of the settings or of the connection. NETNS, with --all-netns, is the network namespace as --netns takes it:
-/// its name of ip-netns(8), or the lowest PID in it.
+/// Columns: PROCESS is the process with the lowest PID that has the socket; nginx/812+3 means that 3 more processes
+/// share it. KEEP is whether keepalive is on. IDLE, INTVL and CNT are the timers in force. USER is TCP_USER_TIMEOUT.
+/// NEXT is the time until the next probe, if the connection stays silent. LOST is how many probes in a row had no
+/// answer. RISK names a problem of the settings or of the connection. NETNS, with --all-netns, is the network namespace
+/// as --netns takes it: its name of ip-netns(8), or the lowest PID in it.
 ///
 /// Risks: "off": keepalive is off. "slow": the first probe comes after more than 350 s, when AWS's load balancers and
-/// NAT gateways have forgotten the connection. "suspended": data is unacknowledged, so that no keepalive probe is sent
-/// until it is. "user-timeout": TCP_USER_TIMEOUT ends a silent connection earlier or later than cnt would. "unanswered":
-/// at least half of cnt probes in a row had no answer, so the peer is probably gone.
+/// NAT gateways have forgotten the connection. "suspended": data is unacknowledged, and the kernel sends no keepalive
+/// probe until the peer acknowledges it. "user-timeout": TCP_USER_TIMEOUT ends a silent connection earlier or later
+/// than cnt would. "unanswered": at least half of cnt probes in a row had no answer, so the peer is probably gone.
 ///
-/// On a terminal, ka fits the table to its width: it leaves out USER, FD, STATE, INTVL, CNT, NEXT, LOST and IDLE, in
-/// this order, until the rest fits, and shortens long addresses and names in the middle. Elsewhere, as in ka ls | less,
+/// On a terminal, ka fits the table to its width. It leaves out USER, FD, STATE, INTVL, CNT, NEXT, LOST and IDLE, in
+/// this order, until the rest fits. It shortens long addresses and names in the middle. Elsewhere, as in ka ls | less,
 /// ka prints everything.
 ///
 /// A socket that neither listens nor has begun to connect is not in the kernel's list; ka check PID counts it, and ka
@@ -357,8 +359,8 @@ pub(crate) struct Check {
 
 /// Calculates a policy, and shows its effects and how to configure it elsewhere
 ///
-/// ka warns of a user timeout that is shorter than the idle time, of a policy with a single probe, and of an interval that
-/// is longer than the idle time. JSON has these sentences in warnings.
+/// ka warns of a user timeout that is shorter than the idle time, of a policy with a single probe, and of an interval
+/// that is longer than the idle time. The JSON has these warnings in the key warnings.
 #[derive(Args, Debug)]
 #[command(
     group = ArgGroup::new("what").required(true).args(["detect", "path", "preset", "policy", "list"]),
@@ -405,7 +407,7 @@ pub(crate) struct Plan {
 
 Setting needs CAP_NET_ADMIN in the network namespace's user namespace, and a /proc/sys that can be written.")]
 pub(crate) struct Defaults {
-    /// Sets idle, intvl and cnt as far as the policy names them: all of these or none
+    /// Sets the values of idle, intvl and cnt that the policy names: all of them, or none on failure
     #[arg(long, value_name = "POLICY", value_parser = policy)]
     pub(crate) set: Option<Config>,
     /// Makes the setting permanent: writes this sysctl.d(5) file, which must be new or written by ka
@@ -449,8 +451,8 @@ pub(crate) enum CgroupCommand {
 /// cgroups below. ka reports both cases: a policy above that overrides this one, and policies below that this one
 /// overrides.
 ///
-/// The policy and the mode come from the flags, then from the KA_ variables, then from /etc/ka.conf, then they are
-/// 60,10,6 and force.
+/// The mode and each value of the policy come from the first source that names them. The sources are the flags, the KA_
+/// variables, /etc/ka.conf, and the defaults 60,10,6 and force.
 #[derive(Args, Debug)]
 #[command(
     mut_arg("whole", on_only),
@@ -480,7 +482,8 @@ pub(crate) struct CgroupAttach {
     /// The cgroup: its folder, or its name as in /proc/PID/cgroup
     #[arg(value_name = "CGROUP")]
     pub(crate) cgroup: OsString,
-    /// Stays, and ends the policy with itself: at SIGINT or SIGTERM, when killed, or when the cgroup is removed
+    /// Stays in the foreground. The policy ends when ka ends: at SIGINT or SIGTERM, when killed, or when the cgroup is
+    /// removed
     ///
     /// A policy that the cgroup already has is not replaced. Both are in force until one of them ends. If they differ,
     /// the later one wins in mode force.
@@ -580,7 +583,7 @@ pub(crate) fn parse(words: Vec<OsString>) -> Result<Ka, clap::Error> {
     Ka::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
-/// Lays out the text below the options: clap wraps the paragraphs at the terminal's width, and leaves the examples as
+/// Lays out the text below the options: clap wraps the paragraphs at the terminal's width. It leaves the examples as
 /// they are, because a broken command cannot be copied.
 fn lay_out(command: clap::Command) -> clap::Command {
     let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();

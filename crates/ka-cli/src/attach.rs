@@ -199,12 +199,12 @@ impl Undo {
                 continue;
             };
             undo.pids.insert(pid);
-            // The first one is the oldest.
+            // The first row of a socket has its oldest settings.
             undo.before.entry(inode).or_insert(config);
         }
         if without > 0 {
             return Err(wrong(&format_args!(
-                "it does not tell what {} had: --via bpf knows only what they have then",
+                "it lacks the earlier settings of {}: --via bpf reports only the new ones",
                 text::count(without, "socket")
             )));
         }
@@ -279,7 +279,7 @@ struct Pass<'a> {
     workers: &'a mut Workers,
     /// Whether the processes were selected, not named.
     is_selected: bool,
-    /// Readable after a termination signal.
+    /// A descriptor that becomes readable when a termination signal comes.
     termination: Option<BorrowedFd<'a>>,
     /// Only sockets with one of these inodes.
     only: Option<HashSet<u32>>,
@@ -294,8 +294,8 @@ impl Pass<'_> {
     }
 }
 
-/// The sockets that a worker sets in one turn. `again` says which of them were looked at before; those are reported
-/// only if they changed.
+/// The sockets that a worker sets in one turn. `again` marks the sockets that an earlier pass examined. ka reports
+/// these only if they changed.
 struct Batch {
     targets: Vec<Target>,
     again: Vec<bool>,
@@ -308,7 +308,7 @@ struct Batch {
 }
 
 impl Batch {
-    /// These limits keep the first processes from waiting for the last. Each process also takes a descriptor.
+    /// Limits of a batch. Without them, the first processes would wait for the last, and the descriptors could run out.
     const SOCKETS: usize = 1 << 15;
     const PROCESSES: usize = 256;
     const TIME: Duration = Duration::from_millis(100);
@@ -409,7 +409,7 @@ pub(crate) struct Line {
     result: Fate,
     /// The settings before the change. `None` if unknown.
     before: Option<Values>,
-    /// The settings after the change, on a dry run those that it would have made.
+    /// The settings after the change. On a dry run, the settings that the change would make.
     after: Option<Values>,
     error: Option<String>,
     /// The part of the policy that the socket cannot have.
@@ -464,7 +464,7 @@ pub(crate) struct Report {
     found: HashSet<u32>,
     /// The other policies that the processes have, if they have not been printed yet.
     new_others: Vec<Other>,
-    /// Those that have been printed.
+    /// The other policies that have been printed.
     others: Vec<Other>,
     /// Processes whose other policies are unknown.
     unknown: Vec<i32>,
@@ -549,7 +549,7 @@ impl Report {
     }
 }
 
-/// More writes than a policy and its withdrawal take.
+/// An upper bound on the writes that applying and withdrawing a policy take.
 const WRITES: usize = 16;
 
 /// The kernel's socket options, with a record of the writes. On a dry run, nothing is written.
@@ -669,7 +669,7 @@ impl Attach<'_> {
         self.change.make_all(named.chain(others), end, seen, pass, report)
     }
 
-    /// Returns whether the user named the processes, and did not select them.
+    /// Returns whether the user named processes by PID, instead of selecting them by an option.
     fn names_processes(&self) -> bool {
         !self.args.pids.is_empty() || self.change.before.is_some()
     }
@@ -700,8 +700,9 @@ mod said {
     /// The socket could not be duplicated or read.
     pub(super) const REFUSED: u64 = 4;
     pub(super) const IS_WITHOUT: u64 = 1 << 8;
-    /// The settings before follow the addresses, then the settings after.
+    /// The settings before the change follow the addresses.
     pub(super) const HAD: u64 = 1 << 9;
+    /// The settings after the change follow those before it.
     pub(super) const HAS: u64 = 1 << 10;
 }
 
@@ -861,7 +862,7 @@ impl Change<'_> {
         if let Some(error) = &error {
             cell.say(error);
         }
-        // Reading the addresses takes the socket's lock too. On a dry run these are the first calls that do.
+        // Reading the addresses takes the socket's lock too. On a dry run, no earlier call takes it.
         if !self.dry_run {
             cell.answer(words::together(&[&[kind], &[0; 6], &values]));
         }
@@ -980,8 +981,8 @@ impl Change<'_> {
         lost
     }
 
-    /// Sets one socket. Returns its result, whether it cannot have the user timeout of the policy, and the error text;
-    /// or `None` if the socket is not selected.
+    /// Sets one socket. Returns its result, whether it cannot have the user timeout of the policy, and the error text.
+    /// Returns `None` if the socket is not selected.
     fn set_one(
         &self,
         socket: BorrowedFd<'_>,
@@ -1053,7 +1054,8 @@ impl Change<'_> {
 }
 
 impl Attach<'_> {
-    /// Rejects options that the kernel's iterator cannot follow. It visits sockets, not processes, and each of them once.
+    /// Rejects options that the kernel's iterator cannot follow. The iterator visits sockets, not processes, and visits
+    /// each socket once.
     fn check_for_kernel(&self) -> Result<(), Failure> {
         let args = self.args;
         let wrong = [
@@ -1088,7 +1090,10 @@ impl Attach<'_> {
         let sockets: HashMap<_, _> = if describe || !is_whole || done.iter().any(|done| done.errno != 0) {
             let states: Vec<_> = State::with_options().collect();
             let listing = sockets(workers, &states, None).map_err(|error| {
-                Failure::new(format_args!("attach: what was set cannot be listed: {}", reason(&error)))
+                Failure::new(format_args!(
+                    "attach: the sockets that were set cannot be listed: {}",
+                    reason(&error)
+                ))
             })?;
             listing.sockets.into_iter().map(|socket| (socket.entry.cookie, socket)).collect()
         } else {
@@ -1434,7 +1439,7 @@ pub(crate) fn ends(socket: BorrowedFd<'_>) -> (Option<SocketAddr>, Option<Socket
     (end(socket.local_addr()), end(socket.peer_addr()))
 }
 
-/// Returns whether the local or the peer port of a socket is this one. Fails if the kernel does not tell an address.
+/// Returns whether the local or the peer port of a socket is this one. Fails if the kernel does not report an address.
 fn has_port(socket: BorrowedFd<'_>, port: u16) -> io::Result<bool> {
     let socket = SockRef::from(&socket);
     for end in [socket.local_addr(), socket.peer_addr()] {

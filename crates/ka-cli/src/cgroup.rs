@@ -58,7 +58,7 @@ impl Cgroup {
     fn named(name: &OsStr) -> Result<Self, String> {
         // A variable that is not set, most likely, which must not become the whole tree.
         if name.is_empty() {
-            return Err("an empty name is no cgroup's; the root cgroup is /".to_owned());
+            return Err("the name is empty; the root cgroup is /".to_owned());
         }
         let root = host::cgroup_root().ok_or(host::NO_CGROUPS)?;
         let path = Path::new(name);
@@ -551,7 +551,7 @@ fn detach(args: &args::CgroupDetach) -> Outcome {
 }
 
 /// Removes an empty cgroup of `ka run --via cgroup` that is left because ka was killed. The cgroup must have a policy
-/// of ka: anybody can give a cgroup such a name.
+/// of ka, because anybody can give a cgroup such a name.
 fn remove_abandoned(cgroup: &Cgroup) -> bool {
     cgroup.path.file_name().is_some_and(via::is_abandoned)
         && bpf::attached(cgroup.folder.as_fd()).is_ok_and(|found| !found.is_empty())

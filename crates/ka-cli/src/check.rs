@@ -168,7 +168,7 @@ fn machine_report() -> Report {
             || "/etc/ld.so.preload does not list libka_preload.so".to_owned(),
             |path| {
                 if !path.exists() {
-                    return format!("/etc/ld.so.preload lists {}, which is not there", path.display());
+                    return format!("/etc/ld.so.preload lists {}, which does not exist", path.display());
                 }
                 let Given { policy, mode, .. } = via::given(b"");
                 format!(
@@ -286,7 +286,7 @@ fn program_facts(program: &Program, is_unreadable: bool) -> Vec<String> {
     match &program.elf {
         None if is_unreadable => facts.push("you may not read it, so how it is linked is unknown".to_owned()),
         None if is_broken(program) => facts.push("a broken ELF file".to_owned()),
-        None => facts.push("no ELF program".to_owned()),
+        None => facts.push("not an ELF program".to_owned()),
         Some(elf) => {
             let loader =
                 elf.loader.as_deref().map(|loader| format!(", its loader is {}", text::lossless(loader)));
@@ -582,8 +582,8 @@ struct Sockets {
     left: Vec<String>,
 }
 
-/// A worker's answer about a socket, in the lower half of a word: the socket is TCP, its keepalive is off, or the
-/// kernel rejected the call. The upper half then has the errno.
+/// Flags of a worker's answer about a socket, in the lower half of a word. The socket is TCP, its keepalive is off, or
+/// the kernel rejected the call. If the kernel rejected the call, the upper half has the errno.
 const TCP: u64 = 1;
 const OFF: u64 = 2;
 const REFUSED: u64 = 4;

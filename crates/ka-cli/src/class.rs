@@ -43,7 +43,7 @@ fn places(text: &[u8]) -> Vec<Place> {
 /// The calling thread's cgroups in the hierarchies that have classes.
 #[derive(Clone, Debug)]
 pub(crate) struct Classes {
-    /// Where the thread was at first.
+    /// The thread's original cgroups.
     home: Vec<Place>,
     own: Vec<Place>,
     /// The process and task that these cgroups were copied from.
@@ -76,7 +76,8 @@ impl Classes {
         self.move_to(places(&text.unwrap_or_default()))
     }
 
-    /// Moves the calling thread back to where it was at first. A thread that stayed would keep a cgroup from being removed.
+    /// Moves the calling thread back to its original cgroups. A thread that stayed would keep a cgroup from being
+    /// removed.
     pub(crate) fn go_home(&mut self) {
         if self.own != self.home {
             let _ = self.move_to(self.home.clone());

@@ -1,9 +1,9 @@
 //! `ka completions`: a script for a shell, made by clap_complete from the definition of the arguments.
 //!
-//! clap_complete offers options and fixed values. The shell itself must list processes, users, network namespaces and the
-//! arguments of the program behind `ka run`. In the script for zsh, this module replaces placeholders by the shell's
-//! functions for these. To the scripts for bash and fish, it appends code. The appended function of bash runs first, and
-//! calls the function of clap_complete for the rest. The appended lines of fish add candidates.
+//! clap_complete offers options and fixed values. The shell itself must list processes, users, network namespaces and
+//! the arguments of the program behind `ka run`. In the script for zsh, this module replaces placeholders by the
+//! shell's functions for these. To the scripts for bash and fish, it appends code. The function appended for bash runs
+//! first, and calls the function of clap_complete for the rest. The lines appended for fish add candidates.
 
 use std::io::{self, Write as _};
 
@@ -36,13 +36,13 @@ pub(crate) fn completions(args: &args::Completions) -> Outcome {
     Ok(0)
 }
 
-/// The definition of the arguments, with what their values are.
+/// Returns the definition of the arguments, with the kind of each value.
 fn definition() -> Command {
     let command = Ka::command();
-    // clap takes static names alone.
+    // clap accepts only static names.
     let name = |part: &Command| &*part.get_name().to_owned().leak();
     let names: Vec<_> = command.get_subcommands().map(name).collect();
-    // clap's own would describe each subcommand twice.
+    // clap's own help command would describe each subcommand twice.
     let help = Command::new("help")
         .about("Prints the help of a command")
         .arg(Arg::new("command").value_parser(PossibleValuesParser::new(names)));
@@ -54,7 +54,7 @@ fn definition() -> Command {
 
 fn with_hints(command: Command) -> Command {
     let hinted = |arg: Arg| {
-        // A flag has no value, and a value of a list needs no hint.
+        // A flag has no value. An argument with a fixed list of values needs no hint.
         if arg.get_action().takes_values() && arg.get_possible_values().is_empty() {
             let hint = hint(arg.get_id().as_str());
             arg.value_hint(hint)
@@ -76,7 +76,7 @@ fn hint(argument: &str) -> ValueHint {
         "user" => ValueHint::Username,
         "cgroup" => ValueHint::DirPath,
         "persist" | "undo" => ValueHint::FilePath,
-        // Numbers and policies, for which files would be offered.
+        // Numbers and policies. By default, the shells would offer files for these.
         _ => ValueHint::Other,
     }
 }
@@ -151,7 +151,8 @@ _ka_pids() {
 
 /// Returns the code to append for fish.
 fn fish(command: &Command) -> String {
-    // Short flags come first: the function takes a long one there for its own.
+    // Short flags come first: if the first flag is long, `__fish_complete_subcommand` takes it for an option of its
+    // own.
     let flags = command.find_subcommand("run").map(valued).unwrap_or_default().join(" ");
     let names: Vec<_> = command.get_subcommands().map(Command::get_name).collect();
     let lines = [

@@ -1,9 +1,9 @@
-//! Times that are typed behind a flag, in the syntax of a policy's times: `30s`, `5m`, `1500ms`, or a bare number of
-//! seconds. And times in words.
+//! Parses the times that users type after a flag, and formats times in words. The syntax is that of a policy's times:
+//! `30s`, `5m`, `1500ms`, or a bare number of seconds.
 
 use ka_core::{ParseError, Quantity, Reason, Timer, UserTimeout, trim};
 
-/// The milliseconds of a time. A bare number is seconds.
+/// Parses a time into milliseconds. A bare number is seconds.
 fn milliseconds(text: &str) -> Result<u64, String> {
     let Some(Quantity { number, unit }) = Quantity::parse(trim(text.as_bytes())) else {
         return Err(Reason::NotAValue(Timer::Idle).message().to_owned());
@@ -11,7 +11,7 @@ fn milliseconds(text: &str) -> Result<u64, String> {
     Ok(number.saturating_mul(if unit == 0 { 1000 } else { unit }))
 }
 
-/// The range of all times but those of socket options.
+/// Checks the range of a time that is not a socket option.
 fn in_range(value: u64, unit: &str, milliseconds: u64) -> Result<u32, String> {
     u32::try_from(value).ok().filter(|value| *value > 0).ok_or_else(|| {
         let most = words(u64::from(u32::MAX).saturating_mul(milliseconds));
@@ -19,12 +19,12 @@ fn in_range(value: u64, unit: &str, milliseconds: u64) -> Result<u32, String> {
     })
 }
 
-/// Describes a valid value in place of this one.
+/// Returns an error message that describes a valid value.
 fn advice(text: &str, reason: Reason) -> String {
     ParseError { item: trim(text.as_bytes()), reason }.advice().to_string()
 }
 
-/// The value of a socket option, in its own unit.
+/// Parses the value of a socket option, in the option's unit.
 fn timer(timer: Timer, text: &str) -> Result<i32, String> {
     timer.parse_typed(text.as_bytes()).map_err(|reason| advice(text, reason))
 }
@@ -45,14 +45,14 @@ pub(crate) fn user_timeout(text: &str) -> Result<UserTimeout, String> {
     UserTimeout::parse_typed(text.as_bytes()).map_err(|reason| advice(text, reason))
 }
 
-/// Any time, in whole seconds.
+/// Parses a time that is not a socket option, into whole seconds.
 pub(crate) fn seconds(text: &str) -> Result<u32, String> {
     let milliseconds = milliseconds(text)?;
     let seconds = in_range(milliseconds.div_ceil(1000), "s", 1000)?;
     if milliseconds.is_multiple_of(1000) { Ok(seconds) } else { Err(advice(text, Reason::NotWhole)) }
 }
 
-/// Any time, in milliseconds.
+/// Parses a time that is not a socket option, into milliseconds.
 pub(crate) fn fine_seconds(text: &str) -> Result<u32, String> {
     in_range(milliseconds(text)?, "ms", 1)
 }

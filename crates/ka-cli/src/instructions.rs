@@ -10,9 +10,9 @@
 //!
 //! So an instruction counts only if the code loads the call's number into its register shortly before. The instructions
 //! from this load to the system call must be contiguous. The number must be that of socket, connect, listen, accept or
-//! accept4, or an argument of the function, which then makes any call for its caller. This rule selects one of the 442
-//! programs. Free Pascal made it, and its runtime does make such calls. Of all 2,111 programs and libraries of the
-//! machine, the rule selects 10: C libraries, static programs, and programs of Go and Free Pascal.
+//! accept4. It may also be an argument of the function, which then makes any call for its caller. This rule selects one
+//! of the 442 programs. Free Pascal made it, and its runtime does make such calls. Of all 2,111 programs and libraries
+//! of the machine, the rule selects 10: C libraries, static programs, and programs of Go and Free Pascal.
 //!
 //! If this rule misses a program, preload is used. If it selects a program wrongly, the program runs under a
 //! supervisor, which reaches it too.
@@ -186,7 +186,7 @@ mod x86_64 {
         })
     }
 
-    /// Does the same for instructions with a one-byte opcode.
+    /// Reads an instruction with a one-byte opcode. Returns the same values as [`two_byte`].
     fn one_byte(opcode: u8, rex: u8, rest: &[u8]) -> Option<(usize, Option<Load>)> {
         let operands = || Operands::read(rest, rex);
         let number = |at: usize| {

@@ -133,7 +133,7 @@ impl Search<'_> {
         let origin = asks.path.parent().unwrap_or_else(|| Path::new("/"));
         let own = |list: &Option<Vec<u8>>| self.folders(list.as_deref().unwrap_or_default(), origin);
         let runpath = own(&asks.elf.runpath);
-        // RUNPATH replaces RPATH. musl makes no difference between them.
+        // RUNPATH replaces RPATH. musl treats both alike.
         let rpath = match asks.elf.runpath {
             Some(_) if !self.is_musl => Vec::new(),
             _ => [own(&asks.elf.rpath), asks.rpath.clone()].concat(),
@@ -162,7 +162,8 @@ impl Search<'_> {
             .or_else(|| within(&default_folders(self.program)))
     }
 
-    /// Expands `$ORIGIN` and `$LIB` in a list of folders. Folders with other words that begin with $ are skipped.
+    /// Expands `$ORIGIN` and `$LIB` in a list of folders. Folders that contain other variables, such as `$PLATFORM`,
+    /// are skipped.
     fn folders(&self, list: &[u8], origin: &Path) -> Vec<PathBuf> {
         let list = list.split(|byte| matches!(byte, b':' | b';')).filter(|folder| !folder.is_empty());
         let lib = format!("lib/{}", triple(self.program));

@@ -289,7 +289,7 @@ fn write_table(out: &mut impl Write, rows: &[Row<'_>], has_netns: bool) -> io::R
     writeln!(out)
 }
 
-/// How many sockets have keepalive on and off, and of how many it is unknown.
+/// The numbers of sockets whose keepalive is on, off and unknown.
 struct Counts {
     on: usize,
     off: usize,
@@ -317,7 +317,7 @@ impl Counts {
         self.on + self.off + self.unknown
     }
 
-    /// Those that are not 0, such as `1 on, 2 unknown`.
+    /// Formats the counts that are not 0, such as `1 on, 2 unknown`.
     fn words(&self) -> String {
         let counts = [(self.on, "on"), (self.off, "off"), (self.unknown, "unknown")];
         let counts = counts.into_iter().filter(|(count, _)| *count > 0);

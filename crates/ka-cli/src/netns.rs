@@ -20,7 +20,7 @@ const NAMES: &str = "/run/netns";
 
 /// A network namespace. The open file keeps it in existence.
 pub(crate) struct Namespace {
-    /// A text that `ka ls --netns` takes.
+    /// A name that `ka ls --netns` accepts.
     pub(crate) name: Arc<str>,
     file: File,
     inode: u64,
@@ -40,7 +40,8 @@ impl Namespace {
         Ok(Self { name: name.into(), file, inode })
     }
 
-    /// Moves this program into the namespace. That needs CAP_SYS_ADMIN, even if the program is in it already.
+    /// Moves this program into the namespace. The move needs CAP_SYS_ADMIN, even if the program is in the namespace
+    /// already.
     pub(crate) fn enter(&self) -> Result<(), String> {
         sys::enter_network(self.file.as_fd())
             .map_err(|error| format!("network namespace {}: {}", self.name, explain(&error)))
@@ -95,7 +96,7 @@ pub(crate) fn of(pids: &[i32]) -> (Vec<Namespace>, Vec<(i32, io::Error)>) {
                 let path = PathBuf::from(format!("/proc/{pid}/task/{task}/ns/net"));
                 let inode = match fs::metadata(&path) {
                     Ok(metadata) => metadata.ino(),
-                    // It has ended.
+                    // The task has ended.
                     Err(error) if is_gone(&error) => continue,
                     Err(error) => return Err(error),
                 };

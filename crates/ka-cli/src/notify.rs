@@ -49,7 +49,7 @@ fn manager() -> Option<(UnixDatagram, SocketAddr)> {
     Some((socket, address.ok()?))
 }
 
-/// Half of the manager's watchdog timeout. The variables may be addressed to another process.
+/// Half of the manager's watchdog timeout. `None` if the variables name another process.
 fn interval() -> Option<Duration> {
     let is_ours = env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
     let micros: u64 = env::var("WATCHDOG_USEC").ok().filter(|_| is_ours)?.parse().ok()?;

@@ -39,9 +39,9 @@ const DELETED: &[u8] = b" (deleted)";
 /// How many bytes of KA_ variables are kept. A process may have very many.
 const SETTINGS: usize = 1 << 15;
 
-/// Reads the maps and the environment of processes. The kernel may block on a process here, so a worker reads them. It
-/// reads line by line, because there may be very many. Returns the processes that it has read, and the reason if some are
-/// missing.
+/// Reads the maps and the environment of processes. The kernel may block on a process here, so a worker reads them. The
+/// worker reads the maps line by line, because a process may have very many mappings. Returns the processes that the
+/// worker has read, and the reason if some are missing.
 pub(crate) fn mapped(
     pids: impl IntoIterator<Item = i32>,
     most: u64,
@@ -188,8 +188,8 @@ pub(crate) fn policies(mapped: &Mapped) -> Vec<Other> {
     found
 }
 
-/// Returns whether KA_SKIP leaves a process alone, by its name or that of its file. Both are outside the memory of the process. A
-/// process can make its memory unreadable, and then a reader waits.
+/// Returns whether KA_SKIP leaves a process alone, by its name or that of its file. Neither name is in the memory of
+/// the process. A process can make reads of its memory block.
 pub(crate) fn is_skipped(skip: &[u8], pid: i32) -> bool {
     if skip.is_empty() {
         return false;
@@ -200,7 +200,7 @@ pub(crate) fn is_skipped(skip: &[u8], pid: i32) -> bool {
     ka_core::skips(skip, [&process::comm(pid).unwrap_or_default(), executable])
 }
 
-/// Finds the policies of processes that differ from this one.
+/// Returns the policies of these processes that differ from the given policy.
 pub(crate) fn others(mapped: &[Mapped], policy: &Config, mode: Mode) -> Vec<Other> {
     let policy = Text::typed(policy).to_string();
     let mut others: Vec<_> = mapped.iter().flat_map(policies).collect();

@@ -97,8 +97,8 @@ impl Policy {
             .map_err(too_long)
     }
 
-    /// The policy: the values of the flags, and the standard for the others. A policy that turns keepalive off, or does not
-    /// change it, has only the named values.
+    /// The policy: the values of the flags, and the defaults for the others. A policy that turns keepalive off, or does
+    /// not change it, has only the named values.
     pub(crate) fn config(&self) -> Result<Config, Failure> {
         let said = self.said()?;
         if said.enabled() == Some(true) {
@@ -111,7 +111,7 @@ impl Policy {
     /// The policy, which must turn keepalive on.
     pub(crate) fn config_on(&self) -> Result<Config, Failure> {
         let config = self.config()?;
-        // Unless named, a policy turns keepalive on. So the text of --policy is to blame, without the other flags.
+        // Only the text of --policy can turn keepalive off, so the error names this text without the other flags.
         check_on(if config.enabled() == Some(true) {
             &config
         } else {
@@ -149,7 +149,7 @@ pub(crate) fn check_on(config: &Config) -> Result<(), Failure> {
     }
 }
 
-/// The policy as a person writes it: `60,10,6` if it says no more than that.
+/// Formats a policy as people write it: as `60,10,6` if it has these three values and no others.
 pub(crate) fn brief(config: &Config) -> String {
     match (config.enabled(), config.idle(), config.intvl(), config.cnt(), config.user_timeout()) {
         (Some(true), Some(idle), Some(intvl), Some(cnt), UserTimeout::Keep) => {
@@ -159,7 +159,7 @@ pub(crate) fn brief(config: &Config) -> String {
     }
 }
 
-/// The same for the text of a policy.
+/// Formats the text of a policy as [`brief`] does.
 pub(crate) fn brief_text(text: &str) -> String {
     ka_core::parse(text.as_bytes()).map_or_else(|_| text.to_owned(), |config| brief(&config))
 }

@@ -25,7 +25,7 @@ pub(crate) const ALIASES: [(&str, &str); 17] = [
     ("srx", "juniper-srx"),
 ];
 
-/// Vendors that people call otherwise.
+/// Other names of vendors, each with the name that the presets use.
 const VENDORS: [(&str, &str); 7] = [
     ("alicloud", "alibaba"),
     ("aliyun", "alibaba"),
@@ -50,7 +50,7 @@ pub(crate) fn named(typed: &str) -> Result<&'static Preset, Unknown> {
     })
 }
 
-/// A name that no preset has.
+/// The error for a name that no preset has.
 #[derive(Debug)]
 pub(crate) struct Unknown {
     typed: String,

@@ -379,14 +379,14 @@ impl Target {
     }
 }
 
-/// The descriptors in a folder of /proc that are sockets, and the inode of each.
+/// Returns the descriptors in a folder of /proc that are sockets, and the inode of each.
 pub(crate) fn sockets(folder: &str) -> io::Result<Vec<(i32, u32)>> {
     let folder = File::open(folder)?;
     let descriptors = sys::numbers(folder.as_fd())?;
     sockets_among(&folder, &descriptors)
 }
 
-/// Does the same until the budget is spent. The flag is true if the list is complete.
+/// Reads the same list as [`sockets`], but stops when the budget is spent. The flag is true if the list is complete.
 fn sockets_within(folder: &str, budget: &Budget) -> io::Result<(Vec<(i32, u32)>, bool)> {
     /// How many links are read between two checks of the budget.
     const PIECE: usize = 1 << 14;

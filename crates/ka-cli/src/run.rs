@@ -50,7 +50,7 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
     for way in via::asked(args.via) {
         match way.reach(&launch) {
             Reach::Yes(how) => {
-                // It changes more than a user may expect who did not ask for another way.
+                // seccomp changes more than preload does. The user may not expect that, so say why ka takes it.
                 let missing = via::preload_obstacle();
                 for (passed, why, _) in &obstacles {
                     if missing.as_ref() == Some(why) {

@@ -33,7 +33,7 @@ pub(crate) struct Socket {
     pub(crate) entry: Entry,
     /// The process with the lowest number, and its lowest descriptor.
     pub(crate) owner: Option<Owner>,
-    /// The other processes that have it too.
+    /// The other processes that have this socket.
     pub(crate) others: Vec<i32>,
     /// The name of its network namespace, if [`Selection`] has one.
     pub(crate) netns: Option<Arc<str>>,
@@ -74,7 +74,7 @@ pub(crate) struct Selection<'a> {
 /// processes that end meanwhile, are left out. If eBPF is allowed, the kernel reports the settings of all sockets in
 /// one pass. The other settings are read socket by socket, through the processes that have them.
 ///
-/// Fails if none of the namespaces, or none of the processes, could be listed.
+/// Fails if no namespace, or no process, could be listed.
 pub(crate) fn sockets(
     workers: &mut Workers,
     states: &[State],
@@ -131,7 +131,7 @@ pub(crate) fn sockets(
         _ => return Err(io::Error::other(failed.join("; "))),
     };
     left.append(&mut failed);
-    // By inode: those that nobody has come first. An inode belongs to one namespace.
+    // Sort by inode. Sockets without a process have inode 0 and come first. An inode belongs to one namespace.
     sockets.sort_unstable_by_key(|socket| socket.entry.inode);
     let mut join = Join { sockets: &mut sockets, asked: Vec::new(), workers, left: &mut left, has_status };
     join.all(&holders);
@@ -147,7 +147,7 @@ pub(crate) fn sockets(
         sockets.retain(|socket| socket.owner.is_some());
     }
     for socket in &mut sockets {
-        // A process with several descriptor tables may be there more than once.
+        // A process with several descriptor tables may be listed more than once.
         socket.others.sort_unstable();
         socket.others.dedup();
     }
@@ -158,7 +158,7 @@ pub(crate) fn sockets(
 struct Kernels {
     /// As [`list`] writes them.
     entries: Vec<u8>,
-    /// By socket cookie, where eBPF is allowed.
+    /// The settings of each socket, by cookie. Empty if eBPF is not allowed.
     settings: HashMap<u64, Settings>,
     /// Whether the entries have the connections' status.
     has_status: bool,
@@ -246,7 +246,7 @@ fn tables(pid: i32, left: &mut Vec<String>) -> io::Result<Vec<Holder>> {
     refused.map_or(Ok(holders), Err)
 }
 
-/// The sockets of these processes. Fails if ka may examine none of the processes.
+/// The sockets of these processes. Fails if ka may not examine any of the processes.
 fn tables_of(pids: &[i32], left: &mut Vec<String>) -> io::Result<Vec<Holder>> {
     let mut holders = Vec::new();
     let mut refused = Vec::new();
@@ -277,7 +277,8 @@ fn tasks(pid: i32, left: &mut Vec<String>) -> Vec<Holder> {
     holders
 }
 
-/// Assigns the sockets to their processes. Reads from each socket once what the kernel's list and the iterator lack.
+/// Assigns the sockets to their processes. Reads values that the kernel's list and the iterator lack from the sockets
+/// themselves, once per socket.
 struct Join<'a> {
     /// By inode.
     sockets: &'a mut [Socket],
@@ -317,7 +318,7 @@ impl Join<'_> {
             if first.owner.is_some() {
                 let is_its_own = first.owner.as_ref().is_some_and(|owner| owner.pid == holder.pid);
                 for socket in found {
-                    // A process that has it twice counts once.
+                    // A process that has the socket twice is listed once.
                     if !is_its_own && socket.others.last() != Some(&holder.pid) {
                         socket.others.push(holder.pid);
                     }

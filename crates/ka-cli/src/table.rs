@@ -47,17 +47,17 @@ impl<T: Into<Cow<'static, str>>> From<T> for Cell {
     }
 }
 
-/// A column: its head, whether its cells stand to the right, and what happens to it where room is short.
+/// A column: its heading, its alignment, and how it shrinks if the terminal is too narrow.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Column {
     pub(crate) head: &'static str,
     pub(crate) right: bool,
     pub(crate) least: Option<usize>,
-    /// The width when nothing else can give way.
+    /// The smallest width, once all droppable columns are left out.
     floor: usize,
-    /// When a cell is cut, the text from the last such letter on stays.
+    /// If a cell is cut, the text from the last occurrence of this letter on stays.
     anchor: Option<char>,
-    /// If this is 0, the column stays. Otherwise the columns with the highest numbers are left out first.
+    /// The column with the highest rank is left out first. A column of rank 0 always stays.
     rank: u8,
 }
 
@@ -70,7 +70,7 @@ impl Column {
         Self { right: true, ..Self::left(head) }
     }
 
-    /// May be cut to so many letters.
+    /// May be cut to this many letters.
     pub(crate) const fn elastic(head: &'static str, least: usize) -> Self {
         Self { least: Some(least), floor: least, ..Self::left(head) }
     }
@@ -85,7 +85,7 @@ impl Column {
         Self { floor, ..self }
     }
 
-    /// May be left out. Those with the highest ranks are left out first.
+    /// May be left out. The column with the highest rank is left out first.
     pub(crate) const fn droppable(self, rank: u8) -> Self {
         Self { rank, ..self }
     }

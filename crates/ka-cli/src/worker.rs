@@ -1,9 +1,10 @@
 //! Disposable processes for calls that another user's program can block forever.
 //!
-//! The kernel takes a socket's lock in setsockopt(2), in getsockname(2), for each socket that the tcp iterator visits,
-//! and for `TCP_INFO` in a sock_diag(7) dump. A process that has the socket can hold that lock: send(2) copies its data
-//! with the lock held, and the data can be on a page of a FUSE file that is never filled. The last close(2) of a socket
-//! waits for `SO_LINGER`. A thread that waits for a lock is in state D: no signal ends it, not even SIGKILL.
+//! The kernel takes a socket's lock in setsockopt(2) and getsockname(2), and for `TCP_INFO` in a sock_diag(7) dump. The
+//! tcp iterator takes the lock of each socket that it visits. A process that has the socket can hold that lock. send(2)
+//! copies its data with the lock held, and the data can be on a page of a FUSE file that the FUSE server never fills.
+//! The last close(2) of a socket waits for `SO_LINGER`. A thread that waits for a lock is in state D: no signal ends
+//! it, not even SIGKILL.
 //!
 //! So ka forks a disposable process, the worker, to make such calls. The parent talks to the user and handles signals.
 //! It watches the worker's progress through shared memory and a pipe, and never waits for the worker itself. If a call
@@ -26,8 +27,8 @@ use crate::process::{Status, Target};
 use crate::sys::{self, SharedWords};
 use crate::text::reason;
 
-/// How often the parent checks a worker's progress. The parent counts checks instead of reading the clock. So time in
-/// which ka itself is stopped does not count.
+/// How often the parent checks a worker's progress. The parent counts checks instead of reading the clock. So ka does
+/// not mistake a time in which it was itself stopped for a lack of progress.
 const TICK: Duration = Duration::from_millis(100);
 /// The parent gives up a worker after this many checks without progress: 2 s.
 const PATIENCE: u32 = 20;
@@ -675,8 +676,8 @@ fn is_ready(pipe: &File, termination: Option<BorrowedFd<'_>>) -> bool {
     ready.first() == Some(&true) && ready.get(1) != Some(&true)
 }
 
-/// Returns whether a thread of a worker sleeps in the kernel (state S or D). A busy or stopped thread does not count.
-/// proc_pid_stat(5)
+/// Returns whether a thread of a worker sleeps in the kernel (state S or D). Returns false for a thread that runs or is
+/// stopped. proc_pid_stat(5)
 fn is_waiting(worker: i32, thread: i32) -> bool {
     let stat = fs::read(format!("/proc/{worker}/task/{thread}/stat")).unwrap_or_default();
     let state = stat.rsplit(|byte| *byte == b')').next().and_then(|behind| behind.get(1));

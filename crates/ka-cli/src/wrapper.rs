@@ -28,7 +28,7 @@ enum When {
     Env,
 }
 
-/// How the library gets lost.
+/// How a wrapper keeps the library out of the program that it starts.
 #[derive(Clone, Copy)]
 enum Loss {
     Environment,

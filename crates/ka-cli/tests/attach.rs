@@ -206,7 +206,7 @@ fn what_was_set_can_be_undone() {
         ("nonsense", "must be the output of ka attach --json"),
         (
             r#"{"sockets":[{"pid":1,"inode":1,"result":"set","before":null}]}"#,
-            "it does not tell what 1 socket had: --via bpf",
+            "it lacks the earlier settings of 1 socket: --via bpf",
         ),
     ] {
         fs::write(&file, text).unwrap();

@@ -481,7 +481,7 @@ fn what_cannot_be_done_is_said() {
             "/no/such: not a cgroup (v2): neither a cgroup's folder nor a name below",
         ),
         (&["attach", "/etc"], "/etc: not a cgroup (v2)"),
-        (&["attach", ""], "an empty name is no cgroup's; the root cgroup is /"),
+        (&["attach", ""], "the name is empty; the root cgroup is /"),
         (&["attach", "-p", "off", path], "--policy off: must turn keepalive on here"),
         (&["attach", "--mode", "floor", path], "invalid value 'floor' for '--mode <MODE>'"),
         (&["attach", "/"], "/ is the root cgroup, so the policy would apply to all programs of this machine"),

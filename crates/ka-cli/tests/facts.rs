@@ -478,8 +478,8 @@ fn a_plan_warns_of_a_user_timeout_shorter_than_idle() {
     for (timeout, name) in [("5s", "5 s"), ("30ms", "30 ms"), ("59999", "59999 ms")] {
         let (warning, plan) = short(timeout);
         let begin = format!(
-            "The user timeout, {name}, is shorter than the idle time, 60 s: the first unanswered probe ends an idle \
-             connection, and {name} without an acknowledgement"
+            "The user timeout, {name}, is shorter than the idle time, 60 s. The first unanswered probe ends an idle \
+             connection. A connection with unacknowledged data ends after {name}, "
         );
         let warning = warning.unwrap();
         assert!(warning.starts_with(&begin), "{warning}");

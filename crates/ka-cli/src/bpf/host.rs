@@ -96,7 +96,8 @@ pub(crate) fn cgroup_mount(line: &[u8]) -> Option<(Vec<u8>, PathBuf)> {
     (kind == b"cgroup2").then(|| (shown.to_vec(), OsString::from_vec(unescaped(place)).into()))
 }
 
-/// Does the same for a mount of a cgroup hierarchy of version 1 with these controllers, named as in /proc/PID/cgroup.
+/// Reads a line of mountinfo. If it is a mount of the cgroup v1 hierarchy with these controllers, returns the mounted
+/// part of the hierarchy and the mount point. The controllers are named as in /proc/PID/cgroup.
 pub(crate) fn cgroup_v1_mount(line: &[u8], controllers: &[u8]) -> Option<(Vec<u8>, PathBuf)> {
     let mut fields = line.split(|byte| *byte == b' ');
     let (shown, place) = (fields.nth(3)?, fields.next()?);

@@ -105,9 +105,9 @@ const EQUAL: u8 = 0x10;
 const ABOVE: u8 = 0x20;
 const CALL: u8 = 0x80;
 const EXIT: u8 = 0x90;
-/// The source register of a 64-bit load that says that its value is a map's descriptor.
+/// The source register of a 64-bit load whose constant is a map's descriptor. The register gets the map.
 const PSEUDO_MAP_FD: u8 = 1;
-/// The same, but the register gets the address of the value of a map with one entry. Linux 5.2
+/// As `PSEUDO_MAP_FD`, but the register gets the address of the map's value. The map must have one entry. Linux 5.2
 const PSEUDO_MAP_VALUE: u8 = 2;
 
 /// A place in a program, to jump to.

@@ -57,8 +57,8 @@ pub(super) fn teller() -> Vec<Insn> {
     program.finish()
 }
 
-/// Returns the program that sets each selected socket and writes a record of the result. It counts the sockets that it
-/// sets in a map. Returns `None` if the kernel's types differ from the expected ones.
+/// Returns the program that sets each selected socket and writes a record of the result. The program counts the sockets
+/// that it sets; the count is in a map. Returns `None` if the kernel's types differ from the expected ones.
 pub(super) fn setter(
     types: &Types<'_>,
     config: &Config,
@@ -174,8 +174,8 @@ fn skip_other_ports(program: &mut Assembler, types: &Types<'_>, port: u16, skip:
     Some(())
 }
 
-/// A socket belongs to the cgroup of the process that made it, at that time. An accepted socket belongs to the cgroup
-/// of its listener.
+/// A socket belongs to the cgroup that its maker was in when it made the socket. An accepted socket belongs to the
+/// cgroup of its listener.
 ///
 /// Users can nest cgroups to any depth, but the verifier requires a bound. A socket in a deeper cgroup goes to `done`
 /// with an error, because it may be selected.

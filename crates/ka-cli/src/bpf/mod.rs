@@ -317,8 +317,8 @@ pub(crate) fn told(records: &[u8]) -> HashMap<u64, Settings> {
     iter::told(records).collect()
 }
 
-/// Counts the sockets that a [`Setter`] has set. If the kernel blocks at a socket, it does not return the records of the
-/// sockets just before, but these have been counted.
+/// Counts the sockets that a [`Setter`] has set. If the kernel blocks at a socket, the records of the last sockets
+/// before it are lost, but the counter includes these sockets.
 pub(crate) struct Counter(OwnedFd);
 
 impl Counter {

@@ -27,8 +27,8 @@ use crate::text::{self, reason};
 use crate::worker::{Ended, Found, Workers};
 use crate::{json, sockets, sys, words};
 
-/// How often the parent polls the pipe. The parent counts polls instead of reading the clock. So time in which the
-/// parent itself is stopped does not count as silence.
+/// How often the parent polls the pipe. The parent counts polls instead of reading the clock. So it does not mistake a
+/// time in which it was itself stopped for silence of the child.
 const TICK: Duration = Duration::from_secs(1);
 /// The parent gives up a child after this many silent polls.
 const PATIENCE: u32 = 5;
@@ -103,7 +103,7 @@ pub(super) fn sweep(cgroup: &Cgroup, orders: Orders, held: Option<&Held>) -> Swe
                 let mut report = through_processes(cgroup, orders, network, &mut workers, &mut swept);
                 report.were_set(unreported);
                 swept.set += report.set;
-                // The child had reported these already.
+                // The child has already reported `seen` of them.
                 swept.unchanged += report.unchanged.saturating_sub(seen);
                 swept.left.extend(report.reasons());
                 if blocked >= MOST_BLOCKED {
@@ -137,7 +137,7 @@ pub(super) fn sweep(cgroup: &Cgroup, orders: Orders, held: Option<&Held>) -> Swe
 struct Sweeper {
     says: File,
     text: Vec<u8>,
-    /// `None` if there can be none. Then the child explains why.
+    /// `None` if the kernel refuses to make the map. Then the child explains why.
     counter: Option<Counter>,
 }
 
@@ -240,8 +240,8 @@ fn say(out: &mut File, message: &Message) -> io::Result<()> {
 /// The work of the child.
 struct Work<'a> {
     out: &'a mut File,
-    /// The inodes of the namespaces that the child has entered. The inode of a removed namespace may be reused, which
-    /// does no harm: the sockets of a namespace made from now on already have the policy.
+    /// The inodes of the namespaces that the child has entered. The inode of a removed namespace may be reused. That
+    /// does no harm: in a namespace made from now on, all sockets already have the policy.
     done: HashSet<u64>,
     path: &'a Path,
     id: u64,
@@ -392,8 +392,8 @@ impl Write for Results<'_> {
     }
 }
 
-/// Sets the cgroup's sockets of a network namespace through the processes that have them, because the child blocked
-/// there at a socket whose lock is held.
+/// Sets the cgroup's sockets of a network namespace through the processes that have them. This is for a namespace in
+/// which the child blocked at a socket whose lock is held.
 fn through_processes(
     cgroup: &Cgroup,
     orders: Orders,

@@ -1,10 +1,10 @@
 //! A walk through a cgroup and all cgroups below it.
 //!
-//! A user to whom a cgroup is delegated can make cgroups in it without limit: paths longer than `PATH_MAX`, thousands
-//! of levels, and new cgroups as fast as others are visited. None of this may keep the walk from the other cgroups. So
-//! the walk opens each cgroup by its name in the one above (openat(2)) and returns by "..". A cgroup cannot be moved,
-//! so ".." does not change. The walk does not recurse and holds two descriptors at any depth. It stops after a number
-//! of cgroups that follows from the number at its start.
+//! A user to whom a cgroup is delegated can make any number of cgroups in it. Their paths may be longer than
+//! `PATH_MAX`, and thousands of levels deep. The user may make new ones as fast as ka visits the others. None of this
+//! may keep the walk from the other cgroups. So the walk opens each cgroup by its name in the one above (openat(2)) and
+//! returns by "..". A cgroup cannot be moved, so ".." does not change. The walk does not recurse and holds two
+//! descriptors at any depth. It stops after a number of cgroups that follows from the number at its start.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

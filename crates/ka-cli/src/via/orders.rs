@@ -1,5 +1,5 @@
-//! The policy that a command applies: from its flags, the environment's KA_ variables and /etc/ka.conf. And how `ka run`
-//! starts a program with it.
+//! The policy that a command applies: from its flags, the environment's KA_ variables and /etc/ka.conf. Also the
+//! environment and the call with which `ka run` starts a program.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -47,7 +47,7 @@ pub(super) fn is_ordered_off(launch: &Launch<'_>) -> Option<(String, String)> {
 pub(crate) struct Flags {
     /// Only the named values. `None` if no policy is named.
     pub(crate) said: Option<Config>,
-    /// Whether `said` is a whole policy. Then parts from the environment and /etc/ka.conf do not count.
+    /// Whether `said` is a whole policy. Then values from the environment and /etc/ka.conf are ignored.
     pub(crate) is_whole: bool,
     pub(crate) mode: Option<Mode>,
 }
@@ -60,10 +60,11 @@ pub(crate) struct Chosen {
     pub(crate) skip: Vec<u8>,
 }
 
-/// Chooses the policy and the mode for a command that sets sockets itself: from its flags, then the KA_ variables, then
-/// /etc/ka.conf, then 60,10,6 and force. Names wrong values on standard error, and settings that only `ka run` follows.
+/// Chooses the policy and the mode for a command that sets sockets itself. The sources, in this order, are its flags,
+/// the KA_ variables, /etc/ka.conf, and the defaults 60,10,6 and force. Prints wrong values on standard error, and
+/// settings that only `ka run` applies.
 ///
-/// Unless named by the flags, the policy turns keepalive on.
+/// The policy turns keepalive on, unless the flags say otherwise.
 pub(crate) fn choose(command: &str, flags: &Policy, mode: Option<Mode>) -> Result<Chosen, Failure> {
     let file = conf_text();
     let mut environment = Environment(sys::environment());
@@ -130,11 +131,11 @@ pub(crate) fn complain_of_names() {
     Environment(sys::environment()).complain_of_names(&conf_text());
 }
 
-/// The variable that a name probably means, if it is not one itself. Other names that begin with KA_ may be those of the
+/// The variable that a name probably means, if it is not one itself. Other names that begin with KA_ may belong to the
 /// program.
 fn meant(name: &str) -> Option<&'static str> {
     const SHIM: &[u8] = b"KA_PRELOAD";
-    // A short name is near to many others.
+    // A short name is similar to many other names.
     const SHORT: usize = "KA_RULES".len();
     if !name.starts_with("KA_") {
         return None;
@@ -245,8 +246,8 @@ impl Environment {
         self.values(file).iter().any(Values::is_quiet)
     }
 
-    /// Names variables that are probably misspelled names of ours, and a KA_QUIET that has no effect. The shim has no room
-    /// for this.
+    /// Prints names that are probably misspelled KA_ variables, and a KA_QUIET that has no effect. The shim has no room
+    /// for these checks.
     fn complain_of_names(&self, file: &[u8]) {
         if self.is_quiet(file) {
             return;
@@ -267,7 +268,7 @@ impl Environment {
         }
     }
 
-    /// Says that a way does not write the log that was asked for.
+    /// Prints a message that this way does not write the requested log.
     pub(super) fn complain_of_log(&self, file: &[u8], way: &str) {
         let log = self.orders(file).log;
         if !log.is_empty() && !self.is_quiet(file) {

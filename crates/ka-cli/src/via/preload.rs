@@ -73,7 +73,11 @@ impl Way for Preload {
         let shim = shim().and_then(|shim| {
             plain_path(&shim.path).map_err(|error| {
                 let path = shim.path.display();
-                format!("{path}: the loader takes no path with blanks, colons or $, and there is no place for a link: {}", reason(&error))
+                let reason = reason(&error);
+                format!(
+                    "{path}: the loader accepts no path with blanks, colons or $, and ka cannot make a link to it: \
+                     {reason}"
+                )
             })
         });
         match shim {
@@ -110,7 +114,7 @@ impl Way for Preload {
     }
 }
 
-/// Why the shim does not reach a program, and what does. `None` for the shim if it is missing.
+/// Returns the reason why the shim does not reach a program, and a way that does. `shim` is `None` if ka found no shim.
 fn obstacle(program: &Program, shim: Option<&Shim>) -> Option<(String, String)> {
     const FOLLOW: &str = "ka attach --follow PID, once it runs (ka run --best-effort starts it without)";
     const OTHERWISE: &str = "ka run without --via, or --via seccomp";
@@ -166,8 +170,8 @@ fn obstacle(program: &Program, shim: Option<&Shim>) -> Option<(String, String)> 
 /// Explains why the shim does not see the sockets of a dynamic program: the program makes its system calls past the C
 /// library.
 ///
-/// A program that imports a socket function is one that the shim reaches. The code of all libraries is read only for
-/// other programs, and most of those have few libraries. Files that cannot be read are ignored.
+/// The shim reaches a program that imports a socket function. So the code of all libraries is read only for other
+/// programs, and most of these have few libraries. Files that cannot be read are ignored.
 fn passes_by(path: &Path, elf: &Elf) -> Option<String> {
     let linked = Linked::find(path, elf);
     if let Some(library) = linked.go_library() {

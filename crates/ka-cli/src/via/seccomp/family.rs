@@ -74,8 +74,8 @@ fn pair() -> io::Result<(UnixStream, UnixStream)> {
     Ok((one.try_clone()?, other.try_clone()?))
 }
 
-/// Makes the processes. It returns in the one that is to become the program. `name` is the program's, for the titles of
-/// the others.
+/// Makes the processes. Returns only in the process that is to become the program. `name` is the program's name, which
+/// the titles of the other processes contain.
 pub(super) fn found(terms: Terms, name: &OsStr) -> io::Result<Cradle> {
     let shared = Shared::new()?;
     let (front, to_front) = pair()?;
@@ -140,7 +140,7 @@ fn give_up(error: &io::Error) -> ! {
 
 /// The titles of supervisor and spare in ps(1).
 struct Titles<'a> {
-    /// `None` if the place of the command line is unknown. Then it stays as it is.
+    /// `None` if the address of the command line is unknown. Then the titles stay unchanged.
     place: Option<Title>,
     /// The program's name.
     name: &'a OsStr,
@@ -285,7 +285,7 @@ fn await_end(supervisor: i32, from: &UnixStream, children: &OwnedFd) -> Option<b
             return None;
         }
         let waited = [children.as_fd(), from.as_fd()];
-        // The end of its socket is handled only once.
+        // When the supervisor's socket has closed, stop polling it.
         let waited = if until.is_some() { waited.split_at(1).0 } else { &waited };
         let ready = poll(waited, left).unwrap_or_default();
         while sys::next_signal(children.as_fd()).is_some() {}

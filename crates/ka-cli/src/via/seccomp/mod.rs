@@ -2,21 +2,21 @@
 //!
 //! The preloaded shim replaces functions of the C library, so it reaches programs that have one and use it. The
 //! kernel's own mechanism is seccomp(2): a process installs a filter on itself, and all its descendants inherit the
-//! filter, whatever they are linked to. The filter cannot set an option, but it can suspend a call and notify a
-//! descriptor, the listener. Another process has the listener: the supervisor. The supervisor takes a duplicate of the
-//! socket (pidfd_getfd(2)), applies the policy to it, and answers CONTINUE. Then the kernel makes the call unchanged.
-//! So the program itself makes the socket, in its own network namespace and as its own user. No decision depends on the
-//! program's memory.
+//! filter. It does not matter what they are linked to. The filter cannot set an option, but it can suspend a call and
+//! notify a descriptor, the listener. Another process has the listener: the supervisor. The supervisor takes a
+//! duplicate of the socket (pidfd_getfd(2)), applies the policy to it, and answers CONTINUE. Then the kernel makes the
+//! call unchanged. So the program itself makes the socket, in its own network namespace and as its own user. No
+//! decision depends on the program's memory.
 //!
 //! - *When.* connect and listen, and sendto, sendmsg and sendmmsg with `MSG_FASTOPEN`, which connect too. Accepted
 //!   sockets inherit the policy from their listener. Inherited descriptors are set before the program starts. So a
 //!   socket has the policy when it needs it, but not from its creation, as it has under the shim.
 //! - *Modes.* In `force`, a second filter answers setsockopt of `TCP_KEEPIDLE`, `TCP_KEEPINTVL` and `TCP_KEEPCNT` with
-//!   success and does nothing: Go sets its own 15 s after connect, and this costs it no time. `SO_KEEPALIVE` goes to
-//!   the supervisor, because a program may set it on a socket that it received and that the supervisor has not set yet.
-//!   In `floor`, all these calls go to the supervisor. It reads the value once and makes the call in place of the
-//!   program, with the value that the mode permits. In `default`, setsockopt is not intercepted, and a socket that has
-//!   keepalive on is left alone.
+//!   success and does nothing. Go programs set their own 15 s after connect, and this answer costs them no time.
+//!   `SO_KEEPALIVE` goes to the supervisor, because a program may set it on a socket that it received and that the
+//!   supervisor has not set yet. In `floor`, all these calls go to the supervisor. It reads the value once and makes
+//!   the call in place of the program, with the value that the mode permits. In `default`, setsockopt is not
+//!   intercepted, and a socket that has keepalive on is left alone.
 //! - *Rights.* Without CAP_SYS_ADMIN, a filter needs no_new_privs, and then setuid programs do not gain their rights.
 //!   With CAP_SYS_ADMIN they work normally. To duplicate a socket, the supervisor needs the rights of ptrace(2): the
 //!   same user, or CAP_SYS_PTRACE. Under Yama it must also be an ancestor, which it is.

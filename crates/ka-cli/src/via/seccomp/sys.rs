@@ -687,7 +687,8 @@ pub(super) fn ending(pid: i32) -> Option<bool> {
     match uninterrupted(|| unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG | libc::__WALL) }) {
         Ok(0) => None,
         Ok(_) => Some(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0),
-        // A filter may refuse the call. A supervisor that lives must not get a second one beside it.
+        // A filter may refuse waitpid. Then check whether the process exists: a second supervisor must not start while
+        // the first lives.
         // SAFETY: takes no pointer. The signal 0 only asks whether the process exists.
         Err(_) => (unsafe { libc::kill(pid, 0) } != 0).then_some(false),
     }

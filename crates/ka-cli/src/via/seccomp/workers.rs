@@ -1,14 +1,14 @@
 //! The threads that handle calls, and the watchdog that monitors them.
 //!
 //! A worker's system calls operate on objects that a program chose: its sockets, its memory, its files. A hostile
-//! program can make such a call block. The program may hold the socket's lock, back the memory by a page that never
-//! arrives, or leave the worker the last close of a socket that lingers. Not even SIGKILL ends some of these waits. So
-//! a call is never retried or cancelled; another worker continues with the other calls:
+//! program can make such a call block. The program may hold the socket's lock, or back the memory by a page that never
+//! arrives. It may also leave the last close of a lingering socket to the worker. Not even SIGKILL ends some of these
+//! waits. So a call is never retried or cancelled; another worker continues with the other calls:
 //!
 //! - One worker serves, and another is parked. The watchdog is the supervisor's main thread. It touches no object of a
 //!   program, and it wakes up only while calls are made.
-//! - If the serving worker is at the same call for [`STALL`], the watchdog hands over to the parked worker and starts a
-//!   new one to be parked. The first worker parks itself when its call returns.
+//! - If the serving worker is at the same call for [`STALL`], the watchdog hands over to the parked worker. It also
+//!   starts a new worker, which is parked. The first worker parks itself when its call returns.
 //! - If a call is not answered for [`DEADLINE`], the watchdog answers it. The kernel then makes the call, the socket
 //!   may lack the policy, and ka prints a message. Then the watchdog interrupts the worker, which ends a wait for a
 //!   socket that lingers.
