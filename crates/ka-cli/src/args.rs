@@ -177,8 +177,8 @@ A process of another user, or one that is not dumpable, needs CAP_SYS_PTRACE (ru
 kernel.yama.ptrace_scope is 1 or more (Ubuntu's default is 1), your own processes need it too.
 
 Sockets that are set together send their probes together from then on. If a socket had keepalive on and has been \
-silent for longer than the new idle time, it sends a probe at once. Ten thousand sockets then send ten thousand packets \
-of 52 bytes. To avoid such a burst, --spread sets them over a time."
+silent for longer than the new idle time, it sends a probe at once. Ten thousand sockets then send ten thousand \
+packets of 52 bytes. To avoid such a burst, --spread sets them over a time."
 )]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(crate) struct Attach {

@@ -9,7 +9,7 @@ use crate::text::reason;
 pub(crate) const FOUND: i32 = 1;
 /// The command was used wrongly, or could not do its work at all.
 pub(crate) const USAGE: i32 = 2;
-/// `ka ls --off` found no socket without keepalive, and could not look into all sockets.
+/// `ka ls --off` found no socket without keepalive, but could not read all sockets.
 pub(crate) const UNKNOWN: i32 = 3;
 /// `ka run` could not start the program under the policy. The three are those of env(1), nohup(1) and timeout(1).
 pub(crate) const OUR_OWN: i32 = 125;

@@ -75,7 +75,8 @@ pub(crate) fn ls(args: &args::Ls) -> Outcome {
     })
 }
 
-/// Returns the network namespaces to list, and a message for each that could not be opened. Empty: the one that ka is in.
+/// Returns the network namespaces to list, and a message for each that could not be opened. An empty list stands for
+/// the namespace that ka is in.
 fn namespaces(args: &args::Ls, pids: &[i32]) -> Result<(Vec<Namespace>, Vec<String>), String> {
     if let Some(netns) = &args.netns {
         let namespace = Namespace::named(netns)?;

@@ -120,9 +120,9 @@ impl Plan {
         if let Some(timeout) = timeout.filter(|timeout| i64::from(*timeout) < 1000 * i64::from(idle)) {
             let short = exact(timeout);
             warnings.push(format!(
-                "The user timeout, {short}, is shorter than the idle time, {idle} s. The first unanswered probe ends an \
-                 idle connection. A connection with unacknowledged data ends after {short}, even if the peer lives and \
-                 only reads slowly. Better: user_timeout=auto, here {} s, or none.",
+                "The user timeout, {short}, is shorter than the idle time, {idle} s. The first unanswered probe ends \
+                 an idle connection. A connection with unacknowledged data ends after {short}, even if the peer lives \
+                 and only reads slowly. Better: user_timeout=auto, here {} s, or none.",
                 automatic / 1000
             ));
         }
@@ -138,9 +138,9 @@ impl Plan {
         }
         if intvl > idle {
             warnings.push(format!(
-                "The interval is longer than the idle time. After an answered probe, the next one comes {intvl} s later, \
-                 not {idle} s. A peer that dies in between is detected {} s later than shown here. Better: an interval \
-                 of at most {idle} s.",
+                "The interval is longer than the idle time. After an answered probe, the next one comes {intvl} s \
+                 later, not {idle} s. A peer that dies in between is detected {} s later than shown here. Better: an \
+                 interval of at most {idle} s.",
                 intvl - idle
             ));
         }

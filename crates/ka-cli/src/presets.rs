@@ -36,7 +36,7 @@ const VENDORS: [(&str, &str); 7] = [
     ("oracle", "oci"),
 ];
 
-/// Load balancers that end the TCP connection. They do not count probes as traffic, so no preset can help.
+/// Load balancers that end the TCP connection themselves. These do not count probes as traffic, so no preset can help.
 const PROXIES: [&str; 5] = ["alb", "aws-alb", "aws-clb", "aws-elb", "elb"];
 
 /// The preset of this name or alias, in upper or lower case.
@@ -73,7 +73,7 @@ impl fmt::Display for Unknown {
     }
 }
 
-/// The presets that a name may mean: those that share the most words with it, or beginnings of words.
+/// The presets that a name may mean: the presets that share the most words, or beginnings of words, with it.
 fn candidates(name: &str) -> Vec<&'static str> {
     let words: Vec<_> = name
         .split('-')

@@ -60,11 +60,11 @@ pub(crate) struct Listing {
 /// Which sockets to list.
 #[derive(Default)]
 pub(crate) struct Selection<'a> {
-    /// Only the sockets of these processes. Empty: of all.
+    /// Only the sockets of these processes. If empty, the sockets of all processes.
     pub(crate) pids: &'a [i32],
     /// Only sockets whose local or peer port is this one.
     pub(crate) port: Option<u16>,
-    /// The network namespaces to list. ka is in the last one afterwards. Empty: the one that ka is in.
+    /// The network namespaces to list. Afterwards ka is in the last of them. If empty, the namespace that ka is in.
     pub(crate) namespaces: &'a [Namespace],
 }
 

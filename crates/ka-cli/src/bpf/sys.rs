@@ -466,7 +466,7 @@ pub(crate) fn page_size() -> i32 {
 }
 
 /// Runs `work` without a limit on locked memory: kernels before 5.11 count programs and maps as locked memory. If the
-/// limit cannot be read, it is left alone, because it could not be restored.
+/// limit cannot be read, it is not changed, because it could not be restored.
 pub(crate) fn with_locked_memory<T>(work: impl FnOnce() -> T) -> T {
     let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     let without = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };

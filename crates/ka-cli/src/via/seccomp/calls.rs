@@ -60,9 +60,9 @@ impl Task {
 pub(super) struct Server {
     workers: &'static Workers,
     post: &'static Post,
-    /// Opened tasks, by number. If a number is reused, its pidfd still refers to the ended task and gives nothing. A
-    /// `HashMap` would read random bytes in each thread. Where getrandom(2) is missing, it reads them from a file that
-    /// this process has closed.
+    /// Opened tasks, by number. If a number is reused, its pidfd still refers to the ended task, and pidfd_getfd(2)
+    /// fails. A `HashMap` would read random bytes in each thread. Where getrandom(2) is missing, it reads them from a
+    /// file that this process has closed.
     tasks: BTreeMap<u32, Task>,
     /// How many tasks to remember.
     most: usize,
@@ -340,7 +340,7 @@ pub(super) fn apply(fd: RawFd, terms: &Terms) -> Result<(), Error> {
         socket.due(&policy, terms.mode, was_on).map_or(Ok(()), |config| socket.give(config, !was_on).1)
     });
     match given {
-        // Every socket that connects gets here, also those that are not TCP.
+        // Every socket that connects gets here, even if it is not TCP.
         Err(Error::NotTcp) => Ok(()),
         given => given,
     }

@@ -89,8 +89,8 @@ impl Workers {
         let task = call.pid.cast_signed();
         if self.lets_all_through.load(Ordering::Relaxed) {
             self.note(task, Notice::Untouched, || {
-                "has its calls let through, as all programs have: no thread of the supervisor is left to replace a \
-                 stuck one, so sockets get no policy"
+                "gets no policy for its sockets, and neither do other programs: no thread of the supervisor is left to \
+                 replace a stuck one"
                     .to_owned()
             });
             return true;
