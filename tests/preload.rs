@@ -126,7 +126,7 @@ fn every_tcp_socket_has_the_policy_and_no_other_socket_is_touched() {
 }
 
 #[test]
-fn received_sockets_of_its_own_user_have_the_policy() {
+fn sockets_received_from_the_same_user_have_the_policy() {
     let sockets = program!("sockets");
     let received = |preload: &str| stdout(preloaded(&sockets).arg("received").env("LD_PRELOAD", preload));
     let shim = shim();
@@ -153,7 +153,7 @@ fn musl_sockets() -> PathBuf {
 }
 
 #[test]
-fn the_same_file_serves_musl() {
+fn the_same_library_serves_musl_programs() {
     assert_eq!(stdout(&mut preloaded(musl_sockets())), stdout(&mut preloaded(program!("sockets"))));
 }
 
@@ -502,7 +502,7 @@ fn the_signal_mask_is_unchanged_if_a_filter_refuses_to_change_it() {
     let mut command = preloaded("sh");
     command.args(["-c", "ulimit -f 0 && exec \"$0\" mask"]).arg(program!("filter"));
     assert_eq!(stdout(command.env("KA_LOG", scratch("log"))), "well\n");
-    // This log may grow, so it contains the lines that need none of the denied calls.
+    // This log may grow. It contains only the lines that the shim wrote without a denied call.
     let log = scratch("log");
     assert_eq!(stdout(preloaded(program!("filter")).arg("mask").env("KA_LOG", &log)), "well\n");
     let lines = fs::read_to_string(&log).unwrap();
@@ -753,7 +753,7 @@ fn libraries_opened_with_deepbind_have_the_policy() {
 }
 
 #[test]
-fn a_library_opened_with_deepbind_keeps_the_functions_it_brings_along() {
+fn a_library_opened_with_deepbind_keeps_its_own_functions() {
     let folder = scratch("own");
     fs::create_dir(&folder).unwrap();
     let own = folder.join("libown.so");
@@ -907,7 +907,7 @@ fn the_log_has_a_line_for_each_socket_and_each_denied_call() {
 
 /// This user cannot open files of another user. The shim prints each of them once, when it is loaded.
 #[test]
-fn files_of_other_users_are_named_once() {
+fn the_shim_names_unreadable_files_once() {
     const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
     if !is_root() {
         support::skip("only root may have an /etc of its own and become another user");

@@ -69,7 +69,7 @@ fn cache(bytes: &[u8]) {
         let bytes = from.get(at..at.checked_add(4)?)?;
         Some(u32::from_ne_bytes(bytes.try_into().unwrap()) as usize)
     };
-    // A text ends with a NUL.
+    // Each string ends with a NUL.
     let text = |from: &[u8], at: usize| {
         let rest = from.get(at..)?;
         rest.iter().position(|byte| *byte == 0).map(|end| rest[..end].to_vec())

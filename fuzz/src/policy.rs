@@ -92,12 +92,12 @@ impl Policy {
         if items.is_empty() { "on".to_owned() } else { items.join(",") }
     }
 
-    /// The policy of a text, as `ka_parse` reads it.
+    /// Parses a policy as `ka_parse` does.
     pub fn parse(text: &[u8]) -> Result<Self, Wrong> {
         Self::parse_as(text, false)
     }
 
-    /// The policy of a text that a person wrote: a user timeout below 1000 needs a unit.
+    /// Parses a policy that a person wrote: a user timeout below 1000 needs a unit.
     pub fn parse_typed(text: &[u8]) -> Result<Self, Wrong> {
         Self::parse_as(text, true)
     }
@@ -234,7 +234,8 @@ fn seconds(text: &str) -> Result<Option<i32>, Wrong> {
     }
 }
 
-/// A number and the milliseconds of its unit. A number that is too large for any range is some other such number.
+/// Returns a number, and its unit in milliseconds. If the number is too large for any range, the result is another number
+/// that is too large.
 fn quantity(text: &str) -> Result<(i128, Option<i128>), Wrong> {
     let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
     let unit = units.into_iter().find(|(name, _)| {

@@ -76,7 +76,7 @@ impl Rule {
     }
 }
 
-/// The words of a rule. A comma joins the words at its sides, and so does a colon behind a number.
+/// Splits a rule into words. A comma joins the words beside it, and so does a colon after a number.
 fn words(text: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     for part in text.split(|letter: char| letter.is_ascii_whitespace()).filter(|part| !part.is_empty()) {

@@ -123,7 +123,7 @@ fn the_policy_comes_from_flags_then_variables_then_the_file_then_60_10_6() {
 
 /// Another policy of ka that the process has will apply to its next sockets, so ka names it.
 #[test]
-fn the_policy_of_ka_run_is_named() {
+fn attach_names_the_policy_of_ka_run() {
     let mut run = ka();
     run.args(["run", "-p", "280,30,5", "--via"]);
     for (via, of) in [("preload", "libka_preload.so"), ("seccomp", "the supervisor ")] {
@@ -152,9 +152,9 @@ fn the_policy_of_ka_run_is_named() {
     }
 }
 
-/// The output of ka attach --json is the way back.
+/// `ka attach --undo` reads the output of `ka attach --json`, and restores the earlier values.
 #[test]
-fn what_was_set_can_be_undone() {
+fn undo_restores_the_earlier_values() {
     let mut holder = Holder::start(Command::new(holder()).arg("keepalive"));
     let before = holder.look();
     let file = support::scratch("undo.json");
@@ -216,7 +216,7 @@ fn what_was_set_can_be_undone() {
     // Nothing was set, so there is nothing to undo.
     fs::write(&file, "{\"sockets\": []}").unwrap();
     assert_eq!(undo(&[]), (0, "0 sockets set back, 0 unchanged, 0 failed\n".to_owned(), String::new()));
-    // Nobody writes to a FIFO, so a read would wait forever.
+    // This FIFO has no writer, so a read would block forever.
     fs::remove_file(&file).unwrap();
     succeed(Command::new("mkfifo").arg(&file));
     let (status, _, err) = undo(&[]);
@@ -225,10 +225,10 @@ fn what_was_set_can_be_undone() {
     assert!(status == 2 && err.contains("/no/such/file: No such file"), "{err}");
 }
 
-/// A process that KA_SKIP names is left alone, unless it is named by PID.
+/// ka leaves a process of KA_SKIP alone, unless the command line has its PID.
 #[test]
-fn skipped_programs_are_left_alone_by_all_and_user() {
-    if !on_a_machine_of_its_own("skipped_programs_are_left_alone_by_all_and_user") {
+fn attach_all_and_user_leave_skipped_programs_alone() {
+    if !on_a_machine_of_its_own("attach_all_and_user_leave_skipped_programs_alone") {
         return;
     }
     let mut holder = Holder::start(&mut Command::new(holder()));

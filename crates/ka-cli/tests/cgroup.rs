@@ -170,10 +170,10 @@ fn force_holds_the_policy() {
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     set_option(udp.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
     assert_eq!(support::option(udp.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE), Ok(1));
-    // From outside too, and who tries is told.
+    // From outside the cgroup, the policy wins too, and attach reports this.
     let (own, port) = (std::process::id().to_string(), stream.local_addr().unwrap().port().to_string());
     let (status, out, err) = outcome(ka().args(["attach", "-d", "99", "--port", &port, &own]));
-    // And the policy that its next sockets get.
+    // attach also names the policy of the sockets that the process opens later.
     assert!(
         status == 1 && err.contains(": the policy of the cgroup /") && err.lines().count() == 1,
         "{out}{err}"
@@ -891,7 +891,7 @@ fn deep_and_unreadable_cgroups_are_set_or_reported() {
     );
 }
 
-/// There are more namespaces than descriptors.
+/// The test has more network namespaces than ka may have descriptors.
 #[test]
 fn one_network_namespace_is_open_at_a_time() {
     if !on_its_own("one_network_namespace_is_open_at_a_time") {
@@ -908,8 +908,8 @@ fn one_network_namespace_is_open_at_a_time() {
     }
 }
 
-/// A program holds a socket's lock forever, and the kernel waits for it. ka sets the sockets of other networks, names
-/// the one that it left out, and ends at a signal.
+/// A program holds a socket's lock forever, and the kernel waits for the lock. ka sets the sockets of other network
+/// namespaces, names the socket that it left out, and ends at a signal.
 #[test]
 fn a_held_lock_does_not_block_the_sweep() {
     if !on_its_own("a_held_lock_does_not_block_the_sweep") {

@@ -1,4 +1,4 @@
-//! `ka completions`: what bash, zsh and fish offer for a beginning, with the script that ka prints for them.
+//! `ka completions`: the candidates that bash, zsh and fish offer with the script that ka prints for them.
 
 #[path = "../../../tests/support/mod.rs"]
 mod support;
@@ -12,7 +12,7 @@ use std::process::Command;
 use command::{bare, ka};
 use support::{scratch, skip, stdout};
 
-/// A line up to the cursor, a candidate that the shell must offer, and one that it must not.
+/// A line up to the cursor, a candidate that the shell must offer, and a candidate that it must not offer.
 const CASES: [(&str, &str, &str); 19] = [
     ("ka pl", "plan", "run"),
     ("ka plan --preset aws-n", "aws-nlb", "azure-lb"),
@@ -35,7 +35,7 @@ const CASES: [(&str, &str, &str); 19] = [
     ("ka ls ", "1", "Cargo.toml"),
 ];
 
-/// The program's own completion, which bash, zsh and fish bring along.
+/// Candidates of git's own completion, which comes with the shells.
 const OF_PROGRAMS: [(&str, &str, &str); 2] =
     [("ka run git stas", "stash", "status"), ("ka run -v -p 60,10,6 -- git stas", "stash", "status")];
 
@@ -47,11 +47,11 @@ fn script(shell: &str) -> std::path::PathBuf {
     path
 }
 
-/// Returns whether there is a shell, or git, whose completion is asked for.
+/// Returns whether a program is installed: a shell, or git. Skips loudly if not.
 fn has(program: &str) -> bool {
     let found = Command::new("sh").args(["-c", "command -v \"$0\""]).arg(program).output().unwrap();
     if !found.status.success() {
-        skip(&format!("there is no {program}, so what it completes was not tried"));
+        skip(&format!("{program} is not installed, so its completion was not tested"));
     }
     found.status.success()
 }
@@ -65,7 +65,7 @@ fn check(cases: &[(&str, &str, &str)], offered: impl Fn(&str) -> Vec<String>) {
     }
 }
 
-/// A shell on a machine that has a network namespace of this name, as far as a name is looked for.
+/// Returns a command that runs a shell with its own /run, where ip-netns(8) has the name `ka-blue`.
 fn shell(name: &str) -> Command {
     const RUN: &str =
         "mount -t tmpfs none /run && mkdir /run/netns && : >/run/netns/ka-blue && exec \"$0\" \"$@\"";
@@ -75,7 +75,7 @@ fn shell(name: &str) -> Command {
 }
 
 fn in_bash(script: &Path, before: &str, line: &str) -> Vec<String> {
-    // As bash splits a line: = is a word.
+    // bash splits a line at = too, and makes = a word.
     const ASK: &str = "line=$2; COMP_LINE=$line; COMP_POINT=${#line}; COMP_WORDS=(${line//=/ = }); \
         [[ $line != *' ' ]] || COMP_WORDS+=(''); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); \
         set -- $(complete -p ka); while [[ $1 != -F ]]; do shift; done; \
@@ -88,7 +88,7 @@ fn in_bash(script: &Path, before: &str, line: &str) -> Vec<String> {
 }
 
 #[test]
-fn bash_completes() {
+fn bash_offers_the_right_candidates() {
     if !has("bash") {
         return;
     }
@@ -102,7 +102,7 @@ fn bash_completes() {
     check(&after_equals, |line| in_bash(&script, "", line));
     let package = "/usr/share/bash-completion/bash_completion";
     if !Path::new(package).exists() {
-        skip("there is no bash-completion, which knows what programs take");
+        skip("bash-completion is not installed, so completion of other programs was not tested");
         return;
     }
     check(&CASES, |line| in_bash(&script, &format!("source {package}; "), line));
@@ -112,7 +112,7 @@ fn bash_completes() {
 }
 
 #[test]
-fn fish_completes() {
+fn fish_offers_the_right_candidates() {
     if !has("fish") {
         return;
     }
@@ -132,9 +132,9 @@ fn fish_completes() {
     }
 }
 
-/// In a terminal, because zsh completes nowhere else. Each candidate is written to a file as it is added.
+/// zsh completes only in a terminal. The test writes each candidate to a file when zsh adds it.
 #[test]
-fn zsh_completes() {
+fn zsh_offers_the_right_candidates() {
     const ASK: &str = "zmodload zsh/zpty; zpty shell zsh -i; zpty -n -w shell \"$1\"$'\\t'; \
         repeat 200; do zpty -r -t shell seen; [[ -s $OFFERED ]] && sleep 0.3 && break; sleep 0.05; done; \
         zpty -d shell";

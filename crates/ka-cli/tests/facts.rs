@@ -101,7 +101,7 @@ fn check_says_which_ways_are_open() {
     let _made = CleanUp(folder.clone());
     fs::copy(support::release().join("ka"), folder.join("ka")).unwrap();
     if !is_root() {
-        skip("only root becomes somebody else");
+        skip("only root can become another user");
         return;
     }
     let (status, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).arg("check")));
@@ -145,7 +145,7 @@ fn check_says_what_reaches_a_process() {
     let (status, _, err) = outcome(ka().args(["check", "99999999"]));
     assert_eq!((status, err.as_str()), (2, "ka: check: 99999999: there is no such process\n"));
     if !is_root() {
-        skip("only root becomes somebody else");
+        skip("only root can become another user");
         return;
     }
     let folder = public("check");
@@ -211,9 +211,9 @@ fn check_names_the_sockets_that_the_shim_missed() {
     assert!(text.contains(&format!("\ntype     ka attach -p 280,30,5 {}\n", running.pid())), "{text}");
 }
 
-/// Programs that cannot be started or read, and numbers of no process, are named as such.
+/// check reports programs that it cannot start or read, and PIDs without a process.
 #[test]
-fn check_names_what_has_no_sockets() {
+fn check_reports_programs_and_pids_without_sockets() {
     let folder = public("check");
     let _made = CleanUp(folder.clone());
     let broken = folder.join("broken");
@@ -260,7 +260,7 @@ fn check_names_what_has_no_sockets() {
     thread.join().unwrap();
 
     if !is_root() {
-        skip("only root becomes somebody else");
+        skip("only root can become another user");
         return;
     }
     let unreadable = folder.join("unreadable");
@@ -281,7 +281,7 @@ fn check_names_what_has_no_sockets() {
 
 /// If /etc/ld.so.preload lists the shim, setuid programs have the policy too, and check suggests no command.
 #[test]
-fn check_knows_a_machine_that_preloads_the_shim_into_all() {
+fn check_reports_a_shim_in_ld_so_preload() {
     if !is_root() {
         skip("only root has an /etc of its own");
         return;
@@ -311,7 +311,7 @@ fn check_knows_a_machine_that_preloads_the_shim_into_all() {
         "{out}"
     );
     assert!(out.contains("\ntype     nothing: /etc/ld.so.preload gives it the policy\n"), "{out}");
-    // A static program does not.
+    // A static program does not get the policy.
     let (_, last) = out.rsplit_once(static_holder().to_str().unwrap()).unwrap();
     assert!(!last.contains("nothing: /etc/ld.so.preload"), "{last}");
 }
@@ -506,7 +506,7 @@ fn a_plan_warns_of_a_user_timeout_shorter_than_idle() {
 }
 
 #[test]
-fn a_preset_has_other_names_and_an_unknown_one_has_candidates() {
+fn presets_have_aliases_and_unknown_names_get_suggestions() {
     let plan = |name: &str| outcome(ka().args(["plan", "--json", "--preset", name]));
     for (alias, name) in [("docker-swarm", "linux-ipvs"), ("AWS_NLB", "aws-nlb"), ("cisco", "cisco-asa")] {
         assert_eq!(plan(alias), plan(name), "{alias}");
@@ -684,7 +684,7 @@ fn the_system_s_defaults() {
     assert!(outcome(ka().arg("defaults")).1.contains("These cannot work"));
 
     if !is_root() {
-        skip("only root becomes somebody else");
+        skip("only root can become another user");
         return;
     }
     let public = public("defaults");
@@ -798,7 +798,7 @@ fn version_and_help() {
 
 /// Only an example may be wider, because a broken one cannot be copied.
 #[test]
-fn help_is_as_wide_as_the_terminal() {
+fn help_wraps_at_the_width_of_the_terminal() {
     for args in
         [&["help"][..], &["help", "run"], &["attach", "--help"], &["plan", "-h"], &["cgroup", "attach", "-h"]]
     {
@@ -817,7 +817,7 @@ fn help_is_as_wide_as_the_terminal() {
 }
 
 #[test]
-fn a_number_that_is_wrong_is_answered_with_what_would_be_right() {
+fn messages_about_wrong_numbers_describe_valid_ones() {
     for (args, right) in [
         (&["plan", "-p", "60,10,6", "--connections", "x"][..], "it must be a number, 1 or more"),
         (&["plan", "-p", "60,10,6", "--connections", "0"], "it must be a number, 1 or more"),

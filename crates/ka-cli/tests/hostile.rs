@@ -59,7 +59,8 @@ impl Attacker {
         self.child.id().to_string()
     }
 
-    /// Reads the options of its sockets, except those whose lock is held, because reading them could block this test.
+    /// Reads the options of the attacker's sockets. It omits sockets whose lock is held, because they could block this
+    /// test.
     fn others(&self) -> Vec<Told> {
         let locked = &self.said;
         command::outside_but(self.child.id().try_into().unwrap(), locked)
@@ -351,7 +352,7 @@ fn a_cgroup_gets_its_policy_while_a_lock_is_held() {
     succeed(ka().args(["cgroup", "detach", "--all"]));
 }
 
-/// A mount of net_cls for this test, with a cgroup that has a class; and the mounted controllers.
+/// A mount of net_cls for this test, with a cgroup that has a class. The second field names the mounted controllers.
 struct NetCls(PathBuf, &'static str);
 
 impl NetCls {
@@ -546,7 +547,7 @@ fn tables_are_compared_in_order() {
 /// Reading the descriptors of a process can take very long. ka stops after some time, names the process, and sets the
 /// next one.
 #[test]
-fn a_process_with_very_many_descriptors_does_not_hold_ka_up() {
+fn a_process_with_very_many_descriptors_does_not_block_ka() {
     if !has_attackers() {
         return;
     }
@@ -570,7 +571,7 @@ fn a_process_with_very_many_descriptors_does_not_hold_ka_up() {
     assert!((4..304).contains(&set), "{out}");
 }
 
-/// ka needs a descriptor for each process, and has few.
+/// ka needs a descriptor for each process, and may have only few at a time.
 #[test]
 fn more_processes_than_descriptors_are_set() {
     if !on_a_machine_of_its_own("more_processes_than_descriptors_are_set") {

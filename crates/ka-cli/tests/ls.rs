@@ -118,7 +118,7 @@ fn off_is_found_and_said_by_the_status() {
     let (status, out, _) = outcome(ka().args(["ls", "--off", "--pid", &pid]));
     assert_eq!((status, out.as_str()), (0, "0 of 3 sockets listed. Not listed: 3 on\n"));
     holder.assert_all(60, 10, 6);
-    // A process that cannot be looked into may have sockets without keepalive.
+    // ka cannot examine this process, which may have sockets without keepalive.
     let (status, out, err) = off(&["2147483647"]);
     assert_eq!((status, out.as_str()), (3, "[]\n"), "{err}");
     assert_eq!(err, "ka: ls: process 2147483647: there is no such process\n");
@@ -163,7 +163,7 @@ fn sockets_are_selected_by_port_risk_and_several_pids() {
     }
     assert_eq!(listed(&["--port", &ports[0], &second]).len(), 3);
     assert_eq!(listed(&["--port", &ports[2], &second]).len(), 0);
-    // Its own end has 10,5,2; the listener, and what it has accepted, have none.
+    // One end of the connection has 10,5,2. The listener and the accepted socket have keepalive off.
     let risky = listed(&["--risk", &second]);
     assert_eq!(risky.len(), 2, "{risky:?}");
     assert!(risky.iter().all(|socket| socket["risks"] == serde_json::json!(["off"])), "{risky:?}");
@@ -202,7 +202,7 @@ fn a_silent_peer_shows() {
     if !in_a_network_of_its_own("a_silent_peer_shows") {
         return;
     }
-    // A build that the tests wait for must not take the time of the probes.
+    // Build first, so that a build does not delay the test while probes are under way.
     support::release();
     let ((probing, _one), (sending, _other), (dying, _third)) = (connection(), connection(), connection());
     set(probing.as_raw_fd(), true, [1, 1, 100, 0]);
@@ -300,7 +300,7 @@ fn others_sockets_are_inferred() {
     let mut kept = keeps(&out);
     kept.sort_unstable();
     assert_eq!(kept, ["?", "off"], "{out}");
-    // A monitor must not pass because ka may not look.
+    // A monitor must not succeed only because ka may not examine a socket.
     set(server.as_raw_fd(), true, [100, 20, 4, 0]);
     let (status, out, err) = as_stranger(&["--off"]);
     assert_eq!((status, err), (3, hint.replace("2 sockets are", "1 socket are")));
@@ -354,7 +354,7 @@ fn all_network_namespaces_are_listed() {
     if !on_a_machine_of_its_own("all_network_namespaces_are_listed") {
         return;
     }
-    // The names of ip-netns(8) are in /run, and other tests must not see those of this one.
+    // ip-netns(8) keeps names in /run. Other tests must not see the names of this test.
     succeed(Command::new("mount").args(["-t", "tmpfs", "none", "/run"]));
     let start = || {
         let mut other = Command::new("unshare");
@@ -383,7 +383,8 @@ fn all_network_namespaces_are_listed() {
     assert!(out.starts_with("NETNS ") && out.contains("\nblue   holder"), "{out}");
     assert!(out.ends_with("\n9 sockets: 0 on, 9 off\n"), "{out}");
 
-    // Without the option: this namespace, and no column. With PIDs: the namespaces of these.
+    // Without the option, ka lists this namespace, without the column. With PIDs, it lists the namespaces of these
+    // processes.
     let (_, out, _) = outcome(ka().arg("ls"));
     assert!(out.starts_with("PROCESS ") && out.ends_with("\n3 sockets: 0 on, 3 off\n"), "{out}");
     assert!(listed(&[]).iter().all(|socket| socket["netns"].is_null()));
@@ -482,7 +483,7 @@ fn in_a_terminal(columns: u32, environment: &str, args: &str) -> Vec<String> {
     out.lines().map(|line| line.trim_end_matches('\r').to_owned()).collect()
 }
 
-/// A long name, IPv4 and IPv6.
+/// The test uses a process with a long name, and IPv4 and IPv6 addresses.
 #[test]
 fn a_narrow_terminal_keeps_names_and_ports() {
     if !in_a_network_of_its_own("a_narrow_terminal_keeps_names_and_ports") {
@@ -550,7 +551,7 @@ fn a_narrow_terminal_keeps_names_and_ports() {
     assert_eq!(plain.lines().next().unwrap().split_whitespace().collect::<Vec<_>>().join(" "), head);
 }
 
-/// The manual page and the schema describe each key that is printed, and no other: its type, its unit, and null.
+/// The manual page and the schema describe exactly the keys that are printed, with type, unit, and the meaning of null.
 #[test]
 fn the_manual_page_has_each_json_key() {
     let _connection = connection();

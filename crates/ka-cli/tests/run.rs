@@ -26,7 +26,7 @@ use support::{
 const FRESH: &str = "import socket; s = socket.socket(); \
     print(s.getsockopt(1, 9), *(s.getsockopt(6, n) for n in (4, 5, 6, 18)))";
 
-/// Prints the same of a socket that has begun to listen.
+/// Prints the same options of a socket that listens.
 const FRESH_AFTER: &str = "import socket; s = socket.socket(); s.listen(); \
     print(s.getsockopt(1, 9), *(s.getsockopt(6, n) for n in (4, 5, 6, 18)))";
 
@@ -81,9 +81,9 @@ fn with_file(make: &str, run: &str) -> (String, String) {
     (listener.unwrap_or_else(|| panic!("{make}: {run}: {told}{said}")), said)
 }
 
-/// Part by part what says less is over what says more; a whole policy is whole.
+/// A part of a stronger source overrides the same part of a weaker one. A whole policy overrides all parts.
 #[test]
-fn the_machine_s_file_has_no_part_in_a_whole_policy() {
+fn a_whole_policy_overrides_all_parts_of_ka_conf() {
     if !is_root() {
         skip("only root may have an /etc of its own");
         return;
@@ -95,7 +95,7 @@ fn the_machine_s_file_has_no_part_in_a_whole_policy() {
             ("KA_IDLE=99\\nKA_INTVL=9", "-p cnt=3", "1 60 10 3 0"),
             ("KA_POLICY=idle=99,user_timeout=7ms", "-p on", "1 60 10 6 0"),
             ("KA_POLICY=off\\nKA_CNT=9", "-p 30,5,3", "1 30 5 3 0"),
-            // A part leaves the rest to it.
+            // A flag for one part leaves the other parts to the file.
             ("KA_IDLE=99\\nKA_USER_TIMEOUT=5000", "-c 3", "1 99 10 3 5000"),
             ("KA_IDLE=99\\nKA_USER_TIMEOUT=5000", "", "1 99 10 6 5000"),
         ] {
@@ -106,10 +106,10 @@ fn the_machine_s_file_has_no_part_in_a_whole_policy() {
     }
 }
 
-/// The shim says it, and who starts a program without the shim says the same.
+/// The shim and ka print the same message.
 #[test]
-fn a_file_that_does_not_count_is_named_whichever_way_is_taken() {
-    if !on_its_own("a_file_that_does_not_count_is_named_whichever_way_is_taken") {
+fn each_way_names_an_ignored_ka_conf() {
+    if !on_its_own("each_way_names_an_ignored_ka_conf") {
         return;
     }
     let owner = "must be a regular file that belongs to root, readable by all, writable by nobody else; it is not read\n";
@@ -148,7 +148,7 @@ fn for_every_user(name: &str) -> (CleanUp, PathBuf, PathBuf) {
 }
 
 #[test]
-fn a_file_that_the_user_cannot_read_is_named_once() {
+fn each_way_names_an_unreadable_ka_conf_once() {
     if !is_root() {
         skip("only root may have an /etc of its own");
         return;
@@ -176,9 +176,9 @@ fn a_file_that_the_user_cannot_read_is_named_once() {
 }
 
 #[test]
-fn only_a_misspelled_variable_is_named_whichever_way_is_taken() {
+fn each_way_names_only_misspelled_variables() {
     let wrong = |command: &mut Command| {
-        // The others may be those of the program.
+        // The last two may belong to the program.
         command.env("KA_POLCY", "1,1,1").env("KA_PRELOADED", "").env("KA_FILE", "x").env("KA_LOG_LEVEL", "9");
         let loud = outcome(command);
         assert_eq!((loud.0, outcome(command.env("KA_QUIET", "1")).2.as_str()), (0, ""));
@@ -195,25 +195,25 @@ fn only_a_misspelled_variable_is_named_whichever_way_is_taken() {
     let said = "ka: KA_QUIET=\"yes\": must be 0 or 1; it does not count\n";
     assert_eq!(outcome(ka().args(["run", "true"]).env("KA_QUIET", "yes")).2, said);
     assert_eq!(outcome(ka().args(["check", "true"]).env("KA_QUIET", "yes")).2, said);
-    // A right one is not named, whether or not it is for the program.
+    // Correct names cause no message.
     let preload = support::release().join("libka_preload.so");
     let mut command = ka();
     command.args(["run", "true"]).env("KA_PRELOAD", preload).env("KA_POLICY", "60,10,6");
     assert_eq!(outcome(&mut command), (0, String::new(), String::new()));
 }
 
-/// ka check names the other mistakes too.
+/// check also names wrong values.
 #[test]
-fn check_names_a_wrong_value() {
+fn check_names_wrong_values() {
     assert_eq!(
         outcome(ka().args(["check", "true"]).env("KA_CNT", "999")).2,
         "ka: KA_CNT=\"999\": cnt must be 1..127 probes; it does not count\n"
     );
 }
 
-/// The shim in the program says so.
+/// The shim in the program prints the message.
 #[test]
-fn a_log_that_cannot_be_written_is_named_once() {
+fn run_names_an_unwritable_log_once() {
     let mut command = ka();
     command.args(["run", "--via", "preload", "true"]).env("KA_LOG", "/no/such/folder/log");
     let complaint =
@@ -356,7 +356,7 @@ fn off_is_offered_where_it_is_taken() {
 
 /// Without libka_preload.so, ka takes another way than the usual one and says so.
 #[test]
-fn a_missing_shim_is_named_once_with_the_way_that_is_taken() {
+fn run_reports_a_missing_shim_and_its_other_way_once() {
     if Path::new(option_env!("KA_LIBDIR").unwrap_or("/usr/lib/ka")).join("libka_preload.so").exists() {
         skip("libka_preload.so is installed, so it is not missing");
         return;
@@ -391,9 +391,9 @@ fn a_missing_shim_is_named_once_with_the_way_that_is_taken() {
     drop(made);
 }
 
-/// ka does not look into a script, so it says whom the shim does not reach.
+/// ka does not examine the commands of a script. So with -v it names the programs that the shim does not reach.
 #[test]
-fn what_a_script_may_start_is_said_with_v() {
+fn run_v_reports_programs_of_scripts_that_preload_does_not_reach() {
     let script = scratch("script.sh");
     fs::write(&script, "#!/bin/sh\nexit 0\n").unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
@@ -612,7 +612,7 @@ fn what_cannot_be_reached_is_not_run() {
 const OWN_CALLS: &str =
     "makes its system calls itself: neither it nor its libraries import socket, connect, listen or accept";
 
-/// The shim replaces functions of the C library, which such a program does not call.
+/// The shim replaces functions of the C library. A program with its own system-call instructions does not call them.
 #[test]
 fn programs_with_system_calls_of_their_own_are_run_under_a_supervisor() {
     for optimized in ["-O0", "-O2"] {
@@ -627,8 +627,8 @@ fn programs_with_system_calls_of_their_own_are_run_under_a_supervisor() {
         assert!(err.contains(OWN_CALLS), "{err}");
         assert!(err.ends_with("; use ka run without --via, or --via seccomp\n"), "{err}");
     }
-    // Programs whose instructions have nothing to do with sockets, that have none, or that also import the C library's
-    // functions.
+    // ka uses preload for programs without system-call instructions for sockets, and for programs that also import the C
+    // library's functions.
     for program in
         [raw(&["-O2", "-DOTHER"]), "true".into(), "sh".into(), "env".into(), raw(&["-O2", "-DBOTH"])]
     {
@@ -638,7 +638,7 @@ fn programs_with_system_calls_of_their_own_are_run_under_a_supervisor() {
     }
 }
 
-/// ka finds such a library wherever the loader finds it.
+/// ka finds a library with system-call instructions in the same places as the loader.
 #[test]
 fn libraries_with_system_calls_of_their_own_are_found_as_the_loader_finds_them() {
     const RUNPATH: &str = "-Wl,-rpath,$ORIGIN/lib,--enable-new-dtags";
@@ -686,7 +686,7 @@ fn libraries_with_system_calls_of_their_own_are_found_as_the_loader_finds_them()
     } else {
         skip("only root writes /etc/ld.so.cache");
     }
-    // A library that is not found does not decide, and check names it.
+    // A missing library does not change the way, and check names the library.
     let (_, text, _) = outcome(ka().arg("check").arg(&program));
     let unread =
         format!("libraw.so, which {} is linked to, is not found or cannot be read", program.display());

@@ -532,7 +532,7 @@ fn no_other_program_is_run() {
     }
 }
 
-/// Puts a FIFO, a socket, a device and a folder in every place where ka opens a file that somebody else named. Opening
+/// Puts a FIFO, a socket, a device and a folder in every place where ka opens a file that a user named. Opening
 /// a FIFO without a writer would block forever.
 #[test]
 fn files_that_are_not_regular_are_rejected_and_not_opened() {

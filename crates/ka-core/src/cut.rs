@@ -18,14 +18,14 @@ pub fn cut(text: &[u8], separator: u8) -> (&[u8], Option<&[u8]>) {
     (text, None)
 }
 
-/// The text without the blanks at its ends: spaces, tabs and line ends.
+/// Returns the text without leading and trailing blanks: spaces, tabs and line ends.
 #[inline(never)]
 #[must_use]
 pub const fn trim(text: &[u8]) -> &[u8] {
     text.trim_ascii()
 }
 
-/// The place of a name among names with commas between them.
+/// Returns the position of a name in a comma-separated list.
 #[inline(never)]
 #[must_use]
 pub fn place(names: &[u8], name: &[u8]) -> Option<usize> {

@@ -89,7 +89,7 @@ impl Timer {
         Self::at(place(b"idle,intvl,cnt,user_timeout", name)?)
     }
 
-    /// The one at this place in a policy's canonical text.
+    /// Returns the timer at this position in a policy's canonical text.
     pub(crate) const fn at(n: usize) -> Option<Self> {
         match n {
             0 => Some(Self::Idle),

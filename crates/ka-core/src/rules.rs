@@ -58,8 +58,8 @@ impl Rule {
     /// Reads a rule: conditions and an action, with blanks between them.
     ///
     /// The conditions, each at most once, all of which must hold: `peer=ADDRESS[/BITS]`, `rport=N[-M]`,
-    /// `lport=N[-M]`. The action, last: `skip` (or `off`), or a policy's text as [`parse_typed`] reads it. What the text does
-    /// not name comes from the base policy.
+    /// `lport=N[-M]`. The action, last: `skip` (or `off`), or a policy's text as [`parse_typed`] reads it. Values that
+    /// the text does not name come from the base policy.
     ///
     /// # Errors
     /// The first word that is wrong.
@@ -144,7 +144,7 @@ impl Rule {
     }
 }
 
-/// The length of the first word of a rule. Blanks end it, but for those around the commas of a policy, or around the colons of
+/// Returns the length of the first word of a rule. A blank ends the word, except beside a comma of a policy or a colon of
 /// three numbers.
 fn word_end(text: &[u8]) -> usize {
     let separator = |byte: u8| byte == b',' || byte == b':' && text.first().is_some_and(u8::is_ascii_digit);

@@ -1,4 +1,4 @@
-//! A policy as text: `60,10,5` or `idle=60,intvl=10,cnt=5`. Times are read here for the whole workspace.
+//! A policy as text: `60,10,5` or `idle=60,intvl=10,cnt=5`. This module also parses times for the whole workspace.
 
 use core::error;
 use core::fmt;
@@ -11,13 +11,13 @@ use crate::option::Timer;
 
 /// Reads a policy from its text.
 ///
-/// The text is one of two:
+/// The text has one of two forms:
 ///
 /// - three values without names, idle, intvl and cnt, with commas or colons between them: `60,10,5`, `5m:30:5`;
 /// - items with commas between them, in any order and each at most once: `idle=`, `intvl=`, `cnt=` and
 ///   `user_timeout=` with a value, and one of `on`, `off` and `keep`. Without one of these the policy is `on`.
 ///
-/// Values are decimal digits without leading zeros. A time may have a unit behind it: `ms`, `s`, `m`, `h` or `d`. A bare
+/// Values are decimal digits without leading zeros. A time may end with a unit: `ms`, `s`, `m`, `h` or `d`. A bare
 /// number is seconds for idle and intvl, and milliseconds for the user timeout. idle and intvl are whole seconds. cnt has no
 /// unit. `user_timeout=auto` is [`UserTimeout::Auto`], and `user_timeout=none` is 0. Blanks around items are ignored. The
 /// policy leaves values that the text does not name unchanged.
@@ -41,8 +41,8 @@ pub fn parse(text: &[u8]) -> Result<Config, ParseError<'_>> {
 
 /// Reads a policy that a person wrote: [`parse`], but a user timeout below 1000 needs a unit.
 ///
-/// `user_timeout=30` beside `idle=30` looks like 30 seconds and would be 30 milliseconds. [`parse`] accepts it, because
-/// [`Text`] writes it.
+/// `user_timeout=30` beside `idle=30` looks like 30 seconds and would be 30 milliseconds. [`parse`] accepts the bare
+/// number, because [`Text`] writes it.
 ///
 /// # Errors
 /// As [`parse`], and [`Reason::NoUnit`].
@@ -96,9 +96,9 @@ pub enum Reason {
     Unknown,
     /// Numbers without names, but not exactly three.
     NotThree,
-    /// Not decimal digits without leading zeros, with a unit where this value has one.
+    /// The value is not decimal digits without leading zeros, or its unit is wrong.
     NotAValue(Timer),
-    /// Not whole seconds, for idle or intvl.
+    /// idle or intvl is not whole seconds.
     NotWhole,
     /// A user timeout below 1000 without a unit, written by a person.
     NoUnit,
@@ -233,7 +233,7 @@ impl Fields {
 }
 
 impl Config {
-    /// Takes the value of a text for a timer. After a failure the policy is as it was.
+    /// Sets a timer from its text. A failure leaves the policy unchanged.
     #[inline(never)]
     pub(crate) fn take_text(&mut self, timer: Timer, text: &[u8], typed: bool) -> Result<(), Reason> {
         let word = match text {
@@ -293,17 +293,17 @@ impl Timer {
     }
 }
 
-/// A number, and its unit if there is one: how all times are written.
+/// A number and an optional unit. All times have this form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quantity {
-    /// The number. One that is larger than this type can hold is [`u64::MAX`].
+    /// The number, or [`u64::MAX`] if it is larger than that.
     pub number: u64,
-    /// The milliseconds of the unit. Without a unit it is 0.
+    /// The unit in milliseconds, or 0 without a unit.
     pub unit: u64,
 }
 
 impl Quantity {
-    /// Reads decimal digits without leading zeros, and behind them nothing or one of `ms`, `s`, `m`, `h` and `d`.
+    /// Reads decimal digits without leading zeros, and an optional unit: `ms`, `s`, `m`, `h` or `d`.
     #[must_use]
     #[inline(never)]
     pub fn parse(text: &[u8]) -> Option<Self> {
@@ -388,9 +388,9 @@ impl From<u32> for Text {
 }
 
 impl Text {
-    /// The text that a person may write for a policy: [`parse_typed`] reads it back to the same policy.
+    /// Formats a policy as a person may write it. [`parse_typed`] reads the text back to the same policy.
     ///
-    /// It differs from the canonical form only in the unit of a user timeout below 1000.
+    /// This text differs from the canonical form only in the unit of a user timeout below 1000.
     #[must_use]
     pub fn typed(config: &Config) -> Self {
         let mut text = Self::from(config);

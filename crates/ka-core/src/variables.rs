@@ -13,7 +13,7 @@ use crate::text::{Reason, parse_typed};
 /// right.
 pub const CONF: &CStr = c"/etc/ka.conf";
 
-/// Somebody else could have written it, or this user cannot read it.
+/// The file could have been written by another user, or this user cannot read it.
 pub const CONF_OWNER: &str =
     "must be a regular file that belongs to root, readable by all, writable by nobody else";
 
@@ -106,7 +106,7 @@ impl<'a> Values<'a> {
     #[inline(never)]
     pub fn keep(&mut self, name: &[u8], value: &'a [u8]) -> bool {
         let slot = place(Variable::NAMES, name).and_then(|n| self.0.get_mut(n));
-        // Where a name is given twice, getenv(3) finds the first.
+        // If the environment has a name twice, getenv(3) finds the first.
         slot.map(|slot| slot.get_or_insert(value)).is_some()
     }
 
@@ -162,9 +162,9 @@ impl Default for Orders<'_> {
 }
 
 impl<'a> Orders<'a> {
-    /// Takes the values of all sources, the strongest source first in `sources`. It overrides the others. `KA_POLICY` names a
-    /// whole policy, so it also overrides the parts that weaker sources name. A wrong value is ignored, and passed to
-    /// `wrong` with a description of a valid one.
+    /// Takes the values of all sources. `sources` begins with the strongest source, which overrides the others. `KA_POLICY`
+    /// names a whole policy, so it also overrides the parts that weaker sources name. A wrong value is ignored, and passed
+    /// to `wrong` with a description of a valid one.
     #[inline]
     pub fn take_all(
         &mut self,

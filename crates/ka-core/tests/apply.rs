@@ -211,9 +211,10 @@ fn an_automatic_user_timeout_is_made_of_what_is_named_and_what_is_in_force() {
     }
 }
 
-/// An idle time that is kept is read once. Else another value could come between, and the user timeout would not fit it.
+/// A kept idle time is read only once. Between two readings, another process could change the value, and the automatic
+/// user timeout would not match it.
 #[test]
-fn an_automatic_user_timeout_and_the_re_arming_use_one_reading_of_the_idle_time() {
+fn a_kept_idle_time_is_read_only_once() {
     let fake = Fake::tcp(ON);
     let policy = Config::KEEP.with_timer(Timer::Intvl, Some(20)).unwrap();
     fake.apply(policy.with_user_timeout(UserTimeout::Auto).unwrap()).unwrap();

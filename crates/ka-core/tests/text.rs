@@ -170,7 +170,7 @@ fn the_text_is_the_shortest_that_says_it() {
 }
 
 #[test]
-fn a_person_writes_the_unit_of_a_user_timeout_below_1000() {
+fn parse_typed_requires_a_unit_for_user_timeouts_below_1000() {
     let timeout = |value| Config::KEEP.with_user_timeout(UserTimeout::Milliseconds(value)).unwrap();
     for value in [1, 30, 999] {
         let canonical = format!("keep,user_timeout={value}");
@@ -192,7 +192,7 @@ fn a_person_writes_the_unit_of_a_user_timeout_below_1000() {
 }
 
 #[test]
-fn a_value_is_read_alone_as_in_a_policy() {
+fn single_values_are_parsed_like_policy_items() {
     assert_eq!(Timer::Idle.parse_typed(b" 5m "), Ok(300));
     assert_eq!(Timer::Cnt.parse_typed(b"5m"), Err(Reason::NotAValue(Timer::Cnt)));
     assert_eq!(Timer::Intvl.parse_typed(b"auto"), Err(Reason::NotAValue(Timer::Intvl)));
@@ -234,7 +234,7 @@ fn errors_say_what_was_wrong_and_what_would_be_right() {
 }
 
 #[test]
-fn the_largest_times_in_messages_are_those_of_the_ranges() {
+fn messages_name_the_largest_valid_times() {
     for (timer, most) in
         [(Timer::Idle, "9h 6m 7s"), (Timer::Intvl, "9h 6m 7s"), (Timer::UserTimeout, "24d 20h 31m 23s")]
     {
@@ -288,7 +288,7 @@ proptest! {
     }
 
     #[test]
-    fn blanks_and_separators_change_nothing(numbers: [u16; 3], blanks in proptest::collection::vec("[ \t]{0,2}", 6), colon: bool) {
+    fn blanks_and_separators_do_not_change_the_policy(numbers: [u16; 3], blanks in proptest::collection::vec("[ \t]{0,2}", 6), colon: bool) {
         let [idle, intvl, cnt] = numbers;
         let separator = if colon { ":" } else { "," };
         let spaced: Vec<_> = numbers
@@ -302,7 +302,7 @@ proptest! {
     }
 
     #[test]
-    fn a_unit_multiplies(number in 0_i64..100_000_000, unit in 0_usize..5) {
+    fn a_unit_scales_the_number(number in 0_i64..100_000_000, unit in 0_usize..5) {
         let (name, scale) = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)][unit];
         let total = number * scale;
         let read = |timer: Timer| timer.parse_typed(format!("{number}{name}").as_bytes());

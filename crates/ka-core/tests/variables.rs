@@ -126,7 +126,7 @@ fn each_variable_says_its_own() {
             .unwrap_err(),
         too_long
     );
-    // A value that is refused changes nothing.
+    // A rejected value changes nothing.
     let mut orders = taken(Variable::Policy, "idle=32767,intvl=32767,cnt=1,user_timeout=auto").unwrap();
     let before = orders.policy;
     assert_eq!(orders.take(Variable::Cnt, b"127"), Err(too_long));

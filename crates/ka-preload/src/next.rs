@@ -90,7 +90,7 @@ pub(crate) unsafe fn prctl(option: c_int, args: [c_ulong; 4]) -> c_int {
     unsafe { function(option, a, b, c, d) }
 }
 
-/// dlsym(3), called for the hook itself. Null if no library has one.
+/// Calls dlsym(3) for the hook itself. Returns null if no library has a dlsym.
 ///
 /// # Safety
 /// `handle` is valid, and `name` is a C string.

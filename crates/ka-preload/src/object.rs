@@ -24,7 +24,7 @@ pub(crate) struct Object<'a> {
     headers: &'a [Header],
 }
 
-/// How many objects were ever added and removed. While both are the same, the loaded objects have not changed.
+/// How many objects were ever added and removed. While both numbers stay the same, the loaded objects have not changed.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
     pub(crate) added: u64,
@@ -37,8 +37,8 @@ type Iterate = unsafe extern "C" fn(
     *mut c_void,
 ) -> c_int;
 
-/// The C library's dl_iterate_phdr(3). A program or a library in front of it may have one of its own that calls dlsym(3),
-/// whose hook calls this. The C library comes last among those that have one.
+/// The C library's dl_iterate_phdr(3). The program or another library may define its own, which may call dlsym(3). The
+/// dlsym hook walks the loaded objects, so it would call itself without end. The C library is the last that defines it.
 pub(crate) static ITERATE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
 /// The loaded objects at one moment.
@@ -69,7 +69,7 @@ pub(crate) fn each<F: FnMut(&Object<'_>) -> ControlFlow<()>>(mut look: F) {
         look(&Object { info, headers }).is_break().into()
     }
     let found = ITERATE.load(Ordering::Relaxed);
-    // Before it was looked for, the one that the loader has bound has to do.
+    // Before the C library's function is found, use the one that the loader has bound.
     let iterate: Iterate = if found.is_null() {
         libc::dl_iterate_phdr
     } else {

@@ -122,10 +122,10 @@ pub(crate) fn name(number: c_long, fd: c_int, address: &mut sockaddr_storage) ->
 }
 
 /// Returns whether a descriptor may be a socket: it is open for reading and writing, and was not opened as a file.
-/// Files, pipes and memory (memfd_create(2)) never pass; eventfds do. fstat(2) would know, but asks the file system,
-/// which may be a FUSE one whose owner never answers. fcntl(2) reads a word of the descriptor.
+/// Files, pipes and memory (memfd_create(2)) never pass; eventfds do. fstat(2) would be exact, but it calls the file
+/// system, which may be a FUSE server that never answers. fcntl(2) only reads a word of the descriptor.
 pub(crate) fn may_be_a_socket(fd: c_int) -> bool {
-    // The kernel's value: libc's is 0 where all files are large.
+    // The kernel's value. libc defines 0 on targets where all files are large.
     #[cfg(target_arch = "x86_64")]
     const LARGE_FILE: usize = 0o100_000;
     #[cfg(target_arch = "aarch64")]

@@ -38,11 +38,11 @@ static REMOVED: AtomicU64 = AtomicU64::new(0);
 /// How many objects were examined then.
 static EXAMINED: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether the program has called dlopen(3). Until then dlsym(3) costs nothing, and takes no lock that a child of fork might
-/// find held.
+/// Whether the program has called dlopen(3). Until then the dlsym hook does no extra work, and takes no lock. In a child of
+/// fork, another thread of the parent could hold such a lock forever.
 static OPENED: AtomicBool = AtomicBool::new(false);
 
-/// The program is about to open a library.
+/// Records that the program opens a library.
 pub(crate) fn opening() {
     OPENED.store(true, Relaxed);
 }
@@ -125,7 +125,7 @@ fn survey(always: bool) -> Option<Loaded> {
 fn look_at(object: &Object<'_>) {
     if let Some(part) = object.c_library_part() {
         let Range { start, end } = object.code();
-        // The first one is it: another may only be called so.
+        // The first object with this name is the C library. A later one only has the same name.
         if let Some([first, last]) = C_LIBRARY.get(part)
             && first.load(Relaxed) == 0
         {

@@ -89,7 +89,7 @@ impl<T> Place<T> {
 
 static SETTINGS: Place<Settings> = Place::new();
 
-/// What /etc/ka.conf says. Pages that are never touched where there is no such file.
+/// The text of /etc/ka.conf. Without this file, the pages are never touched.
 static FILE: Place<[u8; CONF_ROOM]> = Place::new();
 
 /// The memory for the settings' strings. They are not a part of `Settings`: most programs have no log, and each page

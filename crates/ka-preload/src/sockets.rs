@@ -271,9 +271,8 @@ pub(crate) fn foreign(fd: c_int) {
     learn(fd, Known::Foreign);
 }
 
-/// Called before the program makes a call that takes the lock of a socket; costs a look into the table. If the
-/// descriptor is a foreign one, it gets the policy now: a lock that is held would block the program's call just as
-/// well.
+/// Called before the program makes a call that takes the lock of a socket. Costs one look-up in the table. A foreign
+/// socket gets the policy now: if another process holds the lock, the program's own call blocks too.
 #[inline(never)]
 pub(crate) fn before_use(fd: c_int) {
     if byte(fd) == Known::Foreign as u8 {

@@ -28,7 +28,7 @@ static void is(int fd, const char *wanted, const char *what)
     }
 }
 
-/* The shim does not see the last one. */
+/* The shim does not see a filter that is installed by UNSEEN. */
 enum road { BY_NOTHING, BY_PRCTL, BY_NUMBER_OF_PRCTL, BY_NUMBER_OF_SECCOMP, WITH_A_LISTENER, ROADS, UNSEEN };
 static const char *const roads[] = { "no filter", "prctl()", "syscall(SYS_prctl)", "syscall(SYS_seccomp)",
                                      "syscall(SYS_seccomp) with a listener" };
@@ -63,7 +63,7 @@ static void install(enum road road, unsigned action, int argument, const long *c
         CHECK(syscall(SYS_seccomp, (long)SECCOMP_SET_MODE_FILTER, (long)SECCOMP_FILTER_FLAG_NEW_LISTENER, &filter) > 0);
 }
 
-/* Calls that a program makes before it installs a filter, or instead. None of them installs a filter. */
+/* Calls of prctl(2) and seccomp(2) that do not install a filter. */
 static void ask_what_there_is(void)
 {
     unsigned action = SECCOMP_RET_KILL_PROCESS;

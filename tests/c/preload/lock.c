@@ -186,7 +186,7 @@ static void by_exec(char **program)
     for (int n = 0; waitpid(victim, &status, WNOHANG) == 0; n++) {
         if (n > ANSWER_WITHIN / 20) {
             fprintf(stderr, "the program does not start\n");
-            /* Not waited for: the program ends only together with this process, which holds the lock. */
+            /* Do not wait for the program: this process holds the lock, so the program ends only after this process. */
             kill(victim, SIGKILL);
             victim = 0;
             end(1);

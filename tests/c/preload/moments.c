@@ -395,8 +395,8 @@ static void unseen_then_set(void)
     is(900, ON);
 }
 
-/* A connection from a process that may be another user's: the kernel does not tell who uses the other end of a
- * datagram socket. Its first byte is ready to be read. */
+/* Returns a connection from a process that may be another user's: the kernel does not report the user at the other end
+ * of a datagram socket. The first byte of the connection is ready to be read. */
 static int from_a_stranger(int *peer)
 {
     struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };

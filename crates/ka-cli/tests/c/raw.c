@@ -3,7 +3,7 @@
  * idle, intvl, cnt, user timeout. With an argument, it then prints `stay`, and waits for the end of its standard input.
  *
  *   (nothing)    a program that listens by its own instructions
- *   -DBOTH       a program that also listens by the C library
+ *   -DBOTH       a program that also listens through the C library
  *   -DOTHER      a program whose own instruction makes a call that has nothing to do with sockets
  *   -DLIBRARY    a library with a function that listens
  *   -DPROGRAM    a program that is linked to that library

@@ -1,6 +1,7 @@
 //! dlopen(3)
 //!
-//! The real dlopen takes its return address for the caller's, whose search path it uses. The hook jumps to it.
+//! The real dlopen identifies its caller by the return address, and uses the caller's search path. So the hook jumps to
+//! the real function.
 
 use super::stub::{self, Arguments};
 use crate::rebind;
