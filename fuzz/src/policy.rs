@@ -234,8 +234,8 @@ fn seconds(text: &str) -> Result<Option<i32>, Wrong> {
     }
 }
 
-/// Returns a number, and its unit in milliseconds. If the number is too large for any range, the result is another number
-/// that is too large.
+/// Returns a number, and its unit in milliseconds. If the number is too large for any range, the result is `i128::MAX`
+/// or another number that is too large.
 fn quantity(text: &str) -> Result<(i128, Option<i128>), Wrong> {
     let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
     let unit = units.into_iter().find(|(name, _)| {

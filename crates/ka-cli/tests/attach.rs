@@ -121,7 +121,7 @@ fn the_policy_comes_from_flags_then_variables_then_the_file_then_60_10_6() {
     holder.assert_all(281, 30, 5);
 }
 
-/// Another policy of ka that the process has will apply to its next sockets, so ka names it.
+/// If the process already has a policy of ka, that policy applies to sockets that are opened later. So attach names it.
 #[test]
 fn attach_names_the_policy_of_ka_run() {
     let mut run = ka();

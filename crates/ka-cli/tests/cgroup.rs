@@ -806,7 +806,7 @@ fn elsewhere(program: &Path) -> Vec<String> {
 }
 
 /// A user with a delegated cgroup makes names longer than a path, many levels, and a folder that only its owner may
-/// read. ka sets all other cgroups, and these as far as its rights permit.
+/// read. ka sets all other cgroups, and those of the user's cgroups that its rights permit.
 #[test]
 fn deep_and_unreadable_cgroups_are_set_or_reported() {
     if !on_its_own("deep_and_unreadable_cgroups_are_set_or_reported") {
@@ -828,7 +828,7 @@ fn deep_and_unreadable_cgroups_are_set_or_reported() {
     let mut deeper = Holder::start(nest(1100, 2).args(elsewhere(holder())));
     let mut victim = Holder::start(within(&last, "env".as_ref()).args(elsewhere(holder())));
     let result = ka_cgroup(&["attach", "-p", "280,30,5"], &cgroup.0);
-    // ka cannot tell whether a socket in a cgroup nested that deeply belongs to this cgroup.
+    // If cgroups are nested that deeply, ka cannot tell whether a socket belongs to this cgroup.
     assert_eq!(result.0, 1, "{result:?}");
     assert!(result.1.ends_with("; 6 sockets set, 0 unchanged, 3 failed\n"), "{result:?}");
     assert!(result.2.contains("3 sockets: they are in cgroups too deep to tell"), "{result:?}");
@@ -969,8 +969,8 @@ fn run_within(cgroup: &Cgroup, args: &[&str]) -> Command {
     command
 }
 
-/// The test kills the process that would remove a cgroup of `ka run --via cgroup`. An empty cgroup with such a name
-/// that another program made, and a cgroup with a process in it, are left.
+/// The test kills the process that would remove a cgroup of `ka run --via cgroup`. ka keeps a cgroup
+/// with a process in it, and an empty cgroup of this name form that another program made.
 #[test]
 fn empty_cgroups_that_ka_run_left_are_removed() {
     if !on_its_own("empty_cgroups_that_ka_run_left_are_removed") {

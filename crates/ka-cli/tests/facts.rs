@@ -271,7 +271,7 @@ fn check_reports_programs_and_pids_without_sockets() {
     let (_, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).arg("check").arg(&unreadable)));
     assert!(out.contains("you may not read it") && out.contains("& sudo ka attach --follow $!"), "{out}");
     assert!(out.contains("attach   no      it may not be read: needs CAP_SYS_PTRACE"), "{out}");
-    // ka cannot see the libraries of another user's process, so it prints unknown and not no.
+    // ka cannot see the libraries of another user's process, so it prints `unknown` instead of `no`.
     let own = std::process::id().to_string();
     let (_, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).args(["check", &own])));
     assert!(out.contains("preload  unknown ka may not read which libraries are in it"), "{out}");
@@ -796,7 +796,7 @@ fn version_and_help() {
     assert!(status == 2 && out.is_empty() && err.contains("unrecognized subcommand 'nothing'"), "{err}");
 }
 
-/// Only an example may be wider, because a broken one cannot be copied.
+/// Only examples may be wider than the terminal, because a wrapped example cannot be copied.
 #[test]
 fn help_wraps_at_the_width_of_the_terminal() {
     for args in

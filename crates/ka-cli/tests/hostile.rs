@@ -1,6 +1,6 @@
 //! Attackers that try to stop ka: they hold the locks of their sockets, make the last close wait, or have more
 //! descriptors or threads than ka can read. Each test shows that ka ends, that all other sockets have the policy, and
-//! that ka names the ones that it left out.
+//! that ka names the sockets that it left out.
 
 #[path = "../../../tests/support/mod.rs"]
 mod support;
@@ -37,7 +37,7 @@ impl Attacker {
     fn start(name: &str, args: &[&str]) -> Option<Self> {
         let source = root().join("crates/ka-cli/tests/c").join(name).with_extension("c");
         let program = compile(support::cc().arg("-pthread"), &source, Link::Nothing);
-        // Every user may run it there, wherever the repository is.
+        // Every user may run the program there, even if the repository is private.
         let folder = public(name);
         let _made = CleanUp(folder.clone());
         let place = folder.join(name);
@@ -140,7 +140,7 @@ fn ka_sets_other_sockets_while_a_lock_is_held() {
     let errors: Vec<_> = rows.iter().filter(|row| !row["error"].is_null()).collect();
     assert_eq!((status, rows.len(), errors.len()), (1, 5, 1), "{out}{err}");
     assert_eq!((&errors[0]["fd"], &errors[0]["error"]), (&evil.said[0].into(), &BLOCKED.into()), "{out}");
-    // The other rows have their status: ka read it socket by socket, because the kernel's list had blocked.
+    // The other rows have their status: the kernel's list had blocked, so ka read the status socket by socket.
     assert!(rows.iter().all(|row| row["error"].is_string() || row["unanswered_probes"] == 0), "{out}");
     let mut check = ka();
     check.args(["check", &evil.pid()]);
@@ -240,7 +240,7 @@ fn ka_ends_at_a_signal_while_a_lock_is_held() {
     );
 }
 
-/// After 8 blocked sockets of one user, ka leaves the rest of that user's sockets alone, but no other user's.
+/// After 8 blocked sockets of one user, ka leaves the rest of that user's sockets alone. It still sets those of others.
 #[test]
 fn a_user_with_many_held_locks_is_left_alone() {
     if !on_a_machine_of_its_own("a_user_with_many_held_locks_is_left_alone") || !has_attackers() {
@@ -304,8 +304,8 @@ fn eventually_long(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// A cgroup has a socket whose lock is held: ka sets its other sockets through their processes. It can do so with the
-/// system calls that the systemd unit and the profile for containers allow.
+/// A cgroup has a socket whose lock is held: ka sets the cgroup's other sockets through their processes. For
+/// this, ka needs only system calls that the systemd unit and the profile for containers allow.
 #[test]
 fn a_cgroup_gets_its_policy_while_a_lock_is_held() {
     if !on_its_own("a_cgroup_gets_its_policy_while_a_lock_is_held") {
@@ -413,7 +413,7 @@ fn classed() -> (usize, usize) {
     (sockets.lines().filter(|line| line.contains("class_id:0x100001")).count(), sockets.lines().count())
 }
 
-/// A receiver of a descriptor gives the socket its own class. ka receives it in the cgroup of the process.
+/// A receiver of a descriptor gives the socket the receiver's class. So ka first enters the cgroup of the process.
 #[test]
 fn sockets_keep_their_class() {
     if !on_a_machine_of_its_own("sockets_keep_their_class") || !has_attackers() {

@@ -416,7 +416,7 @@ fn all_network_namespaces_are_listed() {
     let (status, _, err) = outcome(ka().args(["ls", "--all-netns", "--netns", "blue"]));
     assert!(status == 2 && err.contains("cannot be used with"), "{err}");
 
-    // A name that is also the PID of a process in another namespace.
+    // A namespace may have a name that is also the PID of a process in another namespace.
     succeed(Command::new("ip").args(["netns", "delete", "blue"]));
     attach(&pid(&unnamed), &named);
     let sockets = listed(&["--all-netns"]);
@@ -519,7 +519,7 @@ fn a_narrow_terminal_keeps_names_and_ports() {
             set(client.as_raw_fd(), true, [7200, 7200, 100, user_timeout]);
         }
         let mut lines = in_a_terminal(columns, "NO_COLOR=1", args);
-        // The machine may have processes that even root may not look into.
+        // The machine may have processes that even root may not examine.
         lines.retain(|line| !line.starts_with("ka: "));
         let table = lines.join("\n");
         let widest = lines.iter().map(|line| line.chars().count()).max().unwrap();
@@ -635,7 +635,7 @@ fn closed_standard_descriptors_do_no_harm() {
     assert!(table.lines().all(|line| line.split_whitespace().nth(1) == Some("0")), "{table}");
 }
 
-/// A state that the kernel never lists is refused. An empty list would look as if there were no such socket.
+/// ka rejects a state that the kernel never lists. An empty list would look as if no socket had this state.
 #[test]
 fn a_state_that_cannot_be_listed_is_refused() {
     let _unconnected = support::fresh();

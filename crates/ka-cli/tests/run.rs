@@ -354,7 +354,7 @@ fn off_is_offered_where_it_is_taken() {
     }
 }
 
-/// Without libka_preload.so, ka takes another way than the usual one and says so.
+/// Without libka_preload.so, ka takes another way than usual, and reports this.
 #[test]
 fn run_reports_a_missing_shim_and_its_other_way_once() {
     if Path::new(option_env!("KA_LIBDIR").unwrap_or("/usr/lib/ka")).join("libka_preload.so").exists() {
@@ -627,8 +627,8 @@ fn programs_with_system_calls_of_their_own_are_run_under_a_supervisor() {
         assert!(err.contains(OWN_CALLS), "{err}");
         assert!(err.ends_with("; use ka run without --via, or --via seccomp\n"), "{err}");
     }
-    // ka uses preload for programs without system-call instructions for sockets, and for programs that also import the C
-    // library's functions.
+    // ka uses preload for programs without system-call instructions for sockets, and for programs that also import the
+    // C library's functions.
     for program in
         [raw(&["-O2", "-DOTHER"]), "true".into(), "sh".into(), "env".into(), raw(&["-O2", "-DBOTH"])]
     {
@@ -717,7 +717,8 @@ fn a_program_that_is_linked_to_a_library_of_go_is_run_under_a_supervisor() {
     assert!(text.contains(&format!("\n  {}", &why[6..])) && text.contains("\npreload  no   "), "{text}");
 }
 
-/// ka does not reach the server of a client, and reports this when it starts or checks the client.
+/// If a program is the client of a running server, ka does not reach the server. `ka run -v` and `ka check` report
+/// this.
 #[test]
 fn clients_of_servers_are_named() {
     let folder = scratch("clients");

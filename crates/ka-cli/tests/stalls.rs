@@ -192,7 +192,7 @@ fn is_survived(attack: &str, place: &str) {
     assert_eq!(tree.connects(), BOTH);
     let (status, said) = tree.end();
     assert_eq!(status.code(), Some(7), "{said}");
-    // One line is that of -v, the other names the attacker.
+    // -v prints one line; the other line names the attacker.
     assert_eq!(said.lines().count(), 2, "{said}");
 }
 
@@ -256,7 +256,7 @@ fn without_a_free_thread_calls_are_let_through() {
     assert_eq!(said.matches(mark).count(), 1, "{said}");
 }
 
-/// SIGKILL does not end a thread that waits for a socket's lock. To wait(2), the supervisor then never ends.
+/// SIGKILL does not end a thread that waits for a socket's lock. So wait(2) never reports the end of the supervisor.
 #[test]
 fn the_spare_takes_over_from_a_supervisor_that_cannot_end() {
     if !can_attack() {
@@ -311,7 +311,7 @@ fn full_pipe() -> (OwnedFd, OwnedFd) {
     (read, write)
 }
 
-/// ka has messages, but standard error is full: that a program uses io_uring, and that the supervisor was killed.
+/// ka reports that a program uses io_uring, and that the supervisor was killed, while standard error is full.
 #[test]
 fn a_full_standard_error_stalls_no_program() {
     if outcome(bare(seen()).arg("ring")).1 != "0\n" {

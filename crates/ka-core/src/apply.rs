@@ -112,9 +112,9 @@ impl<K: Kernel> Socket<K> {
         Ok(step)
     }
 
-    /// Prepares the step of the user timeout. If the policy names a user timeout, the current one is read first: a socket
-    /// that cannot have one fails here, before an automatic one is calculated. If the calculation has read the idle time,
-    /// this also returns the idle time.
+    /// Prepares the step of the user timeout. If the policy names a user timeout, the current one is read first. A
+    /// socket that cannot have one thus fails before an automatic one is calculated. If the calculation has read the
+    /// idle time, this also returns the idle time.
     fn user_timeout_step(&self, config: &Config) -> Result<(Step, Option<i32>), Error> {
         let timer = Timer::UserTimeout;
         if config.user_timeout() == UserTimeout::Keep {

@@ -144,8 +144,8 @@ impl Rule {
     }
 }
 
-/// Returns the length of the first word of a rule. A blank ends the word, except beside a comma of a policy or a colon of
-/// three numbers.
+/// Returns the length of the first word of a rule. A blank ends the word, except beside a comma of a policy or a colon
+/// of three numbers.
 fn word_end(text: &[u8]) -> usize {
     let separator = |byte: u8| byte == b',' || byte == b':' && text.first().is_some_and(u8::is_ascii_digit);
     let (mut end, mut before, mut last) = (0, 0_usize, 0_u8);

@@ -39,7 +39,7 @@ pub fn parse(text: &[u8]) -> Result<Config, ParseError<'_>> {
     parse_as(text, false)
 }
 
-/// Reads a policy that a person wrote: [`parse`], but a user timeout below 1000 needs a unit.
+/// Reads a policy that a person wrote. Unlike [`parse`], this function requires a unit for a user timeout below 1000.
 ///
 /// `user_timeout=30` beside `idle=30` looks like 30 seconds and would be 30 milliseconds. [`parse`] accepts the bare
 /// number, because [`Text`] writes it.

@@ -162,9 +162,9 @@ impl Default for Orders<'_> {
 }
 
 impl<'a> Orders<'a> {
-    /// Takes the values of all sources. `sources` begins with the strongest source, which overrides the others. `KA_POLICY`
-    /// names a whole policy, so it also overrides the parts that weaker sources name. A wrong value is ignored, and passed
-    /// to `wrong` with a description of a valid one.
+    /// Takes the values of all sources. `sources` begins with the strongest source, which overrides the others.
+    /// `KA_POLICY` names a whole policy, so it also overrides the parts that weaker sources name. A wrong value is
+    /// ignored, and passed to `wrong` with a description of a valid one.
     #[inline]
     pub fn take_all(
         &mut self,

@@ -288,7 +288,11 @@ proptest! {
     }
 
     #[test]
-    fn blanks_and_separators_do_not_change_the_policy(numbers: [u16; 3], blanks in proptest::collection::vec("[ \t]{0,2}", 6), colon: bool) {
+    fn blanks_and_separators_do_not_change_the_policy(
+        numbers: [u16; 3],
+        blanks in proptest::collection::vec("[ \t]{0,2}", 6),
+        colon: bool,
+    ) {
         let [idle, intvl, cnt] = numbers;
         let separator = if colon { ":" } else { "," };
         let spaced: Vec<_> = numbers

@@ -10,8 +10,9 @@
 //! bound to its own function, or to another shim's. The dlsym(3) hook calls this module, since a program has to call
 //! dlsym to use a library that it has opened. Sockets that the library's constructors have made are set afterwards.
 //!
-//! A slot that the loader has not filled yet (lazy binding) does not show where it will point. It gets the hook, but only
-//! if no other library defines the function. Then the loader could only have chosen the hook or the C library's function.
+//! If the loader has not filled a slot yet (lazy binding), the slot's later target is unknown. It gets the hook, but
+//! only if no other library defines the function. Then the loader could only have chosen the hook or the C library's
+//! function.
 //!
 //! Threads: glibc runs the walk under the lock that guards its list of objects, so only one walk runs at a time. An
 //! object is in that list before it is relocated. Therefore the walk first waits until every dlopen(3) that has begun
@@ -38,8 +39,8 @@ static REMOVED: AtomicU64 = AtomicU64::new(0);
 /// How many objects were examined then.
 static EXAMINED: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether the program has called dlopen(3). Until then the dlsym hook does no extra work, and takes no lock. In a child of
-/// fork, another thread of the parent could hold such a lock forever.
+/// Whether the program has called dlopen(3). Until then the dlsym hook does no extra work, and takes no lock. If a
+/// thread holds such a lock while another thread forks, it stays locked in the child forever.
 static OPENED: AtomicBool = AtomicBool::new(false);
 
 /// Records that the program opens a library.

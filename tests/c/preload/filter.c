@@ -4,7 +4,7 @@
  *   receives      receives descriptors of each kind under a filter that was installed in each way, and without one
  *   log           makes and connects sockets under a filter that kills for opening a file
  *   rules         connects under a filter that kills for reading memory by process_vm_readv(2)
- *   dlsym LIBRARY opens a library as PHP does, and looks a function up under a filter that kills for the calls that bind it
+ *   dlsym LIBRARY opens a library as PHP does, and looks a function up under a filter that kills for the shim's calls
  *   mask          makes a socket under filters that deny signal calls; the signal mask is unchanged
  */
 #include "probe.h"

@@ -1,7 +1,8 @@
 /*
- * lock WHAT: an attacker blocks a send inside the kernel, which holds the lock of a TCP socket meanwhile, and passes the
- * socket to a victim under the shim. Prints "well" if the victim answers. Needs root: the two are different users, and
- * userfaultfd(2) provides the page that never arrives. An unprivileged attacker would use FUSE.
+ * lock WHAT: an attacker blocks a send inside the kernel, which meanwhile holds the lock of a TCP socket. The attacker
+ * passes the socket to a victim under the shim. Prints "well" if the victim answers. Needs root: attacker and victim
+ * are different users, and userfaultfd(2) provides the page that never arrives. An unprivileged attacker would use
+ * FUSE.
  *
  *   message       the victim is a daemon, which receives the socket by recvmsg(2) and recvmmsg(2), by name and by number
  *   exec PROGRAM  the victim is a program with more rights than the attacker, which starts with the socket open as 5;

@@ -1,7 +1,7 @@
 //! dlsym(3)
 //!
-//! The real dlsym(3) identifies its caller by the return address: `RTLD_NEXT` and `RTLD_DEFAULT` mean something else in
-//! each library. So this hook does its own work first, restores the arguments, and jumps.
+//! The real dlsym(3) identifies its caller by the return address, because the meaning of `RTLD_NEXT` and `RTLD_DEFAULT`
+//! depends on the caller's library. So this hook does its own work first, restores the arguments, and jumps to dlsym.
 
 use core::arch::naked_asm;
 use core::ffi::{c_char, c_void};

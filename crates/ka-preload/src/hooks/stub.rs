@@ -89,10 +89,10 @@ macro_rules! around {
 }
 pub(super) use {around, before};
 
-/// The first step of a hook that has only a second one.
+/// The step before the real call, for a hook that acts only after the call.
 pub(super) extern "C" fn nothing_before(_: &Arguments) {}
 
-/// The second step of a hook that has only a first one.
+/// The step after the real call, for a hook that acts only before the call.
 pub(super) unsafe extern "C" fn nothing_after(_: isize, _: &Arguments) {}
 
 /// Calls r10, and jumps to the function whose place is in rax. The arguments are kept on the stack, the first one lowest.
