@@ -266,7 +266,7 @@ fn a_bad_value_is_named_once_and_the_default_applies() {
         (
             &[("KA_LOG", "here")],
             "1 60 10 6 0",
-            "ka: KA_LOG=\"here\": must be a path from / on, of at most 1023 bytes; it does not count\n",
+            "ka: KA_LOG=\"here\": must be an absolute path of at most 1023 bytes; it does not count\n",
         ),
         (
             &[("KA_LOG", "/no/such/folder/log")],

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use ka_core::Config;
+use ka_policy::Mode;
 
 use crate::diag::State;
 use crate::duration;
-use crate::policy::{Mode, Policy, on_only, policy};
+use crate::policy::{self, PolicyFlags, on_only};
 use crate::process;
 
 /// TCP keepalive that works: for programs, for running processes, and for a machine
@@ -100,9 +101,9 @@ these, ka prints a message, unless KA_QUIET is 1."
 )]
 pub(crate) struct Run {
     #[command(flatten)]
-    pub(crate) policy: Policy,
+    pub(crate) policy: PolicyFlags,
     /// Whether the program may override the policy
-    #[arg(long, value_enum, help_heading = "Policy")]
+    #[arg(long, value_parser = policy::mode(), help_heading = "Policy")]
     pub(crate) mode: Option<Mode>,
     /// The way to reach the program
     #[arg(long, value_enum, default_value_t = Via::Auto, value_name = "WAY")]
@@ -183,9 +184,9 @@ packets of 52 bytes. To avoid such a burst, --spread sets them over a time."
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(crate) struct Attach {
     #[command(flatten)]
-    pub(crate) policy: Policy,
+    pub(crate) policy: PolicyFlags,
     /// Whether sockets may keep the keepalive settings of their program. Default: KA_MODE, or force
-    #[arg(long, value_enum, help_heading = "Policy")]
+    #[arg(long, value_parser = policy::mode(), help_heading = "Policy")]
     pub(crate) mode: Option<Mode>,
     /// Processes, by number
     #[arg(value_name = "PID", value_parser = process::number)]
@@ -382,7 +383,7 @@ pub(crate) struct Plan {
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
     /// This policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them, as in ka-run(1)
-    #[arg(short = 'p', long, value_name = "TEXT", value_parser = policy)]
+    #[arg(short = 'p', long, value_name = "TEXT", value_parser = policy::policy)]
     pub(crate) policy: Option<Config>,
     /// Lists the presets and the sources of their numbers
     #[arg(long)]
@@ -408,7 +409,7 @@ pub(crate) struct Plan {
 Setting needs CAP_NET_ADMIN in the network namespace's user namespace, and a /proc/sys that can be written.")]
 pub(crate) struct Defaults {
     /// Sets the values of idle, intvl and cnt that the policy names: all of them, or none on failure
-    #[arg(long, value_name = "POLICY", value_parser = policy)]
+    #[arg(long, value_name = "POLICY", value_parser = policy::policy)]
     pub(crate) set: Option<Config>,
     /// Makes the setting permanent: writes this sysctl.d(5) file, which must be new or written by ka
     #[arg(long, value_name = "FILE", requires = "set", num_args = 0..=1, require_equals = true,
@@ -475,10 +476,10 @@ at /sys/fs/bpf."
 )]
 pub(crate) struct CgroupAttach {
     #[command(flatten)]
-    pub(crate) policy: Policy,
+    pub(crate) policy: PolicyFlags,
     /// Whether the cgroup's programs may override the policy. Default: KA_MODE, or force
-    #[arg(long, value_enum, help_heading = "Policy")]
-    pub(crate) mode: Option<CgroupMode>,
+    #[arg(long, value_parser = policy::cgroup_mode(), help_heading = "Policy")]
+    pub(crate) mode: Option<Mode>,
     /// The cgroup: its folder, or its name as in /proc/PID/cgroup
     #[arg(value_name = "CGROUP")]
     pub(crate) cgroup: OsString,
@@ -495,24 +496,6 @@ pub(crate) struct CgroupAttach {
     /// Prints JSON
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// Whether programs may override the policy that the kernel gives their sockets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum CgroupMode {
-    /// The programs cannot override the policy
-    Force,
-    /// Applies only to sockets whose program has not turned keepalive on
-    Default,
-}
-
-impl From<CgroupMode> for ka_core::Mode {
-    fn from(mode: CgroupMode) -> Self {
-        match mode {
-            CgroupMode::Force => Self::Force,
-            CgroupMode::Default => Self::Default,
-        }
-    }
 }
 
 /// Removes the policy of a cgroup; its sockets keep their settings

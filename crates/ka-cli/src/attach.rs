@@ -16,12 +16,13 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ka_core::{Config, Errno, Error, Kernel, Libc, Mode, Settings, SockOpt, Timer, UserTimeout};
+use ka_core::{Config, Errno, Error, Kernel, Libc, Settings, SockOpt, Timer, UserTimeout};
+use ka_policy::{Mode, Policy, due, give};
 use serde::{Deserialize, Serialize};
 use socket2::SockRef;
 
 use crate::args::{self, AttachVia};
-use crate::bpf::{self, Counter, Done, Only, Orders, Setter};
+use crate::bpf::{self, Counter, Done, Only, Setter};
 use crate::diag::State;
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::file;
@@ -42,7 +43,7 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
     let Chosen { policy, mode, skip } = if undo.is_some() {
         Chosen { policy: Config::KEEP, mode: Mode::Force, skip: Vec::new() }
     } else {
-        let chosen = via::choose("attach", &args.policy, args.mode.map(Mode::from))?;
+        let chosen = via::choose("attach", &args.policy, args.mode)?;
         policy::check_effect(&chosen.policy, chosen.mode)?;
         chosen
     };
@@ -1030,26 +1031,14 @@ impl Change<'_> {
         };
         // If the value cannot be read, assume that it is in force.
         let is_as_said = |on| socket.is_enabled().map_or(true, |is_on| is_on == on);
-        self.dry_run
-            || self.policy.enabled().is_none_or(is_as_said)
-                && [Timer::Idle, Timer::Intvl, Timer::Cnt, Timer::UserTimeout].into_iter().all(is_there)
+        self.dry_run || self.policy.enabled().is_none_or(is_as_said) && Timer::ALL.into_iter().all(is_there)
     }
 
     fn give(&self, socket: ka_core::Socket<&Counting>) -> Result<(), Error> {
-        // A dry run writes nothing, so nothing refuses what is not TCP.
-        let was_on = if self.mode == Mode::Default || self.dry_run { socket.is_enabled()? } else { false };
-        if self.policy.enabled() != Some(true) {
-            // The policy turns nothing on, so in the other modes the program's settings stay.
-            return if self.mode == Mode::Force {
-                socket.apply(&self.policy)
-            } else {
-                socket.is_enabled().map(|_| ())
-            };
-        }
-        match socket.due(&self.policy, self.mode, was_on) {
-            Some(config) => socket.give(config, false).1,
-            None => Ok(()),
-        }
+        // The write rejects descriptors that are not TCP. If nothing may be written, the read does.
+        let is_written = self.mode == Mode::Force && !self.dry_run;
+        let was_on = if is_written { false } else { socket.is_enabled()? };
+        due(socket, &self.policy, self.mode, was_on).map_or(Ok(()), |config| give(socket, config, false).1)
     }
 }
 
@@ -1079,7 +1068,7 @@ impl Attach<'_> {
         };
         let Change { policy, mode, port, dry_run, describe, .. } = self.change;
         let counter = Counter::new().map_err(failed)?;
-        let setter = Setter::load(Orders { policy, mode }, dry_run, Only { port, cgroup: None }, &counter)
+        let setter = Setter::load(Policy::new(policy, mode), dry_run, Only { port, cgroup: None }, &counter)
             .map_err(failed)?;
         let Found { mut data, end } = workers.find(&[setter.program().as_raw_fd()], |sink| setter.set(sink));
         let done = bpf::take_done(&mut data);

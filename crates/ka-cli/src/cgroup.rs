@@ -16,11 +16,12 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ka_policy::{Mode, Policy};
 use serde::Serialize;
 
 use crate::args::{self, CgroupCommand};
 use crate::bpf::host::{self, BPF_FOLDER};
-use crate::bpf::{self, Orders, Programs};
+use crate::bpf::{self, Programs};
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::json;
 use crate::notify::Notify;
@@ -198,7 +199,7 @@ fn lock_pins() -> Result<Option<File>, String> {
 }
 
 /// Returns the policies of the cgroups above this one, the nearest first.
-fn above(cgroup: &Cgroup) -> Vec<(PathBuf, Orders)> {
+fn above(cgroup: &Cgroup) -> Vec<(PathBuf, Policy<'static>)> {
     let mut found = Vec::new();
     let mut folder = cgroup.below("..".as_ref());
     for path in cgroup.path.ancestors().skip(1) {
@@ -207,29 +208,29 @@ fn above(cgroup: &Cgroup) -> Vec<(PathBuf, Orders)> {
             break;
         }
         let attached = bpf::attached(open.as_fd()).unwrap_or_default();
-        found.extend(attached.into_iter().map(|orders| (path.to_path_buf(), orders)));
+        found.extend(attached.into_iter().map(|policy| (path.to_path_buf(), policy)));
         folder = sys::open_at(open.as_fd(), "..".as_ref(), libc::O_DIRECTORY);
     }
     found
 }
 
 /// The policy of a cgroup above that holds against that of this one, as who may not ask the kernel for it cannot know.
-fn held_above(cgroup: &Cgroup, orders: Orders) -> Option<String> {
+fn held_above(cgroup: &Cgroup, policy: Policy<'static>) -> Option<String> {
     // The kernel calls the programs of the one furthest up last.
-    let holding = above(cgroup).into_iter().rfind(|(_, found)| found.mode == ka_core::Mode::Force);
-    let (path, found) = holding.filter(|(_, found)| found.policy != orders.policy)?;
+    let holding = above(cgroup).into_iter().rfind(|(_, found)| found.mode == Mode::Force);
+    let (path, found) = holding.filter(|(_, found)| found.config != policy.config)?;
     let name = name(&path);
     Some(format!(
         "{} above it has {} in mode force, which overrides this policy",
         text::visible(name.as_bytes()),
-        found.policy
+        found.config
     ))
 }
 
 /// Describes the policies of cgroups below that this one overrides. `None` if the kernel refuses to list them.
-fn overridden_below(cgroup: &Cgroup, orders: Orders) -> Option<String> {
+fn overridden_below(cgroup: &Cgroup, policy: Policy<'static>) -> Option<String> {
     const NAMED: usize = 3;
-    if orders.mode != ka_core::Mode::Force {
+    if policy.mode != Mode::Force {
         return None;
     }
     let mut found = Vec::new();
@@ -237,7 +238,7 @@ fn overridden_below(cgroup: &Cgroup, orders: Orders) -> Option<String> {
         if below.id != cgroup.id {
             let others = bpf::attached(below.folder.as_fd())?
                 .into_iter()
-                .filter(|other| other.policy != orders.policy);
+                .filter(|other| other.config != policy.config);
             found.extend(others.map(|other| (below.path.clone(), other)));
         }
         Ok(())
@@ -247,7 +248,7 @@ fn overridden_below(cgroup: &Cgroup, orders: Orders) -> Option<String> {
     let (first, rest) = found.split_at_checked(NAMED).unwrap_or((&found, &[]));
     let mut named: Vec<_> = first
         .iter()
-        .map(|(path, other)| format!("{} ({})", text::visible(name(path).as_bytes()), other.policy))
+        .map(|(path, other)| format!("{} ({})", text::visible(name(path).as_bytes()), other.config))
         .collect();
     if !rest.is_empty() {
         named.push(format!("{} more", rest.len()));
@@ -270,8 +271,7 @@ struct Attached {
 
 fn attach(args: &args::CgroupAttach) -> Outcome {
     let failed = |why: String| failed("attach", why);
-    let via::Chosen { policy, mode, skip } =
-        via::choose("cgroup attach", &args.policy, args.mode.map(ka_core::Mode::from))?;
+    let via::Chosen { policy, mode, skip } = via::choose("cgroup attach", &args.policy, args.mode)?;
     if !skip.is_empty() {
         let _ = writeln!(
             io::stderr(),
@@ -279,13 +279,13 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
         );
     }
     policy::check_on(&policy)?;
-    if mode == ka_core::Mode::Floor {
+    if mode == Mode::Floor {
         return Err(failed(
             "KA_MODE=floor, in the environment or /etc/ka.conf: a cgroup has no such mode; use --mode force or --mode default"
                 .to_owned(),
         ));
     }
-    let orders = Orders { policy, mode };
+    let policy = Policy::new(policy, mode);
     let cgroup = Cgroup::named(&args.cgroup).map_err(failed)?;
     if !args.whole_machine && cgroup.is_root() {
         return Err(failed(format!(
@@ -298,7 +298,7 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
     if let Some(lack) = host::lacks(&host::FOR_CGROUPS).or_else(lacks_folder) {
         return Err(failed(lack));
     }
-    let programs = Programs::load(orders)
+    let programs = Programs::load(policy)
         .map_err(|why| failed(format!("{why}; ka run and ka attach --follow need nothing of that")))?;
     let held = if args.foreground {
         Some(Held::new(&cgroup, &programs).map_err(failed)?)
@@ -310,11 +310,11 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
         held.notify
             .send("READY=1\nSTATUS=The policy is in force for new sockets. Open sockets are being set.");
     }
-    let held_above = held_above(&cgroup, orders);
+    let held_above = held_above(&cgroup, policy);
     // What is open already. From here on nothing new comes without the policy.
-    let swept = sweep(&cgroup, orders, held.as_ref());
+    let swept = sweep(&cgroup, policy, held.as_ref());
     let mut out = BufWriter::new(io::stdout().lock());
-    let refused: Vec<_> = refusals(&swept, orders.mode).collect();
+    let refused: Vec<_> = refusals(&swept, policy.mode).collect();
     let Swept { set, unchanged, refused: counts, left, overridden } = swept;
     for why in held_above.iter().chain(&overridden).chain(&left).chain(&refused) {
         let _ = writeln!(io::stderr(), "ka: cgroup attach: {why}");
@@ -322,8 +322,8 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
     let status = if left.is_empty() && refused.is_empty() { 0 } else { FOUND };
     let attached = Attached {
         cgroup: cgroup.name(),
-        policy: ka_core::Text::typed(&orders.policy).to_string(),
-        mode: orders.mode.name(),
+        policy: ka_core::Text::typed(&policy.config).to_string(),
+        mode: policy.mode.name(),
         set,
         unchanged,
         failed: counts.values().sum(),
@@ -533,7 +533,7 @@ fn detach(args: &args::CgroupDetach) -> Outcome {
         let name = names.get(&id).map_or("a cgroup that has been removed", String::as_str);
         let name = text::visible(name.as_bytes());
         match policy {
-            Some(Orders { policy, mode }) => {
+            Some(Policy { config: policy, mode, .. }) => {
                 writeln!(
                     out,
                     "{name}: {policy}, mode {}, detached; open sockets keep their settings",
@@ -583,14 +583,14 @@ fn ls(args: &args::CgroupLs) -> Outcome {
     };
     let root = root.map_err(failed)?;
     let mut rows = Vec::new();
-    let row = |cgroup: &Cgroup, orders: Option<Orders>, pinned: Option<PathBuf>| Row {
+    let row = |cgroup: &Cgroup, policy: Option<Policy<'static>>, pinned: Option<PathBuf>| Row {
         cgroup: Some(cgroup.name()),
         id: cgroup.id,
-        policy: orders.map(|orders| ka_core::Text::typed(&orders.policy).to_string()),
-        mode: orders.map(|orders| orders.mode.name()),
-        idle: orders.and_then(|orders| orders.policy.idle()),
-        intvl: orders.and_then(|orders| orders.policy.intvl()),
-        cnt: orders.and_then(|orders| orders.policy.cnt()),
+        policy: policy.map(|policy| ka_core::Text::typed(&policy.config).to_string()),
+        mode: policy.map(|policy| policy.mode.name()),
+        idle: policy.and_then(|policy| policy.config.idle()),
+        intvl: policy.and_then(|policy| policy.config.intvl()),
+        cnt: policy.and_then(|policy| policy.config.cnt()),
         pinned,
         above: false,
     };
@@ -598,16 +598,16 @@ fn ls(args: &args::CgroupLs) -> Outcome {
     let mut pinned: HashMap<_, _> =
         kept().into_iter().filter_map(|(folder, id)| Some((id?, folder))).collect();
     if args.cgroup.is_some() {
-        for (path, orders) in above(&root).into_iter().rev() {
+        for (path, policy) in above(&root).into_iter().rev() {
             if let Ok(cgroup) = Cgroup::open(&path) {
                 let pinned = pinned.get(&cgroup.id).cloned();
-                rows.push(Row { above: true, ..row(&cgroup, Some(orders), pinned) });
+                rows.push(Row { above: true, ..row(&cgroup, Some(policy), pinned) });
             }
         }
     }
     let walked = walk(&root, |cgroup| {
-        for orders in bpf::attached(cgroup.folder.as_fd())? {
-            rows.push(row(cgroup, Some(orders), pinned.get(&cgroup.id).cloned()));
+        for policy in bpf::attached(cgroup.folder.as_fd())? {
+            rows.push(row(cgroup, Some(policy), pinned.get(&cgroup.id).cloned()));
         }
         Ok(())
     });
@@ -680,10 +680,10 @@ pub(crate) fn policies_of(pid: i32) -> Result<Vec<InForce>, String> {
     let mut found = Vec::new();
     for path in own.ancestors().take_while(|path| path.starts_with(&root)) {
         let policies = Cgroup::open(path).and_then(|cgroup| bpf::attached(cgroup.folder.as_fd()));
-        found.extend(policies.map_err(|error| refusal(&error))?.into_iter().map(|orders| InForce {
+        found.extend(policies.map_err(|error| refusal(&error))?.into_iter().map(|policy| InForce {
             cgroup: name(path),
-            policy: ka_core::Text::typed(&orders.policy).to_string(),
-            mode: orders.mode.name(),
+            policy: ka_core::Text::typed(&policy.config).to_string(),
+            mode: policy.mode.name(),
         }));
     }
     Ok(found)

@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
-use ka_core::{Action, Config, Endpoint, Mode, Rule, SockOpt};
+use ka_core::{Config, SockOpt};
+use ka_policy::{Action, Endpoint, Mode, Rule, Rules};
 use serde::Serialize;
 use socket2::SockRef;
 
@@ -170,11 +171,11 @@ fn machine_report() -> Report {
                 if !path.exists() {
                     return format!("/etc/ld.so.preload lists {}, which does not exist", path.display());
                 }
-                let Given { policy, mode, .. } = via::given(b"");
+                let Given { config, mode, .. } = via::given(b"");
                 format!(
                     "/etc/ld.so.preload lists {}: programs that glibc's loader starts get {} (mode {})",
                     path.display(),
-                    policy::brief(&policy),
+                    policy::brief(&config),
                     mode.name()
                 )
             },
@@ -517,16 +518,14 @@ fn missed_facts(pid: i32, mapped: &Mapped, in_force: &[Other], off: &[Off], has_
     // The KA_ variables are for the shim and the supervisor, and KA_SKIP for the shim.
     let has_way = |way| in_force.iter().any(|other| other.way == way);
     let is_told = has_way("preload") || has_way("seccomp");
-    let Given { policy, mode, rules, skip } =
-        via::given(if is_told { &mapped.settings } else { Default::default() });
+    let given = via::given(if is_told { &mapped.settings } else { Default::default() });
+    let mut room = [Rule::SKIP; Rules::MAX];
+    let policy = given.policy(&mut room);
     let is_left_alone = |(local, peer): (Option<SocketAddr>, Option<SocketAddr>)| {
         let port = local.map_or(0, |local| local.port());
-        let rule = rules.iter().find(|rule| rule.matches(peer.map(Endpoint::from), port));
-        rule.is_some_and(
-            |rule| !matches!(rule.action(), Action::Apply(policy) if policy.enabled() == Some(true)),
-        )
+        policy.decide(peer.map(Endpoint::from), port) == Action::Skip
     };
-    let looks_at_peer = rules.iter().any(Rule::looks_at_peer);
+    let looks_at_peer = policy.rules.look_at_peer();
     let mut facts = Vec::new();
     let mut is_explained = true;
     for Off { fd, ends, is_listener } in off.iter().take(MOST) {
@@ -543,12 +542,12 @@ fn missed_facts(pid: i32, mapped: &Mapped, in_force: &[Other], off: &[Off], has_
     if let Some(more) = off.len().checked_sub(MOST).filter(|more| *more > 0) {
         facts.push(format!("and {more} more: ka ls --off --pid {pid}"));
     }
-    if policy.enabled() != Some(true) {
+    if policy.config.enabled() != Some(true) {
         facts.push("reason: KA_POLICY=off".to_owned());
-    } else if has_way("preload") && over::is_skipped(&skip, pid) {
-        facts.push(format!("reason: KA_SKIP={} leaves this program alone", skip.escape_ascii()));
+    } else if has_way("preload") && over::is_skipped(&given.skip, pid) {
+        facts.push(format!("reason: KA_SKIP={} leaves this program alone", given.skip.escape_ascii()));
     } else if !is_explained {
-        if mode == Mode::Default {
+        if policy.mode == Mode::Default {
             facts.push(
                 "possible reason: the program has turned keepalive off itself, which mode default allows"
                     .to_owned(),

@@ -1,7 +1,8 @@
 //! Parses the times that users type after a flag, and formats times in words. The syntax is that of a policy's times:
 //! `30s`, `5m`, `1500ms`, or a bare number of seconds.
 
-use ka_core::{ParseError, Quantity, Reason, Timer, UserTimeout, trim};
+use ka_core::bytes::trim;
+use ka_core::{ParseError, Quantity, Reason, Timer, UserTimeout};
 
 /// Parses a time into milliseconds. A bare number is seconds.
 fn milliseconds(text: &str) -> Result<u64, String> {

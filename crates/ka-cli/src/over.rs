@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 
-use ka_core::{Config, Mode, Text, Variable};
+use ka_core::bytes::cut;
+use ka_core::{Config, Text};
+use ka_policy::{Mode, Policy, Rule, Rules, Variable, skips};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
@@ -89,7 +91,7 @@ pub(crate) fn read(pid: i32, most: u64) -> Mapped {
     {
         let _ = file.take(ENVIRONMENT).read_to_end(&mut environment);
     }
-    let is_known = |entry: &&[u8]| Variable::names().any(|name| name == ka_core::cut(entry, b'=').0);
+    let is_known = |entry: &&[u8]| Variable::names().any(|name| name == cut(entry, b'=').0);
     for entry in environment.split(|byte| *byte == 0).filter(is_known) {
         if mapped.settings.len() + entry.len() < SETTINGS {
             mapped.settings.extend_from_slice(entry);
@@ -177,10 +179,12 @@ pub(crate) fn policies(mapped: &Mapped) -> Vec<Other> {
         None => mapped.is_preloaded.then_some(("preload", None)),
     };
     if let Some((way, of)) = way {
-        let via::Given { policy, mode, skip, rules } = via::given(&mapped.settings);
-        let is_off = policy.enabled() != Some(true) || way == "preload" && is_skipped(&skip, pid);
-        let policy = if is_off { "off".to_owned() } else { Text::typed(&policy).to_string() };
-        found.push(Other { pid, way, of, policy, mode: mode.name(), rules: rules.len() });
+        let given = via::given(&mapped.settings);
+        let mut room = [Rule::SKIP; Rules::MAX];
+        let Policy { config, mode, rules } = given.policy(&mut room);
+        let is_off = config.enabled() != Some(true) || way == "preload" && is_skipped(&given.skip, pid);
+        let policy = if is_off { "off".to_owned() } else { Text::typed(&config).to_string() };
+        found.push(Other { pid, way, of, policy, mode: mode.name(), rules: rules.iter().count() });
     }
     for cgroup::InForce { cgroup, policy, mode } in cgroup::policies_of(pid).unwrap_or_default() {
         found.push(Other { pid, way: "cgroup", of: Some(cgroup), policy, mode, rules: 0 });
@@ -197,7 +201,7 @@ pub(crate) fn is_skipped(skip: &[u8], pid: i32) -> bool {
     let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     let executable = executable.file_name().unwrap_or_default().as_bytes();
     let executable = executable.strip_suffix(DELETED).unwrap_or(executable);
-    ka_core::skips(skip, [&process::comm(pid).unwrap_or_default(), executable])
+    skips(skip, [&process::comm(pid).unwrap_or_default(), executable])
 }
 
 /// Returns the policies of these processes that differ from the given policy.

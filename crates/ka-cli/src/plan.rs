@@ -4,6 +4,7 @@ use std::env;
 use std::io::{self, BufWriter, Write};
 
 use ka_core::{Config, Detection, PRESETS, PlanError, Preset, Text, UserTimeout, plan_detect, plan_path};
+use ka_policy::user_timeout_limit;
 use serde::Serialize;
 
 use crate::args;
@@ -86,7 +87,7 @@ impl Plan {
         let intvl = config.intvl().unwrap_or_default();
         let user_timeout_ms = match config.user_timeout() {
             UserTimeout::Keep => None,
-            UserTimeout::Auto => Some(config.latest_user_timeout()),
+            UserTimeout::Auto => Some(user_timeout_limit(&config)),
             UserTimeout::Milliseconds(value) => Some(value),
         };
         // The timer that a probe starts is not shortened by its answer (net/ipv4/tcp_timer.c, tcp_keepalive_timer).
@@ -109,7 +110,7 @@ impl Plan {
             all_bytes_per_day: all * bytes_per_day,
             warnings: Vec::new(),
         };
-        Ok(Self { warnings: plan.warnings(config.latest_user_timeout()), ..plan })
+        Ok(Self { warnings: plan.warnings(user_timeout_limit(&config)), ..plan })
     }
 
     /// Returns the problems of the policy. `automatic` is a suitable user timeout, in milliseconds.

@@ -1,14 +1,16 @@
 //! The policy flags, which are the same for every subcommand that takes a policy.
 
-use clap::{Arg, Args, ValueEnum};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Arg, Args};
 use ka_core::{Config, Reason, Settings, Timer, UserTimeout};
+use ka_policy::Mode;
 
 use crate::duration;
 use crate::failure::Failure;
 
 /// The flags of a policy.
 #[derive(Args, Clone, Debug, Default)]
-pub(crate) struct Policy {
+pub(crate) struct PolicyFlags {
     /// Time without traffic before the first probe: seconds, or as 30s, 5m or 2h; 1 to 32767 s
     #[arg(help_heading = "Policy", short = 'd', long, value_name = "S", value_parser = duration::idle, allow_negative_numbers = true)]
     pub(crate) idle: Option<i32>,
@@ -28,25 +30,29 @@ pub(crate) struct Policy {
     pub(crate) whole: Option<Config>,
 }
 
-/// Whether the program may override the policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Mode {
-    /// The program cannot override the policy
-    Force,
-    /// Stricter values of the program stay
-    Floor,
-    /// Applies only to sockets whose program has not turned keepalive on
-    Default,
+/// Parses the name of a mode.
+pub(crate) fn mode() -> impl TypedValueParser<Value = Mode> {
+    modes([Mode::Force, Mode::Floor, Mode::Default], |mode| match mode {
+        Mode::Force => "The program cannot override the policy",
+        Mode::Floor => "Stricter values of the program stay",
+        Mode::Default => "Applies only to sockets whose program has not turned keepalive on",
+    })
 }
 
-impl From<Mode> for ka_core::Mode {
-    fn from(mode: Mode) -> Self {
-        match mode {
-            Mode::Force => Self::Force,
-            Mode::Floor => Self::Floor,
-            Mode::Default => Self::Default,
-        }
-    }
+/// Parses the name of a mode that a cgroup can have.
+pub(crate) fn cgroup_mode() -> impl TypedValueParser<Value = Mode> {
+    modes([Mode::Force, Mode::Default], |mode| match mode {
+        Mode::Force | Mode::Floor => "The programs cannot override the policy",
+        Mode::Default => "Applies only to sockets whose program has not turned keepalive on",
+    })
+}
+
+fn modes<const N: usize>(
+    modes: [Mode; N],
+    help: impl Fn(Mode) -> &'static str,
+) -> impl TypedValueParser<Value = Mode> {
+    let values = modes.map(|mode| PossibleValue::new(mode.name()).help(help(mode)));
+    PossibleValuesParser::new(values).map(|name| Mode::named(name.as_bytes()).unwrap_or_default())
 }
 
 /// A user timeout on the command line.
@@ -70,7 +76,7 @@ pub(crate) fn on_only(whole: Arg) -> Arg {
     )
 }
 
-impl Policy {
+impl PolicyFlags {
     /// Returns whether any of the flags is given.
     pub(crate) fn is_named(&self) -> bool {
         self.whole.is_some() || self.named_parts() != Config::KEEP || self.user_timeout.is_some()
@@ -122,12 +128,12 @@ impl Policy {
 }
 
 /// Rejects a policy that cannot change any socket in this mode.
-pub(crate) fn check_effect(config: &Config, mode: ka_core::Mode) -> Result<(), Failure> {
+pub(crate) fn check_effect(config: &Config, mode: Mode) -> Result<(), Failure> {
     let refused =
         |why: &str| Err(Failure::new(format_args!("--policy {}: {why}", &*ka_core::Text::typed(config))));
     if *config == Config::KEEP {
         refused("changes nothing: name what to set, as in -p 60,10,6")
-    } else if config.enabled() != Some(true) && mode != ka_core::Mode::Force {
+    } else if config.enabled() != Some(true) && mode != Mode::Force {
         refused(&format!(
             "changes nothing in mode {}: a policy that does not turn keepalive on needs --mode force",
             mode.name()
@@ -184,11 +190,11 @@ fn too_long(_: ka_core::Error) -> Failure {
 mod tests {
     use ka_core::Config;
 
-    use super::{Policy, policy};
+    use super::{PolicyFlags, policy};
 
     #[test]
     fn flags_override_parts_of_a_policy() {
-        let mut flags = Policy { whole: Some(policy("60,10,5").unwrap()), ..Policy::default() };
+        let mut flags = PolicyFlags { whole: Some(policy("60,10,5").unwrap()), ..PolicyFlags::default() };
         flags.cnt = Some(3);
         assert_eq!(flags.config().unwrap(), Config::new(60, 10, 3).unwrap());
         flags.whole = None;

@@ -23,11 +23,7 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
     let launch = Launch {
         program: &program,
         arguments: &args.program,
-        flags: Flags {
-            said,
-            is_whole: args.policy.whole.is_some(),
-            mode: args.mode.map(ka_core::Mode::from),
-        },
+        flags: Flags { said, is_whole: args.policy.whole.is_some(), mode: args.mode },
         verbose: args.verbose,
         best_effort: args.best_effort,
         no_io_uring: args.no_io_uring,

@@ -216,7 +216,7 @@ fn has_option(
         let takes = letters.iter().position(|letter| with_argument.as_bytes().contains(letter));
         // Letters after an option that takes an argument are its argument.
         let letters = takes.map_or(letters, |end| letters.get(..end.saturating_add(1)).unwrap_or_default());
-        let (name, _) = ka_core::cut(word, b'=');
+        let (name, _) = ka_core::bytes::cut(word, b'=');
         let is_given = |option: &&str| match option.as_bytes() {
             // Long options may be abbreviated.
             long @ [b'-', b'-', ..] => name.len() > 4 && long.starts_with(name),
@@ -259,7 +259,7 @@ impl Env {
             if word == b"--" {
                 is_over = true;
             } else if let Some(long) = word.strip_prefix(b"--").filter(|_| !is_over) {
-                let (name, value) = ka_core::cut(long, b'=');
+                let (name, value) = ka_core::bytes::cut(long, b'=');
                 let is = |option: &[u8]| name.len() > 1 && option.starts_with(name);
                 if is(b"ignore-environment") {
                     found.drops = true;
@@ -294,7 +294,7 @@ impl Env {
                         break;
                     }
                 }
-            } else if let (name, Some(_)) = ka_core::cut(word, b'=') {
+            } else if let (name, Some(_)) = ka_core::bytes::cut(word, b'=') {
                 found.drops |= name == NAME;
                 // No option follows an assignment.
                 is_over = true;

@@ -203,6 +203,15 @@ impl Config {
         self.timer(Timer::Cnt)
     }
 
+    /// The milliseconds in which the probes find a dead peer, 1000 · (idle + intvl · cnt), if the policy names all three.
+    #[must_use]
+    pub const fn detection_ms(&self) -> Option<i64> {
+        match (self.idle(), self.intvl(), self.cnt()) {
+            (Some(idle), Some(intvl), Some(cnt)) => Some(detection_ms(idle, intvl, cnt)),
+            _ => None,
+        }
+    }
+
     /// The user timeout.
     #[must_use]
     pub const fn user_timeout(&self) -> UserTimeout {
@@ -226,12 +235,17 @@ const fn named(value: i32) -> Option<i32> {
     if value == KEPT { None } else { Some(value) }
 }
 
-/// The value of [`UserTimeout::Auto`]. The three may be what a sysctl says, so negative or huge.
+/// Returns the value of [`UserTimeout::Auto`]. The arguments may come from a sysctl, so they may be negative or huge.
 pub(crate) fn auto_user_timeout(idle: i32, intvl: i32, cnt: i32) -> Result<i32, Error> {
-    let seconds = i64::from(intvl).saturating_mul(cnt.into()).saturating_add(idle.into());
-    let milliseconds = seconds.saturating_mul(1000);
+    let milliseconds = detection_ms(idle, intvl, cnt);
     match i32::try_from(milliseconds) {
         Ok(value @ 1..) => Ok(value),
         _ => Err(Error::AutoOutOfRange { milliseconds }),
     }
+}
+
+/// The time in which the probes find a dead peer: 1000 · (idle + intvl · cnt).
+#[inline(never)]
+const fn detection_ms(idle: i32, intvl: i32, cnt: i32) -> i64 {
+    (intvl as i64).saturating_mul(cnt as i64).saturating_add(idle as i64).saturating_mul(1000)
 }

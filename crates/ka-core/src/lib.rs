@@ -39,38 +39,28 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::arithmetic_side_effects, reason = "tests"))]
 
 mod apply;
+#[doc(hidden)] // shared with the other crates of this workspace
+pub mod bytes;
 mod config;
-mod cut;
 mod defaults;
 mod error;
-mod glob;
-mod mode;
 mod option;
 mod plan;
 mod preset;
-mod rules;
 mod settings;
 mod socket;
 mod status;
 pub mod sys;
 mod text;
-mod variables;
 
 pub use config::{Config, UserTimeout};
-pub use cut::{cut, trim};
 pub use defaults::{Defaults, defaults};
 pub use error::{Errno, Error};
-pub use glob::glob;
-pub use mode::Mode;
 pub use option::{SockOpt, Timer};
 pub use plan::{Detection, PlanError, plan_detect, plan_path};
 pub use preset::{PRESETS, Preset, preset};
-pub use rules::{Action, Cidr, Endpoint, Rule, RuleError};
 pub use settings::Settings;
 pub use socket::Socket;
 pub use status::Status;
 pub use sys::{Kernel, Libc};
 pub use text::{Advice, ParseError, Quantity, Reason, Text, parse, parse_typed};
-pub use variables::{
-    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, LOG_WRITE, Orders, Values, Variable, skips,
-};

@@ -94,17 +94,23 @@ impl<K: Kernel> Socket<K> {
         self.kernel.set(self.fd, option, value).map_err(|errno| self.explain(option, errno))
     }
 
-    /// `SO_KEEPALIVE` succeeds on any socket. A call that touches nothing else asks here first.
+    /// Returns whether this is a TCP or Multipath TCP socket.
+    ///
+    /// A raw socket may have TCP's protocol number, and a netlink socket has 6 for `NETLINK_XFRM`. So the type decides
+    /// too.
+    ///
+    /// # Errors
+    /// [`Error::System`]
+    pub fn is_tcp(&self) -> Result<bool, Error> {
+        let read = |option| self.read(option).map_err(|errno| Error::System { option, errno });
+        Ok(matches!(read(SockOpt::Protocol)?, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP)
+            && read(SockOpt::Type)? == libc::SOCK_STREAM)
+    }
+
+    /// `SO_KEEPALIVE` succeeds on any socket. A call that uses no other option checks the socket with this function
+    /// first.
     pub(crate) fn check_tcp(&self) -> Result<(), Error> {
-        let system = |option| move |errno| Error::System { option, errno };
-        if is_tcp(
-            self.read(SockOpt::Protocol).map_err(system(SockOpt::Protocol))?,
-            self.read(SockOpt::Type).map_err(system(SockOpt::Type))?,
-        ) {
-            Ok(())
-        } else {
-            Err(Error::NotTcp)
-        }
+        if self.is_tcp()? { Ok(()) } else { Err(Error::NotTcp) }
     }
 
     fn read(&self, option: SockOpt) -> Result<i32, Errno> {
@@ -127,9 +133,4 @@ impl<K: Kernel> Socket<K> {
             },
         }
     }
-}
-
-/// A raw socket may have TCP's protocol number, and a netlink one has 6 for `NETLINK_XFRM`: neither is a stream.
-const fn is_tcp(protocol: c_int, kind: c_int) -> bool {
-    matches!(protocol, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) && kind == libc::SOCK_STREAM
 }

@@ -4,8 +4,8 @@ use core::error;
 use core::fmt;
 use core::ops::Deref;
 
+use crate::bytes::{cut, place, trim};
 use crate::config::{AUTO, Config, UserTimeout};
-use crate::cut::{cut, place, trim};
 use crate::error::Errno;
 use crate::option::Timer;
 
@@ -70,7 +70,7 @@ fn parse_as(text: &[u8], typed: bool) -> Result<Config, ParseError<'_>> {
             Err(reason) => return Err(ParseError { item, reason }),
         }
     }
-    if positional && fields.seen != Fields::POSITIONAL {
+    if positional && fields.seen != Fields::ALL_POSITIONAL {
         return Err(ParseError { item: text, reason: Reason::NotThree });
     }
     match out_of_range {
@@ -123,7 +123,7 @@ impl Reason {
             Self::NotAValue(_) => "must be a time, as 60, 60s or 5m",
             Self::NotWhole => "must be whole seconds",
             Self::NoUnit => "below 1000 it needs a unit, as 30ms or 30s",
-            Self::Twice => "says again what was said before",
+            Self::Twice => "is there twice",
             Self::AutoTooLong => "user_timeout=auto is more than 2147483647 ms",
             Self::OutOfRange(Timer::Idle) => "idle must be 1..32767 s",
             Self::OutOfRange(Timer::Intvl) => "intvl must be 1..32767 s",
@@ -195,15 +195,20 @@ struct Fields {
 }
 
 impl Fields {
-    /// The three that may stand without a name.
-    const POSITIONAL: u8 = 1 << Timer::Idle as u8 | 1 << Timer::Intvl as u8 | 1 << Timer::Cnt as u8;
+    /// How many timers a text names by position: idle, intvl and cnt.
+    const POSITIONAL: usize = 3;
+    /// Their bits in `seen`.
+    const ALL_POSITIONAL: u8 = (1 << Self::POSITIONAL) - 1;
+    /// The bit of `on`, `off` and `keep`. Each timer has one of the lower bits.
     const ENABLED: u8 = 1 << 7;
+    const _ROOM: () = assert!(Timer::ALL.len() <= 7);
 
     /// Takes an item. `n` is its position if the text is three values without names.
     fn take(&mut self, item: &[u8], n: Option<usize>) -> Result<(), Reason> {
         let (timer, value) = match (n, cut(item, b'=')) {
             (Some(n), _) => {
-                (Timer::at(n).filter(|timer| *timer != Timer::UserTimeout).ok_or(Reason::NotThree)?, item)
+                let timer = Timer::ALL.get(n).filter(|_| n < Self::POSITIONAL);
+                (*timer.ok_or(Reason::NotThree)?, item)
             }
             (None, (name, Some(value))) => (Timer::named(name).ok_or(Reason::Unknown)?, value),
             (None, (name, None)) => {
@@ -233,9 +238,13 @@ impl Fields {
 }
 
 impl Config {
-    /// Sets a timer from its text. A failure leaves the policy unchanged.
+    /// Sets a timer from its text: in the syntax of [`parse_typed`] if `typed` says that a person wrote it, else in that
+    /// of [`parse`].
+    ///
+    /// # Errors
+    /// The reason. The policy is unchanged.
     #[inline(never)]
-    pub(crate) fn take_text(&mut self, timer: Timer, text: &[u8], typed: bool) -> Result<(), Reason> {
+    pub fn take_text(&mut self, timer: Timer, text: &[u8], typed: bool) -> Result<(), Reason> {
         let word = match text {
             b"auto" if timer == Timer::UserTimeout => AUTO,
             b"none" if timer == Timer::UserTimeout => 0,
@@ -343,16 +352,18 @@ impl Text {
 
     /// Adds an item, with a comma before it where it is not the first.
     #[inline(never)]
-    fn item(&mut self, name: &str) {
+    fn item(&mut self, name: &[u8]) {
         if self.len > 0 {
             self.push(b',');
         }
-        name.bytes().for_each(|byte| self.push(byte));
+        for byte in name {
+            self.push(*byte);
+        }
     }
 
     #[inline(never)]
     fn value(&mut self, timer: Timer, value: i32) {
-        self.item(timer.name());
+        self.item(timer.name_bytes());
         self.push(b'=');
         self.digits(value.unsigned_abs());
     }
@@ -408,20 +419,20 @@ impl From<&Config> for Text {
         let mut text = Self { bytes: [0; Self::CAPACITY], len: 0 };
         match config.enabled() {
             Some(true) => {}
-            Some(false) => text.item("off"),
-            None => text.item("keep"),
+            Some(false) => text.item(b"off"),
+            None => text.item(b"keep"),
         }
-        for timer in [Timer::Idle, Timer::Intvl, Timer::Cnt, Timer::UserTimeout] {
+        for timer in Timer::ALL {
             if let Some(value) = config.timer(timer) {
                 text.value(timer, value);
             }
         }
         if config.user_timeout() == UserTimeout::Auto {
-            text.item(Timer::UserTimeout.name());
+            text.item(Timer::UserTimeout.name_bytes());
             "=auto".bytes().for_each(|byte| text.push(byte));
         }
         if text.len == 0 {
-            text.item("on");
+            text.item(b"on");
         }
         text
     }

@@ -67,23 +67,6 @@ fn errors_name_what_was_wrong() {
     );
 }
 
-/// What cannot be is left out, and the rest is there: an automatic user timeout that would be too long, by what is in force.
-#[test]
-fn the_rest_of_a_policy_is_given_without_a_user_timeout_that_cannot_be() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let judge = SockRef::from(&listener);
-    Socket::new(listener.as_raw_fd()).apply(&Config::new(32767, 32767, 127).unwrap()).unwrap();
-    judge.set_keepalive(false).unwrap();
-    let whole = Config::new(60, 10, 5).unwrap().with_user_timeout(UserTimeout::Auto).unwrap();
-    let open = whole.without(Timer::Intvl).without(Timer::Cnt);
-    let (given, result) = Socket::new(listener.as_raw_fd()).give(open, false);
-    assert_eq!((given, result), (open.without(Timer::UserTimeout), Ok(())));
-    assert_eq!((given.idle(), given.intvl(), given.cnt()), (Some(60), None, None));
-    assert!(judge.keepalive().unwrap());
-    assert_eq!(judge.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
-    assert_eq!(judge.tcp_user_timeout().unwrap(), None);
-}
-
 /// TCP_INFO of nothing but a state and a number of segments.
 fn info(state: u8, unacked: u32) -> Vec<u8> {
     let mut info = vec![0; size_of::<libc::tcp_info>()];

@@ -220,7 +220,7 @@ fn errors_say_what_was_wrong_and_what_would_be_right() {
         ("idle=1500ms", "\"idle=1500ms\": must be whole seconds, as 1s"),
         ("60, 500ms, 5", "\"500ms\": must be whole seconds, as 1s"),
         ("intvl=32767001ms", "\"intvl=32767001ms\": must be whole seconds, as 32767s"),
-        ("on,off", "\"off\": says again what was said before"),
+        ("on,off", "\"off\": is there twice"),
         (
             "time=5",
             "\"time=5\": must be idle=, intvl=, cnt= or user_timeout= with a value, or on, off or keep",

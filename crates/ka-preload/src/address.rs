@@ -4,7 +4,7 @@
 
 use core::mem::{offset_of, zeroed};
 
-use ka_core::Endpoint;
+use ka_policy::Endpoint;
 use libc::{c_int, c_long, sa_family_t, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t};
 
 use crate::raw;
@@ -69,7 +69,7 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
     use std::os::fd::AsRawFd as _;
 
-    use ka_core::Endpoint;
+    use ka_policy::Endpoint;
     use socket2::SockAddr;
 
     use super::{given, local_port, parse, peer};

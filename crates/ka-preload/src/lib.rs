@@ -16,7 +16,7 @@
 //! thread that is being cancelled. So a hook allocates nothing, takes no lock and reads no environment. The shim's own
 //! system calls are instructions (`raw`), not functions of the C library: they do not change `errno`, are no
 //! cancellation points, and cannot be hooked by another library that would call the shim again. The settings are read
-//! once, when the shim is loaded, and do not change (`settings`). Only the dlsym hook takes a lock: the loader's, which
+//! once, when the shim is loaded, and do not change (`shim`). Only the dlsym hook takes a lock: the loader's, which
 //! dlsym(3) takes itself.
 
 #![cfg_attr(not(test), no_std)]
@@ -63,7 +63,7 @@ mod next;
 mod object;
 mod raw;
 mod rebind;
-mod settings;
+mod shim;
 mod sockets;
 
 /// Unreachable, as a test of the built library shows; but a library without std must have one. Were it reached, the program

@@ -7,7 +7,7 @@ use libc::{POLLNVAL, c_int, pollfd};
 
 use crate::next;
 use crate::raw;
-use crate::settings::{self, Settings};
+use crate::shim::{self, Shim};
 use crate::sockets;
 
 /// glibc and musl call it before the program's own constructors, but after those of libraries that it depends on.
@@ -22,11 +22,12 @@ extern "C" fn load() {
     if !next::resolve() {
         return;
     }
-    if let Some(settings) = settings::read() {
-        // SAFETY: this is the library's constructor.
-        unsafe { settings::publish(settings) };
-        if let Some(settings) = settings::active() {
-            sweep(settings);
+    // SAFETY: this is the library's constructor.
+    if let Some(shim) = unsafe { shim::read() } {
+        // SAFETY: as above.
+        unsafe { shim::publish(shim) };
+        if let Some(shim) = shim::active() {
+            sweep(shim);
         }
     }
 }
@@ -37,7 +38,7 @@ extern "C" fn load() {
 /// poll(2) reports for many descriptors at once whether they are open. /proc/self/fd would list them all, but that
 /// takes as long as everything else here together. So the first 1024 descriptors are always examined, and those after
 /// them as long as at least one in 256 is open. A socket that is missed gets the policy when it connects or listens.
-pub(crate) fn sweep(settings: &Settings) {
+pub(crate) fn sweep(shim: &Shim) {
     const MANY: c_int = 256;
     const ALWAYS: c_int = 1024;
     let mut first: c_int = 0;
@@ -50,11 +51,11 @@ pub(crate) fn sweep(settings: &Settings) {
         for entry in set.iter().filter(|entry| entry.revents & POLLNVAL == 0) {
             if !sockets::is_unknown(entry.fd) {
                 // A hook has seen it.
-            } else if settings.has_more_rights {
+            } else if shim.has_more_rights {
                 // The user who started the program may share it, and hold its lock.
                 sockets::foreign(entry.fd);
             } else {
-                sockets::arrived(settings, entry.fd);
+                sockets::arrived(shim, entry.fd);
             }
             any = true;
         }

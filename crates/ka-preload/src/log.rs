@@ -11,40 +11,40 @@ use libc::c_int;
 use crate::filter;
 use crate::line::Line;
 use crate::raw::{self, File};
-use crate::settings::Settings;
+use crate::shim::Shim;
 
 /// A socket was given the policy, or the kernel refused.
 #[cold]
-pub(crate) fn set(settings: &Settings, fd: c_int, config: &Config, result: Result<(), ka_core::Error>) {
+pub(crate) fn set(shim: &Shim, fd: c_int, config: &Config, result: Result<(), ka_core::Error>) {
     let mut line = Line::new();
-    begin(settings, &mut line, fd);
+    begin(shim, &mut line, fd);
     match result {
         Ok(()) => line.text(b"set ").text(Text::from(config).as_bytes()),
         Err(error) => line.text(b"could not be set: errno ").number(error.errno().0),
     };
-    append(settings, &mut line);
+    append(shim, &mut line);
 }
 
 /// A call of the program's was answered without the kernel, or with another value.
 #[cold]
-pub(crate) fn denied(settings: &Settings, fd: c_int, option: &[u8], wanted: c_int) {
+pub(crate) fn denied(shim: &Shim, fd: c_int, option: &[u8], wanted: c_int) {
     let mut line = Line::new();
-    begin(settings, &mut line, fd);
+    begin(shim, &mut line, fd);
     line.text(b"denied ").text(option).text(b"=").number(wanted);
-    append(settings, &mut line);
+    append(shim, &mut line);
 }
 
-fn begin(settings: &Settings, line: &mut Line, fd: c_int) {
-    line.foreign(settings.program).text(b"[").number(raw::getpid());
+fn begin(shim: &Shim, line: &mut Line, fd: c_int) {
+    line.foreign(shim.program).text(b"[").number(raw::getpid());
     line.text(b"] fd ").number(fd).text(b": ");
 }
 
-fn append(settings: &Settings, line: &mut Line) {
+fn append(shim: &Shim, line: &mut Line) {
     // The program's filter may kill it for opening a file.
     if filter::is_installed() {
         return;
     }
-    if let Some(path) = settings.log
+    if let Some(path) = shim.log
         && let Ok(file) = open(path)
     {
         raw::write(file.fd(), line.end());
@@ -73,7 +73,7 @@ mod tests {
     use ka_core::{Errno, Error, SockOpt};
 
     use super::{denied, set};
-    use crate::settings::tests::{POLICY, logging};
+    use crate::shim::tests::{POLICY, logging};
 
     /// A folder of the test's own.
     fn scratch(name: &str) -> PathBuf {

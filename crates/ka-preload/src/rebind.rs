@@ -31,7 +31,7 @@ use crate::load;
 use crate::next::{self, COUNT, NAMES};
 use crate::object::{self, C_LIBRARY_PARTS, Changes, Loaded, Object};
 use crate::raw;
-use crate::settings::Settings;
+use crate::shim::Shim;
 
 /// The loader's counters when the objects were last examined.
 static ADDED: AtomicU64 = AtomicU64::new(0);
@@ -73,7 +73,7 @@ fn set_examined(changes: Changes, count: usize) {
 const TRIES: usize = 64;
 
 /// Binds the objects that were loaded since the last call to the hooks.
-pub(crate) fn catch_up(settings: &Settings) {
+pub(crate) fn catch_up(shim: &Shim) {
     if !OPENED.load(Relaxed) {
         return;
     }
@@ -83,7 +83,7 @@ pub(crate) fn catch_up(settings: &Settings) {
         if let Some(bound) = bind(&surveyed) {
             // The program's filter may kill it for calls on sockets that it does not use.
             if bound > 0 && !filter::is_installed() {
-                load::sweep(settings);
+                load::sweep(shim);
             }
             return;
         }

@@ -2,11 +2,12 @@
 
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use ka_core::{Action, Config, Endpoint, Kernel, Mode, SockOpt, Socket, Timer};
+use ka_core::{Config, Kernel as _, SockOpt, Socket, Timer};
+use ka_policy::{Action, Endpoint, Mode, due};
 use libc::{c_int, sockaddr, socklen_t};
 
 use crate::raw::{self, Raw};
-use crate::settings::{Settings, active};
+use crate::shim::{Shim, active};
 use crate::{address, filter, log};
 
 /// What is known of a descriptor. It is a hint that saves system calls: a number may be closed and come back as
@@ -34,7 +35,13 @@ enum Known {
 static KNOWN: [AtomicU8; 65536] = [const { AtomicU8::new(0) }; 65536];
 
 /// The bits of it that say what is known.
-const STATE: u8 = 7;
+const STATE: u8 = 0x07;
+/// The bit of `SO_KEEPALIVE`.
+const KEEPALIVE: u8 = 0x08;
+/// The bit of the first timer.
+const FIRST_TIMER: u8 = 0x10;
+const _: () =
+    assert!((FIRST_TIMER as u32) << (Timer::ALL.len() - 1) <= u8::MAX as u32, "each timer needs a bit");
 
 #[inline(never)]
 fn slot(fd: c_int) -> Option<&'static AtomicU8> {
@@ -68,8 +75,8 @@ fn learn(fd: c_int, known: Known) {
 /// The bit of an option that the program has set.
 const fn bit(option: SockOpt) -> u8 {
     match option {
-        SockOpt::Timer(timer) => 0x10 << timer as u8,
-        _ => 0x08,
+        SockOpt::Timer(timer) => FIRST_TIMER << timer as u8,
+        _ => KEEPALIVE,
     }
 }
 
@@ -93,7 +100,7 @@ fn unsaid(fd: c_int, policy: &Config, is_on: bool) -> Option<Config> {
     let byte = byte(fd);
     let said = |option| byte & bit(option) != 0;
     let mut config = *policy;
-    for timer in [Timer::Idle, Timer::Intvl, Timer::Cnt, Timer::UserTimeout] {
+    for timer in Timer::ALL {
         if said(SockOpt::Timer(timer)) {
             config = config.without(timer);
         }
@@ -108,13 +115,11 @@ fn read(fd: c_int, option: SockOpt) -> Option<c_int> {
     Some(c_int::from_ne_bytes(value))
 }
 
-/// Whether this is a TCP or Multipath TCP socket. Where the kernel does not say, as under a filter that refuses our
-/// calls, it is none.
+/// Returns whether this is a TCP or Multipath TCP socket. It is not if the kernel does not tell, for example because a
+/// filter denies the shim's calls.
 #[inline(never)]
 pub(crate) fn is_tcp(fd: c_int) -> bool {
-    let protocol = read(fd, SockOpt::Protocol);
-    matches!(protocol, Some(libc::IPPROTO_TCP | libc::IPPROTO_MPTCP))
-        && read(fd, SockOpt::Type) == Some(libc::SOCK_STREAM)
+    Socket::with_kernel(fd, Raw).is_tcp().unwrap_or(false)
 }
 
 /// Whether socket(2) with these arguments makes a TCP socket. The type has flags in it.
@@ -125,36 +130,33 @@ const fn makes_tcp(domain: c_int, kind: c_int, protocol: c_int) -> bool {
         && matches!(protocol, 0 | libc::IPPROTO_TCP | libc::IPPROTO_MPTCP)
 }
 
-/// What the rules, or the base policy where there are none that match, say of a connection.
-fn decide(settings: &Settings, fd: c_int, peer: Option<Endpoint>) -> Action {
-    let local_port = if settings.rules.look_at_local_port { address::local_port(fd) } else { 0 };
-    let rule = settings.rules.as_slice().iter().find(|rule| rule.matches(peer, local_port));
-    rule.map_or(Action::Apply(settings.base), ka_core::Rule::action)
+/// Decides what a connection gets.
+fn decide(shim: &Shim, fd: c_int, peer: Option<Endpoint>) -> Action {
+    let local_port = if shim.policy.rules.look_at_local_port() { address::local_port(fd) } else { 0 };
+    shim.policy.decide(peer, local_port)
 }
 
-/// The same, of a TCP socket as it is now. `None` while it has no peer, or no local port, and a rule asks for one.
-pub(crate) fn decide_now(settings: &Settings, fd: c_int) -> Option<Action> {
-    if settings.rules.is_empty() {
-        return Some(Action::Apply(settings.base));
-    }
-    let peer = address::peer(fd);
-    let unbound = settings.rules.look_at_local_port && address::local_port(fd) == 0;
-    if unbound || (settings.rules.look_at_peer && peer.is_none()) {
+/// Decides what a TCP socket gets, in its present state. Returns `None` if a rule looks at the peer or the local port and
+/// the socket has none yet.
+pub(crate) fn decide_now(shim: &Shim, fd: c_int) -> Option<Action> {
+    let rules = shim.policy.rules;
+    let peer = if rules.look_at_peer() { Some(address::peer(fd)?) } else { None };
+    if rules.look_at_local_port() && address::local_port(fd) == 0 {
         return None;
     }
-    Some(decide(settings, fd, peer))
+    Some(decide(shim, fd, peer))
 }
 
 /// A descriptor that socket(2) has just made.
 #[inline]
-pub(crate) fn born(settings: &Settings, fd: c_int, domain: c_int, kind: c_int, protocol: c_int) {
+pub(crate) fn born(shim: &Shim, fd: c_int, domain: c_int, kind: c_int, protocol: c_int) {
     if fd < 0 {
         return;
     }
     if !makes_tcp(domain, kind, protocol) {
         learn(fd, Known::LeftAlone);
-    } else if settings.rules.is_empty() {
-        give(settings, fd, settings.base, true);
+    } else if shim.policy.rules.is_empty() {
+        give(shim, fd, shim.policy.config, true);
         learn(fd, Known::SeenTo);
     } else {
         // Where it goes, or what it listens to, decides.
@@ -164,24 +166,24 @@ pub(crate) fn born(settings: &Settings, fd: c_int, domain: c_int, kind: c_int, p
 
 /// A descriptor that is about to connect to, or send its first data to, an address of the program's.
 #[inline]
-pub(crate) fn connecting(settings: &Settings, fd: c_int, to: *const sockaddr, size: socklen_t) {
-    if !settings.rules.look_at_peer {
-        ensure(settings, fd);
-    } else if (settings.mode != Mode::Default || is_undecided(fd))
+pub(crate) fn connecting(shim: &Shim, fd: c_int, to: *const sockaddr, size: socklen_t) {
+    if !shim.policy.rules.look_at_peer() {
+        ensure(shim, fd);
+    } else if (shim.policy.mode != Mode::Default || is_undecided(fd))
         && is_tcp(fd)
         && let Some(peer) = address::given(to, size)
     {
-        act(settings, fd, decide(settings, fd, Some(peer)));
+        act(shim, fd, decide(shim, fd, Some(peer)));
     }
 }
 
 /// A descriptor that is about to listen. What it has then, its connections inherit.
-pub(crate) fn listening(settings: &Settings, fd: c_int) {
-    if settings.rules.look_at_peer || (settings.mode == Mode::Default && !is_undecided(fd)) {
+pub(crate) fn listening(shim: &Shim, fd: c_int) {
+    if shim.policy.rules.look_at_peer() || (shim.policy.mode == Mode::Default && !is_undecided(fd)) {
         return;
     }
     // Nothing is as important to get right, and it happens once: ask the kernel.
-    see_to(settings, fd);
+    see_to(shim, fd);
     if known(fd) == Known::Changed {
         // Nothing waits to be accepted yet.
         learn(fd, Known::SeenTo);
@@ -206,18 +208,18 @@ pub(crate) fn is_held(fd: c_int) -> bool {
 
 /// Sees to a descriptor that is about to be used, and may have come without being seen. That it was left alone proves
 /// nothing: the number may have become another's, by dup2(2) or in the child of vfork(2).
-fn ensure(settings: &Settings, fd: c_int) {
+fn ensure(shim: &Shim, fd: c_int) {
     // In the default mode, what the program did since is its right.
-    let its_right = settings.mode == Mode::Default && matches!(known(fd), Known::SeenTo | Known::Changed);
+    let its_right = shim.policy.mode == Mode::Default && matches!(known(fd), Known::SeenTo | Known::Changed);
     if !its_right && !is_held(fd) {
-        see_to(settings, fd);
+        see_to(shim, fd);
     }
 }
 
 /// Gives a TCP socket, that is about to connect or listen, the policy that is for it.
-fn see_to(settings: &Settings, fd: c_int) {
+fn see_to(shim: &Shim, fd: c_int) {
     if is_tcp(fd) {
-        act(settings, fd, decide(settings, fd, None));
+        act(shim, fd, decide(shim, fd, None));
     } else {
         learn(fd, Known::LeftAlone);
     }
@@ -240,12 +242,12 @@ impl Sender {
     /// `SO_PEERCRED` names the user who made the other end: the caller of connect(2), listen(2) or socketpair(2). The
     /// other end may have been passed on since. So root never trusts its own name. Root's sockets are often passed to
     /// unprivileged processes, and every client of the system bus sees root as its peer, whichever process sends.
-    fn is_trusted(&mut self, settings: &Settings) -> bool {
+    fn is_trusted(&mut self, shim: &Shim) -> bool {
         let socket = self.socket;
         *self.is_trusted.get_or_insert_with(|| {
             // User namespaces show this ID for any user that they do not map.
             const UNMAPPED: u32 = 65534;
-            !settings.has_more_rights
+            !shim.has_more_rights
                 && raw::own_user()
                     .is_some_and(|user| user != 0 && user != UNMAPPED && raw::peer_user(socket) == Some(user))
         })
@@ -254,13 +256,13 @@ impl Sender {
 
 /// A descriptor that came with a message. Descriptors of other kinds than sockets, and all of them once the program has
 /// a filter, are left alone without a call that could wait or be filtered.
-pub(crate) fn received(settings: &Settings, sender: &mut Sender, fd: c_int) {
+pub(crate) fn received(shim: &Shim, sender: &mut Sender, fd: c_int) {
     if filter::is_installed() {
         learn(fd, Known::Nothing);
     } else if !raw::may_be_a_socket(fd) {
         learn(fd, Known::LeftAlone);
-    } else if sender.is_trusted(settings) {
-        arrived(settings, fd);
+    } else if sender.is_trusted(shim) {
+        arrived(shim, fd);
     } else {
         foreign(fd);
     }
@@ -278,19 +280,19 @@ pub(crate) fn before_use(fd: c_int) {
     if byte(fd) == Known::Foreign as u8 {
         learn(fd, Known::Nothing);
         if !filter::is_installed()
-            && let Some(settings) = active()
+            && let Some(shim) = active()
         {
-            arrived(settings, fd);
+            arrived(shim, fd);
         }
     }
 }
 
 /// Handles a descriptor from elsewhere: inherited, or sent by another process of the same user.
-pub(crate) fn arrived(settings: &Settings, fd: c_int) {
+pub(crate) fn arrived(shim: &Shim, fd: c_int) {
     if !is_tcp(fd) {
         learn(fd, Known::LeftAlone);
-    } else if let Some(action) = decide_now(settings, fd) {
-        act(settings, fd, action);
+    } else if let Some(action) = decide_now(shim, fd) {
+        act(shim, fd, action);
     } else {
         learn(fd, Known::Nothing);
     }
@@ -298,55 +300,55 @@ pub(crate) fn arrived(settings: &Settings, fd: c_int) {
 
 /// A descriptor that accept(2) has just made. It has inherited what the listener had at the handshake.
 #[inline]
-pub(crate) fn accepted(settings: &Settings, listener: c_int, fd: c_int) {
+pub(crate) fn accepted(shim: &Shim, listener: c_int, fd: c_int) {
     if fd < 0 {
         return;
     }
-    if settings.rules.look_at_peer {
-        arrived(settings, fd);
+    if shim.policy.rules.look_at_peer() {
+        arrived(shim, fd);
         return;
     }
     match known(listener) {
         Known::LeftAlone => learn(fd, Known::LeftAlone),
-        Known::SeenTo if settings.mode == Mode::Default || read(fd, SockOpt::KeepAlive) == Some(1) => {
+        Known::SeenTo if shim.policy.mode == Mode::Default || read(fd, SockOpt::KeepAlive) == Some(1) => {
             learn(fd, Known::SeenTo);
         }
         // Its handshake may have been before the listener was seen to.
-        Known::SeenTo | Known::Changed => arrived(settings, fd),
+        Known::SeenTo | Known::Changed => arrived(shim, fd),
         Known::Nothing | Known::Waits | Known::Foreign => {
-            arrived(settings, listener);
-            arrived(settings, fd);
+            arrived(shim, listener);
+            arrived(shim, fd);
         }
     }
 }
 
-fn act(settings: &Settings, fd: c_int, action: Action) {
+fn act(shim: &Shim, fd: c_int, action: Action) {
     match action {
         Action::Skip => learn(fd, Known::LeftAlone),
-        Action::Apply(policy) => adopt(settings, fd, &policy),
+        Action::Apply(policy) => adopt(shim, fd, &policy),
     }
 }
 
 /// Gives the policy to a socket that may have a keepalive of its own.
-fn adopt(settings: &Settings, fd: c_int, policy: &Config) {
+fn adopt(shim: &Shim, fd: c_int, policy: &Config) {
     let was_on = read(fd, SockOpt::KeepAlive) == Some(1);
-    let due = if settings.mode == Mode::Default && waits(fd) {
+    let due = if shim.policy.mode == Mode::Default && waits(fd) {
         unsaid(fd, policy, was_on)
     } else {
-        Socket::with_kernel(fd, Raw).due(policy, settings.mode, was_on)
+        due(Socket::with_kernel(fd, Raw), policy, shim.policy.mode, was_on)
     };
     if let Some(config) = due {
-        give(settings, fd, config, false);
+        give(shim, fd, config, false);
     }
     learn(fd, if was_on { Known::Changed } else { Known::SeenTo });
 }
 
 /// Sets what is to be set, on a socket that is known to be fresh or is not.
 #[inline(never)]
-fn give(settings: &Settings, fd: c_int, config: Config, fresh: bool) {
-    let (config, result) = Socket::with_kernel(fd, Raw).give(config, fresh);
-    if settings.log.is_some() {
-        log::set(settings, fd, &config, result);
+fn give(shim: &Shim, fd: c_int, config: Config, fresh: bool) {
+    let (config, result) = ka_policy::give(Socket::with_kernel(fd, Raw), config, fresh);
+    if shim.log.is_some() {
+        log::set(shim, fd, &config, result);
     }
 }
 
@@ -356,7 +358,8 @@ mod tests {
     use std::os::fd::{AsFd, AsRawFd};
     use std::time::Duration;
 
-    use ka_core::{Action, Config, Mode, SockOpt, Timer};
+    use ka_core::{Config, SockOpt, Timer};
+    use ka_policy::{Action, Mode};
     use libc::{
         AF_INET, AF_INET6, AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_RAW, SOCK_STREAM, c_int,
     };
@@ -366,7 +369,7 @@ mod tests {
         Known, Sender, accepted, arrived, born, connecting, decide_now, heed, is_held, is_tcp, known, learn,
         listening, makes_tcp, received, waits,
     };
-    use crate::settings::tests::{POLICY, settings};
+    use crate::shim::tests::{POLICY, shim};
 
     const MPTCP: c_int = libc::IPPROTO_MPTCP;
 
@@ -383,7 +386,7 @@ mod tests {
         socket.keepalive().unwrap().then(|| socket.tcp_keepalive_time().unwrap().as_secs())
     }
 
-    fn connect(socket: &Socket, told: &crate::settings::Settings, to: &str) {
+    fn connect(socket: &Socket, told: &crate::shim::Shim, to: &str) {
         let to = SockAddr::from(to.parse::<SocketAddr>().unwrap());
         connecting(told, socket.as_raw_fd(), to.as_ptr().cast(), to.len());
     }
@@ -439,7 +442,7 @@ mod tests {
 
     #[test]
     fn a_tcp_socket_has_it_from_birth_unless_a_rule_must_decide() {
-        let told = settings(Mode::Force, POLICY, "");
+        let told = shim(Mode::Force, POLICY, "");
         let socket = tcp();
         let fd = socket.as_raw_fd();
         born(&told, fd, AF_INET, SOCK_STREAM, 0);
@@ -448,14 +451,14 @@ mod tests {
         let other = tcp();
         born(&told, other.as_raw_fd(), AF_UNIX, SOCK_STREAM, 0);
         assert_eq!((idle(&other), known(other.as_raw_fd())), (None, Known::LeftAlone));
-        let told = settings(Mode::Force, POLICY, "lport=1 skip");
+        let told = shim(Mode::Force, POLICY, "lport=1 skip");
         born(&told, other.as_raw_fd(), AF_INET, SOCK_STREAM, 0);
         assert_eq!((idle(&other), known(other.as_raw_fd())), (None, Known::Waits));
     }
 
     #[test]
     fn in_the_default_mode_a_rule_s_policy_takes_the_place_of_what_the_program_has_not_said() {
-        let told = settings(Mode::Default, POLICY, "idle=20,user_timeout=9000");
+        let told = shim(Mode::Default, POLICY, "idle=20,user_timeout=9000");
         let all = |socket: &Socket| {
             let timeout = socket.tcp_user_timeout().unwrap().map_or(0, |time| time.as_millis());
             (idle(socket), socket.tcp_keepalive_interval().unwrap().as_secs(), timeout)
@@ -492,7 +495,7 @@ mod tests {
     /// A program that has closed its standard input gets its number for a socket.
     #[test]
     fn zero_is_a_descriptor() {
-        let told = settings(Mode::Force, POLICY, "");
+        let told = shim(Mode::Force, POLICY, "");
         learn(0, Known::Nothing);
         born(&told, 0, AF_UNIX, SOCK_STREAM, 0);
         assert_eq!(known(0), Known::LeftAlone);
@@ -506,7 +509,7 @@ mod tests {
     #[test]
     fn who_connects_has_it_whatever_was_known() {
         for mode in [Mode::Force, Mode::Floor, Mode::Default] {
-            let told = settings(mode, POLICY, "");
+            let told = shim(mode, POLICY, "");
             for before in [Known::Nothing, Known::LeftAlone, Known::SeenTo, Known::Changed, Known::Foreign] {
                 let socket = tcp();
                 learn(socket.as_raw_fd(), before);
@@ -517,7 +520,7 @@ mod tests {
             }
         }
         let udp = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
-        connect(&udp, &settings(Mode::Force, POLICY, ""), "192.0.2.1:1");
+        connect(&udp, &shim(Mode::Force, POLICY, ""), "192.0.2.1:1");
         assert_eq!(known(udp.as_raw_fd()), Known::LeftAlone);
         assert!(!udp.keepalive().unwrap());
     }
@@ -527,11 +530,11 @@ mod tests {
         let socket = tcp();
         socket.set_keepalive(true).unwrap();
         assert!(!is_held(socket.as_raw_fd()));
-        connect(&socket, &settings(Mode::Default, POLICY, ""), "192.0.2.1:1");
+        connect(&socket, &shim(Mode::Default, POLICY, ""), "192.0.2.1:1");
         assert_ne!(idle(&socket), Some(60), "the default mode leaves it");
         assert_eq!(known(socket.as_raw_fd()), Known::Changed);
         learn(socket.as_raw_fd(), Known::Nothing);
-        connect(&socket, &settings(Mode::Force, POLICY, ""), "192.0.2.1:1");
+        connect(&socket, &shim(Mode::Force, POLICY, ""), "192.0.2.1:1");
         assert_eq!((idle(&socket), known(socket.as_raw_fd())), (Some(60), Known::Changed));
         assert!(is_held(socket.as_raw_fd()));
         socket.set_keepalive(false).unwrap();
@@ -540,19 +543,19 @@ mod tests {
 
     #[test]
     fn a_received_socket_is_set_at_once_only_if_the_same_ordinary_user_sent_it() {
-        let mut told = settings(Mode::Force, POLICY, "");
+        let mut told = shim(Mode::Force, POLICY, "");
         let (carrier, _other) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
         let is_root = crate::raw::own_user() == Some(0);
         let socket = tcp();
         received(&told, &mut Sender::of(carrier.as_raw_fd()), socket.as_raw_fd());
         let expected = if is_root { (None, Known::Foreign) } else { (Some(60), Known::SeenTo) };
         assert_eq!((idle(&socket), known(socket.as_raw_fd())), expected);
-        told.settings_mut().has_more_rights = true;
+        told.has_more_rights = true;
         let socket = tcp();
         received(&told, &mut Sender::of(carrier.as_raw_fd()), socket.as_raw_fd());
         assert_eq!((idle(&socket), known(socket.as_raw_fd())), (None, Known::Foreign));
         // The user of a datagram socket's peer, or of an unconnected one, is unknown.
-        told.settings_mut().has_more_rights = false;
+        told.has_more_rights = false;
         let datagrams = Socket::new(Domain::UNIX, Type::DGRAM, None).unwrap();
         received(&told, &mut Sender::of(datagrams.as_raw_fd()), socket.as_raw_fd());
         assert_eq!((idle(&socket), known(socket.as_raw_fd())), (None, Known::Foreign));
@@ -563,7 +566,7 @@ mod tests {
 
     #[test]
     fn rules_decide_by_where_it_connects_to() {
-        let told = settings(Mode::Force, POLICY, "rport=22 skip; peer=192.0.2.0/24 idle=30");
+        let told = shim(Mode::Force, POLICY, "rport=22 skip; peer=192.0.2.0/24 idle=30");
         for (to, expected) in
             [("192.0.2.1:22", None), ("192.0.2.1:1", Some(30)), ("198.51.100.1:1", Some(60))]
         {
@@ -579,9 +582,8 @@ mod tests {
         learn(udp.as_raw_fd(), Known::Nothing);
         connect(&udp, &told, "192.0.2.1:1");
         assert_eq!(known(udp.as_raw_fd()), Known::Nothing);
-        drop(told);
         // In the default mode, once.
-        let told = settings(Mode::Default, POLICY, "rport=22 skip");
+        let told = shim(Mode::Default, POLICY, "rport=22 skip");
         let socket = tcp();
         learn(socket.as_raw_fd(), Known::SeenTo);
         connect(&socket, &told, "192.0.2.1:1");
@@ -596,15 +598,13 @@ mod tests {
         let (listener, client, server) = pair();
         let port = listener.local_addr().unwrap().port();
         let thirty = Action::Apply(POLICY.with_idle(Some(30)).unwrap());
-        let decided =
-            |told: &crate::settings::Settings, socket: &dyn AsRawFd| decide_now(told, socket.as_raw_fd());
-        let told = settings(Mode::Force, POLICY, &format!("lport={port} idle=30"));
+        let decided = |told: &crate::shim::Shim, socket: &dyn AsRawFd| decide_now(told, socket.as_raw_fd());
+        let told = shim(Mode::Force, POLICY, &format!("lport={port} idle=30"));
         assert_eq!(decided(&told, &listener), Some(thirty));
         assert_eq!(decided(&told, &server), Some(thirty));
         assert_eq!(decided(&told, &client), Some(Action::Apply(POLICY)));
         assert_eq!(decided(&told, &tcp()), None, "it has no port yet");
-        drop(told);
-        let told = settings(Mode::Force, POLICY, &format!("rport={port} skip"));
+        let told = shim(Mode::Force, POLICY, &format!("rport={port} skip"));
         assert_eq!(decided(&told, &client), Some(Action::Skip));
         assert_eq!(decided(&told, &server), Some(Action::Apply(POLICY)));
         assert_eq!(decided(&told, &listener), None, "it never has a peer");
@@ -615,14 +615,13 @@ mod tests {
         assert_eq!((idle(&client), idle(&server), idle(&listener)), (None, Some(60), None));
         assert_eq!(known(client.as_raw_fd()), Known::LeftAlone);
         assert_eq!(known(listener.as_raw_fd()), Known::Nothing);
-        drop(told);
-        let told = settings(Mode::Force, POLICY, "");
+        let told = shim(Mode::Force, POLICY, "");
         assert_eq!(decided(&told, &tcp()), Some(Action::Apply(POLICY)));
     }
 
     #[test]
     fn a_listener_has_it_before_anybody_can_connect() {
-        let force = settings(Mode::Force, POLICY, "");
+        let force = shim(Mode::Force, POLICY, "");
         let socket = tcp();
         socket.set_keepalive(true).unwrap();
         listening(&force, socket.as_raw_fd());
@@ -638,18 +637,18 @@ mod tests {
             assert_eq!(idle(&socket), Some(60));
             let socket = tcp();
             learn(socket.as_raw_fd(), before);
-            listening(&settings(Mode::Default, POLICY, ""), socket.as_raw_fd());
+            listening(&shim(Mode::Default, POLICY, ""), socket.as_raw_fd());
             assert_eq!(idle(&socket).is_some(), before == Known::Nothing, "{before:?}");
         }
         let socket = tcp();
-        listening(&settings(Mode::Force, POLICY, "rport=22 skip"), socket.as_raw_fd());
+        listening(&shim(Mode::Force, POLICY, "rport=22 skip"), socket.as_raw_fd());
         assert_eq!(idle(&socket), None, "accept decides");
     }
 
     #[test]
     fn what_is_accepted_has_it_or_gets_it() {
-        let force = settings(Mode::Force, POLICY, "");
-        let lax = settings(Mode::Default, POLICY, "");
+        let force = shim(Mode::Force, POLICY, "");
+        let lax = shim(Mode::Default, POLICY, "");
         // The listener's word is believed where it must be right.
         let (listener, _client, server) = pair();
         learn(listener.as_raw_fd(), Known::LeftAlone);
@@ -687,7 +686,7 @@ mod tests {
         // Rules by peer: each connection for itself.
         let (listener, client, server) = pair();
         let port = client.local_addr().unwrap().port();
-        let told = settings(Mode::Force, POLICY, &format!("rport={port} idle=30"));
+        let told = shim(Mode::Force, POLICY, &format!("rport={port} idle=30"));
         learn(listener.as_raw_fd(), Known::LeftAlone);
         accepted(&told, listener.as_raw_fd(), server.as_raw_fd());
         assert_eq!(idle(&server), Some(30));
@@ -697,7 +696,7 @@ mod tests {
     fn a_stricter_word_of_the_program_s_stays_on_the_floor() {
         let socket = tcp();
         ka_core::Socket::new(socket.as_raw_fd()).apply(&Config::new(30, 99, 3).unwrap()).unwrap();
-        arrived(&settings(Mode::Floor, POLICY, ""), socket.as_raw_fd());
+        arrived(&shim(Mode::Floor, POLICY, ""), socket.as_raw_fd());
         assert_eq!(idle(&socket), Some(30));
         assert_eq!(socket.tcp_keepalive_interval().unwrap().as_secs(), 10);
     }

@@ -1,7 +1,8 @@
 //! The two programs of the tcp iterator, which is called once for each TCP socket of a network namespace, with the socket
 //! locked: one tells what the socket has, one sets it. Documentation/bpf/bpf_iterators.rst
 
-use ka_core::{Config, Mode, Settings, SockOpt, Timer};
+use ka_core::{Config, Settings, SockOpt, Timer};
+use ka_policy::Mode;
 
 use super::btf::Types;
 use super::insn::{Assembler, Cond, Helper, Insn, Label, Reg, Size};

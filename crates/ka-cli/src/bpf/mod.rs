@@ -19,7 +19,8 @@ use std::io::{self, Read as _, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
-use ka_core::{Config, Mode, Settings};
+use ka_core::{Config, Settings};
+use ka_policy::{Mode, Policy};
 
 use crate::text::reason;
 use btf::Types;
@@ -150,26 +151,19 @@ fn load(kind: Kind, name: &str, insns: &[Insn], feature: &Feature) -> Result<Own
     ))
 }
 
-/// What a cgroup's programs carry with them, for whoever asks what is in force.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Orders {
-    pub(crate) policy: Config,
-    pub(crate) mode: Mode,
+/// The first word of a record: it shows that the record is ka's, and its form.
+const FORM: &str = "ka1 ";
+
+/// Returns the record of a policy, which the programs of a cgroup carry with them: `ka1 MODE POLICY`.
+fn record(policy: Policy<'_>) -> String {
+    format!("{FORM}{} {}", policy.mode.name(), policy.config)
 }
 
-impl Orders {
-    /// Before the mode and the policy: that it is ours, and its form.
-    const FORM: &str = "ka1 ";
-
-    fn text(self) -> String {
-        format!("{}{} {}", Self::FORM, self.mode.name(), self.policy)
-    }
-
-    fn parse(text: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(text).ok()?.strip_prefix(Self::FORM)?;
-        let (mode, policy) = text.split_once(' ')?;
-        Some(Self { policy: ka_core::parse(policy.as_bytes()).ok()?, mode: Mode::named(mode.as_bytes())? })
-    }
+/// Reads a record.
+fn parse_record(text: &[u8]) -> Option<Policy<'static>> {
+    let text = std::str::from_utf8(text).ok()?.strip_prefix(FORM)?;
+    let (mode, config) = text.split_once(' ')?;
+    Some(Policy::new(ka_core::parse(config.as_bytes()).ok()?, Mode::named(mode.as_bytes())?))
 }
 
 /// The programs of a cgroup, loaded.
@@ -183,8 +177,8 @@ pub(crate) struct Programs {
 impl Programs {
     /// Loads them. `Force` holds the policy against the cgroup's programs; any other mode leaves their sockets alone
     /// where they have a keepalive of their own.
-    pub(crate) fn load(orders: Orders) -> Result<Self, String> {
-        let Orders { policy, mode } = orders;
+    pub(crate) fn load(policy: Policy<'_>) -> Result<Self, String> {
+        let Policy { config, mode, .. } = policy;
         if let Some(lack) = host::lacks(&host::FOR_CGROUPS) {
             return Err(lack);
         }
@@ -192,11 +186,11 @@ impl Programs {
         if mode != Mode::Force {
             check_reading(None)?;
         }
-        let map = map_with(RECORD, orders.text().as_bytes()).map_err(|error| GIVING.explain(&error))?;
-        let giver = load(Kind::SockOps, GIVER, &sockops::giver(&policy, mode, map.as_raw_fd()), &GIVING)?;
+        let map = map_with(RECORD, record(policy).as_bytes()).map_err(|error| GIVING.explain(&error))?;
+        let giver = load(Kind::SockOps, GIVER, &sockops::giver(&config, mode, map.as_raw_fd()), &GIVING)?;
         let keeper = match mode {
             Mode::Force => {
-                let keeper = sockops::keeper(&policy, sys::page_size());
+                let keeper = sockops::keeper(&config, mode, sys::page_size());
                 Some(load(Kind::SetSockOpt, KEEPER, &keeper, &KEEPING)?)
             }
             _ => None,
@@ -232,12 +226,12 @@ impl Programs {
 }
 
 /// What a policy's text that is kept says.
-pub(crate) fn recorded(path: &Path) -> io::Result<Option<Orders>> {
-    Ok(Orders::parse(&sys::map_value(sys::pinned(path)?.as_fd())?))
+pub(crate) fn recorded(path: &Path) -> io::Result<Option<Policy<'static>>> {
+    Ok(parse_record(&sys::map_value(sys::pinned(path)?.as_fd())?))
 }
 
 /// What of ka's is attached to a cgroup itself.
-pub(crate) fn attached(cgroup: BorrowedFd<'_>) -> io::Result<Vec<Orders>> {
+pub(crate) fn attached(cgroup: BorrowedFd<'_>) -> io::Result<Vec<Policy<'static>>> {
     let mut found = Vec::new();
     for program in sys::attached(cgroup, Kind::SockOps)? {
         let (name, maps) = match sys::program_info(program) {
@@ -247,7 +241,7 @@ pub(crate) fn attached(cgroup: BorrowedFd<'_>) -> io::Result<Vec<Orders>> {
         };
         if name == GIVER {
             for map in maps {
-                found.extend(Orders::parse(&sys::map_value(sys::map_numbered(map)?.as_fd())?));
+                found.extend(parse_record(&sys::map_value(sys::map_numbered(map)?.as_fd())?));
             }
         }
     }
@@ -346,13 +340,18 @@ pub(crate) struct Setter {
 
 impl Setter {
     /// Loads it; on a dry run it sets none.
-    pub(crate) fn load(orders: Orders, dry_run: bool, only: Only, counter: &Counter) -> Result<Self, String> {
+    pub(crate) fn load(
+        policy: Policy<'_>,
+        dry_run: bool,
+        only: Only,
+        counter: &Counter,
+    ) -> Result<Self, String> {
         let (types, kind) = iterator()?;
-        let Orders { policy, mode } = orders;
-        if !rule::is_complete(&policy) {
+        let Policy { config, mode, .. } = policy;
+        if !rule::is_complete(&config) {
             return Err("user_timeout=auto needs idle, intvl and cnt in the policy here".to_owned());
         }
-        let insns = iter::setter(&types, &policy, mode, dry_run, only, counter.as_raw_fd()).ok_or(
+        let insns = iter::setter(&types, &config, mode, dry_run, only, counter.as_raw_fd()).ok_or(
             "the kernel's types are not as expected: a socket's cgroup or port is not found in them",
         )?;
         Ok(Self { kind, program: load(kind, SETTER, &insns, &ITERATING)? })
@@ -388,7 +387,7 @@ pub(crate) fn cgroup_obstacle() -> Option<String> {
     if host::cgroup_root().is_none() {
         return Some(host::NO_CGROUPS.to_owned());
     }
-    Programs::load(Orders { policy: Config::STANDARD, mode: Mode::Force }).err()
+    Programs::load(Policy::new(Config::STANDARD, Mode::Force)).err()
 }
 
 /// Why the iterator cannot be used here.
@@ -402,25 +401,26 @@ pub(crate) fn iterator_obstacle() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use ka_core::{Config, Mode};
+    use ka_core::Config;
+    use ka_policy::{Mode, Policy};
 
     use super::insn::{Assembler, Reg};
-    use super::{GIVING, Orders, load};
+    use super::{GIVING, load, parse_record, record};
     use crate::bpf::sys::Kind;
 
     #[test]
-    fn orders_are_read_back() {
+    fn records_are_read_back() {
         for mode in [Mode::Force, Mode::Default] {
             let policy = ka_core::parse(b"idle=280,intvl=30,cnt=5,user_timeout=auto").unwrap();
-            let orders = Orders { policy, mode };
-            assert_eq!(Orders::parse(orders.text().as_bytes()), Some(orders));
+            let policy = Policy::new(policy, mode);
+            assert_eq!(parse_record(record(policy).as_bytes()), Some(policy));
         }
         for foreign in [&b""[..], b"ka2 force 60,10,6", b"ka1 force", b"ka1 often 60,10,6", b"ka1 force \xff"]
         {
-            assert_eq!(Orders::parse(foreign), None);
+            assert_eq!(parse_record(foreign), None);
         }
         let longest = Config::new(32767, 32767, 127).unwrap();
-        assert!(Orders { policy: longest, mode: Mode::Default }.text().len() < 128);
+        assert!(record(Policy::new(longest, Mode::Default)).len() < 128);
     }
 
     /// Where programs may be loaded; else the reason is what is missing.

@@ -3,7 +3,8 @@
 //! The order and its reasons are those of ka-core's apply.rs. What sets a socket in a program cannot fail halfway for
 //! want of anything: the values are checked, and the socket is locked. So nothing is put back.
 
-use ka_core::{Config, Mode, SockOpt, Timer, UserTimeout};
+use ka_core::{Config, SockOpt, Timer, UserTimeout};
+use ka_policy::{Mode, user_timeout_limit};
 
 use super::insn::{Assembler, Cond, Helper, Label, Reg, Size, Source};
 
@@ -142,7 +143,7 @@ impl Rule<'_> {
             None if self.mode == Mode::Default || self.config.enabled() != Some(true) => return,
             // if (getsockopt(TCP_USER_TIMEOUT) <= latest) goto same;
             None => {
-                let latest = self.config.latest_user_timeout();
+                let latest = user_timeout_limit(self.config);
                 // A kernel that cannot say (before 6.1) is not asked to change it.
                 get(program, option, if self.blind { same } else { failed });
                 program.jump_if(Reg::R0, Cond::LessOrEqual, latest, same);
@@ -201,7 +202,7 @@ pub(super) fn user_timeout(config: &Config) -> Option<i32> {
     match config.user_timeout() {
         UserTimeout::Keep => None,
         UserTimeout::Milliseconds(value) => Some(value),
-        UserTimeout::Auto => Some(config.latest_user_timeout()),
+        UserTimeout::Auto => Some(user_timeout_limit(config)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The two programs of a cgroup: one gives its sockets the policy, one holds it.
 
-use ka_core::{Config, Mode, SockOpt, Timer};
+use ka_core::{Config, SockOpt, Timer};
+use ka_policy::{Mode, Verdict, judge};
 
 use super::insn::{Assembler, Cond, Insn, Reg, Size};
 use super::rule::{Rule, SOCKET, user_timeout};
@@ -61,19 +62,17 @@ mod sock {
     pub(super) const PROTOCOL: i16 = 12;
 }
 
-/// `BPF_CGROUP_SETSOCKOPT`: what a program in the cgroup says of its keepalive succeeds where the kernel would have taken
-/// it, and changes nothing; what the kernel would have refused, it refuses. A user timeout is held where the policy names
-/// one, else shortened to what the policy allows.
+/// `BPF_CGROUP_SETSOCKOPT`: the verdicts of [`judge`], as instructions. A test compares the two on the running kernel.
 ///
-/// Of a value that is longer than a page a program is shown the first page. What it does not say is to be passed on as it
-/// came (a length of 0) the kernel refuses with EFAULT (Linux 5.8 to 6.4), as the tables that iptables sets, or passes on
-/// whatever the program has written. Documentation/bpf/prog_cgroup_sockopt.rst
-pub(super) fn keeper(config: &Config, page: i32) -> Vec<Insn> {
+/// If a value is longer than a page, as the tables of iptables are, the BPF program sees only its first page. Unless the
+/// program sets the length to 0, which means "pass it on as it came", Linux 5.8 to 6.4 reject the call with EFAULT, and
+/// later kernels pass on what the program has written. Documentation/bpf/prog_cgroup_sockopt.rst
+pub(super) fn keeper(config: &Config, mode: Mode, page: i32) -> Vec<Insn> {
     use Reg::{R0, R1, R2, R3, R4, R6};
 
     let mut program = Assembler::default();
     let [pass, tcp, value, keepalive, swallow] = std::array::from_fn(|_| program.label());
-    let timers = [Timer::Idle, Timer::Intvl, Timer::Cnt, Timer::UserTimeout];
+    let timers = Timer::ALL;
     let cases = timers.map(|timer| (timer, program.label()));
     // struct bpf_sockopt *call = context;
     program.mov(R6, R1);
@@ -122,29 +121,35 @@ pub(super) fn keeper(config: &Config, page: i32) -> Vec<Insn> {
         let range = timer.range();
         program.jump_if(R0, Cond::Less, *range.start(), pass);
         program.jump_if(R0, Cond::Greater, *range.end(), pass);
-        let named = match timer {
-            Timer::UserTimeout => user_timeout(config),
-            timer => config.timer(timer),
-        };
-        let is_named = named.is_some();
-        if let Some(named) = named {
-            // The policy's own value passes, so that `ka attach` can set it by descriptor too.
-            program.jump_if(R0, Cond::Equal, named, pass);
-            program.jump(swallow);
-        } else if timer == Timer::UserTimeout {
-            // if (value > latest) { *(int *)call->optval = latest; call->optlen = 4; } goto pass;
-            let latest = config.latest_user_timeout();
-            program.jump_if(R0, Cond::LessOrEqual, latest, pass);
-            program.store(Size::Word, R3, 0, latest);
-            program.mov(R0, 4);
-            program.store(Size::Word, R6, sockopt::OPTLEN, R0);
-        }
-        if !is_named {
-            program.jump(pass);
+        // The verdict on the largest value decides: either all values are ignored, or those above a limit are clamped.
+        match judge(mode, config, SockOpt::Timer(timer), *range.end()) {
+            Verdict::Pass | Verdict::Reject => program.jump(pass),
+            Verdict::Ignore => {
+                // The policy's own value passes, so that `ka attach` can set it by descriptor.
+                let named = match timer {
+                    Timer::UserTimeout => user_timeout(config),
+                    timer => config.timer(timer),
+                };
+                if let Some(named) = named {
+                    program.jump_if(R0, Cond::Equal, named, pass);
+                }
+                program.jump(swallow);
+            }
+            Verdict::Clamp(limit) => {
+                // if (value > limit) { *(int *)call->optval = limit; call->optlen = 4; } goto pass;
+                program.jump_if(R0, Cond::LessOrEqual, limit, pass);
+                program.store(Size::Word, R3, 0, limit);
+                program.mov(R0, 4);
+                program.store(Size::Word, R6, sockopt::OPTLEN, R0);
+                program.jump(pass);
+            }
         }
     }
     program.place(keepalive);
-    program.jump_if(R0, Cond::NotEqual, 0, pass);
+    match judge(mode, config, SockOpt::KeepAlive, 0) {
+        Verdict::Ignore => program.jump_if(R0, Cond::NotEqual, 0, pass),
+        Verdict::Pass | Verdict::Reject | Verdict::Clamp(_) => program.jump(pass),
+    }
     // call->optlen = -1: the kernel's own setsockopt is not called, and the program's succeeds.
     program.place(swallow);
     program.mov(R0, -1);

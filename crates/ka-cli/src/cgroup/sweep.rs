@@ -15,13 +15,13 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ka_core::Mode;
+use ka_policy::{Mode, Policy};
 use serde::{Deserialize, Serialize};
 
 use super::walk::walk;
 use super::{Cgroup, Held, is_gone, overridden_below};
 use crate::attach::{self, Change, Report};
-use crate::bpf::{self, Counter, Only, Orders, Setter};
+use crate::bpf::{self, Counter, Only, Setter};
 use crate::diag::State;
 use crate::text::{self, reason};
 use crate::worker::{Ended, Found, Workers};
@@ -79,19 +79,19 @@ enum End {
 
 /// Sets the open sockets of a cgroup's processes, in each of their network namespaces. If this process holds the policy, a
 /// signal ends the sweep early.
-pub(super) fn sweep(cgroup: &Cgroup, orders: Orders, held: Option<&Held>) -> Swept {
+pub(super) fn sweep(cgroup: &Cgroup, policy: Policy<'static>, held: Option<&Held>) -> Swept {
     let mut swept = Swept::default();
     let mut entered = HashSet::new();
     let mut workers = Workers::default();
     let mut blocked = 0;
     loop {
-        let end = match Sweeper::start(cgroup, orders, &entered) {
+        let end = match Sweeper::start(cgroup, policy, &entered) {
             Ok(sweeper) => sweeper.listen(&mut swept, &mut entered, held),
             Err(error) => {
                 swept.left.push(format!(
                     "the open sockets were not set: cannot start a worker process: {}; {}",
                     reason(&error),
-                    instead(orders.mode)
+                    instead(policy.mode)
                 ));
                 return swept;
             }
@@ -100,7 +100,7 @@ pub(super) fn sweep(cgroup: &Cgroup, orders: Orders, held: Option<&Held>) -> Swe
             Ok(End::Finished) => return swept,
             Ok(End::Blocked { network, seen, unreported }) => {
                 blocked += 1;
-                let mut report = through_processes(cgroup, orders, network, &mut workers, &mut swept);
+                let mut report = through_processes(cgroup, policy, network, &mut workers, &mut swept);
                 report.were_set(unreported);
                 swept.set += report.set;
                 // The child has already reported `seen` of them.
@@ -143,7 +143,7 @@ struct Sweeper {
 
 impl Sweeper {
     /// Starts a child that leaves out the namespaces that earlier children have entered.
-    fn start(cgroup: &Cgroup, orders: Orders, done: &HashSet<u64>) -> io::Result<Self> {
+    fn start(cgroup: &Cgroup, policy: Policy<'static>, done: &HashSet<u64>) -> io::Result<Self> {
         let (says, out) = sys::pipe()?;
         let counter = Counter::new();
         let keep: Vec<_> =
@@ -151,7 +151,7 @@ impl Sweeper {
         sys::detached(&keep, || {
             let mut out = File::from(out.try_clone()?);
             let left = Work { out: &mut out, done: done.clone(), path: &cgroup.path, id: cgroup.id }
-                .all(orders, counter.as_ref().map_err(String::clone))?;
+                .all(policy, counter.as_ref().map_err(String::clone))?;
             say(&mut out, &Message::Finished { left })
         })?;
         Ok(Self { says: says.into(), text: Vec::new(), counter: counter.ok() })
@@ -250,7 +250,7 @@ struct Work<'a> {
 impl Work<'_> {
     /// Does the work. Returns the reasons why sockets were left out. The child inherits no descriptor of the cgroup, so
     /// it opens the cgroup again.
-    fn all(&mut self, orders: Orders, counter: Result<&Counter, String>) -> io::Result<Vec<String>> {
+    fn all(&mut self, policy: Policy<'static>, counter: Result<&Counter, String>) -> io::Result<Vec<String>> {
         let mut left = Vec::new();
         let opened = Cgroup::open(self.path).ok().filter(|cgroup| cgroup.id == self.id);
         let Some(cgroup) = opened else {
@@ -259,13 +259,13 @@ impl Work<'_> {
         };
         // Only the first child reports this.
         if self.done.is_empty()
-            && let Some(which) = overridden_below(&cgroup, orders)
+            && let Some(which) = overridden_below(&cgroup, policy)
         {
             say(self.out, &Message::Overrides(which))?;
         }
         let only = Only { cgroup: Some(cgroup.id), port: None };
-        let nothing = |why: String| format!("the open sockets were not set: {why}; {}", instead(orders.mode));
-        let setter = match counter.and_then(|counter| Setter::load(orders, false, only, counter)) {
+        let nothing = |why: String| format!("the open sockets were not set: {why}; {}", instead(policy.mode));
+        let setter = match counter.and_then(|counter| Setter::load(policy, false, only, counter)) {
             Ok(setter) => setter,
             Err(why) => {
                 left.push(nothing(why));
@@ -396,7 +396,7 @@ impl Write for Results<'_> {
 /// which the child blocked at a socket whose lock is held.
 fn through_processes(
     cgroup: &Cgroup,
-    orders: Orders,
+    policy: Policy<'static>,
     number: u64,
     workers: &mut Workers,
     swept: &mut Swept,
@@ -419,7 +419,7 @@ fn through_processes(
     let mut not_set = |why: &str| {
         swept.left.push(format!(
             "some or all open sockets in network namespace {number} were not set: {why}; {}",
-            instead(orders.mode)
+            instead(policy.mode)
         ));
         Report::default()
     };
@@ -444,7 +444,7 @@ fn through_processes(
         .filter(|entry| is_ours(entry.inode, entry.cgroup))
         .map(|entry| entry.inode)
         .collect();
-    let Orders { policy, mode } = orders;
+    let Policy { config: policy, mode, .. } = policy;
     let change = Change { policy, mode, port: None, dry_run: false, describe: false, before: None };
     attach::set_processes(&change, pids, rest, workers)
 }

@@ -14,11 +14,11 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ka_core::Mode;
+use ka_policy::{Mode, Policy, Variables, due, give};
 
-use super::orders::{self, Environment, conf_text, is_ordered_off};
+use super::environment::{self, Environment, conf_text, is_off};
 use super::{Launch, Reach, Way, no};
-use crate::bpf::{self, Orders, Programs, host};
+use crate::bpf::{self, Programs, host};
 use crate::failure::{Failure, OUR_OWN};
 use crate::process;
 use crate::sys;
@@ -41,19 +41,19 @@ impl Way for Cgroup {
 
     fn reach(&self, launch: &Launch<'_>) -> Reach {
         const INSTEAD: &str = "ka run, without --via; or ka attach --follow PID, once it runs";
-        if let Some((why, instead)) = is_ordered_off(launch) {
+        if let Some((why, instead)) = is_off(launch) {
             return no(why, instead);
         }
         let file = conf_text();
         let environment = Environment::of(launch, &file);
-        let orders = environment.orders(&file);
-        if orders.mode == Mode::Floor {
+        let variables = environment.variables(&file);
+        if variables.mode == Mode::Floor {
             return no(
                 "mode floor is for the shim: the kernel's programs know force and default",
                 "--mode force",
             );
         }
-        if !orders.rules.is_empty() {
+        if !variables.rules.is_empty() {
             return no("KA_RULES are for the shim: a cgroup has one policy", "KA_RULES= ka run --via cgroup");
         }
         let Some(own) = host::own_cgroup() else { return no(host::NO_CGROUPS, INSTEAD) };
@@ -72,22 +72,22 @@ impl Way for Cgroup {
     fn start(&self, launch: &Launch<'_>) -> Result<Infallible, Failure> {
         let file = conf_text();
         let environment = Environment::of(launch, &file);
-        let said = environment.orders(&file);
-        let orders = Orders { policy: said.policy, mode: said.mode };
+        let Variables { config, mode, .. } = environment.variables(&file);
+        let policy = Policy::new(config, mode);
         environment.complain(&file);
         environment.complain_of_log(&file, self.name());
-        match enter(orders) {
+        match enter(policy) {
             Ok(cgroup) => {
                 if launch.verbose {
-                    let mode = orders.mode.name();
+                    let mode = mode.name();
                     let _ = writeln!(
                         io::stderr(),
                         "ka: via cgroup: {}, {}, mode {mode}",
                         text::visible(cgroup.as_os_str().as_encoded_bytes()),
-                        orders.policy
+                        config
                     );
                 }
-                sweep(orders);
+                sweep(policy);
             }
             Err(why) if launch.best_effort => {
                 let why = text::visible_lines(&why);
@@ -95,13 +95,13 @@ impl Way for Cgroup {
             }
             Err(why) => return Err(Failure::new(format_args!("run: {why}")).with_status(OUR_OWN)),
         }
-        Err(orders::execute(launch, &environment))
+        Err(environment::execute(launch, &environment))
     }
 }
 
 /// Makes a cgroup with the policy, and moves this process into it.
-fn enter(orders: Orders) -> Result<PathBuf, String> {
-    let programs = Programs::load(orders)?;
+fn enter(policy: Policy<'static>) -> Result<PathBuf, String> {
+    let programs = Programs::load(policy)?;
     let own = host::own_cgroup().ok_or(host::NO_CGROUPS)?;
     remove_empty(&own);
     let path = own.join(format!("{NAME}{}", std::process::id()));
@@ -161,14 +161,14 @@ fn remove_later(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The TCP sockets that the program inherits were made elsewhere, and belong to the cgroup that made them: they are set
-/// once, here.
-fn sweep(orders: Orders) {
+/// Sets the TCP sockets that the program inherits. They belong to the cgroup in which they were made, so the policy of the
+/// new cgroup does not apply to them.
+fn sweep(policy: Policy<'static>) {
     for (fd, _) in process::sockets("/proc/self/fd").unwrap_or_default() {
         let socket = ka_core::Socket::new(fd);
         let Ok(was_on) = socket.is_enabled() else { continue };
-        if let Some(config) = socket.due(&orders.policy, orders.mode, was_on) {
-            let _ = socket.give(config, false);
+        if let Some(config) = due(socket, &policy.config, policy.mode, was_on) {
+            let _ = give(socket, config, false);
         }
     }
 }

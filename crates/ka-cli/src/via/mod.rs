@@ -1,7 +1,7 @@
 //! The ways to give a program keepalive from outside. A file a way; what each supplies is [`Way`].
 
 mod cgroup;
-mod orders;
+mod environment;
 mod preload;
 mod seccomp;
 
@@ -17,7 +17,7 @@ use crate::program::Program;
 use ka_core::{Kernel as _, Libc, Settings, SockOpt, Timer};
 
 pub(crate) use cgroup::is_abandoned;
-pub(crate) use orders::{Chosen, Flags, Given, choose, complain, complain_of_names, given, is_off_here};
+pub(crate) use environment::{Chosen, Flags, Given, choose, complain, complain_of_names, given, is_off_here};
 pub(crate) use preload::{listed, listed_for, shim_path};
 pub(crate) use seccomp::supervisor_of;
 
@@ -78,9 +78,9 @@ pub(crate) fn start_under_outer(launch: &Launch<'_>) -> Option<Failure> {
 /// not have the right to see it, so a socket of our own shows it: it takes an idle time, and has not got it.
 pub(crate) fn held_by_cgroup(launch: &Launch<'_>) -> Option<String> {
     const OTHERS: [i32; 2] = [1, 2];
-    let file = orders::conf_text();
-    let environment = orders::Environment::of(launch, &file);
-    let policy = environment.orders(&file).policy;
+    let file = environment::conf_text();
+    let environment = environment::Environment::of(launch, &file);
+    let policy = environment.variables(&file).config;
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).ok()?;
     let probe = ka_core::Socket::new(socket.as_raw_fd());
     let idle = SockOpt::Timer(Timer::Idle);

@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::orders::{Environment, conf_text, execute, is_ordered_off};
+use super::environment::{Environment, conf_text, execute, is_off};
 use super::{Launch, Reach, Way, no};
 use crate::elf::{self, Elf, Libc};
 use crate::failure::{Failure, OUR_OWN};
@@ -50,7 +50,7 @@ impl Way for Preload {
         {
             return Reach::Wrong { why: why.clone(), instead: instead.to_owned() };
         }
-        if let Some((why, instead)) = is_ordered_off(launch) {
+        if let Some((why, instead)) = is_off(launch) {
             return Reach::Wrong { why, instead };
         }
         // If no shim can reach the program, the missing shim is not the reason.
@@ -84,13 +84,13 @@ impl Way for Preload {
             Ok(shim) => {
                 add_preload(&mut environment, &shim);
                 if launch.verbose {
-                    let orders = environment.orders(&file);
-                    let mode = orders.mode.name();
+                    let variables = environment.variables(&file);
+                    let mode = variables.mode.name();
                     let _ = writeln!(
                         io::stderr(),
                         "ka: via preload: {}, {}, mode {mode}",
                         shim.display(),
-                        orders.policy
+                        variables.config
                     );
                     if let Some(script) = launch.program.chain().find_map(|program| program.scripts.first()) {
                         let script = text::visible(script.as_os_str().as_bytes());
@@ -212,7 +212,7 @@ pub(super) fn lacks_shim() -> Option<String> {
 /// Returns the shim's path in /etc/ld.so.preload, if that lists it. ld.so(8)
 pub(crate) fn listed() -> Option<PathBuf> {
     let list = fs::read("/etc/ld.so.preload").ok()?;
-    let lines = list.split(|byte| *byte == b'\n').map(|line| ka_core::cut(line, b'#').0);
+    let lines = list.split(|byte| *byte == b'\n').map(|line| ka_core::bytes::cut(line, b'#').0);
     let words = lines.flat_map(|line| line.split(|byte| byte.is_ascii_whitespace() || *byte == b':'));
     let mut entries = words.map(OsStr::from_bytes);
     entries.find(|entry| Path::new(entry).file_name() == Some(OsStr::new(SHIM))).map(PathBuf::from)
@@ -226,7 +226,7 @@ pub(crate) fn listed_for(launch: &Launch<'_>) -> Option<PathBuf> {
     let shim = Elf::read(&path).ok().flatten()?;
     let is_dynamic = elf.loader.is_some() && elf.libc() == Some(Libc::Glibc) && elf.fits(&shim) && !elf.is_go;
     let is_seen = is_dynamic && passes_by(&launch.program.executable, elf).is_none();
-    (is_seen && is_ordered_off(launch).is_none()).then_some(path)
+    (is_seen && is_off(launch).is_none()).then_some(path)
 }
 
 /// The path of the shim as LD_PRELOAD takes it; where it is not here, as a package would have it. `None` where the loader

@@ -3,7 +3,7 @@
 use libc::c_int;
 
 use super::stub::{self, Arguments, int};
-use crate::settings::active;
+use crate::shim::active;
 use crate::sockets;
 
 stub::around! {
@@ -17,7 +17,7 @@ stub::around! {
 }
 
 pub(super) extern "C" fn after(accepted: isize, &[listener, ..]: &Arguments) {
-    if let Some(settings) = active() {
-        sockets::accepted(settings, int(listener), accepted as c_int);
+    if let Some(shim) = active() {
+        sockets::accepted(shim, int(listener), accepted as c_int);
     }
 }

@@ -3,7 +3,7 @@
 use libc::{c_int, sockaddr, socklen_t};
 
 use super::stub::{self, Arguments, int};
-use crate::settings::active;
+use crate::shim::active;
 use crate::sockets;
 
 stub::before! {
@@ -17,7 +17,7 @@ pub(super) extern "C" fn before(&[fd, address, size, ..]: &Arguments) {
 
 #[inline(never)]
 pub(super) fn connecting(fd: c_int, address: *const sockaddr, size: socklen_t) {
-    if let Some(settings) = active() {
-        sockets::connecting(settings, fd, address, size);
+    if let Some(shim) = active() {
+        sockets::connecting(shim, fd, address, size);
     }
 }

@@ -9,7 +9,7 @@ use core::ptr;
 
 use crate::next;
 use crate::rebind;
-use crate::settings::active;
+use crate::shim::active;
 
 /// The hook's next step, in the two registers of a result.
 #[repr(C)]
@@ -83,8 +83,8 @@ pub unsafe extern "C" fn dlsym() {
 }
 
 unsafe extern "C" fn before(handle: *mut c_void, name: *const c_char) -> Answer {
-    if let Some(settings) = active() {
-        rebind::catch_up(settings);
+    if let Some(shim) = active() {
+        rebind::catch_up(shim);
         // SAFETY: the program's own arguments.
         if let Some(hook) = unsafe { rebind::look_up(handle, name) } {
             return Answer { result: hook, jump: ptr::null_mut() };

@@ -1,7 +1,7 @@
 //! listen(2)
 
 use super::stub::{self, Arguments, int};
-use crate::settings::active;
+use crate::shim::active;
 use crate::sockets;
 
 stub::before! {
@@ -10,7 +10,7 @@ stub::before! {
 }
 
 pub(super) extern "C" fn before(&[fd, ..]: &Arguments) {
-    if let Some(settings) = active() {
-        sockets::listening(settings, int(fd));
+    if let Some(shim) = active() {
+        sockets::listening(shim, int(fd));
     }
 }

@@ -3,7 +3,7 @@
 use libc::{c_int, c_void, cmsghdr, mmsghdr, msghdr};
 
 use super::stub::{self, Arguments, int};
-use crate::settings::active;
+use crate::shim::active;
 use crate::sockets::{self, Sender};
 
 stub::around! {
@@ -43,7 +43,7 @@ pub(super) unsafe extern "C" fn after_recvmmsg(filled: isize, &[fd, messages, ..
 
 #[cold]
 unsafe fn take_rights(fd: c_int, message: *const msghdr) {
-    let Some(settings) = active() else {
+    let Some(shim) = active() else {
         return;
     };
     let mut sender = Sender::of(fd);
@@ -56,7 +56,7 @@ unsafe fn take_rights(fd: c_int, message: *const msghdr) {
                 const { assert!(size_of::<c_int>() == 4) };
                 let size = header.cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
                 for n in 0..size / 4 {
-                    sockets::received(settings, &mut sender, data.cast::<c_int>().add(n).read_unaligned());
+                    sockets::received(shim, &mut sender, data.cast::<c_int>().add(n).read_unaligned());
                 }
             }
             control = libc::CMSG_NXTHDR(message, control);

@@ -45,7 +45,7 @@ pub(super) unsafe fn judged(arguments: &Arguments, make: unsafe fn(&Arguments) -
                 }
                 result
             }
-            Answer::Granted => 0,
+            Answer::Succeed => 0,
             Answer::MakeWith(other) => make(&[a, b, c, (&raw const other) as usize, size_of::<c_int>(), f]),
         }
     }

@@ -3,7 +3,7 @@
 use libc::c_int;
 
 use super::stub::{self, Arguments, int};
-use crate::settings::active;
+use crate::shim::active;
 use crate::sockets;
 
 stub::around! {
@@ -12,7 +12,7 @@ stub::around! {
 }
 
 pub(super) extern "C" fn after(fd: isize, &[domain, kind, protocol, ..]: &Arguments) {
-    if let Some(settings) = active() {
-        sockets::born(settings, fd as c_int, int(domain), int(kind), int(protocol));
+    if let Some(shim) = active() {
+        sockets::born(shim, fd as c_int, int(domain), int(kind), int(protocol));
     }
 }

@@ -11,13 +11,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
-use ka_core::{Action, Config, Errno, Error, Kernel as _, Libc, Mode, SockOpt, Socket, Timer, UserTimeout};
+use ka_core::{Config, Errno, Error, Kernel as _, Libc, SockOpt, Socket, Timer};
+use ka_policy::{Action, Policy, Verdict, due, give};
 use libc::{c_int, c_long};
 
 use super::filter::{Foreign, X32};
 use super::speaker::Notice;
 use super::sys::{self, Answer, Call, Post};
-use super::terms::Terms;
 use super::workers::Workers;
 use crate::class::Classes;
 use crate::failure::{self, OUR_OWN};
@@ -165,17 +165,21 @@ impl Server {
     }
 
     fn apply(&self, socket: &OwnedFd) {
-        match apply(socket.as_raw_fd(), &self.workers.terms) {
+        match apply(socket.as_raw_fd(), self.workers.policy) {
             Ok(()) => {}
             Err(Error::System { errno: Errno(libc::ENOTSOCK), .. }) => self.workers.check_descriptors(),
             Err(error) => self.workers.say(not_set(&error)),
         }
     }
 
-    /// setsockopt of a keepalive option: what the mode leaves of it, the supervisor does itself.
+    /// Judges a setsockopt(2) of a keepalive option.
+    ///
+    /// The value is in the program's memory, and another thread of the program may change it. So it is read once, and
+    /// the supervisor makes the call with it. If the kernel does not let the supervisor read the value, the call passes
+    /// unjudged, and ka reports that.
     fn judge(&mut self, call: &Call, fd: c_int) -> Option<Answer> {
         let (level, name, length) = (register(call, 1), register(call, 2), register(call, 4));
-        let Some(option) = option(level, name) else { return Some(Answer::Continue) };
+        let Some(option) = SockOpt::of(level, name) else { return Some(Answer::Continue) };
         let socket = match self.duplicate(call, fd) {
             Ok(Some(socket)) => socket,
             Ok(None) => return None,
@@ -184,16 +188,16 @@ impl Server {
                 return Some(Answer::Continue);
             }
         };
-        let kind = ask(&socket, SockOpt::Type);
-        if kind == Err(Errno(libc::ENOTSOCK)) {
+        let is_tcp = Socket::new(socket.as_raw_fd()).is_tcp();
+        if let Err(Error::System { errno: Errno(libc::ENOTSOCK), .. }) = is_tcp {
             self.workers.check_descriptors();
         }
-        // What the kernel refuses for a reason that is in a register, it refuses by itself.
-        if length < INT_SIZE || kind != Ok(libc::SOCK_STREAM) || !is_tcp(&socket) {
+        // The kernel itself rejects a call for a reason that is in a register.
+        if length < INT_SIZE || is_tcp != Ok(true) {
             return Some(Answer::Continue);
         }
-        // Before a rule has said whose it is, and where that is nobody's, the program's word counts.
-        let Some(Action::Apply(policy)) = self.workers.terms.decide_now(socket.as_raw_fd()) else {
+        // If no rule decides yet, or a rule leaves the socket alone, the program decides.
+        let Some(Action::Apply(config)) = decide_now(self.workers.policy, socket.as_raw_fd()) else {
             return Some(Answer::Continue);
         };
         let Some(&address) = call.data.args.get(3) else { return Some(Answer::Continue) };
@@ -202,7 +206,7 @@ impl Server {
             return None;
         }
         Some(match read {
-            Ok(wanted) => Answer::Return(self.set(&socket, &policy, option, wanted)),
+            Ok(wanted) => Answer::Return(self.set(&socket, &config, option, wanted)),
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => Answer::Return(libc::EFAULT),
             Err(error) => {
                 self.refused(call, &error);
@@ -211,38 +215,33 @@ impl Server {
         })
     }
 
-    /// Sets what a mode leaves of the program's wish: the errno that it gets, or 0.
-    fn set(&self, socket: &OwnedFd, policy: &Config, option: SockOpt, wanted: c_int) -> c_int {
+    /// Makes the program's call as far as the mode allows it. Returns its errno, or 0.
+    fn set(&self, socket: &OwnedFd, config: &Config, option: SockOpt, wanted: c_int) -> c_int {
         let set = |value| Libc.set(socket.as_raw_fd(), option, value).map_or_else(|errno| errno.0, |()| 0);
-        let SockOpt::Timer(timer) = option else {
-            // On or off, the policy is there.
-            self.apply(socket);
-            return 0;
+        // The kernel rejects the user timeout of Multipath TCP.
+        let lacks = || {
+            let timeout = || Socket::new(socket.as_raw_fd()).timer(Timer::UserTimeout);
+            option == SockOpt::Timer(Timer::UserTimeout) && timeout().is_err()
         };
-        if self.workers.terms.mode == Mode::Force && timer != Timer::UserTimeout {
-            // As where the filter itself says so.
-            return 0;
+        if option == SockOpt::KeepAlive {
+            self.apply(socket);
         }
-        if !timer.accepts(wanted) {
-            let errno = set(wanted);
-            if errno == 0 {
-                // Multipath TCP takes anything.
+        match self.workers.policy.judge(config, option, wanted) {
+            Verdict::Pass => set(wanted),
+            Verdict::Clamp(limit) => set(limit),
+            Verdict::Ignore if lacks() => set(wanted),
+            Verdict::Ignore => {
                 self.apply(socket);
+                0
             }
-            return errno;
-        }
-        let is_there = || Socket::new(socket.as_raw_fd()).timer(timer).is_ok();
-        match (timer, policy.user_timeout()) {
-            (Timer::UserTimeout, UserTimeout::Keep) => set(wanted.min(policy.latest_user_timeout())),
-            // One that the policy names stays.
-            (Timer::UserTimeout, _) => {
-                if is_there() {
-                    0
-                } else {
-                    set(wanted)
+            Verdict::Reject => {
+                let errno = set(wanted);
+                if errno == 0 {
+                    // Multipath TCP accepts any value.
+                    self.apply(socket);
                 }
+                errno
             }
-            _ => set(policy.timer(timer).map_or(wanted, |bound| wanted.min(bound))),
         }
     }
 
@@ -332,12 +331,27 @@ impl Server {
     }
 }
 
+/// Decides what a socket gets that is about to connect or to listen. A socket that is not bound has no local port, so
+/// no rule that looks at the port matches it.
+fn decide(policy: Policy<'static>, fd: RawFd) -> Action {
+    let port = if policy.rules.look_at_local_port() { sys::local_port(fd) } else { 0 };
+    policy.decide(None, port)
+}
+
+/// Decides what a socket gets in its present state. Returns `None` if it is not bound and a rule looks at the local port.
+fn decide_now(policy: Policy<'static>, fd: RawFd) -> Option<Action> {
+    (!policy.rules.look_at_local_port() || sys::local_port(fd) != 0).then(|| decide(policy, fd))
+}
+
 /// Gives a socket its policy, as the mode allows. Sockets that are not TCP are left alone.
-pub(super) fn apply(fd: RawFd, terms: &Terms) -> Result<(), Error> {
+///
+/// A rule that looks at the peer cannot be followed. Before connect(2), the peer's address is in the program's memory,
+/// and during the handshake getpeername(2) fails. The supervisor does not hear of accepted sockets.
+pub(super) fn apply(fd: RawFd, policy: Policy<'static>) -> Result<(), Error> {
     let socket = Socket::new(fd);
-    let Action::Apply(policy) = terms.decide(fd) else { return Ok(()) };
+    let Action::Apply(config) = decide(policy, fd) else { return Ok(()) };
     let given = socket.is_enabled().and_then(|was_on| {
-        socket.due(&policy, terms.mode, was_on).map_or(Ok(()), |config| socket.give(config, !was_on).1)
+        due(socket, &config, policy.mode, was_on).map_or(Ok(()), |config| give(socket, config, !was_on).1)
     });
     match given {
         // Every socket that connects gets here, even if it is not TCP.
@@ -360,27 +374,4 @@ fn register(call: &Call, place: usize) -> c_int {
 /// Whether a call is not of the architecture that ka is for.
 fn is_foreign(call: &Call) -> bool {
     c_long::from(call.data.nr) & X32 != 0 || Foreign::here().is(call.data.arch)
-}
-
-/// The option of keepalive's that a call is about.
-fn option(level: c_int, name: c_int) -> Option<SockOpt> {
-    const OPTIONS: [SockOpt; 5] = [
-        SockOpt::KeepAlive,
-        SockOpt::Timer(Timer::Idle),
-        SockOpt::Timer(Timer::Intvl),
-        SockOpt::Timer(Timer::Cnt),
-        SockOpt::Timer(Timer::UserTimeout),
-    ];
-    OPTIONS.into_iter().find(|option| option.level_and_name() == (level, name))
-}
-
-/// Reads an option's value.
-fn ask(socket: &OwnedFd, option: SockOpt) -> Result<c_int, Errno> {
-    let mut value = [0; size_of::<c_int>()];
-    Libc.get(socket.as_raw_fd(), option, &mut value).map(|_| c_int::from_ne_bytes(value))
-}
-
-/// Returns whether a stream socket is TCP or Multipath TCP.
-fn is_tcp(socket: &OwnedFd) -> bool {
-    matches!(ask(socket, SockOpt::Protocol), Ok(libc::IPPROTO_TCP | libc::IPPROTO_MPTCP))
 }

@@ -37,12 +37,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use ka_policy::Policy;
 use seccompiler::sock_filter;
 
 use super::message::{Message, patiently};
 use super::speaker;
 use super::sys::{self, Change, Forked, Shared, Signal, Signals, Title};
-use super::terms::Terms;
 use super::workers::Watchdog;
 use crate::failure::OUR_OWN;
 use crate::process::{self, Status};
@@ -76,7 +76,7 @@ fn pair() -> io::Result<(UnixStream, UnixStream)> {
 
 /// Makes the processes. Returns only in the process that is to become the program. `name` is the program's name, which
 /// the titles of the other processes contain.
-pub(super) fn found(terms: Terms, name: &OsStr) -> io::Result<Cradle> {
+pub(super) fn found(policy: Policy<'static>, name: &OsStr) -> io::Result<Cradle> {
     let shared = Shared::new()?;
     let (front, to_front) = pair()?;
     let (program, to_program) = pair()?;
@@ -100,7 +100,7 @@ pub(super) fn found(terms: Terms, name: &OsStr) -> io::Result<Cradle> {
     if let Forked::Parent(pid) = made {
         sys::keep_only(&[to_front.as_raw_fd(), spare.as_raw_fd()]);
         let _ = std::env::set_current_dir("/");
-        wait_for(pid, &spare, to_front, shared, terms, &titles);
+        wait_for(pid, &spare, to_front, shared, policy, &titles);
     }
     sys::set_name(SUPERVISOR);
     let made = sys::adopt_orphans().and_then(|()| sys::fork()).unwrap_or_else(|error| give_up(&error));
@@ -110,8 +110,9 @@ pub(super) fn found(terms: Terms, name: &OsStr) -> io::Result<Cradle> {
         let _ = std::env::set_current_dir("/");
         titles.set("supervisor", pid);
         let children = sys::signalfd(Some(libc::SIGCHLD)).unwrap_or_else(|error| give_up(&error));
-        let watchdog = take_over(pid, &to_program, &to_spare)
-            .map(|listener| Watchdog::start(listener, shared, terms).unwrap_or_else(|error| give_up(&error)));
+        let watchdog = take_over(pid, &to_program, &to_spare).map(|listener| {
+            Watchdog::start(listener, shared, policy).unwrap_or_else(|error| give_up(&error))
+        });
         // Who was not answered waits for its end.
         drop(to_program);
         supervise(watchdog, &children, to_front, Some(to_spare), shared, None);
@@ -232,7 +233,7 @@ fn wait_for(
     to_supervisor: &UnixStream,
     to_front: UnixStream,
     shared: &'static Shared,
-    terms: Terms,
+    policy: Policy<'static>,
     titles: &Titles<'_>,
 ) -> ! {
     let job = sys::own_group();
@@ -255,7 +256,7 @@ fn wait_for(
     titles.set("supervisor", program());
     // The dead supervisor's stuck thread still has its children. So only a pidfd reports the end of the program.
     let stray = if ended.is_none() { pidfd_open(program(), 0).ok() } else { None };
-    let watchdog = Watchdog::start(listener, shared, terms).unwrap_or_else(|error| give_up(&error));
+    let watchdog = Watchdog::start(listener, shared, policy).unwrap_or_else(|error| give_up(&error));
     watchdog.say(format!(
         "ka: run: supervisor {supervisor} was killed: {} takes over, and there is no further spare",
         own_pid()

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
 
-use ka_core::{Mode, SockOpt, Timer};
+use ka_core::SockOpt;
+use ka_policy::Mode;
 use libc::c_long;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -58,28 +59,13 @@ pub(super) struct Filters {
 }
 
 impl Filters {
-    /// What it takes to hold a policy in a mode, or several where there are rules; without io_uring where `no_rings` says so.
-    pub(super) fn new(mode: Mode, has_rules: bool, no_rings: bool) -> Result<Self, String> {
+    /// Returns the filters for a mode. `no_rings` denies io_uring.
+    pub(super) fn new(mode: Mode, no_rings: bool) -> Result<Self, String> {
         let mut plain = Vec::new();
         if no_rings {
             let rules = BTreeMap::from([(libc::SYS_io_uring_setup, Vec::new())]);
             plain.push(answering(rules, libc::ENOSYS)?);
         }
-        if mode == Mode::Force && !has_rules {
-            let times = [Timer::Idle, Timer::Intvl, Timer::Cnt].map(SockOpt::Timer);
-            plain.push(answering(BTreeMap::from([(libc::SYS_setsockopt, options(&times)?)]), 0)?);
-        }
-        let judged: &[SockOpt] = match mode {
-            Mode::Force if !has_rules => &[SockOpt::KeepAlive, SockOpt::Timer(Timer::UserTimeout)],
-            Mode::Force | Mode::Floor => &[
-                SockOpt::KeepAlive,
-                SockOpt::Timer(Timer::Idle),
-                SockOpt::Timer(Timer::Intvl),
-                SockOpt::Timer(Timer::Cnt),
-                SockOpt::Timer(Timer::UserTimeout),
-            ],
-            Mode::Default => &[],
-        };
         let fast_open = |argument| -> Result<_, String> {
             let flag = u64::from(libc::MSG_FASTOPEN.cast_unsigned());
             let is_there = condition(argument, SeccompCmpOp::MaskedEq(flag), flag)?;
@@ -97,8 +83,8 @@ impl Filters {
             watched.insert(libc::SYS_connect | X32, Vec::new());
             watched.insert(libc::SYS_listen | X32, Vec::new());
         }
-        if !judged.is_empty() {
-            watched.insert(libc::SYS_setsockopt, options(judged)?);
+        if mode != Mode::Default {
+            watched.insert(libc::SYS_setsockopt, options(&SockOpt::ALL)?);
         }
         if !no_rings {
             watched.insert(libc::SYS_io_uring_setup, Vec::new());
@@ -144,7 +130,7 @@ fn compiled(rules: Rules, action: SeccompAction) -> Result<BpfProgram, String> {
     filter.try_into().map_err(said)
 }
 
-/// A filter that makes these calls fail, or succeed without being made where `errno` is 0.
+/// A filter that makes these calls fail with an errno.
 fn answering(rules: Rules, errno: i32) -> Result<BpfProgram, String> {
     let program = compiled(rules, SeccompAction::Errno(errno.cast_unsigned()))?;
     Ok([for_others(&[]), program].concat())
@@ -220,7 +206,8 @@ const fn audit_number(architecture: TargetArch) -> u32 {
 #[cfg(test)]
 #[expect(clippy::indexing_slicing, reason = "a filter that is wrong is to fail the test")]
 mod tests {
-    use ka_core::Mode;
+    use ka_core::SockOpt;
+    use ka_policy::Mode;
     use libc::{
         SECCOMP_RET_ALLOW as ALLOW, SECCOMP_RET_ERRNO as ERRNO, SECCOMP_RET_USER_NOTIF as NOTIFY, c_long,
     };
@@ -279,14 +266,10 @@ mod tests {
             arguments[place] = u64::from((libc::MSG_FASTOPEN | libc::MSG_NOSIGNAL).unsigned_abs());
             arguments
         };
-        for (mode, has_rules, keepalive, times, user_timeout) in [
-            (Mode::Force, false, NOTIFY, ERRNO, NOTIFY),
-            (Mode::Force, true, NOTIFY, NOTIFY, NOTIFY),
-            (Mode::Floor, false, NOTIFY, NOTIFY, NOTIFY),
-            (Mode::Default, true, ALLOW, ALLOW, ALLOW),
-        ] {
+        for mode in Mode::ALL {
+            let judged = if mode == Mode::Default { ALLOW } else { NOTIFY };
             for no_rings in [false, true] {
-                let filters = Filters::new(mode, has_rules, no_rings).unwrap();
+                let filters = Filters::new(mode, no_rings).unwrap();
                 let own = |number, arguments| fate(&filters, own, number, arguments);
                 for number in [libc::SYS_connect, libc::SYS_listen] {
                     assert_eq!(own(number, [3; 6]), NOTIFY);
@@ -300,12 +283,11 @@ mod tests {
                 // Of the upper halves of arguments the kernel takes no notice.
                 for upper in [0, 0xdead << 32] {
                     let set = |level, name| own(libc::SYS_setsockopt, option(level, name, upper));
-                    assert_eq!(set(libc::SOL_SOCKET, libc::SO_KEEPALIVE), keepalive);
-                    for name in [libc::TCP_KEEPIDLE, libc::TCP_KEEPINTVL, libc::TCP_KEEPCNT] {
-                        assert_eq!(set(libc::IPPROTO_TCP, name), times);
-                        assert_eq!(set(libc::SOL_SOCKET, name), ALLOW);
+                    for option in SockOpt::ALL {
+                        let (level, name) = option.level_and_name();
+                        assert_eq!(set(level, name), judged, "{option}");
                     }
-                    assert_eq!(set(libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT), user_timeout);
+                    assert_eq!(set(libc::SOL_SOCKET, libc::TCP_KEEPIDLE), ALLOW);
                     assert_eq!(set(libc::IPPROTO_TCP, libc::TCP_NODELAY), ALLOW);
                 }
                 let ring = if no_rings { ERRNO | libc::ENOSYS.unsigned_abs() } else { NOTIFY };
@@ -319,7 +301,7 @@ mod tests {
 
     #[test]
     fn calls_of_other_architectures_are_let_through_and_told() {
-        let filters = Filters::new(Mode::Force, false, true).unwrap();
+        let filters = Filters::new(Mode::Force, true).unwrap();
         let foreign = Foreign::here();
         let theirs = |number: u32, first| fate(&filters, foreign.arch, number.into(), [first, 0, 0, 0, 0, 0]);
         for call in foreign.calls {

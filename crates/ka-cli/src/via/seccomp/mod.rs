@@ -37,7 +37,6 @@ mod filter;
 mod message;
 mod speaker;
 mod sys;
-mod terms;
 mod workers;
 
 use std::convert::Infallible;
@@ -46,8 +45,9 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::net::UnixStream;
 
 use ka_core::{Settings, SockOpt, Timer};
+use ka_policy::{Policy, Rule, Rules};
 
-use super::orders::{Environment, conf_text, execute, is_ordered_off};
+use super::environment::{Environment, conf_text, execute, is_off};
 use super::{Launch, Reach, Way, no};
 use crate::elf::Elf;
 use crate::failure::{Failure, OUR_OWN};
@@ -57,7 +57,6 @@ use crate::process::{self, Status};
 use crate::text::{self, reason};
 pub(crate) use family::supervisor_of;
 use filter::Filters;
-use terms::Terms;
 
 pub(super) struct Seccomp;
 
@@ -67,7 +66,7 @@ impl Way for Seccomp {
     }
 
     fn reach(&self, launch: &Launch<'_>) -> Reach {
-        if let Some((why, instead)) = is_ordered_off(launch) {
+        if let Some((why, instead)) = is_off(launch) {
             return Reach::Wrong { why, instead };
         }
         if let Some((why, instead)) = obstacle(launch) {
@@ -90,8 +89,8 @@ impl Way for Seccomp {
     fn start(&self, launch: &Launch<'_>) -> Result<Infallible, Failure> {
         let file = conf_text();
         let mut environment = Environment::of(launch, &file);
-        let orders = environment.orders(&file);
-        let terms = Terms::new(&orders);
+        let room = Box::leak(Box::new([Rule::SKIP; Rules::MAX]));
+        let policy = environment.variables(&file).policy(room, |_, _| {});
         environment.complain(&file);
         environment.complain_of_log(&file, self.name());
         let failed = |error: &dyn std::fmt::Display| {
@@ -103,12 +102,9 @@ impl Way for Seccomp {
         if let Some(outer) = outer() {
             return Err(outer.start(launch));
         }
-        // Where some sockets are another's, what is said of each must be looked at.
-        let filters = Filters::new(terms.mode, !terms.rules.is_empty(), launch.no_io_uring)
-            .map_err(|error| failed(&error))?;
-        sweep(&terms);
-        let cradle =
-            family::found(terms.clone(), launch.program.name()).map_err(|error| failed(&reason(&error)))?;
+        let filters = Filters::new(policy.mode, launch.no_io_uring).map_err(|error| failed(&error))?;
+        sweep(policy);
+        let cradle = family::found(policy, launch.program.name()).map_err(|error| failed(&reason(&error)))?;
         // From here on this is the program's process.
         environment.hand_on(cradle.front());
         let (supervisor, spare) = cradle.elders();
@@ -123,16 +119,16 @@ impl Way for Seccomp {
             let listener = sys::install_listener(&filters.listener)?;
             let signals = cradle.hand_over(listener)?;
             if launch.verbose {
-                let mode = terms.mode.name();
+                let mode = policy.mode.name();
                 let renounced = if renounced { ", no_new_privs" } else { "" };
-                let rules = match terms.rules.len() {
+                let rules = match policy.rules.iter().count() {
                     0 => String::new(),
                     count => format!(" but for {}", text::count(count, "rule")),
                 };
                 let _ = writeln!(
                     io::stderr(),
                     "ka: via seccomp: {}{rules}, mode {mode}, supervisor {supervisor}, spare {spare}{renounced}",
-                    terms.policy
+                    policy.config
                 );
             }
             signals.release()?;
@@ -200,7 +196,9 @@ fn obstacle(launch: &Launch<'_>) -> Option<(String, String)> {
         return follow(format!("{path}: it may not be read, so the kernel lets nobody look into it"));
     }
     let file = conf_text();
-    if Terms::new(&Environment::of(launch, &file).orders(&file)).look_at_peer() {
+    let mut room = [Rule::SKIP; Rules::MAX];
+    let environment = Environment::of(launch, &file);
+    if environment.variables(&file).policy(&mut room, |_, _| {}).rules.look_at_peer() {
         return Some((
             "KA_RULES, in the environment or /etc/ka.conf, chooses by peer, which is in the program's memory: this way can choose by lport"
                 .to_owned(),
@@ -255,10 +253,10 @@ fn trial() -> Result<(), Trial> {
     .map_err(|error| refused(&error))
 }
 
-/// The policy goes to the sockets that the program inherits: they are ours, too.
-fn sweep(terms: &Terms) {
+/// Sets the sockets that the program inherits.
+fn sweep(policy: Policy<'static>) {
     for (fd, _) in process::sockets("/proc/self/fd").unwrap_or_default() {
-        if let Err(error) = calls::apply(fd, terms) {
+        if let Err(error) = calls::apply(fd, policy) {
             let _ = writeln!(io::stderr(), "{}", calls::not_set(&error));
         }
     }

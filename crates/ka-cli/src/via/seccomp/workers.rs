@@ -26,10 +26,11 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use ka_policy::Policy;
+
 use super::calls::Server;
 use super::speaker::{Notice, Speaker};
 use super::sys::{self, Answer, Call, Post, Shared, WORKERS};
-use super::terms::Terms;
 use crate::process::Status;
 
 /// How often the watchdog checks the workers while calls are made.
@@ -64,7 +65,7 @@ struct Stall {
 /// State that the workers and the watchdog share.
 pub(super) struct Workers {
     pub(super) listener: OwnedFd,
-    pub(super) terms: Terms,
+    pub(super) policy: Policy<'static>,
     pub(super) speaker: Speaker,
     shared: &'static Shared,
     /// The index of the worker that serves.
@@ -207,14 +208,18 @@ pub(super) struct Watchdog {
 
 impl Watchdog {
     /// Starts the workers. The first one begins with the calls that a previous supervisor left unanswered.
-    pub(super) fn start(listener: OwnedFd, shared: &'static Shared, terms: Terms) -> io::Result<Self> {
+    pub(super) fn start(
+        listener: OwnedFd,
+        shared: &'static Shared,
+        policy: Policy<'static>,
+    ) -> io::Result<Self> {
         crate::sys::raise_descriptor_limit();
         let left = shared.left();
         shared.posts.iter().for_each(Post::reset);
         shared.is_stuck.store(false, Ordering::Relaxed);
         let workers = Box::leak(Box::new(Workers {
             listener,
-            terms,
+            policy,
             speaker: Speaker::default(),
             shared,
             serving: AtomicUsize::new(0),

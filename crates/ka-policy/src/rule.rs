@@ -1,26 +1,28 @@
-//! Rules: which policy for which connection, by its peer and its ports.
+//! A rule: the policy for the connections with a peer or a port.
 
 use core::error;
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
 
-use crate::config::Config;
-use crate::cut::{cut, place, trim};
-use crate::text::{Reason, parse_typed};
+use ka_core::bytes::{cut, place, trim};
+use ka_core::{Config, Reason, parse_typed};
 
-/// What a rule says to do with a connection that it matches.
+/// The action of a rule on the connections that it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Leave it alone.
+    /// Leave the connection alone.
     Skip,
-    /// Give it this policy, in which nothing of the base policy is missing.
+    /// Give it this policy. Values that the rule does not name are those of the base policy.
     Apply(Config),
 }
 
-/// A condition on a connection's ends, and what to do where it holds.
+/// Conditions on the two ends of a connection, and an action.
+///
+/// Its bytes may all be zero: it consists of integers only. So memory for rules need not be initialized by the program.
 ///
 /// ```
-/// use ka_core::{Action, Config, Rule};
+/// use ka_core::Config;
+/// use ka_policy::{Action, Rule};
 ///
 /// let base = Config::new(60, 10, 6)?;
 /// let rule = Rule::parse(b"peer=10.0.0.0/8 rport=5432 idle=30", &base)?;
@@ -32,23 +34,45 @@ pub enum Action {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Which of the three conditions there are.
-    conditions: u8,
+    conditions: Conditions,
     peer: Cidr,
     rport: Ports,
     lport: Ports,
-    /// Keepalive off: leave it alone.
+    /// The policy. Keepalive is off in it if the action is [`Action::Skip`].
     config: Config,
 }
 
-const PEER: u8 = 1;
-const RPORT: u8 = 2;
-const LPORT: u8 = 4;
+/// The conditions that a rule has, as bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Conditions(u8);
+
+impl Conditions {
+    pub(crate) const NONE: Self = Self(0);
+    const PEER: Self = Self(1);
+    const RPORT: Self = Self(2);
+    const LPORT: Self = Self(4);
+
+    pub(crate) const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    const fn has(self, any: Self) -> bool {
+        self.0 & any.0 != 0
+    }
+
+    pub(crate) const fn looks_at_peer(self) -> bool {
+        self.has(Self::PEER.or(Self::RPORT))
+    }
+
+    pub(crate) const fn looks_at_local_port(self) -> bool {
+        self.has(Self::LPORT)
+    }
+}
 
 impl Rule {
-    /// A rule that matches everything and leaves it alone.
+    /// A rule that leaves every connection alone.
     pub const SKIP: Self = Self {
-        conditions: 0,
+        conditions: Conditions::NONE,
         peer: Cidr { network: 0, bits: 0 },
         rport: Ports::NONE,
         lport: Ports::NONE,
@@ -62,7 +86,7 @@ impl Rule {
     /// the text does not name come from the base policy.
     ///
     /// # Errors
-    /// The first word that is wrong.
+    /// The first wrong word, and a description of a valid one.
     pub fn parse<'a>(text: &'a [u8], base: &Config) -> Result<Self, RuleError<'a>> {
         let mut rule = Self::SKIP;
         let mut has_action = false;
@@ -76,7 +100,7 @@ impl Rule {
         if has_action { Ok(rule) } else { Err(RuleError { word: text, message: NO_ACTION }) }
     }
 
-    /// Takes a word: whether it was the action.
+    /// Takes a word. Returns whether it is the action.
     #[inline(never)]
     fn take(&mut self, word: &[u8], base: &Config) -> Result<bool, &'static str> {
         let (name, value) = cut(word, b'=');
@@ -85,15 +109,15 @@ impl Rule {
         let condition = match place(b"peer,rport,lport,skip", name) {
             Some(0) => {
                 self.peer = Cidr::parse(value).ok_or(NOT_AN_ADDRESS)?;
-                PEER
+                Conditions::PEER
             }
             Some(1) => {
                 self.rport = Ports::parse(value).ok_or(NOT_PORTS)?;
-                RPORT
+                Conditions::RPORT
             }
             Some(2) => {
                 self.lport = Ports::parse(value).ok_or(NOT_PORTS)?;
-                LPORT
+                Conditions::LPORT
             }
             Some(_) if is_name => return Ok(true),
             _ => {
@@ -105,42 +129,47 @@ impl Rule {
                 return Ok(true);
             }
         };
-        if self.conditions & condition != 0 {
+        if self.conditions.has(condition) {
             return Err(Reason::Twice.message());
         }
-        self.conditions |= condition;
+        self.conditions = self.conditions.or(condition);
         Ok(false)
     }
 
-    /// What to do where it matches.
+    /// Returns the action.
     #[must_use]
     pub fn action(&self) -> Action {
         if self.config.enabled() == Some(true) { Action::Apply(self.config) } else { Action::Skip }
     }
 
-    /// Whether it looks at the other end, which a listener does not know.
+    pub(crate) const fn conditions(&self) -> Conditions {
+        self.conditions
+    }
+
+    /// Returns whether a condition looks at the peer. A listener has none.
     #[must_use]
     pub const fn looks_at_peer(&self) -> bool {
-        self.conditions & (PEER | RPORT) != 0
+        self.conditions.looks_at_peer()
     }
 
-    /// Whether it looks at the local port.
+    /// Returns whether a condition looks at the local port.
     #[must_use]
     pub const fn looks_at_local_port(&self) -> bool {
-        self.conditions & LPORT != 0
+        self.conditions.looks_at_local_port()
     }
 
-    /// Whether all its conditions hold. A peer that is not known, and a local port of 0, meet none.
+    /// Returns whether all conditions hold. An unknown peer, and a local port of 0, meet no condition.
     #[must_use]
     pub fn matches(&self, peer: Option<Endpoint>, lport: u16) -> bool {
-        let holds = |condition, met: bool| self.conditions & condition == 0 || met;
+        let holds = |condition, met: bool| !self.conditions.has(condition) || met;
         let peer_fits = match peer {
             Some(peer) => {
-                holds(PEER, self.peer.contains(peer.address)) && holds(RPORT, self.rport.contain(peer.port))
+                holds(Conditions::PEER, self.peer.contains(peer.address))
+                    && holds(Conditions::RPORT, self.rport.contain(peer.port))
             }
             None => !self.looks_at_peer(),
         };
-        peer_fits && holds(LPORT, self.lport.contain(lport))
+        peer_fits && holds(Conditions::LPORT, self.lport.contain(lport))
     }
 }
 
@@ -164,12 +193,12 @@ fn word_end(text: &[u8]) -> usize {
 
 const OFF: Config = Config::KEEP.with_enabled(Some(false));
 
-/// Why a text is no rule.
+/// The reason why a text is not a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuleError<'a> {
-    /// The word that is wrong, or the whole rule.
+    /// The wrong word, or the whole rule.
     pub word: &'a [u8],
-    /// What would be right.
+    /// A description of a valid one.
     pub message: &'static str,
 }
 

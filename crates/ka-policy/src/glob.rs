@@ -1,16 +1,16 @@
-//! Names with wildcards, as in a list of programs.
+//! Patterns with wildcards, for the names of programs.
 
-/// Whether a name fits a pattern: `*` is any bytes, also none; `?` is any byte; everything else is itself.
+/// Returns whether a name matches a pattern. `*` matches any number of bytes, and `?` matches one byte.
 ///
 /// ```
-/// assert!(ka_core::glob(b"python3*", b"python3.11"));
-/// assert!(!ka_core::glob(b"chrome", b"chromedriver"));
+/// assert!(ka_policy::glob(b"python3*", b"python3.11"));
+/// assert!(!ka_policy::glob(b"chrome", b"chromedriver"));
 /// ```
 #[must_use]
 #[inline(never)]
 pub fn glob(pattern: &[u8], name: &[u8]) -> bool {
     let (mut pattern, mut name) = (pattern, name);
-    // Where to go on when what follows the last star does not fit: it then stands for one byte more.
+    // If the rest of the pattern does not match, the last star matches one more byte.
     let mut star: Option<(&[u8], &[u8])> = None;
     loop {
         match (pattern.split_first(), name.split_first()) {

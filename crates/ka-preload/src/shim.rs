@@ -1,7 +1,7 @@
-//! What the shim was told: by /etc/ka.conf, and by the environment, which overrides it.
+//! The shim: its policy, from the KA_ variables of the environment and of /etc/ka.conf.
 //!
-//! It is read once, when the library is loaded. A mistake is named once, on standard error, with what would be
-//! right, and the default holds: a policy of two hours in silence would be worse than none.
+//! The variables are read once, when the library is loaded. A mistake is reported once, on standard error, with a
+//! description of a valid value. The default then applies: a silent policy of two hours would be worse than none.
 
 #![expect(unsafe_code, reason = "static memory that is filled once, and the environment")]
 
@@ -10,21 +10,21 @@ use core::ffi::{CStr, c_char};
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use ka_core::{
-    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, Config, Errno, LOG_WRITE, Mode, Orders, Rule,
-    Values, cut, skips, trim,
+use ka_core::Errno;
+use ka_core::bytes::cut;
+use ka_policy::{
+    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, LOG_WRITE, Policy, RuleBuffer, Source, Variables,
+    skips,
 };
 
 use crate::line::Line;
 use crate::log;
 use crate::raw::{self, File};
 
-/// What the shim was told. It does not change while the program runs.
-pub(crate) struct Settings {
-    pub(crate) mode: Mode,
-    /// The policy where no rule says otherwise: on, and everything named.
-    pub(crate) base: Config,
-    pub(crate) rules: Rules,
+/// The policy of the program, and what applying it takes. It does not change while the program runs.
+pub(crate) struct Shim {
+    /// The policy. It turns keepalive on, and names all values.
+    pub(crate) policy: Policy<'static>,
     /// Whether the program has more rights than the user who started it (setuid, setgid, capabilities).
     pub(crate) has_more_rights: bool,
     /// The path of the log, if there is one.
@@ -33,45 +33,10 @@ pub(crate) struct Settings {
     pub(crate) program: &'static [u8],
 }
 
-/// The rules, in their order.
-pub(crate) struct Rules {
-    len: usize,
-    pub(crate) look_at_peer: bool,
-    pub(crate) look_at_local_port: bool,
-}
+/// The memory for the rules. A program without rules never touches these pages.
+static RULES: Place<RuleBuffer> = Place::new();
 
-const MOST_RULES: usize = 64;
-
-/// Where the rules are. Pages that a program without rules never touches.
-static RULES: Place<[Rule; MOST_RULES]> = Place::new();
-
-impl Rules {
-    pub(crate) const fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    pub(crate) fn as_slice(&self) -> &[Rule] {
-        // SAFETY: `push` has written so many, before there were settings to read them from.
-        unsafe { core::slice::from_raw_parts(RULES.first().cast(), self.len) }
-    }
-
-    /// # Safety
-    /// Only from the library's constructor.
-    #[inline(never)]
-    unsafe fn push(&mut self, rule: &Rule) -> bool {
-        if self.len >= MOST_RULES {
-            return false;
-        }
-        // SAFETY: there is a place for so many, and nobody reads it yet.
-        unsafe { RULES.first().cast::<Rule>().add(self.len).write(*rule) };
-        self.len = self.len.saturating_add(1);
-        self.look_at_peer |= rule.looks_at_peer();
-        self.look_at_local_port |= rule.looks_at_local_port();
-        true
-    }
-}
-
-/// Memory that the constructor fills, and the hooks read. Zeros until then, which take no place in the file.
+/// Memory that the constructor fills and the hooks read. It is zero before, so it takes no space in the file.
 struct Place<T>(UnsafeCell<MaybeUninit<T>>);
 
 // SAFETY: written by the library's constructor alone, before `STATE` says that it may be read.
@@ -87,12 +52,12 @@ impl<T> Place<T> {
     }
 }
 
-static SETTINGS: Place<Settings> = Place::new();
+static SHIM: Place<Shim> = Place::new();
 
 /// The text of /etc/ka.conf. Without this file, the pages are never touched.
 static FILE: Place<[u8; CONF_ROOM]> = Place::new();
 
-/// The memory for the settings' strings. They are not a part of `Settings`: most programs have no log, and each page
+/// The memory for the strings. They are not a part of `Shim`: most programs have no log, and each page
 /// that a program writes at its start delays it by microseconds.
 static LOG: Place<[u8; NAME_ROOM]> = Place::new();
 static PROGRAM: Place<[u8; NAME_ROOM]> = Place::new();
@@ -114,25 +79,25 @@ unsafe fn keep(place: &'static Place<[u8; NAME_ROOM]>, text: &[u8]) -> &'static 
     }
 }
 
-/// Whether there are settings: not before the library is loaded, and not where it is to do nothing.
+/// Whether the shim is active. It is not before the library is loaded, nor if its settings disable it.
 static STATE: AtomicU8 = AtomicU8::new(NONE);
 const NONE: u8 = 0;
 const ACTIVE: u8 = 1;
 
-/// What the shim was told, if it is to do anything.
+/// Returns the shim, if it is active.
 #[inline(always)]
-pub(crate) fn active() -> Option<&'static Settings> {
-    // SAFETY: ACTIVE says that they were written, and they are not written again.
-    (STATE.load(Ordering::Acquire) == ACTIVE).then(|| unsafe { &*SETTINGS.first() })
+pub(crate) fn active() -> Option<&'static Shim> {
+    // SAFETY: `publish` wrote it before it stored ACTIVE, and nothing writes it again.
+    (STATE.load(Ordering::Acquire) == ACTIVE).then(|| unsafe { &*SHIM.first() })
 }
 
-/// Puts the settings where the hooks find them.
+/// Makes the shim active.
 ///
 /// # Safety
 /// Only once, from the library's constructor.
-pub(crate) unsafe fn publish(settings: Settings) {
-    // SAFETY: nobody reads it before STATE says so.
-    unsafe { SETTINGS.first().write(settings) };
+pub(crate) unsafe fn publish(shim: Shim) {
+    // SAFETY: nothing reads it before STATE is ACTIVE.
+    unsafe { SHIM.first().write(shim) };
     STATE.store(ACTIVE, Ordering::Release);
 }
 
@@ -142,12 +107,13 @@ fn has_more_rights() -> bool {
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
-/// What the environment says, none of it in a program that has more rights than the user who started it.
-fn environment() -> Values<'static> {
+/// Returns the variables of the environment. There are none in a program that has more rights than the user who started
+/// it.
+fn environment() -> Source<'static> {
     unsafe extern "C" {
         static environ: *const *const c_char;
     }
-    let mut values = Values::default();
+    let mut values = Source::default();
     if has_more_rights() {
         return values;
     }
@@ -167,9 +133,9 @@ fn environment() -> Values<'static> {
     values
 }
 
-/// What the file says: `NAME=value` a line, with or without quotes around the value; # begins a comment.
-fn file(complain: &Complaints) -> Values<'static> {
-    let mut values = Values::default();
+/// Returns the variables of /etc/ka.conf.
+fn file(complain: &Complaints) -> Source<'static> {
+    let mut values = Source::default();
     match file_text() {
         Ok(text) => values.keep_lines(text, |line| {
             complain.word(CONF.to_bytes(), b"", line, CONF_LINE, "it does not count");
@@ -194,7 +160,7 @@ fn file_text() -> Result<&'static [u8], &'static str> {
     text.get(..size).filter(|text| text.len() < CONF_ROOM).ok_or(CONF_LENGTH)
 }
 
-/// Says what is wrong, a line each, unless it is to be quiet.
+/// Reports mistakes, one on each line, unless KA_QUIET disables that.
 struct Complaints {
     quiet: bool,
 }
@@ -223,65 +189,45 @@ impl Complaints {
     }
 }
 
-/// Reads what the shim is told. `None`: to do nothing.
-pub(crate) fn read() -> Option<Settings> {
+/// Reads the settings. Returns `None` if they say to do nothing.
+///
+/// # Safety
+/// Only once, from the library's constructor.
+pub(crate) unsafe fn read() -> Option<Shim> {
     let environment = environment();
     let mut complain = Complaints { quiet: environment.is_quiet() };
     let file = file(&complain);
     complain.quiet |= file.is_quiet();
 
-    let mut orders = Orders::default();
-    // The environment's value, or the file's where that is none or is wrong, or what was before.
-    orders.take_all(&[environment, file], |variable, value, right| {
+    let mut variables = Variables::default();
+    variables.take_all(&[environment, file], |variable, value, right| {
         complain.about(variable.name(), value, right, "it does not count");
     });
-    if orders.policy.enabled() != Some(true) || skips_this_program(orders.skip, has_more_rights()) {
+    if variables.config.enabled() != Some(true) || skips_this_program(variables.skip, has_more_rights()) {
         return None;
     }
-    let mut settings = Settings {
-        mode: orders.mode,
-        base: orders.policy,
-        rules: Rules { len: 0, look_at_peer: false, look_at_local_port: false },
-        has_more_rights: has_more_rights(),
-        log: None,
-        program: b"",
-    };
-    read_rules(orders.rules, &mut settings, &complain);
-    if !orders.log.is_empty() {
+    // SAFETY: this is the constructor, which borrows the memory once. A rule consists of integers, so zeros are rules.
+    let room = unsafe { &mut *RULES.first() };
+    let policy = variables.policy(room, |rule, error| {
+        // The word is a part of the rule.
+        let word = if error.word.len() == rule.len() { b"" } else { error.word };
+        complain.word(b"KA_RULES", rule, word, error.message, "it does not count");
+    });
+    let mut shim = Shim { policy, has_more_rights: has_more_rights(), log: None, program: b"" };
+    if !variables.log.is_empty() {
         let mut name = [0; 4096];
         let program = executable(&mut name);
-        // SAFETY: only the constructor calls this, once.
+        // SAFETY: this is the constructor, which fills each place once.
         unsafe {
-            let log = keep(&LOG, orders.log);
-            settings.log = Some(log);
-            settings.program = keep(&PROGRAM, program).to_bytes();
+            let log = keep(&LOG, variables.log);
+            shim.log = Some(log);
+            shim.program = keep(&PROGRAM, program).to_bytes();
             if log::open(log).is_err() {
-                complain.about(b"KA_LOG", orders.log, LOG_WRITE, "it does not count");
+                complain.about(b"KA_LOG", variables.log, LOG_WRITE, "it does not count");
             }
         }
     }
-    Some(settings)
-}
-
-/// KA_RULES: rules with semicolons between them. One that is wrong is dropped, the others hold.
-fn read_rules(text: &[u8], settings: &mut Settings, complain: &Complaints) {
-    let mut rest = Some(text);
-    while let Some(rules) = rest {
-        let (rule, behind) = cut(rules, b';');
-        rest = behind;
-        let rule = trim(rule);
-        if rule.is_empty() {
-            continue;
-        }
-        let (word, right) = match Rule::parse(rule, &settings.base) {
-            // SAFETY: only the constructor calls this.
-            Ok(parsed) if unsafe { settings.rules.push(&parsed) } => continue,
-            Ok(_) => (rule, "there may be 64 rules"),
-            Err(error) => (error.word, error.message),
-        };
-        let word = if word == rule { b"" } else { word };
-        complain.word(b"KA_RULES", rule, word, right, "it does not count");
-    }
+    Some(shim)
 }
 
 /// Returns whether a pattern of `KA_SKIP` matches the program's name: the last part of /proc/self/exe or of argv\[0\].
@@ -316,72 +262,25 @@ fn base_name(path: &[u8]) -> &[u8] {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::ffi::CString;
-    use std::ops::Deref;
-    use std::sync::{Mutex, MutexGuard, PoisonError};
 
-    use ka_core::{Action, Config, Mode};
+    use ka_core::Config;
+    use ka_policy::{Mode, Policy, Rule, Rules};
 
-    use super::{
-        Complaints, NAME_ROOM, Place, Rules, Settings, base_name, executable, keep, read_rules,
-        skips_this_program,
-    };
+    use super::{NAME_ROOM, Place, Shim, base_name, executable, keep, skips_this_program};
 
     pub(crate) const POLICY: Config = Config::STANDARD;
 
-    /// Settings with rules, which have one place: whoever has some keeps others from having any.
-    pub(crate) struct Told {
-        settings: Settings,
-        _place: Option<MutexGuard<'static, ()>>,
+    /// A shim with this policy.
+    pub(crate) fn shim(mode: Mode, config: Config, rules: &str) -> Shim {
+        let room = Box::leak(Box::new([Rule::SKIP; Rules::MAX]));
+        let rules = Rules::parse(rules.as_bytes(), &config, room, |_, _| {});
+        Shim { policy: Policy { config, mode, rules }, has_more_rights: false, log: None, program: b"" }
     }
 
-    impl Deref for Told {
-        type Target = Settings;
-
-        fn deref(&self) -> &Settings {
-            &self.settings
-        }
-    }
-
-    impl Told {
-        pub(crate) fn settings_mut(&mut self) -> &mut Settings {
-            &mut self.settings
-        }
-    }
-
-    pub(crate) fn settings(mode: Mode, base: Config, rules: &str) -> Told {
-        static PLACE: Mutex<()> = Mutex::new(());
-        let place = (!rules.is_empty()).then(|| PLACE.lock().unwrap_or_else(PoisonError::into_inner));
-        let rules_of_none = Rules { len: 0, look_at_peer: false, look_at_local_port: false };
-        let mut settings =
-            Settings { mode, base, rules: rules_of_none, has_more_rights: false, log: None, program: b"" };
-        read_rules(rules.as_bytes(), &mut settings, &Complaints { quiet: true });
-        Told { settings, _place: place }
-    }
-
-    /// The same, with a log, of a program of this name.
-    pub(crate) fn logging(path: &[u8], program: &'static [u8]) -> Told {
-        let mut told = settings(Mode::Force, POLICY, "");
-        told.settings.log = Some(Box::leak(CString::new(path).unwrap().into_boxed_c_str()));
-        told.settings.program = program;
-        told
-    }
-
-    #[test]
-    fn rules_are_kept_in_their_order_and_wrong_ones_are_dropped() {
-        let told = settings(Mode::Force, POLICY, "; rport=22 skip ;nonsense; lport=1 idle=30;;");
-        let actions: Vec<_> = told.rules.as_slice().iter().map(ka_core::Rule::action).collect();
-        assert_eq!(actions, [Action::Skip, Action::Apply(POLICY.with_idle(Some(30)).unwrap())]);
-        assert!(told.rules.look_at_peer && told.rules.look_at_local_port && !told.rules.is_empty());
-        drop(told);
-        let told = settings(Mode::Force, POLICY, "lport=1 skip");
-        assert!(!told.rules.look_at_peer && told.rules.look_at_local_port);
-        drop(told);
-        let told = settings(Mode::Force, POLICY, "peer=::1 skip; on");
-        assert!(told.rules.look_at_peer && !told.rules.look_at_local_port);
-        drop(told);
-        assert!(settings(Mode::Force, POLICY, "").rules.is_empty());
-        let many = "on;".repeat(65);
-        assert_eq!(settings(Mode::Force, POLICY, &many).rules.as_slice().len(), 64);
+    /// A shim that writes a log, in a program of this name.
+    pub(crate) fn logging(path: &[u8], program: &'static [u8]) -> Shim {
+        let log = Box::leak(CString::new(path).unwrap().into_boxed_c_str());
+        Shim { log: Some(log), program, ..shim(Mode::Force, POLICY, "") }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ka_core::{Action, Cidr, Config, Endpoint, Rule, Timer, UserTimeout, glob};
+use ka_core::{Config, Timer, UserTimeout};
+use ka_policy::{Action, Cidr, Endpoint, Rule, RuleBuffer, Rules, glob};
 use proptest::prelude::*;
 
 fn base() -> Config {
@@ -85,7 +86,7 @@ fn a_malformed_rule_says_what_would_be_right() {
             "\"peer=10.0.0.0/33\": peer must be an address or a network, as 10.0.0.0/8",
         ),
         ("peer=host skip", "\"peer=host\": peer must be an address or a network, as 10.0.0.0/8"),
-        ("peer=::1 peer=::2 skip", "\"peer=::2\": says again what was said before"),
+        ("peer=::1 peer=::2 skip", "\"peer=::2\": is there twice"),
         ("skip rport=22", "\"rport=22\": the action must be last"),
         ("rport=22 idle=0", "\"idle=0\": idle must be 1..32767 s"),
         ("rport=22 idle=5, intvl=0", "\"idle=5, intvl=0\": intvl must be 1..32767 s"),
@@ -226,4 +227,46 @@ fn messages_name_the_ranges_that_hold() {
 fn skip_has_no_value() {
     let error = Rule::parse(b"skip=1", &base()).unwrap_err();
     assert_eq!(error.word, b"skip=1");
+}
+
+/// Reads a list of rules. Returns it, and the wrong rules with the reason.
+fn list<'r>(text: &str, room: &'r mut RuleBuffer) -> (Rules<'r>, Vec<(String, String)>) {
+    let mut wrong = Vec::new();
+    let rules = Rules::parse(text.as_bytes(), &base(), room, |rule, error| {
+        wrong.push((rule.escape_ascii().to_string(), error.message.to_owned()));
+    });
+    (rules, wrong)
+}
+
+#[test]
+fn the_first_rule_that_matches_decides_and_wrong_rules_are_left_out() {
+    let mut room = [Rule::SKIP; Rules::MAX];
+    let text = "; rport=22 skip ;nonsense; lport=1 idle=30;; rport=22 on";
+    let (rules, wrong) = list(text, &mut room);
+    assert_eq!(wrong.len(), 1, "{wrong:?}");
+    assert_eq!(wrong[0].0, "nonsense");
+    let idle = Action::Apply(base().with_idle(Some(30)).unwrap());
+    assert_eq!(
+        rules.iter().map(Rule::action).collect::<Vec<_>>(),
+        [Action::Skip, idle, Action::Apply(base())]
+    );
+    assert_eq!(rules.first_match(peer("192.0.2.1:22"), 1).map(Rule::action), Some(Action::Skip));
+    assert_eq!(rules.first_match(peer("192.0.2.1:23"), 1).map(Rule::action), Some(idle));
+    assert_eq!(rules.first_match(None, 2), None);
+    assert!(rules.look_at_peer() && rules.look_at_local_port() && !rules.is_empty());
+    let (rules, _) = list("lport=1 skip", &mut room);
+    assert!(!rules.look_at_peer() && rules.look_at_local_port());
+    let (rules, _) = list("peer=::1 skip; on", &mut room);
+    assert!(rules.look_at_peer() && !rules.look_at_local_port());
+    let (rules, _) = list(" ; ;", &mut room);
+    assert!(rules.is_empty() && Rules::NONE.is_empty());
+}
+
+#[test]
+fn a_list_has_at_most_64_rules() {
+    let mut room = [Rule::SKIP; Rules::MAX];
+    let (rules, wrong) = list(&"on;".repeat(66), &mut room);
+    assert_eq!(rules.iter().count(), 64);
+    let message = ("on".to_owned(), "at most 64 rules".to_owned());
+    assert_eq!(wrong, [message.clone(), message]);
 }

@@ -1,56 +1,57 @@
-//! The KA_ variables: what an environment or /etc/ka.conf says to whoever starts a program under a policy.
+//! The KA_ variables: the settings of an environment or of /etc/ka.conf.
 
 use core::ffi::CStr;
 
-use crate::config::Config;
-use crate::cut::{cut, place, trim};
-use crate::error::Error;
-use crate::mode::Mode;
-use crate::option::Timer;
-use crate::text::{Reason, parse_typed};
+use ka_core::bytes::{cut, nth, place, trim};
+use ka_core::{Config, Error, Reason, Timer, parse_typed};
 
-/// The file that speaks for a whole machine. Whoever reads it says what is wrong with it, in these words for what would be
-/// right.
+use crate::glob::glob;
+use crate::mode::Mode;
+use crate::policy::Policy;
+use crate::rule::RuleError;
+use crate::rules::{RuleBuffer, Rules};
+
+/// The file with the settings of a whole machine.
 pub const CONF: &CStr = c"/etc/ka.conf";
 
-/// The file could have been written by another user, or this user cannot read it.
+/// One more than the most bytes that the file may have.
+pub const CONF_ROOM: usize = 16384;
+
+/// The message for a file that another user could have written, or that this user cannot read.
 pub const CONF_OWNER: &str =
     "must be a regular file that belongs to root, readable by all, writable by nobody else";
 
-/// It is longer than there is room for.
+/// The message for a file of [`CONF_ROOM`] bytes or more.
 pub const CONF_LENGTH: &str = "must be shorter than 16384 bytes";
 
-/// A line says nothing of ours.
+/// The message for a line of the file that sets no variable.
 pub const CONF_LINE: &str = "must be a KA_ variable and its value";
 
-/// The log cannot be opened.
+/// The message for a log that cannot be opened.
 pub const LOG_WRITE: &str = "must be a file that this user can write";
 
-/// How many bytes there is room for, one more than it may have.
-pub const CONF_ROOM: usize = 16384;
-
-/// A variable, by its place among the values.
+/// A variable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variable {
-    /// A policy's text.
+    /// A whole policy.
     Policy,
-    /// One part of it.
+    /// The idle time of the policy.
     Idle,
-    /// One part of it.
+    /// The interval of the policy.
     Intvl,
-    /// One part of it.
+    /// The count of the policy.
     Cnt,
-    /// One part of it.
+    /// The user timeout of the policy.
     UserTimeout,
-    /// force, floor or default.
+    /// The name of a [`Mode`].
     Mode,
-    /// Policies by peer and port.
+    /// Policies by peer and port: [`Rules`].
     Rules,
-    /// Programs to leave alone.
+    /// Patterns of the names of programs that are left alone.
     Skip,
-    /// Where a line for each socket goes.
+    /// The path of the log.
     Log,
-    /// Whether mistakes are named.
+    /// `1` if mistakes are not to be reported.
     Quiet,
 }
 
@@ -62,11 +63,11 @@ impl Variable {
         Self::NAMES.split(|byte| *byte == b',')
     }
 
-    /// One text and not an array of them, which the loader would have to relocate.
+    /// One text, because the loader would have to relocate an array of texts.
     const NAMES: &'static [u8] =
         b"KA_POLICY,KA_IDLE,KA_INTVL,KA_CNT,KA_USER_TIMEOUT,KA_MODE,KA_RULES,KA_SKIP,KA_LOG,KA_QUIET";
 
-    /// Those that say what to do, in the order in which they are taken: a policy comes before its parts.
+    /// The variables that change a policy, in the order in which they apply: a whole policy before its parts.
     pub const IN_ORDER: [Self; 9] = [
         Self::Policy,
         Self::Idle,
@@ -79,30 +80,26 @@ impl Variable {
         Self::Log,
     ];
 
-    /// What it is called.
+    /// The name, as in an environment.
     #[must_use]
     pub fn name(self) -> &'static [u8] {
-        let mut names = Self::NAMES;
-        for _ in 0..self as usize {
-            names = cut(names, b',').1.unwrap_or_default();
-        }
-        cut(names, b',').0
+        nth(Self::NAMES, self as usize)
     }
 }
 
-/// The values of the variables, from one source.
+/// The values that one source has for the variables: an environment, or /etc/ka.conf.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Values<'a>([Option<&'a [u8]>; Variable::COUNT]);
+pub struct Source<'a>([Option<&'a [u8]>; Variable::COUNT]);
 
-impl<'a> Values<'a> {
-    /// The value of a variable, if the source has it.
+impl<'a> Source<'a> {
+    /// Returns the value of a variable.
     #[must_use]
     #[inline(never)]
     pub fn get(&self, variable: Variable) -> Option<&'a [u8]> {
         self.0.get(variable as usize).copied().flatten()
     }
 
-    /// Keeps `NAME=value` if the name is one of ours: whether it was.
+    /// Stores a value, if the name is that of a variable. Returns whether it is.
     #[inline(never)]
     pub fn keep(&mut self, name: &[u8], value: &'a [u8]) -> bool {
         let slot = place(Variable::NAMES, name).and_then(|n| self.0.get_mut(n));
@@ -110,8 +107,8 @@ impl<'a> Values<'a> {
         slot.map(|slot| slot.get_or_insert(value)).is_some()
     }
 
-    /// Takes the text of /etc/ka.conf: `NAME=value` a line, with or without quotes around the value; # begins a
-    /// comment. Lines that say nothing of ours are handed to `unknown`.
+    /// Stores the values of a text in the syntax of /etc/ka.conf: one `NAME=value` on each line, with optional quotes
+    /// around the value. `#` begins a comment. Lines that set no variable are passed to `unknown`.
     pub fn keep_lines(&mut self, text: &'a [u8], mut unknown: impl FnMut(&'a [u8])) {
         let mut rest = Some(text);
         while let Some(lines) = rest {
@@ -132,7 +129,7 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// Whether mistakes are not to be named.
+    /// Returns whether mistakes are not to be reported.
     #[inline(never)]
     #[must_use]
     pub fn is_quiet(&self) -> bool {
@@ -140,35 +137,47 @@ impl<'a> Values<'a> {
     }
 }
 
-/// What the variables have said so far.
+/// The settings that all sources together name.
 #[derive(Clone, Copy, Debug)]
-pub struct Orders<'a> {
-    /// The policy where no rule says otherwise. Off: nothing is to be done at all.
-    pub policy: Config,
-    /// How much the program may say.
+pub struct Variables<'a> {
+    /// The values for sockets that no rule matches. If keepalive is off in them, the program is left alone.
+    pub config: Config,
+    /// How much the program may decide.
     pub mode: Mode,
-    /// The text of the rules, as it came.
+    /// The text of the rules. [`Variables::policy`] reads it.
     pub rules: &'a [u8],
-    /// The names of programs to leave alone, as they came.
+    /// Patterns of the names of programs that are left alone. [`skips`] reads them.
     pub skip: &'a [u8],
-    /// The path of the log; none where empty.
+    /// The path of the log. Empty if there is none.
     pub log: &'a [u8],
 }
 
-impl Default for Orders<'_> {
+impl Default for Variables<'_> {
+    /// The settings without any source: the policy [`Config::STANDARD`] in [`Mode::Force`].
     fn default() -> Self {
-        Self { policy: Config::STANDARD, mode: Mode::Force, rules: b"", skip: b"", log: b"" }
+        Self { config: Config::STANDARD, mode: Mode::Force, rules: b"", skip: b"", log: b"" }
     }
 }
 
-impl<'a> Orders<'a> {
+impl<'a> Variables<'a> {
+    /// Returns the policy. `room` is for its rules. Wrong rules are left out, and passed to `wrong` with their text.
+    #[inline]
+    pub fn policy<'r>(
+        &self,
+        room: &'r mut RuleBuffer,
+        wrong: impl FnMut(&'a [u8], RuleError<'a>),
+    ) -> Policy<'r> {
+        let rules = Rules::parse(self.rules, &self.config, room, wrong);
+        Policy { config: self.config, mode: self.mode, rules }
+    }
+
     /// Takes the values of all sources. `sources` begins with the strongest source, which overrides the others.
     /// `KA_POLICY` names a whole policy, so it also overrides the parts that weaker sources name. A wrong value is
     /// ignored, and passed to `wrong` with a description of a valid one.
     #[inline]
     pub fn take_all(
         &mut self,
-        sources: &[Values<'a>],
+        sources: &[Source<'a>],
         mut wrong: impl FnMut(Variable, &'a [u8], &'static str),
     ) {
         for values in sources.iter().rev() {
@@ -182,10 +191,10 @@ impl<'a> Orders<'a> {
         }
     }
 
-    /// Takes a value.
+    /// Takes the value of a variable.
     ///
     /// # Errors
-    /// What would be right.
+    /// A description of a valid value. Nothing is changed.
     #[inline(never)]
     pub fn take(&mut self, variable: Variable, value: &'a [u8]) -> Result<(), &'static str> {
         match variable {
@@ -194,21 +203,21 @@ impl<'a> Orders<'a> {
                 if config.enabled().is_none() {
                     return Err("must turn keepalive on, or be off");
                 }
-                self.policy = config.on_top_of(&Config::STANDARD).map_err(too_long)?;
+                self.config = config.on_top_of(&Config::STANDARD).map_err(too_long)?;
             }
             Variable::Idle => self.timer(Timer::Idle, value)?,
             Variable::Intvl => self.timer(Timer::Intvl, value)?,
             Variable::Cnt => self.timer(Timer::Cnt, value)?,
             // Leaves the user timeout alone, whatever a weaker source names.
             Variable::UserTimeout if value == b"keep" => {
-                self.policy = self.policy.without(Timer::UserTimeout);
+                self.config = self.config.without(Timer::UserTimeout);
             }
             Variable::UserTimeout => self.timer(Timer::UserTimeout, value)?,
             Variable::Mode => {
                 self.mode = Mode::named(value).ok_or("must be force, floor or default")?;
             }
             Variable::Log if value.first() != Some(&b'/') || value.len() > 1023 => {
-                return Err("must be a path from / on, of at most 1023 bytes");
+                return Err("must be an absolute path of at most 1023 bytes");
             }
             Variable::Log => self.log = value,
             Variable::Rules => self.rules = value,
@@ -219,16 +228,16 @@ impl<'a> Orders<'a> {
     }
 
     fn timer(&mut self, timer: Timer, value: &[u8]) -> Result<(), &'static str> {
-        self.policy.take_text(timer, trim(value), true).map_err(Reason::message)
+        self.config.take_text(timer, trim(value), true).map_err(Reason::message)
     }
 }
 
-/// All that is left to be wrong with a policy whose values are each in range.
+/// The message for a policy whose values are each in range: only an automatic user timeout can be wrong.
 fn too_long(_: Error) -> &'static str {
     Reason::AutoTooLong.message()
 }
 
-/// Whether a program of one of these names is to be left alone: patterns with commas between them.
+/// Returns whether a comma-separated list of patterns matches one of the names of a program.
 #[must_use]
 pub fn skips(patterns: &[u8], names: [&[u8]; 2]) -> bool {
     let mut rest = Some(patterns);
@@ -236,7 +245,7 @@ pub fn skips(patterns: &[u8], names: [&[u8]; 2]) -> bool {
         let (pattern, behind) = cut(patterns, b',');
         rest = behind;
         let pattern = trim(pattern);
-        if !pattern.is_empty() && names.iter().any(|name| crate::glob::glob(pattern, name)) {
+        if !pattern.is_empty() && names.iter().any(|name| glob(pattern, name)) {
             return true;
         }
     }

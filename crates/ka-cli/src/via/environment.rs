@@ -8,23 +8,25 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use ka_core::{
-    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, Config, Mode, Orders, Rule, RuleError, Timer,
-    UserTimeout, Values, Variable, skips,
+use ka_core::bytes::cut;
+use ka_core::{Config, Timer, UserTimeout};
+use ka_policy::{
+    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, Mode, Policy, Rule, RuleBuffer, RuleError, Rules,
+    Source, Variable, Variables, skips,
 };
 
 use super::Launch;
 use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
-use crate::policy::Policy;
+use crate::policy::PolicyFlags;
 use crate::sys;
 use crate::text::{self, reason};
 
 /// Why what was ordered of programs elsewhere leaves this one alone.
-pub(super) fn is_ordered_off(launch: &Launch<'_>) -> Option<(String, String)> {
+pub(super) fn is_off(launch: &Launch<'_>) -> Option<(String, String)> {
     let file = conf_text();
     let environment = Environment::of(launch, &file);
-    let orders = environment.orders(&file);
-    if orders.policy.enabled() != Some(true) {
+    let variables = environment.variables(&file);
+    if variables.config.enabled() != Some(true) {
         return Some((
             "KA_POLICY=off, in the environment or /etc/ka.conf, says to do nothing".to_owned(),
             "a policy: ka run -p 60,10,6".to_owned(),
@@ -33,8 +35,8 @@ pub(super) fn is_ordered_off(launch: &Launch<'_>) -> Option<(String, String)> {
     let called = launch.arguments.first().map(|name| Path::new(name).file_name().unwrap_or_default());
     let executable = launch.program.executable.file_name().unwrap_or_default();
     let names = [called.unwrap_or_default().as_bytes(), executable.as_bytes()];
-    skips(orders.skip, names).then(|| {
-        let skip = orders.skip.escape_ascii();
+    skips(variables.skip, names).then(|| {
+        let skip = variables.skip.escape_ascii();
         (
             format!("KA_SKIP={skip}, in the environment or /etc/ka.conf, leaves it alone"),
             "KA_SKIP= ka run".to_owned(),
@@ -65,7 +67,7 @@ pub(crate) struct Chosen {
 /// settings that only `ka run` applies.
 ///
 /// The policy turns keepalive on, unless the flags say otherwise.
-pub(crate) fn choose(command: &str, flags: &Policy, mode: Option<Mode>) -> Result<Chosen, Failure> {
+pub(crate) fn choose(command: &str, flags: &PolicyFlags, mode: Option<Mode>) -> Result<Chosen, Failure> {
     let file = conf_text();
     let mut environment = Environment(sys::environment());
     let whole = if flags.whole.is_some() { Some(flags.config()?) } else { None };
@@ -73,39 +75,48 @@ pub(crate) fn choose(command: &str, flags: &Policy, mode: Option<Mode>) -> Resul
     environment.say(&Flags { said, is_whole: false, mode }, &file);
     environment.complain(&file);
     environment.complain_of_names(&file);
-    let orders = environment.orders(&file);
+    let variables = environment.variables(&file);
     let policy = match whole {
         Some(whole) => whole,
-        None if orders.policy.enabled() != Some(true) => {
+        None if variables.config.enabled() != Some(true) => {
             return Err(Failure::new(format_args!(
                 "{command}: KA_POLICY=off, in the environment or /etc/ka.conf, says to do nothing; name a policy: ka \
                  {command} -p 60,10,6"
             )));
         }
-        None => orders.policy,
+        None => variables.config,
     };
-    if !orders.rules.is_empty() && !environment.is_quiet(&file) {
+    if !variables.rules.is_empty() && !environment.is_quiet(&file) {
         let _ = writeln!(
             io::stderr(),
             "ka: {command}: KA_RULES, in the environment or /etc/ka.conf, is ignored here: all sockets get one policy"
         );
     }
-    Ok(Chosen { policy, mode: orders.mode, skip: orders.skip.to_vec() })
+    Ok(Chosen { policy, mode: variables.mode, skip: variables.skip.to_vec() })
 }
 
 /// Returns whether KA_POLICY is off in this process's environment or in /etc/ka.conf.
 pub(crate) fn is_off_here() -> bool {
     let file = conf_text();
-    Environment(sys::environment()).orders(&file).policy.enabled() != Some(true)
+    Environment(sys::environment()).variables(&file).config.enabled() != Some(true)
 }
 
 /// The settings that the shim or the supervisor of a process follows.
 pub(crate) struct Given {
-    pub(crate) policy: Config,
+    pub(crate) config: Config,
     pub(crate) mode: Mode,
-    pub(crate) rules: Vec<Rule>,
+    /// KA_RULES
+    rules: Vec<u8>,
     /// KA_SKIP
     pub(crate) skip: Vec<u8>,
+}
+
+impl Given {
+    /// Returns the policy. `room` is for its rules. Wrong rules are left out, as the shim and the supervisor do.
+    pub(crate) fn policy<'r>(&self, room: &'r mut RuleBuffer) -> Policy<'r> {
+        let Self { config, mode, ref rules, .. } = *self;
+        Variables { config, mode, rules, ..Variables::default() }.policy(room, |_, _| {})
+    }
 }
 
 /// Returns the settings that the shim or the supervisor follows in a process with these KA_ variables. NULs separate the
@@ -113,9 +124,9 @@ pub(crate) struct Given {
 pub(crate) fn given(settings: &[u8]) -> Given {
     let file = conf_text();
     let environment = Environment::of_text(settings);
-    let orders = environment.orders(&file);
-    let rules = rules(&orders).flatten().collect();
-    Given { policy: orders.policy, mode: orders.mode, rules, skip: orders.skip.to_vec() }
+    let variables = environment.variables(&file);
+    let Variables { config, mode, rules, skip, .. } = variables;
+    Given { config, mode, rules: rules.to_vec(), skip: skip.to_vec() }
 }
 
 /// Prints the mistakes in the KA_ variables of this process and in /etc/ka.conf.
@@ -222,28 +233,28 @@ impl Environment {
     }
 
     /// What the environment and the file say.
-    fn values<'a>(&'a self, file: &'a [u8]) -> [Values<'a>; 2] {
-        let mut environment = Values::default();
+    fn values<'a>(&'a self, file: &'a [u8]) -> [Source<'a>; 2] {
+        let mut environment = Source::default();
         for entry in &self.0 {
-            let (name, value) = ka_core::cut(entry.as_bytes(), b'=');
+            let (name, value) = cut(entry.as_bytes(), b'=');
             environment.keep(name, value.unwrap_or_default());
         }
-        let mut conf = Values::default();
+        let mut conf = Source::default();
         conf.keep_lines(file, |_| {});
         [environment, conf]
     }
 
-    /// What the shim will take its orders to be.
-    pub(super) fn orders<'a>(&'a self, file: &'a [u8]) -> Orders<'a> {
-        let mut orders = Orders::default();
+    /// Returns the settings that the shim follows in this environment.
+    pub(super) fn variables<'a>(&'a self, file: &'a [u8]) -> Variables<'a> {
+        let mut variables = Variables::default();
         // What is wrong the shim names itself, and who starts a program without it by `complain`.
-        orders.take_all(&self.values(file), |_, _, _| {});
-        orders
+        variables.take_all(&self.values(file), |_, _, _| {});
+        variables
     }
 
     /// Returns whether the settings disable messages.
     pub(super) fn is_quiet(&self, file: &[u8]) -> bool {
-        self.values(file).iter().any(Values::is_quiet)
+        self.values(file).iter().any(Source::is_quiet)
     }
 
     /// Prints names that are probably misspelled KA_ variables, and a KA_QUIET that has no effect. The shim has no room
@@ -258,8 +269,7 @@ impl Environment {
                 let _ = writeln!(io::stderr(), "ka: KA_QUIET=\"{value}\": must be 0 or 1; it does not count");
             }
         }
-        for name in
-            self.0.iter().filter_map(|entry| std::str::from_utf8(ka_core::cut(entry.as_bytes(), b'=').0).ok())
+        for name in self.0.iter().filter_map(|entry| std::str::from_utf8(cut(entry.as_bytes(), b'=').0).ok())
         {
             if let Some(meant) = meant(name) {
                 let name = text::visible(name.as_bytes());
@@ -270,7 +280,7 @@ impl Environment {
 
     /// Prints a message that this way does not write the requested log.
     pub(super) fn complain_of_log(&self, file: &[u8], way: &str) {
-        let log = self.orders(file).log;
+        let log = self.variables(file).log;
         if !log.is_empty() && !self.is_quiet(file) {
             let log = text::visible(log);
             let _ = writeln!(
@@ -290,7 +300,7 @@ impl Environment {
         if let Err(right) = conf() {
             let _ = writeln!(io::stderr(), "ka: {conf_name}: {right}; it is not read");
         }
-        Values::default().keep_lines(file, |line| {
+        Source::default().keep_lines(file, |line| {
             let line = text::visible(line);
             let _ = writeln!(io::stderr(), "ka: {conf_name}: \"{line}\": {CONF_LINE}; it does not count");
         });
@@ -298,11 +308,12 @@ impl Environment {
             let (name, value) = (text::visible(variable.name()), text::visible(value));
             let _ = writeln!(io::stderr(), "ka: {name}=\"{value}\": {right}; it does not count");
         };
-        let mut orders = Orders::default();
-        orders.take_all(&values, say);
-        for error in rules(&orders).filter_map(Result::err) {
-            say(Variable::Rules, error.word, error.message);
-        }
+        let mut variables = Variables::default();
+        variables.take_all(&values, say);
+        let _ = variables.policy(&mut [Rule::SKIP; Rules::MAX], |rule, RuleError { word, message }| {
+            let word = if word == rule { String::new() } else { format!("\"{}\": ", text::visible(word)) };
+            say(Variable::Rules, rule, &format!("{word}{message}"));
+        });
     }
 
     /// Puts what was said on the command line over what the environment and the file say, part by part.
@@ -319,7 +330,7 @@ impl Environment {
         let Some(said) = flags.said else { return };
         if flags.is_whole {
             self.set(Variable::Policy.name(), ka_core::Text::typed(&said).as_bytes());
-        } else if self.orders(file).policy.enabled() != Some(true) {
+        } else if self.variables(file).config.enabled() != Some(true) {
             self.set(Variable::Policy.name(), b"on");
         }
         // Each by its name too: the environment or /etc/ka.conf may name it, and goes by names.
@@ -336,13 +347,6 @@ impl Environment {
             self.set(variable.name(), value.as_bytes());
         }
     }
-}
-
-/// The rules of the orders, with semicolons between them: those that are wrong are so many errors, and do not count.
-pub(super) fn rules<'a>(orders: &Orders<'a>) -> impl Iterator<Item = Result<Rule, RuleError<'a>>> {
-    let base = orders.policy;
-    let rules = orders.rules.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-    rules.filter(|rule| !rule.is_empty()).map(move |rule| Rule::parse(rule, &base))
 }
 
 /// The value in an entry of an environment, if it is of this name.
@@ -377,7 +381,7 @@ mod tests {
         let said = said.map(|text| parse(text.as_bytes()).unwrap());
         let mut environment = Environment(entries.iter().map(OsString::from).collect());
         environment.say(&Flags { said, is_whole, mode: None }, file.as_bytes());
-        environment.orders(file.as_bytes()).policy
+        environment.variables(file.as_bytes()).config
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! Text cut at a separator: what every form of text here is read with.
+//! Splitting of text: all texts of ka are read with these functions.
 //!
-//! One function and not an iterator, because what is built into everybody's process should be small: an adaptor of
-//! the standard library is compiled anew at each use.
+//! They are functions, not iterators, to keep the libraries small: the compiler would build an adaptor of the standard
+//! library anew for each use.
 
-/// What is before the first separator, and what is behind it, if there is one.
+/// Returns the text before the first separator, and the text behind it. Without a separator, the second part is `None`.
 #[inline(never)]
 #[must_use]
 pub fn cut(text: &[u8], separator: u8) -> (&[u8], Option<&[u8]>) {
@@ -38,4 +38,19 @@ pub fn place(names: &[u8], name: &[u8]) -> Option<usize> {
         (rest, n) = (behind, n.saturating_add(1));
     }
     None
+}
+
+/// Returns the name at a position of a comma-separated list, or the last name if there are fewer.
+#[inline(never)]
+#[must_use]
+pub fn nth(names: &[u8], mut n: usize) -> &[u8] {
+    let mut rest = names;
+    loop {
+        let (name, behind) = cut(rest, b',');
+        rest = match (n, behind) {
+            (0, _) | (_, None) => return name,
+            (_, Some(behind)) => behind,
+        };
+        n = n.saturating_sub(1);
+    }
 }

@@ -1,0 +1,43 @@
+//! A policy: the values, the mode, and the rules.
+
+use ka_core::{Config, SockOpt};
+
+use crate::mode::{Mode, Verdict, judge};
+use crate::rule::{Action, Endpoint, Rule};
+use crate::rules::Rules;
+
+/// A keepalive policy for a program that somebody else wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy<'r> {
+    /// The values for sockets that no rule matches.
+    pub config: Config,
+    /// How much the program may decide.
+    pub mode: Mode,
+    /// Other values for some sockets, by peer and port.
+    pub rules: Rules<'r>,
+}
+
+impl Policy<'static> {
+    /// A policy without rules.
+    #[must_use]
+    pub const fn new(config: Config, mode: Mode) -> Self {
+        Self { config, mode, rules: Rules::NONE }
+    }
+}
+
+impl Policy<'_> {
+    /// Decides what a socket gets, by its peer and local port. An unknown peer, and port 0, match no rule that names
+    /// them.
+    #[must_use]
+    pub fn decide(&self, peer: Option<Endpoint>, local_port: u16) -> Action {
+        self.rules.first_match(peer, local_port).map_or(Action::Apply(self.config), Rule::action)
+    }
+
+    /// Decides what becomes of a program's setsockopt(2), as [`judge`] does. `config` are the values that the socket
+    /// has from [`Policy::decide`].
+    #[must_use]
+    #[inline]
+    pub fn judge(&self, config: &Config, option: SockOpt, value: i32) -> Verdict {
+        judge(self.mode, config, option, value)
+    }
+}
