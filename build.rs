@@ -23,6 +23,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,{soname}");
     // Nothing may stay undefined: a program would find out only when it starts.
     println!("cargo::rustc-cdylib-link-arg=-Wl,-z,defs");
+    // The core library that comes with Rust is compiled for panics that unwind, so some of its functions name Rust's
+    // unwinder hook, rust_eh_personality. Only std defines that hook, and this library has no std. The release profile
+    // links with LTO, which drops the references; the debug profile has no LTO and would fail to link. Panics abort in
+    // both profiles, so nothing ever calls the hook: the debug profile defines it as null, which unwinders take as
+    // "this function has no hook".
+    if env::var("PROFILE")? == "debug" {
+        println!("cargo::rustc-cdylib-link-arg=-Wl,--defsym=rust_eh_personality=0");
+    }
     version_symbols()?;
 
     // A program linked with -Ltarget/release -lka looks for the SONAME when it starts, and Cargo writes only libka.so.
