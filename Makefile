@@ -161,10 +161,10 @@ fuzz: ## fuzzes whatever reads what others wrote, SECONDS (60) for each of its t
 clean: ## removes what was built
 	$(CARGO) clean
 	$(MAKE) -C c-examples clean
-	$(MAKE) -C cpp-examples clean
+	$(MAKE) -C bindings/cpp clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
-	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\nmake -C cpp-examples\n\t\tthe examples in C++, with Asio and libuv\n' | expand -t 8
+	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\nmake -C bindings/cpp\n\t\tthe examples in C++, with Asio and libuv\n' | expand -t 8
 
 .PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 kernels bench clean help libka copyright deny sbom unsafe mutants fuzz faults sanitize

@@ -1,17 +1,18 @@
-# Which libka the examples are built with: that of the sources around them; elsewhere, as in the documentation of a
-# package, the one that is installed.
+# Finds libka for the examples in C and C++. The Makefile that includes this file sets ROOT to the folder above c-examples.
+# If ROOT has the sources of libka, the examples use the libka that is built from them. Otherwise, as in the
+# documentation of a package, they use the installed libka.
 
-ifneq ($(wildcard ../src/libka.map),)
+ifneq ($(wildcard $(ROOT)/src/libka.map),)
 
-RELEASE := ../target/release
-LIBKA := ../include/ka.h ../include/ka.hpp $(RELEASE)/libka.so
-LIBKA_CFLAGS := -I../include
+RELEASE := $(ROOT)/target/release
+LIBKA := $(ROOT)/include/ka.h $(ROOT)/include/ka.hpp $(RELEASE)/libka.so
+LIBKA_CFLAGS := -I$(ROOT)/include
 LIBKA_LIBS := -L$(RELEASE) -lka -Wl,-rpath,'$$ORIGIN/$(RELEASE)'
-NEED := ../scripts/need
+NEED := $(ROOT)/scripts/need
 
 $(RELEASE)/libka.so:
 	@$(NEED) rust cc
-	$(MAKE) -C .. libka
+	$(MAKE) -C $(ROOT) libka
 
 else
 

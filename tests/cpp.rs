@@ -72,10 +72,10 @@ fn a_mistake_that_the_compiler_can_see_it_sees() {
     }
 }
 
-/// What a server of cpp-examples/ accepts has the listener's policy: ss(8) shows the kernel's timer.
+/// A connection that a server of bindings/cpp/ accepts has the listener's policy: ss(8) shows the kernel's timer.
 fn serves(name: &str) {
     support::release();
-    let folder = root().join("cpp-examples");
+    let folder = root().join("bindings/cpp");
     succeed(Command::new("make").arg("-C").arg(&folder).arg(name));
     let program: &Path = &folder.join(name);
     let (mut server, _) = Server::spawn(Command::new(program).arg("0"));
