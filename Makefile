@@ -1,4 +1,4 @@
-# ka: TCP keepalive that works. `make help` lists what there is to make.
+# ka: TCP keepalive that works. `make help` lists the targets.
 
 CARGO ?= cargo
 # Where the examples and the tests look.
@@ -37,13 +37,13 @@ INSTALL_WHERE = RELEASE='$(RELEASE)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' BIN
 	INCLUDEDIR='$(INCLUDEDIR)' DATADIR='$(DATADIR)' MANDIR='$(MANDIR)' DOCDIR='$(DOCDIR)' SHIMDIR='$(SHIMDIR)'
 SOURCES := Cargo.toml Cargo.lock build.rs src scripts/ld $(wildcard crates/*/Cargo.toml crates/*/build.rs crates/*/src)
 
-all: ## release build: target/release/libka.so, libka.a, libka_preload.so and ka
+all: ## release build: libka.so, libka.a, libka_preload.so and ka, in target/release
 	@scripts/need rust cc
 	$(CARGO) build --locked --release --workspace
 	@$(NAME_LIBKA)
 	@touch $(BUILT)
 
-libka: ## libka.so and libka.a alone, which is all that the examples need
+libka: ## build only libka.so and libka.a; the examples need no more
 	@scripts/need rust cc
 	$(CARGO) build --locked --release --package ka
 	@$(NAME_LIBKA)
@@ -52,20 +52,20 @@ libka: ## libka.so and libka.a alone, which is all that the examples need
 $(BUILT): $(shell find $(SOURCES) -type f)
 	$(MAKE) all
 
-install: $(BUILT) ## installs it; PREFIX (/usr/local), DESTDIR, LIBDIR, ... say where
+install: $(BUILT) ## install; PREFIX (/usr/local), DESTDIR, LIBDIR and others choose the folders
 	@$(INSTALL_WHERE) scripts/install put
 
-uninstall: ## removes what `make install` put there
+uninstall: ## remove the files that `make install` put there
 	@$(INSTALL_WHERE) scripts/install remove
 
 # The newest that the oldest Rust which Cargo.toml allows can build.
 CARGO_C := 0.10.16+cargo-0.91.0
 
-deb: all ## Debian packages of it, in target/deb: libka0.N, libka-dev, ka
+deb: all ## build the Debian packages libka0.N, libka-dev and ka in target/deb
 	@scripts/need dh dpkg-buildpackage
 	@scripts/deb
 
-cargo-c: ## sees that `cargo cinstall` installs what `make install` does; builds cargo-c first, which takes minutes
+cargo-c: ## check that `cargo cinstall` installs the same files as `make install`; builds cargo-c first (minutes)
 	@scripts/need rust cc libcrypto pkg-config
 	[ -e target/cargo-c/bin/cargo-cinstall ] || CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=false \
 		$(CARGO) install --locked --root target/cargo-c --target-dir target/cargo-c/build cargo-c@$(CARGO_C)
@@ -82,53 +82,53 @@ $(TOOLS)/cargo-%:
 	CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=false \
 		$(CARGO) install --locked --root target/tools --target-dir target/tools/build cargo-$*@$(VERSION_$*)
 
-deny: $(TOOLS)/cargo-deny ## holds what ka is made of to deny.toml; CHECKS=advisories asks RustSec's database; builds cargo-deny first
+deny: $(TOOLS)/cargo-deny ## check the dependencies against deny.toml; CHECKS=advisories asks RustSec's database; builds cargo-deny first (minutes)
 	$< --locked --workspace check $(CHECKS)
 	$< --locked --workspace --manifest-path fuzz/Cargo.toml --config deny.toml check $(CHECKS)
 
 deny: CHECKS ?= licenses bans sources
 
-sbom: $(TOOLS)/cargo-cyclonedx all ## bills of materials (CycloneDX) of what is shipped, in target/sbom; builds cargo-cyclonedx first
+sbom: $(TOOLS)/cargo-cyclonedx all ## write a bill of materials (CycloneDX) for each binary to target/sbom; builds cargo-cyclonedx first (minutes)
 	@scripts/need git
 	@scripts/sbom $(CURDIR)/$<
 	$(CARGO) test --locked --quiet --test sbom -- --ignored
 
 # Not in target/: each mutant is built there, and tried.
-mutants: $(TOOLS)/cargo-mutants ## changes the rules and the shim's decisions one by one, and sees that a test notices; an hour
+mutants: $(TOOLS)/cargo-mutants ## change the rules and the shim one place at a time, and check that a test fails each time (an hour)
 	env -u CARGO_TARGET_DIR PATH="$(CURDIR)/$(TOOLS):$$PATH" cargo mutants --output target \
 		$(addprefix --package ,ka-core ka-liveness ka-preload) $(MUTANTS)
 
-test: ## all tests, on a fresh machine too: installs what is missing, builds, runs
+test: ## run all tests; as root on Debian install missing tools first, otherwise list them
 	@scripts/need $(TEST_TOOLS)
 	$(CARGO) test --locked --workspace
 
-faults: ## each system call of the library, the shim and the command fails with each errno that it can have: minutes
+faults: ## make each system call of the library, the shim and the command fail with each possible errno (minutes); `make test` tries some
 	@scripts/need rust cc ip unshare prlimit setpriv
 	KA_FAULTS=all $(CARGO) test --locked --test faults
 	KA_FAULTS=all $(CARGO) test --locked --package ka-cli --test faults
 
-sanitize: ## under the sanitizers and valgrind, with a libka that is built with them too: minutes
+sanitize: ## run under sanitizers and valgrind, with a libka that is built with sanitizers too (minutes)
 	@scripts/need rust cc clang clang-rt valgrind
 	@scripts/sanitize
 
-header: ## writes include/ka.h from src/, and tests/abi/VERSION, what later releases must not break
+header: ## write include/ka.h from src/, and tests/abi/VERSION, which later releases must not break
 	KA_HEADER=write $(CARGO) test --locked --quiet --test header the_header_is_what_the_sources_say
 	KA_HEADER=write $(CARGO) test --locked --quiet --test abi the_baseline_is_what_the_sources_say
 
-man: ## writes the command's pages in man/ from crates/ka-cli/src/args.rs
+man: ## write the command's pages in man/ from crates/ka-cli/src/args.rs
 	KA_MAN=write $(CARGO) test --locked --quiet --package ka-cli --bin ka the_pages_are_what_the_definition_says
 
-copyright: ## writes pkg/debian/copyright from what Cargo.lock names: whose code is shipped, under which licences
+copyright: ## write pkg/debian/copyright: the copyright holders and licences of the linked crates
 	KA_COPYRIGHT=write $(CARGO) test --locked --quiet --test copyright
 
-unsafe: ## writes the table of SECURITY.md that says where `unsafe` is
+unsafe: ## write SECURITY.md's table of `unsafe` code
 	KA_UNSAFE=write $(CARGO) test --locked --quiet --test security all_unsafe_is_in_the_table
 
-lab: ## keepalive in networks of its own, on the wire: a table, and target/lab/report.md with pictures
+lab: ## run the lab: keepalive in networks of namespaces; a table, and target/lab/report.md with pictures
 	@scripts/need rust cc $(LAB_TOOLS)
 	KA_LAB_REPORT=$(CURDIR)/target/lab $(CARGO) test --locked --quiet --test lab
 
-matrix: ## programs of Debian's in each way that ka has, as a table: docs/matrix.md, or one of them alone (ONLY=nginx)
+matrix: ## try programs of Debian in each way that ka has, and write docs/matrix.md; ONLY=nginx tries one
 	@scripts/need rust cc ip ss unshare
 	KA_MATRIX_ALL=1 $(if $(ONLY),,KA_MATRIX_REPORT=$(CURDIR)/docs/matrix.md) \
 		$(CARGO) test --locked --quiet --test matrix -- $(if $(ONLY),--exact $(ONLY))
@@ -136,35 +136,40 @@ matrix: ## programs of Debian's in each way that ka has, as a table: docs/matrix
 # How long, and where what was seen is written.
 MINUTES ?= 20
 SOAK ?= docs
-soak: ## a server with 5,000 connections under the shim, with faults, for MINUTES (20): docs/soak.md and its picture
+soak: ## run a server with 5,000 connections under the shim, with faults, for MINUTES (20); write docs/soak.md, or to the folder SOAK
 	@scripts/need rust cc $(LAB_TOOLS) ss
 	@mkdir -p $(SOAK)
 	KA_SOAK_MINUTES=$(MINUTES) KA_SOAK_REPORT=$(abspath $(SOAK)) $(CARGO) test --locked --quiet --test lab
 
-aarch64: ## builds for aarch64 here, and runs tests of it under qemu-user
+aarch64: ## build for aarch64 here, and run the tests that qemu-user can emulate
 	@scripts/aarch64
 
-kernels: ## ka's ways on other kernels than this machine's, in virtual machines: a table
+kernels: ## try ka's ways on other kernels of Debian, in virtual machines; a table
 	@scripts/kernels
 
-bench: all ## side by side with what a C program would do instead
+bench: all ## measure ka side by side with its alternatives
 	@scripts/need rust cc ip ss unshare valgrind strace libkeepalive0 libevent libcrypto
 	@bench/run
 
 # Each of fuzz/fuzz_targets.
 SECONDS ?= 60
 
-fuzz: ## fuzzes whatever reads what others wrote, SECONDS (60) for each of its targets
+fuzz: ## fuzz the parsers of untrusted input, SECONDS (60) for each target
 	@scripts/need rust c++ clang-rt
 	@scripts/fuzz -s '$(SECONDS)'
 
-clean: ## removes what was built
+clean: ## remove build results
 	$(CARGO) clean
 	$(MAKE) -C c-examples clean
 	$(MAKE) -C bindings/cpp clean
 
-help: ## this list
+help: ## print this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
-	@printf 'make -C c-examples\n\t\tthe examples in C\nmake -C c-examples demo\n\t\tthe main job, on a real connection\nmake -C c-examples capture\n\t\tprobes on the wire, live, by tcpdump and tshark\nmake -C c-examples heartbeat-demo\n\t\twho only seems to be alive\nmake -C bindings/cpp\n\t\tthe examples in C++, with Asio and libuv\n' | expand -t 8
+	@printf 'make -C %-26s%s\n' \
+		'c-examples' 'build the examples in C' \
+		'c-examples demo' 'find a dead peer on a real connection' \
+		'c-examples capture' 'show probes on the wire, live, with tcpdump and tshark' \
+		'c-examples heartbeat-demo' 'find peers that only seem to be alive' \
+		'bindings/cpp' 'build the examples in C++, with Asio and libuv'
 
 .PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 kernels bench clean help libka copyright deny sbom unsafe mutants fuzz faults sanitize
