@@ -278,6 +278,13 @@ fn versions_come_from_one_place() {
     }
     let header = fs::read_to_string(prefix().join("include/ka.h")).unwrap();
     assert!(header.contains(&format!("\n#define KA_VERSION \"{VERSION}\"\n")));
+    // Cargo.toml repeats the version for crates.io where it names our own crates.
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let own: Vec<_> = manifest.lines().filter(|line| line.contains("{ path = \"crates/")).collect();
+    assert!(!own.is_empty(), "{manifest}");
+    for line in own {
+        assert!(line.contains(&format!("version = \"{VERSION}\"")), "{line}");
+    }
     // The library's own, the SONAME and CHANGELOG.md: tests/exports.rs.
     assert!(VERSION.starts_with(soname().strip_prefix("libka.so.").unwrap()));
 }
