@@ -19,12 +19,12 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "command.h"
+#include "loopback.h"
 
 #define SOCKETS 10000
 
@@ -135,15 +135,11 @@ static void make_fresh(void)
 
 static void make_connections(void)
 {
-    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-    socklen_t size = sizeof address;
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
-    if (bind(listener, (struct sockaddr *)&address, size) != 0 || listen(listener, 128) != 0 ||
-        getsockname(listener, (struct sockaddr *)&address, &size) != 0)
-        err(EXIT_FAILURE, "listener");
+    struct sockaddr_in address;
+    int listener = listen_on_loopback(&address, 128);
     for (int n = 0; n < SOCKETS; n += 2) {
         fds[n] = socket(AF_INET, SOCK_STREAM, 0);
-        if (connect(fds[n], (struct sockaddr *)&address, size) != 0 ||
+        if (connect(fds[n], (struct sockaddr *)&address, sizeof address) != 0 ||
             (fds[n + 1] = accept(listener, NULL, NULL)) < 0)
             err(EXIT_FAILURE, "connect");
     }
@@ -213,10 +209,7 @@ int main(int argc, char **argv)
 {
     if (argc != 3)
         errx(EXIT_FAILURE, "usage: command KA SHIM");
-    struct rlimit limit;
-    getrlimit(RLIMIT_NOFILE, &limit);
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
+    raise_descriptor_limit();
     bench_attach(argv[1]);
     bench_ls(argv[1]);
     bench_run(argv[1], argv[2]);

@@ -1,10 +1,11 @@
-/* What the measurements of the ka command share: a socket option, and how long a command takes. */
+/* Functions for the benchmarks of the ka command: set a socket option, raise a limit, time a command. */
 #ifndef COMMAND_H
 #define COMMAND_H
 
 #include <err.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -15,6 +16,15 @@ static inline void set(int fd, int level, int name, int value)
 {
     if (setsockopt(fd, level, name, &value, sizeof value) != 0)
         err(EXIT_FAILURE, "setsockopt");
+}
+
+/* Raises the limit of open descriptors to the hard limit. */
+static inline void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 /* Microseconds since some moment. */

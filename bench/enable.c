@@ -20,6 +20,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "loopback.h"
 #include "rounds.h"
 
 #define BATCH 250
@@ -89,13 +90,7 @@ static struct sockaddr_in address;
 
 static int listener(void)
 {
-    socklen_t size = sizeof address;
-    int fd = fresh();
-    address = (struct sockaddr_in){ .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-    if (bind(fd, (struct sockaddr *)&address, size) != 0 || listen(fd, 2 * BATCH) != 0 ||
-        getsockname(fd, (struct sockaddr *)&address, &size) != 0)
-        err(EXIT_FAILURE, "listen");
-    return fd;
+    return listen_on_loopback(&address, 2 * BATCH);
 }
 
 static int connected(void)

@@ -17,6 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "loopback.h"
 #include "rounds.h"
 
 #define STARTS 1500
@@ -27,19 +28,15 @@
 
 static int connections(void)
 {
-    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-    socklen_t size = sizeof address;
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
-    if (bind(listener, (struct sockaddr *)&address, size) != 0 || listen(listener, 16) != 0 ||
-        getsockname(listener, (struct sockaddr *)&address, &size) != 0)
-        err(1, "listen");
+    struct sockaddr_in address;
+    int listener = listen_on_loopback(&address, 16);
     /* Ports do not stay in TIME-WAIT. */
     struct linger at_once = { 1, 0 };
     double start = now();
     for (int i = 0; i < CONNECTIONS; i++) {
         int client = socket(AF_INET, SOCK_STREAM, 0);
         setsockopt(client, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
-        if (connect(client, (struct sockaddr *)&address, size) != 0)
+        if (connect(client, (struct sockaddr *)&address, sizeof address) != 0)
             err(1, "connect");
         int accepted = accept(listener, NULL, NULL);
         if (accepted < 0)

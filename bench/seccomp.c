@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "command.h"
+#include "loopback.h"
 
 #ifndef SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
 #define SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV (1UL << 5)
@@ -41,12 +42,8 @@ enum { BATCH = 400, ROUNDS = 41, WAYS = 6 };
 /* Reads a byte, makes connections, writes how long one took. */
 static void work(int by_hand)
 {
-    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-    socklen_t size = sizeof address;
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
-    if (bind(listener, (struct sockaddr *)&address, size) != 0 || listen(listener, 128) != 0 ||
-        getsockname(listener, (struct sockaddr *)&address, &size) != 0)
-        err(EXIT_FAILURE, "listener");
+    struct sockaddr_in address;
+    int listener = listen_on_loopback(&address, 128);
     for (char byte; read(STDIN_FILENO, &byte, 1) == 1;) {
         double start = microseconds();
         for (int n = 0; n < BATCH; n++) {
@@ -57,7 +54,7 @@ static void work(int by_hand)
                 set(fd, IPPROTO_TCP, TCP_KEEPIDLE, 60);
                 set(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
             }
-            if (connect(fd, (struct sockaddr *)&address, size) != 0)
+            if (connect(fd, (struct sockaddr *)&address, sizeof address) != 0)
                 err(EXIT_FAILURE, "connect");
             close(accept(listener, NULL, NULL));
             close(fd);

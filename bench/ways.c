@@ -16,12 +16,12 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "command.h"
+#include "loopback.h"
 
 enum { CONNECTIONS = 2000, CONNECTION_ROUNDS = 41, SOCKETS = 10000, SOCKET_ROUNDS = 15 };
 
@@ -72,17 +72,6 @@ static void end(struct worker worker)
     close(worker.answer);
 }
 
-static int listen_at(struct sockaddr_in *address)
-{
-    socklen_t size = sizeof *address;
-    *address = (struct sockaddr_in){ .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
-    if (bind(listener, (struct sockaddr *)address, size) != 0 || listen(listener, 128) != 0 ||
-        getsockname(listener, (struct sockaddr *)address, &size) != 0)
-        err(EXIT_FAILURE, "listener");
-    return listener;
-}
-
 /* Microseconds a connection. It ends with a reset, so that no port stays taken for a minute. */
 static double connect_and_accept(void)
 {
@@ -90,7 +79,7 @@ static double connect_and_accept(void)
     static int listener;
     struct linger linger = { 1, 0 };
     if (listener == 0)
-        listener = listen_at(&address);
+        listener = listen_on_loopback(&address, 128);
     double start = now();
     for (int n = 0; n < CONNECTIONS; n++) {
         int client = socket(AF_INET, SOCK_STREAM, 0);
@@ -149,7 +138,7 @@ static double turn_off(void)
     int off = 0;
     if (fds[0] == 0) {
         struct sockaddr_in address;
-        int listener = listen_at(&address);
+        int listener = listen_on_loopback(&address, 128);
         for (int n = 0; n < SOCKETS; n += 2) {
             fds[n] = socket(AF_INET, SOCK_STREAM, 0);
             if (connect(fds[n], (struct sockaddr *)&address, sizeof address) != 0 ||
@@ -197,10 +186,7 @@ int main(int argc, char **argv)
 {
     if (argc != 3)
         errx(EXIT_FAILURE, "usage: ways KA CGROUPS");
-    struct rlimit limit;
-    getrlimit(RLIMIT_NOFILE, &limit);
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
+    raise_descriptor_limit();
     bench_connections(argv[1], argv[2]);
     bench_sockets(argv[1], argv[2]);
 }
