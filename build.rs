@@ -28,14 +28,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     // links with LTO, which drops the references; the debug profile has no LTO and would fail to link. Panics abort in
     // both profiles, so nothing ever calls the hook: the debug profile defines it as null, which unwinders take as
     // "this function has no hook".
-    if env::var("PROFILE")? == "debug" {
+    let is_debug = env::var("PROFILE")? == "debug";
+    if is_debug {
         println!("cargo::rustc-cdylib-link-arg=-Wl,--defsym=rust_eh_personality=0");
     }
     version_symbols()?;
 
     // A program linked with -Ltarget/release -lka looks for the SONAME when it starts, and Cargo writes only libka.so.
+    // target/debug gets no link of that name: `cargo test` puts target/debug on LD_LIBRARY_PATH, which has precedence
+    // over the rpath of the test programs. With a link they would load a debug build, possibly an old one, instead of
+    // the release build that they test.
     for folder in library_folders()? {
-        link(Path::new("libka.so"), &folder.join(&soname))?;
+        let path = folder.join(&soname);
+        if is_debug {
+            remove(&path)?;
+        } else {
+            link(Path::new("libka.so"), &path)?;
+        }
     }
     Ok(())
 }
@@ -116,10 +125,16 @@ fn output(program: &OsString, args: &[&str]) -> Result<String, Box<dyn Error>> {
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
-/// A symbolic link that replaces the one that is there.
+/// Makes a symbolic link, in place of a file that is there.
 fn link(target: &Path, path: &Path) -> io::Result<()> {
+    remove(path)?;
+    symlink(target, path)
+}
+
+/// Removes a file. A file that does not exist is not an error.
+fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => symlink(target, path),
+        _ => Ok(()),
     }
 }
