@@ -3,15 +3,16 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use ka_core::Config;
 use ka_policy::Mode;
 
-use crate::diag::State;
 use crate::duration;
 use crate::policy::{self, PolicyFlags, on_only};
-use crate::process;
+use ka_reach::diag::State;
+use ka_reach::process;
 
 /// TCP keepalive that works: for programs, for running processes, and for a machine
 ///
@@ -308,7 +309,7 @@ pub(crate) struct Ls {
     pub(crate) pid: Vec<i32>,
     /// Only this state. Repeatable. Default: all but time-wait and syn-recv, which have no options. The kernel does not
     /// list sockets in state close
-    #[arg(long, value_enum, value_name = "STATE", value_delimiter = ',')]
+    #[arg(long, value_parser = state(), value_name = "STATE", value_delimiter = ',')]
     pub(crate) state: Vec<State>,
     /// Only sockets whose local or peer port is this one
     #[arg(long, value_parser = port)]
@@ -549,6 +550,17 @@ pub(crate) struct Completions {
     /// The shell
     #[arg(value_parser = clap::builder::EnumValueParser::<Shell>::new())]
     pub(crate) shell: Shell,
+}
+
+/// Parses the name of a state.
+fn state() -> impl TypedValueParser<Value = State> {
+    let values = State::ALL.map(|state| {
+        let value = PossibleValue::new(state.name());
+        if state == State::Listen { value.alias("listening") } else { value }
+    });
+    let named = |name: &str| State::ALL.into_iter().find(|state| state.name() == name);
+    // The alias is the only other name.
+    PossibleValuesParser::new(values).map(move |name| named(&name).unwrap_or(State::Listen))
 }
 
 fn port(text: &str) -> Result<u16, String> {

@@ -1,38 +1,34 @@
 //! `ka cgroup`: a policy for all programs of a cgroup, those that run and those that will.
 //!
-//! The kernel itself gives it to the sockets, by two small programs that are attached to the cgroup ([`crate::bpf`]).
+//! The kernel itself gives it to the sockets, by two small programs that are attached to the cgroup ([`ka_reach::bpf`]).
 //! They are kept by links, and those by paths in the bpf filesystem, a folder a cgroup: so they stay when ka has ended,
 //! and go when the folder does, or the cgroup.
 
-mod sweep;
-mod walk;
-
 use std::collections::HashMap;
-use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ka_policy::{Mode, Policy};
 use serde::Serialize;
 
 use crate::args::{self, CgroupCommand};
-use crate::bpf::host::{self, BPF_FOLDER};
-use crate::bpf::{self, Programs};
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::json;
 use crate::notify::Notify;
 use crate::policy;
-use crate::sys::{self, users};
 use crate::table::{self, Column, Output};
-use crate::text::{self, reason};
 use crate::via;
-
-use sweep::{Swept, refusals, sweep};
-use walk::walk;
+use ka_reach::bpf::host;
+use ka_reach::bpf::{self, Programs};
+use ka_reach::cgroup::store::{check_pins, keep, kept, lock_pins, pins, release};
+use ka_reach::cgroup::sweep::{Foreground, Swept, refusals, sweep};
+use ka_reach::cgroup::walk::walk;
+use ka_reach::cgroup::{Cgroup, above, held_above, refusal};
+use ka_reach::sys::{self};
+use ka_reach::text::{self, reason};
 
 pub(crate) fn cgroup(args: &args::Cgroup) -> Outcome {
     match &args.command {
@@ -44,216 +40,6 @@ pub(crate) fn cgroup(args: &args::Cgroup) -> Outcome {
 
 fn failed(what: &str, why: impl std::fmt::Display) -> Failure {
     Failure::new(format_args!("cgroup {what}: {why}"))
-}
-
-/// A cgroup, by its folder, which is held open.
-pub(crate) struct Cgroup {
-    pub(crate) folder: File,
-    pub(crate) path: PathBuf,
-    /// Its number, which is its folder's inode.
-    pub(crate) id: u64,
-}
-
-impl Cgroup {
-    /// The cgroup of this name: its folder, or what stands in /proc/PID/cgroup, with or without the / before it.
-    fn named(name: &OsStr) -> Result<Self, String> {
-        // A variable that is not set, most likely, which must not become the whole tree.
-        if name.is_empty() {
-            return Err("the name is empty; the root cgroup is /".to_owned());
-        }
-        let root = host::cgroup_root().ok_or(host::NO_CGROUPS)?;
-        let path = Path::new(name);
-        let within = root.join(path.strip_prefix("/").unwrap_or(path));
-        let refused = |path: &Path, error: io::Error| format!("{}: {}", path.display(), reason(&error));
-        for path in [path, &within] {
-            let mut cgroup = match Self::open(path) {
-                Ok(cgroup) if host::is_cgroup(&cgroup.folder) => cgroup,
-                Err(error) if !is_gone(&error) && error.kind() != io::ErrorKind::NotADirectory => {
-                    return Err(refused(path, error));
-                }
-                _ => continue,
-            };
-            let absolute = match fs::canonicalize(path) {
-                // The path is longer than the kernel accepts (`PATH_MAX`).
-                Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => std::path::absolute(path),
-                other => other,
-            };
-            cgroup.path = absolute.map_err(|error| refused(path, error))?;
-            return Ok(cgroup);
-        }
-        Err(format!(
-            "{}: not a cgroup (v2): neither a cgroup's folder nor a name below {}",
-            path.display(),
-            root.display()
-        ))
-    }
-
-    /// Returns whether this is the root of the whole tree. Only the root has no type: cgroups(7), "cgroup.type".
-    fn is_root(&self) -> bool {
-        self.file("cgroup.type").is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-    }
-
-    /// Opens a folder, even if its path is longer than `PATH_MAX`.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let open = |path: &Path| File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path);
-        let folder = match open(path) {
-            Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => {
-                let (start, rest) = match path.strip_prefix("/") {
-                    Ok(rest) => ("/", rest),
-                    Err(_) => (".", path),
-                };
-                rest.components().try_fold(open(start.as_ref())?, |folder, name| {
-                    sys::open_at(folder.as_fd(), name.as_os_str(), libc::O_DIRECTORY)
-                })?
-            }
-            other => other?,
-        };
-        let id = folder.metadata()?.ino();
-        Ok(Self { folder, path: path.to_path_buf(), id })
-    }
-
-    /// Opens a cgroup directly below this one, or "." or "..".
-    fn below(&self, name: &OsStr) -> io::Result<File> {
-        sys::open_at(self.folder.as_fd(), name, libc::O_DIRECTORY)
-    }
-
-    /// Opens one of the cgroup's files.
-    fn file(&self, name: &str) -> io::Result<File> {
-        sys::open_at(self.folder.as_fd(), name.as_ref(), 0)
-    }
-
-    /// What it is called: its folder without where cgroups are mounted.
-    fn name(&self) -> String {
-        name(&self.path)
-    }
-
-    /// Where what is attached to it is kept.
-    fn pins(&self) -> PathBuf {
-        pins().join(self.id.to_string())
-    }
-
-    /// A folder beside that, which is not there: two of one purpose are, where an attach was ended halfway.
-    fn spare_pins(&self, purpose: &str) -> PathBuf {
-        let named = |number| pins().join(format!("{}_{purpose}{number}", self.id));
-        let is_free = |path: &PathBuf| fs::symlink_metadata(path).is_err();
-        (1..=u32::MAX).map(named).find(is_free).unwrap_or_else(|| named(0))
-    }
-
-    /// All folders where something of it is kept, whatever they are called, and those of its name in which nothing says
-    /// whose it is.
-    fn kept(&self) -> Vec<PathBuf> {
-        let own = self.id.to_string();
-        let is_own = |folder: &Path| {
-            let name = folder.file_name().unwrap_or_default().as_encoded_bytes();
-            name.split(|byte| *byte == b'_').next() == Some(own.as_bytes())
-        };
-        let is_kept = |folder: &Path, id: Option<u64>| match id {
-            None | Some(0) => is_own(folder),
-            Some(id) => id == self.id,
-        };
-        kept().into_iter().filter(|(folder, id)| is_kept(folder, *id)).map(|(folder, _)| folder).collect()
-    }
-}
-
-fn name(path: &Path) -> String {
-    let below = host::cgroup_root().and_then(|root| Some(path.strip_prefix(root).ok()?.to_path_buf()));
-    let name = below.map_or_else(|| path.to_path_buf(), |below| Path::new("/").join(below));
-    text::lossless(name.as_os_str().as_encoded_bytes()).into_owned()
-}
-
-/// Where all that ka has attached is kept, a folder a cgroup, named by its number.
-fn pins() -> PathBuf {
-    Path::new(BPF_FOLDER).join("ka")
-}
-
-/// A bpf filesystem that mount(8) has mounted lets everybody make folders in it. What somebody else has made there, or may
-/// write to, is not for us to keep anything in, nor to remove anything from: it may lead anywhere.
-fn check_pins() -> Result<(), String> {
-    let path = pins();
-    let (_, user) = users();
-    match fs::symlink_metadata(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(format!("{}: {}", path.display(), reason(&error))),
-        Ok(found) if found.is_dir() && [0, user].contains(&found.uid()) && found.mode() & 0o022 == 0 => {
-            Ok(())
-        }
-        Ok(found) => Err(format!(
-            "{}: user {} made it, or others may write to it, so it is not used: remove it, and ka makes one of its own",
-            path.display(),
-            found.uid()
-        )),
-    }
-}
-
-/// While this is open, no other ka changes what is kept: what stands half done is removed by the next.
-fn lock_pins() -> Result<Option<File>, String> {
-    let said = |error: io::Error| format!("{}: {}", pins().display(), reason(&error));
-    match File::open(pins()) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        opened => {
-            let folder = opened.map_err(said)?;
-            sys::lock(folder.as_fd()).map_err(said)?;
-            Ok(Some(folder))
-        }
-    }
-}
-
-/// Returns the policies of the cgroups above this one, the nearest first.
-fn above(cgroup: &Cgroup) -> Vec<(PathBuf, Policy<'static>)> {
-    let mut found = Vec::new();
-    let mut folder = cgroup.below("..".as_ref());
-    for path in cgroup.path.ancestors().skip(1) {
-        let Ok(open) = folder.as_ref() else { break };
-        if !host::is_cgroup(open) {
-            break;
-        }
-        let attached = bpf::attached(open.as_fd()).unwrap_or_default();
-        found.extend(attached.into_iter().map(|policy| (path.to_path_buf(), policy)));
-        folder = sys::open_at(open.as_fd(), "..".as_ref(), libc::O_DIRECTORY);
-    }
-    found
-}
-
-/// The policy of a cgroup above that holds against that of this one, as who may not ask the kernel for it cannot know.
-fn held_above(cgroup: &Cgroup, policy: Policy<'static>) -> Option<String> {
-    // The kernel calls the programs of the one furthest up last.
-    let holding = above(cgroup).into_iter().rfind(|(_, found)| found.mode == Mode::Force);
-    let (path, found) = holding.filter(|(_, found)| found.config != policy.config)?;
-    let name = name(&path);
-    Some(format!(
-        "{} above it has {} in mode force, which overrides this policy",
-        text::visible(name.as_bytes()),
-        found.config
-    ))
-}
-
-/// Describes the policies of cgroups below that this one overrides. `None` if the kernel refuses to list them.
-fn overridden_below(cgroup: &Cgroup, policy: Policy<'static>) -> Option<String> {
-    const NAMED: usize = 3;
-    if policy.mode != Mode::Force {
-        return None;
-    }
-    let mut found = Vec::new();
-    let look = |below: &Cgroup| {
-        if below.id != cgroup.id {
-            let others = bpf::attached(below.folder.as_fd())?
-                .into_iter()
-                .filter(|other| other.config != policy.config);
-            found.extend(others.map(|other| (below.path.clone(), other)));
-        }
-        Ok(())
-    };
-    // The sweep reports the cgroups that the walk skips.
-    walk(cgroup, look).ok()?;
-    let (first, rest) = found.split_at_checked(NAMED).unwrap_or((&found, &[]));
-    let mut named: Vec<_> = first
-        .iter()
-        .map(|(path, other)| format!("{} ({})", text::visible(name(path).as_bytes()), other.config))
-        .collect();
-    if !rest.is_empty() {
-        named.push(format!("{} more", rest.len()));
-    }
-    (!named.is_empty()).then(|| format!("it overrides the policies of cgroups below: {}", named.join(", ")))
 }
 
 /// What was done.
@@ -312,7 +98,17 @@ fn attach(args: &args::CgroupAttach) -> Outcome {
     }
     let held_above = held_above(&cgroup, policy);
     // What is open already. From here on nothing new comes without the policy.
-    let swept = sweep(&cgroup, policy, held.as_ref());
+    let is_alive = || {
+        if let Some(held) = &held {
+            held.notify.is_alive();
+        }
+    };
+    let foreground = held.as_ref().map(|held| Foreground {
+        termination: held.termination.as_fd(),
+        interval: held.notify.interval(),
+        is_alive: &is_alive,
+    });
+    let swept = sweep(&cgroup, policy, foreground.as_ref());
     let mut out = BufWriter::new(io::stdout().lock());
     let refused: Vec<_> = refusals(&swept, policy.mode).collect();
     let Swept { set, unchanged, refused: counts, left, overridden } = swept;
@@ -394,88 +190,6 @@ impl Held {
         }
         Ok(())
     }
-}
-
-/// Attaches the programs, and keeps them; what was attached to the cgroup before is replaced. At every moment one of both
-/// is in force, and a failure leaves what was.
-fn keep(cgroup: &Cgroup, programs: &Programs) -> Result<(), String> {
-    let said = |path: &Path, error: io::Error| format!("{}: {}", path.display(), reason(&error));
-    match DirBuilder::new().mode(0o700).create(pins()) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(said(&pins(), error)),
-        _ => check_pins()?,
-    }
-    let _lock = lock_pins()?;
-    // What was there is all released when what takes its place is there: also what an attempt has left that was ended
-    // halfway, which may be all that is in force.
-    let mut before = cgroup.kept();
-    let (folder, new, old) = (cgroup.pins(), cgroup.spare_pins("new"), cgroup.spare_pins("old"));
-    DirBuilder::new().mode(0o700).create(&new).map_err(|error| said(&new, error))?;
-    let pinned = programs.link(cgroup.folder.as_fd()).and_then(|links| {
-        let links = links.iter().map(|(name, link)| (*name, link.as_fd()));
-        for (name, kept) in links.chain([programs.record()]) {
-            let path = new.join(name);
-            bpf::sys::pin(kept, &path).map_err(|error| said(&path, error))?;
-        }
-        Ok(())
-    });
-    let moved = pinned.and_then(|()| {
-        if folder.exists() {
-            fs::rename(&folder, &old).map_err(|error| said(&folder, error))?;
-        }
-        fs::rename(&new, &folder).map_err(|error| said(&new, error))
-    });
-    if let Err(why) = moved {
-        let _ = fs::rename(&old, &folder);
-        let _ = release(&new);
-        return Err(why);
-    }
-    before.retain(|path| *path != folder);
-    for path in before.iter().chain([&old]) {
-        let _ = release(path);
-    }
-    // What is kept for cgroups that are gone is of no use to anybody.
-    for (folder, id) in kept() {
-        if id == Some(0) {
-            let _ = release(&folder);
-        }
-    }
-    Ok(())
-}
-
-/// The folders of what is kept, and the cgroup of each: 0 where it is gone, `None` where that cannot be found out.
-fn kept() -> Vec<(PathBuf, Option<u64>)> {
-    if check_pins().is_err() {
-        return Vec::new();
-    }
-    let entries = fs::read_dir(pins()).into_iter().flatten().flatten();
-    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    folders
-        .map(|entry| entry.path())
-        .map(|folder| {
-            let link = bpf::sys::pinned(&folder.join(bpf::GIVER));
-            let id = link.and_then(|link| bpf::sys::linked_cgroup(link.as_fd())).ok();
-            (folder, id)
-        })
-        .collect()
-}
-
-/// Detaches what a folder keeps, and removes it: when this returns, nothing of it is in force.
-fn release(folder: &Path) -> io::Result<()> {
-    let mut result = Ok(());
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        // By itself the link ends a moment after its last name has gone. Before Linux 5.9 that must do. What is recorded
-        // beside the links detaches nothing.
-        if !path.ends_with(bpf::RECORD) {
-            match bpf::sys::pinned(&path).and_then(|link| bpf::sys::detach(link.as_fd())) {
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) && host::release() < (5, 9) => {}
-                detached => result = result.and(detached),
-            }
-        }
-        fs::remove_file(&path)?;
-    }
-    fs::remove_dir(folder)?;
-    result
 }
 
 fn detach(args: &args::CgroupDetach) -> Outcome {
@@ -654,52 +368,6 @@ fn ls(args: &args::CgroupLs) -> Outcome {
     }
     out.flush()?;
     Ok(if skipped.is_empty() { 0 } else { FOUND })
-}
-
-/// A policy that holds for a process, as it is a cgroup's.
-#[derive(Serialize)]
-pub(crate) struct InForce {
-    pub(crate) cgroup: String,
-    pub(crate) policy: String,
-    pub(crate) mode: &'static str,
-}
-
-/// Returns whether a cgroup is the root of the whole tree.
-pub(crate) fn is_root(path: &Path) -> bool {
-    Cgroup::open(path).is_ok_and(|cgroup| cgroup.is_root())
-}
-
-/// The policies of a process's cgroup and of those above it, its own first; or why they cannot be found out.
-pub(crate) fn policies_of(pid: i32) -> Result<Vec<InForce>, String> {
-    let root = host::cgroup_root().ok_or(host::NO_CGROUPS)?;
-    let own =
-        host::cgroup_of(&pid.to_string()).ok_or_else(|| match fs::read(format!("/proc/{pid}/cgroup")) {
-            Err(error) => format!("/proc does not say which cgroup it is in: {}", reason(&error)),
-            Ok(_) => "its cgroup is not of version 2".to_owned(),
-        })?;
-    let mut found = Vec::new();
-    for path in own.ancestors().take_while(|path| path.starts_with(&root)) {
-        let policies = Cgroup::open(path).and_then(|cgroup| bpf::attached(cgroup.folder.as_fd()));
-        found.extend(policies.map_err(|error| refusal(&error))?.into_iter().map(|policy| InForce {
-            cgroup: name(path),
-            policy: ka_core::Text::typed(&policy.config).to_string(),
-            mode: policy.mode.name(),
-        }));
-    }
-    Ok(found)
-}
-
-/// Why the kernel does not say what is attached to a cgroup.
-fn refusal(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(libc::EPERM) => "needs CAP_NET_ADMIN and CAP_SYS_ADMIN (run ka as root)".to_owned(),
-        _ => reason(error),
-    }
-}
-
-/// Whether what was asked has gone meanwhile: a cgroup, or a process.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ESRCH))
 }
 
 fn write_table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {

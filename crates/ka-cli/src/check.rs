@@ -13,24 +13,22 @@ use serde::Serialize;
 use socket2::SockRef;
 
 use crate::args;
-use crate::attach;
-use crate::bpf::{self, host};
-use crate::cgroup;
-use crate::elf::Elf;
 use crate::failure::{FOUND, Failure, Outcome};
-use crate::file;
 use crate::json;
-use crate::libraries::Linked;
-use crate::over::{self, Mapped, Other};
-use crate::policy;
-use crate::privilege;
-use crate::process::{self, OVER_BUDGET, Process, Status, Target};
 use crate::program::{self, Program};
-use crate::text;
-use crate::via::{self, Flags, Given, Launch, Reach};
-use crate::words;
-use crate::worker::{self, Answer, BLOCKED, Cell, Workers};
+use crate::via::{self, Flags, Launch, Reach};
 use crate::wrapper::{self, Client};
+use ka_reach::bpf::{self, host};
+use ka_reach::conf::{self, Given};
+use ka_reach::elf::Elf;
+use ka_reach::file;
+use ka_reach::libraries::Linked;
+use ka_reach::policies::{self, Mapped, Other};
+use ka_reach::privilege;
+use ka_reach::process::{self, OVER_BUDGET, Process, Status, Target};
+use ka_reach::text;
+use ka_reach::words;
+use ka_reach::worker::{self, Answer, BLOCKED, Cell, Workers};
 
 pub(crate) fn check(args: &args::Check) -> Outcome {
     let digits = |target: &OsStr| {
@@ -81,7 +79,7 @@ struct Over {
     /// The supervisor of `ka run --via seccomp`.
     supervisor: Option<i32>,
     /// The policies of its cgroup and of those above it, its own first. `None` where they cannot be found out.
-    cgroups: Option<Vec<cgroup::InForce>>,
+    cgroups: Option<Vec<ka_reach::cgroup::InForce>>,
 }
 
 /// What there is to say of a way.
@@ -171,11 +169,11 @@ fn machine_report() -> Report {
                 if !path.exists() {
                     return format!("/etc/ld.so.preload lists {}, which does not exist", path.display());
                 }
-                let Given { config, mode, .. } = via::given(b"");
+                let Given { config, mode, .. } = conf::given(b"");
                 format!(
                     "/etc/ld.so.preload lists {}: programs that glibc's loader starts get {} (mode {})",
                     path.display(),
-                    policy::brief(&config),
+                    text::brief(&config),
                     mode.name()
                 )
             },
@@ -367,8 +365,8 @@ fn linked_facts(path: &Path, elf: &Elf) -> Vec<String> {
 fn command_for(pid: i32, missed: Option<&[Other]>, is_under: bool, is_reached: bool) -> String {
     if let Some(in_force) = missed {
         let on = in_force.iter().find(|other| other.policy != "off");
-        let policy = on.map(|other| policy::brief_text(&other.policy));
-        let standard = policy::brief(&Config::STANDARD);
+        let policy = on.map(|other| text::brief_text(&other.policy));
+        let standard = text::brief(&Config::STANDARD);
         let policy = policy.filter(|policy| *policy != standard || !named_policy().is_empty());
         let mode = on.map(|other| other.mode).filter(|mode| *mode != Mode::Force.name());
         let policy = policy.map_or_else(|| named_policy().to_owned(), |policy| format!("-p {policy} "));
@@ -378,7 +376,7 @@ fn command_for(pid: i32, missed: Option<&[Other]>, is_under: bool, is_reached: b
     match (is_under, is_reached) {
         (true, _) => format!("nothing: it is under ka already (ka ls --pid {pid})"),
         (false, true) => format!("ka attach {}--follow {pid}", named_policy()),
-        (false, false) if crate::sys::users().1 == 0 => "nothing: ka cannot reach it from here".to_owned(),
+        (false, false) if ka_reach::sys::users().1 == 0 => "nothing: ka cannot reach it from here".to_owned(),
         (false, false) => format!("sudo ka attach {}--follow {pid}", named_policy()),
     }
 }
@@ -418,7 +416,7 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
     let mut facts = Vec::new();
     let mut workers = Workers::default();
     let mut is_whole = true;
-    let (mapped, why) = over::mapped([pid], u64::MAX, &mut workers);
+    let (mapped, why) = policies::mapped([pid], u64::MAX, &mut workers);
     is_whole &= why.is_none();
     facts.extend(why);
     let mapped = mapped.into_iter().next().unwrap_or_default();
@@ -432,7 +430,7 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
             ));
         }
     }
-    let in_force = over::policies(&mapped);
+    let in_force = policies::policies(&mapped);
     let mut missed = false;
     let attach = match sockets(&process, &mut workers) {
         Ok(Sockets { tcp, mut off, rings, left }) => {
@@ -468,13 +466,13 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
         (false, false) => (Some(false), RUNS),
     };
     let preload = Line { way: "preload", reaches, why: why.to_owned() };
-    let supervisor = via::supervisor_of(pid);
+    let supervisor = ka_reach::seccomp::supervisor_of(pid);
     let seccomp = Line {
         way: "seccomp",
         reaches: Some(supervisor.is_some()),
         why: supervisor.map_or_else(|| RUNS.to_owned(), |pid| format!("it is under the supervisor {pid}")),
     };
-    let policies = cgroup::policies_of(pid);
+    let policies = ka_reach::cgroup::policies_of(pid);
     let cgroup = Line {
         way: "cgroup",
         reaches: policies.as_ref().ok().map(|policies| !policies.is_empty()),
@@ -492,11 +490,11 @@ fn process_report(pid: i32) -> Result<Report, Failure> {
 }
 
 /// What there is to say of the policies of a process's cgroups.
-fn cgroup_why(pid: i32, policies: &Result<Vec<cgroup::InForce>, String>) -> String {
+fn cgroup_why(pid: i32, policies: &Result<Vec<ka_reach::cgroup::InForce>, String>) -> String {
     match policies.as_deref() {
         Ok([]) => {
             let own = host::cgroup_of(&pid.to_string()).unwrap_or_default();
-            if cgroup::is_root(&own) {
+            if ka_reach::cgroup::is_root(&own) {
                 "it is in the root cgroup, whose policy would apply to all programs of this machine"
                     .to_owned()
             } else {
@@ -518,7 +516,7 @@ fn missed_facts(pid: i32, mapped: &Mapped, in_force: &[Other], off: &[Off], has_
     // The KA_ variables are for the shim and the supervisor, and KA_SKIP for the shim.
     let has_way = |way| in_force.iter().any(|other| other.way == way);
     let is_told = has_way("preload") || has_way("seccomp");
-    let given = via::given(if is_told { &mapped.settings } else { Default::default() });
+    let given = conf::given(if is_told { &mapped.settings } else { Default::default() });
     let mut room = [Rule::SKIP; Rules::MAX];
     let policy = given.policy(&mut room);
     let is_left_alone = |(local, peer): (Option<SocketAddr>, Option<SocketAddr>)| {
@@ -537,14 +535,14 @@ fn missed_facts(pid: i32, mapped: &Mapped, in_force: &[Other], off: &[Off], has_
             ""
         };
         is_explained &= !rule.is_empty();
-        facts.push(format!("without keepalive: fd {fd}, {}{rule}", attach::arrow(*ends)));
+        facts.push(format!("without keepalive: fd {fd}, {}{rule}", ka_reach::attach::arrow(*ends)));
     }
     if let Some(more) = off.len().checked_sub(MOST).filter(|more| *more > 0) {
         facts.push(format!("and {more} more: ka ls --off --pid {pid}"));
     }
     if policy.config.enabled() != Some(true) {
         facts.push("reason: KA_POLICY=off".to_owned());
-    } else if has_way("preload") && over::is_skipped(&given.skip, pid) {
+    } else if has_way("preload") && policies::is_skipped(&given.skip, pid) {
         facts.push(format!("reason: KA_SKIP={} leaves this program alone", given.skip.escape_ascii()));
     } else if !is_explained {
         if policy.mode == Mode::Default {
@@ -659,7 +657,7 @@ fn look(target: &Target, cell: &Cell<'_>) {
             let is_listener = SockRef::from(&socket).is_listener().unwrap_or(false);
             let kind = if is_listener { TCP | OFF | LISTENS } else { TCP | OFF };
             answer(kind);
-            let (local, peer) = attach::ends(socket.as_fd());
+            let (local, peer) = ka_reach::attach::ends(socket.as_fd());
             cell.answer(words::together(&[&[kind], &words::of_address(local), &words::of_address(peer)]));
         }
         Err(ka_core::Error::System { option: SockOpt::Protocol, .. } | ka_core::Error::NotTcp) => answer(0),

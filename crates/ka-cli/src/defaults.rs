@@ -10,15 +10,15 @@ use serde::Serialize;
 
 use crate::args;
 use crate::check::quoted;
-use crate::diag::State;
 use crate::duration::words;
-use crate::failure::{self, Failure, Outcome};
-use crate::file;
+use crate::failure::{Failure, Outcome};
 use crate::json;
-use crate::sockets::sockets;
-use crate::sys;
-use crate::text::{self, reason};
-use crate::worker::Workers;
+use ka_reach::diag::State;
+use ka_reach::file;
+use ka_reach::sockets::sockets;
+use ka_reach::sys;
+use ka_reach::text::{self, reason};
+use ka_reach::worker::Workers;
 
 /// The sysctls, in the order of idle, intvl and cnt. tcp(7)
 const NAMES: [&str; 3] = ["tcp_keepalive_time", "tcp_keepalive_intvl", "tcp_keepalive_probes"];
@@ -74,7 +74,7 @@ pub(crate) fn sysctls(values: [i32; 3]) -> String {
 
 fn read() -> Result<[i32; 3], Failure> {
     let Defaults { idle, intvl, cnt } = ka_core::defaults()
-        .map_err(|error| Failure::new(format_args!("defaults: {}", failure::of_socket(&error))))?;
+        .map_err(|error| Failure::new(format_args!("defaults: {}", text::socket_reason(&error))))?;
     Ok([idle, intvl, cnt])
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use crate::text::reason;
+use ka_reach::text::reason;
 
 /// Something was found, or was not done: sockets without keepalive, sockets that could not be set.
 pub(crate) const FOUND: i32 = 1;
@@ -12,7 +12,7 @@ pub(crate) const USAGE: i32 = 2;
 /// `ka ls --off` found no socket without keepalive, but could not read all sockets.
 pub(crate) const UNKNOWN: i32 = 3;
 /// `ka run` could not start the program under the policy. The three are those of env(1), nohup(1) and timeout(1).
-pub(crate) const OUR_OWN: i32 = 125;
+pub(crate) const OUR_OWN: i32 = ka_reach::seccomp::FAILED;
 /// `ka run`: the program is there, and cannot be executed.
 pub(crate) const NOT_EXECUTABLE: i32 = 126;
 /// `ka run`: there is no such program.
@@ -36,16 +36,6 @@ impl Failure {
     }
 }
 
-/// The reason for an error of ka-core, which has no strerror(3).
-pub(crate) fn of_socket(error: &ka_core::Error) -> String {
-    let reason = |number| reason(&io::Error::from_raw_os_error(number));
-    match error {
-        ka_core::Error::NoSocket(errno) => format!("no TCP socket: {}", reason(errno.0)),
-        ka_core::Error::System { option, errno } => format!("{option}: {}", reason(errno.0)),
-        _ => error.to_string(),
-    }
-}
-
 /// Output that could not be written, as to a full disk.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
@@ -59,18 +49,5 @@ pub(crate) type Outcome = Result<i32, Failure>;
 impl From<serde_json::Error> for Failure {
     fn from(error: serde_json::Error) -> Self {
         io::Error::from(error).into()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use ka_core::{Errno, SockOpt};
-
-    use super::of_socket;
-
-    #[test]
-    fn an_error_of_a_socket_has_no_number() {
-        let refused = ka_core::Error::System { option: SockOpt::KeepAlive, errno: Errno(libc::EPERM) };
-        assert_eq!(of_socket(&refused), "SO_KEEPALIVE: Operation not permitted");
     }
 }

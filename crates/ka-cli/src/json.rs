@@ -7,7 +7,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::text::is_order;
+use ka_reach::text::is_order;
 
 /// A value on one line.
 pub(crate) fn to_writer(out: impl Write, value: &impl Serialize) -> serde_json::Result<()> {
@@ -60,7 +60,10 @@ mod tests {
             assert_eq!(serde_json::from_slice::<serde_json::Value>(&out).unwrap(), value);
             let text = String::from_utf8(out).unwrap();
             assert!(text.contains("é") && text.contains("\\u009b2J\\u202e\\u061c"), "{text}");
-            assert!(!text.contains(|letter: char| letter != '\n' && crate::text::is_order(letter)), "{text}");
+            assert!(
+                !text.contains(|letter: char| letter != '\n' && ka_reach::text::is_order(letter)),
+                "{text}"
+            );
         }
     }
 }

@@ -7,21 +7,21 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ka_core::{Config, UserTimeout};
-use netlink_packet_sock_diag::inet::Timer;
+use ka_reach::diag::Timer;
 use serde::Serialize;
 
 use crate::args;
-use crate::diag::State;
 use crate::failure::{FOUND, Failure, Outcome, UNKNOWN};
 use crate::json;
-use crate::netns::{self, Namespace};
-use crate::privilege;
-use crate::process;
-use crate::sockets::{self, Owner, Selection, Socket, sockets};
-use crate::sys;
 use crate::table::{self, Cell, Column, Output, Paint};
-use crate::text;
-use crate::worker::Workers;
+use ka_reach::diag::State;
+use ka_reach::netns::{self, Namespace};
+use ka_reach::privilege;
+use ka_reach::process;
+use ka_reach::sockets::{self, Owner, Selection, Socket, sockets};
+use ka_reach::sys;
+use ka_reach::text;
+use ka_reach::worker::Workers;
 
 /// The first probe of a longer idle time comes after AWS's load balancers and NAT gateways have forgotten the
 /// connection, as have most others (`ka plan --list`).

@@ -17,41 +17,25 @@
 
 mod args;
 mod attach;
-mod bpf;
 mod cgroup;
 mod check;
-mod class;
 mod completions;
 mod defaults;
-mod diag;
 mod duration;
-mod elf;
 mod failure;
-mod file;
-mod instructions;
 mod json;
-mod libraries;
 mod ls;
 #[cfg(test)]
 mod man;
-mod netns;
 mod notify;
-mod over;
-mod parallel;
 mod plan;
 mod policy;
 mod presets;
-mod privilege;
-mod process;
 mod program;
 mod run;
-mod sockets;
-mod sys;
+mod start;
 mod table;
-mod text;
 mod via;
-mod words;
-mod worker;
 mod wrapper;
 
 use std::ffi::OsString;
@@ -61,11 +45,11 @@ use args::Command;
 use failure::{Failure, Outcome};
 
 /// What the program ends with.
-pub(crate) fn start(arguments: Vec<OsString>) -> i32 {
+pub(crate) fn run_command(arguments: Vec<OsString>) -> i32 {
     // A program that is started has the descriptors that we have, closed ones too.
     let runs = arguments.get(1).is_some_and(|word| word == "run");
     if !runs {
-        sys::open_standard_descriptors();
+        start::open_standard_descriptors();
     }
     let ka = match args::parse(arguments) {
         Ok(ka) => ka,
@@ -100,7 +84,7 @@ fn print(text: &clap::Error) -> Outcome {
 /// The status that it ends with; why it failed is said.
 fn end(outcome: Outcome) -> i32 {
     outcome.unwrap_or_else(|Failure { status, message }| {
-        let _ = writeln!(std::io::stderr(), "ka: {}", text::visible_lines(&message));
+        let _ = writeln!(std::io::stderr(), "ka: {}", ka_reach::text::visible_lines(&message));
         status
     })
 }

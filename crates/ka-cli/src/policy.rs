@@ -2,7 +2,7 @@
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Arg, Args};
-use ka_core::{Config, Reason, Settings, Timer, UserTimeout};
+use ka_core::{Config, Reason, Timer, UserTimeout};
 use ka_policy::Mode;
 
 use crate::duration;
@@ -152,32 +152,6 @@ pub(crate) fn check_on(config: &Config) -> Result<(), Failure> {
             "--policy {}: must turn keepalive on here",
             &*ka_core::Text::typed(config)
         )))
-    }
-}
-
-/// Formats a policy as people write it: as `60,10,6` if it has these three values and no others.
-pub(crate) fn brief(config: &Config) -> String {
-    match (config.enabled(), config.idle(), config.intvl(), config.cnt(), config.user_timeout()) {
-        (Some(true), Some(idle), Some(intvl), Some(cnt), UserTimeout::Keep) => {
-            format!("{idle},{intvl},{cnt}")
-        }
-        _ => ka_core::Text::typed(config).to_string(),
-    }
-}
-
-/// Formats the text of a policy as [`brief`] does.
-pub(crate) fn brief_text(text: &str) -> String {
-    ka_core::parse(text.as_bytes()).map_or_else(|_| text.to_owned(), |config| brief(&config))
-}
-
-/// A socket's settings: `off`, or `60,10,6`.
-pub(crate) fn brief_settings(settings: &Settings) -> String {
-    let Settings { enabled, idle, intvl, cnt, user_timeout } = settings;
-    match (enabled, user_timeout.filter(|timeout| *timeout > 0)) {
-        (true, None) => format!("{idle},{intvl},{cnt}"),
-        (false, None) => "off".to_owned(),
-        (true, Some(timeout)) => format!("idle={idle},intvl={intvl},cnt={cnt},user_timeout={timeout}ms"),
-        (false, Some(timeout)) => format!("off,user_timeout={timeout}ms"),
     }
 }
 

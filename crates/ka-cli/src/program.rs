@@ -8,12 +8,12 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::elf::Elf;
 use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
-use crate::file;
-use crate::sys;
-use crate::text::reason;
 use crate::wrapper::{self, Client, Env};
+use ka_reach::elf::Elf;
+use ka_reach::file;
+use ka_reach::sys;
+use ka_reach::text::reason;
 
 /// What is to be started.
 #[derive(Debug)]

@@ -7,8 +7,8 @@ use ka_core::Config;
 use crate::args;
 use crate::failure::{Failure, OUR_OWN, Outcome};
 use crate::program::Program;
-use crate::text;
 use crate::via::{self, Flags, Launch, Reach, Way};
+use ka_reach::text;
 
 /// The cost of seccomp for a connection. Measured in docs/ways.md.
 const COST: &str = "Each connection takes a quarter longer or more";

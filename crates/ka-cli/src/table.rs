@@ -3,9 +3,6 @@
 use std::borrow::Cow;
 use std::env;
 use std::io::{self, IsTerminal as _, Write};
-use std::os::fd::AsFd as _;
-
-use crate::sys;
 
 /// What a cell says by its colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,7 +102,9 @@ impl Output {
         let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
         let terminal = io::stdout().is_terminal();
         let dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
-        let width = sys::terminal_width(io::stdout().as_fd()).filter(|width| *width > 0);
+        let width = terminal_size::terminal_size_of(io::stdout())
+            .map(|(width, _)| usize::from(width.0))
+            .filter(|width| *width > 0);
         Self { width: width.filter(|_| terminal), colour: terminal && !dumb && !is_set("NO_COLOR") }
     }
 

@@ -16,13 +16,13 @@ use std::time::Duration;
 
 use ka_policy::{Mode, Policy, Variables, due, give};
 
-use super::environment::{self, Environment, conf_text, is_off};
+use super::environment::{self, Environment, is_off};
 use super::{Launch, Reach, Way, no};
-use crate::bpf::{self, Programs, host};
 use crate::failure::{Failure, OUR_OWN};
-use crate::process;
-use crate::sys;
-use crate::text::{self, reason};
+use ka_reach::bpf::{self, Programs, host};
+use ka_reach::process;
+use ka_reach::sys;
+use ka_reach::text::{self, reason};
 
 pub(super) struct Cgroup;
 
@@ -44,7 +44,7 @@ impl Way for Cgroup {
         if let Some((why, instead)) = is_off(launch) {
             return no(why, instead);
         }
-        let file = conf_text();
+        let file = ka_reach::conf::text().unwrap_or_default();
         let environment = Environment::of(launch, &file);
         let variables = environment.variables(&file);
         if variables.mode == Mode::Floor {
@@ -70,7 +70,7 @@ impl Way for Cgroup {
     }
 
     fn start(&self, launch: &Launch<'_>) -> Result<Infallible, Failure> {
-        let file = conf_text();
+        let file = ka_reach::conf::text().unwrap_or_default();
         let environment = Environment::of(launch, &file);
         let Variables { config, mode, .. } = environment.variables(&file);
         let policy = Policy::new(config, mode);

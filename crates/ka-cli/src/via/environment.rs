@@ -2,28 +2,24 @@
 //! environment and the call with which `ka run` starts a program.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use ka_core::bytes::cut;
 use ka_core::{Config, Timer, UserTimeout};
-use ka_policy::{
-    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, Mode, Policy, Rule, RuleBuffer, RuleError, Rules,
-    Source, Variable, Variables, skips,
-};
+use ka_policy::{CONF, CONF_LINE, Mode, Rule, RuleError, Rules, Source, Variable, Variables, skips};
 
 use super::Launch;
 use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
 use crate::policy::PolicyFlags;
-use crate::sys;
-use crate::text::{self, reason};
+use crate::start;
+use ka_reach::conf;
+use ka_reach::text::{self, reason};
 
 /// Why what was ordered of programs elsewhere leaves this one alone.
 pub(super) fn is_off(launch: &Launch<'_>) -> Option<(String, String)> {
-    let file = conf_text();
+    let file = conf::text().unwrap_or_default();
     let environment = Environment::of(launch, &file);
     let variables = environment.variables(&file);
     if variables.config.enabled() != Some(true) {
@@ -68,8 +64,8 @@ pub(crate) struct Chosen {
 ///
 /// The policy turns keepalive on, unless the flags say otherwise.
 pub(crate) fn choose(command: &str, flags: &PolicyFlags, mode: Option<Mode>) -> Result<Chosen, Failure> {
-    let file = conf_text();
-    let mut environment = Environment(sys::environment());
+    let file = conf::text().unwrap_or_default();
+    let mut environment = Environment(start::environment());
     let whole = if flags.whole.is_some() { Some(flags.config()?) } else { None };
     let said = if whole.is_none() && flags.is_named() { Some(flags.said()?) } else { None };
     environment.say(&Flags { said, is_whole: false, mode }, &file);
@@ -97,49 +93,21 @@ pub(crate) fn choose(command: &str, flags: &PolicyFlags, mode: Option<Mode>) -> 
 
 /// Returns whether KA_POLICY is off in this process's environment or in /etc/ka.conf.
 pub(crate) fn is_off_here() -> bool {
-    let file = conf_text();
-    Environment(sys::environment()).variables(&file).config.enabled() != Some(true)
-}
-
-/// The settings that the shim or the supervisor of a process follows.
-pub(crate) struct Given {
-    pub(crate) config: Config,
-    pub(crate) mode: Mode,
-    /// KA_RULES
-    rules: Vec<u8>,
-    /// KA_SKIP
-    pub(crate) skip: Vec<u8>,
-}
-
-impl Given {
-    /// Returns the policy. `room` is for its rules. Wrong rules are left out, as the shim and the supervisor do.
-    pub(crate) fn policy<'r>(&self, room: &'r mut RuleBuffer) -> Policy<'r> {
-        let Self { config, mode, ref rules, .. } = *self;
-        Variables { config, mode, rules, ..Variables::default() }.policy(room, |_, _| {})
-    }
-}
-
-/// Returns the settings that the shim or the supervisor follows in a process with these KA_ variables. NULs separate the
-/// variables.
-pub(crate) fn given(settings: &[u8]) -> Given {
-    let file = conf_text();
-    let environment = Environment::of_text(settings);
-    let variables = environment.variables(&file);
-    let Variables { config, mode, rules, skip, .. } = variables;
-    Given { config, mode, rules: rules.to_vec(), skip: skip.to_vec() }
+    let file = conf::text().unwrap_or_default();
+    Environment(start::environment()).variables(&file).config.enabled() != Some(true)
 }
 
 /// Prints the mistakes in the KA_ variables of this process and in /etc/ka.conf.
 pub(crate) fn complain() {
-    let file = conf_text();
-    let environment = Environment(sys::environment());
+    let file = conf::text().unwrap_or_default();
+    let environment = Environment(start::environment());
     environment.complain(&file);
     environment.complain_of_names(&file);
 }
 
 /// Prints the environment variables of this process that are probably misspelled KA_ variables.
 pub(crate) fn complain_of_names() {
-    Environment(sys::environment()).complain_of_names(&conf_text());
+    Environment(start::environment()).complain_of_names(&conf::text().unwrap_or_default());
 }
 
 /// The variable that a name probably means, if it is not one itself. Other names that begin with KA_ may belong to the
@@ -161,47 +129,15 @@ fn meant(name: &str) -> Option<&'static str> {
     near.min().map(|(_, known)| known)
 }
 
-/// What /etc/ka.conf says, if it is to be read and there is one.
-pub(super) fn conf_text() -> Vec<u8> {
-    conf().unwrap_or_default()
-}
-
-/// /etc/ka.conf, as the shim reads it: only if it is a regular file of root's that nobody else can write, and not too long.
-/// Else what would be right.
-fn conf() -> Result<Vec<u8>, &'static str> {
-    let path = OsStr::from_bytes(CONF.to_bytes());
-    let open = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
-    let mut text = Vec::new();
-    let file = match open {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(text),
-        Err(_) => return Err(CONF_OWNER),
-    };
-    let is_roots_alone = file
-        .metadata()
-        .is_ok_and(|metadata| metadata.is_file() && metadata.uid() == 0 && metadata.mode() & 0o022 == 0);
-    if !is_roots_alone {
-        return Err(CONF_OWNER);
-    }
-    let _ = file.take(CONF_ROOM as u64).read_to_end(&mut text);
-    if text.len() < CONF_ROOM { Ok(text) } else { Err(CONF_LENGTH) }
-}
-
 /// What the program gets for its environment: entries as they came.
 pub(super) struct Environment(pub(super) Vec<OsString>);
 
 impl Environment {
     /// Ours, with what was said on the command line.
     pub(super) fn of(launch: &Launch<'_>, file: &[u8]) -> Self {
-        let mut environment = Self(sys::environment());
+        let mut environment = Self(start::environment());
         environment.say(&launch.flags, file);
         environment
-    }
-
-    /// The environment of another process, from the text of /proc/PID/environ.
-    pub(super) fn of_text(text: &[u8]) -> Self {
-        let entries = text.split(|byte| *byte == 0).filter(|entry| !entry.is_empty());
-        Self(entries.map(|entry| OsString::from_vec(entry.to_vec())).collect())
     }
 
     pub(super) fn set(&mut self, name: &[u8], value: &[u8]) {
@@ -297,7 +233,7 @@ impl Environment {
         }
         let values = self.values(file);
         let conf_name = CONF.to_string_lossy();
-        if let Err(right) = conf() {
+        if let Err(right) = conf::text() {
             let _ = writeln!(io::stderr(), "ka: {conf_name}: {right}; it is not read");
         }
         Source::default().keep_lines(file, |line| {
@@ -357,13 +293,13 @@ fn value_of<'a>(entry: &'a OsStr, name: &[u8]) -> Option<&'a [u8]> {
 /// Becomes the program, in this environment. It returns only where that failed.
 pub(super) fn execute(launch: &Launch<'_>, environment: &Environment) -> Failure {
     let program = launch.program;
-    let mut error = sys::exec(&program.path, launch.arguments, &environment.0);
+    let mut error = start::exec(&program.path, launch.arguments, &environment.0);
     if program.is_plain_text && error.raw_os_error() == Some(libc::ENOEXEC) {
         // The shell runs what the kernel does not know, as execvp(3) has it.
         let script = program.path.clone().into_os_string();
         let rest = launch.arguments.iter().skip(1).cloned();
         let arguments: Vec<_> = ["/bin/sh".into(), script].into_iter().chain(rest).collect();
-        error = sys::exec(&program.executable, &arguments, &environment.0);
+        error = start::exec(&program.executable, &arguments, &environment.0);
     }
     let status = if error.raw_os_error() == Some(libc::ENOENT) { NOT_FOUND } else { NOT_EXECUTABLE };
     Failure::new(format_args!("{}: {}", program.path.display(), reason(&error))).with_status(status)

@@ -17,9 +17,8 @@ use crate::program::Program;
 use ka_core::{Kernel as _, Libc, Settings, SockOpt, Timer};
 
 pub(crate) use cgroup::is_abandoned;
-pub(crate) use environment::{Chosen, Flags, Given, choose, complain, complain_of_names, given, is_off_here};
+pub(crate) use environment::{Chosen, Flags, choose, complain, complain_of_names, is_off_here};
 pub(crate) use preload::{listed, listed_for, shim_path};
-pub(crate) use seccomp::supervisor_of;
 
 /// A way to reach a program.
 pub(crate) trait Way: Sync {
@@ -71,14 +70,14 @@ pub(crate) struct Launch<'a> {
 /// Where the supervisor of another `ka run` is over this process and holds its policy, the program is started under
 /// that, whichever way is asked for: any other would be set, and not hold. It returns only where that failed.
 pub(crate) fn start_under_outer(launch: &Launch<'_>) -> Option<Failure> {
-    seccomp::outer().filter(|outer| outer.holds).map(|outer| outer.start(launch))
+    ka_reach::seccomp::outer().filter(|outer| outer.holds).map(|outer| seccomp::start_under(&outer, launch))
 }
 
 /// What holds against all that a program is given here, where it is another policy than that: a cgroup's. Whoever asks need
 /// not have the right to see it, so a socket of our own shows it: it takes an idle time, and has not got it.
 pub(crate) fn held_by_cgroup(launch: &Launch<'_>) -> Option<String> {
     const OTHERS: [i32; 2] = [1, 2];
-    let file = environment::conf_text();
+    let file = ka_reach::conf::text().unwrap_or_default();
     let environment = environment::Environment::of(launch, &file);
     let policy = environment.variables(&file).config;
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).ok()?;
@@ -98,11 +97,6 @@ pub(crate) fn held_by_cgroup(launch: &Launch<'_>) -> Option<String> {
     (enabled && !is_asked).then(|| {
         format!("the policy of the cgroup holds, whatever is asked for: {idle},{intvl},{cnt} (ka cgroup ls)")
     })
-}
-
-/// Whether the supervisor of a `ka run` holds its policy against this process.
-pub(crate) fn is_held() -> bool {
-    seccomp::outer().is_some_and(|outer| outer.holds)
 }
 
 /// Why nothing can be preloaded into any program.

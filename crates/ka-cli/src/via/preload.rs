@@ -11,15 +11,15 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::environment::{Environment, conf_text, execute, is_off};
+use super::environment::{Environment, execute, is_off};
 use super::{Launch, Reach, Way, no};
-use crate::elf::{self, Elf, Libc};
 use crate::failure::{Failure, OUR_OWN};
-use crate::libraries::Linked;
 use crate::program::Program;
-use crate::sys;
-use crate::text::{self, reason};
 use crate::wrapper;
+use ka_reach::elf::{self, Elf, Libc};
+use ka_reach::libraries::Linked;
+use ka_reach::sys;
+use ka_reach::text::{self, reason};
 
 pub(super) struct Preload;
 
@@ -68,7 +68,7 @@ impl Way for Preload {
     }
 
     fn start(&self, launch: &Launch<'_>) -> Result<Infallible, Failure> {
-        let file = conf_text();
+        let file = ka_reach::conf::text().unwrap_or_default();
         let mut environment = Environment::of(launch, &file);
         let shim = shim().and_then(|shim| {
             plain_path(&shim.path).map_err(|error| {

@@ -1,0 +1,313 @@
+//! The kernel's types, as it describes them itself in /sys/kernel/btf/vmlinux: where a member is in a structure, and the
+//! number of a function. Documentation/bpf/btf.rst
+//!
+//! It is a file of five megabytes, which takes longer to read than ten thousand sockets take to be set. So it is gone
+//! through once for all names that are ever asked for, and nothing is kept of what has another.
+
+const MAGIC: u16 = 0xeb9f;
+const STRUCT: u32 = 4;
+const UNION: u32 = 5;
+const FUNC: u32 = 12;
+
+/// How many structures without a name are within each other: more than in any that is sound.
+const DEEPEST: u32 = 16;
+
+/// How many members are looked at for one: more than the largest structure has with all that is in it. In a broken file
+/// each may hold all the others many times.
+const MOST_MEMBERS: u32 = 10_000;
+
+/// `struct btf_type`: name, then vlen (16 bits), kind (5) and a flag in `info`, then a size or another type's number.
+#[derive(Clone, Copy)]
+struct Type {
+    name: u32,
+    info: u32,
+    other: u32,
+}
+
+impl Type {
+    const SIZE: usize = 12;
+
+    const fn kind(self) -> u32 {
+        self.info >> 24 & 0x1f
+    }
+
+    const fn count(self) -> usize {
+        (self.info & 0xffff) as usize
+    }
+
+    /// Offsets of members are in bits; with this flag their upper 8 bits are the width of a bit field.
+    const fn has_bit_fields(self) -> bool {
+        self.info >> 31 == 1
+    }
+
+    /// How much follows, by kind. `None`: a kind that is newer than this.
+    const fn rest(self) -> Option<usize> {
+        Some(match self.kind() {
+            // PTR, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC, FLOAT, TYPE_TAG
+            2 | 7..=12 | 16 | 18 => 0,
+            // INT, VAR, DECL_TAG
+            1 | 14 | 17 => 4,
+            // ARRAY
+            3 => 12,
+            // STRUCT, UNION, DATASEC, ENUM64
+            4 | 5 | 15 | 19 => 12 * self.count(),
+            // ENUM, FUNC_PROTO
+            6 | 13 => 8 * self.count(),
+            _ => return None,
+        })
+    }
+}
+
+/// A type that is asked for, by its kind and name.
+pub type Named<'a> = (u32, &'a str);
+
+/// All that ka asks for.
+pub const NAMES: [Named<'static>; 9] = [
+    (FUNC, "bpf_iter_tcp"),
+    (FUNC, "sk_getsockopt"),
+    (STRUCT, "cgroup"),
+    (STRUCT, "cgroup_subsys_state"),
+    (STRUCT, "kernfs_node"),
+    (STRUCT, "seq_file"),
+    (STRUCT, "sock"),
+    (STRUCT, "sock_cgroup_data"),
+    (STRUCT, "sock_common"),
+];
+
+/// The kernel's types.
+pub struct Types<'a> {
+    bytes: &'a [u8],
+    /// The numbers of those that are asked for.
+    found: Vec<(Named<'a>, u32)>,
+    /// Where every so many-th type is; the first has number 1.
+    places: Vec<usize>,
+    /// How many there are. What is behind the last is no type.
+    count: u32,
+    strings: usize,
+}
+
+impl<'a> Types<'a> {
+    /// How many types there are from one place that is kept to the next.
+    const STEP: usize = 256;
+
+    /// Goes through them, for those that will be asked for.
+    pub fn parse(bytes: &'a [u8], names: &[Named<'a>]) -> Option<Self> {
+        let magic = u16::from_ne_bytes(*bytes.first_chunk()?);
+        let header = |place| Some(word(bytes, place)? as usize);
+        let start = header(4)?;
+        let (mut place, strings) = (start.checked_add(header(8)?)?, start.checked_add(header(16)?)?);
+        let end = place.checked_add(header(12)?)?;
+        if magic != MAGIC || end > bytes.len() || strings > bytes.len() {
+            return None;
+        }
+        let mut types = Self { bytes, found: Vec::new(), places: Vec::new(), count: 0, strings };
+        for number in 1.. {
+            if place >= end {
+                break;
+            }
+            if (number as usize - 1).is_multiple_of(Self::STEP) {
+                types.places.push(place);
+            }
+            let found = type_at(bytes, place)?;
+            let is_it = |(kind, name): &&Named<'_>| *kind == found.kind() && types.is_named(found.name, name);
+            if matches!(found.kind(), STRUCT | FUNC)
+                && let Some(name) = names.iter().find(is_it)
+            {
+                types.found.push((*name, number));
+            }
+            place += Type::SIZE + found.rest()?;
+            types.count = number;
+        }
+        Some(types)
+    }
+
+    fn numbered(&self, number: u32) -> Option<(usize, Type)> {
+        let before = (number as usize).checked_sub(1).filter(|_| number <= self.count)?;
+        let mut place = *self.places.get(before / Self::STEP)?;
+        for _ in 0..before % Self::STEP {
+            place += Type::SIZE + type_at(self.bytes, place)?.rest()?;
+        }
+        Some((place, type_at(self.bytes, place)?))
+    }
+
+    fn is_named(&self, name: u32, wanted: &str) -> bool {
+        let string = self.bytes.get(self.strings + name as usize..).unwrap_or_default();
+        string.strip_prefix(wanted.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
+    }
+
+    /// The number of one of those that are asked for. Of several by one name, it is the first.
+    fn find(&self, kind: u32, name: &str) -> Option<u32> {
+        self.found.iter().find(|(named, _)| *named == (kind, name)).map(|(_, number)| *number)
+    }
+
+    /// The number of a function of the kernel's.
+    pub fn function(&self, name: &str) -> Option<u32> {
+        self.find(FUNC, name)
+    }
+
+    /// Where a member begins, in bytes. What is in a structure without a name counts as its owner's, as in C.
+    pub fn offset(&self, structure: &str, member: &str) -> Option<i16> {
+        let mut left = MOST_MEMBERS;
+        let bits = self.offset_in(self.find(STRUCT, structure)?, member, DEEPEST, &mut left)?;
+        i16::try_from(bits.is_multiple_of(8).then_some(bits / 8)?).ok()
+    }
+
+    fn offset_in(&self, number: u32, member: &str, depth: u32, left: &mut u32) -> Option<u32> {
+        let (place, owner) = self.numbered(number)?;
+        let deeper = depth.checked_sub(1)?;
+        if !matches!(owner.kind(), STRUCT | UNION) {
+            return None;
+        }
+        (0..owner.count()).find_map(|n| {
+            *left = left.checked_sub(1)?;
+            // A member is laid out as a type is: its name, its type's number, its offset.
+            let found = type_at(self.bytes, place + Type::SIZE * (n + 1))?;
+            let offset = if owner.has_bit_fields() { found.other & 0x00ff_ffff } else { found.other };
+            if found.name == 0 {
+                offset.checked_add(self.offset_in(found.info, member, deeper, left)?)
+            } else {
+                self.is_named(found.name, member).then_some(offset)
+            }
+        })
+    }
+}
+
+fn word(bytes: &[u8], place: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(place..)?.first_chunk()?))
+}
+
+fn type_at(bytes: &[u8], place: usize) -> Option<Type> {
+    Some(Type { name: word(bytes, place)?, info: word(bytes, place + 4)?, other: word(bytes, place + 8)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write as _};
+
+    use super::{FUNC, NAMES, Named, STRUCT, Types};
+    use crate::bpf::host;
+
+    const NAMED: [Named<'_>; 3] = [(FUNC, "f"), (STRUCT, "outer"), (STRUCT, "oute")];
+
+    fn parsed(bytes: &[u8]) -> Option<Types<'_>> {
+        Types::parse(bytes, &NAMED)
+    }
+
+    /// struct outer { int a; union { int b; struct { int c; int d; }; }; }; int f(void);
+    fn made() -> Vec<u8> {
+        let strings = b"\0outer\0a\0b\0c\0d\0f\0";
+        let place = |name: &str| {
+            let quoted = format!("\0{name}\0");
+            let found = strings.windows(quoted.len()).position(|window| window == quoted.as_bytes());
+            u32::try_from(found.unwrap() + 1).unwrap()
+        };
+        let kind = |kind: u32, count: u32| kind << 24 | count;
+        let types = [
+            &[0, kind(1, 0), 4, 32][..],
+            // 2: the inner structure, 3: the union
+            &[0, kind(4, 2), 8, place("c"), 1, 0, place("d"), 1, 32],
+            &[0, kind(5, 2), 8, place("b"), 1, 0, 0, 2, 0],
+            &[place("outer"), kind(4, 2), 12, place("a"), 1, 0, 0, 3, 32],
+            &[0, kind(13, 0), 1],
+            &[place("f"), kind(12, 0), 5],
+        ]
+        .concat();
+        file(&types, strings)
+    }
+
+    fn file(types: &[u32], strings: &[u8]) -> Vec<u8> {
+        let types: Vec<u8> = types.iter().copied().flat_map(u32::to_ne_bytes).collect();
+        let length = |slice: &[u8]| u32::try_from(slice.len()).unwrap();
+        let mut bytes = [&0xeb9f_u16.to_ne_bytes()[..], &[1, 0]].concat();
+        for word in [24, 0, length(&types), length(&types), length(strings)] {
+            bytes.extend(u32::to_ne_bytes(word));
+        }
+        [bytes, types, strings.to_vec()].concat()
+    }
+
+    #[test]
+    fn members_and_functions_are_found() {
+        let made = made();
+        let types = parsed(&made).unwrap();
+        assert_eq!(types.function("f"), Some(6));
+        assert_eq!(types.function("outer"), None);
+        let offsets = ["a", "b", "c", "d", "e"].map(|member| types.offset("outer", member));
+        assert_eq!(offsets, [Some(0), Some(4), Some(4), Some(8), None]);
+        assert_eq!(types.offset("oute", "a"), None);
+    }
+
+    #[test]
+    fn what_is_cut_short_is_refused_and_does_not_panic() {
+        let whole = made();
+        for length in 0..whole.len() {
+            if let Some(types) = parsed(whole.get(..length).unwrap()) {
+                let _ = (types.function("f"), types.offset("outer", "d"));
+            }
+        }
+        for place in 0..whole.len() {
+            let mut bytes = whole.clone();
+            *bytes.get_mut(place).unwrap() ^= 0xff;
+            if let Some(types) = parsed(&bytes) {
+                let _ = (types.function("f"), types.offset("outer", "d"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_structure_that_is_within_itself_ends() {
+        // struct outer { struct outer; struct outer; … }: sixteen levels of them are more than there is time for.
+        let strings = b"\0outer\0";
+        let types = [&[1, 4 << 24 | 8, 8][..], &[0, 1, 0].repeat(8)].concat();
+        let file = file(&types, strings);
+        let types = parsed(&file).unwrap();
+        assert_eq!(types.offset("outer", "member"), None);
+    }
+
+    #[test]
+    fn this_kernel_s_types_are_read() {
+        let types = match host::kernel_types() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Past the test runner, which would keep it to itself.
+                let _ = writeln!(io::stderr(), "SKIPPED: this kernel does not describe its types (BTF)");
+                return;
+            }
+            types => types.unwrap(),
+        };
+        for (kind, name) in NAMES {
+            assert!(types.find(kind, name).is_some() || name == "sk_getsockopt", "{name}");
+        }
+        // The first member of all sockets, which has not moved in ten years.
+        assert_eq!(types.offset("sock", "__sk_common"), Some(0));
+        assert!(types.offset("sock_common", "skc_num").is_some());
+        assert!(types.offset("cgroup", "kn").is_some());
+        // Read, where it was mapped.
+        let file = std::fs::read(host::TYPES).unwrap();
+        let read = Types::parse(&file, &NAMES).unwrap();
+        assert_eq!(read.found, types.found);
+    }
+
+    #[test]
+    fn a_type_is_found_by_its_number() {
+        // More than there are from one place to the next: ints, but for each third, which has a member.
+        let mut types = Vec::new();
+        for number in 1..=1000_u32 {
+            types.extend(if number % 3 == 0 {
+                vec![0, 4 << 24 | 1, number, 0, 1, 0]
+            } else {
+                vec![0, 1 << 24, number, 32]
+            });
+        }
+        let types: Vec<u8> = types.into_iter().flat_map(u32::to_ne_bytes).collect();
+        let mut bytes = [&0xeb9f_u16.to_ne_bytes()[..], &[1, 0]].concat();
+        let length = u32::try_from(types.len()).unwrap();
+        for word in [24, 0, length, length, 1] {
+            bytes.extend(u32::to_ne_bytes(word));
+        }
+        let file = [bytes, types, vec![0]].concat();
+        let types = parsed(&file).unwrap();
+        for number in 1..=1000 {
+            assert_eq!(types.numbered(number).unwrap().1.other, number);
+        }
+        assert!(types.numbered(0).is_none());
+    }
+}

@@ -1,0 +1,312 @@
+//! BPF instructions, and an assembler for them: what a program does is written down in Rust, and the numbers of a policy
+//! are part of it. So neither a compiler nor the kernel's headers are needed where ka runs, and loading a program takes
+//! the verifier's time and no more. Documentation/bpf/standardization/instruction-set.rst
+
+/// A register. R0 has results, R1 to R5 arguments, which a call leaves undefined; R6 to R9 survive calls, and R10 points
+/// past the stack's 512 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Reg {
+    R0,
+    R1,
+    R2,
+    R3,
+    R4,
+    R5,
+    R6,
+    R7,
+    R8,
+    R9,
+    R10,
+}
+
+/// How much is loaded or stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Size {
+    Half = 0x08,
+    Word = 0x00,
+    Double = 0x18,
+}
+
+/// When a jump is taken. All but [`Cond::Null`] compare 32 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Cond {
+    Equal = 0x10,
+    NotEqual = 0x50,
+    /// Signed: theirs is less.
+    Less = 0xc0,
+    /// Signed.
+    LessOrEqual = 0xd0,
+    /// Signed.
+    Greater = 0x60,
+}
+
+/// A function of the kernel's that programs may call, by its number in <linux/bpf.h>.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Helper {
+    /// `u64 bpf_get_socket_cookie(sk)`
+    GetSocketCookie = 46,
+    /// `int bpf_setsockopt(socket, level, name, value, size)`
+    SetSockOpt = 49,
+    /// `int bpf_getsockopt(socket, level, name, value, size)`
+    GetSockOpt = 57,
+    /// `int bpf_seq_write(seq, data, size)`
+    SeqWrite = 127,
+    /// `struct tcp_sock *bpf_skc_to_tcp_sock(sk)`
+    SkcToTcpSock = 137,
+}
+
+/// What an instruction takes its value from.
+#[derive(Clone, Copy, Debug)]
+pub enum Source {
+    Reg(Reg),
+    Imm(i32),
+}
+
+impl From<Reg> for Source {
+    fn from(reg: Reg) -> Self {
+        Self::Reg(reg)
+    }
+}
+
+impl From<i32> for Source {
+    fn from(value: i32) -> Self {
+        Self::Imm(value)
+    }
+}
+
+/// `struct bpf_insn`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Insn {
+    code: u8,
+    /// Destination and source: see [`registers`].
+    registers: u8,
+    offset: i16,
+    value: i32,
+}
+
+const LD: u8 = 0x00;
+const LDX: u8 = 0x01;
+const ST: u8 = 0x02;
+const STX: u8 = 0x03;
+const JMP: u8 = 0x05;
+const JMP32: u8 = 0x06;
+const ALU64: u8 = 0x07;
+const MEM: u8 = 0x60;
+const FROM_REGISTER: u8 = 0x08;
+const ADD: u8 = 0x00;
+const MOV: u8 = 0xb0;
+const ALWAYS: u8 = 0x00;
+const EQUAL: u8 = 0x10;
+const ABOVE: u8 = 0x20;
+const CALL: u8 = 0x80;
+const EXIT: u8 = 0x90;
+/// The source register of a 64-bit load whose constant is a map's descriptor. The register gets the map.
+const PSEUDO_MAP_FD: u8 = 1;
+/// As `PSEUDO_MAP_FD`, but the register gets the address of the map's value. The map must have one entry. Linux 5.2
+const PSEUDO_MAP_VALUE: u8 = 2;
+
+/// A place in a program, to jump to.
+#[derive(Clone, Copy, Debug)]
+pub struct Label(usize);
+
+/// A program that is being written. A jump to a label that is never placed, or too far away, goes where the verifier
+/// refuses it.
+#[derive(Debug, Default)]
+pub struct Assembler {
+    insns: Vec<Insn>,
+    places: Vec<Option<usize>>,
+    jumps: Vec<(usize, Label)>,
+}
+
+impl Assembler {
+    pub fn label(&mut self) -> Label {
+        self.places.push(None);
+        Label(self.places.len() - 1)
+    }
+
+    /// The label is here.
+    pub fn place(&mut self, label: Label) {
+        if let Some(place) = self.places.get_mut(label.0) {
+            *place = Some(self.insns.len());
+        }
+    }
+
+    /// `to = from`
+    pub fn mov(&mut self, to: Reg, from: impl Into<Source>) {
+        self.push(ALU64 | MOV, to, 0, from.into());
+    }
+
+    /// `to += from`
+    pub fn add(&mut self, to: Reg, from: impl Into<Source>) {
+        self.push(ALU64 | ADD, to, 0, from.into());
+    }
+
+    /// `to = *(size *)(base + offset)`
+    pub fn load(&mut self, size: Size, to: Reg, base: Reg, offset: i16) {
+        self.raw(LDX | MEM | size as u8, to, base, offset, 0);
+    }
+
+    /// `*(size *)(base + offset) = from`
+    pub fn store(&mut self, size: Size, base: Reg, offset: i16, from: impl Into<Source>) {
+        match from.into() {
+            Source::Reg(reg) => self.raw(STX | MEM | size as u8, base, reg, offset, 0),
+            Source::Imm(value) => self.raw(ST | MEM | size as u8, base, Reg::R0, offset, value),
+        }
+    }
+
+    /// `goto label`
+    pub fn jump(&mut self, label: Label) {
+        self.jumps.push((self.insns.len(), label));
+        self.raw(JMP | ALWAYS, Reg::R0, Reg::R0, 0, 0);
+    }
+
+    /// `if (left COND right) goto label`
+    pub fn jump_if(&mut self, left: Reg, cond: Cond, right: impl Into<Source>, label: Label) {
+        self.jumps.push((self.insns.len(), label));
+        self.push(JMP32 | cond as u8, left, 0, right.into());
+    }
+
+    /// `if (!pointer) goto label`
+    pub fn jump_if_null(&mut self, pointer: Reg, label: Label) {
+        self.jumps.push((self.insns.len(), label));
+        self.push(JMP | EQUAL, pointer, 0, Source::Imm(0));
+    }
+
+    /// `if (left == right) goto label`, of 64 bits
+    pub fn jump_if_same(&mut self, left: Reg, right: Reg, label: Label) {
+        self.jumps.push((self.insns.len(), label));
+        self.push(JMP | EQUAL, left, 0, Source::Reg(right));
+    }
+
+    /// `if (left > right) goto label`, of 64 bits and without a sign: how the verifier learns where a value ends.
+    pub fn jump_if_above(&mut self, left: Reg, right: Reg, label: Label) {
+        self.jumps.push((self.insns.len(), label));
+        self.push(JMP | ABOVE, left, 0, Source::Reg(right));
+    }
+
+    /// `R0 = helper(R1, R2, R3, R4, R5)`
+    pub fn call(&mut self, helper: Helper) {
+        self.raw(JMP | CALL, Reg::R0, Reg::R0, 0, helper as i32);
+    }
+
+    /// `return R0`
+    pub fn exit(&mut self) {
+        self.raw(JMP | EXIT, Reg::R0, Reg::R0, 0, 0);
+    }
+
+    /// `to = value`, of 64 bits
+    pub fn load_u64(&mut self, to: Reg, value: u64) {
+        self.raw(LD | Size::Double as u8, to, Reg::R0, 0, low(value));
+        self.insns.push(Insn { value: low(value >> 32), ..Insn::default() });
+    }
+
+    /// `to = &map`: the program keeps the map alive, and the map can be found through it.
+    pub fn load_map(&mut self, to: Reg, fd: i32) {
+        self.load_of_map(PSEUDO_MAP_FD, to, fd);
+    }
+
+    /// `to = &map[0]`, for a map with one entry
+    pub fn load_map_value(&mut self, to: Reg, fd: i32) {
+        self.load_of_map(PSEUDO_MAP_VALUE, to, fd);
+    }
+
+    fn load_of_map(&mut self, what: u8, to: Reg, fd: i32) {
+        let registers = registers(to as u8, what);
+        self.insns.push(Insn { code: LD | Size::Double as u8, registers, offset: 0, value: fd });
+        self.insns.push(Insn::default());
+    }
+
+    fn push(&mut self, code: u8, to: Reg, offset: i16, from: Source) {
+        match from {
+            Source::Reg(reg) => self.raw(code | FROM_REGISTER, to, reg, offset, 0),
+            Source::Imm(value) => self.raw(code, to, Reg::R0, offset, value),
+        }
+    }
+
+    fn raw(&mut self, code: u8, to: Reg, from: Reg, offset: i16, value: i32) {
+        self.insns.push(Insn { code, registers: registers(to as u8, from as u8), offset, value });
+    }
+
+    /// The program, with its jumps where they lead.
+    pub fn finish(mut self) -> Vec<Insn> {
+        for (from, label) in self.jumps {
+            let to = self.places.get(label.0).copied().flatten();
+            let distance = to.and_then(|to| i16::try_from(to.cast_signed() - from.cast_signed() - 1).ok());
+            if let Some(insn) = self.insns.get_mut(from) {
+                insn.offset = distance.unwrap_or(i16::MAX);
+            }
+        }
+        self.insns
+    }
+}
+
+/// Both registers of an instruction, in a byte. They are bit fields of C's, destination first, and where the first one is
+/// goes by the byte order.
+const fn registers(to: u8, from: u8) -> u8 {
+    if cfg!(target_endian = "big") { to << 4 | from } else { from << 4 | to }
+}
+
+/// The low 32 bits, as an instruction has them.
+const fn low(value: u64) -> i32 {
+    ((value & 0xffff_ffff) as u32).cast_signed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Assembler, Cond, Helper, Insn, Reg, Size};
+
+    /// The bytes that clang's assembler makes of the same lines.
+    #[test]
+    fn instructions_are_what_the_kernel_reads() {
+        let mut program = Assembler::default();
+        let end = program.label();
+        program.mov(Reg::R6, Reg::R1);
+        program.load(Size::Word, Reg::R2, Reg::R6, 24);
+        program.jump_if(Reg::R2, Cond::NotEqual, 6, end);
+        program.store(Size::Word, Reg::R10, -8, 60);
+        program.store(Size::Double, Reg::R10, -16, Reg::R6);
+        program.add(Reg::R4, -8);
+        program.call(Helper::SetSockOpt);
+        program.load_u64(Reg::R9, 0x1_0000_0002);
+        program.place(end);
+        program.exit();
+        let bytes: Vec<[u8; 8]> = program
+            .finish()
+            .iter()
+            .map(|Insn { code, registers, offset, value }| {
+                let registers =
+                    if cfg!(target_endian = "big") { registers.rotate_left(4) } else { *registers };
+                let bytes = [&[*code, registers][..], &offset.to_le_bytes(), &value.to_le_bytes()].concat();
+                bytes.try_into().unwrap()
+            })
+            .collect();
+        assert_eq!(
+            bytes,
+            [
+                [0xbf, 0x16, 0, 0, 0, 0, 0, 0],
+                [0x61, 0x62, 24, 0, 0, 0, 0, 0],
+                [0x56, 0x02, 6, 0, 6, 0, 0, 0],
+                [0x62, 0x0a, 0xf8, 0xff, 60, 0, 0, 0],
+                [0x7b, 0x6a, 0xf0, 0xff, 0, 0, 0, 0],
+                [0x07, 0x04, 0, 0, 0xf8, 0xff, 0xff, 0xff],
+                [0x85, 0, 0, 0, 49, 0, 0, 0],
+                [0x18, 0x09, 0, 0, 2, 0, 0, 0],
+                [0, 0, 0, 0, 1, 0, 0, 0],
+                [0x95, 0, 0, 0, 0, 0, 0, 0],
+            ]
+        );
+    }
+
+    #[test]
+    fn a_label_that_is_nowhere_is_for_the_verifier_to_refuse() {
+        let mut program = Assembler::default();
+        let nowhere = program.label();
+        program.jump(nowhere);
+        assert_eq!(program.finish().first().map(|insn| insn.offset), Some(i16::MAX));
+    }
+}

@@ -1,0 +1,509 @@
+//! bpf(2), statfs(2) and mmap(2): the system calls of this part, and its only `unsafe`.
+
+#![expect(unsafe_code, reason = "bpf(2)")]
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use libc::{c_int, c_long};
+
+use super::insn::Insn;
+use crate::sys::{check, owned};
+
+/// Commands of bpf(2): `enum bpf_cmd` of <linux/bpf.h>.
+mod command {
+    use libc::c_int;
+
+    pub(super) const MAP_CREATE: c_int = 0;
+    pub(super) const MAP_LOOKUP: c_int = 1;
+    pub(super) const MAP_UPDATE: c_int = 2;
+    pub(super) const PROG_LOAD: c_int = 5;
+    pub(super) const OBJ_PIN: c_int = 6;
+    pub(super) const OBJ_GET: c_int = 7;
+    pub(super) const PROG_ATTACH: c_int = 8;
+    pub(super) const PROG_GET_FD_BY_ID: c_int = 13;
+    pub(super) const MAP_GET_FD_BY_ID: c_int = 14;
+    pub(super) const OBJ_GET_INFO: c_int = 15;
+    pub(super) const PROG_QUERY: c_int = 16;
+    pub(super) const LINK_CREATE: c_int = 28;
+    pub(super) const ITER_CREATE: c_int = 33;
+    pub(super) const LINK_DETACH: c_int = 34;
+}
+
+/// What a program is for: its type, where it is attached, and under what terms it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Called as connections of a cgroup come about.
+    SockOps,
+    /// Called before a program in a cgroup sets a socket option.
+    SetSockOpt,
+    /// Called for each TCP socket, by whoever reads. The number is that of `bpf_iter_tcp` in the kernel's types.
+    TcpIter { function: u32 },
+}
+
+impl Kind {
+    /// `enum bpf_prog_type`
+    const fn program_type(self) -> u32 {
+        match self {
+            Self::SockOps => 13,
+            Self::SetSockOpt => 25,
+            Self::TcpIter { .. } => 26,
+        }
+    }
+
+    /// `enum bpf_attach_type`
+    pub const fn attach_type(self) -> u32 {
+        match self {
+            Self::SockOps => 3,
+            Self::SetSockOpt => 22,
+            Self::TcpIter { .. } => 28,
+        }
+    }
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Load {
+    program_type: u32,
+    insn_count: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; NAME_SIZE],
+    interface: u32,
+    attach_type: u32,
+    types: u32,
+    function_size: u32,
+    functions: u64,
+    function_count: u32,
+    line_size: u32,
+    lines: u64,
+    line_count: u32,
+    attach_function: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    entries: u32,
+    flags: u32,
+    inner: u32,
+    node: u32,
+    name: [u8; NAME_SIZE],
+}
+
+#[repr(C)]
+struct MapElement {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+struct Object {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct Attach {
+    target: u32,
+    program: u32,
+    place: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct Query {
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    padding: u32,
+}
+
+#[repr(C)]
+struct GetById {
+    id: u32,
+    next: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct GetInfo {
+    fd: u32,
+    size: u32,
+    info: u64,
+}
+
+#[repr(C)]
+struct LinkCreate {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct IterCreate {
+    link: u32,
+    flags: u32,
+}
+
+/// `struct bpf_prog_info`, as far as it is asked for.
+#[repr(C)]
+#[derive(Default)]
+struct RawProgramInfo {
+    program_type: u32,
+    id: u32,
+    tag: [u8; 8],
+    sizes: [u32; 2],
+    code: [u64; 2],
+    load_time: u64,
+    user: u32,
+    map_count: u32,
+    maps: u64,
+    name: [u8; NAME_SIZE],
+}
+
+/// `struct bpf_map_info`, as far as it is asked for.
+#[repr(C)]
+#[derive(Default)]
+struct RawMapInfo {
+    map_type: u32,
+    id: u32,
+    key_size: u32,
+    value_size: u32,
+    entries: u32,
+    flags: u32,
+    name: [u8; NAME_SIZE],
+}
+
+/// `struct bpf_link_info` of a cgroup's link.
+#[repr(C)]
+#[derive(Default)]
+struct RawLinkInfo {
+    link_type: u32,
+    id: u32,
+    program: u32,
+    padding: u32,
+    cgroup: u64,
+    attach_type: u32,
+    end: u32,
+}
+
+/// `BPF_OBJ_NAME_LEN`: what names of programs and maps have room in, with a NUL.
+pub const NAME_SIZE: usize = 16;
+
+/// Makes a call of bpf(2).
+fn bpf<T>(command: c_int, attributes: &mut T) -> io::Result<c_long> {
+    // SAFETY: the kernel reads and writes at most as many bytes of `attributes` as it is told that there are. What it
+    // points to, where it does, the callers keep alive, and as large as they say.
+    check(unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) })
+}
+
+/// The same, of a command that makes a descriptor, which is closed on exec.
+fn bpf_fd<T>(command: c_int, attributes: &mut T) -> io::Result<OwnedFd> {
+    // SAFETY: as in `bpf`; all that the callers ask for makes a descriptor.
+    owned(unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) })
+}
+
+/// An address as the kernel takes it.
+fn address<T: ?Sized>(data: &T) -> u64 {
+    std::ptr::from_ref(data).cast::<()>().expose_provenance() as u64
+}
+
+/// A descriptor as the kernel takes it here: none that is open is negative.
+fn number(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn size(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+/// A name, cut to what there is room for.
+fn name(text: &str) -> [u8; NAME_SIZE] {
+    let mut name = [0; NAME_SIZE];
+    for (to, from) in name.iter_mut().zip(text.bytes().take(NAME_SIZE - 1)) {
+        *to = from;
+    }
+    name
+}
+
+fn name_of(name: [u8; NAME_SIZE]) -> String {
+    let bytes = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Loads a program. Where `log` has room, the verifier says in it what it makes of the program.
+pub fn load(kind: Kind, title: &str, insns: &[Insn], log: &mut [u8]) -> io::Result<OwnedFd> {
+    let attach_function = if let Kind::TcpIter { function } = kind { function } else { 0 };
+    let mut attributes = Load {
+        program_type: kind.program_type(),
+        insn_count: size(insns.len()),
+        insns: address(insns),
+        // What the kernel lets programs call that are under a licence compatible with its own, as MIT is: `bpf_seq_write`
+        // is for those only.
+        license: address(c"Dual MIT/GPL"),
+        log_level: u32::from(!log.is_empty()),
+        log_size: size(log.len()),
+        log: if log.is_empty() { 0 } else { log.as_mut_ptr().expose_provenance() as u64 },
+        name: name(title),
+        attach_type: kind.attach_type(),
+        attach_function,
+        ..Load::default()
+    };
+    bpf_fd(command::PROG_LOAD, &mut attributes)
+}
+
+/// A map that holds one value: an array, `BPF_MAP_TYPE_ARRAY`.
+pub fn map_with(title: &str, value: &[u8]) -> io::Result<OwnedFd> {
+    let mut attributes = MapCreate {
+        map_type: 2,
+        key_size: 4,
+        value_size: size(value.len()),
+        entries: 1,
+        name: name(title),
+        ..MapCreate::default()
+    };
+    let map = bpf_fd(command::MAP_CREATE, &mut attributes)?;
+    let key = 0_u32;
+    let mut attributes = MapElement {
+        map: map.as_raw_fd().cast_unsigned(),
+        padding: 0,
+        key: address(&key),
+        value: address(value),
+        flags: 0,
+    };
+    bpf(command::MAP_UPDATE, &mut attributes)?;
+    Ok(map)
+}
+
+/// A map, by its number.
+pub fn map_numbered(id: u32) -> io::Result<OwnedFd> {
+    bpf_fd(command::MAP_GET_FD_BY_ID, &mut GetById { id, next: 0, flags: 0 })
+}
+
+/// The value of a map of one.
+pub fn map_value(map: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    let mut info = RawMapInfo::default();
+    let mut attributes = GetInfo {
+        fd: number(map),
+        size: size(size_of_val(&info)),
+        info: std::ptr::from_mut(&mut info).expose_provenance() as u64,
+    };
+    bpf(command::OBJ_GET_INFO, &mut attributes)?;
+    let key = 0_u32;
+    if info.map_type != 2 || info.key_size != 4 || info.value_size > 1 << 16 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // The kernel copies multiples of eight.
+    let mut value = vec![0_u8; (info.value_size as usize).next_multiple_of(8)];
+    let mut attributes = MapElement {
+        map: number(map),
+        padding: 0,
+        key: address(&key),
+        value: value.as_mut_ptr().expose_provenance() as u64,
+        flags: 0,
+    };
+    bpf(command::MAP_LOOKUP, &mut attributes)?;
+    value.truncate(info.value_size as usize);
+    Ok(value)
+}
+
+/// Gives a link a path in a bpf filesystem: it lives as long as one of both, the path and the descriptor.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    bpf(command::OBJ_PIN, &mut Object { path: address(path.as_c_str()), fd: number(object), flags: 0 })?;
+    Ok(())
+}
+
+/// What has a path in a bpf filesystem.
+pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    bpf_fd(command::OBJ_GET, &mut Object { path: address(path.as_c_str()), fd: 0, flags: 0 })
+}
+
+/// The cgroup that a link attaches a program to; 0 where it has been removed since.
+pub fn linked_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut info = RawLinkInfo::default();
+    let mut attributes = GetInfo {
+        fd: number(link),
+        size: size(size_of_val(&info)),
+        info: std::ptr::from_mut(&mut info).expose_provenance() as u64,
+    };
+    bpf(command::OBJ_GET_INFO, &mut attributes)?;
+    Ok(info.cgroup)
+}
+
+/// Ends what a link attaches, whoever still holds it: Linux 5.9.
+pub fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(command::LINK_DETACH, &mut number(link))?;
+    Ok(())
+}
+
+/// Attaches a program to a cgroup for as long as the cgroup is there, beside what others have attached.
+pub fn attach(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, kind: Kind) -> io::Result<()> {
+    /// `BPF_F_ALLOW_MULTI`
+    const BESIDE_OTHERS: u32 = 2;
+    let mut attributes = Attach {
+        target: number(cgroup),
+        program: number(program),
+        place: kind.attach_type(),
+        flags: BESIDE_OTHERS,
+    };
+    bpf(command::PROG_ATTACH, &mut attributes)?;
+    Ok(())
+}
+
+/// Attaches a program to a cgroup, or an iterator to nothing, for as long as the link is there.
+pub fn link(program: BorrowedFd<'_>, cgroup: Option<BorrowedFd<'_>>, kind: Kind) -> io::Result<OwnedFd> {
+    let mut attributes = LinkCreate {
+        program: number(program),
+        target: cgroup.map_or(0, number),
+        attach_type: kind.attach_type(),
+        flags: 0,
+    };
+    bpf_fd(command::LINK_CREATE, &mut attributes)
+}
+
+/// What reads from an iterator: each descriptor goes through all sockets of the caller's network namespace, once.
+pub fn iterate(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    bpf_fd(command::ITER_CREATE, &mut IterCreate { link: number(link), flags: 0 })
+}
+
+/// The numbers of the programs that are attached to a cgroup itself.
+pub fn attached(cgroup: BorrowedFd<'_>, kind: Kind) -> io::Result<Vec<u32>> {
+    // No more can be: `BPF_CGROUP_MAX_PROGS`.
+    let mut ids = vec![0_u32; 64];
+    let mut attributes = Query {
+        target: number(cgroup),
+        attach_type: kind.attach_type(),
+        flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr().expose_provenance() as u64,
+        count: size(ids.len()),
+        padding: 0,
+    };
+    bpf(command::PROG_QUERY, &mut attributes)?;
+    ids.truncate(attributes.count as usize);
+    Ok(ids)
+}
+
+/// The name of a program, and the numbers of its maps.
+pub fn program_info(id: u32) -> io::Result<(String, Vec<u32>)> {
+    let program = bpf_fd(command::PROG_GET_FD_BY_ID, &mut GetById { id, next: 0, flags: 0 })?;
+    let mut maps = vec![0_u32; 8];
+    let mut info = RawProgramInfo {
+        map_count: size(maps.len()),
+        maps: maps.as_mut_ptr().expose_provenance() as u64,
+        ..RawProgramInfo::default()
+    };
+    let mut attributes = GetInfo {
+        fd: program.as_raw_fd().cast_unsigned(),
+        size: size(size_of_val(&info)),
+        info: std::ptr::from_mut(&mut info).expose_provenance() as u64,
+    };
+    bpf(command::OBJ_GET_INFO, &mut attributes)?;
+    maps.truncate(info.map_count as usize);
+    Ok((name_of(info.name), maps))
+}
+
+/// A file of the kernel's that never changes, mapped: for as long as this process lives.
+pub fn map(file: &File) -> io::Result<&'static [u8]> {
+    let size = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    // SAFETY: the kernel chooses the place; where it refuses, the answer is MAP_FAILED.
+    let place = unsafe {
+        libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0)
+    };
+    if place == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is as large as it was asked for, can be read, is never unmapped, and nobody writes to it.
+    Ok(unsafe { std::slice::from_raw_parts(place.cast(), size) })
+}
+
+/// The kind of filesystem that a path is on: statfs(2), `f_type`.
+pub fn filesystem(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut status = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: a C string; the kernel fills in the rest where it answers 0.
+    check(unsafe { libc::statfs(path.as_ptr(), status.as_mut_ptr()) })?;
+    // SAFETY: as above.
+    let kind = unsafe { status.assume_init() }.f_type;
+    // Its type differs between architectures; no number has more than 32 bits.
+    #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast)]
+    Ok(kind as u64 & 0xffff_ffff)
+}
+
+/// How large a page is. sysconf(3)
+pub fn page_size() -> i32 {
+    // SAFETY: takes no pointer.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    i32::try_from(size).unwrap_or(4096)
+}
+
+/// Runs `work` without a limit on locked memory: kernels before 5.11 count programs and maps as locked memory. If the
+/// limit cannot be read, it is not changed, because it could not be restored.
+pub fn with_locked_memory<T>(work: impl FnOnce() -> T) -> T {
+    let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let without = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the kernel reads and writes an rlimit. Where it refuses, the limit is as it was.
+    let is_raised = unsafe {
+        libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut before) == 0
+            && libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const without) == 0
+    };
+    let result = work();
+    if is_raised {
+        // SAFETY: the pointer is valid, and the kernel filled `before` in above.
+        unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const before) };
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::with_locked_memory;
+
+    /// The test runs itself under strace, which makes the kernel refuse to report the limit.
+    #[test]
+    fn a_limit_that_cannot_be_read_is_not_changed() {
+        const INSIDE: &str = "KA_TEST_LIMIT";
+        const NAME: &str = "bpf::sys::tests::a_limit_that_cannot_be_read_is_not_changed";
+        if std::env::var_os(INSIDE).is_some() {
+            with_locked_memory(|| ());
+            return;
+        }
+        let calls = |refuse: &[&str]| {
+            let mut strace = Command::new("strace");
+            strace.args(["-f", "-qq", "-e", "trace=prlimit64,getrlimit,setrlimit"]).args(refuse);
+            strace.arg(std::env::current_exe().unwrap()).args([NAME, "--exact"]).env(INSIDE, "1");
+            let output = strace.output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let calls = String::from_utf8_lossy(&output.stderr).into_owned();
+            calls.lines().filter(|line| line.contains("RLIMIT_MEMLOCK")).count()
+        };
+        assert!(calls(&[]) >= 2, "the limit is read and raised");
+        assert_eq!(calls(&["-e", "inject=prlimit64,getrlimit:error=EPERM"]), 1, "the limit is only read");
+    }
+}

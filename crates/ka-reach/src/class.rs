@@ -1,0 +1,141 @@
+//! Socket classes of net_cls and net_prio, two controllers of cgroups of version 1.
+//!
+//! If a process receives a socket's descriptor, the kernel gives the socket the class of the receiver. pidfd_getfd(2)
+//! does this too (`__receive_sock` in net/core/scm.c and fs/file.c). A firewall or a queue that selects by class would
+//! then treat the socket as ka's. So the thread that duplicates a socket first enters the cgroups of the process that
+//! has it. Without such a mounted hierarchy there are no classes, and this costs nothing.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::PathBuf;
+
+use crate::bpf::host;
+use crate::process::Table;
+use crate::text::reason;
+
+const CONTROLLERS: [&[u8]; 2] = [b"net_cls", b"net_prio"];
+
+/// The cgroup of a thread in one hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    /// The hierarchy's controllers, as in /proc/PID/cgroup: `net_cls,net_prio`.
+    controllers: Vec<u8>,
+    path: Vec<u8>,
+}
+
+/// Reads the hierarchies that have classes from the text of /proc/PID/cgroup. cgroups(7)
+fn places(text: &[u8]) -> Vec<Place> {
+    let lines = text.split(|byte| *byte == b'\n');
+    lines
+        .filter_map(|line| {
+            let mut fields = line.splitn(3, |byte| *byte == b':').skip(1);
+            let (controllers, path) = (fields.next()?, fields.next()?);
+            let mut names = controllers.split(|byte| *byte == b',');
+            names
+                .any(|name| CONTROLLERS.contains(&name))
+                .then(|| Place { controllers: controllers.to_vec(), path: path.to_vec() })
+        })
+        .collect()
+}
+
+/// The calling thread's cgroups in the hierarchies that have classes.
+#[derive(Clone, Debug)]
+pub struct Classes {
+    /// The thread's original cgroups.
+    home: Vec<Place>,
+    own: Vec<Place>,
+    /// The process and task that these cgroups were copied from.
+    at: Option<(i32, i32)>,
+}
+
+impl Classes {
+    /// Returns the cgroups of this process. `None` if no hierarchy has classes.
+    pub fn of_this_process() -> Option<Self> {
+        let own = places(&fs::read("/proc/self/cgroup").unwrap_or_default());
+        (!own.is_empty()).then(|| Self { home: own.clone(), own, at: None })
+    }
+
+    /// Moves the calling thread into the cgroups of a table's task, so that a socket of the task keeps its class.
+    pub fn enter(&mut self, table: &Table) -> Result<(), String> {
+        let task = table.task();
+        if self.at == Some((table.pid, task)) {
+            return Ok(());
+        }
+        self.enter_task(task)?;
+        self.at = Some((table.pid, task));
+        Ok(())
+    }
+
+    /// Moves the calling thread into the current cgroups of a task.
+    pub fn enter_task(&mut self, task: i32) -> Result<(), String> {
+        self.at = None;
+        // A task that has ended has no sockets that could lose a class.
+        let text = fs::read(format!("/proc/{task}/cgroup"));
+        self.move_to(places(&text.unwrap_or_default()))
+    }
+
+    /// Moves the calling thread back to its original cgroups. A thread that stayed would keep a cgroup from being
+    /// removed.
+    pub fn go_home(&mut self) {
+        if self.own != self.home {
+            let _ = self.move_to(self.home.clone());
+        }
+    }
+
+    fn move_to(&mut self, places: Vec<Place>) -> Result<(), String> {
+        for place in places {
+            if !self.own.contains(&place) {
+                enter(&place).map_err(|error| {
+                    let controllers = String::from_utf8_lossy(&place.controllers);
+                    format!(
+                        "its sockets have a class of {controllers} (cgroup {}), which they would lose, because ka \
+                         cannot enter that cgroup: {}; {INSTEAD}",
+                        String::from_utf8_lossy(&place.path),
+                        reason(&error)
+                    )
+                })?;
+                self.own.retain(|own| own.controllers != place.controllers);
+                self.own.push(place);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Alternatives if ka cannot keep the classes.
+const INSTEAD: &str = "run ka as root where the hierarchy is mounted, or use ka attach --all --via bpf, or ka attach --lose-class";
+
+/// Moves the calling thread into a cgroup.
+fn enter(place: &Place) -> io::Result<()> {
+    let mounts = fs::read("/proc/thread-self/mountinfo")?;
+    let found = mounts.split(|byte| *byte == b'\n').find_map(|line| {
+        let (shown, mounted) = host::cgroup_v1_mount(line, &place.controllers)?;
+        // Only a part of the tree may be mounted, as in a container.
+        let below = match shown.as_slice() {
+            b"/" => place.path.as_slice(),
+            shown => place.path.strip_prefix(shown)?,
+        };
+        let below = below.strip_prefix(b"/").unwrap_or(below);
+        Some(mounted.join(PathBuf::from(OsString::from_vec(below.to_vec()))).join("tasks"))
+    });
+    let tasks = found.ok_or_else(|| io::Error::other("it is not mounted here"))?;
+    fs::write(tasks, "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Place, places};
+
+    #[test]
+    fn only_net_cls_and_net_prio_are_read() {
+        let text = b"11:net_prio:/a:b\n10:cpu,net_cls:/\n9:name=net_cls:/x\n8:pids:/\n0::/net_cls\n";
+        let place = |controllers: &[u8], path: &[u8]| Place {
+            controllers: controllers.to_vec(),
+            path: path.to_vec(),
+        };
+        assert_eq!(places(text), [place(b"net_prio", b"/a:b"), place(b"cpu,net_cls", b"/")]);
+        assert_eq!(places(b""), []);
+    }
+}

@@ -1,0 +1,259 @@
+//! What TCP sockets there are in this network namespace, as the kernel lists them. sock_diag(7)
+//!
+//! The list has no bit for SO_KEEPALIVE, but it has the timer that is armed (net/ipv4/inet_diag.c,
+//! `inet_sk_diag_fill`): 2 is keepalive's, so keepalive is on. Retransmission (1) and probes of a closed window (4) are
+//! shown in its stead. Where there is no timer at all on a connection that is established, keepalive is off: the
+//! kernel arms it whenever keepalive is on and the connection is. In other states no timer proves nothing.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+
+use ka_core::Status;
+use netlink_packet_core::{
+    ErrorBuffer, ErrorMessage, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
+    NetlinkHeader, NetlinkMessage, NlasIterator, Parseable as _,
+};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::INET_DIAG_INFO;
+pub use netlink_packet_sock_diag::inet::Timer;
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
+
+/// A state of a TCP socket, by its number in <netinet/tcp.h>.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    Established = 1,
+    SynSent,
+    SynRecv,
+    FinWait1,
+    FinWait2,
+    TimeWait,
+    Close,
+    CloseWait,
+    LastAck,
+    Listen,
+    Closing,
+}
+
+impl State {
+    /// All states.
+    pub const ALL: [Self; 11] = [
+        Self::Established,
+        Self::SynSent,
+        Self::SynRecv,
+        Self::FinWait1,
+        Self::FinWait2,
+        Self::TimeWait,
+        Self::Close,
+        Self::CloseWait,
+        Self::LastAck,
+        Self::Listen,
+        Self::Closing,
+    ];
+
+    /// The states in which a socket has options.
+    pub fn with_options() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|state| !matches!(state, Self::TimeWait | Self::SynRecv))
+    }
+
+    pub fn numbered(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| *state as u8 == number)
+    }
+
+    /// As ss(8) has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Established => "established",
+            Self::SynSent => "syn-sent",
+            Self::SynRecv => "syn-recv",
+            Self::FinWait1 => "fin-wait-1",
+            Self::FinWait2 => "fin-wait-2",
+            Self::TimeWait => "time-wait",
+            Self::Close => "close",
+            Self::CloseWait => "close-wait",
+            Self::LastAck => "last-ack",
+            Self::Listen => "listen",
+            Self::Closing => "closing",
+        }
+    }
+
+    /// Data can still come and go as on any connection: the keepalive timer runs if keepalive is on.
+    const fn runs_keepalive(self) -> bool {
+        matches!(self, Self::Established | Self::CloseWait)
+    }
+}
+
+/// A TCP socket, as the kernel lists it.
+#[derive(Debug)]
+pub struct Entry {
+    pub local: SocketAddr,
+    /// `None` where there is none, as for a listener.
+    pub peer: Option<SocketAddr>,
+    pub state: State,
+    pub timer: Option<Timer>,
+    /// What it is known by as long as it is there, and no other ever: `bpf_get_socket_cookie` gives it too.
+    pub cookie: u64,
+    /// 0 where no descriptor leads to it.
+    pub inode: u32,
+    /// The ID of the cgroup in which the socket was made. 0 before Linux 5.7, or without cgroups of version 2.
+    pub cgroup: u64,
+    pub status: Option<Status>,
+}
+
+impl Entry {
+    /// Whether keepalive is on, where that is proven.
+    pub fn keepalive(&self) -> Option<bool> {
+        match self.timer {
+            // After a close the same timer counts the time in which the other end may close too.
+            Some(Timer::KeepAlive(_)) => self.state.runs_keepalive().then_some(true),
+            None if self.state.runs_keepalive() => Some(false),
+            _ => None,
+        }
+    }
+
+    /// Whether the local or the peer port is this one.
+    pub fn has_port(&self, port: u16) -> bool {
+        self.local.port() == port || self.peer.is_some_and(|peer| peer.port() == port)
+    }
+
+    /// Data is on its way or waits for the peer's window, and no keepalive probe is sent until that is over.
+    pub fn is_suspended(&self) -> bool {
+        self.state.runs_keepalive()
+            && (matches!(self.timer, Some(Timer::Retransmit(..) | Timer::Probe(_)))
+                || self.status.is_some_and(|status| status.unacked > 0))
+    }
+}
+
+/// Why no socket is listed: the modules are loaded when they are asked for, where there are any to load.
+const LACKS: &str =
+    "this kernel does not list its TCP sockets (CONFIG_INET_TCP_DIAG: modprobe tcp_diag, as root)";
+
+/// Returns all IPv4 and IPv6 sockets in these states. A Multipath TCP connection is listed with each of its subflows.
+///
+/// To report the connections' status (`with_status`), the kernel takes each socket's lock, which another program may
+/// hold forever.
+pub fn dump(states: &[State], with_status: bool) -> io::Result<Vec<Entry>> {
+    let wanted = states.iter().fold(0, |set, state| set | 1_u32 << *state as u32);
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    socket.connect(&NetlinkAddress::new(0, 0))?;
+    let mut entries = Vec::new();
+    for (family, socket_id) in [(libc::AF_INET, SocketId::new_v4()), (libc::AF_INET6, SocketId::new_v6())] {
+        let request = InetRequest {
+            family: byte(family),
+            protocol: byte(libc::IPPROTO_TCP),
+            extensions: if with_status { ExtensionFlags::INFO } else { ExtensionFlags::empty() },
+            states: StateFlags::from_bits_retain(wanted),
+            socket_id,
+        };
+        match dump_family(&socket, request, &mut entries) {
+            // A kernel without this family has none of its sockets; without the first, nobody is there to ask.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && family == libc::AF_INET => {
+                return Err(io::Error::other(LACKS));
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            other => other?,
+        }
+    }
+    Ok(entries)
+}
+
+/// The attribute with a socket's cgroup, from <linux/inet_diag.h>.
+const INET_DIAG_CGROUP_ID: u16 = 21;
+
+/// The numbers of families and protocols fit: they are 2, 10 and 6.
+fn byte(number: libc::c_int) -> u8 {
+    u8::try_from(number).unwrap_or(u8::MAX)
+}
+
+fn dump_family(socket: &Socket, request: InetRequest, entries: &mut Vec<Entry>) -> io::Result<()> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    message.finalize();
+    let mut bytes = vec![0; message.header.length as usize];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let mut buffer = Vec::with_capacity(64 * 1024);
+    loop {
+        buffer.clear();
+        socket.recv(&mut buffer, 0)?;
+        if read(&buffer, entries)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads what the kernel sent at once: whether that was the last.
+pub fn read(messages: &[u8], entries: &mut Vec<Entry>) -> io::Result<bool> {
+    let mut rest = messages;
+    while !rest.is_empty() {
+        let message = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
+        match message.message_type() {
+            NLMSG_DONE => return outcome(message.payload()).map(|()| true),
+            NLMSG_ERROR => {
+                let payload = message.payload();
+                let error = ErrorBuffer::new_checked(&payload).map_err(io::Error::other)?;
+                let errno = ErrorMessage::parse(&error).map_err(io::Error::other)?.raw_code().wrapping_neg();
+                return Err(io::Error::from_raw_os_error(errno));
+            }
+            _ => entries.extend(entry(message.payload())),
+        }
+        // Each message begins at a multiple of four. NLMSG_ALIGN of <linux/netlink.h>
+        let length = (message.length() as usize).next_multiple_of(4).max(4);
+        rest = rest.get(length..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+/// How a listing went: what ends it begins with an errno, negative, or 0.
+fn outcome(end: &[u8]) -> io::Result<()> {
+    match end.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes)) {
+        Some(errno) if errno < 0 => Err(io::Error::from_raw_os_error(errno.saturating_neg())),
+        _ => Ok(()),
+    }
+}
+
+/// Reads a `struct inet_diag_msg` and two of the attributes that follow it.
+fn entry(payload: &[u8]) -> Option<Entry> {
+    const HEADER: usize = 72;
+    let header = InetResponseHeader::parse(payload).ok()?;
+    let id = header.socket_id;
+    let (mut status, mut cgroup) = (None, 0);
+    for attribute in NlasIterator::new(payload.get(HEADER..)?).flatten() {
+        match attribute.kind() {
+            INET_DIAG_INFO => status = status.or(Status::from_info(attribute.value())),
+            INET_DIAG_CGROUP_ID => {
+                cgroup = attribute.value().first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+            }
+            _ => {}
+        }
+    }
+    Some(Entry {
+        local: address(id.source_address, id.source_port, id.interface_id),
+        peer: (id.destination_port != 0)
+            .then(|| address(id.destination_address, id.destination_port, id.interface_id)),
+        state: State::numbered(header.state)?,
+        timer: header.timer,
+        cookie: cookie(id.cookie),
+        inode: header.inode,
+        cgroup,
+        status,
+    })
+}
+
+/// Two words, the lower one first, whatever the order of their bytes. net/core/sock_diag.c, `sock_diag_save_cookie`
+fn cookie(bytes: [u8; 8]) -> u64 {
+    let mut words = bytes.chunks_exact(4).filter_map(<[u8]>::first_chunk).copied().map(u32::from_ne_bytes);
+    let mut word = || u64::from(words.next().unwrap_or(0));
+    word() | word() << 32
+}
+
+/// A link-local address means nothing without its interface.
+fn address(address: IpAddr, port: u16, interface: u32) -> SocketAddr {
+    match address {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => SocketAddrV6::new(v6, port, 0, interface).into(),
+        _ => SocketAddr::new(address, port),
+    }
+}

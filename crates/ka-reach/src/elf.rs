@@ -1,0 +1,400 @@
+//! What an ELF file says of itself: who loads it, for which machine, and whether Go made it. elf(5)
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::path::Path;
+
+use object::elf::{self, FileHeader32, FileHeader64};
+use object::read::elf::{Dyn as _, FileHeader, ProgramHeader as _, SectionHeader as _, Sym as _};
+use object::read::{ReadCache, ReadRef};
+use object::{Endianness, FileKind};
+
+use crate::file;
+use crate::instructions;
+
+/// A program or a library.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elf {
+    pub is_64: bool,
+    pub machine: elf::Machine,
+    /// `PT_INTERP`: the loader that the kernel starts in its stead.
+    pub loader: Option<Vec<u8>>,
+    /// It is placed anywhere in memory: a static-pie program where it has no loader.
+    pub is_position_independent: bool,
+    pub is_go: bool,
+    pub soname: Option<Vec<u8>>,
+    /// The libraries that it asks for.
+    pub needed: Vec<Vec<u8>>,
+    /// `DT_RPATH` and `DT_RUNPATH`: folders that the loader searches for the libraries.
+    pub rpath: Option<Vec<u8>>,
+    pub runpath: Option<Vec<u8>>,
+    /// The executable segments of the file: offset and size.
+    code: Vec<(u64, u64)>,
+}
+
+/// Which C library a program is linked to, as its loader tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Libc {
+    Glibc,
+    Musl,
+    Unknown,
+}
+
+impl Elf {
+    /// Reads a file; `None` where it is no ELF file, or a broken one.
+    pub fn read(path: &Path) -> io::Result<Option<Self>> {
+        let Some(cache) = open(path)? else { return Ok(None) };
+        Ok(match FileKind::parse(&cache) {
+            Ok(FileKind::Elf32) => parse::<FileHeader32<Endianness>, _>(&cache),
+            Ok(FileKind::Elf64) => parse::<FileHeader64<Endianness>, _>(&cache),
+            _ => None,
+        })
+    }
+
+    pub fn libc(&self) -> Option<Libc> {
+        let loader = self.loader.as_deref()?;
+        let name = loader.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        Some(if name.starts_with(b"ld-musl-") {
+            Libc::Musl
+        } else if name.starts_with(b"ld-linux") || name.starts_with(b"ld64.so") || name.starts_with(b"ld.so")
+        {
+            Libc::Glibc
+        } else {
+            Libc::Unknown
+        })
+    }
+
+    /// The loader itself, which can be started with a program as its argument.
+    pub fn is_loader(&self) -> bool {
+        let is_loaders = |name: &[u8]| {
+            [&b"ld-linux"[..], b"ld-musl-", b"ld64.so", b"ld.so"].iter().any(|loader| name.starts_with(loader))
+                // musl's loader and its C library are one file.
+                || name == b"libc.so"
+        };
+        self.loader.is_none() && self.soname.as_deref().is_some_and(is_loaders)
+    }
+
+    /// Returns whether the code in the file contains system-call instructions for socket calls.
+    pub fn calls_sockets(&self, path: &Path) -> io::Result<bool> {
+        const PIECE: u64 = 1 << 18;
+        let file = File::open(path)?;
+        let mut piece = Vec::new();
+        for (start, size) in &self.code {
+            let mut done = 0;
+            while done < *size {
+                // Each piece overlaps the end of the previous one.
+                let from = done.saturating_sub(instructions::OVERLAP as u64);
+                let length = size.saturating_sub(from).min(PIECE);
+                piece.clear();
+                (&file).seek(SeekFrom::Start(start.saturating_add(from)))?;
+                let read = (&file).take(length).read_to_end(&mut piece)?;
+                if instructions::calls_sockets(self.machine, &piece) {
+                    return Ok(true);
+                }
+                // A truncated file ends before its segment does.
+                if u64::try_from(read).unwrap_or(0) < length {
+                    break;
+                }
+                done = from.saturating_add(length);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether it can be loaded together with another.
+    pub fn fits(&self, other: &Self) -> bool {
+        (self.is_64, self.machine) == (other.is_64, other.machine)
+    }
+
+    /// The machine in words.
+    pub fn machine_name(&self) -> String {
+        let name = match self.machine {
+            elf::EM_386 => "i386",
+            elf::EM_X86_64 if self.is_64 => "x86_64",
+            elf::EM_X86_64 => "x32",
+            elf::EM_ARM => "arm",
+            elf::EM_AARCH64 => "aarch64",
+            elf::EM_RISCV => "riscv",
+            elf::EM_PPC64 => "ppc64",
+            elf::EM_S390 => "s390x",
+            elf::EM_LOONGARCH => "loongarch",
+            other => return format!("machine {}", other.0),
+        };
+        name.to_owned()
+    }
+}
+
+/// Whether a library has all these functions for whoever it is loaded into.
+pub fn exports(path: &Path, functions: &[&str]) -> io::Result<bool> {
+    Ok(count_functions(path, functions, Symbols::Defined)? == Some(functions.len()))
+}
+
+/// Returns whether a program or a library imports one of these functions. `None` if its symbols cannot be read.
+pub fn imports(path: &Path, functions: &[&str]) -> io::Result<Option<bool>> {
+    Ok(count_functions(path, functions, Symbols::Undefined)?.map(|count| count > 0))
+}
+
+/// Selects symbols of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Symbols {
+    /// Symbols that the file defines.
+    Defined,
+    /// Symbols that the file imports.
+    Undefined,
+}
+
+fn count_functions(path: &Path, functions: &[&str], symbols: Symbols) -> io::Result<Option<usize>> {
+    let Some(cache) = open(path)? else { return Ok(None) };
+    Ok(match FileKind::parse(&cache) {
+        Ok(FileKind::Elf32) => functions_of::<FileHeader32<Endianness>, _>(&cache, functions, symbols),
+        Ok(FileKind::Elf64) => functions_of::<FileHeader64<Endianness>, _>(&cache, functions, symbols),
+        _ => None,
+    })
+}
+
+/// An ELF file; `None` where it is another.
+fn open(path: &Path) -> io::Result<Option<ReadCache<File>>> {
+    let mut file = file::open_regular(path)?;
+    let mut magic = [0; 4];
+    if file.read_exact(&mut magic).is_err() || magic != elf::ELFMAG {
+        return Ok(None);
+    }
+    file.rewind()?;
+    // A program can be large, and what is asked for is little of it.
+    Ok(Some(ReadCache::new(file)))
+}
+
+/// Counts these functions in the file's dynamic symbol table. Returns `None` if the table is missing or broken. For
+/// imports, counting ends with the piece in which the first one is found. The names are read in one piece, as in
+/// [`has_section`], except for those of a program that exports thousands of symbols.
+fn functions_of<'data, Header, R>(data: R, functions: &[&str], which: Symbols) -> Option<usize>
+where
+    Header: FileHeader<Endian = Endianness>,
+    R: ReadRef<'data>,
+{
+    const ONE_PIECE: u64 = 1 << 20;
+    /// How many symbols are read at a time.
+    const PIECE: usize = 1 << 11;
+    let header = Header::parse(data).ok()?;
+    let endian = header.endian().ok()?;
+    let sections = header.section_headers(endian, data).ok()?;
+    let table = sections.iter().find(|section| section.sh_type(endian) == elf::SHT_DYNSYM)?;
+    let (mut place, table_size) = table.file_range(endian)?;
+    let symbol_size = u64::try_from(size_of::<Header::Sym>()).ok()?;
+    let mut count = usize::try_from(table_size.checked_div(symbol_size)?).ok()?;
+    let names = sections.get(usize::try_from(table.sh_link(endian)).ok()?)?;
+    let (start, size) = names.file_range(endian)?;
+    let all = if size <= ONE_PIECE { Some(data.read_bytes_at(start, size).ok()?) } else { None };
+    let longest = functions.iter().map(|function| function.len()).max().unwrap_or(0).saturating_add(1);
+    let name_at = |place: u64| {
+        if let Some(all) = all {
+            return all.get(usize::try_from(place).ok()?..);
+        }
+        let rest = size.checked_sub(place)?.min(u64::try_from(longest).ok()?);
+        data.read_bytes_at(start.checked_add(place)?, rest).ok()
+    };
+    let is_wanted = |symbol: &&Header::Sym| symbol.is_undefined(endian) == (which == Symbols::Undefined);
+    let mut left = functions.to_vec();
+    // Imported symbols come first, so the first piece mostly has all of them.
+    while count > 0 && !left.is_empty() {
+        let piece: &[Header::Sym] = data.read_slice_at(place, count.min(PIECE)).ok()?;
+        for symbol in piece.iter().filter(is_wanted) {
+            let name = name_at(symbol.st_name(endian).into());
+            let is = |function: &&str| name?.strip_prefix(function.as_bytes())?.first().copied();
+            left.retain(|function| is(function) != Some(0));
+        }
+        if which == Symbols::Undefined && left.len() < functions.len() {
+            break;
+        }
+        count = count.checked_sub(piece.len())?;
+        place = place.checked_add(symbol_size.checked_mul(u64::try_from(piece.len()).ok()?)?)?;
+    }
+    functions.len().checked_sub(left.len())
+}
+
+/// `PATH_MAX`
+const LONGEST_PATH: u64 = 4096;
+
+/// Linkers make one, or two where some of it is not written to any more once the program is loaded.
+const MOST_DATA_SEGMENTS: usize = 4;
+
+/// Linkers make one executable segment.
+const MOST_CODE_SEGMENTS: usize = 4;
+
+fn parse<'data, Header, R>(data: R) -> Option<Elf>
+where
+    Header: FileHeader<Endian = Endianness>,
+    R: ReadRef<'data>,
+{
+    let header = Header::parse(data).ok()?;
+    let endian = header.endian().ok()?;
+    let segments = header.program_headers(endian, data).ok()?;
+    // The first counts, and it is a path. fs/binfmt_elf.c, `load_elf_binary`
+    let loader = segments.iter().find(|segment| segment.p_type(endian) == elf::PT_INTERP);
+    let loader = loader.filter(|segment| segment.p_filesz(endian).into() <= LONGEST_PATH);
+    let loader = loader.and_then(|segment| segment.interpreter(endian, data).ok().flatten());
+    let is_data = |segment: &&Header::ProgramHeader| {
+        segment.p_type(endian) == elf::PT_LOAD && segment.p_flags(endian).0 & elf::PF_W.0 != 0
+    };
+    let has_mark = || {
+        // Without section headers, the magic of .go.buildinfo is still near the start of a writable segment.
+        segments.iter().filter(is_data).take(MOST_DATA_SEGMENTS).any(|segment| {
+            let (offset, size) = segment.file_range(endian);
+            let start = data.read_bytes_at(offset, size.min(64 * 1024)).unwrap_or_default();
+            start.chunks(16).any(|chunk| chunk.starts_with(b"\xff Go buildinf:"))
+        })
+    };
+    let is_go = has_section::<Header, R>(header, endian, data, &[b".go.buildinfo", b".note.go.buildid"])
+        .unwrap_or_else(has_mark);
+    let is_code = |segment: &&Header::ProgramHeader| {
+        segment.p_type(endian) == elf::PT_LOAD && segment.p_flags(endian).0 & elf::PF_X.0 != 0
+    };
+    let size = data.len().ok()?;
+    let code = segments.iter().filter(is_code).map(|segment| segment.file_range(endian));
+    let code = code.filter(|(start, _)| *start < size).take(MOST_CODE_SEGMENTS).collect();
+    let Dynamic { soname, needed, rpath, runpath } =
+        dynamic::<Header, R>(segments, endian, data).unwrap_or_default();
+    Some(Elf {
+        is_64: header.is_type_64(),
+        machine: header.e_machine(endian),
+        loader: loader.map(<[u8]>::to_vec),
+        is_position_independent: header.e_type(endian) == elf::ET_DYN,
+        is_go,
+        soname,
+        needed,
+        rpath,
+        runpath,
+        code,
+    })
+}
+
+/// Returns whether the file has a section of one of these names. `None` if there are no names. The names are read in
+/// one piece, because each single name would take a read of its own.
+fn has_section<'data, Header, R>(
+    header: &Header,
+    endian: Endianness,
+    data: R,
+    wanted: &[&[u8]],
+) -> Option<bool>
+where
+    Header: FileHeader<Endian = Endianness>,
+    R: ReadRef<'data>,
+{
+    let sections = header.section_headers(endian, data).ok()?;
+    let index = header.shstrndx(endian, data).ok()?;
+    let names = sections.get(usize::try_from(index).ok()?)?.data(endian, data).ok()?;
+    let is_wanted = |section: &Header::SectionHeader| {
+        let name = usize::try_from(section.sh_name(endian)).ok().and_then(|place| names.get(place..));
+        let is = |wanted: &&[u8]| name?.strip_prefix(*wanted)?.first().copied();
+        wanted.iter().any(|wanted| is(wanted) == Some(0))
+    };
+    (!names.is_empty()).then(|| sections.iter().any(is_wanted))
+}
+
+/// Entries of the dynamic section.
+#[derive(Default)]
+struct Dynamic {
+    soname: Option<Vec<u8>>,
+    needed: Vec<Vec<u8>>,
+    rpath: Option<Vec<u8>>,
+    runpath: Option<Vec<u8>>,
+}
+
+/// Reads the library's own name, the names of the needed libraries, and the folders to search for them.
+fn dynamic<'data, Header, R>(
+    segments: &'data [Header::ProgramHeader],
+    endian: Endianness,
+    data: R,
+) -> Option<Dynamic>
+where
+    Header: FileHeader<Endian = Endianness>,
+    R: ReadRef<'data>,
+{
+    let entries = segments.iter().find_map(|segment| segment.dynamic(endian, data).ok().flatten())?;
+    let value =
+        |tag| entries.iter().find(|entry| entry.d_tag(endian) == tag).map(|entry| entry.d_val(endian).into());
+    let strings: u64 = value(elf::DT_STRTAB)?;
+    // Where it is in memory, and so where it is in the file.
+    let place = segments.iter().find_map(|segment| {
+        let offset = strings.checked_sub(segment.p_vaddr(endian).into())?;
+        let is_here = segment.p_type(endian) == elf::PT_LOAD && offset < segment.p_filesz(endian).into();
+        is_here.then(|| offset.checked_add(segment.p_offset(endian).into())).flatten()
+    })?;
+    let end = place.checked_add(value(elf::DT_STRSZ)?)?;
+    let name = |offset: u64| {
+        let start = place.checked_add(offset)?;
+        data.read_bytes_at_until(start..end, 0).ok().map(<[u8]>::to_vec)
+    };
+    let needed = entries.iter().filter(|entry| entry.d_tag(endian) == elf::DT_NEEDED);
+    // All that are asked for are in the file once: a broken one could have each name be all of it.
+    let mut left = usize::try_from(data.len().ok()?).ok()?;
+    let fits = |name: &Vec<u8>| left.checked_sub(name.len()).map(|rest| left = rest).is_some();
+    let needed = needed.map_while(|entry| name(entry.d_val(endian).into())).take_while(fits).collect();
+    let text = |tag| value(tag).and_then(name);
+    Some(Dynamic {
+        soname: text(elf::DT_SONAME),
+        needed,
+        rpath: text(elf::DT_RPATH),
+        runpath: text(elf::DT_RUNPATH),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{Elf, Libc};
+
+    #[test]
+    fn this_program_and_its_loader_are_known() {
+        let own = Elf::read(Path::new("/proc/self/exe")).unwrap().unwrap();
+        assert!(own.is_64 && !own.is_go && !own.is_loader());
+        assert_eq!(own.libc(), Some(Libc::Glibc));
+        assert!(own.needed.contains(&b"libc.so.6".to_vec()), "{:?}", own.needed);
+        let path = String::from_utf8(own.loader.clone().unwrap()).unwrap();
+        let loader = Elf::read(Path::new(&path)).unwrap().unwrap();
+        assert!(loader.is_loader() && loader.fits(&own));
+        assert_eq!(Elf::read(Path::new("/proc/self/cmdline")).unwrap(), None);
+    }
+
+    #[test]
+    fn a_file_that_asks_for_all_of_itself_again_and_again_is_read_once() {
+        // The head, a segment of all of it and one that says what it needs, the names, and then what it needs.
+        let name = [&[b'x'; 4000][..], b"\0"].concat();
+        let (names, head) = (64 + 2 * 56, 64_u64);
+        let mut entries = vec![[5_u64, names], [10, u64::try_from(name.len()).unwrap()]];
+        entries.extend((0..2000).map(|n| [1, n]));
+        let entries: Vec<u8> = entries.into_flattened().into_iter().flat_map(u64::to_le_bytes).collect();
+        let dynamic = names + u64::try_from(name.len()).unwrap();
+        let size = u64::try_from(entries.len()).unwrap();
+        let words = |words: &[u64]| words.iter().copied().flat_map(u64::to_le_bytes).collect::<Vec<u8>>();
+        let bytes = [
+            b"\x7fELF\x02\x01\x01".to_vec(),
+            vec![0; 9],
+            words(&[1 << 32 | 62 << 16 | 3, 0, head, 0, 56 << 48 | 64 << 32, 2]),
+            words(&[5 << 32 | 1, 0, 0, 0, dynamic + size, dynamic + size, 1]),
+            words(&[6 << 32 | 2, dynamic, dynamic, dynamic, size, size, 1]),
+            name,
+            entries,
+        ]
+        .concat();
+        let path = std::env::temp_dir().join(format!("ka-elf-needed-{}", std::process::id()));
+        std::fs::write(&path, &bytes).unwrap();
+        let found = Elf::read(&path).unwrap().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(found.needed.first().map(Vec::len), Some(4000));
+        assert!(found.needed.iter().map(Vec::len).sum::<usize>() <= bytes.len());
+    }
+
+    #[test]
+    fn a_broken_file_is_none() {
+        let whole = std::fs::read("/proc/self/exe").unwrap();
+        let path = std::env::temp_dir().join(format!("ka-elf-{}", std::process::id()));
+        for size in (0..4096).step_by(7) {
+            std::fs::write(&path, whole.get(..size).unwrap()).unwrap();
+            // It is read to its end or not at all, and nothing panics.
+            let _ = Elf::read(&path).unwrap();
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+}

@@ -1,0 +1,28 @@
+//! Opens files whose paths come from others: programs, interpreters, libraries, namespaces.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+/// Opens a regular file for reading.
+///
+/// Other types are rejected: opening a FIFO without a writer blocks forever, and opening a device may change its state.
+/// Therefore the type is checked first. `O_NONBLOCK` covers a file that is replaced after the check.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    check_regular(&fs::metadata(path)?)?;
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    check_regular(&file.metadata()?)?;
+    Ok(file)
+}
+
+/// Returns an error unless the file is regular, as execve(2) does.
+pub fn check_regular(metadata: &fs::Metadata) -> io::Result<()> {
+    if metadata.is_dir() {
+        Err(io::ErrorKind::IsADirectory.into())
+    } else if metadata.is_file() {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"))
+    }
+}

@@ -1,0 +1,142 @@
+//! Network namespaces: those that processes are in, and those that ip-netns(8) has named.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::file;
+use crate::process;
+use crate::sys;
+use crate::text;
+
+/// The folder in which ip-netns(8) keeps its names.
+const NAMES: &str = "/run/netns";
+
+/// A network namespace. The open file keeps it in existence.
+pub struct Namespace {
+    /// A name that `ka ls --netns` accepts.
+    pub name: Arc<str>,
+    file: File,
+    inode: u64,
+}
+
+impl Namespace {
+    /// Opens a namespace by a name of ip-netns(8), a path, or a process's number.
+    pub fn named(netns: &OsStr) -> Result<Self, String> {
+        let path = path(netns);
+        Self::open(&path, &text::lossless(netns.as_bytes()))
+            .map_err(|error| format!("network namespace {}: {}", path.display(), explain(&error)))
+    }
+
+    fn open(path: &Path, name: &str) -> io::Result<Self> {
+        let file = file::open_regular(path)?;
+        let inode = file.metadata()?.ino();
+        Ok(Self { name: name.into(), file, inode })
+    }
+
+    /// Moves this program into the namespace. The move needs CAP_SYS_ADMIN, even if the program is in the namespace
+    /// already.
+    pub fn enter(&self) -> Result<(), String> {
+        sys::enter_network(self.file.as_fd())
+            .map_err(|error| format!("network namespace {}: {}", self.name, explain(&error)))
+    }
+
+    pub fn is_current(&self) -> bool {
+        fs::metadata("/proc/self/ns/net").is_ok_and(|current| current.ino() == self.inode)
+    }
+}
+
+fn path(netns: &OsStr) -> PathBuf {
+    let text = netns.as_encoded_bytes();
+    let named = Path::new(NAMES).join(netns);
+    if text.contains(&b'/') {
+        netns.into()
+    } else if !named.exists() && text.iter().all(u8::is_ascii_digit) {
+        Path::new("/proc").join(netns).join("ns/net")
+    } else {
+        named
+    }
+}
+
+fn explain(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => "needs CAP_SYS_ADMIN (run ka as root)".to_owned(),
+        Some(libc::EINVAL) => "it is no network namespace".to_owned(),
+        _ => text::reason(error),
+    }
+}
+
+/// The names that ip-netns(8) has given, by inode.
+fn names() -> HashMap<u64, String> {
+    let entries = fs::read_dir(NAMES).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let inode = fs::metadata(entry.path()).ok()?.ino();
+            Some((inode, text::lossless(entry.file_name().as_bytes()).into_owned()))
+        })
+        .collect()
+}
+
+/// Returns the network namespaces of these processes and of their threads, and the processes whose namespaces could not
+/// be opened. A namespace without a name gets the lowest PID in it as name, or a path if another has this PID as name.
+pub fn of(pids: &[i32]) -> (Vec<Namespace>, Vec<(i32, io::Error)>) {
+    let names = names();
+    let mut found = Vec::new();
+    let mut known = HashSet::new();
+    let mut refused = Vec::new();
+    for pid in pids {
+        let result = tasks(*pid).and_then(|tasks| {
+            for task in tasks {
+                let path = PathBuf::from(format!("/proc/{pid}/task/{task}/ns/net"));
+                let inode = match fs::metadata(&path) {
+                    Ok(metadata) => metadata.ino(),
+                    // The task has ended.
+                    Err(error) if is_gone(&error) => continue,
+                    Err(error) => return Err(error),
+                };
+                if known.contains(&inode) {
+                    continue;
+                }
+                let number = task.to_string();
+                let name = match names.get(&inode) {
+                    Some(name) => name,
+                    None if names.values().any(|name| *name == number) => &path.display().to_string(),
+                    None => &number,
+                };
+                match Namespace::open(&path, name) {
+                    Ok(namespace) => {
+                        known.insert(inode);
+                        found.push(namespace);
+                    }
+                    Err(error) if is_gone(&error) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        });
+        if let Err(error) = result
+            && !is_gone(&error)
+            && !process::is_kernel_thread(*pid)
+        {
+            refused.push((*pid, error));
+        }
+    }
+    (found, refused)
+}
+
+/// Returns the tasks of a process, the leader first.
+fn tasks(pid: i32) -> io::Result<Vec<i32>> {
+    let mut tasks = sys::numbers(File::open(format!("/proc/{pid}/task"))?.as_fd())?;
+    tasks.sort_unstable_by_key(|task| (*task != pid, *task));
+    Ok(tasks)
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}

@@ -1,0 +1,377 @@
+//! The calls that wait for the supervisor: what each means for the socket that it is about, and what it is answered.
+//!
+//! Nothing is decided by what is in the program's memory, which another of its threads may change before the kernel
+//! looks at it. What a call is about is a descriptor, which is a number in a register; the supervisor takes a duplicate
+//! of it, sees to the socket itself, and has the kernel make the call as it came. The one value that is read, that of
+//! a setsockopt in the modes that judge it, is read once, and then it is the supervisor who makes the call, with what
+//! it has read.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+
+use ka_core::{Config, Errno, Error, Kernel as _, Libc, SockOpt, Socket, Timer};
+use ka_policy::{Action, Policy, Verdict, due, give};
+use libc::{c_int, c_long};
+
+use super::FAILED;
+use super::filter::{Foreign, X32};
+use super::speaker::Notice;
+use super::sys::{self, Answer, Call, Post};
+use super::workers::Workers;
+use crate::class::Classes;
+use crate::privilege;
+use crate::process::{self, ONLY_LEADERS, PIDFD_THREAD, Status};
+use crate::sys::{pidfd_getfd, pidfd_open, read_link, share_descriptors};
+
+/// What setsockopt(2) wants to be given, at least.
+const INT_SIZE: c_int = 4;
+
+/// A task whose descriptors can be duplicated.
+struct Task {
+    pidfd: OwnedFd,
+    /// The task's descriptors in /proc.
+    folder: Option<File>,
+}
+
+impl Task {
+    fn open(task: i32, flags: u32) -> io::Result<Self> {
+        let pidfd = pidfd_open(task, flags)?;
+        Ok(Self { pidfd, folder: File::open(format!("/proc/{task}/fd")).ok() })
+    }
+
+    /// Duplicates a descriptor. If `is_wary`, checks first that it is a socket.
+    fn duplicate(&self, fd: c_int, is_wary: bool) -> io::Result<OwnedFd> {
+        let mut buffer = [0; 64];
+        if is_wary
+            && fd >= 0
+            && let Some(folder) = &self.folder
+            && let Ok(link) = read_link(folder.as_fd(), fd, &mut buffer)
+            && !link.starts_with(b"socket:")
+        {
+            return Err(io::Error::from_raw_os_error(libc::ENOTSOCK));
+        }
+        pidfd_getfd(self.pidfd.as_fd(), fd)
+    }
+}
+
+/// Handles calls, one at a time. Its thread may get stuck in any system call on a program's object.
+pub(super) struct Server {
+    workers: &'static Workers,
+    post: &'static Post,
+    /// Opened tasks, by number. If a number is reused, its pidfd still refers to the ended task, and pidfd_getfd(2)
+    /// fails. A `HashMap` would read random bytes in each thread. Where getrandom(2) is missing, it reads them from a
+    /// file that this process has closed.
+    tasks: BTreeMap<u32, Task>,
+    /// How many tasks to remember.
+    most: usize,
+    /// Whether the kernel has pidfds of single tasks: Linux 6.9.
+    has_tasks: bool,
+    /// `None` if sockets have no class.
+    classes: Option<Classes>,
+}
+
+impl Server {
+    pub(super) fn new(workers: &'static Workers, post: &'static Post) -> Self {
+        let classes = Classes::of_this_process();
+        Self { workers, post, tasks: BTreeMap::new(), most: 512, has_tasks: true, classes }
+    }
+
+    fn listener(&self) -> BorrowedFd<'static> {
+        self.workers.listener.as_fd()
+    }
+
+    /// Answers the next call. Returns false if no process is left that could make one.
+    pub(super) fn serve(&mut self) -> bool {
+        match self.workers.receive(self.post) {
+            Ok(call) => self.handle(&call),
+            // Either no process is left, or only the caller has ended.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                return !sys::is_over(self.listener());
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Without an answer, calls would wait forever. If this process exits, the spare takes over.
+            Err(_) => sys::exit(FAILED),
+        }
+        true
+    }
+
+    /// Handles a call that this worker has received.
+    pub(super) fn handle(&mut self, call: &Call) {
+        const TRIES: usize = 10;
+        let answer = if self.workers.lets_through(call) { Some(Answer::Continue) } else { self.answer(call) };
+        if let Some(answer) = answer {
+            let listener = self.listener();
+            // A signal may come in between. ENOENT: nobody waits for it any more.
+            let is_open =
+                || sys::answer(listener, call.id, answer).is_err() && sys::is_waiting(listener, call);
+            if (0..TRIES).all(|_| is_open()) {
+                // Who called would wait for ever: without us, the spare answers.
+                sys::exit(FAILED);
+            }
+        }
+        self.post.end();
+    }
+
+    /// What a call is answered; `None` where nobody waits any more.
+    fn answer(&mut self, call: &Call) -> Option<Answer> {
+        let number = c_long::from(call.data.nr);
+        let first = register(call, 0);
+        if is_foreign(call) {
+            self.note(call, Notice::Foreign, || {
+                let name = if number & X32 != 0 { "x32" } else { Foreign::here().name };
+                format!(
+                    "makes calls of {name}: its sockets have the policy from when they connect or listen, and it may change that"
+                )
+            });
+            return if Foreign::here().socketcall.is_some_and(|socketcall| c_long::from(socketcall) == number)
+            {
+                self.sweep(call)
+            } else {
+                self.give(call, first)
+            };
+        }
+        match number {
+            libc::SYS_io_uring_setup => {
+                self.note(call, Notice::Ring, || {
+                    "uses io_uring: what it connects and listens through that has no policy (--no-io-uring denies it)"
+                        .to_owned()
+                });
+                Some(Answer::Continue)
+            }
+            libc::SYS_setsockopt => self.judge(call, first),
+            _ => self.give(call, first),
+        }
+    }
+
+    /// A socket is about to connect or to listen: it gets the policy.
+    fn give(&mut self, call: &Call, fd: c_int) -> Option<Answer> {
+        match self.duplicate(call, fd) {
+            Ok(Some(socket)) => self.apply(&socket),
+            Ok(None) => return None,
+            Err(error) => self.refused(call, &error),
+        }
+        Some(Answer::Continue)
+    }
+
+    /// All sockets of who calls get it: which one is meant is in its memory.
+    fn sweep(&mut self, call: &Call) -> Option<Answer> {
+        let sockets = process::sockets(&format!("/proc/{}/fd", call.pid)).unwrap_or_default();
+        for (fd, _) in sockets {
+            self.give(call, fd)?;
+        }
+        Some(Answer::Continue)
+    }
+
+    fn apply(&self, socket: &OwnedFd) {
+        match apply(socket.as_raw_fd(), self.workers.policy) {
+            Ok(()) => {}
+            Err(Error::System { errno: Errno(libc::ENOTSOCK), .. }) => self.workers.check_descriptors(),
+            Err(error) => self.workers.say(not_set(&error)),
+        }
+    }
+
+    /// Judges a setsockopt(2) of a keepalive option.
+    ///
+    /// The value is in the program's memory, and another thread of the program may change it. So it is read once, and
+    /// the supervisor makes the call with it. If the kernel does not let the supervisor read the value, the call passes
+    /// unjudged, and ka reports that.
+    fn judge(&mut self, call: &Call, fd: c_int) -> Option<Answer> {
+        let (level, name, length) = (register(call, 1), register(call, 2), register(call, 4));
+        let Some(option) = SockOpt::of(level, name) else { return Some(Answer::Continue) };
+        let socket = match self.duplicate(call, fd) {
+            Ok(Some(socket)) => socket,
+            Ok(None) => return None,
+            Err(error) => {
+                self.refused(call, &error);
+                return Some(Answer::Continue);
+            }
+        };
+        let is_tcp = Socket::new(socket.as_raw_fd()).is_tcp();
+        if let Err(Error::System { errno: Errno(libc::ENOTSOCK), .. }) = is_tcp {
+            self.workers.check_descriptors();
+        }
+        // The kernel itself rejects a call for a reason that is in a register.
+        if length < INT_SIZE || is_tcp != Ok(true) {
+            return Some(Answer::Continue);
+        }
+        // If no rule decides yet, or a rule leaves the socket alone, the program decides.
+        let Some(Action::Apply(config)) = decide_now(self.workers.policy, socket.as_raw_fd()) else {
+            return Some(Answer::Continue);
+        };
+        let Some(&address) = call.data.args.get(3) else { return Some(Answer::Continue) };
+        let read = sys::read_int(call.pid.cast_signed(), address);
+        if !sys::is_waiting(self.listener(), call) {
+            return None;
+        }
+        Some(match read {
+            Ok(wanted) => Answer::Return(self.set(&socket, &config, option, wanted)),
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => Answer::Return(libc::EFAULT),
+            Err(error) => {
+                self.refused(call, &error);
+                Answer::Continue
+            }
+        })
+    }
+
+    /// Makes the program's call as far as the mode allows it. Returns its errno, or 0.
+    fn set(&self, socket: &OwnedFd, config: &Config, option: SockOpt, wanted: c_int) -> c_int {
+        let set = |value| Libc.set(socket.as_raw_fd(), option, value).map_or_else(|errno| errno.0, |()| 0);
+        // The kernel rejects the user timeout of Multipath TCP.
+        let lacks = || {
+            let timeout = || Socket::new(socket.as_raw_fd()).timer(Timer::UserTimeout);
+            option == SockOpt::Timer(Timer::UserTimeout) && timeout().is_err()
+        };
+        if option == SockOpt::KeepAlive {
+            self.apply(socket);
+        }
+        match self.workers.policy.judge(config, option, wanted) {
+            Verdict::Pass => set(wanted),
+            Verdict::Clamp(limit) => set(limit),
+            Verdict::Ignore if lacks() => set(wanted),
+            Verdict::Ignore => {
+                self.apply(socket);
+                0
+            }
+            Verdict::Reject => {
+                let errno = set(wanted);
+                if errno == 0 {
+                    // Multipath TCP accepts any value.
+                    self.apply(socket);
+                }
+                errno
+            }
+        }
+    }
+
+    /// Duplicates a caller's descriptor, so that a socket keeps its class. Returns `None` if the caller has ended.
+    fn duplicate(&mut self, call: &Call, fd: c_int) -> io::Result<Option<OwnedFd>> {
+        if let Some(classes) = &mut self.classes {
+            classes.enter_task(call.pid.cast_signed()).map_err(io::Error::other)?;
+        }
+        let duplicate = self.duplicate_here(call, fd);
+        if let Some(classes) = &mut self.classes {
+            classes.go_home();
+        }
+        duplicate
+    }
+
+    /// Duplicates a caller's descriptor. Returns `None` if the caller has ended.
+    fn duplicate_here(&mut self, call: &Call, fd: c_int) -> io::Result<Option<OwnedFd>> {
+        let is_wary = self.workers.is_wary();
+        if let Some(task) = self.tasks.get(&call.pid) {
+            match task.duplicate(fd, is_wary) {
+                // It is another's number now.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => _ = self.tasks.remove(&call.pid),
+                Err(error) if error.raw_os_error() == Some(libc::EMFILE) => self.tasks.clear(),
+                result => return result.map(Some),
+            }
+        }
+        let task = match self.open(call) {
+            Err(error) if error.raw_os_error() == Some(libc::EMFILE) && !self.tasks.is_empty() => {
+                self.most = (self.tasks.len() / 2).max(1);
+                self.tasks.clear();
+                self.open(call)
+            }
+            result => result,
+        };
+        let socket = task.and_then(|(task, is_its_own)| {
+            task.duplicate(fd, is_wary).map(|socket| (socket, task, is_its_own))
+        });
+        // If it does not wait any more, the number may have been another's when it was opened.
+        if !sys::is_waiting(self.listener(), call) {
+            return Ok(None);
+        }
+        let (socket, task, is_its_own) = socket?;
+        // A process may outlive the thread whose number this is, and then the number may be another's.
+        if is_its_own {
+            if self.tasks.len() >= self.most {
+                self.tasks.clear();
+            }
+            self.tasks.insert(call.pid, task);
+        }
+        Ok(Some(socket))
+    }
+
+    /// The task that calls, or its process where the kernel has no pidfds of tasks: nearly always both have one table of
+    /// descriptors. And whether it is the task's own.
+    fn open(&mut self, call: &Call) -> io::Result<(Task, bool)> {
+        let task = call.pid.cast_signed();
+        if self.has_tasks {
+            match Task::open(task, PIDFD_THREAD) {
+                // Kernels that support task pidfds also return EINVAL for a task that is just ending.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) && !process::has_task_pidfds() => {
+                    self.has_tasks = false;
+                }
+                result => return Ok((result?, true)),
+            }
+        }
+        let leader = Status::read(task)?.leader().unwrap_or(task);
+        // The leader's may be another socket by the same number, or none.
+        if leader != task && share_descriptors(leader, task).is_ok_and(|is_one| !is_one) {
+            return Err(io::Error::other(ONLY_LEADERS));
+        }
+        Ok((Task::open(leader, 0)?, leader == task))
+    }
+
+    /// A caller's socket could not be had.
+    fn refused(&mut self, call: &Call, error: &io::Error) {
+        // If the descriptor is missing or is not a socket, the kernel's own call reports that.
+        if !matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK)) {
+            self.note(call, Notice::Refused, || {
+                let why = privilege::explain(call.pid.cast_signed(), error);
+                format!("is not reached, and its sockets have no policy: {why}")
+            });
+        }
+    }
+
+    fn note(&self, call: &Call, notice: Notice, what: impl FnOnce() -> String) {
+        self.workers.note(call.pid.cast_signed(), notice, what);
+    }
+}
+
+/// Decides what a socket gets that is about to connect or to listen. A socket that is not bound has no local port, so
+/// no rule that looks at the port matches it.
+fn decide(policy: Policy<'static>, fd: RawFd) -> Action {
+    let port = if policy.rules.look_at_local_port() { sys::local_port(fd) } else { 0 };
+    policy.decide(None, port)
+}
+
+/// Decides what a socket gets in its present state. Returns `None` if it is not bound and a rule looks at the local port.
+fn decide_now(policy: Policy<'static>, fd: RawFd) -> Option<Action> {
+    (!policy.rules.look_at_local_port() || sys::local_port(fd) != 0).then(|| decide(policy, fd))
+}
+
+/// Gives a socket its policy, as the mode allows. Sockets that are not TCP are left alone.
+///
+/// A rule that looks at the peer cannot be followed. Before connect(2), the peer's address is in the program's memory,
+/// and during the handshake getpeername(2) fails. The supervisor does not hear of accepted sockets.
+pub(super) fn apply(fd: RawFd, policy: Policy<'static>) -> Result<(), Error> {
+    let socket = Socket::new(fd);
+    let Action::Apply(config) = decide(policy, fd) else { return Ok(()) };
+    let given = socket.is_enabled().and_then(|was_on| {
+        due(socket, &config, policy.mode, was_on).map_or(Ok(()), |config| give(socket, config, !was_on).1)
+    });
+    match given {
+        // Every socket that connects gets here, even if it is not TCP.
+        Err(Error::NotTcp) => Ok(()),
+        given => given,
+    }
+}
+
+/// The message for a socket that could not be set.
+pub(super) fn not_set(error: &Error) -> String {
+    format!("ka: run: a socket could not be set: {}", crate::text::socket_reason(error))
+}
+
+/// A call's argument, of which the kernel takes 32 bits too.
+fn register(call: &Call, place: usize) -> c_int {
+    let value = call.data.args.get(place).copied().unwrap_or(u64::MAX);
+    u32::try_from(value & u64::from(u32::MAX)).unwrap_or(u32::MAX).cast_signed()
+}
+
+/// Whether a call is not of the architecture that ka is for.
+fn is_foreign(call: &Call) -> bool {
+    c_long::from(call.data.nr) & X32 != 0 || Foreign::here().is(call.data.arch)
+}
