@@ -35,11 +35,12 @@ BUILT := $(RELEASE)/.built
 NAME_LIBKA := cd $(RELEASE) && ln -sf libka.so "$$(readelf -d libka.so | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')"
 INSTALL_WHERE = RELEASE='$(RELEASE)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' BINDIR='$(BINDIR)' LIBDIR='$(LIBDIR)' \
 	INCLUDEDIR='$(INCLUDEDIR)' DATADIR='$(DATADIR)' MANDIR='$(MANDIR)' DOCDIR='$(DOCDIR)' SHIMDIR='$(SHIMDIR)'
-SOURCES := Cargo.toml Cargo.lock build.rs src scripts/ld $(wildcard crates/*/Cargo.toml crates/*/build.rs crates/*/src)
+SOURCES := Cargo.toml Cargo.lock build.rs src scripts/ld \
+	$(filter-out crates/ka-test/%,$(wildcard crates/*/Cargo.toml crates/*/build.rs crates/*/src))
 
 all: ## release build: libka.so, libka.a, libka_preload.so and ka, in target/release
 	@scripts/need rust cc
-	$(CARGO) build --locked --release --workspace
+	$(CARGO) build --locked --release --workspace --exclude ka-test
 	@$(NAME_LIBKA)
 	@touch $(BUILT)
 

@@ -7,8 +7,6 @@
 //! constants of the header, which are macros, are in it as an enumeration. What the release that is being made will
 //! leave there, `make header` writes.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -16,7 +14,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use support::{EXPORTS, one_line_each, release, root, scratch, soname, stdout, succeed};
+use ka_test::artifact::{release, soname};
+use ka_test::child::{stderr, stdout, succeed};
+use ka_test::compiler::cc;
+use ka_test::header::one_line_each;
+use ka_test::libka::EXPORTS;
+use ka_test::path::{root, scratch};
 
 /// The header and the version script of a release.
 struct Api {
@@ -228,7 +231,7 @@ fn a_break_is_seen_and_an_addition_is_none() {
         let output = abidiff(&now, &broken);
         assert_ne!(output.status.code(), Some(0), "abidiff did not see that {what}");
         // Its own failures have bits 1 and 2.
-        assert_eq!(output.status.code().unwrap() & 3, 0, "{what}: {}", support::stderr(&output));
+        assert_eq!(output.status.code().unwrap() & 3, 0, "{what}: {}", stderr(&output));
     }
     let more = "int ka_disable(int fd);\nint ka_more(int fd);";
     for (what, grown) in [
@@ -258,20 +261,20 @@ fn a_program_of_an_older_release_runs() {
     for version in versions() {
         let library = Api::then(&version).library();
         let program = scratch("older");
-        let mut compiler = support::cc();
+        let mut compiler = cc();
         compiler.arg("-I").arg(&library).arg("-L").arg(&library).arg("-o").arg(&program);
         succeed(compiler.arg(root().join("tests/c/older.c")).arg("-lka"));
         let run = |folder: &Path| Command::new(&program).env("LD_LIBRARY_PATH", folder).output().unwrap();
         let output = run(release());
-        assert!(output.status.success(), "a program of {version}: {}", support::stderr(&output));
+        assert!(output.status.success(), "a program of {version}: {}", stderr(&output));
         // The loader would say so, were the version of a symbol not there.
-        assert_eq!(support::stderr(&output), "", "a program of {version}");
+        assert_eq!(stderr(&output), "", "a program of {version}");
 
         // With a library that does not have that version, it does not start.
         let older = Api { map: Api::now().map.replace("KA_0.1 {", "KA_0.0 {"), ..Api::now() }.library();
         fs::rename(older.join("libka.so"), older.join(soname())).unwrap();
         let output = run(&older);
-        let said = support::stderr(&output);
+        let said = stderr(&output);
         assert!(!output.status.success() && said.contains("version `KA_0.1' not found"), "{said}");
     }
 }
@@ -279,7 +282,7 @@ fn a_program_of_an_older_release_runs() {
 /// The node of the release that ka.h names with each function, in the version script and in the library.
 #[test]
 fn each_function_has_the_version_of_the_release_that_brought_it() {
-    let header = support::header();
+    let header = ka_test::header::header();
     let mut since = BTreeSet::new();
     for name in EXPORTS {
         let declared = header

@@ -1,16 +1,13 @@
 //! Arguments: their ranges at the edges, NULL, the size rule, and which of several mistakes is reported.
 
-mod support;
-
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
 
+use ka_test::kernel::has_mptcp;
+use ka_test::libka::{AUTO, CONFIG_INIT, Config, KEEP, Libka, STATUS_INIT, apply, call, config, enable};
+use ka_test::socket::{CLOSED, five, fresh, set_option, socket};
 use libc::{E2BIG, EBADF, EINVAL, ENOENT, ENOPROTOOPT, ERANGE, c_char, c_int};
-use support::{
-    AUTO, CLOSED, CONFIG_INIT, Config, KEEP, STATUS_INIT, apply, call, config, enable, five, fresh,
-    has_mptcp, socket,
-};
 
 #[test]
 fn ranges_hold_at_their_edges_and_nothing_is_written_beyond_them() {
@@ -40,7 +37,7 @@ fn ranges_hold_at_their_edges_and_nothing_is_written_beyond_them() {
             ((65536 + 60, 1, 1), Err(EINVAL)),
             ((1, 1, 256 + 5), Err(EINVAL)),
         ] {
-            support::set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
+            set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
             let before = five(fd);
             assert_eq!(enable(fd, wanted.0, wanted.1, wanted.2), result, "{wanted:?}");
             let named = |wanted, before| if wanted == KEEP { before } else { Ok(wanted) };
@@ -105,10 +102,10 @@ fn an_automatic_user_timeout_of_kept_values_is_checked_after_the_descriptor() {
     assert_eq!(auto(fd), Err(EINVAL));
     assert_eq!(five(fd), before);
     assert_eq!(auto(CLOSED), Err(EBADF));
-    let udp = support::socket(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
+    let udp = ka_test::socket::socket(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
     assert_eq!(auto(udp.as_raw_fd()), Err(ENOPROTOOPT));
     if has_mptcp() {
-        let mptcp = support::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap();
+        let mptcp = ka_test::socket::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap();
         enable(mptcp.as_raw_fd(), 32767, 32767, 127).unwrap();
         assert_eq!(auto(mptcp.as_raw_fd()), Err(libc::EOPNOTSUPP));
     }
@@ -309,10 +306,10 @@ fn structs_may_lie_anywhere() {
         let config = bytes[offset..].as_mut_ptr().cast::<Config>();
         // SAFETY: 24 bytes from `config` are ours; they are written without asking for alignment.
         unsafe {
-            config.write_unaligned(support::config(1, 60, 10, 5, KEEP));
+            config.write_unaligned(ka_test::libka::config(1, 60, 10, 5, KEEP));
             call(|ka| (ka.ka_apply)(fd, config)).unwrap();
             call(|ka| (ka.ka_query)(fd, config)).unwrap();
-            assert_eq!(config.read_unaligned(), support::config(1, 60, 10, 5, 0));
+            assert_eq!(config.read_unaligned(), ka_test::libka::config(1, 60, 10, 5, 0));
         }
     }
 }
@@ -392,7 +389,7 @@ fn a_text_that_does_not_fit_is_cut_as_by_snprintf() {
     assert_eq!(call(|ka| unsafe { (ka.ka_format)(&raw const config, ptr::null_mut(), 0) }), Ok(26));
 }
 
-fn planned(plan: impl FnOnce(&support::Libka, *mut Config) -> c_int) -> Result<Config, c_int> {
+fn planned(plan: impl FnOnce(&Libka, *mut Config) -> c_int) -> Result<Config, c_int> {
     let mut config = [24, 7, 7, 7, 7, 7];
     let result = call(|ka| plan(ka, &raw mut config));
     assert_eq!(result.is_err(), config == [24, 7, 7, 7, 7, 7], "outputs are written on success only");

@@ -1,13 +1,14 @@
 //! ka_beat_*, as C sees it: the contract, the vectors of docs/heartbeat.md, and what is left on the stack.
 
-mod support;
-
 use std::fs;
 use std::process::Command;
 use std::ptr;
 
+use ka_test::child::{stdout, succeed};
+use ka_test::compiler::{LINKS, program};
+use ka_test::libka::{Beat, call};
+use ka_test::path::root;
 use libc::{EBADMSG, EINVAL, ESTALE};
-use support::{Beat, LINKS, call, program, root, stdout, succeed};
 
 const KEY: [u8; 32] = *b"a key that two ends know: it has";
 

@@ -2,16 +2,15 @@
 //! licences. `make copyright` writes it, from the crates' own files; a crate that it lacks, or whose licence has changed,
 //! fails here.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ka_test::child::stdout;
+use ka_test::path::root;
 use serde_json::Value;
-use support::{root, stdout};
 
 /// What the packages are made for.
 const TARGETS: [&str; 2] = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"];
@@ -29,6 +28,8 @@ fn linked() -> BTreeSet<(String, String)> {
         cargo(&[
             "tree",
             "--workspace",
+            "--exclude",
+            "ka-test",
             "--target",
             target,
             "--edges",

@@ -1,13 +1,15 @@
 //! ka.hpp: that every compiler takes it under each standard, that it does what it says, and that servers with Asio and
 //! with libuv which use it have the policy on their connections.
 
-mod support;
-
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::Command;
 
-use support::{Link, Server, compile, root, stdout, succeed};
+use ka_test::artifact::release;
+use ka_test::child::{stderr, stdout, succeed};
+use ka_test::compiler::{Link, compile};
+use ka_test::example::Server;
+use ka_test::path::{root, scratch};
 
 const STRICT: [&str; 9] = [
     "-Wall",
@@ -56,7 +58,7 @@ fn a_mistake_that_the_compiler_can_see_it_sees() {
         ("ka::policy{}.cnt(std::chrono::seconds{5});", "cnt"),
         ("auto p = ka::policy{}.idle(std::chrono::seconds{60});", ""),
     ] {
-        let source = support::scratch("mistake.cpp");
+        let source = scratch("mistake.cpp");
         std::fs::write(&source, format!("#include <ka.hpp>\nint main() {{ {code} }}\n")).unwrap();
         for compiler in ["g++", "clang++"] {
             let mut command = Command::new(compiler);
@@ -65,7 +67,7 @@ fn a_mistake_that_the_compiler_can_see_it_sees() {
                 .arg(root().join("include"))
                 .arg(&source);
             let output = command.output().unwrap();
-            let said = support::stderr(&output);
+            let said = stderr(&output);
             assert_eq!(output.status.success(), reason.is_empty(), "{compiler}: {code}\n{said}");
             assert!(said.contains(reason), "{compiler}: {code}\n{said}");
         }
@@ -74,7 +76,7 @@ fn a_mistake_that_the_compiler_can_see_it_sees() {
 
 /// A connection that a server of bindings/cpp/ accepts has the listener's policy: ss(8) shows the kernel's timer.
 fn serves(name: &str) {
-    support::release();
+    release();
     let folder = root().join("bindings/cpp");
     succeed(Command::new("make").arg("-C").arg(&folder).arg(name));
     let program: &Path = &folder.join(name);

@@ -1,13 +1,15 @@
 //! The Debian packages that `make deb` makes: what lintian says of them, and that they install, serve and go.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use support::{is_root, release, root, scratch, skip, stdout, succeed};
+use ka_test::artifact::release;
+use ka_test::child::{stderr, stdout, succeed};
+use ka_test::log::skip;
+use ka_test::namespace::is_root;
+use ka_test::path::{root, scratch};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -59,7 +61,7 @@ fn lintian_has_nothing_to_say() {
     // It takes machine code for words.
     lintian.args(["--suppress-tags", "spelling-error-in-binary"]).arg(changes);
     let output = lintian.env("LC_ALL", "C.UTF-8").output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{}", support::stderr(&output));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{}", stderr(&output));
     assert!(output.status.success(), "{output:?}");
 }
 

@@ -1,14 +1,17 @@
 //! deploy/: what carries the policy to many programs, tried as its engines would.
 
-mod support;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use ka_test::artifact::{release, shim};
+use ka_test::child::{stderr, stdout, succeed};
+use ka_test::compiler::allowing;
+use ka_test::log::skip;
+use ka_test::namespace::{is_root, with_own_etc};
+use ka_test::path::{root, scratch, target};
 use serde_json::{Value, json};
-use support::{is_root, root, scratch, shim, skip, stderr, stdout, succeed, target, with_own_etc};
 
 fn deploy(name: &str) -> PathBuf {
     root().join("deploy").join(name)
@@ -286,7 +289,7 @@ fn the_drop_in_and_the_unit_are_ones_that_systemd_takes() {
     fs::create_dir(&folder).unwrap();
     let template = fs::read_to_string(deploy("systemd/ka-cgroup@.service")).unwrap();
     // What it starts must be there.
-    let ka = support::release().join("ka");
+    let ka = release().join("ka");
     fs::write(folder.join("ka-cgroup@.service"), template.replace("/usr/bin/ka", ka.to_str().unwrap()))
         .unwrap();
     let mut verify = Command::new("systemd-analyze");
@@ -528,7 +531,7 @@ fn container(manifest: &str, allow: &str) -> String {
     assert_eq!((list(manifest, "drop"), list(manifest, "command")), (vec!["ALL".into()], vec!["ka".into()]));
     let bounds = list(manifest, "add").join(",+").to_lowercase();
     let args = list(manifest, "args").join(" ");
-    let ka = support::release().join("ka");
+    let ka = release().join("ka");
     format!("setpriv --no-new-privs --bounding-set=-all,+{bounds} {allow} {} {args}", ka.display())
 }
 
@@ -580,7 +583,7 @@ fn the_daemonset_gives_the_node_s_pods_the_policy_until_it_is_deleted() {
         .replace("add: [BPF, NET_ADMIN]", "add: [BPF, NET_ADMIN, PERFMON, SYS_ADMIN, SYS_PTRACE]");
     assert!(opted.contains("hostPID: true") && opted.contains("SYS_PTRACE]"));
     let (_, names) = profile();
-    let allow = support::allowing(names.iter().map(String::as_str)).display().to_string();
+    let allow = allowing(names.iter().map(String::as_str)).display().to_string();
     // What a pod's program has: each line that it reads, it opens a socket more, and tells of all.
     let pod = "import socket as s, sys
 held = []
@@ -673,7 +676,7 @@ fn runc_starts_the_daemonset_s_container_under_its_profile() {
     }
     let manifest = fs::read_to_string(deploy("kubernetes/daemonset.yaml")).unwrap();
     let capabilities: Vec<_> = list(&manifest, "add").iter().map(|name| format!("CAP_{name}")).collect();
-    let mut args = vec![support::release().join("ka").display().to_string()];
+    let mut args = vec![release().join("ka").display().to_string()];
     args.extend(list(&manifest, "args"));
     let namespaces = ["pid", "mount", "ipc", "uts", "network"].map(|kind| json!({"type": kind}));
     let config = |args: &[String]| {

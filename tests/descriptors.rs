@@ -1,7 +1,5 @@
 //! Every call on every kind of descriptor: the error table, and that what is refused is left as it was.
 
-mod support;
-
 use std::fs::File;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
@@ -9,12 +7,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 use std::{io, thread};
 
+use ka_test::kernel::{has_ipv6, has_mptcp};
+use ka_test::libka::{AUTO, CONFIG_INIT, KEEP, Libka, STATUS_INIT, apply, call, config, enable};
+use ka_test::log::skip;
+use ka_test::socket::{CLOSED, five, fresh, option, set_option, socket};
 use libc::{EBADF, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP, c_int};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use support::{
-    AUTO, CLOSED, CONFIG_INIT, KEEP, STATUS_INIT, apply, call, config, enable, five, fresh, has_ipv6,
-    has_mptcp, option, set_option, socket,
-};
 
 /// What a descriptor is to ka.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -203,7 +201,7 @@ fn cases() -> Vec<Case> {
     ] {
         match socket(domain, kind, protocol) {
             Ok(fd) => cases.push(case(name, Is::Refused(ENOPROTOOPT), fd, vec![])),
-            Err(error) => support::skip(&format!("no {name} socket here: {error}")),
+            Err(error) => skip(&format!("no {name} socket here: {error}")),
         }
     }
     cases
@@ -218,7 +216,7 @@ struct Call {
 }
 
 /// One of the library's functions that get a value.
-type Getter = fn(&support::Libka) -> unsafe extern "C" fn(c_int, *mut c_int) -> c_int;
+type Getter = fn(&Libka) -> unsafe extern "C" fn(c_int, *mut c_int) -> c_int;
 
 fn get(fd: RawFd, getter: Getter) -> Result<c_int, c_int> {
     const UNTOUCHED: c_int = 0x5a5a_5a5a;

@@ -1,7 +1,5 @@
 //! The programs in c-examples: what they say of their arguments, and of connections that end in each way.
 
-mod support;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,8 +7,12 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use ka_test::child::{stderr, stdout, succeed};
+use ka_test::example::{Server, example};
+use ka_test::kernel::{has_ipv6, sysctl};
+use ka_test::namespace::in_a_network_of_its_own;
+use ka_test::path::root;
 use socket2::SockRef;
-use support::{Server, example, has_ipv6, in_a_network_of_its_own, root, stderr, stdout, succeed, sysctl};
 
 fn client(args: &[&str]) -> Output {
     Command::new(example("tcp_keepalive_client")).args(args).stdin(Stdio::null()).output().unwrap()

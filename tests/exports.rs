@@ -1,12 +1,14 @@
 //! libka as a file: what it exports, what it needs, what is in it.
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use support::{EXPORTS, Link, compile, program, release, stdout, unstripped};
+use ka_test::artifact::{loaded_size, release, unstripped};
+use ka_test::child::stdout;
+use ka_test::compiler::{Link, cc, compile, program};
+use ka_test::libka::{EXPORTS, libka};
+use ka_test::path::root;
 
 fn readelf(flags: &str, library: &Path) -> String {
     stdout(Command::new("readelf").arg(flags).arg(library).env("LC_ALL", "C"))
@@ -35,7 +37,7 @@ fn it_exports_the_api_and_nothing_else() {
 
 #[test]
 fn the_header_declares_what_it_exports() {
-    let header = support::header();
+    let header = ka_test::header::header();
     let mut declared: Vec<_> = header
         .lines()
         .filter(|line| line.ends_with(");") && !line.starts_with(' '))
@@ -103,7 +105,7 @@ fn it_runs_on_a_glibc_of_2012() {
 
 #[test]
 fn it_is_at_most_64_kib() {
-    let size = support::loaded_size(&release().join("libka.so"));
+    let size = loaded_size(&release().join("libka.so"));
     assert!((1..=64 * 1024).contains(&size), "{size} bytes");
 }
 
@@ -170,14 +172,14 @@ fn it_links_statically_with_no_other_flag() {
     assert!(!dynamic.contains("libka") && !dynamic.contains("libgcc"), "{dynamic}");
 
     // And into a program without a dynamic loader.
-    let source = support::root().join("tests/c/link.c");
-    let program = compile(support::cc().arg("-static"), &source, Link::Static);
+    let source = root().join("tests/c/link.c");
+    let program = compile(cc().arg("-static"), &source, Link::Static);
     assert_eq!(stdout(&mut Command::new(&program)), concat!(env!("CARGO_PKG_VERSION"), " on 60 10 5\n"));
 }
 
 #[test]
 fn it_loads_in_a_musl_program() {
-    let source = support::root().join("tests/c/link.c");
+    let source = root().join("tests/c/link.c");
     let mut compiler = Command::new("musl-gcc");
     let program =
         compile(compiler.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror"]), &source, Link::Shared);
@@ -198,8 +200,8 @@ fn versions_come_from_one_place() {
         + 1000 * number(env!("CARGO_PKG_VERSION_MINOR"))
         + number(env!("CARGO_PKG_VERSION_PATCH"));
     // SAFETY: takes nothing.
-    assert_eq!(unsafe { (support::libka().ka_version_number)() }, expected);
-    let changelog = fs::read_to_string(support::root().join("CHANGELOG.md")).unwrap();
+    assert_eq!(unsafe { (libka().ka_version_number)() }, expected);
+    let changelog = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
     assert!(
         changelog.contains(concat!("## [", env!("CARGO_PKG_VERSION"), "]")),
         "CHANGELOG.md has no section for this version"

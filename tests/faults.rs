@@ -3,15 +3,13 @@
 //! What must then hold: a call of libka's reports that errno, and what it was about is as it was; a program under the shim
 //! sees no difference, and none of its sockets has half a policy.
 
-#[path = "support/faults.rs"]
-mod faults;
-mod support;
-
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use faults::{Fault, Ran, TRIAL, Trial, each, name};
-use support::{Link, cc, compile, preloaded, program, root, stdout};
+use ka_test::child::{preloaded, stdout};
+use ka_test::compiler::{Link, cc, compile, program};
+use ka_test::fault::{Fault, Ran, TRIAL, Trial, each, name};
+use ka_test::path::{root, scratch};
 
 /// Whether libka may report this for an errno of the kernel's: the kernel's two words for "no such option" are one, unless
 /// it is what a socket is that cannot be asked.
@@ -117,7 +115,7 @@ fn a_program_under_the_shim_sees_none_of_its_faults() {
     let source = root().join("tests/c/preload/service.c");
     let service = compile(&mut cc(), &source, Link::Nothing);
     let alone = stdout(&mut Command::new(&service));
-    let log = support::scratch("log");
+    let log = scratch("log");
     let options = ["-x", name(&service), "-o", "libka_preload.so"];
     for (mode, rules) in
         [("force", ""), ("floor", ""), ("default", ""), ("force", "peer=10.0.0.0/8 skip; lport=1-1023 skip")]

@@ -3,13 +3,15 @@
 //!
 //! `make header` runs the first test with `KA_HEADER=write`, which writes the header instead of comparing it.
 
-mod support;
-
 use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
 
-use support::{EXPORTS, LINKS, Link, compile, root, succeed};
+use ka_test::child::succeed;
+use ka_test::compiler::{LINKS, Link, compile};
+use ka_test::header::comment;
+use ka_test::libka::EXPORTS;
+use ka_test::path::root;
 
 #[test]
 fn the_header_is_what_the_sources_say() {
@@ -129,10 +131,10 @@ fn every_compiler_takes_it_without_a_warning() {
 /// What a reader of the header must find with each function.
 #[test]
 fn every_function_is_documented_for_a_c_reader() {
-    let header = support::header();
+    let header = ka_test::header::header();
     for name in EXPORTS {
         assert!(header.contains(&format!("{name}(")), "{name} is not declared");
-        let comment = support::comment(name);
+        let comment = comment(name);
         for part in ["Returns", "Since "] {
             assert!(comment.contains(part), "{name} does not say: {part}");
         }

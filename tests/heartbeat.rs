@@ -1,8 +1,6 @@
 //! heartbeat_server and heartbeat_client of c-examples: who is let in, who is refused and why, who is found silent; and
 //! ten thousand connections at once that only shake hands.
 
-mod support;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,7 +12,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::{Server, call, example, in_a_network_of_its_own, option, root, say, scratch, stderr, stdout};
+use ka_test::child::{stderr, stdout};
+use ka_test::example::{Server, example};
+use ka_test::libka::call;
+use ka_test::log::say;
+use ka_test::namespace::in_a_network_of_its_own;
+use ka_test::path::{root, scratch};
+use ka_test::socket::option;
 
 /// A client's key: 32 times its number.
 fn key(client: u64) -> [u8; 32] {

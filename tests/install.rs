@@ -1,8 +1,6 @@
 //! What `make install` installs, as those use it who have only that: from a staged prefix that was then moved
 //! elsewhere, programs in C and C++ by pkg-config, by CMake and by hand, shared and static.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -12,7 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use support::{is_root, release, root, scratch, skip, soname, stderr, stdout, succeed};
+use ka_test::artifact::{release, soname};
+use ka_test::child::{stderr, stdout, succeed};
+use ka_test::log::skip;
+use ka_test::namespace::is_root;
+use ka_test::path::{root, scratch, target};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -447,7 +449,7 @@ fn cargo_c_installs_the_same() {
     let mut command = Command::new("cargo");
     command.current_dir(root()).args(["cinstall", "--locked", "--release", "--prefix", "/usr/local"]);
     command.args(["--libdir", "lib", "--destdir"]).arg(&stage);
-    succeed(command.arg("--target-dir").arg(support::target().join("capi")));
+    succeed(command.arg("--target-dir").arg(target().join("capi")));
     let theirs = stage.join("usr/local");
 
     // All that it installs, make installs too, as the same kind of thing, and no other SONAME, symbol or version.

@@ -1,7 +1,5 @@
 //! The lab leaves nothing: no process, namespace, link or rule, whether it ends well, fails, is interrupted, or is killed.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -11,7 +9,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::{root, stdout};
+use ka_test::child::stdout;
+use ka_test::namespace::alone;
+use ka_test::path::root;
 
 /// The lab's test program.
 fn lab() -> PathBuf {
@@ -85,7 +85,7 @@ fn start(ending: &str) -> (Child, Box<dyn Iterator<Item = String>>) {
 #[test]
 fn the_lab_leaves_nothing_when_it_ends_fails_is_interrupted_and_is_killed() {
     const TEST: &str = "the_lab_leaves_nothing_when_it_ends_fails_is_interrupted_and_is_killed";
-    if !support::alone(TEST, &["--net", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]) {
+    if !alone(TEST, &["--net", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]) {
         return;
     }
     let before = traces();

@@ -1,13 +1,15 @@
 //! man/: each function and each flag has its page, which says what the header and the command say.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::{EXPORTS, comment, header, release, root, stdout};
+use ka_test::artifact::release;
+use ka_test::child::stdout;
+use ka_test::header::{comment, header};
+use ka_test::libka::EXPORTS;
+use ka_test::path::root;
 
 fn man() -> PathBuf {
     root().join("man")

@@ -1,7 +1,5 @@
 //! The shim: programs in C, under it, in every mode. What a socket has is asked by system calls that no hook sees.
 
-mod support;
-
 use std::ffi::OsString;
 use std::fs;
 use std::net::TcpListener;
@@ -12,10 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
-use support::{
-    Link, cc, compile, in_a_network_of_its_own, is_root, loaded_size, preloaded, root, scratch, shim, stdout,
-    succeed, unstripped, with_own_etc,
-};
+use ka_test::artifact::{loaded_size, shim, unstripped};
+use ka_test::child::{preloaded, stdout, succeed};
+use ka_test::compiler::{Link, cc, compile};
+use ka_test::log::skip;
+use ka_test::namespace::{in_a_network_of_its_own, is_root, with_own_etc};
+use ka_test::path::{root, scratch};
+use ka_test::socket::{fresh, set_option};
 
 /// What it exports: its hooks.
 const HOOKS: [&str; 15] = [
@@ -542,12 +543,12 @@ const NO_ATTACK: &str = "no attack: needs userfaultfd(2), and a second user in t
 #[test]
 fn a_locked_socket_from_another_user_does_not_block_a_daemon_of_root() {
     if !is_root() {
-        support::skip("only root may be two users");
+        skip("only root may be two users");
         return;
     }
     let output = preloaded(program!("lock")).arg("message").output().unwrap();
     if output.status.code() == Some(77) {
-        support::skip(NO_ATTACK);
+        skip(NO_ATTACK);
     } else {
         assert_eq!(String::from_utf8_lossy(&output.stdout), "well\n", "{output:?}");
     }
@@ -556,7 +557,7 @@ fn a_locked_socket_from_another_user_does_not_block_a_daemon_of_root() {
 #[test]
 fn a_locked_socket_of_its_user_does_not_block_a_setuid_program() {
     if !is_root() {
-        support::skip("only root may make a program setuid");
+        skip("only root may make a program setuid");
         return;
     }
     // The user who runs the program must be able to enter the folder.
@@ -576,7 +577,7 @@ fn a_locked_socket_of_its_user_does_not_block_a_setuid_program() {
     fs::remove_dir_all(&folder).unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
     if printed == "status 77\n" {
-        support::skip(NO_ATTACK);
+        skip(NO_ATTACK);
     } else {
         assert_eq!(printed, "1 60 10 6 0\nwell\nwell\n", "{output:?}");
     }
@@ -682,27 +683,27 @@ fn inherited_sockets_get_it_when_the_program_starts() {
 
     // One that waited to be accepted has inherited what the listener had then.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    support::set_option(listener.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+    set_option(listener.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
     let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     assert_eq!(inherited_as("accept", &listener.into(), "force"), "1 60 10 6 0");
 
     // Somebody gave it another: stricter in one way, looser in another, and a user timeout that takes too long.
     let set = || {
-        let fd = support::fresh();
+        let fd = fresh();
         for (level, name, value) in [
             (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 30),
             (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 75),
             (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 600_000),
             (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
         ] {
-            support::set_option(fd.as_raw_fd(), level, name, value);
+            set_option(fd.as_raw_fd(), level, name, value);
         }
         fd
     };
     assert_eq!(inherited(&set(), "force"), "1 60 10 6 120000");
     assert_eq!(inherited(&set(), "floor"), "1 30 10 6 120000");
     assert_eq!(inherited(&set(), "default"), "1 30 75 9 600000", "who turned it on meant it");
-    assert_eq!(inherited(&support::fresh(), "default"), "1 60 10 6 0");
+    assert_eq!(inherited(&fresh(), "default"), "1 60 10 6 0");
 }
 
 #[test]
@@ -910,7 +911,7 @@ fn the_log_has_a_line_for_each_socket_and_each_denied_call() {
 fn the_shim_names_unreadable_files_once() {
     const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
     if !is_root() {
-        support::skip("only root may have an /etc of its own and become another user");
+        skip("only root may have an /etc of its own and become another user");
         return;
     }
     let folder = Path::new("/tmp").join(format!("ka-test-files-{}", std::process::id()));
@@ -956,7 +957,7 @@ fn the_shim_names_unreadable_files_once() {
 #[test]
 fn the_file_is_read_first_and_the_environment_overrides_it() {
     if !is_root() {
-        support::skip("only root may have an /etc of its own");
+        skip("only root may have an /etc of its own");
         return;
     }
     let moments = program!("moments");
@@ -990,7 +991,7 @@ fn the_file_is_read_first_and_the_environment_overrides_it() {
 fn in_a_setuid_program_the_environment_counts_for_nothing() {
     const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
     if !is_root() {
-        support::skip("only root may make a program setuid");
+        skip("only root may make a program setuid");
         return;
     }
     let (program, library, log) = (scratch("setuid"), scratch("library"), scratch("log"));
@@ -1004,7 +1005,7 @@ fn in_a_setuid_program_the_environment_counts_for_nothing() {
     let capable = folder.join("capable");
     fs::copy(&program, &setuid).unwrap();
     fs::copy(&program, &capable).unwrap();
-    support::succeed(Command::new("setcap").arg("cap_net_raw+ep").arg(&capable));
+    succeed(Command::new("setcap").arg("cap_net_raw+ep").arg(&capable));
     fs::copy(&library, &preload).unwrap();
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
     let run_with = |conf: &str, user: &str, command: &str| {

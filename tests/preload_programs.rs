@@ -1,8 +1,6 @@
 //! Programs that nobody wrote for the shim, under it: their own work succeeds, and both ends of a connection have a
 //! running keepalive timer, as ss(8) shows it to everybody. Each test has a network of its own.
 
-mod support;
-
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
@@ -12,10 +10,14 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::{
-    Running, compile, in_a_network_of_its_own, listening, on_a_machine_of_its_own, preloaded, scratch,
-    stdout, succeed,
-};
+use ka_test::artifact::{release, shim};
+use ka_test::child::{Running, preloaded, stderr, stdout, succeed};
+use ka_test::compiler::{Link, cc, compile};
+use ka_test::log::skip;
+use ka_test::namespace::{in_a_network_of_its_own, is_root, on_a_machine_of_its_own};
+use ka_test::nginx::nginx;
+use ka_test::path::{root, scratch};
+use ka_test::wait::{eventually, listening};
 
 /// Waits until both ends of each connection to a port have a running keepalive timer with at most the policy's 60 s to go.
 /// While data is on its way, another timer runs; so this looks again until it is as it should be.
@@ -43,7 +45,7 @@ fn nginx_and_curl() {
     if !on_a_machine_of_its_own("nginx_and_curl") {
         return;
     }
-    let conf = support::nginx("listen 127.0.0.1:8080 so_keepalive=off; limit_rate 100000;");
+    let conf = nginx("listen 127.0.0.1:8080 so_keepalive=off; limit_rate 100000;");
     fs::write(conf.with_file_name("page"), vec![b'x'; 200_000]).unwrap();
     let _nginx = Running::start(preloaded("nginx").arg("-c").arg(conf));
     listening(8080);
@@ -145,7 +147,7 @@ fn postgres() -> PathBuf {
 
 /// A program of PostgreSQL's, which will not be run by root.
 fn as_somebody(program: &Path) -> Command {
-    if !support::is_root() {
+    if !is_root() {
         return preloaded(program);
     }
     let mut command = preloaded("setpriv");
@@ -168,7 +170,7 @@ fn start_postgres(is_preloaded: bool, args: &[&str]) -> Postgres {
     let made = CleanUp(folder.clone());
     fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     let (shim, data) = (folder.join("libka_preload.so"), folder.join("data"));
-    fs::copy(support::shim(), &shim).unwrap();
+    fs::copy(ka_test::artifact::shim(), &shim).unwrap();
     let program = |name: &str| {
         let mut command = as_somebody(&bin.join(name));
         if is_preloaded {
@@ -254,13 +256,13 @@ fn java_and_its_jdbc_driver() {
     const DRIVER: &str = "/usr/share/java/postgresql.jar";
     let has_compiler = Command::new("javac").arg("-version").output().is_ok_and(|said| said.status.success());
     if !has_compiler || !Path::new(DRIVER).exists() {
-        support::skip(&format!("Java was not tried: javac or {DRIVER} (libpostgresql-jdbc-java) is missing"));
+        skip(&format!("Java was not tried: javac or {DRIVER} (libpostgresql-jdbc-java) is missing"));
         return;
     }
     if !in_a_network_of_its_own("java_and_its_jdbc_driver") {
         return;
     }
-    let recipes = fs::read_to_string(support::root().join("docs/recipes.md")).unwrap();
+    let recipes = fs::read_to_string(root().join("docs/recipes.md")).unwrap();
     let lines = recipes.split_once("```java\n").unwrap().1.split_once("```").unwrap().0;
     let folder = scratch("java");
     fs::create_dir(&folder).unwrap();
@@ -275,7 +277,7 @@ fn java_and_its_jdbc_driver() {
     fs::write(&source, text).unwrap();
     let mut java = Command::new("strace");
     java.args(["-f", "-e", "trace=setsockopt", "java"]).arg(source).stdin(Stdio::null());
-    let trace = support::stderr(&succeed(&mut java));
+    let trace = stderr(&succeed(&mut java));
     let set = |option: &str| -> Vec<_> {
         let lines = trace.lines().filter(|line| line.contains(option));
         lines.map(|line| line.split_once(", [").unwrap().1.split_once(']').unwrap().0).collect()
@@ -290,7 +292,7 @@ fn java_and_its_jdbc_driver() {
     let _server = start_postgres(false, &[]);
     // What ss shows of the timers of the connections that a client makes to these URLs.
     let timers = |mut java: Command, parameters: &[&str]| {
-        java.arg("-cp").arg(DRIVER).arg(support::root().join("tests/java/Jdbc.java"));
+        java.arg("-cp").arg(DRIVER).arg(root().join("tests/java/Jdbc.java"));
         java.args(
             parameters.iter().map(|more| format!("jdbc:postgresql://127.0.0.1/postgres?user=ka{more}")),
         );
@@ -336,8 +338,8 @@ struct Ssh {
 impl Ssh {
     /// Starts the server. `None` if it cannot run here.
     fn start(sshd: &mut Command) -> Option<Self> {
-        if !support::is_root() {
-            support::skip("only root may log somebody in");
+        if !is_root() {
+            skip("only root may log somebody in");
             return None;
         }
         let folder = scratch("ssh");
@@ -405,28 +407,28 @@ fn an_ssh_master() {
     let _master = Running::start(ssh.client(&mut Command::new("ssh"), &["-M", "-S", &path, "-N", host]));
     let check =
         || ssh.client(&mut Command::new("ssh"), &["-S", &path, "-O", "check", host]).output().unwrap();
-    support::eventually("the master runs", || check().status.success());
+    eventually("the master runs", || check().status.success());
     let connections =
         || stdout(Command::new("ss").args(["-tnoH", "state", "established", "( dport = :2222 )"]));
-    let mut run = Command::new(support::release().join("ka"));
+    let mut run = Command::new(release().join("ka"));
     run.args(["run", "-v", "--", "ssh"]);
     let output = succeed(ssh.client(&mut run, &["-S", &path, host, "echo through it"]));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "through it\n");
-    let said = support::stderr(&output);
+    let said = stderr(&output);
     let hint = "ka: ssh: it may hand its work to an ssh master, if one runs for this host (ControlPath)";
     assert!(said.contains(hint) && said.contains("`ssh -O check HOST` prints its PID"), "{said}");
     let before = connections();
     assert!(before.lines().count() == 1 && !before.contains("timer:(keepalive"), "{before}");
 
-    let text = fs::read_to_string(support::root().join("docs/recipes.md")).unwrap();
+    let text = fs::read_to_string(root().join("docs/recipes.md")).unwrap();
     let recipe = text.lines().find(|line| line.starts_with("ka attach --follow \"$(ssh -O check")).unwrap();
     // A user's ssh reads the host's port, key and master from its configuration files.
     let options = format!("-F none -p 2222 -S {path}");
     let recipe = recipe.replace("ssh -O", &format!("ssh {options} -O")).replace("HOST", host);
-    let ka = support::release().join("ka").display().to_string();
+    let ka = release().join("ka").display().to_string();
     let mut shell = Command::new("sh");
     let _attach = Running::start(shell.args(["-c", &format!("exec {}", recipe.replacen("ka", &ka, 1))]));
-    support::eventually("the master's connection has a keepalive", || {
+    eventually("the master's connection has a keepalive", || {
         connections().lines().all(|line| line.contains("timer:(keepalive,"))
     });
 }
@@ -459,22 +461,14 @@ server.listen(7100, "127.0.0.1", () => {
 /// Others that are preloaded too, before it and behind it.
 #[test]
 fn other_preloaded_libraries() {
-    let moments = compile(
-        &mut support::cc(),
-        &support::root().join("tests/c/preload/moments.c"),
-        support::Link::Nothing,
-    );
-    let sockets = compile(
-        &mut support::cc(),
-        &support::root().join("tests/c/preload/sockets.c"),
-        support::Link::Nothing,
-    );
+    let moments = compile(&mut cc(), &root().join("tests/c/preload/moments.c"), Link::Nothing);
+    let sockets = compile(&mut cc(), &root().join("tests/c/preload/sockets.c"), Link::Nothing);
     let alone = stdout(&mut preloaded(&sockets));
     let found = |pattern: &str| {
         let shell = stdout(Command::new("sh").args(["-c", &format!("ls {pattern} | head -n 1")]));
         shell.trim().to_owned()
     };
-    let shim = support::shim();
+    let shim = shim();
     let shim = shim.to_str().unwrap();
     for (other, file) in [
         ("libfaketime", found("/usr/lib/*/faketime/libfaketime.so.1")),

@@ -1,14 +1,15 @@
 //! bindings/python: the package, built, installed and used as its users do. Its own tests are in its folder; they run
 //! here, against what was installed.
 
-mod support;
-
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use support::{release, root, scratch, stdout, succeed, target};
+use ka_test::artifact::release;
+use ka_test::child::{stderr, stdout, succeed};
+use ka_test::log::say;
+use ka_test::path::{root, scratch, target};
 
 /// Debian's Python: scripts/need sees to its modules.
 const PYTHON: &str = "/usr/bin/python3";
@@ -76,11 +77,11 @@ fn the_package_installs_from_its_sources_and_its_tests_pass() {
     assert!(said.contains(" passed"), "{said}");
     // What was not tried, and how many were.
     for line in said.lines().filter(|line| line.contains("SKIPPED") || line.contains(" passed")) {
-        support::say(&format!("pytest: {line}"));
+        say(&format!("pytest: {line}"));
     }
     succeed(pip(&python, "uninstall").args(["--yes", "libka"]));
     let gone = Command::new(&python).args(["-c", "import ka"]).output().unwrap();
-    assert!(support::stderr(&gone).contains("No module named 'ka'"));
+    assert!(stderr(&gone).contains("No module named 'ka'"));
 }
 
 #[test]
@@ -105,10 +106,7 @@ fn a_wheel_carries_the_library_and_says_for_which_machines() {
     assert!(packed == fs::read(library()).unwrap(), "another library");
     assert!(Path::new(folder).join("py.typed").exists());
     let copyright = fs::read(Path::new(folder).join("copyright")).unwrap();
-    assert!(
-        copyright == fs::read(support::root().join("pkg/debian/copyright")).unwrap(),
-        "another copyright"
-    );
+    assert!(copyright == fs::read(root().join("pkg/debian/copyright")).unwrap(), "another copyright");
 }
 
 #[test]
@@ -123,7 +121,7 @@ fn pip_refuses_a_wheel_of_another_machine() {
     assert!(name(&wheel).contains(&format!("manylinux_2_17_{other}")), "{}", name(&wheel));
     let refused = pip(&environment(), "install").arg(&wheel).output().unwrap();
     assert!(!refused.status.success());
-    assert!(support::stderr(&refused).contains("is not a supported wheel on this platform"), "{refused:?}");
+    assert!(stderr(&refused).contains("is not a supported wheel on this platform"), "{refused:?}");
 }
 
 #[test]
@@ -135,12 +133,9 @@ fn a_build_without_a_library_says_what_is_missing() {
     };
     let failed = build("/nowhere/libka.so");
     assert!(!failed.status.success());
-    assert!(support::stderr(&failed).contains("KA_LIBRARY is /nowhere/libka.so: there is no such file"));
+    assert!(stderr(&failed).contains("KA_LIBRARY is /nowhere/libka.so: there is no such file"));
     let failed = build("/etc/passwd");
-    assert!(
-        support::stderr(&failed).contains("/etc/passwd is no library for x86_64 or aarch64"),
-        "{failed:?}"
-    );
+    assert!(stderr(&failed).contains("/etc/passwd is no library for x86_64 or aarch64"), "{failed:?}");
 }
 
 /// For distributions, whose libka is a package of its own.
@@ -152,7 +147,7 @@ fn a_wheel_without_the_library_uses_the_system_s() {
     let mut import = Command::new(&python);
     import.current_dir("/").args(["-c", "import ka; print(ka.version())"]);
     let failed = import.output().unwrap();
-    assert!(support::stderr(&failed).contains("ImportError: no libka"), "{failed:?}");
+    assert!(stderr(&failed).contains("ImportError: no libka"), "{failed:?}");
     assert_eq!(stdout(import.env("LD_LIBRARY_PATH", release())).trim(), env!("CARGO_PKG_VERSION"));
 }
 

@@ -1,14 +1,14 @@
 //! README.md: the programs that it shows are ones that compile, and do what it says.
 
-mod support;
-
 use std::fs;
 use std::io::Write as _;
 use std::net::{Shutdown, TcpListener};
 use std::os::fd::AsRawFd as _;
 use std::process::{Command, Stdio};
 
-use support::{release, root, scratch, stdout, succeed};
+use ka_test::artifact::release;
+use ka_test::child::{stdout, succeed};
+use ka_test::path::{root, scratch};
 
 /// The blocks of a language, without what is not shown.
 fn blocks(language: &str) -> Vec<String> {

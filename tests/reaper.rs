@@ -1,12 +1,13 @@
 //! ka_reaper_*, as C sees it: the contract, failing allocations, and memory that comes back.
 
-mod support;
-
 use std::process::Command;
 use std::ptr;
 
+use ka_test::child::stdout;
+use ka_test::compiler::{LINKS, Link, cc, compile, program};
+use ka_test::libka::{Reaper, call, libka};
+use ka_test::path::root;
 use libc::{EBADF, EINVAL, ENOENT, c_int};
-use support::{LINKS, Link, Reaper, call, compile, libka, program, root, stdout};
 
 /// A reaper, freed when dropped.
 struct Own(*mut Reaper);
@@ -190,7 +191,7 @@ fn memory_is_little_and_comes_back() {
 fn an_allocation_that_fails_is_enomem_and_nothing_else() {
     let source = root().join("tests/c/allocation.c");
     for sanitizer in [&[][..], &["-fsanitize=address,undefined"]] {
-        let mut compiler = support::cc();
+        let mut compiler = cc();
         compiler.args(["-Wl,--wrap=malloc,--wrap=calloc,--wrap=free"]).args(sanitizer);
         let program = compile(&mut compiler, &source, Link::Static);
         let failed: u32 = stdout(&mut Command::new(program)).trim().parse().unwrap();

@@ -1,8 +1,6 @@
 //! Programs in C that use libka, the examples among them, under the compiler's sanitizers and under valgrind; and programs
 //! that were built with sanitizers under the shim. `make sanitize` runs more of it, with a libka that is built so too.
 
-mod support;
-
 use std::ffi::OsString;
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -12,7 +10,12 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use support::{Link, Server, compile, preloaded, root, scratch, shim, skip, stdout, succeed};
+use ka_test::artifact::shim;
+use ka_test::child::{preloaded, stdout, succeed};
+use ka_test::compiler::{Link, cc, compile};
+use ka_test::example::Server;
+use ka_test::log::skip;
+use ka_test::path::{root, scratch};
 
 /// What clang is told for each.
 const SANITIZERS: [&str; 2] = ["address,undefined", "thread"];
@@ -83,7 +86,7 @@ fn programs_in_c_are_clean_under_the_sanitizers() {
 
 #[test]
 fn programs_in_c_are_clean_under_valgrind() {
-    let make = |source: &Path| compile(&mut support::cc(), source, Link::Static);
+    let make = |source: &Path| compile(&mut cc(), source, Link::Static);
     thread::scope(|scope| {
         scope.spawn(|| {
             let memcheck = ["valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full"];

@@ -1,13 +1,14 @@
 //! The bills of materials that `make sbom` writes: whether each crate of each binary is in its own.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
+use ka_test::artifact::{release, unstripped};
+use ka_test::child::{stdout, succeed};
+use ka_test::log::skip;
+use ka_test::path::{root, target};
 use serde_json::Value;
-use support::{release, root, skip, stdout, succeed, target, unstripped};
 
 /// What is shipped, of which package, and its bill.
 const SHIPPED: [(&str, &str, &str); 3] = [

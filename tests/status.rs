@@ -1,7 +1,5 @@
 //! ka_get_status, beside the kernel's own `TCP_INFO`.
 
-mod support;
-
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
@@ -9,7 +7,9 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use support::{STATUS_INIT, Status, call, enable, in_a_network_of_its_own, succeed};
+use ka_test::child::succeed;
+use ka_test::libka::{STATUS_INIT, Status, call, enable};
+use ka_test::namespace::in_a_network_of_its_own;
 
 fn status(fd: RawFd) -> Status {
     let mut status = STATUS_INIT;

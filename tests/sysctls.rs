@@ -1,17 +1,18 @@
 //! The system's defaults, in network namespaces of the tests' own: what libka reads there, and that a value which was
 //! set no longer follows them.
 
-mod support;
-
 use std::fs;
 use std::os::fd::{AsRawFd, RawFd};
 use std::process::Command;
 
+use ka_test::child::stdout;
+use ka_test::compiler::{LINKS, program};
+use ka_test::kernel::sysctl;
+use ka_test::libka::{CONFIG_INIT, Config, KEEP, apply, call, config, enable};
+use ka_test::namespace::in_a_network_of_its_own;
+use ka_test::path::scratch;
+use ka_test::socket::{five, fresh};
 use libc::{EINVAL, c_int};
-use support::{
-    CONFIG_INIT, Config, KEEP, LINKS, apply, call, config, enable, five, fresh, in_a_network_of_its_own,
-    program, scratch, stdout, sysctl,
-};
 
 fn query(fd: RawFd) -> Config {
     let mut config = CONFIG_INIT;

@@ -1,11 +1,12 @@
 //! The system calls that libka makes, as strace sees them, and what is left when the kernel refuses one of them.
 
-mod support;
-
 use std::path::Path;
 use std::process::Command;
 
-use support::{LINKS, Link, is_root, program, scratch, succeed};
+use ka_test::child::succeed;
+use ka_test::compiler::{LINKS, Link, program};
+use ka_test::namespace::is_root;
+use ka_test::path::scratch;
 
 const EPERM: i32 = 1;
 

@@ -1,10 +1,9 @@
 //! Threads, signals and fork, in a C program.
 
-mod support;
-
 use std::process::Command;
 
-use support::{LINKS, program, succeed};
+use ka_test::child::succeed;
+use ka_test::compiler::{LINKS, program};
 
 #[test]
 fn threads_signal_handlers_and_children_of_fork_may_call_it() {

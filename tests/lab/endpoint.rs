@@ -12,7 +12,10 @@ use std::time::{Duration, Instant};
 
 use crate::network::{Family, Network, PORT};
 use crate::story::now;
-use crate::support;
+use ka_test::child::preloaded;
+use ka_test::example::example;
+use ka_test::libka::{CONFIG_INIT, call, enable};
+use ka_test::socket::set_option;
 
 /// Idle, interval, count.
 #[derive(Clone, Copy, Debug)]
@@ -38,24 +41,24 @@ impl Policy {
 
     /// Turns keepalive on by libka.
     pub fn enable(self, socket: &impl AsRawFd) {
-        support::enable(socket.as_raw_fd(), self.idle, self.intvl, self.cnt).unwrap();
+        enable(socket.as_raw_fd(), self.idle, self.intvl, self.cnt).unwrap();
     }
 
     /// The four calls that programs make, in the order in which they make them.
     pub fn set_by_hand(self, socket: &TcpStream) {
         let fd = socket.as_raw_fd();
-        support::set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
-        support::set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, self.idle);
-        support::set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, self.intvl);
-        support::set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, self.cnt);
+        set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+        set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, self.idle);
+        set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, self.intvl);
+        set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, self.cnt);
     }
 
     /// What `ka_plan_path` says of a path that forgets after this long.
     pub fn planned(path: Duration) -> Self {
-        let mut config = support::CONFIG_INIT;
+        let mut config = CONFIG_INIT;
         let seconds = path.as_secs().try_into().unwrap();
         // SAFETY: the config has the size that it says.
-        support::call(|ka| unsafe { (ka.ka_plan_path)(seconds, &raw mut config) }).unwrap();
+        call(|ka| unsafe { (ka.ka_plan_path)(seconds, &raw mut config) }).unwrap();
         Self::new(config[2], config[3], config[4])
     }
 }
@@ -152,7 +155,7 @@ impl Drop for Program {
 pub fn libka_client(network: &Network, family: Family, policy: Policy) -> Program {
     let Policy { idle, intvl, cnt } = policy;
     let address = SocketAddr::new(network.host(family), PORT);
-    let mut command = network.client.command(support::example("tcp_keepalive_client"));
+    let mut command = network.client.command(example("tcp_keepalive_client"));
     command.args(["-d", &idle.to_string(), "-i", &intvl.to_string(), "-c", &cnt.to_string()]);
     Program::start(command.arg(address.to_string())).connected()
 }
@@ -181,7 +184,7 @@ except OSError as error:
 /// The same under the shim.
 pub fn preloaded_client(network: &Network, family: Family, policy: Policy) -> Program {
     let Policy { idle, intvl, cnt } = policy;
-    let mut command = support::preloaded("python3");
+    let mut command = preloaded("python3");
     command.env("KA_POLICY", format!("{idle},{intvl},{cnt}"));
     plain_client(network, family, command)
 }

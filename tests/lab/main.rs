@@ -21,8 +21,6 @@ mod endpoint;
 mod network;
 mod report;
 mod story;
-#[path = "../support/mod.rs"]
-mod support;
 mod timeline;
 mod wire;
 
@@ -31,6 +29,11 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex};
 
+use ka_test::example::example;
+use ka_test::kernel::has_ipv6;
+use ka_test::libka::libka;
+use ka_test::log::skip;
+use ka_test::namespace::user_namespace;
 use libtest_mimic::Arguments;
 
 use network::Family;
@@ -53,7 +56,7 @@ fn main() -> ExitCode {
     obey_signals();
     raise_limit();
     // What is built now is not built while a case waits.
-    support::libka();
+    libka();
     let records = Arc::new(Mutex::new(vec![]));
     let trials: Vec<_> = cases().into_iter().map(|case| case.trial(&records)).collect();
     // They wait for timers, and hardly compute.
@@ -73,7 +76,7 @@ fn cases() -> Vec<Case> {
         return cases::soak::cases();
     }
     let mut families = vec![Family::V4];
-    families.extend(support::has_ipv6().then_some(Family::V6));
+    families.extend(has_ipv6().then_some(Family::V6));
     // The longest first.
     let mut cases = cases::loss::cases();
     cases.extend(cases::many::cases());
@@ -125,16 +128,14 @@ fn raise_limit() {
 /// killed, the kernel ends all others, and their networks with them.
 fn enter() -> ExitCode {
     // What needs a compiler is made outside.
-    support::example("tcp_keepalive_client");
-    let mut flags = support::user_namespace().to_vec();
+    example("tcp_keepalive_client");
+    let mut flags = user_namespace().to_vec();
     flags.extend(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
     let mut probe = Command::new("unshare");
     let allowed =
         probe.args(&flags).arg("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success());
     if !allowed {
-        support::skip(
-            "the lab: no namespaces here. Run it as root, or where users may make them (unshare -Urn)",
-        );
+        skip("the lab: no namespaces here. Run it as root, or where users may make them (unshare -Urn)");
         return if env::var_os(REPORT).is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
     let error = Command::new("unshare")

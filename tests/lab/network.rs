@@ -20,7 +20,8 @@ use std::{process, thread};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::support;
+use ka_test::kernel::has_ipv6;
+use ka_test::socket::set_option;
 
 /// Where servers listen.
 pub const PORT: u16 = 5050;
@@ -68,7 +69,7 @@ impl Machine {
         });
         let machine = Self { namespace };
         machine.ip("link set lo up");
-        if support::has_ipv6() {
+        if has_ipv6() {
             // Nobody else has its addresses: no need to ask for a second before they are used (RFC 4862, 5.4).
             machine.sysctl("ipv6/conf/default/accept_dad", 0);
             machine.sysctl("ipv6/conf/default/dad_transmits", 0);
@@ -186,8 +187,8 @@ impl Drop for SlowCable {
 fn frames_of(interface: &str) -> Socket {
     let everything = i32::from(u16::try_from(libc::ETH_P_ALL).unwrap().to_be());
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(everything))).unwrap();
-    support::set_option(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1);
-    support::set_option(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1);
+    set_option(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1);
+    set_option(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1);
     let name = CString::new(interface).unwrap();
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET.try_into().unwrap(),

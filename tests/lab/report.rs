@@ -23,7 +23,7 @@ pub fn write(folder: &Path, records: &mut [Record]) {
         "{lived} of {} cases went as they should, on Linux {}. Probes are those of the client, and their answers, as \
          tcpdump saw them at the client's end.\n",
         records.len(),
-        crate::support::kernel()
+        ka_test::kernel::version()
     );
     report.push_str(
         "| case | what should happen | what happened | seconds | probes | |\n|---|---|---|---|---|---|\n",

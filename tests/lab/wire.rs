@@ -8,8 +8,9 @@ use std::{env, fs};
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
 
+use crate::INSIDE;
 use crate::network::{Machine, PORT};
-use crate::{INSIDE, support};
+use ka_test::path::scratch;
 
 /// tcpdump on a machine's interface, until it is read.
 pub struct Capture {
@@ -20,7 +21,7 @@ pub struct Capture {
 impl Capture {
     /// Begins, and returns when packets are seen.
     pub fn start(machine: &Machine, interface: &str) -> Self {
-        let path = support::scratch(&format!("lab-{}", env::var(INSIDE).unwrap())).with_extension("pcap");
+        let path = scratch(&format!("lab-{}", env::var(INSIDE).unwrap())).with_extension("pcap");
         let mut tcpdump = machine
             .command("tcpdump")
             .args([

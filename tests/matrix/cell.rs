@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use crate::kernel::{self, End};
 use crate::programs::{self, Program};
-use crate::support;
 use crate::way::{self, INSTALLED, Way};
+use ka_test::child::succeed;
+use ka_test::path::target;
 
 /// Says inside which cell this is: the program, the way, a number.
 pub const CELL: &str = "KA_MATRIX_CELL";
@@ -184,9 +185,9 @@ impl Home {
         mkdir -p /var/log /var/lib /var/tmp
         ln -s /run /var/run"#;
         let mut shell = Command::new("sh");
-        shell.args(["-euc", mounts]).env("BUILT", built).env("RELEASE", support::target().join("release"));
+        shell.args(["-euc", mounts]).env("BUILT", built).env("RELEASE", target().join("release"));
         shell.envs([("HERE", BUILT_HERE), ("INSTALLED", INSTALLED), ("SAID", SAID), ("WORK", WORK)]);
-        support::succeed(&mut shell);
+        succeed(&mut shell);
         // A cgroup of its own, for `ka cgroup` to have, and with no other's processes in it.
         let cgroup = cgroups.join(format!("ka-matrix-{number}"));
         fs::create_dir(&cgroup).unwrap();
@@ -221,7 +222,7 @@ fn build(program: &Program) {
 }
 
 fn copy(from: impl AsRef<OsStr>, to: impl AsRef<OsStr>) {
-    support::succeed(Command::new("cp").arg("-aT").arg(from).arg(to));
+    succeed(Command::new("cp").arg("-aT").arg(from).arg(to));
 }
 
 fn first_line(script: &str) -> String {

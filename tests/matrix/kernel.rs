@@ -10,7 +10,8 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::process::Command;
 use std::str::FromStr;
 
-use crate::support;
+use ka_test::child::stdout;
+use ka_test::socket::{five, option};
 
 /// One end of an established connection.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,13 +80,13 @@ pub fn ends() -> Option<Vec<End>> {
 
 /// Whether somebody listens on a port.
 pub fn is_listening(port: u16) -> bool {
-    let sockets = support::stdout(Command::new("ss").args(["-tnlH", &format!("sport = :{port}")]));
+    let sockets = stdout(Command::new("ss").args(["-tnlH", &format!("sport = :{port}")]));
     !sockets.is_empty()
 }
 
 /// ss: by local and remote address, the timer.
 fn timers() -> BTreeMap<(String, String), String> {
-    let sockets = support::stdout(Command::new("ss").args(["-tnoH", "state", "established"]));
+    let sockets = stdout(Command::new("ss").args(["-tnoH", "state", "established"]));
     let parse = |line: &str| {
         let mut words = line.split_whitespace().skip(2);
         let address = |word: Option<&str>| word.unwrap().to_owned();
@@ -133,11 +134,11 @@ fn descriptor(call: libc::c_long, first: i32, second: RawFd) -> Option<OwnedFd> 
 fn established(socket: OwnedFd, comm: &str) -> Option<End> {
     const ESTABLISHED: i32 = 1;
     let fd = socket.as_raw_fd();
-    let state = support::option(fd, libc::IPPROTO_TCP, libc::TCP_INFO).ok()? & 0xff;
+    let state = option(fd, libc::IPPROTO_TCP, libc::TCP_INFO).ok()? & 0xff;
     if state != ESTABLISHED {
         return None;
     }
-    let [on, idle, intvl, cnt, _] = support::five(fd);
+    let [on, idle, intvl, cnt, _] = five(fd);
     let socket = socket2::Socket::from(socket);
     Some(End {
         comm: comm.to_owned(),

@@ -8,8 +8,6 @@ mod cell;
 mod kernel;
 mod programs;
 mod report;
-#[path = "../support/mod.rs"]
-mod support;
 mod way;
 
 use std::env;
@@ -17,6 +15,12 @@ use std::fs;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex};
 
+use ka_test::artifact::release;
+use ka_test::child::succeed;
+use ka_test::kernel::lacks_bpf;
+use ka_test::log::skip;
+use ka_test::namespace::is_root;
+use ka_test::path::{root, scratch};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use cell::Seen;
@@ -57,7 +61,7 @@ fn main() -> ExitCode {
     if !arguments.list
         && let Err(why) = prepare(&chosen)
     {
-        support::skip(&format!("programs in each way: {why}"));
+        skip(&format!("programs in each way: {why}"));
         return if env::var_os(ALL).is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
     let rows = Arc::new(Mutex::new(vec![]));
@@ -88,19 +92,19 @@ fn main() -> ExitCode {
 
 /// Sees to all that the cells need, and says why there cannot be any.
 fn prepare(chosen: &[&'static Program]) -> Result<(), String> {
-    if !support::is_root() {
+    if !is_root() {
         return Err(
             "root only: servers become other users, and the kernel's own programs are root's".to_owned()
         );
     }
     if env::var_os(ALL).is_some() {
-        let mut need = Command::new(support::root().join("scripts/need"));
+        let mut need = Command::new(root().join("scripts/need"));
         for program in chosen {
             need.args(program.needs.split_whitespace());
         }
-        support::succeed(need.stdin(Stdio::null()));
+        succeed(need.stdin(Stdio::null()));
     }
-    support::release();
+    release();
     let mut probe = Command::new("unshare");
     probe.args(["--net", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c"]);
     // And what a run that was interrupted has left: cgroups that are empty.
@@ -118,12 +122,12 @@ fn prepare(chosen: &[&'static Program]) -> Result<(), String> {
 
 /// A program in each way, beside itself without ka.
 fn row(program: &'static Program) -> Row {
-    let built = support::scratch(program.name);
+    let built = scratch(program.name);
     fs::create_dir(&built).unwrap();
     let mut row = Row { program, cells: vec![], wrong: vec![] };
     for way in Way::ALL {
-        if let Some(why) = support::lacks_bpf().filter(|_| way == Way::Cgroup) {
-            support::skip(&format!("{} by cgroup: {why}", program.name));
+        if let Some(why) = lacks_bpf().filter(|_| way == Way::Cgroup) {
+            skip(&format!("{} by cgroup: {why}", program.name));
             row.cells.push(Seen { untried: Some(why), ..Seen::default() });
             continue;
         }

@@ -8,8 +8,8 @@ use std::process::Command;
 use crate::Row;
 use crate::cell::Seen;
 use crate::kernel::End;
-use crate::support;
 use crate::way::{POLICY, Way};
+use ka_test::child::stdout;
 
 pub fn write(rows: &[Row]) -> String {
     let mut text = format!(
@@ -64,13 +64,13 @@ mode force.
 }
 
 fn environment() -> String {
-    let date = support::stdout(Command::new("date").args(["-u", "+%Y-%m-%d"]));
+    let date = stdout(Command::new("date").args(["-u", "+%Y-%m-%d"]));
     let debian = fs::read_to_string("/etc/debian_version").unwrap_or_default();
     format!(
         "ka {} on Debian {}, Linux {}, {}, {}",
         env!("CARGO_PKG_VERSION"),
         debian.trim(),
-        support::kernel(),
+        ka_test::kernel::version(),
         std::env::consts::ARCH,
         date.trim()
     )

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::kernel::End;
-use crate::support;
+use ka_test::child::succeed;
 
 /// What the whole matrix asks for: numbers that no program has of its own.
 pub const POLICY: &str = "97,13,7";
@@ -92,7 +92,7 @@ impl Way {
 /// Has the kernel's own programs give the policy to the cgroup that this process is in.
 pub fn attach_cgroup(cgroup: &std::path::Path) {
     let mut ka = Command::new(format!("{INSTALLED}/ka"));
-    support::succeed(ka.args(["cgroup", "attach", "-p", POLICY]).arg(cgroup));
+    succeed(ka.args(["cgroup", "attach", "-p", POLICY]).arg(cgroup));
 }
 
 /// Attaches to all processes of this namespace.

@@ -1,8 +1,5 @@
 //! `ka attach`: running processes, judged by what the kernel tells the processes themselves, and by ss(8).
 
-#[path = "../../../tests/support/mod.rs"]
-mod support;
-
 mod command;
 
 use std::fs;
@@ -18,10 +15,16 @@ use std::time::{Duration, Instant};
 use command::{
     CleanUp, Holder, armed, as_nobody, bare, go_holder, holder, ka, outcome, public, static_holder,
 };
+use ka_test::artifact::release;
+use ka_test::child::{Running, stdout, succeed};
+use ka_test::kernel::has_mptcp;
+use ka_test::log::skip;
+use ka_test::namespace::{is_root, on_a_machine_of_its_own, with_own_etc};
+use ka_test::nginx::nginx;
+use ka_test::path::scratch;
+use ka_test::socket::{five, option, set_option};
+use ka_test::wait::{eventually, listening};
 use serde_json::Value;
-use support::{
-    Running, eventually, five, has_mptcp, is_root, listening, on_a_machine_of_its_own, skip, stdout, succeed,
-};
 
 fn attach(args: &[&str], pid: i32) -> (i32, String, String) {
     outcome(ka().arg("attach").args(args).arg(pid.to_string()))
@@ -106,13 +109,13 @@ fn the_policy_comes_from_flags_then_variables_then_the_file_then_60_10_6() {
         skip("only root has an /etc of its own");
         return;
     }
-    let ka = support::release().join("ka");
+    let ka = release().join("ka");
     let with_file = |variables: &str| {
         let script = format!(
             "printf 'KA_POLICY=280,30,5\\nKA_CNT=7\\n' >/etc/ka.conf; {variables} {} attach {pid}",
             ka.display()
         );
-        String::from_utf8(support::with_own_etc(&script).stdout).unwrap()
+        String::from_utf8(with_own_etc(&script).stdout).unwrap()
     };
     assert_eq!(with_file("env"), set("280,30,7", "force").1);
     holder.assert_all(280, 30, 7);
@@ -157,7 +160,7 @@ fn attach_names_the_policy_of_ka_run() {
 fn undo_restores_the_earlier_values() {
     let mut holder = Holder::start(Command::new(holder()).arg("keepalive"));
     let before = holder.look();
-    let file = support::scratch("undo.json");
+    let file = scratch("undo.json");
     let (status, out, _) = attach(&["--json", "-p", "280,30,5", "-u", "9000"], holder.pid());
     fs::write(&file, &out).unwrap();
     let report: Value = serde_json::from_str(&out).unwrap();
@@ -267,8 +270,8 @@ fn a_user_timeout_does_not_loosen_the_policy() {
         ("floor", 5000, 5000),
         ("default", 900_000, 900_000),
     ] {
-        support::set_option(listener.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
-        support::set_option(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, before);
+        set_option(listener.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
+        set_option(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, before);
         let port = listener.local_addr().unwrap().port().to_string();
         assert_eq!(attach(&["--mode", mode, "--port", &port], pid).0, 0);
         assert_eq!(five(listener.as_raw_fd()), [Ok(1), Ok(60), Ok(10), Ok(6), Ok(after)], "{mode} {before}");
@@ -319,7 +322,7 @@ fn a_dry_run_sets_nothing() {
 fn what_is_not_tcp_is_left_alone() {
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let (unix, _peer) = UnixStream::pair().unwrap();
-    let raw = support::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP);
+    let raw = ka_test::socket::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP);
     let pid = i32::try_from(std::process::id()).unwrap();
     for policy in ["60,10,6", "off", "on", "idle=9"] {
         for mode in ["force", "floor", "default"] {
@@ -334,7 +337,7 @@ fn what_is_not_tcp_is_left_alone() {
     for fd in
         [udp.as_raw_fd(), unix.as_raw_fd()].into_iter().chain(raw.iter().map(std::os::fd::AsRawFd::as_raw_fd))
     {
-        assert_eq!(support::option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE), Ok(0));
+        assert_eq!(option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE), Ok(0));
     }
     let holder = Holder::start(Command::new(holder()).arg("udp"));
     assert_eq!(attach(&[], holder.pid()).1, "3 sockets set to 60,10,6 (mode force), 0 unchanged, 0 failed\n");
@@ -346,7 +349,7 @@ fn multipath_tcp_has_it_too() {
     if !has_mptcp() {
         return;
     }
-    let socket = support::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap();
+    let socket = ka_test::socket::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap();
     let pid = i32::try_from(std::process::id()).unwrap();
     // It can have no user timeout; the rest is better than nothing.
     let (status, _, err) = attach(&["-p", "280,30,5", "-u", "5000"], pid);
@@ -399,7 +402,7 @@ fn what_is_shared_is_counted_once() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let _duplicate = listener.try_clone().unwrap();
     let port = listener.local_addr().unwrap().port();
-    support::set_option(listener.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
+    set_option(listener.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
     // It stays open in these alone: what another test starts meanwhile must not have it too.
     let fd = listener.as_raw_fd();
     let child = || {
@@ -445,7 +448,7 @@ fn what_cannot_be_looked_into_says_what_it_takes() {
     }
     let folder = public("attach");
     let made = CleanUp(folder.clone());
-    for program in [support::release().join("ka"), holder().to_path_buf()] {
+    for program in [release().join("ka"), holder().to_path_buf()] {
         fs::copy(
             &program,
             folder.join(program.file_name().unwrap().to_str().unwrap().split('-').next().unwrap()),
@@ -533,7 +536,7 @@ fn nginx_redis_and_python() {
     if !on_a_machine_of_its_own("nginx_redis_and_python") {
         return;
     }
-    let conf = support::nginx("listen 127.0.0.1:8080 so_keepalive=off;");
+    let conf = nginx("listen 127.0.0.1:8080 so_keepalive=off;");
     let nginx = Running::start(Command::new("nginx").arg("-c").arg(conf));
     let redis = Running::start(Command::new("redis-server").args([
         "--port",
@@ -650,7 +653,7 @@ fn a_signal_ends_what_takes_its_time() {
 #[test]
 fn a_dry_run_takes_no_time() {
     // Building it does.
-    support::release();
+    release();
     let holder = Holder::start(&mut Command::new(holder()));
     let start = Instant::now();
     let (status, out, _) = attach(&["--dry-run", "--spread", "20s"], holder.pid());

@@ -4,9 +4,6 @@
 //! their own. A test's cgroups are below one of its own, which goes with it; what is attached is kept in a bpf
 //! filesystem that only the test sees, and goes with that.
 
-#[path = "../../../tests/support/mod.rs"]
-mod support;
-
 mod command;
 
 use std::fs;
@@ -22,8 +19,15 @@ use std::time::Duration;
 
 use command::cgroups::{Cgroup, attaching, on_its_own, unit_calls};
 use command::{CleanUp, Holder, as_nobody, go_holder, holder, ka, outcome, public, static_holder};
+use ka_test::artifact::release;
+use ka_test::child::{Running, stdout, succeed};
+use ka_test::compiler::{Link, allowing, cc, compile};
+use ka_test::kernel::has_mptcp;
+use ka_test::log::skip;
+use ka_test::path::{root, scratch};
+use ka_test::socket::{five, option, set_option};
+use ka_test::wait::eventually;
 use serde_json::Value;
-use support::{Running, eventually, five, has_mptcp, set_option, skip, succeed};
 
 /// A command that begins in a cgroup.
 fn within(cgroup: &Path, program: &Path) -> Command {
@@ -166,10 +170,10 @@ fn force_holds_the_policy() {
     }
     // What is none of the five, or no TCP, passes.
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
-    assert_eq!(support::option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY), Ok(1));
+    assert_eq!(option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY), Ok(1));
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     set_option(udp.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
-    assert_eq!(support::option(udp.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE), Ok(1));
+    assert_eq!(option(udp.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE), Ok(1));
     // From outside the cgroup, the policy wins too, and attach reports this.
     let (own, port) = (std::process::id().to_string(), stream.local_addr().unwrap().port().to_string());
     let (status, out, err) = outcome(ka().args(["attach", "-d", "99", "--port", &port, &own]));
@@ -303,7 +307,7 @@ fn a_value_that_is_longer_than_a_page_passes() {
                   for option, value in (socket.TCP_NODELAY, 1), (socket.TCP_USER_TIMEOUT, 3600000):\n\
                   \x20   s.setsockopt(socket.IPPROTO_TCP, option, value.to_bytes(4, 'little') + tail)\n\
                   \x20   print(s.getsockopt(socket.IPPROTO_TCP, option))";
-    let told = support::stdout(within(&below, Path::new("python3")).args(["-c", python]));
+    let told = stdout(within(&below, Path::new("python3")).args(["-c", python]));
     assert_eq!(told, "1\n120000\n");
 }
 
@@ -341,7 +345,7 @@ fn the_cgroup_above_has_the_last_word() {
     let said = "ka: run: the policy of the cgroup holds, whatever is asked for: 90,10,6 (ka cgroup ls)\n";
     for way in ["preload", "seccomp", "cgroup"] {
         for (idle, said) in [("30", said), ("90", "")] {
-            let mut run = within(&below, &support::release().join("ka"));
+            let mut run = within(&below, &release().join("ka"));
             run.args(["run", "--via", way, "-d", idle, "true"]);
             assert_eq!(outcome(&mut run), (0, String::new(), said.to_owned()), "{way}");
         }
@@ -440,8 +444,8 @@ fn io_uring_does_not_pass_it_by() {
     }
     let cgroup = Cgroup::new();
     attached(&ka_cgroup(&["attach", "-p", "280,30,5"], &cgroup.0));
-    let source = support::root().join("crates/ka-cli/tests/c/ring.c");
-    let ring = support::compile(&mut support::cc(), &source, support::Link::Nothing);
+    let source = root().join("crates/ka-cli/tests/c/ring.c");
+    let ring = compile(&mut cc(), &source, Link::Nothing);
     let (status, out, err) = outcome(&mut within(&cgroup.0, &ring));
     if status == 77 {
         skip("no io_uring here");
@@ -498,7 +502,7 @@ fn what_cannot_be_done_is_said() {
     detach(Path::new(path));
     let folder = public("cgroup");
     let _made = command::CleanUp(folder.clone());
-    fs::copy(support::release().join("ka"), folder.join("ka")).unwrap();
+    fs::copy(release().join("ka"), folder.join("ka")).unwrap();
     for (args, needs) in [
         (&["attach", path][..], "needs CAP_BPF and CAP_NET_ADMIN (run ka as root)"),
         (&["detach", path], "needs CAP_BPF and CAP_NET_ADMIN (run ka as root)"),
@@ -604,7 +608,7 @@ fn the_systemd_unit_has_only_the_rights_that_it_needs() {
     let cgroup = Cgroup::new();
     let below = cgroup.below("below");
     let mut holder = Holder::start(within(&below, "env".as_ref()).args(elsewhere(holder())));
-    let unit = fs::read_to_string(support::root().join("deploy/systemd/ka-cgroup@.service")).unwrap();
+    let unit = fs::read_to_string(root().join("deploy/systemd/ka-cgroup@.service")).unwrap();
     let values = |key: &str| {
         let prefix = format!("{key}=");
         unit.lines().filter_map(|line| line.strip_prefix(&prefix)).map(str::to_owned).collect::<Vec<_>>()
@@ -623,10 +627,7 @@ fn the_systemd_unit_has_only_the_rights_that_it_needs() {
     assert_eq!(words.next(), Some("/usr/bin/ka"));
     let folder = public("unit");
     let _clean = CleanUp(folder.clone());
-    for (from, to) in [
-        (support::release().join("ka"), "ka"),
-        (support::allowing(calls.iter().map(String::as_str)), "allow"),
-    ] {
+    for (from, to) in [(release().join("ka"), "ka"), (allowing(calls.iter().map(String::as_str)), "allow")] {
         fs::copy(from, folder.join(to)).unwrap();
     }
     let manager = UnixDatagram::bind(folder.join("manager")).unwrap();
@@ -916,8 +917,8 @@ fn a_held_lock_does_not_block_the_sweep() {
         return;
     }
     let cgroup = Cgroup::new();
-    let locker = support::root().join("crates/ka-cli/tests/c/locker.c");
-    let locker = support::compile(support::cc().arg("-pthread"), &locker, support::Link::Nothing);
+    let locker = root().join("crates/ka-cli/tests/c/locker.c");
+    let locker = compile(cc().arg("-pthread"), &locker, Link::Nothing);
     let below = cgroup.below("a-user");
     let mut command = within(&below, "env".as_ref());
     command.args(elsewhere(&locker)).args(["0", "evil", "1"]);
@@ -1039,7 +1040,7 @@ fn a_program_is_run_in_a_cgroup_of_its_own() {
     // What cannot be executed leaves nothing either.
     let empty = cgroup.0.join("ka-run-999999999");
     fs::create_dir(&empty).unwrap();
-    let odd = support::scratch("odd");
+    let odd = scratch("odd");
     fs::write(&odd, b"\x7fELF").unwrap();
     fs::set_permissions(&odd, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let (status, _, err) = outcome(&mut run_within(&cgroup, &["--", odd.to_str().unwrap()]));
@@ -1054,7 +1055,7 @@ fn a_program_is_run_in_a_cgroup_of_its_own() {
     }
     let folder = public("run-cgroup");
     let _made = command::CleanUp(folder.clone());
-    fs::copy(support::release().join("ka"), folder.join("ka")).unwrap();
+    fs::copy(release().join("ka"), folder.join("ka")).unwrap();
     let mut nobodys = Command::new(folder.join("ka"));
     let (status, _, err) = outcome(&mut as_nobody(nobodys.args(["run", "--via", "cgroup", "true"])));
     assert!(status == 125 && err.contains("needs CAP_BPF and CAP_NET_ADMIN"), "{err}");
@@ -1145,7 +1146,7 @@ fn every_socket_of_a_network_is_set_in_one_pass() {
     assert_eq!(five(listener.accept().unwrap().0.as_raw_fd()), [Ok(1), Ok(60), Ok(4), Ok(6), Ok(0)]);
     // That end is closed once its last segment was acknowledged, and its peer's is half.
     eventually("it is closed", || {
-        support::stdout(Command::new("ss").args(["-Htn", "state", "fin-wait-1"])).is_empty()
+        stdout(Command::new("ss").args(["-Htn", "state", "fin-wait-1"])).is_empty()
     });
     assert_eq!(said(&["--mode", "floor", "-p", "60,4,6"]), "1 socket set, 4 unchanged, 0 failed");
     assert_eq!(all(&mut holder)[1], (true, [10, 4, 2, 0]));
@@ -1189,7 +1190,7 @@ fn many_sockets_are_counted_as_they_fared() {
         return;
     }
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let limit = support::stdout(Command::new("sh").args(["-c", "ulimit -Sn"]));
+    let limit = stdout(Command::new("sh").args(["-c", "ulimit -Sn"]));
     let count = limit.trim().parse().unwrap_or(usize::MAX).min(9000) / 2 - 50;
     let connect = |_| {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

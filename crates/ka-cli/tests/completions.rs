@@ -1,8 +1,5 @@
 //! `ka completions`: the candidates that bash, zsh and fish offer with the script that ka prints for them.
 
-#[path = "../../../tests/support/mod.rs"]
-mod support;
-
 mod command;
 
 use std::fs;
@@ -10,7 +7,11 @@ use std::path::Path;
 use std::process::Command;
 
 use command::{bare, ka};
-use support::{scratch, skip, stdout};
+use ka_test::artifact::release;
+use ka_test::child::stdout;
+use ka_test::log::skip;
+use ka_test::namespace::user_namespace;
+use ka_test::path::scratch;
 
 /// A line up to the cursor, a candidate that the shell must offer, and a candidate that it must not offer.
 const CASES: [(&str, &str, &str); 19] = [
@@ -70,7 +71,7 @@ fn shell(name: &str) -> Command {
     const RUN: &str =
         "mount -t tmpfs none /run && mkdir /run/netns && : >/run/netns/ka-blue && exec \"$0\" \"$@\"";
     let mut command = bare("unshare");
-    command.args(support::user_namespace()).args(["--mount", "sh", "-c", RUN, name]);
+    command.args(user_namespace()).args(["--mount", "sh", "-c", RUN, name]);
     command
 }
 
@@ -122,7 +123,7 @@ fn fish_offers_the_right_candidates() {
     let offered = |line: &str| {
         let mut fish = shell("fish");
         fish.args(["-c", "source $argv[1]; complete -C $argv[2]"]).arg(&script).arg(line);
-        let path = format!("{}:{}", support::release().display(), std::env::var("PATH").unwrap());
+        let path = format!("{}:{}", release().display(), std::env::var("PATH").unwrap());
         let offered = stdout(fish.env("HOME", &home).env("PATH", path));
         offered.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect::<Vec<_>>()
     };
@@ -161,7 +162,7 @@ fn zsh_offers_the_right_candidates() {
         zsh.args(["-f", "-c", ASK, "zsh", line])
             .env("OFFERED", &found)
             .env("FOLDER", script.parent().unwrap());
-        let path = format!("{}:{}", support::release().display(), std::env::var("PATH").unwrap());
+        let path = format!("{}:{}", release().display(), std::env::var("PATH").unwrap());
         stdout(zsh.env("PATH", path).env("ZDOTDIR", &folder));
         fs::read_to_string(&found).unwrap_or_default().lines().map(str::to_owned).collect::<Vec<_>>()
     };

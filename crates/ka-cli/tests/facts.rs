@@ -1,9 +1,6 @@
 //! `ka check`, `plan`, `defaults`, completions and the manual pages: that what they say is so, and that what they say
 //! to paste is taken by the programs that it is for.
 
-#[path = "../../../tests/support/mod.rs"]
-mod support;
-
 mod command;
 
 use std::fs;
@@ -15,10 +12,16 @@ use command::{
     CleanUp, Holder, Staying, as_nobody, bare, go_holder, holder, ka, outcome, public, raw, refusing,
     static_holder,
 };
+use ka_test::artifact::{release, shim};
+use ka_test::child::{preloaded, stdout, succeed};
+use ka_test::compiler::{Link, cc, compile};
+use ka_test::kernel::sysctl;
+use ka_test::log::skip;
+use ka_test::namespace::{in_a_network_of_its_own, is_root, with_own_etc};
+use ka_test::nginx::nginx;
+use ka_test::path::scratch;
+use ka_test::wait::eventually;
 use serde_json::{Value, json};
-use support::{
-    Link, compile, eventually, in_a_network_of_its_own, is_root, scratch, skip, stdout, succeed, sysctl,
-};
 
 fn json_of(command: &mut Command) -> Value {
     let (_, out, err) = outcome(command);
@@ -68,7 +71,7 @@ fn check_says_which_programs_have_rights_of_their_own() {
     let folder = public("rights-of-their-own");
     let _made = CleanUp(folder.clone());
     let (own, setuid, capable) = (folder.join("ka"), folder.join("setuid"), folder.join("capable"));
-    fs::copy(support::release().join("ka"), &own).unwrap();
+    fs::copy(release().join("ka"), &own).unwrap();
     for program in [&setuid, &capable] {
         fs::copy("/bin/true", program).unwrap();
     }
@@ -99,7 +102,7 @@ fn check_says_which_ways_are_open() {
     assert_eq!(outcome(ka().arg("check")).0, i32::from(!all));
     let folder = public("doctor");
     let _made = CleanUp(folder.clone());
-    fs::copy(support::release().join("ka"), folder.join("ka")).unwrap();
+    fs::copy(release().join("ka"), folder.join("ka")).unwrap();
     if !is_root() {
         skip("only root can become another user");
         return;
@@ -122,8 +125,7 @@ fn what_check_says_to_type_works() {
     let report = json_of(ka().args(["check", "--json"]).arg(&odd));
     let command = report["command"].as_str().unwrap().replace("ka run", "exec \"$KA\" run");
     let mut shell = bare("sh");
-    Holder::start(shell.args(["-c", &command]).env("KA", support::release().join("ka")))
-        .assert_all(60, 10, 6);
+    Holder::start(shell.args(["-c", &command]).env("KA", release().join("ka"))).assert_all(60, 10, 6);
 }
 
 #[test]
@@ -150,7 +152,7 @@ fn check_says_what_reaches_a_process() {
     }
     let folder = public("check");
     let made = CleanUp(folder.clone());
-    fs::copy(support::release().join("ka"), folder.join("ka")).unwrap();
+    fs::copy(release().join("ka"), folder.join("ka")).unwrap();
     let (status, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).args(["check", &pid])));
     assert_eq!(status, 1);
     assert!(out.contains("attach   no      it belongs to user 0: needs CAP_SYS_PTRACE"), "{out}");
@@ -191,7 +193,7 @@ fn check_names_the_sockets_that_the_shim_missed() {
         ("KA_POLICY", "off", "\n  reason: KA_POLICY=off\n"),
         ("KA_MODE", "default", "\n  possible reason: the program has turned keepalive off itself"),
     ] {
-        let mut command = support::preloaded(&program);
+        let mut command = preloaded(&program);
         let running = Staying::start(command.arg("stay").env(name, value));
         let (status, text, _) = outcome(ka().args(["check", &running.pid().to_string()]));
         assert!(status == 1 && text.contains(expected), "{name}={value}: {text}");
@@ -205,7 +207,7 @@ fn check_names_the_sockets_that_the_shim_missed() {
         assert_eq!(text.contains("with 1 rule (KA_RULES)"), name == "KA_RULES", "{text}");
         drop(running);
     }
-    let mut command = support::preloaded(&program);
+    let mut command = preloaded(&program);
     let running = Staying::start(command.arg("stay").env("KA_POLICY", "280,30,5"));
     let (_, text, _) = outcome(ka().args(["check", &running.pid().to_string()]));
     assert!(text.contains(&format!("\ntype     ka attach -p 280,30,5 {}\n", running.pid())), "{text}");
@@ -265,7 +267,7 @@ fn check_reports_programs_and_pids_without_sockets() {
     }
     let unreadable = folder.join("unreadable");
     for program in ["ka", "unreadable"] {
-        fs::copy(support::release().join("ka"), folder.join(program)).unwrap();
+        fs::copy(release().join("ka"), folder.join(program)).unwrap();
     }
     fs::set_permissions(&unreadable, fs::Permissions::from_mode(0o711)).unwrap();
     let (_, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).arg("check").arg(&unreadable)));
@@ -286,7 +288,7 @@ fn check_reports_a_shim_in_ld_so_preload() {
         skip("only root has an /etc of its own");
         return;
     }
-    let (ka, shim) = (support::release().join("ka"), support::shim());
+    let (ka, shim) = (release().join("ka"), shim());
     let script = format!(
         "cp /usr/bin/true /run/setuid && chown 65534 /run/setuid && chmod 4755 /run/setuid\n\
          echo KA_POLICY=280,30,5 >/etc/ka.conf; echo {} >/etc/ld.so.preload\n{ka} check; {ka} check /run/setuid; {ka} check {}",
@@ -295,8 +297,7 @@ fn check_reports_a_shim_in_ld_so_preload() {
         ka = ka.display(),
     );
     let out =
-        String::from_utf8(support::with_own_etc(&format!("mount -t tmpfs none /run\n{script}\ntrue")).stdout)
-            .unwrap();
+        String::from_utf8(with_own_etc(&format!("mount -t tmpfs none /run\n{script}\ntrue")).stdout).unwrap();
     let listed = format!("/etc/ld.so.preload lists {}", shim.display());
     assert!(
         out.contains(&format!(
@@ -325,7 +326,7 @@ fn check_names_a_second_c_library() {
         \x20   puts(\"stay\"); fflush(stdout); while (getchar() != EOF); return 0;\n}\n";
     let source = scratch("twice").with_extension("c");
     fs::write(&source, SOURCE).unwrap();
-    let program = compile(&mut support::cc(), &source, Link::Nothing);
+    let program = compile(&mut cc(), &source, Link::Nothing);
     let check = |arguments: &[&str]| {
         let running = Staying::start(ka().arg("run").arg(&program).args(arguments));
         let (_, text, _) = outcome(ka().args(["check", &running.pid().to_string()]));
@@ -547,7 +548,7 @@ fn the_timeline_has_a_mark_for_each_probe() {
 #[test]
 fn nginx_takes_what_is_to_be_pasted() {
     let listen = pasted(&plan_text(), "nginx").replace("443 ssl", "127.0.0.1:8080");
-    let conf = support::nginx(&listen);
+    let conf = nginx(&listen);
     succeed(Command::new("nginx").args(["-t", "-c"]).arg(conf));
 }
 
@@ -609,7 +610,7 @@ fn c_takes_what_is_to_be_pasted() {
          printf(\"%d %d %d %d %d\\n\", ka_is_enabled(fd), idle, intvl, cnt, ms);\n}}\n"
     );
     fs::write(&source, text).unwrap();
-    let program = compile(&mut support::cc(), &source, Link::Shared);
+    let program = compile(&mut cc(), &source, Link::Shared);
     assert_eq!(stdout(&mut Command::new(program)), "1 280 30 5 430000\n");
 }
 
@@ -689,7 +690,7 @@ fn the_system_s_defaults() {
     }
     let public = public("defaults");
     let made = CleanUp(public.clone());
-    fs::copy(support::release().join("ka"), public.join("ka")).unwrap();
+    fs::copy(release().join("ka"), public.join("ka")).unwrap();
     let (status, _, err) =
         outcome(&mut as_nobody(Command::new(public.join("ka")).args(["defaults", "--set", "9,9,9"])));
     assert!(status == 2 && err.contains("needs CAP_NET_ADMIN") && err.contains("(try sudo)"), "{err}");
@@ -707,28 +708,28 @@ fn the_loader_takes_what_is_to_be_pasted() {
         let script = line.replace("PROGRAM", "python3 -c \"$0\"");
         outcome(bare("sh").args(["-c", &script, program]))
     };
-    let ours = line(&support::release().join("ka"));
+    let ours = line(&release().join("ka"));
     assert_eq!(run(&ours), (0, "1 280\n".to_owned(), String::new()), "{ours}");
     let installed = scratch("it's");
     for folder in ["bin", "lib/ka"] {
         fs::create_dir_all(installed.join(folder)).unwrap();
     }
     let own = installed.join("bin/ka");
-    fs::copy(support::release().join("ka"), &own).unwrap();
+    fs::copy(release().join("ka"), &own).unwrap();
     let elsewhere = line(&own);
     let private = option_env!("KA_LIBDIR").unwrap_or("/usr/lib/ka");
     assert!(
         elsewhere.starts_with(&format!("LD_PRELOAD={private}/libka_preload.so KA_POLICY=")),
         "{elsewhere}"
     );
-    fs::copy(support::shim(), installed.join("lib/ka/libka_preload.so")).unwrap();
+    fs::copy(shim(), installed.join("lib/ka/libka_preload.so")).unwrap();
     let installed = line(&own);
     assert_eq!(run(&installed), (0, "1 280\n".to_owned(), String::new()), "{installed}");
     assert!(!installed.contains(".."), "{installed}");
     let odd = scratch("with blank");
     fs::create_dir(&odd).unwrap();
     for file in ["ka", "libka_preload.so"] {
-        fs::copy(support::release().join(file), odd.join(file)).unwrap();
+        fs::copy(release().join(file), odd.join(file)).unwrap();
     }
     assert!(line(&odd.join("ka")).starts_with("# its path has blanks"));
 }
@@ -744,7 +745,7 @@ fn the_system_s_defaults_without_a_list_of_sockets() {
     }
     let defaults = |args: &[&str]| {
         let mut command = refusing(libc::SYS_socket, libc::EAFNOSUPPORT, Some((0, libc::AF_NETLINK)));
-        outcome(command.arg(support::release().join("ka")).arg("defaults").args(args))
+        outcome(command.arg(release().join("ka")).arg("defaults").args(args))
     };
     let why = "how many of the connections here have it on is not known: the kernel's list of sockets: Address family";
     let (status, text, err) = defaults(&[]);

@@ -4,12 +4,6 @@
 //! things as they were; what it says that it has done is so, which the kernel judges; and a program that it starts is
 //! either under the policy, or told of, or not started.
 
-#[path = "../../../tests/support/mod.rs"]
-mod support;
-
-#[path = "../../../tests/support/faults.rs"]
-mod faults;
-
 mod command;
 
 use std::fs;
@@ -20,9 +14,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use command::cgroups::{Cgroup, on_its_own};
 use command::{Holder, holder, ka, outcome};
-use faults::{Fault, Ran, Trial, each};
+use ka_test::artifact::release;
+use ka_test::compiler::{Link, cc, compile};
+use ka_test::fault::{Fault, Ran, Trial, each, is_sane, takes_all, watch};
+use ka_test::kernel::sysctl;
+use ka_test::log::{say, skip};
+use ka_test::namespace::{is_root, on_a_machine_of_its_own, user_namespace};
+use ka_test::path::{root, scratch};
+use ka_test::wait::eventually;
 use serde_json::Value;
-use support::{Link, compile, on_a_machine_of_its_own, root, scratch};
 
 /// Only ka's own calls, not those of the program that it becomes.
 const OPTIONS: [&str; 2] = ["-x", "ka"];
@@ -43,7 +43,7 @@ const TRIAL: Trial<'static> = Trial {
     ],
     options: &OPTIONS,
     few: FEW,
-    ..faults::TRIAL
+    ..ka_test::fault::TRIAL
 };
 
 const STANDARD: &str = "1 60 10 6 0\n";
@@ -51,7 +51,7 @@ const NONE: &str = "0 7200 75 9 0\n";
 
 fn seen(flags: &[&str]) -> PathBuf {
     let source = root().join("crates/ka-cli/tests/c/seen.c");
-    compile(support::cc().args(flags), &source, Link::Nothing)
+    compile(cc().args(flags), &source, Link::Nothing)
 }
 
 fn dynamic() -> &'static Path {
@@ -288,7 +288,7 @@ fn defaults_are_set_whole_or_not() {
     let prepare = || {
         let lock = one.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         for (name, value) in SYSCTLS.iter().zip(["7200", "75", "9"]) {
-            support::sysctl(name, value);
+            sysctl(name, value);
         }
         let folder = scratch("sysctl.d");
         fs::create_dir(&folder).unwrap();
@@ -450,7 +450,7 @@ fn a_program_in_a_cgroup_of_its_own_has_the_policy_or_is_not_started() {
     each(&trial, || (run(), ()), judge);
     // What was left where the call failed that removes a cgroup, the next removes.
     assert_eq!(outcome(&mut run()).0, 0);
-    support::eventually("no cgroup is left", || {
+    eventually("no cgroup is left", || {
         fs::read_dir(&cgroup.0).unwrap().flatten().all(|entry| !entry.path().is_dir())
     });
 }
@@ -491,14 +491,14 @@ fn without_memory<T>(
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     let library = LIBRARY.get_or_init(|| {
         let source = root().join("tests/c/memory_fails.c");
-        compile(support::cc().args(["-shared", "-fPIC"]), &source, Link::Nothing)
+        compile(cc().args(["-shared", "-fPIC"]), &source, Link::Nothing)
     });
     let attempt = |number: usize| {
         let (mut command, state) = prepare();
         let mark = scratch("failed");
         command.env("LD_PRELOAD", library).env("ALLOCATION_OF", "ka").env("ALLOCATION_FAILED", &mark);
         command.env("ALLOCATION", number.to_string());
-        let ran = faults::watch(&command);
+        let ran = watch(&command);
         (fs::remove_file(&mark).is_ok(), ran, state)
     };
     // How many there are: of a thousand million, none fails.
@@ -508,7 +508,7 @@ fn without_memory<T>(
         step /= 2;
     }
     assert!(count > 20, "{name}: {count} allocations");
-    let stride = if faults::takes_all() { 1 } else { (count / few).max(1) };
+    let stride = if takes_all() { 1 } else { (count / few).max(1) };
     let mut ended = 0;
     for number in (1..=count).step_by(stride) {
         let (_, ran, state) = attempt(number);
@@ -518,12 +518,12 @@ fn without_memory<T>(
         {
             continue;
         }
-        if let Err(why) = faults::is_sane(&ran).and_then(|()| judge(&ran, state)) {
+        if let Err(why) = is_sane(&ran).and_then(|()| judge(&ran, state)) {
             panic!("{name}, allocation {number} of {count}: {why}: {ran:?}");
         }
     }
     assert!(ended > 0, "{name}: nothing has ended for want of memory");
-    support::say(&format!("{name}: {} of {count} allocations fail, {ended} end it", count.div_ceil(stride)));
+    say(&format!("{name}: {} of {count} allocations fail, {ended} end it", count.div_ceil(stride)));
 }
 
 /// `ka run` without memory: the program has the policy, or was not started, or that it has none is said.
@@ -603,7 +603,7 @@ fn an_allocation_that_fails_ends_it_with_a_word() {
 
     let set = || {
         for (name, value) in SYSCTLS.iter().zip(["7200", "75", "9"]) {
-            support::sysctl(name, value);
+            sysctl(name, value);
         }
         let mut command = ka();
         command.args(["defaults", "--set", "61,11,7"]);
@@ -700,7 +700,7 @@ fn a_cgroup_is_whole_without_memory_too() {
     without_memory("ka run --via cgroup", few, prepare, |ran, ()| is_under_or_told(ran));
     // What was left by one that ended early, the next removes.
     assert_eq!(outcome(&mut prepare().0).0, 0);
-    support::eventually("no cgroup is left", || {
+    eventually("no cgroup is left", || {
         fs::read_dir(&own).unwrap().flatten().all(|entry| !entry.path().is_dir())
     });
 }
@@ -716,8 +716,8 @@ fn without_descriptors_it_ends_with_a_word() {
         let mut limited = Command::new("prlimit");
         limited.arg(format!("--nofile={most}:{most}")).arg(command.get_program()).args(command.get_args());
         limited.env_remove("LD_PRELOAD");
-        let ran = faults::watch(&limited);
-        faults::is_sane(&ran).unwrap_or_else(|why| panic!("{most} descriptors: {why}: {ran:?}"));
+        let ran = watch(&limited);
+        is_sane(&ran).unwrap_or_else(|why| panic!("{most} descriptors: {why}: {ran:?}"));
         ran
     };
     let own = Holder::start(&mut Command::new(holder()));
@@ -776,7 +776,7 @@ fn a_proc_that_is_hidden_or_not_there_is_no_reason_to_be_wrong() {
     }
     let folder = command::CleanUp(command::public("proc"));
     for file in ["ka", "libka_preload.so"] {
-        fs::copy(support::release().join(file), folder.0.join(file)).unwrap();
+        fs::copy(release().join(file), folder.0.join(file)).unwrap();
     }
     fs::copy(dynamic(), folder.0.join("seen")).unwrap();
     fs::copy(fixed(), folder.0.join("static")).unwrap();
@@ -785,10 +785,10 @@ fn a_proc_that_is_hidden_or_not_there_is_no_reason_to_be_wrong() {
     // The script is run in mounts of its own; what it runs it finds in "$0", and a process in "$1".
     let run = |how: &str, what: &str| {
         let mut command = command::bare("unshare");
-        command.args(support::user_namespace()).args(["--mount", "sh", "-c"]);
+        command.args(user_namespace()).args(["--mount", "sh", "-c"]);
         command.arg(format!("{how} && {what}")).arg(&folder.0).arg(&pid);
-        let ran = faults::watch(&command);
-        faults::is_sane(&ran).unwrap_or_else(|why| panic!("{how}, {what}: {why}: {ran:?}"));
+        let ran = watch(&command);
+        is_sane(&ran).unwrap_or_else(|why| panic!("{how}, {what}: {why}: {ran:?}"));
         ran
     };
     let is = |ran: &Ran, status: i32, stdout: &str, stderr: &str| {
@@ -813,8 +813,8 @@ fn a_proc_that_is_hidden_or_not_there_is_no_reason_to_be_wrong() {
     is(&run(absent, "\"$0/ka\" ls --json --off"), 1, &own.port.to_string(), "");
     is(&run(absent, "\"$0/ka\" plan --path 350s"), 0, "idle 280", "");
 
-    if !support::is_root() {
-        support::skip("only root hides the processes of one user from another");
+    if !is_root() {
+        skip("only root hides the processes of one user from another");
         return;
     }
     let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups";
@@ -873,7 +873,7 @@ fn a_number_that_is_another_s_now_is_left_alone() {
         return;
     }
     if fs::write("/proc/sys/kernel/ns_last_pid", "300").is_err() {
-        support::skip("numbers of processes cannot be chosen here");
+        skip("numbers of processes cannot be chosen here");
         return;
     }
     // A number is one process's: one run at a time.

@@ -2,9 +2,6 @@
 //! descriptors or threads than ka can read. Each test shows that ka ends, that all other sockets have the policy, and
 //! that ka names the sockets that it left out.
 
-#[path = "../../../tests/support/mod.rs"]
-mod support;
-
 mod command;
 
 use std::fs;
@@ -17,10 +14,15 @@ use std::time::{Duration, Instant};
 
 use command::cgroups::{Cgroup, attaching, on_its_own, profile_calls, unit_calls};
 use command::{CleanUp, Holder, Told, as_nobody, bare, holder, ka, public};
+use ka_test::artifact::release;
+use ka_test::child::{Running, stdout, succeed};
+use ka_test::compiler::{Link, allowing, cc, compile};
+use ka_test::kernel::lacks_bpf;
+use ka_test::log::skip;
+use ka_test::namespace::{is_root, on_a_machine_of_its_own};
+use ka_test::path::{root, scratch};
+use ka_test::wait::eventually;
 use serde_json::Value;
-use support::{
-    Link, Running, compile, eventually, is_root, on_a_machine_of_its_own, root, skip, stdout, succeed,
-};
 
 /// More time than ka needs for a few sockets on a busy machine.
 const LONG: Duration = Duration::from_secs(120);
@@ -36,7 +38,7 @@ impl Attacker {
     /// attack here.
     fn start(name: &str, args: &[&str]) -> Option<Self> {
         let source = root().join("crates/ka-cli/tests/c").join(name).with_extension("c");
-        let program = compile(support::cc().arg("-pthread"), &source, Link::Nothing);
+        let program = compile(cc().arg("-pthread"), &source, Link::Nothing);
         // Every user may run the program there, even if the repository is private.
         let folder = public(name);
         let _made = CleanUp(folder.clone());
@@ -171,7 +173,7 @@ fn ka_sets_other_sockets_while_a_lock_is_held() {
     assert_eq!(failed["fd"], evil.said[0]);
     assert!(failed["error"].as_str().unwrap().contains(BLOCKED), "{out}");
 
-    if let Some(why) = support::lacks_bpf() {
+    if let Some(why) = lacks_bpf() {
         skip(&format!("ka attach --via bpf: {why}"));
     } else {
         let (status, out, err) = ends(attach(&["--all", "--via", "bpf", "-p", "290,30,5"]));
@@ -275,7 +277,7 @@ fn lingering_sockets_do_not_block_ka() {
         // strace delays each option, so that ka still has a duplicate when the attacker ends.
         let mut strace = bare("strace");
         strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=setsockopt", "-e"]);
-        strace.arg("inject=setsockopt:delay_enter=20000").arg(support::release().join("ka"));
+        strace.arg("inject=setsockopt:delay_enter=20000").arg(release().join("ka"));
         strace.args(["attach", "--all", "-p", "280,30,5"]).args(follow.then_some("--follow"));
         let child =
             strace.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -334,8 +336,8 @@ fn a_cgroup_gets_its_policy_while_a_lock_is_held() {
     };
 
     for (mode, idle, calls) in [("default", 270, profile_calls()), ("force", 280, unit_calls())] {
-        let errors = support::scratch("sweep-errors");
-        let mut command = Command::new(support::allowing(calls.iter().map(String::as_str)));
+        let errors = scratch("sweep-errors");
+        let mut command = Command::new(allowing(calls.iter().map(String::as_str)));
         command.arg(ka().get_program()).args(args(mode, idle)).arg("--foreground").arg(&cgroup.0);
         let (_running, line) = attaching(command.stderr(fs::File::create(&errors).unwrap()));
         let err = fs::read_to_string(&errors).unwrap();
@@ -429,7 +431,7 @@ fn sockets_keep_their_class() {
     let elsewhere = |args: &[&str]| {
         let mut command = bare("unshare");
         command.args(["--mount", "sh", "-c", "umount \"$0\" && exec \"$@\""]).arg(&net_cls.0);
-        command.arg(support::release().join("ka")).args(args).arg(&pid);
+        command.arg(release().join("ka")).args(args).arg(&pid);
         ends(command)
     };
     for args in [&["attach"][..], &["attach", "--dry-run"]] {
@@ -473,11 +475,11 @@ fn sockets_keep_their_class() {
     // The supervisor of an ordinary user may not enter a cgroup of root's.
     let folder = public("class");
     let _made = CleanUp(folder.clone());
-    for program in [support::release().join("ka").as_path(), command::holder()] {
+    for program in [release().join("ka").as_path(), command::holder()] {
         fs::copy(program, folder.join(program.file_name().unwrap())).unwrap();
     }
     let reachable = folder.join(command::holder().file_name().unwrap());
-    let errors = support::scratch("class-errors");
+    let errors = scratch("class-errors");
     let mut run = bare(folder.join("ka"));
     let mut run = as_nobody(run.args(["run", "--via", "seccomp", "-p", "280,30,5"]).arg(&reachable));
     let mut holder = Holder::start(run.stderr(fs::File::create(&errors).unwrap()));
@@ -491,7 +493,7 @@ fn sockets_keep_their_class() {
     let told = holder.look();
     assert_eq!(told.iter().filter(|told| !told.on).count(), 1, "{told:?}");
     let said = || fs::read_to_string(&errors).unwrap();
-    support::eventually("ka names the program", || said().contains("class of net_cls"));
+    eventually("ka names the program", || said().contains("class of net_cls"));
     assert!(said().contains("no policy") && said().contains("--lose-class"), "{}", said());
 }
 
@@ -521,12 +523,9 @@ fn three_hundred_tables(setup: &str) -> Running {
 #[test]
 fn tables_are_compared_in_order() {
     let running = three_hundred_tables("");
-    let counts = support::scratch("kcmp");
+    let counts = scratch("kcmp");
     let mut strace = bare("strace");
-    strace
-        .args(["-f", "-qq", "-c", "-e", "trace=kcmp", "-o"])
-        .arg(&counts)
-        .arg(support::release().join("ka"));
+    strace.args(["-f", "-qq", "-c", "-e", "trace=kcmp", "-o"]).arg(&counts).arg(release().join("ka"));
     strace.args(["attach", "-p", "280,30,5"]).arg(running.0.id().to_string());
     let (status, out, err) = ends(strace);
     if err.contains("Linux 6.9") {
@@ -581,7 +580,7 @@ fn more_processes_than_descriptors_are_set() {
     let pids: Vec<_> = holders.iter().map(|holder| holder.pid().to_string()).collect();
     let few = |args: &[&str], pids: &[String]| {
         let mut prlimit = bare("prlimit");
-        prlimit.arg("--nofile=24:24").arg(support::release().join("ka")).arg("attach").args(args).args(pids);
+        prlimit.arg("--nofile=24:24").arg(release().join("ka")).arg("attach").args(args).args(pids);
         ends(prlimit)
     };
     for (args, pids, idle) in

@@ -1,8 +1,5 @@
 //! `ka ls`: what it says of each socket is what the kernel says, by getsockopt(2) and by ss(8).
 
-#[path = "../../../tests/support/mod.rs"]
-mod support;
-
 mod command;
 
 use std::collections::HashSet;
@@ -16,11 +13,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use command::{CleanUp, Holder, as_nobody, bare, holder, ka, outcome, public};
+use ka_test::artifact::release;
+use ka_test::child::{Running, stdout, succeed};
+use ka_test::kernel::{has_ipv6, has_mptcp};
+use ka_test::log::skip;
+use ka_test::namespace::{in_a_network_of_its_own, is_root, on_a_machine_of_its_own};
+use ka_test::path::root;
+use ka_test::socket::{five, fresh, set_option};
+use ka_test::wait::{eventually, listening};
 use serde_json::Value;
-use support::{
-    Running, eventually, five, has_ipv6, has_mptcp, in_a_network_of_its_own, is_root, listening,
-    on_a_machine_of_its_own, root, set_option, skip, stdout, succeed,
-};
 
 fn own_pid() -> String {
     std::process::id().to_string()
@@ -175,6 +176,15 @@ fn sockets_are_selected_by_port_risk_and_several_pids() {
     assert!(status == 2 && err.contains("--port"), "{err}");
 }
 
+/// Returns a Python that has a module: the first one on the path, or Debian's.
+fn python_with(module: &str) -> &'static str {
+    let has = |python: &str| {
+        let import = Command::new(python).args(["-c", &format!("import {module}")]).output();
+        import.is_ok_and(|output| output.status.success())
+    };
+    if has("python3") { "python3" } else { "/usr/bin/python3" }
+}
+
 #[test]
 fn the_json_is_as_its_schema_says() {
     let (client, _server) = connection();
@@ -184,7 +194,7 @@ fn the_json_is_as_its_schema_says() {
     let program = "import json, jsonschema, sys; jsonschema.validate(json.load(sys.stdin), json.load(open(sys.argv[1])))";
     for args in [&[][..], &["--state", states], &["--off"], &["--pid", &own_pid()]] {
         let (_, out, _) = outcome(ka().args(["ls", "--json"]).args(args));
-        let mut python = Command::new(support::python_with("jsonschema"));
+        let mut python = Command::new(python_with("jsonschema"));
         python.args(["-c", program]).arg(root().join("crates/ka-cli/tests/schema/ls.json"));
         let mut child = python.stdin(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(out.as_bytes()).unwrap();
@@ -203,7 +213,7 @@ fn a_silent_peer_shows() {
         return;
     }
     // Build first, so that a build does not delay the test while probes are under way.
-    support::release();
+    release();
     let ((probing, _one), (sending, _other), (dying, _third)) = (connection(), connection(), connection());
     set(probing.as_raw_fd(), true, [1, 1, 100, 0]);
     set(sending.as_raw_fd(), true, [1, 1, 100, 0]);
@@ -265,7 +275,7 @@ fn others_sockets_are_inferred() {
     }
     let folder = public("ls");
     let made = CleanUp(folder.clone());
-    fs::copy(support::release().join("ka"), folder.join("ka")).unwrap();
+    fs::copy(release().join("ka"), folder.join("ka")).unwrap();
     let (client, server) = connection();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     set(client.as_raw_fd(), true, [100, 20, 4, 0]);
@@ -450,9 +460,9 @@ fn forks_share_and_multipath_tcp_is_there() {
     if !has_mptcp() {
         return;
     }
-    let socket = support::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap();
+    let socket = ka_test::socket::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap();
     let socket = socket2_of(socket);
-    let client = support::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap();
+    let client = ka_test::socket::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap();
     let client = socket2_of(client);
     socket.bind(&"127.0.0.1:7100".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
     socket.listen(8).unwrap();
@@ -473,7 +483,7 @@ fn socket2_of(fd: OwnedFd) -> socket2::Socket {
 
 /// Returns the output of `ka ls` about this process in a terminal with this many columns.
 fn in_a_terminal(columns: u32, environment: &str, args: &str) -> Vec<String> {
-    let ka = support::release().join("ka");
+    let ka = release().join("ka");
     let command = format!(
         "stty cols {columns}; {environment} TERM=xterm {} ls {args} --pid {}",
         ka.display(),
@@ -623,7 +633,7 @@ fn a_reader_that_goes_away_ends_it_without_a_word() {
 #[test]
 fn closed_standard_descriptors_do_no_harm() {
     let mut holder = Holder::start(&mut Command::new(holder()));
-    let ka = support::release().join("ka");
+    let ka = release().join("ka");
     let script = format!("exec {} attach -v {} <&- >&- 2>&-", ka.display(), holder.pid());
     assert!(bare("sh").args(["-c", &script]).status().unwrap().success());
     holder.assert_all(60, 10, 6);
@@ -638,7 +648,7 @@ fn closed_standard_descriptors_do_no_harm() {
 /// ka rejects a state that the kernel never lists. An empty list would look as if no socket had this state.
 #[test]
 fn a_state_that_cannot_be_listed_is_refused() {
-    let _unconnected = support::fresh();
+    let _unconnected = fresh();
     let (status, out, err) = outcome(ka().args(["ls", "--state", "close"]));
     assert_eq!((status, out.as_str()), (2, ""));
     assert!(err.contains("the kernel does not list closed and unconnected sockets; ka check PID"), "{err}");

@@ -1,9 +1,6 @@
 //! ka where the shim is preloaded into ka itself, as into every program of a machine, with another policy than the one that
 //! ka is told: what it does to the sockets of others is what it was told.
 
-#[path = "../../../tests/support/mod.rs"]
-mod support;
-
 mod command;
 
 use std::fs;
@@ -13,7 +10,10 @@ use std::process::Command;
 
 use command::cgroups::on_its_own;
 use command::{CleanUp, Holder, as_nobody, bare, holder, ka, outcome, public, static_holder};
-use support::{is_root, skip, stdout, with_own_etc};
+use ka_test::artifact::{release, shim};
+use ka_test::child::{stdout, succeed};
+use ka_test::log::skip;
+use ka_test::namespace::{is_root, with_own_etc};
 
 /// Prints SO_KEEPALIVE, idle, intvl, cnt and user timeout of a fresh socket.
 const FRESH: &str = "import socket; s = socket.socket(); \
@@ -22,7 +22,7 @@ const FRESH: &str = "import socket; s = socket.socket(); \
 /// ka under the shim, which is told this policy.
 fn under(policy: &str) -> Command {
     let mut ka = ka();
-    ka.env("LD_PRELOAD", support::shim()).env("KA_POLICY", policy);
+    ka.env("LD_PRELOAD", shim()).env("KA_POLICY", policy);
     ka
 }
 
@@ -54,7 +54,7 @@ fn ka_run_via_seccomp_gives_what_it_is_told() {
 
 #[test]
 fn ka_run_in_ka_run_gives_what_the_inner_one_is_told() {
-    let own = support::release().join("ka");
+    let own = release().join("ka");
     let inside = |outer: &[&str]| {
         let inner = [own.as_os_str(), "run".as_ref(), "-p".as_ref(), "30,5,3".as_ref()];
         outcome(ka().args(outer).arg("--").args(inner).args(["--", "python3", "-c", FRESH]))
@@ -93,8 +93,7 @@ fn the_shim_says_nothing_in_ka() {
     let (_, out, err) = outcome(under("nonsense").arg("--version"));
     assert!(out.starts_with("ka ") && err.is_empty(), "{err}");
     // It does elsewhere.
-    let elsewhere =
-        bare("true").env("LD_PRELOAD", support::shim()).env("KA_POLICY", "nonsense").output().unwrap();
+    let elsewhere = bare("true").env("LD_PRELOAD", shim()).env("KA_POLICY", "nonsense").output().unwrap();
     assert!(String::from_utf8(elsewhere.stderr).unwrap().starts_with("ka: KA_POLICY=\"nonsense\": "));
 }
 
@@ -112,9 +111,9 @@ fn ka_with_capabilities_on_a_machine_that_preloads_it_into_all() {
         fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o755)).unwrap();
         folder.join(name)
     };
-    let capable = copy(&support::release().join("ka"), "ka");
-    let shim = copy(&support::shim(), "libka_preload.so");
-    support::succeed(Command::new("setcap").arg("cap_sys_ptrace+ep").arg(&capable));
+    let capable = copy(&release().join("ka"), "ka");
+    let shim = copy(&shim(), "libka_preload.so");
+    succeed(Command::new("setcap").arg("cap_sys_ptrace+ep").arg(&capable));
     let mut holder = Holder::start(&mut as_nobody(&bare(copy(holder(), "holder"))));
     let output = with_own_etc(&format!(
         "echo KA_POLICY=60,10,6 >/etc/ka.conf; echo {} >/etc/ld.so.preload
@@ -133,11 +132,11 @@ fn ka_with_capabilities_on_a_machine_that_preloads_it_into_all() {
 /// The linker keeps it, though nothing calls it and the file is stripped.
 #[test]
 fn ka_has_the_name_that_the_shim_knows_it_by() {
-    let ka = support::release().join("ka");
+    let ka = release().join("ka");
     let table = stdout(Command::new("nm").args(["-D", "--defined-only"]).arg(ka));
     assert!(table.lines().any(|line| line.ends_with(" T ka_preload_off")), "{table}");
     for library in ["libka.so", "libka_preload.so"] {
-        let library = support::release().join(library);
+        let library = release().join(library);
         let table = stdout(Command::new("nm").args(["-D", "--defined-only"]).arg(library));
         assert!(!table.contains("ka_preload_off"), "{table}");
     }

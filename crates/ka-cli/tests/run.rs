@@ -1,9 +1,6 @@
 //! `ka run`: that the program's sockets have the policy, that the program is otherwise what it would have been, and
 //! that what cannot be reached is not run.
 
-#[path = "../../../tests/support/mod.rs"]
-mod support;
-
 mod command;
 
 use std::fs;
@@ -18,9 +15,14 @@ use command::{
     CleanUp, Holder, armed, as_nobody, bare, go_build, go_holder, holder, holder_with, ka, outcome, public,
     raw, static_holder,
 };
-use support::{
-    Running, eventually, is_root, listening, on_a_machine_of_its_own, scratch, skip, stdout, with_own_etc,
-};
+use ka_test::artifact::{release, shim};
+use ka_test::child::{Running, preloaded, stdout, succeed};
+use ka_test::compiler::{Link, cc, compile};
+use ka_test::log::skip;
+use ka_test::namespace::{is_root, on_a_machine_of_its_own, with_own_etc};
+use ka_test::nginx::nginx;
+use ka_test::path::{root, scratch};
+use ka_test::wait::{eventually, listening};
 
 /// Prints SO_KEEPALIVE, idle, intvl, cnt and user timeout of a fresh socket.
 const FRESH: &str = "import socket; s = socket.socket(); \
@@ -71,7 +73,7 @@ fn the_sockets_of_the_program_have_the_policy() {
 fn with_file(make: &str, run: &str) -> (String, String) {
     let output = with_own_etc(&format!(
         "{make}; echo look | {} run {run} -- {}",
-        support::release().join("ka").display(),
+        release().join("ka").display(),
         holder().display()
     ));
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -141,7 +143,7 @@ fn each_way_names_an_ignored_ka_conf() {
 fn for_every_user(name: &str) -> (CleanUp, PathBuf, PathBuf) {
     let folder = public(name);
     for file in ["ka", "libka_preload.so"] {
-        fs::copy(support::release().join(file), folder.join(file)).unwrap();
+        fs::copy(release().join(file), folder.join(file)).unwrap();
     }
     fs::copy(holder(), folder.join("holder")).unwrap();
     (CleanUp(folder.clone()), folder.join("ka"), folder.join("holder"))
@@ -196,7 +198,7 @@ fn each_way_names_only_misspelled_variables() {
     assert_eq!(outcome(ka().args(["run", "true"]).env("KA_QUIET", "yes")).2, said);
     assert_eq!(outcome(ka().args(["check", "true"]).env("KA_QUIET", "yes")).2, said);
     // Correct names cause no message.
-    let preload = support::release().join("libka_preload.so");
+    let preload = release().join("libka_preload.so");
     let mut command = ka();
     command.args(["run", "true"]).env("KA_PRELOAD", preload).env("KA_POLICY", "60,10,6");
     assert_eq!(outcome(&mut command), (0, String::new(), String::new()));
@@ -246,7 +248,7 @@ fn it_becomes_the_program() {
     let shown = outcome(ka().args(["run", "-v", "-d", "30", "true"]));
     assert_eq!(
         shown.2,
-        format!("ka: via preload: {}, idle=30,intvl=10,cnt=6, mode force\n", support::shim().display())
+        format!("ka: via preload: {}, idle=30,intvl=10,cnt=6, mode force\n", shim().display())
     );
 }
 
@@ -260,7 +262,7 @@ fn the_program_has_what_ka_was_given() {
             let output = bare("sh").args(["-c", &script]).stdin(Stdio::null()).output().unwrap();
             String::from_utf8(output.stdout).unwrap()
         };
-        let run = format!("{} run --", support::release().join("ka").display());
+        let run = format!("{} run --", release().join("ka").display());
         assert_eq!(show(&run), show(""), "{given}");
     }
 }
@@ -268,11 +270,11 @@ fn the_program_has_what_ka_was_given() {
 #[test]
 fn what_is_preloaded_already_stays_and_the_shim_is_added_once() {
     let show = ["run", "sh", "-c", "echo $LD_PRELOAD"];
-    let (shim, libc) = (support::shim(), "libc.so.6");
+    let (shim, libc) = (shim(), "libc.so.6");
     let both = format!("{}:{libc}\n", shim.display());
     assert_eq!(stdout(ka().args(show)), format!("{}\n", shim.display()));
     assert_eq!(stdout(ka().env("LD_PRELOAD", libc).args(show)), both);
-    let own = support::release().join("ka");
+    let own = release().join("ka");
     let nested = [&["run"][..], &[own.to_str().unwrap()], &show].concat();
     assert_eq!(stdout(ka().env("LD_PRELOAD", libc).args(nested)), both);
 }
@@ -286,7 +288,7 @@ fn the_shim_is_before_a_library_that_asks_libc_itself() {
         \x20   return ((int (*)(int, int, int))dlsym(libc, \"socket\"))(domain, type, protocol);\n}\n";
     let (source, library) = (scratch("past").with_extension("c"), scratch("libpast.so"));
     fs::write(&source, SOURCE).unwrap();
-    support::succeed(support::cc().args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source));
+    succeed(cc().args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source));
     let alone = fresh(bare("env").env("LD_PRELOAD", &library));
     assert!(alone.starts_with("0 "), "{alone}");
     assert_eq!(fresh(ka().env("LD_PRELOAD", &library).arg("run")), "1 60 10 6 0");
@@ -297,12 +299,12 @@ fn the_shim_is_before_a_library_that_asks_libc_itself() {
 fn a_sanitizer_s_runtime_stays_first() {
     let source = scratch("clean").with_extension("c");
     fs::write(&source, "int main(void) { return 7; }\n").unwrap();
-    let program = support::compile(support::cc().arg("-fsanitize=address"), &source, support::Link::Nothing);
+    let program = compile(cc().arg("-fsanitize=address"), &source, Link::Nothing);
     if bare(&program).status().unwrap().code() != Some(7) {
         skip("gcc's AddressSanitizer does not run here");
         return;
     }
-    let runtime = stdout(support::cc().arg("-print-file-name=libasan.so"));
+    let runtime = stdout(cc().arg("-print-file-name=libasan.so"));
     let runtime = fs::canonicalize(runtime.trim()).unwrap();
     let (status, _, err) =
         outcome(ka().env("LD_PRELOAD", runtime).args(["run", "--via", "preload", "--"]).arg(&program));
@@ -314,8 +316,8 @@ fn a_sanitizer_s_runtime_stays_first() {
 fn a_path_that_the_loader_cannot_take() {
     let folder = scratch("a $b: c");
     fs::create_dir(&folder).unwrap();
-    fs::copy(support::release().join("ka"), folder.join("ka")).unwrap();
-    fs::copy(support::shim(), folder.join("libka_preload.so")).unwrap();
+    fs::copy(release().join("ka"), folder.join("ka")).unwrap();
+    fs::copy(shim(), folder.join("libka_preload.so")).unwrap();
     let script = format!("python3 -c '{FRESH}'; cd /; env -u KA_IDLE python3 -c '{FRESH}'");
     for runtime in [None, Some("/no/such/folder"), Some("relative"), Some("/tmp/with blank")] {
         let mut run = bare(folder.join("ka"));
@@ -365,7 +367,7 @@ fn run_reports_a_missing_shim_and_its_other_way_once() {
     let made = CleanUp(folder.clone());
     fs::create_dir(folder.join("bin")).unwrap();
     let own = folder.join("bin/ka");
-    fs::copy(support::release().join("ka"), &own).unwrap();
+    fs::copy(release().join("ka"), &own).unwrap();
     let place = |place: &str| format!("{}/{place}/libka_preload.so", folder.display());
     let looked = format!("{}, {}, ", place("bin"), place("lib/ka"));
     for flags in [&["run"][..], &["run", "-v"]] {
@@ -383,7 +385,7 @@ fn run_reports_a_missing_shim_and_its_other_way_once() {
     // ka prints nothing if the user asked for seccomp, or if no shim could reach the program.
     assert_eq!(outcome(bare(&own).args(["run", "--via", "seccomp", "true"])).2, "");
     assert_eq!(outcome(bare(&own).arg("run").arg(static_holder())).2, "");
-    assert_eq!(outcome(bare(&own).args(["run", "true"]).env("KA_PRELOAD", support::shim())).2, "");
+    assert_eq!(outcome(bare(&own).args(["run", "true"]).env("KA_PRELOAD", shim())).2, "");
     if is_root() {
         let err = outcome(&mut as_nobody(bare(&own).args(["run", "true"]))).2;
         assert!(err.lines().count() == 1 && err.contains("no_new_privs"), "{err}");
@@ -415,7 +417,7 @@ fn run_v_reports_programs_of_scripts_that_preload_does_not_reach() {
 #[test]
 fn a_shim_that_the_environment_names() {
     let shim = scratch("shim.so");
-    fs::copy(support::shim(), &shim).unwrap();
+    fs::copy(ka_test::artifact::shim(), &shim).unwrap();
     assert_eq!(fresh(ka().env("KA_PRELOAD", &shim).arg("run")), "1 60 10 6 0");
     let (status, _, err) = outcome(ka().env("KA_PRELOAD", "/no/such.so").args(["run", "true"]));
     assert_eq!(status, 125);
@@ -430,8 +432,8 @@ fn a_shim_that_the_environment_names() {
     // And one that is without a SONAME, as the shim is.
     let (source, plain) = (scratch("plain").with_extension("c"), scratch("plain.so"));
     fs::write(&source, "int socket(void) { return -1; }\n").unwrap();
-    support::succeed(support::cc().args(["-shared", "-fno-builtin", "-o"]).arg(&plain).arg(&source));
-    for other in [support::release().join("libka.so"), libc.unwrap().into(), plain] {
+    succeed(cc().args(["-shared", "-fno-builtin", "-o"]).arg(&plain).arg(&source));
+    for other in [release().join("libka.so"), libc.unwrap().into(), plain] {
         for way in ["auto", "preload"] {
             let (status, out, err) = outcome(
                 ka().env("KA_PRELOAD", &other).args(["run", "-v", "--via", way, "--", "echo", "started"]),
@@ -549,7 +551,7 @@ fn what_cannot_be_reached_is_not_run() {
     let static_script = folder.join("static-script");
     fs::write(&static_script, format!("#!{}\n", static_holder().display())).unwrap();
     fs::set_permissions(&static_script, fs::Permissions::from_mode(0o755)).unwrap();
-    let pie = holder_with(&mut support::cc(), &["-static-pie"]);
+    let pie = holder_with(&mut cc(), &["-static-pie"]);
 
     let mut cases = vec![
         (static_holder().to_path_buf(), "it is static, so no loader reads LD_PRELOAD"),
@@ -593,11 +595,9 @@ fn what_cannot_be_reached_is_not_run() {
 
     if is_root() {
         let capable = copy(holder(), "capable", 0o755);
-        support::succeed(Command::new("setcap").arg("cap_net_raw=ep").arg(&capable));
-        let (ka_copy, _) = (
-            copy(&support::release().join("ka"), "ka", 0o755),
-            copy(&support::shim(), "libka_preload.so", 0o644),
-        );
+        succeed(Command::new("setcap").arg("cap_net_raw=ep").arg(&capable));
+        let (ka_copy, _) =
+            (copy(&release().join("ka"), "ka", 0o755), copy(&shim(), "libka_preload.so", 0o644));
         let mut run = Command::new(ka_copy);
         run.args(["run"]).arg(&capable);
         let (status, _, err) = outcome(&mut as_nobody(&run));
@@ -617,7 +617,7 @@ const OWN_CALLS: &str =
 fn programs_with_system_calls_of_their_own_are_run_under_a_supervisor() {
     for optimized in ["-O0", "-O2"] {
         let program = raw(&[optimized]);
-        assert!(stdout(&mut support::preloaded(&program)).starts_with("0 "), "the shim reaches it");
+        assert!(stdout(&mut preloaded(&program)).starts_with("0 "), "the shim reaches it");
         let (status, out, err) = outcome(ka().args(["run", "-v", "-d", "97"]).arg(&program));
         assert_eq!((status, out.as_str()), (0, "1 97 10 6 0\n"), "{optimized}: {err}");
         let expected = format!("ka: preload does not reach it: {}: it {OWN_CALLS}\n", program.display());
@@ -646,16 +646,16 @@ fn libraries_with_system_calls_of_their_own_are_found_as_the_loader_finds_them()
     let folder = scratch("libraries");
     let below = folder.join("lib");
     fs::create_dir_all(&below).unwrap();
-    let source = support::root().join("crates/ka-cli/tests/c/raw.c");
+    let source = root().join("crates/ka-cli/tests/c/raw.c");
     let library = below.join("libraw.so");
     let build = |compiler: &str, flags: &[&str]| {
         let mut command = Command::new(compiler);
         command.args(["-O2", "-fPIC", "-shared", "-DLIBRARY", "-o"]).arg(&library).arg(&source);
-        support::succeed(&mut command);
+        succeed(&mut command);
         let program = folder.join("program");
         let mut command = Command::new(compiler);
         command.args(["-O2", "-DPROGRAM", "-o"]).arg(&program).arg(&source).arg("-L").arg(&below);
-        support::succeed(command.arg("-lraw").args(flags));
+        succeed(command.arg("-lraw").args(flags));
         program
     };
     let judged = |what: &str, run: &mut Command, program: &Path| {
@@ -677,7 +677,7 @@ fn libraries_with_system_calls_of_their_own_are_found_as_the_loader_finds_them()
             "mount -t tmpfs none /var/cache/ldconfig && echo {} >/etc/ld.so.conf.d/ka-test.conf && ldconfig && \
              exec {} run -d 97 {}",
             below.display(),
-            support::release().join("ka").display(),
+            release().join("ka").display(),
             program.display()
         );
         let output = with_own_etc(&script);
@@ -704,11 +704,11 @@ fn a_program_that_is_linked_to_a_library_of_go_is_run_under_a_supervisor() {
     let library = folder.join("libraw.so");
     go_build("library", true, &["-buildmode=c-shared"], &library);
     let rpath = format!("-Wl,-rpath,{}", folder.display());
-    let source = support::root().join("crates/ka-cli/tests/c/raw.c");
+    let source = root().join("crates/ka-cli/tests/c/raw.c");
     let program = folder.join("program");
-    let mut command = support::cc();
+    let mut command = cc();
     command.args(["-DPROGRAM", "-o"]).arg(&program).arg(source).arg("-L").arg(&folder);
-    support::succeed(command.args(["-lraw", &rpath]));
+    succeed(command.args(["-lraw", &rpath]));
     let (status, out, err) = outcome(ka().args(["run", "-v", "-d", "97"]).arg(&program));
     assert_eq!((status, out.as_str()), (0, "1 97 10 6 0\n"), "{err}");
     let why = format!("it is linked to {}, which was made by Go", library.display());
@@ -793,7 +793,7 @@ fn scripts_and_other_libraries_are_reached() {
 #[test]
 fn it_has_the_terminal() {
     // script(1) makes one.
-    let command = format!("{} run -- sh -c 'test -t 0 && tty'", support::release().join("ka").display());
+    let command = format!("{} run -- sh -c 'test -t 0 && tty'", release().join("ka").display());
     let output = stdout(bare("script").args(["-qec", &command, "/dev/null"]));
     assert!(output.starts_with("/dev/pts/"), "{output}");
 }
@@ -804,7 +804,7 @@ fn nginx_and_redis() {
     if !on_a_machine_of_its_own("nginx_and_redis") {
         return;
     }
-    let conf = support::nginx("listen 127.0.0.1:8080;");
+    let conf = nginx("listen 127.0.0.1:8080;");
     let _nginx = Running::start(ka().args(["run", "nginx", "-c"]).arg(conf));
     listening(8080);
     let server = ["--port", "6379", "--save", "", "--bind", "127.0.0.1", "--tcp-keepalive", "0"];

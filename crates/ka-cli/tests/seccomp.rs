@@ -1,9 +1,6 @@
 //! `ka run --via seccomp`: that every socket of the program and of all that it starts has the policy, and that the
 //! program is otherwise what it would have been.
 
-#[path = "../../../tests/support/mod.rs"]
-mod support;
-
 mod command;
 
 use std::fs;
@@ -20,12 +17,18 @@ use command::{
     CleanUp, Holder, Staying, Told, as_nobody, bare, go_holder, go_program, holder, holder_with, ka, outcome,
     public, refusing, static_holder,
 };
-use support::{Link, compile, eventually, is_root, root, scratch, skip, stdout, with_own_etc};
+use ka_test::artifact::{release, shim};
+use ka_test::child::{stderr, stdout, succeed};
+use ka_test::compiler::{Link, cc, compile};
+use ka_test::log::skip;
+use ka_test::namespace::{is_root, on_a_machine_of_its_own, with_own_etc};
+use ka_test::path::{root, scratch};
+use ka_test::wait::eventually;
 
 /// A program of tests/c, without a loader.
 fn made(name: &str) -> PathBuf {
     let source = root().join("crates/ka-cli/tests/c").join(name).with_extension("c");
-    compile(support::cc().arg("-static"), &source, Link::Nothing)
+    compile(cc().arg("-static"), &source, Link::Nothing)
 }
 
 fn seen() -> &'static Path {
@@ -42,7 +45,7 @@ fn run() -> Command {
 /// `ka run` where a call fails, always or with an argument of this value, as on an older kernel or in a container.
 fn refused(call: libc::c_long, errno: i32, argument: Option<(u32, i32)>) -> Command {
     let mut command = refusing(call, errno, argument);
-    command.arg(support::release().join("ka")).args(["run", "--via", "seccomp"]);
+    command.arg(release().join("ka")).args(["run", "--via", "seccomp"]);
     command
 }
 
@@ -81,7 +84,7 @@ fn visible(name: &str) -> (CleanUp, PathBuf, PathBuf) {
     let made = CleanUp(folder.clone());
     let (dynamic, fixed) = (folder.join("dynamic"), folder.join("static"));
     let source = root().join("crates/ka-cli/tests/c/seen.c");
-    fs::copy(compile(&mut support::cc(), &source, Link::Nothing), &dynamic).unwrap();
+    fs::copy(compile(&mut cc(), &source, Link::Nothing), &dynamic).unwrap();
     fs::copy(seen(), &fixed).unwrap();
     (made, dynamic, fixed)
 }
@@ -104,7 +107,7 @@ fn wrappers_that_lose_the_shim_are_run_under_a_supervisor() {
     }
     let (_made, dynamic, _) = visible("wrappers");
     let shim = dynamic.with_file_name("libka_preload.so");
-    fs::copy(support::shim(), &shim).unwrap();
+    fs::copy(ka_test::artifact::shim(), &shim).unwrap();
     let seen = dynamic.to_str().unwrap();
     let command = format!("{seen} listen");
     for (words, why) in [
@@ -131,7 +134,7 @@ fn wrappers_that_lose_the_shim_are_run_under_a_supervisor() {
         }
         let alone = bare(words[0]).args(&words[1..]).env("LD_PRELOAD", &shim).output().unwrap();
         if !alone.status.success() {
-            skip(&format!("{words:?} does not work here: {}", support::stderr(&alone)));
+            skip(&format!("{words:?} does not work here: {}", stderr(&alone)));
             continue;
         }
         assert!(alone.stdout.starts_with(b"0 "), "{words:?} keeps the shim");
@@ -187,7 +190,7 @@ fn programs_in_another_root_folder_are_run_under_a_supervisor() {
         }
         let alone = bare(words[0]).args(&words[1..]).output().unwrap();
         if !alone.status.success() {
-            skip(&format!("{words:?} does not work here: {}", support::stderr(&alone)));
+            skip(&format!("{words:?} does not work here: {}", stderr(&alone)));
             continue;
         }
         assert!(alone.stdout.starts_with(b"0 "), "{words:?}");
@@ -207,18 +210,13 @@ fn doas_and_pkexec() {
         return;
     }
     let (_made, dynamic, _) = visible("doas");
-    let run = format!("{} run -d 97 -- ", support::release().join("ka").display());
+    let run = format!("{} run -d 97 -- ", release().join("ka").display());
     if has_tool("doas") {
         let output = with_own_etc(&format!(
             "echo permit nopass root >/etc/doas.conf; {run} doas -u nobody {} listen",
             dynamic.display()
         ));
-        assert_eq!(
-            String::from_utf8(output.stdout.clone()).unwrap(),
-            "1 97 10 6 0\n",
-            "{}",
-            support::stderr(&output)
-        );
+        assert_eq!(String::from_utf8(output.stdout.clone()).unwrap(), "1 97 10 6 0\n", "{}", stderr(&output));
     }
     if has_tool("pkexec") {
         match bare("pkexec").arg("true").output() {
@@ -243,8 +241,8 @@ fn wrappers_of_an_ordinary_user() {
     }
     let (_made, dynamic, _) = visible("ordinary");
     let own = dynamic.with_file_name("ka");
-    fs::copy(support::release().join("ka"), &own).unwrap();
-    fs::copy(support::shim(), dynamic.with_file_name("libka_preload.so")).unwrap();
+    fs::copy(release().join("ka"), &own).unwrap();
+    fs::copy(shim(), dynamic.with_file_name("libka_preload.so")).unwrap();
     let run =
         |words: &[&str]| outcome(&mut as_nobody(bare(&own).args(["run", "-d", "97", "--"]).args(words)));
     let seen = dynamic.to_str().unwrap();
@@ -313,9 +311,7 @@ fn java_too() {
         return;
     };
     let folder = scratch("java");
-    support::succeed(
-        bare("javac").arg("-d").arg(&folder).arg(root().join("crates/ka-cli/tests/java/Keepalive.java")),
-    );
+    succeed(bare("javac").arg("-d").arg(&folder).arg(root().join("crates/ka-cli/tests/java/Keepalive.java")));
     for via in ["preload", "seccomp"] {
         for (mode, own) in [("force", 60), ("default", 30)] {
             let mut command = ka();
@@ -470,7 +466,7 @@ const PYTHON: &str =
 /// Before Linux 6.9 there are pidfds of processes only. A thread's number may be another process's when it has ended.
 #[test]
 fn a_thread_s_number_that_is_used_again_on_an_older_kernel() {
-    if !support::on_a_machine_of_its_own("a_thread_s_number_that_is_used_again_on_an_older_kernel") {
+    if !on_a_machine_of_its_own("a_thread_s_number_that_is_used_again_on_an_older_kernel") {
         return;
     }
     let again = "import os, socket, threading\n\
@@ -500,7 +496,7 @@ fn inherited_sockets_have_the_policy() {
                   os.set_inheritable(9, True); os.execvp(sys.argv[1], sys.argv[1:])";
     let look = "import socket; s = socket.socket(fileno=9); print(s.getsockopt(1, 9), s.getsockopt(6, 4))";
     let mut command = bare("python3");
-    command.args(["-c", script]).arg(support::release().join("ka"));
+    command.args(["-c", script]).arg(release().join("ka"));
     command.args(["run", "--via", "seccomp", "python3", "-c", look]);
     assert_eq!(stdout(&mut command), "1 60\n");
 }
@@ -508,7 +504,7 @@ fn inherited_sockets_have_the_policy() {
 /// A service takes what systemd has opened for it only where the number that comes with it is its own.
 #[test]
 fn what_systemd_hands_to_a_process_is_the_program_s() {
-    let ka = support::release().join("ka");
+    let ka = release().join("ka");
     let look = "echo $((LISTEN_PID == $$)) $((WATCHDOG_PID == $$)) $LISTEN_FDS ${LISTEN_PIDFDID-none}";
     let script = "LISTEN_FDS=1 LISTEN_PIDFDID=7 LISTEN_PID=$$ WATCHDOG_PID=$$ \
                   exec \"$0\" run --via seccomp sh -c \"$1\"";
@@ -658,7 +654,7 @@ fn nothing_of_ka_s_is_left_when_the_program_has_ended() {
                 except ChildProcessError: print('nothing')";
     for (script, status) in [("exit 3", "3"), ("kill -USR1 $$", "-10")] {
         let mut command = bare("python3");
-        command.args(["-c", init]).arg(support::release().join("ka"));
+        command.args(["-c", init]).arg(release().join("ka"));
         let told = stdout(command.args(["run", "--via", "seccomp", "sh", "-c", script]));
         assert_eq!(told, format!("{status}\nnothing\n"));
     }
@@ -676,7 +672,7 @@ fn the_death_of_supervisor_and_spare_is_reported() {
 
 #[test]
 fn a_second_one_inside_says_that_the_outer_one_is_in_force() {
-    let own = support::release().join("ka");
+    let own = release().join("ka");
     let inner = |outer: &[&str], inner: &[&str]| {
         let (status, out, err) =
             outcome(run().args(outer).arg(&own).arg("run").args(inner).arg(seen()).arg("listen"));
@@ -710,9 +706,8 @@ fn ka_attach_inside_is_held_too() {
                   s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen()\n\
                   subprocess.run([sys.argv[1], 'attach', '-d', '30', str(os.getpid())])\n\
                   print(s.getsockopt(6, 4))";
-    let (status, out, err) = outcome(
-        run().args(["python3", "-c", script]).arg(support::release().join("ka")).env("PYTHONUNBUFFERED", "1"),
-    );
+    let (status, out, err) =
+        outcome(run().args(["python3", "-c", script]).arg(release().join("ka")).env("PYTHONUNBUFFERED", "1"));
     assert!(status == 0 && err.contains("the policy of the supervisor "), "{out}{err}");
     assert!(out.contains("the policy of ka run --via seccomp overrides this command"), "{out}");
     assert!(out.ends_with("0 sockets set to 30,10,6 (mode force), 0 unchanged, 1 failed\n60\n"), "{out}");
@@ -724,7 +719,7 @@ fn ka_attach_inside_is_held_too() {
 /// to a call it does every time.
 #[test]
 fn in_the_default_mode_no_call_is_any_different() {
-    let calls = compile(&mut support::cc(), &root().join("crates/ka-cli/tests/c/calls.c"), Link::Nothing);
+    let calls = compile(&mut cc(), &root().join("crates/ka-cli/tests/c/calls.c"), Link::Nothing);
     for seed in 1..=60 {
         let arguments = [seed.to_string(), "3000".to_owned()];
         let alone = || {
@@ -756,7 +751,7 @@ fn in_the_default_mode_no_call_is_any_different() {
 fn ka_attach_inside_tells_the_truth() {
     let attach = |mode: &str, policy: &[&str], holder: &Holder| {
         let mut command = run();
-        command.args(["-p", "99,9,9", "--mode", mode]).arg(support::release().join("ka")).arg("attach");
+        command.args(["-p", "99,9,9", "--mode", mode]).arg(release().join("ka")).arg("attach");
         outcome(command.args(policy).arg(holder.pid().to_string()))
     };
     let own: &[&str] = &["-p", "30,5,3"];
@@ -845,7 +840,7 @@ fn io_uring_is_said_once_and_can_be_denied() {
     assert_eq!(ring(&["--no-io-uring"]), (0, format!("{}\n", libc::ENOSYS), String::new()));
     // What it connects has nothing, as is said; what it accepts has what the listener had. The ring is driven by hand in C:
     // in Rust without liburing the calls are the same two.
-    let connects = compile(&mut support::cc(), &root().join("crates/ka-cli/tests/c/ring.c"), Link::Nothing);
+    let connects = compile(&mut cc(), &root().join("crates/ka-cli/tests/c/ring.c"), Link::Nothing);
     let told = stdout(run().arg(connects));
     let told: Vec<_> = told.lines().map(|line| line.split_once(' ').unwrap().1).collect();
     assert_eq!(told, ["0 7200 75 9 0", "1 60 10 6 0"]);
@@ -875,11 +870,9 @@ fn somebody_who_is_not_root() {
     }
     let folder = public("seccomp");
     let _clean = CleanUp(folder.clone());
-    for (from, to) in [
-        (support::release().join("ka"), "ka"),
-        (seen().to_path_buf(), "seen"),
-        (go_holder().to_path_buf(), "go"),
-    ] {
+    for (from, to) in
+        [(release().join("ka"), "ka"), (seen().to_path_buf(), "seen"), (go_holder().to_path_buf(), "go")]
+    {
         fs::copy(from, folder.join(to)).unwrap();
         fs::set_permissions(folder.join(to), fs::Permissions::from_mode(0o755)).unwrap();
     }
@@ -1049,7 +1042,7 @@ fn the_program_has_what_ka_was_given() {
             );
             fs::read_to_string(out).unwrap()
         };
-        let under = format!("{} run --via seccomp --", support::release().join("ka").display());
+        let under = format!("{} run --via seccomp --", release().join("ka").display());
         // In a process of its own here too, as under ka.
         assert_eq!(show(&under), show(""), "{given}");
     }
@@ -1058,10 +1051,9 @@ fn the_program_has_what_ka_was_given() {
         let mut env = bare("env");
         stdout(env.arg("--ignore-signal=CHLD").args(ka).args(["grep", "^SigIgn", "/proc/self/status"]))
     };
-    let own = support::release().join("ka");
+    let own = release().join("ka");
     assert_eq!(ignored(&[own.to_str().unwrap(), "run", "--via", "seccomp", "--"]), ignored(&[]));
-    let command =
-        format!("{} run --via seccomp -- sh -c 'test -t 0 && tty'", support::release().join("ka").display());
+    let command = format!("{} run --via seccomp -- sh -c 'test -t 0 && tty'", release().join("ka").display());
     let output = stdout(bare("script").args(["-qec", &command, "/dev/null"]));
     assert!(output.starts_with("/dev/pts/"), "{output}");
 }

@@ -1,9 +1,6 @@
 //! What SECURITY.md says of the command, against who would have it otherwise: numbers of processes that are used again,
 //! names that are orders, what the environment of a caller names, places that others can write.
 
-#[path = "../../../tests/support/mod.rs"]
-mod support;
-
 mod command;
 
 use std::ffi::OsStr;
@@ -13,8 +10,13 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use command::{CleanUp, Holder, as_nobody, bare, holder, ka, outcome, public};
+use ka_test::artifact::{release, shim};
+use ka_test::child::{Running, stdout, succeed};
+use ka_test::log::skip;
+use ka_test::namespace::{in_a_network_of_its_own, is_root, on_a_machine_of_its_own, with_own_etc};
+use ka_test::path::scratch;
+use ka_test::wait::eventually;
 use serde_json::Value;
-use support::{eventually, is_root, on_a_machine_of_its_own, scratch, skip, stdout, succeed, with_own_etc};
 
 /// A machine of the test's own, where it may say which number the next process gets.
 fn on_a_machine_with_numbers(test: &str) -> bool {
@@ -41,10 +43,7 @@ fn holder_numbered(number: i32, command: &mut Command) -> Holder {
 fn held_up(when: &str, args: &[&str]) -> Child {
     let mut strace = bare("strace");
     strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=pidfd_open", "-e"]);
-    strace
-        .arg(format!("inject=pidfd_open:delay_{when}=4000000"))
-        .arg(support::release().join("ka"))
-        .args(args);
+    strace.arg(format!("inject=pidfd_open:delay_{when}=4000000")).arg(release().join("ka")).args(args);
     let child = strace.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let children = format!("/proc/{0}/task/{0}/children", child.id());
     eventually("ka is at pidfd_open", || {
@@ -101,8 +100,7 @@ fn who_follows_a_process_does_not_follow_its_number() {
     }
     let mut meant = holder_numbered(NUMBER, &mut Command::new(holder()));
     let mut ka = ka();
-    let mut follower =
-        support::Running::start(ka.args(["attach", "--follow", "--interval", "100ms", "3000"]));
+    let mut follower = Running::start(ka.args(["attach", "--follow", "--interval", "100ms", "3000"]));
     eventually("the process is set", || meant.look().iter().all(|told| told.on));
     let pid = libc::pid_t::try_from(follower.0.id()).unwrap();
     // SAFETY: numbers; our own child.
@@ -202,7 +200,7 @@ fn under_sudo_a_shim_of_the_caller_s_is_not_preloaded() {
     let theirs = folder.join("theirs");
     fs::create_dir(&theirs).unwrap();
     for path in [folder.join("ours.so"), theirs.join("shim.so")] {
-        fs::copy(support::shim(), path).unwrap();
+        fs::copy(shim(), path).unwrap();
     }
     // Root's file, in a folder in which somebody else may put another in its place.
     std::os::unix::fs::chown(&theirs, Some(65534), None).unwrap();
@@ -214,7 +212,7 @@ fn under_sudo_a_shim_of_the_caller_s_is_not_preloaded() {
          sudo -n {} run -v -- sh -c 'echo \"$LD_PRELOAD\"' 2>&1\n\
          done",
         folder.display(),
-        support::release().join("ka").display(),
+        release().join("ka").display(),
     );
     let output = with_own_etc(&script);
     let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
@@ -241,7 +239,7 @@ fn a_shim_is_root_s_with_all_that_leads_to_it() {
     let below = folder.join("below");
     fs::create_dir(&below).unwrap();
     let shim = below.join("shim.so");
-    fs::copy(support::shim(), &shim).unwrap();
+    fs::copy(ka_test::artifact::shim(), &shim).unwrap();
     let run = |caller: &str, mode: u32, path: &Path| {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         let result = outcome(ka().env("KA_PRELOAD", &shim).env(caller, "1000").args(["run", "true"]));
@@ -275,9 +273,9 @@ fn with_more_rights_than_its_user_the_environment_names_no_shim() {
     let _made = CleanUp(folder.clone());
     let (setuid, capable, shim) = (folder.join("setuid"), folder.join("capable"), folder.join("shim.so"));
     for program in [&setuid, &capable] {
-        fs::copy(support::release().join("ka"), program).unwrap();
+        fs::copy(release().join("ka"), program).unwrap();
     }
-    fs::copy(support::shim(), &shim).unwrap();
+    fs::copy(ka_test::artifact::shim(), &shim).unwrap();
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
     succeed(Command::new("setcap").arg("cap_net_raw+ep").arg(&capable));
     for program in [&setuid, &capable] {
@@ -383,7 +381,7 @@ fn a_place_for_pins_that_somebody_else_has_made() {
     );
     // A cgroup without anybody in it.
     let own = format!("{BELOW}/ka-test-pins-{}", std::process::id());
-    let ka = support::release().join("ka");
+    let ka = release().join("ka");
     let ka = ka.display();
     let script = |before: &str, command: &str| {
         let script = format!(
@@ -424,7 +422,7 @@ fn a_place_for_pins_that_somebody_else_has_made() {
 /// What ka writes for the next start takes the place of a link, not of what that leads to; and what is in its way stays.
 #[test]
 fn the_file_of_the_defaults_takes_no_other_s_place() {
-    if !support::in_a_network_of_its_own("the_file_of_the_defaults_takes_no_other_s_place") {
+    if !in_a_network_of_its_own("the_file_of_the_defaults_takes_no_other_s_place") {
         return;
     }
     let (link, precious) = (scratch("link.conf"), scratch("precious"));
@@ -472,7 +470,7 @@ fn a_place_for_links_that_somebody_else_has_made() {
     }
     let folder = scratch("a place");
     fs::create_dir(&folder).unwrap();
-    for file in [support::release().join("ka"), support::shim()] {
+    for file in [release().join("ka"), shim()] {
         fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
     }
     // Between the mounts and ka: nothing that is in /tmp.
@@ -525,7 +523,7 @@ fn no_other_program_is_run() {
         let log = scratch("programs");
         let mut strace = bare("strace");
         strace.args(["-f", "-qq", "-e", "trace=execve,execveat", "-e", "signal=none", "-o"]).arg(&log);
-        strace.arg(support::release().join("ka")).args(args);
+        strace.arg(release().join("ka")).args(args);
         strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
         let log = fs::read_to_string(log).unwrap();
         assert_eq!(log.matches("execve").count(), programs, "{args:?}: {log}");

@@ -1,9 +1,6 @@
 //! `ka run --via seccomp` under attack. A program makes the supervisor's own system calls block. The other programs of
 //! the tree must still connect, and ka must name the attacker.
 
-#[path = "../../../tests/support/mod.rs"]
-mod support;
-
 mod command;
 
 use std::fs;
@@ -16,7 +13,12 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use command::{bare, ka, outcome};
-use support::{Link, compile, eventually, is_root, root, scratch, skip, stdout};
+use ka_test::child::stdout;
+use ka_test::compiler::{Link, cc, compile};
+use ka_test::log::skip;
+use ka_test::namespace::is_root;
+use ka_test::path::{root, scratch};
+use ka_test::wait::eventually;
 
 /// The output of `seen connect` if both ends of a connection have the policy.
 const BOTH: [&str; 2] = ["1 60 10 6 0", "1 60 10 6 0"];
@@ -27,7 +29,7 @@ const NEITHER: [&str; 2] = ["0 7200 75 9 0", "0 7200 75 9 0"];
 /// Builds a static program of tests/c, under its own name.
 fn made(name: &str) -> PathBuf {
     let source = root().join("crates/ka-cli/tests/c").join(name).with_extension("c");
-    let program = compile(support::cc().args(["-static", "-pthread"]), &source, Link::Nothing);
+    let program = compile(cc().args(["-static", "-pthread"]), &source, Link::Nothing);
     let folder = scratch(&format!("{name}-folder"));
     fs::create_dir(&folder).unwrap();
     fs::copy(program, folder.join(name)).unwrap();

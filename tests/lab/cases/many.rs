@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crate::endpoint::{Policy, is_open};
 use crate::network::{Family, Network};
 use crate::story::{Case, Needs, Story, now, sleep};
-use crate::support;
 use crate::wire::Flow;
+use ka_test::log::skip;
 
 /// As many as this, where the limit of open files allows both their ends.
 pub const CONNECTIONS: usize = 5000;
@@ -41,7 +41,7 @@ fn run(story: &mut Story) {
 fn probe(story: &mut Story, label: &str, over: Duration) -> Option<f64> {
     let number = allowed();
     if number < CONNECTIONS / 5 {
-        support::skip(&format!("many connections: the limit of open files allows {number} (ulimit -Hn)"));
+        skip(&format!("many connections: the limit of open files allows {number} (ulimit -Hn)"));
         return None;
     }
     let others = load();
@@ -98,9 +98,7 @@ fn probe(story: &mut Story, label: &str, over: Duration) -> Option<f64> {
     drop(servers);
     story.rates.push((label.to_owned(), sent));
     if connected > over.as_secs_f64() + 0.6 {
-        support::skip(&format!(
-            "bursts of many connections: this machine took {connected:.1} s to make them"
-        ));
+        skip(&format!("bursts of many connections: this machine took {connected:.1} s to make them"));
         return None;
     }
     Some(rate(peak, 1.0) / average)

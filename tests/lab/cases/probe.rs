@@ -6,8 +6,8 @@ use std::process::Command;
 use crate::endpoint::{Policy, talks};
 use crate::network::{Family, Network};
 use crate::story::{Case, Story, sleep};
-use crate::support;
 use crate::wire::{Flow, Kind, Packet, flag};
+use ka_test::child::stdout;
 
 pub fn cases(family: Family) -> Vec<Case> {
     [Policy::new(1, 1, 5), Policy::new(1, 3, 3), Policy::new(2, 2, 4)]
@@ -96,7 +96,7 @@ fn tshark_agrees(file: &Path, flow: &Flow) {
     for (filter, kind) in [("tcp.analysis.keep_alive", Kind::Probe), (answer, Kind::Answer)] {
         let mut tshark = Command::new("tshark");
         tshark.arg("-r").arg(file).args(["-Y", filter, "-T", "fields", "-e", "frame.number"]);
-        let theirs = support::stdout(&mut tshark);
+        let theirs = stdout(&mut tshark);
         let theirs: Vec<usize> = theirs.lines().map(|frame| frame.parse().unwrap()).collect();
         let ours: Vec<usize> =
             flow.packets.iter().filter(|packet| packet.kind == kind).map(|packet| packet.frame).collect();

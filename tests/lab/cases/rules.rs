@@ -11,8 +11,9 @@ use socket2::SockRef;
 use crate::endpoint::{Policy, ending, is_open, late, talks};
 use crate::network::{Family, Network};
 use crate::story::{Case, Story, now, sleep};
-use crate::support::{self, AUTO};
 use crate::wire::Kind;
+use ka_test::libka::{AUTO, call, enable};
+use ka_test::socket::set_option;
 
 const FAMILY: Family = Family::V4;
 
@@ -69,12 +70,12 @@ pub fn cases() -> Vec<Case> {
 }
 
 fn raw_user_timeout(socket: &TcpStream, milliseconds: i32) {
-    support::set_option(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, milliseconds);
+    set_option(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, milliseconds);
 }
 
 fn apply(socket: &TcpStream, policy: Policy, user_timeout: i32) {
-    let config = support::config(1, policy.idle, policy.intvl, policy.cnt, user_timeout);
-    support::apply(socket.as_raw_fd(), &config).unwrap();
+    let config = ka_test::libka::config(1, policy.idle, policy.intvl, policy.cnt, user_timeout);
+    ka_test::libka::apply(socket.as_raw_fd(), &config).unwrap();
 }
 
 /// A router between two machines, a capture at the client, and two connections: one to be set without ka, one with it.
@@ -174,11 +175,10 @@ fn count_replaced(story: &mut Story) {
     policy.set_by_hand(&without);
     raw_user_timeout(&without, 1000);
     apply(&with, policy, AUTO);
-    let config = support::config(1, policy.idle, policy.intvl, policy.cnt, 1000);
+    let config = ka_test::libka::config(1, policy.idle, policy.intvl, policy.cnt, 1000);
     let (mut typical, mut worst) = (0, 0);
     // SAFETY: the config has the size that it says, and the two numbers are there.
-    support::call(|ka| unsafe { (ka.ka_detect_time)(&raw const config, &raw mut typical, &raw mut worst) })
-        .unwrap();
+    call(|ka| unsafe { (ka.ka_detect_time)(&raw const config, &raw mut typical, &raw mut worst) }).unwrap();
     assert_eq!(typical, 2000, "what ka_detect_time expects");
     network.lose(r#"iifname "client""#);
     let lost = story.mark("packets to the server dropped");
@@ -202,7 +202,7 @@ fn interval_lowered(story: &mut Story) {
     story.mark("packets to the server dropped");
     sleep(2.0);
     let lowered = story.mark("interval from 12 s to 1 s");
-    support::set_option(without.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 1);
+    set_option(without.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 1);
     Policy::new(1, 1, 3).enable(&with);
     // It has sent one probe; writing IDLE sends the second at once, the third comes 1 s later, and the end 1 s after it.
     let end = dead(story, &with, "ka_enable", lowered, 2.0);
@@ -277,7 +277,7 @@ fn listener_late(story: &mut Story) {
     // The handshakes are over when connect returns at the client; the last ACK is on its way for a moment.
     sleep(0.5);
     story.mark("listener set");
-    support::enable(listener.as_raw_fd(), POLICY.idle, POLICY.intvl, POLICY.cnt).unwrap();
+    enable(listener.as_raw_fd(), POLICY.idle, POLICY.intvl, POLICY.cnt).unwrap();
     let _after = network.connect(FAMILY);
     let servers: Vec<TcpStream> = (0..3).map(|_| listener.accept().unwrap().0).collect();
     POLICY.enable(&servers[1]);

@@ -19,7 +19,9 @@ use crate::drift::{Drift, Verdict};
 use crate::endpoint::{Policy, Program};
 use crate::network::{Family, Network, PORT};
 use crate::story::{Case, Needs, Story, sleep};
-use crate::support::{self, Link};
+use ka_test::child::{preloaded, stdout};
+use ka_test::compiler::{Link, cc, compile};
+use ka_test::path::{root, target};
 
 /// How many minutes: without it, there is no soak.
 pub const MINUTES: &str = "KA_SOAK_MINUTES";
@@ -102,9 +104,8 @@ fn run(story: &mut Story, minutes: f64) {
     assert_eq!(many::allowed(), CONNECTIONS, "so many open files are allowed: see ulimit -Hn");
     let network = Network::natted(FORGETS);
     network.server.sysctl("core/somaxconn", 4096);
-    let program =
-        support::compile(&mut support::cc(), &support::root().join("tests/c/soak.c"), Link::Nothing);
-    let mut command = support::preloaded(&program);
+    let program = compile(&mut cc(), &root().join("tests/c/soak.c"), Link::Nothing);
+    let mut command = preloaded(&program);
     let Policy { idle, intvl, cnt } = POLICY;
     command
         .env("KA_POLICY", format!("{idle},{intvl},{cnt}"))
@@ -282,7 +283,7 @@ fn sockets(pid: u32) -> f64 {
 
 /// How many of the server's connections have a keepalive timer that runs, as ss(8) says.
 fn timers(network: &Network) -> (usize, usize) {
-    let output = support::stdout(network.server.command("ss").args(["-tnoH", "state", "established"]));
+    let output = stdout(network.server.command("ss").args(["-tnoH", "state", "established"]));
     let armed = output.lines().filter(|line| line.contains("timer:(keepalive,")).count();
     (armed, output.lines().count())
 }
@@ -321,7 +322,7 @@ fn judge(story: &mut Story, series: &[Series], marks: &[(f64, f64, &str)], told:
     }
     let text = text(told, &table);
     println!("{text}");
-    let folder = std::env::var_os(REPORT).map_or_else(|| support::target().to_owned(), PathBuf::from);
+    let folder = std::env::var_os(REPORT).map_or_else(|| target().to_owned(), PathBuf::from);
     let lines: Vec<Line> =
         series.iter().map(|Series { label, unit, figures, .. }| Line { label, unit, figures }).collect();
     fs::write(folder.join("soak.svg"), chart::draw(&lines, marks)).unwrap();
@@ -349,8 +350,8 @@ fn text(told: &Told, table: &str) -> String {
     let Told { minutes, round, server, armed: (armed, open), tally } = told;
     let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let made = of(&tally.made) as f64;
-    let date = support::stdout(Command::new("date").args(["-u", "+%Y-%m-%d"]));
-    let kernel = support::kernel();
+    let date = stdout(Command::new("date").args(["-u", "+%Y-%m-%d"]));
+    let kernel = ka_test::kernel::version();
     let connections = format!("{},{:03}", CONNECTIONS / 1000, CONNECTIONS % 1000);
     let load =
         fs::read_to_string("/proc/loadavg").unwrap().splitn(4, ' ').take(3).collect::<Vec<_>>().join(", ");

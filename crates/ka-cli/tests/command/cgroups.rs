@@ -8,7 +8,11 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::support::{self, Running, alone, is_root, root, skip, stdout, succeed};
+use ka_test::child::{Running, stdout, succeed};
+use ka_test::kernel::lacks_bpf;
+use ka_test::log::skip;
+use ka_test::namespace::{alone, is_root};
+use ka_test::path::root;
 
 /// A cgroup of the test's own, at the top of the tree, without the tree's controllers.
 pub struct Cgroup(pub PathBuf);
@@ -66,7 +70,7 @@ pub fn on_its_own(test: &str) -> bool {
         skip(&format!("cgroup v2 and bpffs cannot be mounted: {}", String::from_utf8_lossy(&probe.stderr)));
         return false;
     }
-    if let Some(why) = support::lacks_bpf() {
+    if let Some(why) = lacks_bpf() {
         skip(&why);
         return false;
     }

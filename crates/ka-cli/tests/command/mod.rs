@@ -13,11 +13,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 
-use crate::support::{self, Link, compile, root, scratch, succeed};
+use ka_test::artifact::release;
+use ka_test::child::{stdout, succeed};
+use ka_test::compiler::{Link, cc, compile};
+use ka_test::path::{root, scratch};
+use ka_test::socket::{five, option};
 
 /// ka, told nothing but what the test says.
 pub fn ka() -> Command {
-    bare(support::release().join("ka"))
+    bare(release().join("ka"))
 }
 
 /// A program that gets none of ka's variables from whoever runs the tests.
@@ -92,13 +96,13 @@ pub fn holder_with(compiler: &mut Command, flags: &[&str]) -> PathBuf {
 /// The holder in C.
 pub fn holder() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
-    MADE.get_or_init(|| holder_with(&mut support::cc(), &[]))
+    MADE.get_or_init(|| holder_with(&mut cc(), &[]))
 }
 
 /// The holder in C, without a loader.
 pub fn static_holder() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
-    MADE.get_or_init(|| holder_with(&mut support::cc(), &["-static"]))
+    MADE.get_or_init(|| holder_with(&mut cc(), &["-static"]))
 }
 
 /// The holder in Go.
@@ -128,7 +132,7 @@ pub fn go_build(name: &str, cgo: bool, flags: &[&str], output: &Path) {
 
 /// Builds a program of tests/c that makes system calls by its own instructions.
 pub fn raw(flags: &[&str]) -> PathBuf {
-    compile(support::cc().args(flags), &root().join("crates/ka-cli/tests/c/raw.c"), Link::Nothing)
+    compile(cc().args(flags), &root().join("crates/ka-cli/tests/c/raw.c"), Link::Nothing)
 }
 
 /// What the kernel says of the TCP sockets of a process and of all that are below it, each once. It is asked from outside,
@@ -154,8 +158,8 @@ pub fn outside_but(pid: i32, left: &[i32]) -> Vec<Told> {
             let socket = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process, fd, 0) };
             let Ok(socket) = i32::try_from(socket) else { continue };
             assert!(socket >= 0, "{pid} {fd}: {}", std::io::Error::last_os_error());
-            if support::option(socket, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Ok(libc::IPPROTO_TCP) {
-                let [on, timers @ ..] = support::five(socket).map(Result::unwrap);
+            if option(socket, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Ok(libc::IPPROTO_TCP) {
+                let [on, timers @ ..] = five(socket).map(Result::unwrap);
                 found.push(Told { fd, on: on != 0, timers });
             }
             // SAFETY: ours, as is the next.
@@ -328,7 +332,7 @@ impl Drop for Holder {
 /// The connections of this network as ss(8) shows them to everybody: how many there are, and of how many a keepalive
 /// timer runs with at most so many seconds left.
 pub fn armed(seconds: f64) -> (usize, usize) {
-    let sockets = support::stdout(Command::new("ss").args(["-tnoH", "state", "established"]));
+    let sockets = stdout(Command::new("ss").args(["-tnoH", "state", "established"]));
     let left = |line: &str| {
         let timer = line.split_once("timer:(keepalive,")?.1.split(',').next()?;
         let minutes = timer.split_once("min").map_or(("0", timer), |(minutes, rest)| (minutes, rest));

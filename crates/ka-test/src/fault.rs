@@ -1,10 +1,10 @@
-//! Faults: a program of which one system call fails in each run, each call once with each errno that it can have, and a
-//! judge of what came of it. `tests/c/fault.c` has the calls fail.
+//! Fault injection: runs a program again and again, and makes one of its system calls fail in each run.
 //!
-//! A run of the tests takes part of them, spread over all calls and errnos; with `KA_FAULTS=all`, as `make faults` has
-//! it, all.
-
-#![allow(dead_code, reason = "each test program uses its part of this")]
+//! `tests/c/fault.c` traces the program and injects the fault. Each call of the program fails once with each errno that
+//! its manual page names. A judge of the suite then decides whether the outcome of the run is right.
+//!
+//! By default a suite injects only some of the faults, spread over all calls and errnos. With `KA_FAULTS=all`, which
+//! `make faults` sets, it injects all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,10 +22,12 @@ use libc::{
     ESPIPE, ESRCH, ETXTBSY, c_long,
 };
 
-use super::support::{Link, program, scratch};
+use crate::compiler::{Link, program};
+use crate::log::say;
+use crate::path::scratch;
 
-/// A system call, and the errnos that its manual page has for arguments that are right, with EPERM or ENOSYS where a
-/// sandbox or an older kernel answers so.
+/// A system call and its errnos: those that its manual page names for valid arguments, and EPERM or ENOSYS if a sandbox
+/// or an older kernel fails the call so.
 struct Kind {
     number: c_long,
     name: &'static str,
@@ -115,7 +117,7 @@ kinds! {
     SYS_write "write" [EFBIG, EINTR, EIO, ENOSPC, EPIPE];
 }
 
-/// The older ones, which newer architectures do not have: as those that have taken their place.
+/// System calls that newer architectures do not have, each with the name of its replacement, whose errnos apply.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[(c_long, &str)] = &[
     (libc::SYS_dup2, "dup3"),
@@ -140,7 +142,7 @@ const GETPGRP: c_long = libc::SYS_getpgrp;
 #[cfg(not(target_arch = "x86_64"))]
 const GETPGRP: c_long = libc::SYS_getpgid;
 
-/// Those that fail for wrong arguments alone, or never.
+/// System calls that fail only for invalid arguments, or never.
 const SURE: &[c_long] = &[
     GETPGRP,
     libc::SYS_clock_nanosleep,
@@ -165,7 +167,7 @@ const SURE: &[c_long] = &[
     libc::SYS_uname,
 ];
 
-/// Calls that fail only under a filter. The C library makes them too, and ignores failures.
+/// System calls that fail only under a seccomp filter. The C library also makes them, and ignores failures.
 const SIGNALS: &[c_long] = &[libc::SYS_rt_sigpending, libc::SYS_rt_sigprocmask];
 
 fn kind(number: c_long) -> Option<&'static Kind> {
@@ -173,7 +175,7 @@ fn kind(number: c_long) -> Option<&'static Kind> {
     KINDS.iter().find(|kind| newer.map_or(kind.number == number, |name| name == kind.name))
 }
 
-/// A call of one task in one run.
+/// A system call of one task in one run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Call {
     task: String,
@@ -181,29 +183,30 @@ struct Call {
     nth: u32,
 }
 
-/// A call that fails.
+/// A fault: a system call that fails, and its errno.
 #[derive(Clone, Debug)]
 pub struct Fault {
     call: Call,
+    /// The errno of the call. 0 means that the process in `FAULT_KILL` is killed before the call, which does not fail.
     pub errno: i32,
-    /// What all later calls of the same number answer, if they fail too.
+    /// The errno of all later calls of the same number, if they fail too.
     pub then: Option<i32>,
-    /// The calls that its task has made before, by their numbers.
+    /// The numbers of the system calls that the task has made before.
     before: BTreeSet<c_long>,
 }
 
 impl Fault {
-    /// The call's name.
+    /// Returns the name of the system call.
     pub fn name(&self) -> &'static str {
         kind(self.call.number).map_or("call", |kind| kind.name)
     }
 
-    /// Whether its task has made such a call before, in the run that was recorded.
+    /// Returns whether the task had made a system call of this name before, in the run without a fault.
     pub fn is_behind(&self, name: &str) -> bool {
         self.before.iter().any(|number| kind(*number).is_some_and(|kind| kind.name == name))
     }
 
-    /// Whether the kernel says that what was meant is not there any more.
+    /// Returns whether the errno means that the object of the call no longer exists.
     pub fn is_gone(&self) -> bool {
         [EBADF, ENOENT, ENOTCONN, ESRCH].contains(&self.errno)
     }
@@ -217,21 +220,23 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What came of a run.
+/// The outcome of a run.
 #[derive(Debug)]
 pub struct Ran {
-    /// 128 + n where a signal ended it.
+    /// The exit status, or 128 + n if signal n ended the program.
     pub status: i32,
+    /// The standard output.
     pub stdout: String,
+    /// The standard error.
     pub stderr: String,
-    /// `SO_KEEPALIVE` and the timers of the descriptor that is watched, at each mark.
+    /// `SO_KEEPALIVE` and the timers of the watched descriptor, at each mark of the program.
     pub sockets: Vec<[i32; 5]>,
     is_injected: bool,
     hung: Vec<String>,
     calls: Vec<Call>,
 }
 
-/// Runs a command under `fault`, with these of its options.
+/// Runs a command under `fault` with these options, and injects a fault.
 fn run(options: &[&str], fault: Option<&Fault>, command: &Command) -> Ran {
     static FAULT: OnceLock<std::path::PathBuf> = OnceLock::new();
     let log = scratch("fault");
@@ -279,23 +284,24 @@ fn run(options: &[&str], fault: Option<&Fault>, command: &Command) -> Ran {
 }
 
 impl Ran {
-    /// Whether it came to the call.
+    /// Returns whether the program made the call that was to fail.
     pub const fn is_injected(&self) -> bool {
         self.is_injected
     }
 }
 
-/// Runs a command without a fault, but watched: whether it hangs.
+/// Runs a command without a fault. `is_sane` then tells whether it hung.
 pub fn watch(command: &Command) -> Ran {
     run(&[], None, command)
 }
 
-/// Whether all are tried.
+/// Returns whether all faults are injected (`KA_FAULTS=all`).
 pub fn takes_all() -> bool {
     std::env::var_os("KA_FAULTS").is_some_and(|value| value == "all")
 }
 
-/// The faults to try: of a call that a task makes again and again, some, from its first to its last.
+/// Returns the faults to inject. If a task makes a call often, they cover only some of these calls, from the first to
+/// the last.
 fn chosen(calls: Vec<Call>, trial: &Trial<'_>) -> Vec<Fault> {
     let (most, all) = if takes_all() { (200, true) } else { (trial.few, false) };
     let mut last: BTreeMap<(String, c_long), u32> = BTreeMap::new();
@@ -320,7 +326,7 @@ fn chosen(calls: Vec<Call>, trial: &Trial<'_>) -> Vec<Fault> {
         if !is_due {
             continue;
         }
-        // Which errno it is changes from call to call.
+        // If only one errno is tried, it changes from call to call.
         let turn = faults.len();
         for (n, errno) in errnos.iter().enumerate() {
             let fault =
@@ -333,26 +339,29 @@ fn chosen(calls: Vec<Call>, trial: &Trial<'_>) -> Vec<Fault> {
     faults
 }
 
-/// What is tried.
+/// A series of runs of one command.
 pub struct Trial<'a> {
+    /// The name of the trial, for messages.
     pub name: &'a str,
-    /// Of `fault`.
+    /// Options of `fault`.
     pub options: &'a [&'a str],
-    /// How often a call that a task makes again and again fails, at most, where not all are tried.
+    /// How many faults a task gets at most for one system call that it makes again and again. `KA_FAULTS=all` ignores
+    /// this limit.
     pub few: usize,
-    /// How many of the runs may not come to the call that was to fail, in percent: threads go their own ways.
+    /// The percentage of runs that may end without the call that was to fail. With several threads, the order of calls
+    /// differs from run to run.
     pub missed: usize,
-    /// What the calls of the same number that come behind the one that fails answer, where they fail too.
+    /// The errno of all later calls of the same number, if they fail too.
     pub then: Option<i32>,
-    /// Calls and errnos that the kernel cannot answer here.
+    /// System calls with errnos that the kernel cannot return here.
     pub never: &'a [(&'a str, i32)],
-    /// Whether calls on the signal mask and on pending signals fail too.
+    /// Whether system calls on the signal mask and on pending signals fail too.
     pub signals: bool,
-    /// No call fails: before each, the process that the environment's FAULT_KILL names is killed.
+    /// If true, no call fails. Instead, the process in the environment variable `FAULT_KILL` is killed before each call.
     pub kills: bool,
 }
 
-/// What most have in common.
+/// The defaults of a trial.
 pub const TRIAL: Trial<'static> = Trial {
     name: "",
     options: &[],
@@ -364,8 +373,10 @@ pub const TRIAL: Trial<'static> = Trial {
     kills: false,
 };
 
-/// Runs a command once for each fault. `prepare` makes the command and what the judge needs to know; the judge says what
-/// is wrong.
+/// Runs a command once for each fault, and fails the test if any run went wrong.
+///
+/// `prepare` returns the command of a run and a state for the judge. `judge` returns an error that describes what went
+/// wrong.
 pub fn each<T>(
     trial: &Trial<'_>,
     prepare: impl Fn() -> (Command, T) + Sync,
@@ -399,7 +410,7 @@ pub fn each<T>(
     });
     let (wrong, missed) = (wrong.into_inner().unwrap(), missed.into_inner());
     let (name, count) = (trial.name, faults.len());
-    super::support::say(&format!("{name}: {count} faults, {missed} not reached"));
+    say(&format!("{name}: {count} faults, {missed} not reached"));
     assert!(
         wrong.is_empty(),
         "{name}: {} of {count} faults:\n{}",
@@ -409,7 +420,7 @@ pub fn each<T>(
     assert!(missed * 100 <= trial.missed * count, "{name}: {missed} of {count} calls were not made");
 }
 
-/// What must never be: that something hangs, panics, or breaks; but where it was killed.
+/// Fails if the program hung, panicked or crashed. If the fault is a kill, the program may end by SIGKILL.
 fn sane(fault: &Fault, ran: &Ran) -> Result<(), String> {
     if fault.errno == 0 && ran.status == 128 + libc::SIGKILL && ran.hung.is_empty() {
         Ok(())
@@ -418,7 +429,11 @@ fn sane(fault: &Fault, ran: &Ran) -> Result<(), String> {
     }
 }
 
-/// What must never be: that something hangs, panics, or breaks.
+/// Fails if the program hung, panicked or crashed.
+///
+/// # Errors
+///
+/// Returns a description of the failure.
 pub fn is_sane(ran: &Ran) -> Result<(), String> {
     if !ran.hung.is_empty() {
         return Err(format!("it hangs: {}", ran.hung.join(", ")));
@@ -432,7 +447,7 @@ pub fn is_sane(ran: &Ran) -> Result<(), String> {
     Ok(())
 }
 
-/// A path that is to be told apart in what `fault` is told.
+/// Returns the file name of a path. `fault` finds a program among others by its file name.
 pub fn name(path: &Path) -> &str {
     path.file_name().unwrap().to_str().unwrap()
 }

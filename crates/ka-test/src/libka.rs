@@ -1,0 +1,146 @@
+//! The functions and types of libka.so, as include/ka.h declares them.
+#![expect(unsafe_code, reason = "dlopen, dlsym, errno, and calls of libka")]
+
+use std::ffi::CString;
+use std::os::fd::RawFd;
+use std::sync::OnceLock;
+
+use libc::{c_char, c_int};
+
+use crate::artifact::release;
+
+macro_rules! libka {
+    ($(fn $name:ident($($type:ty),*) $(-> $result:ty)?;)*) => {
+        /// The functions of the release build's libka.so.
+        pub struct Libka { $(
+            #[doc = concat!("`", stringify!($name), "` of include/ka.h.")]
+            pub $name: unsafe extern "C" fn($($type),*) $(-> $result)?,
+        )* }
+
+        impl Libka {
+            fn open() -> Self {
+                let path = CString::new(release().join("libka.so").into_os_string().into_encoded_bytes()).unwrap();
+                // SAFETY: libka.so has no constructors, and is never closed.
+                let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };
+                assert!(!library.is_null(), "libka.so does not load");
+                Self { $($name: {
+                    let name = CString::new(stringify!($name)).unwrap();
+                    // SAFETY: the type is that of include/ka.h, which the tests in C are compiled against.
+                    unsafe {
+                        let symbol = libc::dlsym(library, name.as_ptr());
+                        assert!(!symbol.is_null(), "libka.so has no {}", stringify!($name));
+                        std::mem::transmute::<*mut libc::c_void, unsafe extern "C" fn($($type),*) $(-> $result)?>(symbol)
+                    }
+                },)* }
+            }
+        }
+
+        /// The names of the functions that libka.so exports.
+        pub const EXPORTS: &[&str] = &[$(stringify!($name)),*];
+    };
+}
+
+libka! {
+    fn ka_apply(c_int, *const Config) -> c_int;
+    fn ka_beat_client(*const u8, *mut u64) -> c_int;
+    fn ka_beat_nonce(*mut u8) -> c_int;
+    fn ka_beat_sign(*const u8, usize, *const u8, *const Beat, *mut u8) -> c_int;
+    fn ka_beat_verify(*const u8, usize, *const u8, u64, *const u8, *mut Beat) -> c_int;
+    fn ka_defaults(*mut Config) -> c_int;
+    fn ka_detect_time(*const Config, *mut u64, *mut u64) -> c_int;
+    fn ka_disable(c_int) -> c_int;
+    fn ka_enable(c_int, c_int, c_int, c_int) -> c_int;
+    fn ka_format(*const Config, *mut c_char, usize) -> c_int;
+    fn ka_get_cnt(c_int, *mut c_int) -> c_int;
+    fn ka_get_idle(c_int, *mut c_int) -> c_int;
+    fn ka_get_intvl(c_int, *mut c_int) -> c_int;
+    fn ka_get_status(c_int, *mut Status) -> c_int;
+    fn ka_get_user_timeout(c_int, *mut c_int) -> c_int;
+    fn ka_is_enabled(c_int) -> c_int;
+    fn ka_parse(*const c_char, *mut Config) -> c_int;
+    fn ka_plan_detect(u32, *mut Config) -> c_int;
+    fn ka_plan_path(u32, *mut Config) -> c_int;
+    fn ka_plan_preset(*const c_char, *mut Config) -> c_int;
+    fn ka_query(c_int, *mut Config) -> c_int;
+    fn ka_reaper_expired(*mut Reaper, u64, *mut c_int, usize) -> c_int;
+    fn ka_reaper_forget(*mut Reaper, c_int) -> c_int;
+    fn ka_reaper_free(*mut Reaper);
+    fn ka_reaper_len(*const Reaper) -> usize;
+    fn ka_reaper_new(u32) -> *mut Reaper;
+    fn ka_reaper_next(*const Reaper, u64) -> c_int;
+    fn ka_reaper_touch(*mut Reaper, c_int, u64) -> c_int;
+    fn ka_set_user_timeout(c_int, c_int) -> c_int;
+    fn ka_version() -> *const c_char;
+    fn ka_version_number() -> u32;
+}
+
+/// Loads libka.so on the first call, and returns its functions.
+pub fn libka() -> &'static Libka {
+    static LIBRARY: OnceLock<Libka> = OnceLock::new();
+    LIBRARY.get_or_init(Libka::open)
+}
+
+/// `KA_KEEP`
+pub const KEEP: i32 = -1;
+/// `KA_AUTO`
+pub const AUTO: i32 = -2;
+
+/// `struct ka_config`: size, enabled, idle, intvl, cnt, user_timeout. A test in C compares the layouts.
+pub type Config = [i32; 6];
+/// `KA_CONFIG_INIT`
+pub const CONFIG_INIT: Config = [24, KEEP, KEEP, KEEP, KEEP, KEEP];
+/// `struct ka_status`: size, state, probes, retransmits, unacked, last_ack_ms, last_recv_ms, last_send_ms, rtt_us.
+pub type Status = [u32; 9];
+/// `KA_STATUS_INIT`
+pub const STATUS_INIT: Status = [36, 0, 0, 0, 0, 0, 0, 0, 0];
+/// `struct ka_beat`: client, sequence.
+pub type Beat = [u64; 2];
+/// `struct ka_reaper`, which is opaque.
+pub type Reaper = libc::c_void;
+
+/// Returns a config in which every field is set.
+pub const fn config(enabled: i32, idle: i32, intvl: i32, cnt: i32, user_timeout: i32) -> Config {
+    [24, enabled, idle, intvl, cnt, user_timeout]
+}
+
+/// Calls a function of libka. A call that succeeds must not change errno, and a call that fails must set it.
+///
+/// # Errors
+///
+/// Returns errno if the function returns -1.
+pub fn call(function: impl FnOnce(&Libka) -> c_int) -> Result<c_int, c_int> {
+    const UNTOUCHED: c_int = 9999;
+    let library = libka();
+    // SAFETY: errno belongs to this thread and outlives the reference.
+    let errno = unsafe { &mut *libc::__errno_location() };
+    *errno = UNTOUCHED;
+    let result = function(library);
+    let errno = *errno;
+    if result == -1 {
+        assert_ne!(errno, UNTOUCHED, "a call failed without setting errno");
+        Err(errno)
+    } else {
+        assert_eq!(errno, UNTOUCHED, "a call that succeeded changed errno");
+        Ok(result)
+    }
+}
+
+/// Calls `ka_enable`.
+///
+/// # Errors
+///
+/// Returns errno if the call fails.
+pub fn enable(fd: RawFd, idle: c_int, intvl: c_int, cnt: c_int) -> Result<c_int, c_int> {
+    // SAFETY: ka_enable takes no pointer.
+    call(|ka| unsafe { (ka.ka_enable)(fd, idle, intvl, cnt) })
+}
+
+/// Calls `ka_apply`.
+///
+/// # Errors
+///
+/// Returns errno if the call fails.
+pub fn apply(fd: RawFd, config: &Config) -> Result<c_int, c_int> {
+    // SAFETY: the first field of `config` is its size.
+    call(|ka| unsafe { (ka.ka_apply)(fd, config) })
+}

@@ -1,0 +1,61 @@
+//! Sockets and their options, by system calls: never through libka.
+#![expect(unsafe_code, reason = "getsockopt, setsockopt, socket")]
+
+use std::io;
+use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+
+use libc::c_int;
+
+/// A number that is not an open descriptor. The kernel assigns the lowest free number.
+pub const CLOSED: RawFd = 999;
+
+/// Creates a socket by socket(2), close-on-exec.
+///
+/// # Errors
+///
+/// Returns the error of socket(2).
+pub fn socket(domain: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
+    // SAFETY: socket takes no pointer.
+    match unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) } {
+        -1 => Err(io::Error::last_os_error()),
+        // SAFETY: the descriptor is new, and only we have it.
+        fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+    }
+}
+
+/// Creates a TCP socket for IPv4, neither bound nor connected.
+pub fn fresh() -> OwnedFd {
+    socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap()
+}
+
+/// Reads an option by getsockopt(2).
+///
+/// # Errors
+///
+/// Returns the errno of getsockopt(2).
+pub fn option(fd: RawFd, level: c_int, name: c_int) -> Result<c_int, c_int> {
+    let (mut value, mut size) = (0, 4);
+    // SAFETY: `value` has `size` bytes.
+    match unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut size) } {
+        0 => Ok(value),
+        _ => Err(io::Error::last_os_error().raw_os_error().unwrap()),
+    }
+}
+
+/// Sets an option by setsockopt(2), which must succeed.
+pub fn set_option(fd: RawFd, level: c_int, name: c_int, value: c_int) {
+    // SAFETY: `value` has 4 bytes.
+    let result = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), 4) };
+    assert_eq!(result, 0, "setsockopt {level} {name} {value}: {}", io::Error::last_os_error());
+}
+
+/// Reads `SO_KEEPALIVE`, idle, intvl, cnt and user timeout by getsockopt(2): for each its value or the errno.
+pub fn five(fd: RawFd) -> [Result<c_int, c_int>; 5] {
+    [
+        option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+        option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
+        option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
+        option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
+        option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+    ]
+}
