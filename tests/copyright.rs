@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use ka_test::artifact::cargo;
 use ka_test::child::stdout;
 use ka_test::path::root;
 use serde_json::Value;
@@ -15,9 +15,9 @@ use serde_json::Value;
 /// What the packages are made for.
 const TARGETS: [&str; 2] = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"];
 
-fn cargo(args: &[&str]) -> String {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    stdout(Command::new(cargo).current_dir(root()).args(args).arg("--locked"))
+/// Runs Cargo and returns its output.
+fn output_of_cargo(args: &[&str]) -> String {
+    stdout(cargo().args(args).arg("--locked"))
 }
 
 /// The crates that are linked into libka, the shim and the command, by name and version; not those that only build or
@@ -25,7 +25,7 @@ fn cargo(args: &[&str]) -> String {
 fn linked() -> BTreeSet<(String, String)> {
     let tree = |target| {
         let edges = "normal,no-proc-macro";
-        cargo(&[
+        output_of_cargo(&[
             "tree",
             "--workspace",
             "--exclude",
@@ -105,7 +105,7 @@ fn holders(file: &Path) -> Vec<String> {
 /// What Cargo says of the packages, by name and version.
 fn packages() -> BTreeMap<(String, String), Value> {
     let metadata = |target| -> Value {
-        let said = cargo(&["metadata", "--format-version", "1", "--filter-platform", target]);
+        let said = output_of_cargo(&["metadata", "--format-version", "1", "--filter-platform", target]);
         serde_json::from_str(&said).unwrap()
     };
     let text = |package: &Value, key: &str| package[key].as_str().unwrap().to_owned();

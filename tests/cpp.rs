@@ -6,10 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 use ka_test::artifact::release;
-use ka_test::child::{stderr, stdout, succeed};
+use ka_test::child::{stderr, succeed};
 use ka_test::compiler::{Link, compile};
 use ka_test::example::Server;
 use ka_test::path::{root, scratch};
+use ka_test::socket::established;
 
 const STRICT: [&str; 9] = [
     "-Wall",
@@ -89,15 +90,14 @@ fn serves(name: &str) {
     assert_eq!(server.line(), "accepted: idle=60,intvl=10,cnt=5,user_timeout=0");
 
     let filter = format!("sport = :{}", server.port);
-    let sockets = stdout(Command::new("ss").args(["-tnoH", "state", "established", &filter]));
+    let sockets = established(&filter);
     assert_eq!(sockets.lines().count(), 1, "{sockets}");
     assert!(
         sockets.contains("timer:(keepalive,59sec,0)") || sockets.contains("timer:(keepalive,1min,0)"),
         "{sockets}"
     );
     // The peer's end has none: it is the server that set it.
-    let theirs =
-        stdout(Command::new("ss").args(["-tnoH", "state", "established", &filter.replace("sport", "dport")]));
+    let theirs = established(&filter.replace("sport", "dport"));
     assert!(!theirs.contains("keepalive"), "{theirs}");
 
     drop(connection);

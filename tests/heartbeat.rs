@@ -18,7 +18,8 @@ use ka_test::libka::call;
 use ka_test::log::say;
 use ka_test::namespace::in_a_network_of_its_own;
 use ka_test::path::{root, scratch};
-use ka_test::socket::option;
+use ka_test::process::raise_descriptor_limit;
+use ka_test::socket::{established, option};
 
 /// A client's key: 32 times its number.
 fn key(client: u64) -> [u8; 32] {
@@ -272,8 +273,7 @@ fn what_is_accepted_inherits_keepalive() {
 
     let server = server(&["-d", "50", "-i", "7", "-c", "4"], &keys_of(&[1]));
     let connection = Connection::new(server.port);
-    let sport = format!(":{}", server.port);
-    let sockets = stdout(Command::new("ss").args(["-tnoH", "state", "established", "sport", "=", &sport]));
+    let sockets = established(&format!("sport = :{}", server.port));
     assert!(sockets.contains("timer:(keepalive,"), "{sockets}");
     // This end has none of it: keepalive is each end's own.
     assert_eq!(option(connection.stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE), Ok(0));
@@ -350,18 +350,6 @@ fn memory_and_descriptors(pid: u32) -> (usize, usize) {
     (kib * 1024, fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count())
 }
 
-/// As many descriptors as the system lets us have: how many.
-fn raise_limit() -> usize {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the limit is ours.
-    unsafe {
-        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
-        limit.rlim_cur = limit.rlim_max;
-        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
-    }
-    usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX)
-}
-
 /// The 99th percentile and the most, in milliseconds.
 fn p99_and_most(mut times: Vec<Duration>) -> (f64, f64) {
     times.sort_unstable();
@@ -377,7 +365,7 @@ fn ten_thousand_silent_connections_harm_nobody() {
     if !in_a_network_of_its_own("ten_thousand_silent_connections_harm_nobody") {
         return;
     }
-    let flood = 10_000.min(raise_limit().saturating_sub(200));
+    let flood = 10_000.min(raise_descriptor_limit().saturating_sub(200));
     assert!(flood >= 500, "only {flood} descriptors: a flood of so few shows nothing");
     let mut server = server(&["-f", &FIRST.to_string(), "-t", "60"], &keys_of(&[1, 2, 3, 4, 5]));
     let (port, pid) = (server.port, server.child.id());

@@ -9,14 +9,14 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ka_test::artifact::cargo;
 use ka_test::child::stdout;
 use ka_test::namespace::alone;
-use ka_test::path::root;
 
 /// The lab's test program.
 fn lab() -> PathBuf {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root()).args([
+    let mut cargo = cargo();
+    cargo.args([
         "test",
         "--quiet",
         "--locked",

@@ -7,11 +7,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use ka_test::artifact::{loaded_size, shim, unstripped};
-use ka_test::child::{preloaded, stdout, succeed};
+use ka_test::child::{preloaded, stderr, stdout, succeed};
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::{in_a_network_of_its_own, is_root, with_own_etc};
@@ -55,10 +55,6 @@ fn library(name: &str) -> PathBuf {
 
 fn library_with(name: &str, flags: &[&str]) -> PathBuf {
     compile(cc().args(["-shared", "-fPIC"]).args(flags), &source(name), Link::Nothing)
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// The lines `what: values` that a program printed.

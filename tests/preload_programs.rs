@@ -15,8 +15,9 @@ use ka_test::child::{Running, preloaded, stderr, stdout, succeed};
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::{in_a_network_of_its_own, is_root, on_a_machine_of_its_own};
-use ka_test::nginx::nginx;
 use ka_test::path::{root, scratch};
+use ka_test::server::{nginx, redis_arguments};
+use ka_test::socket::established;
 use ka_test::wait::{eventually, listening};
 
 /// Waits until both ends of each connection to a port have a running keepalive timer with at most the policy's 60 s to go.
@@ -25,7 +26,7 @@ fn assert_both_ends_have_the_policy(port: u16) {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
         let filter = format!("( sport = :{port} or dport = :{port} )");
-        let sockets = stdout(Command::new("ss").args(["-tnoH", "state", "established"]).arg(filter));
+        let sockets = established(&filter);
         let has_it = |socket: &str| {
             let timer =
                 socket.split_once("timer:(keepalive,").map(|(_, timer)| timer.split(',').next().unwrap());
@@ -59,8 +60,7 @@ fn redis() {
     if !in_a_network_of_its_own("redis") {
         return;
     }
-    let server = ["--port", "6379", "--save", "", "--bind", "127.0.0.1", "--tcp-keepalive", "300"];
-    let _redis = Running::start(preloaded("redis-server").args(server));
+    let _redis = Running::start(preloaded("redis-server").args(redis_arguments("300")));
     listening(6379);
     let _subscriber = Running::start(preloaded("redis-cli").args(["subscribe", "channel"]));
     assert_both_ends_have_the_policy(6379);
@@ -120,21 +120,14 @@ fn a_server_under_it_finds_clients_that_have_none() {
     if !in_a_network_of_its_own("a_server_under_it_finds_clients_that_have_none") {
         return;
     }
-    let _redis = Running::start(preloaded("redis-server").args([
-        "--port",
-        "6379",
-        "--save",
-        "",
-        "--tcp-keepalive",
-        "0",
-    ]));
+    let _redis = Running::start(preloaded("redis-server").args(redis_arguments("0")));
     listening(6379);
     let mut client = TcpStream::connect("127.0.0.1:6379").unwrap();
     client.write_all(b"PING\r\n").unwrap();
     let mut answer = [0; 7];
     client.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"+PONG\r\n");
-    let sockets = stdout(Command::new("ss").args(["-tnoH", "state", "established"]));
+    let sockets = established("");
     let armed = sockets.lines().filter(|line| line.contains("timer:(keepalive,")).count();
     assert_eq!((sockets.lines().count(), armed), (2, 1), "{sockets}");
 }
@@ -239,7 +232,7 @@ fn libpq_without_keepalives_has_the_policy_in_each_mode() {
         let mut connection = server.accept().unwrap().0;
         connection.read_exact(&mut [0; 8]).unwrap();
         thread::sleep(Duration::from_millis(200));
-        stdout(Command::new("ss").args(["-tnoH", "state", "established"]).arg(format!("dport = :{port}")))
+        established(&format!("dport = :{port}"))
     };
     for mode in ["force", "floor", "default"] {
         let found = timer("KA_MODE", mode);
@@ -301,7 +294,7 @@ fn java_and_its_jdbc_driver() {
         child.0.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
         assert_eq!(&ready, format!("ready {}", parameters.len()).as_bytes());
         thread::sleep(Duration::from_millis(500));
-        let said = stdout(Command::new("ss").args(["-tnoH", "state", "established", "( dport = :5432 )"]));
+        let said = established("dport = :5432");
         let timer = |line: &str| {
             let timer = line.split_once("timer:(")?.1.split_once(')')?.0.to_owned();
             Some(timer)
@@ -408,8 +401,7 @@ fn an_ssh_master() {
     let check =
         || ssh.client(&mut Command::new("ssh"), &["-S", &path, "-O", "check", host]).output().unwrap();
     eventually("the master runs", || check().status.success());
-    let connections =
-        || stdout(Command::new("ss").args(["-tnoH", "state", "established", "( dport = :2222 )"]));
+    let connections = || established("dport = :2222");
     let mut run = Command::new(release().join("ka"));
     run.args(["run", "-v", "--", "ssh"]);
     let output = succeed(ssh.client(&mut run, &["-S", &path, host, "echo through it"]));

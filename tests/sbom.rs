@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
-use ka_test::artifact::{release, unstripped};
+use ka_test::artifact::{cargo, release, unstripped};
 use ka_test::child::{stdout, succeed};
 use ka_test::log::skip;
 use ka_test::path::{root, target};
@@ -42,10 +42,9 @@ fn every_crate_of_every_binary_is_in_its_bill() {
         let bill = bill(name);
         let found = components(&bill);
         // What cargo compiles for it.
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         let tree =
             ["tree", "--locked", "--edges=normal", "--prefix=none", "--format={p}", "--package", package];
-        let tree = stdout(cargo.current_dir(root()).args(tree));
+        let tree = stdout(cargo().args(tree));
         let expected: BTreeSet<_> = tree
             .lines()
             .skip(1)

@@ -34,6 +34,7 @@ use ka_test::kernel::has_ipv6;
 use ka_test::libka::libka;
 use ka_test::log::skip;
 use ka_test::namespace::user_namespace;
+use ka_test::process::raise_descriptor_limit;
 use libtest_mimic::Arguments;
 
 use network::Family;
@@ -54,7 +55,7 @@ fn main() -> ExitCode {
         return enter();
     }
     obey_signals();
-    raise_limit();
+    raise_descriptor_limit();
     // What is built now is not built while a case waits.
     libka();
     let records = Arc::new(Mutex::new(vec![]));
@@ -110,18 +111,6 @@ fn extend_path() {
     let path = env::var("PATH").unwrap_or_default();
     // SAFETY: there are no other threads yet.
     unsafe { env::set_var("PATH", format!("{path}:/usr/sbin:/sbin")) };
-}
-
-/// Opens as many files as are allowed.
-fn raise_limit() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the limit is there to be written, and to be read.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-        }
-    }
 }
 
 /// Runs this program again in namespaces of its own. When its first process ends, or the one that waits for it is

@@ -86,7 +86,7 @@ pub fn is_listening(port: u16) -> bool {
 
 /// ss: by local and remote address, the timer.
 fn timers() -> BTreeMap<(String, String), String> {
-    let sockets = stdout(Command::new("ss").args(["-tnoH", "state", "established"]));
+    let sockets = ka_test::socket::established("");
     let parse = |line: &str| {
         let mut words = line.split_whitespace().skip(2);
         let address = |word: Option<&str>| word.unwrap().to_owned();

@@ -20,8 +20,8 @@ use ka_test::child::{Running, stdout, succeed};
 use ka_test::kernel::has_mptcp;
 use ka_test::log::skip;
 use ka_test::namespace::{is_root, on_a_machine_of_its_own, with_own_etc};
-use ka_test::nginx::nginx;
 use ka_test::path::scratch;
+use ka_test::server::{nginx, redis_arguments};
 use ka_test::socket::{five, option, set_option};
 use ka_test::wait::{eventually, listening};
 use serde_json::Value;
@@ -538,14 +538,7 @@ fn nginx_redis_and_python() {
     }
     let conf = nginx("listen 127.0.0.1:8080 so_keepalive=off;");
     let nginx = Running::start(Command::new("nginx").arg("-c").arg(conf));
-    let redis = Running::start(Command::new("redis-server").args([
-        "--port",
-        "6379",
-        "--save",
-        "",
-        "--tcp-keepalive",
-        "0",
-    ]));
+    let redis = Running::start(Command::new("redis-server").args(redis_arguments("0")));
     let python = "import socket, time\nl = socket.create_server(('127.0.0.1', 7000))\n\
                   a = [l.accept() for n in range(2)]\ntime.sleep(600)";
     let python = Running::start(Command::new("python3").args(["-c", python]));

@@ -18,8 +18,8 @@ use ka_test::compiler::{Link, cc, compile};
 use ka_test::kernel::sysctl;
 use ka_test::log::skip;
 use ka_test::namespace::{in_a_network_of_its_own, is_root, with_own_etc};
-use ka_test::nginx::nginx;
 use ka_test::path::scratch;
+use ka_test::server::nginx;
 use ka_test::wait::eventually;
 use serde_json::{Value, json};
 

@@ -19,7 +19,7 @@ use ka_test::kernel::{has_ipv6, has_mptcp};
 use ka_test::log::skip;
 use ka_test::namespace::{in_a_network_of_its_own, is_root, on_a_machine_of_its_own};
 use ka_test::path::root;
-use ka_test::socket::{five, fresh, set_option};
+use ka_test::socket::{established, five, fresh, set_option};
 use ka_test::wait::{eventually, listening};
 use serde_json::Value;
 
@@ -258,7 +258,7 @@ fn a_silent_peer_shows() {
     });
     let port = dying.local_addr().unwrap().port();
     let filter = format!("sport = :{port}");
-    let kernels = stdout(Command::new("ss").args(["-tnoH", "state", "established", &filter]));
+    let kernels = established(&filter);
     let probes = kernels.split_once("timer:(keepalive,").unwrap().1.split([',', ')']).nth(1).unwrap();
     assert!(probes.parse::<u32>().unwrap() >= 6, "{kernels}");
 }

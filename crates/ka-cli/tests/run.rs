@@ -20,8 +20,8 @@ use ka_test::child::{Running, preloaded, stdout, succeed};
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::{is_root, on_a_machine_of_its_own, with_own_etc};
-use ka_test::nginx::nginx;
 use ka_test::path::{root, scratch};
+use ka_test::server::{nginx, redis_arguments};
 use ka_test::wait::{eventually, listening};
 
 /// Prints SO_KEEPALIVE, idle, intvl, cnt and user timeout of a fresh socket.
@@ -807,8 +807,7 @@ fn nginx_and_redis() {
     let conf = nginx("listen 127.0.0.1:8080;");
     let _nginx = Running::start(ka().args(["run", "nginx", "-c"]).arg(conf));
     listening(8080);
-    let server = ["--port", "6379", "--save", "", "--bind", "127.0.0.1", "--tcp-keepalive", "0"];
-    let _redis = Running::start(ka().args(["run", "redis-server"]).args(server));
+    let _redis = Running::start(ka().args(["run", "redis-server"]).args(redis_arguments("0")));
     listening(6379);
     // Their ends have it, and ours have not.
     let clients: Vec<_> =

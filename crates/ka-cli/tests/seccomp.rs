@@ -14,8 +14,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use command::{
-    CleanUp, Holder, Staying, Told, as_nobody, bare, go_holder, go_program, holder, holder_with, ka, outcome,
-    public, refusing, static_holder,
+    CleanUp, Holder, Staying, Told, as_nobody, bare, go_holder, go_program, holder, holder_with, ka,
+    number_behind, outcome, public, refusing, static_holder,
 };
 use ka_test::artifact::{release, shim};
 use ka_test::child::{stderr, stdout, succeed};
@@ -23,6 +23,7 @@ use ka_test::compiler::{Link, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::{is_root, on_a_machine_of_its_own, with_own_etc};
 use ka_test::path::{root, scratch};
+use ka_test::process::{is_there, kill};
 use ka_test::wait::eventually;
 
 /// A program of tests/c, without a loader.
@@ -548,22 +549,6 @@ fn daemons_of_daemons_are_followed() {
     });
     fs::remove_file(&file).unwrap();
     eventually("the supervisor has ended with the last of them", || !is_there(supervisor));
-}
-
-fn number_behind(text: &str, word: &str) -> i32 {
-    let rest = text.split_once(word).unwrap_or_else(|| panic!("no {word}in {text:?}")).1;
-    let digits = rest.split(|letter: char| !letter.is_ascii_digit()).next().unwrap();
-    digits.parse().unwrap()
-}
-
-/// Whether a process is there, and is no zombie.
-fn is_there(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-}
-
-fn kill(pid: i32, signal: i32) {
-    // SAFETY: takes no pointer.
-    assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// A program under `ka run -v`, and the numbers of those who look after it.

@@ -12,12 +12,13 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use command::{bare, ka, outcome};
+use command::{bare, ka, number_behind, outcome};
 use ka_test::child::stdout;
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::is_root;
 use ka_test::path::{root, scratch};
+use ka_test::process::{is_there, kill};
 use ka_test::wait::eventually;
 
 /// The output of `seen connect` if both ends of a connection have the policy.
@@ -61,21 +62,6 @@ fn can_attack() -> bool {
         "only root can have the kernel's own accesses wait for a page, and this kernel must have userfaultfd(2)",
     );
     false
-}
-
-fn kill(pid: i32, signal: i32) {
-    // SAFETY: takes no pointer.
-    assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "{}", std::io::Error::last_os_error());
-}
-
-/// Returns whether a process exists and is not a zombie.
-fn is_there(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-}
-
-fn number_behind(text: &str, word: &str) -> i32 {
-    let rest = text.split_once(word).unwrap_or_else(|| panic!("no {word}in {text:?}")).1;
-    rest.split(|letter: char| !letter.is_ascii_digit()).next().unwrap().parse().unwrap()
 }
 
 /// A tree of programs under one supervisor: attackers, and a victim that connects on request.

@@ -1,10 +1,13 @@
-//! Sockets and their options, by system calls: never through libka.
+//! Sockets and their options, as the kernel reports them: by system calls and ss(8), never through libka.
 #![expect(unsafe_code, reason = "getsockopt, setsockopt, socket")]
 
 use std::io;
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::process::Command;
 
 use libc::c_int;
+
+use crate::child::stdout;
 
 /// A number that is not an open descriptor. The kernel assigns the lowest free number.
 pub const CLOSED: RawFd = 999;
@@ -58,4 +61,13 @@ pub fn five(fd: RawFd) -> [Result<c_int, c_int>; 5] {
         option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
         option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
     ]
+}
+
+/// Returns the established TCP connections of this network namespace with their timers, one line per end, from ss(8).
+///
+/// `filter` is a filter of ss(8), such as `sport = :80`. The empty filter selects all connections.
+pub fn established(filter: &str) -> String {
+    let mut ss = Command::new("ss");
+    ss.args(["-tnoH", "state", "established"]);
+    stdout(if filter.is_empty() { &mut ss } else { ss.arg(filter) })
 }

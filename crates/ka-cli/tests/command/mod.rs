@@ -14,10 +14,10 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use ka_test::artifact::release;
-use ka_test::child::{stdout, succeed};
+use ka_test::child::{remove_ka_variables, succeed};
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::path::{root, scratch};
-use ka_test::socket::{five, option};
+use ka_test::socket::{established, five, option};
 
 /// ka, told nothing but what the test says.
 pub fn ka() -> Command {
@@ -27,9 +27,7 @@ pub fn ka() -> Command {
 /// A program that gets none of ka's variables from whoever runs the tests.
 pub fn bare(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"KA_")) {
-        command.env_remove(name);
-    }
+    remove_ka_variables(&mut command);
     command.env_remove("LD_PRELOAD").env_remove("NO_COLOR");
     command
 }
@@ -68,6 +66,12 @@ pub fn outcome(command: &mut Command) -> (i32, String, String) {
     let text = |bytes| String::from_utf8(bytes).unwrap();
     let code = status.code().unwrap_or_else(|| panic!("{command:?}: {status}"));
     (code, text(stdout), text(stderr))
+}
+
+/// Returns the number that follows a word in a text.
+pub fn number_behind(text: &str, word: &str) -> i32 {
+    let rest = text.split_once(word).unwrap_or_else(|| panic!("no {word}in {text:?}")).1;
+    rest.split(|letter: char| !letter.is_ascii_digit()).next().unwrap().parse().unwrap()
 }
 
 /// A path of which everybody can run what is there: that of the repository need not be one.
@@ -332,7 +336,7 @@ impl Drop for Holder {
 /// The connections of this network as ss(8) shows them to everybody: how many there are, and of how many a keepalive
 /// timer runs with at most so many seconds left.
 pub fn armed(seconds: f64) -> (usize, usize) {
-    let sockets = stdout(Command::new("ss").args(["-tnoH", "state", "established"]));
+    let sockets = established("");
     let left = |line: &str| {
         let timer = line.split_once("timer:(keepalive,")?.1.split(',').next()?;
         let minutes = timer.split_once("min").map_or(("0", timer), |(minutes, rest)| (minutes, rest));

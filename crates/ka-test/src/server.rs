@@ -1,4 +1,4 @@
-//! Configurations of nginx.
+//! Configurations of servers that others wrote.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::namespace::is_root;
 use crate::path::scratch;
 
-/// Writes a configuration with one server and returns its path.
+/// Writes a configuration of nginx with one server and returns its path.
 ///
 /// `server` are the directives of the server. All files of nginx are in the folder of the configuration, which is also
 /// the server's document root.
@@ -27,4 +27,9 @@ pub fn nginx(server: &str) -> PathBuf {
     let path = folder.join("conf");
     fs::write(&path, text).unwrap();
     path
+}
+
+/// Returns arguments of redis-server: port 6379, no snapshots, and this `tcp-keepalive` in seconds (0 turns it off).
+pub fn redis_arguments(keepalive: &str) -> [&str; 8] {
+    ["--port", "6379", "--save", "", "--bind", "127.0.0.1", "--tcp-keepalive", keepalive]
 }
