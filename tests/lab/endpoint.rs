@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::network::{Family, Network, PORT};
-use crate::story::now;
 use ka_test::child::preloaded;
 use ka_test::example::example;
 use ka_test::libka::{CONFIG_INIT, call, enable};
 use ka_test::socket::set_option;
+
+use crate::network::{Family, Network, PORT};
+use crate::story::now;
 
 /// Idle, interval, count.
 #[derive(Clone, Copy, Debug)]

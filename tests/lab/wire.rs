@@ -7,10 +7,10 @@ use std::process::{Child, Stdio};
 use std::{env, fs};
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+use ka_test::path::scratch;
 
 use crate::INSIDE;
 use crate::network::{Machine, PORT};
-use ka_test::path::scratch;
 
 /// tcpdump on a machine's interface, until it is read.
 pub struct Capture {

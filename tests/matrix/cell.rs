@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use ka_test::child::succeed;
+use ka_test::path::target;
+
 use crate::kernel::{self, End};
 use crate::programs::{self, Program};
 use crate::way::{self, INSTALLED, Way};
-use ka_test::child::succeed;
-use ka_test::path::target;
 
 /// Says inside which cell this is: the program, the way, a number.
 pub const CELL: &str = "KA_MATRIX_CELL";

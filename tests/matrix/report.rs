@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
 
+use ka_test::child::stdout;
+
 use crate::Row;
 use crate::cell::Seen;
 use crate::kernel::End;
 use crate::way::{POLICY, Way};
-use ka_test::child::stdout;
 
 pub fn write(rows: &[Row]) -> String {
     let mut text = format!(

@@ -2,8 +2,9 @@
 
 use std::process::Command;
 
-use crate::kernel::End;
 use ka_test::child::succeed;
+
+use crate::kernel::End;
 
 /// What the whole matrix asks for: numbers that no program has of its own.
 pub const POLICY: &str = "97,13,7";

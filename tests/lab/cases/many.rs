@@ -5,11 +5,12 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ka_test::log::skip;
+
 use crate::endpoint::{Policy, is_open};
 use crate::network::{Family, Network};
 use crate::story::{Case, Needs, Story, now, sleep};
 use crate::wire::Flow;
-use ka_test::log::skip;
 
 /// As many as this, where the limit of open files allows both their ends.
 pub const CONNECTIONS: usize = 5000;

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::process::Command;
 
+use ka_test::child::stdout;
+
 use crate::endpoint::{Policy, talks};
 use crate::network::{Family, Network};
 use crate::story::{Case, Story, sleep};
 use crate::wire::{Flow, Kind, Packet, flag};
-use ka_test::child::stdout;
 
 pub fn cases(family: Family) -> Vec<Case> {
     [Policy::new(1, 1, 5), Policy::new(1, 3, 3), Policy::new(2, 2, 4)]

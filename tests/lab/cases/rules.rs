@@ -6,14 +6,14 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
+use ka_test::libka::{AUTO, call, enable};
+use ka_test::socket::set_option;
 use socket2::SockRef;
 
 use crate::endpoint::{Policy, ending, is_open, late, talks};
 use crate::network::{Family, Network};
 use crate::story::{Case, Story, now, sleep};
 use crate::wire::Kind;
-use ka_test::libka::{AUTO, call, enable};
-use ka_test::socket::set_option;
 
 const FAMILY: Family = Family::V4;
 

@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ka_test::child::{preloaded, stdout};
+use ka_test::compiler::{Link, cc, compile};
+use ka_test::path::{root, target};
 use socket2::SockRef;
 
 use super::many::{self, CONNECTIONS};
@@ -19,9 +22,6 @@ use crate::drift::{Drift, Verdict};
 use crate::endpoint::{Policy, Program};
 use crate::network::{Family, Network, PORT};
 use crate::story::{Case, Needs, Story, sleep};
-use ka_test::child::{preloaded, stdout};
-use ka_test::compiler::{Link, cc, compile};
-use ka_test::path::{root, target};
 
 /// How many minutes: without it, there is no soak.
 pub const MINUTES: &str = "KA_SOAK_MINUTES";
