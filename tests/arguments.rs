@@ -6,7 +6,7 @@ use std::ptr;
 
 use ka_test::kernel::has_mptcp;
 use ka_test::libka::{AUTO, CONFIG_INIT, Config, KEEP, Libka, STATUS_INIT, apply, call, config, enable};
-use ka_test::socket::{CLOSED, five, fresh, set_option, socket};
+use ka_test::socket::{CLOSED, fresh, keepalive_options, set_option, socket};
 use libc::{E2BIG, EBADF, EINVAL, ENOENT, ENOPROTOOPT, ERANGE, c_char, c_int};
 
 #[test]
@@ -17,7 +17,7 @@ fn ranges_hold_at_their_edges_and_nothing_is_written_beyond_them() {
     }
     for socket in sockets {
         let fd = socket.as_raw_fd();
-        let [_, idle, intvl, cnt, _] = five(fd);
+        let [_, idle, intvl, cnt, _] = keepalive_options(fd);
         for (wanted, result) in [
             ((1, 1, 1), Ok(0)),
             ((32767, 32767, 127), Ok(0)),
@@ -38,7 +38,7 @@ fn ranges_hold_at_their_edges_and_nothing_is_written_beyond_them() {
             ((1, 1, 256 + 5), Err(EINVAL)),
         ] {
             set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
-            let before = five(fd);
+            let before = keepalive_options(fd);
             assert_eq!(enable(fd, wanted.0, wanted.1, wanted.2), result, "{wanted:?}");
             let named = |wanted, before| if wanted == KEEP { before } else { Ok(wanted) };
             let after = match result {
@@ -51,7 +51,7 @@ fn ranges_hold_at_their_edges_and_nothing_is_written_beyond_them() {
                 ],
                 Err(_) => before,
             };
-            assert_eq!(five(fd), after, "{wanted:?}");
+            assert_eq!(keepalive_options(fd), after, "{wanted:?}");
         }
         assert!([idle, intvl, cnt].iter().all(Result::is_ok));
     }
@@ -61,7 +61,7 @@ fn ranges_hold_at_their_edges_and_nothing_is_written_beyond_them() {
 fn every_field_of_a_config_is_checked() {
     let socket = fresh();
     let fd = socket.as_raw_fd();
-    let before = five(fd);
+    let before = keepalive_options(fd);
     for wrong in [
         config(2, KEEP, KEEP, KEEP, KEEP),
         config(-2, KEEP, KEEP, KEEP, KEEP),
@@ -80,16 +80,16 @@ fn every_field_of_a_config_is_checked() {
         [0; 6],
     ] {
         assert_eq!(apply(fd, &wrong), Err(EINVAL), "{wrong:?}");
-        assert_eq!(five(fd), before, "{wrong:?}");
+        assert_eq!(keepalive_options(fd), before, "{wrong:?}");
         // SAFETY: the config has its size; no text is asked for.
         let format = call(|ka| unsafe { (ka.ka_format)(&raw const wrong, ptr::null_mut(), 0) });
         assert_eq!(format, Err(EINVAL), "what ka_apply refuses, ka_format does too: {wrong:?}");
     }
     // The largest automatic user timeout that fits.
     apply(fd, &config(1, 32767, 32767, 64, AUTO)).unwrap();
-    assert_eq!(five(fd)[4], Ok(1000 * (32767 + 32767 * 64)));
+    assert_eq!(keepalive_options(fd)[4], Ok(1000 * (32767 + 32767 * 64)));
     apply(fd, &config(0, KEEP, KEEP, KEEP, c_int::MAX)).unwrap();
-    assert_eq!(five(fd)[4], Ok(c_int::MAX));
+    assert_eq!(keepalive_options(fd)[4], Ok(c_int::MAX));
 }
 
 #[test]
@@ -97,10 +97,10 @@ fn an_automatic_user_timeout_of_kept_values_is_checked_after_the_descriptor() {
     let socket = fresh();
     let fd = socket.as_raw_fd();
     enable(fd, 32767, 32767, 127).unwrap();
-    let before = five(fd);
+    let before = keepalive_options(fd);
     let auto = |fd: RawFd| apply(fd, &config(KEEP, KEEP, KEEP, KEEP, AUTO));
     assert_eq!(auto(fd), Err(EINVAL));
-    assert_eq!(five(fd), before);
+    assert_eq!(keepalive_options(fd), before);
     assert_eq!(auto(CLOSED), Err(EBADF));
     let udp = ka_test::socket::socket(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
     assert_eq!(auto(udp.as_raw_fd()), Err(ENOPROTOOPT));
@@ -177,7 +177,7 @@ fn apply_words(fd: RawFd, object: &[i32]) -> Result<c_int, c_int> {
 fn a_smaller_config_lacks_what_is_kept() {
     let socket = fresh();
     let fd = socket.as_raw_fd();
-    let [_, idle, intvl, cnt, user_timeout] = five(fd);
+    let [_, idle, intvl, cnt, user_timeout] = keepalive_options(fd);
     // What is beyond the size would be refused if it were read.
     for (size, after) in [
         (8, [Ok(1), idle, intvl, cnt, user_timeout]),
@@ -188,7 +188,7 @@ fn a_smaller_config_lacks_what_is_kept() {
         let mut words = [1, 60, 10, 5, 99];
         words[usize::try_from(size).unwrap() / 4 - 1..].fill(0x5a5a_5a5a);
         apply_words(fd, &sized(size, &words)).unwrap();
-        assert_eq!(five(fd), after, "size {size}");
+        assert_eq!(keepalive_options(fd), after, "size {size}");
     }
 }
 
@@ -197,11 +197,11 @@ fn a_larger_config_must_ask_for_nothing_more() {
     let socket = fresh();
     let fd = socket.as_raw_fd();
     apply_words(fd, &sized(32, &[1, 60, 10, 5, KEEP, KEEP, KEEP])).unwrap();
-    assert_eq!(five(fd)[..4], [Ok(1), Ok(60), Ok(10), Ok(5)]);
+    assert_eq!(keepalive_options(fd)[..4], [Ok(1), Ok(60), Ok(10), Ok(5)]);
     let mut whole_page = vec![KEEP; 1023];
     whole_page[1] = 61;
     apply_words(fd, &sized(4096, &whole_page)).unwrap();
-    let before = five(fd);
+    let before = keepalive_options(fd);
     assert_eq!(before[1], Ok(61));
 
     for tail in [[0, KEEP], [KEEP, 0], [1, 1], [AUTO, KEEP]] {
@@ -220,7 +220,7 @@ fn a_larger_config_must_ask_for_nothing_more() {
     // Such a size was never set. That nothing so far away is read, a whole one shows that asks for nothing.
     assert_eq!(apply_words(fd, &sized(4100, &[KEEP; 1024])), Err(E2BIG));
     assert_eq!(apply_words(fd, &sized(-4, &[KEEP; 6])), Err(E2BIG));
-    assert_eq!(five(fd), before);
+    assert_eq!(keepalive_options(fd), before);
 }
 
 #[test]

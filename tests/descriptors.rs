@@ -10,7 +10,7 @@ use std::{io, thread};
 use ka_test::kernel::{has_ipv6, has_mptcp};
 use ka_test::libka::{AUTO, CONFIG_INIT, KEEP, Libka, STATUS_INIT, apply, call, config, enable};
 use ka_test::log::skip;
-use ka_test::socket::{CLOSED, five, fresh, option, set_option, socket};
+use ka_test::socket::{CLOSED, fresh, keepalive_options, option, set_option, socket};
 use libc::{EBADF, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP, c_int};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
@@ -331,10 +331,10 @@ fn every_call_answers_every_kind_of_descriptor_by_the_table() {
                     Is::Tcp | Is::Mptcp => Ok(0),
                     Is::Refused(errno) => Err(errno),
                 };
-                let before = five(case.fd);
+                let before = keepalive_options(case.fd);
                 assert_eq!(run(case.fd), expected, "{name} on {}, SO_KEEPALIVE {on}", case.name);
                 if expected.is_err() {
-                    assert_eq!(five(case.fd), before, "{name} on {} changed it", case.name);
+                    assert_eq!(keepalive_options(case.fd), before, "{name} on {} changed it", case.name);
                 }
             }
         }
@@ -348,20 +348,28 @@ fn each_call_does_what_it_says_in_every_state_of_tcp() {
             continue;
         }
         let (fd, name) = (case.fd, case.name);
-        let user_timeout = five(fd)[4];
+        let user_timeout = keepalive_options(fd)[4];
         enable(fd, 61, 11, 6).unwrap();
-        assert_eq!(five(fd), [Ok(1), Ok(61), Ok(11), Ok(6), user_timeout], "ka_enable on {name}");
+        assert_eq!(
+            keepalive_options(fd),
+            [Ok(1), Ok(61), Ok(11), Ok(6), user_timeout],
+            "ka_enable on {name}"
+        );
         // SAFETY: takes no pointer.
         assert_eq!(call(|ka| unsafe { (ka.ka_is_enabled)(fd) }), Ok(1), "{name}");
         enable(fd, KEEP, 12, KEEP).unwrap();
         assert_eq!(
-            five(fd),
+            keepalive_options(fd),
             [Ok(1), Ok(61), Ok(12), Ok(6), user_timeout],
             "ka_enable with KA_KEEP on {name}"
         );
         // SAFETY: takes no pointer.
         call(|ka| unsafe { (ka.ka_disable)(fd) }).unwrap();
-        assert_eq!(five(fd), [Ok(0), Ok(61), Ok(12), Ok(6), user_timeout], "ka_disable on {name}");
+        assert_eq!(
+            keepalive_options(fd),
+            [Ok(0), Ok(61), Ok(12), Ok(6), user_timeout],
+            "ka_disable on {name}"
+        );
         // SAFETY: takes no pointer.
         assert_eq!(call(|ka| unsafe { (ka.ka_is_enabled)(fd) }), Ok(0), "{name}");
         let mut found = CONFIG_INIT;
@@ -378,7 +386,7 @@ fn each_call_does_what_it_says_in_every_state_of_tcp() {
         }
         if case.is == Is::Tcp {
             apply(fd, &config(1, 5, 2, 3, AUTO)).unwrap();
-            assert_eq!(five(fd), [Ok(1), Ok(5), Ok(2), Ok(3), Ok(11_000)], "ka_apply on {name}");
+            assert_eq!(keepalive_options(fd), [Ok(1), Ok(5), Ok(2), Ok(3), Ok(11_000)], "ka_apply on {name}");
         }
     }
 }
@@ -399,7 +407,7 @@ fn accepted_sockets_inherit_from_the_listener() {
             client.connect(&listener.local_addr().unwrap()).unwrap();
             let accepted = listener.accept().unwrap().0;
             assert_eq!(
-                five(accepted.as_raw_fd())[..4],
+                keepalive_options(accepted.as_raw_fd())[..4],
                 [Ok(1), Ok(62), Ok(13), Ok(4)],
                 "{domain:?} {protocol:?}"
             );
@@ -412,12 +420,12 @@ fn a_duplicate_shares_what_was_set() {
     let socket = fresh();
     let duplicate = socket.try_clone().unwrap();
     enable(socket.as_raw_fd(), 63, 14, 3).unwrap();
-    assert_eq!(five(duplicate.as_raw_fd())[..4], [Ok(1), Ok(63), Ok(14), Ok(3)]);
+    assert_eq!(keepalive_options(duplicate.as_raw_fd())[..4], [Ok(1), Ok(63), Ok(14), Ok(3)]);
     let number = duplicate.into_raw_fd();
     // SAFETY: takes no pointer; then the descriptor is ours to close.
     unsafe {
         call(|ka| (ka.ka_disable)(number)).unwrap();
         libc::close(number);
     }
-    assert_eq!(five(socket.as_raw_fd())[0], Ok(0));
+    assert_eq!(keepalive_options(socket.as_raw_fd())[0], Ok(0));
 }

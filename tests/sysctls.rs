@@ -11,7 +11,7 @@ use ka_test::kernel::sysctl;
 use ka_test::libka::{CONFIG_INIT, Config, KEEP, apply, call, config, enable};
 use ka_test::namespace::in_a_network_of_its_own;
 use ka_test::path::scratch;
-use ka_test::socket::{five, fresh};
+use ka_test::socket::{fresh, keepalive_options};
 use libc::{EINVAL, c_int};
 
 fn query(fd: RawFd) -> Config {
@@ -43,7 +43,7 @@ fn a_sysctl_that_cannot_be_set_is_read_but_not_written() {
     let fd = socket.as_raw_fd();
     for value in [86400, 0, -1] {
         sysctl("tcp_keepalive_time", &value.to_string());
-        assert_eq!(five(fd)[1], Ok(value), "the kernel follows the sysctl");
+        assert_eq!(keepalive_options(fd)[1], Ok(value), "the kernel follows the sysctl");
         assert_eq!(get_idle(fd), Ok(value));
         assert_eq!(query(fd)[2], value);
         assert_eq!(defaults(), config(0, value, 75, 9, 0));
@@ -52,7 +52,7 @@ fn a_sysctl_that_cannot_be_set_is_read_but_not_written() {
         if value == KEEP {
             // It reads as KA_KEEP, so the sysctl stays in force.
             assert_eq!(result, Ok(0));
-            assert_eq!(five(fd)[1], Ok(-1));
+            assert_eq!(keepalive_options(fd)[1], Ok(-1));
         } else {
             assert_eq!(result, Err(EINVAL), "{value}");
         }
@@ -72,8 +72,12 @@ fn a_value_that_was_set_leaves_the_sysctl_and_a_kept_one_follows_it() {
     {
         sysctl(name, value);
     }
-    assert_eq!(five(set.as_raw_fd())[..4], [Ok(1), Ok(7200), Ok(75), Ok(9)], "equal values were written too");
-    assert_eq!(five(kept.as_raw_fd())[..4], [Ok(1), Ok(500), Ok(75), Ok(4)]);
+    assert_eq!(
+        keepalive_options(set.as_raw_fd())[..4],
+        [Ok(1), Ok(7200), Ok(75), Ok(9)],
+        "equal values were written too"
+    );
+    assert_eq!(keepalive_options(kept.as_raw_fd())[..4], [Ok(1), Ok(500), Ok(75), Ok(4)]);
     assert_eq!(query(never.as_raw_fd()), config(0, 500, 50, 4, 0));
     assert_eq!(defaults(), config(0, 500, 50, 4, 0));
 }
@@ -89,12 +93,12 @@ fn a_changed_interval_leaves_an_idle_time_that_cannot_be_set() {
     let fd = socket.as_raw_fd();
     enable(fd, KEEP, 75, 9).unwrap();
     enable(fd, KEEP, 1, KEEP).unwrap();
-    assert_eq!(five(fd)[..4], [Ok(1), Ok(86400), Ok(1), Ok(9)]);
+    assert_eq!(keepalive_options(fd)[..4], [Ok(1), Ok(86400), Ok(1), Ok(9)]);
     sysctl("tcp_keepalive_time", "400");
-    assert_eq!(five(fd)[1], Ok(400), "it still follows the sysctl");
+    assert_eq!(keepalive_options(fd)[1], Ok(400), "it still follows the sysctl");
     enable(fd, KEEP, 2, KEEP).unwrap();
     sysctl("tcp_keepalive_time", "300");
-    assert_eq!(five(fd)[1], Ok(400), "it was written to re-arm the timer");
+    assert_eq!(keepalive_options(fd)[1], Ok(400), "it was written to re-arm the timer");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::str::FromStr;
 
 use ka_test::child::stdout;
-use ka_test::socket::{five, option};
+use ka_test::socket::{keepalive_options, option};
 
 /// One end of an established connection.
 #[derive(Clone, Debug, PartialEq)]
@@ -138,7 +138,7 @@ fn established(socket: OwnedFd, comm: &str) -> Option<End> {
     if state != ESTABLISHED {
         return None;
     }
-    let [on, idle, intvl, cnt, _] = five(fd);
+    let [on, idle, intvl, cnt, _] = keepalive_options(fd);
     let socket = socket2::Socket::from(socket);
     Some(End {
         comm: comm.to_owned(),

@@ -22,7 +22,7 @@ use ka_test::log::skip;
 use ka_test::namespace::{is_root, on_a_machine_of_its_own, with_own_etc};
 use ka_test::path::scratch;
 use ka_test::server::{nginx, redis_arguments};
-use ka_test::socket::{five, option, set_option};
+use ka_test::socket::{keepalive_options, option, set_option};
 use ka_test::wait::{eventually, listening};
 use serde_json::Value;
 
@@ -274,7 +274,11 @@ fn a_user_timeout_does_not_loosen_the_policy() {
         set_option(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, before);
         let port = listener.local_addr().unwrap().port().to_string();
         assert_eq!(attach(&["--mode", mode, "--port", &port], pid).0, 0);
-        assert_eq!(five(listener.as_raw_fd()), [Ok(1), Ok(60), Ok(10), Ok(6), Ok(after)], "{mode} {before}");
+        assert_eq!(
+            keepalive_options(listener.as_raw_fd()),
+            [Ok(1), Ok(60), Ok(10), Ok(6), Ok(after)],
+            "{mode} {before}"
+        );
     }
 }
 
@@ -354,7 +358,7 @@ fn multipath_tcp_has_it_too() {
     // It can have no user timeout; the rest is better than nothing.
     let (status, _, err) = attach(&["-p", "280,30,5", "-u", "5000"], pid);
     assert_eq!((status, err.as_str()), (0, ""));
-    let [on, idle, intvl, cnt, _] = five(socket.as_raw_fd());
+    let [on, idle, intvl, cnt, _] = keepalive_options(socket.as_raw_fd());
     assert_eq!([on, idle, intvl, cnt], [Ok(1), Ok(280), Ok(30), Ok(5)]);
     // And it is said of each, set or there already; not where none was asked for.
     let (_, out, _) = attach(&["-v", "-p", "281,30,5", "-u", "5000"], pid);

@@ -25,7 +25,7 @@ use ka_test::compiler::{Link, allowing, cc, compile};
 use ka_test::kernel::has_mptcp;
 use ka_test::log::skip;
 use ka_test::path::{root, scratch};
-use ka_test::socket::{five, option, set_option};
+use ka_test::socket::{keepalive_options, option, set_option};
 use ka_test::wait::eventually;
 use serde_json::Value;
 
@@ -136,13 +136,13 @@ fn force_holds_the_policy() {
     let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let fd = stream.as_raw_fd();
     let held = [Ok(1), Ok(60), Ok(10), Ok(6), Ok(0)];
-    assert_eq!(five(fd), held);
-    assert_eq!(five(listener.accept().unwrap().0.as_raw_fd()), held);
+    assert_eq!(keepalive_options(fd), held);
+    assert_eq!(keepalive_options(listener.accept().unwrap().0.as_raw_fd()), held);
     set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
     for (name, value) in [(libc::TCP_KEEPIDLE, 99), (libc::TCP_KEEPINTVL, 9), (libc::TCP_KEEPCNT, 9)] {
         set_option(fd, libc::IPPROTO_TCP, name, value);
     }
-    assert_eq!(five(fd), held);
+    assert_eq!(keepalive_options(fd), held);
     // Errors are the kernel's.
     let set = |level, name, value: i32, size| {
         // SAFETY: `value` has the 4 bytes, of which at most as many are read.
@@ -162,11 +162,11 @@ fn force_holds_the_policy() {
     }
     // SAFETY: the kernel refuses the address.
     assert_eq!(unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 8 as *const _, 4) }, -1);
-    assert_eq!(five(fd), held);
+    assert_eq!(keepalive_options(fd), held);
     // A user timeout may be shorter than the policy, and not longer.
     for (value, expected) in [(5000, 5000), (900_000, 120_000), (0, 0)] {
         set_option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, value);
-        assert_eq!(five(fd)[4], Ok(expected));
+        assert_eq!(keepalive_options(fd)[4], Ok(expected));
     }
     // What is none of the five, or no TCP, passes.
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
@@ -184,21 +184,21 @@ fn force_holds_the_policy() {
     );
     assert!(out.contains(": its cgroup has a policy in mode force"), "{out}");
     assert!(out.ends_with("0 sockets set to 99,10,6 (mode force), 0 unchanged, 1 failed\n"), "{out}");
-    assert_eq!(five(fd)[..4], held[..4]);
+    assert_eq!(keepalive_options(fd)[..4], held[..4]);
     // The cgroup's policy does not affect the command in the message.
     assert!(out.contains("; use ka attach --all --via bpf"), "{out}");
     let (status, out, err) =
         outcome(ka().args(["attach", "--all", "--via", "bpf", "-d", "99", "--port", &port]));
     assert!(status == 0 && err.is_empty(), "{out}{err}");
-    assert_eq!(five(fd)[1], Ok(99));
+    assert_eq!(keepalive_options(fd)[1], Ok(99));
     assert_eq!(ka_cgroup(&["attach", "-p", "60,10,6"], &cgroup.0).0, 0);
-    assert_eq!(five(fd)[..4], held[..4]);
+    assert_eq!(keepalive_options(fd)[..4], held[..4]);
     // A policy with a user timeout pins it, on what is open too.
     let result = ka_cgroup(&["attach", "-p", "60,10,6", "-u", "auto"], &cgroup.0);
     assert!(attached(&result).ends_with(" 0 failed"));
-    assert_eq!(five(fd)[4], Ok(120_000));
+    assert_eq!(keepalive_options(fd)[4], Ok(120_000));
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 5000);
-    assert_eq!(five(fd)[4], Ok(120_000));
+    assert_eq!(keepalive_options(fd)[4], Ok(120_000));
 }
 
 #[test]
@@ -1094,7 +1094,7 @@ fn what_a_program_inherits_is_set() {
     // SAFETY: the flag is the descriptor's own.
     unsafe { libc::fcntl(listener.as_raw_fd(), libc::F_SETFD, 0) };
     assert_eq!(outcome(&mut run_within(&cgroup, &["-d", "45", "--", "true"])).0, 0);
-    assert_eq!(five(listener.as_raw_fd())[..2], [Ok(1), Ok(45)]);
+    assert_eq!(keepalive_options(listener.as_raw_fd())[..2], [Ok(1), Ok(45)]);
     eventually("its cgroup is removed", || runs(&cgroup) == 0);
 }
 
@@ -1114,7 +1114,7 @@ fn every_socket_of_a_network_is_set_in_one_pass() {
     let mut holder = Holder::start(Command::new(holder()).arg("keepalive"));
     let all = |holder: &mut Holder| -> Vec<_> {
         let theirs = holder.look().into_iter().map(|told| (told.on, told.timers));
-        let ours = [listener.as_raw_fd(), queued.as_raw_fd()].map(five).map(|five| {
+        let ours = [listener.as_raw_fd(), queued.as_raw_fd()].map(keepalive_options).map(|five| {
             let [on, idle, intvl, cnt, user_timeout] = five.map(Result::unwrap);
             (on != 0, [idle, intvl, cnt, user_timeout])
         });
@@ -1143,7 +1143,10 @@ fn every_socket_of_a_network_is_set_in_one_pass() {
     let ours = (true, [60, 4, 6, 0]);
     assert_eq!(all(&mut holder), [ours, theirs, ours, ours, ours]);
     // The one that nobody had accepted.
-    assert_eq!(five(listener.accept().unwrap().0.as_raw_fd()), [Ok(1), Ok(60), Ok(4), Ok(6), Ok(0)]);
+    assert_eq!(
+        keepalive_options(listener.accept().unwrap().0.as_raw_fd()),
+        [Ok(1), Ok(60), Ok(4), Ok(6), Ok(0)]
+    );
     // That end is closed once its last segment was acknowledged, and its peer's is half.
     eventually("it is closed", || {
         stdout(Command::new("ss").args(["-Htn", "state", "fin-wait-1"])).is_empty()
@@ -1162,7 +1165,7 @@ fn every_socket_of_a_network_is_set_in_one_pass() {
     assert_eq!(all(&mut holder), [(false, [70, 7, 7, 0]); 5]);
     set_option(queued.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 900_000);
     assert_eq!(said(&["-p", "60,10,6"]), "5 sockets set, 0 unchanged, 0 failed");
-    assert_eq!(five(queued.as_raw_fd())[4], Ok(120_000));
+    assert_eq!(keepalive_options(queued.as_raw_fd())[4], Ok(120_000));
 
     let (_, out, _) = by_kernel(&["--json", "-p", "61,10,6"]);
     let report: Value = serde_json::from_str(&out).unwrap();
@@ -1207,7 +1210,7 @@ fn many_sockets_are_counted_as_they_fared() {
         format!("0 sockets set to 60,10,6 (mode force), {all} unchanged, 0 failed\n")
     );
     for (client, server) in &connections {
-        assert_eq!([client, server].map(|socket| five(socket.as_raw_fd())[1]), [Ok(60), Ok(60)]);
+        assert_eq!([client, server].map(|socket| keepalive_options(socket.as_raw_fd())[1]), [Ok(60), Ok(60)]);
     }
 }
 

@@ -19,7 +19,7 @@ use ka_test::kernel::{has_ipv6, has_mptcp};
 use ka_test::log::skip;
 use ka_test::namespace::{in_a_network_of_its_own, is_root, on_a_machine_of_its_own};
 use ka_test::path::root;
-use ka_test::socket::{established, five, fresh, set_option};
+use ka_test::socket::{established, fresh, keepalive_options, set_option};
 use ka_test::wait::{eventually, listening};
 use serde_json::Value;
 
@@ -64,7 +64,7 @@ fn it_says_what_the_kernel_says() {
         (listener.as_raw_fd(), "listen", None),
     ] {
         let socket = of_fd(&sockets, fd);
-        let [on, idle, intvl, cnt, user_timeout] = five(fd).map(Result::unwrap);
+        let [on, idle, intvl, cnt, user_timeout] = keepalive_options(fd).map(Result::unwrap);
         assert_eq!(socket["keepalive"], on == 1, "{socket}");
         let told = ["idle", "intvl", "cnt", "user_timeout_ms"].map(|key| socket[key].as_i64().unwrap());
         assert_eq!(told, [idle, intvl, cnt, user_timeout].map(i64::from), "{socket}");

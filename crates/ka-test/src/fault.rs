@@ -4,7 +4,7 @@
 //! its manual page names. A judge of the suite then decides whether the outcome of the run is right.
 //!
 //! By default a suite injects only some of the faults, spread over all calls and errnos. With `KA_FAULTS=all`, which
-//! `make faults` sets, it injects all of them.
+//! `make faults` sets, it injects each errno into each call.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -236,7 +236,7 @@ pub struct Ran {
     calls: Vec<Call>,
 }
 
-/// Runs a command under `fault` with these options, and injects a fault.
+/// Runs a command under `fault` with these options, and injects a fault if there is one.
 fn run(options: &[&str], fault: Option<&Fault>, command: &Command) -> Ran {
     static FAULT: OnceLock<std::path::PathBuf> = OnceLock::new();
     let log = scratch("fault");
@@ -345,8 +345,8 @@ pub struct Trial<'a> {
     pub name: &'a str,
     /// Options of `fault`.
     pub options: &'a [&'a str],
-    /// How many faults a task gets at most for one system call that it makes again and again. `KA_FAULTS=all` ignores
-    /// this limit.
+    /// The number of calls that fail at most, if a task makes the same system call again and again. With
+    /// `KA_FAULTS=all` it is 200.
     pub few: usize,
     /// The percentage of runs that may end without the call that was to fail. With several threads, the order of calls
     /// differs from run to run.

@@ -53,7 +53,7 @@ pub fn set_option(fd: RawFd, level: c_int, name: c_int, value: c_int) {
 }
 
 /// Reads `SO_KEEPALIVE`, idle, intvl, cnt and user timeout by getsockopt(2): for each its value or the errno.
-pub fn five(fd: RawFd) -> [Result<c_int, c_int>; 5] {
+pub fn keepalive_options(fd: RawFd) -> [Result<c_int, c_int>; 5] {
     [
         option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE),
         option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),

@@ -17,7 +17,7 @@ use ka_test::artifact::release;
 use ka_test::child::{remove_ka_variables, succeed};
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::path::{root, scratch};
-use ka_test::socket::{established, five, option};
+use ka_test::socket::{established, keepalive_options, option};
 
 /// ka, told nothing but what the test says.
 pub fn ka() -> Command {
@@ -163,7 +163,7 @@ pub fn outside_but(pid: i32, left: &[i32]) -> Vec<Told> {
             let Ok(socket) = i32::try_from(socket) else { continue };
             assert!(socket >= 0, "{pid} {fd}: {}", std::io::Error::last_os_error());
             if option(socket, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Ok(libc::IPPROTO_TCP) {
-                let [on, timers @ ..] = five(socket).map(Result::unwrap);
+                let [on, timers @ ..] = keepalive_options(socket).map(Result::unwrap);
                 found.push(Told { fd, on: on != 0, timers });
             }
             // SAFETY: ours, as is the next.
