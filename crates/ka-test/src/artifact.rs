@@ -38,6 +38,7 @@ pub fn unstripped() -> &'static Path {
             "profile.release.strip=false",
             "profile.release.package.ka-core.strip=false",
             "profile.release.package.ka-preload.strip=false",
+            "profile.release.package.ka-policy.strip=false",
         ] {
             args.extend(["--config".as_ref(), OsStr::new(config)]);
         }
