@@ -10,7 +10,12 @@
     clippy::string_slice
 )]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic))]
-#![allow(missing_docs)]
+#![allow(
+    clippy::must_use_candidate,
+    clippy::implicit_hasher,
+    reason = "most results are used at once, by the command"
+)]
+#![allow(missing_docs, clippy::missing_errors_doc)] // until each public item is documented
 
 pub mod attach;
 pub mod bpf;
@@ -19,6 +24,7 @@ pub mod class;
 pub mod conf;
 pub mod diag;
 pub mod elf;
+mod error;
 pub mod file;
 pub mod instructions;
 pub mod libraries;
@@ -33,3 +39,5 @@ pub mod sys;
 pub mod text;
 pub mod words;
 pub mod worker;
+
+pub use error::{Error, Result};
