@@ -1,0 +1,138 @@
+//! All ways to reach a program answer its setsockopt(2) as `ka_policy::judge` says: the shim, the seccomp supervisor, and
+//! the BPF program of a cgroup on the running kernel.
+
+mod command;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use command::cgroups::{Cgroup, on_its_own};
+use command::{ka, outcome};
+use ka_core::{Config, SockOpt, Timer, UserTimeout, parse};
+use ka_policy::{Mode, Verdict, judge, user_timeout_limit};
+use ka_test::child::stdout;
+use ka_test::compiler::{Link, cc, compile};
+use ka_test::path::root;
+
+/// A program that sets options, and prints what becomes of them.
+fn program() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| compile(&mut cc(), &root().join("crates/ka-cli/tests/c/verdict.c"), Link::Nothing))
+}
+
+/// One without a user timeout, one with, and one with the automatic one.
+const POLICIES: [&str; 3] =
+    ["60,10,6", "idle=60,intvl=10,cnt=6,user_timeout=9000", "idle=90,intvl=30,cnt=4,user_timeout=auto"];
+
+/// The values around each limit: of the kernel, and of the policies.
+const VALUES: [i32; 28] = [
+    i32::MIN,
+    -2,
+    -1,
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    9,
+    10,
+    11,
+    30,
+    31,
+    59,
+    60,
+    61,
+    90,
+    91,
+    127,
+    128,
+    9000,
+    32767,
+    32768,
+    120_001,
+    i32::MAX,
+];
+
+/// Every option with every value.
+fn grid() -> Vec<(SockOpt, i32)> {
+    SockOpt::ALL.into_iter().flat_map(|option| VALUES.map(|value| (option, value))).collect()
+}
+
+/// The value of an option that a socket has from a policy.
+fn from_policy(policy: &Config, option: SockOpt) -> i32 {
+    match (option, policy.user_timeout()) {
+        (SockOpt::Timer(Timer::UserTimeout), UserTimeout::Auto) => user_timeout_limit(policy),
+        (SockOpt::Timer(Timer::UserTimeout), UserTimeout::Keep) => 0,
+        (SockOpt::Timer(timer), _) => policy.timer(timer).unwrap(),
+        _ => 1,
+    }
+}
+
+/// Runs the program by a command that ends with its path, and compares its output with the verdicts.
+fn compare(way: &str, mode: Mode, policy: &str, mut command: Command) {
+    let config = parse(policy.as_bytes()).unwrap();
+    let grid = grid();
+    for (option, value) in &grid {
+        let (level, name) = option.level_and_name();
+        command.args([level, name, *value].map(|number| number.to_string()));
+    }
+    let out = stdout(&mut command);
+    let lines: Vec<_> = out.lines().collect();
+    assert_eq!(lines.len(), grid.len(), "{out}");
+    for ((option, value), line) in grid.into_iter().zip(lines) {
+        let before = from_policy(&config, option);
+        let set = if option == SockOpt::KeepAlive { i32::from(value != 0) } else { value };
+        let is_rejected = matches!(option, SockOpt::Timer(timer) if !timer.accepts(value));
+        let (errno, after) = match judge(mode, &config, option, value) {
+            Verdict::Reject => (libc::EINVAL, before),
+            Verdict::Pass if is_rejected => (libc::EINVAL, before),
+            Verdict::Pass => (0, set),
+            Verdict::Ignore => (0, before),
+            Verdict::Clamp(limit) => (0, limit),
+        };
+        assert_eq!(line, format!("{errno} {before} {after}"), "{way} {mode:?} {policy} {option}={value}");
+    }
+}
+
+/// `ka run` by a way, in each mode with each policy.
+fn compare_run(way: &str) {
+    for mode in Mode::ALL {
+        for policy in POLICIES {
+            let mut command = ka();
+            command.args(["run", "--via", way, "--mode", mode.name(), "-p", policy]).arg(program());
+            compare(way, mode, policy, command);
+        }
+    }
+}
+
+#[test]
+fn the_shim_follows_the_verdicts() {
+    compare_run("preload");
+}
+
+#[test]
+fn the_seccomp_supervisor_follows_the_verdicts() {
+    compare_run("seccomp");
+}
+
+#[test]
+fn the_bpf_program_follows_the_verdicts() {
+    if !on_its_own("the_bpf_program_follows_the_verdicts") {
+        return;
+    }
+    let cgroup = Cgroup::new();
+    for mode in [Mode::Force, Mode::Default] {
+        for policy in POLICIES {
+            let attach = ["cgroup", "attach", "--mode", mode.name(), "-p", policy];
+            let (status, _, err) = outcome(ka().args(attach).arg(&cgroup.0));
+            assert_eq!((status, err.as_str()), (0, ""));
+            let mut command = Command::new("sh");
+            command.args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""]).arg(&cgroup.0).arg(program());
+            compare("cgroup", mode, policy, command);
+        }
+    }
+}
