@@ -27,7 +27,7 @@ struct Step {
     old: Option<i32>,
 }
 
-impl<K: Kernel> Socket<K> {
+impl<K: Kernel> Socket<'_, K> {
     /// Sets what the policy names.
     ///
     /// On a socket that has keepalive off, all of it is written, equal values too: a written value no longer

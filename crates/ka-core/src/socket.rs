@@ -1,5 +1,7 @@
 //! A socket, and what every call on one must find out: is it TCP?
 
+use core::marker::PhantomData;
+
 use libc::c_int;
 
 use crate::error::{Errno, Error};
@@ -8,32 +10,37 @@ use crate::settings::Settings;
 use crate::status::Status;
 use crate::sys::{Kernel, Libc};
 
-/// A descriptor of somebody else's, borrowed by number: it is never closed here, and nothing is remembered.
+/// A borrowed descriptor. It is never closed here, and no state is kept about it.
 ///
-/// The descriptor may be anything; what is not a TCP or Multipath TCP socket is refused and left as it was.
+/// The descriptor may be anything: calls on a descriptor that is not a TCP or Multipath TCP socket fail, and leave it
+/// unchanged.
+///
+/// The standard library's `AsFd` and `BorrowedFd` do not exist without `std`. A program that has them calls
+/// `ka_reach::socket`, which borrows the descriptor for `'fd`.
 #[derive(Clone, Copy, Debug)]
-pub struct Socket<K = Libc> {
+pub struct Socket<'fd, K = Libc> {
     fd: c_int,
     kernel: K,
+    borrowed: PhantomData<&'fd ()>,
 }
 
-impl Socket {
-    /// The socket with this descriptor.
+impl<'fd> Socket<'fd> {
+    /// The socket with this descriptor, which the caller keeps open for `'fd`.
     #[must_use]
     pub const fn new(fd: c_int) -> Self {
         Self::with_kernel(fd, Libc)
     }
 }
 
-impl<K> Socket<K> {
-    /// The socket with this descriptor, of another kernel than libc's.
+impl<'fd, K> Socket<'fd, K> {
+    /// The socket with this descriptor, whose system calls are made by `kernel`.
     #[must_use]
     pub const fn with_kernel(fd: c_int, kernel: K) -> Self {
-        Self { fd, kernel }
+        Self { fd, kernel, borrowed: PhantomData }
     }
 }
 
-impl<K: Kernel> Socket<K> {
+impl<K: Kernel> Socket<'_, K> {
     /// Whether keepalive is on.
     ///
     /// # Errors

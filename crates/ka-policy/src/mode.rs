@@ -124,7 +124,12 @@ pub fn user_timeout_limit(policy: &Config) -> i32 {
 /// shortened to that.
 #[must_use]
 #[inline]
-pub fn due<K: Kernel + Copy>(socket: Socket<K>, policy: &Config, mode: Mode, was_on: bool) -> Option<Config> {
+pub fn due<K: Kernel + Copy>(
+    socket: Socket<'_, K>,
+    policy: &Config,
+    mode: Mode,
+    was_on: bool,
+) -> Option<Config> {
     let is_on = policy.enabled() == Some(true);
     match mode {
         Mode::Force if !is_on => return Some(*policy),
@@ -142,7 +147,7 @@ pub fn due<K: Kernel + Copy>(socket: Socket<K>, policy: &Config, mode: Mode, was
 /// Returns the policy that was tried last, and its result.
 #[inline]
 pub fn give<K: Kernel + Copy>(
-    socket: Socket<K>,
+    socket: Socket<'_, K>,
     mut policy: Config,
     fresh: bool,
 ) -> (Config, Result<(), Error>) {
@@ -158,7 +163,7 @@ pub fn give<K: Kernel + Copy>(
 }
 
 /// Returns the policy with the socket's own values where those are stricter.
-fn stricter<K: Kernel + Copy>(socket: Socket<K>, policy: &Config) -> Config {
+fn stricter<K: Kernel + Copy>(socket: Socket<'_, K>, policy: &Config) -> Config {
     [Timer::Idle, Timer::Intvl, Timer::Cnt].into_iter().fold(*policy, |config, timer| {
         match (socket.timer(timer), config.timer(timer)) {
             // A sysctl's value that no program can set, such as 0, is not taken.
@@ -171,7 +176,11 @@ fn stricter<K: Kernel + Copy>(socket: Socket<K>, policy: &Config) -> Config {
 }
 
 /// Returns the values to set, with a user timeout if the socket has one that exceeds the policy's limit.
-fn with_short_user_timeout<K: Kernel + Copy>(socket: Socket<K>, config: Config, policy: &Config) -> Config {
+fn with_short_user_timeout<K: Kernel + Copy>(
+    socket: Socket<'_, K>,
+    config: Config,
+    policy: &Config,
+) -> Config {
     let limit = user_timeout_limit(policy);
     match socket.timer(Timer::UserTimeout) {
         Ok(theirs) if config.user_timeout() == UserTimeout::Keep && theirs > limit => {

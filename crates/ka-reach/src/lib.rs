@@ -40,4 +40,21 @@ pub mod text;
 pub mod words;
 pub mod worker;
 
+use std::os::fd::{AsFd, AsRawFd as _};
+
 pub use error::{Error, Result};
+
+/// Borrows a descriptor as a socket of ka-core, which reads and writes its keepalive.
+///
+/// ```
+/// use ka_core::Config;
+///
+/// let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+/// ka_reach::socket(&listener).apply(&Config::new(60, 10, 5)?)?;
+/// assert_eq!(ka_reach::socket(&listener).settings()?.idle, 60);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use]
+pub fn socket<F: AsFd + ?Sized>(fd: &F) -> ka_core::Socket<'_> {
+    ka_core::Socket::new(fd.as_fd().as_raw_fd())
+}
