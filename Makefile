@@ -97,7 +97,7 @@ sbom: $(TOOLS)/cargo-cyclonedx all ## write a bill of materials (CycloneDX) for 
 # Not in target/: each mutant is built there, and tried.
 mutants: $(TOOLS)/cargo-mutants ## change the rules and the shim one place at a time, and check that a test fails each time (an hour)
 	env -u CARGO_TARGET_DIR PATH="$(CURDIR)/$(TOOLS):$$PATH" cargo mutants --output target \
-		$(addprefix --package ,ka-core ka-liveness ka-preload) $(MUTANTS)
+		$(addprefix --package ,ka-core ka-policy ka-liveness ka-preload) $(MUTANTS)
 
 test: ## run all tests; as root on Debian install missing tools first, otherwise list them
 	@scripts/need $(TEST_TOOLS)
