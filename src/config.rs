@@ -53,6 +53,8 @@ pub struct ka_config {
 /// The words of a `ka_config`, the size among them.
 const WORDS: usize = size_of::<ka_config>() / size_of::<u32>();
 
+const _: () = assert!(WORDS == 2 + Timer::ALL.len(), "each timer has a word in struct ka_config");
+
 /// All but the size: enabled, idle, intvl, cnt, user_timeout.
 pub(crate) type Values = [i32; WORDS - 1];
 
@@ -63,7 +65,7 @@ impl ka_config {
     /// NULL, or `config` can be read for as many bytes as its size says.
     pub(crate) unsafe fn read(config: *const Self) -> Result<Config, Errno> {
         // SAFETY: the caller vouches for the pointer.
-        let words: [i32; WORDS] = unsafe { words::read(config) }?;
+        let words: [i32; WORDS] = unsafe { words::read(config, KA_KEEP) }?;
         let [_, enabled, idle, intvl, cnt, milliseconds] = words;
         let enabled = match enabled {
             KA_KEEP => None,

@@ -9,7 +9,6 @@
 
 use ka_core::Errno;
 
-use crate::config::KA_KEEP;
 use crate::errno::EINVAL;
 
 /// No version will have a struct of more words than a page holds: a size beyond it was never set, and reading so
@@ -30,11 +29,12 @@ pub(crate) unsafe fn count<T>(object: *const T) -> Result<usize, Errno> {
     if size % 4 == 0 && words >= 2 { Ok(words) } else { Err(EINVAL) }
 }
 
-/// The words of the caller's struct, as far as this version knows them.
+/// The words of the caller's struct, as far as this version knows them. Each word that the struct lacks is `absent`, and
+/// each word that this version does not know must be.
 ///
 /// # Safety
 /// NULL, or `object` can be read for as many bytes as its first word says.
-pub(crate) unsafe fn read<T, const N: usize>(object: *const T) -> Result<[i32; N], Errno> {
+pub(crate) unsafe fn read<T, const N: usize>(object: *const T, absent: i32) -> Result<[i32; N], Errno> {
     // SAFETY: the caller vouches for the whole of the object.
     let count = unsafe { count(object) }?;
     if count > MOST_WORDS {
@@ -42,10 +42,10 @@ pub(crate) unsafe fn read<T, const N: usize>(object: *const T) -> Result<[i32; N
     }
     // SAFETY: `n` is below the count that the object's size gives.
     let word = |n: usize| unsafe { object.cast::<i32>().add(n).read_unaligned() };
-    if (N..count).any(|n| word(n) != KA_KEEP) {
+    if (N..count).any(|n| word(n) != absent) {
         return Err(Errno(libc::E2BIG));
     }
-    Ok(core::array::from_fn(|n| if n < count { word(n) } else { KA_KEEP }))
+    Ok(core::array::from_fn(|n| if n < count { word(n) } else { absent }))
 }
 
 /// Writes the words that both know, all but the first: the size is the caller's.

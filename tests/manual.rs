@@ -257,3 +257,30 @@ fn each_flag_of_the_command_has_its_page() {
         }
     }
 }
+
+/// A new option is easily forgotten in a layer where the compiler does not ask for it. CONTRIBUTING.md, "Add a socket option"
+#[test]
+fn each_value_of_a_policy_is_in_every_layer() {
+    for timer in ka_core::Timer::ALL {
+        let name = timer.name();
+        let (flag, variable) = (name.replace('_', "-"), format!("KA_{}", name.to_uppercase()));
+        let getter = format!("ka_get_{name};");
+        for (file, text) in [
+            ("include/ka.h", name),
+            ("include/ka.hpp", name),
+            ("src/libka.map", &getter),
+            ("bindings/python/src/ka/_config.py", name),
+            ("man/ka_apply.3", name),
+            ("man/ka_parse.3", name),
+            ("man/ka-preload.7", &variable),
+            ("man/ka-run.1", &flag),
+            ("man/ka-attach.1", &flag),
+            ("man/ka-cgroup-attach.1", &flag),
+            ("man/ka-ls.1", name),
+        ] {
+            // troff escapes hyphens.
+            let found = fs::read_to_string(root().join(file)).unwrap().replace("\\-", "-").contains(text);
+            assert!(found, "{file} lacks {text}");
+        }
+    }
+}

@@ -137,7 +137,7 @@ impl<K: Kernel> Socket<'_, K> {
     }
 
     /// Writes the steps in their order. If one fails, what was written before it is put back.
-    fn write(&self, steps: &[Step; 4]) -> Result<(), Error> {
+    fn write(&self, steps: &[Step; Timer::ALL.len()]) -> Result<(), Error> {
         for (done, step) in steps.iter().enumerate() {
             if let Some(value) = step.new {
                 self.set(SockOpt::Timer(step.timer), value)

@@ -1,11 +1,12 @@
-//! What is in force for keepalive on a socket.
+//! The keepalive settings that are in force on a socket.
 
 use crate::config::{Config, UserTimeout};
 use crate::error::Error;
+use crate::option::Timer;
 
-/// What the kernel has in force for keepalive on a socket: what was set, or the sysctls.
+/// The keepalive settings that are in force on a socket: the values that were set, or those of the sysctls.
 ///
-/// The values are the kernel's own and may be such as could not be set: a sysctl may hold 86400, 0 or -1.
+/// A sysctl may hold a value that no program can set on a socket, such as 86400, 0 or -1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Whether keepalive is on.
@@ -19,6 +20,19 @@ pub struct Settings {
     /// Milliseconds that data may stay unacknowledged, 0 for the kernel's own rule; `None` where the kernel
     /// cannot say (Multipath TCP).
     pub user_timeout: Option<i32>,
+}
+
+impl Settings {
+    /// The value of a timer. `None` if the kernel cannot report it.
+    #[must_use]
+    pub const fn timer(&self, timer: Timer) -> Option<i32> {
+        match timer {
+            Timer::Idle => Some(self.idle),
+            Timer::Intvl => Some(self.intvl),
+            Timer::Cnt => Some(self.cnt),
+            Timer::UserTimeout => self.user_timeout,
+        }
+    }
 }
 
 impl TryFrom<Settings> for Config {

@@ -164,7 +164,12 @@ pub fn give<K: Kernel + Copy>(
 
 /// Returns the policy with the socket's own values where those are stricter.
 fn stricter<K: Kernel + Copy>(socket: Socket<'_, K>, policy: &Config) -> Config {
-    [Timer::Idle, Timer::Intvl, Timer::Cnt].into_iter().fold(*policy, |config, timer| {
+    Timer::ALL.into_iter().fold(*policy, |config, timer| {
+        match timer {
+            Timer::Idle | Timer::Intvl | Timer::Cnt => {}
+            // As in `judge`: the program does not choose it if the policy names one.
+            Timer::UserTimeout => return config,
+        }
         match (socket.timer(timer), config.timer(timer)) {
             // A sysctl's value that no program can set, such as 0, is not taken.
             (Ok(theirs), Some(ours)) if theirs < ours => {

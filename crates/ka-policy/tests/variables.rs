@@ -1,6 +1,6 @@
 //! The KA_ variables: each value, and the order of the sources.
 
-use ka_core::{Config, UserTimeout};
+use ka_core::{Config, Timer, UserTimeout};
 use ka_policy::{Mode, Source, Variable, Variables, skips};
 
 fn config(idle: i32, intvl: i32, cnt: i32) -> Config {
@@ -131,5 +131,16 @@ fn it_is_quiet_only_where_that_is_said() {
         assert!(values.keep(name.as_bytes(), b"value"));
         let variable = Variable::IN_ORDER.get(place).copied().unwrap_or(Variable::Quiet);
         assert_eq!((variable.name(), values.get(variable)), (name.as_bytes(), Some(&b"value"[..])));
+    }
+}
+
+#[test]
+fn each_timer_has_a_variable() {
+    for timer in Timer::ALL {
+        let name = format!("KA_{}", timer.name().to_uppercase());
+        let variable = Variable::IN_ORDER.into_iter().find(|variable| variable.name() == name.as_bytes());
+        let value = timer.range().end().to_string();
+        let config = taken(variable.expect(&name), &value).unwrap().config;
+        assert_eq!(config.timer(timer), Some(*timer.range().end()), "{name}");
     }
 }
