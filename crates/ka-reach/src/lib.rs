@@ -26,6 +26,8 @@ pub mod diag;
 pub mod elf;
 mod error;
 pub mod file;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod instructions;
 pub mod libraries;
 pub mod netns;

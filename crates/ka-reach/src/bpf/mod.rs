@@ -5,7 +5,7 @@
 //! namespace: one tells what they have, one sets them ([`iter`]). All are written with [`insn`], and what they do to a
 //! socket is [`rule`]. `unsafe` is in [`sys`].
 
-mod btf;
+pub(crate) mod btf;
 pub mod host;
 mod insn;
 mod iter;
