@@ -4,17 +4,13 @@
 //! The first byte is the length of a structure's name and the second that of a member's, then come both, and the file.
 
 #![no_main]
-#![allow(dead_code, reason = "the command uses the rest")]
 
 use std::collections::HashMap;
 
-use btf::Types;
 use ka_fuzz::allocations;
 use ka_fuzz::input::Input;
+use ka_reach::fuzz::Types;
 use libfuzzer_sys::fuzz_target;
-
-#[path = "../../crates/ka-cli/src/bpf/btf.rs"]
-mod btf;
 
 const STRUCT: u32 = 4;
 const FUNC: u32 = 12;

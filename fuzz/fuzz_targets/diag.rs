@@ -2,16 +2,12 @@
 //! compared with a reading of <linux/netlink.h> and <linux/inet_diag.h>, byte by byte.
 
 #![no_main]
-#![allow(dead_code, reason = "the command uses the rest")]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use diag::{Entry, State};
 use ka_fuzz::allocations;
+use ka_reach::fuzz::{Entry, State, read_diag};
 use libfuzzer_sys::fuzz_target;
-
-#[path = "../../crates/ka-cli/src/diag.rs"]
-mod diag;
 
 const DONE: u16 = 3;
 const ERROR: u16 = 2;
@@ -19,7 +15,7 @@ const ERROR: u16 = 2;
 fuzz_target!(|bytes: &[u8]| {
     let mut entries = Vec::new();
     let most = 4096 + 64 * bytes.len();
-    let is_last = allocations::within(most, || diag::read(bytes, &mut entries));
+    let is_last = allocations::within(most, || read_diag(bytes, &mut entries));
     let mut found = entries.iter();
     let mut rest = bytes;
     let outcome = loop {

@@ -3,7 +3,6 @@
 //! sound, the results must agree with it.
 
 #![no_main]
-#![allow(dead_code, reason = "the command uses the rest")]
 
 use std::cell::OnceCell;
 use std::ffi::c_int;
@@ -12,21 +11,9 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
-use elf::{Elf, Libc};
 use ka_fuzz::allocations;
+use ka_reach::fuzz::{Cache, Elf, Libc, imports};
 use libfuzzer_sys::fuzz_target;
-use libraries::Cache;
-
-#[path = "../../crates/ka-cli/src/elf.rs"]
-mod elf;
-#[path = "../../crates/ka-cli/src/file.rs"]
-mod file;
-#[path = "../../crates/ka-cli/src/instructions.rs"]
-mod instructions;
-#[path = "../../crates/ka-cli/src/libraries.rs"]
-mod libraries;
-#[path = "../../crates/ka-cli/src/text.rs"]
-mod text;
 
 thread_local!(static FILE: OnceCell<(File, PathBuf)> = const { OnceCell::new() });
 
@@ -47,9 +34,9 @@ fuzz_target!(|bytes: &[u8]| {
         // The library keeps the bytes that it has read, and returns copies.
         let most = 16 * 1024 + 8 * bytes.len();
         let found = allocations::within(most, || Elf::read(path)).unwrap();
-        let imports = allocations::within(most, || elf::imports(path, &["socket", "connect"])).unwrap();
+        let has_imports = allocations::within(most, || imports(path, &["socket", "connect"])).unwrap();
         let has = |text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
-        assert!(imports != Some(true) || has(b"socket\0") || has(b"connect\0"));
+        assert!(has_imports != Some(true) || has(b"socket\0") || has(b"connect\0"));
         cache(bytes);
         if let Some(found) = found {
             check(bytes, &found);

@@ -2,25 +2,12 @@
 //! descriptors, the entries of folders, and mounts.
 
 #![no_main]
-#![allow(dead_code, reason = "the command uses the rest")]
 
 use std::os::unix::ffi::OsStrExt as _;
 
-use bpf::host::cgroup_mount;
 use ka_fuzz::allocations;
+use ka_reach::fuzz::{Status, cgroup_mount, numbers_in, socket_inode, stat_field};
 use libfuzzer_sys::fuzz_target;
-use process::{Status, socket_inode, stat_field};
-
-#[path = "../../crates/ka-cli/src/bpf/mod.rs"]
-mod bpf;
-#[path = "../../crates/ka-cli/src/parallel.rs"]
-mod parallel;
-#[path = "../../crates/ka-cli/src/process.rs"]
-mod process;
-#[path = "../../crates/ka-cli/src/sys.rs"]
-mod sys;
-#[path = "../../crates/ka-cli/src/text.rs"]
-mod text;
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((kind, bytes)) = bytes.split_first() else { return };
@@ -87,7 +74,7 @@ fn check_entries(bytes: &[u8]) {
         wanted.extend(String::from_utf8(name).ok().and_then(|name| name.parse::<i32>().ok()));
         at += length.max(19);
     }
-    assert_eq!(sys::numbers_in(bytes).collect::<Vec<_>>(), wanted);
+    assert_eq!(numbers_in(bytes).collect::<Vec<_>>(), wanted);
 }
 
 /// A line of mountinfo: number, parent, device, root, place, options, more of them, a dash, kind. proc_pid_mountinfo(5)

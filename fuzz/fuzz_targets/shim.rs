@@ -4,10 +4,9 @@
 //!
 //! The input is the environment, `NAME=value` a line, a zero byte, the text of the file, a zero byte, and then steps.
 //!
-//! The sources are the shim's own, all but its hooks.
+//! The target calls in place of the hooks, which are left out of it.
 
 #![no_main]
-#![allow(dead_code, reason = "the hooks use the rest")]
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{CString, OsStr, c_char, c_int};
@@ -18,39 +17,20 @@ use std::panic;
 use std::path::Path;
 use std::ptr;
 
-use ka_core::{Endpoint, Mode, Orders, Values};
 use ka_fuzz::input::Input;
 use ka_fuzz::kernel;
 use ka_fuzz::policy::{AUTO, BLANKS, KEEP, Policy};
 use ka_fuzz::rule::{self, Action, Network};
 use ka_fuzz::sockets::tcp;
+use ka_policy::{Cidr, Endpoint, Mode, Source, Variables};
+use ka_preload::fuzz::{self as shim, Answer, Shim};
 use libfuzzer_sys::fuzz_target;
-
-#[path = "../../crates/ka-preload/src/address.rs"]
-mod address;
-#[path = "../../crates/ka-preload/src/filter.rs"]
-mod filter;
-#[path = "../../crates/ka-preload/src/guard.rs"]
-mod guard;
-#[path = "../../crates/ka-preload/src/line.rs"]
-mod line;
-#[path = "../../crates/ka-preload/src/log.rs"]
-mod log;
-#[path = "../../crates/ka-preload/src/raw.rs"]
-mod raw;
-#[path = "../../crates/ka-preload/src/settings.rs"]
-mod settings;
-#[path = "../../crates/ka-preload/src/sockets.rs"]
-mod sockets;
-
-use guard::Answer;
-use settings::Settings;
 
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input(bytes);
     let environment = entries(input.text(4096));
     let file = input.text(4096);
-    check_orders(&environment, file);
+    check_variables(&environment, file);
     check_shim(&environment, &mut input);
     while !input.is_empty() {
         check_address(&mut input);
@@ -186,12 +166,12 @@ fn words(config: &ka_core::Config) -> Policy {
     }
 }
 
-/// The environment before the file, as the shim and `ka run` have it.
-fn check_orders(environment: &[Entry], file: &[u8]) {
+/// The environment overrides the file, in the shim and in `ka run`.
+fn check_variables(environment: &[Entry], file: &[u8]) {
     let (of_file, unknown) = file_entries(file);
     let told = Told::by(&[environment, &of_file]);
 
-    let (mut ours, mut of_ours) = (Values::default(), Values::default());
+    let (mut ours, mut of_ours) = (Source::default(), Source::default());
     for (name, value) in environment {
         let is_known = NAMES.iter().any(|known| known.as_bytes() == name);
         assert_eq!(ours.keep(name, value), is_known);
@@ -202,15 +182,15 @@ fn check_orders(environment: &[Entry], file: &[u8]) {
         lines += 1;
     });
     assert_eq!(lines, unknown);
-    let mut orders = Orders::default();
+    let mut variables = Variables::default();
     let mut complaints = Vec::new();
-    orders.take_all(&[ours, of_ours], |variable, _, right| {
+    variables.take_all(&[ours, of_ours], |variable, _, right| {
         assert!(!right.is_empty());
         complaints.push(std::str::from_utf8(variable.name()).unwrap());
     });
     assert_eq!(complaints, told.complaints);
-    assert_eq!((words(&orders.policy), orders.mode), (told.policy, told.mode));
-    assert_eq!((orders.rules, orders.skip, orders.log), (&*told.rules, &*told.skip, &*told.log));
+    assert_eq!((words(&variables.config), variables.mode), (told.policy, told.mode));
+    assert_eq!((variables.rules, variables.skip, variables.log), (&*told.rules, &*told.skip, &*told.log));
     assert_eq!(ours.is_quiet(), first(environment, "KA_QUIET") == Some(b"1"));
     // Names of programs, as somebody else may have them.
     for name in [b"ka".as_slice(), b"python3.11", &told.log] {
@@ -219,7 +199,7 @@ fn check_orders(environment: &[Entry], file: &[u8]) {
             .split(|byte| *byte == b',')
             .map(<[u8]>::trim_ascii)
             .any(|pattern| !pattern.is_empty() && rule::glob(pattern, name));
-        assert_eq!(ka_core::skips(orders.skip, [name, name]), fits);
+        assert_eq!(ka_policy::skips(variables.skip, [name, name]), fits);
     }
 }
 
@@ -260,26 +240,20 @@ fn check_shim(environment: &[Entry], input: &mut Input<'_>) {
     check_complaints(&said, complaints, &told);
     assert_eq!(found.is_some(), is_active);
     let Some(found) = found else { return };
-    assert_eq!((words(&found.base), found.mode), (told.policy, told.mode));
+    let policy = found.policy;
+    assert_eq!((words(&policy.config), policy.mode), (told.policy, told.mode));
     assert_eq!(found.log, None);
-    assert_eq!(found.rules.as_slice().len(), rules.len());
-    assert_eq!(found.rules.look_at_peer, rules.iter().any(rule::Rule::looks_at_peer));
-    assert_eq!(found.rules.look_at_local_port, rules.iter().any(|rule| rule.lport.is_some()));
+    assert_eq!(policy.rules.iter().count(), rules.len());
+    assert_eq!(policy.rules.look_at_peer(), rules.iter().any(rule::Rule::looks_at_peer));
+    assert_eq!(policy.rules.look_at_local_port(), rules.iter().any(|rule| rule.lport.is_some()));
 
     for _ in 0..4 {
         let (peer, lport) = (connection(input), input.short());
-        let ours = found
-            .rules
-            .as_slice()
-            .iter()
-            .find(|rule| {
-                rule.matches(peer.map(|(address, port)| Endpoint::v6(address.octets(), port)), lport)
-            })
-            .map(ka_core::Rule::action)
-            .map(|action| match action {
-                ka_core::Action::Skip => Action::Skip,
-                ka_core::Action::Apply(config) => Action::Apply(words(&config)),
-            });
+        let endpoint = peer.map(|(address, port)| Endpoint::v6(address.octets(), port));
+        let ours = policy.rules.first_match(endpoint, lport).map(|rule| match rule.action() {
+            ka_policy::Action::Skip => Action::Skip,
+            ka_policy::Action::Apply(config) => Action::Apply(words(&config)),
+        });
         let reference = rules.iter().find(|rule| rule.matches(peer, lport)).map(|rule| rule.action);
         assert_eq!(ours, reference, "{peer:?} {lport} {}", told.rules.escape_ascii());
     }
@@ -299,13 +273,13 @@ fn check_complaints(said: &[u8], complaints: usize, told: &Told) {
 }
 
 /// A socket is made, is about to connect, and its program sets options.
-fn check_socket(settings: &Settings, told: &Told, rules: &[rule::Rule], input: &mut Input<'_>) {
+fn check_socket(shim: &Shim, told: &Told, rules: &[rule::Rule], input: &mut Input<'_>) {
     let is_v6 = input.byte() % 2 == 1;
     let family = if is_v6 { libc::AF_INET6 } else { libc::AF_INET };
     let socket = tcp(family).unwrap();
     let fd = socket.as_raw_fd();
     let fresh = kernel::policy(fd);
-    sockets::born(settings, fd, family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+    shim::born(shim, fd, family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
 
     // Where rules wait for the peer, what the program says until then is its word in the default mode.
     let mut has = kernel::policy(fd);
@@ -335,7 +309,7 @@ fn check_socket(settings: &Settings, told: &Told, rules: &[rule::Rule], input: &
         _ => SocketAddr::new(IpAddr::V6(address), port),
     };
     let (bytes, size) = sockaddr(to);
-    sockets::connecting(settings, fd, bytes.as_ptr().cast(), size);
+    shim::connecting(shim, fd, bytes.as_ptr().cast(), size);
     // The kernel takes any for the loopback.
     let peer = match address.to_ipv4_mapped() {
         Some(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.to_ipv6_mapped(),
@@ -435,7 +409,9 @@ fn allowed(option: u8, value: c_int, has: &Policy, held: Option<&Policy>, mode: 
         return Some(after);
     };
     match option {
-        0 => {}
+        // The policy turns keepalive on.
+        0 if value == 0 => {}
+        0 => *slot = value,
         4 if policy.user_timeout != KEEP => {}
         4 => {
             let latest = Policy { user_timeout: AUTO, ..*policy }.automatic().unwrap_or(i32::MAX);
@@ -457,16 +433,16 @@ fn program_sets(fd: c_int, option: u8, value: c_int) -> Result<(), c_int> {
         _ => (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
     };
     // SAFETY: none of the arguments need be right.
-    match unsafe { guard::judge(fd, level, name, (&raw const value).cast(), 4) } {
+    match unsafe { shim::judge(fd, level, name, (&raw const value).cast(), 4) } {
         Answer::Make => kernel::set_option(fd, level, name, value),
         Answer::MakeAndMend => {
             let result = kernel::set_option(fd, level, name, value);
             if result.is_ok() {
-                guard::mend(fd, level, name);
+                shim::mend(fd, level, name);
             }
             result
         }
-        Answer::Granted => Ok(()),
+        Answer::Succeed => Ok(()),
         Answer::MakeWith(value) => kernel::set_option(fd, level, name, value),
     }
 }
@@ -514,7 +490,7 @@ fn check_address(input: &mut Input<'_>) {
         IpAddr::V6(v6) => v6.to_bits(),
     });
     let flipped = near ^ 1_u128 << (address % 128);
-    let ours = ka_core::Cidr::parse(text);
+    let ours = Cidr::parse(text);
     assert_eq!(ours.is_some(), network.is_some(), "{}", text.escape_ascii());
     if let (Some(ours), Some(network)) = (ours, network) {
         for address in [address, near, flipped, address & u128::from(u32::MAX) | 0xffff_0000_0000] {
@@ -528,7 +504,7 @@ fn check_address(input: &mut Input<'_>) {
 fn has_conf() -> bool {
     thread_local!(static FOUND: Cell<Option<bool>> = const { Cell::new(None) });
     FOUND.get().unwrap_or_else(|| {
-        let path = Path::new(OsStr::from_bytes(ka_core::CONF.to_bytes()));
+        let path = Path::new(OsStr::from_bytes(ka_policy::CONF.to_bytes()));
         let is_there = path.exists();
         if is_there {
             eprintln!("shim: this machine has {}: what the shim reads is not compared", path.display());
@@ -547,9 +523,9 @@ fn own_names() -> [Vec<u8>; 2] {
     ]
 }
 
-/// Has the shim read its settings in such an environment, and hears what it says. The settings stay where the hooks would
-/// find them.
-fn read(environment: &[Entry]) -> (Option<&'static Settings>, Vec<u8>) {
+/// Lets the shim read its variables in this environment. Returns the shim, where the hooks would find it, and what it
+/// printed.
+fn read(environment: &[Entry]) -> (Option<&'static Shim>, Vec<u8>) {
     unsafe extern "C" {
         static mut environ: *const *const c_char;
     }
@@ -560,20 +536,20 @@ fn read(environment: &[Entry]) -> (Option<&'static Settings>, Vec<u8>) {
     let pointers: Vec<*const c_char> =
         strings.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect();
     let listener = Listener::begin();
-    // SAFETY: there is one thread, the environment is put back, and what was read is only used for as long as the
-    // settings are: they keep copies.
+    // SAFETY: there is one thread. The environment is restored, and the shim keeps no pointers into it: it has copies of
+    // what it uses later. `read` reuses the memory of an earlier shim, which is no longer used.
     let found = unsafe {
         let before = environ;
         environ = pointers.as_ptr();
-        let found = settings::read();
+        let found = shim::read();
         environ = before;
         found
     };
     let said = listener.end();
-    // SAFETY: the hooks' side of it is this thread, which reads it when it is written.
+    // SAFETY: only this thread reads it, and not while it is written.
     let found = found.map(|found| unsafe {
-        settings::publish(found);
-        settings::active().unwrap()
+        shim::publish(found);
+        shim::active().unwrap()
     });
     (found, said)
 }

@@ -19,7 +19,7 @@ use crate::sockets::{self, decide_now};
 
 /// What the hook does with a call.
 #[cfg_attr(test, derive(Debug, PartialEq, Eq))]
-pub(crate) enum Answer {
+pub enum Answer {
     /// Make it unchanged.
     Make,
     /// Make it unchanged. If it succeeds, call [`mend`].
@@ -34,13 +34,7 @@ pub(crate) enum Answer {
 ///
 /// # Safety
 /// None of the arguments need be right.
-pub(crate) unsafe fn judge(
-    fd: c_int,
-    level: c_int,
-    name: c_int,
-    value: *const c_void,
-    size: socklen_t,
-) -> Answer {
+pub unsafe fn judge(fd: c_int, level: c_int, name: c_int, value: *const c_void, size: socklen_t) -> Answer {
     sockets::before_use(fd);
     match (active(), SockOpt::of(level, name)) {
         // SAFETY: none of the arguments need be right.
@@ -106,7 +100,7 @@ fn lacks(fd: c_int, option: SockOpt) -> bool {
 /// policy is applied again. Or the program has set an option that the shim must remember until rules decide.
 #[cold]
 #[inline(never)]
-pub(crate) fn mend(fd: c_int, level: c_int, name: c_int) {
+pub fn mend(fd: c_int, level: c_int, name: c_int) {
     match (active(), SockOpt::of(level, name)) {
         (Some(shim), Some(option)) if shim.policy.mode == Mode::Default => sockets::heed(fd, option),
         (Some(shim), _) => sockets::arrived(shim, fd),

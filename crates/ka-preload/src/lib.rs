@@ -38,23 +38,26 @@
     clippy::inline_always,
     reason = "arguments of system calls are words: ints in their lower halves, pointers, and a to f are their names"
 )]
+#![cfg_attr(any(test, not(feature = "hooks")), allow(dead_code, reason = "the hooks use the rest"))]
 #![cfg_attr(
     test,
     allow(
-        dead_code,
         clippy::unwrap_used,
         clippy::panic,
         clippy::indexing_slicing,
         clippy::arithmetic_side_effects,
-        reason = "tests: without the hooks, there is much that nobody uses"
+        reason = "a test may panic"
     )
 )]
 
 mod address;
 mod filter;
+#[cfg(not(feature = "hooks"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod guard;
-// In a test they would stand before the test's own calls.
-#[cfg(not(test))]
+// In a test they would intercept the test's own calls.
+#[cfg(all(feature = "hooks", not(test)))]
 pub mod hooks;
 mod line;
 mod load;
@@ -68,7 +71,7 @@ mod sockets;
 
 /// Unreachable, as a test of the built library shows; but a library without std must have one. Were it reached, the program
 /// should be seen to end, and not hang.
-#[cfg(not(test))]
+#[cfg(all(feature = "hooks", not(test)))]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     raw::end()

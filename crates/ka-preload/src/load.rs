@@ -11,7 +11,7 @@ use crate::shim::{self, Shim};
 use crate::sockets;
 
 /// glibc and musl call it before the program's own constructors, but after those of libraries that it depends on.
-#[cfg(not(test))]
+#[cfg(all(feature = "hooks", not(test)))]
 #[used]
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: extern "C" fn() = load;

@@ -22,13 +22,13 @@ use crate::log;
 use crate::raw::{self, File};
 
 /// The policy of the program, and what applying it takes. It does not change while the program runs.
-pub(crate) struct Shim {
+pub struct Shim {
     /// The policy. It turns keepalive on, and names all values.
-    pub(crate) policy: Policy<'static>,
+    pub policy: Policy<'static>,
     /// Whether the program has more rights than the user who started it (setuid, setgid, capabilities).
     pub(crate) has_more_rights: bool,
     /// The path of the log, if there is one.
-    pub(crate) log: Option<&'static CStr>,
+    pub log: Option<&'static CStr>,
     /// The program's name, for the log. Empty if there is no log.
     pub(crate) program: &'static [u8],
 }
@@ -86,7 +86,7 @@ const ACTIVE: u8 = 1;
 
 /// Returns the shim, if it is active.
 #[inline(always)]
-pub(crate) fn active() -> Option<&'static Shim> {
+pub fn active() -> Option<&'static Shim> {
     // SAFETY: `publish` wrote it before it stored ACTIVE, and nothing writes it again.
     (STATE.load(Ordering::Acquire) == ACTIVE).then(|| unsafe { &*SHIM.first() })
 }
@@ -95,7 +95,7 @@ pub(crate) fn active() -> Option<&'static Shim> {
 ///
 /// # Safety
 /// Only once, from the library's constructor.
-pub(crate) unsafe fn publish(shim: Shim) {
+pub unsafe fn publish(shim: Shim) {
     // SAFETY: nothing reads it before STATE is ACTIVE.
     unsafe { SHIM.first().write(shim) };
     STATE.store(ACTIVE, Ordering::Release);
@@ -193,7 +193,7 @@ impl Complaints {
 ///
 /// # Safety
 /// Only once, from the library's constructor.
-pub(crate) unsafe fn read() -> Option<Shim> {
+pub unsafe fn read() -> Option<Shim> {
     let environment = environment();
     let mut complain = Complaints { quiet: environment.is_quiet() };
     let file = file(&complain);

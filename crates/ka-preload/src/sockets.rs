@@ -149,7 +149,7 @@ pub(crate) fn decide_now(shim: &Shim, fd: c_int) -> Option<Action> {
 
 /// A descriptor that socket(2) has just made.
 #[inline]
-pub(crate) fn born(shim: &Shim, fd: c_int, domain: c_int, kind: c_int, protocol: c_int) {
+pub fn born(shim: &Shim, fd: c_int, domain: c_int, kind: c_int, protocol: c_int) {
     if fd < 0 {
         return;
     }
@@ -166,7 +166,7 @@ pub(crate) fn born(shim: &Shim, fd: c_int, domain: c_int, kind: c_int, protocol:
 
 /// A descriptor that is about to connect to, or send its first data to, an address of the program's.
 #[inline]
-pub(crate) fn connecting(shim: &Shim, fd: c_int, to: *const sockaddr, size: socklen_t) {
+pub fn connecting(shim: &Shim, fd: c_int, to: *const sockaddr, size: socklen_t) {
     if !shim.policy.rules.look_at_peer() {
         ensure(shim, fd);
     } else if (shim.policy.mode != Mode::Default || is_undecided(fd))
