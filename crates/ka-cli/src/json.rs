@@ -47,23 +47,44 @@ impl<W: Write> Write for Inert<W> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::{to_writer, to_writer_pretty};
 
-    #[test]
-    fn it_says_the_same_and_gives_no_orders() {
-        let hostile = "é\"\\ \u{1b}[31m\n\u{7f}\u{9b}2J\u{202e}\u{61c}\u{10ffff}";
-        let value = serde_json::json!({ hostile: [hostile, 1] });
+    /// Unicode's Cc, Zl, Zp and Bidi_Control.
+    fn is_control(letter: char) -> bool {
+        matches!(u32::from(letter), 0..=0x1f | 0x7f..=0x9f | 0x61c | 0x200e | 0x200f | 0x2028..=0x202e | 0x2066..=0x2069)
+    }
+
+    /// Writes a text as a key and as a value. Checks that a parser reads the same text back, and that no control
+    /// character is written except newlines between the items. Returns what was written.
+    fn written(text: &str) -> [String; 2] {
+        let value = serde_json::json!({ text: [text, 1] });
         let (mut one, mut many) = (Vec::new(), Vec::new());
         to_writer(&mut one, &value).unwrap();
         to_writer_pretty(&mut many, &value).unwrap();
-        for out in [one, many] {
+        [one, many].map(|out| {
             assert_eq!(serde_json::from_slice::<serde_json::Value>(&out).unwrap(), value);
-            let text = String::from_utf8(out).unwrap();
-            assert!(text.contains("é") && text.contains("\\u009b2J\\u202e\\u061c"), "{text}");
-            assert!(
-                !text.contains(|letter: char| letter != '\n' && ka_reach::text::is_order(letter)),
-                "{text}"
-            );
+            let out = String::from_utf8(out).unwrap();
+            assert!(!out.contains(|letter| letter != '\n' && is_control(letter)), "{out:?}");
+            out
+        })
+    }
+
+    #[test]
+    fn control_characters_are_escaped() {
+        for out in written("é\"\\ \u{1b}[31m\n\u{7f}\u{9b}2J\u{202e}\u{61c}\u{10ffff}") {
+            assert!(out.contains("é") && out.contains("\\u009b2J\\u202e\\u061c"), "{out}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_text_is_read_back(text in "[\\x00-\\xa0\\u{61c}\\u{200e}-\\u{2069}]{0,8}|\\PC{0,8}") {
+            let [one, _] = written(&text);
+            prop_assert_eq!(one.lines().count(), 1);
         }
     }
 }

@@ -233,7 +233,9 @@ fn cut(text: &str, width: usize, anchor: Option<char>) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cell, Column, Output, Paint, cut, write};
+    use proptest::prelude::*;
+
+    use super::{Cell, Column, Output, Paint, cut, letters, write};
 
     fn table(width: Option<usize>, colour: bool) -> String {
         let rows = [vec!["nginx/1".into(), "192.0.2.1:443".into(), Cell::painted("off", Paint::Bad)]];
@@ -284,5 +286,67 @@ mod tests {
         assert_eq!(fitted(16), "A    ADDRESS\none  192.0.2.1:4\n");
         assert_eq!(fitted(12), "ADDRESS\n192.0.2.1:4\n");
         assert_eq!(fitted(6), "…DRESS\n19…1:4\n");
+    }
+
+    fn any_column() -> impl Strategy<Value = Column> {
+        let anchor = prop_oneof![Just(None), Just(Some(':')), Just(Some('/'))];
+        (proptest::option::of((1_usize..9, 1_usize..9)), anchor, 0_u8..4, any::<bool>()).prop_map(
+            |(elastic, anchor, rank, right)| {
+                let column = match elastic {
+                    Some((least, floor)) => Column::elastic("ADDRESS", least).down_to(floor.min(least)),
+                    None => Column::left("STATE"),
+                };
+                Column { right, anchor, ..column.droppable(rank) }
+            },
+        )
+    }
+
+    fn any_row() -> impl Strategy<Value = Vec<String>> {
+        proptest::collection::vec("-|[a-zé:/.]{0,24}", 5)
+    }
+
+    /// The width that a table of all the columns that always stay cannot go below.
+    fn least_width(columns: &[Column], rows: &[Vec<String>]) -> usize {
+        let stays = |(_, column): &(usize, &Column)| column.rank == 0;
+        let widths = columns.iter().enumerate().filter(stays).map(|(at, column)| {
+            let longest =
+                rows.iter().filter_map(|row| row.get(at)).map(|cell| letters(cell)).max().unwrap_or(0);
+            let natural = longest.max(column.head.len());
+            column.least.map_or(natural, |_| column.floor.min(natural))
+        });
+        widths.clone().sum::<usize>() + widths.count().saturating_sub(1)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn lines_are_no_wider_than_the_terminal(
+            columns in proptest::collection::vec(any_column(), 1..=5),
+            texts in proptest::collection::vec(any_row(), 0..4),
+            width in proptest::option::of(1_usize..80),
+        ) {
+            let painted = |text: &String| Cell::painted(text.clone(), Paint::Bad);
+            let rows: Vec<Vec<Cell>> = texts.iter().map(|row| row.iter().map(painted).collect()).collect();
+            let text = |colour| {
+                let mut out = Vec::new();
+                write(&mut out, Output { width, colour }, &columns, &rows).unwrap();
+                String::from_utf8(out).unwrap()
+            };
+            let plain = text(false);
+            prop_assert_eq!(plain.lines().count(), texts.len() + 1);
+            for (row, line) in texts.iter().zip(plain.lines().skip(1)) {
+                match width {
+                    Some(width) => {
+                        prop_assert!(letters(line) <= width.max(least_width(&columns, &texts)), "{plain}");
+                    }
+                    None => prop_assert!(row.iter().take(columns.len()).all(|cell| line.contains(cell)), "{plain}"),
+                }
+            }
+            // Colour changes nothing else. It also keeps blanks that a line without colour does not end with.
+            let coloured = text(true).replace("\x1b[31m", "").replace("\x1b[0m", "");
+            let ends: Vec<_> = coloured.lines().map(str::trim_end).collect();
+            prop_assert_eq!(plain.lines().collect::<Vec<_>>(), ends);
+        }
     }
 }
