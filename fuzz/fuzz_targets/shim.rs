@@ -1,10 +1,11 @@
-//! What the shim is told and what it does then, beside a reference: KA_ variables and the text of /etc/ka.conf become a
-//! policy, a mode and rules, or complaints; the rules decide about addresses and ports; a socket gets what was decided;
-//! and the program's own setsockopt(2) changes what the mode lets it change. The kernel says what a socket has.
+//! Compares the shim with a reference. KA_ variables and the text of /etc/ka.conf become a policy, a mode and rules, or
+//! complaints. The rules decide by address and port. A socket gets the policy that they choose, and the program's own
+//! setsockopt(2) changes only what the mode permits. The kernel reports the options of the socket.
 //!
-//! The input is the environment, `NAME=value` a line, a zero byte, the text of the file, a zero byte, and then steps.
+//! The input is the environment, one `NAME=value` on each line, a zero byte, the text of the file, a zero byte, and then
+//! steps.
 //!
-//! The target calls in place of the hooks, which are left out of it.
+//! The target makes the calls that the hooks make. It has no hooks itself, because they would intercept its own calls.
 
 #![no_main]
 

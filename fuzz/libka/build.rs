@@ -1,4 +1,4 @@
-//! A library in a program that has std leaves the panic handler to it.
+//! Sets `cfg(fuzzing)`, which leaves libka's panic handler out: std has one.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

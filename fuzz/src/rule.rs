@@ -1,5 +1,5 @@
-//! KA_RULES and the addresses in them, written from ka-preload(7) with the parsers of the standard library: the
-//! reference for ka-core's, which must not panic and so has its own.
+//! The reference for ka-policy's rules: KA_RULES and the addresses in them, written from ka-preload(7) with the parsers of
+//! the standard library.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::ops::RangeInclusive;
