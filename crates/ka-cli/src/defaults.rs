@@ -9,10 +9,10 @@ use ka_core::{Config, Defaults, Timer, UserTimeout};
 use serde::Serialize;
 
 use crate::args;
-use crate::check::quoted;
 use crate::duration::words;
 use crate::failure::{Failure, Outcome};
 use crate::json;
+use crate::shell::quoted;
 use ka_reach::diag::State;
 use ka_reach::file;
 use ka_reach::sockets::sockets;

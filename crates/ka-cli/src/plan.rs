@@ -8,11 +8,11 @@ use ka_policy::user_timeout_limit;
 use serde::Serialize;
 
 use crate::args;
-use crate::check;
 use crate::duration::words;
 use crate::failure::{Failure, Outcome};
 use crate::json;
 use crate::presets;
+use crate::shell::quoted;
 use crate::table::{self, Cell, Column, Output};
 use crate::via;
 
@@ -206,7 +206,7 @@ impl Plan {
                 "# its path has blanks, colons or $, which LD_PRELOAD does not take: ka run makes a link"
                     .to_owned()
             },
-            |shim| format!("LD_PRELOAD={} KA_POLICY={policy} PROGRAM", check::quoted(shim.as_os_str())),
+            |shim| format!("LD_PRELOAD={} KA_POLICY={policy} PROGRAM", quoted(shim.as_os_str())),
         );
         let sections = [
             ("a program", format!("ka run {flags} -- PROGRAM")),

@@ -24,6 +24,7 @@ pub mod class;
 pub mod conf;
 pub mod diag;
 pub mod elf;
+mod ends;
 mod error;
 pub mod file;
 #[doc(hidden)]
@@ -32,14 +33,15 @@ pub mod instructions;
 pub mod libraries;
 pub mod netns;
 pub mod parallel;
-pub mod policies;
 pub mod privilege;
 pub mod process;
+pub mod process_policy;
+mod record;
 pub mod seccomp;
 pub mod sockets;
+pub mod survey;
 pub mod sys;
 pub mod text;
-pub mod words;
 pub mod worker;
 
 use std::os::fd::{AsFd, AsRawFd as _};

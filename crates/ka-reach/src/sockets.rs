@@ -13,9 +13,9 @@ use crate::diag::{Entry, State, dump};
 use crate::netns::Namespace;
 use crate::privilege;
 use crate::process::{self, OVER_BUDGET, Process, Table, Target};
+use crate::record::{self, Reader, Writer};
 use crate::sys;
 use crate::text::{self, reason};
-use crate::words;
 use crate::worker::{self, Answer, BLOCKED, Cell, Ended, Stream, Workers};
 
 /// Who has a socket.
@@ -113,7 +113,7 @@ pub fn sockets(
             Ok(listed) => {
                 has_status &= listed.has_status;
                 let meant = |entry: &Entry| port.is_none_or(|port| entry.has_port(port));
-                sockets.extend(words::entries(&listed.entries).filter(meant).map(|entry| Socket {
+                sockets.extend(record::entries(&listed.entries).filter(meant).map(|entry| Socket {
                     settings: listed.settings.get(&entry.cookie).copied(),
                     entry,
                     owner: None,
@@ -200,7 +200,7 @@ pub fn list(states: &[State], with_status: bool, sink: &mut worker::Sink<'_>) ->
     for entries in entries.chunks(256) {
         let mut bytes = Vec::new();
         for entry in entries {
-            words::put_entry(entry, &mut bytes);
+            record::put_entry(entry, &mut bytes);
         }
         sink.write_all(&bytes).map_err(|error| reason(&error))?;
     }
@@ -353,13 +353,14 @@ impl Join<'_> {
             let mut status = None;
             match answer {
                 Answer::Given(record) => {
-                    let [kind] = words::part(&record, 0);
+                    let mut record = Reader::new(&record);
+                    let kind = record.word();
                     // The settings need no lock on newer kernels.
-                    settings = (kind & TOLD != 0).then(|| words::settings(words::part(&record, 1)));
+                    settings = record.settings();
                     if kind & PENDING != 0 {
                         error = Some(BLOCKED.to_owned());
                     } else if kind & WITH_STATUS != 0 {
-                        status = Some(words::status(words::part(&record, 4)));
+                        status = Some(record.status());
                     }
                 }
                 Answer::Failed(why) => error = Some(why),
@@ -399,10 +400,9 @@ fn with_inode(sockets: &[Socket], inode: u32) -> Range<usize> {
     start..start + rest.iter().take_while(|socket| socket.entry.inode == inode && inode != 0).count()
 }
 
-/// Flags in the first word of a record: the settings follow, the status is being read, the status follows.
-const TOLD: u64 = 1;
-const PENDING: u64 = 2;
-const WITH_STATUS: u64 = 4;
+/// Values of the first word of a record: the status is being read, or follows the settings.
+const PENDING: u64 = 1;
+const WITH_STATUS: u64 = 2;
 
 /// Reads a process's socket, in a worker, if the descriptor still has the same inode and ka may access it.
 fn look(target: &Target, with_status: bool, cell: &Cell<'_>) {
@@ -412,9 +412,9 @@ fn look(target: &Target, with_status: bool, cell: &Cell<'_>) {
     }
     let socket = ka_core::Socket::new(duplicate.as_raw_fd());
     let Ok(settings) = socket.settings() else { return };
-    let told = words::of_settings(&settings);
-    cell.answer(words::together(&[&[TOLD | if with_status { PENDING } else { 0 }], &told]));
+    let record = |kind| Writer::new().word(kind).settings(Some(settings));
+    cell.answer(record(if with_status { PENDING } else { 0 }).finish());
     if with_status && let Ok(status) = socket.status() {
-        cell.answer(words::together(&[&[TOLD | WITH_STATUS], &told, &words::of_status(&status)]));
+        cell.answer(record(WITH_STATUS).status(&status).finish());
     }
 }

@@ -81,11 +81,6 @@ pub fn brief(config: &Config) -> String {
     }
 }
 
-/// Formats the text of a policy as [`brief`] does.
-pub fn brief_text(text: &str) -> String {
-    ka_core::parse(text.as_bytes()).map_or_else(|_| text.to_owned(), |config| brief(&config))
-}
-
 /// A socket's settings: `off`, or `60,10,6`.
 pub fn brief_settings(settings: &Settings) -> String {
     let Settings { enabled, idle, intvl, cnt, user_timeout } = settings;

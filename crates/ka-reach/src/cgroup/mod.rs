@@ -12,7 +12,6 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use ka_policy::{Mode, Policy};
-use serde::Serialize;
 
 use crate::bpf::{self, host};
 use crate::sys;
@@ -165,12 +164,10 @@ pub fn overridden_below(cgroup: &Cgroup, policy: Policy<'static>) -> Option<Stri
     (!named.is_empty()).then(|| format!("it overrides the policies of cgroups below: {}", named.join(", ")))
 }
 
-/// A policy that holds for a process, as it is a cgroup's.
-#[derive(Serialize)]
+/// The policy of a cgroup, which applies to the processes in it.
 pub struct InForce {
     pub cgroup: String,
-    pub policy: String,
-    pub mode: &'static str,
+    pub policy: Policy<'static>,
 }
 
 /// Returns whether a cgroup is the root of the whole tree.
@@ -189,11 +186,8 @@ pub fn policies_of(pid: i32) -> Result<Vec<InForce>, String> {
     let mut found = Vec::new();
     for path in own.ancestors().take_while(|path| path.starts_with(&root)) {
         let policies = Cgroup::open(path).and_then(|cgroup| bpf::attached(cgroup.folder.as_fd()));
-        found.extend(policies.map_err(|error| refusal(&error))?.into_iter().map(|policy| InForce {
-            cgroup: name(path),
-            policy: ka_core::Text::typed(&policy.config).to_string(),
-            mode: policy.mode.name(),
-        }));
+        let policies = policies.map_err(|error| refusal(&error))?.into_iter();
+        found.extend(policies.map(|policy| InForce { cgroup: name(path), policy }));
     }
     Ok(found)
 }

@@ -25,7 +25,7 @@ use crate::bpf::{self, Counter, Only, Setter};
 use crate::diag::State;
 use crate::text::{self, reason};
 use crate::worker::{Ended, Found, Workers};
-use crate::{sockets, sys, words};
+use crate::{record, sockets, sys};
 
 /// How often the parent polls the pipe. The parent counts polls instead of reading the clock. So it does not mistake a
 /// time in which it was itself stopped for silence of the child.
@@ -449,13 +449,13 @@ fn through_processes(
         Ended::Failed(why) => return not_set(&why),
     }
     let is_ours = |inode: u32, cgroup: u64| inode != 0 && cgroups.contains(&cgroup);
-    let rest: HashSet<_> = words::entries(&data)
+    let rest: HashSet<_> = record::entries(&data)
         .filter(|entry| is_ours(entry.inode, entry.cgroup))
         .map(|entry| entry.inode)
         .collect();
     let Policy { config: policy, mode, .. } = policy;
     let change = Change { policy, mode, port: None, dry_run: false, describe: false, before: None };
-    attach::set_processes(&change, pids, rest, workers)
+    attach::set_processes(change, pids, rest, workers)
 }
 
 /// Returns the PIDs of a cgroup's processes, one per line. A threaded cgroup lists only thread IDs, which work as well.

@@ -1,0 +1,156 @@
+//! `ka attach`: sets the policy on the TCP sockets of running processes ([`ka_reach::attach`]).
+
+mod report;
+mod undo;
+
+use std::ffi::OsStr;
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use ka_core::Config;
+use ka_policy::Mode;
+use ka_reach::attach::{Attach, Change, Named, Report, Selection};
+use ka_reach::sys;
+use ka_reach::text::{self, reason};
+
+use crate::args::{self, AttachVia};
+use crate::failure::{FOUND, Failure, Outcome};
+use crate::policy;
+use crate::via::{self, Chosen};
+use report::{Printer, policy_text};
+use undo::Undo;
+
+pub(crate) use report::arrow;
+
+pub(crate) fn attach(args: &args::Attach) -> Outcome {
+    let undo = args.undo.as_deref().map(Undo::read).transpose()?;
+    let Chosen { policy, mode, skip } = if undo.is_some() {
+        Chosen { policy: Config::KEEP, mode: Mode::Force, skip: Vec::new() }
+    } else {
+        let chosen = via::choose("attach", &args.policy, args.mode)?;
+        policy::check_effect(&chosen.policy, chosen.mode)?;
+        chosen
+    };
+    let change = Change {
+        policy,
+        mode,
+        port: args.port,
+        dry_run: args.dry_run,
+        // Ask for the addresses and values only if they are printed.
+        describe: args.json || args.verbose || args.dry_run,
+        before: undo.as_ref().map(|undo| &undo.before),
+    };
+    let user = args.user.as_deref().map(user).transpose()?;
+    let is_via_kernel = args.via == AttachVia::Bpf;
+    if is_via_kernel {
+        check_via_kernel(args)?;
+        if !skip.is_empty() {
+            let _ = writeln!(
+                io::stderr(),
+                "ka: attach: KA_SKIP is ignored with --via bpf: the kernel sets all sockets"
+            );
+        }
+    }
+    let mut report = Report::default();
+    let selection = match &undo {
+        Some(undo) => Selection::Named(Named::open_all(undo.pids.iter().copied(), true, &mut report)),
+        None if args.pids.is_empty() => Selection::All { user, skip },
+        None => Selection::Named(Named::open_all(args.pids.iter().copied(), false, &mut report)),
+    };
+    // Setting sockets over a time can take long. A signal ends it with a summary.
+    let takes_long = args.follow || args.spread.is_some();
+    let termination = takes_long.then(sys::termination).transpose().map_err(|error| failed(&error))?;
+    let mut attach = Attach::new(change, selection, report);
+    attach.spread = args.spread.map(|spread| Duration::from_millis(spread.into()));
+    attach.termination = termination.as_ref().map(|signal| signal.as_fd());
+    attach.workers.lose_class = args.lose_class;
+    let mut printer = Printer::new(args, change);
+    if args.follow {
+        follow(&mut attach, args, &mut printer)?;
+        return Ok(status(&attach.report, args));
+    }
+    if is_via_kernel {
+        attach.through_kernel().map_err(|error| match error {
+            ka_reach::Error::Unlisted(_) => Failure::new(format_args!("attach: {error}")),
+            error => Failure::new(format_args!(
+                "attach: --via bpf: {error}; without --via bpf, ka attach goes through the processes"
+            )),
+        })?;
+    } else {
+        attach.set_once();
+    }
+    if let Some(undo) = &undo {
+        undo.report_failures(&mut attach.report);
+    }
+    printer.print_all(&mut attach.report)?;
+    Ok(status(&attach.report, args))
+}
+
+fn failed(error: &io::Error) -> Failure {
+    Failure::new(format_args!("attach: {}", reason(error)))
+}
+
+/// Returns the ID of a user, who is given by name or by number.
+fn user(name: &OsStr) -> Result<u32, Failure> {
+    let number = name.to_str().and_then(|digits| digits.parse().ok());
+    sys::user_named(name)
+        .or(number)
+        .ok_or_else(|| Failure::new(format_args!("attach: --user {}: there is no such user", name.display())))
+}
+
+/// Rejects options that the kernel's iterator cannot follow. The iterator visits sockets, not processes, and visits each
+/// socket once.
+fn check_via_kernel(args: &args::Attach) -> Result<(), Failure> {
+    let wrong = [
+        (!args.all, "it sets every socket of this network namespace, so it wants --all"),
+        (args.follow, "it goes through the sockets once: ka cgroup attach sees to those that come later"),
+        (args.spread.is_some(), "it sets them in one pass, and spreads nothing"),
+    ];
+    match wrong.into_iter().find(|(is_wrong, _)| *is_wrong) {
+        Some((_, why)) => Err(Failure::new(format_args!("attach: --via bpf: {why}"))),
+        None => Ok(()),
+    }
+}
+
+/// Sets the sockets again and again, until the named processes have ended or a signal comes.
+fn follow(attach: &mut Attach<'_>, args: &args::Attach, printer: &mut Printer<'_>) -> Result<(), Failure> {
+    let (what, until) = match attach.selection.named() {
+        None => ("the selected processes".to_owned(), "until"),
+        Some([]) => return Ok(printer.print_summary(&attach.report)?),
+        Some(named) => (
+            text::count(named.len(), "process"),
+            if named.len() == 1 { "until it ends, or until" } else { "until they end, or until" },
+        ),
+    };
+    let _ = writeln!(
+        io::stderr(),
+        "ka: attach: following {what} with {}, {until} SIGINT or SIGTERM",
+        policy_text(&attach.change)
+    );
+    let interval = Duration::from_millis(args.interval.into());
+    loop {
+        attach.set_round();
+        printer.print_round(&mut attach.report)?;
+        let named = attach.selection.named();
+        if named.is_some_and(<[_]>::is_empty) {
+            break;
+        }
+        // A signal ends the wait, and so does the end of the last named process.
+        let last = named.filter(|named| named.len() == 1).and_then(|named| named.first()?.pidfd());
+        let waited: Vec<_> = attach.termination.into_iter().chain(last).collect();
+        if sys::poll(&waited, interval).map_err(|error| failed(&error))?.first() == Some(&true) {
+            break;
+        }
+        attach.selection.forget_ended();
+    }
+    Ok(printer.print_summary(&attach.report)?)
+}
+
+/// Returns the exit status. --follow usually ends by a signal, so the sockets that are left then are a failure only with
+/// --spread.
+fn status(report: &Report, args: &args::Attach) -> i32 {
+    let is_end = args.follow && args.spread.is_none();
+    let left = if is_end { 0 } else { report.not_asked + report.not_examined };
+    if report.failed + report.denied + left > 0 { FOUND } else { 0 }
+}

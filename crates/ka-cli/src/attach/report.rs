@@ -1,0 +1,321 @@
+//! The results of `ka attach`, as lines, messages and JSON.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufWriter, Write};
+use std::net::SocketAddr;
+
+use ka_core::{Config, Settings, Text};
+use ka_reach::attach::{Change, Outcome, Report, SocketResult};
+use ka_reach::process_policy::{ProcessPolicy, Source};
+use ka_reach::sockets;
+use ka_reach::text;
+use serde::{Deserialize, Serialize};
+
+use crate::args;
+use crate::json;
+use crate::process_policy::describe_later;
+
+/// The note for a socket that has all of the policy except its user timeout.
+const NO_USER_TIMEOUT: &str = "without the user timeout: Multipath TCP has none";
+
+/// Prints the results.
+pub(super) struct Printer<'a> {
+    args: &'a args::Attach,
+    change: Change<'a>,
+    /// What was printed, if JSON is made of it at the end.
+    results: Vec<SocketResult>,
+    policies: Vec<ProcessPolicy>,
+}
+
+impl<'a> Printer<'a> {
+    pub(super) const fn new(args: &'a args::Attach, change: Change<'a>) -> Self {
+        Self { args, change, results: Vec::new(), policies: Vec::new() }
+    }
+
+    /// Prints the results of a run that does not follow.
+    pub(super) fn print_all(&mut self, report: &mut Report) -> io::Result<()> {
+        /// A dry run with more results than this starts with the summary.
+        const MANY: usize = 20;
+        if self.args.dry_run && !self.args.json && report.results.len() > MANY {
+            self.print_summary(report)?;
+            return self.print_round(report);
+        }
+        self.print_round(report)?;
+        self.print_summary(report)
+    }
+
+    /// Prints the results of one round, and takes them out of the report.
+    pub(super) fn print_round(&mut self, report: &mut Report) -> io::Result<()> {
+        let results = std::mem::take(&mut report.results);
+        if !self.args.json {
+            self.print_lines(&results)?;
+        } else if self.args.follow {
+            let mut out = BufWriter::new(io::stdout().lock());
+            for result in &results {
+                json::to_writer(&mut out, &Row::new(result, self.args.dry_run))?;
+                writeln!(out)?;
+            }
+            out.flush()?;
+        } else {
+            self.results.extend(results);
+        }
+        self.print_policies(report);
+        Ok(())
+    }
+
+    fn print_lines(&self, results: &[SocketResult]) -> io::Result<()> {
+        let mut out = BufWriter::new(io::stdout().lock());
+        // If many processes fail for the same reason, it is printed once, with their names.
+        let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for result in results {
+            let pid = result.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+            let who = format!("{pid} ({})", text::visible(result.comm.as_deref().unwrap_or("?").as_bytes()));
+            match (&result.error, result.fd) {
+                (Some(error), None) if result.local.is_none() => {
+                    reasons.entry(error.to_string()).or_default().push(who);
+                }
+                _ => {
+                    let line = socket_line(result, self.args.dry_run);
+                    writeln!(out, "{who} {}", text::visible(line.as_bytes()))?;
+                }
+            }
+        }
+        out.flush()?;
+        for (reason, who) in reasons {
+            print_message(who, &reason);
+        }
+        Ok(())
+    }
+
+    /// Names the other policies of ka that apply to the processes.
+    fn print_policies(&mut self, report: &mut Report) {
+        let policies = std::mem::take(&mut report.policies);
+        let mut messages: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for policy in &policies {
+            messages.entry(describe_later(policy)).or_default().push(sockets::name(policy.pid));
+        }
+        for (message, who) in messages {
+            print_message(who, &message);
+        }
+        if !report.unknown.is_empty() {
+            let who = std::mem::take(&mut report.unknown).into_iter().map(sockets::name).collect();
+            print_message(
+                who,
+                "whether another policy of ka applies is unknown: its memory maps did not answer within 2 s",
+            );
+        }
+        if !self.args.follow {
+            self.policies.extend(policies);
+        }
+    }
+
+    /// Prints the counts. Without --follow, prints the whole JSON.
+    pub(super) fn print_summary(&self, report: &Report) -> io::Result<()> {
+        let mut out = BufWriter::new(io::stdout().lock());
+        if !self.args.json {
+            self.print_counts(&mut out, report)?;
+        } else if !self.args.follow {
+            json::to_writer_pretty(&mut out, &self.summary(report))?;
+            writeln!(out)?;
+        }
+        out.flush()
+    }
+
+    fn print_counts(&self, out: &mut impl Write, report: &Report) -> io::Result<()> {
+        let Report { set, unchanged, failed, without_user_timeout, .. } = report;
+        let would = if self.args.dry_run { "would be set" } else { "set" };
+        let to = if self.change.before.is_some() {
+            "back".to_owned()
+        } else {
+            format!("to {}", policy_text(&self.change))
+        };
+        write!(out, "{} {would} {to}, {unchanged} unchanged, {failed} failed", text::count(*set, "socket"))?;
+        for (count, what, why) in [
+            (report.not_found, "socket", "not found (closed, or the process has ended)"),
+            (report.denied, "process", "not examined, because ka may not do so"),
+            (report.skipped, "process", "left alone (KA_SKIP)"),
+            (report.not_asked, "socket", "of any kind not examined, because a signal came"),
+            (report.not_examined, "process", "not examined, because a signal came"),
+        ] {
+            if count > 0 {
+                write!(out, "; {} {why}", text::count(count, what))?;
+            }
+        }
+        writeln!(out)?;
+        if *without_user_timeout > 0 {
+            writeln!(out, "{without_user_timeout} of them {NO_USER_TIMEOUT}")?;
+        }
+        Ok(())
+    }
+
+    fn summary(&self, report: &Report) -> Summary<'_> {
+        let is_one_policy = self.change.before.is_none();
+        Summary {
+            set: report.set,
+            unchanged: report.unchanged,
+            failed: report.failed,
+            without_user_timeout: report.without_user_timeout,
+            dry_run: self.args.dry_run,
+            policy: is_one_policy.then(|| Text::typed(&self.change.policy).to_string()),
+            mode: is_one_policy.then(|| self.change.mode.name()),
+            not_found: report.not_found,
+            denied: report.denied,
+            skipped: report.skipped,
+            sockets_left: report.not_asked,
+            processes_left: report.not_examined,
+            others: self.policies.iter().map(Other::from).collect(),
+            sockets: self.results.iter().map(|result| Row::new(result, self.args.dry_run)).collect(),
+        }
+    }
+}
+
+/// Describes the policy and the mode of a change.
+pub(super) fn policy_text(change: &Change<'_>) -> String {
+    format!("{} (mode {})", text::brief(&change.policy), change.mode.name())
+}
+
+/// Prints a message about processes. Names only some of them, if there are many.
+fn print_message(who: Vec<String>, message: &str) {
+    const NAMED: usize = 5;
+    let more = who.len().saturating_sub(NAMED);
+    let names = who.into_iter().take(NAMED).collect::<Vec<_>>().join(", ");
+    let names = if more > 0 { format!("{names} and {more} more") } else { names };
+    let _ = writeln!(io::stderr(), "ka: attach: {names}: {}", text::visible(message.as_bytes()));
+}
+
+/// Formats the two addresses of a socket: `192.0.2.1:443 -> 198.51.100.1:50000`, with * for a missing one.
+pub(crate) fn arrow(local: Option<SocketAddr>, peer: Option<SocketAddr>) -> String {
+    let end = |end: Option<SocketAddr>| end.map_or_else(|| "*".to_owned(), |end| end.to_string());
+    format!("{} -> {}", end(local), end(peer))
+}
+
+/// Describes the result for a socket: `fd 7 192.0.2.1:443 -> 198.51.100.1:50000: set from off to 60,10,6`
+fn socket_line(result: &SocketResult, dry_run: bool) -> String {
+    let fd = result.fd.map_or_else(|| "?".to_owned(), |fd| fd.to_string());
+    let what = match (&result.error, result.outcome) {
+        (Some(error), _) => error.to_string(),
+        (None, Outcome::Set) if dry_run => "would be set".to_owned(),
+        (None, Outcome::Set) => "set".to_owned(),
+        (None, _) => "unchanged".to_owned(),
+    };
+    let brief = |settings: Option<Settings>| settings.as_ref().map(text::brief_settings);
+    let values = match (result.outcome, brief(result.before), brief(result.after)) {
+        (Outcome::Set, Some(before), Some(after)) => format!(" from {before} to {after}"),
+        (Outcome::Set, None, Some(after)) => format!(" to {after}"),
+        (Outcome::Set, Some(before), None) => format!(" from {before}"),
+        (Outcome::Unchanged, Some(before), _) => format!(", {before}"),
+        _ => String::new(),
+    };
+    let note = if result.lacks_user_timeout { format!(", {NO_USER_TIMEOUT}") } else { String::new() };
+    format!("fd {fd} {}: {what}{values}{note}", arrow(result.local, result.peer))
+}
+
+/// The output of `ka attach --json`.
+#[derive(Serialize)]
+struct Summary<'a> {
+    set: usize,
+    unchanged: usize,
+    failed: usize,
+    without_user_timeout: usize,
+    dry_run: bool,
+    policy: Option<String>,
+    mode: Option<&'static str>,
+    not_found: usize,
+    denied: usize,
+    skipped: usize,
+    sockets_left: usize,
+    processes_left: usize,
+    others: Vec<Other>,
+    sockets: Vec<Row<'a>>,
+}
+
+/// A policy that applies to a process, in JSON.
+#[derive(Serialize)]
+struct Other {
+    pid: i32,
+    way: &'static str,
+    /// The supervisor's PID, or the cgroup.
+    of: Option<String>,
+    /// `off` if the process is left alone.
+    policy: String,
+    mode: &'static str,
+    rules: usize,
+}
+
+impl From<&ProcessPolicy> for Other {
+    fn from(policy: &ProcessPolicy) -> Self {
+        let ProcessPolicy { pid, source, config, mode, rules, is_off } = policy;
+        let (way, of) = match source {
+            Source::Preload => ("preload", None),
+            Source::Seccomp { supervisor } => ("seccomp", Some(supervisor.to_string())),
+            Source::Cgroup { name } => ("cgroup", Some(name.clone())),
+        };
+        let config = if *is_off { Config::KEEP.with_enabled(Some(false)) } else { *config };
+        let policy = Text::typed(&config).to_string();
+        Self { pid: *pid, way, of, policy, mode: mode.name(), rules: *rules }
+    }
+}
+
+/// The result for a socket or a process, in JSON.
+#[derive(Serialize)]
+struct Row<'a> {
+    pid: Option<i32>,
+    fd: Option<i32>,
+    inode: Option<u32>,
+    comm: Option<&'a str>,
+    local: Option<SocketAddr>,
+    peer: Option<SocketAddr>,
+    result: &'static str,
+    before: Option<Values>,
+    after: Option<Values>,
+    error: Option<String>,
+    note: Option<&'static str>,
+}
+
+impl<'a> Row<'a> {
+    fn new(result: &'a SocketResult, dry_run: bool) -> Self {
+        Self {
+            pid: result.pid,
+            fd: result.fd,
+            inode: result.inode,
+            comm: result.comm.as_deref(),
+            local: result.local,
+            peer: result.peer,
+            result: match result.outcome {
+                Outcome::Set if dry_run => "would-set",
+                Outcome::Set => "set",
+                Outcome::Unchanged => "unchanged",
+                Outcome::Failed => "failed",
+                Outcome::Denied => "denied",
+            },
+            before: result.before.map(Values::from),
+            after: result.after.map(Values::from),
+            error: result.error.as_ref().map(ToString::to_string),
+            note: result.lacks_user_timeout.then_some(NO_USER_TIMEOUT),
+        }
+    }
+}
+
+/// A socket's settings in JSON.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Values {
+    keepalive: bool,
+    idle: i32,
+    intvl: i32,
+    cnt: i32,
+    user_timeout_ms: Option<i32>,
+}
+
+impl From<Settings> for Values {
+    fn from(settings: Settings) -> Self {
+        let Settings { enabled: keepalive, idle, intvl, cnt, user_timeout: user_timeout_ms } = settings;
+        Self { keepalive, idle, intvl, cnt, user_timeout_ms }
+    }
+}
+
+impl From<Values> for Settings {
+    fn from(values: Values) -> Self {
+        let Values { keepalive: enabled, idle, intvl, cnt, user_timeout_ms: user_timeout } = values;
+        Self { enabled, idle, intvl, cnt, user_timeout }
+    }
+}

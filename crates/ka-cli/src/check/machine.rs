@@ -1,0 +1,69 @@
+//! `ka check`: what this machine allows the user to do.
+
+use ka_reach::bpf::{self, host};
+use ka_reach::conf::{self, Given};
+use ka_reach::privilege;
+use ka_reach::text;
+
+use super::{Report, WayResult};
+use crate::via;
+
+/// Reports the ways that this machine allows the user, and what the others lack.
+pub(super) fn report() -> Report {
+    let way = |way, obstacle: Option<String>, how: &str| WayResult {
+        way,
+        reaches: Some(obstacle.is_none()),
+        why: obstacle.unwrap_or_else(|| how.to_owned()),
+    };
+    let cgroup = match host::lacks_bpf_folder() {
+        None => "ka cgroup, ka run --via cgroup: all that runs in a cgroup, by eBPF".to_owned(),
+        Some(lack) => format!(
+            "ka run --via cgroup, ka cgroup attach --foreground: all that runs in a cgroup, by eBPF. To keep a policy \
+             without --foreground: {lack}"
+        ),
+    };
+    let ways = vec![
+        way("preload", via::preload_obstacle(), "ka run: programs that the dynamic loader starts"),
+        way(
+            "seccomp",
+            via::seccomp_obstacle(),
+            "ka run --via seccomp: all programs, and all that they start, by a supervisor",
+        ),
+        way("attach", privilege::obstacle(), "ka attach: the sockets of running processes"),
+        way("cgroup", bpf::cgroup_obstacle(), &cgroup),
+        way(
+            "bpf",
+            bpf::iterator_obstacle(),
+            "ka attach --via bpf, ka ls: every socket of a network namespace, by eBPF",
+        ),
+    ];
+    let (major, minor) = host::release();
+    let there = |is_there: bool| if is_there { "yes" } else { "no" };
+    let cgroups =
+        host::cgroup_root().map_or_else(|| "not mounted".to_owned(), |path| path.display().to_string());
+    let scope = privilege::ptrace_scope().map_or_else(|| "not there".to_owned(), |scope| scope.to_string());
+    let facts = vec![
+        format!("Linux {major}.{minor}; its types (BTF): {}", there(host::has_types())),
+        format!("cgroup v2: {cgroups}; bpffs: {}", there(host::lacks_bpf_folder().is_none())),
+        format!("Yama's ptrace_scope: {scope}"),
+        host::lacks(&host::FOR_SOCKETS)
+            .unwrap_or_else(|| "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are there".to_owned()),
+        via::listed().map_or_else(
+            || "/etc/ld.so.preload does not list libka_preload.so".to_owned(),
+            |path| {
+                if !path.exists() {
+                    return format!("/etc/ld.so.preload lists {}, which does not exist", path.display());
+                }
+                let Given { config, mode, .. } = conf::given(b"");
+                format!(
+                    "/etc/ld.so.preload lists {}: programs that glibc's loader starts get {} (mode {})",
+                    path.display(),
+                    text::brief(&config),
+                    mode.name()
+                )
+            },
+        ),
+    ];
+    let is_reached = ways.iter().all(|way| way.reaches == Some(true));
+    Report { target: "this machine".to_owned(), facts, ways, is_reached, command: None, over: None }
+}

@@ -1,0 +1,221 @@
+//! `ka check PID`: which ways reach a process, its sockets without keepalive, and the command to type.
+
+use ka_core::Config;
+use ka_policy::{Action, Endpoint, Mode, Rule, Rules};
+use ka_reach::Error;
+use ka_reach::bpf::host;
+use ka_reach::conf;
+use ka_reach::privilege;
+use ka_reach::process::{self, Process, Status};
+use ka_reach::process_policy::{self, Evidence, ProcessPolicy, Source};
+use ka_reach::survey::{OffSocket, Survey, survey};
+use ka_reach::text;
+use ka_reach::worker::Workers;
+
+use super::{CgroupPolicy, Over, Report, WayResult, policy_flags};
+use crate::attach::arrow;
+use crate::failure::Failure;
+use crate::process_policy::describe;
+use crate::shell::quoted;
+
+/// Why a way that starts programs does not reach a process.
+const RUNS: &str = "it is running already: ka run starts programs";
+
+/// Reports the ways that reach a process.
+pub(super) fn report(pid: i32) -> Result<Report, Failure> {
+    let process = Process::open(pid)
+        .map_err(|error| Failure::new(format_args!("check: {pid}: {}", privilege::explain(pid, &error))))?;
+    let target = format!("{pid} ({})", process.name());
+    if let Some((fact, why)) = why_without_sockets(pid) {
+        return Ok(Report {
+            target,
+            facts: vec![fact.to_owned()],
+            ways: Vec::new(),
+            is_reached: false,
+            command: Some(format!("nothing: {why}")),
+            over: None,
+        });
+    }
+    let mut facts = Vec::new();
+    let mut workers = Workers::default();
+    let (evidence, why) = process_policy::evidence([pid], u64::MAX, &mut workers);
+    let mut is_whole = why.is_none();
+    facts.extend(why.map(|why| why.to_string()));
+    let evidence = evidence.into_iter().next().unwrap_or_default();
+    let Evidence { is_preloaded, c_libraries, .. } = evidence;
+    if is_preloaded {
+        facts.push("libka_preload.so is in it".to_owned());
+        if c_libraries > 1 {
+            facts.push(format!(
+                "{c_libraries} copies of the C library are in it, as dlmopen(3) makes them: libka_preload.so may see the \
+                 calls of one only"
+            ));
+        }
+    }
+    let in_force = process_policy::policies(&evidence);
+    let mut missed = false;
+    let attach = match survey(&process, &mut workers) {
+        Ok(Survey { tcp, mut off, has_ring, left_out }) => {
+            facts.push(format!(
+                "{}, {} of them without keepalive",
+                text::count(tcp, "TCP socket"),
+                off.len()
+            ));
+            // The other ways set a socket when it connects or listens.
+            off.retain(|off| is_preloaded || off.is_listener || off.peer.is_some());
+            if !in_force.is_empty() && !off.is_empty() {
+                missed = true;
+                facts.extend(missed_facts(pid, &evidence, &in_force, &off, has_ring));
+            }
+            if has_ring && !missed {
+                facts.push("it uses io_uring".to_owned());
+            }
+            is_whole &= left_out.is_empty();
+            facts.extend(left_out);
+            let why = "the sockets that it has; with --follow those that it opens later, within a second";
+            WayResult { way: "attach", reaches: Some(true), why: why.to_owned() }
+        }
+        Err(Error::Io { source, .. }) => {
+            WayResult { way: "attach", reaches: Some(false), why: privilege::explain(pid, &source) }
+        }
+        Err(error) => WayResult { way: "attach", reaches: Some(false), why: error.to_string() },
+    };
+    facts.extend(in_force.iter().map(|policy| format!("in force: {}", describe(policy))));
+    let (reaches, why) = match (evidence.is_denied, is_preloaded) {
+        (true, _) => (None, "ka may not read which libraries are in it: run ka as root"),
+        (false, true) => (Some(true), "it was started with it"),
+        (false, false) => (Some(false), RUNS),
+    };
+    let preload = WayResult { way: "preload", reaches, why: why.to_owned() };
+    let supervisor = ka_reach::seccomp::supervisor_of(pid);
+    let seccomp = WayResult {
+        way: "seccomp",
+        reaches: Some(supervisor.is_some()),
+        why: supervisor.map_or_else(|| RUNS.to_owned(), |pid| format!("it is under the supervisor {pid}")),
+    };
+    let (cgroup, cgroups) = cgroup_result(pid);
+    let is_under = [&preload, &seccomp, &cgroup].into_iter().any(|way| way.reaches == Some(true));
+    let command = command_for(pid, missed.then_some(&in_force[..]), is_under, attach.reaches == Some(true));
+    let mut ways = vec![preload, seccomp, cgroup, attach];
+    ways.sort_by_key(|way| way.reaches != Some(true));
+    // If libraries or sockets were missed, the program is not reached.
+    let is_reached = is_whole && !missed && ways.first().is_some_and(|way| way.reaches == Some(true));
+    let over = Some(Over { supervisor, cgroups });
+    Ok(Report { target, facts, ways, is_reached, command: Some(command), over })
+}
+
+/// Returns why a process has no sockets, as a fact and as a short reason.
+fn why_without_sockets(pid: i32) -> Option<(&'static str, &'static str)> {
+    if Status::read(pid).is_ok_and(|status| status.is_ended()) {
+        let fact = "it has ended, and has no sockets: a zombie, whose parent has not waited for it";
+        return Some((fact, "it has ended"));
+    }
+    process::is_kernel_thread(pid)
+        .then_some(("a kernel thread, which has no descriptors", "it has no sockets"))
+}
+
+/// Reports whether a cgroup's policy applies to a process, and the policies of its cgroups.
+fn cgroup_result(pid: i32) -> (WayResult, Option<Vec<CgroupPolicy>>) {
+    let policies = ka_reach::cgroup::policies_of(pid);
+    let policies = policies.map(|found| found.into_iter().map(CgroupPolicy::from).collect::<Vec<_>>());
+    let why = match policies.as_deref() {
+        Ok([]) => {
+            let own = host::cgroup_of(&pid.to_string()).unwrap_or_default();
+            if ka_reach::cgroup::is_root(&own) {
+                "it is in the root cgroup, whose policy would apply to all programs of this machine"
+                    .to_owned()
+            } else {
+                format!("no cgroup that it is in has a policy: ka cgroup attach {}", quoted(own.as_os_str()))
+            }
+        }
+        Ok(policies) => {
+            let each =
+                policies.iter().map(|one| format!("{}: {}, mode {}", one.cgroup, one.policy, one.mode));
+            each.collect::<Vec<_>>().join("; ")
+        }
+        Err(why) => why.clone(),
+    };
+    let policies = policies.ok();
+    let reaches = policies.as_ref().map(|policies| !policies.is_empty());
+    (WayResult { way: "cgroup", reaches, why }, policies)
+}
+
+/// Lists the sockets that have no keepalive although a policy is in force in the process, and the reasons.
+fn missed_facts(
+    pid: i32,
+    evidence: &Evidence,
+    in_force: &[ProcessPolicy],
+    off: &[OffSocket],
+    has_ring: bool,
+) -> Vec<String> {
+    const MOST: usize = 20;
+    let is_preloaded = in_force.iter().any(|policy| policy.source == Source::Preload);
+    // The shim and the supervisor follow the KA_ variables. Cgroups do not.
+    let has_variables = in_force.iter().any(|policy| !matches!(policy.source, Source::Cgroup { .. }));
+    let given = conf::given(if has_variables { &evidence.variables } else { Default::default() });
+    let mut room = [Rule::SKIP; Rules::MAX];
+    let policy = given.policy(&mut room);
+    let is_left_alone = |off: &OffSocket| {
+        let port = off.local.map_or(0, |local| local.port());
+        policy.decide(off.peer.map(Endpoint::from), port) == Action::Skip
+    };
+    let looks_at_peer = policy.rules.look_at_peer();
+    let mut facts = Vec::new();
+    let mut is_explained = true;
+    for socket in off.iter().take(MOST) {
+        let rule = if is_left_alone(socket) {
+            "; a rule of KA_RULES leaves it alone"
+        } else if socket.is_listener && looks_at_peer {
+            "; rules of KA_RULES choose by peer, so only its connections get a policy"
+        } else {
+            ""
+        };
+        is_explained &= !rule.is_empty();
+        let ends = arrow(socket.local, socket.peer);
+        facts.push(format!("without keepalive: fd {}, {ends}{rule}", socket.fd));
+    }
+    if let Some(more) = off.len().checked_sub(MOST).filter(|more| *more > 0) {
+        facts.push(format!("and {more} more: ka ls --off --pid {pid}"));
+    }
+    if policy.config.enabled() != Some(true) {
+        facts.push("reason: KA_POLICY=off".to_owned());
+    } else if is_preloaded && process_policy::is_skipped(&given.skip, pid) {
+        facts.push(format!("reason: KA_SKIP={} leaves this program alone", given.skip.escape_ascii()));
+    } else if !is_explained {
+        if policy.mode == Mode::Default {
+            facts.push(
+                "possible reason: the program has turned keepalive off itself, which mode default allows"
+                    .to_owned(),
+            );
+        }
+        facts.push(
+            "possible reasons: the program opened it with system calls of its own or through io_uring, with a C library \
+             that it loaded itself (dlmopen), or before the policy was in force; or another process passed it to this one"
+                .to_owned(),
+        );
+        if has_ring {
+            facts.push("it uses io_uring, so that is likely".to_owned());
+        }
+    }
+    facts
+}
+
+/// Returns the command to type for a process. `missed` has the policies in force if they have missed sockets.
+fn command_for(pid: i32, missed: Option<&[ProcessPolicy]>, is_under: bool, is_reached: bool) -> String {
+    if let Some(in_force) = missed {
+        let on = in_force.iter().find(|policy| !policy.is_off);
+        let policy = on.map(|on| text::brief(&on.config));
+        let standard = text::brief(&Config::STANDARD);
+        let policy = policy.filter(|policy| *policy != standard || !policy_flags().is_empty());
+        let mode = on.map(|on| on.mode).filter(|mode| *mode != Mode::Force);
+        let policy = policy.map_or_else(|| policy_flags().to_owned(), |policy| format!("-p {policy} "));
+        let mode = mode.map_or_else(String::new, |mode| format!("--mode {} ", mode.name()));
+        return format!("ka attach {policy}{mode}{pid}");
+    }
+    match (is_under, is_reached) {
+        (true, _) => format!("nothing: it is under ka already (ka ls --pid {pid})"),
+        (false, true) => format!("ka attach {}--follow {pid}", policy_flags()),
+        (false, false) if ka_reach::sys::users().1 == 0 => "nothing: ka cannot reach it from here".to_owned(),
+        (false, false) => format!("sudo ka attach {}--follow {pid}", policy_flags()),
+    }
+}

@@ -1,0 +1,197 @@
+//! `ka check PROGRAM`: which ways reach a program, and the command to type.
+
+use std::ffi::OsStr;
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use ka_reach::elf::Elf;
+use ka_reach::file;
+use ka_reach::libraries::Linked;
+use ka_reach::privilege;
+use ka_reach::text;
+
+use super::{Report, WayResult, policy_flags};
+use crate::failure::Failure;
+use crate::program::{self, Program};
+use crate::shell::quoted;
+use crate::via::{self, Flags, Launch, Reach};
+use crate::wrapper::{self, Client};
+
+/// Reports the ways that reach a program.
+pub(super) fn report(name: &OsStr) -> Result<Report, Failure> {
+    let arguments = [name.to_owned()];
+    let program = Program::with(&arguments).map_err(|failure| {
+        let message = format!("check: {}", failure.message);
+        Failure { message, ..failure }
+    })?;
+    let launch = Launch {
+        program: &program,
+        arguments: &arguments,
+        flags: Flags::default(),
+        verbose: false,
+        best_effort: false,
+        no_io_uring: false,
+    };
+    let mut command = None;
+    let mut is_reached = false;
+    let mut ways = Vec::new();
+    for way in via::ALL {
+        let (reaches, why) = match way.reach(&launch) {
+            Reach::Yes(how) => {
+                is_reached |= way.is_automatic();
+                let via = if way.is_automatic() { String::new() } else { format!("--via {} ", way.name()) };
+                command.get_or_insert_with(|| format!("ka run {via}-- {}", quoted(name)));
+                (true, how)
+            }
+            Reach::No { why, .. } | Reach::Wrong { why, .. } => (false, why),
+        };
+        ways.push(WayResult { way: way.name(), reaches: Some(reaches), why });
+    }
+    if let Some(shim) = via::listed_for(&launch) {
+        let from =
+            if program.secure.is_some() { "/etc/ka.conf" } else { "the KA_ variables and /etc/ka.conf" };
+        for line in ways.iter_mut().filter(|line| line.way == "preload") {
+            line.reaches = Some(true);
+            line.why = format!(
+                "/etc/ld.so.preload lists {}: with the policy of {from}, also without ka run",
+                shim.display()
+            );
+        }
+        is_reached = true;
+        command = Some("nothing: /etc/ld.so.preload gives it the policy".to_owned());
+    }
+    ways.sort_by_key(|line| line.reaches != Some(true));
+    let obstacle = program
+        .secure
+        .filter(|_| !privilege::may_look_anywhere())
+        .map_or_else(privilege::obstacle, |secure| {
+            Some(format!("{secure}: needs CAP_SYS_PTRACE (run ka as root), once it runs"))
+        });
+    // A process whose file its user may not read cannot be examined either. ptrace(2), `PTRACE_MODE_READ`
+    let is_unreadable = file::open_regular(&program.executable)
+        .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+    let obstacle = obstacle.or_else(|| {
+        let is_closed = is_unreadable && !privilege::may_look_anywhere();
+        is_closed
+            .then(|| "it may not be read: needs CAP_SYS_PTRACE (run ka as root), once it runs".to_owned())
+    });
+    let sudo = if obstacle.is_some() { "sudo " } else { "" };
+    // `sudo ka attach` cannot find the program by the PID of sudo.
+    let command = command.unwrap_or_else(|| match program.name() {
+        wrapper if wrapper::changes_user(wrapper) => format!("{} ka run -- PROGRAM", quoted(name)),
+        _ => format!("{} & {sudo}ka attach {}--follow $!", quoted(name), policy_flags()),
+    });
+    ways.push(WayResult {
+        way: "attach",
+        reaches: Some(obstacle.is_none()),
+        why: obstacle.unwrap_or_else(|| {
+            "once it runs: the sockets that it has; with --follow those that it opens later, within a second"
+                .to_owned()
+        }),
+    });
+    let target = program.path.display().to_string();
+    let facts = facts(&program, is_unreadable);
+    if is_broken(&program) {
+        let command = "nothing: the kernel cannot start it".to_owned();
+        return Ok(Report {
+            target,
+            facts,
+            ways: Vec::new(),
+            is_reached: false,
+            command: Some(command),
+            over: None,
+        });
+    }
+    Ok(Report { target, facts, ways, is_reached, command: Some(command), over: None })
+}
+
+/// Returns whether a program is an ELF file, but not one that can be read as such.
+fn is_broken(program: &Program) -> bool {
+    let mut start = [0; 4];
+    let read = file::open_regular(&program.executable).and_then(|mut file| file.read_exact(&mut start));
+    program.elf.is_none() && read.is_ok() && start == *b"\x7fELF"
+}
+
+fn facts(program: &Program, is_unreadable: bool) -> Vec<String> {
+    let mut facts = Vec::new();
+    if program.path != program.executable {
+        facts.push(format!("a script, which {} runs", program.executable.display()));
+    }
+    match &program.elf {
+        None if is_unreadable => facts.push("you may not read it, so how it is linked is unknown".to_owned()),
+        None if is_broken(program) => facts.push("a broken ELF file".to_owned()),
+        None => facts.push("not an ELF program".to_owned()),
+        Some(elf) => {
+            let loader =
+                elf.loader.as_deref().map(|loader| format!(", its loader is {}", text::lossless(loader)));
+            let kind = match (&loader, elf.is_position_independent) {
+                (Some(_), _) => "dynamic",
+                (None, _) if elf.is_loader() => "a dynamic loader",
+                (None, true) => "static-pie",
+                (None, false) => "static",
+            };
+            facts.push(format!("{}, {kind}{}", elf.machine_name(), loader.unwrap_or_default()));
+            if elf.is_go {
+                facts.push("made by Go, which turns keepalive on by itself: 15 s and 15 s, unless it is told otherwise".to_owned());
+            }
+            if elf.needed.iter().any(|name| name.starts_with(b"liburing.so")) {
+                facts.push(
+                    "linked to liburing: what it does through io_uring passes the C library by".to_owned(),
+                );
+            }
+            if kind == "dynamic" && !elf.is_go {
+                facts.extend(linked_facts(&program.executable, elf));
+            }
+        }
+    }
+    facts.extend(wrapper::fact(program.name()));
+    facts.extend(Client::named(program.name()).map(Client::text));
+    let marks = program::marks(&program.executable);
+    match program.secure {
+        None if !marks.is_empty() => {
+            facts.extend(marks);
+            facts.push("a user who has fewer rights than it is not reached by preload or attach".to_owned());
+        }
+        Some(secure) if !marks.iter().any(|mark| mark.starts_with(secure)) => {
+            facts.extend(marks);
+            facts.push(secure.to_owned());
+        }
+        _ => facts.extend(marks),
+    }
+    facts
+}
+
+/// Describes the properties of a program's libraries that decide which of its sockets preload reaches.
+fn linked_facts(path: &Path, elf: &Elf) -> Vec<String> {
+    let linked = Linked::find(path, elf);
+    let mut facts = Vec::new();
+    if let Some((library, user)) = &linked.unread {
+        facts.push(format!(
+            "{library}, which {} is linked to, is not found or cannot be read: whether preload sees all sockets is unknown",
+            user.display()
+        ));
+    }
+    if let Some(library) = linked.go_library() {
+        facts.push(format!(
+            "linked to {}, which was made by Go: preload does not see its sockets",
+            library.display()
+        ));
+    }
+    let imports = linked.imports_sockets();
+    match linked.calls_sockets() {
+        Ok(Some(file)) if imports != Some(false) || linked.unread.is_some() => facts.push(format!(
+            "{} also has system-call instructions of its own for sockets, which preload does not see: \
+             ka run --via seccomp reaches those too",
+            file.display()
+        )),
+        Ok(_) => {}
+        Err(error) => facts.push(format!("its code cannot be read: {}", text::reason(&error))),
+    }
+    if imports.is_none() {
+        facts.push(
+            "its symbols, or a library's, cannot be read: whether preload sees its sockets is unknown"
+                .to_owned(),
+        );
+    }
+    facts
+}

@@ -1,0 +1,32 @@
+//! The policies that apply to a process, as text for people.
+
+use ka_reach::process_policy::{ProcessPolicy, Source};
+use ka_reach::text;
+
+/// Describes a policy and where it comes from.
+pub(crate) fn describe(policy: &ProcessPolicy) -> String {
+    let ProcessPolicy { source, config, mode, rules, is_off, .. } = policy;
+    if *is_off {
+        return "none: libka_preload.so leaves it alone (KA_POLICY=off or KA_SKIP)".to_owned();
+    }
+    let rules = match rules {
+        0 => String::new(),
+        rules => format!(", with {} (KA_RULES)", text::count(*rules, "rule")),
+    };
+    let of = match source {
+        Source::Preload => "libka_preload.so".to_owned(),
+        Source::Seccomp { supervisor } => format!("the supervisor {supervisor}"),
+        Source::Cgroup { name } => format!("the cgroup {name}"),
+    };
+    format!("the policy of {of}: {} (mode {}){rules}", text::brief(config), mode.name())
+}
+
+/// Describes the policy of the sockets that the process opens later.
+pub(crate) fn describe_later(policy: &ProcessPolicy) -> String {
+    if policy.is_off {
+        "libka_preload.so leaves it alone (KA_POLICY=off or KA_SKIP): the sockets that it opens later get no policy"
+            .to_owned()
+    } else {
+        format!("{} applies to the sockets that the process opens later", describe(policy))
+    }
+}

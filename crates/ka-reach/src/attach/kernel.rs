@@ -1,0 +1,101 @@
+//! The way through the kernel's tcp iterator: an eBPF program sets every socket of this network namespace.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::os::fd::AsRawFd as _;
+
+use ka_policy::Policy;
+
+use super::{Attach, Change, Outcome, SocketResult};
+use crate::bpf::{self, Counter, Done, Only, Setter};
+use crate::diag::State;
+use crate::error::{Error, Result};
+use crate::process_policy;
+use crate::sockets::{Socket, sockets};
+use crate::text;
+use crate::worker::{Ended, Found};
+
+impl Attach<'_> {
+    /// Has the kernel set all sockets of this network namespace in one pass, whichever process has them. If the kernel
+    /// blocks at a socket whose lock is held, sets the others through their processes, which must be
+    /// [`super::Selection::All`].
+    ///
+    /// # Errors
+    /// The kernel cannot run the program, or ended it early: some sockets may have been set. [`Error::Unlisted`] if the
+    /// sockets were set, but cannot be described.
+    pub fn through_kernel(&mut self) -> Result<()> {
+        let Change { policy, mode, port, dry_run, describe, .. } = self.change;
+        let counter = Counter::new().map_err(Error::Worker)?;
+        let only = Only { port, cgroup: None };
+        let setter =
+            Setter::load(Policy::new(policy, mode), dry_run, only, &counter).map_err(Error::Worker)?;
+        let Found { mut data, end } =
+            self.workers.find(&[setter.program().as_raw_fd()], |sink| setter.set(sink));
+        let done = bpf::take_done(&mut data);
+        if let Ended::Failed(why) = end {
+            return Err(Error::Worker(why));
+        }
+        let is_whole = end == Ended::Whole;
+        let sockets = if describe || !is_whole || done.iter().any(|done| done.errno != 0) {
+            let states: Vec<_> = State::with_options().collect();
+            let listing = sockets(&mut self.workers, &states, None)
+                .map_err(|error| Error::Unlisted(Box::new(error.into())))?;
+            listing.sockets.into_iter().map(|socket| (socket.entry.cookie, socket)).collect()
+        } else {
+            HashMap::new()
+        };
+        if !is_whole {
+            self.set_rest(&done, &sockets, &counter);
+        }
+        let mut owners = BTreeSet::new();
+        for Done { cookie, writes, errno } in done {
+            let outcome = match (errno, writes) {
+                (0, 0) => Outcome::Unchanged,
+                (0, _) => Outcome::Set,
+                _ => Outcome::Failed,
+            };
+            self.report.count(outcome);
+            if describe || errno != 0 {
+                let socket = sockets.get(&cookie);
+                let owner = socket.and_then(|socket| socket.owner.as_ref());
+                owners.extend(owner.map(|owner| owner.pid));
+                let settings = socket.and_then(|socket| socket.settings);
+                self.report.results.push(SocketResult {
+                    pid: owner.map(|owner| owner.pid),
+                    fd: owner.map(|owner| owner.fd),
+                    inode: socket.map(|socket| socket.entry.inode),
+                    comm: owner
+                        .and_then(|owner| owner.comm.as_deref())
+                        .map(|comm| text::lossless(comm).into_owned()),
+                    local: socket.map(|socket| socket.entry.local),
+                    peer: socket.and_then(|socket| socket.entry.peer),
+                    // The sockets were listed after they were set.
+                    before: settings.filter(|_| dry_run || outcome == Outcome::Unchanged),
+                    after: settings.filter(|_| !dry_run || outcome == Outcome::Unchanged),
+                    error: (errno != 0).then(|| Error::Worker(bpf::refusal(errno))),
+                    ..SocketResult::new(outcome)
+                });
+            }
+        }
+        let (evidence, why) =
+            process_policy::evidence(owners.iter().copied(), process_policy::MAPS, &mut self.workers);
+        self.report.policies.extend(process_policy::others(&evidence, &policy, mode));
+        self.report.unknown.extend(owners.into_iter().skip(evidence.len()).filter(|_| why.is_some()));
+        Ok(())
+    }
+
+    /// Sets the sockets that the kernel has not reported, through their processes.
+    fn set_rest(&mut self, done: &[Done], sockets: &HashMap<u64, Socket>, counter: &Counter) {
+        let reported: HashSet<_> = done.iter().map(|done| done.cookie).collect();
+        let rest = sockets.values().filter(|socket| !reported.contains(&socket.entry.cookie));
+        let (owned, alone): (Vec<_>, Vec<_>) = rest.partition(|socket| socket.owner.is_some());
+        self.pass(Some(owned.iter().map(|socket| socket.entry.inode).collect()));
+        if !self.change.dry_run {
+            let reported = done.iter().filter(|done| done.writes != 0 && done.errno == 0).count();
+            self.report.were_set(counter.value().saturating_sub(reported));
+        }
+        if !alone.is_empty() {
+            let own = i32::try_from(std::process::id()).unwrap_or(0);
+            self.report.fail(own, None, Error::IteratorStopped { left: alone.len() });
+        }
+    }
+}

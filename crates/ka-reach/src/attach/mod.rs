@@ -1,0 +1,151 @@
+//! Sets the policy on the TCP sockets of running processes.
+//!
+//! ka duplicates each socket out of the process (pidfd_getfd(2)), sets it, and closes the duplicate. The process is not
+//! stopped and notices nothing. ka duplicates only descriptors that are sockets according to /proc. It sets a socket
+//! once, even if several descriptors or processes share it. A call on a socket may block forever, so a worker makes it
+//! ([`crate::worker`]).
+//!
+//! [`Attach::through_kernel`] goes another way: the kernel itself visits the sockets ([`crate::bpf`]).
+
+mod change;
+mod kernel;
+mod pass;
+mod reply;
+mod report;
+mod seen;
+mod selection;
+mod writes;
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use crate::process;
+use crate::sys;
+use crate::worker::Workers;
+use pass::Pass;
+use seen::Seen;
+use selection::Candidate;
+
+pub use change::Change;
+pub use report::{Outcome, Report, SocketResult};
+pub use selection::{Named, Selection};
+
+/// How often ka looks for a socket that one of its processes has closed. Another `ka attach`, for example, has each
+/// socket for a moment.
+const ATTEMPTS: usize = 3;
+
+/// A change to the sockets of running processes, and its results.
+pub struct Attach<'a> {
+    /// The change.
+    pub change: Change<'a>,
+    /// The processes whose sockets are set.
+    pub selection: Selection,
+    /// Sets the sockets one after the other, evenly over this time.
+    pub spread: Option<Duration>,
+    /// A descriptor that becomes readable when a termination signal comes. The signal ends the work early.
+    pub termination: Option<BorrowedFd<'a>>,
+    /// The processes that make the calls on sockets.
+    pub workers: Workers,
+    /// The results so far.
+    pub report: Report,
+    seen: Seen,
+}
+
+impl<'a> Attach<'a> {
+    /// Prepares a change. `report` may have results already.
+    pub fn new(change: Change<'a>, selection: Selection, report: Report) -> Self {
+        Self {
+            change,
+            selection,
+            spread: None,
+            termination: None,
+            workers: Workers::default(),
+            report,
+            seen: Seen::default(),
+        }
+    }
+
+    /// Sets the sockets that the processes have now.
+    ///
+    /// If [`Change::before`] names the sockets, another process may have a socket by now. So ka then looks for missing
+    /// sockets in all processes.
+    pub fn set_once(&mut self) {
+        let change = self.change;
+        let mut lost = self.pass(change.before.map(|before| before.keys().copied().collect()));
+        for _ in 1..ATTEMPTS {
+            if lost.is_empty() || is_readable(self.termination) {
+                break;
+            }
+            // The process in which ka found these sockets has closed them, but others may have them. Processes that
+            // refused were reported in the first pass.
+            self.seen.sockets.clear();
+            lost = self.pass(Some(lost));
+        }
+        let Some(before) = change.before else { return };
+        if self.report.found.len() < before.len() && !is_readable(self.termination) {
+            // Another process may have the socket, if the recorded one has ended.
+            let found = &self.report.found;
+            let missing = before.keys().copied().filter(|inode| !found.contains(inode)).collect();
+            let mut search = Report::default();
+            let mut pass = Pass::new(change, &mut self.workers, &mut self.seen, &mut search);
+            pass.termination = self.termination;
+            pass.only = Some(missing);
+            pass.run(process::all().unwrap_or_default().into_iter().map(Candidate::from));
+            self.report.add_sockets(search);
+        }
+        self.report.not_found = before.len().saturating_sub(self.report.found.len());
+    }
+
+    /// Sets the sockets that the processes have now, as one round of many. ka examines a socket in the first two rounds
+    /// after it was opened, and then in every 30th.
+    pub fn set_round(&mut self) {
+        // The next round finds sockets that were lost.
+        self.pass(None);
+        self.seen.forget();
+    }
+
+    /// Makes one pass over the processes. Returns the inodes of sockets that were closed before their turn came.
+    fn pass(&mut self, only: Option<HashSet<u32>>) -> HashSet<u32> {
+        let end = self.spread.filter(|_| !self.change.dry_run).map(|spread| Instant::now() + spread);
+        let candidates = self.selection.candidates(&mut self.report);
+        let mut pass = Pass::new(self.change, &mut self.workers, &mut self.seen, &mut self.report);
+        pass.termination = self.termination;
+        pass.only = only;
+        pass.is_selected = self.selection.named().is_none();
+        pass.finds_policies = self.change.before.is_none();
+        pass.end = end;
+        pass.run(candidates)
+    }
+}
+
+/// Makes a change to the sockets with these inodes, in these processes.
+pub(crate) fn set_processes(
+    change: Change<'_>,
+    pids: Vec<i32>,
+    only: HashSet<u32>,
+    workers: &mut Workers,
+) -> Report {
+    let mut report = Report::default();
+    let mut seen = Seen::default();
+    let mut pass = Pass::new(change, workers, &mut seen, &mut report);
+    pass.only = Some(only);
+    pass.run(pids.into_iter().map(Candidate::from));
+    report
+}
+
+/// Returns whether a descriptor is readable, if there is one.
+fn is_readable(fd: Option<BorrowedFd<'_>>) -> bool {
+    fd.is_some_and(|fd| sys::poll(&[fd], Duration::ZERO).is_ok_and(|ready| ready.contains(&true)))
+}
+
+/// Returns whether the error says that ka has no descriptor left.
+fn lacks_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// Returns whether the error says that the process has ended.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT))
+}

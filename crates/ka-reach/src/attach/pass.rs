@@ -1,0 +1,309 @@
+//! One pass over processes and their sockets.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::reply::{Examined, Reply};
+use super::selection::Candidate;
+use super::{Change, Outcome, Report, Seen, SocketResult, is_gone, is_readable, lacks_descriptors};
+use crate::error::Error;
+use crate::privilege;
+use crate::process::{self, Process, Table, Target};
+use crate::process_policy::{self, Evidence};
+use crate::sys;
+use crate::text;
+use crate::worker::{Answer, Answers, Pace, Workers};
+
+/// One pass over processes.
+pub(super) struct Pass<'a> {
+    pub(super) change: Change<'a>,
+    pub(super) workers: &'a mut Workers,
+    pub(super) seen: &'a mut Seen,
+    pub(super) report: &'a mut Report,
+    /// A descriptor that becomes readable when a termination signal comes.
+    pub(super) termination: Option<BorrowedFd<'a>>,
+    /// Only sockets with one of these inodes.
+    pub(super) only: Option<HashSet<u32>>,
+    /// Whether the processes were selected, not named.
+    pub(super) is_selected: bool,
+    /// Whether to look for other policies of the processes.
+    pub(super) finds_policies: bool,
+    /// When to finish, if the work is spread evenly until then.
+    pub(super) end: Option<Instant>,
+}
+
+/// Separates the text of an error from the [`Evidence`], as JSON, in a worker's message about a socket.
+const EVIDENCE: char = '\0';
+
+impl<'a> Pass<'a> {
+    /// A pass over processes that the user named, with all their sockets.
+    pub(super) const fn new(
+        change: Change<'a>,
+        workers: &'a mut Workers,
+        seen: &'a mut Seen,
+        report: &'a mut Report,
+    ) -> Self {
+        Self {
+            change,
+            workers,
+            seen,
+            report,
+            termination: None,
+            only: None,
+            is_selected: false,
+            finds_policies: false,
+            end: None,
+        }
+    }
+
+    /// Makes the change to the sockets of processes, some processes at a time. Reports the processes that refuse access.
+    /// Skips processes that have ended. Returns the inodes of sockets that were closed before their turn came.
+    pub(super) fn run<'c>(&mut self, processes: impl IntoIterator<Item = Candidate<'c>>) -> HashSet<u32> {
+        let mut lost = HashSet::new();
+        let mut batch = Batch::new();
+        let mut processes = processes.into_iter();
+        while let Some(candidate) = processes.next() {
+            let pid = candidate.pid();
+            let list = || candidate.open().and_then(|process| tables(&process));
+            let mut listed = list();
+            if listed.as_ref().is_err_and(lacks_descriptors) && batch.processes > 0 {
+                // The earlier processes hold the descriptors.
+                lost.extend(self.make(&mut batch, self.half_time()));
+                listed = list();
+            }
+            let problem = match listed {
+                Ok((tables, problem)) => {
+                    for (table, sockets) in tables {
+                        self.add(&mut batch, &table, &sockets);
+                    }
+                    problem
+                }
+                Err(error) => Some(error),
+            };
+            if let Some(error) = problem.filter(|error| !is_gone(error))
+                && self.seen.refuses(pid)
+            {
+                self.report.refuse(pid, &error, self.is_selected);
+            }
+            // Work that is spread over a time is spread evenly, as far as descriptors allow.
+            if batch.processes >= batch.room || batch.is_full() && self.end.is_none() {
+                lost.extend(self.make(&mut batch, self.half_time()));
+            }
+            if is_readable(self.termination) {
+                self.report.not_examined = processes.count();
+                break;
+            }
+        }
+        lost.extend(self.make(&mut batch, self.end));
+        self.seen.round += 1;
+        lost
+    }
+
+    /// Half of the remaining time. The other half is left for the processes that follow.
+    fn half_time(&self) -> Option<Instant> {
+        self.end.map(|end| Instant::now() + end.saturating_duration_since(Instant::now()) / 2)
+    }
+
+    /// Adds the sockets of a table that are due to a batch.
+    fn add(&mut self, batch: &mut Batch, table: &Table, sockets: &[(i32, u32)]) {
+        batch.processes += usize::from(!sockets.is_empty());
+        for (fd, inode) in sockets {
+            let is_meant = self.only.as_ref().is_none_or(|only| only.contains(inode));
+            if is_meant
+                && let Some(is_again) = self.seen.is_due(*inode)
+                // A dry run would report the same again.
+                && !(is_again && self.change.dry_run)
+            {
+                batch.targets.push(Target { table: table.clone(), fd: *fd, inode: *inode });
+                let finds_policies = self.finds_policies && !self.seen.processes.contains(&table.pid);
+                batch.marks.push(Mark { is_again, finds_policies });
+            }
+        }
+    }
+
+    /// Makes the change to each socket of a batch, as fast as the cores allow, or evenly until `end`.
+    fn make(&mut self, batch: &mut Batch, end: Option<Instant>) -> HashSet<u32> {
+        let Batch { targets, marks, .. } = std::mem::replace(batch, Batch::new());
+        let pace = end.map(|end| {
+            let start = Instant::now();
+            Pace { start, time: end.saturating_duration_since(start) }
+        });
+        let read = Mutex::new(HashSet::new());
+        let answers = self.workers.ask(&targets, pace, self.termination, |place, target, cell| {
+            let Mark { is_again, finds_policies } = marks.get(place).copied().unwrap_or_default();
+            let pid = target.table.pid;
+            if !self.change.make(target, is_again, cell) || !finds_policies {
+                return;
+            }
+            // Threads of this worker may find sockets of one process at the same time.
+            let is_first = read.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
+            cell.finish();
+            if is_first
+                && let Ok(evidence) = serde_json::to_string(&process_policy::read(pid, process_policy::MAPS))
+            {
+                cell.say_later(format!("{EVIDENCE}{evidence}"));
+            }
+        });
+        self.record(&targets, &marks, answers)
+    }
+
+    /// Records the results. Returns the inodes of sockets that were closed before their turn came.
+    fn record(&mut self, targets: &[Target], marks: &[Mark], mut answers: Answers) -> HashSet<u32> {
+        // A refusal that all sockets of a process have in common is reported once.
+        let mut refused = HashSet::new();
+        let mut lost = HashSet::new();
+        let mut examined_processes = Vec::new();
+        let each = std::mem::take(&mut answers.each);
+        for (place, ((target, mark), answer)) in targets.iter().zip(marks).zip(each).enumerate() {
+            let pid = target.table.pid;
+            let text = answers.texts.remove(&place).unwrap_or_default();
+            let (error, evidence) = text.split_once(EVIDENCE).unwrap_or((&text, ""));
+            self.record_policies(pid, evidence);
+            let reply = match answer {
+                Answer::Given(record) => Some(Reply::from_record(&record)),
+                _ => None,
+            };
+            if self.change.before.is_some() && !matches!(reply, Some(Reply::Refused(_))) {
+                self.report.found.insert(target.inode);
+            }
+            match answer {
+                Answer::Given(_) => {}
+                Answer::NotAsked => self.report.not_asked += usize::from(!mark.is_again),
+                // This failure concerns all sockets of the process.
+                Answer::Failed(why) if refused.insert(pid) => {
+                    self.report.fail(pid, None, Error::Worker(why));
+                }
+                Answer::Failed(_) => self.report.count(Outcome::Failed),
+                Answer::Blocked => {
+                    if self.report.blocked.insert(target.inode) {
+                        self.report.fail(pid, Some(target.fd), Error::LeftLocked);
+                    }
+                }
+                Answer::Classed(why) => {
+                    if self.seen.refuses(pid) {
+                        self.report.fail(pid, None, Error::Worker(why));
+                    }
+                }
+                Answer::Excluded(user) => {
+                    if self.seen.refuses(pid) {
+                        self.report.fail(pid, None, Error::UserExcluded(user));
+                    }
+                }
+            }
+            match reply {
+                Some(Reply::Examined(examined)) => {
+                    if mark.finds_policies {
+                        examined_processes.push(pid);
+                    }
+                    self.record_examined(target, &examined, error);
+                }
+                Some(Reply::Refused(errno)) => {
+                    let error = io::Error::from_raw_os_error(errno);
+                    // The descriptor was closed since, or the process has ended.
+                    if is_gone(&error) || errno == libc::EBADF {
+                        lost.insert(target.inode);
+                    } else if errno != libc::EPERM {
+                        let error = Error::Process(privilege::explain(pid, &error));
+                        self.report.fail(pid, Some(target.fd), error);
+                    } else if refused.insert(pid) {
+                        self.report.refuse(pid, &error, self.is_selected);
+                    }
+                }
+                Some(Reply::NotSelected) | None => {}
+            }
+        }
+        // A worker that was blocked or killed has not sent its findings.
+        let without_evidence = examined_processes.into_iter().filter(|pid| self.seen.processes.insert(*pid));
+        self.report.unknown.extend(without_evidence);
+        lost
+    }
+
+    /// Records the policies that a process's evidence shows, once per process.
+    fn record_policies(&mut self, pid: i32, evidence: &str) {
+        if let Ok(evidence) = serde_json::from_str::<Evidence>(evidence)
+            && self.seen.processes.insert(pid)
+        {
+            let Change { policy, mode, .. } = &self.change;
+            self.report.policies.extend(process_policy::others(&[evidence], policy, *mode));
+        }
+    }
+
+    fn record_examined(&mut self, target: &Target, examined: &Examined, error: &str) {
+        let pid = target.table.pid;
+        let Examined { effect, lacks_user_timeout, local, peer, before, after } = *examined;
+        let outcome = effect.into();
+        self.report.count(outcome);
+        self.report.without_user_timeout += usize::from(lacks_user_timeout);
+        if self.change.describe || !error.is_empty() {
+            self.report.results.push(SocketResult {
+                pid: Some(pid),
+                fd: Some(target.fd),
+                inode: Some(target.inode),
+                comm: process::comm(pid).map(|comm| text::lossless(&comm).into_owned()),
+                local,
+                peer,
+                outcome,
+                before,
+                after,
+                error: (!error.is_empty()).then(|| Error::Worker(error.to_owned())),
+                lacks_user_timeout,
+            });
+        }
+    }
+}
+
+/// What a worker needs to know of a socket besides its descriptor.
+#[derive(Clone, Copy, Default)]
+struct Mark {
+    /// An earlier round examined the socket. ka reports it only if it changed since.
+    is_again: bool,
+    /// The process is to be examined for other policies.
+    finds_policies: bool,
+}
+
+/// The sockets that a worker sets in one turn.
+struct Batch {
+    targets: Vec<Target>,
+    /// In the order of `targets`.
+    marks: Vec<Mark>,
+    processes: usize,
+    /// How many processes can be held at a time.
+    room: usize,
+    begun: Instant,
+}
+
+impl Batch {
+    /// Limits of a batch. Without them, the first processes would wait for the last, and the descriptors could run out.
+    const SOCKETS: usize = 1 << 15;
+    const PROCESSES: usize = 256;
+    const TIME: Duration = Duration::from_millis(100);
+
+    fn new() -> Self {
+        let room = (sys::raise_descriptor_limit() / 4).max(1);
+        Self { targets: Vec::new(), marks: Vec::new(), processes: 0, room, begun: Instant::now() }
+    }
+
+    fn is_full(&self) -> bool {
+        self.targets.len() >= Self::SOCKETS
+            || self.processes >= self.room.min(Self::PROCESSES)
+            || self.begun.elapsed() >= Self::TIME
+    }
+}
+
+/// A table of descriptors, and those that are sockets, with their inodes.
+type TableAndSockets = (Table, Vec<(i32, u32)>);
+
+/// Returns a process's tables of descriptors with the sockets in each, and the reason if one could not be read.
+fn tables(process: &Process) -> io::Result<(Vec<TableAndSockets>, Option<io::Error>)> {
+    let mut tables = Vec::new();
+    let mut problem = None;
+    process.each_table(|table| match table {
+        Ok(table) => tables.push(table),
+        Err(error) => problem = Some(error),
+    })?;
+    // If the process has ended, /proc may have shown another one with the same PID.
+    if process.is_alive() { Ok((tables, problem)) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+}

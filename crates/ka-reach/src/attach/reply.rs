@@ -1,0 +1,123 @@
+//! A worker's reply about a socket.
+
+use std::net::SocketAddr;
+
+use ka_core::Settings;
+
+use super::Outcome;
+use crate::record::{Reader, Writer};
+use crate::worker::Record;
+
+/// A worker's reply about a socket. The text of an error follows in a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reply {
+    /// The socket is not TCP or has another port, or an earlier round examined it and it has not changed since.
+    NotSelected,
+    /// The socket could not be duplicated or read, with this errno.
+    Refused(i32),
+    Examined(Examined),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Examined {
+    pub(super) effect: Effect,
+    pub(super) lacks_user_timeout: bool,
+    pub(super) local: Option<SocketAddr>,
+    pub(super) peer: Option<SocketAddr>,
+    pub(super) before: Option<Settings>,
+    pub(super) after: Option<Settings>,
+}
+
+/// What a change did to a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    Set,
+    Unchanged,
+    Failed,
+}
+
+impl From<Effect> for Outcome {
+    fn from(effect: Effect) -> Self {
+        match effect {
+            Effect::Set => Self::Set,
+            Effect::Unchanged => Self::Unchanged,
+            Effect::Failed => Self::Failed,
+        }
+    }
+}
+
+/// Values of the first word of a record.
+const NOT_SELECTED: u32 = 0;
+const REFUSED: u32 = 1;
+const SET: u32 = 2;
+const UNCHANGED: u32 = 3;
+const FAILED: u32 = 4;
+
+impl Reply {
+    pub(super) fn to_record(self) -> Record {
+        match self {
+            Self::NotSelected => Writer::new().pair(NOT_SELECTED, 0),
+            Self::Refused(errno) => Writer::new().pair(REFUSED, errno.cast_unsigned()),
+            Self::Examined(Examined { effect, lacks_user_timeout, local, peer, before, after }) => {
+                let kind = match effect {
+                    Effect::Set => SET,
+                    Effect::Unchanged => UNCHANGED,
+                    Effect::Failed => FAILED,
+                };
+                Writer::new()
+                    .pair(kind, lacks_user_timeout.into())
+                    .address(local)
+                    .address(peer)
+                    .settings(before)
+                    .settings(after)
+            }
+        }
+        .finish()
+    }
+
+    pub(super) fn from_record(record: &Record) -> Self {
+        let mut record = Reader::new(record);
+        let (kind, rest) = record.pair();
+        let effect = match kind {
+            NOT_SELECTED => return Self::NotSelected,
+            SET => Effect::Set,
+            UNCHANGED => Effect::Unchanged,
+            FAILED => Effect::Failed,
+            _ => return Self::Refused(rest.cast_signed()),
+        };
+        // The fields are read in the order in which they were written.
+        Self::Examined(Examined {
+            effect,
+            lacks_user_timeout: rest != 0,
+            local: record.address(),
+            peer: record.address(),
+            before: record.settings(),
+            after: record.settings(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ka_core::Settings;
+
+    use super::{Effect, Examined, Reply};
+
+    #[test]
+    fn replies_are_read_as_written() {
+        let settings = Settings { enabled: true, idle: 1, intvl: 2, cnt: 3, user_timeout: Some(4) };
+        let examined = |effect| Examined {
+            effect,
+            lacks_user_timeout: effect == Effect::Set,
+            local: "192.0.2.1:1".parse().ok(),
+            peer: "[2001:db8::1]:2".parse().ok(),
+            before: None,
+            after: Some(settings),
+        };
+        let effects = [Effect::Set, Effect::Unchanged, Effect::Failed];
+        let examined = effects.map(|effect| Reply::Examined(examined(effect)));
+        for reply in examined.into_iter().chain([Reply::NotSelected, Reply::Refused(libc::EPERM)]) {
+            assert_eq!(Reply::from_record(&reply.to_record()), reply);
+        }
+    }
+}

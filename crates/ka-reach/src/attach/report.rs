@@ -1,0 +1,165 @@
+//! The results of a change, for each socket and in total.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::SocketAddr;
+
+use ka_core::Settings;
+
+use crate::error::Error;
+use crate::privilege;
+use crate::process;
+use crate::process_policy::ProcessPolicy;
+use crate::sockets;
+use crate::text;
+
+/// The result for a socket or a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The socket was set. On a dry run, it would be set.
+    Set,
+    /// The socket already had the policy, or keeps its own settings because the mode says so.
+    Unchanged,
+    /// The socket was not set, or the process could not be examined.
+    Failed,
+    /// ka may not examine the process, and the user did not name it.
+    Denied,
+}
+
+/// The result for one socket, or the reason why a process could not be examined.
+#[derive(Debug)]
+pub struct SocketResult {
+    /// `None` if no process has the socket, or only processes that ka may not examine.
+    pub pid: Option<i32>,
+    /// `None` if the result concerns the whole process, or no process is known to have the socket.
+    pub fd: Option<i32>,
+    /// `None` if unknown.
+    pub inode: Option<u32>,
+    /// The name of the process. Bytes that are not UTF-8 are written as `\xNN`.
+    pub comm: Option<String>,
+    /// `None` if unknown.
+    pub local: Option<SocketAddr>,
+    /// `None` if unknown, or if the socket is not connected.
+    pub peer: Option<SocketAddr>,
+    /// The result.
+    pub outcome: Outcome,
+    /// The settings before the change. `None` if unknown.
+    pub before: Option<Settings>,
+    /// The settings after the change. On a dry run, the settings that the change would make. `None` if unknown.
+    pub after: Option<Settings>,
+    /// The reason for a failure.
+    pub error: Option<Error>,
+    /// Whether the socket has all of the policy except its user timeout, because it is a Multipath TCP socket.
+    pub lacks_user_timeout: bool,
+}
+
+impl SocketResult {
+    /// A result of which nothing else is known. It may concern a whole process.
+    pub(super) const fn new(outcome: Outcome) -> Self {
+        Self {
+            pid: None,
+            fd: None,
+            inode: None,
+            comm: None,
+            local: None,
+            peer: None,
+            outcome,
+            before: None,
+            after: None,
+            error: None,
+            lacks_user_timeout: false,
+        }
+    }
+}
+
+/// The results of a change.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Sockets that were set. On a dry run, those that would be set.
+    pub set: usize,
+    /// Sockets that needed no change.
+    pub unchanged: usize,
+    /// Sockets and processes that failed.
+    pub failed: usize,
+    /// Sockets among `set` and `unchanged` that have no user timeout, although the policy does.
+    pub without_user_timeout: usize,
+    /// Sockets that were not examined, because a signal came.
+    pub not_asked: usize,
+    /// Processes that were not examined, because a signal came.
+    pub not_examined: usize,
+    /// Processes that ka may not examine, if the user named no process.
+    pub denied: usize,
+    /// Processes that KA_SKIP leaves alone.
+    pub skipped: usize,
+    /// Sockets to restore that were not found.
+    pub not_found: usize,
+    /// The results of sockets and processes. Successes are included only if [`super::Change::describe`] is set.
+    pub results: Vec<SocketResult>,
+    /// Policies that apply to the processes and differ from the policy of the change.
+    pub policies: Vec<ProcessPolicy>,
+    /// Processes for which ka could not find out whether another policy applies.
+    pub unknown: Vec<i32>,
+    /// The inodes of the sockets to restore that were found.
+    pub(super) found: HashSet<u32>,
+    /// The inodes of sockets that blocked a worker.
+    pub(super) blocked: HashSet<u32>,
+}
+
+impl Report {
+    /// Records that a process, or a socket of it, failed.
+    pub fn fail(&mut self, pid: i32, fd: Option<i32>, error: Error) {
+        self.push(pid, fd, error, Outcome::Failed);
+    }
+
+    /// Returns the reasons why sockets were not set, for messages.
+    pub(crate) fn reasons(&self) -> impl Iterator<Item = String> {
+        self.results.iter().filter_map(|result| {
+            let who = result.pid.map_or_else(|| "a process".to_owned(), sockets::name);
+            let fd = result.fd.map_or_else(|| ":".to_owned(), |fd| format!(": its socket fd {fd}"));
+            result.error.as_ref().map(|error| format!("{who}{fd} {error}"))
+        })
+    }
+
+    pub(super) const fn count(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Set => self.set += 1,
+            Outcome::Unchanged => self.unchanged += 1,
+            Outcome::Failed => self.failed += 1,
+            Outcome::Denied => self.denied += 1,
+        }
+    }
+
+    /// Adds the results of a search for sockets in all processes. Processes that refuse access are left out.
+    pub(super) fn add_sockets(&mut self, search: Self) {
+        self.set += search.set;
+        self.unchanged += search.unchanged;
+        self.found.extend(search.found);
+        self.results.extend(search.results.into_iter().filter(|result| result.fd.is_some()));
+    }
+
+    /// Records that a process cannot be examined. If the user did not name the process and may not examine it, it counts
+    /// as denied, not as failed.
+    pub(super) fn refuse(&mut self, pid: i32, error: &io::Error, is_selected: bool) {
+        let is_denied = is_selected && error.kind() == io::ErrorKind::PermissionDenied;
+        let outcome = if is_denied { Outcome::Denied } else { Outcome::Failed };
+        self.push(pid, None, Error::Process(privilege::explain(pid, error)), outcome);
+    }
+
+    /// Moves this many sockets from `unchanged` to `set`: the kernel had set them before ka examined them.
+    pub(crate) fn were_set(&mut self, count: usize) {
+        let count = count.min(self.unchanged);
+        self.unchanged -= count;
+        self.set += count;
+    }
+
+    fn push(&mut self, pid: i32, fd: Option<i32>, error: Error, outcome: Outcome) {
+        self.count(outcome);
+        self.results.push(SocketResult {
+            pid: Some(pid),
+            fd,
+            comm: process::comm(pid).map(|comm| text::lossless(&comm).into_owned()),
+            error: Some(error),
+            ..SocketResult::new(outcome)
+        });
+    }
+}

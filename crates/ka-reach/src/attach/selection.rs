@@ -1,0 +1,175 @@
+//! The processes whose sockets are set.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use super::{Report, is_gone, lacks_descriptors};
+use crate::error::Error;
+use crate::privilege;
+use crate::process::{self, Process, Status};
+use crate::process_policy::is_skipped;
+use crate::sys;
+
+/// The processes whose sockets are set.
+pub enum Selection {
+    /// The processes that the user named by PID.
+    Named(Vec<Named>),
+    /// All processes but this one, and kernel threads.
+    All {
+        /// Only the processes of this user.
+        user: Option<u32>,
+        /// The value of KA_SKIP: the names of programs to leave alone.
+        skip: Vec<u8>,
+    },
+}
+
+impl Selection {
+    /// Returns the named processes that have not ended. `None` if all processes are selected.
+    pub fn named(&self) -> Option<&[Named]> {
+        match self {
+            Self::Named(named) => Some(named),
+            Self::All { .. } => None,
+        }
+    }
+
+    /// Forgets the named processes that have ended.
+    pub fn forget_ended(&mut self) {
+        if let Self::Named(named) = self {
+            named.retain(Named::is_alive);
+        }
+    }
+
+    /// Returns the processes to examine now. If /proc cannot be listed, the report says so.
+    pub(super) fn candidates(&self, report: &mut Report) -> Vec<Candidate<'_>> {
+        let (user, skip) = match self {
+            Self::Named(named) => return named.iter().map(Candidate::Named).collect(),
+            Self::All { user, skip } => (*user, skip),
+        };
+        let own = i32::try_from(std::process::id()).unwrap_or(0);
+        match process::all() {
+            // A mounted /proc shows at least this process.
+            Ok(pids) if pids.is_empty() => {
+                report.fail(own, None, Error::NoProcesses);
+                Vec::new()
+            }
+            Ok(pids) => {
+                let selected = pids.into_iter().filter(|pid| *pid != own && is_selected(*pid, user));
+                let (skipped, selected) = selected.partition::<Vec<_>, _>(|pid| is_skipped(skip, *pid));
+                report.skipped = skipped.len();
+                selected.into_iter().map(|pid| Candidate::Selected { pid, user }).collect()
+            }
+            Err(error) => {
+                report.fail(own, None, Error::io("/proc", error));
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// Returns whether a process belongs to the user. Without a user, whether it is not a kernel thread.
+fn is_selected(pid: i32, user: Option<u32>) -> bool {
+    match user {
+        Some(user) => Status::read(pid).is_ok_and(|status| status.user() == Some(user)),
+        None => !process::is_kernel_thread(pid),
+    }
+}
+
+/// A process that the user named.
+pub struct Named {
+    pid: i32,
+    /// The start time, which distinguishes the process from a later one with the same PID.
+    started: u64,
+    /// `None` if no descriptor was left for it.
+    held: Option<Process>,
+}
+
+impl Named {
+    /// Opens processes, each once. Some of them stay open, as far as descriptors allow, so that a reused PID is not
+    /// mistaken for the named process. The others are recognized by their start time. `report` gets a failure for each
+    /// process that has ended or cannot be opened. If `is_restore`, processes that have ended are no failure, because
+    /// their sockets are closed.
+    pub fn open_all(pids: impl IntoIterator<Item = i32>, is_restore: bool, report: &mut Report) -> Vec<Self> {
+        // Holding a process takes a descriptor, and listing its sockets takes more.
+        let most = sys::raise_descriptor_limit() / 4;
+        let mut once = HashSet::new();
+        let mut named = Vec::new();
+        for pid in pids.into_iter().filter(|pid| once.insert(*pid)) {
+            let started = process::started(pid);
+            match Process::open(pid) {
+                Ok(_) if !is_restore && Status::read(pid).is_ok_and(|status| status.is_ended()) => {
+                    report.fail(pid, None, Error::Zombie);
+                }
+                Ok(process) => {
+                    let held = Some(process).filter(|_| named.len() < most);
+                    named.push(Self { pid, started, held });
+                }
+                Err(error) if lacks_descriptors(&error) => named.push(Self { pid, started, held: None }),
+                Err(error) if is_restore && is_gone(&error) => {}
+                Err(error) => report.fail(pid, None, Error::Process(privilege::explain(pid, &error))),
+            }
+        }
+        named
+    }
+
+    /// Returns a descriptor that becomes readable when the process ends, if the process is held open.
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.held.as_ref().map(|process| process.as_fd())
+    }
+
+    /// Returns the process, if the PID still belongs to the process that was named.
+    fn open(&self) -> io::Result<Process> {
+        if let Some(process) = &self.held {
+            return Ok(process.clone());
+        }
+        let process = Process::open(self.pid)?;
+        if process::started(self.pid) == self.started && process.is_alive() {
+            Ok(process)
+        } else {
+            Err(io::Error::from_raw_os_error(libc::ESRCH))
+        }
+    }
+
+    fn is_alive(&self) -> bool {
+        match self.open() {
+            Ok(process) => process.is_alive(),
+            Err(error) => !is_gone(&error),
+        }
+    }
+}
+
+/// A process to examine.
+#[derive(Clone, Copy)]
+pub(super) enum Candidate<'s> {
+    Named(&'s Named),
+    Selected { pid: i32, user: Option<u32> },
+}
+
+impl From<i32> for Candidate<'_> {
+    fn from(pid: i32) -> Self {
+        Self::Selected { pid, user: None }
+    }
+}
+
+impl Candidate<'_> {
+    pub(super) const fn pid(&self) -> i32 {
+        match self {
+            Self::Named(named) => named.pid,
+            Self::Selected { pid, .. } => *pid,
+        }
+    }
+
+    pub(super) fn open(&self) -> io::Result<Process> {
+        match *self {
+            Self::Named(named) => named.open(),
+            Self::Selected { pid, user } => {
+                let process = Process::open(pid)?;
+                // The PID may have been reused before the process was opened.
+                if user.is_some() && !is_selected(pid, user) {
+                    return Err(io::Error::from_raw_os_error(libc::ESRCH));
+                }
+                Ok(process)
+            }
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The kernel's socket options, with a record of the writes.
+
+use std::cell::RefCell;
+
+use ka_core::{Errno, Kernel, Libc, Settings, SockOpt, Timer};
+
+/// An upper bound on the writes that applying and withdrawing a policy take.
+const MOST: usize = 16;
+
+/// Records the options that are written. On a dry run, records them only.
+pub(super) struct Writes {
+    written: RefCell<Vec<(SockOpt, libc::c_int)>>,
+    dry_run: bool,
+}
+
+impl Writes {
+    pub(super) fn new(dry_run: bool) -> Self {
+        // An allocation between two writes could fail and leave half a policy.
+        Self { written: RefCell::new(Vec::with_capacity(MOST)), dry_run }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.written.borrow().is_empty()
+    }
+
+    /// Returns the settings after the writes.
+    pub(super) fn after(&self, mut settings: Settings) -> Settings {
+        for (option, value) in self.written.borrow().iter() {
+            match option {
+                SockOpt::KeepAlive => settings.enabled = *value != 0,
+                SockOpt::Timer(Timer::Idle) => settings.idle = *value,
+                SockOpt::Timer(Timer::Intvl) => settings.intvl = *value,
+                SockOpt::Timer(Timer::Cnt) => settings.cnt = *value,
+                SockOpt::Timer(Timer::UserTimeout) => settings.user_timeout = Some(*value),
+                _ => {}
+            }
+        }
+        settings
+    }
+}
+
+impl Kernel for Writes {
+    fn get(&self, fd: libc::c_int, option: SockOpt, value: &mut [u8]) -> Result<usize, Errno> {
+        Libc.get(fd, option, value)
+    }
+
+    fn set(&self, fd: libc::c_int, option: SockOpt, value: libc::c_int) -> Result<(), Errno> {
+        let mut written = self.written.borrow_mut();
+        if written.len() < MOST {
+            written.push((option, value));
+        }
+        drop(written);
+        if self.dry_run { Ok(()) } else { Libc.set(fd, option, value) }
+    }
+}

@@ -1,0 +1,212 @@
+//! The policies of ka that apply to a process: from the shim, from a supervisor, and from its cgroups.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+
+use ka_core::Config;
+use ka_core::bytes::cut;
+use ka_policy::{Mode, Policy, Rule, Rules, Variable, skips};
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::{self, InForce};
+use crate::conf;
+use crate::error::Error;
+use crate::process;
+use crate::seccomp;
+use crate::text::reason;
+use crate::worker::{Ended, Workers};
+
+/// The parts of a process's memory maps and environment that show a policy of ka.
+#[derive(Default, Deserialize, Serialize)]
+pub struct Evidence {
+    pid: i32,
+    /// Whether libka_preload.so is evidence.
+    pub is_preloaded: bool,
+    /// The number of copies of the C library.
+    pub c_libraries: usize,
+    /// Whether ka may not read the maps.
+    pub is_denied: bool,
+    /// The KA_ variables with which the process was started, separated by NULs.
+    pub variables: Vec<u8>,
+}
+
+/// How many bytes of a process's maps are read, if the caller has other processes to examine.
+pub(crate) const MAPS: u64 = 1 << 22;
+
+/// How much of a process's environment is read. execve(2) accepts less.
+const ENVIRONMENT: u64 = 6 << 20;
+
+/// The kernel appends this to the path of a removed file.
+const DELETED: &[u8] = b" (deleted)";
+
+/// How many bytes of KA_ variables are kept. A process may have very many.
+const VARIABLES: usize = 1 << 15;
+
+/// Reads at most `most` bytes of the maps of each process, and its environment.
+///
+/// The kernel may block on a process here, so a worker reads them. The worker reads the maps line by line, because a
+/// process may have very many mappings. Returns the processes that the worker has read, and the reason if some are
+/// missing.
+pub fn evidence(
+    pids: impl IntoIterator<Item = i32>,
+    most: u64,
+    workers: &mut Workers,
+) -> (Vec<Evidence>, Option<Error>) {
+    let found = workers.find(&[], |sink| {
+        for pid in pids {
+            let mut line = serde_json::to_vec(&read(pid, most)).map_err(|error| error.to_string())?;
+            line.push(b'\n');
+            sink.write_all(&line).map_err(|error| reason(&error))?;
+        }
+        Ok(())
+    });
+    let lines = found.data.split_inclusive(|byte| *byte == b'\n');
+    let evidence = lines.filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let why = match found.end {
+        Ended::Whole => None,
+        Ended::Blocked => Some(Error::MapsBlocked),
+        Ended::Failed(why) => Some(Error::Maps(Error::Worker(why).into())),
+    };
+    (evidence, why)
+}
+
+/// Reads one process, in a worker.
+pub(crate) fn read(pid: i32, most: u64) -> Evidence {
+    let mut evidence = Evidence { pid, ..Evidence::default() };
+    match File::open(format!("/proc/{pid}/maps")) {
+        Ok(maps) => {
+            let mut maps = BufReader::new(maps.take(most));
+            let mut line = Vec::new();
+            while maps.read_until(b'\n', &mut line).is_ok_and(|size| size > 0) {
+                // The file may have been replaced by another version.
+                let name = line.trim_ascii_end();
+                let name = name.strip_suffix(DELETED).unwrap_or(name);
+                evidence.is_preloaded |= name.ends_with(b"/libka_preload.so");
+                evidence.c_libraries += usize::from(is_c_library(&line));
+                line.clear();
+            }
+        }
+        Err(error) => evidence.is_denied = error.kind() == io::ErrorKind::PermissionDenied,
+    }
+    let mut environment = Vec::new();
+    if let Ok(file) = File::open(format!("/proc/{pid}/environ"))
+        && !is_secure(pid)
+    {
+        let _ = file.take(ENVIRONMENT).read_to_end(&mut environment);
+    }
+    let is_known = |entry: &&[u8]| Variable::names().any(|name| name == cut(entry, b'=').0);
+    for entry in environment.split(|byte| *byte == 0).filter(is_known) {
+        if evidence.variables.len() + entry.len() < VARIABLES {
+            evidence.variables.extend_from_slice(entry);
+            evidence.variables.push(0);
+        }
+    }
+    evidence
+}
+
+/// Returns whether a process has more rights than its user, so that the shim ignores the environment. getauxval(3),
+/// `AT_SECURE`
+fn is_secure(pid: i32) -> bool {
+    const WORD: usize = size_of::<libc::c_ulong>();
+    let vector = fs::read(format!("/proc/{pid}/auxv")).unwrap_or_default();
+    let number = |bytes: &[u8]| bytes.first_chunk().map(|bytes| libc::c_ulong::from_ne_bytes(*bytes));
+    vector.chunks_exact(2 * WORD).any(|pair| {
+        let (key, value) = pair.split_at_checked(WORD).unwrap_or_default();
+        number(key) == Some(libc::AT_SECURE) && number(value) != Some(0)
+    })
+}
+
+/// Returns whether a line of /proc/PID/maps is the first mapping of a C library. Each copy has one such line.
+fn is_c_library(line: &[u8]) -> bool {
+    const NAMES: [&[u8]; 3] = [b"libc.so", b"libc-2.", b"ld-musl-"];
+    let offset = line.split(|byte| *byte == b' ').nth(2);
+    let name = line.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    offset.is_some_and(|offset| offset.iter().all(|digit| *digit == b'0'))
+        && NAMES.iter().any(|libc| name.starts_with(libc))
+}
+
+/// Where a policy that applies to a process comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The shim, libka_preload.so.
+    Preload,
+    /// The supervisor of `ka run --via seccomp`.
+    Seccomp {
+        /// The supervisor's PID.
+        supervisor: i32,
+    },
+    /// The process's cgroup, or one above it.
+    Cgroup {
+        /// The cgroup's path below the mount point, as in /proc/PID/cgroup.
+        name: String,
+    },
+}
+
+/// A policy of ka that applies to the sockets that a process opens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessPolicy {
+    /// The process.
+    pub pid: i32,
+    /// Where the policy comes from.
+    pub source: Source,
+    /// The keepalive settings. They have no effect if `is_off`.
+    pub config: Config,
+    /// Whether the process can override the settings.
+    pub mode: Mode,
+    /// How many rules (KA_RULES) give some sockets another policy.
+    pub rules: usize,
+    /// Whether the shim or the supervisor leaves all sockets of the process alone (KA_POLICY=off or KA_SKIP).
+    pub is_off: bool,
+}
+
+impl ProcessPolicy {
+    /// Returns whether all sockets of the process get these settings in this mode.
+    fn is_same(&self, config: &Config, mode: Mode) -> bool {
+        let own = if self.is_off { Config::KEEP.with_enabled(Some(false)) } else { self.config };
+        own == *config && self.mode == mode && self.rules == 0
+    }
+}
+
+/// Returns the policies that apply to a process. Cgroups whose policies cannot be read are left out.
+pub fn policies(evidence: &Evidence) -> Vec<ProcessPolicy> {
+    let pid = evidence.pid;
+    let mut found = Vec::new();
+    let source = match seccomp::supervisor_of(pid) {
+        Some(supervisor) => Some(Source::Seccomp { supervisor }),
+        None => evidence.is_preloaded.then_some(Source::Preload),
+    };
+    if let Some(source) = source {
+        let given = conf::given(&evidence.variables);
+        let mut room = [Rule::SKIP; Rules::MAX];
+        let Policy { config, mode, rules } = given.policy(&mut room);
+        let is_off =
+            config.enabled() != Some(true) || source == Source::Preload && is_skipped(&given.skip, pid);
+        found.push(ProcessPolicy { pid, source, config, mode, rules: rules.iter().count(), is_off });
+    }
+    let cgroups = cgroup::policies_of(pid).unwrap_or_default();
+    found.extend(cgroups.into_iter().map(|InForce { cgroup, policy: Policy { config, mode, .. } }| {
+        let source = Source::Cgroup { name: cgroup };
+        ProcessPolicy { pid, source, config, mode, rules: 0, is_off: false }
+    }));
+    found
+}
+
+/// Returns whether KA_SKIP leaves a process alone, by its name or that of its file. Neither name is in the memory of
+/// the process. A process can make reads of its memory block.
+pub fn is_skipped(skip: &[u8], pid: i32) -> bool {
+    if skip.is_empty() {
+        return false;
+    }
+    let executable = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let executable = executable.file_name().unwrap_or_default().as_bytes();
+    let executable = executable.strip_suffix(DELETED).unwrap_or(executable);
+    skips(skip, [&process::comm(pid).unwrap_or_default(), executable])
+}
+
+/// Returns the policies of these processes that differ from the given one.
+pub(crate) fn others(evidence: &[Evidence], config: &Config, mode: Mode) -> Vec<ProcessPolicy> {
+    let mut others: Vec<_> = evidence.iter().flat_map(policies).collect();
+    others.retain(|other| !other.is_same(config, mode));
+    others
+}

@@ -1,0 +1,134 @@
+//! The TCP sockets of one process, and those of them without keepalive.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use ka_core::SockOpt;
+use socket2::SockRef;
+
+use crate::ends::ends;
+use crate::error::{Error, Result};
+use crate::process::{self, OVER_BUDGET, Process, Target};
+use crate::record::{Reader, Writer};
+use crate::worker::{self, Answer, BLOCKED, Cell, Workers};
+
+/// The sockets of a process.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// The number of TCP sockets.
+    pub tcp: usize,
+    /// The TCP sockets without keepalive.
+    pub off: Vec<OffSocket>,
+    /// Whether the process uses io_uring.
+    pub has_ring: bool,
+    /// Messages about sockets that were left out.
+    pub left_out: Vec<String>,
+}
+
+/// A TCP socket without keepalive.
+#[derive(Clone, Copy, Debug)]
+pub struct OffSocket {
+    /// Its lowest descriptor.
+    pub fd: i32,
+    /// Whether it listens.
+    pub is_listener: bool,
+    /// `None` if unknown.
+    pub local: Option<SocketAddr>,
+    /// `None` if unknown, or if the socket is not connected.
+    pub peer: Option<SocketAddr>,
+}
+
+/// Flags in the first half of a worker's first word about a socket. Its two addresses follow, if its keepalive is off.
+const TCP: u32 = 1;
+const OFF: u32 = 2;
+const LISTENS: u32 = 4;
+/// The kernel refused the call, with the errno in the second half.
+const REFUSED: u32 = 8;
+
+/// Reads the keepalive of each socket of a process.
+///
+/// # Errors
+/// ka may not examine the process or one of its sockets, or a socket would lose its class.
+pub fn survey(process: &Process, workers: &mut Workers) -> Result<Survey> {
+    let mut found = Survey::default();
+    let mut inodes = HashSet::new();
+    let mut targets = Vec::new();
+    let mut refused = None;
+    process.each_table(|table| match table {
+        Ok((table, sockets)) => {
+            found.has_ring |= table.has_ring();
+            let new = sockets.into_iter().filter(|(_, inode)| inodes.insert(*inode));
+            targets.extend(new.map(|(fd, inode)| Target { table: table.clone(), fd, inode }));
+        }
+        Err(error) if error.to_string() == OVER_BUDGET => found.left_out.push(OVER_BUDGET.to_owned()),
+        Err(error) => refused = Some(error),
+    })?;
+    if let Some(error) = refused {
+        return Err(error.into());
+    }
+    let answers = workers.ask(&targets, None, None, |_, target, cell| examine(target, cell));
+    for (place, (target, answer)) in targets.iter().zip(answers.each).enumerate() {
+        let blocked = || format!("its socket fd {} {BLOCKED}", target.fd);
+        let left_out = match answer {
+            Answer::Given(record) => {
+                let mut record = Reader::new(&record);
+                let (kind, errno) = record.pair();
+                if kind & REFUSED != 0 {
+                    return Err(std::io::Error::from_raw_os_error(errno.cast_signed()).into());
+                }
+                found.tcp += usize::from(kind & TCP != 0);
+                if kind & OFF != 0 {
+                    found.off.push(OffSocket {
+                        fd: target.fd,
+                        is_listener: kind & LISTENS != 0,
+                        local: record.address(),
+                        peer: record.address(),
+                    });
+                }
+                if !answers.cut_short.contains(&place) {
+                    continue;
+                }
+                blocked()
+            }
+            Answer::Failed(why) => format!("its socket fd {}: {why}", target.fd),
+            Answer::Blocked => blocked(),
+            Answer::Classed(why) => return Err(Error::Worker(why)),
+            Answer::Excluded(user) => worker::excluded(user),
+            Answer::NotAsked => continue,
+        };
+        if !found.left_out.contains(&left_out) {
+            found.left_out.push(left_out);
+        }
+    }
+    // Without sockets, no call has shown yet whether ka may duplicate the descriptors of the process.
+    if inodes.is_empty() {
+        process::probe(process)?;
+    }
+    Ok(found)
+}
+
+/// Reads the keepalive of a socket, in a worker.
+fn examine(target: &Target, cell: &Cell<'_>) {
+    let answer = |kind, errno: i32| cell.answer(Writer::new().pair(kind, errno.cast_unsigned()).finish());
+    let socket = match target.table.duplicate(target.fd) {
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => return answer(0, 0),
+        Err(error) => return answer(REFUSED, error.raw_os_error().unwrap_or(libc::EIO)),
+        Ok(socket) => socket,
+    };
+    match ka_core::Socket::new(socket.as_raw_fd()).is_enabled() {
+        Ok(true) => answer(TCP, 0),
+        Ok(false) => {
+            let is_listener = SockRef::from(&socket).is_listener().unwrap_or(false);
+            let kind = if is_listener { TCP | OFF | LISTENS } else { TCP | OFF };
+            // Reading the addresses takes the socket's lock. If that blocks, this answer remains.
+            answer(kind, 0);
+            let (local, peer) = ends(socket.as_fd());
+            cell.answer(Writer::new().pair(kind, 0).address(local).address(peer).finish());
+        }
+        Err(ka_core::Error::System { option: SockOpt::Protocol, .. } | ka_core::Error::NotTcp) => {
+            answer(0, 0);
+        }
+        Err(error) => answer(REFUSED, error.errno().0),
+    }
+}
