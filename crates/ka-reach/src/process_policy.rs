@@ -185,7 +185,7 @@ pub fn policies(evidence: &Evidence) -> Vec<ProcessPolicy> {
         found.push(ProcessPolicy { pid, source, config, mode, rules: rules.iter().count(), is_off });
     }
     let cgroups = cgroup::policies_of(pid).unwrap_or_default();
-    found.extend(cgroups.into_iter().map(|InForce { cgroup, policy: Policy { config, mode, .. } }| {
+    found.extend(cgroups.into_iter().map(|InForce { cgroup, config, mode }| {
         let source = Source::Cgroup { name: cgroup };
         ProcessPolicy { pid, source, config, mode, rules: 0, is_off: false }
     }));

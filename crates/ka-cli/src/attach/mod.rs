@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ka_core::Config;
 use ka_policy::Mode;
-use ka_reach::attach::{Attach, Change, Named, Report, Selection};
+use ka_reach::attach::{Attach, Change, NamedProcess, Processes, Report};
 use ka_reach::sys;
 use ka_reach::text::{self, reason};
 
@@ -53,15 +53,15 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
         }
     }
     let mut report = Report::default();
-    let selection = match &undo {
-        Some(undo) => Selection::Named(Named::open_all(undo.pids.iter().copied(), true, &mut report)),
-        None if args.pids.is_empty() => Selection::All { user, skip },
-        None => Selection::Named(Named::open_all(args.pids.iter().copied(), false, &mut report)),
+    let processes = match &undo {
+        Some(undo) => Processes::Named(NamedProcess::open_all(undo.pids.iter().copied(), true, &mut report)),
+        None if args.pids.is_empty() => Processes::All { user, skip },
+        None => Processes::Named(NamedProcess::open_all(args.pids.iter().copied(), false, &mut report)),
     };
     // Setting sockets over a time can take long. A signal ends it with a summary.
     let takes_long = args.follow || args.spread.is_some();
     let termination = takes_long.then(sys::termination).transpose().map_err(|error| failed(&error))?;
-    let mut attach = Attach::new(change, selection, report);
+    let mut attach = Attach::new(change, processes, report);
     attach.spread = args.spread.map(|spread| Duration::from_millis(spread.into()));
     attach.termination = termination.as_ref().map(|signal| signal.as_fd());
     attach.workers.lose_class = args.lose_class;
@@ -115,7 +115,7 @@ fn check_via_kernel(args: &args::Attach) -> Result<(), Failure> {
 
 /// Sets the sockets again and again, until the named processes have ended or a signal comes.
 fn follow(attach: &mut Attach<'_>, args: &args::Attach, printer: &mut Printer<'_>) -> Result<(), Failure> {
-    let (what, until) = match attach.selection.named() {
+    let (what, until) = match attach.processes.named() {
         None => ("the selected processes".to_owned(), "until"),
         Some([]) => return Ok(printer.print_summary(&attach.report)?),
         Some(named) => (
@@ -132,7 +132,7 @@ fn follow(attach: &mut Attach<'_>, args: &args::Attach, printer: &mut Printer<'_
     loop {
         attach.set_round();
         printer.print_round(&mut attach.report)?;
-        let named = attach.selection.named();
+        let named = attach.processes.named();
         if named.is_some_and(<[_]>::is_empty) {
             break;
         }
@@ -142,7 +142,7 @@ fn follow(attach: &mut Attach<'_>, args: &args::Attach, printer: &mut Printer<'_
         if sys::poll(&waited, interval).map_err(|error| failed(&error))?.first() == Some(&true) {
             break;
         }
-        attach.selection.forget_ended();
+        attach.processes.forget_ended();
     }
     Ok(printer.print_summary(&attach.report)?)
 }

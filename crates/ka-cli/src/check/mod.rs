@@ -8,7 +8,6 @@ use std::ffi::OsStr;
 use std::io::{self, BufWriter, Write};
 
 use ka_core::Text;
-use ka_policy::Policy;
 use ka_reach::cgroup::InForce;
 use ka_reach::text;
 use serde::Serialize;
@@ -79,7 +78,7 @@ struct CgroupPolicy {
 }
 
 impl From<InForce> for CgroupPolicy {
-    fn from(InForce { cgroup, policy: Policy { config, mode, .. } }: InForce) -> Self {
+    fn from(InForce { cgroup, config, mode }: InForce) -> Self {
         Self { cgroup, policy: Text::typed(&config).to_string(), mode: mode.name() }
     }
 }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use ka_core::{Config, Errno, Error, Socket, Timer, UserTimeout};
 use ka_policy::{Mode, due, give};
 
-use super::reply::{Effect, Examined, Reply};
+use super::finding::{Effect, Examined, Finding};
 use super::writes::Writes;
 use crate::ends::{ends, has_port};
 use crate::process::Target;
@@ -39,7 +39,7 @@ impl Change<'_> {
             policy: self.before.and_then(|before| before.get(&target.inode)).copied().unwrap_or(self.policy),
             ..*self
         };
-        let refused = |error: io::Error| Reply::Refused(error.raw_os_error().unwrap_or(libc::EIO));
+        let refused = |error: io::Error| Finding::Refused(error.raw_os_error().unwrap_or(libc::EIO));
         let socket = match target.table.duplicate(target.fd) {
             Ok(socket) => socket,
             Err(error) => {
@@ -47,14 +47,14 @@ impl Change<'_> {
                 return false;
             }
         };
-        let reply = match change.examine(socket.as_fd(), is_again, cell) {
-            Ok(Some(examined)) => Reply::Examined(examined),
-            Ok(None) => Reply::NotSelected,
+        let finding = match change.examine(socket.as_fd(), is_again, cell) {
+            Ok(Some(examined)) => Finding::Examined(examined),
+            Ok(None) => Finding::NotSelected,
             Err(error) => refused(error),
         };
         // The socket must still be open here: closing it may block.
-        cell.answer(reply.to_record());
-        matches!(reply, Reply::Examined(_))
+        cell.answer(finding.to_record());
+        matches!(finding, Finding::Examined(_))
     }
 
     fn examine(
@@ -88,7 +88,7 @@ impl Change<'_> {
         // Reading the addresses takes the socket's lock too. If that blocks, this answer remains. On a dry run, no
         // earlier call has taken the lock.
         if !self.dry_run {
-            cell.answer(Reply::Examined(examined).to_record());
+            cell.answer(Finding::Examined(examined).to_record());
         }
         let (local, peer) = ends(socket);
         Ok(Some(Examined { local, peer, ..examined }))

@@ -17,7 +17,7 @@ use crate::worker::{Ended, Found};
 impl Attach<'_> {
     /// Has the kernel set all sockets of this network namespace in one pass, whichever process has them. If the kernel
     /// blocks at a socket whose lock is held, sets the others through their processes, which must be
-    /// [`super::Selection::All`].
+    /// [`super::Processes::All`].
     ///
     /// # Errors
     /// The kernel cannot run the program, or ended it early: some sockets may have been set. [`Error::Unlisted`] if the

@@ -8,12 +8,12 @@
 //! [`Attach::through_kernel`] goes another way: the kernel itself visits the sockets ([`crate::bpf`]).
 
 mod change;
+mod finding;
 mod kernel;
 mod pass;
-mod reply;
+mod processes;
 mod report;
 mod seen;
-mod selection;
 mod writes;
 
 use std::collections::HashSet;
@@ -25,12 +25,12 @@ use crate::process;
 use crate::sys;
 use crate::worker::Workers;
 use pass::Pass;
+use processes::Candidate;
 use seen::Seen;
-use selection::Candidate;
 
 pub use change::Change;
+pub use processes::{NamedProcess, Processes};
 pub use report::{Outcome, Report, SocketResult};
-pub use selection::{Named, Selection};
 
 /// How often ka looks for a socket that one of its processes has closed. Another `ka attach`, for example, has each
 /// socket for a moment.
@@ -41,7 +41,7 @@ pub struct Attach<'a> {
     /// The change.
     pub change: Change<'a>,
     /// The processes whose sockets are set.
-    pub selection: Selection,
+    pub processes: Processes,
     /// Sets the sockets one after the other, evenly over this time.
     pub spread: Option<Duration>,
     /// A descriptor that becomes readable when a termination signal comes. The signal ends the work early.
@@ -55,10 +55,10 @@ pub struct Attach<'a> {
 
 impl<'a> Attach<'a> {
     /// Prepares a change. `report` may have results already.
-    pub fn new(change: Change<'a>, selection: Selection, report: Report) -> Self {
+    pub fn new(change: Change<'a>, processes: Processes, report: Report) -> Self {
         Self {
             change,
-            selection,
+            processes,
             spread: None,
             termination: None,
             workers: Workers::default(),
@@ -109,11 +109,11 @@ impl<'a> Attach<'a> {
     /// Makes one pass over the processes. Returns the inodes of sockets that were closed before their turn came.
     fn pass(&mut self, only: Option<HashSet<u32>>) -> HashSet<u32> {
         let end = self.spread.filter(|_| !self.change.dry_run).map(|spread| Instant::now() + spread);
-        let candidates = self.selection.candidates(&mut self.report);
+        let candidates = self.processes.candidates(&mut self.report);
         let mut pass = Pass::new(self.change, &mut self.workers, &mut self.seen, &mut self.report);
         pass.termination = self.termination;
         pass.only = only;
-        pass.is_selected = self.selection.named().is_none();
+        pass.is_selected = self.processes.named().is_none();
         pass.finds_policies = self.change.before.is_none();
         pass.end = end;
         pass.run(candidates)

@@ -6,8 +6,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::reply::{Examined, Reply};
-use super::selection::Candidate;
+use super::finding::{Examined, Finding};
+use super::processes::Candidate;
 use super::{Change, Outcome, Report, Seen, SocketResult, is_gone, is_readable, lacks_descriptors};
 use crate::error::Error;
 use crate::privilege;
@@ -162,11 +162,11 @@ impl<'a> Pass<'a> {
             let text = answers.texts.remove(&place).unwrap_or_default();
             let (error, evidence) = text.split_once(EVIDENCE).unwrap_or((&text, ""));
             self.record_policies(pid, evidence);
-            let reply = match answer {
-                Answer::Given(record) => Some(Reply::from_record(&record)),
+            let finding = match answer {
+                Answer::Given(record) => Some(Finding::from_record(&record)),
                 _ => None,
             };
-            if self.change.before.is_some() && !matches!(reply, Some(Reply::Refused(_))) {
+            if self.change.before.is_some() && !matches!(finding, Some(Finding::Refused(_))) {
                 self.report.found.insert(target.inode);
             }
             match answer {
@@ -193,14 +193,14 @@ impl<'a> Pass<'a> {
                     }
                 }
             }
-            match reply {
-                Some(Reply::Examined(examined)) => {
+            match finding {
+                Some(Finding::Examined(examined)) => {
                     if mark.finds_policies {
                         examined_processes.push(pid);
                     }
                     self.record_examined(target, &examined, error);
                 }
-                Some(Reply::Refused(errno)) => {
+                Some(Finding::Refused(errno)) => {
                     let error = io::Error::from_raw_os_error(errno);
                     // The descriptor was closed since, or the process has ended.
                     if is_gone(&error) || errno == libc::EBADF {
@@ -212,7 +212,7 @@ impl<'a> Pass<'a> {
                         self.report.refuse(pid, &error, self.is_selected);
                     }
                 }
-                Some(Reply::NotSelected) | None => {}
+                Some(Finding::NotSelected) | None => {}
             }
         }
         // A worker that was blocked or killed has not sent its findings.

@@ -11,6 +11,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use ka_core::Config;
 use ka_policy::{Mode, Policy};
 
 use crate::bpf::{self, host};
@@ -166,8 +167,12 @@ pub fn overridden_below(cgroup: &Cgroup, policy: Policy<'static>) -> Option<Stri
 
 /// The policy of a cgroup, which applies to the processes in it.
 pub struct InForce {
+    /// The cgroup's path below the mount point.
     pub cgroup: String,
-    pub policy: Policy<'static>,
+    /// The policy's values.
+    pub config: Config,
+    /// The policy's mode.
+    pub mode: Mode,
 }
 
 /// Returns whether a cgroup is the root of the whole tree.
@@ -187,7 +192,11 @@ pub fn policies_of(pid: i32) -> Result<Vec<InForce>, String> {
     for path in own.ancestors().take_while(|path| path.starts_with(&root)) {
         let policies = Cgroup::open(path).and_then(|cgroup| bpf::attached(cgroup.folder.as_fd()));
         let policies = policies.map_err(|error| refusal(&error))?.into_iter();
-        found.extend(policies.map(|policy| InForce { cgroup: name(path), policy }));
+        found.extend(policies.map(|Policy { config, mode, .. }| InForce {
+            cgroup: name(path),
+            config,
+            mode,
+        }));
     }
     Ok(found)
 }

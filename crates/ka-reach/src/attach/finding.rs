@@ -1,4 +1,4 @@
-//! A worker's reply about a socket.
+//! A worker's finding about a socket.
 
 use std::net::SocketAddr;
 
@@ -8,9 +8,9 @@ use super::Outcome;
 use crate::record::{Reader, Writer};
 use crate::worker::Record;
 
-/// A worker's reply about a socket. The text of an error follows in a message.
+/// A worker's finding about a socket. The text of an error follows in a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reply {
+pub(super) enum Finding {
     /// The socket is not TCP or has another port, or an earlier round examined it and it has not changed since.
     NotSelected,
     /// The socket could not be duplicated or read, with this errno.
@@ -53,7 +53,7 @@ const SET: u32 = 2;
 const UNCHANGED: u32 = 3;
 const FAILED: u32 = 4;
 
-impl Reply {
+impl Finding {
     pub(super) fn to_record(self) -> Record {
         match self {
             Self::NotSelected => Writer::new().pair(NOT_SELECTED, 0),
@@ -101,10 +101,10 @@ impl Reply {
 mod tests {
     use ka_core::Settings;
 
-    use super::{Effect, Examined, Reply};
+    use super::{Effect, Examined, Finding};
 
     #[test]
-    fn replies_are_read_as_written() {
+    fn findings_are_read_as_written() {
         let settings = Settings { enabled: true, idle: 1, intvl: 2, cnt: 3, user_timeout: Some(4) };
         let examined = |effect| Examined {
             effect,
@@ -115,9 +115,9 @@ mod tests {
             after: Some(settings),
         };
         let effects = [Effect::Set, Effect::Unchanged, Effect::Failed];
-        let examined = effects.map(|effect| Reply::Examined(examined(effect)));
-        for reply in examined.into_iter().chain([Reply::NotSelected, Reply::Refused(libc::EPERM)]) {
-            assert_eq!(Reply::from_record(&reply.to_record()), reply);
+        let examined = effects.map(|effect| Finding::Examined(examined(effect)));
+        for finding in examined.into_iter().chain([Finding::NotSelected, Finding::Refused(libc::EPERM)]) {
+            assert_eq!(Finding::from_record(&finding.to_record()), finding);
         }
     }
 }

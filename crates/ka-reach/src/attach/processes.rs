@@ -12,9 +12,9 @@ use crate::process_policy::is_skipped;
 use crate::sys;
 
 /// The processes whose sockets are set.
-pub enum Selection {
+pub enum Processes {
     /// The processes that the user named by PID.
-    Named(Vec<Named>),
+    Named(Vec<NamedProcess>),
     /// All processes but this one, and kernel threads.
     All {
         /// Only the processes of this user.
@@ -24,9 +24,9 @@ pub enum Selection {
     },
 }
 
-impl Selection {
+impl Processes {
     /// Returns the named processes that have not ended. `None` if all processes are selected.
-    pub fn named(&self) -> Option<&[Named]> {
+    pub fn named(&self) -> Option<&[NamedProcess]> {
         match self {
             Self::Named(named) => Some(named),
             Self::All { .. } => None,
@@ -36,7 +36,7 @@ impl Selection {
     /// Forgets the named processes that have ended.
     pub fn forget_ended(&mut self) {
         if let Self::Named(named) = self {
-            named.retain(Named::is_alive);
+            named.retain(NamedProcess::is_alive);
         }
     }
 
@@ -76,7 +76,7 @@ fn is_selected(pid: i32, user: Option<u32>) -> bool {
 }
 
 /// A process that the user named.
-pub struct Named {
+pub struct NamedProcess {
     pid: i32,
     /// The start time, which distinguishes the process from a later one with the same PID.
     started: u64,
@@ -84,7 +84,7 @@ pub struct Named {
     held: Option<Process>,
 }
 
-impl Named {
+impl NamedProcess {
     /// Opens processes, each once. Some of them stay open, as far as descriptors allow, so that a reused PID is not
     /// mistaken for the named process. The others are recognized by their start time. `report` gets a failure for each
     /// process that has ended or cannot be opened. If `is_restore`, processes that have ended are no failure, because
@@ -141,7 +141,7 @@ impl Named {
 /// A process to examine.
 #[derive(Clone, Copy)]
 pub(super) enum Candidate<'s> {
-    Named(&'s Named),
+    Named(&'s NamedProcess),
     Selected { pid: i32, user: Option<u32> },
 }
 
