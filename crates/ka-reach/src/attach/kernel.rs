@@ -71,8 +71,9 @@ impl Attach<'_> {
                     // The sockets were listed after they were set.
                     before: settings.filter(|_| dry_run || outcome == Outcome::Unchanged),
                     after: settings.filter(|_| !dry_run || outcome == Outcome::Unchanged),
+                    outcome,
                     error: (errno != 0).then(|| Error::Worker(bpf::refusal(errno))),
-                    ..SocketResult::new(outcome)
+                    lacks_user_timeout: false,
                 });
             }
         }

@@ -15,7 +15,7 @@ use crate::sys;
 pub enum Processes {
     /// The processes that the user named by PID.
     Named(Vec<NamedProcess>),
-    /// All processes but this one, and kernel threads.
+    /// All processes except this one. Without a user, kernel threads are left out too, because they have no sockets.
     All {
         /// Only the processes of this user.
         user: Option<u32>,
@@ -25,7 +25,8 @@ pub enum Processes {
 }
 
 impl Processes {
-    /// Returns the named processes that have not ended. `None` if all processes are selected.
+    /// Returns the named processes, without those that [`Self::forget_ended`] has removed. `None` for
+    /// [`Processes::All`].
     pub fn named(&self) -> Option<&[NamedProcess]> {
         match self {
             Self::Named(named) => Some(named),
@@ -33,7 +34,7 @@ impl Processes {
         }
     }
 
-    /// Forgets the named processes that have ended.
+    /// Removes the named processes that have ended.
     pub fn forget_ended(&mut self) {
         if let Self::Named(named) = self {
             named.retain(NamedProcess::is_alive);

@@ -14,20 +14,21 @@ use crate::sockets;
 use crate::text;
 
 /// The result for a socket or a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Outcome {
     /// The socket was set. On a dry run, it would be set.
     Set,
     /// The socket already had the policy, or keeps its own settings because the mode says so.
     Unchanged,
     /// The socket was not set, or the process could not be examined.
+    #[default]
     Failed,
     /// ka may not examine the process, and the user did not name it.
     Denied,
 }
 
 /// The result for one socket, or the reason why a process could not be examined.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct SocketResult {
     /// `None` if no process has the socket, or only processes that ka may not examine.
     pub pid: Option<i32>,
@@ -51,25 +52,6 @@ pub struct SocketResult {
     pub error: Option<Error>,
     /// Whether the socket has all of the policy except its user timeout, because it is a Multipath TCP socket.
     pub lacks_user_timeout: bool,
-}
-
-impl SocketResult {
-    /// A result of which nothing else is known. It may concern a whole process.
-    pub(super) const fn new(outcome: Outcome) -> Self {
-        Self {
-            pid: None,
-            fd: None,
-            inode: None,
-            comm: None,
-            local: None,
-            peer: None,
-            outcome,
-            before: None,
-            after: None,
-            error: None,
-            lacks_user_timeout: false,
-        }
-    }
 }
 
 /// The results of a change.
@@ -158,8 +140,9 @@ impl Report {
             pid: Some(pid),
             fd,
             comm: process::comm(pid).map(|comm| text::lossless(&comm).into_owned()),
+            outcome,
             error: Some(error),
-            ..SocketResult::new(outcome)
+            ..SocketResult::default()
         });
     }
 }
