@@ -12,8 +12,8 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
 use crate::bpf::host;
+use crate::error::{Error, Result};
 use crate::process::Table;
-use crate::text::reason;
 
 const CONTROLLERS: [&[u8]; 2] = [b"net_cls", b"net_prio"];
 
@@ -42,7 +42,7 @@ fn places(text: &[u8]) -> Vec<Place> {
 
 /// The calling thread's cgroups in the hierarchies that have classes.
 #[derive(Clone, Debug)]
-pub struct Classes {
+pub(crate) struct Classes {
     /// The thread's original cgroups.
     home: Vec<Place>,
     own: Vec<Place>,
@@ -52,13 +52,14 @@ pub struct Classes {
 
 impl Classes {
     /// Returns the cgroups of this process. `None` if no hierarchy has classes.
-    pub fn of_this_process() -> Option<Self> {
+    pub(crate) fn of_this_process() -> Option<Self> {
         let own = places(&fs::read("/proc/self/cgroup").unwrap_or_default());
         (!own.is_empty()).then(|| Self { home: own.clone(), own, at: None })
     }
 
-    /// Moves the calling thread into the cgroups of a table's task, so that a socket of the task keeps its class.
-    pub fn enter(&mut self, table: &Table) -> Result<(), String> {
+    /// Moves the calling thread into the cgroups of a table's task, so that a socket of the task keeps its class. If this
+    /// fails, the thread may have entered some of the cgroups.
+    pub(crate) fn enter(&mut self, table: &Table) -> Result<()> {
         let task = table.task();
         if self.at == Some((table.pid, task)) {
             return Ok(());
@@ -69,7 +70,7 @@ impl Classes {
     }
 
     /// Moves the calling thread into the current cgroups of a task.
-    pub fn enter_task(&mut self, task: i32) -> Result<(), String> {
+    pub(crate) fn enter_task(&mut self, task: i32) -> Result<()> {
         self.at = None;
         // A task that has ended has no sockets that could lose a class.
         let text = fs::read(format!("/proc/{task}/cgroup"));
@@ -78,23 +79,19 @@ impl Classes {
 
     /// Moves the calling thread back to its original cgroups. A thread that stayed would keep a cgroup from being
     /// removed.
-    pub fn go_home(&mut self) {
+    pub(crate) fn go_home(&mut self) {
         if self.own != self.home {
             let _ = self.move_to(self.home.clone());
         }
     }
 
-    fn move_to(&mut self, places: Vec<Place>) -> Result<(), String> {
+    fn move_to(&mut self, places: Vec<Place>) -> Result<()> {
         for place in places {
             if !self.own.contains(&place) {
-                enter(&place).map_err(|error| {
-                    let controllers = String::from_utf8_lossy(&place.controllers);
-                    format!(
-                        "its sockets have a class of {controllers} (cgroup {}), which they would lose, because ka \
-                         cannot enter that cgroup: {}; {INSTEAD}",
-                        String::from_utf8_lossy(&place.path),
-                        reason(&error)
-                    )
+                enter(&place).map_err(|source| Error::ClassLost {
+                    controllers: String::from_utf8_lossy(&place.controllers).into_owned(),
+                    cgroup: String::from_utf8_lossy(&place.path).into_owned(),
+                    source,
                 })?;
                 self.own.retain(|own| own.controllers != place.controllers);
                 self.own.push(place);
@@ -104,12 +101,9 @@ impl Classes {
     }
 }
 
-/// Alternatives if ka cannot keep the classes.
-const INSTEAD: &str = "run ka as root where the hierarchy is mounted, or use ka attach --all --via bpf, or ka attach --lose-class";
-
-/// Moves the calling thread into a cgroup.
-fn enter(place: &Place) -> io::Result<()> {
-    let mounts = fs::read("/proc/thread-self/mountinfo")?;
+/// Moves the calling thread into a cgroup. The error is `None` if the hierarchy is not mounted.
+fn enter(place: &Place) -> std::result::Result<(), Option<io::Error>> {
+    let mounts = fs::read("/proc/thread-self/mountinfo").map_err(Some)?;
     let found = mounts.split(|byte| *byte == b'\n').find_map(|line| {
         let (shown, mounted) = host::cgroup_v1_mount(line, &place.controllers)?;
         // Only a part of the tree may be mounted, as in a container.
@@ -120,8 +114,7 @@ fn enter(place: &Place) -> io::Result<()> {
         let below = below.strip_prefix(b"/").unwrap_or(below);
         Some(mounted.join(PathBuf::from(OsString::from_vec(below.to_vec()))).join("tasks"))
     });
-    let tasks = found.ok_or_else(|| io::Error::other("it is not mounted here"))?;
-    fs::write(tasks, "0")
+    fs::write(found.ok_or(None)?, "0").map_err(Some)
 }
 
 #[cfg(test)]

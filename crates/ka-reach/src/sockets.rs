@@ -166,7 +166,7 @@ struct Kernels {
 
 /// Reads the kernel's list in workers. Calls `meanwhile` with their PIDs.
 fn kernels(workers: &mut Workers, states: &[State], meanwhile: impl FnOnce(&[i32])) -> io::Result<Kernels> {
-    let told = Workers::start(&[], |sink| bpf::tell(sink));
+    let told = Workers::start(&[], |sink| bpf::read_settings(sink).map_err(|error| error.to_string()));
     let listed = Workers::start(&[], |sink| list(states, true, sink));
     // A worker has ka's descriptors until it has closed them.
     let ours: Vec<_> = [told.as_ref(), listed.as_ref()].into_iter().flatten().map(Stream::worker).collect();
@@ -185,7 +185,9 @@ fn kernels(workers: &mut Workers, states: &[State], meanwhile: impl FnOnce(&[i32
     }
     match listed.end {
         // If the iterator blocked, it has reported the sockets before that one.
-        Ended::Whole => Ok(Kernels { entries: listed.data, settings: bpf::told(&told), has_status }),
+        Ended::Whole => {
+            Ok(Kernels { entries: listed.data, settings: bpf::parse_settings(&told), has_status })
+        }
         Ended::Failed(why) => Err(io::Error::other(why)),
         Ended::Blocked => Err(io::Error::other(
             "the kernel's list of sockets did not end within 2 s, because a program holds a socket's \

@@ -585,7 +585,7 @@ impl Turn<'_> {
             if let Some(user) = self.excluded.of(target) {
                 Board::store(words, 0, EXCLUDED | u64::from(user));
             } else if let Err(why) = entered {
-                cell.say(&why);
+                cell.say(&why.to_string());
                 Board::store(words, 0, CLASSED);
             } else {
                 work(*place, target, &cell);

@@ -15,9 +15,9 @@ pub(super) fn report() -> Report {
         reaches: Some(obstacle.is_none()),
         why: obstacle.unwrap_or_else(|| how.to_owned()),
     };
-    let cgroup = match host::lacks_bpf_folder() {
-        None => "ka cgroup, ka run --via cgroup: all that runs in a cgroup, by eBPF".to_owned(),
-        Some(lack) => format!(
+    let cgroup = match host::check_bpffs() {
+        Ok(()) => "ka cgroup, ka run --via cgroup: all that runs in a cgroup, by eBPF".to_owned(),
+        Err(lack) => format!(
             "ka run --via cgroup, ka cgroup attach --foreground: all that runs in a cgroup, by eBPF. To keep a policy \
              without --foreground: {lack}"
         ),
@@ -30,24 +30,26 @@ pub(super) fn report() -> Report {
             "ka run --via seccomp: all programs, and all that they start, by a supervisor",
         ),
         way("attach", privilege::obstacle(), "ka attach: the sockets of running processes"),
-        way("cgroup", bpf::cgroup_obstacle(), &cgroup),
+        way("cgroup", bpf::check_cgroups().err().map(|error| error.to_string()), &cgroup),
         way(
             "bpf",
-            bpf::iterator_obstacle(),
+            bpf::check_iterator().err().map(|error| error.to_string()),
             "ka attach --via bpf, ka ls: every socket of a network namespace, by eBPF",
         ),
     ];
     let (major, minor) = host::release();
     let there = |is_there: bool| if is_there { "yes" } else { "no" };
     let cgroups =
-        host::cgroup_root().map_or_else(|| "not mounted".to_owned(), |path| path.display().to_string());
+        host::cgroup_root().map_or_else(|_| "not mounted".to_owned(), |path| path.display().to_string());
     let scope = privilege::ptrace_scope().map_or_else(|| "not there".to_owned(), |scope| scope.to_string());
     let facts = vec![
         format!("Linux {major}.{minor}; its types (BTF): {}", there(host::has_types())),
-        format!("cgroup v2: {cgroups}; bpffs: {}", there(host::lacks_bpf_folder().is_none())),
+        format!("cgroup v2: {cgroups}; bpffs: {}", there(host::check_bpffs().is_ok())),
         format!("Yama's ptrace_scope: {scope}"),
-        host::lacks(&host::FOR_SOCKETS)
-            .unwrap_or_else(|| "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are there".to_owned()),
+        host::check_capabilities(&host::FOR_SOCKETS).map_or_else(
+            |error| error.to_string(),
+            |()| "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are there".to_owned(),
+        ),
         via::listed().map_or_else(
             || "/etc/ld.so.preload does not list libka_preload.so".to_owned(),
             |path| {

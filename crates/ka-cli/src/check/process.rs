@@ -133,7 +133,7 @@ fn cgroup_result(pid: i32) -> (WayResult, Option<Vec<CgroupPolicy>>) {
                 policies.iter().map(|one| format!("{}: {}, mode {}", one.cgroup, one.policy, one.mode));
             each.collect::<Vec<_>>().join("; ")
         }
-        Err(why) => why.clone(),
+        Err(error) => error.to_string(),
     };
     let policies = policies.ok();
     let reaches = policies.as_ref().map(|policies| !policies.is_empty());

@@ -1,10 +1,9 @@
-//! A cgroup of the program's own, to which the kernel's own programs are attached: all that the program starts has the
-//! policy, and nothing of ka's is in it or beside it.
+//! Runs a program in a new cgroup with the policy. The policy reaches all that the program starts, and nothing is loaded
+//! into the program.
 //!
-//! The programs are attached to the cgroup and not kept by a link, so they last as long as it does. The program is what
-//! ka becomes, as with every way. Somebody must remove the cgroup when its last process has ended: a process of ka's that
-//! waits for that, in another session, and does nothing else. Where it is ended too, an empty cgroup stays, which the
-//! next `ka run --via cgroup` there removes.
+//! The BPF programs are attached to the cgroup without a link, so they stay until the cgroup is removed. A process of ka
+//! in another session waits until the cgroup is empty, and removes it. If that process is killed, an empty cgroup stays.
+//! The next `ka run --via cgroup` in the same cgroup removes it.
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
@@ -20,13 +19,11 @@ use super::environment::{self, Environment, is_off};
 use super::{Launch, Reach, Way, no};
 use crate::failure::{Failure, OUR_OWN};
 use ka_reach::bpf::{self, Programs, host};
-use ka_reach::process;
-use ka_reach::sys;
-use ka_reach::text::{self, reason};
+use ka_reach::{Error, process, sys, text};
 
 pub(super) struct Cgroup;
 
-/// What the cgroups are called, before the number of the process that is their first.
+/// The names of the cgroups are this and the PID of their first process.
 const NAME: &str = "ka-run-";
 
 impl Way for Cgroup {
@@ -34,7 +31,7 @@ impl Way for Cgroup {
         "cgroup"
     }
 
-    /// It makes something on the machine, and moves the program to where whoever counts its memory may not look for it.
+    /// It makes a cgroup, and moves the program to it. Tools that account for the program's memory may look in the old one.
     fn is_automatic(&self) -> bool {
         false
     }
@@ -56,13 +53,13 @@ impl Way for Cgroup {
         if !variables.rules.is_empty() {
             return no("KA_RULES are for the shim: a cgroup has one policy", "KA_RULES= ka run --via cgroup");
         }
-        let Some(own) = host::own_cgroup() else { return no(host::NO_CGROUPS, INSTEAD) };
+        let Some(own) = host::own_cgroup() else { return no(Error::NoCgroups.to_string(), INSTEAD) };
         if !host::is_cgroup_path(&own) {
             return no(format!("{}: this process's own cgroup is not there", own.display()), INSTEAD);
         }
-        match bpf::cgroup_obstacle() {
-            Some(why) => no(why, INSTEAD),
-            None => Reach::Yes(format!(
+        match bpf::check_cgroups() {
+            Err(error) => no(error.to_string(), INSTEAD),
+            Ok(()) => Reach::Yes(format!(
                 "a cgroup below {}, where the kernel sets every TCP socket",
                 own.display()
             )),
@@ -87,34 +84,34 @@ impl Way for Cgroup {
                         config
                     );
                 }
-                sweep(policy);
+                set_inherited_sockets(policy);
             }
-            Err(why) if launch.best_effort => {
+            Err(error) if launch.best_effort => {
+                let why = error.to_string();
                 let why = text::visible_lines(&why);
                 let _ = writeln!(io::stderr(), "ka: run: {why}; running it WITHOUT keepalive");
             }
-            Err(why) => return Err(Failure::new(format_args!("run: {why}")).with_status(OUR_OWN)),
+            Err(error) => return Err(Failure::new(format_args!("run: {error}")).with_status(OUR_OWN)),
         }
         Err(environment::execute(launch, &environment))
     }
 }
 
 /// Makes a cgroup with the policy, and moves this process into it.
-fn enter(policy: Policy<'static>) -> Result<PathBuf, String> {
+fn enter(policy: Policy<'static>) -> ka_reach::Result<PathBuf> {
     let programs = Programs::load(policy)?;
-    let own = host::own_cgroup().ok_or(host::NO_CGROUPS)?;
+    let own = host::own_cgroup().ok_or(Error::NoCgroups)?;
     remove_empty(&own);
     let path = own.join(format!("{NAME}{}", std::process::id()));
-    let said = |path: &Path, error: io::Error| format!("{}: {}", path.display(), reason(&error));
-    fs::create_dir(&path).map_err(|error| said(&path, error))?;
+    fs::create_dir(&path).map_err(|error| Error::io(path.display(), error))?;
     let entered = (|| {
-        let folder = File::open(&path).map_err(|error| said(&path, error))?;
-        programs.attach(folder.as_fd())?;
+        let folder = File::open(&path).map_err(|error| Error::io(path.display(), error))?;
+        programs.attach(&folder)?;
         remove_later(&path).map_err(|error| {
-            format!("a process that removes {} later: {}", path.display(), reason(&error))
+            Error::io(format_args!("a process that removes {} later", path.display()), error)
         })?;
         let members = path.join("cgroup.procs");
-        fs::write(&members, "0").map_err(|error| said(&members, error))
+        fs::write(&members, "0").map_err(|error| Error::io(members.display(), error))
     })();
     if entered.is_err() {
         let _ = fs::remove_dir(&path);
@@ -122,7 +119,7 @@ fn enter(policy: Policy<'static>) -> Result<PathBuf, String> {
     entered.map(|()| path)
 }
 
-/// Removes what a process that was to remove it has left, because it was ended first.
+/// Removes the empty cgroups of earlier runs, whose waiting processes were killed.
 fn remove_empty(own: &Path) {
     for entry in fs::read_dir(own).into_iter().flatten().flatten() {
         // A cgroup that still has processes cannot be removed.
@@ -139,12 +136,13 @@ pub(crate) fn is_abandoned(name: &OsStr) -> bool {
     pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
 }
 
-/// Starts the process that removes the cgroup when there is nobody in it any more.
+/// Starts a process that removes the cgroup when its last process has ended.
 fn remove_later(path: &Path) -> io::Result<()> {
-    // The other end closes when this process has become the program, or has ended: from then on empty means over.
-    let (waits, held) = sys::pipe()?;
-    sys::detached(&[waits.as_raw_fd()], || {
-        let _ = File::from(waits.try_clone()?).read(&mut [0]);
+    // The write end is closed when this process executes the program or ends. Until then, the cgroup may be empty because
+    // this process has not entered it yet.
+    let (reader, writer) = sys::pipe()?;
+    sys::detached(&[reader.as_raw_fd()], || {
+        let _ = File::from(reader.try_clone()?).read(&mut [0]);
         let mut events = File::open(path.join("cgroup.events"))?;
         loop {
             let mut text = String::new();
@@ -153,17 +151,17 @@ fn remove_later(path: &Path) -> io::Result<()> {
             if text.lines().any(|line| line == "populated 0") {
                 return fs::remove_dir(path);
             }
-            // Of a cgroup that somebody else removes the file does not say so, until it is read.
+            // If somebody else removes the cgroup, the file does not change, but reading it fails.
             sys::await_change(events.as_fd(), Duration::from_secs(5))?;
         }
     })?;
-    std::mem::forget(held);
+    std::mem::forget(writer);
     Ok(())
 }
 
 /// Sets the TCP sockets that the program inherits. They belong to the cgroup in which they were made, so the policy of the
 /// new cgroup does not apply to them.
-fn sweep(policy: Policy<'static>) {
+fn set_inherited_sockets(policy: Policy<'static>) {
     for (fd, _) in process::sockets("/proc/self/fd").unwrap_or_default() {
         let socket = ka_core::Socket::new(fd);
         let Ok(was_on) = socket.is_enabled() else { continue };

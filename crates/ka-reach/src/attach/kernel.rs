@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd as _;
 use ka_policy::Policy;
 
 use super::{Attach, Change, Outcome, SocketResult};
-use crate::bpf::{self, Counter, Done, Only, Setter};
+use crate::bpf::{self, Counter, IterWriter, Selection, SetResult};
 use crate::diag::State;
 use crate::error::{Error, Result};
 use crate::process_policy;
@@ -24,13 +24,13 @@ impl Attach<'_> {
     /// sockets were set, but cannot be described.
     pub fn through_kernel(&mut self) -> Result<()> {
         let Change { policy, mode, port, dry_run, describe, .. } = self.change;
-        let counter = Counter::new().map_err(Error::Worker)?;
-        let only = Only { port, cgroup: None };
-        let setter =
-            Setter::load(Policy::new(policy, mode), dry_run, only, &counter).map_err(Error::Worker)?;
-        let Found { mut data, end } =
-            self.workers.find(&[setter.program().as_raw_fd()], |sink| setter.set(sink));
-        let done = bpf::take_done(&mut data);
+        let counter = Counter::new()?;
+        let selection = Selection { port, cgroup: None };
+        let writer = IterWriter::load(Policy::new(policy, mode), dry_run, selection, &counter)?;
+        let Found { mut data, end } = self
+            .workers
+            .find(&[writer.as_raw_fd()], |sink| writer.run(sink).map_err(|error| error.to_string()));
+        let done = bpf::take_results(&mut data);
         if let Ended::Failed(why) = end {
             return Err(Error::Worker(why));
         }
@@ -47,7 +47,7 @@ impl Attach<'_> {
             self.set_rest(&done, &sockets, &counter);
         }
         let mut owners = BTreeSet::new();
-        for Done { cookie, writes, errno } in done {
+        for SetResult { cookie, writes, errno } in done {
             let outcome = match (errno, writes) {
                 (0, 0) => Outcome::Unchanged,
                 (0, _) => Outcome::Set,
@@ -72,7 +72,7 @@ impl Attach<'_> {
                     before: settings.filter(|_| dry_run || outcome == Outcome::Unchanged),
                     after: settings.filter(|_| !dry_run || outcome == Outcome::Unchanged),
                     outcome,
-                    error: (errno != 0).then(|| Error::Worker(bpf::refusal(errno))),
+                    error: (errno != 0).then(|| bpf::set_error(errno)),
                     lacks_user_timeout: false,
                 });
             }
@@ -85,7 +85,7 @@ impl Attach<'_> {
     }
 
     /// Sets the sockets that the kernel has not reported, through their processes.
-    fn set_rest(&mut self, done: &[Done], sockets: &HashMap<u64, Socket>, counter: &Counter) {
+    fn set_rest(&mut self, done: &[SetResult], sockets: &HashMap<u64, Socket>, counter: &Counter) {
         let reported: HashSet<_> = done.iter().map(|done| done.cookie).collect();
         let rest = sockets.values().filter(|socket| !reported.contains(&socket.entry.cookie));
         let (owned, alone): (Vec<_>, Vec<_>) = rest.partition(|socket| socket.owner.is_some());

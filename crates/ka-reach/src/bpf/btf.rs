@@ -1,22 +1,22 @@
-//! The kernel's types, as it describes them itself in /sys/kernel/btf/vmlinux: where a member is in a structure, and the
-//! number of a function. Documentation/bpf/btf.rst
+//! The kernel's types (BTF), from /sys/kernel/btf/vmlinux: offsets of structure members, and IDs of functions.
+//! Documentation/bpf/btf.rst
 //!
-//! It is a file of five megabytes, which takes longer to read than ten thousand sockets take to be set. So it is gone
-//! through once for all names that are ever asked for, and nothing is kept of what has another.
+//! The file has five megabytes. Reading it takes longer than setting ten thousand sockets. So ka goes through it once, for
+//! all names that it needs, and stores only these.
 
 const MAGIC: u16 = 0xeb9f;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 const FUNC: u32 = 12;
 
-/// How many structures without a name are within each other: more than in any that is sound.
+/// The limit for anonymous structures within each other. No valid file has so many levels.
 const DEEPEST: u32 = 16;
 
-/// How many members are looked at for one: more than the largest structure has with all that is in it. In a broken file
-/// each may hold all the others many times.
+/// The limit for members that one search visits. The largest structure has fewer, including its anonymous members. In a
+/// broken file, each structure may contain all others many times.
 const MOST_MEMBERS: u32 = 10_000;
 
-/// `struct btf_type`: name, then vlen (16 bits), kind (5) and a flag in `info`, then a size or another type's number.
+/// `struct btf_type`: the name; vlen (16 bits), kind (5 bits) and a flag in `info`; a size or another type's ID.
 #[derive(Clone, Copy)]
 struct Type {
     name: u32,
@@ -35,12 +35,12 @@ impl Type {
         (self.info & 0xffff) as usize
     }
 
-    /// Offsets of members are in bits; with this flag their upper 8 bits are the width of a bit field.
+    /// Offsets of members are in bits. With this flag, their upper 8 bits are the width of a bit field.
     const fn has_bit_fields(self) -> bool {
         self.info >> 31 == 1
     }
 
-    /// How much follows, by kind. `None`: a kind that is newer than this.
+    /// The number of bytes that follow, by kind. `None` if the kind is unknown.
     const fn rest(self) -> Option<usize> {
         Some(match self.kind() {
             // PTR, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC, FLOAT, TYPE_TAG
@@ -58,11 +58,11 @@ impl Type {
     }
 }
 
-/// A type that is asked for, by its kind and name.
+/// A type to look for: its kind (`BTF_KIND_*`) and name.
 pub type Named<'a> = (u32, &'a str);
 
-/// All that ka asks for.
-pub const NAMES: [Named<'static>; 9] = [
+/// The types that ka needs.
+pub(super) const NAMES: [Named<'static>; 9] = [
     (FUNC, "bpf_iter_tcp"),
     (FUNC, "sk_getsockopt"),
     (STRUCT, "cgroup"),
@@ -77,20 +77,22 @@ pub const NAMES: [Named<'static>; 9] = [
 /// The kernel's types.
 pub struct Types<'a> {
     bytes: &'a [u8],
-    /// The numbers of those that are asked for.
+    /// The types that were looked for, and their IDs.
     found: Vec<(Named<'a>, u32)>,
-    /// Where every so many-th type is; the first has number 1.
+    /// The offset of every [`Types::STEP`]th type. IDs start at 1.
     places: Vec<usize>,
-    /// How many there are. What is behind the last is no type.
+    /// The number of types.
     count: u32,
     strings: usize,
 }
 
 impl<'a> Types<'a> {
-    /// How many types there are from one place that is kept to the next.
+    /// The number of types from one stored offset to the next.
     const STEP: usize = 256;
 
-    /// Goes through them, for those that will be asked for.
+    /// Goes through a BTF file and looks for these types. Returns `None` if the file is broken or has a kind of type that
+    /// is unknown.
+    #[must_use]
     pub fn parse(bytes: &'a [u8], names: &[Named<'a>]) -> Option<Self> {
         let magic = u16::from_ne_bytes(*bytes.first_chunk()?);
         let header = |place| Some(word(bytes, place)? as usize);
@@ -135,17 +137,20 @@ impl<'a> Types<'a> {
         string.strip_prefix(wanted.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
     }
 
-    /// The number of one of those that are asked for. Of several by one name, it is the first.
+    /// Returns the ID of a type that was looked for. If several have the name, returns the first.
     fn find(&self, kind: u32, name: &str) -> Option<u32> {
         self.found.iter().find(|(named, _)| *named == (kind, name)).map(|(_, number)| *number)
     }
 
-    /// The number of a function of the kernel's.
+    /// Returns the ID of a kernel function.
+    #[must_use]
     pub fn function(&self, name: &str) -> Option<u32> {
         self.find(FUNC, name)
     }
 
-    /// Where a member begins, in bytes. What is in a structure without a name counts as its owner's, as in C.
+    /// Returns the offset of a structure's member, in bytes. As in C, members of an anonymous structure belong to the
+    /// structure that contains it. Returns `None` if there is no such member, or if it is a bit field.
+    #[must_use]
     pub fn offset(&self, structure: &str, member: &str) -> Option<i16> {
         let mut left = MOST_MEMBERS;
         let bits = self.offset_in(self.find(STRUCT, structure)?, member, DEEPEST, &mut left)?;
@@ -160,7 +165,7 @@ impl<'a> Types<'a> {
         }
         (0..owner.count()).find_map(|n| {
             *left = left.checked_sub(1)?;
-            // A member is laid out as a type is: its name, its type's number, its offset.
+            // A member has the layout of a type: its name, its type's ID, its offset.
             let found = type_at(self.bytes, place + Type::SIZE * (n + 1))?;
             let offset = if owner.has_bit_fields() { found.other & 0x00ff_ffff } else { found.other };
             if found.name == 0 {
@@ -186,6 +191,7 @@ mod tests {
 
     use super::{FUNC, NAMES, Named, STRUCT, Types};
     use crate::bpf::host;
+    use crate::error::Error;
 
     const NAMED: [Named<'_>; 3] = [(FUNC, "f"), (STRUCT, "outer"), (STRUCT, "oute")];
 
@@ -237,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_is_refused_and_does_not_panic() {
+    fn truncated_and_corrupted_files_do_not_panic() {
         let whole = made();
         for length in 0..whole.len() {
             if let Some(types) = parsed(whole.get(..length).unwrap()) {
@@ -254,8 +260,8 @@ mod tests {
     }
 
     #[test]
-    fn a_structure_that_is_within_itself_ends() {
-        // struct outer { struct outer; struct outer; … }: sixteen levels of them are more than there is time for.
+    fn a_search_in_a_structure_that_contains_itself_ends() {
+        // struct outer { struct outer; struct outer; … }: visiting sixteen levels would take too long.
         let strings = b"\0outer\0";
         let types = [&[1, 4 << 24 | 8, 8][..], &[0, 1, 0].repeat(8)].concat();
         let file = file(&types, strings);
@@ -264,10 +270,10 @@ mod tests {
     }
 
     #[test]
-    fn this_kernel_s_types_are_read() {
+    fn types_of_the_running_kernel_are_read() {
         let types = match host::kernel_types() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                // Past the test runner, which would keep it to itself.
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                // The test runner hides what println! prints.
                 let _ = writeln!(io::stderr(), "SKIPPED: this kernel does not describe its types (BTF)");
                 return;
             }
@@ -276,19 +282,19 @@ mod tests {
         for (kind, name) in NAMES {
             assert!(types.find(kind, name).is_some() || name == "sk_getsockopt", "{name}");
         }
-        // The first member of all sockets, which has not moved in ten years.
+        // It is the first member of all sockets.
         assert_eq!(types.offset("sock", "__sk_common"), Some(0));
         assert!(types.offset("sock_common", "skc_num").is_some());
         assert!(types.offset("cgroup", "kn").is_some());
-        // Read, where it was mapped.
+        // The file may have been mapped. Reading it gives the same.
         let file = std::fs::read(host::TYPES).unwrap();
         let read = Types::parse(&file, &NAMES).unwrap();
         assert_eq!(read.found, types.found);
     }
 
     #[test]
-    fn a_type_is_found_by_its_number() {
-        // More than there are from one place to the next: ints, but for each third, which has a member.
+    fn a_type_is_found_by_its_id() {
+        // More types than between two stored offsets: integers, and each third a structure with a member.
         let mut types = Vec::new();
         for number in 1..=1000_u32 {
             types.extend(if number % 3 == 0 {

@@ -1,4 +1,4 @@
-//! What this machine has of what programs for the kernel need: privileges, filesystems, a kernel that is new enough.
+//! What BPF programs need of this machine: capabilities, mounted filesystems, and features of the kernel.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -9,57 +9,64 @@ use std::path::{Path, PathBuf};
 
 use super::btf::{NAMES, Types};
 use super::sys;
+use crate::error::{Error, Result};
 use crate::process::Status;
 
-/// Where the bpf filesystem is mounted, by custom and by systemd.
-pub const BPF_FOLDER: &str = "/sys/fs/bpf";
+/// The usual mount point of the bpf filesystem. systemd mounts it there.
+pub(crate) const BPF_FOLDER: &str = "/sys/fs/bpf";
 
-/// The kernel's types, as it describes them itself.
+/// The kernel's file with its types (BTF).
 pub(super) const TYPES: &str = "/sys/kernel/btf/vmlinux";
 
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
 
-/// The types of the kernel that runs. One that was built without `CONFIG_DEBUG_INFO_BTF` has none: `NotFound`.
-pub(super) fn kernel_types() -> io::Result<Types<'static>> {
-    // The file is the kernel's for as long as it runs, and ours for as long as this process does. Linux 6.16 maps it.
+/// Reads the types of the running kernel. A kernel that was built without `CONFIG_DEBUG_INFO_BTF` has no such file.
+pub(super) fn kernel_types() -> Result<Types<'static>> {
+    // The file does not change while the kernel runs, so it is kept until this process ends. Linux 6.16 can map it.
     let bytes = match sys::map(&File::open(TYPES)?) {
         Ok(bytes) => bytes,
         Err(_) => fs::read(TYPES)?.leak(),
     };
-    Types::parse(bytes, &NAMES)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{TYPES} is not as expected")))
+    Types::parse(bytes, &NAMES).ok_or(Error::UnexpectedBtf { path: TYPES })
 }
 
-/// A capability by its number and name. capabilities(7)
+/// A capability: its number and name. capabilities(7)
 #[derive(Clone, Copy)]
 pub struct Capability(u32, &'static str);
 
 const NET_ADMIN: Capability = Capability(12, "CAP_NET_ADMIN");
 const PERFMON: Capability = Capability(38, "CAP_PERFMON");
 const BPF: Capability = Capability(39, "CAP_BPF");
-/// It stands for the last two, as it did before they came with Linux 5.8.
+/// It implies CAP_PERFMON and CAP_BPF, which were split from it in Linux 5.8.
 const SYS_ADMIN: u32 = 21;
 
-/// What giving a cgroup a program needs.
+/// The capabilities to attach programs to a cgroup.
 pub const FOR_CGROUPS: [Capability; 2] = [BPF, NET_ADMIN];
-/// What going through all sockets needs: setting them needs CAP_NET_ADMIN too.
+/// The capabilities to run the TCP iterator and to set sockets with it.
 pub const FOR_SOCKETS: [Capability; 3] = [BPF, PERFMON, NET_ADMIN];
 
-/// Those of the capabilities that this process has not: `needs CAP_BPF and CAP_NET_ADMIN (run ka as root)`.
-pub fn lacks(capabilities: &[Capability]) -> Option<String> {
-    let own = i32::try_from(std::process::id()).ok().and_then(|pid| Status::read(pid).ok())?;
+/// Checks that this process has these capabilities. If /proc cannot be read, it is assumed to have them.
+///
+/// # Errors
+///
+/// [`Error::MissingCapabilities`]
+pub fn check_capabilities(capabilities: &[Capability]) -> Result<()> {
+    let own = i32::try_from(std::process::id()).ok().and_then(|pid| Status::read(pid).ok());
+    let Some(own) = own else { return Ok(()) };
     let has = |Capability(number, _): &Capability| {
         own.has_capability(*number) || (*number > SYS_ADMIN && own.has_capability(SYS_ADMIN))
     };
     let missing: Vec<_> =
         capabilities.iter().filter(|capability| !has(capability)).map(|Capability(_, name)| *name).collect();
-    let (last, others) = missing.split_last()?;
-    let others = if others.is_empty() { String::new() } else { format!("{} and ", others.join(", ")) };
-    Some(format!("needs {others}{last} (run ka as root)"))
+    if missing.is_empty() { Ok(()) } else { Err(Error::MissingCapabilities(missing)) }
 }
 
 /// Permanently drops all capabilities except the one that bpf(2) needs if the sysctl unprivileged_bpf_disabled is on.
+///
+/// # Errors
+///
+/// The error of capset(2). Then the process keeps its capabilities.
 pub fn keep_only_bpf() -> io::Result<()> {
     let last =
         fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|text| text.trim().parse().ok());
@@ -69,7 +76,8 @@ pub fn keep_only_bpf() -> io::Result<()> {
     crate::sys::keep_capabilities(&[keep])
 }
 
-/// The version of the kernel that runs: its first two numbers. A distribution's may have what is newer.
+/// Returns the first two numbers of the running kernel's release. Distributions may have backported newer features.
+#[must_use]
 pub fn release() -> (u32, u32) {
     let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers =
@@ -77,18 +85,25 @@ pub fn release() -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// Where the tree of cgroups is mounted, version 2; `None` where it is not.
-pub fn cgroup_root() -> Option<PathBuf> {
-    let mounts = fs::read("/proc/self/mountinfo").ok()?;
+/// Returns the mount point of the cgroup v2 hierarchy.
+///
+/// # Errors
+///
+/// [`Error::NoCgroups`]
+pub fn cgroup_root() -> Result<PathBuf> {
+    let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
     let found = mounts.split(|byte| *byte == b'\n').filter_map(cgroup_mount);
-    // Another may have been mounted over it. One that shows the whole tree comes before one of a part of it.
+    // Another filesystem may be mounted over one of them. A mount of the whole hierarchy has the shortest root.
     found
         .filter(|(_, place)| is_cgroup_path(place))
         .min_by_key(|(shown, _)| shown.len())
         .map(|(_, place)| place)
+        .ok_or(Error::NoCgroups)
 }
 
-/// What of the tree a line of mountinfo shows, and where. proc_pid_mountinfo(5)
+/// Parses a line of mountinfo. If it is a mount of cgroup v2, returns the mounted part of the hierarchy and the mount
+/// point. proc_pid_mountinfo(5)
+#[must_use]
 pub fn cgroup_mount(line: &[u8]) -> Option<(Vec<u8>, PathBuf)> {
     let mut fields = line.split(|byte| *byte == b' ');
     let (shown, place) = (fields.nth(3)?, fields.next()?);
@@ -98,7 +113,7 @@ pub fn cgroup_mount(line: &[u8]) -> Option<(Vec<u8>, PathBuf)> {
 
 /// Reads a line of mountinfo. If it is a mount of the cgroup v1 hierarchy with these controllers, returns the mounted
 /// part of the hierarchy and the mount point. The controllers are named as in /proc/PID/cgroup.
-pub fn cgroup_v1_mount(line: &[u8], controllers: &[u8]) -> Option<(Vec<u8>, PathBuf)> {
+pub(crate) fn cgroup_v1_mount(line: &[u8], controllers: &[u8]) -> Option<(Vec<u8>, PathBuf)> {
     let mut fields = line.split(|byte| *byte == b' ');
     let (shown, place) = (fields.nth(3)?, fields.next()?);
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
@@ -108,7 +123,7 @@ pub fn cgroup_v1_mount(line: &[u8], controllers: &[u8]) -> Option<(Vec<u8>, Path
         .then(|| (unescaped(shown), OsString::from_vec(unescaped(place)).into()))
 }
 
-/// Blanks and the like in mountinfo are written as a backslash and three octal digits.
+/// Decodes the escapes of mountinfo: a blank, for example, is written as a backslash and three octal digits.
 fn unescaped(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -122,43 +137,48 @@ fn unescaped(text: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// This process's own cgroup, by its folder.
+/// Returns the folder of this process's cgroup. `None` as in [`cgroup_of`].
+#[must_use]
 pub fn own_cgroup() -> Option<PathBuf> {
     cgroup_of("self")
 }
 
-/// The cgroup of a process, by its folder: of one by its number, or of `self`.
+/// Returns the folder of a process's cgroup. `pid` is a PID or `self`. `None` if cgroup v2 is not mounted, or if the
+/// process has ended or is in no cgroup of version 2.
+#[must_use]
 pub fn cgroup_of(pid: &str) -> Option<PathBuf> {
-    let root = cgroup_root()?;
+    let root = cgroup_root().ok()?;
     let text = fs::read(format!("/proc/{pid}/cgroup")).ok()?;
     let own = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"0::/"))?;
     Some(if own.is_empty() { root } else { root.join(OsString::from_vec(own.to_vec())) })
 }
 
 /// Returns whether an open folder is a cgroup's.
-pub fn is_cgroup(folder: &File) -> bool {
+pub(crate) fn is_cgroup(folder: &File) -> bool {
     let path = format!("/proc/self/fd/{}", folder.as_raw_fd());
     sys::filesystem(Path::new(&path)).is_ok_and(|kind| kind == CGROUP2_SUPER_MAGIC)
 }
 
-/// Whether a path is a cgroup's folder.
+/// Returns whether a path is a cgroup's folder.
+#[must_use]
 pub fn is_cgroup_path(path: &Path) -> bool {
     path.is_dir() && sys::filesystem(path).is_ok_and(|kind| kind == CGROUP2_SUPER_MAGIC)
 }
 
-/// Why no cgroup can be found.
-pub const NO_CGROUPS: &str =
-    "cgroup v2 is not mounted here (Linux 4.5 and later: mount -t cgroup2 none /sys/fs/cgroup)";
-
-/// Whether the kernel describes its types.
+/// Returns whether the kernel describes its types (BTF).
+#[must_use]
 pub fn has_types() -> bool {
     Path::new(TYPES).exists()
 }
 
-/// Why nothing can be kept in the bpf filesystem.
-pub fn lacks_bpf_folder() -> Option<String> {
-    let is_there = sys::filesystem(Path::new(BPF_FOLDER)).is_ok_and(|kind| kind == BPF_FS_MAGIC);
-    (!is_there).then(|| format!("bpffs is not mounted at {BPF_FOLDER} (mount -t bpf bpf {BPF_FOLDER})"))
+/// Checks that a bpf filesystem is mounted at its usual place.
+///
+/// # Errors
+///
+/// [`Error::NoBpffs`]
+pub fn check_bpffs() -> Result<()> {
+    let is_bpffs = sys::filesystem(Path::new(BPF_FOLDER)).is_ok_and(|kind| kind == BPF_FS_MAGIC);
+    if is_bpffs { Ok(()) } else { Err(Error::NoBpffs { path: BPF_FOLDER }) }
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
-//! BPF instructions, and an assembler for them: what a program does is written down in Rust, and the numbers of a policy
-//! are part of it. So neither a compiler nor the kernel's headers are needed where ka runs, and loading a program takes
-//! the verifier's time and no more. Documentation/bpf/standardization/instruction-set.rst
+//! BPF instructions, and an assembler for them. Documentation/bpf/standardization/instruction-set.rst
+//!
+//! ka generates its programs at run time, with the policy's numbers as constants. So it needs neither a compiler nor the
+//! kernel's headers on the machine.
 
-/// A register. R0 has results, R1 to R5 arguments, which a call leaves undefined; R6 to R9 survive calls, and R10 points
-/// past the stack's 512 bytes.
+/// A register. R0 holds results. R1 to R5 hold arguments, and calls clobber them. R6 to R9 survive calls. R10 points past
+/// the end of the 512-byte stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Reg {
+pub(super) enum Reg {
     R0,
     R1,
     R2,
@@ -20,22 +21,22 @@ pub enum Reg {
     R10,
 }
 
-/// How much is loaded or stored.
+/// The size of a load or store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Size {
+pub(super) enum Size {
     Half = 0x08,
     Word = 0x00,
     Double = 0x18,
 }
 
-/// When a jump is taken. All but [`Cond::Null`] compare 32 bits.
+/// The condition of a jump. The comparison is of 32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Cond {
+pub(super) enum Cond {
     Equal = 0x10,
     NotEqual = 0x50,
-    /// Signed: theirs is less.
+    /// Signed.
     Less = 0xc0,
     /// Signed.
     LessOrEqual = 0xd0,
@@ -43,10 +44,10 @@ pub enum Cond {
     Greater = 0x60,
 }
 
-/// A function of the kernel's that programs may call, by its number in <linux/bpf.h>.
+/// A kernel function that programs may call, by its number in <linux/bpf.h>.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
-pub enum Helper {
+pub(super) enum Helper {
     /// `u64 bpf_get_socket_cookie(sk)`
     GetSocketCookie = 46,
     /// `int bpf_setsockopt(socket, level, name, value, size)`
@@ -59,9 +60,9 @@ pub enum Helper {
     SkcToTcpSock = 137,
 }
 
-/// What an instruction takes its value from.
+/// The operand of an instruction: a register or a constant.
 #[derive(Clone, Copy, Debug)]
-pub enum Source {
+pub(super) enum Source {
     Reg(Reg),
     Imm(i32),
 }
@@ -81,7 +82,7 @@ impl From<i32> for Source {
 /// `struct bpf_insn`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Insn {
+pub(super) struct Insn {
     code: u8,
     /// Destination and source: see [`registers`].
     registers: u8,
@@ -110,49 +111,50 @@ const PSEUDO_MAP_FD: u8 = 1;
 /// As `PSEUDO_MAP_FD`, but the register gets the address of the map's value. The map must have one entry. Linux 5.2
 const PSEUDO_MAP_VALUE: u8 = 2;
 
-/// A place in a program, to jump to.
+/// A jump target.
 #[derive(Clone, Copy, Debug)]
-pub struct Label(usize);
+pub(super) struct Label(usize);
 
-/// A program that is being written. A jump to a label that is never placed, or too far away, goes where the verifier
-/// refuses it.
+/// A program under construction. If a label is never placed or is too far away, the jump gets an offset that the verifier
+/// rejects.
 #[derive(Debug, Default)]
-pub struct Assembler {
+pub(super) struct Assembler {
     insns: Vec<Insn>,
     places: Vec<Option<usize>>,
     jumps: Vec<(usize, Label)>,
 }
 
 impl Assembler {
-    pub fn label(&mut self) -> Label {
+    /// Makes a label that is not placed yet.
+    pub(super) fn label(&mut self) -> Label {
         self.places.push(None);
         Label(self.places.len() - 1)
     }
 
-    /// The label is here.
-    pub fn place(&mut self, label: Label) {
+    /// Places the label before the next instruction.
+    pub(super) fn place(&mut self, label: Label) {
         if let Some(place) = self.places.get_mut(label.0) {
             *place = Some(self.insns.len());
         }
     }
 
     /// `to = from`
-    pub fn mov(&mut self, to: Reg, from: impl Into<Source>) {
+    pub(super) fn mov(&mut self, to: Reg, from: impl Into<Source>) {
         self.push(ALU64 | MOV, to, 0, from.into());
     }
 
     /// `to += from`
-    pub fn add(&mut self, to: Reg, from: impl Into<Source>) {
+    pub(super) fn add(&mut self, to: Reg, from: impl Into<Source>) {
         self.push(ALU64 | ADD, to, 0, from.into());
     }
 
     /// `to = *(size *)(base + offset)`
-    pub fn load(&mut self, size: Size, to: Reg, base: Reg, offset: i16) {
+    pub(super) fn load(&mut self, size: Size, to: Reg, base: Reg, offset: i16) {
         self.raw(LDX | MEM | size as u8, to, base, offset, 0);
     }
 
     /// `*(size *)(base + offset) = from`
-    pub fn store(&mut self, size: Size, base: Reg, offset: i16, from: impl Into<Source>) {
+    pub(super) fn store(&mut self, size: Size, base: Reg, offset: i16, from: impl Into<Source>) {
         match from.into() {
             Source::Reg(reg) => self.raw(STX | MEM | size as u8, base, reg, offset, 0),
             Source::Imm(value) => self.raw(ST | MEM | size as u8, base, Reg::R0, offset, value),
@@ -160,58 +162,58 @@ impl Assembler {
     }
 
     /// `goto label`
-    pub fn jump(&mut self, label: Label) {
+    pub(super) fn jump(&mut self, label: Label) {
         self.jumps.push((self.insns.len(), label));
         self.raw(JMP | ALWAYS, Reg::R0, Reg::R0, 0, 0);
     }
 
     /// `if (left COND right) goto label`
-    pub fn jump_if(&mut self, left: Reg, cond: Cond, right: impl Into<Source>, label: Label) {
+    pub(super) fn jump_if(&mut self, left: Reg, cond: Cond, right: impl Into<Source>, label: Label) {
         self.jumps.push((self.insns.len(), label));
         self.push(JMP32 | cond as u8, left, 0, right.into());
     }
 
     /// `if (!pointer) goto label`
-    pub fn jump_if_null(&mut self, pointer: Reg, label: Label) {
+    pub(super) fn jump_if_null(&mut self, pointer: Reg, label: Label) {
         self.jumps.push((self.insns.len(), label));
         self.push(JMP | EQUAL, pointer, 0, Source::Imm(0));
     }
 
-    /// `if (left == right) goto label`, of 64 bits
-    pub fn jump_if_same(&mut self, left: Reg, right: Reg, label: Label) {
+    /// `if (left == right) goto label`, with 64 bits
+    pub(super) fn jump_if_same(&mut self, left: Reg, right: Reg, label: Label) {
         self.jumps.push((self.insns.len(), label));
         self.push(JMP | EQUAL, left, 0, Source::Reg(right));
     }
 
-    /// `if (left > right) goto label`, of 64 bits and without a sign: how the verifier learns where a value ends.
-    pub fn jump_if_above(&mut self, left: Reg, right: Reg, label: Label) {
+    /// `if (left > right) goto label`, with 64 bits, unsigned. The verifier learns the bounds of a pointer from it.
+    pub(super) fn jump_if_above(&mut self, left: Reg, right: Reg, label: Label) {
         self.jumps.push((self.insns.len(), label));
         self.push(JMP | ABOVE, left, 0, Source::Reg(right));
     }
 
     /// `R0 = helper(R1, R2, R3, R4, R5)`
-    pub fn call(&mut self, helper: Helper) {
+    pub(super) fn call(&mut self, helper: Helper) {
         self.raw(JMP | CALL, Reg::R0, Reg::R0, 0, helper as i32);
     }
 
     /// `return R0`
-    pub fn exit(&mut self) {
+    pub(super) fn exit(&mut self) {
         self.raw(JMP | EXIT, Reg::R0, Reg::R0, 0, 0);
     }
 
-    /// `to = value`, of 64 bits
-    pub fn load_u64(&mut self, to: Reg, value: u64) {
+    /// `to = value`, with 64 bits
+    pub(super) fn load_u64(&mut self, to: Reg, value: u64) {
         self.raw(LD | Size::Double as u8, to, Reg::R0, 0, low(value));
         self.insns.push(Insn { value: low(value >> 32), ..Insn::default() });
     }
 
-    /// `to = &map`: the program keeps the map alive, and the map can be found through it.
-    pub fn load_map(&mut self, to: Reg, fd: i32) {
+    /// `to = &map`. The program keeps the map alive, and the kernel lists the map with the program.
+    pub(super) fn load_map(&mut self, to: Reg, fd: i32) {
         self.load_of_map(PSEUDO_MAP_FD, to, fd);
     }
 
     /// `to = &map[0]`, for a map with one entry
-    pub fn load_map_value(&mut self, to: Reg, fd: i32) {
+    pub(super) fn load_map_value(&mut self, to: Reg, fd: i32) {
         self.load_of_map(PSEUDO_MAP_VALUE, to, fd);
     }
 
@@ -232,8 +234,8 @@ impl Assembler {
         self.insns.push(Insn { code, registers: registers(to as u8, from as u8), offset, value });
     }
 
-    /// The program, with its jumps where they lead.
-    pub fn finish(mut self) -> Vec<Insn> {
+    /// Returns the program with all jump offsets filled in. Offsets count from the instruction after the jump.
+    pub(super) fn finish(mut self) -> Vec<Insn> {
         for (from, label) in self.jumps {
             let to = self.places.get(label.0).copied().flatten();
             let distance = to.and_then(|to| i16::try_from(to.cast_signed() - from.cast_signed() - 1).ok());
@@ -245,13 +247,13 @@ impl Assembler {
     }
 }
 
-/// Both registers of an instruction, in a byte. They are bit fields of C's, destination first, and where the first one is
-/// goes by the byte order.
+/// Packs both registers of an instruction into a byte. In C they are bit fields, destination first, so their order depends
+/// on the byte order.
 const fn registers(to: u8, from: u8) -> u8 {
     if cfg!(target_endian = "big") { to << 4 | from } else { from << 4 | to }
 }
 
-/// The low 32 bits, as an instruction has them.
+/// The low 32 bits, as an instruction holds them.
 const fn low(value: u64) -> i32 {
     ((value & 0xffff_ffff) as u32).cast_signed()
 }
@@ -260,9 +262,9 @@ const fn low(value: u64) -> i32 {
 mod tests {
     use super::{Assembler, Cond, Helper, Insn, Reg, Size};
 
-    /// The bytes that clang's assembler makes of the same lines.
+    /// The expected bytes are the output of clang's assembler for the same program.
     #[test]
-    fn instructions_are_what_the_kernel_reads() {
+    fn instructions_are_encoded_as_clang_encodes_them() {
         let mut program = Assembler::default();
         let end = program.label();
         program.mov(Reg::R6, Reg::R1);
@@ -303,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_that_is_nowhere_is_for_the_verifier_to_refuse() {
+    fn a_jump_to_an_unplaced_label_has_an_invalid_offset() {
         let mut program = Assembler::default();
         let nowhere = program.label();
         program.jump(nowhere);

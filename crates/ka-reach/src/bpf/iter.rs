@@ -1,24 +1,26 @@
-//! The two programs of the tcp iterator, which is called once for each TCP socket of a network namespace, with the socket
-//! locked: one tells what the socket has, one sets it. Documentation/bpf/bpf_iterators.rst
+//! The two programs of the TCP iterator: one reads the keepalive settings of each socket, one writes them.
+//!
+//! The kernel calls the program once for each TCP socket of a network namespace, with the socket locked.
+//! Documentation/bpf/bpf_iterators.rst
 
 use ka_core::{Config, Settings, SockOpt, Timer};
 use ka_policy::Mode;
 
+use super::apply::{Apply, FREE, SOCKET, WRITES, get};
 use super::btf::Types;
 use super::insn::{Assembler, Cond, Helper, Insn, Label, Reg, Size};
-use super::rule::{FREE, Rule, SOCKET, WRITES, get};
 
-/// Where things are in `struct bpf_iter__tcp`, and in the `struct bpf_iter_meta` that it points to.
+/// Offsets in `struct bpf_iter__tcp`, and in the `struct bpf_iter_meta` that it points to.
 const META: i16 = 0;
 const SK_COMMON: i16 = 8;
 const META_SEQ: i16 = 0;
 
-/// Where the context is kept, and what is told of a socket is put together, on the stack.
+/// The stack slots of the context pointer and of the record that is being built.
 const CONTEXT: i16 = FREE - 8;
 const RECORD: i16 = CONTEXT - 40;
 
-/// The options that are told, in their order in a record.
-const TOLD: [SockOpt; 5] = [
+/// The options in a record of the reader, in their order.
+const OPTIONS: [SockOpt; 5] = [
     SockOpt::KeepAlive,
     SockOpt::Timer(Timer::Idle),
     SockOpt::Timer(Timer::Intvl),
@@ -26,55 +28,55 @@ const TOLD: [SockOpt; 5] = [
     SockOpt::Timer(Timer::UserTimeout),
 ];
 
-/// What is told of a socket: its cookie, as sock_diag(7) has it, then the five options.
-const TOLD_SIZE: i16 = 8 + 4 * 5 + 4;
-/// What is told of one that was to be set: its cookie, how many options were written, and an errno, negative, or 0.
+/// The size of a record of the reader: the socket's cookie (sock_diag(7)), the five options, and padding.
+const READ_SIZE: i16 = 8 + 4 * 5 + 4;
+/// The size of a record of the writer: the socket's cookie, the number of written options, and a negative errno or 0.
 const SET_SIZE: i16 = 8 + 4 + 4;
 
-/// Which sockets are meant.
+/// Which sockets of a network namespace to set. The default selects all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Only {
-    /// Those with this port, here or at the other end.
+pub struct Selection {
+    /// Only sockets with this local or peer port.
     pub port: Option<u16>,
-    /// Those of this cgroup and what is below it, by its number, which is its folder's inode.
+    /// Only sockets of this cgroup and of the cgroups below it. The ID is the inode of the cgroup's folder.
     pub cgroup: Option<u64>,
 }
 
-/// Tells what each socket has.
-pub(super) fn teller() -> Vec<Insn> {
+/// Returns the program that writes a record of each socket's settings.
+pub(super) fn reader() -> Vec<Insn> {
     let mut program = Assembler::default();
     let skip = program.label();
     begin(&mut program, skip);
     cookie(&mut program);
     // record.option = getsockopt(option), of each
-    for (option, place) in TOLD.into_iter().zip((RECORD + 8..).step_by(4)) {
+    for (option, place) in OPTIONS.into_iter().zip((RECORD + 8..).step_by(4)) {
         get(&mut program, option, skip);
         program.store(Size::Word, Reg::R10, place, Reg::R0);
     }
-    // For the kernel the record is whole.
-    program.store(Size::Word, Reg::R10, RECORD + TOLD_SIZE - 4, 0);
-    tell(&mut program, TOLD_SIZE);
+    // The verifier rejects a record with uninitialized bytes.
+    program.store(Size::Word, Reg::R10, RECORD + READ_SIZE - 4, 0);
+    write_record(&mut program, READ_SIZE);
     end(&mut program, skip);
     program.finish()
 }
 
-/// Returns the program that sets each selected socket and writes a record of the result. The program counts the sockets
-/// that it sets; the count is in a map. Returns `None` if the kernel's types differ from the expected ones.
-pub(super) fn setter(
+/// Returns the program that sets each selected socket and writes a record of the result. It counts the sockets that it
+/// sets in the map `counter`. Returns `None` if the kernel's types differ from the expected ones.
+pub(super) fn writer(
     types: &Types<'_>,
     config: &Config,
     mode: Mode,
     dry_run: bool,
-    only: Only,
+    selection: Selection,
     counter: i32,
 ) -> Option<Vec<Insn>> {
     let mut program = Assembler::default();
     let [skip, done, counted] = std::array::from_fn(|_| program.label());
     begin(&mut program, skip);
-    if let Some(port) = only.port {
+    if let Some(port) = selection.port {
         skip_other_ports(&mut program, types, port, skip)?;
     }
-    if let Some(cgroup) = only.cgroup {
+    if let Some(cgroup) = selection.cgroup {
         skip_other_cgroups(&mut program, types, cgroup, skip, done)?;
     } else {
         cookie(&mut program);
@@ -82,8 +84,8 @@ pub(super) fn setter(
     if !dry_run {
         wait_for_room(&mut program, types, done)?;
     }
-    // What is refused goes to done with the error in R0.
-    Rule { config, mode, blind: false, dry_run }.write(&mut program, done);
+    // If the kernel rejects an option, this jumps to done with the error in R0.
+    Apply { config, mode, blind: false, dry_run }.emit(&mut program, done);
     program.mov(Reg::R0, 0);
     program.place(done);
     // if (writes) counter += 1;
@@ -96,13 +98,13 @@ pub(super) fn setter(
     // record.writes = writes; record.error = error;
     program.store(Size::Word, Reg::R10, RECORD + 8, WRITES);
     program.store(Size::Word, Reg::R10, RECORD + 12, Reg::R0);
-    tell(&mut program, SET_SIZE);
+    write_record(&mut program, SET_SIZE);
     end(&mut program, skip);
     Some(program.finish())
 }
 
-/// Finds the socket. The last call has none, and a connection that is only asked for, or waits for its time to be over,
-/// is no socket yet, or none any more.
+/// Loads the socket. Skips the last call, which has no socket, and connection requests and TIME-WAIT entries, which are
+/// not full sockets.
 fn begin(program: &mut Assembler, skip: Label) {
     // struct sock_common *socket = context->sk_common; if (!socket) goto skip;
     program.store(Size::Double, Reg::R10, CONTEXT, Reg::R1);
@@ -124,8 +126,8 @@ fn cookie(program: &mut Assembler) {
 
 /// `if (there is no room for a record) { writes = 0; error = 0; goto done; }`
 ///
-/// What the kernel has no room for it forgets, and calls the program once more for the same socket, when there is some.
-/// A socket that was set at the first call would then be told of as one that had it all already.
+/// If the output buffer has no room for a record, the kernel drops the record. It calls the program again for the same
+/// socket when there is room. If the first call had set the socket, the second would report the socket as unchanged.
 fn wait_for_room(program: &mut Assembler, types: &Types<'_>, done: Label) -> Option<()> {
     let room = program.label();
     seq(program);
@@ -149,7 +151,7 @@ fn seq(program: &mut Assembler) {
 }
 
 /// `bpf_seq_write(context->meta->seq, &record, size);`
-fn tell(program: &mut Assembler, size: i16) {
+fn write_record(program: &mut Assembler, size: i16) {
     seq(program);
     program.mov(Reg::R2, Reg::R10);
     program.add(Reg::R2, i32::from(RECORD));
@@ -165,13 +167,13 @@ fn end(program: &mut Assembler, skip: Label) {
 }
 
 fn skip_other_ports(program: &mut Assembler, types: &Types<'_>, port: u16, skip: Label) -> Option<()> {
-    let meant = program.label();
-    // if (socket->skc_num == port || socket->skc_dport == htons(port)) goto meant; else goto skip;
+    let selected = program.label();
+    // if (socket->skc_num == port || socket->skc_dport == htons(port)) goto selected; else goto skip;
     program.load(Size::Half, Reg::R1, SOCKET, types.offset("sock_common", "skc_num")?);
-    program.jump_if(Reg::R1, Cond::Equal, i32::from(port), meant);
+    program.jump_if(Reg::R1, Cond::Equal, i32::from(port), selected);
     program.load(Size::Half, Reg::R1, SOCKET, types.offset("sock_common", "skc_dport")?);
     program.jump_if(Reg::R1, Cond::NotEqual, i32::from(port.to_be()), skip);
-    program.place(meant);
+    program.place(selected);
     Some(())
 }
 
@@ -188,7 +190,7 @@ fn skip_other_cgroups(
     done: Label,
 ) -> Option<()> {
     const DEEPEST: i32 = 1024;
-    let (up, meant) = (program.label(), program.label());
+    let (up, selected) = (program.label(), program.label());
     let data = types.offset("sock", "sk_cgrp_data")?;
     let within = types.offset("sock_cgroup_data", "cgroup")?;
     let node = types.offset("cgroup", "kn")?;
@@ -201,11 +203,11 @@ fn skip_other_cgroups(
     program.load(Size::Double, Reg::R7, SOCKET, data.checked_add(within)?);
     program.load_u64(Reg::R8, cgroup);
     program.mov(Reg::R9, DEEPEST);
-    // up: if (cgroup->kn->id == wanted) goto meant;
+    // up: if (cgroup->kn->id == wanted) goto selected;
     program.place(up);
     program.load(Size::Double, Reg::R1, Reg::R7, node);
     program.load(Size::Double, Reg::R1, Reg::R1, number);
-    program.jump_if_same(Reg::R1, Reg::R8, meant);
+    program.jump_if_same(Reg::R1, Reg::R8, selected);
     // if (!cgroup->self.parent) goto skip; cgroup = cgroup->self.parent->cgroup;
     program.load(Size::Double, Reg::R7, Reg::R7, own.checked_add(parent)?);
     program.jump_if_null(Reg::R7, skip);
@@ -216,41 +218,43 @@ fn skip_other_cgroups(
     program.mov(WRITES, 0);
     program.mov(Reg::R0, -super::TOO_DEEP);
     program.jump(done);
-    program.place(meant);
+    program.place(selected);
     Some(())
 }
 
-/// What a socket has, by its cookie.
-pub(super) fn told(records: &[u8]) -> impl Iterator<Item = (u64, Settings)> {
-    records.chunks_exact(TOLD_SIZE.unsigned_abs().into()).filter_map(|record| {
+/// Parses the reader's records: the settings of each socket, with its cookie.
+pub(super) fn settings(records: &[u8]) -> impl Iterator<Item = (u64, Settings)> {
+    records.chunks_exact(READ_SIZE.unsigned_abs().into()).filter_map(|record| {
         let [on, idle, intvl, cnt, user_timeout] = words(record)?;
         let settings = Settings { enabled: on != 0, idle, intvl, cnt, user_timeout: Some(user_timeout) };
         Some((u64::from_ne_bytes(*record.first_chunk()?), settings))
     })
 }
 
-/// How a socket fared.
+/// The result of setting one socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Done {
+pub struct SetResult {
+    /// The socket's cookie, as in sock_diag(7).
     pub cookie: u64,
-    /// How many options were written.
+    /// How many options were written. On a dry run: how many differ.
     pub writes: i32,
-    /// The errno of the one that was not; 0 where all were.
+    /// The errno of the first option that the kernel rejected; 0 if it accepted all. See [`super::set_error`].
     pub errno: i32,
 }
 
-/// The size of a record of [`done`].
+/// The size of a record of [`results`].
 pub(super) const RECORD_SIZE: usize = SET_SIZE.unsigned_abs() as usize;
 
-pub(super) fn done(records: &[u8]) -> impl Iterator<Item = Done> {
+/// Parses the writer's records.
+pub(super) fn results(records: &[u8]) -> impl Iterator<Item = SetResult> {
     records.chunks_exact(RECORD_SIZE).filter_map(|record| {
         let [writes, error] = words(record)?;
         let cookie = u64::from_ne_bytes(*record.first_chunk()?);
-        Some(Done { cookie, writes, errno: error.saturating_neg() })
+        Some(SetResult { cookie, writes, errno: error.saturating_neg() })
     })
 }
 
-/// The words behind a record's cookie.
+/// Reads the 32-bit words after a record's cookie.
 fn words<const N: usize>(record: &[u8]) -> Option<[i32; N]> {
     let mut words = record.get(8..)?.chunks_exact(4);
     let mut found = [0; N];

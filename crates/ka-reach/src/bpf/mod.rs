@@ -1,17 +1,22 @@
-//! Programs for the kernel: what ka does through bpf(2).
+//! BPF programs: ka has the kernel read and set the keepalive of sockets, by bpf(2).
 //!
-//! Four programs. Two are for a cgroup: one gives its sockets a policy as they connect, listen or are accepted, one holds
-//! it against what the cgroup's programs say ([`sockops`]). Two are for the iterator over all TCP sockets of a network
-//! namespace: one tells what they have, one sets them ([`iter`]). All are written with [`insn`], and what they do to a
-//! socket is [`rule`]. `unsafe` is in [`sys`].
+//! Two programs are attached to a cgroup. The `sock_ops` program applies a policy to each socket that connects, listens or
+//! is accepted. The `setsockopt` program keeps programs from replacing the policy's values. Two other programs belong
+//! to the iterator over all TCP sockets of a network namespace. One reads the settings of each socket, the other writes
+//! them.
+//!
+//! ka generates the programs as instructions and needs no compiler. The instructions that set a socket are shared by all
+//! programs that do so.
 
+mod apply;
 pub(crate) mod btf;
 pub mod host;
 mod insn;
 mod iter;
-mod rule;
-mod sockops;
-pub mod sys;
+mod links;
+mod setsockopt;
+mod sock_ops;
+mod sys;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,104 +27,95 @@ use std::path::Path;
 use ka_core::{Config, Settings};
 use ka_policy::{Mode, Policy};
 
-use crate::text::reason;
+use crate::error::{Error, Result};
 use btf::Types;
 use host::Capability;
 use insn::Insn;
-pub use iter::{Done, Only};
+pub use iter::{Selection, SetResult};
+pub use links::Links;
+pub(crate) use links::{detach_pinned, pinned_cgroup};
 use sys::Kind;
 
-/// What the programs are called, as bpftool(8) shows it.
-pub const GIVER: &str = "ka_sockops";
-const KEEPER: &str = "ka_setsockopt";
-const TELLER: &str = "ka_iter_read";
-const SETTER: &str = "ka_iter_set";
-pub const RECORD: &str = "ka_policy";
+/// The names of the programs and maps, as bpftool(8) shows them.
+pub(crate) const SOCK_OPS: &str = "ka_sockops";
+const SETSOCKOPT: &str = "ka_setsockopt";
+const ITER_READER: &str = "ka_iter_read";
+const ITER_WRITER: &str = "ka_iter_set";
+pub(crate) const RECORD: &str = "ka_policy";
 const COUNTER: &str = "ka_iter_count";
 
-/// What must be there for a kind of program, and since when it is.
+/// A feature of the kernel that a kind of program needs.
 struct Feature {
-    what: &'static str,
+    name: &'static str,
+    /// The first release of Linux with the feature.
     since: (u32, u32),
     capabilities: &'static [Capability],
 }
 
-const GIVING: Feature = Feature {
-    // Those programs are older, but could not set keepalive.
-    what: "bpf_setsockopt of keepalive in sock_ops programs",
+/// The programs are older, but could not set keepalive.
+const BPF_SETSOCKOPT: Feature = Feature {
+    name: "bpf_setsockopt of keepalive in sock_ops programs",
     since: (5, 9),
     capabilities: &host::FOR_CGROUPS,
 };
-const KEEPING: Feature =
-    Feature { what: "cgroup/setsockopt programs", since: (5, 3), capabilities: &host::FOR_CGROUPS };
-const LINKING: Feature =
-    Feature { what: "links of programs to cgroups", since: (5, 7), capabilities: &host::FOR_CGROUPS };
-const ITERATING: Feature = Feature {
-    what: "the tcp iterator, and types of the kernel in /sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF)",
+const CGROUP_SETSOCKOPT: Feature =
+    Feature { name: "cgroup/setsockopt programs", since: (5, 3), capabilities: &host::FOR_CGROUPS };
+const CGROUP_LINK: Feature =
+    Feature { name: "links of programs to cgroups", since: (5, 7), capabilities: &host::FOR_CGROUPS };
+const TCP_ITER: Feature = Feature {
+    name: "the tcp iterator, and types of the kernel in /sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF)",
     since: (5, 9),
     capabilities: &host::FOR_SOCKETS,
 };
-/// A program can be told what a socket has: before, neither can `default` tell whose word it would overrule, nor the
-/// iterator tell or set anything but blindly.
-const READING: Feature =
-    Feature { what: "bpf_getsockopt of keepalive", since: (6, 1), capabilities: &host::FOR_SOCKETS };
+/// Mode default needs it to leave sockets with keepalive alone, and the iterator to read settings and to write only those
+/// that differ.
+const BPF_GETSOCKOPT: Feature =
+    Feature { name: "bpf_getsockopt of keepalive", since: (6, 1), capabilities: &host::FOR_SOCKETS };
 
 impl Feature {
-    fn missing(&self) -> String {
-        let (major, minor) = self.since;
-        let (have_major, have_minor) = host::release();
-        format!(
-            "this kernel ({have_major}.{have_minor}) lacks {}: Linux {major}.{minor} and later have it",
-            self.what
-        )
+    fn missing(&self) -> Error {
+        Error::MissingFeature { feature: self.name, since: self.since, release: host::release() }
     }
 
-    fn check_release(&self) -> Result<(), String> {
+    fn check_release(&self) -> Result<()> {
         if host::release() < self.since { Err(self.missing()) } else { Ok(()) }
     }
 
-    /// What a refusal to attach a program to a cgroup comes from. It may be loaded, so it is not for want of rights.
-    fn explain_attaching(&self, error: &io::Error) -> String {
+    /// Explains why the kernel did not attach a program to a cgroup. EPERM has another meaning here: the kernel has
+    /// already loaded the program, so the capabilities suffice.
+    fn attach_error(&self, error: io::Error) -> Error {
         match error.raw_os_error() {
-            Some(libc::EPERM) => {
-                "another program is attached to this cgroup or to one above it, and lets none be beside it \
-                                  (no BPF_F_ALLOW_MULTI): bpftool cgroup tree shows it"
-                    .to_owned()
-            }
-            Some(libc::E2BIG) => {
-                "64 programs are attached to this cgroup already, and there can be no more".to_owned()
-            }
-            _ => self.explain(error),
+            Some(libc::EPERM) => Error::ExclusiveProgram,
+            Some(libc::E2BIG) => Error::TooManyPrograms,
+            _ => self.error(error),
         }
     }
 
-    /// What a refusal of bpf(2) comes from.
-    fn explain(&self, error: &io::Error) -> String {
+    /// Explains an error of bpf(2).
+    fn error(&self, error: io::Error) -> Error {
         match error.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => host::lacks(self.capabilities).unwrap_or_else(|| {
-                "the kernel refuses bpf(2) in spite of the capabilities: another user namespace, a security module, \
-                 a seccomp filter (as in a container) or kernel lockdown forbids it"
-                    .to_owned()
-            }),
-            Some(libc::ENOSYS) => "this kernel has no bpf(2) (CONFIG_BPF_SYSCALL)".to_owned(),
+            Some(libc::EPERM | libc::EACCES) => {
+                host::check_capabilities(self.capabilities).err().unwrap_or(Error::BpfForbidden)
+            }
+            Some(libc::ENOSYS) => Error::NoBpf,
             Some(libc::EINVAL | libc::EOPNOTSUPP) if host::release() < self.since => self.missing(),
-            _ => format!("bpf(2): {}", reason(error)),
+            _ => Error::io("bpf(2)", error),
         }
     }
 }
 
 /// Makes a map with one value.
-fn map_with(title: &str, value: &[u8]) -> io::Result<OwnedFd> {
-    match sys::map_with(title, value) {
+fn map_with(name: &str, value: &[u8]) -> io::Result<OwnedFd> {
+    match sys::map_with(name, value) {
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-            sys::with_locked_memory(|| sys::map_with(title, value))
+            sys::with_locked_memory(|| sys::map_with(name, value))
         }
         other => other,
     }
 }
 
-/// Loads a program; where the verifier refuses it, the reason ends with what it said.
-fn load(kind: Kind, name: &str, insns: &[Insn], feature: &Feature) -> Result<OwnedFd, String> {
+/// Loads a program. If the verifier rejects it, the error has the last lines of the verifier's log.
+fn load(kind: Kind, name: &str, insns: &[Insn], feature: &Feature) -> Result<OwnedFd> {
     const LINES: usize = 20;
     let loaded = match sys::load(kind, name, insns, &mut []) {
         Err(error) if error.raw_os_error() == Some(libc::EPERM) && host::release() < (5, 11) => {
@@ -131,115 +127,135 @@ fn load(kind: Kind, name: &str, insns: &[Insn], feature: &Feature) -> Result<Own
         Ok(program) => return Ok(program),
         Err(error) => error,
     };
-    if !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EACCES | libc::E2BIG | libc::ENOSPC)) {
-        return Err(feature.explain(&error));
-    }
-    // Again, and the verifier says why.
+    let Some(errno @ (libc::EINVAL | libc::EACCES | libc::E2BIG | libc::ENOSPC)) = error.raw_os_error()
+    else {
+        return Err(feature.error(error));
+    };
+    // Load it again, with a log.
     let mut log = vec![0; 1 << 20];
     let _ = sys::load(kind, name, insns, &mut log);
     let log = String::from_utf8_lossy(log.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned();
-    let lines: Vec<_> = log.lines().collect();
+    let lines: Vec<_> = log.lines().map(str::to_owned).collect();
+    let cause = feature.error(error);
     if lines.is_empty() {
-        // It did not come to be verified: programs of this kind are unknown.
-        return Err(feature.explain(&error));
+        // The kernel does not know this kind of program, so the verifier did not run.
+        return Err(cause);
     }
-    let last = lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default().join("\n  ");
-    Err(format!(
-        "{}\nthe kernel's verifier refuses {name} ({}):\n  {last}",
-        feature.explain(&error),
-        reason(&error)
-    ))
+    let log = lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default().to_vec();
+    Err(Error::Verifier { program: name.to_owned(), cause: Box::new(cause), errno, log })
 }
 
-/// The first word of a record: it shows that the record is ka's, and its form.
+/// The first word of a record. It identifies ka's records and their format.
 const FORM: &str = "ka1 ";
 
-/// Returns the record of a policy, which the programs of a cgroup carry with them: `ka1 MODE POLICY`.
-fn record(policy: Policy<'_>) -> String {
+/// Returns the record of a policy, which is stored in a map with the programs of a cgroup: `ka1 MODE POLICY`.
+pub(crate) fn record(policy: Policy<'_>) -> String {
     format!("{FORM}{} {}", policy.mode.name(), policy.config)
 }
 
-/// Reads a record.
-fn parse_record(text: &[u8]) -> Option<Policy<'static>> {
+/// Parses a record. Returns `None` if it is not one of ka's.
+pub(crate) fn parse_record(text: &[u8]) -> Option<Policy<'static>> {
     let text = std::str::from_utf8(text).ok()?.strip_prefix(FORM)?;
     let (mode, config) = text.split_once(' ')?;
     Some(Policy::new(ka_core::parse(config.as_bytes()).ok()?, Mode::named(mode.as_bytes())?))
 }
 
-/// The programs of a cgroup, loaded.
+/// A policy's programs for a cgroup, loaded into the kernel. They have no effect until they are attached.
 pub struct Programs {
-    /// The policy's text.
+    /// The map with the policy's record.
     record: OwnedFd,
-    giver: OwnedFd,
-    keeper: Option<OwnedFd>,
+    sock_ops: OwnedFd,
+    /// Only in mode force.
+    setsockopt: Option<OwnedFd>,
 }
 
 impl Programs {
-    /// Loads them. `Force` holds the policy against the cgroup's programs; any other mode leaves their sockets alone
-    /// where they have a keepalive of their own.
-    pub fn load(policy: Policy<'_>) -> Result<Self, String> {
+    /// Loads the programs of a policy. In mode force they keep programs from replacing the policy's values. In other
+    /// modes they leave sockets alone on which the program has turned keepalive on.
+    ///
+    /// # Errors
+    ///
+    /// Missing capabilities, a kernel that is too old, or the verifier's log. Then nothing is loaded.
+    pub fn load(policy: Policy<'_>) -> Result<Self> {
         let Policy { config, mode, .. } = policy;
-        if let Some(lack) = host::lacks(&host::FOR_CGROUPS) {
-            return Err(lack);
-        }
-        GIVING.check_release()?;
+        host::check_capabilities(&host::FOR_CGROUPS)?;
+        BPF_SETSOCKOPT.check_release()?;
         if mode != Mode::Force {
-            check_reading(None)?;
+            check_getsockopt(None)?;
         }
-        let map = map_with(RECORD, record(policy).as_bytes()).map_err(|error| GIVING.explain(&error))?;
-        let giver = load(Kind::SockOps, GIVER, &sockops::giver(&config, mode, map.as_raw_fd()), &GIVING)?;
-        let keeper = match mode {
+        let record =
+            map_with(RECORD, record(policy).as_bytes()).map_err(|error| BPF_SETSOCKOPT.error(error))?;
+        let insns = sock_ops::sock_ops(&config, mode, record.as_raw_fd());
+        let sock_ops = load(Kind::SockOps, SOCK_OPS, &insns, &BPF_SETSOCKOPT)?;
+        let setsockopt = match mode {
             Mode::Force => {
-                let keeper = sockops::keeper(&config, mode, sys::page_size());
-                Some(load(Kind::SetSockOpt, KEEPER, &keeper, &KEEPING)?)
+                let insns = setsockopt::setsockopt(&config, mode, sys::page_size());
+                Some(load(Kind::SetSockOpt, SETSOCKOPT, &insns, &CGROUP_SETSOCKOPT)?)
             }
             _ => None,
         };
-        Ok(Self { record: map, giver, keeper })
+        Ok(Self { record, sock_ops, setsockopt })
     }
 
-    /// The policy first, and then what holds it: a program that sets its own between the two is overruled as it connects.
+    /// The programs in the order in which they are attached. The `setsockopt` program comes last: if a program sets its
+    /// own values between the two, the `sock_ops` program overrides them when the socket connects.
     fn each(&self) -> impl Iterator<Item = (&'static str, Kind, BorrowedFd<'_>)> {
-        let keeper = self.keeper.as_ref().map(|keeper| (KEEPER, Kind::SetSockOpt, keeper.as_fd()));
-        [(GIVER, Kind::SockOps, self.giver.as_fd())].into_iter().chain(keeper)
+        let setsockopt = self.setsockopt.as_ref().map(|fd| (SETSOCKOPT, Kind::SetSockOpt, fd.as_fd()));
+        [(SOCK_OPS, Kind::SockOps, self.sock_ops.as_fd())].into_iter().chain(setsockopt)
     }
 
-    /// Attaches them for as long as the cgroup is there.
-    pub fn attach(&self, cgroup: BorrowedFd<'_>) -> Result<(), String> {
+    /// Attaches the programs to a cgroup until it is removed.
+    ///
+    /// # Errors
+    ///
+    /// Another program that allows no second one, or the limit of programs. The `sock_ops` program may stay attached.
+    pub fn attach(&self, cgroup: impl AsFd) -> Result<()> {
         self.each()
-            .try_for_each(|(_, kind, program)| sys::attach(cgroup, program, kind))
-            .map_err(|error| GIVING.explain_attaching(&error))
+            .try_for_each(|(_, kind, program)| sys::attach(cgroup.as_fd(), program, kind))
+            .map_err(|error| BPF_SETSOCKOPT.attach_error(error))
     }
 
-    /// Attaches them for as long as the links are there, which have names.
-    pub fn link(&self, cgroup: BorrowedFd<'_>) -> Result<Vec<(&'static str, OwnedFd)>, String> {
+    /// Attaches the programs to a cgroup for as long as the links exist.
+    ///
+    /// # Errors
+    ///
+    /// As [`Programs::attach`], but nothing stays attached.
+    pub fn link(&self, cgroup: impl AsFd) -> Result<Links> {
         self.each()
-            .map(|(name, kind, program)| Ok((name, sys::link(program, Some(cgroup), kind)?)))
+            .map(|(name, kind, program)| Ok((name, sys::link(program, Some(cgroup.as_fd()), kind)?)))
             .collect::<io::Result<_>>()
-            .map_err(|error| LINKING.explain_attaching(&error))
+            .map(Links)
+            .map_err(|error| CGROUP_LINK.attach_error(error))
     }
 
-    /// The policy's text, to be kept with the links, by its name.
-    pub fn record(&self) -> (&'static str, BorrowedFd<'_>) {
-        (RECORD, self.record.as_fd())
+    /// Attaches the programs to a cgroup by links, and pins the links and the policy's record in a folder of a bpf
+    /// filesystem. If this fails, some pins may be left in the folder.
+    pub(crate) fn pin(&self, cgroup: impl AsFd, folder: &Path) -> Result<()> {
+        let Links(links) = self.link(cgroup)?;
+        let links = links.iter().map(|(name, link)| (*name, link.as_fd()));
+        for (name, pinned) in links.chain([(RECORD, self.record.as_fd())]) {
+            let path = folder.join(name);
+            sys::pin(pinned, &path).map_err(|error| Error::io(path.display(), error))?;
+        }
+        Ok(())
     }
 }
 
-/// What a policy's text that is kept says.
-pub fn recorded(path: &Path) -> io::Result<Option<Policy<'static>>> {
+/// Reads the policy whose record is pinned here. `None` if the record is not one of ka's.
+pub(crate) fn pinned_policy(path: &Path) -> io::Result<Option<Policy<'static>>> {
     Ok(parse_record(&sys::map_value(sys::pinned(path)?.as_fd())?))
 }
 
-/// What of ka's is attached to a cgroup itself.
-pub fn attached(cgroup: BorrowedFd<'_>) -> io::Result<Vec<Policy<'static>>> {
+/// Returns the policies that ka has attached to a cgroup itself, not to one above it.
+pub(crate) fn policies(cgroup: BorrowedFd<'_>) -> io::Result<Vec<Policy<'static>>> {
     let mut found = Vec::new();
     for program in sys::attached(cgroup, Kind::SockOps)? {
         let (name, maps) = match sys::program_info(program) {
-            // It has been detached since.
+            // The program has been detached in the meantime.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
             other => other?,
         };
-        if name == GIVER {
+        if name == SOCK_OPS {
             for map in maps {
                 found.extend(parse_record(&sys::map_value(sys::map_numbered(map)?.as_fd())?));
             }
@@ -248,46 +264,49 @@ pub fn attached(cgroup: BorrowedFd<'_>) -> io::Result<Vec<Policy<'static>>> {
     Ok(found)
 }
 
-/// Whether programs can read what a socket has. The kernel's list of its functions tells, where it is there, for
-/// distributions give older kernels what is newer.
-fn check_reading(types: Option<&Types<'_>>) -> Result<(), String> {
-    if READING.check_release().is_ok() {
+/// Checks that programs can read keepalive settings. Distributions backport this to older kernels, so the kernel's BTF
+/// decides if there is one.
+fn check_getsockopt(types: Option<&Types<'_>>) -> Result<()> {
+    if BPF_GETSOCKOPT.check_release().is_ok() {
         return Ok(());
     }
     let read = if types.is_none() { host::kernel_types().ok() } else { None };
-    // What bpf_getsockopt calls since then.
+    // Since Linux 6.1, bpf_getsockopt calls this function.
     match types.or(read.as_ref()).and_then(|types| types.function("sk_getsockopt")) {
         Some(_) => Ok(()),
-        None => Err(READING.missing()),
+        None => Err(BPF_GETSOCKOPT.missing()),
     }
 }
 
-/// What the iterator needs of the kernel's types: all of them, and which is the iterator's.
-fn iterator() -> Result<(Types<'static>, Kind), String> {
-    if let Some(lack) = host::lacks(&host::FOR_SOCKETS) {
-        return Err(lack);
-    }
-    let types = host::kernel_types().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => ITERATING.missing(),
-        _ => reason(&error),
+/// Returns the kernel's types, and the kind of the TCP iterator's programs.
+fn iterator() -> Result<(Types<'static>, Kind)> {
+    host::check_capabilities(&host::FOR_SOCKETS)?;
+    let types = host::kernel_types().map_err(|error| match error {
+        Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => TCP_ITER.missing(),
+        other => other,
     })?;
-    let function = types.function("bpf_iter_tcp").ok_or_else(|| ITERATING.missing())?;
-    check_reading(Some(&types))?;
+    let function = types.function("bpf_iter_tcp").ok_or_else(|| TCP_ITER.missing())?;
+    check_getsockopt(Some(&types))?;
     Ok((types, Kind::TcpIter { function }))
+}
+
+fn load_reader() -> Result<(Kind, OwnedFd)> {
+    let (_, kind) = iterator()?;
+    Ok((kind, load(kind, ITER_READER, &iter::reader(), &TCP_ITER)?))
 }
 
 /// Runs an iterator program over all TCP sockets of this network namespace, and copies its output.
 ///
 /// The kernel takes each socket's lock, which another program may hold forever. Only a worker may call this.
-fn run(kind: Kind, program: BorrowedFd<'_>, out: &mut impl Write) -> Result<(), String> {
-    let mut go = || -> io::Result<()> {
+fn run(kind: Kind, program: BorrowedFd<'_>, out: &mut impl Write) -> Result<()> {
+    let mut copy = || -> io::Result<()> {
         let link = sys::link(program, None, kind)?;
-        let mut told = File::from(sys::iterate(link.as_fd())?);
+        let mut records = File::from(sys::iterate(link.as_fd())?);
         // The kernel returns its records when this buffer is full. If the kernel then blocks at a socket, few records
         // are lost.
         let mut piece = [0; 1 << 13];
         loop {
-            match told.read(&mut piece) {
+            match records.read(&mut piece) {
                 Ok(0) => return Ok(()),
                 Ok(size) => out.write_all(piece.get(..size).unwrap_or_default())?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -295,31 +314,37 @@ fn run(kind: Kind, program: BorrowedFd<'_>, out: &mut impl Write) -> Result<(), 
             }
         }
     };
-    go().map_err(|error| ITERATING.explain(&error))
+    copy().map_err(|error| TCP_ITER.error(error))
 }
 
-/// Writes the settings of each TCP socket of this network namespace. Sockets that are neither bound nor connected are
-/// not included. Only a worker may call this.
-pub fn tell(out: &mut impl Write) -> Result<(), String> {
-    let (_, kind) = iterator()?;
-    let teller = load(kind, TELLER, &iter::teller(), &ITERATING)?;
-    run(kind, teller.as_fd(), out)
+/// Writes a record of the settings of each TCP socket of this network namespace. Sockets that are neither bound nor
+/// connected are not included. Only a worker may call this, because it may block at a socket whose lock is held.
+pub(crate) fn read_settings(out: &mut impl Write) -> Result<()> {
+    let (kind, program) = load_reader()?;
+    run(kind, program.as_fd(), out)
 }
 
-/// Reads the output of [`tell`]: the settings of each socket, by cookie.
-pub fn told(records: &[u8]) -> HashMap<u64, Settings> {
-    iter::told(records).collect()
+/// Parses the output of [`read_settings`]: the settings of each socket, by cookie.
+pub(crate) fn parse_settings(records: &[u8]) -> HashMap<u64, Settings> {
+    iter::settings(records).collect()
 }
 
-/// Counts the sockets that a [`Setter`] has set. If the kernel blocks at a socket, the records of the last sockets
+/// Counts the sockets that an [`IterWriter`] has set. If the kernel blocks at a socket, the records of the last sockets
 /// before it are lost, but the counter includes these sockets.
 pub struct Counter(OwnedFd);
 
 impl Counter {
-    pub fn new() -> Result<Self, String> {
-        map_with(COUNTER, &[0; 8]).map(Self).map_err(|error| ITERATING.explain(&error))
+    /// Makes a counter at 0.
+    ///
+    /// # Errors
+    ///
+    /// Missing capabilities, or a kernel without bpf(2).
+    pub fn new() -> Result<Self> {
+        map_with(COUNTER, &[0; 8]).map(Self).map_err(|error| TCP_ITER.error(error))
     }
 
+    /// Returns the number of sockets; 0 if the kernel does not report it.
+    #[must_use]
     pub fn value(&self) -> usize {
         let value = sys::map_value(self.0.as_fd()).unwrap_or_default();
         value.first_chunk().and_then(|bytes| u64::from_ne_bytes(*bytes).try_into().ok()).unwrap_or(0)
@@ -332,66 +357,79 @@ impl AsRawFd for Counter {
     }
 }
 
-/// The program that sets the TCP sockets that are meant, loaded.
-pub struct Setter {
+/// The iterator program that sets sockets, loaded into the kernel.
+pub struct IterWriter {
     kind: Kind,
     program: OwnedFd,
 }
 
-impl Setter {
-    /// Loads it; on a dry run it sets none.
-    pub fn load(policy: Policy<'_>, dry_run: bool, only: Only, counter: &Counter) -> Result<Self, String> {
+impl IterWriter {
+    /// Loads the program. On a dry run it sets no socket, but reports the same results.
+    ///
+    /// # Errors
+    ///
+    /// Missing capabilities, a kernel that is too old or has no BTF, the verifier's log, or an incomplete policy with
+    /// `user_timeout=auto`.
+    pub fn load(policy: Policy<'_>, dry_run: bool, selection: Selection, counter: &Counter) -> Result<Self> {
         let (types, kind) = iterator()?;
         let Policy { config, mode, .. } = policy;
-        if !rule::is_complete(&config) {
-            return Err("user_timeout=auto needs idle, intvl and cnt in the policy here".to_owned());
+        if !apply::is_complete(&config) {
+            return Err(Error::IncompleteUserTimeout);
         }
-        let insns = iter::setter(&types, &config, mode, dry_run, only, counter.as_raw_fd()).ok_or(
-            "the kernel's types are not as expected: a socket's cgroup or port is not found in them",
-        )?;
-        Ok(Self { kind, program: load(kind, SETTER, &insns, &ITERATING)? })
+        let insns = iter::writer(&types, &config, mode, dry_run, selection, counter.as_raw_fd())
+            .ok_or(Error::UnexpectedTypes)?;
+        Ok(Self { kind, program: load(kind, ITER_WRITER, &insns, &TCP_ITER)? })
     }
 
-    pub fn program(&self) -> BorrowedFd<'_> {
-        self.program.as_fd()
-    }
-
-    /// Sets the sockets of this network namespace in one pass, and writes the result of each. Only a worker may call
-    /// this.
-    pub fn set(&self, out: &mut impl Write) -> Result<(), String> {
+    /// Sets the selected sockets of this network namespace in one pass, and writes a record of the result of each. Only a
+    /// worker may call this, because it may block at a socket whose lock is held.
+    ///
+    /// # Errors
+    ///
+    /// An error of the iterator or of `out`. The sockets of the records that were written have been set.
+    pub fn run(&self, out: &mut impl Write) -> Result<()> {
         run(self.kind, self.program.as_fd(), out)
     }
 }
 
-/// Takes the whole records off the front of the output of [`Setter::set`].
-pub fn take_done(written: &mut Vec<u8>) -> Vec<Done> {
-    let whole = written.len() / iter::RECORD_SIZE * iter::RECORD_SIZE;
-    iter::done(&written.drain(..whole).collect::<Vec<_>>()).collect()
-}
-
-/// The errno of a socket whose cgroup is nested too deeply for the setter to tell whether the socket is selected.
-pub const TOO_DEEP: i32 = libc::ELOOP;
-
-/// What the kernel said of an option of a socket's that could not be set. Which one it was is not told.
-pub fn refusal(errno: i32) -> String {
-    format!("setsockopt: {}", io::Error::from_raw_os_error(errno))
-}
-
-/// Why no cgroup can be given a policy here.
-pub fn cgroup_obstacle() -> Option<String> {
-    if host::cgroup_root().is_none() {
-        return Some(host::NO_CGROUPS.to_owned());
+impl AsRawFd for IterWriter {
+    fn as_raw_fd(&self) -> RawFd {
+        self.program.as_raw_fd()
     }
-    Programs::load(Policy::new(Config::STANDARD, Mode::Force)).err()
 }
 
-/// Why the iterator cannot be used here.
-pub fn iterator_obstacle() -> Option<String> {
-    let (_, kind) = match iterator() {
-        Ok(found) => found,
-        Err(why) => return Some(why),
-    };
-    load(kind, TELLER, &iter::teller(), &ITERATING).err()
+/// Removes the complete records from the front of the output of [`IterWriter::run`], and parses them.
+pub fn take_results(written: &mut Vec<u8>) -> Vec<SetResult> {
+    let whole = written.len() / iter::RECORD_SIZE * iter::RECORD_SIZE;
+    iter::results(&written.drain(..whole).collect::<Vec<_>>()).collect()
+}
+
+/// The errno of a socket whose cgroup is nested too deeply for the writer to determine whether it is selected.
+const TOO_DEEP: i32 = libc::ELOOP;
+
+/// Explains the errno of a [`SetResult`]. The kernel does not report which option it rejected.
+#[must_use]
+pub const fn set_error(errno: i32) -> Error {
+    if errno == TOO_DEEP { Error::CgroupTooDeep } else { Error::SetSockOpt(errno) }
+}
+
+/// Checks that a cgroup can get a policy on this machine. It loads the programs and attaches nothing.
+///
+/// # Errors
+///
+/// No cgroup v2 hierarchy, or as [`Programs::load`].
+pub fn check_cgroups() -> Result<()> {
+    host::cgroup_root()?;
+    Programs::load(Policy::new(Config::STANDARD, Mode::Force)).map(drop)
+}
+
+/// Checks that the TCP iterator can be used on this machine.
+///
+/// # Errors
+///
+/// Missing capabilities, or a kernel that is too old or has no BTF.
+pub fn check_iterator() -> Result<()> {
+    load_reader().map(drop)
 }
 
 #[cfg(test)]
@@ -400,7 +438,7 @@ mod tests {
     use ka_policy::{Mode, Policy};
 
     use super::insn::{Assembler, Reg};
-    use super::{GIVING, load, parse_record, record};
+    use super::{BPF_SETSOCKOPT, load, parse_record, record};
     use crate::bpf::sys::Kind;
 
     #[test]
@@ -418,13 +456,14 @@ mod tests {
         assert!(record(Policy::new(longest, Mode::Default)).len() < 128);
     }
 
-    /// Where programs may be loaded; else the reason is what is missing.
+    /// If the machine does not allow ka to load programs, the error names the reason instead.
     #[test]
-    fn what_the_verifier_refuses_is_said_with_its_own_words() {
+    fn a_rejected_program_is_reported_with_the_verifiers_log() {
         let mut program = Assembler::default();
         program.mov(Reg::R0, Reg::R3);
         program.exit();
-        let why = load(Kind::SockOps, "ka_wrong", &program.finish(), &GIVING).unwrap_err();
+        let why =
+            load(Kind::SockOps, "ka_wrong", &program.finish(), &BPF_SETSOCKOPT).unwrap_err().to_string();
         let is_said = why.contains("the kernel's verifier refuses ka_wrong") && why.contains("R3 !read_ok");
         assert!(is_said || why.starts_with("needs CAP_") || why.contains("forbids it"), "{why}");
     }

@@ -1,4 +1,4 @@
-//! bpf(2), statfs(2) and mmap(2): the system calls of this part, and its only `unsafe`.
+//! bpf(2), and the other system calls that this module needs. All `unsafe` code of the module is here.
 
 #![expect(unsafe_code, reason = "bpf(2)")]
 
@@ -35,14 +35,15 @@ mod command {
     pub(super) const LINK_DETACH: c_int = 34;
 }
 
-/// What a program is for: its type, where it is attached, and under what terms it is.
+/// A kind of BPF program: its type and where it is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Called as connections of a cgroup come about.
+pub(super) enum Kind {
+    /// The kernel calls it when a socket of a cgroup connects, listens or is accepted, and at other events.
     SockOps,
-    /// Called before a program in a cgroup sets a socket option.
+    /// The kernel calls it before a program in a cgroup sets a socket option.
     SetSockOpt,
-    /// Called for each TCP socket, by whoever reads. The number is that of `bpf_iter_tcp` in the kernel's types.
+    /// The kernel calls it for each TCP socket while a process reads from the iterator. `function` is the BTF ID of
+    /// `bpf_iter_tcp`.
     TcpIter { function: u32 },
 }
 
@@ -57,7 +58,7 @@ impl Kind {
     }
 
     /// `enum bpf_attach_type`
-    pub const fn attach_type(self) -> u32 {
+    const fn attach_type(self) -> u32 {
         match self {
             Self::SockOps => 3,
             Self::SetSockOpt => 22,
@@ -167,7 +168,7 @@ struct IterCreate {
     flags: u32,
 }
 
-/// `struct bpf_prog_info`, as far as it is asked for.
+/// The first fields of `struct bpf_prog_info`.
 #[repr(C)]
 #[derive(Default)]
 struct RawProgramInfo {
@@ -183,7 +184,7 @@ struct RawProgramInfo {
     name: [u8; NAME_SIZE],
 }
 
-/// `struct bpf_map_info`, as far as it is asked for.
+/// The first fields of `struct bpf_map_info`.
 #[repr(C)]
 #[derive(Default)]
 struct RawMapInfo {
@@ -196,7 +197,7 @@ struct RawMapInfo {
     name: [u8; NAME_SIZE],
 }
 
-/// `struct bpf_link_info` of a cgroup's link.
+/// `struct bpf_link_info` of a link to a cgroup.
 #[repr(C)]
 #[derive(Default)]
 struct RawLinkInfo {
@@ -209,28 +210,27 @@ struct RawLinkInfo {
     end: u32,
 }
 
-/// `BPF_OBJ_NAME_LEN`: what names of programs and maps have room in, with a NUL.
-pub const NAME_SIZE: usize = 16;
+/// `BPF_OBJ_NAME_LEN`: the size of the name of a program or map, including a NUL.
+const NAME_SIZE: usize = 16;
 
-/// Makes a call of bpf(2).
+/// Calls bpf(2).
 fn bpf<T>(command: c_int, attributes: &mut T) -> io::Result<c_long> {
-    // SAFETY: the kernel reads and writes at most as many bytes of `attributes` as it is told that there are. What it
-    // points to, where it does, the callers keep alive, and as large as they say.
+    // SAFETY: the kernel reads and writes at most `size_of::<T>()` bytes of `attributes`. The callers in this file keep
+    // the buffers that `attributes` points to alive during the call, and give their true sizes.
     check(unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) })
 }
 
-/// The same, of a command that makes a descriptor, which is closed on exec.
+/// Calls bpf(2) with a command that returns a new descriptor. The kernel sets its close-on-exec flag.
 fn bpf_fd<T>(command: c_int, attributes: &mut T) -> io::Result<OwnedFd> {
-    // SAFETY: as in `bpf`; all that the callers ask for makes a descriptor.
-    owned(unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) })
+    owned(bpf(command, attributes)?)
 }
 
-/// An address as the kernel takes it.
+/// Returns an address as bpf(2) takes it.
 fn address<T: ?Sized>(data: &T) -> u64 {
     std::ptr::from_ref(data).cast::<()>().expose_provenance() as u64
 }
 
-/// A descriptor as the kernel takes it here: none that is open is negative.
+/// Returns a descriptor as bpf(2) takes it. Open descriptors are never negative.
 fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
@@ -239,7 +239,7 @@ fn size(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }
 
-/// A name, cut to what there is room for.
+/// Returns a name as bpf(2) takes it. Long names are cut.
 fn name(text: &str) -> [u8; NAME_SIZE] {
     let mut name = [0; NAME_SIZE];
     for (to, from) in name.iter_mut().zip(text.bytes().take(NAME_SIZE - 1)) {
@@ -253,15 +253,14 @@ fn name_of(name: [u8; NAME_SIZE]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Loads a program. Where `log` has room, the verifier says in it what it makes of the program.
-pub fn load(kind: Kind, title: &str, insns: &[Insn], log: &mut [u8]) -> io::Result<OwnedFd> {
+/// Loads a program. If `log` is not empty, the verifier writes its log there.
+pub(super) fn load(kind: Kind, title: &str, insns: &[Insn], log: &mut [u8]) -> io::Result<OwnedFd> {
     let attach_function = if let Kind::TcpIter { function } = kind { function } else { 0 };
     let mut attributes = Load {
         program_type: kind.program_type(),
         insn_count: size(insns.len()),
         insns: address(insns),
-        // What the kernel lets programs call that are under a licence compatible with its own, as MIT is: `bpf_seq_write`
-        // is for those only.
+        // The kernel allows `bpf_seq_write` only in programs with a license that is compatible with the GPL.
         license: address(c"Dual MIT/GPL"),
         log_level: u32::from(!log.is_empty()),
         log_size: size(log.len()),
@@ -274,8 +273,8 @@ pub fn load(kind: Kind, title: &str, insns: &[Insn], log: &mut [u8]) -> io::Resu
     bpf_fd(command::PROG_LOAD, &mut attributes)
 }
 
-/// A map that holds one value: an array, `BPF_MAP_TYPE_ARRAY`.
-pub fn map_with(title: &str, value: &[u8]) -> io::Result<OwnedFd> {
+/// Makes a map with one value: a `BPF_MAP_TYPE_ARRAY`.
+pub(super) fn map_with(title: &str, value: &[u8]) -> io::Result<OwnedFd> {
     let mut attributes = MapCreate {
         map_type: 2,
         key_size: 4,
@@ -297,13 +296,13 @@ pub fn map_with(title: &str, value: &[u8]) -> io::Result<OwnedFd> {
     Ok(map)
 }
 
-/// A map, by its number.
-pub fn map_numbered(id: u32) -> io::Result<OwnedFd> {
+/// Opens a map by its ID.
+pub(super) fn map_numbered(id: u32) -> io::Result<OwnedFd> {
     bpf_fd(command::MAP_GET_FD_BY_ID, &mut GetById { id, next: 0, flags: 0 })
 }
 
-/// The value of a map of one.
-pub fn map_value(map: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+/// Reads the value of a map that [`map_with`] made. Fails with EINVAL if the map has another type.
+pub(super) fn map_value(map: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     let mut info = RawMapInfo::default();
     let mut attributes = GetInfo {
         fd: number(map),
@@ -315,7 +314,7 @@ pub fn map_value(map: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     if info.map_type != 2 || info.key_size != 4 || info.value_size > 1 << 16 {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
-    // The kernel copies multiples of eight.
+    // The kernel copies a multiple of 8 bytes.
     let mut value = vec![0_u8; (info.value_size as usize).next_multiple_of(8)];
     let mut attributes = MapElement {
         map: number(map),
@@ -329,21 +328,21 @@ pub fn map_value(map: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     Ok(value)
 }
 
-/// Gives a link a path in a bpf filesystem: it lives as long as one of both, the path and the descriptor.
-pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+/// Pins a link or map at a path in a bpf filesystem. It exists until the path is removed and its descriptors are closed.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     bpf(command::OBJ_PIN, &mut Object { path: address(path.as_c_str()), fd: number(object), flags: 0 })?;
     Ok(())
 }
 
-/// What has a path in a bpf filesystem.
-pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
+/// Opens what is pinned at a path in a bpf filesystem.
+pub(super) fn pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     bpf_fd(command::OBJ_GET, &mut Object { path: address(path.as_c_str()), fd: 0, flags: 0 })
 }
 
-/// The cgroup that a link attaches a program to; 0 where it has been removed since.
-pub fn linked_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
+/// Returns the ID of the cgroup that a link attaches a program to; 0 if the cgroup has been removed.
+pub(super) fn linked_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
     let mut info = RawLinkInfo::default();
     let mut attributes = GetInfo {
         fd: number(link),
@@ -354,28 +353,32 @@ pub fn linked_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(info.cgroup)
 }
 
-/// Ends what a link attaches, whoever still holds it: Linux 5.9.
-pub fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+/// Detaches a link's program, even if other processes hold the link. Linux 5.9
+pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(command::LINK_DETACH, &mut number(link))?;
     Ok(())
 }
 
-/// Attaches a program to a cgroup for as long as the cgroup is there, beside what others have attached.
-pub fn attach(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, kind: Kind) -> io::Result<()> {
+/// Attaches a program to a cgroup until the cgroup is removed. Other programs may be attached too.
+pub(super) fn attach(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, kind: Kind) -> io::Result<()> {
     /// `BPF_F_ALLOW_MULTI`
-    const BESIDE_OTHERS: u32 = 2;
+    const ALLOW_MULTI: u32 = 2;
     let mut attributes = Attach {
         target: number(cgroup),
         program: number(program),
         place: kind.attach_type(),
-        flags: BESIDE_OTHERS,
+        flags: ALLOW_MULTI,
     };
     bpf(command::PROG_ATTACH, &mut attributes)?;
     Ok(())
 }
 
-/// Attaches a program to a cgroup, or an iterator to nothing, for as long as the link is there.
-pub fn link(program: BorrowedFd<'_>, cgroup: Option<BorrowedFd<'_>>, kind: Kind) -> io::Result<OwnedFd> {
+/// Links a program to a cgroup. Iterator programs are linked without a cgroup.
+pub(super) fn link(
+    program: BorrowedFd<'_>,
+    cgroup: Option<BorrowedFd<'_>>,
+    kind: Kind,
+) -> io::Result<OwnedFd> {
     let mut attributes = LinkCreate {
         program: number(program),
         target: cgroup.map_or(0, number),
@@ -385,14 +388,14 @@ pub fn link(program: BorrowedFd<'_>, cgroup: Option<BorrowedFd<'_>>, kind: Kind)
     bpf_fd(command::LINK_CREATE, &mut attributes)
 }
 
-/// What reads from an iterator: each descriptor goes through all sockets of the caller's network namespace, once.
-pub fn iterate(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+/// Opens an iterator. Reading the descriptor to its end visits all sockets of the caller's network namespace once.
+pub(super) fn iterate(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     bpf_fd(command::ITER_CREATE, &mut IterCreate { link: number(link), flags: 0 })
 }
 
-/// The numbers of the programs that are attached to a cgroup itself.
-pub fn attached(cgroup: BorrowedFd<'_>, kind: Kind) -> io::Result<Vec<u32>> {
-    // No more can be: `BPF_CGROUP_MAX_PROGS`.
+/// Returns the IDs of the programs that are attached to a cgroup itself, not to one above it.
+pub(super) fn attached(cgroup: BorrowedFd<'_>, kind: Kind) -> io::Result<Vec<u32>> {
+    // `BPF_CGROUP_MAX_PROGS`
     let mut ids = vec![0_u32; 64];
     let mut attributes = Query {
         target: number(cgroup),
@@ -408,8 +411,8 @@ pub fn attached(cgroup: BorrowedFd<'_>, kind: Kind) -> io::Result<Vec<u32>> {
     Ok(ids)
 }
 
-/// The name of a program, and the numbers of its maps.
-pub fn program_info(id: u32) -> io::Result<(String, Vec<u32>)> {
+/// Returns the name of a program, and the IDs of its maps.
+pub(super) fn program_info(id: u32) -> io::Result<(String, Vec<u32>)> {
     let program = bpf_fd(command::PROG_GET_FD_BY_ID, &mut GetById { id, next: 0, flags: 0 })?;
     let mut maps = vec![0_u32; 8];
     let mut info = RawProgramInfo {
@@ -427,46 +430,47 @@ pub fn program_info(id: u32) -> io::Result<(String, Vec<u32>)> {
     Ok((name_of(info.name), maps))
 }
 
-/// A file of the kernel's that never changes, mapped: for as long as this process lives.
-pub fn map(file: &File) -> io::Result<&'static [u8]> {
+/// Maps a file of the kernel that never changes, until this process ends.
+pub(super) fn map(file: &File) -> io::Result<&'static [u8]> {
     let size = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-    // SAFETY: the kernel chooses the place; where it refuses, the answer is MAP_FAILED.
+    // SAFETY: the kernel chooses an unused address range. If it fails, it returns MAP_FAILED, which is checked below.
     let place = unsafe {
         libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0)
     };
     if place == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: it is as large as it was asked for, can be read, is never unmapped, and nobody writes to it.
+    // SAFETY: the mapping is readable, has `size` bytes and is never unmapped. The callers pass a read-only file of the
+    // kernel, so its contents do not change.
     Ok(unsafe { std::slice::from_raw_parts(place.cast(), size) })
 }
 
-/// The kind of filesystem that a path is on: statfs(2), `f_type`.
-pub fn filesystem(path: &Path) -> io::Result<u64> {
+/// Returns the type of the filesystem that a path is on: `f_type` of statfs(2).
+pub(super) fn filesystem(path: &Path) -> io::Result<u64> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut status = MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: a C string; the kernel fills in the rest where it answers 0.
+    // SAFETY: `path` is a C string, and the kernel writes at most a `statfs` to `status`.
     check(unsafe { libc::statfs(path.as_ptr(), status.as_mut_ptr()) })?;
-    // SAFETY: as above.
+    // SAFETY: statfs(2) returned 0, so the kernel has filled `status` in. All bit patterns are valid.
     let kind = unsafe { status.assume_init() }.f_type;
-    // Its type differs between architectures; no number has more than 32 bits.
+    // The type of `f_type` differs between architectures. Its values have 32 bits.
     #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast)]
     Ok(kind as u64 & 0xffff_ffff)
 }
 
-/// How large a page is. sysconf(3)
-pub fn page_size() -> i32 {
-    // SAFETY: takes no pointer.
+/// Returns the size of a memory page in bytes. sysconf(3)
+pub(super) fn page_size() -> i32 {
+    // SAFETY: sysconf(3) takes no pointer.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     i32::try_from(size).unwrap_or(4096)
 }
 
 /// Runs `work` without a limit on locked memory: kernels before 5.11 count programs and maps as locked memory. If the
 /// limit cannot be read, it is not changed, because it could not be restored.
-pub fn with_locked_memory<T>(work: impl FnOnce() -> T) -> T {
+pub(super) fn with_locked_memory<T>(work: impl FnOnce() -> T) -> T {
     let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     let without = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: the kernel reads and writes an rlimit. Where it refuses, the limit is as it was.
+    // SAFETY: both pointers are to a valid `rlimit`. If the kernel refuses, the limit does not change.
     let is_raised = unsafe {
         libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut before) == 0
             && libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const without) == 0

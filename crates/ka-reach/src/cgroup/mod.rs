@@ -1,13 +1,13 @@
-//! Cgroups of version 2: their folders, and the policies that are attached to them.
+//! Cgroups of version 2: their folders, and the policies that are attached to them. cgroups(7)
 
-pub mod store;
-pub mod sweep;
-pub mod walk;
+mod pins;
+mod sweep;
+mod walk;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -15,34 +15,48 @@ use ka_core::Config;
 use ka_policy::{Mode, Policy};
 
 use crate::bpf::{self, host};
-use crate::sys;
-use crate::text::{self, reason};
-use walk::walk;
+use crate::error::{Error, Result};
+use crate::{sys, text};
 
-/// A cgroup, by its folder, which is held open.
+pub use pins::{Owner, Pins};
+pub use sweep::{Foreground, Left, Overridden, Swept, sweep};
+pub use walk::{Skip, Skipped, walk};
+
+/// A cgroup. Its folder is held open.
 pub struct Cgroup {
-    pub folder: File,
+    folder: File,
+    /// The path of its folder.
     pub path: PathBuf,
-    /// Its number, which is its folder's inode.
+    /// Its ID, which is the inode of its folder.
     pub id: u64,
 }
 
+impl AsFd for Cgroup {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
+    }
+}
+
 impl Cgroup {
-    /// The cgroup of this name: its folder, or what stands in /proc/PID/cgroup, with or without the / before it.
-    pub fn named(name: &OsStr) -> Result<Self, String> {
-        // A variable that is not set, most likely, which must not become the whole tree.
+    /// Opens the cgroup with this name: the path of its folder, or its name as in /proc/PID/cgroup, with or without the
+    /// leading slash.
+    ///
+    /// # Errors
+    ///
+    /// There is no such cgroup, cgroup v2 is not mounted, or the folder cannot be opened.
+    pub fn named(name: &OsStr) -> Result<Self> {
+        // The user probably gave a shell variable that is not set. This must not select the root cgroup.
         if name.is_empty() {
-            return Err("the name is empty; the root cgroup is /".to_owned());
+            return Err(Error::EmptyCgroupName);
         }
-        let root = host::cgroup_root().ok_or(host::NO_CGROUPS)?;
+        let root = host::cgroup_root()?;
         let path = Path::new(name);
         let within = root.join(path.strip_prefix("/").unwrap_or(path));
-        let refused = |path: &Path, error: io::Error| format!("{}: {}", path.display(), reason(&error));
         for path in [path, &within] {
             let mut cgroup = match Self::open(path) {
                 Ok(cgroup) if host::is_cgroup(&cgroup.folder) => cgroup,
                 Err(error) if !is_gone(&error) && error.kind() != io::ErrorKind::NotADirectory => {
-                    return Err(refused(path, error));
+                    return Err(Error::io(path.display(), error));
                 }
                 _ => continue,
             };
@@ -51,22 +65,23 @@ impl Cgroup {
                 Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => std::path::absolute(path),
                 other => other,
             };
-            cgroup.path = absolute.map_err(|error| refused(path, error))?;
+            cgroup.path = absolute.map_err(|error| Error::io(path.display(), error))?;
             return Ok(cgroup);
         }
-        Err(format!(
-            "{}: not a cgroup (v2): neither a cgroup's folder nor a name below {}",
-            path.display(),
-            root.display()
-        ))
+        Err(Error::NotACgroup { name: path.to_path_buf(), root })
     }
 
-    /// Returns whether this is the root of the whole tree. Only the root has no type: cgroups(7), "cgroup.type".
+    /// Returns whether this is the root of the whole hierarchy. Only the root has no type: cgroups(7), "cgroup.type".
+    #[must_use]
     pub fn is_root(&self) -> bool {
         self.file("cgroup.type").is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
-    /// Opens a folder, even if its path is longer than `PATH_MAX`.
+    /// Opens a cgroup by the path of its folder. The path may be longer than `PATH_MAX`.
+    ///
+    /// # Errors
+    ///
+    /// The error of open(2). It is not checked that the folder is a cgroup's.
     pub fn open(path: &Path) -> io::Result<Self> {
         let open = |path: &Path| File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path);
         let folder = match open(path) {
@@ -86,88 +101,68 @@ impl Cgroup {
     }
 
     /// Opens a cgroup directly below this one, or "." or "..".
-    pub fn below(&self, name: &OsStr) -> io::Result<File> {
-        sys::open_at(self.folder.as_fd(), name, libc::O_DIRECTORY)
+    fn below(&self, name: &OsStr) -> io::Result<File> {
+        sys::open_at(self.as_fd(), name, libc::O_DIRECTORY)
     }
 
     /// Opens one of the cgroup's files.
-    pub fn file(&self, name: &str) -> io::Result<File> {
-        sys::open_at(self.folder.as_fd(), name.as_ref(), 0)
+    fn file(&self, name: &str) -> io::Result<File> {
+        sys::open_at(self.as_fd(), name.as_ref(), 0)
     }
 
-    /// What it is called: its folder without where cgroups are mounted.
+    /// Returns the cgroup's name as in /proc/PID/cgroup. Bytes that are not UTF-8 are written as `\xNN`.
+    #[must_use]
     pub fn name(&self) -> String {
         name(&self.path)
     }
+
+    /// Returns the policies that ka has attached to this cgroup itself.
+    ///
+    /// # Errors
+    ///
+    /// The error of bpf(2). See [`query_error`].
+    pub fn policies(&self) -> io::Result<Vec<Policy<'static>>> {
+        bpf::policies(self.as_fd())
+    }
+
+    /// Returns the policies of the cgroups above this one, the nearest first. Cgroups whose policies the kernel does not
+    /// report are left out.
+    #[must_use]
+    pub fn policies_above(&self) -> Vec<(PathBuf, Policy<'static>)> {
+        let mut found = Vec::new();
+        let mut folder = self.below("..".as_ref());
+        for path in self.path.ancestors().skip(1) {
+            let Ok(open) = folder.as_ref() else { break };
+            if !host::is_cgroup(open) {
+                break;
+            }
+            let policies = bpf::policies(open.as_fd()).unwrap_or_default();
+            found.extend(policies.into_iter().map(|policy| (path.to_path_buf(), policy)));
+            folder = sys::open_at(open.as_fd(), "..".as_ref(), libc::O_DIRECTORY);
+        }
+        found
+    }
+
+    /// Returns the policy of a cgroup above that overrides this policy on this cgroup.
+    #[must_use]
+    pub fn overriding(&self, policy: Policy<'static>) -> Option<InForce> {
+        // The kernel calls the programs of the topmost cgroup last.
+        let above = self.policies_above().into_iter().rfind(|(_, found)| found.mode == Mode::Force);
+        let (path, found) = above.filter(|(_, found)| found.config != policy.config)?;
+        Some(InForce::new(&path, found))
+    }
 }
 
-pub fn name(path: &Path) -> String {
-    let below = host::cgroup_root().and_then(|root| Some(path.strip_prefix(root).ok()?.to_path_buf()));
+fn name(path: &Path) -> String {
+    let below = host::cgroup_root().ok().and_then(|root| Some(path.strip_prefix(root).ok()?.to_path_buf()));
     let name = below.map_or_else(|| path.to_path_buf(), |below| Path::new("/").join(below));
     text::lossless(name.as_os_str().as_encoded_bytes()).into_owned()
 }
 
-/// Returns the policies of the cgroups above this one, the nearest first.
-pub fn above(cgroup: &Cgroup) -> Vec<(PathBuf, Policy<'static>)> {
-    let mut found = Vec::new();
-    let mut folder = cgroup.below("..".as_ref());
-    for path in cgroup.path.ancestors().skip(1) {
-        let Ok(open) = folder.as_ref() else { break };
-        if !host::is_cgroup(open) {
-            break;
-        }
-        let attached = bpf::attached(open.as_fd()).unwrap_or_default();
-        found.extend(attached.into_iter().map(|policy| (path.to_path_buf(), policy)));
-        folder = sys::open_at(open.as_fd(), "..".as_ref(), libc::O_DIRECTORY);
-    }
-    found
-}
-
-/// The policy of a cgroup above that holds against that of this one, as who may not ask the kernel for it cannot know.
-pub fn held_above(cgroup: &Cgroup, policy: Policy<'static>) -> Option<String> {
-    // The kernel calls the programs of the one furthest up last.
-    let holding = above(cgroup).into_iter().rfind(|(_, found)| found.mode == Mode::Force);
-    let (path, found) = holding.filter(|(_, found)| found.config != policy.config)?;
-    let name = name(&path);
-    Some(format!(
-        "{} above it has {} in mode force, which overrides this policy",
-        text::visible(name.as_bytes()),
-        found.config
-    ))
-}
-
-/// Describes the policies of cgroups below that this one overrides. `None` if the kernel refuses to list them.
-pub fn overridden_below(cgroup: &Cgroup, policy: Policy<'static>) -> Option<String> {
-    const NAMED: usize = 3;
-    if policy.mode != Mode::Force {
-        return None;
-    }
-    let mut found = Vec::new();
-    let look = |below: &Cgroup| {
-        if below.id != cgroup.id {
-            let others = bpf::attached(below.folder.as_fd())?
-                .into_iter()
-                .filter(|other| other.config != policy.config);
-            found.extend(others.map(|other| (below.path.clone(), other)));
-        }
-        Ok(())
-    };
-    // The sweep reports the cgroups that the walk skips.
-    walk(cgroup, look).ok()?;
-    let (first, rest) = found.split_at_checked(NAMED).unwrap_or((&found, &[]));
-    let mut named: Vec<_> = first
-        .iter()
-        .map(|(path, other)| format!("{} ({})", text::visible(name(path).as_bytes()), other.config))
-        .collect();
-    if !rest.is_empty() {
-        named.push(format!("{} more", rest.len()));
-    }
-    (!named.is_empty()).then(|| format!("it overrides the policies of cgroups below: {}", named.join(", ")))
-}
-
-/// The policy of a cgroup, which applies to the processes in it.
+/// A policy of a cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InForce {
-    /// The cgroup's path below the mount point.
+    /// The cgroup's name, as of [`Cgroup::name`].
     pub cgroup: String,
     /// The policy's values.
     pub config: Config,
@@ -175,41 +170,49 @@ pub struct InForce {
     pub mode: Mode,
 }
 
-/// Returns whether a cgroup is the root of the whole tree.
+impl InForce {
+    fn new(path: &Path, Policy { config, mode, .. }: Policy<'_>) -> Self {
+        Self { cgroup: name(path), config, mode }
+    }
+}
+
+/// Returns whether a path is the folder of the root of the whole hierarchy.
+#[must_use]
 pub fn is_root(path: &Path) -> bool {
     Cgroup::open(path).is_ok_and(|cgroup| cgroup.is_root())
 }
 
-/// The policies of a process's cgroup and of those above it, its own first; or why they cannot be found out.
-pub fn policies_of(pid: i32) -> Result<Vec<InForce>, String> {
-    let root = host::cgroup_root().ok_or(host::NO_CGROUPS)?;
+/// Returns the policies of a process's cgroup and of the cgroups above, its own first.
+///
+/// # Errors
+///
+/// Cgroup v2 is not mounted, the process is in no cgroup of version 2, /proc cannot be read, or bpf(2) needs more
+/// capabilities.
+pub fn policies_of(pid: i32) -> Result<Vec<InForce>> {
+    let root = host::cgroup_root()?;
     let own =
         host::cgroup_of(&pid.to_string()).ok_or_else(|| match fs::read(format!("/proc/{pid}/cgroup")) {
-            Err(error) => format!("/proc does not say which cgroup it is in: {}", reason(&error)),
-            Ok(_) => "its cgroup is not of version 2".to_owned(),
+            Err(error) => Error::io("/proc does not say which cgroup it is in", error),
+            Ok(_) => Error::CgroupV1,
         })?;
     let mut found = Vec::new();
     for path in own.ancestors().take_while(|path| path.starts_with(&root)) {
-        let policies = Cgroup::open(path).and_then(|cgroup| bpf::attached(cgroup.folder.as_fd()));
-        let policies = policies.map_err(|error| refusal(&error))?.into_iter();
-        found.extend(policies.map(|Policy { config, mode, .. }| InForce {
-            cgroup: name(path),
-            config,
-            mode,
-        }));
+        let policies = Cgroup::open(path).and_then(|cgroup| cgroup.policies()).map_err(query_error)?;
+        found.extend(policies.into_iter().map(|policy| InForce::new(path, policy)));
     }
     Ok(found)
 }
 
-/// Why the kernel does not say what is attached to a cgroup.
-pub fn refusal(error: &io::Error) -> String {
+/// Explains why the kernel does not report what is attached to a cgroup.
+#[must_use]
+pub fn query_error(error: io::Error) -> Error {
     match error.raw_os_error() {
-        Some(libc::EPERM) => "needs CAP_NET_ADMIN and CAP_SYS_ADMIN (run ka as root)".to_owned(),
-        _ => reason(error),
+        Some(libc::EPERM) => Error::MissingCapabilities(vec!["CAP_NET_ADMIN", "CAP_SYS_ADMIN"]),
+        _ => error.into(),
     }
 }
 
-/// Whether what was asked has gone meanwhile: a cgroup, or a process.
-pub fn is_gone(error: &io::Error) -> bool {
+/// Returns whether a cgroup or process has been removed in the meantime.
+fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ESRCH))
 }

@@ -1,4 +1,4 @@
-//! The sweep: sets the sockets that a cgroup's processes already have open, once.
+//! The sweep: visits all open sockets of a cgroup once and sets them.
 //!
 //! The kernel's iterator visits the sockets of one network namespace and takes the lock of each. A program can hold a
 //! socket's lock for as long as it likes, and a process that waits for this lock cannot be killed. So the sweep runs in
@@ -18,12 +18,13 @@ use std::time::Duration;
 use ka_policy::{Mode, Policy};
 use serde::{Deserialize, Serialize};
 
-use super::walk::walk;
-use super::{Cgroup, is_gone, overridden_below};
+use super::walk::{Skip, walk};
+use super::{Cgroup, InForce, is_gone};
 use crate::attach::{self, Change, Report};
-use crate::bpf::{self, Counter, Only, Setter};
+use crate::bpf::{self, Counter, IterWriter, Selection};
 use crate::diag::State;
-use crate::text::{self, reason};
+use crate::error::{Error, Result};
+use crate::text::reason;
 use crate::worker::{Ended, Found, Workers};
 use crate::{record, sockets, sys};
 
@@ -38,42 +39,118 @@ const MOST_BLOCKED: usize = 8;
 /// The results of a sweep.
 #[derive(Debug, Default)]
 pub struct Swept {
+    /// How many sockets were set.
     pub set: usize,
+    /// How many sockets had the policy already, or keep their own settings.
     pub unchanged: usize,
-    /// How many sockets were refused, by errno.
+    /// How many sockets were not set because the kernel rejected an option, by errno ([`bpf::set_error`]).
     pub refused: BTreeMap<i32, usize>,
-    /// Reasons why sockets were left out.
-    pub left: Vec<String>,
+    /// The sockets that the sweep left out.
+    pub left: Vec<Left>,
     /// The policies of cgroups below that this one overrides.
-    pub overridden: Option<String>,
+    pub overridden: Option<Overridden>,
 }
 
-/// A message of the child, one a line.
+/// Sockets that a sweep left out, and the reason.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Left {
+    /// All or the remaining sockets: the cgroup has been removed.
+    CgroupRemoved,
+    /// All or the remaining sockets: an error that would occur in each network namespace.
+    All(Error),
+    /// The sockets in this many network namespaces, other than ka's own.
+    Networks {
+        /// How many network namespaces.
+        count: usize,
+        /// The error.
+        error: Error,
+    },
+    /// Some or all sockets in this network namespace.
+    Network {
+        /// The inode of the network namespace.
+        inode: u64,
+        /// The error. `None` if a program holds the lock of a socket.
+        error: Option<Error>,
+    },
+    /// The sockets in the remaining network namespaces: a program held the lock of a socket in this many.
+    OtherNetworks(usize),
+    /// The sockets in network namespaces that only processes in these cgroups use.
+    Cgroups(Skip),
+    /// The sockets in other network namespaces: the search for these failed.
+    Search(Error),
+    /// The sockets in other network namespaces of this many processes: their namespaces could not be opened.
+    Processes(usize),
+    /// A socket or a process, as described by [`Report::reasons`].
+    Socket(String),
+    /// Some or all sockets: the child died.
+    WorkerDied,
+    /// Some or all sockets: a termination signal came.
+    Signal,
+    /// It is unknown which sockets were set: the child's messages could not be read.
+    Unknown(Error),
+}
+
+/// The policies of cgroups below that a policy in mode force overrides.
+#[derive(Debug)]
+pub struct Overridden {
+    /// The first of them.
+    pub first: Vec<InForce>,
+    /// How many more there are.
+    pub more: usize,
+}
+
+impl Overridden {
+    const MOST: usize = 3;
+
+    /// Searches the cgroups below. `None` if there are no such policies, or if the kernel refuses to list them.
+    fn below(cgroup: &Cgroup, policy: Policy<'static>) -> Option<Self> {
+        if policy.mode != Mode::Force {
+            return None;
+        }
+        let mut found = Self { first: Vec::new(), more: 0 };
+        let look = |below: &Cgroup| {
+            if below.id != cgroup.id {
+                for other in below.policies()?.into_iter().filter(|other| other.config != policy.config) {
+                    if found.first.len() < Self::MOST {
+                        found.first.push(InForce::new(&below.path, other));
+                    } else {
+                        found.more += 1;
+                    }
+                }
+            }
+            Ok(())
+        };
+        // The sweep's own walk reports the cgroups that are skipped.
+        walk(cgroup, look).ok()?;
+        (!found.first.is_empty()).then_some(found)
+    }
+}
+
+/// A message of the child, one per line.
 #[derive(Serialize, Deserialize)]
 enum Message {
-    /// The policies of cgroups below that this one overrides.
-    Overrides(String),
+    /// See [`Overridden`]. A policy is its cgroup's name and its record.
+    Overrides { first: Vec<(String, String)>, more: usize },
     /// The child enters the network namespace with this inode.
     Entering(u64),
     /// The child has finished this namespace and looks for the next.
     Leaving,
-    /// A number of sockets that were set, were as they should be, or were refused.
+    /// A number of sockets that were set, were unchanged, or were refused.
     Sockets { writes: bool, errno: i32, count: usize },
     /// The last message.
-    Finished { left: Vec<String> },
+    Finished { left: Vec<Left> },
 }
 
-/// How a child's turn ended.
+/// How a child ended.
 enum End {
+    /// The child has visited all namespaces.
     Finished,
     /// The child is silent in this namespace, where it has reported this many sockets. It has set more sockets than it
     /// has reported.
-    Blocked {
-        network: u64,
-        seen: usize,
-        unreported: usize,
-    },
+    Blocked { network: u64, seen: usize, unreported: usize },
+    /// The child closed its pipe without its last message.
     Died,
+    /// A termination signal came.
     Signal,
 }
 
@@ -87,27 +164,23 @@ pub struct Foreground<'a> {
     pub is_alive: &'a dyn Fn(),
 }
 
-/// Sets the open sockets of a cgroup's processes, in each of their network namespaces. If this process holds the policy, a
-/// signal ends the sweep early.
+/// Visits the open sockets of a cgroup and of the cgroups below it once, in each of their network namespaces, and sets
+/// them. With `foreground`, a termination signal ends the sweep early.
 pub fn sweep(cgroup: &Cgroup, policy: Policy<'static>, foreground: Option<&Foreground<'_>>) -> Swept {
     let mut swept = Swept::default();
     let mut entered = HashSet::new();
     let mut workers = Workers::default();
     let mut blocked = 0;
     loop {
-        let end = match Sweeper::start(cgroup, policy, &entered) {
-            Ok(sweeper) => sweeper.listen(&mut swept, &mut entered, foreground),
+        let end = match Child::start(cgroup, policy, &entered) {
+            Ok(child) => child.receive(&mut swept, &mut entered, foreground),
             Err(error) => {
-                swept.left.push(format!(
-                    "the open sockets were not set: cannot start a worker process: {}; {}",
-                    reason(&error),
-                    instead(policy.mode)
-                ));
+                swept.left.push(Left::All(Error::io("cannot start a worker process", error)));
                 return swept;
             }
         };
         match end {
-            Ok(End::Finished) => return swept,
+            Ok(End::Finished) => {}
             Ok(End::Blocked { network, seen, unreported }) => {
                 blocked += 1;
                 let mut report = through_processes(cgroup, policy, network, &mut workers, &mut swept);
@@ -115,59 +188,48 @@ pub fn sweep(cgroup: &Cgroup, policy: Policy<'static>, foreground: Option<&Foreg
                 swept.set += report.set;
                 // The child has already reported `seen` of them.
                 swept.unchanged += report.unchanged.saturating_sub(seen);
-                swept.left.extend(report.reasons());
-                if blocked >= MOST_BLOCKED {
-                    swept.left.push(format!(
-                        "other network namespaces were not examined: {MOST_BLOCKED} did not answer"
-                    ));
-                    return swept;
+                swept.left.extend(report.reasons().map(Left::Socket));
+                if blocked < MOST_BLOCKED {
+                    continue;
                 }
+                swept.left.push(Left::OtherNetworks(MOST_BLOCKED));
             }
-            Ok(End::Died) => {
-                swept.left.push(
-                    "some or all open sockets were not set: the worker process was \
-                     killed"
-                        .to_owned(),
-                );
-                return swept;
-            }
-            Ok(End::Signal) => {
-                swept.left.push("some or all open sockets were not set: a signal came".to_owned());
-                return swept;
-            }
-            Err(error) => {
-                swept.left.push(format!("it is unknown which open sockets were set: {}", reason(&error)));
-                return swept;
-            }
+            Ok(End::Died) => swept.left.push(Left::WorkerDied),
+            Ok(End::Signal) => swept.left.push(Left::Signal),
+            Err(error) => swept.left.push(Left::Unknown(error.into())),
         }
+        return swept;
     }
 }
 
-/// A child, and the bytes of it that are not parsed yet.
-struct Sweeper {
-    says: File,
+/// A child process that visits network namespaces.
+struct Child {
+    pipe: File,
+    /// What was read from the pipe and is not parsed yet.
     text: Vec<u8>,
-    /// `None` if the kernel refuses to make the map. Then the child explains why.
+    /// `None` if the kernel refuses to make the map. Then the child reports the reason.
     counter: Option<Counter>,
 }
 
-impl Sweeper {
+impl Child {
     /// Starts a child that leaves out the namespaces that earlier children have entered.
     fn start(cgroup: &Cgroup, policy: Policy<'static>, done: &HashSet<u64>) -> io::Result<Self> {
-        let (says, out) = sys::pipe()?;
+        let (pipe, out) = sys::pipe()?;
         let counter = Counter::new();
         let keep: Vec<_> =
             [out.as_raw_fd()].into_iter().chain(counter.iter().map(Counter::as_raw_fd)).collect();
         sys::detached(&keep, || {
             let mut out = File::from(out.try_clone()?);
+            let counter = counter.as_ref().map_err(|error| Error::Worker(error.to_string()));
             let left = Work { out: &mut out, done: done.clone(), path: &cgroup.path, id: cgroup.id }
-                .all(policy, counter.as_ref().map_err(String::clone))?;
-            say(&mut out, &Message::Finished { left })
+                .visit_all(policy, counter)?;
+            send(&mut out, &Message::Finished { left })
         })?;
-        Ok(Self { says: says.into(), text: Vec::new(), counter: counter.ok() })
+        Ok(Self { pipe: pipe.into(), text: Vec::new(), counter: counter.ok() })
     }
 
-    fn listen(
+    /// Adds the child's messages to the results until the child ends.
+    fn receive(
         mut self,
         swept: &mut Swept,
         entered: &mut HashSet<u64>,
@@ -179,7 +241,7 @@ impl Sweeper {
         let mut piece = [0; 4096];
         loop {
             let waited: Vec<_> =
-                [self.says.as_fd()].into_iter().chain(foreground.map(|held| held.termination)).collect();
+                [self.pipe.as_fd()].into_iter().chain(foreground.map(|held| held.termination)).collect();
             let tick = foreground.and_then(|held| held.interval).map_or(TICK, |interval| interval.min(TICK));
             let ready = sys::poll(&waited, tick)?;
             if let Some(foreground) = foreground {
@@ -200,7 +262,7 @@ impl Sweeper {
                 continue;
             }
             silence = 0;
-            let size = self.says.read(&mut piece)?;
+            let size = self.pipe.read(&mut piece)?;
             if size == 0 {
                 return Ok(End::Died);
             }
@@ -213,7 +275,13 @@ impl Sweeper {
                         entered.insert(number);
                     }
                     Message::Leaving => network = None,
-                    Message::Overrides(which) => swept.overridden = Some(which),
+                    Message::Overrides { first, more } => {
+                        let policies = first.into_iter().filter_map(|(cgroup, record)| {
+                            let Policy { config, mode, .. } = bpf::parse_record(record.as_bytes())?;
+                            Some(InForce { cgroup, config, mode })
+                        });
+                        swept.overridden = Some(Overridden { first: policies.collect(), more });
+                    }
                     Message::Sockets { writes, errno: 0, count } => {
                         seen += count;
                         reported += if writes { count } else { 0 };
@@ -231,7 +299,7 @@ impl Sweeper {
         }
     }
 
-    /// The next complete message.
+    /// Takes the next complete message from what was read.
     fn next(&mut self) -> io::Result<Option<Message>> {
         let Some(end) = self.text.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
         let line: Vec<u8> = self.text.drain(..=end).collect();
@@ -239,7 +307,7 @@ impl Sweeper {
     }
 }
 
-fn say(out: &mut File, message: &Message) -> io::Result<()> {
+fn send(out: &mut File, message: &Message) -> io::Result<()> {
     let mut line = Vec::new();
     serde_json::to_writer(&mut line, message)?;
     line.push(b'\n');
@@ -257,40 +325,41 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Does the work. Returns the reasons why sockets were left out. The child inherits no descriptor of the cgroup, so
-    /// it opens the cgroup again.
-    fn all(&mut self, policy: Policy<'static>, counter: Result<&Counter, String>) -> io::Result<Vec<String>> {
+    /// Visits all network namespaces. Returns which sockets were left out. The child inherits no descriptor of the cgroup,
+    /// so it opens the cgroup again. Fails if the parent does not read the pipe any more.
+    fn visit_all(&mut self, policy: Policy<'static>, counter: Result<&Counter>) -> io::Result<Vec<Left>> {
         let mut left = Vec::new();
         let opened = Cgroup::open(self.path).ok().filter(|cgroup| cgroup.id == self.id);
         let Some(cgroup) = opened else {
-            left.push("it has been removed".to_owned());
+            left.push(Left::CgroupRemoved);
             return Ok(left);
         };
         // Only the first child reports this.
         if self.done.is_empty()
-            && let Some(which) = overridden_below(&cgroup, policy)
+            && let Some(Overridden { first, more }) = Overridden::below(&cgroup, policy)
         {
-            say(self.out, &Message::Overrides(which))?;
+            let record = |InForce { cgroup, config, mode }| (cgroup, bpf::record(Policy::new(config, mode)));
+            let first = first.into_iter().map(record).collect();
+            send(self.out, &Message::Overrides { first, more })?;
         }
-        let only = Only { cgroup: Some(cgroup.id), port: None };
-        let nothing = |why: String| format!("the open sockets were not set: {why}; {}", instead(policy.mode));
-        let setter = match counter.and_then(|counter| Setter::load(policy, false, only, counter)) {
-            Ok(setter) => setter,
-            Err(why) => {
-                left.push(nothing(why));
+        let selection = Selection { cgroup: Some(cgroup.id), port: None };
+        let writer = match counter.and_then(|counter| IterWriter::load(policy, false, selection, counter)) {
+            Ok(writer) => writer,
+            Err(error) => {
+                left.push(Left::All(error));
                 return Ok(left);
             }
         };
         if let Ok(own) = File::open("/proc/self/ns/net")
-            && self.begins(&own)?
-            && let Err(why) = self.set(&setter)?
+            && self.is_new(&own)?
+            && let Err(error) = self.set(&writer)?
         {
-            left.push(nothing(why));
+            left.push(Left::All(error));
             return Ok(left);
         }
-        say(self.out, &Message::Leaving)?;
+        send(self.out, &Message::Leaving)?;
         let mut unseen = 0_usize;
-        let mut refused: BTreeMap<String, usize> = BTreeMap::new();
+        let mut failed: BTreeMap<String, (usize, Error)> = BTreeMap::new();
         let mut broken = None;
         let walked = walk(&cgroup, |cgroup| {
             for pid in members(cgroup)?.lines() {
@@ -304,21 +373,20 @@ impl Work<'_> {
                     }
                 };
                 let mut enter = || -> io::Result<()> {
-                    if !self.begins(&network)? {
+                    if !self.is_new(&network)? {
                         return Ok(());
                     }
-                    let entered = sys::enter_network(&network).map_err(|error| match error.raw_os_error() {
-                        Some(libc::EPERM) => "needs CAP_SYS_ADMIN (run ka as root)".to_owned(),
-                        _ => reason(&error),
-                    });
-                    let set = match entered {
-                        Ok(()) => self.set(&setter)?,
-                        Err(why) => Err(why),
+                    let set = match sys::enter_network(&network) {
+                        Ok(()) => self.set(&writer)?,
+                        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                            Err(Error::MissingCapabilities(vec!["CAP_SYS_ADMIN"]))
+                        }
+                        Err(error) => Err(error.into()),
                     };
-                    if let Err(why) = set {
-                        *refused.entry(why).or_default() += 1;
+                    if let Err(error) = set {
+                        failed.entry(error.to_string()).or_insert((0, error)).0 += 1;
                     }
-                    say(self.out, &Message::Leaving)
+                    send(self.out, &Message::Leaving)
                 };
                 if let Err(error) = enter() {
                     // The parent does not read the pipe any more.
@@ -332,38 +400,30 @@ impl Work<'_> {
             return Err(error);
         }
         match walked {
-            Ok(skipped) => left.extend(skipped.lines()),
-            Err(error) => {
-                left.push(format!("the search for other network namespaces failed: {}", reason(&error)));
-            }
+            Ok(skipped) => left.extend(skipped.into_iter().map(Left::Cgroups)),
+            Err(error) => left.push(Left::Search(error.into())),
         }
         if unseen > 0 {
-            left.push(format!(
-                "{unseen} of its processes could not be examined, so only their sockets in ka's own network namespace were set: \
-                 needs CAP_SYS_PTRACE, and their PIDs in ka's PID namespace"
-            ));
+            left.push(Left::Processes(unseen));
         }
-        left.extend(refused.iter().map(|(why, count)| {
-            let namespaces = text::count(*count, "other network namespace");
-            format!("the open sockets in {namespaces} were not set: {why}")
-        }));
+        left.extend(failed.into_values().map(|(count, error)| Left::Networks { count, error }));
         Ok(left)
     }
 
     /// Returns whether this namespace has not been entered yet, and tells the parent if so.
-    fn begins(&mut self, network: &File) -> io::Result<bool> {
+    fn is_new(&mut self, network: &File) -> io::Result<bool> {
         let number = sys::inode(network.as_fd())?;
         let is_new = self.done.insert(number);
         if is_new {
-            say(self.out, &Message::Entering(number))?;
+            send(self.out, &Message::Entering(number))?;
         }
         Ok(is_new)
     }
 
-    /// Sets the sockets of the child's current namespace and reports the results.
-    fn set(&mut self, setter: &Setter) -> io::Result<Result<(), String>> {
+    /// Sets the sockets of the child's current namespace and reports the results. The outer error is the pipe's.
+    fn set(&mut self, writer: &IterWriter) -> io::Result<Result<()>> {
         let mut results = Results { out: self.out, records: Vec::new() };
-        let set = setter.set(&mut results);
+        let set = writer.run(&mut results);
         results.report()?;
         Ok(set)
     }
@@ -379,11 +439,11 @@ struct Results<'a> {
 impl Results<'_> {
     fn report(&mut self) -> io::Result<()> {
         let mut counts: BTreeMap<(bool, i32), usize> = BTreeMap::new();
-        for one in bpf::take_done(&mut self.records) {
+        for one in bpf::take_results(&mut self.records) {
             *counts.entry((one.writes != 0, one.errno)).or_default() += 1;
         }
         for ((writes, errno), count) in counts {
-            say(self.out, &Message::Sockets { writes, errno, count })?;
+            send(self.out, &Message::Sockets { writes, errno, count })?;
         }
         Ok(())
     }
@@ -425,15 +485,12 @@ fn through_processes(
         }
         Ok(())
     });
-    let mut not_set = |why: &str| {
-        swept.left.push(format!(
-            "some or all open sockets in network namespace {number} were not set: {why}; {}",
-            instead(policy.mode)
-        ));
+    let mut not_set = |error| {
+        swept.left.push(Left::Network { inode: number, error });
         Report::default()
     };
     if !is_own && network.is_none() {
-        return not_set("a program holds the lock of a socket there");
+        return not_set(None);
     }
     let states: Vec<_> = State::with_options().collect();
     let keep: Vec<_> = network.iter().map(File::as_raw_fd).collect();
@@ -445,8 +502,8 @@ fn through_processes(
     });
     match end {
         Ended::Whole => {}
-        Ended::Blocked => return not_set("a program holds the lock of a socket there"),
-        Ended::Failed(why) => return not_set(&why),
+        Ended::Blocked => return not_set(None),
+        Ended::Failed(why) => return not_set(Some(Error::Worker(why))),
     }
     let is_ours = |inode: u32, cgroup: u64| inode != 0 && cgroups.contains(&cgroup);
     let rest: HashSet<_> = record::entries(&data)
@@ -470,27 +527,4 @@ fn members(cgroup: &Cgroup) -> io::Result<String> {
         }
     }
     Ok(text)
-}
-
-/// Returns a line for each reason why the kernel rejected sockets, with their number.
-pub fn refusals(swept: &Swept, mode: Mode) -> impl Iterator<Item = String> {
-    let instead = instead(mode);
-    swept.refused.iter().map(move |(errno, count)| {
-        let why = match *errno {
-            bpf::TOO_DEEP => {
-                "they are in cgroups too deep to tell whether these are below this one".to_owned()
-            }
-            errno => bpf::refusal(errno),
-        };
-        let sockets = if *count == 1 { "a socket".to_owned() } else { format!("{count} sockets") };
-        format!("{sockets}: {why}; {instead}")
-    })
-}
-
-/// Names the command that reaches the sockets that the sweep left out.
-fn instead(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Force => "use ka attach PID before ka cgroup attach; afterwards mode force overrides it",
-        _ => "use ka attach PID",
-    }
 }

@@ -13,29 +13,55 @@ use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use super::{Cgroup, is_gone, name};
-use crate::sys;
-use crate::text::{self, reason};
+use serde::{Deserialize, Serialize};
 
-/// The cgroups that a walk did not look at: how many for each reason, and the first of them.
+use super::{Cgroup, is_gone, name};
+use crate::error::Error;
+use crate::{sys, text};
+
+/// The cgroups that a walk skipped, by the text of the reason.
 #[derive(Default)]
-pub struct Skipped(BTreeMap<String, (usize, String)>);
+pub struct Skipped(BTreeMap<String, Skip>);
+
+/// The cgroups that a walk skipped for one reason, and so the cgroups below them.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Skip {
+    /// How many cgroups.
+    pub count: usize,
+    /// The name of the first of them.
+    pub first: String,
+    /// The reason.
+    pub reason: Error,
+}
 
 impl Skipped {
-    fn add(&mut self, why: String, path: &Path) {
-        self.0.entry(why).or_insert_with(|| (0, name(path))).0 += 1;
+    fn add(&mut self, reason: Error, path: &Path) {
+        let text = reason.to_string();
+        self.0.entry(text).or_insert_with(|| Skip { count: 0, first: name(path), reason }).count += 1;
     }
 
+    /// Returns whether the walk skipped no cgroup.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
 
-    /// Returns a sentence for each reason.
-    pub fn lines(&self) -> impl Iterator<Item = String> {
-        self.0.iter().map(|(why, (count, first))| {
-            let cgroups = if *count == 1 { "1 cgroup was" } else { &format!("{count} cgroups were") };
-            format!("{cgroups} not looked at, nor those below: {}: {why}", Shortened(first))
-        })
+impl IntoIterator for Skipped {
+    type Item = Skip;
+    type IntoIter = std::collections::btree_map::IntoValues<String, Skip>;
+
+    /// Returns an item for each reason, sorted by its text.
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_values()
+    }
+}
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { count, first, reason } = self;
+        let cgroups = if *count == 1 { "1 cgroup was" } else { &format!("{count} cgroups were") };
+        write!(f, "{cgroups} not looked at, nor those below: {}: {reason}", Shortened(first))
     }
 }
 
@@ -58,7 +84,9 @@ impl fmt::Display for Shortened<'_> {
 
 /// Calls `look` for a cgroup and for all cgroups below it. Cgroups that are removed meanwhile are ignored.
 ///
-/// If `look` fails with EPERM, the walk ends with this error, because it would fail everywhere. After other errors the
+/// # Errors
+///
+/// If `look` fails with EPERM, the walk ends with this error, because `look` would fail everywhere. After other errors the
 /// cgroup is returned as skipped.
 pub fn walk(start: &Cgroup, look: impl FnMut(&Cgroup) -> io::Result<()>) -> io::Result<Skipped> {
     // Users may make cgroups during the walk. The limit stops a user who makes them without end.
@@ -88,12 +116,12 @@ fn walk_at_most(
     let mut visit = |cgroup: &Cgroup, skipped: &mut Skipped| -> io::Result<Level> {
         match look(cgroup) {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Err(error),
-            Err(error) if !is_gone(&error) => skipped.add(refusal(&error), &cgroup.path),
+            Err(error) if !is_gone(&error) => skipped.add(open_error(error), &cgroup.path),
             _ => {}
         }
-        let mut below = sys::folders(cgroup.folder.as_fd()).unwrap_or_else(|error| {
+        let mut below = sys::folders(cgroup.as_fd()).unwrap_or_else(|error| {
             if !is_gone(&error) {
-                skipped.add(refusal(&error), &cgroup.path);
+                skipped.add(open_error(error), &cgroup.path);
             }
             Vec::new()
         });
@@ -109,10 +137,7 @@ fn walk_at_most(
             let opened = here.below(&name).and_then(|folder| Ok((sys::inode(folder.as_fd())?, folder)));
             match opened {
                 Ok(_) if left == 0 => {
-                    skipped.add(
-                        format!("cgroups are made as fast as ka visits them: ka stopped after {most}"),
-                        &here.path,
-                    );
+                    skipped.add(Error::EndlessCgroups(most), &here.path);
                     break;
                 }
                 Ok((id, folder)) => {
@@ -122,34 +147,34 @@ fn walk_at_most(
                     levels.push(visit(&here, &mut skipped)?);
                 }
                 Err(error) if is_gone(&error) => {}
-                Err(error) => skipped.add(refusal(&error), &here.path.join(name)),
+                Err(error) => skipped.add(open_error(error), &here.path.join(name)),
             }
         } else {
             levels.pop();
             let Some(above) = levels.last() else { break };
-            let returned = here.below("..".as_ref()).and_then(|folder| {
-                let is_above = sys::inode(folder.as_fd())? == above.id;
-                if is_above { Ok(folder) } else { Err(io::Error::other("the parent cgroup has changed")) }
-            });
-            match returned {
-                Ok(folder) => (here.folder, here.id) = (folder, above.id),
-                Err(error) => {
-                    skipped
-                        .add(format!("cannot return to the parent cgroup: {}", reason(&error)), &here.path);
-                    break;
+            let returned =
+                here.below("..".as_ref()).and_then(|folder| Ok((sys::inode(folder.as_fd())?, folder)));
+            let error = match returned {
+                Ok((id, folder)) if id == above.id => {
+                    (here.folder, here.id) = (folder, id);
+                    here.path.pop();
+                    continue;
                 }
-            }
-            here.path.pop();
+                Ok(_) => Error::ParentChanged,
+                Err(error) => Error::io("cannot return to the parent cgroup", error),
+            };
+            skipped.add(error, &here.path);
+            break;
         }
     }
     Ok(skipped)
 }
 
 /// Explains why a cgroup cannot be opened or read.
-fn refusal(error: &io::Error) -> String {
+fn open_error(error: io::Error) -> Error {
     match error.raw_os_error() {
-        Some(libc::EACCES) => "its folder may not be read: needs CAP_DAC_READ_SEARCH".to_owned(),
-        _ => reason(error),
+        Some(libc::EACCES) => Error::UnreadableCgroup,
+        _ => error.into(),
     }
 }
 
@@ -201,7 +226,7 @@ mod tests {
         nest(&tree, 40, &"n".repeat(250));
         let mut visited = Vec::new();
         let skipped = walk_at_most(100, &tree.start(), |cgroup| {
-            assert_eq!(sys::inode(cgroup.folder.as_fd())?, cgroup.id);
+            assert_eq!(sys::inode(cgroup.as_fd())?, cgroup.id);
             visited.push(cgroup.path.clone());
             Ok(())
         });
@@ -238,7 +263,7 @@ mod tests {
             }
         });
         assert_eq!(visited, 5);
-        let lines: Vec<_> = skipped.unwrap().lines().collect();
+        let lines: Vec<_> = skipped.unwrap().into_iter().map(|skip| skip.to_string()).collect();
         let [line] = &lines[..] else { panic!("{lines:?}") };
         assert!(
             line.starts_with("1 cgroup was not looked at, nor those below: ") && line.contains("/a: "),
@@ -262,7 +287,7 @@ mod tests {
             fs::create_dir(here.join("b"))
         });
         assert_eq!(visited, 51);
-        let line = skipped.unwrap().lines().next().unwrap();
+        let line = skipped.unwrap().into_iter().next().unwrap().to_string();
         assert!(line.contains("ka stopped after 50"), "{line}");
     }
 }

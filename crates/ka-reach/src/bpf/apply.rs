@@ -1,45 +1,44 @@
-//! The apply rule of ka-core, as instructions: what a policy does to a socket, in which order, and what it leaves.
+//! The apply rule of ka-core as BPF instructions: which options a policy writes to a socket, and in which order.
 //!
-//! The order and its reasons are those of ka-core's apply.rs. What sets a socket in a program cannot fail halfway for
-//! want of anything: the values are checked, and the socket is locked. So nothing is put back.
+//! The order and its reasons are in ka-core's apply.rs. Here the values have been checked and the kernel has locked the
+//! socket, so a write cannot fail halfway. These programs therefore restore nothing.
 
 use ka_core::{Config, SockOpt, Timer, UserTimeout};
 use ka_policy::{Mode, user_timeout_limit};
 
 use super::insn::{Assembler, Cond, Helper, Label, Reg, Size, Source};
 
-/// Who holds what, while the rule is carried out.
-///
 /// The first argument of `bpf_setsockopt`: the context of a `sock_ops` program, or a socket.
 pub(super) const SOCKET: Reg = Reg::R6;
-/// How many options were written, or would have been.
+/// The number of options that were written. On a dry run: that would have been written.
 pub(super) const WRITES: Reg = Reg::R7;
-/// The value that is to be written.
+/// The value to write.
 const VALUE: Reg = Reg::R8;
-/// Whether a timer was written that does not re-arm.
+/// Whether an option was written whose write does not re-arm the keepalive timer.
 const CHANGED: Reg = Reg::R9;
 
-/// Where a value is handed over, on the stack.
+/// The stack slot through which the helpers receive and return a value.
 const SLOT: i16 = -8;
-/// Whether keepalive was on, on the stack.
+/// The stack slot that holds whether keepalive was on.
 const WAS_ON: i16 = -16;
-/// Below this the stack is the caller's.
+/// The caller may use the stack below this offset.
 pub(super) const FREE: i16 = -16;
 
-/// A policy, and how it is carried out.
-pub(super) struct Rule<'a> {
+/// A policy, and how to apply it.
+pub(super) struct Apply<'a> {
     pub(super) config: &'a Config,
     pub(super) mode: Mode,
-    /// The socket is new, or all its timers stand still, so that what it has need not be asked: nobody's word counts, and
-    /// writing what is there already does nothing.
+    /// Write without reading the current values first. This is safe if no timer of the socket runs, because then
+    /// rewriting an unchanged value has no effect. The program's own settings are overridden.
     pub(super) blind: bool,
-    /// Counts what it would write.
+    /// Only count the writes.
     pub(super) dry_run: bool,
 }
 
-impl Rule<'_> {
-    /// Writes it down. It goes on behind its end; where the kernel refuses something, at `failed`, with R0 negative.
-    pub(super) fn write(&self, program: &mut Assembler, failed: Label) {
+impl Apply<'_> {
+    /// Appends the instructions. Execution continues after them. If the kernel rejects an option, it continues at
+    /// `failed`, with a negative errno in R0.
+    pub(super) fn emit(&self, program: &mut Assembler, failed: Label) {
         let done = program.label();
         program.mov(WRITES, 0);
         if self.blind {
@@ -52,7 +51,7 @@ impl Rule<'_> {
         match (self.config.enabled(), self.mode) {
             // if (was_on) goto done;
             (Some(true), Mode::Default) => program.jump_if(Reg::R0, Cond::NotEqual, 0, done),
-            // Nothing to be stricter than, and nothing to give: who may have a word keeps it.
+            // The policy does not turn keepalive on, and in these modes the program may keep its own settings.
             (Some(false) | None, Mode::Default | Mode::Floor) => return program.place(done),
             _ => {}
         }
@@ -65,7 +64,7 @@ impl Rule<'_> {
         program.place(done);
     }
 
-    /// Keepalive is off: everything is written, and SO_KEEPALIVE last.
+    /// Keepalive is off: writes all options, SO_KEEPALIVE last.
     fn write_off(&self, program: &mut Assembler, failed: Label) {
         self.write_user_timeout(program, failed);
         for timer in [Timer::Intvl, Timer::Cnt, Timer::Idle] {
@@ -79,7 +78,7 @@ impl Rule<'_> {
         }
     }
 
-    /// Keepalive is on: what differs is written, and the idle time after whatever does not re-arm.
+    /// Keepalive is on: writes the options that differ. The idle time comes last, because its write re-arms the timer.
     fn write_on(&self, program: &mut Assembler, failed: Label) {
         let turn_off = self.config.enabled() == Some(false);
         if turn_off {
@@ -112,7 +111,7 @@ impl Rule<'_> {
         } else {
             get(program, SockOpt::Timer(Timer::Idle), failed);
             program.mov(VALUE, Reg::R0);
-            // What could not be set, as a sysctl of 86400 or -1, stays unwritten.
+            // A value from the sysctl may be out of setsockopt's range (86400, -1), and is not written back.
             let range = Timer::Idle.range();
             program.jump_if(VALUE, Cond::Less, *range.start(), same);
             program.jump_if(VALUE, Cond::Greater, *range.end(), same);
@@ -128,7 +127,7 @@ impl Rule<'_> {
         program.place(same);
     }
 
-    /// What the policy says of the user timeout; and where it says nothing, that no other makes detection slower.
+    /// Writes the policy's user timeout. If the policy has none, lowers a user timeout that would delay detection.
     fn write_user_timeout(&self, program: &mut Assembler, failed: Label) {
         let option = SockOpt::Timer(Timer::UserTimeout);
         let same = program.label();
@@ -144,7 +143,7 @@ impl Rule<'_> {
             // if (getsockopt(TCP_USER_TIMEOUT) <= latest) goto same;
             None => {
                 let latest = user_timeout_limit(self.config);
-                // A kernel that cannot say (before 6.1) is not asked to change it.
+                // Linux before 6.1 cannot read the user timeout here. Then it is not changed.
                 get(program, option, if self.blind { same } else { failed });
                 program.jump_if(Reg::R0, Cond::LessOrEqual, latest, same);
                 latest
@@ -154,7 +153,7 @@ impl Rule<'_> {
         program.place(same);
     }
 
-    /// The value that a timer is to have: the policy's, or in floor mode the socket's own where that is stricter.
+    /// Loads the timer's new value: the policy's. In floor mode, the socket's own value if it is stricter.
     fn choose(&self, program: &mut Assembler, timer: Timer, value: i32, failed: Label) {
         let ours = program.label();
         program.mov(VALUE, value);
@@ -197,7 +196,8 @@ fn call(program: &mut Assembler, helper: Helper, option: SockOpt) {
     program.call(helper);
 }
 
-/// The user timeout that a policy names, worked out. An automatic one needs all that it is made of.
+/// Returns the policy's user timeout in milliseconds. An automatic one is computed from the policy, which must be
+/// complete ([`is_complete`]).
 pub(super) fn user_timeout(config: &Config) -> Option<i32> {
     match config.user_timeout() {
         UserTimeout::Keep => None,
@@ -206,8 +206,9 @@ pub(super) fn user_timeout(config: &Config) -> Option<i32> {
     }
 }
 
-/// Whether a program can carry the policy out: an automatic user timeout is worked out here, and not there.
-pub fn is_complete(config: &Config) -> bool {
+/// Returns whether the policy has all values that its user timeout is computed from. The computation takes place when
+/// the program is generated, so it cannot use the socket's own values.
+pub(super) fn is_complete(config: &Config) -> bool {
     config.user_timeout() != UserTimeout::Auto
         || (config.idle().is_some() && config.intvl().is_some() && config.cnt().is_some())
 }

@@ -1,52 +1,12 @@
-//! The two programs of a cgroup: one gives its sockets the policy, one holds it.
+//! The `setsockopt` program of a cgroup: keeps programs from replacing the policy's values, in mode force.
 
 use ka_core::{Config, SockOpt, Timer};
 use ka_policy::{Mode, Verdict, judge};
 
+use super::apply::user_timeout;
 use super::insn::{Assembler, Cond, Insn, Reg, Size};
-use super::rule::{Rule, SOCKET, user_timeout};
 
-/// `BPF_SOCK_OPS_*_CB` of <linux/bpf.h>: what has just happened, or is about to.
-#[repr(i32)]
-enum Event {
-    /// A connection is about to be made, by connect(2) or with the first data (TCP Fast Open): no timer runs yet.
-    TcpConnect = 3,
-    /// A connection has come in, and nobody has accepted it yet.
-    PassiveEstablished = 5,
-    /// A socket begins to listen: what it accepts has its settings from birth.
-    TcpListen = 11,
-}
-
-/// Where things are in `struct bpf_sock_ops`.
-const OP: i16 = 0;
-
-/// `BPF_PROG_TYPE_SOCK_OPS`: gives the policy to each socket of the cgroup that connects, listens or is accepted.
-///
-/// With `force` it writes without asking, for at none of these moments can that make a probe go out; else it leaves a
-/// socket alone that has a keepalive of its own. The map is the policy's text, for whoever asks what is in force.
-pub(super) fn giver(config: &Config, mode: Mode, map: i32) -> Vec<Insn> {
-    let mut program = Assembler::default();
-    let (apply, done) = (program.label(), program.label());
-    // Never used: that it is loaded keeps the map with the program.
-    program.load_map(Reg::R2, map);
-    // struct bpf_sock_ops *socket = context;
-    program.mov(SOCKET, Reg::R1);
-    // switch (socket->op)
-    program.load(Size::Word, Reg::R2, SOCKET, OP);
-    for event in [Event::TcpConnect, Event::PassiveEstablished, Event::TcpListen] {
-        program.jump_if(Reg::R2, Cond::Equal, event as i32, apply);
-    }
-    program.jump(done);
-    program.place(apply);
-    Rule { config, mode, blind: mode == Mode::Force, dry_run: false }.write(&mut program, done);
-    // return 1;
-    program.place(done);
-    program.mov(Reg::R0, 1);
-    program.exit();
-    program.finish()
-}
-
-/// Where things are in `struct bpf_sockopt`.
+/// Offsets in `struct bpf_sockopt`.
 mod sockopt {
     pub(super) const SK: i16 = 0;
     pub(super) const OPTVAL: i16 = 8;
@@ -56,22 +16,23 @@ mod sockopt {
     pub(super) const OPTLEN: i16 = 32;
 }
 
-/// Where things are in `struct bpf_sock`.
+/// Offsets in `struct bpf_sock`.
 mod sock {
     pub(super) const TYPE: i16 = 8;
     pub(super) const PROTOCOL: i16 = 12;
 }
 
-/// `BPF_CGROUP_SETSOCKOPT`: the verdicts of [`judge`], as instructions. A test compares the two on the running kernel.
+/// Returns the program, of attach type `BPF_CGROUP_SETSOCKOPT`: the verdicts of [`judge`] as instructions. A test
+/// compares both on the running kernel. `page` is the size of a memory page in bytes.
 ///
-/// If a value is longer than a page, as the tables of iptables are, the BPF program sees only its first page. Unless the
-/// program sets the length to 0, which means "pass it on as it came", Linux 5.8 to 6.4 reject the call with EFAULT, and
-/// later kernels pass on what the program has written. Documentation/bpf/prog_cgroup_sockopt.rst
-pub(super) fn keeper(config: &Config, mode: Mode, page: i32) -> Vec<Insn> {
+/// If a value is longer than a page, as the tables of iptables are, the BPF program sees only its first page. It must then
+/// set the length to 0, so that the kernel passes the whole value on. Otherwise Linux 5.8 to 6.4 reject the call with
+/// EFAULT, and later kernels pass on only what the program has written. Documentation/bpf/prog_cgroup_sockopt.rst
+pub(super) fn setsockopt(config: &Config, mode: Mode, page: i32) -> Vec<Insn> {
     use Reg::{R0, R1, R2, R3, R4, R6};
 
     let mut program = Assembler::default();
-    let [pass, tcp, value, keepalive, swallow] = std::array::from_fn(|_| program.label());
+    let [pass, tcp, value, keepalive, ignore] = std::array::from_fn(|_| program.label());
     let timers = Timer::ALL;
     let cases = timers.map(|timer| (timer, program.label()));
     // struct bpf_sockopt *call = context;
@@ -83,7 +44,7 @@ pub(super) fn keeper(config: &Config, mode: Mode, page: i32) -> Vec<Insn> {
     program.jump_if(R1, Cond::NotEqual, socket_level, tcp);
     program.jump_if(R2, Cond::Equal, on, value);
     program.jump(pass);
-    // else if (call->level != IPPROTO_TCP || it is none of the timers) goto pass;
+    // else if (call->level != IPPROTO_TCP || call->optname is not a timer) goto pass;
     program.place(tcp);
     program.jump_if(R1, Cond::NotEqual, libc::IPPROTO_TCP, pass);
     for timer in timers {
@@ -133,7 +94,7 @@ pub(super) fn keeper(config: &Config, mode: Mode, page: i32) -> Vec<Insn> {
                 if let Some(named) = named {
                     program.jump_if(R0, Cond::Equal, named, pass);
                 }
-                program.jump(swallow);
+                program.jump(ignore);
             }
             Verdict::Clamp(limit) => {
                 // if (value > limit) { *(int *)call->optval = limit; call->optlen = 4; } goto pass;
@@ -151,7 +112,7 @@ pub(super) fn keeper(config: &Config, mode: Mode, page: i32) -> Vec<Insn> {
         Verdict::Pass | Verdict::Reject | Verdict::Clamp(_) => program.jump(pass),
     }
     // call->optlen = -1: the kernel's own setsockopt is not called, and the program's succeeds.
-    program.place(swallow);
+    program.place(ignore);
     program.mov(R0, -1);
     program.store(Size::Word, R6, sockopt::OPTLEN, R0);
     // pass: if (call->optlen > page) call->optlen = 0; return 1;

@@ -1,0 +1,241 @@
+//! `ka cgroup attach`: attaches a policy to a cgroup, and sets its open sockets.
+
+use std::io::{self, BufWriter, Write};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
+
+use ka_policy::{Mode, Policy};
+use ka_reach::bpf::{self, Links, Programs, host};
+use ka_reach::cgroup::{Cgroup, Foreground, InForce, Left, Overridden, Pins, Swept, sweep};
+use ka_reach::text::{self, reason};
+use ka_reach::{Error, sys};
+use serde::Serialize;
+
+use super::warn;
+use crate::args;
+use crate::failure::{FOUND, Failure, Outcome};
+use crate::json;
+use crate::notify::Notify;
+use crate::policy;
+use crate::via;
+
+/// The results, as `--json` prints them.
+#[derive(Serialize)]
+struct Attached {
+    cgroup: String,
+    policy: String,
+    mode: &'static str,
+    set: usize,
+    unchanged: usize,
+    failed: usize,
+    /// The open sockets that were left out, and the reasons.
+    left: Vec<String>,
+}
+
+pub(super) fn attach(args: &args::CgroupAttach) -> Outcome {
+    let failed = |error: Error| super::failed("attach", error);
+    let policy = chosen(args)?;
+    let cgroup = Cgroup::named(&args.cgroup).map_err(failed)?;
+    if !args.whole_machine && cgroup.is_root() {
+        return Err(super::failed(
+            "attach",
+            format_args!(
+                "{} is the root cgroup, so the policy would apply to all programs of this machine; if you want that, add \
+                 --whole-machine",
+                text::visible(cgroup.name().as_bytes())
+            ),
+        ));
+    }
+    host::check_capabilities(&host::FOR_CGROUPS).map_err(failed)?;
+    if !args.foreground {
+        host::check_bpffs().map_err(failed)?;
+    }
+    let programs = Programs::load(policy).map_err(|error| {
+        super::failed("attach", format_args!("{error}; ka run and ka attach --follow need nothing of that"))
+    })?;
+    let held = if args.foreground {
+        Some(Held::new(&cgroup, &programs).map_err(failed)?)
+    } else {
+        Pins::create(&cgroup, &programs).map_err(failed)?;
+        None
+    };
+    if let Some(held) = &held {
+        held.notify
+            .send("READY=1\nSTATUS=The policy is in force for new sockets. Open sockets are being set.");
+    }
+    let overriding = cgroup.overriding(policy);
+    // New sockets have the policy from here on, so it is enough to visit the open sockets once.
+    let is_alive = || {
+        if let Some(held) = &held {
+            held.notify.is_alive();
+        }
+    };
+    let foreground = held.as_ref().map(|held| Foreground {
+        termination: held.termination.as_fd(),
+        interval: held.notify.interval(),
+        is_alive: &is_alive,
+    });
+    let Swept { set, unchanged, refused, left, overridden } = sweep(&cgroup, policy, foreground.as_ref());
+    if let Some(InForce { cgroup, config, .. }) = overriding {
+        let cgroup = text::visible(cgroup.as_bytes());
+        warn(
+            "attach",
+            format_args!("{cgroup} above it has {config} in mode force, which overrides this policy"),
+        );
+    }
+    if let Some(overridden) = overridden {
+        warn("attach", overridden_text(&overridden));
+    }
+    let left: Vec<_> = left.into_iter().map(|left| left_text(left, policy.mode)).collect();
+    for why in &left {
+        warn("attach", why);
+    }
+    for (errno, count) in &refused {
+        let sockets = if *count == 1 { "a socket".to_owned() } else { format!("{count} sockets") };
+        let error = bpf::set_error(*errno);
+        warn("attach", format_args!("{sockets}: {error}; {}", instead(policy.mode)));
+    }
+    let status = if left.is_empty() && refused.is_empty() { 0 } else { FOUND };
+    let attached = Attached {
+        cgroup: cgroup.name(),
+        policy: ka_core::Text::typed(&policy.config).to_string(),
+        mode: policy.mode.name(),
+        set,
+        unchanged,
+        failed: refused.values().sum(),
+        left,
+    };
+    attached.print(args.json)?;
+    if let Some(held) = held {
+        held.wait(&attached)?;
+        return Ok(0);
+    }
+    Ok(status)
+}
+
+/// Returns the policy from the options, the environment and /etc/ka.conf.
+fn chosen(args: &args::CgroupAttach) -> Result<Policy<'static>, Failure> {
+    let via::Chosen { policy, mode, skip } = via::choose("cgroup attach", &args.policy, args.mode)?;
+    if !skip.is_empty() {
+        warn("attach", "KA_SKIP is ignored here: the kernel sets the sockets of all programs");
+    }
+    policy::check_on(&policy)?;
+    if mode == Mode::Floor {
+        return Err(super::failed(
+            "attach",
+            "KA_MODE=floor, in the environment or /etc/ka.conf: a cgroup has no such mode; use --mode force or --mode default",
+        ));
+    }
+    Ok(Policy::new(policy, mode))
+}
+
+impl Attached {
+    fn print(&self, is_json: bool) -> Result<(), Failure> {
+        let mut out = BufWriter::new(io::stdout().lock());
+        if is_json {
+            json::to_writer_pretty(&mut out, self)?;
+            writeln!(out)?;
+        } else {
+            let Self { cgroup, policy, mode, set, unchanged, failed, left } = self;
+            let cgroup = text::visible(cgroup.as_bytes());
+            let incomplete = if left.is_empty() { "" } else { "; not all were looked at" };
+            writeln!(
+                out,
+                "{cgroup}: {policy}, mode {mode}; {} set, {unchanged} unchanged, {failed} failed{incomplete}",
+                text::count(*set, "socket")
+            )?;
+        }
+        Ok(out.flush()?)
+    }
+}
+
+fn overridden_text(overridden: &Overridden) -> String {
+    let policies = overridden
+        .first
+        .iter()
+        .map(|InForce { cgroup, config, .. }| format!("{} ({config})", text::visible(cgroup.as_bytes())));
+    let more = (overridden.more > 0).then(|| format!("{} more", overridden.more));
+    let all: Vec<_> = policies.chain(more).collect();
+    format!("it overrides the policies of cgroups below: {}", all.join(", "))
+}
+
+fn left_text(left: Left, mode: Mode) -> String {
+    let instead = instead(mode);
+    match left {
+        Left::CgroupRemoved => "it has been removed".to_owned(),
+        Left::All(error) => format!("the open sockets were not set: {error}; {instead}"),
+        Left::Networks { count, error } => {
+            let namespaces = text::count(count, "other network namespace");
+            format!("the open sockets in {namespaces} were not set: {error}")
+        }
+        Left::Network { inode, error } => {
+            let why = error.map_or_else(
+                || "a program holds the lock of a socket there".to_owned(),
+                |error| error.to_string(),
+            );
+            format!("some or all open sockets in network namespace {inode} were not set: {why}; {instead}")
+        }
+        Left::OtherNetworks(blocked) => {
+            format!("other network namespaces were not examined: {blocked} did not answer")
+        }
+        Left::Cgroups(skip) => skip.to_string(),
+        Left::Search(error) => format!("the search for other network namespaces failed: {error}"),
+        Left::Processes(count) => format!(
+            "{count} of its processes could not be examined, so only their sockets in ka's own network namespace were set: \
+             needs CAP_SYS_PTRACE, and their PIDs in ka's PID namespace"
+        ),
+        Left::Socket(why) => why,
+        Left::WorkerDied => "some or all open sockets were not set: the worker process was killed".to_owned(),
+        Left::Signal => "some or all open sockets were not set: a signal came".to_owned(),
+        Left::Unknown(error) => format!("it is unknown which open sockets were set: {error}"),
+    }
+}
+
+/// Names the command that reaches the sockets that were left out.
+const fn instead(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Force => "use ka attach PID before ka cgroup attach; afterwards mode force overrides it",
+        _ => "use ka attach PID",
+    }
+}
+
+/// A policy that is attached while this process runs: the kernel detaches it when nobody holds the links.
+struct Held {
+    links: Links,
+    termination: OwnedFd,
+    notify: Notify,
+}
+
+impl Held {
+    fn new(cgroup: &Cgroup, programs: &Programs) -> ka_reach::Result<Self> {
+        // From here on a signal ends this process in an orderly way.
+        let termination = sys::termination()?;
+        sys::forget_children();
+        let links = programs.link(cgroup)?;
+        Ok(Self { links, termination, notify: Notify::from_environment() })
+    }
+
+    /// Waits for a signal, or until the cgroup is removed. When this returns, no policy is in force.
+    ///
+    /// The wait only needs bpf(2) queries about ka's own links, so ka drops all other capabilities first.
+    fn wait(self, attached: &Attached) -> io::Result<()> {
+        /// The kernel does not report the removal of a cgroup, so ka polls.
+        const INTERVAL: Duration = Duration::from_secs(5);
+        if let Err(error) = host::keep_only_bpf() {
+            warn("attach", format_args!("cannot drop capabilities: {}", reason(&error)));
+        }
+        let Attached { cgroup, policy, mode, .. } = attached;
+        let visible = text::visible(cgroup.as_bytes());
+        self.notify.send(&format!("STATUS={visible}: {policy}, mode {mode}"));
+        let interval = self.notify.interval().map_or(INTERVAL, |interval| interval.min(INTERVAL));
+        while sys::poll(&[self.termination.as_fd()], interval)? != [true] {
+            if self.links.is_cgroup_removed() {
+                return writeln!(io::stderr(), "ka: cgroup attach: {visible} has been removed");
+            }
+            self.notify.is_alive();
+        }
+        self.notify.send("STOPPING=1");
+        self.links.detach();
+        Ok(())
+    }
+}
