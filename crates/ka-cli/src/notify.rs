@@ -13,6 +13,7 @@ pub(crate) struct Notify {
 }
 
 impl Notify {
+    /// Reads the address of the service manager and its watchdog timeout from the environment.
     pub(crate) fn from_environment() -> Self {
         Self { manager: manager(), interval: interval() }
     }
@@ -24,12 +25,13 @@ impl Notify {
         }
     }
 
-    /// The longest time between two keepalive messages to the manager, if it expects any.
+    /// The longest time between two calls of [`Notify::reset_watchdog`], if the manager expects them.
     pub(crate) const fn interval(&self) -> Option<Duration> {
         self.interval
     }
 
-    pub(crate) fn is_alive(&self) {
+    /// Tells the manager that this process is alive, if the manager expects it.
+    pub(crate) fn reset_watchdog(&self) {
         if self.interval.is_some() {
             self.send("WATCHDOG=1");
         }

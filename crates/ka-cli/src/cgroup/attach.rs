@@ -65,15 +65,15 @@ pub(super) fn attach(args: &args::CgroupAttach) -> Outcome {
     }
     let overriding = cgroup.overriding(policy);
     // New sockets have the policy from here on, so it is enough to visit the open sockets once.
-    let is_alive = || {
+    let reset_watchdog = || {
         if let Some(held) = &held {
-            held.notify.is_alive();
+            held.notify.reset_watchdog();
         }
     };
     let foreground = held.as_ref().map(|held| Foreground {
         termination: held.termination.as_fd(),
         interval: held.notify.interval(),
-        is_alive: &is_alive,
+        reset_watchdog: &reset_watchdog,
     });
     let Swept { set, unchanged, refused, left, overridden } = sweep(&cgroup, policy, foreground.as_ref());
     if let Some(InForce { cgroup, config, .. }) = overriding {
@@ -232,7 +232,7 @@ impl Held {
             if self.links.is_cgroup_removed() {
                 return writeln!(io::stderr(), "ka: cgroup attach: {visible} has been removed");
             }
-            self.notify.is_alive();
+            self.notify.reset_watchdog();
         }
         self.notify.send("STOPPING=1");
         self.links.detach();

@@ -19,10 +19,8 @@ const CHANGED: Reg = Reg::R9;
 
 /// The stack slot through which the helpers receive and return a value.
 const SLOT: i16 = -8;
-/// The stack slot that holds whether keepalive was on.
-const WAS_ON: i16 = -16;
 /// The caller may use the stack below this offset.
-pub(super) const FREE: i16 = -16;
+pub(super) const FREE: i16 = SLOT;
 
 /// A policy, and how to apply it.
 pub(super) struct Apply<'a> {
@@ -47,7 +45,6 @@ impl Apply<'_> {
         }
         // was_on = getsockopt(SO_KEEPALIVE);
         get(program, SockOpt::KeepAlive, failed);
-        program.store(Size::Word, Reg::R10, WAS_ON, Reg::R0);
         match (self.config.enabled(), self.mode) {
             // if (was_on) goto done;
             (Some(true), Mode::Default) => program.jump_if(Reg::R0, Cond::NotEqual, 0, done),

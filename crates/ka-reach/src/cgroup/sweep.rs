@@ -158,10 +158,10 @@ enum End {
 pub struct Foreground<'a> {
     /// A descriptor that becomes readable when a termination signal comes.
     pub termination: BorrowedFd<'a>,
-    /// The longest time between two calls of `is_alive`.
+    /// The longest time between two calls of `reset_watchdog`.
     pub interval: Option<Duration>,
     /// Tells the service manager that the process is alive.
-    pub is_alive: &'a dyn Fn(),
+    pub reset_watchdog: &'a dyn Fn(),
 }
 
 /// Visits the open sockets of a cgroup and of the cgroups below it once, in each of their network namespaces, and sets
@@ -245,7 +245,7 @@ impl Child {
             let tick = foreground.and_then(|held| held.interval).map_or(TICK, |interval| interval.min(TICK));
             let ready = sys::poll(&waited, tick)?;
             if let Some(foreground) = foreground {
-                (foreground.is_alive)();
+                (foreground.reset_watchdog)();
             }
             if ready.get(1) == Some(&true) {
                 return Ok(End::Signal);
@@ -328,12 +328,8 @@ impl Work<'_> {
     /// Visits all network namespaces. Returns which sockets were left out. The child inherits no descriptor of the cgroup,
     /// so it opens the cgroup again. Fails if the parent does not read the pipe any more.
     fn visit_all(&mut self, policy: Policy<'static>, counter: Result<&Counter>) -> io::Result<Vec<Left>> {
-        let mut left = Vec::new();
         let opened = Cgroup::open(self.path).ok().filter(|cgroup| cgroup.id == self.id);
-        let Some(cgroup) = opened else {
-            left.push(Left::CgroupRemoved);
-            return Ok(left);
-        };
+        let Some(cgroup) = opened else { return Ok(vec![Left::CgroupRemoved]) };
         // Only the first child reports this.
         if self.done.is_empty()
             && let Some(Overridden { first, more }) = Overridden::below(&cgroup, policy)
@@ -345,17 +341,13 @@ impl Work<'_> {
         let selection = Selection { cgroup: Some(cgroup.id), port: None };
         let writer = match counter.and_then(|counter| IterWriter::load(policy, false, selection, counter)) {
             Ok(writer) => writer,
-            Err(error) => {
-                left.push(Left::All(error));
-                return Ok(left);
-            }
+            Err(error) => return Ok(vec![Left::All(error)]),
         };
         if let Ok(own) = File::open("/proc/self/ns/net")
-            && self.is_new(&own)?
+            && self.announce(&own)?
             && let Err(error) = self.set(&writer)?
         {
-            left.push(Left::All(error));
-            return Ok(left);
+            return Ok(vec![Left::All(error)]);
         }
         send(self.out, &Message::Leaving)?;
         let mut unseen = 0_usize;
@@ -373,7 +365,7 @@ impl Work<'_> {
                     }
                 };
                 let mut enter = || -> io::Result<()> {
-                    if !self.is_new(&network)? {
+                    if !self.announce(&network)? {
                         return Ok(());
                     }
                     let set = match sys::enter_network(&network) {
@@ -399,10 +391,10 @@ impl Work<'_> {
         if let Some(error) = broken {
             return Err(error);
         }
-        match walked {
-            Ok(skipped) => left.extend(skipped.into_iter().map(Left::Cgroups)),
-            Err(error) => left.push(Left::Search(error.into())),
-        }
+        let mut left: Vec<_> = match walked {
+            Ok(skipped) => skipped.into_iter().map(Left::Cgroups).collect(),
+            Err(error) => vec![Left::Search(error.into())],
+        };
         if unseen > 0 {
             left.push(Left::Processes(unseen));
         }
@@ -410,8 +402,8 @@ impl Work<'_> {
         Ok(left)
     }
 
-    /// Returns whether this namespace has not been entered yet, and tells the parent if so.
-    fn is_new(&mut self, network: &File) -> io::Result<bool> {
+    /// Tells the parent that the child enters this namespace. Returns false if a child has entered it before.
+    fn announce(&mut self, network: &File) -> io::Result<bool> {
         let number = sys::inode(network.as_fd())?;
         let is_new = self.done.insert(number);
         if is_new {
