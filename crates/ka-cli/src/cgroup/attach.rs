@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ka_policy::{Mode, Policy};
 use ka_reach::bpf::{self, Links, Programs, host};
-use ka_reach::cgroup::{Cgroup, Foreground, InForce, Left, Overridden, Pins, Swept, sweep};
+use ka_reach::cgroup::{Cgroup, Foreground, InForce, LeftOut, Overridden, Pins, Swept, sweep};
 use ka_reach::text::{self, reason};
 use ka_reach::{Error, sys};
 use serde::Serialize;
@@ -86,7 +86,7 @@ pub(super) fn attach(args: &args::CgroupAttach) -> Outcome {
     if let Some(overridden) = overridden {
         warn("attach", overridden_text(&overridden));
     }
-    let left: Vec<_> = left.into_iter().map(|left| left_text(left, policy.mode)).collect();
+    let left: Vec<_> = left.into_iter().map(|left| left_out_text(left, policy.mode)).collect();
     for why in &left {
         warn("attach", why);
     }
@@ -159,35 +159,37 @@ fn overridden_text(overridden: &Overridden) -> String {
     format!("it overrides the policies of cgroups below: {}", all.join(", "))
 }
 
-fn left_text(left: Left, mode: Mode) -> String {
+fn left_out_text(left: LeftOut, mode: Mode) -> String {
     let instead = instead(mode);
     match left {
-        Left::CgroupRemoved => "it has been removed".to_owned(),
-        Left::All(error) => format!("the open sockets were not set: {error}; {instead}"),
-        Left::Networks { count, error } => {
+        LeftOut::CgroupRemoved => "it has been removed".to_owned(),
+        LeftOut::All(error) => format!("the open sockets were not set: {error}; {instead}"),
+        LeftOut::Networks { count, error } => {
             let namespaces = text::count(count, "other network namespace");
             format!("the open sockets in {namespaces} were not set: {error}")
         }
-        Left::Network { inode, error } => {
+        LeftOut::Network { inode, error } => {
             let why = error.map_or_else(
                 || "a program holds the lock of a socket there".to_owned(),
                 |error| error.to_string(),
             );
             format!("some or all open sockets in network namespace {inode} were not set: {why}; {instead}")
         }
-        Left::OtherNetworks(blocked) => {
+        LeftOut::OtherNetworks(blocked) => {
             format!("other network namespaces were not examined: {blocked} did not answer")
         }
-        Left::Cgroups(skip) => skip.to_string(),
-        Left::Search(error) => format!("the search for other network namespaces failed: {error}"),
-        Left::Processes(count) => format!(
+        LeftOut::Cgroups(skip) => skip.to_string(),
+        LeftOut::Search(error) => format!("the search for other network namespaces failed: {error}"),
+        LeftOut::Processes(count) => format!(
             "{count} of its processes could not be examined, so only their sockets in ka's own network namespace were set: \
              needs CAP_SYS_PTRACE, and their PIDs in ka's PID namespace"
         ),
-        Left::Socket(why) => why,
-        Left::WorkerDied => "some or all open sockets were not set: the worker process was killed".to_owned(),
-        Left::Signal => "some or all open sockets were not set: a signal came".to_owned(),
-        Left::Unknown(error) => format!("it is unknown which open sockets were set: {error}"),
+        LeftOut::Socket(why) => why,
+        LeftOut::WorkerDied => {
+            "some or all open sockets were not set: the worker process was killed".to_owned()
+        }
+        LeftOut::Signal => "some or all open sockets were not set: a signal came".to_owned(),
+        LeftOut::Unknown(error) => format!("it is unknown which open sockets were set: {error}"),
     }
 }
 

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::{sys, text};
 
 pub use pins::{Owner, Pins};
-pub use sweep::{Foreground, Left, Overridden, Swept, sweep};
+pub use sweep::{Foreground, LeftOut, Overridden, Swept, sweep};
 pub use walk::{Skip, Skipped, walk};
 
 /// A cgroup. Its folder is held open.

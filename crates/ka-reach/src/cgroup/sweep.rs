@@ -46,14 +46,14 @@ pub struct Swept {
     /// How many sockets were not set because the kernel rejected an option, by errno ([`bpf::set_error`]).
     pub refused: BTreeMap<i32, usize>,
     /// The sockets that the sweep left out.
-    pub left: Vec<Left>,
+    pub left: Vec<LeftOut>,
     /// The policies of cgroups below that this one overrides.
     pub overridden: Option<Overridden>,
 }
 
 /// Sockets that a sweep left out, and the reason.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Left {
+pub enum LeftOut {
     /// All or the remaining sockets: the cgroup has been removed.
     CgroupRemoved,
     /// All or the remaining sockets: an error that would occur in each network namespace.
@@ -138,7 +138,7 @@ enum Message {
     /// A number of sockets that were set, were unchanged, or were refused.
     Sockets { writes: bool, errno: i32, count: usize },
     /// The last message.
-    Finished { left: Vec<Left> },
+    Finished { left: Vec<LeftOut> },
 }
 
 /// How a child ended.
@@ -175,7 +175,7 @@ pub fn sweep(cgroup: &Cgroup, policy: Policy<'static>, foreground: Option<&Foreg
         let end = match Child::start(cgroup, policy, &entered) {
             Ok(child) => child.receive(&mut swept, &mut entered, foreground),
             Err(error) => {
-                swept.left.push(Left::All(Error::io("cannot start a worker process", error)));
+                swept.left.push(LeftOut::All(Error::io("cannot start a worker process", error)));
                 return swept;
             }
         };
@@ -188,15 +188,15 @@ pub fn sweep(cgroup: &Cgroup, policy: Policy<'static>, foreground: Option<&Foreg
                 swept.set += report.set;
                 // The child has already reported `seen` of them.
                 swept.unchanged += report.unchanged.saturating_sub(seen);
-                swept.left.extend(report.reasons().map(Left::Socket));
+                swept.left.extend(report.reasons().map(LeftOut::Socket));
                 if blocked < MOST_BLOCKED {
                     continue;
                 }
-                swept.left.push(Left::OtherNetworks(MOST_BLOCKED));
+                swept.left.push(LeftOut::OtherNetworks(MOST_BLOCKED));
             }
-            Ok(End::Died) => swept.left.push(Left::WorkerDied),
-            Ok(End::Signal) => swept.left.push(Left::Signal),
-            Err(error) => swept.left.push(Left::Unknown(error.into())),
+            Ok(End::Died) => swept.left.push(LeftOut::WorkerDied),
+            Ok(End::Signal) => swept.left.push(LeftOut::Signal),
+            Err(error) => swept.left.push(LeftOut::Unknown(error.into())),
         }
         return swept;
     }
@@ -327,9 +327,9 @@ struct Work<'a> {
 impl Work<'_> {
     /// Visits all network namespaces. Returns which sockets were left out. The child inherits no descriptor of the cgroup,
     /// so it opens the cgroup again. Fails if the parent does not read the pipe any more.
-    fn visit_all(&mut self, policy: Policy<'static>, counter: Result<&Counter>) -> io::Result<Vec<Left>> {
+    fn visit_all(&mut self, policy: Policy<'static>, counter: Result<&Counter>) -> io::Result<Vec<LeftOut>> {
         let opened = Cgroup::open(self.path).ok().filter(|cgroup| cgroup.id == self.id);
-        let Some(cgroup) = opened else { return Ok(vec![Left::CgroupRemoved]) };
+        let Some(cgroup) = opened else { return Ok(vec![LeftOut::CgroupRemoved]) };
         // Only the first child reports this.
         if self.done.is_empty()
             && let Some(Overridden { first, more }) = Overridden::below(&cgroup, policy)
@@ -341,13 +341,13 @@ impl Work<'_> {
         let selection = Selection { cgroup: Some(cgroup.id), port: None };
         let writer = match counter.and_then(|counter| IterWriter::load(policy, false, selection, counter)) {
             Ok(writer) => writer,
-            Err(error) => return Ok(vec![Left::All(error)]),
+            Err(error) => return Ok(vec![LeftOut::All(error)]),
         };
         if let Ok(own) = File::open("/proc/self/ns/net")
             && self.announce(&own)?
             && let Err(error) = self.set(&writer)?
         {
-            return Ok(vec![Left::All(error)]);
+            return Ok(vec![LeftOut::All(error)]);
         }
         send(self.out, &Message::Leaving)?;
         let mut unseen = 0_usize;
@@ -392,13 +392,13 @@ impl Work<'_> {
             return Err(error);
         }
         let mut left: Vec<_> = match walked {
-            Ok(skipped) => skipped.into_iter().map(Left::Cgroups).collect(),
-            Err(error) => vec![Left::Search(error.into())],
+            Ok(skipped) => skipped.into_iter().map(LeftOut::Cgroups).collect(),
+            Err(error) => vec![LeftOut::Search(error.into())],
         };
         if unseen > 0 {
-            left.push(Left::Processes(unseen));
+            left.push(LeftOut::Processes(unseen));
         }
-        left.extend(failed.into_values().map(|(count, error)| Left::Networks { count, error }));
+        left.extend(failed.into_values().map(|(count, error)| LeftOut::Networks { count, error }));
         Ok(left)
     }
 
@@ -478,7 +478,7 @@ fn through_processes(
         Ok(())
     });
     let mut not_set = |error| {
-        swept.left.push(Left::Network { inode: number, error });
+        swept.left.push(LeftOut::Network { inode: number, error });
         Report::default()
     };
     if !is_own && network.is_none() {
