@@ -12,7 +12,6 @@ use ka_policy::Mode;
 use crate::duration;
 use crate::policy::{self, PolicyFlags, on_only};
 use ka_reach::diag::State;
-use ka_reach::process;
 
 /// TCP keepalive that works: for programs, for running processes, and for a machine
 ///
@@ -190,7 +189,7 @@ pub(crate) struct Attach {
     #[arg(long, value_parser = policy::mode(), help_heading = "Policy")]
     pub(crate) mode: Option<Mode>,
     /// Processes, by number
-    #[arg(value_name = "PID", value_parser = process::number)]
+    #[arg(value_name = "PID", value_parser = pid)]
     pub(crate) pids: Vec<i32>,
     /// All processes
     #[arg(short, long)]
@@ -302,10 +301,10 @@ unknown.
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(crate) struct Ls {
     /// Only the sockets of these processes, by number
-    #[arg(value_name = "PID", value_parser = process::number)]
+    #[arg(value_name = "PID", value_parser = pid)]
     pub(crate) pids: Vec<i32>,
     /// Only the sockets of this process, the same as PID alone. Repeatable
-    #[arg(long, value_parser = process::number)]
+    #[arg(long, value_parser = pid)]
     pub(crate) pid: Vec<i32>,
     /// Only this state. Repeatable. Default: all but time-wait and syn-recv, which have no options. The kernel does not
     /// list sockets in state close
@@ -593,6 +592,12 @@ fn lay_out(command: clap::Command) -> clap::Command {
         ))
         .after_help(rest.join("\n\n"))
         .mut_subcommands(lay_out)
+}
+
+/// Parses a PID.
+pub(crate) fn pid(text: &str) -> Result<i32, String> {
+    let pid = text.parse().ok().filter(|pid| *pid > 0);
+    pid.ok_or_else(|| "a process is a number, as 1234 (pidof NAME finds it)".to_owned())
 }
 
 #[cfg(test)]

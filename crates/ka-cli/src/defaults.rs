@@ -1,11 +1,11 @@
-//! `ka defaults`: the system's three sysctls, shown and set.
+//! `ka defaults`: shows and sets the three sysctls of keepalive.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read as _, Write};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use ka_core::{Config, Defaults, Timer, UserTimeout};
+use ka_core::{Config, Timer, UserTimeout};
 use serde::Serialize;
 
 use crate::args;
@@ -13,30 +13,28 @@ use crate::duration::words;
 use crate::failure::{Failure, Outcome};
 use crate::json;
 use crate::shell::quoted;
+use crate::sysctl;
 use ka_reach::diag::State;
+use ka_reach::escape::visible;
 use ka_reach::file;
-use ka_reach::sockets::sockets;
-use ka_reach::sys;
-use ka_reach::text::{self, reason};
+use ka_reach::listing::sockets;
+use ka_reach::plural::count;
+use ka_reach::reason::reason;
 use ka_reach::worker::Workers;
-
-/// The sysctls, in the order of idle, intvl and cnt. tcp(7)
-const NAMES: [&str; 3] = ["tcp_keepalive_time", "tcp_keepalive_intvl", "tcp_keepalive_probes"];
-const FOLDER: &str = "/proc/sys/net/ipv4";
 
 pub(crate) fn defaults(args: &args::Defaults) -> Outcome {
     let values = match &args.set {
-        // They are set by now, so nothing from here on is a reason to fail but that nobody can be told.
+        // After this, only output errors make the command fail, because the values are set.
         Some(policy) => set(policy, args.persist.as_deref())?,
-        None => read()?,
+        None => sysctl::read()?,
     };
-    let found = Found::of(values);
+    let report = Report::of(values);
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
-        json::to_writer_pretty(&mut out, &found)?;
+        json::to_writer_pretty(&mut out, &report)?;
         writeln!(out)?;
     } else {
-        found.write(&mut out)?;
+        report.write(&mut out)?;
         if args.set.is_some() {
             writeln!(out, "\n{}", lasting(args.persist.as_deref()))?;
         }
@@ -45,11 +43,11 @@ pub(crate) fn defaults(args: &args::Defaults) -> Outcome {
     Ok(0)
 }
 
-/// Where systemd-sysctl and sysctl --system look for files when the machine starts. sysctl.d(5), sysctl(8)
+/// The folders from which systemd-sysctl and sysctl --system read files when the machine starts. sysctl.d(5), sysctl(8)
 const READ_AT_START: [&str; 5] =
     ["/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d"];
 
-/// For how long they are what they have been set to.
+/// Returns how long the values last.
 fn lasting(file: Option<&Path>) -> String {
     let Some(path) = file else {
         return "Until the machine starts again: the lines above, in a file in /etc/sysctl.d, make it last (--persist)."
@@ -66,32 +64,20 @@ fn lasting(file: Option<&Path>) -> String {
     )
 }
 
-/// The lines of sysctl.d(5) that set the three.
-pub(crate) fn sysctls(values: [i32; 3]) -> String {
-    let lines = NAMES.iter().zip(values).map(|(name, value)| format!("net.ipv4.{name} = {value}\n"));
-    lines.collect::<Vec<_>>().concat()
-}
-
-fn read() -> Result<[i32; 3], Failure> {
-    let Defaults { idle, intvl, cnt } = ka_core::defaults()
-        .map_err(|error| Failure::new(format_args!("defaults: {}", text::socket_reason(&error))))?;
-    Ok([idle, intvl, cnt])
-}
-
-/// What there is, as JSON has it.
+/// The values and their effect, in JSON.
 #[derive(Serialize)]
-struct Found {
+struct Report {
     idle: i32,
     intvl: i32,
     cnt: i32,
-    /// `None` where the sysctls hold what makes no sense.
+    /// `None` if the sysctls have values below 1.
     typical_ms: Option<u64>,
-    /// Connections of this network namespace, and how many of them the three are for at all.
+    /// The connections of this network namespace.
     #[serde(flatten)]
     counted: Counted,
 }
 
-/// How many connections there are; `None` in each where the kernel does not list them.
+/// The numbers of connections. `None` if the kernel does not list them.
 #[derive(Default, Serialize)]
 struct Counted {
     connections: Option<usize>,
@@ -106,7 +92,7 @@ impl Counted {
         let states = [State::Established, State::CloseWait];
         let sockets = match sockets(&mut Workers::default(), &states, None) {
             Ok(listing) => listing.sockets,
-            Err(error) => return Self { why_not: reason(&error), ..Self::default() },
+            Err(error) => return Self { why_not: error.to_string(), ..Self::default() },
         };
         let count = |keepalive| Some(sockets.iter().filter(|socket| socket.keepalive() == keepalive).count());
         Self {
@@ -117,7 +103,7 @@ impl Counted {
         }
     }
 
-    /// In a sentence's second half.
+    /// Writes the second half of a sentence.
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let Self { connections: Some(connections), with_keepalive: Some(on), unknown, why_not: _ } = self
         else {
@@ -132,12 +118,12 @@ impl Counted {
             Some(unknown) => format!(", of {unknown} it is not known"),
         };
         let have = if *on == 1 { "has" } else { "have" };
-        let connections = text::count(*connections, "connection");
+        let connections = count(*connections, "connection");
         writeln!(out, "of {connections} here {on} {have} it on{unknown} (ka ls).")
     }
 }
 
-impl Found {
+impl Report {
     fn of([idle, intvl, cnt]: [i32; 3]) -> Self {
         let seconds = |value: i32| u64::try_from(value).ok().filter(|value| *value > 0);
         let typical_ms = seconds(idle)
@@ -148,7 +134,7 @@ impl Found {
     }
 
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        out.write_all(sysctls([self.idle, self.intvl, self.cnt]).as_bytes())?;
+        out.write_all(sysctl::lines([self.idle, self.intvl, self.cnt]).as_bytes())?;
         writeln!(out)?;
         match self.typical_ms {
             Some(typical) => writeln!(
@@ -156,7 +142,7 @@ impl Found {
                 "A dead peer is known after {}: {} idle, then {}, {} apart.",
                 words(typical),
                 seconds(self.idle),
-                text::count(self.cnt, "probe"),
+                count(self.cnt, "probe"),
                 seconds(self.intvl),
             )?,
             None => writeln!(out, "These cannot work: each must be 1 or more.")?,
@@ -173,7 +159,7 @@ fn seconds(seconds: i32) -> String {
     words(1000 * u64::from(seconds.unsigned_abs()))
 }
 
-/// Sets what the policy names: all of it, and the file, or nothing. It gives what the three are then.
+/// Sets the values that the policy names and writes the file, or changes nothing. Returns the values then in force.
 fn set(policy: &Config, persist: Option<&Path>) -> Result<[i32; 3], Failure> {
     let said = |message: &str| Failure::new(format_args!("defaults: --set {policy}: {message}"));
     if policy.enabled() != Some(true) {
@@ -182,7 +168,7 @@ fn set(policy: &Config, persist: Option<&Path>) -> Result<[i32; 3], Failure> {
     if policy.user_timeout() != UserTimeout::Keep {
         return Err(said("there is no sysctl for the user timeout"));
     }
-    let before = read()?;
+    let before = sysctl::read()?;
     let named = [Timer::Idle, Timer::Intvl, Timer::Cnt].map(|timer| policy.timer(timer));
     if named == [None; 3] {
         return Err(said("name at least one of idle, intvl and cnt"));
@@ -191,70 +177,31 @@ fn set(policy: &Config, persist: Option<&Path>) -> Result<[i32; 3], Failure> {
     for (value, named) in values.iter_mut().zip(named) {
         *value = named.unwrap_or(*value);
     }
-    // All that can be refused is asked for before anything is changed, memory too.
-    let mut files = Vec::new();
-    for name in NAMES {
-        let path = Path::new(FOLDER).join(name);
-        let file = OpenOptions::new().write(true).open(&path).map_err(|error| refused(&path, &error))?;
-        files.push((path, file));
-    }
-    let draft_text = format!("{HEADING}\n{}", sysctls(values));
-    let text = |value| format!("{value}\n");
-    let (texts, before) = (values.map(text), before.map(text));
+    // Everything that can fail, allocations too, comes before the first change.
+    let change = sysctl::Change::prepare(before, values)?;
+    let draft_text = format!("{HEADING}\n{}", sysctl::lines(values));
     let draft =
-        persist.map(|path| is_ours(path).and_then(|()| Draft::write(path, &draft_text))).transpose()?;
-    let restore = |count| {
-        for ((_, file), value) in files.iter().zip(&before).take(count) {
-            // What was there before was there by the kernel's leave.
-            let _ = write_value(file, value);
-        }
-    };
-    for (done, ((path, file), value)) in files.iter().zip(&texts).enumerate() {
-        if let Err(error) = write_value(file, value) {
-            restore(done);
-            return Err(refused(path, &error));
-        }
-    }
+        persist.map(|path| check_ours(path).and_then(|()| Draft::write(path, &draft_text))).transpose()?;
+    change.apply()?;
     if let Some(draft) = draft
         && let Err(error) = draft.publish()
     {
-        restore(files.len());
+        change.undo();
         return Err(Failure::new(format_args!(
             "defaults: --persist {}: {}; nothing was set",
             draft.path.display(),
             reason(&error)
         )));
     }
-    persist.map_or(Ok(()), Draft::last)?;
+    persist.map_or(Ok(()), sync_folder)?;
     Ok(values)
-}
-
-fn write_value(file: &File, text: &str) -> io::Result<()> {
-    // In one write, and from the beginning: what is written behind that, the kernel takes and drops
-    // (kernel.sysctl_writes_strict).
-    file.write_all_at(text.as_bytes(), 0)
-}
-
-fn refused(path: &Path, error: &io::Error) -> Failure {
-    let why = match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => {
-            // Root may lack the capability too, for example in a container.
-            let instead = if sys::users().1 == 0 { "" } else { " (try sudo)" };
-            format!("needs CAP_NET_ADMIN in this network namespace{instead}; nothing was set")
-        }
-        Some(libc::EROFS) => "/proc/sys is mounted read-only here, as in most containers; nothing was set: \
-                              the host sets it, or --sysctl of the container's runtime"
-            .to_owned(),
-        _ => format!("{}; nothing was set", reason(error)),
-    };
-    Failure::new(format_args!("defaults: {}: {why}", path.display()))
 }
 
 /// The first line of the file.
 const HEADING: &str = "# Written by ka defaults --persist. sysctl.d(5)";
 
-/// Whether the file may be written anew: there is none, or it says nothing but what ka has written before.
-fn is_ours(path: &Path) -> Result<(), Failure> {
+/// Returns an error unless the file may be replaced: it does not exist, or has only lines that ka writes.
+fn check_ours(path: &Path) -> Result<(), Failure> {
     let refused = |why: &dyn std::fmt::Display| {
         Failure::new(format_args!(
             "defaults: --persist {}: {why}; nothing was set. A file of its own would be right, as \
@@ -275,18 +222,18 @@ fn is_ours(path: &Path) -> Result<(), Failure> {
     let text = String::from_utf8_lossy(&text);
     let is_own = |line: &str| {
         let name = line.split('=').next().unwrap_or_default().trim().strip_prefix("net.ipv4.");
-        line.is_empty() || line == HEADING || name.is_some_and(|name| NAMES.contains(&name))
+        line.is_empty() || line == HEADING || name.is_some_and(|name| sysctl::NAMES.contains(&name))
     };
     match text.lines().zip(1..).find(|(line, _)| !is_own(line.trim())) {
         None => Ok(()),
         Some((line, number)) => {
             let line: String = line.chars().take(80).collect();
-            Err(refused(&format_args!("line {number} is not ka's: {}", text::visible(line.as_bytes()))))
+            Err(refused(&format_args!("line {number} is not ka's: {}", visible(line.as_bytes()))))
         }
     }
 }
 
-/// A file that is whole before it takes the place of another; it is removed where it never does.
+/// A complete file that is to replace another. If it does not, it is removed.
 struct Draft {
     draft: PathBuf,
     path: PathBuf,
@@ -305,7 +252,7 @@ impl Draft {
         let new = path.with_file_name(new);
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o644).open(&new).map_err(refused)?;
-        // Made, and not found: so it is ours to remove.
+        // `create_new` made the file, so it is ka's to remove.
         let draft = Self { draft: new, path: path.to_path_buf() };
         file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(refused)?;
         Ok(draft)
@@ -314,24 +261,24 @@ impl Draft {
     fn publish(&self) -> io::Result<()> {
         fs::rename(&self.draft, &self.path)
     }
+}
 
-    /// Sees that the file is there after a crash too.
-    fn last(path: &Path) -> Result<(), Failure> {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let synced = File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all());
-        synced.map_err(|error| {
-            Failure::new(format_args!(
-                "defaults: --persist {}: all is set and written, but a crash may undo the file: {}",
-                path.display(),
-                reason(&error)
-            ))
-        })
-    }
+/// Flushes the folder of a file, so that the file survives a crash.
+fn sync_folder(path: &Path) -> Result<(), Failure> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let synced = File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all());
+    synced.map_err(|error| {
+        Failure::new(format_args!(
+            "defaults: --persist {}: all is set and written, but a crash may undo the file: {}",
+            path.display(),
+            reason(&error)
+        ))
+    })
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // Published, it has this name no more.
+        // After `publish`, no file has this name.
         let _ = fs::remove_file(&self.draft);
     }
 }

@@ -58,7 +58,7 @@ pub(crate) fn fine_seconds(text: &str) -> Result<u32, String> {
     in_range(milliseconds(text)?, "ms", 1)
 }
 
-/// A time in words, for people: `2 h 11 min 15 s`.
+/// Formats a time in words: `2 h 11 min 15 s`. Milliseconds are dropped from times of 1 s or more.
 pub(crate) fn words(milliseconds: u64) -> String {
     let seconds = milliseconds / 1000;
     let mut parts = Vec::new();

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use ka_reach::text::reason;
+use ka_reach::reason::reason;
 
 /// Something was found, or was not done: sockets without keepalive, sockets that could not be set.
 pub(crate) const FOUND: i32 = 1;

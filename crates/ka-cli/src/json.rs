@@ -7,7 +7,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use ka_reach::text::is_order;
+use ka_reach::escape::controls_terminal;
 
 /// A value on one line.
 pub(crate) fn to_writer(out: impl Write, value: &impl Serialize) -> serde_json::Result<()> {
@@ -31,7 +31,7 @@ impl<W: Write> Write for Inert<W> {
             return Ok(piece.len());
         };
         for letter in text.chars() {
-            if letter != '\n' && is_order(letter) {
+            if letter != '\n' && controls_terminal(letter) {
                 write!(self.0, "\\u{:04x}", u32::from(letter))?;
             } else {
                 write!(self.0, "{letter}")?;

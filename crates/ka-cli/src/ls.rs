@@ -1,7 +1,7 @@
-//! `ka ls`: TCP sockets, whose they are, and their keepalive.
+//! `ka ls`: lists TCP sockets with their owners and keepalive.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,13 +15,12 @@ use crate::failure::{FOUND, Failure, Outcome, UNKNOWN};
 use crate::json;
 use crate::table::{self, Cell, Column, Output, Paint};
 use ka_reach::diag::State;
+use ka_reach::escape::{lossless, visible, visible_lines};
+use ka_reach::listing::{ListedSocket, Owner, Selection, sockets};
 use ka_reach::netns::{self, Namespace};
-use ka_reach::privilege;
-use ka_reach::process;
-use ka_reach::sockets::{self, Owner, Selection, Socket, sockets};
-use ka_reach::sys;
-use ka_reach::text;
+use ka_reach::plural::count;
 use ka_reach::worker::Workers;
+use ka_reach::{limits, privilege, process, reason::reason};
 
 /// The first probe of a longer idle time comes after AWS's load balancers and NAT gateways have forgotten the
 /// connection, as have most others (`ka plan --list`).
@@ -31,18 +30,18 @@ pub(crate) fn ls(args: &args::Ls) -> Outcome {
     let mut pids = [&*args.pids, &*args.pid].concat();
     pids.sort_unstable();
     pids.dedup();
-    let failure = |why: String| Failure::new(format_args!("ls: {why}"));
+    let failure = |why: &dyn Display| Failure::new(format_args!("ls: {why}"));
     if !args.state.is_empty() && args.state.iter().all(|state| *state == State::Close) {
         let why = "--state close: the kernel does not list closed and unconnected sockets; ka check PID counts them";
-        return Err(failure(why.to_owned()));
+        return Err(failure(&why));
     }
-    let (namespaces, mut left) = namespaces(args, &pids).map_err(failure)?;
+    let (namespaces, mut incomplete) = namespaces(args, &pids).map_err(|why| failure(&why))?;
     let states: Vec<_> =
         if args.state.is_empty() { State::with_options().collect() } else { args.state.clone() };
     let selection = Selection { pids: &pids, port: args.port, namespaces: &namespaces };
-    let listing = sockets(&mut Workers::default(), &states, Some(&selection))
-        .map_err(|error| failure(text::reason(&error)))?;
-    left.extend(listing.left);
+    let listing =
+        sockets(&mut Workers::default(), &states, Some(&selection)).map_err(|error| failure(&error))?;
+    incomplete.extend(listing.incomplete.iter().map(ToString::to_string));
     let all = Counts::of(&listing.sockets);
     let mut rows: Vec<_> = listing.sockets.iter().map(Row::new).collect();
     if args.off {
@@ -62,13 +61,13 @@ pub(crate) fn ls(args: &args::Ls) -> Outcome {
         writeln!(out, "{}", footer(&rows, &all, args.off || args.risk))?;
     }
     out.flush()?;
-    for why in left.iter().chain(&hint(&rows, args.off)) {
-        let _ = writeln!(io::stderr(), "ka: ls: {}", text::visible_lines(why));
+    for why in incomplete.iter().chain(&hint(&rows, args.off)) {
+        let _ = writeln!(io::stderr(), "ka: ls: {}", visible_lines(why));
     }
-    let is_incomplete = !left.is_empty();
+    let is_incomplete = !incomplete.is_empty();
     Ok(match args.off {
         true if all.off > 0 => FOUND,
-        // A monitor must not take what nobody looked at for what is well.
+        // A monitor must not mistake unknown sockets for sockets with keepalive.
         true if all.unknown > 0 || is_incomplete => UNKNOWN,
         false if is_incomplete => FOUND,
         _ => 0,
@@ -79,29 +78,30 @@ pub(crate) fn ls(args: &args::Ls) -> Outcome {
 /// the namespace that ka is in.
 fn namespaces(args: &args::Ls, pids: &[i32]) -> Result<(Vec<Namespace>, Vec<String>), String> {
     if let Some(netns) = &args.netns {
-        let namespace = Namespace::named(netns)?;
-        namespace.enter()?;
+        let namespace = Namespace::named(netns).map_err(|error| error.to_string())?;
+        namespace.enter().map_err(|error| error.to_string())?;
         return Ok((vec![namespace], Vec::new()));
     }
     if args.all_netns {
         // Each namespace takes a descriptor.
-        sys::raise_descriptor_limit();
+        limits::raise_descriptor_limit();
         if !privilege::has(privilege::CAP_SYS_ADMIN) {
             return Err("--all-netns needs CAP_SYS_ADMIN (run ka as root)".to_owned());
         }
-        let all = process::all().map_err(|error| format!("/proc: {}", text::reason(&error)))?;
+        let all = process::all().map_err(|error| format!("/proc: {}", reason(&error)))?;
         let (namespaces, refused) = netns::of(&all);
-        let left = refused.first().map(|(pid, error)| {
-            let why = privilege::explain(*pid, error);
-            let whose = sockets::name(*pid);
-            match refused.len() {
+        let count = refused.len();
+        let incomplete = refused.into_iter().next().map(|(pid, error)| {
+            let why = privilege::explain(pid, error);
+            let whose = process::title(pid);
+            match count {
                 1 => format!("the network namespace of {whose} is unknown: {why}"),
                 more => {
                     format!("the network namespaces of {more} processes are unknown, such as {whose}: {why}")
                 }
             }
         });
-        return Ok((namespaces, left.into_iter().collect()));
+        return Ok((namespaces, incomplete.into_iter().collect()));
     }
     // A process whose namespace cannot be opened cannot be looked into either, which will be reported.
     let (mut namespaces, _) = netns::of(pids);
@@ -136,7 +136,7 @@ impl Risk {
     }
 }
 
-/// A socket, as JSON has it.
+/// A socket in JSON.
 #[derive(Serialize)]
 struct Row<'a> {
     netns: Option<&'a str>,
@@ -156,16 +156,16 @@ struct Row<'a> {
     unanswered_probes: Option<u32>,
     risks: Vec<Risk>,
     /// The reason why the socket could not be read.
-    error: Option<&'a str>,
+    error: Option<String>,
     #[serde(skip)]
-    socket: &'a Socket,
+    socket: &'a ListedSocket,
 }
 
 impl<'a> Row<'a> {
-    fn new(socket: &'a Socket) -> Self {
-        let Socket { entry, owner, settings, .. } = socket;
+    fn new(socket: &'a ListedSocket) -> Self {
+        let ListedSocket { entry, owner, settings, .. } = socket;
         let (pid, fd) = owner.as_ref().map(|Owner { pid, fd, .. }| (*pid, *fd)).unzip();
-        let comm = owner.as_ref().and_then(|owner| owner.comm.as_deref()).map(text::lossless);
+        let comm = owner.as_ref().and_then(|owner| owner.comm.as_deref()).map(lossless);
         Self {
             netns: socket.netns.as_deref(),
             pid,
@@ -183,20 +183,20 @@ impl<'a> Row<'a> {
             next_probe_ms: next_probe(socket),
             unanswered_probes: entry.status.map(|status| status.probes),
             risks: risks(socket),
-            error: socket.error.as_deref(),
+            error: socket.error.as_ref().map(ToString::to_string),
             socket,
         }
     }
 
-    /// Who has it: `nginx/812`, and how many more.
+    /// Returns the process that has the socket, and how many more have it: `nginx/812+3`.
     fn holder(&self) -> String {
-        let Socket { owner: Some(owner), others, .. } = self.socket else { return "-".to_owned() };
+        let ListedSocket { owner: Some(owner), others, .. } = self.socket else { return "-".to_owned() };
         let more = if others.is_empty() { String::new() } else { format!("+{}", others.len()) };
         let comm = owner.comm.as_deref().unwrap_or(b"?");
-        format!("{}/{}{more}", text::visible(comm), owner.pid)
+        format!("{}/{}{more}", visible(comm), owner.pid)
     }
 
-    /// By process, listeners first; what nobody has comes last.
+    /// Returns the sort key: by process, listeners first. Sockets without a process come last.
     fn order(&self) -> impl Ord + use<'a> {
         (self.netns, self.pid.is_none(), self.pid, self.peer.is_some(), self.fd, self.local, self.peer)
     }
@@ -208,12 +208,12 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Milliseconds until the next keepalive probe, if all stays silent.
+/// Returns the time until the next keepalive probe if no packet comes, in milliseconds.
 ///
-/// The timer that is armed may be older than the last packet: when it fires, the kernel finds that the connection was
-/// not idle for as long, and arms it anew (net/ipv4/tcp_timer.c, `tcp_keepalive_timer`). So where the idle time is known
-/// and no probe is out, it is what is left of that.
-fn next_probe(socket: &Socket) -> Option<u64> {
+/// The armed timer may be older than the last packet. When it fires, the kernel sees that the connection was not idle for
+/// long enough, and arms the timer again (net/ipv4/tcp_timer.c, `tcp_keepalive_timer`). So if the idle time is known and no
+/// probe is unanswered, the result is the rest of the idle time.
+fn next_probe(socket: &ListedSocket) -> Option<u64> {
     let Some(Timer::KeepAlive(expires)) = &socket.entry.timer else { return None };
     if socket.keepalive() != Some(true) || socket.entry.is_suspended() {
         return None;
@@ -227,7 +227,7 @@ fn next_probe(socket: &Socket) -> Option<u64> {
     Some(left.map_or(armed, |left| armed.max(left)))
 }
 
-fn risks(socket: &Socket) -> Vec<Risk> {
+fn risks(socket: &ListedSocket) -> Vec<Risk> {
     let settings = socket.settings;
     let is = |risk| match risk {
         Risk::Off => socket.keepalive() == Some(false),
@@ -246,14 +246,14 @@ fn risks(socket: &Socket) -> Vec<Risk> {
     Risk::ALL.into_iter().filter(|risk| is(*risk)).collect()
 }
 
-/// Whether the user timeout ends a silent connection at another time than cnt does.
+/// Returns whether the user timeout ends a silent connection at another time than cnt does.
 fn overrides_count(settings: &ka_core::Settings) -> bool {
     let Ok(with) = Config::try_from(*settings) else { return true };
     let without = with.with_user_timeout(UserTimeout::Keep);
     without.is_ok_and(|without| without.detection() != with.detection())
 }
 
-/// An array with an object a line.
+/// Writes an array with one object per line.
 fn write_json(out: &mut impl Write, rows: &[Row<'_>]) -> io::Result<()> {
     out.write_all(b"[")?;
     for (n, row) in rows.iter().enumerate() {
@@ -298,8 +298,8 @@ struct Counts {
 }
 
 impl Counts {
-    fn of(sockets: &[Socket]) -> Self {
-        Self::count(sockets.iter().map(Socket::keepalive))
+    fn of(sockets: &[ListedSocket]) -> Self {
+        Self::count(sockets.iter().map(ListedSocket::keepalive))
     }
 
     fn count(keepalives: impl Iterator<Item = Option<bool>>) -> Self {
@@ -332,10 +332,10 @@ fn footer(rows: &[Row<'_>], all: &Counts, is_filtered: bool) -> String {
     let mut line = if is_filtered {
         let words = listed.words();
         let colon = if words.is_empty() { "" } else { ": " };
-        format!("{} of {} listed{colon}{words}", listed.all(), text::count(all.all(), "socket"))
+        format!("{} of {} listed{colon}{words}", listed.all(), count(all.all(), "socket"))
     } else {
         let unknown = if all.unknown > 0 { format!(", {} unknown", all.unknown) } else { String::new() };
-        format!("{}: {} on, {} off{unknown}", text::count(all.all(), "socket"), all.on, all.off)
+        format!("{}: {} on, {} off{unknown}", count(all.all(), "socket"), all.on, all.off)
     };
     for risk in Risk::ALL.into_iter().filter(|risk| *risk != Risk::Off) {
         let count = rows.iter().filter(|row| row.risks.contains(&risk)).count();
@@ -354,17 +354,17 @@ fn footer(rows: &[Row<'_>], all: &Counts, is_filtered: bool) -> String {
     line
 }
 
-/// Why owners, settings or keepalive are missing in some rows.
+/// Returns why owners, settings or keepalive are missing in some rows.
 fn hint(rows: &[Row<'_>], off: bool) -> Option<String> {
     if !privilege::may_look_anywhere() {
         let incomplete = rows.iter().filter(|row| row.is_incomplete()).count();
-        let of = text::count(incomplete, "socket");
+        let of = count(incomplete, "socket");
         return (incomplete > 0).then(|| {
             format!("the owner or the settings of {of} are missing: run ka as root (needs CAP_SYS_PTRACE)")
         });
     }
     let unknown = rows.iter().filter(|row| row.keepalive.is_none()).count();
-    let of = text::count(unknown, "socket");
+    let of = count(unknown, "socket");
     (off && unknown > 0).then(|| {
         format!("keepalive of {of} is unknown: ka could read it neither through a process nor by eBPF")
     })
@@ -395,7 +395,7 @@ fn cells(row: &Row<'_>) -> Vec<Cell> {
     let risks: Vec<_> = row.risks.iter().map(|risk| risk.name()).collect();
     let paint = if row.risks.contains(&Risk::Off) { Paint::Bad } else { Paint::Warning };
     vec![
-        row.netns.map_or_else(|| "-".into(), |netns| text::visible(netns.as_bytes()).into_owned().into()),
+        row.netns.map_or_else(|| "-".into(), |netns| visible(netns.as_bytes()).into_owned().into()),
         row.holder().into(),
         row.fd.map_or_else(|| "-".into(), |fd| fd.to_string().into()),
         row.state.into(),

@@ -36,6 +36,7 @@ mod program;
 mod run;
 mod shell;
 mod start;
+mod sysctl;
 mod table;
 mod via;
 mod wrapper;

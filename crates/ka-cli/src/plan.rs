@@ -1,4 +1,4 @@
-//! `ka plan`: a policy worked out, what it does, and how it is written elsewhere.
+//! `ka plan`: computes a policy, and shows its effect and how other programs write it.
 
 use std::env;
 use std::io::{self, BufWriter, Write};
@@ -13,6 +13,7 @@ use crate::failure::{Failure, Outcome};
 use crate::json;
 use crate::presets;
 use crate::shell::quoted;
+use crate::sysctl;
 use crate::table::{self, Cell, Column, Output};
 use crate::via;
 
@@ -36,7 +37,7 @@ pub(crate) fn plan(args: &args::Plan) -> Outcome {
     Ok(0)
 }
 
-/// The policy that is asked for, with each of its values.
+/// Returns the requested policy with all its values.
 fn config(args: &args::Plan) -> Result<Config, Failure> {
     let too_short = |flag: &str, unit: &str, error: PlanError| {
         Failure::new(format_args!("plan: --{flag}: {error} {unit}"))
@@ -59,7 +60,7 @@ fn config(args: &args::Plan) -> Result<Config, Failure> {
     }
 }
 
-/// A policy and what it does, as JSON has it.
+/// A policy and its effect, in JSON.
 #[derive(Serialize)]
 struct Plan {
     policy: String,
@@ -69,7 +70,7 @@ struct Plan {
     user_timeout_ms: Option<i32>,
     typical_ms: u64,
     worst_ms: u64,
-    /// On a connection that is idle and well.
+    /// On an idle connection whose peer answers.
     probes_per_hour: f64,
     bytes_per_day: f64,
     connections: u64,
@@ -193,7 +194,7 @@ impl Plan {
         self.write_elsewhere(out)
     }
 
-    /// The same policy as others write it.
+    /// Writes the policy in the syntax of other programs.
     fn write_elsewhere(&self, out: &mut impl Write) -> io::Result<()> {
         let Self { idle, intvl, cnt, .. } = self;
         let timeout = self.user_timeout_ms.filter(|timeout| *timeout > 0);
@@ -224,7 +225,7 @@ impl Plan {
             ),
             (
                 "sysctl.d(5): the times of sockets that have SO_KEEPALIVE on, and turns it on for none",
-                crate::defaults::sysctls([*idle, *intvl, *cnt]),
+                sysctl::lines([*idle, *intvl, *cnt]),
             ),
             ("nginx", format!("listen 443 ssl so_keepalive={idle}s:{intvl}s:{cnt};")),
             (
@@ -258,13 +259,13 @@ impl Plan {
         Ok(())
     }
 
-    /// How many probes go unanswered: the count, but where the user timeout takes its place.
+    /// Returns how many probes go unanswered: the count, unless the user timeout overrides it.
     fn probes(&self) -> u128 {
         let [idle, intvl] = [self.idle, self.intvl].map(|value| u128::from(value.unsigned_abs()));
         u128::from(self.typical_ms / 1000).saturating_sub(idle) / intvl.max(1)
     }
 
-    /// The time from the last packet on, with a mark for each probe.
+    /// Draws the time from the last packet, with a mark for each probe.
     fn draw(&self, out: &mut impl Write) -> io::Result<()> {
         let [first, line, probe, dead] =
             if has_unicode() { ['├', '─', '┼', '✕'] } else { ['|', '-', '+', 'X'] };
@@ -281,7 +282,7 @@ impl Plan {
             if let Some(slot) = bar.get_mut(place) {
                 *slot = letter;
             }
-            // A label where there is room for it.
+            // A label is drawn if there is room for it.
             let label = time.to_string();
             if place >= free {
                 free = place + label.len() + 1;
@@ -307,7 +308,7 @@ impl Plan {
     }
 }
 
-/// Whether the terminal's character set has lines. locale(7)
+/// Returns whether the terminal's character set has box characters. locale(7)
 fn has_unicode() -> bool {
     let locale =
         ["LC_ALL", "LC_CTYPE", "LANG"].iter().filter_map(env::var_os).find(|value| !value.is_empty());
@@ -317,7 +318,7 @@ fn has_unicode() -> bool {
     })
 }
 
-/// A time in the largest unit in which it is a whole number.
+/// Formats a time in the largest unit in which it is a whole number.
 fn exact(milliseconds: i32) -> String {
     match milliseconds {
         whole if whole % 1000 == 0 => format!("{} s", whole / 1000),
@@ -339,7 +340,7 @@ fn bytes(value: f64) -> String {
     format!("{} {unit}", rounded(value))
 }
 
-/// The presets with the plans they give.
+/// Lists the presets with their policies.
 fn list(out: &mut impl Write, json: bool) -> Result<(), Failure> {
     #[derive(Serialize)]
     struct Listed {

@@ -11,9 +11,8 @@ use std::path::{Path, PathBuf};
 use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
 use crate::wrapper::{self, Client, Env};
 use ka_reach::elf::Elf;
-use ka_reach::file;
-use ka_reach::sys;
 use ka_reach::text::reason;
+use ka_reach::{file, privilege, user};
 
 /// What is to be started.
 #[derive(Debug)]
@@ -168,7 +167,7 @@ fn search(name: &OsStr) -> Result<PathBuf, Failure> {
     };
     let check = |path: &Path| -> io::Result<()> {
         file::check_regular(&fs::metadata(path)?)?;
-        sys::may_execute(path)
+        file::check_executable(path)
     };
     if name.is_empty() {
         return Err(not_found("no program has an empty name"));
@@ -232,8 +231,8 @@ const SETGID: u32 = 0o2010;
 /// What gives a program other rights than those of who starts it, whoever that is.
 pub(crate) fn marks(path: &Path) -> Vec<String> {
     let Ok(metadata) = fs::metadata(path) else { return Vec::new() };
-    if sys::is_nosuid(path) {
-        let is_marked = metadata.mode() & (SETUID | 0o2000) != 0 || sys::has_capabilities(path);
+    if file::is_nosuid(path) {
+        let is_marked = metadata.mode() & (SETUID | 0o2000) != 0 || file::has_capabilities(path);
         let fact = "it is on a file system mounted nosuid, so its setuid or setgid bit or file capabilities have no effect";
         return if is_marked { vec![fact.to_owned()] } else { Vec::new() };
     }
@@ -242,7 +241,7 @@ pub(crate) fn marks(path: &Path) -> Vec<String> {
     [
         setuid.then(|| format!("it is setuid: it runs as user {}, whoever starts it", metadata.uid())),
         setgid.then(|| format!("it is setgid: it runs as group {}, whoever starts it", metadata.gid())),
-        sys::has_capabilities(path).then(|| "it has file capabilities".to_owned()),
+        file::has_capabilities(path).then(|| "it has file capabilities".to_owned()),
     ]
     .into_iter()
     .flatten()
@@ -252,19 +251,19 @@ pub(crate) fn marks(path: &Path) -> Vec<String> {
 /// Whether the program will have more rights than the user who starts it, so that the loader trusts no environment.
 /// ld.so(8), "Secure-execution mode"; security/commoncap.c, `cap_bprm_creds_from_file`
 fn more_rights(path: &Path) -> Option<&'static str> {
-    let ((user, effective_user), (group, effective_group)) = (sys::users(), sys::groups());
+    let ((user, effective_user), (group, effective_group)) = (user::users(), user::groups());
     if user != effective_user || group != effective_group {
         return Some("ka itself runs with another's rights");
     }
     let metadata = fs::metadata(path).ok()?;
-    if sys::has_no_new_privileges() || sys::is_nosuid(path) {
+    if privilege::has_no_new_privileges() || file::is_nosuid(path) {
         return None;
     }
     if metadata.mode() & SETUID != 0 && metadata.uid() != user {
         Some("it is setuid")
     } else if metadata.mode() & SETGID == SETGID && metadata.gid() != group {
         Some("it is setgid")
-    } else if user != 0 && sys::has_capabilities(path) {
+    } else if user != 0 && file::has_capabilities(path) {
         Some("it has file capabilities")
     } else {
         None

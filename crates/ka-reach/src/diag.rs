@@ -1,17 +1,17 @@
-//! What TCP sockets there are in this network namespace, as the kernel lists them. sock_diag(7)
+//! The kernel's list of the TCP sockets in this network namespace. sock_diag(7)
 //!
 //! The list has no bit for SO_KEEPALIVE, but it has the timer that is armed (net/ipv4/inet_diag.c,
-//! `inet_sk_diag_fill`): 2 is keepalive's, so keepalive is on. Retransmission (1) and probes of a closed window (4) are
-//! shown in its stead. Where there is no timer at all on a connection that is established, keepalive is off: the
-//! kernel arms it whenever keepalive is on and the connection is. In other states no timer proves nothing.
+//! `inet_sk_diag_fill`). Timer 2 is that of keepalive, so keepalive is on. If a retransmission (1) or a probe of a closed
+//! window (4) is due, the kernel reports that timer instead. If an established connection has no timer, keepalive is off:
+//! the kernel arms the timer whenever keepalive is on. In other states, a missing timer proves nothing.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 use ka_core::Status;
 use netlink_packet_core::{
-    ErrorBuffer, ErrorMessage, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
-    NetlinkHeader, NetlinkMessage, NlasIterator, Parseable as _,
+    DecodeError, ErrorBuffer, ErrorMessage, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
+    NetlinkBuffer, NetlinkHeader, NetlinkMessage, NlasIterator, Parseable as _,
 };
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::INET_DIAG_INFO;
@@ -20,8 +20,11 @@ use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponseHe
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
 
+use crate::{Error, Result};
+
 /// A state of a TCP socket, by its number in <netinet/tcp.h>.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the states are those of tcp(7) and RFC 9293")]
 pub enum State {
     Established = 1,
     SynSent,
@@ -37,7 +40,7 @@ pub enum State {
 }
 
 impl State {
-    /// All states.
+    /// All states, in the order of their numbers.
     pub const ALL: [Self; 11] = [
         Self::Established,
         Self::SynSent,
@@ -52,16 +55,17 @@ impl State {
         Self::Closing,
     ];
 
-    /// The states in which a socket has options.
+    /// Returns the states in which a socket has options.
     pub fn with_options() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(|state| !matches!(state, Self::TimeWait | Self::SynRecv))
     }
 
+    /// Returns the state with this number.
     pub fn numbered(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|state| *state as u8 == number)
     }
 
-    /// As ss(8) has it.
+    /// Returns the name as in ss(8).
     pub const fn name(self) -> &'static str {
         match self {
             Self::Established => "established",
@@ -78,7 +82,7 @@ impl State {
         }
     }
 
-    /// Data can still come and go as on any connection: the keepalive timer runs if keepalive is on.
+    /// Returns whether the keepalive timer runs in this state if keepalive is on.
     const fn runs_keepalive(self) -> bool {
         matches!(self, Self::Established | Self::CloseWait)
     }
@@ -87,37 +91,42 @@ impl State {
 /// A TCP socket, as the kernel lists it.
 #[derive(Debug)]
 pub struct Entry {
+    /// The local address.
     pub local: SocketAddr,
-    /// `None` where there is none, as for a listener.
+    /// The peer's address. `None` if the socket has no peer, such as a listener.
     pub peer: Option<SocketAddr>,
+    /// The state.
     pub state: State,
+    /// The timer that is armed.
     pub timer: Option<Timer>,
-    /// What it is known by as long as it is there, and no other ever: `bpf_get_socket_cookie` gives it too.
+    /// A number that no other socket ever has until the machine restarts. `bpf_get_socket_cookie` returns it too.
     pub cookie: u64,
-    /// 0 where no descriptor leads to it.
+    /// The inode. 0 if no process has a descriptor of the socket.
     pub inode: u32,
     /// The ID of the cgroup in which the socket was made. 0 before Linux 5.7, or without cgroups of version 2.
     pub cgroup: u64,
+    /// The status of the connection. `None` if it was not requested, or the socket has none.
     pub status: Option<Status>,
 }
 
 impl Entry {
-    /// Whether keepalive is on, where that is proven.
+    /// Returns whether keepalive is on. `None` if the timer does not prove it.
     pub fn keepalive(&self) -> Option<bool> {
         match self.timer {
-            // After a close the same timer counts the time in which the other end may close too.
+            // After a close, the same timer limits how long the kernel waits for the peer to close (FIN_WAIT2).
             Some(Timer::KeepAlive(_)) => self.state.runs_keepalive().then_some(true),
             None if self.state.runs_keepalive() => Some(false),
             _ => None,
         }
     }
 
-    /// Whether the local or the peer port is this one.
+    /// Returns whether the local or the peer port is this one.
     pub fn has_port(&self, port: u16) -> bool {
         self.local.port() == port || self.peer.is_some_and(|peer| peer.port() == port)
     }
 
-    /// Data is on its way or waits for the peer's window, and no keepalive probe is sent until that is over.
+    /// Returns whether data is unacknowledged or waits for the peer's window. The kernel sends no keepalive probes until that
+    /// is over.
     pub fn is_suspended(&self) -> bool {
         self.state.runs_keepalive()
             && (matches!(self.timer, Some(Timer::Retransmit(..) | Timer::Probe(_)))
@@ -125,15 +134,15 @@ impl Entry {
     }
 }
 
-/// Why no socket is listed: the modules are loaded when they are asked for, where there are any to load.
-const LACKS: &str =
-    "this kernel does not list its TCP sockets (CONFIG_INET_TCP_DIAG: modprobe tcp_diag, as root)";
-
 /// Returns all IPv4 and IPv6 sockets in these states. A Multipath TCP connection is listed with each of its subflows.
 ///
 /// To report the connections' status (`with_status`), the kernel takes each socket's lock, which another program may
 /// hold forever.
-pub fn dump(states: &[State], with_status: bool) -> io::Result<Vec<Entry>> {
+///
+/// # Errors
+///
+/// [`Error::NoSocketList`] if the kernel has no such list and no module that it could load, else the kernel's answer.
+pub(crate) fn dump(states: &[State], with_status: bool) -> Result<Vec<Entry>> {
     let wanted = states.iter().fold(0, |set, state| set | 1_u32 << *state as u32);
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
@@ -148,9 +157,10 @@ pub fn dump(states: &[State], with_status: bool) -> io::Result<Vec<Entry>> {
             socket_id,
         };
         match dump_family(&socket, request, &mut entries) {
-            // A kernel without this family has none of its sockets; without the first, nobody is there to ask.
+            // ENOENT means that the kernel does not list this family. Without IPv4, it lists no TCP sockets at all. A
+            // kernel without IPv6 has no IPv6 sockets.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) && family == libc::AF_INET => {
-                return Err(io::Error::other(LACKS));
+                return Err(Error::NoSocketList);
             }
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
             other => other?,
@@ -185,29 +195,37 @@ fn dump_family(socket: &Socket, request: InetRequest, entries: &mut Vec<Entry>) 
     }
 }
 
-/// Reads what the kernel sent at once: whether that was the last.
+/// Parses one buffer of netlink messages and appends the sockets. Returns true after the last message of the list.
+///
+/// # Errors
+///
+/// The errno of the list if the kernel could not finish it, or [`io::ErrorKind::InvalidData`].
 pub fn read(messages: &[u8], entries: &mut Vec<Entry>) -> io::Result<bool> {
     let mut rest = messages;
     while !rest.is_empty() {
-        let message = NetlinkBuffer::new_checked(rest).map_err(io::Error::other)?;
+        let message = NetlinkBuffer::new_checked(rest).map_err(invalid)?;
         match message.message_type() {
             NLMSG_DONE => return outcome(message.payload()).map(|()| true),
             NLMSG_ERROR => {
                 let payload = message.payload();
-                let error = ErrorBuffer::new_checked(&payload).map_err(io::Error::other)?;
-                let errno = ErrorMessage::parse(&error).map_err(io::Error::other)?.raw_code().wrapping_neg();
+                let error = ErrorBuffer::new_checked(&payload).map_err(invalid)?;
+                let errno = ErrorMessage::parse(&error).map_err(invalid)?.raw_code().wrapping_neg();
                 return Err(io::Error::from_raw_os_error(errno));
             }
             _ => entries.extend(entry(message.payload())),
         }
-        // Each message begins at a multiple of four. NLMSG_ALIGN of <linux/netlink.h>
+        // Each message starts at a multiple of 4. NLMSG_ALIGN of <linux/netlink.h>
         let length = (message.length() as usize).next_multiple_of(4).max(4);
         rest = rest.get(length..).unwrap_or_default();
     }
     Ok(false)
 }
 
-/// How a listing went: what ends it begins with an errno, negative, or 0.
+fn invalid(error: DecodeError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+/// Returns the result of the list. The last message starts with a negative errno, or 0.
 fn outcome(end: &[u8]) -> io::Result<()> {
     match end.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes)) {
         Some(errno) if errno < 0 => Err(io::Error::from_raw_os_error(errno.saturating_neg())),
@@ -243,14 +261,14 @@ fn entry(payload: &[u8]) -> Option<Entry> {
     })
 }
 
-/// Two words, the lower one first, whatever the order of their bytes. net/core/sock_diag.c, `sock_diag_save_cookie`
+/// Reads a cookie: two words in native byte order, the lower one first. net/core/sock_diag.c, `sock_diag_save_cookie`
 fn cookie(bytes: [u8; 8]) -> u64 {
     let mut words = bytes.chunks_exact(4).filter_map(<[u8]>::first_chunk).copied().map(u32::from_ne_bytes);
     let mut word = || u64::from(words.next().unwrap_or(0));
     word() | word() << 32
 }
 
-/// A link-local address means nothing without its interface.
+/// Returns a socket address. A link-local address needs its interface.
 fn address(address: IpAddr, port: u16, interface: u32) -> SocketAddr {
     match address {
         IpAddr::V6(v6) if v6.is_unicast_link_local() => SocketAddrV6::new(v6, port, 0, interface).into(),

@@ -4,13 +4,14 @@ use std::error;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::sync::Arc;
 
 use ka_core::Settings;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::text::{brief_settings, reason};
-use crate::worker::{BLOCKED, excluded};
+use crate::brief::brief_settings;
+use crate::process;
+use crate::reason::reason;
 
 /// The result of an operation of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -34,16 +35,12 @@ pub enum Error {
     Maps(Box<Error>),
     /// The kernel did not return the memory maps of a process in time.
     MapsBlocked,
-    /// The kernel does not let ka examine a process. The text gives the reason and a remedy.
-    Process(String),
     /// The process has ended, and its parent has not waited for it.
     Zombie,
     /// /proc has no processes.
     NoProcesses,
     /// A program holds the lock of this socket, so that a call on it blocks. ka has not changed the socket.
     LeftLocked,
-    /// Too many sockets of this user were locked. ka has not changed the rest of the user's sockets.
-    UserExcluded(u32),
     /// The settings that a socket had before are outside the range that programs can set.
     NotRestorable(Settings),
     /// The kernel's tcp iterator stopped at a locked socket. These later sockets belong to no process, so that they
@@ -137,6 +134,94 @@ pub enum Error {
         /// Why ka cannot enter the cgroup. `None` if the hierarchy is not mounted.
         source: Option<io::Error>,
     },
+
+    /// A worker process could not be started.
+    WorkerStart(io::Error),
+    /// A worker process died before it finished its work.
+    WorkerDied,
+    /// A process that ka started ended before it reported its success.
+    ProcessEnded,
+    /// A call on a socket blocked, because a program holds the socket's lock.
+    SocketBlocked,
+    /// So many sockets of a user blocked that ka leaves the rest of that user's sockets alone.
+    UserExcluded {
+        /// The user ID.
+        user: u32,
+        /// The number of sockets that blocked.
+        blocked: usize,
+    },
+    /// The kernel's list of sockets blocked, because a program holds the lock of a socket.
+    SocketListBlocked,
+    /// The kernel has no list of TCP sockets (sock_diag(7)).
+    NoSocketList,
+    /// The file is neither a regular file nor a folder.
+    NotRegularFile,
+
+    /// No process has this PID.
+    NoSuchProcess,
+    /// The PID is that of a thread.
+    Thread {
+        /// The PID of the thread's process.
+        leader: i32,
+    },
+    /// /proc is not mounted, or hides a process that exists.
+    ProcessNotShown,
+    /// /proc hides the process, so ka cannot tell why the kernel refuses access.
+    ProcessHidden,
+    /// The process belongs to another user, and ka lacks CAP_SYS_PTRACE.
+    ForeignProcess {
+        /// The effective user ID of the process.
+        user: u32,
+    },
+    /// The Yama security module forbids access to the process.
+    PtraceScope(i32),
+    /// The Yama security module forbids access to ordinary processes of ka's own user.
+    PtraceScopeOfAll(i32),
+    /// The process is not dumpable or has more capabilities than ka. ptrace(2)
+    NotDumpable,
+    /// The kernel refuses access although ka has CAP_SYS_PTRACE.
+    RefusedToRoot,
+    /// The kernel has no pidfd_getfd(2).
+    NoPidfdGetfd,
+    /// A thread has its own descriptors, and the kernel has no pidfds of threads.
+    ThreadDescriptors {
+        /// The thread, if its process has others.
+        task: Option<i32>,
+    },
+    /// The process has more descriptors than ka reads of one process. The sockets that ka reached were handled.
+    OverBudget,
+    /// This process has reached its limit on descriptors, or the machine has.
+    TooManyOpenFiles,
+
+    /// ka lacks CAP_SYS_ADMIN.
+    NeedsSysAdmin,
+    /// The file is not a network namespace.
+    NotNetworkNamespace,
+    /// An error in a network namespace.
+    Namespace {
+        /// The name or the path of the namespace.
+        name: String,
+        /// The error.
+        source: Arc<Error>,
+    },
+    /// An error with a process.
+    Process {
+        /// The PID.
+        pid: i32,
+        /// The name, safe to print to a terminal. Absent if the PID is enough.
+        name: Option<String>,
+        /// The error.
+        source: Arc<Error>,
+    },
+    /// An error with a socket of a process.
+    Socket {
+        /// The descriptor in the process.
+        fd: i32,
+        /// The error.
+        source: Arc<Error>,
+    },
+    /// Several errors, none of which hides another.
+    Several(Vec<Error>),
 }
 
 impl Error {
@@ -145,11 +230,34 @@ impl Error {
         Self::Io { what: what.to_string(), source }
     }
 
+    /// An error with a process.
+    pub(crate) fn process(pid: i32, source: impl Into<Arc<Self>>) -> Self {
+        Self::Process { pid, name: None, source: source.into() }
+    }
+
+    /// An error with a process, whose current name is part of the message.
+    pub(crate) fn named_process(pid: i32, source: impl Into<Arc<Self>>) -> Self {
+        Self::Process { pid, name: Some(process::name(pid)), source: source.into() }
+    }
+
+    /// An error with a socket of a process.
+    pub(crate) fn socket(fd: i32, source: impl Into<Arc<Self>>) -> Self {
+        Self::Socket { fd, source: source.into() }
+    }
+
+    /// An error in a network namespace.
+    pub(crate) fn namespace(name: impl fmt::Display, source: impl Into<Arc<Self>>) -> Self {
+        Self::Namespace { name: name.to_string(), source: source.into() }
+    }
+
     /// The kernel's answer, if this error has one.
     #[must_use]
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {
-            Self::Io { source, .. } => source.raw_os_error(),
+            Self::Io { source, .. } | Self::WorkerStart(source) => source.raw_os_error(),
+            Self::Namespace { source, .. } | Self::Process { source, .. } | Self::Socket { source, .. } => {
+                source.raw_os_error()
+            }
             _ => None,
         }
     }
@@ -157,16 +265,16 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// What to do if ka may not look into a process.
+        const INSTEAD: &str = "needs CAP_SYS_PTRACE (run ka as root)";
         match self {
             Self::Io { what, source } if what.is_empty() => f.write_str(&reason(source)),
             Self::Io { what, source } => write!(f, "{what}: {}", reason(source)),
             Self::Worker(message) => f.write_str(message),
             Self::Maps(error) => write!(f, "its memory maps: {error}"),
-            Self::Process(reason) => f.write_str(reason),
             Self::Zombie => f.write_str("it has ended (a zombie), and has no sockets"),
             Self::NoProcesses => f.write_str("/proc shows no process: it is not mounted here"),
-            Self::LeftLocked => write!(f, "{BLOCKED}; left as it is"),
-            Self::UserExcluded(user) => f.write_str(&excluded(*user)),
+            Self::LeftLocked => write!(f, "{}; left as it is", Self::SocketBlocked),
             Self::NotRestorable(settings) => {
                 write!(f, "a socket had {}, which no program can set", brief_settings(settings))
             }
@@ -250,6 +358,85 @@ impl fmt::Display for Error {
                  or ka attach --lose-class",
                 source.as_ref().map_or_else(|| "it is not mounted here".to_owned(), reason)
             ),
+
+            Self::WorkerStart(source) => write!(f, "ka cannot start a worker process: {}", reason(source)),
+            Self::WorkerDied => f.write_str(
+                "ka's worker process ended before it answered (killed, or out of memory); try again",
+            ),
+            Self::ProcessEnded => f.write_str("it has ended"),
+            Self::SocketBlocked => f.write_str("did not answer within 2 s (a program holds its lock)"),
+            Self::UserExcluded { user, blocked } => write!(
+                f,
+                "{blocked} sockets of user {user} did not answer within 2 s: the rest of that user's are left as they are"
+            ),
+            Self::SocketListBlocked => f.write_str(
+                "the kernel's list of sockets did not end within 2 s, because a program holds a socket's \
+                 lock: ka check PID and ka attach PID go through a process and name the socket",
+            ),
+            Self::NoSocketList => f.write_str(
+                "this kernel does not list its TCP sockets (CONFIG_INET_TCP_DIAG: modprobe tcp_diag, as root)",
+            ),
+            Self::NotRegularFile => f.write_str("it is not a regular file"),
+
+            Self::NoSuchProcess => f.write_str("there is no such process"),
+            Self::Thread { leader } => write!(f, "it is a thread of process {leader}: use that PID"),
+            Self::ProcessNotShown => f.write_str(
+                "/proc does not show it: it hides others' processes (hidepid), or is not mounted",
+            ),
+            Self::ProcessHidden => {
+                write!(f, "/proc hides it, as it hides others' processes under hidepid: {INSTEAD}")
+            }
+            Self::ForeignProcess { user } => write!(f, "it belongs to user {user}: {INSTEAD}"),
+            Self::PtraceScope(1) => write!(
+                f,
+                "kernel.yama.ptrace_scope is 1, so only a process's ancestors may look inside: {INSTEAD}, or ptrace_scope 0"
+            ),
+            Self::PtraceScope(3) => f.write_str("kernel.yama.ptrace_scope is 3: nobody may look inside"),
+            Self::PtraceScope(scope) => write!(f, "kernel.yama.ptrace_scope is {scope}: {INSTEAD}"),
+            Self::PtraceScopeOfAll(3) => {
+                f.write_str("kernel.yama.ptrace_scope is 3: nobody may look inside a process")
+            }
+            Self::PtraceScopeOfAll(scope) => {
+                write!(f, "kernel.yama.ptrace_scope is {scope}: {INSTEAD}, or ptrace_scope 0")
+            }
+            Self::NotDumpable => {
+                write!(f, "it is not dumpable, or has capabilities that you have not: {INSTEAD}")
+            }
+            Self::RefusedToRoot => f.write_str(
+                "the kernel refuses in spite of CAP_SYS_PTRACE: another user namespace's process, or a security \
+                 module or seccomp filter (as in a container) forbids it",
+            ),
+            Self::NoPidfdGetfd => f.write_str("this kernel has no pidfd_getfd: Linux 5.6 and later do"),
+            Self::ThreadDescriptors { task } => {
+                if let Some(task) = task {
+                    write!(f, "task {task}: ")?;
+                }
+                f.write_str(
+                    "a thread of it has descriptors of its own, which only Linux 6.9 and later lets others reach",
+                )
+            }
+            Self::OverBudget => f.write_str(
+                "its threads have more descriptors than ka reads in 2 s of processor time: \
+                 ka has handled the sockets that it reached, and left the others",
+            ),
+            Self::TooManyOpenFiles => f.write_str("too many open files"),
+
+            Self::NeedsSysAdmin => f.write_str("needs CAP_SYS_ADMIN (run ka as root)"),
+            Self::NotNetworkNamespace => f.write_str("it is no network namespace"),
+            Self::Namespace { name, source } => write!(f, "network namespace {name}: {source}"),
+            Self::Process { pid, name: None, source } => write!(f, "process {pid}: {source}"),
+            Self::Process { pid, name: Some(name), source } => write!(f, "process {pid} ({name}): {source}"),
+            Self::Socket { fd, source } if matches!(**source, Self::SocketBlocked) => {
+                write!(f, "its socket fd {fd} {source}")
+            }
+            Self::Socket { fd, source } => write!(f, "its socket fd {fd}: {source}"),
+            Self::Several(errors) => {
+                for (number, error) in errors.iter().enumerate() {
+                    let separator = if number > 0 { "; " } else { "" };
+                    write!(f, "{separator}{error}")?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -270,8 +457,13 @@ impl<'de> Deserialize<'de> for Error {
 impl error::Error for Error {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match self {
-            Self::Io { source, .. } | Self::ClassLost { source: Some(source), .. } => Some(source),
+            Self::Io { source, .. }
+            | Self::WorkerStart(source)
+            | Self::ClassLost { source: Some(source), .. } => Some(source),
             Self::Verifier { cause, .. } => Some(&**cause),
+            Self::Namespace { source, .. } | Self::Process { source, .. } | Self::Socket { source, .. } => {
+                Some(source.as_ref())
+            }
             _ => None,
         }
     }
@@ -280,5 +472,15 @@ impl error::Error for Error {
 impl From<io::Error> for Error {
     fn from(source: io::Error) -> Self {
         Self::Io { what: String::new(), source }
+    }
+}
+
+/// For functions that return `io::Result`. The errno is kept, and `Display` gives the same message.
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Io { what, source } if what.is_empty() => source,
+            error => Self::other(error),
+        }
     }
 }

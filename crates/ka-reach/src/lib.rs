@@ -19,6 +19,7 @@
 
 pub mod attach;
 pub mod bpf;
+pub mod brief;
 pub mod cgroup;
 pub mod class;
 pub mod conf;
@@ -26,27 +27,31 @@ pub mod diag;
 pub mod elf;
 mod ends;
 mod error;
+pub mod escape;
 pub mod file;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod instructions;
 pub mod libraries;
+pub mod listing;
 pub mod netns;
-pub mod parallel;
+mod parallel;
+pub mod plural;
 pub mod privilege;
 pub mod process;
 pub mod process_policy;
+pub mod reason;
 mod record;
 pub mod seccomp;
-pub mod sockets;
 pub mod survey;
-pub mod sys;
+mod sys;
 pub mod text;
 pub mod worker;
 
 use std::os::fd::{AsFd, AsRawFd as _};
 
 pub use error::{Error, Result};
+pub use sys::{fork, limits, signal, user, wait};
 
 /// Borrows a descriptor as a socket of ka-core, which reads and writes its keepalive.
 ///

@@ -1,4 +1,4 @@
-//! Network namespaces: those that processes are in, and those that ip-netns(8) has named.
+//! Network namespaces of processes, and those that ip-netns(8) has named.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -10,10 +10,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::escape::lossless;
 use crate::file;
 use crate::process;
 use crate::sys;
-use crate::text;
+use crate::{Error, Result};
 
 /// The folder in which ip-netns(8) keeps its names.
 const NAMES: &str = "/run/netns";
@@ -27,11 +28,15 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Opens a namespace by a name of ip-netns(8), a path, or a process's number.
-    pub fn named(netns: &OsStr) -> Result<Self, String> {
+    /// Opens a namespace by a name of ip-netns(8), a path, or a PID.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Namespace`] with the reason.
+    pub fn named(netns: &OsStr) -> Result<Self> {
         let path = path(netns);
-        Self::open(&path, &text::lossless(netns.as_bytes()))
-            .map_err(|error| format!("network namespace {}: {}", path.display(), explain(&error)))
+        Self::open(&path, &lossless(netns.as_bytes()))
+            .map_err(|error| Error::namespace(path.display(), explain(error)))
     }
 
     fn open(path: &Path, name: &str) -> io::Result<Self> {
@@ -40,18 +45,23 @@ impl Namespace {
         Ok(Self { name: name.into(), file, inode })
     }
 
-    /// Moves this program into the namespace. The move needs CAP_SYS_ADMIN, even if the program is in the namespace
+    /// Moves this process into the namespace. The move needs CAP_SYS_ADMIN, even if the process is in the namespace
     /// already.
-    pub fn enter(&self) -> Result<(), String> {
-        sys::enter_network(self.file.as_fd())
-            .map_err(|error| format!("network namespace {}: {}", self.name, explain(&error)))
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Namespace`] with the reason. The process stays in its namespace.
+    pub fn enter(&self) -> Result<()> {
+        sys::enter_network(self.file.as_fd()).map_err(|error| Error::namespace(&self.name, explain(error)))
     }
 
+    /// Returns whether this process is in the namespace.
     pub fn is_current(&self) -> bool {
         fs::metadata("/proc/self/ns/net").is_ok_and(|current| current.ino() == self.inode)
     }
 }
 
+/// Returns the path of a namespace that the user named by a name, a path or a PID.
 fn path(netns: &OsStr) -> PathBuf {
     let text = netns.as_encoded_bytes();
     let named = Path::new(NAMES).join(netns);
@@ -64,21 +74,22 @@ fn path(netns: &OsStr) -> PathBuf {
     }
 }
 
-fn explain(error: &io::Error) -> String {
+/// Explains an error of opening or entering a namespace. setns(2)
+fn explain(error: io::Error) -> Error {
     match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => "needs CAP_SYS_ADMIN (run ka as root)".to_owned(),
-        Some(libc::EINVAL) => "it is no network namespace".to_owned(),
-        _ => text::reason(error),
+        Some(libc::EPERM | libc::EACCES) => Error::NeedsSysAdmin,
+        Some(libc::EINVAL) => Error::NotNetworkNamespace,
+        _ => error.into(),
     }
 }
 
-/// The names that ip-netns(8) has given, by inode.
+/// Returns the names that ip-netns(8) has given, by inode.
 fn names() -> HashMap<u64, String> {
     let entries = fs::read_dir(NAMES).into_iter().flatten().flatten();
     entries
         .filter_map(|entry| {
             let inode = fs::metadata(entry.path()).ok()?.ino();
-            Some((inode, text::lossless(entry.file_name().as_bytes()).into_owned()))
+            Some((inode, lossless(entry.file_name().as_bytes()).into_owned()))
         })
         .collect()
 }
@@ -91,7 +102,7 @@ pub fn of(pids: &[i32]) -> (Vec<Namespace>, Vec<(i32, io::Error)>) {
     let mut known = HashSet::new();
     let mut refused = Vec::new();
     for pid in pids {
-        let result = tasks(*pid).and_then(|tasks| {
+        let result = process::tasks(*pid).and_then(|tasks| {
             for task in tasks {
                 let path = PathBuf::from(format!("/proc/{pid}/task/{task}/ns/net"));
                 let inode = match fs::metadata(&path) {
@@ -128,13 +139,6 @@ pub fn of(pids: &[i32]) -> (Vec<Namespace>, Vec<(i32, io::Error)>) {
         }
     }
     (found, refused)
-}
-
-/// Returns the tasks of a process, the leader first.
-fn tasks(pid: i32) -> io::Result<Vec<i32>> {
-    let mut tasks = sys::numbers(File::open(format!("/proc/{pid}/task"))?.as_fd())?;
-    tasks.sort_unstable_by_key(|task| (*task != pid, *task));
-    Ok(tasks)
 }
 
 fn is_gone(error: &io::Error) -> bool {

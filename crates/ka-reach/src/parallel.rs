@@ -1,17 +1,18 @@
-//! The same for each of many, on as many threads as there are cores: system calls, of which one process can have a
-//! hundred thousand to make. A thread has a table of descriptors of its own: what it opens, it must close, and not
-//! hand on.
+//! Runs a function for each of many items, on as many threads as there are cores.
+//!
+//! This is for system calls: one process can have a hundred thousand descriptors to read. Each thread has its own
+//! descriptor table. So the function must close the descriptors that it opens, and must not return them.
 
 use std::num::NonZero;
 use std::thread;
 
 use crate::sys;
 
-/// Fewer are not worth a thread.
+/// A thread for fewer items costs more than it saves.
 const FEW: usize = 512;
 
-/// What a function makes of each item, in their order.
-pub fn map<T: Sync, R: Send>(items: &[T], function: impl Fn(&T) -> R + Sync) -> Vec<R> {
+/// Returns the results of the function, in the order of the items.
+pub(crate) fn map<T: Sync, R: Send>(items: &[T], function: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let cores = thread::available_parallelism().map_or(1, NonZero::get).min(items.len() / FEW + 1);
     if cores <= 1 {
         return items.iter().map(function).collect();
@@ -30,7 +31,7 @@ pub fn map<T: Sync, R: Send>(items: &[T], function: impl Fn(&T) -> R + Sync) -> 
             .collect();
         threads
             .into_iter()
-            // Where there is no thread to be had, this one does it.
+            // If a thread could not be started, the calling thread does its work.
             .flat_map(|(chunk, thread)| match thread.map(thread::ScopedJoinHandle::join) {
                 Ok(Ok(results)) => results,
                 _ => work(chunk, function),
@@ -46,7 +47,7 @@ fn work<T, R>(items: &[T], function: impl Fn(&T) -> R) -> Vec<R> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_order_is_kept() {
+    fn results_are_in_the_order_of_the_items() {
         for count in [0, 1, 511, 512, 5000, 100_000] {
             let items: Vec<u32> = (0..count).collect();
             assert!(super::map(&items, |item| item * 2).into_iter().eq((0..count).map(|item| item * 2)));

@@ -1,83 +1,71 @@
-//! Why the kernel does not let us look into a process, and what it would take. ptrace(2), "Ptrace access mode checking"
+//! Why the kernel does not let ka look into a process, and what would help. ptrace(2), "Ptrace access mode checking"
 
 use std::fs;
-use std::io;
 
+use crate::Error;
 use crate::process::Status;
 use crate::sys;
-use crate::text::reason;
+pub use crate::sys::capability::{has_more_rights, has_no_new_privileges};
 
-/// Numbers of capabilities(7).
+/// The number of the capability to look into other users' processes. capabilities(7)
 pub const CAP_SYS_PTRACE: u32 = 19;
+/// The number of the capability to enter network namespaces. capabilities(7)
 pub const CAP_SYS_ADMIN: u32 = 21;
 
-/// What the refusal of a process's descriptors comes from, and what would help.
-pub fn explain(pid: i32, error: &io::Error) -> String {
-    let is_absent = || matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT | libc::EINVAL));
-    if let Ok(status) = Status::read(pid)
-        && let Some(leader) = status.leader().filter(|leader| *leader != pid && is_absent())
+/// Explains an error of a call on a process: which rule of the kernel made the call fail, and what would help. An error
+/// that explains itself is returned unchanged.
+pub fn explain(pid: i32, error: impl Into<Error>) -> Error {
+    let error = error.into();
+    let errno = error.raw_os_error();
+    if matches!(errno, Some(libc::ESRCH | libc::ENOENT | libc::EINVAL))
+        && let Some(leader) = Status::read(pid).ok().and_then(|status| status.leader())
+        && leader != pid
     {
-        return format!("it is a thread of process {leader}: use that PID");
+        return Error::Thread { leader };
     }
-    match error.raw_os_error() {
+    match errno {
         Some(libc::EPERM | libc::EACCES) => refusal(pid),
-        Some(libc::ENOSYS) => "this kernel has no pidfd_getfd: Linux 5.6 and later do".to_owned(),
-        Some(libc::ESRCH | libc::ENOENT) => "there is no such process".to_owned(),
-        Some(libc::EMFILE | libc::ENFILE) => "too many open files".to_owned(),
-        _ => reason(error),
+        Some(libc::ENOSYS) => Error::NoPidfdGetfd,
+        Some(libc::ESRCH | libc::ENOENT) => Error::NoSuchProcess,
+        Some(libc::EMFILE | libc::ENFILE) => Error::TooManyOpenFiles,
+        _ => error,
     }
 }
 
-fn refusal(pid: i32) -> String {
-    const INSTEAD: &str = "needs CAP_SYS_PTRACE (run ka as root)";
-    let (user, _) = sys::users();
+/// Returns why the kernel refuses access to a process.
+fn refusal(pid: i32) -> Error {
     if may_look_anywhere() {
-        return "the kernel refuses in spite of CAP_SYS_PTRACE: another user namespace's process, or a security \
-                module or seccomp filter (as in a container) forbids it"
-            .to_owned();
+        return Error::RefusedToRoot;
     }
-    let Ok(theirs) = Status::read(pid) else {
-        return format!("/proc hides it, as it hides others' processes under hidepid: {INSTEAD}");
-    };
-    if let Some(owner) = theirs.user().filter(|_| !theirs.is_wholly(user)) {
-        return format!("it belongs to user {owner}: {INSTEAD}");
+    let Ok(status) = Status::read(pid) else { return Error::ProcessHidden };
+    let (user, _) = sys::users();
+    if let Some(user) = status.user().filter(|_| !status.is_wholly(user)) {
+        return Error::ForeignProcess { user };
     }
     match ptrace_scope() {
-        Some(1) => format!(
-            "kernel.yama.ptrace_scope is 1, so only a process's ancestors may look inside: {INSTEAD}, or ptrace_scope 0"
-        ),
-        Some(2) => format!("kernel.yama.ptrace_scope is 2: {INSTEAD}"),
-        Some(3) => "kernel.yama.ptrace_scope is 3: nobody may look inside".to_owned(),
-        _ => format!("it is not dumpable, or has capabilities that you have not: {INSTEAD}"),
+        Some(scope @ 1..=3) => Error::PtraceScope(scope),
+        _ => Error::NotDumpable,
     }
 }
 
-/// Whether any process may be looked into.
+/// Returns whether ka may look into any process.
 pub fn may_look_anywhere() -> bool {
     has(CAP_SYS_PTRACE)
 }
 
-/// Whether ka has this capability in force.
+/// Returns whether ka has this capability in its effective set.
 pub fn has(capability: u32) -> bool {
     let own = i32::try_from(std::process::id()).ok().and_then(|pid| Status::read(pid).ok());
     own.is_some_and(|status| status.has_capability(capability))
 }
 
-/// Why processes of one's own user, which are as processes mostly are, cannot be looked into.
-pub fn obstacle() -> Option<String> {
-    if may_look_anywhere() {
-        return None;
-    }
-    match ptrace_scope() {
-        None | Some(0) => None,
-        Some(3) => Some("kernel.yama.ptrace_scope is 3: nobody may look inside a process".to_owned()),
-        Some(scope) => Some(format!(
-            "kernel.yama.ptrace_scope is {scope}: needs CAP_SYS_PTRACE (run ka as root), or ptrace_scope 0"
-        )),
-    }
+/// Returns why ka cannot look into ordinary processes of its own user. `None` if it can.
+pub fn obstacle() -> Option<Error> {
+    let scope = ptrace_scope().filter(|scope| *scope != 0)?;
+    (!may_look_anywhere()).then_some(Error::PtraceScopeOfAll(scope))
 }
 
-/// The restriction of the Yama security module, where it is there.
+/// Returns the restriction of the Yama security module. `None` if the kernel does not have it.
 pub fn ptrace_scope() -> Option<i32> {
     fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok()?.trim().parse().ok()
 }

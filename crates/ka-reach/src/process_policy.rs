@@ -14,8 +14,7 @@ use crate::conf;
 use crate::error::Error;
 use crate::process;
 use crate::seccomp;
-use crate::text::reason;
-use crate::worker::{Ended, Workers};
+use crate::worker::{Completion, Output, Workers};
 
 /// The parts of a process's memory maps and environment that show a policy of ka.
 #[derive(Default, Deserialize, Serialize)]
@@ -53,20 +52,20 @@ pub fn evidence(
     most: u64,
     workers: &mut Workers,
 ) -> (Vec<Evidence>, Option<Error>) {
-    let found = workers.find(&[], |sink| {
+    let Output { data, end } = workers.run(&[], |out| {
         for pid in pids {
-            let mut line = serde_json::to_vec(&read(pid, most)).map_err(|error| error.to_string())?;
+            let mut line = serde_json::to_vec(&read(pid, most)).map_err(io::Error::from)?;
             line.push(b'\n');
-            sink.write_all(&line).map_err(|error| reason(&error))?;
+            out.write_all(&line)?;
         }
         Ok(())
     });
-    let lines = found.data.split_inclusive(|byte| *byte == b'\n');
+    let lines = data.split_inclusive(|byte| *byte == b'\n');
     let evidence = lines.filter_map(|line| serde_json::from_slice(line).ok()).collect();
-    let why = match found.end {
-        Ended::Whole => None,
-        Ended::Blocked => Some(Error::MapsBlocked),
-        Ended::Failed(why) => Some(Error::Maps(Error::Worker(why).into())),
+    let why = match end {
+        Completion::Finished => None,
+        Completion::Blocked => Some(Error::MapsBlocked),
+        Completion::Failed(error) => Some(Error::Maps(error.into())),
     };
     (evidence, why)
 }

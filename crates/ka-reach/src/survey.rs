@@ -3,15 +3,16 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::Arc;
 
 use ka_core::SockOpt;
 use socket2::SockRef;
 
 use crate::ends::ends;
 use crate::error::{Error, Result};
-use crate::process::{self, OVER_BUDGET, Process, Target};
+use crate::process::{Process, Target};
 use crate::record::{Reader, Writer};
-use crate::worker::{self, Answer, BLOCKED, Cell, Workers};
+use crate::worker::{self, Answer, Reply, Workers};
 
 /// The sockets of a process.
 #[derive(Debug, Default)]
@@ -22,8 +23,8 @@ pub struct Survey {
     pub off: Vec<OffSocket>,
     /// Whether the process uses io_uring.
     pub has_ring: bool,
-    /// Messages about sockets that were left out.
-    pub left_out: Vec<String>,
+    /// The reasons why sockets were left out.
+    pub left_out: Vec<Arc<Error>>,
 }
 
 /// A TCP socket without keepalive.
@@ -61,15 +62,15 @@ pub fn survey(process: &Process, workers: &mut Workers) -> Result<Survey> {
             let new = sockets.into_iter().filter(|(_, inode)| inodes.insert(*inode));
             targets.extend(new.map(|(fd, inode)| Target { table: table.clone(), fd, inode }));
         }
-        Err(error) if error.to_string() == OVER_BUDGET => found.left_out.push(OVER_BUDGET.to_owned()),
+        Err(error @ Error::OverBudget) => found.left_out.push(error.into()),
         Err(error) => refused = Some(error),
     })?;
     if let Some(error) = refused {
-        return Err(error.into());
+        return Err(error);
     }
-    let answers = workers.ask(&targets, None, None, |_, target, cell| examine(target, cell));
+    let answers = workers.ask(&targets, None, None, |_, target, reply| examine(target, reply));
     for (place, (target, answer)) in targets.iter().zip(answers.each).enumerate() {
-        let blocked = || format!("its socket fd {} {BLOCKED}", target.fd);
+        let blocked = || Error::socket(target.fd, Error::SocketBlocked);
         let left_out = match answer {
             Answer::Given(record) => {
                 let mut record = Reader::new(&record);
@@ -91,26 +92,28 @@ pub fn survey(process: &Process, workers: &mut Workers) -> Result<Survey> {
                 }
                 blocked()
             }
-            Answer::Failed(why) => format!("its socket fd {}: {why}", target.fd),
+            Answer::Failed(error) => Error::socket(target.fd, error),
             Answer::Blocked => blocked(),
-            Answer::Classed(why) => return Err(Error::Worker(why)),
+            Answer::Classed(error) => return Err(Error::Worker(error.to_string())),
             Answer::Excluded(user) => worker::excluded(user),
             Answer::NotAsked => continue,
         };
-        if !found.left_out.contains(&left_out) {
-            found.left_out.push(left_out);
+        // An excluded user may have many sockets.
+        let is_new = |other: &Arc<Error>| other.to_string() != left_out.to_string();
+        if found.left_out.iter().all(is_new) {
+            found.left_out.push(left_out.into());
         }
     }
     // Without sockets, no call has shown yet whether ka may duplicate the descriptors of the process.
     if inodes.is_empty() {
-        process::probe(process)?;
+        process.check_access()?;
     }
     Ok(found)
 }
 
 /// Reads the keepalive of a socket, in a worker.
-fn examine(target: &Target, cell: &Cell<'_>) {
-    let answer = |kind, errno: i32| cell.answer(Writer::new().pair(kind, errno.cast_unsigned()).finish());
+fn examine(target: &Target, reply: &Reply<'_>) {
+    let answer = |kind, errno: i32| reply.answer(Writer::new().pair(kind, errno.cast_unsigned()).finish());
     let socket = match target.table.duplicate(target.fd) {
         Err(error) if error.raw_os_error() == Some(libc::EBADF) => return answer(0, 0),
         Err(error) => return answer(REFUSED, error.raw_os_error().unwrap_or(libc::EIO)),
@@ -124,7 +127,7 @@ fn examine(target: &Target, cell: &Cell<'_>) {
             // Reading the addresses takes the socket's lock. If that blocks, this answer remains.
             answer(kind, 0);
             let (local, peer) = ends(socket.as_fd());
-            cell.answer(Writer::new().pair(kind, 0).address(local).address(peer).finish());
+            reply.answer(Writer::new().pair(kind, 0).address(local).address(peer).finish());
         }
         Err(ka_core::Error::System { option: SockOpt::Protocol, .. } | ka_core::Error::NotTcp) => {
             answer(0, 0);

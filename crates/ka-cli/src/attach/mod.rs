@@ -11,8 +11,8 @@ use std::time::Duration;
 use ka_core::Config;
 use ka_policy::Mode;
 use ka_reach::attach::{Attach, Change, NamedProcess, Processes, Report};
-use ka_reach::sys;
 use ka_reach::text::{self, reason};
+use ka_reach::{signal, user, wait};
 
 use crate::args::{self, AttachVia};
 use crate::failure::{FOUND, Failure, Outcome};
@@ -60,7 +60,7 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
     };
     // Setting sockets over a time can take long. A signal ends it with a summary.
     let takes_long = args.follow || args.spread.is_some();
-    let termination = takes_long.then(sys::termination).transpose().map_err(|error| failed(&error))?;
+    let termination = takes_long.then(signal::termination).transpose().map_err(|error| failed(&error))?;
     let mut attach = Attach::new(change, processes, report);
     attach.spread = args.spread.map(|spread| Duration::from_millis(spread.into()));
     attach.termination = termination.as_ref().map(|signal| signal.as_fd());
@@ -94,7 +94,7 @@ fn failed(error: &io::Error) -> Failure {
 /// Returns the ID of a user, who is given by name or by number.
 fn user(name: &OsStr) -> Result<u32, Failure> {
     let number = name.to_str().and_then(|digits| digits.parse().ok());
-    sys::user_named(name)
+    user::named(name)
         .or(number)
         .ok_or_else(|| Failure::new(format_args!("attach: --user {}: there is no such user", name.display())))
 }
@@ -139,7 +139,7 @@ fn follow(attach: &mut Attach<'_>, args: &args::Attach, printer: &mut Printer<'_
         // A signal ends the wait, and so does the end of the last named process.
         let last = named.filter(|named| named.len() == 1).and_then(|named| named.first()?.pidfd());
         let waited: Vec<_> = attach.termination.into_iter().chain(last).collect();
-        if sys::poll(&waited, interval).map_err(|error| failed(&error))?.first() == Some(&true) {
+        if wait::poll(&waited, interval).map_err(|error| failed(&error))?.first() == Some(&true) {
             break;
         }
         attach.processes.forget_ended();

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 
 use ka_core::{Config, Settings, Text};
 use ka_reach::attach::{Change, Outcome, Report, SocketResult};
+use ka_reach::process;
 use ka_reach::process_policy::{ProcessPolicy, Source};
-use ka_reach::sockets;
 use ka_reach::text;
 use serde::{Deserialize, Serialize};
 
@@ -92,13 +92,13 @@ impl<'a> Printer<'a> {
         let policies = std::mem::take(&mut report.policies);
         let mut messages: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for policy in &policies {
-            messages.entry(describe_later(policy)).or_default().push(sockets::name(policy.pid));
+            messages.entry(describe_later(policy)).or_default().push(process::title(policy.pid));
         }
         for (message, who) in messages {
             print_message(who, &message);
         }
         if !report.unknown.is_empty() {
-            let who = std::mem::take(&mut report.unknown).into_iter().map(sockets::name).collect();
+            let who = std::mem::take(&mut report.unknown).into_iter().map(process::title).collect();
             print_message(
                 who,
                 "whether another policy of ka applies is unknown: its memory maps did not answer within 2 s",

@@ -8,7 +8,7 @@ use ka_policy::{Mode, Policy};
 use ka_reach::bpf::{self, Links, Programs, host};
 use ka_reach::cgroup::{Cgroup, Foreground, InForce, LeftOut, Overridden, Pins, Swept, sweep};
 use ka_reach::text::{self, reason};
-use ka_reach::{Error, sys};
+use ka_reach::{Error, signal, wait};
 use serde::Serialize;
 
 use super::warn;
@@ -211,8 +211,8 @@ struct Held {
 impl Held {
     fn new(cgroup: &Cgroup, programs: &Programs) -> ka_reach::Result<Self> {
         // From here on a signal ends this process in an orderly way.
-        let termination = sys::termination()?;
-        sys::forget_children();
+        let termination = signal::termination()?;
+        signal::reap_children_automatically();
         let links = programs.link(cgroup)?;
         Ok(Self { links, termination, notify: Notify::from_environment() })
     }
@@ -230,7 +230,7 @@ impl Held {
         let visible = text::visible(cgroup.as_bytes());
         self.notify.send(&format!("STATUS={visible}: {policy}, mode {mode}"));
         let interval = self.notify.interval().map_or(INTERVAL, |interval| interval.min(INTERVAL));
-        while sys::poll(&[self.termination.as_fd()], interval)? != [true] {
+        while wait::poll(&[self.termination.as_fd()], interval)? != [true] {
             if self.links.is_cgroup_removed() {
                 return writeln!(io::stderr(), "ka: cgroup attach: {visible} has been removed");
             }

@@ -29,7 +29,11 @@ pub(super) fn report() -> Report {
             via::seccomp_obstacle(),
             "ka run --via seccomp: all programs, and all that they start, by a supervisor",
         ),
-        way("attach", privilege::obstacle(), "ka attach: the sockets of running processes"),
+        way(
+            "attach",
+            privilege::obstacle().map(|error| error.to_string()),
+            "ka attach: the sockets of running processes",
+        ),
         way("cgroup", bpf::check_cgroups().err().map(|error| error.to_string()), &cgroup),
         way(
             "bpf",

@@ -27,7 +27,7 @@ pub(crate) fn check(args: &args::Check) -> Outcome {
         Some(target) => match digits(target) {
             Some(text) => {
                 let wrong = |why| Failure::new(format_args!("check: {text}: {why}"));
-                process::report(ka_reach::process::number(&text).map_err(wrong)?)?
+                process::report(args::pid(&text).map_err(wrong)?)?
             }
             None => program::report(target)?,
         },

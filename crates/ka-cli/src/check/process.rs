@@ -2,7 +2,6 @@
 
 use ka_core::Config;
 use ka_policy::{Action, Endpoint, Mode, Rule, Rules};
-use ka_reach::Error;
 use ka_reach::bpf::host;
 use ka_reach::conf;
 use ka_reach::privilege;
@@ -24,7 +23,7 @@ const RUNS: &str = "it is running already: ka run starts programs";
 /// Reports the ways that reach a process.
 pub(super) fn report(pid: i32) -> Result<Report, Failure> {
     let process = Process::open(pid)
-        .map_err(|error| Failure::new(format_args!("check: {pid}: {}", privilege::explain(pid, &error))))?;
+        .map_err(|error| Failure::new(format_args!("check: {pid}: {}", privilege::explain(pid, error))))?;
     let target = format!("{pid} ({})", process.name());
     if let Some((fact, why)) = why_without_sockets(pid) {
         return Ok(Report {
@@ -71,14 +70,13 @@ pub(super) fn report(pid: i32) -> Result<Report, Failure> {
                 facts.push("it uses io_uring".to_owned());
             }
             is_whole &= left_out.is_empty();
-            facts.extend(left_out);
+            facts.extend(left_out.iter().map(ToString::to_string));
             let why = "the sockets that it has; with --follow those that it opens later, within a second";
             WayResult { way: "attach", reaches: Some(true), why: why.to_owned() }
         }
-        Err(Error::Io { source, .. }) => {
-            WayResult { way: "attach", reaches: Some(false), why: privilege::explain(pid, &source) }
+        Err(error) => {
+            WayResult { way: "attach", reaches: Some(false), why: privilege::explain(pid, error).to_string() }
         }
-        Err(error) => WayResult { way: "attach", reaches: Some(false), why: error.to_string() },
     };
     facts.extend(in_force.iter().map(|policy| format!("in force: {}", describe(policy))));
     let (reaches, why) = match (evidence.is_denied, is_preloaded) {
@@ -215,7 +213,9 @@ fn command_for(pid: i32, missed: Option<&[ProcessPolicy]>, is_under: bool, is_re
     match (is_under, is_reached) {
         (true, _) => format!("nothing: it is under ka already (ka ls --pid {pid})"),
         (false, true) => format!("ka attach {}--follow {pid}", policy_flags()),
-        (false, false) if ka_reach::sys::users().1 == 0 => "nothing: ka cannot reach it from here".to_owned(),
+        (false, false) if ka_reach::user::users().1 == 0 => {
+            "nothing: ka cannot reach it from here".to_owned()
+        }
         (false, false) => format!("sudo ka attach {}--follow {pid}", policy_flags()),
     }
 }

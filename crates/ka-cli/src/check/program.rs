@@ -61,12 +61,10 @@ pub(super) fn report(name: &OsStr) -> Result<Report, Failure> {
         command = Some("nothing: /etc/ld.so.preload gives it the policy".to_owned());
     }
     ways.sort_by_key(|line| line.reaches != Some(true));
-    let obstacle = program
-        .secure
-        .filter(|_| !privilege::may_look_anywhere())
-        .map_or_else(privilege::obstacle, |secure| {
-            Some(format!("{secure}: needs CAP_SYS_PTRACE (run ka as root), once it runs"))
-        });
+    let obstacle = program.secure.filter(|_| !privilege::may_look_anywhere()).map_or_else(
+        || privilege::obstacle().map(|error| error.to_string()),
+        |secure| Some(format!("{secure}: needs CAP_SYS_PTRACE (run ka as root), once it runs")),
+    );
     // A process whose file its user may not read cannot be examined either. ptrace(2), `PTRACE_MODE_READ`
     let is_unreadable = file::open_regular(&program.executable)
         .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);

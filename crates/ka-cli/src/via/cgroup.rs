@@ -19,7 +19,7 @@ use super::environment::{self, Environment, is_off};
 use super::{Launch, Reach, Way, no};
 use crate::failure::{Failure, OUR_OWN};
 use ka_reach::bpf::{self, Programs, host};
-use ka_reach::{Error, process, sys, text};
+use ka_reach::{Error, fork, process, text, wait};
 
 pub(super) struct Cgroup;
 
@@ -140,9 +140,9 @@ pub(crate) fn is_abandoned(name: &OsStr) -> bool {
 fn remove_later(path: &Path) -> io::Result<()> {
     // The write end is closed when this process executes the program or ends. Until then, the cgroup may be empty because
     // this process has not entered it yet.
-    let (reader, writer) = sys::pipe()?;
-    sys::detached(&[reader.as_raw_fd()], || {
-        let _ = File::from(reader.try_clone()?).read(&mut [0]);
+    let (reader, writer) = io::pipe()?;
+    fork::start_detached(&[reader.as_raw_fd()], || {
+        let _ = reader.try_clone()?.read(&mut [0]);
         let mut events = File::open(path.join("cgroup.events"))?;
         loop {
             let mut text = String::new();
@@ -152,7 +152,7 @@ fn remove_later(path: &Path) -> io::Result<()> {
                 return fs::remove_dir(path);
             }
             // If somebody else removes the cgroup, the file does not change, but reading it fails.
-            sys::await_change(events.as_fd(), Duration::from_secs(5))?;
+            wait::await_change(events.as_fd(), Duration::from_secs(5))?;
         }
     })?;
     std::mem::forget(writer);

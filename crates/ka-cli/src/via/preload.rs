@@ -18,8 +18,8 @@ use crate::program::Program;
 use crate::wrapper;
 use ka_reach::elf::{self, Elf, Libc};
 use ka_reach::libraries::Linked;
-use ka_reach::sys;
 use ka_reach::text::{self, reason};
+use ka_reach::{privilege, user};
 
 pub(super) struct Preload;
 
@@ -302,10 +302,10 @@ fn normal(path: &Path) -> PathBuf {
 /// it, or its owner could put another in its place when we have looked.
 fn trusted(path: &Path) -> Result<PathBuf, String> {
     const CALLERS: [&str; 3] = ["SUDO_UID", "DOAS_USER", "PKEXEC_UID"];
-    if sys::has_more_rights() {
+    if privilege::has_more_rights() {
         return Err("ka runs with more rights than its user's, and does not trust the environment".to_owned());
     }
-    let (user, _) = sys::users();
+    let (user, _) = user::users();
     let Some(caller) = CALLERS.into_iter().find(|name| user == 0 && env::var_os(name).is_some()) else {
         return Ok(path.to_path_buf());
     };
@@ -338,7 +338,7 @@ fn plain_path(path: &Path) -> io::Result<PathBuf> {
     if is_plain(path) {
         return Ok(path.to_path_buf());
     }
-    let (_, user) = sys::users();
+    let (_, user) = user::users();
     let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_absolute());
     // Root's programs may become other users', who must find it too.
     let (first, mode) = if user == 0 { (Some("/run".into()), 0o755) } else { (runtime, 0o700) };

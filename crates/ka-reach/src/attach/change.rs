@@ -12,7 +12,7 @@ use super::writes::Writes;
 use crate::ends::{ends, has_port};
 use crate::process::Target;
 use crate::seccomp;
-use crate::worker::Cell;
+use crate::worker::Reply;
 
 /// A change to make to sockets.
 #[derive(Clone, Copy)]
@@ -34,7 +34,7 @@ pub struct Change<'a> {
 impl Change<'_> {
     /// Makes the change to one socket, in a worker. `is_again` says that an earlier round examined the socket. Returns
     /// whether the socket is selected.
-    pub(super) fn make(&self, target: &Target, is_again: bool, cell: &Cell<'_>) -> bool {
+    pub(super) fn make(&self, target: &Target, is_again: bool, reply: &Reply<'_>) -> bool {
         let change = Self {
             policy: self.before.and_then(|before| before.get(&target.inode)).copied().unwrap_or(self.policy),
             ..*self
@@ -43,17 +43,17 @@ impl Change<'_> {
         let socket = match target.table.duplicate(target.fd) {
             Ok(socket) => socket,
             Err(error) => {
-                cell.answer(refused(error).to_record());
+                reply.answer(refused(error).to_record());
                 return false;
             }
         };
-        let finding = match change.examine(socket.as_fd(), is_again, cell) {
+        let finding = match change.examine(socket.as_fd(), is_again, reply) {
             Ok(Some(examined)) => Finding::Examined(examined),
             Ok(None) => Finding::NotSelected,
             Err(error) => refused(error),
         };
         // The socket must still be open here: closing it may block.
-        cell.answer(finding.to_record());
+        reply.answer(finding.to_record());
         matches!(finding, Finding::Examined(_))
     }
 
@@ -61,7 +61,7 @@ impl Change<'_> {
         &self,
         socket: BorrowedFd<'_>,
         is_again: bool,
-        cell: &Cell<'_>,
+        reply: &Reply<'_>,
     ) -> io::Result<Option<Examined>> {
         let read = || Socket::new(socket.as_raw_fd()).settings().ok();
         let settings = || if self.describe { read() } else { None };
@@ -79,7 +79,7 @@ impl Change<'_> {
         };
         let lacks_user_timeout = error.is_none() && self.lacks_user_timeout(socket, effect);
         if let Some(error) = &error {
-            cell.say(error);
+            reply.send(error);
         }
         let examined = Examined { effect, lacks_user_timeout, local: None, peer: None, before, after };
         if !(self.describe || error.is_some()) {
@@ -88,7 +88,7 @@ impl Change<'_> {
         // Reading the addresses takes the socket's lock too. If that blocks, this answer remains. On a dry run, no
         // earlier call has taken the lock.
         if !self.dry_run {
-            cell.answer(Finding::Examined(examined).to_record());
+            reply.answer(Finding::Examined(examined).to_record());
         }
         let (local, peer) = ends(socket);
         Ok(Some(Examined { local, peer, ..examined }))

@@ -9,10 +9,10 @@ use super::{Attach, Change, Outcome, SocketResult};
 use crate::bpf::{self, Counter, IterWriter, Selection, SetResult};
 use crate::diag::State;
 use crate::error::{Error, Result};
+use crate::listing::{ListedSocket, sockets};
 use crate::process_policy;
-use crate::sockets::{Socket, sockets};
 use crate::text;
-use crate::worker::{Ended, Found};
+use crate::worker::{Completion, Output};
 
 impl Attach<'_> {
     /// Has the kernel set all sockets of this network namespace in one pass, whichever process has them. If the kernel
@@ -27,18 +27,17 @@ impl Attach<'_> {
         let counter = Counter::new()?;
         let selection = Selection { port, cgroup: None };
         let writer = IterWriter::load(Policy::new(policy, mode), dry_run, selection, &counter)?;
-        let Found { mut data, end } = self
-            .workers
-            .find(&[writer.as_raw_fd()], |sink| writer.run(sink).map_err(|error| error.to_string()));
+        let Output { mut data, end } = self.workers.run(&[writer.as_raw_fd()], |out| writer.run(out));
         let done = bpf::take_results(&mut data);
-        if let Ended::Failed(why) = end {
-            return Err(Error::Worker(why));
-        }
-        let is_whole = end == Ended::Whole;
+        let is_whole = match end {
+            Completion::Failed(error) => return Err(error),
+            Completion::Finished => true,
+            Completion::Blocked => false,
+        };
         let sockets = if describe || !is_whole || done.iter().any(|done| done.errno != 0) {
             let states: Vec<_> = State::with_options().collect();
             let listing = sockets(&mut self.workers, &states, None)
-                .map_err(|error| Error::Unlisted(Box::new(error.into())))?;
+                .map_err(|error| Error::Unlisted(Box::new(error)))?;
             listing.sockets.into_iter().map(|socket| (socket.entry.cookie, socket)).collect()
         } else {
             HashMap::new()
@@ -72,7 +71,7 @@ impl Attach<'_> {
                     before: settings.filter(|_| dry_run || outcome == Outcome::Unchanged),
                     after: settings.filter(|_| !dry_run || outcome == Outcome::Unchanged),
                     outcome,
-                    error: (errno != 0).then(|| bpf::set_error(errno)),
+                    error: (errno != 0).then(|| bpf::set_error(errno).into()),
                     lacks_user_timeout: false,
                 });
             }
@@ -85,7 +84,7 @@ impl Attach<'_> {
     }
 
     /// Sets the sockets that the kernel has not reported, through their processes.
-    fn set_rest(&mut self, done: &[SetResult], sockets: &HashMap<u64, Socket>, counter: &Counter) {
+    fn set_rest(&mut self, done: &[SetResult], sockets: &HashMap<u64, ListedSocket>, counter: &Counter) {
         let reported: HashSet<_> = done.iter().map(|done| done.cookie).collect();
         let rest = sockets.values().filter(|socket| !reported.contains(&socket.entry.cookie));
         let (owned, alone): (Vec<_>, Vec<_>) = rest.partition(|socket| socket.owner.is_some());

@@ -17,7 +17,7 @@ mod seen;
 mod writes;
 
 use std::collections::HashSet;
-use std::io;
+
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
@@ -140,12 +140,12 @@ fn is_readable(fd: Option<BorrowedFd<'_>>) -> bool {
     fd.is_some_and(|fd| sys::poll(&[fd], Duration::ZERO).is_ok_and(|ready| ready.contains(&true)))
 }
 
-/// Returns whether the error says that ka has no descriptor left.
-fn lacks_descriptors(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+/// Returns whether an errno says that ka has no descriptor left.
+fn lacks_descriptors(errno: Option<i32>) -> bool {
+    matches!(errno, Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// Returns whether the error says that the process has ended.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT))
+/// Returns whether an errno says that the process has ended.
+fn is_gone(errno: Option<i32>) -> bool {
+    matches!(errno, Some(libc::ESRCH | libc::ENOENT))
 }

@@ -67,9 +67,11 @@ impl<'a> Pass<'a> {
         let mut processes = processes.into_iter();
         while let Some(candidate) = processes.next() {
             let pid = candidate.pid();
-            let list = || candidate.open().and_then(|process| tables(&process));
+            let list = || candidate.open().map_err(Error::from).and_then(|process| tables(&process));
             let mut listed = list();
-            if listed.as_ref().is_err_and(lacks_descriptors) && batch.processes > 0 {
+            if listed.as_ref().is_err_and(|error| lacks_descriptors(error.raw_os_error()))
+                && batch.processes > 0
+            {
                 // The earlier processes hold the descriptors.
                 lost.extend(self.make(&mut batch, self.half_time()));
                 listed = list();
@@ -83,10 +85,10 @@ impl<'a> Pass<'a> {
                 }
                 Err(error) => Some(error),
             };
-            if let Some(error) = problem.filter(|error| !is_gone(error))
+            if let Some(error) = problem.filter(|error| !is_gone(error.raw_os_error()))
                 && self.seen.refuses(pid)
             {
-                self.report.refuse(pid, &error, self.is_selected);
+                self.report.refuse(pid, error, self.is_selected);
             }
             // Work that is spread over a time is spread evenly, as far as descriptors allow.
             if batch.processes >= batch.room || batch.is_full() && self.end.is_none() {
@@ -132,19 +134,19 @@ impl<'a> Pass<'a> {
             Pace { start, time: end.saturating_duration_since(start) }
         });
         let read = Mutex::new(HashSet::new());
-        let answers = self.workers.ask(&targets, pace, self.termination, |place, target, cell| {
+        let answers = self.workers.ask(&targets, pace, self.termination, |place, target, reply| {
             let Mark { is_again, finds_policies } = marks.get(place).copied().unwrap_or_default();
             let pid = target.table.pid;
-            if !self.change.make(target, is_again, cell) || !finds_policies {
+            if !self.change.make(target, is_again, reply) || !finds_policies {
                 return;
             }
             // Threads of this worker may find sockets of one process at the same time.
             let is_first = read.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
-            cell.finish();
+            reply.finish();
             if is_first
                 && let Ok(evidence) = serde_json::to_string(&process_policy::read(pid, process_policy::MAPS))
             {
-                cell.say_later(format!("{EVIDENCE}{evidence}"));
+                reply.send_later(format!("{EVIDENCE}{evidence}"));
             }
         });
         self.record(&targets, &marks, answers)
@@ -174,7 +176,7 @@ impl<'a> Pass<'a> {
                 Answer::NotAsked => self.report.not_asked += usize::from(!mark.is_again),
                 // This failure concerns all sockets of the process.
                 Answer::Failed(why) if refused.insert(pid) => {
-                    self.report.fail(pid, None, Error::Worker(why));
+                    self.report.fail(pid, None, why);
                 }
                 Answer::Failed(_) => self.report.count(Outcome::Failed),
                 Answer::Blocked => {
@@ -184,12 +186,12 @@ impl<'a> Pass<'a> {
                 }
                 Answer::Classed(why) => {
                     if self.seen.refuses(pid) {
-                        self.report.fail(pid, None, Error::Worker(why));
+                        self.report.fail(pid, None, why);
                     }
                 }
                 Answer::Excluded(user) => {
                     if self.seen.refuses(pid) {
-                        self.report.fail(pid, None, Error::UserExcluded(user));
+                        self.report.fail(pid, None, crate::worker::excluded(user));
                     }
                 }
             }
@@ -203,13 +205,12 @@ impl<'a> Pass<'a> {
                 Some(Finding::Refused(errno)) => {
                     let error = io::Error::from_raw_os_error(errno);
                     // The descriptor was closed since, or the process has ended.
-                    if is_gone(&error) || errno == libc::EBADF {
+                    if is_gone(Some(errno)) || errno == libc::EBADF {
                         lost.insert(target.inode);
                     } else if errno != libc::EPERM {
-                        let error = Error::Process(privilege::explain(pid, &error));
-                        self.report.fail(pid, Some(target.fd), error);
+                        self.report.fail(pid, Some(target.fd), privilege::explain(pid, error));
                     } else if refused.insert(pid) {
-                        self.report.refuse(pid, &error, self.is_selected);
+                        self.report.refuse(pid, error, self.is_selected);
                     }
                 }
                 Some(Finding::NotSelected) | None => {}
@@ -248,7 +249,7 @@ impl<'a> Pass<'a> {
                 outcome,
                 before,
                 after,
-                error: (!error.is_empty()).then(|| Error::Worker(error.to_owned())),
+                error: (!error.is_empty()).then(|| Error::Worker(error.to_owned()).into()),
                 lacks_user_timeout,
             });
         }
@@ -297,7 +298,7 @@ impl Batch {
 type TableAndSockets = (Table, Vec<(i32, u32)>);
 
 /// Returns a process's tables of descriptors with the sockets in each, and the reason if one could not be read.
-fn tables(process: &Process) -> io::Result<(Vec<TableAndSockets>, Option<io::Error>)> {
+fn tables(process: &Process) -> crate::Result<(Vec<TableAndSockets>, Option<Error>)> {
     let mut tables = Vec::new();
     let mut problem = None;
     process.each_table(|table| match table {
@@ -305,5 +306,9 @@ fn tables(process: &Process) -> io::Result<(Vec<TableAndSockets>, Option<io::Err
         Err(error) => problem = Some(error),
     })?;
     // If the process has ended, /proc may have shown another one with the same PID.
-    if process.is_alive() { Ok((tables, problem)) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+    if process.is_alive() {
+        Ok((tables, problem))
+    } else {
+        Err(io::Error::from_raw_os_error(libc::ESRCH).into())
+    }
 }

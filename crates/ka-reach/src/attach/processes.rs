@@ -105,9 +105,11 @@ impl NamedProcess {
                     let held = Some(process).filter(|_| named.len() < most);
                     named.push(Self { pid, started, held });
                 }
-                Err(error) if lacks_descriptors(&error) => named.push(Self { pid, started, held: None }),
-                Err(error) if is_restore && is_gone(&error) => {}
-                Err(error) => report.fail(pid, None, Error::Process(privilege::explain(pid, &error))),
+                Err(error) if lacks_descriptors(error.raw_os_error()) => {
+                    named.push(Self { pid, started, held: None })
+                }
+                Err(error) if is_restore && is_gone(error.raw_os_error()) => {}
+                Err(error) => report.fail(pid, None, privilege::explain(pid, error)),
             }
         }
         named
@@ -134,7 +136,7 @@ impl NamedProcess {
     fn is_alive(&self) -> bool {
         match self.open() {
             Ok(process) => process.is_alive(),
-            Err(error) => !is_gone(&error),
+            Err(error) => !is_gone(error.raw_os_error()),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The results of a change, for each socket and in total.
 
 use std::collections::HashSet;
-use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use ka_core::Settings;
 
@@ -10,7 +10,6 @@ use crate::error::Error;
 use crate::privilege;
 use crate::process;
 use crate::process_policy::ProcessPolicy;
-use crate::sockets;
 use crate::text;
 
 /// The result for a socket or a process.
@@ -49,7 +48,7 @@ pub struct SocketResult {
     /// The settings after the change. On a dry run, the settings that the change would make. `None` if unknown.
     pub after: Option<Settings>,
     /// The reason for a failure.
-    pub error: Option<Error>,
+    pub error: Option<Arc<Error>>,
     /// Whether the socket has all of the policy except its user timeout, because it is a Multipath TCP socket.
     pub lacks_user_timeout: bool,
 }
@@ -89,14 +88,14 @@ pub struct Report {
 
 impl Report {
     /// Records that a process, or a socket of it, failed.
-    pub fn fail(&mut self, pid: i32, fd: Option<i32>, error: Error) {
-        self.push(pid, fd, error, Outcome::Failed);
+    pub fn fail(&mut self, pid: i32, fd: Option<i32>, error: impl Into<Arc<Error>>) {
+        self.push(pid, fd, error.into(), Outcome::Failed);
     }
 
     /// Returns the reasons why sockets were not set, for messages.
     pub(crate) fn reasons(&self) -> impl Iterator<Item = String> {
         self.results.iter().filter_map(|result| {
-            let who = result.pid.map_or_else(|| "a process".to_owned(), sockets::name);
+            let who = result.pid.map_or_else(|| "a process".to_owned(), process::title);
             let fd = result.fd.map_or_else(|| ":".to_owned(), |fd| format!(": its socket fd {fd}"));
             result.error.as_ref().map(|error| format!("{who}{fd} {error}"))
         })
@@ -121,10 +120,11 @@ impl Report {
 
     /// Records that a process cannot be examined. If the user did not name the process and may not examine it, it counts
     /// as denied, not as failed.
-    pub(super) fn refuse(&mut self, pid: i32, error: &io::Error, is_selected: bool) {
-        let is_denied = is_selected && error.kind() == io::ErrorKind::PermissionDenied;
+    pub(super) fn refuse(&mut self, pid: i32, error: impl Into<Error>, is_selected: bool) {
+        let error = error.into();
+        let is_denied = is_selected && matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
         let outcome = if is_denied { Outcome::Denied } else { Outcome::Failed };
-        self.push(pid, None, Error::Process(privilege::explain(pid, error)), outcome);
+        self.push(pid, None, privilege::explain(pid, error).into(), outcome);
     }
 
     /// Moves this many sockets from `unchanged` to `set`: the kernel had set them before ka examined them.
@@ -134,7 +134,7 @@ impl Report {
         self.set += count;
     }
 
-    fn push(&mut self, pid: i32, fd: Option<i32>, error: Error, outcome: Outcome) {
+    fn push(&mut self, pid: i32, fd: Option<i32>, error: Arc<Error>, outcome: Outcome) {
         self.count(outcome);
         self.results.push(SocketResult {
             pid: Some(pid),

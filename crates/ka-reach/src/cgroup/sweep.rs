@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read as _, Write};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,9 +24,8 @@ use crate::attach::{self, Change, Report};
 use crate::bpf::{self, Counter, IterWriter, Selection};
 use crate::diag::State;
 use crate::error::{Error, Result};
-use crate::text::reason;
-use crate::worker::{Ended, Found, Workers};
-use crate::{record, sockets, sys};
+use crate::worker::{Completion, Output, Workers};
+use crate::{listing, record, sys};
 
 /// How often the parent polls the pipe. The parent counts polls instead of reading the clock. So it does not mistake a
 /// time in which it was itself stopped for silence of the child.
@@ -214,18 +213,18 @@ struct Child {
 impl Child {
     /// Starts a child that leaves out the namespaces that earlier children have entered.
     fn start(cgroup: &Cgroup, policy: Policy<'static>, done: &HashSet<u64>) -> io::Result<Self> {
-        let (pipe, out) = sys::pipe()?;
+        let (pipe, out) = io::pipe()?;
         let counter = Counter::new();
         let keep: Vec<_> =
             [out.as_raw_fd()].into_iter().chain(counter.iter().map(Counter::as_raw_fd)).collect();
-        sys::detached(&keep, || {
-            let mut out = File::from(out.try_clone()?);
+        sys::start_detached(&keep, || {
+            let mut out = File::from(OwnedFd::from(out.try_clone()?));
             let counter = counter.as_ref().map_err(|error| Error::Worker(error.to_string()));
             let left = Work { out: &mut out, done: done.clone(), path: &cgroup.path, id: cgroup.id }
                 .visit_all(policy, counter)?;
             send(&mut out, &Message::Finished { left })
         })?;
-        Ok(Self { pipe: pipe.into(), text: Vec::new(), counter: counter.ok() })
+        Ok(Self { pipe: OwnedFd::from(pipe).into(), text: Vec::new(), counter: counter.ok() })
     }
 
     /// Adds the child's messages to the results until the child ends.
@@ -486,16 +485,16 @@ fn through_processes(
     }
     let states: Vec<_> = State::with_options().collect();
     let keep: Vec<_> = network.iter().map(File::as_raw_fd).collect();
-    let Found { data, end } = workers.find(&keep, |sink| {
+    let Output { data, end } = workers.run(&keep, |out| {
         if let Some(network) = &network {
-            sys::enter_network(network).map_err(|error| reason(&error))?;
+            sys::enter_network(network)?;
         }
-        sockets::list(&states, false, sink)
+        listing::list(&states, false, out)
     });
     match end {
-        Ended::Whole => {}
-        Ended::Blocked => return not_set(None),
-        Ended::Failed(why) => return not_set(Some(Error::Worker(why))),
+        Completion::Finished => {}
+        Completion::Blocked => return not_set(None),
+        Completion::Failed(error) => return not_set(Some(error)),
     }
     let is_ours = |inode: u32, cgroup: u64| inode != 0 && cgroups.contains(&cgroup);
     let rest: HashSet<_> = record::entries(&data)

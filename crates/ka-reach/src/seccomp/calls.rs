@@ -22,7 +22,7 @@ use super::sys::{self, Answer, Call, Post};
 use super::workers::Workers;
 use crate::class::Classes;
 use crate::privilege;
-use crate::process::{self, ONLY_LEADERS, PIDFD_THREAD, Status};
+use crate::process::{self, PIDFD_THREAD, Status};
 use crate::sys::{pidfd_getfd, pidfd_open, read_link, share_descriptors};
 
 /// What setsockopt(2) wants to be given, at least.
@@ -150,7 +150,7 @@ impl Server {
         match self.duplicate(call, fd) {
             Ok(Some(socket)) => self.apply(&socket),
             Ok(None) => return None,
-            Err(error) => self.refused(call, &error),
+            Err(error) => self.refused(call, error),
         }
         Some(Answer::Continue)
     }
@@ -184,7 +184,7 @@ impl Server {
             Ok(Some(socket)) => socket,
             Ok(None) => return None,
             Err(error) => {
-                self.refused(call, &error);
+                self.refused(call, error);
                 return Some(Answer::Continue);
             }
         };
@@ -209,7 +209,7 @@ impl Server {
             Ok(wanted) => Answer::Return(self.set(&socket, &config, option, wanted)),
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => Answer::Return(libc::EFAULT),
             Err(error) => {
-                self.refused(call, &error);
+                self.refused(call, error);
                 Answer::Continue
             }
         })
@@ -310,13 +310,13 @@ impl Server {
         let leader = Status::read(task)?.leader().unwrap_or(task);
         // The leader's may be another socket by the same number, or none.
         if leader != task && share_descriptors(leader, task).is_ok_and(|is_one| !is_one) {
-            return Err(io::Error::other(ONLY_LEADERS));
+            return Err(crate::Error::ThreadDescriptors { task: None }.into());
         }
         Ok((Task::open(leader, 0)?, leader == task))
     }
 
     /// A caller's socket could not be had.
-    fn refused(&mut self, call: &Call, error: &io::Error) {
+    fn refused(&mut self, call: &Call, error: io::Error) {
         // If the descriptor is missing or is not a socket, the kernel's own call reports that.
         if !matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK)) {
             self.note(call, Notice::Refused, || {

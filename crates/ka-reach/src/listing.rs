@@ -1,7 +1,10 @@
-//! TCP sockets with their owners and options: the kernel's list joined, by inode, with the descriptors of processes.
+//! Lists TCP sockets with their owners and settings.
+//!
+//! The kernel's list of sockets (sock_diag(7)) has inodes, and so do the descriptors in /proc. Joining the two by inode
+//! gives the owners.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{self, Write as _};
+use std::io::{self, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
@@ -12,49 +15,54 @@ use crate::bpf;
 use crate::diag::{Entry, State, dump};
 use crate::netns::Namespace;
 use crate::privilege;
-use crate::process::{self, OVER_BUDGET, Process, Table, Target};
+use crate::process::{self, Process, Table, Target};
 use crate::record::{self, Reader, Writer};
-use crate::sys;
-use crate::text::{self, reason};
-use crate::worker::{self, Answer, BLOCKED, Cell, Ended, Stream, Workers};
+use crate::worker::{self, Answer, Child, Completion, Reply, Workers};
+use crate::{Error, Result, sys};
 
-/// Who has a socket.
+/// A process that has a socket.
 #[derive(Clone, Debug)]
 pub struct Owner {
+    /// The PID.
     pub pid: i32,
+    /// The descriptor of the socket in the process.
     pub fd: i32,
-    /// `None` where it cannot be read.
+    /// The name of the process, which may be any bytes. `None` if it cannot be read.
     pub comm: Option<Arc<[u8]>>,
 }
 
-/// A TCP socket and all that could be found out about it.
+/// A TCP socket of the machine.
 #[derive(Debug)]
-pub struct Socket {
+pub struct ListedSocket {
+    /// The socket in the kernel's list.
     pub entry: Entry,
-    /// The process with the lowest number, and its lowest descriptor.
+    /// The process with the lowest PID that has this socket, and its lowest descriptor. `None` if no process has it, or
+    /// only processes that ka may not look into.
     pub owner: Option<Owner>,
-    /// The other processes that have this socket.
+    /// The PIDs of the other processes that have this socket.
     pub others: Vec<i32>,
     /// The name of its network namespace, if [`Selection`] has one.
     pub netns: Option<Arc<str>>,
-    /// What is in force, where we may look.
+    /// The settings in force. `None` if ka could not read them.
     pub settings: Option<Settings>,
     /// The reason why the socket could not be read.
-    pub error: Option<String>,
+    pub error: Option<Arc<Error>>,
 }
 
-impl Socket {
-    /// Whether keepalive is on, where that is known.
+impl ListedSocket {
+    /// Returns whether keepalive is on. `None` if that is unknown.
     pub fn keepalive(&self) -> Option<bool> {
         self.settings.map_or_else(|| self.entry.keepalive(), |settings| Some(settings.enabled))
     }
 }
 
-/// The sockets that were found, and a message for each part that was left out.
+/// The sockets that were found.
 #[derive(Debug)]
 pub struct Listing {
-    pub sockets: Vec<Socket>,
-    pub left: Vec<String>,
+    /// The sockets, in no particular order.
+    pub sockets: Vec<ListedSocket>,
+    /// An error for each part of the list that is incomplete.
+    pub incomplete: Vec<Error>,
 }
 
 /// Which sockets to list.
@@ -74,16 +82,18 @@ pub struct Selection<'a> {
 /// processes that end meanwhile, are left out. If eBPF is allowed, the kernel reports the settings of all sockets in
 /// one pass. The other settings are read socket by socket, through the processes that have them.
 ///
-/// Fails if no namespace, or no process, could be listed.
+/// # Errors
+///
+/// No namespace, or no process, could be listed. Then ka may be in another namespace than before.
 pub fn sockets(
     workers: &mut Workers,
     states: &[State],
     selection: Option<&Selection<'_>>,
-) -> io::Result<Listing> {
+) -> Result<Listing> {
     let all = Selection::default();
     let Selection { pids, port, namespaces } = selection.unwrap_or(&all);
     sys::raise_descriptor_limit();
-    let (mut left, mut failed) = (Vec::new(), Vec::new());
+    let (mut incomplete, mut failed) = (Vec::new(), Vec::new());
     let mut holders = None;
     let mut ours = Vec::new();
     let mut sockets = Vec::new();
@@ -91,21 +101,19 @@ pub fn sockets(
     let here = namespaces.is_empty().then_some(None);
     for namespace in here.into_iter().chain(namespaces.iter().map(Some)) {
         let entered = match namespace {
-            Some(namespace) if !namespace.is_current() => namespace.enter().map_err(io::Error::other),
+            Some(namespace) if !namespace.is_current() => namespace.enter(),
             _ => Ok(()),
         };
         let listed = entered.and_then(|()| {
             let meanwhile = |workers: &[i32]| {
                 ours.extend_from_slice(workers);
                 holders.get_or_insert_with(|| match pids {
-                    [] => others(&ours).map(|pids| pids.filter_map(leader).collect()),
-                    pids => tables_of(pids, &mut left),
+                    [] => Ok(others(&ours)?.filter_map(leader).collect()),
+                    pids => tables_of(pids, &mut incomplete),
                 });
             };
-            kernels(workers, states, meanwhile).map_err(|error| match namespace {
-                Some(namespace) => {
-                    io::Error::other(format!("network namespace {}: {}", namespace.name, reason(&error)))
-                }
+            kernel_list(workers, states, meanwhile).map_err(|error| match namespace {
+                Some(namespace) => Error::namespace(&namespace.name, error),
                 None => error,
             })
         });
@@ -113,7 +121,7 @@ pub fn sockets(
             Ok(listed) => {
                 has_status &= listed.has_status;
                 let meant = |entry: &Entry| port.is_none_or(|port| entry.has_port(port));
-                sockets.extend(record::entries(&listed.entries).filter(meant).map(|entry| Socket {
+                sockets.extend(record::entries(&listed.entries).filter(meant).map(|entry| ListedSocket {
                     settings: listed.settings.get(&entry.cookie).copied(),
                     entry,
                     owner: None,
@@ -123,23 +131,24 @@ pub fn sockets(
                 }));
             }
             Err(error) if namespaces.len() <= 1 => return Err(error),
-            Err(error) => failed.push(reason(&error)),
+            Err(error) => failed.push(error),
         }
     }
     let holders: Vec<_> = match holders {
         Some(holders) if failed.len() < namespaces.len().max(1) => holders?,
-        _ => return Err(io::Error::other(failed.join("; "))),
+        _ => return Err(Error::Several(failed)),
     };
-    left.append(&mut failed);
+    incomplete.append(&mut failed);
     // Sort by inode. Sockets without a process have inode 0 and come first. An inode belongs to one namespace.
     sockets.sort_unstable_by_key(|socket| socket.entry.inode);
-    let mut join = Join { sockets: &mut sockets, asked: Vec::new(), workers, left: &mut left, has_status };
+    let mut join =
+        Join { sockets: &mut sockets, asked: Vec::new(), workers, incomplete: &mut incomplete, has_status };
     join.all(&holders);
     if pids.is_empty() && join.sockets.iter().any(|socket| socket.entry.inode != 0 && socket.owner.is_none())
     {
         // A socket that no leader has may belong to a task with its own descriptor table.
         for pid in others(&ours)? {
-            let holders = tasks(pid, join.left);
+            let holders = tasks(pid, join.incomplete);
             join.all(&holders);
         }
     }
@@ -151,12 +160,12 @@ pub fn sockets(
         socket.others.sort_unstable();
         socket.others.dedup();
     }
-    Ok(Listing { sockets, left })
+    Ok(Listing { sockets, incomplete })
 }
 
-/// The sockets of the network namespace that ka is in.
-struct Kernels {
-    /// As [`list`] writes them.
+/// The kernel's list of sockets of the network namespace that ka is in.
+struct KernelList {
+    /// The entries, as [`list`] writes them.
     entries: Vec<u8>,
     /// The settings of each socket, by cookie. Empty if eBPF is not allowed.
     settings: HashMap<u64, Settings>,
@@ -165,11 +174,15 @@ struct Kernels {
 }
 
 /// Reads the kernel's list in workers. Calls `meanwhile` with their PIDs.
-fn kernels(workers: &mut Workers, states: &[State], meanwhile: impl FnOnce(&[i32])) -> io::Result<Kernels> {
-    let told = Workers::start(&[], |sink| bpf::read_settings(sink).map_err(|error| error.to_string()));
-    let listed = Workers::start(&[], |sink| list(states, true, sink));
+fn kernel_list(
+    workers: &mut Workers,
+    states: &[State],
+    meanwhile: impl FnOnce(&[i32]),
+) -> Result<KernelList> {
+    let told = Workers::start(&[], |out| bpf::read_settings(out));
+    let listed = Workers::start(&[], |out| list(states, true, out));
     // A worker has ka's descriptors until it has closed them.
-    let ours: Vec<_> = [told.as_ref(), listed.as_ref()].into_iter().flatten().map(Stream::worker).collect();
+    let ours: Vec<_> = [told.as_ref(), listed.as_ref()].into_iter().flatten().map(Child::pid).collect();
     meanwhile(&ours);
     let (mut listed, told) = match (listed?, told) {
         (listed, Ok(told)) => {
@@ -179,101 +192,92 @@ fn kernels(workers: &mut Workers, states: &[State], meanwhile: impl FnOnce(&[i32
         (listed, Err(_)) => (workers.finish(listed), Vec::new()),
     };
     // Without the connections' status, the list needs no lock.
-    let has_status = listed.end != Ended::Blocked;
+    let has_status = !matches!(listed.end, Completion::Blocked);
     if !has_status {
-        listed = workers.find(&[], |sink| list(states, false, sink));
+        listed = workers.run(&[], |out| list(states, false, out));
     }
     match listed.end {
         // If the iterator blocked, it has reported the sockets before that one.
-        Ended::Whole => {
-            Ok(Kernels { entries: listed.data, settings: bpf::parse_settings(&told), has_status })
+        Completion::Finished => {
+            Ok(KernelList { entries: listed.data, settings: bpf::parse_settings(&told), has_status })
         }
-        Ended::Failed(why) => Err(io::Error::other(why)),
-        Ended::Blocked => Err(io::Error::other(
-            "the kernel's list of sockets did not end within 2 s, because a program holds a socket's \
-             lock: ka check PID and ka attach PID go through a process and name the socket",
-        )),
+        Completion::Failed(error) => Err(error),
+        Completion::Blocked => Err(Error::SocketListBlocked),
     }
 }
 
 /// Writes the kernel's socket list, in a worker.
-pub fn list(states: &[State], with_status: bool, sink: &mut worker::Sink<'_>) -> Result<(), String> {
-    let entries = dump(states, with_status).map_err(|error| reason(&error))?;
+pub(crate) fn list(states: &[State], with_status: bool, out: &mut impl Write) -> Result<()> {
+    let entries = dump(states, with_status)?;
     for entries in entries.chunks(256) {
         let mut bytes = Vec::new();
         for entry in entries {
             record::put_entry(entry, &mut bytes);
         }
-        sink.write_all(&bytes).map_err(|error| reason(&error))?;
+        out.write_all(&bytes)?;
     }
     Ok(())
 }
 
-/// A table of descriptors, and those of them that are sockets.
+/// A process, and the sockets in one of its descriptor tables.
 struct Holder {
     pid: i32,
-    /// `None` where it is held only if it is needed.
+    /// The table. `None` if it is opened only when needed.
     table: Option<Table>,
     sockets: Vec<(i32, u32)>,
 }
 
-/// All processes but this one and its workers, which have what ka was started with and nothing of their own.
+/// Returns all processes except this one and its workers. Those have only sockets that ka was started with.
 fn others(workers: &[i32]) -> io::Result<impl Iterator<Item = i32>> {
     let is_ours = |pid: &i32| u32::try_from(*pid) == Ok(std::process::id()) || workers.contains(pid);
     Ok(process::all()?.into_iter().filter(move |pid| !is_ours(pid)))
 }
 
-/// Formats a process for messages.
-pub fn name(pid: i32) -> String {
-    let comm = process::comm(pid).unwrap_or_else(|| b"?".to_vec());
-    format!("process {pid} ({})", text::visible(&comm))
-}
-
-/// What a process's leader has, if it may be looked at.
+/// Returns the sockets of a process's leader, if ka may look into the process and it has any.
 fn leader(pid: i32) -> Option<Holder> {
     let sockets = process::sockets(&format!("/proc/{pid}/fd")).ok()?;
     (!sockets.is_empty()).then_some(Holder { pid, table: None, sockets })
 }
 
-/// All that a process has, or why it may not be looked at.
-fn tables(pid: i32, left: &mut Vec<String>) -> io::Result<Vec<Holder>> {
+/// Returns the sockets in all descriptor tables of a process. Fails if ka may not look into the process.
+fn tables(pid: i32, incomplete: &mut Vec<Error>) -> Result<Vec<Holder>> {
     let process = Process::open(pid)?;
     let mut holders = Vec::new();
     let mut refused = None;
     process.each_table(|table| match table {
         Ok((table, sockets)) => holders.push(Holder { pid, sockets, table: Some(table) }),
-        Err(error) if error.to_string() == OVER_BUDGET => left.push(format!("{}: {error}", name(pid))),
+        Err(error @ Error::OverBudget) => incomplete.push(Error::named_process(pid, error)),
         Err(error) => refused = Some(error),
     })?;
     refused.map_or(Ok(holders), Err)
 }
 
-/// The sockets of these processes. Fails if ka may not examine any of the processes.
-fn tables_of(pids: &[i32], left: &mut Vec<String>) -> io::Result<Vec<Holder>> {
+/// Returns the sockets of these processes. Fails if ka may not look into any of the processes.
+fn tables_of(pids: &[i32], incomplete: &mut Vec<Error>) -> Result<Vec<Holder>> {
     let mut holders = Vec::new();
     let mut refused = Vec::new();
     for pid in pids {
-        match tables(*pid, left) {
+        match tables(*pid, incomplete) {
             Ok(tables) => holders.extend(tables),
-            Err(error) => refused.push(format!("process {pid}: {}", privilege::explain(*pid, &error))),
+            Err(error) => refused.push(Error::process(*pid, privilege::explain(*pid, error))),
         }
     }
     if refused.len() == pids.len() {
-        return Err(io::Error::other(refused.join("; ")));
+        return Err(Error::Several(refused));
     }
-    left.append(&mut refused);
+    incomplete.append(&mut refused);
     Ok(holders)
 }
 
-/// What a process's tasks have that the leader has not.
-fn tasks(pid: i32, left: &mut Vec<String>) -> Vec<Holder> {
+/// Returns the sockets in the descriptor tables of a process, except the leader's table.
+fn tasks(pid: i32, incomplete: &mut Vec<Error>) -> Vec<Holder> {
     let mut holders = Vec::new();
     let Ok(process) = Process::open(pid) else { return holders };
     let _ = process.each_table(|table| match table {
         Ok((table, sockets)) if !table.is_leaders() => {
             holders.push(Holder { pid, sockets, table: Some(table) });
         }
-        Err(error) if error.to_string() == OVER_BUDGET => left.push(format!("{}: {error}", name(pid))),
+        Err(error @ Error::OverBudget) => incomplete.push(Error::named_process(pid, error)),
         _ => {}
     });
     holders
@@ -282,11 +286,12 @@ fn tasks(pid: i32, left: &mut Vec<String>) -> Vec<Holder> {
 /// Assigns the sockets to their processes. Reads values that the kernel's list and the iterator lack from the sockets
 /// themselves, once per socket.
 struct Join<'a> {
-    /// By inode.
-    sockets: &'a mut [Socket],
+    /// Sorted by inode.
+    sockets: &'a mut [ListedSocket],
+    /// The sockets to read, and the indices of each in `sockets`.
     asked: Vec<(Range<usize>, Target)>,
     workers: &'a mut Workers,
-    left: &'a mut Vec<String>,
+    incomplete: &'a mut Vec<Error>,
     /// Whether the kernel's list has the connections' status.
     has_status: bool,
 }
@@ -346,11 +351,12 @@ impl Join<'_> {
         }
         let with_status = !self.has_status;
         let answers =
-            self.workers.ask(&targets, None, None, |_, target, cell| look(target, with_status, cell));
-        // A message that concerns a whole process is printed once.
-        let mut said = HashSet::new();
+            self.workers.ask(&targets, None, None, |_, target, reply| read(target, with_status, reply));
+        // An error that concerns a whole process is reported once.
+        let mut reported = HashSet::new();
         for ((place, target), answer) in places.into_iter().zip(&targets).zip(answers.each) {
-            let mut error = None;
+            let pid = target.table.pid;
+            let mut error: Option<Arc<Error>> = None;
             let mut settings = None;
             let mut status = None;
             match answer {
@@ -358,25 +364,26 @@ impl Join<'_> {
                     let mut record = Reader::new(&record);
                     let kind = record.word();
                     // The settings need no lock on newer kernels.
-                    settings = record.settings();
+                    settings = (kind & WITH_SETTINGS != 0).then(|| record.settings()).flatten();
                     if kind & PENDING != 0 {
-                        error = Some(BLOCKED.to_owned());
+                        error = Some(Error::SocketBlocked.into());
                     } else if kind & WITH_STATUS != 0 {
                         status = Some(record.status());
                     }
                 }
                 Answer::Failed(why) => error = Some(why),
-                Answer::Blocked => error = Some(BLOCKED.to_owned()),
-                Answer::Classed(why) if said.insert(target.table.pid) => {
-                    self.left.push(format!("{}: {why}", name(target.table.pid)));
+                Answer::Blocked => error = Some(Error::SocketBlocked.into()),
+                Answer::Classed(error) if reported.insert(pid) => {
+                    self.incomplete.push(Error::named_process(pid, error));
                 }
-                Answer::Excluded(user) if said.insert(target.table.pid) => {
-                    self.left.push(format!("{}: {}", name(target.table.pid), worker::excluded(user)));
+                Answer::Excluded(user) if reported.insert(pid) => {
+                    self.incomplete.push(Error::named_process(pid, worker::excluded(user)));
                 }
                 Answer::Classed(_) | Answer::Excluded(_) | Answer::NotAsked => {}
             }
-            if let Some(why) = &error {
-                self.left.push(format!("{}: its socket fd {} {why}", name(target.table.pid), target.fd));
+            if let Some(error) = &error {
+                let of_socket = Error::socket(target.fd, Arc::clone(error));
+                self.incomplete.push(Error::named_process(pid, of_socket));
             }
             for socket in self.sockets.get_mut(place).unwrap_or_default() {
                 socket.settings = socket.settings.or(settings);
@@ -387,6 +394,7 @@ impl Join<'_> {
     }
 }
 
+/// Returns the table of a holder. Opens the process if needed.
 fn hold(holder: &Holder) -> Option<Table> {
     match &holder.table {
         Some(table) => Some(table.clone()),
@@ -394,29 +402,30 @@ fn hold(holder: &Holder) -> Option<Table> {
     }
 }
 
-/// The sockets with an inode, which they are sorted by: more than one where it is a Multipath TCP socket with its
-/// subflows.
-fn with_inode(sockets: &[Socket], inode: u32) -> Range<usize> {
+/// Returns the range of the sockets with an inode. The slice is sorted by inode. A Multipath TCP socket and its subflows
+/// share one inode.
+fn with_inode(sockets: &[ListedSocket], inode: u32) -> Range<usize> {
     let start = sockets.partition_point(|socket| socket.entry.inode < inode);
     let rest = sockets.get(start..).unwrap_or_default();
     start..start + rest.iter().take_while(|socket| socket.entry.inode == inode && inode != 0).count()
 }
 
-/// Values of the first word of a record: the status is being read, or follows the settings.
-const PENDING: u64 = 1;
-const WITH_STATUS: u64 = 2;
+/// Flags in the first word of a record: the settings follow, the status is being read, the status follows.
+const WITH_SETTINGS: u64 = 1;
+const PENDING: u64 = 2;
+const WITH_STATUS: u64 = 4;
 
 /// Reads a process's socket, in a worker, if the descriptor still has the same inode and ka may access it.
-fn look(target: &Target, with_status: bool, cell: &Cell<'_>) {
+fn read(target: &Target, with_status: bool, reply: &Reply<'_>) {
     let Ok(duplicate) = target.table.duplicate(target.fd) else { return };
     if sys::inode(duplicate.as_fd()).ok() != Some(u64::from(target.inode)) {
         return;
     }
     let socket = ka_core::Socket::new(duplicate.as_raw_fd());
     let Ok(settings) = socket.settings() else { return };
-    let record = |kind| Writer::new().word(kind).settings(Some(settings));
-    cell.answer(record(if with_status { PENDING } else { 0 }).finish());
+    let record = |kind| Writer::new().word(WITH_SETTINGS | kind).settings(Some(settings));
+    reply.answer(record(if with_status { PENDING } else { 0 }).finish());
     if with_status && let Ok(status) = socket.status() {
-        cell.answer(record(WITH_STATUS).status(&status).finish());
+        reply.answer(record(WITH_STATUS).status(&status).finish());
     }
 }

@@ -1,0 +1,29 @@
+//! Policies and settings in a few characters, for messages.
+
+use ka_core::{Config, Settings, UserTimeout};
+
+/// Formats a policy as people write it: as `60,10,6` if it has these three values and no others.
+pub fn brief(config: &Config) -> String {
+    match (config.enabled(), config.idle(), config.intvl(), config.cnt(), config.user_timeout()) {
+        (Some(true), Some(idle), Some(intvl), Some(cnt), UserTimeout::Keep) => {
+            format!("{idle},{intvl},{cnt}")
+        }
+        _ => ka_core::Text::typed(config).to_string(),
+    }
+}
+
+/// Formats the text of a policy as [`brief`] does. Text that is not a policy is returned unchanged.
+pub fn brief_text(text: &str) -> String {
+    ka_core::parse(text.as_bytes()).map_or_else(|_| text.to_owned(), |config| brief(&config))
+}
+
+/// Formats a socket's settings: `off`, or `60,10,6`.
+pub fn brief_settings(settings: &Settings) -> String {
+    let Settings { enabled, idle, intvl, cnt, user_timeout } = settings;
+    match (enabled, user_timeout.filter(|timeout| *timeout > 0)) {
+        (true, None) => format!("{idle},{intvl},{cnt}"),
+        (false, None) => "off".to_owned(),
+        (true, Some(timeout)) => format!("idle={idle},intvl={intvl},cnt={cnt},user_timeout={timeout}ms"),
+        (false, Some(timeout)) => format!("off,user_timeout={timeout}ms"),
+    }
+}

@@ -1,0 +1,38 @@
+//! The rights that come with an executable file. execve(2)
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::ptr;
+
+use super::{c_path, check};
+
+/// Returns an error unless this process may execute the file with its effective rights. faccessat(2)
+///
+/// # Errors
+///
+/// The kernel's answer: EACCES if the file is not executable, ENOENT if it does not exist.
+pub fn check_executable(path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    // SAFETY: a C string.
+    check(unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::X_OK, libc::AT_EACCESS) }).map(drop)
+}
+
+/// Returns whether the file's filesystem ignores setuid bits and file capabilities. Returns false if the kernel does not
+/// tell. statvfs(3)
+pub fn is_nosuid(path: &Path) -> bool {
+    let Ok(path) = c_path(path) else { return false };
+    let mut status = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: a C string, and a struct that the call initializes if it returns 0.
+    unsafe {
+        libc::statvfs(path.as_ptr(), status.as_mut_ptr()) == 0
+            && status.assume_init().f_flag & libc::ST_NOSUID != 0
+    }
+}
+
+/// Returns whether the file has capabilities. capabilities(7), "File capabilities"
+pub fn has_capabilities(path: &Path) -> bool {
+    let Ok(path) = c_path(path) else { return false };
+    // SAFETY: two C strings. With size 0 the kernel only returns the length and writes nothing.
+    unsafe { libc::getxattr(path.as_ptr(), c"security.capability".as_ptr(), ptr::null_mut(), 0) > 0 }
+}

@@ -1,0 +1,145 @@
+//! Processes that this process forks without executing another program.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::ptr;
+
+use libc::c_int;
+
+use super::check;
+use super::descriptor::close_all_but;
+use crate::Error;
+
+/// Forks a process that runs `work` and exits. Returns its PID, and the read end of the pipe that `work` writes to.
+///
+/// The child keeps only the descriptors in `keep`, so a child that hangs holds no pipe, terminal or folder of the
+/// caller. The kernel kills it when this process ends.
+pub(crate) fn fork_worker(keep: &[RawFd], work: impl FnOnce(File)) -> io::Result<(i32, File)> {
+    let (answers, says) = pipe()?;
+    // SAFETY: takes no pointer, and there is no other thread. If SIGCHLD were ignored, a child's PID could be reused as
+    // soon as the child ends, and `kill_worker` could kill another process.
+    let parent = unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        libc::getpid()
+    };
+    // SAFETY: there is no other thread, so the child may do whatever this process may.
+    let child = check(unsafe { libc::fork() })?;
+    if child != 0 {
+        return Ok((child, answers));
+    }
+    let kept = [keep, &[says.as_raw_fd()]].concat();
+    // SAFETY: C strings, and descriptors that the child does not use. The child ends with _exit, so no destructor of
+    // the parent runs twice.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+        let is_apart = (0..=2).all(|standard| libc::dup2(null, standard) == standard);
+        // The parent may have ended before PR_SET_PDEATHSIG took effect.
+        if !is_apart || libc::getppid() != parent {
+            libc::_exit(1);
+        }
+        libc::chdir(c"/".as_ptr());
+        close_all_but(&kept);
+    }
+    work(says);
+    // SAFETY: takes no pointer.
+    unsafe { libc::_exit(0) }
+}
+
+/// Enlarges a pipe to 1 MiB, the default limit for ordinary users. If the kernel refuses, the size is unchanged.
+/// fcntl(2)
+pub(crate) fn widen_pipe(pipe: BorrowedFd<'_>) {
+    // SAFETY: takes no pointer.
+    unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, 1 << 20) };
+}
+
+/// Kills a worker. A worker that waits for a lock dies only when it gets the lock, so the caller must not wait for it.
+pub(crate) fn kill_worker(worker: i32) {
+    // SAFETY: takes no pointer. The worker has not been waited for, so its PID is not reused.
+    unsafe { libc::kill(worker, libc::SIGKILL) };
+}
+
+/// Waits for a worker that has closed all its descriptors, and therefore is about to end.
+pub(crate) fn wait_for(worker: i32) {
+    // SAFETY: a null pointer is allowed: no status is requested.
+    unsafe { libc::waitpid(worker, ptr::null_mut(), 0) };
+}
+
+/// Returns whether a worker has ended. After that, its PID may be reused.
+pub(crate) fn has_ended(worker: i32) -> bool {
+    // SAFETY: a null pointer is allowed: no status is requested. `WNOHANG` never waits.
+    unsafe { libc::waitpid(worker, ptr::null_mut(), libc::WNOHANG) != 0 }
+}
+
+/// Starts a process that runs `work` and exits, and is not a child of this process.
+///
+/// The process has its own session, the root folder as working directory, and of the descriptors of this process only
+/// those in `keep`. Its other standard descriptors are /dev/null. No other thread may run in this process.
+///
+/// # Errors
+///
+/// The errno of pipe2(2) or fork(2). If there is an error, `work` does not run.
+pub fn start_detached(keep: &[RawFd], work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    // The child forks again and exits. It reports the result of the second fork, an errno or 0, through a pipe. An exit
+    // status would be lost if this process has inherited an ignored SIGCHLD.
+    let (answer, says) = pipe()?;
+    // SAFETY: there is no other thread, so the child may do whatever this process may.
+    let child = check(unsafe { libc::fork() })?;
+    if child != 0 {
+        drop(says);
+        let started = receive_errno(&answer);
+        // SAFETY: a null pointer is allowed: no status is requested. The child ends at once. If the kernel has already
+        // reaped it, the call fails with ECHILD.
+        while unsafe { libc::waitpid(child, ptr::null_mut(), 0) } == -1
+            && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+        {}
+        return started;
+    }
+    // SAFETY: C strings, and descriptors that the new process does not use. It ends with _exit, so no destructor of the
+    // parent runs twice.
+    unsafe {
+        libc::setsid();
+        match check(libc::fork()) {
+            Ok(0) => send_errno(&says, 0),
+            Ok(_) => libc::_exit(0),
+            Err(error) => {
+                send_errno(&says, error.raw_os_error().unwrap_or(libc::EIO));
+                libc::_exit(1)
+            }
+        }
+        libc::chdir(c"/".as_ptr());
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+        for standard in (0..=2).filter(|standard| !keep.contains(standard)) {
+            libc::dup2(null, standard);
+        }
+        close_all_but(keep);
+    }
+    let _ = work();
+    // SAFETY: takes no pointer.
+    unsafe { libc::_exit(0) }
+}
+
+/// Writes an errno to a pipe. The reader takes the end of the pipe for a failure.
+fn send_errno(mut pipe: &File, errno: c_int) {
+    let _ = pipe.write_all(&errno.to_ne_bytes());
+}
+
+/// Reads an errno from a pipe and returns it as an error. 0 is success.
+fn receive_errno(mut pipe: &File) -> io::Result<()> {
+    let mut bytes = [0; size_of::<c_int>()];
+    pipe.read_exact(&mut bytes).map_err(|error| match error.kind() {
+        kind @ io::ErrorKind::UnexpectedEof => io::Error::new(kind, Error::ProcessEnded),
+        _ => error,
+    })?;
+    match c_int::from_ne_bytes(bytes) {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// Makes a pipe, and returns its read end and its write end. Both are closed on exec.
+fn pipe() -> io::Result<(File, File)> {
+    let (read, write) = io::pipe()?;
+    Ok((OwnedFd::from(read).into(), OwnedFd::from(write).into()))
+}

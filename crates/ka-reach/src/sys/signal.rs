@@ -1,0 +1,32 @@
+//! Signals that end this process, and the signal about its children.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::ptr;
+
+use super::{check, owned};
+
+/// Blocks SIGINT and SIGTERM, and returns a descriptor that becomes readable when one of them comes. signalfd(2)
+///
+/// # Errors
+///
+/// The errno of the call that failed. The signals may stay blocked.
+pub fn termination() -> io::Result<OwnedFd> {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset initializes the set. The other calls read or change it.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGINT);
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
+        check(libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut()))?;
+        owned(libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC).into())
+    }
+}
+
+/// Makes the kernel reap ended children, including orphans that this process adopts as PID 1 of a namespace. From then
+/// on this process cannot wait for a child.
+pub fn reap_children_automatically() {
+    // SAFETY: takes a number and a constant, installs no handler, and there is no other thread.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}

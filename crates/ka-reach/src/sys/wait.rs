@@ -1,0 +1,46 @@
+//! Waits for descriptors. poll(2)
+
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::time::Duration;
+
+use libc::{c_int, c_short, pollfd};
+
+use super::check;
+
+/// Waits until one of the descriptors can be read, but no longer than `timeout`. Returns for each whether it can.
+///
+/// A pidfd can be read when its process has ended. The timeout is rounded up to whole milliseconds. If a signal handler
+/// interrupts the wait, no descriptor is reported.
+///
+/// # Errors
+///
+/// The errno of poll(2).
+pub fn poll(fds: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<Vec<bool>> {
+    let mut set: Vec<_> = fds.iter().map(|fd| entry(*fd, libc::POLLIN)).collect();
+    wait(&mut set, timeout.as_nanos().div_ceil(1_000_000))?;
+    Ok(set.iter().map(|entry| entry.revents != 0).collect())
+}
+
+/// Waits until the kernel reports a change of one of its own files, such as cgroup.events, but no longer than `longest`.
+/// `POLLPRI`
+///
+/// # Errors
+///
+/// The errno of poll(2).
+pub fn await_change(file: BorrowedFd<'_>, longest: Duration) -> io::Result<()> {
+    wait(&mut [entry(file, libc::POLLPRI)], longest.as_millis())
+}
+
+fn entry(fd: BorrowedFd<'_>, events: c_short) -> pollfd {
+    pollfd { fd: fd.as_raw_fd(), events, revents: 0 }
+}
+
+fn wait(set: &mut [pollfd], milliseconds: u128) -> io::Result<()> {
+    let timeout = c_int::try_from(milliseconds).unwrap_or(c_int::MAX);
+    // SAFETY: the kernel writes `revents` of as many entries as the slice has.
+    match check(unsafe { libc::poll(set.as_mut_ptr(), set.len() as libc::nfds_t, timeout) }) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,364 @@
+//! Disposable processes for calls that another user's program can block forever.
+//!
+//! The kernel takes a socket's lock in setsockopt(2) and getsockname(2), and for `TCP_INFO` in a sock_diag(7) dump. The
+//! tcp iterator takes the lock of each socket that it visits. A process that has the socket can hold that lock. send(2)
+//! copies its data with the lock held, and the data can be on a page of a FUSE file that the FUSE server never fills.
+//! The last close(2) of a socket waits for `SO_LINGER`. A thread that waits for a lock is in state D: no signal ends
+//! it, not even SIGKILL.
+//!
+//! So ka forks a disposable process, the worker, to make such calls. The parent talks to the user and handles signals.
+//! It watches the worker's progress through shared memory and a pipe, and never waits for the worker itself. If a call
+//! takes longer than 2 s, the parent kills that worker, names the socket, and starts another worker
+//! for the rest. A worker that cannot die yet stays behind and holds no descriptor of the caller.
+
+mod board;
+mod frame;
+mod job;
+mod output;
+mod watch;
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::class::Classes;
+use crate::process::{Status, Target};
+use crate::{Error, Result, sys};
+
+use board::{ANSWERED, ASKED, Board, CLASSED, DONE, UNTOUCHED};
+use frame::{FAILED, FINISHED, write_frame};
+use job::{Excluded, Job};
+use output::Reading;
+use watch::{End, TICK, watch};
+
+pub use board::Reply;
+pub use frame::PipeWriter;
+pub use job::Pace;
+pub(crate) use output::Child;
+pub use output::{Completion, Output};
+
+/// If this many sockets of one user have blocked, the rest of that user's sockets are left alone.
+const PER_USER: usize = 8;
+/// If this many sockets have blocked in total, only root's sockets are read or set.
+const IN_ALL: usize = 64;
+/// If this many workers die by themselves, their work is given up.
+const DEATHS: u32 = 8;
+/// After this time, a socket that blocked may be tried again, if its worker has ended.
+const FORGIVEN: Duration = Duration::from_secs(300);
+
+/// A worker's answer about a socket. [`crate::words`] packs values into it.
+pub type Record = [u64; 13];
+
+/// The result for one socket.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// The worker's answer.
+    Given(Record),
+    /// There is no answer, for this reason.
+    Failed(Arc<Error>),
+    /// The socket blocks a worker, now or earlier in this run.
+    Blocked,
+    /// The socket would lose its class ([`crate::class`]), for this reason.
+    Classed(Arc<Error>),
+    /// The socket belongs to this user, too many of whose sockets have blocked before.
+    Excluded(u32),
+    /// A termination signal came before this socket's turn.
+    NotAsked,
+}
+
+/// The result for each socket, and the worker's messages.
+#[derive(Debug, Default)]
+pub struct Answers {
+    /// The result for each socket, in the order in which they were given.
+    pub each: Vec<Answer>,
+    /// The messages, by index of the socket.
+    pub(crate) texts: HashMap<usize, String>,
+    /// The sockets, by index, that blocked a worker after it had answered. The answer may be incomplete.
+    pub cut_short: HashSet<usize>,
+    /// The sockets, by index, after which something else blocked a worker.
+    pub(crate) done: HashSet<usize>,
+}
+
+impl Answers {
+    /// Reads the answer about a socket from the board after a worker has ended. `None` if its turn has not come.
+    fn collect(&mut self, board: &Board, place: usize, is_stuck: bool, end: &End) -> Option<Answer> {
+        let cell = board.cell(place);
+        Some(match Board::load(cell, 0) {
+            UNTOUCHED => return None,
+            state @ (ANSWERED | DONE) => {
+                // The answer is complete even if the close blocks.
+                if is_stuck {
+                    let blocked = if state == DONE { &mut self.done } else { &mut self.cut_short };
+                    blocked.insert(place);
+                }
+                Answer::Given(std::array::from_fn(|word| Board::load(cell, word + 1)))
+            }
+            ASKED if is_stuck => Answer::Blocked,
+            ASKED if matches!(end, End::Signal) => Answer::NotAsked,
+            ASKED => Answer::Failed(Arc::new(Error::WorkerDied)),
+            CLASSED => {
+                let reason = self.texts.remove(&place).unwrap_or_default();
+                Answer::Classed(Arc::new(Error::Worker(reason)))
+            }
+            user => Answer::Excluded((user & 0xffff_ffff) as u32),
+        })
+    }
+}
+
+/// A socket that blocked a worker.
+struct BlockedSocket {
+    inode: u32,
+    /// The user who owns the socket.
+    user: u32,
+    /// `None` once the worker has ended.
+    worker: Option<i32>,
+    at: Instant,
+}
+
+/// The workers of this run, and the sockets that blocked one.
+#[derive(Default)]
+pub struct Workers {
+    /// Whether to set sockets even if they lose their class.
+    pub lose_class: bool,
+    blocked: Vec<BlockedSocket>,
+    /// Workers that are finished or killed, and may not have exited yet.
+    leaving: Vec<i32>,
+    /// The worker that finished last, and its pipe, which is closed when the worker exits.
+    done: Option<(i32, File)>,
+}
+
+impl Workers {
+    /// Has workers run `work` for each socket. `work` must answer before it closes the duplicate, because the close may
+    /// block.
+    ///
+    /// A termination signal (`termination` becomes readable) ends the work early. The results have the order of the
+    /// targets.
+    pub fn ask(
+        &mut self,
+        targets: &[Target],
+        pace: Option<Pace>,
+        termination: Option<BorrowedFd<'_>>,
+        work: impl Fn(usize, &Target, &Reply<'_>) + Sync,
+    ) -> Answers {
+        let mut answers = Answers { each: vec![Answer::NotAsked; targets.len()], ..Answers::default() };
+        self.prune();
+        let mut pending = Vec::with_capacity(targets.len());
+        for (place, (target, answer)) in targets.iter().zip(&mut answers.each).enumerate() {
+            if self.blocked.iter().any(|socket| socket.inode == target.inode) {
+                *answer = Answer::Blocked;
+            } else {
+                pending.push(place);
+            }
+        }
+        let board = match Board::new(targets.len()) {
+            Ok(board) => board,
+            Err(error) => {
+                fail(&mut answers, &pending, Error::WorkerStart(error));
+                return answers;
+            }
+        };
+        let mut keep: Vec<RawFd> = targets.iter().map(|target| target.table.pidfd().as_raw_fd()).collect();
+        keep.dedup();
+        let classes = if self.lose_class { None } else { Classes::of_this_process() };
+        let mut deaths = 0;
+        while !pending.is_empty() {
+            let excluded = self.excluded();
+            board.reset();
+            let started = sys::fork_worker(&keep, |pipe| {
+                Job {
+                    board: &board,
+                    targets,
+                    pending: &pending,
+                    pace,
+                    excluded: &excluded,
+                    classes: classes.as_ref(),
+                    pipe: &Mutex::new(pipe),
+                    later: Mutex::default(),
+                }
+                .run(&work);
+            });
+            let (worker, mut pipe) = match started {
+                Ok(started) => started,
+                Err(error) => {
+                    fail(&mut answers, &pending, Error::WorkerStart(error));
+                    break;
+                }
+            };
+            let end = watch(worker, &mut pipe, &board, pace.is_some(), termination, &mut answers.texts);
+            let mut stuck = Vec::new();
+            match &end {
+                End::Finished => {}
+                End::Stuck(threads) => {
+                    stuck.extend(threads.iter().filter_map(|thread| board.position(*thread)));
+                    sys::kill_worker(worker);
+                }
+                End::Died | End::Signal => sys::kill_worker(worker),
+            }
+            self.leave(worker, pipe, matches!(end, End::Finished));
+            pending.retain(|place| {
+                let is_stuck = stuck.iter().any(|(stuck, _)| stuck == place);
+                let Some(answer) = answers.collect(&board, *place, is_stuck, &end) else { return true };
+                if let Some(slot) = answers.each.get_mut(*place) {
+                    *slot = answer;
+                }
+                false
+            });
+            let is_to_blame = |place: &usize| !answers.done.contains(place);
+            let blockers = stuck.iter().map(|(place, _)| place).filter(|place| is_to_blame(place));
+            for target in blockers.filter_map(|place| targets.get(*place)) {
+                let user = self.owner(target);
+                let blocked =
+                    BlockedSocket { inode: target.inode, user, worker: Some(worker), at: Instant::now() };
+                self.blocked.push(blocked);
+            }
+            if matches!(end, End::Signal) {
+                break;
+            }
+            if stuck.is_empty() {
+                deaths += 1;
+            }
+            if deaths >= DEATHS {
+                fail(&mut answers, &pending, Error::WorkerDied);
+                break;
+            }
+        }
+        answers
+    }
+
+    /// Starts a worker that writes its output to a pipe.
+    pub(crate) fn start(
+        keep: &[RawFd],
+        work: impl FnOnce(&mut PipeWriter<'_>) -> Result<()>,
+    ) -> io::Result<Child> {
+        let (pid, pipe) = sys::fork_worker(keep, |mut pipe| {
+            let _ = match work(&mut PipeWriter { pipe: &mut pipe }) {
+                Ok(()) => write_frame(&mut pipe, FINISHED, &[]),
+                Err(error) => write_frame(&mut pipe, FAILED, error.to_string().as_bytes()),
+            };
+        })?;
+        sys::widen_pipe(pipe.as_fd());
+        Ok(Child { pid, pipe })
+    }
+
+    /// Reads a worker's output until the worker finishes or makes no progress.
+    pub(crate) fn finish(&mut self, child: Child) -> Output {
+        let [output] = self.finish_all([child]);
+        output
+    }
+
+    /// Does the same for several workers at the same time.
+    pub(crate) fn finish_all<const N: usize>(&mut self, children: [Child; N]) -> [Output; N] {
+        let mut running = children.map(Reading::new);
+        while running.iter().any(|one| one.end.is_none()) {
+            let open: Vec<_> = running.iter_mut().filter(|one| one.end.is_none()).collect();
+            let fds: Vec<_> = open.iter().map(|one| one.child.pipe.as_fd()).collect();
+            let ready = sys::poll(&fds, TICK).unwrap_or_else(|_| {
+                thread::sleep(TICK);
+                Vec::new()
+            });
+            let is_tick = !ready.contains(&true);
+            for (place, one) in open.into_iter().enumerate() {
+                if ready.get(place) == Some(&true) {
+                    one.read();
+                } else if is_tick {
+                    one.count_tick();
+                }
+            }
+        }
+        running.map(|Reading { child, data, end, .. }| {
+            let end = end.unwrap_or(Completion::Blocked);
+            let is_finished = matches!(end, Completion::Finished);
+            if !is_finished {
+                sys::kill_worker(child.pid);
+            }
+            self.leave(child.pid, child.pipe, is_finished);
+            Output { data, end }
+        })
+    }
+
+    /// Runs `work` in a worker that has only these descriptors of this process, and returns what it writes. An error of
+    /// `work` crosses the pipe as text ([`Error::Worker`]).
+    pub fn run(&mut self, keep: &[RawFd], work: impl FnOnce(&mut PipeWriter<'_>) -> Result<()>) -> Output {
+        match Self::start(keep, work) {
+            Ok(child) => self.finish(child),
+            Err(error) => Output { data: Vec::new(), end: Completion::Failed(Error::WorkerStart(error)) },
+        }
+    }
+
+    /// Remembers a worker that is finished or killed, without waiting for it.
+    fn leave(&mut self, worker: i32, pipe: File, is_done: bool) {
+        if is_done {
+            self.leaving.extend(self.done.replace((worker, pipe)).map(|(before, _)| before));
+        } else {
+            self.leaving.push(worker);
+        }
+    }
+
+    /// Reaps workers that have ended, and forgets sockets that may be tried again.
+    fn prune(&mut self) {
+        let Self { blocked, leaving, .. } = self;
+        leaving.retain(|worker| {
+            let has_ended = sys::has_ended(*worker);
+            for socket in blocked.iter_mut().filter(|socket| has_ended && socket.worker == Some(*worker)) {
+                socket.worker = None;
+            }
+            !has_ended
+        });
+        blocked.retain(|socket| socket.worker.is_some() || socket.at.elapsed() < FORGIVEN);
+    }
+
+    /// Returns the users whose sockets are left alone.
+    fn excluded(&self) -> Excluded {
+        let count = |user| self.blocked.iter().filter(|socket| socket.user == user).count();
+        let mut users: Vec<u32> = self.blocked.iter().map(|socket| socket.user).collect();
+        users.sort_unstable();
+        users.dedup();
+        users.retain(|user| count(*user) >= PER_USER);
+        Excluded { users, all_but_root: self.blocked.len() >= IN_ALL }
+    }
+
+    /// Returns the user who made a socket. The process may have received the socket from another user, so the user of the
+    /// process may not be to blame.
+    ///
+    /// The descriptor may refer to a FUSE file by now, so this call may block too.
+    fn owner(&mut self, target: &Target) -> u32 {
+        let path = target.path();
+        let output = self.run(&[], |out| Ok(out.write_all(&fs::metadata(&path)?.uid().to_ne_bytes())?));
+        let user = output.data.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+        let of_process = || Status::read(target.table.pid).ok().and_then(|status| status.user());
+        user.or_else(of_process).unwrap_or(u32::MAX)
+    }
+}
+
+/// Returns the error about a user whose sockets ka leaves alone.
+pub fn excluded(user: u32) -> Error {
+    Error::UserExcluded { user, blocked: PER_USER }
+}
+
+impl Drop for Workers {
+    /// Waits a moment for the worker that finished last. PID 1 must reap the workers that are left behind, but in a
+    /// container PID 1 may never do so.
+    fn drop(&mut self) {
+        self.prune();
+        if let Some((worker, pipe)) = &self.done
+            && sys::poll(&[pipe.as_fd()], TICK).is_ok_and(|ended| ended.contains(&true))
+        {
+            sys::wait_for(*worker);
+        }
+    }
+}
+
+/// Stores the same error for each of these sockets.
+fn fail(answers: &mut Answers, places: &[usize], error: Error) {
+    let error = Arc::new(error);
+    for place in places {
+        if let Some(slot) = answers.each.get_mut(*place) {
+            *slot = Answer::Failed(Arc::clone(&error));
+        }
+    }
+}

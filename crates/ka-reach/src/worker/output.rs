@@ -1,0 +1,80 @@
+//! The output of a worker that writes to a pipe.
+
+use std::fs::File;
+
+use super::frame::{FAILED, FINISHED, Frames};
+use super::watch::{PATIENCE, is_waiting};
+use crate::Error;
+
+/// A worker that writes its output to a pipe.
+pub(crate) struct Child {
+    pub(super) pid: i32,
+    pub(super) pipe: File,
+}
+
+impl Child {
+    /// Returns the worker's PID.
+    pub(crate) const fn pid(&self) -> i32 {
+        self.pid
+    }
+}
+
+/// A worker whose output is being read.
+pub(super) struct Reading {
+    pub(super) child: Child,
+    frames: Frames,
+    pub(super) data: Vec<u8>,
+    /// The number of checks without progress.
+    idle: u32,
+    pub(super) end: Option<Completion>,
+}
+
+impl Reading {
+    pub(super) fn new(child: Child) -> Self {
+        Self { child, frames: Frames::default(), data: Vec::new(), idle: 0, end: None }
+    }
+
+    /// Reads the available output.
+    pub(super) fn read(&mut self) {
+        let Self { child, frames, data, end, idle } = self;
+        *idle = 0;
+        let is_open = frames.read(&mut child.pipe, |about, bytes| match about {
+            FINISHED => *end = Some(Completion::Finished),
+            FAILED => {
+                let error = Error::Worker(String::from_utf8_lossy(bytes).into_owned());
+                *end = Some(Completion::Failed(error));
+            }
+            _ => data.extend_from_slice(bytes),
+        });
+        if !is_open && end.is_none() {
+            *end = Some(Completion::Failed(Error::WorkerDied));
+        }
+    }
+
+    /// Counts a tick without output.
+    pub(super) fn count_tick(&mut self) {
+        self.idle = if is_waiting(self.child.pid, self.child.pid) { self.idle + 1 } else { 0 };
+        if self.idle >= PATIENCE {
+            self.end = Some(Completion::Blocked);
+        }
+    }
+}
+
+/// The output of a worker, complete or not.
+pub struct Output {
+    /// The bytes that the worker wrote before its end.
+    pub data: Vec<u8>,
+    /// How the output ended.
+    pub end: Completion,
+}
+
+/// How a worker's output ended.
+#[derive(Debug)]
+pub enum Completion {
+    /// The worker has finished, so the output is complete.
+    Finished,
+    /// A program holds the lock of a socket.
+    Blocked,
+    /// The worker failed or died.
+    Failed(Error),
+}

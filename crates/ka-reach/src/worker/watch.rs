@@ -1,0 +1,111 @@
+//! How the parent watches a worker that answers about sockets.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::thread;
+use std::time::Duration;
+
+use super::board::Board;
+use super::frame::{FINISHED, Frames};
+use crate::sys;
+
+/// How often the parent checks a worker's progress. The parent counts checks instead of reading the clock. So ka does
+/// not mistake a time in which it was itself stopped for a lack of progress.
+pub(super) const TICK: Duration = Duration::from_millis(100);
+/// The parent gives up a worker after this many checks without progress: 2 s.
+pub(super) const PATIENCE: u32 = 20;
+/// After one thread is stuck, the other threads get this many checks to finish their current sockets.
+const GRACE: u32 = 5;
+
+/// How the watch of a worker ended.
+pub(super) enum End {
+    /// The worker has done all its work.
+    Finished,
+    /// These threads of the worker do not answer.
+    Stuck(Vec<usize>),
+    /// The worker died.
+    Died,
+    /// A termination signal came.
+    Signal,
+}
+
+/// Watches a worker until it finishes, dies or is stuck, or until a signal comes.
+pub(super) fn watch(
+    worker: i32,
+    pipe: &mut File,
+    board: &Board,
+    has_pauses: bool,
+    termination: Option<BorrowedFd<'_>>,
+    texts: &mut HashMap<usize, String>,
+) -> End {
+    let mut frames = Frames::default();
+    let mut before: Vec<Option<(usize, u64)>> = vec![None; board.threads];
+    let mut idle = vec![0; board.threads];
+    let mut grace = None;
+    loop {
+        if is_ready(pipe, termination) {
+            let mut is_finished = false;
+            let is_open = frames.read(pipe, |about, bytes| match usize::try_from(about) {
+                _ if about == FINISHED => is_finished = true,
+                Ok(place) => texts.entry(place).or_default().push_str(&String::from_utf8_lossy(bytes)),
+                Err(_) => {}
+            });
+            if is_finished {
+                return End::Finished;
+            }
+            if !is_open {
+                return End::Died;
+            }
+            continue;
+        }
+        if termination.is_some_and(|signal| {
+            sys::poll(&[signal], Duration::ZERO).is_ok_and(|ready| ready.contains(&true))
+        }) {
+            return End::Signal;
+        }
+        for (thread, (before, idle)) in before.iter_mut().zip(&mut idle).enumerate() {
+            let now = board.position(thread);
+            let id = i32::try_from(Board::load(board.slot(thread), 0)).unwrap_or(0);
+            // A thread between two sockets waits for no lock. A worker that never started its first socket may be
+            // stuck.
+            let may_wait = now.is_some() || (thread == 0 && !has_pauses);
+            let id = if id == 0 { worker } else { id };
+            *idle = if may_wait && now == *before && is_waiting(worker, id) { *idle + 1 } else { 0 };
+            *before = now;
+        }
+        let stuck: Vec<_> =
+            (0..).zip(&idle).filter(|(_, idle)| **idle >= PATIENCE).map(|(thread, _)| thread).collect();
+        if stuck.is_empty() {
+            continue;
+        }
+        // The other threads finish their current sockets, so that no socket is left half set.
+        Board::store(board.stop(), 0, 1);
+        let left = grace.get_or_insert(GRACE);
+        let is_busy =
+            (0..board.threads).any(|thread| !stuck.contains(&thread) && board.position(thread).is_some());
+        if *left == 0 || !is_busy {
+            return End::Stuck(stuck);
+        }
+        *left -= 1;
+    }
+}
+
+/// Waits up to one tick for data in the pipe. Returns false for a signal, which takes precedence over data.
+fn is_ready(pipe: &File, termination: Option<BorrowedFd<'_>>) -> bool {
+    let fds: Vec<_> = [pipe.as_fd()].into_iter().chain(termination).collect();
+    let Ok(ready) = sys::poll(&fds, TICK) else {
+        thread::sleep(TICK);
+        return false;
+    };
+    ready.first() == Some(&true) && ready.get(1) != Some(&true)
+}
+
+/// Returns whether a thread of a worker sleeps in the kernel (state S or D). Returns false for a thread that runs or is
+/// stopped. proc_pid_stat(5)
+pub(super) fn is_waiting(worker: i32, thread: i32) -> bool {
+    let stat = fs::read(format!("/proc/{worker}/task/{thread}/stat")).unwrap_or_default();
+    let state = stat.rsplit(|byte| *byte == b')').next().and_then(|rest| rest.get(1));
+    // Without /proc, assume that the thread waits.
+    state.is_none_or(|state| matches!(state, b'D' | b'S'))
+}
