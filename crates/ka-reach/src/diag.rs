@@ -61,7 +61,7 @@ impl State {
     }
 
     /// Returns the state with this number.
-    pub fn numbered(number: u8) -> Option<Self> {
+    pub(crate) fn numbered(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|state| *state as u8 == number)
     }
 

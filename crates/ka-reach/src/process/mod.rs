@@ -38,7 +38,7 @@ pub(crate) fn tasks(pid: i32) -> io::Result<Vec<i32>> {
 }
 
 /// Returns a process's name, at most 15 bytes. A program can choose any bytes. proc_pid_comm(5)
-pub fn comm(pid: i32) -> Option<Vec<u8>> {
+pub(crate) fn comm(pid: i32) -> Option<Vec<u8>> {
     let mut name = fs::read(format!("/proc/{pid}/comm")).ok()?;
     name.pop_if(|byte| *byte == b'\n');
     Some(name)

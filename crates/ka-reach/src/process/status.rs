@@ -56,7 +56,7 @@ impl Status {
     }
 
     /// Returns whether a seccomp filter restricts the process.
-    pub fn is_filtered(&self) -> bool {
+    pub(crate) fn is_filtered(&self) -> bool {
         self.number("Seccomp", 0, 10) == Some(libc::SECCOMP_MODE_FILTER.into())
     }
 
