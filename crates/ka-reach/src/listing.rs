@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 use std::ops::Range;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use ka_core::Settings;
@@ -421,7 +421,7 @@ fn read(target: &Target, with_status: bool, reply: &Reply<'_>) {
     if sys::inode(duplicate.as_fd()).ok() != Some(u64::from(target.inode)) {
         return;
     }
-    let socket = ka_core::Socket::new(duplicate.as_raw_fd());
+    let socket = crate::socket(&duplicate);
     let Ok(settings) = socket.settings() else { return };
     let record = |kind| Writer::new().word(WITH_SETTINGS | kind).settings(Some(settings));
     reply.answer(record(if with_status { PENDING } else { 0 }).finish());
