@@ -10,7 +10,7 @@ use ka_core::Config;
 use ka_policy::Mode;
 
 use crate::duration;
-use crate::policy::{self, PolicyFlags, on_only};
+use crate::policy_flags::{self, PolicyFlags, on_only};
 use ka_reach::diag::State;
 
 /// TCP keepalive that works: for programs, for running processes, and for a machine
@@ -103,7 +103,7 @@ pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) policy: PolicyFlags,
     /// Whether the program may override the policy
-    #[arg(long, value_parser = policy::mode(), help_heading = "Policy")]
+    #[arg(long, value_parser = policy_flags::mode(), help_heading = "Policy")]
     pub(crate) mode: Option<Mode>,
     /// The way to reach the program
     #[arg(long, value_enum, default_value_t = Via::Auto, value_name = "WAY")]
@@ -186,7 +186,7 @@ pub(crate) struct Attach {
     #[command(flatten)]
     pub(crate) policy: PolicyFlags,
     /// Whether sockets may keep the keepalive settings of their program. Default: KA_MODE, or force
-    #[arg(long, value_parser = policy::mode(), help_heading = "Policy")]
+    #[arg(long, value_parser = policy_flags::mode(), help_heading = "Policy")]
     pub(crate) mode: Option<Mode>,
     /// Processes, by number
     #[arg(value_name = "PID", value_parser = pid)]
@@ -383,7 +383,7 @@ pub(crate) struct Plan {
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
     /// This policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them, as in ka-run(1)
-    #[arg(short = 'p', long, value_name = "TEXT", value_parser = policy::policy)]
+    #[arg(short = 'p', long, value_name = "TEXT", value_parser = policy_flags::policy)]
     pub(crate) policy: Option<Config>,
     /// Lists the presets and the sources of their numbers
     #[arg(long)]
@@ -409,7 +409,7 @@ pub(crate) struct Plan {
 Setting needs CAP_NET_ADMIN in the network namespace's user namespace, and a /proc/sys that can be written.")]
 pub(crate) struct Defaults {
     /// Sets the values of idle, intvl and cnt that the policy names: all of them, or none on failure
-    #[arg(long, value_name = "POLICY", value_parser = policy::policy)]
+    #[arg(long, value_name = "POLICY", value_parser = policy_flags::policy)]
     pub(crate) set: Option<Config>,
     /// Makes the setting permanent: writes this sysctl.d(5) file, which must be new or written by ka
     #[arg(long, value_name = "FILE", requires = "set", num_args = 0..=1, require_equals = true,
@@ -478,7 +478,7 @@ pub(crate) struct CgroupAttach {
     #[command(flatten)]
     pub(crate) policy: PolicyFlags,
     /// Whether the cgroup's programs may override the policy. Default: KA_MODE, or force
-    #[arg(long, value_parser = policy::cgroup_mode(), help_heading = "Policy")]
+    #[arg(long, value_parser = policy_flags::cgroup_mode(), help_heading = "Policy")]
     pub(crate) mode: Option<Mode>,
     /// The cgroup: its folder, or its name as in /proc/PID/cgroup
     #[arg(value_name = "CGROUP")]

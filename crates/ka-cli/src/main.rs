@@ -1,7 +1,8 @@
 //! `ka`, the command: TCP keepalive for programs, for running processes, and for a machine.
 //!
-//! A file a subcommand: [`run`], [`attach`], [`ls`], [`check`], [`plan`], [`defaults`], [`cgroup`]. What a policy is and how it gets
-//! into a socket is ka-core's; what is here finds the programs, processes and sockets that it is for.
+//! Each subcommand has its own file: [`run`], [`attach`], [`ls`], [`check`], [`plan`], [`defaults`], [`cgroup`],
+//! [`completions`]. This crate has the arguments, the output, and the start of programs. ka-reach finds and sets sockets,
+//! and ka-core defines what a policy is.
 
 #![cfg_attr(not(test), no_main)]
 #![deny(unsafe_code)] // but in the modules that say why
@@ -19,9 +20,12 @@ mod args;
 mod attach;
 mod cgroup;
 mod check;
+mod client;
 mod completions;
 mod defaults;
 mod duration;
+mod env_arguments;
+mod environment;
 mod failure;
 mod json;
 mod ls;
@@ -29,7 +33,8 @@ mod ls;
 mod man;
 mod notify;
 mod plan;
-mod policy;
+mod policy_flags;
+mod policy_sources;
 mod presets;
 mod process_policy;
 mod program;
@@ -47,9 +52,9 @@ use std::io::Write as _;
 use args::Command;
 use failure::{Failure, Outcome};
 
-/// What the program ends with.
+/// Runs the command, and returns its exit status.
 pub(crate) fn run_command(arguments: Vec<OsString>) -> i32 {
-    // A program that is started has the descriptors that we have, closed ones too.
+    // The program that `ka run` starts must inherit the standard descriptors unchanged, even if they are closed.
     let runs = arguments.get(1).is_some_and(|word| word == "run");
     if !runs {
         start::open_standard_descriptors();
@@ -60,14 +65,16 @@ pub(crate) fn run_command(arguments: Vec<OsString>) -> i32 {
             let _ = error.print();
             return if runs { failure::OUR_OWN } else { failure::USAGE };
         }
-        Err(asked_for) => return end(print(&asked_for)),
+        Err(help) => return end(print(&help)),
     };
     end(match ka.command {
         Command::Run(args) => run::run(&args),
         Command::Attach(args) => attach::attach(&args),
         Command::Ls(args) => ls::ls(&args),
         Command::Check(args) => {
-            via::complain();
+            let sources = policy_sources::PolicySources::of_this_process();
+            sources.warn_of_mistakes();
+            sources.warn_of_names();
             check::check(&args)
         }
         Command::Plan(args) => plan::plan(&args),
@@ -77,14 +84,14 @@ pub(crate) fn run_command(arguments: Vec<OsString>) -> i32 {
     })
 }
 
-/// Prints help, or the version.
-fn print(text: &clap::Error) -> Outcome {
-    text.print()?;
+/// Prints help, or the version. clap returns both as errors.
+fn print(help: &clap::Error) -> Outcome {
+    help.print()?;
     std::io::stdout().flush()?;
     Ok(0)
 }
 
-/// The status that it ends with; why it failed is said.
+/// Prints the message of a failure, and returns the exit status.
 fn end(outcome: Outcome) -> i32 {
     outcome.unwrap_or_else(|Failure { status, message }| {
         let _ = writeln!(std::io::stderr(), "ka: {}", ka_reach::text::visible_lines(&message));

@@ -39,7 +39,7 @@ const VENDORS: [(&str, &str); 7] = [
 /// Load balancers that end the TCP connection themselves. These do not count probes as traffic, so no preset can help.
 const PROXIES: [&str; 5] = ["alb", "aws-alb", "aws-clb", "aws-elb", "elb"];
 
-/// The preset of this name or alias, in upper or lower case.
+/// Finds the preset with this name or alias. Upper and lower case are the same, and so are `-`, `_` and blanks.
 pub(crate) fn named(typed: &str) -> Result<&'static Preset, Unknown> {
     let name = typed.trim().to_lowercase().replace(['_', ' '], "-");
     let alias = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name.as_str(), |(_, name)| name);

@@ -1,4 +1,4 @@
-//! A program before it is started: where it is, what of it really runs, and with which rights.
+//! Examines a program before it is started: finds its file, follows scripts, and determines its rights.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -8,45 +8,48 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::client::Client;
+use crate::env_arguments::EnvArguments;
 use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
-use crate::wrapper::{self, Client, Env};
+use crate::wrapper;
 use ka_reach::elf::Elf;
 use ka_reach::text::reason;
 use ka_reach::{file, privilege, user};
 
-/// What is to be started.
+/// A program to be started.
 #[derive(Debug)]
 pub(crate) struct Program {
-    /// What execve(2) gets.
+    /// The path for execve(2).
     pub(crate) path: PathBuf,
-    /// The scripts on the way to the program that runs: each was begun with `#!` and the next.
+    /// The scripts that lead to `executable`, each of which is the interpreter of the one before. With `#!/usr/bin/env`,
+    /// env(1) is one of them.
     pub(crate) scripts: Vec<PathBuf>,
-    /// The program that runs.
+    /// The file that runs in the end: the program itself, or the interpreter of the last script.
     pub(crate) executable: PathBuf,
-    /// What it is; `None` where it is not for this kernel, or must not be read.
+    /// The contents of `executable`. `None` if it is not an ELF file, or cannot be read.
     pub(crate) elf: Option<Elf>,
-    /// Why the loader will trust the environment as little as a stranger's: `AT_SECURE`.
+    /// Why the kernel sets `AT_SECURE`, so that the loader ignores LD_PRELOAD. `None` if it does not.
     pub(crate) secure: Option<&'static str>,
-    /// env(1) in a script starts the next without the environment.
-    pub(crate) drops_environment: bool,
-    /// It has no `#!` and is no program: the shell runs it, as execvp(3) does.
+    /// Whether env(1) in a `#!` line removes or changes LD_PRELOAD.
+    pub(crate) drops_preload: bool,
+    /// Whether the file is neither an ELF file nor a script with `#!`. The shell runs it, as with execvp(3).
     pub(crate) is_plain_text: bool,
-    /// Why a preloaded library does not reach the programs that this one starts, if known.
+    /// Why a preloaded library does not get into the program that this one starts. `None` if it does, or if unknown.
     pub(crate) loses_preload: Option<String>,
-    /// The server that may do the program's work, if known.
+    /// Set if a server may do the program's work.
     pub(crate) client: Option<&'static Client>,
-    /// The program that this one starts in its place, as nice(1) does, if known.
+    /// The program that this one becomes or starts, as nice(1) does, if known.
     pub(crate) starts: Option<Box<Program>>,
 }
 
-/// An upper bound on launchers before a program.
-const MOST_LAUNCHERS: u32 = 20;
+/// The maximum number of launchers before a program.
+const MAX_LAUNCHERS: u32 = 20;
 
-/// How many scripts the kernel follows: `BINPRM_MAX_RECURSION`, fs/exec.c.
-const MOST_SCRIPTS: usize = 5;
+/// How many scripts the kernel follows. fs/exec.c, `exec_binprm`
+const MAX_SCRIPTS: usize = 5;
 
 impl Program {
-    /// Finds a program as execvp(3) does, and looks at it.
+    /// Finds a program as execvp(3) does, and examines its file.
     pub(crate) fn find(name: &OsStr) -> Result<Self, Failure> {
         let path = search(name)?;
         let mut program = Self {
@@ -55,36 +58,36 @@ impl Program {
             scripts: Vec::new(),
             elf: None,
             secure: None,
-            drops_environment: false,
+            drops_preload: false,
             is_plain_text: false,
             loses_preload: None,
             client: None,
             starts: None,
         };
-        program.follow()?;
-        program.secure = more_rights(&program.executable);
+        program.follow_scripts()?;
+        program.secure = secure_execution(&program.executable);
         Ok(program)
     }
 
-    /// Finds a program, and examines its arguments. The first word is its name.
-    pub(crate) fn with(words: &[OsString]) -> Result<Self, Failure> {
+    /// Finds the program of a command line, and examines its file and its arguments. The first word is its name.
+    pub(crate) fn from_command(words: &[OsString]) -> Result<Self, Failure> {
         let (name, arguments) =
             words.split_first().map_or((OsStr::new(""), &[][..]), |(name, rest)| (name, rest));
         let mut program = Self::find(name)?;
-        program.learn(arguments, MOST_LAUNCHERS);
+        program.examine_arguments(arguments, MAX_LAUNCHERS);
         Ok(program)
     }
 
-    /// Looks up by name what happens to the programs that this one starts.
-    fn learn(&mut self, arguments: &[OsString], launchers: u32) {
+    /// Looks the program up by name: whether it starts another program, and keeps LD_PRELOAD.
+    fn examine_arguments(&mut self, arguments: &[OsString], launchers: u32) {
         let is_program = |word: &OsStr| search(word).is_ok();
-        self.loses_preload = wrapper::loss(self.name(), arguments, is_program);
+        self.loses_preload = wrapper::preload_loss(self.name(), arguments, is_program);
         self.client = Client::find(self.name(), arguments);
-        let Some(words) = wrapper::started(self.name(), arguments, is_program) else { return };
+        let Some(words) = wrapper::started_command(self.name(), arguments, is_program) else { return };
         if let (Some((name, rest)), Some(left)) = (words.split_first(), launchers.checked_sub(1))
             && let Ok(mut started) = Self::find(name)
         {
-            started.learn(rest, left);
+            started.examine_arguments(rest, left);
             self.starts = Some(Box::new(started));
         }
     }
@@ -94,13 +97,13 @@ impl Program {
         std::iter::successors(Some(self), |program| program.starts.as_deref())
     }
 
-    /// Follows `#!` lines to the program that runs.
-    fn follow(&mut self) -> Result<(), Failure> {
+    /// Follows `#!` lines to the file that runs in the end.
+    fn follow_scripts(&mut self) -> Result<(), Failure> {
         while let Some(Interpreter { path, argument }) = interpreter(&self.executable) {
             self.scripts.push(self.executable.clone());
-            if self.scripts.len() > MOST_SCRIPTS {
+            if self.scripts.len() > MAX_SCRIPTS {
                 return Err(Failure::new(format_args!(
-                    "{}: its #! lines lead nowhere: the kernel follows {MOST_SCRIPTS}",
+                    "{}: its #! lines lead nowhere: the kernel follows {MAX_SCRIPTS}",
                     self.path.display()
                 ))
                 .with_status(NOT_EXECUTABLE));
@@ -129,9 +132,9 @@ impl Program {
         }
         self.elf = Elf::read(&self.executable).ok().flatten();
         let mut start = [0; 4];
-        let is_foreign =
+        let is_unreadable =
             file::open_regular(&self.executable).and_then(|mut file| file.read(&mut start)).is_err();
-        if self.elf.is_none() && !is_foreign && !start.starts_with(b"\x7fELF") {
+        if self.elf.is_none() && !is_unreadable && !start.starts_with(b"\x7fELF") {
             self.is_plain_text = true;
             self.scripts.push(self.executable.clone());
             self.executable = "/bin/sh".into();
@@ -140,19 +143,19 @@ impl Program {
         Ok(())
     }
 
-    /// The program that `#!/usr/bin/env [-S] [options] [NAME=value] PROGRAM` starts. env(1)
+    /// Returns the program that `#!/usr/bin/env [-S] [options] [NAME=value] PROGRAM` starts. env(1)
     fn through_env(&mut self, argument: &[u8]) -> Option<PathBuf> {
-        // Without -S all of the line is one argument.
+        // Without -S, env gets the rest of the line as one argument.
         if !argument.starts_with(b"-") {
             return search(OsStr::from_bytes(argument)).ok();
         }
         let words = argument.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-        let env = Env::read(words);
-        self.drops_environment |= env.drops;
-        search(env.rest.first()?).ok()
+        let env = EnvArguments::parse(words);
+        self.drops_preload |= env.drops_preload;
+        search(env.command.first()?).ok()
     }
 
-    /// The last part of the path that was found.
+    /// The file name of `path`.
     pub(crate) fn name(&self) -> &OsStr {
         self.path.file_name().unwrap_or_default()
     }
@@ -182,7 +185,7 @@ fn search(name: &OsStr) -> Result<PathBuf, Failure> {
             Err(error) => Err(refused(&path, &reason(&error))),
         };
     }
-    // What glibc searches where there is no PATH.
+    // Without PATH, glibc searches these two folders.
     let folders = env::var_os("PATH").unwrap_or_else(|| OsString::from("/bin:/usr/bin"));
     let mut denied = None;
     for folder in folders.as_bytes().split(|byte| *byte == b':') {
@@ -202,14 +205,14 @@ fn search(name: &OsStr) -> Result<PathBuf, Failure> {
     }
 }
 
-/// What a script's first line names.
+/// The interpreter in the first line of a script.
 struct Interpreter {
     path: PathBuf,
     argument: Option<Vec<u8>>,
 }
 
-/// Reads the first line as the kernel does: 256 bytes of it, blanks and tabs around the name, all behind it is one
-/// argument. fs/binfmt_script.c
+/// Reads the first line of a script as the kernel does: at most 256 bytes. Blanks and tabs surround the interpreter's
+/// path. The rest of the line is one argument. fs/binfmt_script.c
 fn interpreter(path: &Path) -> Option<Interpreter> {
     let mut start = Vec::new();
     file::open_regular(path).ok()?.take(256).read_to_end(&mut start).ok()?;
@@ -225,11 +228,11 @@ fn interpreter(path: &Path) -> Option<Interpreter> {
 }
 
 const SETUID: u32 = 0o4000;
-/// Without the group's x it means something else.
+/// The setgid bit has this meaning only if the group may execute the file. Otherwise it meant mandatory locking.
 const SETGID: u32 = 0o2010;
 
-/// What gives a program other rights than those of who starts it, whoever that is.
-pub(crate) fn marks(path: &Path) -> Vec<String> {
+/// Describes the properties of a file that give a program other rights than its user's: setuid, setgid, capabilities.
+pub(crate) fn privilege_facts(path: &Path) -> Vec<String> {
     let Ok(metadata) = fs::metadata(path) else { return Vec::new() };
     if file::is_nosuid(path) {
         let is_marked = metadata.mode() & (SETUID | 0o2000) != 0 || file::has_capabilities(path);
@@ -248,9 +251,9 @@ pub(crate) fn marks(path: &Path) -> Vec<String> {
     .collect()
 }
 
-/// Whether the program will have more rights than the user who starts it, so that the loader trusts no environment.
-/// ld.so(8), "Secure-execution mode"; security/commoncap.c, `cap_bprm_creds_from_file`
-fn more_rights(path: &Path) -> Option<&'static str> {
+/// Returns the reason why the program will have more rights than its user, so that the loader ignores LD_PRELOAD. ld.so(8),
+/// "Secure-execution mode"; security/commoncap.c, `cap_bprm_creds_from_file`
+fn secure_execution(path: &Path) -> Option<&'static str> {
     let ((user, effective_user), (group, effective_group)) = (user::users(), user::groups());
     if user != effective_user || group != effective_group {
         return Some("ka itself runs with another's rights");
@@ -301,17 +304,17 @@ mod tests {
         {
             let (program, _) = executable("env", line);
             assert!(program.executable.ends_with("sh"), "{program:?}");
-            assert!(!program.drops_environment && program.elf.is_some());
+            assert!(!program.drops_preload && program.elf.is_some());
         }
         for line in [&b"#!/usr/bin/env -S -i sh\n"[..], b"#!/usr/bin/env -S -u LD_PRELOAD sh"] {
-            assert!(executable("bare", line).0.drops_environment);
+            assert!(executable("bare", line).0.drops_preload);
         }
         let (program, _) = executable("none", b"echo\n");
         assert!(program.is_plain_text && program.executable == Path::new("/bin/sh"));
     }
 
     #[test]
-    fn what_cannot_be_started_has_the_shell_s_status() {
+    fn failures_have_the_shell_s_exit_status() {
         assert_eq!(Program::find("no-such-program".as_ref()).unwrap_err().status, 127);
         assert_eq!(Program::find("/no/such/program".as_ref()).unwrap_err().status, 127);
         assert_eq!(Program::find("".as_ref()).unwrap_err().status, 127);

@@ -1,4 +1,4 @@
-//! `ka run`: becomes a program whose sockets all have the policy.
+//! `ka run`: becomes a program, and applies the policy to the program's sockets.
 
 use std::io::{self, Write as _};
 
@@ -6,8 +6,9 @@ use ka_core::Config;
 
 use crate::args;
 use crate::failure::{Failure, OUR_OWN, Outcome};
+use crate::policy_sources::{Flags, PolicySources};
 use crate::program::Program;
-use crate::via::{self, Flags, Launch, Reach, Way};
+use crate::via::{self, Obstacle, Reachability, StartRequest, Way};
 use ka_reach::text;
 
 /// The cost of seccomp for a connection. Measured in docs/ways.md.
@@ -15,40 +16,40 @@ const COST: &str = "Each connection takes a quarter longer or more";
 
 pub(crate) fn run(args: &args::Run) -> Outcome {
     let own = |failure: Failure| failure.with_status(OUR_OWN);
-    let said = if args.policy.is_named() { Some(said(args).map_err(own)?) } else { None };
-    let program = Program::with(&args.program).map_err(|failure| {
+    let config = if args.policy.is_named() { Some(named_policy(args).map_err(own)?) } else { None };
+    let program = Program::from_command(&args.program).map_err(|failure| {
         let message = format!("run: {}", failure.message);
         Failure { message, ..failure }
     })?;
-    let launch = Launch {
+    let request = StartRequest {
         program: &program,
         arguments: &args.program,
-        flags: Flags { said, is_whole: args.policy.whole.is_some(), mode: args.mode },
+        flags: Flags { config, is_whole: args.policy.whole.is_some(), mode: args.mode },
         verbose: args.verbose,
         best_effort: args.best_effort,
-        no_io_uring: args.no_io_uring,
+        denies_io_uring: args.no_io_uring,
     };
-    via::complain_of_names();
-    if let Some(failure) = via::start_under_outer(&launch) {
+    PolicySources::of_this_process().warn_of_names();
+    if let Some(failure) = via::start_under_outer(&request) {
         return Err(failure);
     }
-    if let Some(why) = via::held_by_cgroup(&launch) {
+    if let Some(why) = via::cgroup_override(&request) {
         let _ = writeln!(io::stderr(), "ka: run: {why}");
     }
-    if launch.verbose {
+    if request.verbose {
         for (client, name) in program.chain().filter_map(|program| Some((program.client?, program.name()))) {
             let _ =
                 writeln!(io::stderr(), "ka: {}: {}", text::visible(name.as_encoded_bytes()), client.text());
         }
     }
-    // The first way that reaches it; where none does, why each does not, and what the last of them knows instead.
-    let mut obstacles: Vec<(&dyn Way, String, String)> = Vec::new();
-    for way in via::asked(args.via) {
-        match way.reach(&launch) {
-            Reach::Yes(how) => {
+    // Use the first way that reaches the program.
+    let mut obstacles: Vec<(&dyn Way, Obstacle)> = Vec::new();
+    for way in via::selected(args.via) {
+        match way.check(&request) {
+            Reachability::Reached(how) => {
                 // seccomp changes more than preload does. The user may not expect that, so say why ka takes it.
                 let missing = via::preload_obstacle();
-                for (passed, why, _) in &obstacles {
+                for (passed, Obstacle { why, .. }) in &obstacles {
                     if missing.as_ref() == Some(why) {
                         let _ = writeln!(
                             io::stderr(),
@@ -57,34 +58,35 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
                             text::visible_lines(why),
                             way.name(),
                         );
-                    } else if launch.verbose {
+                    } else if request.verbose {
                         let _ = writeln!(io::stderr(), "ka: {} does not reach it: {why}", passed.name());
                     }
                 }
-                match way.start(&launch)? {}
+                match way.start(&request)? {}
             }
-            Reach::No { why, instead } => obstacles.push((way, why, instead)),
-            Reach::Wrong { why, instead } => {
-                obstacles = vec![(way, why, instead)];
+            Reachability::NotReached(obstacle) => obstacles.push((way, obstacle)),
+            Reachability::Forbidden(obstacle) => {
+                obstacles = vec![(way, obstacle)];
                 break;
             }
         }
     }
-    let (Some((way, ..)), Some((.., instead))) = (obstacles.first(), obstacles.last()) else {
+    let (Some((way, _)), Some((_, last))) = (obstacles.first(), obstacles.last()) else {
         return Err(own(Failure::new("run: there is no such way")));
     };
-    let whys: Vec<&str> = obstacles.iter().map(|(_, why, _)| why.as_str()).collect();
-    let message = format!("run: {}; use {instead}", whys.join("; "));
+    let whys: Vec<&str> = obstacles.iter().map(|(_, obstacle)| obstacle.why.as_str()).collect();
+    let message = format!("run: {}; use {}", whys.join("; "), last.instead);
     if !args.best_effort {
         return Err(own(Failure::new(message)));
     }
     let _ = writeln!(io::stderr(), "ka: {}; running it WITHOUT keepalive", text::visible_lines(&message));
-    // What the program starts in its turn may be reached.
-    match way.start(&launch)? {}
+    // The way may still reach programs that this one starts.
+    match way.start(&request)? {}
 }
 
-/// What the flags say, which must be to turn keepalive on. A whole policy says all.
-fn said(args: &args::Run) -> Result<Config, Failure> {
-    let all = args.policy.config_on()?;
-    if args.policy.whole.is_some() { Ok(all) } else { args.policy.said() }
+/// Returns the values that the flags name: all values if they name a whole policy. Rejects a policy that does not turn
+/// keepalive on.
+fn named_policy(args: &args::Run) -> Result<Config, Failure> {
+    let whole = args.policy.config_on()?;
+    if args.policy.whole.is_some() { Ok(whole) } else { args.policy.named_values() }
 }

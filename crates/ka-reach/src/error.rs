@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ka_core::Settings;
+use ka_policy::{CONF_LENGTH, CONF_OWNER};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::brief::brief_settings;
@@ -222,6 +223,18 @@ pub enum Error {
     },
     /// Several errors, none of which hides another.
     Several(Vec<Error>),
+    /// seccompiler generates no filters for this architecture.
+    NoFilters(&'static str),
+    /// seccompiler rejected a filter.
+    Filter(seccompiler::BackendError),
+    /// This process is under a seccomp filter that has a listener. The kernel allows only one.
+    ListenerInUse,
+    /// The kernel refused a filter, its listener, or a duplicate of the listener.
+    Unsupervisable(io::Error),
+    /// The configuration file is not a regular file of root's that nobody else can write.
+    ConfNotOwnedByRoot,
+    /// The configuration file is too long.
+    ConfTooLong,
 }
 
 impl Error {
@@ -254,7 +267,9 @@ impl Error {
     #[must_use]
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {
-            Self::Io { source, .. } | Self::WorkerStart(source) => source.raw_os_error(),
+            Self::Io { source, .. } | Self::WorkerStart(source) | Self::Unsupervisable(source) => {
+                source.raw_os_error()
+            }
             Self::Namespace { source, .. } | Self::Process { source, .. } | Self::Socket { source, .. } => {
                 source.raw_os_error()
             }
@@ -437,6 +452,28 @@ impl fmt::Display for Error {
                 }
                 Ok(())
             }
+            Self::NoFilters(architecture) => {
+                write!(f, "there are no seccomp filters for {architecture} here")
+            }
+            Self::Filter(error) => write!(f, "seccomp: {error}"),
+            Self::ListenerInUse => f.write_str(
+                "another program's seccomp listener is over this process (a container's, for example), and the kernel lets \
+                 there be one",
+            ),
+            Self::Unsupervisable(source) => match source.raw_os_error() {
+                Some(libc::ENOSYS) => f.write_str(
+                    "this kernel has no seccomp filters, or no pidfd_getfd: Linux 5.6 and later have both",
+                ),
+                Some(libc::EINVAL) => f.write_str(
+                    "this kernel has no seccomp listeners with CONTINUE: Linux 5.5 and later have them",
+                ),
+                Some(libc::EPERM | libc::EACCES) => f.write_str(
+                    "seccomp or pidfd_getfd is not allowed here, as in Docker's containers without CAP_SYS_PTRACE",
+                ),
+                _ => write!(f, "a trial failed: {}", reason(source)),
+            },
+            Self::ConfNotOwnedByRoot => f.write_str(CONF_OWNER),
+            Self::ConfTooLong => f.write_str(CONF_LENGTH),
         }
     }
 }
@@ -459,11 +496,13 @@ impl error::Error for Error {
         match self {
             Self::Io { source, .. }
             | Self::WorkerStart(source)
+            | Self::Unsupervisable(source)
             | Self::ClassLost { source: Some(source), .. } => Some(source),
             Self::Verifier { cause, .. } => Some(&**cause),
             Self::Namespace { source, .. } | Self::Process { source, .. } | Self::Socket { source, .. } => {
                 Some(source.as_ref())
             }
+            Self::Filter(source) => Some(source),
             _ => None,
         }
     }

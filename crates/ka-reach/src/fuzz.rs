@@ -6,8 +6,7 @@
 pub use crate::bpf::btf::Types;
 pub use crate::bpf::host::cgroup_mount;
 pub use crate::diag::{Entry, State, read as read_diag};
-pub use crate::elf::{Elf, Libc, imports};
+pub use crate::elf::{Cache, Elf, Libc, imports};
 pub use crate::escape::{lossless, visible, visible_lines};
-pub use crate::libraries::Cache;
 pub use crate::process::{Status, socket_inode, stat_field};
 pub use crate::sys::folder::numbers_in;

@@ -31,8 +31,6 @@ pub mod escape;
 pub mod file;
 #[doc(hidden)]
 pub mod fuzz;
-pub mod instructions;
-pub mod libraries;
 pub mod listing;
 pub mod netns;
 mod parallel;

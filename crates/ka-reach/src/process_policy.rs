@@ -10,7 +10,7 @@ use ka_policy::{Mode, Policy, Rule, Rules, Variable, skips};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{self, InForce};
-use crate::conf;
+use crate::conf::ProcessSettings;
 use crate::error::Error;
 use crate::process;
 use crate::seccomp;
@@ -176,11 +176,11 @@ pub fn policies(evidence: &Evidence) -> Vec<ProcessPolicy> {
         None => evidence.is_preloaded.then_some(Source::Preload),
     };
     if let Some(source) = source {
-        let given = conf::given(&evidence.variables);
+        let settings = ProcessSettings::from_variables(&evidence.variables);
         let mut room = [Rule::SKIP; Rules::MAX];
-        let Policy { config, mode, rules } = given.policy(&mut room);
+        let Policy { config, mode, rules } = settings.policy(&mut room);
         let is_off =
-            config.enabled() != Some(true) || source == Source::Preload && is_skipped(&given.skip, pid);
+            config.enabled() != Some(true) || source == Source::Preload && is_skipped(&settings.skip, pid);
         found.push(ProcessPolicy { pid, source, config, mode, rules: rules.iter().count(), is_off });
     }
     let cgroups = cgroup::policies_of(pid).unwrap_or_default();

@@ -16,8 +16,8 @@ use ka_reach::{signal, user, wait};
 
 use crate::args::{self, AttachVia};
 use crate::failure::{FOUND, Failure, Outcome};
-use crate::policy;
-use crate::via::{self, Chosen};
+use crate::policy_flags;
+use crate::policy_sources::{self, Chosen};
 use report::{Printer, policy_text};
 use undo::Undo;
 
@@ -28,8 +28,8 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
     let Chosen { policy, mode, skip } = if undo.is_some() {
         Chosen { policy: Config::KEEP, mode: Mode::Force, skip: Vec::new() }
     } else {
-        let chosen = via::choose("attach", &args.policy, args.mode)?;
-        policy::check_effect(&chosen.policy, chosen.mode)?;
+        let chosen = policy_sources::choose("attach", &args.policy, args.mode)?;
+        policy_flags::check_effect(&chosen.policy, chosen.mode)?;
         chosen
     };
     let change = Change {

@@ -16,8 +16,8 @@ use crate::args;
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::json;
 use crate::notify::Notify;
-use crate::policy;
-use crate::via;
+use crate::policy_flags;
+use crate::policy_sources::{self, Chosen};
 
 /// The results, as `--json` prints them.
 #[derive(Serialize)]
@@ -115,11 +115,11 @@ pub(super) fn attach(args: &args::CgroupAttach) -> Outcome {
 
 /// Returns the policy from the options, the environment and /etc/ka.conf.
 fn chosen(args: &args::CgroupAttach) -> Result<Policy<'static>, Failure> {
-    let via::Chosen { policy, mode, skip } = via::choose("cgroup attach", &args.policy, args.mode)?;
+    let Chosen { policy, mode, skip } = policy_sources::choose("cgroup attach", &args.policy, args.mode)?;
     if !skip.is_empty() {
         warn("attach", "KA_SKIP is ignored here: the kernel sets the sockets of all programs");
     }
-    policy::check_on(&policy)?;
+    policy_flags::check_on(&policy)?;
     if mode == Mode::Floor {
         return Err(super::failed(
             "attach",

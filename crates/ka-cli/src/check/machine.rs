@@ -1,7 +1,7 @@
 //! `ka check`: what this machine allows the user to do.
 
 use ka_reach::bpf::{self, host};
-use ka_reach::conf::{self, Given};
+use ka_reach::conf::ProcessSettings;
 use ka_reach::privilege;
 use ka_reach::text;
 
@@ -60,7 +60,7 @@ pub(super) fn report() -> Report {
                 if !path.exists() {
                     return format!("/etc/ld.so.preload lists {}, which does not exist", path.display());
                 }
-                let Given { config, mode, .. } = conf::given(b"");
+                let ProcessSettings { config, mode, .. } = ProcessSettings::from_variables(b"");
                 format!(
                     "/etc/ld.so.preload lists {}: programs that glibc's loader starts get {} (mode {})",
                     path.display(),

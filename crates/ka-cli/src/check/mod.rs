@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::args;
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::json;
-use crate::via;
+use crate::policy_sources;
 
 pub(crate) fn check(args: &args::Check) -> Outcome {
     let digits = |target: &OsStr| {
@@ -115,5 +115,5 @@ impl Report {
 
 /// Returns the policy flags of a command to type. If KA_POLICY is off here, the command needs a policy.
 fn policy_flags() -> &'static str {
-    if via::is_off_here() { "-p 60,10,6 " } else { "" }
+    if policy_sources::is_off_here() { "-p 60,10,6 " } else { "" }
 }

@@ -3,7 +3,7 @@
 use ka_core::Config;
 use ka_policy::{Action, Endpoint, Mode, Rule, Rules};
 use ka_reach::bpf::host;
-use ka_reach::conf;
+use ka_reach::conf::ProcessSettings;
 use ka_reach::privilege;
 use ka_reach::process::{self, Process, Status};
 use ka_reach::process_policy::{self, Evidence, ProcessPolicy, Source};
@@ -150,9 +150,10 @@ fn missed_facts(
     let is_preloaded = in_force.iter().any(|policy| policy.source == Source::Preload);
     // The shim and the supervisor follow the KA_ variables. Cgroups do not.
     let has_variables = in_force.iter().any(|policy| !matches!(policy.source, Source::Cgroup { .. }));
-    let given = conf::given(if has_variables { &evidence.variables } else { Default::default() });
+    let variables: &[u8] = if has_variables { &evidence.variables } else { b"" };
+    let settings = ProcessSettings::from_variables(variables);
     let mut room = [Rule::SKIP; Rules::MAX];
-    let policy = given.policy(&mut room);
+    let policy = settings.policy(&mut room);
     let is_left_alone = |off: &OffSocket| {
         let port = off.local.map_or(0, |local| local.port());
         policy.decide(off.peer.map(Endpoint::from), port) == Action::Skip
@@ -177,8 +178,8 @@ fn missed_facts(
     }
     if policy.config.enabled() != Some(true) {
         facts.push("reason: KA_POLICY=off".to_owned());
-    } else if is_preloaded && process_policy::is_skipped(&given.skip, pid) {
-        facts.push(format!("reason: KA_SKIP={} leaves this program alone", given.skip.escape_ascii()));
+    } else if is_preloaded && process_policy::is_skipped(&settings.skip, pid) {
+        facts.push(format!("reason: KA_SKIP={} leaves this program alone", settings.skip.escape_ascii()));
     } else if !is_explained {
         if policy.mode == Mode::Default {
             facts.push(

@@ -4,50 +4,52 @@ use std::ffi::OsStr;
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use ka_reach::elf::Elf;
+use ka_reach::elf::{Elf, Linked};
 use ka_reach::file;
-use ka_reach::libraries::Linked;
 use ka_reach::privilege;
 use ka_reach::text;
 
 use super::{Report, WayResult, policy_flags};
+use crate::client::Client;
 use crate::failure::Failure;
+use crate::policy_sources::Flags;
 use crate::program::{self, Program};
 use crate::shell::quoted;
-use crate::via::{self, Flags, Launch, Reach};
-use crate::wrapper::{self, Client};
+use crate::via::{self, Obstacle, Reachability, StartRequest};
+use crate::wrapper;
 
 /// Reports the ways that reach a program.
 pub(super) fn report(name: &OsStr) -> Result<Report, Failure> {
     let arguments = [name.to_owned()];
-    let program = Program::with(&arguments).map_err(|failure| {
+    let program = Program::from_command(&arguments).map_err(|failure| {
         let message = format!("check: {}", failure.message);
         Failure { message, ..failure }
     })?;
-    let launch = Launch {
+    let request = StartRequest {
         program: &program,
         arguments: &arguments,
         flags: Flags::default(),
         verbose: false,
         best_effort: false,
-        no_io_uring: false,
+        denies_io_uring: false,
     };
     let mut command = None;
     let mut is_reached = false;
     let mut ways = Vec::new();
     for way in via::ALL {
-        let (reaches, why) = match way.reach(&launch) {
-            Reach::Yes(how) => {
+        let (reaches, why) = match way.check(&request) {
+            Reachability::Reached(how) => {
                 is_reached |= way.is_automatic();
                 let via = if way.is_automatic() { String::new() } else { format!("--via {} ", way.name()) };
                 command.get_or_insert_with(|| format!("ka run {via}-- {}", quoted(name)));
                 (true, how)
             }
-            Reach::No { why, .. } | Reach::Wrong { why, .. } => (false, why),
+            Reachability::NotReached(Obstacle { why, .. })
+            | Reachability::Forbidden(Obstacle { why, .. }) => (false, why),
         };
         ways.push(WayResult { way: way.name(), reaches: Some(reaches), why });
     }
-    if let Some(shim) = via::listed_for(&launch) {
+    if let Some(shim) = via::listed_for(&request) {
         let from =
             if program.secure.is_some() { "/etc/ka.conf" } else { "the KA_ variables and /etc/ka.conf" };
         for line in ways.iter_mut().filter(|line| line.way == "preload") {
@@ -142,9 +144,9 @@ fn facts(program: &Program, is_unreadable: bool) -> Vec<String> {
             }
         }
     }
-    facts.extend(wrapper::fact(program.name()));
+    facts.extend(wrapper::options_fact(program.name()));
     facts.extend(Client::named(program.name()).map(Client::text));
-    let marks = program::marks(&program.executable);
+    let marks = program::privilege_facts(&program.executable);
     match program.secure {
         None if !marks.is_empty() => {
             facts.extend(marks);
@@ -183,7 +185,7 @@ fn linked_facts(path: &Path, elf: &Elf) -> Vec<String> {
             file.display()
         )),
         Ok(_) => {}
-        Err(error) => facts.push(format!("its code cannot be read: {}", text::reason(&error))),
+        Err(error) => facts.push(format!("its code cannot be read: {error}")),
     }
     if imports.is_none() {
         facts.push(

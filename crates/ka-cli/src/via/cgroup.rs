@@ -15,8 +15,7 @@ use std::time::Duration;
 
 use ka_policy::{Mode, Policy, Variables, due, give};
 
-use super::environment::{self, Environment, is_off};
-use super::{Launch, Reach, Way, no};
+use super::{Obstacle, Reachability, StartRequest, Way};
 use crate::failure::{Failure, OUR_OWN};
 use ka_reach::bpf::{self, Programs, host};
 use ka_reach::{Error, fork, process, text, wait};
@@ -36,14 +35,14 @@ impl Way for Cgroup {
         false
     }
 
-    fn reach(&self, launch: &Launch<'_>) -> Reach {
+    fn check(&self, request: &StartRequest<'_>) -> Reachability {
         const INSTEAD: &str = "ka run, without --via; or ka attach --follow PID, once it runs";
-        if let Some((why, instead)) = is_off(launch) {
-            return no(why, instead);
+        let no = |why: &str, instead| Reachability::NotReached(Obstacle::new(why, instead));
+        if let Some(exemption) = request.exemption() {
+            return Reachability::NotReached(exemption);
         }
-        let file = ka_reach::conf::text().unwrap_or_default();
-        let environment = Environment::of(launch, &file);
-        let variables = environment.variables(&file);
+        let sources = request.sources();
+        let variables = sources.variables();
         if variables.mode == Mode::Floor {
             return no(
                 "mode floor is for the shim: the kernel's programs know force and default",
@@ -53,29 +52,28 @@ impl Way for Cgroup {
         if !variables.rules.is_empty() {
             return no("KA_RULES are for the shim: a cgroup has one policy", "KA_RULES= ka run --via cgroup");
         }
-        let Some(own) = host::own_cgroup() else { return no(Error::NoCgroups.to_string(), INSTEAD) };
+        let Some(own) = host::own_cgroup() else { return no(&Error::NoCgroups.to_string(), INSTEAD) };
         if !host::is_cgroup_path(&own) {
-            return no(format!("{}: this process's own cgroup is not there", own.display()), INSTEAD);
+            return no(&format!("{}: this process's own cgroup is not there", own.display()), INSTEAD);
         }
         match bpf::check_cgroups() {
-            Err(error) => no(error.to_string(), INSTEAD),
-            Ok(()) => Reach::Yes(format!(
+            Err(error) => no(&error.to_string(), INSTEAD),
+            Ok(()) => Reachability::Reached(format!(
                 "a cgroup below {}, where the kernel sets every TCP socket",
                 own.display()
             )),
         }
     }
 
-    fn start(&self, launch: &Launch<'_>) -> Result<Infallible, Failure> {
-        let file = ka_reach::conf::text().unwrap_or_default();
-        let environment = Environment::of(launch, &file);
-        let Variables { config, mode, .. } = environment.variables(&file);
+    fn start(&self, request: &StartRequest<'_>) -> Result<Infallible, Failure> {
+        let sources = request.sources();
+        let Variables { config, mode, .. } = sources.variables();
         let policy = Policy::new(config, mode);
-        environment.complain(&file);
-        environment.complain_of_log(&file, self.name());
+        sources.warn_of_mistakes();
+        sources.warn_of_log(self.name());
         match enter(policy) {
             Ok(cgroup) => {
-                if launch.verbose {
+                if request.verbose {
                     let mode = mode.name();
                     let _ = writeln!(
                         io::stderr(),
@@ -86,14 +84,14 @@ impl Way for Cgroup {
                 }
                 set_inherited_sockets(policy);
             }
-            Err(error) if launch.best_effort => {
+            Err(error) if request.best_effort => {
                 let why = error.to_string();
                 let why = text::visible_lines(&why);
                 let _ = writeln!(io::stderr(), "ka: run: {why}; running it WITHOUT keepalive");
             }
             Err(error) => return Err(Failure::new(format_args!("run: {error}")).with_status(OUR_OWN)),
         }
-        Err(environment::execute(launch, &environment))
+        Err(request.execute(&sources.environment))
     }
 }
 

@@ -1,7 +1,8 @@
-//! The ways to give a program keepalive from outside. A file a way; what each supplies is [`Way`].
+//! The ways in which `ka run` starts a program, one file per way. Each implements [`Way`].
+//!
+//! A way first checks whether it reaches the program's sockets. Then this process becomes the program.
 
 mod cgroup;
-mod environment;
 mod preload;
 mod seccomp;
 
@@ -9,111 +10,173 @@ use std::convert::Infallible;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use crate::args::Via;
-use crate::failure::Failure;
+use crate::environment::Environment;
+use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
+use crate::policy_sources::{Flags, PolicySources};
 use crate::program::Program;
+use crate::start;
 
 use ka_core::{Kernel as _, Libc, Settings, SockOpt, Timer};
+use ka_reach::seccomp::OuterSupervisor;
+use ka_reach::text::reason;
 
 pub(crate) use cgroup::is_abandoned;
-pub(crate) use environment::{Chosen, Flags, choose, complain, complain_of_names, is_off_here};
 pub(crate) use preload::{listed, listed_for, shim_path};
 
-/// A way to reach a program.
+/// A way to start a program so that its sockets get the policy.
 pub(crate) trait Way: Sync {
-    /// What `--via` calls it.
+    /// The name for `--via`.
     fn name(&self) -> &'static str;
 
-    /// Whether it is taken where none is asked for.
+    /// Returns whether `--via auto` considers this way.
     fn is_automatic(&self) -> bool {
         true
     }
 
-    /// Whether it reaches all sockets of the program.
-    fn reach(&self, launch: &Launch<'_>) -> Reach;
+    /// Checks whether this way reaches all sockets of the program.
+    fn check(&self, request: &StartRequest<'_>) -> Reachability;
 
-    /// Becomes the program, under the policy. Returns only where that failed.
-    fn start(&self, launch: &Launch<'_>) -> Result<Infallible, Failure>;
+    /// Becomes the program, under the policy. Returns only on failure.
+    fn start(&self, request: &StartRequest<'_>) -> Result<Infallible, Failure>;
 }
 
-/// Whether a way reaches a program.
+/// Whether a way reaches the sockets of a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Reach {
-    /// Yes, and what there is to know of it.
-    Yes(String),
-    /// No, why not, and what to use.
-    No { why: String, instead: String },
-    /// What was ordered is not to be done by any way, or is wrong: why, and what to use.
-    Wrong { why: String, instead: String },
+pub(crate) enum Reachability {
+    /// It does. The text describes how.
+    Reached(String),
+    /// It does not, but another way may.
+    NotReached(Obstacle),
+    /// No way may start the program under a policy: a setting exempts the program, or is wrong.
+    Forbidden(Obstacle),
 }
 
-fn no(why: impl Into<String>, instead: impl Into<String>) -> Reach {
-    Reach::No { why: why.into(), instead: instead.into() }
+/// The reason why a way does not reach a program, and what to do instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Obstacle {
+    pub(crate) why: String,
+    pub(crate) instead: String,
 }
 
-/// What is to be started, and under what.
-pub(crate) struct Launch<'a> {
+impl Obstacle {
+    fn new(why: impl Into<String>, instead: impl Into<String>) -> Self {
+        Self { why: why.into(), instead: instead.into() }
+    }
+}
+
+/// Advice for a program that no way reaches from its start.
+const ATTACH_LATER: &str = "ka attach --follow PID, once it runs (ka run --best-effort starts it without)";
+
+/// A program to start, and the options of `ka run`.
+pub(crate) struct StartRequest<'a> {
     pub(crate) program: &'a Program,
-    /// With the name that it is called by.
+    /// The program's arguments. The first one is the name that the user typed.
     pub(crate) arguments: &'a [OsString],
-    /// The environment and /etc/ka.conf name the rest of the policy.
+    /// The flags of the policy. The environment and /etc/ka.conf have the rest.
     pub(crate) flags: Flags,
-    /// Says on standard error what is done.
+    /// Prints what is done on standard error.
     pub(crate) verbose: bool,
-    /// Starts it also where it is not reached.
+    /// Starts the program even if no way reaches it.
     pub(crate) best_effort: bool,
-    /// Denies it io_uring.
-    pub(crate) no_io_uring: bool,
+    pub(crate) denies_io_uring: bool,
 }
 
-/// Where the supervisor of another `ka run` is over this process and holds its policy, the program is started under
-/// that, whichever way is asked for: any other would be set, and not hold. It returns only where that failed.
-pub(crate) fn start_under_outer(launch: &Launch<'_>) -> Option<Failure> {
-    ka_reach::seccomp::outer().filter(|outer| outer.holds).map(|outer| seccomp::start_under(&outer, launch))
+impl StartRequest<'_> {
+    /// Returns the environment and /etc/ka.conf, overridden by the flags.
+    fn sources(&self) -> PolicySources {
+        PolicySources::with_flags(&self.flags)
+    }
+
+    /// Returns the setting that exempts the program from any policy: KA_POLICY=off, or KA_SKIP with its name.
+    fn exemption(&self) -> Option<Obstacle> {
+        let sources = self.sources();
+        let variables = sources.variables();
+        if variables.config.enabled() != Some(true) {
+            return Some(Obstacle::new(
+                "KA_POLICY=off, in the environment or /etc/ka.conf, says to do nothing",
+                "a policy: ka run -p 60,10,6",
+            ));
+        }
+        let typed = self.arguments.first().map(|name| Path::new(name).file_name().unwrap_or_default());
+        let executable = self.program.executable.file_name().unwrap_or_default();
+        let names = [typed.unwrap_or_default().as_bytes(), executable.as_bytes()];
+        ka_policy::skips(variables.skip, names).then(|| {
+            let skip = variables.skip.escape_ascii();
+            Obstacle::new(
+                format!("KA_SKIP={skip}, in the environment or /etc/ka.conf, leaves it alone"),
+                "KA_SKIP= ka run",
+            )
+        })
+    }
+
+    /// Becomes the program, in this environment. Returns only on failure.
+    fn execute(&self, environment: &Environment) -> Failure {
+        let program = self.program;
+        let mut error = start::exec(&program.path, self.arguments, &environment.0);
+        if program.is_plain_text && error.raw_os_error() == Some(libc::ENOEXEC) {
+            // As execvp(3) does, let the shell run a file that the kernel does not recognize.
+            let script = program.path.clone().into_os_string();
+            let rest = self.arguments.iter().skip(1).cloned();
+            let arguments: Vec<_> = ["/bin/sh".into(), script].into_iter().chain(rest).collect();
+            error = start::exec(&program.executable, &arguments, &environment.0);
+        }
+        let status = if error.raw_os_error() == Some(libc::ENOENT) { NOT_FOUND } else { NOT_EXECUTABLE };
+        Failure::new(format_args!("{}: {}", program.path.display(), reason(&error))).with_status(status)
+    }
 }
 
-/// What holds against all that a program is given here, where it is another policy than that: a cgroup's. Whoever asks need
-/// not have the right to see it, so a socket of our own shows it: it takes an idle time, and has not got it.
-pub(crate) fn held_by_cgroup(launch: &Launch<'_>) -> Option<String> {
-    const OTHERS: [i32; 2] = [1, 2];
-    let file = ka_reach::conf::text().unwrap_or_default();
-    let environment = environment::Environment::of(launch, &file);
-    let policy = environment.variables(&file).config;
+/// Starts the program under the policy of an outer supervisor, if one enforces its policy against this process: any other
+/// policy would have no effect. Returns only if there is no such supervisor, or on failure.
+pub(crate) fn start_under_outer(request: &StartRequest<'_>) -> Option<Failure> {
+    let outer = OuterSupervisor::find().filter(|outer| outer.is_enforced)?;
+    Some(seccomp::start_under(&outer, request))
+}
+
+/// Describes the policy of this process's cgroup, if it overrides the requested policy.
+///
+/// The user may lack the right to list the policies of a cgroup. So this function sets a socket of its own, and checks
+/// whether the kernel has changed the value.
+pub(crate) fn cgroup_override(request: &StartRequest<'_>) -> Option<String> {
+    const IDLE_TIMES: [i32; 2] = [1, 2];
+    let sources = request.sources();
+    let policy = sources.variables().config;
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).ok()?;
     let probe = ka_core::Socket::new(socket.as_raw_fd());
-    let idle = SockOpt::Timer(Timer::Idle);
-    for other in OTHERS {
-        Libc.set(socket.as_raw_fd(), idle, other).ok()?;
-        if probe.timer(Timer::Idle).ok()? == other {
+    for idle in IDLE_TIMES {
+        Libc.set(socket.as_raw_fd(), SockOpt::Timer(Timer::Idle), idle).ok()?;
+        if probe.timer(Timer::Idle).ok()? == idle {
             return None;
         }
     }
-    // It is given what holds as it begins to listen.
+    // The cgroup sets the socket when it begins to listen.
     let nowhere = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
     socket.bind(&nowhere.into()).and_then(|()| socket.listen(0)).ok()?;
     let Settings { enabled, idle, intvl, cnt, .. } = probe.settings().ok()?;
-    let is_asked = [policy.idle(), policy.intvl(), policy.cnt()] == [Some(idle), Some(intvl), Some(cnt)];
-    (enabled && !is_asked).then(|| {
+    let is_requested = [policy.idle(), policy.intvl(), policy.cnt()] == [Some(idle), Some(intvl), Some(cnt)];
+    (enabled && !is_requested).then(|| {
         format!("the policy of the cgroup holds, whatever is asked for: {idle},{intvl},{cnt} (ka cgroup ls)")
     })
 }
 
-/// Why nothing can be preloaded into any program.
+/// Returns the reason why nothing can be preloaded into any program.
 pub(crate) fn preload_obstacle() -> Option<String> {
     preload::lacks_shim()
 }
 
-/// Why no program can be supervised.
+/// Returns the reason why no program can be supervised.
 pub(crate) fn seccomp_obstacle() -> Option<String> {
-    seccomp::closed()
+    seccomp::obstacle()
 }
 
-/// All ways, the one to take first where several reach.
+/// All ways. If several reach a program, the first one is used.
 pub(crate) const ALL: [&dyn Way; 3] = [&preload::Preload, &seccomp::Seccomp, &cgroup::Cgroup];
 
-/// The ways that are asked for.
-pub(crate) fn asked(via: Via) -> impl Iterator<Item = &'static dyn Way> {
+/// Returns the ways that `--via` selects.
+pub(crate) fn selected(via: Via) -> impl Iterator<Item = &'static dyn Way> {
     let name = match via {
         Via::Auto => None,
         Via::Preload => Some("preload"),

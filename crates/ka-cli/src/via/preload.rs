@@ -1,4 +1,5 @@
-//! LD_PRELOAD: the dynamic loader puts libka_preload.so into the program, which does the rest. ka-preload(7)
+//! `ka run --via preload`: the dynamic loader loads libka_preload.so into the program, and this shim sets the program's
+//! sockets. ka-preload(7)
 
 use std::convert::Infallible;
 use std::env;
@@ -11,13 +12,12 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::environment::{Environment, execute, is_off};
-use super::{Launch, Reach, Way, no};
+use super::{ATTACH_LATER, Obstacle, Reachability, StartRequest, Way};
+use crate::environment::Environment;
 use crate::failure::{Failure, OUR_OWN};
 use crate::program::Program;
-use crate::wrapper;
-use ka_reach::elf::{self, Elf, Libc};
-use ka_reach::libraries::Linked;
+use crate::wrapper::{self, PRELOAD};
+use ka_reach::elf::{self, Elf, Libc, Linked};
 use ka_reach::text::{self, reason};
 use ka_reach::{privilege, user};
 
@@ -25,10 +25,10 @@ pub(super) struct Preload;
 
 const SHIM: &str = "libka_preload.so";
 
-/// What the shim takes the place of. A C library has all of them too, and a SONAME, which the shim has not.
+/// Functions that the shim replaces. A C library exports all of them too, but unlike the shim it has a SONAME.
 const HOOKS: [&str; 6] = ["socket", "setsockopt", "connect", "listen", "accept", "accept4"];
 
-/// Where packages put it, unless they say otherwise when they build.
+/// The folder in which packages install the shim. A package may set another one when it is built.
 const PRIVATE_FOLDER: &str = match option_env!("KA_LIBDIR") {
     Some(folder) => folder,
     None => "/usr/lib/ka",
@@ -39,37 +39,39 @@ impl Way for Preload {
         "preload"
     }
 
-    fn reach(&self, launch: &Launch<'_>) -> Reach {
-        if launch.no_io_uring {
-            return no("a preloaded library cannot keep a program from io_uring", "--via seccomp");
+    fn check(&self, request: &StartRequest<'_>) -> Reachability {
+        if request.denies_io_uring {
+            return Reachability::NotReached(Obstacle::new(
+                "a preloaded library cannot keep a program from io_uring",
+                "--via seccomp",
+            ));
         }
         let shim = shim();
-        let instead = "KA_PRELOAD=/path/to/libka_preload.so";
+        let missing = |why: &str| Obstacle::new(why, "KA_PRELOAD=/path/to/libka_preload.so");
         if let Err(why) = &shim
             && env::var_os("KA_PRELOAD").is_some_and(|path| !path.is_empty())
         {
-            return Reach::Wrong { why: why.clone(), instead: instead.to_owned() };
+            return Reachability::Forbidden(missing(why));
         }
-        if let Some((why, instead)) = is_off(launch) {
-            return Reach::Wrong { why, instead };
+        if let Some(exemption) = request.exemption() {
+            return Reachability::Forbidden(exemption);
         }
         // If no shim can reach the program, the missing shim is not the reason.
         let known = shim.as_ref().ok().copied();
-        if let Some((why, instead)) = launch.program.chain().find_map(|program| obstacle(program, known)) {
-            return no(why, instead);
+        if let Some(obstacle) = request.program.chain().find_map(|program| obstacle(program, known)) {
+            return Reachability::NotReached(obstacle);
         }
         match shim {
-            Ok(shim) => Reach::Yes(format!(
+            Ok(shim) => Reachability::Reached(format!(
                 "{}; static, Go's and 32-bit programs that it starts are not: ka run --via seccomp",
                 shim.path.display()
             )),
-            Err(why) => no(why, instead),
+            Err(why) => Reachability::NotReached(missing(&why)),
         }
     }
 
-    fn start(&self, launch: &Launch<'_>) -> Result<Infallible, Failure> {
-        let file = ka_reach::conf::text().unwrap_or_default();
-        let mut environment = Environment::of(launch, &file);
+    fn start(&self, request: &StartRequest<'_>) -> Result<Infallible, Failure> {
+        let mut sources = request.sources();
         let shim = shim().and_then(|shim| {
             plain_path(&shim.path).map_err(|error| {
                 let path = shim.path.display();
@@ -82,9 +84,9 @@ impl Way for Preload {
         });
         match shim {
             Ok(shim) => {
-                add_preload(&mut environment, &shim);
-                if launch.verbose {
-                    let variables = environment.variables(&file);
+                add_preload(&mut sources.environment, &shim);
+                if request.verbose {
+                    let variables = sources.variables();
                     let mode = variables.mode.name();
                     let _ = writeln!(
                         io::stderr(),
@@ -92,7 +94,8 @@ impl Way for Preload {
                         shim.display(),
                         variables.config
                     );
-                    if let Some(script) = launch.program.chain().find_map(|program| program.scripts.first()) {
+                    if let Some(script) = request.program.chain().find_map(|program| program.scripts.first())
+                    {
                         let script = text::visible(script.as_os_str().as_bytes());
                         let _ = writeln!(
                             io::stderr(),
@@ -103,26 +106,28 @@ impl Way for Preload {
                 }
             }
             // ka run has already printed that preload does not reach the program.
-            Err(_) if launch.best_effort && lacks_shim().is_some() => {}
-            Err(why) if launch.best_effort => {
+            Err(_) if request.best_effort && lacks_shim().is_some() => {}
+            Err(why) if request.best_effort => {
                 let why = text::visible_lines(&why);
                 let _ = writeln!(io::stderr(), "ka: run: {why}; running it WITHOUT keepalive");
             }
             Err(why) => return Err(Failure::new(format_args!("run: {why}")).with_status(OUR_OWN)),
         }
-        Err(execute(launch, &environment))
+        Err(request.execute(&sources.environment))
     }
 }
 
 /// Returns the reason why the shim does not reach a program, and a way that does. `shim` is `None` if ka found no shim.
-fn obstacle(program: &Program, shim: Option<&Shim>) -> Option<(String, String)> {
-    const FOLLOW: &str = "ka attach --follow PID, once it runs (ka run --best-effort starts it without)";
-    const OTHERWISE: &str = "ka run without --via, or --via seccomp";
+fn obstacle(program: &Program, shim: Option<&Shim>) -> Option<Obstacle> {
+    const OTHER_WAYS: &str = "ka run without --via, or --via seccomp";
     let path = program.executable.display();
-    let follow = |why: String| Some((why, FOLLOW.to_owned()));
-    let otherwise = |why: String| Some((why, OTHERWISE.to_owned()));
-    if program.drops_environment {
-        return otherwise(format!("{}: its #! line drops LD_PRELOAD with env(1)", program.path.display()));
+    let attach_later = |why: String| Some(Obstacle::new(why, ATTACH_LATER));
+    let use_other_way = |why: String| Some(Obstacle::new(why, OTHER_WAYS));
+    if program.drops_preload {
+        return use_other_way(format!(
+            "{}: its #! line drops LD_PRELOAD with env(1)",
+            program.path.display()
+        ));
     }
     if let Some(secure) = program.secure {
         let why = format!("{path}: {secure}, so the loader ignores LD_PRELOAD");
@@ -130,28 +135,30 @@ fn obstacle(program: &Program, shim: Option<&Shim>) -> Option<(String, String)> 
         let instead = if wrapper::is_wrapper(name) {
             format!("ka behind it: {} ka run -- PROGRAM", name.display())
         } else {
-            format!("/etc/ld.so.preload, as in ka-preload(7); or {FOLLOW}")
+            format!("/etc/ld.so.preload, as in ka-preload(7); or {ATTACH_LATER}")
         };
-        return Some((why, instead));
+        return Some(Obstacle::new(why, instead));
     }
     if let Some(why) = &program.loses_preload {
-        return Some((
-            why.clone(),
-            format!("{OTHERWISE}; or ka behind it: {} ka run -- PROGRAM", program.name().display()),
+        return Some(Obstacle::new(
+            why,
+            format!("{OTHER_WAYS}; or ka behind it: {} ka run -- PROGRAM", program.name().display()),
         ));
     }
     let Some(elf) = &program.elf else {
-        return follow(format!("{path}: it is no ELF program, or may not be read"));
+        return attach_later(format!("{path}: it is no ELF program, or may not be read"));
     };
     let is_static = elf.loader.is_none() && !elf.is_loader();
     if elf.is_go {
         let how = if is_static { "it is static, and" } else { "it" };
-        otherwise(format!("{path}: {how} was made by Go, whose programs make their system calls themselves"))
+        use_other_way(format!(
+            "{path}: {how} was made by Go, whose programs make their system calls themselves"
+        ))
     } else if is_static {
         let how = if elf.is_position_independent { "static-pie" } else { "static" };
-        otherwise(format!("{path}: it is {how}, so no loader reads LD_PRELOAD"))
+        use_other_way(format!("{path}: it is {how}, so no loader reads LD_PRELOAD"))
     } else if let Some(shim) = shim.filter(|shim| !elf.fits(&shim.elf)) {
-        follow(format!(
+        attach_later(format!(
             "{path}: it is for {}, and {} is for {}",
             elf.machine_name(),
             shim.path.display(),
@@ -159,20 +166,20 @@ fn obstacle(program: &Program, shim: Option<&Shim>) -> Option<(String, String)> 
         ))
     } else if elf.libc() == Some(Libc::Unknown) {
         let loader = elf.loader.as_deref().unwrap_or_default().escape_ascii();
-        otherwise(format!("{path}: its loader {loader} is neither glibc's nor musl's"))
+        use_other_way(format!("{path}: its loader {loader} is neither glibc's nor musl's"))
     } else if elf.is_loader() {
         None
     } else {
-        otherwise(passes_by(&program.executable, elf)?)
+        use_other_way(bypass(&program.executable, elf)?)
     }
 }
 
-/// Explains why the shim does not see the sockets of a dynamic program: the program makes its system calls past the C
+/// Explains why the shim does not see the sockets of a dynamic program: the program makes system calls without the C
 /// library.
 ///
 /// The shim reaches a program that imports a socket function. So the code of all libraries is read only for other
 /// programs, and most of these have few libraries. Files that cannot be read are ignored.
-fn passes_by(path: &Path, elf: &Elf) -> Option<String> {
+fn bypass(path: &Path, elf: &Elf) -> Option<String> {
     let linked = Linked::find(path, elf);
     if let Some(library) = linked.go_library() {
         return Some(format!(
@@ -192,19 +199,19 @@ fn passes_by(path: &Path, elf: &Elf) -> Option<String> {
     ))
 }
 
-/// libka_preload.so, found.
+/// libka_preload.so
 struct Shim {
     path: PathBuf,
     elf: Elf,
 }
 
-/// The shim, found once.
+/// Returns the shim. It is searched for only once.
 fn shim() -> Result<&'static Shim, String> {
     static FOUND: OnceLock<Result<Shim, String>> = OnceLock::new();
     FOUND.get_or_init(find_shim).as_ref().map_err(Clone::clone)
 }
 
-/// Why there is nothing to preload.
+/// Returns the reason why there is no shim.
 pub(super) fn lacks_shim() -> Option<String> {
     shim().err()
 }
@@ -220,23 +227,23 @@ pub(crate) fn listed() -> Option<PathBuf> {
 
 /// Returns the shim's path in /etc/ld.so.preload, if a program gets its policy from it. The loader of glibc reads this file
 /// for setuid programs too.
-pub(crate) fn listed_for(launch: &Launch<'_>) -> Option<PathBuf> {
+pub(crate) fn listed_for(request: &StartRequest<'_>) -> Option<PathBuf> {
     let path = listed()?;
-    let elf = launch.program.elf.as_ref()?;
+    let elf = request.program.elf.as_ref()?;
     let shim = Elf::read(&path).ok().flatten()?;
     let is_dynamic = elf.loader.is_some() && elf.libc() == Some(Libc::Glibc) && elf.fits(&shim) && !elf.is_go;
-    let is_seen = is_dynamic && passes_by(&launch.program.executable, elf).is_none();
-    (is_seen && is_off(launch).is_none()).then_some(path)
+    let is_seen = is_dynamic && bypass(&request.program.executable, elf).is_none();
+    (is_seen && request.exemption().is_none()).then_some(path)
 }
 
-/// The path of the shim as LD_PRELOAD takes it; where it is not here, as a package would have it. `None` where the loader
-/// takes no such path.
+/// Returns the path of the shim for LD_PRELOAD. If there is no shim, returns the path at which a package installs it.
+/// `None` if LD_PRELOAD cannot contain the path.
 pub(crate) fn shim_path() -> Option<PathBuf> {
     let path = shim().map_or_else(|_| Path::new(PRIVATE_FOLDER).join(SHIM), |shim| shim.path.clone());
     is_plain(&path).then_some(path)
 }
 
-/// Finds the shim: what KA_PRELOAD names, else beside this program, else where it is installed.
+/// Finds the shim: the file that KA_PRELOAD names. Without KA_PRELOAD, the one next to this program, or the installed one.
 fn find_shim() -> Result<Shim, String> {
     let named = env::var_os("KA_PRELOAD").filter(|path| !path.is_empty());
     let places = match &named {
@@ -247,7 +254,7 @@ fn find_shim() -> Result<Shim, String> {
         let places: Vec<_> = places.iter().map(|path| path.display().to_string()).collect();
         return Err(format!("{SHIM} is not there: looked for {}", places.join(", ")));
     };
-    // The program may run in another folder, or change to one.
+    // The program may change its working directory, so the path must be absolute.
     let mut path =
         std::path::absolute(path).map_err(|error| format!("{}: {}", path.display(), reason(&error)))?;
     if named.is_some() {
@@ -262,10 +269,11 @@ fn find_shim() -> Result<Shim, String> {
             refused(&format_args!("it is not {SHIM}, and nothing in it gives sockets a policy"))
         }
         Ok(_) => refused(&"it is no shared library"),
-        Err(error) => refused(&reason(&error)),
+        Err(error) => refused(&error),
     }
 }
 
+/// The paths at which the shim may be.
 fn places() -> Vec<PathBuf> {
     let own = env::current_exe().and_then(|path| path.canonicalize());
     let folder = own.ok().and_then(|path| path.parent().map(Path::to_path_buf));
@@ -295,11 +303,11 @@ fn normal(path: &Path) -> PathBuf {
     normal
 }
 
-/// A file that the environment names, where that may decide what is preloaded; else why not.
+/// Checks that the environment may name this file as the shim. Returns its path, or the reason why not.
 ///
-/// Who has us run with more rights than theirs has no say. sudo, doas and pkexec start us as root with what they keep of
-/// their caller's environment, and say whose it was: then the file must be root's, and so must all folders on the way to
-/// it, or its owner could put another in its place when we have looked.
+/// If ka is setuid or has file capabilities, its caller may not choose the library. sudo, doas and pkexec start ka as root
+/// with a part of their caller's environment, and name the caller in a variable. Then the file and all folders of its
+/// path must belong to root. Otherwise another user could replace the file after the check.
 fn trusted(path: &Path) -> Result<PathBuf, String> {
     const CALLERS: [&str; 3] = ["SUDO_UID", "DOAS_USER", "PKEXEC_UID"];
     if privilege::has_more_rights() {
@@ -313,7 +321,7 @@ fn trusted(path: &Path) -> Result<PathBuf, String> {
     for (depth, place) in path.ancestors().enumerate() {
         let found = fs::symlink_metadata(place)
             .map_err(|error| format!("{}: {}", place.display(), reason(&error)))?;
-        // In a folder as /tmp is, others can make files, but not move or remove root's.
+        // In a sticky folder such as /tmp, other users can make files, but not move or remove those of root.
         let is_sticky = depth > 0 && found.mode() & libc::S_ISVTX != 0;
         if found.uid() != 0 || (found.mode() & 0o022 != 0 && !is_sticky) {
             return Err(format!(
@@ -325,22 +333,22 @@ fn trusted(path: &Path) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-/// Whether the loader takes a path in LD_PRELOAD, where blanks and colons separate and $ begins a word of its own.
+/// Returns whether LD_PRELOAD can contain a path. The loader splits the list at blanks and colons, and expands `$`.
 fn is_plain(path: &Path) -> bool {
     !path.as_os_str().as_bytes().iter().any(|byte| matches!(byte, b' ' | b':' | b'$' | 9..=13))
 }
 
-/// A path that the loader takes in LD_PRELOAD.
+/// Returns a path of the shim that LD_PRELOAD can contain.
 ///
-/// One that it does not take gets a link in a folder where nobody else can put anything. The link stays: the program's
-/// children, and theirs, find the shim by it too.
+/// If `path` contains special characters, makes a symbolic link to it in a folder that only this user can write. The link
+/// is never removed, because all descendants of the program load the shim through it.
 fn plain_path(path: &Path) -> io::Result<PathBuf> {
     if is_plain(path) {
         return Ok(path.to_path_buf());
     }
     let (_, user) = user::users();
     let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_absolute());
-    // Root's programs may become other users', who must find it too.
+    // Programs of root may change to another user, who must find the link too.
     let (first, mode) = if user == 0 { (Some("/run".into()), 0o755) } else { (runtime, 0o700) };
     let first = first.map(|folder| folder.join("ka")).filter(|folder| is_plain(folder));
     let mut result = Err(io::Error::from(io::ErrorKind::NotFound));
@@ -353,7 +361,7 @@ fn plain_path(path: &Path) -> io::Result<PathBuf> {
     result
 }
 
-/// Makes a link to a path in a folder that is the user's alone.
+/// Makes a symbolic link to a path, in a folder that only this user can write.
 fn link(folder: &Path, mode: u32, user: u32, path: &Path) -> io::Result<PathBuf> {
     match DirBuilder::new().mode(mode).create(folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -368,7 +376,7 @@ fn link(folder: &Path, mode: u32, user: u32, path: &Path) -> io::Result<PathBuf>
     if fs::read_link(&link).is_ok_and(|there| there == path) {
         return Ok(link);
     }
-    // Others who start programs at the same time find the old link or the new one.
+    // rename(2) is atomic, so other processes always find a link.
     let new = folder.join(format!(".{}", std::process::id()));
     let _ = fs::remove_file(&new);
     symlink(path, &new)?;
@@ -376,13 +384,13 @@ fn link(folder: &Path, mode: u32, user: u32, path: &Path) -> io::Result<PathBuf>
     Ok(link)
 }
 
-/// Adds the shim before what is preloaded already, unless it is there: a library that asks libc itself for a function, as
-/// torsocks does, calls past all that is behind it. Only the runtimes of sanitizers stay first: `ASan`'s ends the program
-/// where it is not.
+/// Adds the shim to LD_PRELOAD, before all other libraries, unless the list already contains it.
+///
+/// A library such as torsocks looks functions up in libc itself, so its calls bypass the libraries after it. Only the
+/// runtimes of sanitizers stay before the shim: `ASan` ends the program if it is not the first library.
 fn add_preload(environment: &mut Environment, shim: &Path) {
-    const NAME: &[u8] = b"LD_PRELOAD";
     let is_separator = |byte: &u8| matches!(byte, b':' | b' ');
-    let there = environment.get(NAME).unwrap_or_default().to_vec();
+    let there = environment.get(PRELOAD).unwrap_or_default().to_vec();
     let is_shim = |entry: &[u8]| {
         let entry = fs::canonicalize(OsStr::from_bytes(entry));
         entry.is_ok_and(|entry| shim.canonicalize().is_ok_and(|shim| shim == entry))
@@ -394,10 +402,10 @@ fn add_preload(environment: &mut Environment, shim: &Path) {
     let runtimes = entries().take_while(|entry| is_runtime(entry));
     let rest = entries().skip_while(|entry| is_runtime(entry));
     let all: Vec<&[u8]> = runtimes.chain([shim.as_os_str().as_bytes()]).chain(rest).collect();
-    environment.set(NAME, &all.join(&b':'));
+    environment.set(PRELOAD, &all.join(&b':'));
 }
 
-/// Whether a library is the runtime of a sanitizer, of gcc or of clang.
+/// Returns whether a library is a sanitizer's runtime, of gcc or clang.
 fn is_runtime(library: &[u8]) -> bool {
     const NAMES: [&[u8]; 5] = [b"libasan.", b"libhwasan.", b"liblsan.", b"libtsan.", b"libclang_rt."];
     let name = library.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
@@ -411,7 +419,7 @@ mod tests {
     use super::{Environment, add_preload};
 
     #[test]
-    fn what_is_preloaded_stays() {
+    fn the_shim_is_added_once_and_before_other_libraries() {
         let mut environment = Environment(vec!["A=b".into(), "broken".into()]);
         add_preload(&mut environment, Path::new("/lib/x.so"));
         assert_eq!(environment.get(b"LD_PRELOAD"), Some(&b"/lib/x.so"[..]));
@@ -425,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn only_runtimes_of_sanitizers_are_before_the_shim() {
+    fn only_runtimes_of_sanitizers_stay_before_the_shim() {
         for (there, all) in [
             ("libasan.so.8", "libasan.so.8:/lib/x.so"),
             (

@@ -6,16 +6,12 @@ use std::io::{self, Write as _};
 use ka_core::Settings;
 use ka_policy::{Rule, Rules};
 
-use super::environment::{Environment, execute, is_off};
-use super::{Launch, Reach, Way, no};
+use super::{ATTACH_LATER, Obstacle, Reachability, StartRequest, Way};
 use crate::failure::{Failure, OUR_OWN};
 use ka_reach::elf::Elf;
-use ka_reach::file;
-use ka_reach::privilege::CAP_SYS_PTRACE;
-use ka_reach::seccomp::{
-    Outer, Supervised, Trial, architecture_obstacle, is_privileged, outer, own_status, trial,
-};
-use ka_reach::text::{self, reason};
+use ka_reach::privilege::{self, CAP_SYS_ADMIN, CAP_SYS_PTRACE};
+use ka_reach::seccomp::{OuterSupervisor, SupervisedChild, check_architecture, check_support};
+use ka_reach::{Error, file, text};
 
 pub(super) struct Seccomp;
 
@@ -24,52 +20,54 @@ impl Way for Seccomp {
         "seccomp"
     }
 
-    fn reach(&self, launch: &Launch<'_>) -> Reach {
-        if let Some((why, instead)) = is_off(launch) {
-            return Reach::Wrong { why, instead };
+    fn check(&self, request: &StartRequest<'_>) -> Reachability {
+        if let Some(exemption) = request.exemption() {
+            return Reachability::Forbidden(exemption);
         }
-        if let Some((why, instead)) = obstacle(launch) {
-            return no(why, instead);
+        if let Some(obstacle) = obstacle_of(request) {
+            return Reachability::NotReached(obstacle);
         }
-        match trial() {
-            Ok(()) if is_privileged() => Reach::Yes("by a supervisor".to_owned()),
-            Ok(()) => Reach::Yes(
-                "by a supervisor; under no_new_privs, so setuid programs stay without their rights"
-                    .to_owned(),
-            ),
-            Err(Trial::Busy) => match outer() {
-                Some(outer) => Reach::Yes(line(&outer)),
-                None => no(BUSY, FOLLOW),
-            },
-            Err(Trial::Refused(why)) => no(why, FOLLOW),
+        let error = match check_support() {
+            Ok(()) if may_keep_privileges() => {
+                return Reachability::Reached("by a supervisor".to_owned());
+            }
+            Ok(()) => {
+                return Reachability::Reached(
+                    "by a supervisor; under no_new_privs, so setuid programs stay without their rights"
+                        .to_owned(),
+                );
+            }
+            Err(error) => error,
+        };
+        match OuterSupervisor::find().filter(|_| matches!(error, Error::ListenerInUse)) {
+            Some(outer) => Reachability::Reached(describe(&outer)),
+            None => Reachability::NotReached(Obstacle::new(error.to_string(), ATTACH_LATER)),
         }
     }
 
-    fn start(&self, launch: &Launch<'_>) -> Result<Infallible, Failure> {
-        let file = ka_reach::conf::text().unwrap_or_default();
-        let mut environment = Environment::of(launch, &file);
+    fn start(&self, request: &StartRequest<'_>) -> Result<Infallible, Failure> {
+        let mut sources = request.sources();
         let room = Box::leak(Box::new([Rule::SKIP; Rules::MAX]));
-        let policy = environment.variables(&file).policy(room, |_, _| {});
-        environment.complain(&file);
-        environment.complain_of_log(&file, self.name());
-        let failed = |error: &dyn std::fmt::Display| {
-            Failure::new(format_args!("run: via seccomp: {error}")).with_status(OUR_OWN)
-        };
-        if launch.best_effort && !matches!(self.reach(launch), Reach::Yes(_)) {
-            return Err(execute(launch, &environment));
+        let policy = sources.variables().policy(room, |_, _| {});
+        sources.warn_of_mistakes();
+        sources.warn_of_log(self.name());
+        let failed =
+            |error: Error| Failure::new(format_args!("run: via seccomp: {error}")).with_status(OUR_OWN);
+        if request.best_effort && !matches!(self.check(request), Reachability::Reached(_)) {
+            return Err(request.execute(&sources.environment));
         }
-        if let Some(outer) = outer() {
-            return Err(start_under(&outer, launch));
+        if let Some(outer) = OuterSupervisor::find() {
+            return Err(start_under(&outer, request));
         }
-        let supervised = Supervised::start(policy, launch.program.name(), launch.no_io_uring);
-        let supervised = supervised.map_err(|error| failed(&error))?;
+        let child = SupervisedChild::start(policy, request.program.name(), request.denies_io_uring);
+        let child = child.map_err(failed)?;
         // From here on this is the program's process.
-        environment.hand_on(supervised.front());
-        let (supervisor, spare) = supervised.supervisors();
-        let is_ready = || {
-            if launch.verbose {
+        sources.environment.readdress_systemd_variables(child.proxy_pid());
+        let (supervisor, spare) = (child.supervisor_pid(), child.spare_pid());
+        let report = || {
+            if request.verbose {
                 let mode = policy.mode.name();
-                let renounced = if is_privileged() { "" } else { ", no_new_privs" };
+                let renounced = if may_keep_privileges() { "" } else { ", no_new_privs" };
                 let rules = match policy.rules.iter().count() {
                     0 => String::new(),
                     count => format!(" but for {}", text::count(count, "rule")),
@@ -81,79 +79,77 @@ impl Way for Seccomp {
                 );
             }
         };
-        Err(match supervised.install(is_ready) {
-            Ok(()) => execute(launch, &environment),
-            Err(error) => failed(&reason(&error)),
+        Err(match child.install_filters(report) {
+            Ok(()) => request.execute(&sources.environment),
+            Err(error) => failed(error),
         })
     }
 }
 
-const BUSY: &str = "another program's seccomp listener is over this process (a container's, for example), and the kernel lets there be one";
+/// Returns whether this process may install a filter without no_new_privs. seccomp(2), EACCES
+fn may_keep_privileges() -> bool {
+    privilege::has(CAP_SYS_ADMIN)
+}
 
-const FOLLOW: &str = "ka attach --follow PID, once it runs (ka run --best-effort starts it without)";
-
-/// Why no program can be supervised here.
-pub(super) fn closed() -> Option<String> {
-    match architecture_obstacle().map_or_else(trial, |why| Err(Trial::Refused(why))) {
-        Ok(()) => None,
-        Err(Trial::Busy) => outer().is_none().then(|| BUSY.to_owned()),
-        Err(Trial::Refused(why)) => Some(why),
+/// Returns the reason why no program can be supervised here.
+pub(super) fn obstacle() -> Option<String> {
+    match check_support() {
+        Err(Error::ListenerInUse) if OuterSupervisor::find().is_some() => None,
+        result => result.err().map(|error| error.to_string()),
     }
 }
 
-/// Why a program is not reached, and what does reach it.
-fn obstacle(launch: &Launch<'_>) -> Option<(String, String)> {
-    let program = launch.program;
+/// Returns the reason why this program cannot be supervised.
+fn obstacle_of(request: &StartRequest<'_>) -> Option<Obstacle> {
+    let program = request.program;
     let path = program.executable.display();
-    let follow = |why: String| Some((why, FOLLOW.to_owned()));
-    if let Some(why) = architecture_obstacle() {
-        return follow(why);
+    let attach_later = |why: String| Some(Obstacle::new(why, ATTACH_LATER));
+    if let Err(error) = check_architecture() {
+        return attach_later(error.to_string());
     }
     let mut chain = program.chain();
     if let Some((secure, path)) = chain.find_map(|program| Some((program.secure?, &program.executable)))
-        && !is_privileged()
+        && !may_keep_privileges()
     {
         let path = path.display();
-        return Some((
+        return Some(Obstacle::new(
             format!("{path}: {secure}, and a filter without CAP_SYS_ADMIN would take its rights from it"),
-            "sudo ka run".to_owned(),
+            "sudo ka run",
         ));
     }
     if let (Some(elf), Ok(Some(own))) = (&program.elf, Elf::read("/proc/self/exe".as_ref()))
         && !elf.fits(&own)
     {
-        return follow(format!(
+        return attach_later(format!(
             "{path}: it is for {}, and ka for {}",
             elf.machine_name(),
             own.machine_name()
         ));
     }
-    let may_not_be_read = file::open_regular(&program.executable)
+    let is_unreadable = file::open_regular(&program.executable)
         .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
-    if may_not_be_read && !own_status().has_capability(CAP_SYS_PTRACE) {
-        return follow(format!("{path}: it may not be read, so the kernel lets nobody look into it"));
+    if is_unreadable && !privilege::has(CAP_SYS_PTRACE) {
+        return attach_later(format!("{path}: it may not be read, so the kernel lets nobody look into it"));
     }
-    let file = ka_reach::conf::text().unwrap_or_default();
     let mut room = [Rule::SKIP; Rules::MAX];
-    let environment = Environment::of(launch, &file);
-    if environment.variables(&file).policy(&mut room, |_, _| {}).rules.look_at_peer() {
-        return Some((
-            "KA_RULES, in the environment or /etc/ka.conf, chooses by peer, which is in the program's memory: this way can choose by lport"
-                .to_owned(),
-            "KA_RULES= ka run".to_owned(),
+    let sources = request.sources();
+    if sources.variables().policy(&mut room, |_, _| {}).rules.look_at_peer() {
+        return Some(Obstacle::new(
+            "KA_RULES, in the environment or /etc/ka.conf, chooses by peer, which is in the program's memory: this way can choose by lport",
+            "KA_RULES= ka run",
         ));
     }
     None
 }
 
 /// Describes the policy of an outer supervisor.
-fn line(outer: &Outer) -> String {
+fn describe(outer: &OuterSupervisor) -> String {
     let Settings { idle, intvl, cnt, .. } = outer.settings;
     format!("an outer ka run --via seccomp is in force here: {idle},{intvl},{cnt}")
 }
 
-/// Becomes the program, under an outer supervisor.
-pub(super) fn start_under(outer: &Outer, launch: &Launch<'_>) -> Failure {
-    let _ = writeln!(io::stderr(), "ka: run: {}", line(outer));
-    execute(launch, &Environment::of(launch, &ka_reach::conf::text().unwrap_or_default()))
+/// Becomes the program, under an outer supervisor. Returns only on failure.
+pub(super) fn start_under(outer: &OuterSupervisor, request: &StartRequest<'_>) -> Failure {
+    let _ = writeln!(io::stderr(), "ka: run: {}", describe(outer));
+    request.execute(&request.sources().environment)
 }

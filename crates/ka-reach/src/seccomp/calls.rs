@@ -1,31 +1,34 @@
-//! The calls that wait for the supervisor: what each means for the socket that it is about, and what it is answered.
+//! Handles the calls that wait for the supervisor: sets the socket, and answers the call.
 //!
-//! Nothing is decided by what is in the program's memory, which another of its threads may change before the kernel
-//! looks at it. What a call is about is a descriptor, which is a number in a register; the supervisor takes a duplicate
-//! of it, sees to the socket itself, and has the kernel make the call as it came. The one value that is read, that of
-//! a setsockopt in the modes that judge it, is read once, and then it is the supervisor who makes the call, with what
-//! it has read.
+//! No decision depends on the program's memory, because another thread of the program may change it before the kernel
+//! reads it. The descriptor of a call is in a register. The supervisor duplicates the descriptor, sets the socket, and
+//! has the kernel make the call unchanged. Only the value of a setsockopt is in memory. In the modes that restrict
+//! setsockopt, the supervisor reads the value once, and makes the call itself with this value.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
 use ka_core::{Config, Errno, Error, Kernel as _, Libc, SockOpt, Socket, Timer};
 use ka_policy::{Action, Policy, Verdict, due, give};
 use libc::{c_int, c_long};
 
 use super::FAILED;
-use super::filter::{Foreign, X32};
-use super::speaker::Notice;
-use super::sys::{self, Answer, Call, Post};
+use super::children::exit;
+use super::descriptors::local_port;
+use super::filter::{CompatArch, X32};
+use super::listener::{Answer, Call, Listener};
+use super::log::Warning;
+use super::memory;
+use super::shared::WorkerSlot;
 use super::workers::Workers;
 use crate::class::Classes;
 use crate::privilege;
 use crate::process::{self, PIDFD_THREAD, Status};
 use crate::sys::{pidfd_getfd, pidfd_open, read_link, share_descriptors};
 
-/// What setsockopt(2) wants to be given, at least.
+/// The least length that setsockopt(2) accepts for an int.
 const INT_SIZE: c_int = 4;
 
 /// A task whose descriptors can be duplicated.
@@ -36,6 +39,7 @@ struct Task {
 }
 
 impl Task {
+    /// Opens a task. `flags` are those of pidfd_open(2).
     fn open(task: i32, flags: u32) -> io::Result<Self> {
         let pidfd = pidfd_open(task, flags)?;
         Ok(Self { pidfd, folder: File::open(format!("/proc/{task}/fd")).ok() })
@@ -57,42 +61,42 @@ impl Task {
 }
 
 /// Handles calls, one at a time. Its thread may get stuck in any system call on a program's object.
-pub(super) struct Server {
+pub(super) struct CallHandler {
     workers: &'static Workers,
-    post: &'static Post,
+    slot: &'static WorkerSlot,
     /// Opened tasks, by number. If a number is reused, its pidfd still refers to the ended task, and pidfd_getfd(2)
     /// fails. A `HashMap` would read random bytes in each thread. Where getrandom(2) is missing, it reads them from a
     /// file that this process has closed.
     tasks: BTreeMap<u32, Task>,
-    /// How many tasks to remember.
-    most: usize,
+    /// The maximum number of `tasks`.
+    max_tasks: usize,
     /// Whether the kernel has pidfds of single tasks: Linux 6.9.
-    has_tasks: bool,
+    has_task_pidfds: bool,
     /// `None` if sockets have no class.
     classes: Option<Classes>,
 }
 
-impl Server {
-    pub(super) fn new(workers: &'static Workers, post: &'static Post) -> Self {
+impl CallHandler {
+    pub(super) fn new(workers: &'static Workers, slot: &'static WorkerSlot) -> Self {
         let classes = Classes::of_this_process();
-        Self { workers, post, tasks: BTreeMap::new(), most: 512, has_tasks: true, classes }
+        Self { workers, slot, tasks: BTreeMap::new(), max_tasks: 512, has_task_pidfds: true, classes }
     }
 
-    fn listener(&self) -> BorrowedFd<'static> {
-        self.workers.listener.as_fd()
+    fn listener(&self) -> &'static Listener {
+        &self.workers.listener
     }
 
-    /// Answers the next call. Returns false if no process is left that could make one.
-    pub(super) fn serve(&mut self) -> bool {
-        match self.workers.receive(self.post) {
+    /// Waits for the next call and answers it. Returns false if no process is left that could make one.
+    pub(super) fn handle_next(&mut self) -> bool {
+        match self.workers.receive(self.slot) {
             Ok(call) => self.handle(&call),
             // Either no process is left, or only the caller has ended.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                return !sys::is_over(self.listener());
+                return !self.listener().has_no_callers();
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // Without an answer, calls would wait forever. If this process exits, the spare takes over.
-            Err(_) => sys::exit(FAILED),
+            Err(_) => exit(FAILED),
         }
         true
     }
@@ -103,72 +107,72 @@ impl Server {
         let answer = if self.workers.lets_through(call) { Some(Answer::Continue) } else { self.answer(call) };
         if let Some(answer) = answer {
             let listener = self.listener();
-            // A signal may come in between. ENOENT: nobody waits for it any more.
-            let is_open =
-                || sys::answer(listener, call.id, answer).is_err() && sys::is_waiting(listener, call);
-            if (0..TRIES).all(|_| is_open()) {
-                // Who called would wait for ever: without us, the spare answers.
-                sys::exit(FAILED);
+            // A signal may interrupt the answer.
+            let is_unanswered = || listener.answer(call.id, answer).is_err() && listener.is_waiting(call);
+            if (0..TRIES).all(|_| is_unanswered()) {
+                // The caller would wait forever. If this process exits, the spare answers the call.
+                exit(FAILED);
             }
         }
-        self.post.end();
+        self.slot.end();
     }
 
-    /// What a call is answered; `None` where nobody waits any more.
+    /// Sets the sockets of a call, and returns the answer. Returns `None` if the caller no longer waits.
     fn answer(&mut self, call: &Call) -> Option<Answer> {
         let number = c_long::from(call.data.nr);
         let first = register(call, 0);
-        if is_foreign(call) {
-            self.note(call, Notice::Foreign, || {
-                let name = if number & X32 != 0 { "x32" } else { Foreign::here().name };
+        if is_compat(call) {
+            self.warn(call, Warning::OtherArchitecture, || {
+                let name = if number & X32 != 0 { "x32" } else { CompatArch::of_this_machine().name };
                 format!(
                     "makes calls of {name}: its sockets have the policy from when they connect or listen, and it may change that"
                 )
             });
-            return if Foreign::here().socketcall.is_some_and(|socketcall| c_long::from(socketcall) == number)
-            {
-                self.sweep(call)
+            let socketcall = CompatArch::of_this_machine().socketcall;
+            return if socketcall.is_some_and(|socketcall| c_long::from(socketcall) == number) {
+                self.set_all(call)
             } else {
-                self.give(call, first)
+                self.set_socket(call, first)
             };
         }
         match number {
             libc::SYS_io_uring_setup => {
-                self.note(call, Notice::Ring, || {
+                self.warn(call, Warning::IoUring, || {
                     "uses io_uring: what it connects and listens through that has no policy (--no-io-uring denies it)"
                         .to_owned()
                 });
                 Some(Answer::Continue)
             }
             libc::SYS_setsockopt => self.judge(call, first),
-            _ => self.give(call, first),
+            _ => self.set_socket(call, first),
         }
     }
 
-    /// A socket is about to connect or to listen: it gets the policy.
-    fn give(&mut self, call: &Call, fd: c_int) -> Option<Answer> {
+    /// Applies the policy to a socket that is about to connect or to listen.
+    fn set_socket(&mut self, call: &Call, fd: c_int) -> Option<Answer> {
         match self.duplicate(call, fd) {
             Ok(Some(socket)) => self.apply(&socket),
             Ok(None) => return None,
-            Err(error) => self.refused(call, error),
+            Err(error) => self.warn_of_denial(call, error),
         }
         Some(Answer::Continue)
     }
 
-    /// All sockets of who calls get it: which one is meant is in its memory.
-    fn sweep(&mut self, call: &Call) -> Option<Answer> {
+    /// Applies the policy to all sockets of the caller. The descriptor of a socketcall(2) is in the caller's memory.
+    fn set_all(&mut self, call: &Call) -> Option<Answer> {
         let sockets = process::sockets(&format!("/proc/{}/fd", call.pid)).unwrap_or_default();
         for (fd, _) in sockets {
-            self.give(call, fd)?;
+            self.set_socket(call, fd)?;
         }
         Some(Answer::Continue)
     }
 
+    /// Applies the policy to a duplicated socket. Prints an error.
     fn apply(&self, socket: &OwnedFd) {
         match apply(socket.as_raw_fd(), self.workers.policy) {
             Ok(()) => {}
             Err(Error::System { errno: Errno(libc::ENOTSOCK), .. }) => self.workers.check_descriptors(),
-            Err(error) => self.workers.say(not_set(&error)),
+            Err(error) => self.workers.log(not_set(&error)),
         }
     }
 
@@ -184,7 +188,7 @@ impl Server {
             Ok(Some(socket)) => socket,
             Ok(None) => return None,
             Err(error) => {
-                self.refused(call, error);
+                self.warn_of_denial(call, error);
                 return Some(Answer::Continue);
             }
         };
@@ -201,25 +205,25 @@ impl Server {
             return Some(Answer::Continue);
         };
         let Some(&address) = call.data.args.get(3) else { return Some(Answer::Continue) };
-        let read = sys::read_int(call.pid.cast_signed(), address);
-        if !sys::is_waiting(self.listener(), call) {
+        let read = memory::read_int(call.pid.cast_signed(), address);
+        if !self.listener().is_waiting(call) {
             return None;
         }
         Some(match read {
-            Ok(wanted) => Answer::Return(self.set(&socket, &config, option, wanted)),
+            Ok(wanted) => Answer::Return(self.set_option(&socket, &config, option, wanted)),
             Err(error) if error.raw_os_error() == Some(libc::EFAULT) => Answer::Return(libc::EFAULT),
             Err(error) => {
-                self.refused(call, error);
+                self.warn_of_denial(call, error);
                 Answer::Continue
             }
         })
     }
 
     /// Makes the program's call as far as the mode allows it. Returns its errno, or 0.
-    fn set(&self, socket: &OwnedFd, config: &Config, option: SockOpt, wanted: c_int) -> c_int {
+    fn set_option(&self, socket: &OwnedFd, config: &Config, option: SockOpt, wanted: c_int) -> c_int {
         let set = |value| Libc.set(socket.as_raw_fd(), option, value).map_or_else(|errno| errno.0, |()| 0);
         // The kernel rejects the user timeout of Multipath TCP.
-        let lacks = || {
+        let is_unsupported = || {
             let timeout = || Socket::new(socket.as_raw_fd()).timer(Timer::UserTimeout);
             option == SockOpt::Timer(Timer::UserTimeout) && timeout().is_err()
         };
@@ -229,7 +233,7 @@ impl Server {
         match self.workers.policy.judge(config, option, wanted) {
             Verdict::Pass => set(wanted),
             Verdict::Clamp(limit) => set(limit),
-            Verdict::Ignore if lacks() => set(wanted),
+            Verdict::Ignore if is_unsupported() => set(wanted),
             Verdict::Ignore => {
                 self.apply(socket);
                 0
@@ -262,7 +266,7 @@ impl Server {
         let is_wary = self.workers.is_wary();
         if let Some(task) = self.tasks.get(&call.pid) {
             match task.duplicate(fd, is_wary) {
-                // It is another's number now.
+                // The task has ended, and its ID was reused.
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => _ = self.tasks.remove(&call.pid),
                 Err(error) if error.raw_os_error() == Some(libc::EMFILE) => self.tasks.clear(),
                 result => return result.map(Some),
@@ -270,23 +274,24 @@ impl Server {
         }
         let task = match self.open(call) {
             Err(error) if error.raw_os_error() == Some(libc::EMFILE) && !self.tasks.is_empty() => {
-                self.most = (self.tasks.len() / 2).max(1);
+                self.max_tasks = (self.tasks.len() / 2).max(1);
                 self.tasks.clear();
                 self.open(call)
             }
             result => result,
         };
-        let socket = task.and_then(|(task, is_its_own)| {
-            task.duplicate(fd, is_wary).map(|socket| (socket, task, is_its_own))
+        let socket = task.and_then(|(task, is_callers)| {
+            task.duplicate(fd, is_wary).map(|socket| (socket, task, is_callers))
         });
-        // If it does not wait any more, the number may have been another's when it was opened.
-        if !sys::is_waiting(self.listener(), call) {
+        // If the caller no longer waits, its ID may have been reused before the task was opened.
+        if !self.listener().is_waiting(call) {
             return Ok(None);
         }
-        let (socket, task, is_its_own) = socket?;
-        // A process may outlive the thread whose number this is, and then the number may be another's.
-        if is_its_own {
-            if self.tasks.len() >= self.most {
+        let (socket, task, is_callers) = socket?;
+        // A process may outlive the thread that called, and then the thread's ID may be reused. So only a pidfd of the
+        // caller itself is remembered.
+        if is_callers {
+            if self.tasks.len() >= self.max_tasks {
                 self.tasks.clear();
             }
             self.tasks.insert(call.pid, task);
@@ -294,69 +299,69 @@ impl Server {
         Ok(Some(socket))
     }
 
-    /// The task that calls, or its process where the kernel has no pidfds of tasks: nearly always both have one table of
-    /// descriptors. And whether it is the task's own.
+    /// Opens the task that calls. If the kernel has no pidfds of tasks, opens its process: nearly always both share one
+    /// descriptor table. Returns also whether the pidfd is that of the caller itself.
     fn open(&mut self, call: &Call) -> io::Result<(Task, bool)> {
         let task = call.pid.cast_signed();
-        if self.has_tasks {
+        if self.has_task_pidfds {
             match Task::open(task, PIDFD_THREAD) {
                 // Kernels that support task pidfds also return EINVAL for a task that is just ending.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) && !process::has_task_pidfds() => {
-                    self.has_tasks = false;
+                    self.has_task_pidfds = false;
                 }
                 result => return Ok((result?, true)),
             }
         }
         let leader = Status::read(task)?.leader().unwrap_or(task);
-        // The leader's may be another socket by the same number, or none.
+        // In another table, the same number may be another socket, or none.
         if leader != task && share_descriptors(leader, task).is_ok_and(|is_one| !is_one) {
             return Err(crate::Error::ThreadDescriptors { task: None }.into());
         }
         Ok((Task::open(leader, 0)?, leader == task))
     }
 
-    /// A caller's socket could not be had.
-    fn refused(&mut self, call: &Call, error: io::Error) {
+    /// Warns that the kernel denies access to a caller's socket or memory.
+    fn warn_of_denial(&mut self, call: &Call, error: io::Error) {
         // If the descriptor is missing or is not a socket, the kernel's own call reports that.
         if !matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK)) {
-            self.note(call, Notice::Refused, || {
+            self.warn(call, Warning::NoAccess, || {
                 let why = privilege::explain(call.pid.cast_signed(), error);
                 format!("is not reached, and its sockets have no policy: {why}")
             });
         }
     }
 
-    fn note(&self, call: &Call, notice: Notice, what: impl FnOnce() -> String) {
-        self.workers.note(call.pid.cast_signed(), notice, what);
+    fn warn(&self, call: &Call, warning: Warning, text: impl FnOnce() -> String) {
+        self.workers.warn(call.pid.cast_signed(), warning, text);
     }
 }
 
 /// Decides what a socket gets that is about to connect or to listen. A socket that is not bound has no local port, so
 /// no rule that looks at the port matches it.
 fn decide(policy: Policy<'static>, fd: RawFd) -> Action {
-    let port = if policy.rules.look_at_local_port() { sys::local_port(fd) } else { 0 };
+    let port = if policy.rules.look_at_local_port() { local_port(fd) } else { 0 };
     policy.decide(None, port)
 }
 
 /// Decides what a socket gets in its present state. Returns `None` if it is not bound and a rule looks at the local port.
 fn decide_now(policy: Policy<'static>, fd: RawFd) -> Option<Action> {
-    (!policy.rules.look_at_local_port() || sys::local_port(fd) != 0).then(|| decide(policy, fd))
+    (!policy.rules.look_at_local_port() || local_port(fd) != 0).then(|| decide(policy, fd))
 }
 
-/// Gives a socket its policy, as the mode allows. Sockets that are not TCP are left alone.
+/// Applies the policy to a socket, as the mode allows. Sockets that are not TCP are left alone.
 ///
 /// A rule that looks at the peer cannot be followed. Before connect(2), the peer's address is in the program's memory,
 /// and during the handshake getpeername(2) fails. The supervisor does not hear of accepted sockets.
 pub(super) fn apply(fd: RawFd, policy: Policy<'static>) -> Result<(), Error> {
     let socket = Socket::new(fd);
     let Action::Apply(config) = decide(policy, fd) else { return Ok(()) };
-    let given = socket.is_enabled().and_then(|was_on| {
+    let applied = socket.is_enabled().and_then(|was_on| {
         due(socket, &config, policy.mode, was_on).map_or(Ok(()), |config| give(socket, config, !was_on).1)
     });
-    match given {
+    match applied {
         // Every socket that connects gets here, even if it is not TCP.
         Err(Error::NotTcp) => Ok(()),
-        given => given,
+        applied => applied,
     }
 }
 
@@ -365,13 +370,13 @@ pub(super) fn not_set(error: &Error) -> String {
     format!("ka: run: a socket could not be set: {}", crate::text::socket_reason(error))
 }
 
-/// A call's argument, of which the kernel takes 32 bits too.
+/// Returns the low 32 bits of a call's argument. The kernel ignores the other bits.
 fn register(call: &Call, place: usize) -> c_int {
     let value = call.data.args.get(place).copied().unwrap_or(u64::MAX);
     u32::try_from(value & u64::from(u32::MAX)).unwrap_or(u32::MAX).cast_signed()
 }
 
-/// Whether a call is not of the architecture that ka is for.
-fn is_foreign(call: &Call) -> bool {
-    c_long::from(call.data.nr) & X32 != 0 || Foreign::here().is(call.data.arch)
+/// Returns whether a call is of x32 or of the 32-bit architecture.
+fn is_compat(call: &Call) -> bool {
+    c_long::from(call.data.nr) & X32 != 0 || CompatArch::of_this_machine().is(call.data.arch)
 }

@@ -1,8 +1,10 @@
-//! The filters: which calls wait for the supervisor, and which are answered by the kernel itself. seccomp(2)
+//! The filters: they decide which calls wait for the supervisor. seccomp(2)
 //!
-//! seccompiler puts the comparisons together. It knows no user notification, so its filter says TRACE where ours is
-//! to say USER_NOTIF. And it kills whatever makes a call of another architecture, so ours looks at the architecture
-//! before it does: such a call is let through, and the supervisor hears of those that would have been for it.
+//! seccompiler generates the comparisons of arguments. Its filters differ from the ones here in two points:
+//!
+//! - It does not support user notification. So it generates the action TRACE, which is then replaced by USER_NOTIF.
+//! - Its filters kill a process that makes a call of another architecture. So instructions that check the architecture
+//!   precede them. They allow such calls, and notify the supervisor of connect and listen.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
@@ -15,20 +17,22 @@ use seccompiler::{
     TargetArch, sock_filter,
 };
 
-/// An architecture whose programs this kernel runs too, if it was built so.
-pub(super) struct Foreign {
+use crate::{Error, Result};
+
+/// The 32-bit architecture whose programs a 64-bit kernel also runs, if it was built with support for them.
+pub(super) struct CompatArch {
     pub(super) name: &'static str,
     /// `AUDIT_ARCH_*` of linux/audit.h
     arch: u32,
-    /// connect(2) and listen(2).
+    /// The numbers of connect(2) and listen(2).
     calls: &'static [u32],
-    /// socketcall(2), where all socket calls are one, with its kind as the first argument.
+    /// The number of socketcall(2), if the architecture has it. Its first argument selects the socket call.
     pub(super) socketcall: Option<u32>,
 }
 
-impl Foreign {
-    /// The other architecture that programs of this kernel may have.
-    pub(super) const fn here() -> Self {
+impl CompatArch {
+    /// Returns the 32-bit architecture of this machine.
+    pub(super) const fn of_this_machine() -> Self {
         if cfg!(target_arch = "aarch64") {
             Self { name: "32-bit ARM", arch: 0x4000_0028, calls: &[283, 284], socketcall: None }
         } else if cfg!(target_arch = "riscv64") {
@@ -38,41 +42,40 @@ impl Foreign {
         }
     }
 
-    /// Whether it is this one.
+    /// Returns whether this is the architecture with this `AUDIT_ARCH_*` number.
     pub(super) const fn is(&self, arch: u32) -> bool {
         self.arch == arch
     }
 }
 
-/// What `SYS_CONNECT` and `SYS_LISTEN` are to socketcall(2).
+/// `SYS_CONNECT` and `SYS_LISTEN`: the first argument of socketcall(2). linux/net.h
 const SOCKETCALLS: [u32; 2] = [3, 4];
 
-/// Calls of x32 are calls of x86_64 with this bit.
+/// This bit in the number of a call of x86_64 means a call of x32.
 pub(super) const X32: c_long = 0x4000_0000;
 
 /// The filters of a program.
 pub(super) struct Filters {
-    /// Those that answer by themselves.
+    /// Filters that deny calls.
     pub(super) plain: Vec<BpfProgram>,
-    /// The one whose calls the supervisor answers.
+    /// The filter that suspends calls until the supervisor answers them.
     pub(super) listener: BpfProgram,
 }
 
 impl Filters {
-    /// Returns the filters for a mode. `no_rings` denies io_uring.
-    pub(super) fn new(mode: Mode, no_rings: bool) -> Result<Self, String> {
+    /// Returns the filters for a mode. `denies_io_uring` makes io_uring_setup(2) fail with ENOSYS.
+    pub(super) fn new(mode: Mode, denies_io_uring: bool) -> Result<Self> {
         let mut plain = Vec::new();
-        if no_rings {
+        if denies_io_uring {
             let rules = BTreeMap::from([(libc::SYS_io_uring_setup, Vec::new())]);
-            plain.push(answering(rules, libc::ENOSYS)?);
+            plain.push(denying(rules, libc::ENOSYS)?);
         }
-        let fast_open = |argument| -> Result<_, String> {
+        let fast_open = |argument| -> Result<_> {
             let flag = u64::from(libc::MSG_FASTOPEN.cast_unsigned());
-            let is_there = condition(argument, SeccompCmpOp::MaskedEq(flag), flag)?;
-            Ok(vec![SeccompRule::new(vec![is_there]).map_err(said)?])
+            Ok(vec![rule(vec![condition(argument, SeccompCmpOp::MaskedEq(flag), flag)?])?])
         };
-        // No condition: always.
-        let mut watched = BTreeMap::from([
+        // An empty list means that all calls match.
+        let mut suspended = BTreeMap::from([
             (libc::SYS_connect, Vec::new()),
             (libc::SYS_listen, Vec::new()),
             (libc::SYS_sendto, fast_open(3)?),
@@ -80,74 +83,76 @@ impl Filters {
             (libc::SYS_sendmmsg, fast_open(3)?),
         ]);
         if cfg!(target_arch = "x86_64") {
-            watched.insert(libc::SYS_connect | X32, Vec::new());
-            watched.insert(libc::SYS_listen | X32, Vec::new());
+            suspended.insert(libc::SYS_connect | X32, Vec::new());
+            suspended.insert(libc::SYS_listen | X32, Vec::new());
         }
         if mode != Mode::Default {
-            watched.insert(libc::SYS_setsockopt, options(&SockOpt::ALL)?);
+            suspended.insert(libc::SYS_setsockopt, setsockopt_rules(&SockOpt::ALL)?);
         }
-        if !no_rings {
-            watched.insert(libc::SYS_io_uring_setup, Vec::new());
+        if !denies_io_uring {
+            suspended.insert(libc::SYS_io_uring_setup, Vec::new());
         }
-        Ok(Self { plain, listener: notifying(watched)? })
+        Ok(Self { plain, listener: suspending(suspended)? })
     }
 
-    /// The least that has a listener.
-    pub(super) fn trial() -> Result<BpfProgram, String> {
-        notifying(BTreeMap::from([(libc::SYS_listen, Vec::new())]))
+    /// Returns a filter that shows whether the kernel supports listeners.
+    pub(super) fn trial() -> Result<BpfProgram> {
+        suspending(BTreeMap::from([(libc::SYS_listen, Vec::new())]))
     }
 }
 
-/// Whether there are filters for this machine.
-pub(super) fn architecture() -> Result<TargetArch, String> {
-    TargetArch::try_from(ARCH).map_err(|_| format!("there are no seccomp filters for {ARCH} here"))
+/// Returns seccompiler's name of this machine's architecture.
+pub(super) fn architecture() -> Result<TargetArch> {
+    TargetArch::try_from(ARCH).map_err(|_| Error::NoFilters(ARCH))
 }
 
-fn said(error: impl std::fmt::Display) -> String {
-    format!("seccomp: {error}")
+/// A condition on the low 32 bits of an argument. The kernel ignores the other bits of the arguments checked here.
+fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value).map_err(Error::Filter)
 }
 
-/// What is asked of an argument, of which the kernel takes 32 bits.
-fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition, String> {
-    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value).map_err(said)
+/// A rule that matches if all conditions hold.
+fn rule(conditions: Vec<SeccompCondition>) -> Result<SeccompRule> {
+    SeccompRule::new(conditions).map_err(Error::Filter)
 }
 
-/// setsockopt(2) of any of these options.
-fn options(options: &[SockOpt]) -> Result<Vec<SeccompRule>, String> {
+/// Returns rules that match setsockopt(2) of any of these options.
+fn setsockopt_rules(options: &[SockOpt]) -> Result<Vec<SeccompRule>> {
     let rule = |option: &SockOpt| {
         let (level, name) = option.level_and_name();
         let equals =
             |argument, value: i32| condition(argument, SeccompCmpOp::Eq, u64::from(value.cast_unsigned()));
-        SeccompRule::new(vec![equals(1, level)?, equals(2, name)?]).map_err(said)
+        rule(vec![equals(1, level)?, equals(2, name)?])
     };
     options.iter().map(rule).collect()
 }
 
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
-fn compiled(rules: Rules, action: SeccompAction) -> Result<BpfProgram, String> {
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, architecture()?).map_err(said)?;
-    filter.try_into().map_err(said)
+fn compile(rules: Rules, action: SeccompAction) -> Result<BpfProgram> {
+    let filter =
+        SeccompFilter::new(rules, SeccompAction::Allow, action, architecture()?).map_err(Error::Filter)?;
+    filter.try_into().map_err(Error::Filter)
 }
 
-/// A filter that makes these calls fail with an errno.
-fn answering(rules: Rules, errno: i32) -> Result<BpfProgram, String> {
-    let program = compiled(rules, SeccompAction::Errno(errno.cast_unsigned()))?;
-    Ok([for_others(&[]), program].concat())
+/// Returns a filter that makes these calls fail with an errno.
+fn denying(rules: Rules, errno: i32) -> Result<BpfProgram> {
+    let program = compile(rules, SeccompAction::Errno(errno.cast_unsigned()))?;
+    Ok([architecture_check(&[]), program].concat())
 }
 
-/// A filter that makes these calls wait for the supervisor.
-fn notifying(rules: Rules) -> Result<BpfProgram, String> {
-    let mut program = compiled(rules, SeccompAction::Trace(0))?;
+/// Returns a filter that suspends these calls until the supervisor answers them.
+fn suspending(rules: Rules) -> Result<BpfProgram> {
+    let mut program = compile(rules, SeccompAction::Trace(0))?;
     for instruction in &mut program {
         if instruction.code == RETURN && instruction.k == libc::SECCOMP_RET_TRACE {
             instruction.k = libc::SECCOMP_RET_USER_NOTIF;
         }
     }
-    Ok([for_others(&[Foreign::here()]), program].concat())
+    Ok([architecture_check(&[CompatArch::of_this_machine()]), program].concat())
 }
 
-// What a filter is made of: linux/bpf_common.h, and struct seccomp_data of linux/seccomp.h.
+// Instructions (linux/bpf_common.h), and the offsets of fields in struct seccomp_data (linux/seccomp.h).
 #[expect(clippy::cast_possible_truncation, reason = "they fit")]
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
 #[expect(clippy::cast_possible_truncation, reason = "they fit")]
@@ -158,36 +163,37 @@ const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const FIRST_ARGUMENT: u32 = 16;
 
-/// What comes before a filter: calls of other architectures do not get to it.
+/// Returns the instructions that precede a filter. They decide about calls of other architectures than this machine's:
+/// connect and listen of these `compat` architectures are suspended, all others are allowed.
 ///
-/// Where an instruction jumps to is so many instructions behind the next.
-fn for_others(foreign: &[Foreign]) -> BpfProgram {
+/// Jump offsets count from the next instruction.
+fn architecture_check(compat: &[CompatArch]) -> BpfProgram {
     let load = |k| sock_filter { code: LOAD, jt: 0, jf: 0, k };
-    let give = |k| sock_filter { code: RETURN, jt: 0, jf: 0, k };
+    let ret = |k| sock_filter { code: RETURN, jt: 0, jf: 0, k };
     let jump = |k, jt, jf| sock_filter { code: JUMP_IF_EQUAL, jt, jf, k };
     let mut program = Vec::new();
-    for Foreign { arch, calls, socketcall, .. } in foreign {
-        // if (arch == foreign) {
+    for CompatArch { arch, calls, socketcall, .. } in compat {
+        // if (arch == compat) {
         //     if (nr is one of calls) return USER_NOTIF;
         //     if (nr == socketcall && args[0] is one of SOCKETCALLS) return USER_NOTIF;
         //     return ALLOW;
         // }
         let mut inner = vec![load(NUMBER)];
         for call in *calls {
-            inner.extend([jump(*call, 0, 1), give(libc::SECCOMP_RET_USER_NOTIF)]);
+            inner.extend([jump(*call, 0, 1), ret(libc::SECCOMP_RET_USER_NOTIF)]);
         }
         if let Some(socketcall) = socketcall {
             let kinds =
-                SOCKETCALLS.map(|kind| [jump(kind, 0, 1), give(libc::SECCOMP_RET_USER_NOTIF)]).concat();
+                SOCKETCALLS.map(|kind| [jump(kind, 0, 1), ret(libc::SECCOMP_RET_USER_NOTIF)]).concat();
             let skipped = u8::try_from(kinds.len()).unwrap_or(u8::MAX).saturating_add(1);
             inner.extend([jump(*socketcall, 0, skipped), load(FIRST_ARGUMENT)]);
             inner.extend(kinds);
         }
-        inner.push(give(libc::SECCOMP_RET_ALLOW));
+        inner.push(ret(libc::SECCOMP_RET_ALLOW));
         program.push(jump(*arch, 0, u8::try_from(inner.len()).unwrap_or(u8::MAX)));
         program.extend(inner);
     }
-    program.push(give(libc::SECCOMP_RET_ALLOW));
+    program.push(ret(libc::SECCOMP_RET_ALLOW));
     let own = architecture().map_or(0, audit_number);
     let skipped = u8::try_from(program.len()).unwrap_or(u8::MAX);
     // arch = data->arch; if (arch == own) goto the filter;
@@ -204,7 +210,7 @@ const fn audit_number(architecture: TargetArch) -> u32 {
 }
 
 #[cfg(test)]
-#[expect(clippy::indexing_slicing, reason = "a filter that is wrong is to fail the test")]
+#[expect(clippy::indexing_slicing, reason = "a wrong filter must fail the test")]
 mod tests {
     use ka_core::SockOpt;
     use ka_policy::Mode;
@@ -213,11 +219,11 @@ mod tests {
     };
     use seccompiler::sock_filter;
 
-    use super::{Filters, Foreign, X32, architecture, audit_number};
+    use super::{CompatArch, Filters, X32, architecture, audit_number};
 
-    /// What a filter answers: the few instructions of classic BPF that ours have.
-    fn answer(filter: &[sock_filter], arch: u32, number: c_long, arguments: [u64; 6]) -> u32 {
-        // struct seccomp_data; all that it runs on have the low half first.
+    /// Runs a filter. Knows the instructions of classic BPF that the filters here contain.
+    fn run(filter: &[sock_filter], arch: u32, number: c_long, arguments: [u64; 6]) -> u32 {
+        // struct seccomp_data. All supported machines are little-endian, so the low half of an argument comes first.
         let mut data = u32::try_from(number).unwrap().to_ne_bytes().to_vec();
         data.extend(arch.to_ne_bytes());
         data.extend([0; 8]);
@@ -246,16 +252,16 @@ mod tests {
         }
     }
 
-    /// Of all filters: the kernel takes the strictest answer, which here is the first that is none.
-    fn fate(filters: &Filters, arch: u32, number: c_long, arguments: [u64; 6]) -> u32 {
+    /// Runs all filters. The kernel takes the strictest action, which here is the first one that is not ALLOW.
+    fn action(filters: &Filters, arch: u32, number: c_long, arguments: [u64; 6]) -> u32 {
         let each = filters.plain.iter().chain([&filters.listener]);
-        each.map(|filter| answer(filter, arch, number, arguments))
-            .find(|answer| *answer != ALLOW)
+        each.map(|filter| run(filter, arch, number, arguments))
+            .find(|action| *action != ALLOW)
             .unwrap_or(ALLOW)
     }
 
     #[test]
-    fn who_waits_and_who_does_not() {
+    fn calls_that_concern_the_policy_are_suspended() {
         let own = audit_number(architecture().unwrap());
         let option = |level: i32, name: i32, upper: u64| {
             [3, level.unsigned_abs().into(), name.unsigned_abs().into(), 0, 4, 0]
@@ -267,10 +273,10 @@ mod tests {
             arguments
         };
         for mode in Mode::ALL {
-            let judged = if mode == Mode::Default { ALLOW } else { NOTIFY };
-            for no_rings in [false, true] {
-                let filters = Filters::new(mode, no_rings).unwrap();
-                let own = |number, arguments| fate(&filters, own, number, arguments);
+            let expected = if mode == Mode::Default { ALLOW } else { NOTIFY };
+            for denies_io_uring in [false, true] {
+                let filters = Filters::new(mode, denies_io_uring).unwrap();
+                let own = |number, arguments| action(&filters, own, number, arguments);
                 for number in [libc::SYS_connect, libc::SYS_listen] {
                     assert_eq!(own(number, [3; 6]), NOTIFY);
                 }
@@ -280,17 +286,17 @@ mod tests {
                     assert_eq!(own(number, fast(flags)), NOTIFY);
                     assert_eq!(own(number, fast(flags + 1)), ALLOW);
                 }
-                // Of the upper halves of arguments the kernel takes no notice.
+                // The kernel ignores the upper halves of these arguments.
                 for upper in [0, 0xdead << 32] {
                     let set = |level, name| own(libc::SYS_setsockopt, option(level, name, upper));
                     for option in SockOpt::ALL {
                         let (level, name) = option.level_and_name();
-                        assert_eq!(set(level, name), judged, "{option}");
+                        assert_eq!(set(level, name), expected, "{option}");
                     }
                     assert_eq!(set(libc::SOL_SOCKET, libc::TCP_KEEPIDLE), ALLOW);
                     assert_eq!(set(libc::IPPROTO_TCP, libc::TCP_NODELAY), ALLOW);
                 }
-                let ring = if no_rings { ERRNO | libc::ENOSYS.unsigned_abs() } else { NOTIFY };
+                let ring = if denies_io_uring { ERRNO | libc::ENOSYS.unsigned_abs() } else { NOTIFY };
                 assert_eq!(own(libc::SYS_io_uring_setup, [0; 6]), ring);
                 for number in [libc::SYS_socket, libc::SYS_accept4, libc::SYS_close, libc::SYS_getsockopt] {
                     assert_eq!(own(number, [3; 6]), ALLOW);
@@ -300,23 +306,24 @@ mod tests {
     }
 
     #[test]
-    fn calls_of_other_architectures_are_let_through_and_told() {
+    fn calls_of_other_architectures_are_allowed_or_suspended() {
         let filters = Filters::new(Mode::Force, true).unwrap();
-        let foreign = Foreign::here();
-        let theirs = |number: u32, first| fate(&filters, foreign.arch, number.into(), [first, 0, 0, 0, 0, 0]);
-        for call in foreign.calls {
+        let compat = CompatArch::of_this_machine();
+        let theirs =
+            |number: u32, first| action(&filters, compat.arch, number.into(), [first, 0, 0, 0, 0, 0]);
+        for call in compat.calls {
             assert_eq!(theirs(*call, 3), NOTIFY);
         }
-        if let Some(socketcall) = foreign.socketcall {
+        if let Some(socketcall) = compat.socketcall {
             // SYS_SOCKET, SYS_CONNECT, SYS_LISTEN, SYS_ACCEPT
             assert_eq!([1, 3, 4, 5].map(|kind| theirs(socketcall, kind)), [ALLOW, NOTIFY, NOTIFY, ALLOW]);
         }
         assert_eq!(theirs(1, 0), ALLOW);
-        // Of one that nobody knows, all; of x32, the same as of x86_64.
-        assert_eq!(fate(&filters, 0x1234, libc::SYS_connect, [0; 6]), ALLOW);
+        // All calls of an unknown architecture are allowed. x32 is treated as x86_64.
+        assert_eq!(action(&filters, 0x1234, libc::SYS_connect, [0; 6]), ALLOW);
         if cfg!(target_arch = "x86_64") {
             let own = audit_number(architecture().unwrap());
-            assert_eq!(fate(&filters, own, libc::SYS_connect | X32, [0; 6]), NOTIFY);
+            assert_eq!(action(&filters, own, libc::SYS_connect | X32, [0; 6]), NOTIFY);
         }
     }
 }

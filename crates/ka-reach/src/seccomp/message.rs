@@ -1,26 +1,28 @@
-//! What the front process and the supervisor tell each other, over a socket that only they have.
+//! The messages between the proxy and the supervisor, over a socket that only these two have.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use super::sys::{Change, Signal};
+use super::children::Change;
+use super::signals::Signal;
 
 /// A message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Message {
-    /// To the supervisor: the front process was sent this.
+    /// To the supervisor: the proxy has received this signal.
     Signal(Signal),
-    /// To the front process: what has become of the program.
+    /// To the proxy: the program's state has changed.
     Program(Change),
-    /// To the front process, before the last of those: nothing that the program started is left.
-    Alone,
+    /// To the proxy, before the message that the program has ended: no process that the program started is left.
+    NoDescendants,
 }
 
 const SIZE: usize = 24;
 
 impl Message {
+    /// Sends the message.
     pub(super) fn send(self, mut to: &UnixStream) -> io::Result<()> {
         let (kind, number, sender, value) = match self {
             Self::Signal(Signal { number, sender, value: None }) => (0, number, sender, 0),
@@ -29,21 +31,21 @@ impl Message {
             Self::Program(Change::Killed(signal)) => (3, signal, 0, 0),
             Self::Program(Change::Stopped(signal)) => (4, signal, 0, 0),
             Self::Program(Change::Continued) => (5, 0, 0, 0),
-            Self::Alone => (6, 0, 0, 0),
+            Self::NoDescendants => (6, 0, 0, 0),
         };
         let mut bytes = Vec::with_capacity(SIZE);
         for word in [kind, number, sender, 0] {
             bytes.extend(i32::to_ne_bytes(word));
         }
         bytes.extend(value.to_ne_bytes());
-        // It fits whole into an empty socket, so it is written whole or not at all.
-        patiently(|| to.write(&bytes).map(drop))
+        // A message is smaller than the socket's buffer, so the kernel writes all of it or nothing.
+        retry(|| to.write(&bytes).map(drop))
     }
 
-    /// The next message; none where the other end is gone.
+    /// Waits for the next message. Returns `None` if the other process has closed the socket.
     pub(super) fn receive(mut from: &UnixStream) -> Option<Self> {
         let mut bytes = [0; SIZE];
-        if patiently(|| from.read(&mut bytes)).ok()? != SIZE {
+        if retry(|| from.read(&mut bytes)).ok()? != SIZE {
             return None;
         }
         let (words, value) = bytes.split_at_checked(16)?;
@@ -57,14 +59,15 @@ impl Message {
             2 => Self::Program(Change::Exited(number)),
             3 => Self::Program(Change::Killed(number)),
             4 => Self::Program(Change::Stopped(number)),
-            6 => Self::Alone,
+            6 => Self::NoDescendants,
             _ => Self::Program(Change::Continued),
         })
     }
 }
 
-/// Tries again what failed for want of memory, for a while: a message that is lost is taken for the other end's death.
-pub(super) fn patiently<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+/// Repeats a call that lacks memory, for one second, or that a signal has interrupted. The receiver takes a lost message
+/// for the death of the sender.
+pub(super) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     const TRIES: usize = 100;
     const PAUSE: Duration = Duration::from_millis(10);
     for _ in 1..TRIES {
@@ -86,7 +89,7 @@ mod tests {
     use super::{Change, Message, Signal};
 
     #[test]
-    fn what_is_sent_arrives() {
+    fn messages_are_received_as_they_were_sent() {
         let (one, other) = UnixStream::pair().unwrap();
         for message in [
             Message::Signal(Signal { number: 15, sender: 7, value: None }),
@@ -95,7 +98,7 @@ mod tests {
             Message::Program(Change::Killed(9)),
             Message::Program(Change::Stopped(20)),
             Message::Program(Change::Continued),
-            Message::Alone,
+            Message::NoDescendants,
         ] {
             message.send(&one).unwrap();
             assert_eq!(Message::receive(&other), Some(message));

@@ -19,7 +19,7 @@
 //!   With CAP_SYS_ADMIN they work normally. To duplicate a socket, the supervisor needs the rights of ptrace(2): the
 //!   same user, or CAP_SYS_PTRACE. Under Yama it must also be an ancestor, which it is.
 //! - *Death.* An unanswered call would wait forever, and without a listener each call fails with ENOSYS. So a spare
-//!   process has the listener too, and takes over if the supervisor is killed ([`family`]).
+//!   process has the listener too, and takes over if the supervisor is killed ([`process_tree`]).
 //! - *Stalls.* A system call on a program's object may block forever. Several threads handle calls, and a watchdog
 //!   replaces a thread that is stuck ([`workers`]).
 //! - *Nesting.* The kernel allows only one listener per process. A second `ka run` inside prints which policy is in
@@ -30,11 +30,19 @@
 //! This helps programs that set no keepalive. It is not a sandbox against programs that resist it.
 
 mod calls;
-mod family;
+mod children;
+mod descriptors;
+mod event;
 mod filter;
+mod group;
+mod listener;
+mod log;
+mod memory;
 mod message;
-mod speaker;
-mod sys;
+mod process_tree;
+mod shared;
+mod signals;
+mod title;
 mod workers;
 
 use std::ffi::OsStr;
@@ -45,126 +53,80 @@ use std::os::unix::net::UnixStream;
 use ka_core::{Settings, SockOpt, Timer};
 use ka_policy::Policy;
 
-use crate::privilege::CAP_SYS_ADMIN;
-use crate::process::{self, Status};
-use crate::text::reason;
-use family::Cradle;
-pub use family::supervisor_of;
+use crate::privilege::{self, CAP_SYS_ADMIN};
+use crate::process;
+use crate::{Error, Result};
+use children::Forked;
 use filter::Filters;
+use process_tree::ChildSetup;
+pub use process_tree::supervisor_of;
 
 /// The exit status of the process that waits for the program, if ka itself has failed. env(1), nohup(1) and timeout(1)
 /// have the same.
 pub const FAILED: i32 = 125;
 
-/// Returns whether the supervisor of another `ka run` enforces its policy against this process.
-pub fn is_enforced() -> bool {
-    outer().is_some_and(|outer| outer.holds)
-}
-
-/// A supervisor and its spare, and this process, which is to become the program that they supervise.
-pub struct Supervised {
-    cradle: Cradle,
+/// The process that is to become a supervised program, before its filters are installed.
+pub struct SupervisedChild {
+    setup: ChildSetup,
     filters: Filters,
 }
 
-impl Supervised {
+impl SupervisedChild {
     /// Sets the sockets that this process has inherited, and starts the supervisor of a program with this name. Returns
     /// in a child process, which is to become the program: the calling process waits for the program, and exits as it
-    /// does. `no_rings` denies io_uring.
-    pub fn start(policy: Policy<'static>, name: &OsStr, no_rings: bool) -> Result<Self, String> {
-        let filters = Filters::new(policy.mode, no_rings)?;
-        sweep(policy);
-        let cradle = family::found(policy, name).map_err(|error| reason(&error))?;
-        Ok(Self { cradle, filters })
+    /// does. `denies_io_uring` makes io_uring_setup(2) fail with ENOSYS.
+    ///
+    /// The calling process must have a single thread.
+    ///
+    /// # Errors
+    /// [`Error::NoFilters`] and [`Error::Filter`] if the filters cannot be made, or the error of a system call. Then this is
+    /// still the calling process, and no other is left. Inherited sockets may have the policy.
+    pub fn start(policy: Policy<'static>, name: &OsStr, denies_io_uring: bool) -> Result<Self> {
+        let filters = Filters::new(policy.mode, denies_io_uring)?;
+        set_inherited_sockets(policy);
+        Ok(Self { setup: process_tree::fork_all(policy, name)?, filters })
     }
 
-    /// The PID of the process that called [`Supervised::start`].
-    pub fn front(&self) -> i32 {
-        self.cradle.front()
+    /// The PID of the process that called [`SupervisedChild::start`].
+    #[must_use]
+    pub fn proxy_pid(&self) -> i32 {
+        self.setup.proxy_pid()
     }
 
-    /// The PIDs of the supervisor and its spare.
-    pub fn supervisors(&self) -> (u32, i32) {
-        self.cradle.elders()
+    /// The PID of the supervisor, which is the parent of this process.
+    #[must_use]
+    pub fn supervisor_pid(&self) -> u32 {
+        self.setup.supervisor_pid
     }
 
-    /// Installs the filters on this process, so that the supervisor receives its calls from now on. `is_ready` is called
-    /// before signals arrive. Without CAP_SYS_ADMIN, setuid programs do not gain rights afterwards.
-    pub fn install(self, is_ready: impl FnOnce()) -> io::Result<()> {
-        if !is_privileged() {
+    /// The PID of the spare, which takes over if the supervisor is killed.
+    #[must_use]
+    pub fn spare_pid(&self) -> i32 {
+        self.setup.spare_pid()
+    }
+
+    /// Installs the filters on this process, so that the supervisor receives its calls from now on. Calls
+    /// `before_signals` before blocked signals are delivered. Without CAP_SYS_ADMIN, setuid programs do not gain rights
+    /// afterwards.
+    ///
+    /// # Errors
+    /// The error of a system call. Then this process must exit: filters may be installed, and signals may be blocked.
+    pub fn install_filters(self, before_signals: impl FnOnce()) -> Result<()> {
+        if !privilege::has(CAP_SYS_ADMIN) {
             crate::sys::renounce_privileges()?;
         }
         for filter in &self.filters.plain {
-            sys::install_plain(filter)?;
+            listener::install_plain(filter)?;
         }
-        let listener = sys::install_listener(&self.filters.listener)?;
-        let signals = self.cradle.hand_over(listener)?;
-        is_ready();
-        signals.release()
+        let listener = listener::install_listener(&self.filters.listener)?;
+        let signals = self.setup.send_listener(listener)?;
+        before_signals();
+        Ok(signals.restore()?)
     }
 }
 
-/// Why there are no filters for the architecture of this machine.
-pub fn architecture_obstacle() -> Option<String> {
-    filter::architecture().err()
-}
-
-pub fn own_status() -> Status {
-    i32::try_from(std::process::id()).ok().and_then(|pid| Status::read(pid).ok()).unwrap_or_default()
-}
-
-/// Whether a filter may be installed without renouncing setuid bits. seccomp(2), EACCES
-pub fn is_privileged() -> bool {
-    own_status().has_capability(CAP_SYS_ADMIN)
-}
-
-/// Why there can be no supervisor here.
-pub enum Trial {
-    /// There is one.
-    Busy,
-    Refused(String),
-}
-
-/// Tries all that it takes on a process made for it: a filter, a listener, and a descriptor taken out of it.
-pub fn trial() -> Result<(), Trial> {
-    let refused = |error: &io::Error| {
-        Trial::Refused(match error.raw_os_error() {
-            Some(libc::EBUSY) => return Trial::Busy,
-            Some(libc::ENOSYS) => {
-                "this kernel has no seccomp filters, or no pidfd_getfd: Linux 5.6 and later have both"
-                    .to_owned()
-            }
-            Some(libc::EINVAL) => {
-                "this kernel has no seccomp listeners with CONTINUE: Linux 5.5 and later have them".to_owned()
-            }
-            Some(libc::EPERM | libc::EACCES) => {
-                "seccomp or pidfd_getfd is not allowed here, as in Docker's containers without CAP_SYS_PTRACE"
-                    .to_owned()
-            }
-            _ => format!("a trial failed: {}", reason(error)),
-        })
-    };
-    let filter = Filters::trial().map_err(Trial::Refused)?;
-    (|| {
-        let (parent, child) = UnixStream::pair()?;
-        let pid = match sys::fork()? {
-            sys::Forked::Parent(pid) => pid,
-            sys::Forked::Child => {
-                drop(parent);
-                family::try_listener(&child, &filter);
-            }
-        };
-        drop(child);
-        let result = family::try_take(&parent, pid);
-        drop(parent);
-        sys::has_ended_well(pid);
-        result
-    })()
-    .map_err(|error| refused(&error))
-}
-
-/// Sets the sockets that the program inherits.
-fn sweep(policy: Policy<'static>) {
+/// Sets the sockets that the program inherits. Prints an error for each that could not be set.
+fn set_inherited_sockets(policy: Policy<'static>) {
     for (fd, _) in process::sockets("/proc/self/fd").unwrap_or_default() {
         if let Err(error) = calls::apply(fd, policy) {
             let _ = writeln!(io::stderr(), "{}", calls::not_set(&error));
@@ -172,29 +134,76 @@ fn sweep(policy: Policy<'static>) {
     }
 }
 
-/// A supervisor that is over this process already.
-pub struct Outer {
-    /// What it gives to sockets.
-    pub settings: Settings,
-    /// Whether it holds that against the program, and so against another `ka run`.
-    pub holds: bool,
+/// Checks that there are filters for the architecture of this machine.
+///
+/// # Errors
+/// [`Error::NoFilters`] if there are none.
+pub fn check_architecture() -> Result<()> {
+    filter::architecture().map(drop)
 }
 
-/// Looks for the supervisor of another `ka run`, by what becomes of a fresh socket that is to connect.
-pub fn outer() -> Option<Outer> {
-    if !sys::is_filtered() {
-        return None;
+/// Checks that this process could supervise a program. A child process installs a filter, and this process duplicates its
+/// listener.
+///
+/// # Errors
+/// [`Error::NoFilters`] if there are no filters for this machine, [`Error::ListenerInUse`] if this process is already
+/// under a filter with a listener, and [`Error::Unsupervisable`] if the kernel refuses anything else.
+pub fn check_support() -> Result<()> {
+    let filter = Filters::trial()?;
+    try_listener(&filter).map_err(|error| match error.raw_os_error() {
+        Some(libc::EBUSY) => Error::ListenerInUse,
+        _ => Error::Unsupervisable(error),
+    })
+}
+
+fn try_listener(filter: &[seccompiler::sock_filter]) -> io::Result<()> {
+    let (parent, child) = UnixStream::pair()?;
+    let pid = match children::fork()? {
+        Forked::Parent(pid) => pid,
+        Forked::Child => {
+            drop(parent);
+            process_tree::run_trial(&child, filter);
+        }
+    };
+    drop(child);
+    let result = process_tree::take_trial_listener(&parent, pid);
+    drop(parent);
+    children::wait(pid);
+    result
+}
+
+/// The supervisor of another `ka run`, which this process is under.
+pub struct OuterSupervisor {
+    /// The settings that it gives to sockets.
+    pub settings: Settings,
+    /// Whether it overrides settings of the program, and therefore those of another `ka run`.
+    pub is_enforced: bool,
+}
+
+impl OuterSupervisor {
+    /// Looks for an outer supervisor: makes a socket, and observes whether connect(2) changes its settings.
+    ///
+    /// Returns `None` if there is none, or if the socket has keepalive on from the beginning, as under a shim.
+    #[must_use]
+    pub fn find() -> Option<Self> {
+        if !listener::is_filtered() {
+            return None;
+        }
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).ok()?;
+        let probe = ka_core::Socket::new(socket.as_raw_fd());
+        if probe.is_enabled().ok()? {
+            return None;
+        }
+        listener::connect_nowhere(socket.as_fd());
+        let settings = probe.settings().ok().filter(|settings| settings.enabled)?;
+        let other = if settings.idle == 1 { 2 } else { 1 };
+        let _ = ka_core::Kernel::set(&ka_core::Libc, socket.as_raw_fd(), SockOpt::Timer(Timer::Idle), other);
+        let is_enforced = probe.timer(Timer::Idle).is_ok_and(|idle| idle == settings.idle);
+        Some(Self { settings, is_enforced })
     }
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).ok()?;
-    let probe = ka_core::Socket::new(socket.as_raw_fd());
-    // A shim in this very process would have turned it on already.
-    if probe.is_enabled().ok()? {
-        return None;
-    }
-    sys::connect_nowhere(socket.as_fd());
-    let settings = probe.settings().ok().filter(|settings| settings.enabled)?;
-    let other = if settings.idle == 1 { 2 } else { 1 };
-    let _ = ka_core::Kernel::set(&ka_core::Libc, socket.as_raw_fd(), SockOpt::Timer(Timer::Idle), other);
-    let holds = probe.timer(Timer::Idle).is_ok_and(|idle| idle == settings.idle);
-    Some(Outer { settings, holds })
+}
+
+/// Returns whether the supervisor of another `ka run` enforces its policy against this process.
+pub(crate) fn is_enforced() -> bool {
+    OuterSupervisor::find().is_some_and(|outer| outer.is_enforced)
 }

@@ -7,12 +7,12 @@
 //!
 //! - One worker serves, and another is parked. The watchdog is the supervisor's main thread. It touches no object of a
 //!   program, and it wakes up only while calls are made.
-//! - If the serving worker is at the same call for [`STALL`], the watchdog hands over to the parked worker. It also
+//! - If the serving worker is at the same call for [`STALL`], the parked worker serves instead. The watchdog also
 //!   starts a new worker, which is parked. The first worker parks itself when its call returns.
 //! - If a call is not answered for [`DEADLINE`], the watchdog answers it. The kernel then makes the call, the socket
 //!   may lack the policy, and ka prints a message. Then the watchdog interrupts the worker, which ends a wait for a
 //!   socket that lingers.
-//! - There are at most [`WORKERS`] threads. If a process, or a user other than the supervisor's, keeps several of them
+//! - There are at most [`MAX_WORKERS`] threads. If a process, or a user other than the supervisor's, keeps several of them
 //!   waiting, its calls are let through. While no worker is parked, all calls are let through: the last worker touches
 //!   no object, so nothing can block it.
 //!
@@ -20,7 +20,7 @@
 //! has its own descriptor table, so a thread that is stuck forever holds no pipe or terminal of the caller open.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -28,9 +28,13 @@ use std::time::{Duration, Instant};
 
 use ka_policy::Policy;
 
-use super::calls::Server;
-use super::speaker::{Notice, Speaker};
-use super::sys::{self, Answer, Call, Post, Shared, WORKERS};
+use super::calls::CallHandler;
+use super::descriptors;
+use super::event::Event;
+use super::listener::{Answer, Call, Listener};
+use super::log::{Log, Warning};
+use super::shared::{MAX_WORKERS, Shared, WorkerSlot};
+use super::signals;
 use crate::process::Status;
 
 /// How often the watchdog checks the workers while calls are made.
@@ -64,21 +68,21 @@ struct Stall {
 
 /// State that the workers and the watchdog share.
 pub(super) struct Workers {
-    pub(super) listener: OwnedFd,
+    pub(super) listener: Listener,
     pub(super) policy: Policy<'static>,
-    pub(super) speaker: Speaker,
+    log: Log,
     shared: &'static Shared,
     /// The index of the worker that serves.
     serving: AtomicUsize,
     /// The workers that wait to serve.
-    parked: [AtomicBool; WORKERS],
+    parked: [AtomicBool; MAX_WORKERS],
     /// Whether all calls are let through, because no worker is left to replace one that gets stuck.
     lets_all_through: AtomicBool,
     /// Whether workers check that a descriptor is a socket before they duplicate it.
     is_wary: AtomicBool,
-    /// Whether the watchdog sleeps until `wake` is raised.
+    /// Whether the watchdog sleeps until `wake` is set.
     sleeps: AtomicBool,
-    wake: OwnedFd,
+    wake: Event,
     /// The workers that are stuck. Every call reads their number, so it is kept separately in `stalled`.
     stalls: Mutex<Vec<Stall>>,
     stalled: AtomicU32,
@@ -89,7 +93,7 @@ impl Workers {
     pub(super) fn lets_through(&self, call: &Call) -> bool {
         let task = call.pid.cast_signed();
         if self.lets_all_through.load(Ordering::Relaxed) {
-            self.note(task, Notice::Untouched, || {
+            self.warn(task, Warning::NoWorkers, || {
                 "gets no policy for its sockets, and neither do other programs: no thread of the supervisor is left to \
                  replace a stuck one"
                     .to_owned()
@@ -98,7 +102,7 @@ impl Workers {
         }
         let exceeds = self.stalled.load(Ordering::Relaxed) != 0 && self.exceeds(task);
         if exceeds {
-            self.note(task, Notice::Exceeded, || {
+            self.warn(task, Warning::TooManyStalls, || {
                 "or its user keeps several threads of the supervisor waiting: its calls are let through, and its sockets have \
                  no policy"
                     .to_owned()
@@ -134,40 +138,40 @@ impl Workers {
     }
 
     /// Wakes the watchdog if it sleeps.
-    pub(super) fn alert(&self) {
+    fn wake_watchdog(&self) {
         if self.sleeps.load(Ordering::SeqCst) && self.sleeps.swap(false, Ordering::SeqCst) {
-            sys::raise(self.wake.as_fd());
+            self.wake.set();
         }
     }
 
     /// Has the watchdog print a line.
-    pub(super) fn say(&self, line: String) {
-        self.speaker.add(line);
-        sys::raise(self.wake.as_fd());
+    pub(super) fn log(&self, line: String) {
+        self.log.add(line);
+        self.wake.set();
     }
 
-    /// Has the watchdog print a message about a program, once.
-    pub(super) fn note(&self, task: i32, notice: Notice, what: impl FnOnce() -> String) {
-        if self.speaker.note(task, notice, what) {
-            sys::raise(self.wake.as_fd());
+    /// Has the watchdog print a warning about a task's program, once.
+    pub(super) fn warn(&self, task: i32, warning: Warning, text: impl FnOnce() -> String) {
+        if self.log.warn(task, warning, text) {
+            self.wake.set();
         }
     }
 
     /// Runs a worker: it serves, or it is parked.
-    fn work(&'static self, index: usize, left: &[Call]) {
-        let kept = [self.listener.as_raw_fd(), self.wake.as_raw_fd()];
-        if sys::own_descriptors(&kept).is_ok() {
-            sys::cover_standard(self.listener.as_fd());
+    fn work(&'static self, index: usize, unanswered: &[Call]) {
+        let kept = [self.listener.as_fd().as_raw_fd(), self.wake.as_fd().as_raw_fd()];
+        if descriptors::unshare_table(&kept).is_ok() {
+            descriptors::replace_standard(self.listener.as_fd());
         }
-        sys::accept_nudges();
-        let (Some(post), Some(parked)) = (self.shared.posts.get(index), self.parked.get(index)) else {
+        signals::allow_interrupt();
+        let (Some(slot), Some(parked)) = (self.shared.workers.get(index), self.parked.get(index)) else {
             return;
         };
-        let mut server = Server::new(self, post);
-        for call in left {
-            post.begin(call);
-            self.alert();
-            server.handle(call);
+        let mut handler = CallHandler::new(self, slot);
+        for call in unanswered {
+            slot.begin(call);
+            self.wake_watchdog();
+            handler.handle(call);
         }
         loop {
             while self.serving.load(Ordering::Acquire) != index {
@@ -175,16 +179,16 @@ impl Workers {
                 thread::park();
             }
             parked.store(false, Ordering::Release);
-            if !server.serve() {
+            if !handler.handle_next() {
                 return;
             }
         }
     }
 
     /// Waits for a call and wakes the watchdog.
-    pub(super) fn receive(&self, post: &Post) -> io::Result<Call> {
-        let call = post.receive(self.listener.as_fd())?;
-        self.alert();
+    pub(super) fn receive(&self, slot: &WorkerSlot) -> io::Result<Call> {
+        let call = slot.receive(&self.listener)?;
+        self.wake_watchdog();
         Ok(call)
     }
 }
@@ -192,9 +196,10 @@ impl Workers {
 /// The watchdog's record of a worker.
 struct Watched {
     thread: JoinHandle<()>,
-    turn: u32,
+    /// The worker's sequence number at the last check.
+    sequence: u32,
     /// The number of checks that found the worker at the same call.
-    looks: u32,
+    checks: u32,
 }
 
 /// The watchdog.
@@ -203,56 +208,56 @@ pub(super) struct Watchdog {
     watched: Vec<Watched>,
     /// The number of checks that found no call.
     idle: u32,
-    last: Instant,
+    last_check: Instant,
 }
 
 impl Watchdog {
     /// Starts the workers. The first one begins with the calls that a previous supervisor left unanswered.
     pub(super) fn start(
-        listener: OwnedFd,
+        listener: Listener,
         shared: &'static Shared,
         policy: Policy<'static>,
     ) -> io::Result<Self> {
         crate::sys::raise_descriptor_limit();
-        let left = shared.left();
-        shared.posts.iter().for_each(Post::reset);
+        let unanswered = shared.unanswered_calls();
+        shared.workers.iter().for_each(WorkerSlot::reset);
         shared.is_stuck.store(false, Ordering::Relaxed);
         let workers = Box::leak(Box::new(Workers {
             listener,
             policy,
-            speaker: Speaker::default(),
+            log: Log::default(),
             shared,
             serving: AtomicUsize::new(0),
-            parked: [const { AtomicBool::new(false) }; WORKERS],
+            parked: [const { AtomicBool::new(false) }; MAX_WORKERS],
             lets_all_through: AtomicBool::new(false),
             is_wary: AtomicBool::new(false),
             sleeps: AtomicBool::new(false),
-            wake: sys::eventfd()?,
+            wake: Event::new()?,
             stalls: Mutex::new(Vec::new()),
             stalled: AtomicU32::new(0),
         }));
         let mut watchdog =
-            Self { workers, watched: Vec::with_capacity(WORKERS), idle: 0, last: Instant::now() };
-        watchdog.add(left)?;
+            Self { workers, watched: Vec::with_capacity(MAX_WORKERS), idle: 0, last_check: Instant::now() };
+        watchdog.add(unanswered)?;
         // Until a second worker exists, the first one lets all calls through.
         watchdog.replenish();
         Ok(watchdog)
     }
 
-    /// A descriptor that is readable when the watchdog should check the workers.
-    pub(super) fn wake(&self) -> BorrowedFd<'static> {
+    /// Returns a descriptor that is readable when the watchdog should check the workers.
+    pub(super) fn event(&self) -> BorrowedFd<'static> {
         self.workers.wake.as_fd()
     }
 
-    /// Starts another worker.
-    fn add(&mut self, left: Vec<Call>) -> io::Result<()> {
+    /// Starts another worker. Fails with EAGAIN if all are in use.
+    fn add(&mut self, unanswered: Vec<Call>) -> io::Result<()> {
         let (workers, index) = (self.workers, self.watched.len());
         let Some(parked) = workers.parked.get(index) else {
-            return Err(io::Error::other("all worker threads are in use"));
+            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
         };
-        let thread = thread::Builder::new().spawn(move || workers.work(index, &left))?;
+        let thread = thread::Builder::new().spawn(move || workers.work(index, &unanswered))?;
         parked.store(index != workers.serving.load(Ordering::Relaxed), Ordering::Release);
-        self.watched.push(Watched { thread, turn: 0, looks: 0 });
+        self.watched.push(Watched { thread, sequence: 0, checks: 0 });
         Ok(())
     }
 
@@ -273,14 +278,14 @@ impl Watchdog {
     }
 
     /// Returns how long the watchdog may wait for other events.
-    pub(super) fn patience(&self, longest: Duration) -> Duration {
+    pub(super) fn timeout(&self, longest: Duration) -> Duration {
         if self.idle < IDLE {
             return TICK;
         }
         self.workers.sleeps.store(true, Ordering::SeqCst);
         // A worker that received a call before the store above did not wake the watchdog.
-        let is_new = |(watched, post): (&Watched, &Post)| post.turn() != watched.turn;
-        if self.watched.iter().zip(&self.workers.shared.posts).any(is_new) {
+        let is_new = |(watched, slot): (&Watched, &WorkerSlot)| slot.sequence() != watched.sequence;
+        if self.watched.iter().zip(&self.workers.shared.workers).any(is_new) {
             self.workers.sleeps.store(false, Ordering::SeqCst);
             return TICK;
         }
@@ -290,54 +295,55 @@ impl Watchdog {
     }
 
     /// Checks each worker if a tick has passed, and starts to write queued lines.
-    pub(super) fn look(&mut self) {
-        sys::lower(self.workers.wake.as_fd());
-        if self.last.elapsed() >= TICK {
-            self.last = Instant::now();
+    pub(super) fn check(&mut self) {
+        self.workers.wake.clear();
+        if self.last_check.elapsed() >= TICK {
+            self.last_check = Instant::now();
             let mut is_idle = true;
             for index in 0..self.watched.len() {
-                is_idle &= self.look_at(index);
+                is_idle &= self.check_worker(index);
             }
             self.idle = if is_idle { self.idle.saturating_add(1) } else { 0 };
             self.replenish();
         }
-        self.workers.speaker.start();
+        self.workers.log.start_writing();
     }
 
     /// Checks a worker. Returns whether the next check can wait.
-    fn look_at(&mut self, index: usize) -> bool {
-        let (Some(watched), Some(post)) = (self.watched.get_mut(index), self.workers.shared.posts.get(index))
+    fn check_worker(&mut self, index: usize) -> bool {
+        let (Some(watched), Some(slot)) =
+            (self.watched.get_mut(index), self.workers.shared.workers.get(index))
         else {
             return true;
         };
-        let turn = post.turn();
-        let call = post.call(turn);
-        let Some((call, task)) = call.filter(|_| turn == watched.turn) else {
-            let (is_idle, was_stalled) = (turn == watched.turn, watched.looks >= STALL);
-            (watched.turn, watched.looks) = (turn, 0);
+        let sequence = slot.sequence();
+        let call = slot.current_call(sequence);
+        let Some((call, task)) = call.filter(|_| sequence == watched.sequence) else {
+            let (is_idle, was_stalled) = (sequence == watched.sequence, watched.checks >= STALL);
+            (watched.sequence, watched.checks) = (sequence, 0);
             if was_stalled {
-                self.recover(index);
+                self.end_stall(index);
             }
             return is_idle;
         };
-        watched.looks = watched.looks.saturating_add(1);
-        let looks = watched.looks;
-        match looks {
-            STALL => self.hand_over(index, task),
+        watched.checks = watched.checks.saturating_add(1);
+        let checks = watched.checks;
+        match checks {
+            STALL => self.begin_stall(index, task),
             DEADLINE => self.let_through(call, task),
             _ => {}
         }
         // The signal ends a wait for a socket that lingers. Other waits continue.
-        if looks >= DEADLINE
+        if checks >= DEADLINE
             && let Some(watched) = self.watched.get(index)
         {
-            sys::nudge(&watched.thread);
+            signals::interrupt(&watched.thread);
         }
-        looks > DEADLINE
+        checks > DEADLINE
     }
 
-    /// Replaces a stuck worker by a parked one.
-    fn hand_over(&mut self, index: usize, task: i32) {
+    /// Records that a worker is stuck. If it is the one that serves, a parked worker replaces it.
+    fn begin_stall(&mut self, index: usize, task: i32) {
         let workers = self.workers;
         workers.check_descriptors();
         let status = Status::read(task).unwrap_or_default();
@@ -356,7 +362,7 @@ impl Watchdog {
     }
 
     /// Records that a worker has returned from its call. If another one serves by now, the worker parks itself.
-    fn recover(&self, index: usize) {
+    fn end_stall(&self, index: usize) {
         self.change_stalls(|stalls| stalls.retain(|stall| stall.worker != index));
     }
 
@@ -370,28 +376,28 @@ impl Watchdog {
     /// Lets a call through that has waited for too long. The kernel makes it unchanged.
     fn let_through(&self, call: u64, task: i32) {
         // The message comes first, because the task may end as soon as it is answered.
-        self.workers.note(task, Notice::Late, || {
+        self.workers.warn(task, Warning::Timeout, || {
             let seconds = DEADLINE.saturating_mul(u32::try_from(TICK.as_millis()).unwrap_or(0)) / 1000;
             format!(
                 "made a call that blocked the supervisor for {seconds} s: it was let through, and its socket may have no policy"
             )
         });
-        let _ = sys::answer(self.workers.listener.as_fd(), call, Answer::Continue);
+        let _ = self.workers.listener.answer(call, Answer::Continue);
     }
 
     /// Prints a line.
-    pub(super) fn say(&self, line: String) {
-        self.workers.say(line);
+    pub(super) fn log(&self, line: String) {
+        self.workers.log(line);
     }
 
     /// Returns whether no process is left that could make a call. Always false before Linux 5.9, which does not report
     /// this.
-    pub(super) fn is_over(&self) -> bool {
-        sys::is_over(self.workers.listener.as_fd())
+    pub(super) fn has_no_callers(&self) -> bool {
+        self.workers.listener.has_no_callers()
     }
 
     /// Waits a moment until queued messages are written.
-    pub(super) fn finish(&self) {
-        self.workers.speaker.finish();
+    pub(super) fn flush(&self) {
+        self.workers.log.flush();
     }
 }

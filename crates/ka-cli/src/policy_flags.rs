@@ -90,7 +90,7 @@ impl PolicyFlags {
     }
 
     /// Only the values of the flags. The flags for single values override those of the whole policy.
-    pub(crate) fn said(&self) -> Result<Config, Failure> {
+    pub(crate) fn named_values(&self) -> Result<Config, Failure> {
         let parts = self.named_parts();
         let timeout = self.user_timeout.map_or(UserTimeout::Keep, |timeout| timeout.0);
         let base = self.whole.unwrap_or(Config::KEEP.with_enabled(Some(true)));
@@ -106,11 +106,11 @@ impl PolicyFlags {
     /// The policy: the values of the flags, and the defaults for the others. A policy that turns keepalive off, or does
     /// not change it, has only the named values.
     pub(crate) fn config(&self) -> Result<Config, Failure> {
-        let said = self.said()?;
-        if said.enabled() == Some(true) {
-            said.on_top_of(&Config::STANDARD).map_err(too_long)
+        let named = self.named_values()?;
+        if named.enabled() == Some(true) {
+            named.on_top_of(&Config::STANDARD).map_err(too_long)
         } else {
-            Ok(said)
+            Ok(named)
         }
     }
 
@@ -129,12 +129,12 @@ impl PolicyFlags {
 
 /// Rejects a policy that cannot change any socket in this mode.
 pub(crate) fn check_effect(config: &Config, mode: Mode) -> Result<(), Failure> {
-    let refused =
+    let rejected =
         |why: &str| Err(Failure::new(format_args!("--policy {}: {why}", &*ka_core::Text::typed(config))));
     if *config == Config::KEEP {
-        refused("changes nothing: name what to set, as in -p 60,10,6")
+        rejected("changes nothing: name what to set, as in -p 60,10,6")
     } else if config.enabled() != Some(true) && mode != Mode::Force {
-        refused(&format!(
+        rejected(&format!(
             "changes nothing in mode {}: a policy that does not turn keepalive on needs --mode force",
             mode.name()
         ))
@@ -155,7 +155,7 @@ pub(crate) fn check_on(config: &Config) -> Result<(), Failure> {
     }
 }
 
-/// All that is left to be wrong with a policy whose values are each in range.
+/// The error of a policy whose values are each in range: only its automatic user timeout can be too long.
 fn too_long(_: ka_core::Error) -> Failure {
     Failure::new(format_args!("--user-timeout: {}", Reason::AutoTooLong.message()))
 }

@@ -1,4 +1,4 @@
-//! Finds system calls in machine code: whether a program makes socket calls itself, past the C library.
+//! Finds system-call instructions in machine code: a program that has them makes socket calls without the C library.
 //!
 //! A preloaded library replaces functions of the C library. A program whose runtime contains the `syscall` instruction
 //! (Free Pascal, Rust's rustix, inline assembler) does not call those functions, so it bypasses the library.
@@ -21,11 +21,11 @@ use object::elf;
 
 /// Code is read in pieces. Each piece repeats this many bytes of the previous one, because the load may precede the
 /// piece.
-pub const OVERLAP: usize = 64;
+pub(super) const OVERLAP: usize = 64;
 
 /// Returns whether code for this machine contains system-call instructions for socket calls. Always false for other
 /// machines than x86_64 and aarch64.
-pub fn calls_sockets(machine: elf::Machine, code: &[u8]) -> bool {
+pub(super) fn calls_sockets(machine: elf::Machine, code: &[u8]) -> bool {
     match machine {
         elf::EM_X86_64 => x86_64::calls_sockets(code),
         elf::EM_AARCH64 => aarch64::calls_sockets(code),
@@ -36,6 +36,7 @@ pub fn calls_sockets(machine: elf::Machine, code: &[u8]) -> bool {
 /// The value in the register that holds the number of the system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Load {
+    /// A constant.
     Number(u64),
     /// An argument of the function: its first one, or one on the stack.
     Argument,

@@ -1,7 +1,15 @@
-//! What an ELF file says of itself: who loads it, for which machine, and whether Go made it. elf(5)
+//! Reads a program's ELF file: its loader, its libraries, the functions that it imports, and its system-call
+//! instructions. elf(5)
+//!
+//! Whoever wrote a program wrote its ELF file, so the file may be hostile. Reading ends soon and does not panic, and its
+//! memory is bounded by a small multiple of the file's size.
+
+mod cache;
+mod instructions;
+mod linked;
 
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
 use object::elf::{self, FileHeader32, FileHeader64};
@@ -9,40 +17,53 @@ use object::read::elf::{Dyn as _, FileHeader, ProgramHeader as _, SectionHeader 
 use object::read::{ReadCache, ReadRef};
 use object::{Endianness, FileKind};
 
+pub use cache::Cache;
+pub use linked::Linked;
+
+use crate::Result;
 use crate::file;
-use crate::instructions;
 
 /// A program or a library.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Elf {
+    /// The class of the file: 64-bit if true, otherwise 32-bit.
     pub is_64: bool,
+    /// The machine that the code is for.
     pub machine: elf::Machine,
-    /// `PT_INTERP`: the loader that the kernel starts in its stead.
+    /// `PT_INTERP`: the path of the loader, which the kernel starts instead of the program.
     pub loader: Option<Vec<u8>>,
-    /// It is placed anywhere in memory: a static-pie program where it has no loader.
+    /// `ET_DYN`: a library, or a program that can be loaded at any address. Without a loader it is static-pie.
     pub is_position_independent: bool,
+    /// Whether Go's linker made the file.
     pub is_go: bool,
+    /// `DT_SONAME`: the name of a library.
     pub soname: Option<Vec<u8>>,
-    /// The libraries that it asks for.
+    /// `DT_NEEDED`: the names of the libraries that the file is linked to.
     pub needed: Vec<Vec<u8>>,
     /// `DT_RPATH` and `DT_RUNPATH`: folders that the loader searches for the libraries.
-    pub rpath: Option<Vec<u8>>,
-    pub runpath: Option<Vec<u8>>,
+    rpath: Option<Vec<u8>>,
+    runpath: Option<Vec<u8>>,
     /// The executable segments of the file: offset and size.
     code: Vec<(u64, u64)>,
 }
 
-/// Which C library a program is linked to, as its loader tells.
+/// The C library of a program, recognized by the name of its loader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Libc {
+    /// glibc
     Glibc,
+    /// musl
     Musl,
+    /// The loader is that of neither.
     Unknown,
 }
 
 impl Elf {
-    /// Reads a file; `None` where it is no ELF file, or a broken one.
-    pub fn read(path: &Path) -> io::Result<Option<Self>> {
+    /// Reads a file. Returns `None` if it is not an ELF file, or a broken one.
+    ///
+    /// # Errors
+    /// The error of opening or reading the file, which must be regular.
+    pub fn read(path: &Path) -> Result<Option<Self>> {
         let Some(cache) = open(path)? else { return Ok(None) };
         Ok(match FileKind::parse(&cache) {
             Ok(FileKind::Elf32) => parse::<FileHeader32<Endianness>, _>(&cache),
@@ -51,6 +72,8 @@ impl Elf {
         })
     }
 
+    /// Returns the C library. `None` if the file has no loader.
+    #[must_use]
     pub fn libc(&self) -> Option<Libc> {
         let loader = self.loader.as_deref()?;
         let name = loader.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
@@ -64,20 +87,24 @@ impl Elf {
         })
     }
 
-    /// The loader itself, which can be started with a program as its argument.
+    /// Returns whether this is a loader, which can be started with a program as its argument.
+    #[must_use]
     pub fn is_loader(&self) -> bool {
-        let is_loaders = |name: &[u8]| {
+        let is_name_of_loader = |name: &[u8]| {
             [&b"ld-linux"[..], b"ld-musl-", b"ld64.so", b"ld.so"].iter().any(|loader| name.starts_with(loader))
                 // musl's loader and its C library are one file.
                 || name == b"libc.so"
         };
-        self.loader.is_none() && self.soname.as_deref().is_some_and(is_loaders)
+        self.loader.is_none() && self.soname.as_deref().is_some_and(is_name_of_loader)
     }
 
-    /// Returns whether the code in the file contains system-call instructions for socket calls.
-    pub fn calls_sockets(&self, path: &Path) -> io::Result<bool> {
+    /// Returns whether the code of this file, at this path, contains system-call instructions for socket calls.
+    ///
+    /// # Errors
+    /// The error of opening or reading the file, which must be regular.
+    pub fn calls_sockets(&self, path: &Path) -> Result<bool> {
         const PIECE: u64 = 1 << 18;
-        let file = File::open(path)?;
+        let file = file::open_regular(path)?;
         let mut piece = Vec::new();
         for (start, size) in &self.code {
             let mut done = 0;
@@ -101,12 +128,14 @@ impl Elf {
         Ok(false)
     }
 
-    /// Whether it can be loaded together with another.
+    /// Returns whether both files can be loaded into one process.
+    #[must_use]
     pub fn fits(&self, other: &Self) -> bool {
         (self.is_64, self.machine) == (other.is_64, other.machine)
     }
 
-    /// The machine in words.
+    /// Returns the name of the machine, as uname(1) prints it for most.
+    #[must_use]
     pub fn machine_name(&self) -> String {
         let name = match self.machine {
             elf::EM_386 => "i386",
@@ -124,13 +153,19 @@ impl Elf {
     }
 }
 
-/// Whether a library has all these functions for whoever it is loaded into.
-pub fn exports(path: &Path, functions: &[&str]) -> io::Result<bool> {
+/// Returns whether a library exports all these functions.
+///
+/// # Errors
+/// The error of opening or reading the file, which must be regular.
+pub fn exports(path: &Path, functions: &[&str]) -> Result<bool> {
     Ok(count_functions(path, functions, Symbols::Defined)? == Some(functions.len()))
 }
 
 /// Returns whether a program or a library imports one of these functions. `None` if its symbols cannot be read.
-pub fn imports(path: &Path, functions: &[&str]) -> io::Result<Option<bool>> {
+///
+/// # Errors
+/// The error of opening or reading the file, which must be regular.
+pub fn imports(path: &Path, functions: &[&str]) -> Result<Option<bool>> {
     Ok(count_functions(path, functions, Symbols::Undefined)?.map(|count| count > 0))
 }
 
@@ -143,7 +178,7 @@ enum Symbols {
     Undefined,
 }
 
-fn count_functions(path: &Path, functions: &[&str], symbols: Symbols) -> io::Result<Option<usize>> {
+fn count_functions(path: &Path, functions: &[&str], symbols: Symbols) -> Result<Option<usize>> {
     let Some(cache) = open(path)? else { return Ok(None) };
     Ok(match FileKind::parse(&cache) {
         Ok(FileKind::Elf32) => functions_of::<FileHeader32<Endianness>, _>(&cache, functions, symbols),
@@ -152,15 +187,15 @@ fn count_functions(path: &Path, functions: &[&str], symbols: Symbols) -> io::Res
     })
 }
 
-/// An ELF file; `None` where it is another.
-fn open(path: &Path) -> io::Result<Option<ReadCache<File>>> {
+/// Opens an ELF file. Returns `None` if it is another file.
+fn open(path: &Path) -> Result<Option<ReadCache<File>>> {
     let mut file = file::open_regular(path)?;
     let mut magic = [0; 4];
     if file.read_exact(&mut magic).is_err() || magic != elf::ELFMAG {
         return Ok(None);
     }
     file.rewind()?;
-    // A program can be large, and what is asked for is little of it.
+    // A program may be large, and only small parts of it are read.
     Ok(Some(ReadCache::new(file)))
 }
 
@@ -215,7 +250,7 @@ where
 /// `PATH_MAX`
 const LONGEST_PATH: u64 = 4096;
 
-/// Linkers make one, or two where some of it is not written to any more once the program is loaded.
+/// Linkers make one writable segment, or two if the loader makes one of them read-only after relocation.
 const MOST_DATA_SEGMENTS: usize = 4;
 
 /// Linkers make one executable segment.
@@ -229,7 +264,7 @@ where
     let header = Header::parse(data).ok()?;
     let endian = header.endian().ok()?;
     let segments = header.program_headers(endian, data).ok()?;
-    // The first counts, and it is a path. fs/binfmt_elf.c, `load_elf_binary`
+    // The kernel uses the first PT_INTERP. fs/binfmt_elf.c, `load_elf_binary`
     let loader = segments.iter().find(|segment| segment.p_type(endian) == elf::PT_INTERP);
     let loader = loader.filter(|segment| segment.p_filesz(endian).into() <= LONGEST_PATH);
     let loader = loader.and_then(|segment| segment.interpreter(endian, data).ok().flatten());
@@ -314,7 +349,7 @@ where
     let value =
         |tag| entries.iter().find(|entry| entry.d_tag(endian) == tag).map(|entry| entry.d_val(endian).into());
     let strings: u64 = value(elf::DT_STRTAB)?;
-    // Where it is in memory, and so where it is in the file.
+    // The address of the string table is that in memory. The segments tell where it is in the file.
     let place = segments.iter().find_map(|segment| {
         let offset = strings.checked_sub(segment.p_vaddr(endian).into())?;
         let is_here = segment.p_type(endian) == elf::PT_LOAD && offset < segment.p_filesz(endian).into();
@@ -326,7 +361,8 @@ where
         data.read_bytes_at_until(start..end, 0).ok().map(<[u8]>::to_vec)
     };
     let needed = entries.iter().filter(|entry| entry.d_tag(endian) == elf::DT_NEEDED);
-    // All that are asked for are in the file once: a broken one could have each name be all of it.
+    // In a hostile file, each of many entries may name the same long string. So the names together are limited to the
+    // size of the file.
     let mut left = usize::try_from(data.len().ok()?).ok()?;
     let fits = |name: &Vec<u8>| left.checked_sub(name.len()).map(|rest| left = rest).is_some();
     let needed = needed.map_while(|entry| name(entry.d_val(endian).into())).take_while(fits).collect();
@@ -346,7 +382,7 @@ mod tests {
     use super::{Elf, Libc};
 
     #[test]
-    fn this_program_and_its_loader_are_known() {
+    fn this_program_and_its_loader_are_recognized() {
         let own = Elf::read(Path::new("/proc/self/exe")).unwrap().unwrap();
         assert!(own.is_64 && !own.is_go && !own.is_loader());
         assert_eq!(own.libc(), Some(Libc::Glibc));
@@ -358,8 +394,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_asks_for_all_of_itself_again_and_again_is_read_once() {
-        // The head, a segment of all of it and one that says what it needs, the names, and then what it needs.
+    fn needed_libraries_together_are_no_longer_than_the_file() {
+        // The header, a segment for the whole file and one for the dynamic section, the names, and the dynamic section.
         let name = [&[b'x'; 4000][..], b"\0"].concat();
         let (names, head) = (64 + 2 * 56, 64_u64);
         let mut entries = vec![[5_u64, names], [10, u64::try_from(name.len()).unwrap()]];
@@ -387,12 +423,11 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_is_none() {
+    fn truncated_files_do_not_panic() {
         let whole = std::fs::read("/proc/self/exe").unwrap();
         let path = std::env::temp_dir().join(format!("ka-elf-{}", std::process::id()));
         for size in (0..4096).step_by(7) {
             std::fs::write(&path, whole.get(..size).unwrap()).unwrap();
-            // It is read to its end or not at all, and nothing panics.
             let _ = Elf::read(&path).unwrap();
         }
         std::fs::remove_file(&path).unwrap();

@@ -1,0 +1,297 @@
+//! The sources of a policy: the flags of a command, the KA_ variables of the environment, and /etc/ka.conf.
+//!
+//! Flags are written into the environment as KA_ variables, because the shim reads only these. A flag overrides the
+//! variable, and the variable overrides the file.
+
+use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+
+use ka_core::bytes::cut;
+use ka_core::{Config, Timer, UserTimeout};
+use ka_policy::{CONF, CONF_LINE, Mode, Rule, RuleError, Rules, Source, Variable, Variables};
+
+use crate::environment::Environment;
+use crate::failure::Failure;
+use crate::policy_flags::PolicyFlags;
+use ka_reach::conf;
+use ka_reach::text;
+
+/// The policy and the mode that the flags of a command name.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Flags {
+    /// Only the named values. `None` if no policy is named.
+    pub(crate) config: Option<Config>,
+    /// Whether `config` is a whole policy. Then values from the environment and /etc/ka.conf are ignored.
+    pub(crate) is_whole: bool,
+    pub(crate) mode: Option<Mode>,
+}
+
+/// The policy that a command applies to sockets.
+pub(crate) struct Chosen {
+    pub(crate) policy: Config,
+    pub(crate) mode: Mode,
+    /// The names of programs that KA_SKIP leaves alone.
+    pub(crate) skip: Vec<u8>,
+}
+
+/// Chooses the policy and the mode for a command that sets sockets itself. The sources, in this order, are its flags,
+/// the KA_ variables, /etc/ka.conf, and the defaults 60,10,6 and force. Prints wrong values on standard error, and
+/// settings that only `ka run` applies.
+///
+/// The policy turns keepalive on, unless the flags say otherwise.
+pub(crate) fn choose(command: &str, flags: &PolicyFlags, mode: Option<Mode>) -> Result<Chosen, Failure> {
+    let whole = if flags.whole.is_some() { Some(flags.config()?) } else { None };
+    let config = if whole.is_none() && flags.is_named() { Some(flags.named_values()?) } else { None };
+    let sources = PolicySources::with_flags(&Flags { config, is_whole: false, mode });
+    sources.warn_of_mistakes();
+    sources.warn_of_names();
+    let variables = sources.variables();
+    let policy = match whole {
+        Some(whole) => whole,
+        None if variables.config.enabled() != Some(true) => {
+            return Err(Failure::new(format_args!(
+                "{command}: KA_POLICY=off, in the environment or /etc/ka.conf, says to do nothing; name a policy: ka \
+                 {command} -p 60,10,6"
+            )));
+        }
+        None => variables.config,
+    };
+    if !variables.rules.is_empty() && !sources.is_quiet() {
+        let _ = writeln!(
+            io::stderr(),
+            "ka: {command}: KA_RULES, in the environment or /etc/ka.conf, is ignored here: all sockets get one policy"
+        );
+    }
+    Ok(Chosen { policy, mode: variables.mode, skip: variables.skip.to_vec() })
+}
+
+/// Returns whether KA_POLICY is off in this process's environment or in /etc/ka.conf.
+pub(crate) fn is_off_here() -> bool {
+    PolicySources::of_this_process().variables().config.enabled() != Some(true)
+}
+
+/// Returns the variable that a name probably means, if the name itself is not one. Other names that begin with KA_ may
+/// belong to the program.
+fn similar_variable(name: &str) -> Option<&'static str> {
+    const SHIM: &[u8] = b"KA_PRELOAD";
+    // A short name is similar to many other names.
+    const SHORT: usize = "KA_RULES".len();
+    if !name.starts_with("KA_") {
+        return None;
+    }
+    let upper = name.to_ascii_uppercase();
+    let known = || Variable::names().chain([SHIM]).filter_map(|name| std::str::from_utf8(name).ok());
+    if known().any(|known| known == name) {
+        return None;
+    }
+    let near = known().map(|known| (strsim::osa_distance(known, &upper), known));
+    let near = near.filter(|(distance, known)| *distance <= if known.len() <= SHORT { 1 } else { 2 });
+    near.min().map(|(_, known)| known)
+}
+
+/// An environment and the text of /etc/ka.conf.
+pub(crate) struct PolicySources {
+    pub(crate) environment: Environment,
+    /// Empty if the file does not exist or was rejected.
+    file: Vec<u8>,
+    /// Why the file was rejected.
+    file_error: Option<ka_reach::Error>,
+}
+
+impl PolicySources {
+    /// Returns the environment of this process, and reads /etc/ka.conf.
+    pub(crate) fn of_this_process() -> Self {
+        let (file, file_error) = match conf::read() {
+            Ok(file) => (file, None),
+            Err(error) => (Vec::new(), Some(error)),
+        };
+        Self { environment: Environment::of_this_process(), file, file_error }
+    }
+
+    /// Returns the same, overridden by flags.
+    pub(crate) fn with_flags(flags: &Flags) -> Self {
+        let mut sources = Self::of_this_process();
+        sources.add_flags(flags);
+        sources
+    }
+
+    /// The KA_ variables of the environment, and those of the file.
+    fn values(&self) -> [Source<'_>; 2] {
+        let mut environment = Source::default();
+        for entry in &self.environment.0 {
+            let (name, value) = cut(entry.as_bytes(), b'=');
+            environment.keep(name, value.unwrap_or_default());
+        }
+        let mut file = Source::default();
+        file.keep_lines(&self.file, |_| {});
+        [environment, file]
+    }
+
+    /// Returns the settings that the shim takes from these sources. Wrong values are ignored.
+    pub(crate) fn variables(&self) -> Variables<'_> {
+        let [environment, _] = self.values();
+        conf::variables(environment, &self.file)
+    }
+
+    /// Returns whether KA_QUIET disables messages.
+    fn is_quiet(&self) -> bool {
+        self.values().iter().any(Source::is_quiet)
+    }
+
+    /// Prints names that are probably misspelled KA_ variables, and a KA_QUIET that has no effect. The shim has no room
+    /// for these checks.
+    pub(crate) fn warn_of_names(&self) {
+        if self.is_quiet() {
+            return;
+        }
+        for values in self.values() {
+            if let Some(value) = values.get(Variable::Quiet).filter(|value| !matches!(*value, b"" | b"0")) {
+                let value = text::visible(value);
+                let _ = writeln!(io::stderr(), "ka: KA_QUIET=\"{value}\": must be 0 or 1; it does not count");
+            }
+        }
+        let names = self.environment.0.iter().map(|entry| cut(entry.as_bytes(), b'=').0);
+        for name in names.filter_map(|name| std::str::from_utf8(name).ok()) {
+            if let Some(similar) = similar_variable(name) {
+                let name = text::visible(name.as_bytes());
+                let _ = writeln!(io::stderr(), "ka: {name} is not a variable of ka: did you mean {similar}?");
+            }
+        }
+    }
+
+    /// If a log is requested, prints that this way writes none.
+    pub(crate) fn warn_of_log(&self, way: &str) {
+        let log = self.variables().log;
+        if !log.is_empty() && !self.is_quiet() {
+            let log = text::visible(log);
+            let _ = writeln!(
+                io::stderr(),
+                "ka: KA_LOG=\"{log}\": ka run --via {way} writes no log (ka run --via preload does)"
+            );
+        }
+    }
+
+    /// Prints the mistakes in the sources, with the messages of the shim. For ways that do not load the shim.
+    pub(crate) fn warn_of_mistakes(&self) {
+        if self.is_quiet() {
+            return;
+        }
+        let conf_name = CONF.to_string_lossy();
+        if let Some(error) = &self.file_error {
+            let _ = writeln!(io::stderr(), "ka: {conf_name}: {error}; it is not read");
+        }
+        Source::default().keep_lines(&self.file, |line| {
+            let line = text::visible(line);
+            let _ = writeln!(io::stderr(), "ka: {conf_name}: \"{line}\": {CONF_LINE}; it does not count");
+        });
+        let warn = |variable: Variable, value: &[u8], right: &str| {
+            let (name, value) = (text::visible(variable.name()), text::visible(value));
+            let _ = writeln!(io::stderr(), "ka: {name}=\"{value}\": {right}; it does not count");
+        };
+        let values = self.values();
+        let mut variables = Variables::default();
+        variables.take_all(&values, warn);
+        let _ = variables.policy(&mut [Rule::SKIP; Rules::MAX], |rule, RuleError { word, message }| {
+            let word = if word == rule { String::new() } else { format!("\"{}\": ", text::visible(word)) };
+            warn(Variable::Rules, rule, &format!("{word}{message}"));
+        });
+    }
+
+    /// Writes the values of flags into the environment.
+    fn add_flags(&mut self, flags: &Flags) {
+        const PARTS: [(Timer, Variable); 4] = [
+            (Timer::Idle, Variable::Idle),
+            (Timer::Intvl, Variable::Intvl),
+            (Timer::Cnt, Variable::Cnt),
+            (Timer::UserTimeout, Variable::UserTimeout),
+        ];
+        if let Some(mode) = flags.mode {
+            self.environment.set(Variable::Mode.name(), mode.name().as_bytes());
+        }
+        let Some(config) = flags.config else { return };
+        if flags.is_whole {
+            self.environment.set(Variable::Policy.name(), ka_core::Text::typed(&config).as_bytes());
+        } else if self.variables().config.enabled() != Some(true) {
+            self.environment.set(Variable::Policy.name(), b"on");
+        }
+        // A variable for a single value overrides KA_POLICY, and the environment or the file may have such variables. So
+        // they are set too.
+        for (timer, variable) in PARTS {
+            let value = match (config.timer(timer), timer) {
+                // The variables accept a user timeout below 1000 only with a unit.
+                (Some(value), Timer::UserTimeout) => format!("{value}ms"),
+                (Some(value), _) => value.to_string(),
+                (None, Timer::UserTimeout) if config.user_timeout() == UserTimeout::Auto => "auto".to_owned(),
+                // A whole policy without a user timeout leaves the user timeout as it is.
+                (None, Timer::UserTimeout) if flags.is_whole => "keep".to_owned(),
+                (None, _) => continue,
+            };
+            self.environment.set(variable.name(), value.as_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use ka_core::{Config, UserTimeout, parse};
+
+    use super::{Environment, Flags, PolicySources};
+
+    fn policy(entries: &[&str], file: &str, flags: Option<&str>, is_whole: bool) -> Config {
+        let config = flags.map(|text| parse(text.as_bytes()).unwrap());
+        let mut sources = PolicySources {
+            environment: Environment(entries.iter().map(OsString::from).collect()),
+            file: file.as_bytes().to_vec(),
+            file_error: None,
+        };
+        sources.add_flags(&Flags { config, is_whole, mode: None });
+        sources.variables().config
+    }
+
+    #[test]
+    fn misspelled_names_of_variables_are_recognized() {
+        for (name, similar) in [
+            ("KA_POLCY", Some("KA_POLICY")),
+            ("KA_POLIYC", Some("KA_POLICY")),
+            ("KA_policy", Some("KA_POLICY")),
+            ("KA_INTVAL", Some("KA_INTVL")),
+            ("KA_USERTIMEOUT", Some("KA_USER_TIMEOUT")),
+            ("KA_LOGS", Some("KA_LOG")),
+            ("KA_PRELAOD", Some("KA_PRELOAD")),
+            ("KA_POLICY", None),
+            ("KA_PRELOAD", None),
+            ("KA_FILE", None),
+            ("KA_LOG_LEVEL", None),
+            ("KA_", None),
+            ("KAFKA_POLICY", None),
+            ("POLICY", None),
+        ] {
+            assert_eq!(super::similar_variable(name), similar, "{name}");
+        }
+    }
+
+    #[test]
+    fn flags_override_the_environment_and_the_environment_overrides_the_file() {
+        let expect = |idle, intvl, cnt| Config::new(idle, intvl, cnt).unwrap();
+        assert_eq!(policy(&[], "", None, false), expect(60, 10, 6));
+        assert_eq!(policy(&["KA_POLICY=280,30,5"], "KA_IDLE=99", Some("cnt=3"), false), expect(280, 30, 3));
+        assert_eq!(policy(&["KA_POLICY=wrong"], "KA_IDLE=99", None, false), expect(99, 10, 6));
+        assert_eq!(policy(&["KA_IDLE=9"], "KA_POLICY=280,30,5\nKA_CNT=4", None, false), expect(9, 30, 4));
+        assert_eq!(policy(&["KA_IDLE=7"], "KA_IDLE=99\nKA_CNT=9", Some("30,5,3"), true), expect(30, 5, 3));
+        assert_eq!(
+            policy(&["KA_USER_TIMEOUT=9ms"], "KA_USER_TIMEOUT=8ms", Some("30,5,3"), true),
+            expect(30, 5, 3)
+        );
+        let timeout = expect(30, 5, 3).with_user_timeout(UserTimeout::Milliseconds(9)).unwrap();
+        for is_whole in [false, true] {
+            let flags = Some("idle=30,intvl=5,cnt=3,user_timeout=9");
+            assert_eq!(policy(&["KA_USER_TIMEOUT=8ms"], "", flags, is_whole), timeout);
+        }
+        assert_eq!(policy(&["KA_IDLE=7"], "", Some("cnt=3"), false), expect(7, 10, 3));
+        assert_eq!(policy(&["KA_POLICY=off"], "", Some("idle=30"), false), expect(30, 10, 6));
+        assert_eq!(policy(&[], "KA_POLICY=off", Some("idle=30"), false), expect(30, 10, 6));
+        assert_eq!(policy(&["KA_POLICY=off"], "", None, false).enabled(), Some(false));
+    }
+}

@@ -1,0 +1,105 @@
+//! The descriptors of the supervisor's processes and threads.
+
+#![expect(unsafe_code, reason = "system calls on the numbers of descriptors")]
+
+use std::fs::File;
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
+
+use crate::sys::{check, close_range, numbers};
+
+/// Gives the calling thread its own descriptor table, with these descriptors only. If the thread gets stuck later, it
+/// holds no other file open.
+pub(super) fn unshare_table(kept: &[RawFd]) -> io::Result<()> {
+    // SAFETY: takes no pointer.
+    check(unsafe { libc::unshare(libc::CLONE_FILES) })?;
+    let mut kept = kept.to_vec();
+    kept.sort_unstable();
+    let mut first = 0;
+    for fd in kept {
+        let fd = fd.cast_unsigned();
+        if fd > first {
+            // SAFETY: the table belongs to this thread alone, and the thread does not use these descriptors.
+            unsafe { close_range(first, fd.saturating_sub(1)) };
+        }
+        first = fd.saturating_add(1);
+    }
+    // SAFETY: as above.
+    unsafe { close_range(first, u32::MAX) };
+    Ok(())
+}
+
+/// Replaces the three standard descriptors by this one. A program's socket that the thread duplicates then never gets
+/// the number of standard error.
+pub(super) fn replace_standard(fd: BorrowedFd<'_>) {
+    for standard in 0..=libc::STDERR_FILENO {
+        // SAFETY: the table belongs to this thread alone, and the thread does not use the three.
+        unsafe { libc::dup2(fd.as_raw_fd(), standard) };
+    }
+}
+
+/// Closes all descriptors except standard error and these. Standard input and output become /dev/null, and so does
+/// standard error if it is closed.
+pub(super) fn keep_only(kept: &[RawFd]) {
+    let open = File::open("/proc/self/fd").and_then(|folder| {
+        let own = folder.as_raw_fd();
+        Ok(numbers(folder.as_fd())?.into_iter().filter(move |fd| *fd != own).collect::<Vec<_>>())
+    });
+    for fd in open.unwrap_or_default() {
+        if fd > libc::STDERR_FILENO && !kept.contains(&fd) {
+            // SAFETY: this process uses only the descriptors in `kept` from now on.
+            unsafe { libc::close(fd) };
+        }
+    }
+    replace_by_null(libc::STDIN_FILENO);
+    replace_by_null(libc::STDOUT_FILENO);
+    // SAFETY: fcntl with F_GETFD takes no pointer.
+    if unsafe { libc::fcntl(libc::STDERR_FILENO, libc::F_GETFD) } == -1 {
+        replace_by_null(libc::STDERR_FILENO);
+    }
+}
+
+/// Replaces a descriptor by /dev/null. A process that waits for the end of the file then does not wait for this process.
+pub(super) fn replace_by_null(fd: RawFd) {
+    // SAFETY: a C string and numbers. If /dev/null cannot be opened, the descriptor stays as it is.
+    unsafe {
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+        if null != -1 && null != fd {
+            libc::dup2(null, fd);
+            libc::close(null);
+        }
+    }
+}
+
+/// Writes the whole text to a descriptor, or stops at an error.
+pub(super) fn write_all(fd: RawFd, mut text: &[u8]) {
+    while !text.is_empty() {
+        // SAFETY: the pointer and the length are those of `text`.
+        let written = unsafe { libc::write(fd, text.as_ptr().cast(), text.len()) };
+        match usize::try_from(written) {
+            Ok(written) if written > 0 => text = text.get(written..).unwrap_or_default(),
+            _ if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            _ => return,
+        }
+    }
+}
+
+/// Returns the port that a socket is bound to. Returns 0 if the socket is not bound, or its family has no ports.
+pub(super) fn local_port(fd: RawFd) -> u16 {
+    let mut address = MaybeUninit::<libc::sockaddr_in6>::zeroed();
+    let Ok(mut size) = libc::socklen_t::try_from(size_of::<libc::sockaddr_in6>()) else { return 0 };
+    // SAFETY: the kernel writes at most `size` bytes, and zeros are a valid address.
+    let address = unsafe {
+        if libc::getsockname(fd, address.as_mut_ptr().cast(), &raw mut size) != 0 {
+            return 0;
+        }
+        address.assume_init()
+    };
+    // The port is at the same place in the addresses of both families. sockaddr_in(3type)
+    if [libc::AF_INET, libc::AF_INET6].contains(&address.sin6_family.into()) {
+        u16::from_be(address.sin6_port)
+    } else {
+        0
+    }
+}
