@@ -45,10 +45,10 @@ impl Task {
         Ok(Self { pidfd, folder: File::open(format!("/proc/{task}/fd")).ok() })
     }
 
-    /// Duplicates a descriptor. If `is_wary`, checks first that it is a socket.
-    fn duplicate(&self, fd: c_int, is_wary: bool) -> io::Result<OwnedFd> {
+    /// Duplicates a descriptor. If `must_check`, checks first that it is a socket.
+    fn duplicate(&self, fd: c_int, must_check: bool) -> io::Result<OwnedFd> {
         let mut buffer = [0; 64];
-        if is_wary
+        if must_check
             && fd >= 0
             && let Some(folder) = &self.folder
             && let Ok(link) = read_link(folder.as_fd(), fd, &mut buffer)
@@ -171,7 +171,9 @@ impl CallHandler {
     fn apply(&self, socket: &OwnedFd) {
         match apply(socket.as_raw_fd(), self.workers.policy) {
             Ok(()) => {}
-            Err(Error::System { errno: Errno(libc::ENOTSOCK), .. }) => self.workers.check_descriptors(),
+            Err(Error::System { errno: Errno(libc::ENOTSOCK), .. }) => {
+                self.workers.start_checking_descriptors();
+            }
             Err(error) => self.workers.log(not_set(&error)),
         }
     }
@@ -194,7 +196,7 @@ impl CallHandler {
         };
         let is_tcp = Socket::new(socket.as_raw_fd()).is_tcp();
         if let Err(Error::System { errno: Errno(libc::ENOTSOCK), .. }) = is_tcp {
-            self.workers.check_descriptors();
+            self.workers.start_checking_descriptors();
         }
         // The kernel itself rejects a call for a reason that is in a register.
         if length < INT_SIZE || is_tcp != Ok(true) {
@@ -263,9 +265,9 @@ impl CallHandler {
 
     /// Duplicates a caller's descriptor. Returns `None` if the caller has ended.
     fn duplicate_here(&mut self, call: &Call, fd: c_int) -> io::Result<Option<OwnedFd>> {
-        let is_wary = self.workers.is_wary();
+        let must_check = self.workers.checks_descriptors();
         if let Some(task) = self.tasks.get(&call.pid) {
-            match task.duplicate(fd, is_wary) {
+            match task.duplicate(fd, must_check) {
                 // The task has ended, and its ID was reused.
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => _ = self.tasks.remove(&call.pid),
                 Err(error) if error.raw_os_error() == Some(libc::EMFILE) => self.tasks.clear(),
@@ -281,7 +283,7 @@ impl CallHandler {
             result => result,
         };
         let socket = task.and_then(|(task, is_callers)| {
-            task.duplicate(fd, is_wary).map(|socket| (socket, task, is_callers))
+            task.duplicate(fd, must_check).map(|socket| (socket, task, is_callers))
         });
         // If the caller no longer waits, its ID may have been reused before the task was opened.
         if !self.listener().is_waiting(call) {
@@ -336,14 +338,14 @@ impl CallHandler {
     }
 }
 
-/// Decides what a socket gets that is about to connect or to listen. A socket that is not bound has no local port, so
-/// no rule that looks at the port matches it.
+/// Returns the action for a socket that is about to connect or to listen. A socket that is not bound has no local port,
+/// so no rule that looks at the port matches it.
 fn decide(policy: Policy<'static>, fd: RawFd) -> Action {
     let port = if policy.rules.look_at_local_port() { local_port(fd) } else { 0 };
     policy.decide(None, port)
 }
 
-/// Decides what a socket gets in its present state. Returns `None` if it is not bound and a rule looks at the local port.
+/// Returns the action for a socket in its present state. Returns `None` if it is not bound and a rule looks at the local port.
 fn decide_now(policy: Policy<'static>, fd: RawFd) -> Option<Action> {
     (!policy.rules.look_at_local_port() || local_port(fd) != 0).then(|| decide(policy, fd))
 }
@@ -351,7 +353,7 @@ fn decide_now(policy: Policy<'static>, fd: RawFd) -> Option<Action> {
 /// Applies the policy to a socket, as the mode allows. Sockets that are not TCP are left alone.
 ///
 /// A rule that looks at the peer cannot be followed. Before connect(2), the peer's address is in the program's memory,
-/// and during the handshake getpeername(2) fails. The supervisor does not hear of accepted sockets.
+/// and during the handshake getpeername(2) fails. The filter does not suspend accept(2).
 pub(super) fn apply(fd: RawFd, policy: Policy<'static>) -> Result<(), Error> {
     let socket = Socket::new(fd);
     let Action::Apply(config) = decide(policy, fd) else { return Ok(()) };

@@ -143,6 +143,7 @@ fn leave_folder() {
 /// supervisor's name in /proc/PID/comm. Returns `None` if there is none, or /proc hides the process.
 ///
 /// Any process may take this name, so use the result only in messages.
+#[must_use]
 pub fn supervisor_of(pid: i32) -> Option<i32> {
     if !Status::read(pid).is_ok_and(|status| status.is_filtered()) {
         return None;
@@ -343,7 +344,7 @@ fn run_supervisor(
 ) -> ! {
     // A stopped proxy does not read. It does not need the messages that it misses meanwhile.
     let _ = to_proxy.set_nonblocking(true);
-    let is_adopted = pidfd.is_some();
+    let watches_pidfd = pidfd.is_some();
     let program = shared.program.load(Ordering::Relaxed);
     let mut supervision = Supervision { watchdog, to_proxy: Some(to_proxy), to_spare, shared };
     loop {
@@ -366,7 +367,7 @@ fn run_supervisor(
         };
         let proxy = supervision.to_proxy.as_ref().map(|proxy| add(&mut waited, proxy.as_fd()));
         let exit = pidfd.as_ref().map(|pidfd| add(&mut waited, pidfd.as_fd()));
-        let longest = if is_adopted { SOON } else { FOREVER };
+        let longest = if watches_pidfd { SOON } else { FOREVER };
         let mut timeout = longest;
         if let Some(watchdog) = &mut supervision.watchdog {
             add(&mut waited, watchdog.event());
@@ -378,7 +379,7 @@ fn run_supervisor(
         while Signal::read(children.as_fd()).is_some() {}
         if let Some(watchdog) = &mut supervision.watchdog {
             watchdog.check();
-            if is_adopted && pidfd.is_none() && watchdog.has_no_callers() {
+            if watches_pidfd && pidfd.is_none() && watchdog.has_no_callers() {
                 supervision.exit();
             }
         }

@@ -79,7 +79,7 @@ pub(super) struct Workers {
     /// Whether all calls are let through, because no worker is left to replace one that gets stuck.
     lets_all_through: AtomicBool,
     /// Whether workers check that a descriptor is a socket before they duplicate it.
-    is_wary: AtomicBool,
+    checks_descriptors: AtomicBool,
     /// Whether the watchdog sleeps until `wake` is set.
     sleeps: AtomicBool,
     wake: Event,
@@ -128,13 +128,13 @@ impl Workers {
     /// filesystem waits for the filesystem's server, so workers should duplicate only sockets. The check adds a
     /// twentieth to the time of a connection. So it starts with the first descriptor that is not a socket, or the first
     /// worker that is stuck.
-    pub(super) fn is_wary(&self) -> bool {
-        self.is_wary.load(Ordering::Relaxed)
+    pub(super) fn checks_descriptors(&self) -> bool {
+        self.checks_descriptors.load(Ordering::Relaxed)
     }
 
     /// Makes workers check descriptors from now on.
-    pub(super) fn check_descriptors(&self) {
-        self.is_wary.store(true, Ordering::Relaxed);
+    pub(super) fn start_checking_descriptors(&self) {
+        self.checks_descriptors.store(true, Ordering::Relaxed);
     }
 
     /// Wakes the watchdog if it sleeps.
@@ -230,7 +230,7 @@ impl Watchdog {
             serving: AtomicUsize::new(0),
             parked: [const { AtomicBool::new(false) }; MAX_WORKERS],
             lets_all_through: AtomicBool::new(false),
-            is_wary: AtomicBool::new(false),
+            checks_descriptors: AtomicBool::new(false),
             sleeps: AtomicBool::new(false),
             wake: Event::new()?,
             stalls: Mutex::new(Vec::new()),
@@ -345,7 +345,7 @@ impl Watchdog {
     /// Records that a worker is stuck. If it is the one that serves, a parked worker replaces it.
     fn begin_stall(&mut self, index: usize, task: i32) {
         let workers = self.workers;
-        workers.check_descriptors();
+        workers.start_checking_descriptors();
         let status = Status::read(task).unwrap_or_default();
         let stall = Stall { worker: index, process: status.leader().unwrap_or(task), user: status.user() };
         self.change_stalls(|stalls| stalls.push(stall));
