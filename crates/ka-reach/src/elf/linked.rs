@@ -301,12 +301,19 @@ mod tests {
     }
 
     #[test]
-    fn the_search_of_a_hostile_program_s_libraries_ends() {
-        let folders = b"/no/such/folder:".repeat(usize::try_from(MAX_PATHS).unwrap() / 100);
-        let needed = (0..1000).map(|n| format!("libka-{n}.so").into_bytes()).collect();
-        let program = Elf { rpath: Some(folders), runpath: None, needed, ..own() };
-        let linked = Linked::find(Path::new("/proc/self/exe"), &program);
-        assert_eq!(linked.unread.map(|(name, _)| name).as_deref(), Some("libka-0.so"));
+    fn only_so_many_paths_are_tried() {
+        let folder = std::env::temp_dir().join(format!("ka-elf-paths-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        fs::copy("/proc/self/exe", folder.join("libka-test.so")).unwrap();
+        let is_found = |misses: u32| {
+            let misses = b"/no:".repeat(usize::try_from(misses).unwrap());
+            let rpath = Some([&misses, folder.as_os_str().as_encoded_bytes()].concat());
+            let program = Elf { rpath, runpath: None, needed: vec![b"libka-test.so".to_vec()], ..own() };
+            let linked = Linked::find(Path::new("/proc/self/exe"), &program);
+            linked.unread.is_none_or(|(name, _)| name != "libka-test.so")
+        };
+        assert!(is_found(MAX_PATHS - 100) && !is_found(MAX_PATHS));
+        fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]
