@@ -52,11 +52,26 @@ use std::io::Write as _;
 use args::Command;
 use failure::{Failure, Outcome};
 
+/// The entry point. Rust's own `main` would ignore SIGPIPE. So ka ends silently if the reader of its output ends, and a
+/// program that `ka run` starts inherits the signal dispositions unchanged.
+///
+/// # Safety
+/// Only the C library calls this, with the arguments of the program.
+#[cfg(not(test))]
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "C calls it")]
+pub unsafe extern "C" fn main(argc: libc::c_int, argv: *const *const libc::c_char) -> libc::c_int {
+    // SAFETY: the C library passes argc C strings, which live as long as the program.
+    run_command(unsafe { start::arguments(argc, argv) })
+}
+
 /// Runs the command, and returns its exit status.
-pub(crate) fn run_command(arguments: Vec<OsString>) -> i32 {
+fn run_command(arguments: Vec<OsString>) -> i32 {
     // The program that `ka run` starts must inherit the standard descriptors unchanged, even if they are closed.
     let runs = arguments.get(1).is_some_and(|word| word == "run");
-    if !runs {
+    if runs {
+        start::set_status_without_memory(failure::OUR_OWN);
+    } else {
         start::open_standard_descriptors();
     }
     let ka = match args::parse(arguments) {

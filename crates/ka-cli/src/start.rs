@@ -1,5 +1,5 @@
-//! The start of this program, and of the one that `ka run` starts: `main` for C, the memory allocator, execve(2). This file
-//! has all `unsafe` of the crate.
+//! The start of this program, and of the one that `ka run` starts: arguments and environment from C, the memory allocator,
+//! execve(2). Apart from `main`, this file has all `unsafe` of the crate.
 
 #![expect(unsafe_code, reason = "the start of programs: this one, and the one that ka run starts")]
 
@@ -13,18 +13,23 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use libc::c_char;
 
-/// The entry point. Rust's own `main` would ignore SIGPIPE. So ka ends silently if the reader of its output ends, and a
-/// program that `ka run` starts inherits the signal dispositions unchanged.
+use crate::failure::USAGE;
+
+/// Returns the arguments of `main`.
+///
+/// # Safety
+/// `argv` has `argc` C strings, which live as long as the program.
 #[cfg(not(test))]
-#[unsafe(no_mangle)]
-pub extern "C" fn main(argc: libc::c_int, argv: *const *const c_char) -> libc::c_int {
+pub(crate) unsafe fn arguments(argc: libc::c_int, argv: *const *const c_char) -> Vec<OsString> {
     let count = usize::try_from(argc).unwrap_or(0);
-    // SAFETY: `n` is below argc, so argv has this C string, which lives as long as the program.
+    // SAFETY: `n` is below argc, so argv has this C string.
     let argument = |n| unsafe { CStr::from_ptr(*argv.add(n)) };
-    if count > 1 && argument(1) == c"run" {
-        STATUS_WITHOUT_MEMORY.store(crate::failure::OUR_OWN, Ordering::Relaxed);
-    }
-    crate::run_command((0..count).map(|n| OsString::from_vec(argument(n).to_bytes().to_vec())).collect())
+    (0..count).map(|n| OsString::from_vec(argument(n).to_bytes().to_vec())).collect()
+}
+
+/// Sets the exit status for the case that memory runs out.
+pub(crate) fn set_status_without_memory(status: i32) {
+    STATUS_WITHOUT_MEMORY.store(status, Ordering::Relaxed);
 }
 
 /// libka_preload.so does nothing in a program that exports this symbol. So a policy that is preloaded into all programs
@@ -37,8 +42,8 @@ pub extern "C" fn ka_preload_off() {}
 /// and exits as after any other failure. Nothing has to be undone, because setting a socket or a sysctl needs no memory.
 struct Memory;
 
-/// The exit status when memory runs out: `crate::failure::USAGE`, or for `ka run` `crate::failure::OUR_OWN`.
-static STATUS_WITHOUT_MEMORY: AtomicI32 = AtomicI32::new(2);
+/// The exit status when memory runs out.
+static STATUS_WITHOUT_MEMORY: AtomicI32 = AtomicI32::new(USAGE);
 
 #[global_allocator]
 static MEMORY: Memory = Memory;

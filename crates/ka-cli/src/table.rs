@@ -102,9 +102,8 @@ impl Output {
         let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
         let terminal = io::stdout().is_terminal();
         let dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
-        let width = terminal_size::terminal_size_of(io::stdout())
-            .map(|(width, _)| usize::from(width.0))
-            .filter(|width| *width > 0);
+        let size = rustix::termios::tcgetwinsize(io::stdout());
+        let width = size.ok().map(|size| usize::from(size.ws_col)).filter(|width| *width > 0);
         Self { width: width.filter(|_| terminal), colour: terminal && !dumb && !is_set("NO_COLOR") }
     }
 

@@ -24,7 +24,7 @@ pub struct Socket<'fd, K = Libc> {
     borrowed: PhantomData<&'fd ()>,
 }
 
-impl<'fd> Socket<'fd> {
+impl Socket<'_> {
     /// The socket with this descriptor, which the caller keeps open for `'fd`.
     #[must_use]
     pub const fn new(fd: c_int) -> Self {
@@ -32,7 +32,7 @@ impl<'fd> Socket<'fd> {
     }
 }
 
-impl<'fd, K> Socket<'fd, K> {
+impl<K> Socket<'_, K> {
     /// The socket with this descriptor, whose system calls are made by `kernel`.
     #[must_use]
     pub const fn with_kernel(fd: c_int, kernel: K) -> Self {

@@ -279,6 +279,7 @@ impl Error {
 }
 
 impl fmt::Display for Error {
+    #[expect(clippy::too_many_lines, reason = "a message for each error")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         /// What to do if ka may not look into a process.
         const INSTEAD: &str = "needs CAP_SYS_PTRACE (run ka as root)";

@@ -106,7 +106,7 @@ impl NamedProcess {
                     named.push(Self { pid, started, held });
                 }
                 Err(error) if lacks_descriptors(error.raw_os_error()) => {
-                    named.push(Self { pid, started, held: None })
+                    named.push(Self { pid, started, held: None });
                 }
                 Err(error) if is_restore && is_gone(error.raw_os_error()) => {}
                 Err(error) => report.fail(pid, None, privilege::explain(pid, error)),

@@ -79,7 +79,7 @@ pub enum LeftOut {
     Search(Error),
     /// The sockets in other network namespaces of this many processes: their namespaces could not be opened.
     Processes(usize),
-    /// A socket or a process, as described by [`Report::reasons`].
+    /// A socket or a process, with the reason.
     Socket(String),
     /// Some or all sockets: the child died.
     WorkerDied,

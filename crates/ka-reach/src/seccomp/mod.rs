@@ -19,9 +19,9 @@
 //!   With CAP_SYS_ADMIN they work normally. To duplicate a socket, the supervisor needs the rights of ptrace(2): the
 //!   same user, or CAP_SYS_PTRACE. Under Yama it must also be an ancestor, which it is.
 //! - *Death.* An unanswered call would wait forever, and without a listener each call fails with ENOSYS. So a spare
-//!   process has the listener too, and takes over if the supervisor is killed ([`process_tree`]).
+//!   process has the listener too, and takes over if the supervisor is killed (`process_tree`).
 //! - *Stalls.* A system call on a program's object may block forever. Several threads handle calls, and a watchdog
-//!   replaces a thread that is stuck ([`workers`]).
+//!   replaces a thread that is stuck (`workers`).
 //! - *Nesting.* The kernel allows only one listener per process. A second `ka run` inside prints which policy is in
 //!   force, and starts the program under that policy.
 //! - *Not reached.* io_uring bypasses system calls: ka prints once that a program uses it. Programs of another

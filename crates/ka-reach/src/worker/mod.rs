@@ -51,7 +51,7 @@ const DEATHS: u32 = 8;
 /// After this time, a socket that blocked may be tried again, if its worker has ended.
 const FORGIVEN: Duration = Duration::from_secs(300);
 
-/// A worker's answer about a socket. [`crate::words`] packs values into it.
+/// A worker's answer about a socket. `record` packs values into it.
 pub type Record = [u64; 13];
 
 /// The result for one socket.
