@@ -18,20 +18,23 @@
  * Keepalive proves that the peer's kernel lives, not that its program does, nor that it is a client of yours. For
  * that there are ka_reaper_*, which connections have fallen silent, and ka_beat_*, a signed heartbeat.
  *
- * Errors. Every function returns 0, or a non-negative value that it documents, or -1 with errno set, so that it
- * drops in where setsockopt(2) stood; what makes something returns it, or NULL. On success errno is left alone. An
- * output is written only on success. NULL where a pointer is needed is EINVAL. Where several things are wrong,
- * arguments count before the descriptor.
- * What a failed call leaves behind is said with each function; none leaves keepalive half on.
+ * Errors. A function returns 0, or a non-negative value that its comment describes, or -1 with errno set. Functions
+ * that make an object return it, or NULL with errno set. ka_reaper_next and ka_reaper_forget return -1 without an
+ * error, as their comments say. A successful call leaves errno unchanged, and only a successful call writes its
+ * outputs. A NULL pointer is EINVAL where the function needs the object. Arguments are checked before the descriptor.
+ * Each comment says what a failed call leaves behind. No failure leaves keepalive half on.
  *
- * Threads and signals. All functions but ka_reaper_* keep no state, allocate nothing, take no lock and write no
- * log; they may be called from any thread, from a signal handler, and after fork(2). A reaper is memory from
- * malloc(3): one thread at a time uses it, and no signal handler.
+ * Threads and signals. All functions except ka_reaper_* keep no state, allocate no memory, take no lock and write no
+ * log. Any thread, a signal handler, and the child of fork(2) may call them. They use at most 500 bytes of stack;
+ * ka_beat_sign and ka_beat_verify use 2.4 KiB. A reaper is memory from malloc(3): one thread at a time may use it,
+ * and no signal handler.
  *
- * Versions. Structs begin with their size and may grow; KA_CONFIG_INIT and KA_STATUS_INIT set it. The size must
- * be a multiple of 4, and at least 8. What a smaller struct lacks is KA_KEEP, or is not written. The words that
- * a larger one has more are left alone where they are written, and must be KA_KEEP where they are read: else E2BIG,
- * as for a size beyond 4096 where it is read.
+ * Versions. Structs begin with their size. A later version may add fields at the end, and KA_CONFIG_INIT,
+ * KA_CONFIG and KA_STATUS_INIT set the size of the version that a program is compiled with. The size must be a
+ * multiple of 4, and at least 8. If the struct is smaller than the library's, input functions take the missing fields
+ * as 0, and output functions do not write them. If it is larger, output functions leave the extra fields unchanged,
+ * and input functions fail with E2BIG unless each extra field is 0 or KA_KEEP. Input functions also fail with E2BIG
+ * if the size is more than 4096.
  *
  * This file is generated: the text is in src/, and `make header` writes it.
  *
@@ -58,6 +61,15 @@
  */
 #define KA_CONFIG_INIT { sizeof(struct ka_config), KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP }
 
+#if defined(__STDC_VERSION__) && __STDC_VERSION__ >= 199901L
+/**
+ * A struct ka_config with these fields, and all others left as they are (C99):
+ *
+ *     ka_apply(fd, &KA_CONFIG(.keepalive = KA_ON, .idle = 60, .intvl = 10, .cnt = 5));
+ */
+#define KA_CONFIG(...) ((struct ka_config){ .size = sizeof(struct ka_config), __VA_ARGS__ })
+#endif
+
 /**
  * A struct ka_status to be filled in: struct ka_status status = KA_STATUS_INIT;
  */
@@ -65,7 +77,27 @@
 
 
 /**
- * Leave this value as it is.
+ * The bit of ka_enable_lenient for an idle time that is not as asked.
+ */
+#define KA_MISSED_IDLE 1
+
+/**
+ * The bit of ka_enable_lenient for an interval that is not as asked.
+ */
+#define KA_MISSED_INTVL 2
+
+/**
+ * The bit of ka_enable_lenient for a count that is not as asked.
+ */
+#define KA_MISSED_CNT 4
+
+/**
+ * The bit of ka_enable_lenient for a socket that is not TCP.
+ */
+#define KA_MISSED_TCP 8
+
+/**
+ * Leave this value as it is. In struct ka_config, 0 means the same.
  */
 #define KA_KEEP (-1)
 
@@ -73,6 +105,21 @@
  * For user_timeout only: 1000 * (idle + intvl * cnt) milliseconds, of the values in force.
  */
 #define KA_AUTO (-2)
+
+/**
+ * For user_timeout only: no user timeout.
+ */
+#define KA_NONE (-3)
+
+/**
+ * For keepalive only: turn it on.
+ */
+#define KA_ON 1
+
+/**
+ * For keepalive only: turn it off.
+ */
+#define KA_OFF 2
 
 /**
  * The longest idle time, in seconds (MAX_TCP_KEEPIDLE of the kernel).
@@ -120,21 +167,22 @@
 struct ka_reaper;
 
 /**
- * A keepalive policy, or what is in force. Make it with KA_CONFIG_INIT: zero is not a value of idle, intvl and
- * cnt, so a config that was only cleared is refused, not misread.
+ * A keepalive policy, or the settings that are in force.
  *
- * It may grow at its end in a later version; size tells the two versions apart. A program built against an
- * older, smaller one keeps working: what it lacks is KA_KEEP, or is not written.
+ * In each field 0 means the same as KA_KEEP, so a struct that is all zero except for its size changes nothing. Make
+ * one with KA_CONFIG_INIT or KA_CONFIG.
+ *
+ * A later version may add fields at the end. The size tells the library which fields the caller has.
  */
 struct ka_config {
     /**
-     * sizeof (struct ka_config): KA_CONFIG_INIT sets it.
+     * sizeof (struct ka_config). KA_CONFIG_INIT and KA_CONFIG set it.
      */
     uint32_t size;
     /**
-     * 1 on, 0 off, KA_KEEP. SO_KEEPALIVE
+     * KA_ON, KA_OFF, KA_KEEP. SO_KEEPALIVE
      */
-    int32_t enabled;
+    int32_t keepalive;
     /**
      * s, 1..KA_IDLE_MAX, KA_KEEP. TCP_KEEPIDLE
      */
@@ -148,7 +196,7 @@ struct ka_config {
      */
     int32_t cnt;
     /**
-     * ms, 0..2147483647, 0 is the kernel's own rule; KA_KEEP, KA_AUTO. TCP_USER_TIMEOUT
+     * ms, 1..2147483647, KA_KEEP, KA_AUTO, KA_NONE. TCP_USER_TIMEOUT
      */
     int32_t user_timeout;
 };
@@ -226,38 +274,44 @@ struct ka_beat {
 
 #ifdef __cplusplus
 extern "C" {
-#endif // __cplusplus
+#endif /* __cplusplus */
 
 /**
- * Turns keepalive on: where setsockopt(2) stood four times.
+ * Turns keepalive on with these timers.
  *
- *   fd     a TCP or MPTCP socket in any state. What a listener accepts inherits what it has at the
- *          handshake, so a server sets its listener and pays nothing per connection.
- *   idle   s, 1..KA_IDLE_MAX: how long the connection is idle before the first probe: since data or an
- *          acknowledgement last came in. What is sent counts through its acknowledgement. TCP_KEEPIDLE
- *   intvl  s, 1..KA_INTVL_MAX: from one unanswered probe to the next. Let it be no longer than idle: else it is
- *          also the time from an answered probe to the next. TCP_KEEPINTVL
- *   cnt    probes, 1..KA_CNT_MAX: so many without an answer end the connection. TCP_KEEPCNT
+ * A wrong value is an error, and keepalive stays off. A server that must have keepalive whatever the timers are
+ * calls ka_enable_lenient.
  *
- * Each may be KA_KEEP: it stays as it is, which for a fresh socket is the sysctl net.ipv4.tcp_keepalive_*.
- * A dead peer is found after idle + intvl * cnt seconds, or up to an eighth later (ka_detect_time): then the
- * socket is readable and read(2) fails with ETIMEDOUT, or with EHOSTUNREACH or ENETUNREACH where data was in
- * flight and the network said so (what it says of a probe, the kernel ignores). A peer that restarted answers the
- * first probe with a reset: ECONNRESET.
+ *   fd     a TCP or MPTCP socket in any state. An accepted connection inherits the settings that its listener has at
+ *          the handshake. So a server sets its listener, and makes no call for each connection.
+ *   idle   s, 1..KA_IDLE_MAX: how long the connection is idle before the first probe. A connection is idle while no
+ *          data and no acknowledgement comes in. Sent data counts when it is acknowledged. TCP_KEEPIDLE
+ *   intvl  s, 1..KA_INTVL_MAX: the time from an unanswered probe to the next. If it is longer than idle, it is also
+ *          the time from an answered probe to the next. TCP_KEEPINTVL
+ *   cnt    probes, 1..KA_CNT_MAX: the connection ends when this many are unanswered. TCP_KEEPCNT
  *
- * On a socket that has keepalive off, this makes 5 system calls and turns it on last, so that nothing is
- * probed early. On one that has it on, it writes only what differs: calling it again and again is harmless.
+ * Each may be KA_KEEP: it stays as it is. A new socket has the values of the sysctls net.ipv4.tcp_keepalive_*:
+ * 7200 s, 75 s and 9 probes by default. So ka_enable(fd, 30, KA_KEEP, KA_KEEP) has an interval of 75 s, which is
+ * longer than its idle time.
+ *
+ * A dead peer is found after idle + intvl * cnt seconds, or up to an eighth later (ka_detect_time). The socket is
+ * then readable, and read(2) fails with ETIMEDOUT. If data was in flight and the network reported an error,
+ * read(2) fails with EHOSTUNREACH or ENETUNREACH. The kernel ignores such reports about probes. A peer that has
+ * restarted answers the first probe with a reset: ECONNRESET.
+ *
+ * If keepalive is off, this makes 5 system calls and turns it on last, so no probe leaves early. If it is on, this
+ * writes only values that differ. So calls may be repeated at any rate.
  *
  * Returns 0, or -1 with errno:
- *   EINVAL       a value out of its range.
+ *   EINVAL       a value is out of its range. 0 is.
  *   EBADF        fd is not open, or was opened with O_PATH.
  *   ENOTSOCK     fd is not a socket.
  *   ENOPROTOOPT  fd is a socket, but not TCP: UDP, unix, raw, netlink, vsock.
  *   EOPNOTSUPP   this kernel does not have the option for this socket.
- *   What a security policy answers, as EPERM.
+ *   The error of a security policy, for example EPERM.
  * After a failure keepalive is on or off as it was. If it was on, its timers are as they were, with one exception:
- * one that followed a sysctl stays at that value, or keeps the new one where the sysctl's cannot be set. If it was
- * off, the timers, dormant then, may have changed.
+ * a timer that followed a sysctl stays at that value, or keeps the new one if the sysctl's value cannot be set. If
+ * it was off, the timers, which are dormant then, may have changed.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -266,6 +320,39 @@ int ka_enable(int fd,
               int idle,
               int intvl,
               int cnt);
+
+/**
+ * Turns keepalive on as hand-written calls of setsockopt(2) do: whatever becomes of the timers.
+ *
+ * This is the function for a server that has made these calls so far. A bad value or an old kernel costs it a
+ * timer, but not keepalive, and it can log the result. A server that would rather stop on a mistake calls
+ * ka_enable.
+ *
+ *   fd     any socket. A socket that is not TCP is left unchanged.
+ *   idle   s. Below 1: stays as it is. Above KA_IDLE_MAX: KA_IDLE_MAX. TCP_KEEPIDLE
+ *   intvl  s. Below 1: stays as it is. Above KA_INTVL_MAX: KA_INTVL_MAX. TCP_KEEPINTVL
+ *   cnt    probes. Below 1: stays as it is. Above KA_CNT_MAX: KA_CNT_MAX. TCP_KEEPCNT
+ *
+ * A timer that stays as it is has the value of its sysctl on a new socket.
+ *
+ * Returns 0 if all is as asked. Otherwise returns the sum of these bits, with keepalive on except for KA_MISSED_TCP:
+ *   KA_MISSED_IDLE, KA_MISSED_INTVL, KA_MISSED_CNT
+ *                the value was above the maximum, or the kernel refused it.
+ *   KA_MISSED_TCP
+ *                the socket is not TCP (UDP, unix, raw, netlink, vsock).
+ * Or returns -1 with errno:
+ *   EBADF        fd is not open, or was opened with O_PATH.
+ *   ENOTSOCK     fd is not a socket.
+ *   The error of SO_KEEPALIVE, for example EPERM by a security policy.
+ * After a failure keepalive is on or off as it was. The timers may have changed.
+ *
+ * Thread-safe, async-signal-safe, fork-safe.
+ * Since 0.1.0.
+ */
+int ka_enable_lenient(int fd,
+                      int idle,
+                      int intvl,
+                      int cnt);
 
 /**
  * Turns keepalive off. The timers keep their values, so that ka_enable with KA_KEEP brings them back.
@@ -340,7 +427,8 @@ int ka_get_cnt(int fd,
  * Gets the user timeout: how long sent data, or keepalive probes, may stay unacknowledged. TCP_USER_TIMEOUT
  *
  *   fd            a TCP socket in any state.
- *   milliseconds  where to put it; 0 is the kernel's own rule (net.ipv4.tcp_retries2 for data, cnt for probes).
+ *   milliseconds  receives the time. 0: there is no user timeout, and the kernel's own rules apply
+ *                 (net.ipv4.tcp_retries2 for data, cnt for probes).
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       milliseconds is NULL.
@@ -351,8 +439,7 @@ int ka_get_cnt(int fd,
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
  */
-int ka_get_user_timeout(int fd,
-                        int *milliseconds);
+int ka_get_user_timeout(int fd, int *milliseconds);
 
 /**
  * Sets the user timeout: how long sent data, or keepalive probes, may stay unacknowledged. RFC 5482
@@ -363,8 +450,8 @@ int ka_get_user_timeout(int fd,
  * it ends a connection to a healthy peer that keeps its window closed for so long.
  *
  *   fd            a TCP socket in any state.
- *   milliseconds  0..2147483647; 0 is the kernel's own rule; KA_AUTO is 1000 * (idle + intvl * cnt) of the
- *                 values in force, so that a busy connection ends when an idle one would; KA_KEEP changes nothing.
+ *   milliseconds  1..2147483647. 0 or KA_NONE: no user timeout. KA_AUTO: 1000 * (idle + intvl * cnt) of the values
+ *                 in force, so a busy connection ends when an idle one would. KA_KEEP: nothing is changed.
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       milliseconds out of range, or KA_AUTO where that would be more than 2147483647 or less than 1.
@@ -379,23 +466,22 @@ int ka_set_user_timeout(int fd,
                         int milliseconds);
 
 /**
- * Sets what the config names, and leaves the rest: ka_enable, with all there is to say.
+ * Applies a policy: sets each value that the config names.
  *
  *   fd      a TCP or MPTCP socket in any state.
- *   config  what to set; each value may be KA_KEEP. Begin with KA_CONFIG_INIT.
+ *   config  the policy. A field that is KA_KEEP or 0 stays as it is. Make it with KA_CONFIG_INIT or KA_CONFIG.
  *
- * It was off, and enabled is 1: the timers are written, then keepalive is turned on. It was on: what is named
- * is compared and only what differs is written; where intvl or cnt changed, idle is written after them, since
- * only that re-arms the running timer. Where idle is KA_KEEP, that is the value in force, which from then on no
- * longer follows the sysctl. enabled is 0: keepalive goes off first, then the timers are written.
+ * If keepalive is off and the config turns it on, the timers are written first. If keepalive is on, only values that
+ * differ are written. If intvl or cnt changes, idle is written after them, because only idle re-arms the running
+ * timer. If idle is KA_KEEP, it is written with the value in force, and no longer follows its sysctl. If the
+ * config turns keepalive off, keepalive goes off before the timers are written.
  *
  * Returns 0, or -1 with errno; arguments are checked before the descriptor, and the descriptor before what
  * depends on its state:
- *   EINVAL       config is NULL; its size is not a multiple of 4 from 8 up; a value is out of its range (zero in
- *                idle, intvl and cnt is what a config made without KA_CONFIG_INIT has); KA_AUTO would be
- *                more than 2147483647 or less than 1.
- *   E2BIG        config is larger than this version's and asks in its tail for something: a word that is
- *                not KA_KEEP. Or its size is beyond 4096.
+ *   EINVAL       config is NULL; its size is not a multiple of 4 from 8 up; a value is out of its range; KA_AUTO
+ *                would be more than 2147483647 or less than 1.
+ *   E2BIG        config is larger than this version's, and a word in its tail is neither 0 nor KA_KEEP. Or its
+ *                size is more than 4096.
  *   EBADF        fd is not open, or was opened with O_PATH.
  *   ENOTSOCK     fd is not a socket.
  *   ENOPROTOOPT  fd is a socket, but not TCP.
@@ -404,8 +490,8 @@ int ka_set_user_timeout(int fd,
  *   What a security policy answers, as EPERM.
  * After a failure keepalive is on or off as it was. If it was on, its timers are as they were, with one exception:
  * one that followed a sysctl stays at that value, or keeps the new one where the sysctl's cannot be set. If it was
- * off, idle, intvl and cnt, dormant then, may have changed; user_timeout, which rules data whether keepalive is on or
- * off, has not.
+ * off, idle, intvl and cnt, dormant then, may have changed; user_timeout, which rules data whether keepalive is on
+ * or off, has not.
  *
  * Thread-safe, async-signal-safe, fork-safe. Two threads that set different things on one socket at once leave
  * a mixture.
@@ -415,15 +501,15 @@ int ka_apply(int fd,
              const struct ka_config *config);
 
 /**
- * Gets all that is in force for keepalive.
+ * Gets the keepalive settings that are in force.
  *
  *   fd      a TCP or MPTCP socket in any state.
- *   config  where to put it; its size must be set (KA_CONFIG_INIT). enabled is 1 or 0; the timers are what is
- *           in force, the sysctls where nothing was set; user_timeout is KA_KEEP where the kernel has
- *           none to tell, as on MPTCP that has not fallen back to TCP.
+ *   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON or KA_OFF.
+ *           user_timeout is KA_NONE if there is none, and KA_KEEP if the kernel cannot report it (MPTCP that has
+ *           not fallen back to TCP). A timer that no program has set has the value of its sysctl.
  *
- * Given to ka_apply, the result sets the same again. But a sysctl may hold what could not be set on a socket:
- * 86400 is then EINVAL there, and -1, which is KA_KEEP, leaves the sysctl in force.
+ * ka_apply accepts the result and sets the same again, with one exception: a sysctl may hold a value that no
+ * program can set on a socket. ka_apply then fails with EINVAL for 86400. For 0 and -1 the timer is KA_KEEP here.
  *
  * Returns 0, or -1 with errno: EINVAL (config is NULL, or its size is not a multiple of 4 from 8 up), EBADF,
  * ENOTSOCK, ENOPROTOOPT or EOPNOTSUPP, as ka_apply. After a failure *config is as it was.
@@ -431,14 +517,17 @@ int ka_apply(int fd,
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
  */
-int ka_query(int fd, struct ka_config *config);
+int ka_query(int fd,
+             struct ka_config *config);
 
 /**
- * Gets what a fresh socket of the calling thread's network namespace has: keepalive off, no user timeout, and
- * the timers of the sysctls net.ipv4.tcp_keepalive_time, _intvl and _probes. They may hold what could not be
- * set on a socket, as 86400, 0 or -1.
+ * Gets the settings of a new socket of the calling thread's network namespace.
  *
- *   config  where to put it; its size must be set (KA_CONFIG_INIT).
+ * keepalive is KA_OFF, user_timeout is KA_NONE, and the timers are those of the sysctls net.ipv4.tcp_keepalive_time,
+ * _intvl and _probes. A sysctl may hold a value that no program can set on a socket, such as 86400. For 0 and -1 the
+ * timer is KA_KEEP.
+ *
+ *   config  receives the settings. Its size must be set (KA_CONFIG_INIT).
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       config is NULL, or its size is not a multiple of 4 from 8 up.
@@ -454,20 +543,23 @@ int ka_defaults(struct ka_config *config);
 /**
  * Reads a policy from its text, as from a configuration file, an option or the environment.
  *
- *   text    one of two forms. Blanks and line ends around an item are ignored. Values that are not named are KA_KEEP.
+ *   text    one of two forms. Blanks and line ends around an item are ignored. Values that are not named are
+ *           KA_KEEP.
  *             - Three values, idle, intvl and cnt, with commas or colons between them: "60,10,5", "1m:10s:5".
  *             - Items with commas between them, in any order and each at most once: "idle=", "intvl=", "cnt="
- *               and "user_timeout=" with a value, and one of "on", "off" and "keep" for enabled. Without one
- *               of these three, enabled is 1. "idle=5m, intvl=30s, user_timeout=auto".
+ *               and "user_timeout=" with a value, and one of "on", "off" and "keep" for keepalive. Without one
+ *               of these three, keepalive is KA_ON. "idle=5m, intvl=30s, user_timeout=auto".
  *           A value is decimal digits without leading zeros. A time may have a unit: ms, s, m, h or d. Without
  *           a unit, idle and intvl are seconds and user_timeout is milliseconds. idle and intvl must be whole
- *           seconds. cnt has no unit. "user_timeout=auto" is KA_AUTO, "user_timeout=none" is 0.
+ *           seconds. cnt has no unit. "user_timeout=auto" is KA_AUTO. "user_timeout=none" and
+ *           "user_timeout=0" are KA_NONE.
  *   config  where to put it; its size must be set (KA_CONFIG_INIT).
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       an argument is NULL; config's size is not a multiple of 4 from 8 up; the text has another form;
  *                idle or intvl is not whole seconds; "user_timeout=auto" would be more than 2147483647.
  *   ERANGE       the form is right, but a number is out of its range.
+ * ka_explain has the reason in words.
  * After a failure *config is as it was.
  *
  * Thread-safe, async-signal-safe, fork-safe.
@@ -500,11 +592,34 @@ int ka_format(const struct ka_config *config,
               size_t size);
 
 /**
+ * Explains why ka_parse rejects a text, for a message to the person who wrote it.
+ *
+ * The message names the wrong item and describes a valid one: "\"cnt=0\": cnt must be 1..127 probes". It has no
+ * line end, and only printable ASCII characters: others in the text are written as escapes.
+ *
+ *   text     the text that ka_parse has rejected.
+ *   message  receives the message and a NUL, as snprintf(3): at most size bytes in all. A longer message is cut off.
+ *            May be NULL if size is 0.
+ *   size     the bytes of message.
+ *
+ * Returns the length of the whole message without its NUL (size or more: it was cut off), 0 with an empty message if
+ * ka_parse accepts the text, or -1 with errno:
+ *   EINVAL       text is NULL; message is NULL and size is not 0.
+ * After a failure the message is unchanged.
+ *
+ * Thread-safe, async-signal-safe, fork-safe.
+ * Since 0.1.0.
+ */
+int ka_explain(const char *text,
+               char *message,
+               size_t size);
+
+/**
  * Works out a policy that knows of a dead peer within so many milliseconds, however late the kernel's timers
  * are, after up to three probes.
  *
  *   within_ms  ms, 2274 or more.
- *   config     where to put it; its size must be set (KA_CONFIG_INIT). enabled is 1, and user_timeout KA_KEEP:
+ *   config     where to put it; its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout KA_KEEP:
  *              it would take the place of cnt, and end connections to healthy peers that keep their window closed.
  *
  * Returns 0, or -1 with errno:
@@ -523,7 +638,8 @@ int ka_plan_detect(uint32_t within_ms,
  * after so many idle seconds: it has sent two probes by then, so that one may be lost. 350 gives 280, 30, 5.
  *
  *   path_idle_s  s, 3 or more: the idle timeout of the path.
- *   config       where to put it; its size must be set (KA_CONFIG_INIT). enabled is 1, and user_timeout KA_KEEP.
+ *   config       where to put it; its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout
+ *                KA_KEEP.
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       config is NULL, or its size is not a multiple of 4 from 8 up.
@@ -539,47 +655,28 @@ int ka_plan_path(uint32_t path_idle_s,
 /**
  * Works out the policy of ka_plan_path for a middlebox whose idle timeout is public.
  *
- *   name    one of these. The number is its default idle timeout in seconds and the document is where it is
- *           from; where an operator has changed it, use ka_plan_path.
- *            alibaba-nlb            900  Terraform provider alicloud: alicloud_nlb_listener, idle_timeout
- *                                        https://github.com/aliyun/terraform-provider-alicloud/blob/master/website/docs/r/nlb_listener.html.markdown
- *            aws-gwlb               350  AWS: Update the TCP idle timeout for your Gateway Load Balancer listener
- *                                        https://docs.aws.amazon.com/elasticloadbalancing/latest/gateway/update-idle-timeout.html
- *            aws-nat                350  AWS: Troubleshoot NAT gateways, Internet connection drops after 350 seconds
- *                                        https://docs.aws.amazon.com/vpc/latest/userguide/nat-gateway-troubleshooting.html
- *            aws-network-firewall   350  AWS Network Firewall API Reference: FlowTimeouts
- *                                        https://docs.aws.amazon.com/network-firewall/latest/APIReference/API_FlowTimeouts.html
- *            aws-nitro-v6           350  AWS: Best Practices for TCP Connection Management on EC2 (security groups' connection tracking)
- *                                        https://aws.amazon.com/blogs/networking-and-content-delivery/best-practices-for-tcp-connection-management-on-ec2/
- *            aws-nlb                350  AWS: Update the TCP idle timeout for your Network Load Balancer listener
- *                                        https://docs.aws.amazon.com/elasticloadbalancing/latest/network/update-idle-timeout.html
- *            azure-firewall         240  Azure Firewall: TCP session management and idle timeout behavior
- *                                        https://learn.microsoft.com/en-us/azure/firewall/tcp-session-behavior
- *            azure-lb               240  Azure Load Balancer: TCP Reset and Idle Timeout
- *                                        https://learn.microsoft.com/en-us/azure/load-balancer/load-balancer-tcp-reset
- *            azure-nat              240  Azure NAT Gateway resource
- *                                        https://learn.microsoft.com/en-us/azure/nat-gateway/nat-gateway-resource
- *            cisco-asa             3600  Cisco Secure Firewall ASA: connection timeouts
- *                                        https://cisco.com/c/en/us/support/docs/security/secure-firewall-asa/222075-configure-connection-timeout-for-specifi.html
- *            f5-fastl4              300  F5 BIG-IP AS3 schema reference: L4_Profile, idleTimeout
- *                                        https://clouddocs.f5.com/products/extensions/f5-appsvcs-extension/latest/refguide/schemaref/L4_Profile.schema.json.html
- *            fortigate             3600  Fortinet: Technical Tip, Default session timeout value (session-ttl)
- *                                        https://community.fortinet.com/t5/FortiGate/Technical-Tip-Default-session-timeout-value-session-ttl/ta-p/194357
- *            gcp-nat               1200  Google Compute Engine API v1: RouterNat, tcpEstablishedIdleTimeoutSec
- *                                        https://pub.dev/documentation/googleapis/latest/compute_v1/RouterNat/tcpEstablishedIdleTimeoutSec.html
- *            gcp-vpc                600  Google Compute Engine: general tips, idle connections (connection tracking of VPC firewalls)
- *                                        https://cloud.google.com/compute/docs/troubleshooting/general-tips
- *            juniper-srx           1800  Juniper Junos OS: Flow-Based Sessions
- *                                        https://www.juniper.net/documentation/us/en/software/junos/flow-packet-processing/topics/topic-map/security-flow-based-session-for-srx-series-devices.html
- *            linux-ipvs             900  Linux: net/netfilter/ipvs/ip_vs_proto_tcp.c, tcp_timeouts (kube-proxy in IPVS mode, Docker Swarm)
- *                                        https://github.com/torvalds/linux/blob/master/net/netfilter/ipvs/ip_vs_proto_tcp.c
- *            oci-nlb                360  Oracle Cloud Network Load Balancer: Changing a Listener's Idle Timeout
- *                                        https://docs.oracle.com/en-us/iaas/Content/NetworkLoadBalancer/NetworkLoadBalancers/configure-idle-timeout.htm
- *            paloalto              3600  Palo Alto Networks: Configure Session Timeouts (PAN-OS)
- *                                        https://docs.paloaltonetworks.com/ngfw/networking/session-settings-and-timeouts/configure-session-timeouts/configure-session-timeouts-pan-os
- *            rfc5382               7440  RFC 5382, REQ-5: no NAT that keeps it forgets an established connection in less
- *                                        https://www.rfc-editor.org/rfc/rfc5382
- *   config  where to put it; its size must be set (KA_CONFIG_INIT). enabled is 1, and user_timeout KA_KEEP.
+ *   name    one of these. The number is the default idle timeout in seconds; ka_plan_path(3) names its source. If an
+ *           operator has changed it, use ka_plan_path.
+ *            alibaba-nlb            900
+ *            aws-gwlb               350
+ *            aws-nat                350
+ *            aws-network-firewall   350
+ *            aws-nitro-v6           350
+ *            aws-nlb                350
+ *            azure-firewall         240
+ *            azure-lb               240
+ *            azure-nat              240
+ *            cisco-asa             3600
+ *            f5-fastl4              300
+ *            fortigate             3600
+ *            gcp-nat               1200
+ *            gcp-vpc                600
+ *            juniper-srx           1800
+ *            linux-ipvs             900
+ *            oci-nlb                360
+ *            paloalto              3600
+ *            rfc5382               7440
+ *   config  where to put it; its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout KA_KEEP.
  *
  * Only what looks at packets is here: a probe counts as traffic there. A proxy that ends the TCP connection
  * itself, as AWS's Classic and Application Load Balancers do, does not count probes.
@@ -592,25 +689,25 @@ int ka_plan_path(uint32_t path_idle_s,
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
  */
-int ka_plan_preset(const char *name, struct ka_config *config);
+int ka_plan_preset(const char *name,
+                   struct ka_config *config);
 
 /**
- * Works out how long a policy needs to find a dead peer, from the last packet that came from it.
+ * Computes how long a policy needs to find a dead peer.
  *
- *   config      enabled 1, and idle, intvl and cnt named. With a user_timeout, the connection ends at
- *               the first probe time at or after it, and one interval after the first probe at the
- *               earliest, however many probes cnt allows.
- *   typical_ms  where to put the milliseconds if no timer is late.
- *   worst_ms    where to put the milliseconds if each timer is as late as the kernel's timer wheel makes it: an
- *               eighth, and a tick.
- *
- * An interval longer than the idle time takes its place once a probe was answered: the answer does not shorten the
- * timer that its probe has started (tcp_keepalive_timer). A peer that falls silent then is found intvl - idle seconds
- * later than both say. No plan of ka has such an interval.
+ *   config      keepalive is KA_ON, and idle, intvl and cnt are named. If there is a user_timeout, the connection
+ *               ends at the first probe that is due when the timeout is over, but not before one interval after
+ *               the first probe. cnt then has no effect.
+ *   typical_ms  receives the milliseconds from the last packet of the peer, if no timer is late: 1000 * (idle +
+ *               intvl * cnt).
+ *   worst_ms    receives the milliseconds in the worst case. The peer dies right after it has answered a probe,
+ *               and the next probe comes after intvl, if that is longer than idle: an answer does not shorten the
+ *               timer that its probe has started (tcp_keepalive_timer). Each timer is late by an eighth and a
+ *               tick, as the kernel's timer wheel allows.
  *
  * Returns 0, or -1 with errno:
- *   EINVAL       an argument is NULL; ka_apply would refuse the config with EINVAL; enabled is not 1; idle, intvl or
- *                cnt is KA_KEEP.
+ *   EINVAL       an argument is NULL; ka_apply would refuse the config with EINVAL; keepalive is not KA_ON; idle,
+ *                intvl or cnt is KA_KEEP.
  *   E2BIG        ka_apply would refuse the config with E2BIG.
  * After a failure *typical_ms and *worst_ms are as they were.
  *
@@ -862,7 +959,7 @@ const char *ka_version(void);
 uint32_t ka_version_number(void);
 
 #ifdef __cplusplus
-}  // extern "C"
-#endif  // __cplusplus
+} /* extern "C" */
+#endif /* __cplusplus */
 
 #endif  /* KA_H */

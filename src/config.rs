@@ -1,18 +1,28 @@
-//! A policy as C has it: a struct that begins with its size.
+//! struct ka_config: a policy in C.
 
-#![expect(unsafe_code, reason = "it is what C calls")]
+#![expect(unsafe_code, reason = "C calls it")]
 
-use ka_core::{Config, Errno, Timer, UserTimeout};
+use ka_core::{Config, Errno, Settings, Timer, UserTimeout};
 use libc::c_int;
 
 use crate::errno::{EINVAL, answer};
 use crate::words;
 
-/// Leave this value as it is.
+/// Leave this value as it is. In struct ka_config, 0 means the same.
 pub const KA_KEEP: i32 = -1;
+const _: () = assert!(KA_KEEP == words::KEEP);
 
 /// For user_timeout only: 1000 * (idle + intvl * cnt) milliseconds, of the values in force.
 pub const KA_AUTO: i32 = -2;
+
+/// For user_timeout only: no user timeout.
+pub const KA_NONE: i32 = -3;
+
+/// For keepalive only: turn it on.
+pub const KA_ON: i32 = 1;
+
+/// For keepalive only: turn it off.
+pub const KA_OFF: i32 = 2;
 
 /// The longest idle time, in seconds (MAX_TCP_KEEPIDLE of the kernel).
 pub const KA_IDLE_MAX: i32 = 32767;
@@ -23,61 +33,63 @@ pub const KA_INTVL_MAX: i32 = 32767;
 /// The most probes (MAX_TCP_KEEPCNT of the kernel).
 pub const KA_CNT_MAX: i32 = 127;
 
-// The header needs literals; these hold them to the rules.
+// cbindgen needs literals. These assertions compare them with the ranges of ka-core.
 const _: () = assert!(KA_IDLE_MAX == *Timer::Idle.range().end());
 const _: () = assert!(KA_INTVL_MAX == *Timer::Intvl.range().end());
 const _: () = assert!(KA_CNT_MAX == *Timer::Cnt.range().end());
 
-/// A keepalive policy, or what is in force. Make it with KA_CONFIG_INIT: zero is not a value of idle, intvl and
-/// cnt, so a config that was only cleared is refused, not misread.
+/// A keepalive policy, or the settings that are in force.
 ///
-/// It may grow at its end in a later version; size tells the two versions apart. A program built against an
-/// older, smaller one keeps working: what it lacks is KA_KEEP, or is not written.
+/// In each field 0 means the same as KA_KEEP, so a struct that is all zero except for its size changes nothing. Make
+/// one with KA_CONFIG_INIT or KA_CONFIG.
+///
+/// A later version may add fields at the end. The size tells the library which fields the caller has.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ka_config {
-    /// sizeof (struct ka_config): KA_CONFIG_INIT sets it.
+    /// sizeof (struct ka_config). KA_CONFIG_INIT and KA_CONFIG set it.
     pub size: u32,
-    /// 1 on, 0 off, KA_KEEP. SO_KEEPALIVE
-    pub enabled: i32,
+    /// KA_ON, KA_OFF, KA_KEEP. SO_KEEPALIVE
+    pub keepalive: i32,
     /// s, 1..KA_IDLE_MAX, KA_KEEP. TCP_KEEPIDLE
     pub idle: i32,
     /// s, 1..KA_INTVL_MAX, KA_KEEP. TCP_KEEPINTVL
     pub intvl: i32,
     /// probes, 1..KA_CNT_MAX, KA_KEEP. TCP_KEEPCNT
     pub cnt: i32,
-    /// ms, 0..2147483647, 0 is the kernel's own rule; KA_KEEP, KA_AUTO. TCP_USER_TIMEOUT
+    /// ms, 1..2147483647, KA_KEEP, KA_AUTO, KA_NONE. TCP_USER_TIMEOUT
     pub user_timeout: i32,
 }
 
-/// The words of a `ka_config`, the size among them.
+/// The words of a `ka_config`, including the size.
 const WORDS: usize = size_of::<ka_config>() / size_of::<u32>();
-
 const _: () = assert!(WORDS == 2 + Timer::ALL.len(), "each timer has a word in struct ka_config");
 
-/// All but the size: enabled, idle, intvl, cnt, user_timeout.
+/// All words except the size: keepalive, idle, intvl, cnt, user_timeout.
 pub(crate) type Values = [i32; WORDS - 1];
 
 impl ka_config {
-    /// The policy that a caller's config asks for.
+    /// Reads the policy of a caller's config.
     ///
     /// # Safety
     /// NULL, or `config` can be read for as many bytes as its size says.
     pub(crate) unsafe fn read(config: *const Self) -> Result<Config, Errno> {
         // SAFETY: the caller vouches for the pointer.
-        let words: [i32; WORDS] = unsafe { words::read(config, KA_KEEP) }?;
-        let [_, enabled, idle, intvl, cnt, milliseconds] = words;
-        let enabled = match enabled {
-            KA_KEEP => None,
-            0 => Some(false),
-            1 => Some(true),
+        let words: [i32; WORDS] = unsafe { words::read(config) }?;
+        let [_, keepalive, idle, intvl, cnt, milliseconds] = words;
+        let keepalive = match keepalive {
+            0 | KA_KEEP => None,
+            KA_ON => Some(true),
+            KA_OFF => Some(false),
             _ => return Err(EINVAL),
         };
-        let config = Config::KEEP.with_enabled(enabled).with_idle(named(idle))?.with_intvl(named(intvl))?;
+        let named = |value| named(value).filter(|value| *value != 0);
+        let milliseconds = if milliseconds == 0 { KA_KEEP } else { milliseconds };
+        let config = Config::KEEP.with_enabled(keepalive).with_idle(named(idle))?.with_intvl(named(intvl))?;
         Ok(config.with_cnt(named(cnt))?.with_user_timeout(user_timeout(milliseconds))?)
     }
 
-    /// Answers for a function that fills a caller's config: its values without the size, on success only.
+    /// Fills a caller's config on success, and leaves it unchanged on failure. Returns the result of the C function.
     ///
     /// # Safety
     /// NULL, or `config` can be read and written for as many bytes as its size says.
@@ -85,9 +97,11 @@ impl ka_config {
         answer(|| {
             // SAFETY: the caller vouches for the pointer.
             let count = unsafe { words::count(config) }?;
-            let [enabled, idle, intvl, cnt, user_timeout] = values()?;
-            // The size stays the caller's: the first word is not written.
-            let words: [i32; WORDS] = [0, enabled, idle, intvl, cnt, user_timeout];
+            // A sysctl may hold 0, which no socket can have. In the struct 0 means KA_KEEP.
+            let [keepalive, idle, intvl, cnt, user_timeout] =
+                values()?.map(|value| if value == 0 { KA_KEEP } else { value });
+            // The first word is not written: the size is the caller's.
+            let words: [i32; WORDS] = [0, keepalive, idle, intvl, cnt, user_timeout];
             // SAFETY: the caller vouches for as many words as the size gives.
             unsafe { words::write(config, count, words) };
             Ok(0)
@@ -95,38 +109,64 @@ impl ka_config {
     }
 }
 
-/// The values of a policy, as `ka_config::fill` takes them.
+/// Returns the words of a policy.
 pub(crate) fn values(config: &Config) -> Values {
     [
-        config.enabled().map_or(KA_KEEP, i32::from),
+        match config.enabled() {
+            None => KA_KEEP,
+            Some(true) => KA_ON,
+            Some(false) => KA_OFF,
+        },
         config.idle().unwrap_or(KA_KEEP),
         config.intvl().unwrap_or(KA_KEEP),
         config.cnt().unwrap_or(KA_KEEP),
         match config.user_timeout() {
             UserTimeout::Keep => KA_KEEP,
             UserTimeout::Auto => KA_AUTO,
+            UserTimeout::Milliseconds(0) => KA_NONE,
             UserTimeout::Milliseconds(value) => value,
         },
     ]
 }
 
+/// Returns the words of the settings that are in force on a socket.
+pub(crate) fn in_force(settings: &Settings) -> Values {
+    let Settings { enabled, idle, intvl, cnt, user_timeout } = *settings;
+    [
+        if enabled { KA_ON } else { KA_OFF },
+        idle,
+        intvl,
+        cnt,
+        match user_timeout {
+            None => KA_KEEP,
+            Some(0) => KA_NONE,
+            Some(milliseconds) => milliseconds,
+        },
+    ]
+}
+
+/// Returns the value of an argument that may be KA_KEEP.
 pub(crate) fn named(value: c_int) -> Option<i32> {
     (value != KA_KEEP).then_some(value)
 }
 
+/// Returns the user timeout of an argument.
 pub(crate) const fn user_timeout(milliseconds: c_int) -> UserTimeout {
     match milliseconds {
         KA_KEEP => UserTimeout::Keep,
         KA_AUTO => UserTimeout::Auto,
+        KA_NONE => UserTimeout::Milliseconds(0),
         value => UserTimeout::Milliseconds(value),
     }
 }
 
-/// Gets what a fresh socket of the calling thread's network namespace has: keepalive off, no user timeout, and
-/// the timers of the sysctls net.ipv4.tcp_keepalive_time, _intvl and _probes. They may hold what could not be
-/// set on a socket, as 86400, 0 or -1.
+/// Gets the settings of a new socket of the calling thread's network namespace.
 ///
-///   config  where to put it; its size must be set (KA_CONFIG_INIT).
+/// keepalive is KA_OFF, user_timeout is KA_NONE, and the timers are those of the sysctls net.ipv4.tcp_keepalive_time,
+/// _intvl and _probes. A sysctl may hold a value that no program can set on a socket, such as 86400. For 0 and -1 the
+/// timer is KA_KEEP.
+///
+///   config  receives the settings. Its size must be set (KA_CONFIG_INIT).
 ///
 /// Returns 0, or -1 with errno:
 ///   EINVAL       config is NULL, or its size is not a multiple of 4 from 8 up.
@@ -142,7 +182,7 @@ pub unsafe extern "C" fn ka_defaults(config: *mut ka_config) -> c_int {
     unsafe {
         ka_config::fill(config, || {
             let defaults = ka_core::defaults()?;
-            Ok([0, defaults.idle, defaults.intvl, defaults.cnt, 0])
+            Ok([KA_OFF, defaults.idle, defaults.intvl, defaults.cnt, KA_NONE])
         })
     }
 }

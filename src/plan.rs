@@ -14,7 +14,7 @@ use crate::errno::{EINVAL, answer};
 /// are, after up to three probes.
 ///
 ///   within_ms  ms, 2274 or more.
-///   config     where to put it; its size must be set (KA_CONFIG_INIT). enabled is 1, and user_timeout KA_KEEP:
+///   config     where to put it; its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout KA_KEEP:
 ///              it would take the place of cnt, and end connections to healthy peers that keep their window closed.
 ///
 /// Returns 0, or -1 with errno:
@@ -34,7 +34,8 @@ pub unsafe extern "C" fn ka_plan_detect(within_ms: u32, config: *mut ka_config) 
 /// after so many idle seconds: it has sent two probes by then, so that one may be lost. 350 gives 280, 30, 5.
 ///
 ///   path_idle_s  s, 3 or more: the idle timeout of the path.
-///   config       where to put it; its size must be set (KA_CONFIG_INIT). enabled is 1, and user_timeout KA_KEEP.
+///   config       where to put it; its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout
+///                KA_KEEP.
 ///
 /// Returns 0, or -1 with errno:
 ///   EINVAL       config is NULL, or its size is not a multiple of 4 from 8 up.
@@ -51,10 +52,10 @@ pub unsafe extern "C" fn ka_plan_path(path_idle_s: u32, config: *mut ka_config) 
 
 /// Works out the policy of ka_plan_path for a middlebox whose idle timeout is public.
 ///
-///   name    one of these. The number is its default idle timeout in seconds and the document is where it is
-///           from; where an operator has changed it, use ka_plan_path.
+///   name    one of these. The number is the default idle timeout in seconds; ka_plan_path(3) names its source. If an
+///           operator has changed it, use ka_plan_path.
 /// PRESETS
-///   config  where to put it; its size must be set (KA_CONFIG_INIT). enabled is 1, and user_timeout KA_KEEP.
+///   config  where to put it; its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout KA_KEEP.
 ///
 /// Only what looks at packets is here: a probe counts as traffic there. A proxy that ends the TCP connection
 /// itself, as AWS's Classic and Application Load Balancers do, does not count probes.
@@ -80,22 +81,21 @@ pub unsafe extern "C" fn ka_plan_preset(name: *const c_char, config: *mut ka_con
     }
 }
 
-/// Works out how long a policy needs to find a dead peer, from the last packet that came from it.
+/// Computes how long a policy needs to find a dead peer.
 ///
-///   config      enabled 1, and idle, intvl and cnt named. With a user_timeout, the connection ends at
-///               the first probe time at or after it, and one interval after the first probe at the
-///               earliest, however many probes cnt allows.
-///   typical_ms  where to put the milliseconds if no timer is late.
-///   worst_ms    where to put the milliseconds if each timer is as late as the kernel's timer wheel makes it: an
-///               eighth, and a tick.
-///
-/// An interval longer than the idle time takes its place once a probe was answered: the answer does not shorten the
-/// timer that its probe has started (tcp_keepalive_timer). A peer that falls silent then is found intvl - idle seconds
-/// later than both say. No plan of ka has such an interval.
+///   config      keepalive is KA_ON, and idle, intvl and cnt are named. If there is a user_timeout, the connection
+///               ends at the first probe that is due when the timeout is over, but not before one interval after
+///               the first probe. cnt then has no effect.
+///   typical_ms  receives the milliseconds from the last packet of the peer, if no timer is late: 1000 * (idle +
+///               intvl * cnt).
+///   worst_ms    receives the milliseconds in the worst case. The peer dies right after it has answered a probe,
+///               and the next probe comes after intvl, if that is longer than idle: an answer does not shorten the
+///               timer that its probe has started (tcp_keepalive_timer). Each timer is late by an eighth and a
+///               tick, as the kernel's timer wheel allows.
 ///
 /// Returns 0, or -1 with errno:
-///   EINVAL       an argument is NULL; ka_apply would refuse the config with EINVAL; enabled is not 1; idle, intvl or
-///                cnt is KA_KEEP.
+///   EINVAL       an argument is NULL; ka_apply would refuse the config with EINVAL; keepalive is not KA_ON; idle,
+///                intvl or cnt is KA_KEEP.
 ///   E2BIG        ka_apply would refuse the config with E2BIG.
 /// After a failure *typical_ms and *worst_ms are as they were.
 ///

@@ -31,15 +31,12 @@ fn the_header_is_what_the_sources_say() {
     );
 }
 
-/// But the table of presets, which has addresses.
 #[test]
 fn no_line_of_the_header_is_too_wide_to_read() {
     const WIDTH: usize = 120;
-    let presets = presets();
     for header in ["ka.h", "ka.hpp"] {
         let text = fs::read_to_string(root().join("include").join(header)).unwrap();
-        let lines = text.lines().filter(|line| !presets.contains(line));
-        let wide: Vec<_> = lines.filter(|line| line.chars().count() > WIDTH).collect();
+        let wide: Vec<_> = text.lines().filter(|line| line.chars().count() > WIDTH).collect();
         assert!(wide.is_empty(), "{header}: {wide:#?}");
     }
 }
@@ -60,6 +57,11 @@ fn generate() -> String {
                 writeln!(out, "{name} ({value})").unwrap();
             }
             _ if line.trim() == "* PRESETS" => out.push_str(&presets()),
+            // C89 has no such comments.
+            _ if line.contains(" // ") => {
+                let (code, comment) = line.split_once(" // ").unwrap();
+                writeln!(out, "{} /* {comment} */", code.trim_end()).unwrap();
+            }
             _ => writeln!(out, "{}", line.trim_end()).unwrap(),
         }
     }
@@ -90,6 +92,15 @@ fn macros() -> String {
  */
 #define KA_CONFIG_INIT {{ sizeof(struct ka_config), KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP }}
 
+#if defined(__STDC_VERSION__) && __STDC_VERSION__ >= 199901L
+/**
+ * A struct ka_config with these fields, and all others left as they are (C99):
+ *
+ *     ka_apply(fd, &KA_CONFIG(.keepalive = KA_ON, .idle = 60, .intvl = 10, .cnt = 5));
+ */
+#define KA_CONFIG(...) ((struct ka_config){{ .size = sizeof(struct ka_config), __VA_ARGS__ }})
+#endif
+
 /**
  * A struct ka_status to be filled in: struct ka_status status = KA_STATUS_INIT;
  */
@@ -98,12 +109,10 @@ fn macros() -> String {
     )
 }
 
-/// The table in the documentation of `ka_plan_preset`.
+/// The table in the documentation of `ka_plan_preset`. The sources of the numbers are in ka_plan_path(3).
 fn presets() -> String {
     ka_core::PRESETS.iter().fold(String::new(), |mut text, preset| {
-        writeln!(text, " *            {:20} {:>5}  {}", preset.name, preset.path_idle_s, preset.source)
-            .unwrap();
-        writeln!(text, " *                                        {}", preset.url).unwrap();
+        writeln!(text, " *            {:20} {:>5}", preset.name, preset.path_idle_s).unwrap();
         text
     })
 }
@@ -111,9 +120,9 @@ fn presets() -> String {
 #[test]
 fn every_compiler_takes_it_without_a_warning() {
     let source = root().join("tests/c/header.c");
-    let strict = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wundef", "-Werror"];
+    let strict = ["-Wall", "-Wextra", "-pedantic-errors", "-Wconversion", "-Wundef", "-Werror"];
     for (c, cxx) in [("gcc", "g++"), ("clang", "clang++")] {
-        for standard in ["-std=c99", "-std=c11"] {
+        for standard in ["-std=c89", "-std=c99", "-std=c11"] {
             for link in LINKS {
                 let program = compile(Command::new(c).arg(standard).args(strict), &source, link);
                 succeed(&mut Command::new(program));

@@ -50,6 +50,31 @@ impl<K: Kernel> Socket<'_, K> {
         if self.keepalive()? { self.apply_on(config) } else { self.apply_off(config) }
     }
 
+    /// Applies a policy, and leaves out each timer that the kernel refuses. Keepalive itself is set in any case.
+    ///
+    /// Returns the policy without the timers that were left out.
+    ///
+    /// # Errors
+    /// [`Error::NotTcp`], and [`Error::System`] if the descriptor is not a socket or `SO_KEEPALIVE` failed. The timers
+    /// may have changed.
+    pub fn apply_lenient(&self, mut config: Config) -> Result<Config, Error> {
+        loop {
+            config = match self.apply(&config) {
+                Ok(()) => return Ok(config),
+                Err(Error::Unsupported(SockOpt::Timer(timer))) if config.names(timer) => {
+                    config.without(timer)
+                }
+                Err(Error::System { option: SockOpt::Timer(timer), errno })
+                    if config.names(timer) && !matches!(errno.0, libc::EBADF | libc::ENOTSOCK) =>
+                {
+                    config.without(timer)
+                }
+                Err(Error::AutoOutOfRange { .. }) => config.without(Timer::UserTimeout),
+                Err(error) => return Err(error),
+            };
+        }
+    }
+
     /// Sets what the policy names on a socket that socket(2) has just made, so that keepalive is known to be off.
     ///
     /// # Errors

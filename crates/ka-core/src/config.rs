@@ -185,6 +185,15 @@ impl Config {
         }
     }
 
+    /// Returns whether the policy sets this timer, also by [`UserTimeout::Auto`].
+    #[must_use]
+    pub const fn names(&self, timer: Timer) -> bool {
+        match timer {
+            Timer::Idle | Timer::Intvl | Timer::Cnt => self.timer(timer).is_some(),
+            Timer::UserTimeout => !matches!(self.user_timeout(), UserTimeout::Keep),
+        }
+    }
+
     /// Seconds before the first probe.
     #[must_use]
     pub const fn idle(&self) -> Option<i32> {

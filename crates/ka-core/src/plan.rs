@@ -76,9 +76,8 @@ impl Config {
     /// With a user timeout the kernel gives up at the first probe that is due when the timeout is over
     /// (net/ipv4/tcp_timer.c, `tcp_keepalive_timer`), so that many probes take cnt's place.
     ///
-    /// An interval longer than the idle time takes its place once a probe was answered, for the answer does not shorten
-    /// the timer that its probe has started: a peer that falls silent then is found intvl - idle seconds later. No plan
-    /// has such an interval.
+    /// The worst case is a peer that dies right after it has answered a probe. The answer does not shorten the timer that
+    /// the probe has started, so the next probe comes after `intvl` if that is longer than `idle`.
     ///
     /// ```
     /// let detection = ka_core::Config::new(60, 10, 5)?.detection()?;
@@ -107,7 +106,8 @@ impl Config {
             user_timeout.saturating_sub(1000 * idle).div_ceil((1000 * intvl).max(1)).max(1)
         };
         let seconds = idle + intvl * probes;
-        Ok(Detection { typical_ms: 1000 * seconds, worst_ms: worst_ms(seconds, probes + 1) })
+        let worst = worst_ms(idle.max(intvl) + intvl * probes, probes + 1);
+        Ok(Detection { typical_ms: 1000 * seconds, worst_ms: worst })
     }
 }
 

@@ -137,21 +137,47 @@ impl Reason {
 #[derive(Clone, Copy)]
 pub struct Advice<'a>(ParseError<'a>);
 
-impl fmt::Display for Advice<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Advice<'_> {
+    /// Hands the description to `write`, piece by piece.
+    fn write(self, write: &mut dyn FnMut(&[u8])) {
         let ParseError { item, reason } = self.0;
         let (name, value) = cut(item, b'=');
         let number = Quantity::parse(value.unwrap_or(name)).map_or(0, |quantity| quantity.number);
-        f.write_str(match reason {
-            Reason::NoUnit => return write!(f, "write {number}ms or {number}s"),
-            _ => reason.message(),
-        })?;
-        match reason {
-            Reason::NotWhole => write!(f, ", as {}s", (number / 1000).max(1)),
-            Reason::OutOfRange(Timer::Idle | Timer::Intvl) => f.write_str(" (at most 9h 6m 7s)"),
-            Reason::OutOfRange(Timer::UserTimeout) => f.write_str(" (at most 24d 20h 31m 23s)"),
-            _ => Ok(()),
+        // The numbers that are written are below 1000, or below 32768.
+        let digits = |number: u64| Text::from(u32::try_from(number).unwrap_or(u32::MAX));
+        if reason == Reason::NoUnit {
+            for piece in [b"write ", digits(number).as_bytes(), b"ms or ", digits(number).as_bytes(), b"s"] {
+                write(piece);
+            }
+            return;
         }
+        write(reason.message().as_bytes());
+        match reason {
+            Reason::NotWhole => {
+                for piece in [b", as ", digits((number / 1000).max(1)).as_bytes(), b"s"] {
+                    write(piece);
+                }
+            }
+            Reason::OutOfRange(Timer::Idle | Timer::Intvl) => write(b" (at most 9h 6m 7s)"),
+            Reason::OutOfRange(Timer::UserTimeout) => write(b" (at most 24d 20h 31m 23s)"),
+            _ => {}
+        }
+    }
+}
+
+/// Formats text that is handed over piece by piece. All of it is ASCII.
+fn display(f: &mut fmt::Formatter<'_>, write: impl FnOnce(&mut dyn FnMut(&[u8]))) -> fmt::Result {
+    let mut result = Ok(());
+    write(&mut |piece| {
+        let text = core::str::from_utf8(piece).unwrap_or_default();
+        result = result.and_then(|()| f.write_str(text));
+    });
+    result
+}
+
+impl fmt::Display for Advice<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        display(f, |write| self.write(write))
     }
 }
 
@@ -164,6 +190,19 @@ impl ParseError<'_> {
 }
 
 impl<'a> ParseError<'a> {
+    /// Hands the message to `write`, piece by piece: the wrong item, and the description of a valid one. All of it is
+    /// printable ASCII. Unlike `Display`, this needs no formatting machinery.
+    pub fn write(self, write: &mut dyn FnMut(&[u8])) {
+        write(b"\"");
+        for byte in self.item {
+            for escaped in core::ascii::escape_default(*byte) {
+                write(&[escaped]);
+            }
+        }
+        write(b"\": ");
+        self.advice().write(write);
+    }
+
     /// Describes a valid item, without the wrong one.
     #[must_use]
     pub const fn advice(self) -> Advice<'a> {
@@ -173,7 +212,7 @@ impl<'a> ParseError<'a> {
 
 impl fmt::Display for ParseError<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{}\": {}", self.item.escape_ascii(), self.advice())
+        display(f, |write| self.write(write))
     }
 }
 

@@ -50,6 +50,8 @@ libka! {
     fn ka_detect_time(*const Config, *mut u64, *mut u64) -> c_int;
     fn ka_disable(c_int) -> c_int;
     fn ka_enable(c_int, c_int, c_int, c_int) -> c_int;
+    fn ka_enable_lenient(c_int, c_int, c_int, c_int) -> c_int;
+    fn ka_explain(*const c_char, *mut c_char, usize) -> c_int;
     fn ka_format(*const Config, *mut c_char, usize) -> c_int;
     fn ka_get_cnt(c_int, *mut c_int) -> c_int;
     fn ka_get_idle(c_int, *mut c_int) -> c_int;
@@ -84,8 +86,14 @@ pub fn libka() -> &'static Libka {
 pub const KEEP: i32 = -1;
 /// `KA_AUTO`
 pub const AUTO: i32 = -2;
+/// `KA_NONE`
+pub const NONE: i32 = -3;
+/// `KA_ON`
+pub const ON: i32 = 1;
+/// `KA_OFF`
+pub const OFF: i32 = 2;
 
-/// `struct ka_config`: size, enabled, idle, intvl, cnt, user_timeout. A test in C compares the layouts.
+/// `struct ka_config`: size, keepalive, idle, intvl, cnt, user_timeout. A test in C compares the layouts.
 pub type Config = [i32; 6];
 /// `KA_CONFIG_INIT`
 pub const CONFIG_INIT: Config = [24, KEEP, KEEP, KEEP, KEEP, KEEP];
@@ -99,8 +107,8 @@ pub type Beat = [u64; 2];
 pub type Reaper = libc::c_void;
 
 /// Returns a config in which every field is set.
-pub const fn config(enabled: i32, idle: i32, intvl: i32, cnt: i32, user_timeout: i32) -> Config {
-    [24, enabled, idle, intvl, cnt, user_timeout]
+pub const fn config(keepalive: i32, idle: i32, intvl: i32, cnt: i32, user_timeout: i32) -> Config {
+    [24, keepalive, idle, intvl, cnt, user_timeout]
 }
 
 /// Calls a function of libka. A call that succeeds must not change errno, and a call that fails must set it.
