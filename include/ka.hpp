@@ -5,19 +5,25 @@
  *
  *     ka::enable(fd, ka::policy{}.idle(60s).intvl(10s).cnt(5));
  *
- * fd is a descriptor: Asio's socket.native_handle(), libuv's uv_fileno(), or what socket(2) returned. ka.h says what
- * each function does, on which sockets, which errors there are and what a failure leaves behind; here is only what
- * C++ adds.
+ * fd is a descriptor: socket.native_handle() of Asio, the result of uv_fileno() of libuv, or the result of socket(2).
+ * ka.h documents what each function does, which sockets it accepts, its errors, and the state after a failure. This
+ * file documents only the differences in C++.
  *
- * Errors. What fails throws std::system_error with the errno of ka.h, in std::generic_category(). Each function has an
- * overload with a std::error_code& at its end, which is cleared on success: that one does not throw. (std::bad_alloc
- * is possible where a std::string or a std::vector is made.) With -fno-exceptions only those overloads are there.
+ * Errors. Each function that can fail has two overloads. One throws std::system_error with the errno of ka.h, in
+ * std::generic_category(). The other has a std::error_code& as its last parameter, does not throw, and clears the code
+ * on success. (Functions that return a std::string or a std::vector may also throw std::bad_alloc.) With
+ * -fno-exceptions only the overloads with a std::error_code& exist.
  *
- * Durations are of any type of std::chrono. Where the kernel has whole seconds, or whole milliseconds, one that is not
- * whole is an error (EINVAL): nothing is truncated or rounded. So is one that is out of range, however large.
+ * A failed call that returns a ka::policy returns an invalid one. Every function rejects an invalid policy with EINVAL,
+ * and no setter makes it valid. So a program that ignores the error code does not turn keepalive on with the first
+ * probe after two hours.
  *
- * Threads and signals: as ka.h says. An overload with a std::error_code& that makes no string and no vector may be
- * called in a signal handler where the function of ka.h may.
+ * Durations may have any std::chrono type. The kernel takes whole seconds for idle and intvl, and whole milliseconds
+ * for the user timeout. Any other duration is an error (EINVAL), as is a duration that is out of range. Nothing is
+ * rounded or truncated, with one exception: ka::enable_lenient rounds up.
+ *
+ * Threads and signals: as in ka.h. A function with a std::error_code& that returns neither a std::string nor a
+ * std::vector is async-signal-safe if its function of ka.h is.
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
@@ -56,7 +62,7 @@ namespace detail {
 
 inline std::error_code error(int number) noexcept { return {number, std::generic_category()}; }
 
-/** What a call of ka.h that returned -1 (or NULL) left in errno. */
+/** Returns the error of a call of ka.h: the errno if the call has failed, and no error otherwise. */
 inline std::error_code error(bool failed) noexcept { return failed ? error(errno) : std::error_code{}; }
 
 #if KA_HPP_THROWS
@@ -66,7 +72,7 @@ inline void check(const std::error_code &ec, const char *function) {
 }
 #endif
 
-/** A duration in whole Units from min to max, or nothing where it is not one. */
+/** Returns a duration as a number of Units. Returns nothing if it is not a whole number from min to max. */
 template <class Unit, class Rep, class Period>
 constexpr std::optional<std::int64_t> whole(const std::chrono::duration<Rep, Period> &duration, std::int64_t min,
                                             std::int64_t max) noexcept {
@@ -75,16 +81,16 @@ constexpr std::optional<std::int64_t> whole(const std::chrono::duration<Rep, Per
     if constexpr (std::chrono::treat_as_floating_point_v<Rep>) {
         const auto units = static_cast<long double>(count) * static_cast<long double>(ratio::num) /
                            static_cast<long double>(ratio::den);
-        // Written so that what is no number is out of range.
+        // The negation makes a NaN out of range.
         if (!(units >= static_cast<long double>(min) && units <= static_cast<long double>(max)))
             return std::nullopt;
         const auto result = static_cast<std::int64_t>(units);
-        // Equality is meant: neither is more than the other.
+        // This is result != units without a warning about comparing floating point numbers.
         if (static_cast<long double>(result) < units || static_cast<long double>(result) > units)
             return std::nullopt;
         return result;
     } else {
-        static_assert(std::is_integral_v<Rep>, "a duration counts in integers or in floating point numbers");
+        static_assert(std::is_integral_v<Rep>, "the Rep of a duration must be an integer or a floating point type");
         if (count < Rep{0})
             return std::nullopt;
         const auto ticks = static_cast<std::uintmax_t>(count);
@@ -98,141 +104,289 @@ constexpr std::optional<std::int64_t> whole(const std::chrono::duration<Rep, Per
     }
 }
 
-/** What a word of struct ka_config names. */
-template <class Value> constexpr std::optional<Value> named(std::int32_t word) noexcept {
-    return word == KA_KEEP ? std::nullopt : std::optional<Value>{Value{word}};
+/** A duration for ka_enable_lenient. */
+struct lenient_time {
+    int seconds;
+    bool is_rounded;
+};
+
+/** Rounds a duration up to whole seconds. The result is at most max + 1, which ka_enable_lenient clamps and reports. */
+template <class Rep, class Period>
+constexpr lenient_time lenient(const std::chrono::duration<Rep, Period> &duration, int max) noexcept {
+    if (const auto seconds = whole<std::chrono::seconds>(duration, 1, max))
+        return {static_cast<int>(*seconds), false};
+    // The negation makes a NaN keep the value.
+    if (!(duration.count() > Rep{0}))
+        return {0, false};
+    const auto seconds = static_cast<long double>(duration.count()) * static_cast<long double>(Period::num) /
+                         static_cast<long double>(Period::den);
+    if (seconds > static_cast<long double>(max))
+        return {max + 1, false};
+    return {static_cast<int>(seconds) + 1, true};
+}
+
+/** Returns the value of a field of struct ka_config. Returns nothing if the field is KA_KEEP or 0. */
+template <class Value> constexpr std::optional<Value> named(std::int32_t field) noexcept {
+    return field == KA_KEEP || field == 0 ? std::nullopt : std::optional<Value>{Value{field}};
+}
+
+/** Returns the text that a function of ka.h writes into a buffer as snprintf(3) does. */
+template <class Function> std::string text(Function function, std::error_code &ec) {
+    std::string text;
+    const int length = function(static_cast<char *>(nullptr), std::size_t{0});
+    ec = error(length < 0);
+    if (length > 0) {
+        text.resize(static_cast<std::size_t>(length) + 1);
+        function(text.data(), text.size());
+        text.pop_back();
+    }
+    return text;
 }
 
 } // namespace detail
 
-/** The user timeout that follows idle, intvl and cnt: KA_AUTO. */
+/** The type of ka::automatic. */
 struct automatic_t {
     explicit constexpr automatic_t() = default;
 };
+/** For ka::policy::user_timeout: 1000 * (idle + intvl * cnt) ms of the values in force. KA_AUTO */
 inline constexpr automatic_t automatic{};
 
+/** The type of ka::none. */
+struct none_t {
+    explicit constexpr none_t() = default;
+};
+/** For ka::policy::user_timeout: no user timeout. KA_NONE */
+inline constexpr none_t none{};
+
 /**
- * A keepalive policy: struct ka_config. It turns keepalive on, and what is not named stays as it is (KA_KEEP).
+ * A keepalive policy: struct ka_config. A new policy turns keepalive on and leaves every other value as it is.
  *
- * A value that cannot be set throws where it is named, or is told to the std::error_code& and leaves the policy as it
- * was. In a constant expression it does not compile. With -fno-exceptions it makes a policy that every call refuses
- * with EINVAL.
+ * Setters. ka::policy{}.idle(60s).intvl(10s) is a policy, and may be a constant expression. On a variable the setters
+ * change the variable and return a reference to it. A setter with a std::error_code& returns nothing, so such calls do
+ * not chain: a later call would overwrite the error of an earlier one.
+ *
+ * A bad value. In a constant expression it does not compile. A setter without a std::error_code& throws, and leaves the
+ * policy unchanged. A setter with a std::error_code& reports EINVAL, and makes the policy invalid. With -fno-exceptions
+ * every setter makes the policy invalid.
+ *
+ * An invalid policy stays invalid until another policy is assigned to it. Every function rejects it with EINVAL, and
+ * setters with a std::error_code& report EINVAL for it, whatever the value is.
  */
 class policy {
+    template <class Switch>
+    using if_switch = std::enable_if_t<std::is_same_v<Switch, bool> || std::is_same_v<Switch, std::nullopt_t> ||
+                                       std::is_same_v<Switch, std::optional<bool>>>;
+
 public:
-    constexpr policy() noexcept { config_.enabled = 1; }
+    constexpr policy() noexcept { config_.keepalive = KA_ON; }
 
-    /** What ka.h has. */
-    explicit constexpr policy(const ka_config &config) noexcept : config_(config) {}
-    constexpr const ka_config &native() const noexcept { return config_; }
-    ka_config *native_handle() noexcept { return &config_; }
-
-    /** How long the connection is idle before the first probe: whole seconds, 1 s to KA_IDLE_MAX s. */
-    template <class Rep, class Period> constexpr policy &idle(std::chrono::duration<Rep, Period> time) {
-        return must(config_.idle, detail::whole<std::chrono::seconds>(time, 1, KA_IDLE_MAX), 0,
-                    "ka::policy::idle: whole seconds from 1 to 32767");
-    }
-    template <class Rep, class Period>
-    policy &idle(std::chrono::duration<Rep, Period> time, std::error_code &ec) noexcept {
-        return may(config_.idle, detail::whole<std::chrono::seconds>(time, 1, KA_IDLE_MAX), ec);
+    /** Makes a policy of a config of ka.h. If the size is not sizeof (ka_config), the policy is invalid. */
+    explicit constexpr policy(const ka_config &config) noexcept : config_(config) {
+        if (config.size != sizeof(ka_config)) {
+            invalidate();
+            return;
+        }
+        // In struct ka_config 0 means the same as KA_KEEP. Here there is one form, so that policies can be compared.
+        for (std::int32_t *field :
+             {&config_.keepalive, &config_.idle, &config_.intvl, &config_.cnt, &config_.user_timeout})
+            *field = *field == 0 ? KA_KEEP : *field;
     }
 
-    /** From one unanswered probe to the next: whole seconds, 1 s to KA_INTVL_MAX s. */
-    template <class Rep, class Period> constexpr policy &intvl(std::chrono::duration<Rep, Period> time) {
-        return must(config_.intvl, detail::whole<std::chrono::seconds>(time, 1, KA_INTVL_MAX), 0,
-                    "ka::policy::intvl: whole seconds from 1 to 32767");
-    }
-    template <class Rep, class Period>
-    policy &intvl(std::chrono::duration<Rep, Period> time, std::error_code &ec) noexcept {
-        return may(config_.intvl, detail::whole<std::chrono::seconds>(time, 1, KA_INTVL_MAX), ec);
-    }
+    /** Returns the config for functions of ka.h. They reject the config of an invalid policy with EINVAL. */
+    [[nodiscard]] constexpr const ka_config &native() const noexcept { return config_; }
 
-    /** How many probes without an answer end the connection: 1 to KA_CNT_MAX. */
-    constexpr policy &cnt(int probes) {
-        return must(config_.cnt, count(probes), 0, "ka::policy::cnt: probes from 1 to 127");
-    }
-    policy &cnt(int probes, std::error_code &ec) noexcept { return may(config_.cnt, count(probes), ec); }
+    /** Returns false for the policy of a failed call, and after a bad value. Values of a ka_config are not checked. */
+    [[nodiscard]] constexpr bool is_valid() const noexcept { return config_.size != 0; }
 
-    /** How long sent data may stay unacknowledged: whole milliseconds, 0 (the kernel's own rule) to 2147483647 ms. */
-    template <class Rep, class Period> constexpr policy &user_timeout(std::chrono::duration<Rep, Period> time) {
-        return must(config_.user_timeout, timeout(time), refused,
-                    "ka::policy::user_timeout: whole milliseconds from 0 to 2147483647");
-    }
-    template <class Rep, class Period>
-    policy &user_timeout(std::chrono::duration<Rep, Period> time, std::error_code &ec) noexcept {
-        return may(config_.user_timeout, timeout(time), ec);
-    }
-    constexpr policy &user_timeout(automatic_t) noexcept {
-        config_.user_timeout = KA_AUTO;
+    /** Sets how long the connection is idle before the first probe: whole seconds, 1 s to KA_IDLE_MAX s. */
+    template <class Rep, class Period> constexpr policy &idle(std::chrono::duration<Rep, Period> time) & {
+        set(config_.idle, seconds(time, KA_IDLE_MAX), "ka::policy::idle: must be whole seconds from 1 to 32767");
         return *this;
     }
+    template <class Rep, class Period>
+    [[nodiscard]] constexpr policy idle(std::chrono::duration<Rep, Period> time) && {
+        return idle(time);
+    }
+    template <class Rep, class Period>
+    void idle(std::chrono::duration<Rep, Period> time, std::error_code &ec) & noexcept {
+        set(config_.idle, seconds(time, KA_IDLE_MAX), ec);
+    }
 
-    /** On, off, or (std::nullopt) as it is. */
-    constexpr policy &enabled(std::optional<bool> on) noexcept {
-        config_.enabled = on ? static_cast<std::int32_t>(*on) : KA_KEEP;
+    /** Sets the time from an unanswered probe to the next: whole seconds, 1 s to KA_INTVL_MAX s. */
+    template <class Rep, class Period> constexpr policy &intvl(std::chrono::duration<Rep, Period> time) & {
+        set(config_.intvl, seconds(time, KA_INTVL_MAX), "ka::policy::intvl: must be whole seconds from 1 to 32767");
         return *this;
     }
-
-    /** What it says; std::nullopt is as it is, KA_KEEP. */
-    constexpr std::optional<bool> enabled() const noexcept {
-        return config_.enabled == KA_KEEP ? std::nullopt : std::optional<bool>{config_.enabled != 0};
+    template <class Rep, class Period>
+    [[nodiscard]] constexpr policy intvl(std::chrono::duration<Rep, Period> time) && {
+        return intvl(time);
     }
-    constexpr std::optional<std::chrono::seconds> idle() const noexcept {
+    template <class Rep, class Period>
+    void intvl(std::chrono::duration<Rep, Period> time, std::error_code &ec) & noexcept {
+        set(config_.intvl, seconds(time, KA_INTVL_MAX), ec);
+    }
+
+    /** Sets how many unanswered probes end the connection: 1 to KA_CNT_MAX. */
+    constexpr policy &cnt(long long probes) & {
+        set(config_.cnt, count(probes), "ka::policy::cnt: must be 1 to 127 probes");
+        return *this;
+    }
+    [[nodiscard]] constexpr policy cnt(long long probes) && { return cnt(probes); }
+    void cnt(long long probes, std::error_code &ec) & noexcept { set(config_.cnt, count(probes), ec); }
+
+    /**
+     * Sets how long sent data, or keepalive probes, may stay unacknowledged: whole milliseconds, 1 ms to 2147483647 ms.
+     * 0 ms and ka::none: no user timeout. ka::automatic: idle + intvl * cnt. std::nullopt: leave it as it is.
+     */
+    template <class Rep, class Period> constexpr policy &user_timeout(std::chrono::duration<Rep, Period> time) & {
+        set(config_.user_timeout, milliseconds(time),
+            "ka::policy::user_timeout: must be whole milliseconds from 0 to 2147483647");
+        return *this;
+    }
+    template <class Rep, class Period>
+    [[nodiscard]] constexpr policy user_timeout(std::chrono::duration<Rep, Period> time) && {
+        return user_timeout(time);
+    }
+    template <class Rep, class Period>
+    void user_timeout(std::chrono::duration<Rep, Period> time, std::error_code &ec) & noexcept {
+        set(config_.user_timeout, milliseconds(time), ec);
+    }
+    constexpr policy &user_timeout(automatic_t) & noexcept { return set(config_.user_timeout, KA_AUTO); }
+    [[nodiscard]] constexpr policy user_timeout(automatic_t tag) && noexcept { return user_timeout(tag); }
+    constexpr policy &user_timeout(none_t) & noexcept { return set(config_.user_timeout, KA_NONE); }
+    [[nodiscard]] constexpr policy user_timeout(none_t tag) && noexcept { return user_timeout(tag); }
+    constexpr policy &user_timeout(std::nullopt_t) & noexcept { return set(config_.user_timeout, KA_KEEP); }
+    [[nodiscard]] constexpr policy user_timeout(std::nullopt_t tag) && noexcept { return user_timeout(tag); }
+
+    /**
+     * Sets whether the policy turns keepalive on (true) or off (false), or leaves it as it is (std::nullopt). The type
+     * must be bool, std::nullopt_t or std::optional<bool>: KA_OFF is not 0, so a number would be read wrongly.
+     */
+    template <class Switch, class = if_switch<Switch>> constexpr policy &keepalive(Switch on) & noexcept {
+        const std::optional<bool> wanted{on};
+        return set(config_.keepalive, !wanted ? KA_KEEP : *wanted ? KA_ON : KA_OFF);
+    }
+    template <class Switch, class = if_switch<Switch>>
+    [[nodiscard]] constexpr policy keepalive(Switch on) && noexcept {
+        return keepalive(on);
+    }
+
+    /** These return the value that the policy sets, or std::nullopt if the policy leaves the value as it is. */
+    [[nodiscard]] constexpr std::optional<bool> keepalive() const noexcept {
+        return config_.keepalive == KA_ON    ? std::optional<bool>{true}
+               : config_.keepalive == KA_OFF ? std::optional<bool>{false}
+                                             : std::nullopt;
+    }
+    [[nodiscard]] constexpr std::optional<std::chrono::seconds> idle() const noexcept {
         return detail::named<std::chrono::seconds>(config_.idle);
     }
-    constexpr std::optional<std::chrono::seconds> intvl() const noexcept {
+    [[nodiscard]] constexpr std::optional<std::chrono::seconds> intvl() const noexcept {
         return detail::named<std::chrono::seconds>(config_.intvl);
     }
-    constexpr std::optional<int> cnt() const noexcept {
-        return detail::named<int>(config_.cnt);
+    [[nodiscard]] constexpr std::optional<int> cnt() const noexcept { return detail::named<int>(config_.cnt); }
+    /** 0 ms: the policy removes the user timeout. std::nullopt also stands for ka::automatic. */
+    [[nodiscard]] constexpr std::optional<std::chrono::milliseconds> user_timeout() const noexcept {
+        return config_.user_timeout == KA_NONE ? std::optional<std::chrono::milliseconds>{std::chrono::milliseconds{0}}
+               : is_automatic()                ? std::nullopt
+                                               : detail::named<std::chrono::milliseconds>(config_.user_timeout);
     }
-    /** std::nullopt also where it is automatic. */
-    constexpr std::optional<std::chrono::milliseconds> user_timeout() const noexcept {
-        return is_automatic() ? std::nullopt : detail::named<std::chrono::milliseconds>(config_.user_timeout);
-    }
-    constexpr bool is_automatic() const noexcept { return config_.user_timeout == KA_AUTO; }
+    /** Returns whether the user timeout is ka::automatic. */
+    [[nodiscard]] constexpr bool is_automatic() const noexcept { return config_.user_timeout == KA_AUTO; }
 
-    friend constexpr bool operator==(const policy &a, const policy &b) noexcept {
-        return a.config_.enabled == b.config_.enabled && a.config_.idle == b.config_.idle &&
-               a.config_.intvl == b.config_.intvl && a.config_.cnt == b.config_.cnt &&
-               a.config_.user_timeout == b.config_.user_timeout;
+    [[nodiscard]] friend constexpr bool operator==(const policy &a, const policy &b) noexcept {
+        return a.config_.size == b.config_.size && a.config_.keepalive == b.config_.keepalive &&
+               a.config_.idle == b.config_.idle && a.config_.intvl == b.config_.intvl &&
+               a.config_.cnt == b.config_.cnt && a.config_.user_timeout == b.config_.user_timeout;
     }
-    friend constexpr bool operator!=(const policy &a, const policy &b) noexcept { return !(a == b); }
+    [[nodiscard]] friend constexpr bool operator!=(const policy &a, const policy &b) noexcept { return !(a == b); }
 
 private:
-    /** No user timeout, and neither KA_KEEP nor KA_AUTO. */
-    static constexpr std::int32_t refused = std::numeric_limits<std::int32_t>::min();
-
-    static constexpr std::optional<std::int64_t> count(int probes) noexcept {
-        return probes >= 1 && probes <= KA_CNT_MAX ? std::optional<std::int64_t>{probes} : std::nullopt;
+    template <class Rep, class Period>
+    static constexpr std::optional<std::int64_t> seconds(std::chrono::duration<Rep, Period> time, int max) noexcept {
+        return detail::whole<std::chrono::seconds>(time, 1, max);
     }
     template <class Rep, class Period>
-    static constexpr std::optional<std::int64_t> timeout(std::chrono::duration<Rep, Period> time) noexcept {
-        return detail::whole<std::chrono::milliseconds>(time, 0, std::numeric_limits<std::int32_t>::max());
+    static constexpr std::optional<std::int64_t> milliseconds(std::chrono::duration<Rep, Period> time) noexcept {
+        const auto ms = detail::whole<std::chrono::milliseconds>(time, 0, std::numeric_limits<std::int32_t>::max());
+        return ms == std::int64_t{0} ? std::int64_t{KA_NONE} : ms;
+    }
+    static constexpr std::optional<std::int64_t> count(long long probes) noexcept {
+        return probes >= 1 && probes <= KA_CNT_MAX ? std::optional<std::int64_t>{probes} : std::nullopt;
     }
 
-    constexpr policy &must(std::int32_t &field, std::optional<std::int64_t> value, [[maybe_unused]] std::int32_t bad,
-                           [[maybe_unused]] const char *what) {
-#if KA_HPP_THROWS
-        if (!value)
-            throw std::system_error(EINVAL, std::generic_category(), what);
-        field = static_cast<std::int32_t>(*value);
-#else
-        field = value ? static_cast<std::int32_t>(*value) : bad;
-#endif
+    constexpr policy &set(std::int32_t &field, std::int32_t value) noexcept {
+        if (is_valid())
+            field = value;
         return *this;
     }
-    policy &may(std::int32_t &field, std::optional<std::int64_t> value, std::error_code &ec) noexcept {
-        ec = value ? std::error_code{} : detail::error(EINVAL);
+    constexpr void set(std::int32_t &field, std::optional<std::int64_t> value, const char *message) {
         if (value)
-            field = static_cast<std::int32_t>(*value);
-        return *this;
+            set(field, static_cast<std::int32_t>(*value));
+        else
+            reject(message);
     }
+    void set(std::int32_t &field, std::optional<std::int64_t> value, std::error_code &ec) noexcept {
+        if (value)
+            set(field, static_cast<std::int32_t>(*value));
+        else
+            invalidate();
+        ec = is_valid() ? std::error_code{} : detail::error(EINVAL);
+    }
+
+    /** Not constexpr: a constant expression with a bad value must not compile. */
+#if KA_HPP_THROWS
+    [[noreturn]] static void reject(const char *message) {
+        throw std::system_error(EINVAL, std::generic_category(), message);
+    }
+#else
+    void reject(const char *) noexcept { invalidate(); }
+#endif
+
+    /** Every function of ka.h rejects a config whose size is 0 with EINVAL. */
+    constexpr void invalidate() noexcept { config_ = ka_config{}; }
 
     ka_config config_ = KA_CONFIG_INIT;
 };
 
-/** How long a policy needs to find a dead peer: ka_detect_time. */
+namespace detail {
+
+/** Returns the policy that a function of ka.h writes into a config. If the function fails, the policy is invalid. */
+template <class Function> policy filled(Function function, std::error_code &ec) noexcept {
+    ka_config config = KA_CONFIG_INIT;
+    ec = error(function(&config) != 0);
+    return policy{ec ? ka_config{} : config};
+}
+
+/** Returns the invalid policy of a call with a bad argument. */
+inline policy rejected(std::error_code &ec) noexcept {
+    ec = error(EINVAL);
+    return policy{ka_config{}};
+}
+
+} // namespace detail
+
+/** The values that ka::enable_lenient has not set as asked. True if there is one. */
+class missed {
+public:
+    explicit constexpr missed(int mask) noexcept : mask_(mask) {}
+
+    [[nodiscard]] constexpr bool idle() const noexcept { return (mask_ & KA_MISSED_IDLE) != 0; }
+    [[nodiscard]] constexpr bool intvl() const noexcept { return (mask_ & KA_MISSED_INTVL) != 0; }
+    [[nodiscard]] constexpr bool cnt() const noexcept { return (mask_ & KA_MISSED_CNT) != 0; }
+    /** The socket is not TCP, and was left unchanged. */
+    [[nodiscard]] constexpr bool not_tcp() const noexcept { return (mask_ & KA_MISSED_TCP) != 0; }
+
+    explicit constexpr operator bool() const noexcept { return mask_ != 0; }
+
+    /** Returns the sum of the KA_MISSED_ bits. */
+    [[nodiscard]] constexpr int native() const noexcept { return mask_; }
+
+private:
+    int mask_;
+};
+
+/** How long a policy needs to find a dead peer. ka_detect_time */
 struct detection {
     std::chrono::milliseconds typical;
     std::chrono::milliseconds worst;
@@ -251,37 +405,60 @@ struct status {
     std::chrono::microseconds rtt;
 };
 
-/** Sets what the policy names: ka_apply. */
-inline void enable(int fd, const policy &policy, std::error_code &ec) noexcept {
+/** Applies a policy: sets each value that the policy names. It may turn keepalive on or off. ka_apply */
+inline void apply(int fd, const policy &policy, std::error_code &ec) noexcept {
     ec = detail::error(ka_apply(fd, &policy.native()) != 0);
 }
 
-/** Turns keepalive off: ka_disable. */
+/** Turns keepalive on with a policy. Fails with EINVAL if the policy does not turn keepalive on. ka_apply */
+inline void enable(int fd, const policy &policy, std::error_code &ec) noexcept {
+    if (policy.keepalive() == true)
+        apply(fd, policy, ec);
+    else
+        ec = detail::error(EINVAL);
+}
+
+/**
+ * Turns keepalive on, whatever becomes of the timers, and returns those that are not as asked. ka_enable_lenient
+ *
+ * A time of 0 or less, and a cnt below 1, leaves the value as it is. A time that is not whole seconds is rounded up. A
+ * value above the maximum is clamped. Both are reported as missed. If the call fails, all values are.
+ */
+template <class Rep1, class Period1, class Rep2, class Period2>
+missed enable_lenient(int fd, std::chrono::duration<Rep1, Period1> idle, std::chrono::duration<Rep2, Period2> intvl,
+                      long long cnt, std::error_code &ec) noexcept {
+    const auto idle_s = detail::lenient(idle, KA_IDLE_MAX);
+    const auto intvl_s = detail::lenient(intvl, KA_INTVL_MAX);
+    const auto probes = static_cast<int>(std::clamp(cnt, 0LL, KA_CNT_MAX + 1LL));
+    const int mask = ka_enable_lenient(fd, idle_s.seconds, intvl_s.seconds, probes);
+    ec = detail::error(mask < 0);
+    if (mask < 0)
+        return missed{KA_MISSED_IDLE | KA_MISSED_INTVL | KA_MISSED_CNT | KA_MISSED_TCP};
+    if ((mask & KA_MISSED_TCP) != 0)
+        return missed{mask};
+    return missed{mask | (idle_s.is_rounded ? KA_MISSED_IDLE : 0) | (intvl_s.is_rounded ? KA_MISSED_INTVL : 0)};
+}
+
+/** Turns keepalive off. ka_disable */
 inline void disable(int fd, std::error_code &ec) noexcept { ec = detail::error(ka_disable(fd) != 0); }
 
-/** Whether keepalive is on: ka_is_enabled. False where it fails. */
-inline bool is_enabled(int fd, std::error_code &ec) noexcept {
+/** Returns whether keepalive is on, and false if the call fails. ka_is_enabled */
+[[nodiscard]] inline bool is_enabled(int fd, std::error_code &ec) noexcept {
     const int result = ka_is_enabled(fd);
     ec = detail::error(result < 0);
     return result > 0;
 }
 
-/** All that is in force: ka_query. */
-inline policy query(int fd, std::error_code &ec) noexcept {
-    policy result;
-    ec = detail::error(ka_query(fd, result.native_handle()) != 0);
-    return result;
+/** Returns the settings that are in force. ka_query */
+[[nodiscard]] inline policy query(int fd, std::error_code &ec) noexcept {
+    return detail::filled([&](ka_config *config) { return ka_query(fd, config); }, ec);
 }
 
-/** What a fresh socket of this network namespace has: ka_defaults. */
-inline policy defaults(std::error_code &ec) noexcept {
-    policy result;
-    ec = detail::error(ka_defaults(result.native_handle()) != 0);
-    return result;
-}
+/** Returns the settings of a new socket of this network namespace. ka_defaults */
+[[nodiscard]] inline policy defaults(std::error_code &ec) noexcept { return detail::filled(ka_defaults, ec); }
 
-/** What the connection is doing: ka_get_status. */
-inline status get_status(int fd, std::error_code &ec) noexcept {
+/** Returns what a connection is doing. ka_get_status */
+[[nodiscard]] inline status get_status(int fd, std::error_code &ec) noexcept {
     ka_status native = KA_STATUS_INIT;
     ec = detail::error(ka_get_status(fd, &native) != 0);
     return {native.state,
@@ -294,76 +471,72 @@ inline status get_status(int fd, std::error_code &ec) noexcept {
             std::chrono::microseconds{native.rtt_us}};
 }
 
-/** Reads a policy from its text, "60,10,5" or "idle=1m, intvl=10s, cnt=5": ka_parse. */
-inline policy parse(const std::string &text, std::error_code &ec) noexcept {
-    policy result;
-    // A NUL inside is an ending for C, and none for C++.
-    const bool whole = text.find('\0') == std::string::npos;
-    ec = whole ? detail::error(ka_parse(text.c_str(), result.native_handle()) != 0) : detail::error(EINVAL);
-    return result;
+/** Reads a policy from its text: "60,10,5" or "idle=1m, intvl=10s, cnt=5". ka_parse */
+[[nodiscard]] inline policy parse(const std::string &text, std::error_code &ec) noexcept {
+    // C would ignore everything after a NUL.
+    if (text.find('\0') != std::string::npos)
+        return detail::rejected(ec);
+    return detail::filled([&](ka_config *config) { return ka_parse(text.c_str(), config); }, ec);
 }
 
-/** Writes a policy as the text that parse reads: ka_format. */
-inline std::string format(const policy &policy, std::error_code &ec) {
-    std::string text;
-    const int length = ka_format(&policy.native(), nullptr, 0);
-    ec = detail::error(length < 0);
-    if (length > 0) {
-        text.resize(static_cast<std::size_t>(length) + 1);
-        ka_format(&policy.native(), text.data(), text.size());
-        text.pop_back();
-    }
-    return text;
+/** Explains why ka::parse rejects a text: names the wrong item. Empty if ka::parse accepts the text. ka_explain */
+[[nodiscard]] inline std::string explain(const std::string &text) {
+    if (text.find('\0') != std::string::npos)
+        return "a policy must not contain a NUL character";
+    std::error_code ec;
+    return detail::text([&](char *out, std::size_t size) { return ka_explain(text.c_str(), out, size); }, ec);
 }
 
-/** A policy that knows of a dead peer within a time, in whole milliseconds: ka_plan_detect. */
+/** Writes a policy as a text that ka::parse reads back. ka_format */
+[[nodiscard]] inline std::string format(const policy &policy, std::error_code &ec) {
+    return detail::text([&](char *out, std::size_t size) { return ka_format(&policy.native(), out, size); }, ec);
+}
+
+/** Returns a policy that finds a dead peer within this time, in whole milliseconds. ka_plan_detect */
 template <class Rep, class Period>
-policy plan_detect(std::chrono::duration<Rep, Period> within, std::error_code &ec) noexcept {
-    policy result;
-    const auto ms =
-        detail::whole<std::chrono::milliseconds>(within, 0, std::numeric_limits<std::uint32_t>::max());
-    ec = ms ? detail::error(ka_plan_detect(static_cast<std::uint32_t>(*ms), result.native_handle()) != 0)
-            : detail::error(EINVAL);
-    return result;
+[[nodiscard]] policy plan_detect(std::chrono::duration<Rep, Period> within, std::error_code &ec) noexcept {
+    const auto ms = detail::whole<std::chrono::milliseconds>(within, 0, std::numeric_limits<std::uint32_t>::max());
+    if (!ms)
+        return detail::rejected(ec);
+    return detail::filled(
+        [&](ka_config *config) { return ka_plan_detect(static_cast<std::uint32_t>(*ms), config); }, ec);
 }
 
-/** A policy for a path that forgets after so long, in whole seconds: ka_plan_path. */
+/** Returns a policy for a path that drops connections idle for this time, in whole seconds. ka_plan_path */
 template <class Rep, class Period>
-policy plan_path(std::chrono::duration<Rep, Period> path_idle, std::error_code &ec) noexcept {
-    policy result;
+[[nodiscard]] policy plan_path(std::chrono::duration<Rep, Period> path_idle, std::error_code &ec) noexcept {
     const auto s = detail::whole<std::chrono::seconds>(path_idle, 0, std::numeric_limits<std::uint32_t>::max());
-    ec = s ? detail::error(ka_plan_path(static_cast<std::uint32_t>(*s), result.native_handle()) != 0)
-           : detail::error(EINVAL);
-    return result;
+    if (!s)
+        return detail::rejected(ec);
+    return detail::filled([&](ka_config *config) { return ka_plan_path(static_cast<std::uint32_t>(*s), config); }, ec);
 }
 
-/** A policy for a well-known middlebox, as "aws-nlb": ka_plan_preset. */
-inline policy plan_preset(const char *name, std::error_code &ec) noexcept {
-    policy result;
-    ec = detail::error(ka_plan_preset(name, result.native_handle()) != 0);
-    return result;
+/** Returns the policy for a middlebox whose idle timeout is public, for example "aws-nlb". ka_plan_preset */
+[[nodiscard]] inline policy plan_preset(const char *name, std::error_code &ec) noexcept {
+    return detail::filled([&](ka_config *config) { return ka_plan_preset(name, config); }, ec);
 }
 
-/** How long the policy needs to find a dead peer: ka_detect_time. */
-inline detection detect_time(const policy &policy, std::error_code &ec) noexcept {
+/** Returns how long a policy needs to find a dead peer. ka_detect_time */
+[[nodiscard]] inline detection detect_time(const policy &policy, std::error_code &ec) noexcept {
     std::uint64_t typical = 0;
     std::uint64_t worst = 0;
     ec = detail::error(ka_detect_time(&policy.native(), &typical, &worst) != 0);
     return {std::chrono::milliseconds{typical}, std::chrono::milliseconds{worst}};
 }
 
-/** Which libka runs: ka_version. */
-inline const char *version() noexcept { return ka_version(); }
+/** Returns the version of the library that runs. ka_version */
+[[nodiscard]] inline const char *version() noexcept { return ka_version(); }
 
 /**
- * Which connections have done no business for a time: struct ka_reaper. It can be moved, not copied; one that was moved
- * from has nothing, and its calls fail with EINVAL. One thread at a time.
+ * Finds the connections that have been inactive for a time: struct ka_reaper. One thread at a time may use it.
+ *
+ * It can be moved, but not copied. A reaper that was moved from is empty, and its calls fail with EINVAL.
  */
 class reaper {
 public:
     using clock = std::chrono::steady_clock;
 
-    /** timeout: whole milliseconds, 1 ms to 4294967295 ms. A failure makes one whose calls fail. */
+    /** The timeout is whole milliseconds, 1 ms to 4294967295 ms. If this fails, all calls fail with EINVAL. */
     template <class Rep, class Period>
     reaper(std::chrono::duration<Rep, Period> timeout, std::error_code &ec) noexcept {
         const auto ms =
@@ -373,32 +546,32 @@ public:
         ec = ms ? detail::error(reaper_ == nullptr) : detail::error(EINVAL);
     }
 
-    /** Notes that a connection does business; one that is new is added: ka_reaper_touch. */
+    /** Records that a connection is active now. Adds the connection if it is new. ka_reaper_touch */
     void touch(int fd, clock::time_point now, std::error_code &ec) noexcept {
         ec = detail::error(ka_reaper_touch(reaper_.get(), fd, ms(now)) != 0);
     }
 
-    /** Takes a connection out, before close(2): ka_reaper_forget. False where it was not there. */
+    /** Removes a connection. Call it before close(2). Returns false if the connection is not there. ka_reaper_forget */
     bool forget(int fd) noexcept { return ka_reaper_forget(reaper_.get(), fd) == 0; }
 
-    /** Takes out and names at most n connections that are due, the most silent first: ka_reaper_expired. */
-    std::size_t expired(int *fds, std::size_t n, clock::time_point now, std::error_code &ec) noexcept {
+    /** Removes at most n connections that are due, the longest inactive first. Returns how many. ka_reaper_expired */
+    [[nodiscard]] std::size_t expired(int *fds, std::size_t n, clock::time_point now, std::error_code &ec) noexcept {
         const int count = ka_reaper_expired(reaper_.get(), ms(now), fds, n);
         ec = detail::error(count < 0);
         return count < 0 ? 0 : static_cast<std::size_t>(count);
     }
 
-    /** How long until one is due, for epoll_wait(2) or a timer: ka_reaper_next. std::nullopt where it has none. */
-    std::optional<std::chrono::milliseconds> next(clock::time_point now = clock::now()) const noexcept {
+    /** Returns the time until a connection is due. Returns std::nullopt if there is no connection. ka_reaper_next */
+    [[nodiscard]] std::optional<std::chrono::milliseconds> next(clock::time_point now = clock::now()) const noexcept {
         const int time = ka_reaper_next(reaper_.get(), ms(now));
         return time < 0 ? std::nullopt : std::optional<std::chrono::milliseconds>{std::chrono::milliseconds{time}};
     }
 
-    /** How many connections it has. */
-    std::size_t size() const noexcept { return ka_reaper_len(reaper_.get()); }
-    bool empty() const noexcept { return size() == 0; }
+    /** Returns how many connections the reaper has. ka_reaper_len */
+    [[nodiscard]] std::size_t size() const noexcept { return ka_reaper_len(reaper_.get()); }
+    [[nodiscard]] bool empty() const noexcept { return size() == 0; }
 
-    ka_reaper *native_handle() noexcept { return reaper_.get(); }
+    [[nodiscard]] ka_reaper *native_handle() noexcept { return reaper_.get(); }
 
 #if KA_HPP_THROWS
     template <class Rep, class Period> explicit reaper(std::chrono::duration<Rep, Period> timeout) {
@@ -412,16 +585,20 @@ public:
         touch(fd, now, ec);
         detail::check(ec, "ka::reaper::touch");
     }
-    std::size_t expired(int *fds, std::size_t n, clock::time_point now = clock::now()) {
+    [[nodiscard]] std::size_t expired(int *fds, std::size_t n, clock::time_point now = clock::now()) {
         std::error_code ec;
         const std::size_t count = expired(fds, n, now, ec);
         detail::check(ec, "ka::reaper::expired");
         return count;
     }
-    /** All that are due; where memory ends, those that it was enough for, and the others at the next call. */
-    std::vector<int> expired(clock::time_point now = clock::now()) {
+    /**
+     * Removes all connections that are due. If there is not enough memory for all, the others stay for the next call.
+     * If there is no memory at all, throws std::bad_alloc, and the reaper is unchanged.
+     */
+    [[nodiscard]] std::vector<int> expired(clock::time_point now = clock::now()) {
         std::vector<int> fds;
-        // Room before any is taken out, and not for all that there are: few may be due.
+        // Allocate before connections are removed, because a failure must not lose any. Usually few are due, so the
+        // vector starts small.
         for (std::size_t room = 16; next(now) == std::chrono::milliseconds{0}; room *= 2) {
             const std::size_t have = fds.size();
             try {
@@ -449,7 +626,7 @@ private:
     std::unique_ptr<ka_reaper, free> reaper_;
 };
 
-/** The bytes of a key, which stay where they are: of a std::string, a std::vector of bytes, a std::array. */
+/** A reference to the bytes of a key: a std::string, or a std::vector or std::array of bytes. It copies nothing. */
 class key {
 public:
     constexpr key(const std::uint8_t *data, std::size_t size) noexcept : data_(data), size_(size) {}
@@ -466,7 +643,7 @@ private:
     std::size_t size_;
 };
 
-/** A heartbeat that only a client of yours can make: struct ka_beat. */
+/** A heartbeat that only a client with the key can make: struct ka_beat. */
 struct beat {
     using nonce = std::array<std::uint8_t, KA_BEAT_NONCE_SIZE>;
     using frame = std::array<std::uint8_t, KA_BEAT_SIZE>;
@@ -474,33 +651,33 @@ struct beat {
     std::uint64_t client = 0;
     std::uint64_t sequence = 0;
 
-    /** A nonce for a connection: ka_beat_nonce. */
-    static nonce make_nonce(std::error_code &ec) noexcept {
+    /** Makes the nonce of a connection. ka_beat_nonce */
+    [[nodiscard]] static nonce make_nonce(std::error_code &ec) noexcept {
         nonce made{};
         ec = detail::error(ka_beat_nonce(made.data()) != 0);
         return made;
     }
 
-    /** The bytes to send: ka_beat_sign. */
-    frame sign(const key &key, const nonce &sent, std::error_code &ec) const noexcept {
+    /** Returns the bytes to send. ka_beat_sign */
+    [[nodiscard]] frame sign(const key &key, const nonce &sent, std::error_code &ec) const noexcept {
         frame made{};
         const ka_beat native = {client, sequence};
         ec = detail::error(ka_beat_sign(key.data(), key.size(), sent.data(), &native, made.data()) != 0);
         return made;
     }
 
-    /** Whose key to take; unproven: ka_beat_client. */
-    static std::uint64_t client_of(const frame &came, std::error_code &ec) noexcept {
+    /** Returns the client that a frame names, to find its key. Nothing proves it yet. ka_beat_client */
+    [[nodiscard]] static std::uint64_t client_of(const frame &came, std::error_code &ec) noexcept {
         std::uint64_t number = 0;
         ec = detail::error(ka_beat_client(came.data(), &number) != 0);
         return number;
     }
 
     /**
-     * The heartbeat that came, if it is genuine and new for the nonce that was sent; its sequence is the next
-     * last_sequence: ka_beat_verify.
+     * Verifies a frame that was received: it was made with this key and nonce, and is newer than last_sequence. The
+     * sequence of the result is the next last_sequence. ka_beat_verify
      */
-    static beat verify(const key &key, const nonce &sent, std::uint64_t last_sequence, const frame &came,
+    [[nodiscard]] static beat verify(const key &key, const nonce &sent, std::uint64_t last_sequence, const frame &came,
                        std::error_code &ec) noexcept {
         ka_beat native = {0, 0};
         ec = detail::error(ka_beat_verify(key.data(), key.size(), sent.data(), last_sequence, came.data(),
@@ -512,25 +689,26 @@ struct beat {
     }
 
 #if KA_HPP_THROWS
-    static nonce make_nonce() {
+    [[nodiscard]] static nonce make_nonce() {
         std::error_code ec;
         const nonce made = make_nonce(ec);
         detail::check(ec, "ka::beat::make_nonce");
         return made;
     }
-    frame sign(const key &key, const nonce &sent) const {
+    [[nodiscard]] frame sign(const key &key, const nonce &sent) const {
         std::error_code ec;
         const frame made = sign(key, sent, ec);
         detail::check(ec, "ka::beat::sign");
         return made;
     }
-    static std::uint64_t client_of(const frame &came) {
+    [[nodiscard]] static std::uint64_t client_of(const frame &came) {
         std::error_code ec;
         const std::uint64_t number = client_of(came, ec);
         detail::check(ec, "ka::beat::client_of");
         return number;
     }
-    static beat verify(const key &key, const nonce &sent, std::uint64_t last_sequence, const frame &came) {
+    [[nodiscard]] static beat verify(const key &key, const nonce &sent, std::uint64_t last_sequence,
+                                     const frame &came) {
         std::error_code ec;
         const beat made = verify(key, sent, last_sequence, came, ec);
         detail::check(ec, "ka::beat::verify");
@@ -541,10 +719,27 @@ struct beat {
 
 #if KA_HPP_THROWS
 
+inline void apply(int fd, const policy &policy) {
+    std::error_code ec;
+    apply(fd, policy, ec);
+    detail::check(ec, "ka::apply");
+}
+
 inline void enable(int fd, const policy &policy) {
+    if (policy.is_valid() && policy.keepalive() != true)
+        throw std::system_error(EINVAL, std::generic_category(), "ka::enable: the policy does not turn keepalive on");
     std::error_code ec;
     enable(fd, policy, ec);
     detail::check(ec, "ka::enable");
+}
+
+template <class Rep1, class Period1, class Rep2, class Period2>
+missed enable_lenient(int fd, std::chrono::duration<Rep1, Period1> idle, std::chrono::duration<Rep2, Period2> intvl,
+                      long long cnt) {
+    std::error_code ec;
+    const missed result = enable_lenient(fd, idle, intvl, cnt, ec);
+    detail::check(ec, "ka::enable_lenient");
+    return result;
 }
 
 inline void disable(int fd) {
@@ -553,70 +748,71 @@ inline void disable(int fd) {
     detail::check(ec, "ka::disable");
 }
 
-inline bool is_enabled(int fd) {
+[[nodiscard]] inline bool is_enabled(int fd) {
     std::error_code ec;
     const bool on = is_enabled(fd, ec);
     detail::check(ec, "ka::is_enabled");
     return on;
 }
 
-inline policy query(int fd) {
+[[nodiscard]] inline policy query(int fd) {
     std::error_code ec;
     const policy result = query(fd, ec);
     detail::check(ec, "ka::query");
     return result;
 }
 
-inline policy defaults() {
+[[nodiscard]] inline policy defaults() {
     std::error_code ec;
     const policy result = defaults(ec);
     detail::check(ec, "ka::defaults");
     return result;
 }
 
-inline status get_status(int fd) {
+[[nodiscard]] inline status get_status(int fd) {
     std::error_code ec;
     const status result = get_status(fd, ec);
     detail::check(ec, "ka::get_status");
     return result;
 }
 
-inline policy parse(const std::string &text) {
+[[nodiscard]] inline policy parse(const std::string &text) {
     std::error_code ec;
     const policy result = parse(text, ec);
-    detail::check(ec, "ka::parse");
+    if (ec)
+        throw std::system_error(ec, "ka::parse: " + explain(text));
     return result;
 }
 
-inline std::string format(const policy &policy) {
+[[nodiscard]] inline std::string format(const policy &policy) {
     std::error_code ec;
     std::string text = format(policy, ec);
     detail::check(ec, "ka::format");
     return text;
 }
 
-template <class Rep, class Period> policy plan_detect(std::chrono::duration<Rep, Period> within) {
+template <class Rep, class Period> [[nodiscard]] policy plan_detect(std::chrono::duration<Rep, Period> within) {
     std::error_code ec;
     const policy result = plan_detect(within, ec);
     detail::check(ec, "ka::plan_detect");
     return result;
 }
 
-template <class Rep, class Period> policy plan_path(std::chrono::duration<Rep, Period> path_idle) {
+template <class Rep, class Period> [[nodiscard]] policy plan_path(std::chrono::duration<Rep, Period> path_idle) {
     std::error_code ec;
     const policy result = plan_path(path_idle, ec);
     detail::check(ec, "ka::plan_path");
     return result;
 }
 
-inline policy plan_preset(const char *name) {
+[[nodiscard]] inline policy plan_preset(const char *name) {
     std::error_code ec;
     const policy result = plan_preset(name, ec);
     detail::check(ec, "ka::plan_preset");
     return result;
 }
 
-inline detection detect_time(const policy &policy) {
+[[nodiscard]] inline detection detect_time(const policy &policy) {
     std::error_code ec;
     const detection result = detect_time(policy, ec);
     detail::check(ec, "ka::detect_time");

@@ -1,8 +1,8 @@
-//! ka.hpp: that every compiler takes it under each standard, that it does what it says, and that servers with Asio and
-//! with libuv which use it have the policy on their connections.
+//! include/ka.hpp: compilers accept it under each standard, its functions do what they document, and the servers of
+//! bindings/cpp that use it have the policy on their connections.
 
 use std::io::{Read as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ka_test::artifact::release;
@@ -24,59 +24,126 @@ const STRICT: [&str; 9] = [
     "-Werror",
 ];
 
-/// Compiled without a warning, and run: the program asks the kernel.
-fn tried(compiler: &str) {
+/// Compiles tests/cpp/hpp.cpp with these options and runs it.
+fn test_every_function(compiler: &str, options: &[&str]) {
     let source = root().join("tests/cpp/hpp.cpp");
-    for options in [
-        &["-std=c++17"][..],
-        &["-std=c++20"],
-        &["-std=c++2b"],
-        &["-std=c++17", "-fno-exceptions", "-fno-rtti"],
-    ] {
-        let mut command = Command::new(compiler);
-        let program = compile(command.args(options).args(STRICT).arg("-O1"), &source, Link::Static);
-        succeed(&mut Command::new(program));
+    let mut command = Command::new(compiler);
+    let program = compile(command.args(options).args(STRICT).arg("-O1"), &source, Link::Static);
+    succeed(&mut Command::new(program));
+}
+
+const STANDARDS: [&[&str]; 5] = [
+    &["-std=c++17"],
+    &["-std=c++20"],
+    &["-std=c++2b"],
+    &["-std=c++17", "-fno-exceptions", "-fno-rtti"],
+    &["-std=c++20", "-fno-exceptions", "-fno-rtti"],
+];
+
+#[test]
+fn every_function_works_with_gcc_and_without_warnings() {
+    for options in STANDARDS {
+        test_every_function("g++", options);
     }
 }
 
 #[test]
-fn gcc_takes_it_and_it_does_what_it_says() {
-    tried("g++");
+fn every_function_works_with_clang_and_without_warnings() {
+    for options in STANDARDS {
+        test_every_function("clang++", options);
+    }
 }
 
+/// A reference to the policy of a chain of setters must not dangle, among others.
 #[test]
-fn clang_takes_it_and_it_does_what_it_says() {
-    tried("clang++");
+fn sanitizers_find_no_fault() {
+    let options = ["-std=c++17", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+    for compiler in ["g++", "clang++"] {
+        test_every_function(compiler, &options);
+    }
 }
 
-/// What must not compile does not, and for that reason.
+/// The importing program runs too.
 #[test]
-fn a_mistake_that_the_compiler_can_see_it_sees() {
-    for (code, reason) in [
-        ("constexpr auto p = ka::policy{}.idle(std::chrono::milliseconds{1500});", "constant expression"),
-        ("auto p = ka::policy{}.idle(60);", "no matching"),
-        ("ka::reaper r{std::chrono::seconds{1}}; ka::reaper s = r;", "deleted"),
-        ("ka::policy{}.cnt(std::chrono::seconds{5});", "cnt"),
-        ("auto p = ka::policy{}.idle(std::chrono::seconds{60});", ""),
-    ] {
-        let source = scratch("mistake.cpp");
-        std::fs::write(&source, format!("#include <ka.hpp>\nint main() {{ {code} }}\n")).unwrap();
-        for compiler in ["g++", "clang++"] {
-            let mut command = Command::new(compiler);
-            command
-                .args(["-std=c++17", "-fsyntax-only", "-x", "c++", "-I"])
-                .arg(root().join("include"))
-                .arg(&source);
-            let output = command.output().unwrap();
-            let said = stderr(&output);
-            assert_eq!(output.status.success(), reason.is_empty(), "{compiler}: {code}\n{said}");
-            assert!(said.contains(reason), "{compiler}: {code}\n{said}");
+fn a_module_can_include_it_in_its_global_fragment() {
+    let folder = root().join("tests/cpp");
+    for exceptions in ["-fexceptions", "-fno-exceptions"] {
+        for (compiler, options) in
+            [("g++", &["-std=c++20", "-fmodules-ts"][..]), ("clang++", &["-std=c++20"])]
+        {
+            // gcc writes the compiled module into the working directory, and clang reads it from there.
+            let work = scratch("module");
+            std::fs::create_dir(&work).unwrap();
+            let run = |arguments: &[&str], files: &[PathBuf]| {
+                let mut command = Command::new(compiler);
+                command
+                    .current_dir(&work)
+                    .args(options)
+                    .arg(exceptions)
+                    .args(["-Wall", "-Wextra", "-Werror", "-I"]);
+                succeed(command.arg(root().join("include")).args(arguments).args(files));
+            };
+            let (module, program) = (folder.join("module.cpp"), folder.join("import.cpp"));
+            let compiled = if compiler == "g++" {
+                run(&["-c", "-o", "module.o"], &[module]);
+                work.join("module.o")
+            } else {
+                run(&["--precompile", "-x", "c++-module", "-o", "keepalive.pcm"], &[module]);
+                work.join("keepalive.pcm")
+            };
+            let modules = if compiler == "g++" { &[][..] } else { &["-fprebuilt-module-path=."] };
+            run(&[modules, &["-o", "import"]].concat(), &[program, compiled, release().join("libka.a")]);
+            succeed(&mut Command::new(work.join("import")));
         }
     }
 }
 
-/// A connection that a server of bindings/cpp/ accepts has the listener's policy: ss(8) shows the kernel's timer.
-fn serves(name: &str) {
+/// Compiles these statements. If there is a reason, the compilers must reject them with a message that contains it.
+fn test_mistake(options: &[&str], code: &str, reason: &str) {
+    let source = scratch("mistake.cpp");
+    std::fs::write(&source, format!("#include <ka.hpp>\nint main() {{ {code} }}\n")).unwrap();
+    for compiler in ["g++", "clang++"] {
+        let mut command = Command::new(compiler);
+        command
+            .args(["-std=c++17", "-fsyntax-only", "-Werror", "-x", "c++", "-I"])
+            .arg(root().join("include"));
+        let output = command.args(options).arg(&source).output().unwrap();
+        let messages = stderr(&output);
+        assert_eq!(output.status.success(), reason.is_empty(), "{compiler} {options:?}: {code}\n{messages}");
+        assert!(messages.contains(reason), "{compiler} {options:?}: {code}\n{messages}");
+    }
+}
+
+#[test]
+fn compilers_reject_mistakes() {
+    for (code, reason) in [
+        ("constexpr auto p = ka::policy{}.idle(std::chrono::milliseconds{1500});", "reject"),
+        ("constexpr auto p = ka::policy{}.cnt(128);", "reject"),
+        ("auto p = ka::policy{}.idle(60);", "no matching"),
+        ("std::error_code ec; ka::reaper r{std::chrono::seconds{1}, ec}; ka::reaper s = r;", "deleted"),
+        ("auto p = ka::policy{}.cnt(std::chrono::seconds{5});", "cnt"),
+        // An ignored result.
+        ("ka::policy{}.idle(std::chrono::seconds{60});", "nodiscard"),
+        ("std::error_code ec; ka::parse(\"60,10,5\", ec);", "nodiscard"),
+        ("std::error_code ec; ka::plan_preset(\"aws-nlb\", ec);", "nodiscard"),
+        // Calls with an error code, which must not chain.
+        ("std::error_code ec; ka::policy p; p.cnt(5, ec).cnt(6, ec);", "void"),
+        ("std::error_code ec; ka::policy{}.cnt(5, ec);", "cnt"),
+        // Only bool: KA_OFF is 2, which converts to true.
+        ("ka::policy p; p.keepalive(KA_OFF);", "no matching"),
+        ("ka::policy p; p.keepalive(\"off\");", "no matching"),
+        ("ka::policy p; p.keepalive(false);", ""),
+        ("auto p = ka::policy{}.idle(std::chrono::seconds{60});", ""),
+    ] {
+        test_mistake(&[], code, reason);
+    }
+    // Without exceptions a bad value makes a policy invalid at run time, but still must not compile in a constant.
+    test_mistake(&["-fno-exceptions"], "constexpr auto p = ka::policy{}.cnt(128);", "reject");
+    test_mistake(&["-fno-exceptions"], "constexpr auto p = ka::policy{}.cnt(127);", "");
+}
+
+/// Starts a server of bindings/cpp. Its connections must have the policy of the listener: ss(8) shows the timer.
+fn test_server(name: &str) {
     release();
     let folder = root().join("bindings/cpp");
     succeed(Command::new("make").arg("-C").arg(&folder).arg(name));
@@ -96,23 +163,23 @@ fn serves(name: &str) {
         sockets.contains("timer:(keepalive,59sec,0)") || sockets.contains("timer:(keepalive,1min,0)"),
         "{sockets}"
     );
-    // The peer's end has none: it is the server that set it.
+    // The client has no keepalive, so the timer is the server's.
     let theirs = established(&filter.replace("sport", "dport"));
     assert!(!theirs.contains("keepalive"), "{theirs}");
 
     drop(connection);
-    assert!(server.line().starts_with("ended: "), "it did not notice");
-    // It goes on.
+    assert!(server.line().starts_with("ended: "), "the server did not notice the end of the connection");
+    // The server goes on.
     server.connect().write_all(b"again").unwrap();
     assert!(server.line().starts_with("accepted: "));
 }
 
 #[test]
-fn a_server_with_asio() {
-    serves("asio_server");
+fn connections_of_the_asio_server_have_the_policy() {
+    test_server("asio_server");
 }
 
 #[test]
-fn a_server_with_libuv() {
-    serves("uv_server");
+fn connections_of_the_libuv_server_have_the_policy() {
+    test_server("uv_server");
 }
