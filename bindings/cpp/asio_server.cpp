@@ -1,8 +1,8 @@
 /*
- * asio_server PORT: an echo server with Asio (Debian's libasio-dev), that finds dead peers by keepalive and closes who
- * has said nothing for a minute.
+ * asio_server PORT: an echo server with Asio (Debian's libasio-dev). It finds dead peers by keepalive, and closes
+ * connections on which nothing has arrived for a minute.
  *
- * Keepalive is set once, on the listener: what it accepts inherits it. native_handle() is all that ka needs of Asio.
+ * The server sets keepalive once, on the listener. Accepted connections inherit it. ka needs only native_handle().
  */
 #include <array>
 #include <chrono>
@@ -39,7 +39,7 @@ private:
     void accept() {
         acceptor_.async_accept([this](std::error_code ec, tcp::socket socket) {
             if (ec) {
-                // As where there is no descriptor left: some will be closed.
+                // For example, no descriptor is free. Try again after connections have closed.
                 std::cout << "not accepted: " << ec.message() << std::endl;
                 pause_.expires_after(100ms);
                 return pause_.async_wait([this](std::error_code) { accept(); });
@@ -57,7 +57,7 @@ private:
 
     void read(int fd, const std::shared_ptr<connection> &from) {
         from->socket.async_read_some(asio::buffer(from->bytes), [=](std::error_code ec, std::size_t size) {
-            // Cancelled: the descriptor may be somebody else's by now.
+            // The connection is closed, and its descriptor may already be a new connection.
             if (ec == asio::error::operation_aborted)
                 return;
             if (ec)
@@ -71,7 +71,7 @@ private:
         });
     }
 
-    // Once the most silent connection may be due.
+    // Waits until a connection may be due.
     void look() {
         const auto time = silent_.next();
         if (!time)
@@ -88,7 +88,7 @@ private:
 
     void end(int fd, const std::string &why) {
         std::cout << "ended: " << why << std::endl;
-        silent_.forget(fd); // before it is closed
+        silent_.forget(fd); // before the descriptor is closed
         const auto gone = connections_.find(fd);
         gone->second->socket.close();
         connections_.erase(gone);

@@ -1,8 +1,8 @@
 /*
- * uv_server PORT: an echo server with libuv (Debian's libuv1-dev), that finds dead peers by keepalive.
+ * uv_server PORT: an echo server with libuv (Debian's libuv1-dev). It finds dead peers by keepalive.
  *
- * uv_tcp_keepalive has one number, the idle time; interval and count are what libuv or the kernel thinks right, and it
- * is to be called for each connection. uv_fileno gives what ka needs: the listener's descriptor, once.
+ * The server sets keepalive once, on the listener. Accepted connections inherit it. ka needs only the listener's
+ * descriptor, which uv_fileno returns. uv_tcp_keepalive takes only the idle time, and needs a call for each connection.
  */
 #include <chrono>
 #include <cstdio>
@@ -87,7 +87,7 @@ int main(int argc, char **argv) {
     sockaddr_in any;
     check(uv_ip4_addr("0.0.0.0", std::atoi(argv[1]), &any), "the port");
     check(uv_tcp_init(loop, &listener), "uv_tcp_init");
-    // The socket is there once it has an address.
+    // libuv creates the socket when the address is set.
     check(uv_tcp_bind(&listener, reinterpret_cast<sockaddr *>(&any), 0), "uv_tcp_bind");
     std::error_code ec;
     ka::enable(descriptor(&listener), ka::policy{}.idle(60s).intvl(10s).cnt(5), ec);
