@@ -1,5 +1,5 @@
-//! bindings/python: the package, built, installed and used as its users do. Its own tests are in its folder; they run
-//! here, against what was installed.
+//! bindings/python: builds and installs the package as users do. The package's own tests run against the installed
+//! package.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,14 +11,14 @@ use ka_test::child::{stderr, stdout, succeed};
 use ka_test::log::say;
 use ka_test::path::{root, scratch, target};
 
-/// Debian's Python: scripts/need sees to its modules.
+/// Debian's Python. scripts/need installs its modules.
 const PYTHON: &str = "/usr/bin/python3";
 
 fn package() -> PathBuf {
     root().join("bindings/python")
 }
 
-/// pip, which asks nobody and takes the build's tools from Debian.
+/// Returns a pip command that downloads nothing and uses Debian's build tools.
 fn pip(python: &Path, command: &str) -> Command {
     let mut pip = Command::new(python);
     pip.args(["-m", "pip", "--disable-pip-version-check", "--quiet", command]);
@@ -33,7 +33,7 @@ fn library() -> PathBuf {
     release().join("libka.so")
 }
 
-/// A Python of its own, with Debian's modules, pip among them.
+/// Returns the Python of a new virtual environment, which has Debian's modules, including pip.
 fn environment() -> PathBuf {
     let folder = scratch("venv");
     succeed(
@@ -42,7 +42,7 @@ fn environment() -> PathBuf {
     folder.join("bin/python")
 }
 
-/// The one wheel that is built of this library.
+/// Builds a wheel with this library and returns its path.
 fn wheel(library: impl AsRef<OsStr>) -> PathBuf {
     let folder = scratch("wheel");
     let mut pip = pip(Path::new(PYTHON), "wheel");
@@ -66,17 +66,17 @@ fn the_package_installs_from_its_sources_and_its_tests_pass() {
     let python = environment();
     let mut install = pip(&python, "install");
     install.arg("--no-build-isolation").arg(package());
-    // As a user has it: cargo builds the library.
+    // Without KA_LIBRARY, as for a user: cargo builds the library.
     succeed(install.env_remove("KA_LIBRARY").env("CARGO_TARGET_DIR", target().join("python")));
-    let said = stdout(
+    let output = stdout(
         Command::new(&python)
             .args(["-m", "pytest", "-q", "-rs"])
             .current_dir(package())
             .env("PYTHONDONTWRITEBYTECODE", "1"),
     );
-    assert!(said.contains(" passed"), "{said}");
-    // What was not tried, and how many were.
-    for line in said.lines().filter(|line| line.contains("SKIPPED") || line.contains(" passed")) {
+    assert!(output.contains(" passed"), "{output}");
+    // Print which tests were skipped, and how many passed.
+    for line in output.lines().filter(|line| line.contains("SKIPPED") || line.contains(" passed")) {
         say(&format!("pytest: {line}"));
     }
     succeed(pip(&python, "uninstall").args(["--yes", "libka"]));
@@ -85,7 +85,7 @@ fn the_package_installs_from_its_sources_and_its_tests_pass() {
 }
 
 #[test]
-fn a_wheel_carries_the_library_and_says_for_which_machines() {
+fn wheels_contain_the_library_and_name_its_machine() {
     let wheel = wheel(library());
     let version = env!("CARGO_PKG_VERSION");
     let machines = ["manylinux_2_17", "manylinux2014", "musllinux_1_2"]
@@ -103,15 +103,18 @@ fn a_wheel_carries_the_library_and_says_for_which_machines() {
     let (folder, said) = installed.trim().rsplit_once(' ').unwrap();
     assert_eq!(said, version);
     let packed = fs::read(Path::new(folder).join("libka.so")).unwrap();
-    assert!(packed == fs::read(library()).unwrap(), "another library");
+    assert!(packed == fs::read(library()).unwrap(), "the wheel has another library");
     assert!(Path::new(folder).join("py.typed").exists());
     let copyright = fs::read(Path::new(folder).join("copyright")).unwrap();
-    assert!(copyright == fs::read(root().join("pkg/debian/copyright")).unwrap(), "another copyright");
+    assert!(
+        copyright == fs::read(root().join("pkg/debian/copyright")).unwrap(),
+        "the wheel has another copyright"
+    );
 }
 
 #[test]
-fn pip_refuses_a_wheel_of_another_machine() {
-    // A library whose header says that it is for the other processor: pip goes by the wheel's name.
+fn pip_rejects_wheels_for_another_machine() {
+    // Make the ELF header name the other processor. pip checks only the name of the wheel.
     let mut bytes = fs::read(library()).unwrap();
     let (other, number) = if cfg!(target_arch = "x86_64") { ("aarch64", 183) } else { ("x86_64", 62) };
     bytes[18] = number;
@@ -119,13 +122,13 @@ fn pip_refuses_a_wheel_of_another_machine() {
     fs::write(&patched, bytes).unwrap();
     let wheel = wheel(&patched);
     assert!(name(&wheel).contains(&format!("manylinux_2_17_{other}")), "{}", name(&wheel));
-    let refused = pip(&environment(), "install").arg(&wheel).output().unwrap();
-    assert!(!refused.status.success());
-    assert!(stderr(&refused).contains("is not a supported wheel on this platform"), "{refused:?}");
+    let rejected = pip(&environment(), "install").arg(&wheel).output().unwrap();
+    assert!(!rejected.status.success());
+    assert!(stderr(&rejected).contains("is not a supported wheel on this platform"), "{rejected:?}");
 }
 
 #[test]
-fn a_build_without_a_library_says_what_is_missing() {
+fn build_errors_name_the_missing_library() {
     let build = |library: &str| -> Output {
         let mut pip = pip(Path::new(PYTHON), "wheel");
         pip.args(["--no-build-isolation", "--wheel-dir"]).arg(scratch("wheel")).arg(package());
@@ -138,9 +141,9 @@ fn a_build_without_a_library_says_what_is_missing() {
     assert!(stderr(&failed).contains("/etc/passwd is no library for x86_64 or aarch64"), "{failed:?}");
 }
 
-/// For distributions, whose libka is a package of its own.
+/// Distributions have libka in a separate package.
 #[test]
-fn a_wheel_without_the_library_uses_the_system_s() {
+fn a_wheel_without_the_library_loads_the_system_s() {
     let wheel = wheel("system");
     let python = environment();
     succeed(pip(&python, "install").arg(&wheel));
@@ -152,17 +155,24 @@ fn a_wheel_without_the_library_uses_the_system_s() {
 }
 
 #[test]
-fn its_types_are_strict() {
+fn mypy_accepts_the_package_and_rejects_mistakes() {
     let mut mypy = Command::new("mypy");
     mypy.current_dir(package()).arg("--cache-dir").arg(scratch("mypy"));
     assert!(stdout(&mut mypy).contains("no issues found"));
-    // And they say what a user may not do.
     let program = scratch("wrong").with_extension("py");
-    fs::write(&program, "import ka\nka.enable('x')\nka.Config(idle='60')\nka.Reaper()\nka.nothing\n")
-        .unwrap();
+    let mistakes = [
+        "ka.enable('x')",
+        "ka.Config(idle='60')",
+        "ka.Config(keepalive=2)",
+        "ka.enable_lenient(1, idle='60')",
+        "ka.explain(60)",
+        "ka.Reaper()",
+        "ka.nothing",
+    ];
+    fs::write(&program, format!("import ka\n{}\n", mistakes.join("\n"))).unwrap();
     let mut mypy = Command::new("mypy");
     mypy.arg("--strict").arg("--cache-dir").arg(scratch("mypy")).arg(&program);
     let output = mypy.env("MYPYPATH", package().join("src")).output().unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(said.contains("Found 4 errors"), "{said}");
+    let messages = String::from_utf8(output.stdout).unwrap();
+    assert!(messages.contains(&format!("Found {} errors", mistakes.len())), "{messages}");
 }

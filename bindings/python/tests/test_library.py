@@ -1,4 +1,4 @@
-"""The library that is loaded, and that its functions and structs are those of ka.h."""
+"""Which library is loaded. Its functions, structs and constants are those of ka.h."""
 
 import ctypes
 import os
@@ -21,13 +21,13 @@ def header():
 
 
 def declarations():
-    """The functions of ka.h: their results and arguments."""
+    """Yields the functions of ka.h with their results and arguments."""
     for result, name, arguments in re.findall(r"^(\w[\w *]*?)\b(ka_\w+)\(([^)]*)\);", header(), re.MULTILINE | re.DOTALL):
         yield name, result.strip(), [] if arguments == "void" else [part.strip() for part in arguments.split(",")]
 
 
 def kind(declared):
-    """What ctypes has for a type of C."""
+    """Returns the type of ctypes for a type of C."""
     kinds = {
         "int": ctypes.c_int,
         "size_t": ctypes.c_size_t,
@@ -51,7 +51,7 @@ def test_the_functions_are_those_of_the_header():
     assert declared == _library.PROTOTYPES
 
 
-def test_each_function_is_there_without_its_ka():
+def test_the_module_has_each_function_without_the_prefix():
     for name in _library.PROTOTYPES:
         short = name[3:]
         if short.startswith("reaper_"):
@@ -73,7 +73,10 @@ def test_the_constants_are_those_of_the_header():
     constants = dict(re.findall(r"^#define KA_(\w+) \(?(-?\d+)\)?$", header(), re.MULTILINE))
     for name in ("IDLE_MAX", "INTVL_MAX", "CNT_MAX", "BEAT_NONCE_SIZE", "BEAT_SIZE"):
         assert getattr(ka, name) == int(constants[name])
-    assert (_library.KEEP, _library.AUTO) == (int(constants["KEEP"]), int(constants["AUTO"]))
+    for name in ("KEEP", "AUTO", "NONE", "ON", "OFF"):
+        assert getattr(_library, name) == int(constants[name])
+    missed = {name: int(value) for name, value in constants.items() if name.startswith("MISSED_")}
+    assert missed == {f"MISSED_{bit.name}": bit.value for bit in ka.Missed}
 
 
 def test_versions():
@@ -81,7 +84,7 @@ def test_versions():
     major, minor, patch = map(int, text.split("."))
     assert ka.version() == text
     assert ka.version_number() == 1_000_000 * major + 1000 * minor + patch
-    assert _library.SONAME == f"libka.so.{f'0.{minor}' if major == 0 else major}"
+    assert _library.SONAME == f"libka.so.{major}"
 
 
 def run(folder, code, **env):
@@ -90,16 +93,16 @@ def run(folder, code, **env):
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
 
-def test_the_library_in_the_package_is_the_one_that_runs():
+def test_the_library_of_the_package_is_loaded():
     assert _library.LIBRARY._name == str(PACKAGE / "libka.so")
 
 
-def test_without_one_it_is_the_system_s_and_without_that_import_says_so(tmp_path):
+def test_a_package_without_the_library_loads_the_system_s(tmp_path):
     copy = tmp_path / "ka"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("libka.so", "__pycache__"))
     failed = run(tmp_path, "import ka")
     assert failed.returncode == 1
-    assert "ImportError: no libka: " in failed.stderr and f"{copy}/libka.so is not there" in failed.stderr
+    assert "ImportError: no libka: " in failed.stderr and f"{copy}/libka.so does not exist" in failed.stderr
     assert _library.SONAME in failed.stderr
 
     system = tmp_path / "system"
@@ -109,7 +112,7 @@ def test_without_one_it_is_the_system_s_and_without_that_import_says_so(tmp_path
     assert found.stdout == f"{ka.version()} {_library.SONAME}\n", found.stderr
 
 
-def test_a_library_that_is_none_is_named(tmp_path):
+def test_the_import_error_names_a_broken_library(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "ka", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "ka/libka.so").write_text("no library")
     failed = run(tmp_path, "import ka")

@@ -1,4 +1,4 @@
-"""What is set on a socket: beside what the kernel says."""
+"""Functions on sockets. The tests ask the kernel for the result."""
 
 import errno
 import io
@@ -12,7 +12,7 @@ from conftest import FRESH, five
 import ka
 
 
-def test_enable_sets_what_it_names(sock):
+def test_enable_sets_the_values(sock):
     ka.enable(sock, idle=60, intvl=10, cnt=5)
     assert five(sock) == (1, 60, 10, 5, 0)
     assert ka.is_enabled(sock)
@@ -30,6 +30,73 @@ def test_none_keeps(sock):
     assert five(sock) == (1, 60, 33, FRESH[3], 0)
 
 
+def test_none_keeps_every_value(sock):
+    ka.apply(sock, ka.Config(True, 61, 11, 4, 5000))
+    ka.apply(sock, ka.Config(None, None, None, None, None))
+    ka.enable(sock, None, None, None)
+    ka.set_user_timeout(sock, None)
+    assert ka.enable_lenient(sock, None, None, None) == ka.Missed(0)
+    assert five(sock) == (1, 61, 11, 4, 5000)
+
+
+def test_a_user_timeout_of_0_removes_it(sock):
+    ka.apply(sock, ka.Config(user_timeout=5000))
+    ka.apply(sock, ka.Config(user_timeout=0))
+    assert five(sock)[4] == 0 and ka.query(sock).user_timeout == 0
+    ka.set_user_timeout(sock, 5000)
+    ka.set_user_timeout(sock, 0)
+    assert five(sock)[4] == 0 and ka.get_user_timeout(sock) == 0
+    ka.apply(sock, ka.Config(user_timeout=5000))
+    ka.apply(sock, ka.parse("user_timeout=none"))
+    assert five(sock) == (1, *FRESH[1:4], 0)
+
+
+@pytest.mark.parametrize(
+    "values, missed, timers",
+    [
+        ((60, 10, 5), ka.Missed(0), (60, 10, 5)),
+        ((32767, 32767, 127), ka.Missed(0), (32767, 32767, 127)),
+        ((None, 0, -1), ka.Missed(0), FRESH[1:4]),
+        ((-(2**32) + 60, 10, -(2**70)), ka.Missed(0), (FRESH[1], 10, FRESH[3])),
+        ((86400, 10, 5), ka.Missed.IDLE, (32767, 10, 5)),
+        ((60, 32768, 5), ka.Missed.INTVL, (60, 32767, 5)),
+        # ctypes would pass this as 5.
+        ((60, 10, 2**32 + 5), ka.Missed.CNT, (60, 10, 127)),
+        ((2**70, 2**31, 128), ka.Missed.IDLE | ka.Missed.INTVL | ka.Missed.CNT, (32767, 32767, 127)),
+    ],
+)
+def test_enable_lenient_turns_keepalive_on_and_returns_what_it_missed(sock, values, missed, timers):
+    result = ka.enable_lenient(sock, *values)
+    assert isinstance(result, ka.Missed) and result == missed
+    assert five(sock) == (1, *timers, 0)
+
+
+def test_enable_lenient_without_numbers_is_60_10_6(sock):
+    assert not ka.enable_lenient(sock)
+    assert five(sock) == (1, 60, 10, 6, 0)
+
+
+def test_enable_lenient_leaves_other_sockets_alone():
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        assert ka.enable_lenient(sock, 60, 10, 128) == ka.Missed.TCP
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
+
+
+def test_enable_lenient_reports_descriptors_that_are_not_sockets():
+    for sock, number, words in not_sockets():
+        if number != errno.ENOPROTOOPT:
+            with pytest.raises(OSError, match=words) as caught:
+                ka.enable_lenient(sock)
+            assert caught.value.errno == number
+
+
+@pytest.mark.parametrize("value", [1.5, "60", True])
+def test_enable_lenient_rejects_wrong_types(sock, value):
+    with pytest.raises(TypeError, match="intvl must be a whole number"):
+        ka.enable_lenient(sock, intvl=value)
+    assert five(sock) == FRESH
+
+
 def test_disable_keeps_the_timers(sock):
     ka.enable(sock, 60, 10, 5)
     ka.disable(sock)
@@ -37,7 +104,7 @@ def test_disable_keeps_the_timers(sock):
     assert ka.is_enabled(sock) is False
 
 
-def test_a_listener_hands_it_to_what_it_accepts(listener):
+def test_accepted_connections_inherit_the_settings(listener):
     ka.enable(listener, 60, 10, 5)
     with socket.create_connection(listener.getsockname()) as client:
         accepted, _ = listener.accept()
@@ -55,12 +122,12 @@ class Wrapper:
 
 
 @pytest.mark.parametrize("way", [socket.socket.fileno, Wrapper, lambda sock: sock.makefile("rb")])
-def test_whatever_stands_for_a_socket_is_taken(sock, way):
+def test_objects_with_a_descriptor_are_accepted(sock, way):
     ka.enable(way(sock), 60, 10, 5)
     assert five(sock) == (1, 60, 10, 5, 0)
 
 
-def test_a_tls_socket_is_taken(sock):
+def test_tls_sockets_are_accepted(sock):
     context = ssl.create_default_context()
     with context.wrap_socket(sock, server_hostname="localhost", do_handshake_on_connect=False) as tls:
         ka.enable(tls, 60, 10, 5)
@@ -85,7 +152,7 @@ def test_ipv6():
         ({"idle": 32768}, "idle is 32768 s"),
         ({"intvl": 0}, "intvl is 0 s"),
         ({"cnt": 128}, "cnt is 128 probes: it must be 1..127 probes"),
-        # What C would take for 60.
+        # C would take this number as 60.
         ({"idle": 2**32 + 60}, "idle is 4294967356 s"),
     ],
 )
@@ -98,7 +165,7 @@ def test_a_value_out_of_range_is_named(sock, values, words):
 
 
 @pytest.mark.parametrize("value", [1.5, 60.0, "60", True, b"60"])
-def test_what_is_no_whole_number_is_a_type_error(sock, value):
+def test_values_must_be_whole_numbers(sock, value):
     with pytest.raises(TypeError, match="idle must be a whole number"):
         ka.enable(sock, idle=value)
     assert five(sock) == FRESH
@@ -111,7 +178,7 @@ def not_sockets():
         (closed, errno.EBADF, "is not open"),
         (999, errno.EBADF, "999 is not open"),
         (-1, errno.EBADF, "-1 is not open"),
-        # What C would take for 0.
+        # C would take this number as 0.
         (2**32, errno.EBADF, "4294967296 is not open"),
         (os.open("/dev/null", os.O_RDONLY), errno.ENOTSOCK, "is not a socket"),
         (socket.socket(type=socket.SOCK_DGRAM), errno.ENOPROTOOPT, "not TCP"),
@@ -129,14 +196,14 @@ CALLS = [
     ka.get_user_timeout,
     lambda sock: ka.set_user_timeout(sock, 0),
     lambda sock: ka.set_user_timeout(sock, ka.AUTO),
-    lambda sock: ka.apply(sock, ka.Config(enabled=True, idle=60)),
+    lambda sock: ka.apply(sock, ka.Config(keepalive=True, idle=60)),
     ka.query,
     ka.get_status,
 ]
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_what_is_no_tcp_socket_has_its_errno_from_every_call(call):
+def test_every_call_reports_descriptors_that_are_not_tcp_sockets(call):
     for sock, number, words in not_sockets():
         with pytest.raises(OSError, match=words) as caught:
             call(sock)
@@ -150,44 +217,44 @@ def test_what_is_no_tcp_socket_has_its_errno_from_every_call(call):
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("what", ["socket", None, 1.0, True, object()])
-def test_what_is_no_socket_at_all_is_a_type_error(call, what):
+def test_other_types_than_sockets_are_type_errors(call, what):
     with pytest.raises(TypeError, match="expected a socket"):
         call(what)
 
 
-def test_what_has_no_descriptor_says_so_itself():
+def test_objects_without_a_descriptor_raise_their_own_error():
     with pytest.raises(io.UnsupportedOperation):
         ka.enable(io.BytesIO())
 
 
-def test_arguments_count_before_the_descriptor():
+def test_arguments_are_checked_before_the_descriptor():
     with pytest.raises(ka.InvalidArgument, match="idle"):
         ka.enable(-1, idle=0)
 
 
-def test_apply_sets_all_and_query_tells_it(sock):
-    config = ka.Config(enabled=True, idle=61, intvl=11, cnt=4, user_timeout=5000)
+def test_query_returns_what_apply_has_set(sock):
+    config = ka.Config(keepalive=True, idle=61, intvl=11, cnt=4, user_timeout=5000)
     ka.apply(sock, config)
     assert five(sock) == (1, 61, 11, 4, 5000)
     assert ka.query(sock) == config
     ka.apply(sock, ka.Config(intvl=12))
     assert five(sock) == (1, 61, 12, 4, 5000)
-    ka.apply(sock, ka.Config(enabled=False))
+    ka.apply(sock, ka.Config(keepalive=False))
     assert five(sock) == (0, 61, 12, 4, 5000)
     ka.apply(sock, ka.Config())
     assert five(sock) == (0, 61, 12, 4, 5000)
 
 
-def test_what_is_asked_of_a_fresh_socket_is_the_system_s(sock):
+def test_a_new_socket_has_the_defaults(sock):
     assert ka.query(sock) == ka.defaults()
     kernel = five(sock)
     assert ka.query(sock) == ka.Config(False, *kernel[1:])
 
 
 @pytest.mark.parametrize("value", [1, 0, "on"])
-def test_enabled_is_true_or_false(sock, value):
-    with pytest.raises(TypeError, match="enabled must be True, False or None"):
-        ka.apply(sock, ka.Config(enabled=value))
+def test_keepalive_is_true_or_false(sock, value):
+    with pytest.raises(TypeError, match="keepalive must be True, False or None"):
+        ka.apply(sock, ka.Config(keepalive=value))
     assert five(sock) == FRESH
 
 
@@ -206,7 +273,7 @@ def test_user_timeout(sock):
             ka.set_user_timeout(sock, value)
     assert five(sock)[4] == 0
     ka.apply(sock, ka.Config(True, 32767, 32767, 127))
-    with pytest.raises(ka.InvalidArgument, match="is no user timeout"):
+    with pytest.raises(ka.InvalidArgument, match="user_timeout is ka.AUTO"):
         ka.set_user_timeout(sock, ka.AUTO)
 
 
@@ -223,7 +290,7 @@ def test_mptcp_has_no_user_timeout():
         assert caught.value.errno == errno.EOPNOTSUPP
 
 
-def test_status_is_the_kernel_s(listener):
+def test_status_equals_the_kernel_s_tcp_info(listener):
     info = getattr(socket, "TCP_INFO")
     assert ka.get_status(listener).state == listener.getsockopt(socket.IPPROTO_TCP, info, 1)[0] == 10
     with socket.create_connection(listener.getsockname()) as client:

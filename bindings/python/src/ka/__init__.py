@@ -2,9 +2,11 @@
 
     ka.enable(sock, idle=60, intvl=10, cnt=5)
 
-The functions are those of libka (ka.h, ka(7)) without ka_. Errors are OSError with libka's errno and what was wrong;
-a value that cannot be set is InvalidArgument, which is a ValueError too; a wrong type is a TypeError. What a failed
-call leaves behind is as in C: nothing leaves keepalive half on.
+The functions are those of libka (ka.h, ka(7)) without the prefix ka_. None leaves a value as it is.
+
+Errors are OSError with the errno of libka and a message that names the fault. An invalid value raises InvalidArgument,
+which is also a ValueError. A wrong type raises TypeError. A failed call leaves the same state as in C: keepalive is
+never half on.
 """
 
 from ._beat import BEAT_NONCE_SIZE, BEAT_SIZE, Beat, beat_client, beat_nonce, beat_sign, beat_verify
@@ -18,6 +20,7 @@ from ._config import (
     DetectTime,
     defaults,
     detect_time,
+    explain,
     format,
     parse,
     plan_detect,
@@ -30,10 +33,12 @@ from ._library import InvalidArgument
 from ._reaper import Reaper
 from ._socket import (
     HasFileno,
+    Missed,
     Status,
     apply,
     disable,
     enable,
+    enable_lenient,
     get_cnt,
     get_idle,
     get_intvl,
@@ -46,13 +51,13 @@ from ._socket import (
 
 
 def version() -> str:
-    """Which version of libka runs, as "0.1.0"."""
+    """Returns the version of libka that runs, such as "0.1.0"."""
     text: bytes = _LIBRARY.ka_version()
     return text.decode()
 
 
 def version_number() -> int:
-    """The same as a number to compare: 1000000 * major + 1000 * minor + patch."""
+    """Returns the version as a number to compare: 1000000 * major + 1000 * minor + patch."""
     return int(_LIBRARY.ka_version_number())
 
 
@@ -69,6 +74,7 @@ __all__ = [
     "DetectTime",
     "HasFileno",
     "InvalidArgument",
+    "Missed",
     "Reaper",
     "Status",
     "apply",
@@ -80,6 +86,8 @@ __all__ = [
     "detect_time",
     "disable",
     "enable",
+    "enable_lenient",
+    "explain",
     "format",
     "get_cnt",
     "get_idle",

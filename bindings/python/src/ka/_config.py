@@ -1,4 +1,4 @@
-"""A policy: as an object, as text, as socket options, and worked out from what is known of the path."""
+"""Policies: as an object, as text, as socket options, and computed from the properties of a path."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import enum
 import errno
 import socket
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Optional, SupportsIndex, Union
+from typing import Any, Callable, Final, NamedTuple, Optional, SupportsIndex, Union
 
 from . import _library as c
 from ._number import in_range, u32, whole
@@ -28,25 +28,26 @@ class Auto(enum.Enum):
 
 
 AUTO: Final = Auto.AUTO
-"""For user_timeout: 1000 * (idle + intvl * cnt) milliseconds, of the values in force."""
+"""For user_timeout: 1000 * (idle + intvl * cnt) milliseconds of the values in force."""
 
 UserTimeout = Union[int, Auto, None]
 
 
 @dataclass(frozen=True)
 class Config:
-    """A keepalive policy, or what is in force. None leaves a value as it is.
+    """A keepalive policy, or the settings that are in force. None leaves a value as it is.
 
-    enabled       True, False
-    idle          seconds, 1..32767: idle for so long, a connection gets the first probe (TCP_KEEPIDLE)
-    intvl         seconds, 1..32767: from one unanswered probe to the next (TCP_KEEPINTVL)
-    cnt           probes, 1..127: so many without an answer end the connection (TCP_KEEPCNT)
-    user_timeout  milliseconds, 0..2147483647, 0 is the kernel's own rule; or AUTO (TCP_USER_TIMEOUT)
+    keepalive     True turns keepalive on, False turns it off (SO_KEEPALIVE)
+    idle          seconds, 1..32767: how long the connection is idle before the first probe (TCP_KEEPIDLE)
+    intvl         seconds, 1..32767: from an unanswered probe to the next (TCP_KEEPINTVL)
+    cnt           probes, 1..127: the connection ends when this many are unanswered (TCP_KEEPCNT)
+    user_timeout  milliseconds, 1..2147483647; 0 removes the user timeout; AUTO (TCP_USER_TIMEOUT)
 
-    Values are checked where the config is used: what is in force may be what cannot be set, as a sysctl of 86400.
+    The functions that take a config check its values. Config does not, because query and defaults may return a value
+    that no program can set, such as a sysctl of 86400.
     """
 
-    enabled: Optional[bool] = None
+    keepalive: Optional[bool] = None
     idle: Optional[int] = None
     intvl: Optional[int] = None
     cnt: Optional[int] = None
@@ -54,7 +55,7 @@ class Config:
 
 
 def timer(name: str, value: Optional[SupportsIndex], high: int, unit: str) -> int:
-    """A timer as C has it; a value that is out of range is named."""
+    """Returns a timer for struct ka_config. Raises InvalidArgument with the timer's name if it is out of range."""
     return c.KEEP if value is None else in_range(name, value, 1, high, unit)
 
 
@@ -63,7 +64,8 @@ def user_timeout(value: UserTimeout) -> int:
         return c.KEEP
     if isinstance(value, Auto):
         return c.AUTO
-    return in_range("user_timeout", value, 0, USER_TIMEOUT_MAX, "ms")
+    # In struct ka_config 0 means KA_KEEP.
+    return in_range("user_timeout", value, 0, USER_TIMEOUT_MAX, "ms") or c.NONE
 
 
 def timers(idle: Optional[SupportsIndex], intvl: Optional[SupportsIndex], cnt: Optional[SupportsIndex]) -> tuple[int, int, int]:
@@ -77,12 +79,12 @@ def timers(idle: Optional[SupportsIndex], intvl: Optional[SupportsIndex], cnt: O
 def to_c(config: Config) -> c.Config:
     if not isinstance(config, Config):
         raise TypeError(f"config must be a ka.Config, not {type(config).__name__}")
-    enabled = config.enabled
-    if enabled is not None and not isinstance(enabled, bool):
-        raise TypeError(f"enabled must be True, False or None, not {enabled!r}")
+    keepalive = config.keepalive
+    if keepalive is not None and not isinstance(keepalive, bool):
+        raise TypeError(f"keepalive must be True, False or None, not {keepalive!r}")
     return c.Config(
         ctypes.sizeof(c.Config),
-        c.KEEP if enabled is None else int(enabled),
+        c.KEEP if keepalive is None else c.ON if keepalive else c.OFF,
         *timers(config.idle, config.intvl, config.cnt),
         user_timeout(config.user_timeout),
     )
@@ -97,17 +99,22 @@ def from_c(config: c.Config) -> Config:
     def value(number: int) -> Optional[int]:
         return None if number == c.KEEP else number
 
+    user_timeout: UserTimeout
+    if config.user_timeout == c.AUTO:
+        user_timeout = AUTO
+    else:
+        user_timeout = 0 if config.user_timeout == c.NONE else value(config.user_timeout)
     return Config(
-        enabled=None if config.enabled == c.KEEP else bool(config.enabled),
+        keepalive={c.ON: True, c.OFF: False}.get(config.keepalive),
         idle=value(config.idle),
         intvl=value(config.intvl),
         cnt=value(config.cnt),
-        user_timeout=AUTO if config.user_timeout == c.AUTO else value(config.user_timeout),
+        user_timeout=user_timeout,
     )
 
 
 def defaults() -> Config:
-    """What a fresh socket of this network namespace has: the sysctls net.ipv4.tcp_keepalive_*."""
+    """Returns the settings of a new socket of this network namespace: the sysctls net.ipv4.tcp_keepalive_*."""
     config = empty()
     if c.LIBRARY.ka_defaults(ctypes.byref(config)) != 0:
         raise c.failure(c.last_error())
@@ -115,54 +122,74 @@ def defaults() -> Config:
 
 
 def parse(text: str) -> Config:
-    """Reads a policy: "60,10,5", or any of "idle=", "intvl=", "cnt=", "user_timeout=" and one of "on", "off", "keep".
+    """Reads a policy: "60,10,5", or items such as "idle=5m, intvl=30s, cnt=5, user_timeout=auto".
 
-    None of the three words means "on". Times may have a unit, as "idle=5m, intvl=30s": ms, s, m, h or d.
+    "on", "off" and "keep" are items too. Without one of these three, the policy turns keepalive on. Times may have a
+    unit: ms, s, m, h or d. "user_timeout=none" and "user_timeout=0" remove the user timeout.
+
+    Raises InvalidArgument, which is a ValueError, with the message of explain.
     """
+    native, config = encoded(text), empty()
+    if native is None:
+        raise c.failure(errno.EINVAL, explain(text))
+    if c.LIBRARY.ka_parse(native, ctypes.byref(config)) != 0:
+        raise c.failure(c.last_error(), explain(text))
+    return from_c(config)
+
+
+def explain(text: str) -> str:
+    """Explains why parse rejects a text: names the wrong item. Returns "" if parse accepts the text."""
+    native = encoded(text)
+    if native is None:
+        return "a policy must not contain a NUL character"
+    return written(lambda out, size: c.LIBRARY.ka_explain(native, out, size)) or ""
+
+
+def encoded(text: str) -> Optional[bytes]:
+    """Returns a text for C. Returns None if it contains a NUL, because C would ignore everything after the NUL."""
     if not isinstance(text, str):
         raise TypeError(f"a policy's text must be a str, not {type(text).__name__}")
-    config = empty()
-    # C would read up to the first NUL, and call the rest no part of it.
-    number = errno.EINVAL
-    if "\0" not in text and c.LIBRARY.ka_parse(text.encode("utf-8", "surrogatepass"), ctypes.byref(config)) == 0:
-        return from_c(config)
-    if "\0" not in text:
-        number = c.last_error()
-    if number == errno.ERANGE:
-        raise c.failure(number, f"{text!r}: a number is out of its range")
-    raise c.failure(number, f'{text!r} is no policy: it is three numbers, as "60,10,5", or "idle=60,intvl=10,cnt=5"')
+    return None if "\0" in text else text.encode("utf-8", "surrogatepass")
+
+
+def written(function: Callable[[ctypes.Array[ctypes.c_char], int], Any]) -> Optional[str]:
+    """Returns the text that a function of C writes into a buffer as snprintf(3) does. Returns None if it fails."""
+    text = ctypes.create_string_buffer(128)
+    length: int = function(text, len(text))
+    if length >= len(text):
+        text = ctypes.create_string_buffer(length + 1)
+        length = function(text, len(text))
+    return None if length < 0 else text.value.decode()
 
 
 def format(config: Config) -> str:
-    """Writes a policy as the text that parse reads back."""
+    """Writes a policy as a text that parse reads back."""
     native = to_c(config)
-    text = ctypes.create_string_buffer(64)
-    length: int = c.LIBRARY.ka_format(ctypes.byref(native), text, len(text))
-    if length >= len(text):
-        text = ctypes.create_string_buffer(length + 1)
-        length = c.LIBRARY.ka_format(ctypes.byref(native), text, len(text))
-    if length < 0:
-        raise refused(c.last_error(), config)
-    return text.value.decode()
+    text = written(lambda out, size: c.LIBRARY.ka_format(ctypes.byref(native), out, size))
+    if text is None:
+        raise rejected(c.last_error(), config)
+    return text
 
 
-def refused(number: int, config: Config) -> OSError:
-    """Why a config whose values are each in range was refused."""
+def rejected(number: int, config: Config) -> OSError:
+    """Returns the exception for a config that libka rejects although each value is in its range."""
     if number == errno.EINVAL and config.user_timeout is AUTO:
-        return c.failure(number, f"1000 * (idle + intvl * cnt) is no user timeout: it must be 1..{USER_TIMEOUT_MAX} ms")
+        return c.failure(
+            number, f"user_timeout is ka.AUTO: 1000 * (idle + intvl * cnt) must be 1..{USER_TIMEOUT_MAX} ms"
+        )
     return c.failure(number)
 
 
 def plan_path(path_idle_s: SupportsIndex) -> Config:
-    """A policy that keeps a connection alive where a NAT, firewall or load balancer forgets it after so many seconds."""
+    """Returns a policy for a path whose NAT, firewall or load balancer drops connections idle for this many seconds."""
     config = empty()
     if c.LIBRARY.ka_plan_path(u32("path_idle_s", path_idle_s), ctypes.byref(config)) != 0:
-        raise c.failure(c.last_error(), f"no policy can keep a path that forgets after {path_idle_s} s")
+        raise c.failure(c.last_error(), f"no policy can keep a path alive that drops idle connections after {path_idle_s} s")
     return from_c(config)
 
 
 def plan_detect(within_ms: SupportsIndex) -> Config:
-    """A policy that knows of a dead peer within so many milliseconds, however late the kernel's timers are."""
+    """Returns a policy that finds a dead peer within this many milliseconds, even if the kernel's timers are late."""
     config = empty()
     if c.LIBRARY.ka_plan_detect(u32("within_ms", within_ms), ctypes.byref(config)) != 0:
         raise c.failure(c.last_error(), f"no policy can find a dead peer within {within_ms} ms")
@@ -170,12 +197,12 @@ def plan_detect(within_ms: SupportsIndex) -> Config:
 
 
 def plan_preset(name: str) -> Config:
-    """The policy of plan_path for a well-known middlebox, as "aws-nlb". ka_plan_preset(3) lists them."""
+    """Returns the policy of plan_path for a middlebox such as "aws-nlb". ka_plan_preset(3) lists the names."""
     if not isinstance(name, str):
         raise TypeError(f"a preset's name must be a str, not {type(name).__name__}")
     config = empty()
     if "\0" in name or c.LIBRARY.ka_plan_preset(name.encode("utf-8", "surrogatepass"), ctypes.byref(config)) != 0:
-        raise c.failure(errno.ENOENT, f"there is no preset {name!r}: ka_plan_preset(3) lists those that there are")
+        raise c.failure(errno.ENOENT, f"there is no preset {name!r}: ka_plan_preset(3) lists the names")
     return from_c(config)
 
 
@@ -183,46 +210,50 @@ class DetectTime(NamedTuple):
     """How long a policy needs to find a dead peer."""
 
     typical_ms: int
-    """If no timer is late."""
+    """The time if no timer is late."""
     worst_ms: int
-    """If each is as late as the kernel's timer wheel makes it."""
+    """The time in the worst case, with timers as late as the kernel's timer wheel allows."""
 
 
 def detect_time(config: Config) -> DetectTime:
-    """How long a policy needs to find a dead peer, from the last packet that came from it."""
+    """Computes how long a policy needs to find a dead peer, from the last packet of the peer."""
     native, typical, worst = to_c(config), ctypes.c_uint64(), ctypes.c_uint64()
     if c.LIBRARY.ka_detect_time(ctypes.byref(native), ctypes.byref(typical), ctypes.byref(worst)) != 0:
         number = c.last_error()
-        if config.enabled is not True or None in (config.idle, config.intvl, config.cnt):
-            raise c.failure(number, "the config must have enabled=True, and name idle, intvl and cnt")
-        raise refused(number, config)
+        if config.keepalive is not True or None in (config.idle, config.intvl, config.cnt):
+            raise c.failure(number, "the config must have keepalive=True, and idle, intvl and cnt must not be None")
+        raise rejected(number, config)
     return DetectTime(typical.value, worst.value)
 
 
 def socket_options(config: Config) -> list[tuple[int, int, int]]:
-    """The policy as (level, option, value), for a library that makes its sockets itself and takes a list of options.
+    """Returns the policy as (level, option, value), for a library that creates its sockets itself and takes options.
 
-    They are in the order that Linux needs: SO_KEEPALIVE last. Where there is a socket, use enable or apply.
+    They are in the order that Linux needs: SO_KEEPALIVE last. If the program has the socket, use enable or apply.
     """
     native = to_c(config)
-    if native.user_timeout == c.AUTO:
-        native.user_timeout = detect_budget(config)
+    user_timeout = native.user_timeout
+    if user_timeout == c.NONE:
+        user_timeout = 0
+    elif user_timeout == c.AUTO:
+        user_timeout = automatic_user_timeout(config)
+    keepalive = {c.ON: 1, c.OFF: 0}.get(native.keepalive, c.KEEP)
     options = [
-        # Not every typeshed has it.
-        (socket.IPPROTO_TCP, getattr(socket, "TCP_USER_TIMEOUT"), native.user_timeout),
+        # Some versions of typeshed do not have TCP_USER_TIMEOUT.
+        (socket.IPPROTO_TCP, getattr(socket, "TCP_USER_TIMEOUT"), user_timeout),
         (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, native.intvl),
         (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, native.cnt),
         (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, native.idle),
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, native.enabled),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, keepalive),
     ]
     return [(int(level), int(option), value) for level, option, value in options if value != c.KEEP]
 
 
-def detect_budget(config: Config) -> int:
-    """What AUTO comes to."""
+def automatic_user_timeout(config: Config) -> int:
+    """Returns the milliseconds of AUTO."""
     if config.idle is None or config.intvl is None or config.cnt is None:
-        raise c.failure(errno.EINVAL, "ka.AUTO needs idle, intvl and cnt where there is no socket to ask")
+        raise c.failure(errno.EINVAL, "user_timeout is ka.AUTO: without a socket, idle, intvl and cnt must not be None")
     total = 1000 * (whole("idle", config.idle) + whole("intvl", config.intvl) * whole("cnt", config.cnt))
     if total > USER_TIMEOUT_MAX:
-        raise refused(errno.EINVAL, config)
+        raise rejected(errno.EINVAL, config)
     return total

@@ -1,4 +1,4 @@
-"""libka itself: where it is, and its functions as include/ka.h declares them."""
+"""Loads libka, and declares its functions and structs as include/ka.h does."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ctypes import POINTER, c_char_p, c_int, c_int32, c_size_t, c_uint32, c_uint
 from pathlib import Path
 from typing import Any
 
-# Before 1.0 each minor version may break programs, and has a name of its own.
-SONAME = "libka.so.0.1"
+# The SONAME of every 0.x version.
+SONAME = "libka.so.0"
 
 
 class Config(ctypes.Structure):
@@ -18,7 +18,7 @@ class Config(ctypes.Structure):
 
     _fields_ = [
         ("size", c_uint32),
-        ("enabled", c_int32),
+        ("keepalive", c_int32),
         ("idle", c_int32),
         ("intvl", c_int32),
         ("cnt", c_int32),
@@ -50,7 +50,7 @@ class Beat(ctypes.Structure):
 
 CONFIG = POINTER(Config)
 
-# Bytes go as c_char_p: ctypes then takes bytes, zeros in them too, and copies nothing.
+# Bytes are c_char_p: ctypes then accepts bytes, also with zeros in them, and copies nothing.
 PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "ka_apply": (c_int, [c_int, CONFIG]),
     "ka_beat_client": (c_int, [c_char_p, POINTER(c_uint64)]),
@@ -61,6 +61,8 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "ka_detect_time": (c_int, [CONFIG, POINTER(c_uint64), POINTER(c_uint64)]),
     "ka_disable": (c_int, [c_int]),
     "ka_enable": (c_int, [c_int, c_int, c_int, c_int]),
+    "ka_enable_lenient": (c_int, [c_int, c_int, c_int, c_int]),
+    "ka_explain": (c_int, [c_char_p, c_char_p, c_size_t]),
     "ka_format": (c_int, [CONFIG, c_char_p, c_size_t]),
     "ka_get_cnt": (c_int, [c_int, POINTER(c_int)]),
     "ka_get_idle": (c_int, [c_int, POINTER(c_int)]),
@@ -87,9 +89,9 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
 
 
 def load() -> ctypes.PyDLL:
-    """The library in this package, or else the system's."""
+    """Loads the library of this package, or the system's if the package has none."""
     bundled = Path(__file__).with_name("libka.so")
-    # PyDLL keeps the interpreter's lock, as socket.setsockopt does: no call waits for anything.
+    # PyDLL keeps the interpreter's lock during a call, as socket.setsockopt does. No call blocks.
     try:
         library = ctypes.PyDLL(str(bundled) if bundled.exists() else SONAME, use_errno=True)
         for name, (result, arguments) in PROTOTYPES.items():
@@ -97,7 +99,7 @@ def load() -> ctypes.PyDLL:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise ImportError(
-            f"no libka: {bundled} is not there, and of the system's, {error}"
+            f"no libka: {bundled} does not exist, and the system's cannot be loaded: {error}"
             if not bundled.exists()
             else f"{bundled}: {error}"
         ) from error
@@ -107,14 +109,17 @@ def load() -> ctypes.PyDLL:
 LIBRARY = load()
 KEEP = -1
 AUTO = -2
+NONE = -3
+ON = 1
+OFF = 2
 
 
 class InvalidArgument(OSError, ValueError):
-    """A value that cannot be set, or a text that is no policy: an OSError with the errno of libka, and a ValueError."""
+    """A value or a policy text is invalid. It is an OSError with the errno of libka, and a ValueError."""
 
 
 def failure(number: int, message: str = "") -> OSError:
-    """The exception of an errno, with what was wrong."""
+    """Returns the exception for an errno. The default message is that of the system."""
     message = message or os.strerror(number)
     if number in (errno.EINVAL, errno.ERANGE, errno.E2BIG):
         return InvalidArgument(number, message)
@@ -122,5 +127,5 @@ def failure(number: int, message: str = "") -> OSError:
 
 
 def last_error() -> int:
-    """The errno of the call before."""
+    """Returns the errno of the last failed call of libka."""
     return ctypes.get_errno()

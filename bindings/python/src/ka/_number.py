@@ -1,4 +1,4 @@
-"""Numbers as C takes them: what ctypes would cut off in silence is refused here."""
+"""Checks numbers before they go to C. ctypes would truncate large ones silently."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ._library import InvalidArgument
 
 
 def whole(name: str, value: SupportsIndex) -> int:
-    """A whole number."""
-    # True is 1 to Python, and a mistake here.
+    """Returns a whole number as an int. Raises TypeError for any other value."""
+    # True is an int in Python. Here it is a mistake.
     if isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, not {value}")
     try:
@@ -21,7 +21,7 @@ def whole(name: str, value: SupportsIndex) -> int:
 
 
 def in_range(name: str, value: SupportsIndex, low: int, high: int, unit: str = "") -> int:
-    """A whole number from low to high."""
+    """Returns a whole number from low to high. Raises InvalidArgument if it is out of range."""
     number = whole(name, value)
     if not low <= number <= high:
         unit = f" {unit}" if unit else ""

@@ -1,19 +1,20 @@
-"""What is set on a socket, and asked of it."""
+"""Functions that set and get the settings of a socket."""
 
 from __future__ import annotations
 
 import ctypes
+import enum
 import errno
 from dataclasses import dataclass
 from typing import Optional, Protocol, SupportsIndex, Union
 
 from . import _library as c
-from ._config import AUTO, Config, UserTimeout, empty, from_c, refused, timers, to_c, user_timeout
+from ._config import AUTO, Config, UserTimeout, empty, from_c, rejected, timers, to_c, user_timeout
 from ._number import whole
 
 
 class HasFileno(Protocol):
-    """A socket, or anything that stands for one."""
+    """A socket, or any object with the descriptor of one."""
 
     def fileno(self) -> int: ...
 
@@ -22,7 +23,7 @@ Socket = Union[int, HasFileno]
 
 
 def descriptor(sock: Socket) -> int:
-    """The descriptor of a socket. One that is closed has -1."""
+    """Returns the descriptor of a socket. A closed socket has -1."""
     fileno = getattr(sock, "fileno", None)
     if fileno is None:
         if isinstance(sock, bool) or not hasattr(sock, "__index__"):
@@ -30,12 +31,12 @@ def descriptor(sock: Socket) -> int:
         number = whole("a descriptor", sock)  # type: ignore[arg-type]
     else:
         number = whole("fileno()", fileno())
-    # C would get another number.
+    # ctypes would truncate the number to another descriptor.
     return number if -(2**31) <= number < 2**31 else -1
 
 
 def check(result: int, sock: Socket, fd: int, config: Optional[Config] = None) -> int:
-    """The result of a call on a descriptor, or its exception."""
+    """Returns the result of a call of libka on a descriptor. Raises an exception if the call has failed."""
     if result != -1:
         return result
     number = c.last_error()
@@ -47,17 +48,46 @@ def check(result: int, sock: Socket, fd: int, config: Optional[Config] = None) -
         raise c.failure(number, f"descriptor {fd} is a socket, but not TCP")
     if number == errno.EOPNOTSUPP:
         raise c.failure(number, f"this kernel does not have the option for descriptor {fd}: user_timeout on MPTCP?")
-    raise c.failure(number) if config is None else refused(number, config)
+    raise c.failure(number) if config is None else rejected(number, config)
 
 
 def enable(sock: Socket, idle: Optional[SupportsIndex] = 60, intvl: Optional[SupportsIndex] = 10, cnt: Optional[SupportsIndex] = 6) -> None:
-    """Turns keepalive on: after idle seconds a probe, every intvl seconds another, dead after cnt without an answer.
+    """Turns keepalive on: the first probe after idle seconds, then every intvl seconds, dead after cnt without an answer.
 
-    sock is a TCP socket in any state, anything with fileno(), or a descriptor. A listener hands it to all that it
-    accepts. None leaves a value as it is. On a socket that has it on already, only what differs is written.
+    sock is a TCP socket in any state, an object with fileno(), or a descriptor. Connections that a listener accepts
+    inherit its settings. None leaves a value as it is. If keepalive is already on, only values that differ are written.
     """
     fd = descriptor(sock)
     check(c.LIBRARY.ka_enable(fd, *timers(idle, intvl, cnt)), sock, fd)
+
+
+class Missed(enum.IntFlag):
+    """The values that enable_lenient has not set as asked. False if all are as asked."""
+
+    IDLE = 1
+    INTVL = 2
+    CNT = 4
+    TCP = 8
+    """The socket is not TCP, and was left unchanged."""
+
+
+def enable_lenient(
+    sock: Socket, idle: Optional[SupportsIndex] = 60, intvl: Optional[SupportsIndex] = 10, cnt: Optional[SupportsIndex] = 6
+) -> Missed:
+    """Turns keepalive on as hand-written calls of setsockopt do: whatever becomes of the timers.
+
+    None, and a value below 1, leaves a timer as it is. A value above the maximum is clamped. Returns the timers that
+    are not as asked: those that were clamped, and those that the kernel refused. A socket that is not TCP is left
+    unchanged, and the result is Missed.TCP.
+    """
+
+    def number(name: str, value: Optional[SupportsIndex]) -> int:
+        # libka clamps the value. ctypes would truncate it.
+        return c.KEEP if value is None else max(c.KEEP, min(whole(name, value), 2**31 - 1))
+
+    fd = descriptor(sock)
+    mask = c.LIBRARY.ka_enable_lenient(fd, number("idle", idle), number("intvl", intvl), number("cnt", cnt))
+    return Missed(check(mask, sock, fd))
 
 
 def disable(sock: Socket) -> None:
@@ -67,28 +97,28 @@ def disable(sock: Socket) -> None:
 
 
 def is_enabled(sock: Socket) -> bool:
-    """Whether keepalive is on."""
+    """Returns whether keepalive is on."""
     fd = descriptor(sock)
     return bool(check(c.LIBRARY.ka_is_enabled(fd), sock, fd))
 
 
 def get_idle(sock: Socket) -> int:
-    """Seconds before the first probe, as in force: the sysctl's where nothing was set."""
+    """Returns the seconds before the first probe that are in force. The default is the sysctl's value."""
     return get(c.LIBRARY.ka_get_idle, sock)
 
 
 def get_intvl(sock: Socket) -> int:
-    """Seconds from one unanswered probe to the next, as in force."""
+    """Returns the seconds from an unanswered probe to the next that are in force."""
     return get(c.LIBRARY.ka_get_intvl, sock)
 
 
 def get_cnt(sock: Socket) -> int:
-    """How many unanswered probes end the connection, as in force."""
+    """Returns how many unanswered probes end the connection."""
     return get(c.LIBRARY.ka_get_cnt, sock)
 
 
 def get_user_timeout(sock: Socket) -> int:
-    """Milliseconds that sent data may stay unacknowledged; 0 is the kernel's own rule."""
+    """Returns how many milliseconds sent data may stay unacknowledged. 0: there is no user timeout."""
     return get(c.LIBRARY.ka_get_user_timeout, sock)
 
 
@@ -99,20 +129,20 @@ def get(function: ctypes._NamedFuncPointer, sock: Socket) -> int:
 
 
 def set_user_timeout(sock: Socket, milliseconds: UserTimeout) -> None:
-    """Sets how long sent data may stay unacknowledged: milliseconds, 0 for the kernel's own rule, or ka.AUTO."""
+    """Sets how long sent data may stay unacknowledged: milliseconds, or ka.AUTO. 0 removes the user timeout."""
     fd, value = descriptor(sock), user_timeout(milliseconds)
     why = Config(user_timeout=AUTO) if value == c.AUTO else None
     check(c.LIBRARY.ka_set_user_timeout(fd, value), sock, fd, why)
 
 
 def apply(sock: Socket, config: Config) -> None:
-    """Sets what the config names, and leaves the rest. After a failure keepalive is on or off as it was."""
+    """Applies a policy: sets each value that is not None. After a failure keepalive is on or off as it was."""
     fd, native = descriptor(sock), to_c(config)
     check(c.LIBRARY.ka_apply(fd, ctypes.byref(native)), sock, fd, config)
 
 
 def query(sock: Socket) -> Config:
-    """All that is in force. user_timeout is None on MPTCP, where the kernel cannot say."""
+    """Returns the settings that are in force. user_timeout is None on MPTCP, because the kernel cannot report it."""
     fd, native = descriptor(sock), empty()
     check(c.LIBRARY.ka_query(fd, ctypes.byref(native)), sock, fd)
     return from_c(native)
@@ -125,7 +155,7 @@ class Status:
     state: int
     """1 (established) to 11 (closing), as in netinet/tcp.h."""
     probes: int
-    """Probes that nothing has answered yet."""
+    """Probes that are unanswered so far."""
     retransmits: int
     """How often the oldest data in flight was sent again without an answer."""
     unacked: int
