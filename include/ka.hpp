@@ -58,6 +58,12 @@
 
 namespace ka {
 
+// One program may contain files with exceptions and files that are compiled with -fno-exceptions. In these, setters
+// have other bodies, so they need other names for the linker.
+#if !KA_HPP_THROWS
+inline namespace without_exceptions {
+#endif
+
 namespace detail {
 
 inline std::error_code error(int number) noexcept { return {number, std::generic_category()}; }
@@ -421,8 +427,8 @@ inline void enable(int fd, const policy &policy, std::error_code &ec) noexcept {
 /**
  * Turns keepalive on, whatever becomes of the timers, and returns those that are not as asked. ka_enable_lenient
  *
- * A time of 0 or less, and a cnt below 1, leaves the value as it is. A time that is not whole seconds is rounded up. A
- * value above the maximum is clamped. Both are reported as missed. If the call fails, all values are.
+ * A time of 0 or less, and a cnt below 1, leaves the value as it is. A time that is not whole seconds is rounded up and
+ * reported. A value above the maximum is clamped and reported. If the call fails, all values are reported.
  */
 template <class Rep1, class Period1, class Rep2, class Period2>
 missed enable_lenient(int fd, std::chrono::duration<Rep1, Period1> idle, std::chrono::duration<Rep2, Period2> intvl,
@@ -818,6 +824,10 @@ template <class Rep, class Period> [[nodiscard]] policy plan_path(std::chrono::d
     detail::check(ec, "ka::detect_time");
     return result;
 }
+
+#else
+
+} // namespace without_exceptions
 
 #endif
 

@@ -98,6 +98,30 @@ fn a_module_can_include_it_in_its_global_fragment() {
     }
 }
 
+/// A setter throws in one file, and makes the policy invalid in the other. Neither file may get the code of the other.
+#[test]
+fn files_with_and_without_exceptions_can_be_linked_in_any_order() {
+    let source = root().join("tests/cpp/mixed.cpp");
+    for compiler in ["g++", "clang++"] {
+        let compile_object = |options: &[&str]| {
+            let object = scratch("mixed.o");
+            let mut command = Command::new(compiler);
+            // Without optimisation nothing is inlined, so the linker chooses among the functions.
+            command.args(["-std=c++17", "-O0", "-c", "-I"]).arg(root().join("include")).args(options);
+            succeed(command.arg("-o").arg(&object).arg(&source));
+            object
+        };
+        let objects = [compile_object(&[]), compile_object(&["-fno-exceptions", "-DWITHOUT"])];
+        for order in [[0, 1], [1, 0]] {
+            let program = scratch("mixed");
+            let mut command = Command::new(compiler);
+            command.arg("-o").arg(&program).args(order.map(|n| &objects[n])).arg(release().join("libka.a"));
+            succeed(&mut command);
+            succeed(&mut Command::new(program));
+        }
+    }
+}
+
 /// Compiles these statements. If there is a reason, the compilers must reject them with a message that contains it.
 fn test_mistake(options: &[&str], code: &str, reason: &str) {
     let source = scratch("mistake.cpp");
