@@ -1,4 +1,4 @@
-"""A heartbeat that only a client of yours can make, good for one connection and one use."""
+"""Signed heartbeats. Only a client with the key can make one. Each is valid once, on one connection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Bytes = Union[bytes, bytearray, memoryview]
 
 
 class Beat(NamedTuple):
-    """What a heartbeat says."""
+    """The contents of a heartbeat."""
 
     client: int
     sequence: int
@@ -45,14 +45,14 @@ def checked_nonce(nonce: Bytes) -> bytes:
 
 def checked_frame(frame: Bytes) -> bytes:
     frame = octets("frame", frame)
-    # It comes from a peer, who may send anything: that is no mistake of the program's.
+    # The frame comes from a peer, which may send anything. So this is not an InvalidArgument.
     if len(frame) != BEAT_SIZE:
-        raise c.failure(errno.EBADMSG, f"no heartbeat: {len(frame)} bytes, where it has {BEAT_SIZE}")
+        raise c.failure(errno.EBADMSG, f"not a heartbeat: it has {len(frame)} bytes, not {BEAT_SIZE}")
     return frame
 
 
 def beat_nonce() -> bytes:
-    """The 16 bytes that the server sends each connection first, made for it alone."""
+    """Makes the nonce of a connection: 16 bytes that the server sends before anything else."""
     nonce = ctypes.create_string_buffer(BEAT_NONCE_SIZE)
     if c.LIBRARY.ka_beat_nonce(nonce) != 0:
         raise c.failure(c.last_error())
@@ -60,7 +60,7 @@ def beat_nonce() -> bytes:
 
 
 def beat_sign(key: Bytes, nonce: Bytes, client: SupportsIndex, sequence: SupportsIndex) -> bytes:
-    """The 56 bytes of a heartbeat. sequence is 1 for the first of a connection, higher with each."""
+    """Returns the 56 bytes of a heartbeat. sequence is 1 for the first heartbeat of a connection, then increases."""
     key, nonce = checked_key(key), checked_nonce(nonce)
     beat = c.Beat(u64("client", client), in_range("sequence", sequence, 1, 2**64 - 1))
     frame = ctypes.create_string_buffer(BEAT_SIZE)
@@ -70,24 +70,25 @@ def beat_sign(key: Bytes, nonce: Bytes, client: SupportsIndex, sequence: Support
 
 
 def beat_client(frame: Bytes) -> int:
-    """The client that a heartbeat says it is of, for finding its key. Nothing proves it before beat_verify."""
+    """Returns the client that a heartbeat names, to find its key. Only beat_verify proves the client."""
     client = ctypes.c_uint64()
     if c.LIBRARY.ka_beat_client(checked_frame(frame), ctypes.byref(client)) != 0:
-        raise c.failure(c.last_error(), "no heartbeat")
+        raise c.failure(c.last_error(), "not a heartbeat")
     return client.value
 
 
 def beat_verify(key: Bytes, nonce: Bytes, last_sequence: SupportsIndex, frame: Bytes) -> Beat:
-    """Verifies a heartbeat. last_sequence is that of the last one that was verified here, 0 before the first.
+    """Verifies a heartbeat. last_sequence is the last sequence that was verified on this connection, 0 at first.
 
-    OSError with errno EBADMSG: it is none, or forged, or of another connection; ESTALE: it was sent before.
+    Raises OSError with errno EBADMSG if the frame is not a heartbeat, or was made with another key or for another
+    connection. Raises OSError with errno ESTALE if the heartbeat was sent before.
     """
     key, nonce, last = checked_key(key), checked_nonce(nonce), u64("last_sequence", last_sequence)
     beat = c.Beat()
     if c.LIBRARY.ka_beat_verify(key, len(key), nonce, last, checked_frame(frame), ctypes.byref(beat)) != 0:
         number = c.last_error()
         raise c.failure(number, {
-            errno.EBADMSG: "no heartbeat, or made with another key or for another connection",
-            errno.ESTALE: f"a heartbeat that was sent before: its sequence is not greater than {last}",
+            errno.EBADMSG: "not a heartbeat, or made with another key or for another connection",
+            errno.ESTALE: f"the heartbeat was sent before: its sequence is not greater than {last}",
         }.get(number, ""))
     return Beat(beat.client, beat.sequence)

@@ -1,4 +1,4 @@
-"""Which connections have done no business for a time?"""
+"""Finds connections that have been inactive for a time."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ INT_MAX = 2**31 - 1
 
 
 class Reaper:
-    """Knows which connections have done no business for timeout_ms milliseconds.
+    """Finds connections that have been inactive for timeout_ms milliseconds.
 
-    It knows them by descriptor and makes no system call on them, so it works beside any event loop. What counts as
-    business is for the program to say, with touch. Forget a connection before it is closed: a descriptor that is
-    used again is otherwise the old connection, touched.
+    A connection is a descriptor. The reaper makes no system call on it, so it works with any event loop. The program
+    calls touch when a connection is active, and forget before it closes the connection. Otherwise a new connection with
+    the same descriptor would continue the old one.
 
-    now_ms is a number of milliseconds on a clock of the program's, which never goes backward; time.monotonic()'s
-    where it is not given. Threads may share a reaper.
+    now_ms is the time in milliseconds on a clock that never goes backward. The default is the clock of
+    time.monotonic(). Threads may share a reaper.
     """
 
     def __init__(self, timeout_ms: SupportsIndex) -> None:
         self._reaper: Optional[int] = None
-        # Of one thread at a time; and of a signal handler that comes between two calls of its own thread.
+        # Only one thread at a time may use the reaper. An RLock also lets a signal handler interrupt its own thread.
         self._lock = threading.RLock()
         self._reaper = c.LIBRARY.ka_reaper_new(in_range("timeout_ms", timeout_ms, 1, 2**32 - 1, "ms"))
         if self._reaper is None:
@@ -41,7 +41,7 @@ class Reaper:
         return self._reaper
 
     def touch(self, sock: Socket, now_ms: Optional[SupportsIndex] = None) -> None:
-        """Notes that a connection does business now; adds it if it is new."""
+        """Records that a connection is active now. Adds the connection if it is new."""
         fd, now = descriptor(sock), clock(now_ms)
         with self._lock:
             if c.LIBRARY.ka_reaper_touch(self._handle(), fd, now) != 0:
@@ -51,20 +51,20 @@ class Reaper:
                 raise c.failure(number, f"{sock!r} is not open")
 
     def forget(self, sock: Socket) -> None:
-        """Takes a connection out. FileNotFoundError (ENOENT): it is not in, as after expired named it."""
+        """Removes a connection. Raises FileNotFoundError (ENOENT) if it is not there, for example after expired."""
         fd = descriptor(sock)
         with self._lock:
             if c.LIBRARY.ka_reaper_forget(self._handle(), fd) != 0:
                 raise c.failure(c.last_error(), f"the reaper does not have descriptor {fd}")
 
     def expired(self, now_ms: Optional[SupportsIndex] = None, n: Optional[SupportsIndex] = None) -> list[int]:
-        """Takes out connections that are due, the most silent first, and names them: all, or at most n."""
+        """Removes the connections that are due, all or at most n, and returns them. The longest inactive is first."""
         now = clock(now_ms)
         most = None if n is None else in_range("n", n, 0, INT_MAX)
         with self._lock:
             handle = self._handle()
             there: int = min(c.LIBRARY.ka_reaper_len(handle), INT_MAX)
-            # Few are due at a time: room for all that there are would be too much for a million.
+            # Usually few are due. An array for all connections could be very large.
             size = min(there, 256 if most is None else most)
             room = (ctypes.c_int * size)()
             named: list[int] = []
@@ -78,7 +78,7 @@ class Reaper:
                     return named
 
     def next(self, now_ms: Optional[SupportsIndex] = None) -> Optional[int]:
-        """Milliseconds until one is due, 0 where one is; None where there is no connection."""
+        """Returns the milliseconds until a connection is due: 0 if one is due now, None if there is no connection."""
         now = clock(now_ms)
         with self._lock:
             left: int = c.LIBRARY.ka_reaper_next(self._handle(), now)
@@ -89,7 +89,7 @@ class Reaper:
             return int(c.LIBRARY.ka_reaper_len(self._handle()))
 
     def close(self) -> None:
-        """Gives its memory back. It closes no connection."""
+        """Frees the memory of the reaper. The connections stay open."""
         with self._lock:
             reaper, self._reaper = self._reaper, None
             if reaper is not None:
@@ -102,11 +102,11 @@ class Reaper:
         self.close()
 
     def __del__(self) -> None:
-        # What __init__ refused has no lock.
+        # If __init__ has failed, the attributes may be missing.
         if getattr(self, "_reaper", None) is not None:
             self.close()
 
 
 def clock(now_ms: Optional[SupportsIndex]) -> int:
-    """The time that was given, or now."""
+    """Returns the given time, or the current time of time.monotonic()."""
     return time.monotonic_ns() // 1_000_000 if now_ms is None else u64("now_ms", whole("now_ms", now_ms))
