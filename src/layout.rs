@@ -6,7 +6,10 @@ use std::mem::offset_of;
 use std::process::{Command, Stdio};
 
 use crate::beat::{KA_BEAT_NONCE_SIZE, KA_BEAT_SIZE, ka_beat};
-use crate::config::{KA_AUTO, KA_CNT_MAX, KA_IDLE_MAX, KA_INTVL_MAX, KA_KEEP, ka_config};
+use crate::config::{
+    KA_AUTO, KA_CNT_MAX, KA_IDLE_MAX, KA_INTVL_MAX, KA_KEEP, KA_NONE, KA_OFF, KA_ON, ka_config,
+};
+use crate::socket::{KA_MISSED_CNT, KA_MISSED_IDLE, KA_MISSED_INTVL, KA_MISSED_TCP};
 use crate::status::ka_status;
 
 macro_rules! layout {
@@ -31,13 +34,20 @@ macro_rules! layout {
 fn c_and_rust_agree_on_structs_and_constants() {
     let mut source = String::from("#include <ka.h>\n");
     source += &layout! {
-        ka_config of u32 { size, enabled, idle, intvl, cnt, user_timeout }
+        ka_config of u32 { size, keepalive, idle, intvl, cnt, user_timeout }
         ka_status of u32 { size, state, probes, retransmits, unacked, last_ack_ms, last_recv_ms, last_send_ms, rtt_us }
         ka_beat of u64 { client, sequence }
     };
     for (name, value) in [
         ("KA_KEEP", KA_KEEP),
         ("KA_AUTO", KA_AUTO),
+        ("KA_NONE", KA_NONE),
+        ("KA_ON", KA_ON),
+        ("KA_OFF", KA_OFF),
+        ("KA_MISSED_IDLE", KA_MISSED_IDLE),
+        ("KA_MISSED_INTVL", KA_MISSED_INTVL),
+        ("KA_MISSED_CNT", KA_MISSED_CNT),
+        ("KA_MISSED_TCP", KA_MISSED_TCP),
         ("KA_IDLE_MAX", KA_IDLE_MAX),
         ("KA_INTVL_MAX", KA_INTVL_MAX),
         ("KA_CNT_MAX", KA_CNT_MAX),
@@ -50,7 +60,7 @@ fn c_and_rust_agree_on_structs_and_constants() {
     }
     assert!(compiles(&source), "{source}");
     // And the compiler does look: another offset is refused.
-    assert!(!compiles(&source.replace("enabled) == 4", "enabled) == 8")));
+    assert!(!compiles(&source.replace("keepalive) == 4", "keepalive) == 8")));
 }
 
 fn compiles(source: &str) -> bool {

@@ -5,7 +5,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
 
 use ka_test::kernel::has_mptcp;
-use ka_test::libka::{AUTO, CONFIG_INIT, Config, KEEP, Libka, STATUS_INIT, apply, call, config, enable};
+use ka_test::libka::{
+    AUTO, CONFIG_INIT, Config, KEEP, Libka, NONE, OFF, ON, STATUS_INIT, apply, call, config, enable,
+};
 use ka_test::socket::{CLOSED, fresh, keepalive_options, set_option, socket};
 use libc::{E2BIG, EBADF, EINVAL, ENOENT, ENOPROTOOPT, ERANGE, c_char, c_int};
 
@@ -63,20 +65,26 @@ fn every_field_of_a_config_is_checked() {
     let fd = socket.as_raw_fd();
     let before = keepalive_options(fd);
     for wrong in [
-        config(2, KEEP, KEEP, KEEP, KEEP),
-        config(-2, KEEP, KEEP, KEEP, KEEP),
-        config(1, 0, KEEP, KEEP, KEEP),
-        config(1, KEEP, 32768, KEEP, KEEP),
-        config(1, KEEP, KEEP, 128, KEEP),
-        config(1, KEEP, KEEP, KEEP, -3),
-        config(1, KEEP, KEEP, KEEP, c_int::MIN),
-        // KA_AUTO is for user_timeout only.
+        config(3, KEEP, KEEP, KEEP, KEEP),
+        config(c_int::MAX, KEEP, KEEP, KEEP, KEEP),
+        config(c_int::MIN, KEEP, KEEP, KEEP, KEEP),
+        config(ON, 32768, KEEP, KEEP, KEEP),
+        config(ON, KEEP, 32768, KEEP, KEEP),
+        config(ON, KEEP, KEEP, 128, KEEP),
+        config(ON, KEEP, KEEP, KEEP, -4),
+        config(ON, KEEP, KEEP, KEEP, c_int::MIN),
+        // KA_AUTO and KA_NONE are for user_timeout only.
         config(AUTO, KEEP, KEEP, KEEP, KEEP),
-        config(1, AUTO, KEEP, KEEP, KEEP),
+        config(NONE, KEEP, KEEP, KEEP, KEEP),
+        config(ON, AUTO, KEEP, KEEP, KEEP),
+        config(ON, KEEP, AUTO, KEEP, KEEP),
+        config(ON, KEEP, KEEP, AUTO, KEEP),
+        config(ON, NONE, KEEP, KEEP, KEEP),
+        config(ON, KEEP, NONE, KEEP, KEEP),
+        config(ON, KEEP, KEEP, NONE, KEEP),
         // 1000 * (32767 + 32767 * 127) is more than an int.
-        config(1, 32767, 32767, 127, AUTO),
-        // What a config made without KA_CONFIG_INIT has.
-        [24, 0, 0, 0, 0, 0],
+        config(ON, 32767, 32767, 127, AUTO),
+        // The size is missing.
         [0; 6],
     ] {
         assert_eq!(apply(fd, &wrong), Err(EINVAL), "{wrong:?}");
@@ -86,9 +94,9 @@ fn every_field_of_a_config_is_checked() {
         assert_eq!(format, Err(EINVAL), "what ka_apply refuses, ka_format does too: {wrong:?}");
     }
     // The largest automatic user timeout that fits.
-    apply(fd, &config(1, 32767, 32767, 64, AUTO)).unwrap();
+    apply(fd, &config(ON, 32767, 32767, 64, AUTO)).unwrap();
     assert_eq!(keepalive_options(fd)[4], Ok(1000 * (32767 + 32767 * 64)));
-    apply(fd, &config(0, KEEP, KEEP, KEEP, c_int::MAX)).unwrap();
+    apply(fd, &config(OFF, KEEP, KEEP, KEEP, c_int::MAX)).unwrap();
     assert_eq!(keepalive_options(fd)[4], Ok(c_int::MAX));
 }
 
@@ -155,10 +163,13 @@ fn arguments_count_before_the_descriptor() {
     let fd = CLOSED;
     assert_eq!(enable(fd, 0, 10, 5), Err(EINVAL));
     assert_eq!(enable(fd, 60, 10, 5), Err(EBADF));
-    assert_eq!(apply(fd, &config(1, 32767, 32767, 127, AUTO)), Err(EINVAL));
-    assert_eq!(apply(fd, &[20, 1, 60, 10, 128, 0]), Err(EINVAL));
+    assert_eq!(apply(fd, &config(ON, 32767, 32767, 127, AUTO)), Err(EINVAL));
+    assert_eq!(apply(fd, &[20, ON, 60, 10, 128, 0]), Err(EINVAL));
     // SAFETY: takes no pointer.
-    assert_eq!(call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, -3) }), Err(EINVAL));
+    let set_user_timeout = |value| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, value) });
+    assert_eq!(set_user_timeout(-4), Err(EINVAL));
+    assert_eq!(set_user_timeout(c_int::MIN), Err(EINVAL));
+    assert_eq!(set_user_timeout(NONE), Err(EBADF));
 }
 
 /// A struct of `words` words behind a size, with room to see what is written beyond it.
@@ -174,7 +185,7 @@ fn apply_words(fd: RawFd, object: &[i32]) -> Result<c_int, c_int> {
 }
 
 #[test]
-fn a_smaller_config_lacks_what_is_kept() {
+fn fields_that_a_smaller_config_lacks_stay_as_they_are() {
     let socket = fresh();
     let fd = socket.as_raw_fd();
     let [_, idle, intvl, cnt, user_timeout] = keepalive_options(fd);
@@ -185,7 +196,7 @@ fn a_smaller_config_lacks_what_is_kept() {
         (16, [Ok(1), Ok(60), Ok(10), cnt, user_timeout]),
         (20, [Ok(1), Ok(60), Ok(10), Ok(5), user_timeout]),
     ] {
-        let mut words = [1, 60, 10, 5, 99];
+        let mut words = [ON, 60, 10, 5, 99];
         words[usize::try_from(size).unwrap() / 4 - 1..].fill(0x5a5a_5a5a);
         apply_words(fd, &sized(size, &words)).unwrap();
         assert_eq!(keepalive_options(fd), after, "size {size}");
@@ -193,19 +204,23 @@ fn a_smaller_config_lacks_what_is_kept() {
 }
 
 #[test]
-fn a_larger_config_must_ask_for_nothing_more() {
+fn the_tail_of_a_larger_config_may_be_zero_or_keep() {
     let socket = fresh();
     let fd = socket.as_raw_fd();
-    apply_words(fd, &sized(32, &[1, 60, 10, 5, KEEP, KEEP, KEEP])).unwrap();
-    assert_eq!(keepalive_options(fd)[..4], [Ok(1), Ok(60), Ok(10), Ok(5)]);
-    let mut whole_page = vec![KEEP; 1023];
-    whole_page[1] = 61;
-    apply_words(fd, &sized(4096, &whole_page)).unwrap();
+    for (idle, tail) in [(60, [KEEP, KEEP]), (61, [0, 0]), (62, [0, KEEP]), (63, [KEEP, 0])] {
+        apply_words(fd, &sized(32, &[[ON, idle, 10, 5, KEEP].as_slice(), &tail].concat())).unwrap();
+        assert_eq!(keepalive_options(fd)[..4], [Ok(1), Ok(idle), Ok(10), Ok(5)], "{tail:?}");
+    }
+    for (idle, rest) in [(64, KEEP), (65, 0)] {
+        let mut whole_page = vec![rest; 1023];
+        whole_page[1] = idle;
+        apply_words(fd, &sized(4096, &whole_page)).unwrap();
+        assert_eq!(keepalive_options(fd)[1], Ok(idle));
+    }
     let before = keepalive_options(fd);
-    assert_eq!(before[1], Ok(61));
 
-    for tail in [[0, KEEP], [KEEP, 0], [1, 1], [AUTO, KEEP]] {
-        let object = sized(32, &[[1, 62, 10, 5, KEEP].as_slice(), &tail].concat());
+    for tail in [[1, KEEP], [KEEP, 1], [0, 1], [1, 1], [AUTO, KEEP], [NONE, 0], [c_int::MIN, 0]] {
+        let object = sized(32, &[[ON, 62, 10, 5, KEEP].as_slice(), &tail].concat());
         assert_eq!(apply_words(fd, &object), Err(E2BIG), "{tail:?}");
         let config = object.as_ptr().cast::<Config>();
         let mut ms = [7_u64; 2];
@@ -217,10 +232,85 @@ fn a_larger_config_must_ask_for_nothing_more() {
         }
         assert_eq!(ms, [7, 7]);
     }
-    // Such a size was never set. That nothing so far away is read, a whole one shows that asks for nothing.
+    // Sizes above 4096 are rejected, although each word of this struct asks for nothing.
     assert_eq!(apply_words(fd, &sized(4100, &[KEEP; 1024])), Err(E2BIG));
+    assert_eq!(apply_words(fd, &sized(4100, &[0; 1024])), Err(E2BIG));
     assert_eq!(apply_words(fd, &sized(-4, &[KEEP; 6])), Err(E2BIG));
     assert_eq!(keepalive_options(fd), before);
+}
+
+/// `struct ka_config c = { .size = sizeof c };`, for a struct of each version, with and without timers.
+#[test]
+fn a_zero_initialised_config_changes_only_the_timers_that_it_names() {
+    for on in [0, 1] {
+        for size in (8..=64).step_by(4).chain([4096]) {
+            let socket = fresh();
+            let fd = socket.as_raw_fd();
+            for (option, value) in [
+                (libc::TCP_KEEPIDLE, 600),
+                (libc::TCP_KEEPINTVL, 60),
+                (libc::TCP_KEEPCNT, 6),
+                (libc::TCP_USER_TIMEOUT, 77_000),
+            ] {
+                set_option(fd, libc::IPPROTO_TCP, option, value);
+            }
+            set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, on);
+            let before = keepalive_options(fd);
+            assert_eq!(before, [Ok(on), Ok(600), Ok(60), Ok(6), Ok(77_000)]);
+
+            let words = usize::try_from(size).unwrap() / 4 - 1;
+            let mut object = sized(size, &vec![0; words]);
+            // Words beyond the size are not read.
+            object.extend([0x5a5a_5a5a; 8]);
+            assert_eq!(apply_words(fd, &object), Ok(0), "size {size}");
+            assert_eq!(keepalive_options(fd), before, "size {size}");
+
+            for (n, value) in [60, 10, 5].into_iter().enumerate().filter(|(n, _)| n + 1 < words) {
+                object[n + 2] = value;
+            }
+            assert_eq!(apply_words(fd, &object), Ok(0), "size {size}");
+            let timer = |n: usize, value| if n < words { Ok(value) } else { before[n] };
+            let after = [before[0], timer(1, 60), timer(2, 10), timer(3, 5), before[4]];
+            assert_eq!(keepalive_options(fd), after, "size {size}, keepalive {on}");
+        }
+    }
+    // ka_format writes the same text as for KA_KEEP, and ka_detect_time has nothing to compute.
+    let (zero, mut ms) = ([24, 0, 0, 0, 0, 0], [7_u64; 2]);
+    assert_eq!(format(&zero), format(&CONFIG_INIT));
+    assert_eq!(format(&[24, ON, 60, 0, 0, 0]), Ok("idle=60".to_owned()));
+    let [typical, worst] = &mut ms;
+    // SAFETY: the config has its size.
+    assert_eq!(call(|ka| unsafe { (ka.ka_detect_time)(&raw const zero, typical, worst) }), Err(EINVAL));
+}
+
+/// Unlike in the struct, 0 is a mistake in the arguments of ka_enable.
+#[test]
+fn zero_is_a_value_of_ka_set_user_timeout_only() {
+    let socket = fresh();
+    let fd = socket.as_raw_fd();
+    for wrong in [(0, 10, 5), (60, 0, 5), (60, 10, 0), (0, 0, 0)] {
+        assert_eq!(enable(fd, wrong.0, wrong.1, wrong.2), Err(EINVAL), "{wrong:?}");
+        assert_eq!(keepalive_options(fd)[0], Ok(0), "{wrong:?}");
+    }
+    // SAFETY: the call takes no pointer.
+    let set = |value| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, value) });
+    let get = || {
+        let mut value = 0x5a5a;
+        // SAFETY: `value` is an int.
+        call(|ka| unsafe { (ka.ka_get_user_timeout)(fd, &raw mut value) }).map(|_| value)
+    };
+    for removal in [0, NONE] {
+        assert_eq!(set(7000), Ok(0));
+        assert_eq!((keepalive_options(fd)[4], get()), (Ok(7000), Ok(7000)));
+        assert_eq!(set(removal), Ok(0));
+        assert_eq!((keepalive_options(fd)[4], get()), (Ok(0), Ok(0)), "{removal}");
+    }
+    // In the struct, only KA_NONE removes it.
+    set(7000).unwrap();
+    for (value, after) in [(0, 7000), (KEEP, 7000), (NONE, 0)] {
+        assert_eq!(apply(fd, &config(KEEP, KEEP, KEEP, KEEP, value)), Ok(0));
+        assert_eq!(keepalive_options(fd)[4], Ok(after), "user_timeout {value}");
+    }
 }
 
 #[test]
@@ -263,7 +353,7 @@ fn outputs_fill_what_the_caller_has_and_no_more() {
     let socket = fresh();
     let fd = socket.as_raw_fd();
     enable(fd, 60, 10, 5).unwrap();
-    let full = [1, 60, 10, 5];
+    let full = [ON, 60, 10, 5];
     for words in 1..=12_usize {
         let size = i32::try_from(4 + 4 * words).unwrap();
         let untouched = sized(size, &[0x5a5a_5a5a; 14]);
@@ -287,6 +377,8 @@ fn outputs_fill_what_the_caller_has_and_no_more() {
                 object[1..end].iter().all(|word| *word != 0x5a5a_5a5a),
                 "call {n}, {words} words: {object:x?}"
             );
+            // 0 would mean KA_KEEP. In the status it is a number.
+            assert!(n == 4 || !object[1..end].contains(&0), "call {n}, {words} words: {object:?}");
             assert_eq!(object[end..], untouched[end..], "call {n}, {words} words");
             if n < 2 {
                 let end = words.min(4);
@@ -306,10 +398,10 @@ fn structs_may_lie_anywhere() {
         let config = bytes[offset..].as_mut_ptr().cast::<Config>();
         // SAFETY: 24 bytes from `config` are ours; they are written without asking for alignment.
         unsafe {
-            config.write_unaligned(ka_test::libka::config(1, 60, 10, 5, KEEP));
+            config.write_unaligned(ka_test::libka::config(ON, 60, 10, 5, KEEP));
             call(|ka| (ka.ka_apply)(fd, config)).unwrap();
             call(|ka| (ka.ka_query)(fd, config)).unwrap();
-            assert_eq!(config.read_unaligned(), ka_test::libka::config(1, 60, 10, 5, 0));
+            assert_eq!(config.read_unaligned(), ka_test::libka::config(ON, 60, 10, 5, NONE));
         }
     }
 }
@@ -340,17 +432,17 @@ fn format(config: &Config) -> Result<String, c_int> {
 #[test]
 fn text_is_read_and_written() {
     for (text, config) in [
-        ("60,10,5", config(1, 60, 10, 5, KEEP)),
-        ("idle=60,intvl=10,cnt=5", config(1, 60, 10, 5, KEEP)),
-        ("off", config(0, KEEP, KEEP, KEEP, KEEP)),
+        ("60,10,5", config(ON, 60, 10, 5, KEEP)),
+        ("idle=60,intvl=10,cnt=5", config(ON, 60, 10, 5, KEEP)),
+        ("off", config(OFF, KEEP, KEEP, KEEP, KEEP)),
         ("keep,cnt=3,user_timeout=auto", config(KEEP, KEEP, KEEP, 3, AUTO)),
-        ("on", config(1, KEEP, KEEP, KEEP, KEEP)),
-        ("user_timeout=0", config(1, KEEP, KEEP, KEEP, 0)),
-        ("user_timeout=none", config(1, KEEP, KEEP, KEEP, 0)),
-        ("user_timeout=30", config(1, KEEP, KEEP, KEEP, 30)),
-        ("user_timeout=30s", config(1, KEEP, KEEP, KEEP, 30_000)),
-        ("idle=5m, intvl=30s", config(1, 300, 30, KEEP, KEEP)),
-        (" 1h : 60000ms : 5 ", config(1, 3600, 60, 5, KEEP)),
+        ("on", config(ON, KEEP, KEEP, KEEP, KEEP)),
+        ("user_timeout=0", config(ON, KEEP, KEEP, KEEP, NONE)),
+        ("user_timeout=none", config(ON, KEEP, KEEP, KEEP, NONE)),
+        ("user_timeout=30", config(ON, KEEP, KEEP, KEEP, 30)),
+        ("user_timeout=30s", config(ON, KEEP, KEEP, KEEP, 30_000)),
+        ("idle=5m, intvl=30s", config(ON, 300, 30, KEEP, KEEP)),
+        (" 1h : 60000ms : 5 ", config(ON, 3600, 60, 5, KEEP)),
     ] {
         assert_eq!(parse(text), Ok(config), "{text}");
         assert_eq!(parse(&format(&config).unwrap()), Ok(config), "{text}");
@@ -372,7 +464,7 @@ fn text_is_read_and_written() {
 
 #[test]
 fn a_text_that_does_not_fit_is_cut_as_by_snprintf() {
-    let config = config(0, 60, 10, 5, KEEP);
+    let config = config(OFF, 60, 10, 5, KEEP);
     let whole = "off,idle=60,intvl=10,cnt=5";
     for size in 0..40_usize {
         let mut text = [0x55_u8; 48];
@@ -400,16 +492,16 @@ fn planned(plan: impl FnOnce(&Libka, *mut Config) -> c_int) -> Result<Config, c_
 fn plans_reach_c() {
     // SAFETY: `planned` gives a config with its size; so for the next two.
     let path = |seconds| planned(|ka, config| unsafe { (ka.ka_plan_path)(seconds, config) });
-    assert_eq!(path(350), Ok(config(1, 280, 30, 5, KEEP)));
-    assert_eq!(path(3), Ok(config(1, 1, 1, 5, KEEP)));
+    assert_eq!(path(350), Ok(config(ON, 280, 30, 5, KEEP)));
+    assert_eq!(path(3), Ok(config(ON, 1, 1, 5, KEEP)));
     assert_eq!(path(2), Err(ERANGE));
-    assert_eq!(path(u32::MAX), Ok(config(1, 32767, 30, 5, KEEP)));
+    assert_eq!(path(u32::MAX), Ok(config(ON, 32767, 30, 5, KEEP)));
 
     // SAFETY: as above.
     let detect = |within| planned(|ka, config| unsafe { (ka.ka_plan_detect)(within, config) });
     assert_eq!(detect(2273), Err(ERANGE));
-    assert_eq!(detect(2274), Ok(config(1, 1, 1, 1, KEEP)));
-    assert_eq!(detect(30_000), Ok(config(1, 14, 4, 3, KEEP)));
+    assert_eq!(detect(2274), Ok(config(ON, 1, 1, 1, KEEP)));
+    assert_eq!(detect(30_000), Ok(config(ON, 14, 4, 3, KEEP)));
 
     // SAFETY: as above, and a C string.
     let preset = |name: &CStr| planned(|ka, config| unsafe { (ka.ka_plan_preset)(name.as_ptr(), config) });
@@ -430,10 +522,24 @@ fn plans_reach_c() {
         assert_eq!(result.is_err(), ms == [7, 7], "outputs are written on success only");
         result.map(|_| ms)
     };
-    assert_eq!(time(config(1, 60, 10, 5, KEEP)), Ok([110_000, 124_029]));
-    assert_eq!(time(config(1, 5, 2, 5, 1000)), Ok([7000, 7909]));
+    assert_eq!(time(config(ON, 60, 10, 5, KEEP)), Ok([110_000, 124_029]));
+    assert_eq!(time(config(ON, 5, 2, 5, 1000)), Ok([7000, 7909]));
+    assert_eq!(time(config(ON, 5, 2, 5, NONE)), time(config(ON, 5, 2, 5, KEEP)));
+    assert_eq!(time(config(ON, 5, 2, 5, 0)), time(config(ON, 5, 2, 5, KEEP)));
+    // The peer dies right after it has answered a probe. If the interval is longer than the idle time, it is the time to
+    // the next probe. Only the worst case has this: 71/63 of max(idle, intvl) + intvl * cnt seconds, and 10 ms a timer.
+    for (idle, intvl, cnt, typical, worst) in
+        [(30, 75, 9, 705_000, 845_339), (1, 32767, 1, 32_768_000, 73_855_798), (10, 10, 3, 40_000, 45_120)]
+    {
+        assert_eq!(time(config(ON, idle, intvl, cnt, KEEP)), Ok([typical, worst]), "{idle},{intvl},{cnt}");
+    }
+    assert_eq!(
+        time(config(ON, 1, 10, 9, 5000)),
+        Ok([11_000, 22_560]),
+        "a user timeout takes the place of cnt"
+    );
     for incomplete in
-        [config(KEEP, 60, 10, 5, KEEP), config(0, 60, 10, 5, KEEP), config(1, KEEP, 10, 5, KEEP)]
+        [config(KEEP, 60, 10, 5, KEEP), config(OFF, 60, 10, 5, KEEP), config(ON, KEEP, 10, 5, KEEP)]
     {
         assert_eq!(time(incomplete), Err(EINVAL));
     }

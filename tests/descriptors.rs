@@ -8,7 +8,9 @@ use std::time::Duration;
 use std::{io, thread};
 
 use ka_test::kernel::{has_ipv6, has_mptcp};
-use ka_test::libka::{AUTO, CONFIG_INIT, KEEP, Libka, STATUS_INIT, apply, call, config, enable};
+use ka_test::libka::{
+    AUTO, CONFIG_INIT, KEEP, Libka, NONE, OFF, ON, STATUS_INIT, apply, call, config, enable,
+};
 use ka_test::log::skip;
 use ka_test::socket::{CLOSED, fresh, keepalive_options, option, set_option, socket};
 use libc::{EBADF, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP, c_int};
@@ -255,6 +257,18 @@ const CALLS: &[Call] = &[
         user_timeout: true,
     },
     Call {
+        name: "ka_set_user_timeout to KA_NONE",
+        // SAFETY: it takes no pointer.
+        run: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, NONE) }),
+        user_timeout: true,
+    },
+    Call {
+        name: "ka_apply of KA_NONE",
+        run: |fd| apply(fd, &config(KEEP, KEEP, KEEP, KEEP, NONE)),
+        user_timeout: true,
+    },
+    Call { name: "ka_apply of zeros", run: |fd| apply(fd, &[24, 0, 0, 0, 0, 0]), user_timeout: false },
+    Call {
         name: "ka_set_user_timeout to KA_AUTO",
         // SAFETY: it takes no pointer.
         run: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, AUTO) }),
@@ -269,12 +283,12 @@ const CALLS: &[Call] = &[
     Call { name: "ka_apply of nothing", run: |fd| apply(fd, &CONFIG_INIT), user_timeout: false },
     Call {
         name: "ka_apply on",
-        run: |fd| apply(fd, &config(1, KEEP, KEEP, KEEP, KEEP)),
+        run: |fd| apply(fd, &config(ON, KEEP, KEEP, KEEP, KEEP)),
         user_timeout: false,
     },
     Call {
         name: "ka_apply off",
-        run: |fd| apply(fd, &config(0, KEEP, KEEP, KEEP, KEEP)),
+        run: |fd| apply(fd, &config(OFF, KEEP, KEEP, KEEP, KEEP)),
         user_timeout: false,
     },
     Call {
@@ -284,13 +298,17 @@ const CALLS: &[Call] = &[
     },
     Call {
         name: "ka_apply of cnt, off",
-        run: |fd| apply(fd, &config(0, KEEP, KEEP, 5, KEEP)),
+        run: |fd| apply(fd, &config(OFF, KEEP, KEEP, 5, KEEP)),
         user_timeout: false,
     },
-    Call { name: "ka_apply of all", run: |fd| apply(fd, &config(1, 60, 10, 5, 110_000)), user_timeout: true },
+    Call {
+        name: "ka_apply of all",
+        run: |fd| apply(fd, &config(ON, 60, 10, 5, 110_000)),
+        user_timeout: true,
+    },
     Call {
         name: "ka_apply of KA_AUTO",
-        run: |fd| apply(fd, &config(1, 60, 10, 5, AUTO)),
+        run: |fd| apply(fd, &config(ON, 60, 10, 5, AUTO)),
         user_timeout: true,
     },
     Call {
@@ -375,7 +393,13 @@ fn each_call_does_what_it_says_in_every_state_of_tcp() {
         let mut found = CONFIG_INIT;
         // SAFETY: the config has its size.
         call(|ka| unsafe { (ka.ka_query)(fd, &raw mut found) }).unwrap();
-        assert_eq!(found, config(0, 61, 12, 6, user_timeout.unwrap_or(KEEP)), "ka_query on {name}");
+        let user_timeout = match user_timeout {
+            Ok(0) => NONE,
+            Ok(milliseconds) => milliseconds,
+            // The kernel cannot report it for MPTCP.
+            Err(_) => KEEP,
+        };
+        assert_eq!(found, config(OFF, 61, 12, 6, user_timeout), "ka_query on {name}");
         let getters: [(Getter, c_int); 3] =
             [(|ka| ka.ka_get_idle, 61), (|ka| ka.ka_get_intvl, 12), (|ka| ka.ka_get_cnt, 6)];
         for (getter, value) in getters {
@@ -385,7 +409,7 @@ fn each_call_does_what_it_says_in_every_state_of_tcp() {
             assert_eq!(got, value, "a getter on {name}");
         }
         if case.is == Is::Tcp {
-            apply(fd, &config(1, 5, 2, 3, AUTO)).unwrap();
+            apply(fd, &config(ON, 5, 2, 3, AUTO)).unwrap();
             assert_eq!(keepalive_options(fd), [Ok(1), Ok(5), Ok(2), Ok(3), Ok(11_000)], "ka_apply on {name}");
         }
     }

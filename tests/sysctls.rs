@@ -8,7 +8,7 @@ use std::process::Command;
 use ka_test::child::stdout;
 use ka_test::compiler::{LINKS, program};
 use ka_test::kernel::sysctl;
-use ka_test::libka::{CONFIG_INIT, Config, KEEP, apply, call, config, enable};
+use ka_test::libka::{CONFIG_INIT, Config, KEEP, Libka, NONE, OFF, apply, call, config, enable};
 use ka_test::namespace::in_a_network_of_its_own;
 use ka_test::path::scratch;
 use ka_test::socket::{fresh, keepalive_options};
@@ -28,10 +28,13 @@ fn defaults() -> Config {
     config
 }
 
-fn get_idle(fd: RawFd) -> Result<c_int, c_int> {
-    let mut seconds = 0;
-    // SAFETY: `seconds` is an int.
-    call(|ka| unsafe { (ka.ka_get_idle)(fd, &raw mut seconds) }).map(|_| seconds)
+/// A function of the library that gets one value.
+type Getter = fn(&Libka) -> unsafe extern "C" fn(c_int, *mut c_int) -> c_int;
+
+fn get(fd: RawFd, getter: Getter) -> Result<c_int, c_int> {
+    let mut value = 0;
+    // SAFETY: `value` is an int.
+    call(|ka| unsafe { getter(ka)(fd, &raw mut value) }).map(|_| value)
 }
 
 #[test]
@@ -44,17 +47,36 @@ fn a_sysctl_that_cannot_be_set_is_read_but_not_written() {
     for value in [86400, 0, -1] {
         sysctl("tcp_keepalive_time", &value.to_string());
         assert_eq!(keepalive_options(fd)[1], Ok(value), "the kernel follows the sysctl");
-        assert_eq!(get_idle(fd), Ok(value));
-        assert_eq!(query(fd)[2], value);
-        assert_eq!(defaults(), config(0, value, 75, 9, 0));
+        assert_eq!(get(fd, |ka| ka.ka_get_idle), Ok(value));
+        // In the struct, 0 and -1 are KA_KEEP. 0 is never written.
+        let word = if value == 0 { KEEP } else { value };
+        assert_eq!(query(fd)[2], word, "{value}");
+        assert_eq!(defaults(), config(OFF, word, 75, 9, NONE), "{value}");
 
         let result = apply(fd, &query(fd));
-        if value == KEEP {
-            // It reads as KA_KEEP, so the sysctl stays in force.
-            assert_eq!(result, Ok(0));
-            assert_eq!(keepalive_options(fd)[1], Ok(-1));
+        if word == KEEP {
+            // The sysctl stays in force.
+            assert_eq!(result, Ok(0), "{value}");
+            assert_eq!(keepalive_options(fd)[1], Ok(value));
         } else {
             assert_eq!(result, Err(EINVAL), "{value}");
+        }
+    }
+    // The other two sysctls, on a socket for which nothing was set.
+    let socket = fresh();
+    let fd = socket.as_raw_fd();
+    for (name, word, getter, values) in [
+        ("tcp_keepalive_intvl", 3, (|ka| ka.ka_get_intvl) as Getter, [100_000, 0, -1]),
+        // The kernel keeps the number of probes in a byte.
+        ("tcp_keepalive_probes", 4, |ka| ka.ka_get_cnt, [255, 0, 1]),
+    ] {
+        for value in values {
+            sysctl(name, &value.to_string());
+            assert_eq!(keepalive_options(fd)[word - 1], Ok(value), "the kernel follows the sysctl");
+            let expected = if value == 0 { KEEP } else { value };
+            assert_eq!((query(fd)[word], get(fd, getter)), (expected, Ok(value)), "{name} {value}");
+            assert_eq!(defaults()[word], expected, "{name} {value}");
+            assert!(!defaults().contains(&0) && !query(fd).contains(&0), "{name} {value}");
         }
     }
 }
@@ -78,8 +100,8 @@ fn a_value_that_was_set_leaves_the_sysctl_and_a_kept_one_follows_it() {
         "equal values were written too"
     );
     assert_eq!(keepalive_options(kept.as_raw_fd())[..4], [Ok(1), Ok(500), Ok(75), Ok(4)]);
-    assert_eq!(query(never.as_raw_fd()), config(0, 500, 50, 4, 0));
-    assert_eq!(defaults(), config(0, 500, 50, 4, 0));
+    assert_eq!(query(never.as_raw_fd()), config(OFF, 500, 50, 4, NONE));
+    assert_eq!(defaults(), config(OFF, 500, 50, 4, NONE));
 }
 
 /// The running timer is re-armed with the effective idle time where that can be set, and left alone where not.
@@ -112,7 +134,7 @@ fn defaults_are_known_without_proc_and_take_no_descriptor_away() {
     fs::create_dir(&empty).unwrap();
     for link in LINKS {
         let program = program("defaults", link);
-        assert_eq!(stdout(&mut Command::new(&program)), "0 -1 33 9 0\n", "{link:?}");
-        assert_eq!(stdout(Command::new(&program).arg(&empty)), "0 -1 33 9 0\n", "{link:?}, without /proc");
+        assert_eq!(stdout(&mut Command::new(&program)), "2 -1 33 9 -3\n", "{link:?}");
+        assert_eq!(stdout(Command::new(&program).arg(&empty)), "2 -1 33 9 -3\n", "{link:?}, without /proc");
     }
 }

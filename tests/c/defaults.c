@@ -22,7 +22,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "ka_defaults touched errno or left a descriptor open\n");
         return 2;
     }
-    printf("%d %d %d %d %d\n", config.enabled, config.idle, config.intvl, config.cnt, config.user_timeout);
+    printf("%d %d %d %d %d\n", config.keepalive, config.idle, config.intvl, config.cnt, config.user_timeout);
 
     struct rlimit none = { 0, 0 };
     struct ka_config untouched = KA_CONFIG_INIT;

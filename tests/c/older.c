@@ -39,7 +39,7 @@ int main(void)
     CHECK(get(fd, IPPROTO_TCP, TCP_KEEPCNT) == 5);
     CHECK(get(fd, IPPROTO_TCP, TCP_USER_TIMEOUT) == 110000);
     CHECK(ka_query(fd, &found) == 0);
-    CHECK(found.size == sizeof found && found.enabled == 1 && found.idle == 60 && found.user_timeout == 110000);
+    CHECK(found.size == sizeof found && found.keepalive == KA_ON && found.idle == 60 && found.user_timeout == 110000);
     CHECK(ka_format(&config, text, sizeof text) > 0 && strncmp(text, "idle=60,intvl=10,cnt=5", 22) == 0);
     CHECK(ka_enable(fd, KA_KEEP, KA_KEEP, KA_CNT_MAX) == 0 && get(fd, IPPROTO_TCP, TCP_KEEPCNT) == KA_CNT_MAX);
     CHECK(ka_set_user_timeout(fd, KA_AUTO) == 0);

@@ -99,6 +99,6 @@ int main(int argc, char **argv)
     int free_now = dup(0);
     CHECK(free_now == free_before);
     printf("%d %d\n", result, result < 0 ? error : 0);
-    printf("%d %d %d %d %d %d\n", value, query.enabled, query.idle, query.intvl, query.cnt, query.user_timeout);
+    printf("%d %d %d %d %d %d\n", value, query.keepalive, query.idle, query.intvl, query.cnt, query.user_timeout);
     return 0;
 }
