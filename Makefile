@@ -62,7 +62,7 @@ uninstall: ## remove the files that `make install` put there
 # The newest that the oldest Rust which Cargo.toml allows can build.
 CARGO_C := 0.10.16+cargo-0.91.0
 
-deb: all ## build the Debian packages libka0.N, libka-dev and ka in target/deb
+deb: all ## build the Debian packages libka0, libka-dev and ka in target/deb
 	@scripts/need dh dpkg-buildpackage
 	@scripts/deb
 

@@ -14,12 +14,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=src/libka.map");
     println!("cargo::rerun-if-changed=scripts/ld");
 
-    // Before 1.0 each minor version may break programs, from then on each major one (Cargo's reading of
-    // semantic versioning).
-    let major = env::var("CARGO_PKG_VERSION_MAJOR")?;
-    let minor = env::var("CARGO_PKG_VERSION_MINOR")?;
-    let version = if major == "0" { format!("0.{minor}") } else { major };
-    let soname = format!("libka.so.{version}");
+    // A version with the same major number runs every program that was built against an older one. This also holds
+    // before 1.0: the ABI only grows (tests/abi.rs), so distributions need no new package for a new minor version.
+    let soname = format!("libka.so.{}", env::var("CARGO_PKG_VERSION_MAJOR")?);
     println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,{soname}");
     // Nothing may stay undefined: a program would find out only when it starts.
     println!("cargo::rustc-cdylib-link-arg=-Wl,-z,defs");
