@@ -200,7 +200,7 @@ fn by_cmake() {
     }
 }
 
-/// The rule of the SONAME: the same minor version before 1.0, the same major one from then on; and not older.
+/// The rule of the SONAME: the same major version, and not older.
 #[test]
 fn cmake_finds_what_a_program_can_run_with() {
     let source = root().join("pkg/ka-config-version.cmake.in");
@@ -237,36 +237,52 @@ fn cmake_finds_what_a_program_can_run_with() {
         said.contains("compatible: TRUE")
     };
     for (version, soname, asked, expected) in [
-        ("0.1.0", "libka.so.0.1", "0.1", true),
-        ("0.1.0", "libka.so.0.1", "0.1.0", true),
-        ("0.1.0", "libka.so.0.1", "0.1.1", false),
-        ("0.1.0", "libka.so.0.1", "0.2", false),
-        ("0.1.0", "libka.so.0.1", "0", true),
-        ("0.1.0", "libka.so.0.1", "1", false),
-        ("0.3.7", "libka.so.0.3", "0.3.2", true),
-        ("0.3.7", "libka.so.0.3", "0.2", false),
-        ("0.3.7", "libka.so.0.3", "0.1...0.4", true),
-        ("0.3.7", "libka.so.0.3", "0.1...<0.3.7", false),
-        ("0.3.7", "libka.so.0.3", "0.1...0.3.7", true),
-        ("0.3.7", "libka.so.0.3", "0.4...1.0", false),
+        ("0.1.0", "libka.so.0", "0.1", true),
+        ("0.1.0", "libka.so.0", "0.1.0", true),
+        ("0.1.0", "libka.so.0", "0.1.1", false),
+        ("0.1.0", "libka.so.0", "0.2", false),
+        ("0.1.0", "libka.so.0", "0", true),
+        ("0.1.0", "libka.so.0", "1", false),
+        ("0.3.7", "libka.so.0", "0.3.2", true),
+        ("0.3.7", "libka.so.0", "0.2", true),
+        ("0.3.7", "libka.so.0", "0.1...0.4", true),
+        ("0.3.7", "libka.so.0", "0.1...<0.3.7", false),
+        ("0.3.7", "libka.so.0", "0.1...0.3.7", true),
+        ("0.3.7", "libka.so.0", "0.4...1.0", false),
         ("1.4.2", "libka.so.1", "1.2", true),
         ("1.4.2", "libka.so.1", "1.4.2", true),
         ("1.4.2", "libka.so.1", "1.5", false),
         ("1.4.2", "libka.so.1", "0.9", false),
+        ("1.4.2", "libka.so.1", "0", false),
         ("2.0.0", "libka.so.2", "1.4", false),
     ] {
         assert_eq!(compatible(version, soname, asked), expected, "{version} where {asked} is asked for");
     }
 
     // What cannot be had is said.
-    let configure = |asked: &str| -> Output {
-        let mut command = Command::new("cmake");
-        command.arg("-S").arg(root().join("tests/cmake")).arg("-B").arg(scratch("cmake"));
-        command.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix().display())).arg(format!("-DKA_ASKED={asked}"));
-        command.output().unwrap()
-    };
-    let output = configure("99.1");
+    let output = configure("-DKA_ASKED=99.1");
     assert!(!output.status.success() && stderr(&output).contains(VERSION), "{}", stderr(&output));
+}
+
+/// Configures a user's project with the installed prefix.
+fn configure(define: &str) -> Output {
+    let mut command = Command::new("cmake");
+    command.arg("-S").arg(root().join("tests/cmake")).arg("-B").arg(scratch("cmake"));
+    command.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix().display())).arg(define);
+    command.output().unwrap()
+}
+
+#[test]
+fn cmake_rejects_components_that_do_not_exist() {
+    let output = configure("-DKA_ASKED=COMPONENTS;nonsense");
+    let said = stderr(&output);
+    assert!(!output.status.success(), "{output:?}");
+    assert!(
+        said.split_whitespace().collect::<Vec<_>>().join(" ").contains("ka has no component nonsense"),
+        "{said}"
+    );
+    let output = configure("-DKA_ASKED=OPTIONAL_COMPONENTS;nonsense");
+    assert!(output.status.success(), "{}", stderr(&output));
 }
 
 #[test]
@@ -280,9 +296,10 @@ fn versions_come_from_one_place() {
     }
     let header = fs::read_to_string(prefix().join("include/ka.h")).unwrap();
     assert!(header.contains(&format!("\n#define KA_VERSION \"{VERSION}\"\n")));
-    // Cargo.toml repeats the version for crates.io where it names our own crates.
+    // Cargo.toml repeats the version for crates.io where it names our own crates. ka-test is not published.
     let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
-    let own: Vec<_> = manifest.lines().filter(|line| line.contains("{ path = \"crates/")).collect();
+    let published = |line: &&str| line.contains("{ path = \"crates/") && !line.starts_with("ka-test ");
+    let own: Vec<_> = manifest.lines().filter(published).collect();
     assert!(!own.is_empty(), "{manifest}");
     for line in own {
         assert!(line.contains(&format!("version = \"{VERSION}\"")), "{line}");
@@ -345,7 +362,7 @@ fn uninstall_removes_what_was_installed_and_nothing_else() {
     // What an older version had, a newer one replaces.
     install();
     let installed = stage.join("opt/ka/lib/ka/installed");
-    let notes = fs::read_to_string(&installed).unwrap() + "file /opt/ka/lib/libka.so.0.0.9\n";
+    let notes = fs::read_to_string(&installed).unwrap() + "file lib/libka.so.0.0.9\n";
     fs::write(&installed, notes).unwrap();
     fs::write(stage.join("opt/ka/lib/libka.so.0.0.9"), "").unwrap();
     install();
@@ -376,6 +393,99 @@ fn uninstall_removes_what_was_installed_and_nothing_else() {
         "{output:?}"
     );
     assert_eq!(tree(&stage), left);
+}
+
+/// The list of installed files is right wherever the prefix is.
+#[test]
+fn uninstall_after_a_move_leaves_what_is_at_the_old_place() {
+    let stage = scratch("stage");
+    let uninstall = |prefix: &str, more: &[&str]| {
+        let place = format!("PREFIX={prefix}");
+        make("uninstall", &stage, &[&[place.as_str()], more].concat()).output().unwrap()
+    };
+    // These stay empty: they were there before.
+    fs::create_dir_all(stage.join("opt")).unwrap();
+    fs::create_dir_all(stage.join("usr/bin")).unwrap();
+    let nothing = tree(&stage);
+    // The second one has a file outside of its prefix.
+    for more in [&[][..], &["BINDIR=/usr/bin"]] {
+        let variables = [&["PREFIX=/opt/ka"], more].concat();
+        succeed(&mut make("install", &stage, &variables));
+        fs::rename(stage.join("opt/ka"), stage.join("opt/moved")).unwrap();
+        succeed(&mut make("install", &stage, &variables));
+        let moved = tree(&stage.join("opt/moved"));
+        assert!(moved.contains_key("lib/libka.a"), "{moved:?}");
+        let another = |tree: BTreeMap<String, String>| -> BTreeMap<String, String> {
+            tree.into_iter().filter(|(path, _)| !path.starts_with("opt/moved")).collect()
+        };
+        let before = another(tree(&stage));
+
+        let output = uninstall("/opt/moved", more);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(tree(&stage), before, "{more:?}");
+        // The moved one is gone: there is nothing to remove a second time.
+        let output = uninstall("/opt/moved", more);
+        assert!(stderr(&output).contains("nothing was installed there"), "{output:?}");
+        let output = uninstall("/opt/ka", more);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(tree(&stage), nothing, "{more:?}");
+    }
+
+    // LIBDIR, where the list is, does not belong to this prefix.
+    succeed(&mut make("install", &stage, &["PREFIX=/opt/ka"]));
+    let before = tree(&stage);
+    for variables in [["PREFIX=/opt/other", "LIBDIR=/opt/ka/lib"], ["PREFIX=/opt", "LIBDIR=/opt/ka/lib"]] {
+        for target in ["uninstall", "install"] {
+            let output = make(target, &stage, &variables).output().unwrap();
+            assert!(!output.status.success(), "{target} {variables:?}");
+            assert!(stderr(&output).contains("is of an installation with PREFIX=/opt/ka"), "{output:?}");
+            assert_eq!(tree(&stage), before, "{target} {variables:?}");
+        }
+    }
+}
+
+/// The cache of the dynamic loader is the machine's. It changes only if a library comes into a folder of the loader.
+#[test]
+fn install_runs_ldconfig_only_for_folders_of_the_loader() {
+    let folder = scratch("loader");
+    let (tools, prefix) = (folder.join("tools"), folder.join("prefix"));
+    fs::create_dir_all(&tools).unwrap();
+    let log = folder.join("log");
+    let lib = prefix.join("lib");
+    for (name, what) in [
+        ("id", "echo 0".to_owned()),
+        // The folders of the loader are those of this machine, and one that the test chooses.
+        (
+            "ldconfig",
+            format!(
+                "echo \"$*\" >>'{}'\nprintf '%s: (from x)\\n\\tlibc.so.6 -> libc.so.6\\n' /usr/lib \"$KNOWN\"",
+                log.display()
+            ),
+        ),
+    ] {
+        let path = tools.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{what}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
+    // A link leads to the same folder.
+    let link = folder.join("link");
+    std::os::unix::fs::symlink(&lib, &link).unwrap();
+    for (known, runs) in [(Path::new("/usr/lib/x"), false), (&lib, true), (&link, true)] {
+        for target in ["install", "uninstall"] {
+            let _ = fs::remove_file(&log);
+            let mut make = make(target, Path::new(""), &[&format!("PREFIX={}", prefix.display())]);
+            succeed(make.env("PATH", &path).env("KNOWN", known));
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            let updates = said.lines().filter(|args| !args.contains("-N")).count();
+            assert_eq!(updates, usize::from(runs), "{target}, {}: {said}", known.display());
+        }
+    }
+    // A staged installation is for another machine.
+    let _ = fs::remove_file(&log);
+    let mut make = make("install", &scratch("stage"), &[&format!("PREFIX={}", prefix.display())]);
+    succeed(make.env("PATH", &path).env("KNOWN", &lib));
+    assert!(!log.exists());
 }
 
 /// Whoever installs is root, who need not have a Rust compiler, and whose umask is anything.
