@@ -415,6 +415,37 @@ fn each_call_does_what_it_says_in_every_state_of_tcp() {
     }
 }
 
+/// 61 is in range; 40000 and 300 are above the maximum.
+#[test]
+fn lenient_calls_turn_keepalive_on_for_tcp_and_leave_other_sockets_alone() {
+    // SAFETY: the call takes no pointer.
+    let lenient = |fd, idle, intvl, cnt| call(|ka| unsafe { (ka.ka_enable_lenient)(fd, idle, intvl, cnt) });
+    for case in cases() {
+        let (fd, name) = (case.fd, case.name);
+        for on in [0, 1] {
+            if !matches!(case.is, Is::Refused(EBADF | ENOTSOCK)) {
+                set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, on);
+            }
+            let before = keepalive_options(fd);
+            let (clamped, kept) = (lenient(fd, 61, 40_000, 300), lenient(fd, 0, -1, c_int::MIN));
+            let after = keepalive_options(fd);
+            match case.is {
+                Is::Tcp | Is::Mptcp => {
+                    assert_eq!((clamped, kept), (Ok(2 + 4), Ok(0)), "{name}");
+                    assert_eq!(after, [Ok(1), Ok(61), Ok(32767), Ok(127), before[4]], "{name}");
+                }
+                Is::Refused(ENOPROTOOPT) => {
+                    assert_eq!((clamped, kept), (Ok(8), Ok(8)), "{name}");
+                    assert_eq!(after, before, "{name} was changed");
+                }
+                Is::Refused(errno) => {
+                    assert_eq!((clamped, kept), (Err(errno), Err(errno)), "{name}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn accepted_sockets_inherit_from_the_listener() {
     for (domain, address) in [(Domain::IPV4, "127.0.0.1:0"), (Domain::IPV6, "[::1]:0")] {

@@ -82,6 +82,49 @@ fn a_call_of_libka_s_that_fails_reports_the_first_errno_and_leaves_the_socket_as
     }
 }
 
+/// A fault of a timer costs that timer. Only a fault of `SO_KEEPALIVE` costs keepalive, and is an error.
+#[test]
+fn ka_enable_lenient_loses_no_more_than_the_timer_that_fails() {
+    let outcome = program("outcome", Link::Shared);
+    let options = ["-x", name(&outcome), "-m", "-s", "3"];
+    for start in ["on", "off"] {
+        for then in [None, Some(libc::EDOM)] {
+            let prepare = || {
+                let mut command = Command::new(&outcome);
+                command.args([start, "enable_lenient"]);
+                (command, ())
+            };
+            let judge = |fault: &Fault, ran: &Ran, ()| {
+                let (Some((result, errno, _)), [before, .., after]) = (said(ran), &ran.sockets[..]) else {
+                    return Err(format!("it ended with {}", ran.status));
+                };
+                if result == -1 {
+                    let is_right = is_reported(errno, fault) || then == Some(errno);
+                    let is_as_it_was = before[0] == after[0] && before[4] == after[4];
+                    // tests/c/lenient.c shows that a timer's other errnos are not reported.
+                    return if is_right && is_as_it_was {
+                        Ok(())
+                    } else {
+                        Err(format!("errno {errno}, {before:?} became {after:?}"))
+                    };
+                }
+                let wanted = [30, 3, 2];
+                let is_right = (0..3).all(|n| {
+                    let is_missed = result & 1 << n != 0;
+                    after[n + 1] == if is_missed { before[n + 1] } else { wanted[n] }
+                });
+                if after[0] == 1 && is_right && before[4] == after[4] {
+                    Ok(())
+                } else {
+                    Err(format!("it answers {result}, and {before:?} became {after:?}"))
+                }
+            };
+            let name = format!("libka: enable_lenient on a socket that is {start}");
+            each(&Trial { name: &name, options: &options, then, ..TRIAL }, prepare, judge);
+        }
+    }
+}
+
 /// Each has a second road: the sysctls by a socket, the nonce by /dev/urandom.
 #[test]
 fn what_has_another_road_takes_it() {

@@ -51,6 +51,8 @@ int main(int argc, char **argv)
     errno = ERRNO;
     if (IS("enable"))
         result = ka_enable(fd, 30, 3, 2);
+    else if (IS("enable_lenient"))
+        result = ka_enable_lenient(fd, 30, 3, 2);
     else if (IS("disable"))
         result = ka_disable(fd);
     else if (IS("is_enabled"))

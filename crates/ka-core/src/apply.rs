@@ -27,6 +27,14 @@ struct Step {
     old: Option<i32>,
 }
 
+/// Whether a changed interval or count re-arms the running timer by a write of the idle time.
+#[derive(Clone, Copy, PartialEq)]
+enum Rearm {
+    Always,
+    /// A kept idle time is not written: the kernel has refused that.
+    IfIdleIsNamed,
+}
+
 impl<K: Kernel> Socket<'_, K> {
     /// Sets what the policy names.
     ///
@@ -42,12 +50,16 @@ impl<K: Kernel> Socket<'_, K> {
     /// The first that occurred: [`Error::NotTcp`], [`Error::Unsupported`] (any user timeout on Multipath TCP),
     /// [`Error::AutoOutOfRange`], [`Error::System`].
     pub fn apply(&self, config: &Config) -> Result<(), Error> {
+        self.apply_with(config, Rearm::Always)
+    }
+
+    fn apply_with(&self, config: &Config, rearm: Rearm) -> Result<(), Error> {
         let names_no_timer = config.idle().or(config.intvl()).or(config.cnt()).is_none()
             && config.user_timeout() == UserTimeout::Keep;
         if names_no_timer {
             self.check_tcp()?;
         }
-        if self.keepalive()? { self.apply_on(config) } else { self.apply_off(config) }
+        if self.keepalive()? { self.apply_on(config, rearm) } else { self.apply_off(config) }
     }
 
     /// Applies a policy, and leaves out each timer that the kernel refuses. Keepalive itself is set in any case.
@@ -58,20 +70,33 @@ impl<K: Kernel> Socket<'_, K> {
     /// [`Error::NotTcp`], and [`Error::System`] if the descriptor is not a socket or `SO_KEEPALIVE` failed. The timers
     /// may have changed.
     pub fn apply_lenient(&self, mut config: Config) -> Result<Config, Error> {
+        let mut rearm = Rearm::Always;
         loop {
-            config = match self.apply(&config) {
+            let error = match self.apply_with(&config, rearm) {
                 Ok(()) => return Ok(config),
-                Err(Error::Unsupported(SockOpt::Timer(timer))) if config.names(timer) => {
-                    config.without(timer)
-                }
-                Err(Error::System { option: SockOpt::Timer(timer), errno })
-                    if config.names(timer) && !matches!(errno.0, libc::EBADF | libc::ENOTSOCK) =>
-                {
-                    config.without(timer)
-                }
-                Err(Error::AutoOutOfRange { .. }) => config.without(Timer::UserTimeout),
-                Err(error) => return Err(error),
+                Err(error) => error,
             };
+            let refused = match error {
+                Error::Unsupported(SockOpt::Timer(timer)) => timer,
+                Error::System { option: SockOpt::Timer(timer), errno }
+                    if !matches!(errno.0, libc::EBADF | libc::ENOTSOCK) =>
+                {
+                    timer
+                }
+                Error::AutoOutOfRange { .. } => Timer::UserTimeout,
+                _ => return Err(error),
+            };
+            if config.names(refused) {
+                config = config.without(refused);
+            } else if rearm == Rearm::Always {
+                // The idle time was read or written only to re-arm the timer.
+                rearm = Rearm::IfIdleIsNamed;
+            } else if config.user_timeout() == UserTimeout::Auto {
+                // The kernel did not report a timer from which the user timeout is computed.
+                config = config.without(Timer::UserTimeout);
+            } else {
+                return Err(error);
+            }
         }
     }
 
@@ -102,14 +127,15 @@ impl<K: Kernel> Socket<'_, K> {
 
     /// Keepalive is on: reading refuses what is not TCP, before anything is written.
     #[inline(never)]
-    fn apply_on(&self, config: &Config) -> Result<(), Error> {
+    fn apply_on(&self, config: &Config, rearm: Rearm) -> Result<(), Error> {
         let turn_off = config.enabled() == Some(false);
         let (mut user_timeout, kept_idle) = self.user_timeout_step(config)?;
         user_timeout.drop_if_equal();
         let intvl = self.step(Timer::Intvl, config.intvl())?;
         let cnt = self.step(Timer::Cnt, config.cnt())?;
         let mut idle = self.step(Timer::Idle, config.idle())?;
-        if (intvl.new.is_some() || cnt.new.is_some()) && !turn_off {
+        let is_rearmed = rearm == Rearm::Always || config.idle().is_some();
+        if (intvl.new.is_some() || cnt.new.is_some()) && !turn_off && is_rearmed {
             // Re-arm. A kept idle time that could not be set, as a sysctl of 86400, stays unwritten.
             let in_force = match config.idle().or(kept_idle) {
                 Some(seconds) => seconds,
