@@ -25,9 +25,9 @@
  * Each comment says what a failed call leaves behind. No failure leaves keepalive half on.
  *
  * Threads and signals. All functions except ka_reaper_* keep no state, allocate no memory, take no lock and write no
- * log. Any thread, a signal handler, and the child of fork(2) may call them. They use at most 500 bytes of stack;
- * ka_beat_sign and ka_beat_verify use 2.4 KiB. A reaper is memory from malloc(3): one thread at a time may use it,
- * and no signal handler.
+ * log. Any thread, a signal handler, and the child of fork(2) may call them. They use at most 800 bytes of stack on
+ * x86-64; ka_beat_sign and ka_beat_verify use 2.5 KiB. A reaper is memory from malloc(3): one thread at a time may use
+ * it, and no signal handler.
  *
  * Versions. Structs begin with their size. A later version may add fields at the end, and KA_CONFIG_INIT,
  * KA_CONFIG and KA_STATUS_INIT set the size of the version that a program is compiled with. The size must be a
@@ -870,7 +870,8 @@ int ka_beat_nonce(uint8_t nonce[KA_BEAT_NONCE_SIZE]);
  * Makes a heartbeat.
  *
  *   key       the key that the client and its server share.
- *   key_size  how many bytes it has, 16 or more; 32 random ones are best.
+ *   key_size  how many bytes it has, 16 or more; 32 random ones are best. HMAC (RFC 2104) pads a key of up to 64 bytes
+ *             with zeros, so keys that differ only in zero bytes at their end are the same key.
  *   nonce     what the server sent, KA_BEAT_NONCE_SIZE bytes.
  *   beat      the client's number, and a sequence: 1 or more, higher than of the beat before.
  *   frame     where to put the KA_BEAT_SIZE bytes to send.
@@ -913,7 +914,7 @@ int ka_beat_client(const uint8_t frame[KA_BEAT_SIZE],
  * when the MAC is right.
  *
  *   key            the key of the client that ka_beat_client names.
- *   key_size       how many bytes it has, 16 or more.
+ *   key_size       how many bytes it has, 16 or more. ka_beat_sign says which keys are the same.
  *   nonce          what was sent to this connection, KA_BEAT_NONCE_SIZE bytes.
  *   last_sequence  that of the last beat which was verified on this connection, 0 before the first.
  *   frame          what came, KA_BEAT_SIZE bytes.

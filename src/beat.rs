@@ -70,7 +70,8 @@ pub unsafe extern "C" fn ka_beat_nonce(nonce: *mut u8) -> c_int {
 /// Makes a heartbeat.
 ///
 ///   key       the key that the client and its server share.
-///   key_size  how many bytes it has, 16 or more; 32 random ones are best.
+///   key_size  how many bytes it has, 16 or more; 32 random ones are best. HMAC (RFC 2104) pads a key of up to 64 bytes
+///             with zeros, so keys that differ only in zero bytes at their end are the same key.
 ///   nonce     what the server sent, KA_BEAT_NONCE_SIZE bytes.
 ///   beat      the client's number, and a sequence: 1 or more, higher than of the beat before.
 ///   frame     where to put the KA_BEAT_SIZE bytes to send.
@@ -139,7 +140,7 @@ pub unsafe extern "C" fn ka_beat_client(frame: *const u8, client: *mut u64) -> c
 /// when the MAC is right.
 ///
 ///   key            the key of the client that ka_beat_client names.
-///   key_size       how many bytes it has, 16 or more.
+///   key_size       how many bytes it has, 16 or more. ka_beat_sign says which keys are the same.
 ///   nonce          what was sent to this connection, KA_BEAT_NONCE_SIZE bytes.
 ///   last_sequence  that of the last beat which was verified on this connection, 0 before the first.
 ///   frame          what came, KA_BEAT_SIZE bytes.

@@ -66,6 +66,21 @@ fn a_beat_is_good_for_one_connection_and_one_use() {
     assert_eq!(verify(b"another client has another: this", &one, 0, &frame), Err(EBADMSG));
 }
 
+/// RFC 2104: HMAC pads a key with zeros to the size of a block, and hashes a key that is longer. docs/heartbeat.md
+#[test]
+fn zero_bytes_at_the_end_of_a_key_up_to_one_block_make_no_difference() {
+    let nonce = nonce().unwrap();
+    let key = |zeros: usize| [&KEY[..], &vec![0; zeros]].concat();
+    let frame = sign(&KEY, &nonce, [7, 1]).unwrap();
+    for zeros in [1, 16, 32] {
+        assert_eq!(sign(&key(zeros), &nonce, [7, 1]), Ok(frame), "{zeros} zero bytes");
+        assert_eq!(verify(&key(zeros), &nonce, 0, &frame), Ok([7, 1]), "{zeros} zero bytes");
+    }
+    // More than a block, and zero bytes in front.
+    assert_eq!(verify(&key(33), &nonce, 0, &frame), Err(EBADMSG));
+    assert_eq!(verify(&[&[0][..], &KEY].concat(), &nonce, 0, &frame), Err(EBADMSG));
+}
+
 #[test]
 fn every_flipped_bit_is_ebadmsg() {
     let nonce = nonce().unwrap();
