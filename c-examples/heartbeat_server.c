@@ -336,9 +336,9 @@ int main(int argc, char *argv[])
     raise_limit();
 
     listener = bind_to(port);
-    /* Answers on their way when a peer is cut off would suspend the probes: the user timeout sees to those. */
-    if (ka_enable(listener, policy.idle, policy.intvl, policy.cnt) != 0 ||
-        ka_set_user_timeout(listener, KA_AUTO) != 0)
+    /* An answer that is in flight when the peer is cut off suspends the probes. The user timeout ends such a connection. */
+    if (ka_apply(listener, &KA_CONFIG(.keepalive = KA_ON, .idle = policy.idle, .intvl = policy.intvl,
+                                      .cnt = policy.cnt, .user_timeout = KA_AUTO)) != 0)
         err(EXIT_FAILURE, "cannot enable keepalive");
     if (listen(listener, SOMAXCONN) != 0)
         err(EXIT_FAILURE, "cannot listen on port %d", port);

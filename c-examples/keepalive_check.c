@@ -67,7 +67,7 @@ int main(void)
         err(EXIT_FAILURE, "ka_query");
     printf("\nin force on this socket: %s\n", text);
     printf("TCP_KEEPIDLE is %d s\nTCP_KEEPINTVL is %d s\nTCP_KEEPCNT is %d probes\nTCP_USER_TIMEOUT is %d ms\n",
-           config.idle, config.intvl, config.cnt, config.user_timeout);
+           config.idle, config.intvl, config.cnt, config.user_timeout == KA_NONE ? 0 : config.user_timeout);
     show_detection(&config);
 
     if (ka_get_status(fd, &status) != 0)
@@ -82,8 +82,8 @@ int main(void)
     if (ka_defaults(&defaults) != 0)
         err(EXIT_FAILURE, "ka_defaults");
     printf("\ndefaults of this system: keepalive %s, idle %d s, interval %d s, %d probes\n",
-           defaults.enabled ? "ON" : "OFF", defaults.idle, defaults.intvl, defaults.cnt);
-    defaults.enabled = 1;
+           defaults.keepalive == KA_ON ? "ON" : "OFF", defaults.idle, defaults.intvl, defaults.cnt);
+    defaults.keepalive = KA_ON;
     printf("with them and keepalive ON, ");
     show_detection(&defaults);
     close(fd);

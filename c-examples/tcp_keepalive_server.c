@@ -46,17 +46,22 @@ static void usage(void)
     exit(EXIT_FAILURE);
 }
 
-/* Turns keepalive on, and says what was and what is in force. */
+/* Turns keepalive on, and prints the old and the new settings. A server that has no keepalive because of one wrong timer
+ * is worse off than one with another timer, so a missed timer is a warning. */
 static void set_keepalive(int fd, const struct keepalive_options *options)
 {
     struct ka_config config = KA_CONFIG_INIT;
-    int enabled = ka_is_enabled(fd);
+    int enabled = ka_is_enabled(fd), missed;
 
     if (enabled < 0)
         err(EXIT_FAILURE, "ka_is_enabled");
     printf("SO_KEEPALIVE default is %s\n", enabled ? "ON" : "OFF");
-    if (ka_enable(fd, options->idle, options->intvl, options->cnt) != 0)
-        err(EXIT_FAILURE, "ka_enable");
+    missed = ka_enable_lenient(fd, options->idle, options->intvl, options->cnt);
+    if (missed < 0)
+        err(EXIT_FAILURE, "ka_enable_lenient");
+    if (missed != 0)
+        warnx("keepalive is on, but not with%s%s%s", missed & KA_MISSED_IDLE ? " this idle time" : "",
+              missed & KA_MISSED_INTVL ? " this interval" : "", missed & KA_MISSED_CNT ? " this count" : "");
     printf("SO_KEEPALIVE set on socket\n");
     if (ka_query(fd, &config) != 0)
         err(EXIT_FAILURE, "ka_query");
