@@ -118,6 +118,32 @@ fn the_presets_are_those_that_there_are() {
     assert_eq!(rows.split_first().unwrap().1, expected);
 }
 
+/// The page names the document of each preset, and where it is. ka.h refers to it.
+#[test]
+fn the_page_of_the_presets_has_the_source_of_each() {
+    let page = page(&man().join("ka_plan_preset.3"));
+    // A source may take several lines.
+    let found: BTreeSet<(String, String, String)> = section(&page, "SOURCES")
+        .split("\n.It ")
+        .skip(1)
+        .map(|item| {
+            let (name, rest) = item.split_once('\n').unwrap();
+            let (source, url) = rest.split_once("\n.Lk ").unwrap();
+            let url = url.lines().next().unwrap();
+            (name.to_owned(), source.replace('\n', " "), url.to_owned())
+        })
+        .collect();
+    let expected: BTreeSet<_> = ka_core::PRESETS
+        .iter()
+        .map(|preset| (preset.name.to_owned(), format!("{}.", preset.source), preset.url.to_owned()))
+        .collect();
+    assert_eq!(found, expected);
+    assert!(comment("ka_plan_preset").contains("ka_plan_path(3) names its source"));
+    for line in comment("ka_plan_preset").lines() {
+        assert!(!line.contains("http"), "the page has the addresses: {line}");
+    }
+}
+
 /// Every page that is referred to as one of ours is there, and the overview names all that are not links.
 #[test]
 fn references_among_the_pages_lead_somewhere() {

@@ -14,7 +14,8 @@ fn stated() -> (u32, u32) {
     let header = fs::read_to_string(root().join("include/ka.h")).unwrap();
     let text = header.split_whitespace().filter(|word| *word != "*").collect::<Vec<_>>().join(" ");
     let (_, rest) = text.split_once("They use at most ").expect("ka.h states the stack");
-    let (bytes, rest) = rest.split_once(" bytes of stack on x86-64; ka_beat_sign and ka_beat_verify use ").unwrap();
+    let (bytes, rest) =
+        rest.split_once(" bytes of stack on x86-64; ka_beat_sign and ka_beat_verify use ").unwrap();
     let (kib, _) = rest.split_once(" KiB.").unwrap();
     let (whole, tenths) = kib.split_once('.').unwrap();
     let tenths = 10 * whole.parse::<u32>().unwrap() + tenths.parse::<u32>().unwrap();
