@@ -43,6 +43,11 @@ int main(void)
     CHECK(ka_format(&config, text, sizeof text) > 0 && strncmp(text, "idle=60,intvl=10,cnt=5", 22) == 0);
     CHECK(ka_enable(fd, KA_KEEP, KA_KEEP, KA_CNT_MAX) == 0 && get(fd, IPPROTO_TCP, TCP_KEEPCNT) == KA_CNT_MAX);
     CHECK(ka_set_user_timeout(fd, KA_AUTO) == 0);
+    CHECK(ka_apply(fd, &KA_CONFIG(.idle = 70, .user_timeout = KA_NONE)) == 0);
+    CHECK(get(fd, IPPROTO_TCP, TCP_KEEPIDLE) == 70 && get(fd, IPPROTO_TCP, TCP_USER_TIMEOUT) == 0);
+    CHECK(get(fd, SOL_SOCKET, SO_KEEPALIVE) == 1);
+    CHECK(ka_enable_lenient(fd, 80, 0, 300) == KA_MISSED_CNT && get(fd, IPPROTO_TCP, TCP_KEEPIDLE) == 80);
+    CHECK(ka_explain("cnt=0", text, sizeof text) > 0 && strstr(text, "127") != NULL);
     CHECK(ka_disable(fd) == 0 && get(fd, SOL_SOCKET, SO_KEEPALIVE) == 0);
     CHECK(ka_get_status(fd, &status) == 0 && status.size == sizeof status && status.state == TCP_CLOSE);
     CHECK(ka_plan_preset("aws-nlb", &config) == 0 && config.idle == 280);
