@@ -185,7 +185,7 @@ fn code(source: &str) -> String {
     let is_comment =
         |line: &str| line == "*" || ["/*", "* ", "*/"].iter().any(|start| line.starts_with(start));
     let is_code = |line: &&str| !line.trim().is_empty() && !is_comment(line.trim());
-    source.lines().filter(is_code).map(|line| format!("{line}\n")).collect()
+    source.lines().filter(is_code).flat_map(|line| [line, "\n"]).collect()
 }
 
 #[test]
