@@ -128,6 +128,7 @@ impl Output {
     }
 
     /// Appends bytes. Those that do not fit are only counted. The last byte of the buffer is for the NUL.
+    #[inline(never)]
     fn push(&mut self, bytes: &[u8]) {
         let room = self.size.saturating_sub(1).saturating_sub(self.length);
         let fits = bytes.get(..room).unwrap_or(bytes);

@@ -139,30 +139,49 @@ pub struct Advice<'a>(ParseError<'a>);
 
 impl Advice<'_> {
     /// Hands the description to `write`, piece by piece.
+    #[inline(never)]
     fn write(self, write: &mut dyn FnMut(&[u8])) {
         let ParseError { item, reason } = self.0;
         let (name, value) = cut(item, b'=');
         let number = Quantity::parse(value.unwrap_or(name)).map_or(0, |quantity| quantity.number);
-        // The numbers that are written are below 1000, or below 32768.
-        let digits = |number: u64| Text::from(u32::try_from(number).unwrap_or(u32::MAX));
+        // The number is below 1000 with NoUnit, and below 32768000 with NotWhole.
+        let number = u32::try_from(number).unwrap_or(u32::MAX);
         if reason == Reason::NoUnit {
-            for piece in [b"write ", digits(number).as_bytes(), b"ms or ", digits(number).as_bytes(), b"s"] {
-                write(piece);
-            }
-            return;
+            let digits = Text::from(number);
+            write(b"write ");
+            write(digits.as_bytes());
+            write(b"ms or ");
+            write(digits.as_bytes());
+            return write(b"s");
         }
         write(reason.message().as_bytes());
         match reason {
             Reason::NotWhole => {
-                for piece in [b", as ", digits((number / 1000).max(1)).as_bytes(), b"s"] {
-                    write(piece);
-                }
+                write(b", as ");
+                write(Text::from((number / 1000).max(1)).as_bytes());
+                write(b"s");
             }
             Reason::OutOfRange(Timer::Idle | Timer::Intvl) => write(b" (at most 9h 6m 7s)"),
             Reason::OutOfRange(Timer::UserTimeout) => write(b" (at most 24d 20h 31m 23s)"),
             _ => {}
         }
     }
+}
+
+/// Hands a byte to `write`, as [`core::ascii::escape_default`] escapes it, which needs a table.
+fn write_escaped(byte: u8, write: &mut dyn FnMut(&[u8])) {
+    let digit = |value: u8| {
+        if value < 10 { b'0'.wrapping_add(value) } else { b'a'.wrapping_add(value).wrapping_sub(10) }
+    };
+    let letter = match byte {
+        b'\t' => b't',
+        b'\r' => b'r',
+        b'\n' => b'n',
+        b'"' | b'\'' | b'\\' => byte,
+        b' '..=b'~' => return write(&[byte]),
+        _ => return write(&[b'\\', b'x', digit(byte >> 4), digit(byte & 0xf)]),
+    };
+    write(&[b'\\', letter]);
 }
 
 /// Formats text that is handed over piece by piece. All of it is ASCII.
@@ -192,12 +211,11 @@ impl ParseError<'_> {
 impl<'a> ParseError<'a> {
     /// Hands the message to `write`, piece by piece: the wrong item, and the description of a valid one. All of it is
     /// printable ASCII. Unlike `Display`, this needs no formatting machinery.
+    #[inline(never)]
     pub fn write(self, write: &mut dyn FnMut(&[u8])) {
         write(b"\"");
         for byte in self.item {
-            for escaped in core::ascii::escape_default(*byte) {
-                write(&[escaped]);
-            }
+            write_escaped(*byte, write);
         }
         write(b"\": ");
         self.advice().write(write);

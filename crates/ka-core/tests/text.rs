@@ -340,3 +340,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn every_byte_of_a_wrong_item_is_escaped_as_in_rust() {
+    for byte in 0..=255_u8 {
+        let text = [b'x', byte, b'x'];
+        let error = parse(&text).unwrap_err();
+        if error.item == text {
+            assert!(error.to_string().starts_with(&format!("\"{}\": ", text.escape_ascii())), "{error}");
+        }
+    }
+}
