@@ -97,15 +97,25 @@ impl ka_config {
         answer(|| {
             // SAFETY: the caller vouches for the pointer.
             let count = unsafe { words::count(config) }?;
-            // A sysctl may hold 0, which no socket can have. In the struct 0 means KA_KEEP.
-            let [keepalive, idle, intvl, cnt, user_timeout] =
-                values()?.map(|value| if value == 0 { KA_KEEP } else { value });
-            // The first word is not written: the size is the caller's.
-            let words: [i32; WORDS] = [0, keepalive, idle, intvl, cnt, user_timeout];
             // SAFETY: the caller vouches for as many words as the size gives.
-            unsafe { words::write(config, count, words) };
+            unsafe { Self::write(config, count, &values()?) };
             Ok(0)
         })
+    }
+
+    /// Writes the values. Not inlined, because five functions call it and none of them is hot.
+    ///
+    /// # Safety
+    /// `config` has `count` words that can be written.
+    #[inline(never)]
+    unsafe fn write(config: *mut Self, count: usize, values: &Values) {
+        // A sysctl may hold 0, which no socket can have. In the struct 0 means KA_KEEP.
+        let [keepalive, idle, intvl, cnt, user_timeout] =
+            values.map(|value| if value == 0 { KA_KEEP } else { value });
+        // The first word is not written: the size is the caller's.
+        let words: [i32; WORDS] = [0, keepalive, idle, intvl, cnt, user_timeout];
+        // SAFETY: as the caller says.
+        unsafe { words::write(config, count, words) };
     }
 }
 

@@ -56,8 +56,10 @@ pub(crate) unsafe fn read<T, const N: usize>(object: *const T) -> Result<[i32; N
 /// # Safety
 /// `object` can be written for `count` words.
 pub(crate) unsafe fn write<T, const N: usize>(object: *mut T, count: usize, words: [i32; N]) {
-    for (n, word) in words.into_iter().enumerate().take(count).skip(1) {
-        // SAFETY: `n` is below `count`, for which the caller vouches.
-        unsafe { object.cast::<i32>().add(n).write_unaligned(word) }
+    let known = words.get(1..count.min(N)).unwrap_or_default();
+    // SAFETY: the caller vouches for `count` words. C may have put them anywhere, so they are copied as bytes.
+    unsafe {
+        let first = object.cast::<i32>().add(1).cast::<u8>();
+        first.copy_from_nonoverlapping(known.as_ptr().cast(), size_of_val(known));
     }
 }
