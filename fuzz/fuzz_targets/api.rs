@@ -27,7 +27,7 @@ use ka::status::ka_status;
 use ka_fuzz::input::Input;
 use ka_fuzz::kernel::{self, call, call_raw, words};
 use ka_fuzz::memory::{Guarded, with_rooms};
-use ka_fuzz::policy::{self, AUTO, KEEP, Policy, Wrong};
+use ka_fuzz::policy::{self, AUTO, KEEP, NONE, Policy, Wrong};
 use ka_fuzz::sockets::Sockets;
 use libc::{E2BIG, EBADF, EBADMSG, EINVAL, ENOENT, EOPNOTSUPP, ERANGE, ESTALE};
 use libfuzzer_sys::fuzz_target;
@@ -89,6 +89,7 @@ api! {
     socket ka_apply(c_int, *const ka_config) -> c_int;
     socket ka_disable(c_int) -> c_int;
     socket ka_enable(c_int, c_int, c_int, c_int) -> c_int;
+    socket ka_enable_lenient(c_int, c_int, c_int, c_int) -> c_int;
     socket ka_get_cnt(c_int, *mut c_int) -> c_int;
     socket ka_get_idle(c_int, *mut c_int) -> c_int;
     socket ka_get_intvl(c_int, *mut c_int) -> c_int;
@@ -97,6 +98,7 @@ api! {
     socket ka_query(c_int, *mut ka_config) -> c_int;
     socket ka_set_user_timeout(c_int, c_int) -> c_int;
     status ka_get_status(c_int, *mut ka_status) -> c_int;
+    text ka_explain(*const c_char, *mut c_char, usize) -> c_int;
     text ka_format(*const ka_config, *mut c_char, usize) -> c_int;
     text ka_parse(*const c_char, *mut ka_config) -> c_int;
     version ka_version() -> *const c_char;
@@ -174,6 +176,7 @@ impl Run<'_> {
                 let call_it = self.api.ka_enable;
                 self.changing(fd, expected, None, |_| unsafe { call_it(fd, idle, intvl, cnt) });
             }
+            Export::ka_enable_lenient => self.enable_lenient(),
             Export::ka_disable => {
                 let fd = self.descriptor();
                 let expected = expect(fd, &Policy { enabled: 0, ..Policy::KEEP });
@@ -183,6 +186,7 @@ impl Run<'_> {
             Export::ka_set_user_timeout => {
                 let fd = self.descriptor();
                 let user_timeout = self.input.value();
+                let user_timeout = if user_timeout == NONE { 0 } else { user_timeout };
                 let wanted = Policy { user_timeout, ..Policy::KEEP };
                 let expected = sound(wanted).and_then(|wanted| expect(fd, &wanted));
                 let call_it = self.api.ka_set_user_timeout;
@@ -242,6 +246,7 @@ impl Run<'_> {
             Export::ka_detect_time => self.detect_time(),
             Export::ka_get_status => self.status(),
             Export::ka_parse => self.parse(),
+            Export::ka_explain => self.explain(),
             Export::ka_format => self.format(),
             Export::ka_reaper_new => {
                 let timeout = self.number();
@@ -382,10 +387,10 @@ impl Run<'_> {
         let known = |n: usize| if (n as u32) < size / 4 - 1 { values[n] } else { KEEP };
         let wanted = if !is_size {
             Err(EINVAL)
-        } else if size > 4096 || (size > 24 && tail != KEEP) {
+        } else if size > 4096 || (size > 24 && !matches!(tail, 0 | KEEP)) {
             Err(E2BIG)
         } else {
-            sound(Policy::from_words(std::array::from_fn(known)))
+            sound(Policy::from_c(std::array::from_fn(known)))
         };
         (Some(whole), wanted)
     }
@@ -398,6 +403,17 @@ impl Run<'_> {
         config: Option<Vec<u8>>,
         change: impl FnOnce(*mut u8) -> c_int,
     ) {
+        self.changing_to(fd, expected.map(|after| (0, after)), config, change);
+    }
+
+    /// The same for a function that answers with another number than 0.
+    fn changing_to(
+        &mut self,
+        fd: c_int,
+        expected: Result<(c_int, Policy), c_int>,
+        config: Option<Vec<u8>>,
+        change: impl FnOnce(*mut u8) -> c_int,
+    ) {
         let before = kernel::everything(fd);
         let mut room = self.rooms[0].put(config.as_deref().unwrap_or_default());
         let pointer = if config.is_some() { room.pointer() } else { kernel::NULL.cast() };
@@ -405,12 +421,36 @@ impl Run<'_> {
         let after = kernel::everything(fd);
         assert_eq!(room.bytes(), config.unwrap_or_default(), "the config was written to");
         match expected {
-            Ok(expected) => {
-                assert_eq!(answer, Ok(0), "fd {fd}: {expected:?}");
+            Ok((number, expected)) => {
+                assert_eq!(answer, Ok(number), "fd {fd}: {expected:?}");
                 assert_eq!(kernel::policy(fd), expected, "fd {fd}: before {before:?}");
             }
             Err(errno) => assert_eq!((answer, after), (Err(errno), before), "fd {fd}"),
         }
+    }
+
+    fn enable_lenient(&mut self) {
+        let fd = self.descriptor();
+        let values = [(); 3].map(|()| self.input.value());
+        let call_it = self.api.ka_enable_lenient;
+        let call_it = || unsafe { call_it(fd, values[0], values[1], values[2]) };
+        if kernel::refusal(fd) == Some(libc::ENOPROTOOPT) {
+            return assert_eq!(unchanged(fd, || call(call_it)), Ok(8), "fd {fd}");
+        }
+        let expected = known(fd).map(|mut after| {
+            after.enabled = 1;
+            let mut missed = 0;
+            let timers = [&mut after.idle, &mut after.intvl, &mut after.cnt];
+            for (n, (timer, value)) in
+                timers.into_iter().zip(values).enumerate().filter(|(_, (_, value))| *value >= 1)
+            {
+                let most = if n == 2 { 127 } else { 32767 };
+                *timer = value.min(most);
+                missed |= if value > most { 1 << n } else { 0 };
+            }
+            (missed, after)
+        });
+        self.changing_to(fd, expected, None, |_| call_it());
     }
 
     /// Calls what gives one number.
@@ -454,7 +494,7 @@ impl Run<'_> {
         let mut room = self.rooms[0].put(before.as_deref().unwrap_or_default());
         let pointer = if before.is_some() { room.pointer() } else { kernel::NULL.cast() };
         let answer = function(pointer);
-        let expected = filled(before.as_deref()).and_then(|()| policy()).map(|policy| policy.words());
+        let expected = filled(before.as_deref()).and_then(|()| policy()).map(|policy| policy.to_c());
         assert_eq!(answer, expected.map(|_| 0));
         assert_eq!(room.bytes(), after(before, expected.as_ref().ok().map(<[i32; 5]>::as_slice)));
     }
@@ -568,6 +608,37 @@ impl Run<'_> {
             |config| call(|| unsafe { call_it(pointer, config) }),
             || if is_null { Err(EINVAL) } else { meaning },
         );
+    }
+
+    fn explain(&mut self) {
+        let nulls = self.input.byte();
+        let size = usize::from(self.input.byte());
+        let mut text = self.input.text(80).to_vec();
+        let is_wrong = Policy::parse(&text).is_err();
+        text.push(0);
+        let (before, call_it) = (vec![0x5a; size], self.api.ka_explain);
+        let [one, two, three] = &mut *self.rooms;
+        let (mut c_text, mut message, mut whole) =
+            (one.put(&text), two.put(&before), three.put(&[0x5a; 1024]));
+        let c_text = if nulls < 16 { kernel::NULL.cast() } else { c_text.pointer() };
+        let c_message = if nulls.is_multiple_of(16) { kernel::NULL.cast() } else { message.pointer() };
+        let answer = call(|| unsafe { call_it(c_text, c_message, size) });
+        if nulls < 16 || (nulls.is_multiple_of(16) && size > 0) {
+            return assert_eq!((answer, message.bytes()), (Err(EINVAL), before));
+        }
+        let length = answer.unwrap();
+        assert_eq!(length > 0, is_wrong);
+        assert_eq!(call(|| unsafe { call_it(c_text, whole.pointer(), 1024) }), Ok(length));
+        let whole = &whole.bytes()[..=usize::try_from(length).unwrap()];
+        let (end, letters) = whole.split_last().unwrap();
+        assert!(*end == 0 && letters.iter().all(|letter| matches!(letter, b' '..=b'~')), "{whole:?}");
+        let mut expected = before;
+        if size > 0 {
+            let cut = letters.len().min(size - 1);
+            expected[..cut].copy_from_slice(&letters[..cut]);
+            expected[cut] = 0;
+        }
+        assert_eq!(message.bytes(), expected);
     }
 
     fn format(&mut self) {

@@ -18,7 +18,7 @@ fuzz_target!(|bytes: &[u8]| with_rooms(|[one, other, _]| {
     let mut input = Input(bytes);
     let size = u32::from(input.byte() % 16) * 4 % 40;
     let room = usize::from(input.byte() % 72);
-    let policy = Policy::from_words([(); 5].map(|()| input.value()));
+    let policy = Policy::from_c([(); 5].map(|()| input.value()));
     let mut text = input.text(usize::MAX).to_vec();
     let meaning = Policy::parse(&text);
     text.push(0);
@@ -36,7 +36,7 @@ fuzz_target!(|bytes: &[u8]| with_rooms(|[one, other, _]| {
         Err(Wrong::Range) => assert_eq!((answer, after), (Err(libc::ERANGE), before)),
         Ok(meaning) => {
             let mut expected = before.clone();
-            let whole = words(size, &meaning.words());
+            let whole = words(size, &meaning.to_c());
             let known = whole.len().min(expected.len());
             expected[..known].copy_from_slice(&whole[..known]);
             assert_eq!((answer, after), (Ok(0), expected));
@@ -48,7 +48,7 @@ fuzz_target!(|bytes: &[u8]| with_rooms(|[one, other, _]| {
 
 /// What a config is written as, into room for so many bytes, and what is read from that.
 fn check_format(policy: &Policy, room: usize, one: &mut Guarded, other: &mut Guarded) {
-    let whole = words(24, &policy.words());
+    let whole = words(24, &policy.to_c());
     let before = vec![0x5a; room];
     let mut config = one.put(&whole);
     let mut text = other.put(&before);

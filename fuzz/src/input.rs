@@ -45,9 +45,11 @@ impl<'a> Input<'a> {
 
     /// A value of a keepalive option, or one that is nearly one.
     pub fn value(&mut self) -> i32 {
-        match self.byte() % 12 {
+        match self.byte() % 14 {
             0 | 1 => -1,
             2 => -2,
+            12 => -3,
+            13 => 2,
             3 => 0,
             4 => 127,
             5 => 128,

@@ -3,11 +3,13 @@
 
 pub const KEEP: i32 = -1;
 pub const AUTO: i32 = -2;
+/// No user timeout, as C writes it.
+pub const NONE: i32 = -3;
 
 const LONGEST_S: i32 = 32767;
 const MOST_PROBES: i32 = 127;
 
-/// The words of a `struct ka_config` behind its size.
+/// What a `struct ka_config` means: `enabled` is 0, 1 or `KEEP`, and a `user_timeout` of 0 is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     pub enabled: i32,
@@ -36,6 +38,26 @@ impl Policy {
 
     pub const fn words(&self) -> [i32; 5] {
         [self.enabled, self.idle, self.intvl, self.cnt, self.user_timeout]
+    }
+
+    /// Reads the words of a `struct ka_config` behind its size. A word that has no meaning stays as it is.
+    pub fn from_c(words: [i32; 5]) -> Self {
+        let [keepalive, idle, intvl, cnt, user_timeout] =
+            words.map(|word| if word == 0 { KEEP } else { word });
+        let enabled = if keepalive == 2 { 0 } else { keepalive };
+        Self { enabled, idle, intvl, cnt, user_timeout: if user_timeout == NONE { 0 } else { user_timeout } }
+    }
+
+    /// Returns the words of a `struct ka_config` behind its size.
+    pub fn to_c(&self) -> [i32; 5] {
+        let or_keep = |value| if value == 0 { KEEP } else { value };
+        [
+            if self.enabled == 0 { 2 } else { self.enabled },
+            or_keep(self.idle),
+            or_keep(self.intvl),
+            or_keep(self.cnt),
+            if self.user_timeout == 0 { NONE } else { self.user_timeout },
+        ]
     }
 
     /// Whether every value is one that a config may have, as far as that can be said without a socket.
@@ -178,8 +200,9 @@ impl Policy {
                 probes.max(1)
             }
         };
-        let seconds = idle + intvl * probes;
-        Some((1000 * seconds.unsigned_abs(), worst_ms(seconds.unsigned_abs(), probes.unsigned_abs() + 1)))
+        // In the worst case the peer has just answered a probe, and the next is due after the longer of both.
+        let [typical, worst] = [idle, idle.max(intvl)].map(|first| (first + intvl * probes).unsigned_abs());
+        Some((1000 * typical, worst_ms(worst, probes.unsigned_abs() + 1)))
     }
 }
 
