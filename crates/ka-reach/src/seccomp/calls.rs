@@ -1,9 +1,11 @@
-//! Handles the calls that wait for the supervisor: sets the socket, and answers the call.
+//! Handles suspended calls: applies the policy to a call's socket, and answers the call.
 //!
-//! No decision depends on the program's memory, because another thread of the program may change it before the kernel
-//! reads it. The descriptor of a call is in a register. The supervisor duplicates the descriptor, sets the socket, and
-//! has the kernel make the call unchanged. Only the value of a setsockopt is in memory. In the modes that restrict
-//! setsockopt, the supervisor reads the value once, and makes the call itself with this value.
+//! Some arguments of a call are pointers to the program's memory. Another thread of the program may change this
+//! memory after the supervisor has read it and before the kernel reads it. So the supervisor uses only registers. A
+//! call's descriptor is in a register. The supervisor duplicates the descriptor, applies the policy to the socket,
+//! and lets the kernel make the call unchanged. The exception is the value of a setsockopt, which is in memory. In
+//! the modes that restrict setsockopt, the supervisor reads the value once, and makes the call itself with this
+//! value.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -28,13 +30,13 @@ use crate::privilege;
 use crate::process::{self, PIDFD_THREAD, Status};
 use crate::sys::{pidfd_getfd, pidfd_open, read_link, share_descriptors};
 
-/// The least length that setsockopt(2) accepts for an int.
+/// The minimum length in bytes that setsockopt(2) accepts for an int.
 const INT_SIZE: c_int = 4;
 
 /// A task whose descriptors can be duplicated.
 struct Task {
     pidfd: OwnedFd,
-    /// The task's descriptors in /proc.
+    /// The folder /proc/TASK/fd. `None` if it could not be opened.
     folder: Option<File>,
 }
 
@@ -45,7 +47,7 @@ impl Task {
         Ok(Self { pidfd, folder: File::open(format!("/proc/{task}/fd")).ok() })
     }
 
-    /// Duplicates a descriptor. If `must_check`, checks first that it is a socket.
+    /// Duplicates a descriptor. If `must_check`, fails with ENOTSOCK unless it is a socket.
     fn duplicate(&self, fd: c_int, must_check: bool) -> io::Result<OwnedFd> {
         let mut buffer = [0; 64];
         if must_check
@@ -60,19 +62,20 @@ impl Task {
     }
 }
 
-/// Handles calls, one at a time. Its thread may get stuck in any system call on a program's object.
+/// Handles calls, one at a time. Its thread may get stuck in any system call on a program's socket or memory.
 pub(super) struct CallHandler {
     workers: &'static Workers,
     slot: &'static WorkerSlot,
-    /// Opened tasks, by number. If a number is reused, its pidfd still refers to the ended task, and pidfd_getfd(2)
-    /// fails. A `HashMap` would read random bytes in each thread. Where getrandom(2) is missing, it reads them from a
-    /// file that this process has closed.
+    /// Opened tasks, by ID. If an ID is reused, its pidfd still refers to the ended task, and pidfd_getfd(2) fails.
+    ///
+    /// A `HashMap` would read random bytes in each thread. If getrandom(2) is missing, the standard library reads them
+    /// from an open file, but this process has closed that file.
     tasks: BTreeMap<u32, Task>,
     /// The maximum number of `tasks`.
     max_tasks: usize,
-    /// Whether the kernel has pidfds of single tasks: Linux 6.9.
+    /// Whether the kernel has pidfds of single tasks (Linux 6.9).
     has_task_pidfds: bool,
-    /// `None` if sockets have no class.
+    /// `None` if sockets have no class of net_cls or net_prio.
     classes: Option<Classes>,
 }
 
@@ -86,7 +89,7 @@ impl CallHandler {
         &self.workers.listener
     }
 
-    /// Waits for the next call and answers it. Returns false if no process is left that could make one.
+    /// Waits for the next call and answers it. Returns false if no process is left that could make a call.
     pub(super) fn handle_next(&mut self) -> bool {
         match self.workers.receive(self.slot) {
             Ok(call) => self.handle(&call),
@@ -117,7 +120,8 @@ impl CallHandler {
         self.slot.end();
     }
 
-    /// Sets the sockets of a call, and returns the answer. Returns `None` if the caller no longer waits.
+    /// Applies the policy to the sockets of a call, and returns the answer. Returns `None` if the caller no longer
+    /// waits.
     fn answer(&mut self, call: &Call) -> Option<Answer> {
         let number = c_long::from(call.data.nr);
         let first = register(call, 0);
@@ -125,7 +129,8 @@ impl CallHandler {
             self.warn(call, Warning::OtherArchitecture, || {
                 let name = if number & X32 != 0 { "x32" } else { CompatArch::of_this_machine().name };
                 format!(
-                    "makes calls of {name}: its sockets have the policy from when they connect or listen, and it may change that"
+                    "makes calls of {name}: its sockets get the policy when they connect or listen, but it can \
+                     override the policy"
                 )
             });
             let socketcall = CompatArch::of_this_machine().socketcall;
@@ -138,7 +143,7 @@ impl CallHandler {
         match number {
             libc::SYS_io_uring_setup => {
                 self.warn(call, Warning::IoUring, || {
-                    "uses io_uring: what it connects and listens through that has no policy (--no-io-uring denies it)"
+                    "uses io_uring: sockets that connect or listen through it get no policy (--no-io-uring denies it)"
                         .to_owned()
                 });
                 Some(Answer::Continue)
@@ -158,7 +163,8 @@ impl CallHandler {
         Some(Answer::Continue)
     }
 
-    /// Applies the policy to all sockets of the caller. The descriptor of a socketcall(2) is in the caller's memory.
+    /// Applies the policy to all sockets of the caller. socketcall(2) passes the descriptor in memory, so it is unknown
+    /// which socket the kernel will use.
     fn set_all(&mut self, call: &Call) -> Option<Answer> {
         let sockets = process::sockets(&format!("/proc/{}/fd", call.pid)).unwrap_or_default();
         for (fd, _) in sockets {
@@ -167,7 +173,7 @@ impl CallHandler {
         Some(Answer::Continue)
     }
 
-    /// Applies the policy to a duplicated socket. Prints an error.
+    /// Applies the policy to a duplicated socket. Prints a message if that fails.
     fn apply(&self, socket: &OwnedFd) {
         match apply(socket.as_raw_fd(), self.workers.policy) {
             Ok(()) => {}
@@ -180,9 +186,9 @@ impl CallHandler {
 
     /// Judges a setsockopt(2) of a keepalive option.
     ///
-    /// The value is in the program's memory, and another thread of the program may change it. So it is read once, and
-    /// the supervisor makes the call with it. If the kernel does not let the supervisor read the value, the call passes
-    /// unjudged, and ka reports that.
+    /// The value is in the program's memory, and another thread of the program may change it. So the supervisor reads
+    /// it once, and makes the call itself with this value. If the kernel denies the read, the call passes unjudged,
+    /// and ka reports that.
     fn judge(&mut self, call: &Call, fd: c_int) -> Option<Answer> {
         let (level, name, length) = (register(call, 1), register(call, 2), register(call, 4));
         let Some(option) = SockOpt::of(level, name) else { return Some(Answer::Continue) };
@@ -198,7 +204,7 @@ impl CallHandler {
         if let Err(Error::System { errno: Errno(libc::ENOTSOCK), .. }) = is_tcp {
             self.workers.start_checking_descriptors();
         }
-        // The kernel itself rejects a call for a reason that is in a register.
+        // The kernel rejects a shorter length. A socket that is not TCP has no policy.
         if length < INT_SIZE || is_tcp != Ok(true) {
             return Some(Answer::Continue);
         }
@@ -221,10 +227,10 @@ impl CallHandler {
         })
     }
 
-    /// Makes the program's call as far as the mode allows it. Returns its errno, or 0.
+    /// Makes the program's call with the value that the mode permits. Returns its errno, or 0.
     fn set_option(&self, socket: &OwnedFd, config: &Config, option: SockOpt, wanted: c_int) -> c_int {
         let set = |value| Libc.set(socket.as_raw_fd(), option, value).map_or_else(|errno| errno.0, |()| 0);
-        // The kernel rejects the user timeout of Multipath TCP.
+        // The kernel rejects the user timeout on Multipath TCP sockets.
         let is_unsupported = || {
             let timeout = || Socket::new(socket.as_raw_fd()).timer(Timer::UserTimeout);
             option == SockOpt::Timer(Timer::UserTimeout) && timeout().is_err()
@@ -251,7 +257,8 @@ impl CallHandler {
         }
     }
 
-    /// Duplicates a caller's descriptor, so that a socket keeps its class. Returns `None` if the caller has ended.
+    /// Duplicates a caller's descriptor from within the caller's cgroups, so that a socket keeps its class (see
+    /// [`Classes`]). Returns `None` if the caller no longer waits.
     fn duplicate(&mut self, call: &Call, fd: c_int) -> io::Result<Option<OwnedFd>> {
         if let Some(classes) = &mut self.classes {
             classes.enter_task(call.pid.cast_signed()).map_err(io::Error::other)?;
@@ -263,7 +270,7 @@ impl CallHandler {
         duplicate
     }
 
-    /// Duplicates a caller's descriptor. Returns `None` if the caller has ended.
+    /// Duplicates a caller's descriptor. Returns `None` if the caller no longer waits.
     fn duplicate_here(&mut self, call: &Call, fd: c_int) -> io::Result<Option<OwnedFd>> {
         let must_check = self.workers.checks_descriptors();
         if let Some(task) = self.tasks.get(&call.pid) {
@@ -290,8 +297,8 @@ impl CallHandler {
             return Ok(None);
         }
         let (socket, task, is_callers) = socket?;
-        // A process may outlive the thread that called, and then the thread's ID may be reused. So only a pidfd of the
-        // caller itself is remembered.
+        // A process may outlive its thread that called, and then the thread's ID may be reused. So the pidfd of a
+        // process must not be stored under the ID of a thread.
         if is_callers {
             if self.tasks.len() >= self.max_tasks {
                 self.tasks.clear();
@@ -301,8 +308,8 @@ impl CallHandler {
         Ok(Some(socket))
     }
 
-    /// Opens the task that calls. If the kernel has no pidfds of tasks, opens its process: nearly always both share one
-    /// descriptor table. Returns also whether the pidfd is that of the caller itself.
+    /// Opens the calling task. If the kernel has no pidfds of tasks, opens the task's process instead, which nearly
+    /// always shares one descriptor table with the task. Also returns whether the pidfd is that of the caller itself.
     fn open(&mut self, call: &Call) -> io::Result<(Task, bool)> {
         let task = call.pid.cast_signed();
         if self.has_task_pidfds {
@@ -315,7 +322,7 @@ impl CallHandler {
             }
         }
         let leader = Status::read(task)?.leader().unwrap_or(task);
-        // In another table, the same number may be another socket, or none.
+        // In another descriptor table, the same number may be another file or unused.
         if leader != task && share_descriptors(leader, task).is_ok_and(|is_one| !is_one) {
             return Err(crate::Error::ThreadDescriptors { task: None }.into());
         }
@@ -324,7 +331,7 @@ impl CallHandler {
 
     /// Warns that the kernel denies access to a caller's socket or memory.
     fn warn_of_denial(&mut self, call: &Call, error: io::Error) {
-        // If the descriptor is missing or is not a socket, the kernel's own call reports that.
+        // If the descriptor is closed or is not a socket, the program's own call fails with the same errno.
         if !matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK)) {
             self.warn(call, Warning::NoAccess, || {
                 let why = privilege::explain(call.pid.cast_signed(), error);
@@ -345,14 +352,15 @@ fn decide(policy: Policy<'static>, fd: RawFd) -> Action {
     policy.decide(None, port)
 }
 
-/// Returns the action for a socket in its present state. Returns `None` if it is not bound and a rule looks at the local port.
+/// Returns the action for a socket in its present state. Returns `None` if a rule looks at the local port and the
+/// socket is not bound yet.
 fn decide_now(policy: Policy<'static>, fd: RawFd) -> Option<Action> {
     (!policy.rules.look_at_local_port() || local_port(fd) != 0).then(|| decide(policy, fd))
 }
 
 /// Applies the policy to a socket, as the mode allows. Sockets that are not TCP are left alone.
 ///
-/// A rule that looks at the peer cannot be followed. Before connect(2), the peer's address is in the program's memory,
+/// Rules that look at the peer never match here. Before connect(2), only the program's memory has the peer's address,
 /// and during the handshake getpeername(2) fails. The filter does not suspend accept(2).
 pub(super) fn apply(fd: RawFd, policy: Policy<'static>) -> Result<(), Error> {
     let socket = Socket::new(fd);
@@ -361,13 +369,13 @@ pub(super) fn apply(fd: RawFd, policy: Policy<'static>) -> Result<(), Error> {
         due(socket, &config, policy.mode, was_on).map_or(Ok(()), |config| give(socket, config, !was_on).1)
     });
     match applied {
-        // Every socket that connects gets here, even if it is not TCP.
+        // Sockets of all protocols connect, so this is not an error.
         Err(Error::NotTcp) => Ok(()),
         applied => applied,
     }
 }
 
-/// The message for a socket that could not be set.
+/// Returns the message for a socket that could not be set.
 pub(super) fn not_set(error: &Error) -> String {
     format!("ka: run: a socket could not be set: {}", crate::text::socket_reason(error))
 }
@@ -378,7 +386,7 @@ fn register(call: &Call, place: usize) -> c_int {
     u32::try_from(value & u64::from(u32::MAX)).unwrap_or(u32::MAX).cast_signed()
 }
 
-/// Returns whether a call is of x32 or of the 32-bit architecture.
+/// Returns whether a call is one of x32 or of the 32-bit architecture.
 fn is_compat(call: &Call) -> bool {
     c_long::from(call.data.nr) & X32 != 0 || CompatArch::of_this_machine().is(call.data.arch)
 }

@@ -1,4 +1,4 @@
-//! The children of a process: makes them, and waits for them. fork(2), wait(2)
+//! Forks children, and waits for them. fork(2), wait(2)
 
 #![expect(unsafe_code, reason = "fork(2), waitid(2), _exit(2)")]
 
@@ -9,14 +9,14 @@ use libc::c_int;
 
 use crate::sys::check;
 
-/// The process that a fork returned in.
+/// The process in which [`fork`] returned.
 pub(super) enum Forked {
     /// The parent, with the PID of the child.
     Parent(i32),
     Child,
 }
 
-/// fork(2)
+/// Forks this process, which must have a single thread. fork(2)
 pub(super) fn fork() -> io::Result<Forked> {
     // SAFETY: this process has a single thread, so the child inherits no lock that another thread holds.
     Ok(match check(unsafe { libc::fork() })? {
@@ -25,7 +25,7 @@ pub(super) fn fork() -> io::Result<Forked> {
     })
 }
 
-/// Makes orphans among this process's descendants its children. Without this they become children of init. prctl(2),
+/// Makes this process the parent of its orphaned descendants. Otherwise init becomes their parent. prctl(2),
 /// `PR_SET_CHILD_SUBREAPER`
 pub(super) fn become_subreaper() -> io::Result<()> {
     // SAFETY: takes no pointer.
@@ -35,8 +35,11 @@ pub(super) fn become_subreaper() -> io::Result<()> {
 /// A change of a child's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
+    /// The child has exited with this status.
     Exited(c_int),
+    /// This signal has killed the child.
     Killed(c_int),
+    /// This signal has stopped the child.
     Stopped(c_int),
     Continued,
 }
@@ -52,8 +55,8 @@ impl Change {
     }
 }
 
-/// Returns a child whose state has changed, and the change. Returns the same change again until it is
-/// [`acknowledge`]d. Fails with ECHILD if there are no children.
+/// Returns a child whose state has changed, and the change. Returns the same change again until [`acknowledge`]
+/// consumes it. Returns `None` if no state has changed. Fails with ECHILD if there are no children.
 pub(super) fn next_change() -> io::Result<Option<(i32, Change)>> {
     const EVENTS: c_int = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED;
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
@@ -73,7 +76,7 @@ pub(super) fn next_change() -> io::Result<Option<(i32, Change)>> {
     Ok((pid != 0).then_some((pid, change)))
 }
 
-/// Consumes a change of a child's state. A child that has ended is reaped.
+/// Consumes a change of a child's state. Reaps a child that has ended.
 pub(super) fn acknowledge(pid: i32, change: Change) {
     let event = match change {
         Change::Exited(_) | Change::Killed(_) => libc::WEXITED,
@@ -94,9 +97,9 @@ pub(super) fn try_wait(pid: i32) -> Option<bool> {
     match retry_interrupted(|| unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG | libc::__WALL) }) {
         Ok(0) => None,
         Ok(_) => Some(is_success(status)),
-        // A filter may refuse waitpid. Then check whether the process exists: a second supervisor must not start while
-        // the first lives.
-        // SAFETY: takes no pointer. The signal 0 only asks whether the process exists.
+        // A seccomp filter may deny waitpid. Then check whether the process exists: a second supervisor must not start
+        // while the first one runs.
+        // SAFETY: takes no pointer. With signal 0, kill(2) only checks whether the process exists.
         Err(_) => (unsafe { libc::kill(pid, 0) } != 0).then_some(false),
     }
 }
@@ -123,7 +126,8 @@ fn retry_interrupted(mut call: impl FnMut() -> c_int) -> io::Result<c_int> {
     }
 }
 
-/// Ends this process without its exit handlers, which would write buffers of its parent a second time. _exit(2)
+/// Ends this process without running exit handlers. They would write buffered data of its parent a second time.
+/// _exit(2)
 pub(super) fn exit(status: c_int) -> ! {
     // SAFETY: _exit does not return, and runs no code of this process.
     unsafe { libc::_exit(status) }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
 
 use crate::sys::{check, close_range, numbers};
 
-/// Gives the calling thread its own descriptor table, with these descriptors only. If the thread gets stuck later, it
+/// Gives the calling thread its own descriptor table with only these descriptors. If the thread gets stuck later, it
 /// holds no other file open.
 pub(super) fn unshare_table(kept: &[RawFd]) -> io::Result<()> {
     // SAFETY: takes no pointer.
@@ -30,8 +30,8 @@ pub(super) fn unshare_table(kept: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Replaces the three standard descriptors by this one. A program's socket that the thread duplicates then never gets
-/// the number of standard error.
+/// Replaces the three standard descriptors by `fd`. So a duplicate of a program's socket never gets the number of
+/// standard error, and no message can be written to it.
 pub(super) fn replace_standard(fd: BorrowedFd<'_>) {
     for standard in 0..=libc::STDERR_FILENO {
         // SAFETY: the table belongs to this thread alone, and the thread does not use the three.
@@ -39,8 +39,8 @@ pub(super) fn replace_standard(fd: BorrowedFd<'_>) {
     }
 }
 
-/// Closes all descriptors except standard error and these. Standard input and output become /dev/null, and so does
-/// standard error if it is closed.
+/// Closes all descriptors except standard error and those in `kept`. Replaces standard input and output by /dev/null,
+/// and also standard error if it is closed.
 pub(super) fn keep_only(kept: &[RawFd]) {
     let open = File::open("/proc/self/fd").and_then(|folder| {
         let own = folder.as_raw_fd();
@@ -60,7 +60,7 @@ pub(super) fn keep_only(kept: &[RawFd]) {
     }
 }
 
-/// Replaces a descriptor by /dev/null. A process that waits for the end of the file then does not wait for this process.
+/// Replaces a descriptor by /dev/null. So a reader that waits for the end of a pipe does not wait for this process.
 pub(super) fn replace_by_null(fd: RawFd) {
     // SAFETY: a C string and numbers. If /dev/null cannot be opened, the descriptor stays as it is.
     unsafe {
@@ -96,7 +96,7 @@ pub(super) fn local_port(fd: RawFd) -> u16 {
         }
         address.assume_init()
     };
-    // The port is at the same place in the addresses of both families. sockaddr_in(3type)
+    // The addresses of both families have the port at the same offset. sockaddr_in(3type)
     if [libc::AF_INET, libc::AF_INET6].contains(&address.sin6_family.into()) {
         u16::from_be(address.sin6_port)
     } else {

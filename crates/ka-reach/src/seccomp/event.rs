@@ -1,4 +1,4 @@
-//! An event that one thread waits for, and others set. eventfd(2)
+//! An event that one thread waits for and other threads set. eventfd(2)
 
 #![expect(unsafe_code, reason = "eventfd(2)")]
 

@@ -1,10 +1,14 @@
-//! The filters: they decide which calls wait for the supervisor. seccomp(2)
+//! Seccomp filters, which decide which system calls wait for the supervisor. seccomp(2)
 //!
-//! seccompiler generates the comparisons of arguments. Its filters differ from the ones here in two points:
+//! A filter is a program in classic BPF. The kernel runs it before each system call. The filter sees the architecture,
+//! the number of the call, and the argument registers, but no memory of the program. It returns an action: allow the
+//! call, make it fail, or suspend it until the supervisor answers.
 //!
-//! - It does not support user notification. So it generates the action TRACE, which is then replaced by USER_NOTIF.
-//! - Its filters kill a process that makes a call of another architecture. So instructions that check the architecture
-//!   precede them. They allow such calls, and notify the supervisor of connect and listen.
+//! The seccompiler crate generates the comparisons of arguments. ka changes its filters in two ways:
+//!
+//! - seccompiler does not know the action USER_NOTIF. So ka has it generate TRACE, and replaces that by USER_NOTIF.
+//! - seccompiler's filters kill a process that makes a call of another architecture. So ka puts its own check of the
+//!   architecture first. This check allows such calls, but suspends connect and listen.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
@@ -19,7 +23,7 @@ use seccompiler::{
 
 use crate::{Error, Result};
 
-/// The 32-bit architecture whose programs a 64-bit kernel also runs, if it was built with support for them.
+/// A 32-bit architecture. A 64-bit kernel that was built with support for it also runs its programs.
 pub(super) struct CompatArch {
     pub(super) name: &'static str,
     /// `AUDIT_ARCH_*` of linux/audit.h
@@ -51,7 +55,7 @@ impl CompatArch {
 /// `SYS_CONNECT` and `SYS_LISTEN`: the first argument of socketcall(2). linux/net.h
 const SOCKETCALLS: [u32; 2] = [3, 4];
 
-/// This bit in the number of a call of x86_64 means a call of x32.
+/// The bit of an x86_64 system call number that marks an x32 call. `__X32_SYSCALL_BIT`
 pub(super) const X32: c_long = 0x4000_0000;
 
 /// The filters of a program.
@@ -95,7 +99,7 @@ impl Filters {
         Ok(Self { plain, listener: suspending(suspended)? })
     }
 
-    /// Returns a filter that shows whether the kernel supports listeners.
+    /// Returns a filter with which to test whether the kernel supports listeners. It suspends listen(2).
     pub(super) fn trial() -> Result<BpfProgram> {
         suspending(BTreeMap::from([(libc::SYS_listen, Vec::new())]))
     }
@@ -106,12 +110,13 @@ pub(super) fn architecture() -> Result<TargetArch> {
     TargetArch::try_from(ARCH).map_err(|_| Error::NoFilters(ARCH))
 }
 
-/// A condition on the low 32 bits of an argument. The kernel ignores the other bits of the arguments checked here.
+/// Returns a condition on the low 32 bits of an argument. The kernel ignores the other bits of the arguments that the
+/// filters check.
 fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition> {
     SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value).map_err(Error::Filter)
 }
 
-/// A rule that matches if all conditions hold.
+/// Returns a rule that matches if all conditions hold.
 fn rule(conditions: Vec<SeccompCondition>) -> Result<SeccompRule> {
     SeccompRule::new(conditions).map_err(Error::Filter)
 }
@@ -129,6 +134,7 @@ fn setsockopt_rules(options: &[SockOpt]) -> Result<Vec<SeccompRule>> {
 
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
+/// Returns a filter that takes `action` for calls that match a rule, and allows all others.
 fn compile(rules: Rules, action: SeccompAction) -> Result<BpfProgram> {
     let filter =
         SeccompFilter::new(rules, SeccompAction::Allow, action, architecture()?).map_err(Error::Filter)?;
@@ -163,8 +169,8 @@ const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const FIRST_ARGUMENT: u32 = 16;
 
-/// Returns the instructions that precede a filter. They decide about calls of other architectures than this machine's:
-/// connect and listen of these `compat` architectures are suspended, all others are allowed.
+/// Returns the instructions that precede a filter. They handle calls of all architectures but this machine's: they
+/// suspend connect and listen of the `compat` architectures, and allow all other calls.
 ///
 /// Jump offsets count from the next instruction.
 fn architecture_check(compat: &[CompatArch]) -> BpfProgram {
@@ -221,7 +227,7 @@ mod tests {
 
     use super::{CompatArch, Filters, X32, architecture, audit_number};
 
-    /// Runs a filter. Knows the instructions of classic BPF that the filters here contain.
+    /// Interprets a filter. Supports only the instructions of classic BPF that these filters contain.
     fn run(filter: &[sock_filter], arch: u32, number: c_long, arguments: [u64; 6]) -> u32 {
         // struct seccomp_data. All supported machines are little-endian, so the low half of an argument comes first.
         let mut data = u32::try_from(number).unwrap().to_ne_bytes().to_vec();
@@ -232,7 +238,7 @@ mod tests {
         loop {
             let sock_filter { code, jt, jf, k } = filter[place];
             place += 1;
-            let jump = |is_so: bool| usize::from(if is_so { jt } else { jf });
+            let jump = |is_true: bool| usize::from(if is_true { jt } else { jf });
             match code {
                 // ld [k]; and #k
                 0x20 => {

@@ -14,7 +14,7 @@ use crate::sys::{check, owned};
 /// A system call that waits for its answer.
 pub(super) type Call = libc::seccomp_notif;
 
-/// A struct that the kernel reads or writes, with room after it. The struct of a newer kernel may be longer.
+/// A struct that the kernel reads or writes, and padding, because a newer kernel may have a longer struct.
 /// seccomp_unotify(2), `SECCOMP_GET_NOTIF_SIZES`
 #[repr(C)]
 pub(super) struct Padded<T> {
@@ -47,8 +47,8 @@ impl AsFd for Listener {
 }
 
 impl Listener {
-    /// Waits for a call, which the kernel writes to `buffer`. Fails with EINTR after a signal, and with ENOENT if the call
-    /// was cancelled or no process is left.
+    /// Waits for a call, which the kernel writes to `buffer`. Fails with EINTR after a signal. Fails with ENOENT if the
+    /// call was cancelled, or if no process is left under the filter.
     ///
     /// # Safety
     /// `buffer` must be valid, zeroed, and not accessed by another thread.
@@ -61,7 +61,7 @@ impl Listener {
 
     /// Answers a call. Fails with ENOENT if the caller no longer waits.
     pub(super) fn answer(&self, id: u64, answer: Answer) -> io::Result<()> {
-        // SECCOMP_USER_NOTIF_FLAG_CONTINUE, which has another width in the libc crate.
+        // SECCOMP_USER_NOTIF_FLAG_CONTINUE. The constant in the libc crate has another width.
         const CONTINUE: u32 = 1;
         let (error, flags) = match answer {
             Answer::Continue => (0, CONTINUE),
@@ -69,25 +69,26 @@ impl Listener {
         };
         let known = libc::seccomp_notif_resp { id, val: 0, error, flags };
         let mut response = Padded { known, padding: [0; 16] };
-        // SAFETY: the kernel reads one seccomp_notif_resp. A longer one of a newer kernel ends within the padding.
+        // SAFETY: the kernel reads one seccomp_notif_resp. If that of a newer kernel is longer, the kernel reads
+        // padding.
         let result =
             unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut response) };
         check(result).map(drop)
     }
 
-    /// Returns whether the caller still waits. If it does, its thread ID has not been reused since the call was received.
+    /// Returns whether the caller still waits. If so, its thread ID has not been reused since the call was received.
     pub(super) fn is_waiting(&self, call: &Call) -> bool {
         let mut id = call.id;
         // SAFETY: the kernel reads a u64.
         let valid = check(unsafe {
             libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw mut id)
         });
-        // Other errors, such as EINTR, say nothing about the caller. If it waits and gets no answer, it waits forever.
+        // After another error, such as EINTR, the caller may still wait. Without an answer it would wait forever.
         !valid.is_err_and(|error| error.raw_os_error() == Some(libc::ENOENT))
     }
 
-    /// Returns whether the last process under the filter has ended. Always false before Linux 5.9, which does not report
-    /// this.
+    /// Returns whether the last process under the filter has ended. Always false before Linux 5.9, which does not
+    /// report this.
     pub(super) fn has_no_callers(&self) -> bool {
         let mut entry = libc::pollfd { fd: self.0.as_raw_fd(), events: 0, revents: 0 };
         // SAFETY: one pollfd.
@@ -98,7 +99,7 @@ impl Listener {
     /// Linux 6.6.
     pub(super) fn set_sync_wake_up(&self) {
         const SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP: c_ulong = 1;
-        // SAFETY: the flags are the argument itself, so there is no pointer.
+        // SAFETY: the argument is the flags, not a pointer.
         unsafe {
             libc::ioctl(
                 self.0.as_raw_fd(),
@@ -109,8 +110,8 @@ impl Listener {
     }
 }
 
-/// Installs a filter on this process and all that it starts. Returns the result of seccomp(2): the number of a
-/// descriptor, if the flags ask for a listener.
+/// Installs a filter on this process and its future children. Returns the result of seccomp(2): a descriptor if `flags`
+/// request a listener, otherwise 0.
 fn install(filter: &[sock_filter], flags: c_ulong) -> io::Result<c_long> {
     /// `struct sock_fprog` of linux/filter.h
     #[repr(C)]
@@ -133,8 +134,8 @@ pub(super) fn install_plain(filter: &[sock_filter]) -> io::Result<()> {
 
 /// Installs a filter that suspends calls, and returns its listener.
 ///
-/// From Linux 5.19 on, only a fatal signal interrupts a call that the supervisor has received. Otherwise a program that
-/// gets a signal every 50 us would restart the call forever.
+/// Since Linux 5.19, only a fatal signal interrupts a call that the supervisor has received. Before, a program that
+/// gets a signal every 50 us may restart the call forever.
 pub(super) fn install_listener(filter: &[sock_filter]) -> io::Result<OwnedFd> {
     const LISTENER: c_ulong = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
     owned(match install(filter, LISTENER | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
@@ -149,7 +150,7 @@ pub(super) fn is_filtered() -> bool {
     unsafe { libc::prctl(libc::PR_GET_SECCOMP, 0, 0, 0, 0) == libc::SECCOMP_MODE_FILTER.cast_signed() }
 }
 
-/// Calls connect(2) without an address. The kernel rejects the call, but a supervisor sets the socket first.
+/// Calls connect(2) without an address. The kernel rejects the call, but a supervisor applies its policy first.
 pub(super) fn connect_nowhere(socket: BorrowedFd<'_>) {
     // SAFETY: the length is 0, so the kernel reads nothing.
     unsafe { libc::connect(socket.as_raw_fd(), ptr::null(), 0) };

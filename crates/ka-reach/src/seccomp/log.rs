@@ -1,8 +1,8 @@
 //! Prints ka's messages while a program runs, without ever blocking on the reader.
 //!
-//! Standard error may be a full pipe or a stopped terminal. A write then blocks. `O_NONBLOCK` would change the
-//! program's standard error too, because the two share a file description. So lines are queued, and a separate thread,
-//! which may get stuck, writes them.
+//! If standard error is a full pipe or a stopped terminal, a write blocks. ka cannot set `O_NONBLOCK`: the program
+//! shares the open file description of standard error, so its writes would change too. So ka queues the lines, and a
+//! separate thread writes them. Only this thread may get stuck.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,14 +13,14 @@ use super::descriptors;
 use crate::process::{self, Status};
 use crate::text;
 
-/// Warnings that are printed once per program.
+/// The warnings. Each is printed once for a program's name, once for a process, or once only ([`Log::warn`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Warning {
     /// The program uses io_uring.
     IoUring,
     /// The program makes calls of another architecture.
     OtherArchitecture,
-    /// The kernel does not permit access to the program's sockets or memory.
+    /// The kernel denies access to the program's sockets or memory.
     NoAccess,
     /// A call was not answered in time.
     Timeout,
@@ -32,10 +32,10 @@ pub(super) enum Warning {
 
 #[derive(Default)]
 struct Queue {
-    /// The warnings so far, and their subjects.
+    /// The warnings so far, and the name or PID that each is about.
     warned: Vec<(Warning, Vec<u8>)>,
     lines: VecDeque<String>,
-    /// A thread is writing.
+    /// Whether a thread is writing lines.
     is_writing: bool,
 }
 
@@ -52,8 +52,7 @@ impl Log {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Queues a line, to be written after the next [`Log::start_writing`]. If the reader does not read, later lines are
-    /// dropped.
+    /// Queues a line, which is written after the next [`Log::start_writing`]. If the queue is full, drops the line.
     pub(super) fn add(&self, line: String) {
         const MOST: usize = 64;
         let mut queue = self.queue();
@@ -62,14 +61,15 @@ impl Log {
         }
     }
 
-    /// Queues a warning about a task's program, once. The number of warnings is limited, because a program may have any
-    /// number of names. Returns whether the warning was queued.
+    /// Queues a warning about a task's program, unless the same warning has been queued before. Returns whether the
+    /// warning was queued. The number of warnings is limited, because a program can change its name any number of
+    /// times.
     pub(super) fn warn(&self, task: i32, warning: Warning, text: impl FnOnce() -> String) -> bool {
         const MOST: usize = 32;
         if self.queue().warned.len() >= MOST {
             return false;
         }
-        // A thread may have its own name, so use that of its process.
+        // A thread may have its own name, so use the name of its process.
         let pid = Status::read(task).ok().and_then(|status| status.leader()).unwrap_or(task);
         let name = process::comm(pid).unwrap_or_else(|| b"?".to_vec());
         let subject = match warning {
@@ -100,7 +100,7 @@ impl Log {
     }
 
     fn write(&self) {
-        // If this thread gets stuck, it holds no other file open.
+        // If this thread gets stuck, it must hold no other file open.
         let _ = descriptors::unshare_table(&[libc::STDERR_FILENO]);
         loop {
             let next = {

@@ -1,4 +1,4 @@
-//! The messages between the proxy and the supervisor, over a socket that only these two have.
+//! The messages between the proxy and the supervisor, and how they are encoded.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::children::Change;
 use super::signals::Signal;
 
-/// A message.
+/// A message between the proxy and the supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Message {
     /// To the supervisor: the proxy has received this signal.
@@ -19,6 +19,7 @@ pub(super) enum Message {
     NoDescendants,
 }
 
+/// The size of an encoded message in bytes.
 const SIZE: usize = 24;
 
 impl Message {
@@ -65,8 +66,8 @@ impl Message {
     }
 }
 
-/// Repeats a call that lacks memory, for one second, or that a signal has interrupted. The receiver takes a lost message
-/// for the death of the sender.
+/// Repeats a call that a signal interrupts, or that fails for lack of memory. Gives up after one second. If a message is
+/// lost, the receiver concludes that the sender has died.
 pub(super) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     const TRIES: usize = 100;
     const PAUSE: Duration = Duration::from_millis(10);

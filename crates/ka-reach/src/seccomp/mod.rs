@@ -1,33 +1,35 @@
-//! seccomp user notification: a program's calls of connect and listen wait until a supervisor has set their sockets.
+//! seccomp user notification: connect(2) and listen(2) wait until a supervisor has applied the policy to the socket.
 //!
-//! The preloaded shim replaces functions of the C library, so it reaches programs that have one and use it. The
-//! kernel's own mechanism is seccomp(2): a process installs a filter on itself, and all its descendants inherit the
-//! filter. It does not matter what they are linked to. The filter cannot set an option, but it can suspend a call and
-//! notify a descriptor, the listener. Another process has the listener: the supervisor. The supervisor takes a
-//! duplicate of the socket (pidfd_getfd(2)), applies the policy to it, and answers CONTINUE. Then the kernel makes the
-//! call unchanged. So the program itself makes the socket, in its own network namespace and as its own user. No
-//! decision depends on the program's memory.
+//! The preloaded shim replaces functions of the C library, so it cannot reach programs that make system calls without
+//! the C library. seccomp(2) works inside the kernel. A process installs a filter on itself, and all its descendants
+//! inherit the filter, however they are linked. A filter cannot set a socket option. It can suspend a system call and
+//! report the call through a descriptor, the listener. Another process reads the listener: the supervisor. The
+//! supervisor duplicates the socket (pidfd_getfd(2)), applies the policy to it, and answers CONTINUE. The kernel then
+//! makes the call unchanged. So the program itself creates the socket, in its own network namespace and as its own
+//! user. The supervisor trusts no memory that the program could change between two reads.
 //!
-//! - *When.* connect and listen, and sendto, sendmsg and sendmmsg with `MSG_FASTOPEN`, which connect too. Accepted
-//!   sockets inherit the policy from their listener. Inherited descriptors are set before the program starts. So a
-//!   socket has the policy when it needs it, but not from its creation, as it has under the shim.
-//! - *Modes.* In `force` and `floor`, setsockopt of a keepalive option goes to the supervisor. It reads the value once,
-//!   because the program's memory may change, and makes the call in place of the program, with the value that the mode
-//!   permits ([`ka_policy::judge`]). In `default`, setsockopt is not intercepted, and a socket that has keepalive on is
-//!   left alone.
-//! - *Rights.* Without CAP_SYS_ADMIN, a filter needs no_new_privs, and then setuid programs do not gain their rights.
-//!   With CAP_SYS_ADMIN they work normally. To duplicate a socket, the supervisor needs the rights of ptrace(2): the
-//!   same user, or CAP_SYS_PTRACE. Under Yama it must also be an ancestor, which it is.
-//! - *Death.* An unanswered call would wait forever, and without a listener each call fails with ENOSYS. So a spare
-//!   process has the listener too, and takes over if the supervisor is killed (`process_tree`).
-//! - *Stalls.* A system call on a program's object may block forever. Several threads handle calls, and a watchdog
-//!   replaces a thread that is stuck (`workers`).
-//! - *Nesting.* The kernel allows only one listener per process. A second `ka run` inside prints which policy is in
-//!   force, and starts the program under that policy.
-//! - *Not reached.* io_uring bypasses system calls: ka prints once that a program uses it. Programs of another
-//!   architecture (i386 on x86_64) have the policy from connect or listen, and may change it.
+//! - *When.* The supervisor applies the policy at connect and listen, and at sendto, sendmsg and sendmmsg with
+//!   `MSG_FASTOPEN`, which connect too. Accepted sockets inherit their options from the listening socket. Inherited
+//!   sockets are set before the program starts. So each socket has the policy before it needs keepalive. Only the shim
+//!   applies the policy as soon as the socket is created.
+//! - *Modes.* In `force` and `floor`, the filter also suspends setsockopt of a keepalive option. The supervisor reads
+//!   the value once, because the program's memory may change. It then makes the call in place of the program, with
+//!   the value that the mode permits ([`ka_policy::judge`]). In `default`, the filter allows setsockopt, and the
+//!   supervisor leaves alone sockets that have keepalive on.
+//! - *Rights.* Without CAP_SYS_ADMIN, a process must set no_new_privs before it may install a filter. Setuid programs
+//!   then gain no privileges. With CAP_SYS_ADMIN they work normally. To duplicate a socket, the supervisor needs the
+//!   rights of ptrace(2): the same user, or CAP_SYS_PTRACE. Yama also requires an ancestor, and the supervisor is one.
+//! - *Death.* A suspended call waits until somebody answers it. Once no process has the listener, each such call fails
+//!   with ENOSYS. So a spare process has the listener too, and takes over if the supervisor is killed (`process_tree`).
+//! - *Stalls.* The supervisor's own system calls on a program's sockets or memory may block forever. So several threads
+//!   handle calls, and a watchdog replaces a thread that is stuck (`workers`).
+//! - *Nesting.* The kernel allows only one listener per process. A `ka run` inside another `ka run` prints the policy
+//!   of the outer one, and starts the program under it.
+//! - *Not reached.* Requests to an io_uring are not system calls, so filters do not see them. ka prints once that a
+//!   program uses io_uring. If a program makes calls of another architecture (i386 on x86_64), its sockets get the
+//!   policy at connect or listen, but its setsockopt can override the policy.
 //!
-//! This helps programs that set no keepalive. It is not a sandbox against programs that resist it.
+//! This is for programs that do not set keepalive. It is not a sandbox: a program that resists the policy can evade it.
 
 mod calls;
 mod children;
@@ -61,53 +63,55 @@ use filter::Filters;
 use process_tree::ChildSetup;
 pub use process_tree::supervisor_of;
 
-/// The exit status of the process that waits for the program, if ka itself has failed. env(1), nohup(1) and timeout(1)
-/// have the same.
+/// The exit status if ka itself has failed, as in env(1), nohup(1) and timeout(1).
 pub const FAILED: i32 = 125;
 
-/// The process that is to become a supervised program, before its filters are installed.
+/// The child process that will execute the supervised program. Its filters are not installed yet.
 pub struct SupervisedChild {
     setup: ChildSetup,
     filters: Filters,
 }
 
 impl SupervisedChild {
-    /// Sets the sockets that this process has inherited, and starts the supervisor of a program with this name. Returns
-    /// in a child process, which is to become the program: the calling process waits for the program, and exits as it
-    /// does. `denies_io_uring` makes io_uring_setup(2) fail with ENOSYS.
+    /// Applies the policy to the sockets that this process has inherited, and forks the supervisor and the program's
+    /// process. Returns only in the program's process. The calling process waits for the program and exits with its
+    /// status.
+    ///
+    /// `name` is the program's name, for the supervisor's title in ps(1). `denies_io_uring` makes io_uring_setup(2)
+    /// fail with ENOSYS.
     ///
     /// The calling process must have a single thread.
     ///
     /// # Errors
-    /// [`Error::NoFilters`] and [`Error::Filter`] if the filters cannot be made, or the error of a system call. Then this is
-    /// still the calling process, and no other is left. Inherited sockets may have the policy.
+    /// [`Error::NoFilters`] and [`Error::Filter`] if the filters cannot be generated, or the error of a system call.
+    /// The error is returned in the calling process, and no child process is left. Inherited sockets may have the
+    /// policy.
     pub fn start(policy: Policy<'static>, name: &OsStr, denies_io_uring: bool) -> Result<Self> {
         let filters = Filters::new(policy.mode, denies_io_uring)?;
         set_inherited_sockets(policy);
         Ok(Self { setup: process_tree::fork_all(policy, name)?, filters })
     }
 
-    /// The PID of the process that called [`SupervisedChild::start`].
+    /// Returns the PID of the process that called [`SupervisedChild::start`].
     #[must_use]
     pub fn proxy_pid(&self) -> i32 {
         self.setup.proxy_pid()
     }
 
-    /// The PID of the supervisor, which is the parent of this process.
+    /// Returns the PID of the supervisor, which is the parent of this process.
     #[must_use]
     pub fn supervisor_pid(&self) -> u32 {
         self.setup.supervisor_pid
     }
 
-    /// The PID of the spare, which takes over if the supervisor is killed.
+    /// Returns the PID of the spare, which takes over if the supervisor is killed.
     #[must_use]
     pub fn spare_pid(&self) -> i32 {
         self.setup.spare_pid()
     }
 
-    /// Installs the filters on this process, so that the supervisor receives its calls from now on. Calls
-    /// `before_signals` before blocked signals are delivered. Without CAP_SYS_ADMIN, setuid programs do not gain rights
-    /// afterwards.
+    /// Installs the filters on this process. From now on the supervisor receives its calls. Unblocks signals, and calls
+    /// `before_signals` just before. Without CAP_SYS_ADMIN, setuid programs gain no privileges afterwards.
     ///
     /// # Errors
     /// The error of a system call. Then this process must exit: filters may be installed, and signals may be blocked.
@@ -125,7 +129,7 @@ impl SupervisedChild {
     }
 }
 
-/// Sets the sockets that the program inherits. Prints an error for each that could not be set.
+/// Applies the policy to the sockets that the program inherits. Prints an error for each socket that could not be set.
 fn set_inherited_sockets(policy: Policy<'static>) {
     for (fd, _) in process::sockets("/proc/self/fd").unwrap_or_default() {
         if let Err(error) = calls::apply(fd, policy) {
@@ -134,20 +138,20 @@ fn set_inherited_sockets(policy: Policy<'static>) {
     }
 }
 
-/// Checks that there are filters for the architecture of this machine.
+/// Checks that ka can generate filters for the architecture of this machine.
 ///
 /// # Errors
-/// [`Error::NoFilters`] if there are none.
+/// [`Error::NoFilters`] if it cannot.
 pub fn check_architecture() -> Result<()> {
     filter::architecture().map(drop)
 }
 
-/// Checks that this process could supervise a program. A child process installs a filter, and this process duplicates its
+/// Checks that this process can supervise a program: forks a child that installs a filter, and duplicates the child's
 /// listener.
 ///
 /// # Errors
-/// [`Error::NoFilters`] if there are no filters for this machine, [`Error::ListenerInUse`] if this process is already
-/// under a filter with a listener, and [`Error::Unsupervisable`] if the kernel refuses anything else.
+/// [`Error::NoFilters`] if ka has no filters for this architecture, [`Error::ListenerInUse`] if this process is already
+/// under a filter with a listener, and [`Error::Unsupervisable`] if any other step fails.
 pub fn check_support() -> Result<()> {
     let filter = Filters::trial()?;
     try_listener(&filter).map_err(|error| match error.raw_os_error() {
@@ -172,18 +176,18 @@ fn try_listener(filter: &[seccompiler::sock_filter]) -> io::Result<()> {
     result
 }
 
-/// The supervisor of another `ka run`, which this process is under.
+/// The supervisor of an outer `ka run`, which already supervises this process.
 pub struct OuterSupervisor {
-    /// The settings that it gives to sockets.
+    /// The keepalive settings that it applies to sockets.
     pub settings: Settings,
-    /// Whether it overrides settings of the program, and therefore those of another `ka run`.
+    /// Whether it overrides the program's own settings. If so, it also overrides those of an inner `ka run`.
     pub is_enforced: bool,
 }
 
 impl OuterSupervisor {
-    /// Looks for an outer supervisor: makes a socket, and observes whether connect(2) changes its settings.
+    /// Detects an outer supervisor: creates a socket, and checks whether connect(2) turns on its keepalive.
     ///
-    /// Returns `None` if there is none, or if the socket has keepalive on from the beginning, as under a shim.
+    /// Returns `None` if there is no outer supervisor, or if a new socket already has keepalive on, as under the shim.
     #[must_use]
     pub fn find() -> Option<Self> {
         if !listener::is_filtered() {
@@ -203,7 +207,7 @@ impl OuterSupervisor {
     }
 }
 
-/// Returns whether the supervisor of another `ka run` enforces its policy against this process.
+/// Returns whether the supervisor of an outer `ka run` enforces its policy on this process.
 pub(crate) fn is_enforced() -> bool {
     OuterSupervisor::find().is_some_and(|outer| outer.is_enforced)
 }

@@ -1,32 +1,33 @@
 //! The process tree of a supervised program.
 //!
 //! ```text
-//! proxy         started by the shell, init or systemd, which waits for it. It forwards signals, and stops and ends as the
-//! │             program does.
+//! proxy         the process that the shell, init or systemd has started and waits for. It forwards signals, and stops
+//! │             and ends as the program does.
 //! └─ spare      waits for the supervisor to die, and then takes over.
 //!    └─ supervisor
 //!       └─ program, and all processes that the program starts
 //! ```
 //!
-//! Each process is a descendant of the one that monitors it, because Yama (Ubuntu's default) lets only ancestors access
-//! a process. Spare and supervisor adopt orphans, so daemons stay below them. If no child is left, the last process of
-//! the program has ended. Then the supervisor exits, and the spare too. The proxy ends with the program itself,
-//! as a shell expects when a daemon goes into the background.
+//! Yama (Ubuntu's default) lets only ancestors access a process. So spare and supervisor are both ancestors of the
+//! program. They also adopt orphans, so daemons stay below them. When the supervisor has no child left, the last
+//! process of the program has ended. Then the supervisor exits, and the spare too. The proxy ends with the program
+//! itself, as a shell expects when a daemon goes into the background.
 //!
-//! All but the spare are in one process group, the job's. So the terminal's signals, and kill(2) of the whole group,
-//! reach the program directly, and the proxy must not forward them as well. A signal does not tell whether it
-//! was sent to the group. But the supervisor is in the same group, has all signals blocked, and has no other reason to
-//! receive one. If the same signal is pending there, it was sent to the group. The kernel signals a group from its
-//! youngest process to its oldest, so the supervisor has the signal before the proxy does. The spare has its
-//! own group. So if SIGKILL is sent to the job's group, the spare survives to supervise processes that the program has
-//! put into other groups. When the spare takes over, it joins the job's group.
+//! All processes but the spare are in one process group, the job's. So signals of the terminal, and of kill(2) to the
+//! whole group, reach the program directly, and the proxy must not forward them as well. The kernel does not report
+//! whether a signal was sent to the group. But the supervisor is in the same group, has all signals blocked, and
+//! receives signals for no other reason. So if the same signal is pending in the supervisor, it was sent to the group.
+//! The kernel signals a group from its youngest process to its oldest, so the supervisor has the signal before the
+//! proxy does. The spare has its own group. If SIGKILL is sent to the job's group, the spare survives and supervises
+//! processes that the program has put into other groups. When the spare takes over, it joins the job's group.
 //!
 //! A thread of the supervisor may be stuck in a system call that not even SIGKILL ends ([`workers`](super::workers)).
-//! To wait(2), the supervisor then never ends. So no process waits for it without a limit. The spare detects the end of
-//! the supervisor's main thread, which alone holds their socket. The proxy reads the shared memory.
+//! A wait(2) for the supervisor would then never return, so no process waits for it without a time limit. The spare
+//! and the supervisor's main thread are connected by a socket. It closes when this thread ends, which the spare
+//! detects. The proxy reads in the shared memory whether a thread is stuck.
 //!
-//! If the program stops (^Z, or it reads from the terminal in the background), the proxy stops too. Otherwise
-//! the shell would wait forever. If the proxy is continued, so is the program, and vice versa.
+//! If the program stops (^Z, or it reads from the terminal in the background), the proxy stops too. Otherwise the shell
+//! would wait forever. If the proxy is continued, the supervisor continues the program, and vice versa.
 
 use std::ffi::{CStr, OsStr};
 use std::io::{self, Read as _, Write as _};
@@ -61,13 +62,13 @@ const SUPERVISOR: &CStr = c"ka-supervisor";
 /// The spare's name in /proc/PID/comm.
 const SPARE: &CStr = c"ka-spare";
 
-/// How long to wait for a process to disappear after its end. A process with a stuck thread never does.
+/// How long to wait until a killed or exiting process can be reaped. A process with a stuck thread never can.
 const SOON: Duration = Duration::from_secs(1);
 
 /// The longest timeout of poll(2), about 25 days.
 const FOREVER: Duration = Duration::from_millis(i32::MAX as u64);
 
-/// The process that is to become the program, before its filters are installed.
+/// The process that will execute the program. Its filters are not installed yet.
 pub(super) struct ChildSetup {
     pub(super) supervisor_pid: u32,
     to_supervisor: UnixStream,
@@ -75,17 +76,17 @@ pub(super) struct ChildSetup {
     shared: &'static Shared,
 }
 
-/// Makes a pair of connected sockets. If standard descriptors are closed, the numbers must still be above 2, so both are
-/// duplicated.
+/// Makes a pair of connected sockets. If standard descriptors are closed, socketpair(2) may return their numbers.
+/// try_clone returns numbers above 2.
 fn socket_pair() -> io::Result<(UnixStream, UnixStream)> {
     let (one, other) = UnixStream::pair()?;
     Ok((one.try_clone()?, other.try_clone()?))
 }
 
-/// Forks the processes of the tree. Returns only in the process that is to become the program. The titles of the other
-/// processes contain `name`, the program's name.
+/// Forks the processes of the tree. Returns only in the process that will execute the program. The titles of spare and
+/// supervisor contain `name`, the program's name.
 ///
-/// On failure no process is left, and the calling process has its signals back.
+/// On failure no child process is left, and the calling process has its original signal mask.
 pub(super) fn fork_all(policy: Policy<'static>, name: &OsStr) -> io::Result<ChildSetup> {
     let shared = Shared::new()?;
     let (proxy, to_proxy) = socket_pair()?;
@@ -119,7 +120,7 @@ pub(super) fn fork_all(policy: Policy<'static>, name: &OsStr) -> io::Result<Chil
         let watchdog = take_listener(pid, &to_program, &to_spare).map(|listener| {
             Watchdog::start(listener, shared, policy).unwrap_or_else(|error| give_up(&error))
         });
-        // If the program's process has had no answer, it waits until this socket closes.
+        // If the program's process has received no answer, it waits until this socket closes.
         drop(to_program);
         run_supervisor(watchdog, &children, to_proxy, Some(to_spare), shared, None);
     }
@@ -134,13 +135,13 @@ fn fork_subreaper() -> Forked {
     forked.unwrap_or_else(|error| give_up(&error))
 }
 
-/// Leaves the working directory, whose filesystem could not be unmounted otherwise.
+/// Leaves the working directory. Otherwise its filesystem could not be unmounted.
 fn leave_folder() {
     let _ = std::env::set_current_dir("/");
 }
 
-/// Returns the PID of the supervisor of `ka run --via seccomp` that a process is under: the nearest ancestor that has the
-/// supervisor's name in /proc/PID/comm. Returns `None` if there is none, or /proc hides the process.
+/// Returns the PID of the supervisor of a process that runs under `ka run --via seccomp`: the nearest ancestor that has
+/// the supervisor's name in /proc/PID/comm. Returns `None` if there is none, or if /proc hides the process.
 ///
 /// Any process may take this name, so use the result only in messages.
 #[must_use]
@@ -188,8 +189,8 @@ impl ChildSetup {
         self.shared.proxy.load(Ordering::Relaxed)
     }
 
-    /// Waits until the supervisor has duplicated the listener, and closes the listener here. Returns the signals that
-    /// [`fork_all`] has blocked.
+    /// Lets the supervisor duplicate the listener, waits until it has done so, and closes the listener here. Returns
+    /// the signal state that [`fork_all`] saved.
     pub(super) fn send_listener(self, listener: OwnedFd) -> io::Result<BlockedSignals> {
         send_number(&self.to_supervisor, listener.as_raw_fd())?;
         let errno = receive_number(&self.to_supervisor)?;
@@ -218,7 +219,7 @@ pub(super) fn run_trial(parent: &UnixStream, filter: &[sock_filter]) -> ! {
         Ok(listener) => listener.as_raw_fd(),
         Err(error) => error.raw_os_error().unwrap_or(libc::EIO).saturating_neg(),
     };
-    // If this fails, the parent waits until this process ends.
+    // If this fails, the exit below closes the socket, and the parent's read fails.
     if send_number(parent, number).is_ok() {
         let _ = receive_number(parent);
     }
@@ -239,10 +240,10 @@ fn take_descriptor(pid: i32, fd: RawFd) -> io::Result<OwnedFd> {
     pidfd_getfd(pidfd_open(pid, 0)?.as_fd(), fd)
 }
 
-/// Runs in the supervisor: takes the listener from the program's process, and gives the spare a duplicate.
+/// Runs in the supervisor: duplicates the listener of the program's process, and lets the spare duplicate it.
 ///
-/// Returns `None` if the program's process has given up, or if the kernel does not permit it. Then the program's process
-/// gets the errno.
+/// Returns `None` if the program's process exits first, or if the kernel denies the duplication. Reports the errno to
+/// the program's process.
 fn take_listener(program: i32, to_program: &UnixStream, to_spare: &UnixStream) -> Option<Listener> {
     let theirs = receive_number(to_program).ok()?;
     let taken = take_descriptor(program, theirs).map(Listener::from);
@@ -257,7 +258,7 @@ fn take_listener(program: i32, to_program: &UnixStream, to_spare: &UnixStream) -
     taken.ok()
 }
 
-/// Runs the spare: waits until the supervisor has ended, and takes over unless the supervisor exited by itself.
+/// Runs the spare: waits until the supervisor has ended, and takes over unless the supervisor exited normally.
 fn run_spare(
     supervisor: i32,
     to_supervisor: &UnixStream,
@@ -284,7 +285,8 @@ fn run_spare(
     let Ok(listener) = listener else { children::exit(FAILED) };
     title::set_comm(SUPERVISOR);
     titles.set("supervisor", program());
-    // The dead supervisor's stuck thread still has its children. So only a pidfd reports the end of the program.
+    // While the dead supervisor has a stuck thread, its children do not become children of this process. So only a
+    // pidfd reports the end of the program.
     let pidfd = if ended.is_none() { pidfd_open(program(), 0).ok() } else { None };
     let watchdog = Watchdog::start(listener, shared, policy).unwrap_or_else(|error| give_up(&error));
     watchdog.log(format!(
@@ -297,8 +299,9 @@ fn run_spare(
 /// Waits until the supervisor has ended. Returns whether it exited with status 0. Returns `None` if its main thread has
 /// ended but another thread is stuck.
 ///
-/// The supervisor sends a number if the program has ended and daemons continue. If somebody stops the supervisor, the
-/// spare continues it, because the program's calls must not wait.
+/// If the program has ended and daemons continue, the supervisor sends a number. This process then replaces its
+/// standard error by /dev/null. If the supervisor is stopped, this process continues it, because the program's calls
+/// must not wait.
 fn await_end(supervisor: i32, from: &UnixStream, children: &OwnedFd) -> Option<bool> {
     let mut until: Option<Instant> = None;
     loop {
@@ -333,7 +336,7 @@ fn await_end(supervisor: i32, from: &UnixStream, children: &OwnedFd) -> Option<b
 
 /// Runs the supervisor: waits for the program and its descendants, informs the proxy, and checks the workers.
 ///
-/// `pidfd` is the program's, if the program is not a child of this process.
+/// `pidfd` refers to the program. It is needed only if the program is not a child of this process.
 fn run_supervisor(
     watchdog: Option<Watchdog>,
     children: &OwnedFd,
@@ -342,7 +345,7 @@ fn run_supervisor(
     shared: &'static Shared,
     mut pidfd: Option<OwnedFd>,
 ) -> ! {
-    // A stopped proxy does not read. It does not need the messages that it misses meanwhile.
+    // A stopped proxy does not read, so writes must not block. The proxy does not need the messages that are lost then.
     let _ = to_proxy.set_nonblocking(true);
     let watches_pidfd = pidfd.is_some();
     let program = shared.program.load(Ordering::Relaxed);
@@ -393,7 +396,7 @@ fn run_supervisor(
     }
 }
 
-/// Returns how a process ended that has not been waited for. proc_pid_stat(5)
+/// Returns how a zombie process ended, without reaping it. proc_pid_stat(5)
 fn status_of(pid: i32) -> Change {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
     let status = process::stat_field(&stat, 52).and_then(|status| i32::try_from(status).ok());
@@ -403,16 +406,16 @@ fn status_of(pid: i32) -> Change {
 /// The state of the supervisor's main thread.
 struct Supervision {
     watchdog: Option<Watchdog>,
-    /// Open until the program has ended, or the proxy has.
+    /// Open until the program or the proxy has ended.
     to_proxy: Option<UnixStream>,
-    /// Open as long as this thread exists. The spare detects its end when the socket closes.
+    /// Open until this thread ends. The spare detects the end of this thread when the socket closes.
     to_spare: Option<UnixStream>,
     shared: &'static Shared,
 }
 
 impl Supervision {
-    /// Handles that the program has stopped, continued or ended. `acknowledge` reaps it, so that its orphans become
-    /// children of ours.
+    /// Handles a change of the program's state. If the program has ended, `acknowledge` reaps it before the remaining
+    /// children are counted.
     fn program_changed(&mut self, change: Change, acknowledge: impl FnOnce()) {
         let has_ended = matches!(change, Change::Exited(_) | Change::Killed(_));
         if has_ended {
@@ -433,7 +436,8 @@ impl Supervision {
         if has_ended {
             self.to_proxy = None;
             self.flush();
-            // A process that waits for the end of the program's output must not wait for the daemons.
+            // The reader of the program's standard error waits until all processes have closed it. This process must
+            // not keep it open for as long as daemons run.
             replace_by_null(libc::STDERR_FILENO);
             if let Some(spare) = &self.to_spare {
                 let _ = send_number(spare, 0);
@@ -441,15 +445,15 @@ impl Supervision {
         }
     }
 
-    /// Reads a message of the proxy: a signal for the program.
+    /// Reads a message from the proxy, and sends its signal to the program.
     fn receive(&mut self) {
         let Some(proxy) = &self.to_proxy else { return };
         let program = self.shared.program.load(Ordering::Relaxed);
         match Message::receive(proxy) {
-            // The program has already had the signals that the supervisor itself sent.
+            // The supervisor itself sent the proxy this SIGCONT, because the program was continued.
             Some(Message::Signal(signal)) if signal.sender == own_pid() => {}
             Some(Message::Signal(signal)) => {
-                // A program in its own process group, as under timeout(1), has not received the job's signals.
+                // A program in its own process group, such as timeout(1), has not received the job's signals.
                 let was_received = signal.take_pending() && group::is_shared_with(program);
                 if !was_received {
                     signal.send(program);
@@ -486,7 +490,7 @@ fn reap_all() -> bool {
     }
 }
 
-/// Continues a process of the tree that is stopped.
+/// Continues a stopped process of the tree.
 fn continue_process(pid: i32) {
     Signal { number: libc::SIGCONT, sender: own_pid(), value: None }.send(pid);
 }
@@ -494,8 +498,8 @@ fn continue_process(pid: i32) {
 /// Runs the proxy: forwards signals, and stops and ends as the program does.
 fn run_proxy(supervisor: &UnixStream, pending: &OwnedFd, spare: i32, shared: &Shared) -> ! {
     let mut has_no_descendants = false;
-    // If no daemon is left, the proxy waits until spare and supervisor have ended. Otherwise init would have to reap the
-    // spare, and PID 1 of a container may not do that.
+    // If no daemon is left, the proxy waits until spare and supervisor have ended. Otherwise PID 1 would have to reap
+    // the spare, and PID 1 of a container might not do that.
     let wait_for_spare = |has_no_descendants: bool| {
         let until = Instant::now() + SOON;
         while has_no_descendants

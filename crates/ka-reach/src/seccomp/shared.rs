@@ -1,4 +1,7 @@
 //! The memory that the supervisor, its spare and the proxy share.
+//!
+//! If the supervisor is killed while it handles a call, the spare must answer this call, or the program would wait
+//! forever. The answer needs the call's ID. So the supervisor keeps each call in this memory.
 
 #![expect(unsafe_code, reason = "memory that several processes share")]
 
@@ -33,18 +36,20 @@ pub(super) struct Shared {
 /// The state of a worker.
 #[repr(C)]
 pub(super) struct WorkerSlot {
-    /// The call that the worker handles. The kernel itself writes it there. So a received call's ID is never known only
-    /// to a process that may be killed.
+    /// The call that the worker handles. The kernel itself writes it here. So the spare knows the ID of the call, no
+    /// matter when the supervisor is killed.
     call: UnsafeCell<Padded<Call>>,
     /// Odd while the worker handles a call. Incremented at the beginning and the end of each call.
     sequence: AtomicU32,
+    /// The ID of the task that made the call.
     task: AtomicU32,
+    /// The ID of the call.
     id: AtomicU64,
 }
 
-// SAFETY: only its worker accesses `call`. The spare reads it after the supervisor has ended. A thread that is left
-// then is stuck in a system call on a program's object. That call does not write `call`, and the thread dies when it
-// returns.
+// SAFETY: while the supervisor runs, only the slot's worker accesses `call`. The spare reads it after the supervisor's
+// main thread has ended. A worker that is left then is stuck in a system call on a program's socket or memory. This
+// system call does not write `call`, and the worker dies when it returns.
 unsafe impl Sync for WorkerSlot {}
 
 impl Shared {
@@ -64,12 +69,12 @@ impl Shared {
         if place == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the mapping has the size of `Self` and starts at a page, so it is aligned. It is zeroed, and zeros are
-        // valid for each field.
+        // SAFETY: the mapping has the size of `Self` and starts at a page, so it is aligned. It is zeroed, and zeros
+        // are valid for each field.
         Ok(unsafe { &*place.cast::<Self>() })
     }
 
-    /// Returns the calls that a supervisor was handling when it died.
+    /// Returns the calls that the dead supervisor was handling.
     pub(super) fn unanswered_calls(&self) -> Vec<Call> {
         // SAFETY: the supervisor has ended, so no thread writes the slots (see `WorkerSlot`).
         let calls = self.workers.iter().map(|slot| unsafe { ptr::read_volatile(slot.call.get().cast()) });
@@ -78,7 +83,7 @@ impl Shared {
 }
 
 impl WorkerSlot {
-    /// Waits for a call. The caller must try again after EINTR, and after ENOENT, if the call was cancelled.
+    /// Waits for a call. After EINTR, and after ENOENT if the call was cancelled, the caller must try again.
     pub(super) fn receive(&self, listener: &Listener) -> io::Result<Call> {
         self.clear();
         // SAFETY: `clear` has just zeroed the slot, and only this worker accesses it.
@@ -91,14 +96,14 @@ impl WorkerSlot {
     pub(super) fn begin(&self, call: &Call) {
         self.task.store(call.pid, Ordering::Relaxed);
         self.id.store(call.id, Ordering::Relaxed);
-        // The store must precede the worker's check whether the watchdog sleeps.
+        // The worker checks afterwards whether the watchdog sleeps. SeqCst keeps this order.
         self.sequence.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Marks the end of a call. The worker must have closed all descriptors of the task.
+    /// Marks the end of a call. The worker must have closed its duplicates of the task's descriptors.
     pub(super) fn end(&self) {
         self.clear();
-        // The writes of the next call must not move before this.
+        // The stores of the next call must not move before this one.
         self.sequence.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -118,8 +123,8 @@ impl WorkerSlot {
         self.sequence.load(Ordering::SeqCst)
     }
 
-    /// Returns the ID of the worker's current call and the task that made it, if the worker is still at this sequence
-    /// number.
+    /// Returns the ID of the worker's current call, and the task that made it. Returns `None` if the worker handles no
+    /// call, or is no longer at this sequence number.
     pub(super) fn current_call(&self, sequence: u32) -> Option<(u64, i32)> {
         let (id, task) = (self.id.load(Ordering::Acquire), self.task.load(Ordering::Acquire));
         (self.sequence() == sequence && sequence % 2 == 1).then_some((id, task.cast_signed()))

@@ -1,4 +1,4 @@
-//! Signals: blocks them, reads them from a descriptor, and sends them. signal(7)
+//! Blocks signals, reads them from a descriptor, and sends them. signal(7)
 
 #![expect(unsafe_code, reason = "signal masks and dispositions")]
 
@@ -13,31 +13,31 @@ use libc::c_int;
 
 use crate::sys::{check, owned};
 
-/// The mask and the disposition of SIGCHLD that this process had before its signals were blocked.
+/// The signal mask, and the disposition of SIGCHLD, that this process had before its signals were blocked.
 pub(super) struct BlockedSignals {
     mask: libc::sigset_t,
     child: libc::sigaction,
 }
 
 impl BlockedSignals {
-    /// Blocks all signals, so that they stay pending until they are read. SIGCHLD gets its default disposition, because
-    /// the children of a process that ignores SIGCHLD cannot be waited for.
+    /// Blocks all signals, so that they stay pending until they are read. Sets the default disposition of SIGCHLD,
+    /// because a process that ignores SIGCHLD cannot wait for its children.
     pub(super) fn block() -> io::Result<Self> {
         let (mut mask, mut child) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-        // SAFETY: a call that succeeds initializes the place that it gets. A sigaction of zeros is SIG_DFL.
+        // SAFETY: both calls initialize their output if they succeed. A sigaction of zeros is SIG_DFL.
         unsafe {
             let default: libc::sigaction = MaybeUninit::zeroed().assume_init();
             check(libc::sigaction(libc::SIGCHLD, &raw const default, child.as_mut_ptr()))?;
             let child = child.assume_init();
-            // On failure, this process either exits or continues without blocking signals.
+            // If the mask cannot be set, nothing is left to restore later, so the disposition is restored at once.
             check(libc::sigprocmask(libc::SIG_SETMASK, &all(), mask.as_mut_ptr()))
                 .inspect_err(|_| _ = libc::sigaction(libc::SIGCHLD, &raw const child, ptr::null_mut()))?;
             Ok(Self { mask: mask.assume_init(), child })
         }
     }
 
-    /// Restores the mask and the disposition that `block` found. On failure the program must not be started: all its
-    /// signals would stay blocked.
+    /// Restores the mask and the disposition that `block` saved. If this fails, the program must not be started,
+    /// because its signals would stay blocked.
     pub(super) fn restore(&self) -> io::Result<()> {
         // SAFETY: both are values that the kernel returned.
         unsafe {
@@ -48,7 +48,7 @@ impl BlockedSignals {
     }
 }
 
-/// The set of all signals.
+/// Returns the set of all signals.
 fn all() -> libc::sigset_t {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigfillset initializes the set.
@@ -58,7 +58,7 @@ fn all() -> libc::sigset_t {
     }
 }
 
-/// The set of one signal.
+/// Returns the set of one signal.
 fn only(signal: c_int) -> libc::sigset_t {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigemptyset initializes the set.
@@ -69,17 +69,18 @@ fn only(signal: c_int) -> libc::sigset_t {
     }
 }
 
-/// Returns a descriptor from which blocked signals are read: this signal, or all. signalfd(2)
+/// Returns a descriptor that reports a blocked signal, or all blocked signals if `signal` is `None`. signalfd(2)
 pub(super) fn signalfd(signal: Option<c_int>) -> io::Result<OwnedFd> {
     let set = signal.map_or_else(all, only);
     // SAFETY: an initialized set.
     let fd =
         owned(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) }.into())?;
-    // If standard descriptors are closed, the number must still be above 2.
+    // If standard descriptors are closed, signalfd(2) may return one of their numbers. try_clone returns a number
+    // above 2.
     fd.try_clone()
 }
 
-/// A signal that was received, or is to be sent.
+/// A signal that was received or will be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Signal {
     pub(super) number: c_int,
@@ -106,12 +107,12 @@ impl Signal {
         })
     }
 
-    /// Removes the same signal from the pending signals of this process. Returns whether it was pending: then the sender
-    /// has sent it to the whole process group.
+    /// Returns whether the same signal from the same sender is pending in this process. If so, it was sent to the whole
+    /// process group. Consumes the pending signal.
     pub(super) fn take_pending(&self) -> bool {
         let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
-        // SAFETY: an initialized set, a place for a siginfo_t, and a time. If the call succeeds, it fills in the struct.
+        // SAFETY: the set and the time are initialized, and `info` has room for a siginfo_t. Zeros are a valid one.
         unsafe {
             libc::sigtimedwait(&only(self.number), info.as_mut_ptr(), &raw const at_once) == self.number
                 && info.assume_init().si_pid() == self.sender
@@ -120,8 +121,8 @@ impl Signal {
 
     /// Sends the signal to a child of this process.
     pub(super) fn send(&self, pid: i32) {
-        // SAFETY: takes no pointer to memory of this process. A child that has ended keeps its PID until it is waited for,
-        // so the PID never names another process.
+        // SAFETY: takes no pointer to memory of this process. A child that has ended keeps its PID until it is waited
+        // for, so the PID never names another process.
         unsafe {
             match self.value {
                 Some(value) => {
@@ -135,7 +136,7 @@ impl Signal {
     }
 }
 
-/// Performs the default action of a signal on this process: the process stops, or it ends without a core dump.
+/// Performs the default action of a signal on this process: stops it, or ends it without a core dump.
 pub(super) fn perform_default_action(signal: c_int) {
     let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].contains(&signal);
@@ -152,8 +153,8 @@ pub(super) fn perform_default_action(signal: c_int) {
     }
 }
 
-/// The signal that interrupts the system call of a stuck thread, if the call is interruptible. Programs have no use for
-/// this signal.
+/// The signal that interrupts the system call of a stuck thread, if the call is interruptible. Programs do not use this
+/// signal.
 const INTERRUPT: c_int = libc::SIGSTKFLT;
 
 /// Lets [`interrupt`] interrupt the calling thread.
@@ -182,7 +183,7 @@ mod tests {
     use crate::seccomp::listener::install_plain;
     use crate::sys::renounce_privileges;
 
-    /// Filters and the signal mask belong to a thread, so the test runs in its own.
+    /// Filters and the signal mask belong to a thread, so the test runs in its own thread.
     #[test]
     fn a_signal_mask_that_cannot_be_restored_is_an_error() {
         const LOAD: u16 = 0x20;

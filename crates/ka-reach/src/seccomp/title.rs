@@ -1,4 +1,4 @@
-//! The names under which ps(1) and top(1) show a process.
+//! The name and the title of a process, as ps(1) and top(1) show them.
 
 #![expect(unsafe_code, reason = "prctl(2), and the memory of the command line")]
 
@@ -20,7 +20,7 @@ pub(super) struct Title {
 }
 
 impl Title {
-    /// Finds where the kernel keeps the arguments and, after them, the environment. proc_pid_stat(5)
+    /// Finds the memory of the arguments and of the environment, which follows them. proc_pid_stat(5)
     pub(super) fn find() -> Option<Self> {
         let stat = std::fs::read("/proc/self/stat").ok()?;
         let field = |number| usize::try_from(stat_field(&stat, number)?).ok();
@@ -29,15 +29,14 @@ impl Title {
         (start != 0 && start < end && end <= room_end).then(|| Self { start, size: room_end - start })
     }
 
-    /// Overwrites the arguments, and as much of the environment as needed. The processes that call this do not read
-    /// them any more.
+    /// Overwrites the arguments and the environment with a title. The calling process must not read them any more.
     pub(super) fn set(&self, text: &[u8]) {
         let mut title = text.to_vec();
         title.truncate(self.size.saturating_sub(1));
         title.resize(self.size, 0);
         let place = ptr::with_exposed_provenance_mut(self.start);
-        // SAFETY: the kernel put the strings there, in writable memory of this process. No reference to them exists,
-        // and zeros follow the title, so later reads of the strings end.
+        // SAFETY: the kernel wrote the strings to this place, which is writable memory of this process. No reference to
+        // them exists. Zeros follow the title, so a later read of a string ends there.
         unsafe { ptr::copy_nonoverlapping(title.as_ptr(), place, self.size) };
     }
 }

@@ -1,23 +1,25 @@
 //! The threads that handle calls, and the watchdog that monitors them.
 //!
-//! A worker's system calls operate on objects that a program chose: its sockets, its memory, its files. A hostile
-//! program can make such a call block. The program may hold the socket's lock, or back the memory by a page that never
-//! arrives. It may also leave the last close of a lingering socket to the worker. Not even SIGKILL ends some of these
-//! waits. So a call is never retried or cancelled; another worker continues with the other calls:
+//! A worker's system calls operate on a program's sockets, memory and files. A hostile program can make such a system
+//! call block. The program may hold the socket's lock, or back the memory by a page that never arrives. It may close a
+//! lingering socket while the worker has a duplicate, so that the worker's close is the last one and waits. Not even
+//! SIGKILL ends some of these waits. So ka never cancels or retries the worker's system call. Another worker handles
+//! the other calls:
 //!
-//! - One worker serves, and another is parked. The watchdog is the supervisor's main thread. It touches no object of a
-//!   program, and it wakes up only while calls are made.
-//! - If the serving worker is at the same call for [`STALL`], the parked worker serves instead. The watchdog also
-//!   starts a new worker, which is parked. The first worker parks itself when its call returns.
-//! - If a call is not answered for [`DEADLINE`], the watchdog answers it. The kernel then makes the call, the socket
-//!   may lack the policy, and ka prints a message. Then the watchdog interrupts the worker, which ends a wait for a
-//!   socket that lingers.
-//! - There are at most [`MAX_WORKERS`] threads. If a process, or a user other than the supervisor's, keeps several of them
-//!   waiting, its calls are let through. While no worker is parked, all calls are let through: the last worker touches
-//!   no object, so nothing can block it.
+//! - One worker serves, and another is parked. The watchdog is the supervisor's main thread. It accesses no socket,
+//!   memory or file of a program, and it wakes up only while programs make calls.
+//! - If the serving worker is at the same call for [`STALL`] checks, the parked worker serves instead. The watchdog
+//!   also starts a new worker, which is parked. The first worker parks itself when its system call returns.
+//! - If a call is not answered for [`DEADLINE`] checks, the watchdog lets it through: the kernel makes the call, and
+//!   the socket may lack the policy. ka prints a message. The watchdog then interrupts the worker, which ends a wait
+//!   for a lingering socket.
+//! - There are at most [`MAX_WORKERS`] workers. If a process, or a user other than the supervisor's, keeps several of
+//!   them waiting, its calls are let through. While no worker is parked, all calls are let through. The last worker
+//!   then accesses no socket, so nothing can block it.
 //!
-//! Workers are threads, not processes: under Yama only an ancestor of the program may duplicate its descriptors. Each
-//! has its own descriptor table, so a thread that is stuck forever holds no pipe or terminal of the caller open.
+//! Workers are threads, not processes, because Yama lets only an ancestor of the program duplicate its descriptors.
+//! Each worker has its own descriptor table. So a worker that is stuck forever keeps no pipe or terminal of ka's caller
+//! open.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
@@ -37,28 +39,28 @@ use super::shared::{MAX_WORKERS, Shared, WorkerSlot};
 use super::signals;
 use crate::process::Status;
 
-/// How often the watchdog checks the workers while calls are made.
+/// The time between two checks of the workers while programs make calls.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How often the watchdog checks if only stuck workers are left.
+/// The time between two checks while no new call arrives, but a worker is stuck or none is parked.
 const SLOW_TICK: Duration = Duration::from_secs(1);
 
-/// Another worker takes over after this many checks that found the same call.
+/// The number of checks that find a worker at the same call before another worker takes over.
 const STALL: u32 = 2;
 
-/// A call is let through after this many checks that found it: 2 s.
+/// The number of checks that find a worker at the same call before the call is let through: 2 s.
 const DEADLINE: u32 = 20;
 
-/// The watchdog sleeps after this many checks that found no call.
+/// The number of checks without a new call before the watchdog sleeps.
 const IDLE: u32 = 10;
 
-/// A process may keep this many workers waiting.
+/// The limit of stuck workers for a process. At the limit, its calls are let through.
 const PER_PROCESS: usize = 2;
 
-/// A user other than the supervisor's may keep this many workers waiting.
+/// The limit of stuck workers for a user. The supervisor's own user has no limit.
 const PER_USER: usize = 4;
 
-/// A worker that is stuck, and the process and user that block it.
+/// A worker that is stuck, and the process and user that keep it waiting.
 #[derive(Clone, Copy)]
 struct Stall {
     worker: usize,
@@ -74,22 +76,23 @@ pub(super) struct Workers {
     shared: &'static Shared,
     /// The index of the worker that serves.
     serving: AtomicUsize,
-    /// The workers that wait to serve.
+    /// Whether each worker is parked.
     parked: [AtomicBool; MAX_WORKERS],
-    /// Whether all calls are let through, because no worker is left to replace one that gets stuck.
+    /// Whether all calls are let through, because no parked worker is left.
     lets_all_through: AtomicBool,
     /// Whether workers check that a descriptor is a socket before they duplicate it.
     checks_descriptors: AtomicBool,
     /// Whether the watchdog sleeps until `wake` is set.
     sleeps: AtomicBool,
     wake: Event,
-    /// The workers that are stuck. Every call reads their number, so it is kept separately in `stalled`.
+    /// The workers that are stuck.
     stalls: Mutex<Vec<Stall>>,
+    /// The length of `stalls`. Every call reads it, so it can be read without the lock.
     stalled: AtomicU32,
 }
 
 impl Workers {
-    /// Returns whether to let a call through without setting its socket. If so, prints a message.
+    /// Returns whether to let a call through without applying the policy. If so, prints a message.
     pub(super) fn lets_through(&self, call: &Call) -> bool {
         let task = call.pid.cast_signed();
         if self.lets_all_through.load(Ordering::Relaxed) {
@@ -111,28 +114,29 @@ impl Workers {
         exceeds
     }
 
-    /// Returns whether a task's process or user keeps the permitted number of workers waiting.
+    /// Returns whether a task's process or user has reached its limit of stuck workers.
     fn exceeds(&self, task: i32) -> bool {
         // If the task has ended, the answer does not matter.
         let Ok(status) = Status::read(task) else { return false };
         let stalls = self.stalls.lock().unwrap_or_else(PoisonError::into_inner);
         let count =
             |is_theirs: &dyn Fn(&Stall) -> bool| stalls.iter().filter(|stall| is_theirs(stall)).count();
-        // The supervisor's own user can stop the supervisor anyway, so this user has no limit.
+        // The supervisor's own user can also stop the supervisor, so a limit would protect nothing.
         let user = status.user().filter(|user| *user != crate::sys::users().1);
         count(&|stall| Some(stall.process) == status.leader()) >= PER_PROCESS
             || (user.is_some() && count(&|stall| stall.user == user) >= PER_USER)
     }
 
-    /// Returns whether workers check that a descriptor is a socket before they duplicate it. Closing a file of a FUSE
-    /// filesystem waits for the filesystem's server, so workers should duplicate only sockets. The check adds a
-    /// twentieth to the time of a connection. So it starts with the first descriptor that is not a socket, or the first
-    /// worker that is stuck.
+    /// Returns whether workers check that a descriptor is a socket before they duplicate it.
+    ///
+    /// Closing a file of a FUSE filesystem waits for the filesystem's server, so workers should duplicate only sockets.
+    /// The check adds 5 % to the time of a connection. So workers check only after the first descriptor that is not a
+    /// socket, or the first stuck worker.
     pub(super) fn checks_descriptors(&self) -> bool {
         self.checks_descriptors.load(Ordering::Relaxed)
     }
 
-    /// Makes workers check descriptors from now on.
+    /// Makes workers check descriptors from now on: see [`Workers::checks_descriptors`].
     pub(super) fn start_checking_descriptors(&self) {
         self.checks_descriptors.store(true, Ordering::Relaxed);
     }
@@ -157,7 +161,7 @@ impl Workers {
         }
     }
 
-    /// Runs a worker: it serves, or it is parked.
+    /// Runs a worker until no process is left that could make a call. The worker first handles the `unanswered` calls.
     fn work(&'static self, index: usize, unanswered: &[Call]) {
         let kept = [self.listener.as_fd().as_raw_fd(), self.wake.as_fd().as_raw_fd()];
         if descriptors::unshare_table(&kept).is_ok() {
@@ -193,20 +197,20 @@ impl Workers {
     }
 }
 
-/// The watchdog's record of a worker.
+/// A worker, as the watchdog last saw it.
 struct Watched {
     thread: JoinHandle<()>,
     /// The worker's sequence number at the last check.
     sequence: u32,
-    /// The number of checks that found the worker at the same call.
+    /// The number of consecutive checks that found the worker at this call.
     checks: u32,
 }
 
-/// The watchdog.
+/// The watchdog, which runs in the supervisor's main thread.
 pub(super) struct Watchdog {
     workers: &'static Workers,
     watched: Vec<Watched>,
-    /// The number of checks that found no call.
+    /// The number of consecutive checks that found no new call.
     idle: u32,
     last_check: Instant,
 }
@@ -239,7 +243,7 @@ impl Watchdog {
         let mut watchdog =
             Self { workers, watched: Vec::with_capacity(MAX_WORKERS), idle: 0, last_check: Instant::now() };
         watchdog.add(unanswered)?;
-        // Until a second worker exists, the first one lets all calls through.
+        // If a second worker cannot be started, the first one lets all calls through.
         watchdog.replenish();
         Ok(watchdog)
     }
@@ -249,7 +253,7 @@ impl Watchdog {
         self.workers.wake.as_fd()
     }
 
-    /// Starts another worker. Fails with EAGAIN if all are in use.
+    /// Starts another worker. Fails with EAGAIN if there are already [`MAX_WORKERS`].
     fn add(&mut self, unanswered: Vec<Call>) -> io::Result<()> {
         let (workers, index) = (self.workers, self.watched.len());
         let Some(parked) = workers.parked.get(index) else {
@@ -261,7 +265,7 @@ impl Watchdog {
         Ok(())
     }
 
-    /// Returns the first worker that waits to serve.
+    /// Returns the index of the first parked worker.
     fn parked(&self) -> Option<usize> {
         let serving = self.workers.serving.load(Ordering::Relaxed);
         let is_free = |index: &usize| {
@@ -283,7 +287,7 @@ impl Watchdog {
             return TICK;
         }
         self.workers.sleeps.store(true, Ordering::SeqCst);
-        // A worker that received a call before the store above did not wake the watchdog.
+        // If a worker received a call before the store above, it has not woken the watchdog.
         let is_new = |(watched, slot): (&Watched, &WorkerSlot)| slot.sequence() != watched.sequence;
         if self.watched.iter().zip(&self.workers.shared.workers).any(is_new) {
             self.workers.sleeps.store(false, Ordering::SeqCst);
@@ -294,7 +298,7 @@ impl Watchdog {
         if is_settled { longest } else { SLOW_TICK }
     }
 
-    /// Checks each worker if a tick has passed, and starts to write queued lines.
+    /// Checks each worker if [`TICK`] has passed since the last check, and starts to write queued lines.
     pub(super) fn check(&mut self) {
         self.workers.wake.clear();
         if self.last_check.elapsed() >= TICK {
@@ -309,7 +313,7 @@ impl Watchdog {
         self.workers.log.start_writing();
     }
 
-    /// Checks a worker. Returns whether the next check can wait.
+    /// Checks a worker. Returns whether the watchdog may sleep: the worker has no new call, or has long been stuck.
     fn check_worker(&mut self, index: usize) -> bool {
         let (Some(watched), Some(slot)) =
             (self.watched.get_mut(index), self.workers.shared.workers.get(index))
@@ -333,7 +337,7 @@ impl Watchdog {
             DEADLINE => self.let_through(call, task),
             _ => {}
         }
-        // The signal ends a wait for a socket that lingers. Other waits continue.
+        // The signal ends a wait for a lingering socket, but no other wait.
         if checks >= DEADLINE
             && let Some(watched) = self.watched.get(index)
         {
@@ -354,14 +358,14 @@ impl Watchdog {
         }
         let Some(next) = self.parked() else { return };
         workers.serving.store(next, Ordering::Release);
-        // A replacement must exist before the new worker touches a socket.
+        // A parked worker must exist before the new worker accesses a socket.
         self.replenish();
         if let Some(next) = self.watched.get(next) {
             next.thread.thread().unpark();
         }
     }
 
-    /// Records that a worker has returned from its call. If another one serves by now, the worker parks itself.
+    /// Records that a worker is no longer stuck. If another worker serves by now, this one parks itself.
     fn end_stall(&self, index: usize) {
         self.change_stalls(|stalls| stalls.retain(|stall| stall.worker != index));
     }
@@ -373,9 +377,9 @@ impl Watchdog {
         self.workers.shared.is_stuck.store(!stalls.is_empty(), Ordering::Relaxed);
     }
 
-    /// Lets a call through that has waited for too long. The kernel makes it unchanged.
+    /// Answers a call that has waited too long, so that the kernel makes it unchanged.
     fn let_through(&self, call: u64, task: i32) {
-        // The message comes first, because the task may end as soon as it is answered.
+        // The message needs the task's name, and the task may end as soon as its call is answered.
         self.workers.warn(task, Warning::Timeout, || {
             let seconds = DEADLINE.saturating_mul(u32::try_from(TICK.as_millis()).unwrap_or(0)) / 1000;
             format!(
