@@ -1,7 +1,8 @@
-//! The apply rule of ka-core as BPF instructions: which options a policy writes to a socket, and in which order.
+//! The rule by which ka-core applies a policy to a socket, as BPF instructions.
 //!
-//! The order and its reasons are in ka-core's apply.rs. Here the values have been checked and the kernel has locked the
-//! socket, so a write cannot fail halfway. These programs therefore restore nothing.
+//! The rule says which options are written, and in which order. The reasons are in ka-core's apply.rs. ka-core also
+//! restores the old values after a failed write. The BPF programs do not: ka has checked the values, and the kernel
+//! has locked the socket, so no write fails after another has succeeded.
 
 use ka_core::{Config, SockOpt, Timer, UserTimeout};
 use ka_policy::{Mode, user_timeout_limit};
@@ -10,32 +11,32 @@ use super::insn::{Assembler, Cond, Helper, Label, Reg, Size, Source};
 
 /// The first argument of `bpf_setsockopt`: the context of a `sock_ops` program, or a socket.
 pub(super) const SOCKET: Reg = Reg::R6;
-/// The number of options that were written. On a dry run: that would have been written.
+/// The number of options that were written, or on a dry run would have been written.
 pub(super) const WRITES: Reg = Reg::R7;
 /// The value to write.
 const VALUE: Reg = Reg::R8;
-/// Whether an option was written whose write does not re-arm the keepalive timer.
+/// 1 if the interval or the count was written. These writes do not re-arm the keepalive timer.
 const CHANGED: Reg = Reg::R9;
 
 /// The stack slot through which the helpers receive and return a value.
 const SLOT: i16 = -8;
-/// The caller may use the stack below this offset.
+/// The stack offset below which the caller may use the stack.
 pub(super) const FREE: i16 = SLOT;
 
-/// A policy, and how to apply it.
+/// A policy, and how the instructions apply it.
 pub(super) struct Apply<'a> {
     pub(super) config: &'a Config,
     pub(super) mode: Mode,
     /// Write without reading the current values first. This is safe if no timer of the socket runs, because then
-    /// rewriting an unchanged value has no effect. The program's own settings are overridden.
+    /// rewriting an unchanged value has no effect. Overrides the application's own settings.
     pub(super) blind: bool,
     /// Only count the writes.
     pub(super) dry_run: bool,
 }
 
 impl Apply<'_> {
-    /// Appends the instructions. Execution continues after them. If the kernel rejects an option, it continues at
-    /// `failed`, with a negative errno in R0.
+    /// Appends the instructions. Execution continues after them. If the kernel rejects an option, execution continues
+    /// at `failed` instead, with a negative errno in R0.
     pub(super) fn emit(&self, program: &mut Assembler, failed: Label) {
         let done = program.label();
         program.mov(WRITES, 0);
@@ -48,7 +49,7 @@ impl Apply<'_> {
         match (self.config.enabled(), self.mode) {
             // if (was_on) goto done;
             (Some(true), Mode::Default) => program.jump_if(Reg::R0, Cond::NotEqual, 0, done),
-            // The policy does not turn keepalive on, and in these modes the program may keep its own settings.
+            // The policy does not turn keepalive on, and in these modes the application may keep its own settings.
             (Some(false) | None, Mode::Default | Mode::Floor) => return program.place(done),
             _ => {}
         }
@@ -61,7 +62,7 @@ impl Apply<'_> {
         program.place(done);
     }
 
-    /// Keepalive is off: writes all options, SO_KEEPALIVE last.
+    /// Appends the writes for a socket with keepalive off: all options, SO_KEEPALIVE last.
     fn write_off(&self, program: &mut Assembler, failed: Label) {
         self.write_user_timeout(program, failed);
         for timer in [Timer::Intvl, Timer::Cnt, Timer::Idle] {
@@ -75,7 +76,8 @@ impl Apply<'_> {
         }
     }
 
-    /// Keepalive is on: writes the options that differ. The idle time comes last, because its write re-arms the timer.
+    /// Appends the writes for a socket with keepalive on: the options that differ. The idle time comes last, because
+    /// its write re-arms the timer.
     fn write_on(&self, program: &mut Assembler, failed: Label) {
         let turn_off = self.config.enabled() == Some(false);
         if turn_off {
@@ -108,7 +110,7 @@ impl Apply<'_> {
         } else {
             get(program, SockOpt::Timer(Timer::Idle), failed);
             program.mov(VALUE, Reg::R0);
-            // A value from the sysctl may be out of setsockopt's range (86400, -1), and is not written back.
+            // A value from the sysctl may be outside the range of setsockopt, such as 86400 or -1. It is not rewritten.
             let range = Timer::Idle.range();
             program.jump_if(VALUE, Cond::Less, *range.start(), same);
             program.jump_if(VALUE, Cond::Greater, *range.end(), same);
@@ -124,7 +126,8 @@ impl Apply<'_> {
         program.place(same);
     }
 
-    /// Writes the policy's user timeout. If the policy has none, lowers a user timeout that would delay detection.
+    /// Appends the write of the policy's user timeout. If the policy has none, the instructions lower a user timeout
+    /// that would delay detection.
     fn write_user_timeout(&self, program: &mut Assembler, failed: Label) {
         let option = SockOpt::Timer(Timer::UserTimeout);
         let same = program.label();
@@ -150,7 +153,7 @@ impl Apply<'_> {
         program.place(same);
     }
 
-    /// Loads the timer's new value: the policy's. In floor mode, the socket's own value if it is stricter.
+    /// Loads the timer's new value: the policy's value, or in mode floor the socket's own value if that is stricter.
     fn choose(&self, program: &mut Assembler, timer: Timer, value: i32, failed: Label) {
         let ours = program.label();
         program.mov(VALUE, value);
@@ -193,8 +196,8 @@ fn call(program: &mut Assembler, helper: Helper, option: SockOpt) {
     program.call(helper);
 }
 
-/// Returns the policy's user timeout in milliseconds. An automatic one is computed from the policy, which must be
-/// complete ([`is_complete`]).
+/// Returns the policy's user timeout in milliseconds. `UserTimeout::Auto` is computed from the policy's timers, so the
+/// policy must have them all ([`is_complete`]).
 pub(super) fn user_timeout(config: &Config) -> Option<i32> {
     match config.user_timeout() {
         UserTimeout::Keep => None,
@@ -203,8 +206,8 @@ pub(super) fn user_timeout(config: &Config) -> Option<i32> {
     }
 }
 
-/// Returns whether the policy has all values that its user timeout is computed from. The computation takes place when
-/// the program is generated, so it cannot use the socket's own values.
+/// Returns whether the policy has all values from which its user timeout is computed. ka computes it when it generates
+/// the program, so it cannot use the values of a socket.
 pub(super) fn is_complete(config: &Config) -> bool {
     config.user_timeout() != UserTimeout::Auto
         || (config.idle().is_some() && config.intvl().is_some() && config.cnt().is_some())

@@ -1,26 +1,30 @@
 //! The kernel's types (BTF), from /sys/kernel/btf/vmlinux: offsets of structure members, and IDs of functions.
 //! Documentation/bpf/btf.rst
 //!
-//! The file has five megabytes. Reading it takes longer than setting ten thousand sockets. So ka goes through it once, for
-//! all names that it needs, and stores only these.
+//! A BPF program reads members of kernel structures by their offset, which differs from kernel to kernel. The file has
+//! five megabytes. Reading it takes longer than setting ten thousand sockets. So ka parses it only once, looks for all
+//! names that it needs, and stores only these.
 
 const MAGIC: u16 = 0xeb9f;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 const FUNC: u32 = 12;
 
-/// The limit for anonymous structures within each other. No valid file has so many levels.
+/// The maximum depth of nested anonymous structures. Valid files have fewer levels.
 const DEEPEST: u32 = 16;
 
-/// The limit for members that one search visits. The largest structure has fewer, including its anonymous members. In a
-/// broken file, each structure may contain all others many times.
+/// The maximum number of members that one search visits. The largest structure has fewer, including the members of its
+/// anonymous structures. In a broken file, each structure may contain all others many times.
 const MOST_MEMBERS: u32 = 10_000;
 
-/// `struct btf_type`: the name; vlen (16 bits), kind (5 bits) and a flag in `info`; a size or another type's ID.
+/// `struct btf_type`
 #[derive(Clone, Copy)]
 struct Type {
+    /// The offset of the name in the file's strings.
     name: u32,
+    /// `vlen` (16 bits), the kind (5 bits), and a flag.
     info: u32,
+    /// A size, or the ID of another type.
     other: u32,
 }
 
@@ -35,12 +39,12 @@ impl Type {
         (self.info & 0xffff) as usize
     }
 
-    /// Offsets of members are in bits. With this flag, their upper 8 bits are the width of a bit field.
+    /// Returns whether the upper 8 bits of a member's offset are the width of a bit field. Offsets are in bits.
     const fn has_bit_fields(self) -> bool {
         self.info >> 31 == 1
     }
 
-    /// The number of bytes that follow, by kind. `None` if the kind is unknown.
+    /// Returns the number of bytes that follow the type, which depends on its kind. `None` if the kind is unknown.
     const fn rest(self) -> Option<usize> {
         Some(match self.kind() {
             // PTR, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC, FLOAT, TYPE_TAG
@@ -79,10 +83,11 @@ pub struct Types<'a> {
     bytes: &'a [u8],
     /// The types that were looked for, and their IDs.
     found: Vec<(Named<'a>, u32)>,
-    /// The offset of every [`Types::STEP`]th type. IDs start at 1.
+    /// The offset of every [`Types::STEP`]th type in the file, from that of ID 1 on.
     places: Vec<usize>,
     /// The number of types.
     count: u32,
+    /// The offset of the strings in the file.
     strings: usize,
 }
 
@@ -90,8 +95,8 @@ impl<'a> Types<'a> {
     /// The number of types from one stored offset to the next.
     const STEP: usize = 256;
 
-    /// Goes through a BTF file and looks for these types. Returns `None` if the file is broken or has a kind of type that
-    /// is unknown.
+    /// Parses a BTF file and looks for these types. Returns `None` if the file is broken or contains a type of an
+    /// unknown kind.
     #[must_use]
     pub fn parse(bytes: &'a [u8], names: &[Named<'a>]) -> Option<Self> {
         let magic = u16::from_ne_bytes(*bytes.first_chunk()?);
@@ -111,9 +116,10 @@ impl<'a> Types<'a> {
                 types.places.push(place);
             }
             let found = type_at(bytes, place)?;
-            let is_it = |(kind, name): &&Named<'_>| *kind == found.kind() && types.is_named(found.name, name);
+            let is_wanted =
+                |(kind, name): &&Named<'_>| *kind == found.kind() && types.is_named(found.name, name);
             if matches!(found.kind(), STRUCT | FUNC)
-                && let Some(name) = names.iter().find(is_it)
+                && let Some(name) = names.iter().find(is_wanted)
             {
                 types.found.push((*name, number));
             }
@@ -123,6 +129,7 @@ impl<'a> Types<'a> {
         Some(types)
     }
 
+    /// Returns a type by its ID, and its offset in the file.
     fn numbered(&self, number: u32) -> Option<(usize, Type)> {
         let before = (number as usize).checked_sub(1).filter(|_| number <= self.count)?;
         let mut place = *self.places.get(before / Self::STEP)?;
@@ -137,7 +144,7 @@ impl<'a> Types<'a> {
         string.strip_prefix(wanted.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
     }
 
-    /// Returns the ID of a type that was looked for. If several have the name, returns the first.
+    /// Returns the ID of a type that [`Types::parse`] has found. If several have this name, returns the first.
     fn find(&self, kind: u32, name: &str) -> Option<u32> {
         self.found.iter().find(|(named, _)| *named == (kind, name)).map(|(_, number)| *number)
     }
@@ -157,6 +164,8 @@ impl<'a> Types<'a> {
         i16::try_from(bits.is_multiple_of(8).then_some(bits / 8)?).ok()
     }
 
+    /// Returns the offset of a member of the type `number`, in bits. `left` counts down the members that may be
+    /// visited.
     fn offset_in(&self, number: u32, member: &str, depth: u32, left: &mut u32) -> Option<u32> {
         let (place, owner) = self.numbered(number)?;
         let deeper = depth.checked_sub(1)?;
@@ -165,7 +174,7 @@ impl<'a> Types<'a> {
         }
         (0..owner.count()).find_map(|n| {
             *left = left.checked_sub(1)?;
-            // A member has the layout of a type: its name, its type's ID, its offset.
+            // `struct btf_member` has the layout of `Type`: its name, the ID of its type, its offset.
             let found = type_at(self.bytes, place + Type::SIZE * (n + 1))?;
             let offset = if owner.has_bit_fields() { found.other & 0x00ff_ffff } else { found.other };
             if found.name == 0 {
@@ -282,11 +291,11 @@ mod tests {
         for (kind, name) in NAMES {
             assert!(types.find(kind, name).is_some() || name == "sk_getsockopt", "{name}");
         }
-        // It is the first member of all sockets.
+        // `__sk_common` is the first member of all sockets.
         assert_eq!(types.offset("sock", "__sk_common"), Some(0));
         assert!(types.offset("sock_common", "skc_num").is_some());
         assert!(types.offset("cgroup", "kn").is_some());
-        // The file may have been mapped. Reading it gives the same.
+        // `kernel_types` may have mapped the file. Reading it must give the same types.
         let file = std::fs::read(host::TYPES).unwrap();
         let read = Types::parse(&file, &NAMES).unwrap();
         assert_eq!(read.found, types.found);
@@ -294,7 +303,8 @@ mod tests {
 
     #[test]
     fn a_type_is_found_by_its_id() {
-        // More types than between two stored offsets: integers, and each third a structure with a member.
+        // More types than between two stored offsets. Every third is a structure with a member, the others are
+        // integers.
         let mut types = Vec::new();
         for number in 1..=1000_u32 {
             types.extend(if number % 3 == 0 {

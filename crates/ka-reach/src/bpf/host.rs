@@ -1,4 +1,4 @@
-//! What BPF programs need of this machine: capabilities, mounted filesystems, and features of the kernel.
+//! The requirements of BPF programs: capabilities, mounted filesystems, and features of the kernel.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ use crate::process::Status;
 /// The usual mount point of the bpf filesystem. systemd mounts it there.
 pub(crate) const BPF_FOLDER: &str = "/sys/fs/bpf";
 
-/// The kernel's file with its types (BTF).
+/// The file in which the kernel describes its types (BTF).
 pub(super) const TYPES: &str = "/sys/kernel/btf/vmlinux";
 
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
@@ -23,7 +23,8 @@ const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
 
 /// Reads the types of the running kernel. A kernel that was built without `CONFIG_DEBUG_INFO_BTF` has no such file.
 pub(super) fn kernel_types() -> Result<Types<'static>> {
-    // The file does not change while the kernel runs, so it is kept until this process ends. Linux 6.16 can map it.
+    // The file does not change while the kernel runs, so its contents are kept until this process ends. It can be
+    // mapped since Linux 6.16.
     let bytes = match sys::map(&File::open(TYPES)?) {
         Ok(bytes) => bytes,
         Err(_) => fs::read(TYPES)?.leak(),
@@ -38,12 +39,12 @@ pub struct Capability(u32, &'static str);
 const NET_ADMIN: Capability = Capability(12, "CAP_NET_ADMIN");
 const PERFMON: Capability = Capability(38, "CAP_PERFMON");
 const BPF: Capability = Capability(39, "CAP_BPF");
-/// It implies CAP_PERFMON and CAP_BPF, which were split from it in Linux 5.8.
+/// The number of CAP_SYS_ADMIN. It implies CAP_PERFMON and CAP_BPF, which were split from it in Linux 5.8.
 const SYS_ADMIN: u32 = 21;
 
-/// The capabilities to attach programs to a cgroup.
+/// The capabilities that are needed to attach programs to a cgroup.
 pub const FOR_CGROUPS: [Capability; 2] = [BPF, NET_ADMIN];
-/// The capabilities to run the TCP iterator and to set sockets with it.
+/// The capabilities that are needed to run the TCP iterator and to set sockets with it.
 pub const FOR_SOCKETS: [Capability; 3] = [BPF, PERFMON, NET_ADMIN];
 
 /// Checks that this process has these capabilities. If /proc cannot be read, it is assumed to have them.
@@ -62,7 +63,8 @@ pub fn check_capabilities(capabilities: &[Capability]) -> Result<()> {
     if missing.is_empty() { Ok(()) } else { Err(Error::MissingCapabilities(missing)) }
 }
 
-/// Permanently drops all capabilities except the one that bpf(2) needs if the sysctl unprivileged_bpf_disabled is on.
+/// Permanently drops all capabilities except the one for bpf(2), which is needed if the sysctl
+/// unprivileged_bpf_disabled is on.
 ///
 /// # Errors
 ///
@@ -93,7 +95,8 @@ pub fn release() -> (u32, u32) {
 pub fn cgroup_root() -> Result<PathBuf> {
     let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
     let found = mounts.split(|byte| *byte == b'\n').filter_map(cgroup_mount);
-    // Another filesystem may be mounted over one of them. A mount of the whole hierarchy has the shortest root.
+    // Another filesystem may cover a mount point, so each path is checked. Of several mounts, the one with the shortest
+    // root shows the largest part of the hierarchy.
     found
         .filter(|(_, place)| is_cgroup_path(place))
         .min_by_key(|(shown, _)| shown.len())
@@ -111,8 +114,8 @@ pub fn cgroup_mount(line: &[u8]) -> Option<(Vec<u8>, PathBuf)> {
     (kind == b"cgroup2").then(|| (shown.to_vec(), OsString::from_vec(unescaped(place)).into()))
 }
 
-/// Reads a line of mountinfo. If it is a mount of the cgroup v1 hierarchy with these controllers, returns the mounted
-/// part of the hierarchy and the mount point. The controllers are named as in /proc/PID/cgroup.
+/// Parses a line of mountinfo. If it is a mount of the cgroup v1 hierarchy with these controllers, returns the mounted
+/// part of the hierarchy and the mount point. `controllers` has the form of /proc/PID/cgroup: names with commas.
 pub(crate) fn cgroup_v1_mount(line: &[u8], controllers: &[u8]) -> Option<(Vec<u8>, PathBuf)> {
     let mut fields = line.split(|byte| *byte == b' ');
     let (shown, place) = (fields.nth(3)?, fields.next()?);
@@ -123,7 +126,7 @@ pub(crate) fn cgroup_v1_mount(line: &[u8], controllers: &[u8]) -> Option<(Vec<u8
         .then(|| (unescaped(shown), OsString::from_vec(unescaped(place)).into()))
 }
 
-/// Decodes the escapes of mountinfo: a blank, for example, is written as a backslash and three octal digits.
+/// Decodes the escapes of mountinfo. The kernel writes a blank, for example, as a backslash and three octal digits.
 fn unescaped(text: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -137,14 +140,14 @@ fn unescaped(text: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Returns the folder of this process's cgroup. `None` as in [`cgroup_of`].
+/// Returns the folder of this process's cgroup, or `None` for the reasons of [`cgroup_of`].
 #[must_use]
 pub fn own_cgroup() -> Option<PathBuf> {
     cgroup_of("self")
 }
 
-/// Returns the folder of a process's cgroup. `pid` is a PID or `self`. `None` if cgroup v2 is not mounted, or if the
-/// process has ended or is in no cgroup of version 2.
+/// Returns the folder of a process's cgroup. `pid` is a PID or `self`. Returns `None` if cgroup v2 is not mounted, if
+/// the process has ended, or if it is in no cgroup of version 2.
 #[must_use]
 pub fn cgroup_of(pid: &str) -> Option<PathBuf> {
     let root = cgroup_root().ok()?;
@@ -186,7 +189,7 @@ mod tests {
     use super::{cgroup_mount, cgroup_v1_mount, release};
 
     #[test]
-    fn mounts_are_read() {
+    fn mounts_of_cgroup_v2_are_parsed() {
         let line = b"26 24 0:23 /a /sys/fs/c\\040g rw,nosuid shared:4 master:1 - cgroup2 none rw";
         assert_eq!(cgroup_mount(line), Some((b"/a".to_vec(), "/sys/fs/c g".into())));
         assert_eq!(cgroup_mount(b"26 24 0:23 / /sys rw - sysfs cgroup2 rw"), None);
@@ -196,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn mounts_of_version_1_are_read() {
+    fn mounts_of_cgroup_v1_are_parsed() {
         let line = b"26 24 0:23 / /sys/fs/cgroup/net rw shared:4 - cgroup none rw,net_cls,net_prio";
         let found = cgroup_v1_mount(line, b"net_cls,net_prio");
         assert_eq!(found, Some((b"/".to_vec(), "/sys/fs/cgroup/net".into())));

@@ -1,10 +1,10 @@
 //! BPF instructions, and an assembler for them. Documentation/bpf/standardization/instruction-set.rst
 //!
-//! ka generates its programs at run time, with the policy's numbers as constants. So it needs neither a compiler nor the
-//! kernel's headers on the machine.
+//! ka generates its programs at run time, with the policy's numbers as constants. So the machine needs neither a
+//! compiler nor the kernel's headers.
 
-/// A register. R0 holds results. R1 to R5 hold arguments, and calls clobber them. R6 to R9 survive calls. R10 points past
-/// the end of the 512-byte stack.
+/// A register. R0 holds results. R1 to R5 hold arguments, and calls clobber them. Calls preserve R6 to R9. R10 points
+/// to the end of the 512-byte stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Reg {
@@ -30,7 +30,7 @@ pub(super) enum Size {
     Double = 0x18,
 }
 
-/// The condition of a jump. The comparison is of 32 bits.
+/// The condition of a jump. It compares 32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Cond {
@@ -106,17 +106,17 @@ const EQUAL: u8 = 0x10;
 const ABOVE: u8 = 0x20;
 const CALL: u8 = 0x80;
 const EXIT: u8 = 0x90;
-/// The source register of a 64-bit load whose constant is a map's descriptor. The register gets the map.
+/// The number in the source field of a 64-bit load whose constant is a map's descriptor. The load returns the map.
 const PSEUDO_MAP_FD: u8 = 1;
-/// As `PSEUDO_MAP_FD`, but the register gets the address of the map's value. The map must have one entry. Linux 5.2
+/// As `PSEUDO_MAP_FD`, but the load returns the address of the map's value. The map must have one entry. Linux 5.2
 const PSEUDO_MAP_VALUE: u8 = 2;
 
 /// A jump target.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Label(usize);
 
-/// A program under construction. If a label is never placed or is too far away, the jump gets an offset that the verifier
-/// rejects.
+/// A program under construction. If a label is never placed or is too far away, jumps to it get an offset that the
+/// verifier rejects.
 #[derive(Debug, Default)]
 pub(super) struct Assembler {
     insns: Vec<Insn>,
@@ -179,13 +179,14 @@ impl Assembler {
         self.push(JMP | EQUAL, pointer, 0, Source::Imm(0));
     }
 
-    /// `if (left == right) goto label`, with 64 bits
+    /// `if (left == right) goto label`, comparing 64 bits
     pub(super) fn jump_if_same(&mut self, left: Reg, right: Reg, label: Label) {
         self.jumps.push((self.insns.len(), label));
         self.push(JMP | EQUAL, left, 0, Source::Reg(right));
     }
 
-    /// `if (left > right) goto label`, with 64 bits, unsigned. The verifier learns the bounds of a pointer from it.
+    /// `if (left > right) goto label`, comparing 64 bits, unsigned. The verifier learns a pointer's bounds from this
+    /// jump.
     pub(super) fn jump_if_above(&mut self, left: Reg, right: Reg, label: Label) {
         self.jumps.push((self.insns.len(), label));
         self.push(JMP | ABOVE, left, 0, Source::Reg(right));
@@ -201,7 +202,7 @@ impl Assembler {
         self.raw(JMP | EXIT, Reg::R0, Reg::R0, 0, 0);
     }
 
-    /// `to = value`, with 64 bits
+    /// `to = value`, of 64 bits
     pub(super) fn load_u64(&mut self, to: Reg, value: u64) {
         self.raw(LD | Size::Double as u8, to, Reg::R0, 0, low(value));
         self.insns.push(Insn { value: low(value >> 32), ..Insn::default() });
@@ -217,8 +218,8 @@ impl Assembler {
         self.load_of_map(PSEUDO_MAP_VALUE, to, fd);
     }
 
-    fn load_of_map(&mut self, what: u8, to: Reg, fd: i32) {
-        let registers = registers(to as u8, what);
+    fn load_of_map(&mut self, pseudo: u8, to: Reg, fd: i32) {
+        let registers = registers(to as u8, pseudo);
         self.insns.push(Insn { code: LD | Size::Double as u8, registers, offset: 0, value: fd });
         self.insns.push(Insn::default());
     }
@@ -247,13 +248,13 @@ impl Assembler {
     }
 }
 
-/// Packs both registers of an instruction into a byte. In C they are bit fields, destination first, so their order depends
-/// on the byte order.
+/// Packs both registers of an instruction into a byte. In C they are two bit fields, destination first, so their
+/// order in the byte depends on the machine's byte order.
 const fn registers(to: u8, from: u8) -> u8 {
     if cfg!(target_endian = "big") { to << 4 | from } else { from << 4 | to }
 }
 
-/// The low 32 bits, as an instruction holds them.
+/// Returns the low 32 bits, as an instruction holds them.
 const fn low(value: u64) -> i32 {
     ((value & 0xffff_ffff) as u32).cast_signed()
 }

@@ -1,6 +1,7 @@
-//! The two programs of the TCP iterator: one reads the keepalive settings of each socket, one writes them.
+//! The two BPF programs of the TCP iterator. One reads the keepalive settings of each socket, the other writes them.
 //!
-//! The kernel calls the program once for each TCP socket of a network namespace, with the socket locked.
+//! The kernel runs the program once for each TCP socket of a network namespace, with the socket locked. The program
+//! writes a record about the socket into a buffer, which a process reads from the iterator's descriptor.
 //! Documentation/bpf/bpf_iterators.rst
 
 use ka_core::{Config, Settings, SockOpt, Timer};
@@ -15,7 +16,7 @@ const META: i16 = 0;
 const SK_COMMON: i16 = 8;
 const META_SEQ: i16 = 0;
 
-/// The stack slots of the context pointer and of the record that is being built.
+/// The stack offsets of the context pointer, and of the record that is being built.
 const CONTEXT: i16 = FREE - 8;
 const RECORD: i16 = CONTEXT - 40;
 
@@ -33,12 +34,12 @@ const READ_SIZE: i16 = 8 + 4 * 5 + 4;
 /// The size of a record of the writer: the socket's cookie, the number of written options, and a negative errno or 0.
 const SET_SIZE: i16 = 8 + 4 + 4;
 
-/// Which sockets of a network namespace to set. The default selects all.
+/// The sockets of a network namespace to set. The default selects all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     /// Only sockets with this local or peer port.
     pub port: Option<u16>,
-    /// Only sockets of this cgroup and of the cgroups below it. The ID is the inode of the cgroup's folder.
+    /// Only sockets of this cgroup and of its descendants. The ID is the inode of the cgroup's folder.
     pub cgroup: Option<u64>,
 }
 
@@ -48,7 +49,7 @@ pub(super) fn reader() -> Vec<Insn> {
     let skip = program.label();
     begin(&mut program, skip);
     cookie(&mut program);
-    // record.option = getsockopt(option), of each
+    // for each option: record.option = getsockopt(option);
     for (option, place) in OPTIONS.into_iter().zip((RECORD + 8..).step_by(4)) {
         get(&mut program, option, skip);
         program.store(Size::Word, Reg::R10, place, Reg::R0);
@@ -61,7 +62,7 @@ pub(super) fn reader() -> Vec<Insn> {
 }
 
 /// Returns the program that sets each selected socket and writes a record of the result. It counts the sockets that it
-/// sets in the map `counter`. Returns `None` if the kernel's types differ from the expected ones.
+/// sets in the map `counter`. Returns `None` if the kernel's types lack an expected member.
 pub(super) fn writer(
     types: &Types<'_>,
     config: &Config,
@@ -84,7 +85,7 @@ pub(super) fn writer(
     if !dry_run {
         wait_for_room(&mut program, types, done)?;
     }
-    // If the kernel rejects an option, this jumps to done with the error in R0.
+    // If the kernel rejects an option, execution continues at `done` with the error in R0.
     Apply { config, mode, blind: false, dry_run }.emit(&mut program, done);
     program.mov(Reg::R0, 0);
     program.place(done);
@@ -103,8 +104,8 @@ pub(super) fn writer(
     Some(program.finish())
 }
 
-/// Loads the socket. Skips the last call, which has no socket, and connection requests and TIME-WAIT entries, which are
-/// not full sockets.
+/// Loads the socket. Skips connection requests and TIME-WAIT entries, which are not full sockets. Also skips the last
+/// run of the program, which has no socket.
 fn begin(program: &mut Assembler, skip: Label) {
     // struct sock_common *socket = context->sk_common; if (!socket) goto skip;
     program.store(Size::Double, Reg::R10, CONTEXT, Reg::R1);
@@ -126,8 +127,9 @@ fn cookie(program: &mut Assembler) {
 
 /// `if (there is no room for a record) { writes = 0; error = 0; goto done; }`
 ///
-/// If the output buffer has no room for a record, the kernel drops the record. It calls the program again for the same
-/// socket when there is room. If the first call had set the socket, the second would report the socket as unchanged.
+/// If the output buffer has no room for a record, the kernel drops the record. When there is room, the kernel runs the
+/// program again for the same socket. If the first run set the socket, the second would report it as unchanged. So the
+/// first run must not set the socket.
 fn wait_for_room(program: &mut Assembler, types: &Types<'_>, done: Label) -> Option<()> {
     let room = program.label();
     seq(program);
@@ -166,6 +168,7 @@ fn end(program: &mut Assembler, skip: Label) {
     program.exit();
 }
 
+/// Skips sockets whose local port and peer port both differ from `port`.
 fn skip_other_ports(program: &mut Assembler, types: &Types<'_>, port: u16, skip: Label) -> Option<()> {
     let selected = program.label();
     // if (socket->skc_num == port || socket->skc_dport == htons(port)) goto selected; else goto skip;
@@ -177,11 +180,11 @@ fn skip_other_ports(program: &mut Assembler, types: &Types<'_>, port: u16, skip:
     Some(())
 }
 
-/// A socket belongs to the cgroup that its maker was in when it made the socket. An accepted socket belongs to the
-/// cgroup of its listener.
+/// Skips sockets outside of a cgroup and its descendants. A socket belongs to the cgroup that its process was in when
+/// it created the socket. An accepted socket belongs to the cgroup of its listening socket.
 ///
-/// Users can nest cgroups to any depth, but the verifier requires a bound. A socket in a deeper cgroup goes to `done`
-/// with an error, because it may be selected.
+/// The instructions visit the cgroup's ancestors one by one. Users can nest cgroups to any depth, but the verifier
+/// requires a bound. If the bound is reached, the socket may be selected, so it is reported with an error.
 fn skip_other_cgroups(
     program: &mut Assembler,
     types: &Types<'_>,
@@ -236,13 +239,13 @@ pub(super) fn settings(records: &[u8]) -> impl Iterator<Item = (u64, Settings)> 
 pub struct SetResult {
     /// The socket's cookie, as in sock_diag(7).
     pub cookie: u64,
-    /// How many options were written. On a dry run: how many differ.
+    /// The number of options that were written, or on a dry run would have been written.
     pub writes: i32,
-    /// The errno of the first option that the kernel rejected; 0 if it accepted all. See [`super::set_error`].
+    /// The errno of the first option that the kernel rejected, or 0 if it accepted all. See [`super::set_error`].
     pub errno: i32,
 }
 
-/// The size of a record of [`results`].
+/// The size in bytes of a record that [`results`] parses.
 pub(super) const RECORD_SIZE: usize = SET_SIZE.unsigned_abs() as usize;
 
 /// Parses the writer's records.

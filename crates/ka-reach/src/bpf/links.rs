@@ -1,4 +1,4 @@
-//! Links: each attaches a program to a cgroup for as long as somebody holds the link.
+//! Links. A link attaches a program to a cgroup for as long as a descriptor or a pin of the link exists.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -8,8 +8,8 @@ use super::{host, sys};
 
 /// The links that attach ka's programs to a cgroup.
 ///
-/// A link ends when its last descriptor is closed and its last pin is removed. The kernel does this a moment later, so
-/// use [`Links::detach`] to end the policy at once.
+/// The kernel detaches the program a moment after the last descriptor is closed and the last pin is removed. Use
+/// [`Links::detach`] to end the policy at once.
 pub struct Links(pub(super) Vec<(&'static str, OwnedFd)>);
 
 impl Links {
@@ -19,8 +19,8 @@ impl Links {
         self.0.iter().all(|(_, link)| sys::linked_cgroup(link.as_fd()).is_ok_and(|id| id == 0))
     }
 
-    /// Detaches the programs. When this returns, the policy is not in force any more. Linux before 5.9 cannot do this
-    /// and detaches a moment after the links are closed.
+    /// Detaches the programs. When this returns, the policy is no longer in force. Linux before 5.9 detaches only a
+    /// moment after the links are closed.
     pub fn detach(self) {
         for (_, link) in &self.0 {
             let _ = sys::detach(link.as_fd());
@@ -33,7 +33,7 @@ pub(crate) fn pinned_cgroup(path: &Path) -> io::Result<u64> {
     sys::linked_cgroup(sys::pinned(path)?.as_fd())
 }
 
-/// Detaches what a pinned link attaches. Linux before 5.9 detaches a moment after the pin is removed.
+/// Detaches the program of a pinned link. Linux before 5.9 detaches only a moment after the pin is removed.
 pub(crate) fn detach_pinned(path: &Path) -> io::Result<()> {
     match sys::pinned(path).and_then(|link| sys::detach(link.as_fd())) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) && host::release() < (5, 9) => Ok(()),

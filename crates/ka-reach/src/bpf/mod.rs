@@ -1,12 +1,15 @@
-//! BPF programs: ka has the kernel read and set the keepalive of sockets, by bpf(2).
+//! BPF programs, with which the kernel itself reads and sets the keepalive of sockets. bpf(2)
 //!
-//! Two programs are attached to a cgroup. The `sock_ops` program applies a policy to each socket that connects, listens or
-//! is accepted. The `setsockopt` program keeps programs from replacing the policy's values. Two other programs belong
-//! to the iterator over all TCP sockets of a network namespace. One reads the settings of each socket, the other writes
-//! them.
+//! A process can set a socket only through a descriptor, which it must duplicate from the socket's owner. The kernel
+//! needs no descriptor. It runs BPF programs at certain events, and they can set the socket of the event.
 //!
-//! ka generates the programs as instructions and needs no compiler. The instructions that set a socket are shared by all
-//! programs that do so.
+//! Two of ka's BPF programs are attached to a cgroup. The `sock_ops` program applies a policy to each socket that
+//! connects, listens or is accepted. The `setsockopt` program keeps the cgroup's processes from replacing the policy's
+//! values. Two other BPF programs belong to the iterator over all TCP sockets of a network namespace. One reads the
+//! settings of each socket, the other writes them.
+//!
+//! ka generates the instructions of these programs at run time, and needs no compiler. All BPF programs that set
+//! sockets share the instructions for it (`apply`).
 
 mod apply;
 pub(crate) mod btf;
@@ -52,7 +55,7 @@ struct Feature {
     capabilities: &'static [Capability],
 }
 
-/// The programs are older, but could not set keepalive.
+/// Older kernels have `sock_ops` programs too, but these cannot set keepalive.
 const BPF_SETSOCKOPT: Feature = Feature {
     name: "bpf_setsockopt of keepalive in sock_ops programs",
     since: (5, 9),
@@ -67,8 +70,8 @@ const TCP_ITER: Feature = Feature {
     since: (5, 9),
     capabilities: &host::FOR_SOCKETS,
 };
-/// Mode default needs it to leave sockets with keepalive alone, and the iterator to read settings and to write only those
-/// that differ.
+/// In mode default, the `sock_ops` program reads SO_KEEPALIVE, to leave alone sockets that have it on. The iterator's
+/// programs read the settings, to report them and to write only those that differ.
 const BPF_GETSOCKOPT: Feature =
     Feature { name: "bpf_getsockopt of keepalive", since: (6, 1), capabilities: &host::FOR_SOCKETS };
 
@@ -81,8 +84,8 @@ impl Feature {
         if host::release() < self.since { Err(self.missing()) } else { Ok(()) }
     }
 
-    /// Explains why the kernel did not attach a program to a cgroup. EPERM has another meaning here: the kernel has
-    /// already loaded the program, so the capabilities suffice.
+    /// Explains why the kernel did not attach a program to a cgroup. Here EPERM does not mean missing capabilities: the
+    /// kernel has already loaded the program, so the capabilities suffice.
     fn attach_error(&self, error: io::Error) -> Error {
         match error.raw_os_error() {
             Some(libc::EPERM) => Error::ExclusiveProgram,
@@ -114,7 +117,7 @@ fn map_with(name: &str, value: &[u8]) -> io::Result<OwnedFd> {
     }
 }
 
-/// Loads a program. If the verifier rejects it, the error has the last lines of the verifier's log.
+/// Loads a program. If the verifier rejects it, the error contains the last lines of the verifier's log.
 fn load(kind: Kind, name: &str, insns: &[Insn], feature: &Feature) -> Result<OwnedFd> {
     const LINES: usize = 20;
     let loaded = match sys::load(kind, name, insns, &mut []) {
@@ -131,7 +134,7 @@ fn load(kind: Kind, name: &str, insns: &[Insn], feature: &Feature) -> Result<Own
     else {
         return Err(feature.error(error));
     };
-    // Load it again, with a log.
+    // Load the program again, to get the verifier's log.
     let mut log = vec![0; 1 << 20];
     let _ = sys::load(kind, name, insns, &mut log);
     let log = String::from_utf8_lossy(log.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned();
@@ -145,10 +148,11 @@ fn load(kind: Kind, name: &str, insns: &[Insn], feature: &Feature) -> Result<Own
     Err(Error::Verifier { program: name.to_owned(), cause: Box::new(cause), errno, log })
 }
 
-/// The first word of a record. It identifies ka's records and their format.
+/// The start of a record. It identifies ka's records and their format.
 const FORM: &str = "ka1 ";
 
-/// Returns the record of a policy, which is stored in a map with the programs of a cgroup: `ka1 MODE POLICY`.
+/// Returns the record of a policy: `ka1 MODE POLICY`. ka stores it in a map of the `sock_ops` program, from which other
+/// processes read the policy.
 pub(crate) fn record(policy: Policy<'_>) -> String {
     format!("{FORM}{} {}", policy.mode.name(), policy.config)
 }
@@ -160,22 +164,23 @@ pub(crate) fn parse_record(text: &[u8]) -> Option<Policy<'static>> {
     Some(Policy::new(ka_core::parse(config.as_bytes()).ok()?, Mode::named(mode.as_bytes())?))
 }
 
-/// A policy's programs for a cgroup, loaded into the kernel. They have no effect until they are attached.
+/// The BPF programs of a policy for a cgroup, loaded into the kernel. They have no effect until they are attached.
 pub struct Programs {
     /// The map with the policy's record.
     record: OwnedFd,
     sock_ops: OwnedFd,
-    /// Only in mode force.
+    /// `None` unless the mode is force.
     setsockopt: Option<OwnedFd>,
 }
 
 impl Programs {
-    /// Loads the programs of a policy. In mode force they keep programs from replacing the policy's values. In other
-    /// modes they leave sockets alone on which the program has turned keepalive on.
+    /// Loads the BPF programs of a policy. In mode force, they keep the cgroup's processes from replacing the policy's
+    /// values. In mode default, they leave alone sockets on which a process has turned keepalive on. ka offers no mode
+    /// floor for cgroups.
     ///
     /// # Errors
     ///
-    /// Missing capabilities, a kernel that is too old, or the verifier's log. Then nothing is loaded.
+    /// Missing capabilities, a kernel that is too old, or the verifier's log. Then nothing stays loaded.
     pub fn load(policy: Policy<'_>) -> Result<Self> {
         let Policy { config, mode, .. } = policy;
         host::check_capabilities(&host::FOR_CGROUPS)?;
@@ -197,18 +202,19 @@ impl Programs {
         Ok(Self { record, sock_ops, setsockopt })
     }
 
-    /// The programs in the order in which they are attached. The `setsockopt` program comes last: if a program sets its
-    /// own values between the two, the `sock_ops` program overrides them when the socket connects.
+    /// Returns the BPF programs in the order in which they are attached. The `setsockopt` program comes last. If a
+    /// process sets its own values before that, the `sock_ops` program overrides them when the socket connects.
     fn each(&self) -> impl Iterator<Item = (&'static str, Kind, BorrowedFd<'_>)> {
         let setsockopt = self.setsockopt.as_ref().map(|fd| (SETSOCKOPT, Kind::SetSockOpt, fd.as_fd()));
         [(SOCK_OPS, Kind::SockOps, self.sock_ops.as_fd())].into_iter().chain(setsockopt)
     }
 
-    /// Attaches the programs to a cgroup until it is removed.
+    /// Attaches the programs to a cgroup until the cgroup is removed.
     ///
     /// # Errors
     ///
-    /// Another program that allows no second one, or the limit of programs. The `sock_ops` program may stay attached.
+    /// [`Error::ExclusiveProgram`], [`Error::TooManyPrograms`], or an error of bpf(2). The `sock_ops` program may stay
+    /// attached.
     pub fn attach(&self, cgroup: impl AsFd) -> Result<()> {
         self.each()
             .try_for_each(|(_, kind, program)| sys::attach(cgroup.as_fd(), program, kind))
@@ -219,7 +225,7 @@ impl Programs {
     ///
     /// # Errors
     ///
-    /// As [`Programs::attach`], but nothing stays attached.
+    /// The errors of [`Programs::attach`]. Nothing stays attached.
     pub fn link(&self, cgroup: impl AsFd) -> Result<Links> {
         self.each()
             .map(|(name, kind, program)| Ok((name, sys::link(program, Some(cgroup.as_fd()), kind)?)))
@@ -228,8 +234,8 @@ impl Programs {
             .map_err(|error| CGROUP_LINK.attach_error(error))
     }
 
-    /// Attaches the programs to a cgroup by links, and pins the links and the policy's record in a folder of a bpf
-    /// filesystem. If this fails, some pins may be left in the folder.
+    /// Attaches the programs to a cgroup by links. Pins the links, and the map with the policy's record, in a folder
+    /// of a bpf filesystem. If this fails, some pins may be left in the folder.
     pub(crate) fn pin(&self, cgroup: impl AsFd, folder: &Path) -> Result<()> {
         let Links(links) = self.link(cgroup)?;
         let links = links.iter().map(|(name, link)| (*name, link.as_fd()));
@@ -241,12 +247,12 @@ impl Programs {
     }
 }
 
-/// Reads the policy whose record is pinned here. `None` if the record is not one of ka's.
+/// Reads the policy from the record that is pinned at a path. Returns `None` if the record is not one of ka's.
 pub(crate) fn pinned_policy(path: &Path) -> io::Result<Option<Policy<'static>>> {
     Ok(parse_record(&sys::map_value(sys::pinned(path)?.as_fd())?))
 }
 
-/// Returns the policies that ka has attached to a cgroup itself, not to one above it.
+/// Returns the policies that ka has attached to this cgroup, without those of its ancestors.
 pub(crate) fn policies(cgroup: BorrowedFd<'_>) -> io::Result<Vec<Policy<'static>>> {
     let mut found = Vec::new();
     for program in sys::attached(cgroup, Kind::SockOps)? {
@@ -264,8 +270,8 @@ pub(crate) fn policies(cgroup: BorrowedFd<'_>) -> io::Result<Vec<Policy<'static>
     Ok(found)
 }
 
-/// Checks that programs can read keepalive settings. Distributions backport this to older kernels, so the kernel's BTF
-/// decides if there is one.
+/// Checks that BPF programs can read keepalive settings. Distributions backport this feature to older kernels. So on an
+/// older kernel, the function's entry in the kernel's BTF decides.
 fn check_getsockopt(types: Option<&Types<'_>>) -> Result<()> {
     if BPF_GETSOCKOPT.check_release().is_ok() {
         return Ok(());
@@ -297,13 +303,14 @@ fn load_reader() -> Result<(Kind, OwnedFd)> {
 
 /// Runs an iterator program over all TCP sockets of this network namespace, and copies its output.
 ///
-/// The kernel takes each socket's lock, which another program may hold forever. Only a worker may call this.
+/// The kernel takes each socket's lock, which another process may hold forever. So only a worker process may call this
+/// ([`fork_worker`](crate::sys::fork_worker)).
 fn run(kind: Kind, program: BorrowedFd<'_>, out: &mut impl Write) -> Result<()> {
     let mut copy = || -> io::Result<()> {
         let link = sys::link(program, None, kind)?;
         let mut records = File::from(sys::iterate(link.as_fd())?);
-        // The kernel returns its records when this buffer is full. If the kernel then blocks at a socket, few records
-        // are lost.
+        // The kernel returns records only when this buffer is full. If the kernel blocks at a socket, the records in
+        // the buffer are lost, so the buffer is small.
         let mut piece = [0; 1 << 13];
         loop {
             match records.read(&mut piece) {
@@ -318,7 +325,8 @@ fn run(kind: Kind, program: BorrowedFd<'_>, out: &mut impl Write) -> Result<()> 
 }
 
 /// Writes a record of the settings of each TCP socket of this network namespace. Sockets that are neither bound nor
-/// connected are not included. Only a worker may call this, because it may block at a socket whose lock is held.
+/// connected are not included. Only a worker process may call this, because it may block at a socket whose lock is
+/// held.
 pub(crate) fn read_settings(out: &mut impl Write) -> Result<()> {
     let (kind, program) = load_reader()?;
     run(kind, program.as_fd(), out)
@@ -329,12 +337,12 @@ pub(crate) fn parse_settings(records: &[u8]) -> HashMap<u64, Settings> {
     iter::settings(records).collect()
 }
 
-/// Counts the sockets that an [`IterWriter`] has set. If the kernel blocks at a socket, the records of the last sockets
-/// before it are lost, but the counter includes these sockets.
+/// The number of sockets that an [`IterWriter`] has set. If the kernel blocks at a socket, the last records before it
+/// are lost, but the counter includes their sockets.
 pub struct Counter(OwnedFd);
 
 impl Counter {
-    /// Makes a counter at 0.
+    /// Makes a counter that starts at 0.
     ///
     /// # Errors
     ///
@@ -343,7 +351,7 @@ impl Counter {
         map_with(COUNTER, &[0; 8]).map(Self).map_err(|error| TCP_ITER.error(error))
     }
 
-    /// Returns the number of sockets; 0 if the kernel does not report it.
+    /// Returns the number of sockets, or 0 if the kernel does not report it.
     #[must_use]
     pub fn value(&self) -> usize {
         let value = sys::map_value(self.0.as_fd()).unwrap_or_default();
@@ -381,12 +389,12 @@ impl IterWriter {
         Ok(Self { kind, program: load(kind, ITER_WRITER, &insns, &TCP_ITER)? })
     }
 
-    /// Sets the selected sockets of this network namespace in one pass, and writes a record of the result of each. Only a
-    /// worker may call this, because it may block at a socket whose lock is held.
+    /// Sets the selected sockets of this network namespace in one pass, and writes a record of each result. Only a
+    /// worker process may call this, because it may block at a socket whose lock is held.
     ///
     /// # Errors
     ///
-    /// An error of the iterator or of `out`. The sockets of the records that were written have been set.
+    /// An error of the iterator or of `out`. A socket whose record was written has been set.
     pub fn run(&self, out: &mut impl Write) -> Result<()> {
         run(self.kind, self.program.as_fd(), out)
     }
@@ -398,13 +406,15 @@ impl AsRawFd for IterWriter {
     }
 }
 
-/// Removes the complete records from the front of the output of [`IterWriter::run`], and parses them.
+/// Removes the complete records from the output of [`IterWriter::run`], and parses them. A partial record at the end
+/// stays.
 pub fn take_results(written: &mut Vec<u8>) -> Vec<SetResult> {
     let whole = written.len() / iter::RECORD_SIZE * iter::RECORD_SIZE;
     iter::results(&written.drain(..whole).collect::<Vec<_>>()).collect()
 }
 
-/// The errno of a socket whose cgroup is nested too deeply for the writer to determine whether it is selected.
+/// The errno of a socket in a cgroup that is nested too deeply. The writer cannot determine whether the socket is
+/// selected.
 const TOO_DEEP: i32 = libc::ELOOP;
 
 /// Explains the errno of a [`SetResult`]. The kernel does not report which option it rejected.
@@ -413,11 +423,11 @@ pub const fn set_error(errno: i32) -> Error {
     if errno == TOO_DEEP { Error::CgroupTooDeep } else { Error::SetSockOpt(errno) }
 }
 
-/// Checks that a cgroup can get a policy on this machine. It loads the programs and attaches nothing.
+/// Checks that ka can attach a policy to a cgroup on this machine. Loads the programs, and attaches nothing.
 ///
 /// # Errors
 ///
-/// No cgroup v2 hierarchy, or as [`Programs::load`].
+/// [`Error::NoCgroups`], or an error of [`Programs::load`].
 pub fn check_cgroups() -> Result<()> {
     host::cgroup_root()?;
     Programs::load(Policy::new(Config::STANDARD, Mode::Force)).map(drop)
@@ -464,7 +474,7 @@ mod tests {
         program.exit();
         let why =
             load(Kind::SockOps, "ka_wrong", &program.finish(), &BPF_SETSOCKOPT).unwrap_err().to_string();
-        let is_said = why.contains("the kernel's verifier refuses ka_wrong") && why.contains("R3 !read_ok");
-        assert!(is_said || why.starts_with("needs CAP_") || why.contains("forbids it"), "{why}");
+        let has_log = why.contains("the kernel's verifier refuses ka_wrong") && why.contains("R3 !read_ok");
+        assert!(has_log || why.starts_with("needs CAP_") || why.contains("forbids it"), "{why}");
     }
 }

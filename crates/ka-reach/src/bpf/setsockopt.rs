@@ -1,4 +1,7 @@
-//! The `setsockopt` program of a cgroup: keeps programs from replacing the policy's values, in mode force.
+//! The `setsockopt` program of a cgroup. In mode force, it keeps applications from replacing the policy's values.
+//!
+//! The kernel runs it before its own setsockopt, with a copy of the value. The program can change the value, reject the
+//! call, or make it succeed without effect.
 
 use ka_core::{Config, SockOpt, Timer};
 use ka_policy::{Mode, Verdict, judge};
@@ -25,9 +28,9 @@ mod sock {
 /// Returns the program, of attach type `BPF_CGROUP_SETSOCKOPT`: the verdicts of [`judge`] as instructions. A test
 /// compares both on the running kernel. `page` is the size of a memory page in bytes.
 ///
-/// If a value is longer than a page, as the tables of iptables are, the BPF program sees only its first page. It must then
-/// set the length to 0, so that the kernel passes the whole value on. Otherwise Linux 5.8 to 6.4 reject the call with
-/// EFAULT, and later kernels pass on only what the program has written. Documentation/bpf/prog_cgroup_sockopt.rst
+/// If a value is longer than a page, as the tables of iptables are, the BPF program sees only its first page. The
+/// program must then set the length to 0, so that the kernel uses the application's own value. Otherwise Linux 5.8 to
+/// 6.4 reject the call with EFAULT, and later kernels log a message. Documentation/bpf/prog_cgroup_sockopt.rst
 pub(super) fn setsockopt(config: &Config, mode: Mode, page: i32) -> Vec<Insn> {
     use Reg::{R0, R1, R2, R3, R4, R6};
 
@@ -82,11 +85,12 @@ pub(super) fn setsockopt(config: &Config, mode: Mode, page: i32) -> Vec<Insn> {
         let range = timer.range();
         program.jump_if(R0, Cond::Less, *range.start(), pass);
         program.jump_if(R0, Cond::Greater, *range.end(), pass);
-        // The verdict on the largest value decides: either all values are ignored, or those above a limit are clamped.
+        // The verdict on the largest value tells the rule: all values are ignored, or those above a limit are clamped.
         match judge(mode, config, SockOpt::Timer(timer), *range.end()) {
             Verdict::Pass | Verdict::Reject => program.jump(pass),
             Verdict::Ignore => {
-                // The policy's own value passes, so that `ka attach` can set it by descriptor.
+                // The policy's own value passes, because `ka attach` sets it with setsockopt(2) on a duplicated
+                // descriptor.
                 let named = match timer {
                     Timer::UserTimeout => user_timeout(config),
                     timer => config.timer(timer),
@@ -111,7 +115,7 @@ pub(super) fn setsockopt(config: &Config, mode: Mode, page: i32) -> Vec<Insn> {
         Verdict::Ignore => program.jump_if(R0, Cond::NotEqual, 0, pass),
         Verdict::Pass | Verdict::Reject | Verdict::Clamp(_) => program.jump(pass),
     }
-    // call->optlen = -1: the kernel's own setsockopt is not called, and the program's succeeds.
+    // call->optlen = -1: the application's call succeeds, and the kernel skips its own setsockopt.
     program.place(ignore);
     program.mov(R0, -1);
     program.store(Size::Word, R6, sockopt::OPTLEN, R0);

@@ -1,4 +1,4 @@
-//! The `sock_ops` program of a cgroup: applies the policy to each socket that connects, listens or is accepted.
+//! The `sock_ops` program of a cgroup. It applies the policy to each socket that connects, listens or is accepted.
 
 use ka_core::Config;
 use ka_policy::Mode;
@@ -22,13 +22,13 @@ const OP: i16 = 0;
 
 /// Returns the program, of type `BPF_PROG_TYPE_SOCK_OPS`.
 ///
-/// In mode force it writes without reading first, because at these events a write cannot cause a probe. In other modes
-/// it leaves a socket alone if the program has already turned keepalive on. The map `record` holds the policy's text,
-/// from which others can read which policy is in force.
+/// In mode force it writes without reading first, because at these events a write cannot cause a probe. In mode default
+/// it leaves a socket alone if the application has already turned keepalive on. `record` is the descriptor of the map
+/// that holds the policy as text. Other processes read there which policy is in force.
 pub(super) fn sock_ops(config: &Config, mode: Mode, record: i32) -> Vec<Insn> {
     let mut program = Assembler::default();
     let (apply, done) = (program.label(), program.label());
-    // The value is not used. A program that names a map keeps the map alive.
+    // The program does not use the map, but a program that refers to a map keeps the map alive.
     program.load_map(Reg::R2, record);
     // struct bpf_sock_ops *socket = context;
     program.mov(SOCKET, Reg::R1);

@@ -1,4 +1,4 @@
-//! bpf(2), and the other system calls that this module needs. All `unsafe` code of the module is here.
+//! bpf(2), and the other system calls that `bpf` needs. All `unsafe` code of `bpf` is here.
 
 #![expect(unsafe_code, reason = "bpf(2)")]
 
@@ -38,11 +38,11 @@ mod command {
 /// A kind of BPF program: its type and where it is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The kernel calls it when a socket of a cgroup connects, listens or is accepted, and at other events.
+    /// The kernel runs it when a socket of a cgroup connects, listens or is accepted, and at other events.
     SockOps,
-    /// The kernel calls it before a program in a cgroup sets a socket option.
+    /// The kernel runs it before a process in a cgroup sets a socket option.
     SetSockOpt,
-    /// The kernel calls it for each TCP socket while a process reads from the iterator. `function` is the BTF ID of
+    /// The kernel runs it for each TCP socket while a process reads from the iterator. `function` is the BTF ID of
     /// `bpf_iter_tcp`.
     TcpIter { function: u32 },
 }
@@ -125,7 +125,7 @@ struct Object {
 struct Attach {
     target: u32,
     program: u32,
-    place: u32,
+    attach_type: u32,
     flags: u32,
 }
 
@@ -225,12 +225,12 @@ fn bpf_fd<T>(command: c_int, attributes: &mut T) -> io::Result<OwnedFd> {
     owned(bpf(command, attributes)?)
 }
 
-/// Returns an address as bpf(2) takes it.
+/// Converts a reference to an address for bpf(2).
 fn address<T: ?Sized>(data: &T) -> u64 {
     std::ptr::from_ref(data).cast::<()>().expose_provenance() as u64
 }
 
-/// Returns a descriptor as bpf(2) takes it. Open descriptors are never negative.
+/// Converts a descriptor to a number for bpf(2). Open descriptors are never negative.
 fn number(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
@@ -239,7 +239,7 @@ fn size(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }
 
-/// Returns a name as bpf(2) takes it. Long names are cut.
+/// Converts a name for bpf(2). Truncates a long name.
 fn name(text: &str) -> [u8; NAME_SIZE] {
     let mut name = [0; NAME_SIZE];
     for (to, from) in name.iter_mut().zip(text.bytes().take(NAME_SIZE - 1)) {
@@ -328,20 +328,21 @@ pub(super) fn map_value(map: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     Ok(value)
 }
 
-/// Pins a link or map at a path in a bpf filesystem. It exists until the path is removed and its descriptors are closed.
+/// Pins a link or map at a path in a bpf filesystem. The object exists until the path is removed and all descriptors of
+/// the object are closed.
 pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     bpf(command::OBJ_PIN, &mut Object { path: address(path.as_c_str()), fd: number(object), flags: 0 })?;
     Ok(())
 }
 
-/// Opens what is pinned at a path in a bpf filesystem.
+/// Opens the object that is pinned at a path in a bpf filesystem.
 pub(super) fn pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     bpf_fd(command::OBJ_GET, &mut Object { path: address(path.as_c_str()), fd: 0, flags: 0 })
 }
 
-/// Returns the ID of the cgroup that a link attaches a program to; 0 if the cgroup has been removed.
+/// Returns the ID of the cgroup that a link attaches a program to, or 0 if the cgroup has been removed.
 pub(super) fn linked_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
     let mut info = RawLinkInfo::default();
     let mut attributes = GetInfo {
@@ -366,14 +367,14 @@ pub(super) fn attach(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, kind: Kind
     let mut attributes = Attach {
         target: number(cgroup),
         program: number(program),
-        place: kind.attach_type(),
+        attach_type: kind.attach_type(),
         flags: ALLOW_MULTI,
     };
     bpf(command::PROG_ATTACH, &mut attributes)?;
     Ok(())
 }
 
-/// Links a program to a cgroup. Iterator programs are linked without a cgroup.
+/// Makes a link of a program to a cgroup. The link of an iterator program has no cgroup.
 pub(super) fn link(
     program: BorrowedFd<'_>,
     cgroup: Option<BorrowedFd<'_>>,
@@ -388,12 +389,13 @@ pub(super) fn link(
     bpf_fd(command::LINK_CREATE, &mut attributes)
 }
 
-/// Opens an iterator. Reading the descriptor to its end visits all sockets of the caller's network namespace once.
+/// Opens an iterator. While the descriptor is read to its end, the kernel visits each socket of the caller's network
+/// namespace once.
 pub(super) fn iterate(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     bpf_fd(command::ITER_CREATE, &mut IterCreate { link: number(link), flags: 0 })
 }
 
-/// Returns the IDs of the programs that are attached to a cgroup itself, not to one above it.
+/// Returns the IDs of the programs that are attached to this cgroup, without those of its ancestors.
 pub(super) fn attached(cgroup: BorrowedFd<'_>, kind: Kind) -> io::Result<Vec<u32>> {
     // `BPF_CGROUP_MAX_PROGS`
     let mut ids = vec![0_u32; 64];
@@ -430,7 +432,7 @@ pub(super) fn program_info(id: u32) -> io::Result<(String, Vec<u32>)> {
     Ok((name_of(info.name), maps))
 }
 
-/// Maps a file of the kernel that never changes, until this process ends.
+/// Maps a kernel file whose contents never change. The mapping lasts until this process ends.
 pub(super) fn map(file: &File) -> io::Result<&'static [u8]> {
     let size = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
     // SAFETY: the kernel chooses an unused address range. If it fails, it returns MAP_FAILED, which is checked below.
@@ -465,12 +467,12 @@ pub(super) fn page_size() -> i32 {
     i32::try_from(size).unwrap_or(4096)
 }
 
-/// Runs `work` without a limit on locked memory: kernels before 5.11 count programs and maps as locked memory. If the
-/// limit cannot be read, it is not changed, because it could not be restored.
+/// Runs `work` without a limit on locked memory. Kernels before 5.11 count BPF programs and maps as locked memory. If
+/// the limit cannot be read, leaves it unchanged, because it could not be restored.
 pub(super) fn with_locked_memory<T>(work: impl FnOnce() -> T) -> T {
     let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     let without = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: both pointers are to a valid `rlimit`. If the kernel refuses, the limit does not change.
+    // SAFETY: both pointers refer to a valid `rlimit`. If the kernel refuses, the limit does not change.
     let is_raised = unsafe {
         libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut before) == 0
             && libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const without) == 0
@@ -489,7 +491,7 @@ mod tests {
 
     use super::with_locked_memory;
 
-    /// The test runs itself under strace, which makes the kernel refuse to report the limit.
+    /// The test runs itself under strace, which makes the calls fail that read the limit.
     #[test]
     fn a_limit_that_cannot_be_read_is_not_changed() {
         const INSIDE: &str = "KA_TEST_LIMIT";

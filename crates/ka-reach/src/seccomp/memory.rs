@@ -15,8 +15,8 @@ use crate::sys::check;
 /// Reads an int from the memory of a task. Fails with EFAULT if the address is not readable.
 pub(super) fn read_int(task: i32, address: u64) -> io::Result<c_int> {
     match read_directly(task, address) {
-        // A container's seccomp filter, such as Podman's, may deny process_vm_readv(2) and allow pidfd_getfd(2). Reading
-        // /proc/PID/mem needs the same rights, but not this system call.
+        // A container's seccomp filter, such as Podman's, may deny process_vm_readv(2) and allow pidfd_getfd(2).
+        // Reading /proc/PID/mem needs the same rights, but not this system call.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)) => {
             let mut value = [0; size_of::<c_int>()];
             let read = File::open(format!("/proc/{task}/mem"))?.read_exact_at(&mut value, address);

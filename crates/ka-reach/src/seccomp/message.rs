@@ -66,8 +66,8 @@ impl Message {
     }
 }
 
-/// Repeats a call that a signal interrupts, or that fails for lack of memory. Gives up after one second. If a message is
-/// lost, the receiver concludes that the sender has died.
+/// Repeats a call that a signal interrupts, or that fails for lack of memory. Gives up after one second. If a message
+/// is lost, the receiver concludes that the sender has died.
 pub(super) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     const TRIES: usize = 100;
     const PAUSE: Duration = Duration::from_millis(10);
