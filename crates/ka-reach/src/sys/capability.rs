@@ -26,7 +26,8 @@ pub(crate) fn renounce_privileges() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map(drop)
 }
 
-/// Permanently drops all capabilities except these. A program that this process starts cannot gain others, even as root.
+/// Permanently drops all capabilities except these. A program that this process starts cannot gain others, even if it
+/// runs as root.
 /// capset(2), and `cap_bprm_creds_from_file` in security/commoncap.c
 pub(crate) fn keep_capabilities(keep: &[u32]) -> io::Result<()> {
     /// `struct __user_cap_header_struct`, `struct __user_cap_data_struct`
@@ -44,7 +45,7 @@ pub(crate) fn keep_capabilities(keep: &[u32]) -> io::Result<()> {
     }
     let mut header = Header { version: 0x2008_0522, pid: 0 };
     let mut data = [Data::default(); 2];
-    // SAFETY: a header, and the two data structs that its version requires.
+    // SAFETY: the kernel gets a header, and writes the two data structs that the header's version requires.
     check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
     for (half, first) in data.iter_mut().zip([0, 32]) {
         let bits = keep.iter().filter_map(|number| 1_u32.checked_shl(number.checked_sub(first)?));

@@ -6,14 +6,14 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 
 use super::{check, owned};
 
-/// Opens a process, or with `PIDFD_THREAD` a task. The descriptor keeps naming it even if its PID is reused.
+/// Opens a process, or with `PIDFD_THREAD` a task. If its ID is reused, the descriptor still refers to the original.
 /// pidfd_open(2)
 pub(crate) fn pidfd_open(pid: i32, flags: u32) -> io::Result<OwnedFd> {
     // SAFETY: takes no pointer.
     owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) })
 }
 
-/// Duplicates a process's descriptor. The duplicate is closed on exec. pidfd_getfd(2)
+/// Duplicates a descriptor of another process. The duplicate is closed on exec. pidfd_getfd(2)
 pub(crate) fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: takes no pointer.
     owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
@@ -28,17 +28,18 @@ pub(crate) fn inode(fd: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(unsafe { status.assume_init() }.st_ino)
 }
 
-/// Locks a file, after waiting for other holders of the lock. Closing the descriptor unlocks the file. flock(2)
+/// Waits until no other process holds the lock of a file, and locks it. Closing the descriptor unlocks the file.
+/// flock(2)
 pub(crate) fn lock(file: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: takes no pointer.
     check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) }).map(drop)
 }
 
-/// Closes all descriptors except the standard ones and these.
+/// Closes all descriptors except the standard ones and those in `keep`.
 ///
 /// # Safety
 ///
-/// This process must not use the other descriptors.
+/// This process must not use the closed descriptors any more.
 pub(super) unsafe fn close_all_but(keep: &[RawFd]) {
     let mut kept: Vec<u32> = keep.iter().map(|fd| fd.cast_unsigned()).filter(|fd| *fd > 2).collect();
     kept.sort_unstable();
@@ -57,10 +58,10 @@ pub(super) unsafe fn close_all_but(keep: &[RawFd]) {
 ///
 /// # Safety
 ///
-/// This process must not use these descriptors any more.
+/// This process must not use the closed descriptors any more.
 pub(crate) unsafe fn close_range(first: u32, last: u32) {
-    // SAFETY: the caller promises that this process does not use them. Before Linux 5.9, or if a seccomp filter forbids
-    // close_range, they are closed one by one.
+    // SAFETY: takes no pointer. The caller promises that this process does not use the closed descriptors. Before Linux
+    // 5.9, or if a seccomp filter forbids close_range, the loop closes them one by one.
     unsafe {
         if first <= last && libc::syscall(libc::SYS_close_range, first, last, 0) != 0 {
             let most = u32::try_from(libc::sysconf(libc::_SC_OPEN_MAX)).unwrap_or(u32::MAX).min(1 << 20);

@@ -1,4 +1,4 @@
-//! The rights that come with an executable file. execve(2)
+//! The right to execute a file, and the privileges that execution gives. execve(2)
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -11,15 +11,15 @@ use super::{c_path, check};
 ///
 /// # Errors
 ///
-/// The kernel's answer: EACCES if the file is not executable, ENOENT if it does not exist.
+/// The errno of faccessat(2): EACCES if the file is not executable, ENOENT if it does not exist.
 pub fn check_executable(path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
     // SAFETY: a C string.
     check(unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::X_OK, libc::AT_EACCESS) }).map(drop)
 }
 
-/// Returns whether the file's filesystem ignores setuid bits and file capabilities. Returns false if the kernel does not
-/// tell. statvfs(3)
+/// Returns whether the file's filesystem ignores setuid bits and file capabilities (nosuid). Returns false if that is
+/// unknown. statvfs(3)
 pub fn is_nosuid(path: &Path) -> bool {
     let Ok(path) = c_path(path) else { return false };
     let mut status = MaybeUninit::<libc::statvfs>::uninit();

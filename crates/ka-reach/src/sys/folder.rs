@@ -1,4 +1,4 @@
-//! Open folders: the names in them, and their entries.
+//! Lists open folders, and opens and reads their entries.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -10,7 +10,7 @@ use libc::c_int;
 
 use super::{c_path, check, owned};
 
-/// Returns the names in an open folder that are numbers, such as those in /proc and /proc/PID/fd.
+/// Returns the names in an open folder that are numbers, such as the PIDs in /proc.
 pub(crate) fn numbers(folder: BorrowedFd<'_>) -> io::Result<Vec<i32>> {
     let mut found = Vec::new();
     entries(folder, |entries| found.extend(numbers_in(entries)))?;
@@ -22,7 +22,7 @@ pub(crate) fn folders(folder: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
     let mut found = Vec::new();
     entries(folder, |entries| {
         let folders = names_in(entries).filter(|(kind, name)| {
-            // Some filesystems do not report the type. The caller's open fails for an entry that is not a folder.
+            // Some filesystems do not report the type. The caller opens the entry, which fails if it is not a folder.
             [libc::DT_DIR, libc::DT_UNKNOWN].contains(kind) && ![&b"."[..], b".."].contains(name)
         });
         found.extend(folders.map(|(_, name)| OsStr::from_bytes(name).to_owned()));
@@ -30,7 +30,7 @@ pub(crate) fn folders(folder: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
     Ok(found)
 }
 
-/// Opens an entry of an open folder for reading. Fails if the entry is a symbolic link. openat(2)
+/// Opens an entry of an open folder for reading. Does not follow a symbolic link, but fails. openat(2)
 pub(crate) fn open_at(folder: BorrowedFd<'_>, name: &OsStr, flags: c_int) -> io::Result<File> {
     let name = c_path(name.as_ref())?;
     let flags = flags | libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
@@ -38,7 +38,7 @@ pub(crate) fn open_at(folder: BorrowedFd<'_>, name: &OsStr, flags: c_int) -> io:
     owned(unsafe { libc::openat(folder.as_raw_fd(), name.as_ptr(), flags) }.into()).map(File::from)
 }
 
-/// Calls `each` with each piece of an open folder's listing by getdents64(2).
+/// Lists an open folder with getdents64(2), and passes each part of the output to `each`.
 fn entries(folder: BorrowedFd<'_>, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0_u8; 64 * 1024];
     loop {
@@ -61,7 +61,7 @@ pub fn numbers_in(entries: &[u8]) -> impl Iterator<Item = i32> {
 
 /// Returns the type and the name of each entry in the output of getdents64(2).
 fn names_in(entries: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
-    /// struct linux_dirent64: inode, offset, length of the entry, type, then the name.
+    /// Offsets in `struct linux_dirent64`: inode, offset, length of the entry, type, then the name.
     const LENGTH: usize = 16;
     const KIND: usize = 18;
     const NAME: usize = 19;
@@ -75,7 +75,8 @@ fn names_in(entries: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     })
 }
 
-/// Reads a symbolic link in an open folder. A target that is longer than the buffer is cut. readlinkat(2)
+/// Reads a symbolic link in an open folder. The link's name is a number. The kernel truncates a target that is longer
+/// than the buffer. readlinkat(2)
 pub(crate) fn read_link<'a>(
     folder: BorrowedFd<'_>,
     name: i32,
@@ -90,7 +91,7 @@ pub(crate) fn read_link<'a>(
     Ok(buffer.get(..usize::try_from(size).unwrap_or(0)).unwrap_or_default())
 }
 
-/// Formats a number with a NUL at the end. This runs for each descriptor of the machine, so it allocates nothing.
+/// Formats a number with a NUL at the end. ka calls this for each descriptor of the machine, so it allocates nothing.
 fn digits(mut value: u32, text: &mut [u8; 12]) -> &[u8] {
     let mut start = text.len() - 1;
     loop {

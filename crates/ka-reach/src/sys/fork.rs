@@ -1,4 +1,7 @@
-//! Processes that this process forks without executing another program.
+//! Forks processes that run a closure and do not execute another program.
+//!
+//! A system call on another program's object may block forever, because the program can hold a lock. ka must neither
+//! hang with it nor keep its caller waiting. So a worker process makes such calls, and ka can kill and abandon it.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -11,14 +14,16 @@ use super::check;
 use super::descriptor::close_all_but;
 use crate::Error;
 
-/// Forks a process that runs `work` and exits. Returns its PID, and the read end of the pipe that `work` writes to.
+/// Forks a worker process, which runs `work` and exits. Returns its PID, and the read end of the pipe that `work`
+/// writes to.
 ///
-/// The child keeps only the descriptors in `keep`, so a child that hangs holds no pipe, terminal or folder of the
-/// caller. The kernel kills it when this process ends.
+/// The worker keeps only the descriptors in `keep`. So a worker that hangs keeps no pipe, terminal or folder of ka's
+/// caller open. The kernel kills the worker when this process ends.
 pub(crate) fn fork_worker(keep: &[RawFd], work: impl FnOnce(File)) -> io::Result<(i32, File)> {
-    let (answers, says) = pipe()?;
-    // SAFETY: takes no pointer, and there is no other thread. If SIGCHLD were ignored, a child's PID could be reused as
-    // soon as the child ends, and `kill_worker` could kill another process.
+    let (read_end, write_end) = pipe()?;
+    // If SIGCHLD were ignored, a child's PID could be reused as soon as the child ends, and `kill_worker` could kill
+    // another process.
+    // SAFETY: takes no pointer, and there is no other thread.
     let parent = unsafe {
         libc::signal(libc::SIGCHLD, libc::SIG_DFL);
         libc::getpid()
@@ -26,41 +31,42 @@ pub(crate) fn fork_worker(keep: &[RawFd], work: impl FnOnce(File)) -> io::Result
     // SAFETY: there is no other thread, so the child may do whatever this process may.
     let child = check(unsafe { libc::fork() })?;
     if child != 0 {
-        return Ok((child, answers));
+        return Ok((child, read_end));
     }
-    let kept = [keep, &[says.as_raw_fd()]].concat();
+    let kept = [keep, &[write_end.as_raw_fd()]].concat();
     // SAFETY: C strings, and descriptors that the child does not use. The child ends with _exit, so no destructor of
     // the parent runs twice.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
-        let is_apart = (0..=2).all(|standard| libc::dup2(null, standard) == standard);
+        let is_detached = (0..=2).all(|standard| libc::dup2(null, standard) == standard);
         // The parent may have ended before PR_SET_PDEATHSIG took effect.
-        if !is_apart || libc::getppid() != parent {
+        if !is_detached || libc::getppid() != parent {
             libc::_exit(1);
         }
         libc::chdir(c"/".as_ptr());
         close_all_but(&kept);
     }
-    work(says);
+    work(write_end);
     // SAFETY: takes no pointer.
     unsafe { libc::_exit(0) }
 }
 
-/// Enlarges a pipe to 1 MiB, the default limit for ordinary users. If the kernel refuses, the size is unchanged.
-/// fcntl(2)
+/// Enlarges a pipe's buffer to 1 MiB, the default limit for ordinary users. If the kernel refuses, the size is
+/// unchanged. fcntl(2)
 pub(crate) fn widen_pipe(pipe: BorrowedFd<'_>) {
     // SAFETY: takes no pointer.
     unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, 1 << 20) };
 }
 
-/// Kills a worker. A worker that waits for a lock dies only when it gets the lock, so the caller must not wait for it.
+/// Kills a worker. A worker that waits for a lock dies only when it gets the lock, so the caller must not wait for the
+/// worker's end.
 pub(crate) fn kill_worker(worker: i32) {
     // SAFETY: takes no pointer. The worker has not been waited for, so its PID is not reused.
     unsafe { libc::kill(worker, libc::SIGKILL) };
 }
 
-/// Waits for a worker that has closed all its descriptors, and therefore is about to end.
+/// Waits for the end of a worker. The worker must have closed its end of the pipe, so that it is about to end.
 pub(crate) fn wait_for(worker: i32) {
     // SAFETY: a null pointer is allowed: no status is requested.
     unsafe { libc::waitpid(worker, ptr::null_mut(), 0) };
@@ -72,23 +78,23 @@ pub(crate) fn has_ended(worker: i32) -> bool {
     unsafe { libc::waitpid(worker, ptr::null_mut(), libc::WNOHANG) != 0 }
 }
 
-/// Starts a process that runs `work` and exits, and is not a child of this process.
+/// Starts a process that runs `work` and exits. The process is not a child of this process.
 ///
-/// The process has its own session, the root folder as working directory, and of the descriptors of this process only
-/// those in `keep`. Its other standard descriptors are /dev/null. No other thread may run in this process.
+/// It has its own session, and the root folder as working directory. It keeps only the descriptors in `keep`. Standard
+/// descriptors that are not in `keep` become /dev/null. This process must have a single thread.
 ///
 /// # Errors
 ///
-/// The errno of pipe2(2) or fork(2). If there is an error, `work` does not run.
+/// The errno of pipe2(2) or fork(2). `work` then does not run.
 pub fn start_detached(keep: &[RawFd], work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    // The child forks again and exits. It reports the result of the second fork, an errno or 0, through a pipe. An exit
-    // status would be lost if this process has inherited an ignored SIGCHLD.
-    let (answer, says) = pipe()?;
+    // The child forks again and exits. A pipe reports the result of the second fork, an errno or 0. The exit status
+    // of the child would be lost if this process has inherited an ignored SIGCHLD.
+    let (read_end, write_end) = pipe()?;
     // SAFETY: there is no other thread, so the child may do whatever this process may.
     let child = check(unsafe { libc::fork() })?;
     if child != 0 {
-        drop(says);
-        let started = receive_errno(&answer);
+        drop(write_end);
+        let started = receive_errno(&read_end);
         // SAFETY: a null pointer is allowed: no status is requested. The child ends at once. If the kernel has already
         // reaped it, the call fails with ECHILD.
         while unsafe { libc::waitpid(child, ptr::null_mut(), 0) } == -1
@@ -101,10 +107,10 @@ pub fn start_detached(keep: &[RawFd], work: impl FnOnce() -> io::Result<()>) -> 
     unsafe {
         libc::setsid();
         match check(libc::fork()) {
-            Ok(0) => send_errno(&says, 0),
+            Ok(0) => send_errno(&write_end, 0),
             Ok(_) => libc::_exit(0),
             Err(error) => {
-                send_errno(&says, error.raw_os_error().unwrap_or(libc::EIO));
+                send_errno(&write_end, error.raw_os_error().unwrap_or(libc::EIO));
                 libc::_exit(1)
             }
         }
@@ -120,12 +126,12 @@ pub fn start_detached(keep: &[RawFd], work: impl FnOnce() -> io::Result<()>) -> 
     unsafe { libc::_exit(0) }
 }
 
-/// Writes an errno to a pipe. The reader takes the end of the pipe for a failure.
+/// Writes an errno to a pipe. If the write fails, the reader finds the end of the pipe, which is an error too.
 fn send_errno(mut pipe: &File, errno: c_int) {
     let _ = pipe.write_all(&errno.to_ne_bytes());
 }
 
-/// Reads an errno from a pipe and returns it as an error. 0 is success.
+/// Reads an errno from a pipe, and returns it as an error unless it is 0.
 fn receive_errno(mut pipe: &File) -> io::Result<()> {
     let mut bytes = [0; size_of::<c_int>()];
     pipe.read_exact(&mut bytes).map_err(|error| match error.kind() {

@@ -2,7 +2,7 @@
 
 /// Raises the soft limit on descriptors to the hard limit, and returns the limit in force.
 ///
-/// Each process that ka examines takes a descriptor. If the kernel refuses, the limit is unchanged.
+/// ka opens a descriptor for each process that it examines. If the kernel refuses, the limit is unchanged.
 pub fn raise_descriptor_limit() -> usize {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel reads and writes an rlimit. If setrlimit fails, the limit is unchanged.

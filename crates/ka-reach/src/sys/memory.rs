@@ -11,7 +11,7 @@ pub(crate) struct SharedWords {
 }
 
 impl SharedWords {
-    /// Maps this many words, but at least one.
+    /// Maps `count` words, or one if `count` is 0.
     pub(crate) fn new(count: usize) -> io::Result<Self> {
         let count = count.max(1);
         let size = count.checked_mul(size_of::<AtomicU64>()).ok_or(io::ErrorKind::OutOfMemory)?;
@@ -35,8 +35,8 @@ impl SharedWords {
 
     /// Returns the words.
     pub(crate) fn words(&self) -> &[AtomicU64] {
-        // SAFETY: `new` mapped this many words, aligned to a page, and zero is valid for each. They stay mapped until
-        // `drop`. Other processes access them only as atomics.
+        // SAFETY: `new` mapped `count` words, aligned to a page. Zero is a valid word. They stay mapped until `drop`.
+        // Other processes access them only as atomics.
         unsafe { std::slice::from_raw_parts(self.place.as_ptr(), self.count) }
     }
 }

@@ -1,4 +1,4 @@
-//! System calls that have no safe wrapper elsewhere, one noun a file.
+//! Wrappers of system calls that have no safe wrapper elsewhere. Each file is about one kind of object.
 
 #![expect(unsafe_code, reason = "system calls")]
 

@@ -1,4 +1,4 @@
-//! Signals that end this process, and the signal about its children.
+//! The signals that end this process, and SIGCHLD.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -7,7 +7,7 @@ use std::ptr;
 
 use super::{check, owned};
 
-/// Blocks SIGINT and SIGTERM, and returns a descriptor that becomes readable when one of them comes. signalfd(2)
+/// Blocks SIGINT and SIGTERM, and returns a descriptor that becomes readable when one of them arrives. signalfd(2)
 ///
 /// # Errors
 ///
@@ -24,8 +24,8 @@ pub fn termination() -> io::Result<OwnedFd> {
     }
 }
 
-/// Makes the kernel reap ended children, including orphans that this process adopts as PID 1 of a namespace. From then
-/// on this process cannot wait for a child.
+/// Makes the kernel reap ended children, including orphans that this process adopts as PID 1 of a namespace. This
+/// process can then no longer wait for a child.
 pub fn reap_children_automatically() {
     // SAFETY: takes a number and a constant, installs no handler, and there is no other thread.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };

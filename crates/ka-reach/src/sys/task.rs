@@ -13,15 +13,15 @@ pub(crate) fn thread_id() -> i32 {
     unsafe { libc::gettid() }
 }
 
-/// Gives the calling thread its own copy of the descriptor table, so that the kernel need not lock the table against other
-/// threads. Other threads do not see the descriptors that this thread opens from then on. unshare(2)
+/// Gives the calling thread its own copy of the descriptor table. The kernel then need not lock the table against other
+/// threads. Descriptors that this thread opens later are invalid in other threads. unshare(2)
 pub(crate) fn unshare_descriptors() {
     // SAFETY: takes no pointer. If the call fails, the table stays shared, which is only slower.
     unsafe { libc::unshare(libc::CLONE_FILES) };
 }
 
-/// Compares the descriptor tables of two tasks. The kernel orders tables by their obfuscated addresses. Two tasks that
-/// share a table compare equal. kcmp(2)
+/// Compares the descriptor tables of two tasks: equal if the tasks share a table. The kernel orders different tables by
+/// their obfuscated addresses. kcmp(2)
 pub(crate) fn compare_descriptors(one: i32, other: i32) -> io::Result<Ordering> {
     const KCMP_FILES: c_int = 2;
     // SAFETY: takes no pointer.

@@ -8,10 +8,11 @@ use libc::{c_int, c_short, pollfd};
 
 use super::check;
 
-/// Waits until one of the descriptors can be read, but no longer than `timeout`. Returns for each whether it can.
+/// Waits until a descriptor is readable, but no longer than `timeout`. Returns for each descriptor whether it is
+/// readable.
 ///
-/// A pidfd can be read when its process has ended. The timeout is rounded up to whole milliseconds. If a signal handler
-/// interrupts the wait, no descriptor is reported.
+/// A pidfd is readable when its process has ended. The timeout is rounded up to whole milliseconds. If a signal handler
+/// interrupts the wait, no descriptor is reported as readable.
 ///
 /// # Errors
 ///
@@ -22,8 +23,8 @@ pub fn poll(fds: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<Vec<bool>> 
     Ok(set.iter().map(|entry| entry.revents != 0).collect())
 }
 
-/// Waits until the kernel reports a change of one of its own files, such as cgroup.events, but no longer than `longest`.
-/// `POLLPRI`
+/// Waits until the kernel reports a change of one of its own files, such as cgroup.events, but no longer than
+/// `longest`. `POLLPRI`
 ///
 /// # Errors
 ///
