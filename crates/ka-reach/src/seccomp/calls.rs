@@ -73,7 +73,7 @@ pub(super) struct CallHandler {
     tasks: BTreeMap<u32, Task>,
     /// The maximum number of `tasks`.
     max_tasks: usize,
-    /// Whether the kernel has pidfds of single tasks (Linux 6.9).
+    /// True if the kernel has pidfds of single tasks (Linux 6.9).
     has_task_pidfds: bool,
     /// `None` if sockets have no class of net_cls or net_prio.
     classes: Option<Classes>,

@@ -35,7 +35,7 @@ struct Queue {
     /// The warnings so far, and the name or PID that each is about.
     warned: Vec<(Warning, Vec<u8>)>,
     lines: VecDeque<String>,
-    /// Whether a thread is writing lines.
+    /// Set while a thread writes lines.
     is_writing: bool,
 }
 

@@ -180,7 +180,7 @@ fn try_listener(filter: &[seccompiler::sock_filter]) -> io::Result<()> {
 pub struct OuterSupervisor {
     /// The keepalive settings that it applies to sockets.
     pub settings: Settings,
-    /// Whether it overrides the program's own settings. If so, it also overrides those of an inner `ka run`.
+    /// True if it overrides the program's own settings. It then also overrides those of an inner `ka run`.
     pub is_enforced: bool,
 }
 

@@ -62,7 +62,7 @@ const SUPERVISOR: &CStr = c"ka-supervisor";
 /// The spare's name in /proc/PID/comm.
 const SPARE: &CStr = c"ka-spare";
 
-/// How long to wait until a killed or exiting process can be reaped. A process with a stuck thread never can.
+/// The time to wait until a killed or exiting process can be reaped. A process with a stuck thread never can.
 const SOON: Duration = Duration::from_secs(1);
 
 /// The longest timeout of poll(2), about 25 days.

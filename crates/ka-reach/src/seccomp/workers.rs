@@ -76,13 +76,13 @@ pub(super) struct Workers {
     shared: &'static Shared,
     /// The index of the worker that serves.
     serving: AtomicUsize,
-    /// Whether each worker is parked.
+    /// The parked workers: true at the index of each.
     parked: [AtomicBool; MAX_WORKERS],
-    /// Whether all calls are let through, because no parked worker is left.
+    /// Set while all calls are let through, because no parked worker is left.
     lets_all_through: AtomicBool,
-    /// Whether workers check that a descriptor is a socket before they duplicate it.
+    /// Set when workers must check that a descriptor is a socket before they duplicate it.
     checks_descriptors: AtomicBool,
-    /// Whether the watchdog sleeps until `wake` is set.
+    /// Set while the watchdog sleeps and waits for `wake`.
     sleeps: AtomicBool,
     wake: Event,
     /// The workers that are stuck.
