@@ -38,12 +38,11 @@ mod command {
 /// A kind of BPF program: its type and where it is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The kernel runs it when a socket of a cgroup connects, listens or is accepted, and at other events.
+    /// Runs when a socket of a cgroup connects, listens or is accepted, and at other events.
     SockOps,
-    /// The kernel runs it before a process in a cgroup sets a socket option.
+    /// Runs before a process in a cgroup sets a socket option.
     SetSockOpt,
-    /// The kernel runs it for each TCP socket while a process reads from the iterator. `function` is the BTF ID of
-    /// `bpf_iter_tcp`.
+    /// Runs for each TCP socket while a process reads from the iterator. `function` is the BTF ID of `bpf_iter_tcp`.
     TcpIter { function: u32 },
 }
 

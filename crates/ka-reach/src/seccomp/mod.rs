@@ -10,8 +10,8 @@
 //!
 //! - *When.* The supervisor applies the policy at connect and listen, and at sendto, sendmsg and sendmmsg with
 //!   `MSG_FASTOPEN`, which connect too. Accepted sockets inherit their options from the listening socket. Inherited
-//!   sockets are set before the program starts. So each socket has the policy before it needs keepalive. Only the shim
-//!   applies the policy as soon as the socket is created.
+//!   sockets are set before the program starts. So each socket has the policy before it needs keepalive. The shim, in
+//!   contrast, applies the policy as soon as a socket is created.
 //! - *Modes.* In `force` and `floor`, the filter also suspends setsockopt of a keepalive option. The supervisor reads
 //!   the value once, because the program's memory may change. It then makes the call in place of the program, with
 //!   the value that the mode permits ([`ka_policy::judge`]). In `default`, the filter allows setsockopt, and the
@@ -29,7 +29,7 @@
 //!   program uses io_uring. If a program makes calls of another architecture (i386 on x86_64), its sockets get the
 //!   policy at connect or listen, but its setsockopt can override the policy.
 //!
-//! This is for programs that do not set keepalive. It is not a sandbox: a program that resists the policy can evade it.
+//! seccomp supervision serves programs that do not set keepalive. It is not a sandbox: a hostile program can evade it.
 
 mod calls;
 mod children;

@@ -22,9 +22,9 @@
 //! processes that the program has put into other groups. When the spare takes over, it joins the job's group.
 //!
 //! A thread of the supervisor may be stuck in a system call that not even SIGKILL ends ([`workers`](super::workers)).
-//! A wait(2) for the supervisor would then never return, so no process waits for it without a time limit. The spare
-//! and the supervisor's main thread are connected by a socket. It closes when this thread ends, which the spare
-//! detects. The proxy reads in the shared memory whether a thread is stuck.
+//! A wait(2) for the supervisor would then never return, so no process waits for the supervisor without a time limit.
+//! The spare has a socket whose other end only the supervisor's main thread holds. When this thread ends, the kernel
+//! closes that end, and the spare detects it. The proxy reads in the shared memory whether a thread is stuck.
 //!
 //! If the program stops (^Z, or it reads from the terminal in the background), the proxy stops too. Otherwise the shell
 //! would wait forever. If the proxy is continued, the supervisor continues the program, and vice versa.
