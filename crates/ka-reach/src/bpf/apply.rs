@@ -110,8 +110,7 @@ impl Apply<'_> {
         } else {
             get(program, SockOpt::Timer(Timer::Idle), failed);
             program.mov(VALUE, Reg::R0);
-            // A value from the sysctl may be outside the range of setsockopt, such as 86400 or -1. Then do not write
-            // it.
+            // A value from the sysctl, such as 86400 or -1, may be outside the range of setsockopt. Do not write that.
             let range = Timer::Idle.range();
             program.jump_if(VALUE, Cond::Less, *range.start(), same);
             program.jump_if(VALUE, Cond::Greater, *range.end(), same);

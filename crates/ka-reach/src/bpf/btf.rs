@@ -303,7 +303,8 @@ mod tests {
 
     #[test]
     fn a_type_is_found_by_its_id() {
-        // The file has more than `Types::STEP` types. Every third is a structure with a member, the others are integers.
+        // The file has more than `Types::STEP` types. Every third is a structure with a member, the others are
+        // integers.
         let mut types = Vec::new();
         for number in 1..=1000_u32 {
             types.extend(if number % 3 == 0 {

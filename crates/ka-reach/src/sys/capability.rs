@@ -26,8 +26,8 @@ pub(crate) fn renounce_privileges() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map(drop)
 }
 
-/// Permanently drops all capabilities except those in `keep`. A program that this process starts cannot gain others, even
-/// if it runs as root. capset(2), and `cap_bprm_creds_from_file` in security/commoncap.c
+/// Permanently drops all capabilities except those in `keep`. A program that this process starts cannot gain others,
+/// even if it runs as root. capset(2), and `cap_bprm_creds_from_file` in security/commoncap.c
 pub(crate) fn keep_capabilities(keep: &[u32]) -> io::Result<()> {
     /// `struct __user_cap_header_struct`, `struct __user_cap_data_struct`
     #[repr(C)]
