@@ -269,7 +269,7 @@ fn a_program_that_lets_none_be_beside_it_is_named() {
     succeed(Command::new("python3").args(["-c", ALONE]).arg(&cgroup.0).arg(call));
     for path in [&cgroup.0, &below] {
         let (status, out, err) = ka_cgroup(&["attach"], path);
-        assert!(status == 2 && out.is_empty() && err.contains("lets none be beside it"), "{err}");
+        assert!(status == 2 && out.is_empty() && err.contains("allows no others"), "{err}");
     }
     assert_eq!(listed(&cgroup), Vec::<Value>::new());
 }
@@ -373,9 +373,9 @@ fn what_somebody_else_keeps_in_bpffs_is_neither_used_nor_removed() {
     plant.args(["-c", "mkdir /sys/fs/bpf/ka && ln -s \"$0\" /sys/fs/bpf/ka/1"]).arg(&precious);
     succeed(&mut as_nobody(&plant));
     let (status, out, err) = ka_cgroup(&["attach"], &cgroup.0);
-    assert!(status == 2 && out.is_empty() && err.contains("/sys/fs/bpf/ka: user 65534 made it"), "{err}");
+    assert!(status == 2 && out.is_empty() && err.contains("/sys/fs/bpf/ka: it belongs to user 65534"), "{err}");
     let (status, _, err) = outcome(ka().args(["cgroup", "detach", "--all"]));
-    assert!(status == 2 && err.contains("user 65534 made it"), "{err}");
+    assert!(status == 2 && err.contains("it belongs to user 65534"), "{err}");
     assert!(precious.join("file").exists());
     // A link in root's own folder is none that ka has made.
     succeed(Command::new("sh").args(["-c", "rm /sys/fs/bpf/ka/1 && rmdir /sys/fs/bpf/ka"]));
@@ -832,7 +832,7 @@ fn deep_and_unreadable_cgroups_are_set_or_reported() {
     // If cgroups are nested that deeply, ka cannot tell whether a socket belongs to this cgroup.
     assert_eq!(result.0, 1, "{result:?}");
     assert!(result.1.ends_with("; 6 sockets set, 0 unchanged, 3 failed\n"), "{result:?}");
-    assert!(result.2.contains("3 sockets: they are in cgroups too deep to tell"), "{result:?}");
+    assert!(result.2.contains("3 sockets: their cgroups are nested too deeply to tell"), "{result:?}");
     for holder in [&mut deep, &mut victim] {
         holder.assert_all(280, 30, 5);
         holder.open();

@@ -353,7 +353,7 @@ fn another_network_namespace() {
     let named = ports(&["--netns", &name]);
     succeed(Command::new("ip").args(["netns", "delete", &name]));
     assert_eq!(named, 3);
-    for (netns, why) in [("no-such", "No such file"), ("/etc/passwd", "it is no network namespace")] {
+    for (netns, why) in [("no-such", "No such file"), ("/etc/passwd", "it is not a network namespace")] {
         let (status, _, err) = outcome(ka().args(["ls", "--netns", netns]));
         assert!(status == 2 && err.contains(why), "{err}");
     }

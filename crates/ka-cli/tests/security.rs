@@ -408,7 +408,8 @@ fn a_place_for_pins_that_somebody_else_has_made() {
             let (_, said) = script(&before, &format!("{ka} cgroup {command}"));
             assert!(said.contains("gold"), "{command}: {said}");
             assert!(said.contains("status 2"), "{command}: {said}");
-            assert!(said.contains("/sys/fs/bpf/ka: user 65534 made it, or others may write to it"), "{said}");
+            let why = "/sys/fs/bpf/ka: it belongs to user 65534 or is writable by others";
+            assert!(said.contains(why), "{said}");
         }
         let (_, said) = script(&before, &format!("{ka} cgroup ls"));
         // Other cgroups of this machine may have one.

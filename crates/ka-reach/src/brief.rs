@@ -1,8 +1,8 @@
-//! Policies and settings in a few characters, for messages.
+//! Short forms of policies and settings, for messages.
 
 use ka_core::{Config, Settings, UserTimeout};
 
-/// Formats a policy as people write it: as `60,10,6` if it has these three values and no others.
+/// Formats a policy as users write it: as `60,10,6` if it turns keepalive on, and has these three values and no others.
 pub fn brief(config: &Config) -> String {
     match (config.enabled(), config.idle(), config.intvl(), config.cnt(), config.user_timeout()) {
         (Some(true), Some(idle), Some(intvl), Some(cnt), UserTimeout::Keep) => {
@@ -12,12 +12,12 @@ pub fn brief(config: &Config) -> String {
     }
 }
 
-/// Formats the text of a policy as [`brief`] does. Text that is not a policy is returned unchanged.
+/// Parses a policy and formats it as [`brief`] does. Text that is not a policy is returned unchanged.
 pub fn brief_text(text: &str) -> String {
     ka_core::parse(text.as_bytes()).map_or_else(|_| text.to_owned(), |config| brief(&config))
 }
 
-/// Formats a socket's settings: `off`, or `60,10,6`.
+/// Formats a socket's settings: `off` or `60,10,6`, and the user timeout if the socket has one.
 pub fn brief_settings(settings: &Settings) -> String {
     let Settings { enabled, idle, intvl, cnt, user_timeout } = settings;
     match (enabled, user_timeout.filter(|timeout| *timeout > 0)) {

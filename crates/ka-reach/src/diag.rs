@@ -1,9 +1,13 @@
 //! The kernel's list of the TCP sockets in this network namespace. sock_diag(7)
 //!
-//! The list has no bit for SO_KEEPALIVE, but it has the timer that is armed (net/ipv4/inet_diag.c,
-//! `inet_sk_diag_fill`). Timer 2 is that of keepalive, so keepalive is on. If a retransmission (1) or a probe of a closed
-//! window (4) is due, the kernel reports that timer instead. If an established connection has no timer, keepalive is off:
-//! the kernel arms the timer whenever keepalive is on. In other states, a missing timer proves nothing.
+//! The list does not contain SO_KEEPALIVE, but it contains the timer that is armed (net/ipv4/inet_diag.c,
+//! `inet_sk_diag_fill`):
+//!
+//! - Timer 2 is the keepalive timer, so keepalive is on.
+//! - If the retransmission timer (1) or the zero-window probe timer (4) is armed, the kernel reports that one instead.
+//!   Then keepalive may be on or off.
+//! - If an established connection has no timer, keepalive is off, because the kernel arms the keepalive timer whenever
+//!   keepalive is on. In other states, a missing timer proves nothing.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
@@ -97,23 +101,24 @@ pub struct Entry {
     pub peer: Option<SocketAddr>,
     /// The state.
     pub state: State,
-    /// The timer that is armed.
+    /// The timer that is armed, if any.
     pub timer: Option<Timer>,
-    /// A number that no other socket ever has until the machine restarts. `bpf_get_socket_cookie` returns it too.
+    /// The socket cookie: a number that the kernel gives to no other socket until the machine restarts. BPF programs get
+    /// it from `bpf_get_socket_cookie`.
     pub cookie: u64,
     /// The inode. 0 if no process has a descriptor of the socket.
     pub inode: u32,
-    /// The ID of the cgroup in which the socket was made. 0 before Linux 5.7, or without cgroups of version 2.
+    /// The ID of the cgroup in which the socket was created. 0 before Linux 5.7, or without cgroups of version 2.
     pub cgroup: u64,
-    /// The status of the connection. `None` if it was not requested, or the socket has none.
+    /// The status of the connection. `None` if the caller did not request it, or the socket has none.
     pub status: Option<Status>,
 }
 
 impl Entry {
-    /// Returns whether keepalive is on. `None` if the timer does not prove it.
+    /// Returns whether keepalive is on. `None` if the timer proves neither.
     pub fn keepalive(&self) -> Option<bool> {
         match self.timer {
-            // After a close, the same timer limits how long the kernel waits for the peer to close (FIN_WAIT2).
+            // After close(2), the kernel uses the same timer to limit its wait for the peer's FIN (FIN_WAIT2).
             Some(Timer::KeepAlive(_)) => self.state.runs_keepalive().then_some(true),
             None if self.state.runs_keepalive() => Some(false),
             _ => None,
@@ -125,8 +130,8 @@ impl Entry {
         self.local.port() == port || self.peer.is_some_and(|peer| peer.port() == port)
     }
 
-    /// Returns whether data is unacknowledged or waits for the peer's window. The kernel sends no keepalive probes until that
-    /// is over.
+    /// Returns whether data is unacknowledged, or waits until the peer opens its window. Until then, the kernel sends no
+    /// keepalive probes.
     pub fn is_suspended(&self) -> bool {
         self.state.runs_keepalive()
             && (matches!(self.timer, Some(Timer::Retransmit(..) | Timer::Probe(_)))
@@ -134,14 +139,14 @@ impl Entry {
     }
 }
 
-/// Returns all IPv4 and IPv6 sockets in these states. A Multipath TCP connection is listed with each of its subflows.
+/// Returns all IPv4 and IPv6 sockets in these states. Each subflow of a Multipath TCP connection has its own entry.
 ///
-/// To report the connections' status (`with_status`), the kernel takes each socket's lock, which another program may
-/// hold forever.
+/// If `with_status`, the call may block forever: the kernel takes each socket's lock to report the connection's status,
+/// and another program may hold that lock.
 ///
 /// # Errors
 ///
-/// [`Error::NoSocketList`] if the kernel has no such list and no module that it could load, else the kernel's answer.
+/// [`Error::NoSocketList`] if the kernel has neither the list nor a module for it. Otherwise the error of the kernel.
 pub(crate) fn dump(states: &[State], with_status: bool) -> Result<Vec<Entry>> {
     let wanted = states.iter().fold(0, |set, state| set | 1_u32 << *state as u32);
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
@@ -157,8 +162,8 @@ pub(crate) fn dump(states: &[State], with_status: bool) -> Result<Vec<Entry>> {
             socket_id,
         };
         match dump_family(&socket, request, &mut entries) {
-            // ENOENT means that the kernel does not list this family. Without IPv4, it lists no TCP sockets at all. A
-            // kernel without IPv6 has no IPv6 sockets.
+            // ENOENT means that the kernel does not list this family. If it does not list IPv4, it lists no TCP sockets
+            // at all. If it does not list IPv6, the kernel was built without IPv6 and has no such sockets.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) && family == libc::AF_INET => {
                 return Err(Error::NoSocketList);
             }
@@ -169,10 +174,10 @@ pub(crate) fn dump(states: &[State], with_status: bool) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// The attribute with a socket's cgroup, from <linux/inet_diag.h>.
+/// The attribute with the ID of a socket's cgroup, from <linux/inet_diag.h>.
 const INET_DIAG_CGROUP_ID: u16 = 21;
 
-/// The numbers of families and protocols fit: they are 2, 10 and 6.
+/// Converts a family or a protocol, whose numbers (2, 10 and 6) fit in a byte.
 fn byte(number: libc::c_int) -> u8 {
     u8::try_from(number).unwrap_or(u8::MAX)
 }
@@ -199,7 +204,7 @@ fn dump_family(socket: &Socket, request: InetRequest, entries: &mut Vec<Entry>) 
 ///
 /// # Errors
 ///
-/// The errno of the list if the kernel could not finish it, or [`io::ErrorKind::InvalidData`].
+/// The errno that the messages contain if the kernel could not finish the list, or [`io::ErrorKind::InvalidData`].
 pub fn read(messages: &[u8], entries: &mut Vec<Entry>) -> io::Result<bool> {
     let mut rest = messages;
     while !rest.is_empty() {
@@ -225,7 +230,7 @@ fn invalid(error: DecodeError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-/// Returns the result of the list. The last message starts with a negative errno, or 0.
+/// Reads whether the kernel finished the list, from the last message. It starts with a negative errno, or 0.
 fn outcome(end: &[u8]) -> io::Result<()> {
     match end.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes)) {
         Some(errno) if errno < 0 => Err(io::Error::from_raw_os_error(errno.saturating_neg())),
@@ -233,7 +238,7 @@ fn outcome(end: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Reads a `struct inet_diag_msg` and two of the attributes that follow it.
+/// Parses a `struct inet_diag_msg` and two of the attributes that follow it.
 fn entry(payload: &[u8]) -> Option<Entry> {
     const HEADER: usize = 72;
     let header = InetResponseHeader::parse(payload).ok()?;

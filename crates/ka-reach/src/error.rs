@@ -17,9 +17,9 @@ use crate::reason::reason;
 /// The result of an operation of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why sockets could not be found or set.
+/// A reason for which sockets could not be found or set.
 ///
-/// `Display` gives a message for people, which names what failed, the reason, and what to do about it.
+/// `Display` writes a message for people: the thing that failed, the reason, and what to do about it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -27,7 +27,7 @@ pub enum Error {
     Io {
         /// The file, the process or the call that failed. Empty if the reason is clear without it.
         what: String,
-        /// The kernel's answer.
+        /// The error of the operation.
         source: io::Error,
     },
     /// A worker process reported this error. Errors cross a pipe as text.
@@ -38,23 +38,23 @@ pub enum Error {
     MapsBlocked,
     /// The process has ended, and its parent has not waited for it.
     Zombie,
-    /// /proc has no processes.
+    /// /proc shows no processes.
     NoProcesses,
-    /// A program holds the lock of this socket, so that a call on it blocks. ka has not changed the socket.
+    /// A program holds the lock of this socket, so a call on the socket blocked. ka has not changed the socket.
     LeftLocked,
     /// The settings that a socket had before are outside the range that programs can set.
     NotRestorable(Settings),
-    /// The kernel's tcp iterator stopped at a locked socket. These later sockets belong to no process, so that they
-    /// cannot be set in another way.
+    /// The kernel's tcp iterator stopped at a locked socket. Some of the sockets after it belong to no process, so ka
+    /// cannot set them in another way.
     IteratorStopped {
-        /// The number of sockets.
+        /// The number of sockets that belong to no process and were not set.
         left: usize,
     },
     /// The sockets were set, but cannot be listed.
     Unlisted(Box<Error>),
     /// This process lacks these capabilities. capabilities(7)
     MissingCapabilities(Vec<&'static str>),
-    /// The running kernel is too old, or was built without this feature.
+    /// The running kernel lacks this feature: the kernel is too old, or was built without the feature.
     MissingFeature {
         /// The feature.
         feature: &'static str,
@@ -78,22 +78,22 @@ pub enum Error {
         /// The last lines of the verifier's log.
         log: Vec<String>,
     },
-    /// A program was attached to the cgroup, or to one above it, without `BPF_F_ALLOW_MULTI`.
+    /// A BPF program was attached to the cgroup, or to one above it, without `BPF_F_ALLOW_MULTI`.
     ExclusiveProgram,
-    /// The cgroup has as many programs as the kernel allows (`BPF_CGROUP_MAX_PROGS`).
+    /// The cgroup has as many BPF programs as the kernel allows (`BPF_CGROUP_MAX_PROGS`).
     TooManyPrograms,
-    /// The kernel's types lack a member that ka's iterator program reads.
+    /// The kernel's BTF lacks a struct member that ka's iterator program reads.
     UnexpectedTypes,
     /// The kernel's BTF file cannot be parsed.
     UnexpectedBtf {
         /// The file.
         path: &'static str,
     },
-    /// The policy has `user_timeout=auto` without the values that it is computed from.
+    /// The policy has `user_timeout=auto`, but lacks values from which the user timeout is computed.
     IncompleteUserTimeout,
     /// The kernel rejected a socket option of a socket, with this errno.
     SetSockOpt(i32),
-    /// The socket's cgroup is nested too deeply to determine whether the socket is selected.
+    /// The socket's cgroup is nested too deeply to find out whether it is below the selected cgroup.
     CgroupTooDeep,
     /// No cgroup v2 hierarchy is mounted.
     NoCgroups,
@@ -115,9 +115,9 @@ pub enum Error {
     CgroupV1,
     /// The user may not read a cgroup's folder.
     UnreadableCgroup,
-    /// A cgroup that ka left is not the parent of the one below it any more.
+    /// A cgroup's parent is not the cgroup through which ka reached it.
     ParentChanged,
-    /// Other processes made cgroups during the whole walk, which stopped after this many.
+    /// Other processes created cgroups during the whole walk. The walk stopped after this many.
     EndlessCgroups(usize),
     /// The folder of ka's pins belongs to another user, or other users may write to it.
     ForeignPins {
@@ -132,7 +132,7 @@ pub enum Error {
         controllers: String,
         /// The cgroup of the process in this hierarchy.
         cgroup: String,
-        /// Why ka cannot enter the cgroup. `None` if the hierarchy is not mounted.
+        /// The reason why ka cannot enter the cgroup. `None` if the hierarchy is not mounted.
         source: Option<io::Error>,
     },
 
@@ -144,14 +144,14 @@ pub enum Error {
     ProcessEnded,
     /// A call on a socket blocked, because a program holds the socket's lock.
     SocketBlocked,
-    /// So many sockets of a user blocked that ka leaves the rest of that user's sockets alone.
+    /// Too many sockets of a user have blocked, so ka leaves the other sockets of this user alone.
     UserExcluded {
         /// The user ID.
         user: u32,
         /// The number of sockets that blocked.
         blocked: usize,
     },
-    /// The kernel's list of sockets blocked, because a program holds the lock of a socket.
+    /// Listing the sockets (sock_diag(7)) blocked, because a program holds the lock of a socket.
     SocketListBlocked,
     /// The kernel has no list of TCP sockets (sock_diag(7)).
     NoSocketList,
@@ -174,9 +174,10 @@ pub enum Error {
         /// The effective user ID of the process.
         user: u32,
     },
-    /// The Yama security module forbids access to the process.
+    /// The Yama security module forbids access to the process. The number is kernel.yama.ptrace_scope.
     PtraceScope(i32),
-    /// The Yama security module forbids access to ordinary processes of ka's own user.
+    /// The Yama security module forbids access to ordinary processes of ka's own user. The number is
+    /// kernel.yama.ptrace_scope.
     PtraceScopeOfAll(i32),
     /// The process is not dumpable or has more capabilities than ka. ptrace(2)
     NotDumpable,
@@ -184,12 +185,12 @@ pub enum Error {
     RefusedToRoot,
     /// The kernel has no pidfd_getfd(2).
     NoPidfdGetfd,
-    /// A thread has its own descriptors, and the kernel has no pidfds of threads.
+    /// A thread has its own descriptor table, and the kernel has no pidfds of threads.
     ThreadDescriptors {
-        /// The thread, if its process has others.
+        /// The thread. `None` if its process has only this one.
         task: Option<i32>,
     },
-    /// The process has more descriptors than ka reads of one process. The sockets that ka reached were handled.
+    /// The process has more descriptors than ka reads of one process. ka has handled the sockets that it reached.
     OverBudget,
     /// This process has reached its limit on descriptors, or the machine has.
     TooManyOpenFiles,
@@ -221,17 +222,18 @@ pub enum Error {
         /// The error.
         source: Arc<Error>,
     },
-    /// Several errors, none of which hides another.
+    /// Several errors.
     Several(Vec<Error>),
     /// seccompiler generates no filters for this architecture.
     NoFilters(&'static str),
     /// seccompiler rejected a filter.
     Filter(seccompiler::BackendError),
-    /// This process is under a seccomp filter that has a listener. The kernel allows only one.
+    /// A seccomp filter with a listener applies to this process. The kernel allows only one listener.
     ListenerInUse,
     /// The kernel refused a filter, its listener, or a duplicate of the listener.
     Unsupervisable(io::Error),
-    /// The configuration file is not a regular file of root's that nobody else can write.
+    /// The configuration file cannot be opened, is not a regular file, does not belong to root, or is writable by other
+    /// users.
     ConfNotOwnedByRoot,
     /// The configuration file is too long.
     ConfTooLong,
@@ -263,7 +265,7 @@ impl Error {
         Self::Namespace { name: name.to_string(), source: source.into() }
     }
 
-    /// The kernel's answer, if this error has one.
+    /// Returns the errno of the `io::Error` that this error contains. `None` if it contains none.
     #[must_use]
     pub fn raw_os_error(&self) -> Option<i32> {
         match self {
@@ -281,7 +283,7 @@ impl Error {
 impl fmt::Display for Error {
     #[expect(clippy::too_many_lines, reason = "a message for each error")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// What to do if ka may not look into a process.
+        /// The remedy if ka may not inspect a process.
         const INSTEAD: &str = "needs CAP_SYS_PTRACE (run ka as root)";
         match self {
             Self::Io { what, source } if what.is_empty() => f.write_str(&reason(source)),
@@ -300,7 +302,7 @@ impl fmt::Display for Error {
                  accepted yet, or already closed) were left as they are; try again when that program has ended"
             ),
             Self::Unlisted(error) => write!(f, "the sockets that were set cannot be listed: {error}"),
-            Self::MapsBlocked => f.write_str("its memory maps did not answer within 2 s"),
+            Self::MapsBlocked => f.write_str("the kernel did not return its memory maps within 2 s"),
             Self::MissingCapabilities(names) => {
                 let (last, others) = names.split_last().unwrap_or((&"privileges", &[]));
                 let others =
@@ -323,22 +325,22 @@ impl fmt::Display for Error {
                 log.join("\n  ")
             ),
             Self::ExclusiveProgram => f.write_str(
-                "another program is attached to this cgroup or to one above it, and lets none be beside it \
+                "another BPF program is attached to this cgroup or to one above it, and allows no others \
                  (no BPF_F_ALLOW_MULTI): bpftool cgroup tree shows it",
             ),
             Self::TooManyPrograms => {
-                f.write_str("64 programs are attached to this cgroup already, and there can be no more")
+                f.write_str("64 BPF programs are attached to this cgroup already: the kernel allows no more")
             }
             Self::UnexpectedTypes => f.write_str(
-                "the kernel's types are not as expected: a socket's cgroup or port is not found in them",
+                "the kernel's type information (BTF) lacks the cgroup or the port of a socket",
             ),
-            Self::UnexpectedBtf { path } => write!(f, "{path} is not as expected"),
+            Self::UnexpectedBtf { path } => write!(f, "{path} cannot be parsed"),
             Self::IncompleteUserTimeout => {
                 f.write_str("user_timeout=auto needs idle, intvl and cnt in the policy here")
             }
             Self::SetSockOpt(errno) => write!(f, "setsockopt: {}", io::Error::from_raw_os_error(*errno)),
             Self::CgroupTooDeep => {
-                f.write_str("they are in cgroups too deep to tell whether these are below this one")
+                f.write_str("their cgroups are nested too deeply to tell whether they are below this one")
             }
             Self::NoCgroups => f.write_str(
                 "cgroup v2 is not mounted here (Linux 4.5 and later: mount -t cgroup2 none /sys/fs/cgroup)",
@@ -359,19 +361,19 @@ impl fmt::Display for Error {
                 f.write_str("cannot return to the parent cgroup: the parent cgroup has changed")
             }
             Self::EndlessCgroups(count) => {
-                write!(f, "cgroups are made as fast as ka visits them: ka stopped after {count}")
+                write!(f, "cgroups are created as fast as ka visits them: ka stopped after {count}")
             }
             Self::ForeignPins { path, owner } => write!(
                 f,
-                "{}: user {owner} made it, or others may write to it, so it is not used: remove it, and ka makes one of \
-                 its own",
+                "{}: it belongs to user {owner} or is writable by others, so ka does not use it: remove it, and ka \
+                 creates its own",
                 path.display()
             ),
             Self::ClassLost { controllers, cgroup, source } => write!(
                 f,
-                "its sockets have a class of {controllers} (cgroup {cgroup}), which they would lose, because ka cannot \
-                 enter that cgroup: {}; run ka as root where the hierarchy is mounted, or use ka attach --all --via bpf, \
-                 or ka attach --lose-class",
+                "its sockets would lose their class of {controllers}, because ka cannot enter the cgroup {cgroup}: {}; \
+                 run ka as root where the hierarchy is mounted, or use ka attach --all --via bpf, or ka attach \
+                 --lose-class",
                 source.as_ref().map_or_else(|| "it is not mounted here".to_owned(), reason)
             ),
 
@@ -383,11 +385,11 @@ impl fmt::Display for Error {
             Self::SocketBlocked => f.write_str("did not answer within 2 s (a program holds its lock)"),
             Self::UserExcluded { user, blocked } => write!(
                 f,
-                "{blocked} sockets of user {user} did not answer within 2 s: the rest of that user's are left as they are"
+                "{blocked} sockets of user {user} did not answer within 2 s: the user's other sockets are left alone"
             ),
             Self::SocketListBlocked => f.write_str(
-                "the kernel's list of sockets did not end within 2 s, because a program holds a socket's \
-                 lock: ka check PID and ka attach PID go through a process and name the socket",
+                "the kernel did not list its sockets within 2 s, because a program holds a socket's lock: \
+                 ka check PID and ka attach PID examine one process and name the socket",
             ),
             Self::NoSocketList => f.write_str(
                 "this kernel does not list its TCP sockets (CONFIG_INET_TCP_DIAG: modprobe tcp_diag, as root)",
@@ -397,48 +399,48 @@ impl fmt::Display for Error {
             Self::NoSuchProcess => f.write_str("there is no such process"),
             Self::Thread { leader } => write!(f, "it is a thread of process {leader}: use that PID"),
             Self::ProcessNotShown => f.write_str(
-                "/proc does not show it: it hides others' processes (hidepid), or is not mounted",
+                "/proc does not show it: /proc hides other users' processes (hidepid), or is not mounted",
             ),
             Self::ProcessHidden => {
-                write!(f, "/proc hides it, as it hides others' processes under hidepid: {INSTEAD}")
+                write!(f, "/proc hides it and all processes of other users (hidepid): {INSTEAD}")
             }
             Self::ForeignProcess { user } => write!(f, "it belongs to user {user}: {INSTEAD}"),
             Self::PtraceScope(1) => write!(
                 f,
-                "kernel.yama.ptrace_scope is 1, so only a process's ancestors may look inside: {INSTEAD}, or ptrace_scope 0"
+                "kernel.yama.ptrace_scope is 1, so only its ancestors may inspect it: {INSTEAD}, or ptrace_scope 0"
             ),
-            Self::PtraceScope(3) => f.write_str("kernel.yama.ptrace_scope is 3: nobody may look inside"),
+            Self::PtraceScope(3) => f.write_str("kernel.yama.ptrace_scope is 3: not even root may inspect it"),
             Self::PtraceScope(scope) => write!(f, "kernel.yama.ptrace_scope is {scope}: {INSTEAD}"),
             Self::PtraceScopeOfAll(3) => {
-                f.write_str("kernel.yama.ptrace_scope is 3: nobody may look inside a process")
+                f.write_str("kernel.yama.ptrace_scope is 3: not even root may inspect a process")
             }
             Self::PtraceScopeOfAll(scope) => {
                 write!(f, "kernel.yama.ptrace_scope is {scope}: {INSTEAD}, or ptrace_scope 0")
             }
             Self::NotDumpable => {
-                write!(f, "it is not dumpable, or has capabilities that you have not: {INSTEAD}")
+                write!(f, "it is not dumpable, or has capabilities that you lack: {INSTEAD}")
             }
             Self::RefusedToRoot => f.write_str(
-                "the kernel refuses in spite of CAP_SYS_PTRACE: another user namespace's process, or a security \
-                 module or seccomp filter (as in a container) forbids it",
+                "the kernel refuses access in spite of CAP_SYS_PTRACE: it is in another user namespace, or a \
+                 security module or seccomp filter (as in a container) forbids access",
             ),
-            Self::NoPidfdGetfd => f.write_str("this kernel has no pidfd_getfd: Linux 5.6 and later do"),
+            Self::NoPidfdGetfd => f.write_str("this kernel has no pidfd_getfd: Linux 5.6 and later have it"),
             Self::ThreadDescriptors { task } => {
                 if let Some(task) = task {
                     write!(f, "task {task}: ")?;
                 }
                 f.write_str(
-                    "a thread of it has descriptors of its own, which only Linux 6.9 and later lets others reach",
+                    "this thread has its own descriptors, and only Linux 6.9 and later lets other processes reach them",
                 )
             }
             Self::OverBudget => f.write_str(
                 "its threads have more descriptors than ka reads in 2 s of processor time: \
-                 ka has handled the sockets that it reached, and left the others",
+                 ka has handled the sockets that it reached, and left the others alone",
             ),
             Self::TooManyOpenFiles => f.write_str("too many open files"),
 
             Self::NeedsSysAdmin => f.write_str("needs CAP_SYS_ADMIN (run ka as root)"),
-            Self::NotNetworkNamespace => f.write_str("it is no network namespace"),
+            Self::NotNetworkNamespace => f.write_str("it is not a network namespace"),
             Self::Namespace { name, source } => write!(f, "network namespace {name}: {source}"),
             Self::Process { pid, name: None, source } => write!(f, "process {pid}: {source}"),
             Self::Process { pid, name: Some(name), source } => write!(f, "process {pid} ({name}): {source}"),
@@ -454,12 +456,12 @@ impl fmt::Display for Error {
                 Ok(())
             }
             Self::NoFilters(architecture) => {
-                write!(f, "there are no seccomp filters for {architecture} here")
+                write!(f, "ka has no seccomp filters for {architecture}")
             }
             Self::Filter(error) => write!(f, "seccomp: {error}"),
             Self::ListenerInUse => f.write_str(
-                "another program's seccomp listener is over this process (a container's, for example), and the kernel lets \
-                 there be one",
+                "another program (a container runtime, for example) has a seccomp listener for this process, and the \
+                 kernel allows only one",
             ),
             Self::Unsupervisable(source) => match source.raw_os_error() {
                 Some(libc::ENOSYS) => f.write_str(
@@ -479,7 +481,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// For the pipe between ka and its workers, which errors cross as text.
+/// For the pipe between ka and its workers. An error crosses it as text.
 impl Serialize for Error {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -515,7 +517,8 @@ impl From<io::Error> for Error {
     }
 }
 
-/// For functions that return `io::Result`. The errno is kept, and `Display` gives the same message.
+/// For functions that return `io::Result`. `Display` writes the same message. The errno remains only for an
+/// [`Error::Io`] with an empty `what`.
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         match error {

@@ -1,4 +1,4 @@
-//! Files whose paths come from others: programs, interpreters, libraries, namespaces.
+//! Files whose paths come from other programs or users: programs, interpreters, libraries, namespaces.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,12 +10,12 @@ pub use crate::sys::file::{check_executable, has_capabilities, is_nosuid};
 
 /// Opens a regular file for reading.
 ///
-/// Other types are rejected: opening a FIFO without a writer blocks forever, and opening a device may change its state.
-/// Therefore the type is checked first. `O_NONBLOCK` covers a file that is replaced after the check.
+/// Other types are rejected before the open: opening a FIFO without a writer blocks forever, and opening a device may
+/// change its state. The file may be replaced by a FIFO after the check, so `O_NONBLOCK` is set.
 ///
 /// # Errors
 ///
-/// The kernel's answer, or that of [`check_regular`].
+/// The error of stat(2) or open(2), or the error of [`check_regular`].
 pub fn open_regular(path: &Path) -> io::Result<File> {
     check_regular(&fs::metadata(path)?)?;
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
@@ -23,7 +23,7 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Returns an error unless the file is regular, as execve(2) does.
+/// Checks that the file is regular, as execve(2) does.
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
 //! The parsers of untrusted input, for the fuzz targets in `fuzz/`.
 //!
-//! This module is not part of the API. The targets name no other module of this crate, so a parser that is renamed or
-//! moved changes only this file.
+//! This module is not part of the API. The fuzz targets use only this module, so renaming or moving a parser changes
+//! only this file.
 
 pub use crate::bpf::btf::Types;
 pub use crate::bpf::host::cgroup_mount;

@@ -1,13 +1,14 @@
 //! Finds the TCP sockets of running programs on Linux, and sets their keepalive.
 //!
-//! A process has no business with the sockets of another one, so each way to them has its own kernel interface and its own
-//! limits. This crate knows four ways:
+//! Linux has no call that sets an option on another process's socket. There are four ways around this. Each has its own
+//! kernel interface and its own limits:
 //!
-//! - [`attach`]: duplicates the sockets of running processes (pidfd_getfd(2)), and sets the duplicates. [`listing`] lists
-//!   them first (sock_diag(7), /proc, and eBPF if the kernel allows it).
+//! - [`attach`]: duplicates the sockets of running processes (pidfd_getfd(2)), and sets the duplicates. [`listing`]
+//!   lists sockets with their owners and settings (sock_diag(7), /proc, and eBPF if the kernel allows it).
 //! - [`seccomp`]: supervises a program from its start. Each of its sockets gets the policy when it connects or listens.
-//! - [`cgroup`]: BPF programs set the sockets of all programs of a cgroup.
-//! - A preloaded library, which is not part of this crate. [`elf`] tells whether a program would load one.
+//! - [`cgroup`]: BPF programs set the sockets of all processes of a cgroup.
+//! - A preloaded library, which is not part of this crate. [`elf`] finds out whether such a library would see the sockets
+//!   of a program.
 //!
 //! ```standalone_crate
 //! use std::net::TcpListener;
@@ -19,7 +20,7 @@
 //! let listener = TcpListener::bind("127.0.0.1:0")?;
 //! let port = listener.local_addr()?.port();
 //!
-//! // Calls on other programs' sockets may block. Workers make them, with a deadline.
+//! // Calls on other programs' sockets may block. Workers make these calls, with a deadline.
 //! let mut workers = Workers::default();
 //! let listing = sockets(&mut workers, &[State::Listen], None)?;
 //! let own = listing.sockets.iter().find(|socket| socket.entry.local.port() == port).unwrap();
@@ -27,14 +28,15 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! **Processes and threads.** [`worker::Workers`] forks. A program that uses it must have one thread at that time, because a
-//! forked child may only continue the thread that forked. Functions that enter a network namespace change the namespace of
-//! the calling thread.
+//! **Processes and threads.** [`worker::Workers`] forks, and the child has only a copy of the calling thread. Another
+//! thread may hold a lock at that moment, which the child could then never take. So a program must have only one thread
+//! when it uses `Workers`. Functions that enter a network namespace change the namespace of the calling thread.
 //!
-//! **Errors.** Functions fail with [`Error`], or with `std::io::Error` if only a system call can fail. A socket or process
-//! that cannot be reached is part of a result, with its [`Error`]: one program cannot stop the work on the others.
+//! **Errors.** Functions fail with [`Error`], or with `std::io::Error` if only a system call can fail. If one socket or
+//! process cannot be reached, the function still succeeds and reports the [`Error`] in its result. So one program cannot
+//! stop the work on the others.
 
-#![deny(unsafe_code)] // but in the modules that say why
+#![deny(unsafe_code)] // Each module that allows it gives the reason.
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -84,7 +86,7 @@ use std::os::fd::{AsFd, AsRawFd as _};
 pub use error::{Error, Result};
 pub use sys::{fork, limits, signal, user, wait};
 
-/// Borrows a descriptor as a socket of ka-core, which reads and writes its keepalive.
+/// Borrows a descriptor as a [`ka_core::Socket`], which reads and writes the keepalive settings.
 ///
 /// ```
 /// use ka_core::Config;

@@ -17,7 +17,7 @@ mod tests {
     use super::count;
 
     #[test]
-    fn one_has_no_plural() {
+    fn only_one_is_singular() {
         assert_eq!([0_usize, 1, 2].map(|n| count(n, "socket")), ["0 sockets", "1 socket", "2 sockets"]);
     }
 }

@@ -1,4 +1,4 @@
-//! The reasons of system errors, for messages.
+//! Reasons of system errors, for messages.
 
 use std::io;
 
@@ -12,7 +12,7 @@ pub fn reason(error: &io::Error) -> String {
     }
 }
 
-/// Returns the reason of an error of ka-core. That crate has no strerror(3).
+/// Returns the reason of an error of ka-core, with the text of strerror(3), which ka-core does not use.
 pub fn socket_reason(error: &ka_core::Error) -> String {
     let reason = |number| reason(&io::Error::from_raw_os_error(number));
     match error {
@@ -29,7 +29,7 @@ mod tests {
     use super::{reason, socket_reason};
 
     #[test]
-    fn a_reason_has_no_number() {
+    fn reasons_do_not_contain_the_errno() {
         assert_eq!(reason(&io::Error::from_raw_os_error(libc::ENOENT)), "No such file or directory");
         assert_eq!(reason(&io::Error::other("it has ended")), "it has ended");
         assert_eq!(reason(&io::ErrorKind::IsADirectory.into()), "is a directory");

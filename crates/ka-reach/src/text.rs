@@ -1,4 +1,4 @@
-//! The modules that make text, under one name. New code names the modules.
+//! Re-exports of the modules that make text, for older code. New code uses those modules directly.
 
 pub use crate::brief::{brief, brief_settings, brief_text};
 pub use crate::escape::{lossless, visible, visible_lines};
