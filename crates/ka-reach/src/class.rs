@@ -1,9 +1,12 @@
 //! Socket classes of net_cls and net_prio, two controllers of cgroups of version 1.
 //!
-//! If a process receives a socket's descriptor, the kernel gives the socket the class of the receiver. pidfd_getfd(2)
-//! does this too (`__receive_sock` in net/core/scm.c and fs/file.c). A firewall or a queue that selects by class would
-//! then treat the socket as ka's. So the thread that duplicates a socket first enters the cgroups of the process that
-//! has it. Without such a mounted hierarchy there are no classes, and this costs nothing.
+//! A socket's class is that of a cgroup. Firewalls and traffic queues can select sockets by class. If a process
+//! receives a socket's descriptor, the kernel gives the socket the class of the receiver (`__receive_sock` in
+//! net/core/scm.c and fs/file.c). pidfd_getfd(2) is such a receive. So if ka duplicated a socket out of a process, the
+//! socket would get the class of ka.
+//!
+//! To keep the class, the thread that duplicates a socket first enters the cgroups of the task that has the socket. If
+//! no hierarchy has these controllers, there are no classes and ka skips this work.
 
 use std::ffi::OsString;
 use std::fs;
@@ -25,7 +28,7 @@ struct Place {
     path: Vec<u8>,
 }
 
-/// Reads the hierarchies that have classes from the text of /proc/PID/cgroup. cgroups(7)
+/// Parses the text of /proc/PID/cgroup. Returns the cgroups in the hierarchies that have classes. cgroups(7)
 fn places(text: &[u8]) -> Vec<Place> {
     let lines = text.split(|byte| *byte == b'\n');
     lines
@@ -45,8 +48,9 @@ fn places(text: &[u8]) -> Vec<Place> {
 pub(crate) struct Classes {
     /// The thread's original cgroups.
     home: Vec<Place>,
+    /// The thread's current cgroups.
     own: Vec<Place>,
-    /// The process and task that these cgroups were copied from.
+    /// The process and the task whose cgroups the thread has entered.
     at: Option<(i32, i32)>,
 }
 
@@ -57,8 +61,8 @@ impl Classes {
         (!own.is_empty()).then(|| Self { home: own.clone(), own, at: None })
     }
 
-    /// Moves the calling thread into the cgroups of a table's task, so that a socket of the task keeps its class. If this
-    /// fails, the thread may have entered some of the cgroups.
+    /// Moves the calling thread into the cgroups of a table's task, so that the task's sockets keep their class. If
+    /// this fails, the thread may have entered some of the cgroups.
     pub(crate) fn enter(&mut self, table: &Table) -> Result<()> {
         let task = table.task();
         if self.at == Some((table.pid, task)) {
@@ -77,8 +81,7 @@ impl Classes {
         self.move_to(places(&text.unwrap_or_default()))
     }
 
-    /// Moves the calling thread back to its original cgroups. A thread that stayed would keep a cgroup from being
-    /// removed.
+    /// Moves the calling thread back to its original cgroups. The kernel does not remove a cgroup that has a thread.
     pub(crate) fn go_home(&mut self) {
         if self.own != self.home {
             let _ = self.move_to(self.home.clone());
@@ -106,7 +109,7 @@ fn enter(place: &Place) -> std::result::Result<(), Option<io::Error>> {
     let mounts = fs::read("/proc/thread-self/mountinfo").map_err(Some)?;
     let found = mounts.split(|byte| *byte == b'\n').find_map(|line| {
         let (shown, mounted) = host::cgroup_v1_mount(line, &place.controllers)?;
-        // Only a part of the tree may be mounted, as in a container.
+        // The mount may show only a part of the hierarchy, as in a container.
         let below = match shown.as_slice() {
             b"/" => place.path.as_slice(),
             shown => place.path.strip_prefix(shown)?,
@@ -122,7 +125,7 @@ mod tests {
     use super::{Place, places};
 
     #[test]
-    fn only_net_cls_and_net_prio_are_read() {
+    fn only_net_cls_and_net_prio_hierarchies_are_returned() {
         let text = b"11:net_prio:/a:b\n10:cpu,net_cls:/\n9:name=net_cls:/x\n8:pids:/\n0::/net_cls\n";
         let place = |controllers: &[u8], path: &[u8]| Place {
             controllers: controllers.to_vec(),

@@ -15,9 +15,9 @@ use crate::{Error, Result};
 /// Returns the text of /etc/ka.conf. It is empty if there is no such file.
 ///
 /// # Errors
-/// As the shim does, ka rejects a file that may be another user's: [`Error::ConfNotOwnedByRoot`] if the file is not a
-/// regular file of root's that nobody else can write, or if it cannot be opened. [`Error::ConfTooLong`] if it has
-/// [`CONF_ROOM`] bytes or more.
+/// Like the shim, ka trusts only root's file. [`Error::ConfNotOwnedByRoot`]: it is not a regular file, does not
+/// belong to root, is writable by other users, or cannot be opened. [`Error::ConfTooLong`]: it has [`CONF_ROOM`]
+/// bytes or more.
 pub fn read() -> Result<Vec<u8>> {
     let path = OsStr::from_bytes(CONF.to_bytes());
     let open = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
@@ -41,17 +41,17 @@ pub fn read() -> Result<Vec<u8>> {
 pub struct ProcessSettings {
     /// The policy for sockets that no rule selects.
     pub config: Config,
-    /// KA_MODE
+    /// The value of KA_MODE.
     pub mode: Mode,
-    /// KA_RULES
+    /// The value of KA_RULES.
     rules: Vec<u8>,
-    /// KA_SKIP: the names of programs that the shim leaves alone.
+    /// The value of KA_SKIP: the names of programs that the shim leaves alone.
     pub skip: Vec<u8>,
 }
 
 impl ProcessSettings {
-    /// Returns the settings of a process with these KA_ variables, and of /etc/ka.conf. NULs separate the variables. Wrong
-    /// values and an unreadable file are ignored.
+    /// Returns the settings from these KA_ variables of a process and from /etc/ka.conf. NULs separate the variables.
+    /// Invalid values are ignored, and so is a file that [`read`] rejects.
     #[must_use]
     pub fn from_variables(entries: &[u8]) -> Self {
         let file = read().unwrap_or_default();
@@ -64,15 +64,16 @@ impl ProcessSettings {
         Self { config, mode, rules: rules.to_vec(), skip: skip.to_vec() }
     }
 
-    /// Returns the policy. `room` is the memory for its rules. Wrong rules are left out, as the shim and the supervisor do.
+    /// Returns the policy. `room` is the memory for its rules. Invalid rules are left out, as in the shim and the
+    /// supervisor.
     pub fn policy<'r>(&self, room: &'r mut RuleBuffer) -> Policy<'r> {
         let Self { config, mode, ref rules, .. } = *self;
         Variables { config, mode, rules, ..Variables::default() }.policy(room, |_, _| {})
     }
 }
 
-/// Returns the settings of an environment and of the text of /etc/ka.conf. The environment overrides the file. Wrong
-/// values are ignored.
+/// Returns the settings from an environment and from the text of /etc/ka.conf. The environment overrides the file.
+/// Invalid values are ignored.
 #[must_use]
 pub fn variables<'a>(environment: Source<'a>, file: &'a [u8]) -> Variables<'a> {
     let mut conf = Source::default();

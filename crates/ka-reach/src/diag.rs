@@ -103,8 +103,8 @@ pub struct Entry {
     pub state: State,
     /// The timer that is armed, if any.
     pub timer: Option<Timer>,
-    /// The socket cookie: a number that the kernel gives to no other socket until the machine restarts. BPF programs get
-    /// it from `bpf_get_socket_cookie`.
+    /// The socket cookie: a number that the kernel gives to no other socket until the machine restarts. BPF programs
+    /// get it from `bpf_get_socket_cookie`.
     pub cookie: u64,
     /// The inode. 0 if no process has a descriptor of the socket.
     pub inode: u32,
@@ -130,8 +130,8 @@ impl Entry {
         self.local.port() == port || self.peer.is_some_and(|peer| peer.port() == port)
     }
 
-    /// Returns whether data is unacknowledged, or waits until the peer opens its window. Until then, the kernel sends no
-    /// keepalive probes.
+    /// Returns whether data is unacknowledged, or waits until the peer opens its window. Until then, the kernel sends
+    /// no keepalive probes.
     pub fn is_suspended(&self) -> bool {
         self.state.runs_keepalive()
             && (matches!(self.timer, Some(Timer::Retransmit(..) | Timer::Probe(_)))

@@ -6,16 +6,16 @@ use std::os::fd::BorrowedFd;
 
 use socket2::SockRef;
 
-/// Returns the local address and the peer of a socket. `None` for an address that it does not have, or that cannot be
-/// read.
+/// Returns the local address and the peer's address of a socket. `None` if the socket has no such address, or the
+/// kernel does not report it.
 pub(crate) fn ends(socket: BorrowedFd<'_>) -> (Option<SocketAddr>, Option<SocketAddr>) {
     let socket = SockRef::from(&socket);
     let end = |address: io::Result<socket2::SockAddr>| address.ok().and_then(|address| address.as_socket());
     (end(socket.local_addr()), end(socket.peer_addr()))
 }
 
-/// Returns whether the local or the peer port of a socket is this one. An unconnected socket has no peer, which is not an
-/// error.
+/// Returns whether the local or the peer port of a socket is this one. An unconnected socket has no peer. That is not
+/// an error.
 ///
 /// # Errors
 /// The kernel does not report an address (out of memory, or a security module forbids it).

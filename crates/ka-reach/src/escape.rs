@@ -1,9 +1,10 @@
-//! Text from foreign bytes. Names of processes and files may contain any bytes.
+//! Conversion of untrusted bytes to text. Names of processes and files may contain any bytes, and a terminal would
+//! execute control characters in them.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Converts bytes to text. Bytes that are not UTF-8 become `\xNN`.
+/// Converts bytes to text. Bytes that are not UTF-8 become `\xNN`. Control characters stay.
 pub fn lossless(bytes: &[u8]) -> Cow<'_, str> {
     if let Ok(text) = std::str::from_utf8(bytes) {
         return text.into();
@@ -18,24 +19,24 @@ pub fn lossless(bytes: &[u8]) -> Cow<'_, str> {
     text.into()
 }
 
-/// Returns whether a terminal may take this character for a command: a control character, or one that changes the
-/// direction of writing.
+/// Returns whether this character can change a terminal's display: a control character, or one that changes the text
+/// direction.
 pub fn controls_terminal(letter: char) -> bool {
     letter.is_control()
         || matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Converts bytes to text that is safe to print to a terminal: one line, with control characters escaped.
+/// Converts bytes to one line that is safe to print to a terminal. Control characters, including newlines, are escaped.
 pub fn visible(bytes: &[u8]) -> Cow<'_, str> {
     let text = lossless(bytes);
     if text.contains(controls_terminal) { escape(&text, controls_terminal).into() } else { text }
 }
 
-/// Makes a message safe to print to a terminal. The message may have several lines. Names in it may contain any
-/// characters, so all control characters except newlines are escaped.
+/// Makes a message of one or more lines safe to print to a terminal. The message may contain names with any characters,
+/// so all control characters except newlines are escaped.
 pub fn visible_lines(message: &str) -> Cow<'_, str> {
-    let is_foreign = |letter| letter != '\n' && controls_terminal(letter);
-    if message.contains(is_foreign) { escape(message, is_foreign).into() } else { message.into() }
+    let is_unsafe = |letter| letter != '\n' && controls_terminal(letter);
+    if message.contains(is_unsafe) { escape(message, is_unsafe).into() } else { message.into() }
 }
 
 fn escape(text: &str, is_escaped: impl Fn(char) -> bool) -> String {

@@ -7,8 +7,8 @@
 //!   lists sockets with their owners and settings (sock_diag(7), /proc, and eBPF if the kernel allows it).
 //! - [`seccomp`]: supervises a program from its start. Each of its sockets gets the policy when it connects or listens.
 //! - [`cgroup`]: BPF programs set the sockets of all processes of a cgroup.
-//! - A preloaded library, which is not part of this crate. [`elf`] finds out whether such a library would see the sockets
-//!   of a program.
+//! - A preloaded library, which is not part of this crate. [`elf`] finds out whether such a library would see the
+//!   sockets of a program.
 //!
 //! ```standalone_crate
 //! use std::net::TcpListener;
@@ -32,9 +32,9 @@
 //! thread may hold a lock at that moment, which the child could then never take. So a program must have only one thread
 //! when it uses `Workers`. Functions that enter a network namespace change the namespace of the calling thread.
 //!
-//! **Errors.** Functions fail with [`Error`], or with `std::io::Error` if only a system call can fail. If one socket or
-//! process cannot be reached, the function still succeeds and reports the [`Error`] in its result. So one program cannot
-//! stop the work on the others.
+//! **Errors.** Functions fail with [`Error`], or with `std::io::Error` if only a system call can fail. If one socket
+//! or process cannot be reached, the function still succeeds and reports the [`Error`] in its result. So one program
+//! cannot stop the work on the others.
 
 #![deny(unsafe_code)] // Each module that allows it gives the reason.
 #![deny(

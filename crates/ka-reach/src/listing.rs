@@ -402,8 +402,8 @@ fn hold(holder: &Holder) -> Option<Table> {
     }
 }
 
-/// Returns the range of the sockets with an inode. The slice is sorted by inode. A Multipath TCP socket and its subflows
-/// share one inode.
+/// Returns the range of the sockets with an inode. The slice is sorted by inode. A Multipath TCP socket and its
+/// subflows share one inode.
 fn with_inode(sockets: &[ListedSocket], inode: u32) -> Range<usize> {
     let start = sockets.partition_point(|socket| socket.entry.inode < inode);
     let rest = sockets.get(start..).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Network namespaces of processes, and those that ip-netns(8) has named.
+//! Network namespaces: those of processes, and those that have a name of ip-netns(8).
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -19,7 +19,7 @@ use crate::{Error, Result};
 /// The folder in which ip-netns(8) keeps its names.
 const NAMES: &str = "/run/netns";
 
-/// A network namespace. The open file keeps it in existence.
+/// A network namespace. It exists as long as its file is open.
 pub struct Namespace {
     /// A name that `ka ls --netns` accepts.
     pub name: Arc<str>,
@@ -45,12 +45,12 @@ impl Namespace {
         Ok(Self { name: name.into(), file, inode })
     }
 
-    /// Moves this process into the namespace. The move needs CAP_SYS_ADMIN, even if the process is in the namespace
-    /// already.
+    /// Moves the calling thread into the namespace. The move needs CAP_SYS_ADMIN, even if the thread is in the
+    /// namespace already.
     ///
     /// # Errors
     ///
-    /// [`Error::Namespace`] with the reason. The process stays in its namespace.
+    /// [`Error::Namespace`] with the reason. The thread stays in its namespace.
     pub fn enter(&self) -> Result<()> {
         sys::enter_network(self.file.as_fd()).map_err(|error| Error::namespace(&self.name, explain(error)))
     }
@@ -61,7 +61,8 @@ impl Namespace {
     }
 }
 
-/// Returns the path of a namespace that the user named by a name, a path or a PID.
+/// Returns the path of a namespace. The user gives a name of ip-netns(8), a path or a PID. A name takes precedence
+/// over a PID.
 fn path(netns: &OsStr) -> PathBuf {
     let text = netns.as_encoded_bytes();
     let named = Path::new(NAMES).join(netns);
@@ -83,7 +84,7 @@ fn explain(error: io::Error) -> Error {
     }
 }
 
-/// Returns the names that ip-netns(8) has given, by inode.
+/// Returns the names that ip-netns(8) has given, by the inode of the namespace.
 fn names() -> HashMap<u64, String> {
     let entries = fs::read_dir(NAMES).into_iter().flatten().flatten();
     entries
@@ -94,8 +95,11 @@ fn names() -> HashMap<u64, String> {
         .collect()
 }
 
-/// Returns the network namespaces of these processes and of their threads, and the processes whose namespaces could not
-/// be opened. A namespace without a name gets the lowest PID in it as name, or a path if another has this PID as name.
+/// Returns the network namespaces of these processes and of their threads. Also returns the processes whose namespaces
+/// could not be opened.
+///
+/// A namespace without a name of ip-netns(8) is named by the ID of the first of these threads that is in it. If another
+/// namespace has this number as its name, a path is used instead.
 pub fn of(pids: &[i32]) -> (Vec<Namespace>, Vec<(i32, io::Error)>) {
     let names = names();
     let mut found = Vec::new();

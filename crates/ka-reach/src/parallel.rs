@@ -1,19 +1,20 @@
 //! Runs a function for each of many items, on as many threads as there are cores.
 //!
-//! This is for system calls: one process can have a hundred thousand descriptors to read. Each thread has its own
-//! descriptor table. So the function must close the descriptors that it opens, and must not return them.
+//! This speeds up system calls: one process can have a hundred thousand descriptors to read. Each new thread has its
+//! own descriptor table, so that its calls need no locking against the other threads. A descriptor that the function
+//! opens is therefore invalid in other threads. So the function must close the descriptor and must not return it.
 
 use std::num::NonZero;
 use std::thread;
 
 use crate::sys;
 
-/// A thread for fewer items costs more than it saves.
-const FEW: usize = 512;
+/// The number of items from which a further thread saves more time than its start costs.
+const ITEMS_PER_THREAD: usize = 512;
 
-/// Returns the results of the function, in the order of the items.
+/// Calls the function for each item. Returns the results in the order of the items.
 pub(crate) fn map<T: Sync, R: Send>(items: &[T], function: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let cores = thread::available_parallelism().map_or(1, NonZero::get).min(items.len() / FEW + 1);
+    let cores = thread::available_parallelism().map_or(1, NonZero::get).min(items.len() / ITEMS_PER_THREAD + 1);
     if cores <= 1 {
         return items.iter().map(function).collect();
     }

@@ -1,4 +1,7 @@
-//! Why the kernel does not let ka look into a process, and what would help. ptrace(2), "Ptrace access mode checking"
+//! Explains why the kernel does not let ka inspect a process. ptrace(2), "Ptrace access mode checking"
+//!
+//! For each refusal, the kernel returns the same errno, EPERM or EACCES. The user needs the rule that was violated,
+//! and a remedy. So ka compares its own rights with those of the process, in the order of the kernel's checks.
 
 use std::fs;
 
@@ -7,13 +10,13 @@ use crate::process::Status;
 use crate::sys;
 pub use crate::sys::capability::{has_more_rights, has_no_new_privileges};
 
-/// The number of the capability to look into other users' processes. capabilities(7)
+/// The number of the capability to inspect other users' processes. capabilities(7)
 pub const CAP_SYS_PTRACE: u32 = 19;
 /// The number of the capability to enter network namespaces. capabilities(7)
 pub const CAP_SYS_ADMIN: u32 = 21;
 
-/// Explains an error of a call on a process: which rule of the kernel made the call fail, and what would help. An error
-/// that explains itself is returned unchanged.
+/// Explains an error of a call on a process: the kernel's rule that made the call fail, and a remedy. Errors that
+/// need no explanation are returned unchanged.
 pub fn explain(pid: i32, error: impl Into<Error>) -> Error {
     let error = error.into();
     let errno = error.raw_os_error();
@@ -32,7 +35,7 @@ pub fn explain(pid: i32, error: impl Into<Error>) -> Error {
     }
 }
 
-/// Returns why the kernel refuses access to a process.
+/// Returns the reason why the kernel refuses access to a process.
 fn refusal(pid: i32) -> Error {
     if may_look_anywhere() {
         return Error::RefusedToRoot;
@@ -48,7 +51,7 @@ fn refusal(pid: i32) -> Error {
     }
 }
 
-/// Returns whether ka may look into any process.
+/// Returns whether ka has the capability to inspect every process.
 pub fn may_look_anywhere() -> bool {
     has(CAP_SYS_PTRACE)
 }
@@ -59,13 +62,13 @@ pub fn has(capability: u32) -> bool {
     own.is_some_and(|status| status.has_capability(capability))
 }
 
-/// Returns why ka cannot look into ordinary processes of its own user. `None` if it can.
+/// Returns the reason why ka cannot inspect ordinary processes of its own user. `None` if it can.
 pub fn obstacle() -> Option<Error> {
     let scope = ptrace_scope().filter(|scope| *scope != 0)?;
     (!may_look_anywhere()).then_some(Error::PtraceScopeOfAll(scope))
 }
 
-/// Returns the restriction of the Yama security module. `None` if the kernel does not have it.
+/// Returns kernel.yama.ptrace_scope. `None` if the kernel has no Yama security module.
 pub fn ptrace_scope() -> Option<i32> {
     fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok()?.trim().parse().ok()
 }

@@ -1,4 +1,8 @@
 //! The policies of ka that apply to a process: from the shim, from a supervisor, and from its cgroups.
+//!
+//! No file lists these policies, so ka infers them. The memory maps of a process show the shim. The process tree shows
+//! the supervisor. The environment has the KA_ variables that both read, together with /etc/ka.conf. bpf(2) reports the
+//! policies of cgroups.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -16,37 +20,37 @@ use crate::process;
 use crate::seccomp;
 use crate::worker::{Completion, Output, Workers};
 
-/// The parts of a process's memory maps and environment that show a policy of ka.
+/// The facts from a process's memory maps and environment that show a policy of ka.
 #[derive(Default, Deserialize, Serialize)]
 pub struct Evidence {
     pid: i32,
-    /// Whether libka_preload.so is evidence.
+    /// True if libka_preload.so is mapped.
     pub is_preloaded: bool,
-    /// The number of copies of the C library.
+    /// The number of copies of the C library that are mapped.
     pub c_libraries: usize,
-    /// Whether ka may not read the maps.
+    /// True if the kernel denies ka access to the maps.
     pub is_denied: bool,
-    /// The KA_ variables with which the process was started, separated by NULs.
+    /// The KA_ variables with which the process was started. Each one ends with a NUL.
     pub variables: Vec<u8>,
 }
 
-/// How many bytes of a process's maps are read, if the caller has other processes to examine.
+/// The limit on the bytes of one process's maps, if the caller has other processes to examine.
 pub(crate) const MAPS: u64 = 1 << 22;
 
-/// How much of a process's environment is read. execve(2) accepts less.
+/// The limit on the bytes of a process's environment. execve(2) accepts less.
 const ENVIRONMENT: u64 = 6 << 20;
 
-/// The kernel appends this to the path of a removed file.
+/// The text that the kernel appends to the path of a removed file.
 const DELETED: &[u8] = b" (deleted)";
 
-/// How many bytes of KA_ variables are kept. A process may have very many.
+/// The limit on the bytes of KA_ variables that are kept, because a hostile process may have any number.
 const VARIABLES: usize = 1 << 15;
 
 /// Reads at most `most` bytes of the maps of each process, and its environment.
 ///
-/// The kernel may block on a process here, so a worker reads them. The worker reads the maps line by line, because a
-/// process may have very many mappings. Returns the processes that the worker has read, and the reason if some are
-/// missing.
+/// A worker reads them, because a process can make such a read block. The worker reads the maps line by line, because a
+/// process may have very many mappings. Returns the evidence of the processes that the worker has read. If some are
+/// missing, also returns the reason.
 pub fn evidence(
     pids: impl IntoIterator<Item = i32>,
     most: u64,
@@ -70,7 +74,7 @@ pub fn evidence(
     (evidence, why)
 }
 
-/// Reads one process, in a worker.
+/// Reads the evidence of one process, in a worker.
 pub(crate) fn read(pid: i32, most: u64) -> Evidence {
     let mut evidence = Evidence { pid, ..Evidence::default() };
     match File::open(format!("/proc/{pid}/maps")) {
@@ -78,7 +82,7 @@ pub(crate) fn read(pid: i32, most: u64) -> Evidence {
             let mut maps = BufReader::new(maps.take(most));
             let mut line = Vec::new();
             while maps.read_until(b'\n', &mut line).is_ok_and(|size| size > 0) {
-                // The file may have been replaced by another version.
+                // After an update of the library, the old file is removed but still mapped.
                 let name = line.trim_ascii_end();
                 let name = name.strip_suffix(DELETED).unwrap_or(name);
                 evidence.is_preloaded |= name.ends_with(b"/libka_preload.so");
@@ -104,7 +108,7 @@ pub(crate) fn read(pid: i32, most: u64) -> Evidence {
     evidence
 }
 
-/// Returns whether a process has more rights than its user, so that the shim ignores the environment. getauxval(3),
+/// Returns whether a process has more rights than its user. If so, the shim ignores the environment. getauxval(3),
 /// `AT_SECURE`
 fn is_secure(pid: i32) -> bool {
     const WORD: usize = size_of::<libc::c_ulong>();
@@ -125,7 +129,7 @@ fn is_c_library(line: &[u8]) -> bool {
         && NAMES.iter().any(|libc| name.starts_with(libc))
 }
 
-/// Where a policy that applies to a process comes from.
+/// The origin of a policy that applies to a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The shim, libka_preload.so.
@@ -147,15 +151,15 @@ pub enum Source {
 pub struct ProcessPolicy {
     /// The process.
     pub pid: i32,
-    /// Where the policy comes from.
+    /// The origin of the policy.
     pub source: Source,
     /// The keepalive settings. They have no effect if `is_off`.
     pub config: Config,
-    /// Whether the process can override the settings.
+    /// The mode, which decides whether the process can override the settings.
     pub mode: Mode,
-    /// How many rules (KA_RULES) give some sockets another policy.
+    /// The number of rules (KA_RULES) that give some sockets another policy.
     pub rules: usize,
-    /// Whether the shim or the supervisor leaves all sockets of the process alone (KA_POLICY=off or KA_SKIP).
+    /// True if the shim or the supervisor leaves all sockets of the process alone (KA_POLICY=off or KA_SKIP).
     pub is_off: bool,
 }
 
@@ -191,8 +195,9 @@ pub fn policies(evidence: &Evidence) -> Vec<ProcessPolicy> {
     found
 }
 
-/// Returns whether KA_SKIP leaves a process alone, by its name or that of its file. Neither name is in the memory of
-/// the process. A process can make reads of its memory block.
+/// Returns whether KA_SKIP names a process, by its own name or by the name of its executable file.
+///
+/// A process can make reads of its memory block. This function does not read its memory.
 pub fn is_skipped(skip: &[u8], pid: i32) -> bool {
     if skip.is_empty() {
         return false;
@@ -203,7 +208,7 @@ pub fn is_skipped(skip: &[u8], pid: i32) -> bool {
     skips(skip, [&process::comm(pid).unwrap_or_default(), executable])
 }
 
-/// Returns the policies of these processes that differ from the given one.
+/// Returns the policies that apply to these processes and differ from the given one.
 pub(crate) fn others(evidence: &[Evidence], config: &Config, mode: Mode) -> Vec<ProcessPolicy> {
     let mut others: Vec<_> = evidence.iter().flat_map(policies).collect();
     others.retain(|other| !other.is_same(config, mode));

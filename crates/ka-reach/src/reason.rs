@@ -12,7 +12,7 @@ pub fn reason(error: &io::Error) -> String {
     }
 }
 
-/// Returns the reason of an error of ka-core, with the text of strerror(3), which ka-core does not use.
+/// Returns the reason of an error of ka-core. ka-core has only the errno, so this adds the text of strerror(3).
 pub fn socket_reason(error: &ka_core::Error) -> String {
     let reason = |number| reason(&io::Error::from_raw_os_error(number));
     match error {

@@ -1,4 +1,4 @@
-//! Socket data in 64-bit words. Workers pass it to their parent in this form, through memory and pipes.
+//! Socket data as 64-bit words. Workers pass it to their parent in this form, through shared memory and pipes.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::slice;
@@ -9,7 +9,7 @@ use netlink_packet_sock_diag::inet::Timer;
 
 use crate::diag::{Entry, State};
 
-/// Writes values to a record, one after the other. It allocates nothing. The rest of the record is 0.
+/// Writes values to a record, one after the other, without allocation. Words that were not written are 0.
 pub(crate) struct Writer<const N: usize> {
     words: [u64; N],
     used: usize,
@@ -70,7 +70,7 @@ impl<const N: usize> Writer<N> {
     }
 }
 
-/// Reads the values of a record in the order in which they were written. Missing words are 0.
+/// Reads the values of a record, in the order in which they were written. Words beyond the end are 0.
 pub(crate) struct Reader<'a>(slice::Iter<'a, u64>);
 
 impl<'a> Reader<'a> {
@@ -116,10 +116,10 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The number of words in an entry of the kernel's list.
+/// The number of words for one entry of the kernel's socket list.
 const ENTRY: usize = 14;
 
-/// Appends an entry of the kernel's list.
+/// Appends an entry of the kernel's socket list to `bytes`.
 pub(crate) fn put_entry(entry: &Entry, bytes: &mut Vec<u8>) {
     let milliseconds = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
     let (kind, tries, expires) = match entry.timer {
@@ -148,7 +148,7 @@ pub(crate) fn put_entry(entry: &Entry, bytes: &mut Vec<u8>) {
     }
 }
 
-/// Iterates over the appended entries.
+/// Iterates over the entries that [`put_entry`] has appended.
 pub(crate) fn entries(bytes: &[u8]) -> impl Iterator<Item = Entry> {
     bytes.chunks_exact(8 * ENTRY).filter_map(|chunk| {
         let mut words = [0; ENTRY];

@@ -1,4 +1,4 @@
-//! The TCP sockets of one process, and those of them without keepalive.
+//! Finds the TCP sockets of one process that have keepalive off.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -14,43 +14,44 @@ use crate::process::{Process, Target};
 use crate::record::{Reader, Writer};
 use crate::worker::{self, Answer, Reply, Workers};
 
-/// The sockets of a process.
+/// The TCP sockets of a process.
 #[derive(Debug, Default)]
 pub struct Survey {
     /// The number of TCP sockets.
     pub tcp: usize,
-    /// The TCP sockets without keepalive.
+    /// The TCP sockets that have keepalive off.
     pub off: Vec<OffSocket>,
-    /// Whether the process uses io_uring.
+    /// True if the process has an io_uring.
     pub has_ring: bool,
     /// The reasons why sockets were left out.
     pub left_out: Vec<Arc<Error>>,
 }
 
-/// A TCP socket without keepalive.
+/// A TCP socket that has keepalive off.
 #[derive(Clone, Copy, Debug)]
 pub struct OffSocket {
-    /// Its lowest descriptor.
+    /// The lowest descriptor of the socket in the process.
     pub fd: i32,
-    /// Whether it listens.
+    /// True if the socket listens.
     pub is_listener: bool,
-    /// `None` if unknown.
+    /// The local address. `None` if unknown.
     pub local: Option<SocketAddr>,
-    /// `None` if unknown, or if the socket is not connected.
+    /// The peer's address. `None` if unknown, or if the socket is not connected.
     pub peer: Option<SocketAddr>,
 }
 
-/// Flags in the first half of a worker's first word about a socket. Its two addresses follow, if its keepalive is off.
+/// Flags in the first half of the first word that a worker answers about a socket. If the socket's keepalive is off,
+/// the two addresses of the socket follow.
 const TCP: u32 = 1;
 const OFF: u32 = 2;
 const LISTENS: u32 = 4;
 /// The kernel refused the call, with the errno in the second half.
 const REFUSED: u32 = 8;
 
-/// Reads the keepalive of each socket of a process.
+/// Reads whether keepalive is on, for each TCP socket of a process.
 ///
 /// # Errors
-/// ka may not examine the process or one of its sockets, or a socket would lose its class.
+/// ka may not examine the process or one of its sockets, or a socket would lose its class ([`crate::class`]).
 pub fn survey(process: &Process, workers: &mut Workers) -> Result<Survey> {
     let mut found = Survey::default();
     let mut inodes = HashSet::new();
@@ -98,20 +99,20 @@ pub fn survey(process: &Process, workers: &mut Workers) -> Result<Survey> {
             Answer::Excluded(user) => worker::excluded(user),
             Answer::NotAsked => continue,
         };
-        // An excluded user may have many sockets.
+        // All sockets of an excluded user have the same error, which is reported once.
         let is_new = |other: &Arc<Error>| other.to_string() != left_out.to_string();
         if found.left_out.iter().all(is_new) {
             found.left_out.push(left_out.into());
         }
     }
-    // Without sockets, no call has shown yet whether ka may duplicate the descriptors of the process.
+    // If the process has no sockets, no earlier call has tested whether ka may duplicate its descriptors.
     if inodes.is_empty() {
         process.check_access()?;
     }
     Ok(found)
 }
 
-/// Reads the keepalive of a socket, in a worker.
+/// Reads whether a socket's keepalive is on, in a worker.
 fn examine(target: &Target, reply: &Reply<'_>) {
     let answer = |kind, errno: i32| reply.answer(Writer::new().pair(kind, errno.cast_unsigned()).finish());
     let socket = match target.table.duplicate(target.fd) {

@@ -59,8 +59,9 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Makes the change to the sockets of processes, some processes at a time. Reports the processes that refuse access.
-    /// Skips processes that have ended. Returns the inodes of sockets that were closed before their turn came.
+    /// Makes the change to the sockets of processes, some processes at a time. Reports the processes that refuse
+    /// access. Skips processes that have ended. Returns the inodes of sockets that were closed before their turn
+    /// came.
     pub(super) fn run<'c>(&mut self, processes: impl IntoIterator<Item = Candidate<'c>>) -> HashSet<u32> {
         let mut lost = HashSet::new();
         let mut batch = Batch::new();

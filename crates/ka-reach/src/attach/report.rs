@@ -118,8 +118,8 @@ impl Report {
         self.results.extend(search.results.into_iter().filter(|result| result.fd.is_some()));
     }
 
-    /// Records that a process cannot be examined. If the user did not name the process and may not examine it, it counts
-    /// as denied, not as failed.
+    /// Records that a process cannot be examined. If the user did not name the process and may not examine it, it
+    /// counts as denied, not as failed.
     pub(super) fn refuse(&mut self, pid: i32, error: impl Into<Error>, is_selected: bool) {
         let error = error.into();
         let is_denied = is_selected && matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));

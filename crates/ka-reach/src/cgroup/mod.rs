@@ -125,8 +125,8 @@ impl Cgroup {
         bpf::policies(self.as_fd())
     }
 
-    /// Returns the policies of the cgroups above this one, the nearest first. Cgroups whose policies the kernel does not
-    /// report are left out.
+    /// Returns the policies of the cgroups above this one, the nearest first. Cgroups whose policies the kernel does
+    /// not report are left out.
     #[must_use]
     pub fn policies_above(&self) -> Vec<(PathBuf, Policy<'static>)> {
         let mut found = Vec::new();

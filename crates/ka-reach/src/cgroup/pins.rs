@@ -1,7 +1,7 @@
 //! Pins: the paths in the bpf filesystem that keep a cgroup's policy attached.
 //!
-//! ka pins the links of a cgroup's programs in a folder of their own. So the policy stays when ka has ended, and goes when
-//! the folder or the cgroup is removed.
+//! ka pins the links of a cgroup's programs in a folder of their own. So the policy stays when ka has ended, and goes
+//! when the folder or the cgroup is removed.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -84,9 +84,9 @@ impl Pins {
         pins
     }
 
-    /// Checks that only root and the user of this process can change the pins. A bpf filesystem mounted by mount(8) lets
-    /// every user make folders in it. Such a folder may be a link to any other place, so ka must not write to it or
-    /// remove anything from it.
+    /// Checks that only root and the user of this process can change the pins. A bpf filesystem mounted by mount(8)
+    /// lets every user make folders in it. Such a folder may be a link to any other place, so ka must not write to it
+    /// or remove anything from it.
     ///
     /// # Errors
     ///
@@ -110,8 +110,8 @@ impl Pins {
         root().read_dir().is_ok()
     }
 
-    /// Keeps other processes of ka from changing the pins while the returned file is open. Otherwise they would remove a
-    /// folder that is not complete yet. `None` if there are no pins.
+    /// Keeps other processes of ka from changing the pins while the returned file is open. Otherwise they would
+    /// remove a folder that is not complete yet. `None` if there are no pins.
     ///
     /// # Errors
     ///
@@ -128,12 +128,13 @@ impl Pins {
         }
     }
 
-    /// Attaches a policy's programs to a cgroup and pins them. They replace the cgroup's earlier policy. At every moment
-    /// one of the two policies is in force.
+    /// Attaches a policy's programs to a cgroup and pins them. They replace the cgroup's earlier policy. At every
+    /// moment one of the two policies is in force.
     ///
     /// # Errors
     ///
-    /// The programs cannot be attached or pinned, or [`Pins::check_root`] fails. Then the earlier policy stays in force.
+    /// The programs cannot be attached or pinned, or [`Pins::check_root`] fails. Then the earlier policy stays in
+    /// force.
     pub fn create(cgroup: &Cgroup, programs: &Programs) -> Result<()> {
         let root = root();
         match DirBuilder::new().mode(0o700).create(&root) {

@@ -324,8 +324,8 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Visits all network namespaces. Returns which sockets were left out. The child inherits no descriptor of the cgroup,
-    /// so it opens the cgroup again. Fails if the parent does not read the pipe any more.
+    /// Visits all network namespaces. Returns which sockets were left out. The child inherits no descriptor of the
+    /// cgroup, so it opens the cgroup again. Fails if the parent does not read the pipe any more.
     fn visit_all(&mut self, policy: Policy<'static>, counter: Result<&Counter>) -> io::Result<Vec<LeftOut>> {
         let opened = Cgroup::open(self.path).ok().filter(|cgroup| cgroup.id == self.id);
         let Some(cgroup) = opened else { return Ok(vec![LeftOut::CgroupRemoved]) };

@@ -86,8 +86,8 @@ impl fmt::Display for Shortened<'_> {
 ///
 /// # Errors
 ///
-/// If `look` fails with EPERM, the walk ends with this error, because `look` would fail everywhere. After other errors the
-/// cgroup is returned as skipped.
+/// If `look` fails with EPERM, the walk ends with this error, because `look` would fail everywhere. After other
+/// errors the cgroup is returned as skipped.
 pub fn walk(start: &Cgroup, look: impl FnMut(&Cgroup) -> io::Result<()>) -> io::Result<Skipped> {
     // Users may make cgroups during the walk. The limit stops a user who makes them without end.
     let most = descendants(start).unwrap_or(1_000_000).saturating_mul(2).saturating_add(10_000);

@@ -1,8 +1,8 @@
 //! Reads a program's ELF file: its loader, its libraries, the functions that it imports, and its system-call
 //! instructions. elf(5)
 //!
-//! Whoever wrote a program wrote its ELF file, so the file may be hostile. Reading ends soon and does not panic, and its
-//! memory is bounded by a small multiple of the file's size.
+//! Whoever wrote a program wrote its ELF file, so the file may be hostile. Reading ends soon and does not panic, and
+//! its memory is bounded by a small multiple of the file's size.
 
 mod cache;
 mod instructions;

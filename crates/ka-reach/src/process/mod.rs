@@ -65,8 +65,8 @@ pub(crate) fn parent(pid: i32) -> Option<i32> {
     stat(pid, 4)?.try_into().ok().filter(|parent| *parent > 0)
 }
 
-/// Returns the start time of a process, in clock ticks since boot. It distinguishes the process from a later one with the
-/// same PID. 0 if there is no such process.
+/// Returns the start time of a process, in clock ticks since boot. It distinguishes the process from a later one with
+/// the same PID. 0 if there is no such process.
 pub fn started(pid: i32) -> u64 {
     stat(pid, 22).unwrap_or(0)
 }
@@ -145,7 +145,8 @@ mod tests {
         assert!(all().unwrap().contains(&pid));
         let process = Process::open(pid).unwrap();
         assert!(process.is_alive());
-        // The tests run in threads that share one descriptor table. A thread that is just ending has already released it.
+        // The tests run in threads that share one descriptor table. A thread that is just ending has already released
+        // it.
         let tables = || {
             let mut count = 0;
             process.each_table(|table| count += usize::from(table.is_ok())).unwrap();

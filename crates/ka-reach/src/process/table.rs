@@ -41,7 +41,8 @@ impl Table {
         self.pidfd.as_fd()
     }
 
-    /// Returns whether one of the descriptors is an io_uring. A program can use its sockets through it without the C library.
+    /// Returns whether one of the descriptors is an io_uring. A program can use its sockets through it without the C
+    /// library.
     pub fn has_ring(&self) -> bool {
         let folder = format!("/proc/{}/task/{}/fd", self.pid, self.task);
         let links = fs::read_dir(folder).into_iter().flatten().flatten();
@@ -90,8 +91,8 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// The process has ended, or /proc does not show it. `look` gets [`Error::OverBudget`] last if descriptors were left
-    /// out, and [`Error::ThreadDescriptors`] for a table that this kernel does not let ka reach.
+    /// The process has ended, or /proc does not show it. `look` gets [`Error::OverBudget`] last if descriptors were
+    /// left out, and [`Error::ThreadDescriptors`] for a table that this kernel does not let ka reach.
     pub fn each_table(&self, mut look: impl FnMut(Result<(Table, Vec<(i32, u32)>)>)) -> Result<()> {
         let pid = self.pid;
         let status = Status::read(pid).map_err(|error| match error.raw_os_error() {
@@ -278,7 +279,8 @@ fn sockets_among(folder: &File, descriptors: &[i32]) -> io::Result<Vec<(i32, u32
     Ok(sockets)
 }
 
-/// Returns the inode from the target of a descriptor's link in /proc, such as `socket:[1234]`. `None` if it is not a socket.
+/// Returns the inode from the target of a descriptor's link in /proc, such as `socket:[1234]`. `None` if it is not a
+/// socket.
 pub fn socket_inode(link: &[u8]) -> Option<u32> {
     let digits = link.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
     std::str::from_utf8(digits).ok()?.parse().ok()

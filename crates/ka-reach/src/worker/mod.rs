@@ -322,8 +322,8 @@ impl Workers {
         Excluded { users, all_but_root: self.blocked.len() >= IN_ALL }
     }
 
-    /// Returns the user who made a socket. The process may have received the socket from another user, so the user of the
-    /// process may not be to blame.
+    /// Returns the user who made a socket. The process may have received the socket from another user, so the user of
+    /// the process may not be to blame.
     ///
     /// The descriptor may refer to a FUSE file by now, so this call may block too.
     fn owner(&mut self, target: &Target) -> u32 {
