@@ -1,7 +1,11 @@
 //! Lists TCP sockets with their owners and settings.
 //!
-//! The kernel's list of sockets (sock_diag(7)) has inodes, and so do the descriptors in /proc. Joining the two by inode
-//! gives the owners.
+//! The kernel has no list of sockets with their owners. sock_diag(7) lists sockets, and /proc lists the descriptors of
+//! each process. Both report the inode of a socket, so joining the two by inode gives the owners.
+//!
+//! sock_diag(7) does not report the keepalive settings either. If ka may use eBPF, an iterator program reads the
+//! settings of all sockets ([`crate::bpf`]). Otherwise ka duplicates each socket out of a process that has it, and
+//! reads the duplicate.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
@@ -36,14 +40,14 @@ pub struct Owner {
 pub struct ListedSocket {
     /// The socket in the kernel's list.
     pub entry: Entry,
-    /// The process with the lowest PID that has this socket, and its lowest descriptor. `None` if no process has it, or
-    /// only processes that ka may not look into.
+    /// The process with the lowest PID that has this socket, and its lowest descriptor. `None` if no process has the
+    /// socket, or only processes that ka may not inspect.
     pub owner: Option<Owner>,
     /// The PIDs of the other processes that have this socket.
     pub others: Vec<i32>,
-    /// The name of its network namespace, if [`Selection`] has one.
+    /// The name of the network namespace, if [`Selection::namespaces`] has any.
     pub netns: Option<Arc<str>>,
-    /// The settings in force. `None` if ka could not read them.
+    /// The settings of the socket. `None` if ka could not read them.
     pub settings: Option<Settings>,
     /// The reason why the socket could not be read.
     pub error: Option<Arc<Error>>,
@@ -65,26 +69,27 @@ pub struct Listing {
     pub incomplete: Vec<Error>,
 }
 
-/// Which sockets to list.
+/// A selection of the sockets to list.
 #[derive(Default)]
 pub struct Selection<'a> {
     /// Only the sockets of these processes. If empty, the sockets of all processes.
     pub pids: &'a [i32],
     /// Only sockets whose local or peer port is this one.
     pub port: Option<u16>,
-    /// The network namespaces to list. Afterwards ka is in the last of them. If empty, the namespace that ka is in.
+    /// The network namespaces to list. Afterwards ka is in the last of them. If empty, ka's current namespace is
+    /// listed.
     pub namespaces: &'a [Namespace],
 }
 
-/// Lists the sockets in these states: a selection, or all of this network namespace.
+/// Lists the sockets in these states: a selection, or all sockets of this network namespace.
 ///
-/// The kernel's list and the processes' descriptors are read at the same time. Sockets that change between the two, and
-/// processes that end meanwhile, are left out. If eBPF is allowed, the kernel reports the settings of all sockets in
-/// one pass. The other settings are read socket by socket, through the processes that have them.
+/// The kernel's list and the processes' descriptors are read at the same time. Sockets that change during that time,
+/// and processes that end during that time, may be left out. If eBPF is allowed, the kernel reports the settings of
+/// all sockets in one pass. Missing settings are read socket by socket, through the processes that have the sockets.
 ///
 /// # Errors
 ///
-/// No namespace, or no process, could be listed. Then ka may be in another namespace than before.
+/// No namespace, or no process, could be listed. After an error, ka may be in another namespace than before.
 pub fn sockets(
     workers: &mut Workers,
     states: &[State],
@@ -95,7 +100,7 @@ pub fn sockets(
     sys::raise_descriptor_limit();
     let (mut incomplete, mut failed) = (Vec::new(), Vec::new());
     let mut holders = None;
-    let mut ours = Vec::new();
+    let mut own_workers = Vec::new();
     let mut sockets = Vec::new();
     let mut has_status = true;
     let here = namespaces.is_empty().then_some(None);
@@ -106,9 +111,9 @@ pub fn sockets(
         };
         let listed = entered.and_then(|()| {
             let meanwhile = |workers: &[i32]| {
-                ours.extend_from_slice(workers);
+                own_workers.extend_from_slice(workers);
                 holders.get_or_insert_with(|| match pids {
-                    [] => Ok(others(&ours)?.filter_map(leader).collect()),
+                    [] => Ok(others(&own_workers)?.filter_map(leader).collect()),
                     pids => tables_of(pids, &mut incomplete),
                 });
             };
@@ -120,8 +125,8 @@ pub fn sockets(
         match listed {
             Ok(listed) => {
                 has_status &= listed.has_status;
-                let meant = |entry: &Entry| port.is_none_or(|port| entry.has_port(port));
-                sockets.extend(record::entries(&listed.entries).filter(meant).map(|entry| ListedSocket {
+                let matches = |entry: &Entry| port.is_none_or(|port| entry.has_port(port));
+                sockets.extend(record::entries(&listed.entries).filter(matches).map(|entry| ListedSocket {
                     settings: listed.settings.get(&entry.cookie).copied(),
                     entry,
                     owner: None,
@@ -139,17 +144,17 @@ pub fn sockets(
         _ => return Err(Error::Several(failed)),
     };
     incomplete.append(&mut failed);
-    // Sort by inode. Sockets without a process have inode 0 and come first. An inode belongs to one namespace.
+    // Sockets without a process have inode 0 and come first. Any other inode belongs to only one namespace.
     sockets.sort_unstable_by_key(|socket| socket.entry.inode);
     let mut join =
         Join { sockets: &mut sockets, asked: Vec::new(), workers, incomplete: &mut incomplete, has_status };
-    join.all(&holders);
+    join.assign_all(&holders);
     if pids.is_empty() && join.sockets.iter().any(|socket| socket.entry.inode != 0 && socket.owner.is_none())
     {
-        // A socket that no leader has may belong to a task with its own descriptor table.
-        for pid in others(&ours)? {
+        // A socket that is in no leader's descriptor table may be in the table of another task.
+        for pid in others(&own_workers)? {
             let holders = tasks(pid, join.incomplete);
-            join.all(&holders);
+            join.assign_all(&holders);
         }
     }
     if !pids.is_empty() {
@@ -169,44 +174,44 @@ struct KernelList {
     entries: Vec<u8>,
     /// The settings of each socket, by cookie. Empty if eBPF is not allowed.
     settings: HashMap<u64, Settings>,
-    /// Whether the entries have the connections' status.
+    /// True if the entries have the connections' status.
     has_status: bool,
 }
 
-/// Reads the kernel's list in workers. Calls `meanwhile` with their PIDs.
+/// Reads the kernel's list in workers. Calls `meanwhile` with their PIDs while they work.
 fn kernel_list(
     workers: &mut Workers,
     states: &[State],
     meanwhile: impl FnOnce(&[i32]),
 ) -> Result<KernelList> {
-    let told = Workers::start(&[], |out| bpf::read_settings(out));
+    let settings = Workers::start(&[], |out| bpf::read_settings(out));
     let listed = Workers::start(&[], |out| list(states, true, out));
-    // A worker has ka's descriptors until it has closed them.
-    let ours: Vec<_> = [told.as_ref(), listed.as_ref()].into_iter().flatten().map(Child::pid).collect();
-    meanwhile(&ours);
-    let (mut listed, told) = match (listed?, told) {
-        (listed, Ok(told)) => {
-            let [listed, told] = workers.finish_all([listed, told]);
-            (listed, told.data)
+    // A worker starts with copies of ka's descriptors, and must not be listed as their owner.
+    let pids: Vec<_> = [settings.as_ref(), listed.as_ref()].into_iter().flatten().map(Child::pid).collect();
+    meanwhile(&pids);
+    let (mut listed, settings) = match (listed?, settings) {
+        (listed, Ok(settings)) => {
+            let [listed, settings] = workers.finish_all([listed, settings]);
+            (listed, settings.data)
         }
         (listed, Err(_)) => (workers.finish(listed), Vec::new()),
     };
-    // Without the connections' status, the list needs no lock.
+    // If a held lock blocked the list, read it again without the connections' status, which takes no lock.
     let has_status = !matches!(listed.end, Completion::Blocked);
     if !has_status {
         listed = workers.run(&[], |out| list(states, false, out));
     }
     match listed.end {
-        // If the iterator blocked, it has reported the sockets before that one.
+        // If the iterator blocked at a socket, the settings of the sockets before it are used.
         Completion::Finished => {
-            Ok(KernelList { entries: listed.data, settings: bpf::parse_settings(&told), has_status })
+            Ok(KernelList { entries: listed.data, settings: bpf::parse_settings(&settings), has_status })
         }
         Completion::Failed(error) => Err(error),
         Completion::Blocked => Err(Error::SocketListBlocked),
     }
 }
 
-/// Writes the kernel's socket list, in a worker.
+/// Writes the kernel's socket list to `out`, in a worker.
 pub(crate) fn list(states: &[State], with_status: bool, out: &mut impl Write) -> Result<()> {
     let entries = dump(states, with_status)?;
     for entries in entries.chunks(256) {
@@ -222,24 +227,25 @@ pub(crate) fn list(states: &[State], with_status: bool, out: &mut impl Write) ->
 /// A process, and the sockets in one of its descriptor tables.
 struct Holder {
     pid: i32,
-    /// The table. `None` if it is opened only when needed.
+    /// The table. `None` if ka opens the process only when it needs the table.
     table: Option<Table>,
+    /// The descriptors that are sockets, with their inodes.
     sockets: Vec<(i32, u32)>,
 }
 
-/// Returns all processes except this one and its workers. Those have only sockets that ka was started with.
+/// Returns all processes except this one and its workers. These have only sockets that ka inherited when it started.
 fn others(workers: &[i32]) -> io::Result<impl Iterator<Item = i32>> {
     let is_ours = |pid: &i32| u32::try_from(*pid) == Ok(std::process::id()) || workers.contains(pid);
     Ok(process::all()?.into_iter().filter(move |pid| !is_ours(pid)))
 }
 
-/// Returns the sockets of a process's leader, if ka may look into the process and it has any.
+/// Returns the sockets in the table of a process's leader. `None` if there are none, or ka may not inspect the process.
 fn leader(pid: i32) -> Option<Holder> {
     let sockets = process::sockets(&format!("/proc/{pid}/fd")).ok()?;
     (!sockets.is_empty()).then_some(Holder { pid, table: None, sockets })
 }
 
-/// Returns the sockets in all descriptor tables of a process. Fails if ka may not look into the process.
+/// Returns the sockets in all descriptor tables of a process. Fails if ka may not inspect the process.
 fn tables(pid: i32, incomplete: &mut Vec<Error>) -> Result<Vec<Holder>> {
     let process = Process::open(pid)?;
     let mut holders = Vec::new();
@@ -252,7 +258,7 @@ fn tables(pid: i32, incomplete: &mut Vec<Error>) -> Result<Vec<Holder>> {
     refused.map_or(Ok(holders), Err)
 }
 
-/// Returns the sockets of these processes. Fails if ka may not look into any of the processes.
+/// Returns the sockets of these processes. Fails if ka may inspect none of them.
 fn tables_of(pids: &[i32], incomplete: &mut Vec<Error>) -> Result<Vec<Holder>> {
     let mut holders = Vec::new();
     let mut refused = Vec::new();
@@ -283,29 +289,30 @@ fn tasks(pid: i32, incomplete: &mut Vec<Error>) -> Vec<Holder> {
     holders
 }
 
-/// Assigns the sockets to their processes. Reads values that the kernel's list and the iterator lack from the sockets
-/// themselves, once per socket.
+/// Assigns the sockets to their processes. If neither the kernel's list nor the iterator has a socket's settings or
+/// status, reads them from the socket itself.
 struct Join<'a> {
-    /// Sorted by inode.
+    /// The sockets, sorted by inode.
     sockets: &'a mut [ListedSocket],
-    /// The sockets to read, and the indices of each in `sockets`.
+    /// The sockets to read, each with its range in `sockets`.
     asked: Vec<(Range<usize>, Target)>,
     workers: &'a mut Workers,
     incomplete: &'a mut Vec<Error>,
-    /// Whether the kernel's list has the connections' status.
+    /// True if the kernel's list has the connections' status.
     has_status: bool,
 }
 
 impl Join<'_> {
-    /// How many processes are held at a time, if there are descriptors for them.
+    /// The maximum number of processes that are held open at a time. The descriptor limit may lower it.
     const PROCESSES: usize = 256;
 
-    fn all(&mut self, holders: &[Holder]) {
+    /// Assigns the sockets of all these holders.
+    fn assign_all(&mut self, holders: &[Holder]) {
         let most = (sys::raise_descriptor_limit() / 4).clamp(1, Self::PROCESSES);
         let mut processes = 0;
         for holder in holders {
             let before = self.asked.len();
-            self.one(holder);
+            self.assign(holder);
             processes += usize::from(self.asked.len() > before);
             if processes >= most {
                 self.ask();
@@ -315,9 +322,9 @@ impl Join<'_> {
         self.ask();
     }
 
-    fn one(&mut self, holder: &Holder) {
+    fn assign(&mut self, holder: &Holder) {
         let mut comm: Option<Option<Arc<[u8]>>> = None;
-        let mut held: Option<Option<Table>> = None;
+        let mut opened: Option<Option<Table>> = None;
         for (fd, inode) in &holder.sockets {
             let place = with_inode(self.sockets, *inode);
             let found = self.sockets.get_mut(place.clone()).unwrap_or_default();
@@ -325,7 +332,7 @@ impl Join<'_> {
             if first.owner.is_some() {
                 let is_its_own = first.owner.as_ref().is_some_and(|owner| owner.pid == holder.pid);
                 for socket in found {
-                    // A process that has the socket twice is listed once.
+                    // A process with several descriptors of the socket is listed once.
                     if !is_its_own && socket.others.last() != Some(&holder.pid) {
                         socket.others.push(holder.pid);
                     }
@@ -337,13 +344,13 @@ impl Join<'_> {
             for socket in found {
                 socket.owner = Some(Owner { pid: holder.pid, fd: *fd, comm: comm.clone() });
             }
-            if !is_known && let Some(table) = held.get_or_insert_with(|| hold(holder)) {
+            if !is_known && let Some(table) = opened.get_or_insert_with(|| table_of(holder)) {
                 self.asked.push((place, Target { table: table.clone(), fd: *fd, inode: *inode }));
             }
         }
     }
 
-    /// Reads the settings of the sockets in `asked`.
+    /// Reads the settings of the sockets in `asked`, and their status if the kernel's list lacks it.
     fn ask(&mut self) {
         let (places, targets): (Vec<_>, Vec<_>) = std::mem::take(&mut self.asked).into_iter().unzip();
         if targets.is_empty() {
@@ -363,7 +370,8 @@ impl Join<'_> {
                 Answer::Given(record) => {
                     let mut record = Reader::new(&record);
                     let kind = record.word();
-                    // The settings need no lock on newer kernels.
+                    // Newer kernels read the settings without the lock. So they may be here although the status
+                    // blocked.
                     settings = (kind & WITH_SETTINGS != 0).then(|| record.settings()).flatten();
                     if kind & PENDING != 0 {
                         error = Some(Error::SocketBlocked.into());
@@ -394,28 +402,33 @@ impl Join<'_> {
     }
 }
 
-/// Returns the table of a holder. Opens the process if needed.
-fn hold(holder: &Holder) -> Option<Table> {
+/// Returns the table of a holder. Opens the process if necessary.
+fn table_of(holder: &Holder) -> Option<Table> {
     match &holder.table {
         Some(table) => Some(table.clone()),
         None => Some(Process::open(holder.pid).ok()?.leader_table()),
     }
 }
 
-/// Returns the range of the sockets with an inode. The slice is sorted by inode. A Multipath TCP socket and its
-/// subflows share one inode.
+/// Returns the range of the sockets with this inode, in a slice that is sorted by inode. A Multipath TCP socket and its
+/// subflows share one inode. The range is empty for inode 0.
 fn with_inode(sockets: &[ListedSocket], inode: u32) -> Range<usize> {
     let start = sockets.partition_point(|socket| socket.entry.inode < inode);
     let rest = sockets.get(start..).unwrap_or_default();
     start..start + rest.iter().take_while(|socket| socket.entry.inode == inode && inode != 0).count()
 }
 
-/// Flags in the first word of a record: the settings follow, the status is being read, the status follows.
+/// Flags in the first word of a record.
+///
+/// The settings follow.
 const WITH_SETTINGS: u64 = 1;
+/// The worker is still reading the status.
 const PENDING: u64 = 2;
+/// The status follows the settings.
 const WITH_STATUS: u64 = 4;
 
-/// Reads a process's socket, in a worker, if the descriptor still has the same inode and ka may access it.
+/// Reads a process's socket, in a worker. Answers nothing if the descriptor has another inode by now, or ka may not
+/// duplicate it.
 fn read(target: &Target, with_status: bool, reply: &Reply<'_>) {
     let Ok(duplicate) = target.table.duplicate(target.fd) else { return };
     if sys::inode(duplicate.as_fd()).ok() != Some(u64::from(target.inode)) {

@@ -14,7 +14,8 @@ const ITEMS_PER_THREAD: usize = 512;
 
 /// Calls the function for each item. Returns the results in the order of the items.
 pub(crate) fn map<T: Sync, R: Send>(items: &[T], function: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let cores = thread::available_parallelism().map_or(1, NonZero::get).min(items.len() / ITEMS_PER_THREAD + 1);
+    let cores =
+        thread::available_parallelism().map_or(1, NonZero::get).min(items.len() / ITEMS_PER_THREAD + 1);
     if cores <= 1 {
         return items.iter().map(function).collect();
     }
