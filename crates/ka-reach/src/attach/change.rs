@@ -1,4 +1,4 @@
-//! A change, as a worker makes it to one socket.
+//! The change that a worker makes to one socket.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,20 +19,20 @@ use crate::worker::Reply;
 pub struct Change<'a> {
     /// The settings for sockets that are not in `before`.
     pub policy: Config,
-    /// Whether sockets may keep settings of their program.
+    /// The mode, which decides whether a socket keeps the settings that its program made.
     pub mode: Mode,
-    /// Only sockets whose local or peer port is this one.
+    /// If not `None`, only sockets whose local or peer port is this one are set.
     pub port: Option<u16>,
-    /// Whether to set nothing, and report what would be set.
+    /// If true, ka sets nothing, and reports the changes that it would make.
     pub dry_run: bool,
-    /// Whether to report each socket with its addresses and settings. Otherwise, only failures are reported.
+    /// If true, ka reports each socket with its addresses and settings. Otherwise, it reports only failures.
     pub describe: bool,
     /// The settings to restore, by inode. Only these sockets are set.
     pub before: Option<&'a HashMap<u32, Config>>,
 }
 
 impl Change<'_> {
-    /// Makes the change to one socket, in a worker. `is_again` says that an earlier round examined the socket. Returns
+    /// Makes the change to one socket, in a worker. `is_again` is true if an earlier round examined the socket. Returns
     /// whether the socket is selected.
     pub(super) fn make(&self, target: &Target, is_again: bool, reply: &Reply<'_>) -> bool {
         let change = Self {
@@ -52,7 +52,7 @@ impl Change<'_> {
             Ok(None) => Finding::NotSelected,
             Err(error) => refused(error),
         };
-        // The socket must still be open here: closing it may block.
+        // Closing the duplicate may block, so the answer comes first.
         reply.answer(finding.to_record());
         matches!(finding, Finding::Examined(_))
     }
@@ -85,8 +85,8 @@ impl Change<'_> {
         if !(self.describe || error.is_some()) {
             return Ok(Some(examined));
         }
-        // Reading the addresses takes the socket's lock too. If that blocks, this answer remains. On a dry run, no
-        // earlier call has taken the lock.
+        // The kernel takes the socket's lock to report its addresses. If that blocks, this answer remains. On a dry run
+        // there is no such answer: no earlier call took the lock, so the socket must be reported as blocked.
         if !self.dry_run {
             reply.answer(Finding::Examined(examined).to_record());
         }
@@ -94,7 +94,8 @@ impl Change<'_> {
         Ok(Some(Examined { local, peer, ..examined }))
     }
 
-    /// Sets one socket. Returns the effect and the text of an error. Returns `None` if the socket is not selected.
+    /// Sets one socket. Returns the effect, and the text of the error if it failed. Returns `None` if the socket is not
+    /// selected.
     fn set(
         &self,
         socket: BorrowedFd<'_>,
@@ -107,7 +108,7 @@ impl Change<'_> {
             return Ok(None);
         }
         Ok(Some(match self.give(Socket::with_kernel(socket.as_raw_fd(), writes)) {
-            // The descriptor may have been closed since it was listed, and its number used again for a file.
+            // After ka listed the descriptor, the process may have closed it and reused its number for a file.
             Err(Error::NotTcp | Error::System { errno: Errno(libc::ENOTSOCK), .. }) => return Ok(None),
             Err(error) => (Effect::Failed, Some(error.to_string())),
             Ok(()) if !writes.is_empty() && !self.is_in_force(socket) => {
@@ -120,14 +121,14 @@ impl Change<'_> {
     }
 
     fn give(&self, socket: Socket<&Writes>) -> Result<(), Error> {
-        // The write rejects descriptors that are not TCP. If nothing may be written, the read does.
+        // In mode force, the writes fail for descriptors that are not TCP sockets. Otherwise this read fails for them.
         let is_written = self.mode == Mode::Force && !self.dry_run;
         let was_on = if is_written { false } else { socket.is_enabled()? };
         due(socket, &self.policy, self.mode, was_on).map_or(Ok(()), |config| give(socket, config, false).1)
     }
 
-    /// Returns whether the policy has a user timeout that the socket cannot have (Multipath TCP). False if the socket
-    /// kept its own keepalive.
+    /// Returns whether the policy has a user timeout that the socket does not support (Multipath TCP). False if the
+    /// socket keeps its own keepalive.
     fn lacks_user_timeout(&self, socket: BorrowedFd<'_>, effect: Effect) -> bool {
         let is_given = self.mode == Mode::Force || effect == Effect::Set;
         let is_named =
@@ -136,22 +137,22 @@ impl Change<'_> {
         is_given && is_named && matches!(timeout(), Err(Error::Unsupported { .. }))
     }
 
-    /// Returns whether the written values are in force. If a cgroup or a supervisor of ka's own process has a policy,
-    /// setsockopt reports success but changes nothing.
+    /// Returns whether the socket has the written values. If the socket's cgroup has a policy in mode force, or a
+    /// supervisor enforces one on ka itself, setsockopt(2) reports success but changes nothing.
     fn is_in_force(&self, socket: BorrowedFd<'_>) -> bool {
         let socket = Socket::new(socket.as_raw_fd());
-        let is_there = |timer| match (self.policy.timer(timer), socket.timer(timer)) {
+        let has_value = |timer| match (self.policy.timer(timer), socket.timer(timer)) {
             (Some(ours), Ok(theirs)) if self.mode == Mode::Floor => theirs <= ours,
             (Some(ours), Ok(theirs)) => theirs == ours,
             _ => true,
         };
-        // If the value cannot be read, assume that it is in force.
-        let is_as_set = |on| socket.is_enabled().map_or(true, |is_on| is_on == on);
-        self.dry_run || self.policy.enabled().is_none_or(is_as_set) && Timer::ALL.into_iter().all(is_there)
+        // If a value cannot be read, assume that the socket has it.
+        let has_state = |on| socket.is_enabled().map_or(true, |is_on| is_on == on);
+        self.dry_run || self.policy.enabled().is_none_or(has_state) && Timer::ALL.into_iter().all(has_value)
     }
 }
 
-/// Names the policy that overrides the values that ka has just written.
+/// Returns the error text that names the policy which overrides the values that ka has just written.
 fn overridden_by() -> &'static str {
     if seccomp::is_enforced() {
         "the policy of ka run --via seccomp overrides this command: use ka attach outside of it, or ka attach --all --via bpf"

@@ -1,4 +1,4 @@
-//! A worker's finding about a socket.
+//! A worker's finding about a socket, and its form in the shared memory.
 
 use std::net::SocketAddr;
 
@@ -8,16 +8,18 @@ use super::Outcome;
 use crate::record::{Reader, Writer};
 use crate::worker::Record;
 
-/// A worker's finding about a socket. The text of an error follows in a message.
+/// A worker's finding about a socket. The worker sends the text of an error in a separate message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Finding {
-    /// The socket is not TCP or has another port, or an earlier round examined it and it has not changed since.
+    /// The socket is not TCP, has another port, or has not changed since an earlier round examined it.
     NotSelected,
-    /// The socket could not be duplicated or read, with this errno.
+    /// The socket could not be duplicated or read. The number is the errno.
     Refused(i32),
+    /// The socket was examined, and set if necessary.
     Examined(Examined),
 }
 
+/// The result of examining a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Examined {
     pub(super) effect: Effect,
@@ -28,7 +30,7 @@ pub(super) struct Examined {
     pub(super) after: Option<Settings>,
 }
 
-/// What a change did to a socket.
+/// The effect of a change on a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
     Set,
@@ -46,7 +48,7 @@ impl From<Effect> for Outcome {
     }
 }
 
-/// Values of the first word of a record.
+// The values of the first half of a record's first word.
 const NOT_SELECTED: u32 = 0;
 const REFUSED: u32 = 1;
 const SET: u32 = 2;

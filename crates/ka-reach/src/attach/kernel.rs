@@ -1,4 +1,8 @@
-//! The way through the kernel's tcp iterator: an eBPF program sets every socket of this network namespace.
+//! Sets sockets through the kernel's tcp iterator, without duplicates.
+//!
+//! The iterator calls an eBPF program for every TCP socket of this network namespace, whichever process has it. The
+//! program sets the socket. The iterator takes the lock of each socket, so it blocks at a socket whose lock a program
+//! holds. ka then sets the sockets that the iterator has not reached through their processes.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::AsRawFd as _;
@@ -15,13 +19,13 @@ use crate::text;
 use crate::worker::{Completion, Output};
 
 impl Attach<'_> {
-    /// Has the kernel set all sockets of this network namespace in one pass, whichever process has them. If the kernel
-    /// blocks at a socket whose lock is held, sets the others through their processes, which must be
+    /// Sets all sockets of this network namespace in one pass of the kernel. If the kernel blocks at a socket whose
+    /// lock is held, sets the remaining sockets through their processes. `processes` must be
     /// [`super::Processes::All`].
     ///
     /// # Errors
-    /// The kernel cannot run the program, or ended it early: some sockets may have been set. [`Error::Unlisted`] if the
-    /// sockets were set, but cannot be described.
+    /// The kernel cannot run the eBPF program, or ended it early. Then some sockets may have been set.
+    /// [`Error::Unlisted`] if the sockets were set, but cannot be listed.
     pub fn through_kernel(&mut self) -> Result<()> {
         let Change { policy, mode, port, dry_run, describe, .. } = self.change;
         let counter = Counter::new()?;
@@ -67,7 +71,7 @@ impl Attach<'_> {
                         .map(|comm| text::lossless(comm).into_owned()),
                     local: socket.map(|socket| socket.entry.local),
                     peer: socket.and_then(|socket| socket.entry.peer),
-                    // The sockets were listed after they were set.
+                    // The sockets were listed after they were set, so the settings of a set socket are those after it.
                     before: settings.filter(|_| dry_run || outcome == Outcome::Unchanged),
                     after: settings.filter(|_| !dry_run || outcome == Outcome::Unchanged),
                     outcome,
@@ -87,15 +91,15 @@ impl Attach<'_> {
     fn set_rest(&mut self, done: &[SetResult], sockets: &HashMap<u64, ListedSocket>, counter: &Counter) {
         let reported: HashSet<_> = done.iter().map(|done| done.cookie).collect();
         let rest = sockets.values().filter(|socket| !reported.contains(&socket.entry.cookie));
-        let (owned, alone): (Vec<_>, Vec<_>) = rest.partition(|socket| socket.owner.is_some());
+        let (owned, ownerless): (Vec<_>, Vec<_>) = rest.partition(|socket| socket.owner.is_some());
         self.pass(Some(owned.iter().map(|socket| socket.entry.inode).collect()));
         if !self.change.dry_run {
             let reported = done.iter().filter(|done| done.writes != 0 && done.errno == 0).count();
             self.report.were_set(counter.value().saturating_sub(reported));
         }
-        if !alone.is_empty() {
+        if !ownerless.is_empty() {
             let own = i32::try_from(std::process::id()).unwrap_or(0);
-            self.report.fail(own, None, Error::IteratorStopped { left: alone.len() });
+            self.report.fail(own, None, Error::IteratorStopped { left: ownerless.len() });
         }
     }
 }

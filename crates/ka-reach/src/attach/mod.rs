@@ -1,11 +1,13 @@
 //! Sets the policy on the TCP sockets of running processes.
 //!
-//! ka duplicates each socket out of the process (pidfd_getfd(2)), sets it, and closes the duplicate. The process is not
-//! stopped and notices nothing. ka duplicates only descriptors that are sockets according to /proc. It sets a socket
-//! once, even if several descriptors or processes share it. A call on a socket may block forever, so a worker makes it
-//! ([`crate::worker`]).
+//! A process can set options only on its own descriptors. So ka duplicates each socket out of the process
+//! (pidfd_getfd(2)), sets the options on the duplicate, and closes it. Both descriptors refer to the same socket. The
+//! process is not stopped and notices nothing.
 //!
-//! [`Attach::through_kernel`] goes another way: the kernel itself visits the sockets ([`crate::bpf`]).
+//! ka duplicates only descriptors that are sockets according to /proc. It sets a socket once, even if several
+//! descriptors or processes share it. A call on a socket may block forever, so a worker makes it ([`crate::worker`]).
+//!
+//! [`Attach::through_kernel`] needs no duplicates: an eBPF program visits the sockets in the kernel ([`crate::bpf`]).
 
 mod change;
 mod finding;
@@ -32,8 +34,8 @@ pub use change::Change;
 pub use processes::{NamedProcess, Processes};
 pub use report::{Outcome, Report, SocketResult};
 
-/// How often ka looks for a socket that one of its processes has closed. Another `ka attach`, for example, has each
-/// socket for a moment.
+/// The maximum number of passes over the processes. If a process closes a socket before ka duplicates it, the next pass
+/// finds the socket in another process. For example, another `ka attach` has a duplicate of each socket for a moment.
 const ATTEMPTS: usize = 3;
 
 /// A change to the sockets of running processes, and its results.
@@ -42,11 +44,12 @@ pub struct Attach<'a> {
     pub change: Change<'a>,
     /// The processes whose sockets are set.
     pub processes: Processes,
-    /// Sets the sockets one after the other, evenly over this time.
+    /// The time over which the sockets are set, one after the other and evenly. If `None`, ka sets them as fast as it
+    /// can.
     pub spread: Option<Duration>,
-    /// A descriptor that becomes readable when a termination signal comes. The signal ends the work early.
+    /// A descriptor that becomes readable when a termination signal arrives. Then the work ends early.
     pub termination: Option<BorrowedFd<'a>>,
-    /// The processes that make the calls on sockets.
+    /// The worker processes, which make the calls on sockets.
     pub workers: Workers,
     /// The results so far.
     pub report: Report,
@@ -54,7 +57,7 @@ pub struct Attach<'a> {
 }
 
 impl<'a> Attach<'a> {
-    /// Prepares a change. `report` may have results already.
+    /// Prepares a change. `report` may already contain results.
     pub fn new(change: Change<'a>, processes: Processes, report: Report) -> Self {
         Self {
             change,
@@ -69,8 +72,8 @@ impl<'a> Attach<'a> {
 
     /// Sets the sockets that the processes have now.
     ///
-    /// If [`Change::before`] names the sockets, another process may have a socket by now. So ka then looks for missing
-    /// sockets in all processes.
+    /// If [`Change::before`] names the sockets, a socket may have moved to another process. So ka then looks for
+    /// missing sockets in all processes.
     pub fn set_once(&mut self) {
         let change = self.change;
         let mut lost = self.pass(change.before.map(|before| before.keys().copied().collect()));
@@ -78,14 +81,14 @@ impl<'a> Attach<'a> {
             if lost.is_empty() || is_readable(self.termination) {
                 break;
             }
-            // The process in which ka found these sockets has closed them, but others may have them. Processes that
-            // refused were reported in the first pass.
+            // The processes in which ka found these sockets have closed them, but other processes may have them. The
+            // first pass has reported the processes that refuse access.
             self.seen.sockets.clear();
             lost = self.pass(Some(lost));
         }
         let Some(before) = change.before else { return };
         if self.report.found.len() < before.len() && !is_readable(self.termination) {
-            // Another process may have the socket, if the recorded one has ended.
+            // If the recorded process has ended, another process may have the socket.
             let found = &self.report.found;
             let missing = before.keys().copied().filter(|inode| !found.contains(inode)).collect();
             let mut search = Report::default();
@@ -99,9 +102,9 @@ impl<'a> Attach<'a> {
     }
 
     /// Sets the sockets that the processes have now, as one round of many. ka examines a socket in the first two rounds
-    /// after it was opened, and then in every 30th.
+    /// after the socket was opened, and then in every 30th round.
     pub fn set_round(&mut self) {
-        // The next round finds sockets that were lost.
+        // If a socket was closed before its turn, the next round finds it in another process.
         self.pass(None);
         self.seen.forget();
     }
@@ -120,7 +123,7 @@ impl<'a> Attach<'a> {
     }
 }
 
-/// Makes a change to the sockets with these inodes, in these processes.
+/// Makes a change to the sockets that have these inodes and belong to these processes.
 pub(crate) fn set_processes(
     change: Change<'_>,
     pids: Vec<i32>,
@@ -135,12 +138,12 @@ pub(crate) fn set_processes(
     report
 }
 
-/// Returns whether a descriptor is readable, if there is one.
+/// Returns whether a descriptor is readable. False for `None`.
 fn is_readable(fd: Option<BorrowedFd<'_>>) -> bool {
     fd.is_some_and(|fd| sys::poll(&[fd], Duration::ZERO).is_ok_and(|ready| ready.contains(&true)))
 }
 
-/// Returns whether an errno says that ka has no descriptor left.
+/// Returns whether an errno says that ka or the machine has no free descriptor.
 fn lacks_descriptors(errno: Option<i32>) -> bool {
     matches!(errno, Some(libc::EMFILE | libc::ENFILE))
 }

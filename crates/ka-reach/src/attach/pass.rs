@@ -1,4 +1,7 @@
 //! One pass over processes and their sockets.
+//!
+//! The machine may have more processes and sockets than ka can hold descriptors for. So a pass collects the sockets of
+//! some processes in a batch, lets workers set them, releases the processes, and continues with the next batch.
 
 use std::collections::HashSet;
 use std::io;
@@ -23,23 +26,24 @@ pub(super) struct Pass<'a> {
     pub(super) workers: &'a mut Workers,
     pub(super) seen: &'a mut Seen,
     pub(super) report: &'a mut Report,
-    /// A descriptor that becomes readable when a termination signal comes.
+    /// A descriptor that becomes readable when a termination signal arrives.
     pub(super) termination: Option<BorrowedFd<'a>>,
-    /// Only sockets with one of these inodes.
+    /// If not `None`, only sockets with one of these inodes are set.
     pub(super) only: Option<HashSet<u32>>,
-    /// Whether the processes were selected, not named.
+    /// True if ka selected the processes. False if the user named each one.
     pub(super) is_selected: bool,
-    /// Whether to look for other policies of the processes.
+    /// True if ka looks for other policies that apply to the processes.
     pub(super) finds_policies: bool,
-    /// When to finish, if the work is spread evenly until then.
+    /// If not `None`, the work is spread evenly until this time.
     pub(super) end: Option<Instant>,
 }
 
-/// Separates the text of an error from the [`Evidence`], as JSON, in a worker's message about a socket.
+/// The separator in a worker's message about a socket. The text of an error precedes it. The [`Evidence`], as JSON,
+/// follows it.
 const EVIDENCE: char = '\0';
 
 impl<'a> Pass<'a> {
-    /// A pass over processes that the user named, with all their sockets.
+    /// Prepares a pass over processes that the user named, with all their sockets.
     pub(super) const fn new(
         change: Change<'a>,
         workers: &'a mut Workers,
@@ -73,7 +77,7 @@ impl<'a> Pass<'a> {
             if listed.as_ref().is_err_and(|error| lacks_descriptors(error.raw_os_error()))
                 && batch.processes > 0
             {
-                // The earlier processes hold the descriptors.
+                // The earlier processes of the batch use up the descriptors, so set their sockets first.
                 lost.extend(self.make(&mut batch, self.half_time()));
                 listed = list();
             }
@@ -91,7 +95,7 @@ impl<'a> Pass<'a> {
             {
                 self.report.refuse(pid, error, self.is_selected);
             }
-            // Work that is spread over a time is spread evenly, as far as descriptors allow.
+            // If the work is spread over a time, a batch is as large as the descriptors allow, to spread it evenly.
             if batch.processes >= batch.room || batch.is_full() && self.end.is_none() {
                 lost.extend(self.make(&mut batch, self.half_time()));
             }
@@ -105,19 +109,19 @@ impl<'a> Pass<'a> {
         lost
     }
 
-    /// Half of the remaining time. The other half is left for the processes that follow.
+    /// Returns the middle of the remaining time. The processes after this batch get the second half.
     fn half_time(&self) -> Option<Instant> {
         self.end.map(|end| Instant::now() + end.saturating_duration_since(Instant::now()) / 2)
     }
 
-    /// Adds the sockets of a table that are due to a batch.
+    /// Adds a table's sockets to a batch, if they are due in this round.
     fn add(&mut self, batch: &mut Batch, table: &Table, sockets: &[(i32, u32)]) {
         batch.processes += usize::from(!sockets.is_empty());
         for (fd, inode) in sockets {
-            let is_meant = self.only.as_ref().is_none_or(|only| only.contains(inode));
-            if is_meant
+            let is_wanted = self.only.as_ref().is_none_or(|only| only.contains(inode));
+            if is_wanted
                 && let Some(is_again) = self.seen.is_due(*inode)
-                // A dry run would report the same again.
+                // A second dry run would only report the same again.
                 && !(is_again && self.change.dry_run)
             {
                 batch.targets.push(Target { table: table.clone(), fd: *fd, inode: *inode });
@@ -141,7 +145,8 @@ impl<'a> Pass<'a> {
             if !self.change.make(target, is_again, reply) || !finds_policies {
                 return;
             }
-            // Threads of this worker may find sockets of one process at the same time.
+            // Several threads of this worker may have sockets of the same process. Only the first one reads the
+            // evidence.
             let is_first = read.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
             reply.finish();
             if is_first
@@ -155,7 +160,7 @@ impl<'a> Pass<'a> {
 
     /// Records the results. Returns the inodes of sockets that were closed before their turn came.
     fn record(&mut self, targets: &[Target], marks: &[Mark], mut answers: Answers) -> HashSet<u32> {
-        // A refusal that all sockets of a process have in common is reported once.
+        // The processes with a failure that concerns all their sockets. It is reported once.
         let mut refused = HashSet::new();
         let mut lost = HashSet::new();
         let mut examined_processes = Vec::new();
@@ -205,7 +210,7 @@ impl<'a> Pass<'a> {
                 }
                 Some(Finding::Refused(errno)) => {
                     let error = io::Error::from_raw_os_error(errno);
-                    // The descriptor was closed since, or the process has ended.
+                    // The process has closed the descriptor since it was listed, or has ended.
                     if is_gone(Some(errno)) || errno == libc::EBADF {
                         lost.insert(target.inode);
                     } else if errno != libc::EPERM {
@@ -217,13 +222,13 @@ impl<'a> Pass<'a> {
                 Some(Finding::NotSelected) | None => {}
             }
         }
-        // A worker that was blocked or killed has not sent its findings.
+        // A worker that was blocked or killed has sent no evidence.
         let without_evidence = examined_processes.into_iter().filter(|pid| self.seen.processes.insert(*pid));
         self.report.unknown.extend(without_evidence);
         lost
     }
 
-    /// Records the policies that a process's evidence shows, once per process.
+    /// Records the policies that the evidence about a process shows, once per process.
     fn record_policies(&mut self, pid: i32, evidence: &str) {
         if let Ok(evidence) = serde_json::from_str::<Evidence>(evidence)
             && self.seen.processes.insert(pid)
@@ -257,28 +262,30 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// What a worker needs to know of a socket besides its descriptor.
+/// Instructions to a worker about one socket.
 #[derive(Clone, Copy, Default)]
 struct Mark {
-    /// An earlier round examined the socket. ka reports it only if it changed since.
+    /// True if an earlier round examined the socket. Then ka reports it only if ka has to set it again.
     is_again: bool,
-    /// The process is to be examined for other policies.
+    /// True if the worker examines the socket's process for other policies.
     finds_policies: bool,
 }
 
-/// The sockets that a worker sets in one turn.
+/// Sockets that workers set together.
 struct Batch {
     targets: Vec<Target>,
-    /// In the order of `targets`.
+    /// The marks, in the order of `targets`.
     marks: Vec<Mark>,
+    /// The number of processes that have these sockets.
     processes: usize,
-    /// How many processes can be held at a time.
+    /// The maximum number of processes that can be held open at a time.
     room: usize,
     begun: Instant,
 }
 
 impl Batch {
-    /// Limits of a batch. Without them, the first processes would wait for the last, and the descriptors could run out.
+    // The limits of a batch. Without them, the first processes would wait for the last, and the descriptors could run
+    // out.
     const SOCKETS: usize = 1 << 15;
     const PROCESSES: usize = 256;
     const TIME: Duration = Duration::from_millis(100);
@@ -295,10 +302,11 @@ impl Batch {
     }
 }
 
-/// A table of descriptors, and those that are sockets, with their inodes.
+/// A descriptor table, and its descriptors that are sockets, with their inodes.
 type TableAndSockets = (Table, Vec<(i32, u32)>);
 
-/// Returns a process's tables of descriptors with the sockets in each, and the reason if one could not be read.
+/// Returns a process's descriptor tables with the sockets in each. If a table could not be read, also returns the
+/// error.
 fn tables(process: &Process) -> crate::Result<(Vec<TableAndSockets>, Option<Error>)> {
     let mut tables = Vec::new();
     let mut problem = None;
@@ -306,7 +314,7 @@ fn tables(process: &Process) -> crate::Result<(Vec<TableAndSockets>, Option<Erro
         Ok(table) => tables.push(table),
         Err(error) => problem = Some(error),
     })?;
-    // If the process has ended, /proc may have shown another one with the same PID.
+    // If the process has ended, /proc may have shown another process with the same PID.
     if process.is_alive() {
         Ok((tables, problem))
     } else {

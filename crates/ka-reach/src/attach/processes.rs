@@ -1,4 +1,4 @@
-//! The processes whose sockets are set.
+//! Finds and opens the processes whose sockets are set.
 
 use std::collections::HashSet;
 use std::io;
@@ -15,9 +15,10 @@ use crate::sys;
 pub enum Processes {
     /// The processes that the user named by PID.
     Named(Vec<NamedProcess>),
-    /// All processes except this one. Without a user, kernel threads are left out too, because they have no sockets.
+    /// All processes except this one. If `user` is `None`, kernel threads are left out too, because they have no
+    /// sockets.
     All {
-        /// Only the processes of this user.
+        /// If not `None`, only the processes of this user.
         user: Option<u32>,
         /// The value of KA_SKIP: the names of programs to leave alone.
         skip: Vec<u8>,
@@ -41,7 +42,7 @@ impl Processes {
         }
     }
 
-    /// Returns the processes to examine now. If /proc cannot be listed, the report says so.
+    /// Returns the processes to examine now. If /proc cannot be listed, adds a failure to the report.
     pub(super) fn candidates(&self, report: &mut Report) -> Vec<Candidate<'_>> {
         let (user, skip) = match self {
             Self::Named(named) => return named.iter().map(Candidate::Named).collect(),
@@ -68,7 +69,7 @@ impl Processes {
     }
 }
 
-/// Returns whether a process belongs to the user. Without a user, whether it is not a kernel thread.
+/// Returns whether a process belongs to the user. If `user` is `None`, returns whether it is not a kernel thread.
 fn is_selected(pid: i32, user: Option<u32>) -> bool {
     match user {
         Some(user) => Status::read(pid).is_ok_and(|status| status.user() == Some(user)),
@@ -81,15 +82,16 @@ pub struct NamedProcess {
     pid: i32,
     /// The start time, which distinguishes the process from a later one with the same PID.
     started: u64,
-    /// `None` if no descriptor was left for it.
+    /// The open process. `None` if ka had no free descriptor for it.
     held: Option<Process>,
 }
 
 impl NamedProcess {
-    /// Opens processes, each once. Some of them stay open, as far as descriptors allow, so that a reused PID is not
-    /// mistaken for the named process. The others are recognized by their start time. `report` gets a failure for each
-    /// process that has ended or cannot be opened. If `is_restore`, processes that have ended are no failure, because
-    /// their sockets are closed.
+    /// Opens processes, each once.
+    ///
+    /// A PID may be reused for another process. As many processes as the descriptor limit allows stay open, which
+    /// excludes this. The others are recognized by their start time. `report` gets a failure for each process that has
+    /// ended or cannot be opened. If `is_restore`, ended processes are not a failure, because their sockets are closed.
     pub fn open_all(pids: impl IntoIterator<Item = i32>, is_restore: bool, report: &mut Report) -> Vec<Self> {
         // Holding a process takes a descriptor, and listing its sockets takes more.
         let most = sys::raise_descriptor_limit() / 4;
@@ -115,12 +117,12 @@ impl NamedProcess {
         named
     }
 
-    /// Returns a descriptor that becomes readable when the process ends, if the process is held open.
+    /// Returns a descriptor that becomes readable when the process ends. `None` if the process is not held open.
     pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
         self.held.as_ref().map(|process| process.as_fd())
     }
 
-    /// Returns the process, if the PID still belongs to the process that was named.
+    /// Opens the process. Fails with ESRCH if the PID now belongs to another process.
     fn open(&self) -> io::Result<Process> {
         if let Some(process) = &self.held {
             return Ok(process.clone());

@@ -17,7 +17,7 @@ use crate::text;
 pub enum Outcome {
     /// The socket was set. On a dry run, it would be set.
     Set,
-    /// The socket already had the policy, or keeps its own settings because the mode says so.
+    /// The socket already had the policy, or the mode lets it keep its own settings.
     Unchanged,
     /// The socket was not set, or the process could not be examined.
     #[default]
@@ -29,17 +29,17 @@ pub enum Outcome {
 /// The result for one socket, or the reason why a process could not be examined.
 #[derive(Debug, Default)]
 pub struct SocketResult {
-    /// `None` if no process has the socket, or only processes that ka may not examine.
+    /// The PID of the process. `None` if no process has the socket, or only processes that ka may not examine.
     pub pid: Option<i32>,
-    /// `None` if the result concerns the whole process, or no process is known to have the socket.
+    /// The descriptor in the process. `None` if the result concerns the whole process, or `pid` is `None`.
     pub fd: Option<i32>,
-    /// `None` if unknown.
+    /// The inode of the socket. `None` if unknown.
     pub inode: Option<u32>,
     /// The name of the process. Bytes that are not UTF-8 are written as `\xNN`.
     pub comm: Option<String>,
-    /// `None` if unknown.
+    /// The local address. `None` if unknown.
     pub local: Option<SocketAddr>,
-    /// `None` if unknown, or if the socket is not connected.
+    /// The peer's address. `None` if unknown, or if the socket is not connected.
     pub peer: Option<SocketAddr>,
     /// The result.
     pub outcome: Outcome,
@@ -49,30 +49,30 @@ pub struct SocketResult {
     pub after: Option<Settings>,
     /// The reason for a failure.
     pub error: Option<Arc<Error>>,
-    /// Whether the socket has all of the policy except its user timeout, because it is a Multipath TCP socket.
+    /// True if the socket has all values of the policy except the user timeout, because it is a Multipath TCP socket.
     pub lacks_user_timeout: bool,
 }
 
 /// The results of a change.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Sockets that were set. On a dry run, those that would be set.
+    /// The number of sockets that were set. On a dry run, of those that would be set.
     pub set: usize,
-    /// Sockets that needed no change.
+    /// The number of sockets that needed no change.
     pub unchanged: usize,
-    /// Sockets and processes that failed.
+    /// The number of sockets and processes that failed.
     pub failed: usize,
-    /// Sockets among `set` and `unchanged` that have no user timeout, although the policy does.
+    /// The number of sockets among `set` and `unchanged` that do not support the policy's user timeout.
     pub without_user_timeout: usize,
-    /// Sockets that were not examined, because a signal came.
+    /// The number of sockets that were not examined, because a termination signal arrived.
     pub not_asked: usize,
-    /// Processes that were not examined, because a signal came.
+    /// The number of processes that were not examined, because a termination signal arrived.
     pub not_examined: usize,
-    /// Processes that ka may not examine, if the user named no process.
+    /// The number of processes that ka may not examine and that the user did not name.
     pub denied: usize,
-    /// Processes that KA_SKIP leaves alone.
+    /// The number of processes that KA_SKIP leaves alone.
     pub skipped: usize,
-    /// Sockets to restore that were not found.
+    /// The number of sockets to restore that were not found.
     pub not_found: usize,
     /// The results of sockets and processes. Successes are included only if [`super::Change::describe`] is set.
     pub results: Vec<SocketResult>,
@@ -92,7 +92,7 @@ impl Report {
         self.push(pid, fd, error.into(), Outcome::Failed);
     }
 
-    /// Returns the reasons why sockets were not set, for messages.
+    /// Returns a message for each socket and process that was not set, with the reason.
     pub(crate) fn reasons(&self) -> impl Iterator<Item = String> {
         self.results.iter().filter_map(|result| {
             let who = result.pid.map_or_else(|| "a process".to_owned(), process::title);
@@ -118,8 +118,8 @@ impl Report {
         self.results.extend(search.results.into_iter().filter(|result| result.fd.is_some()));
     }
 
-    /// Records that a process cannot be examined. If the user did not name the process and may not examine it, it
-    /// counts as denied, not as failed.
+    /// Records that a process cannot be examined. If ka selected the process (`is_selected`) and lacks the permission,
+    /// the process counts as denied, not as failed.
     pub(super) fn refuse(&mut self, pid: i32, error: impl Into<Error>, is_selected: bool) {
         let error = error.into();
         let is_denied = is_selected && matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
@@ -127,7 +127,8 @@ impl Report {
         self.push(pid, None, privilege::explain(pid, error).into(), outcome);
     }
 
-    /// Moves this many sockets from `unchanged` to `set`: the kernel had set them before ka examined them.
+    /// Moves this many sockets from `unchanged` to `set`. The iterator had set them without a report, so ka then found
+    /// them unchanged.
     pub(crate) fn were_set(&mut self, count: usize) {
         let count = count.min(self.unchanged);
         self.unchanged -= count;

@@ -1,13 +1,13 @@
-//! The kernel's socket options, with a record of the writes.
+//! Access to the kernel's socket options that records the writes.
 
 use std::cell::RefCell;
 
 use ka_core::{Errno, Kernel, Libc, Settings, SockOpt, Timer};
 
-/// An upper bound on the writes that applying and withdrawing a policy take.
-const MOST: usize = 16;
+/// An upper bound on the writes that are needed to apply a policy and, after an error, to undo it.
+const MAX_WRITES: usize = 16;
 
-/// Records the options that are written. On a dry run, records them only.
+/// Records the options that are written. On a dry run, does not write them.
 pub(super) struct Writes {
     written: RefCell<Vec<(SockOpt, libc::c_int)>>,
     dry_run: bool,
@@ -15,15 +15,15 @@ pub(super) struct Writes {
 
 impl Writes {
     pub(super) fn new(dry_run: bool) -> Self {
-        // An allocation between two writes could fail and leave half a policy.
-        Self { written: RefCell::new(Vec::with_capacity(MOST)), dry_run }
+        // Allocate now: an allocation between two writes could fail and leave half a policy on the socket.
+        Self { written: RefCell::new(Vec::with_capacity(MAX_WRITES)), dry_run }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.written.borrow().is_empty()
     }
 
-    /// Returns the settings after the writes.
+    /// Returns the settings that a socket with `settings` has after the writes.
     pub(super) fn after(&self, mut settings: Settings) -> Settings {
         for (option, value) in self.written.borrow().iter() {
             match option {
@@ -46,7 +46,7 @@ impl Kernel for Writes {
 
     fn set(&self, fd: libc::c_int, option: SockOpt, value: libc::c_int) -> Result<(), Errno> {
         let mut written = self.written.borrow_mut();
-        if written.len() < MOST {
+        if written.len() < MAX_WRITES {
             written.push((option, value));
         }
         drop(written);

@@ -1,6 +1,8 @@
 //! Running processes, as /proc shows them.
 //!
-//! A [`Process`] is held by a pidfd, so that a reused PID is not mistaken for the process that was examined.
+//! The kernel reuses the PID of a process that has ended. So what ka reads from /proc/PID may be about another process
+//! than the one that ka opened. A [`Process`] has a pidfd, which always refers to the same process. If that process is
+//! still alive after ka has read /proc/PID, the PID cannot have been reused, and the facts are about that process.
 
 mod status;
 mod table;
@@ -23,7 +25,7 @@ pub use table::{Table, Target, socket_inode, sockets};
 ///
 /// # Errors
 ///
-/// The kernel's answer if /proc cannot be read.
+/// The error of reading /proc.
 pub fn all() -> io::Result<Vec<i32>> {
     let mut pids = sys::numbers(File::open("/proc")?.as_fd())?;
     pids.sort_unstable();
@@ -37,14 +39,14 @@ pub(crate) fn tasks(pid: i32) -> io::Result<Vec<i32>> {
     Ok(tasks)
 }
 
-/// Returns a process's name, at most 15 bytes. A program can choose any bytes. proc_pid_comm(5)
+/// Returns a process's name: at most 15 bytes, which the program can choose freely. proc_pid_comm(5)
 pub(crate) fn comm(pid: i32) -> Option<Vec<u8>> {
     let mut name = fs::read(format!("/proc/{pid}/comm")).ok()?;
     name.pop_if(|byte| *byte == b'\n');
     Some(name)
 }
 
-/// Returns a process's name, safe to print to a terminal. `?` if it is unknown.
+/// Returns a process's name, safe to print to a terminal. `?` if the name is unknown.
 pub(crate) fn name(pid: i32) -> String {
     comm(pid).map_or_else(|| "?".to_owned(), |name| visible(&name).into_owned())
 }
@@ -65,13 +67,13 @@ pub(crate) fn parent(pid: i32) -> Option<i32> {
     stat(pid, 4)?.try_into().ok().filter(|parent| *parent > 0)
 }
 
-/// Returns the start time of a process, in clock ticks since boot. It distinguishes the process from a later one with
-/// the same PID. 0 if there is no such process.
+/// Returns the start time of a process, in clock ticks since boot. The time distinguishes the process from a later one
+/// with the same PID. 0 if there is no such process.
 pub fn started(pid: i32) -> u64 {
     stat(pid, 22).unwrap_or(0)
 }
 
-/// A process that is held by a pidfd. Its PID cannot be reused while [`Process::is_alive`] returns true.
+/// A process, with a pidfd. Its PID is not reused as long as [`Process::is_alive`] returns true.
 #[derive(Clone)]
 pub struct Process {
     /// The PID.
@@ -89,8 +91,8 @@ impl Process {
         Ok(Self { pid, pidfd: Arc::new(sys::pidfd_open(pid, 0)?) })
     }
 
-    /// Returns whether the process has not ended. If so, everything that was read from /proc/PID before is about this
-    /// process.
+    /// Returns whether the process has not ended. If it has not, everything that ka has read from /proc/PID is about
+    /// this process.
     pub fn is_alive(&self) -> bool {
         let ended = sys::poll(&[self.pidfd.as_fd()], Duration::ZERO);
         !ended.is_ok_and(|ended| ended.contains(&true))
@@ -101,12 +103,13 @@ impl Process {
         name(self.pid)
     }
 
-    /// Returns the descriptor table of the leader, which nearly always is that of all its threads.
+    /// Returns the descriptor table of the leader. In nearly all processes, the other threads share it.
     pub(crate) fn leader_table(&self) -> Table {
         Table { pid: self.pid, task: self.pid, pidfd: Arc::clone(&self.pidfd) }
     }
 
-    /// Checks whether ka may duplicate the process's descriptors, with a descriptor that cannot exist.
+    /// Checks whether ka may duplicate the process's descriptors. Tries a descriptor that cannot exist: EBADF means
+    /// that the kernel has granted access.
     ///
     /// # Errors
     ///
@@ -145,8 +148,8 @@ mod tests {
         assert!(all().unwrap().contains(&pid));
         let process = Process::open(pid).unwrap();
         assert!(process.is_alive());
-        // The tests run in threads that share one descriptor table. A thread that is just ending has already released
-        // it.
+        // The tests run in threads that share one descriptor table. A thread that is about to end has already released
+        // the table, so a single count may be wrong.
         let tables = || {
             let mut count = 0;
             process.each_table(|table| count += usize::from(table.is_ok())).unwrap();

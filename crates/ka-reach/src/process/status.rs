@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
-/// The fields of /proc/PID/status. proc_pid_status(5)
+/// The fields of /proc/PID/status, by name. proc_pid_status(5)
 #[derive(Debug, Default)]
 pub struct Status(BTreeMap<String, String>);
 
@@ -13,7 +13,7 @@ impl Status {
     ///
     /// # Errors
     ///
-    /// The kernel's answer: ENOENT if there is no such process, or /proc hides it.
+    /// The error of reading the file: ENOENT if there is no such process, or /proc hides it.
     pub fn read(pid: i32) -> io::Result<Self> {
         let text = fs::read(format!("/proc/{pid}/status"))?;
         Ok(Self::parse(&String::from_utf8_lossy(&text)))
@@ -22,7 +22,7 @@ impl Status {
     /// Parses the text of /proc/PID/status.
     pub fn parse(text: &str) -> Self {
         let fields = text.lines().filter_map(|line| line.split_once(':'));
-        // The name comes first and cannot contain a newline, so it cannot imitate another field.
+        // The process can choose its name. The kernel escapes newlines in it, so the name cannot imitate another field.
         Self(fields.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
     }
 
@@ -45,12 +45,12 @@ impl Status {
         self.number("CapEff", 0, 16).is_some_and(|set| set & 1 << number != 0)
     }
 
-    /// Returns the PID of the process that the thread belongs to.
+    /// Returns the PID of the thread's process.
     pub fn leader(&self) -> Option<i32> {
         self.number("Tgid", 0, 10).and_then(|pid| pid.try_into().ok())
     }
 
-    /// Returns the number of threads. 1 if it is unknown.
+    /// Returns the number of threads. 1 if the number is unknown.
     pub fn threads(&self) -> u64 {
         self.number("Threads", 0, 10).unwrap_or(1)
     }
@@ -71,14 +71,14 @@ impl Status {
     }
 }
 
-/// Reads a number from /proc/PID/stat, which every user may read. `field` is the number in proc_pid_stat(5), from 3.
+/// Reads a field of /proc/PID/stat, which every user may read. `field` is its number in proc_pid_stat(5), 3 or more.
 pub(super) fn stat(pid: i32, field: usize) -> Option<u64> {
     stat_field(&fs::read(format!("/proc/{pid}/stat")).ok()?, field)
 }
 
-/// Returns a number from the text of /proc/PID/stat. `field` is the number in proc_pid_stat(5), from 3.
+/// Parses a field in the text of /proc/PID/stat. `field` is its number in proc_pid_stat(5), 3 or more.
 pub fn stat_field(stat: &[u8], field: usize) -> Option<u64> {
-    // The name is in parentheses, and may itself contain parentheses.
+    // Field 2 is the name in parentheses. The name may contain parentheses too, so field 3 follows the last one.
     let rest = stat.rsplit(|byte| *byte == b')').next()?;
     std::str::from_utf8(rest).ok()?.split_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
 }

@@ -1,4 +1,11 @@
 //! The descriptor tables of a process, and the sockets in them.
+//!
+//! A descriptor table belongs to tasks, not to a process. Most processes have one table. But a task that was created
+//! without `CLONE_FILES`, or that called unshare(2), has its own. /proc/PID/fd shows only the leader's table. So ka
+//! compares the tables of all tasks (kcmp(2)), and reads each different one through one of its tasks.
+//!
+//! A hostile process can have thousands of tables with a million descriptors each. So all tables but the first share a
+//! budget of processor time.
 
 use std::cmp;
 use std::collections::HashSet;
@@ -13,7 +20,7 @@ use crate::parallel;
 use crate::sys;
 use crate::{Error, Result};
 
-/// A flag of pidfd_open(2) to open a task that is not the leader of its process. Linux 6.9
+/// The flag of pidfd_open(2) to open a task that is not the leader of its process. Linux 6.9
 pub(crate) const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
 
 /// The descriptor table of a task. Other tasks may share it.
@@ -36,7 +43,7 @@ impl Table {
         self.task
     }
 
-    /// Returns the descriptor of the task.
+    /// Returns the pidfd of the task.
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
@@ -51,7 +58,7 @@ impl Table {
             .any(|link| link.as_os_str() == "anon_inode:[io_uring]")
     }
 
-    /// Duplicates a descriptor. It may no longer be the file that was listed.
+    /// Duplicates a descriptor. It may by now refer to another file than when it was listed.
     ///
     /// # Errors
     ///
@@ -83,11 +90,10 @@ impl Process {
     /// Calls `look` for each descriptor table of the process, with the table's sockets. If a table cannot be read,
     /// `look` gets the error instead.
     ///
-    /// Most processes have one table. A task that was made without `CLONE_FILES`, or that called unshare(2), has its
-    /// own. A leader that has ended while other tasks continue has none.
+    /// If the leader has ended and other tasks continue, the leader has no table.
     ///
-    /// Each table is listed just before its call. The first one is always listed completely: the kernel bounds its size
-    /// (fs.nr_open). The others share a budget, because a process may have thousands of tables.
+    /// Each table is listed just before its call. The first one is always listed completely, because the kernel limits
+    /// its size (fs.nr_open). The others share a budget.
     ///
     /// # Errors
     ///
@@ -123,11 +129,11 @@ impl Process {
                     continue;
                 }
             };
-            // If the kernel cannot compare tables, tables with the same sockets are treated as one.
+            // If the kernel cannot compare the tables, tables with the same sockets are treated as one.
             let is_new = tasks.unordered.is_empty() || lists.insert(sockets.clone());
             if is_new {
                 match self.table(*task) {
-                    // This task has ended meanwhile, so it has no descriptors.
+                    // This task has ended in the meantime, so it has no descriptors.
                     Err(error) if error.raw_os_error() == Some(libc::ESRCH) && *task != pid => {}
                     table => look(table.map(|table| (table, sockets))),
                 }
@@ -147,7 +153,7 @@ impl Process {
         }
         match sys::pidfd_open(task, PIDFD_THREAD) {
             Ok(pidfd) => Ok(Table { pid: self.pid, task, pidfd: Arc::new(pidfd) }),
-            // Kernels that support the flag also return EINVAL for a task that is just ending.
+            // Kernels that support the flag return EINVAL too, for a task that is about to end.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && has_task_pidfds() => {
                 Err(io::Error::from_raw_os_error(libc::ESRCH).into())
             }
@@ -159,7 +165,7 @@ impl Process {
     }
 }
 
-/// Returns whether this kernel supports pidfds of tasks. Tries the calling task, which certainly exists.
+/// Returns whether this kernel supports [`PIDFD_THREAD`]. Tries it with the calling task, which certainly exists.
 pub(crate) fn has_task_pidfds() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     *FOUND.get_or_init(|| {
@@ -169,15 +175,17 @@ pub(crate) fn has_task_pidfds() -> bool {
     })
 }
 
-/// The tasks of a process, one for each different descriptor table.
+/// The tasks of a process through which ka reads its descriptor tables.
 struct Tasks {
+    /// One task for each different table, the leader first.
     own: Vec<i32>,
     /// Tasks whose table the kernel cannot compare with others.
     unordered: Vec<i32>,
 }
 
 impl Tasks {
-    /// kcmp(2) orders tables, so a binary search finds each one: n log n comparisons for n tasks.
+    /// Selects tasks with different tables. kcmp(2) orders tables, so a binary search among the known ones takes n
+    /// log n comparisons for n tasks.
     fn of(pid: i32, tasks: &[i32]) -> Self {
         let mut ordered: Vec<i32> = Vec::new();
         let mut unordered = Vec::new();
@@ -208,7 +216,7 @@ impl Tasks {
                 ordered.insert(low.min(ordered.len()), *task);
             }
         }
-        // Moves the leader to the front again.
+        // Move the leader to the front again.
         ordered.sort_unstable_by_key(|task| (*task != pid, *task));
         Self { own: ordered, unordered }
     }
@@ -218,7 +226,8 @@ impl Tasks {
     }
 }
 
-/// The limit on processor time for the descriptors of one process, so that one process cannot keep ka from the others.
+/// The processor time that ka spends on the descriptors of one process. Without a limit, one process could keep ka from
+/// all others.
 struct Budget {
     start: Duration,
 }
@@ -239,16 +248,16 @@ impl Budget {
 ///
 /// # Errors
 ///
-/// The kernel's answer: EACCES if ka may not look into the process.
+/// The error of reading the folder: EACCES if ka may not inspect the process.
 pub fn sockets(folder: &str) -> io::Result<Vec<(i32, u32)>> {
     let folder = File::open(folder)?;
     let descriptors = sys::numbers(folder.as_fd())?;
     sockets_among(&folder, &descriptors)
 }
 
-/// Reads the same list as [`sockets`], but stops when the budget is spent. The flag is true if the list is complete.
+/// Reads the same list as [`sockets`], but stops when the budget is spent. Also returns whether the list is complete.
 fn sockets_within(folder: &str, budget: &Budget) -> io::Result<(Vec<(i32, u32)>, bool)> {
-    /// How many links are read between two checks of the budget.
+    /// The number of links that are read between two checks of the budget.
     const PIECE: usize = 1 << 14;
     let folder = File::open(folder)?;
     let descriptors = sys::numbers(folder.as_fd())?;
@@ -268,7 +277,7 @@ fn sockets_among(folder: &File, descriptors: &[i32]) -> io::Result<Vec<(i32, u32
         let mut buffer = [0; 64];
         match sys::read_link(folder.as_fd(), *fd, &mut buffer) {
             Ok(link) => Ok(socket_inode(link).map(|inode| (*fd, inode))),
-            // The descriptor was closed since it was listed.
+            // The process has closed the descriptor since it was listed.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }
