@@ -1,4 +1,7 @@
 //! The memory that a worker shares with its parent: the worker's progress, and its answers.
+//!
+//! A worker can block or die at any moment. Its progress and its answers are in shared memory, so the parent can read
+//! them at any time, and never has to wait for the worker.
 
 use std::fs::File;
 use std::io;
@@ -11,17 +14,20 @@ use super::Record;
 use super::frame::write_shared_frame;
 use crate::sys::SharedWords;
 
-/// Each thread gets at least this many sockets.
-const FEW: usize = 512;
+/// The number of sockets from which a further thread saves more time than its start costs.
+const SOCKETS_PER_THREAD: usize = 512;
 
-/// States of a socket.
+/// State of a socket: its turn has not come.
 pub(super) const UNTOUCHED: u64 = 0;
+/// State of a socket: the worker makes calls on the socket and has not answered.
 pub(super) const ASKED: u64 = 1;
+/// State of a socket: the worker has answered. It may still make calls on the socket and answer again.
 pub(super) const ANSWERED: u64 = 2;
+/// State of a socket: the worker has made its last call on the socket.
 pub(super) const DONE: u64 = 3;
-/// The socket would lose its class. The worker's message gives the reason.
+/// State of a socket: it would lose its class. The worker's message gives the reason.
 pub(super) const CLASSED: u64 = 4;
-/// The socket belongs to an excluded user: [`EXCLUDED`] plus the user ID.
+/// State of a socket: it belongs to an excluded user. The state is this number plus the user ID.
 pub(super) const EXCLUDED: u64 = 1 << 32;
 
 /// The shared memory: a stop flag, a slot for each thread, and a cell for each socket.
@@ -31,13 +37,14 @@ pub(super) struct Board {
 }
 
 impl Board {
-    /// A cache line, to avoid false sharing between threads.
+    /// The number of words in a slot: a cache line, to avoid false sharing between threads.
     const SLOT: usize = 8;
-    /// A state and a record.
+    /// The number of words in a cell: a state and a record.
     const CELL: usize = 14;
 
     pub(super) fn new(sockets: usize) -> io::Result<Self> {
-        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(sockets / FEW + 1);
+        let threads =
+            thread::available_parallelism().map_or(1, NonZero::get).min(sockets / SOCKETS_PER_THREAD + 1);
         let shared = SharedWords::new(Self::SLOT * (threads + 1) + Self::CELL * sockets)?;
         Ok(Self { shared, threads })
     }
@@ -56,24 +63,24 @@ impl Board {
         }
     }
 
-    /// Clears the slots of the previous worker's threads.
+    /// Clears the stop flag and the slots of the previous worker's threads.
     pub(super) fn reset(&self) {
         for word in self.slice(0, Self::SLOT * (self.threads + 1)) {
             word.store(0, Ordering::Release);
         }
     }
 
-    /// A flag that tells the worker to stop before the next socket.
+    /// Returns the flag that tells the worker to stop before the next socket.
     pub(super) fn stop(&self) -> &[AtomicU64] {
         self.slice(0, 1)
     }
 
-    /// A thread's ID, and the index of its current socket plus one.
+    /// Returns a thread's slot: its thread ID, and the index of its current socket plus one.
     pub(super) fn slot(&self, thread: usize) -> &[AtomicU64] {
         self.slice(Self::SLOT * (thread + 1), 2)
     }
 
-    /// A socket's state and record.
+    /// Returns a socket's cell: its state and its record.
     pub(super) fn cell(&self, place: usize) -> &[AtomicU64] {
         self.slice(Self::SLOT * (self.threads + 1) + Self::CELL * place, Self::CELL)
     }
@@ -85,7 +92,7 @@ impl Board {
     }
 }
 
-/// What a worker replies about one socket.
+/// The channel for a worker's reply about one socket.
 pub struct Reply<'a> {
     pub(super) words: &'a [AtomicU64],
     pub(super) place: usize,
@@ -103,18 +110,19 @@ impl Reply<'_> {
         Board::store(self.words, 0, ANSWERED);
     }
 
-    /// Sends text about the socket. It is appended to earlier text.
+    /// Sends text about the socket to the parent, which appends it to earlier text.
     pub(crate) fn send(&self, text: &str) {
         write_shared_frame(self.pipe, self.place as u64, text.as_bytes());
     }
 
-    /// Sends text about the socket when the worker has finished. Until then the parent allocates nothing: if it ended
-    /// for lack of memory, the worker would end in the middle of a socket.
+    /// Sends text about the socket when the worker has finished all sockets. Until then the parent allocates no memory
+    /// for it. If the parent died for lack of memory, the worker would end in the middle of a socket.
     pub(crate) fn send_later(&self, text: String) {
         self.later.lock().unwrap_or_else(PoisonError::into_inner).push((self.place, text));
     }
 
-    /// Records that the socket needs no more calls. If the worker blocks after this, the socket is not to blame.
+    /// Records that the worker has made its last call on the socket. If the worker blocks later, another call is the
+    /// reason.
     pub(crate) fn finish(&self) {
         Board::store(self.words, 0, DONE);
     }

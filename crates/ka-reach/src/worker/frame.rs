@@ -1,16 +1,19 @@
-//! Frames in the pipe from a worker to its parent.
+//! The frames in the pipe from a worker to its parent.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::sync::{Mutex, PoisonError};
 
-/// Values in place of a socket's index, for frames that are not about a socket.
+// The values in place of a socket's index, for frames that are not about a socket.
+/// The worker has done all its work.
 pub(super) const FINISHED: u64 = u64::MAX;
+/// The worker has failed. The bytes are the text of the error.
 pub(super) const FAILED: u64 = u64::MAX - 1;
+/// The bytes are output of the worker.
 const DATA: u64 = u64::MAX - 2;
 
-/// Writes a frame: a socket's index or one of the values above, a length, and the bytes. Short frames are written
-/// atomically (`PIPE_BUF`).
+/// Writes a frame: a socket's index or one of the values above, a length, and the bytes. The kernel writes frames of up
+/// to `PIPE_BUF` bytes atomically.
 pub(super) fn write_frame(pipe: &mut impl Write, about: u64, bytes: &[u8]) -> io::Result<()> {
     let mut frame = Vec::with_capacity(16 + bytes.len());
     frame.extend_from_slice(&about.to_ne_bytes());
@@ -19,13 +22,13 @@ pub(super) fn write_frame(pipe: &mut impl Write, about: u64, bytes: &[u8]) -> io
     pipe.write_all(&frame)
 }
 
-/// Writes a frame to a pipe that several threads use. Frames longer than `PIPE_BUF` would mix without the lock.
+/// Writes a frame to a pipe that several threads use. Without the lock, frames longer than `PIPE_BUF` could mix.
 pub(super) fn write_shared_frame(pipe: &Mutex<File>, about: u64, bytes: &[u8]) {
     let pipe = pipe.lock().unwrap_or_else(PoisonError::into_inner);
     let _ = write_frame(&mut &*pipe, about, bytes);
 }
 
-/// Takes the first frame if it is complete.
+/// Removes the first frame from `bytes`, if it is complete. Returns its socket index and its bytes.
 fn take_frame<'a>(bytes: &mut &'a [u8]) -> Option<(u64, &'a [u8])> {
     let about = u64::from_ne_bytes(*bytes.first_chunk()?);
     let length = usize::try_from(u64::from_ne_bytes(*bytes.get(8..)?.first_chunk()?)).ok()?;
@@ -42,8 +45,8 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    /// Reads the available bytes and passes each complete frame to `hand_on`. Returns false at the end of the pipe.
-    pub(super) fn read(&mut self, pipe: &mut File, mut hand_on: impl FnMut(u64, &[u8])) -> bool {
+    /// Reads the available bytes and passes each complete frame to `receive`. Returns false at the end of the pipe.
+    pub(super) fn read(&mut self, pipe: &mut File, mut receive: impl FnMut(u64, &[u8])) -> bool {
         let before = self.bytes.len();
         self.bytes.resize(before + (1 << 16), 0);
         let read = pipe.read(self.bytes.get_mut(before..).unwrap_or_default());
@@ -55,7 +58,7 @@ impl Frames {
         }
         let mut rest = self.bytes.as_slice();
         while let Some((about, bytes)) = take_frame(&mut rest) {
-            hand_on(about, bytes);
+            receive(about, bytes);
         }
         let taken = self.bytes.len() - rest.len();
         self.bytes.drain(..taken);
@@ -63,7 +66,7 @@ impl Frames {
     }
 }
 
-/// The worker's end of the pipe. Each piece is sent as soon as it is written.
+/// The worker's end of the pipe. Each write is sent at once, as a frame.
 pub struct PipeWriter<'a> {
     pub(super) pipe: &'a mut File,
 }

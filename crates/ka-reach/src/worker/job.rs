@@ -1,4 +1,4 @@
-//! The work of one worker: its sockets, one after the other, on several threads.
+//! The work of one worker. Several threads go through the worker's sockets, each through its share.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
@@ -15,20 +15,21 @@ use crate::sys;
 /// The pace at which a worker goes through the sockets, one after the other.
 #[derive(Clone, Copy)]
 pub struct Pace {
-    /// When the first socket's turn comes.
+    /// The time of the first socket's turn.
     pub start: Instant,
-    /// The time over which the turns are spread.
+    /// The duration over which the turns are spread evenly.
     pub time: Duration,
 }
 
-/// Users whose sockets are left alone.
+/// The users whose sockets ka leaves alone.
 pub(super) struct Excluded {
     pub(super) users: Vec<u32>,
+    /// True if ka leaves the sockets of all users except root alone.
     pub(super) all_but_root: bool,
 }
 
 impl Excluded {
-    /// Returns the socket's user if that user is excluded.
+    /// Returns the user of a socket, if that user is excluded.
     fn of(&self, target: &Target) -> Option<u32> {
         if self.users.is_empty() && !self.all_but_root {
             return None;
@@ -42,19 +43,21 @@ impl Excluded {
 pub(super) struct Job<'a> {
     pub(super) board: &'a Board,
     pub(super) targets: &'a [Target],
+    /// The indices of the targets that this worker handles.
     pub(super) pending: &'a [usize],
     pub(super) pace: Option<Pace>,
     pub(super) excluded: &'a Excluded,
-    /// `None` if sockets have no class, or may lose it.
+    /// The cgroups to enter before a duplication. `None` if sockets have no class, or may lose it.
     pub(super) classes: Option<&'a Classes>,
     pub(super) pipe: &'a Mutex<File>,
+    /// The messages to send after the last socket, by index of the socket.
     pub(super) later: Mutex<Vec<(usize, String)>>,
 }
 
 impl Job<'_> {
-    /// Does the work.
+    /// Runs `work` for each pending socket, and reports the end to the parent.
     pub(super) fn run(&self, work: &(impl Fn(usize, &Target, &Reply<'_>) + Sync)) {
-        // With a pace, one thread handles the sockets one after the other.
+        // If there is a pace, one thread handles the sockets one after the other.
         let threads = if self.pace.is_some() { 1 } else { self.board.threads };
         let mut chunks = self.pending.chunks(self.pending.len().div_ceil(threads).max(1));
         let first = chunks.next().unwrap_or_default();
@@ -65,7 +68,7 @@ impl Job<'_> {
                     sys::unshare_descriptors();
                     self.run_chunk(number, chunk, work);
                 };
-                // If no thread can be started, the calling thread does its work.
+                // If the thread cannot be started, the calling thread does its work.
                 if thread::Builder::new().spawn_scoped(scope, run).is_err() {
                     self.run_chunk(number, chunk, work);
                 }
@@ -104,7 +107,8 @@ impl Job<'_> {
             }
             Board::store(slot, 1, 0);
             if let Some(Pace { start, time }) = self.pace {
-                // Pauses follow the clock, so that pauses too short for sleep(2) accumulate.
+                // Sleep until the time of the next turn. A pause that is too short for sleep(2) then adds to a later
+                // one.
                 let due = time.saturating_mul(number).checked_div(count).unwrap_or_default();
                 thread::sleep(due.saturating_sub(start.elapsed()));
             }

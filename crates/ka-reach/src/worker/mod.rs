@@ -1,15 +1,16 @@
 //! Disposable processes for calls that another user's program can block forever.
 //!
 //! The kernel takes a socket's lock in setsockopt(2) and getsockname(2), and for `TCP_INFO` in a sock_diag(7) dump. The
-//! tcp iterator takes the lock of each socket that it visits. A process that has the socket can hold that lock. send(2)
-//! copies its data with the lock held, and the data can be on a page of a FUSE file that the FUSE server never fills.
-//! The last close(2) of a socket waits for `SO_LINGER`. A thread that waits for a lock is in state D: no signal ends
-//! it, not even SIGKILL.
+//! tcp iterator takes the lock of each socket that it visits. Any process that has the socket can hold this lock for as
+//! long as it likes. For example, send(2) copies its data with the lock held. The data can be on a page of a FUSE file,
+//! and the FUSE server may never fill that page. The last close(2) of a socket can block too, because it waits for
+//! `SO_LINGER`. A thread that waits for a socket's lock is in state D: no signal ends it, not even SIGKILL.
 //!
 //! So ka forks a disposable process, the worker, to make such calls. The parent talks to the user and handles signals.
-//! It watches the worker's progress through shared memory and a pipe, and never waits for the worker itself. If a call
-//! takes longer than 2 s, the parent kills that worker, names the socket, and starts another worker
-//! for the rest. A worker that cannot die yet stays behind and holds no descriptor of the caller.
+//! It watches the worker's progress through shared memory and a pipe, and never waits for the worker to end. If a call
+//! takes longer than 2 s, the parent kills that worker, names the socket, and starts another worker for the remaining
+//! sockets. A killed worker exits only when its call returns. Until then it stays behind, without any descriptor of the
+//! caller.
 
 mod board;
 mod frame;
@@ -42,16 +43,16 @@ pub use job::Pace;
 pub(crate) use output::Child;
 pub use output::{Completion, Output};
 
-/// If this many sockets of one user have blocked, the rest of that user's sockets are left alone.
-const PER_USER: usize = 8;
-/// If this many sockets have blocked in total, only root's sockets are read or set.
-const IN_ALL: usize = 64;
-/// If this many workers die by themselves, their work is given up.
-const DEATHS: u32 = 8;
-/// After this time, a socket that blocked may be tried again, if its worker has ended.
-const FORGIVEN: Duration = Duration::from_secs(300);
+/// If this many sockets of one user have blocked, ka leaves the user's other sockets alone.
+const MAX_BLOCKED_PER_USER: usize = 8;
+/// If this many sockets have blocked in total, ka reads and sets only root's sockets.
+const MAX_BLOCKED: usize = 64;
+/// If this many workers die without a blocked socket, ka gives up the remaining sockets.
+const MAX_DEATHS: u32 = 8;
+/// The time after which ka tries a socket that blocked again, if its worker has ended.
+const RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// A worker's answer about a socket. `record` packs values into it.
+/// A worker's answer about a socket, in the form of [`crate::record`].
 pub type Record = [u64; 13];
 
 /// The result for one socket.
@@ -59,39 +60,40 @@ pub type Record = [u64; 13];
 pub enum Answer {
     /// The worker's answer.
     Given(Record),
-    /// There is no answer, for this reason.
+    /// The worker gave no answer, for this reason.
     Failed(Arc<Error>),
-    /// The socket blocks a worker, now or earlier in this run.
+    /// The socket blocked a worker, now or earlier in this run.
     Blocked,
     /// The socket would lose its class ([`crate::class`]), for this reason.
     Classed(Arc<Error>),
-    /// The socket belongs to this user, too many of whose sockets have blocked before.
+    /// Too many sockets of this user have blocked, so ka left this one alone.
     Excluded(u32),
-    /// A termination signal came before this socket's turn.
+    /// A termination signal arrived before this socket's turn.
     NotAsked,
 }
 
 /// The result for each socket, and the worker's messages.
 #[derive(Debug, Default)]
 pub struct Answers {
-    /// The result for each socket, in the order in which they were given.
+    /// The result for each socket, in the order of the targets.
     pub each: Vec<Answer>,
     /// The messages, by index of the socket.
     pub(crate) texts: HashMap<usize, String>,
-    /// The sockets, by index, that blocked a worker after it had answered. The answer may be incomplete.
+    /// The indices of sockets that blocked a worker after it had answered. The answer may be incomplete.
     pub cut_short: HashSet<usize>,
-    /// The sockets, by index, after which something else blocked a worker.
+    /// The indices of sockets with complete answers after which another call blocked the worker.
     pub(crate) done: HashSet<usize>,
 }
 
 impl Answers {
-    /// Reads the answer about a socket from the board after a worker has ended. `None` if its turn has not come.
+    /// Reads the answer about a socket from the board, after the watch of a worker has ended. `None` if the socket's
+    /// turn has not come.
     fn collect(&mut self, board: &Board, place: usize, is_stuck: bool, end: &End) -> Option<Answer> {
         let cell = board.cell(place);
         Some(match Board::load(cell, 0) {
             UNTOUCHED => return None,
             state @ (ANSWERED | DONE) => {
-                // The answer is complete even if the close blocks.
+                // If only the close of the socket blocks, the answer is still complete.
                 if is_stuck {
                     let blocked = if state == DONE { &mut self.done } else { &mut self.cut_short };
                     blocked.insert(place);
@@ -115,29 +117,29 @@ struct BlockedSocket {
     inode: u32,
     /// The user who owns the socket.
     user: u32,
-    /// `None` once the worker has ended.
+    /// The PID of the worker. `None` after the worker has ended.
     worker: Option<i32>,
+    /// The time at which the socket blocked.
     at: Instant,
 }
 
-/// The workers of this run, and the sockets that blocked one.
+/// The workers of this run, and the sockets that have blocked a worker.
 #[derive(Default)]
 pub struct Workers {
-    /// Whether to set sockets even if they lose their class.
+    /// If true, ka sets sockets even if they lose their class ([`crate::class`]).
     pub lose_class: bool,
     blocked: Vec<BlockedSocket>,
-    /// Workers that are finished or killed, and may not have exited yet.
+    /// The workers that have finished or were killed, and may not have exited yet.
     leaving: Vec<i32>,
-    /// The worker that finished last, and its pipe, which is closed when the worker exits.
+    /// The worker that finished last, and its pipe, which the kernel closes when the worker exits.
     done: Option<(i32, File)>,
 }
 
 impl Workers {
-    /// Has workers run `work` for each socket. `work` must answer before it closes the duplicate, because the close may
-    /// block.
+    /// Runs `work` for each socket, in worker processes. `work` must answer before it closes the duplicate, because the
+    /// close may block.
     ///
-    /// A termination signal (`termination` becomes readable) ends the work early. The results have the order of the
-    /// targets.
+    /// If `termination` becomes readable, the work ends early.
     pub fn ask(
         &mut self,
         targets: &[Target],
@@ -222,7 +224,7 @@ impl Workers {
             if stuck.is_empty() {
                 deaths += 1;
             }
-            if deaths >= DEATHS {
+            if deaths >= MAX_DEATHS {
                 fail(&mut answers, &pending, Error::WorkerDied);
                 break;
             }
@@ -230,7 +232,8 @@ impl Workers {
         answers
     }
 
-    /// Starts a worker that writes its output to a pipe.
+    /// Starts a worker that runs `work` and writes its output to a pipe. The worker keeps only the descriptors in
+    /// `keep`.
     pub(crate) fn start(
         keep: &[RawFd],
         work: impl FnOnce(&mut PipeWriter<'_>) -> Result<()>,
@@ -251,7 +254,7 @@ impl Workers {
         output
     }
 
-    /// Does the same for several workers at the same time.
+    /// Does the same as [`Self::finish`] for several workers at the same time.
     pub(crate) fn finish_all<const N: usize>(&mut self, children: [Child; N]) -> [Output; N] {
         let mut running = children.map(Reading::new);
         while running.iter().any(|one| one.end.is_none()) {
@@ -281,7 +284,7 @@ impl Workers {
         })
     }
 
-    /// Runs `work` in a worker that has only these descriptors of this process, and returns what it writes. An error of
+    /// Runs `work` in a worker that keeps only the descriptors in `keep`. Returns the worker's output. An error of
     /// `work` crosses the pipe as text ([`Error::Worker`]).
     pub fn run(&mut self, keep: &[RawFd], work: impl FnOnce(&mut PipeWriter<'_>) -> Result<()>) -> Output {
         match Self::start(keep, work) {
@@ -290,7 +293,7 @@ impl Workers {
         }
     }
 
-    /// Remembers a worker that is finished or killed, without waiting for it.
+    /// Records a worker that has finished or was killed, to reap it later. Does not wait for it.
     fn leave(&mut self, worker: i32, pipe: File, is_done: bool) {
         if is_done {
             self.leaving.extend(self.done.replace((worker, pipe)).map(|(before, _)| before));
@@ -299,7 +302,7 @@ impl Workers {
         }
     }
 
-    /// Reaps workers that have ended, and forgets sockets that may be tried again.
+    /// Reaps workers that have ended. Forgets blocked sockets that may be tried again.
     fn prune(&mut self) {
         let Self { blocked, leaving, .. } = self;
         leaving.retain(|worker| {
@@ -309,23 +312,23 @@ impl Workers {
             }
             !has_ended
         });
-        blocked.retain(|socket| socket.worker.is_some() || socket.at.elapsed() < FORGIVEN);
+        blocked.retain(|socket| socket.worker.is_some() || socket.at.elapsed() < RETRY_AFTER);
     }
 
-    /// Returns the users whose sockets are left alone.
+    /// Returns the users whose sockets ka leaves alone.
     fn excluded(&self) -> Excluded {
         let count = |user| self.blocked.iter().filter(|socket| socket.user == user).count();
         let mut users: Vec<u32> = self.blocked.iter().map(|socket| socket.user).collect();
         users.sort_unstable();
         users.dedup();
-        users.retain(|user| count(*user) >= PER_USER);
-        Excluded { users, all_but_root: self.blocked.len() >= IN_ALL }
+        users.retain(|user| count(*user) >= MAX_BLOCKED_PER_USER);
+        Excluded { users, all_but_root: self.blocked.len() >= MAX_BLOCKED }
     }
 
     /// Returns the user who made a socket. The process may have received the socket from another user, so the user of
     /// the process may not be to blame.
     ///
-    /// The descriptor may refer to a FUSE file by now, so this call may block too.
+    /// By now, the descriptor may refer to a FUSE file. stat(2) may then block, so a worker calls it.
     fn owner(&mut self, target: &Target) -> u32 {
         let path = target.path();
         let output = self.run(&[], |out| Ok(out.write_all(&fs::metadata(&path)?.uid().to_ne_bytes())?));
@@ -335,13 +338,13 @@ impl Workers {
     }
 }
 
-/// Returns the error about a user whose sockets ka leaves alone.
+/// Returns the error for a socket that ka leaves alone because of its user.
 pub fn excluded(user: u32) -> Error {
-    Error::UserExcluded { user, blocked: PER_USER }
+    Error::UserExcluded { user, blocked: MAX_BLOCKED_PER_USER }
 }
 
 impl Drop for Workers {
-    /// Waits a moment for the worker that finished last. PID 1 must reap the workers that are left behind, but in a
+    /// Waits up to one tick for the worker that finished last, and reaps it. Otherwise PID 1 would have to, and in a
     /// container PID 1 may never do so.
     fn drop(&mut self) {
         self.prune();

@@ -1,9 +1,9 @@
-//! The output of a worker that writes to a pipe.
+//! Reads the output of a worker that writes to a pipe.
 
 use std::fs::File;
 
 use super::frame::{FAILED, FINISHED, Frames};
-use super::watch::{PATIENCE, is_waiting};
+use super::watch::{MAX_IDLE_TICKS, is_waiting};
 use crate::Error;
 
 /// A worker that writes its output to a pipe.
@@ -51,10 +51,11 @@ impl Reading {
         }
     }
 
-    /// Counts a tick without output.
+    /// Counts a tick without output, if the worker waits in the kernel. After [`MAX_IDLE_TICKS`] of these in a row, the
+    /// worker counts as blocked.
     pub(super) fn count_tick(&mut self) {
         self.idle = if is_waiting(self.child.pid, self.child.pid) { self.idle + 1 } else { 0 };
-        if self.idle >= PATIENCE {
+        if self.idle >= MAX_IDLE_TICKS {
             self.end = Some(Completion::Blocked);
         }
     }
@@ -64,16 +65,16 @@ impl Reading {
 pub struct Output {
     /// The bytes that the worker wrote before its end.
     pub data: Vec<u8>,
-    /// How the output ended.
+    /// The reason why the output ended.
     pub end: Completion,
 }
 
-/// How a worker's output ended.
+/// The reason why a worker's output ended.
 #[derive(Debug)]
 pub enum Completion {
     /// The worker has finished, so the output is complete.
     Finished,
-    /// A program holds the lock of a socket.
+    /// The worker made no progress, because a program holds the lock of a socket.
     Blocked,
     /// The worker failed or died.
     Failed(Error),

@@ -1,4 +1,8 @@
-//! How the parent watches a worker that answers about sockets.
+//! Watches a worker that answers about sockets, from its parent.
+//!
+//! The parent cannot ask a thread that waits for a socket's lock. So it checks at each tick, in the shared memory,
+//! whether each thread of the worker has moved to another socket or answered. If not, /proc tells whether the thread
+//! waits in the kernel or only computes. A thread that has waited for 20 ticks in a row is stuck.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -10,27 +14,28 @@ use super::board::Board;
 use super::frame::{FINISHED, Frames};
 use crate::sys;
 
-/// How often the parent checks a worker's progress. The parent counts checks instead of reading the clock. So ka does
-/// not mistake a time in which it was itself stopped for a lack of progress.
+/// The time between two checks of a worker's progress. The parent counts checks instead of reading the clock: if ka
+/// itself is stopped for a time (SIGSTOP), this time must not count as a lack of progress.
 pub(super) const TICK: Duration = Duration::from_millis(100);
-/// The parent gives up a worker after this many checks without progress: 2 s.
-pub(super) const PATIENCE: u32 = 20;
-/// After one thread is stuck, the other threads get this many checks to finish their current sockets.
-const GRACE: u32 = 5;
+/// The number of checks without progress after which the parent gives up a worker: 2 s.
+pub(super) const MAX_IDLE_TICKS: u32 = 20;
+/// The number of checks in which the other threads can finish their current sockets after one thread is stuck.
+const GRACE_TICKS: u32 = 5;
 
-/// How the watch of a worker ended.
+/// The reason why the watch of a worker ended.
 pub(super) enum End {
     /// The worker has done all its work.
     Finished,
-    /// These threads of the worker do not answer.
+    /// These threads of the worker, by index, make no progress.
     Stuck(Vec<usize>),
     /// The worker died.
     Died,
-    /// A termination signal came.
+    /// A termination signal arrived.
     Signal,
 }
 
-/// Watches a worker until it finishes, dies or is stuck, or until a signal comes.
+/// Watches a worker until it finishes, dies or is stuck, or until a termination signal arrives. Adds the worker's
+/// messages to `texts`.
 pub(super) fn watch(
     worker: i32,
     pipe: &mut File,
@@ -67,21 +72,21 @@ pub(super) fn watch(
         for (thread, (before, idle)) in before.iter_mut().zip(&mut idle).enumerate() {
             let now = board.position(thread);
             let id = i32::try_from(Board::load(board.slot(thread), 0)).unwrap_or(0);
-            // A thread between two sockets waits for no lock. A worker that never started its first socket may be
-            // stuck.
+            // A thread between two sockets waits for no lock: it sleeps if there is a pace. But a worker without a pace
+            // may be stuck before its first socket.
             let may_wait = now.is_some() || (thread == 0 && !has_pauses);
             let id = if id == 0 { worker } else { id };
             *idle = if may_wait && now == *before && is_waiting(worker, id) { *idle + 1 } else { 0 };
             *before = now;
         }
         let stuck: Vec<_> =
-            (0..).zip(&idle).filter(|(_, idle)| **idle >= PATIENCE).map(|(thread, _)| thread).collect();
+            (0..).zip(&idle).filter(|(_, idle)| **idle >= MAX_IDLE_TICKS).map(|(thread, _)| thread).collect();
         if stuck.is_empty() {
             continue;
         }
-        // The other threads finish their current sockets, so that no socket is left half set.
+        // Let the other threads finish their current sockets, so that no socket is left half set.
         Board::store(board.stop(), 0, 1);
-        let left = grace.get_or_insert(GRACE);
+        let left = grace.get_or_insert(GRACE_TICKS);
         let is_busy =
             (0..board.threads).any(|thread| !stuck.contains(&thread) && board.position(thread).is_some());
         if *left == 0 || !is_busy {
@@ -91,7 +96,8 @@ pub(super) fn watch(
     }
 }
 
-/// Waits up to one tick for data in the pipe. Returns false for a signal, which takes precedence over data.
+/// Waits up to one tick for data in the pipe. Returns whether there is data. A termination signal takes precedence over
+/// data, so the result is then false.
 fn is_ready(pipe: &File, termination: Option<BorrowedFd<'_>>) -> bool {
     let fds: Vec<_> = [pipe.as_fd()].into_iter().chain(termination).collect();
     let Ok(ready) = sys::poll(&fds, TICK) else {
@@ -101,7 +107,7 @@ fn is_ready(pipe: &File, termination: Option<BorrowedFd<'_>>) -> bool {
     ready.first() == Some(&true) && ready.get(1) != Some(&true)
 }
 
-/// Returns whether a thread of a worker sleeps in the kernel (state S or D). Returns false for a thread that runs or is
+/// Returns whether a thread of a worker waits in the kernel (state S or D). Returns false for a thread that runs or is
 /// stopped. proc_pid_stat(5)
 pub(super) fn is_waiting(worker: i32, thread: i32) -> bool {
     let stat = fs::read(format!("/proc/{worker}/task/{thread}/stat")).unwrap_or_default();
