@@ -1,4 +1,5 @@
-//! The cache of ldconfig(8): the libraries in the folders of ld.so.conf(5). glibc, sysdeps/generic/dl-cache.h
+//! Reads the cache of ldconfig(8), which lists the libraries in the folders of ld.so.conf. Format: glibc,
+//! sysdeps/generic/dl-cache.h
 
 use std::ffi::OsStr;
 use std::fs;
@@ -8,28 +9,31 @@ use std::sync::OnceLock;
 
 /// The contents of an /etc/ld.so.cache.
 pub struct Cache {
-    /// The file from the start of the new format, because string offsets count from there.
+    /// The file from the start of the new format. String offsets count from there.
     bytes: Vec<u8>,
+    /// The number of entries.
     count: usize,
 }
 
 impl Cache {
-    /// The format since glibc 2.2.
+    /// The magic of the new format, which glibc has written since 2.2.
     const MAGIC: &[u8] = b"glibc-ld.so.cache1.1";
+    /// Sizes of the new format, in bytes.
     const HEADER: usize = 48;
     const ENTRY: usize = 24;
-    /// The older format. Until glibc 2.31 the file starts with it, and the new format follows.
+    /// The magic of the old format. Until glibc 2.31, the file starts with the old format, and the new one follows.
     const OLD_MAGIC: &[u8] = b"ld.so-1.7.0";
+    /// Sizes of the old format, in bytes.
     const OLD_HEADER: usize = 16;
     const OLD_ENTRY: usize = 12;
 
-    /// Returns the cache of this system, read once. `None` if it is missing or broken.
+    /// Returns the cache of this system. Reads the file once. `None` if the file is missing or malformed.
     pub(super) fn of_this_system() -> Option<&'static Self> {
         static READ: OnceLock<Option<Cache>> = OnceLock::new();
         READ.get_or_init(|| Self::new(fs::read("/etc/ld.so.cache").ok()?)).as_ref()
     }
 
-    /// Parses the contents of a cache file. Returns `None` if they are something else.
+    /// Parses the contents of a cache file. Returns `None` if they have another format.
     #[must_use]
     pub fn new(mut bytes: Vec<u8>) -> Option<Self> {
         if bytes.starts_with(Self::OLD_MAGIC) {
@@ -49,8 +53,8 @@ impl Cache {
         (end <= bytes.len()).then_some(Self { bytes, count })
     }
 
-    /// Returns the paths of the libraries with this name, for all machines, in the loader's order. Broken entries are
-    /// skipped.
+    /// Returns the paths of the libraries with this name, for all machines, in the loader's order. Malformed entries
+    /// are skipped.
     pub fn paths(&self, name: &[u8]) -> impl Iterator<Item = &Path> {
         let text = |place: usize| self.bytes.get(place..);
         let entries = self.bytes.get(Self::HEADER..).unwrap_or_default().chunks_exact(Self::ENTRY);
@@ -66,7 +70,7 @@ impl Cache {
     }
 }
 
-/// Reads a number of four bytes.
+/// Reads a 32-bit number in native byte order.
 fn number(bytes: &[u8], place: usize) -> Option<usize> {
     let bytes = bytes.get(place..)?.first_chunk()?;
     usize::try_from(u32::from_ne_bytes(*bytes)).ok()

@@ -1,30 +1,35 @@
-//! Finds system-call instructions in machine code: a program that has them makes socket calls without the C library.
+//! Finds system-call instructions for socket calls in machine code.
 //!
-//! A preloaded library replaces functions of the C library. A program whose runtime contains the `syscall` instruction
-//! (Free Pascal, Rust's rustix, inline assembler) does not call those functions, so it bypasses the library.
+//! A preloaded library replaces functions of the C library. Some programs do not call those functions, because their
+//! runtime contains the `syscall` instruction (Free Pascal, Rust's rustix, inline assembler). Such a program bypasses
+//! the preloaded library.
 //!
-//! The bytes of the instruction alone prove nothing. On x86_64 they are two, `0f 05`, which also occur by chance in
-//! other instructions. Of 815 dynamic programs of a Debian 12 machine, 442 import no socket function (sh, env, make,
-//! date, dd...). The two bytes occur in 125 of these or in their libraries. Besides, real system calls often have
-//! nothing to do with sockets: futex(2) in a thread library, for example.
+//! The bytes of the instruction alone prove nothing. On x86_64 they are `0f 05`, and these two bytes also occur by
+//! chance in other instructions. Of 815 dynamic programs of a Debian 12 machine, 442 import no socket function (sh,
+//! env, make, date, dd...). The two bytes occur in 125 of these 442 programs or in their libraries. Also, many real
+//! system calls have nothing to do with sockets, such as futex(2) in a thread library.
 //!
-//! So an instruction counts only if the code loads the call's number into its register shortly before. The instructions
-//! from this load to the system call must be contiguous. The number must be that of socket, connect, listen, accept or
-//! accept4. It may also be an argument of the function, which then makes any call for its caller. This rule selects one
-//! of the 442 programs. Free Pascal made it, and its runtime does make such calls. Of all 2,111 programs and libraries
-//! of the machine, the rule selects 10: C libraries, static programs, and programs of Go and Free Pascal.
+//! So the code before the instruction must also load the number of a socket call into its register:
 //!
-//! If this rule misses a program, preload is used. If it selects a program wrongly, the program runs under a
-//! supervisor, which reaches it too.
+//! - The number is that of socket, connect, listen, accept or accept4. It may also be an argument of the function,
+//!   which then makes any system call for its caller.
+//! - The instructions from this load to the system call are contiguous.
+//!
+//! This rule selects one of the 442 programs. It was compiled with Free Pascal, and its runtime does make such calls.
+//! Of all 2,111 programs and libraries of the machine, the rule selects 10: C libraries, static programs, and
+//! programs of Go and Free Pascal.
+//!
+//! Errors of the rule have limited consequences. If the rule misses a program, ka preloads the library. If the rule
+//! selects a program wrongly, ka runs the program under a supervisor, which reaches its sockets too.
 
 use object::elf;
 
-/// Code is read in pieces. Each piece repeats this many bytes of the previous one, because the load may precede the
-/// piece.
+/// The number of bytes before a system call that are searched for the load. Code is read in pieces, so each piece
+/// repeats this many bytes of the previous one.
 pub(super) const OVERLAP: usize = 64;
 
-/// Returns whether code for this machine contains system-call instructions for socket calls. Always false for other
-/// machines than x86_64 and aarch64.
+/// Returns whether code for this machine contains system-call instructions for socket calls. Always false for machines
+/// other than x86_64 and aarch64.
 pub(super) fn calls_sockets(machine: elf::Machine, code: &[u8]) -> bool {
     match machine {
         elf::EM_X86_64 => x86_64::calls_sockets(code),
@@ -49,7 +54,7 @@ mod x86_64 {
 
     use super::{Load, OVERLAP};
 
-    /// socket, connect, accept, listen, accept4: arch/x86/entry/syscalls/syscall_64.tbl
+    /// The numbers of socket, connect, accept, listen and accept4. arch/x86/entry/syscalls/syscall_64.tbl
     const SOCKET_CALLS: [u64; 5] = [41, 42, 43, 50, 288];
 
     const SYSCALL: [u8; 2] = [0x0f, 0x05];
@@ -61,8 +66,8 @@ mod x86_64 {
 
     pub(super) fn calls_sockets(code: &[u8]) -> bool {
         memmem::find_iter(code, &SYSCALL).any(|place| {
-            // The high byte of an address or a distance is mostly 0, but no real instruction after a system call starts
-            // with 0.
+            // If 0f 05 is part of an address or a displacement, the next byte is mostly its high byte, which is 0. A
+            // real instruction after a system call does not start with 0.
             let follows = code.get(place.saturating_add(SYSCALL.len()));
             let before = code.get(place.saturating_sub(OVERLAP)..place).unwrap_or_default();
             follows.is_some_and(|byte| *byte != 0)
@@ -74,10 +79,14 @@ mod x86_64 {
         })
     }
 
-    /// Finds the load of the call number for a system call that directly follows this code. A constant is certain. A
-    /// load of an argument may also be the tail of another instruction, so it counts only if no constant is found.
+    /// Finds the load of the call number for a system call that directly follows this code.
+    ///
+    /// x86 code cannot be decoded backwards. So this tries to decode an instruction at each earlier byte, and follows
+    /// those that end where a known instruction starts. A load of a constant is certain. The bytes of a load of an
+    /// argument may also be the end of a longer instruction, so it counts only if no constant is found.
     fn load_before(code: &[u8]) -> Option<Load> {
-        // Whether the instructions from here on end exactly at the end of the code and do not change the register.
+        // True at the places from which instructions lead exactly to the end of the code and do not change the
+        // register.
         let mut is_clean = [false; OVERLAP + 1];
         *is_clean.get_mut(code.len())? = true;
         let mut argument = None;
@@ -102,9 +111,10 @@ mod x86_64 {
         argument
     }
 
-    /// Returns the length of an instruction and its effect on rax. Knows the instructions that set up a system call.
+    /// Returns the length of an instruction and its effect on rax. Returns `None` for an unknown instruction. This
+    /// knows the instructions that compilers emit before a system call.
     fn instruction(code: &[u8]) -> Option<(usize, Option<Load>)> {
-        // push imm8; pop rax: a compiler that optimizes for size loads a small number like this.
+        // push imm8; pop rax: a compiler that optimizes for size loads a small number this way.
         if let [0x6a, number, 0x58, ..] = code {
             return Some((3, Some(Load::Number(u64::from(*number)))));
         }
@@ -130,9 +140,9 @@ mod x86_64 {
         (length <= code.len()).then_some((length, load))
     }
 
-    /// The operands of an instruction: a register, and a register or memory.
+    /// The operands of an instruction, from its ModRM byte: a register, and a register or memory.
     struct Operands {
-        /// The length of both operands, with SIB byte and displacement.
+        /// The length of the encoded operands in bytes: the ModRM byte, the SIB byte and the displacement.
         length: usize,
         mode: u8,
         reg: u8,
@@ -164,12 +174,15 @@ mod x86_64 {
         }
     }
 
-    /// Bits of the REX prefix: 64-bit operand; register numbers from 8 on.
+    /// Bit W of the REX prefix: the operand has 64 bits.
     const WIDE: u8 = 8;
+    /// Bit R of the REX prefix: `reg` is one of the registers r8 to r15.
     const HIGH_REG: u8 = 4;
+    /// Bit B of the REX prefix: `rm` is one of the registers r8 to r15.
     const HIGH_RM: u8 = 1;
 
-    /// Reads an instruction whose opcode follows 0f. Returns how many bytes follow the opcode, and the effect on rax.
+    /// Decodes an instruction whose opcode follows 0f. Returns the number of bytes after the opcode, and the effect on
+    /// rax.
     fn two_byte(opcode: u8, rex: u8, rest: &[u8]) -> Option<(usize, Option<Load>)> {
         let operands = || Operands::read(rest, rex);
         Some(match opcode {
@@ -187,7 +200,7 @@ mod x86_64 {
         })
     }
 
-    /// Reads an instruction with a one-byte opcode. Returns the same values as [`two_byte`].
+    /// Decodes an instruction with a one-byte opcode. Returns the same values as [`two_byte`].
     fn one_byte(opcode: u8, rex: u8, rest: &[u8]) -> Option<(usize, Option<Load>)> {
         let operands = || Operands::read(rest, rex);
         let number = |at: usize| {
@@ -201,8 +214,8 @@ mod x86_64 {
             0x58..=0x5f => (0, (opcode == 0x58 && rex & HIGH_RM == 0).then_some(Load::Other)),
             // mov of a constant.
             0xb0 if rex & HIGH_RM == 0 => (1, Some(Load::Number(u64::from(*rest.first()?)))),
-            // With an 8-bit constant: conditional jumps, push, comparisons, mov to another register. Then with a 32-bit
-            // constant.
+            // With an 8-bit constant: conditional jumps, push, comparisons, mov to another register. The next arm has
+            // the same with a 32-bit constant.
             0x70..=0x7f | 0x6a | 0x3c | 0xa8 | 0xb0..=0xb7 => (1, None),
             0x68 | 0x3d | 0xa9 => (4, None),
             0xb8..=0xbf => {
@@ -258,13 +271,13 @@ mod x86_64 {
 mod aarch64 {
     use super::{Load, OVERLAP};
 
-    /// socket, listen, accept, connect, accept4: include/uapi/asm-generic/unistd.h
+    /// The numbers of socket, listen, accept, connect and accept4. include/uapi/asm-generic/unistd.h
     const SOCKET_CALLS: [u64; 5] = [198, 201, 202, 203, 242];
 
-    /// svc #0
+    /// The instruction `svc #0`.
     const SVC: u32 = 0xd400_0001;
 
-    /// x29 is the frame pointer, and 31 the stack pointer.
+    /// The lowest base register of a load from the stack: x29 is the frame pointer, and 31 the stack pointer.
     const FRAME: u32 = 29;
 
     pub(super) fn calls_sockets(code: &[u8]) -> bool {
@@ -280,8 +293,8 @@ mod aarch64 {
         })
     }
 
-    /// Returns the value that an instruction loads into x8, which holds the number of the system call. The end of a
-    /// function and a call return `Other`, so nothing before them is read.
+    /// Returns the value that an instruction loads into x8, the register for the number of the system call. Returns
+    /// `Other` for a branch, a call and a return, so that the search stops there.
     fn load(word: u32) -> Option<Load> {
         let register = |shift: u32| word >> shift & 0x1f;
         let is_to_x8 = register(0) == 8;
@@ -363,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn aarch64_has_its_own_instructions() {
+    fn socket_system_calls_are_found_on_aarch64() {
         let calls = |words: &[u32]| {
             let code: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
             calls_sockets(EM_AARCH64, &code)

@@ -1,5 +1,9 @@
-//! Finds the libraries that a program is linked to, as its loader does: ld.so(8), "DESCRIPTION"; for musl
-//! ldso/dynlink.c. They decide together with the program whether a preloaded library sees the program's sockets.
+//! Finds the libraries that a program is linked to, as its loader does. ld.so(8), "DESCRIPTION"; for musl,
+//! ldso/dynlink.c
+//!
+//! A program may leave its socket calls to a library. So ka must read both to find out whether a preloaded library
+//! would see the sockets. Starting the loader (ldd(1)) would be easier, but a hostile program can name any file as
+//! its loader.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -18,28 +22,29 @@ use crate::text;
 /// The functions through which a program gets TCP sockets. A preloaded library replaces them.
 const SOCKET_FUNCTIONS: [&str; 5] = ["socket", "connect", "listen", "accept", "accept4"];
 
-/// More libraries than any real program has. A hostile one may name any number.
+/// The limit on the libraries of a program. Real programs have fewer. A hostile program may name any number.
 const MAX_LIBRARIES: usize = 2000;
 
-/// More paths than the search for the libraries of any real program tries. Each library of a hostile program may name
+/// The limit on the paths that the search tries. Real programs need fewer. Each library of a hostile program may name
 /// any number of folders.
 const MAX_PATHS: u32 = 100_000;
 
 /// A program and the libraries that it is linked to.
 #[derive(Debug)]
 pub struct Linked {
-    /// The program and its libraries, except the C library, which always defines the socket functions and contains
-    /// their system-call instructions.
+    /// The program and its libraries. The C library is left out: it always defines the socket functions and contains
+    /// their system-call instructions, so it proves nothing.
     objects: Vec<Object>,
-    /// The first library that was not found or cannot be read, and the file that is linked to it.
+    /// The name of the first library that was not found or cannot be read, and the file that needs it.
     pub unread: Option<(String, PathBuf)>,
 }
 
 impl Linked {
-    /// Finds the program's libraries, and their libraries in turn. LD_LIBRARY_PATH of this process is obeyed.
+    /// Finds the program's libraries, and the libraries of these in turn. Uses the LD_LIBRARY_PATH of this process.
     ///
-    /// The files may be hostile. The number of libraries and of the paths that are tried is limited; if a limit is
-    /// reached, [`Linked::unread`] has the first library that was not found.
+    /// The files may be hostile, so the number of libraries and the number of paths are limited. If the limit on
+    /// paths is reached, [`Linked::unread`] has the first library that was not found. Libraries beyond the limit on
+    /// libraries are ignored.
     #[must_use]
     pub fn find(program: &Path, elf: &Elf) -> Self {
         let path = program.canonicalize().unwrap_or_else(|_| program.to_path_buf());
@@ -68,7 +73,7 @@ impl Linked {
         linked
     }
 
-    /// The program's file, without symbolic links.
+    /// Returns the path of the program's file, without symbolic links.
     #[must_use]
     pub fn program(&self) -> &Path {
         self.objects.first().map_or_else(|| Path::new(""), |program| program.path.as_path())
@@ -81,8 +86,8 @@ impl Linked {
         libraries.find(|library| library.elf.is_go).map(|library| library.path.as_path())
     }
 
-    /// Returns whether the program or a library imports socket, connect, listen, accept or accept4. `None` if some
-    /// symbols cannot be read and the readable ones contain no such import.
+    /// Returns whether the program or a library imports socket, connect, listen, accept or accept4. `None` if no such
+    /// import was found, but some files' symbols cannot be read.
     #[must_use]
     pub fn imports_sockets(&self) -> Option<bool> {
         let mut is_known = true;
@@ -96,10 +101,11 @@ impl Linked {
         is_known.then_some(false)
     }
 
-    /// Returns the first file that contains system-call instructions for socket calls. Reads all code.
+    /// Returns the first file that contains system-call instructions for socket calls. This reads all code of the
+    /// files.
     ///
     /// # Errors
-    /// The error of reading a file. The files after it have not been read.
+    /// The error of reading a file. Later files have not been read.
     pub fn calls_sockets(&self) -> Result<Option<&Path>> {
         for object in &self.objects {
             if object.elf.calls_sockets(&object.path)? {
@@ -110,7 +116,8 @@ impl Linked {
     }
 }
 
-/// Returns whether this is the name of the C library, of a loader, or of glibc's thread library (separate before 2.34).
+/// Returns whether this is the name of the C library, of a loader, or of glibc's thread library (part of the C library
+/// since glibc 2.34).
 fn is_c_library(name: &[u8]) -> bool {
     const PREFIXES: [&[u8]; 6] =
         [b"libc.so", b"libc.musl-", b"libpthread.so", b"ld-linux", b"ld-musl-", b"ld64.so"];
@@ -122,24 +129,24 @@ fn is_c_library(name: &[u8]) -> bool {
 struct Object {
     path: PathBuf,
     elf: Elf,
-    /// The index of the object for which the loader loads this one. `None` for the program.
+    /// The index of the object that needs this one. `None` for the program.
     needed_by: Option<usize>,
 }
 
 impl Object {
-    /// `$ORIGIN`
+    /// Returns the value of `$ORIGIN`.
     fn folder(&self) -> &Path {
         self.path.parent().unwrap_or_else(|| Path::new("/"))
     }
 }
 
-/// The rules for finding libraries.
+/// The search for libraries.
 struct Search<'a> {
     program: &'a Elf,
     is_musl: bool,
-    /// `$LIB`
+    /// The value of `$LIB`.
     lib: String,
-    /// How many paths may still be tried.
+    /// The number of paths that may still be tried.
     paths_left: Cell<u32>,
 }
 
@@ -155,7 +162,7 @@ impl<'a> Search<'a> {
 
     /// Finds a library that an object needs. Skips libraries for other machines, as the loader does.
     ///
-    /// Folders are expanded one at a time, because a short list of a hostile program may stand for many long paths.
+    /// Folders are expanded one at a time, because a short list of a hostile program may expand to many long paths.
     fn find(&self, name: &[u8], object: &Object, objects: &[Object]) -> Option<(PathBuf, Elf)> {
         let read = |path: PathBuf| {
             self.paths_left.set(self.paths_left.get().checked_sub(1)?);
@@ -172,7 +179,7 @@ impl<'a> Search<'a> {
         let variable = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
         let origin = objects.first().map_or_else(|| Path::new("/"), Object::folder);
         let variable = self.folders(variable.as_bytes(), origin);
-        // The object itself, the object that needs it, and so on to the program.
+        // The object itself, the object that needs it, and so on up to the program.
         let ancestors = iter::successors(Some(object), |object| objects.get(object.needed_by?));
         if self.is_musl {
             let lists = ancestors.flat_map(|object| {
@@ -181,7 +188,8 @@ impl<'a> Search<'a> {
             });
             return within(&mut variable.chain(lists).chain(musl_folders(self.program)));
         }
-        // RUNPATH replaces the RPATH of the same object, and for its libraries also that of its ancestors.
+        // An object's RUNPATH disables its own RPATH. For the libraries that this object needs, it also disables the
+        // RPATH of all ancestors.
         let has_runpath = |object: &Object| object.elf.runpath.is_some();
         let rpaths = ancestors
             .filter(|ancestor| !has_runpath(object) && !has_runpath(ancestor))
@@ -214,21 +222,21 @@ impl<'a> Search<'a> {
     }
 }
 
-/// The name of Debian's folder for the libraries of a machine.
+/// Returns the name of Debian's folder for the libraries of a machine.
 fn triple(program: &Elf) -> String {
     let machine = program.machine_name();
     let abi = if machine == "arm" { "gnueabihf" } else { "gnu" };
     format!("{machine}-linux-{abi}")
 }
 
-/// The folders that glibc searches last. Debian has separate folders for each machine, other distributions use lib64.
+/// Returns the folders that glibc searches last. Debian has a folder for each machine. Other distributions use lib64.
 fn default_folders(program: &Elf) -> Vec<PathBuf> {
     let own = triple(program);
     let names = if program.is_64 { [own.as_str(), "../lib64", ""] } else { [own.as_str(), "../lib", ""] };
     names.iter().flat_map(|name| ["/lib", "/usr/lib"].map(|folder| Path::new(folder).join(name))).collect()
 }
 
-/// The folders that musl searches last.
+/// Returns the folders that musl searches last.
 fn musl_folders(program: &Elf) -> Vec<PathBuf> {
     const MAX_SIZE: u64 = 64 * 1024;
     let loader = Path::new(OsStr::from_bytes(program.loader.as_deref().unwrap_or_default()));
@@ -236,7 +244,7 @@ fn musl_folders(program: &Elf) -> Vec<PathBuf> {
     let name = loader.file_stem().map(Path::new).and_then(Path::file_stem).unwrap_or_default();
     let root = loader.parent().and_then(Path::parent).unwrap_or_else(|| Path::new("/"));
     let list = root.join("etc").join(name).with_extension("path");
-    // A hostile program names the loader, so the list may be any file.
+    // The program chooses the loader's path, so this path may name any file, such as a FIFO.
     let text = file::open_regular(&list).ok().and_then(|file| {
         let mut text = Vec::new();
         file.take(MAX_SIZE).read_to_end(&mut text).ok().map(|_| text)
@@ -301,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_paths_are_tried() {
+    fn the_search_stops_after_the_maximum_number_of_paths() {
         let folder = std::env::temp_dir().join(format!("ka-elf-paths-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         fs::copy("/proc/self/exe", folder.join("libka-test.so")).unwrap();
@@ -326,7 +334,7 @@ mod tests {
         fs::write(&list, "/a:/b\n").unwrap();
         assert_eq!(musl_folders(&program), [PathBuf::from("/a"), PathBuf::from("/b")]);
         fs::remove_file(&list).unwrap();
-        // To open a FIFO without a writer would block forever.
+        // Opening a FIFO without a writer would block forever.
         assert!(std::process::Command::new("mkfifo").arg(&list).status().unwrap().success());
         assert_eq!(musl_folders(&program).len(), 3);
         fs::remove_dir_all(&root).unwrap();

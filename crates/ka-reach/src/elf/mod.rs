@@ -1,8 +1,11 @@
 //! Reads a program's ELF file: its loader, its libraries, the functions that it imports, and its system-call
 //! instructions. elf(5)
 //!
-//! Whoever wrote a program wrote its ELF file, so the file may be hostile. Reading ends soon and does not panic, and
-//! its memory is bounded by a small multiple of the file's size.
+//! A preloaded library sees the sockets of a program only if the program has a loader and gets its sockets through
+//! functions of the C library. This module finds that out before the program starts.
+//!
+//! The file may be hostile, because the author of a program controls every byte of it. So no file can make the reader
+//! panic or run for long, and its memory is limited to a small multiple of the file's size.
 
 mod cache;
 mod instructions;
@@ -26,24 +29,26 @@ use crate::file;
 /// A program or a library.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Elf {
-    /// The class of the file: 64-bit if true, otherwise 32-bit.
+    /// True for a 64-bit file, false for a 32-bit file.
     pub is_64: bool,
     /// The machine that the code is for.
     pub machine: elf::Machine,
-    /// `PT_INTERP`: the path of the loader, which the kernel starts instead of the program.
+    /// `PT_INTERP`: the path of the loader (dynamic linker), which the kernel starts instead of the program.
     pub loader: Option<Vec<u8>>,
-    /// `ET_DYN`: a library, or a program that can be loaded at any address. Without a loader it is static-pie.
+    /// True for `ET_DYN`: a library, or a program that can be loaded at any address. A program without a loader is then
+    /// static-pie.
     pub is_position_independent: bool,
-    /// Whether Go's linker made the file.
+    /// True if Go's linker made the file.
     pub is_go: bool,
     /// `DT_SONAME`: the name of a library.
     pub soname: Option<Vec<u8>>,
     /// `DT_NEEDED`: the names of the libraries that the file is linked to.
     pub needed: Vec<Vec<u8>>,
-    /// `DT_RPATH` and `DT_RUNPATH`: folders that the loader searches for the libraries.
+    /// `DT_RPATH`: folders that the loader searches for the libraries. glibc ignores it if there is a `DT_RUNPATH`.
     rpath: Option<Vec<u8>>,
+    /// `DT_RUNPATH`: folders that the loader searches for the libraries.
     runpath: Option<Vec<u8>>,
-    /// The executable segments of the file: offset and size.
+    /// The executable segments of the file: the offset and the size of each.
     code: Vec<(u64, u64)>,
 }
 
@@ -54,12 +59,12 @@ pub enum Libc {
     Glibc,
     /// musl
     Musl,
-    /// The loader is that of neither.
+    /// Another C library: the loader's name is that of neither.
     Unknown,
 }
 
 impl Elf {
-    /// Reads a file. Returns `None` if it is not an ELF file, or a broken one.
+    /// Reads a file. Returns `None` if it is not an ELF file, or is malformed.
     ///
     /// # Errors
     /// The error of opening or reading the file, which must be regular.
@@ -87,7 +92,7 @@ impl Elf {
         })
     }
 
-    /// Returns whether this is a loader, which can be started with a program as its argument.
+    /// Returns whether this file is a loader. A loader can be started directly, with a program as its argument.
     #[must_use]
     pub fn is_loader(&self) -> bool {
         let is_name_of_loader = |name: &[u8]| {
@@ -98,7 +103,8 @@ impl Elf {
         self.loader.is_none() && self.soname.as_deref().is_some_and(is_name_of_loader)
     }
 
-    /// Returns whether the code of this file, at this path, contains system-call instructions for socket calls.
+    /// Returns whether the code of this file contains system-call instructions for socket calls. `path` is the path
+    /// of the file.
     ///
     /// # Errors
     /// The error of opening or reading the file, which must be regular.
@@ -109,7 +115,7 @@ impl Elf {
         for (start, size) in &self.code {
             let mut done = 0;
             while done < *size {
-                // Each piece overlaps the end of the previous one.
+                // Each piece starts with the end of the previous one.
                 let from = done.saturating_sub(instructions::OVERLAP as u64);
                 let length = size.saturating_sub(from).min(PIECE);
                 piece.clear();
@@ -134,7 +140,7 @@ impl Elf {
         (self.is_64, self.machine) == (other.is_64, other.machine)
     }
 
-    /// Returns the name of the machine, as uname(1) prints it for most.
+    /// Returns the name of the machine. For most machines, uname(1) prints the same name.
     #[must_use]
     pub fn machine_name(&self) -> String {
         let name = match self.machine {
@@ -153,7 +159,7 @@ impl Elf {
     }
 }
 
-/// Returns whether a library exports all these functions.
+/// Returns whether a library exports all of these functions.
 ///
 /// # Errors
 /// The error of opening or reading the file, which must be regular.
@@ -169,7 +175,7 @@ pub fn imports(path: &Path, functions: &[&str]) -> Result<Option<bool>> {
     Ok(count_functions(path, functions, Symbols::Undefined)?.map(|count| count > 0))
 }
 
-/// Selects symbols of a file.
+/// A selection of a file's symbols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Symbols {
     /// Symbols that the file defines.
@@ -187,7 +193,7 @@ fn count_functions(path: &Path, functions: &[&str], symbols: Symbols) -> Result<
     })
 }
 
-/// Opens an ELF file. Returns `None` if it is another file.
+/// Opens an ELF file. Returns `None` if it is another type of file.
 fn open(path: &Path) -> Result<Option<ReadCache<File>>> {
     let mut file = file::open_regular(path)?;
     let mut magic = [0; 4];
@@ -195,20 +201,24 @@ fn open(path: &Path) -> Result<Option<ReadCache<File>>> {
         return Ok(None);
     }
     file.rewind()?;
-    // A program may be large, and only small parts of it are read.
+    // A program may be large. The cache reads only the parts that are needed.
     Ok(Some(ReadCache::new(file)))
 }
 
-/// Counts these functions in the file's dynamic symbol table. Returns `None` if the table is missing or broken. For
-/// imports, counting ends with the piece in which the first one is found. The names are read in one piece, as in
-/// [`has_section`], except for those of a program that exports thousands of symbols.
+/// Counts how many of these functions are in the file's dynamic symbol table. Returns `None` if the table is missing or
+/// malformed.
+///
+/// The table is read in pieces. For imports, counting ends with the piece in which the first one is found. The string
+/// table is read at once, as in [`has_section`]. Only if it is large, as in a program that exports thousands of
+/// symbols, each name is read separately.
 fn functions_of<'data, Header, R>(data: R, functions: &[&str], which: Symbols) -> Option<usize>
 where
     Header: FileHeader<Endian = Endianness>,
     R: ReadRef<'data>,
 {
+    /// The maximum size in bytes of a string table that is read at once.
     const ONE_PIECE: u64 = 1 << 20;
-    /// How many symbols are read at a time.
+    /// The number of symbols that are read at a time.
     const PIECE: usize = 1 << 11;
     let header = Header::parse(data).ok()?;
     let endian = header.endian().ok()?;
@@ -230,7 +240,7 @@ where
     };
     let is_wanted = |symbol: &&Header::Sym| symbol.is_undefined(endian) == (which == Symbols::Undefined);
     let mut left = functions.to_vec();
-    // Imported symbols come first, so the first piece mostly has all of them.
+    // Linkers put imported symbols first, so the first piece mostly has all of them.
     while count > 0 && !left.is_empty() {
         let piece: &[Header::Sym] = data.read_slice_at(place, count.min(PIECE)).ok()?;
         for symbol in piece.iter().filter(is_wanted) {
@@ -247,14 +257,15 @@ where
     functions.len().checked_sub(left.len())
 }
 
-/// `PATH_MAX`
-const LONGEST_PATH: u64 = 4096;
+/// The longest path of a loader that the kernel accepts: `PATH_MAX`.
+const MAX_PATH: u64 = 4096;
 
-/// Linkers make one writable segment, or two if the loader makes one of them read-only after relocation.
-const MOST_DATA_SEGMENTS: usize = 4;
+/// The limit on writable segments that are searched. Linkers make one, or two if the loader makes one of them read-only
+/// after relocation.
+const MAX_DATA_SEGMENTS: usize = 4;
 
-/// Linkers make one executable segment.
-const MOST_CODE_SEGMENTS: usize = 4;
+/// The limit on executable segments that are searched. Linkers make one.
+const MAX_CODE_SEGMENTS: usize = 4;
 
 fn parse<'data, Header, R>(data: R) -> Option<Elf>
 where
@@ -266,14 +277,14 @@ where
     let segments = header.program_headers(endian, data).ok()?;
     // The kernel uses the first PT_INTERP. fs/binfmt_elf.c, `load_elf_binary`
     let loader = segments.iter().find(|segment| segment.p_type(endian) == elf::PT_INTERP);
-    let loader = loader.filter(|segment| segment.p_filesz(endian).into() <= LONGEST_PATH);
+    let loader = loader.filter(|segment| segment.p_filesz(endian).into() <= MAX_PATH);
     let loader = loader.and_then(|segment| segment.interpreter(endian, data).ok().flatten());
     let is_data = |segment: &&Header::ProgramHeader| {
         segment.p_type(endian) == elf::PT_LOAD && segment.p_flags(endian).0 & elf::PF_W.0 != 0
     };
     let has_mark = || {
-        // Without section headers, the magic of .go.buildinfo is still near the start of a writable segment.
-        segments.iter().filter(is_data).take(MOST_DATA_SEGMENTS).any(|segment| {
+        // In a file without section headers, the magic of .go.buildinfo is still near the start of a writable segment.
+        segments.iter().filter(is_data).take(MAX_DATA_SEGMENTS).any(|segment| {
             let (offset, size) = segment.file_range(endian);
             let start = data.read_bytes_at(offset, size.min(64 * 1024)).unwrap_or_default();
             start.chunks(16).any(|chunk| chunk.starts_with(b"\xff Go buildinf:"))
@@ -286,7 +297,7 @@ where
     };
     let size = data.len().ok()?;
     let code = segments.iter().filter(is_code).map(|segment| segment.file_range(endian));
-    let code = code.filter(|(start, _)| *start < size).take(MOST_CODE_SEGMENTS).collect();
+    let code = code.filter(|(start, _)| *start < size).take(MAX_CODE_SEGMENTS).collect();
     let Dynamic { soname, needed, rpath, runpath } =
         dynamic::<Header, R>(segments, endian, data).unwrap_or_default();
     Some(Elf {
@@ -303,8 +314,8 @@ where
     })
 }
 
-/// Returns whether the file has a section of one of these names. `None` if there are no names. The names are read in
-/// one piece, because each single name would take a read of its own.
+/// Returns whether the file has a section with one of these names. `None` if the file has no section names. The string
+/// table is read at once, because reading each name separately would take one read(2) per name.
 fn has_section<'data, Header, R>(
     header: &Header,
     endian: Endianness,
@@ -335,7 +346,8 @@ struct Dynamic {
     runpath: Option<Vec<u8>>,
 }
 
-/// Reads the library's own name, the names of the needed libraries, and the folders to search for them.
+/// Reads the dynamic section: the library's own name, the names of the needed libraries, and the folders to search for
+/// them.
 fn dynamic<'data, Header, R>(
     segments: &'data [Header::ProgramHeader],
     endian: Endianness,
@@ -349,7 +361,7 @@ where
     let value =
         |tag| entries.iter().find(|entry| entry.d_tag(endian) == tag).map(|entry| entry.d_val(endian).into());
     let strings: u64 = value(elf::DT_STRTAB)?;
-    // The address of the string table is that in memory. The segments tell where it is in the file.
+    // DT_STRTAB is an address in memory. The segments give the offset in the file.
     let place = segments.iter().find_map(|segment| {
         let offset = strings.checked_sub(segment.p_vaddr(endian).into())?;
         let is_here = segment.p_type(endian) == elf::PT_LOAD && offset < segment.p_filesz(endian).into();
@@ -361,8 +373,8 @@ where
         data.read_bytes_at_until(start..end, 0).ok().map(<[u8]>::to_vec)
     };
     let needed = entries.iter().filter(|entry| entry.d_tag(endian) == elf::DT_NEEDED);
-    // In a hostile file, each of many entries may name the same long string. So the names together are limited to the
-    // size of the file.
+    // In a hostile file, many entries may refer to the same long string. So the total length of the names is limited to
+    // the size of the file.
     let mut left = usize::try_from(data.len().ok()?).ok()?;
     let fits = |name: &Vec<u8>| left.checked_sub(name.len()).map(|rest| left = rest).is_some();
     let needed = needed.map_while(|entry| name(entry.d_val(endian).into())).take_while(fits).collect();

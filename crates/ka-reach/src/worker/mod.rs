@@ -52,7 +52,7 @@ const MAX_DEATHS: u32 = 8;
 /// The time after which ka tries a socket that blocked again, if its worker has ended.
 const RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// A worker's answer about a socket, in the form of [`crate::record`].
+/// A worker's answer about a socket, in the form of the module `record`.
 pub type Record = [u64; 13];
 
 /// The result for one socket.
