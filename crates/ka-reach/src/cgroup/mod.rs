@@ -1,4 +1,8 @@
 //! Cgroups of version 2: their folders, and the policies that are attached to them. cgroups(7)
+//!
+//! BPF programs of a cgroup apply to the sockets of all its processes and of all cgroups below it. So several policies
+//! can apply to one process: that of its cgroup, and those of the cgroups above. The kernel calls the programs of the
+//! topmost cgroup last, so a policy in mode force overrides the policies below it.
 
 mod pins;
 mod sweep;
@@ -22,12 +26,12 @@ pub use pins::{Owner, Pins};
 pub use sweep::{Foreground, LeftOut, Overridden, Swept, sweep};
 pub use walk::{Skip, Skipped, walk};
 
-/// A cgroup. Its folder is held open.
+/// A cgroup, with its open folder.
 pub struct Cgroup {
     folder: File,
-    /// The path of its folder.
+    /// The path of the folder.
     pub path: PathBuf,
-    /// Its ID, which is the inode of its folder.
+    /// The ID of the cgroup, which is the inode of its folder.
     pub id: u64,
 }
 
@@ -38,14 +42,14 @@ impl AsFd for Cgroup {
 }
 
 impl Cgroup {
-    /// Opens the cgroup with this name: the path of its folder, or its name as in /proc/PID/cgroup, with or without the
-    /// leading slash.
+    /// Opens the cgroup with this name. The name is the path of the cgroup's folder, or its path in /proc/PID/cgroup
+    /// with or without the leading slash.
     ///
     /// # Errors
     ///
     /// There is no such cgroup, cgroup v2 is not mounted, or the folder cannot be opened.
     pub fn named(name: &OsStr) -> Result<Self> {
-        // The user probably gave a shell variable that is not set. This must not select the root cgroup.
+        // An empty name is probably a shell variable that is not set. It must not select the root cgroup.
         if name.is_empty() {
             return Err(Error::EmptyCgroupName);
         }
@@ -61,7 +65,7 @@ impl Cgroup {
                 _ => continue,
             };
             let absolute = match fs::canonicalize(path) {
-                // The path is longer than the kernel accepts (`PATH_MAX`).
+                // The path is longer than the kernel accepts (`PATH_MAX`), so make it absolute without the kernel.
                 Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => std::path::absolute(path),
                 other => other,
             };
@@ -71,7 +75,7 @@ impl Cgroup {
         Err(Error::NotACgroup { name: path.to_path_buf(), root })
     }
 
-    /// Returns whether this is the root of the whole hierarchy. Only the root has no type: cgroups(7), "cgroup.type".
+    /// Returns whether this is the root of the whole hierarchy. Only the root has no file cgroup.type. cgroups(7)
     #[must_use]
     pub fn is_root(&self) -> bool {
         self.file("cgroup.type").is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
@@ -81,7 +85,7 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// The error of open(2). It is not checked that the folder is a cgroup's.
+    /// The error of open(2). This does not check that the folder is that of a cgroup.
     pub fn open(path: &Path) -> io::Result<Self> {
         let open = |path: &Path| File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path);
         let folder = match open(path) {
@@ -116,7 +120,7 @@ impl Cgroup {
         name(&self.path)
     }
 
-    /// Returns the policies that ka has attached to this cgroup itself.
+    /// Returns the policies that ka has attached directly to this cgroup.
     ///
     /// # Errors
     ///
@@ -143,10 +147,11 @@ impl Cgroup {
         found
     }
 
-    /// Returns the policy of a cgroup above that overrides this policy on this cgroup.
+    /// Returns the policy of a cgroup above that overrides `policy` in this cgroup. `None` if no policy does, or if the
+    /// one that does has the same values.
     #[must_use]
     pub fn overriding(&self, policy: Policy<'static>) -> Option<InForce> {
-        // The kernel calls the programs of the topmost cgroup last.
+        // The kernel calls the programs of the topmost cgroup last, so its policy in mode force prevails.
         let above = self.policies_above().into_iter().rfind(|(_, found)| found.mode == Mode::Force);
         let (path, found) = above.filter(|(_, found)| found.config != policy.config)?;
         Some(InForce::new(&path, found))
@@ -162,7 +167,7 @@ fn name(path: &Path) -> String {
 /// A policy of a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InForce {
-    /// The cgroup's name, as of [`Cgroup::name`].
+    /// The cgroup's name, as [`Cgroup::name`] returns it.
     pub cgroup: String,
     /// The policy's values.
     pub config: Config,
@@ -176,13 +181,14 @@ impl InForce {
     }
 }
 
-/// Returns whether a path is the folder of the root of the whole hierarchy.
+/// Returns whether a path is the root cgroup's folder.
 #[must_use]
 pub fn is_root(path: &Path) -> bool {
     Cgroup::open(path).is_ok_and(|cgroup| cgroup.is_root())
 }
 
-/// Returns the policies of a process's cgroup and of the cgroups above, its own first.
+/// Returns the policies of a process's cgroup and of the cgroups above it. The policies of the process's own cgroup
+/// come first.
 ///
 /// # Errors
 ///
@@ -203,7 +209,7 @@ pub fn policies_of(pid: i32) -> Result<Vec<InForce>> {
     Ok(found)
 }
 
-/// Explains why the kernel does not report what is attached to a cgroup.
+/// Explains why the kernel does not report the programs of a cgroup.
 #[must_use]
 pub fn query_error(error: io::Error) -> Error {
     match error.raw_os_error() {
@@ -212,7 +218,7 @@ pub fn query_error(error: io::Error) -> Error {
     }
 }
 
-/// Returns whether a cgroup or process has been removed in the meantime.
+/// Returns whether an error says that a cgroup was removed or a process has ended.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ESRCH))
 }

@@ -1,7 +1,8 @@
 //! Pins: the paths in the bpf filesystem that keep a cgroup's policy attached.
 //!
-//! ka pins the links of a cgroup's programs in a folder of their own. So the policy stays when ka has ended, and goes
-//! when the folder or the cgroup is removed.
+//! The kernel detaches a cgroup's BPF programs when the last reference to their links is gone. A descriptor is such a
+//! reference, and a pin is another. ka pins the links of each cgroup in a folder. So the policy stays after ka has
+//! ended, and ends when the folder or the cgroup is removed.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -17,14 +18,14 @@ use crate::bpf::{self, Programs};
 use crate::error::{Error, Result};
 use crate::sys::{self, users};
 
-/// The cgroup that pins are for.
+/// The cgroup to which the pinned links attach a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// The cgroup with this ID.
     Cgroup(u64),
     /// A cgroup that has been removed.
     Removed,
-    /// The kernel does not report the cgroup, or the folder has no link.
+    /// Unknown: the kernel does not report the cgroup, or the folder has no link.
     Unknown,
 }
 
@@ -32,16 +33,16 @@ pub enum Owner {
 pub struct Pins {
     /// The folder.
     pub folder: PathBuf,
-    /// The cgroup.
+    /// The cgroup to which the policy is attached.
     pub owner: Owner,
 }
 
-/// The folder that contains the folders of all cgroups. A cgroup's folder is named by its ID.
+/// Returns the folder that contains the folders of all cgroups. The name of a cgroup's folder is the cgroup's ID.
 fn root() -> PathBuf {
     Path::new(BPF_FOLDER).join("ka")
 }
 
-/// Returns the error of a file operation on this path.
+/// Converts the error of a file operation on this path.
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |error| Error::io(path.display(), error)
 }
@@ -56,7 +57,7 @@ impl Pins {
         Self { folder, owner }
     }
 
-    /// Returns all pins of ka. If [`Pins::check_root`] fails, there are none.
+    /// Returns all pins of ka. Returns none if [`Pins::check_root`] fails.
     #[must_use]
     pub fn all() -> Vec<Self> {
         if Self::check_root().is_err() {
@@ -67,8 +68,8 @@ impl Pins {
         folders.map(|entry| Self::open(entry.path())).collect()
     }
 
-    /// Returns all pins of a cgroup. There are several if an attach was interrupted. Folders with the cgroup's name are
-    /// included, unless they are known to be another cgroup's.
+    /// Returns all pins of a cgroup. There are several if an attach was interrupted. If the owner of a folder is
+    /// removed or unknown, the folder's name decides.
     #[must_use]
     pub fn of(cgroup: &Cgroup) -> Vec<Self> {
         let own = cgroup.id.to_string();
@@ -84,13 +85,14 @@ impl Pins {
         pins
     }
 
-    /// Checks that only root and the user of this process can change the pins. A bpf filesystem mounted by mount(8)
-    /// lets every user make folders in it. Such a folder may be a link to any other place, so ka must not write to it
-    /// or remove anything from it.
+    /// Checks that only root and the user of this process can change the pins.
+    ///
+    /// A bpf filesystem that was mounted with mount(8) lets every user create folders and symbolic links in it. So the
+    /// path may be another user's, or lead to any other place. Then ka must not write to it or remove anything from it.
     ///
     /// # Errors
     ///
-    /// [`Error::ForeignPins`], or the folder cannot be examined. It is no error if it does not exist.
+    /// [`Error::ForeignPins`], or the folder cannot be examined. A missing folder is not an error.
     pub fn check_root() -> Result<()> {
         let path = root();
         let (_, user) = users();
@@ -110,8 +112,8 @@ impl Pins {
         root().read_dir().is_ok()
     }
 
-    /// Keeps other processes of ka from changing the pins while the returned file is open. Otherwise they would
-    /// remove a folder that is not complete yet. `None` if there are no pins.
+    /// Locks the pins as long as the returned file is open. Without the lock, another process of ka could remove a
+    /// folder that is not complete yet. Returns `None` if there are no pins.
     ///
     /// # Errors
     ///
@@ -128,8 +130,8 @@ impl Pins {
         }
     }
 
-    /// Attaches a policy's programs to a cgroup and pins them. They replace the cgroup's earlier policy. At every
-    /// moment one of the two policies is in force.
+    /// Attaches a policy's programs to a cgroup and pins their links. They replace the cgroup's earlier policy. The
+    /// earlier policy stays in force until the new one is.
     ///
     /// # Errors
     ///
@@ -142,8 +144,8 @@ impl Pins {
             _ => Self::check_root()?,
         }
         let _lock = Self::lock()?;
-        // Interrupted attempts are released too, but only after their replacement is attached. One of them may be the
-        // only policy in force.
+        // Earlier, interrupted attaches are released too, but only after the new programs are attached. One of them may
+        // be the only policy in force.
         let mut earlier = Self::of(cgroup);
         let folder = root.join(cgroup.id.to_string());
         let (new, old) = (unused(cgroup, "new"), unused(cgroup, "old"));
@@ -163,7 +165,7 @@ impl Pins {
         for path in earlier.iter().map(|pins| &pins.folder).chain([&old]) {
             let _ = release(path);
         }
-        // Pins of removed cgroups have no effect any more.
+        // Pins of removed cgroups have no effect, so remove them too.
         for pins in Self::all() {
             if pins.owner == Owner::Removed {
                 let _ = release(&pins.folder);
@@ -172,7 +174,7 @@ impl Pins {
         Ok(())
     }
 
-    /// Reads the policy. `None` if the record is not one of ka's.
+    /// Reads the policy from its pinned record. `None` if ka cannot parse the record.
     ///
     /// # Errors
     ///
@@ -181,7 +183,7 @@ impl Pins {
         bpf::pinned_policy(&self.folder.join(bpf::RECORD))
     }
 
-    /// Detaches the policy and removes the folder. When this returns, the policy is not in force any more.
+    /// Detaches the policy and removes the folder. When this returns, the policy is no longer in force.
     ///
     /// # Errors
     ///
@@ -191,7 +193,8 @@ impl Pins {
     }
 }
 
-/// Returns the path of a folder for a cgroup that does not exist yet. Interrupted attempts may have left others.
+/// Returns the path of a new folder for a cgroup. The path is numbered, because interrupted attaches may have left
+/// folders.
 fn unused(cgroup: &Cgroup, purpose: &str) -> PathBuf {
     let numbered = |number| root().join(format!("{}_{purpose}{number}", cgroup.id));
     let is_unused = |path: &PathBuf| fs::symlink_metadata(path).is_err();
@@ -202,7 +205,8 @@ fn release(folder: &Path) -> io::Result<()> {
     let mut result = Ok(());
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        // When its pin is removed, a link ends only a moment later, so it is detached first. The record is no link.
+        // The kernel releases a link a moment after its last pin is removed. So detach the link first: then the policy
+        // ends at once. The record is not a link.
         if !path.ends_with(bpf::RECORD) {
             result = result.and(bpf::detach_pinned(&path));
         }

@@ -1,12 +1,15 @@
-//! The sweep: visits all open sockets of a cgroup once and sets them.
+//! The sweep: sets all open sockets of a cgroup, once.
 //!
-//! The kernel's iterator visits the sockets of one network namespace and takes the lock of each. A program can hold a
-//! socket's lock for as long as it likes, and a process that waits for this lock cannot be killed. So the sweep runs in
-//! a child process. The child reports which namespace it enters, and its results there. If the child is silent for too
-//! long, the parent sets the sockets of that namespace one by one, through the processes that have them. Then the
-//! parent starts another child for the other namespaces.
+//! A cgroup's BPF programs set a socket when it connects, listens or is accepted. Sockets that were open before the
+//! programs were attached keep their old settings, so `ka cgroup attach` sweeps them.
 //!
-//! There may be more namespaces than descriptors, so the child opens only one at a time.
+//! The kernel's tcp iterator visits the sockets of one network namespace, and takes the lock of each. A program can
+//! hold a socket's lock for as long as it likes. A process that waits for this lock cannot be killed, so the sweep
+//! runs in a child process. The child reports each namespace that it enters, and its results there. If the child is
+//! silent for too long, the parent sets the sockets of that namespace one by one, through the processes that have
+//! them. Then the parent starts another child for the other namespaces.
+//!
+//! There may be more namespaces than ka can have descriptors. So the child opens only one namespace at a time.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -27,26 +30,26 @@ use crate::error::{Error, Result};
 use crate::worker::{Completion, Output, Workers};
 use crate::{listing, record, sys};
 
-/// How often the parent polls the pipe. The parent counts polls instead of reading the clock. So it does not mistake a
-/// time in which it was itself stopped for silence of the child.
+/// The longest time of one poll of the pipe. The parent adds up polls instead of reading the clock: if the
+/// parent itself is stopped for a time (SIGSTOP), this time must not count as silence of the child.
 const TICK: Duration = Duration::from_secs(1);
-/// The parent gives up a child after this many silent polls.
-const PATIENCE: u32 = 5;
-/// The parent gives up the sweep after this many silent namespaces.
-const MOST_BLOCKED: usize = 8;
+/// The number of ticks of silence after which the parent gives up a child.
+const MAX_SILENT_TICKS: u32 = 5;
+/// The number of namespaces with a silent child after which the parent gives up the sweep.
+const MAX_BLOCKED: usize = 8;
 
 /// The results of a sweep.
 #[derive(Debug, Default)]
 pub struct Swept {
-    /// How many sockets were set.
+    /// The number of sockets that were set.
     pub set: usize,
-    /// How many sockets had the policy already, or keep their own settings.
+    /// The number of sockets that already had the policy, or keep their own settings.
     pub unchanged: usize,
-    /// How many sockets were not set because the kernel rejected an option, by errno ([`bpf::set_error`]).
+    /// The number of sockets that were not set because the kernel rejected an option, by errno ([`bpf::set_error`]).
     pub refused: BTreeMap<i32, usize>,
     /// The sockets that the sweep left out.
     pub left: Vec<LeftOut>,
-    /// The policies of cgroups below that this one overrides.
+    /// The policies of cgroups below that the cgroup's policy overrides.
     pub overridden: Option<Overridden>,
 }
 
@@ -55,11 +58,11 @@ pub struct Swept {
 pub enum LeftOut {
     /// All or the remaining sockets: the cgroup has been removed.
     CgroupRemoved,
-    /// All or the remaining sockets: an error that would occur in each network namespace.
+    /// All or the remaining sockets: this error would occur in every network namespace.
     All(Error),
-    /// The sockets in this many network namespaces, other than ka's own.
+    /// The sockets in some network namespaces other than ka's own.
     Networks {
-        /// How many network namespaces.
+        /// The number of these network namespaces.
         count: usize,
         /// The error.
         error: Error,
@@ -71,37 +74,39 @@ pub enum LeftOut {
         /// The error. `None` if a program holds the lock of a socket.
         error: Option<Error>,
     },
-    /// The sockets in the remaining network namespaces: a program held the lock of a socket in this many.
+    /// The sockets in the remaining network namespaces: in this many namespaces, a program held the lock of a socket.
     OtherNetworks(usize),
-    /// The sockets in network namespaces that only processes in these cgroups use.
+    /// The sockets in network namespaces that only processes in these skipped cgroups use.
     Cgroups(Skip),
-    /// The sockets in other network namespaces: the search for these failed.
+    /// The sockets in other network namespaces: the search for these namespaces failed.
     Search(Error),
-    /// The sockets in other network namespaces of this many processes: their namespaces could not be opened.
+    /// The sockets in the network namespaces of this many processes: ka could not open these namespaces.
     Processes(usize),
-    /// A socket or a process, with the reason.
+    /// The sockets of a process, or one of them. The text names the process or the socket, and the reason.
     Socket(String),
     /// Some or all sockets: the child died.
     WorkerDied,
-    /// Some or all sockets: a termination signal came.
+    /// Some or all sockets: a termination signal arrived.
     Signal,
-    /// It is unknown which sockets were set: the child's messages could not be read.
+    /// Some or all sockets: the child's messages could not be read, so ka does not know which sockets were set.
     Unknown(Error),
 }
 
 /// The policies of cgroups below that a policy in mode force overrides.
 #[derive(Debug)]
 pub struct Overridden {
-    /// The first of them.
+    /// The first of these policies.
     pub first: Vec<InForce>,
-    /// How many more there are.
+    /// The number of further ones.
     pub more: usize,
 }
 
 impl Overridden {
-    const MOST: usize = 3;
+    /// The number of policies that are named. The others are only counted.
+    const MAX_NAMED: usize = 3;
 
-    /// Searches the cgroups below. `None` if there are no such policies, or if the kernel refuses to list them.
+    /// Searches the cgroups below for policies that `policy` overrides. `None` if there are no such policies, or if the
+    /// kernel refuses to list them.
     fn below(cgroup: &Cgroup, policy: Policy<'static>) -> Option<Self> {
         if policy.mode != Mode::Force {
             return None;
@@ -110,7 +115,7 @@ impl Overridden {
         let look = |below: &Cgroup| {
             if below.id != cgroup.id {
                 for other in below.policies()?.into_iter().filter(|other| other.config != policy.config) {
-                    if found.first.len() < Self::MOST {
+                    if found.first.len() < Self::MAX_NAMED {
                         found.first.push(InForce::new(&below.path, other));
                     } else {
                         found.more += 1;
@@ -125,46 +130,47 @@ impl Overridden {
     }
 }
 
-/// A message of the child, one per line.
+/// A message of the child. Each message is a line of JSON.
 #[derive(Serialize, Deserialize)]
 enum Message {
-    /// See [`Overridden`]. A policy is its cgroup's name and its record.
+    /// The policies that the cgroup's policy overrides ([`Overridden`]). Each has its cgroup's name, and its record.
     Overrides { first: Vec<(String, String)>, more: usize },
     /// The child enters the network namespace with this inode.
     Entering(u64),
-    /// The child has finished this namespace and looks for the next.
+    /// The child has finished this namespace and searches for the next one.
     Leaving,
-    /// A number of sockets that were set, were unchanged, or were refused.
+    /// The number of sockets with the same result. If `errno` is 0, they were set (`writes`) or needed no change.
+    /// Otherwise, the kernel rejected an option.
     Sockets { writes: bool, errno: i32, count: usize },
     /// The last message.
     Finished { left: Vec<LeftOut> },
 }
 
-/// How a child ended.
+/// The end of a child.
 enum End {
     /// The child has visited all namespaces.
     Finished,
-    /// The child is silent in this namespace, where it has reported this many sockets. It has set more sockets than it
-    /// has reported.
+    /// The child is silent in the namespace `network`. It has reported `seen` sockets there without an error. It may
+    /// have set more sockets than it has reported. `unreported` is their number.
     Blocked { network: u64, seen: usize, unreported: usize },
     /// The child closed its pipe without its last message.
     Died,
-    /// A termination signal came.
+    /// A termination signal arrived.
     Signal,
 }
 
-/// The needs of a process that stays in the foreground while it sweeps.
+/// The duties of a process that stays in the foreground while it sweeps.
 pub struct Foreground<'a> {
-    /// A descriptor that becomes readable when a termination signal comes.
+    /// A descriptor that becomes readable when a termination signal arrives.
     pub termination: BorrowedFd<'a>,
     /// The longest time between two calls of `reset_watchdog`.
     pub interval: Option<Duration>,
-    /// Tells the service manager that the process is alive.
+    /// The function that tells the service manager that the process is alive.
     pub reset_watchdog: &'a dyn Fn(),
 }
 
-/// Visits the open sockets of a cgroup and of the cgroups below it once, in each of their network namespaces, and sets
-/// them. With `foreground`, a termination signal ends the sweep early.
+/// Sets the open sockets of a cgroup and of the cgroups below it, in each of their network namespaces. With
+/// `foreground`, a termination signal ends the sweep early.
 pub fn sweep(cgroup: &Cgroup, policy: Policy<'static>, foreground: Option<&Foreground<'_>>) -> Swept {
     let mut swept = Swept::default();
     let mut entered = HashSet::new();
@@ -188,10 +194,10 @@ pub fn sweep(cgroup: &Cgroup, policy: Policy<'static>, foreground: Option<&Foreg
                 // The child has already reported `seen` of them.
                 swept.unchanged += report.unchanged.saturating_sub(seen);
                 swept.left.extend(report.reasons().map(LeftOut::Socket));
-                if blocked < MOST_BLOCKED {
+                if blocked < MAX_BLOCKED {
                     continue;
                 }
-                swept.left.push(LeftOut::OtherNetworks(MOST_BLOCKED));
+                swept.left.push(LeftOut::OtherNetworks(MAX_BLOCKED));
             }
             Ok(End::Died) => swept.left.push(LeftOut::WorkerDied),
             Ok(End::Signal) => swept.left.push(LeftOut::Signal),
@@ -204,14 +210,15 @@ pub fn sweep(cgroup: &Cgroup, policy: Policy<'static>, foreground: Option<&Foreg
 /// A child process that visits network namespaces.
 struct Child {
     pipe: File,
-    /// What was read from the pipe and is not parsed yet.
+    /// The bytes that were read from the pipe and are not parsed yet.
     text: Vec<u8>,
-    /// `None` if the kernel refuses to make the map. Then the child reports the reason.
+    /// The counter of the sockets that the child has set. `None` if the kernel refuses to create its map. Then the
+    /// child reports the reason.
     counter: Option<Counter>,
 }
 
 impl Child {
-    /// Starts a child that leaves out the namespaces that earlier children have entered.
+    /// Starts a child. The child leaves out the namespaces in `done`, which earlier children have entered.
     fn start(cgroup: &Cgroup, policy: Policy<'static>, done: &HashSet<u64>) -> io::Result<Self> {
         let (pipe, out) = io::pipe()?;
         let counter = Counter::new();
@@ -253,7 +260,7 @@ impl Child {
                 silence += tick.as_millis();
                 // Between namespaces the child takes no socket's lock, so nothing can block it.
                 if let Some(network) = network
-                    && silence >= u128::from(PATIENCE) * TICK.as_millis()
+                    && silence >= u128::from(MAX_SILENT_TICKS) * TICK.as_millis()
                 {
                     let counted = self.counter.as_ref().map_or(0, Counter::value);
                     return Ok(End::Blocked { network, seen, unreported: counted.saturating_sub(reported) });
@@ -298,7 +305,7 @@ impl Child {
         }
     }
 
-    /// Takes the next complete message from what was read.
+    /// Removes the next complete message from the bytes that were read.
     fn next(&mut self) -> io::Result<Option<Message>> {
         let Some(end) = self.text.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
         let line: Vec<u8> = self.text.drain(..=end).collect();
@@ -316,16 +323,17 @@ fn send(out: &mut File, message: &Message) -> io::Result<()> {
 /// The work of the child.
 struct Work<'a> {
     out: &'a mut File,
-    /// The inodes of the namespaces that the child has entered. The inode of a removed namespace may be reused. That
-    /// does no harm: in a namespace made from now on, all sockets already have the policy.
+    /// The inodes of the namespaces that this child and earlier ones have entered. The inode of a removed namespace may
+    /// be reused for a new namespace. That does no harm: in a new namespace, all sockets already have the policy.
     done: HashSet<u64>,
     path: &'a Path,
     id: u64,
 }
 
 impl Work<'_> {
-    /// Visits all network namespaces. Returns which sockets were left out. The child inherits no descriptor of the
-    /// cgroup, so it opens the cgroup again. Fails if the parent does not read the pipe any more.
+    /// Visits all network namespaces. Returns the sockets that were left out. Fails if the parent has closed the pipe.
+    ///
+    /// The child inherits no descriptor of the cgroup, so it opens the cgroup again.
     fn visit_all(&mut self, policy: Policy<'static>, counter: Result<&Counter>) -> io::Result<Vec<LeftOut>> {
         let opened = Cgroup::open(self.path).ok().filter(|cgroup| cgroup.id == self.id);
         let Some(cgroup) = opened else { return Ok(vec![LeftOut::CgroupRemoved]) };
@@ -354,7 +362,7 @@ impl Work<'_> {
         let mut broken = None;
         let walked = walk(&cgroup, |cgroup| {
             for pid in members(cgroup)?.lines() {
-                // The PID of a process outside of ka's PID namespace reads as 0.
+                // If a process is outside of ka's PID namespace, the file shows its PID as 0.
                 let network = match File::open(PathBuf::from(format!("/proc/{pid}/ns/net"))) {
                     Ok(network) => network,
                     Err(error) if pid != "0" && is_gone(&error) => continue,
@@ -380,7 +388,7 @@ impl Work<'_> {
                     send(self.out, &Message::Leaving)
                 };
                 if let Err(error) = enter() {
-                    // The parent does not read the pipe any more.
+                    // The parent has closed the pipe. EPERM ends the walk.
                     broken = Some(error);
                     return Err(io::Error::from_raw_os_error(libc::EPERM));
                 }
@@ -401,7 +409,8 @@ impl Work<'_> {
         Ok(left)
     }
 
-    /// Tells the parent that the child enters this namespace. Returns false if a child has entered it before.
+    /// Tells the parent that the child enters this namespace. Returns false if this or an earlier child has entered it
+    /// before.
     fn announce(&mut self, network: &File) -> io::Result<bool> {
         let number = sys::inode(network.as_fd())?;
         let is_new = self.done.insert(number);
@@ -411,7 +420,8 @@ impl Work<'_> {
         Ok(is_new)
     }
 
-    /// Sets the sockets of the child's current namespace and reports the results. The outer error is the pipe's.
+    /// Sets the sockets of the child's current namespace and reports the results. The outer error is an error of the
+    /// pipe. The inner one is an error of the iterator.
     fn set(&mut self, writer: &IterWriter) -> io::Result<Result<()>> {
         let mut results = Results { out: self.out, records: Vec::new() };
         let set = writer.run(&mut results);
@@ -420,14 +430,15 @@ impl Work<'_> {
     }
 }
 
-/// Reports the kernel's records as they come, so that the parent sees progress.
+/// Reports the kernel's records as they arrive, so that the parent sees progress.
 struct Results<'a> {
     out: &'a mut File,
-    /// Records that are not reported yet. The last one may be incomplete.
+    /// The records that are not reported yet. The last one may be incomplete.
     records: Vec<u8>,
 }
 
 impl Results<'_> {
+    /// Sends the number of sockets for each kind of result.
     fn report(&mut self) -> io::Result<()> {
         let mut counts: BTreeMap<(bool, i32), usize> = BTreeMap::new();
         for one in bpf::take_results(&mut self.records) {
@@ -452,8 +463,8 @@ impl Write for Results<'_> {
     }
 }
 
-/// Sets the cgroup's sockets of a network namespace through the processes that have them. This is for a namespace in
-/// which the child blocked at a socket whose lock is held.
+/// Sets the cgroup's sockets in one network namespace through the processes that have them. The child has blocked in
+/// this namespace, at a socket whose lock is held.
 fn through_processes(
     cgroup: &Cgroup,
     policy: Policy<'static>,
@@ -506,7 +517,8 @@ fn through_processes(
     attach::set_processes(change, pids, rest, workers)
 }
 
-/// Returns the PIDs of a cgroup's processes, one per line. A threaded cgroup lists only thread IDs, which work as well.
+/// Returns the PIDs of a cgroup's processes, one per line. For a threaded cgroup, the kernel lists only thread IDs,
+/// which serve the same purpose in /proc.
 fn members(cgroup: &Cgroup) -> io::Result<String> {
     let mut text = String::new();
     match cgroup.file("cgroup.procs").and_then(|mut file| file.read_to_string(&mut text)) {

@@ -1,10 +1,13 @@
 //! A walk through a cgroup and all cgroups below it.
 //!
-//! A user to whom a cgroup is delegated can make any number of cgroups in it. Their paths may be longer than
-//! `PATH_MAX`, and thousands of levels deep. The user may make new ones as fast as ka visits the others. None of this
-//! may keep the walk from the other cgroups. So the walk opens each cgroup by its name in the one above (openat(2)) and
-//! returns by "..". A cgroup cannot be moved, so ".." does not change. The walk does not recurse and holds two
-//! descriptors at any depth. It stops after a number of cgroups that follows from the number at its start.
+//! A user to whom a cgroup is delegated can create any number of cgroups in it. Their paths may be longer than
+//! `PATH_MAX`, and thousands of levels deep. The user may create new ones as fast as ka visits the others. None of this
+//! may keep the walk from the cgroups of other users. So the walk has three rules:
+//!
+//! - Long paths: the walk opens each cgroup by its name in the parent (openat(2)), and returns through "..". A cgroup
+//!   cannot be moved, so ".." leads back to the same parent.
+//! - Depth: the walk does not recurse, and holds two descriptors at any depth.
+//! - Growth: the walk stops after a number of cgroups that depends on the number of cgroups at its start.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -19,16 +22,16 @@ use super::{Cgroup, is_gone, name};
 use crate::error::Error;
 use crate::{sys, text};
 
-/// The cgroups that a walk skipped, by the text of the reason.
+/// The cgroups that a walk skipped, grouped by the text of the reason.
 #[derive(Default)]
 pub struct Skipped(BTreeMap<String, Skip>);
 
-/// The cgroups that a walk skipped for one reason, and so the cgroups below them.
+/// The cgroups that a walk skipped for the same reason. The cgroups below them were skipped too.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Skip {
-    /// How many cgroups.
+    /// The number of these cgroups, without those below them.
     pub count: usize,
-    /// The name of the first of them.
+    /// The name of the first one.
     pub first: String,
     /// The reason.
     pub reason: Error,
@@ -65,7 +68,7 @@ impl fmt::Display for Skip {
     }
 }
 
-/// A path, shortened to at most one line.
+/// A path, shortened to about one line of a terminal.
 struct Shortened<'a>(&'a str);
 
 impl fmt::Display for Shortened<'_> {
@@ -82,14 +85,14 @@ impl fmt::Display for Shortened<'_> {
     }
 }
 
-/// Calls `look` for a cgroup and for all cgroups below it. Cgroups that are removed meanwhile are ignored.
+/// Calls `look` for a cgroup and for all cgroups below it. Ignores cgroups that are removed during the walk.
 ///
 /// # Errors
 ///
 /// If `look` fails with EPERM, the walk ends with this error, because `look` would fail everywhere. After other
 /// errors the cgroup is returned as skipped.
 pub fn walk(start: &Cgroup, look: impl FnMut(&Cgroup) -> io::Result<()>) -> io::Result<Skipped> {
-    // Users may make cgroups during the walk. The limit stops a user who makes them without end.
+    // Users may create cgroups during the walk. The limit ends the walk if a user creates them without end.
     let most = descendants(start).unwrap_or(1_000_000).saturating_mul(2).saturating_add(10_000);
     walk_at_most(most, start, look)
 }
@@ -101,7 +104,7 @@ fn descendants(cgroup: &Cgroup) -> Option<usize> {
     text.lines().find_map(|line| line.strip_prefix("nr_descendants ")?.parse().ok())
 }
 
-/// A cgroup on the path from the start to the current one, and its children that are still to be visited.
+/// A cgroup on the path from the start to the current cgroup, and its children that the walk has not visited.
 struct Level {
     id: u64,
     below: std::vec::IntoIter<OsString>,
@@ -128,7 +131,7 @@ fn walk_at_most(
         below.sort_unstable();
         Ok(Level { id: cgroup.id, below: below.into_iter() })
     };
-    // The folder is opened again, because duplicates of a descriptor share the read position.
+    // Open the folder again: a duplicate of the descriptor would share its read position.
     let mut here = Cgroup { folder: start.below(".".as_ref())?, path: start.path.clone(), id: start.id };
     let mut levels = vec![visit(&here, &mut skipped)?];
     let mut left = most;
@@ -209,7 +212,8 @@ mod tests {
         }
     }
 
-    /// Nests folders deeper than a path can name, and makes one folder beside the first.
+    /// Nests folders so deeply that the path of the innermost is longer than `PATH_MAX`. Makes one folder beside the
+    /// outermost.
     fn nest(tree: &Tree, levels: usize, name: &str) {
         let mut folder = tree.start().folder;
         for _ in 0..levels {
@@ -234,7 +238,7 @@ mod tests {
         assert_eq!(visited.len(), 42);
         assert!(visited.iter().any(|path| path.as_os_str().len() > 10_000));
         assert_eq!(visited.last(), Some(&tree.0.join("~last")));
-        // Paths that are too long for one open(2) can be opened too.
+        // Cgroup::open opens paths that are too long for one open(2).
         for path in &visited {
             Cgroup::open(path).unwrap();
         }
@@ -250,7 +254,7 @@ mod tests {
         let skipped = walk_at_most(100, &tree.start(), |cgroup| {
             visited += 1;
             match cgroup.path.file_name().unwrap().to_str() {
-                // The branch is removed while the walk is in it, and another branch before the walk reaches it.
+                // Remove this branch while the walk is in it, and another branch before the walk reaches it.
                 Some("gone") => {
                     for name in ["b/gone", "b", "c"] {
                         fs::remove_dir(tree.0.join(name))?;

@@ -19,8 +19,8 @@
 //! Of all 2,111 programs and libraries of the machine, the rule selects 10: C libraries, static programs, and
 //! programs of Go and Free Pascal.
 //!
-//! Errors of the rule have limited consequences. If the rule misses a program, ka preloads the library. If the rule
-//! selects a program wrongly, ka runs the program under a supervisor, which reaches its sockets too.
+//! If the rule misses a program, ka preloads the library, and the program bypasses it. If the rule selects a program
+//! wrongly, ka runs the program under a supervisor, which reaches its sockets too.
 
 use object::elf;
 
