@@ -17,7 +17,7 @@ use crate::reason::reason;
 /// The result of an operation of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A reason for which sockets could not be found or set.
+/// The reason why sockets could not be found or set.
 ///
 /// `Display` writes a message for people: the thing that failed, the reason, and what to do about it.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Explains why the kernel does not let ka inspect a process. ptrace(2), "Ptrace access mode checking"
 //!
-//! For each refusal, the kernel returns the same errno, EPERM or EACCES. The user needs the rule that was violated,
-//! and a remedy. So ka compares its own rights with those of the process, in the order of the kernel's checks.
+//! For every refusal, the kernel returns only EPERM or EACCES. The user needs to know the rule behind the refusal, and
+//! a remedy. So ka compares its own rights with those of the process to find the rule.
 
 use std::fs;
 

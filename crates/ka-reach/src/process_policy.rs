@@ -197,7 +197,7 @@ pub fn policies(evidence: &Evidence) -> Vec<ProcessPolicy> {
 
 /// Returns whether KA_SKIP names a process, by its own name or by the name of its executable file.
 ///
-/// A process can make reads of its memory block. This function does not read its memory.
+/// This reads neither name from the memory of the process, because a process can make such a read block.
 pub fn is_skipped(skip: &[u8], pid: i32) -> bool {
     if skip.is_empty() {
         return false;

@@ -89,9 +89,11 @@ pub struct NamedProcess {
 impl NamedProcess {
     /// Opens processes, each once.
     ///
-    /// A PID may be reused for another process. As many processes as the descriptor limit allows stay open, which
-    /// excludes this. The others are recognized by their start time. `report` gets a failure for each process that has
-    /// ended or cannot be opened. If `is_restore`, ended processes are not a failure, because their sockets are closed.
+    /// The kernel may reuse a PID for another process. So ka keeps as many pidfds open as the descriptor limit
+    /// allows: a pidfd always refers to the same process. ka recognizes the other processes by their start time.
+    ///
+    /// `report` gets a failure for each process that has ended or cannot be opened. If `is_restore`, ended processes
+    /// are not a failure, because their sockets are closed.
     pub fn open_all(pids: impl IntoIterator<Item = i32>, is_restore: bool, report: &mut Report) -> Vec<Self> {
         // Holding a process takes a descriptor, and listing its sockets takes more.
         let most = sys::raise_descriptor_limit() / 4;

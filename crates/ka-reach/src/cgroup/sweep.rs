@@ -1,7 +1,7 @@
 //! The sweep: sets all open sockets of a cgroup, once.
 //!
-//! A cgroup's BPF programs set a socket when it connects, listens or is accepted. Sockets that were open before the
-//! programs were attached keep their old settings, so `ka cgroup attach` sweeps them.
+//! A cgroup's BPF programs set a socket when it connects, listens or is accepted. Connections and listeners that are
+//! older than the programs keep their old settings. So `ka cgroup attach` sweeps them.
 //!
 //! The kernel's tcp iterator visits the sockets of one network namespace, and takes the lock of each. A program can
 //! hold a socket's lock for as long as it likes. A process that waits for this lock cannot be killed, so the sweep

@@ -85,8 +85,8 @@ mod x86_64 {
     /// those that end where a known instruction starts. A load of a constant is certain. The bytes of a load of an
     /// argument may also be the end of a longer instruction, so it counts only if no constant is found.
     fn load_before(code: &[u8]) -> Option<Load> {
-        // True at the places from which instructions lead exactly to the end of the code and do not change the
-        // register.
+        // An element is true if instructions from this place on end exactly at the end of the code and do not change
+        // the register.
         let mut is_clean = [false; OVERLAP + 1];
         *is_clean.get_mut(code.len())? = true;
         let mut argument = None;

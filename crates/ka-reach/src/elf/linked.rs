@@ -79,7 +79,7 @@ impl Linked {
         self.objects.first().map_or_else(|| Path::new(""), |program| program.path.as_path())
     }
 
-    /// Returns the first library that was made by Go.
+    /// Returns the first library that Go's linker made.
     #[must_use]
     pub fn go_library(&self) -> Option<&Path> {
         let mut libraries = self.objects.iter().skip(1);

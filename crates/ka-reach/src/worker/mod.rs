@@ -325,8 +325,8 @@ impl Workers {
         Excluded { users, all_but_root: self.blocked.len() >= MAX_BLOCKED }
     }
 
-    /// Returns the user who made a socket. The process may have received the socket from another user, so the user of
-    /// the process may not be to blame.
+    /// Returns the user who created a socket. The process may have received the socket from another user, so the user
+    /// of the process may be another one.
     ///
     /// By now, the descriptor may refer to a FUSE file. stat(2) may then block, so a worker calls it.
     fn owner(&mut self, target: &Target) -> u32 {

@@ -72,8 +72,8 @@ pub(super) fn watch(
         for (thread, (before, idle)) in before.iter_mut().zip(&mut idle).enumerate() {
             let now = board.position(thread);
             let id = i32::try_from(Board::load(board.slot(thread), 0)).unwrap_or(0);
-            // A thread between two sockets waits for no lock: it sleeps if there is a pace. But a worker without a pace
-            // may be stuck before its first socket.
+            // Between two sockets, a thread waits for no lock. With a pace, it sleeps there. Without a pace, the first
+            // thread is watched there too, because the worker may be stuck before its first socket.
             let may_wait = now.is_some() || (thread == 0 && !has_pauses);
             let id = if id == 0 { worker } else { id };
             *idle = if may_wait && now == *before && is_waiting(worker, id) { *idle + 1 } else { 0 };
