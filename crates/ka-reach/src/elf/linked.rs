@@ -35,16 +35,16 @@ pub struct Linked {
     /// The program and its libraries. The C library is left out: it always defines the socket functions and contains
     /// their system-call instructions, so it proves nothing.
     objects: Vec<Object>,
-    /// The name of the first library that was not found or cannot be read, and the file that needs it.
+    /// The name of the first library that was not found, cannot be read, or is beyond a limit, and the file that needs
+    /// it.
     pub unread: Option<(String, PathBuf)>,
 }
 
 impl Linked {
     /// Finds the program's libraries, and the libraries of these in turn. Uses the LD_LIBRARY_PATH of this process.
     ///
-    /// The files may be hostile, so the number of libraries and the number of paths are limited. If the limit on
-    /// paths is reached, [`Linked::unread`] has the first library that was not found. Libraries beyond the limit on
-    /// libraries are ignored.
+    /// The files may be hostile, so the number of libraries and the number of paths are limited. If a limit is reached,
+    /// [`Linked::unread`] has the first library that was not found or not searched for.
     #[must_use]
     pub fn find(program: &Path, elf: &Elf) -> Self {
         let path = program.canonicalize().unwrap_or_else(|_| program.to_path_buf());
@@ -57,10 +57,15 @@ impl Linked {
         while let Some(object) = linked.objects.get(next) {
             let mut found = Vec::new();
             for name in &object.elf.needed {
-                if is_c_library(name) || known.len() >= MAX_LIBRARIES || !known.insert(name.clone()) {
+                if is_c_library(name) || known.contains(name) {
                     continue;
                 }
-                if let Some((path, elf)) = search.find(name, object, &linked.objects) {
+                let is_within = known.len() < MAX_LIBRARIES;
+                let library = is_within.then(|| search.find(name, object, &linked.objects)).flatten();
+                if is_within {
+                    known.insert(name.clone());
+                }
+                if let Some((path, elf)) = library {
                     found.push(Object { path, elf, needed_by: Some(next) });
                 } else {
                     let named = || (text::lossless(name).into_owned(), object.path.clone());
@@ -259,7 +264,7 @@ mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
 
-    use super::{Linked, MAX_PATHS, Object, Search, musl_folders};
+    use super::{Linked, MAX_LIBRARIES, MAX_PATHS, Object, Search, musl_folders};
     use crate::elf::Elf;
 
     fn own() -> Elf {
@@ -321,6 +326,25 @@ mod tests {
             linked.unread.is_none_or(|(name, _)| name != "libka-test.so")
         };
         assert!(is_found(MAX_PATHS - 100) && !is_found(MAX_PATHS));
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_library_beyond_the_limit_is_reported() {
+        let folder = std::env::temp_dir().join(format!("ka-elf-many-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let names: Vec<_> = (0..=MAX_LIBRARIES).map(|n| format!("libka-{n}.so")).collect();
+        for name in &names {
+            std::os::unix::fs::symlink("/proc/self/exe", folder.join(name)).unwrap();
+        }
+        let unread = |names: &[String]| {
+            let needed = names.iter().map(|name| name.clone().into_bytes()).collect();
+            let rpath = Some(folder.as_os_str().as_encoded_bytes().to_vec());
+            let program = Elf { rpath, runpath: None, needed, ..own() };
+            Linked::find(Path::new("/proc/self/exe"), &program).unread.map(|(name, _)| name)
+        };
+        assert_eq!(unread(&names[..10]), None);
+        assert_eq!(unread(&names).as_ref(), names.last());
         fs::remove_dir_all(&folder).unwrap();
     }
 
