@@ -1,18 +1,18 @@
-//! The apply rule: how a policy gets into a socket.
+//! The apply rule: how a policy is written to a socket.
 //!
-//! The order of the writes is the whole point, and it follows from what the kernel does at each
-//! (net/ipv4/tcp.c and tcp_timer.c):
+//! The order of the writes matters, because each write has a different effect in the kernel (net/ipv4/tcp.c and
+//! tcp_timer.c):
 //!
-//! - `SO_KEEPALIVE=1` arms the timer with the idle time then in force. Written before the others, it would
-//!   arm it with two hours, or probe at once a connection that has been idle for longer than that. So it is
-//!   last. Written to a socket that has it on, it does nothing.
-//! - `TCP_KEEPIDLE` on a socket that has keepalive on re-arms the timer, counting the time already idle.
-//!   While probes are out, that sends one at once: a policy re-applied every 100 ms has killed a healthy
-//!   connection in a second. So where keepalive is on, nothing is written that is there already.
-//! - `TCP_KEEPINTVL` and `TCP_KEEPCNT` do not re-arm: a timer that was armed with 30 s takes 30 s though the
-//!   interval be 1 s now. So the idle time is written after them, as it stands if need be.
-//! - Multipath TCP takes any number before connect and drops it in silence. So every value is checked here,
-//!   before: a [`Config`] cannot hold another.
+//! - `SO_KEEPALIVE=1` arms the timer with the idle time in force at that moment. If it were written first, it would
+//!   arm the timer with two hours, or probe a connection at once that has been idle for longer than that. So it is
+//!   written last. If keepalive is already on, this write does nothing.
+//! - `TCP_KEEPIDLE` re-arms the timer if keepalive is on, and counts the time that the connection has already been
+//!   idle. If a probe is unanswered, this write sends the next one at once: a policy re-applied every 100 ms has killed
+//!   a healthy connection in a second. So if keepalive is on, options that already have their value are not written.
+//! - `TCP_KEEPINTVL` and `TCP_KEEPCNT` do not re-arm the timer. A timer that was armed with 30 s still fires after 30 s
+//!   when the interval becomes 1 s. So the idle time is written after them, even if it does not change.
+//! - Multipath TCP accepts any number before connect(2), and silently drops an invalid one. So ka checks every value
+//!   first: a [`Config`] holds valid values only.
 
 use crate::config::{Config, UserTimeout, auto_user_timeout};
 use crate::error::Error;
@@ -20,34 +20,34 @@ use crate::option::{SockOpt, Timer};
 use crate::socket::Socket;
 use crate::sys::Kernel;
 
-/// A timer that is to be written, and what to put back if a later one fails.
+/// One write of a timer. `old` is the value to restore if a later write fails.
 struct Step {
     timer: Timer,
     new: Option<i32>,
     old: Option<i32>,
 }
 
-/// Whether a changed interval or count re-arms the running timer by a write of the idle time.
+/// When the idle time is written only to re-arm the timer, after the interval or the count has changed.
 #[derive(Clone, Copy, PartialEq)]
 enum Rearm {
     Always,
-    /// A kept idle time is not written: the kernel has refused that.
+    /// Only if the policy sets the idle time: the kernel has rejected a write of the kept one.
     IfIdleIsNamed,
 }
 
 impl<K: Kernel> Socket<'_, K> {
-    /// Sets what the policy names.
+    /// Sets the values that the policy names.
     ///
-    /// On a socket that has keepalive off, all of it is written, equal values too: a written value no longer
-    /// follows the sysctl. On one that has it on, only what differs is written.
+    /// If keepalive is off, every value is written, even one that is in force already: a written value no longer
+    /// follows the sysctl. If keepalive is on, only values that differ are written.
     ///
-    /// On failure keepalive is on or off as it was. It was on: the timers are as they were, unless the kernel
-    /// had a value in force that cannot be set (a sysctl of 86400). It was off: idle, intvl and cnt, dormant
-    /// then, may have changed; the user timeout, which rules data at any time, has not. Two threads that apply
-    /// different policies to one socket at once leave a mixture.
+    /// A failed call never turns keepalive on or off. If keepalive was on, the timers are restored, except a value that
+    /// cannot be set, such as a sysctl of 86400. If keepalive was off, idle, intvl and cnt may have changed, but have
+    /// no effect. The user timeout also limits data, so it is always restored. Two threads that apply different
+    /// policies to one socket at the same time leave a mixture.
     ///
     /// # Errors
-    /// The first that occurred: [`Error::NotTcp`], [`Error::Unsupported`] (any user timeout on Multipath TCP),
+    /// The first error: [`Error::NotTcp`], [`Error::Unsupported`] (any user timeout on Multipath TCP),
     /// [`Error::AutoOutOfRange`], [`Error::System`].
     pub fn apply(&self, config: &Config) -> Result<(), Error> {
         self.apply_with(config, Rearm::Always)
@@ -62,7 +62,7 @@ impl<K: Kernel> Socket<'_, K> {
         if self.keepalive()? { self.apply_on(config, rearm) } else { self.apply_off(config) }
     }
 
-    /// Applies a policy, and leaves out each timer that the kernel refuses. Keepalive itself is set in any case.
+    /// Applies a policy, but leaves out each timer that the kernel rejects. Keepalive itself is still set.
     ///
     /// Returns the policy without the timers that were left out.
     ///
@@ -100,7 +100,7 @@ impl<K: Kernel> Socket<'_, K> {
         }
     }
 
-    /// Sets what the policy names on a socket that socket(2) has just made, so that keepalive is known to be off.
+    /// Sets the values that the policy names on a socket whose keepalive is known to be off, as after socket(2).
     ///
     /// # Errors
     /// As [`Socket::apply`].
@@ -108,8 +108,8 @@ impl<K: Kernel> Socket<'_, K> {
         self.apply_off(config)
     }
 
-    /// Keepalive is off: the first write refuses what is not TCP, and nothing needs to be read, but for the
-    /// user timeout: it rules data whether keepalive is on or off, so a failure must be able to put it back.
+    /// Applies a policy while keepalive is off. The first write fails if the socket is not TCP, so only the user
+    /// timeout is read before it is written. It limits data even while keepalive is off, so a failure must restore it.
     fn apply_off(&self, config: &Config) -> Result<(), Error> {
         let (user_timeout, _) = self.user_timeout_step(config)?;
         let steps = [
@@ -125,7 +125,7 @@ impl<K: Kernel> Socket<'_, K> {
         Ok(())
     }
 
-    /// Keepalive is on: reading refuses what is not TCP, before anything is written.
+    /// Applies a policy while keepalive is on. The reads fail before the first write if the socket is not TCP.
     #[inline(never)]
     fn apply_on(&self, config: &Config, rearm: Rearm) -> Result<(), Error> {
         let turn_off = config.enabled() == Some(false);
@@ -136,7 +136,7 @@ impl<K: Kernel> Socket<'_, K> {
         let mut idle = self.step(Timer::Idle, config.idle())?;
         let is_rearmed = rearm == Rearm::Always || config.idle().is_some();
         if (intvl.new.is_some() || cnt.new.is_some()) && !turn_off && is_rearmed {
-            // Re-arm. A kept idle time that could not be set, as a sysctl of 86400, stays unwritten.
+            // Re-arm the timer. A kept idle time that cannot be set, such as a sysctl of 86400, is not written.
             let in_force = match config.idle().or(kept_idle) {
                 Some(seconds) => seconds,
                 None => self.timer(Timer::Idle)?,
@@ -149,13 +149,13 @@ impl<K: Kernel> Socket<'_, K> {
         }
         self.write(&steps).inspect_err(|_| {
             if turn_off {
-                // The first error is the one to report; were this to fail too, nothing more could be done.
+                // The first error is reported, so an error of this call is ignored.
                 let _ = self.set(SockOpt::KeepAlive, 1);
             }
         })
     }
 
-    /// Reads a timer that the policy names, and says whether it must be written.
+    /// Prepares the step of a timer. If the policy names the timer, its current value is read.
     fn step(&self, timer: Timer, new: Option<i32>) -> Result<Step, Error> {
         let old = new.map(|_| self.timer(timer)).transpose()?;
         let mut step = Step { timer, new, old };
@@ -187,7 +187,7 @@ impl<K: Kernel> Socket<'_, K> {
         Ok((Step { timer, new, old: Some(old) }, kept_idle))
     }
 
-    /// Writes the steps in their order. If one fails, what was written before it is put back.
+    /// Writes the steps in their order. If a write fails, restores the values that were written before it.
     fn write(&self, steps: &[Step; Timer::ALL.len()]) -> Result<(), Error> {
         for (done, step) in steps.iter().enumerate() {
             if let Some(value) = step.new {
@@ -198,13 +198,14 @@ impl<K: Kernel> Socket<'_, K> {
         Ok(())
     }
 
-    /// Puts back what steps had found: intvl and cnt, then the user timeout. The idle time is the last that is
-    /// written, so it never has to be.
+    /// Restores intvl and cnt, then the user timeout. The idle time needs no restore: while keepalive is on, no write
+    /// follows that of the idle time.
     #[cold]
     fn restore(&self, done: &[Step]) {
         for step in done.iter().skip(1).chain(done.first()) {
             if let (Some(_), Some(old)) = (step.new, step.old) {
-                // Checked, for Multipath TCP would take it. A failure leaves nothing more to do.
+                // Checked first, because Multipath TCP would accept an invalid value. An error is ignored: the first
+                // error is reported.
                 if step.timer.accepts(old) {
                     let _ = self.set(SockOpt::Timer(step.timer), old);
                 }
@@ -214,6 +215,7 @@ impl<K: Kernel> Socket<'_, K> {
 }
 
 impl Step {
+    /// Cancels the write if the timer already has the new value.
     fn drop_if_equal(&mut self) {
         if self.new == self.old {
             self.new = None;

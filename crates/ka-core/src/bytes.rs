@@ -1,9 +1,9 @@
-//! Splitting of text: all texts of ka are read with these functions.
+//! Functions that split text. Every parser of ka uses them.
 //!
-//! They are functions, not iterators, to keep the libraries small: the compiler would build an adaptor of the standard
-//! library anew for each use.
+//! They are functions instead of iterators to keep the libraries small. The compiler would emit the code of an iterator
+//! adaptor again for each use.
 
-/// Returns the text before the first separator, and the text behind it. Without a separator, the second part is `None`.
+/// Returns the text before the first separator, and the text after it. Without a separator, the second part is `None`.
 #[inline(never)]
 #[must_use]
 pub fn cut(text: &[u8], separator: u8) -> (&[u8], Option<&[u8]>) {

@@ -1,24 +1,24 @@
-//! A keepalive policy: what to set, and what to leave.
+//! A keepalive policy: the values to set on a socket.
 
 use crate::error::Error;
 use crate::option::Timer;
 
-/// What a policy says of `TCP_USER_TIMEOUT`.
+/// The user timeout (`TCP_USER_TIMEOUT`) of a policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UserTimeout {
     /// Leave it as it is.
     #[default]
     Keep,
-    /// 1000 · (idle + intvl · cnt) ms of the values then in force: where the probes alone would end an idle
-    /// connection, unacknowledged data ends a busy one.
+    /// 1000 · (idle + intvl · cnt) ms, computed when the policy is applied. A busy connection with unacknowledged data
+    /// then ends after the same time as an idle one with unanswered probes.
     Auto,
-    /// So many milliseconds, 0..=2147483647; 0 is the kernel's own rule.
+    /// A time in milliseconds, 0..=2147483647. 0 removes the user timeout.
     Milliseconds(i32),
 }
 
-/// A keepalive policy. What it does not name is left as it is.
+/// A keepalive policy. Values that it does not name stay unchanged on the socket.
 ///
-/// Each value is checked when it is put in, so a `Config` holds nothing that the kernel would refuse.
+/// Each value is checked when it is added, so a `Config` holds only values that the kernel accepts.
 ///
 /// ```
 /// use ka_core::{Config, UserTimeout};
@@ -32,8 +32,8 @@ pub enum UserTimeout {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    // Five words: what is not named is KEPT, and an automatic user timeout is AUTO, as in C. Neither is in the range of
-    // a value, so that there is one way to write each policy.
+    // Five words, as in C. A value that is not named is KEPT, and an automatic user timeout is AUTO. Neither is a valid
+    // value, so each policy has exactly one representation.
     enabled: i32,
     idle: i32,
     intvl: i32,
@@ -51,14 +51,15 @@ impl Default for Config {
 }
 
 impl Config {
-    /// A policy that leaves everything as it is.
+    /// The policy that changes nothing.
     pub const KEEP: Self = Self { enabled: KEPT, idle: KEPT, intvl: KEPT, cnt: KEPT, user_timeout: KEPT };
 
-    /// What holds where nothing is said: on, the first probe after 60 s, the next ones every 10 s, dead after 6.
+    /// The default policy: keepalive on, the first probe after 60 s, then one every 10 s. The connection ends when 6
+    /// probes are unanswered.
     pub const STANDARD: Self = Self { enabled: 1, idle: 60, intvl: 10, cnt: 6, user_timeout: KEPT };
 
-    /// Keepalive on: the first probe after `idle` seconds without traffic, the next ones every `intvl` seconds,
-    /// dead after `cnt` of them without an answer.
+    /// Returns a policy with keepalive on: the first probe after `idle` seconds without traffic, then one every `intvl`
+    /// seconds. The connection ends when `cnt` probes are unanswered.
     ///
     /// # Errors
     /// [`Error::OutOfRange`]
@@ -70,7 +71,7 @@ impl Config {
             .with_cnt(Some(cnt))
     }
 
-    /// The same policy, with keepalive on, off, or as it is.
+    /// Returns the policy with keepalive on, off, or (`None`) unchanged.
     #[must_use]
     pub const fn with_enabled(mut self, enabled: Option<bool>) -> Self {
         self.enabled = match enabled {
@@ -81,7 +82,7 @@ impl Config {
         self
     }
 
-    /// The same policy, with this value for a timer, or without one.
+    /// Returns the policy with this value for a timer, or (`None`) without a value for it.
     ///
     /// # Errors
     /// [`Error::OutOfRange`]; [`Error::AutoOutOfRange`] with [`UserTimeout::Auto`].
@@ -95,7 +96,7 @@ impl Config {
         self.checked()
     }
 
-    /// The same policy, with nothing said of a timer.
+    /// Returns the policy without a value for a timer.
     #[must_use]
     pub fn without(mut self, timer: Timer) -> Self {
         *self.word(timer) = KEPT;
@@ -111,7 +112,7 @@ impl Config {
         }
     }
 
-    /// The same policy, with the first probe after so many seconds.
+    /// Returns the policy with this idle time before the first probe, in seconds.
     ///
     /// # Errors
     /// As [`Config::with_timer`].
@@ -119,7 +120,7 @@ impl Config {
         self.with_timer(Timer::Idle, seconds)
     }
 
-    /// The same policy, with so many seconds between probes.
+    /// Returns the policy with this interval between probes, in seconds.
     ///
     /// # Errors
     /// As [`Config::with_timer`].
@@ -127,7 +128,7 @@ impl Config {
         self.with_timer(Timer::Intvl, seconds)
     }
 
-    /// The same policy, with so many unanswered probes before the connection is dead.
+    /// Returns the policy with this count of unanswered probes that ends the connection.
     ///
     /// # Errors
     /// As [`Config::with_timer`].
@@ -135,10 +136,11 @@ impl Config {
         self.with_timer(Timer::Cnt, probes)
     }
 
-    /// The same policy, with this user timeout.
+    /// Returns the policy with this user timeout.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`]; [`Error::AutoOutOfRange`] where all that it is made of is known already.
+    /// [`Error::OutOfRange`]; [`Error::AutoOutOfRange`] if the policy names idle, intvl and cnt, and an automatic user
+    /// timeout of these would be too long.
     pub fn with_user_timeout(mut self, user_timeout: UserTimeout) -> Result<Self, Error> {
         self.user_timeout = match user_timeout {
             UserTimeout::Keep => KEPT,
@@ -148,7 +150,7 @@ impl Config {
         self.checked()
     }
 
-    /// The same policy, with what it does not name taken from another.
+    /// Returns the policy, with the values that it does not name taken from `base`.
     ///
     /// # Errors
     /// [`Error::AutoOutOfRange`]
@@ -164,7 +166,7 @@ impl Config {
         .checked()
     }
 
-    /// Whether it turns keepalive on or off, if either.
+    /// Returns whether the policy turns keepalive on or off, or `None` if it leaves keepalive unchanged.
     #[must_use]
     pub const fn enabled(&self) -> Option<bool> {
         match self.enabled {
@@ -173,7 +175,7 @@ impl Config {
         }
     }
 
-    /// The value that it names for a timer. An automatic user timeout is none.
+    /// Returns the value that the policy names for a timer. For an automatic user timeout, returns `None`.
     #[must_use]
     pub const fn timer(&self, timer: Timer) -> Option<i32> {
         match timer {
@@ -185,7 +187,7 @@ impl Config {
         }
     }
 
-    /// Returns whether the policy sets this timer, also by [`UserTimeout::Auto`].
+    /// Returns whether the policy sets this timer. [`UserTimeout::Auto`] sets the user timeout.
     #[must_use]
     pub const fn names(&self, timer: Timer) -> bool {
         match timer {
@@ -194,25 +196,26 @@ impl Config {
         }
     }
 
-    /// Seconds before the first probe.
+    /// Returns the idle time before the first probe, in seconds.
     #[must_use]
     pub const fn idle(&self) -> Option<i32> {
         self.timer(Timer::Idle)
     }
 
-    /// Seconds between probes.
+    /// Returns the interval between probes, in seconds.
     #[must_use]
     pub const fn intvl(&self) -> Option<i32> {
         self.timer(Timer::Intvl)
     }
 
-    /// Unanswered probes before the connection is dead.
+    /// Returns the count of unanswered probes that ends the connection.
     #[must_use]
     pub const fn cnt(&self) -> Option<i32> {
         self.timer(Timer::Cnt)
     }
 
-    /// The milliseconds in which the probes find a dead peer, 1000 · (idle + intvl · cnt), if the policy names all three.
+    /// Returns the time in which the probes detect a dead peer, 1000 · (idle + intvl · cnt) milliseconds. Returns
+    /// `None` unless the policy names all three.
     #[must_use]
     pub const fn detection_ms(&self) -> Option<i64> {
         match (self.idle(), self.intvl(), self.cnt()) {
@@ -221,7 +224,7 @@ impl Config {
         }
     }
 
-    /// The user timeout.
+    /// Returns the user timeout.
     #[must_use]
     pub const fn user_timeout(&self) -> UserTimeout {
         match self.user_timeout {
@@ -231,7 +234,7 @@ impl Config {
         }
     }
 
-    /// An automatic user timeout must fit where everything that it is made of is named.
+    /// Checks an automatic user timeout, if the policy names all three values from which it is computed.
     pub(crate) fn checked(self) -> Result<Self, Error> {
         if self.user_timeout == AUTO && self.idle != KEPT && self.intvl != KEPT && self.cnt != KEPT {
             auto_user_timeout(self.idle, self.intvl, self.cnt)?;
@@ -253,7 +256,7 @@ pub(crate) fn auto_user_timeout(idle: i32, intvl: i32, cnt: i32) -> Result<i32, 
     }
 }
 
-/// The time in which the probes find a dead peer: 1000 · (idle + intvl · cnt).
+/// Returns the time in which the probes detect a dead peer, in milliseconds: 1000 · (idle + intvl · cnt).
 #[inline(never)]
 const fn detection_ms(idle: i32, intvl: i32, cnt: i32) -> i64 {
     (intvl as i64).saturating_mul(cnt as i64).saturating_add(idle as i64).saturating_mul(1000)

@@ -1,4 +1,4 @@
-//! What a fresh socket of this network namespace has.
+//! The timers of a new socket in this network namespace.
 
 use core::ffi::CStr;
 
@@ -7,25 +7,25 @@ use crate::option::Timer;
 use crate::socket::Socket;
 use crate::sys::{TcpSocket, read_file};
 
-/// The timers of a fresh socket: the three sysctls of the calling thread's network namespace.
+/// The timers of a new socket: the three sysctls of the calling thread's network namespace.
 ///
-/// They may hold what could not be set on a socket, as 86400, 0 or -1.
+/// A sysctl may hold a value that cannot be set on a socket, such as 86400, 0 or -1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Defaults {
-    /// Seconds: net.ipv4.tcp_keepalive_time
+    /// The idle time in seconds: net.ipv4.tcp_keepalive_time
     pub idle: i32,
-    /// Seconds: net.ipv4.tcp_keepalive_intvl
+    /// The interval in seconds: net.ipv4.tcp_keepalive_intvl
     pub intvl: i32,
-    /// Probes: net.ipv4.tcp_keepalive_probes
+    /// The count of probes: net.ipv4.tcp_keepalive_probes
     pub cnt: i32,
 }
 
-/// Reads the sysctls, and where /proc does not show them, as in a chroot, a fresh socket's options.
+/// Reads the sysctls. If /proc does not show them, as in a chroot, reads the options of a new socket.
 ///
-/// In this order, because a preloaded library may have given the fresh socket a policy of its own.
+/// The sysctls come first, because a preloaded library may have set a policy on the new socket.
 ///
 /// # Errors
-/// [`Error::NoSocket`] or [`Error::System`] where neither can be read.
+/// [`Error::NoSocket`] or [`Error::System`] if neither can be read.
 pub fn defaults() -> Result<Defaults, Error> {
     from_proc().map_or_else(from_socket, Ok)
 }
@@ -48,7 +48,7 @@ fn from_socket() -> Result<Defaults, Error> {
     })
 }
 
-/// A number and a newline; both signs occur.
+/// Reads a file that holds a number, which may be negative, and a newline.
 fn sysctl(path: &CStr) -> Option<i32> {
     let mut buffer = [0; 16];
     let size = read_file(path, &mut buffer).ok()?;
@@ -60,9 +60,10 @@ mod tests {
     use super::{from_proc, from_socket};
     use crate::sys::lowest_free_descriptor;
 
-    /// Two roads to one truth, of which the second is taken only where there is no /proc; and none is left open behind.
+    /// The options of a new socket are used only without /proc. Both ways must report the same values and leave no
+    /// descriptor open.
     #[test]
-    fn proc_says_what_a_fresh_socket_has() {
+    fn sysctls_equal_the_options_of_a_new_socket() {
         let before = lowest_free_descriptor();
         assert_eq!(from_proc(), Some(from_socket().unwrap()));
         assert_eq!(lowest_free_descriptor(), before);

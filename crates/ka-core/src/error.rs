@@ -1,4 +1,4 @@
-//! What can go wrong with a policy or a socket, and the `errno` that says so in C.
+//! The errors of policies and of calls on a socket, and their `errno` in C.
 
 use core::error;
 use core::fmt;
@@ -7,47 +7,49 @@ use libc::c_int;
 
 use crate::option::{SockOpt, Timer};
 
-/// An error number of the kernel's. errno(3)
+/// An error number of the kernel. errno(3)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub c_int);
 
-/// Why a policy was not accepted, or a call on a socket failed.
+/// The reason why a policy was rejected, or a call on a socket failed.
 ///
-/// An error of a call that changes a socket leaves keepalive on that socket as it was: see [`Socket::apply`].
+/// A failed call never turns keepalive on or off. [`Socket::apply`] says which other values may have changed.
 ///
 /// [`Socket::apply`]: crate::Socket::apply
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// A value that the kernel would not take (EINVAL).
+    /// The kernel would reject a value (EINVAL).
     OutOfRange {
-        /// Which one.
+        /// The timer with that value.
         timer: Timer,
-        /// What it was.
+        /// The value.
         value: i32,
     },
     /// An automatic user timeout whose value, 1000 · (idle + intvl · cnt) ms, is not in 1..=2147483647 (EINVAL).
     AutoOutOfRange {
-        /// What it came to.
+        /// The computed value.
         milliseconds: i64,
     },
-    /// A socket, but neither TCP nor Multipath TCP (ENOPROTOOPT).
+    /// The socket is neither TCP nor Multipath TCP (ENOPROTOOPT).
     NotTcp,
-    /// This kernel does not have the option for this socket (EOPNOTSUPP), as the user timeout on Multipath TCP.
+    /// This kernel does not have the option for this socket (EOPNOTSUPP). An example is the user timeout on Multipath
+    /// TCP.
     Unsupported(SockOpt),
-    /// The kernel gave no socket to read the defaults from: EMFILE, ENFILE, ENOMEM, EACCES, EAFNOSUPPORT.
+    /// socket(2) failed, so the defaults could not be read: EMFILE, ENFILE, ENOMEM, EACCES, EAFNOSUPPORT.
     NoSocket(Errno),
-    /// The kernel refused: EBADF, ENOTSOCK, or what a security policy answers.
+    /// getsockopt(2) or setsockopt(2) failed: EBADF, ENOTSOCK, or the error of a Linux security module or seccomp
+    /// filter.
     System {
         /// The option that was read or written.
         option: SockOpt,
-        /// The kernel's answer.
+        /// The error of the call.
         errno: Errno,
     },
 }
 
 impl Error {
-    /// The `errno` of this error in C.
+    /// Returns the `errno` of this error in C.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {

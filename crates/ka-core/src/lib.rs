@@ -1,8 +1,8 @@
-//! TCP keepalive on Linux: the rules of ka, once.
+//! TCP keepalive on Linux sockets.
 //!
-//! Linux leaves keepalive off, and when on waits two hours. Turning it on takes four options whose order
-//! matters, whose ranges the kernel does not always check, and whose effect depends on what the connection is
-//! doing. This crate knows those rules; libka gives them to C.
+//! Linux leaves keepalive off. When it is on, the first probe comes after two hours. A policy takes four socket
+//! options. The order of the writes matters, the kernel does not check every range, and the effect of a write depends
+//! on the state of the connection. This crate implements these rules, and libka exports them to C.
 //!
 //! ```
 //! use ka_core::{Config, Socket};
@@ -11,22 +11,21 @@
 //! let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
 //! let socket = Socket::new(listener.as_raw_fd());
 //!
-//! // Idle for 60 s, then a probe every 10 s; the fifth without an answer ends the connection.
+//! // The first probe after 60 s idle, then one every 10 s. Five unanswered probes end the connection.
 //! socket.apply(&Config::new(60, 10, 5)?)?;
 //! assert!(socket.is_enabled()?);
 //! assert_eq!(socket.settings()?.idle, 60);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Whatever takes a descriptor makes system calls and nothing else: it does not allocate, log, lock or keep
-//! state, and it leaves the thread's `errno` as it was. So it may run in any thread, in a signal handler and
-//! after fork.
+//! Functions that take a descriptor only make system calls. They do not allocate, log, lock or keep state, and they
+//! preserve the thread's `errno`. So any thread may call them, also in a signal handler or after fork(2).
 //!
-//! The crate is `no_std` and has no `std` feature: in one workspace that feature would be unified into the
-//! libraries that must not have it.
+//! The crate is `no_std` and has no `std` feature: cargo would unify that feature into libraries of the same workspace
+//! that must not use `std`.
 
 #![no_std]
-#![deny(unsafe_code)] // but in the modules that say why
+#![deny(unsafe_code)] // except in the modules that say why
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! The socket options that keepalive is made of, and the range of each.
+//! The socket options of keepalive, and the range of each.
 
 use core::fmt;
 use core::ops::RangeInclusive;
@@ -10,19 +10,20 @@ use crate::bytes::{nth, place};
 /// A socket option that ka reads or writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SockOpt {
-    /// A value that says when the keepalive timer fires, and what happens then. tcp(7)
+    /// An option that sets when the keepalive timer fires, and when the connection ends. tcp(7)
     Timer(Timer),
     /// `SO_KEEPALIVE`: whether the keepalive timer runs. socket(7)
     KeepAlive,
-    /// `SO_PROTOCOL`: what a socket really is. `SO_KEEPALIVE` succeeds on UDP and unix sockets too.
+    /// `SO_PROTOCOL`: the protocol of a socket. It shows whether a socket is TCP, because `SO_KEEPALIVE` succeeds on
+    /// UDP and unix sockets too.
     Protocol,
-    /// `SO_TYPE`: tells a TCP stream from a raw socket that asked for protocol 6.
+    /// `SO_TYPE`: distinguishes a TCP stream from a raw socket with protocol 6.
     Type,
-    /// `TCP_INFO`: what the connection is doing.
+    /// `TCP_INFO`: the state of the connection.
     Info,
 }
 
-/// Defines an enum, and `ALL` with each of its variants, so that a new variant cannot be missing there.
+/// Defines an enum with a constant `ALL` that contains every variant, so a new variant cannot be missing from it.
 macro_rules! with_all {
     ($(#[$doc:meta])* pub enum $name:ident { $($(#[$variant_doc:meta])* $variant:ident,)* }) => {
         $(#[$doc])*
@@ -31,32 +32,32 @@ macro_rules! with_all {
         }
 
         impl $name {
-            /// Each of them, in their order.
+            /// All variants, in the order of their declaration.
             pub const ALL: [Self; [$(stringify!($variant)),*].len()] = [$(Self::$variant),*];
         }
     };
 }
 
 with_all! {
-    /// A value of a keepalive policy, held by the kernel in an option of its own.
+    /// A value of a keepalive policy that has its own socket option.
     ///
-    /// The order is that of the items in a policy's canonical text.
+    /// The order is that of the items in the canonical text of a policy.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Timer {
-        /// `TCP_KEEPIDLE`, seconds: how long a connection is idle before the first probe.
+        /// `TCP_KEEPIDLE`: the idle time before the first probe, in seconds.
         Idle,
-        /// `TCP_KEEPINTVL`, seconds: from one unanswered probe to the next.
+        /// `TCP_KEEPINTVL`: the time from one unanswered probe to the next, in seconds.
         Intvl,
-        /// `TCP_KEEPCNT`, probes: how many go unanswered before the connection is dead.
+        /// `TCP_KEEPCNT`: the count of unanswered probes that ends the connection.
         Cnt,
-        /// `TCP_USER_TIMEOUT`, milliseconds: how long sent data, or probes, may stay unacknowledged; 0 leaves it
-        /// to the kernel. RFC 5482
+        /// `TCP_USER_TIMEOUT`: the longest time in milliseconds that sent data, or probes, may stay unacknowledged. 0
+        /// means no user timeout. RFC 5482
         UserTimeout,
     }
 }
 
 impl SockOpt {
-    /// The options that a keepalive policy sets: `SO_KEEPALIVE`, and that of each [`Timer`].
+    /// The options that a keepalive policy sets: `SO_KEEPALIVE`, and the option of each [`Timer`].
     pub const ALL: [Self; 1 + Timer::ALL.len()] = {
         let mut all = [Self::KeepAlive; 1 + Timer::ALL.len()];
         let (mut rest, mut timers): (&mut [Self], &[Timer]) = (&mut all, &Timer::ALL);
@@ -73,7 +74,7 @@ impl SockOpt {
     #[must_use]
     #[inline]
     pub const fn of(level: c_int, name: c_int) -> Option<Self> {
-        // Not a search in `ALL`: comparisons with constants are smaller than a table. A test compares the two.
+        // A search in `ALL` would need a table, which is larger than these comparisons. A test compares the two.
         Some(match (level, name) {
             (libc::SOL_SOCKET, libc::SO_KEEPALIVE) => Self::KeepAlive,
             (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE) => Self::Timer(Timer::Idle),
@@ -84,7 +85,7 @@ impl SockOpt {
         })
     }
 
-    /// The level and the name that getsockopt(2) takes.
+    /// Returns the level and the name of this option, as setsockopt(2) and getsockopt(2) take them.
     #[must_use]
     pub const fn level_and_name(self) -> (c_int, c_int) {
         match self {
@@ -101,8 +102,8 @@ impl SockOpt {
 }
 
 impl Timer {
-    /// What the kernel accepts: `MAX_TCP_KEEPIDLE`, `MAX_TCP_KEEPINTVL` and `MAX_TCP_KEEPCNT` of
-    /// include/net/tcp.h, and any non-negative `int` for the user timeout (`do_tcp_setsockopt`).
+    /// Returns the values that the kernel accepts. The limits are `MAX_TCP_KEEPIDLE`, `MAX_TCP_KEEPINTVL` and
+    /// `MAX_TCP_KEEPCNT` of include/net/tcp.h. The user timeout may be any non-negative `int` (`do_tcp_setsockopt`).
     #[must_use]
     pub const fn range(self) -> RangeInclusive<i32> {
         match self {
@@ -112,14 +113,14 @@ impl Timer {
         }
     }
 
-    /// Whether the kernel would take this value.
+    /// Returns whether the kernel accepts this value.
     #[must_use]
     pub const fn accepts(self, value: i32) -> bool {
         let range = self.range();
         *range.start() <= value && value <= *range.end()
     }
 
-    /// The name in a policy's text: `idle`, `intvl`, `cnt`, `user_timeout`.
+    /// Returns the name in the text of a policy: `idle`, `intvl`, `cnt` or `user_timeout`.
     #[must_use]
     pub fn name(self) -> &'static str {
         str::from_utf8(self.name_bytes()).unwrap_or_default()
@@ -129,16 +130,16 @@ impl Timer {
         nth(Self::NAMES, self as usize)
     }
 
-    /// The names of [`Timer::ALL`], as one text: the loader would have to relocate an array of texts.
+    /// The names of [`Timer::ALL`] as one string, because the loader would have to relocate an array of strings.
     const NAMES: &[u8] = b"idle,intvl,cnt,user_timeout";
 
-    /// Returns the timer of this name.
+    /// Returns the timer with this name.
     #[must_use]
     pub fn named(name: &[u8]) -> Option<Self> {
         Self::ALL.get(place(Self::NAMES, name)?).copied()
     }
 
-    /// The unit of its values, for messages.
+    /// Returns the unit of the values, for messages.
     #[must_use]
     pub const fn unit(self) -> &'static str {
         match self {
@@ -150,18 +151,18 @@ impl Timer {
 }
 
 impl SockOpt {
-    /// The names of the C constants: of each [`Timer`], and then of the other options. One text, as for
-    /// [`Timer::NAMES`].
+    /// The names of the C constants: those of each [`Timer`], then those of the other options. One string, for the
+    /// reason given at [`Timer::NAMES`].
     const NAMES: &[u8] = b"TCP_KEEPIDLE,TCP_KEEPINTVL,TCP_KEEPCNT,TCP_USER_TIMEOUT,\
         SO_KEEPALIVE,SO_PROTOCOL,SO_TYPE,TCP_INFO";
 
-    /// The name of the C constant: `SO_KEEPALIVE`, `TCP_KEEPIDLE`.
+    /// Returns the name of the C constant, such as `SO_KEEPALIVE` or `TCP_KEEPIDLE`.
     #[must_use]
     pub fn name(self) -> &'static str {
         str::from_utf8(self.name_bytes()).unwrap_or_default()
     }
 
-    #[doc(hidden)] // for the shim, where a check of UTF-8 would take space
+    #[doc(hidden)] // for the shim, which has no room for a UTF-8 check
     #[must_use]
     #[inline]
     pub fn name_bytes(self) -> &'static [u8] {
@@ -188,7 +189,7 @@ mod tests {
     use super::{SockOpt, Timer};
 
     #[test]
-    fn an_option_of_a_policy_is_found_by_its_level_and_name() {
+    fn policy_options_are_found_by_level_and_name() {
         for option in SockOpt::ALL {
             let (level, name) = option.level_and_name();
             assert_eq!(SockOpt::of(level, name), Some(option));

@@ -1,17 +1,17 @@
-//! Policies worked out from what they are to achieve, and what a policy achieves.
+//! Computes a policy from a wanted detection time, and the detection time of a policy.
 //!
-//! The kernel's timer wheel fires late, never early: a timer of the length that keepalive needs sits in a level
-//! whose slots are up to an eighth of what it can hold, and is rounded up to the next (kernel/time/timer.c,
-//! `calc_index`). That is at most 8/63 of the time, and a tick, which is 10 ms at the slowest HZ. So `s` seconds
-//! made of `n` timers are over after at most
+//! The kernel's timer wheel fires late, never early. It rounds the expiry of a timer up to the next slot of the timer's
+//! level (kernel/time/timer.c, `calc_index`), and a slot can be as long as 1/8 of the timer. The delay is at most
+//! 8/63 of the timer, and one tick, which is 10 ms at the slowest HZ. So `n` timers of `s` seconds in total end after
+//! at most
 //!
 //! > worst(s, n) = ⌈1000 · s · 71 / 63⌉ + 10 · n milliseconds.
 //!
-//! All of it is integer arithmetic on `u64`, of `u32` inputs: nothing here comes near its limits.
+//! The arithmetic uses `u64` on `u32` inputs, so it cannot overflow.
 
 #![expect(
     clippy::arithmetic_side_effects,
-    reason = "u64 of u32 inputs; no divisor but constants and checked ones"
+    reason = "u64 of u32 inputs; divisors are constants or checked"
 )]
 
 use core::error;
@@ -21,32 +21,32 @@ use crate::config::{Config, UserTimeout, auto_user_timeout};
 use crate::error::{Errno, Error};
 use crate::option::Timer;
 
-/// How long a policy needs to find a dead peer, from the last packet that came.
+/// The time that a policy needs to detect a dead peer, counted from the last received packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Detection {
-    /// Milliseconds where no timer is late.
+    /// The time in milliseconds if no timer is late.
     pub typical_ms: u64,
-    /// Milliseconds where each timer is as late as it can be.
+    /// The time in milliseconds if every timer is as late as possible.
     pub worst_ms: u64,
 }
 
-/// Why there is no plan, or nothing to work out from.
+/// The reason why no policy or no detection time could be computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PlanError {
-    /// No policy can do it in so short a time (ERANGE).
+    /// The time is too short for any policy (ERANGE).
     TooShort {
-        /// The shortest time that works, in the unit of the question.
+        /// The shortest time that works, in the unit of the argument.
         least: u32,
     },
-    /// The policy does not turn keepalive on, or leaves idle, intvl or cnt open (EINVAL).
+    /// The policy does not turn keepalive on, or does not name idle, intvl and cnt (EINVAL).
     Incomplete,
-    /// An automatic user timeout longer than one can be (EINVAL).
+    /// The automatic user timeout would exceed 2147483647 ms (EINVAL).
     AutoTooLong,
 }
 
 impl PlanError {
-    /// The `errno` of this error in C.
+    /// Returns the `errno` of this error in C.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -63,7 +63,7 @@ impl fmt::Display for PlanError {
                 write!(f, "no policy can do it: the shortest time that works is {least}")
             }
             Self::Incomplete => f.write_str("the policy must turn keepalive on and name idle, intvl and cnt"),
-            Self::AutoTooLong => f.write_str("the automatic user timeout is longer than one can be"),
+            Self::AutoTooLong => f.write_str("the automatic user timeout is more than 2147483647 ms"),
         }
     }
 }
@@ -71,13 +71,14 @@ impl fmt::Display for PlanError {
 impl error::Error for PlanError {}
 
 impl Config {
-    /// How long this policy needs to find a dead peer.
+    /// Returns the time that this policy needs to detect a dead peer.
     ///
-    /// With a user timeout the kernel gives up at the first probe that is due when the timeout is over
-    /// (net/ipv4/tcp_timer.c, `tcp_keepalive_timer`), so that many probes take cnt's place.
+    /// With a user timeout, the kernel ends the connection at the first probe time after the timeout
+    /// (net/ipv4/tcp_timer.c, `tcp_keepalive_timer`). The count of probes until then replaces cnt.
     ///
-    /// The worst case is a peer that dies right after it has answered a probe. The answer does not shorten the timer that
-    /// the probe has started, so the next probe comes after `intvl` if that is longer than `idle`.
+    /// The worst case is a peer that dies right after it has answered a probe. The probe has started a timer of
+    /// `intvl`, and the answer does not shorten it. So the next probe comes after `intvl` if that is longer than
+    /// `idle`.
     ///
     /// ```
     /// let detection = ka_core::Config::new(60, 10, 5)?.detection()?;
@@ -111,9 +112,10 @@ impl Config {
     }
 }
 
-/// A policy that knows of a dead peer within so many milliseconds.
+/// Returns a policy that detects a dead peer within `within_ms` milliseconds.
 ///
-/// Up to three probes go unanswered; half of the time is spent waiting for the first one.
+/// The policy has three probes, or fewer if the time is short. About half of the time is idle time before the first
+/// probe.
 ///
 /// # Errors
 /// [`PlanError::TooShort`]
@@ -129,8 +131,8 @@ pub fn plan_detect(within_ms: u32) -> Result<Config, PlanError> {
     Err(PlanError::TooShort { least: LEAST_DETECT_MS })
 }
 
-/// A policy that keeps a path open whose middlebox forgets a connection after so many idle seconds, also when
-/// a probe is lost.
+/// Returns a policy that keeps a path open whose middlebox forgets a connection after `path_idle_s` idle seconds. One
+/// probe may be lost.
 ///
 /// ```
 /// let config = ka_core::plan_path(350)?;
@@ -143,38 +145,39 @@ pub fn plan_detect(within_ms: u32) -> Result<Config, PlanError> {
 pub fn plan_path(path_idle_s: u32) -> Result<Config, PlanError> {
     let path_idle_s = u64::from(path_idle_s);
     let intvl = (path_idle_s / 10).clamp(1, 30);
-    // The second probe, after idle and intvl, must be on its way in time: two timers.
+    // The second probe must be sent in time. It comes after idle and intvl, which are two timers.
     match most_seconds(1000 * path_idle_s, 2).saturating_sub(intvl) {
         0 => Err(PlanError::TooShort { least: LEAST_PATH_S }),
         idle => policy(within(Timer::Idle, idle), within(Timer::Intvl, intvl), 5),
     }
 }
 
-/// worst(2, 2): an idle time and an interval of a second, and one probe.
+/// The shortest detection time in milliseconds: worst(2, 2), for an idle time and an interval of 1 s and one probe.
 const LEAST_DETECT_MS: u32 = 2274;
-/// The same in whole seconds: the second probe goes out by then.
+/// The shortest idle timeout of a path in seconds. The second probe is sent within worst(2, 2), which is rounded up
+/// here.
 const LEAST_PATH_S: u32 = 3;
 
 const _: () = assert!(LEAST_DETECT_MS as u64 == worst_ms(2, 2));
 const _: () = assert!(LEAST_PATH_S as u64 == worst_ms(2, 2).div_ceil(1000));
 
-/// When so many seconds, made of so many timers, are over at the latest.
+/// Returns the longest time in milliseconds that `timers` timers of `seconds` seconds in total can take.
 const fn worst_ms(seconds: u64, timers: u64) -> u64 {
     (71_000 * seconds).div_ceil(63) + 10 * timers
 }
 
-/// The largest number of seconds that are over within so many milliseconds: `worst_ms`, inverted.
+/// Returns the largest number of seconds that surely end within `within_ms`: the inverse of `worst_ms`.
 const fn most_seconds(within_ms: u64, timers: u64) -> u64 {
     63 * within_ms.saturating_sub(10 * timers) / 71_000
 }
 
-/// The nearest value that the kernel takes.
+/// Returns the nearest value that the kernel accepts.
 fn within(timer: Timer, value: u64) -> i32 {
     let range = timer.range();
     i32::try_from(value).unwrap_or(i32::MAX).clamp(*range.start(), *range.end())
 }
 
 fn policy(idle: i32, intvl: i32, cnt: i32) -> Result<Config, PlanError> {
-    // `within` leaves nothing that could be refused.
+    // All values are from `within`, so `Config::new` accepts them.
     Config::new(idle, intvl, cnt).map_err(|_: Error| PlanError::Incomplete)
 }

@@ -1,4 +1,4 @@
-//! Middleboxes whose idle timeout is public, and the policy that keeps a path through one open.
+//! Middleboxes with a documented idle timeout, and the policies that keep a path through them open.
 
 use crate::config::Config;
 use crate::plan::{PlanError, plan_path};
@@ -6,36 +6,37 @@ use crate::plan::{PlanError, plan_path};
 /// A middlebox that forgets an idle TCP connection after a documented time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preset {
-    /// What to call it: lower case, vendor first.
+    /// The name: lower case, vendor first.
     pub name: &'static str,
-    /// Its default idle timeout in seconds. Where an operator has changed it, use [`plan_path`].
+    /// The default idle timeout in seconds. If an operator has changed it, use [`plan_path`].
     pub path_idle_s: u32,
-    /// The public document that says so.
+    /// The title of the public document that states the idle timeout.
     pub source: &'static str,
-    /// Where the document is.
+    /// The address of the document.
     pub url: &'static str,
 }
 
 impl Preset {
-    /// [`plan_path`] of its idle timeout.
+    /// Returns the policy that [`plan_path`] computes from the idle timeout.
     ///
     /// # Errors
-    /// None of the presets is too short.
+    /// [`PlanError::TooShort`], but every preset of [`PRESETS`] is long enough.
     pub fn plan(&self) -> Result<Config, PlanError> {
         plan_path(self.path_idle_s)
     }
 }
 
-/// The preset of this name.
+/// Returns the preset with this name.
 #[must_use]
 pub fn preset(name: &[u8]) -> Option<&'static Preset> {
     PRESETS.iter().find(|preset| preset.name.as_bytes() == name)
 }
 
-/// All presets, by name.
+/// All presets, sorted by name.
 ///
-/// Only what looks at packets is here: a probe counts as traffic there. A proxy that ends the TCP connection,
-/// as the AWS Classic and Application Load Balancers, does not count probes, and no keepalive keeps it open.
+/// The presets are middleboxes that forward packets, for which a probe counts as traffic. A proxy terminates the TCP
+/// connection and does not count probes, so no keepalive keeps it open. Examples are the AWS Classic and Application
+/// Load Balancers.
 pub static PRESETS: &[Preset] = &[
     Preset {
         name: "alibaba-nlb",

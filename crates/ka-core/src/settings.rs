@@ -11,19 +11,19 @@ use crate::option::Timer;
 pub struct Settings {
     /// Whether keepalive is on.
     pub enabled: bool,
-    /// Seconds before the first probe.
+    /// The idle time before the first probe, in seconds.
     pub idle: i32,
-    /// Seconds between probes.
+    /// The interval between probes, in seconds.
     pub intvl: i32,
-    /// Unanswered probes before the connection is dead.
+    /// The count of unanswered probes that ends the connection.
     pub cnt: i32,
-    /// Milliseconds that data may stay unacknowledged, 0 for the kernel's own rule; `None` where the kernel
-    /// cannot say (Multipath TCP).
+    /// The user timeout: the longest time in milliseconds that data may stay unacknowledged. 0 means no user timeout.
+    /// `None` if the kernel cannot report it (Multipath TCP).
     pub user_timeout: Option<i32>,
 }
 
 impl Settings {
-    /// The value of a timer. `None` if the kernel cannot report it.
+    /// Returns the value of a timer, or `None` if the kernel cannot report it.
     #[must_use]
     pub const fn timer(&self, timer: Timer) -> Option<i32> {
         match timer {
@@ -38,7 +38,7 @@ impl Settings {
 impl TryFrom<Settings> for Config {
     type Error = Error;
 
-    /// The policy that sets just this, where it can be set.
+    /// Returns the policy that sets exactly these values. Fails if one of them cannot be set.
     fn try_from(settings: Settings) -> Result<Self, Error> {
         let Settings { enabled, idle, intvl, cnt, user_timeout } = settings;
         Self::new(idle, intvl, cnt)?

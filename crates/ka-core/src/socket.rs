@@ -1,4 +1,4 @@
-//! A socket, and what every call on one must find out: is it TCP?
+//! A borrowed socket. Every call on it checks that the socket is TCP.
 
 use core::marker::PhantomData;
 
@@ -10,12 +10,11 @@ use crate::settings::Settings;
 use crate::status::Status;
 use crate::sys::{Kernel, Libc};
 
-/// A borrowed descriptor. It is never closed here, and no state is kept about it.
+/// A borrowed descriptor. This type never closes it, and keeps no state about it.
 ///
-/// The descriptor may be anything: calls on a descriptor that is not a TCP or Multipath TCP socket fail, and leave it
-/// unchanged.
+/// The descriptor may be of any kind. If it is not a TCP or Multipath TCP socket, calls fail and leave it unchanged.
 ///
-/// The standard library's `AsFd` and `BorrowedFd` do not exist without `std`. A program that has them calls
+/// The standard library's `AsFd` and `BorrowedFd` do not exist without `std`. A program with `std` calls
 /// `ka_reach::socket`, which borrows the descriptor for `'fd`.
 #[derive(Clone, Copy, Debug)]
 pub struct Socket<'fd, K = Libc> {
@@ -25,7 +24,7 @@ pub struct Socket<'fd, K = Libc> {
 }
 
 impl Socket<'_> {
-    /// The socket with this descriptor, which the caller keeps open for `'fd`.
+    /// Returns the socket with this descriptor. The caller keeps the descriptor open for `'fd`.
     #[must_use]
     pub const fn new(fd: c_int) -> Self {
         Self::with_kernel(fd, Libc)
@@ -33,7 +32,7 @@ impl Socket<'_> {
 }
 
 impl<K> Socket<'_, K> {
-    /// The socket with this descriptor, whose system calls are made by `kernel`.
+    /// Returns the socket with this descriptor. `kernel` makes its system calls.
     #[must_use]
     pub const fn with_kernel(fd: c_int, kernel: K) -> Self {
         Self { fd, kernel, borrowed: PhantomData }
@@ -41,7 +40,7 @@ impl<K> Socket<'_, K> {
 }
 
 impl<K: Kernel> Socket<'_, K> {
-    /// Whether keepalive is on.
+    /// Returns whether keepalive is on.
     ///
     /// # Errors
     /// [`Error::NotTcp`], [`Error::System`]
@@ -50,8 +49,8 @@ impl<K: Kernel> Socket<'_, K> {
         self.keepalive()
     }
 
-    /// What the kernel has in force for this timer, the sysctl where nothing was set. A sysctl may hold what
-    /// could not be set, as 86400 or -1.
+    /// Returns the value of this timer that is in force. If no value was set, this is the value of the sysctl, which
+    /// may be one that cannot be set, such as 86400 or -1.
     ///
     /// # Errors
     /// [`Error::NotTcp`], [`Error::System`], [`Error::Unsupported`] (the user timeout on Multipath TCP).
@@ -59,12 +58,12 @@ impl<K: Kernel> Socket<'_, K> {
         self.get(SockOpt::Timer(timer))
     }
 
-    /// All that is in force for keepalive.
+    /// Returns all keepalive settings that are in force.
     ///
     /// # Errors
     /// [`Error::NotTcp`], [`Error::System`]
     pub fn settings(&self) -> Result<Settings, Error> {
-        // SO_KEEPALIVE is read first and proves nothing; the timers after it refuse what is not TCP.
+        // Reading SO_KEEPALIVE succeeds on any socket. Reading the timers fails if the socket is not TCP.
         Ok(Settings {
             enabled: self.keepalive()?,
             idle: self.timer(Timer::Idle)?,
@@ -77,7 +76,7 @@ impl<K: Kernel> Socket<'_, K> {
         })
     }
 
-    /// What the connection is doing.
+    /// Returns the state of the connection.
     ///
     /// # Errors
     /// [`Error::NotTcp`], [`Error::System`], [`Error::Unsupported`]
@@ -88,7 +87,7 @@ impl<K: Kernel> Socket<'_, K> {
         info.get(..size).and_then(Status::from_info).ok_or(Error::Unsupported(SockOpt::Info))
     }
 
-    /// `SO_KEEPALIVE`, of any kind of socket.
+    /// Returns the value of `SO_KEEPALIVE`. This succeeds on any kind of socket.
     pub(crate) fn keepalive(&self) -> Result<bool, Error> {
         self.get(SockOpt::KeepAlive).map(|value| value != 0)
     }
@@ -103,8 +102,8 @@ impl<K: Kernel> Socket<'_, K> {
 
     /// Returns whether this is a TCP or Multipath TCP socket.
     ///
-    /// A raw socket may have TCP's protocol number, and a netlink socket has 6 for `NETLINK_XFRM`. So the type decides
-    /// too.
+    /// A raw socket may have TCP's protocol number 6, and a netlink socket has 6 for `NETLINK_XFRM`. So the type of the
+    /// socket is checked too.
     ///
     /// # Errors
     /// [`Error::System`]
@@ -114,7 +113,7 @@ impl<K: Kernel> Socket<'_, K> {
             && read(SockOpt::Type)? == libc::SOCK_STREAM)
     }
 
-    /// `SO_KEEPALIVE` succeeds on any socket. A call that uses no other option checks the socket with this function
+    /// Fails unless the socket is TCP. A call that uses only `SO_KEEPALIVE`, which succeeds on any socket, calls this
     /// first.
     pub(crate) fn check_tcp(&self) -> Result<(), Error> {
         if self.is_tcp()? { Ok(()) } else { Err(Error::NotTcp) }
@@ -126,9 +125,9 @@ impl<K: Kernel> Socket<'_, K> {
         Ok(i32::from_ne_bytes(value))
     }
 
-    /// Makes one answer of the kernel's many: UDP, unix and netlink sockets refuse a TCP option with
-    /// ENOPROTOOPT or EOPNOTSUPP, reading one otherwise than writing it, and Multipath TCP refuses what it
-    /// lacks in the same words. What the socket is decides, not what the kernel said.
+    /// Converts an error of the kernel. UDP, unix and netlink sockets reject a TCP option with ENOPROTOOPT or
+    /// EOPNOTSUPP, and the error of a read differs from that of a write. Multipath TCP reports the same errors for an
+    /// option that it lacks. So this function decides by the kind of socket.
     #[cold]
     fn explain(&self, option: SockOpt, errno: Errno) -> Error {
         match errno.0 {

@@ -1,38 +1,37 @@
-//! What a connection is doing, as `TCP_INFO` tells it.
+//! The state of a connection, as `TCP_INFO` reports it.
 
 use core::mem::offset_of;
 
 use libc::tcp_info;
 
-/// What a connection is doing. tcp(7), `struct tcp_info` of <linux/tcp.h>
+/// The state of a connection. tcp(7), `struct tcp_info` of <linux/tcp.h>
 ///
-/// A listener and a socket that never connected have no times worth reading.
+/// The times are meaningless for a listener and for a socket that never connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// `TCP_ESTABLISHED` (1) … `TCP_CLOSING` (11) of <netinet/tcp.h>.
+    /// The TCP state: `TCP_ESTABLISHED` (1) … `TCP_CLOSING` (11) of <netinet/tcp.h>.
     pub state: u32,
-    /// Keepalive probes (or probes of a closed window) that nothing has answered yet.
+    /// The count of unanswered keepalive or zero-window probes.
     pub probes: u32,
-    /// How often the oldest data in flight was sent again without an answer.
+    /// The count of unanswered retransmissions of the oldest data in flight.
     pub retransmits: u32,
-    /// Segments in flight. While there are any, no keepalive probe is sent. 0 for a listener.
+    /// The count of segments in flight. While it is not 0, the kernel sends no keepalive probe. 0 for a listener.
     pub unacked: u32,
-    /// Milliseconds since the last acknowledgement came, of data or of a probe.
+    /// The time in milliseconds since the last acknowledgement of data or of a probe was received.
     pub last_ack_ms: u32,
-    /// Milliseconds since data last came.
+    /// The time in milliseconds since data was last received.
     pub last_recv_ms: u32,
-    /// Milliseconds since data was last sent; probes do not count.
+    /// The time in milliseconds since data was last sent. Probes are not data.
     pub last_send_ms: u32,
-    /// Smoothed round-trip time, microseconds.
+    /// The smoothed round-trip time in microseconds.
     pub rtt_us: u32,
 }
 
 impl Status {
-    /// As much of `struct tcp_info` as is read: it grows at its end with each kernel.
+    /// The size in bytes of the part of `struct tcp_info` that is read. New kernels add fields at its end.
     pub(crate) const INFO_SIZE: usize = offset_of!(tcp_info, tcpi_rttvar);
 
-    /// Reads `struct tcp_info`, as getsockopt(2) or sock_diag(7) gives it; `None` where it is shorter than what there is
-    /// to read.
+    /// Reads `struct tcp_info`, as getsockopt(2) or sock_diag(7) reports it. Returns `None` if it is too short.
     #[must_use]
     pub fn from_info(info: &[u8]) -> Option<Self> {
         let byte = |offset: usize| info.get(offset).map(|byte| u32::from(*byte));
@@ -41,7 +40,7 @@ impl Status {
             Some(u32::from_ne_bytes(*bytes))
         };
         let state = byte(offset_of!(tcp_info, tcpi_state))?;
-        // A listener has the length of its accept queue in this field.
+        // For a listener, this field is the length of the accept queue.
         let unacked = if state == TCP_LISTEN { 0 } else { word(offset_of!(tcp_info, tcpi_unacked))? };
         Some(Self {
             state,
@@ -56,5 +55,5 @@ impl Status {
     }
 }
 
-/// include/net/tcp_states.h; <netinet/tcp.h> has it, the libc crate does not on every target.
+/// The state of a listener (include/net/tcp_states.h). The libc crate lacks it on some targets.
 const TCP_LISTEN: u32 = 10;

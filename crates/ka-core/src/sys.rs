@@ -1,8 +1,9 @@
-//! The system calls, and the only `unsafe` of this crate.
+//! The system calls, and the only `unsafe` code of this crate.
 //!
-//! The rules see the kernel through [`Kernel`], so that they run the same on libc's calls ([`Libc`]), on the
-//! real ones behind a shim's hooks, and on a kernel that fails on demand. An implementation must leave the
-//! thread's `errno` alone: a call of ours that succeeds may have asked the kernel something that it refused.
+//! The other modules reach the kernel through the trait [`Kernel`]. It is implemented for the calls of libc
+//! ([`Libc`]), for the real calls behind the hooks of the shim, and for a fake kernel in tests that fails on demand.
+//! An implementation must preserve the thread's `errno`: a function that succeeds may have made a system call that
+//! failed.
 
 #![expect(unsafe_code, reason = "system calls")]
 
@@ -11,8 +12,8 @@ use libc::{c_int, c_void, socklen_t};
 use crate::error::Errno;
 use crate::option::SockOpt;
 
-// The libc crate names the C library to the linker only where it is without its feature `std`, which whatever else
-// is built with this may turn on.
+// The libc crate links the C library only without its feature `std`, and another crate of the same build may turn that
+// feature on.
 #[link(name = "c")]
 unsafe extern "C" {}
 
@@ -21,13 +22,13 @@ pub trait Kernel {
     /// getsockopt(2): fills `value` from its beginning and returns how many bytes it filled.
     ///
     /// # Errors
-    /// What the kernel answered.
+    /// The error of the kernel.
     fn get(&self, fd: c_int, option: SockOpt, value: &mut [u8]) -> Result<usize, Errno>;
 
     /// setsockopt(2) of an `int`.
     ///
     /// # Errors
-    /// What the kernel answered; the option is as it was.
+    /// The error of the kernel. The option is unchanged.
     fn set(&self, fd: c_int, option: SockOpt, value: c_int) -> Result<(), Errno>;
 }
 
@@ -66,7 +67,7 @@ impl Kernel for Libc {
 /// The size of an `int` option.
 const INT: socklen_t = 4;
 
-/// Makes a C library call and takes its error number without leaving it in `errno`.
+/// Makes a C library call. If it fails, returns its error number and restores `errno`.
 fn check(call: impl FnOnce() -> c_int) -> Result<c_int, Errno> {
     let before = errno();
     let result = call();
@@ -78,16 +79,16 @@ fn check(call: impl FnOnce() -> c_int) -> Result<c_int, Errno> {
     Ok(result)
 }
 
-/// The thread's `errno`. No reference to it is made, since any call of the C library may write it.
+/// Returns the thread's `errno`. A reference would be wrong, because any call of the C library may write it.
 #[must_use]
 pub fn errno() -> Errno {
-    // SAFETY: __errno_location gives this thread's `errno`, which lives as long as the thread.
+    // SAFETY: __errno_location returns a pointer to this thread's `errno`, which lives as long as the thread.
     Errno(unsafe { *libc::__errno_location() })
 }
 
-/// Sets the thread's `errno`, as a C function does that is about to return -1.
+/// Sets the thread's `errno`, as a C function does before it returns -1.
 pub fn set_errno(errno: Errno) {
-    // SAFETY: __errno_location gives this thread's `errno`, which lives as long as the thread.
+    // SAFETY: __errno_location returns a pointer to this thread's `errno`, which lives as long as the thread.
     unsafe { *libc::__errno_location() = errno.0 }
 }
 
@@ -120,10 +121,10 @@ impl Drop for TcpSocket {
     }
 }
 
-/// Reads a small file whole: the number of bytes of `buffer` that it filled.
+/// Reads a small file into `buffer`, and returns the number of bytes.
 ///
-/// Not through open(3), read(3) and close(3), which are cancellation points: a thread that is cancelled
-/// between them would leave the descriptor open.
+/// This function makes raw system calls, because open(3), read(3) and close(3) are cancellation points. A thread that
+/// is cancelled between them would leave the descriptor open.
 pub(crate) fn read_file(path: &core::ffi::CStr, buffer: &mut [u8]) -> Result<usize, Errno> {
     let flags = libc::O_RDONLY | libc::O_CLOEXEC;
     // SAFETY: openat(2) reads a C string, which `path` is.
@@ -140,12 +141,12 @@ fn syscall(call: impl FnOnce() -> libc::c_long) -> Result<c_int, Errno> {
 }
 
 fn close(fd: c_int) {
-    // SAFETY: close(2) takes no pointer, and only the owner of the descriptor calls this, once. A failure would
-    // leave nothing to do: Linux releases the number whatever close answers.
+    // SAFETY: close(2) takes no pointer, and only the owner of the descriptor calls this, once. An error is ignored,
+    // because Linux releases the descriptor even if close(2) fails.
     let _ = syscall(|| unsafe { libc::syscall(libc::SYS_close, fd) });
 }
 
-/// The number that the next descriptor would have.
+/// Returns the number that the next descriptor would have.
 #[cfg(test)]
 pub(crate) fn lowest_free_descriptor() -> c_int {
     // SAFETY: dup(2) takes no pointer.

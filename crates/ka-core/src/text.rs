@@ -18,9 +18,9 @@ use crate::option::Timer;
 ///   `user_timeout=` with a value, and one of `on`, `off` and `keep`. Without one of these the policy is `on`.
 ///
 /// Values are decimal digits without leading zeros. A time may end with a unit: `ms`, `s`, `m`, `h` or `d`. A bare
-/// number is seconds for idle and intvl, and milliseconds for the user timeout. idle and intvl are whole seconds. cnt has no
-/// unit. `user_timeout=auto` is [`UserTimeout::Auto`], and `user_timeout=none` is 0. Blanks around items are ignored. The
-/// policy leaves values that the text does not name unchanged.
+/// number is seconds for idle and intvl, and milliseconds for the user timeout. idle and intvl are whole seconds. cnt
+/// has no unit. `user_timeout=auto` is [`UserTimeout::Auto`], and `user_timeout=none` is 0. Blanks around items are
+/// ignored. The policy leaves values that the text does not name unchanged.
 ///
 /// ```
 /// use ka_core::{Config, parse};
@@ -79,39 +79,39 @@ fn parse_as(text: &[u8], typed: bool) -> Result<Config, ParseError<'_>> {
     }
 }
 
-/// Why a text is no policy.
+/// The reason why a text is not a policy.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ParseError<'a> {
-    /// The item that is wrong, or the whole text.
+    /// The wrong item, or the whole text.
     pub item: &'a [u8],
-    /// What is wrong with it.
+    /// The reason why the item is wrong.
     pub reason: Reason,
 }
 
-/// What is wrong with an item of a policy's text.
+/// The reason why an item in the text of a policy is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {
-    /// Neither a name with a value, nor `on`, `off` or `keep`.
+    /// The item is neither a name with a value, nor `on`, `off` or `keep`.
     Unknown,
-    /// Numbers without names, but not exactly three.
+    /// The text has numbers without names, but not exactly three.
     NotThree,
     /// The value is not decimal digits without leading zeros, or its unit is wrong.
     NotAValue(Timer),
     /// idle or intvl is not whole seconds.
     NotWhole,
-    /// A user timeout below 1000 without a unit, written by a person.
+    /// A person wrote a user timeout below 1000 without a unit.
     NoUnit,
-    /// Said before, or a second one of `on`, `off` and `keep`.
+    /// The item occurs twice, or the text has two of `on`, `off` and `keep`.
     Twice,
-    /// An automatic user timeout of more milliseconds than there can be.
+    /// The automatic user timeout would exceed 2147483647 ms.
     AutoTooLong,
-    /// A number that this value cannot have.
+    /// The number is out of the range of this timer.
     OutOfRange(Timer),
 }
 
 impl Reason {
-    /// What would be right.
+    /// Returns a description of a valid item.
     #[must_use]
     #[inline(never)]
     pub const fn message(self) -> &'static str {
@@ -168,7 +168,7 @@ impl Advice<'_> {
     }
 }
 
-/// Hands a byte to `write`, as [`core::ascii::escape_default`] escapes it, which needs a table.
+/// Hands an escaped byte to `write`. The result is that of [`core::ascii::escape_default`], which needs a table.
 fn write_escaped(byte: u8, write: &mut dyn FnMut(&[u8])) {
     let digit = |value: u8| {
         if value < 10 { b'0'.wrapping_add(value) } else { b'a'.wrapping_add(value).wrapping_sub(10) }
@@ -201,7 +201,7 @@ impl fmt::Display for Advice<'_> {
 }
 
 impl ParseError<'_> {
-    /// The `errno` of this error in C: ERANGE for a number out of range, else EINVAL.
+    /// Returns the `errno` of this error in C: ERANGE for a number out of range, EINVAL for any other error.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         Errno(if matches!(self.reason, Reason::OutOfRange(_)) { libc::ERANGE } else { libc::EINVAL })
@@ -242,17 +242,17 @@ impl fmt::Debug for ParseError<'_> {
 
 impl error::Error for ParseError<'_> {}
 
-/// What the items have said so far, and which have been said. A number out of range counts as said, so that the form is
-/// judged to its end.
+/// The values of the items that have been read, and the set of these items. A number out of range is also in the set,
+/// so that the rest of the text is checked for mistakes in its form.
 struct Fields {
     config: Config,
     seen: u8,
-    /// Whether a person wrote the text.
+    /// True if a person wrote the text.
     typed: bool,
 }
 
 impl Fields {
-    /// How many timers a text names by position: idle, intvl and cnt.
+    /// The number of timers that a text can name by position: idle, intvl and cnt.
     const POSITIONAL: usize = 3;
     /// Their bits in `seen`.
     const ALL_POSITIONAL: u8 = (1 << Self::POSITIONAL) - 1;
@@ -260,7 +260,7 @@ impl Fields {
     const ENABLED: u8 = 1 << 7;
     const _ROOM: () = assert!(Timer::ALL.len() <= 7);
 
-    /// Takes an item. `n` is its position if the text is three values without names.
+    /// Reads an item. `n` is its position if the text is three values without names.
     fn take(&mut self, item: &[u8], n: Option<usize>) -> Result<(), Reason> {
         let (timer, value) = match (n, cut(item, b'=')) {
             (Some(n), _) => {
@@ -285,6 +285,7 @@ impl Fields {
         taken
     }
 
+    /// Records an item. Fails if it occurs a second time.
     fn once(&mut self, field: u8) -> Result<(), Reason> {
         if self.seen & field != 0 {
             return Err(Reason::Twice);
@@ -295,11 +296,11 @@ impl Fields {
 }
 
 impl Config {
-    /// Sets a timer from its text: in the syntax of [`parse_typed`] if `typed` says that a person wrote it, else in that
-    /// of [`parse`].
+    /// Sets a timer from its text. If `typed` is true, a person wrote the text, and the syntax is that of
+    /// [`parse_typed`]. If it is false, the syntax is that of [`parse`].
     ///
     /// # Errors
-    /// The reason. The policy is unchanged.
+    /// The reason why the text is wrong. The policy is unchanged.
     #[inline(never)]
     pub fn take_text(&mut self, timer: Timer, text: &[u8], typed: bool) -> Result<(), Reason> {
         let word = match text {
@@ -308,7 +309,7 @@ impl Config {
             _ => timer.parse(text, typed)?,
         };
         let before = core::mem::replace(self.word(timer), word);
-        // Each value is in its range, so only an automatic user timeout can be too long.
+        // Each value is in its range, so the only possible error is an automatic user timeout that is too long.
         self.checked().map(|_| ()).map_err(|_| {
             *self.word(timer) = before;
             Reason::AutoTooLong
@@ -396,7 +397,7 @@ impl Quantity {
     }
 }
 
-/// The text of a policy, in place: [`parse`] reads it back to the same policy.
+/// The text of a policy, without allocation. [`parse`] reads it back to the same policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Text {
     bytes: [u8; Self::CAPACITY],
@@ -404,10 +405,11 @@ pub struct Text {
 }
 
 impl Text {
-    /// The longest text there is has 59 bytes: `keep,idle=32767,intvl=32767,cnt=127,user_timeout=2147483647`.
+    /// The size of the buffer in bytes. The longest text has 59 bytes:
+    /// `keep,idle=32767,intvl=32767,cnt=127,user_timeout=2147483647`.
     const CAPACITY: usize = 64;
 
-    /// Adds an item, with a comma before it where it is not the first.
+    /// Adds an item, with a comma before it unless it is the first.
     #[inline(never)]
     fn item(&mut self, name: &[u8]) {
         if self.len > 0 {
@@ -439,7 +441,7 @@ impl Text {
         }
     }
 
-    /// The text's bytes, all of them ASCII.
+    /// Returns the bytes of the text. All of them are ASCII.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or_default()
@@ -447,7 +449,7 @@ impl Text {
 }
 
 impl From<u32> for Text {
-    /// A number in decimal digits.
+    /// Formats a number in decimal digits.
     fn from(number: u32) -> Self {
         let mut text = Self { bytes: [0; Self::CAPACITY], len: 0 };
         text.digits(number);

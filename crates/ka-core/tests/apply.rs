@@ -1,22 +1,23 @@
-//! The apply rule on a kernel that remembers every call and fails on demand.
+//! Tests the apply rule on a fake kernel that records every call and fails on demand.
 
 use std::cell::RefCell;
 
 use ka_core::{Config, Errno, Error, Kernel, SockOpt, Socket, Timer, UserTimeout};
 
-/// What a socket of the fake kernel has: keepalive, idle, intvl, cnt, user timeout.
+/// The options of a socket of the fake kernel: keepalive, idle, intvl, cnt, user timeout.
 type Five = [i32; 5];
 
 const OFF: Five = [0, 7200, 75, 9, 0];
 const ON: Five = [1, 60, 10, 5, 0];
 
-/// One socket. A value that the real kernel refuses to set may still be in force, as a sysctl's is.
+/// A fake kernel with one socket. A value in force may be one that the real kernel does not let a program set, because
+/// such a value can come from a sysctl.
 struct Fake {
     protocol: i32,
     kind: i32,
     values: RefCell<Five>,
     calls: RefCell<Vec<Call>>,
-    /// The write that fails, counted from 1, and with what.
+    /// The write that fails, counted from 1, and its error.
     fail: Option<(usize, Errno)>,
 }
 
@@ -65,7 +66,7 @@ impl Fake {
         self.calls.borrow().iter().filter_map(write).collect()
     }
 
-    fn refuses(&self, option: SockOpt) -> bool {
+    fn rejects(&self, option: SockOpt) -> bool {
         let mptcp = self.protocol == libc::IPPROTO_MPTCP;
         match option {
             SockOpt::Timer(Timer::UserTimeout) => mptcp || self.kind != libc::SOCK_STREAM,
@@ -89,7 +90,7 @@ fn slot(option: SockOpt) -> usize {
 impl Kernel for Fake {
     fn get(&self, _: i32, option: SockOpt, value: &mut [u8]) -> Result<usize, Errno> {
         self.calls.borrow_mut().push(Call::Get(option));
-        if self.refuses(option) {
+        if self.rejects(option) {
             return Err(Errno(libc::EOPNOTSUPP));
         }
         let number = match option {
@@ -105,7 +106,7 @@ impl Kernel for Fake {
         self.calls.borrow_mut().push(Call::Set(option, value));
         match self.fail {
             Some((write, errno)) if self.writes().len() == write => return Err(errno),
-            _ if self.refuses(option) => return Err(Errno(libc::ENOPROTOOPT)),
+            _ if self.rejects(option) => return Err(Errno(libc::ENOPROTOOPT)),
             _ => self.values.borrow_mut()[slot(option)] = value,
         }
         Ok(())
@@ -122,7 +123,7 @@ fn config(enabled: Option<bool>, idle: i32, intvl: i32, cnt: i32, user_timeout: 
 }
 
 #[test]
-fn a_fresh_socket_takes_five_calls_and_is_turned_on_last() {
+fn apply_with_keepalive_off_makes_five_calls_and_turns_it_on_last() {
     let fake = Fake::tcp(OFF);
     fake.apply(Config::new(60, 10, 5).unwrap()).unwrap();
     assert_eq!(
@@ -138,14 +139,14 @@ fn a_fresh_socket_takes_five_calls_and_is_turned_on_last() {
 }
 
 #[test]
-fn off_writes_equal_values_too_so_that_they_leave_the_sysctl() {
+fn apply_with_keepalive_off_writes_equal_values_to_replace_sysctls() {
     let fake = Fake::tcp(OFF);
     fake.apply(Config::new(7200, 75, 9).unwrap()).unwrap();
     assert_eq!(fake.writes().len(), 4);
 }
 
 #[test]
-fn the_same_policy_again_takes_four_reads_and_no_write() {
+fn applying_the_same_policy_again_makes_four_reads_and_no_write() {
     let fake = Fake::tcp(ON);
     fake.apply(Config::new(60, 10, 5).unwrap()).unwrap();
     assert_eq!(fake.calls.borrow().len(), 4);
@@ -153,7 +154,7 @@ fn the_same_policy_again_takes_four_reads_and_no_write() {
 }
 
 #[test]
-fn on_writes_only_what_differs() {
+fn apply_with_keepalive_on_writes_only_different_values() {
     let fake = Fake::tcp(ON);
     fake.apply(Config::new(30, 10, 5).unwrap()).unwrap();
     assert_eq!(fake.writes(), [(timer(Timer::Idle), 30)]);
@@ -164,7 +165,7 @@ fn on_writes_only_what_differs() {
 }
 
 #[test]
-fn a_changed_interval_or_count_re_arms_with_the_idle_time() {
+fn a_changed_interval_or_count_rearms_the_timer_with_the_idle_time() {
     for (config, change) in [
         (Config::new(60, 1, 5).unwrap(), (Timer::Intvl, 1)),
         (Config::new(60, 10, 2).unwrap(), (Timer::Cnt, 2)),
@@ -178,7 +179,7 @@ fn a_changed_interval_or_count_re_arms_with_the_idle_time() {
 }
 
 #[test]
-fn an_idle_time_that_cannot_be_set_stays_unwritten_when_re_arming() {
+fn an_idle_time_that_cannot_be_set_is_not_written_to_rearm() {
     for idle in [86400, 0, -1] {
         let fake = Fake::tcp([1, idle, 75, 9, 0]);
         fake.apply(Config::KEEP.with_intvl(Some(1)).unwrap()).unwrap();
@@ -187,21 +188,21 @@ fn an_idle_time_that_cannot_be_set_stays_unwritten_when_re_arming() {
 }
 
 #[test]
-fn turning_off_comes_first_and_re_arms_nothing() {
+fn turning_keepalive_off_is_the_first_write_and_does_not_rearm() {
     let fake = Fake::tcp(ON);
     fake.apply(Config::KEEP.with_enabled(Some(false)).with_intvl(Some(1)).unwrap()).unwrap();
     assert_eq!(fake.writes(), [(SockOpt::KeepAlive, 0), (timer(Timer::Intvl), 1)]);
 }
 
 #[test]
-fn keep_turns_nothing_on() {
+fn keep_does_not_turn_keepalive_on() {
     let fake = Fake::tcp(OFF);
     fake.apply(Config::new(60, 10, 5).unwrap().with_enabled(None)).unwrap();
     assert_eq!(fake.values(), [0, 60, 10, 5, 0]);
 }
 
 #[test]
-fn an_automatic_user_timeout_is_made_of_what_is_named_and_what_is_in_force() {
+fn an_automatic_user_timeout_uses_named_values_and_values_in_force() {
     for start in [OFF, ON] {
         let [_, _, intvl, cnt, _] = start;
         let fake = Fake::tcp(start);
@@ -211,8 +212,7 @@ fn an_automatic_user_timeout_is_made_of_what_is_named_and_what_is_in_force() {
     }
 }
 
-/// A kept idle time is read only once. Between two readings, another process could change the value, and the automatic
-/// user timeout would not match it.
+/// Another process could change the value between two reads. The automatic user timeout would not match it then.
 #[test]
 fn a_kept_idle_time_is_read_only_once() {
     let fake = Fake::tcp(ON);
@@ -224,7 +224,7 @@ fn a_kept_idle_time_is_read_only_once() {
 }
 
 #[test]
-fn an_automatic_user_timeout_that_does_not_fit_changes_nothing() {
+fn an_automatic_user_timeout_out_of_range_changes_nothing() {
     for start in [[0, 32767, 32767, 127, 5], [1, 32767, 32767, 127, 5], [0, -1, 1, 1, 5], [1, -1000, 1, 1, 5]]
     {
         let fake = Fake::tcp(start);
@@ -235,7 +235,7 @@ fn an_automatic_user_timeout_that_does_not_fit_changes_nothing() {
 }
 
 #[test]
-fn mptcp_has_no_user_timeout_and_says_so_before_anything_else() {
+fn a_user_timeout_on_mptcp_fails_before_any_write() {
     for start in [[0, 32767, 32767, 127, 0], [1, 32767, 32767, 127, 0]] {
         for user_timeout in [UserTimeout::Milliseconds(0), UserTimeout::Milliseconds(1), UserTimeout::Auto] {
             let fake = Fake::mptcp(start);
@@ -247,7 +247,7 @@ fn mptcp_has_no_user_timeout_and_says_so_before_anything_else() {
 }
 
 #[test]
-fn what_is_not_tcp_is_refused_untouched_on_or_off() {
+fn sockets_that_are_not_tcp_are_rejected_unchanged() {
     let configs = [
         Config::KEEP,
         Config::KEEP.with_enabled(Some(true)),
@@ -266,9 +266,9 @@ fn what_is_not_tcp_is_refused_untouched_on_or_off() {
     }
 }
 
-/// A policy for each way through the rule, on sockets on and off; every write of each fails once.
+/// Applies a policy for each path of the code to sockets with keepalive on and off. Each write fails once.
 #[test]
-fn a_failed_write_leaves_what_the_rule_says() {
+fn a_failed_write_restores_the_documented_values() {
     let mut tried = 0;
     for start in [OFF, ON, [0, 86400, 75, 9, 7], [1, 86400, -1, 9, 7]] {
         for enabled in [None, Some(true), Some(false)] {
@@ -280,7 +280,7 @@ fn a_failed_write_leaves_what_the_rule_says() {
                     let fake = Fake::tcp(start).failing(write, libc::EPERM);
                     let error = fake.apply(config).unwrap_err();
                     assert_eq!(error.errno(), Errno(libc::EPERM), "the first error is reported");
-                    assert_left_as_promised(
+                    assert_restored(
                         start,
                         fake.values(),
                         &format!("{config} on {start:?}, write {write}"),
@@ -293,12 +293,12 @@ fn a_failed_write_leaves_what_the_rule_says() {
     assert!(tried > 100, "only {tried} failures tried");
 }
 
-fn assert_left_as_promised(before: Five, after: Five, what: &str) {
+fn assert_restored(before: Five, after: Five, what: &str) {
     assert_eq!(before[0], after[0], "{what}: keepalive changed");
     assert_eq!(before[4], after[4], "{what}: the user timeout changed");
     let was_on = before[0] == 1;
     for (timer, slot) in [(Timer::Idle, 1), (Timer::Intvl, 2), (Timer::Cnt, 3)] {
-        // What could not be set could not be put back either; and dormant timers may differ.
+        // A value that cannot be set cannot be restored. With keepalive off, the timers may differ.
         if was_on && timer.accepts(before[slot]) {
             assert_eq!(before[slot], after[slot], "{what}: {timer:?} changed");
         }
@@ -313,7 +313,7 @@ fn a_failing_restore_still_reports_the_first_error() {
             self.0.get(fd, option, value)
         }
         fn set(&self, fd: i32, option: SockOpt, value: i32) -> Result<(), Errno> {
-            // The second write fails, and everything after it, with another error.
+            // The second write fails with EPERM, and all later writes fail with ENOMEM.
             match self.0.writes().len() {
                 0 => self.0.set(fd, option, value),
                 1 => self.0.set(fd, option, value).and(Err(Errno(libc::EPERM))),
@@ -327,7 +327,7 @@ fn a_failing_restore_still_reports_the_first_error() {
 }
 
 #[test]
-fn an_option_that_this_kernel_lacks_is_not_supported() {
+fn an_option_that_the_kernel_lacks_is_unsupported() {
     let fake = Fake::tcp(OFF).failing(1, libc::ENOPROTOOPT);
     let error = fake.apply(Config::new(60, 10, 5).unwrap()).unwrap_err();
     assert_eq!(error, Error::Unsupported(timer(Timer::Intvl)));
@@ -335,7 +335,7 @@ fn an_option_that_this_kernel_lacks_is_not_supported() {
 }
 
 #[test]
-fn a_socket_that_has_just_been_made_takes_four_writes() {
+fn apply_fresh_makes_four_writes_and_no_read() {
     let fake = Fake::tcp(OFF);
     let policy = Config::new(60, 10, 5).unwrap();
     Socket::with_kernel(3, &fake).apply_fresh(&policy).unwrap();
@@ -347,9 +347,9 @@ fn a_socket_that_has_just_been_made_takes_four_writes() {
     assert_eq!(calls[3..], [Call::Set(SockOpt::KeepAlive, 1)]);
 }
 
-/// SCTP has streams too, and a raw socket may be one of TCP's packets.
+/// SCTP also has stream sockets, and a raw socket may have the protocol number of TCP.
 #[test]
-fn a_tcp_socket_is_a_stream_of_tcp() {
+fn only_stream_sockets_of_tcp_are_accepted() {
     const SCTP: i32 = 132;
     for (protocol, kind, is_tcp) in [
         (libc::IPPROTO_TCP, libc::SOCK_STREAM, true),
@@ -364,9 +364,9 @@ fn a_tcp_socket_is_a_stream_of_tcp() {
     }
 }
 
-/// A number that is no socket's says so by itself: nothing else is asked.
+/// EBADF and ENOTSOCK are returned as they are, without a further call to find the kind of the socket.
 #[test]
-fn what_is_no_socket_costs_one_call() {
+fn a_bad_descriptor_costs_one_call() {
     struct Gone(RefCell<usize>, i32);
     impl Kernel for Gone {
         fn get(&self, _: i32, _: SockOpt, _: &mut [u8]) -> Result<usize, Errno> {
@@ -374,7 +374,7 @@ fn what_is_no_socket_costs_one_call() {
             Err(Errno(self.1))
         }
         fn set(&self, _: i32, _: SockOpt, _: i32) -> Result<(), Errno> {
-            panic!("nothing is to be set");
+            panic!("unexpected write");
         }
     }
     for errno in [libc::EBADF, libc::ENOTSOCK] {
@@ -386,9 +386,9 @@ fn what_is_no_socket_costs_one_call() {
     }
 }
 
-/// Two is no mark of ours.
+/// A user timeout of 2 must not be mistaken for the constant -2 of an automatic one.
 #[test]
-fn the_smallest_user_timeouts_are_what_they_say() {
+fn the_smallest_user_timeouts_are_not_special() {
     for milliseconds in [0, 1, 2, 3] {
         let config = Config::KEEP.with_user_timeout(UserTimeout::Milliseconds(milliseconds)).unwrap();
         assert_eq!(config.user_timeout(), UserTimeout::Milliseconds(milliseconds));

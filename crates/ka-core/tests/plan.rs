@@ -1,9 +1,9 @@
-//! Plans: each bound holds, nothing larger would hold it, and what cannot be is an error.
+//! Tests plans: each plan meets its time, no slower plan would, and an impossible time is an error.
 
 use ka_core::{Config, PRESETS, PlanError, UserTimeout, plan_detect, plan_path, preset};
 
-/// The worst case in other words than the library's: timers late by 8/63 of their time and a tick each, in
-/// exact fractions of a millisecond, rounded up.
+/// Computes the worst case in another way than the library. Each timer is late by 8/63 of its length and one tick. The
+/// sum is exact and then rounded up to milliseconds.
 fn worst_ms(seconds: u64, timers: u64) -> u64 {
     let sixty_thirds = 1000 * seconds * 63 + 1000 * seconds * 8;
     sixty_thirds / 63 + u64::from(!sixty_thirds.is_multiple_of(63)) + 10 * timers
@@ -17,7 +17,7 @@ fn values(config: Config) -> (u64, u64, u64) {
 }
 
 #[test]
-fn a_path_plan_sends_a_second_probe_in_time_and_waits_as_long_as_it_can() {
+fn a_path_plan_has_the_longest_idle_time_that_allows_a_second_probe() {
     for path in 1..=36_000_u32 {
         let wanted = u64::from(path) * 1000;
         let intvl = (u64::from(path) / 10).clamp(1, 30);
@@ -25,16 +25,16 @@ fn a_path_plan_sends_a_second_probe_in_time_and_waits_as_long_as_it_can() {
             Ok(config) => {
                 let (idle, got, cnt) = values(config);
                 assert_eq!((got, cnt), (intvl, 5), "{path} s");
-                assert!(intvl <= idle, "{path} s: {config} has an interval that takes the idle time's place");
+                assert!(intvl <= idle, "{path} s: {config} has an interval longer than its idle time");
                 assert!(worst_ms(idle + intvl, 2) <= wanted, "{path} s: {config} is late");
                 assert!(
                     idle == 32767 || worst_ms(idle + 1 + intvl, 2) > wanted,
-                    "{path} s: {config} could wait"
+                    "{path} s: {config} could have a longer idle time"
                 );
             }
             Err(error) => {
                 assert_eq!(error, PlanError::TooShort { least: 3 });
-                assert!(worst_ms(1 + intvl, 2) > wanted, "{path} s can be done");
+                assert!(worst_ms(1 + intvl, 2) > wanted, "{path} s is possible");
             }
         }
     }
@@ -45,12 +45,12 @@ fn a_path_plan_sends_a_second_probe_in_time_and_waits_as_long_as_it_can() {
 }
 
 #[test]
-fn a_detection_plan_keeps_its_time_and_uses_it() {
+fn a_detection_plan_uses_the_time_without_exceeding_it() {
     let close = 1..=400_000_u32;
     let far = (0..5_000_u32).map(|n| 400_000 + n * 858_993);
     for within in close.chain(far).chain([u32::MAX]) {
         let wanted = u64::from(within);
-        // The rule, by search instead of division.
+        // The library divides. This searches.
         let whole = |timers| {
             let mut seconds = wanted / 1127;
             while worst_ms(seconds + 1, timers) <= wanted {
@@ -74,13 +74,13 @@ fn a_detection_plan_keeps_its_time_and_uses_it() {
                 let (idle, intvl, _) = values(config);
                 assert!(
                     intvl <= idle,
-                    "{within} ms: {config} has an interval that takes the idle time's place"
+                    "{within} ms: {config} has an interval longer than its idle time"
                 );
                 assert!(config.detection().unwrap().worst_ms <= wanted, "{within} ms: {config} is late");
             }
             Err(error) => {
                 assert_eq!(error, PlanError::TooShort { least: 2274 });
-                assert_eq!(expected, None, "{within} ms can be done");
+                assert_eq!(expected, None, "{within} ms is possible");
             }
         }
     }
@@ -98,7 +98,8 @@ fn detection_time_follows_the_user_timeout() {
     assert_eq!(detection("60,10,5"), plain(110, 6));
     assert_eq!(detection("idle=60,intvl=10,cnt=5,user_timeout=0"), plain(110, 6));
     assert_eq!(detection("idle=60,intvl=10,cnt=5,user_timeout=auto"), plain(110, 6));
-    // Measured: 5/2/5 with 1000 ends at 7 s, 1/1/2 with 10000 at 10 s.
+    // Measured: a connection with 5,2,5 and a user timeout of 1000 ms ends after 7 s; with 1,1,2 and 10000 ms, after
+    // 10 s.
     assert_eq!(detection("idle=5,intvl=2,cnt=5,user_timeout=1000"), plain(7, 2));
     assert_eq!(detection("idle=1,intvl=1,cnt=2,user_timeout=10000"), plain(10, 10));
     assert_eq!(detection("idle=1,intvl=1,cnt=2,user_timeout=10001"), plain(11, 11));
@@ -111,7 +112,7 @@ fn detection_time_follows_the_user_timeout() {
 }
 
 #[test]
-fn presets_are_plans_of_their_documented_timeout() {
+fn presets_compute_the_plan_of_their_documented_timeout() {
     for (name, seconds) in
         [("aws-nlb", 350), ("aws-nat", 350), ("azure-lb", 240), ("azure-nat", 240), ("gcp-vpc", 600)]
     {
@@ -119,7 +120,7 @@ fn presets_are_plans_of_their_documented_timeout() {
         assert_eq!(preset.path_idle_s, seconds);
         assert_eq!(preset.plan(), plan_path(seconds));
     }
-    assert!(PRESETS.is_sorted_by(|a, b| a.name < b.name), "by name, none twice");
+    assert!(PRESETS.is_sorted_by(|a, b| a.name < b.name), "the presets are sorted by name, without duplicates");
     for preset in PRESETS {
         assert!(preset.plan().is_ok() && preset.url.starts_with("https://") && !preset.source.is_empty());
     }
@@ -128,7 +129,7 @@ fn presets_are_plans_of_their_documented_timeout() {
 }
 
 #[test]
-fn errors_say_what_would_be_right() {
+fn plan_errors_say_what_is_required() {
     let too_short = plan_path(2).unwrap_err();
     assert_eq!(too_short.to_string(), "no policy can do it: the shortest time that works is 3");
     assert_eq!(
@@ -137,6 +138,6 @@ fn errors_say_what_would_be_right() {
     );
     assert_eq!(
         ka_core::PlanError::AutoTooLong.to_string(),
-        "the automatic user timeout is longer than one can be"
+        "the automatic user timeout is more than 2147483647 ms"
     );
 }

@@ -1,4 +1,4 @@
-//! The typed API on real sockets, with socket2 as the judge.
+//! Tests the typed API on real sockets. socket2 reads the results.
 
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
@@ -14,20 +14,20 @@ fn a_policy_reaches_the_kernel() {
     let config = Config::new(60, 10, 5).unwrap().with_user_timeout(UserTimeout::Auto).unwrap();
     socket.apply(&config).unwrap();
 
-    let judge = SockRef::from(&listener);
-    assert!(judge.keepalive().unwrap());
-    assert_eq!(judge.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
-    assert_eq!(judge.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
-    assert_eq!(judge.tcp_keepalive_retries().unwrap(), 5);
-    assert_eq!(judge.tcp_user_timeout().unwrap(), Some(Duration::from_secs(110)));
+    let socket2 = SockRef::from(&listener);
+    assert!(socket2.keepalive().unwrap());
+    assert_eq!(socket2.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+    assert_eq!(socket2.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
+    assert_eq!(socket2.tcp_keepalive_retries().unwrap(), 5);
+    assert_eq!(socket2.tcp_user_timeout().unwrap(), Some(Duration::from_secs(110)));
 }
 
 #[test]
-fn what_somebody_else_set_is_read() {
+fn settings_of_another_library_are_read_and_can_be_set() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let judge = SockRef::from(&listener);
-    judge.set_keepalive(true).unwrap();
-    judge.set_tcp_user_timeout(Some(Duration::from_millis(1234))).unwrap();
+    let socket2 = SockRef::from(&listener);
+    socket2.set_keepalive(true).unwrap();
+    socket2.set_tcp_user_timeout(Some(Duration::from_millis(1234))).unwrap();
     let socket = Socket::new(listener.as_raw_fd());
     let settings = socket.settings().unwrap();
     assert!(settings.enabled && socket.is_enabled().unwrap());
@@ -35,21 +35,21 @@ fn what_somebody_else_set_is_read() {
     assert_eq!(settings.idle, defaults().unwrap().idle);
     assert_eq!(socket.timer(Timer::UserTimeout), Ok(1234));
 
-    // And the other way round: what was read can be set.
+    // The settings that were read can be set on another socket.
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     Socket::new(other.as_raw_fd()).apply(&Config::try_from(settings).unwrap()).unwrap();
     assert_eq!(SockRef::from(&other).tcp_user_timeout().unwrap(), Some(Duration::from_millis(1234)));
 }
 
 #[test]
-fn a_listener_has_the_state_of_one() {
+fn the_status_of_a_listener_is_read() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let status = Socket::new(listener.as_raw_fd()).status().unwrap();
     assert_eq!((status.state, status.unacked, status.probes), (10, 0, 0));
 }
 
 #[test]
-fn errors_name_what_was_wrong() {
+fn error_messages_name_the_option_or_the_value() {
     let udp = socket2::Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
     let error = Socket::new(udp.as_raw_fd()).apply(&Config::new(60, 10, 5).unwrap()).unwrap_err();
     assert_eq!((error, error.to_string().as_str()), (Error::NotTcp, "the socket is neither TCP nor MPTCP"));
@@ -67,7 +67,7 @@ fn errors_name_what_was_wrong() {
     );
 }
 
-/// TCP_INFO of nothing but a state and a number of segments.
+/// Returns a `TCP_INFO` in which only the state and the number of unacknowledged segments are set.
 fn info(state: u8, unacked: u32) -> Vec<u8> {
     let mut info = vec![0; size_of::<libc::tcp_info>()];
     info[std::mem::offset_of!(libc::tcp_info, tcpi_state)] = state;
@@ -77,7 +77,7 @@ fn info(state: u8, unacked: u32) -> Vec<u8> {
 }
 
 #[test]
-fn a_listener_s_queue_is_not_data_that_waits() {
+fn the_accept_queue_of_a_listener_is_not_unacknowledged_data() {
     const ESTABLISHED: u8 = 1;
     const LISTEN: u8 = 10;
     assert_eq!(Status::from_info(&info(ESTABLISHED, 7)).unwrap().unacked, 7);
@@ -85,7 +85,7 @@ fn a_listener_s_queue_is_not_data_that_waits() {
 }
 
 #[test]
-fn errno_is_this_thread_s() {
+fn set_errno_sets_the_errno_of_this_thread() {
     ka_core::sys::set_errno(ka_core::Errno(libc::ESTALE));
     assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::ESTALE));
 }

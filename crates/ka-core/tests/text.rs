@@ -1,4 +1,4 @@
-//! A policy as text: what is read, what is refused and with what, and that what is written is read back.
+//! Tests the text of a policy: valid and invalid texts, their errors, and that written text is read back.
 
 use ka_core::{Config, Reason, Text, Timer, UserTimeout, parse, parse_typed};
 use libc::{EINVAL, ERANGE};
@@ -52,7 +52,7 @@ fn both_forms_are_read() {
 }
 
 #[test]
-fn another_form_is_einval() {
+fn a_malformed_text_is_einval() {
     for text in [
         "",
         ",",
@@ -126,7 +126,7 @@ fn another_form_is_einval() {
 }
 
 #[test]
-fn a_number_out_of_range_is_erange_unless_the_form_is_wrong_too() {
+fn a_number_out_of_range_in_a_well_formed_text_is_erange() {
     for text in [
         "0,10,5",
         "60,0,5",
@@ -161,7 +161,7 @@ fn a_number_out_of_range_is_erange_unless_the_form_is_wrong_too() {
 }
 
 #[test]
-fn the_text_is_the_shortest_that_says_it() {
+fn a_policy_is_written_as_its_shortest_text() {
     for text in
         ["on", "off", "keep", "idle=60,intvl=10,cnt=5", "off,idle=60", "keep,cnt=127", "user_timeout=auto"]
     {
@@ -175,7 +175,7 @@ fn parse_typed_requires_a_unit_for_user_timeouts_below_1000() {
     for value in [1, 30, 999] {
         let canonical = format!("keep,user_timeout={value}");
         assert_eq!(&*Text::from(&timeout(value)), canonical);
-        assert_eq!(parse(canonical.as_bytes()), Ok(timeout(value)), "ka_format writes it");
+        assert_eq!(parse(canonical.as_bytes()), Ok(timeout(value)), "ka_format writes this text");
         let error = parse_typed(canonical.as_bytes()).unwrap_err();
         assert_eq!((error.reason, error.errno().0), (Reason::NoUnit, EINVAL));
         assert_eq!(error.to_string(), format!("\"user_timeout={value}\": write {value}ms or {value}s"));
@@ -202,7 +202,7 @@ fn single_values_are_parsed_like_policy_items() {
 }
 
 #[test]
-fn errors_say_what_was_wrong_and_what_would_be_right() {
+fn errors_name_the_wrong_item_and_describe_a_valid_one() {
     for (text, message) in [
         ("idle=60,intvl=0", "\"intvl=0\": intvl must be 1..32767 s (at most 9h 6m 7s)"),
         ("idle=72h", "\"idle=72h\": idle must be 1..32767 s (at most 9h 6m 7s)"),
@@ -268,7 +268,7 @@ fn configs() -> impl Strategy<Value = Config> {
     ];
     (proptest::option::of(any::<bool>()), seconds(), seconds(), proptest::option::of(1..=127), user_timeout)
         .prop_filter_map(
-            "an automatic user timeout that fits",
+            "an automatic user timeout that is not too long",
             |(enabled, idle, intvl, cnt, user_timeout)| {
                 let config =
                     Config::KEEP.with_enabled(enabled).with_idle(idle).ok()?.with_intvl(intvl).ok()?;
@@ -279,7 +279,7 @@ fn configs() -> impl Strategy<Value = Config> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_back(config in configs()) {
+    fn written_text_is_read_back_to_the_same_policy(config in configs()) {
         let text = Text::from(&config);
         prop_assert!(text.len() <= 59, "{}", &*text);
         prop_assert_eq!(parse(text.as_bytes()), Ok(config));
@@ -323,7 +323,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_read_is_written_back_to_the_same(
+    fn any_valid_text_is_written_and_read_back_to_the_same_policy(
         text in " ?((idle|intvl|cnt|user_timeout)=[0-9]{1,6}(ms|s|m|h|d)?|on|off|keep|[0-9]{1,6}m?|user_timeout=(auto|none))([,:] ?((idle|intvl|cnt)=[0-9]{1,3}s?|on|off|[0-9]{1,3})){0,4}"
     ) {
         if let Ok(config) = parse(text.as_bytes()) {
@@ -333,7 +333,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_are_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+    fn arbitrary_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
         if let Err(error) = parse(&bytes) {
             prop_assert!(error.to_string().is_ascii());
             prop_assert!(matches!(error.errno().0, EINVAL | ERANGE));
