@@ -9,10 +9,7 @@
 //!
 //! The arithmetic uses `u64` on `u32` inputs, so it cannot overflow.
 
-#![expect(
-    clippy::arithmetic_side_effects,
-    reason = "u64 of u32 inputs; divisors are constants or checked"
-)]
+#![expect(clippy::arithmetic_side_effects, reason = "u64 of u32 inputs; divisors are constants or checked")]
 
 use core::error;
 use core::fmt;

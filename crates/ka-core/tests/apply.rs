@@ -280,11 +280,7 @@ fn a_failed_write_restores_the_documented_values() {
                     let fake = Fake::tcp(start).failing(write, libc::EPERM);
                     let error = fake.apply(config).unwrap_err();
                     assert_eq!(error.errno(), Errno(libc::EPERM), "the first error is reported");
-                    assert_restored(
-                        start,
-                        fake.values(),
-                        &format!("{config} on {start:?}, write {write}"),
-                    );
+                    assert_restored(start, fake.values(), &format!("{config} on {start:?}, write {write}"));
                     tried += 1;
                 }
             }

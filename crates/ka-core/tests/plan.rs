@@ -72,10 +72,7 @@ fn a_detection_plan_uses_the_time_without_exceeding_it() {
             Ok(config) => {
                 assert_eq!(Some(values(config)), expected, "{within} ms");
                 let (idle, intvl, _) = values(config);
-                assert!(
-                    intvl <= idle,
-                    "{within} ms: {config} has an interval longer than its idle time"
-                );
+                assert!(intvl <= idle, "{within} ms: {config} has an interval longer than its idle time");
                 assert!(config.detection().unwrap().worst_ms <= wanted, "{within} ms: {config} is late");
             }
             Err(error) => {
@@ -120,7 +117,10 @@ fn presets_compute_the_plan_of_their_documented_timeout() {
         assert_eq!(preset.path_idle_s, seconds);
         assert_eq!(preset.plan(), plan_path(seconds));
     }
-    assert!(PRESETS.is_sorted_by(|a, b| a.name < b.name), "the presets are sorted by name, without duplicates");
+    assert!(
+        PRESETS.is_sorted_by(|a, b| a.name < b.name),
+        "the presets are sorted by name, without duplicates"
+    );
     for preset in PRESETS {
         assert!(preset.plan().is_ok() && preset.url.starts_with("https://") && !preset.source.is_empty());
     }

@@ -1,6 +1,7 @@
 //! The signed heartbeat.
 //!
-//! 56 bytes, all numbers big-endian; docs/heartbeat.md has the protocol and test vectors for other languages:
+//! A frame has 56 bytes, and all numbers are big-endian. docs/heartbeat.md has the protocol, and test vectors for other
+//! languages.
 //!
 //! ```text
 //!    0        4       5      8          16           24                                  56
@@ -17,110 +18,110 @@ use subtle::ConstantTimeEq;
 
 use crate::sys;
 
-/// A frame as it is sent.
+/// The bytes of a frame, as sent.
 pub type Frame = [u8; Beat::SIZE];
 
-/// How a frame begins: magic, version, and zeros that a later version may use.
+/// The first 8 bytes of a frame: magic, version, and zeros that are reserved for later versions.
 const BEGINNING: [u8; 8] = *b"KABT\x01\0\0\0";
 
-/// The part of a frame that is signed, in its words.
+/// The signed part of a frame, as three words.
 type Signed = [[u8; 8]; 3];
 
 /// A MAC.
 type Tag = [u8; 32];
 
-/// A heartbeat: who speaks, and how often so far.
+/// A heartbeat: the number of the client, and a sequence number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beat {
-    /// The client's number: it says whose key to take.
+    /// The client's number, by which the server finds the key.
     pub client: u64,
-    /// 1 for the first beat of a connection, and higher with each.
+    /// The sequence number: 1 for the first beat of a connection, and higher for each beat after it.
     pub sequence: u64,
 }
 
-/// A key that a client and its server share, of 16 bytes or more; 32 random ones are best (RFC 2104, section 3).
+/// A key of 16 bytes or more that a client and its server share. 32 random bytes are best (RFC 2104, section 3).
 ///
-/// It is only borrowed: to wipe the key itself is for its owner.
+/// The bytes are borrowed. Their owner must wipe them.
 #[derive(Clone, Copy)]
 pub struct Key<'a>(&'a [u8]);
 
 impl<'a> Key<'a> {
-    /// The fewest bytes of a key.
+    /// The smallest size of a key in bytes.
     pub const MIN_SIZE: usize = 16;
 
-    /// These bytes as a key.
+    /// Returns a key of these bytes.
     ///
     /// # Errors
-    /// [`BeatError::ShortKey`] for fewer than 16.
+    /// [`BeatError::ShortKey`] for fewer than 16 bytes.
     pub const fn new(bytes: &'a [u8]) -> Result<Self, BeatError> {
         if bytes.len() < Self::MIN_SIZE { Err(BeatError::ShortKey(bytes.len())) } else { Ok(Self(bytes)) }
     }
 }
 
-/// It does not show the key.
+/// Shows only the size of the key.
 impl fmt::Debug for Key<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Key({} bytes)", self.0.len())
     }
 }
 
-/// What makes a connection's beats good for that connection alone: the server sends it first, 16 bytes as they are.
+/// 16 random bytes that bind beats to one connection. The server sends them as the first bytes of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nonce([u8; Nonce::SIZE]);
 
 impl Nonce {
-    /// Its bytes on the wire.
+    /// The size of a nonce in bytes.
     pub const SIZE: usize = 16;
 
-    /// A new one, from getrandom(2): a nonce is for one connection.
+    /// Returns a new random nonce from getrandom(2). Use it for one connection only.
     ///
     /// # Errors
-    /// [`BeatError::NoRandomness`], as where a sandbox forbids it.
+    /// [`BeatError::NoRandomness`], for example if a sandbox forbids the system call.
     pub fn random() -> Result<Self, BeatError> {
         let mut bytes = [0; Self::SIZE];
         sys::random(&mut bytes).map_err(BeatError::NoRandomness)?;
         Ok(Self(bytes))
     }
 
-    /// Its bytes, to be sent.
+    /// Returns the bytes to send.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; Self::SIZE] {
         &self.0
     }
 }
 
-/// The one that a server sent.
+/// Converts the bytes that a client has received from the server.
 impl From<[u8; Nonce::SIZE]> for Nonce {
     fn from(bytes: [u8; Self::SIZE]) -> Self {
         Self(bytes)
     }
 }
 
-/// Why there is no nonce, or why a beat was not signed, or not believed.
+/// The reason why a key or a frame was rejected, a beat could not be signed, or no nonce could be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BeatError {
-    /// A key of fewer than 16 bytes; this many (EINVAL).
+    /// The key has fewer than 16 bytes (EINVAL). The value is its size.
     ShortKey(usize),
-    /// The kernel gave no random bytes for a nonce, and said why.
+    /// The kernel returned no random bytes for a nonce. The value is its error.
     NoRandomness(Errno),
-    /// A sequence of 0 cannot be signed: the first is 1 (EINVAL).
+    /// The sequence number is 0, but the first one is 1 (EINVAL).
     NoSequence,
-    /// These 56 bytes are no frame of this version (EBADMSG).
+    /// The 56 bytes are not a frame of this version (EBADMSG).
     NotAFrame,
-    /// It was not made with this key for this connection, or garbled on the way (EBADMSG).
+    /// The frame was not signed with this key for this connection, or was corrupted in transit (EBADMSG).
     Forged,
-    /// It is genuine, but no newer than what was seen (ESTALE): it was sent again.
+    /// The frame is genuine, but its sequence number is not higher than the last one: it is a replay (ESTALE).
     Stale {
-        /// Its sequence.
+        /// The sequence number of the frame.
         sequence: u64,
-        /// The last one seen.
+        /// The last sequence number that the server has accepted.
         last_sequence: u64,
     },
 }
 
 impl BeatError {
-    /// The `errno` of this error in C.
+    /// Returns the `errno` of this error in C.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -158,13 +159,13 @@ impl fmt::Display for BeatError {
 impl error::Error for BeatError {}
 
 impl Beat {
-    /// A frame's bytes on the wire.
+    /// The size of a frame in bytes.
     pub const SIZE: usize = 56;
 
-    /// The frame of this beat for the connection that has this nonce.
+    /// Signs this beat for the connection with this nonce, and returns the frame.
     ///
     /// # Errors
-    /// [`BeatError::NoSequence`] for sequence 0.
+    /// [`BeatError::NoSequence`] for sequence number 0.
     pub fn sign(&self, key: Key<'_>, nonce: &Nonce) -> Result<Frame, BeatError> {
         if self.sequence == 0 {
             return Err(BeatError::NoSequence);
@@ -178,23 +179,24 @@ impl Beat {
         Ok(frame)
     }
 
-    /// The client that a frame says it is of. Nothing proves it yet: it is for finding the key to
-    /// [`verify`](Self::verify) with.
+    /// Returns the number of the client that a frame claims to be from. The number is not verified. Use it only to find
+    /// the key for [`verify`](Self::verify).
     ///
     /// # Errors
-    /// [`BeatError::NotAFrame`] where magic, version or the zeros are not those of a frame.
+    /// [`BeatError::NotAFrame`] if the magic, the version or the reserved zeros are wrong.
     pub fn client(frame: &Frame) -> Result<u64, BeatError> {
         let (signed, _) = read(frame)?;
         Ok(beat(signed).client)
     }
 
-    /// The beat of a frame, if it was made with this key for the connection that has this nonce, and is newer than the
-    /// last one seen there: 0 before the first.
+    /// Verifies a frame, and returns its beat. The frame must be signed with this key for the connection with this
+    /// nonce. Its sequence number must be higher than `last_sequence`, which is 0 before the first beat.
     ///
-    /// The MAC is compared in a time that does not depend on it, and the sequence is looked at only then.
+    /// The MAC is compared in constant time. The sequence number is checked only after that.
     ///
     /// # Errors
-    /// [`BeatError::NotAFrame`], [`BeatError::Forged`]; [`BeatError::Stale`] for a genuine one that is not newer.
+    /// [`BeatError::NotAFrame`], [`BeatError::Forged`]; [`BeatError::Stale`] for a genuine frame whose sequence
+    /// number is not higher.
     pub fn verify(key: Key<'_>, nonce: &Nonce, last_sequence: u64, frame: &Frame) -> Result<Self, BeatError> {
         let (signed, found) = read(frame)?;
         if !bool::from(tag(key, nonce, signed)?.ct_eq(found)) {
@@ -208,7 +210,7 @@ impl Beat {
     }
 }
 
-/// The signed part of what looks like a frame, and its MAC, not compared yet.
+/// Returns the signed part of a frame, and its MAC, which is not verified yet.
 fn read(frame: &Frame) -> Result<(&Signed, &[u8]), BeatError> {
     let (words, _) = frame.as_chunks();
     match words.split_first_chunk::<3>() {
@@ -221,13 +223,14 @@ const fn beat([_, client, sequence]: &Signed) -> Beat {
     Beat { client: u64::from_be_bytes(*client), sequence: u64::from_be_bytes(*sequence) }
 }
 
-/// More stack than the HMAC uses, which in a release build is about 1 KiB, and little enough for a signal handler's.
+/// The number of bytes of stack to wipe. It exceeds the use of the HMAC, about 1 KiB in a release build, and is small
+/// enough for the stack of a signal handler.
 const STACK: usize = 2048;
 
-/// The MAC of a frame's signed part for a connection.
+/// Computes the MAC of the signed part of a frame.
 ///
-/// The crates wipe their hash states, but not the padded key that `hmac` has on the stack, nor what registers were
-/// spilled there. So the work is done in a frame of its own, and the stack below this one is wiped after it.
+/// The crates wipe their hash states, but neither the padded key that `hmac` has on the stack, nor spilled registers.
+/// So the work is done in a stack frame of its own, and the stack below this function's frame is wiped afterwards.
 fn tag(key: Key<'_>, nonce: &Nonce, signed: &Signed) -> Result<Tag, BeatError> {
     let tag = hmac(key, nonce, signed);
     zeroize::zeroize_stack::<STACK>();
@@ -236,7 +239,7 @@ fn tag(key: Key<'_>, nonce: &Nonce, signed: &Signed) -> Result<Tag, BeatError> {
 
 #[inline(never)]
 fn hmac(Key(key): Key<'_>, Nonce(nonce): &Nonce, signed: &Signed) -> Result<Tag, BeatError> {
-    // HMAC takes a key of any length; the crate's word for one that it did not take is this.
+    // HMAC accepts a key of any length, so this error does not occur.
     let mut hmac = Hmac::<Sha256>::new_from_slice(key).map_err(|_| BeatError::ShortKey(key.len()))?;
     hmac.update(nonce);
     hmac.update(signed.as_flattened());

@@ -1,42 +1,44 @@
-//! Application-level liveness: which connections have fallen silent, and whether it is a client of yours that speaks.
+//! Application-level liveness: finds silent connections, and verifies that a client is genuine.
 //!
-//! TCP keepalive proves that the peer's kernel lives. A program that is stopped, one that did the handshake and never
-//! said a word, and a stranger all answer its probes. Two tools, independent of any event loop, tell more:
+//! TCP keepalive proves that the peer's kernel runs. The kernel answers probes even if the program is stopped, has sent
+//! nothing since the handshake, or is not one of your clients. This crate has two tools for that. Both work with any
+//! event loop.
 //!
-//! - [`Reaper`] knows which connections have done no business for a time;
-//! - [`Beat`] is a message of 56 bytes that only a client of yours can make, good for one connection and one use.
+//! - [`Reaper`] finds the connections that were silent for longer than a given time.
+//! - [`Beat`] is a heartbeat of 56 bytes that only your clients can sign. Each frame is valid for one connection and
+//!   only once.
 //!
 //! ```
 //! use ka_liveness::{Beat, Key, Nonce, Reaper};
 //!
-//! // A connection that was accepted at 1000 ms on some clock: the server sends a nonce, and waits.
+//! // A connection is accepted at 1000 ms. The server sends a nonce, and waits.
 //! let mut reaper = Reaper::new(10_000)?;
 //! let fd = 5;
 //! reaper.touch(fd, 1000)?;
 //! let nonce = Nonce::random()?;
 //!
-//! // The client signs its first beat with the key that both know.
+//! // The client signs its first beat with the shared key.
 //! let key = Key::new(b"thirty-two bytes from /dev/random")?;
 //! let frame = Beat { client: 7, sequence: 1 }.sign(key, &nonce)?;
 //!
-//! // The server finds out whose key to take, and believes nothing before it has verified.
+//! // The server reads the client's number to find the key, and verifies the frame.
 //! assert_eq!(Beat::client(&frame)?, 7);
 //! let beat = Beat::verify(key, &nonce, 0, &frame)?;
 //! reaper.touch(fd, 2500)?;
-//! assert!(Beat::verify(key, &nonce, beat.sequence, &frame).is_err(), "the same beat again");
+//! assert!(Beat::verify(key, &nonce, beat.sequence, &frame).is_err(), "a replayed frame is rejected");
 //!
-//! // Nothing more comes.
+//! // The client is silent from now on.
 //! assert_eq!(reaper.next_due_ms(2500), Some(10_000));
 //! assert_eq!(reaper.expired(12_499).next(), None);
 //! assert_eq!(reaper.expired(12_500).next(), Some(fd));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Memory comes from the C library, and running out of it is an error, not an abort. The crate is `no_std` and has no
-//! `std` feature: in one workspace that feature would be unified into libka.
+//! Memory comes from malloc(3), and a failed allocation is an error, not an abort. The crate is `no_std` and has no
+//! `std` feature: cargo would unify that feature into libka, which is in the same workspace.
 
 #![no_std]
-#![deny(unsafe_code)] // but in the modules that say why
+#![deny(unsafe_code)] // except in the modules that say why
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,9 +1,9 @@
 //! The reaper of silent connections.
 //!
-//! All connections have the same timeout, so the order in which they were last touched is the order in which they fall
-//! due: a list, to whose end the one goes that is touched, and from whose front those are taken that are due. No heap,
-//! no wheel, no hashing; each step is the same few memory accesses however many connections there are, and whatever
-//! their numbers.
+//! All connections have the same timeout, so they fall due in the order in which they were last touched. The reaper
+//! keeps them in a list. A touched connection moves to the end, and connections that are due are taken from the
+//! front. This needs no heap, timer wheel or hash table. Each operation takes the same few memory accesses for any
+//! number of connections and any descriptors.
 
 use core::error;
 use core::fmt;
@@ -13,47 +13,51 @@ use libc::c_int;
 
 use crate::table::{ABSENT, END, Entry, Link, Table};
 
-/// Knows which connections have done no business for a time.
+/// Finds the connections that were silent for longer than a given time.
 ///
-/// A connection is a descriptor number. What counts as business is for you to say, by [`touch`](Self::touch): a message
-/// that made sense, a [`Beat`](crate::Beat) that was verified. One is due when `now_ms - last touch >= timeout_ms`.
+/// A connection is identified by its descriptor. The program calls [`touch`](Self::touch) for each sign of life, such
+/// as a valid message or a verified [`Beat`](crate::Beat). A connection is due when `now_ms - last touch >=
+/// timeout_ms`.
 ///
-/// Time is a number of milliseconds on a clock of yours that starts anywhere, as `CLOCK_MONOTONIC`. It never goes
-/// backward: an earlier `now_ms` than the latest that a [`touch`](Self::touch) or an [`expired`](Self::expired) had
-/// counts as that one.
+/// Times are milliseconds on a clock of the program with any start, such as `CLOCK_MONOTONIC`. Time never goes
+/// backward:
+/// [`touch`](Self::touch) and [`expired`](Self::expired) replace a `now_ms` that is earlier than the latest one they
+/// have seen by that one.
 ///
-/// The reaper knows numbers, not sockets: it closes nothing, and must be told to [`forget`](Self::forget) a descriptor
-/// before it is closed. A number that is used again is otherwise the old connection, touched.
+/// The reaper closes no descriptor. Call [`forget`](Self::forget) before a descriptor is closed. Otherwise a new
+/// connection that reuses the descriptor inherits the entry of the old one.
 ///
-/// Memory: 16 bytes a connection where numbers are dense, as the kernel hands them out; in pages of 256 numbers
-/// (4 KiB), which are given back to malloc(3) when the last of them is gone, but for one. A number far from all others
-/// costs 8 KiB, and numbers up to `INT_MAX` a directory of 16 bytes for each 65,536, 512 KiB in all, of which only what
-/// is used is touched, and which stays as long as the reaper. There is no limit but memory.
+/// Memory: 16 bytes per connection if descriptors are dense, as the kernel assigns them. Entries are in pages for 256
+/// descriptors (4 KiB). A page returns to malloc(3) when its last entry is removed, except one spare page. A descriptor
+/// far from all others costs 8 KiB, plus a directory of 16 bytes for each 65,536 descriptors up to it. The directory
+/// has 512 KiB for `INT_MAX`, of which only used parts are touched, and is kept as long as the reaper. Memory is the
+/// only limit.
 pub struct Reaper {
     timeout_ms: u32,
-    /// The latest time seen.
+    /// The latest time that was passed, in milliseconds.
     latest: u64,
-    /// The list: who falls due first, and who was touched last. [`END`] where it is empty.
+    /// The ends of the list: the connection that is due first, and the one that was touched last. [`END`] if the list
+    /// is empty.
     oldest: Link,
     newest: Link,
     len: usize,
     table: Table,
 }
 
-/// Why a [`Reaper`] did not do as it was told. It is as it was then.
+/// The reason why an operation on a [`Reaper`] failed. The reaper is unchanged then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReaperError {
-    /// A timeout of 0 ms: everybody would be due at once (EINVAL).
+    /// The timeout is 0 ms, so every connection would be due at once (EINVAL).
     NoTimeout,
-    /// A negative number, which no descriptor has (EBADF).
+    /// The descriptor is negative (EBADF).
     BadDescriptor(c_int),
-    /// No memory for one more connection (ENOMEM).
+    /// There is no memory for another connection (ENOMEM).
     OutOfMemory,
 }
 
 impl ReaperError {
-    /// The `errno` of this error in C.
+    /// Returns the `errno` of this error in C.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -74,7 +78,7 @@ impl fmt::Display for ReaperError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoTimeout => f.write_str("the timeout is 0 ms: it must be 1 ms or more"),
-            Self::BadDescriptor(fd) => write!(f, "{fd} is no descriptor: it must be 0 or more"),
+            Self::BadDescriptor(fd) => write!(f, "{fd} is not a descriptor: it must be 0 or more"),
             Self::OutOfMemory => f.write_str("no memory for one more connection"),
         }
     }
@@ -83,8 +87,8 @@ impl fmt::Display for ReaperError {
 impl error::Error for ReaperError {}
 
 impl Reaper {
-    /// A reaper of connections that are silent for `timeout_ms` milliseconds, 1 or more. It has none yet, and needs no
-    /// memory until it has.
+    /// Returns a reaper without connections, for a timeout of `timeout_ms` milliseconds, 1 or more. It allocates no
+    /// memory until the first connection is added.
     ///
     /// # Errors
     /// [`ReaperError::NoTimeout`] for 0.
@@ -95,34 +99,36 @@ impl Reaper {
         Ok(Self { timeout_ms, latest: 0, oldest: END, newest: END, len: 0, table: Table::new() })
     }
 
-    /// The timeout, in milliseconds.
+    /// Returns the timeout in milliseconds.
     #[must_use]
     pub const fn timeout_ms(&self) -> u32 {
         self.timeout_ms
     }
 
-    /// How many connections it has.
+    /// Returns the number of connections.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it has none.
+    /// Returns whether there are no connections.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Whether it has this one.
+    /// Returns whether this connection is known.
     #[must_use]
     pub fn contains(&self, fd: c_int) -> bool {
         Link::of(fd).and_then(|link| self.table.get(link)).is_some_and(|entry| entry.newer != ABSENT)
     }
 
-    /// This connection does business now; a new one is added. Takes the same time however many there are.
+    /// Records a sign of life of a connection. A new connection is added. The time that this takes does not depend on
+    /// the number of connections.
     ///
     /// # Errors
-    /// [`ReaperError::BadDescriptor`] for a negative number, [`ReaperError::OutOfMemory`] where a new one has no room.
+    /// [`ReaperError::BadDescriptor`] for a negative descriptor, [`ReaperError::OutOfMemory`] if there is no memory
+    /// for a new connection.
     #[inline]
     pub fn touch(&mut self, fd: c_int, now_ms: u64) -> Result<(), ReaperError> {
         let link = Link::of(fd).ok_or(ReaperError::BadDescriptor(fd))?;
@@ -138,7 +144,7 @@ impl Reaper {
                 }
                 (entry.older, entry.newer) = (newest, END);
                 self.join(older, newer);
-                // It was not the newest, so there is one, and it is another.
+                // This entry was not the newest, so another entry is.
                 self.set_newer(newest, link);
                 self.newest = link;
             }
@@ -147,27 +153,27 @@ impl Reaper {
         Ok(())
     }
 
-    /// Takes a connection out, and says whether it was there. Forget it before its descriptor is closed.
+    /// Removes a connection, and returns whether it was known. Call this before its descriptor is closed.
     pub fn forget(&mut self, fd: c_int) -> bool {
         self.contains(fd) && Link::of(fd).is_some_and(|link| self.take(link))
     }
 
-    /// Takes out those that are due, one by one as they are asked for, the most silent first. Those that are not asked
-    /// for stay.
+    /// Returns an iterator that removes the connections that are due, beginning with the one that was silent longest.
+    /// Each is removed when the iterator returns it, so the others stay if the iterator is dropped early.
     pub fn expired(&mut self, now_ms: u64) -> Expired<'_> {
         self.latest = self.latest.max(now_ms);
         Expired(self)
     }
 
-    /// How many milliseconds from `now_ms` until one is due: 0 if one is, `None` if there is none. It only looks:
-    /// `now_ms` does not count as seen.
+    /// Returns the time in milliseconds from `now_ms` until the next connection is due. Returns 0 if one is due, and
+    /// `None` if there are no connections. This call does not advance the clock of the reaper.
     #[must_use]
     pub fn next_due_ms(&self, now_ms: u64) -> Option<u32> {
         let silent = self.latest.max(now_ms).saturating_sub(self.table.get(self.oldest)?.time);
         Some(u32::try_from(silent).map_or(0, |silent| self.timeout_ms.saturating_sub(silent)))
     }
 
-    /// Adds one that is not there. Kept out of the way of the touch of one that is.
+    /// Adds a new connection. This is a separate function to keep the touch of a known connection fast.
     #[cold]
     #[inline(never)]
     fn add(&mut self, link: Link, time: u64) -> Result<(), ReaperError> {
@@ -181,7 +187,7 @@ impl Reaper {
         Ok(())
     }
 
-    /// Takes an entry out that is there.
+    /// Removes an entry that is in the list.
     fn take(&mut self, link: Link) -> bool {
         let Some(Entry { older, newer, .. }) = self.table.remove(link) else { return false };
         self.join(older, newer);
@@ -189,7 +195,7 @@ impl Reaper {
         true
     }
 
-    /// Makes two that were apart neighbours; either may be [`END`].
+    /// Makes two entries neighbours. Either may be [`END`].
     #[inline]
     fn join(&mut self, older: Link, newer: Link) {
         self.set_newer(older, newer);
@@ -218,7 +224,7 @@ impl fmt::Debug for Reaper {
     }
 }
 
-/// Takes connections that are due out of a [`Reaper`]: [`Reaper::expired`].
+/// An iterator that removes the connections that are due: see [`Reaper::expired`].
 #[derive(Debug)]
 pub struct Expired<'a>(&'a mut Reaper);
 

@@ -1,5 +1,6 @@
-//! Memory and random bytes from the system, and the `unsafe` of this crate: all but the table's word that its entries
-//! may begin as zeros.
+//! Memory and random bytes from the system, with the `unsafe` code of this crate. Only `table.rs` has more: it
+//! implements
+//! [`Zero`] for its entries.
 
 #![expect(unsafe_code, reason = "memory from malloc(3), and random bytes from the kernel")]
 
@@ -10,18 +11,18 @@ use ka_core::Errno;
 use ka_core::sys::{errno, set_errno};
 use libc::{c_int, c_long, c_void};
 
-/// A type of which memory full of zeros is a value.
+/// A type for which zeroed memory is a valid value.
 ///
 /// # Safety
-/// It is one, and malloc(3)'s alignment is enough for it: 8 bytes, on every Linux.
+/// Zeroed memory is a valid value of the type, and the alignment of malloc(3) suffices for it: 8 bytes, on every Linux.
 pub unsafe trait Zero {}
 
-// SAFETY: arrays of what may be zeros are zeros.
+// SAFETY: a zeroed array consists of zeroed elements, which are valid.
 unsafe impl<T: Zero, const N: usize> Zero for [T; N] {}
 
-/// An owned value on the C library's heap, which begins as zeros.
+/// An owned value in memory of malloc(3).
 ///
-/// An `Option` of it is [`Zero`] itself: no pointer is NULL, all zeros.
+/// `Option<Heap<T>>` is [`Zero`] too, because `None` is NULL.
 #[repr(transparent)]
 pub struct Heap<T>(NonNull<T>);
 
@@ -29,14 +30,14 @@ pub struct Heap<T>(NonNull<T>);
 unsafe impl<T: Send> Send for Heap<T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync> Sync for Heap<T> {}
-// SAFETY: `Option<NonNull<T>>` has NULL for `None` by the language's word, and `Heap` is transparent.
+// SAFETY: the language guarantees that `None` of `Option<NonNull<T>>` is NULL, and `Heap` is transparent.
 unsafe impl<T> Zero for Option<Heap<T>> {}
 
 impl<T: Zero> Heap<T> {
-    /// A value of zeros, or `None` where there is no memory for it.
+    /// Returns a zeroed value, or `None` if there is no memory.
     #[must_use]
     pub fn zeros() -> Option<Self> {
-        const { assert!(align_of::<T>() <= 8, "more than malloc promises") };
+        const { assert!(align_of::<T>() <= 8, "malloc does not guarantee this alignment") };
         // SAFETY: calloc(3) takes no pointer.
         let memory = quietly(|| unsafe { libc::calloc(1, size_of::<T>()) });
         NonNull::new(memory.cast()).map(Self)
@@ -44,7 +45,7 @@ impl<T: Zero> Heap<T> {
 }
 
 impl<T> Heap<T> {
-    /// Gives the value to C, which has to give it back through [`Heap::from_raw`].
+    /// Transfers the value to C code, which must return it through [`Heap::from_raw`].
     #[must_use]
     pub fn into_raw(self) -> *mut T {
         let raw = self.0.as_ptr();
@@ -52,18 +53,18 @@ impl<T> Heap<T> {
         raw
     }
 
-    /// The value that C gives back; `None` for NULL.
+    /// Takes a value back from C code. Returns `None` for NULL.
     ///
     /// # Safety
-    /// NULL, or `raw` is of [`Heap::into_raw`] and is not used any more.
+    /// `raw` is NULL, or a pointer from [`Heap::into_raw`] that is not used again.
     pub unsafe fn from_raw(raw: *mut T) -> Option<Self> {
         NonNull::new(raw).map(Self)
     }
 
-    /// A value in memory of its own, or `None` where there is none for it.
+    /// Moves a value to newly allocated memory. Returns `None` if there is no memory.
     #[must_use]
     pub fn new(value: T) -> Option<Self> {
-        const { assert!(align_of::<T>() <= 8, "more than malloc promises") };
+        const { assert!(align_of::<T>() <= 8, "malloc does not guarantee this alignment") };
         // SAFETY: malloc(3) takes no pointer.
         let memory = quietly(|| unsafe { libc::malloc(size_of::<T>()) });
         let memory = NonNull::new(memory.cast::<T>())?;
@@ -77,21 +78,21 @@ impl<T> Deref for Heap<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: the pointer is of a value that lives as long as this.
+        // SAFETY: the pointer is to a value that `self` owns, so it lives as long as `self`.
         unsafe { self.0.as_ref() }
     }
 }
 
 impl<T> DerefMut for Heap<T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as above, and this is its only owner.
+        // SAFETY: as above, and `self` is the only owner.
         unsafe { self.0.as_mut() }
     }
 }
 
 impl<T> Drop for Heap<T> {
     fn drop(&mut self) {
-        // SAFETY: the value is owned, and is not used again; its memory is of malloc or calloc.
+        // SAFETY: the value is owned and not used again. Its memory comes from malloc or calloc.
         unsafe {
             self.0.drop_in_place();
             quietly(|| libc::free(self.0.as_ptr().cast::<c_void>()));
@@ -99,7 +100,7 @@ impl<T> Drop for Heap<T> {
     }
 }
 
-/// A list on the C library's heap, grown with zeros.
+/// A list in memory of calloc(3). It grows by zeroed values.
 pub(crate) struct HeapList<T> {
     first: NonNull<T>,
     len: usize,
@@ -111,25 +112,26 @@ unsafe impl<T: Send> Send for HeapList<T> {}
 unsafe impl<T: Sync> Sync for HeapList<T> {}
 
 impl<T: Zero> HeapList<T> {
-    /// A list of nothing, which needs no memory.
+    /// Returns an empty list, which needs no memory.
     pub(crate) const fn new() -> Self {
         Self { first: NonNull::dangling(), len: 0 }
     }
 
-    /// Makes it `len` long, if it is shorter; `false` where there is no memory, and it is as it was.
+    /// Grows the list to `len` values, if it is shorter. Returns `false` if there is no memory. The list is unchanged
+    /// then.
     ///
-    /// New memory of calloc(3) and not realloc(3): of a large one the C library has pages that the kernel provides as
-    /// zeros when they are touched, so what is never used costs no memory.
+    /// This calls calloc(3) instead of realloc(3). The C library takes a large block directly from the kernel, which
+    /// provides a zeroed page at the first access. So values that are never used cost no memory.
     pub(crate) fn grow(&mut self, len: usize) -> bool {
-        const { assert!(align_of::<T>() <= 8, "more than malloc promises") };
+        const { assert!(align_of::<T>() <= 8, "malloc does not guarantee this alignment") };
         if len <= self.len {
             return true;
         }
-        // SAFETY: calloc(3) takes no pointer, and refuses a size that overflows.
+        // SAFETY: calloc(3) takes no pointer, and fails if the size overflows.
         let memory = quietly(|| unsafe { libc::calloc(len, size_of::<T>()) });
         let Some(memory) = NonNull::new(memory.cast::<T>()) else { return false };
-        // SAFETY: the old memory has as many values, and the new has room for more. The values move: the old memory is
-        // given back without dropping them.
+        // SAFETY: the old memory has `self.len` values, and the new memory has room for more. The values move, so the
+        // old memory is freed without dropping them.
         unsafe {
             memory.copy_from_nonoverlapping(self.first, self.len);
             self.free();
@@ -140,13 +142,13 @@ impl<T: Zero> HeapList<T> {
 }
 
 impl<T> HeapList<T> {
-    /// Gives the memory back.
+    /// Frees the memory.
     ///
     /// # Safety
-    /// It is not used again.
+    /// The memory is not used again.
     unsafe fn free(&mut self) {
         if self.len > 0 {
-            // SAFETY: the memory is of calloc, and the caller vouches that it is not used again.
+            // SAFETY: the memory comes from calloc, and the caller guarantees that it is not used again.
             quietly(|| unsafe { libc::free(self.first.as_ptr().cast()) });
         }
     }
@@ -157,7 +159,8 @@ impl<T> Deref for HeapList<T> {
 
     #[inline]
     fn deref(&self) -> &[T] {
-        // SAFETY: `first` has `len` values, zeros at first, which `grow` asks a `T` to allow; or it has none.
+        // SAFETY: `first` points to `len` values, or `len` is 0. `grow` creates them as zeros, and `T: Zero` allows
+        // that.
         unsafe { core::slice::from_raw_parts(self.first.as_ptr(), self.len) }
     }
 }
@@ -165,7 +168,7 @@ impl<T> Deref for HeapList<T> {
 impl<T> DerefMut for HeapList<T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as above, and this is their only owner.
+        // SAFETY: as above, and `self` is the only owner.
         unsafe { core::slice::from_raw_parts_mut(self.first.as_ptr(), self.len) }
     }
 }
@@ -181,13 +184,13 @@ impl<T> Drop for HeapList<T> {
     }
 }
 
-/// Fills `bytes` with what nobody can guess, from the kernel.
+/// Fills `bytes` with secure random bytes from the kernel.
 ///
-/// getrandom(2) by its number: glibc has a function of that name only since 2.25. A kernel before 3.17 does not have
-/// it: there it is /dev/urandom, random(4).
+/// getrandom(2) is called by its number, because glibc has a wrapper only since 2.25. Kernels before 3.17 lack the
+/// system call. There the bytes come from /dev/urandom, random(4).
 ///
 /// # Errors
-/// What the kernel answered; `bytes` may have been written to.
+/// The error of the kernel. `bytes` may be partly overwritten.
 pub(crate) fn random(bytes: &mut [u8]) -> Result<(), Errno> {
     let mut source: Option<Urandom> = None;
     let mut filled = 0_usize;
@@ -200,7 +203,7 @@ pub(crate) fn random(bytes: &mut [u8]) -> Result<(), Errno> {
             Some(Urandom(fd)) => syscall(|| unsafe { libc::syscall(libc::SYS_read, *fd, to, size) }),
         };
         match result {
-            // It has no end; if it does, this is not what it should be.
+            // The source has no end, so this is not /dev/urandom.
             Ok(0) => return Err(Errno(libc::EIO)),
             Ok(more) => filled = filled.saturating_add(usize::try_from(more).unwrap_or(0)),
             Err(Errno(libc::EINTR)) => {}
@@ -213,8 +216,8 @@ pub(crate) fn random(bytes: &mut [u8]) -> Result<(), Errno> {
 
 /// /dev/urandom, closed when dropped.
 ///
-/// Not by open(3) and close(3), which are cancellation points: a thread that is cancelled between them would leave the
-/// descriptor open.
+/// This type makes raw system calls, because open(3) and close(3) are cancellation points. A thread that is cancelled
+/// between them would leave the descriptor open.
 struct Urandom(c_int);
 
 impl Urandom {
@@ -233,12 +236,12 @@ impl Urandom {
 
 impl Drop for Urandom {
     fn drop(&mut self) {
-        // SAFETY: close(2) takes no pointer, and the descriptor is ours.
+        // SAFETY: close(2) takes no pointer, and `self` owns the descriptor.
         let _ = syscall(|| unsafe { libc::syscall(libc::SYS_close, self.0) });
     }
 }
 
-/// Makes a raw system call and takes its error number without leaving it in `errno`.
+/// Makes a raw system call. If it fails, returns its error number and restores `errno`.
 fn syscall(call: impl FnOnce() -> c_long) -> Result<c_long, Errno> {
     quietly(|| {
         let result = call();
@@ -246,8 +249,8 @@ fn syscall(call: impl FnOnce() -> c_long) -> Result<c_long, Errno> {
     })
 }
 
-/// Makes a call of the C library that may leave something in `errno`, and takes it out: malloc(3) and, before
-/// glibc 2.33, free(3) do so even where they succeed.
+/// Makes a C library call and restores `errno`. malloc(3), and free(3) before glibc 2.33, may change `errno` even if
+/// they succeed.
 fn quietly<T>(call: impl FnOnce() -> T) -> T {
     let before = errno();
     let result = call();
@@ -261,10 +264,10 @@ mod tests {
 
     use super::{Heap, HeapList, Zero};
 
-    /// Counts how often it is dropped, where it was given something to count by.
+    /// Counts its drops in the counter, if it has one.
     struct Counting(Option<&'static AtomicU32>);
 
-    // SAFETY: `Option<&T>` has NULL for `None` by the language's word.
+    // SAFETY: the language guarantees that `None` of `Option<&T>` is NULL.
     unsafe impl Zero for Counting {}
 
     impl Drop for Counting {
@@ -276,21 +279,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_on_the_heap_is_dropped_once() {
+    fn a_value_on_the_heap_is_dropped_once() {
         static DROPPED: AtomicU32 = AtomicU32::new(0);
         drop(Heap::new(Counting(Some(&DROPPED))));
         assert_eq!(DROPPED.load(Relaxed), 1);
         let raw = Heap::new(Counting(Some(&DROPPED))).unwrap().into_raw();
         assert_eq!(DROPPED.load(Relaxed), 1);
-        // SAFETY: of `into_raw`, and not used again.
+        // SAFETY: `raw` is from `into_raw`, and not used again.
         drop(unsafe { Heap::from_raw(raw) });
         assert_eq!(DROPPED.load(Relaxed), 2);
-        // SAFETY: NULL may be given.
+        // SAFETY: NULL is allowed.
         assert!(unsafe { Heap::<Counting>::from_raw(core::ptr::null_mut()) }.is_none());
     }
 
     #[test]
-    fn what_is_in_a_list_moves_when_it_grows_and_is_dropped_once() {
+    fn values_of_a_list_survive_growth_and_are_dropped_once() {
         static DROPPED: AtomicU32 = AtomicU32::new(0);
         let mut list = HeapList::new();
         assert!(list.grow(2));

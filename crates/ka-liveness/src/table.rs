@@ -1,9 +1,9 @@
-//! A table by descriptor number: what makes a connection's entry one memory access away, and gives its memory back.
+//! A table of entries, indexed by descriptor, that returns unused memory.
 //!
-//! The kernel hands out the lowest free number, so an array is the natural table. But a program may move a descriptor
-//! to any number up to `INT_MAX` (dup2(2)), and after a flood of connections a few are left at high numbers. So the
-//! array is in pages of 256 entries (4 KiB), made when the first of them is needed and given back when the last has
-//! gone; a leaf has 256 pages, and the root has the leaves, of 65,536 numbers each:
+//! The kernel assigns the lowest free descriptor, so an array would be the natural table. But a program may move a
+//! descriptor to any number up to `INT_MAX` (dup2(2)), and a flood of connections may leave a few at high numbers. So
+//! the array is divided into pages of 256 entries (4 KiB). A page is allocated with its first entry and freed with
+//! its last. A leaf has 256 pages, which is 65,536 descriptors, and the root has the leaves:
 //!
 //! ```text
 //!   number  |  leaf: 15 bits  |  page: 8 bits  |  entry: 8 bits  |
@@ -11,50 +11,51 @@
 //!                root     ──────▶   leaf   ──────▶    page
 //! ```
 //!
-//! Dense descriptors cost the 16 bytes of their entries and a sixteenth of a byte for the leaf. One alone at a far
-//! number costs a page and a leaf, 8 KiB, and the root up to it: 16 bytes for each 65,536 numbers, so 512 KiB at
-//! `INT_MAX`, of which only what is used is touched. The root stays until the table is dropped. Two empty blocks are
-//! kept: a page and a leaf that come and go at a border cost no allocation.
+//! A dense descriptor costs the 16 bytes of its entry, and 1/16 byte of the leaf. A single descriptor far from the
+//! others costs a page and a leaf (8 KiB), and the root up to it: 16 bytes for each 65,536 descriptors, which is 512
+//! KiB at `INT_MAX`. Only the used parts of the root are touched, and the root is kept until the table is dropped.
+//! The table also keeps one empty page and one empty leaf. So a connection that comes and goes at the border of a
+//! page needs no allocation each time.
 
-#![expect(unsafe_code, reason = "the word that its entries may begin as zeros")]
+#![expect(unsafe_code, reason = "the promise that zeroed memory is a valid entry")]
 
 use core::mem;
 
 use crate::sys::{Heap, HeapList, Zero};
 
-/// How many entries a page has, and pages a leaf: each is 4 KiB.
+/// The number of entries in a page, and of pages in a leaf. Each is at most 4 KiB.
 const PAGE: usize = 256;
 const LEAF: usize = 256;
 
-/// An entry's place in its list of connections, and when it was last touched.
+/// The entry of a connection: its neighbours in the list, and the time of its last touch.
 ///
-/// A link is the other's number; [`ABSENT`] is zero, so that a page begins with nobody in it, and numbers are stored
-/// one higher.
+/// A link is the descriptor of the neighbour plus one. [`ABSENT`] is 0, so that all entries of a zeroed page are
+/// absent.
 #[derive(Clone, Copy)]
 pub(crate) struct Entry {
-    /// ms on the caller's clock.
+    /// The time of the last touch, in milliseconds on the caller's clock.
     pub(crate) time: u64,
-    /// The one that was touched before, [`END`] where this is the first.
+    /// The connection that was touched before this one. [`END`] if this is the first of the list.
     pub(crate) older: Link,
-    /// The one that was touched after, [`END`] where this is the last.
+    /// The connection that was touched after this one. [`END`] if this is the last of the list.
     pub(crate) newer: Link,
 }
 
-// SAFETY: numbers all.
+// SAFETY: all fields are integers, for which zero is a valid value.
 unsafe impl Zero for Entry {}
 const _: () = assert!(size_of::<Page>() == 4096 && size_of::<Leaf>() <= 4096);
 
-/// The number of an entry, one higher; [`ABSENT`] or [`END`].
+/// The descriptor of an entry plus one, or [`ABSENT`] or [`END`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Link(u32);
 
-/// No entry: what all are in a fresh page.
+/// The link of an entry that is not in the list, as in a new page.
 pub(crate) const ABSENT: Link = Link(0);
-/// Nobody before, or behind.
+/// The link beyond the first or the last entry of the list.
 pub(crate) const END: Link = Link(u32::MAX);
 
 impl Link {
-    /// `None` for a number that no descriptor has.
+    /// Returns the link of a descriptor, or `None` if the descriptor is negative.
     pub(crate) fn of(fd: libc::c_int) -> Option<Self> {
         u32::try_from(fd).ok()?.checked_add(1).map(Self)
     }
@@ -63,20 +64,20 @@ impl Link {
         self.0.checked_sub(1)?.try_into().ok()
     }
 
-    /// Where it is: leaf, page, entry.
+    /// Returns the indices of the leaf, the page and the entry.
     const fn place(self) -> (usize, usize, usize) {
         let number = self.0.wrapping_sub(1) as usize;
         (number / (PAGE * LEAF), number / PAGE % LEAF, number % PAGE)
     }
 }
 
-/// A block below, and how much of it is in use.
+/// A block of the level below, and the number of its items that are in use.
 struct Slot<T> {
     block: Option<Heap<T>>,
     used: u32,
 }
 
-// SAFETY: no block, and none in use.
+// SAFETY: zeros mean `None` for the block, and 0 items in use.
 unsafe impl<T> Zero for Slot<T> {}
 
 type Page = [Entry; PAGE];
@@ -85,7 +86,7 @@ type Leaf = [Slot<Page>; LEAF];
 /// The entries of all descriptors.
 pub(crate) struct Table {
     root: HeapList<Slot<Leaf>>,
-    /// Empty blocks kept for the next that is needed. Whatever it was, it is all zeros.
+    /// Empty blocks, kept for the next allocation. They contain only zeros.
     spare_page: Option<Heap<Page>>,
     spare_leaf: Option<Heap<Leaf>>,
 }
@@ -95,22 +96,22 @@ impl Table {
         Self { root: HeapList::new(), spare_page: None, spare_leaf: None }
     }
 
-    /// The entry of a number, if its page is there; its links may be [`ABSENT`].
+    /// Returns the entry of a descriptor, if its page exists. The links of the entry may be [`ABSENT`].
     #[inline]
     pub(crate) fn get(&self, link: Link) -> Option<&Entry> {
         let (leaf, page, entry) = link.place();
         self.root.get(leaf)?.block.as_ref()?.get(page)?.block.as_ref()?.get(entry)
     }
 
-    /// The same, to be changed.
+    /// Returns the entry of a descriptor like [`get`](Self::get), but mutable.
     #[inline]
     pub(crate) fn get_mut(&mut self, link: Link) -> Option<&mut Entry> {
         let (leaf, page, entry) = link.place();
         self.root.get_mut(leaf)?.block.as_mut()?.get_mut(page)?.block.as_mut()?.get_mut(entry)
     }
 
-    /// Counts an absent entry in, with its page: it is for the caller to fill it, and to [`remove`](Self::remove) it.
-    /// `None` where there is no memory; the table is as it was.
+    /// Adds an absent entry, and its page if needed. The caller must fill the entry, and [`remove`](Self::remove) it
+    /// later. Returns `None` if there is no memory. The table is unchanged then.
     pub(crate) fn insert(&mut self, link: Link) -> Option<&mut Entry> {
         let (leaf, page, entry) = link.place();
         if self.root.len() <= leaf && !self.root.grow(leaf.checked_add(1)?.next_power_of_two()) {
@@ -136,7 +137,7 @@ impl Table {
         Some(entry)
     }
 
-    /// Takes out an entry that was counted in, and gives back what is empty then.
+    /// Removes an entry that was added, and frees the blocks that become empty.
     pub(crate) fn remove(&mut self, link: Link) -> Option<Entry> {
         let (leaf, page, entry) = link.place();
         let leaf_slot = self.root.get_mut(leaf)?;
@@ -165,9 +166,9 @@ impl Table {
 mod tests {
     use super::Link;
 
-    /// A leaf is for 65536 numbers, or memory is not what it is said to be.
+    /// The documented use of memory depends on 65536 descriptors per leaf.
     #[test]
-    fn each_number_has_its_place() {
+    fn descriptors_map_to_their_leaf_page_and_entry() {
         for (fd, place) in [
             (0, (0, 0, 0)),
             (255, (0, 0, 255)),

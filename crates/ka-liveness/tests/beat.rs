@@ -1,4 +1,4 @@
-//! The heartbeat: what passes and what does not. The vectors of docs/heartbeat.md are libka's tests'.
+//! Tests valid and invalid heartbeats. The tests of libka check the test vectors of docs/heartbeat.md.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,7 @@ fn signed(client: u64, sequence: u64) -> Frame {
     Beat { client, sequence }.sign(key(), &nonce()).unwrap()
 }
 
-/// The same bytes with each of their bits flipped, one at a time.
+/// Returns one copy of the bytes for each of their bits, with that bit flipped.
 fn flipped(bytes: &[u8]) -> impl Iterator<Item = (usize, Vec<u8>)> {
     (0..bytes.len() * 8).map(|bit| {
         let mut other = bytes.to_vec();
@@ -29,13 +29,13 @@ fn flipped(bytes: &[u8]) -> impl Iterator<Item = (usize, Vec<u8>)> {
 }
 
 #[test]
-fn every_flipped_bit_is_refused() {
+fn every_flipped_bit_is_rejected() {
     let frame = signed(1, 2);
     for (bit, other) in flipped(&frame) {
         let other = other.try_into().unwrap();
-        // Magic, version and zeros say that it is no frame; else it is the MAC that does not fit.
-        let refused = if bit < 64 { BeatError::NotAFrame } else { BeatError::Forged };
-        assert_eq!(Beat::verify(key(), &nonce(), 0, &other), Err(refused), "bit {bit}");
+        // The first 64 bits are magic, version and zeros. A change after them makes the MAC wrong.
+        let error = if bit < 64 { BeatError::NotAFrame } else { BeatError::Forged };
+        assert_eq!(Beat::verify(key(), &nonce(), 0, &other), Err(error), "bit {bit}");
         assert_eq!(Beat::client(&other).is_err(), bit < 64, "bit {bit}");
     }
     for (bit, other) in flipped(nonce().as_bytes()) {
@@ -50,7 +50,7 @@ fn every_flipped_bit_is_refused() {
 }
 
 #[test]
-fn only_a_greater_sequence_passes_and_only_a_genuine_one_is_stale() {
+fn a_genuine_frame_with_an_old_sequence_number_is_stale() {
     let frame = signed(1, 5);
     for last_sequence in [5, 6, u64::MAX] {
         let stale = BeatError::Stale { sequence: 5, last_sequence };
@@ -65,7 +65,7 @@ fn only_a_greater_sequence_passes_and_only_a_genuine_one_is_stale() {
 }
 
 #[test]
-fn a_short_key_is_refused_and_none_is_shown() {
+fn short_keys_are_rejected_and_debug_output_hides_keys() {
     for size in 0..64 {
         let made = Key::new(&[1; 64][..size]).map(|_| ());
         let answer = if size < 16 { Err(BeatError::ShortKey(size)) } else { Ok(()) };
@@ -82,7 +82,7 @@ fn nonces_differ() {
 
 proptest! {
     #[test]
-    fn what_is_signed_is_verified(
+    fn signed_beats_are_verified(
         key in prop::collection::vec(any::<u8>(), 16..200),
         nonce: [u8; 16],
         client: u64,

@@ -1,4 +1,4 @@
-//! The reaper beside a naive model of it, and at its edges.
+//! Tests the reaper against a simple model, and with extreme times and descriptors.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use ka_liveness::{Reaper, ReaperError};
 use libc::c_int;
 use proptest::prelude::*;
 
-/// What the reaper must be, as its documentation says it and no cleverer: when each was touched, and in what order.
+/// A simple model of the reaper: the time and the order of the last touch of each connection.
 #[derive(Default)]
 struct Model {
     timeout_ms: u64,
@@ -55,14 +55,16 @@ enum Step {
     Touch(c_int),
     Forget(c_int),
     Expired(usize),
-    /// The clock goes on, or back.
+    /// The clock moves by this many milliseconds, forward or backward.
     Time(i64),
-    /// All numbers of a range come, as in a flood, or go.
-    Flood(c_int, c_int),
-    Ebb(c_int, c_int),
+    /// This many descriptors from the first one on are touched.
+    TouchRange(c_int, c_int),
+    /// This many descriptors from the first one on are forgotten.
+    ForgetRange(c_int, c_int),
 }
 
-/// Few numbers, so that they meet; at the borders of pages and leaves; and anywhere.
+/// Generates descriptors: often from a small range, so that they repeat, and also at the borders of pages and leaves,
+/// and any number.
 fn fd() -> impl Strategy<Value = c_int> {
     prop_oneof![
         4 => 0..8,
@@ -78,8 +80,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => fd().prop_map(Step::Forget),
         3 => (0..12_usize).prop_map(Step::Expired),
         4 => prop_oneof![0..40_i64, -40..40_i64, any::<i64>()].prop_map(Step::Time),
-        1 => (0..1000, 0..300).prop_map(|(from, count)| Step::Flood(from, count)),
-        1 => (0..1000, 0..600).prop_map(|(from, count)| Step::Ebb(from, count)),
+        1 => (0..1000, 0..300).prop_map(|(from, count)| Step::TouchRange(from, count)),
+        1 => (0..1000, 0..600).prop_map(|(from, count)| Step::ForgetRange(from, count)),
     ]
 }
 
@@ -87,7 +89,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn it_does_what_the_naive_model_does(
+    fn the_reaper_behaves_like_the_model(
         timeout_ms in prop_oneof![1..50_u32, any::<u32>().prop_map(|timeout| timeout.max(1)), Just(u32::MAX)],
         start in prop_oneof![Just(0), any::<u64>(), Just(u64::MAX - 20)],
         steps in prop::collection::vec(step(), 1..60),
@@ -109,11 +111,11 @@ proptest! {
                     prop_assert_eq!(fds, model.expired(now, n));
                 }
                 Step::Time(by) => now = now.saturating_add_signed(by),
-                Step::Flood(from, count) => for fd in from..from + count {
+                Step::TouchRange(from, count) => for fd in from..from + count {
                     reaper.touch(fd, now).unwrap();
                     model.touch(fd, now);
                 }
-                Step::Ebb(from, count) => for fd in from..from + count {
+                Step::ForgetRange(from, count) => for fd in from..from + count {
                     prop_assert_eq!(reaper.forget(fd), model.connections.remove(&fd).is_some());
                 }
             }
@@ -123,7 +125,7 @@ proptest! {
                 prop_assert_eq!(reaper.next_due_ms(time).map(u64::from), model.next_due_ms(time));
             }
         }
-        // Whoever is due at the end of time comes out in order, and the rest is there to be forgotten.
+        // At the latest possible time, the connections that are due are returned in order. The others can be forgotten.
         let fds: Vec<_> = reaper.expired(u64::MAX).collect();
         prop_assert_eq!(fds, model.expired(u64::MAX, usize::MAX));
         for fd in model.connections.keys() {
@@ -134,13 +136,13 @@ proptest! {
 }
 
 #[test]
-fn a_timeout_of_nothing_is_refused() {
+fn a_timeout_of_0_is_rejected() {
     assert_eq!(Reaper::new(0).unwrap_err(), ReaperError::NoTimeout);
     assert_eq!(Reaper::new(1).unwrap().timeout_ms(), 1);
 }
 
 #[test]
-fn due_is_when_the_timeout_is_over_to_the_millisecond() {
+fn a_connection_is_due_exactly_when_its_timeout_has_passed() {
     let mut reaper = Reaper::new(1000).unwrap();
     reaper.touch(3, 5).unwrap();
     assert_eq!(reaper.next_due_ms(5), Some(1000));
@@ -151,9 +153,9 @@ fn due_is_when_the_timeout_is_over_to_the_millisecond() {
     assert_eq!(reaper.next_due_ms(1005), None);
 }
 
-/// At the end of time nothing overflows: who is touched there falls due after it.
+/// Times near `u64::MAX` do not overflow. A connection that is touched there is due after that.
 #[test]
-fn the_last_millisecond_is_one_like_others() {
+fn times_near_the_maximum_do_not_overflow() {
     let mut reaper = Reaper::new(u32::MAX).unwrap();
     reaper.touch(3, u64::MAX - 1).unwrap();
     reaper.touch(4, u64::MAX).unwrap();
@@ -165,31 +167,31 @@ fn the_last_millisecond_is_one_like_others() {
 }
 
 #[test]
-fn looking_does_not_move_the_clock() {
+fn next_due_ms_does_not_advance_the_clock() {
     let mut reaper = Reaper::new(100).unwrap();
     reaper.touch(3, 0).unwrap();
     assert_eq!(reaper.next_due_ms(1_000_000), Some(0));
     reaper.touch(4, 50).unwrap();
     assert_eq!(reaper.next_due_ms(60), Some(40));
-    // What takes out does: whatever a touch says then, it is at 120.
+    // `expired` advances the clock, so the following touch is at 120, although it passes 60.
     assert_eq!(reaper.expired(120).collect::<Vec<_>>(), [3]);
     reaper.touch(4, 60).unwrap();
     assert_eq!(reaper.next_due_ms(0), Some(100));
 }
 
 #[test]
-fn it_is_send_and_sync() {
+fn reaper_is_send_and_sync() {
     fn check<T: Send + Sync>() {}
     check::<Reaper>();
 }
 
 #[test]
-fn it_tells_of_itself() {
+fn debug_output_and_messages_are_as_documented() {
     let mut reaper = Reaper::new(30_000).unwrap();
     reaper.touch(3, 5).unwrap();
     assert_eq!(reaper.timeout_ms(), 30_000);
     assert_eq!(format!("{reaper:?}"), "Reaper { timeout_ms: 30000, len: 1, latest: 5, .. }");
     assert_eq!(ReaperError::NoTimeout.to_string(), "the timeout is 0 ms: it must be 1 ms or more");
-    assert_eq!(ReaperError::BadDescriptor(-1).to_string(), "-1 is no descriptor: it must be 0 or more");
+    assert_eq!(ReaperError::BadDescriptor(-1).to_string(), "-1 is not a descriptor: it must be 0 or more");
     assert_eq!(ReaperError::OutOfMemory.to_string(), "no memory for one more connection");
 }

@@ -5,8 +5,8 @@
 //!
 //! - [`Policy`]: the values, the [`Mode`] and the [`Rules`].
 //! - [`Variables`]: the policy that the KA_ variables of an environment and of /etc/ka.conf describe.
-//! - [`judge`]: what becomes of the program's own setsockopt(2).
-//! - [`due`] and [`give`]: what is set on a socket that may have its own keepalive.
+//! - [`judge`]: the verdict on a setsockopt(2) of the program.
+//! - [`due`] and [`give`]: the values for a socket on which the program may already have set some.
 //!
 //! ```
 //! use std::os::fd::AsRawFd;

@@ -54,16 +54,17 @@ pub enum Verdict {
     Clamp(i32),
 }
 
-/// Decides what becomes of a program's setsockopt(2) on a socket that has this policy.
+/// Decides the [`Verdict`] on a program's setsockopt(2) on a socket that has this policy.
 ///
 /// The shim, the seccomp supervisor and the BPF program of a cgroup all follow this function. The caller has checked
-/// that the descriptor is TCP and that the value is an `int` in readable memory: otherwise the kernel itself rejects the
-/// call.
+/// that the descriptor is TCP and that the value is an `int` in readable memory: otherwise the kernel itself rejects
+/// the call.
 ///
 /// | option | [`Mode::Force`] | [`Mode::Floor`] |
 /// |---|---|---|
 /// | a timer out of its range | [`Reject`](Verdict::Reject) | `Reject` |
-/// | idle, intvl, cnt that the policy names | [`Ignore`](Verdict::Ignore) | at most the policy's: [`Clamp`](Verdict::Clamp) |
+/// | idle, intvl, cnt that the policy names | [`Ignore`](Verdict::Ignore) | at most the policy's:
+/// [`Clamp`](Verdict::Clamp) |
 /// | the user timeout, if the policy names one | `Ignore` | `Ignore` |
 /// | the user timeout otherwise | at most [`user_timeout_limit`]: `Clamp` | at most [`user_timeout_limit`]: `Clamp` |
 /// | `SO_KEEPALIVE` off, if the policy is on | `Ignore` | `Ignore` |
@@ -141,8 +142,8 @@ pub fn due<K: Kernel + Copy>(
     Some(with_short_user_timeout(socket, config, policy))
 }
 
-/// Applies a policy to a socket, but leaves the user timeout out if the socket cannot have one (Multipath TCP), or if an
-/// automatic one would be too long. `fresh` says that the socket is new, so that its keepalive is off.
+/// Applies a policy to a socket, but leaves the user timeout out if the socket cannot have one (Multipath TCP), or if
+/// an automatic one would be too long. `fresh` says that the socket is new, so that its keepalive is off.
 ///
 /// Returns the policy that was tried last, and its result.
 #[inline]

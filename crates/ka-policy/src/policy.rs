@@ -26,15 +26,15 @@ impl Policy<'static> {
 }
 
 impl Policy<'_> {
-    /// Decides what a socket gets, by its peer and local port. An unknown peer, and port 0, match no rule that names
-    /// them.
+    /// Decides the action for a socket by its peer and local port. A rule that names a peer does not match an unknown
+    /// peer, and a rule that names a local port does not match port 0.
     #[must_use]
     pub fn decide(&self, peer: Option<Endpoint>, local_port: u16) -> Action {
         self.rules.first_match(peer, local_port).map_or(Action::Apply(self.config), Rule::action)
     }
 
-    /// Decides what becomes of a program's setsockopt(2), as [`judge`] does. `config` are the values that the socket
-    /// has from [`Policy::decide`].
+    /// Decides the verdict on a program's setsockopt(2), as [`judge`] does. `config` holds the values that
+    /// [`Policy::decide`] chose for the socket.
     #[must_use]
     #[inline]
     pub fn judge(&self, config: &Config, option: SockOpt, value: i32) -> Verdict {

@@ -16,9 +16,10 @@ pub enum Action {
     Apply(Config),
 }
 
-/// Conditions on the two ends of a connection, and an action.
+/// Conditions on the peer and the local port of a connection, and an action.
 ///
-/// Its bytes may all be zero: it consists of integers only. So memory for rules need not be initialized by the program.
+/// A rule consists of integers only, so zeroed memory is a valid rule. The memory of a list of rules needs no
+/// initialization.
 ///
 /// ```
 /// use ka_core::Config;
@@ -81,9 +82,9 @@ impl Rule {
 
     /// Reads a rule: conditions and an action, with blanks between them.
     ///
-    /// The conditions, each at most once, all of which must hold: `peer=ADDRESS[/BITS]`, `rport=N[-M]`,
-    /// `lport=N[-M]`. The action, last: `skip` (or `off`), or a policy's text as [`parse_typed`] reads it. Values that
-    /// the text does not name come from the base policy.
+    /// The conditions are `peer=ADDRESS[/BITS]`, `rport=N[-M]` and `lport=N[-M]`. Each may occur once, and all of
+    /// them must hold. The action is the last word: `skip` (or `off`), or the text of a policy as [`parse_typed`]
+    /// reads it. Values that the text does not name come from the base policy.
     ///
     /// # Errors
     /// The first wrong word, and a description of a valid one.
@@ -146,7 +147,7 @@ impl Rule {
         self.conditions
     }
 
-    /// Returns whether a condition looks at the peer. A listener has none.
+    /// Returns whether a condition looks at the peer. A listener has no peer, so such a rule never matches it.
     #[must_use]
     pub const fn looks_at_peer(&self) -> bool {
         self.conditions.looks_at_peer()
@@ -216,28 +217,27 @@ impl fmt::Display for RuleError<'_> {
 
 impl error::Error for RuleError<'_> {}
 
-/// One end of a connection. An IPv4 address is its IPv6 form, ::ffff:a.b.c.d, as the kernel itself has it on a socket
-/// for both.
+/// One end of a connection. An IPv4 address has its IPv6 form, ::ffff:a.b.c.d, as on a dual-stack socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// The address's bits.
+    /// The bits of the address.
     pub address: u128,
     /// The port.
     pub port: u16,
 }
 
-/// What every IPv4 address begins with, ::ffff:0:0/96.
+/// The prefix of all IPv4 addresses: ::ffff:0:0/96.
 const IPV4: u128 = 0xffff_0000_0000;
 const IPV4_BITS: u32 = 96;
 
 impl Endpoint {
-    /// An end with this IPv4 address, as it is on the wire.
+    /// Returns the endpoint with this IPv4 address (network byte order) and port.
     #[must_use]
     pub const fn v4(octets: [u8; 4], port: u16) -> Self {
         Self { address: IPV4 | u32::from_be_bytes(octets) as u128, port }
     }
 
-    /// An end with this IPv6 address, as it is on the wire.
+    /// Returns the endpoint with this IPv6 address (network byte order) and port.
     #[must_use]
     pub const fn v6(octets: [u8; 16], port: u16) -> Self {
         Self { address: u128::from_be_bytes(octets), port }
@@ -253,7 +253,7 @@ impl From<SocketAddr> for Endpoint {
     }
 }
 
-/// Addresses that begin with the same bits. A prefix shorter than what every IPv4 address begins with has none of them.
+/// The addresses with a common prefix. A prefix shorter than ::ffff:0:0/96 contains no IPv4 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cidr {
     network: u128,
@@ -261,7 +261,7 @@ pub struct Cidr {
 }
 
 impl Cidr {
-    /// Reads `ADDRESS` or `ADDRESS/BITS`. Bits of the address beyond the prefix do not count.
+    /// Reads `ADDRESS` or `ADDRESS/BITS`. Bits of the address beyond the prefix are ignored.
     #[must_use]
     pub fn parse(text: &[u8]) -> Option<Self> {
         let (address, bits) = cut(text, b'/');
@@ -276,19 +276,20 @@ impl Cidr {
         (bits <= u128::BITS).then_some(Self { network, bits })
     }
 
-    /// Whether the address, with these bits, is one of them.
+    /// Returns whether the address with these bits has the prefix.
     #[must_use]
     pub fn contains(&self, address: u128) -> bool {
         let differ = self.network ^ address;
-        // A shift by the whole width, of a prefix without bits, leaves nothing to differ.
+        // A prefix of 0 bits would need a shift by the whole width, which `checked_shr` rejects. It matches every
+        // address.
         let alike = differ.checked_shr(u128::BITS.saturating_sub(self.bits)).unwrap_or(0) == 0;
         alike && (self.bits >= IPV4_BITS || address >> 32 != IPV4 >> 32)
     }
 }
 
-// core::net has parsers of addresses, but such as can panic, and these must not: they read what an environment says.
+// The address parsers of core::net can panic. These must not, because they read the environment of a program.
 
-/// Four numbers up to 255, with dots between them.
+/// Reads an IPv4 address: four numbers up to 255, with dots between them.
 #[inline(never)]
 fn ipv4(text: &[u8]) -> Option<u32> {
     let (mut address, mut count, mut rest) = (0_u32, 0_u32, Some(text));
@@ -301,8 +302,8 @@ fn ipv4(text: &[u8]) -> Option<u32> {
     (count == 4).then_some(address)
 }
 
-/// RFC 4291, section 2.2: eight groups of hexadecimal digits, the last two of which may be an IPv4 address, and a
-/// double colon in place of one or more that are zero.
+/// Reads an IPv6 address (RFC 4291, section 2.2): eight groups of hexadecimal digits. An IPv4 address may replace the
+/// last two groups, and a double colon may replace one or more groups of zeros.
 fn ipv6(text: &[u8]) -> Option<u128> {
     match text.windows(2).position(|pair| pair == b"::") {
         None => groups(text, true).and_then(|(address, count)| (count == 8).then_some(address)),
@@ -316,8 +317,8 @@ fn ipv6(text: &[u8]) -> Option<u128> {
     }
 }
 
-/// Groups with colons between them, none in an empty text: their bits, and how many they are. Where they are an address's
-/// end, the last may be an IPv4 address.
+/// Reads groups with colons between them, and returns their bits and their number. An empty text has no groups. If
+/// `is_end` is true, the groups are the end of the address, and the last of them may be an IPv4 address.
 #[inline(never)]
 fn groups(text: &[u8], is_end: bool) -> Option<(u128, u32)> {
     let (mut address, mut count) = (0_u128, 0_u32);
@@ -335,7 +336,7 @@ fn groups(text: &[u8], is_end: bool) -> Option<(u128, u32)> {
     Some((address, count))
 }
 
-/// One to four hexadecimal digits.
+/// Reads one to four hexadecimal digits.
 fn hexadecimal(digits: &[u8]) -> Option<u16> {
     if digits.is_empty() || digits.len() > 4 {
         return None;
@@ -346,7 +347,7 @@ fn hexadecimal(digits: &[u8]) -> Option<u16> {
     })
 }
 
-/// A port, or all from one to another.
+/// A range of ports, which may be a single port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ports {
     first: u16,
@@ -371,7 +372,7 @@ impl Ports {
     }
 }
 
-/// Decimal digits without leading zeros, up to 65535.
+/// Reads a decimal number up to 65535 without leading zeros.
 fn decimal(digits: &[u8]) -> Option<u16> {
     let leading_zero = digits.len() > 1 && digits.first() == Some(&b'0');
     if leading_zero || digits.is_empty() {

@@ -23,12 +23,12 @@ impl<'r> Rules<'r> {
     /// No rules.
     pub const NONE: Self = Self { rules: &[], conditions: Conditions::NONE };
 
-    /// The most rules of a list.
+    /// The largest number of rules in a list.
     pub const MAX: usize = MAX;
 
     /// Reads a list: rules with semicolons between them, as [`Rule::parse`] reads them. Empty rules are skipped.
     ///
-    /// A wrong rule is left out, and passed to `wrong` with its text. So is each rule behind the first
+    /// A wrong rule is left out, and passed to `wrong` with its text. The same holds for each rule after the first
     /// [`Rules::MAX`].
     ///
     /// ```

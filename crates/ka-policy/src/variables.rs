@@ -14,7 +14,7 @@ use crate::rules::{RuleBuffer, Rules};
 /// The file with the settings of a whole machine.
 pub const CONF: &CStr = c"/etc/ka.conf";
 
-/// One more than the most bytes that the file may have.
+/// The size in bytes of the buffer for the file. The file must be shorter.
 pub const CONF_ROOM: usize = 16384;
 
 /// The message for a file that another user could have written, or that this user cannot read.
@@ -63,7 +63,7 @@ impl Variable {
         Self::NAMES.split(|byte| *byte == b',')
     }
 
-    /// One text, because the loader would have to relocate an array of texts.
+    /// The names as one string, because the loader would have to relocate an array of strings.
     const NAMES: &'static [u8] =
         b"KA_POLICY,KA_IDLE,KA_INTVL,KA_CNT,KA_USER_TIMEOUT,KA_MODE,KA_RULES,KA_SKIP,KA_LOG,KA_QUIET";
 
@@ -208,7 +208,7 @@ impl<'a> Variables<'a> {
             Variable::Idle => self.timer(Timer::Idle, value)?,
             Variable::Intvl => self.timer(Timer::Intvl, value)?,
             Variable::Cnt => self.timer(Timer::Cnt, value)?,
-            // Leaves the user timeout alone, whatever a weaker source names.
+            // `keep` leaves the user timeout of sockets alone, even if a weaker source sets one.
             Variable::UserTimeout if value == b"keep" => {
                 self.config = self.config.without(Timer::UserTimeout);
             }

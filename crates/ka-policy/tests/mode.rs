@@ -1,4 +1,4 @@
-//! The modes: which calls of a program succeed, and what is set on a socket.
+//! Tests the modes: the verdicts on calls of a program, and the values that are set on a socket.
 
 use std::net::TcpListener;
 use std::os::fd::AsRawFd as _;
@@ -49,7 +49,7 @@ fn force_ignores_the_program() {
     for (timer, value) in [(Timer::Idle, 600), (Timer::Idle, 60), (Timer::Intvl, 1), (Timer::Cnt, 127)] {
         assert_eq!(verdict(SockOpt::Timer(timer), value), Verdict::Ignore);
     }
-    // A value that the policy does not name is the program's.
+    // The program may set a value that the policy does not name.
     let open = policy.without(Timer::Idle);
     assert_eq!(judge(Mode::Force, &open, SockOpt::Timer(Timer::Idle), 600), Verdict::Pass);
     let off = Config::KEEP.with_enabled(Some(false));
@@ -71,7 +71,7 @@ fn floor_allows_stricter_values() {
 }
 
 #[test]
-fn a_user_timeout_may_be_as_long_as_the_policy_takes() {
+fn a_user_timeout_above_the_detection_time_is_clamped() {
     let policy = config(60, 10, 6);
     let timeout = SockOpt::Timer(Timer::UserTimeout);
     for mode in [Mode::Force, Mode::Floor] {
@@ -88,9 +88,9 @@ fn a_user_timeout_may_be_as_long_as_the_policy_takes() {
 }
 
 #[test]
-fn the_mode_decides_what_is_set() {
+fn the_mode_decides_the_values_that_are_set() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let oracle = SockRef::from(&listener);
+    let socket2 = SockRef::from(&listener);
     let socket = Socket::new(listener.as_raw_fd());
     let policy = config(60, 10, 6);
     socket.apply(&config(30, 20, 3)).unwrap();
@@ -98,13 +98,13 @@ fn the_mode_decides_what_is_set() {
     assert_eq!(due(socket, &policy, Mode::Floor, true), Some(config(30, 10, 3)));
     assert_eq!(due(socket, &policy, Mode::Default, true), None);
     assert_eq!(due(socket, &policy, Mode::Default, false), Some(policy));
-    // A user timeout may be as long as the policy needs, and no longer.
-    oracle.set_tcp_user_timeout(Some(Duration::from_secs(900))).unwrap();
+    // A user timeout that exceeds the detection time of the policy is shortened.
+    socket2.set_tcp_user_timeout(Some(Duration::from_secs(900))).unwrap();
     assert_eq!(user_timeout_limit(&policy), 120_000);
     let due_now = due(socket, &policy, Mode::Force, true).unwrap();
     assert_eq!(give(socket, due_now, false), (due_now, Ok(())));
-    assert_eq!(oracle.tcp_user_timeout().unwrap(), Some(Duration::from_secs(120)));
-    // One that is just as long stays unwritten.
+    assert_eq!(socket2.tcp_user_timeout().unwrap(), Some(Duration::from_secs(120)));
+    // A user timeout that equals the detection time is not written.
     assert_eq!(due(socket, &policy, Mode::Force, true), Some(policy));
     for (name, mode) in [("force", Mode::Force), ("floor", Mode::Floor), ("default", Mode::Default)] {
         assert_eq!(Mode::named(name.as_bytes()), Some(mode));
@@ -126,19 +126,19 @@ fn only_force_turns_keepalive_off() {
     }
 }
 
-/// The socket has values in force with which an automatic user timeout would be too long.
+/// With the values in force on the socket, an automatic user timeout would be too long.
 #[test]
 fn a_user_timeout_that_a_socket_cannot_have_is_left_out() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let judge = SockRef::from(&listener);
+    let socket2 = SockRef::from(&listener);
     Socket::new(listener.as_raw_fd()).apply(&Config::new(32767, 32767, 127).unwrap()).unwrap();
-    judge.set_keepalive(false).unwrap();
+    socket2.set_keepalive(false).unwrap();
     let whole = Config::new(60, 10, 5).unwrap().with_user_timeout(UserTimeout::Auto).unwrap();
     let open = whole.without(Timer::Intvl).without(Timer::Cnt);
     let (given, result) = give(Socket::new(listener.as_raw_fd()), open, false);
     assert_eq!((given, result), (open.without(Timer::UserTimeout), Ok(())));
     assert_eq!((given.idle(), given.intvl(), given.cnt()), (Some(60), None, None));
-    assert!(judge.keepalive().unwrap());
-    assert_eq!(judge.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
-    assert_eq!(judge.tcp_user_timeout().unwrap(), None);
+    assert!(socket2.keepalive().unwrap());
+    assert_eq!(socket2.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+    assert_eq!(socket2.tcp_user_timeout().unwrap(), None);
 }

@@ -1,4 +1,4 @@
-//! Rules and globs: what they match, beside a reference that says it in another way.
+//! Tests rules and globs against independent reference implementations.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -10,7 +10,7 @@ fn base() -> Config {
     Config::new(60, 10, 6).unwrap()
 }
 
-/// The bits of an address, as std has them.
+/// Returns the bits of an address that std has parsed.
 fn bits_of(address: IpAddr) -> u128 {
     Endpoint::from(SocketAddr::new(address, 0)).address
 }
@@ -24,7 +24,7 @@ fn peer(text: &str) -> Option<Endpoint> {
     Some(text.parse::<SocketAddr>().unwrap().into())
 }
 
-fn both_but_that() -> Rule {
+fn rule_without_lport() -> Rule {
     rule("peer=10.0.0.0/8 rport=8000-8999 skip")
 }
 
@@ -35,25 +35,25 @@ fn all_conditions_of_a_rule_must_hold() {
     assert!(!both.matches(peer("11.0.0.1:8500"), 22));
     assert!(!both.matches(peer("10.0.0.1:9000"), 22));
     assert!(!both.matches(peer("10.0.0.1:8500"), 23));
-    assert!(!both.matches(None, 22), "a peer that is not known meets no condition");
+    assert!(!both.matches(None, 22), "an unknown peer meets no condition");
     assert!(
         both.looks_at_peer() && rule("rport=1 skip").looks_at_peer() && !rule("lport=1 skip").looks_at_peer()
     );
     let colons = rule("peer=fe80:: skip");
-    assert!(colons.matches(peer("[fe80::]:1"), 0), "a blank behind a colon of an address ends it");
-    assert!(rule("idle=30").matches(None, 0), "a rule without a condition is for all");
-    assert!(rule("lport=22 skip").looks_at_local_port() && !both_but_that().looks_at_local_port());
+    assert!(colons.matches(peer("[fe80::]:1"), 0), "a blank after a colon ends the address");
+    assert!(rule("idle=30").matches(None, 0), "a rule without conditions matches every connection");
+    assert!(rule("lport=22 skip").looks_at_local_port() && !rule_without_lport().looks_at_local_port());
     let known = peer("10.0.0.1:8500");
     assert!(rule("peer=10.0.0.0/8 skip").matches(known, 9) && rule("rport=8500 skip").matches(known, 9));
     assert!(
         rule("lport=9 skip").matches(known, 9) && rule("skip").matches(known, 9),
-        "what it does not name"
+        "a part without a condition does not matter"
     );
     assert!(rule("lport=1-65535 skip").matches(None, 1) && !rule("lport=1-65535 skip").matches(None, 0));
 }
 
 #[test]
-fn an_action_is_completed_by_the_base_policy() {
+fn an_action_takes_missing_values_from_the_base_policy() {
     let auto = base().with_user_timeout(UserTimeout::Auto).unwrap();
     for (text, base, config) in [
         ("idle=30", base(), Config::new(30, 10, 6)),
@@ -73,7 +73,7 @@ fn an_action_is_completed_by_the_base_policy() {
 }
 
 #[test]
-fn a_malformed_rule_says_what_would_be_right() {
+fn errors_of_malformed_rules_describe_valid_words() {
     for (text, message) in [
         ("rport=22", "\"rport=22\": must end with skip or a policy, as 60,10,6"),
         ("", "\"\": must end with skip or a policy, as 60,10,6"),
@@ -113,7 +113,7 @@ fn addresses_match_by_their_prefix() {
         ("::1", "::1", "::2"),
         ("::/0", "2001:db8::1", "192.0.2.1"),
         ("2001:db8::/32", "2001:db8:ffff::1", "2001:db9::"),
-        // IPv4 in IPv6 is IPv4.
+        // An IPv4-mapped IPv6 address equals the IPv4 address.
         ("10.0.0.0/8", "::ffff:10.1.2.3", "::ffff:11.1.2.3"),
         ("::ffff:10.0.0.0/104", "10.1.2.3", "11.1.2.3"),
         ("::ffff:10.0.0.1", "10.0.0.1", "10.0.0.2"),
@@ -136,7 +136,7 @@ fn addresses_match_by_their_prefix() {
         "::1%lo",
         "1.2.3.4:1:2:3:4:5:6",
         "::1.2.3.4:5",
-        // RFC 4291: an IPv4 address is the last of the groups.
+        // RFC 4291: an IPv4 address may only replace the last groups.
         "1.2.3.4::",
         "1:1.2.3.4::1",
     ] {
@@ -144,8 +144,8 @@ fn addresses_match_by_their_prefix() {
     }
 }
 
-/// A prefix, bit by bit.
-fn begins_alike(a: &[u8], b: &[u8], bits: u32) -> bool {
+/// Returns whether two addresses have the same prefix, compared bit by bit.
+fn have_same_prefix(a: &[u8], b: &[u8], bits: u32) -> bool {
     let bits = bits as usize;
     let bit = |bytes: &[u8], n: usize| bytes[n / 8] >> (7 - n % 8) & 1;
     (0..bits).all(|n| bit(a, n) == bit(b, n))
@@ -156,8 +156,8 @@ proptest! {
     fn ipv4_prefixes_agree_with_a_comparison_of_bits(a: [u8; 4], flips: u32, bits in 0_u32..=32) {
         let b = (u32::from_be_bytes(a) ^ flips.checked_shr(bits.saturating_sub(3)).unwrap_or(0)).to_be_bytes();
         let cidr = Cidr::parse(format!("{}/{bits}", Ipv4Addr::from(a)).as_bytes()).unwrap();
-        prop_assert_eq!(cidr.contains(bits_of(IpAddr::from(b))), begins_alike(&a, &b, bits));
-        prop_assert_eq!(cidr.contains(bits_of(Ipv4Addr::from(b).to_ipv6_mapped().into())), begins_alike(&a, &b, bits));
+        prop_assert_eq!(cidr.contains(bits_of(IpAddr::from(b))), have_same_prefix(&a, &b, bits));
+        prop_assert_eq!(cidr.contains(bits_of(Ipv4Addr::from(b).to_ipv6_mapped().into())), have_same_prefix(&a, &b, bits));
     }
 
     #[test]
@@ -166,7 +166,7 @@ proptest! {
         let (from, to) = (Ipv6Addr::from(a), Ipv6Addr::from(b));
         prop_assume!(from.to_ipv4_mapped().is_none() && to.to_ipv4_mapped().is_none());
         let cidr = Cidr::parse(format!("{from}/{bits}").as_bytes()).unwrap();
-        prop_assert_eq!(cidr.contains(bits_of(to.into())), begins_alike(&a, &b, bits));
+        prop_assert_eq!(cidr.contains(bits_of(to.into())), have_same_prefix(&a, &b, bits));
     }
 
     #[test]
@@ -180,9 +180,9 @@ proptest! {
     }
 
     #[test]
-    fn every_ipv6_address_is_read_as_it_is_written(bytes: [u8; 16], mask: u8) {
+    fn formatted_ipv6_addresses_are_read_back(bytes: [u8; 16], mask: u8) {
         let mut bytes = bytes;
-        // Zeros in groups, so that there is something to leave out.
+        // Sets some groups to zero, so that the text may have a double colon.
         (0..8).filter(|group| mask >> group & 1 == 1).for_each(|group| bytes[2 * group..2 * group + 2].fill(0));
         let address = Ipv6Addr::from(bytes);
         let cidr = Cidr::parse(address.to_string().as_bytes()).unwrap();
@@ -207,7 +207,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_are_too_strange_for_a_rule(text in proptest::collection::vec(any::<u8>(), 0..60)) {
+    fn arbitrary_bytes_as_a_rule_do_not_panic(text in proptest::collection::vec(any::<u8>(), 0..60)) {
         if let Err(error) = Rule::parse(&text, &base()) {
             prop_assert!(error.to_string().is_ascii());
         }
@@ -215,7 +215,7 @@ proptest! {
 }
 
 #[test]
-fn messages_name_the_ranges_that_hold() {
+fn messages_name_the_ranges_of_the_timers() {
     for timer in [Timer::Idle, Timer::Intvl, Timer::Cnt, Timer::UserTimeout] {
         let message = timer.parse_typed(b"99999999999").unwrap_err().message();
         let (range, name, unit) = (timer.range(), timer.name(), timer.unit());

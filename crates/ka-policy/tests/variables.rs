@@ -1,4 +1,4 @@
-//! The KA_ variables: each value, and the order of the sources.
+//! Tests the KA_ variables: the values of each, and the order of the sources.
 
 use ka_core::{Config, Timer, UserTimeout};
 use ka_policy::{Mode, Source, Variable, Variables, skips};
@@ -16,7 +16,7 @@ fn values<'a>(entries: &[(&'a str, &'a str)]) -> Source<'a> {
 }
 
 #[test]
-fn the_first_source_with_a_right_value_holds() {
+fn the_strongest_source_with_a_valid_value_wins() {
     let environment = values(&[("KA_IDLE", "x"), ("KA_CNT", "3"), ("KA_MODE", "floor")]);
     let mut file = Source::default();
     let mut unknown = Vec::new();
@@ -47,7 +47,7 @@ fn taken(variable: Variable, value: &str) -> Result<Variables<'_>, &'static str>
 }
 
 #[test]
-fn each_variable_says_its_own() {
+fn each_variable_sets_its_own_setting() {
     let auto = taken(Variable::UserTimeout, "auto").unwrap().config;
     assert_eq!(auto.user_timeout(), UserTimeout::Auto);
     let timeout = taken(Variable::UserTimeout, "4000").unwrap().config;
@@ -109,7 +109,7 @@ fn each_variable_says_its_own() {
 }
 
 #[test]
-fn a_log_is_a_whole_path_that_fits() {
+fn a_log_must_be_an_absolute_path_that_is_not_too_long() {
     let right = "must be an absolute path of at most 1023 bytes";
     let longest = format!("/{}", "x".repeat(1022));
     for path in ["/", "/var/log/ka", &longest] {
@@ -121,7 +121,7 @@ fn a_log_is_a_whole_path_that_fits() {
 }
 
 #[test]
-fn it_is_quiet_only_where_that_is_said() {
+fn only_the_value_1_of_ka_quiet_is_quiet() {
     assert!(values(&[("KA_QUIET", "1")]).is_quiet());
     assert!(!values(&[("KA_QUIET", "0")]).is_quiet() && !Source::default().is_quiet());
     let all = ["POLICY", "IDLE", "INTVL", "CNT", "USER_TIMEOUT", "MODE", "RULES", "SKIP", "LOG", "QUIET"];
