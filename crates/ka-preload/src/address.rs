@@ -1,6 +1,6 @@
 //! Socket addresses, as the kernel and the program write them.
 
-#![expect(unsafe_code, reason = "socket addresses are bytes of one type or another")]
+#![expect(unsafe_code, reason = "socket addresses are bytes whose type depends on their family")]
 
 use core::mem::{offset_of, zeroed};
 
@@ -9,26 +9,26 @@ use libc::{c_int, c_long, sa_family_t, sockaddr, sockaddr_in, sockaddr_in6, sock
 
 use crate::raw;
 
-/// The other end of a connection; none of a listener, or while a connection is being made.
+/// Returns the peer of a connection. A listener has none, nor has a socket before its handshake is complete.
 pub(crate) fn peer(fd: c_int) -> Option<Endpoint> {
     named(libc::SYS_getpeername, fd)
 }
 
-/// The local port, 0 while there is none.
+/// Returns the local port, or 0 if the socket is not bound.
 pub(crate) fn local_port(fd: c_int) -> u16 {
     named(libc::SYS_getsockname, fd).map_or(0, |address| address.port)
 }
 
 fn named(number: c_long, fd: c_int) -> Option<Endpoint> {
-    // SAFETY: bytes, for which zeros are values.
+    // SAFETY: the type consists of integers, for which zero is a valid value.
     let mut address: sockaddr_storage = unsafe { zeroed() };
     raw::name(number, fd, &mut address).ok()?;
-    // SAFETY: any bytes will do, and these are initialized.
+    // SAFETY: an array of bytes may have any value, and these bytes are initialized.
     let bytes: [u8; size_of::<sockaddr_storage>()] = unsafe { core::mem::transmute(address) };
     parse(&bytes)
 }
 
-/// The address that the program gave with a call, if it can be read and is one of IP.
+/// Returns the address that the program has passed to a call, if it is readable and is an IP address.
 pub(crate) fn given(address: *const sockaddr, size: socklen_t) -> Option<Endpoint> {
     let mut bytes = [0; size_of::<sockaddr_in6>()];
     let size = usize::try_from(size).ok()?.min(bytes.len());
@@ -37,7 +37,7 @@ pub(crate) fn given(address: *const sockaddr, size: socklen_t) -> Option<Endpoin
         return None;
     }
     let mut to = parse(bytes)?;
-    // The kernel takes the address that means any for the loopback's.
+    // The kernel connects the unspecified address to the loopback address.
     match to.address {
         0 => to.address = 1,
         ANY_IPV4 => to.address = ANY_IPV4 | 0x7f00_0001,
@@ -74,35 +74,35 @@ mod tests {
 
     use super::{given, local_port, parse, peer};
 
-    fn told(address: SocketAddr, size: u32) -> Option<Endpoint> {
+    fn passed(address: SocketAddr, size: u32) -> Option<Endpoint> {
         given(SockAddr::from(address).as_ptr().cast(), size)
     }
 
     #[test]
-    fn the_program_s_address_is_read_as_the_kernel_would() {
+    fn a_passed_address_is_read_as_the_kernel_reads_it() {
         let v4 = SocketAddr::from(([192, 0, 2, 1], 443));
         let v6 = SocketAddr::from(("2001:db8::1".parse::<Ipv6Addr>().unwrap(), 443));
-        assert_eq!(told(v4, 16), Some(v4.into()));
-        assert_eq!(told(v6, 28), Some(v6.into()));
-        // Larger than it need be, as sockaddr_storage.
+        assert_eq!(passed(v4, 16), Some(v4.into()));
+        assert_eq!(passed(v6, 28), Some(v6.into()));
+        // The size may be larger than the address, as with sockaddr_storage.
         assert_eq!(given(SockAddr::from(v6).as_ptr().cast(), 128), Some(v6.into()));
-        assert_eq!(told(v4, 7), None, "cut off");
-        assert_eq!(told(v6, 20), None, "cut off");
-        assert_eq!(told(v4, 0), None);
+        assert_eq!(passed(v4, 7), None, "the address is truncated");
+        assert_eq!(passed(v6, 20), None, "the address is truncated");
+        assert_eq!(passed(v4, 0), None);
         assert_eq!(given(std::ptr::null(), 16), None);
         assert_eq!(given(8 as *const _, 16), None);
-        // What means any is this machine.
+        // The unspecified address connects to this machine.
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 80));
-        assert_eq!(told(any, 16), Some(SocketAddr::from(([127, 0, 0, 1], 80)).into()));
+        assert_eq!(passed(any, 16), Some(SocketAddr::from(([127, 0, 0, 1], 80)).into()));
         let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 80));
-        assert_eq!(told(any, 28), Some(SocketAddr::from((Ipv6Addr::LOCALHOST, 80)).into()));
+        assert_eq!(passed(any, 28), Some(SocketAddr::from((Ipv6Addr::LOCALHOST, 80)).into()));
         let unix = SockAddr::unix("/x").unwrap();
         assert_eq!(given(unix.as_ptr().cast(), unix.len()), None);
         assert_eq!(parse(&[]), None);
     }
 
     #[test]
-    fn both_ends_are_the_kernel_s_word() {
+    fn peer_and_local_port_are_those_of_the_kernel() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         assert_eq!(peer(stream.as_raw_fd()), Some(stream.peer_addr().unwrap().into()));

@@ -1,7 +1,7 @@
-//! The shim without its hooks, for the fuzz target `shim`, which calls in their place.
+//! The functions that the hooks call, for the fuzz target `shim`, which replaces the hooks.
 //!
-//! This module is not part of the API. The target names no other module of this crate.
+//! This module is not part of the API. The fuzz target uses no other module of this crate.
 
 pub use crate::guard::{Answer, judge, mend};
 pub use crate::shim::{Shim, active, publish, read};
-pub use crate::sockets::{born, connecting};
+pub use crate::sockets::{connecting, created};

@@ -4,7 +4,7 @@
 //! on unchanged: a descriptor that is not TCP, a length below that of an int, an address that cannot be read, a value
 //! out of range. For other calls [`ka_policy::judge`] decides.
 
-#![expect(unsafe_code, reason = "it reads a value of the program's")]
+#![expect(unsafe_code, reason = "it reads a value in the memory of the program")]
 
 use core::ffi::c_void;
 
@@ -17,27 +17,27 @@ use crate::raw;
 use crate::shim::{Shim, active};
 use crate::sockets::{self, decide_now};
 
-/// What the hook does with a call.
+/// The action of the hook for a call of setsockopt(2).
 #[cfg_attr(test, derive(Debug, PartialEq, Eq))]
 pub enum Answer {
-    /// Make it unchanged.
+    /// Make the call unchanged.
     Make,
-    /// Make it unchanged. If it succeeds, call [`mend`].
+    /// Make the call unchanged. If it succeeds, call [`mend`].
     MakeAndMend,
-    /// Do not make it, and report success.
+    /// Do not make the call, and report success.
     Succeed,
-    /// Make it with this value.
+    /// Make the call with this value.
     MakeWith(c_int),
 }
 
 /// Decides about the program's `setsockopt(fd, level, name, value, size)`.
 ///
 /// # Safety
-/// None of the arguments need be right.
+/// The arguments may have any value.
 pub unsafe fn judge(fd: c_int, level: c_int, name: c_int, value: *const c_void, size: socklen_t) -> Answer {
     sockets::before_use(fd);
     match (active(), SockOpt::of(level, name)) {
-        // SAFETY: none of the arguments need be right.
+        // SAFETY: the arguments may have any value.
         (Some(shim), Some(option)) => unsafe { judge_keepalive(shim, fd, option, value, size) },
         _ => Answer::Make,
     }
@@ -53,7 +53,7 @@ unsafe fn judge_keepalive(
 ) -> Answer {
     let length = size.cast_signed();
     if shim.policy.mode == Mode::Default {
-        return if sockets::waits(fd) { Answer::MakeAndMend } else { Answer::Make };
+        return if sockets::awaits_rules(fd) { Answer::MakeAndMend } else { Answer::Make };
     }
     if length < size_of::<c_int>() as c_int || !sockets::is_tcp(fd) {
         return Answer::Make;
@@ -61,14 +61,14 @@ unsafe fn judge_keepalive(
     let config = match decide_now(shim, fd) {
         Some(Action::Apply(config)) => {
             // The socket must have the policy before a call on it is ignored.
-            if !sockets::is_held(fd) {
+            if !sockets::is_set_and_on(fd) {
                 sockets::arrived(shim, fd);
             }
             config
         }
-        // It got the policy when it connected, and has no peer yet by which a rule could decide.
-        _ if sockets::is_held(fd) => shim.policy.config,
-        // A rule leaves it alone, or connect or listen will decide.
+        // The socket got the policy when it connected. It has no peer yet by which a rule could decide.
+        _ if sockets::is_set_and_on(fd) => shim.policy.config,
+        // A rule leaves the socket alone, or connect or listen will decide.
         _ => return Answer::Make,
     };
     if !raw::is_readable_int(fd, value) {
@@ -89,20 +89,21 @@ unsafe fn judge_keepalive(
     answer
 }
 
-/// Returns whether a TCP socket does not have an option: the user timeout of Multipath TCP. The kernel then rejects the
-/// call.
+/// Returns whether a TCP socket lacks an option, so that the kernel rejects the call. Multipath TCP lacks the user
+/// timeout.
 fn lacks(fd: c_int, option: SockOpt) -> bool {
     option == SockOpt::Timer(Timer::UserTimeout)
         && ka_core::Socket::with_kernel(fd, raw::Raw).timer(Timer::UserTimeout).is_err()
 }
 
-/// Called after a call has succeeded. Either the kernel has accepted a value that is out of range (Multipath TCP), and the
-/// policy is applied again. Or the program has set an option that the shim must remember until rules decide.
+/// Acts on a successful call of [`Answer::MakeAndMend`]. In the default mode, the program has set an option, which
+/// the shim records until the rules decide. In other modes, the kernel may have accepted a value out of range
+/// (Multipath TCP), so the policy is applied again.
 #[cold]
 #[inline(never)]
 pub fn mend(fd: c_int, level: c_int, name: c_int) {
     match (active(), SockOpt::of(level, name)) {
-        (Some(shim), Some(option)) if shim.policy.mode == Mode::Default => sockets::heed(fd, option),
+        (Some(shim), Some(option)) if shim.policy.mode == Mode::Default => sockets::record_option(fd, option),
         (Some(shim), _) => sockets::arrived(shim, fd),
         _ => {}
     }
@@ -119,7 +120,7 @@ mod tests {
     use std::os::fd::AsRawFd as _;
 
     use super::{Answer, judge_keepalive};
-    use crate::shim::tests::{POLICY, shim};
+    use crate::shim::tests::{POLICY, shim_with};
     use crate::sockets;
 
     const MPTCP: c_int = 262;
@@ -132,17 +133,17 @@ mod tests {
         SockOpt::Timer(timer)
     }
 
-    /// What a mode makes of a program's wish, on a socket that has been seen to.
+    /// Returns the answer of a mode to a call of the program on a socket that has the policy.
     fn judged(mode: Mode, base: Config, socket: &Socket, option: SockOpt, wanted: c_int) -> Answer {
-        let told = shim(mode, base, "");
-        sockets::arrived(&told, socket.as_raw_fd());
+        let shim = shim_with(mode, base, "");
+        sockets::arrived(&shim, socket.as_raw_fd());
         let value = (&raw const wanted).cast::<c_void>();
-        // SAFETY: none of the arguments need be right, and these are.
-        unsafe { judge_keepalive(&told, socket.as_raw_fd(), option, value, 4) }
+        // SAFETY: the arguments may have any value.
+        unsafe { judge_keepalive(&shim, socket.as_raw_fd(), option, value, 4) }
     }
 
     #[test]
-    fn force_grants_what_it_does_not_do() {
+    fn force_reports_success_for_calls_that_it_ignores() {
         let socket = tcp();
         let force = |option, wanted| judged(Mode::Force, POLICY, &socket, option, wanted);
         assert_eq!(force(SockOpt::KeepAlive, 0), Answer::Succeed);
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn floor_lets_it_be_stricter() {
+    fn floor_allows_stricter_values_and_clamps_others() {
         let socket = tcp();
         let floor = |option, wanted| judged(Mode::Floor, POLICY, &socket, option, wanted);
         assert_eq!(floor(SockOpt::KeepAlive, 0), Answer::Succeed);
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_timeout_is_at_most_what_the_policy_takes() {
+    fn a_long_user_timeout_is_clamped_to_the_detection_time() {
         let socket = tcp();
         for mode in [Mode::Force, Mode::Floor] {
             let wish = |wanted| judged(mode, POLICY, &socket, timer(Timer::UserTimeout), wanted);
@@ -181,7 +182,7 @@ mod tests {
             let named = POLICY.with_user_timeout(UserTimeout::Milliseconds(9000)).unwrap();
             assert_eq!(judged(mode, named, &socket, timer(Timer::UserTimeout), 1), Answer::Succeed);
         }
-        // Multipath TCP has none, and the kernel says so.
+        // Multipath TCP has no user timeout, so the kernel rejects the call.
         let Ok(multipath) = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::from(MPTCP))) else {
             return;
         };
@@ -190,14 +191,14 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_refuses_is_the_kernel_s() {
+    fn invalid_calls_are_passed_to_the_kernel() {
         let socket = tcp();
-        let told = shim(Mode::Force, POLICY, "");
+        let shim = shim_with(Mode::Force, POLICY, "");
         let wanted: c_int = 0;
         let good = (&raw const wanted).cast::<c_void>();
         let judge = |fd, value, size: c_int| {
-            // SAFETY: none of the arguments need be right.
-            unsafe { judge_keepalive(&told, fd, SockOpt::KeepAlive, value, size.cast_unsigned()) }
+            // SAFETY: the arguments may have any value.
+            unsafe { judge_keepalive(&shim, fd, SockOpt::KeepAlive, value, size.cast_unsigned()) }
         };
         let fd = socket.as_raw_fd();
         assert_eq!(judge(fd, good, 4), Answer::Succeed);
@@ -217,14 +218,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_granted_is_there() {
-        // Made by nobody who was seen: it has the policy when it is told that it has.
+    fn an_ignored_call_sets_the_policy_first() {
+        // No hook has seen this socket. It must have the policy before the call is ignored.
         let socket = tcp();
-        let told = shim(Mode::Force, POLICY, "");
+        let shim = shim_with(Mode::Force, POLICY, "");
         let wanted: c_int = 0;
-        // SAFETY: none of the arguments need be right.
+        // SAFETY: the arguments may have any value.
         let answer = unsafe {
-            judge_keepalive(&told, socket.as_raw_fd(), SockOpt::KeepAlive, (&raw const wanted).cast(), 4)
+            judge_keepalive(&shim, socket.as_raw_fd(), SockOpt::KeepAlive, (&raw const wanted).cast(), 4)
         };
         assert_eq!(answer, Answer::Succeed);
         assert!(socket.keepalive().unwrap());
@@ -232,17 +233,17 @@ mod tests {
     }
 
     #[test]
-    fn where_a_rule_waits_for_the_peer_the_program_has_its_way() {
+    fn calls_pass_until_a_rule_can_decide_by_the_peer() {
         let socket = tcp();
-        let told = shim(Mode::Force, POLICY, "rport=1-65535 skip");
+        let shim = shim_with(Mode::Force, POLICY, "rport=1-65535 skip");
         let wanted: c_int = 0;
-        // SAFETY: none of the arguments need be right.
+        // SAFETY: the arguments may have any value.
         let judge = || unsafe {
-            judge_keepalive(&told, socket.as_raw_fd(), SockOpt::KeepAlive, (&raw const wanted).cast(), 4)
+            judge_keepalive(&shim, socket.as_raw_fd(), SockOpt::KeepAlive, (&raw const wanted).cast(), 4)
         };
         assert_eq!(judge(), Answer::Make);
-        // But not where it was given one when it began to connect.
-        sockets::arrived(&shim(Mode::Force, POLICY, ""), socket.as_raw_fd());
+        // After the socket has got a policy at the start of connect, the policy is enforced.
+        sockets::arrived(&shim_with(Mode::Force, POLICY, ""), socket.as_raw_fd());
         assert_eq!(judge(), Answer::Succeed);
     }
 }

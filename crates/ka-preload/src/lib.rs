@@ -3,24 +3,24 @@
 //! When preloaded, it intercepts the calls of the C library through which a TCP socket is made, becomes connected, or
 //! loses its keepalive. Each hook is the real call with a step before or after it:
 //!
-//! - `socket` makes a socket, which gets the policy at once (`sockets::born`).
+//! - `socket` makes a socket, which gets the policy at once (`sockets::created`).
 //! - `connect`, `listen`, and a send with `MSG_FASTOPEN`, use a socket that may have come from elsewhere
 //!   (`sockets::connecting`, `sockets::listening`).
 //! - `accept`, and a message with descriptors in it, return a socket (`sockets::accepted`, `sockets::arrived`).
 //! - `setsockopt` may change the policy's options (`guard`).
 //! - `prctl` may install a seccomp filter, after which the shim does less (`filter`).
 //! - `syscall` may make any of these calls.
-//! - `dlopen` opens a library whose own calls may bypass the hooks, and `dlsym` finds a function of it (`rebind`).
+//! - `dlopen` opens a library whose own calls may bypass the hooks, and `dlsym` finds a function in it (`rebind`).
 //!
 //! The shim runs inside another program, at any moment: before `main`, in a signal handler, in the child of vfork, in a
-//! thread that is being cancelled. So a hook allocates nothing, takes no lock and reads no environment. The shim's own
-//! system calls are instructions (`raw`), not functions of the C library: they do not change `errno`, are no
-//! cancellation points, and cannot be hooked by another library that would call the shim again. The settings are read
-//! once, when the shim is loaded, and do not change (`shim`). Only the dlsym hook takes a lock: the loader's, which
-//! dlsym(3) takes itself.
+//! thread that is being cancelled. So a hook allocates nothing, takes no lock and reads no environment. The shim
+//! makes its own system calls by instructions (`raw`), not through the C library. Such calls do not change `errno`,
+//! are not cancellation points, and cannot be hooked by another library that would call the shim again. The settings
+//! are read once, when the shim is loaded, and do not change (`shim`). Only the dlsym hook takes a lock: that of the
+//! loader, which dlsym(3) also takes.
 
 #![cfg_attr(not(test), no_std)]
-#![deny(unsafe_code)] // but in the modules that say why
+#![deny(unsafe_code)] // except in the modules that say why
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -36,7 +36,7 @@
     clippy::cast_sign_loss,
     clippy::many_single_char_names,
     clippy::inline_always,
-    reason = "arguments of system calls are words: ints in their lower halves, pointers, and a to f are their names"
+    reason = "system call arguments are words named a to f: pointers, or ints in the lower half"
 )]
 #![cfg_attr(any(test, not(feature = "hooks")), allow(dead_code, reason = "the hooks use the rest"))]
 #![cfg_attr(
@@ -56,7 +56,7 @@ mod filter;
 #[doc(hidden)]
 pub mod fuzz;
 mod guard;
-// In a test they would intercept the test's own calls.
+// In a test, the hooks would intercept the calls of the test itself.
 #[cfg(all(feature = "hooks", not(test)))]
 pub mod hooks;
 mod line;
@@ -69,8 +69,8 @@ mod rebind;
 mod shim;
 mod sockets;
 
-/// Unreachable, as a test of the built library shows; but a library without std must have one. Were it reached, the program
-/// should be seen to end, and not hang.
+/// The panic handler, which a library without std must have. It is unreachable, and a test of the built library
+/// proves it. If it were reached, the program would end visibly instead of hanging.
 #[cfg(all(feature = "hooks", not(test)))]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -1,8 +1,8 @@
-//! A line of text, put together in place.
+//! A line of text in a fixed buffer.
 
 use ka_core::Text;
 
-/// A line that is cut off where it is too long, so that its end is always a newline.
+/// A line of text. If it is too long, it is truncated, so it always ends with a newline.
 pub(crate) struct Line {
     bytes: [u8; Self::CAPACITY],
     len: usize,
@@ -23,7 +23,8 @@ impl Line {
         self
     }
 
-    /// Text from outside: what a terminal could take for more than a letter becomes a question mark.
+    /// Adds untrusted text, of which at most 120 bytes. Bytes that are not printable ASCII become question marks,
+    /// because a terminal could interpret them.
     #[inline(never)]
     pub(crate) fn foreign(&mut self, text: &[u8]) -> &mut Self {
         const MOST: usize = 120;
@@ -41,7 +42,7 @@ impl Line {
         self.text(Text::from(number.unsigned_abs()).as_bytes())
     }
 
-    /// The line, ended.
+    /// Ends the line with a newline, and returns it.
     #[inline(never)]
     pub(crate) fn end(&mut self) -> &[u8] {
         if let Some(slot) = self.bytes.get_mut(self.len) {
@@ -52,7 +53,7 @@ impl Line {
     }
 
     fn push(&mut self, byte: u8) {
-        // The last place is for the newline.
+        // The last byte is reserved for the newline.
         if self.len < Self::CAPACITY - 1
             && let Some(slot) = self.bytes.get_mut(self.len)
         {
@@ -73,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_and_texts_are_one_line() {
+    fn numbers_and_texts_are_joined_to_one_line() {
         let written = line(|line| {
             line.text(b"fd ").number(0).text(b" ").number(-1).text(b" ").number(9).text(b" ").number(10);
             line.text(b" ").number(i32::MAX).text(b" ").number(i32::MIN);
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_foreign_gives_no_orders_and_does_not_fill_the_line() {
+    fn untrusted_text_is_escaped_and_limited() {
         assert_eq!(line(|line| _ = line.foreign(b" ~\x1b[2J\n\x7f\xff")), b" ~?[2J???\n");
         let long = [b'x'; 121];
         assert_eq!(line(|line| _ = line.foreign(&long[..120])), [&long[..120], b"\n"].concat());
@@ -90,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_too_long_still_ends() {
+    fn a_line_that_is_too_long_still_ends_with_a_newline() {
         let written = line(|line| (0..600).for_each(|_| _ = line.text(b"x")));
         assert_eq!(written.len(), Line::CAPACITY);
         assert_eq!(written[Line::CAPACITY - 2..], *b"x\n");

@@ -1,7 +1,10 @@
-//! When the library is loaded: what it was told is read, what is behind the hooks is found, and the sockets that are
-//! open already are seen to.
+//! The constructor of the library. It finds the real functions, reads the settings, and sets the policy on the
+//! sockets that are already open.
 
-#![expect(unsafe_code, reason = "a constructor is found by its section, and may do what nobody else may")]
+#![expect(
+    unsafe_code,
+    reason = "the loader finds a constructor by its section; only the constructor may initialize the shim"
+)]
 
 use libc::{POLLNVAL, c_int, pollfd};
 
@@ -10,15 +13,16 @@ use crate::raw;
 use crate::shim::{self, Shim};
 use crate::sockets;
 
-/// glibc and musl call it before the program's own constructors, but after those of libraries that it depends on.
+/// glibc and musl call this before the constructors of the program, but after those of the libraries that it depends
+/// on.
 #[cfg(all(feature = "hooks", not(test)))]
 #[used]
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: extern "C" fn() = load;
 
 extern "C" fn load() {
-    // What the ka command does is for the sockets of others, by what it is told: with its own calls in the way of our
-    // policy, it would set that on theirs. So it is as if this library were not there.
+    // In the ka command, the shim stays inactive. ka sets options on the sockets of other programs as its user asks,
+    // and the policy must not override them.
     if !next::resolve() {
         return;
     }
@@ -46,13 +50,14 @@ pub(crate) fn sweep(shim: &Shim) {
         let mut set: [pollfd; MANY as usize] =
             core::array::from_fn(|n| pollfd { fd: first.saturating_add(n as c_int), events: 0, revents: 0 });
         let mut any = false;
-        // It takes no more entries than RLIMIT_NOFILE, and a filter may refuse it: then none counts as closed.
+        // poll fails if the set is larger than RLIMIT_NOFILE, or if a filter denies it. All descriptors of the set
+        // are then examined.
         let asked = raw::poll(&mut set).is_ok();
         for entry in set.iter().filter(|entry| entry.revents & POLLNVAL == 0) {
             if !sockets::is_unknown(entry.fd) {
                 // A hook has seen it.
             } else if shim.has_more_rights {
-                // The user who started the program may share it, and hold its lock.
+                // The user who started the program may share the socket, and hold its lock.
                 sockets::foreign(entry.fd);
             } else {
                 sockets::arrived(shim, entry.fd);

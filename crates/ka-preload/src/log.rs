@@ -1,7 +1,7 @@
-//! KA_LOG: a line for each socket that was set, and for each call that was denied.
+//! The log of KA_LOG: a line for each socket that was set, and for each call that was denied.
 //!
-//! The file is opened, appended to and closed for each line, so that no descriptor of the program's numbers is in
-//! use between two calls, and one that closes all of them closes nothing of ours.
+//! The file is opened, appended to and closed for each line. So the shim occupies no descriptor between two calls,
+//! and a program that closes all descriptors does not close the log.
 
 use core::ffi::CStr;
 
@@ -13,7 +13,7 @@ use crate::line::Line;
 use crate::raw::{self, File};
 use crate::shim::Shim;
 
-/// A socket was given the policy, or the kernel refused.
+/// Logs that the policy was set on a socket, or that the kernel rejected it.
 #[cold]
 pub(crate) fn set(shim: &Shim, fd: c_int, config: &Config, result: Result<(), ka_core::Error>) {
     let mut line = Line::new();
@@ -25,7 +25,7 @@ pub(crate) fn set(shim: &Shim, fd: c_int, config: &Config, result: Result<(), ka
     append(shim, &mut line);
 }
 
-/// A call of the program's was answered without the kernel, or with another value.
+/// Logs that a call of the program was ignored, or was made with another value.
 #[cold]
 pub(crate) fn denied(shim: &Shim, fd: c_int, option: &[u8], wanted: c_int) {
     let mut line = Line::new();
@@ -40,7 +40,7 @@ fn begin(shim: &Shim, line: &mut Line, fd: c_int) {
 }
 
 fn append(shim: &Shim, line: &mut Line) {
-    // The program's filter may kill it for opening a file.
+    // The program's filter may kill the process for opening a file.
     if filter::is_installed() {
         return;
     }
@@ -51,7 +51,7 @@ fn append(shim: &Shim, line: &mut Line) {
     }
 }
 
-/// Opens the log, and makes it if it is missing.
+/// Opens the log, and creates it if it is missing.
 pub(crate) fn open(path: &CStr) -> Result<File, Errno> {
     let flags = libc::O_WRONLY
         | libc::O_APPEND
@@ -75,7 +75,7 @@ mod tests {
     use super::{denied, set};
     use crate::shim::tests::{POLICY, logging};
 
-    /// A folder of the test's own.
+    /// Creates a folder for one test.
     fn scratch(name: &str) -> PathBuf {
         let folder = std::env::temp_dir().join(format!("ka-preload-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
@@ -84,14 +84,14 @@ mod tests {
     }
 
     #[test]
-    fn each_event_is_a_line_behind_the_others() {
+    fn each_event_appends_a_line_to_the_log() {
         let folder = scratch("lines");
         let path = folder.join("log");
-        let told = logging(path.as_os_str().as_bytes(), b"a\x1b[31m\nb");
-        set(&told, 7, &POLICY, Ok(()));
-        let refused = Error::System { option: SockOpt::KeepAlive, errno: Errno(libc::EPERM) };
-        set(&told, 8, &POLICY, Err(refused));
-        denied(&told, -1, b"SO_KEEPALIVE", 0);
+        let shim = logging(path.as_os_str().as_bytes(), b"a\x1b[31m\nb");
+        set(&shim, 7, &POLICY, Ok(()));
+        let rejected = Error::System { option: SockOpt::KeepAlive, errno: Errno(libc::EPERM) };
+        set(&shim, 8, &POLICY, Err(rejected));
+        denied(&shim, -1, b"SO_KEEPALIVE", 0);
         let who = format!("a?[31m?b[{}] fd ", std::process::id());
         let expected = format!(
             "{who}7: set idle=60,intvl=10,cnt=6\n{who}8: could not be set: errno 1\n{who}-1: denied SO_KEEPALIVE=0\n"
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_goes_through_a_link_and_nobody_waits_for_a_reader() {
+    fn the_log_does_not_follow_symlinks_or_block_on_fifos() {
         let folder = scratch("links");
         let (link, target, fifo) = (folder.join("link"), folder.join("target"), folder.join("fifo"));
         symlink(&target, &link).unwrap();

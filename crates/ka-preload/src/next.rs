@@ -1,9 +1,9 @@
-//! The functions behind the hooks: those that the program would have called without this library.
+//! The real functions behind the hooks, which the program would call without this library.
 //!
-//! Each is the definition in the next library in load order that has one: the C library, or another shim.
-//! `dlsym(RTLD_NEXT, …)` finds the same, but the shim cannot link to dlsym. glibc 2.34 moved it from libdl to libc. A library
-//! that imports dlsym does not load before that version, or finds nothing in a program without libdl. So the shim reads
-//! the symbol tables itself ([`object`]).
+//! The real function is the next definition in load order: that of the C library or of another shim.
+//! `dlsym(RTLD_NEXT, …)` would find it, but the shim cannot link to dlsym, which glibc 2.34 moved from libdl to libc.
+//! With an older glibc, a library that imports dlsym does not load, or finds no dlsym in a program without libdl. So
+//! the shim reads the symbol tables itself ([`object`]).
 
 #![expect(unsafe_code, reason = "it calls functions by the addresses that it found")]
 
@@ -19,14 +19,14 @@ use libc::{c_char, c_int, c_long, c_ulong, c_void, socklen_t};
 
 use crate::object::{self, Tables};
 
-/// Declares the functions, in one list: their names, and the place of each among what was found.
+/// Declares the functions in one list: their names, and their indices in [`FOUND`].
 macro_rules! functions {
     ($first:ident $(, $name:ident)*) => {
-        /// One text and not an array of them, which the loader would have to relocate.
+        /// The names as one string, because the loader would have to relocate an array of strings.
         pub(crate) const NAMES: &[u8] = concat!(stringify!($first), $(",", stringify!($name)),*).as_bytes();
 
-        /// The places of the functions.
-        #[expect(non_camel_case_types, reason = "they are called as the functions are")]
+        /// The indices of the functions.
+        #[expect(non_camel_case_types, reason = "they have the names of the functions")]
         pub(crate) enum Place { $first, $($name),* }
 
         pub(crate) const COUNT: usize = [Place::$first, $(Place::$name),*].len();
@@ -38,32 +38,33 @@ functions! {
     prctl
 }
 
-/// The functions, by their places. Null before they were looked for. The real syscall(2) is the first: its hook jumps to
-/// where this points, so that what the call does to the stack (clone, vfork) is between the program and it alone.
+/// The addresses of the functions, by their indices. Null before they were looked up. The real syscall(2) is the first,
+/// because its hook jumps to the address at the start of this array: calls such as clone and vfork must run on the
+/// stack of the program, without a frame of the shim.
 pub(crate) static FOUND: [AtomicPtr<c_void>; COUNT] = [const { AtomicPtr::new(ptr::null_mut()) }; COUNT];
 const _: () = assert!(Place::syscall as usize == 0);
 
-/// syscall(2) with six arguments.
+/// Calls the real syscall(2) with six arguments.
 ///
 /// # Safety
-/// As the system call demands of its arguments.
+/// The arguments are valid for the system call.
 #[inline(never)]
 pub(crate) unsafe fn syscall(number: c_long, args: [usize; 6]) -> c_long {
-    // SAFETY: syscall(2) is a variadic function; what it reads are as many words as the kernel takes.
+    // SAFETY: syscall(2) is variadic, and reads the six words that the kernel takes.
     let function: unsafe extern "C" fn(c_long, ...) -> c_long =
         unsafe { transmute(find(Place::syscall as usize)) };
     let [a, b, c, d, e, f] = args;
-    // SAFETY: the caller vouches for the arguments.
+    // SAFETY: the caller guarantees that the arguments are valid.
     unsafe { function(number, a, b, c, d, e, f) }
 }
 
 /// The type of setsockopt(2).
 type SetSockOpt = unsafe extern "C" fn(c_int, c_int, c_int, *const c_void, socklen_t) -> c_int;
 
-/// setsockopt(2)
+/// Calls the real setsockopt(2).
 ///
 /// # Safety
-/// As its manual page says.
+/// As for setsockopt(2).
 pub(crate) unsafe fn setsockopt(
     fd: c_int,
     level: c_int,
@@ -73,20 +74,21 @@ pub(crate) unsafe fn setsockopt(
 ) -> c_int {
     // SAFETY: a function of this name has this type.
     let function: SetSockOpt = unsafe { transmute(find(Place::setsockopt as usize)) };
-    // SAFETY: the caller vouches for the arguments.
+    // SAFETY: the caller guarantees that the arguments are valid.
     unsafe { function(fd, level, name, value, size) }
 }
 
-/// prctl(2). It is variadic in C; both architectures pass its words in the same registers as these.
+/// Calls the real prctl(2). It is variadic in C, but both architectures pass its arguments in the same registers as
+/// these.
 ///
 /// # Safety
-/// As its manual page says.
+/// As for prctl(2).
 pub(crate) unsafe fn prctl(option: c_int, args: [c_ulong; 4]) -> c_int {
     // SAFETY: a function of this name takes these words.
     let function: unsafe extern "C" fn(c_int, ...) -> c_int =
         unsafe { transmute(find(Place::prctl as usize)) };
     let [a, b, c, d] = args;
-    // SAFETY: the caller vouches for the arguments.
+    // SAFETY: the caller guarantees that the arguments are valid.
     unsafe { function(option, a, b, c, d) }
 }
 
@@ -102,17 +104,17 @@ pub(crate) unsafe fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_v
     // SAFETY: a function of this name has this type.
     let function: unsafe extern "C" fn(*mut c_void, *const c_char) -> *mut c_void =
         unsafe { transmute(found) };
-    // SAFETY: the caller vouches for the arguments.
+    // SAFETY: the caller guarantees that the arguments are valid.
     unsafe { function(handle, name) }
 }
 
-/// The real dlsym(3), to jump to. Null if no library has one.
+/// Returns the address of the real dlsym(3), or null if no library has one.
 pub(crate) fn real_dlsym() -> *mut c_void {
     find(Place::dlsym as usize);
     behind(Place::dlsym as usize)
 }
 
-/// Returns the real function at this place, or [`missing`].
+/// Returns the real function with this index, or [`missing`].
 #[inline(never)]
 pub(crate) extern "C" fn find(place: usize) -> *mut c_void {
     if behind(place).is_null() {
@@ -122,26 +124,27 @@ pub(crate) extern "C" fn find(place: usize) -> *mut c_void {
     if found.is_null() { missing as *mut c_void } else { found }
 }
 
-/// Called if no library has the function. Then the program could not have called it without the shim either.
+/// Fails with ENOSYS. It replaces a function that no library has, so the program could not call it without the shim
+/// either.
 #[cold]
 extern "C" fn missing() -> c_long {
     sys::set_errno(Errno(libc::ENOSYS));
     -1
 }
 
-/// A function that the ka command offers, and nobody else: its name.
+/// The name of a function that only the ka command exports.
 const KA: &[u8] = b"ka_preload_off";
 
-/// Finds the functions behind the hooks. Returns false if the program is the ka command. This is called when the shim is
-/// loaded, or earlier if the constructor of another library calls a hook first. Calling it again, or in two threads at
-/// once, finds the same.
+/// Looks up the functions behind the hooks. Returns false if the program is the ka command. The constructor of the shim
+/// calls this, or a hook does, if the constructor of another library calls a hook earlier. A second call, even in
+/// another thread at the same time, finds the same functions.
 #[cold]
 pub(crate) fn resolve() -> bool {
     let ka = AtomicPtr::default();
     let (mut is_first, mut seen_shim) = (true, false);
     let mut look = |tables: &Tables| {
         let iterate = AtomicPtr::default();
-        // SAFETY: the object is loaded while it is shown.
+        // SAFETY: the object stays loaded during this call.
         unsafe { fill(slice::from_ref(&iterate), b"dl_iterate_phdr", tables) };
         let iterate = iterate.into_inner();
         if !iterate.is_null() {
@@ -153,7 +156,7 @@ pub(crate) fn resolve() -> bool {
             return;
         }
         let (slots, names) = if is_program { (slice::from_ref(&ka), KA) } else { (FOUND.as_slice(), NAMES) };
-        // SAFETY: the object is loaded while it is shown.
+        // SAFETY: the object stays loaded during this call.
         unsafe { fill(slots, names, tables) };
     };
     if !object::each_at_start(&mut look) {
@@ -167,7 +170,7 @@ pub(crate) fn resolve() -> bool {
     ka.into_inner().is_null()
 }
 
-/// Puts the address of each function that an object exports into its slot, unless the slot has one.
+/// Stores the address of each function that an object exports in its slot, unless the slot has one.
 ///
 /// # Safety
 /// The object is loaded.
@@ -182,7 +185,7 @@ pub(crate) unsafe fn fill(slots: &[AtomicPtr<c_void>], names: &[u8], tables: &Ta
     }
 }
 
-/// The place of the hooked function that has this name.
+/// Returns the index of the hooked function with this name.
 pub(crate) fn place(name: &CStr) -> Option<usize> {
     each_name(NAMES).position(|hooked| hooked == name.to_bytes())
 }
@@ -191,7 +194,7 @@ fn each_name(names: &[u8]) -> impl Iterator<Item = &[u8]> {
     names.split(|byte| *byte == b',')
 }
 
-/// Returns the function that the hook at this place calls.
+/// Returns the function that the hook with this index calls.
 pub(crate) fn behind(place: usize) -> *mut c_void {
     FOUND.get(place).map_or(ptr::null_mut(), |slot| slot.load(Ordering::Relaxed))
 }

@@ -15,7 +15,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{Elf64_Phdr as Header, Elf64_Sym as Symbol, c_int, c_void, dl_phdr_info};
 
-/// How many files may be a part of the C library.
+/// The number of files that may be part of the C library.
 pub(crate) const C_LIBRARY_PARTS: usize = 4;
 
 /// A loaded object. It stays loaded during the call of `look` in [`each`].
@@ -24,7 +24,8 @@ pub(crate) struct Object<'a> {
     headers: &'a [Header],
 }
 
-/// How many objects were ever added and removed. While both numbers stay the same, the loaded objects have not changed.
+/// The numbers of objects that were ever added and removed. While both stay the same, the loaded objects have not
+/// changed.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
     pub(crate) added: u64,
@@ -45,26 +46,27 @@ pub(crate) static ITERATE: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Loaded {
     pub(crate) changes: Changes,
-    /// How many objects.
+    /// The number of objects.
     pub(crate) count: usize,
 }
 
-/// Shows each loaded object to `look`, in load order, until that breaks. The first one is the program.
+/// Passes each loaded object to `look`, in load order, until `look` breaks. The first object is the program.
 ///
-/// glibc holds a lock meanwhile, so that no object is added or removed. The lock is recursive: `look` may be interrupted by
-/// a signal handler that calls this function.
+/// During this call, glibc holds a lock, so that no object is added or removed. The lock is recursive, so a signal
+/// handler that interrupts `look` may call this function.
 pub(crate) fn each<F: FnMut(&Object<'_>) -> ControlFlow<()>>(mut look: F) {
     unsafe extern "C" fn show<F: FnMut(&Object<'_>) -> ControlFlow<()>>(
         info: *mut dl_phdr_info,
         _: usize,
         look: *mut c_void,
     ) -> c_int {
-        // SAFETY: dl_iterate_phdr(3) gives a description of a loaded object, and the pointer that `each` has given it.
+        // SAFETY: dl_iterate_phdr(3) passes the description of a loaded object, and the pointer that `each` has
+        // passed to it.
         let (info, look) = unsafe { (&*info, &mut *look.cast::<F>()) };
         if info.dlpi_phdr.is_null() {
             return 0;
         }
-        // SAFETY: an object has as many program headers as it says.
+        // SAFETY: the description has the number of program headers.
         let headers = unsafe { slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
         look(&Object { info, headers }).is_break().into()
     }
@@ -76,7 +78,7 @@ pub(crate) fn each<F: FnMut(&Object<'_>) -> ControlFlow<()>>(mut look: F) {
         // SAFETY: a function of this name has this type.
         unsafe { transmute::<*mut c_void, Iterate>(found) }
     };
-    // SAFETY: `show` takes what dl_iterate_phdr(3) gives, and a pointer to a closure of the type that it expects.
+    // SAFETY: `show` takes the arguments of dl_iterate_phdr(3), and a pointer to a closure of the type that it expects.
     unsafe { iterate(Some(show::<F>), (&raw mut look).cast()) };
 }
 
@@ -85,17 +87,17 @@ impl Object<'_> {
         Changes { added: self.info.dlpi_adds, removed: self.info.dlpi_subs }
     }
 
-    /// The path that the loader found it by. Empty for the program.
+    /// Returns the path by which the loader found the object. It is empty for the program.
     pub(crate) fn path(&self) -> &[u8] {
         if self.info.dlpi_name.is_null() {
             return b"";
         }
-        // SAFETY: the loader's name of the object.
+        // SAFETY: the loader's name of the object is a C string.
         unsafe { CStr::from_ptr(self.info.dlpi_name) }.to_bytes()
     }
 
-    /// Returns which part of the C library this object is, if any. Before glibc 2.34 several parts had hooked
-    /// functions. musl's C library is its loader.
+    /// Returns the index of the part of the C library that this object is, if any. Before glibc 2.34, several parts
+    /// defined hooked functions. The C library of musl is its loader.
     #[inline(never)]
     pub(crate) fn c_library_part(&self) -> Option<usize> {
         const STARTS: [&[u8]; C_LIBRARY_PARTS] = [b"libc.", b"ld-musl-", b"libpthread.", b"libdl."];
@@ -112,7 +114,7 @@ impl Object<'_> {
         start..start.wrapping_add(header.p_memsz as usize)
     }
 
-    /// Whether an address is in a segment that has these permissions (`PF_W`, ...).
+    /// Returns whether an address is in a segment with these permissions (`PF_W`, ...).
     pub(crate) fn contains(&self, address: usize, permissions: u32) -> bool {
         self.headers.iter().any(|header| {
             header.p_type == libc::PT_LOAD
@@ -121,14 +123,14 @@ impl Object<'_> {
         })
     }
 
-    /// The segment that has its code.
+    /// Returns the addresses of the segment with the code.
     pub(crate) fn code(&self) -> Range<usize> {
         let is_code = |header: &&Header| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_X != 0;
         self.headers.iter().find(is_code).map_or(0..0, |header| self.addresses(header))
     }
 
-    /// The pages that the loader made read-only after it had filled them (`PT_GNU_RELRO`). It rounds both ends down.
-    /// elf/dl-reloc.c, `_dl_protect_relro`
+    /// Returns the addresses of the pages that the loader has filled and then made read-only (`PT_GNU_RELRO`). The
+    /// loader rounds both ends down (elf/dl-reloc.c, `_dl_protect_relro`).
     pub(crate) fn relro(&self, page_size: usize) -> Range<usize> {
         let down = |address: usize| address & !page_size.wrapping_sub(1);
         let relro = self.headers.iter().find(|header| header.p_type == libc::PT_GNU_RELRO);
@@ -138,10 +140,10 @@ impl Object<'_> {
         })
     }
 
-    /// Its tables, if it has any.
+    /// Returns the tables of the object, if it has any.
     pub(crate) fn tables(&self) -> Option<Tables> {
         let dynamic = self.headers.iter().find(|header| header.p_type == libc::PT_DYNAMIC)?;
-        // SAFETY: the dynamic section of a loaded object.
+        // SAFETY: this is the dynamic section of a loaded object.
         unsafe { Tables::of(self.base(), self.addresses(dynamic).start as *const Dynamic) }
     }
 }
@@ -154,7 +156,7 @@ struct Dynamic {
 }
 
 unsafe extern "C" {
-    /// The dynamic section of this library, as every linker calls it.
+    /// The dynamic section of this library. Every linker defines this symbol.
     #[link_name = "_DYNAMIC"]
     static OWN: [Dynamic; 0];
 }
@@ -174,14 +176,14 @@ struct Link {
     next: *const Link,
 }
 
-/// Shows the tables of each loaded object to `look`, in load order, without a call of any function. Returns whether the
-/// program has the list (`DT_DEBUG`).
+/// Passes the tables of each loaded object to `look`, in load order, without calling dl_iterate_phdr(3). Returns
+/// whether the program has the list of objects (`DT_DEBUG`).
 ///
-/// This is for the time before the constructors have run. A sanitizer looks functions up by dlsym(3) then, and has not yet
-/// found the real dl_iterate_phdr(3), in front of which it stands.
+/// This function is for the time before the constructors have run. A sanitizer, which hooks dl_iterate_phdr(3), looks
+/// up functions by dlsym(3) then, and may not have found the real dl_iterate_phdr(3) yet.
 pub(crate) fn each_at_start(mut look: impl FnMut(&Tables)) -> bool {
-    // SAFETY: getauxval(3) takes a number. The kernel gives the program's headers, and the loader has filled its dynamic
-    // section. There is no other thread that changes the list.
+    // SAFETY: getauxval(3) takes a number. The kernel provides the program headers, and the loader has filled the
+    // dynamic section of the program. No other thread changes the list.
     unsafe {
         let headers = libc::getauxval(libc::AT_PHDR) as *const Header;
         let headers = slice::from_raw_parts(headers, libc::getauxval(libc::AT_PHNUM) as usize);
@@ -209,7 +211,7 @@ pub(crate) fn each_at_start(mut look: impl FnMut(&Tables)) -> bool {
 /// # Safety
 /// `dynamic` is the dynamic section of a loaded object.
 unsafe fn entry(mut dynamic: *const Dynamic, wanted: usize) -> usize {
-    // SAFETY: the section goes up to its DT_NULL.
+    // SAFETY: the section ends with DT_NULL.
     while let Dynamic { tag: tag @ 1.., value } = unsafe { &*dynamic } {
         if *tag == wanted {
             return *value;
@@ -252,12 +254,12 @@ const ADDRESSES: [u32; 3] = [257, 1025, 1026];
 /// The section index of a symbol that is not defined here.
 const UNDEFINED: u16 = 0;
 
-/// A place that the loader fills with the address of a symbol.
+/// A memory word that the loader fills with the address of a symbol.
 pub(crate) struct Slot<'a> {
     pub(crate) place: &'a AtomicPtr<c_void>,
-    /// Whether the loader may fill it only when the function is called for the first time.
+    /// True if the loader may fill the slot only when the function is called for the first time.
     pub(crate) may_be_lazy: bool,
-    /// The symbol's name.
+    /// The name of the symbol.
     pub(crate) name: &'a CStr,
 }
 
@@ -267,14 +269,14 @@ pub(crate) struct Tables {
     dynamic: *const Dynamic,
     names: *const c_char,
     symbols: *const Symbol,
-    /// One of the two hash tables; the GNU one if there are both.
+    /// The hash tables, either of which may be null. If an object has both, the GNU table is used.
     gnu_hash: *const u32,
     hash: *const u32,
-    /// A version for each symbol, if they have versions.
+    /// The version of each symbol, or null if the symbols have no versions.
     versions: *const u16,
     relocations: *const Relocation,
     relocations_size: usize,
-    /// How many of the relocations have no symbol. They come first.
+    /// The number of relocations without a symbol. They come first.
     relative: usize,
     jumps: *const Relocation,
     jumps_size: usize,
@@ -299,9 +301,9 @@ impl Tables {
             jumps_size: 0,
         };
         let mut entry = dynamic;
-        // SAFETY: the section goes up to its DT_NULL.
+        // SAFETY: the section ends with DT_NULL.
         while let Dynamic { tag: tag @ 1.., value } = unsafe { &*entry } {
-            // glibc has put the addresses in place of the offsets; musl has not, nor has the vDSO.
+            // glibc has replaced offsets by addresses. musl has not, and the vDSO has offsets too.
             let address = if *value < base { base.wrapping_add(*value) } else { *value };
             match *tag {
                 DT_STRTAB => tables.names = address as *const c_char,
@@ -323,12 +325,12 @@ impl Tables {
         (!tables.names.is_null() && !tables.symbols.is_null()).then_some(tables)
     }
 
-    /// Whether these are the tables of this library.
+    /// Returns whether these are the tables of the shim itself.
     pub(crate) fn are_own(&self) -> bool {
         ptr::eq(self.dynamic, (&raw const OWN).cast())
     }
 
-    /// Shows each slot of a symbol that the object imports to `look`. Slots that are not aligned are left out.
+    /// Passes each slot of a symbol that the object imports to `look`. Unaligned slots are left out.
     ///
     /// # Safety
     /// The object is still loaded, and its relocations were applied.
@@ -340,7 +342,7 @@ impl Tables {
                 continue;
             }
             let count = size.checked_div(size_of::<Relocation>()).unwrap_or(0);
-            // SAFETY: the loader has read a list of this size here.
+            // SAFETY: the loader has read a list of this size at this address.
             let list = unsafe { slice::from_raw_parts(list, count) };
             for relocation in list.iter().skip(skipped) {
                 let kind = relocation.info as u32;
@@ -350,8 +352,8 @@ impl Tables {
                 if !is_address || symbol == 0 || !place.is_aligned() {
                     continue;
                 }
-                // SAFETY: the loader has written a pointer there, and found the symbol and its name in the tables.
-                // Other users of the slot read or write it atomically.
+                // SAFETY: the loader has written a pointer to the slot, and found the symbol and its name in the
+                // tables. Other users of the slot read or write it atomically.
                 let slot = unsafe {
                     let symbol = &*self.symbols.add(symbol);
                     if symbol.st_shndx != UNDEFINED {
@@ -386,8 +388,8 @@ impl Tables {
         }
     }
 
-    /// The table has four words (nbuckets, symoffset, bloom_size, bloom_shift), the bloom filter, the buckets, and a hash for
-    /// each symbol from symoffset on. The lowest bit of a hash is set in the last symbol of a bucket.
+    /// The table has four words (nbuckets, symoffset, bloom_size, bloom_shift), the bloom filter, the buckets, and a
+    /// hash for each symbol from symoffset on. The lowest bit of a hash is set in the last symbol of a bucket.
     unsafe fn find_by_gnu_hash(&self, name: &[u8]) -> Option<usize> {
         let wanted =
             name.iter().fold(5381_u32, |hash, byte| hash.wrapping_mul(33).wrapping_add(u32::from(*byte)));
@@ -416,7 +418,8 @@ impl Tables {
         }
     }
 
-    /// The table has two words (nbuckets, nchain), the buckets, and for each symbol the index of the next in its bucket.
+    /// The table has two words (nbuckets, nchain), the buckets, and for each symbol the index of the next in its
+    /// bucket.
     unsafe fn find_by_hash(&self, name: &[u8]) -> Option<usize> {
         let wanted = name.iter().fold(0_u32, |hash, byte| {
             let hash = (hash << 4).wrapping_add(u32::from(*byte));

@@ -1,4 +1,5 @@
-//! System calls as instructions: they touch neither `errno` nor a function that somebody may have hooked.
+//! System calls by instruction. They do not change `errno`, and do not call functions that another library may have
+//! hooked.
 
 #![expect(unsafe_code, reason = "system calls")]
 
@@ -11,15 +12,15 @@ use libc::{c_int, c_long, c_void, sockaddr_storage, socklen_t};
 
 use crate::filter;
 
-/// Makes a system call. A failure is a negated error number.
+/// Makes a system call. On failure, returns a negated error number.
 ///
 /// # Safety
-/// As the call's manual page demands of its arguments.
+/// The arguments are valid for the system call.
 #[cfg(target_arch = "x86_64")]
 pub(crate) unsafe fn call(number: c_long, args: [usize; 6]) -> isize {
     let [a, b, c, d, e, f] = args;
     let result: isize;
-    // SAFETY: the kernel's calling convention; the caller vouches for what the call does.
+    // SAFETY: this is the calling convention of the kernel. The caller guarantees that the arguments are valid.
     unsafe {
         asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
             in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _, options(nostack));
@@ -27,15 +28,15 @@ pub(crate) unsafe fn call(number: c_long, args: [usize; 6]) -> isize {
     result
 }
 
-/// Makes a system call. A failure is a negated error number.
+/// Makes a system call. On failure, returns a negated error number.
 ///
 /// # Safety
-/// As the call's manual page demands of its arguments.
+/// The arguments are valid for the system call.
 #[cfg(target_arch = "aarch64")]
 pub(crate) unsafe fn call(number: c_long, args: [usize; 6]) -> isize {
     let [a, b, c, d, e, f] = args;
     let result: isize;
-    // SAFETY: the kernel's calling convention; the caller vouches for what the call does.
+    // SAFETY: this is the calling convention of the kernel. The caller guarantees that the arguments are valid.
     unsafe {
         asm!("svc 0", in("x8") number, inlateout("x0") a => result, in("x1") b, in("x2") c, in("x3") d,
             in("x4") e, in("x5") f, options(nostack));
@@ -44,9 +45,9 @@ pub(crate) unsafe fn call(number: c_long, args: [usize; 6]) -> isize {
 }
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-compile_error!("the preload shim makes system calls by itself, and knows how on x86_64 and aarch64 only");
+compile_error!("the preload shim makes system calls by instruction, and supports only x86_64 and aarch64");
 
-/// An argument of a system call.
+/// Converts an int to an argument of a system call.
 pub(crate) const fn int(value: c_int) -> usize {
     value as isize as usize
 }
@@ -55,7 +56,7 @@ fn check(result: isize) -> Result<usize, Errno> {
     usize::try_from(result).map_err(|_| Errno(c_int::try_from(result.wrapping_neg()).unwrap_or(libc::EINVAL)))
 }
 
-/// The kernel behind the hooks.
+/// The kernel, called without the hooks.
 #[derive(Clone, Copy)]
 pub(crate) struct Raw;
 
@@ -78,33 +79,35 @@ impl Kernel for Raw {
     }
 }
 
-/// Copies from an address of the program that may be wrong, as the kernel would. Returns whether all of it could be
-/// read. Not called after the program has installed a filter: programs hardly ever make this call themselves, so a
-/// filter may kill for it.
+/// Copies memory from an address of the program, which may be invalid. Returns whether all bytes could be read.
+///
+/// After the program has installed a filter, this returns false without a system call. Programs rarely call
+/// process_vm_readv(2), so a filter may kill the process for it.
 pub(crate) fn read_memory(from: *const c_void, to: &mut [u8]) -> bool {
     if filter::is_installed() {
         return false;
     }
     let local = libc::iovec { iov_base: to.as_mut_ptr().cast(), iov_len: to.len() };
     let remote = libc::iovec { iov_base: from.cast_mut(), iov_len: to.len() };
-    // The thread's ID, because the process's first thread may have ended, and its memory with it.
+    // Uses the ID of the thread, because the first thread of the process may have ended and released its memory.
     let args = [int(gettid()), (&raw const local) as usize, 1, (&raw const remote) as usize, 1, 0];
     // SAFETY: the kernel writes at most `to.len()` bytes to `to`, and checks the address that it reads.
     check(unsafe { call(libc::SYS_process_vm_readv, args) }) == Ok(to.len())
 }
 
-/// Whether an int can be read at this address of the program's.
+/// Returns whether an int can be read at this address of the program.
 ///
-/// getsockopt(2) reads the size of its value before it looks at the option's name: with an option that does not
-/// exist, it answers EFAULT where it could not, ENOPROTOOPT where it could, and writes nothing. (At the level of
-/// the socket: at that of TCP, Multipath TCP refuses without looking.) EINVAL, its answer where the int is negative, may
-/// be a filter's too, and proves nothing by itself; nor does any other.
+/// getsockopt(2) reads the size of its value before it checks the name of the option. For an option that does not
+/// exist, the call fails and writes nothing: with EFAULT if the size cannot be read, and with ENOPROTOOPT if it can.
+/// This holds for options at `SOL_SOCKET`. For options of TCP, Multipath TCP fails without reading. If the int is
+/// negative, the call fails with EINVAL. A filter may return that or any other error, so such an error alone proves
+/// nothing.
 pub(crate) fn is_readable_int(fd: c_int, address: *const c_void) -> bool {
     const NO_SUCH_OPTION: c_int = 0x7fff_0000;
     let mut nothing = 0_u8;
     let value = (&raw mut nothing) as usize;
     let args = [int(fd), int(libc::SOL_SOCKET), int(NO_SUCH_OPTION), value, address as usize, 0];
-    // SAFETY: the kernel checks the address, and has nothing to write for an option that it does not have.
+    // SAFETY: the kernel checks the address, and writes nothing for an unknown option.
     match check(unsafe { call(libc::SYS_getsockopt, args) }) {
         Err(Errno(libc::ENOPROTOOPT)) => true,
         Err(Errno(libc::EINVAL)) => read_memory(address, &mut [0; size_of::<c_int>()]),
@@ -112,7 +115,7 @@ pub(crate) fn is_readable_int(fd: c_int, address: *const c_void) -> bool {
     }
 }
 
-/// getsockname(2) or getpeername(2), by number.
+/// Calls getsockname(2) or getpeername(2), by number.
 pub(crate) fn name(number: c_long, fd: c_int, address: &mut sockaddr_storage) -> Result<(), Errno> {
     let mut size = size_of::<sockaddr_storage>();
     let args = [int(fd), (&raw mut *address) as usize, (&raw mut size) as usize, 0, 0, 0];
@@ -131,7 +134,7 @@ pub(crate) fn may_be_a_socket(fd: c_int) -> bool {
     #[cfg(target_arch = "aarch64")]
     const LARGE_FILE: usize = 0o400_000;
     const MASK: usize = libc::O_ACCMODE as usize | LARGE_FILE;
-    // SAFETY: takes no pointer.
+    // SAFETY: fcntl(2) takes no pointer here.
     let flags = check(unsafe { call(libc::SYS_fcntl, [int(fd), int(libc::F_GETFL), 0, 0, 0, 0]) });
     flags.is_ok_and(|flags| flags & MASK == libc::O_RDWR as usize)
 }
@@ -157,15 +160,15 @@ pub(crate) fn peer_user(fd: c_int) -> Option<u32> {
     Some(peer.uid)
 }
 
-/// poll(2) that does not wait: as ppoll(2), which every architecture has.
+/// Calls poll(2) without waiting. It uses ppoll(2), which every architecture has.
 pub(crate) fn poll(set: &mut [libc::pollfd]) -> Result<usize, Errno> {
     let mut at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     let args = [set.as_mut_ptr() as usize, set.len(), (&raw mut at_once) as usize, 0, 0, 0];
-    // SAFETY: the kernel reads and writes as many entries as `set` has; it may write the time that is left.
+    // SAFETY: the kernel reads and writes the entries of `set`, and may write the remaining time.
     check(unsafe { call(libc::SYS_ppoll, args) })
 }
 
-/// A file of the shim's own, closed when dropped.
+/// A file that the shim has opened, closed when dropped.
 pub(crate) struct File(c_int);
 
 impl File {
@@ -184,16 +187,16 @@ impl File {
 
     pub(crate) fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
         let args = [int(self.0), buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0];
-        // SAFETY: the kernel writes at most as many bytes as `buffer` has.
+        // SAFETY: the kernel writes at most `buffer.len()` bytes.
         check(unsafe { call(libc::SYS_read, args) })
     }
 
-    /// Whether it is a regular file of root's that nobody else can write.
+    /// Returns whether this is a regular file that belongs to root and that only root can write.
     pub(crate) fn is_roots_alone(&self) -> bool {
-        // SAFETY: numbers all, for which zeros are values.
+        // SAFETY: all fields are integers, for which zero is a valid value.
         let mut stat: libc::stat = unsafe { core::mem::zeroed() };
         let args = [int(self.0), (&raw mut stat) as usize, 0, 0, 0, 0];
-        // SAFETY: the kernel writes a stat; on the architectures above, libc's is the kernel's.
+        // SAFETY: the kernel writes a `stat`, which libc declares as the kernel does on the architectures above.
         check(unsafe { call(libc::SYS_fstat, args) }).is_ok()
             && stat.st_mode & libc::S_IFMT == libc::S_IFREG
             && stat.st_uid == 0
@@ -203,12 +206,12 @@ impl File {
 
 impl Drop for File {
     fn drop(&mut self) {
-        // SAFETY: takes no pointer; only the owner of the descriptor calls this, once.
+        // SAFETY: close(2) takes no pointer. Only the owner of the descriptor calls this, once.
         unsafe { call(libc::SYS_close, [int(self.0), 0, 0, 0, 0, 0]) };
     }
 }
 
-/// Changes the signal mask. Returns the mask from before, if the kernel agreed.
+/// Changes the signal mask. Returns the previous mask, or `None` if the call failed.
 fn change_mask(how: c_int, signals: u64) -> Option<u64> {
     let mut before = 0_u64;
     let args = [int(how), (&raw const signals) as usize, (&raw mut before) as usize, size_of::<u64>(), 0, 0];
@@ -235,12 +238,12 @@ fn take_back(signals: u64) -> bool {
     matches!(check(unsafe { call(libc::SYS_rt_sigtimedwait, args) }), Ok(_) | Err(Errno(libc::EAGAIN)))
 }
 
-/// Writes a line at once. A failure is ignored, and must not end the program. If a pipe has no reader, or a file may
-/// not grow, write(2) sends a signal. So these signals are blocked meanwhile. If write(2) has sent one, it is removed,
-/// unless one was pending already.
+/// Writes a line by one write(2). A failure is ignored, and must not end the program. write(2) sends a signal if a
+/// pipe has no reader, or if a file has reached its size limit. So these signals are blocked during the call. If
+/// write(2) has sent one, it is removed, unless one was already pending.
 ///
-/// A filter may deny any of these calls. So each call is tried without effect before the first signal is blocked. If a
-/// call is denied, the line is not written, because its effects could not be undone.
+/// A filter may deny any of these calls. So each is first tried without effect, before a signal is blocked. If one is
+/// denied, the line is not written, because its effects could not be undone.
 pub(crate) fn write(fd: c_int, line: &[u8]) {
     const SIGNALS: u64 = 1 << (libc::SIGPIPE - 1) | 1 << (libc::SIGXFSZ - 1);
     const NONE: u64 = 0;
@@ -252,47 +255,47 @@ pub(crate) fn write(fd: c_int, line: &[u8]) {
     };
     if let Some(waiting) = pending() {
         let args = [int(fd), line.as_ptr() as usize, line.len(), 0, 0, 0];
-        // SAFETY: the kernel reads as many bytes as `line` has.
+        // SAFETY: the kernel reads `line.len()` bytes.
         let result = unsafe { call(libc::SYS_write, args) };
         if result < 0 && waiting & SIGNALS == 0 {
             take_back(SIGNALS);
         }
     }
-    // Unblock only the signals that were blocked above, so that no wrong set can be restored.
+    // Unblock only the signals that were blocked above. All others keep their state.
     change_mask(libc::SIG_UNBLOCK, SIGNALS & !before);
 }
 
-/// What a symbolic link points to: the bytes of `buffer` that it filled.
+/// Reads the target of a symbolic link into `buffer`. Returns its length in bytes.
 pub(crate) fn read_link(path: &CStr, buffer: &mut [u8]) -> Result<usize, Errno> {
     let args =
         [int(libc::AT_FDCWD), path.as_ptr() as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0];
-    // SAFETY: the kernel reads a C string and writes at most as many bytes as `buffer` has.
+    // SAFETY: the kernel reads a C string, and writes at most `buffer.len()` bytes.
     check(unsafe { call(libc::SYS_readlinkat, args) })
 }
 
 /// mprotect(2)
 pub(crate) fn protect(pages: &Range<usize>, protection: c_int) -> Result<(), Errno> {
     let args = [pages.start, pages.len(), int(protection), 0, 0, 0];
-    // SAFETY: the caller names pages of a loaded object's data, which stay readable.
+    // SAFETY: the caller passes data pages of a loaded object. They stay readable.
     check(unsafe { call(libc::SYS_mprotect, args) })?;
     Ok(())
 }
 
 pub(crate) fn gettid() -> c_int {
-    // SAFETY: gettid(2) takes nothing.
+    // SAFETY: gettid(2) has no arguments.
     unsafe { call(libc::SYS_gettid, [0; 6]) as c_int }
 }
 
 pub(crate) fn getpid() -> c_int {
-    // SAFETY: getpid(2) takes nothing.
+    // SAFETY: getpid(2) has no arguments.
     unsafe { call(libc::SYS_getpid, [0; 6]) as c_int }
 }
 
-/// Ends the program where it stands: by an instruction that there is not, which needs no function of anybody's. SIGILL,
-/// and a core that shows where.
+/// Ends the program by an illegal instruction, which needs no function. The program gets SIGILL, and a core dump shows
+/// where.
 #[cold]
 pub(crate) fn end() -> ! {
-    // SAFETY: the processor refuses it, whatever state the program is in, and nothing comes behind it.
+    // SAFETY: the processor rejects the instruction in any state of the program, so execution never continues after it.
     unsafe {
         #[cfg(target_arch = "x86_64")]
         asm!("ud2", options(noreturn, nomem, nostack));
@@ -321,7 +324,7 @@ mod tests {
         assert!([stream.as_raw_fd(), tcp.as_raw_fd(), udp.as_raw_fd()].into_iter().all(may_be_a_socket));
         let (reader, writer) = std::io::pipe().unwrap();
         let file = File::options().read(true).write(true).open("/dev/null").unwrap();
-        // SAFETY: a C string, and a number that closes with the process.
+        // SAFETY: the argument is a C string. The descriptor is closed when the process ends.
         let memory = unsafe { libc::memfd_create(c"memory".as_ptr(), 0) };
         assert!(memory >= 0);
         for fd in [reader.as_raw_fd(), writer.as_raw_fd(), file.as_raw_fd(), memory, -1] {
@@ -329,15 +332,16 @@ mod tests {
         }
     }
 
-    /// The test ends itself, in a process of its own.
+    /// The test runs itself in a child process, which ends.
     #[test]
-    fn an_end_is_seen() {
+    fn end_raises_sigill() {
         const INSIDE: &str = "KA_TEST_END";
         if std::env::var_os(INSIDE).is_some() {
             super::end();
         }
         let mut again = Command::new(std::env::current_exe().unwrap());
-        let output = again.args(["raw::tests::an_end_is_seen", "--exact"]).env(INSIDE, "1").output().unwrap();
+        let output =
+            again.args(["raw::tests::end_raises_sigill", "--exact"]).env(INSIDE, "1").output().unwrap();
         assert_eq!(output.status.signal(), Some(libc::SIGILL), "{output:?}");
     }
 }

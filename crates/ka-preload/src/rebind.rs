@@ -1,22 +1,23 @@
-//! Calls that the loader bound past the shim.
+//! Rebinds calls that the loader has bound directly to the C library instead of the shim.
 //!
 //! A library that is opened with `RTLD_DEEPBIND` looks symbols up in itself and its own dependencies first. The C
 //! library is one of those, so the library's calls of connect(2) bypass the hook. PHP opens every extension like that.
-//! Removing the flag from dlopen(3) would change which symbols the library gets, and that is the purpose of the flag.
+//! Removing the flag from dlopen(3) would change the symbols that the library gets, which is the purpose of the flag.
 //!
-//! So this module leaves binding to the loader, and corrects the result. Whenever objects were loaded, it goes through
-//! the slots of the new ones that hold a symbol's address. A slot gets the hook's address if it belongs to a hooked
-//! function and holds the C library's. A slot that holds another library's function is left as it is: the library was
-//! bound to its own function, or to another shim's. The dlsym(3) hook calls this module, since a program has to call
-//! dlsym to use a library that it has opened. Sockets that the library's constructors have made are set afterwards.
+//! So this module leaves binding to the loader, and corrects the result. After objects were loaded, it examines their
+//! slots, which hold the addresses of symbols. If a slot belongs to a hooked function and holds the function of the C
+//! library, it gets the address of the hook. If it holds the function of another library, it is left unchanged: the
+//! library was bound to its own function, or to that of another shim. The dlsym(3) hook calls this module, because a
+//! program must call dlsym to use a library that it has opened. Afterwards, the policy is set on sockets that the
+//! constructors of the library have made.
 //!
-//! If the loader has not filled a slot yet (lazy binding), the slot's later target is unknown. It gets the hook, but
-//! only if no other library defines the function. Then the loader could only have chosen the hook or the C library's
+//! If the loader has not filled a slot yet (lazy binding), its later target is unknown. The slot gets the hook only
+//! if no other library defines the function, because the loader could then only choose the hook or the C library's
 //! function.
 //!
-//! Threads: glibc runs the walk under the lock that guards its list of objects, so only one walk runs at a time. An
-//! object is in that list before it is relocated. Therefore the walk first waits until every dlopen(3) that has begun
-//! is over.
+//! Threads: glibc iterates over its list of objects under a lock, so only one thread at a time examines them. An
+//! object is in that list before it is relocated. So this module first waits until every dlopen(3) that has begun is
+//! complete.
 
 #![expect(unsafe_code, reason = "it changes what the loader wrote into loaded objects")]
 
@@ -36,11 +37,11 @@ use crate::shim::Shim;
 /// The loader's counters when the objects were last examined.
 static ADDED: AtomicU64 = AtomicU64::new(0);
 static REMOVED: AtomicU64 = AtomicU64::new(0);
-/// How many objects were examined then.
+/// The number of objects that were examined then.
 static EXAMINED: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether the program has called dlopen(3). Until then the dlsym hook does no extra work, and takes no lock. If a
-/// thread holds such a lock while another thread forks, it stays locked in the child forever.
+/// True after the program has called dlopen(3). Before that, the dlsym hook does no extra work, and takes no lock. If a
+/// thread holds such a lock while another thread forks, the lock stays locked in the child forever.
 static OPENED: AtomicBool = AtomicBool::new(false);
 
 /// Records that the program opens a library.
@@ -55,7 +56,7 @@ static HOOKS: [AtomicPtr<c_void>; COUNT] = [const { AtomicPtr::new(ptr::null_mut
 static ELSEWHERE: AtomicU32 = AtomicU32::new(0);
 const _: () = assert!(COUNT <= 32);
 
-/// Where the code of each part of the C library is: start and end.
+/// The start and end addresses of the code of each part of the C library.
 static C_LIBRARY: [[AtomicUsize; 2]; C_LIBRARY_PARTS] =
     [const { [const { AtomicUsize::new(0) }; 2] }; C_LIBRARY_PARTS];
 
@@ -69,7 +70,7 @@ fn set_examined(changes: Changes, count: usize) {
     EXAMINED.store(count, Relaxed);
 }
 
-/// How often [`catch_up`] tries: other threads may close libraries meanwhile, again and again.
+/// The number of attempts of [`catch_up`]. Other threads may close libraries during each attempt.
 const TRIES: usize = 64;
 
 /// Binds the objects that were loaded since the last call to the hooks.
@@ -81,7 +82,7 @@ pub(crate) fn catch_up(shim: &Shim) {
         let Some(surveyed) = survey(false) else { return };
         wait_for_loads();
         if let Some(bound) = bind(&surveyed) {
-            // The program's filter may kill it for calls on sockets that it does not use.
+            // The program's filter may kill the process for calls on sockets that the program does not use.
             if bound > 0 && !filter::is_installed() {
                 load::sweep(shim);
             }
@@ -90,13 +91,13 @@ pub(crate) fn catch_up(shim: &Shim) {
     }
 }
 
-/// Waits until each dlopen(3) that another thread has begun is over: dlsym(3) takes the lock that dlopen holds.
+/// Waits until each dlopen(3) that another thread has begun is complete: dlsym(3) takes the lock that dlopen holds.
 fn wait_for_loads() {
     // SAFETY: RTLD_DEFAULT is a handle that is always valid.
     unsafe { next::dlsym(libc::RTLD_DEFAULT, c"syscall".as_ptr()) };
 }
 
-/// Examines the objects that were loaded since the last time. `None` if there are none and `always` is false.
+/// Examines the objects that were loaded since the last call. Returns `None` if there are none and `always` is false.
 fn survey(always: bool) -> Option<Loaded> {
     let mut result = None;
     let (mut count, mut first) = (0_usize, 0);
@@ -106,7 +107,7 @@ fn survey(always: bool) -> Option<Loaded> {
             if changes == examined() && !always {
                 return ControlFlow::Break(());
             }
-            // If an object was removed, those after it have moved up.
+            // If an object was removed, the indices of those after it have changed.
             if changes.removed != examined().removed {
                 EXAMINED.store(0, Relaxed);
                 ELSEWHERE.store(0, Relaxed);
@@ -138,7 +139,7 @@ fn look_at(object: &Object<'_>) {
     let Some(tables) = object.tables() else { return };
     let is_shim = tables.are_own();
     let found: [AtomicPtr<c_void>; COUNT] = Default::default();
-    // SAFETY: the object is loaded while it is shown.
+    // SAFETY: the object stays loaded during this call.
     unsafe { next::fill(if is_shim { &HOOKS } else { &found }, NAMES, &tables) };
     for (place, address) in found.iter().enumerate() {
         if !address.load(Relaxed).is_null() {
@@ -151,7 +152,7 @@ const fn bit(place: usize) -> u32 {
     1_u32.wrapping_shl(place as u32)
 }
 
-/// Whether only the shim and the C library export the function at this place.
+/// Returns whether only the shim and the C library export the function with this index.
 fn is_only_ours(place: usize) -> bool {
     ELSEWHERE.load(Relaxed) & bit(place) == 0
 }
@@ -167,9 +168,9 @@ fn hook(place: usize) -> Option<*mut c_void> {
     HOOKS.get(place).map(|hook| hook.load(Relaxed)).filter(|hook| !hook.is_null())
 }
 
-/// Goes through the slots of the surveyed objects. Returns how many slots have the address of a hook now, or `None` if
-/// an object was removed since the survey. Objects that were added since are skipped, because they may not be relocated
-/// yet.
+/// Examines the slots of the surveyed objects. Returns the number of slots that now have the address of a hook. If an
+/// object was removed since the survey, returns `None`. Objects that were added since then are skipped, because they
+/// may not be relocated yet.
 fn bind(surveyed: &Loaded) -> Option<usize> {
     let mut bound = None;
     let first = EXAMINED.load(Relaxed);
@@ -198,31 +199,31 @@ fn bind_object(object: &Object<'_>) -> usize {
     let look = |slot: &object::Slot<'_>| {
         let address = slot.place.load(Relaxed);
         let is_past_us = is_in_c_library(address);
-        // The loader points a slot that it has not bound yet into the object's own procedure linkage table.
+        // A slot that the loader has not bound yet points into the procedure linkage table of its own object.
         let is_unbound = slot.may_be_lazy && code.contains(&(address as usize));
         if !is_past_us && !is_unbound {
             return;
         }
         let Some(place) = next::place(slot.name) else { return };
         let Some(hook) = hook(place) else { return };
-        // A shim that comes after this one may call the library, and would be called again by the hook.
+        // A later shim in load order may call the library. The hook would call that shim again.
         if is_unbound && !is_only_ours(place) || !is_in_c_library(next::behind(place)) {
             return;
         }
         if pages.may_write(slot.place) {
-            // Not a compare-and-exchange: on aarch64 that is a function of libgcc, which adds more code. Only the
-            // loader writes here too, when another thread calls a function for the first time.
+            // A compare-and-exchange would add code: on aarch64 it is a function of libgcc. The only other writer is
+            // the loader, when another thread calls a function for the first time.
             slot.place.store(hook, Relaxed);
             bound = bound.saturating_add(1);
         }
     };
-    // SAFETY: the object is loaded while it is shown, and no dlopen(3) of it is under way.
+    // SAFETY: the object stays loaded during this call, and no dlopen(3) of it is under way.
     unsafe { tables.each_slot(look) };
     bound
 }
 
-/// The pages of an object that the loader made read-only. They are writable from the first write to one of them until
-/// this is dropped.
+/// The pages of an object that the loader has made read-only. The first write makes them writable, and dropping this
+/// value makes them read-only again.
 struct Pages<'a> {
     object: &'a Object<'a>,
     read_only: Range<usize>,
@@ -248,7 +249,7 @@ impl<'a> Pages<'a> {
         if !self.read_only.contains(&address) || self.is_open {
             return true;
         }
-        // The program's filter may kill it for mprotect(2).
+        // The program's filter may kill the process for mprotect(2).
         if filter::is_installed() {
             return false;
         }
@@ -278,8 +279,8 @@ impl Drop for Pages<'_> {
 ///
 /// The program may search the C library itself, through the handle that dlopen("libc.so.6") returns. It then means the
 /// function that the program would call, which is the hook. `RTLD_NEXT` searches the libraries after the caller, so
-/// only the loader can answer it. If another shim comes after this one, its look-ups are left to the loader too: that
-/// shim may be the caller, and a hook that called itself through it would never return.
+/// only the loader can find the result. If another shim comes later in load order, such look-ups are left to the
+/// loader too. That shim may be the caller, and the hook would call itself through it without end.
 ///
 /// # Safety
 /// The arguments are those of a call of dlsym(3).
@@ -296,10 +297,11 @@ pub(crate) unsafe fn look_up(handle: *mut c_void, name: *const c_char) -> Option
         return None;
     }
     if handle == libc::RTLD_DEFAULT {
-        // SAFETY: the program's own name. The shim finds what the program would.
+        // SAFETY: these are the program's own arguments. With this handle, the shim finds what the program would.
         return is_only_ours(place).then(|| unsafe { next::dlsym(handle, name) });
     }
-    // SAFETY: the program's own arguments. With such a handle, the result does not depend on the caller's address.
+    // SAFETY: these are the program's own arguments. With such a handle, the result does not depend on the caller's
+    // address.
     let is_c_librarys = is_in_c_library(unsafe { next::dlsym(handle, name) });
     if is_c_librarys { hook(place) } else { None }
 }

@@ -1,7 +1,7 @@
 //! The shim: its policy, from the KA_ variables of the environment and of /etc/ka.conf.
 //!
 //! The variables are read once, when the library is loaded. A mistake is reported once, on standard error, with a
-//! description of a valid value. The default then applies: a silent policy of two hours would be worse than none.
+//! description of a valid value. The default value is then used, so the program still has a useful policy.
 
 #![expect(unsafe_code, reason = "static memory that is filled once, and the environment")]
 
@@ -21,11 +21,11 @@ use crate::line::Line;
 use crate::log;
 use crate::raw::{self, File};
 
-/// The policy of the program, and what applying it takes. It does not change while the program runs.
+/// The settings of the shim. They do not change while the program runs.
 pub struct Shim {
     /// The policy. It turns keepalive on, and names all values.
     pub policy: Policy<'static>,
-    /// Whether the program has more rights than the user who started it (setuid, setgid, capabilities).
+    /// True if the program has more rights than the user who started it (setuid, setgid, capabilities).
     pub(crate) has_more_rights: bool,
     /// The path of the log, if there is one.
     pub log: Option<&'static CStr>,
@@ -36,10 +36,11 @@ pub struct Shim {
 /// The memory for the rules. A program without rules never touches these pages.
 static RULES: Place<RuleBuffer> = Place::new();
 
-/// Memory that the constructor fills and the hooks read. It is zero before, so it takes no space in the file.
+/// Memory that the constructor fills and the hooks read. It is initially zero, so it takes no space in the file.
 struct Place<T>(UnsafeCell<MaybeUninit<T>>);
 
-// SAFETY: written by the library's constructor alone, before `STATE` says that it may be read.
+// SAFETY: only the library's constructor writes it, before it sets `STATE` to ACTIVE. The hooks read it only after
+// that.
 unsafe impl<T> Sync for Place<T> {}
 
 impl<T> Place<T> {
@@ -64,10 +65,10 @@ static PROGRAM: Place<[u8; NAME_ROOM]> = Place::new();
 
 const NAME_ROOM: usize = 1024;
 
-/// Copies as much of a string as fits into its place, and ends it with a NUL.
+/// Copies a string to its place, with a NUL. A string that is too long is truncated.
 ///
 /// # Safety
-/// Only from the library's constructor, and once for each place.
+/// Call this only from the library's constructor, and once for each place.
 unsafe fn keep(place: &'static Place<[u8; NAME_ROOM]>, text: &[u8]) -> &'static CStr {
     let size = text.len().min(NAME_ROOM - 1);
     // SAFETY: the place has room for the bytes and the NUL, and no other thread accesses it meanwhile.
@@ -79,7 +80,7 @@ unsafe fn keep(place: &'static Place<[u8; NAME_ROOM]>, text: &[u8]) -> &'static 
     }
 }
 
-/// Whether the shim is active. It is not before the library is loaded, nor if its settings disable it.
+/// The state of the shim. It is inactive until the constructor has run, and if its settings disable it.
 static STATE: AtomicU8 = AtomicU8::new(NONE);
 const NONE: u8 = 0;
 const ACTIVE: u8 = 1;
@@ -87,28 +88,27 @@ const ACTIVE: u8 = 1;
 /// Returns the shim, if it is active.
 #[inline(always)]
 pub fn active() -> Option<&'static Shim> {
-    // SAFETY: `publish` wrote it before it stored ACTIVE, and nothing writes it again.
+    // SAFETY: `publish` has written the value before it stored ACTIVE, and nothing writes it again.
     (STATE.load(Ordering::Acquire) == ACTIVE).then(|| unsafe { &*SHIM.first() })
 }
 
 /// Makes the shim active.
 ///
 /// # Safety
-/// Only once, from the library's constructor.
+/// Call this only once, from the library's constructor.
 pub unsafe fn publish(shim: Shim) {
-    // SAFETY: nothing reads it before STATE is ACTIVE.
+    // SAFETY: nothing reads the value before STATE is ACTIVE.
     unsafe { SHIM.first().write(shim) };
     STATE.store(ACTIVE, Ordering::Release);
 }
 
-/// Whether the program has more rights than the user who started it: `AT_SECURE`, getauxval(3).
+/// Returns whether the program has more rights than the user who started it: `AT_SECURE`, getauxval(3).
 fn has_more_rights() -> bool {
     // SAFETY: getauxval(3) takes a number.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
-/// Returns the variables of the environment. There are none in a program that has more rights than the user who started
-/// it.
+/// Returns the variables of the environment. If the program has more rights than the user who started it, returns none.
 fn environment() -> Source<'static> {
     unsafe extern "C" {
         static environ: *const *const c_char;
@@ -117,11 +117,11 @@ fn environment() -> Source<'static> {
     if has_more_rights() {
         return values;
     }
-    // SAFETY: before main, nobody changes the environment: NULL, or an array of C strings that ends with NULL.
+    // SAFETY: `environ` is NULL, or an array of C strings that ends with NULL. Before main, nothing changes it.
     let mut entry = unsafe { environ };
     // SAFETY: as above.
     while let Some(text) = unsafe { entry.as_ref() }.filter(|text| !text.is_null()) {
-        // SAFETY: as above. What it points to is used only while the library is loaded.
+        // SAFETY: as above. The string is used only while the library is being loaded.
         let text = unsafe { CStr::from_ptr(*text) }.to_bytes();
         if text.starts_with(b"KA_") {
             let (name, value) = cut(text, b'=');
@@ -145,15 +145,15 @@ fn file(complain: &Complaints) -> Source<'static> {
     values
 }
 
-/// Returns the text of the file. It is empty if the file is missing. Fails with a description of a valid file if this one
-/// must not be used.
+/// Returns the text of the file, or an empty text if the file is missing. If the file must not be used, fails with a
+/// description of a valid file.
 fn file_text() -> Result<&'static [u8], &'static str> {
     let file = match File::open(CONF, libc::O_RDONLY | libc::O_NONBLOCK, 0) {
         Ok(file) if file.is_roots_alone() => file,
         Err(Errno(libc::ENOENT)) => return Ok(b""),
         _ => return Err(CONF_OWNER),
     };
-    // SAFETY: only the constructor calls this, once; and the zeros that are there are bytes.
+    // SAFETY: only the constructor calls this, once. The memory is zeroed, and zeros are valid bytes.
     let buffer: &'static mut [u8] = unsafe { &mut *FILE.first() };
     let size = file.read(buffer).unwrap_or(0);
     let text: &[u8] = buffer;
@@ -166,12 +166,12 @@ struct Complaints {
 }
 
 impl Complaints {
-    /// `ka: NAME="VALUE": what would be right; what holds instead`
+    /// Reports a wrong value: `ka: NAME="VALUE": description of a valid value; consequence`
     fn about(&self, name: &[u8], value: &[u8], right: &str, instead: &str) {
         self.word(name, value, b"", right, instead);
     }
 
-    /// The same, of a word in the value.
+    /// Reports a wrong word in a value.
     fn word(&self, name: &[u8], value: &[u8], word: &[u8], right: &str, instead: &str) {
         if self.quiet {
             return;
@@ -192,7 +192,7 @@ impl Complaints {
 /// Reads the settings. Returns `None` if they say to do nothing.
 ///
 /// # Safety
-/// Only once, from the library's constructor.
+/// Call this only once, from the library's constructor.
 pub unsafe fn read() -> Option<Shim> {
     let environment = environment();
     let mut complain = Complaints { quiet: environment.is_quiet() };
@@ -232,8 +232,8 @@ pub unsafe fn read() -> Option<Shim> {
 
 /// Returns whether a pattern of `KA_SKIP` matches the program's name: the last part of /proc/self/exe or of argv\[0\].
 ///
-/// The user who starts a program chooses argv\[0\]. If the program has more rights than this user, only /proc/self/exe
-/// counts.
+/// The user who starts a program chooses argv\[0\]. If the program has more rights than this user, argv\[0\] is
+/// ignored.
 fn skips_this_program(patterns: &[u8], has_more_rights: bool) -> bool {
     if patterns.is_empty() {
         return false;
@@ -248,7 +248,7 @@ fn skips_this_program(patterns: &[u8], has_more_rights: bool) -> bool {
     skips(patterns, [base_name(cut(command, 0).0), executable])
 }
 
-/// The last part of what /proc/self/exe points to.
+/// Returns the last part of the path to which /proc/self/exe points.
 fn executable(buffer: &mut [u8]) -> &[u8] {
     let size = raw::read_link(c"/proc/self/exe", buffer).unwrap_or(0);
     let path = buffer.get(..size).unwrap_or_default();
@@ -270,30 +270,30 @@ pub(crate) mod tests {
 
     pub(crate) const POLICY: Config = Config::STANDARD;
 
-    /// A shim with this policy.
-    pub(crate) fn shim(mode: Mode, config: Config, rules: &str) -> Shim {
+    /// Returns a shim with this policy.
+    pub(crate) fn shim_with(mode: Mode, config: Config, rules: &str) -> Shim {
         let room = Box::leak(Box::new([Rule::SKIP; Rules::MAX]));
         let rules = Rules::parse(rules.as_bytes(), &config, room, |_, _| {});
         Shim { policy: Policy { config, mode, rules }, has_more_rights: false, log: None, program: b"" }
     }
 
-    /// A shim that writes a log, in a program of this name.
+    /// Returns a shim that writes a log, in a program with this name.
     pub(crate) fn logging(path: &[u8], program: &'static [u8]) -> Shim {
         let log = Box::leak(CString::new(path).unwrap().into_boxed_c_str());
-        Shim { log: Some(log), program, ..shim(Mode::Force, POLICY, "") }
+        Shim { log: Some(log), program, ..shim_with(Mode::Force, POLICY, "") }
     }
 
     #[test]
-    fn long_names_are_cut_off() {
+    fn long_strings_are_truncated() {
         static SHORT: Place<[u8; NAME_ROOM]> = Place::new();
         static LONG: Place<[u8; NAME_ROOM]> = Place::new();
-        // SAFETY: each place is this test's, and used once.
+        // SAFETY: only this test uses these places, each once.
         let (short, long) = unsafe { (keep(&SHORT, b"/var/log/ka"), keep(&LONG, &[b'x'; 2000])) };
         assert_eq!((short, long.to_bytes()), (c"/var/log/ka", &[b'x'; 1023][..]));
     }
 
     #[test]
-    fn the_program_is_known_by_the_last_part_of_its_path() {
+    fn the_name_of_the_program_is_the_last_part_of_its_path() {
         for (path, name) in [("/usr/bin/curl", "curl"), ("curl", "curl"), ("", ""), ("a/", "")] {
             assert_eq!(base_name(path.as_bytes()), name.as_bytes());
         }

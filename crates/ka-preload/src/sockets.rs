@@ -1,4 +1,4 @@
-//! The program's sockets: which of them are TCP, which were seen to, and how the policy gets into one.
+//! The program's sockets: detects TCP sockets, records which ones have the policy, and sets the policy.
 
 use core::sync::atomic::{AtomicU8, Ordering};
 
@@ -10,19 +10,21 @@ use crate::raw::{self, Raw};
 use crate::shim::{Shim, active};
 use crate::{address, filter, log};
 
-/// What is known of a descriptor. It is a hint that saves system calls: a number may be closed and come back as
-/// something else without a call that is hooked. So whatever would be wrong with a stale hint asks the kernel.
+/// The recorded state of a descriptor. It is a hint that saves system calls. It may be stale, because a descriptor
+/// can be closed and reused without a hooked call. So the shim asks the kernel wherever a stale state would do harm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Known {
     Nothing = 0,
-    /// It was made in sight, and rules will say what is for it. What the program says until then is remembered.
-    Waits = 1,
-    /// No TCP socket, or one that a rule leaves alone.
+    /// A hook saw the socket being created, and rules will decide about it later. Until then, the shim records the
+    /// options that the program sets.
+    AwaitsRules = 1,
+    /// The descriptor is not a TCP socket, or a rule leaves it alone.
     LeftAlone = 2,
-    /// It was given the policy that is for it.
-    SeenTo = 3,
-    /// So too, but it had another keepalive before: what waits to be accepted from it has inherited that.
+    /// The socket got its policy.
+    Set = 3,
+    /// The socket got its policy, but already had keepalive on. Connections in its accept queue may have inherited
+    /// the old values.
     Changed = 4,
     /// The socket came from a process that may be another user's, and no call was made on it yet. That user may hold
     /// its lock, so a call of the shim could wait forever. The socket gets the policy when the program itself makes a
@@ -30,11 +32,13 @@ enum Known {
     Foreign = 5,
 }
 
-/// A byte for each descriptor that a program is likely to have; of those beyond, nothing is ever known. Its lower bits
-/// are what is known, its upper ones a bit for each option that the program has set on a socket that waits.
+/// The state of each descriptor that a program is likely to have, one byte each. The state of higher descriptors is not
+/// recorded. The lower bits are a [`Known`]. The upper bits are the options that the program has set on a socket in
+/// the state
+/// [`Known::AwaitsRules`].
 static KNOWN: [AtomicU8; 65536] = [const { AtomicU8::new(0) }; 65536];
 
-/// The bits of it that say what is known.
+/// The bits of the byte that are a [`Known`].
 const STATE: u8 = 0x07;
 /// The bit of `SO_KEEPALIVE`.
 const KEEPALIVE: u8 = 0x08;
@@ -45,7 +49,7 @@ const _: () =
 
 #[inline(never)]
 fn slot(fd: c_int) -> Option<&'static AtomicU8> {
-    // A negative one is beyond them all.
+    // A negative descriptor becomes a number beyond the table.
     KNOWN.get(fd.cast_unsigned() as usize)
 }
 
@@ -56,9 +60,9 @@ fn byte(fd: c_int) -> u8 {
 #[inline(never)]
 fn known(fd: c_int) -> Known {
     match byte(fd) & STATE {
-        1 => Known::Waits,
+        1 => Known::AwaitsRules,
         2 => Known::LeftAlone,
-        3 => Known::SeenTo,
+        3 => Known::Set,
         4 => Known::Changed,
         5 => Known::Foreign,
         _ => Known::Nothing,
@@ -66,13 +70,13 @@ fn known(fd: c_int) -> Known {
 }
 
 #[inline(never)]
-fn learn(fd: c_int, known: Known) {
+fn record(fd: c_int, known: Known) {
     if let Some(slot) = slot(fd) {
         slot.store(known as u8, Ordering::Relaxed);
     }
 }
 
-/// The bit of an option that the program has set.
+/// Returns the bit that records that the program has set an option.
 const fn bit(option: SockOpt) -> u8 {
     match option {
         SockOpt::Timer(timer) => FIRST_TIMER << timer as u8,
@@ -80,32 +84,32 @@ const fn bit(option: SockOpt) -> u8 {
     }
 }
 
-/// Whether rules are still to say what is for a socket that was made in sight.
-pub(crate) fn waits(fd: c_int) -> bool {
-    known(fd) == Known::Waits
+/// Returns whether a hook saw the socket being created, and rules have not decided about it yet.
+pub(crate) fn awaits_rules(fd: c_int) -> bool {
+    known(fd) == Known::AwaitsRules
 }
 
-/// The program has set an option of a socket that waits.
-pub(crate) fn heed(fd: c_int, option: SockOpt) {
+/// Records that the program has set an option of a socket that awaits rules.
+pub(crate) fn record_option(fd: c_int, option: SockOpt) {
     if let Some(slot) = slot(fd) {
-        // In two steps: in one, it would be libgcc's on aarch64, which brings more with it. Two threads that set options of
-        // one socket before it connects may lose a word.
+        // A load and a store, because an atomic or would call a function of libgcc on aarch64, which adds code. If two
+        // threads set options of one socket before it connects, one record may be lost.
         slot.store(slot.load(Ordering::Relaxed) | bit(option), Ordering::Relaxed);
     }
 }
 
-/// What a policy leaves to set on a socket that waits, in the default mode: what the program has not said. `None` where
-/// its word was off.
-fn unsaid(fd: c_int, policy: &Config, is_on: bool) -> Option<Config> {
+/// Returns the policy without the options that the program has set, for a socket that awaits rules in the default mode.
+/// Returns `None` if the program has turned keepalive off.
+fn without_own_options(fd: c_int, policy: &Config, is_on: bool) -> Option<Config> {
     let byte = byte(fd);
-    let said = |option| byte & bit(option) != 0;
+    let was_set = |option| byte & bit(option) != 0;
     let mut config = *policy;
     for timer in Timer::ALL {
-        if said(SockOpt::Timer(timer)) {
+        if was_set(SockOpt::Timer(timer)) {
             config = config.without(timer);
         }
     }
-    (is_on || !said(SockOpt::KeepAlive)).then_some(config)
+    (is_on || !was_set(SockOpt::KeepAlive)).then_some(config)
 }
 
 #[inline(never)]
@@ -115,14 +119,15 @@ fn read(fd: c_int, option: SockOpt) -> Option<c_int> {
     Some(c_int::from_ne_bytes(value))
 }
 
-/// Returns whether this is a TCP or Multipath TCP socket. It is not if the kernel does not tell, for example because a
-/// filter denies the shim's calls.
+/// Returns whether this is a TCP or Multipath TCP socket. Returns false if the kernel does not report it, for example
+/// because a filter denies the shim's calls.
 #[inline(never)]
 pub(crate) fn is_tcp(fd: c_int) -> bool {
     Socket::with_kernel(fd, Raw).is_tcp().unwrap_or(false)
 }
 
-/// Whether socket(2) with these arguments makes a TCP socket. The type has flags in it.
+/// Returns whether socket(2) with these arguments creates a TCP socket. `kind` may contain flags such as
+/// `SOCK_CLOEXEC`.
 const fn makes_tcp(domain: c_int, kind: c_int, protocol: c_int) -> bool {
     const TYPE: c_int = 0xf;
     matches!(domain, libc::AF_INET | libc::AF_INET6)
@@ -130,14 +135,14 @@ const fn makes_tcp(domain: c_int, kind: c_int, protocol: c_int) -> bool {
         && matches!(protocol, 0 | libc::IPPROTO_TCP | libc::IPPROTO_MPTCP)
 }
 
-/// Decides what a connection gets.
+/// Decides the action for a connection.
 fn decide(shim: &Shim, fd: c_int, peer: Option<Endpoint>) -> Action {
     let local_port = if shim.policy.rules.look_at_local_port() { address::local_port(fd) } else { 0 };
     shim.policy.decide(peer, local_port)
 }
 
-/// Decides what a TCP socket gets, in its present state. Returns `None` if a rule looks at the peer or the local port and
-/// the socket has none yet.
+/// Decides the action for a TCP socket in its current state. Returns `None` if a rule looks at the peer or the local
+/// port, and the socket does not have it yet.
 pub(crate) fn decide_now(shim: &Shim, fd: c_int) -> Option<Action> {
     let rules = shim.policy.rules;
     let peer = if rules.look_at_peer() { Some(address::peer(fd)?) } else { None };
@@ -147,24 +152,24 @@ pub(crate) fn decide_now(shim: &Shim, fd: c_int) -> Option<Action> {
     Some(decide(shim, fd, peer))
 }
 
-/// A descriptor that socket(2) has just made.
+/// Handles a descriptor that socket(2) has just returned.
 #[inline]
-pub fn born(shim: &Shim, fd: c_int, domain: c_int, kind: c_int, protocol: c_int) {
+pub fn created(shim: &Shim, fd: c_int, domain: c_int, kind: c_int, protocol: c_int) {
     if fd < 0 {
         return;
     }
     if !makes_tcp(domain, kind, protocol) {
-        learn(fd, Known::LeftAlone);
+        record(fd, Known::LeftAlone);
     } else if shim.policy.rules.is_empty() {
         give(shim, fd, shim.policy.config, true);
-        learn(fd, Known::SeenTo);
+        record(fd, Known::Set);
     } else {
-        // Where it goes, or what it listens to, decides.
-        learn(fd, Known::Waits);
+        // The peer or the local port will decide, at connect or listen.
+        record(fd, Known::AwaitsRules);
     }
 }
 
-/// A descriptor that is about to connect to, or send its first data to, an address of the program's.
+/// Handles a descriptor before the program connects it, or sends its first data, to an address.
 #[inline]
 pub fn connecting(shim: &Shim, fd: c_int, to: *const sockaddr, size: socklen_t) {
     if !shim.policy.rules.look_at_peer() {
@@ -177,62 +182,64 @@ pub fn connecting(shim: &Shim, fd: c_int, to: *const sockaddr, size: socklen_t) 
     }
 }
 
-/// A descriptor that is about to listen. What it has then, its connections inherit.
+/// Handles a descriptor before it listens. Accepted sockets inherit the options that it has then.
 pub(crate) fn listening(shim: &Shim, fd: c_int) {
     if shim.policy.rules.look_at_peer() || (shim.policy.mode == Mode::Default && !is_undecided(fd)) {
         return;
     }
-    // Nothing is as important to get right, and it happens once: ask the kernel.
-    see_to(shim, fd);
+    // Every connection inherits the result, and listen is rare. So this asks the kernel.
+    set_policy(shim, fd);
     if known(fd) == Known::Changed {
-        // Nothing waits to be accepted yet.
-        learn(fd, Known::SeenTo);
+        // The accept queue is empty before listen.
+        record(fd, Known::Set);
     }
 }
 
-/// Whether no hook has seen this descriptor.
+/// Returns whether no hook has seen this descriptor.
 pub(crate) fn is_unknown(fd: c_int) -> bool {
     known(fd) == Known::Nothing
 }
 
-/// Whether nothing was decided of it yet.
+/// Returns whether no rule or policy has decided about this descriptor yet.
 fn is_undecided(fd: c_int) -> bool {
-    matches!(known(fd), Known::Nothing | Known::Waits | Known::Foreign)
+    matches!(known(fd), Known::Nothing | Known::AwaitsRules | Known::Foreign)
 }
 
-/// Whether it was given a policy, and has keepalive on.
+/// Returns whether the socket got its policy, and has keepalive on.
 #[inline(never)]
-pub(crate) fn is_held(fd: c_int) -> bool {
-    matches!(known(fd), Known::SeenTo | Known::Changed) && read(fd, SockOpt::KeepAlive) == Some(1)
+pub(crate) fn is_set_and_on(fd: c_int) -> bool {
+    matches!(known(fd), Known::Set | Known::Changed) && read(fd, SockOpt::KeepAlive) == Some(1)
 }
 
-/// Sees to a descriptor that is about to be used, and may have come without being seen. That it was left alone proves
-/// nothing: the number may have become another's, by dup2(2) or in the child of vfork(2).
+/// Makes sure that a descriptor has its policy before it is used. No hook may have seen it yet. The state
+/// [`Known::LeftAlone`] proves nothing: by dup2(2), or in the child of vfork(2), the descriptor may have become another
+/// socket.
 fn ensure(shim: &Shim, fd: c_int) {
-    // In the default mode, what the program did since is its right.
-    let its_right = shim.policy.mode == Mode::Default && matches!(known(fd), Known::SeenTo | Known::Changed);
-    if !its_right && !is_held(fd) {
-        see_to(shim, fd);
+    // In the default mode, the program may have changed the policy since it was set.
+    let program_decides =
+        shim.policy.mode == Mode::Default && matches!(known(fd), Known::Set | Known::Changed);
+    if !program_decides && !is_set_and_on(fd) {
+        set_policy(shim, fd);
     }
 }
 
-/// Gives a TCP socket, that is about to connect or listen, the policy that is for it.
-fn see_to(shim: &Shim, fd: c_int) {
+/// Sets the policy on a TCP socket that is about to connect or listen.
+fn set_policy(shim: &Shim, fd: c_int) {
     if is_tcp(fd) {
         act(shim, fd, decide(shim, fd, None));
     } else {
-        learn(fd, Known::LeftAlone);
+        record(fd, Known::LeftAlone);
     }
 }
 
-/// The sender of a message. Determined at most once, and only if a socket comes with the message.
+/// The sender of a message. It is determined at most once, and only if a socket comes with the message.
 pub(crate) struct Sender {
     socket: c_int,
     is_trusted: Option<bool>,
 }
 
 impl Sender {
-    /// The sender of messages that are received through this socket.
+    /// Returns the sender of messages that are received through this socket.
     pub(crate) const fn of(socket: c_int) -> Self {
         Self { socket, is_trusted: None }
     }
@@ -240,12 +247,13 @@ impl Sender {
     /// Returns whether only this process's own user can share a descriptor that comes from this sender.
     ///
     /// `SO_PEERCRED` names the user who made the other end: the caller of connect(2), listen(2) or socketpair(2). The
-    /// other end may have been passed on since. So root never trusts its own name. Root's sockets are often passed to
-    /// unprivileged processes, and every client of the system bus sees root as its peer, whichever process sends.
+    /// other end may have been passed to another process since. So a process of root never trusts a sender. Sockets
+    /// of root are often passed to unprivileged processes, and every client of the system bus has root as its peer,
+    /// whichever process sends.
     fn is_trusted(&mut self, shim: &Shim) -> bool {
         let socket = self.socket;
         *self.is_trusted.get_or_insert_with(|| {
-            // User namespaces show this ID for any user that they do not map.
+            // A user namespace reports this ID for every user that it does not map.
             const UNMAPPED: u32 = 65534;
             !shim.has_more_rights
                 && raw::own_user()
@@ -254,13 +262,13 @@ impl Sender {
     }
 }
 
-/// A descriptor that came with a message. Descriptors of other kinds than sockets, and all of them once the program has
-/// a filter, are left alone without a call that could wait or be filtered.
+/// Handles a descriptor that came with a message. If it is not a socket, or if the program has installed a filter, it
+/// is left alone without a call that could block or be filtered.
 pub(crate) fn received(shim: &Shim, sender: &mut Sender, fd: c_int) {
     if filter::is_installed() {
-        learn(fd, Known::Nothing);
+        record(fd, Known::Nothing);
     } else if !raw::may_be_a_socket(fd) {
-        learn(fd, Known::LeftAlone);
+        record(fd, Known::LeftAlone);
     } else if sender.is_trusted(shim) {
         arrived(shim, fd);
     } else {
@@ -270,15 +278,15 @@ pub(crate) fn received(shim: &Shim, sender: &mut Sender, fd: c_int) {
 
 /// Handles a descriptor that a process of another user may share.
 pub(crate) fn foreign(fd: c_int) {
-    learn(fd, Known::Foreign);
+    record(fd, Known::Foreign);
 }
 
-/// Called before the program makes a call that takes the lock of a socket. Costs one look-up in the table. A foreign
-/// socket gets the policy now: if another process holds the lock, the program's own call blocks too.
+/// Sets the policy on a foreign socket, before the program makes a call that takes the lock of the socket. If another
+/// process holds the lock, the program's own call would block too. For other descriptors, this costs one table look-up.
 #[inline(never)]
 pub(crate) fn before_use(fd: c_int) {
     if byte(fd) == Known::Foreign as u8 {
-        learn(fd, Known::Nothing);
+        record(fd, Known::Nothing);
         if !filter::is_installed()
             && let Some(shim) = active()
         {
@@ -287,18 +295,19 @@ pub(crate) fn before_use(fd: c_int) {
     }
 }
 
-/// Handles a descriptor from elsewhere: inherited, or sent by another process of the same user.
+/// Handles a descriptor that this process did not create: inherited, or sent by another process of the same user.
 pub(crate) fn arrived(shim: &Shim, fd: c_int) {
     if !is_tcp(fd) {
-        learn(fd, Known::LeftAlone);
+        record(fd, Known::LeftAlone);
     } else if let Some(action) = decide_now(shim, fd) {
         act(shim, fd, action);
     } else {
-        learn(fd, Known::Nothing);
+        record(fd, Known::Nothing);
     }
 }
 
-/// A descriptor that accept(2) has just made. It has inherited what the listener had at the handshake.
+/// Handles a descriptor that accept(2) has just returned. It has inherited the options that the listener had at the
+/// handshake.
 #[inline]
 pub(crate) fn accepted(shim: &Shim, listener: c_int, fd: c_int) {
     if fd < 0 {
@@ -309,13 +318,13 @@ pub(crate) fn accepted(shim: &Shim, listener: c_int, fd: c_int) {
         return;
     }
     match known(listener) {
-        Known::LeftAlone => learn(fd, Known::LeftAlone),
-        Known::SeenTo if shim.policy.mode == Mode::Default || read(fd, SockOpt::KeepAlive) == Some(1) => {
-            learn(fd, Known::SeenTo);
+        Known::LeftAlone => record(fd, Known::LeftAlone),
+        Known::Set if shim.policy.mode == Mode::Default || read(fd, SockOpt::KeepAlive) == Some(1) => {
+            record(fd, Known::Set);
         }
-        // Its handshake may have been before the listener was seen to.
-        Known::SeenTo | Known::Changed => arrived(shim, fd),
-        Known::Nothing | Known::Waits | Known::Foreign => {
+        // The handshake may have been before the listener got the policy.
+        Known::Set | Known::Changed => arrived(shim, fd),
+        Known::Nothing | Known::AwaitsRules | Known::Foreign => {
             arrived(shim, listener);
             arrived(shim, fd);
         }
@@ -324,26 +333,26 @@ pub(crate) fn accepted(shim: &Shim, listener: c_int, fd: c_int) {
 
 fn act(shim: &Shim, fd: c_int, action: Action) {
     match action {
-        Action::Skip => learn(fd, Known::LeftAlone),
+        Action::Skip => record(fd, Known::LeftAlone),
         Action::Apply(policy) => adopt(shim, fd, &policy),
     }
 }
 
-/// Gives the policy to a socket that may have a keepalive of its own.
+/// Sets the policy on a socket whose keepalive the program may have set itself.
 fn adopt(shim: &Shim, fd: c_int, policy: &Config) {
     let was_on = read(fd, SockOpt::KeepAlive) == Some(1);
-    let due = if shim.policy.mode == Mode::Default && waits(fd) {
-        unsaid(fd, policy, was_on)
+    let due = if shim.policy.mode == Mode::Default && awaits_rules(fd) {
+        without_own_options(fd, policy, was_on)
     } else {
         due(Socket::with_kernel(fd, Raw), policy, shim.policy.mode, was_on)
     };
     if let Some(config) = due {
         give(shim, fd, config, false);
     }
-    learn(fd, if was_on { Known::Changed } else { Known::SeenTo });
+    record(fd, if was_on { Known::Changed } else { Known::Set });
 }
 
-/// Sets what is to be set, on a socket that is known to be fresh or is not.
+/// Sets these values on a socket, and logs the result. `fresh` says that keepalive is known to be off.
 #[inline(never)]
 fn give(shim: &Shim, fd: c_int, config: Config, fresh: bool) {
     let (config, result) = ka_policy::give(Socket::with_kernel(fd, Raw), config, fresh);
@@ -366,29 +375,29 @@ mod tests {
     use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
     use super::{
-        Known, Sender, accepted, arrived, born, connecting, decide_now, heed, is_held, is_tcp, known, learn,
-        listening, makes_tcp, received, waits,
+        Known, Sender, accepted, arrived, awaits_rules, connecting, created, decide_now, is_set_and_on,
+        is_tcp, known, listening, makes_tcp, received, record, record_option,
     };
-    use crate::shim::tests::{POLICY, shim};
+    use crate::shim::tests::{POLICY, shim_with};
 
     const MPTCP: c_int = libc::IPPROTO_MPTCP;
 
     fn tcp() -> Socket {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        // Another test may have left a word on the number.
-        learn(socket.as_raw_fd(), Known::Nothing);
+        // Another test may have recorded a state for this descriptor.
+        record(socket.as_raw_fd(), Known::Nothing);
         socket
     }
 
-    /// The idle time that a socket has, if its keepalive is on: the kernel's word.
+    /// Returns the idle time of a socket as the kernel reports it, or `None` if keepalive is off.
     fn idle(socket: &impl AsFd) -> Option<u64> {
         let socket = SockRef::from(socket);
         socket.keepalive().unwrap().then(|| socket.tcp_keepalive_time().unwrap().as_secs())
     }
 
-    fn connect(socket: &Socket, told: &crate::shim::Shim, to: &str) {
+    fn connect(socket: &Socket, shim: &crate::shim::Shim, to: &str) {
         let to = SockAddr::from(to.parse::<SocketAddr>().unwrap());
-        connecting(told, socket.as_raw_fd(), to.as_ptr().cast(), to.len());
+        connecting(shim, socket.as_raw_fd(), to.as_ptr().cast(), to.len());
     }
 
     fn pair() -> (TcpListener, TcpStream, TcpStream) {
@@ -396,13 +405,13 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (server, _) = listener.accept().unwrap();
         for fd in [listener.as_raw_fd(), client.as_raw_fd(), server.as_raw_fd()] {
-            learn(fd, Known::Nothing);
+            record(fd, Known::Nothing);
         }
         (listener, client, server)
     }
 
     #[test]
-    fn what_makes_a_tcp_socket() {
+    fn makes_tcp_recognizes_tcp_sockets() {
         for (domain, kind, protocol) in [
             (AF_INET, SOCK_STREAM, 0),
             (AF_INET6, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, libc::IPPROTO_TCP),
@@ -425,239 +434,243 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_is_a_hint_for_each_number() {
+    fn each_descriptor_has_its_own_state() {
         let socket = tcp();
         for what in
-            [Known::LeftAlone, Known::SeenTo, Known::Changed, Known::Waits, Known::Foreign, Known::Nothing]
+            [Known::LeftAlone, Known::Set, Known::Changed, Known::AwaitsRules, Known::Foreign, Known::Nothing]
         {
-            learn(socket.as_raw_fd(), what);
+            record(socket.as_raw_fd(), what);
             assert_eq!(known(socket.as_raw_fd()), what);
         }
-        learn(-1, Known::SeenTo);
-        learn(65536, Known::SeenTo);
+        record(-1, Known::Set);
+        record(65536, Known::Set);
         assert_eq!((known(-1), known(65536)), (Known::Nothing, Known::Nothing));
-        learn(65535, Known::SeenTo);
-        assert_eq!(known(65535), Known::SeenTo);
+        record(65535, Known::Set);
+        assert_eq!(known(65535), Known::Set);
     }
 
     #[test]
-    fn a_tcp_socket_has_it_from_birth_unless_a_rule_must_decide() {
-        let told = shim(Mode::Force, POLICY, "");
+    fn a_new_tcp_socket_gets_the_policy_unless_rules_must_decide() {
+        let shim = shim_with(Mode::Force, POLICY, "");
         let socket = tcp();
         let fd = socket.as_raw_fd();
-        born(&told, fd, AF_INET, SOCK_STREAM, 0);
-        assert_eq!((idle(&socket), known(fd)), (Some(60), Known::SeenTo));
-        born(&told, -1, AF_INET, SOCK_STREAM, 0);
+        created(&shim, fd, AF_INET, SOCK_STREAM, 0);
+        assert_eq!((idle(&socket), known(fd)), (Some(60), Known::Set));
+        created(&shim, -1, AF_INET, SOCK_STREAM, 0);
         let other = tcp();
-        born(&told, other.as_raw_fd(), AF_UNIX, SOCK_STREAM, 0);
+        created(&shim, other.as_raw_fd(), AF_UNIX, SOCK_STREAM, 0);
         assert_eq!((idle(&other), known(other.as_raw_fd())), (None, Known::LeftAlone));
-        let told = shim(Mode::Force, POLICY, "lport=1 skip");
-        born(&told, other.as_raw_fd(), AF_INET, SOCK_STREAM, 0);
-        assert_eq!((idle(&other), known(other.as_raw_fd())), (None, Known::Waits));
+        let shim = shim_with(Mode::Force, POLICY, "lport=1 skip");
+        created(&shim, other.as_raw_fd(), AF_INET, SOCK_STREAM, 0);
+        assert_eq!((idle(&other), known(other.as_raw_fd())), (None, Known::AwaitsRules));
     }
 
     #[test]
-    fn in_the_default_mode_a_rule_s_policy_takes_the_place_of_what_the_program_has_not_said() {
-        let told = shim(Mode::Default, POLICY, "idle=20,user_timeout=9000");
+    fn in_default_mode_a_rule_sets_only_options_that_the_program_has_not_set() {
+        let shim = shim_with(Mode::Default, POLICY, "idle=20,user_timeout=9000");
         let all = |socket: &Socket| {
             let timeout = socket.tcp_user_timeout().unwrap().map_or(0, |time| time.as_millis());
             (idle(socket), socket.tcp_keepalive_interval().unwrap().as_secs(), timeout)
         };
-        let said = |options: &[SockOpt]| {
+        let with_options = |options: &[SockOpt]| {
             let socket = tcp();
-            born(&told, socket.as_raw_fd(), AF_INET, SOCK_STREAM, 0);
-            assert!(waits(socket.as_raw_fd()));
+            created(&shim, socket.as_raw_fd(), AF_INET, SOCK_STREAM, 0);
+            assert!(awaits_rules(socket.as_raw_fd()));
             for option in options {
-                heed(socket.as_raw_fd(), *option);
+                record_option(socket.as_raw_fd(), *option);
             }
             socket
         };
-        let is_bare = said(&[SockOpt::KeepAlive]);
-        is_bare.set_keepalive(true).unwrap();
-        connect(&is_bare, &told, "192.0.2.1:1");
-        assert_eq!(all(&is_bare), (Some(20), 10, 9000), "on, and no word of when");
-        let is_off = said(&[SockOpt::KeepAlive]);
-        connect(&is_off, &told, "192.0.2.1:1");
-        assert_eq!(all(&is_off), (None, 75, 0), "off");
-        let word = said(&[SockOpt::Timer(Timer::Idle), SockOpt::Timer(Timer::UserTimeout)]);
+        let only_on = with_options(&[SockOpt::KeepAlive]);
+        only_on.set_keepalive(true).unwrap();
+        connect(&only_on, &shim, "192.0.2.1:1");
+        assert_eq!(all(&only_on), (Some(20), 10, 9000), "the program has only turned keepalive on");
+        let off = with_options(&[SockOpt::KeepAlive]);
+        connect(&off, &shim, "192.0.2.1:1");
+        assert_eq!(all(&off), (None, 75, 0), "the program has turned keepalive off");
+        let word = with_options(&[SockOpt::Timer(Timer::Idle), SockOpt::Timer(Timer::UserTimeout)]);
         word.set_tcp_user_timeout(Some(Duration::from_secs(7))).unwrap();
         word.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(Duration::from_secs(33))).unwrap();
-        listening(&told, word.as_raw_fd());
-        assert_eq!(all(&word), (Some(33), 10, 7000), "its idle and user timeout");
-        assert!(!waits(word.as_raw_fd()));
-        let parts = said(&[SockOpt::Timer(Timer::Intvl), SockOpt::Timer(Timer::Cnt)]);
+        listening(&shim, word.as_raw_fd());
+        assert_eq!(all(&word), (Some(33), 10, 7000), "the program has set idle and user timeout");
+        assert!(!awaits_rules(word.as_raw_fd()));
+        let parts = with_options(&[SockOpt::Timer(Timer::Intvl), SockOpt::Timer(Timer::Cnt)]);
         parts.set_keepalive(true).unwrap();
-        connect(&parts, &told, "192.0.2.1:1");
-        assert_eq!(all(&parts), (Some(20), 75, 9000), "its interval");
-        assert_eq!(parts.tcp_keepalive_retries().unwrap(), 9, "its count");
+        connect(&parts, &shim, "192.0.2.1:1");
+        assert_eq!(all(&parts), (Some(20), 75, 9000), "the program has set the interval");
+        assert_eq!(parts.tcp_keepalive_retries().unwrap(), 9, "the program has set the count");
     }
 
-    /// A program that has closed its standard input gets its number for a socket.
+    /// A program that has closed its standard input gets descriptor 0 for its next socket.
     #[test]
-    fn zero_is_a_descriptor() {
-        let told = shim(Mode::Force, POLICY, "");
-        learn(0, Known::Nothing);
-        born(&told, 0, AF_UNIX, SOCK_STREAM, 0);
+    fn descriptor_0_is_handled() {
+        let shim = shim_with(Mode::Force, POLICY, "");
+        record(0, Known::Nothing);
+        created(&shim, 0, AF_UNIX, SOCK_STREAM, 0);
         assert_eq!(known(0), Known::LeftAlone);
         let listener = tcp();
-        learn(listener.as_raw_fd(), Known::LeftAlone);
-        learn(0, Known::Nothing);
-        accepted(&told, listener.as_raw_fd(), 0);
+        record(listener.as_raw_fd(), Known::LeftAlone);
+        record(0, Known::Nothing);
+        accepted(&shim, listener.as_raw_fd(), 0);
         assert_eq!(known(0), Known::LeftAlone);
     }
 
     #[test]
-    fn who_connects_has_it_whatever_was_known() {
+    fn a_connecting_socket_gets_the_policy_in_any_state() {
         for mode in [Mode::Force, Mode::Floor, Mode::Default] {
-            let told = shim(mode, POLICY, "");
-            for before in [Known::Nothing, Known::LeftAlone, Known::SeenTo, Known::Changed, Known::Foreign] {
+            let shim = shim_with(mode, POLICY, "");
+            for before in [Known::Nothing, Known::LeftAlone, Known::Set, Known::Changed, Known::Foreign] {
                 let socket = tcp();
-                learn(socket.as_raw_fd(), before);
-                connect(&socket, &told, "192.0.2.1:1");
-                // In the default mode a socket that was seen to, and has it off, was turned off by the program.
-                let its_right = mode == Mode::Default && matches!(before, Known::SeenTo | Known::Changed);
-                assert_eq!(idle(&socket), if its_right { None } else { Some(60) }, "{mode:?} {before:?}");
+                record(socket.as_raw_fd(), before);
+                connect(&socket, &shim, "192.0.2.1:1");
+                // In the default mode, if such a socket has keepalive off, the program has turned it off.
+                let program_decides = mode == Mode::Default && matches!(before, Known::Set | Known::Changed);
+                assert_eq!(
+                    idle(&socket),
+                    if program_decides { None } else { Some(60) },
+                    "{mode:?} {before:?}"
+                );
             }
         }
         let udp = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
-        connect(&udp, &shim(Mode::Force, POLICY, ""), "192.0.2.1:1");
+        connect(&udp, &shim_with(Mode::Force, POLICY, ""), "192.0.2.1:1");
         assert_eq!(known(udp.as_raw_fd()), Known::LeftAlone);
         assert!(!udp.keepalive().unwrap());
     }
 
     #[test]
-    fn what_has_its_own_keepalive_is_held_only_if_it_was_seen_to() {
+    fn a_socket_with_its_own_keepalive_is_not_taken_for_one_with_the_policy() {
         let socket = tcp();
         socket.set_keepalive(true).unwrap();
-        assert!(!is_held(socket.as_raw_fd()));
-        connect(&socket, &shim(Mode::Default, POLICY, ""), "192.0.2.1:1");
-        assert_ne!(idle(&socket), Some(60), "the default mode leaves it");
+        assert!(!is_set_and_on(socket.as_raw_fd()));
+        connect(&socket, &shim_with(Mode::Default, POLICY, ""), "192.0.2.1:1");
+        assert_ne!(idle(&socket), Some(60), "the default mode does not change it");
         assert_eq!(known(socket.as_raw_fd()), Known::Changed);
-        learn(socket.as_raw_fd(), Known::Nothing);
-        connect(&socket, &shim(Mode::Force, POLICY, ""), "192.0.2.1:1");
+        record(socket.as_raw_fd(), Known::Nothing);
+        connect(&socket, &shim_with(Mode::Force, POLICY, ""), "192.0.2.1:1");
         assert_eq!((idle(&socket), known(socket.as_raw_fd())), (Some(60), Known::Changed));
-        assert!(is_held(socket.as_raw_fd()));
+        assert!(is_set_and_on(socket.as_raw_fd()));
         socket.set_keepalive(false).unwrap();
-        assert!(!is_held(socket.as_raw_fd()));
+        assert!(!is_set_and_on(socket.as_raw_fd()));
     }
 
     #[test]
     fn a_received_socket_is_set_at_once_only_if_the_same_ordinary_user_sent_it() {
-        let mut told = shim(Mode::Force, POLICY, "");
+        let mut shim = shim_with(Mode::Force, POLICY, "");
         let (carrier, _other) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
         let is_root = crate::raw::own_user() == Some(0);
         let socket = tcp();
-        received(&told, &mut Sender::of(carrier.as_raw_fd()), socket.as_raw_fd());
-        let expected = if is_root { (None, Known::Foreign) } else { (Some(60), Known::SeenTo) };
+        received(&shim, &mut Sender::of(carrier.as_raw_fd()), socket.as_raw_fd());
+        let expected = if is_root { (None, Known::Foreign) } else { (Some(60), Known::Set) };
         assert_eq!((idle(&socket), known(socket.as_raw_fd())), expected);
-        told.has_more_rights = true;
+        shim.has_more_rights = true;
         let socket = tcp();
-        received(&told, &mut Sender::of(carrier.as_raw_fd()), socket.as_raw_fd());
+        received(&shim, &mut Sender::of(carrier.as_raw_fd()), socket.as_raw_fd());
         assert_eq!((idle(&socket), known(socket.as_raw_fd())), (None, Known::Foreign));
-        // The user of a datagram socket's peer, or of an unconnected one, is unknown.
-        told.has_more_rights = false;
+        // The user of the peer is unknown for a datagram socket, and for an unconnected socket.
+        shim.has_more_rights = false;
         let datagrams = Socket::new(Domain::UNIX, Type::DGRAM, None).unwrap();
-        received(&told, &mut Sender::of(datagrams.as_raw_fd()), socket.as_raw_fd());
+        received(&shim, &mut Sender::of(datagrams.as_raw_fd()), socket.as_raw_fd());
         assert_eq!((idle(&socket), known(socket.as_raw_fd())), (None, Known::Foreign));
         let (pipe, _writer) = std::io::pipe().unwrap();
-        received(&told, &mut Sender::of(-1), pipe.as_raw_fd());
+        received(&shim, &mut Sender::of(-1), pipe.as_raw_fd());
         assert_eq!(known(pipe.as_raw_fd()), Known::LeftAlone);
     }
 
     #[test]
-    fn rules_decide_by_where_it_connects_to() {
-        let told = shim(Mode::Force, POLICY, "rport=22 skip; peer=192.0.2.0/24 idle=30");
+    fn rules_decide_by_the_address_of_connect() {
+        let shim = shim_with(Mode::Force, POLICY, "rport=22 skip; peer=192.0.2.0/24 idle=30");
         for (to, expected) in
             [("192.0.2.1:22", None), ("192.0.2.1:1", Some(30)), ("198.51.100.1:1", Some(60))]
         {
             let socket = tcp();
-            connect(&socket, &told, to);
+            connect(&socket, &shim, to);
             assert_eq!(idle(&socket), expected, "{to}");
         }
-        // A wrong address is the kernel's to refuse, and no socket of TCP is none of ours.
+        // The kernel rejects an invalid address. Sockets that are not TCP are left alone.
         let socket = tcp();
-        connecting(&told, socket.as_raw_fd(), std::ptr::null(), 16);
+        connecting(&shim, socket.as_raw_fd(), std::ptr::null(), 16);
         assert_eq!(idle(&socket), None);
         let udp = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
-        learn(udp.as_raw_fd(), Known::Nothing);
-        connect(&udp, &told, "192.0.2.1:1");
+        record(udp.as_raw_fd(), Known::Nothing);
+        connect(&udp, &shim, "192.0.2.1:1");
         assert_eq!(known(udp.as_raw_fd()), Known::Nothing);
-        // In the default mode, once.
-        let told = shim(Mode::Default, POLICY, "rport=22 skip");
+        // In the default mode, the policy is set only once.
+        let shim = shim_with(Mode::Default, POLICY, "rport=22 skip");
         let socket = tcp();
-        learn(socket.as_raw_fd(), Known::SeenTo);
-        connect(&socket, &told, "192.0.2.1:1");
+        record(socket.as_raw_fd(), Known::Set);
+        connect(&socket, &shim, "192.0.2.1:1");
         assert_eq!(idle(&socket), None);
-        learn(socket.as_raw_fd(), Known::Nothing);
-        connect(&socket, &told, "192.0.2.1:1");
+        record(socket.as_raw_fd(), Known::Nothing);
+        connect(&socket, &shim, "192.0.2.1:1");
         assert_eq!(idle(&socket), Some(60));
     }
 
     #[test]
-    fn rules_decide_of_what_is_connected_and_wait_for_what_is_not() {
+    fn rules_decide_about_connected_sockets_and_wait_for_others() {
         let (listener, client, server) = pair();
         let port = listener.local_addr().unwrap().port();
         let thirty = Action::Apply(POLICY.with_idle(Some(30)).unwrap());
-        let decided = |told: &crate::shim::Shim, socket: &dyn AsRawFd| decide_now(told, socket.as_raw_fd());
-        let told = shim(Mode::Force, POLICY, &format!("lport={port} idle=30"));
-        assert_eq!(decided(&told, &listener), Some(thirty));
-        assert_eq!(decided(&told, &server), Some(thirty));
-        assert_eq!(decided(&told, &client), Some(Action::Apply(POLICY)));
-        assert_eq!(decided(&told, &tcp()), None, "it has no port yet");
-        let told = shim(Mode::Force, POLICY, &format!("rport={port} skip"));
-        assert_eq!(decided(&told, &client), Some(Action::Skip));
-        assert_eq!(decided(&told, &server), Some(Action::Apply(POLICY)));
-        assert_eq!(decided(&told, &listener), None, "it never has a peer");
-        arrived(&told, client.as_raw_fd());
-        arrived(&told, server.as_raw_fd());
-        learn(listener.as_raw_fd(), Known::SeenTo);
-        arrived(&told, listener.as_raw_fd());
+        let decided = |shim: &crate::shim::Shim, socket: &dyn AsRawFd| decide_now(shim, socket.as_raw_fd());
+        let shim = shim_with(Mode::Force, POLICY, &format!("lport={port} idle=30"));
+        assert_eq!(decided(&shim, &listener), Some(thirty));
+        assert_eq!(decided(&shim, &server), Some(thirty));
+        assert_eq!(decided(&shim, &client), Some(Action::Apply(POLICY)));
+        assert_eq!(decided(&shim, &tcp()), None, "the socket has no port yet");
+        let shim = shim_with(Mode::Force, POLICY, &format!("rport={port} skip"));
+        assert_eq!(decided(&shim, &client), Some(Action::Skip));
+        assert_eq!(decided(&shim, &server), Some(Action::Apply(POLICY)));
+        assert_eq!(decided(&shim, &listener), None, "a listener never has a peer");
+        arrived(&shim, client.as_raw_fd());
+        arrived(&shim, server.as_raw_fd());
+        record(listener.as_raw_fd(), Known::Set);
+        arrived(&shim, listener.as_raw_fd());
         assert_eq!((idle(&client), idle(&server), idle(&listener)), (None, Some(60), None));
         assert_eq!(known(client.as_raw_fd()), Known::LeftAlone);
         assert_eq!(known(listener.as_raw_fd()), Known::Nothing);
-        let told = shim(Mode::Force, POLICY, "");
-        assert_eq!(decided(&told, &tcp()), Some(Action::Apply(POLICY)));
+        let shim = shim_with(Mode::Force, POLICY, "");
+        assert_eq!(decided(&shim, &tcp()), Some(Action::Apply(POLICY)));
     }
 
     #[test]
-    fn a_listener_has_it_before_anybody_can_connect() {
-        let force = shim(Mode::Force, POLICY, "");
+    fn a_listener_gets_the_policy_before_listen() {
+        let force = shim_with(Mode::Force, POLICY, "");
         let socket = tcp();
         socket.set_keepalive(true).unwrap();
         listening(&force, socket.as_raw_fd());
         assert_eq!(
             (idle(&socket), known(socket.as_raw_fd())),
-            (Some(60), Known::SeenTo),
-            "nothing waits yet"
+            (Some(60), Known::Set),
+            "the accept queue is empty"
         );
-        for before in [Known::LeftAlone, Known::SeenTo, Known::Changed, Known::Nothing] {
+        for before in [Known::LeftAlone, Known::Set, Known::Changed, Known::Nothing] {
             let socket = tcp();
-            learn(socket.as_raw_fd(), before);
+            record(socket.as_raw_fd(), before);
             listening(&force, socket.as_raw_fd());
             assert_eq!(idle(&socket), Some(60));
             let socket = tcp();
-            learn(socket.as_raw_fd(), before);
-            listening(&shim(Mode::Default, POLICY, ""), socket.as_raw_fd());
+            record(socket.as_raw_fd(), before);
+            listening(&shim_with(Mode::Default, POLICY, ""), socket.as_raw_fd());
             assert_eq!(idle(&socket).is_some(), before == Known::Nothing, "{before:?}");
         }
         let socket = tcp();
-        listening(&shim(Mode::Force, POLICY, "rport=22 skip"), socket.as_raw_fd());
-        assert_eq!(idle(&socket), None, "accept decides");
+        listening(&shim_with(Mode::Force, POLICY, "rport=22 skip"), socket.as_raw_fd());
+        assert_eq!(idle(&socket), None, "the rules decide at accept");
     }
 
     #[test]
-    fn what_is_accepted_has_it_or_gets_it() {
-        let force = shim(Mode::Force, POLICY, "");
-        let lax = shim(Mode::Default, POLICY, "");
-        // The listener's word is believed where it must be right.
+    fn an_accepted_socket_inherits_or_gets_the_policy() {
+        let force = shim_with(Mode::Force, POLICY, "");
+        let lax = shim_with(Mode::Default, POLICY, "");
+        // The state of the listener is trusted if it cannot be stale.
         let (listener, _client, server) = pair();
-        learn(listener.as_raw_fd(), Known::LeftAlone);
+        record(listener.as_raw_fd(), Known::LeftAlone);
         accepted(&force, listener.as_raw_fd(), server.as_raw_fd());
         assert_eq!((idle(&server), known(server.as_raw_fd())), (None, Known::LeftAlone));
-        learn(listener.as_raw_fd(), Known::SeenTo);
+        record(listener.as_raw_fd(), Known::Set);
         accepted(&lax, listener.as_raw_fd(), server.as_raw_fd());
-        assert_eq!((idle(&server), known(server.as_raw_fd())), (None, Known::SeenTo));
-        // And not where it may have been given later.
+        assert_eq!((idle(&server), known(server.as_raw_fd())), (None, Known::Set));
+        // In the force mode, the listener may have got the policy after the handshake.
         accepted(&force, listener.as_raw_fd(), server.as_raw_fd());
         assert_eq!(idle(&server), Some(60));
         let (listener, _client, server) = pair();
@@ -665,38 +678,38 @@ mod tests {
         SockRef::from(&server)
             .set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(Duration::from_secs(99)))
             .unwrap();
-        learn(listener.as_raw_fd(), Known::SeenTo);
+        record(listener.as_raw_fd(), Known::Set);
         accepted(&force, listener.as_raw_fd(), server.as_raw_fd());
         assert_eq!(
             (idle(&server), known(server.as_raw_fd())),
-            (Some(99), Known::SeenTo),
-            "one call, and no more"
+            (Some(99), Known::Set),
+            "only SO_KEEPALIVE is read"
         );
-        learn(listener.as_raw_fd(), Known::Changed);
+        record(listener.as_raw_fd(), Known::Changed);
         accepted(&force, listener.as_raw_fd(), server.as_raw_fd());
         assert_eq!(idle(&server), Some(60));
-        // A listener that nobody has seen.
+        // No hook has seen this listener.
         let (listener, _client, server) = pair();
         accepted(&force, listener.as_raw_fd(), server.as_raw_fd());
         assert_eq!((idle(&listener), idle(&server)), (Some(60), Some(60)));
-        // A failure of accept(2) says nothing of the listener.
+        // A failed accept(2) does not set the policy on the listener.
         let (listener, _client, _server) = pair();
         accepted(&force, listener.as_raw_fd(), -1);
         assert_eq!(idle(&listener), None);
-        // Rules by peer: each connection for itself.
+        // Rules that look at the peer decide about each connection separately.
         let (listener, client, server) = pair();
         let port = client.local_addr().unwrap().port();
-        let told = shim(Mode::Force, POLICY, &format!("rport={port} idle=30"));
-        learn(listener.as_raw_fd(), Known::LeftAlone);
-        accepted(&told, listener.as_raw_fd(), server.as_raw_fd());
+        let shim = shim_with(Mode::Force, POLICY, &format!("rport={port} idle=30"));
+        record(listener.as_raw_fd(), Known::LeftAlone);
+        accepted(&shim, listener.as_raw_fd(), server.as_raw_fd());
         assert_eq!(idle(&server), Some(30));
     }
 
     #[test]
-    fn a_stricter_word_of_the_program_s_stays_on_the_floor() {
+    fn floor_keeps_stricter_values_of_the_program() {
         let socket = tcp();
         ka_core::Socket::new(socket.as_raw_fd()).apply(&Config::new(30, 99, 3).unwrap()).unwrap();
-        arrived(&shim(Mode::Floor, POLICY, ""), socket.as_raw_fd());
+        arrived(&shim_with(Mode::Floor, POLICY, ""), socket.as_raw_fd());
         assert_eq!(idle(&socket), Some(30));
         assert_eq!(socket.tcp_keepalive_interval().unwrap().as_secs(), 10);
     }

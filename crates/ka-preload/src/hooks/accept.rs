@@ -7,12 +7,12 @@ use crate::shim::active;
 use crate::sockets;
 
 stub::around! {
-    /// An accepted socket has inherited the policy if its listener had it.
+    /// An accepted socket inherits the policy if its listener has it.
     accept, stub::nothing_before, after
 }
 
 stub::around! {
-    /// The same, with flags.
+    /// Like accept, with flags.
     accept4, stub::nothing_before, after
 }
 

@@ -7,7 +7,8 @@ use crate::shim::active;
 use crate::sockets;
 
 stub::before! {
-    /// A socket that came from elsewhere gets the policy before its handshake. If rules look at the peer, every socket does.
+    /// A socket that was not created in this process gets the policy before its handshake. If rules look at the peer,
+    /// every socket gets it here.
     connect, before
 }
 

@@ -7,7 +7,7 @@ use super::stub::{self, Arguments};
 use crate::rebind;
 
 stub::before! {
-    /// From here on, the dlsym hook looks for libraries that were opened.
+    /// After this call, the dlsym hook looks for newly opened libraries.
     dlopen, before
 }
 

@@ -11,7 +11,7 @@ use crate::next;
 use crate::rebind;
 use crate::shim::active;
 
-/// The hook's next step, in the two registers of a result.
+/// The next step of the hook, returned in two registers.
 #[repr(C)]
 struct Answer {
     /// The return value, if `jump` is null.

@@ -10,7 +10,7 @@ use libc::{c_int, c_ulong};
 use crate::filter;
 use crate::next::{self, Place};
 
-/// The place of the real function, as an offset into `next::FOUND`.
+/// The offset of the real function in `next::FOUND`, in bytes.
 const REAL: usize = Place::prctl as usize * size_of::<usize>();
 
 /// Records a seccomp filter.
@@ -56,9 +56,9 @@ pub unsafe extern "C" fn prctl() {
     )
 }
 
-/// Makes the call and looks at its result. Also takes calls that come before the real function was looked up.
+/// Makes the call and examines its result. This function also handles calls before the real function was looked up.
 unsafe extern "C" fn observed(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int {
-    // SAFETY: the program's own call.
+    // SAFETY: this is the program's own call.
     let result = unsafe { next::prctl(option, [a, b, c, d]) };
     filter::after_prctl(result as isize, &[option as usize, 0, 0, 0, 0, 0]);
     result

@@ -21,22 +21,22 @@ pub(super) extern "C" fn before(&[fd, ..]: &Arguments) {
 }
 
 /// # Safety
-/// If `size` is no failure, the kernel has filled the message.
+/// If `size` is not negative, the kernel has filled the message.
 pub(super) unsafe extern "C" fn after_recvmsg(size: isize, &[fd, message, ..]: &Arguments) {
     let message = message as *const msghdr;
     // SAFETY: the kernel has filled the message, so it can be read.
     if size >= 0 && unsafe { (*message).msg_controllen } >= size_of::<cmsghdr>() {
-        // SAFETY: the same.
+        // SAFETY: as above.
         unsafe { take_rights(int(fd), message) };
     }
 }
 
 /// # Safety
-/// The kernel has filled as many messages as `filled` says.
+/// The kernel has filled `filled` messages.
 pub(super) unsafe extern "C" fn after_recvmmsg(filled: isize, &[fd, messages, ..]: &Arguments) {
     let messages = messages as *const mmsghdr;
     for n in 0..usize::try_from(filled as c_int).unwrap_or(0) {
-        // SAFETY: the kernel has filled this one.
+        // SAFETY: the kernel has filled this message.
         unsafe { after_recvmsg(0, &[fd, messages.wrapping_add(n) as usize, 0, 0, 0, 0]) };
     }
 }
@@ -47,7 +47,7 @@ unsafe fn take_rights(fd: c_int, message: *const msghdr) {
         return;
     };
     let mut sender = Sender::of(fd);
-    // SAFETY: the kernel has written the control messages, and their lengths are right.
+    // SAFETY: the kernel has written the control messages, so their lengths are valid.
     unsafe {
         let mut control = libc::CMSG_FIRSTHDR(message);
         while let Some(header) = control.as_ref() {

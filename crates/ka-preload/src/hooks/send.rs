@@ -1,4 +1,4 @@
-//! sendto(2), sendmsg(2) and sendmmsg(2): with `MSG_FASTOPEN` they connect.
+//! sendto(2), sendmsg(2) and sendmmsg(2). With `MSG_FASTOPEN`, they connect the socket.
 
 use core::mem::{offset_of, transmute};
 use core::ptr;
@@ -10,17 +10,17 @@ use super::stub::{self, Arguments, int};
 use crate::{raw, sockets};
 
 stub::before! {
-    /// With `MSG_FASTOPEN`, as connect.
+    /// With `MSG_FASTOPEN`, does what the connect hook does.
     sendto, before_sendto
 }
 
 stub::before! {
-    /// With `MSG_FASTOPEN`, as connect.
+    /// With `MSG_FASTOPEN`, does what the connect hook does.
     sendmsg, before_sendmsg
 }
 
 stub::before! {
-    /// With `MSG_FASTOPEN`, as connect to the address of the first message.
+    /// With `MSG_FASTOPEN`, does what the connect hook does, for the address of the first message.
     sendmmsg, before_sendmmsg
 }
 
@@ -47,14 +47,14 @@ fn sending(fd: c_int, flags: c_int, to: *const sockaddr, size: socklen_t) {
     }
 }
 
-/// Where a message goes. The program's address may be wrong, so it is the kernel that reads there.
+/// Returns the destination of a message. The program's pointer may be invalid, so the kernel reads the message.
 #[cold]
 fn destination(message: *const msghdr) -> (*const sockaddr, socklen_t) {
     let mut bytes = [0; size_of::<msghdr>()];
     if !raw::read_memory(message.cast(), &mut bytes) {
         return (ptr::null(), 0);
     }
-    // SAFETY: pointers and numbers, for which any bytes will do.
+    // SAFETY: the type consists of raw pointers and integers, which may have any value.
     let header: msghdr = unsafe { transmute(bytes) };
     (header.msg_name.cast_const().cast(), header.msg_namelen)
 }

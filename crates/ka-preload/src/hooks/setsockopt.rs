@@ -8,7 +8,7 @@ use super::stub::{Arguments, int};
 use crate::guard::{self, Answer};
 use crate::next;
 
-/// The mode decides what the program may do to its keepalive. All other options pass.
+/// The mode decides about calls that set a keepalive option. Calls that set other options pass.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn setsockopt(
     fd: usize,
@@ -23,18 +23,18 @@ pub unsafe extern "C" fn setsockopt(
         // SAFETY: the caller's own call.
         unsafe { next::setsockopt(int(fd), int(level), int(name), value as *const c_void, size as socklen_t) }
     }
-    // SAFETY: the program's own call, with its own arguments or an int in the place of its value.
+    // SAFETY: this is the program's own call, with its own arguments or with an int instead of its value.
     unsafe { judged(&[fd, level, name, value, size, 0], make) }
 }
 
 /// Makes the call if the mode permits it.
 ///
 /// # Safety
-/// `make` makes the call with the arguments that it is given.
+/// `make` makes the call with the arguments that are passed to it.
 pub(super) unsafe fn judged(arguments: &Arguments, make: unsafe fn(&Arguments) -> c_int) -> c_int {
     let &[a, b, c, value, size, f] = arguments;
     let (fd, level, name) = (int(a), int(b), int(c));
-    // SAFETY: `judge` needs no valid arguments; `make` gets the program's own, or an int for the value.
+    // SAFETY: `judge` accepts any arguments. `make` gets the program's own, or an int for the value.
     unsafe {
         match guard::judge(fd, level, name, value as *const c_void, size as socklen_t) {
             Answer::Make => make(arguments),

@@ -7,12 +7,12 @@ use crate::shim::active;
 use crate::sockets;
 
 stub::around! {
-    /// A TCP socket gets the policy at birth.
+    /// A TCP socket gets the policy when it is created.
     socket, stub::nothing_before, after
 }
 
 pub(super) extern "C" fn after(fd: isize, &[domain, kind, protocol, ..]: &Arguments) {
     if let Some(shim) = active() {
-        sockets::born(shim, fd as c_int, int(domain), int(kind), int(protocol));
+        sockets::created(shim, fd as c_int, int(domain), int(kind), int(protocol));
     }
 }

@@ -1,7 +1,7 @@
 //! The instructions of the hooks that take a step before or after the real call.
 //!
-//! Most hooks have the same form, and differ in the step alone. Written in Rust, each would be compiled anew. The size of
-//! the shim counts, because it is loaded into every program.
+//! Most hooks differ only in that step. They share these instructions, because the compiler would emit all code again
+//! for each hook, and the shim must be small: it is loaded into every program.
 
 use core::arch::naked_asm;
 
@@ -9,7 +9,7 @@ use libc::c_int;
 
 use crate::next;
 
-/// The arguments of a call, as words. None of the hooked functions has more than six.
+/// The arguments of a call, as words. The hooked functions have at most six.
 pub(super) type Arguments = [usize; 6];
 
 /// The step before the real call.
@@ -18,15 +18,15 @@ pub(super) type Before = extern "C" fn(&Arguments);
 /// The step after the real call. Its first argument is the call's result.
 pub(super) type After = unsafe extern "C" fn(isize, &Arguments);
 
-/// An argument that is an int is in the lower half of its word.
+/// Returns an int argument, which is the lower half of its word.
 pub(super) const fn int(word: usize) -> c_int {
     word as c_int
 }
 
 /// Defines a hook that takes a step, and then jumps to the real function.
 ///
-/// The real function returns to the program itself: nothing of the shim is on the stack while a call waits, or while a
-/// cancelled thread is unwound from it.
+/// The real function returns directly to the program. So no frame of the shim is on the stack while a call blocks, or
+/// while a cancelled thread is unwound from the call.
 macro_rules! before {
     ($(#[$doc:meta])* $name:ident, $before:path) => {
         $(#[$doc])*
@@ -95,7 +95,8 @@ pub(super) extern "C" fn nothing_before(_: &Arguments) {}
 /// The step after the real call, for a hook that acts only before the call.
 pub(super) unsafe extern "C" fn nothing_after(_: isize, _: &Arguments) {}
 
-/// Calls r10, and jumps to the function whose place is in rax. The arguments are kept on the stack, the first one lowest.
+/// Calls r10, and jumps to the function whose index is in rax. The arguments are saved on the stack, the first one
+/// lowest.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 pub(super) unsafe extern "C" fn before_call() {
@@ -115,7 +116,7 @@ pub(super) unsafe extern "C" fn before_call() {
         ".cfi_adjust_cfa_offset 8",
         "push rdi",
         ".cfi_adjust_cfa_offset 8",
-        // Seven words and the return address: the stack is a multiple of 16 bytes, as it must be at a call.
+        // Seven words and the return address: the stack pointer is a multiple of 16, as a call requires.
         "mov rdi, rsp",
         "call r10",
         "mov rdi, [rsp + 48]",
@@ -140,7 +141,7 @@ pub(super) unsafe extern "C" fn before_call() {
     )
 }
 
-/// Calls r10, the function whose place is in rax, and r11.
+/// Calls r10, the function whose index is in rax, and r11.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 pub(super) unsafe extern "C" fn around_call() {
@@ -188,7 +189,8 @@ pub(super) unsafe extern "C" fn around_call() {
     )
 }
 
-/// Calls x16, and jumps to the function whose place is in x9. The arguments are kept on the stack, the first one lowest.
+/// Calls x16, and jumps to the function whose index is in x9. The arguments are saved on the stack, the first one
+/// lowest.
 #[cfg(target_arch = "aarch64")]
 #[unsafe(naked)]
 pub(super) unsafe extern "C" fn before_call() {
@@ -221,7 +223,7 @@ pub(super) unsafe extern "C" fn before_call() {
     )
 }
 
-/// Calls x16, the function whose place is in x9, and x17.
+/// Calls x16, the function whose index is in x9, and x17.
 #[cfg(target_arch = "aarch64")]
 #[unsafe(naked)]
 pub(super) unsafe extern "C" fn around_call() {

@@ -1,8 +1,8 @@
-//! syscall(2): any of the others, by number.
+//! syscall(2), which can make any of the hooked calls by number.
 //!
-//! Only those that are hooked may take the way through here. All others must find the real function as if nobody
-//! stood before it: a child of clone or vfork comes back from the same call on another stack, or a second time on
-//! the same one. So the hook is a jump that leaves every register of the call, and the stack, as they are.
+//! The shim handles only the numbers of hooked calls. All other calls must reach the real function unchanged: a child
+//! of clone returns from the call on another stack, and after vfork the call returns twice on the same stack. So this
+//! hook jumps to the real function, and changes neither the argument registers nor the stack.
 
 use core::arch::naked_asm;
 
@@ -12,13 +12,13 @@ use super::stub::{self, After, Arguments, Before};
 use super::{accept, connect, listen, recv, send, setsockopt, socket};
 use crate::{filter, next};
 
-/// Goes to `hooked` with the calls that are, else to the real one.
+/// Jumps to `hooked` for the number of a hooked call, and to the real function for any other.
 #[cfg(target_arch = "x86_64")]
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 pub unsafe extern "C" fn syscall() {
     naked_asm!(
-        // From socket (41) to setsockopt (54), a bit for each that is hooked; then the later ones.
+        // For the numbers from socket (41) to setsockopt (54), a bit mask has the hooked calls. Higher numbers follow.
         "lea rax, [rdi - {first}]",
         "cmp rax, {last} - {first}",
         "ja 2f",
@@ -60,6 +60,7 @@ pub unsafe extern "C" fn syscall() {
     )
 }
 
+/// Returns a mask with a bit for each hooked call, relative to socket(2).
 #[cfg(target_arch = "x86_64")]
 const fn bits() -> u32 {
     let hooked = [
@@ -80,7 +81,7 @@ const fn bits() -> u32 {
     bits
 }
 
-/// Goes to `hooked` with the calls that are, else to the real one.
+/// Jumps to `hooked` for the number of a hooked call, and to the real function for any other.
 #[cfg(target_arch = "aarch64")]
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
@@ -126,7 +127,7 @@ pub unsafe extern "C" fn syscall() {
     )
 }
 
-/// Any call, before the real function was looked for.
+/// Makes any call if the real function was not looked up yet.
 unsafe extern "C" fn early(
     number: c_long,
     a: usize,
@@ -136,11 +137,11 @@ unsafe extern "C" fn early(
     e: usize,
     f: usize,
 ) -> c_long {
-    // SAFETY: the program's own call.
+    // SAFETY: this is the program's own call.
     unsafe { next::syscall(number, [a, b, c, d, e, f]) }
 }
 
-/// A call that is hooked, with the steps of its function before and after it.
+/// Makes a hooked call, with the steps of its hook before and after it.
 unsafe extern "C" fn hooked(
     number: c_long,
     a: usize,
@@ -159,7 +160,7 @@ unsafe extern "C" fn hooked(
                 // SAFETY: the caller's own call.
                 unsafe { next::syscall(libc::SYS_setsockopt, *arguments) as c_int }
             }
-            // SAFETY: `make` makes the call with the arguments that it is given.
+            // SAFETY: `make` makes the call with the arguments that are passed to it.
             return unsafe { setsockopt::judged(&arguments, make) }.into();
         }
         libc::SYS_connect => (connect::before, stub::nothing_after),
@@ -175,9 +176,9 @@ unsafe extern "C" fn hooked(
         _ => (stub::nothing_before, filter::after_seccomp),
     };
     before(&arguments);
-    // SAFETY: the program's own call.
+    // SAFETY: this is the program's own call.
     let result = unsafe { next::syscall(number, arguments) };
-    // SAFETY: the kernel has just answered the call with these arguments.
+    // SAFETY: the kernel has just completed the call with these arguments.
     unsafe { after(result as isize, &arguments) };
     result
 }
