@@ -1,4 +1,5 @@
-//! `ka attach`: running processes, judged by what the kernel tells the processes themselves, and by ss(8).
+//! Tests `ka attach` on running processes. The processes report the options of their own sockets, and ss(8) checks
+//! them.
 
 mod command;
 
@@ -30,9 +31,9 @@ fn attach(args: &[&str], pid: i32) -> (i32, String, String) {
     outcome(ka().arg("attach").args(args).arg(pid.to_string()))
 }
 
-/// Dynamic, static, and Go's, which sets its own keepalive: all of them, listeners too.
+/// Tests a dynamic, a static and a Go program, whose listeners get the policy too. Go sets its own keepalive.
 #[test]
-fn every_socket_of_a_process_has_the_policy() {
+fn attach_sets_every_socket_of_a_process() {
     for program in [holder(), static_holder(), go_holder()] {
         let mut holder = Holder::start(&mut Command::new(program));
         let (status, out, err) = attach(&["-p", "280,30,5", "-u", "auto"], holder.pid());
@@ -47,7 +48,7 @@ fn every_socket_of_a_process_has_the_policy() {
         for told in holder.look() {
             assert_eq!((told.on, told.timers), (true, [280, 30, 5, 430_000]), "{told:?}");
         }
-        // What the listener accepts from then on has it from birth. Go, however, sets its own 15 s after that.
+        // Connections that the listener accepts later inherit the policy. Go, however, sets its own 15 s on them.
         if program == go_holder() {
             holder.end();
             continue;
@@ -244,8 +245,8 @@ fn attach_all_and_user_leave_skipped_programs_alone() {
 }
 
 #[test]
-fn a_mode_says_what_becomes_of_their_own_keepalive() {
-    // Its own is 10, 5, 2 on the end that connected.
+fn the_mode_decides_about_keepalive_that_the_program_has_set() {
+    // The program's own policy is 10, 5, 2, on the end that connected.
     let own = |mode: &str, policy: &str| {
         let mut holder = Holder::start(Command::new(holder()).arg("keepalive"));
         let (status, _, err) = attach(&["--mode", mode, "-p", policy], holder.pid());
@@ -259,9 +260,9 @@ fn a_mode_says_what_becomes_of_their_own_keepalive() {
     assert_eq!(own("default", "60,4,6"), ([60, 4, 6, 0], [10, 5, 2, 0]));
 }
 
-/// A user timeout that would find a dead peer later than the policy does.
+/// Such a user timeout would detect a dead peer later than the policy does.
 #[test]
-fn a_user_timeout_does_not_loosen_the_policy() {
+fn a_user_timeout_longer_than_the_policy_is_shortened() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let pid = i32::try_from(std::process::id()).unwrap();
     for (mode, before, after) in [
@@ -283,20 +284,21 @@ fn a_user_timeout_does_not_loosen_the_policy() {
 }
 
 #[test]
-fn only_what_has_the_port() {
+fn port_selects_sockets_by_either_port() {
     let mut holder = Holder::start(&mut Command::new(holder()));
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let (_, out, _) = attach(&["--port", &other.local_addr().unwrap().port().to_string()], holder.pid());
     assert_eq!(out, "0 sockets set to 60,10,6 (mode force), 0 unchanged, 0 failed\n");
     assert!(holder.look().iter().all(|told| !told.on));
-    // The listener's own, and that of both ends, once local and once the peer's.
+    // The port of the listener is also a port of both ends of a connection: the local port of one, the peer's of the
+    // other.
     let (_, out, _) = attach(&["--port", &holder.port.to_string()], holder.pid());
     assert_eq!(out, "3 sockets set to 60,10,6 (mode force), 0 unchanged, 0 failed\n");
     holder.assert_all(60, 10, 6);
 }
 
 #[test]
-fn a_dry_run_sets_nothing() {
+fn dry_run_changes_no_socket() {
     let mut holder = Holder::start(Command::new(holder()).arg("udp"));
     let before = holder.look();
     let (status, out, _) = attach(&["--dry-run"], holder.pid());
@@ -321,9 +323,9 @@ fn a_dry_run_sets_nothing() {
     assert_eq!(holder.look(), before);
 }
 
-/// SO_KEEPALIVE succeeds on any socket: what is not TCP must not get it.
+/// SO_KEEPALIVE succeeds on any socket. Sockets that are not TCP must not get it.
 #[test]
-fn what_is_not_tcp_is_left_alone() {
+fn sockets_that_are_not_tcp_are_left_alone() {
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let (unix, _peer) = UnixStream::pair().unwrap();
     let raw = ka_test::socket::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP);
@@ -348,19 +350,20 @@ fn what_is_not_tcp_is_left_alone() {
 }
 
 #[test]
-fn multipath_tcp_has_it_too() {
+fn multipath_tcp_sockets_get_the_policy() {
     const NOTE: &str = "without the user timeout: Multipath TCP has none";
     if !has_mptcp() {
         return;
     }
     let socket = ka_test::socket::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap();
     let pid = i32::try_from(std::process::id()).unwrap();
-    // It can have no user timeout; the rest is better than nothing.
+    // Multipath TCP has no user timeout. ka sets the other values.
     let (status, _, err) = attach(&["-p", "280,30,5", "-u", "5000"], pid);
     assert_eq!((status, err.as_str()), (0, ""));
     let [on, idle, intvl, cnt, _] = keepalive_options(socket.as_raw_fd());
     assert_eq!([on, idle, intvl, cnt], [Ok(1), Ok(280), Ok(30), Ok(5)]);
-    // And it is said of each, set or there already; not where none was asked for.
+    // The output names the missing user timeout for each socket, also for one that has the policy already. If the
+    // policy has no user timeout, the output does not mention it.
     let (_, out, _) = attach(&["-v", "-p", "281,30,5", "-u", "5000"], pid);
     assert!(
         out.contains(&format!(": set from 280,30,5 to 281,30,5, {NOTE}\n"))
@@ -379,9 +382,9 @@ fn multipath_tcp_has_it_too() {
     }
 }
 
-/// A thread that has left the others' table of descriptors, and one whose process's first thread has ended.
+/// Tests a thread with its own descriptor table, and a process whose first thread has ended.
 #[test]
-fn tasks_with_descriptors_of_their_own() {
+fn threads_with_their_own_descriptor_table_are_set() {
     for argument in ["task", "leaderless"] {
         let mut holder = Holder::start(Command::new(holder()).arg(argument));
         let (status, out, err) = attach(&["-p", "280,30,5"], holder.pid());
@@ -400,18 +403,19 @@ fn tasks_with_descriptors_of_their_own() {
     }
 }
 
-/// Forks have the same sockets, and so have duplicates: each is one.
+/// Forks share sockets, and so do duplicates of a descriptor. Each socket is counted once.
 #[test]
-fn what_is_shared_is_counted_once() {
+fn shared_sockets_are_counted_once() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let _duplicate = listener.try_clone().unwrap();
     let port = listener.local_addr().unwrap().port();
     set_option(listener.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
-    // It stays open in these alone: what another test starts meanwhile must not have it too.
+    // The descriptor stays open only in these processes. Other tests start processes at the same time, which must not
+    // inherit it.
     let fd = listener.as_raw_fd();
     let child = || {
         let mut sleep = Command::new("sleep");
-        // SAFETY: fcntl may be called there, and the flag is the child's own.
+        // SAFETY: fcntl(2) may be called after fork, and changes only the child's own flag.
         unsafe { sleep.arg("60").pre_exec(move || Ok(_ = libc::fcntl(fd, libc::F_SETFD, 0))) };
         Running::start(&mut sleep)
     };
@@ -423,7 +427,7 @@ fn what_is_shared_is_counted_once() {
 }
 
 #[test]
-fn what_cannot_be_looked_into_says_what_it_takes() {
+fn messages_about_inaccessible_processes_name_what_is_needed() {
     let (status, out, err) = outcome(ka().args(["attach", "99999999"]));
     assert_eq!((status, out.as_str()), (1, "0 sockets set to 60,10,6 (mode force), 0 unchanged, 1 failed\n"));
     assert_eq!(err, "ka: attach: 99999999 (?): there is no such process\n");
@@ -433,12 +437,12 @@ fn what_cannot_be_looked_into_says_what_it_takes() {
         let (status, _, err) = outcome(ka().args(args));
         assert!(status == 2 && err.contains("a process is a number, as 1234 (pidof NAME finds it)"), "{err}");
     }
-    // A thread of this one.
+    // Tests the ID of a thread of this process.
     thread::scope(|scope| {
         let (send, receive) = std::sync::mpsc::channel();
         let (done, wait) = std::sync::mpsc::channel::<()>();
         scope.spawn(move || {
-            // SAFETY: takes nothing and cannot fail.
+            // SAFETY: gettid(2) has no arguments and cannot fail.
             send.send(unsafe { libc::gettid() }).unwrap();
             let _ = wait.recv();
         });
@@ -465,13 +469,13 @@ fn what_cannot_be_looked_into_says_what_it_takes() {
         outcome(&mut as_nobody(ka.args(["attach", "-p", "280,30,5"]).arg(pid.to_string())))
     };
 
-    // Another user's: root's.
+    // Tests a process of root.
     let mut roots = Holder::start(&mut Command::new(holder()));
     let (status, _, err) = as_nobody_attach(roots.pid());
     assert_eq!(status, 1);
     assert!(err.contains("it belongs to user 0: needs CAP_SYS_PTRACE (run ka as root)"), "{err}");
     assert!(roots.look().iter().all(|told| !told.on));
-    // One's own, which nobody may look into, as where ptrace is restricted; root may.
+    // Tests a process of the same user that only root may inspect, as on systems that restrict ptrace(2).
     let mut undumpable = Holder::start(&mut nobodys(&["undumpable"]));
     let (status, _, err) = as_nobody_attach(undumpable.pid());
     assert_eq!(status, 1, "{err}");
@@ -479,7 +483,7 @@ fn what_cannot_be_looked_into_says_what_it_takes() {
     assert!(undumpable.look().iter().all(|told| !told.on));
     assert_eq!(attach(&["-p", "280,30,5"], undumpable.pid()).0, 0);
     undumpable.assert_all(280, 30, 5);
-    // One's own as it mostly is: no privilege is needed.
+    // Tests an ordinary process of the same user, which needs no privilege.
     let mut own = Holder::start(&mut nobodys(&[]));
     let (status, out, err) = as_nobody_attach(own.pid());
     if fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").is_ok_and(|scope| scope.trim() != "0") {
@@ -496,8 +500,8 @@ fn what_cannot_be_looked_into_says_what_it_takes() {
 }
 
 #[test]
-fn all_processes_or_a_user_s() {
-    if !on_a_machine_of_its_own("all_processes_or_a_user_s") {
+fn all_and_user_select_processes() {
+    if !on_a_machine_of_its_own("all_and_user_select_processes") {
         return;
     }
     let mut roots = Holder::start(&mut Command::new(holder()));
@@ -535,9 +539,9 @@ fn all_processes_or_a_user_s() {
 }
 
 #[test]
-fn nginx_redis_and_python() {
-    // nginx's workers outlive their master's sudden end, but not the end of all.
-    if !on_a_machine_of_its_own("nginx_redis_and_python") {
+fn attach_sets_sockets_of_nginx_redis_and_python() {
+    // The workers of nginx survive the sudden end of their master, but not the end of the PID namespace.
+    if !on_a_machine_of_its_own("attach_sets_sockets_of_nginx_redis_and_python") {
         return;
     }
     let conf = nginx("listen 127.0.0.1:8080 so_keepalive=off;");
@@ -550,7 +554,8 @@ fn nginx_redis_and_python() {
         listening(port);
     }
     let _clients = [8080, 6379, 7000].map(|port| TcpStream::connect(("127.0.0.1", port)).unwrap());
-    // What asked whether they listen was closed at once, but by Python, which keeps what it accepted.
+    // The connections that tested whether the servers listen were closed at once. Only Python keeps the connection
+    // that it accepted.
     eventually("only these three connections", || armed(0.0) == (6, 0));
     let workers = fs::read_to_string(format!("/proc/{0}/task/{0}/children", nginx.0.id())).unwrap();
     let pids = [nginx.0.id(), redis.0.id(), python.0.id()].map(|pid| pid.to_string());
@@ -558,13 +563,13 @@ fn nginx_redis_and_python() {
     let (status, _, err) = outcome(ka().args(["attach", "-d", "45"]).args(pids));
     assert_eq!((status, err.as_str()), (0, ""));
     eventually("the servers' ends have a keepalive of 45 s", || armed(45.0) == (6, 3));
-    // And a connection that comes later.
+    // Tests a connection that is made later.
     let _late = TcpStream::connect("127.0.0.1:8080").unwrap();
     eventually("the late one has it too", || armed(45.0) == (8, 4));
 }
 
 #[test]
-fn following_sets_what_is_opened_later() {
+fn follow_sets_sockets_that_are_opened_later() {
     let mut holder = Holder::start(&mut Command::new(go_holder()));
     let mut follow = ka();
     follow
@@ -580,7 +585,7 @@ fn following_sets_what_is_opened_later() {
     holder.open();
     eventually("those that came later have it", || all(&mut holder, 7));
     holder.end();
-    // It ends when the process does.
+    // `ka attach --follow` ends when the process ends.
     let end = Instant::now() + Duration::from_secs(10);
     while child.try_wait().unwrap().is_none() {
         assert!(Instant::now() < end, "it follows nobody");
@@ -593,7 +598,7 @@ fn following_sets_what_is_opened_later() {
 }
 
 #[test]
-fn a_signal_ends_the_watch() {
+fn a_signal_ends_follow_with_success() {
     for signal in [libc::SIGINT, libc::SIGTERM] {
         let mut holder = Holder::start(&mut Command::new(holder()));
         let mut follow = ka();
@@ -601,7 +606,7 @@ fn a_signal_ends_the_watch() {
         let mut child = follow.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         eventually("it has looked", || holder.look().iter().all(|told| told.on));
         thread::sleep(Duration::from_millis(200));
-        // SAFETY: our child, which has not been waited for.
+        // SAFETY: the child is ours, and was not waited for.
         unsafe { libc::kill(child.id().try_into().unwrap(), signal) };
         assert!(child.wait().unwrap().success());
         let mut out = String::new();
@@ -615,7 +620,7 @@ fn a_signal_ends_the_watch() {
 }
 
 #[test]
-fn it_can_take_its_time() {
+fn spread_delays_the_writes() {
     let mut holder = Holder::start(&mut Command::new(holder()));
     let start = Instant::now();
     assert_eq!(attach(&["--spread", "900ms"], holder.pid()).0, 0);
@@ -623,9 +628,9 @@ fn it_can_take_its_time() {
     holder.assert_all(60, 10, 6);
 }
 
-/// A signal ends that too, as soon as it comes.
+/// A signal also ends the delay of --spread at once.
 #[test]
-fn a_signal_ends_what_takes_its_time() {
+fn a_signal_ends_spread_at_once() {
     for (signal, options, status) in [(libc::SIGINT, &["--follow"][..], 1), (libc::SIGTERM, &[], 1)] {
         let mut holder = Holder::start(&mut Command::new(holder()));
         let mut follow = ka();
@@ -633,7 +638,7 @@ fn a_signal_ends_what_takes_its_time() {
         let mut child = follow.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         eventually("the first has it", || holder.look()[0].on);
         let sent = Instant::now();
-        // SAFETY: our child, which has not been waited for.
+        // SAFETY: the child is ours, and was not waited for.
         unsafe { libc::kill(child.id().try_into().unwrap(), signal) };
         assert_eq!(child.wait().unwrap().code(), Some(status));
         assert!(sent.elapsed() < Duration::from_secs(8), "{:?}", sent.elapsed());
@@ -648,8 +653,8 @@ fn a_signal_ends_what_takes_its_time() {
 }
 
 #[test]
-fn a_dry_run_takes_no_time() {
-    // Building it does.
+fn dry_run_ignores_spread() {
+    // Build first, so that the build time does not count.
     release();
     let holder = Holder::start(&mut Command::new(holder()));
     let start = Instant::now();
@@ -661,13 +666,13 @@ fn a_dry_run_takes_no_time() {
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }
 
-/// Hundreds of processes that come and go between any two looks.
+/// Hundreds of processes start and end between any two scans.
 #[test]
-fn nothing_is_upset_by_processes_that_come_and_go() {
-    if !on_a_machine_of_its_own("nothing_is_upset_by_processes_that_come_and_go") {
+fn short_lived_processes_cause_no_errors() {
+    if !on_a_machine_of_its_own("short_lived_processes_cause_no_errors") {
         return;
     }
-    // Each has sockets for a moment; python3 is too slow to be many.
+    // Each process has sockets for a moment. python3 starts too slowly for this, so bash opens them.
     let server = TcpListener::bind("127.0.0.1:7000").unwrap();
     let churn = "n=0; while [ $n -lt 400 ]; do (exec 3<>/dev/tcp/127.0.0.1/7000; read -t 0.02 <&3) & n=$((n + 1)); \
                  [ $((n % 20)) -eq 0 ] && wait; done 2>/dev/null; wait";
@@ -697,7 +702,7 @@ fn nothing_is_upset_by_processes_that_come_and_go() {
         assert_eq!((status, err.as_str()), (0, ""));
         looks += 1;
     }
-    // SAFETY: our child, which has not been waited for.
+    // SAFETY: the child is ours, and was not waited for.
     unsafe { libc::kill(follow.id().try_into().unwrap(), libc::SIGTERM) };
     let output = follow.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -709,9 +714,9 @@ fn nothing_is_upset_by_processes_that_come_and_go() {
     assert!(set > 100 && looks > 3, "{said} {looks}");
 }
 
-/// A hundred thousand descriptors, in as few processes as the limit allows, with a name that is no text.
+/// The processes have as many descriptors as the limit allows, and a name that is not UTF-8.
 #[test]
-fn a_hundred_thousand_descriptors_and_a_name_that_is_no_text() {
+fn a_hundred_thousand_descriptors_are_examined() {
     let program = r#"
 import ctypes, os, resource, socket, time
 want = 100_000
@@ -757,7 +762,7 @@ time.sleep(600)
 
 /// A policy that would change no socket is rejected. A policy that turns keepalive off is accepted.
 #[test]
-fn a_policy_that_changes_nothing_is_refused() {
+fn a_policy_that_changes_nothing_is_rejected() {
     let mut holder = Holder::start(Command::new(holder()).arg("keepalive"));
     let before = holder.look();
     for (args, why) in [

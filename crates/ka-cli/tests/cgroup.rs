@@ -1,8 +1,8 @@
-//! `ka cgroup`, and the other ways that go through bpf(2), judged by getsockopt(2) in the processes themselves.
+//! Tests `ka cgroup`, and the other ways that use bpf(2). The processes check their own options by getsockopt(2).
 //!
-//! As root on the machine itself, for none of this is to be had in a user namespace: in a network, and with mounts, of
-//! their own. A test's cgroups are below one of its own, which goes with it; what is attached is kept in a bpf
-//! filesystem that only the test sees, and goes with that.
+//! The tests need root on the machine itself, because a user namespace does not permit any of this. Each test has its
+//! own network and mount namespaces. Its cgroups are below one cgroup, which the test removes. Policies are pinned in
+//! a bpf filesystem that only the test sees, and that ends with it.
 
 mod command;
 
@@ -29,7 +29,7 @@ use ka_test::socket::{keepalive_options, option, set_option};
 use ka_test::wait::eventually;
 use serde_json::Value;
 
-/// A command that begins in a cgroup.
+/// Returns a command that starts in a cgroup.
 fn within(cgroup: &Path, program: &Path) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec \"$@\""]).arg(cgroup).arg(program);
@@ -46,13 +46,14 @@ fn detach(cgroup: &Path) {
     assert_eq!(err, "");
 }
 
-/// `/ka-test-1: idle=60,intvl=10,cnt=6, mode force; 3 sockets set, 0 unchanged, 0 failed`
+/// Returns the last part of a message such as `/ka-test-1: idle=60,intvl=10,cnt=6, mode force; 3 sockets set, 0
+/// unchanged, 0 failed`.
 fn attached(outcome: &(i32, String, String)) -> &str {
     assert_eq!((outcome.0, outcome.2.as_str()), (0, ""), "{outcome:?}");
     outcome.1.split_once("; ").unwrap().1.trim_end()
 }
 
-/// What is listed of a test's cgroups, and of those that are gone: the tree has other tests' too.
+/// Returns the listed policies of a test's cgroups, and those of removed cgroups. Other tests use the same tree.
 fn listed(cgroup: &Cgroup) -> Vec<Value> {
     let (status, out, err) = outcome(ka().args(["cgroup", "ls", "--json"]));
     assert_eq!((status, err.as_str()), (0, ""));
@@ -62,8 +63,8 @@ fn listed(cgroup: &Cgroup) -> Vec<Value> {
     rows
 }
 
-/// C's, one without a loader, and Go's, which sets its own 15 s after it has connected: what is open and what comes, of
-/// the cgroup and of one below it, and of nobody else.
+/// Tests a C program, a static one, and a Go program, which sets its own 15 s after connect. Sockets that are open,
+/// and sockets that come later, get the policy, in the cgroup and in one below it. Other sockets do not.
 #[test]
 fn all_programs_of_a_cgroup_have_the_policy() {
     if !on_its_own("all_programs_of_a_cgroup_have_the_policy") {
@@ -88,7 +89,7 @@ fn all_programs_of_a_cgroup_have_the_policy() {
     outside.open();
     assert!(outside.look().iter().all(|told| !told.on));
 
-    // Whoever asks of a process is told.
+    // `ka check` names the policy of a process.
     let report = |pid: i32| -> Value {
         serde_json::from_str(&outcome(ka().args(["check", "--json", &pid.to_string()])).1).unwrap()
     };
@@ -105,12 +106,12 @@ fn all_programs_of_a_cgroup_have_the_policy() {
     let [row] = &listed(&cgroup)[..] else { panic!("{:?}", listed(&cgroup)) };
     assert_eq!((&row["policy"], &row["mode"]), (&"idle=280,intvl=30,cnt=5".into(), &"force".into()));
     assert_eq!(row["cgroup"], format!("/{}", cgroup.0.file_name().unwrap().display()));
-    // Another policy, in the place of the first.
+    // A second policy replaces the first.
     let result = ka_cgroup(&["attach", "-p", "90,9,3"], &cgroup.0);
     assert_eq!(attached(&result), "5 sockets set, 0 unchanged, 0 failed");
     before.assert_all(90, 9, 3);
     assert_eq!(listed(&cgroup).len(), 1, "{:?}", listed(&cgroup));
-    // And none, from then on. What has one keeps it.
+    // After detach, new sockets have no policy. Open sockets keep theirs.
     let said = outcome(ka().args(["cgroup", "detach"]).arg(&cgroup.0));
     let expected = "idle=90,intvl=9,cnt=3, mode force, detached; open sockets keep their settings\n";
     assert!(said.0 == 0 && said.1.ends_with(expected) && said.2.is_empty(), "{said:?}");
@@ -123,10 +124,10 @@ fn all_programs_of_a_cgroup_have_the_policy() {
     assert!(status == 1 && err.contains("it has no policy of its own"), "{err}");
 }
 
-/// What a program says of its keepalive fares as without ka, but that it changes nothing; all else passes.
+/// The program's calls that set keepalive succeed or fail as without ka, but change nothing. All other calls pass.
 #[test]
-fn force_holds_the_policy() {
-    if !on_its_own("force_holds_the_policy") {
+fn force_mode_enforces_the_policy() {
+    if !on_its_own("force_mode_enforces_the_policy") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -143,9 +144,9 @@ fn force_holds_the_policy() {
         set_option(fd, libc::IPPROTO_TCP, name, value);
     }
     assert_eq!(keepalive_options(fd), held);
-    // Errors are the kernel's.
+    // Invalid calls get the errors of the kernel.
     let set = |level, name, value: i32, size| {
-        // SAFETY: `value` has the 4 bytes, of which at most as many are read.
+        // SAFETY: `value` has 4 bytes, and the kernel reads at most as many.
         let result = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), size) };
         if result == 0 { 0 } else { std::io::Error::last_os_error().raw_os_error().unwrap() }
     };
@@ -160,15 +161,15 @@ fn force_holds_the_policy() {
     ] {
         assert_eq!(set(libc::IPPROTO_TCP, name, value, size), expected, "{name} {value} {size}");
     }
-    // SAFETY: the kernel refuses the address.
+    // SAFETY: the kernel rejects the address.
     assert_eq!(unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 8 as *const _, 4) }, -1);
     assert_eq!(keepalive_options(fd), held);
-    // A user timeout may be shorter than the policy, and not longer.
+    // A user timeout may be shorter than the detection time of the policy. A longer one is clamped.
     for (value, expected) in [(5000, 5000), (900_000, 120_000), (0, 0)] {
         set_option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, value);
         assert_eq!(keepalive_options(fd)[4], Ok(expected));
     }
-    // What is none of the five, or no TCP, passes.
+    // Calls for other options, and for sockets that are not TCP, pass.
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
     assert_eq!(option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY), Ok(1));
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -193,7 +194,7 @@ fn force_holds_the_policy() {
     assert_eq!(keepalive_options(fd)[1], Ok(99));
     assert_eq!(ka_cgroup(&["attach", "-p", "60,10,6"], &cgroup.0).0, 0);
     assert_eq!(keepalive_options(fd)[..4], held[..4]);
-    // A policy with a user timeout pins it, on what is open too.
+    // A policy with a user timeout enforces it, also on open sockets.
     let result = ka_cgroup(&["attach", "-p", "60,10,6", "-u", "auto"], &cgroup.0);
     assert!(attached(&result).ends_with(" 0 failed"));
     assert_eq!(keepalive_options(fd)[4], Ok(120_000));
@@ -202,8 +203,8 @@ fn force_holds_the_policy() {
 }
 
 #[test]
-fn default_leaves_who_has_a_word() {
-    if !on_its_own("default_leaves_who_has_a_word") {
+fn default_mode_keeps_keepalive_of_the_program() {
+    if !on_its_own("default_mode_keeps_keepalive_of_the_program") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -215,16 +216,16 @@ fn default_leaves_who_has_a_word() {
     assert_eq!(own(&mut before), [(true, 60), (true, 10), (true, 60)]);
     let mut after = Holder::start(within(&cgroup.0, holder()).arg("keepalive"));
     assert_eq!(own(&mut after), [(true, 60), (true, 10), (true, 60)]);
-    // Go's own comes after connect and accept, and is its own right.
+    // Go sets its own values after connect and accept, which the default mode permits.
     let mut go = Holder::start(&mut within(&cgroup.0, go_holder()));
     assert_eq!(own(&mut go), [(true, 60), (true, 15), (true, 15)]);
     assert_eq!(listed(&cgroup)[0]["mode"], "default");
 }
 
-/// Whoever comes last, one of them holds, and none fails for another.
+/// One of the policies is in force at the end, and no attach fails because of another.
 #[test]
-fn many_may_attach_to_one_cgroup_at_once() {
-    if !on_its_own("many_may_attach_to_one_cgroup_at_once") {
+fn concurrent_attaches_to_one_cgroup_succeed() {
+    if !on_its_own("concurrent_attaches_to_one_cgroup_succeed") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -244,10 +245,10 @@ fn many_may_attach_to_one_cgroup_at_once() {
     }
 }
 
-/// What a program attaches that says nothing of others is alone. Python makes it, and ka does not say that rights are
-/// missing.
+/// A BPF program that is attached without a flag allows no other programs in its cgroup. Python attaches one, and ka
+/// reports it instead of missing rights.
 #[test]
-fn a_program_that_lets_none_be_beside_it_is_named() {
+fn an_exclusive_bpf_program_is_reported() {
     const ALONE: &str = "import ctypes, os, struct, sys\n\
         libc = ctypes.CDLL(None, use_errno=True)\n\
         # return 1;\n\
@@ -260,7 +261,7 @@ fn a_program_that_lets_none_be_beside_it_is_named() {
         \x20   return result\n\
         loaded = bpf(5, struct.pack('IIQQ', 13, 2, ctypes.addressof(program), ctypes.addressof(licence)))\n\
         bpf(8, struct.pack('IIII', os.open(sys.argv[1], os.O_RDONLY), loaded, 3, 0))\n";
-    if !on_its_own("a_program_that_lets_none_be_beside_it_is_named") {
+    if !on_its_own("an_exclusive_bpf_program_is_reported") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -274,10 +275,10 @@ fn a_program_that_lets_none_be_beside_it_is_named() {
     assert_eq!(listed(&cgroup), Vec::<Value>::new());
 }
 
-/// A program that is shown a page of a longer value has to say that the value is to be passed on as it came: Linux 5.8 to 6.4
-/// refuse the call else. Here it is one in the cgroup above that does, as those do.
+/// Linux 5.8 to 6.4 reject a setsockopt(2) with a value longer than a page, unless the BPF program asks to pass the
+/// value unchanged. The program in the cgroup above behaves as these kernels do.
 #[test]
-fn a_value_that_is_longer_than_a_page_passes() {
+fn values_longer_than_a_page_pass() {
     const OLDER: &str = "import ctypes, os, struct, sys\n\
         libc = ctypes.CDLL(None, use_errno=True)\n\
         page = os.sysconf('SC_PAGESIZE')\n\
@@ -293,7 +294,7 @@ fn a_value_that_is_longer_than_a_page_passes() {
         loaded = bpf(5, struct.pack('IIQQ', 25, 5, ctypes.addressof(program), ctypes.addressof(licence)),\n\
             bytes(44), struct.pack('I', 22))\n\
         bpf(8, struct.pack('IIII', os.open(sys.argv[1], os.O_RDONLY), loaded, 22, 2))\n";
-    if !on_its_own("a_value_that_is_longer_than_a_page_passes") {
+    if !on_its_own("values_longer_than_a_page_pass") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -311,10 +312,10 @@ fn a_value_that_is_longer_than_a_page_passes() {
     assert_eq!(told, "1\n120000\n");
 }
 
-/// The kernel calls the programs of the cgroup that is further up last.
+/// The kernel calls the programs of the topmost cgroup last.
 #[test]
-fn the_cgroup_above_has_the_last_word() {
-    if !on_its_own("the_cgroup_above_has_the_last_word") {
+fn the_policy_of_the_cgroup_above_overrides() {
+    if !on_its_own("the_policy_of_the_cgroup_above_overrides") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -336,12 +337,12 @@ fn the_cgroup_above_has_the_last_word() {
     assert_eq!(said, [(&90.into(), &true.into()), (&50.into(), &false.into())]);
     assert!(ka_cgroup(&["ls"], &below).1.lines().nth(1).unwrap().contains(" (above)"));
     Holder::start(&mut within(&below, holder())).assert_all(90, 10, 6);
-    // Who attaches to the one below is told.
+    // attach to the cgroup below warns about this.
     let holds = " above it has idle=90,intvl=10,cnt=6 in mode force, which overrides this policy\n";
     let (status, _, err) = ka_cgroup(&["attach", "-d", "50"], &below);
     assert!(status == 0 && err.starts_with("ka: cgroup attach: /") && err.ends_with(holds), "{err}");
     attached(&ka_cgroup(&["attach", "-d", "90"], &below));
-    // So is who runs a program in it, whichever way; not where that is what was asked for.
+    // `ka run` in the cgroup below warns too, by each way, unless the policies are equal.
     let said = "ka: run: the policy of the cgroup holds, whatever is asked for: 90,10,6 (ka cgroup ls)\n";
     for way in ["preload", "seccomp", "cgroup"] {
         for (idle, said) in [("30", said), ("90", "")] {
@@ -351,18 +352,18 @@ fn the_cgroup_above_has_the_last_word() {
         }
     }
     assert_eq!(ka_cgroup(&["attach", "-d", "50"], &below).0, 0);
-    // One that leaves alone who has a word leaves what the one below has given.
+    // In the default mode, a policy above leaves sockets alone that the policy below has set.
     attached(&ka_cgroup(&["attach", "-d", "90", "--mode", "default"], &cgroup.0));
     Holder::start(&mut within(&below, holder())).assert_all(50, 10, 6);
-    // That of ka run, whose program has ended, goes a moment later.
+    // The policy of ka run is removed a moment after its program has ended.
     eventually("two have a policy", || listed(&cgroup).len() == 2);
 }
 
-/// mount(8) mounts bpffs so that everybody may make folders in it: what leads elsewhere is not followed, least of all to
-/// remove what is there.
+/// mount(8) mounts bpffs so that every user may create folders in it. ka does not follow links there, and does not
+/// remove their targets.
 #[test]
-fn what_somebody_else_keeps_in_bpffs_is_neither_used_nor_removed() {
-    if !on_its_own("what_somebody_else_keeps_in_bpffs_is_neither_used_nor_removed") {
+fn pins_of_other_users_in_bpffs_are_neither_used_nor_removed() {
+    if !on_its_own("pins_of_other_users_in_bpffs_are_neither_used_nor_removed") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -377,7 +378,7 @@ fn what_somebody_else_keeps_in_bpffs_is_neither_used_nor_removed() {
     let (status, _, err) = outcome(ka().args(["cgroup", "detach", "--all"]));
     assert!(status == 2 && err.contains("it belongs to user 65534"), "{err}");
     assert!(precious.join("file").exists());
-    // A link in root's own folder is none that ka has made.
+    // A link in a folder of root was not made by ka.
     succeed(Command::new("sh").args(["-c", "rm /sys/fs/bpf/ka/1 && rmdir /sys/fs/bpf/ka"]));
     attached(&ka_cgroup(&["attach"], &cgroup.0));
     std::os::unix::fs::symlink(&precious, "/sys/fs/bpf/ka/1").unwrap();
@@ -386,11 +387,11 @@ fn what_somebody_else_keeps_in_bpffs_is_neither_used_nor_removed() {
     assert_eq!(listed(&cgroup), Vec::<Value>::new());
 }
 
-/// A ka that was killed between two renames leaves its policy in a folder of another name: it is detached as any, and
-/// stays in force until another has taken its place.
+/// If ka is killed between two renames, its policy stays pinned in a folder of another name. The policy is in force
+/// until another replaces it, and detach removes it.
 #[test]
-fn what_an_attach_has_left_halfway_is_in_force_until_it_is_replaced_or_detached() {
-    if !on_its_own("what_an_attach_has_left_halfway_is_in_force_until_it_is_replaced_or_detached") {
+fn an_interrupted_attach_stays_in_force_until_replaced_or_detached() {
+    if !on_its_own("an_interrupted_attach_stays_in_force_until_replaced_or_detached") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -407,7 +408,7 @@ fn what_an_attach_has_left_halfway_is_in_force_until_it_is_replaced_or_detached(
     assert_eq!((names(), listed(&cgroup)), (vec![], vec![]));
     assert!(!Holder::start(&mut within(&cgroup.0, holder())).look()[0].on);
 
-    // All the time a program asks the kernel: how many of its listeners had none.
+    // Until the end, the program creates listeners, and counts those without the policy.
     let asks = "import os, socket, threading\n\
                 done = threading.Event()\n\
                 threading.Thread(target=lambda: (os.read(0, 1), done.set())).start()\n\
@@ -436,10 +437,10 @@ fn what_an_attach_has_left_halfway_is_in_force_until_it_is_replaced_or_detached(
     assert!(python.wait().unwrap().success());
 }
 
-/// No call of a socket's is made by a program that has the kernel make and connect it through a ring.
+/// Such a program makes no socket system calls: the kernel creates and connects the socket through a ring.
 #[test]
-fn io_uring_does_not_pass_it_by() {
-    if !on_its_own("io_uring_does_not_pass_it_by") {
+fn sockets_made_by_io_uring_get_the_policy() {
+    if !on_its_own("sockets_made_by_io_uring_get_the_policy") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -456,10 +457,10 @@ fn io_uring_does_not_pass_it_by() {
     assert_eq!(told, ["1 280 30 5 0"; 2]);
 }
 
-/// A Multipath TCP connection's timers are those of its subflows, which the kernel shows as TCP.
+/// The keepalive timers of a Multipath TCP connection are those of its subflows, which the kernel reports as TCP.
 #[test]
-fn multipath_tcp_too() {
-    if !on_its_own("multipath_tcp_too") || !has_mptcp() {
+fn multipath_tcp_connections_get_the_policy() {
+    if !on_its_own("multipath_tcp_connections_get_the_policy") || !has_mptcp() {
         return;
     }
     let cgroup = Cgroup::new();
@@ -473,8 +474,8 @@ fn multipath_tcp_too() {
 }
 
 #[test]
-fn what_cannot_be_done_is_said() {
-    if !on_its_own("what_cannot_be_done_is_said") {
+fn failures_are_reported() {
+    if !on_its_own("failures_are_reported") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -512,8 +513,8 @@ fn what_cannot_be_done_is_said() {
             outcome(&mut as_nobody(Command::new(folder.join("ka")).arg("cgroup").args(args)));
         assert!(status == 2 && err.contains(needs), "{args:?}: {status} {err}");
     }
-    // Without what goes through the sockets that are open, the rest is done, and that is said. What a listener accepts
-    // that is as it was has the policy all the same.
+    // Without the rights to set open sockets, attach does the rest, and says so. Sockets that an old listener accepts
+    // later get the policy nevertheless.
     let mut holder = Holder::start(&mut within(&cgroup.0, holder()));
     let mut wrapped = Command::new("setpriv");
     wrapped.args(["--bounding-set", "-perfmon,-sys_admin"]);
@@ -525,7 +526,7 @@ fn what_cannot_be_done_is_said() {
     );
     assert!(err.contains("the open sockets were not set: needs CAP_PERFMON"), "{err}");
     assert_eq!(listed(&cgroup).len(), 1);
-    // Nor does what is kept need CAP_SYS_ADMIN to be listed.
+    // Listing pinned policies does not need CAP_SYS_ADMIN either.
     let mut wrapped = Command::new("setpriv");
     wrapped.args(["--bounding-set", "-sys_admin"]);
     wrapped.arg(ka().get_program()).args(["cgroup", "ls", "--json", path]);
@@ -546,14 +547,14 @@ fn what_cannot_be_done_is_said() {
     succeed(Command::new("umount").arg("/sys/fs/bpf"));
     let (status, _, err) = ka_cgroup(&["attach"], &cgroup.0);
     assert!(status == 2 && err.contains("bpffs is not mounted at /sys/fs/bpf (mount -t bpf"), "{err}");
-    // With the filesystem, what was kept in it has gone.
+    // Unmounting the filesystem removes the policies that were pinned in it.
     eventually("nothing is attached any more", || listed(&cgroup).is_empty());
 }
 
-/// The cgroup goes first: what is kept for it is shown, and removed with the next that is done.
+/// If a cgroup is removed, ls shows its pinned policy, and the next command removes it.
 #[test]
-fn a_cgroup_that_is_removed_leaves_nothing() {
-    if !on_its_own("a_cgroup_that_is_removed_leaves_nothing") {
+fn pins_of_removed_cgroups_are_removed() {
+    if !on_its_own("pins_of_removed_cgroups_are_removed") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -576,7 +577,7 @@ fn a_cgroup_that_is_removed_leaves_nothing() {
     assert_eq!(fs::read_dir("/sys/fs/bpf/ka").unwrap().count(), 0);
 }
 
-/// `ka cgroup attach --foreground`, from when it has said what it did.
+/// Starts `ka cgroup attach --foreground`, and returns when it has reported its work.
 fn foreground(cgroup: &Path, policy: &str) -> Running {
     let mut command = ka();
     let (running, line) =
@@ -665,7 +666,7 @@ fn the_systemd_unit_has_only_the_rights_that_it_needs() {
     }
     holder.open();
     holder.assert_all(280, 30, 5);
-    // SAFETY: a signal to our own child, which was not waited for.
+    // SAFETY: the child is ours, and was not waited for.
     unsafe { libc::kill(running.0.id().try_into().unwrap(), libc::SIGTERM) };
     let mut message = receive();
     while message == "WATCHDOG=1" {
@@ -696,10 +697,11 @@ fn the_systemd_unit_has_only_the_rights_that_it_needs() {
     }
 }
 
-/// It needs no bpf filesystem; a second one takes over before the first ends; and however it ends, the policy does.
+/// This needs no bpf filesystem. A second policy takes over before the first ends. The policy ends with ka, even if
+/// ka is killed.
 #[test]
-fn in_the_foreground_a_policy_ends_with_ka() {
-    if !on_its_own("in_the_foreground_a_policy_ends_with_ka") {
+fn a_foreground_policy_ends_with_ka() {
+    if !on_its_own("a_foreground_policy_ends_with_ka") {
         return;
     }
     succeed(Command::new("umount").arg("/sys/fs/bpf"));
@@ -712,7 +714,7 @@ fn in_the_foreground_a_policy_ends_with_ka() {
     assert!(listed(&cgroup)[0]["pinned"].is_null());
     let (status, _, err) = ka_cgroup(&["detach"], &below);
     assert!(status == 2 && err.contains("bpffs is not mounted"), "{err}");
-    // What needs none is open, and said to be.
+    // `ka check` reports that a cgroup is possible without bpffs.
     let checked: serde_json::Value =
         serde_json::from_str(&outcome(ka().args(["check", "--json"])).1).unwrap();
     let way = checked["ways"].as_array().unwrap().iter().find(|way| way["way"] == "cgroup").unwrap();
@@ -720,7 +722,7 @@ fn in_the_foreground_a_policy_ends_with_ka() {
     let mut second = foreground(&below, "90,9,3");
     holder.assert_all(90, 9, 3);
     assert_eq!(listed(&cgroup).len(), 2);
-    // SAFETY: a signal to our own child, which was not waited for.
+    // SAFETY: the child is ours, and was not waited for.
     unsafe { libc::kill(first.0.id().try_into().unwrap(), libc::SIGTERM) };
     assert_eq!(first.0.wait().unwrap().code(), Some(0));
     assert_eq!(listed(&cgroup).len(), 1);
@@ -729,7 +731,7 @@ fn in_the_foreground_a_policy_ends_with_ka() {
     second.0.kill().unwrap();
     second.0.wait().unwrap();
     eventually("nothing is attached any more", || listed(&cgroup).is_empty());
-    // What is open keeps it; what its listener accepts inherits it; what it opens has nothing.
+    // Open sockets keep the policy. Sockets that a listener accepts inherit it. New sockets have none.
     holder.open();
     assert_eq!(holder.look().iter().filter(|told| !told.on).count(), 1);
 
@@ -739,10 +741,10 @@ fn in_the_foreground_a_policy_ends_with_ka() {
     eventually("it ends with the cgroup", || third.0.try_wait().unwrap().is_some());
 }
 
-/// A container's: its network is not ka's.
+/// Processes in a container have another network namespace than ka.
 #[test]
-fn what_is_open_in_other_networks_is_set_too() {
-    if !on_its_own("what_is_open_in_other_networks_is_set_too") {
+fn open_sockets_in_other_network_namespaces_are_set() {
+    if !on_its_own("open_sockets_in_other_network_namespaces_are_set") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -755,7 +757,7 @@ fn what_is_open_in_other_networks_is_set_too() {
     let mut holders = [start(), start(), Holder::start(&mut within(&cgroup.0, holder()))];
     let network = || fs::read_link("/proc/self/ns/net").unwrap();
     let before = network();
-    // Without the capability to go there, that is said, and the rest is done.
+    // If ka lacks the capability to enter another namespace, it says so and sets the rest.
     let mut wrapped = Command::new("setpriv");
     wrapped.args(["--bounding-set", "-sys_admin"]).arg(ka().get_program()).args(["cgroup", "attach"]);
     let (status, out, err) = outcome(wrapped.arg(&cgroup.0));
@@ -768,7 +770,7 @@ fn what_is_open_in_other_networks_is_set_too() {
         "ka: cgroup attach: the open sockets in 2 other network namespaces were not set: \
          needs CAP_SYS_ADMIN (run ka as root)\n"
     );
-    // Nor where its processes are out of sight.
+    // The same holds if ka cannot see the processes.
     let mut wrapped = Command::new("unshare");
     wrapped.args(["--pid", "--fork", "--mount-proc"]).arg(ka().get_program()).args(["cgroup", "attach"]);
     let (status, out, err) = outcome(wrapped.arg(&cgroup.0));
@@ -944,7 +946,7 @@ fn a_held_lock_does_not_block_the_sweep() {
     BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert!(line.ends_with(" 0 failed; not all were looked at\n"), "{line}");
     victim.assert_all(280, 30, 5);
-    // SAFETY: a signal to our own child, which was not waited for.
+    // SAFETY: the child is ours, and was not waited for.
     unsafe { libc::kill(running.0.id().try_into().unwrap(), libc::SIGTERM) };
     assert_eq!(running.0.wait().unwrap().code(), Some(0));
     let mut err = String::new();
@@ -958,7 +960,7 @@ fn a_held_lock_does_not_block_the_sweep() {
     attacker.0.wait().unwrap();
 }
 
-/// Where the cgroups of `ka run` are: below the test's own.
+/// Returns the number of cgroups of `ka run`, which are below the test's own cgroup.
 fn runs(cgroup: &Cgroup) -> usize {
     let names = fs::read_dir(&cgroup.0).unwrap().flatten().map(|entry| entry.file_name());
     names.filter(|name| name.as_encoded_bytes().starts_with(b"ka-run-")).count()
@@ -986,7 +988,7 @@ fn empty_cgroups_that_ka_run_left_are_removed() {
     let left = cgroup.0.join(format!("ka-run-{}", holder.pid()));
     let (status, out, _) = outcome(ka().args(["cgroup", "detach", "--all"]));
     assert!(status == 0 && left.exists(), "{out}");
-    // SAFETY: a process that our own child started, and that waits for that child's end.
+    // SAFETY: a child of ours started this process, which waits until that child ends.
     unsafe { libc::kill(remover, libc::SIGKILL) };
     holder.end();
     eventually("nobody is in the cgroup", || {
@@ -1004,10 +1006,11 @@ fn empty_cgroups_that_ka_run_left_are_removed() {
     assert!(!left.exists() && other.exists());
 }
 
-/// Programs that nothing is preloaded into: the same process, number and status, and nothing is left.
+/// Tests programs that cannot be preloaded, too. ka becomes the program, with the same PID, returns its status, and
+/// leaves nothing behind.
 #[test]
-fn a_program_is_run_in_a_cgroup_of_its_own() {
-    if !on_its_own("a_program_is_run_in_a_cgroup_of_its_own") {
+fn run_via_cgroup_runs_the_program_in_its_own_cgroup() {
+    if !on_its_own("run_via_cgroup_runs_the_program_in_its_own_cgroup") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -1028,16 +1031,16 @@ fn a_program_is_run_in_a_cgroup_of_its_own() {
         holder.end();
         eventually("its cgroup is removed", || runs(&cgroup) == 0);
     }
-    // The environment counts, as for every way; the status is the program's.
+    // The variables apply as for every way, and the exit status is that of the program.
     let mut shell = run_within(&cgroup, &["-v", "-c", "3", "--", "sh", "-c", "exit 7"]);
     let (status, _, err) = outcome(shell.env("KA_POLICY", "99,9,9").env("KA_MODE", "default"));
     assert!(status == 7 && err.ends_with(", idle=99,intvl=9,cnt=3, mode default\n"), "{err}");
-    // What outlives the program keeps the policy: a daemon.
+    // A daemon that outlives the program keeps the policy.
     let mut shell = run_within(&cgroup, &["--", "sh", "-c", "sleep 1 & exit 3"]);
     assert_eq!(shell.stdout(Stdio::null()).status().unwrap().code(), Some(3));
     assert_eq!((runs(&cgroup), listed(&cgroup).len()), (1, 1));
     eventually("its cgroup is removed", || runs(&cgroup) == 0);
-    // What cannot be executed leaves nothing either.
+    // A program that cannot be executed leaves nothing behind either.
     let empty = cgroup.0.join("ka-run-999999999");
     fs::create_dir(&empty).unwrap();
     let odd = scratch("odd");
@@ -1061,14 +1064,14 @@ fn a_program_is_run_in_a_cgroup_of_its_own() {
     assert!(status == 125 && err.contains("needs CAP_BPF and CAP_NET_ADMIN"), "{err}");
 }
 
-/// Who ignores SIGCHLD has no children to wait for; what it starts ignores it too, as it was told.
+/// A process that ignores SIGCHLD cannot wait for its children. The program ignores SIGCHLD too, as it inherits that.
 #[test]
-fn a_program_is_run_in_a_cgroup_of_its_own_where_sigchld_is_ignored() {
-    if !on_its_own("a_program_is_run_in_a_cgroup_of_its_own_where_sigchld_is_ignored") {
+fn run_via_cgroup_works_while_sigchld_is_ignored() {
+    if !on_its_own("run_via_cgroup_works_while_sigchld_is_ignored") {
         return;
     }
     let cgroup = Cgroup::new();
-    // A shell's trap will not do: Debian's does not ignore it.
+    // A trap of the shell does not suffice, because Debian's shell does not ignore SIGCHLD.
     let mut env = within(&cgroup.0, Path::new("env"));
     env.arg("--ignore-signal=CHLD").arg(ka().get_program());
     env.args(["run", "--via", "cgroup", "-d", "45", "--"]);
@@ -1083,15 +1086,15 @@ fn a_program_is_run_in_a_cgroup_of_its_own_where_sigchld_is_ignored() {
     eventually("its cgroup is removed", || runs(&cgroup) == 0);
 }
 
-/// A socket that the program inherits belongs to the cgroup that made it: it is set before the program begins.
+/// An inherited socket belongs to the cgroup in which it was created, so ka sets it before the program starts.
 #[test]
-fn what_a_program_inherits_is_set() {
-    if !on_its_own("what_a_program_inherits_is_set") {
+fn run_via_cgroup_sets_inherited_sockets() {
+    if !on_its_own("run_via_cgroup_sets_inherited_sockets") {
         return;
     }
     let cgroup = Cgroup::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    // SAFETY: the flag is the descriptor's own.
+    // SAFETY: fcntl(2) changes only the flag of this descriptor.
     unsafe { libc::fcntl(listener.as_raw_fd(), libc::F_SETFD, 0) };
     assert_eq!(outcome(&mut run_within(&cgroup, &["-d", "45", "--", "true"])).0, 0);
     assert_eq!(keepalive_options(listener.as_raw_fd())[..2], [Ok(1), Ok(45)]);
@@ -1102,11 +1105,10 @@ fn by_kernel(args: &[&str]) -> (i32, String, String) {
     outcome(ka().args(["attach", "--all", "--via", "bpf"]).args(args))
 }
 
-/// All sockets of the network namespace in one pass, those too that nobody has accepted yet; the rules are those of the
-/// other way.
+/// The pass includes connections that were not accepted yet. The modes work as for the other ways.
 #[test]
-fn every_socket_of_a_network_is_set_in_one_pass() {
-    if !on_its_own("every_socket_of_a_network_is_set_in_one_pass") {
+fn attach_via_bpf_sets_every_socket_of_a_network_namespace() {
+    if !on_its_own("attach_via_bpf_sets_every_socket_of_a_network_namespace") {
         return;
     }
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -1142,12 +1144,12 @@ fn every_socket_of_a_network_is_set_in_one_pass() {
     let theirs = (true, [10, 5, 2, 0]);
     let ours = (true, [60, 4, 6, 0]);
     assert_eq!(all(&mut holder), [ours, theirs, ours, ours, ours]);
-    // The one that nobody had accepted.
+    // This connection was in the accept queue.
     assert_eq!(
         keepalive_options(listener.accept().unwrap().0.as_raw_fd()),
         [Ok(1), Ok(60), Ok(4), Ok(6), Ok(0)]
     );
-    // That end is closed once its last segment was acknowledged, and its peer's is half.
+    // That end is closed after its last segment was acknowledged, and the other end is half closed.
     eventually("it is closed", || {
         stdout(Command::new("ss").args(["-Htn", "state", "fin-wait-1"])).is_empty()
     });
@@ -1186,10 +1188,10 @@ fn every_socket_of_a_network_is_set_in_one_pass() {
     }
 }
 
-/// More than the kernel has room to tell of at once: each is set, and counted once.
+/// There are more sockets than the kernel reports in one read. Each is set, and counted once.
 #[test]
-fn many_sockets_are_counted_as_they_fared() {
-    if !on_its_own("many_sockets_are_counted_as_they_fared") {
+fn attach_via_bpf_counts_each_of_many_sockets_once() {
+    if !on_its_own("attach_via_bpf_counts_each_of_many_sockets_once") {
         return;
     }
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -1214,10 +1216,10 @@ fn many_sockets_are_counted_as_they_fared() {
     }
 }
 
-/// Of what nobody has accepted, no process could be asked.
+/// No process has the sockets in an accept queue, so none can be asked about them.
 #[test]
-fn what_no_process_has_is_listed_with_what_it_has() {
-    if !on_its_own("what_no_process_has_is_listed_with_what_it_has") {
+fn ls_lists_the_options_of_sockets_without_a_process() {
+    if !on_its_own("ls_lists_the_options_of_sockets_without_a_process") {
         return;
     }
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -1234,7 +1236,7 @@ fn what_no_process_has_is_listed_with_what_it_has() {
     let [socket] = nobodys[..] else { panic!("{out}") };
     let told = ["keepalive", "idle", "intvl", "cnt", "user_timeout_ms"].map(|key| socket[key].clone());
     assert_eq!(Value::from(told.to_vec()), serde_json::json!([true, 33, 3, 9, 7000]), "{socket}");
-    // Who may not have the kernel asked asks the processes, and says what that cannot tell.
+    // Without the rights to ask the kernel, ka asks the processes, and reports values that it cannot know as null.
     let mut wrapped = Command::new("setpriv");
     wrapped.args(["--bounding-set", "-perfmon,-sys_admin"]);
     let (_, out, _) = outcome(wrapped.arg(ka().get_program()).args(["ls", "--json"]));

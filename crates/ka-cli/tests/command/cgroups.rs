@@ -1,4 +1,4 @@
-//! Cgroups and a bpf filesystem of a test's own.
+//! Creates cgroups and a bpf filesystem for a test.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,11 +14,11 @@ use ka_test::log::skip;
 use ka_test::namespace::{alone, is_root};
 use ka_test::path::root;
 
-/// A cgroup of the test's own, at the top of the tree, without the tree's controllers.
+/// A cgroup of the test at the top of the tree. The tree's controllers are not enabled in it.
 pub struct Cgroup(pub PathBuf);
 
 impl Cgroup {
-    /// In a tree that is mounted for the test, so that it is there whatever this machine has mounted.
+    /// Creates a cgroup in a tree that is mounted for the test, so it does not depend on the mounts of this machine.
     pub fn new() -> Self {
         let cgroup = Self(tree().join(format!("ka-test-{}", std::process::id())));
         fs::create_dir(&cgroup.0).unwrap();
@@ -34,9 +34,10 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // This process goes back to the top, where it was in it.
+        // If this process is in the cgroup, it returns to the top.
         let _ = fs::write(tree().join("cgroup.procs"), std::process::id().to_string());
-        // A process that was killed leaves a moment later; one of ka's that has lost its cgroup, after some seconds.
+        // A killed process leaves the cgroup a moment later. A ka process that has lost its cgroup leaves after some
+        // seconds.
         for _ in 0..500 {
             remove(&self.0);
             if !self.0.exists() {
@@ -53,13 +54,13 @@ fn remove(path: &Path) {
     let _ = find.arg(path).args(["-depth", "-type", "d", "-delete"]).stderr(Stdio::null()).status();
 }
 
-/// Where the test has mounted the tree of cgroups.
+/// Returns the path where the test has mounted the cgroup tree.
 pub fn tree() -> PathBuf {
     "/run/ka-test-cgroups".into()
 }
 
-/// Runs the test again with a network and mounts of its own, and says whether this is that run. Where bpf(2) or cgroups
-/// are not to be had, it says so, and the test does nothing.
+/// Runs the test again with its own network and mount namespaces, and returns whether this is that run. If bpf(2) or
+/// cgroups are not available, skips the test loudly.
 pub fn on_its_own(test: &str) -> bool {
     if !is_root() {
         skip("only root attaches programs to cgroups");
@@ -81,11 +82,11 @@ pub fn on_its_own(test: &str) -> bool {
     true
 }
 
-/// The tree of cgroups is the machine's, wherever it is mounted; a bpf filesystem is new each time.
+/// The cgroup tree is that of the machine, which may be mounted anywhere. The bpf filesystem is new for each test.
 const MOUNT: &str = "mount -t tmpfs none /run && mkdir /run/ka-test-cgroups && \
                      mount -t cgroup2 none /run/ka-test-cgroups && mount -t bpf none /sys/fs/bpf";
 
-/// Starts a command that does not end. Returns it and the first line of its output.
+/// Starts a command that keeps running. Returns the command and the first line of its output.
 pub fn attaching(command: &mut Command) -> (Running, String) {
     let mut running = Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
     let mut line = String::new();

@@ -1,4 +1,4 @@
-//! What the tests of the command share: ka as it is shipped, and processes that tell what the kernel says of their
+//! Shared code of the command's tests: the release build of ka, and programs that report the options of their
 //! sockets.
 
 #![allow(dead_code, reason = "each test program uses its part of this")]
@@ -19,12 +19,12 @@ use ka_test::compiler::{Link, cc, compile};
 use ka_test::path::{root, scratch};
 use ka_test::socket::{established, keepalive_options, option};
 
-/// ka, told nothing but what the test says.
+/// Returns ka without any KA_ variables of the environment.
 pub fn ka() -> Command {
     bare(release().join("ka"))
 }
 
-/// A program that gets none of ka's variables from whoever runs the tests.
+/// Returns a command without the KA_ variables of the user who runs the tests.
 pub fn bare(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     remove_ka_variables(&mut command);
@@ -32,7 +32,7 @@ pub fn bare(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// A command as somebody who is not root.
+/// Runs a command as an unprivileged user.
 pub fn as_nobody(command: &Command) -> Command {
     let mut wrapped = bare("setpriv");
     wrapped.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
@@ -40,10 +40,10 @@ pub fn as_nobody(command: &Command) -> Command {
     wrapped
 }
 
-/// The beginning of a command for which a call fails, always or with an argument of this value: what follows is the
-/// command.
+/// Returns the beginning of a command, to which the test appends the actual command. In that command, a system call
+/// fails: always, or only if an argument has this value.
 pub fn refusing(call: libc::c_long, errno: i32, argument: Option<(u32, i32)>) -> Command {
-    // struct seccomp_data: the number, then, from 16 on, the arguments.
+    // In struct seccomp_data, the number comes first, and the arguments start at offset 16.
     const REFUSE: &str = "import ctypes, os, struct, sys\n\
         call, errno, place, value = map(int, sys.argv[1:5])\n\
         libc = ctypes.CDLL(None)\n\
@@ -60,7 +60,7 @@ pub fn refusing(call: libc::c_long, errno: i32, argument: Option<(u32, i32)>) ->
     command
 }
 
-/// A command's status, standard output and standard error.
+/// Returns the exit status, standard output and standard error of a command.
 pub fn outcome(command: &mut Command) -> (i32, String, String) {
     let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -74,7 +74,7 @@ pub fn number_behind(text: &str, word: &str) -> i32 {
     rest.split(|letter: char| !letter.is_ascii_digit()).next().unwrap().parse().unwrap()
 }
 
-/// A path of which everybody can run what is there: that of the repository need not be one.
+/// Creates a folder whose programs every user can run. The repository may be private.
 pub fn public(name: &str) -> PathBuf {
     let folder = std::env::temp_dir().join(format!("ka-{name}-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
@@ -91,31 +91,32 @@ impl Drop for CleanUp {
     }
 }
 
-/// The holder in C, made with these flags.
+/// Builds the holder in C with these flags.
 pub fn holder_with(compiler: &mut Command, flags: &[&str]) -> PathBuf {
     let source = root().join("crates/ka-cli/tests/c/holder.c");
     compile(compiler.args(flags), &source, Link::Nothing)
 }
 
-/// The holder in C.
+/// Returns the holder in C.
 pub fn holder() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| holder_with(&mut cc(), &[]))
 }
 
-/// The holder in C, without a loader.
+/// Returns the holder in C, statically linked.
 pub fn static_holder() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| holder_with(&mut cc(), &["-static"]))
 }
 
-/// The holder in Go.
+/// Returns the holder in Go.
 pub fn go_holder() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| go_program("holder", false))
 }
 
-/// A program of tests/go; with cgo it is linked to the C library, and Go makes its calls itself all the same.
+/// Builds a program of tests/go. With cgo, it is linked to the C library, but Go still makes the socket system calls
+/// itself.
 pub fn go_program(name: &str, cgo: bool) -> PathBuf {
     let output = scratch(&format!("{name}-go-{cgo}"));
     go_build(name, cgo, &[], &output);
@@ -139,18 +140,18 @@ pub fn raw(flags: &[&str]) -> PathBuf {
     compile(cc().args(flags), &root().join("crates/ka-cli/tests/c/raw.c"), Link::Nothing)
 }
 
-/// What the kernel says of the TCP sockets of a process and of all that are below it, each once. It is asked from outside,
-/// by a duplicate of the descriptor: pidfd_getfd(2), getsockopt(2).
+/// Returns the kernel's values for the TCP sockets of a process and of its descendants, each socket once. They are
+/// read from another process, through duplicates of the descriptors: pidfd_getfd(2), getsockopt(2).
 pub fn outside(pid: i32) -> Vec<Told> {
     outside_but(pid, &[])
 }
 
-/// Does the same, except for some descriptors.
+/// Does the same as [`outside`], but leaves out some descriptors.
 pub fn outside_but(pid: i32, left: &[i32]) -> Vec<Told> {
     let mut known = HashSet::new();
     let mut found = Vec::new();
     for pid in family(pid) {
-        // SAFETY: numbers.
+        // SAFETY: the system call takes no pointer.
         let process = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
         for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
             let Ok(link) = fs::read_link(entry.path()) else { continue };
@@ -158,7 +159,7 @@ pub fn outside_but(pid: i32, left: &[i32]) -> Vec<Told> {
             if left.contains(&fd) || !link.to_string_lossy().starts_with("socket:") || !known.insert(link) {
                 continue;
             }
-            // SAFETY: numbers; what it makes is ours.
+            // SAFETY: the system call takes no pointer, and this process owns the new descriptor.
             let socket = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process, fd, 0) };
             let Ok(socket) = i32::try_from(socket) else { continue };
             assert!(socket >= 0, "{pid} {fd}: {}", std::io::Error::last_os_error());
@@ -166,7 +167,7 @@ pub fn outside_but(pid: i32, left: &[i32]) -> Vec<Told> {
                 let [on, timers @ ..] = keepalive_options(socket).map(Result::unwrap);
                 found.push(Told { fd, on: on != 0, timers });
             }
-            // SAFETY: ours, as is the next.
+            // SAFETY: this process owns the descriptor, and the next one.
             unsafe { libc::close(socket) };
         }
         // SAFETY: as above.
@@ -175,7 +176,7 @@ pub fn outside_but(pid: i32, left: &[i32]) -> Vec<Told> {
     found
 }
 
-/// A process and all that are below it.
+/// Returns the PIDs of a process and of all its descendants.
 fn family(pid: i32) -> Vec<i32> {
     let parent = |pid: i32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -193,7 +194,7 @@ fn family(pid: i32) -> Vec<i32> {
     family
 }
 
-/// A program that has said `stay`, after what else it had to say, and stays until it is let go.
+/// A running program. It has printed `stay` after its other output, and runs until its input ends.
 pub struct Staying {
     child: Child,
     pub said: String,
@@ -211,12 +212,12 @@ impl Staying {
         self.child.id().try_into().unwrap()
     }
 
-    /// What the kernel says of its sockets, and of those of all that it has started.
+    /// Returns the kernel's values for its sockets, and for those of its descendants.
     pub fn sockets(&self) -> Vec<Told> {
         outside(self.pid())
     }
 
-    /// It has so many sockets, and all have this policy.
+    /// Asserts that there are `count` sockets, and that all have this policy.
     #[track_caller]
     pub fn assert_all(&self, count: usize, idle: i32, intvl: i32, cnt: i32) {
         let sockets = self.sockets();
@@ -226,7 +227,7 @@ impl Staying {
         }
     }
 
-    /// It ends by itself: its status.
+    /// Ends the program, and returns its exit status.
     pub fn end(mut self) -> i32 {
         drop(self.child.stdin.take());
         self.child.wait().unwrap().code().unwrap()
@@ -235,22 +236,22 @@ impl Staying {
 
 impl Drop for Staying {
     fn drop(&mut self) {
-        // It ends when its input does, also where it is not our own child.
+        // The program ends when its input ends, even if it is not a child of ours.
         drop(self.child.stdin.take());
         let _ = self.child.wait();
     }
 }
 
-/// What the kernel says of a socket.
+/// The kernel's values for a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Told {
     pub fd: i32,
     pub on: bool,
-    /// idle, intvl, cnt, user timeout.
+    /// idle, intvl, cnt and user timeout.
     pub timers: [i32; 4],
 }
 
-/// A process with sockets.
+/// A process with a listener and connections.
 pub struct Holder {
     child: Child,
     input: Option<ChildStdin>,
@@ -259,7 +260,7 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// Starts a command that is a holder, or becomes one.
+    /// Starts a command that is a holder, or executes one.
     pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let input = child.stdin.take();
@@ -292,7 +293,8 @@ impl Holder {
         }
     }
 
-    /// What the kernel says of its sockets, by getsockopt(2) within it: the listener, then each connection's two ends.
+    /// Returns the values that the holder reads by getsockopt(2): of the listener, then of both ends of each
+    /// connection.
     pub fn look(&mut self) -> Vec<Told> {
         let told = |line: String| {
             let numbers: Vec<i32> = line.split(' ').map(|number| number.parse().unwrap()).collect();
@@ -301,12 +303,12 @@ impl Holder {
         self.command("look\n").into_iter().map(told).collect()
     }
 
-    /// Opens one more connection.
+    /// Opens another connection.
     pub fn open(&mut self) {
         self.command("open\n");
     }
 
-    /// All its sockets have this policy.
+    /// Asserts that all its sockets have this policy.
     #[track_caller]
     pub fn assert_all(&mut self, idle: i32, intvl: i32, cnt: i32) {
         for told in self.look() {
@@ -314,12 +316,12 @@ impl Holder {
         }
     }
 
-    /// Waits until somebody has ended it.
+    /// Waits until another process has ended the holder.
     pub fn wait(mut self) {
         let _ = self.child.wait();
     }
 
-    /// It ends by itself.
+    /// Ends the holder.
     pub fn end(mut self) {
         drop(self.input.take());
         assert!(self.child.wait().unwrap().success());
@@ -333,8 +335,8 @@ impl Drop for Holder {
     }
 }
 
-/// The connections of this network as ss(8) shows them to everybody: how many there are, and of how many a keepalive
-/// timer runs with at most so many seconds left.
+/// Returns the number of connections of this network namespace according to ss(8), and the number of those whose
+/// keepalive timer fires within `seconds`.
 pub fn armed(seconds: f64) -> (usize, usize) {
     let sockets = established("");
     let left = |line: &str| {
