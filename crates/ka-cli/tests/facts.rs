@@ -1,5 +1,5 @@
-//! `ka check`, `plan`, `defaults`, completions and the manual pages: that what they say is so, and that what they say
-//! to paste is taken by the programs that it is for.
+//! Tests `ka check`, `plan`, `defaults`, `completions` and the manual pages. Their statements must be true, and the
+//! target programs must accept the text that they print for pasting.
 
 mod command;
 
@@ -34,7 +34,7 @@ fn way<'a>(report: &'a Value, name: &str) -> &'a Value {
 }
 
 #[test]
-fn check_says_what_reaches_a_program() {
+fn check_names_the_ways_that_reach_a_program() {
     for (program, preloaded, fact) in [
         (Path::new("nginx"), true, "dynamic, its loader is "),
         (holder(), true, "dynamic, its loader is "),
@@ -47,10 +47,10 @@ fn check_says_what_reaches_a_program() {
         let report = json_of(ka().args(["check", "--json"]).arg(program));
         assert_eq!(way(&report, "preload")["reaches"], preloaded, "{report}");
         assert_eq!(way(&report, "seccomp")["reaches"], true, "{report}");
-        // Its children need not be as it is.
+        // Children of the program may differ from it.
         let children = text.contains("programs that it starts are not: ka run --via seccomp");
         assert_eq!(children, preloaded, "{text}");
-        // What it says to type is right.
+        // The suggested command works.
         let command = report["command"].as_str().unwrap();
         assert!(command.contains("ka run -- "), "{command}");
     }
@@ -61,9 +61,10 @@ fn check_says_what_reaches_a_program() {
     );
 }
 
-/// A program with other rights than its user's is said to be one, to root too; and nobody is promised what is refused.
+/// check reports, to root too, that a program gets more rights than its user. It does not suggest ways that the
+/// kernel denies for such a program.
 #[test]
-fn check_says_which_programs_have_rights_of_their_own() {
+fn check_reports_programs_with_more_rights() {
     if !is_root() {
         skip("only root makes setuid programs");
         return;
@@ -91,9 +92,9 @@ fn check_says_which_programs_have_rights_of_their_own() {
     }
 }
 
-/// A way is open, or it says what it lacks; and the status says whether all are.
+/// Each way is available, or check names what it lacks. The exit status says whether all are available.
 #[test]
-fn check_says_which_ways_are_open() {
+fn check_reports_the_available_ways() {
     let report = json_of(ka().arg("check").arg("--json"));
     assert!(report["command"].is_null() && report["facts"].as_array().unwrap().len() == 5, "{report}");
     assert_eq!(way(&report, "preload")["reaches"], true);
@@ -117,9 +118,9 @@ fn check_says_which_ways_are_open() {
     }
 }
 
-/// It is typed, and it works: a path with a blank too.
+/// Tests the suggested command in a shell, for a path with a blank.
 #[test]
-fn what_check_says_to_type_works() {
+fn the_command_that_check_suggests_works() {
     let odd = scratch("it's odd");
     fs::copy(holder(), &odd).unwrap();
     let report = json_of(ka().args(["check", "--json"]).arg(&odd));
@@ -129,7 +130,7 @@ fn what_check_says_to_type_works() {
 }
 
 #[test]
-fn check_says_what_reaches_a_process() {
+fn check_names_the_ways_that_reach_a_process() {
     let running = Holder::start(&mut Command::new(holder()));
     let pid = running.pid().to_string();
     let report = json_of(ka().args(["check", "--json", &pid]));
@@ -186,7 +187,7 @@ fn check_names_the_sockets_that_the_shim_missed() {
     assert!(status == 0 && text.contains("nothing: it is under ka already"), "{text}");
     assert_eq!(running.end(), 0);
 
-    // The settings may be the reason.
+    // The settings may be the reason why the shim has missed a socket.
     for (name, value, expected) in [
         ("KA_RULES", "lport=1-65535 skip", "; a rule of KA_RULES leaves it alone\n"),
         ("KA_SKIP", "raw-*", "\n  reason: KA_SKIP=raw-* leaves this program alone\n"),
@@ -248,7 +249,7 @@ fn check_reports_programs_and_pids_without_sockets() {
     let (sender, receiver) = std::sync::mpsc::channel();
     let (end, ends) = std::sync::mpsc::channel::<()>();
     let thread = std::thread::spawn(move || {
-        // SAFETY: takes nothing and cannot fail.
+        // SAFETY: gettid(2) has no arguments and cannot fail.
         sender.send(unsafe { libc::gettid() }).unwrap();
         let _ = ends.recv();
     });
@@ -361,7 +362,7 @@ fn check_recognizes_wrappers() {
 }
 
 #[test]
-fn a_plan_has_the_numbers_that_the_library_has() {
+fn plan_and_library_compute_the_same_numbers() {
     for (args, numbers) in [
         (&["--path", "350s"][..], [280, 30, 5, 430_000, 484_664]),
         (&["--path", "350"], [280, 30, 5, 430_000, 484_664]),
@@ -429,7 +430,7 @@ fn a_plan_has_the_numbers_that_the_library_has() {
     assert!(presets.iter().all(|preset| text.contains(preset["url"].as_str().unwrap())));
 }
 
-/// The lines below a heading of `ka plan`.
+/// Returns the lines below a heading of `ka plan`.
 fn pasted(plan: &str, heading: &str) -> String {
     let lines = plan.lines().skip_while(|line| !line.starts_with(heading)).skip(1);
     let lines: Vec<_> = lines.take_while(|line| line.starts_with("    ")).map(str::trim).collect();
@@ -539,28 +540,29 @@ fn the_timeline_has_a_mark_for_each_probe() {
     }
     let (_, plan, _) = outcome(ka().env("LC_ALL", "C.UTF-8").args(["plan", "--path", "350s"]));
     assert_eq!(plan.matches('┼').count(), 5);
-    // As many as there can be, and few.
+    // Tests the largest and the smallest number of probes.
     for policy in ["1,1,127", "32767,32767,127", "1,1,1", "32767,1,1"] {
         assert_eq!(outcome(ka().args(["plan", "-p", policy])).0, 0);
     }
 }
 
 #[test]
-fn nginx_takes_what_is_to_be_pasted() {
+fn nginx_accepts_the_lines_of_plan() {
     let listen = pasted(&plan_text(), "nginx").replace("443 ssl", "127.0.0.1:8080");
     let conf = nginx(&listen);
     succeed(Command::new("nginx").args(["-t", "-c"]).arg(conf));
 }
 
 #[test]
-fn postgresql_takes_what_is_to_be_pasted() {
+fn postgresql_accepts_the_lines_of_plan() {
     let plan = plan_text();
     let server = pasted(&plan, "PostgreSQL, postgresql.conf");
     for line in server.lines() {
         let (name, value) = line.split_once(" = ").unwrap();
         let bin =
             fs::read_dir("/usr/lib/postgresql").unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
-        // It will not run as root, and prints no parameter without a folder of data: so it describes them all.
+        // postgres does not run as root, and prints no parameter without a data folder. So the test reads the
+        // description of all parameters.
         let described = stdout(Command::new(bin.join("bin/postgres")).arg("--describe-config"));
         let found = described
             .lines()
@@ -571,14 +573,14 @@ fn postgresql_takes_what_is_to_be_pasted() {
         let numbers: Vec<i64> = columns.iter().filter_map(|column| column.parse().ok()).collect();
         assert!(numbers.iter().any(|most| *most >= value), "{found}");
     }
-    // libpq names an option that it does not know before it connects to anything.
+    // libpq rejects an unknown option before it connects.
     let client = pasted(&plan, "PostgreSQL's clients (libpq)");
     let (_, _, err) = outcome(Command::new("psql").arg(format!("host=127.0.0.1 port=1 {client}")));
     assert!(err.contains("Connection refused"), "{err}");
 }
 
 #[test]
-fn systemd_takes_what_is_to_be_pasted() {
+fn systemd_accepts_the_lines_of_plan() {
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
         skip("no systemd here");
         return;
@@ -593,14 +595,14 @@ fn systemd_takes_what_is_to_be_pasted() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let ours: Vec<_> = said.lines().filter(|line| line.contains("ka-test")).collect();
     assert!(ours.is_empty(), "{ours:?}");
-    // And it does name what it does not know.
+    // Checks that systemd-analyze reports an unknown setting.
     fs::write(&unit, format!("{socket}\nKeepAliveNoSuch=1\n")).unwrap();
     let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("KeepAliveNoSuch"));
 }
 
 #[test]
-fn c_takes_what_is_to_be_pasted() {
+fn c_code_of_plan_compiles_and_works() {
     let source = scratch("pasted").with_extension("c");
     let call = pasted(&plan_text(), "C, with libka");
     let text = format!(
@@ -615,8 +617,8 @@ fn c_takes_what_is_to_be_pasted() {
 }
 
 #[test]
-fn the_system_s_defaults() {
-    if !in_a_network_of_its_own("the_system_s_defaults") {
+fn defaults_reads_and_sets_the_sysctls() {
+    if !in_a_network_of_its_own("defaults_reads_and_sets_the_sysctls") {
         return;
     }
     for (name, value) in [("time", "7200"), ("intvl", "75"), ("probes", "9")] {
@@ -649,7 +651,7 @@ fn the_system_s_defaults() {
     assert_eq!(now(), [60, 10, 6]);
     assert_eq!(outcome(ka().args(["defaults", "--set", "idle=90"])).0, 0);
     assert_eq!(now(), [90, 10, 6]);
-    // And for good: sysctl(8) reads it, and a wrong place changes nothing.
+    // Tests --persist: sysctl(8) reads the file, and a path that cannot be written changes nothing.
     let folder = scratch("sysctl");
     fs::create_dir(&folder).unwrap();
     let file = folder.join("60-ka.conf");
@@ -665,7 +667,7 @@ fn the_system_s_defaults() {
         outcome(ka().args(["defaults", "--set", "9,9,9", &persist(Path::new("/no/such/folder/x.conf"))]));
     assert!(status == 2 && err.ends_with("/no/such/folder/x.conf: No such file or directory\n"), "{err}");
     assert_eq!(now(), [30, 5, 3]);
-    // What cannot be renamed to: what was set is put back.
+    // The file cannot be renamed to a folder. The sysctls are restored.
     let (status, _, err) = outcome(ka().args(["defaults", "--set", "9,9,9", &persist(&folder)]));
     assert!(status == 2 && err.contains("nothing was set"), "{err}");
     assert_eq!(now(), [30, 5, 3]);
@@ -699,9 +701,9 @@ fn the_system_s_defaults() {
     drop(made);
 }
 
-/// The shim that stands beside ka, wherever that is; and where there is none, where packages put it.
+/// The line names the shim beside ka. If there is none, it names the place where packages install it.
 #[test]
-fn the_loader_takes_what_is_to_be_pasted() {
+fn the_loader_accepts_the_line_of_plan() {
     let program = "import socket; s = socket.socket(); print(s.getsockopt(1, 9), s.getsockopt(6, 4))";
     let line = |ka: &Path| pasted(&stdout(bare(ka).args(["plan", "-p", "280,30,5"])), "the shim alone");
     let run = |line: &str| {
@@ -734,10 +736,10 @@ fn the_loader_takes_what_is_to_be_pasted() {
     assert!(line(&odd.join("ka")).starts_with("# its path has blanks"));
 }
 
-/// A sandbox that lets nobody ask the kernel for its sockets hides no sysctls, nor keeps them from being set.
+/// In a sandbox that denies netlink sockets, ka cannot list sockets, but still reads and sets the sysctls.
 #[test]
-fn the_system_s_defaults_without_a_list_of_sockets() {
-    if !in_a_network_of_its_own("the_system_s_defaults_without_a_list_of_sockets") {
+fn defaults_works_without_a_list_of_sockets() {
+    if !in_a_network_of_its_own("defaults_works_without_a_list_of_sockets") {
         return;
     }
     for (name, value) in [("time", "7200"), ("intvl", "75"), ("probes", "9")] {
@@ -841,9 +843,9 @@ fn messages_about_wrong_numbers_describe_valid_ones() {
     }
 }
 
-/// Help and version too, which are no subcommand's.
+/// This holds for help and version too.
 #[test]
-fn what_is_asked_for_and_cannot_be_written_is_no_success() {
+fn output_that_cannot_be_written_is_an_error() {
     for args in
         [&["--help"][..], &["-V"], &["run", "--help"], &["cgroup", "attach", "-h"], &["completions", "bash"]]
     {

@@ -1,8 +1,8 @@
-//! Each system call of the command's fails once, with each errno that it can have.
+//! Makes each system call of ka fail once, with each errno that it can return.
 //!
-//! What must then hold: it ends, with a status that its manual has; what it did not do it says, and a failure leaves
-//! things as they were; what it says that it has done is so, which the kernel judges; and a program that it starts is
-//! either under the policy, or told of, or not started.
+//! After each failure, ka must end with a documented exit status and report what it did not do. A failed command
+//! leaves everything unchanged. What ka reports as done must be true according to the kernel. A program that ka
+//! starts has the policy, or is reported, or is not started.
 
 mod command;
 
@@ -24,17 +24,16 @@ use ka_test::path::{root, scratch};
 use ka_test::wait::eventually;
 use serde_json::Value;
 
-/// Only ka's own calls, not those of the program that it becomes.
+/// Options that limit the failures to ka's own calls, without those of the program that ka becomes.
 const OPTIONS: [&str; 2] = ["-x", "ka"];
 
-/// How often a call that is made again and again fails, in a run that does not take all.
+/// The number of failures of a call that repeats, in a run that does not test all of them.
 const FEW: usize = 2;
 
 const TRIAL: Trial<'static> = Trial {
-    // Rust's own library does not go on where the end of a folder fails, which that of a folder of the kernel's does not;
-    // and that nobody waits for an answer any more, the kernel does not say of a call that waits.
-    // Nor does it say of the program's pointer, which is right, that it is wrong.
-    // Nor of a descriptor that is open that it is not.
+    // Errors that the kernel does not return for these calls. Rust's library aborts if close fails for a folder,
+    // which does not happen in /proc. The kernel does not report to a waiting ioctl that the notification is gone.
+    // The program's pointer is valid, so EFAULT does not occur. The descriptor is open, so EBADF does not occur.
     never: &[
         ("close", libc::EIO),
         ("ioctl", libc::ENOENT),
@@ -64,12 +63,12 @@ fn fixed() -> &'static Path {
     MADE.get_or_init(|| seen(&["-static"]))
 }
 
-/// It has said something, in its own words.
+/// Returns whether ka has printed a message of its own.
 fn is_said(ran: &Ran) -> bool {
     ran.stderr.lines().any(|line| line.strip_prefix("ka: ").is_some_and(|why| why.len() > 10))
 }
 
-/// It ends with a status for what was wrong, and says what that was.
+/// Checks that ka has ended with one of these statuses and a message.
 fn is_refused(ran: &Ran, statuses: &[i32]) -> Result<(), String> {
     if !statuses.contains(&ran.status) {
         return Err("that is none of its statuses".to_owned());
@@ -77,7 +76,7 @@ fn is_refused(ran: &Ran, statuses: &[i32]) -> Result<(), String> {
     if is_said(ran) { Ok(()) } else { Err("it does not say why".to_owned()) }
 }
 
-/// `ka run`: the program has the policy, or was not started; where it has none, that is said.
+/// Judges `ka run`: the program has the policy, or was not started, or ka has reported that it lacks the policy.
 fn judge_run(fault: &Fault, ran: &Ran, with_policy: &str) -> Result<(), String> {
     match (ran.status, ran.stdout.as_str()) {
         (0, printed) if printed == with_policy => Ok(()),
@@ -101,9 +100,9 @@ fn run_starts_the_program_under_the_policy_or_not_at_all() {
 }
 
 #[test]
-fn a_supervisor_does_not_fail_in_silence() {
-    // The program, and what it says; the second does what a mode judges, and has the policy's value in place of a
-    // stricter one of its own where the kernel does not tell the supervisor that one.
+fn failures_of_the_supervisor_are_reported() {
+    // Each program with its accepted outputs. The second program sets values of its own, which the mode judges. If
+    // the kernel does not report such a value to the supervisor, the policy's value replaces a stricter one.
     let floor = ["1 30 10 5 0\n", "1 60 10 5 0\n", "1 30 10 6 0\n"];
     for (what, mode, accepted) in [("listen", "force", &[STANDARD][..]), ("before", "floor", &floor)] {
         let prepare = || {
@@ -121,8 +120,8 @@ fn a_supervisor_does_not_fail_in_silence() {
 }
 
 #[test]
-fn attach_says_what_it_has_set_and_sets_no_half() {
-    if !on_a_machine_of_its_own("attach_says_what_it_has_set_and_sets_no_half") {
+fn attach_reports_what_it_has_set_and_sets_no_partial_policy() {
+    if !on_a_machine_of_its_own("attach_reports_what_it_has_set_and_sets_no_partial_policy") {
         return;
     }
     for (how, arguments, timers) in [
@@ -144,13 +143,13 @@ fn attach_says_what_it_has_set_and_sets_no_half() {
         };
         let judge = |fault: &Fault, ran: &Ran, mut holder: Holder| {
             let told = holder.look();
-            // A user timeout that the kernel does not have for a socket is left out.
+            // If the kernel does not have the user timeout for a socket, it is left out.
             let lacks = [libc::ENOPROTOOPT, libc::EOPNOTSUPP].contains(&fault.errno);
             let has = |told: &command::Told| {
                 told.timers == timers || (lacks && told.timers[..3] == timers[..3] && told.timers[3] == 0)
             };
             let have = told.iter().filter(|told| told.on && has(told)).count();
-            // Off, idle, intvl and cnt may have changed, and rule nothing.
+            // With keepalive off, idle, intvl and cnt may have changed, but have no effect.
             if told.iter().any(|told| told.on && !has(told)) {
                 return Err(format!("half a policy: {told:?}"));
             }
@@ -190,10 +189,10 @@ fn attach_says_what_it_has_set_and_sets_no_half() {
     }
 }
 
-/// What is listed is so, or is not known; a status of "all well" is none.
+/// Each listed value is true or null, and ls does not exit with success if it could not examine something.
 #[test]
-fn ls_lists_nothing_that_is_not_so() {
-    if !on_a_machine_of_its_own("ls_lists_nothing_that_is_not_so") {
+fn ls_lists_only_true_values() {
+    if !on_a_machine_of_its_own("ls_lists_only_true_values") {
         return;
     }
     let own = Holder::start(Command::new(holder()).arg("keepalive"));
@@ -230,7 +229,7 @@ fn ls_lists_nothing_that_is_not_so() {
                     }
                 }
             }
-            // Fewer are listed only where that is said, or a process's are asked for that cannot be looked into.
+            // Sockets may be missing only if ls says so, or if --pid selects a process that cannot be examined.
             if listed.len() != truth.len() && !is_said(ran) && !arguments.contains(&"--pid") {
                 return Err("sockets are missing".to_owned());
             }
@@ -277,13 +276,13 @@ fn sysctls() -> [String; 3] {
     SYSCTLS.map(|name| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap().trim().to_owned())
 }
 
-/// The three sysctls and the file: all, or nothing.
+/// Either all three sysctls and the file are written, or none of them.
 #[test]
-fn defaults_are_set_whole_or_not() {
-    if !on_a_machine_of_its_own("defaults_are_set_whole_or_not") {
+fn defaults_are_set_completely_or_not_at_all() {
+    if !on_a_machine_of_its_own("defaults_are_set_completely_or_not_at_all") {
         return;
     }
-    // The sysctls are one: only one run at a time.
+    // The sysctls exist once, so only one run at a time may change them.
     let one = std::sync::Mutex::new(());
     let prepare = || {
         let lock = one.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -306,7 +305,7 @@ fn defaults_are_set_whole_or_not() {
         match ran.status {
             0 if is_set && is_written => Ok(()),
             2 if is_untouched && files.is_empty() => is_refused(ran, &[2]),
-            // It was done, and nobody can be told; or the disk does not say that it has the file.
+            // Everything was set, but standard output failed, or the file could not be synced.
             2 if is_set
                 && is_written
                 && ["standard output: ", "all is set and written"]
@@ -321,7 +320,7 @@ fn defaults_are_set_whole_or_not() {
     each(&Trial { name: "ka defaults --set", missed: 25, ..TRIAL }, prepare, judge);
 }
 
-/// What a cgroup has, as the kernel's own tool for it would say: by a program in it that looks at a socket of its own.
+/// Returns the options that the kernel reports for a new socket of a program in a cgroup.
 fn seen_in(cgroup: &Path) -> String {
     let mut command = Command::new("sh");
     command
@@ -332,7 +331,7 @@ fn seen_in(cgroup: &Path) -> String {
     outcome(&mut command).1
 }
 
-/// Cgroups below one of the test's own, each for one run.
+/// Cgroups below one cgroup of the test, each for one run.
 struct Cgroups {
     parent: Cgroup,
     next: AtomicU32,
@@ -347,7 +346,7 @@ impl Cgroups {
         self.parent.below(&self.next.fetch_add(1, Ordering::Relaxed).to_string())
     }
 
-    /// One that has 60, 10, 6.
+    /// Returns a new cgroup with the policy 60, 10, 6.
     fn attached(&self) -> PathBuf {
         let path = self.fresh();
         assert_eq!(outcome(ka().args(["cgroup", "attach"]).arg(&path)).0, 0);
@@ -366,8 +365,8 @@ impl Cgroups {
 }
 
 #[test]
-fn a_cgroup_has_the_policy_whole_or_as_it_was() {
-    if !on_its_own("a_cgroup_has_the_policy_whole_or_as_it_was") {
+fn a_failed_cgroup_attach_leaves_the_old_policy() {
+    if !on_its_own("a_failed_cgroup_attach_leaves_the_old_policy") {
         return;
     }
     let cgroups = Cgroups::new();
@@ -383,7 +382,7 @@ fn a_cgroup_has_the_policy_whole_or_as_it_was() {
             Cgroups::remove(&path);
             match ran.status {
                 0 if now == "1 30 5 3 0\n" => Ok(()),
-                // The policy is there, and what was open was left as it is.
+                // The policy is attached, but open sockets were not set.
                 1 if now == "1 30 5 3 0\n" => is_refused(ran, &[1]),
                 2 if now == before => is_refused(ran, &[2]),
                 2 if now == "1 30 5 3 0\n" && ran.stderr.contains("standard output") => Ok(()),
@@ -417,7 +416,7 @@ fn a_cgroup_has_the_policy_whole_or_as_it_was() {
         (command, ())
     };
     let judge = |fault: &Fault, ran: &Ran, ()| match ran.status {
-        // What is gone meanwhile has nothing.
+        // If the cgroup was reported as gone, it has no policy.
         0 if ran.stdout.contains("\"idle\": 60") || fault.is_gone() => Ok(()),
         // ka names a cgroup that it could not read, and lists the rest.
         1 if ran.stderr.contains("1 cgroup was not looked at") => Ok(()),
@@ -428,8 +427,8 @@ fn a_cgroup_has_the_policy_whole_or_as_it_was() {
 }
 
 #[test]
-fn a_program_in_a_cgroup_of_its_own_has_the_policy_or_is_not_started() {
-    if !on_its_own("a_program_in_a_cgroup_of_its_own_has_the_policy_or_is_not_started") {
+fn run_via_cgroup_applies_the_policy_or_starts_nothing() {
+    if !on_its_own("run_via_cgroup_applies_the_policy_or_starts_nothing") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -440,15 +439,15 @@ fn a_program_in_a_cgroup_of_its_own_has_the_policy_or_is_not_started() {
         command
     };
     let judge = |fault: &Fault, ran: &Ran, ()| match fault.name() {
-        // Nobody would remove the cgroup.
+        // Without this process, nothing would remove the cgroup.
         "clone" => is_refused(ran, &[125]),
-        // The process that was started has answered, or has ended: that is all there is to wait for.
+        // The started process has answered or has ended, so a failure of wait4 does not matter.
         "wait4" if ran.status != 0 => Err("what it has waited for is there".to_owned()),
         _ => judge_run(fault, ran, STANDARD),
     };
     let trial = Trial { name: "ka run --via cgroup", missed: 5, ..TRIAL };
     each(&trial, || (run(), ()), judge);
-    // What was left where the call failed that removes a cgroup, the next removes.
+    // The next run removes the cgroup that remained because its removal failed.
     assert_eq!(outcome(&mut run()).0, 0);
     eventually("no cgroup is left", || {
         fs::read_dir(&cgroup.0).unwrap().flatten().all(|entry| !entry.path().is_dir())
@@ -456,8 +455,8 @@ fn a_program_in_a_cgroup_of_its_own_has_the_policy_or_is_not_started() {
 }
 
 #[test]
-fn the_kernel_s_own_pass_over_all_sockets_sets_no_half() {
-    if !on_its_own("the_kernel_s_own_pass_over_all_sockets_sets_no_half") {
+fn attach_via_bpf_sets_no_partial_policy() {
+    if !on_its_own("attach_via_bpf_sets_no_partial_policy") {
         return;
     }
     let prepare = || {
@@ -481,7 +480,7 @@ fn the_kernel_s_own_pass_over_all_sockets_sets_no_half() {
     without_memory("ka attach --via bpf", 40, prepare, judge);
 }
 
-/// Runs a command again and again, each time with one allocation less than it can have, and lets `judge` say what is wrong.
+/// Runs a command repeatedly. In each run, another allocation fails. `judge` checks the result.
 fn without_memory<T>(
     name: &str,
     few: usize,
@@ -501,7 +500,7 @@ fn without_memory<T>(
         let ran = watch(&command);
         (fs::remove_file(&mark).is_ok(), ran, state)
     };
-    // How many there are: of a thousand million, none fails.
+    // Finds the number of allocations by bisection: beyond that number, none fails.
     let (mut count, mut step) = (0, 1 << 16);
     while step > 0 {
         count += if attempt(count + step).0 { step } else { 0 };
@@ -513,7 +512,7 @@ fn without_memory<T>(
     for number in (1..=count).step_by(stride) {
         let (_, ran, state) = attempt(number);
         ended += usize::from(ran.stderr.contains("ka: out of memory"));
-        // The C library and Rust's end a program that has no memory for a thread that starts, and ask nobody.
+        // glibc and Rust's library abort the program if there is no memory to start a thread.
         if ["Fatal glibc error: ", "memory allocation of "].iter().any(|words| ran.stderr.starts_with(words))
         {
             continue;
@@ -526,8 +525,9 @@ fn without_memory<T>(
     say(&format!("{name}: {} of {count} allocations fail, {ended} end it", count.div_ceil(stride)));
 }
 
-/// `ka run` without memory: the program has the policy, or was not started, or that it has none is said.
-fn is_under_or_told(ran: &Ran) -> Result<(), String> {
+/// Judges `ka run` without memory: the program has the policy, or was not started, or ka has reported that it lacks
+/// the policy.
+fn has_policy_or_is_reported(ran: &Ran) -> Result<(), String> {
     match (ran.status, ran.stdout.as_str()) {
         (0, STANDARD) => Ok(()),
         (125, "") => is_refused(ran, &[125]),
@@ -536,10 +536,10 @@ fn is_under_or_told(ran: &Ran) -> Result<(), String> {
     }
 }
 
-/// One allocation fails: the command does without, or ends with a word, and leaves nothing half done.
+/// One allocation fails. ka continues without it, or ends with a message, and leaves nothing half done.
 #[test]
-fn an_allocation_that_fails_ends_it_with_a_word() {
-    if !on_a_machine_of_its_own("an_allocation_that_fails_ends_it_with_a_word") {
+fn exits_with_a_message_when_out_of_memory() {
+    if !on_a_machine_of_its_own("exits_with_a_message_when_out_of_memory") {
         return;
     }
     let few = 40;
@@ -549,7 +549,7 @@ fn an_allocation_that_fails_ends_it_with_a_word() {
             command.args(["run", "--via", way]).arg(program).arg("listen");
             (command, ())
         };
-        without_memory(&format!("ka run --via {way}"), few, prepare, |ran, ()| is_under_or_told(ran));
+        without_memory(&format!("ka run --via {way}"), few, prepare, |ran, ()| has_policy_or_is_reported(ran));
     }
 
     let attach = || {
@@ -586,8 +586,8 @@ fn an_allocation_that_fails_ends_it_with_a_word() {
             command.args(arguments);
             (command, ())
         };
-        // What depends on nothing but its arguments is printed whole, or not said to be done; but where the shim is, a plan
-        // has to look for.
+        // Output that depends only on the arguments must be complete, or the command must fail. Only the line of plan
+        // that names the shim depends on the file system.
         let fixed = |out: &str| {
             out.lines().filter(|line| !line.contains("LD_PRELOAD=")).map(str::to_owned).collect::<Vec<_>>()
         };
@@ -617,10 +617,10 @@ fn an_allocation_that_fails_ends_it_with_a_word() {
     without_memory("ka defaults --set", few, set, judge);
 }
 
-/// One allocation of `ka cgroup` fails: the cgroup has one policy or the other, and what is asked for next is done.
+/// One allocation of `ka cgroup` fails. The cgroup then has the old or the new policy, and the next command succeeds.
 #[test]
-fn a_cgroup_is_whole_without_memory_too() {
-    if !on_its_own("a_cgroup_is_whole_without_memory_too") {
+fn a_cgroup_has_one_complete_policy_when_out_of_memory() {
+    if !on_its_own("a_cgroup_has_one_complete_policy_when_out_of_memory") {
         return;
     }
     let (cgroups, few) = (Cgroups::new(), 40);
@@ -689,7 +689,7 @@ fn a_cgroup_is_whole_without_memory_too() {
     without_memory("ka cgroup ls", few, prepare, judge);
     Cgroups::remove(&path);
 
-    // Processes are not members where cgroups are below, so the test's own goes into one.
+    // A cgroup with child cgroups cannot have members, so the test itself moves to a child.
     let own = cgroups.fresh();
     fs::write(own.join("cgroup.procs"), std::process::id().to_string()).unwrap();
     let prepare = || {
@@ -697,21 +697,21 @@ fn a_cgroup_is_whole_without_memory_too() {
         command.args(["run", "--via", "cgroup"]).arg(dynamic()).arg("listen");
         (command, ())
     };
-    without_memory("ka run --via cgroup", few, prepare, |ran, ()| is_under_or_told(ran));
-    // What was left by one that ended early, the next removes.
+    without_memory("ka run --via cgroup", few, prepare, |ran, ()| has_policy_or_is_reported(ran));
+    // The next run removes the cgroup of a run that ended early.
     assert_eq!(outcome(&mut prepare().0).0, 0);
     eventually("no cgroup is left", || {
         fs::read_dir(&own).unwrap().flatten().all(|entry| !entry.path().is_dir())
     });
 }
 
-/// As many descriptors as a shell lets it have, from too few to enough.
+/// The limit of open descriptors grows from too few to enough.
 #[test]
-fn without_descriptors_it_ends_with_a_word() {
-    if !on_a_machine_of_its_own("without_descriptors_it_ends_with_a_word") {
+fn exits_with_a_message_when_out_of_descriptors() {
+    if !on_a_machine_of_its_own("exits_with_a_message_when_out_of_descriptors") {
         return;
     }
-    // Such a limit may not be raised again.
+    // The program cannot raise this limit again.
     let limited = |most: u32, command: &Command| {
         let mut limited = Command::new("prlimit");
         limited.arg(format!("--nofile={most}:{most}")).arg(command.get_program()).args(command.get_args());
@@ -722,7 +722,7 @@ fn without_descriptors_it_ends_with_a_word() {
     };
     let own = Holder::start(&mut Command::new(holder()));
     let (mut refused, mut done) = (0, 0);
-    // The loader needs one to read libraries with.
+    // The loader needs a descriptor to read libraries.
     for most in 4..32 {
         for (way, program) in [("preload", dynamic()), ("seccomp", fixed())] {
             let alone = limited(most, Command::new(program).arg("listen"));
@@ -733,7 +733,7 @@ fn without_descriptors_it_ends_with_a_word() {
                     Ok(())
                 }
                 (125, "") => is_refused(&ran, &[125]).map(|()| refused += 1),
-                // As it would have been.
+                // The program has run as it does without ka.
                 (status, said)
                     if (status, said) == (alone.status, &alone.stdout) && (status != 0 || is_said(&ran)) =>
                 {
@@ -768,10 +768,11 @@ fn without_descriptors_it_ends_with_a_word() {
     assert!(refused > 0 && done > 20, "{refused} were refused, {done} done");
 }
 
-/// Each way, in a machine whose /proc a command has made otherwise; what is not known is said, and what can be done is.
+/// Tests each way with a /proc that is missing or hidden. ka reports what it does not know, and does what is
+/// possible.
 #[test]
-fn a_proc_that_is_hidden_or_not_there_is_no_reason_to_be_wrong() {
-    if !on_a_machine_of_its_own("a_proc_that_is_hidden_or_not_there_is_no_reason_to_be_wrong") {
+fn a_hidden_or_missing_proc_causes_no_wrong_results() {
+    if !on_a_machine_of_its_own("a_hidden_or_missing_proc_causes_no_wrong_results") {
         return;
     }
     let folder = command::CleanUp(command::public("proc"));
@@ -782,7 +783,7 @@ fn a_proc_that_is_hidden_or_not_there_is_no_reason_to_be_wrong() {
     fs::copy(fixed(), folder.0.join("static")).unwrap();
     let own = Holder::start(&mut Command::new(holder()));
     let pid = own.pid().to_string();
-    // The script is run in mounts of its own; what it runs it finds in "$0", and a process in "$1".
+    // The script runs in its own mount namespace. "$0" is the folder with the programs, and "$1" is a PID.
     let run = |how: &str, what: &str| {
         let mut command = command::bare("unshare");
         command.args(user_namespace()).args(["--mount", "sh", "-c"]);
@@ -799,7 +800,7 @@ fn a_proc_that_is_hidden_or_not_there_is_no_reason_to_be_wrong() {
     };
 
     let absent = "mount -t tmpfs none /proc";
-    // Its own folder it cannot know, and says where it has looked.
+    // Without /proc, ka cannot find its own folder, and says where it has looked for the shim.
     let shim = "\"$0/ka\" run --via preload -- \"$0/seen\" listen";
     is(&run(absent, shim), 125, "", "libka_preload.so is not there: looked for ");
     is(&run(absent, "\"$0/ka\" run -- \"$0/seen\" listen"), 0, STANDARD, "");
@@ -809,7 +810,7 @@ fn a_proc_that_is_hidden_or_not_there_is_no_reason_to_be_wrong() {
     is(&run(absent, "\"$0/ka\" attach \"$1\""), 1, "0 sockets set to", "/proc does not show it");
     is(&run(absent, "\"$0/ka\" attach --all"), 1, "0 sockets set to", "/proc");
     is(&run(absent, "\"$0/ka\" check \"$1\""), 1, "", "");
-    // Whose they are is not known; what they have, the kernel's list tells.
+    // The owners of the sockets are unknown, but the kernel's list has their settings.
     is(&run(absent, "\"$0/ka\" ls --json --off"), 1, &own.port.to_string(), "");
     is(&run(absent, "\"$0/ka\" plan --path 350s"), 0, "idle 280", "");
 
@@ -825,17 +826,18 @@ fn a_proc_that_is_hidden_or_not_there_is_no_reason_to_be_wrong() {
         is(&run(&how, &format!("{nobody} \"$0/ka\" attach \"$1\"")), 1, "0 sockets set to", "ka: attach: ");
         is(&run(&how, &format!("{nobody} \"$0/ka\" attach --all")), of_all.0, "", of_all.1);
         is(&run(&how, &format!("{nobody} \"$0/ka\" check \"$1\"")), 1, "", "");
-        // The kernel lists sockets whoever has them; a monitor is not told that all is well.
+        // The kernel lists sockets of all users. ls must not exit with success, because a monitor would take that for
+        // complete.
         is(&run(&how, &format!("{nobody} \"$0/ka\" ls --json --off")), 1, &own.port.to_string(), "");
     }
     let how = "mount -t proc -o hidepid=invisible none /proc";
     is(&run(how, "\"$0/ka\" attach \"$1\""), 0, "3 sockets set to", "");
 }
 
-/// A process that is killed before each call of whoever looks at it: it is gone, and that is all.
+/// The process is killed before each system call of ka. ka reports that it is gone, and nothing worse happens.
 #[test]
-fn a_process_that_ends_at_any_step_is_gone_and_no_more() {
-    if !on_a_machine_of_its_own("a_process_that_ends_at_any_step_is_gone_and_no_more") {
+fn a_process_that_ends_at_any_step_is_reported_as_gone() {
+    if !on_a_machine_of_its_own("a_process_that_ends_at_any_step_is_reported_as_gone") {
         return;
     }
     for (name, arguments) in [
@@ -866,17 +868,18 @@ fn a_process_that_ends_at_any_step_is_gone_and_no_more() {
     }
 }
 
-/// The number of a process that was killed is another's at once: that is never meant once ka has held the one.
+/// When the process is killed, another process gets its PID at once. Once ka has a pidfd of the first process, it
+/// never sets sockets of the other.
 #[test]
-fn a_number_that_is_another_s_now_is_left_alone() {
-    if !on_a_machine_of_its_own("a_number_that_is_another_s_now_is_left_alone") {
+fn a_process_that_reuses_the_pid_is_left_alone() {
+    if !on_a_machine_of_its_own("a_process_that_reuses_the_pid_is_left_alone") {
         return;
     }
     if fs::write("/proc/sys/kernel/ns_last_pid", "300").is_err() {
         skip("numbers of processes cannot be chosen here");
         return;
     }
-    // A number is one process's: one run at a time.
+    // A PID belongs to one process at a time, so only one run at a time may use it.
     let one = std::sync::Mutex::new(());
     let taken = AtomicU32::new(0);
     let prepare = || {
@@ -886,7 +889,7 @@ fn a_number_that_is_another_s_now_is_left_alone() {
         let mut command = ka();
         command.args(["attach", &pid.to_string()]);
         command.env("FAULT_KILL", pid.to_string()).env("FAULT_KILLED", &known);
-        // Whoever waits for the victim frees its number, and has another take it.
+        // This thread waits for the victim, which frees the PID, and starts another process with the same PID.
         let impostor = std::thread::spawn(move || {
             victim.wait();
             let _ = fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string());
@@ -904,7 +907,7 @@ fn a_number_that_is_another_s_now_is_left_alone() {
         std::sync::MutexGuard<'_, ()>,
     )| {
         if !ran.is_injected() {
-            // SAFETY: a signal to our own child, which its thread waits for.
+            // SAFETY: the child is ours, and the thread waits for it.
             unsafe { libc::kill(pid, libc::SIGKILL) };
         }
         let mut impostor = impostor.join().unwrap();
@@ -916,7 +919,7 @@ fn a_number_that_is_another_s_now_is_left_alone() {
         let set = impostor.look().iter().filter(|told| told.on).count();
         match set {
             0 => Ok(()),
-            // Before it was held, the number meant whoever had it.
+            // Before ka had a pidfd, the PID denoted whichever process had it.
             3 if !fault.is_behind("pidfd_open") => Ok(()),
             _ => Err(format!("{set} sockets of another process were set")),
         }
@@ -926,9 +929,10 @@ fn a_number_that_is_another_s_now_is_left_alone() {
     assert!(taken.into_inner() > 10, "no number was another's");
 }
 
-/// The program that is supervised is killed at each step of its supervisor: ka ends as it did.
+/// The supervised program is killed at each system call of its supervisor. ka must end with the status of the
+/// program.
 #[test]
-fn a_program_that_is_killed_while_a_call_of_it_is_seen_to_ends_ka_too() {
+fn ka_ends_when_the_program_is_killed_during_a_supervised_call() {
     let prepare = || {
         let mut command = ka();
         command.args(["run", "--via", "seccomp"]).arg(fixed()).arg("connect").env("FAULT_KILL", "@0.1.0.0");

@@ -202,7 +202,7 @@ fn ka_ends_at_a_signal_while_a_lock_is_held() {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let terminate = |child: &Child| {
-        // SAFETY: our child, which has not been waited for.
+        // SAFETY: the child is ours, and was not waited for.
         unsafe { libc::kill(child.id().try_into().unwrap(), libc::SIGTERM) };
     };
     // The signal comes while a worker is stuck in state D and ka has not given it up yet.
@@ -286,7 +286,7 @@ fn lingering_sockets_do_not_block_ka() {
             eventually_long("the victim is set", || victim.look().iter().all(is_set));
             let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
             let ka: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
-            // SAFETY: strace's child, which strace waits for.
+            // SAFETY: this is a child of strace, which waits for it.
             unsafe { libc::kill(ka, libc::SIGTERM) };
         }
         let (status, out, err) = output(child, "ka attach");

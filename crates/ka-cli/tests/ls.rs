@@ -1,4 +1,4 @@
-//! `ka ls`: what it says of each socket is what the kernel says, by getsockopt(2) and by ss(8).
+//! Tests that `ka ls` reports the values that the kernel reports by getsockopt(2) and through ss(8).
 
 mod command;
 
@@ -36,7 +36,7 @@ fn of_fd(sockets: &[Value], fd: i32) -> &Value {
     sockets.iter().find(|socket| socket["fd"] == fd).unwrap_or_else(|| panic!("no fd {fd} in {sockets:?}"))
 }
 
-/// A connection over loopback: both ends.
+/// Returns both ends of a connection over loopback.
 fn connection() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -52,7 +52,7 @@ fn set(fd: i32, on: bool, timers: [i32; 4]) {
 }
 
 #[test]
-fn it_says_what_the_kernel_says() {
+fn ls_reports_the_values_of_the_kernel() {
     let (client, server) = connection();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     set(client.as_raw_fd(), true, [100, 20, 4, 180_000]);
@@ -75,7 +75,7 @@ fn it_says_what_the_kernel_says() {
     }
     let socket = of_fd(&sockets, client.as_raw_fd());
     assert_eq!(socket["local"], client.local_addr().unwrap().to_string());
-    // 100 s since the last packet, which was a moment ago.
+    // The last packet was a moment ago, so the next probe is due in about 100 s.
     assert!((90_000..=114_000).contains(&socket["next_probe_ms"].as_u64().unwrap()), "{socket}");
     assert_eq!(socket["risks"], serde_json::json!([]), "{socket}");
     assert_eq!(of_fd(&sockets, listener.as_raw_fd())["risks"], serde_json::json!(["off"]));
@@ -83,14 +83,14 @@ fn it_says_what_the_kernel_says() {
 }
 
 #[test]
-fn what_is_risky_is_marked() {
+fn risky_settings_are_marked() {
     let (client, server) = connection();
     set(client.as_raw_fd(), true, [351, 20, 4, 0]);
     set(server.as_raw_fd(), true, [350, 20, 4, 5000]);
     let sockets = listed(&["--pid", &own_pid()]);
     assert_eq!(of_fd(&sockets, client.as_raw_fd())["risks"], serde_json::json!(["slow"]));
     assert_eq!(of_fd(&sockets, server.as_raw_fd())["risks"], serde_json::json!(["user-timeout"]));
-    // What comes to the same time overrides nothing.
+    // A user timeout equal to the detection time of the probes overrides nothing.
     set(server.as_raw_fd(), true, [350, 20, 4, 430_000]);
     let sockets = listed(&["--pid", &own_pid()]);
     assert_eq!(of_fd(&sockets, server.as_raw_fd())["risks"], serde_json::json!([]));
@@ -98,9 +98,9 @@ fn what_is_risky_is_marked() {
     assert!(table.lines().any(|line| line.contains("  351s  ") && line.ends_with("  slow")), "{table}");
 }
 
-/// A monitor's check.
+/// Tests `ka ls --off` as a monitor would use it.
 #[test]
-fn off_is_found_and_said_by_the_status() {
+fn off_lists_sockets_without_keepalive_and_sets_the_status() {
     let mut holder = Holder::start(&mut Command::new(holder()));
     let pid = holder.pid().to_string();
     let off = |more: &[&str]| outcome(ka().args(["ls", "--off", "--json", "--pid", &pid]).args(more));
@@ -186,7 +186,7 @@ fn python_with(module: &str) -> &'static str {
 }
 
 #[test]
-fn the_json_is_as_its_schema_says() {
+fn json_output_matches_its_schema() {
     let (client, _server) = connection();
     set(client.as_raw_fd(), true, [100, 20, 4, 5000]);
     let v6 = has_ipv6().then(|| TcpListener::bind("[::1]:0").unwrap());
@@ -206,10 +206,10 @@ fn the_json_is_as_its_schema_says() {
     }
 }
 
-/// Probes that nobody answers, and data that nobody acknowledges: loopback is down.
+/// Loopback is down, so probes get no answer, and data is not acknowledged.
 #[test]
-fn a_silent_peer_shows() {
-    if !in_a_network_of_its_own("a_silent_peer_shows") {
+fn a_silent_peer_is_shown() {
+    if !in_a_network_of_its_own("a_silent_peer_is_shown") {
         return;
     }
     // Build first, so that a build does not delay the test while probes are under way.
@@ -218,7 +218,7 @@ fn a_silent_peer_shows() {
     set(probing.as_raw_fd(), true, [1, 1, 100, 0]);
     set(sending.as_raw_fd(), true, [1, 1, 100, 0]);
     set(dying.as_raw_fd(), true, [1, 1, 12, 0]);
-    // The peer does not read: its window is closed, and probes of the window go out.
+    // The peer does not read, so its window closes, and the kernel sends zero-window probes.
     let (full, _unread) = connection();
     set(full.as_raw_fd(), true, [1, 1, 2, 0]);
     full.set_nonblocking(true).unwrap();
@@ -263,14 +263,14 @@ fn a_silent_peer_shows() {
     assert!(probes.parse::<u32>().unwrap() >= 6, "{kernels}");
 }
 
-/// What one may not look into is said as far as the kernel's list proves it, and no further.
+/// For sockets that ka may not examine, it reports what the kernel's list proves, and nothing more.
 #[test]
-fn others_sockets_are_inferred() {
+fn sockets_of_other_users_are_inferred() {
     if !is_root() {
         skip("only root becomes somebody else");
         return;
     }
-    if !in_a_network_of_its_own("others_sockets_are_inferred") {
+    if !in_a_network_of_its_own("sockets_of_other_users_are_inferred") {
         return;
     }
     let folder = public("ls");
@@ -289,7 +289,7 @@ fn others_sockets_are_inferred() {
     let (on, off) = (local(client.local_addr().unwrap()), local(server.local_addr().unwrap()));
     assert_eq!((&on["keepalive"], &off["keepalive"]), (&true.into(), &false.into()));
     assert!((80_000..=114_000).contains(&on["next_probe_ms"].as_u64().unwrap()), "{on}");
-    // A listener's has no timer to prove it by.
+    // A listener has no timer that could prove it.
     assert!(local(listener.local_addr().unwrap())["keepalive"].is_null());
     for socket in &sockets {
         assert!(
@@ -334,8 +334,8 @@ fn others_sockets_are_inferred() {
 }
 
 #[test]
-fn another_network_namespace() {
-    if !on_a_machine_of_its_own("another_network_namespace") {
+fn netns_lists_another_network_namespace() {
+    if !on_a_machine_of_its_own("netns_lists_another_network_namespace") {
         return;
     }
     let mut other = Command::new("unshare");
@@ -438,14 +438,14 @@ fn all_network_namespaces_are_listed() {
 }
 
 #[test]
-fn forks_share_and_multipath_tcp_is_there() {
-    if !on_a_machine_of_its_own("forks_share_and_multipath_tcp_is_there") {
+fn forks_and_multipath_tcp_are_listed_correctly() {
+    if !on_a_machine_of_its_own("forks_and_multipath_tcp_are_listed_correctly") {
         return;
     }
     let redis = Running::start(Command::new("redis-server").args(["--port", "6379", "--save", ""]));
     listening(6379);
     let listener = TcpListener::bind("127.0.0.1:7000").unwrap();
-    // SAFETY: the flag is the descriptor's own.
+    // SAFETY: fcntl(2) changes only the flag of this descriptor.
     unsafe { libc::fcntl(listener.as_raw_fd(), libc::F_SETFD, 0) };
     let children: Vec<_> = (0..2).map(|_| Running::start(Command::new("sleep").arg("60"))).collect();
     let sockets = listed(&[]);
@@ -472,7 +472,8 @@ fn forks_share_and_multipath_tcp_is_there() {
     let sockets = listed(&["--pid", &own_pid()]);
     let found = of_fd(&sockets, client.as_raw_fd());
     assert_eq!((&found["keepalive"], &found["idle"]), (&true.into(), &77.into()), "{found}");
-    // The Multipath TCP socket cannot say; its subflow can, where the kernel is asked for that.
+    // The kernel cannot report the user timeout of the Multipath TCP socket. It can report that of the subflow, if ka
+    // asks the kernel for it.
     assert!(found["user_timeout_ms"].is_null() || found["user_timeout_ms"] == 0, "{found}");
     assert_eq!(of_fd(&sockets, socket.as_raw_fd())["state"], "listen");
 }
@@ -596,7 +597,7 @@ fn the_manual_page_has_each_json_key() {
 }
 
 #[test]
-fn a_terminal_gets_colours_and_what_fits() {
+fn a_terminal_gets_colours_and_fitting_columns() {
     let (client, _server) = connection();
     let _listener = has_ipv6().then(|| TcpListener::bind("[::1]:0").unwrap());
     set(client.as_raw_fd(), true, [100, 20, 4, 0]);
@@ -609,13 +610,13 @@ fn a_terminal_gets_colours_and_what_fits() {
         let widest = lines.iter().map(|line| line.chars().count()).max().unwrap();
         assert!(widest <= columns as usize, "{widest} of {columns}: {lines:#?}");
     }
-    // No terminal: neither.
+    // Without a terminal, there are no colours, and nothing is cut off.
     let (_, plain, _) = outcome(ka().args(["ls", "--pid", &own_pid()]));
     assert!(!plain.contains('\x1b') && !plain.contains('…'), "{plain}");
 }
 
 #[test]
-fn a_reader_that_goes_away_ends_it_without_a_word() {
+fn a_closed_pipe_ends_ka_silently() {
     let (read, write) = std::io::pipe().unwrap();
     drop(read);
     let mut child = ka().args(["plan", "--list"]).stdout(write).stderr(Stdio::piped()).spawn().unwrap();
@@ -629,15 +630,15 @@ fn a_reader_that_goes_away_ends_it_without_a_word() {
     assert_eq!(output.stderr, b"ka: standard output: No space left on device\n");
 }
 
-/// A descriptor that somebody closed must not become another's socket that a message is written to.
+/// A message must not be written to a socket that got the number of a closed standard descriptor.
 #[test]
-fn closed_standard_descriptors_do_no_harm() {
+fn closed_standard_descriptors_are_not_reused() {
     let mut holder = Holder::start(&mut Command::new(holder()));
     let ka = release().join("ka");
     let script = format!("exec {} attach -v {} <&- >&- 2>&-", ka.display(), holder.pid());
     assert!(bare("sh").args(["-c", &script]).status().unwrap().success());
     holder.assert_all(60, 10, 6);
-    // Nothing has been written into its connection.
+    // ka has written nothing to this connection.
     let told = holder.look();
     assert_eq!(told.len(), 3);
     let (_, table, _) =
@@ -647,7 +648,7 @@ fn closed_standard_descriptors_do_no_harm() {
 
 /// ka rejects a state that the kernel never lists. An empty list would look as if no socket had this state.
 #[test]
-fn a_state_that_cannot_be_listed_is_refused() {
+fn states_that_cannot_be_listed_are_rejected() {
     let _unconnected = fresh();
     let (status, out, err) = outcome(ka().args(["ls", "--state", "close"]));
     assert_eq!((status, out.as_str()), (2, ""));

@@ -1,5 +1,5 @@
-//! ka where the shim is preloaded into ka itself, as into every program of a machine, with another policy than the one that
-//! ka is told: what it does to the sockets of others is what it was told.
+//! Tests ka while the shim is preloaded into ka itself, as on a machine that preloads it into every program. The shim
+//! has another policy than ka. ka must set its own policy on the sockets of other programs.
 
 mod command;
 
@@ -15,11 +15,11 @@ use ka_test::child::{stdout, succeed};
 use ka_test::log::skip;
 use ka_test::namespace::{is_root, with_own_etc};
 
-/// Prints SO_KEEPALIVE, idle, intvl, cnt and user timeout of a fresh socket.
+/// Prints SO_KEEPALIVE, idle, intvl, cnt and user timeout of a new socket.
 const FRESH: &str = "import socket; s = socket.socket(); \
     print(s.getsockopt(1, 9), *(s.getsockopt(6, n) for n in (4, 5, 6, 18)))";
 
-/// ka under the shim, which is told this policy.
+/// Returns ka with the shim preloaded, which has this policy.
 fn under(policy: &str) -> Command {
     let mut ka = ka();
     ka.env("LD_PRELOAD", shim()).env("KA_POLICY", policy);
@@ -27,7 +27,7 @@ fn under(policy: &str) -> Command {
 }
 
 #[test]
-fn ka_attach_sets_what_it_is_told() {
+fn ka_attach_sets_its_own_policy() {
     let mut holder = Holder::start(&mut bare(holder()));
     let (status, out, err) =
         outcome(under("60,10,6").args(["attach", "-p", "30,5,3", &holder.pid().to_string()]));
@@ -41,9 +41,9 @@ fn ka_attach_sets_what_it_is_told() {
     assert!(holder.look().iter().all(|told| !told.on));
 }
 
-/// The program has no loader, so that it has nothing but what the supervisor gives it.
+/// The program is static, so it gets a policy only from the supervisor.
 #[test]
-fn ka_run_via_seccomp_gives_what_it_is_told() {
+fn ka_run_via_seccomp_sets_its_own_policy() {
     let mut run = under("60,10,6");
     let mut holder =
         Holder::start(run.args(["run", "--via", "seccomp", "-p", "30,5,3"]).arg(static_holder()));
@@ -53,17 +53,17 @@ fn ka_run_via_seccomp_gives_what_it_is_told() {
 }
 
 #[test]
-fn ka_run_in_ka_run_gives_what_the_inner_one_is_told() {
+fn ka_run_in_ka_run_sets_the_policy_of_the_inner_one() {
     let own = release().join("ka");
     let inside = |outer: &[&str]| {
         let inner = [own.as_os_str(), "run".as_ref(), "-p".as_ref(), "30,5,3".as_ref()];
         outcome(ka().args(outer).arg("--").args(inner).args(["--", "python3", "-c", FRESH]))
     };
-    // Nor does it say that something else holds.
+    // ka also prints no message about another policy in force.
     let given = (0, "1 30 5 3 0\n".to_owned(), String::new());
     assert_eq!(inside(&["run", "-p", "60,10,6"]), given);
     assert_eq!(outcome(under("60,10,6").args(["run", "-p", "30,5,3", "python3", "-c", FRESH])), given);
-    // Where another's does, it says so, and is not refused.
+    // If another policy is in force, ka reports it, and does not refuse to run.
     let mut outer = under("60,10,6");
     outer.args(["run", "--via", "seccomp", "-p", "90,20,4"]).arg(&own);
     let (status, _, err) = outcome(outer.args(["run", "-p", "30,5,3", "true"]));
@@ -74,8 +74,8 @@ fn ka_run_in_ka_run_gives_what_the_inner_one_is_told() {
 }
 
 #[test]
-fn ka_run_via_cgroup_gives_what_it_is_told() {
-    if !on_its_own("ka_run_via_cgroup_gives_what_it_is_told") {
+fn ka_run_via_cgroup_sets_its_own_policy() {
+    if !on_its_own("ka_run_via_cgroup_sets_its_own_policy") {
         return;
     }
     let said = std::env::temp_dir().join(format!("ka-said-{}", std::process::id()));
@@ -87,19 +87,20 @@ fn ka_run_via_cgroup_gives_what_it_is_told() {
     assert_eq!(said, "", "it speaks of a cgroup whose policy holds");
 }
 
-/// What is wrong with the shim's variables is for the programs that it is for.
+/// Only the programs for which the shim is active report wrong variables.
 #[test]
-fn the_shim_says_nothing_in_ka() {
+fn the_shim_is_silent_in_ka() {
     let (_, out, err) = outcome(under("nonsense").arg("--version"));
     assert!(out.starts_with("ka ") && err.is_empty(), "{err}");
-    // It does elsewhere.
+    // The shim reports the mistake in other programs.
     let elsewhere = bare("true").env("LD_PRELOAD", shim()).env("KA_POLICY", "nonsense").output().unwrap();
     assert!(String::from_utf8(elsewhere.stderr).unwrap().starts_with("ka: KA_POLICY=\"nonsense\": "));
 }
 
-/// Where the loader takes no LD_PRELOAD, and nobody looks at the environment.
+/// Tests a machine whose loader reads /etc/ld.so.preload, while ka has capabilities, so that the environment is
+/// ignored.
 #[test]
-fn ka_with_capabilities_on_a_machine_that_preloads_it_into_all() {
+fn ka_with_capabilities_sets_its_own_policy_under_ld_so_preload() {
     if !is_root() {
         skip("only root may have an /etc of its own, and give programs capabilities");
         return;
@@ -129,9 +130,9 @@ fn ka_with_capabilities_on_a_machine_that_preloads_it_into_all() {
     holder.assert_all(30, 5, 3);
 }
 
-/// The linker keeps it, though nothing calls it and the file is stripped.
+/// The linker must keep this symbol, although nothing calls it and the file is stripped.
 #[test]
-fn ka_has_the_name_that_the_shim_knows_it_by() {
+fn ka_exports_the_symbol_by_which_the_shim_recognizes_it() {
     let ka = release().join("ka");
     let table = stdout(Command::new("nm").args(["-D", "--defined-only"]).arg(ka));
     assert!(table.lines().any(|line| line.ends_with(" T ka_preload_off")), "{table}");
