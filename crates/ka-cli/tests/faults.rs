@@ -80,11 +80,11 @@ fn is_refused(ran: &Ran, statuses: &[i32]) -> Result<(), String> {
 fn judge_run(fault: &Fault, ran: &Ran, with_policy: &str) -> Result<(), String> {
     match (ran.status, ran.stdout.as_str()) {
         (0, printed) if printed == with_policy => Ok(()),
-        // What the kernel answers the supervisor, who sets an option in its stead, the program is told.
+        // The supervisor sets an option for the program, which gets the error of the kernel.
         (1, "") if fault.name() == "setsockopt" && ran.stderr.contains("setsockopt fails") => Ok(()),
         (_, "") => is_refused(ran, &[125, 126, 127]),
         (0, _) if is_said(ran) => Ok(()),
-        _ => Err(format!("a program without the policy, and nothing is said of {}", fault.name())),
+        _ => Err(format!("a program without the policy, and no message about {}", fault.name())),
     }
 }
 

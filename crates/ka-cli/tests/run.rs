@@ -1,5 +1,5 @@
-//! `ka run`: that the program's sockets have the policy, that the program is otherwise what it would have been, and
-//! that what cannot be reached is not run.
+//! Tests `ka run`: the sockets of the program have the policy, the program is otherwise unchanged, and a program that
+//! cannot be reached is not run.
 
 mod command;
 
@@ -24,7 +24,7 @@ use ka_test::path::{root, scratch};
 use ka_test::server::{nginx, redis_arguments};
 use ka_test::wait::{eventually, listening};
 
-/// Prints SO_KEEPALIVE, idle, intvl, cnt and user timeout of a fresh socket.
+/// Prints SO_KEEPALIVE, idle, intvl, cnt and user timeout of a new socket.
 const FRESH: &str = "import socket; s = socket.socket(); \
     print(s.getsockopt(1, 9), *(s.getsockopt(6, n) for n in (4, 5, 6, 18)))";
 
@@ -61,7 +61,7 @@ fn the_sockets_of_the_program_have_the_policy() {
         assert_eq!(fresh(ka().args(["run", "-u", timeout])), values, "{timeout}");
         assert_eq!(fresh(ka().args(["run", "-p", "60,10,6", "-u", timeout])), values, "{timeout}");
     }
-    // Over what the environment says, part by part or whole.
+    // Flags override the variables, either a part or the whole policy.
     assert_eq!(fresh(ka().env("KA_POLICY", "280,30,5").arg("run")), "1 280 30 5 0");
     assert_eq!(fresh(ka().env("KA_POLICY", "280,30,5").args(["run", "-c", "3"])), "1 280 30 3 0");
     assert_eq!(fresh(ka().env("KA_IDLE", "99").args(["run", "-p", "280,30,5"])), "1 280 30 5 0");
@@ -69,7 +69,8 @@ fn the_sockets_of_the_program_have_the_policy() {
     assert_eq!(fresh(ka().env("KA_POLICY", "off").args(["run", "-d", "30"])), "1 30 10 6 0");
 }
 
-/// What a listener of a program has that is started where this shell command has made an /etc/ka.conf, and what is said.
+/// Creates an /etc/ka.conf with the first shell command, and runs the second. Returns the options of its listener,
+/// and the messages.
 fn with_file(make: &str, run: &str) -> (String, String) {
     let output = with_own_etc(&format!(
         "{make}; echo look | {} run {run} -- {}",
@@ -225,7 +226,7 @@ fn run_names_an_unwritable_log_once() {
 }
 
 #[test]
-fn a_mode_says_what_the_program_may() {
+fn the_mode_decides_about_calls_of_the_program() {
     let program = "import socket; s = socket.socket(); s.setsockopt(6, 4, 30); s.setsockopt(6, 5, 50); \
                    s.setsockopt(1, 9, 0); print(s.getsockopt(1, 9), s.getsockopt(6, 4), s.getsockopt(6, 5))";
     for (mode, expected) in [("force", "1 60 10\n"), ("floor", "1 30 10\n"), ("default", "0 30 50\n")] {
@@ -234,7 +235,7 @@ fn a_mode_says_what_the_program_may() {
 }
 
 #[test]
-fn it_becomes_the_program() {
+fn ka_becomes_the_program() {
     let child = ka().args(["run", "sh", "-c", "echo $$"]).stdout(Stdio::piped()).spawn().unwrap();
     let pid = child.id();
     assert_eq!(String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap(), format!("{pid}\n"));
@@ -242,7 +243,7 @@ fn it_becomes_the_program() {
     assert_eq!(outcome(ka().args(["run", "--", "sh", "-c", "exit 42"])).0, 42);
     let killed = ka().args(["run", "--", "sh", "-c", "kill -USR1 $$"]).status().unwrap();
     assert_eq!(killed.signal(), Some(libc::SIGUSR1));
-    // The name that it is called by, and arguments that look like ours.
+    // Tests argv[0] of the program, and arguments that look like options of ka.
     let shown = stdout(ka().args(["run", "sh", "-c", "echo \"$0 $@\"", "-v", "--help", "", "-d"]));
     assert_eq!(shown, "-v --help  -d\n");
     let shown = outcome(ka().args(["run", "-v", "-d", "30", "true"]));
@@ -252,9 +253,9 @@ fn it_becomes_the_program() {
     );
 }
 
-/// Signals that are ignored or blocked, descriptors that are closed: as they were.
+/// Ignored and blocked signals and closed descriptors are inherited unchanged.
 #[test]
-fn the_program_has_what_ka_was_given() {
+fn the_program_inherits_signals_and_descriptors_unchanged() {
     const SHOW: &str = "grep -E '^Sig(Ign|Blk)' /proc/self/status; ls /proc/self/fd | tr '\\n' ' '";
     for given in ["", "trap '' PIPE;", "trap '' HUP PIPE;", "exec 0<&-;", "exec 7</dev/null;"] {
         let show = |ka: &str| {
@@ -268,7 +269,7 @@ fn the_program_has_what_ka_was_given() {
 }
 
 #[test]
-fn what_is_preloaded_already_stays_and_the_shim_is_added_once() {
+fn other_preloaded_libraries_stay_and_the_shim_is_added_once() {
     let show = ["run", "sh", "-c", "echo $LD_PRELOAD"];
     let (shim, libc) = (shim(), "libc.so.6");
     let both = format!("{}:{libc}\n", shim.display());
@@ -279,9 +280,9 @@ fn what_is_preloaded_already_stays_and_the_shim_is_added_once() {
     assert_eq!(stdout(ka().env("LD_PRELOAD", libc).args(nested)), both);
 }
 
-/// As torsocks does, this one asks the C library itself for its socket(2), past all that is behind it.
+/// Like torsocks, this library looks up socket(2) in the C library itself, which bypasses all libraries after it.
 #[test]
-fn the_shim_is_before_a_library_that_asks_libc_itself() {
+fn the_shim_precedes_other_preloaded_libraries() {
     const SOURCE: &str = "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <sys/socket.h>\n\
         int socket(int domain, int type, int protocol) {\n\
         \x20   void *libc = dlopen(\"libc.so.6\", RTLD_NOLOAD | RTLD_NOW);\n\
@@ -294,9 +295,9 @@ fn the_shim_is_before_a_library_that_asks_libc_itself() {
     assert_eq!(fresh(ka().env("LD_PRELOAD", &library).arg("run")), "1 60 10 6 0");
 }
 
-/// `ASan`'s runtime ends a program in which another library comes first.
+/// The runtime of `ASan` ends a program in which another library precedes it.
 #[test]
-fn a_sanitizer_s_runtime_stays_first() {
+fn the_runtime_of_a_sanitizer_stays_first() {
     let source = scratch("clean").with_extension("c");
     fs::write(&source, "int main(void) { return 7; }\n").unwrap();
     let program = compile(cc().arg("-fsanitize=address"), &source, Link::Nothing);
@@ -311,9 +312,10 @@ fn a_sanitizer_s_runtime_stays_first() {
     assert_eq!(status, 7, "{err}");
 }
 
-/// The loader takes no path with blanks, colons or $; programs that the program starts find the shim too.
+/// The loader accepts no path with blanks, colons or $, so ka uses a link. Programs that the program starts find the
+/// shim too.
 #[test]
-fn a_path_that_the_loader_cannot_take() {
+fn a_shim_with_a_path_that_the_loader_rejects_is_preloaded_by_a_link() {
     let folder = scratch("a $b: c");
     fs::create_dir(&folder).unwrap();
     fs::copy(release().join("ka"), folder.join("ka")).unwrap();
@@ -330,8 +332,8 @@ fn a_path_that_the_loader_cannot_take() {
             "{runtime:?}"
         );
     }
-    // The links stay for whoever was started by them, but not for this.
-    // SAFETY: takes nothing and cannot fail.
+    // The links stay for the processes that were started with them. This test removes its own.
+    // SAFETY: geteuid(2) has no arguments and cannot fail.
     let user = unsafe { libc::geteuid() };
     for place in ["/run/ka".to_owned(), format!("/tmp/ka-{user}")] {
         for entry in fs::read_dir(&place).into_iter().flatten().flatten() {
@@ -343,9 +345,9 @@ fn a_path_that_the_loader_cannot_take() {
     }
 }
 
-/// Help offers a policy that turns keepalive off only where one is taken.
+/// The help mentions a policy that turns keepalive off only for commands that accept one.
 #[test]
-fn off_is_offered_where_it_is_taken() {
+fn help_mentions_off_only_where_it_is_accepted() {
     for (args, is_taken) in [(&["attach"][..], true), (&["run"], false), (&["cgroup", "attach"], false)] {
         for help in ["-h", "--help"] {
             let text = stdout(ka().args(args).arg(help)).replace('\n', " ");
@@ -413,9 +415,9 @@ fn run_v_reports_programs_of_scripts_that_preload_does_not_reach() {
     assert!(!outcome(ka().args(["run", "-v", "true"])).2.contains("script"));
 }
 
-/// What somebody else could have put there is not preloaded into root's programs.
+/// Under sudo, ka does not preload a file into root's programs if another user can replace it.
 #[test]
-fn a_shim_that_the_environment_names() {
+fn a_shim_named_by_the_environment_is_checked() {
     let shim = scratch("shim.so");
     fs::copy(ka_test::artifact::shim(), &shim).unwrap();
     assert_eq!(fresh(ka().env("KA_PRELOAD", &shim).arg("run")), "1 60 10 6 0");
@@ -425,11 +427,11 @@ fn a_shim_that_the_environment_names() {
     let (status, _, err) = outcome(ka().env("KA_PRELOAD", "/etc/passwd").args(["run", "true"]));
     assert_eq!(status, 125);
     assert!(err.contains("/etc/passwd: it is no shared library"), "{err}");
-    // A library that is another's, libka and the C library too, which has all that the shim has the place of.
+    // Tests other libraries: libka, and the C library, which defines all functions that the shim hooks.
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let libc =
         maps.lines().find_map(|line| line.split_whitespace().nth(5).filter(|path| path.contains("/libc.so")));
-    // And one that is without a SONAME, as the shim is.
+    // Tests a library without a SONAME. The shim has none either.
     let (source, plain) = (scratch("plain").with_extension("c"), scratch("plain.so"));
     fs::write(&source, "int socket(void) { return -1; }\n").unwrap();
     succeed(cc().args(["-shared", "-fno-builtin", "-o"]).arg(&plain).arg(&source));
@@ -456,7 +458,7 @@ fn a_shim_that_the_environment_names() {
 }
 
 #[test]
-fn the_status_says_whose_failure_it_was() {
+fn exit_statuses_distinguish_failures_of_ka_and_of_the_program() {
     let script = scratch("not-executable");
     fs::write(&script, "#!/bin/sh\n").unwrap();
     let not_executable = script.to_str().unwrap();
@@ -529,9 +531,10 @@ fn the_status_says_whose_failure_it_was() {
     assert_eq!(outcome(ka().args(["run", "--help"])).0, 0);
 }
 
-/// Each is told in one line why, and is not run; nor is it ever run silently unprotected.
+/// ka prints one line with the reason, and does not run the program. It never runs a program silently without
+/// keepalive.
 #[test]
-fn what_cannot_be_reached_is_not_run() {
+fn programs_that_cannot_be_reached_are_not_run() {
     let folder = public("unreached");
     let made = CleanUp(folder.clone());
     let copy = |from: &Path, name: &str, mode: u32| -> PathBuf {
@@ -542,7 +545,7 @@ fn what_cannot_be_reached_is_not_run() {
     };
     let foreign = copy(holder(), "foreign", 0o755);
     let mut bytes = fs::read(&foreign).unwrap();
-    // e_machine of elf(5): that of another kind of computer, here and there.
+    // Sets e_machine of elf(5) to another architecture (s390x).
     bytes[18..20].copy_from_slice(&[22, 0]);
     fs::write(&foreign, bytes).unwrap();
     let bare_script = folder.join("script");
@@ -581,7 +584,7 @@ fn what_cannot_be_reached_is_not_run() {
         assert_eq!((status, out.as_str()), (125, ""), "{}: {err}", program.display());
         assert!(err.starts_with("ka: run: ") && err.contains(why) && err.contains("; use "), "{err}");
         assert_eq!(err.lines().count(), 1, "{err}");
-        // Whom a supervisor reaches need not be waited for.
+        // A supervisor reaches these programs, so ka runs them without --via.
         if err.contains("it is static") || err.contains("#! line") {
             assert!(err.ends_with("; use ka run without --via, or --via seccomp\n"), "{err}");
             assert_eq!(outcome(ka().arg("run").arg(&program)).0, 0, "{}", program.display());
@@ -603,7 +606,7 @@ fn what_cannot_be_reached_is_not_run() {
         let (status, _, err) = outcome(&mut as_nobody(&run));
         assert_eq!(status, 125, "{err}");
         assert!(err.contains("it has file capabilities, so the loader ignores LD_PRELOAD"), "{err}");
-        // Root has all capabilities anyhow.
+        // Root has all capabilities anyway.
         assert_eq!(outcome(ka().arg("run").arg(&capable)).0, 0);
     }
     drop(made);
@@ -698,7 +701,7 @@ fn libraries_with_system_calls_of_their_own_are_found_as_the_loader_finds_them()
 }
 
 #[test]
-fn a_program_that_is_linked_to_a_library_of_go_is_run_under_a_supervisor() {
+fn a_program_linked_to_a_go_library_is_run_under_a_supervisor() {
     let folder = scratch("go-library");
     fs::create_dir(&folder).unwrap();
     let library = folder.join("libraw.so");
@@ -759,7 +762,7 @@ fn clients_of_servers_are_named() {
 }
 
 #[test]
-fn orders_to_leave_it_alone_are_not_passed_over_in_silence() {
+fn variables_that_disable_ka_are_reported() {
     let (status, out, err) = outcome(ka().env("KA_POLICY", "off").args(["run", "echo", "hi"]));
     assert_eq!((status, out.as_str()), (125, ""), "{err}");
     assert!(err.contains("KA_POLICY=off"), "{err}");
@@ -778,7 +781,7 @@ fn scripts_and_other_libraries_are_reached() {
     fs::write(&script, format!("#!/usr/bin/env python3\n{FRESH}\n")).unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(stdout(ka().arg("run").arg(&script)), "1 60 10 6 0\n");
-    // Without #!, as execvp(3) runs it.
+    // Tests a script without #!, which execvp(3) runs by the shell.
     fs::write(&script, format!("python3 -c '{FRESH}'; echo $0 $1\n")).unwrap();
     assert_eq!(
         stdout(ka().arg("run").arg(&script).arg("x")),
@@ -791,17 +794,17 @@ fn scripts_and_other_libraries_are_reached() {
 }
 
 #[test]
-fn it_has_the_terminal() {
-    // script(1) makes one.
+fn the_program_has_the_terminal() {
+    // script(1) provides a terminal.
     let command = format!("{} run -- sh -c 'test -t 0 && tty'", release().join("ka").display());
     let output = stdout(bare("script").args(["-qec", &command, "/dev/null"]));
     assert!(output.starts_with("/dev/pts/"), "{output}");
 }
 
 #[test]
-fn nginx_and_redis() {
-    // nginx's workers outlive their master's sudden end, but not the end of all.
-    if !on_a_machine_of_its_own("nginx_and_redis") {
+fn run_sets_sockets_of_nginx_and_redis() {
+    // The workers of nginx survive the sudden end of their master, but not the end of the PID namespace.
+    if !on_a_machine_of_its_own("run_sets_sockets_of_nginx_and_redis") {
         return;
     }
     let conf = nginx("listen 127.0.0.1:8080;");
@@ -809,7 +812,7 @@ fn nginx_and_redis() {
     listening(8080);
     let _redis = Running::start(ka().args(["run", "redis-server"]).args(redis_arguments("0")));
     listening(6379);
-    // Their ends have it, and ours have not.
+    // The servers' ends have the policy, and the clients' ends do not.
     let clients: Vec<_> =
         [8080, 6379].map(|port| std::net::TcpStream::connect(("127.0.0.1", port)).unwrap()).into();
     eventually("both servers' ends have a keepalive of 60 s", || armed(60.0) == (4, 2));

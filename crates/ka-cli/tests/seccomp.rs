@@ -1,5 +1,5 @@
-//! `ka run --via seccomp`: that every socket of the program and of all that it starts has the policy, and that the
-//! program is otherwise what it would have been.
+//! Tests `ka run --via seccomp`: every socket of the program and of its descendants has the policy, and the program
+//! is otherwise unchanged.
 
 mod command;
 
@@ -26,7 +26,7 @@ use ka_test::path::{root, scratch};
 use ka_test::process::{is_there, kill};
 use ka_test::wait::eventually;
 
-/// A program of tests/c, without a loader.
+/// Builds a static program of tests/c.
 fn made(name: &str) -> PathBuf {
     let source = root().join("crates/ka-cli/tests/c").join(name).with_extension("c");
     compile(cc().arg("-static"), &source, Link::Nothing)
@@ -43,14 +43,15 @@ fn run() -> Command {
     command
 }
 
-/// `ka run` where a call fails, always or with an argument of this value, as on an older kernel or in a container.
+/// Returns `ka run` with a system call that fails, always or for one value of an argument, as on an older kernel or
+/// in a container.
 fn refused(call: libc::c_long, errno: i32, argument: Option<(u32, i32)>) -> Command {
     let mut command = refusing(call, errno, argument);
     command.arg(release().join("ka")).args(["run", "--via", "seccomp"]);
     command
 }
 
-/// What the program says of its socket.
+/// Returns the options of the program's socket, which the program prints.
 fn told(what: &str, flags: &[&str]) -> String {
     stdout(run().args(flags).arg(seen()).arg(what))
 }
@@ -58,7 +59,7 @@ fn told(what: &str, flags: &[&str]) -> String {
 const STANDARD: &str = "1 60 10 6 0\n";
 
 #[test]
-fn what_preload_does_not_reach_is_run_under_a_supervisor() {
+fn programs_that_preload_does_not_reach_are_run_under_a_supervisor() {
     let musl = holder_with(&mut Command::new("musl-gcc"), &["-static"]);
     for program in [static_holder(), go_holder(), musl.as_path()] {
         let mut holder = Holder::start(ka().args(["run", "-p", "90,20,3"]).arg(program));
@@ -68,14 +69,14 @@ fn what_preload_does_not_reach_is_run_under_a_supervisor() {
     }
     let (status, out, err) = outcome(ka().args(["run", "-v", "-d", "33"]).arg(seen()).arg("listen"));
     assert_eq!((status, out.as_str()), (0, "1 33 10 6 0\n"), "{err}");
-    // Why not by the first way, and then by which.
+    // The output first says why preload is not used, then which way is used.
     let (passed, taken) = err.split_once('\n').unwrap();
     assert!(
         passed.starts_with("ka: preload does not reach it: ") && passed.contains("it is static"),
         "{err}"
     );
     assert!(taken.starts_with("ka: via seccomp: idle=33,intvl=10,cnt=6, mode force, supervisor "), "{err}");
-    // And what it does reach, when it is asked to.
+    // On request, the supervisor also runs programs that preload would reach.
     Holder::start(run().args(["-d", "90"]).arg(holder())).assert_all(90, 10, 6);
 }
 
@@ -205,7 +206,7 @@ fn programs_in_another_root_folder_are_run_under_a_supervisor() {
 
 /// doas reads its rules from /etc, and pkexec asks a daemon.
 #[test]
-fn doas_and_pkexec() {
+fn doas_and_pkexec_are_supported() {
     if !is_root() {
         skip("only root is somebody else without a password");
         return;
@@ -235,7 +236,7 @@ fn doas_and_pkexec() {
 /// ka reaches the program of an ordinary user's wrapper that is not setuid. A setuid one would lose its rights under
 /// the filter, so ka refuses to start it, even behind another program.
 #[test]
-fn wrappers_of_an_ordinary_user() {
+fn wrappers_of_an_ordinary_user_are_supported_unless_setuid() {
     if !is_root() {
         skip("only root becomes somebody else");
         return;
@@ -263,16 +264,17 @@ fn wrappers_of_an_ordinary_user() {
     }
 }
 
-/// Go turns keepalive on by itself, with 15 s, after it has connected or accepted; unless it is told not to.
+/// Go turns keepalive on by itself, with 15 s, after connect or accept, unless the program disables that.
 #[test]
-fn go_s_own_keepalive() {
-    // Who is told nothing: both ends, the server's, the dialer's, neither.
+fn the_mode_decides_about_keepalive_of_go() {
+    // Whether an end of a connection has Go's own keepalive. The cases are: nothing disabled, disabled for the
+    // server, for the dialer, and for both. Each has two ends.
     const OWN: [bool; 8] = [true, true, false, true, true, false, false, false];
-    // Later releases set the number of probes too, as their default: 9.
+    // Later releases of Go also set the count of probes, to their default of 9.
     for (mode, own, given) in [
         ("none", "1 15 15 9", "0 7200 75 9"),
         ("force", "1 60 10 6", "1 60 10 6"),
-        // Its 15 s are stricter than 60, and 10 than its 15.
+        // Go's idle time of 15 s is stricter than 60, and the policy's interval of 10 s is stricter than Go's 15.
         ("floor", "1 15 10 6", "1 60 10 6"),
         ("default", "1 15 15 6", "1 60 10 6"),
     ] {
@@ -287,7 +289,7 @@ fn go_s_own_keepalive() {
             let said: Vec<_> = go.said.lines().map(|line| line.replace("15 15 9", "15 15 6")).collect();
             let expected: Vec<_> = expected.iter().map(|line| line.replace("15 15 9", "15 15 6")).collect();
             assert_eq!(said, expected, "{mode}, cgo {cgo}");
-            // And two listeners, of which Go sets nothing.
+            // Go also has two listeners, on which it sets nothing.
             let mut outside: Vec<_> = go.sockets().iter().map(|told| (told.on, told.timers[0])).collect();
             outside.sort_unstable();
             let listener = (mode != "none", if mode == "none" { 7200 } else { 60 });
@@ -303,9 +305,9 @@ fn go_s_own_keepalive() {
     }
 }
 
-/// Its own sockets and its channels, by the shim and by a supervisor.
+/// Tests Java's sockets and channels, by the shim and by a supervisor.
 #[test]
-fn java_too() {
+fn sockets_of_java_have_the_policy() {
     let (Ok(_), Ok(_)) = (bare("javac").arg("-version").output(), bare("java").arg("-version").output())
     else {
         skip("there is no Java development kit here");
@@ -341,13 +343,13 @@ fn sockets_that_connect_listen_and_accept_have_the_policy() {
     assert_eq!(told("listen", &[]), STANDARD);
     assert_eq!(told("connect", &["-p", "280,30,5", "-u", "auto"]), "1 280 30 5 430000\n".repeat(2));
     assert_eq!(told("fastopen", &[]), STANDARD.repeat(3), "sendto, sendmsg, sendmmsg");
-    // The environment's word counts too.
+    // The variables apply as well.
     assert_eq!(stdout(run().env("KA_POLICY", "99,9,9").arg(seen()).arg("listen")), "1 99 9 9 0\n");
 }
 
-/// As by the shim, which is not there.
+/// ka prints the same messages as the shim, which is not used here.
 #[test]
-fn a_variable_that_is_wrong_is_named() {
+fn wrong_variables_are_reported() {
     let wrong = |quiet: &str| {
         let mut command = run();
         command.env("KA_POLICY", "often\x1b").env("KA_IDLE", "0").env("KA_INTVL", "9").env("KA_QUIET", quiet);
@@ -362,9 +364,9 @@ fn a_variable_that_is_wrong_is_named() {
 }
 
 #[test]
-fn a_mode_says_what_the_program_may() {
+fn the_mode_decides_about_calls_of_the_program() {
     for (mode, after, before) in [
-        // Its own values come to nothing, and a user timeout finds a dead peer no later than the policy.
+        // The program's own values have no effect. A user timeout is clamped to the detection time of the policy.
         ("force", "1 60 10 6 120000\n", "1 60 10 6 0\n"),
         ("floor", "1 15 10 6 120000\n", "1 30 10 5 0\n"),
         ("default", "0 15 15 9 3600000\n", "1 30 50 5 0\n"),
@@ -391,9 +393,9 @@ fn a_mode_says_what_the_program_may() {
     }
 }
 
-/// As in Podman's containers: the supervisor may have a program's descriptors, and process_vm_readv(2) is refused.
+/// As in Podman's containers, the supervisor may duplicate the program's descriptors, but process_vm_readv(2) fails.
 #[test]
-fn a_mode_holds_where_memory_is_not_to_be_read_by_a_call() {
+fn the_mode_is_enforced_without_process_vm_readv() {
     let under = |errno, mode: &str, what: &str| {
         let mut command = refused(libc::SYS_process_vm_readv, errno, None);
         outcome(command.args(["--mode", mode]).arg(seen()).arg(what))
@@ -407,14 +409,15 @@ fn a_mode_holds_where_memory_is_not_to_be_read_by_a_call() {
     assert!(told.contains(&format!("pointer {}\n", libc::EFAULT)), "{told}");
 }
 
-/// Threads, forks, namespaces, descriptors of a thread's own, none left, none to be had, signals each 50 us.
+/// Tests threads, forks, namespaces, a thread's own descriptor table, closed or exhausted descriptors, and a signal
+/// every 50 us.
 #[test]
-fn whatever_the_program_is_made_of() {
-    // What it says of itself, and how many sockets it has, which are judged from outside.
+fn threads_forks_and_namespaces_are_supervised() {
+    // The output of the program, and the number of its sockets. Another process checks their options.
     for (what, expected, sockets) in [
         ("threads", "200\n", 201),
         ("storm", "200\n", 201),
-        // They are in a table of the thread's own, which has ended.
+        // The sockets are in the descriptor table of a thread that has ended.
         ("task", STANDARD, 0),
         ("closed", STANDARD, 1),
         ("forks", STANDARD, 1),
@@ -440,9 +443,9 @@ fn whatever_the_program_is_made_of() {
     }
 }
 
-/// Not even the first three: then a socket has one of their numbers.
+/// The program closes the first three descriptors too, so a socket gets one of these numbers.
 #[test]
-fn a_program_that_closes_all_descriptors() {
+fn a_program_that_closes_all_descriptors_is_supervised() {
     let mut child = run().arg(seen()).arg("bare").spawn().unwrap();
     let pid = child.id().try_into().unwrap();
     let policy = Told { fd: 0, on: true, timers: [60, 10, 6, 0] };
@@ -456,7 +459,7 @@ fn a_program_that_closes_all_descriptors() {
 }
 
 #[test]
-fn programs_that_the_program_starts_are_reached() {
+fn descendants_of_the_program_are_supervised() {
     let script = format!("{0} listen; python3 -c '{1}'; {0} connect", seen().display(), PYTHON);
     assert_eq!(stdout(run().args(["sh", "-c", &script])), "1 60 10 6 0\n1 60\n1 60 10 6 0\n1 60 10 6 0\n");
 }
@@ -464,10 +467,10 @@ fn programs_that_the_program_starts_are_reached() {
 const PYTHON: &str =
     "import socket; s = socket.socket(); s.listen(); print(s.getsockopt(1, 9), s.getsockopt(6, 4))";
 
-/// Before Linux 6.9 there are pidfds of processes only. A thread's number may be another process's when it has ended.
+/// Before Linux 6.9, pidfds refer to processes only. When a thread has ended, another process may get its number.
 #[test]
-fn a_thread_s_number_that_is_used_again_on_an_older_kernel() {
-    if !on_a_machine_of_its_own("a_thread_s_number_that_is_used_again_on_an_older_kernel") {
+fn a_reused_thread_id_is_handled_on_older_kernels() {
+    if !on_a_machine_of_its_own("a_reused_thread_id_is_handled_on_older_kernels") {
         return;
     }
     let again = "import os, socket, threading\n\
@@ -484,15 +487,15 @@ fn a_thread_s_number_that_is_used_again_on_an_older_kernel() {
                  \x20   if not child and os.getpid() != number[0]: os._exit(1)\n\
                  \x20   if not child: print('again', listen(50), flush=True); os._exit(0)\n\
                  \x20   if os.waitpid(child, 0)[1] == 0: break";
-    // pidfd_open(2) with PIDFD_THREAD is EINVAL.
+    // pidfd_open(2) with PIDFD_THREAD fails with EINVAL.
     let mut command = refused(libc::SYS_pidfd_open, libc::EINVAL, Some((1, libc::O_EXCL)));
     command.args(["python3", "-c", again]);
     assert_eq!(stdout(&mut command), "again 1\n");
 }
 
-/// What it was given is open when it starts, without a call that could be seen.
+/// An inherited socket is open when the program starts, so the supervisor sees no call that creates it.
 #[test]
-fn inherited_sockets_have_the_policy() {
+fn inherited_sockets_get_the_policy() {
     let script = "import socket, os, sys; s = socket.socket(); s.bind(('127.0.0.1', 0)); os.dup2(s.fileno(), 9); \
                   os.set_inheritable(9, True); os.execvp(sys.argv[1], sys.argv[1:])";
     let look = "import socket; s = socket.socket(fileno=9); print(s.getsockopt(1, 9), s.getsockopt(6, 4))";
@@ -502,29 +505,29 @@ fn inherited_sockets_have_the_policy() {
     assert_eq!(stdout(&mut command), "1 60\n");
 }
 
-/// A service takes what systemd has opened for it only where the number that comes with it is its own.
+/// A service uses the sockets of systemd only if LISTEN_PID is its own PID.
 #[test]
-fn what_systemd_hands_to_a_process_is_the_program_s() {
+fn variables_of_systemd_name_the_pid_of_the_program() {
     let ka = release().join("ka");
     let look = "echo $((LISTEN_PID == $$)) $((WATCHDOG_PID == $$)) $LISTEN_FDS ${LISTEN_PIDFDID-none}";
     let script = "LISTEN_FDS=1 LISTEN_PIDFDID=7 LISTEN_PID=$$ WATCHDOG_PID=$$ \
                   exec \"$0\" run --via seccomp sh -c \"$1\"";
     assert_eq!(stdout(bare("sh").args(["-c", script]).arg(&ka).arg(look)), "1 1 1 none\n");
-    // What is for another stays so.
+    // Variables that are addressed to another process stay unchanged.
     let script =
         "LISTEN_PID=1 WATCHDOG_PID=1 \"$0\" run --via seccomp sh -c 'echo $LISTEN_PID $WATCHDOG_PID'";
     assert_eq!(stdout(bare("sh").args(["-c", script]).arg(&ka)), "1 1\n");
 }
 
 #[test]
-fn a_daemon_is_followed_and_waited_for() {
+fn a_daemon_is_supervised_until_it_ends() {
     let file = scratch("daemon");
     let mut daemon = run();
     daemon.arg("-v").arg(seen()).arg("daemon").arg(&file);
     let begin = Instant::now();
     let (status, out, err) = outcome(&mut daemon);
     assert_eq!((status, out.as_str()), (0, ""), "{err}");
-    // The program has ended, and so has ka, and whoever reads its output; the daemon has not.
+    // The program and ka have ended, and the output is closed. The daemon still runs.
     assert!(begin.elapsed() < Duration::from_millis(450), "{:?}", begin.elapsed());
     let supervisor = number_behind(&err, "supervisor ");
     assert!(is_there(supervisor), "{err}");
@@ -536,7 +539,7 @@ fn a_daemon_is_followed_and_waited_for() {
 }
 
 #[test]
-fn daemons_of_daemons_are_followed() {
+fn daemons_of_daemons_are_supervised() {
     let file = scratch("daemons");
     fs::write(&file, "").unwrap();
     let (status, out, err) = outcome(run().arg("-v").arg(seen()).arg("daemons").arg(&file));
@@ -551,7 +554,7 @@ fn daemons_of_daemons_are_followed() {
     eventually("the supervisor has ended with the last of them", || !is_there(supervisor));
 }
 
-/// A program under `ka run -v`, and the numbers of those who look after it.
+/// A program under `ka run -v`, and the PIDs of its supervisor and spare.
 struct Supervised {
     child: Child,
     errors: BufReader<std::process::ChildStderr>,
@@ -569,7 +572,7 @@ impl Supervised {
         Self { child, errors, supervisor, spare }
     }
 
-    /// Status, standard output, and what is left of standard error.
+    /// Returns the exit status, standard output, and the rest of standard error.
     fn end(mut self) -> (std::process::ExitStatus, String, String) {
         let mut text = String::new();
         self.errors.read_to_string(&mut text).unwrap();
@@ -578,11 +581,11 @@ impl Supervised {
     }
 }
 
-/// A call that it was seeing to when it was killed is not left to wait for ever.
+/// If the supervisor is killed during a call, the spare handles the call, so it does not block forever.
 #[test]
-fn the_supervisor_may_be_killed_at_any_moment() {
+fn the_spare_takes_over_when_the_supervisor_is_killed() {
     for round in 0..12 {
-        // A call that nobody answers waits until it is killed.
+        // Without an answer, the call would block until timeout(1) kills the program.
         let bounded = ["-v", "timeout", "-s", "KILL", "20"];
         let supervised = Supervised::start(run().args(bounded).arg(seen()).arg("busy"));
         sleep(Duration::from_micros(100_000 + 7919 * round));
@@ -602,7 +605,7 @@ fn the_supervisor_may_be_killed_at_any_moment() {
     sleep(Duration::from_millis(300));
     kill(supervised.supervisor, libc::SIGKILL);
     assert_eq!(supervised.end().1, "100 of 100\n");
-    // Without the spare, or without who stands in for it, the program goes on.
+    // If the spare or the front process is killed, the program continues.
     let supervised = Supervised::start(run().arg("-v").arg(seen()).arg("loop"));
     kill(supervised.spare, libc::SIGKILL);
     assert_eq!(supervised.end().1, "100 of 100\n");
@@ -611,9 +614,9 @@ fn the_supervisor_may_be_killed_at_any_moment() {
     assert_eq!(supervised.end().1, "100 of 100\n");
 }
 
-/// As timeout(1) and shells kill a job: who is in another group goes on, and has the policy.
+/// timeout(1) and shells kill a job like this. A process in another process group continues, and has the policy.
 #[test]
-fn who_kills_the_whole_job_leaves_nobody_without_an_answer() {
+fn killing_the_job_leaves_other_groups_supervised() {
     let file = scratch("job");
     let script = format!(
         "setsid sh -c 'echo >{0}; sleep 1; {1} listen >{0}' & sleep 20",
@@ -627,9 +630,9 @@ fn who_kills_the_whole_job_leaves_nobody_without_an_answer() {
     eventually("its socket has the policy", || fs::read_to_string(&file).is_ok_and(|told| told == STANDARD));
 }
 
-/// Where nobody waits for orphans, as a container's first process may not, they would stay for ever.
+/// If nothing reaps orphans, as the first process of a container may not, they would remain forever.
 #[test]
-fn nothing_of_ka_s_is_left_when_the_program_has_ended() {
+fn no_process_of_ka_remains_after_the_program_ends() {
     // PR_SET_CHILD_SUBREAPER
     let init = "import ctypes, os, subprocess, sys, time\n\
                 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\n\
@@ -656,7 +659,7 @@ fn the_death_of_supervisor_and_spare_is_reported() {
 }
 
 #[test]
-fn a_second_one_inside_says_that_the_outer_one_is_in_force() {
+fn an_inner_ka_run_reports_the_outer_policy() {
     let own = release().join("ka");
     let inner = |outer: &[&str], inner: &[&str]| {
         let (status, out, err) =
@@ -668,7 +671,7 @@ fn a_second_one_inside_says_that_the_outer_one_is_in_force() {
     let outer_holds = ("1 99 10 6 0\n".to_owned(), said.to_owned());
     assert_eq!(inner(&["-d", "99"], &["-d", "30", "--via", "seccomp"]), outer_holds);
     assert_eq!(inner(&["-d", "99"], &["-d", "30"]), outer_holds);
-    // A shim inside would set what does not hold.
+    // A shim inside would set a policy that the supervisor overrides.
     let inside = |mode: &str| {
         let mut command = run();
         command
@@ -678,14 +681,14 @@ fn a_second_one_inside_says_that_the_outer_one_is_in_force() {
         outcome(&mut command)
     };
     assert_eq!(inside("force"), (0, "1 99\n".to_owned(), said.to_owned()));
-    // Here it does hold.
+    // In the default mode, the inner policy is in force.
     assert_eq!(inside("default"), (0, "1 30\n".to_owned(), String::new()));
 }
 
-/// What it does to another's socket comes to nothing there, and it says why.
+/// ka attach runs under the supervisor, which overrides what it sets on sockets of other processes. ka reports that.
 #[test]
-fn ka_attach_inside_is_held_too() {
-    // PR_SET_PTRACER: whoever asks may look into it, for Yama.
+fn ka_attach_under_a_supervisor_reports_the_override() {
+    // PR_SET_PTRACER with any process, because Yama would deny pidfd_getfd(2).
     let script = "import ctypes, os, socket, subprocess, sys\n\
                   ctypes.CDLL(None).prctl(0x59616d61, ctypes.c_ulong(-1 & 2**64 - 1), 0, 0, 0)\n\
                   s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen()\n\
@@ -698,12 +701,12 @@ fn ka_attach_inside_is_held_too() {
     assert!(out.ends_with("0 sockets set to 30,10,6 (mode force), 0 unchanged, 1 failed\n60\n"), "{out}");
 }
 
-/// Of each call, the result and errno; with a loader, so that the shim reaches it too.
+/// Compares the result and errno of each call. The program is dynamic, so the shim reaches it too.
 ///
-/// What arrives over loopback arrives when the kernel gets to it: now and then two runs without ka differ too. What ka does
-/// to a call it does every time.
+/// The time at which data arrives over loopback varies, so two runs without ka sometimes differ too. A difference
+/// that ka causes occurs in every run.
 #[test]
-fn in_the_default_mode_no_call_is_any_different() {
+fn default_mode_changes_the_result_of_no_call() {
     let calls = compile(&mut cc(), &root().join("crates/ka-cli/tests/c/calls.c"), Link::Nothing);
     for seed in 1..=60 {
         let arguments = [seed.to_string(), "3000".to_owned()];
@@ -731,9 +734,9 @@ fn in_the_default_mode_no_call_is_any_different() {
     }
 }
 
-/// Its filters are over ka attach too, whosever socket it has in hand.
+/// The filter of the supervisor also applies to ka attach, for sockets of any process.
 #[test]
-fn ka_attach_inside_tells_the_truth() {
+fn ka_attach_under_a_supervisor_reports_true_results() {
     let attach = |mode: &str, policy: &[&str], holder: &Holder| {
         let mut command = run();
         command.args(["-p", "99,9,9", "--mode", mode]).arg(release().join("ka")).arg("attach");
@@ -750,7 +753,7 @@ fn ka_attach_inside_tells_the_truth() {
         );
         assert!(out.contains("the policy of ka run --via seccomp overrides this command"), "{out}");
     }
-    // What is in force already, and a user timeout that is stricter, which is let through.
+    // Tests values that are in force already, and a stricter user timeout, which the supervisor passes.
     let (status, out, err) = attach("force", &["-p", "99,9,9", "-u", "5000ms"], &outside);
     assert_eq!(
         (status, out.as_str(), err.as_str()),
@@ -771,7 +774,7 @@ fn ka_attach_inside_tells_the_truth() {
     outside.assert_all(30, 5, 3);
 }
 
-/// By whose word: the process's filter, and who is above it.
+/// ka finds the supervisor by the filter of the process and by its ancestors.
 #[test]
 fn ka_check_names_the_supervisor() {
     let errors = scratch("errors");
@@ -791,7 +794,7 @@ fn ka_check_names_the_supervisor() {
         text.contains(&format!("\nseccomp  yes     it is under the supervisor {supervisor}\n")),
         "{text}"
     );
-    // Neither is the supervisor itself, nor who is under none.
+    // Neither the supervisor itself, nor a process outside, is under a supervisor.
     for other in [supervisor.to_string(), std::process::id().to_string()] {
         let report: serde_json::Value =
             serde_json::from_str(&outcome(ka().args(["check", "--json", &other])).1).unwrap();
@@ -801,7 +804,7 @@ fn ka_check_names_the_supervisor() {
 }
 
 #[test]
-fn io_uring_is_said_once_and_can_be_denied() {
+fn io_uring_is_reported_once_and_can_be_denied() {
     let ring = |flags: &[&str]| outcome(run().args(flags).arg(seen()).arg("ring"));
     let (status, out, err) = outcome(bare(seen()).arg("ring"));
     if out != "0\n" {
@@ -811,7 +814,7 @@ fn io_uring_is_said_once_and_can_be_denied() {
     let (status, out, err) = ring(&[]);
     assert_eq!((status, out.as_str()), (0, "0\n"));
     assert!(err.contains(") uses io_uring") && err.lines().count() == 1, "{err}");
-    // Once of each program, however often it does.
+    // ka reports io_uring once for each program, even if the program uses it often.
     let folder = scratch("rings");
     fs::create_dir(&folder).unwrap();
     for name in ["one", "other"] {
@@ -823,21 +826,21 @@ fn io_uring_is_said_once_and_can_be_denied() {
     let names: Vec<_> = err.lines().map(|line| line.split(['(', ')']).nth(1).unwrap()).collect();
     assert_eq!(names, ["one", "other"], "{err}");
     assert_eq!(ring(&["--no-io-uring"]), (0, format!("{}\n", libc::ENOSYS), String::new()));
-    // What it connects has nothing, as is said; what it accepts has what the listener had. The ring is driven by hand in C:
-    // in Rust without liburing the calls are the same two.
+    // A socket that io_uring connects has no policy, as the message says. An accepted socket inherits the policy of
+    // the listener. The C program uses the ring without liburing, by the two system calls.
     let connects = compile(&mut cc(), &root().join("crates/ka-cli/tests/c/ring.c"), Link::Nothing);
     let told = stdout(run().arg(connects));
     let told: Vec<_> = told.lines().map(|line| line.split_once(' ').unwrap().1).collect();
     assert_eq!(told, ["0 7200 75 9 0", "1 60 10 6 0"]);
     let twice = format!("{0} ring; {0} ring", seen().display());
     assert_eq!(outcome(run().args(["sh", "-c", &twice])).2.lines().count(), 1);
-    // It needs this way, and gets it.
+    // The option requires this way, so ka chooses it.
     let (_, out, err) = outcome(ka().args(["run", "-v", "--no-io-uring", "sh", "-c", &twice]));
     assert!(out == "38\n38\n" && err.contains("\nka: via seccomp: "), "{out}{err}");
 }
 
 #[test]
-fn calls_of_another_architecture_are_reached_and_said() {
+fn calls_of_another_architecture_are_supervised_and_reported() {
     if !cfg!(target_arch = "x86_64") || outcome(bare(seen()).arg("ia32")).1.lines().next() != Some("0") {
         skip("this machine makes no calls of i386");
         return;
@@ -848,7 +851,7 @@ fn calls_of_another_architecture_are_reached_and_said() {
 }
 
 #[test]
-fn somebody_who_is_not_root() {
+fn ordinary_users_can_run_a_supervisor() {
     if !is_root() {
         skip("the tests run as an ordinary user: the others show it");
         return;
@@ -868,13 +871,14 @@ fn somebody_who_is_not_root() {
     };
     assert_eq!(stdout(ka("seen").arg("connect")), STANDARD.repeat(2));
     Holder::start(&mut ka("go")).assert_all(60, 10, 6);
-    // Nobody but root may look inside: it is run, and said.
+    // Only root may read the memory of such a program. ka runs it, and reports that it is not reached.
     let (status, out, err) = outcome(ka("seen").arg("undumpable"));
     assert_eq!((status, out.as_str()), (0, "0 7200 75 9 0\n"));
     assert!(err.contains("(seen) is not reached, and its sockets have no policy"), "{err}");
     assert_eq!(told("undumpable", &[]), STANDARD);
 
-    // setuid: its rights would be taken from it, so it is not run; as root's child it keeps them.
+    // Under the filter, a setuid program would lose its rights, so ka does not run it. As a child of root's process
+    // it keeps them.
     let setuid = folder.join("setuid");
     fs::copy("/usr/bin/id", &setuid).unwrap();
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
@@ -891,7 +895,7 @@ fn somebody_who_is_not_root() {
 }
 
 #[test]
-fn the_status_is_the_program_s() {
+fn the_exit_status_is_that_of_the_program() {
     assert_eq!(run().args(["sh", "-c", "exit 42"]).status().unwrap().code(), Some(42));
     for signal in [libc::SIGKILL, libc::SIGUSR1, libc::SIGSEGV] {
         let script = format!("kill -{signal} $$");
@@ -903,9 +907,9 @@ fn the_status_is_the_program_s() {
     assert_eq!(run().arg(&text).arg("9").status().unwrap().code(), Some(9));
 }
 
-/// Once where the process group is sent it, as the terminal does and a shell's kill %1, and once where ka alone is.
+/// The signal may be sent to the process group, as the terminal and `kill %1` do, or to ka alone.
 #[test]
-fn a_signal_comes_once() {
+fn a_signal_reaches_the_program_once() {
     let script =
         "trap 'echo usr1' USR1; trap 'echo term; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
     for to_group in [false, true] {
@@ -923,29 +927,29 @@ fn a_signal_comes_once() {
         assert_eq!(lines.collect::<Vec<_>>(), ["usr1", "usr1", "usr1", "term"], "to the group: {to_group}");
         assert_eq!(child.wait().unwrap().code(), Some(3));
     }
-    // With what came with it.
+    // A queued signal arrives with its value.
     let mut child = run().arg(seen()).arg("queue").stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
     assert_eq!(lines.next().unwrap(), "ready");
     let value = libc::sigval { sival_ptr: std::ptr::without_provenance_mut(4711) };
-    // SAFETY: numbers.
+    // SAFETY: the call takes no pointer that is dereferenced.
     assert_eq!(unsafe { libc::sigqueue(child.id().try_into().unwrap(), libc::SIGRTMIN() + 2, value) }, 0);
     assert_eq!(lines.next().unwrap(), "2 4711");
     child.wait().unwrap();
 }
 
-/// timeout(1) goes into a group of its own where it does not lead one, and so has not what the job is sent.
+/// timeout(1) starts its own process group unless it leads one, so signals to the job do not reach it directly.
 #[test]
-fn a_program_in_a_group_of_its_own_has_the_job_s_signals() {
+fn signals_to_the_job_reach_a_program_in_its_own_group() {
     let mut child = run().args(["timeout", "20.125", "sleep", "20"]).process_group(0).spawn().unwrap();
     let pid = i32::try_from(child.id()).unwrap();
-    // Whom it starts with a duration of the test's own.
+    // The duration of this timeout process is unique to this test.
     eventually("timeout leads a group", || {
         let processes = fs::read_dir("/proc").unwrap().flatten();
         let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         pids.into_iter().any(|other| {
             let line = fs::read(format!("/proc/{other}/cmdline")).unwrap_or_default();
-            // SAFETY: takes no pointer.
+            // SAFETY: getpgid(2) takes no pointer.
             line.starts_with(b"timeout\x0020.125\0") && unsafe { libc::getpgid(other) } == other
         })
     });
@@ -958,9 +962,9 @@ fn a_program_in_a_group_of_its_own_has_the_job_s_signals() {
     assert_eq!(status.unwrap().signal(), Some(libc::SIGTERM));
 }
 
-/// What a shell sees of a job that is stopped, and continued.
+/// Checks the status that a shell sees when the job is stopped and continued.
 #[test]
-fn who_stands_in_stops_and_continues_as_the_program_does() {
+fn the_front_process_stops_and_continues_like_the_program() {
     let child = run().args(["sleep", "30"]).process_group(0).spawn().unwrap();
     let pid = i32::try_from(child.id()).unwrap();
     let state = |pid: i32| {
@@ -981,23 +985,23 @@ fn who_stands_in_stops_and_continues_as_the_program_does() {
     for (stop, to) in [(libc::SIGTSTP, -pid), (libc::SIGSTOP, sleeper), (libc::SIGTSTP, pid)] {
         kill(to, stop);
         let mut status = 0;
-        // SAFETY: an int.
+        // SAFETY: the kernel writes an int to `status`.
         assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, libc::WUNTRACED) }, pid);
         assert!(libc::WIFSTOPPED(status) && libc::WSTOPSIG(status) == stop, "{status:x}");
         assert_eq!(state(sleeper), Some('T'));
-        // The whole group as fg(1) does it, or the program alone.
+        // Continues the whole group, as fg(1) does, or the program alone.
         kill(if stop == libc::SIGSTOP { sleeper } else { -pid }, libc::SIGCONT);
         eventually("both go on", || state(sleeper) == Some('S') && state(pid) == Some('S'));
     }
-    // Not SIGINT, which a shell has those ignore that it starts in the background.
+    // SIGINT would not do: a shell ignores it in programs that it starts in the background.
     kill(-pid, libc::SIGTERM);
     let status = child.wait_with_output().unwrap().status;
     assert_eq!(status.signal(), Some(libc::SIGTERM));
 }
 
-/// Signals that are ignored or blocked, descriptors that are closed, the terminal: as they were.
+/// Ignored and blocked signals, closed descriptors, the working directory and the terminal are inherited unchanged.
 #[test]
-fn the_program_has_what_ka_was_given() {
+fn the_program_inherits_signals_and_descriptors_unchanged() {
     for given in [
         "",
         "trap '' PIPE;",
@@ -1028,10 +1032,10 @@ fn the_program_has_what_ka_was_given() {
             fs::read_to_string(out).unwrap()
         };
         let under = format!("{} run --via seccomp --", release().join("ka").display());
-        // In a process of its own here too, as under ka.
+        // Without ka, sh is a child process here too, as it is under ka.
         assert_eq!(show(&under), show(""), "{given}");
     }
-    // Debian's shell does not ignore SIGCHLD, whatever it is told: without one.
+    // Debian's shell never ignores SIGCHLD, so env(1) does it here.
     let ignored = |ka: &[&str]| {
         let mut env = bare("env");
         stdout(env.arg("--ignore-signal=CHLD").args(ka).args(["grep", "^SigIgn", "/proc/self/status"]))
@@ -1043,9 +1047,9 @@ fn the_program_has_what_ka_was_given() {
     assert!(output.starts_with("/dev/pts/"), "{output}");
 }
 
-/// Who reads what the program writes sees its end when the program closes it, not when ka ends.
+/// The reader of the program's output sees the end when the program closes it, not when ka ends.
 #[test]
-fn nobody_else_holds_what_the_program_writes_to() {
+fn no_other_process_holds_the_output_of_the_program() {
     let mut child =
         run().args(["sh", "-c", "echo out; exec >&-; sleep 20"]).stdout(Stdio::piped()).spawn().unwrap();
     let begin = Instant::now();
@@ -1057,11 +1061,11 @@ fn nobody_else_holds_what_the_program_writes_to() {
     assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGTERM));
 }
 
-/// As under the shim: the port that a socket is bound to when it connects or listens decides.
+/// As with the shim, the local port at connect or listen decides.
 #[test]
-fn rules_choose_by_local_port() {
-    // What a listener, and a connection from a port of its own and one from anywhere, have from birth and after the program's
-    // own word.
+fn rules_select_by_local_port() {
+    // Prints the options of a listener, of a connection from a bound port, of one from any port, and of the accepted
+    // socket: first as created, then after the program has set its own values.
     let script = "import socket\n\
         def see(s): return s.getsockopt(1, 9), s.getsockopt(6, 4)\n\
         def own(s): s.setsockopt(1, 9, 1); s.setsockopt(6, 4, 77)\n\
@@ -1079,7 +1083,7 @@ fn rules_choose_by_local_port() {
         assert_eq!(status, 0, "{err}");
         (out, err)
     };
-    // All ports that the kernel gives out, none of them, and one rule that is for any port.
+    // Tests rules for all ephemeral ports, for no ephemeral port, and for any port.
     let is_ours = |via: &str, mode: &str, rules: &str, expected: [&str; 2]| {
         let (out, err) = told(via, mode, rules);
         assert_eq!(
@@ -1100,7 +1104,7 @@ fn rules_choose_by_local_port() {
         let then = then.unwrap_or_else(|| first.replace("(1, 60)", "(1, 33)"));
         is_ours("seccomp", mode, rules, [&first, &then]);
     }
-    // And where the shim reaches, it says the same of what it sees.
+    // Sockets that the shim reaches get the same values from it.
     let rules = "lport=1024-65535 idle=33";
     assert_eq!(
         told("preload", "force", rules).0.lines().next(),
@@ -1115,7 +1119,7 @@ fn rules_choose_by_local_port() {
 }
 
 #[test]
-fn rules_that_it_cannot_follow_are_not_passed_over_in_silence() {
+fn rules_that_the_supervisor_does_not_support_are_rejected() {
     let mut command = run();
     command.env("KA_RULES", "peer=10.0.0.0/8 skip").args(["true"]);
     let (status, _, err) = outcome(&mut command);

@@ -1,5 +1,5 @@
-//! What SECURITY.md says of the command, against who would have it otherwise: numbers of processes that are used again,
-//! names that are orders, what the environment of a caller names, places that others can write.
+//! Tests the claims of SECURITY.md about the command, against attackers: reused PIDs, names with control characters,
+//! environments that a caller controls, and places where others can write.
 
 mod command;
 
@@ -18,7 +18,7 @@ use ka_test::path::scratch;
 use ka_test::wait::eventually;
 use serde_json::Value;
 
-/// A machine of the test's own, where it may say which number the next process gets.
+/// Runs the test in namespaces in which it can choose the PID of the next process.
 fn on_a_machine_with_numbers(test: &str) -> bool {
     if !Path::new("/proc/sys/kernel/ns_last_pid").exists() {
         skip("this kernel lets nobody choose the number of a process (CONFIG_CHECKPOINT_RESTORE)");
@@ -27,7 +27,7 @@ fn on_a_machine_with_numbers(test: &str) -> bool {
     on_a_machine_of_its_own(test)
 }
 
-/// A process of this very number.
+/// Starts a holder with exactly this PID.
 fn holder_numbered(number: i32, command: &mut Command) -> Holder {
     for _ in 0..100 {
         fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string()).unwrap();
@@ -39,7 +39,7 @@ fn holder_numbered(number: i32, command: &mut Command) -> Holder {
     panic!("no process could be given the number {number}");
 }
 
-/// ka, held up for some seconds at each `pidfd_open`, before or behind it.
+/// Starts ka, which strace delays for some seconds before or after each `pidfd_open`.
 fn held_up(when: &str, args: &[&str]) -> Child {
     let mut strace = bare("strace");
     strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=pidfd_open", "-e"]);
@@ -56,7 +56,8 @@ fn held_up(when: &str, args: &[&str]) -> Child {
     child
 }
 
-/// What it said in the end, if that is still to come: else the machine was too slow for the test.
+/// Returns the output of ka when it ends. Returns `None` if ka had ended before, because the machine was too slow for
+/// the test.
 fn said(mut ka: Child) -> Option<(i32, String, String)> {
     if ka.try_wait().unwrap().is_some() {
         return None;
@@ -66,11 +67,11 @@ fn said(mut ka: Child) -> Option<(i32, String, String)> {
     Some((output.status.code().unwrap(), text(output.stdout), text(output.stderr)))
 }
 
-/// A process ends when ka holds it and has not looked at it yet, and another has its number.
+/// After ka has opened a pidfd, but before it has examined the process, that process ends, and another gets its PID.
 #[test]
-fn a_number_that_is_used_again_is_another_process() {
+fn a_reused_pid_is_not_mistaken_for_the_process() {
     const NUMBER: i32 = 3000;
-    if !on_a_machine_with_numbers("a_number_that_is_used_again_is_another_process") {
+    if !on_a_machine_with_numbers("a_reused_pid_is_not_mistaken_for_the_process") {
         return;
     }
     for _ in 0..5 {
@@ -91,11 +92,11 @@ fn a_number_that_is_used_again_is_another_process() {
     panic!("five times, ka was done before a process could be replaced");
 }
 
-/// While it follows a process that ends, too.
+/// The same happens while ka follows a process.
 #[test]
-fn who_follows_a_process_does_not_follow_its_number() {
+fn follow_ends_with_the_process_and_ignores_a_reused_pid() {
     const NUMBER: i32 = 3000;
-    if !on_a_machine_with_numbers("who_follows_a_process_does_not_follow_its_number") {
+    if !on_a_machine_with_numbers("follow_ends_with_the_process_and_ignores_a_reused_pid") {
         return;
     }
     let mut meant = holder_numbered(NUMBER, &mut Command::new(holder()));
@@ -103,7 +104,7 @@ fn who_follows_a_process_does_not_follow_its_number() {
     let mut follower = Running::start(ka.args(["attach", "--follow", "--interval", "100ms", "3000"]));
     eventually("the process is set", || meant.look().iter().all(|told| told.on));
     let pid = libc::pid_t::try_from(follower.0.id()).unwrap();
-    // SAFETY: numbers; our own child.
+    // SAFETY: the call takes no pointer, and the child is ours.
     unsafe { libc::kill(pid, libc::SIGSTOP) };
     drop(meant);
     let mut other = holder_numbered(NUMBER, &mut Command::new(holder()));
@@ -113,11 +114,11 @@ fn who_follows_a_process_does_not_follow_its_number() {
     assert!(other.look().iter().all(|told| !told.on));
 }
 
-/// A process was the user's when ka looked whose it is, and is root's when it has hold of it.
+/// ka finds that a process belongs to the user. Before ka opens it, a process of root gets the PID.
 #[test]
-fn another_user_s_process_is_not_taken_for_a_user_s() {
+fn a_process_of_another_user_is_not_set_by_user() {
     const NUMBER: i32 = 3000;
-    if !on_a_machine_with_numbers("another_user_s_process_is_not_taken_for_a_user_s") {
+    if !on_a_machine_with_numbers("a_process_of_another_user_is_not_set_by_user") {
         return;
     }
     if !is_root() {
@@ -146,7 +147,7 @@ fn another_user_s_process_is_not_taken_for_a_user_s() {
     panic!("five times, ka was done before a process could be replaced");
 }
 
-/// What a program finds open: where each of its descriptors leads, those of this test's own left out.
+/// Returns the targets of all descriptors that a program inherits, except those of this test.
 fn descriptors(command: &mut Command) -> Vec<String> {
     const LOOK: &str = "import os\n\
         for fd in sorted(map(int, os.listdir('/proc/self/fd'))):\n\
@@ -178,7 +179,7 @@ fn no_way_leaves_the_program_a_descriptor() {
         }
         assert_eq!(descriptors(&mut run), alone, "{way}");
     }
-    // Nor does the shim while it works: what is started by a program that has made sockets.
+    // The shim leaves no descriptor open either, while a program uses sockets and then executes another.
     let program = "import os, socket, sys\n\
         l = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(l.getsockname())\n\
         os.execvp(sys.argv[1], sys.argv[1:])";
@@ -188,9 +189,9 @@ fn no_way_leaves_the_program_a_descriptor() {
     assert!(fs::read_to_string(log).unwrap().contains("fd 3: set"));
 }
 
-/// Under the real sudo, for a user who may keep KA_PRELOAD.
+/// Uses the real sudo, for a user who may keep KA_PRELOAD.
 #[test]
-fn under_sudo_a_shim_of_the_caller_s_is_not_preloaded() {
+fn a_shim_of_the_caller_is_not_preloaded_under_sudo() {
     if !is_root() {
         skip("only root may change who may use sudo");
         return;
@@ -202,7 +203,7 @@ fn under_sudo_a_shim_of_the_caller_s_is_not_preloaded() {
     for path in [folder.join("ours.so"), theirs.join("shim.so")] {
         fs::copy(shim(), path).unwrap();
     }
-    // Root's file, in a folder in which somebody else may put another in its place.
+    // The file belongs to root, but another user can replace it in its folder.
     std::os::unix::fs::chown(&theirs, Some(65534), None).unwrap();
     symlink(folder.join("ours.so"), theirs.join("link.so")).unwrap();
     let script = format!(
@@ -218,18 +219,18 @@ fn under_sudo_a_shim_of_the_caller_s_is_not_preloaded() {
     let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     let lines: Vec<_> = said.lines().collect();
     let ours = folder.join("ours.so").display().to_string();
-    // sudo complains where the machine's own name has no address, as in a container.
+    // If the host name has no address, as in a container, sudo prints a warning.
     let is_words = |line: &&&str| line.starts_with("ka:") || line.starts_with("sudo:");
     let shown: Vec<_> = lines.iter().filter(|line| !is_words(line)).collect();
-    // The link's own name is not used: what it leads to is root's.
+    // ka resolves the link and preloads its target, which belongs to root.
     assert_eq!(shown, [&ours, &ours], "{said}");
     let why = format!("where SUDO_UID is set, {} must be root's", theirs.display());
     assert_eq!(lines.iter().filter(|line| line.contains(&why)).count(), 1, "{said}");
 }
 
-/// Whoever else says that it is another's environment, and places that others may write.
+/// Tests the variables of other tools that mark the environment as another user's, and paths that others can write.
 #[test]
-fn a_shim_is_root_s_with_all_that_leads_to_it() {
+fn a_shim_and_its_folders_must_belong_to_root() {
     if !is_root() {
         skip("only root is under sudo");
         return;
@@ -258,13 +259,13 @@ fn a_shim_is_root_s_with_all_that_leads_to_it() {
             assert!(status == 125 && err.contains(&why), "{err}");
         }
     }
-    // As /tmp is: what is root's in there stays where it is.
+    // In a folder with the sticky bit, as /tmp, other users cannot replace a file of root.
     assert_eq!(run("SUDO_UID", 0o1777, &below), (0, String::new()));
 }
 
-/// Somebody has given ka rights of its own, which it does not need: its user decides nothing by the environment.
+/// If ka has more rights than its user, which it does not need, it ignores KA_PRELOAD.
 #[test]
-fn with_more_rights_than_its_user_the_environment_names_no_shim() {
+fn a_privileged_ka_ignores_ka_preload() {
     if !is_root() {
         skip("only root may give a program more rights");
         return;
@@ -286,10 +287,10 @@ fn with_more_rights_than_its_user_the_environment_names_no_shim() {
     }
 }
 
-/// A name with which somebody would draw on an administrator's terminal, as text and as what ends a line or an object.
+/// A name that would control the terminal of an administrator, and that would end a line or a JSON object.
 const HOSTILE: &str = "\u{1b}]0;x\u{7}\u{9b}2J\"},\n\u{202e}";
 
-/// No letter that a terminal takes for an order has come through.
+/// Asserts that no control character has reached the output.
 #[track_caller]
 fn assert_harmless(text: &str) {
     let orders = |letter: char| {
@@ -300,13 +301,13 @@ fn assert_harmless(text: &str) {
 }
 
 #[test]
-fn a_process_s_name_gives_no_orders() {
-    if !on_a_machine_of_its_own("a_process_s_name_gives_no_orders") {
+fn control_characters_in_process_names_are_escaped() {
+    if !on_a_machine_of_its_own("control_characters_in_process_names_are_escaped") {
         return;
     }
     let folder = scratch("names");
     fs::create_dir(&folder).unwrap();
-    // The kernel keeps 15 bytes of a name.
+    // The kernel keeps 15 bytes of a process name.
     for name in ["\u{1b}[2J\u{9b}31m\"},\n'", "\u{202e}\u{61c}\u{7f}\r\\) R"] {
         assert!(name.len() <= 15);
         fs::copy(holder(), folder.join(name)).unwrap();
@@ -339,7 +340,7 @@ fn a_process_s_name_gives_no_orders() {
 }
 
 #[test]
-fn the_name_of_a_file_gives_no_orders() {
+fn control_characters_in_file_names_are_escaped() {
     let folder = scratch("names");
     fs::create_dir(&folder).unwrap();
     let program = folder.join(HOSTILE);
@@ -357,7 +358,7 @@ fn the_name_of_a_file_gives_no_orders() {
         assert_harmless(&err);
         assert!(!out.is_empty() || !err.is_empty(), "{args:?}");
     }
-    // Nor in the shim's log, where each line is one event.
+    // The log of the shim has no control characters either, and each line is one event.
     let log = scratch("log");
     let mut run = ka();
     run.env("KA_LOG", &log).args(["run", "--via", "preload", "--"]).arg(&program);
@@ -367,10 +368,10 @@ fn the_name_of_a_file_gives_no_orders() {
     assert!(text.lines().count() > 0 && text.lines().all(|line| line.contains("] fd ")), "{text}");
 }
 
-/// In a bpf filesystem that everybody may write, somebody was there first: root neither keeps anything there, nor removes
-/// what it leads to.
+/// In a bpf filesystem that every user may write, another user has created the folder of ka first. root neither pins
+/// anything there, nor removes the targets of links.
 #[test]
-fn a_place_for_pins_that_somebody_else_has_made() {
+fn a_pin_folder_of_another_user_is_not_used() {
     const BELOW: &str = "/run/ka-test-cgroups";
     if !is_root() {
         skip("only root attaches programs to cgroups");
@@ -379,7 +380,7 @@ fn a_place_for_pins_that_somebody_else_has_made() {
     let mount = format!(
         "mount -t tmpfs none /run && mkdir {BELOW} && mount -t cgroup2 none {BELOW} && mount -t bpf none /sys/fs/bpf"
     );
-    // A cgroup without anybody in it.
+    // Creates a cgroup without processes.
     let own = format!("{BELOW}/ka-test-pins-{}", std::process::id());
     let ka = release().join("ka");
     let ka = ka.display();
@@ -398,7 +399,8 @@ fn a_place_for_pins_that_somebody_else_has_made() {
         return;
     }
     let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups";
-    // A folder of theirs with a link to ours under each name that we might clean up; and the folder itself a link.
+    // The user creates either a folder with a link under each name that ka might remove, or a link in place of the
+    // folder.
     let folder = format!(
         "{nobody} mkdir /sys/fs/bpf/ka && {nobody} ln -s /run/precious /sys/fs/bpf/ka/$(stat -c %i {own})_new"
     );
@@ -412,7 +414,7 @@ fn a_place_for_pins_that_somebody_else_has_made() {
             assert!(said.contains(why), "{said}");
         }
         let (_, said) = script(&before, &format!("{ka} cgroup ls"));
-        // Other cgroups of this machine may have one.
+        // Other cgroups of this machine may have a policy.
         assert!(
             said.contains("status 0") && !said.contains("/sys/fs/bpf") && said.contains("gold"),
             "{said}"
@@ -420,10 +422,10 @@ fn a_place_for_pins_that_somebody_else_has_made() {
     }
 }
 
-/// What ka writes for the next start takes the place of a link, not of what that leads to; and what is in its way stays.
+/// ka neither writes through a link nor replaces one. It does not overwrite the files of others.
 #[test]
-fn the_file_of_the_defaults_takes_no_other_s_place() {
-    if !in_a_network_of_its_own("the_file_of_the_defaults_takes_no_other_s_place") {
+fn persist_overwrites_only_its_own_file() {
+    if !in_a_network_of_its_own("persist_overwrites_only_its_own_file") {
         return;
     }
     let (link, precious) = (scratch("link.conf"), scratch("precious"));
@@ -443,7 +445,7 @@ fn the_file_of_the_defaults_takes_no_other_s_place() {
     is_refused(&link, "it is a symbolic link");
     assert_eq!(fs::read_to_string(&precious).unwrap(), "gold");
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-    // Nor is what others have written, or use, lost.
+    // ka does not overwrite a file with lines of others, or a file that is not regular.
     is_refused(&precious, "line 1 is not ka's: gold");
     fs::write(&precious, "# Written by ka defaults --persist. sysctl.d(5)\n\nnet.ipv4.ip_forward=1\n")
         .unwrap();
@@ -452,7 +454,7 @@ fn the_file_of_the_defaults_takes_no_other_s_place() {
     succeed(Command::new("mkfifo").arg(&fifo));
     is_refused(&fifo, "it is no regular file");
     assert!(std::os::unix::fs::FileTypeExt::is_fifo(&fs::symlink_metadata(&fifo).unwrap().file_type()));
-    // Its own it may write again.
+    // ka may overwrite its own file.
     let own = scratch("own.conf");
     for _ in 0..2 {
         let (status, out, err) = persist(&own);
@@ -462,9 +464,10 @@ fn the_file_of_the_defaults_takes_no_other_s_place() {
     assert_eq!(sysctl(), "60\n");
 }
 
-/// The shim gets a link where the loader cannot take its path. In /tmp, and in /run, somebody was there first.
+/// If the loader rejects the path of the shim, ka creates a link. Here another user has created the folders in /tmp
+/// and /run first.
 #[test]
-fn a_place_for_links_that_somebody_else_has_made() {
+fn a_link_folder_of_another_user_is_not_used() {
     if !is_root() {
         skip("only root may have a /tmp and a /run of its own");
         return;
@@ -474,7 +477,7 @@ fn a_place_for_links_that_somebody_else_has_made() {
     for file in [release().join("ka"), shim()] {
         fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
     }
-    // Between the mounts and ka: nothing that is in /tmp.
+    // The mounts hide all of /tmp from ka.
     let run = |before: &str| {
         let script = format!(
             "mkdir /mnt/ka && mount --bind '{}' /mnt/ka && mount -t tmpfs none /tmp && mount -t tmpfs none /run && \
@@ -490,7 +493,7 @@ fn a_place_for_links_that_somebody_else_has_made() {
     let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups";
     assert!(run("").starts_with("/run/ka/libka_preload-"), "{}", run(""));
     let taken = "mkdir /run/ka && chown 65534 /run/ka;";
-    // The second place is taken where the first is not root's alone; and none where neither is.
+    // If the first place does not belong to root alone, ka uses the second. If neither does, ka refuses to run.
     assert!(run(taken).starts_with("/tmp/ka-0/libka_preload-"));
     for before in [
         format!("{taken} {nobody} mkdir -m 777 /tmp/ka-0"),
@@ -505,9 +508,9 @@ fn a_place_for_links_that_somebody_else_has_made() {
     }
 }
 
-/// What ka does, it does itself: nobody's program of another name is run, whatever the path says.
+/// ka runs no other program than the user's, whatever PATH contains.
 #[test]
-fn no_other_program_is_run() {
+fn ka_runs_no_other_program() {
     let holder = Holder::start(&mut Command::new(holder()));
     let pid = holder.pid().to_string();
     for (args, programs) in [

@@ -24,7 +24,7 @@ use ka_test::wait::eventually;
 /// The output of `seen connect` if both ends of a connection have the policy.
 const BOTH: [&str; 2] = ["1 60 10 6 0", "1 60 10 6 0"];
 
-/// Its output for both ends without ka.
+/// The same output without ka.
 const NEITHER: [&str; 2] = ["0 7200 75 9 0", "0 7200 75 9 0"];
 
 /// Builds a static program of tests/c, under its own name.
@@ -47,12 +47,12 @@ fn stall() -> &'static Path {
     MADE.get_or_init(|| made("stall"))
 }
 
-/// Whether the attacks can be prepared here.
+/// Returns whether the attacks can be prepared on this machine.
 fn can_attack() -> bool {
-    // SAFETY: takes no pointer.
+    // SAFETY: the call takes no pointer.
     let fault = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
     if let Ok(fault @ 0..) = i32::try_from(fault) {
-        // SAFETY: the descriptor is ours.
+        // SAFETY: this process owns the descriptor.
         unsafe { libc::close(fault) };
         if is_root() {
             return true;
@@ -185,22 +185,22 @@ fn is_survived(attack: &str, place: &str) {
 }
 
 #[test]
-fn a_held_socket_lock_stalls_no_other_program() {
+fn a_held_socket_lock_does_not_stall_other_programs() {
     is_survived("lock", "__lock_sock");
 }
 
 #[test]
-fn a_value_that_never_arrives_stalls_no_other_program() {
+fn a_value_that_never_arrives_does_not_stall_other_programs() {
     is_survived("value", "handle_userfault");
 }
 
 #[test]
-fn a_lingering_socket_stalls_no_other_program() {
+fn a_lingering_socket_does_not_stall_other_programs() {
     is_survived("linger", "wait_woken");
 }
 
 #[test]
-fn a_file_whose_close_waits_stalls_no_other_program() {
+fn a_file_with_a_blocking_close_does_not_stall_other_programs() {
     if !Path::new("/dev/fuse").exists() {
         skip("there is no /dev/fuse here");
         return;
@@ -210,7 +210,7 @@ fn a_file_whose_close_waits_stalls_no_other_program() {
 
 /// One user's processes cannot use up the supervisor's threads.
 #[test]
-fn many_attackers_of_another_user_stall_no_other_program() {
+fn many_attackers_of_another_user_do_not_stall_other_programs() {
     if !can_attack() {
         return;
     }
@@ -225,7 +225,7 @@ fn many_attackers_of_another_user_stall_no_other_program() {
 
 /// If every thread is stuck, calls are let through without the policy, until a thread is free.
 #[test]
-fn without_a_free_thread_calls_are_let_through() {
+fn without_a_free_thread_calls_pass_without_the_policy() {
     if !can_attack() {
         return;
     }
@@ -289,7 +289,7 @@ fn a_stopped_supervisor_is_continued() {
 fn full_pipe() -> (OwnedFd, OwnedFd) {
     let (read, write) = std::io::pipe().unwrap();
     let (read, write) = (OwnedFd::from(read), OwnedFd::from(write));
-    // SAFETY: takes no pointer.
+    // SAFETY: the call takes no pointer.
     let flags = |flags: i32| assert_eq!(unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETFL, flags) }, 0);
     flags(libc::O_NONBLOCK);
     let mut filled = fs::File::from(write.try_clone().unwrap());
@@ -301,7 +301,7 @@ fn full_pipe() -> (OwnedFd, OwnedFd) {
 
 /// ka reports that a program uses io_uring, and that the supervisor was killed, while standard error is full.
 #[test]
-fn a_full_standard_error_stalls_no_program() {
+fn a_full_standard_error_does_not_stall_programs() {
     if outcome(bare(seen()).arg("ring")).1 != "0\n" {
         skip("no io_uring here");
         return;
@@ -360,7 +360,7 @@ fn a_stuck_thread_keeps_no_pipe_open() {
 
 /// ps(1) and pgrep(1) distinguish the program, supervisor, spare and front process.
 #[test]
-fn supervisor_and_spare_have_titles_of_their_own() {
+fn supervisor_and_spare_have_their_own_titles() {
     let mut tree = Tree::start(&["nothing"], 0);
     let title = |pid: i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
@@ -382,7 +382,7 @@ fn supervisor_and_spare_have_titles_of_their_own() {
     assert!(title(front).contains("ka run -v --via seccomp -- sh"), "{}", title(front));
     assert_eq!(tree.connects(), BOTH);
     // The spare becomes the supervisor.
-    // SAFETY: takes no pointer.
+    // SAFETY: the call takes no pointer.
     assert_eq!(unsafe { libc::kill(supervisor, libc::SIGKILL) }, 0);
     let expected = format!("ka: supervisor of sh ({program})");
     eventually("the spare takes over", || title(spare) == expected && name(spare) == "ka-supervisor");

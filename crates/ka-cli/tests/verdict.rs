@@ -1,5 +1,5 @@
-//! All ways to reach a program answer its setsockopt(2) as `ka_policy::judge` says: the shim, the seccomp supervisor, and
-//! the BPF program of a cgroup on the running kernel.
+//! Tests that all ways to reach a program follow `ka_policy::judge` for its setsockopt(2): the shim, the seccomp
+//! supervisor, and the BPF program of a cgroup on the running kernel.
 
 mod command;
 
@@ -15,17 +15,17 @@ use ka_test::child::stdout;
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::path::root;
 
-/// A program that sets options, and prints what becomes of them.
+/// Builds a program that sets options, and prints the result of each call.
 fn program() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| compile(&mut cc(), &root().join("crates/ka-cli/tests/c/verdict.c"), Link::Nothing))
 }
 
-/// One without a user timeout, one with, and one with the automatic one.
+/// A policy without a user timeout, one with a user timeout, and one with an automatic user timeout.
 const POLICIES: [&str; 3] =
     ["60,10,6", "idle=60,intvl=10,cnt=6,user_timeout=9000", "idle=90,intvl=30,cnt=4,user_timeout=auto"];
 
-/// The values around each limit: of the kernel, and of the policies.
+/// Values around each limit of the kernel and of the policies.
 const VALUES: [i32; 28] = [
     i32::MIN,
     -2,
@@ -57,12 +57,12 @@ const VALUES: [i32; 28] = [
     i32::MAX,
 ];
 
-/// Every option with every value.
+/// Returns every option with every value.
 fn grid() -> Vec<(SockOpt, i32)> {
     SockOpt::ALL.into_iter().flat_map(|option| VALUES.map(|value| (option, value))).collect()
 }
 
-/// The value of an option that a socket has from a policy.
+/// Returns the value that a policy sets for an option.
 fn from_policy(policy: &Config, option: SockOpt) -> i32 {
     match (option, policy.user_timeout()) {
         (SockOpt::Timer(Timer::UserTimeout), UserTimeout::Auto) => user_timeout_limit(policy),
@@ -98,7 +98,7 @@ fn compare(way: &str, mode: Mode, policy: &str, mut command: Command) {
     }
 }
 
-/// `ka run` by a way, in each mode with each policy.
+/// Tests `ka run` by one way, in each mode with each policy.
 fn compare_run(way: &str) {
     for mode in Mode::ALL {
         for policy in POLICIES {
