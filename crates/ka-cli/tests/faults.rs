@@ -549,7 +549,9 @@ fn exits_with_a_message_when_out_of_memory() {
             command.args(["run", "--via", way]).arg(program).arg("listen");
             (command, ())
         };
-        without_memory(&format!("ka run --via {way}"), few, prepare, |ran, ()| has_policy_or_is_reported(ran));
+        without_memory(&format!("ka run --via {way}"), few, prepare, |ran, ()| {
+            has_policy_or_is_reported(ran)
+        });
     }
 
     let attach = || {

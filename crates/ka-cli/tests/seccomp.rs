@@ -267,8 +267,8 @@ fn wrappers_of_an_ordinary_user_are_supported_unless_setuid() {
 /// Go turns keepalive on by itself, with 15 s, after connect or accept, unless the program disables that.
 #[test]
 fn the_mode_decides_about_keepalive_of_go() {
-    // Whether an end of a connection has Go's own keepalive. The cases are: nothing disabled, disabled for the
-    // server, for the dialer, and for both. Each has two ends.
+    // True for an end of a connection that has Go's own keepalive, the dialer's end first. The cases are: nothing
+    // disabled, disabled for the dialer, for the listener, and for both.
     const OWN: [bool; 8] = [true, true, false, true, true, false, false, false];
     // Later releases of Go also set the count of probes, to their default of 9.
     for (mode, own, given) in [

@@ -1,9 +1,10 @@
 /*
- * calls: random socket calls, and what each answered, a line each, so that two runs of one seed can be compared.
+ * calls SEED COUNT: makes random socket calls, and prints the result of each on a line. Two runs with the same seed can
+ * be compared.
  *
- * calls SEED COUNT. It has a listener of its own on loopback, and 16 places for descriptors, some of which are never
- * open. What depends on the machine and not on the calls (addresses, ports, times) is not told. Some of the calls are
- * made by syscall(2), past the C library's own functions.
+ * It has a listener on loopback, and 16 slots for descriptors, some of which are never open. It does not print values
+ * that depend on the machine (addresses, ports, times). It makes some of the calls by syscall(2) instead of the
+ * functions of the C library.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -40,7 +41,7 @@ static void tell(const char *call, long result)
     printf("%s %ld %d\n", call, result, result < 0 ? errno : 0);
 }
 
-/* A new descriptor goes to a place that does not depend on what else is open. */
+/* Moves a new descriptor to a slot that does not depend on other open descriptors. */
 static void place(const char *call, int fd)
 {
     int to = FIRST + (int)pick(PLACES);
@@ -48,7 +49,7 @@ static void place(const char *call, int fd)
     if (fd >= 0) {
         dup2(fd, to);
         close(fd);
-        /* What is accepted would wait, too. */
+        /* An accepted socket must not block either. */
         fcntl(to, F_SETFL, O_NONBLOCK);
     }
 }
@@ -71,7 +72,7 @@ int main(int argc, char **argv)
     nobody.sin_port = htons(1);
     socklen_t length = sizeof here;
     int server = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
-    /* What connects finds a place for as long as nobody accepts. */
+    /* The accept queue is long enough for all connections, even if none is accepted. */
     if (bind(server, (struct sockaddr *)&here, length) != 0 || listen(server, 4096) != 0 ||
         getsockname(server, (struct sockaddr *)&here, &length) != 0)
         return 2;

@@ -1,12 +1,15 @@
 /*
- * holder: a process with TCP sockets, which tells what the kernel says of them when it is asked.
+ * holder: a process with TCP sockets, which prints their options on request.
  *
- * It listens on a port of loopback's and connects to itself. Then it reads commands, a line each:
- *   look    a line for each socket: descriptor, SO_KEEPALIVE, idle, intvl, cnt, user timeout; then "end"
- *   open    one more connection, both ends; then "end"
- *   end of input: it ends
- * Arguments, any of them: undumpable (nobody may look inside), task (a thread with descriptors of its own makes the
- * connection), leaderless (and the first thread ends), udp (also a UDP and a unix socket), keepalive (its own: 10, 5, 2).
+ * It listens on a port of loopback and connects to itself. Then it reads commands, one on each line:
+ *   look    prints a line for each socket: descriptor, SO_KEEPALIVE, idle, intvl, cnt, user timeout; then "end"
+ *   open    opens another connection, both ends; then prints "end"
+ * It ends at the end of its input. It accepts any of these arguments:
+ *   undumpable  only root may inspect the process
+ *   task        a thread with its own descriptor table makes the connection
+ *   leaderless  the same, and the first thread ends
+ *   udp         the process also has a UDP and a unix socket
+ *   keepalive   the connecting end has keepalive on, with 10, 5, 2
  */
 #define _GNU_SOURCE
 #include <err.h>

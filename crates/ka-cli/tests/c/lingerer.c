@@ -80,7 +80,7 @@ int main(int argc, char **argv)
             err(EXIT_FAILURE, "accept");
     close(ready[1]);
     if (read(ready[0], &byte, 1) != 1)
-        errx(EXIT_FAILURE, "it has ended");
+        errx(EXIT_FAILURE, "the child has ended");
     alarm(0);
     printf("ready %d\n", pid);
     fflush(stdout);

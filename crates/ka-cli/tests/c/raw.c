@@ -4,7 +4,7 @@
  *
  *   (nothing)    a program that listens by its own instructions
  *   -DBOTH       a program that also listens through the C library
- *   -DOTHER      a program whose own instruction makes a call that has nothing to do with sockets
+ *   -DOTHER      a program whose own instruction makes a call unrelated to sockets
  *   -DLIBRARY    a library with a function that listens
  *   -DPROGRAM    a program that is linked to that library
  */
@@ -36,7 +36,7 @@ static long call(long number, long one, long two, long three)
     __asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2) : "memory");
     return x0;
 #else
-#error "no system call for this machine is written down here"
+#error "this program supports only x86_64 and aarch64"
 #endif
 }
 #endif

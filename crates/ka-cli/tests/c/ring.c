@@ -1,8 +1,8 @@
 /*
- * ring: a connection that is made, and accepted, without a system call of a socket's: through io_uring(7), by hand.
+ * ring: makes and accepts a connection through io_uring(7), without socket system calls and without liburing.
  *
- * It prints what the kernel says of both ends, as holder does: descriptor, SO_KEEPALIVE, idle, intvl, cnt, user timeout.
- * Where there is no io_uring, its status is 77.
+ * It prints the options of both ends, as holder does: descriptor, SO_KEEPALIVE, idle, intvl, cnt, user timeout. If
+ * io_uring is not available, its exit status is 77.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -42,7 +42,7 @@ static void open_ring(void)
         err(EXIT_FAILURE, "mmap");
 }
 
-/* Has the kernel do one thing, and gives its result. */
+/* Submits one operation to the kernel, and returns its result. */
 static int submit(struct io_uring_sqe entry)
 {
     unsigned tail = *word(params.sq_off.tail), mask = *word(params.sq_off.ring_mask);
@@ -80,7 +80,7 @@ int main(void)
     struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
     socklen_t size = sizeof address;
     open_ring();
-    /* Only this end is listened with as usual: io_uring has an operation for that from Linux 6.11 on. */
+    /* listen(2) is an ordinary system call here, because io_uring has an operation for it only since Linux 6.11. */
     int listener = socket(AF_INET, SOCK_STREAM, 0);
     if (bind(listener, (struct sockaddr *)&address, size) != 0 || listen(listener, 8) != 0 ||
         getsockname(listener, (struct sockaddr *)&address, &size) != 0)

@@ -1,31 +1,31 @@
 /*
- * seen: does one thing, and prints what the kernel says of the socket that it is left with: SO_KEEPALIVE, idle, intvl,
- * cnt, user timeout. With `stay` behind it, it then says so, and waits until its standard input ends, so that its sockets
- * can be looked at from outside.
+ * seen ACTION [stay]: does one thing, and prints the options of the resulting socket: SO_KEEPALIVE, idle, intvl, cnt,
+ * user timeout. With `stay`, it then prints `stay` and waits for the end of its standard input, so that other processes
+ * can examine its sockets.
  *
  *   listen       listens
  *   connect      connects to itself
- *   fastopen     sends with MSG_FASTOPEN to itself: sendto, sendmsg and sendmmsg, a line each
- *   set          connects, then sets its own: 15, 15, 9, a user timeout of an hour, and keepalive off
- *   before       sets its own before it connects: on, 30, 50, 5
- *   judge        each wrong setsockopt, and its errno: a line each
- *   threads      200 threads connect at once; prints how many have it
- *   storm        connects 200 times while a timer sends a signal each 50 us; prints how many have it
- *   task         a thread with descriptors of its own listens
- *   daemon FILE  goes into the background, waits, listens, and writes what it sees into FILE
- *   daemons FILE five of them, each from another generation: they listen, and end when FILE is gone
- *   unshare      in a network namespace of its own
- *   nested       in namespaces within namespaces: of users, networks, processes and mounts
- *   ring         makes an io_uring; prints 0 or errno
+ *   fastopen     sends with MSG_FASTOPEN to itself by sendto, sendmsg and sendmmsg, and prints a line for each
+ *   set          connects, then sets 15, 15, 9, a user timeout of an hour, and keepalive off
+ *   before       sets keepalive on and 30, 50, 5, then connects
+ *   judge        makes invalid setsockopt calls, and prints a line with the errno of each
+ *   threads      connects in 200 threads at once; prints the number of sockets with the policy
+ *   storm        does the same in one thread while a timer sends a signal each 50 us
+ *   task         listens in a thread with its own descriptor table
+ *   daemon FILE  goes into the background, waits, listens, and writes the options to FILE
+ *   daemons FILE starts five daemons, each from another generation, which listen until FILE is removed
+ *   unshare      listens in its own network namespace
+ *   nested       listens in nested namespaces of users, networks, processes and mounts
+ *   ring         creates an io_uring; prints 0 or errno
  *   ia32         connects by int 0x80
- *   closed       closes all descriptors but the first three, then listens
+ *   closed       closes all descriptors except the first three, then listens
  *   bare         closes all descriptors, then listens and connects, and waits for a signal
- *   forks        five generations of children, the last of which listens
- *   undumpable   nobody may look inside, then listens
- *   loop         listens again and again, every 20 ms; prints how many had it, of how many
- *   busy         listens as often as it can for half a second; prints how many calls failed, of how many
+ *   forks        forks five generations of children, the last of which listens
+ *   undumpable   makes itself undumpable, so that only root may inspect it, then listens
+ *   loop         listens repeatedly, every 20 ms; prints the number of sockets with the policy, and of all
+ *   busy         listens as often as possible for half a second; prints the number of failed calls, and of all
  *   fd           prints the numbers of its descriptors
- *   limit        may have no more descriptors than it has, then listens
+ *   limit        limits its descriptors to those that it has, then listens
  *   queue        waits for a signal sent by sigqueue(3), and prints its number and value
  */
 #define _GNU_SOURCE
@@ -124,7 +124,7 @@ static void *task(void *unused)
     (void)unused;
     if (unshare(CLONE_FILES) != 0)
         err(EXIT_FAILURE, "unshare");
-    /* A number that the others do not have. */
+    /* This descriptor is not open in the table of the other threads. */
     int fd = tcp();
     dup2(fd, 321);
     listen(321, 5);
@@ -195,7 +195,7 @@ static void fill(const char *path, const char *format, unsigned id)
     close(fd);
 }
 
-/* Who can, goes on as a child in namespaces of its own, in which it is who it was. */
+/* Continues in a child with its own namespaces, in which it keeps its user ID. */
 static void deeper(void)
 {
     unsigned user = geteuid(), group = getegid();
@@ -306,7 +306,7 @@ int main(int argc, char **argv)
         char parameters[120] = { 0 };
         printf("%d\n", syscall(SYS_io_uring_setup, 4, parameters) < 0 ? errno : 0);
     } else if (IS("ia32")) {
-        /* Its pointers are of 32 bits. */
+        /* Pointers of such a call have 32 bits. */
         struct sockaddr_in *low = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
         server = listening();
         int fd = tcp(), other = tcp();

@@ -1,5 +1,5 @@
-// holder, as the one in C, by Go's own net package: it listens, connects to itself, and tells what the kernel says of
-// both ends when it is asked.
+// holder does what holder.c does, with Go's net package. It listens, connects to itself, and prints the options of its
+// sockets on request.
 package main
 
 import (

@@ -1,7 +1,7 @@
-// keepalive: what the kernel says of Go's connections, by what Go is told of keepalive: both ends of one whose listener and
-// dialer are told nothing, of one whose dialer alone is told to leave it alone, of one whose listener is, and of one where
-// both are. A line each, the dialer's end first: SO_KEEPALIVE, idle, intvl, cnt. With an argument, it then says "stay", and
-// waits until its standard input ends.
+// keepalive prints the options of both ends of four connections. In the first, Go sets its own keepalive on both ends.
+// In the others, the program disables that for the dialer, for the listener, or for both. Each end has a line, the
+// dialer's first: SO_KEEPALIVE, idle, intvl, cnt. With an argument, it then prints "stay", and waits for the end of its
+// standard input.
 package main
 
 import (

@@ -1,4 +1,4 @@
-// library, for a program in C: its function listens through Go's net package, and returns the descriptor.
+// library exports a function to C programs, which listens through Go's net package and returns the descriptor.
 package main
 
 import "C"

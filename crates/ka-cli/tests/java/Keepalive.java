@@ -9,8 +9,8 @@ import java.nio.channels.SocketChannel;
 import jdk.net.ExtendedSocketOptions;
 
 /**
- * Connections of both of Java's kinds, sockets and channels, to itself: says "stay" when they are there, and waits until its
- * standard input ends. The last channel has a keepalive of its own: on, and 30 s.
+ * Connects to itself with both kinds of Java's connections, sockets and channels. Then prints "stay", and waits for
+ * the end of its standard input. The last channel sets its own keepalive: on, with 30 s.
  */
 final class Keepalive {
     public static void main(String[] args) throws IOException {
