@@ -45,8 +45,8 @@ fn attach_sets_every_socket_of_a_process() {
                 ""
             )
         );
-        for told in holder.look() {
-            assert_eq!((told.on, told.timers), (true, [280, 30, 5, 430_000]), "{told:?}");
+        for options in holder.look() {
+            assert_eq!((options.on, options.timers), (true, [280, 30, 5, 430_000]), "{options:?}");
         }
         // Connections that the listener accepts later inherit the policy. Go, however, sets its own 15 s on them.
         if program == go_holder() {
@@ -54,9 +54,9 @@ fn attach_sets_every_socket_of_a_process() {
             continue;
         }
         holder.open();
-        let told = holder.look();
-        assert_eq!((told[4].on, told[4].timers), (true, [280, 30, 5, 430_000]));
-        assert_ne!(told[3].timers[0], 280);
+        let options = holder.look();
+        assert_eq!((options[4].on, options[4].timers), (true, [280, 30, 5, 430_000]));
+        assert_ne!(options[3].timers[0], 280);
 
         let (_, out, _) = attach(&["-p", "280,30,5", "-u", "auto"], holder.pid());
         assert!(
@@ -66,7 +66,7 @@ fn attach_sets_every_socket_of_a_process() {
         );
         let (_, out, _) = attach(&["-p", "off"], holder.pid());
         assert_eq!(out, "5 sockets set to off (mode force), 0 unchanged, 0 failed\n");
-        assert!(holder.look().iter().all(|told| !told.on && told.timers[0] == 280));
+        assert!(holder.look().iter().all(|options| !options.on && options.timers[0] == 280));
         holder.end();
     }
 }
@@ -190,7 +190,7 @@ fn undo_restores_the_earlier_values() {
     let (status, out, err) = undo(&["--dry-run"]);
     assert_eq!((status, err.as_str()), (0, ""));
     assert!(out.ends_with("3 sockets would be set back, 0 unchanged, 0 failed\n"), "{out}");
-    assert!(holder.look()[..3].iter().all(|told| told.timers[0] == 280));
+    assert!(holder.look()[..3].iter().all(|options| options.timers[0] == 280));
     assert_eq!(undo(&[]), (0, "3 sockets set back, 0 unchanged, 0 failed\n".to_owned(), String::new()));
     assert_eq!(holder.look()[..3], before[..], "and the connection that was opened since is left alone");
     assert_eq!(undo(&[]), (0, "0 sockets set back, 3 unchanged, 0 failed\n".to_owned(), String::new()));
@@ -239,7 +239,7 @@ fn attach_all_and_user_leave_skipped_programs_alone() {
     let (status, out, _) = outcome(ka().env("KA_SKIP", "holder-*").args(["attach", "--all"]));
     assert_eq!(status, 0);
     assert!(out.ends_with("; 1 process left alone (KA_SKIP)\n"), "{out}");
-    assert!(holder.look().iter().all(|told| !told.on));
+    assert!(holder.look().iter().all(|options| !options.on));
     assert_eq!(outcome(ka().env("KA_SKIP", "holder-*").args(["attach", &holder.pid().to_string()])).0, 0);
     holder.assert_all(60, 10, 6);
 }
@@ -251,9 +251,9 @@ fn the_mode_decides_about_keepalive_that_the_program_has_set() {
         let mut holder = Holder::start(Command::new(holder()).arg("keepalive"));
         let (status, _, err) = attach(&["--mode", mode, "-p", policy], holder.pid());
         assert_eq!((status, err.as_str()), (0, ""));
-        let told = holder.look();
-        assert!(told.iter().all(|told| told.on), "{told:?}");
-        (told[0].timers, told[1].timers)
+        let options = holder.look();
+        assert!(options.iter().all(|options| options.on), "{options:?}");
+        (options[0].timers, options[1].timers)
     };
     assert_eq!(own("force", "60,4,6"), ([60, 4, 6, 0], [60, 4, 6, 0]));
     assert_eq!(own("floor", "60,4,6"), ([60, 4, 6, 0], [10, 4, 2, 0]));
@@ -289,7 +289,7 @@ fn port_selects_sockets_by_either_port() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let (_, out, _) = attach(&["--port", &other.local_addr().unwrap().port().to_string()], holder.pid());
     assert_eq!(out, "0 sockets set to 60,10,6 (mode force), 0 unchanged, 0 failed\n");
-    assert!(holder.look().iter().all(|told| !told.on));
+    assert!(holder.look().iter().all(|options| !options.on));
     // The port of the listener is also a port of both ends of a connection: the local port of one, the peer's of the
     // other.
     let (_, out, _) = attach(&["--port", &holder.port.to_string()], holder.pid());
@@ -474,13 +474,13 @@ fn messages_about_inaccessible_processes_name_what_is_needed() {
     let (status, _, err) = as_nobody_attach(roots.pid());
     assert_eq!(status, 1);
     assert!(err.contains("it belongs to user 0: needs CAP_SYS_PTRACE (run ka as root)"), "{err}");
-    assert!(roots.look().iter().all(|told| !told.on));
+    assert!(roots.look().iter().all(|options| !options.on));
     // Tests a process of the same user that only root may inspect, as on systems that restrict ptrace(2).
     let mut undumpable = Holder::start(&mut nobodys(&["undumpable"]));
     let (status, _, err) = as_nobody_attach(undumpable.pid());
     assert_eq!(status, 1, "{err}");
     assert!(err.contains("not dumpable") || err.contains("ptrace_scope"), "{err}");
-    assert!(undumpable.look().iter().all(|told| !told.on));
+    assert!(undumpable.look().iter().all(|options| !options.on));
     assert_eq!(attach(&["-p", "280,30,5"], undumpable.pid()).0, 0);
     undumpable.assert_all(280, 30, 5);
     // Tests an ordinary process of the same user, which needs no privilege.
@@ -515,7 +515,7 @@ fn all_and_user_select_processes() {
             "3 sockets set to 90,10,6 (mode force), 0 unchanged, 0 failed\n"
         );
         nobodys.assert_all(90, 10, 6);
-        assert!(roots.look().iter().all(|told| !told.on));
+        assert!(roots.look().iter().all(|options| !options.on));
         assert_eq!(
             outcome(ka().args(["attach", "--user", "65534", "-d", "90"])).1,
             "0 sockets set to 90,10,6 (mode force), 3 unchanged, 0 failed\n"
@@ -577,8 +577,9 @@ fn follow_sets_sockets_that_are_opened_later() {
         .arg(holder.pid().to_string());
     let mut child = follow.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let all = |holder: &mut Holder, count: usize| {
-        let told = holder.look();
-        told.len() == count && told.iter().all(|told| told.on && told.timers[..3] == [280, 30, 5])
+        let options = holder.look();
+        options.len() == count
+            && options.iter().all(|options| options.on && options.timers[..3] == [280, 30, 5])
     };
     eventually("the first three have it", || all(&mut holder, 3));
     holder.open();
@@ -604,7 +605,7 @@ fn a_signal_ends_follow_with_success() {
         let mut follow = ka();
         follow.args(["attach", "-f", "--json"]).arg(holder.pid().to_string());
         let mut child = follow.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        eventually("it has looked", || holder.look().iter().all(|told| told.on));
+        eventually("it has looked", || holder.look().iter().all(|options| options.on));
         thread::sleep(Duration::from_millis(200));
         // SAFETY: the child is ours, and was not waited for.
         unsafe { libc::kill(child.id().try_into().unwrap(), signal) };
@@ -648,7 +649,7 @@ fn a_signal_ends_spread_at_once() {
             out,
             "1 socket set to 60,10,6 (mode force), 0 unchanged, 0 failed; 2 sockets of any kind not examined, because a signal came\n"
         );
-        assert_eq!(holder.look().iter().filter(|told| told.on).count(), 1);
+        assert_eq!(holder.look().iter().filter(|options| options.on).count(), 1);
     }
 }
 
@@ -780,7 +781,7 @@ fn a_policy_that_changes_nothing_is_rejected() {
         assert_eq!(holder.look(), before);
     }
     assert_eq!(attach(&["-p", "off"], holder.pid()).0, 0);
-    assert!(holder.look().iter().all(|told| !told.on));
+    assert!(holder.look().iter().all(|options| !options.on));
     assert_eq!(attach(&["-p", "keep", "-d", "33"], holder.pid()).0, 0);
-    assert!(holder.look().iter().all(|told| !told.on && told.timers[0] == 33));
+    assert!(holder.look().iter().all(|options| !options.on && options.timers[0] == 33));
 }

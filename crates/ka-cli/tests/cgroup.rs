@@ -87,7 +87,7 @@ fn all_programs_of_a_cgroup_have_the_policy() {
         }
     }
     outside.open();
-    assert!(outside.look().iter().all(|told| !told.on));
+    assert!(outside.look().iter().all(|options| !options.on));
 
     // `ka check` names the policy of a process.
     let report = |pid: i32| -> Value {
@@ -116,7 +116,7 @@ fn all_programs_of_a_cgroup_have_the_policy() {
     let expected = "idle=90,intvl=9,cnt=3, mode force, detached; open sockets keep their settings\n";
     assert!(said.0 == 0 && said.1.ends_with(expected) && said.2.is_empty(), "{said:?}");
     let mut after = Holder::start(&mut within(&cgroup.0, holder()));
-    assert!(after.look().iter().all(|told| !told.on));
+    assert!(after.look().iter().all(|options| !options.on));
     before.assert_all(90, 9, 3);
     assert_eq!(listed(&cgroup), Vec::<Value>::new());
     assert_eq!(ka_cgroup(&["ls"], &cgroup.0).1, "no cgroup has a policy\n");
@@ -211,8 +211,9 @@ fn default_mode_keeps_keepalive_of_the_program() {
     let mut before = Holder::start(within(&cgroup.0, holder()).arg("keepalive"));
     let result = ka_cgroup(&["attach", "--mode", "default", "-p", "60,10,6"], &cgroup.0);
     assert_eq!(attached(&result), "2 sockets set, 1 unchanged, 0 failed");
-    let own =
-        |holder: &mut Holder| holder.look().iter().map(|told| (told.on, told.timers[0])).collect::<Vec<_>>();
+    let own = |holder: &mut Holder| {
+        holder.look().iter().map(|options| (options.on, options.timers[0])).collect::<Vec<_>>()
+    };
     assert_eq!(own(&mut before), [(true, 60), (true, 10), (true, 60)]);
     let mut after = Holder::start(within(&cgroup.0, holder()).arg("keepalive"));
     assert_eq!(own(&mut after), [(true, 60), (true, 10), (true, 60)]);
@@ -308,8 +309,8 @@ fn values_longer_than_a_page_pass() {
                   for option, value in (socket.TCP_NODELAY, 1), (socket.TCP_USER_TIMEOUT, 3600000):\n\
                   \x20   s.setsockopt(socket.IPPROTO_TCP, option, value.to_bytes(4, 'little') + tail)\n\
                   \x20   print(s.getsockopt(socket.IPPROTO_TCP, option))";
-    let told = stdout(within(&below, Path::new("python3")).args(["-c", python]));
-    assert_eq!(told, "1\n120000\n");
+    let options = stdout(within(&below, Path::new("python3")).args(["-c", python]));
+    assert_eq!(options, "1\n120000\n");
 }
 
 /// The kernel calls the programs of the topmost cgroup last.
@@ -453,8 +454,8 @@ fn sockets_made_by_io_uring_get_the_policy() {
         return;
     }
     assert_eq!((status, err.as_str()), (0, ""));
-    let told: Vec<_> = out.lines().map(|line| line.split_once(' ').unwrap().1).collect();
-    assert_eq!(told, ["1 280 30 5 0"; 2]);
+    let options: Vec<_> = out.lines().map(|line| line.split_once(' ').unwrap().1).collect();
+    assert_eq!(options, ["1 280 30 5 0"; 2]);
 }
 
 /// The keepalive timers of a Multipath TCP connection are those of its subflows, which the kernel reports as TCP.
@@ -540,7 +541,7 @@ fn failures_are_reported() {
     assert_eq!((&rows[0]["mode"], rows.as_array().unwrap().len()), (&"force".into(), 1));
     holder.open();
     assert_eq!(
-        holder.look().iter().map(|told| told.on).collect::<Vec<_>>(),
+        holder.look().iter().map(|options| options.on).collect::<Vec<_>>(),
         [false, false, false, true, true]
     );
 
@@ -733,7 +734,7 @@ fn a_foreground_policy_ends_with_ka() {
     eventually("nothing is attached any more", || listed(&cgroup).is_empty());
     // Open sockets keep the policy. Sockets that a listener accepts inherit it. New sockets have none.
     holder.open();
-    assert_eq!(holder.look().iter().filter(|told| !told.on).count(), 1);
+    assert_eq!(holder.look().iter().filter(|options| !options.on).count(), 1);
 
     let mut third = foreground(&below, "90,9,3");
     holder.end();
@@ -843,10 +844,11 @@ fn deep_and_unreadable_cgroups_are_set_or_reported() {
     // The command in the message reaches those sockets.
     assert!(result.2.contains("use ka attach PID before ka cgroup attach"), "{result:?}");
     detach(&cgroup.0);
-    let told = outcome(ka().args(["attach", "-p", "280,30,5", &deeper.pid().to_string()]));
+    let options = outcome(ka().args(["attach", "-p", "280,30,5", &deeper.pid().to_string()]));
     assert!(
-        told.0 == 0 && told.1.ends_with("3 sockets set to 280,30,5 (mode force), 0 unchanged, 0 failed\n"),
-        "{told:?}"
+        options.0 == 0
+            && options.1.ends_with("3 sockets set to 280,30,5 (mode force), 0 unchanged, 0 failed\n"),
+        "{options:?}"
     );
     deeper.assert_all(280, 30, 5);
     deeper.end();
@@ -941,7 +943,7 @@ fn a_held_lock_does_not_block_the_sweep() {
     // New sockets have the policy before the sweep of the open sockets ends.
     eventually("the policy is in force", || listed(&cgroup).len() == 1);
     victim.open();
-    assert!(victim.look().iter().any(|told| told.on && told.timers == [280, 30, 5, 0]));
+    assert!(victim.look().iter().any(|options| options.on && options.timers == [280, 30, 5, 0]));
     let mut line = String::new();
     BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert!(line.ends_with(" 0 failed; not all were looked at\n"), "{line}");
@@ -1115,7 +1117,7 @@ fn attach_via_bpf_sets_every_socket_of_a_network_namespace() {
     let queued = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let mut holder = Holder::start(Command::new(holder()).arg("keepalive"));
     let all = |holder: &mut Holder| -> Vec<_> {
-        let theirs = holder.look().into_iter().map(|told| (told.on, told.timers));
+        let theirs = holder.look().into_iter().map(|options| (options.on, options.timers));
         let ours = [listener.as_raw_fd(), queued.as_raw_fd()].map(keepalive_options).map(|five| {
             let [on, idle, intvl, cnt, user_timeout] = five.map(Result::unwrap);
             (on != 0, [idle, intvl, cnt, user_timeout])
@@ -1234,8 +1236,8 @@ fn ls_lists_the_options_of_sockets_without_a_process() {
     let sockets: Vec<Value> = serde_json::from_str(&out).unwrap();
     let nobodys: Vec<_> = sockets.iter().filter(|socket| socket["pid"].is_null()).collect();
     let [socket] = nobodys[..] else { panic!("{out}") };
-    let told = ["keepalive", "idle", "intvl", "cnt", "user_timeout_ms"].map(|key| socket[key].clone());
-    assert_eq!(Value::from(told.to_vec()), serde_json::json!([true, 33, 3, 9, 7000]), "{socket}");
+    let options = ["keepalive", "idle", "intvl", "cnt", "user_timeout_ms"].map(|key| socket[key].clone());
+    assert_eq!(Value::from(options.to_vec()), serde_json::json!([true, 33, 3, 9, 7000]), "{socket}");
     // Without the rights to ask the kernel, ka asks the processes, and reports values that it cannot know as null.
     let mut wrapped = Command::new("setpriv");
     wrapped.args(["--bounding-set", "-perfmon,-sys_admin"]);

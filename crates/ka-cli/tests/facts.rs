@@ -170,7 +170,7 @@ fn check_names_the_sockets_that_the_shim_missed() {
     assert!(text.contains(&own) && text.contains("\npreload  yes  "), "{text}");
 
     let running = Staying::start(ka().args(["run", "--via", "preload", "--"]).arg(&program).arg("stay"));
-    let missed: Vec<_> = running.sockets().into_iter().filter(|told| !told.on).collect();
+    let missed: Vec<_> = running.sockets().into_iter().filter(|options| !options.on).collect();
     assert_eq!((missed.len(), running.sockets().len()), (1, 2), "{missed:?}");
     let pid = running.pid().to_string();
     let report = json_of(ka().args(["check", "--json", &pid]));
@@ -182,7 +182,7 @@ fn check_names_the_sockets_that_the_shim_missed() {
     assert_eq!(outcome(ka().args(["check", &pid])).0, 1);
 
     assert_eq!(outcome(ka().args(["attach", &pid])).0, 0);
-    assert!(running.sockets().iter().all(|told| told.on));
+    assert!(running.sockets().iter().all(|options| options.on));
     let (status, text, _) = outcome(ka().args(["check", &pid]));
     assert!(status == 0 && text.contains("nothing: it is under ka already"), "{text}");
     assert_eq!(running.end(), 0);
@@ -376,8 +376,9 @@ fn plan_and_library_compute_the_same_numbers() {
         (&["--policy", "idle=100s, intvl=10s"], [100, 10, 6, 160_000, 180_388]),
     ] {
         let plan = json_of(ka().args(["plan", "--json"]).args(args));
-        let told = ["idle", "intvl", "cnt", "typical_ms", "worst_ms"].map(|key| plan[key].as_u64().unwrap());
-        assert_eq!(told, numbers, "{args:?}");
+        let options =
+            ["idle", "intvl", "cnt", "typical_ms", "worst_ms"].map(|key| plan[key].as_u64().unwrap());
+        assert_eq!(options, numbers, "{args:?}");
         let [idle, intvl, all] = ["idle", "intvl", "probes_per_hour"].map(|key| plan[key].as_f64().unwrap());
         assert!((all - 3600.0 / idle.max(intvl)).abs() < 1e-9, "{plan}");
     }

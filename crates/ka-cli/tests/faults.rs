@@ -142,19 +142,20 @@ fn attach_reports_what_it_has_set_and_sets_no_partial_policy() {
             (attach, holder)
         };
         let judge = |fault: &Fault, ran: &Ran, mut holder: Holder| {
-            let told = holder.look();
+            let options = holder.look();
             // If the kernel does not have the user timeout for a socket, it is left out.
             let lacks = [libc::ENOPROTOOPT, libc::EOPNOTSUPP].contains(&fault.errno);
-            let has = |told: &command::Told| {
-                told.timers == timers || (lacks && told.timers[..3] == timers[..3] && told.timers[3] == 0)
+            let has = |options: &command::Options| {
+                options.timers == timers
+                    || (lacks && options.timers[..3] == timers[..3] && options.timers[3] == 0)
             };
-            let have = told.iter().filter(|told| told.on && has(told)).count();
+            let have = options.iter().filter(|options| options.on && has(options)).count();
             // With keepalive off, idle, intvl and cnt may have changed, but have no effect.
-            if told.iter().any(|told| told.on && !has(told)) {
-                return Err(format!("half a policy: {told:?}"));
+            if options.iter().any(|options| options.on && !has(options)) {
+                return Err(format!("half a policy: {options:?}"));
             }
-            if told.iter().any(|told| !told.on && told.timers[3] != 0) {
-                return Err(format!("a user timeout of a policy that failed: {told:?}"));
+            if options.iter().any(|options| !options.on && options.timers[3] != 0) {
+                return Err(format!("a user timeout of a policy that failed: {options:?}"));
             }
             let count = |what: &str| {
                 let is_summary =
@@ -169,7 +170,7 @@ fn attach_reports_what_it_has_set_and_sets_no_partial_policy() {
             match (count("socket"), count("failed")) {
                 _ if failed_to_say => Ok(()),
                 (Some(set), _) if set != have => Err(format!("{have} sockets have it")),
-                (Some(_), Some(0)) if ran.status == 0 && have < told.len() && !fault.is_gone() => {
+                (Some(_), Some(0)) if ran.status == 0 && have < options.len() && !fault.is_gone() => {
                     Err("it says nothing of the others".to_owned())
                 }
                 (Some(_), Some(0)) if ran.status == 0 => Ok(()),
@@ -466,13 +467,13 @@ fn attach_via_bpf_sets_no_partial_policy() {
         (command, holder)
     };
     let judge = |ran: &Ran, mut holder: Holder| {
-        let told = holder.look();
-        let have = told.iter().filter(|told| told.on && told.timers == [60, 10, 6, 0]).count();
-        let none = told.iter().filter(|told| !told.on && told.timers == [7200, 75, 9, 0]).count();
+        let options = holder.look();
+        let have = options.iter().filter(|options| options.on && options.timers == [60, 10, 6, 0]).count();
+        let none = options.iter().filter(|options| !options.on && options.timers == [7200, 75, 9, 0]).count();
         match ran.status {
             0 if have == 3 => Ok(()),
             2 if have + none == 3 => is_refused(ran, &[2]),
-            _ => Err(format!("{told:?}")),
+            _ => Err(format!("{options:?}")),
         }
     };
     let trial = Trial { name: "ka attach --via bpf", missed: 25, ..TRIAL };
@@ -561,13 +562,17 @@ fn exits_with_a_message_when_out_of_memory() {
         (command, holder)
     };
     let judge = |ran: &Ran, mut holder: Holder| {
-        let told = holder.look();
-        let is_whole = |told: &command::Told| {
-            if told.on { told.timers == [60, 10, 6, 120_000] } else { told.timers == [7200, 75, 9, 0] }
+        let options = holder.look();
+        let is_whole = |options: &command::Options| {
+            if options.on {
+                options.timers == [60, 10, 6, 120_000]
+            } else {
+                options.timers == [7200, 75, 9, 0]
+            }
         };
         match ran.status {
-            _ if !told.iter().all(is_whole) => Err(format!("half a policy: {told:?}")),
-            0 if told.iter().all(|told| told.on) => Ok(()),
+            _ if !options.iter().all(is_whole) => Err(format!("half a policy: {options:?}")),
+            0 if options.iter().all(|options| options.on) => Ok(()),
             _ => is_refused(ran, &[1, 2]),
         }
     };
@@ -747,13 +752,13 @@ fn exits_with_a_message_when_out_of_descriptors() {
         }
         let mut holder = Holder::start(&mut Command::new(holder()));
         let ran = limited(most, ka().args(["attach", &holder.pid().to_string()]));
-        let told = holder.look();
-        let have = told.iter().filter(|told| told.on && told.timers == [60, 10, 6, 0]).count();
-        let none = told.iter().filter(|told| !told.on && told.timers == [7200, 75, 9, 0]).count();
+        let options = holder.look();
+        let have = options.iter().filter(|options| options.on && options.timers == [60, 10, 6, 0]).count();
+        let none = options.iter().filter(|options| !options.on && options.timers == [7200, 75, 9, 0]).count();
         let result = match ran.status {
             0 if have == 3 => Ok(()),
             _ if have + none == 3 => is_refused(&ran, &[1, 2]),
-            _ => Err(format!("{told:?}")),
+            _ => Err(format!("{options:?}")),
         };
         result.unwrap_or_else(|why| panic!("{most} descriptors, attach: {why}: {ran:?}"));
         for arguments in
@@ -918,7 +923,7 @@ fn a_process_that_reuses_the_pid_is_left_alone() {
             return Ok(());
         }
         taken.fetch_add(1, Ordering::Relaxed);
-        let set = impostor.look().iter().filter(|told| told.on).count();
+        let set = impostor.look().iter().filter(|options| options.on).count();
         match set {
             0 => Ok(()),
             // Before ka had a pidfd, the PID denoted whichever process had it.

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use command::cgroups::{Cgroup, attaching, on_its_own, profile_calls, unit_calls};
-use command::{CleanUp, Holder, Told, as_nobody, bare, holder, ka, public};
+use command::{CleanUp, Holder, Options, as_nobody, bare, holder, ka, public};
 use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::compiler::{Link, allowing, cc, compile};
@@ -63,7 +63,7 @@ impl Attacker {
 
     /// Reads the options of the attacker's sockets. It omits sockets whose lock is held, because they could block this
     /// test.
-    fn others(&self) -> Vec<Told> {
+    fn others(&self) -> Vec<Options> {
         let locked = &self.said;
         command::outside_but(self.child.id().try_into().unwrap(), locked)
     }
@@ -162,7 +162,7 @@ fn ka_sets_other_sockets_while_a_lock_is_held() {
     before.assert_all(280, 30, 5);
     after.assert_all(280, 30, 5);
     assert_eq!(evil.others().len(), 4);
-    assert!(evil.others().iter().all(|told| told.on && told.timers[..3] == [280, 30, 5]));
+    assert!(evil.others().iter().all(|options| options.on && options.timers[..3] == [280, 30, 5]));
 
     let (status, out, err) =
         ends(attach(&["--json", "-p", "281,30,5", &evil.pid(), &after.pid().to_string()]));
@@ -187,7 +187,7 @@ fn ka_sets_other_sockets_while_a_lock_is_held() {
         assert!(out.ends_with(&counts), "{out}{err}");
         before.assert_all(290, 30, 5);
         after.assert_all(290, 30, 5);
-        assert!(evil.others().iter().all(|told| told.timers[..3] == [290, 30, 5]));
+        assert!(evil.others().iter().all(|options| options.timers[..3] == [290, 30, 5]));
     }
 }
 
@@ -224,12 +224,12 @@ fn ka_ends_at_a_signal_while_a_lock_is_held() {
     }
     // The same while ka follows, with a stuck worker left behind.
     let child = spawn(attach(&["--follow", "--all", "--interval", "100ms", "-p", "280,30,5"]));
-    let is_set = |told: &Told| told.on && told.timers[..3] == [280, 30, 5];
+    let is_set = |options: &Options| options.on && options.timers[..3] == [280, 30, 5];
     eventually("the victim is set", || victim.look().iter().all(is_set));
     victim.open();
     eventually("what the victim opens later is set", || {
-        let told = victim.look();
-        told.len() == 5 && told.iter().all(is_set)
+        let options = victim.look();
+        options.len() == 5 && options.iter().all(is_set)
     });
     terminate(&child);
     let (status, out, err) = output(child, "ka attach --follow");
@@ -281,7 +281,7 @@ fn lingering_sockets_do_not_block_ka() {
         strace.args(["attach", "--all", "-p", "280,30,5"]).args(follow.then_some("--follow"));
         let child =
             strace.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let is_set = |told: &Told| told.on && told.timers[..3] == [280, 30, 5];
+        let is_set = |options: &Options| options.on && options.timers[..3] == [280, 30, 5];
         if follow {
             eventually_long("the victim is set", || victim.look().iter().all(is_set));
             let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
@@ -328,7 +328,7 @@ fn a_cgroup_gets_its_policy_while_a_lock_is_held() {
         after.assert_all(idle, 30, 5);
         // In mode default, sockets that have keepalive on keep their settings.
         if mode == "force" {
-            assert!(evil.others().iter().all(|told| told.on && told.timers[..3] == [idle, 30, 5]));
+            assert!(evil.others().iter().all(|options| options.on && options.timers[..3] == [idle, 30, 5]));
         }
     };
     let args = |mode, idle: i32| {
@@ -445,7 +445,7 @@ fn sockets_keep_their_class() {
     let (_, out, err) = elsewhere(&["check"]);
     assert!(out.contains("class of net_cls"), "{out}{err}");
     assert_eq!(classed(), (3, 3));
-    assert!(holder.look().iter().all(|told| !told.on));
+    assert!(holder.look().iter().all(|options| !options.on));
 
     for args in [&["check"][..], &["ls", "--pid"], &["attach", "--dry-run"], &["attach", "-p", "280,30,5"]] {
         let mut command = ka();
@@ -490,8 +490,8 @@ fn sockets_keep_their_class() {
     fs::write(&tasks, pid.to_string()).unwrap();
     holder.open();
     assert_eq!(classed().0, 5);
-    let told = holder.look();
-    assert_eq!(told.iter().filter(|told| !told.on).count(), 1, "{told:?}");
+    let options = holder.look();
+    assert_eq!(options.iter().filter(|options| !options.on).count(), 1, "{options:?}");
     let said = || fs::read_to_string(&errors).unwrap();
     eventually("ka names the program", || said().contains("class of net_cls"));
     assert!(said().contains("no policy") && said().contains("--lose-class"), "{}", said());

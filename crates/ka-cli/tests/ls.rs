@@ -66,8 +66,8 @@ fn ls_reports_the_values_of_the_kernel() {
         let socket = of_fd(&sockets, fd);
         let [on, idle, intvl, cnt, user_timeout] = keepalive_options(fd).map(Result::unwrap);
         assert_eq!(socket["keepalive"], on == 1, "{socket}");
-        let told = ["idle", "intvl", "cnt", "user_timeout_ms"].map(|key| socket[key].as_i64().unwrap());
-        assert_eq!(told, [idle, intvl, cnt, user_timeout].map(i64::from), "{socket}");
+        let options = ["idle", "intvl", "cnt", "user_timeout_ms"].map(|key| socket[key].as_i64().unwrap());
+        assert_eq!(options, [idle, intvl, cnt, user_timeout].map(i64::from), "{socket}");
         assert_eq!(socket["state"], state);
         assert_eq!(socket["pid"], std::process::id());
         assert_eq!(socket["peer"], peer.map_or(Value::Null, |peer| peer.to_string().into()));
@@ -639,8 +639,8 @@ fn closed_standard_descriptors_are_not_reused() {
     assert!(bare("sh").args(["-c", &script]).status().unwrap().success());
     holder.assert_all(60, 10, 6);
     // ka has written nothing to this connection.
-    let told = holder.look();
-    assert_eq!(told.len(), 3);
+    let options = holder.look();
+    assert_eq!(options.len(), 3);
     let (_, table, _) =
         outcome(Command::new("ss").args(["-tnH", "sport", "=", &format!(":{}", holder.port)]));
     assert!(table.lines().all(|line| line.split_whitespace().nth(1) == Some("0")), "{table}");

@@ -38,7 +38,7 @@ fn ka_attach_sets_its_own_policy() {
     holder.assert_all(30, 5, 3);
     let (_, out, _) = outcome(under("60,10,6").args(["attach", "-p", "off", &holder.pid().to_string()]));
     assert_eq!(out, "3 sockets set to off (mode force), 0 unchanged, 0 failed\n");
-    assert!(holder.look().iter().all(|told| !told.on));
+    assert!(holder.look().iter().all(|options| !options.on));
 }
 
 /// The program is static, so it gets a policy only from the supervisor.

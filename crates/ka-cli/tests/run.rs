@@ -78,10 +78,10 @@ fn with_file(make: &str, run: &str) -> (String, String) {
         holder().display()
     ));
     let text = |bytes| String::from_utf8(bytes).unwrap();
-    let (told, said) = (text(output.stdout), text(output.stderr));
+    let (options, said) = (text(output.stdout), text(output.stderr));
     let listener =
-        told.lines().nth(1).and_then(|line| line.split_once(' ')).map(|(_, values)| values.to_owned());
-    (listener.unwrap_or_else(|| panic!("{make}: {run}: {told}{said}")), said)
+        options.lines().nth(1).and_then(|line| line.split_once(' ')).map(|(_, values)| values.to_owned());
+    (listener.unwrap_or_else(|| panic!("{make}: {run}: {options}{said}")), said)
 }
 
 /// A part of a stronger source overrides the same part of a weaker one. A whole policy overrides all parts.
@@ -102,9 +102,9 @@ fn a_whole_policy_overrides_all_parts_of_ka_conf() {
             ("KA_IDLE=99\\nKA_USER_TIMEOUT=5000", "-c 3", "1 99 10 3 5000"),
             ("KA_IDLE=99\\nKA_USER_TIMEOUT=5000", "", "1 99 10 6 5000"),
         ] {
-            let told =
+            let options =
                 with_file(&format!("printf '{file}\\n' >/etc/ka.conf"), &format!("--via {way} {policy}"));
-            assert_eq!(told, (expected.to_owned(), String::new()), "{way} {file} {policy}");
+            assert_eq!(options, (expected.to_owned(), String::new()), "{way} {file} {policy}");
         }
     }
 }
@@ -133,9 +133,10 @@ fn each_way_names_an_ignored_ka_conf() {
                 "\"IDLE=7\": must be a KA_ variable and its value; it does not count\n",
             ),
         ] {
-            let told = with_file(&format!("echo KA_IDLE=99 >/etc/ka.conf; {make}"), &format!("--via {way}"));
+            let options =
+                with_file(&format!("echo KA_IDLE=99 >/etc/ka.conf; {make}"), &format!("--via {way}"));
             let said = if said.is_empty() { String::new() } else { format!("ka: /etc/ka.conf: {said}") };
-            assert_eq!(told, (format!("1 {idle} 10 6 0"), said), "{way}: {make}");
+            assert_eq!(options, (format!("1 {idle} 10 6 0"), said), "{way}: {make}");
         }
     }
 }

@@ -14,7 +14,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use command::{
-    CleanUp, Holder, Staying, Told, as_nobody, bare, go_holder, go_program, holder, holder_with, ka,
+    CleanUp, Holder, Options, Staying, as_nobody, bare, go_holder, go_program, holder, holder_with, ka,
     number_behind, outcome, public, refusing, static_holder,
 };
 use ka_test::artifact::{release, shim};
@@ -52,7 +52,7 @@ fn refused(call: libc::c_long, errno: i32, argument: Option<(u32, i32)>) -> Comm
 }
 
 /// Returns the options of the program's socket, which the program prints.
-fn told(what: &str, flags: &[&str]) -> String {
+fn options(what: &str, flags: &[&str]) -> String {
     stdout(run().args(flags).arg(seen()).arg(what))
 }
 
@@ -290,7 +290,8 @@ fn the_mode_decides_about_keepalive_of_go() {
             let expected: Vec<_> = expected.iter().map(|line| line.replace("15 15 9", "15 15 6")).collect();
             assert_eq!(said, expected, "{mode}, cgo {cgo}");
             // Go also has two listeners, on which it sets nothing.
-            let mut outside: Vec<_> = go.sockets().iter().map(|told| (told.on, told.timers[0])).collect();
+            let mut outside: Vec<_> =
+                go.sockets().iter().map(|options| (options.on, options.timers[0])).collect();
             outside.sort_unstable();
             let listener = (mode != "none", if mode == "none" { 7200 } else { 60 });
             let line = |line: &String| {
@@ -330,7 +331,8 @@ fn sockets_of_java_have_the_policy() {
                 "-cp",
             ]);
             let java = Staying::start(command.arg(&folder).arg("Keepalive"));
-            let mut idle: Vec<_> = java.sockets().iter().map(|told| (told.on, told.timers[0])).collect();
+            let mut idle: Vec<_> =
+                java.sockets().iter().map(|options| (options.on, options.timers[0])).collect();
             idle.sort_unstable();
             assert_eq!(idle, [[(true, own)].as_slice(), &[(true, 60); 5]].concat(), "{via}, {mode}");
             assert_eq!(java.end(), 0);
@@ -340,9 +342,9 @@ fn sockets_of_java_have_the_policy() {
 
 #[test]
 fn sockets_that_connect_listen_and_accept_have_the_policy() {
-    assert_eq!(told("listen", &[]), STANDARD);
-    assert_eq!(told("connect", &["-p", "280,30,5", "-u", "auto"]), "1 280 30 5 430000\n".repeat(2));
-    assert_eq!(told("fastopen", &[]), STANDARD.repeat(3), "sendto, sendmsg, sendmmsg");
+    assert_eq!(options("listen", &[]), STANDARD);
+    assert_eq!(options("connect", &["-p", "280,30,5", "-u", "auto"]), "1 280 30 5 430000\n".repeat(2));
+    assert_eq!(options("fastopen", &[]), STANDARD.repeat(3), "sendto, sendmsg, sendmmsg");
     // The variables apply as well.
     assert_eq!(stdout(run().env("KA_POLICY", "99,9,9").arg(seen()).arg("listen")), "1 99 9 9 0\n");
 }
@@ -371,8 +373,8 @@ fn the_mode_decides_about_calls_of_the_program() {
         ("floor", "1 15 10 6 120000\n", "1 30 10 5 0\n"),
         ("default", "0 15 15 9 3600000\n", "1 30 50 5 0\n"),
     ] {
-        assert_eq!(told("set", &["--mode", mode]), after, "{mode}");
-        assert_eq!(told("before", &["--mode", mode]), before, "{mode}");
+        assert_eq!(options("set", &["--mode", mode]), after, "{mode}");
+        assert_eq!(options("before", &["--mode", mode]), before, "{mode}");
     }
     // A call that fails without ka also fails with it.
     for mode in ["force", "floor", "default"] {
@@ -388,8 +390,8 @@ fn the_mode_decides_about_calls_of_the_program() {
         );
         let mut run = run();
         let input = fs::File::open("/dev/null").unwrap();
-        let told = stdout(run.args(["--mode", mode]).arg(seen()).arg("judge").stdin(input));
-        assert_eq!(told, expected, "{mode}");
+        let options = stdout(run.args(["--mode", mode]).arg(seen()).arg("judge").stdin(input));
+        assert_eq!(options, expected, "{mode}");
     }
 }
 
@@ -405,8 +407,8 @@ fn the_mode_is_enforced_without_process_vm_readv() {
             assert_eq!(under(errno, mode, "set"), (0, after.to_owned(), String::new()));
         }
     }
-    let (_, told, _) = under(libc::EPERM, "floor", "judge");
-    assert!(told.contains(&format!("pointer {}\n", libc::EFAULT)), "{told}");
+    let (_, options, _) = under(libc::EPERM, "floor", "judge");
+    assert!(options.contains(&format!("pointer {}\n", libc::EFAULT)), "{options}");
 }
 
 /// Tests threads, forks, namespaces, a thread's own descriptor table, closed or exhausted descriptors, and a signal
@@ -448,11 +450,11 @@ fn threads_forks_and_namespaces_are_supervised() {
 fn a_program_that_closes_all_descriptors_is_supervised() {
     let mut child = run().arg(seen()).arg("bare").spawn().unwrap();
     let pid = child.id().try_into().unwrap();
-    let policy = Told { fd: 0, on: true, timers: [60, 10, 6, 0] };
+    let policy = Options { fd: 0, on: true, timers: [60, 10, 6, 0] };
     eventually("its two sockets have the policy", || {
         let mut sockets = command::outside(pid);
-        sockets.sort_unstable_by_key(|told| told.fd);
-        sockets == [policy, Told { fd: 1, ..policy }]
+        sockets.sort_unstable_by_key(|options| options.fd);
+        sockets == [policy, Options { fd: 1, ..policy }]
     });
     kill(pid, libc::SIGTERM);
     assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGTERM));
@@ -545,7 +547,7 @@ fn daemons_of_daemons_are_supervised() {
     let (status, out, err) = outcome(run().arg("-v").arg(seen()).arg("daemons").arg(&file));
     assert_eq!((status, out.as_str()), (0, ""), "{err}");
     let supervisor = number_behind(&err, "supervisor ");
-    let policy = |told: &Told| (told.on, told.timers) == (true, [60, 10, 6, 0]);
+    let policy = |options: &Options| (options.on, options.timers) == (true, [60, 10, 6, 0]);
     eventually("five daemons listen, and have the policy", || {
         let sockets = command::outside(supervisor);
         sockets.len() == 5 && sockets.iter().all(policy)
@@ -627,7 +629,9 @@ fn killing_the_job_leaves_other_groups_supervised() {
     eventually("there is somebody in another session", || file.exists());
     kill(-i32::try_from(child.id()).unwrap(), libc::SIGKILL);
     assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
-    eventually("its socket has the policy", || fs::read_to_string(&file).is_ok_and(|told| told == STANDARD));
+    eventually("its socket has the policy", || {
+        fs::read_to_string(&file).is_ok_and(|options| options == STANDARD)
+    });
 }
 
 /// If nothing reaps orphans, as the first process of a container may not, they would remain forever.
@@ -643,8 +647,8 @@ fn no_process_of_ka_remains_after_the_program_ends() {
     for (script, status) in [("exit 3", "3"), ("kill -USR1 $$", "-10")] {
         let mut command = bare("python3");
         command.args(["-c", init]).arg(release().join("ka"));
-        let told = stdout(command.args(["run", "--via", "seccomp", "sh", "-c", script]));
-        assert_eq!(told, format!("{status}\nnothing\n"));
+        let options = stdout(command.args(["run", "--via", "seccomp", "sh", "-c", script]));
+        assert_eq!(options, format!("{status}\nnothing\n"));
     }
 }
 
@@ -711,9 +715,9 @@ fn default_mode_changes_the_result_of_no_call() {
     for seed in 1..=60 {
         let arguments = [seed.to_string(), "3000".to_owned()];
         let alone = || {
-            let told = stdout(bare(&calls).args(&arguments));
-            assert!(told.lines().count() >= 3000, "seed {seed}");
-            told
+            let options = stdout(bare(&calls).args(&arguments));
+            assert!(options.lines().count() >= 3000, "seed {seed}");
+            options
         };
         let first = alone();
         for via in ["seccomp", "preload"] {
@@ -764,7 +768,7 @@ fn ka_attach_under_a_supervisor_reports_true_results() {
         )
     );
     let there = outside.look();
-    assert!(there.iter().all(|told| told.on && told.timers == [99, 9, 9, 5000]), "{there:?}");
+    assert!(there.iter().all(|options| options.on && options.timers == [99, 9, 9, 5000]), "{there:?}");
     let mut outside = Holder::start(&mut bare(holder()));
     assert_eq!(
         attach("default", own, &outside).1,
@@ -829,9 +833,9 @@ fn io_uring_is_reported_once_and_can_be_denied() {
     // A socket that io_uring connects has no policy, as the message says. An accepted socket inherits the policy of
     // the listener. The C program uses the ring without liburing, by the two system calls.
     let connects = compile(&mut cc(), &root().join("crates/ka-cli/tests/c/ring.c"), Link::Nothing);
-    let told = stdout(run().arg(connects));
-    let told: Vec<_> = told.lines().map(|line| line.split_once(' ').unwrap().1).collect();
-    assert_eq!(told, ["0 7200 75 9 0", "1 60 10 6 0"]);
+    let options = stdout(run().arg(connects));
+    let options: Vec<_> = options.lines().map(|line| line.split_once(' ').unwrap().1).collect();
+    assert_eq!(options, ["0 7200 75 9 0", "1 60 10 6 0"]);
     let twice = format!("{0} ring; {0} ring", seen().display());
     assert_eq!(outcome(run().args(["sh", "-c", &twice])).2.lines().count(), 1);
     // The option requires this way, so ka chooses it.
@@ -875,7 +879,7 @@ fn ordinary_users_can_run_a_supervisor() {
     let (status, out, err) = outcome(ka("seen").arg("undumpable"));
     assert_eq!((status, out.as_str()), (0, "0 7200 75 9 0\n"));
     assert!(err.contains("(seen) is not reached, and its sockets have no policy"), "{err}");
-    assert_eq!(told("undumpable", &[]), STANDARD);
+    assert_eq!(options("undumpable", &[]), STANDARD);
 
     // Under the filter, a setuid program would lose its rights, so ka does not run it. As a child of root's process
     // it keeps them.
@@ -1076,7 +1080,7 @@ fn rules_select_by_local_port() {
         print([see(s) for s in (l, b, u, a)])\n\
         for s in (l, b, u, a): own(s)\n\
         print([see(s) for s in (l, b, u, a)])";
-    let told = |via: &str, mode: &str, rules: &str| {
+    let options = |via: &str, mode: &str, rules: &str| {
         let mut command = ka();
         command.env("KA_RULES", rules).args(["run", "--via", via, "--mode", mode, "python3", "-c", script]);
         let (status, out, err) = outcome(&mut command);
@@ -1085,7 +1089,7 @@ fn rules_select_by_local_port() {
     };
     // Tests rules for all ephemeral ports, for no ephemeral port, and for any port.
     let is_ours = |via: &str, mode: &str, rules: &str, expected: [&str; 2]| {
-        let (out, err) = told(via, mode, rules);
+        let (out, err) = options(via, mode, rules);
         assert_eq!(
             (out.lines().collect::<Vec<_>>(), err.as_str()),
             (expected.to_vec(), ""),
@@ -1107,10 +1111,10 @@ fn rules_select_by_local_port() {
     // Sockets that the shim reaches get the same values from it.
     let rules = "lport=1024-65535 idle=33";
     assert_eq!(
-        told("preload", "force", rules).0.lines().next(),
-        told("seccomp", "force", rules).0.lines().next()
+        options("preload", "force", rules).0.lines().next(),
+        options("seccomp", "force", rules).0.lines().next()
     );
-    let (out, err) = told("seccomp", "default", "lport=x skip; skip");
+    let (out, err) = options("seccomp", "default", "lport=x skip; skip");
     assert!(out.starts_with(&same(off)), "{out}");
     assert!(
         err.starts_with("ka: KA_RULES=\"") && err.contains("1..65535") && err.lines().count() == 1,

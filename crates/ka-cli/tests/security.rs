@@ -80,7 +80,7 @@ fn a_reused_pid_is_not_mistaken_for_the_process() {
         drop(meant);
         let mut other = holder_numbered(NUMBER, &mut Command::new(holder()));
         if let Some((status, out, err)) = said(ka) {
-            assert!(other.look().iter().all(|told| !told.on), "another process was set: {out}{err}");
+            assert!(other.look().iter().all(|options| !options.on), "another process was set: {out}{err}");
             assert_eq!(status, 0, "{out}{err}");
             assert!(
                 out.ends_with("0 sockets set to 60,10,6 (mode force), 0 unchanged, 0 failed\n"),
@@ -102,7 +102,7 @@ fn follow_ends_with_the_process_and_ignores_a_reused_pid() {
     let mut meant = holder_numbered(NUMBER, &mut Command::new(holder()));
     let mut ka = ka();
     let mut follower = Running::start(ka.args(["attach", "--follow", "--interval", "100ms", "3000"]));
-    eventually("the process is set", || meant.look().iter().all(|told| told.on));
+    eventually("the process is set", || meant.look().iter().all(|options| options.on));
     let pid = libc::pid_t::try_from(follower.0.id()).unwrap();
     // SAFETY: the call takes no pointer, and the child is ours.
     unsafe { libc::kill(pid, libc::SIGSTOP) };
@@ -111,7 +111,7 @@ fn follow_ends_with_the_process_and_ignores_a_reused_pid() {
     // SAFETY: as above.
     unsafe { libc::kill(pid, libc::SIGCONT) };
     eventually("it ends with the process that it follows", || follower.0.try_wait().unwrap().is_some());
-    assert!(other.look().iter().all(|told| !told.on));
+    assert!(other.look().iter().all(|options| !options.on));
 }
 
 /// ka finds that a process belongs to the user. Before ka opens it, a process of root gets the PID.
@@ -135,7 +135,7 @@ fn a_process_of_another_user_is_not_set_by_user() {
         drop(meant);
         let mut other = holder_numbered(NUMBER, &mut Command::new(&program));
         if let Some((status, out, err)) = said(ka) {
-            assert!(other.look().iter().all(|told| !told.on), "root's process was set: {out}{err}");
+            assert!(other.look().iter().all(|options| !options.on), "root's process was set: {out}{err}");
             assert_eq!(
                 (status, out.as_str()),
                 (0, "0 sockets set to 60,10,6 (mode force), 0 unchanged, 0 failed\n"),

@@ -131,15 +131,15 @@ impl Tree {
                 let lines = lines.map(Result::unwrap).filter(|line| !line.starts_with("ended "));
                 let _ = send.send(lines.take_while(|line| line != "served").collect());
             });
-            let told = receive.recv_timeout(Duration::from_secs(20));
-            if told.is_err() {
+            let options = receive.recv_timeout(Duration::from_secs(20));
+            if options.is_err() {
                 // Without both processes calls fail, so the programs and the test end.
                 drop(self.child.stdin.take());
                 fs::write(self.folder.join("end"), "").unwrap();
                 kill(self.spare, libc::SIGKILL);
                 kill(self.supervisor, libc::SIGKILL);
             }
-            told
+            options
         })
         .expect("the victim is not served while somebody else keeps the supervisor waiting")
     }
@@ -232,8 +232,8 @@ fn without_a_free_thread_calls_pass_without_the_policy() {
     let mut tree = Tree::start(&["lock", "40", "stay"], 40);
     let mark = "no thread of the supervisor is left";
     eventually("ka says that it lets all calls through", || {
-        let told = tree.connects();
-        assert!(told == BOTH || told == NEITHER, "{told:?}");
+        let options = tree.connects();
+        assert!(options == BOTH || options == NEITHER, "{options:?}");
         tree.said().contains(mark)
     });
     assert_eq!(tree.connects(), NEITHER);
@@ -317,10 +317,10 @@ fn a_full_standard_error_does_not_stall_programs() {
             status = child.try_wait().unwrap();
             status.is_some()
         });
-        let mut told = String::new();
-        child.stdout.take().unwrap().read_to_string(&mut told).unwrap();
+        let mut options = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut options).unwrap();
         drop(read);
-        (status.unwrap().code(), told)
+        (status.unwrap().code(), options)
     };
     let both = BOTH.join("\n") + "\n";
     assert_eq!(run("\"$0\" ring; \"$0\" connect"), (Some(0), format!("0\n{both}")));

@@ -9,7 +9,7 @@ use crate::option::Timer;
 /// A sysctl may hold a value that no program can set on a socket, such as 86400, 0 or -1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Whether keepalive is on.
+    /// True if keepalive is on.
     pub enabled: bool,
     /// The idle time before the first probe, in seconds.
     pub idle: i32,

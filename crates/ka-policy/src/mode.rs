@@ -1,17 +1,17 @@
-//! The mode of a policy: how much a program may decide about its own keepalive.
+//! The mode of a policy: whether a program may override it for its own sockets.
 
 use ka_core::bytes::place;
 use ka_core::{Config, Error, Kernel, SockOpt, Socket, Timer, UserTimeout};
 
-/// How much a program may decide about the keepalive of its sockets.
+/// Whether a program may override the policy for its own sockets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// Nothing: the policy is enforced.
+    /// The policy is enforced. The program cannot change it.
     #[default]
     Force,
-    /// The program may choose values that are stricter than the policy's.
+    /// The program may set values that are stricter than those of the policy.
     Floor,
-    /// Everything: the policy is for sockets whose keepalive the program has not turned on.
+    /// The program may set any value. The policy applies to sockets whose keepalive the program has not turned on.
     Default,
 }
 
@@ -19,7 +19,7 @@ impl Mode {
     /// All modes.
     pub const ALL: [Self; 3] = [Self::Force, Self::Floor, Self::Default];
 
-    /// The name, as in `KA_MODE`.
+    /// Returns the name, as in `KA_MODE`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -29,7 +29,7 @@ impl Mode {
         }
     }
 
-    /// Returns the mode of this name.
+    /// Returns the mode with this name.
     #[must_use]
     pub fn named(name: &[u8]) -> Option<Self> {
         match place(b"force,floor,default", name)? {

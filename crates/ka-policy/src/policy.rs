@@ -11,14 +11,14 @@ use crate::rules::Rules;
 pub struct Policy<'r> {
     /// The values for sockets that no rule matches.
     pub config: Config,
-    /// How much the program may decide.
+    /// Whether the program may override the values.
     pub mode: Mode,
     /// Other values for some sockets, by peer and port.
     pub rules: Rules<'r>,
 }
 
 impl Policy<'static> {
-    /// A policy without rules.
+    /// Returns a policy without rules.
     #[must_use]
     pub const fn new(config: Config, mode: Mode) -> Self {
         Self { config, mode, rules: Rules::NONE }

@@ -86,7 +86,7 @@ impl<'r> Rules<'r> {
         self.rules.is_empty()
     }
 
-    /// The rules, in their order.
+    /// Returns the rules, in their order.
     pub fn iter(self) -> core::slice::Iter<'r, Rule> {
         self.rules.iter()
     }

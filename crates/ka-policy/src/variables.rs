@@ -58,7 +58,7 @@ pub enum Variable {
 impl Variable {
     const COUNT: usize = Self::Quiet as usize + 1;
 
-    /// The names of all variables.
+    /// Returns the names of all variables.
     pub fn names() -> impl Iterator<Item = &'static [u8]> {
         Self::NAMES.split(|byte| *byte == b',')
     }
@@ -80,7 +80,7 @@ impl Variable {
         Self::Log,
     ];
 
-    /// The name, as in an environment.
+    /// Returns the name, as in an environment.
     #[must_use]
     pub fn name(self) -> &'static [u8] {
         nth(Self::NAMES, self as usize)
@@ -142,7 +142,7 @@ impl<'a> Source<'a> {
 pub struct Variables<'a> {
     /// The values for sockets that no rule matches. If keepalive is off in them, the program is left alone.
     pub config: Config,
-    /// How much the program may decide.
+    /// Whether the program may override the values.
     pub mode: Mode,
     /// The text of the rules. [`Variables::policy`] reads it.
     pub rules: &'a [u8],
@@ -153,7 +153,7 @@ pub struct Variables<'a> {
 }
 
 impl Default for Variables<'_> {
-    /// The settings without any source: the policy [`Config::STANDARD`] in [`Mode::Force`].
+    /// Returns the settings without any source: the policy [`Config::STANDARD`] in [`Mode::Force`].
     fn default() -> Self {
         Self { config: Config::STANDARD, mode: Mode::Force, rules: b"", skip: b"", log: b"" }
     }

@@ -142,12 +142,12 @@ pub fn raw(flags: &[&str]) -> PathBuf {
 
 /// Returns the kernel's values for the TCP sockets of a process and of its descendants, each socket once. They are
 /// read from another process, through duplicates of the descriptors: pidfd_getfd(2), getsockopt(2).
-pub fn outside(pid: i32) -> Vec<Told> {
+pub fn outside(pid: i32) -> Vec<Options> {
     outside_but(pid, &[])
 }
 
 /// Does the same as [`outside`], but leaves out some descriptors.
-pub fn outside_but(pid: i32, left: &[i32]) -> Vec<Told> {
+pub fn outside_but(pid: i32, left: &[i32]) -> Vec<Options> {
     let mut known = HashSet::new();
     let mut found = Vec::new();
     for pid in family(pid) {
@@ -165,7 +165,7 @@ pub fn outside_but(pid: i32, left: &[i32]) -> Vec<Told> {
             assert!(socket >= 0, "{pid} {fd}: {}", std::io::Error::last_os_error());
             if option(socket, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Ok(libc::IPPROTO_TCP) {
                 let [on, timers @ ..] = keepalive_options(socket).map(Result::unwrap);
-                found.push(Told { fd, on: on != 0, timers });
+                found.push(Options { fd, on: on != 0, timers });
             }
             // SAFETY: this process owns the descriptor, and the next one.
             unsafe { libc::close(socket) };
@@ -213,7 +213,7 @@ impl Staying {
     }
 
     /// Returns the kernel's values for its sockets, and for those of its descendants.
-    pub fn sockets(&self) -> Vec<Told> {
+    pub fn sockets(&self) -> Vec<Options> {
         outside(self.pid())
     }
 
@@ -222,8 +222,8 @@ impl Staying {
     pub fn assert_all(&self, count: usize, idle: i32, intvl: i32, cnt: i32) {
         let sockets = self.sockets();
         assert_eq!(sockets.len(), count, "{sockets:?}");
-        for told in sockets {
-            assert_eq!((told.on, &told.timers[..3]), (true, &[idle, intvl, cnt][..]), "{told:?}");
+        for options in sockets {
+            assert_eq!((options.on, &options.timers[..3]), (true, &[idle, intvl, cnt][..]), "{options:?}");
         }
     }
 
@@ -244,7 +244,7 @@ impl Drop for Staying {
 
 /// The kernel's values for a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct Options {
     pub fd: i32,
     pub on: bool,
     /// idle, intvl, cnt and user timeout.
@@ -295,12 +295,12 @@ impl Holder {
 
     /// Returns the values that the holder reads by getsockopt(2): of the listener, then of both ends of each
     /// connection.
-    pub fn look(&mut self) -> Vec<Told> {
-        let told = |line: String| {
+    pub fn look(&mut self) -> Vec<Options> {
+        let options = |line: String| {
             let numbers: Vec<i32> = line.split(' ').map(|number| number.parse().unwrap()).collect();
-            Told { fd: numbers[0], on: numbers[1] != 0, timers: numbers[2..6].try_into().unwrap() }
+            Options { fd: numbers[0], on: numbers[1] != 0, timers: numbers[2..6].try_into().unwrap() }
         };
-        self.command("look\n").into_iter().map(told).collect()
+        self.command("look\n").into_iter().map(options).collect()
     }
 
     /// Opens another connection.
@@ -311,8 +311,8 @@ impl Holder {
     /// Asserts that all its sockets have this policy.
     #[track_caller]
     pub fn assert_all(&mut self, idle: i32, intvl: i32, cnt: i32) {
-        for told in self.look() {
-            assert_eq!((told.on, &told.timers[..3]), (true, &[idle, intvl, cnt][..]), "{told:?}");
+        for options in self.look() {
+            assert_eq!((options.on, &options.timers[..3]), (true, &[idle, intvl, cnt][..]), "{options:?}");
         }
     }
 
