@@ -1,10 +1,7 @@
 //! The constructor of the library. It finds the real functions, reads the settings, and sets the policy on the
 //! sockets that are already open.
 
-#![expect(
-    unsafe_code,
-    reason = "the loader finds a constructor by its section; only the constructor may initialize the shim"
-)]
+#![expect(unsafe_code, reason = "the constructor, which the loader finds by its section")]
 
 use libc::{POLLNVAL, c_int, pollfd};
 

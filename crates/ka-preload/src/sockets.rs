@@ -92,7 +92,7 @@ pub(crate) fn awaits_rules(fd: c_int) -> bool {
 /// Records that the program has set an option of a socket that awaits rules.
 pub(crate) fn record_option(fd: c_int, option: SockOpt) {
     if let Some(slot) = slot(fd) {
-        // A load and a store, because an atomic or would call a function of libgcc on aarch64, which adds code. If two
+        // A load and a store instead of `fetch_or`, which on aarch64 is a function of libgcc and adds code. If two
         // threads set options of one socket before it connects, one record may be lost.
         slot.store(slot.load(Ordering::Relaxed) | bit(option), Ordering::Relaxed);
     }
