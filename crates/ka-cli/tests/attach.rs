@@ -589,7 +589,7 @@ fn follow_sets_sockets_that_are_opened_later() {
     // `ka attach --follow` ends when the process ends.
     let end = Instant::now() + Duration::from_secs(10);
     while child.try_wait().unwrap().is_none() {
-        assert!(Instant::now() < end, "it follows nobody");
+        assert!(Instant::now() < end, "ka still runs after the process has ended");
         thread::sleep(Duration::from_millis(20));
     }
     let mut out = String::new();
@@ -605,7 +605,7 @@ fn a_signal_ends_follow_with_success() {
         let mut follow = ka();
         follow.args(["attach", "-f", "--json"]).arg(holder.pid().to_string());
         let mut child = follow.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        eventually("it has looked", || holder.look().iter().all(|options| options.on));
+        eventually("ka has set the sockets", || holder.look().iter().all(|options| options.on));
         thread::sleep(Duration::from_millis(200));
         // SAFETY: the child is ours, and was not waited for.
         unsafe { libc::kill(child.id().try_into().unwrap(), signal) };

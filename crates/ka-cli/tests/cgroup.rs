@@ -429,7 +429,7 @@ fn an_interrupted_attach_stays_in_force_until_replaced_or_detached() {
     for (name, idle) in [("old", 50), ("new", 60), ("old", 70), ("new", 80), ("old", 90)] {
         left(name);
         assert_eq!(ka_cgroup(&["attach", "-d", &idle.to_string()], &cgroup.0).0, 0);
-        assert_eq!(names(), [id.as_str()], "nothing else is kept");
+        assert_eq!(names(), [id.as_str()], "no other pin remains");
         let rows = listed(&cgroup);
         assert!(rows.len() == 1 && rows[0]["idle"] == idle, "{rows:?}");
     }
@@ -549,7 +549,7 @@ fn failures_are_reported() {
     let (status, _, err) = ka_cgroup(&["attach"], &cgroup.0);
     assert!(status == 2 && err.contains("bpffs is not mounted at /sys/fs/bpf (mount -t bpf"), "{err}");
     // Unmounting the filesystem removes the policies that were pinned in it.
-    eventually("nothing is attached any more", || listed(&cgroup).is_empty());
+    eventually("no policy is attached", || listed(&cgroup).is_empty());
 }
 
 /// If a cgroup is removed, ls shows its pinned policy, and the next command removes it.
@@ -562,7 +562,7 @@ fn pins_of_removed_cgroups_are_removed() {
     let [first, second] = ["first", "second"].map(|name| cgroup.below(name));
     attached(&ka_cgroup(&["attach"], &first));
     fs::remove_dir(&first).unwrap();
-    eventually("it is shown as removed", || {
+    eventually("ls shows it as removed", || {
         listed(&cgroup).first().is_some_and(|row| row["cgroup"].is_null())
     });
     attached(&ka_cgroup(&["attach"], &second));
@@ -731,7 +731,7 @@ fn a_foreground_policy_ends_with_ka() {
     holder.assert_all(90, 9, 3);
     second.0.kill().unwrap();
     second.0.wait().unwrap();
-    eventually("nothing is attached any more", || listed(&cgroup).is_empty());
+    eventually("no policy is attached", || listed(&cgroup).is_empty());
     // Open sockets keep the policy. Sockets that a listener accepts inherit it. New sockets have none.
     holder.open();
     assert_eq!(holder.look().iter().filter(|options| !options.on).count(), 1);
@@ -739,7 +739,7 @@ fn a_foreground_policy_ends_with_ka() {
     let mut third = foreground(&below, "90,9,3");
     holder.end();
     fs::remove_dir(&below).unwrap();
-    eventually("it ends with the cgroup", || third.0.try_wait().unwrap().is_some());
+    eventually("ka ends with the cgroup", || third.0.try_wait().unwrap().is_some());
 }
 
 /// Processes in a container have another network namespace than ka.
@@ -993,7 +993,7 @@ fn empty_cgroups_that_ka_run_left_are_removed() {
     // SAFETY: a child of ours started this process, which waits until that child ends.
     unsafe { libc::kill(remover, libc::SIGKILL) };
     holder.end();
-    eventually("nobody is in the cgroup", || {
+    eventually("the cgroup has no process", || {
         fs::read_to_string(left.join("cgroup.procs")).is_ok_and(|procs| procs.is_empty())
     });
     let (status, out, err) = outcome(ka().args(["cgroup", "detach", "--all"]));
@@ -1152,7 +1152,7 @@ fn attach_via_bpf_sets_every_socket_of_a_network_namespace() {
         [Ok(1), Ok(60), Ok(4), Ok(6), Ok(0)]
     );
     // That end is closed after its last segment was acknowledged, and the other end is half closed.
-    eventually("it is closed", || {
+    eventually("the connection is closed", || {
         stdout(Command::new("ss").args(["-Htn", "state", "fin-wait-1"])).is_empty()
     });
     assert_eq!(said(&["--mode", "floor", "-p", "60,4,6"]), "1 socket set, 4 unchanged, 0 failed");

@@ -232,7 +232,7 @@ fn check_reports_programs_and_pids_without_sockets() {
         assert!(status == 2 && out.is_empty() && err.contains(": a process is a number, as 1234"), "{err}");
     }
     let mut ended = Command::new("true").spawn().unwrap();
-    eventually("it has ended", || {
+    eventually("the process has ended", || {
         fs::read_to_string(format!("/proc/{}/stat", ended.id())).unwrap().contains(") Z ")
     });
     let (status, out, _) = outcome(ka().args(["check", &ended.id().to_string()]));
@@ -659,7 +659,7 @@ fn defaults_reads_and_sets_the_sysctls() {
     let persist = |path: &Path| format!("--persist={}", path.display());
     assert_eq!(outcome(ka().args(["defaults", "--set", "30,5,3", &persist(&file)])).0, 0);
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644);
-    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "nothing else is left there");
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "no other file is left there");
     assert_eq!(now(), [30, 5, 3]);
     sysctl("tcp_keepalive_time", "7200");
     succeed(Command::new("sysctl").arg("-p").arg(&file));

@@ -71,9 +71,9 @@ fn is_said(ran: &Ran) -> bool {
 /// Checks that ka has ended with one of these statuses and a message.
 fn is_refused(ran: &Ran, statuses: &[i32]) -> Result<(), String> {
     if !statuses.contains(&ran.status) {
-        return Err("that is none of its statuses".to_owned());
+        return Err("ka ended with an undocumented status".to_owned());
     }
-    if is_said(ran) { Ok(()) } else { Err("it does not say why".to_owned()) }
+    if is_said(ran) { Ok(()) } else { Err("ka printed no message".to_owned()) }
 }
 
 /// Judges `ka run`: the program has the policy, or was not started, or ka has reported that it lacks the policy.
@@ -171,7 +171,7 @@ fn attach_reports_what_it_has_set_and_sets_no_partial_policy() {
                 _ if failed_to_say => Ok(()),
                 (Some(set), _) if set != have => Err(format!("{have} sockets have it")),
                 (Some(_), Some(0)) if ran.status == 0 && have < options.len() && !fault.is_gone() => {
-                    Err("it says nothing of the others".to_owned())
+                    Err("ka did not report the other sockets".to_owned())
                 }
                 (Some(_), Some(0)) if ran.status == 0 => Ok(()),
                 (Some(_), Some(0))
@@ -220,9 +220,10 @@ fn ls_lists_only_true_values() {
             if ran.status == 2 {
                 return is_refused(ran, &[2]);
             }
-            let listed = rows(&ran.stdout).ok_or("it prints no JSON")?;
+            let listed = rows(&ran.stdout).ok_or("ka printed no JSON")?;
             for row in &listed {
-                let real = truth.iter().find(|real| key(real) == key(row)).ok_or("a socket that is none")?;
+                let real =
+                    truth.iter().find(|real| key(real) == key(row)).ok_or("a socket that does not exist")?;
                 for (name, value) in row.as_object().ok_or("no object")? {
                     let may_differ = value.is_null() || name == "next_probe_ms" || name == "others";
                     if !may_differ && *value != real[name] && real[name].is_null() == value.is_null() {
@@ -387,7 +388,7 @@ fn a_failed_cgroup_attach_leaves_the_old_policy() {
                 1 if now == "1 30 5 3 0\n" => is_refused(ran, &[1]),
                 2 if now == before => is_refused(ran, &[2]),
                 2 if now == "1 30 5 3 0\n" && ran.stderr.contains("standard output") => Ok(()),
-                _ => Err(format!("it has {now}")),
+                _ => Err(format!("the cgroup has {now}")),
             }
         };
         each(&Trial { name, missed: 10, ..TRIAL }, prepare, judge);
@@ -405,7 +406,7 @@ fn a_failed_cgroup_attach_leaves_the_old_policy() {
         match ran.status {
             0 if now == NONE => Ok(()),
             1 | 2 => is_refused(ran, &[1, 2]),
-            _ => Err(format!("it has {now}")),
+            _ => Err(format!("the cgroup has {now}")),
         }
     };
     each(&Trial { name: "ka cgroup detach", ..TRIAL }, prepare, judge);
@@ -443,7 +444,7 @@ fn run_via_cgroup_applies_the_policy_or_starts_nothing() {
         // Without this process, nothing would remove the cgroup.
         "clone" => is_refused(ran, &[125]),
         // The started process has answered or has ended, so a failure of wait4 does not matter.
-        "wait4" if ran.status != 0 => Err("what it has waited for is there".to_owned()),
+        "wait4" if ran.status != 0 => Err("the process that ka waited for has ended".to_owned()),
         _ => judge_run(fault, ran, STANDARD),
     };
     let trial = Trial { name: "ka run --via cgroup", missed: 5, ..TRIAL };
@@ -522,7 +523,7 @@ fn without_memory<T>(
             panic!("{name}, allocation {number} of {count}: {why}: {ran:?}");
         }
     }
-    assert!(ended > 0, "{name}: nothing has ended for want of memory");
+    assert!(ended > 0, "{name}: no run ended for lack of memory");
     say(&format!("{name}: {} of {count} allocations fail, {ended} end it", count.div_ceil(stride)));
 }
 
@@ -657,7 +658,7 @@ fn a_cgroup_has_one_complete_policy_when_out_of_memory() {
             match ran.status {
                 0 if now == new => Ok(()),
                 1 | 2 if now == new || now == before => is_refused(ran, &[1, 2]),
-                _ => Err(format!("it has {now}")),
+                _ => Err(format!("the cgroup has {now}")),
             }
         };
         without_memory(name, few, prepare, judge);
@@ -678,7 +679,7 @@ fn a_cgroup_has_one_complete_policy_when_out_of_memory() {
         match ran.status {
             0 if now == NONE => Ok(()),
             1 | 2 if now == NONE || now == STANDARD => is_refused(ran, &[1, 2]),
-            _ => Err(format!("it has {now}")),
+            _ => Err(format!("the cgroup has {now}")),
         }
     };
     without_memory("ka cgroup detach", few, prepare, judge);
@@ -772,7 +773,7 @@ fn exits_with_a_message_when_out_of_descriptors() {
             result.unwrap_or_else(|why| panic!("{most} descriptors, {arguments:?}: {why}: {ran:?}"));
         }
     }
-    assert!(refused > 0 && done > 20, "{refused} were refused, {done} done");
+    assert!(refused > 0 && done > 20, "{refused} runs were refused, {done} succeeded");
 }
 
 /// Tests each way with a /proc that is missing or hidden. ka reports what it does not know, and does what is
@@ -931,9 +932,9 @@ fn a_process_that_reuses_the_pid_is_left_alone() {
             _ => Err(format!("{set} sockets of another process were set")),
         }
     };
-    let name = "killed under ka attach, and its number another's";
+    let name = "killed under ka attach, and its PID reused";
     each(&Trial { name, kills: true, missed: 25, few: 1000, ..TRIAL }, prepare, judge);
-    assert!(taken.into_inner() > 10, "no number was another's");
+    assert!(taken.into_inner() > 10, "no PID was reused");
 }
 
 /// The supervised program is killed at each system call of its supervisor. ka must end with the status of the
@@ -947,7 +948,7 @@ fn ka_ends_when_the_program_is_killed_during_a_supervised_call() {
     };
     let judge = |_: &Fault, ran: &Ran, ()| match ran.status {
         0 | 125 | 137 => Ok(()),
-        _ => Err("it ends otherwise".to_owned()),
+        _ => Err("ka ended with another status".to_owned()),
     };
     let name = "killed under ka run --via seccomp";
     each(&Trial { name, kills: true, missed: 10, ..TRIAL }, prepare, judge);

@@ -227,7 +227,7 @@ fn ka_ends_at_a_signal_while_a_lock_is_held() {
     let is_set = |options: &Options| options.on && options.timers[..3] == [280, 30, 5];
     eventually("the victim is set", || victim.look().iter().all(is_set));
     victim.open();
-    eventually("what the victim opens later is set", || {
+    eventually("sockets that the victim opens later are set", || {
         let options = victim.look();
         options.len() == 5 && options.iter().all(is_set)
     });
@@ -497,8 +497,8 @@ fn sockets_keep_their_class() {
     assert!(said().contains("no policy") && said().contains("--lose-class"), "{}", said());
 }
 
-/// Starts a program with 300 threads that each have their own descriptor table, and one socket more than the program had
-/// after `setup`.
+/// Starts a program with 300 threads that each have their own descriptor table, and one socket more than the program
+/// had after `setup`.
 fn three_hundred_tables(setup: &str) -> Running {
     const THREADS: &str = "def run():\n\
         \x20   assert libc.unshare(0x400) == 0\n\

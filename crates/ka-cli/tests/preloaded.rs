@@ -84,7 +84,7 @@ fn ka_run_via_cgroup_sets_its_own_policy() {
     run.args(["run", "--via", "cgroup", "-p", "30,5,3"]).arg(static_holder()).stderr(file);
     Holder::start(&mut run).assert_all(30, 5, 3);
     let said = fs::read_to_string(&said).and_then(|text| fs::remove_file(&said).map(|()| text)).unwrap();
-    assert_eq!(said, "", "it speaks of a cgroup whose policy holds");
+    assert_eq!(said, "", "ka reports that the policy of a cgroup is in force");
 }
 
 /// Only the programs for which the shim is active report wrong variables.

@@ -626,7 +626,7 @@ fn killing_the_job_leaves_other_groups_supervised() {
         seen().display()
     );
     let mut child = run().args(["sh", "-c", &script]).process_group(0).stderr(Stdio::null()).spawn().unwrap();
-    eventually("there is somebody in another session", || file.exists());
+    eventually("a process in another session runs", || file.exists());
     kill(-i32::try_from(child.id()).unwrap(), libc::SIGKILL);
     assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
     eventually("its socket has the policy", || {
@@ -959,7 +959,7 @@ fn signals_to_the_job_reach_a_program_in_its_own_group() {
     });
     kill(-pid, libc::SIGTERM);
     let mut status = None;
-    eventually("it has ended", || {
+    eventually("ka has ended", || {
         status = child.try_wait().unwrap();
         status.is_some()
     });

@@ -110,7 +110,7 @@ fn follow_ends_with_the_process_and_ignores_a_reused_pid() {
     let mut other = holder_numbered(NUMBER, &mut Command::new(holder()));
     // SAFETY: as above.
     unsafe { libc::kill(pid, libc::SIGCONT) };
-    eventually("it ends with the process that it follows", || follower.0.try_wait().unwrap().is_some());
+    eventually("ka ends with the process that it follows", || follower.0.try_wait().unwrap().is_some());
     assert!(other.look().iter().all(|options| !options.on));
 }
 
