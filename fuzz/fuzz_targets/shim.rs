@@ -2,8 +2,8 @@
 //! complaints. The rules decide by address and port. A socket gets the policy that they choose, and the program's own
 //! setsockopt(2) changes only what the mode permits. The kernel reports the options of the socket.
 //!
-//! The input is the environment, one `NAME=value` on each line, a zero byte, the text of the file, a zero byte, and
-//! then steps.
+//! The input is the environment, one `NAME=value` on each line, a zero byte, the text of the file, a zero byte, and then
+//! steps.
 //!
 //! The target makes the calls that the hooks make. It has no hooks itself, because they would intercept its own calls.
 
@@ -329,8 +329,8 @@ fn check_socket(shim: &Shim, told: &Told, rules: &[rule::Rule], input: &mut Inpu
     };
     assert_eq!(kernel::policy(fd), has, "to {to} by {action:?} in {:?}", told.mode);
 
-    // Which policy the program's calls are held to. A rule that asks for what an unbound socket does not have yet
-    // leaves what it was given, by the base policy's measure.
+    // Which policy the program's calls are held to. A rule that asks for what an unbound socket does not have yet leaves
+    // what it was given, by the base policy's measure.
     let open = rules.iter().any(|rule| rule.looks_at_peer() || rule.lport.is_some());
     let policy = if open {
         told.policy
@@ -353,8 +353,8 @@ fn check_socket(shim: &Shim, told: &Told, rules: &[rule::Rule], input: &mut Inpu
     }
 }
 
-/// What a fresh socket has once it was given a policy: at its birth, when nobody has said anything, or later, when
-/// what is stricter stays.
+/// What a fresh socket has once it was given a policy: at its birth, when nobody has said anything, or later, when what is
+/// stricter stays.
 fn given(policy: &Policy, fresh: &Policy, keeps_stricter: bool) -> Policy {
     let mut has = policy.on(fresh);
     if keeps_stricter {
@@ -537,8 +537,8 @@ fn read(environment: &[Entry]) -> (Option<&'static Shim>, Vec<u8>) {
     let pointers: Vec<*const c_char> =
         strings.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect();
     let listener = Listener::begin();
-    // SAFETY: there is one thread. The environment is restored, and the shim keeps no pointers into it: it has copies
-    // of what it uses later. `read` reuses the memory of an earlier shim, which is no longer used.
+    // SAFETY: there is one thread. The environment is restored, and the shim keeps no pointers into it: it has copies of
+    // what it uses later. `read` reuses the memory of an earlier shim, which is no longer used.
     let found = unsafe {
         let before = environ;
         environ = pointers.as_ptr();
