@@ -108,8 +108,9 @@ impl<K: Kernel> Socket<'_, K> {
         self.apply_off(config)
     }
 
-    /// Applies a policy while keepalive is off. The first write fails if the socket is not TCP, so only the user
-    /// timeout is read before it is written. It limits data even while keepalive is off, so a failure must restore it.
+    /// Applies a policy while keepalive is off. The first write fails if the socket is not TCP, so no value is read
+    /// before, except the user timeout. The user timeout limits data even while keepalive is off, so a failure must
+    /// restore it.
     fn apply_off(&self, config: &Config) -> Result<(), Error> {
         let (user_timeout, _) = self.user_timeout_step(config)?;
         let steps = [

@@ -3,7 +3,7 @@
 use ka_core::bytes::place;
 use ka_core::{Config, Error, Kernel, SockOpt, Socket, Timer, UserTimeout};
 
-/// Whether a program may override the policy for its own sockets.
+/// The right of a program to override the policy for its own sockets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     /// The policy is enforced. The program cannot change it.

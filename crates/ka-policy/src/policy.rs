@@ -11,7 +11,7 @@ use crate::rules::Rules;
 pub struct Policy<'r> {
     /// The values for sockets that no rule matches.
     pub config: Config,
-    /// Whether the program may override the values.
+    /// The right of the program to override the values.
     pub mode: Mode,
     /// Other values for some sockets, by peer and port.
     pub rules: Rules<'r>,

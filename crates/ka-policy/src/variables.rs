@@ -142,7 +142,7 @@ impl<'a> Source<'a> {
 pub struct Variables<'a> {
     /// The values for sockets that no rule matches. If keepalive is off in them, the program is left alone.
     pub config: Config,
-    /// Whether the program may override the values.
+    /// The right of the program to override the values.
     pub mode: Mode,
     /// The text of the rules. [`Variables::policy`] reads it.
     pub rules: &'a [u8],
