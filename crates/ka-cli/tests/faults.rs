@@ -937,8 +937,7 @@ fn a_process_that_reuses_the_pid_is_left_alone() {
     assert!(taken.into_inner() > 10, "no PID was reused");
 }
 
-/// The supervised program is killed at each system call of its supervisor. ka must end with the status of the
-/// program.
+/// The supervised program is killed at each system call of its supervisor. ka must end with its status or with 125.
 #[test]
 fn ka_ends_when_the_program_is_killed_during_a_supervised_call() {
     let prepare = || {
