@@ -1,6 +1,6 @@
 //! The signed heartbeat.
 
-#![expect(unsafe_code, reason = "it is what C calls")]
+#![expect(unsafe_code, reason = "C calls these functions")]
 
 use ka_core::Errno;
 use ka_liveness::{Beat, Frame, Key, Nonce};
@@ -8,48 +8,52 @@ use libc::{c_int, size_t};
 
 use crate::errno::{EINVAL, answer};
 
-/// The bytes of a nonce.
+/// The size of a nonce, in bytes.
 pub const KA_BEAT_NONCE_SIZE: usize = 16;
 
-/// The bytes of a heartbeat on the wire.
+/// The size of a heartbeat frame on the wire, in bytes.
 pub const KA_BEAT_SIZE: usize = 56;
 
-// The header needs literals; these hold them to the format.
+// cbindgen needs literals. This assertion compares them with the sizes of ka-liveness.
 const _: () = assert!(KA_BEAT_NONCE_SIZE == Nonce::SIZE && KA_BEAT_SIZE == Beat::SIZE);
 
-/// A heartbeat: a message that only a client of yours can make, good for one connection and one use. It tells a client
-/// from a stranger and from a recording. It is no TLS: it covers nothing else that the connection carries, and whoever
-/// sits between the two can pass it on.
+/// A heartbeat: a message that only a client with the key can make, valid for one connection and one use.
 ///
-/// The server sends each connection a nonce of its own, KA_BEAT_NONCE_SIZE bytes as they are, before anything else. The
-/// client sends KA_BEAT_SIZE bytes a beat; all numbers are big-endian:
+/// It lets the server tell a client from a stranger and from a replay. It does not replace TLS: it protects nothing
+/// else on the connection, and an attacker between the client and the server can forward it.
 ///
-///    0  4 bytes   "KABT"
-///    4  1 byte    the version, 1
-///    5  3 bytes   zero
-///    8  8 bytes   client
-///   16  8 bytes   sequence
-///   24  32 bytes  HMAC-SHA-256 of the nonce and the 24 bytes before
+/// The server first sends a nonce to each connection: KA_BEAT_NONCE_SIZE raw bytes, different for each connection. For
+/// each beat the client sends KA_BEAT_SIZE bytes. All numbers are big-endian:
+///
+///   offset  size      content
+///    0       4 bytes  "KABT"
+///    4       1 byte   version, 1
+///    5       3 bytes  zero
+///    8       8 bytes  client
+///   16       8 bytes  sequence
+///   24      32 bytes  HMAC-SHA-256 of the nonce and the 24 bytes before
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ka_beat {
-    /// The client's number: it says whose key to take.
+    /// The number of the client. It selects the key.
     pub client: u64,
-    /// 1 for the first beat of a connection, higher with each.
+    /// 1 for the first beat of a connection, and higher for each later beat.
     pub sequence: u64,
 }
 
 /// cbindgen:ptrs-as-arrays=[[nonce; KA_BEAT_NONCE_SIZE]]
-/// Makes a nonce, for one connection, with getrandom(2); with /dev/urandom where the kernel does not have that (before
-/// 3.17). It waits only while the machine has not gathered randomness yet, early after it has started.
+/// Creates a random nonce for one connection.
 ///
-///   nonce  where to put its KA_BEAT_NONCE_SIZE bytes.
+/// The bytes come from getrandom(2), or from /dev/urandom if the kernel does not have getrandom(2) (before 3.17). The
+/// call waits only early after boot, until the kernel has gathered enough randomness.
+///
+///   nonce  receives KA_BEAT_NONCE_SIZE bytes.
 ///
 /// Returns 0, or -1 with errno:
 ///   EINVAL       nonce is NULL.
-///   others       what the kernel answered, as EPERM where a sandbox forbids getrandom(2), or ENOENT or EMFILE where
-///                /dev/urandom was needed: open(2).
-/// After a failure nonce is as it was.
+///   others       the error of the kernel: EPERM if a sandbox forbids getrandom(2); ENOENT, EMFILE or another error of
+///                open(2) if /dev/urandom was needed.
+/// After a failure nonce is unchanged.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
@@ -60,27 +64,27 @@ pub unsafe extern "C" fn ka_beat_nonce(nonce: *mut u8) -> c_int {
             return Err(EINVAL);
         }
         let fresh = Nonce::random()?;
-        // SAFETY: C vouches for the bytes.
+        // SAFETY: it is not NULL, so the C caller guarantees KA_BEAT_NONCE_SIZE bytes.
         unsafe { nonce.cast::<[u8; KA_BEAT_NONCE_SIZE]>().write(*fresh.as_bytes()) };
         Ok(0)
     })
 }
 
 /// cbindgen:ptrs-as-arrays=[[nonce; KA_BEAT_NONCE_SIZE], [frame; KA_BEAT_SIZE]]
-/// Makes a heartbeat.
+/// Creates the frame of a heartbeat.
 ///
-///   key       the key that the client and its server share.
-///   key_size  how many bytes it has, 16 or more; 32 random ones are best. HMAC (RFC 2104) pads a key of up to 64 bytes
-///             with zeros, so keys that differ only in zero bytes at their end are the same key.
-///   nonce     what the server sent, KA_BEAT_NONCE_SIZE bytes.
-///   beat      the client's number, and a sequence: 1 or more, higher than of the beat before.
-///   frame     where to put the KA_BEAT_SIZE bytes to send.
+///   key       the key that the client shares with its server.
+///   key_size  the size of key in bytes, 16 or more. 32 random bytes are best. HMAC (RFC 2104) pads a key of up to 64
+///             bytes with zero bytes, so keys that differ only in zero bytes at the end are the same key.
+///   nonce     the KA_BEAT_NONCE_SIZE bytes that the server has sent.
+///   beat      the number of the client, and a sequence: 1 or more, and higher than that of the previous beat.
+///   frame     receives the KA_BEAT_SIZE bytes to send.
 ///
-/// Copies that it makes of the key are wiped before it returns; the key itself is the caller's to wipe.
+/// The function wipes its copies of the key before it returns. The caller must wipe the key itself.
 ///
 /// Returns 0, or -1 with errno:
 ///   EINVAL       an argument is NULL; key_size is below 16; the sequence is 0.
-/// After a failure frame is as it was.
+/// After a failure frame is unchanged.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
@@ -96,26 +100,28 @@ pub unsafe extern "C" fn ka_beat_sign(
         if beat.is_null() || frame.is_null() {
             return Err(EINVAL);
         }
-        // SAFETY: C vouches for the pointers, and may have put the beat anywhere.
+        // SAFETY: the beat is not NULL, and the other pointers are NULL or valid. C does not guarantee the alignment of
+        // the beat.
         let (key, nonce, beat) =
             unsafe { (self::key(key, key_size)?, self::nonce(nonce)?, beat.read_unaligned()) };
         let signed = Beat { client: beat.client, sequence: beat.sequence }.sign(key, &nonce)?;
-        // SAFETY: C vouches for the bytes.
+        // SAFETY: it is not NULL, so the C caller guarantees KA_BEAT_SIZE bytes.
         unsafe { frame.cast::<Frame>().write(signed) };
         Ok(0)
     })
 }
 
 /// cbindgen:ptrs-as-arrays=[[frame; KA_BEAT_SIZE]]
-/// Gets the client that a heartbeat says it is of, for finding its key. Nothing proves it before ka_beat_verify.
+/// Gets the client that a frame names, so that the server can find the key. The name is not proved until
+/// ka_beat_verify succeeds.
 ///
-///   frame   what came, KA_BEAT_SIZE bytes.
-///   client  where to put the number.
+///   frame   the KA_BEAT_SIZE bytes that were received.
+///   client  receives the number of the client.
 ///
 /// Returns 0, or -1 with errno:
 ///   EINVAL       an argument is NULL.
-///   EBADMSG      it is no heartbeat: another magic, another version, or the zero bytes are not zero.
-/// After a failure *client is as it was.
+///   EBADMSG      this is not a heartbeat: another magic, another version, or nonzero bytes where zeros must be.
+/// After a failure *client is unchanged.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
@@ -125,7 +131,8 @@ pub unsafe extern "C" fn ka_beat_client(frame: *const u8, client: *mut u64) -> c
         if client.is_null() {
             return Err(EINVAL);
         }
-        // SAFETY: C vouches for the pointers, and may have put the number anywhere.
+        // SAFETY: the client is not NULL, and the frame is NULL or has KA_BEAT_SIZE bytes. C does not guarantee the
+        // alignment of the client.
         unsafe {
             let claimed = Beat::client(&self::frame(frame)?)?;
             client.write_unaligned(claimed);
@@ -135,24 +142,25 @@ pub unsafe extern "C" fn ka_beat_client(frame: *const u8, client: *mut u64) -> c
 }
 
 /// cbindgen:ptrs-as-arrays=[[nonce; KA_BEAT_NONCE_SIZE], [frame; KA_BEAT_SIZE]]
-/// Verifies a heartbeat: that it was made with this key, for the connection that has this nonce, and is newer than the
-/// last one. The MAC is compared in a time that does not depend on where it differs, and the sequence is looked at only
-/// when the MAC is right.
+/// Verifies a frame: it was made with this key, for the connection with this nonce, and it is newer than the last one.
 ///
-///   key            the key of the client that ka_beat_client names.
-///   key_size       how many bytes it has, 16 or more. ka_beat_sign says which keys are the same.
-///   nonce          what was sent to this connection, KA_BEAT_NONCE_SIZE bytes.
-///   last_sequence  that of the last beat which was verified on this connection, 0 before the first.
-///   frame          what came, KA_BEAT_SIZE bytes.
-///   beat           where to put the client, and the sequence: the next last_sequence.
+/// The time of the MAC comparison does not depend on where the MACs differ. The sequence is checked only if the MAC is
+/// right.
 ///
-/// Copies that it makes of the key are wiped before it returns; the key itself is the caller's to wipe.
+///   key            the key of the client that ka_beat_client has named.
+///   key_size       the size of key in bytes, 16 or more. ka_beat_sign describes which keys are the same.
+///   nonce          the KA_BEAT_NONCE_SIZE bytes that were sent to this connection.
+///   last_sequence  the sequence of the last verified beat of this connection, or 0 before the first.
+///   frame          the KA_BEAT_SIZE bytes that were received.
+///   beat           receives the client and the sequence. The sequence is the next last_sequence.
+///
+/// The function wipes its copies of the key before it returns. The caller must wipe the key itself.
 ///
 /// Returns 0, or -1 with errno:
 ///   EINVAL       an argument is NULL; key_size is below 16.
-///   EBADMSG      it is no heartbeat, or garbled, or made with another key or for another connection.
-///   ESTALE       it is genuine, but its sequence is not greater than last_sequence: it was sent before.
-/// After a failure *beat is as it was.
+///   EBADMSG      this is not a heartbeat, or it was damaged, or made with another key or for another connection.
+///   ESTALE       this is a genuine heartbeat, but its sequence is not greater than last_sequence: a replay.
+/// After a failure *beat is unchanged.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
@@ -169,38 +177,38 @@ pub unsafe extern "C" fn ka_beat_verify(
         if beat.is_null() {
             return Err(EINVAL);
         }
-        // SAFETY: C vouches for the pointers.
+        // SAFETY: the C caller passes NULL, or pointers to as many bytes as ka.h states.
         let (key, nonce, frame) =
             unsafe { (self::key(key, key_size)?, self::nonce(nonce)?, self::frame(frame)?) };
         let Beat { client, sequence } = Beat::verify(key, &nonce, last_sequence, &frame)?;
-        // SAFETY: C vouches for the pointer, and may have put it anywhere.
+        // SAFETY: it is not NULL, so it can be written. C does not guarantee its alignment.
         unsafe { beat.write_unaligned(ka_beat { client, sequence }) };
         Ok(0)
     })
 }
 
 /// # Safety
-/// NULL, or `key` can be read for `size` bytes as long as the result is used.
+/// `key` is NULL, or can be read for `size` bytes as long as the result is used.
 unsafe fn key<'a>(key: *const u8, size: size_t) -> Result<Key<'a>, Errno> {
-    // No object is larger than half of the address space.
+    // A Rust slice cannot be larger than `isize::MAX` bytes, and no C object is.
     if key.is_null() || isize::try_from(size).is_err() {
         return Err(EINVAL);
     }
-    // SAFETY: the caller vouches for the bytes.
+    // SAFETY: `key` is not NULL, so `size` bytes can be read, and `size` is at most `isize::MAX`.
     Ok(Key::new(unsafe { core::slice::from_raw_parts(key, size) })?)
 }
 
 /// # Safety
-/// NULL, or `nonce` can be read for its size.
+/// `nonce` is NULL, or can be read for KA_BEAT_NONCE_SIZE bytes.
 unsafe fn nonce(nonce: *const u8) -> Result<Nonce, Errno> {
-    // SAFETY: the caller vouches for the bytes.
+    // SAFETY: the pointer is NULL, or its KA_BEAT_NONCE_SIZE bytes can be read.
     let bytes = unsafe { nonce.cast::<[u8; KA_BEAT_NONCE_SIZE]>().as_ref() };
     bytes.map(|bytes| Nonce::from(*bytes)).ok_or(EINVAL)
 }
 
 /// # Safety
-/// NULL, or `frame` can be read for its size.
+/// `frame` is NULL, or can be read for KA_BEAT_SIZE bytes.
 unsafe fn frame(frame: *const u8) -> Result<Frame, Errno> {
-    // SAFETY: the caller vouches for the bytes.
+    // SAFETY: the pointer is NULL, or its KA_BEAT_SIZE bytes can be read.
     unsafe { frame.cast::<Frame>().as_ref() }.copied().ok_or(EINVAL)
 }

@@ -1,6 +1,6 @@
-//! struct ka_config: a policy in C.
+//! struct ka_config, its constants, and ka_defaults.
 
-#![expect(unsafe_code, reason = "C calls it")]
+#![expect(unsafe_code, reason = "C calls these functions")]
 
 use ka_core::{Config, Errno, Settings, Timer, UserTimeout};
 use libc::c_int;
@@ -8,29 +8,30 @@ use libc::c_int;
 use crate::errno::{EINVAL, answer};
 use crate::words;
 
-/// Leave this value as it is. In struct ka_config, 0 means the same.
+/// Leaves this value unchanged. In struct ka_config, 0 means the same.
 pub const KA_KEEP: i32 = -1;
 const _: () = assert!(KA_KEEP == words::KEEP);
 
-/// For user_timeout only: 1000 * (idle + intvl * cnt) milliseconds, of the values in force.
+/// For user_timeout only: 1000 * (idle + intvl * cnt) milliseconds. It is computed when the call is made, from the
+/// values that are then in force. Later changes of idle, intvl and cnt do not update it.
 pub const KA_AUTO: i32 = -2;
 
-/// For user_timeout only: no user timeout.
+/// For user_timeout only: removes the user timeout.
 pub const KA_NONE: i32 = -3;
 
-/// For keepalive only: turn it on.
+/// For keepalive only: turns it on.
 pub const KA_ON: i32 = 1;
 
-/// For keepalive only: turn it off.
+/// For keepalive only: turns it off.
 pub const KA_OFF: i32 = 2;
 
-/// The longest idle time, in seconds (MAX_TCP_KEEPIDLE of the kernel).
+/// The longest idle time, in seconds. MAX_TCP_KEEPIDLE of the kernel
 pub const KA_IDLE_MAX: i32 = 32767;
 
-/// The longest interval between probes, in seconds (MAX_TCP_KEEPINTVL of the kernel).
+/// The longest interval between probes, in seconds. MAX_TCP_KEEPINTVL of the kernel
 pub const KA_INTVL_MAX: i32 = 32767;
 
-/// The most probes (MAX_TCP_KEEPCNT of the kernel).
+/// The largest number of probes. MAX_TCP_KEEPCNT of the kernel
 pub const KA_CNT_MAX: i32 = 127;
 
 // cbindgen needs literals. These assertions compare them with the ranges of ka-core.
@@ -38,26 +39,27 @@ const _: () = assert!(KA_IDLE_MAX == *Timer::Idle.range().end());
 const _: () = assert!(KA_INTVL_MAX == *Timer::Intvl.range().end());
 const _: () = assert!(KA_CNT_MAX == *Timer::Cnt.range().end());
 
-/// A keepalive policy, or the settings that are in force.
+/// A keepalive policy, or the settings that are in force on a socket.
 ///
-/// In each field 0 means the same as KA_KEEP, so a struct that is all zero except for its size changes nothing. Make
-/// one with KA_CONFIG_INIT or KA_CONFIG.
+/// Create it with KA_CONFIG_INIT or KA_CONFIG. In each field 0 means the same as KA_KEEP, so a struct that is all zero
+/// except for its size changes nothing. Functions that fill the struct never write 0.
 ///
-/// A later version may add fields at the end. The size tells the library which fields the caller has.
+/// A later version may add fields at the end. The size tells the library which fields the caller has (see Versions).
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ka_config {
-    /// sizeof (struct ka_config). KA_CONFIG_INIT and KA_CONFIG set it.
+    /// sizeof(struct ka_config). KA_CONFIG_INIT and KA_CONFIG set it.
     pub size: u32,
-    /// KA_ON, KA_OFF, KA_KEEP. SO_KEEPALIVE
+    /// KA_ON, KA_OFF or KA_KEEP. SO_KEEPALIVE
     pub keepalive: i32,
-    /// s, 1..KA_IDLE_MAX, KA_KEEP. TCP_KEEPIDLE
+    /// Idle time before the first probe, in seconds: 1..KA_IDLE_MAX or KA_KEEP. TCP_KEEPIDLE
     pub idle: i32,
-    /// s, 1..KA_INTVL_MAX, KA_KEEP. TCP_KEEPINTVL
+    /// Time from an unanswered probe to the next, in seconds: 1..KA_INTVL_MAX or KA_KEEP. TCP_KEEPINTVL
     pub intvl: i32,
-    /// probes, 1..KA_CNT_MAX, KA_KEEP. TCP_KEEPCNT
+    /// Unanswered probes that end the connection: 1..KA_CNT_MAX or KA_KEEP. TCP_KEEPCNT
     pub cnt: i32,
-    /// ms, 1..2147483647, KA_KEEP, KA_AUTO, KA_NONE. TCP_USER_TIMEOUT
+    /// How long data or probes may stay unacknowledged, in milliseconds: 1..2147483647, KA_KEEP, KA_AUTO or KA_NONE.
+    /// TCP_USER_TIMEOUT
     pub user_timeout: i32,
 }
 
@@ -72,9 +74,9 @@ impl ka_config {
     /// Reads the policy of a caller's config.
     ///
     /// # Safety
-    /// NULL, or `config` can be read for as many bytes as its size says.
+    /// `config` is NULL, or can be read for as many bytes as its size states.
     pub(crate) unsafe fn read(config: *const Self) -> Result<Config, Errno> {
-        // SAFETY: the caller vouches for the pointer.
+        // SAFETY: the caller passes NULL, or as many bytes as the size states.
         let words: [i32; WORDS] = unsafe { words::read(config) }?;
         let [_, keepalive, idle, intvl, cnt, milliseconds] = words;
         let keepalive = match keepalive {
@@ -92,12 +94,12 @@ impl ka_config {
     /// Fills a caller's config on success, and leaves it unchanged on failure. Returns the result of the C function.
     ///
     /// # Safety
-    /// NULL, or `config` can be read and written for as many bytes as its size says.
+    /// `config` is NULL, or can be read and written for as many bytes as its size states.
     pub(crate) unsafe fn fill(config: *mut Self, values: impl FnOnce() -> Result<Values, Errno>) -> c_int {
         answer(|| {
-            // SAFETY: the caller vouches for the pointer.
+            // SAFETY: the caller passes NULL, or at least the first word.
             let count = unsafe { words::count(config) }?;
-            // SAFETY: the caller vouches for as many words as the size gives.
+            // SAFETY: the config has as many words as its size states.
             unsafe { Self::write(config, count, &values()?) };
             Ok(0)
         })
@@ -106,15 +108,15 @@ impl ka_config {
     /// Writes the values. Not inlined, because five functions call it and none of them is hot.
     ///
     /// # Safety
-    /// `config` has `count` words that can be written.
+    /// `config` can be written for `count` words.
     #[inline(never)]
     unsafe fn write(config: *mut Self, count: usize, values: &Values) {
         // A sysctl may hold 0, which no socket can have. In the struct 0 means KA_KEEP.
         let [keepalive, idle, intvl, cnt, user_timeout] =
             values.map(|value| if value == 0 { KA_KEEP } else { value });
-        // The first word is not written: the size is the caller's.
+        // `words::write` skips the first word, because the size belongs to the caller.
         let words: [i32; WORDS] = [0, keepalive, idle, intvl, cnt, user_timeout];
-        // SAFETY: as the caller says.
+        // SAFETY: the caller guarantees `count` words.
         unsafe { words::write(config, count, words) };
     }
 }
@@ -170,25 +172,26 @@ pub(crate) const fn user_timeout(milliseconds: c_int) -> UserTimeout {
     }
 }
 
-/// Gets the settings of a new socket of the calling thread's network namespace.
+/// Gets the settings of a new socket in the calling thread's network namespace.
 ///
-/// keepalive is KA_OFF, user_timeout is KA_NONE, and the timers are those of the sysctls net.ipv4.tcp_keepalive_time,
-/// _intvl and _probes. A sysctl may hold a value that no program can set on a socket, such as 86400. For 0 and -1 the
-/// timer is KA_KEEP.
+///   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_OFF, and user_timeout is
+///           KA_NONE. The timers have the values of the sysctls net.ipv4.tcp_keepalive_time, tcp_keepalive_intvl and
+///           tcp_keepalive_probes. A sysctl may hold a value that cannot be set on a socket, for example 86400. A
+///           sysctl of 0 or -1 is reported as KA_KEEP.
 ///
-///   config  receives the settings. Its size must be set (KA_CONFIG_INIT).
+/// If /proc does not show the sysctls, for example in a chroot, the function reads the timers of a new socket instead.
 ///
 /// Returns 0, or -1 with errno:
-///   EINVAL       config is NULL, or its size is not a multiple of 4 from 8 up.
+///   EINVAL       config is NULL, or its size is below 8 or not a multiple of 4.
 ///   EMFILE, ENFILE, ENOMEM, EACCES, EPERM, EAFNOSUPPORT
-///                /proc does not show the sysctls and a socket to ask could not be made: socket(2).
-/// After a failure *config is as it was.
+///                /proc does not show the sysctls, and the kernel refused to create a socket: socket(2).
+/// After a failure *config is unchanged.
 ///
 /// Thread-safe, async-signal-safe, fork-safe. Uses a descriptor (close-on-exec) while it runs.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ka_defaults(config: *mut ka_config) -> c_int {
-    // SAFETY: C vouches for the pointer.
+    // SAFETY: the C caller passes NULL, or a config with as many bytes as its size states.
     unsafe {
         ka_config::fill(config, || {
             let defaults = ka_core::defaults()?;

@@ -1,4 +1,4 @@
-//! A test: C and Rust mean the same by the structs and constants of ka.h.
+//! Tests that C and Rust agree on the structs and constants of ka.h.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -59,7 +59,7 @@ fn c_and_rust_agree_on_structs_and_constants() {
         writeln!(source, "_Static_assert({name} == {value}, \"{name}\");").unwrap();
     }
     assert!(compiles(&source), "{source}");
-    // And the compiler does look: another offset is refused.
+    // A wrong offset does not compile, so the assertions above are evaluated.
     assert!(!compiles(&source.replace("keepalive) == 4", "keepalive) == 8")));
 }
 

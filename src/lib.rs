@@ -1,11 +1,13 @@
-//! libka: the C ABI of ka, and nothing else. The rules are ka-core's; include/ka.h is generated from here, so the
-//! documentation of what is exported is written for C.
+//! libka: the C ABI of ka. The rules of keepalive are in ka-core, and heartbeats and reapers are in ka-liveness.
 //!
-//! Each function checks its arguments, asks ka-core, and answers as a system call would: a result, or -1 and
-//! `errno`. Nothing here panics: the lints below deny what could, and a test finds no panic in the library.
+//! include/ka.h is generated from these files. So the documentation of exported items is written for C programmers.
+//!
+//! Each function checks its arguments, calls ka-core or ka-liveness, and returns as a system call does: a value, or -1
+//! with `errno` set. No function panics. The lints below deny code that can panic, and a test checks that the built
+//! library contains no panic.
 
 #![cfg_attr(not(test), no_std)]
-#![deny(unsafe_code)] // but in the modules that say why
+#![deny(unsafe_code)] // except in modules that give a reason
 #![cfg_attr(
     not(test),
     deny(
@@ -20,7 +22,7 @@
 )]
 #![expect(
     clippy::missing_safety_doc,
-    reason = "what is exported is documented for C, where every function that takes a pointer is what Rust calls unsafe"
+    reason = "exported functions are documented for C, where every function with a pointer is unsafe"
 )]
 
 mod errno;
@@ -44,10 +46,11 @@ pub mod beat;
 
 pub mod version;
 
-/// Unreachable, as a test of the built library shows; but a library without std must have one.
+/// Aborts. A library without std must define this function, but no code calls it: a test of the built library checks
+/// that.
 #[cfg(not(any(test, fuzzing)))]
 #[panic_handler]
-#[expect(unsafe_code, reason = "nothing else ends a program without std")]
+#[expect(unsafe_code, reason = "a library without std must end the program itself")]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     // SAFETY: abort(3) takes nothing and does not return.
     unsafe { libc::abort() }

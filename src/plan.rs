@@ -1,6 +1,6 @@
-//! Policies worked out, and what a policy achieves.
+//! Functions that calculate a policy, or the detection time of one.
 
-#![expect(unsafe_code, reason = "it is what C calls")]
+#![expect(unsafe_code, reason = "C calls these functions")]
 
 use core::ffi::CStr;
 
@@ -10,66 +10,72 @@ use libc::{c_char, c_int};
 use crate::config::{Values, ka_config, values};
 use crate::errno::{EINVAL, answer};
 
-/// Works out a policy that knows of a dead peer within so many milliseconds, however late the kernel's timers
-/// are, after up to three probes.
+/// Calculates a policy that detects a dead peer within a given time, even if each kernel timer is as late as possible.
+/// It uses up to three probes.
 ///
-///   within_ms  ms, 2274 or more.
-///   config     where to put it; its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout KA_KEEP:
-///              it would take the place of cnt, and end connections to healthy peers that keep their window closed.
+///   within_ms  milliseconds, 2274 or more.
+///   config     receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON. user_timeout is
+///              KA_KEEP, because a user timeout would replace cnt, and would end connections to healthy peers that
+///              keep their window closed.
 ///
 /// Returns 0, or -1 with errno:
-///   EINVAL       config is NULL, or its size is not a multiple of 4 from 8 up.
-///   ERANGE       no policy can do it in so short a time.
-/// After a failure *config is as it was.
+///   EINVAL       config is NULL, or its size is below 8 or not a multiple of 4.
+///   ERANGE       within_ms is below 2274, which is too short for any policy.
+/// After a failure *config is unchanged.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ka_plan_detect(within_ms: u32, config: *mut ka_config) -> c_int {
-    // SAFETY: C vouches for the pointer.
+    // SAFETY: the C caller passes NULL, or a config with as many bytes as its size states.
     unsafe { ka_config::fill(config, || plan(ka_core::plan_detect(within_ms))) }
 }
 
-/// Works out a policy that keeps a connection alive on a path where a NAT, a firewall or a load balancer forgets it
-/// after so many idle seconds: it has sent two probes by then, so that one may be lost. 350 gives 280, 30, 5.
+/// Calculates a policy that keeps a connection open on a path whose NAT, firewall or load balancer drops idle
+/// connections.
 ///
-///   path_idle_s  s, 3 or more: the idle timeout of the path.
-///   config       where to put it; its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout
+/// Two probes are sent before the path's idle timeout, so one may be lost. A timeout of 350 s gives idle 280, intvl 30
+/// and cnt 5.
+///
+///   path_idle_s  seconds, 3 or more: the idle timeout of the path.
+///   config       receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout is
 ///                KA_KEEP.
 ///
 /// Returns 0, or -1 with errno:
-///   EINVAL       config is NULL, or its size is not a multiple of 4 from 8 up.
-///   ERANGE       no policy can do it in so short a time.
-/// After a failure *config is as it was.
+///   EINVAL       config is NULL, or its size is below 8 or not a multiple of 4.
+///   ERANGE       path_idle_s is below 3, which is too short for any policy.
+/// After a failure *config is unchanged.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ka_plan_path(path_idle_s: u32, config: *mut ka_config) -> c_int {
-    // SAFETY: C vouches for the pointer.
+    // SAFETY: the C caller passes NULL, or a config with as many bytes as its size states.
     unsafe { ka_config::fill(config, || plan(ka_core::plan_path(path_idle_s))) }
 }
 
-/// Works out the policy of ka_plan_path for a middlebox whose idle timeout is public.
+/// Calculates the policy of ka_plan_path for a middlebox whose idle timeout is published.
 ///
-///   name    one of these. The number is the default idle timeout in seconds; ka_plan_path(3) names its source. If an
-///           operator has changed it, use ka_plan_path.
+///   name    one of the names below. Each number is the default idle timeout in seconds. The manual page
+///           ka_plan_path(3) names its source. If an operator has changed the timeout, use ka_plan_path.
 /// PRESETS
-///   config  where to put it; its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout KA_KEEP.
+///   config  receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout is
+///           KA_KEEP.
 ///
-/// Only what looks at packets is here: a probe counts as traffic there. A proxy that ends the TCP connection
-/// itself, as AWS's Classic and Application Load Balancers do, does not count probes.
+/// The list has only middleboxes that forward packets, because they count a probe as traffic. A proxy that terminates
+/// the TCP connection does not count probes. Examples are AWS's Classic and Application Load Balancers.
 ///
 /// Returns 0, or -1 with errno:
-///   EINVAL       an argument is NULL, or config's size is not a multiple of 4 from 8 up.
-///   ENOENT       there is no preset of this name.
-/// After a failure *config is as it was.
+///   EINVAL       an argument is NULL, or the size of config is below 8 or not a multiple of 4.
+///   ENOENT       no preset has this name.
+/// After a failure *config is unchanged.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ka_plan_preset(name: *const c_char, config: *mut ka_config) -> c_int {
-    // SAFETY: C vouches for the config, and the name, where it is not NULL, is a C string.
+    // SAFETY: the C caller passes NULL, or a config with as many bytes as its size states. The name is NULL or a C
+    // string.
     unsafe {
         ka_config::fill(config, || {
             if name.is_null() {
@@ -81,23 +87,23 @@ pub unsafe extern "C" fn ka_plan_preset(name: *const c_char, config: *mut ka_con
     }
 }
 
-/// Computes how long a policy needs to find a dead peer.
+/// Calculates how long a policy needs to detect a dead peer, from the last packet of the peer.
 ///
-///   config      keepalive is KA_ON, and idle, intvl and cnt are named. If there is a user_timeout, the connection
-///               ends at the first probe that is due when the timeout is over, but not before one interval after
-///               the first probe. cnt then has no effect.
-///   typical_ms  receives the milliseconds from the last packet of the peer, if no timer is late: 1000 * (idle +
-///               intvl * cnt).
-///   worst_ms    receives the milliseconds in the worst case. The peer dies right after it has answered a probe,
-///               and the next probe comes after intvl, if that is longer than idle: an answer does not shorten the
-///               timer that its probe has started (tcp_keepalive_timer). Each timer is late by an eighth and a
-///               tick, as the kernel's timer wheel allows.
+///   config      the policy. keepalive must be KA_ON, and idle, intvl and cnt must be set. If user_timeout is set, the
+///               connection ends at the first probe time after the user timeout, but not before one interval after the
+///               first probe. cnt then has no effect.
+///   typical_ms  receives the milliseconds if no timer is late. Without a user timeout this is 1000 * (idle + intvl *
+///               cnt).
+///   worst_ms    receives the milliseconds in the worst case, which has two parts. First, the peer dies right after it
+///               has answered a probe. An answer does not shorten the timer that its probe has started
+///               (tcp_keepalive_timer), so the next probe comes after the longer of idle and intvl. Second, each timer
+///               is late by an eighth and a tick, which the kernel's timer wheel allows.
 ///
 /// Returns 0, or -1 with errno:
-///   EINVAL       an argument is NULL; ka_apply would refuse the config with EINVAL; keepalive is not KA_ON; idle,
-///                intvl or cnt is KA_KEEP.
-///   E2BIG        ka_apply would refuse the config with E2BIG.
-/// After a failure *typical_ms and *worst_ms are as they were.
+///   EINVAL       an argument is NULL; ka_apply would reject config with EINVAL; keepalive is not KA_ON; idle, intvl
+///                or cnt is KA_KEEP.
+///   E2BIG        ka_apply would reject config with E2BIG.
+/// After a failure *typical_ms and *worst_ms are unchanged.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
@@ -111,10 +117,10 @@ pub unsafe extern "C" fn ka_detect_time(
         if typical_ms.is_null() || worst_ms.is_null() {
             return Err(EINVAL);
         }
-        // SAFETY: C vouches for the pointer.
+        // SAFETY: the C caller passes NULL, or a config with as many bytes as its size states.
         let config = unsafe { ka_config::read(config) }?;
         let detection = config.detection().map_err(|error| error.errno())?;
-        // SAFETY: C vouches for the pointers, and may have put them anywhere.
+        // SAFETY: they are not NULL, so they can be written. C does not guarantee their alignment.
         unsafe {
             typical_ms.write_unaligned(detection.typical_ms);
             worst_ms.write_unaligned(detection.worst_ms);

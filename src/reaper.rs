@@ -1,6 +1,6 @@
 //! The reaper of silent connections.
 
-#![expect(unsafe_code, reason = "it is what C calls")]
+#![expect(unsafe_code, reason = "C calls these functions")]
 
 use ka_liveness::sys::Heap;
 use ka_liveness::{Reaper, ReaperError};
@@ -8,33 +8,37 @@ use libc::{c_int, size_t};
 
 use crate::errno::{EINVAL, answer, answer_pointer};
 
-/// Knows which connections have done no business for a time. Keepalive proves that a peer's kernel lives; this finds
-/// the program that has hung, and the stranger who connected and never said a word.
+/// Remembers when each connection was last active, and finds the connections that have been inactive for a timeout.
 ///
-/// A connection is a descriptor number: the reaper makes no system call on it, so it works beside epoll, poll, io_uring,
-/// libuv or libevent alike. What counts as business is for the program to say, with ka_reaper_touch. All connections
-/// of a reaper have one timeout; use one reaper for each timeout.
+/// Keepalive proves only that the peer's kernel is alive. A reaper also finds a peer whose program hangs, and a
+/// stranger that connects and never sends anything.
 ///
-/// Time is a number of milliseconds on a clock of the program's, as CLOCK_MONOTONIC. It never goes backward: a now_ms
-/// that is earlier than the latest which ka_reaper_touch or ka_reaper_expired was given counts as that one.
+/// A reaper knows a connection by its descriptor number, and makes no system call on it. So it works with epoll, poll,
+/// io_uring, libuv and libevent. The program decides what is activity, and calls ka_reaper_touch for it. All
+/// connections of a reaper have the same timeout: use one reaper for each timeout.
 ///
-/// Memory: 16 bytes a connection where numbers are dense, as the kernel hands them out, in pages of 256 numbers
-/// (4 KiB), which are given back to malloc(3) when the last of their connections is gone, all but one. A number far
-/// from all others costs 8 KiB, and numbers up to INT_MAX a directory of 16 bytes for each 65536, 512 KiB in all, of
-/// which only what is used is touched, and which stays until ka_reaper_free. There is no limit but memory.
+/// Times are in milliseconds, on a clock that the program chooses, for example CLOCK_MONOTONIC. The clock of a reaper
+/// is the latest now_ms that ka_reaper_touch or ka_reaper_expired has received. It never goes backward: an earlier
+/// now_ms is replaced by the latest.
 ///
-/// A reaper is used by one thread at a time, and by no signal handler; different ones are independent.
-#[allow(non_camel_case_types, reason = "its name in C")]
+/// Memory: 16 bytes per connection if the descriptor numbers are dense, as the kernel assigns them. It is allocated in
+/// pages of 256 numbers (4 KiB). When the last connection of a page is removed, the page is given back to malloc(3),
+/// except one spare page. A number far from all others costs 8 KiB. There is also a directory of 16 bytes for each
+/// 65536 numbers, at most 512 KiB (for INT_MAX). Only the used parts of the directory take memory, and it stays until
+/// ka_reaper_free. Memory is the only limit on the number of connections.
+///
+/// Only one thread at a time may use a reaper, and no signal handler may use it. Different reapers are independent.
+#[allow(non_camel_case_types, reason = "this is its name in C")]
 pub struct ka_reaper(Reaper);
 
-/// Makes a reaper, which has no connection yet.
+/// Creates a reaper without connections.
 ///
-///   timeout_ms  ms, 1 or more: a connection is due when now_ms - last touch >= timeout_ms.
+///   timeout_ms  milliseconds, 1 or more. A connection is due when now_ms - (time of its last touch) >= timeout_ms.
 ///
-/// Returns the reaper, to be given to ka_reaper_free; or NULL with errno:
+/// Returns the reaper, which ka_reaper_free frees, or NULL with errno:
 ///   EINVAL       timeout_ms is 0.
-///   ENOMEM       there is no memory.
-/// After a failure nothing is left behind.
+///   ENOMEM       there is not enough memory.
+/// After a failure nothing is allocated.
 ///
 /// Thread-safe, fork-safe.
 /// Since 0.1.0.
@@ -46,9 +50,9 @@ pub extern "C" fn ka_reaper_new(timeout_ms: u32) -> *mut ka_reaper {
     })
 }
 
-/// Gives a reaper's memory back. Its connections are left as they are: none is closed.
+/// Frees a reaper. Its connections stay open.
 ///
-///   reaper  of ka_reaper_new, and not used again; NULL does nothing.
+///   reaper  a reaper of ka_reaper_new, which must not be used again, or NULL, which does nothing.
 ///
 /// Returns nothing.
 ///
@@ -56,67 +60,68 @@ pub extern "C" fn ka_reaper_new(timeout_ms: u32) -> *mut ka_reaper {
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ka_reaper_free(reaper: *mut ka_reaper) {
-    // SAFETY: C vouches that it is NULL or of ka_reaper_new, and not used again.
+    // SAFETY: the C caller passes NULL, or a reaper of ka_reaper_new that it does not use again.
     drop(unsafe { Heap::from_raw(reaper) });
 }
 
-/// Notes that a connection does business now. One that the reaper does not have is added. The time that it takes does
-/// not depend on how many there are.
+/// Records that a connection is active now. Adds the connection if it is new. Takes the same time for any number of
+/// connections.
 ///
-///   reaper  of ka_reaper_new.
-///   fd      the connection's descriptor, 0 or more.
-///   now_ms  ms: the time.
+///   reaper  a reaper of ka_reaper_new.
+///   fd      the descriptor of the connection, 0 or more.
+///   now_ms  the current time, in milliseconds.
 ///
 /// Returns 0, or -1 with errno:
 ///   EINVAL       reaper is NULL.
 ///   EBADF        fd is negative.
-///   ENOMEM       there is no memory for one more connection.
-/// After a failure the reaper is as it was.
+///   ENOMEM       there is not enough memory for a new connection.
+/// After a failure the reaper is unchanged.
 ///
 /// One thread at a time; fork-safe.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ka_reaper_touch(reaper: *mut ka_reaper, fd: c_int, now_ms: u64) -> c_int {
     answer(|| {
-        // SAFETY: C vouches for the pointer, and that no other thread uses it.
+        // SAFETY: the C caller passes NULL, or a reaper that no other thread uses at the same time.
         let ka_reaper(reaper) = unsafe { reaper.as_mut() }.ok_or(EINVAL)?;
         reaper.touch(fd, now_ms)?;
         Ok(0)
     })
 }
 
-/// Takes a connection out. Do it before close(2): a number that is used again is otherwise the old connection, touched.
+/// Removes a connection. Call this before close(2). Otherwise a new connection with the same descriptor number
+/// inherits the old entry.
 ///
-///   reaper  of ka_reaper_new.
-///   fd      the connection's descriptor.
+///   reaper  a reaper of ka_reaper_new.
+///   fd      the descriptor of the connection.
 ///
 /// Returns 0, or -1 with errno:
 ///   EINVAL       reaper is NULL.
-///   ENOENT       the reaper does not have this connection, as after ka_reaper_expired named it.
-/// After a failure the reaper is as it was.
+///   ENOENT       the reaper does not have this connection. For example, ka_reaper_expired has already removed it.
+/// After a failure the reaper is unchanged.
 ///
 /// One thread at a time; fork-safe.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ka_reaper_forget(reaper: *mut ka_reaper, fd: c_int) -> c_int {
     answer(|| {
-        // SAFETY: C vouches for the pointer, and that no other thread uses it.
+        // SAFETY: the C caller passes NULL, or a reaper that no other thread uses at the same time.
         let ka_reaper(reaper) = unsafe { reaper.as_mut() }.ok_or(EINVAL)?;
         if reaper.forget(fd) { Ok(0) } else { Err(ka_core::Errno(libc::ENOENT)) }
     })
 }
 
-/// Takes out connections that are due, the most silent first, and names them. The time that it takes depends on how
-/// many it names, not on how many there are.
+/// Removes connections that are due, and returns their descriptors, the longest inactive first. The time depends on
+/// the number of connections removed, not on the number in the reaper.
 ///
-///   reaper  of ka_reaper_new.
-///   now_ms  ms: the time.
-///   fds     where to put their descriptors. May be NULL where n is 0.
-///   n       how many fds has room for. Those that are due beyond it stay, for the next call.
+///   reaper  a reaper of ka_reaper_new.
+///   now_ms  the current time, in milliseconds.
+///   fds     receives the descriptors. May be NULL if n is 0.
+///   n       the size of fds. If more connections are due, the others stay for the next call.
 ///
-/// Returns how many it named, at most n and INT_MAX, 0 where none is due; or -1 with errno:
+/// Returns the number of connections removed, at most n and INT_MAX, and 0 if none is due; or -1 with errno:
 ///   EINVAL       reaper is NULL; fds is NULL and n is not 0.
-/// After a failure the reaper is as it was.
+/// After a failure the reaper is unchanged.
 ///
 /// One thread at a time; fork-safe.
 /// Since 0.1.0.
@@ -128,7 +133,7 @@ pub unsafe extern "C" fn ka_reaper_expired(
     n: size_t,
 ) -> c_int {
     answer(|| {
-        // SAFETY: C vouches for the pointer, and that no other thread uses it.
+        // SAFETY: the C caller passes NULL, or a reaper that no other thread uses at the same time.
         let ka_reaper(reaper) = unsafe { reaper.as_mut() }.ok_or(EINVAL)?;
         if fds.is_null() && n > 0 {
             return Err(EINVAL);
@@ -137,7 +142,7 @@ pub unsafe extern "C" fn ka_reaper_expired(
         let mut expired = reaper.expired(now_ms);
         let mut count = 0;
         while let Some(fd) = (count < room).then(|| expired.next()).flatten() {
-            // SAFETY: fewer than `n` are written before this one, and C vouches for as many.
+            // SAFETY: `count` is below `n`, and the C caller guarantees room for `n` descriptors.
             unsafe { fds.add(usize::try_from(count).unwrap_or(0)).write_unaligned(fd) };
             count = count.saturating_add(1);
         }
@@ -145,14 +150,14 @@ pub unsafe extern "C" fn ka_reaper_expired(
     })
 }
 
-/// Gets how long to wait until a connection is due: the timeout of epoll_wait(2) and poll(2).
+/// Returns the time until the next connection is due, as a timeout for epoll_wait(2) or poll(2).
 ///
-///   reaper  of ka_reaper_new. It is only looked at: now_ms does not count as seen.
-///   now_ms  ms: the time.
+///   reaper  a reaper of ka_reaper_new. It is not changed: now_ms does not advance its clock.
+///   now_ms  the current time, in milliseconds.
 ///
-/// Returns the ms, at most INT_MAX, 0 where one is due now; or -1:
-///   where the reaper has no connection, and errno is as it was: epoll_wait takes it as for ever;
-///   with errno EINVAL where reaper is NULL.
+/// Returns milliseconds, at most INT_MAX, and 0 if a connection is due now. Returns -1 with errno unchanged if the
+/// reaper has no connection: epoll_wait(2) and poll(2) then wait without a timeout. Or returns -1 with errno:
+///   EINVAL       reaper is NULL.
 /// After a failure nothing has changed.
 ///
 /// One thread at a time; fork-safe.
@@ -160,22 +165,22 @@ pub unsafe extern "C" fn ka_reaper_expired(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ka_reaper_next(reaper: *const ka_reaper, now_ms: u64) -> c_int {
     answer(|| {
-        // SAFETY: C vouches for the pointer, and that no other thread uses it.
+        // SAFETY: the C caller passes NULL, or a reaper that no other thread uses at the same time.
         let ka_reaper(reaper) = unsafe { reaper.as_ref() }.ok_or(EINVAL)?;
         Ok(reaper.next_due_ms(now_ms).map_or(-1, |ms| c_int::try_from(ms).unwrap_or(c_int::MAX)))
     })
 }
 
-/// Gets how many connections a reaper has.
+/// Returns the number of connections in a reaper.
 ///
-///   reaper  of ka_reaper_new; NULL has none.
+///   reaper  a reaper of ka_reaper_new, or NULL, which has no connection.
 ///
-/// Returns the number; it never fails.
+/// Returns the number. Never fails.
 ///
 /// One thread at a time; fork-safe.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ka_reaper_len(reaper: *const ka_reaper) -> size_t {
-    // SAFETY: C vouches for the pointer, and that no other thread uses it.
+    // SAFETY: the C caller passes NULL, or a reaper that no other thread uses at the same time.
     unsafe { reaper.as_ref() }.map_or(0, |ka_reaper(reaper)| reaper.len())
 }

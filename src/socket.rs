@@ -1,6 +1,6 @@
-//! Keepalive of a socket, call by call.
+//! Functions that set and get the keepalive of a socket.
 
-#![expect(unsafe_code, reason = "it is what C calls")]
+#![expect(unsafe_code, reason = "C calls these functions")]
 
 use ka_core::{Config, Errno, Error, Socket, Timer};
 use libc::c_int;
@@ -10,39 +10,46 @@ use crate::errno::{EINVAL, answer};
 
 /// Turns keepalive on with these timers.
 ///
-/// A wrong value is an error, and keepalive stays off. A server that must have keepalive whatever the timers are
-/// calls ka_enable_lenient.
+/// If a value is out of range, the call fails with EINVAL and changes nothing. A server that needs keepalive even if
+/// a timer cannot be set calls ka_enable_lenient instead.
 ///
-///   fd     a TCP or MPTCP socket in any state. An accepted connection inherits the settings that its listener has at
-///          the handshake. So a server sets its listener, and makes no call for each connection.
-///   idle   s, 1..KA_IDLE_MAX: how long the connection is idle before the first probe. A connection is idle while no
-///          data and no acknowledgement comes in. Sent data counts when it is acknowledged. TCP_KEEPIDLE
-///   intvl  s, 1..KA_INTVL_MAX: the time from an unanswered probe to the next. If it is longer than idle, it is also
-///          the time from an answered probe to the next. TCP_KEEPINTVL
-///   cnt    probes, 1..KA_CNT_MAX: the connection ends when this many are unanswered. TCP_KEEPCNT
+///   fd     a TCP or MPTCP socket in any state. Connections inherit the settings that their listener has at the time
+///          of the handshake. So a server sets its listener once, and does not call this for each connection.
+///   idle   seconds, 1..KA_IDLE_MAX: how long the connection is idle before the first probe. Received data and
+///          received acknowledgements restart this time. Sending does not restart it, but the acknowledgement of
+///          the sent data does. TCP_KEEPIDLE
+///   intvl  seconds, 1..KA_INTVL_MAX: the time from an unanswered probe to the next. Use a value that is not longer
+///          than idle. A longer intvl is also the time from an answered probe to the next, and detection can take
+///          intvl - idle seconds longer. TCP_KEEPINTVL
+///   cnt    probes, 1..KA_CNT_MAX: the kernel ends the connection after this many unanswered probes. TCP_KEEPCNT
 ///
-/// Each may be KA_KEEP: it stays as it is. A new socket has the values of the sysctls net.ipv4.tcp_keepalive_*:
-/// 7200 s, 75 s and 9 probes by default. So ka_enable(fd, 30, KA_KEEP, KA_KEEP) has an interval of 75 s, which is
-/// longer than its idle time.
+/// KA_KEEP leaves a timer unchanged. On a new socket each timer follows its sysctl: net.ipv4.tcp_keepalive_time
+/// (7200 s by default), tcp_keepalive_intvl (75 s) and tcp_keepalive_probes (9). For example, after
+/// ka_enable(fd, 30, KA_KEEP, KA_KEEP) a new socket has an interval of 75 s, which is longer than its idle time.
 ///
-/// A dead peer is found after idle + intvl * cnt seconds, or up to an eighth later (ka_detect_time). The socket is
-/// then readable, and read(2) fails with ETIMEDOUT. If data was in flight and the network reported an error,
-/// read(2) fails with EHOSTUNREACH or ENETUNREACH. The kernel ignores such reports about probes. A peer that has
-/// restarted answers the first probe with a reset: ECONNRESET.
+/// A dead peer is detected idle + intvl * cnt seconds after its last packet, or up to an eighth later
+/// (ka_detect_time). The socket then becomes readable, and read(2) fails with one of these errors:
+///   ETIMEDOUT    nothing has answered.
+///   EHOSTUNREACH, ENETUNREACH
+///                data was in flight, and the network reported this error. The kernel ignores such reports for probes.
+///   ECONNRESET   the peer has restarted, and has answered the first probe with a reset.
+/// While sent data is unacknowledged, the kernel sends no probes (ka_set_user_timeout).
 ///
-/// If keepalive is off, this makes 5 system calls and turns it on last, so no probe leaves early. If it is on, this
-/// writes only values that differ. So calls may be repeated at any rate.
+/// If keepalive is off, this function sets the timers first and turns keepalive on last, so that no probe is sent
+/// early. This takes 5 system calls with all three values given, and 4 if all are KA_KEEP. If keepalive is on, the
+/// function writes only values that differ, so it may be called repeatedly, at any rate.
 ///
 /// Returns 0, or -1 with errno:
-///   EINVAL       a value is out of its range. 0 is.
+///   EINVAL       a value is out of its range. 0 is out of range.
 ///   EBADF        fd is not open, or was opened with O_PATH.
 ///   ENOTSOCK     fd is not a socket.
-///   ENOPROTOOPT  fd is a socket, but not TCP: UDP, unix, raw, netlink, vsock.
+///   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP: UDP, unix, raw, netlink, vsock.
 ///   EOPNOTSUPP   this kernel does not have the option for this socket.
-///   The error of a security policy, for example EPERM.
-/// After a failure keepalive is on or off as it was. If it was on, its timers are as they were, with one exception:
-/// a timer that followed a sysctl stays at that value, or keeps the new one if the sysctl's value cannot be set. If
-/// it was off, the timers, which are dormant then, may have changed.
+///   others       the error of a security policy, for example EPERM.
+/// After a failure keepalive is on or off as before the call. If it is on, the timers have their old values, with one
+/// exception: a timer that followed its sysctl can be left fixed at the sysctl's value, or at your new value if the
+/// sysctl's value cannot be set on a socket. If it is off, the timers may have changed. This has no effect until
+/// keepalive is turned on.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
@@ -58,41 +65,42 @@ pub extern "C" fn ka_enable(fd: c_int, idle: c_int, intvl: c_int, cnt: c_int) ->
     })
 }
 
-/// The bit of ka_enable_lenient for an idle time that is not as asked.
+/// Bit in the result of ka_enable_lenient: the idle time is not as requested.
 pub const KA_MISSED_IDLE: c_int = 1;
 
-/// The bit of ka_enable_lenient for an interval that is not as asked.
+/// Bit in the result of ka_enable_lenient: the interval is not as requested.
 pub const KA_MISSED_INTVL: c_int = 2;
 
-/// The bit of ka_enable_lenient for a count that is not as asked.
+/// Bit in the result of ka_enable_lenient: the count is not as requested.
 pub const KA_MISSED_CNT: c_int = 4;
 
-/// The bit of ka_enable_lenient for a socket that is not TCP.
+/// Bit in the result of ka_enable_lenient: the socket is neither TCP nor MPTCP.
 pub const KA_MISSED_TCP: c_int = 8;
 
-/// Turns keepalive on as hand-written calls of setsockopt(2) do: whatever becomes of the timers.
+/// Turns keepalive on even if a timer cannot be set, and reports the timers that are not as requested.
 ///
-/// This is the function for a server that has made these calls so far. A bad value or an old kernel costs it a
-/// timer, but not keepalive, and it can log the result. A server that would rather stop on a mistake calls
-/// ka_enable.
+/// This function replaces setsockopt(2) calls whose results a server ignores. A bad value or an old kernel then costs
+/// the server a timer, but not keepalive, and the server can log which timer. A server that prefers to stop on a
+/// mistake calls ka_enable.
 ///
-///   fd     any socket. A socket that is not TCP is left unchanged.
-///   idle   s. Below 1: stays as it is. Above KA_IDLE_MAX: KA_IDLE_MAX. TCP_KEEPIDLE
-///   intvl  s. Below 1: stays as it is. Above KA_INTVL_MAX: KA_INTVL_MAX. TCP_KEEPINTVL
-///   cnt    probes. Below 1: stays as it is. Above KA_CNT_MAX: KA_CNT_MAX. TCP_KEEPCNT
+///   fd     any socket. A socket that is neither TCP nor MPTCP is left unchanged.
+///   idle   seconds, up to KA_IDLE_MAX. TCP_KEEPIDLE
+///   intvl  seconds, up to KA_INTVL_MAX. TCP_KEEPINTVL
+///   cnt    probes, up to KA_CNT_MAX. TCP_KEEPCNT
 ///
-/// A timer that stays as it is has the value of its sysctl on a new socket.
+/// A value below 1 leaves the timer unchanged. On a new socket such a timer follows its sysctl. A value above the
+/// maximum sets the maximum. Keepalive is turned on last.
 ///
-/// Returns 0 if all is as asked. Otherwise returns the sum of these bits, with keepalive on except for KA_MISSED_TCP:
+/// Returns 0 if every timer is as requested. Otherwise returns the sum of these bits:
 ///   KA_MISSED_IDLE, KA_MISSED_INTVL, KA_MISSED_CNT
-///                the value was above the maximum, or the kernel refused it.
+///                keepalive is on, but this value was above the maximum, or the kernel rejected it.
 ///   KA_MISSED_TCP
-///                the socket is not TCP (UDP, unix, raw, netlink, vsock).
+///                the socket is neither TCP nor MPTCP (UDP, unix, raw, netlink, vsock).
 /// Or returns -1 with errno:
 ///   EBADF        fd is not open, or was opened with O_PATH.
 ///   ENOTSOCK     fd is not a socket.
-///   The error of SO_KEEPALIVE, for example EPERM by a security policy.
-/// After a failure keepalive is on or off as it was. The timers may have changed.
+///   others       the error of SO_KEEPALIVE, for example EPERM from a security policy.
+/// After a failure keepalive is on or off as before the call. The timers may have changed.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
@@ -121,12 +129,16 @@ pub extern "C" fn ka_enable_lenient(fd: c_int, idle: c_int, intvl: c_int, cnt: c
     })
 }
 
-/// Turns keepalive off. The timers keep their values, so that ka_enable with KA_KEEP brings them back.
+/// Turns keepalive off. The timers keep their values, and ka_enable with KA_KEEP uses them again.
 ///
 ///   fd     a TCP or MPTCP socket in any state.
 ///
-/// Returns 0, also where it was off, or -1 with errno: EBADF, ENOTSOCK, ENOPROTOOPT or a security policy's, as
-/// ka_enable. After a failure the socket is as it was.
+/// Returns 0, also if keepalive was off already, or -1 with errno:
+///   EBADF        fd is not open, or was opened with O_PATH.
+///   ENOTSOCK     fd is not a socket.
+///   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+///   others       the error of a security policy, for example EPERM.
+/// After a failure the socket is unchanged.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
@@ -135,12 +147,16 @@ pub extern "C" fn ka_disable(fd: c_int) -> c_int {
     answer(|| apply(fd, &Config::KEEP.with_enabled(Some(false))))
 }
 
-/// Says whether keepalive is on.
+/// Tests whether keepalive is on.
+///
+/// Unlike getsockopt(2) with SO_KEEPALIVE, this function fails on UDP and unix sockets.
 ///
 ///   fd     a TCP or MPTCP socket in any state.
 ///
-/// Returns 1 or 0, or -1 with errno: EBADF, ENOTSOCK or ENOPROTOOPT, as ka_enable. (getsockopt(2) with
-/// SO_KEEPALIVE succeeds on UDP and unix sockets too; this does not.)
+/// Returns 1 if keepalive is on, 0 if it is off, or -1 with errno:
+///   EBADF        fd is not open, or was opened with O_PATH.
+///   ENOTSOCK     fd is not a socket.
+///   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
@@ -149,89 +165,120 @@ pub extern "C" fn ka_is_enabled(fd: c_int) -> c_int {
     answer(|| Ok(Socket::new(fd).is_enabled()?.into()))
 }
 
-/// Gets how long the connection is idle before the first probe, whether keepalive is on or off.
+/// Gets the idle time before the first probe. Keepalive may be on or off.
 ///
 ///   fd       a TCP or MPTCP socket in any state.
-///   seconds  where to put it: what is in force, the sysctl net.ipv4.tcp_keepalive_time where nothing was set.
-///            A sysctl may hold what could not be set on a socket, as 86400, 0 or -1.
+///   seconds  receives the value in force. If it has not been set on this socket, this is the value of the sysctl
+///            net.ipv4.tcp_keepalive_time. A sysctl may hold a value that cannot be set on a socket, for example
+///            86400, 0 or -1.
 ///
-/// Returns 0, or -1 with errno: EINVAL (seconds is NULL), EBADF, ENOTSOCK, ENOPROTOOPT or EOPNOTSUPP, as
-/// ka_enable. After a failure *seconds is as it was.
+/// Returns 0, or -1 with errno:
+///   EINVAL       seconds is NULL.
+///   EBADF        fd is not open, or was opened with O_PATH.
+///   ENOTSOCK     fd is not a socket.
+///   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+///   EOPNOTSUPP   this kernel does not have the option for this socket.
+/// After a failure *seconds is unchanged.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ka_get_idle(fd: c_int, seconds: *mut c_int) -> c_int {
-    // SAFETY: C vouches for the pointer.
+    // SAFETY: the C caller passes NULL or a pointer to an int.
     unsafe { get(fd, Timer::Idle, seconds) }
 }
 
-/// Gets the time from one unanswered probe to the next, whether keepalive is on or off.
+/// Gets the time from one unanswered probe to the next. Keepalive may be on or off.
 ///
 ///   fd       a TCP or MPTCP socket in any state.
-///   seconds  where to put it: what is in force, the sysctl net.ipv4.tcp_keepalive_intvl where nothing was set.
+///   seconds  receives the value in force. If it has not been set on this socket, this is the value of the sysctl
+///            net.ipv4.tcp_keepalive_intvl.
 ///
-/// Returns 0, or -1 with errno, as ka_get_idle. After a failure *seconds is as it was.
+/// Returns 0, or -1 with errno:
+///   EINVAL       seconds is NULL.
+///   EBADF        fd is not open, or was opened with O_PATH.
+///   ENOTSOCK     fd is not a socket.
+///   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+///   EOPNOTSUPP   this kernel does not have the option for this socket.
+/// After a failure *seconds is unchanged.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ka_get_intvl(fd: c_int, seconds: *mut c_int) -> c_int {
-    // SAFETY: C vouches for the pointer.
+    // SAFETY: the C caller passes NULL or a pointer to an int.
     unsafe { get(fd, Timer::Intvl, seconds) }
 }
 
-/// Gets how many probes without an answer end the connection, whether keepalive is on or off.
+/// Gets the number of unanswered probes that end the connection. Keepalive may be on or off.
 ///
 ///   fd      a TCP or MPTCP socket in any state.
-///   probes  where to put it: what is in force, the sysctl net.ipv4.tcp_keepalive_probes where nothing was set.
+///   probes  receives the value in force. If it has not been set on this socket, this is the value of the sysctl
+///           net.ipv4.tcp_keepalive_probes.
 ///
-/// Returns 0, or -1 with errno, as ka_get_idle. After a failure *probes is as it was.
+/// Returns 0, or -1 with errno:
+///   EINVAL       probes is NULL.
+///   EBADF        fd is not open, or was opened with O_PATH.
+///   ENOTSOCK     fd is not a socket.
+///   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+///   EOPNOTSUPP   this kernel does not have the option for this socket.
+/// After a failure *probes is unchanged.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ka_get_cnt(fd: c_int, probes: *mut c_int) -> c_int {
-    // SAFETY: C vouches for the pointer.
+    // SAFETY: the C caller passes NULL or a pointer to an int.
     unsafe { get(fd, Timer::Cnt, probes) }
 }
 
-/// Gets the user timeout: how long sent data, or keepalive probes, may stay unacknowledged. TCP_USER_TIMEOUT
+/// Gets the user timeout: how long sent data or keepalive probes may stay unacknowledged. TCP_USER_TIMEOUT
 ///
 ///   fd            a TCP socket in any state.
-///   milliseconds  receives the time. 0: there is no user timeout, and the kernel's own rules apply
-///                 (net.ipv4.tcp_retries2 for data, cnt for probes).
+///   milliseconds  receives the time. 0 means that there is no user timeout, and the kernel's own limits apply:
+///                 net.ipv4.tcp_retries2 for data, cnt for probes.
 ///
 /// Returns 0, or -1 with errno:
 ///   EINVAL       milliseconds is NULL.
-///   EOPNOTSUPP   an MPTCP socket, unless it has fallen back to TCP: the kernel cannot say.
-///   EBADF, ENOTSOCK, ENOPROTOOPT, as ka_enable.
-/// After a failure *milliseconds is as it was.
+///   EBADF        fd is not open, or was opened with O_PATH.
+///   ENOTSOCK     fd is not a socket.
+///   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+///   EOPNOTSUPP   fd is an MPTCP socket that has not fallen back to TCP: the kernel cannot report the value.
+/// After a failure *milliseconds is unchanged.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ka_get_user_timeout(fd: c_int, milliseconds: *mut c_int) -> c_int {
-    // SAFETY: C vouches for the pointer.
+    // SAFETY: the C caller passes NULL or a pointer to an int.
     unsafe { get(fd, Timer::UserTimeout, milliseconds) }
 }
 
-/// Sets the user timeout: how long sent data, or keepalive probes, may stay unacknowledged. RFC 5482
+/// Sets the user timeout: how long sent data or keepalive probes may stay unacknowledged. TCP_USER_TIMEOUT, RFC 5482
 ///
-/// Unacknowledged data suspends keepalive, so a peer that dies while data is on its way is found only by
-/// retransmission, after a quarter of an hour, or by this. Two things to know first: on an idle connection it
-/// takes the place of cnt (probes end the connection at the first one that is due when the time is over), and
-/// it ends a connection to a healthy peer that keeps its window closed for so long.
+/// While sent data is unacknowledged, the kernel sends no keepalive probes. If the peer dies during that time, the
+/// kernel detects it only when it stops retransmitting (after about 15 minutes) or when the user timeout expires.
+/// A user timeout also has two other effects:
+///   - On an idle connection it replaces cnt: the connection ends at the first probe time after the timeout.
+///   - It ends a connection to a healthy peer that keeps its window closed for that long.
 ///
 ///   fd            a TCP socket in any state.
-///   milliseconds  1..2147483647. 0 or KA_NONE: no user timeout. KA_AUTO: 1000 * (idle + intvl * cnt) of the values
-///                 in force, so a busy connection ends when an idle one would. KA_KEEP: nothing is changed.
+///   milliseconds  one of these:
+///                 1..2147483647  the user timeout.
+///                 0 or KA_NONE   removes the user timeout.
+///                 KA_AUTO        sets 1000 * (idle + intvl * cnt), computed from the values in force when the call is
+///                                made. Later changes do not update it. A busy connection to a dead peer then ends
+///                                after the same time as an idle one.
+///                 KA_KEEP        changes nothing.
 ///
 /// Returns 0, or -1 with errno:
-///   EINVAL       milliseconds out of range, or KA_AUTO where that would be more than 2147483647 or less than 1.
-///   EOPNOTSUPP   an MPTCP socket, unless it has fallen back to TCP, whatever milliseconds is but KA_KEEP.
-///   EBADF, ENOTSOCK, ENOPROTOOPT or a security policy's, as ka_enable.
-/// After a failure the socket is as it was.
+///   EINVAL       milliseconds is out of range, or the value of KA_AUTO would not be in 1..2147483647.
+///   EBADF        fd is not open, or was opened with O_PATH.
+///   ENOTSOCK     fd is not a socket.
+///   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+///   EOPNOTSUPP   fd is an MPTCP socket that has not fallen back to TCP, and milliseconds is not KA_KEEP.
+///   others       the error of a security policy, for example EPERM.
+/// After a failure the socket is unchanged.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
@@ -240,60 +287,67 @@ pub extern "C" fn ka_set_user_timeout(fd: c_int, milliseconds: c_int) -> c_int {
     answer(|| apply(fd, &Config::KEEP.with_user_timeout(user_timeout(milliseconds))?))
 }
 
-/// Applies a policy: sets each value that the config names.
+/// Applies a policy: sets every field of config that is neither KA_KEEP nor 0.
 ///
 ///   fd      a TCP or MPTCP socket in any state.
-///   config  the policy. A field that is KA_KEEP or 0 stays as it is. Make it with KA_CONFIG_INIT or KA_CONFIG.
+///   config  the policy. Create it with KA_CONFIG_INIT or KA_CONFIG.
 ///
-/// If keepalive is off and the config turns it on, the timers are written first. If keepalive is on, only values that
-/// differ are written. If intvl or cnt changes, idle is written after them, because only idle re-arms the running
-/// timer. If idle is KA_KEEP, it is written with the value in force, and no longer follows its sysctl. If the
-/// config turns keepalive off, keepalive goes off before the timers are written.
+/// The order of the writes depends on the state of the socket:
+///   - If keepalive is off and the policy turns it on, the timers are set first. So no probe is sent early.
+///   - If keepalive is on, only values that differ are written. If intvl or cnt changes, idle is written after them,
+///     because only a write of idle re-arms the running timer. If idle is KA_KEEP, the value in force is written, and
+///     idle no longer follows its sysctl. A value that cannot be set on a socket is not written.
+///   - If keepalive is on and the policy turns it off, it goes off before the timers are set.
 ///
-/// Returns 0, or -1 with errno; arguments are checked before the descriptor, and the descriptor before what
-/// depends on its state:
-///   EINVAL       config is NULL; its size is not a multiple of 4 from 8 up; a value is out of its range; KA_AUTO
-///                would be more than 2147483647 or less than 1.
-///   E2BIG        config is larger than this version's, and a word in its tail is neither 0 nor KA_KEEP. Or its
+/// Returns 0, or -1 with errno. Arguments are checked first, then the descriptor, then KA_AUTO:
+///   EINVAL       config is NULL; its size is below 8 or not a multiple of 4; a value is out of its range; the value
+///                of KA_AUTO would not be in 1..2147483647.
+///   E2BIG        config is larger than this library's struct, and an extra field is neither 0 nor KA_KEEP; or its
 ///                size is more than 4096.
 ///   EBADF        fd is not open, or was opened with O_PATH.
 ///   ENOTSOCK     fd is not a socket.
-///   ENOPROTOOPT  fd is a socket, but not TCP.
-///   EOPNOTSUPP   this kernel does not have the option for this socket: any user_timeout, 0 too, on an MPTCP
-///                socket that has not fallen back to TCP.
-///   What a security policy answers, as EPERM.
-/// After a failure keepalive is on or off as it was. If it was on, its timers are as they were, with one exception:
-/// one that followed a sysctl stays at that value, or keeps the new one where the sysctl's cannot be set. If it was
-/// off, idle, intvl and cnt, dormant then, may have changed; user_timeout, which rules data whether keepalive is on
-/// or off, has not.
+///   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+///   EOPNOTSUPP   this kernel does not have the option for this socket. An MPTCP socket that has not fallen back to
+///                TCP accepts no user_timeout, not even KA_NONE.
+///   others       the error of a security policy, for example EPERM.
+/// After a failure keepalive is on or off as before the call, and user_timeout has its old value. If keepalive is on,
+/// idle, intvl and cnt also have their old values, with one exception: a timer that followed its sysctl can be left
+/// fixed at the sysctl's value, or at your new value if the sysctl's value cannot be set on a socket. If keepalive is
+/// off, idle, intvl and cnt may have changed. This has no effect until keepalive is turned on.
 ///
-/// Thread-safe, async-signal-safe, fork-safe. Two threads that set different things on one socket at once leave
-/// a mixture.
+/// Thread-safe, async-signal-safe, fork-safe. If two threads apply different policies to one socket at the same time,
+/// the socket can be left with a mixture of them.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ka_apply(fd: c_int, config: *const ka_config) -> c_int {
-    // SAFETY: C vouches for the pointer.
+    // SAFETY: the C caller passes NULL, or a config with as many bytes as its size states.
     answer(|| apply(fd, &unsafe { ka_config::read(config) }?))
 }
 
 /// Gets the keepalive settings that are in force.
 ///
 ///   fd      a TCP or MPTCP socket in any state.
-///   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON or KA_OFF.
-///           user_timeout is KA_NONE if there is none, and KA_KEEP if the kernel cannot report it (MPTCP that has
-///           not fallen back to TCP). A timer that no program has set has the value of its sysctl.
+///   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON or KA_OFF. A timer that
+///           has not been set on this socket has the value of its sysctl. user_timeout is KA_NONE if there is none,
+///           and KA_KEEP if the kernel cannot report it (MPTCP that has not fallen back to TCP).
 ///
-/// ka_apply accepts the result and sets the same again, with one exception: a sysctl may hold a value that no
-/// program can set on a socket. ka_apply then fails with EINVAL for 86400. For 0 and -1 the timer is KA_KEEP here.
+/// ka_apply accepts the result and sets the same values again, unless a sysctl holds a value that cannot be set on a
+/// socket. A sysctl of 0 or -1 is reported as KA_KEEP. ka_apply rejects other such values, for example 86400, with
+/// EINVAL.
 ///
-/// Returns 0, or -1 with errno: EINVAL (config is NULL, or its size is not a multiple of 4 from 8 up), EBADF,
-/// ENOTSOCK, ENOPROTOOPT or EOPNOTSUPP, as ka_apply. After a failure *config is as it was.
+/// Returns 0, or -1 with errno:
+///   EINVAL       config is NULL, or its size is below 8 or not a multiple of 4.
+///   EBADF        fd is not open, or was opened with O_PATH.
+///   ENOTSOCK     fd is not a socket.
+///   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+///   EOPNOTSUPP   this kernel does not have the option for this socket.
+/// After a failure *config is unchanged.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ka_query(fd: c_int, config: *mut ka_config) -> c_int {
-    // SAFETY: C vouches for the pointer.
+    // SAFETY: the C caller passes NULL, or a config with as many bytes as its size states.
     unsafe { ka_config::fill(config, || Ok(in_force(&Socket::new(fd).settings()?))) }
 }
 
@@ -303,14 +357,14 @@ fn apply(fd: c_int, config: &Config) -> Result<c_int, Errno> {
 }
 
 /// # Safety
-/// NULL, or `value` can be written.
+/// `value` is NULL, or an int that can be written.
 unsafe fn get(fd: c_int, timer: Timer, value: *mut c_int) -> c_int {
     answer(|| {
         if value.is_null() {
             return Err(EINVAL);
         }
         let found = Socket::new(fd).timer(timer)?;
-        // SAFETY: the caller vouches for the pointer; C may have put it anywhere.
+        // SAFETY: it is not NULL, so it can be written. C does not guarantee its alignment.
         unsafe { value.write_unaligned(found) };
         Ok(0)
     })

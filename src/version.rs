@@ -1,12 +1,13 @@
-//! Which libka this is. Cargo.toml says it, and nothing else does.
+//! The version of libka, from Cargo.toml.
 
-#![expect(unsafe_code, reason = "it is what C calls")]
+#![expect(unsafe_code, reason = "C calls these functions")]
 
 use libc::c_char;
 
-/// Says which version of the library runs, as "0.1.0"; KA_VERSION is the one that the program was built with.
+/// Returns the version of the library that runs, for example "0.1.0". KA_VERSION is the version of the header that the
+/// program was compiled with.
 ///
-/// Returns a string that lives as long as the library; it never fails.
+/// Returns a string that is valid as long as the library is loaded. Never fails.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
@@ -15,10 +16,10 @@ pub extern "C" fn ka_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// Says which version of the library runs, as a number to compare: 1000000 * major + 1000 * minor + patch;
-/// KA_VERSION_NUMBER is the one that the program was built with.
+/// Returns the version of the library that runs, as a number to compare: 1000000 * major + 1000 * minor + patch.
+/// KA_VERSION_NUMBER is that of the header that the program was compiled with.
 ///
-/// Returns the number; it never fails.
+/// Returns the number. Never fails.
 ///
 /// Thread-safe, async-signal-safe, fork-safe.
 /// Since 0.1.0.
@@ -30,7 +31,7 @@ pub extern "C" fn ka_version_number() -> u32 {
     NUMBER
 }
 
-/// Digits of Cargo.toml, read while compiling.
+/// Parses a part of the version in Cargo.toml, at compile time.
 const fn number(digits: &str) -> u32 {
     match u32::from_str_radix(digits, 10) {
         Ok(number) => number,
