@@ -79,7 +79,7 @@ fn macros() -> String {
     format!(
         r#"
 /**
- * The version of this header. ka_version and ka_version_number say which library runs.
+ * The version of this header. ka_version and ka_version_number return the version of the library that runs.
  */
 #define KA_VERSION "{version}"
 #define KA_VERSION_MAJOR {major}
@@ -88,13 +88,13 @@ fn macros() -> String {
 #define KA_VERSION_NUMBER (1000000 * KA_VERSION_MAJOR + 1000 * KA_VERSION_MINOR + KA_VERSION_PATCH)
 
 /**
- * A struct ka_config that leaves everything as it is: struct ka_config config = KA_CONFIG_INIT;
+ * Initialises a struct ka_config that changes nothing: struct ka_config config = KA_CONFIG_INIT;
  */
 #define KA_CONFIG_INIT {{ sizeof(struct ka_config), KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP }}
 
 #if defined(__STDC_VERSION__) && __STDC_VERSION__ >= 199901L
 /**
- * A struct ka_config with these fields, and all others left as they are (C99):
+ * Creates a struct ka_config that sets these fields and changes nothing else (C99):
  *
  *     ka_apply(fd, &KA_CONFIG(.keepalive = KA_ON, .idle = 60, .intvl = 10, .cnt = 5));
  */
@@ -102,7 +102,7 @@ fn macros() -> String {
 #endif
 
 /**
- * A struct ka_status to be filled in: struct ka_status status = KA_STATUS_INIT;
+ * Initialises a struct ka_status for ka_get_status: struct ka_status status = KA_STATUS_INIT;
  */
 #define KA_STATUS_INIT {{ sizeof(struct ka_status), 0, 0, 0, 0, 0, 0, 0, 0 }}
 "#
