@@ -14,9 +14,9 @@
  * on success. (Functions that return a std::string or a std::vector may also throw std::bad_alloc.) With
  * -fno-exceptions only the overloads with a std::error_code& exist.
  *
- * A failed call that returns a ka::policy returns an invalid one. Every function rejects an invalid policy with EINVAL,
- * and no setter makes it valid. So a program that ignores the error code does not turn keepalive on with the first
- * probe after two hours.
+ * If a call that returns a ka::policy fails, the policy is invalid. Every function rejects an invalid policy with
+ * EINVAL, and no setter makes it valid. So if a program ignores the error code, it does not turn keepalive on with the
+ * first probe after two hours.
  *
  * Durations may have any std::chrono type. The kernel takes whole seconds for idle and intvl, and whole milliseconds
  * for the user timeout. Any other duration is an error (EINVAL), as is a duration that is out of range. Nothing is
@@ -155,14 +155,14 @@ template <class Function> std::string text(Function function, std::error_code &e
 struct automatic_t {
     explicit constexpr automatic_t() = default;
 };
-/** For ka::policy::user_timeout: 1000 * (idle + intvl * cnt) ms of the values in force. KA_AUTO */
+/** For ka::policy::user_timeout: 1000 * (idle + intvl * cnt) ms, computed when the policy is applied. KA_AUTO */
 inline constexpr automatic_t automatic{};
 
 /** The type of ka::none. */
 struct none_t {
     explicit constexpr none_t() = default;
 };
-/** For ka::policy::user_timeout: no user timeout. KA_NONE */
+/** For ka::policy::user_timeout: removes the user timeout. KA_NONE */
 inline constexpr none_t none{};
 
 /**
@@ -242,8 +242,8 @@ public:
     void cnt(long long probes, std::error_code &ec) & noexcept { set(config_.cnt, count(probes), ec); }
 
     /**
-     * Sets how long sent data, or keepalive probes, may stay unacknowledged: whole milliseconds, 1 ms to 2147483647 ms.
-     * 0 ms and ka::none: no user timeout. ka::automatic: idle + intvl * cnt. std::nullopt: leave it as it is.
+     * Sets how long sent data or keepalive probes may stay unacknowledged: whole milliseconds, 1 ms to 2147483647 ms.
+     * 0 ms and ka::none remove the user timeout. ka::automatic is idle + intvl * cnt. std::nullopt leaves it unchanged.
      */
     template <class Rep, class Period> constexpr policy &user_timeout(std::chrono::duration<Rep, Period> time) & {
         set(config_.user_timeout, milliseconds(time),
@@ -372,7 +372,7 @@ inline policy rejected(std::error_code &ec) noexcept {
 
 } // namespace detail
 
-/** The values that ka::enable_lenient has not set as asked. True if there is one. */
+/** The values that ka::enable_lenient has not set as requested. Converts to true if there is such a value. */
 class missed {
 public:
     explicit constexpr missed(int mask) noexcept : mask_(mask) {}
@@ -392,13 +392,13 @@ private:
     int mask_;
 };
 
-/** How long a policy needs to find a dead peer. ka_detect_time */
+/** The time that a policy needs to detect a dead peer. ka_detect_time */
 struct detection {
     std::chrono::milliseconds typical;
     std::chrono::milliseconds worst;
 };
 
-/** What a connection is doing: struct ka_status. */
+/** The state of a connection: struct ka_status. */
 struct status {
     /** TCP_ESTABLISHED (1) to TCP_CLOSING (11) of netinet/tcp.h. */
     unsigned state;
@@ -411,7 +411,7 @@ struct status {
     std::chrono::microseconds rtt;
 };
 
-/** Applies a policy: sets each value that the policy names. It may turn keepalive on or off. ka_apply */
+/** Applies a policy. It turns keepalive on or off, or leaves it as it is, and sets the given values. ka_apply */
 inline void apply(int fd, const policy &policy, std::error_code &ec) noexcept {
     ec = detail::error(ka_apply(fd, &policy.native()) != 0);
 }
@@ -425,7 +425,7 @@ inline void enable(int fd, const policy &policy, std::error_code &ec) noexcept {
 }
 
 /**
- * Turns keepalive on, whatever becomes of the timers, and returns those that are not as asked. ka_enable_lenient
+ * Turns keepalive on even if a timer cannot be set. Returns the values that are not as requested. ka_enable_lenient
  *
  * A time of 0 or less, and a cnt below 1, leaves the value as it is. A time that is not whole seconds is rounded up and
  * reported. A value above the maximum is clamped and reported. If the call fails, all values are reported.
@@ -463,7 +463,7 @@ inline void disable(int fd, std::error_code &ec) noexcept { ec = detail::error(k
 /** Returns the settings of a new socket of this network namespace. ka_defaults */
 [[nodiscard]] inline policy defaults(std::error_code &ec) noexcept { return detail::filled(ka_defaults, ec); }
 
-/** Returns what a connection is doing. ka_get_status */
+/** Returns the state of a connection. ka_get_status */
 [[nodiscard]] inline status get_status(int fd, std::error_code &ec) noexcept {
     ka_status native = KA_STATUS_INIT;
     ec = detail::error(ka_get_status(fd, &native) != 0);
@@ -485,7 +485,7 @@ inline void disable(int fd, std::error_code &ec) noexcept { ec = detail::error(k
     return detail::filled([&](ka_config *config) { return ka_parse(text.c_str(), config); }, ec);
 }
 
-/** Explains why ka::parse rejects a text: names the wrong item. Empty if ka::parse accepts the text. ka_explain */
+/** Returns why ka::parse rejects a text, or an empty string if ka::parse accepts the text. ka_explain */
 [[nodiscard]] inline std::string explain(const std::string &text) {
     if (text.find('\0') != std::string::npos)
         return "a policy must not contain a NUL character";
@@ -498,7 +498,7 @@ inline void disable(int fd, std::error_code &ec) noexcept { ec = detail::error(k
     return detail::text([&](char *out, std::size_t size) { return ka_format(&policy.native(), out, size); }, ec);
 }
 
-/** Returns a policy that finds a dead peer within this time, in whole milliseconds. ka_plan_detect */
+/** Returns a policy that detects a dead peer within this time, in whole milliseconds. ka_plan_detect */
 template <class Rep, class Period>
 [[nodiscard]] policy plan_detect(std::chrono::duration<Rep, Period> within, std::error_code &ec) noexcept {
     const auto ms = detail::whole<std::chrono::milliseconds>(within, 0, std::numeric_limits<std::uint32_t>::max());
@@ -517,12 +517,12 @@ template <class Rep, class Period>
     return detail::filled([&](ka_config *config) { return ka_plan_path(static_cast<std::uint32_t>(*s), config); }, ec);
 }
 
-/** Returns the policy for a middlebox whose idle timeout is public, for example "aws-nlb". ka_plan_preset */
+/** Returns the policy for a middlebox whose idle timeout is published, for example "aws-nlb". ka_plan_preset */
 [[nodiscard]] inline policy plan_preset(const char *name, std::error_code &ec) noexcept {
     return detail::filled([&](ka_config *config) { return ka_plan_preset(name, config); }, ec);
 }
 
-/** Returns how long a policy needs to find a dead peer. ka_detect_time */
+/** Returns the time that a policy needs to detect a dead peer. ka_detect_time */
 [[nodiscard]] inline detection detect_time(const policy &policy, std::error_code &ec) noexcept {
     std::uint64_t typical = 0;
     std::uint64_t worst = 0;
