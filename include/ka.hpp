@@ -177,7 +177,7 @@ inline constexpr none_t none{};
  * every setter makes the policy invalid.
  *
  * An invalid policy stays invalid until another policy is assigned to it. Every function rejects it with EINVAL, and
- * setters with a std::error_code& report EINVAL for it, whatever the value is.
+ * setters with a std::error_code& report EINVAL for it, even if the value is good.
  */
 class policy {
     template <class Switch>

@@ -14,8 +14,8 @@ use crate::errno::{EINVAL, answer, answer_pointer};
 /// stranger that connects and never sends anything.
 ///
 /// A reaper knows a connection by its descriptor number, and makes no system call on it. So it works with epoll, poll,
-/// io_uring, libuv and libevent. The program decides what is activity, and calls ka_reaper_touch for it. All
-/// connections of a reaper have the same timeout: use one reaper for each timeout.
+/// io_uring, libuv and libevent. The program decides which events are activity, for example a complete message, and
+/// calls ka_reaper_touch for them. All connections of a reaper have the same timeout: use one reaper for each timeout.
 ///
 /// Times are in milliseconds, on a clock that the program chooses, for example CLOCK_MONOTONIC. The clock of a reaper
 /// is the latest now_ms that ka_reaper_touch or ka_reaper_expired has received. It never goes backward: an earlier
