@@ -3,40 +3,46 @@
  *
  * A peer that loses power says nothing. A NAT or a load balancer that forgets an idle connection says nothing
  * either. TCP keepalive detects the dead peer and keeps the idle connection from being forgotten. Linux has it off
- * by default; when it is turned on, the first probe comes after two hours. Where a program writes
+ * by default; when it is turned on, the first probe comes after two hours. Instead of
  *
  *     setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, ...) and three more
  *
- * it can write
+ * a program calls
  *
  *     if (ka_enable(fd, 60, 10, 5) != 0)
  *         perror("ka_enable");
  *
- * A connection is then idle for 60 s before the first probe, probes follow every 10 s, and the fifth that nothing
- * answers ends it: read(2) fails with ETIMEDOUT. A listener hands its policy to all that it accepts.
+ * The kernel then sends the first probe after 60 s without traffic, and further probes every 10 s. After five
+ * unanswered probes it ends the connection, and read(2) fails with ETIMEDOUT. If fd is a listener, the connections
+ * that it accepts inherit these settings.
  *
- * Keepalive proves that the peer's kernel lives, not that its program does, nor that it is a client of yours. For
- * that there are ka_reaper_*, which connections have fallen silent, and ka_beat_*, a signed heartbeat.
+ * Keepalive proves only that the peer's kernel is alive. It proves neither that the peer's program is alive, nor that
+ * the peer is a client of yours. ka_reaper_* finds the connections that have become silent. ka_beat_* is a signed
+ * heartbeat, which only a client of yours can send.
  *
- * Errors. A function returns 0, or a non-negative value that its comment describes, or -1 with errno set. Functions
- * that make an object return it, or NULL with errno set. ka_reaper_next and ka_reaper_forget return -1 without an
- * error, as their comments say. A successful call leaves errno unchanged, and only a successful call writes its
- * outputs. A NULL pointer is EINVAL where the function needs the object. Arguments are checked before the descriptor.
- * Each comment says what a failed call leaves behind. No failure leaves keepalive half on.
+ * Errors. Most functions return -1 and set errno on failure, and return 0 or a non-negative value on success. Functions
+ * that create an object return it, or NULL with errno set. ka_reaper_next has one more result: it returns -1 and leaves
+ * errno unchanged if the reaper has no connection. A successful call leaves errno unchanged. A failed call writes none
+ * of its outputs, and never turns keepalive on or off. The comment of each function describes the state after a
+ * failure. Arguments are checked before the descriptor. A NULL pointer is EINVAL, unless the comment allows NULL. A
+ * security policy (LSM, seccomp, BPF) can make every function that takes a socket fail with another error, for example
+ * EPERM.
  *
  * Threads and signals. All functions except ka_reaper_* keep no state, allocate no memory, take no lock and write no
  * log. Any thread, a signal handler, and the child of fork(2) may call them. They use at most 800 bytes of stack on
- * x86-64; ka_beat_sign and ka_beat_verify use 2.5 KiB. A reaper is memory from malloc(3): one thread at a time may use
- * it, and no signal handler.
+ * x86-64; ka_beat_sign and ka_beat_verify use 2.5 KiB. A reaper uses memory of malloc(3): only one thread at a time may
+ * use it, and no signal handler may use it.
  *
- * Versions. Structs begin with their size. A later version may add fields at the end, and KA_CONFIG_INIT,
- * KA_CONFIG and KA_STATUS_INIT set the size of the version that a program is compiled with. The size must be a
- * multiple of 4, and at least 8. If the struct is smaller than the library's, input functions take the missing fields
- * as 0, and output functions do not write them. If it is larger, output functions leave the extra fields unchanged,
- * and input functions fail with E2BIG unless each extra field is 0 or KA_KEEP. Input functions also fail with E2BIG
- * if the size is more than 4096.
+ * Versions. struct ka_config and struct ka_status begin with their size in bytes, and a later version may add fields at
+ * their end. KA_CONFIG_INIT, KA_CONFIG and KA_STATUS_INIT set the size that the program was compiled with. So a program
+ * runs with older and newer versions of the library:
+ *   - If size is smaller than the library's struct, input functions read the missing fields as 0, which means KA_KEEP.
+ *     Output functions do not write the missing fields.
+ *   - If size is larger, output functions leave the extra fields unchanged. Input functions fail with E2BIG unless each
+ *     extra field is 0 or KA_KEEP.
+ * A size that is below 8 or not a multiple of 4 is EINVAL. Input functions fail with E2BIG if size is above 4096.
  *
- * This file is generated: the text is in src/, and `make header` writes it.
+ * This file is generated: `make header` writes it from the comments in src/.
  *
  * SPDX-License-Identifier: MIT OR Apache-2.0
  */
@@ -48,7 +54,7 @@
 #include <stdint.h>
 
 /**
- * The version of this header. ka_version and ka_version_number say which library runs.
+ * The version of this header. ka_version and ka_version_number return the version of the library that runs.
  */
 #define KA_VERSION "0.1.0"
 #define KA_VERSION_MAJOR 0
@@ -57,13 +63,13 @@
 #define KA_VERSION_NUMBER (1000000 * KA_VERSION_MAJOR + 1000 * KA_VERSION_MINOR + KA_VERSION_PATCH)
 
 /**
- * A struct ka_config that leaves everything as it is: struct ka_config config = KA_CONFIG_INIT;
+ * Initialises a struct ka_config that changes nothing: struct ka_config config = KA_CONFIG_INIT;
  */
 #define KA_CONFIG_INIT { sizeof(struct ka_config), KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP }
 
 #if defined(__STDC_VERSION__) && __STDC_VERSION__ >= 199901L
 /**
- * A struct ka_config with these fields, and all others left as they are (C99):
+ * Creates a struct ka_config that sets these fields and changes nothing else (C99):
  *
  *     ka_apply(fd, &KA_CONFIG(.keepalive = KA_ON, .idle = 60, .intvl = 10, .cnt = 5));
  */
@@ -71,145 +77,151 @@
 #endif
 
 /**
- * A struct ka_status to be filled in: struct ka_status status = KA_STATUS_INIT;
+ * Initialises a struct ka_status for ka_get_status: struct ka_status status = KA_STATUS_INIT;
  */
 #define KA_STATUS_INIT { sizeof(struct ka_status), 0, 0, 0, 0, 0, 0, 0, 0 }
 
 
 /**
- * The bit of ka_enable_lenient for an idle time that is not as asked.
+ * Bit in the result of ka_enable_lenient: the idle time is not as requested.
  */
 #define KA_MISSED_IDLE 1
 
 /**
- * The bit of ka_enable_lenient for an interval that is not as asked.
+ * Bit in the result of ka_enable_lenient: the interval is not as requested.
  */
 #define KA_MISSED_INTVL 2
 
 /**
- * The bit of ka_enable_lenient for a count that is not as asked.
+ * Bit in the result of ka_enable_lenient: the count is not as requested.
  */
 #define KA_MISSED_CNT 4
 
 /**
- * The bit of ka_enable_lenient for a socket that is not TCP.
+ * Bit in the result of ka_enable_lenient: the socket is neither TCP nor MPTCP.
  */
 #define KA_MISSED_TCP 8
 
 /**
- * Leave this value as it is. In struct ka_config, 0 means the same.
+ * Leaves this value unchanged. In struct ka_config, 0 means the same.
  */
 #define KA_KEEP (-1)
 
 /**
- * For user_timeout only: 1000 * (idle + intvl * cnt) milliseconds, of the values in force.
+ * For user_timeout only: 1000 * (idle + intvl * cnt) milliseconds. It is computed when the call is made, from the
+ * values that are then in force. Later changes of idle, intvl and cnt do not update it.
  */
 #define KA_AUTO (-2)
 
 /**
- * For user_timeout only: no user timeout.
+ * For user_timeout only: removes the user timeout.
  */
 #define KA_NONE (-3)
 
 /**
- * For keepalive only: turn it on.
+ * For keepalive only: turns it on.
  */
 #define KA_ON 1
 
 /**
- * For keepalive only: turn it off.
+ * For keepalive only: turns it off.
  */
 #define KA_OFF 2
 
 /**
- * The longest idle time, in seconds (MAX_TCP_KEEPIDLE of the kernel).
+ * The longest idle time, in seconds. MAX_TCP_KEEPIDLE of the kernel
  */
 #define KA_IDLE_MAX 32767
 
 /**
- * The longest interval between probes, in seconds (MAX_TCP_KEEPINTVL of the kernel).
+ * The longest interval between probes, in seconds. MAX_TCP_KEEPINTVL of the kernel
  */
 #define KA_INTVL_MAX 32767
 
 /**
- * The most probes (MAX_TCP_KEEPCNT of the kernel).
+ * The largest number of probes. MAX_TCP_KEEPCNT of the kernel
  */
 #define KA_CNT_MAX 127
 
 /**
- * The bytes of a nonce.
+ * The size of a nonce, in bytes.
  */
 #define KA_BEAT_NONCE_SIZE 16
 
 /**
- * The bytes of a heartbeat on the wire.
+ * The size of a heartbeat frame on the wire, in bytes.
  */
 #define KA_BEAT_SIZE 56
 
 /**
- * Knows which connections have done no business for a time. Keepalive proves that a peer's kernel lives; this finds
- * the program that has hung, and the stranger who connected and never said a word.
+ * Remembers when each connection was last active, and finds the connections that have been inactive for a timeout.
  *
- * A connection is a descriptor number: the reaper makes no system call on it, so it works beside epoll, poll, io_uring,
- * libuv or libevent alike. What counts as business is for the program to say, with ka_reaper_touch. All connections
- * of a reaper have one timeout; use one reaper for each timeout.
+ * Keepalive proves only that the peer's kernel is alive. A reaper also finds a peer whose program hangs, and a
+ * stranger that connects and never sends anything.
  *
- * Time is a number of milliseconds on a clock of the program's, as CLOCK_MONOTONIC. It never goes backward: a now_ms
- * that is earlier than the latest which ka_reaper_touch or ka_reaper_expired was given counts as that one.
+ * A reaper knows a connection by its descriptor number, and makes no system call on it. So it works with epoll, poll,
+ * io_uring, libuv and libevent. The program decides which events are activity, for example a complete message, and
+ * calls ka_reaper_touch for them. All connections of a reaper have the same timeout: use one reaper for each timeout.
  *
- * Memory: 16 bytes a connection where numbers are dense, as the kernel hands them out, in pages of 256 numbers
- * (4 KiB), which are given back to malloc(3) when the last of their connections is gone, all but one. A number far
- * from all others costs 8 KiB, and numbers up to INT_MAX a directory of 16 bytes for each 65536, 512 KiB in all, of
- * which only what is used is touched, and which stays until ka_reaper_free. There is no limit but memory.
+ * Times are in milliseconds, on a clock that the program chooses, for example CLOCK_MONOTONIC. The clock of a reaper
+ * is the latest now_ms that ka_reaper_touch or ka_reaper_expired has received. It never goes backward: an earlier
+ * now_ms is replaced by the latest.
  *
- * A reaper is used by one thread at a time, and by no signal handler; different ones are independent.
+ * Memory: 16 bytes per connection if the descriptor numbers are dense, as the kernel assigns them. It is allocated in
+ * pages of 256 numbers (4 KiB). When the last connection of a page is removed, the page is given back to malloc(3),
+ * except one spare page. A number far from all others costs 8 KiB. There is also a directory of 16 bytes for each
+ * 65536 numbers, at most 512 KiB (for INT_MAX). Only the used parts of the directory take memory, and it stays until
+ * ka_reaper_free. Memory is the only limit on the number of connections.
+ *
+ * Only one thread at a time may use a reaper, and no signal handler may use it. Different reapers are independent.
  */
 struct ka_reaper;
 
 /**
- * A keepalive policy, or the settings that are in force.
+ * A keepalive policy, or the settings that are in force on a socket.
  *
- * In each field 0 means the same as KA_KEEP, so a struct that is all zero except for its size changes nothing. Make
- * one with KA_CONFIG_INIT or KA_CONFIG.
+ * Create it with KA_CONFIG_INIT or KA_CONFIG. In each field 0 means the same as KA_KEEP, so a struct that is all zero
+ * except for its size changes nothing. Functions that fill the struct never write 0.
  *
- * A later version may add fields at the end. The size tells the library which fields the caller has.
+ * A later version may add fields at the end. The size tells the library which fields the caller has (see Versions).
  */
 struct ka_config {
     /**
-     * sizeof (struct ka_config). KA_CONFIG_INIT and KA_CONFIG set it.
+     * sizeof(struct ka_config). KA_CONFIG_INIT and KA_CONFIG set it.
      */
     uint32_t size;
     /**
-     * KA_ON, KA_OFF, KA_KEEP. SO_KEEPALIVE
+     * KA_ON, KA_OFF or KA_KEEP. SO_KEEPALIVE
      */
     int32_t keepalive;
     /**
-     * s, 1..KA_IDLE_MAX, KA_KEEP. TCP_KEEPIDLE
+     * Idle time before the first probe, in seconds: 1..KA_IDLE_MAX or KA_KEEP. TCP_KEEPIDLE
      */
     int32_t idle;
     /**
-     * s, 1..KA_INTVL_MAX, KA_KEEP. TCP_KEEPINTVL
+     * Time from an unanswered probe to the next, in seconds: 1..KA_INTVL_MAX or KA_KEEP. TCP_KEEPINTVL
      */
     int32_t intvl;
     /**
-     * probes, 1..KA_CNT_MAX, KA_KEEP. TCP_KEEPCNT
+     * Unanswered probes that end the connection: 1..KA_CNT_MAX or KA_KEEP. TCP_KEEPCNT
      */
     int32_t cnt;
     /**
-     * ms, 1..2147483647, KA_KEEP, KA_AUTO, KA_NONE. TCP_USER_TIMEOUT
+     * How long data or probes may stay unacknowledged, in milliseconds: 1..2147483647, KA_KEEP, KA_AUTO or KA_NONE.
+     * TCP_USER_TIMEOUT
      */
     int32_t user_timeout;
 };
 
 /**
- * What a connection is doing. TCP_INFO of tcp(7)
+ * The state of a connection: a part of TCP_INFO, tcp(7).
  *
- * It may grow at its end, as ka_config. A listener, and a socket that never connected, has no times worth reading.
- * Of an MPTCP socket it is what the first of its connections is doing.
+ * A later version may add fields at the end, as in ka_config. For an MPTCP socket this is the state of the first
+ * subflow. The times of a listener, and of a socket that has never connected, have no meaning.
  */
 struct ka_status {
     /**
-     * sizeof (struct ka_status): KA_STATUS_INIT sets it.
+     * sizeof(struct ka_status). KA_STATUS_INIT sets it.
      */
     uint32_t size;
     /**
@@ -217,57 +229,59 @@ struct ka_status {
      */
     uint32_t state;
     /**
-     * Keepalive probes, or probes of a closed window, that nothing has answered yet.
+     * Unanswered keepalive probes, or unanswered probes of a closed window.
      */
     uint32_t probes;
     /**
-     * How often the oldest data in flight was sent again without an answer.
+     * Retransmissions of the oldest data in flight that have not been answered yet.
      */
     uint32_t retransmits;
     /**
-     * Segments in flight; while there are any, no keepalive probe is sent. 0 for a listener.
+     * Segments in flight. While there are any, the kernel sends no keepalive probe. 0 for a listener.
      */
     uint32_t unacked;
     /**
-     * ms since the last acknowledgement came, of data or of a probe.
+     * Time since the last acknowledgement was received, of data or of a probe, in milliseconds.
      */
     uint32_t last_ack_ms;
     /**
-     * ms since data last came.
+     * Time since data was last received, in milliseconds.
      */
     uint32_t last_recv_ms;
     /**
-     * ms since data was last sent; probes do not count.
+     * Time since data was last sent, in milliseconds. Probes are not data.
      */
     uint32_t last_send_ms;
     /**
-     * Smoothed round-trip time, microseconds.
+     * Smoothed round-trip time, in microseconds.
      */
     uint32_t rtt_us;
 };
 
 /**
- * A heartbeat: a message that only a client of yours can make, good for one connection and one use. It tells a client
- * from a stranger and from a recording. It is no TLS: it covers nothing else that the connection carries, and whoever
- * sits between the two can pass it on.
+ * A heartbeat: a message that only a client with the key can make, valid for one connection and one use.
  *
- * The server sends each connection a nonce of its own, KA_BEAT_NONCE_SIZE bytes as they are, before anything else. The
- * client sends KA_BEAT_SIZE bytes a beat; all numbers are big-endian:
+ * It lets the server tell a client from a stranger and from a replay. It does not replace TLS: it protects nothing
+ * else on the connection, and an attacker between the client and the server can forward it.
  *
- *    0  4 bytes   "KABT"
- *    4  1 byte    the version, 1
- *    5  3 bytes   zero
- *    8  8 bytes   client
- *   16  8 bytes   sequence
- *   24  32 bytes  HMAC-SHA-256 of the nonce and the 24 bytes before
+ * The server first sends a nonce to each connection: KA_BEAT_NONCE_SIZE raw bytes, different for each connection. For
+ * each beat the client sends KA_BEAT_SIZE bytes. All numbers are big-endian:
+ *
+ *   offset  size      content
+ *    0       4 bytes  "KABT"
+ *    4       1 byte   version, 1
+ *    5       3 bytes  zero
+ *    8       8 bytes  client
+ *   16       8 bytes  sequence
+ *   24      32 bytes  HMAC-SHA-256 of the nonce and the 24 bytes before
  */
 struct ka_beat {
     /**
-     * The client's number: it says whose key to take.
+     * The number of the client. It selects the key.
      */
     uint64_t client;
     /**
-     * 1 for the first beat of a connection, higher with each.
+     * 1 for the first beat of a connection, and higher for each later beat.
      */
     uint64_t sequence;
 };
@@ -279,39 +293,46 @@ extern "C" {
 /**
  * Turns keepalive on with these timers.
  *
- * A wrong value is an error, and keepalive stays off. A server that must have keepalive whatever the timers are
- * calls ka_enable_lenient.
+ * If a value is out of range, the call fails with EINVAL and changes nothing. A server that needs keepalive even if
+ * a timer cannot be set calls ka_enable_lenient instead.
  *
- *   fd     a TCP or MPTCP socket in any state. An accepted connection inherits the settings that its listener has at
- *          the handshake. So a server sets its listener, and makes no call for each connection.
- *   idle   s, 1..KA_IDLE_MAX: how long the connection is idle before the first probe. A connection is idle while no
- *          data and no acknowledgement comes in. Sent data counts when it is acknowledged. TCP_KEEPIDLE
- *   intvl  s, 1..KA_INTVL_MAX: the time from an unanswered probe to the next. If it is longer than idle, it is also
- *          the time from an answered probe to the next. TCP_KEEPINTVL
- *   cnt    probes, 1..KA_CNT_MAX: the connection ends when this many are unanswered. TCP_KEEPCNT
+ *   fd     a TCP or MPTCP socket in any state. Connections inherit the settings that their listener has at the time
+ *          of the handshake. So a server sets its listener once, and does not call this for each connection.
+ *   idle   seconds, 1..KA_IDLE_MAX: how long the connection is idle before the first probe. Received data and
+ *          received acknowledgements restart this time. Sending does not restart it, but the acknowledgement of
+ *          the sent data does. TCP_KEEPIDLE
+ *   intvl  seconds, 1..KA_INTVL_MAX: the time from an unanswered probe to the next. Use a value that is not longer
+ *          than idle. A longer intvl is also the time from an answered probe to the next, and detection can take
+ *          intvl - idle seconds longer. TCP_KEEPINTVL
+ *   cnt    probes, 1..KA_CNT_MAX: the kernel ends the connection after this many unanswered probes. TCP_KEEPCNT
  *
- * Each may be KA_KEEP: it stays as it is. A new socket has the values of the sysctls net.ipv4.tcp_keepalive_*:
- * 7200 s, 75 s and 9 probes by default. So ka_enable(fd, 30, KA_KEEP, KA_KEEP) has an interval of 75 s, which is
- * longer than its idle time.
+ * KA_KEEP leaves a timer unchanged. On a new socket each timer follows its sysctl: net.ipv4.tcp_keepalive_time
+ * (7200 s by default), tcp_keepalive_intvl (75 s) and tcp_keepalive_probes (9). For example, after
+ * ka_enable(fd, 30, KA_KEEP, KA_KEEP) a new socket has an interval of 75 s, which is longer than its idle time.
  *
- * A dead peer is found after idle + intvl * cnt seconds, or up to an eighth later (ka_detect_time). The socket is
- * then readable, and read(2) fails with ETIMEDOUT. If data was in flight and the network reported an error,
- * read(2) fails with EHOSTUNREACH or ENETUNREACH. The kernel ignores such reports about probes. A peer that has
- * restarted answers the first probe with a reset: ECONNRESET.
+ * A dead peer is detected idle + intvl * cnt seconds after its last packet, or up to an eighth later
+ * (ka_detect_time). The socket then becomes readable, and read(2) fails with one of these errors:
+ *   ETIMEDOUT    nothing has answered.
+ *   EHOSTUNREACH, ENETUNREACH
+ *                data was in flight, and the network reported this error. The kernel ignores such reports for probes.
+ *   ECONNRESET   the peer has restarted, and has answered the first probe with a reset.
+ * While sent data is unacknowledged, the kernel sends no probes (ka_set_user_timeout).
  *
- * If keepalive is off, this makes 5 system calls and turns it on last, so no probe leaves early. If it is on, this
- * writes only values that differ. So calls may be repeated at any rate.
+ * If keepalive is off, this function sets the timers first and turns keepalive on last, so that no probe is sent
+ * early. This takes 5 system calls with all three values given, and 4 if all are KA_KEEP. If keepalive is on, the
+ * function writes only values that differ, so it may be called repeatedly, at any rate.
  *
  * Returns 0, or -1 with errno:
- *   EINVAL       a value is out of its range. 0 is.
+ *   EINVAL       a value is out of its range. 0 is out of range.
  *   EBADF        fd is not open, or was opened with O_PATH.
  *   ENOTSOCK     fd is not a socket.
- *   ENOPROTOOPT  fd is a socket, but not TCP: UDP, unix, raw, netlink, vsock.
+ *   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP: UDP, unix, raw, netlink, vsock.
  *   EOPNOTSUPP   this kernel does not have the option for this socket.
- *   The error of a security policy, for example EPERM.
- * After a failure keepalive is on or off as it was. If it was on, its timers are as they were, with one exception:
- * a timer that followed a sysctl stays at that value, or keeps the new one if the sysctl's value cannot be set. If
- * it was off, the timers, which are dormant then, may have changed.
+ *   others       the error of a security policy, for example EPERM.
+ * After a failure keepalive is on or off as before the call. If it is on, the timers have their old values, with one
+ * exception: a timer that followed its sysctl can be left fixed at the sysctl's value, or at your new value if the
+ * sysctl's value cannot be set on a socket. If it is off, the timers may have changed. This has no effect until
+ * keepalive is turned on.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -322,29 +343,30 @@ int ka_enable(int fd,
               int cnt);
 
 /**
- * Turns keepalive on as hand-written calls of setsockopt(2) do: whatever becomes of the timers.
+ * Turns keepalive on even if a timer cannot be set, and reports the timers that are not as requested.
  *
- * This is the function for a server that has made these calls so far. A bad value or an old kernel costs it a
- * timer, but not keepalive, and it can log the result. A server that would rather stop on a mistake calls
- * ka_enable.
+ * This function replaces setsockopt(2) calls whose results a server ignores. A bad value or an old kernel then costs
+ * the server a timer, but not keepalive, and the server can log which timer. A server that prefers to stop on a
+ * mistake calls ka_enable.
  *
- *   fd     any socket. A socket that is not TCP is left unchanged.
- *   idle   s. Below 1: stays as it is. Above KA_IDLE_MAX: KA_IDLE_MAX. TCP_KEEPIDLE
- *   intvl  s. Below 1: stays as it is. Above KA_INTVL_MAX: KA_INTVL_MAX. TCP_KEEPINTVL
- *   cnt    probes. Below 1: stays as it is. Above KA_CNT_MAX: KA_CNT_MAX. TCP_KEEPCNT
+ *   fd     any socket. A socket that is neither TCP nor MPTCP is left unchanged.
+ *   idle   seconds, up to KA_IDLE_MAX. TCP_KEEPIDLE
+ *   intvl  seconds, up to KA_INTVL_MAX. TCP_KEEPINTVL
+ *   cnt    probes, up to KA_CNT_MAX. TCP_KEEPCNT
  *
- * A timer that stays as it is has the value of its sysctl on a new socket.
+ * A value below 1 leaves the timer unchanged. On a new socket such a timer follows its sysctl. A value above the
+ * maximum sets the maximum. Keepalive is turned on last.
  *
- * Returns 0 if all is as asked. Otherwise returns the sum of these bits, with keepalive on except for KA_MISSED_TCP:
+ * Returns 0 if every timer is as requested. Otherwise returns the sum of these bits:
  *   KA_MISSED_IDLE, KA_MISSED_INTVL, KA_MISSED_CNT
- *                the value was above the maximum, or the kernel refused it.
+ *                keepalive is on, but this value was above the maximum, or the kernel rejected it.
  *   KA_MISSED_TCP
- *                the socket is not TCP (UDP, unix, raw, netlink, vsock).
+ *                the socket is neither TCP nor MPTCP (UDP, unix, raw, netlink, vsock).
  * Or returns -1 with errno:
  *   EBADF        fd is not open, or was opened with O_PATH.
  *   ENOTSOCK     fd is not a socket.
- *   The error of SO_KEEPALIVE, for example EPERM by a security policy.
- * After a failure keepalive is on or off as it was. The timers may have changed.
+ *   others       the error of SO_KEEPALIVE, for example EPERM from a security policy.
+ * After a failure keepalive is on or off as before the call. The timers may have changed.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -355,12 +377,16 @@ int ka_enable_lenient(int fd,
                       int cnt);
 
 /**
- * Turns keepalive off. The timers keep their values, so that ka_enable with KA_KEEP brings them back.
+ * Turns keepalive off. The timers keep their values, and ka_enable with KA_KEEP uses them again.
  *
  *   fd     a TCP or MPTCP socket in any state.
  *
- * Returns 0, also where it was off, or -1 with errno: EBADF, ENOTSOCK, ENOPROTOOPT or a security policy's, as
- * ka_enable. After a failure the socket is as it was.
+ * Returns 0, also if keepalive was off already, or -1 with errno:
+ *   EBADF        fd is not open, or was opened with O_PATH.
+ *   ENOTSOCK     fd is not a socket.
+ *   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+ *   others       the error of a security policy, for example EPERM.
+ * After a failure the socket is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -368,12 +394,16 @@ int ka_enable_lenient(int fd,
 int ka_disable(int fd);
 
 /**
- * Says whether keepalive is on.
+ * Tests whether keepalive is on.
+ *
+ * Unlike getsockopt(2) with SO_KEEPALIVE, this function fails on UDP and unix sockets.
  *
  *   fd     a TCP or MPTCP socket in any state.
  *
- * Returns 1 or 0, or -1 with errno: EBADF, ENOTSOCK or ENOPROTOOPT, as ka_enable. (getsockopt(2) with
- * SO_KEEPALIVE succeeds on UDP and unix sockets too; this does not.)
+ * Returns 1 if keepalive is on, 0 if it is off, or -1 with errno:
+ *   EBADF        fd is not open, or was opened with O_PATH.
+ *   ENOTSOCK     fd is not a socket.
+ *   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -381,27 +411,41 @@ int ka_disable(int fd);
 int ka_is_enabled(int fd);
 
 /**
- * Gets how long the connection is idle before the first probe, whether keepalive is on or off.
+ * Gets the idle time before the first probe. Keepalive may be on or off.
  *
  *   fd       a TCP or MPTCP socket in any state.
- *   seconds  where to put it: what is in force, the sysctl net.ipv4.tcp_keepalive_time where nothing was set.
- *            A sysctl may hold what could not be set on a socket, as 86400, 0 or -1.
+ *   seconds  receives the value in force. If it has not been set on this socket, this is the value of the sysctl
+ *            net.ipv4.tcp_keepalive_time. A sysctl may hold a value that cannot be set on a socket, for example
+ *            86400, 0 or -1.
  *
- * Returns 0, or -1 with errno: EINVAL (seconds is NULL), EBADF, ENOTSOCK, ENOPROTOOPT or EOPNOTSUPP, as
- * ka_enable. After a failure *seconds is as it was.
+ * Returns 0, or -1 with errno:
+ *   EINVAL       seconds is NULL.
+ *   EBADF        fd is not open, or was opened with O_PATH.
+ *   ENOTSOCK     fd is not a socket.
+ *   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+ *   EOPNOTSUPP   this kernel does not have the option for this socket.
+ * After a failure *seconds is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
  */
-int ka_get_idle(int fd, int *seconds);
+int ka_get_idle(int fd,
+                int *seconds);
 
 /**
- * Gets the time from one unanswered probe to the next, whether keepalive is on or off.
+ * Gets the time from one unanswered probe to the next. Keepalive may be on or off.
  *
  *   fd       a TCP or MPTCP socket in any state.
- *   seconds  where to put it: what is in force, the sysctl net.ipv4.tcp_keepalive_intvl where nothing was set.
+ *   seconds  receives the value in force. If it has not been set on this socket, this is the value of the sysctl
+ *            net.ipv4.tcp_keepalive_intvl.
  *
- * Returns 0, or -1 with errno, as ka_get_idle. After a failure *seconds is as it was.
+ * Returns 0, or -1 with errno:
+ *   EINVAL       seconds is NULL.
+ *   EBADF        fd is not open, or was opened with O_PATH.
+ *   ENOTSOCK     fd is not a socket.
+ *   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+ *   EOPNOTSUPP   this kernel does not have the option for this socket.
+ * After a failure *seconds is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -410,12 +454,19 @@ int ka_get_intvl(int fd,
                  int *seconds);
 
 /**
- * Gets how many probes without an answer end the connection, whether keepalive is on or off.
+ * Gets the number of unanswered probes that end the connection. Keepalive may be on or off.
  *
  *   fd      a TCP or MPTCP socket in any state.
- *   probes  where to put it: what is in force, the sysctl net.ipv4.tcp_keepalive_probes where nothing was set.
+ *   probes  receives the value in force. If it has not been set on this socket, this is the value of the sysctl
+ *           net.ipv4.tcp_keepalive_probes.
  *
- * Returns 0, or -1 with errno, as ka_get_idle. After a failure *probes is as it was.
+ * Returns 0, or -1 with errno:
+ *   EINVAL       probes is NULL.
+ *   EBADF        fd is not open, or was opened with O_PATH.
+ *   ENOTSOCK     fd is not a socket.
+ *   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+ *   EOPNOTSUPP   this kernel does not have the option for this socket.
+ * After a failure *probes is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -424,40 +475,52 @@ int ka_get_cnt(int fd,
                int *probes);
 
 /**
- * Gets the user timeout: how long sent data, or keepalive probes, may stay unacknowledged. TCP_USER_TIMEOUT
+ * Gets the user timeout: how long sent data or keepalive probes may stay unacknowledged. TCP_USER_TIMEOUT
  *
  *   fd            a TCP socket in any state.
- *   milliseconds  receives the time. 0: there is no user timeout, and the kernel's own rules apply
- *                 (net.ipv4.tcp_retries2 for data, cnt for probes).
+ *   milliseconds  receives the time. 0 means that there is no user timeout, and the kernel's own limits apply:
+ *                 net.ipv4.tcp_retries2 for data, cnt for probes.
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       milliseconds is NULL.
- *   EOPNOTSUPP   an MPTCP socket, unless it has fallen back to TCP: the kernel cannot say.
- *   EBADF, ENOTSOCK, ENOPROTOOPT, as ka_enable.
- * After a failure *milliseconds is as it was.
+ *   EBADF        fd is not open, or was opened with O_PATH.
+ *   ENOTSOCK     fd is not a socket.
+ *   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+ *   EOPNOTSUPP   fd is an MPTCP socket that has not fallen back to TCP: the kernel cannot report the value.
+ * After a failure *milliseconds is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
  */
-int ka_get_user_timeout(int fd, int *milliseconds);
+int ka_get_user_timeout(int fd,
+                        int *milliseconds);
 
 /**
- * Sets the user timeout: how long sent data, or keepalive probes, may stay unacknowledged. RFC 5482
+ * Sets the user timeout: how long sent data or keepalive probes may stay unacknowledged. TCP_USER_TIMEOUT, RFC 5482
  *
- * Unacknowledged data suspends keepalive, so a peer that dies while data is on its way is found only by
- * retransmission, after a quarter of an hour, or by this. Two things to know first: on an idle connection it
- * takes the place of cnt (probes end the connection at the first one that is due when the time is over), and
- * it ends a connection to a healthy peer that keeps its window closed for so long.
+ * While sent data is unacknowledged, the kernel sends no keepalive probes. If the peer dies during that time, the
+ * kernel detects it only when it stops retransmitting (after about 15 minutes) or when the user timeout expires.
+ * A user timeout also has two other effects:
+ *   - On an idle connection it replaces cnt: the connection ends at the first probe time after the timeout.
+ *   - It ends a connection to a healthy peer that keeps its window closed for that long.
  *
  *   fd            a TCP socket in any state.
- *   milliseconds  1..2147483647. 0 or KA_NONE: no user timeout. KA_AUTO: 1000 * (idle + intvl * cnt) of the values
- *                 in force, so a busy connection ends when an idle one would. KA_KEEP: nothing is changed.
+ *   milliseconds  one of these:
+ *                 1..2147483647  the user timeout.
+ *                 0 or KA_NONE   removes the user timeout.
+ *                 KA_AUTO        sets 1000 * (idle + intvl * cnt), computed from the values in force when the call is
+ *                                made. Later changes do not update it. A busy connection to a dead peer then ends
+ *                                after the same time as an idle one.
+ *                 KA_KEEP        changes nothing.
  *
  * Returns 0, or -1 with errno:
- *   EINVAL       milliseconds out of range, or KA_AUTO where that would be more than 2147483647 or less than 1.
- *   EOPNOTSUPP   an MPTCP socket, unless it has fallen back to TCP, whatever milliseconds is but KA_KEEP.
- *   EBADF, ENOTSOCK, ENOPROTOOPT or a security policy's, as ka_enable.
- * After a failure the socket is as it was.
+ *   EINVAL       milliseconds is out of range, or the value of KA_AUTO would not be in 1..2147483647.
+ *   EBADF        fd is not open, or was opened with O_PATH.
+ *   ENOTSOCK     fd is not a socket.
+ *   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+ *   EOPNOTSUPP   fd is an MPTCP socket that has not fallen back to TCP, and milliseconds is not KA_KEEP.
+ *   others       the error of a security policy, for example EPERM.
+ * After a failure the socket is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -466,35 +529,36 @@ int ka_set_user_timeout(int fd,
                         int milliseconds);
 
 /**
- * Applies a policy: sets each value that the config names.
+ * Applies a policy: sets every field of config that is neither KA_KEEP nor 0.
  *
  *   fd      a TCP or MPTCP socket in any state.
- *   config  the policy. A field that is KA_KEEP or 0 stays as it is. Make it with KA_CONFIG_INIT or KA_CONFIG.
+ *   config  the policy. Create it with KA_CONFIG_INIT or KA_CONFIG.
  *
- * If keepalive is off and the config turns it on, the timers are written first. If keepalive is on, only values that
- * differ are written. If intvl or cnt changes, idle is written after them, because only idle re-arms the running
- * timer. If idle is KA_KEEP, it is written with the value in force, and no longer follows its sysctl. If the
- * config turns keepalive off, keepalive goes off before the timers are written.
+ * The order of the writes depends on the state of the socket:
+ *   - If keepalive is off and the policy turns it on, the timers are set first. So no probe is sent early.
+ *   - If keepalive is on, only values that differ are written. If intvl or cnt changes, idle is written after them,
+ *     because only a write of idle re-arms the running timer. If idle is KA_KEEP, the value in force is written, and
+ *     idle no longer follows its sysctl. A value that cannot be set on a socket is not written.
+ *   - If keepalive is on and the policy turns it off, it goes off before the timers are set.
  *
- * Returns 0, or -1 with errno; arguments are checked before the descriptor, and the descriptor before what
- * depends on its state:
- *   EINVAL       config is NULL; its size is not a multiple of 4 from 8 up; a value is out of its range; KA_AUTO
- *                would be more than 2147483647 or less than 1.
- *   E2BIG        config is larger than this version's, and a word in its tail is neither 0 nor KA_KEEP. Or its
+ * Returns 0, or -1 with errno. Arguments are checked first, then the descriptor, then KA_AUTO:
+ *   EINVAL       config is NULL; its size is below 8 or not a multiple of 4; a value is out of its range; the value
+ *                of KA_AUTO would not be in 1..2147483647.
+ *   E2BIG        config is larger than this library's struct, and an extra field is neither 0 nor KA_KEEP; or its
  *                size is more than 4096.
  *   EBADF        fd is not open, or was opened with O_PATH.
  *   ENOTSOCK     fd is not a socket.
- *   ENOPROTOOPT  fd is a socket, but not TCP.
- *   EOPNOTSUPP   this kernel does not have the option for this socket: any user_timeout, 0 too, on an MPTCP
- *                socket that has not fallen back to TCP.
- *   What a security policy answers, as EPERM.
- * After a failure keepalive is on or off as it was. If it was on, its timers are as they were, with one exception:
- * one that followed a sysctl stays at that value, or keeps the new one where the sysctl's cannot be set. If it was
- * off, idle, intvl and cnt, dormant then, may have changed; user_timeout, which rules data whether keepalive is on
- * or off, has not.
+ *   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+ *   EOPNOTSUPP   this kernel does not have the option for this socket. An MPTCP socket that has not fallen back to
+ *                TCP accepts no user_timeout, not even KA_NONE.
+ *   others       the error of a security policy, for example EPERM.
+ * After a failure keepalive is on or off as before the call, and user_timeout has its old value. If keepalive is on,
+ * idle, intvl and cnt also have their old values, with one exception: a timer that followed its sysctl can be left
+ * fixed at the sysctl's value, or at your new value if the sysctl's value cannot be set on a socket. If keepalive is
+ * off, idle, intvl and cnt may have changed. This has no effect until keepalive is turned on.
  *
- * Thread-safe, async-signal-safe, fork-safe. Two threads that set different things on one socket at once leave
- * a mixture.
+ * Thread-safe, async-signal-safe, fork-safe. If two threads apply different policies to one socket at the same time,
+ * the socket can be left with a mixture of them.
  * Since 0.1.0.
  */
 int ka_apply(int fd,
@@ -504,15 +568,21 @@ int ka_apply(int fd,
  * Gets the keepalive settings that are in force.
  *
  *   fd      a TCP or MPTCP socket in any state.
- *   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON or KA_OFF.
- *           user_timeout is KA_NONE if there is none, and KA_KEEP if the kernel cannot report it (MPTCP that has
- *           not fallen back to TCP). A timer that no program has set has the value of its sysctl.
+ *   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON or KA_OFF. A timer that
+ *           has not been set on this socket has the value of its sysctl. user_timeout is KA_NONE if there is none,
+ *           and KA_KEEP if the kernel cannot report it (MPTCP that has not fallen back to TCP).
  *
- * ka_apply accepts the result and sets the same again, with one exception: a sysctl may hold a value that no
- * program can set on a socket. ka_apply then fails with EINVAL for 86400. For 0 and -1 the timer is KA_KEEP here.
+ * ka_apply accepts the result and sets the same values again, unless a sysctl holds a value that cannot be set on a
+ * socket. A sysctl of 0 or -1 is reported as KA_KEEP. ka_apply rejects other such values, for example 86400, with
+ * EINVAL.
  *
- * Returns 0, or -1 with errno: EINVAL (config is NULL, or its size is not a multiple of 4 from 8 up), EBADF,
- * ENOTSOCK, ENOPROTOOPT or EOPNOTSUPP, as ka_apply. After a failure *config is as it was.
+ * Returns 0, or -1 with errno:
+ *   EINVAL       config is NULL, or its size is below 8 or not a multiple of 4.
+ *   EBADF        fd is not open, or was opened with O_PATH.
+ *   ENOTSOCK     fd is not a socket.
+ *   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+ *   EOPNOTSUPP   this kernel does not have the option for this socket.
+ * After a failure *config is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -521,19 +591,20 @@ int ka_query(int fd,
              struct ka_config *config);
 
 /**
- * Gets the settings of a new socket of the calling thread's network namespace.
+ * Gets the settings of a new socket in the calling thread's network namespace.
  *
- * keepalive is KA_OFF, user_timeout is KA_NONE, and the timers are those of the sysctls net.ipv4.tcp_keepalive_time,
- * _intvl and _probes. A sysctl may hold a value that no program can set on a socket, such as 86400. For 0 and -1 the
- * timer is KA_KEEP.
+ *   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_OFF, and user_timeout is
+ *           KA_NONE. The timers have the values of the sysctls net.ipv4.tcp_keepalive_time, tcp_keepalive_intvl and
+ *           tcp_keepalive_probes. A sysctl may hold a value that cannot be set on a socket, for example 86400. A
+ *           sysctl of 0 or -1 is reported as KA_KEEP.
  *
- *   config  receives the settings. Its size must be set (KA_CONFIG_INIT).
+ * If /proc does not show the sysctls, for example in a chroot, the function reads the timers of a new socket instead.
  *
  * Returns 0, or -1 with errno:
- *   EINVAL       config is NULL, or its size is not a multiple of 4 from 8 up.
+ *   EINVAL       config is NULL, or its size is below 8 or not a multiple of 4.
  *   EMFILE, ENFILE, ENOMEM, EACCES, EPERM, EAFNOSUPPORT
- *                /proc does not show the sysctls and a socket to ask could not be made: socket(2).
- * After a failure *config is as it was.
+ *                /proc does not show the sysctls, and the kernel refused to create a socket: socket(2).
+ * After a failure *config is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe. Uses a descriptor (close-on-exec) while it runs.
  * Since 0.1.0.
@@ -541,26 +612,26 @@ int ka_query(int fd,
 int ka_defaults(struct ka_config *config);
 
 /**
- * Reads a policy from its text, as from a configuration file, an option or the environment.
+ * Reads a policy from a text, for example from a configuration file, an option or the environment.
  *
- *   text    one of two forms. Blanks and line ends around an item are ignored. Values that are not named are
+ *   text    has one of two forms. Blanks and line ends around an item are ignored. Values that are not named are
  *           KA_KEEP.
  *             - Three values, idle, intvl and cnt, with commas or colons between them: "60,10,5", "1m:10s:5".
  *             - Items with commas between them, in any order and each at most once: "idle=", "intvl=", "cnt="
  *               and "user_timeout=" with a value, and one of "on", "off" and "keep" for keepalive. Without one
- *               of these three, keepalive is KA_ON. "idle=5m, intvl=30s, user_timeout=auto".
+ *               of these three, keepalive is KA_ON. Example: "idle=5m, intvl=30s, user_timeout=auto".
  *           A value is decimal digits without leading zeros. A time may have a unit: ms, s, m, h or d. Without
- *           a unit, idle and intvl are seconds and user_timeout is milliseconds. idle and intvl must be whole
+ *           a unit, idle and intvl are in seconds and user_timeout is in milliseconds. idle and intvl must be whole
  *           seconds. cnt has no unit. "user_timeout=auto" is KA_AUTO. "user_timeout=none" and
  *           "user_timeout=0" are KA_NONE.
- *   config  where to put it; its size must be set (KA_CONFIG_INIT).
+ *   config  receives the policy. Its size must be set (KA_CONFIG_INIT).
  *
- * Returns 0, or -1 with errno:
- *   EINVAL       an argument is NULL; config's size is not a multiple of 4 from 8 up; the text has another form;
- *                idle or intvl is not whole seconds; "user_timeout=auto" would be more than 2147483647.
+ * Returns 0, or -1 with errno. ka_explain explains the error in words:
+ *   EINVAL       an argument is NULL; the size of config is below 8 or not a multiple of 4; the text has another
+ *                form; idle or intvl is not whole seconds; the value of "user_timeout=auto" would be above
+ *                2147483647.
  *   ERANGE       the form is right, but a number is out of its range.
- * ka_explain has the reason in words.
- * After a failure *config is as it was.
+ * After a failure *config is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -569,20 +640,21 @@ int ka_parse(const char *text,
              struct ka_config *config);
 
 /**
- * Writes a policy as the text that ka_parse reads back to the same policy: "idle=60,intvl=10,cnt=5", "off".
+ * Writes a policy as a text that ka_parse reads back to the same policy: "idle=60,intvl=10,cnt=5", "off".
  *
  * The text has neither blanks nor units. For a user_timeout below 1000 the command ka and the KA_ variables
  * require a unit, because a person could mean seconds. ka_parse reads the bare number as milliseconds.
  *
- *   config  a config that ka_apply would take.
- *   text    where to put the text and a NUL, as snprintf(3): at most size bytes in all, cut off where it is
- *           longer. May be NULL where size is 0. 64 bytes hold any text of this version.
- *   size    how many bytes text has.
+ *   config  a policy that ka_apply would accept.
+ *   text    receives the text and a NUL, at most size bytes in all, as snprintf(3) does. A longer text is truncated.
+ *           May be NULL if size is 0. 64 bytes are enough for every text of this version.
+ *   size    the size of text in bytes.
  *
- * Returns the length of the whole text without its NUL (size or more: it was cut off), or -1 with errno:
- *   EINVAL       config is NULL; text is NULL and size is not 0; ka_apply would refuse the config with EINVAL.
- *   E2BIG        ka_apply would refuse the config with E2BIG.
- * After a failure the text is as it was.
+ * Returns the length of the whole text without its NUL. If the length is size or more, the text was truncated. Or
+ * returns -1 with errno:
+ *   EINVAL       config is NULL; text is NULL and size is not 0; ka_apply would reject config with EINVAL.
+ *   E2BIG        ka_apply would reject config with E2BIG.
+ * After a failure text is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -592,20 +664,20 @@ int ka_format(const struct ka_config *config,
               size_t size);
 
 /**
- * Explains why ka_parse rejects a text, for a message to the person who wrote it.
+ * Explains why ka_parse rejects a text, in a message for the person who wrote the text.
  *
  * The message names the wrong item and describes a valid one: "\"cnt=0\": cnt must be 1..127 probes". It has no
- * line end, and only printable ASCII characters: others in the text are written as escapes.
+ * line end, and only printable ASCII characters. Other characters of the text are written as escapes.
  *
  *   text     the text that ka_parse has rejected.
- *   message  receives the message and a NUL, as snprintf(3): at most size bytes in all. A longer message is cut off.
- *            May be NULL if size is 0.
- *   size     the bytes of message.
+ *   message  receives the message and a NUL, at most size bytes in all, as snprintf(3) does. A longer message is
+ *            truncated. May be NULL if size is 0.
+ *   size     the size of message in bytes.
  *
- * Returns the length of the whole message without its NUL (size or more: it was cut off), 0 with an empty message if
- * ka_parse accepts the text, or -1 with errno:
+ * Returns the length of the whole message without its NUL. If the length is size or more, the message was truncated.
+ * If ka_parse accepts the text, the message is empty and the length is 0. Or returns -1 with errno:
  *   EINVAL       text is NULL; message is NULL and size is not 0.
- * After a failure the message is unchanged.
+ * After a failure message is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -615,17 +687,18 @@ int ka_explain(const char *text,
                size_t size);
 
 /**
- * Works out a policy that knows of a dead peer within so many milliseconds, however late the kernel's timers
- * are, after up to three probes.
+ * Calculates a policy that detects a dead peer within a given time, even if each kernel timer is as late as possible.
+ * It uses up to three probes.
  *
- *   within_ms  ms, 2274 or more.
- *   config     where to put it; its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout KA_KEEP:
- *              it would take the place of cnt, and end connections to healthy peers that keep their window closed.
+ *   within_ms  milliseconds, 2274 or more.
+ *   config     receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON. user_timeout is
+ *              KA_KEEP, because a user timeout would replace cnt, and would end connections to healthy peers that
+ *              keep their window closed.
  *
  * Returns 0, or -1 with errno:
- *   EINVAL       config is NULL, or its size is not a multiple of 4 from 8 up.
- *   ERANGE       no policy can do it in so short a time.
- * After a failure *config is as it was.
+ *   EINVAL       config is NULL, or its size is below 8 or not a multiple of 4.
+ *   ERANGE       within_ms is below 2274, which is too short for any policy.
+ * After a failure *config is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -634,17 +707,20 @@ int ka_plan_detect(uint32_t within_ms,
                    struct ka_config *config);
 
 /**
- * Works out a policy that keeps a connection alive on a path where a NAT, a firewall or a load balancer forgets it
- * after so many idle seconds: it has sent two probes by then, so that one may be lost. 350 gives 280, 30, 5.
+ * Calculates a policy that keeps a connection open on a path whose NAT, firewall or load balancer drops idle
+ * connections.
  *
- *   path_idle_s  s, 3 or more: the idle timeout of the path.
- *   config       where to put it; its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout
+ * Two probes are sent before the path's idle timeout, so one may be lost. A timeout of 350 s gives idle 280, intvl 30
+ * and cnt 5.
+ *
+ *   path_idle_s  seconds, 3 or more: the idle timeout of the path.
+ *   config       receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout is
  *                KA_KEEP.
  *
  * Returns 0, or -1 with errno:
- *   EINVAL       config is NULL, or its size is not a multiple of 4 from 8 up.
- *   ERANGE       no policy can do it in so short a time.
- * After a failure *config is as it was.
+ *   EINVAL       config is NULL, or its size is below 8 or not a multiple of 4.
+ *   ERANGE       path_idle_s is below 3, which is too short for any policy.
+ * After a failure *config is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -653,10 +729,10 @@ int ka_plan_path(uint32_t path_idle_s,
                  struct ka_config *config);
 
 /**
- * Works out the policy of ka_plan_path for a middlebox whose idle timeout is public.
+ * Calculates the policy of ka_plan_path for a middlebox whose idle timeout is published.
  *
- *   name    one of these. The number is the default idle timeout in seconds; ka_plan_path(3) names its source. If an
- *           operator has changed it, use ka_plan_path.
+ *   name    one of the names below. Each number is the default idle timeout in seconds. The manual page
+ *           ka_plan_path(3) names its source. If an operator has changed the timeout, use ka_plan_path.
  *            alibaba-nlb            900
  *            aws-gwlb               350
  *            aws-nat                350
@@ -676,15 +752,16 @@ int ka_plan_path(uint32_t path_idle_s,
  *            oci-nlb                360
  *            paloalto              3600
  *            rfc5382               7440
- *   config  where to put it; its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout KA_KEEP.
+ *   config  receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout is
+ *           KA_KEEP.
  *
- * Only what looks at packets is here: a probe counts as traffic there. A proxy that ends the TCP connection
- * itself, as AWS's Classic and Application Load Balancers do, does not count probes.
+ * The list has only middleboxes that forward packets, because they count a probe as traffic. A proxy that terminates
+ * the TCP connection does not count probes. Examples are AWS's Classic and Application Load Balancers.
  *
  * Returns 0, or -1 with errno:
- *   EINVAL       an argument is NULL, or config's size is not a multiple of 4 from 8 up.
- *   ENOENT       there is no preset of this name.
- * After a failure *config is as it was.
+ *   EINVAL       an argument is NULL, or the size of config is below 8 or not a multiple of 4.
+ *   ENOENT       no preset has this name.
+ * After a failure *config is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -693,23 +770,23 @@ int ka_plan_preset(const char *name,
                    struct ka_config *config);
 
 /**
- * Computes how long a policy needs to find a dead peer.
+ * Calculates how long a policy needs to detect a dead peer, from the last packet of the peer.
  *
- *   config      keepalive is KA_ON, and idle, intvl and cnt are named. If there is a user_timeout, the connection
- *               ends at the first probe that is due when the timeout is over, but not before one interval after
- *               the first probe. cnt then has no effect.
- *   typical_ms  receives the milliseconds from the last packet of the peer, if no timer is late: 1000 * (idle +
- *               intvl * cnt).
- *   worst_ms    receives the milliseconds in the worst case. The peer dies right after it has answered a probe,
- *               and the next probe comes after intvl, if that is longer than idle: an answer does not shorten the
- *               timer that its probe has started (tcp_keepalive_timer). Each timer is late by an eighth and a
- *               tick, as the kernel's timer wheel allows.
+ *   config      the policy. keepalive must be KA_ON, and idle, intvl and cnt must be set. If user_timeout is set, the
+ *               connection ends at the first probe time after the user timeout, but not before one interval after the
+ *               first probe. cnt then has no effect.
+ *   typical_ms  receives the milliseconds if no timer is late. Without a user timeout this is 1000 * (idle + intvl *
+ *               cnt).
+ *   worst_ms    receives the milliseconds in the worst case, which has two parts. First, the peer dies right after it
+ *               has answered a probe. An answer does not shorten the timer that its probe has started
+ *               (tcp_keepalive_timer), so the next probe comes after the longer of idle and intvl. Second, each timer
+ *               is late by an eighth and a tick, which the kernel's timer wheel allows.
  *
  * Returns 0, or -1 with errno:
- *   EINVAL       an argument is NULL; ka_apply would refuse the config with EINVAL; keepalive is not KA_ON; idle,
- *                intvl or cnt is KA_KEEP.
- *   E2BIG        ka_apply would refuse the config with E2BIG.
- * After a failure *typical_ms and *worst_ms are as they were.
+ *   EINVAL       an argument is NULL; ka_apply would reject config with EINVAL; keepalive is not KA_ON; idle, intvl
+ *                or cnt is KA_KEEP.
+ *   E2BIG        ka_apply would reject config with E2BIG.
+ * After a failure *typical_ms and *worst_ms are unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -719,16 +796,18 @@ int ka_detect_time(const struct ka_config *config,
                    uint64_t *worst_ms);
 
 /**
- * Gets what a connection is doing: is a probe unanswered, is data in flight, when did the peer last speak?
+ * Gets the state of a connection: unanswered probes, data in flight, and when the peer last sent something.
  *
  *   fd      a TCP or MPTCP socket in any state.
- *   status  where to put it; its size must be set (KA_STATUS_INIT).
+ *   status  receives the state. Its size must be set (KA_STATUS_INIT).
  *
  * Returns 0, or -1 with errno:
- *   EINVAL       status is NULL, or its size is not a multiple of 4 from 8 up.
- *   EOPNOTSUPP   this kernel does not tell it for this socket.
- *   EBADF, ENOTSOCK, ENOPROTOOPT, as ka_enable.
- * After a failure *status is as it was.
+ *   EINVAL       status is NULL, or its size is below 8 or not a multiple of 4.
+ *   EBADF        fd is not open, or was opened with O_PATH.
+ *   ENOTSOCK     fd is not a socket.
+ *   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+ *   EOPNOTSUPP   this kernel does not report the state of this socket.
+ * After a failure *status is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -736,14 +815,14 @@ int ka_detect_time(const struct ka_config *config,
 int ka_get_status(int fd, struct ka_status *status);
 
 /**
- * Makes a reaper, which has no connection yet.
+ * Creates a reaper without connections.
  *
- *   timeout_ms  ms, 1 or more: a connection is due when now_ms - last touch >= timeout_ms.
+ *   timeout_ms  milliseconds, 1 or more. A connection is due when now_ms - (time of its last touch) >= timeout_ms.
  *
- * Returns the reaper, to be given to ka_reaper_free; or NULL with errno:
+ * Returns the reaper, which ka_reaper_free frees, or NULL with errno:
  *   EINVAL       timeout_ms is 0.
- *   ENOMEM       there is no memory.
- * After a failure nothing is left behind.
+ *   ENOMEM       there is not enough memory.
+ * After a failure nothing is allocated.
  *
  * Thread-safe, fork-safe.
  * Since 0.1.0.
@@ -751,9 +830,9 @@ int ka_get_status(int fd, struct ka_status *status);
 struct ka_reaper *ka_reaper_new(uint32_t timeout_ms);
 
 /**
- * Gives a reaper's memory back. Its connections are left as they are: none is closed.
+ * Frees a reaper. Its connections stay open.
  *
- *   reaper  of ka_reaper_new, and not used again; NULL does nothing.
+ *   reaper  a reaper of ka_reaper_new, which must not be used again, or NULL, which does nothing.
  *
  * Returns nothing.
  *
@@ -763,18 +842,18 @@ struct ka_reaper *ka_reaper_new(uint32_t timeout_ms);
 void ka_reaper_free(struct ka_reaper *reaper);
 
 /**
- * Notes that a connection does business now. One that the reaper does not have is added. The time that it takes does
- * not depend on how many there are.
+ * Records that a connection is active now. Adds the connection if it is new. Takes the same time for any number of
+ * connections.
  *
- *   reaper  of ka_reaper_new.
- *   fd      the connection's descriptor, 0 or more.
- *   now_ms  ms: the time.
+ *   reaper  a reaper of ka_reaper_new.
+ *   fd      the descriptor of the connection, 0 or more.
+ *   now_ms  the current time, in milliseconds.
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       reaper is NULL.
  *   EBADF        fd is negative.
- *   ENOMEM       there is no memory for one more connection.
- * After a failure the reaper is as it was.
+ *   ENOMEM       there is not enough memory for a new connection.
+ * After a failure the reaper is unchanged.
  *
  * One thread at a time; fork-safe.
  * Since 0.1.0.
@@ -784,15 +863,16 @@ int ka_reaper_touch(struct ka_reaper *reaper,
                     uint64_t now_ms);
 
 /**
- * Takes a connection out. Do it before close(2): a number that is used again is otherwise the old connection, touched.
+ * Removes a connection. Call this before close(2). Otherwise a new connection with the same descriptor number
+ * inherits the old entry.
  *
- *   reaper  of ka_reaper_new.
- *   fd      the connection's descriptor.
+ *   reaper  a reaper of ka_reaper_new.
+ *   fd      the descriptor of the connection.
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       reaper is NULL.
- *   ENOENT       the reaper does not have this connection, as after ka_reaper_expired named it.
- * After a failure the reaper is as it was.
+ *   ENOENT       the reaper does not have this connection. For example, ka_reaper_expired has already removed it.
+ * After a failure the reaper is unchanged.
  *
  * One thread at a time; fork-safe.
  * Since 0.1.0.
@@ -801,17 +881,17 @@ int ka_reaper_forget(struct ka_reaper *reaper,
                      int fd);
 
 /**
- * Takes out connections that are due, the most silent first, and names them. The time that it takes depends on how
- * many it names, not on how many there are.
+ * Removes connections that are due, and returns their descriptors, the longest inactive first. The time depends on
+ * the number of connections removed, not on the number in the reaper.
  *
- *   reaper  of ka_reaper_new.
- *   now_ms  ms: the time.
- *   fds     where to put their descriptors. May be NULL where n is 0.
- *   n       how many fds has room for. Those that are due beyond it stay, for the next call.
+ *   reaper  a reaper of ka_reaper_new.
+ *   now_ms  the current time, in milliseconds.
+ *   fds     receives the descriptors. May be NULL if n is 0.
+ *   n       the size of fds. If more connections are due, the others stay for the next call.
  *
- * Returns how many it named, at most n and INT_MAX, 0 where none is due; or -1 with errno:
+ * Returns the number of connections removed, at most n and INT_MAX, and 0 if none is due; or -1 with errno:
  *   EINVAL       reaper is NULL; fds is NULL and n is not 0.
- * After a failure the reaper is as it was.
+ * After a failure the reaper is unchanged.
  *
  * One thread at a time; fork-safe.
  * Since 0.1.0.
@@ -822,27 +902,28 @@ int ka_reaper_expired(struct ka_reaper *reaper,
                       size_t n);
 
 /**
- * Gets how long to wait until a connection is due: the timeout of epoll_wait(2) and poll(2).
+ * Returns the time until the next connection is due, as a timeout for epoll_wait(2) or poll(2).
  *
- *   reaper  of ka_reaper_new. It is only looked at: now_ms does not count as seen.
- *   now_ms  ms: the time.
+ *   reaper  a reaper of ka_reaper_new. It is not changed: now_ms does not advance its clock.
+ *   now_ms  the current time, in milliseconds.
  *
- * Returns the ms, at most INT_MAX, 0 where one is due now; or -1:
- *   where the reaper has no connection, and errno is as it was: epoll_wait takes it as for ever;
- *   with errno EINVAL where reaper is NULL.
+ * Returns milliseconds, at most INT_MAX, and 0 if a connection is due now. Returns -1 with errno unchanged if the
+ * reaper has no connection: epoll_wait(2) and poll(2) then wait without a timeout. Or returns -1 with errno:
+ *   EINVAL       reaper is NULL.
  * After a failure nothing has changed.
  *
  * One thread at a time; fork-safe.
  * Since 0.1.0.
  */
-int ka_reaper_next(const struct ka_reaper *reaper, uint64_t now_ms);
+int ka_reaper_next(const struct ka_reaper *reaper,
+                   uint64_t now_ms);
 
 /**
- * Gets how many connections a reaper has.
+ * Returns the number of connections in a reaper.
  *
- *   reaper  of ka_reaper_new; NULL has none.
+ *   reaper  a reaper of ka_reaper_new, or NULL, which has no connection.
  *
- * Returns the number; it never fails.
+ * Returns the number. Never fails.
  *
  * One thread at a time; fork-safe.
  * Since 0.1.0.
@@ -850,16 +931,18 @@ int ka_reaper_next(const struct ka_reaper *reaper, uint64_t now_ms);
 size_t ka_reaper_len(const struct ka_reaper *reaper);
 
 /**
- * Makes a nonce, for one connection, with getrandom(2); with /dev/urandom where the kernel does not have that (before
- * 3.17). It waits only while the machine has not gathered randomness yet, early after it has started.
+ * Creates a random nonce for one connection.
  *
- *   nonce  where to put its KA_BEAT_NONCE_SIZE bytes.
+ * The bytes come from getrandom(2), or from /dev/urandom if the kernel does not have getrandom(2) (before 3.17). The
+ * call waits only early after boot, until the kernel has gathered enough randomness.
+ *
+ *   nonce  receives KA_BEAT_NONCE_SIZE bytes.
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       nonce is NULL.
- *   others       what the kernel answered, as EPERM where a sandbox forbids getrandom(2), or ENOENT or EMFILE where
- *                /dev/urandom was needed: open(2).
- * After a failure nonce is as it was.
+ *   others       the error of the kernel: EPERM if a sandbox forbids getrandom(2); ENOENT, EMFILE or another error of
+ *                open(2) if /dev/urandom was needed.
+ * After a failure nonce is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -867,20 +950,20 @@ size_t ka_reaper_len(const struct ka_reaper *reaper);
 int ka_beat_nonce(uint8_t nonce[KA_BEAT_NONCE_SIZE]);
 
 /**
- * Makes a heartbeat.
+ * Creates the frame of a heartbeat.
  *
- *   key       the key that the client and its server share.
- *   key_size  how many bytes it has, 16 or more; 32 random ones are best. HMAC (RFC 2104) pads a key of up to 64 bytes
- *             with zeros, so keys that differ only in zero bytes at their end are the same key.
- *   nonce     what the server sent, KA_BEAT_NONCE_SIZE bytes.
- *   beat      the client's number, and a sequence: 1 or more, higher than of the beat before.
- *   frame     where to put the KA_BEAT_SIZE bytes to send.
+ *   key       the key that the client shares with its server.
+ *   key_size  the size of key in bytes, 16 or more. 32 random bytes are best. HMAC (RFC 2104) pads a key of up to 64
+ *             bytes with zero bytes, so keys that differ only in zero bytes at the end are the same key.
+ *   nonce     the KA_BEAT_NONCE_SIZE bytes that the server has sent.
+ *   beat      the number of the client, and a sequence: 1 or more, and higher than that of the previous beat.
+ *   frame     receives the KA_BEAT_SIZE bytes to send.
  *
- * Copies that it makes of the key are wiped before it returns; the key itself is the caller's to wipe.
+ * The function wipes its copies of the key before it returns. The caller must wipe the key itself.
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       an argument is NULL; key_size is below 16; the sequence is 0.
- * After a failure frame is as it was.
+ * After a failure frame is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -892,15 +975,16 @@ int ka_beat_sign(const uint8_t *key,
                  uint8_t frame[KA_BEAT_SIZE]);
 
 /**
- * Gets the client that a heartbeat says it is of, for finding its key. Nothing proves it before ka_beat_verify.
+ * Gets the client that a frame names, so that the server can find the key. The name is not proved until
+ * ka_beat_verify succeeds.
  *
- *   frame   what came, KA_BEAT_SIZE bytes.
- *   client  where to put the number.
+ *   frame   the KA_BEAT_SIZE bytes that were received.
+ *   client  receives the number of the client.
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       an argument is NULL.
- *   EBADMSG      it is no heartbeat: another magic, another version, or the zero bytes are not zero.
- * After a failure *client is as it was.
+ *   EBADMSG      this is not a heartbeat: another magic, another version, or nonzero bytes where zeros must be.
+ * After a failure *client is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -909,24 +993,25 @@ int ka_beat_client(const uint8_t frame[KA_BEAT_SIZE],
                    uint64_t *client);
 
 /**
- * Verifies a heartbeat: that it was made with this key, for the connection that has this nonce, and is newer than the
- * last one. The MAC is compared in a time that does not depend on where it differs, and the sequence is looked at only
- * when the MAC is right.
+ * Verifies a frame: it was made with this key, for the connection with this nonce, and it is newer than the last one.
  *
- *   key            the key of the client that ka_beat_client names.
- *   key_size       how many bytes it has, 16 or more. ka_beat_sign says which keys are the same.
- *   nonce          what was sent to this connection, KA_BEAT_NONCE_SIZE bytes.
- *   last_sequence  that of the last beat which was verified on this connection, 0 before the first.
- *   frame          what came, KA_BEAT_SIZE bytes.
- *   beat           where to put the client, and the sequence: the next last_sequence.
+ * The time of the MAC comparison does not depend on where the MACs differ. The sequence is checked only if the MAC is
+ * right.
  *
- * Copies that it makes of the key are wiped before it returns; the key itself is the caller's to wipe.
+ *   key            the key of the client that ka_beat_client has named.
+ *   key_size       the size of key in bytes, 16 or more. ka_beat_sign describes which keys are the same.
+ *   nonce          the KA_BEAT_NONCE_SIZE bytes that were sent to this connection.
+ *   last_sequence  the sequence of the last verified beat of this connection, or 0 before the first.
+ *   frame          the KA_BEAT_SIZE bytes that were received.
+ *   beat           receives the client and the sequence. The sequence is the next last_sequence.
+ *
+ * The function wipes its copies of the key before it returns. The caller must wipe the key itself.
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       an argument is NULL; key_size is below 16.
- *   EBADMSG      it is no heartbeat, or garbled, or made with another key or for another connection.
- *   ESTALE       it is genuine, but its sequence is not greater than last_sequence: it was sent before.
- * After a failure *beat is as it was.
+ *   EBADMSG      this is not a heartbeat, or it was damaged, or made with another key or for another connection.
+ *   ESTALE       this is a genuine heartbeat, but its sequence is not greater than last_sequence: a replay.
+ * After a failure *beat is unchanged.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -939,9 +1024,10 @@ int ka_beat_verify(const uint8_t *key,
                    struct ka_beat *beat);
 
 /**
- * Says which version of the library runs, as "0.1.0"; KA_VERSION is the one that the program was built with.
+ * Returns the version of the library that runs, for example "0.1.0". KA_VERSION is the version of the header that the
+ * program was compiled with.
  *
- * Returns a string that lives as long as the library; it never fails.
+ * Returns a string that is valid as long as the library is loaded. Never fails.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
@@ -949,10 +1035,10 @@ int ka_beat_verify(const uint8_t *key,
 const char *ka_version(void);
 
 /**
- * Says which version of the library runs, as a number to compare: 1000000 * major + 1000 * minor + patch;
- * KA_VERSION_NUMBER is the one that the program was built with.
+ * Returns the version of the library that runs, as a number to compare: 1000000 * major + 1000 * minor + patch.
+ * KA_VERSION_NUMBER is that of the header that the program was compiled with.
  *
- * Returns the number; it never fails.
+ * Returns the number. Never fails.
  *
  * Thread-safe, async-signal-safe, fork-safe.
  * Since 0.1.0.
