@@ -34,8 +34,8 @@
  * use it, and no signal handler may use it.
  *
  * Versions. struct ka_config and struct ka_status begin with their size in bytes, and a later version may add fields at
- * their end. KA_CONFIG_INIT, KA_CONFIG and KA_STATUS_INIT set the size that the program was compiled with. So a program
- * runs with older and newer versions of the library:
+ * their end. KA_CONFIG_INIT, KA_CONFIG and KA_STATUS_INIT set the size that the program was compiled with. The
+ * library accepts structs of older and newer headers:
  *   - If size is smaller than the library's struct, input functions read the missing fields as 0, which means KA_KEEP.
  *     Output functions do not write the missing fields.
  *   - If size is larger, output functions leave the extra fields unchanged. Input functions fail with E2BIG unless each
@@ -154,7 +154,7 @@
 #define KA_BEAT_SIZE 56
 
 /**
- * Remembers when each connection was last active, and finds the connections that have been inactive for a timeout.
+ * A record of when each connection was last active. It finds the connections that have been inactive for a timeout.
  *
  * Keepalive proves only that the peer's kernel is alive. A reaper also finds a peer whose program hangs, and a
  * stranger that connects and never sends anything.
@@ -310,13 +310,13 @@ extern "C" {
  * (7200 s by default), tcp_keepalive_intvl (75 s) and tcp_keepalive_probes (9). For example, after
  * ka_enable(fd, 30, KA_KEEP, KA_KEEP) a new socket has an interval of 75 s, which is longer than its idle time.
  *
- * A dead peer is detected idle + intvl * cnt seconds after its last packet, or up to an eighth later
- * (ka_detect_time). The socket then becomes readable, and read(2) fails with one of these errors:
+ * A dead peer is detected idle + intvl * cnt seconds after its last packet, or up to an eighth later. ka_detect_time
+ * calculates both times. The socket then becomes readable, and read(2) fails with one of these errors:
  *   ETIMEDOUT    nothing has answered.
  *   EHOSTUNREACH, ENETUNREACH
  *                data was in flight, and the network reported this error. The kernel ignores such reports for probes.
  *   ECONNRESET   the peer has restarted, and has answered the first probe with a reset.
- * While sent data is unacknowledged, the kernel sends no probes (ka_set_user_timeout).
+ * While sent data is unacknowledged, the kernel sends no probes: see ka_set_user_timeout.
  *
  * If keepalive is off, this function sets the timers first and turns keepalive on last, so that no probe is sent
  * early. This takes 5 system calls with all three values given, and 4 if all are KA_KEEP. If keepalive is on, the
@@ -538,7 +538,7 @@ int ka_set_user_timeout(int fd,
  *   - If keepalive is off and the policy turns it on, the timers are set first. So no probe is sent early.
  *   - If keepalive is on, only values that differ are written. If intvl or cnt changes, idle is written after them,
  *     because only a write of idle re-arms the running timer. If idle is KA_KEEP, the value in force is written, and
- *     idle no longer follows its sysctl. A value that cannot be set on a socket is not written.
+ *     idle no longer follows its sysctl. If that value cannot be set on a socket, it is not written.
  *   - If keepalive is on and the policy turns it off, it goes off before the timers are set.
  *
  * Returns 0, or -1 with errno. Arguments are checked first, then the descriptor, then KA_AUTO:
@@ -552,10 +552,11 @@ int ka_set_user_timeout(int fd,
  *   EOPNOTSUPP   this kernel does not have the option for this socket. An MPTCP socket that has not fallen back to
  *                TCP accepts no user_timeout, not even KA_NONE.
  *   others       the error of a security policy, for example EPERM.
- * After a failure keepalive is on or off as before the call, and user_timeout has its old value. If keepalive is on,
- * idle, intvl and cnt also have their old values, with one exception: a timer that followed its sysctl can be left
- * fixed at the sysctl's value, or at your new value if the sysctl's value cannot be set on a socket. If keepalive is
- * off, idle, intvl and cnt may have changed. This has no effect until keepalive is turned on.
+ * After a failure keepalive is on or off as before the call. user_timeout, which limits sent data even if keepalive is
+ * off, has its old value. If keepalive is on, idle, intvl and cnt also have their old values, with one exception: a
+ * timer that followed its sysctl can be left fixed at the sysctl's value, or at your new value if the sysctl's value
+ * cannot be set on a socket. If keepalive is off, idle, intvl and cnt may have changed. This has no effect until
+ * keepalive is turned on.
  *
  * Thread-safe, async-signal-safe, fork-safe. If two threads apply different policies to one socket at the same time,
  * the socket can be left with a mixture of them.
@@ -775,8 +776,8 @@ int ka_plan_preset(const char *name,
  *   config      the policy. keepalive must be KA_ON, and idle, intvl and cnt must be set. If user_timeout is set, the
  *               connection ends at the first probe time after the user timeout, but not before one interval after the
  *               first probe. cnt then has no effect.
- *   typical_ms  receives the milliseconds if no timer is late. Without a user timeout this is 1000 * (idle + intvl *
- *               cnt).
+ *   typical_ms  receives the milliseconds if no timer is late. Without a user timeout this is
+ *               1000 * (idle + intvl * cnt).
  *   worst_ms    receives the milliseconds in the worst case, which has two parts. First, the peer dies right after it
  *               has answered a probe. An answer does not shorten the timer that its probe has started
  *               (tcp_keepalive_timer), so the next probe comes after the longer of idle and intvl. Second, each timer
@@ -881,8 +882,8 @@ int ka_reaper_forget(struct ka_reaper *reaper,
                      int fd);
 
 /**
- * Removes connections that are due, and returns their descriptors, the longest inactive first. The time depends on
- * the number of connections removed, not on the number in the reaper.
+ * Removes connections that are due, and returns their descriptors, the longest inactive first. The call takes time
+ * for each connection that it removes. It does not take longer if the reaper has more connections.
  *
  *   reaper  a reaper of ka_reaper_new.
  *   now_ms  the current time, in milliseconds.

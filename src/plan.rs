@@ -92,8 +92,8 @@ pub unsafe extern "C" fn ka_plan_preset(name: *const c_char, config: *mut ka_con
 ///   config      the policy. keepalive must be KA_ON, and idle, intvl and cnt must be set. If user_timeout is set, the
 ///               connection ends at the first probe time after the user timeout, but not before one interval after the
 ///               first probe. cnt then has no effect.
-///   typical_ms  receives the milliseconds if no timer is late. Without a user timeout this is 1000 * (idle + intvl *
-///               cnt).
+///   typical_ms  receives the milliseconds if no timer is late. Without a user timeout this is
+///               1000 * (idle + intvl * cnt).
 ///   worst_ms    receives the milliseconds in the worst case, which has two parts. First, the peer dies right after it
 ///               has answered a probe. An answer does not shorten the timer that its probe has started
 ///               (tcp_keepalive_timer), so the next probe comes after the longer of idle and intvl. Second, each timer

@@ -8,7 +8,7 @@ use libc::{c_int, size_t};
 
 use crate::errno::{EINVAL, answer, answer_pointer};
 
-/// Remembers when each connection was last active, and finds the connections that have been inactive for a timeout.
+/// A record of when each connection was last active. It finds the connections that have been inactive for a timeout.
 ///
 /// Keepalive proves only that the peer's kernel is alive. A reaper also finds a peer whose program hangs, and a
 /// stranger that connects and never sends anything.
@@ -111,8 +111,8 @@ pub unsafe extern "C" fn ka_reaper_forget(reaper: *mut ka_reaper, fd: c_int) -> 
     })
 }
 
-/// Removes connections that are due, and returns their descriptors, the longest inactive first. The time depends on
-/// the number of connections removed, not on the number in the reaper.
+/// Removes connections that are due, and returns their descriptors, the longest inactive first. The call takes time
+/// for each connection that it removes. It does not take longer if the reaper has more connections.
 ///
 ///   reaper  a reaper of ka_reaper_new.
 ///   now_ms  the current time, in milliseconds.

@@ -27,13 +27,13 @@ use crate::errno::{EINVAL, answer};
 /// (7200 s by default), tcp_keepalive_intvl (75 s) and tcp_keepalive_probes (9). For example, after
 /// ka_enable(fd, 30, KA_KEEP, KA_KEEP) a new socket has an interval of 75 s, which is longer than its idle time.
 ///
-/// A dead peer is detected idle + intvl * cnt seconds after its last packet, or up to an eighth later
-/// (ka_detect_time). The socket then becomes readable, and read(2) fails with one of these errors:
+/// A dead peer is detected idle + intvl * cnt seconds after its last packet, or up to an eighth later. ka_detect_time
+/// calculates both times. The socket then becomes readable, and read(2) fails with one of these errors:
 ///   ETIMEDOUT    nothing has answered.
 ///   EHOSTUNREACH, ENETUNREACH
 ///                data was in flight, and the network reported this error. The kernel ignores such reports for probes.
 ///   ECONNRESET   the peer has restarted, and has answered the first probe with a reset.
-/// While sent data is unacknowledged, the kernel sends no probes (ka_set_user_timeout).
+/// While sent data is unacknowledged, the kernel sends no probes: see ka_set_user_timeout.
 ///
 /// If keepalive is off, this function sets the timers first and turns keepalive on last, so that no probe is sent
 /// early. This takes 5 system calls with all three values given, and 4 if all are KA_KEEP. If keepalive is on, the
@@ -296,7 +296,7 @@ pub extern "C" fn ka_set_user_timeout(fd: c_int, milliseconds: c_int) -> c_int {
 ///   - If keepalive is off and the policy turns it on, the timers are set first. So no probe is sent early.
 ///   - If keepalive is on, only values that differ are written. If intvl or cnt changes, idle is written after them,
 ///     because only a write of idle re-arms the running timer. If idle is KA_KEEP, the value in force is written, and
-///     idle no longer follows its sysctl. A value that cannot be set on a socket is not written.
+///     idle no longer follows its sysctl. If that value cannot be set on a socket, it is not written.
 ///   - If keepalive is on and the policy turns it off, it goes off before the timers are set.
 ///
 /// Returns 0, or -1 with errno. Arguments are checked first, then the descriptor, then KA_AUTO:
@@ -310,10 +310,11 @@ pub extern "C" fn ka_set_user_timeout(fd: c_int, milliseconds: c_int) -> c_int {
 ///   EOPNOTSUPP   this kernel does not have the option for this socket. An MPTCP socket that has not fallen back to
 ///                TCP accepts no user_timeout, not even KA_NONE.
 ///   others       the error of a security policy, for example EPERM.
-/// After a failure keepalive is on or off as before the call, and user_timeout has its old value. If keepalive is on,
-/// idle, intvl and cnt also have their old values, with one exception: a timer that followed its sysctl can be left
-/// fixed at the sysctl's value, or at your new value if the sysctl's value cannot be set on a socket. If keepalive is
-/// off, idle, intvl and cnt may have changed. This has no effect until keepalive is turned on.
+/// After a failure keepalive is on or off as before the call. user_timeout, which limits sent data even if keepalive is
+/// off, has its old value. If keepalive is on, idle, intvl and cnt also have their old values, with one exception: a
+/// timer that followed its sysctl can be left fixed at the sysctl's value, or at your new value if the sysctl's value
+/// cannot be set on a socket. If keepalive is off, idle, intvl and cnt may have changed. This has no effect until
+/// keepalive is turned on.
 ///
 /// Thread-safe, async-signal-safe, fork-safe. If two threads apply different policies to one socket at the same time,
 /// the socket can be left with a mixture of them.

@@ -63,12 +63,14 @@ int ka_enable_lenient(int fd,
                       int cnt);
 int ka_disable(int fd);
 int ka_is_enabled(int fd);
-int ka_get_idle(int fd, int *seconds);
+int ka_get_idle(int fd,
+                int *seconds);
 int ka_get_intvl(int fd,
                  int *seconds);
 int ka_get_cnt(int fd,
                int *probes);
-int ka_get_user_timeout(int fd, int *milliseconds);
+int ka_get_user_timeout(int fd,
+                        int *milliseconds);
 int ka_set_user_timeout(int fd,
                         int milliseconds);
 int ka_apply(int fd,
@@ -105,7 +107,8 @@ int ka_reaper_expired(struct ka_reaper *reaper,
                       uint64_t now_ms,
                       int *fds,
                       size_t n);
-int ka_reaper_next(const struct ka_reaper *reaper, uint64_t now_ms);
+int ka_reaper_next(const struct ka_reaper *reaper,
+                   uint64_t now_ms);
 size_t ka_reaper_len(const struct ka_reaper *reaper);
 int ka_beat_nonce(uint8_t nonce[KA_BEAT_NONCE_SIZE]);
 int ka_beat_sign(const uint8_t *key,
