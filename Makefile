@@ -117,7 +117,7 @@ header: ## write include/ka.h from src/, and tests/abi/VERSION, which later rele
 	KA_HEADER=write $(CARGO) test --locked --quiet --test abi the_baseline_is_what_the_sources_say
 
 man: ## write the command's pages in man/ from crates/ka-cli/src/args.rs
-	KA_MAN=write $(CARGO) test --locked --quiet --package ka-cli --bin ka the_pages_are_what_the_definition_says
+	KA_MAN=write $(CARGO) test --locked --quiet --package ka-cli --bin ka the_manual_pages_match_the_definition
 
 copyright: ## write pkg/debian/copyright: the copyright holders and licences of the linked crates
 	KA_COPYRIGHT=write $(CARGO) test --locked --quiet --test copyright

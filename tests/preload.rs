@@ -203,92 +203,92 @@ fn a_bad_value_is_named_once_and_the_default_applies() {
         (
             &[("KA_IDLE", "abc")][..],
             "1 60 10 6 0",
-            "ka: KA_IDLE=\"abc\": must be a time, as 60, 60s or 5m; it does not count\n",
+            "ka: KA_IDLE=\"abc\": must be a time, as 60, 60s or 5m; ignored\n",
         ),
         (
             &[("KA_IDLE", "")],
             "1 60 10 6 0",
-            "ka: KA_IDLE: must be a time, as 60, 60s or 5m; it does not count\n",
+            "ka: KA_IDLE: must be a time, as 60, 60s or 5m; ignored\n",
         ),
         (
             &[("KA_POLICY", "30,5,3"), ("KA_IDLE", "0")],
             "1 30 5 3 0",
-            "ka: KA_IDLE=\"0\": idle must be 1..32767 s; it does not count\n",
+            "ka: KA_IDLE=\"0\": idle must be 1..32767 s; ignored\n",
         ),
         (
             &[("KA_CNT", "99999")],
             "1 60 10 6 0",
-            "ka: KA_CNT=\"99999\": cnt must be 1..127 probes; it does not count\n",
+            "ka: KA_CNT=\"99999\": cnt must be 1..127 probes; ignored\n",
         ),
         (
             &[("KA_POLICY", "30,5,3"), ("KA_USER_TIMEOUT", "30")],
             "1 30 5 3 0",
-            "ka: KA_USER_TIMEOUT=\"30\": below 1000 it needs a unit, as 30ms or 30s; it does not count\n",
+            "ka: KA_USER_TIMEOUT=\"30\": below 1000 it needs a unit, as 30ms or 30s; ignored\n",
         ),
         (
             &[("KA_POLICY", "idle=30,user_timeout=30")],
             "1 60 10 6 0",
-            "ka: KA_POLICY=\"idle=30,user_timeout=30\": below 1000 it needs a unit, as 30ms or 30s; it does not count\n",
+            "ka: KA_POLICY=\"idle=30,user_timeout=30\": below 1000 it needs a unit, as 30ms or 30s; ignored\n",
         ),
         (
             &[("KA_INTVL", "1500ms")],
             "1 60 10 6 0",
-            "ka: KA_INTVL=\"1500ms\": must be whole seconds; it does not count\n",
+            "ka: KA_INTVL=\"1500ms\": must be whole seconds; ignored\n",
         ),
         (
             &[("KA_CNT", "6s")],
             "1 60 10 6 0",
-            "ka: KA_CNT=\"6s\": must be a number without a unit, as 6; it does not count\n",
+            "ka: KA_CNT=\"6s\": must be a number without a unit, as 6; ignored\n",
         ),
         (
             &[("KA_POLICY", "30,5")],
             "1 60 10 6 0",
-            "ka: KA_POLICY=\"30,5\": numbers without names must be three: idle,intvl,cnt; it does not count\n",
+            "ka: KA_POLICY=\"30,5\": numbers without names must be three: idle,intvl,cnt; ignored\n",
         ),
         (
             &[("KA_POLICY", "idle=30,cnt=0")],
             "1 60 10 6 0",
-            "ka: KA_POLICY=\"idle=30,cnt=0\": cnt must be 1..127 probes; it does not count\n",
+            "ka: KA_POLICY=\"idle=30,cnt=0\": cnt must be 1..127 probes; ignored\n",
         ),
         (
             &[("KA_POLICY", "keep")],
             "1 60 10 6 0",
-            "ka: KA_POLICY=\"keep\": must turn keepalive on, or be off; it does not count\n",
+            "ka: KA_POLICY=\"keep\": must turn keepalive on, or be off; ignored\n",
         ),
         (
             &[("KA_MODE", "hard")],
             "1 60 10 6 0",
-            "ka: KA_MODE=\"hard\": must be force, floor or default; it does not count\n",
+            "ka: KA_MODE=\"hard\": must be force, floor or default; ignored\n",
         ),
         (
             &[("KA_LOG", "here")],
             "1 60 10 6 0",
-            "ka: KA_LOG=\"here\": must be an absolute path of at most 1023 bytes; it does not count\n",
+            "ka: KA_LOG=\"here\": must be an absolute path of at most 1023 bytes; ignored\n",
         ),
         (
             &[("KA_LOG", "/no/such/folder/log")],
             "1 60 10 6 0",
-            "ka: KA_LOG=\"/no/such/folder/log\": must be a file that this user can write; it does not count\n",
+            "ka: KA_LOG=\"/no/such/folder/log\": must be a file that this user can write; ignored\n",
         ),
         (
             &[("KA_LOG", "/tmp")],
             "1 60 10 6 0",
-            "ka: KA_LOG=\"/tmp\": must be a file that this user can write; it does not count\n",
+            "ka: KA_LOG=\"/tmp\": must be a file that this user can write; ignored\n",
         ),
         (
             &[("KA_IDLE", "a\u{1b}[2Jb\n")],
             "1 60 10 6 0",
-            "ka: KA_IDLE=\"a?[2Jb?\": must be a time, as 60, 60s or 5m; it does not count\n",
+            "ka: KA_IDLE=\"a?[2Jb?\": must be a time, as 60, 60s or 5m; ignored\n",
         ),
         (
             &[("KA_RULES", "rport=22; lport=1 idle=7")],
             "0 7200 75 9 0",
-            "ka: KA_RULES=\"rport=22\": must end with skip or a policy, as 60,10,6; it does not count\n",
+            "ka: KA_RULES=\"rport=22\": must end with skip or a policy, as 60,10,6; ignored\n",
         ),
         (
             &[("KA_RULES", "rport=x skip")],
             "1 60 10 6 0",
-            "ka: KA_RULES=\"rport=x skip\": \"rport=x\": must be a port or a range, 1..65535, as 22 or 8000-8999; it does not count\n",
+            "ka: KA_RULES=\"rport=x skip\": \"rport=x\": must be a port or a range, 1..65535, as 22 or 8000-8999; ignored\n",
         ),
     ] {
         let output = succeed(preloaded(&moments).arg("one").envs(variables.iter().copied()));
@@ -898,7 +898,7 @@ fn the_log_has_a_line_for_each_socket_and_each_denied_call() {
     let (link, target) = (scratch("link"), scratch("target"));
     symlink(&target, &link).unwrap();
     let output = succeed(preloaded(program!("moments")).arg("one").env("KA_LOG", &link));
-    assert!(stderr(&output).ends_with("must be a file that this user can write; it does not count\n"));
+    assert!(stderr(&output).ends_with("must be a file that this user can write; ignored\n"));
     assert!(!target.exists());
 }
 
@@ -938,13 +938,13 @@ fn the_shim_names_unreadable_files_once() {
     );
     let lines = fs::read_to_string(&log).unwrap();
     fs::remove_dir_all(&folder).unwrap();
-    let complaint = "ka: /etc/ka.conf: must be a regular file that belongs to root, readable by all, writable by nobody else; it is not read\n";
+    let complaint = "ka: /etc/ka.conf: must be a regular file that belongs to root, readable by all, writable by nobody else; ignored\n";
     assert_eq!(conf, ("1 60 10 4 0".into(), complaint.into()));
     assert_eq!(quiet, ("1 60 10 6 0".into(), String::new()));
     assert_eq!(readable, ("1 9 10 4 0".into(), String::new()));
     assert_eq!(missing, ("1 60 10 4 0".into(), String::new()));
     let complaint = format!(
-        "ka: KA_LOG=\"{}\": must be a file that this user can write; it does not count\n",
+        "ka: KA_LOG=\"{}\": must be a file that this user can write; ignored\n",
         log.display()
     );
     assert_eq!((logged, lines.as_str()), (("1 60 10 6 0".into(), complaint), ""));
@@ -970,7 +970,7 @@ fn the_file_is_read_first_and_the_environment_overrides_it() {
     };
     let file = "# a comment\n\nKA_POLICY=\"30,5,3\"\n KA_CNT=4 \nKA_NONSENSE=1\n";
     let complaint =
-        "ka: /etc/ka.conf: \"KA_NONSENSE=1\": must be a KA_ variable and its value; it does not count\n";
+        "ka: /etc/ka.conf: \"KA_NONSENSE=1\": must be a KA_ variable and its value; ignored\n";
     assert_eq!(run(file, "", ""), ("1 30 5 4 0".into(), complaint.into()));
     assert_eq!(run(file, "", "KA_QUIET=1 KA_CNT=5 KA_IDLE=9"), ("1 9 5 5 0".into(), String::new()));
     assert_eq!(run("KA_POLICY=30,5,3", "", "KA_QUIET=1 KA_POLICY=x"), ("1 30 5 3 0".into(), String::new()));

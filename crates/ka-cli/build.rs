@@ -1,7 +1,7 @@
-//! How the command is linked: with the name in its dynamic symbol table that libka_preload.so knows it by.
+//! Links the command so that it exports the symbol `ka_preload_off`. libka_preload.so looks for this symbol.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    // Nothing in the program calls it, and a program exports nothing by itself.
+    // By default, the linker exports no symbols of a program.
     println!("cargo::rustc-link-arg-bins=-Wl,--export-dynamic-symbol=ka_preload_off");
 }

@@ -5,18 +5,18 @@ use std::io;
 
 use ka_reach::reason::reason;
 
-/// The command found sockets without keepalive, or could not set some sockets.
+/// The exit status if the command found sockets without keepalive, or could not handle all sockets.
 pub(crate) const FOUND: i32 = 1;
-/// The arguments are wrong, or the command could not do its work at all.
+/// The exit status if the arguments are wrong, or the command could not do its work at all.
 pub(crate) const USAGE: i32 = 2;
-/// `ka ls --off` found no socket without keepalive, but could not read all sockets.
+/// The exit status if `ka ls --off` found no socket without keepalive, but could not read all sockets.
 pub(crate) const UNKNOWN: i32 = 3;
-/// `ka run` could not start the program under the policy. This status and the next two are those of env(1), nohup(1) and
-/// timeout(1).
+/// The exit status if `ka run` could not start the program under the policy. env(1), nohup(1) and timeout(1) use this
+/// status and the next two in the same way.
 pub(crate) const OUR_OWN: i32 = ka_reach::seccomp::FAILED;
-/// `ka run` found the program, but could not execute it.
+/// The exit status if `ka run` found the program, but could not execute it.
 pub(crate) const NOT_EXECUTABLE: i32 = 126;
-/// `ka run` did not find the program.
+/// The exit status if `ka run` did not find the program.
 pub(crate) const NOT_FOUND: i32 = 127;
 
 /// The failure of a command.
@@ -37,7 +37,7 @@ impl Failure {
     }
 }
 
-/// Output could not be written, for example to a full disk.
+/// An output error, for example a full disk.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::new(format_args!("standard output: {}", reason(&error)))

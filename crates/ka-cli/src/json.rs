@@ -1,7 +1,8 @@
-//! JSON, as whoever looks at it in a terminal may see it too: what a terminal could take for an order is escaped.
+//! Writes JSON that is safe to print on a terminal: all control characters in it are escaped.
 //!
-//! JSON escapes the control characters of ASCII, all but DEL. It lets the others pass, and those that turn the direction
-//! of writing; but any character may be written as an escape, and is the same to who reads it.
+//! serde_json escapes the control characters of ASCII except DEL. It does not escape the other control characters of
+//! Unicode, such as those that change the direction of text. A JSON string may contain any character as an escape, and
+//! parsers read the same string.
 
 use std::io::{self, Write};
 
@@ -9,22 +10,23 @@ use serde::Serialize;
 
 use ka_reach::escape::controls_terminal;
 
-/// A value on one line.
+/// Writes a value on one line.
 pub(crate) fn to_writer(out: impl Write, value: &impl Serialize) -> serde_json::Result<()> {
-    serde_json::to_writer(Inert(out), value)
+    serde_json::to_writer(Escaper(out), value)
 }
 
-/// A value on many lines.
+/// Writes a value on several lines, indented.
 pub(crate) fn to_writer_pretty(out: impl Write, value: &impl Serialize) -> serde_json::Result<()> {
-    serde_json::to_writer_pretty(Inert(out), value)
+    serde_json::to_writer_pretty(Escaper(out), value)
 }
 
-/// Writes JSON on. Outside its texts it has nothing that is escaped here, and no piece of it ends within a character.
-struct Inert<W>(W);
+/// Writes JSON to `W`, and escapes control characters. These occur only inside JSON strings, apart from newlines.
+/// serde_json never splits a character between two writes.
+struct Escaper<W>(W);
 
-impl<W: Write> Write for Inert<W> {
+impl<W: Write> Write for Escaper<W> {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-        // Nearly all of it is ASCII, whose control characters but DEL serde_json has escaped.
+        // Most pieces are ASCII, and serde_json has already escaped all ASCII control characters except DEL.
         let text = if piece.iter().all(|byte| *byte < 0x7f) { None } else { std::str::from_utf8(piece).ok() };
         let Some(text) = text else {
             self.0.write_all(piece)?;

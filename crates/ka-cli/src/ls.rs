@@ -276,7 +276,7 @@ fn write_table(out: &mut impl Write, rows: &[Row<'_>], has_netns: bool) -> io::R
         Column::right("IDLE").droppable(1),
         Column::right("INTVL").droppable(5),
         Column::right("CNT").droppable(4),
-        Column::right("USER").droppable(8),
+        Column::right("TIMEOUT").droppable(8),
         Column::right("NEXT").droppable(3),
         Column::right("LOST").droppable(2),
         Column::left("RISK"),

@@ -1,11 +1,11 @@
 //! `ka`, the command: TCP keepalive for programs, for running processes, and for a machine.
 //!
 //! Each subcommand has its own file: [`run`], [`attach`], [`ls`], [`check`], [`plan`], [`defaults`], [`cgroup`],
-//! [`completions`]. This crate has the arguments, the output, and the start of programs. ka-reach finds and sets sockets,
-//! and ka-core defines what a policy is.
+//! [`completions`]. This crate parses the arguments, prints the output, and starts programs. ka-reach finds and sets
+//! sockets, and ka-core defines policies.
 
 #![cfg_attr(not(test), no_main)]
-#![deny(unsafe_code)] // but in the modules that say why
+#![deny(unsafe_code)] // except in items that give the reason with `expect`
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -52,11 +52,10 @@ use std::io::Write as _;
 use args::Command;
 use failure::{Failure, Outcome};
 
-/// The entry point. Rust's own `main` would ignore SIGPIPE. So ka ends silently if the reader of its output ends, and a
-/// program that `ka run` starts inherits the signal dispositions unchanged.
+/// The entry point from C. Rust's own `main` would ignore SIGPIPE. With this one, ka ends silently if the reader of its
+/// output ends, and a program that `ka run` starts inherits the signal dispositions unchanged.
 ///
-/// # Safety
-/// Only the C library calls this, with the arguments of the program.
+/// # Safety Only the C library calls this, with the arguments of the program.
 #[cfg(not(test))]
 #[unsafe(no_mangle)]
 #[expect(unsafe_code, reason = "C calls it")]

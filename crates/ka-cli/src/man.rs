@@ -1,6 +1,7 @@
-//! The manual pages in man/, which are made of the definition that the command reads its arguments by.
+//! Generates the manual pages man/*.1 from the definition of the command line, and compares them with the committed
+//! ones.
 //!
-//! `make man` runs this with `KA_MAN=write`, which writes the pages instead of comparing them.
+//! `make man` runs this test with `KA_MAN=write`, which writes the pages instead of comparing them.
 
 use std::fs;
 use std::path::Path;
@@ -9,11 +10,11 @@ use clap::CommandFactory as _;
 
 use crate::args::Ka;
 
-/// Of the last change that the pages tell of.
+/// The date of the last change of the pages.
 const DATE: &str = "2026-11-28";
 
 #[test]
-fn the_pages_are_what_the_definition_says() {
+fn the_manual_pages_match_the_definition() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../man");
     let write = std::env::var_os("KA_MAN").is_some_and(|value| value == "write");
     // `ka help` prints the contents of the other pages, so it needs no page of its own.
@@ -39,20 +40,20 @@ fn the_pages_are_what_the_definition_says() {
             let committed = fs::read_to_string(&path).unwrap_or_default();
             assert!(
                 *text == committed,
-                "man/{name}.1 is not what args.rs says: run `make man` and commit it"
+                "man/{name}.1 differs from args.rs: run `make man` and commit the page"
             );
         }
     }
     for entry in fs::read_dir(folder).unwrap() {
         let file = entry.unwrap().file_name().into_string().unwrap();
         let known = pages.iter().any(|(name, _)| format!("{name}.1") == file);
-        assert!(known || !file.ends_with(".1"), "man/{file} is of no subcommand");
+        assert!(known || !file.ends_with(".1"), "man/{file}: no subcommand has this name");
     }
 }
 
 fn page(command: &clap::Command, name: &str) -> String {
-    // The name without the blank: that of the page.
     let extra = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    // The name of the page has a hyphen: ka-run, not "ka run".
     let command = command.clone().display_name(name.to_owned()).after_help("");
     let man = clap_mangen::Man::new(command)
         .title(name.to_uppercase())
@@ -63,13 +64,14 @@ fn page(command: &clap::Command, name: &str) -> String {
     let mut text = Vec::new();
     man.render(&mut text).unwrap();
     let text = String::from_utf8(text).unwrap().replace("\n.br\n\n.br\n", "\n.br\n");
-    // What is behind these is said otherwise below.
+    // `sections` writes these parts in another form.
     let body = text.split(".SH VERSION\n").next().unwrap().split(".SH EXTRA\n").next().unwrap();
     let page: String = body.lines().map(wrapped).collect();
     page + &sections(&extra)
 }
 
-/// The pages that are a step away: of the command that this is a part of, of its parts, and of that one's others.
+/// Returns the section SEE ALSO: the pages of the parent command, of the subcommands, and of the parent's other
+/// subcommands.
 fn see_also(name: &str, names: &[&str]) -> String {
     let above = |name: &str| name.rsplit_once('-').map(|(above, _)| above.to_owned());
     let is_near = |other: &str| {
@@ -86,7 +88,7 @@ fn see_also(name: &str, names: &[&str]) -> String {
     format!(".SH SEE ALSO\n{}\n", lines.join(",\n"))
 }
 
-/// What stands below the options in --help: examples, the status, and what else there is to say.
+/// Converts the text below the options in --help to sections: examples, the exit status, notes and others.
 fn sections(extra: &str) -> String {
     let mut page = String::new();
     let mut before = "";
@@ -117,7 +119,7 @@ fn sections(extra: &str) -> String {
     page
 }
 
-/// A line of roff text as lines of at most 80 letters: a request stays as it is.
+/// Wraps a line of roff text at 80 letters. A request is not wrapped.
 fn wrapped(line: &str) -> String {
     if line.starts_with('.') {
         return format!("{}\n", line.trim_end());

@@ -6,9 +6,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-/// The service manager's socket, if it asked for messages.
+/// The connection to the service manager, if it requests messages.
 pub(crate) struct Notify {
     manager: Option<(UnixDatagram, SocketAddr)>,
+    /// Half of the watchdog timeout, if the manager watches this process.
     interval: Option<Duration>,
 }
 
@@ -25,7 +26,7 @@ impl Notify {
         }
     }
 
-    /// The longest time between two calls of [`Notify::reset_watchdog`], if the manager expects them.
+    /// Returns the longest time between two calls of [`Notify::reset_watchdog`], if the manager expects them.
     pub(crate) const fn interval(&self) -> Option<Duration> {
         self.interval
     }
@@ -46,12 +47,12 @@ fn manager() -> Option<(UnixDatagram, SocketAddr)> {
         _ => return None,
     };
     let socket = UnixDatagram::unbound().ok()?;
-    // Other processes can fill the manager's queue. Then a message waits, but not forever.
+    // Other processes can fill the manager's queue. A message then waits for at most this time.
     socket.set_write_timeout(Some(Duration::from_secs(2))).ok()?;
     Some((socket, address.ok()?))
 }
 
-/// Half of the manager's watchdog timeout. `None` if the variables name another process.
+/// Returns half of the manager's watchdog timeout. `None` if the variables are missing or name another process.
 fn interval() -> Option<Duration> {
     let is_ours = env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
     let micros: u64 = env::var("WATCHDOG_USEC").ok().filter(|_| is_ours)?.parse().ok()?;

@@ -11,21 +11,21 @@ use crate::failure::Failure;
 /// The flags of a policy.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct PolicyFlags {
-    /// Time without traffic before the first probe: seconds, or as 30s, 5m or 2h; 1 to 32767 s
+    /// Idle time before the first probe: seconds, or with a unit: 30s, 5m, 2h. 1 to 32767 s
     #[arg(help_heading = "Policy", short = 'd', long, value_name = "S", value_parser = duration::idle, allow_negative_numbers = true)]
     pub(crate) idle: Option<i32>,
-    /// Time from an unanswered probe to the next: seconds, or as 30s, 5m or 2h; 1 to 32767 s
+    /// Time from an unanswered probe to the next: seconds, or with a unit: 30s, 5m, 2h. 1 to 32767 s
     #[arg(help_heading = "Policy", short = 'i', long, value_name = "S", value_parser = duration::intvl, allow_negative_numbers = true)]
     pub(crate) intvl: Option<i32>,
-    /// Unanswered probes until the connection is dead, 1 to 127
+    /// Number of unanswered probes after which the connection is dead: 1 to 127
     #[arg(help_heading = "Policy", short = 'c', long, value_name = "N", value_parser = duration::cnt, allow_negative_numbers = true)]
     pub(crate) cnt: Option<i32>,
-    /// TCP_USER_TIMEOUT, as 1500ms or 30s; at most 2147483647 ms. A bare number is milliseconds, and below 1000 it needs a
-    /// unit. 0 or none: no timeout. auto: 1000 * (idle + intvl * cnt)
+    /// TCP_USER_TIMEOUT, such as 1500ms or 30s, at most 2147483647 ms. A number without a unit is milliseconds, and
+    /// must be 1000 or more. 0 or none: no timeout. auto: 1000 * (idle + intvl * cnt)
     #[arg(help_heading = "Policy", short = 'u', long, value_name = "MS", value_parser = user_timeout, allow_negative_numbers = true)]
     pub(crate) user_timeout: Option<Timeout>,
-    /// A whole policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them, or off. Times may
-    /// have units, as 1m,10s,6: see ka-run(1). The other flags override parts of it. Default: 60, 10, 6
+    /// A whole policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout=, separated by commas, or off. Times may
+    /// have units, such as 1m,10s,6: see ka-run(1). The other flags override parts of it. Default: 60,10,6
     #[arg(help_heading = "Policy", short = 'p', long = "policy", value_name = "TEXT", value_parser = policy)]
     pub(crate) whole: Option<Config>,
 }
@@ -34,7 +34,7 @@ pub(crate) struct PolicyFlags {
 pub(crate) fn mode() -> impl TypedValueParser<Value = Mode> {
     modes([Mode::Force, Mode::Floor, Mode::Default], |mode| match mode {
         Mode::Force => "The program cannot override the policy",
-        Mode::Floor => "Stricter values of the program stay",
+        Mode::Floor => "The program's values are kept only if they are stricter",
         Mode::Default => "Applies only to sockets whose program has not turned keepalive on",
     })
 }
@@ -68,11 +68,11 @@ pub(crate) fn policy(text: &str) -> Result<Config, String> {
     ka_core::parse_typed(text.as_bytes()).map_err(|error| error.to_string())
 }
 
-/// The flag of the whole policy, for subcommands whose policy must turn keepalive on.
+/// Returns the flag --policy for subcommands whose policy must turn keepalive on: its help does not offer `off`.
 pub(crate) fn on_only(whole: Arg) -> Arg {
     whole.help(
-        "A whole policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout= with commas between them. Times may have \
-         units, as 1m,10s,6: see ka-run(1). The other flags override parts of it. Default: 60, 10, 6",
+        "A whole policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout=, separated by commas. Times may have \
+         units, such as 1m,10s,6: see ka-run(1). The other flags override parts of it. Default: 60,10,6",
     )
 }
 
@@ -82,14 +82,14 @@ impl PolicyFlags {
         self.whole.is_some() || self.named_parts() != Config::KEEP || self.user_timeout.is_some()
     }
 
-    /// The values of the flags for single timers, without the user timeout.
+    /// Returns the values of the flags for idle, intvl and cnt.
     fn named_parts(&self) -> Config {
         [(Timer::Idle, self.idle), (Timer::Intvl, self.intvl), (Timer::Cnt, self.cnt)]
             .into_iter()
             .fold(Config::KEEP, |config, (timer, value)| config.with_timer(timer, value).unwrap_or(config))
     }
 
-    /// Only the values of the flags. The flags for single values override those of the whole policy.
+    /// Returns only the values of the flags. The flags for single values override the values of --policy.
     pub(crate) fn named_values(&self) -> Result<Config, Failure> {
         let parts = self.named_parts();
         let timeout = self.user_timeout.map_or(UserTimeout::Keep, |timeout| timeout.0);
@@ -103,8 +103,8 @@ impl PolicyFlags {
             .map_err(too_long)
     }
 
-    /// The policy: the values of the flags, and the defaults for the others. A policy that turns keepalive off, or does
-    /// not change it, has only the named values.
+    /// Returns the values of the flags, and the defaults for the others. A policy that turns keepalive off, or does not
+    /// change it, gets no defaults.
     pub(crate) fn config(&self) -> Result<Config, Failure> {
         let named = self.named_values()?;
         if named.enabled() == Some(true) {
@@ -114,10 +114,10 @@ impl PolicyFlags {
         }
     }
 
-    /// The policy, which must turn keepalive on.
+    /// Returns the policy, or an error if it does not turn keepalive on.
     pub(crate) fn config_on(&self) -> Result<Config, Failure> {
         let config = self.config()?;
-        // Only the text of --policy can turn keepalive off, so the error names this text without the other flags.
+        // Only --policy can turn keepalive off, so the error prints the text of --policy without the other flags.
         check_on(if config.enabled() == Some(true) {
             &config
         } else {
@@ -132,10 +132,10 @@ pub(crate) fn check_effect(config: &Config, mode: Mode) -> Result<(), Failure> {
     let rejected =
         |why: &str| Err(Failure::new(format_args!("--policy {}: {why}", &*ka_core::Text::typed(config))));
     if *config == Config::KEEP {
-        rejected("changes nothing: name what to set, as in -p 60,10,6")
+        rejected("changes nothing; name the values to set, such as -p 60,10,6")
     } else if config.enabled() != Some(true) && mode != Mode::Force {
         rejected(&format!(
-            "changes nothing in mode {}: a policy that does not turn keepalive on needs --mode force",
+            "changes nothing in mode {}; a policy that does not turn keepalive on needs --mode force",
             mode.name()
         ))
     } else {
@@ -149,13 +149,13 @@ pub(crate) fn check_on(config: &Config) -> Result<(), Failure> {
         Ok(())
     } else {
         Err(Failure::new(format_args!(
-            "--policy {}: must turn keepalive on here",
+            "--policy {}: the policy must turn keepalive on here",
             &*ka_core::Text::typed(config)
         )))
     }
 }
 
-/// The error of a policy whose values are each in range: only its automatic user timeout can be too long.
+/// Returns the error of a policy whose values are each in range. Only the automatic user timeout can be too long then.
 fn too_long(_: ka_core::Error) -> Failure {
     Failure::new(format_args!("--user-timeout: {}", Reason::AutoTooLong.message()))
 }
@@ -182,7 +182,7 @@ mod tests {
         flags.idle = Some(5);
         assert!(
             flags.config_on().unwrap_err().message.starts_with("--policy off: "),
-            "not what nobody typed"
+            "the message names only the text that the user typed"
         );
     }
 }

@@ -1,7 +1,7 @@
-//! The sources of a policy: the flags of a command, the KA_ variables of the environment, and /etc/ka.conf.
+//! The sources of a policy: the flags of a command, the KA_ variables of the environment, and /etc/ka.conf. A flag
+//! overrides the variable, and the variable overrides the file.
 //!
-//! Flags are written into the environment as KA_ variables, because the shim reads only these. A flag overrides the
-//! variable, and the variable overrides the file.
+//! ka writes flags into the environment as KA_ variables, because the shim does not know the flags.
 
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
@@ -19,7 +19,7 @@ use ka_reach::text;
 /// The policy and the mode that the flags of a command name.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Flags {
-    /// Only the named values. `None` if no policy is named.
+    /// The values that the flags name. `None` if no flag of a policy is given.
     pub(crate) config: Option<Config>,
     /// Whether `config` is a whole policy. Then values from the environment and /etc/ka.conf are ignored.
     pub(crate) is_whole: bool,
@@ -30,15 +30,15 @@ pub(crate) struct Flags {
 pub(crate) struct Chosen {
     pub(crate) policy: Config,
     pub(crate) mode: Mode,
-    /// The names of programs that KA_SKIP leaves alone.
+    /// The names of the programs in KA_SKIP, which ka skips.
     pub(crate) skip: Vec<u8>,
 }
 
 /// Chooses the policy and the mode for a command that sets sockets itself. The sources, in this order, are its flags,
-/// the KA_ variables, /etc/ka.conf, and the defaults 60,10,6 and force. Prints wrong values on standard error, and
-/// settings that only `ka run` applies.
+/// the KA_ variables, /etc/ka.conf, and the defaults 60,10,6 and force. Prints wrong values, and settings that only
+/// `ka run` applies, on standard error.
 ///
-/// The policy turns keepalive on, unless the flags say otherwise.
+/// The policy turns keepalive on, unless --policy turns it off or does not change it.
 pub(crate) fn choose(command: &str, flags: &PolicyFlags, mode: Option<Mode>) -> Result<Chosen, Failure> {
     let whole = if flags.whole.is_some() { Some(flags.config()?) } else { None };
     let config = if whole.is_none() && flags.is_named() { Some(flags.named_values()?) } else { None };
@@ -50,8 +50,8 @@ pub(crate) fn choose(command: &str, flags: &PolicyFlags, mode: Option<Mode>) -> 
         Some(whole) => whole,
         None if variables.config.enabled() != Some(true) => {
             return Err(Failure::new(format_args!(
-                "{command}: KA_POLICY=off, in the environment or /etc/ka.conf, says to do nothing; name a policy: ka \
-                 {command} -p 60,10,6"
+                "{command}: KA_POLICY=off, in the environment or /etc/ka.conf, disables ka; to override it, name a \
+                 policy: ka {command} -p 60,10,6"
             )));
         }
         None => variables.config,
@@ -59,7 +59,7 @@ pub(crate) fn choose(command: &str, flags: &PolicyFlags, mode: Option<Mode>) -> 
     if !variables.rules.is_empty() && !sources.is_quiet() {
         let _ = writeln!(
             io::stderr(),
-            "ka: {command}: KA_RULES, in the environment or /etc/ka.conf, is ignored here: all sockets get one policy"
+            "ka: {command}: KA_RULES, in the environment or /etc/ka.conf, is ignored: all sockets get the same policy"
         );
     }
     Ok(Chosen { policy, mode: variables.mode, skip: variables.skip.to_vec() })
@@ -70,11 +70,11 @@ pub(crate) fn is_off_here() -> bool {
     PolicySources::of_this_process().variables().config.enabled() != Some(true)
 }
 
-/// Returns the variable that a name probably means, if the name itself is not one. Other names that begin with KA_ may
-/// belong to the program.
+/// Returns the KA_ variable of which this name is probably a misspelling. Other unknown names that begin with KA_ may
+/// be variables of the program.
 fn similar_variable(name: &str) -> Option<&'static str> {
     const SHIM: &[u8] = b"KA_PRELOAD";
-    // A short name is similar to many other names.
+    // A short name is similar to many other names, so it may differ by one letter only.
     const SHORT: usize = "KA_RULES".len();
     if !name.starts_with("KA_") {
         return None;
@@ -92,7 +92,7 @@ fn similar_variable(name: &str) -> Option<&'static str> {
 /// An environment and the text of /etc/ka.conf.
 pub(crate) struct PolicySources {
     pub(crate) environment: Environment,
-    /// Empty if the file does not exist or was rejected.
+    /// The text of /etc/ka.conf. Empty if the file does not exist or was rejected.
     file: Vec<u8>,
     /// Why the file was rejected.
     file_error: Option<ka_reach::Error>,
@@ -108,14 +108,14 @@ impl PolicySources {
         Self { environment: Environment::of_this_process(), file, file_error }
     }
 
-    /// Returns the same, overridden by flags.
+    /// Returns the sources of this process, overridden by flags.
     pub(crate) fn with_flags(flags: &Flags) -> Self {
         let mut sources = Self::of_this_process();
         sources.add_flags(flags);
         sources
     }
 
-    /// The KA_ variables of the environment, and those of the file.
+    /// Returns the KA_ variables of the environment, and those of the file.
     fn values(&self) -> [Source<'_>; 2] {
         let mut environment = Source::default();
         for entry in &self.environment.0 {
@@ -138,8 +138,8 @@ impl PolicySources {
         self.values().iter().any(Source::is_quiet)
     }
 
-    /// Prints names that are probably misspelled KA_ variables, and a KA_QUIET that has no effect. The shim has no room
-    /// for these checks.
+    /// Prints variables that are probably misspelled KA_ variables, and a KA_QUIET that has no effect. The shim must
+    /// stay small, so it does not check this.
     pub(crate) fn warn_of_names(&self) {
         if self.is_quiet() {
             return;
@@ -147,19 +147,19 @@ impl PolicySources {
         for values in self.values() {
             if let Some(value) = values.get(Variable::Quiet).filter(|value| !matches!(*value, b"" | b"0")) {
                 let value = text::visible(value);
-                let _ = writeln!(io::stderr(), "ka: KA_QUIET=\"{value}\": must be 0 or 1; it does not count");
+                let _ = writeln!(io::stderr(), "ka: KA_QUIET=\"{value}\": must be 0 or 1; ignored");
             }
         }
         let names = self.environment.0.iter().map(|entry| cut(entry.as_bytes(), b'=').0);
         for name in names.filter_map(|name| std::str::from_utf8(name).ok()) {
             if let Some(similar) = similar_variable(name) {
                 let name = text::visible(name.as_bytes());
-                let _ = writeln!(io::stderr(), "ka: {name} is not a variable of ka: did you mean {similar}?");
+                let _ = writeln!(io::stderr(), "ka: {name}: unknown variable; did you mean {similar}?");
             }
         }
     }
 
-    /// If a log is requested, prints that this way writes none.
+    /// If KA_LOG requests a log, prints that this way writes no log.
     pub(crate) fn warn_of_log(&self, way: &str) {
         let log = self.variables().log;
         if !log.is_empty() && !self.is_quiet() {
@@ -171,22 +171,22 @@ impl PolicySources {
         }
     }
 
-    /// Prints the mistakes in the sources, with the messages of the shim. For ways that do not load the shim.
+    /// Prints the mistakes in the sources, for ways that do not load the shim. The messages are those of the shim.
     pub(crate) fn warn_of_mistakes(&self) {
         if self.is_quiet() {
             return;
         }
         let conf_name = CONF.to_string_lossy();
         if let Some(error) = &self.file_error {
-            let _ = writeln!(io::stderr(), "ka: {conf_name}: {error}; it is not read");
+            let _ = writeln!(io::stderr(), "ka: {conf_name}: {error}; ignored");
         }
         Source::default().keep_lines(&self.file, |line| {
             let line = text::visible(line);
-            let _ = writeln!(io::stderr(), "ka: {conf_name}: \"{line}\": {CONF_LINE}; it does not count");
+            let _ = writeln!(io::stderr(), "ka: {conf_name}: \"{line}\": {CONF_LINE}; ignored");
         });
         let warn = |variable: Variable, value: &[u8], right: &str| {
             let (name, value) = (text::visible(variable.name()), text::visible(value));
-            let _ = writeln!(io::stderr(), "ka: {name}=\"{value}\": {right}; it does not count");
+            let _ = writeln!(io::stderr(), "ka: {name}=\"{value}\": {right}; ignored");
         };
         let values = self.values();
         let mut variables = Variables::default();
@@ -214,8 +214,8 @@ impl PolicySources {
         } else if self.variables().config.enabled() != Some(true) {
             self.environment.set(Variable::Policy.name(), b"on");
         }
-        // A variable for a single value overrides KA_POLICY, and the environment or the file may have such variables. So
-        // they are set too.
+        // A variable for a single value overrides KA_POLICY, and the environment or the file may have such variables.
+        // So set these variables too.
         for (timer, variable) in PARTS {
             let value = match (config.timer(timer), timer) {
                 // The variables accept a user timeout below 1000 only with a unit.

@@ -1,4 +1,4 @@
-//! `ka run`: becomes a program, and applies the policy to the program's sockets.
+//! `ka run`: starts a program in this process, and applies the policy to the program's sockets.
 
 use std::io::{self, Write as _};
 
@@ -11,8 +11,8 @@ use crate::program::Program;
 use crate::via::{self, Obstacle, Reachability, StartRequest, Way};
 use ka_reach::text;
 
-/// The cost of seccomp for a connection. Measured in docs/ways.md.
-const COST: &str = "Each connection takes a quarter longer or more";
+/// The cost of seccomp for a connection. docs/ways.md has the measurement.
+const COST: &str = "Each new connection takes at least 25 % longer";
 
 pub(crate) fn run(args: &args::Run) -> Outcome {
     let own = |failure: Failure| failure.with_status(OUR_OWN);
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
     for way in via::selected(args.via) {
         match way.check(&request) {
             Reachability::Reached(how) => {
-                // seccomp changes more than preload does. The user may not expect that, so say why ka takes it.
+                // seccomp changes more than preload does, and the user may not expect that. So print why ka uses it.
                 let missing = via::preload_obstacle();
                 for (passed, Obstacle { why, .. }) in &obstacles {
                     if missing.as_ref() == Some(why) {
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
         }
     }
     let (Some((way, _)), Some((_, last))) = (obstacles.first(), obstacles.last()) else {
-        return Err(own(Failure::new("run: there is no such way")));
+        return Err(own(Failure::new("run: no way to reach the program was tried")));
     };
     let whys: Vec<&str> = obstacles.iter().map(|(_, obstacle)| obstacle.why.as_str()).collect();
     let message = format!("run: {}; use {}", whys.join("; "), last.instead);

@@ -1,7 +1,7 @@
-//! The start of this program, and of the one that `ka run` starts: arguments and environment from C, the memory allocator,
-//! execve(2). Apart from `main`, this file has all `unsafe` of the crate.
+//! The start of ka, and of the program that `ka run` starts: arguments and environment from C, the memory allocator,
+//! execve(2). All `unsafe` code of the crate is here, except `main`.
 
-#![expect(unsafe_code, reason = "the start of programs: this one, and the one that ka run starts")]
+#![expect(unsafe_code, reason = "arguments and environment come from C, and execve(2) takes C strings")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::{CStr, CString, OsString};
@@ -17,8 +17,7 @@ use crate::failure::USAGE;
 
 /// Returns the arguments of `main`.
 ///
-/// # Safety
-/// `argv` has `argc` C strings, which live as long as the program.
+/// # Safety `argv` has `argc` C strings, which live as long as the program.
 #[cfg(not(test))]
 pub(crate) unsafe fn arguments(argc: libc::c_int, argv: *const *const c_char) -> Vec<OsString> {
     let count = usize::try_from(argc).unwrap_or(0);
@@ -27,19 +26,20 @@ pub(crate) unsafe fn arguments(argc: libc::c_int, argv: *const *const c_char) ->
     (0..count).map(|n| OsString::from_vec(argument(n).to_bytes().to_vec())).collect()
 }
 
-/// Sets the exit status for the case that memory runs out.
+/// Sets the exit status that ka returns when memory runs out.
 pub(crate) fn set_status_without_memory(status: i32) {
     STATUS_WITHOUT_MEMORY.store(status, Ordering::Relaxed);
 }
 
-/// libka_preload.so does nothing in a program that exports this symbol. So a policy that is preloaded into all programs
-/// does not override the one that ka applies. build.rs makes the linker export the symbol.
+/// libka_preload.so does nothing in a program that exports this symbol. If /etc/ld.so.preload loads it into all
+/// programs, its policy does not change the sockets that ka sets. build.rs makes the linker export the symbol.
 #[cfg(not(test))]
 #[unsafe(no_mangle)]
 pub extern "C" fn ka_preload_off() {}
 
 /// The system's allocator. Rust would call abort(3) and dump core when memory runs out. This allocator prints a message
-/// and exits as after any other failure. Nothing has to be undone, because setting a socket or a sysctl needs no memory.
+/// and exits as after any other failure. Nothing has to be undone, because setting a socket or a sysctl needs no
+/// memory.
 struct Memory;
 
 /// The exit status when memory runs out.
@@ -86,13 +86,14 @@ unsafe impl GlobalAlloc for Memory {
     }
 }
 
-/// Opens /dev/null as standard input, output and error if these are closed. Otherwise the next descriptor would get such
-/// a number, and a message would be written to a file, or to another process's socket that ka has duplicated.
+/// Opens /dev/null as standard input, output and error if these are closed. Otherwise the next descriptor that ka opens
+/// would get number 0, 1 or 2, and ka would write its messages to that file, or to a socket that it has duplicated.
 pub fn open_standard_descriptors() {
     for fd in 0..=2 {
         // SAFETY: fcntl with F_GETFD takes no pointer.
         if unsafe { libc::fcntl(fd, libc::F_GETFD) } == -1 {
-            // SAFETY: a C string. The new descriptor gets the lowest free number, which is `fd`, and is never closed.
+            // SAFETY: the path is a C string. The new descriptor gets the lowest free number, which is `fd`, and is
+            // never closed.
             unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
         }
     }
@@ -135,7 +136,7 @@ pub fn exec(path: &Path, arguments: &[OsString], environment: &[OsString]) -> io
         list.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect()
     };
     let (arguments, environment) = (pointers(&arguments), pointers(&environment));
-    // SAFETY: a C string, and two arrays of C strings that end with NULL. All outlive the call.
+    // SAFETY: the arguments are a C string, and two arrays of C strings that end with NULL. All outlive the call.
     unsafe { libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
     io::Error::last_os_error()
 }

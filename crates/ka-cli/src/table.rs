@@ -1,10 +1,11 @@
-//! Tables for people: columns as wide as what is in them, fitted to a terminal, with colour only there.
+//! Tables for people. Each column is as wide as its longest cell. On a terminal, the table has colours, and is
+//! shortened to the terminal's width.
 
 use std::borrow::Cow;
 use std::env;
 use std::io::{self, IsTerminal as _, Write};
 
-/// What a cell says by its colour.
+/// The meaning of a cell's colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Paint {
     #[default]
@@ -49,10 +50,11 @@ impl<T: Into<Cow<'static, str>>> From<T> for Cell {
 pub(crate) struct Column {
     pub(crate) head: &'static str,
     pub(crate) right: bool,
+    /// The smallest width while droppable columns are left. `None` if the column is never shortened.
     pub(crate) least: Option<usize>,
-    /// The smallest width, once all droppable columns are left out.
+    /// The smallest width after all droppable columns have been left out.
     floor: usize,
-    /// If a cell is cut, the text from the last occurrence of this letter on stays.
+    /// If a cell is shortened, the text from the last occurrence of this letter on is kept.
     anchor: Option<char>,
     /// The column with the highest rank is left out first. A column of rank 0 always stays.
     rank: u8,
@@ -67,37 +69,38 @@ impl Column {
         Self { right: true, ..Self::left(head) }
     }
 
-    /// May be cut to this many letters.
+    /// Returns a column that may be shortened to this many letters.
     pub(crate) const fn elastic(head: &'static str, least: usize) -> Self {
         Self { least: Some(least), floor: least, ..Self::left(head) }
     }
 
-    /// Cuts cells before the last `anchor`, such as the colon of a port.
+    /// Keeps the text from the last `anchor` on, such as the colon of a port.
     pub(crate) const fn keeping(self, anchor: char) -> Self {
         Self { anchor: Some(anchor), ..self }
     }
 
-    /// May be cut to fewer letters when all droppable columns are left out.
+    /// Allows fewer letters after all droppable columns have been left out.
     pub(crate) const fn down_to(self, floor: usize) -> Self {
         Self { floor, ..self }
     }
 
-    /// May be left out. The column with the highest rank is left out first.
+    /// Allows the column to be left out. The column with the highest rank is left out first.
     pub(crate) const fn droppable(self, rank: u8) -> Self {
         Self { rank, ..self }
     }
 }
 
-/// Where output goes: how wide that is, and whether it takes colours.
+/// The width of the output, and whether it has colours.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Output {
-    /// `None`: as wide as need be.
+    /// The maximum width of a line. `None` if there is none.
     pub(crate) width: Option<usize>,
     pub(crate) colour: bool,
 }
 
 impl Output {
-    /// Standard output. Colour where it is a terminal that has it and NO_COLOR is not there (no-color.org).
+    /// Describes standard output. It has colours if it is a terminal with colours and NO_COLOR is empty or not set
+    /// (no-color.org).
     pub(crate) fn standard() -> Self {
         let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
         let terminal = io::stdout().is_terminal();
@@ -107,7 +110,7 @@ impl Output {
         Self { width: width.filter(|_| terminal), colour: terminal && !dumb && !is_set("NO_COLOR") }
     }
 
-    /// Adds a text in its colour.
+    /// Appends a text in its colour to a line.
     fn push(self, line: &mut String, text: &str, paint: Paint) {
         let code = if self.colour && !text.is_empty() { paint.code() } else { "" };
         line.push_str(code);
@@ -116,8 +119,8 @@ impl Output {
     }
 }
 
-/// Writes a table. If it is too wide for a terminal, columns without content are left out, then droppable columns, and
-/// elastic columns are cut.
+/// Writes a table. If it is too wide, this function leaves out columns without content, then droppable columns, and
+/// shortens elastic columns.
 pub(crate) fn write(
     out: &mut impl Write,
     output: Output,
@@ -151,28 +154,28 @@ pub(crate) fn write(
     Ok(())
 }
 
-/// How many letters a text has.
+/// Returns the number of letters in a text.
 fn letters(text: &str) -> usize {
     if text.is_ascii() { text.len() } else { text.chars().count() }
 }
 
-/// How wide each column is, `None` where it is left out, and what is between them.
+/// Returns the width of each column, and the text between columns. A column that is left out has the width `None`.
 fn layout(output: Output, columns: &[Column], rows: &[Vec<Cell>]) -> (Vec<Option<usize>>, &'static str) {
     let mut widths: Vec<_> = columns.iter().map(|column| Some(column.head.len())).collect();
-    let mut says_something = vec![false; columns.len()];
+    let mut has_content = vec![false; columns.len()];
     for row in rows {
-        for ((width, says), cell) in widths.iter_mut().zip(&mut says_something).zip(row) {
+        for ((width, has_content), cell) in widths.iter_mut().zip(&mut has_content).zip(row) {
             *width = (*width).max(Some(letters(&cell.text)));
-            *says |= !matches!(&*cell.text, "" | "-");
+            *has_content |= !matches!(&*cell.text, "" | "-");
         }
     }
     let Some(room) = output.width else { return (widths, "  ") };
     let total = |widths: &[Option<usize>], gap: &str| {
-        let there = widths.iter().flatten();
-        there.clone().sum::<usize>() + gap.len() * there.count().saturating_sub(1)
+        let shown = widths.iter().flatten();
+        shown.clone().sum::<usize>() + gap.len() * shown.count().saturating_sub(1)
     };
     if total(&widths, "  ") > room {
-        for (width, _) in widths.iter_mut().zip(says_something).filter(|(_, says)| !says) {
+        for (width, _) in widths.iter_mut().zip(has_content).filter(|(_, has_content)| !has_content) {
             *width = None;
         }
     }
@@ -183,16 +186,16 @@ fn layout(output: Output, columns: &[Column], rows: &[Vec<Cell>]) -> (Vec<Option
         widths.iter().zip(columns).map(least).collect::<Vec<_>>()
     };
     while total(&least(&widths), " ") > room {
-        let there =
+        let droppable =
             widths.iter_mut().zip(columns).filter(|(width, column)| width.is_some() && column.rank > 0);
-        match there.max_by_key(|(_, column)| column.rank) {
+        match droppable.max_by_key(|(_, column)| column.rank) {
             Some((width, _)) => *width = None,
             None => break,
         }
     }
     let gap = if total(&least(&widths), "  ") > room { " " } else { "  " };
     while total(&widths, gap) > room {
-        // The widest gives way first.
+        // Shorten the widest column first.
         let elastic = widths.iter_mut().zip(columns).filter_map(|(width, column)| {
             let (width, least) = (width.as_mut()?, column.least?);
             (*width > least).then_some(width)
@@ -203,7 +206,7 @@ fn layout(output: Output, columns: &[Column], rows: &[Vec<Cell>]) -> (Vec<Option
         }
     }
     while total(&widths, gap) > room {
-        // The first columns identify the row, so the last column is shortened first.
+        // The first columns identify the row, so shorten the last column first.
         let elastic = widths.iter_mut().zip(columns).rev().find_map(|(width, column)| {
             let width = width.as_mut()?;
             (column.least.is_some() && *width > column.floor).then_some(width)
@@ -216,8 +219,8 @@ fn layout(output: Output, columns: &[Column], rows: &[Vec<Cell>]) -> (Vec<Option
     (widths, gap)
 }
 
-/// Shortens a text to this many letters. Without an anchor its end stays. With one, the text from the last anchor on stays,
-/// and the middle of the text before it is left out.
+/// Shortens a text to this many letters. Without an anchor, keeps the end of the text. With an anchor, keeps the text
+/// from the last anchor on, and leaves out the middle of the text before it.
 fn cut(text: &str, width: usize, anchor: Option<char>) -> Cow<'_, str> {
     let length = letters(text);
     if length <= width {
@@ -245,16 +248,16 @@ mod tests {
     }
 
     #[test]
-    fn a_table_fits() {
+    fn elastic_columns_are_shortened_to_the_width() {
         assert_eq!(table(None, false), "PROCESS  LOCAL          STATE\nnginx/1  192.0.2.1:443    off\n");
         assert_eq!(table(Some(25), false), "PROCESS  LOCAL      STATE\nnginx/1  ….2.1:443    off\n");
-        // No narrower than it may become.
+        // The table is not shortened further than its columns allow.
         assert_eq!(table(Some(10), false), "PROCESS LOCAL STATE\nnginx/1 …:443   off\n");
         assert!(table(None, true).ends_with("  \x1b[31moff\x1b[0m\n"));
     }
 
     #[test]
-    fn text_behind_the_anchor_is_not_cut() {
+    fn text_after_the_anchor_is_kept() {
         let address = "[2001:db8:85a3:8d3:1319:8a2e:370:7348]:65535";
         for width in 7..44 {
             let short = cut(address, width, Some(':'));
@@ -304,7 +307,7 @@ mod tests {
         proptest::collection::vec("-|[a-zé:/.]{0,24}", 5)
     }
 
-    /// The width that a table of all the columns that always stay cannot go below.
+    /// Returns the smallest width of a table with only the columns that are never left out.
     fn least_width(columns: &[Column], rows: &[Vec<String>]) -> usize {
         let stays = |(_, column): &(usize, &Column)| column.rank == 0;
         let widths = columns.iter().enumerate().filter(stays).map(|(at, column)| {
@@ -342,7 +345,7 @@ mod tests {
                     None => prop_assert!(row.iter().take(columns.len()).all(|cell| line.contains(cell)), "{plain}"),
                 }
             }
-            // Colour changes nothing else. It also keeps blanks that a line without colour does not end with.
+            // Colours change nothing else, except that a coloured line may end with blanks.
             let coloured = text(true).replace("\x1b[31m", "").replace("\x1b[0m", "");
             let ends: Vec<_> = coloured.lines().map(str::trim_end).collect();
             prop_assert_eq!(plain.lines().collect::<Vec<_>>(), ends);

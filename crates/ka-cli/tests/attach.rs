@@ -101,7 +101,7 @@ fn the_policy_comes_from_flags_then_variables_then_the_file_then_60_10_6() {
     assert!(status == 0 && err.contains("ka: KA_POLICY=\"30,8\": "), "{err}");
     let (status, _, err) = attach(&[("KA_RULES", "lport=1 skip")], &["-n"]);
     assert!(
-        status == 0 && err.contains("KA_RULES, in the environment or /etc/ka.conf, is ignored here"),
+        status == 0 && err.contains("KA_RULES, in the environment or /etc/ka.conf, is ignored: all sockets get the same policy"),
         "{err}"
     );
     holder.assert_all(30, 8, 3);
@@ -435,7 +435,7 @@ fn messages_about_inaccessible_processes_name_what_is_needed() {
         [&["attach", "nginx"][..], &["attach", "0"], &["attach", "99999999999"], &["ls", "--pid", "nginx"]]
     {
         let (status, _, err) = outcome(ka().args(args));
-        assert!(status == 2 && err.contains("a process is a number, as 1234 (pidof NAME finds it)"), "{err}");
+        assert!(status == 2 && err.contains("must be a PID, such as 1234 (pidof NAME finds it)"), "{err}");
     }
     // Tests the ID of a thread of this process.
     thread::scope(|scope| {
@@ -771,14 +771,14 @@ fn a_policy_that_changes_nothing_is_rejected() {
     let mut holder = Holder::start(Command::new(holder()).arg("keepalive"));
     let before = holder.look();
     for (args, why) in [
-        (&["-p", "keep"][..], "--policy keep: changes nothing: name what to set, as in -p 60,10,6\n"),
-        (&["-p", "keep", "--mode", "default"], "changes nothing: name what to set"),
+        (&["-p", "keep"][..], "--policy keep: changes nothing; name the values to set, such as -p 60,10,6\n"),
+        (&["-p", "keep", "--mode", "default"], "changes nothing; name the values to set"),
         (
             &["-p", "off", "--mode", "floor"],
-            "--policy off: changes nothing in mode floor: a policy that does not turn keepalive on needs --mode force",
+            "--policy off: changes nothing in mode floor; a policy that does not turn keepalive on needs --mode force",
         ),
-        (&["-p", "off", "--mode", "default"], "changes nothing in mode default: "),
-        (&["-p", "keep,idle=30", "--mode", "floor"], "changes nothing in mode floor: "),
+        (&["-p", "off", "--mode", "default"], "changes nothing in mode default; "),
+        (&["-p", "keep,idle=30", "--mode", "floor"], "changes nothing in mode floor; "),
     ] {
         let (status, out, err) = attach(args, holder.pid());
         assert!(status == 2 && out.is_empty() && err.contains(why), "{args:?}: {status} {out}{err}");

@@ -488,7 +488,7 @@ fn failures_are_reported() {
         ),
         (&["attach", "/etc"], "/etc: not a cgroup (v2)"),
         (&["attach", ""], "the name is empty; the root cgroup is /"),
-        (&["attach", "-p", "off", path], "--policy off: must turn keepalive on here"),
+        (&["attach", "-p", "off", path], "--policy off: the policy must turn keepalive on here"),
         (&["attach", "--mode", "floor", path], "invalid value 'floor' for '--mode <MODE>'"),
         (&["attach", "/"], "/ is the root cgroup, so the policy would apply to all programs of this machine"),
         (&["detach"], "required"),

@@ -229,7 +229,7 @@ fn check_reports_programs_and_pids_without_sockets() {
     );
     for number in ["0", "99999999999"] {
         let (status, out, err) = outcome(ka().args(["check", number]));
-        assert!(status == 2 && out.is_empty() && err.contains(": a process is a number, as 1234"), "{err}");
+        assert!(status == 2 && out.is_empty() && err.contains(": must be a PID, such as 1234"), "{err}");
     }
     let mut ended = Command::new("true").spawn().unwrap();
     eventually("the process has ended", || {
@@ -823,15 +823,15 @@ fn help_wraps_at_the_width_of_the_terminal() {
 #[test]
 fn messages_about_wrong_numbers_describe_valid_ones() {
     for (args, right) in [
-        (&["plan", "-p", "60,10,6", "--connections", "x"][..], "it must be a number, 1 or more"),
-        (&["plan", "-p", "60,10,6", "--connections", "0"], "it must be a number, 1 or more"),
-        (&["plan", "-p", "60,10,6", "--connections", "-1"], "it must be a number, 1 or more"),
-        (&["attach", "1", "--port", "http"], "a port is a number, 1..65535"),
-        (&["attach", "1", "--port", "0"], "a port is a number, 1..65535"),
-        (&["attach", "1", "--port", "65536"], "a port is a number, 1..65535"),
-        (&["attach", "x"], "a process is a number, as 1234"),
-        (&["attach", "99999999999"], "a process is a number, as 1234"),
-        (&["ls", "--pid", "x"], "a process is a number, as 1234"),
+        (&["plan", "-p", "60,10,6", "--connections", "x"][..], "must be a number, 1 or more"),
+        (&["plan", "-p", "60,10,6", "--connections", "0"], "must be a number, 1 or more"),
+        (&["plan", "-p", "60,10,6", "--connections", "-1"], "must be a number, 1 or more"),
+        (&["attach", "1", "--port", "http"], "must be a port number, 1..65535"),
+        (&["attach", "1", "--port", "0"], "must be a port number, 1..65535"),
+        (&["attach", "1", "--port", "65536"], "must be a port number, 1..65535"),
+        (&["attach", "x"], "must be a PID, such as 1234"),
+        (&["attach", "99999999999"], "must be a PID, such as 1234"),
+        (&["ls", "--pid", "x"], "must be a PID, such as 1234"),
         (&["run", "-c", "x", "true"], "must be a number without a unit, as 6"),
         (&["run", "-d", "x", "true"], "must be a time, as 60, 60s or 5m"),
         (&["attach", "1", "--spread", "x"], "must be a time, as 60, 60s or 5m"),

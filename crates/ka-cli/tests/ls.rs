@@ -558,7 +558,7 @@ fn a_narrow_terminal_keeps_names_and_ports() {
     for (client, ..) in &connections {
         assert!(plain.contains(&client.local_addr().unwrap().to_string()), "{plain}");
     }
-    let head = "PROCESS FD STATE LOCAL PEER KEEP IDLE INTVL CNT USER NEXT LOST RISK";
+    let head = "PROCESS FD STATE LOCAL PEER KEEP IDLE INTVL CNT TIMEOUT NEXT LOST RISK";
     assert_eq!(plain.lines().next().unwrap().split_whitespace().collect::<Vec<_>>().join(" "), head);
 }
 

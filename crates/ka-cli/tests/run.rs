@@ -115,7 +115,7 @@ fn each_way_names_an_ignored_ka_conf() {
     if !on_its_own("each_way_names_an_ignored_ka_conf") {
         return;
     }
-    let owner = "must be a regular file that belongs to root, readable by all, writable by nobody else; it is not read\n";
+    let owner = "must be a regular file that belongs to root, readable by all, writable by nobody else; ignored\n";
     for way in ["preload", "seccomp", "cgroup"] {
         for (make, idle, said) in [
             ("true", 99, ""),
@@ -125,12 +125,12 @@ fn each_way_names_an_ignored_ka_conf() {
             (
                 "yes '# long' | head -c 16384 >>/etc/ka.conf",
                 60,
-                "must be shorter than 16384 bytes; it is not read\n",
+                "must be shorter than 16384 bytes; ignored\n",
             ),
             (
                 "echo IDLE=7 >>/etc/ka.conf",
                 99,
-                "\"IDLE=7\": must be a KA_ variable and its value; it does not count\n",
+                "\"IDLE=7\": must be a KA_ variable and its value; ignored\n",
             ),
         ] {
             let options =
@@ -160,7 +160,7 @@ fn each_way_names_an_unreadable_ka_conf_once() {
     let (_folder, ka, holder) = for_every_user("unreadable");
     let (ka, holder) = (ka.display(), holder.display());
     let complaint = "ka: /etc/ka.conf: must be a regular file that belongs to root, readable by all, writable \
-                     by nobody else; it is not read\n";
+                     by nobody else; ignored\n";
     for (command, quiet) in [
         (format!("{ka} run --via preload -- {holder}"), false),
         (format!("{ka} run --via seccomp -- {holder}"), false),
@@ -188,15 +188,15 @@ fn each_way_names_only_misspelled_variables() {
         assert_eq!((loud.0, outcome(command.env("KA_QUIET", "1")).2.as_str()), (0, ""));
         loud.2
     };
-    let said = "ka: KA_POLCY is not a variable of ka: did you mean KA_POLICY?\n\
-                ka: KA_PRELOADED is not a variable of ka: did you mean KA_PRELOAD?\n";
+    let said = "ka: KA_POLCY: unknown variable; did you mean KA_POLICY?\n\
+                ka: KA_PRELOADED: unknown variable; did you mean KA_PRELOAD?\n";
     for way in ["auto", "preload", "seccomp"] {
         assert_eq!(wrong(ka().args(["run", "--via", way, "true"])), said, "{way}");
     }
     assert_eq!(wrong(ka().args(["check", "true"])), said);
     assert_eq!(wrong(ka().args(["run", "--via", "seccomp", "true"]).env_clear()), said);
     // A KA_QUIET other than 1 has no effect.
-    let said = "ka: KA_QUIET=\"yes\": must be 0 or 1; it does not count\n";
+    let said = "ka: KA_QUIET=\"yes\": must be 0 or 1; ignored\n";
     assert_eq!(outcome(ka().args(["run", "true"]).env("KA_QUIET", "yes")).2, said);
     assert_eq!(outcome(ka().args(["check", "true"]).env("KA_QUIET", "yes")).2, said);
     // Correct names cause no message.
@@ -211,7 +211,7 @@ fn each_way_names_only_misspelled_variables() {
 fn check_names_wrong_values() {
     assert_eq!(
         outcome(ka().args(["check", "true"]).env("KA_CNT", "999")).2,
-        "ka: KA_CNT=\"999\": cnt must be 1..127 probes; it does not count\n"
+        "ka: KA_CNT=\"999\": cnt must be 1..127 probes; ignored\n"
     );
 }
 
@@ -221,7 +221,7 @@ fn run_names_an_unwritable_log_once() {
     let mut command = ka();
     command.args(["run", "--via", "preload", "true"]).env("KA_LOG", "/no/such/folder/log");
     let complaint =
-        "ka: KA_LOG=\"/no/such/folder/log\": must be a file that this user can write; it does not count\n";
+        "ka: KA_LOG=\"/no/such/folder/log\": must be a file that this user can write; ignored\n";
     assert_eq!(outcome(&mut command), (0, String::new(), complaint.to_owned()));
     assert_eq!(outcome(command.env("KA_QUIET", "1")), (0, String::new(), String::new()));
 }
@@ -354,7 +354,7 @@ fn help_mentions_off_only_where_it_is_accepted() {
             let text = stdout(ka().args(args).arg(help)).replace('\n', " ");
             let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
             assert!(text.contains("A whole policy: 60,10,6, or any of idle="), "{text}");
-            assert_eq!(text.contains("between them, or off."), is_taken, "{args:?} {help}: {text}");
+            assert_eq!(text.contains("separated by commas, or off."), is_taken, "{args:?} {help}: {text}");
         }
     }
 }
@@ -514,8 +514,8 @@ fn exit_statuses_distinguish_failures_of_ka_and_of_the_program() {
             125,
             "error: invalid value '60,10' for '--policy <TEXT>': \"60,10\": numbers without names must be three",
         ),
-        (&["-p", "off", "true"], 125, "ka: --policy off: must turn keepalive on here\n"),
-        (&["-p", "off", "-d", "60", "true"], 125, "ka: --policy off: must turn keepalive on here\n"),
+        (&["-p", "off", "true"], 125, "ka: --policy off: the policy must turn keepalive on here\n"),
+        (&["-p", "off", "-d", "60", "true"], 125, "ka: --policy off: the policy must turn keepalive on here\n"),
         (
             &["-p", "32767,32767,127", "-u", "auto", "true"],
             125,

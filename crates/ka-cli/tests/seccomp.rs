@@ -361,7 +361,7 @@ fn wrong_variables_are_reported() {
     assert_eq!((status, out.as_str()), (0, "1 60 9 6 0\n"));
     let lines: Vec<_> = err.lines().collect();
     assert!(lines.len() == 2 && lines[0].starts_with("ka: KA_POLICY=\"often\\u{1b}\": must be "), "{err}");
-    assert_eq!(lines[1], "ka: KA_IDLE=\"0\": idle must be 1..32767 s; it does not count");
+    assert_eq!(lines[1], "ka: KA_IDLE=\"0\": idle must be 1..32767 s; ignored");
     assert_eq!(wrong("1").2, "");
 }
 

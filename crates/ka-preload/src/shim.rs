@@ -138,9 +138,9 @@ fn file(complain: &Complaints) -> Source<'static> {
     let mut values = Source::default();
     match file_text() {
         Ok(text) => values.keep_lines(text, |line| {
-            complain.word(CONF.to_bytes(), b"", line, CONF_LINE, "it does not count");
+            complain.word(CONF.to_bytes(), b"", line, CONF_LINE, "ignored");
         }),
-        Err(right) => complain.about(CONF.to_bytes(), b"", right, "it is not read"),
+        Err(right) => complain.about(CONF.to_bytes(), b"", right, "ignored"),
     }
     values
 }
@@ -201,7 +201,7 @@ pub unsafe fn read() -> Option<Shim> {
 
     let mut variables = Variables::default();
     variables.take_all(&[environment, file], |variable, value, right| {
-        complain.about(variable.name(), value, right, "it does not count");
+        complain.about(variable.name(), value, right, "ignored");
     });
     if variables.config.enabled() != Some(true) || skips_this_program(variables.skip, has_more_rights()) {
         return None;
@@ -211,7 +211,7 @@ pub unsafe fn read() -> Option<Shim> {
     let policy = variables.policy(room, |rule, error| {
         // The word is a part of the rule.
         let word = if error.word.len() == rule.len() { b"" } else { error.word };
-        complain.word(b"KA_RULES", rule, word, error.message, "it does not count");
+        complain.word(b"KA_RULES", rule, word, error.message, "ignored");
     });
     let mut shim = Shim { policy, has_more_rights: has_more_rights(), log: None, program: b"" };
     if !variables.log.is_empty() {
@@ -223,7 +223,7 @@ pub unsafe fn read() -> Option<Shim> {
             shim.log = Some(log);
             shim.program = keep(&PROGRAM, program).to_bytes();
             if log::open(log).is_err() {
-                complain.about(b"KA_LOG", variables.log, LOG_WRITE, "it does not count");
+                complain.about(b"KA_LOG", variables.log, LOG_WRITE, "ignored");
             }
         }
     }
