@@ -24,7 +24,7 @@ use ka_reach::worker::Workers;
 
 pub(crate) fn defaults(args: &args::Defaults) -> Outcome {
     let values = match &args.set {
-        // After this, only output errors make the command fail, because the values are set.
+        // The values are set after this, so only output errors can make the command fail.
         Some(policy) => set(policy, args.persist.as_deref())?,
         None => sysctl::read()?,
     };
@@ -36,30 +36,30 @@ pub(crate) fn defaults(args: &args::Defaults) -> Outcome {
     } else {
         report.write(&mut out)?;
         if args.set.is_some() {
-            writeln!(out, "\n{}", lasting(args.persist.as_deref()))?;
+            writeln!(out, "\n{}", duration_note(args.persist.as_deref()))?;
         }
     }
     out.flush()?;
     Ok(0)
 }
 
-/// The folders from which systemd-sysctl and sysctl --system read files when the machine starts. sysctl.d(5), sysctl(8)
-const READ_AT_START: [&str; 5] =
+/// The directories that systemd-sysctl and sysctl --system read at boot. sysctl.d(5), sysctl(8)
+const READ_AT_BOOT: [&str; 5] =
     ["/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d"];
 
-/// Returns how long the values last.
-fn lasting(file: Option<&Path>) -> String {
+/// Describes how long the values stay in force.
+fn duration_note(file: Option<&Path>) -> String {
     let Some(path) = file else {
-        return "Until the machine starts again: the lines above, in a file in /etc/sysctl.d, make it last (--persist)."
+        return "Lost at reboot. Add --persist to keep it: ka then writes the lines above to a file in /etc/sysctl.d."
             .to_owned();
     };
     let folder = path.parent().and_then(|folder| fs::canonicalize(folder).ok()).unwrap_or_default();
-    let is_there = READ_AT_START.iter().any(|read| fs::canonicalize(read).is_ok_and(|read| read == folder));
+    let is_there = READ_AT_BOOT.iter().any(|read| fs::canonicalize(read).is_ok_and(|read| read == folder));
     if is_there && path.extension().is_some_and(|extension| extension == "conf") {
-        return format!("{} sets them when the machine starts.", path.display());
+        return format!("{} sets them at each boot.", path.display());
     }
     format!(
-        "sysctl -p {} sets them. When the machine starts, only what ends in .conf in /etc/sysctl.d is read.",
+        "sysctl -p {} sets them. At boot, only files in /etc/sysctl.d whose names end in .conf are read.",
         quoted(path.as_os_str())
     )
 }
@@ -70,9 +70,9 @@ struct Report {
     idle: i32,
     intvl: i32,
     cnt: i32,
-    /// `None` if the sysctls have values below 1.
+    /// The detection time of a dead peer, in milliseconds. `None` if a sysctl has a value below 1.
     typical_ms: Option<u64>,
-    /// The connections of this network namespace.
+    /// The numbers of connections in this network namespace.
     #[serde(flatten)]
     counted: Counted,
 }
@@ -103,23 +103,23 @@ impl Counted {
         }
     }
 
-    /// Writes the second half of a sentence.
+    /// Writes how many connections have keepalive on.
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let Self { connections: Some(connections), with_keepalive: Some(on), unknown, why_not: _ } = self
         else {
             return writeln!(
                 out,
-                "how many of the connections here have it on is not known: the kernel's list of sockets: {}.",
+                "It is unknown how many connections have keepalive on: the kernel's list of sockets: {}.",
                 self.why_not
             );
         };
         let unknown = match unknown {
             None | Some(0) => String::new(),
-            Some(unknown) => format!(", of {unknown} it is not known"),
+            Some(unknown) => format!("; {unknown} could not be checked"),
         };
         let have = if *on == 1 { "has" } else { "have" };
         let connections = count(*connections, "connection");
-        writeln!(out, "of {connections} here {on} {have} it on{unknown} (ka ls).")
+        writeln!(out, "{on} of {connections} {have} keepalive on{unknown}. ka ls lists them.")
     }
 }
 
@@ -139,17 +139,18 @@ impl Report {
         match self.typical_ms {
             Some(typical) => writeln!(
                 out,
-                "A dead peer is known after {}: {} idle, then {}, {} apart.",
+                "A dead peer is detected after {}: {} idle, then {}, {} apart.",
                 words(typical),
                 seconds(self.idle),
                 count(self.cnt, "probe"),
                 seconds(self.intvl),
             )?,
-            None => writeln!(out, "These cannot work: each must be 1 or more.")?,
+            None => writeln!(out, "Keepalive cannot work with these values: each must be 1 or more.")?,
         }
         writeln!(
             out,
-            "They act only on sockets that have SO_KEEPALIVE on and no times of their own, and turn it on for none:"
+            "The values apply only to sockets that have keepalive on and no timers of their own. They do not turn \
+             keepalive on."
         )?;
         self.counted.write(out)
     }
@@ -159,11 +160,12 @@ fn seconds(seconds: i32) -> String {
     words(1000 * u64::from(seconds.unsigned_abs()))
 }
 
-/// Sets the values that the policy names and writes the file, or changes nothing. Returns the values then in force.
+/// Sets the values that the policy names, and writes the file. On failure, nothing is changed. Returns the values that
+/// are now in force.
 fn set(policy: &Config, persist: Option<&Path>) -> Result<[i32; 3], Failure> {
     let said = |message: &str| Failure::new(format_args!("defaults: --set {policy}: {message}"));
     if policy.enabled() != Some(true) {
-        return Err(said("no sysctl turns keepalive on or off: name idle, intvl and cnt"));
+        return Err(said("no sysctl turns keepalive on or off; name idle, intvl or cnt, such as 60,10,6"));
     }
     if policy.user_timeout() != UserTimeout::Keep {
         return Err(said("there is no sysctl for the user timeout"));
@@ -177,7 +179,7 @@ fn set(policy: &Config, persist: Option<&Path>) -> Result<[i32; 3], Failure> {
     for (value, named) in values.iter_mut().zip(named) {
         *value = named.unwrap_or(*value);
     }
-    // Everything that can fail, allocations too, comes before the first change.
+    // Do everything that can fail, also allocations, before the first change.
     let change = sysctl::Change::prepare(before, values)?;
     let draft_text = format!("{HEADING}\n{}", sysctl::lines(values));
     let draft =
@@ -197,14 +199,14 @@ fn set(policy: &Config, persist: Option<&Path>) -> Result<[i32; 3], Failure> {
     Ok(values)
 }
 
-/// The first line of the file.
+/// The first line of the file that --persist writes.
 const HEADING: &str = "# Written by ka defaults --persist. sysctl.d(5)";
 
 /// Returns an error unless the file may be replaced: it does not exist, or has only lines that ka writes.
 fn check_ours(path: &Path) -> Result<(), Failure> {
     let refused = |why: &dyn std::fmt::Display| {
         Failure::new(format_args!(
-            "defaults: --persist {}: {why}; nothing was set. A file of its own would be right, as \
+            "defaults: --persist {}: {why}; nothing was set. Name a file that does not exist yet, such as \
              /etc/sysctl.d/60-ka.conf",
             path.display()
         ))
@@ -213,7 +215,7 @@ fn check_ours(path: &Path) -> Result<(), Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(refused(&reason(&error))),
         Ok(found) if found.is_symlink() => return Err(refused(&"it is a symbolic link")),
-        Ok(found) if !found.is_file() => return Err(refused(&"it is no regular file")),
+        Ok(found) if !found.is_file() => return Err(refused(&"it is not a regular file")),
         Ok(_) => {}
     }
     let mut text = Vec::new();
@@ -228,12 +230,12 @@ fn check_ours(path: &Path) -> Result<(), Failure> {
         None => Ok(()),
         Some((line, number)) => {
             let line: String = line.chars().take(80).collect();
-            Err(refused(&format_args!("line {number} is not ka's: {}", visible(line.as_bytes()))))
+            Err(refused(&format_args!("ka did not write line {number}: {}", visible(line.as_bytes()))))
         }
     }
 }
 
-/// A complete file that is to replace another. If it does not, it is removed.
+/// A complete temporary file that `publish` renames to its final path. Without `publish`, `drop` removes it.
 struct Draft {
     draft: PathBuf,
     path: PathBuf,
@@ -248,11 +250,11 @@ impl Draft {
         let mut new = std::ffi::OsString::from(".");
         new.push(name);
         new.push(format!(".{}", std::process::id()));
-        // sysctl(8) reads only what ends in .conf.
+        // sysctl(8) ignores names that do not end in .conf.
         let new = path.with_file_name(new);
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o644).open(&new).map_err(refused)?;
-        // `create_new` made the file, so it is ka's to remove.
+        // `create_new` has created the file, so ka may remove it.
         let draft = Self { draft: new, path: path.to_path_buf() };
         file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(refused)?;
         Ok(draft)
@@ -263,13 +265,13 @@ impl Draft {
     }
 }
 
-/// Flushes the folder of a file, so that the file survives a crash.
+/// Flushes the directory of a file, so that the file survives a crash.
 fn sync_folder(path: &Path) -> Result<(), Failure> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let synced = File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all());
     synced.map_err(|error| {
         Failure::new(format_args!(
-            "defaults: --persist {}: all is set and written, but a crash may undo the file: {}",
+            "defaults: --persist {}: the values are set and the file is written, but a crash may lose the file: {}",
             path.display(),
             reason(&error)
         ))

@@ -1,10 +1,10 @@
-//! Parses the times that users type after a flag, and formats times in words. The syntax is that of a policy's times:
-//! `30s`, `5m`, `1500ms`, or a bare number of seconds.
+//! Parses times on the command line, and formats times in words. The syntax is that of the times in a policy: `30s`,
+//! `5m`, `1500ms`, or a number of seconds.
 
 use ka_core::bytes::trim;
 use ka_core::{ParseError, Quantity, Reason, Timer, UserTimeout};
 
-/// Parses a time into milliseconds. A bare number is seconds.
+/// Parses a time into milliseconds. A number without a unit is seconds.
 fn milliseconds(text: &str) -> Result<u64, String> {
     let Some(Quantity { number, unit }) = Quantity::parse(trim(text.as_bytes())) else {
         return Err(Reason::NotAValue(Timer::Idle).message().to_owned());
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_time_is_told_what_is_right() {
+    fn messages_about_wrong_times_describe_valid_ones() {
         let range = || Err("idle must be 1..32767 s (at most 9h 6m 7s)".to_owned());
         for text in
             ["0", "0ms", "32768", "72h", "32768001ms", "99999999999999999999m", "99999999999999999999ms"]
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_told_in_words() {
+    fn times_are_formatted_in_words() {
         assert_eq!(words(7_875_000), "2 h 11 min 15 s");
         assert_eq!(words(86_400_000), "1 d");
         assert_eq!(words(0), "0 s");

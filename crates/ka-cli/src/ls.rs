@@ -1,4 +1,4 @@
-//! `ka ls`: lists TCP sockets with their owners and keepalive.
+//! `ka ls`: lists TCP sockets with their processes and keepalive settings.
 
 use std::borrow::Cow;
 use std::fmt::{Display, Write as _};
@@ -22,8 +22,8 @@ use ka_reach::plural::count;
 use ka_reach::worker::Workers;
 use ka_reach::{limits, privilege, process, reason::reason};
 
-/// The first probe of a longer idle time comes after AWS's load balancers and NAT gateways have forgotten the
-/// connection, as have most others (`ka plan --list`).
+/// The longest idle time without the risk "slow", in seconds. AWS load balancers and NAT gateways, and most others (`ka
+/// plan --list`), forget a connection after this time or earlier.
 const SLOW_S: i32 = 350;
 
 pub(crate) fn ls(args: &args::Ls) -> Outcome {
@@ -74,8 +74,8 @@ pub(crate) fn ls(args: &args::Ls) -> Outcome {
     })
 }
 
-/// Returns the network namespaces to list, and a message for each that could not be opened. An empty list stands for
-/// the namespace that ka is in.
+/// Returns the network namespaces to list, and messages about those that ka could not open. An empty list means the
+/// namespace that ka runs in.
 fn namespaces(args: &args::Ls, pids: &[i32]) -> Result<(Vec<Namespace>, Vec<String>), String> {
     if let Some(netns) = &args.netns {
         let namespace = Namespace::named(netns).map_err(|error| error.to_string())?;
@@ -83,7 +83,7 @@ fn namespaces(args: &args::Ls, pids: &[i32]) -> Result<(Vec<Namespace>, Vec<Stri
         return Ok((vec![namespace], Vec::new()));
     }
     if args.all_netns {
-        // Each namespace takes a descriptor.
+        // Each namespace needs a descriptor.
         limits::raise_descriptor_limit();
         if !privilege::has(privilege::CAP_SYS_ADMIN) {
             return Err("--all-netns needs CAP_SYS_ADMIN (run ka as root)".to_owned());
@@ -103,7 +103,7 @@ fn namespaces(args: &args::Ls, pids: &[i32]) -> Result<(Vec<Namespace>, Vec<Stri
         });
         return Ok((namespaces, incomplete.into_iter().collect()));
     }
-    // A process whose namespace cannot be opened cannot be looked into either, which will be reported.
+    // If ka may not open the namespace of a process, it may not examine the process either, and reports that later.
     let (mut namespaces, _) = netns::of(pids);
     if namespaces.iter().all(Namespace::is_current) {
         namespaces.clear();
@@ -116,9 +116,13 @@ fn namespaces(args: &args::Ls, pids: &[i32]) -> Result<(Vec<Namespace>, Vec<Stri
 #[serde(rename_all = "kebab-case")]
 enum Risk {
     Off,
+    /// The first probe comes after more than [`SLOW_S`].
     Slow,
+    /// Unacknowledged data keeps the kernel from sending keepalive probes.
     Suspended,
+    /// TCP_USER_TIMEOUT ends a silent connection at another time than cnt does.
     UserTimeout,
+    /// At least half of cnt probes in a row had no answer.
     Unanswered,
 }
 
@@ -136,7 +140,7 @@ impl Risk {
     }
 }
 
-/// A socket in JSON.
+/// A row of the table, or an object of the JSON array.
 #[derive(Serialize)]
 struct Row<'a> {
     netns: Option<&'a str>,
@@ -188,7 +192,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// Returns the process that has the socket, and how many more have it: `nginx/812+3`.
+    /// Formats the process that has the socket, and the number of other processes that have it: `nginx/812+3`.
     fn holder(&self) -> String {
         let ListedSocket { owner: Some(owner), others, .. } = self.socket else { return "-".to_owned() };
         let more = if others.is_empty() { String::new() } else { format!("+{}", others.len()) };
@@ -201,18 +205,18 @@ impl<'a> Row<'a> {
         (self.netns, self.pid.is_none(), self.pid, self.peer.is_some(), self.fd, self.local, self.peer)
     }
 
-    /// Whether the owner or the settings are missing, and ka would know them with more rights.
+    /// Returns whether the process or the settings are missing, and ka would know them with more rights.
     fn is_incomplete(&self) -> bool {
         let has_options = State::with_options().any(|state| state == self.socket.entry.state);
         self.pid.is_none() && self.socket.entry.inode != 0 || self.socket.settings.is_none() && has_options
     }
 }
 
-/// Returns the time until the next keepalive probe if no packet comes, in milliseconds.
+/// Returns the time until the next keepalive probe if no packet arrives, in milliseconds.
 ///
-/// The armed timer may be older than the last packet. When it fires, the kernel sees that the connection was not idle for
-/// long enough, and arms the timer again (net/ipv4/tcp_timer.c, `tcp_keepalive_timer`). So if the idle time is known and no
-/// probe is unanswered, the result is the rest of the idle time.
+/// The kernel may have armed the timer before the last packet. When the timer fires, the connection has not been idle
+/// for long enough, and the kernel re-arms the timer (net/ipv4/tcp_timer.c, `tcp_keepalive_timer`). So if the idle time
+/// is known and no probe is unanswered, the result is at least the rest of the idle time.
 fn next_probe(socket: &ListedSocket) -> Option<u64> {
     let Some(Timer::KeepAlive(expires)) = &socket.entry.timer else { return None };
     if socket.keepalive() != Some(true) || socket.entry.is_suspended() {
@@ -238,7 +242,7 @@ fn risks(socket: &ListedSocket) -> Vec<Risk> {
             settings.enabled && user_timeout.is_some() && overrides_count(&settings)
         }),
         Risk::Unanswered => settings.zip(socket.entry.status).is_some_and(|(settings, status)| {
-            // Probes of a closed window are counted too, but end with tcp_retries2, not with cnt.
+            // The kernel also counts probes of a closed window. tcp_retries2 limits these, not cnt.
             let is_probed = settings.enabled && !socket.entry.is_suspended();
             is_probed && status.probes > 0 && 2 * i64::from(status.probes) >= i64::from(settings.cnt)
         }),
@@ -264,7 +268,7 @@ fn write_json(out: &mut impl Write, rows: &[Row<'_>]) -> io::Result<()> {
 }
 
 fn write_table(out: &mut impl Write, rows: &[Row<'_>], has_netns: bool) -> io::Result<()> {
-    // PROCESS has room for a name of 15 letters and a PID of 7 digits; LOCAL and PEER for any IPv4 address and port.
+    // PROCESS fits a name of 15 letters and a PID of 7 digits. LOCAL and PEER fit any IPv4 address and port.
     const COLUMNS: [Column; 14] = [
         Column::elastic("NETNS", 8),
         Column::elastic("PROCESS", 23).keeping('/').down_to(12),
@@ -326,7 +330,7 @@ impl Counts {
     }
 }
 
-/// The line below the table. If the rows are filtered, it counts the listed sockets apart from the others.
+/// Returns the line below the table. If the rows are filtered, it counts the listed and the other sockets separately.
 fn footer(rows: &[Row<'_>], all: &Counts, is_filtered: bool) -> String {
     let listed = Counts::count(rows.iter().map(|row| row.keepalive));
     let mut line = if is_filtered {
@@ -354,19 +358,19 @@ fn footer(rows: &[Row<'_>], all: &Counts, is_filtered: bool) -> String {
     line
 }
 
-/// Returns why owners, settings or keepalive are missing in some rows.
+/// Returns the reason why the process or the settings are missing in some rows, and what to do.
 fn hint(rows: &[Row<'_>], off: bool) -> Option<String> {
     if !privilege::may_look_anywhere() {
         let incomplete = rows.iter().filter(|row| row.is_incomplete()).count();
         let of = count(incomplete, "socket");
         return (incomplete > 0).then(|| {
-            format!("the owner or the settings of {of} are missing: run ka as root (needs CAP_SYS_PTRACE)")
+            format!("the process or the settings of {of} are unknown: run ka as root (needs CAP_SYS_PTRACE)")
         });
     }
     let unknown = rows.iter().filter(|row| row.keepalive.is_none()).count();
     let of = count(unknown, "socket");
     (off && unknown > 0).then(|| {
-        format!("keepalive of {of} is unknown: ka could read it neither through a process nor by eBPF")
+        format!("keepalive of {of} is unknown: ka could not read it through a process or by eBPF")
     })
 }
 

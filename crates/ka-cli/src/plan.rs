@@ -1,4 +1,4 @@
-//! `ka plan`: computes a policy, and shows its effect and how other programs write it.
+//! `ka plan`: computes a policy, and shows its effect and how to configure it in other software.
 
 use std::env;
 use std::io::{self, BufWriter, Write};
@@ -17,7 +17,8 @@ use crate::sysctl;
 use crate::table::{self, Cell, Column, Output};
 use crate::via;
 
-/// A probe and its answer, as IP packets: 20 bytes of IPv4, 20 of TCP and 12 of timestamps each. IPv6 has 20 more.
+/// The size of a probe and its answer, in bytes. Each packet has 20 bytes of IPv4 header, 20 of TCP header and 12 of
+/// timestamps. IPv6 has 20 more.
 const BYTES_A_PROBE: f64 = 2.0 * 52.0;
 
 pub(crate) fn plan(args: &args::Plan) -> Outcome {
@@ -37,7 +38,7 @@ pub(crate) fn plan(args: &args::Plan) -> Outcome {
     Ok(0)
 }
 
-/// Returns the requested policy with all its values.
+/// Returns the requested policy, with all its values.
 fn config(args: &args::Plan) -> Result<Config, Failure> {
     let too_short = |flag: &str, unit: &str, error: PlanError| {
         Failure::new(format_args!("plan: --{flag}: {error} {unit}"))
@@ -53,7 +54,7 @@ fn config(args: &args::Plan) -> Result<Config, Failure> {
     } else {
         let said = args.policy.unwrap_or(Config::STANDARD);
         if said.enabled() != Some(true) {
-            return Err(Failure::new(format_args!("plan: --policy {said}: must turn keepalive on")));
+            return Err(Failure::new(format_args!("plan: --policy {said}: the policy must turn keepalive on")));
         }
         said.on_top_of(&Config::STANDARD)
             .map_err(|error| Failure::new(format_args!("plan: --policy: {error}")))
@@ -70,7 +71,7 @@ struct Plan {
     user_timeout_ms: Option<i32>,
     typical_ms: u64,
     worst_ms: u64,
-    /// On an idle connection whose peer answers.
+    /// Probes of one idle connection whose peer answers.
     probes_per_hour: f64,
     bytes_per_day: f64,
     connections: u64,
@@ -91,7 +92,8 @@ impl Plan {
             UserTimeout::Auto => Some(user_timeout_limit(&config)),
             UserTimeout::Milliseconds(value) => Some(value),
         };
-        // The timer that a probe starts is not shortened by its answer (net/ipv4/tcp_timer.c, tcp_keepalive_timer).
+        // After a probe, the kernel arms the timer for intvl, and the answer does not shorten it. If intvl is longer
+        // than idle, a probe is sent every intvl (net/ipv4/tcp_timer.c, tcp_keepalive_timer).
         let probes_per_hour = 3600.0 / f64::from(idle.max(intvl).max(1));
         let bytes_per_day = 24.0 * probes_per_hour * BYTES_A_PROBE;
         #[expect(clippy::cast_precision_loss, reason = "a number of connections")]
@@ -123,19 +125,19 @@ impl Plan {
             let short = exact(timeout);
             warnings.push(format!(
                 "The user timeout, {short}, is shorter than the idle time, {idle} s. The first unanswered probe ends \
-                 an idle connection. A connection with unacknowledged data ends after {short}, even if the peer lives \
-                 and only reads slowly. Better: user_timeout=auto, here {} s, or none.",
+                 an idle connection. A connection with unacknowledged data ends after {short}, even if the peer is alive \
+                 and only reads slowly. Better: user_timeout=auto (here {} s), or user_timeout=none.",
                 automatic / 1000
             ));
         }
         if self.probes() == 1 {
             let safer = match timeout {
                 None => "--detect 5s or longer, or cnt=3",
-                Some(_) if cnt < 3 => "cnt=3 with user_timeout=auto or none",
-                Some(_) => "user_timeout=auto or none",
+                Some(_) if cnt < 3 => "cnt=3 with user_timeout=auto or user_timeout=none",
+                Some(_) => "user_timeout=auto or user_timeout=none",
             };
             warnings.push(format!(
-                "With one probe, one lost packet ends a living connection. Three are safer: {safer}."
+                "With one probe, one lost packet ends a connection whose peer is alive. Three probes are safer: {safer}."
             ));
         }
         if intvl > idle {
@@ -154,22 +156,22 @@ impl Plan {
         let probes = self.probes();
         let timeout = self.user_timeout_ms.filter(|timeout| *timeout > 0);
         let instead = match timeout {
-            Some(_) => format!(" (the user timeout takes the place of the count, {cnt})"),
+            Some(_) => format!(" (the user timeout overrides cnt, which is {cnt})"),
             None => String::new(),
         };
         writeln!(
             out,
-            "idle {idle} s, then a probe every {intvl} s, dead after {probes} without an answer{instead}"
+            "idle {idle} s, then a probe every {intvl} s, dead after {probes} unanswered{instead}"
         )?;
         if let Some(timeout) = timeout {
-            writeln!(out, "user timeout {timeout} ms, also for data that stays unacknowledged")?;
+            writeln!(out, "user timeout {timeout} ms, also for unacknowledged data")?;
         }
         writeln!(out)?;
         self.draw(out)?;
         writeln!(out)?;
         writeln!(
             out,
-            "A dead peer is known after {} ({} at the latest: the kernel's timers are late by up to an eighth).",
+            "A dead peer is detected after {}. The kernel's timers may be up to 1/8 late, so this takes {} at most.",
             words(self.typical_ms),
             words(self.worst_ms.next_multiple_of(1000)),
         )?;
@@ -178,12 +180,12 @@ impl Plan {
         }
         writeln!(
             out,
-            "While idle and well: {} probes an hour, {} a day (IPv4, with the answers){}.",
+            "While the connection is idle and the peer answers: {} probes/hour, {}/day (IPv4, with the answers){}.",
             rounded(self.probes_per_hour),
             bytes(self.bytes_per_day),
             if *connections > 1 {
                 format!(
-                    "; {connections} connections: {} an hour, {} a day",
+                    "; {connections} connections: {} probes/hour, {}/day",
                     rounded(self.all_probes_per_hour),
                     bytes(self.all_bytes_per_day)
                 )
@@ -194,7 +196,7 @@ impl Plan {
         self.write_elsewhere(out)
     }
 
-    /// Writes the policy in the syntax of other programs.
+    /// Writes the policy in the syntax of other software.
     fn write_elsewhere(&self, out: &mut impl Write) -> io::Result<()> {
         let Self { idle, intvl, cnt, .. } = self;
         let timeout = self.user_timeout_ms.filter(|timeout| *timeout > 0);
@@ -204,7 +206,7 @@ impl Plan {
         let policy = if timeout.is_some() { self.policy.clone() } else { format!("{idle},{intvl},{cnt}") };
         let shim = via::shim_path().map_or_else(
             || {
-                "# its path has blanks, colons or $, which LD_PRELOAD does not take: ka run makes a link"
+                "# LD_PRELOAD cannot contain the path of libka_preload.so: it has blanks, colons or $. Use ka run"
                     .to_owned()
             },
             |shim| format!("LD_PRELOAD={} KA_POLICY={policy} PROGRAM", quoted(shim.as_os_str())),
@@ -212,7 +214,7 @@ impl Plan {
         let sections = [
             ("a program", format!("ka run {flags} -- PROGRAM")),
             ("a process", format!("ka attach {flags} PID")),
-            ("the shim alone", shim),
+            ("the shim without ka run", shim),
             (
                 "C, with libka",
                 format!("ka_enable(fd, {idle}, {intvl}, {cnt});{}", also("\nka_set_user_timeout(fd, MS);")),
@@ -224,7 +226,7 @@ impl Plan {
                 ),
             ),
             (
-                "sysctl.d(5): the times of sockets that have SO_KEEPALIVE on, and turns it on for none",
+                "sysctl.d(5): default timers only; does not turn keepalive on",
                 sysctl::lines([*idle, *intvl, *cnt]),
             ),
             ("nginx", format!("listen 443 ssl so_keepalive={idle}s:{intvl}s:{cnt};")),
@@ -259,13 +261,13 @@ impl Plan {
         Ok(())
     }
 
-    /// Returns how many probes go unanswered: the count, unless the user timeout overrides it.
+    /// Returns the number of unanswered probes that end a connection: cnt, unless the user timeout overrides it.
     fn probes(&self) -> u128 {
         let [idle, intvl] = [self.idle, self.intvl].map(|value| u128::from(value.unsigned_abs()));
         u128::from(self.typical_ms / 1000).saturating_sub(idle) / intvl.max(1)
     }
 
-    /// Draws the time from the last packet, with a mark for each probe.
+    /// Draws a time line from the last packet to the end of the connection, with a mark for each probe.
     fn draw(&self, out: &mut impl Write) -> io::Result<()> {
         let [first, line, probe, dead] =
             if has_unicode() { ['├', '─', '┼', '✕'] } else { ['|', '-', '+', 'X'] };
@@ -282,7 +284,7 @@ impl Plan {
             if let Some(slot) = bar.get_mut(place) {
                 *slot = letter;
             }
-            // A label is drawn if there is room for it.
+            // Draw the label only if it does not overlap the one before.
             let label = time.to_string();
             if place >= free {
                 free = place + label.len() + 1;
@@ -301,14 +303,14 @@ impl Plan {
         writeln!(out, "    {} s", text(labels))?;
         writeln!(
             out,
-            "    the last packet, {} {}, dead",
+            "    last packet, {} {}, dead",
             probes,
             if probes == 1 { "probe" } else { "probes" }
         )
     }
 }
 
-/// Returns whether the terminal's character set has box characters. locale(7)
+/// Returns whether the locale's character set is UTF-8, which has box-drawing characters. locale(7)
 fn has_unicode() -> bool {
     let locale =
         ["LC_ALL", "LC_CTYPE", "LANG"].iter().filter_map(env::var_os).find(|value| !value.is_empty());
@@ -367,7 +369,7 @@ fn list(out: &mut impl Write, json: bool) -> Result<(), Failure> {
     }
     let columns = [
         Column::left("PRESET"),
-        Column::right("FORGETS AFTER"),
+        Column::right("IDLE LIMIT"),
         Column::left("POLICY"),
         Column::left("SOURCE"),
     ];
@@ -388,7 +390,7 @@ fn list(out: &mut impl Write, json: bool) -> Result<(), Failure> {
     for (alias, name) in presets::ALIASES {
         writeln!(out, "  {alias}: {name}")?;
     }
-    writeln!(out, "\nWhere each number comes from:")?;
+    writeln!(out, "\nSources of the idle limits:")?;
     for Listed { name, url, .. } in presets {
         writeln!(out, "  {name}: {url}")?;
     }

@@ -1,10 +1,11 @@
-//! The names that people type for a preset: other names, parts of names, and names with a mistake.
+//! Finds presets by name: also by aliases, by parts of names, and by misspelled names.
 
 use std::fmt;
 
 use ka_core::{PRESETS, Preset, preset};
 
-/// Other names of presets: of products that are built on one, and of vendors and products with one preset.
+/// Aliases: names of products that contain another product, and of vendors that have only one preset. Each has the name
+/// of its preset.
 pub(crate) const ALIASES: [(&str, &str); 17] = [
     ("alicloud-nlb", "alibaba-nlb"),
     ("asa", "cisco-asa"),
@@ -36,10 +37,11 @@ const VENDORS: [(&str, &str); 7] = [
     ("oracle", "oci"),
 ];
 
-/// Load balancers that end the TCP connection themselves. These do not count probes as traffic, so no preset can help.
+/// Load balancers that end the TCP connection themselves. They ignore probes when they measure idle time, so no preset
+/// helps.
 const PROXIES: [&str; 5] = ["alb", "aws-alb", "aws-clb", "aws-elb", "elb"];
 
-/// Finds the preset with this name or alias. Upper and lower case are the same, and so are `-`, `_` and blanks.
+/// Finds the preset with this name or alias. Ignores case, and treats `-`, `_` and blanks as equal.
 pub(crate) fn named(typed: &str) -> Result<&'static Preset, Unknown> {
     let name = typed.trim().to_lowercase().replace(['_', ' '], "-");
     let alias = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name.as_str(), |(_, name)| name);
@@ -60,10 +62,10 @@ pub(crate) struct Unknown {
 
 impl fmt::Display for Unknown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: there is no such preset", self.typed.escape_debug())?;
+        write!(f, "{}: no such preset", self.typed.escape_debug())?;
         if self.is_proxy {
             f.write_str(
-                "; this load balancer ends the TCP connection itself and does not count probes as traffic",
+                "; this load balancer ends the TCP connection itself, and ignores probes when it measures idle time",
             )?;
         } else if !self.candidates.is_empty() {
             write!(f, "; did you mean {}?", self.candidates.join(", "))?;
@@ -73,7 +75,7 @@ impl fmt::Display for Unknown {
     }
 }
 
-/// The presets that a name may mean: the presets that share the most words, or beginnings of words, with it.
+/// Returns the presets that a name may mean: those that share the most words, or beginnings of words, with the name.
 fn candidates(name: &str) -> Vec<&'static str> {
     let words: Vec<_> = name
         .split('-')
@@ -122,12 +124,12 @@ mod tests {
             ("fortinet-ngfw", "fortigate"),
         ] {
             let message = format!(
-                "{name}: there is no such preset; did you mean {candidates}? All presets: ka plan --list"
+                "{name}: no such preset; did you mean {candidates}? All presets: ka plan --list"
             );
             assert_eq!(unknown(name), message);
         }
-        assert_eq!(unknown("x"), "x: there is no such preset; all presets: ka plan --list");
-        assert_eq!(unknown("\u{1b}"), "\\u{1b}: there is no such preset; all presets: ka plan --list");
+        assert_eq!(unknown("x"), "x: no such preset; all presets: ka plan --list");
+        assert_eq!(unknown("\u{1b}"), "\\u{1b}: no such preset; all presets: ka plan --list");
         assert!(unknown("aws-alb").contains("ends the TCP connection itself"));
     }
 }

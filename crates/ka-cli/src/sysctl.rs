@@ -1,4 +1,4 @@
-//! The three sysctls of keepalive: idle, intvl and cnt of sockets that have no values of their own. tcp(7)
+//! The three sysctls of keepalive: the default idle, intvl and cnt of sockets. tcp(7)
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -28,7 +28,7 @@ pub(crate) fn read() -> Result<[i32; 3], Failure> {
     Ok([idle, intvl, cnt])
 }
 
-/// New values for the sysctls. The files are open and the texts are formatted, so that little can fail halfway.
+/// New values for the sysctls. The files are open and the texts are formatted, so only write(2) can still fail.
 pub(crate) struct Change {
     files: Vec<(PathBuf, File)>,
     texts: [String; 3],
@@ -66,13 +66,13 @@ impl Change {
 
     fn restore(&self, count: usize) {
         for ((_, file), text) in self.files.iter().zip(&self.before).take(count) {
-            // The kernel accepted these values before.
+            // The kernel has accepted these values before, so an error is unlikely.
             let _ = write(file, text);
         }
     }
 }
 
-/// Writes a value in one write at the start of the file. The kernel ignores what is written after that
+/// Writes a value with one write at the start of the file. The kernel ignores a write at another position
 /// (kernel.sysctl_writes_strict).
 fn write(file: &File, text: &str) -> io::Result<()> {
     file.write_all_at(text.as_bytes(), 0)
@@ -85,8 +85,8 @@ fn refused(path: &Path, error: &io::Error) -> Failure {
             let instead = if user::users().1 == 0 { "" } else { " (try sudo)" };
             format!("needs CAP_NET_ADMIN in this network namespace{instead}; nothing was set")
         }
-        Some(libc::EROFS) => "/proc/sys is mounted read-only here, as in most containers; nothing was set: \
-                              the host sets it, or --sysctl of the container's runtime"
+        Some(libc::EROFS) => "/proc/sys is mounted read-only here, as in most containers; nothing was set. Set it \
+                              on the host, or with --sysctl of the container's runtime"
             .to_owned(),
         _ => format!("{}; nothing was set", reason(error)),
     };

@@ -393,7 +393,7 @@ fn plan_and_library_compute_the_same_numbers() {
         })));
     assert_eq!(plan["user_timeout_ms"], 120_000);
     let (_, short, _) = outcome(ka().args(["plan", "-p", "idle=60,intvl=10,cnt=6,user_timeout=5000"]));
-    let dead = "dead after 1 without an answer (the user timeout takes the place of the count, 6)\n";
+    let dead = "dead after 1 unanswered (the user timeout overrides cnt, which is 6)\n";
     assert!(short.contains(dead) && short.contains(", 1 probe, dead"), "{short}");
     for (args, message) in [
         (
@@ -401,8 +401,8 @@ fn plan_and_library_compute_the_same_numbers() {
             "ka: plan: --detect: no policy can do it: the shortest time that works is 2274 ms\n",
         ),
         (&["--path", "2s"], "ka: plan: --path: no policy can do it: the shortest time that works is 3 s\n"),
-        (&["--preset", "x"], "ka: plan: --preset x: there is no such preset; all presets: ka plan --list\n"),
-        (&["--policy", "off"], "ka: plan: --policy off: must turn keepalive on\n"),
+        (&["--preset", "x"], "ka: plan: --preset x: no such preset; all presets: ka plan --list\n"),
+        (&["--policy", "off"], "ka: plan: --policy off: the policy must turn keepalive on\n"),
         (
             &["--path", "1500ms"],
             "error: invalid value '1500ms' for '--path <S>': must be whole seconds, as 1s\n",
@@ -451,7 +451,7 @@ fn a_plan_with_one_probe_warns_of_a_lost_packet() {
     let warns = |args: &[&str]| {
         let (status, out, err) = outcome(ka().arg("plan").args(args));
         assert_eq!((status, err.as_str()), (0, ""));
-        out.contains("With one probe, one lost packet ends a living connection.")
+        out.contains("With one probe, one lost packet ends a connection whose peer is alive.")
     };
     for args in
         [&["--detect", "3s"][..], &["-p", "60,10,1"], &["-p", "idle=60,intvl=10,cnt=6,user_timeout=1000"]]
@@ -486,7 +486,7 @@ fn a_plan_warns_of_a_user_timeout_shorter_than_idle() {
         );
         let warning = warning.unwrap();
         assert!(warning.starts_with(&begin), "{warning}");
-        assert!(warning.ends_with("Better: user_timeout=auto, here 120 s, or none."), "{warning}");
+        assert!(warning.ends_with("Better: user_timeout=auto (here 120 s), or user_timeout=none."), "{warning}");
         assert_eq!(plan["typical_ms"], 70_000, "one probe");
     }
     for timeout in ["60s", "auto", "none", "0", "120000"] {
@@ -502,7 +502,7 @@ fn a_plan_warns_of_a_user_timeout_shorter_than_idle() {
     let (_, text, _) = outcome(ka().args(["plan", "-p", policy]));
     assert!(pasted(&text, "a program:").ends_with("-d 60 -i 10 -c 6 -u 30ms -- PROGRAM"), "{text}");
     assert!(
-        pasted(&text, "the shim alone:").contains("KA_POLICY=idle=60,intvl=10,cnt=6,user_timeout=30ms "),
+        pasted(&text, "the shim without ka run:").contains("KA_POLICY=idle=60,intvl=10,cnt=6,user_timeout=30ms "),
         "{text}"
     );
     assert!(pasted(&text, "C, with libka:").contains("ka_set_user_timeout(fd, 30);"), "{text}");
@@ -521,7 +521,7 @@ fn presets_have_aliases_and_unknown_names_get_suggestions() {
         ("aws", "did you mean aws-gwlb, aws-nat, aws-network-firewall, aws-nitro-v6, aws-nlb?"),
     ] {
         let message = format!(
-            "ka: plan: --preset {name}: there is no such preset; {candidates} All presets: ka plan --list\n"
+            "ka: plan: --preset {name}: no such preset; {candidates} All presets: ka plan --list\n"
         );
         assert_eq!(plan(name), (2, String::new(), message));
     }
@@ -634,16 +634,16 @@ fn defaults_reads_and_sets_the_sysctls() {
     let (_, text, _) = outcome(ka().arg("defaults"));
     assert!(
         text.contains(
-            "A dead peer is known after 2 h 11 min 15 s: 2 h idle, then 9 probes, 1 min 15 s apart."
+            "A dead peer is detected after 2 h 11 min 15 s: 2 h idle, then 9 probes, 1 min 15 s apart."
         ),
         "{text}"
     );
-    assert!(text.contains("of 0 connections here 0 have it on"), "{text}");
+    assert!(text.contains("0 of 0 connections have keepalive on"), "{text}");
     let _holder = Holder::start(Command::new(holder()).arg("keepalive"));
     let found = json_of(ka().args(["defaults", "--json"]));
     assert_eq!((&found["connections"], &found["with_keepalive"]), (&2.into(), &1.into()), "{found}");
     let text = outcome(ka().arg("defaults")).1;
-    assert!(text.contains("of 2 connections here 1 has it on (ka ls)."), "{text}");
+    assert!(text.contains("1 of 2 connections has keepalive on. ka ls lists them."), "{text}");
     sysctl("tcp_keepalive_probes", "1");
     let text = outcome(ka().arg("defaults")).1;
     assert!(text.contains("2 h idle, then 1 probe, 1 min 15 s apart."), "{text}");
@@ -685,7 +685,7 @@ fn defaults_reads_and_sets_the_sysctls() {
     }
     assert_eq!(outcome(ka().args(["defaults", "--persist"])).0, 2);
     sysctl("tcp_keepalive_time", "-1");
-    assert!(outcome(ka().arg("defaults")).1.contains("These cannot work"));
+    assert!(outcome(ka().arg("defaults")).1.contains("Keepalive cannot work with these values"));
 
     if !is_root() {
         skip("only root can become another user");
@@ -706,7 +706,7 @@ fn defaults_reads_and_sets_the_sysctls() {
 #[test]
 fn the_loader_accepts_the_line_of_plan() {
     let program = "import socket; s = socket.socket(); print(s.getsockopt(1, 9), s.getsockopt(6, 4))";
-    let line = |ka: &Path| pasted(&stdout(bare(ka).args(["plan", "-p", "280,30,5"])), "the shim alone");
+    let line = |ka: &Path| pasted(&stdout(bare(ka).args(["plan", "-p", "280,30,5"])), "the shim without ka run");
     let run = |line: &str| {
         let script = line.replace("PROGRAM", "python3 -c \"$0\"");
         outcome(bare("sh").args(["-c", &script, program]))
@@ -734,7 +734,7 @@ fn the_loader_accepts_the_line_of_plan() {
     for file in ["ka", "libka_preload.so"] {
         fs::copy(release().join(file), odd.join(file)).unwrap();
     }
-    assert!(line(&odd.join("ka")).starts_with("# its path has blanks"));
+    assert!(line(&odd.join("ka")).starts_with("# LD_PRELOAD cannot contain the path"));
 }
 
 /// In a sandbox that denies netlink sockets, ka cannot list sockets, but still reads and sets the sysctls.
@@ -750,7 +750,7 @@ fn defaults_works_without_a_list_of_sockets() {
         let mut command = refusing(libc::SYS_socket, libc::EAFNOSUPPORT, Some((0, libc::AF_NETLINK)));
         outcome(command.arg(release().join("ka")).arg("defaults").args(args))
     };
-    let why = "how many of the connections here have it on is not known: the kernel's list of sockets: Address family";
+    let why = "It is unknown how many connections have keepalive on: the kernel's list of sockets: Address family";
     let (status, text, err) = defaults(&[]);
     assert_eq!((status, err.as_str()), (0, ""), "{text}");
     assert!(text.starts_with("net.ipv4.tcp_keepalive_time = 7200\n") && text.contains(why), "{text}");

@@ -299,7 +299,7 @@ fn sockets_of_other_users_are_inferred() {
         );
     }
     let hint =
-        "ka: ls: the owner or the settings of 2 sockets are missing: run ka as root (needs CAP_SYS_PTRACE)\n";
+        "ka: ls: the process or the settings of 2 sockets are unknown: run ka as root (needs CAP_SYS_PTRACE)\n";
     let (status, out, err) = as_stranger(&["--off"]);
     assert_eq!((status, err.as_str()), (1, hint));
     assert!(out.ends_with("\n2 of 3 sockets listed: 1 off, 1 unknown. Not listed: 1 on\n"), "{out}");

@@ -445,14 +445,14 @@ fn persist_overwrites_only_its_own_file() {
     is_refused(&link, "it is a symbolic link");
     assert_eq!(fs::read_to_string(&precious).unwrap(), "gold");
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-    // ka does not overwrite a file with lines of others, or a file that is not regular.
-    is_refused(&precious, "line 1 is not ka's: gold");
+    // Nor is what others have written, or use, lost.
+    is_refused(&precious, "ka did not write line 1: gold");
     fs::write(&precious, "# Written by ka defaults --persist. sysctl.d(5)\n\nnet.ipv4.ip_forward=1\n")
         .unwrap();
-    is_refused(&precious, "line 3 is not ka's: net.ipv4.ip_forward=1");
+    is_refused(&precious, "ka did not write line 3: net.ipv4.ip_forward=1");
     let fifo = scratch("fifo");
     succeed(Command::new("mkfifo").arg(&fifo));
-    is_refused(&fifo, "it is no regular file");
+    is_refused(&fifo, "it is not a regular file");
     assert!(std::os::unix::fs::FileTypeExt::is_fifo(&fs::symlink_metadata(&fifo).unwrap().file_type()));
     // ka may overwrite its own file.
     let own = scratch("own.conf");
