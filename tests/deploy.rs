@@ -651,7 +651,7 @@ for line in sys.stdin:
     let expected = format!(
         "before: {without}\n\
          probe 1\n\
-         container: /kubepods.slice: {policy}; 0 sockets set, 0 unchanged, 0 failed; not all were looked at\n\
+         container: /kubepods.slice: {policy}; 0 sockets set, 0 unchanged, 0 failed; some were not examined\n\
          ka: cgroup attach: the open sockets were not set: needs CAP_PERFMON (run ka as root); \
          use ka attach PID\n\
          with: {without} {with}\n\
@@ -727,6 +727,6 @@ fn runc_starts_the_daemonset_s_container_under_its_profile() {
         return;
     }
     let expected = "/kubepods.slice: idle=280,intvl=30,cnt=5, mode default; 0 sockets set, 0 unchanged, 0 failed; \
-        not all were looked at\nprobe 0\nstatus 0\nprobe 1\n";
+        some were not examined\nprobe 0\nstatus 0\nprobe 1\n";
     assert_eq!(said, expected, "{}", stderr(&output));
 }

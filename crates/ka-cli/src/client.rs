@@ -1,5 +1,5 @@
-//! Clients: programs whose work is done by a server, which ka recognizes by name. The server may already be running, and
-//! has its own sockets. So `ka run` does not reach them.
+//! Clients whose work a server does, such as docker(1). ka recognizes them by name. The server has its own sockets, and
+//! often runs already. `ka run` does not reach these sockets.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-/// A program whose work is done by a server.
+/// A program whose work a server does.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) names: &'static [&'static str],
@@ -18,13 +18,13 @@ pub(crate) struct Client {
     how: &'static str,
 }
 
-/// The arguments with which a client uses a server.
+/// The condition under which a client uses a server.
 #[derive(Debug)]
 enum UsesServer {
     Always,
-    /// Without this option.
+    /// The arguments do not contain this option.
     Without(&'static str),
-    /// ssh(1): if a control path is configured.
+    /// For ssh(1): a control path is configured.
     Ssh,
 }
 
@@ -32,7 +32,7 @@ pub(crate) static CLIENTS: [Client; 17] = [
     Client {
         names: &["ssh", "scp", "sftp", "sshfs"],
         when: UsesServer::Ssh,
-        server: "an ssh master, if one runs for this host (ControlPath), which has the connection",
+        server: "the ssh master of this host, if one is running (ControlPath), which has the connection",
         how: "`ssh -O check HOST` prints its PID",
     },
     Client {
@@ -105,19 +105,19 @@ pub(crate) static CLIENTS: [Client; 17] = [
     Client {
         names: &["code", "codium", "code-insiders"],
         when: UsesServer::Always,
-        server: "the editor, if it runs already",
+        server: "the editor, if it is already running",
         how: "`pidof code` prints the PIDs of its processes",
     },
     Client {
         names: &["firefox", "firefox-esr", "thunderbird"],
         when: UsesServer::Always,
-        server: "the program itself, if it runs already for this profile",
+        server: "the program itself, if it is already running for this profile",
         how: "`pidof firefox firefox-esr thunderbird` prints its PID",
     },
     Client {
         names: &["chromium", "google-chrome", "google-chrome-stable"],
         when: UsesServer::Always,
-        server: "the browser, if it runs already for this profile",
+        server: "the browser, if it is already running for this profile",
         how: "`pidof chromium chrome` prints the PIDs of its processes",
     },
     Client {
@@ -135,7 +135,7 @@ pub(crate) static CLIENTS: [Client; 17] = [
 ];
 
 impl Client {
-    /// Returns the client with this name, whatever its arguments.
+    /// Returns the client with this name, for any arguments.
     pub(crate) fn named(name: &OsStr) -> Option<&'static Self> {
         CLIENTS.iter().find(|client| client.names.iter().any(|known| OsStr::new(known) == name))
     }
@@ -154,7 +154,7 @@ impl Client {
     /// Explains that a server may do the work, and how to reach the server.
     pub(crate) fn text(&self) -> String {
         format!(
-            "it may hand its work to {}. ka run does not reach a server that runs already: ka attach --follow PID does; {}",
+            "it may hand its work to {}. ka run does not reach a server that is already running; ka attach --follow PID does: {}",
             self.server, self.how
         )
     }

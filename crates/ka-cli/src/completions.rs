@@ -1,9 +1,11 @@
-//! `ka completions`: a script for a shell, made by clap_complete from the definition of the arguments.
+//! `ka completions`: prints a completion script for a shell. clap_complete generates it from the definition of the
+//! arguments.
 //!
-//! clap_complete offers options and fixed values. The shell itself must list processes, users, network namespaces and
-//! the arguments of the program behind `ka run`. In the script for zsh, this module replaces placeholders by the
-//! shell's functions for these. To the scripts for bash and fish, it appends code. The function appended for bash runs
-//! first, and calls the function of clap_complete for the rest. The lines appended for fish add candidates.
+//! The script of clap_complete completes options and fixed values. The shell itself must list processes, users, network
+//! namespaces, and the arguments of the program after `ka run`. In the script for zsh, this module replaces
+//! placeholders with functions of the shell. It appends code to the scripts for bash and fish. In bash, the appended
+//! function runs first, and calls the function of clap_complete for the rest. In fish, the appended lines add
+//! candidates.
 
 use std::io::{self, Write as _};
 
@@ -21,7 +23,7 @@ pub(crate) fn completions(args: &args::Completions) -> Outcome {
     let text = String::from_utf8_lossy(&text);
     let text = match args.shell {
         Shell::Zsh => {
-            // _pids would list only the processes of the terminal.
+            // The function _pids of zsh would list only the processes of the terminal.
             const PIDS: &str = "compadd -- $(cd /proc; echo <->)";
             text.replace(":_urls'", &format!(":{{{PIDS}}}'"))
                 .replace(":_email_addresses'", ":_path_files -W /run/netns'")
@@ -36,15 +38,15 @@ pub(crate) fn completions(args: &args::Completions) -> Outcome {
     Ok(0)
 }
 
-/// Returns the definition of the arguments, with the kind of each value.
+/// Returns the definition of the arguments, with a hint for each value.
 fn definition() -> Command {
     let command = Ka::command();
-    // clap accepts only static names.
+    // clap takes only static strings as names.
     let name = |part: &Command| &*part.get_name().to_owned().leak();
     let names: Vec<_> = command.get_subcommands().map(name).collect();
-    // clap's own help command would describe each subcommand twice.
+    // clap's own help command would list the subcommands twice.
     let help = Command::new("help")
-        .about("Prints the help of a command")
+        .about("Print the help of a command")
         .arg(Arg::new("command").value_parser(PossibleValuesParser::new(names)));
     let presets = PossibleValuesParser::new(ka_core::PRESETS.iter().map(|preset| preset.name));
     with_hints(command).subcommand(help).mut_subcommand("plan", |plan| {
@@ -54,7 +56,7 @@ fn definition() -> Command {
 
 fn with_hints(command: Command) -> Command {
     let hinted = |arg: Arg| {
-        // A flag has no value. An argument with a fixed list of values needs no hint.
+        // A flag without a value needs no hint, and neither does an argument with a fixed list of values.
         if arg.get_action().takes_values() && arg.get_possible_values().is_empty() {
             let hint = hint(arg.get_id().as_str());
             arg.value_hint(hint)
@@ -65,8 +67,8 @@ fn with_hints(command: Command) -> Command {
     command.disable_help_subcommand(true).mut_args(hinted).mut_subcommands(with_hints)
 }
 
-/// Returns the kind of an argument's value. clap has no hint for a process, a network namespace, and a program or process.
-/// The hints for URLs, e-mail addresses and command strings are placeholders for these.
+/// Returns the hint for an argument's value. clap has no hint for a PID, a network namespace, or a program or PID. The
+/// hints for URLs, e-mail addresses and command strings are placeholders for these three.
 fn hint(argument: &str) -> ValueHint {
     match argument {
         "pid" | "pids" => ValueHint::Url,
@@ -81,7 +83,7 @@ fn hint(argument: &str) -> ValueHint {
     }
 }
 
-/// The flags of a command that take the next word as their value, short ones first.
+/// Returns the flags of a command that take the next word as their value, short flags first.
 fn valued(command: &Command) -> Vec<String> {
     let valued =
         || command.get_arguments().filter(|arg| arg.get_action().takes_values() && !arg.is_positional());
@@ -96,7 +98,7 @@ fn bash(command: &Command) -> String {
     const SCRIPT: &str = r#"
 _ka_and_more() {
     local cur=$2 prev=$3 sub=${COMP_WORDS[1]} at=2
-    # bash takes --flag=value for three words.
+    # bash splits --flag=value into three words.
     if [[ $cur == = ]]; then
         cur=
     elif [[ $prev == = ]]; then

@@ -59,7 +59,7 @@ fn duration_note(file: Option<&Path>) -> String {
         return format!("{} sets them at each boot.", path.display());
     }
     format!(
-        "sysctl -p {} sets them. At boot, only files in /etc/sysctl.d whose names end in .conf are read.",
+        "sysctl -p {} sets them. The file is not read at boot: for that, name a .conf file in /etc/sysctl.d.",
         quoted(path.as_os_str())
     )
 }

@@ -1,4 +1,4 @@
-//! The arguments of env(1), which may remove LD_PRELOAD.
+//! Parses the arguments of env(1), which may remove LD_PRELOAD.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -20,7 +20,7 @@ impl EnvArguments {
     pub(crate) fn parse<'a>(arguments: impl Iterator<Item = &'a [u8]>) -> Self {
         let mut words: VecDeque<&[u8]> = arguments.collect();
         let mut found = Self::default();
-        // -S: the words of the option's argument replace it.
+        // env splits the argument of -S into words, which replace the option.
         let split = |words: &mut VecDeque<&'a [u8]>, text: &'a [u8]| {
             for word in text.split(u8::is_ascii_whitespace).rev().filter(|word| !word.is_empty()) {
                 words.push_front(word);
@@ -68,7 +68,7 @@ impl EnvArguments {
                 }
             } else if let (name, Some(_)) = ka_core::bytes::cut(word, b'=') {
                 found.drops_preload |= name == PRELOAD;
-                // No option follows an assignment.
+                // After an assignment, env parses no options.
                 options_end = true;
             } else {
                 words.push_front(word);

@@ -9,7 +9,7 @@ use crate::start;
 pub(crate) struct Environment(pub(crate) Vec<OsString>);
 
 impl Environment {
-    /// The environment of this process.
+    /// Returns the environment of this process.
     pub(crate) fn of_this_process() -> Self {
         Self(start::environment())
     }
@@ -27,7 +27,7 @@ impl Environment {
         self.0.iter().find_map(|entry| value_of(entry, name))
     }
 
-    /// systemd addresses some variables to one PID. If they name the process `from`, changes them to name this process.
+    /// Changes the variables that systemd addresses to the PID `from`, so that they name this process.
     /// sd_listen_fds(3), sd_watchdog_enabled(3)
     pub(crate) fn readdress_systemd_variables(&mut self, from: i32) {
         let (from, to) = (from.to_string(), std::process::id().to_string());
@@ -43,7 +43,7 @@ impl Environment {
     }
 }
 
-/// Returns the value of an entry that has this name.
+/// Returns the value of an entry, if it has this name.
 fn value_of<'a>(entry: &'a OsStr, name: &[u8]) -> Option<&'a [u8]> {
     entry.as_bytes().strip_prefix(name)?.strip_prefix(b"=")
 }

@@ -1,4 +1,4 @@
-//! The policies that apply to a process, as text for people.
+//! Describes the policies that apply to a process.
 
 use ka_reach::process_policy::{ProcessPolicy, Source};
 use ka_reach::text;
@@ -7,7 +7,7 @@ use ka_reach::text;
 pub(crate) fn describe(policy: &ProcessPolicy) -> String {
     let ProcessPolicy { source, config, mode, rules, is_off, .. } = policy;
     if *is_off {
-        return "none: libka_preload.so leaves it alone (KA_POLICY=off or KA_SKIP)".to_owned();
+        return "none: libka_preload.so leaves the process alone (KA_POLICY=off or KA_SKIP)".to_owned();
     }
     let rules = match rules {
         0 => String::new(),
@@ -24,9 +24,9 @@ pub(crate) fn describe(policy: &ProcessPolicy) -> String {
 /// Describes the policy of the sockets that the process opens later.
 pub(crate) fn describe_later(policy: &ProcessPolicy) -> String {
     if policy.is_off {
-        "libka_preload.so leaves it alone (KA_POLICY=off or KA_SKIP): the sockets that it opens later get no policy"
+        "libka_preload.so leaves the process alone (KA_POLICY=off or KA_SKIP): sockets that it opens later get no policy"
             .to_owned()
     } else {
-        format!("{} applies to the sockets that the process opens later", describe(policy))
+        format!("{} applies to sockets that the process opens later", describe(policy))
     }
 }

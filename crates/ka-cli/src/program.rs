@@ -1,4 +1,4 @@
-//! Examines a program before it is started: finds its file, follows scripts, and determines its rights.
+//! Examines a program before it is started: finds its file, follows `#!` lines, and determines its privileges.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -21,22 +21,24 @@ use ka_reach::{file, privilege, user};
 pub(crate) struct Program {
     /// The path for execve(2).
     pub(crate) path: PathBuf,
-    /// The scripts that lead to `executable`, each of which is the interpreter of the one before. With `#!/usr/bin/env`,
+    /// The scripts between `path` and `executable`. Each is the interpreter of the one before. With `#!/usr/bin/env`,
     /// env(1) is one of them.
     pub(crate) scripts: Vec<PathBuf>,
-    /// The file that runs in the end: the program itself, or the interpreter of the last script.
+    /// The file that the kernel finally executes: the program itself, or the interpreter of the last script.
     pub(crate) executable: PathBuf,
     /// The contents of `executable`. `None` if it is not an ELF file, or cannot be read.
     pub(crate) elf: Option<Elf>,
-    /// Why the kernel sets `AT_SECURE`, so that the loader ignores LD_PRELOAD. `None` if it does not.
+    /// The reason why the kernel sets `AT_SECURE`, so that the loader ignores LD_PRELOAD. `None` if the kernel does
+    /// not.
     pub(crate) secure: Option<&'static str>,
     /// Whether env(1) in a `#!` line removes or changes LD_PRELOAD.
     pub(crate) drops_preload: bool,
     /// Whether the file is neither an ELF file nor a script with `#!`. The shell runs it, as with execvp(3).
     pub(crate) is_plain_text: bool,
-    /// Why a preloaded library does not get into the program that this one starts. `None` if it does, or if unknown.
+    /// The reason why a preloaded library does not reach the program that this one starts. `None` if it does, or if
+    /// unknown.
     pub(crate) loses_preload: Option<String>,
-    /// Set if a server may do the program's work.
+    /// The entry of the table of clients, if a server may do the program's work.
     pub(crate) client: Option<&'static Client>,
     /// The program that this one becomes or starts, as nice(1) does, if known.
     pub(crate) starts: Option<Box<Program>>,
@@ -45,7 +47,7 @@ pub(crate) struct Program {
 /// The maximum number of launchers before a program.
 const MAX_LAUNCHERS: u32 = 20;
 
-/// How many scripts the kernel follows. fs/exec.c, `exec_binprm`
+/// The maximum number of scripts that the kernel follows. fs/exec.c, `exec_binprm`
 const MAX_SCRIPTS: usize = 5;
 
 impl Program {
@@ -69,7 +71,8 @@ impl Program {
         Ok(program)
     }
 
-    /// Finds the program of a command line, and examines its file and its arguments. The first word is its name.
+    /// Finds the program of a command line, and examines its file and its arguments. The first word is the program's
+    /// name.
     pub(crate) fn from_command(words: &[OsString]) -> Result<Self, Failure> {
         let (name, arguments) =
             words.split_first().map_or((OsStr::new(""), &[][..]), |(name, rest)| (name, rest));
@@ -78,7 +81,8 @@ impl Program {
         Ok(program)
     }
 
-    /// Looks the program up by name: whether it starts another program, and keeps LD_PRELOAD.
+    /// Determines by the program's name and arguments whether it starts another program, and whether it keeps
+    /// LD_PRELOAD.
     fn examine_arguments(&mut self, arguments: &[OsString], launchers: u32) {
         let is_program = |word: &OsStr| search(word).is_ok();
         self.loses_preload = wrapper::preload_loss(self.name(), arguments, is_program);
@@ -97,13 +101,13 @@ impl Program {
         std::iter::successors(Some(self), |program| program.starts.as_deref())
     }
 
-    /// Follows `#!` lines to the file that runs in the end.
+    /// Follows `#!` lines to the file that the kernel finally executes.
     fn follow_scripts(&mut self) -> Result<(), Failure> {
         while let Some(Interpreter { path, argument }) = interpreter(&self.executable) {
             self.scripts.push(self.executable.clone());
             if self.scripts.len() > MAX_SCRIPTS {
                 return Err(Failure::new(format_args!(
-                    "{}: its #! lines lead nowhere: the kernel follows {MAX_SCRIPTS}",
+                    "{}: too many #! lines: the kernel follows at most {MAX_SCRIPTS} scripts",
                     self.path.display()
                 ))
                 .with_status(NOT_EXECUTABLE));
@@ -113,7 +117,7 @@ impl Program {
             if let Err(error) = found.and_then(|metadata| file::check_regular(&metadata)) {
                 let script = self.scripts.last().unwrap_or(&self.path);
                 let why = match error.kind() {
-                    io::ErrorKind::NotFound => "it is not there".to_owned(),
+                    io::ErrorKind::NotFound => "no such file".to_owned(),
                     _ => reason(&error),
                 };
                 return Err(Failure::new(format_args!(
@@ -155,7 +159,7 @@ impl Program {
         search(env.command.first()?).ok()
     }
 
-    /// The file name of `path`.
+    /// Returns the file name of `path`.
     pub(crate) fn name(&self) -> &OsStr {
         self.path.file_name().unwrap_or_default()
     }
@@ -173,19 +177,19 @@ fn search(name: &OsStr) -> Result<PathBuf, Failure> {
         file::check_executable(path)
     };
     if name.is_empty() {
-        return Err(not_found("no program has an empty name"));
+        return Err(not_found("the name of the program is empty"));
     }
     if name.as_bytes().contains(&b'/') {
         let path = PathBuf::from(name);
         return match check(&path) {
             Ok(()) => Ok(path),
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
-                Err(not_found("there is no such program"))
+                Err(not_found("no such program"))
             }
             Err(error) => Err(refused(&path, &reason(&error))),
         };
     }
-    // Without PATH, glibc searches these two folders.
+    // If PATH is not set, glibc searches these two directories.
     let folders = env::var_os("PATH").unwrap_or_else(|| OsString::from("/bin:/usr/bin"));
     let mut denied = None;
     for folder in folders.as_bytes().split(|byte| *byte == b':') {
@@ -201,7 +205,7 @@ fn search(name: &OsStr) -> Result<PathBuf, Failure> {
     }
     match denied {
         Some((path, error)) => Err(refused(&path, &reason(&error))),
-        None => Err(not_found("there is no such program on PATH")),
+        None => Err(not_found("no such program on PATH")),
     }
 }
 
@@ -211,8 +215,8 @@ struct Interpreter {
     argument: Option<Vec<u8>>,
 }
 
-/// Reads the first line of a script as the kernel does: at most 256 bytes. Blanks and tabs surround the interpreter's
-/// path. The rest of the line is one argument. fs/binfmt_script.c
+/// Reads the first line of a script as the kernel does: at most 256 bytes. Blanks and tabs may surround the
+/// interpreter's path, and the rest of the line is one argument. fs/binfmt_script.c
 fn interpreter(path: &Path) -> Option<Interpreter> {
     let mut start = Vec::new();
     file::open_regular(path).ok()?.take(256).read_to_end(&mut start).ok()?;
@@ -228,22 +232,24 @@ fn interpreter(path: &Path) -> Option<Interpreter> {
 }
 
 const SETUID: u32 = 0o4000;
-/// The setgid bit has this meaning only if the group may execute the file. Otherwise it meant mandatory locking.
+/// The bits of a setgid file: the setgid bit, and execute permission for the group. Without that permission, the setgid
+/// bit used to mean mandatory locking.
 const SETGID: u32 = 0o2010;
 
-/// Describes the properties of a file that give a program other rights than its user's: setuid, setgid, capabilities.
+/// Describes the properties of a file that give a program more privileges than its user has: setuid, setgid,
+/// capabilities.
 pub(crate) fn privilege_facts(path: &Path) -> Vec<String> {
     let Ok(metadata) = fs::metadata(path) else { return Vec::new() };
     if file::is_nosuid(path) {
         let is_marked = metadata.mode() & (SETUID | 0o2000) != 0 || file::has_capabilities(path);
-        let fact = "it is on a file system mounted nosuid, so its setuid or setgid bit or file capabilities have no effect";
+        let fact = "it is on a file system mounted nosuid, so its setuid bit, setgid bit and file capabilities have no effect";
         return if is_marked { vec![fact.to_owned()] } else { Vec::new() };
     }
     let setuid = metadata.mode() & SETUID != 0;
     let setgid = metadata.mode() & SETGID == SETGID;
     [
-        setuid.then(|| format!("it is setuid: it runs as user {}, whoever starts it", metadata.uid())),
-        setgid.then(|| format!("it is setgid: it runs as group {}, whoever starts it", metadata.gid())),
+        setuid.then(|| format!("it is setuid: it always runs as user {}", metadata.uid())),
+        setgid.then(|| format!("it is setgid: it always runs as group {}", metadata.gid())),
         file::has_capabilities(path).then(|| "it has file capabilities".to_owned()),
     ]
     .into_iter()
@@ -251,12 +257,12 @@ pub(crate) fn privilege_facts(path: &Path) -> Vec<String> {
     .collect()
 }
 
-/// Returns the reason why the program will have more rights than its user, so that the loader ignores LD_PRELOAD. ld.so(8),
-/// "Secure-execution mode"; security/commoncap.c, `cap_bprm_creds_from_file`
+/// Returns the reason why the program gets more privileges than its user, so that the loader ignores LD_PRELOAD.
+/// ld.so(8), "Secure-execution mode"; security/commoncap.c, `cap_bprm_creds_from_file`
 fn secure_execution(path: &Path) -> Option<&'static str> {
     let ((user, effective_user), (group, effective_group)) = (user::users(), user::groups());
     if user != effective_user || group != effective_group {
-        return Some("ka itself runs with another's rights");
+        return Some("ka's real and effective IDs differ");
     }
     let metadata = fs::metadata(path).ok()?;
     if privilege::has_no_new_privileges() || file::is_nosuid(path) {

@@ -1,5 +1,5 @@
-//! Programs that start another program, which ka recognizes by name. Wrappers start it without the preloaded library, some
-//! only with certain options. Launchers keep the library.
+//! Programs that start another program. ka recognizes them by name. Wrappers start it without the preloaded library,
+//! some of them only with certain options. Launchers keep the library.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
@@ -16,26 +16,26 @@ struct Wrapper {
     loss: Loss,
 }
 
-/// The arguments with which a wrapper loses the library.
+/// The condition under which a wrapper loses the library.
 enum When {
     /// Any arguments.
     Always,
-    /// One of these options. The second string lists the short options that take an argument.
+    /// One of these options is given. The second string lists the short options that take an argument.
     Options(&'static [&'static str], &'static str),
-    /// su(1) and runuser(1): a login shell, unless `-w` names LD_PRELOAD.
+    /// For su(1) and runuser(1): they start a login shell, and `-w` does not name LD_PRELOAD.
     Login,
-    /// env(1): an empty environment, or a changed LD_PRELOAD.
+    /// For env(1): it clears the environment, or changes LD_PRELOAD.
     Env,
 }
 
-/// How a wrapper keeps the library out of the program that it starts.
+/// The reason why the library does not reach the program that a wrapper starts.
 #[derive(Clone, Copy)]
 enum Loss {
-    /// It removes LD_PRELOAD from the environment.
+    /// The wrapper removes LD_PRELOAD from the environment.
     Removed,
-    /// It sets LD_PRELOAD to another library.
+    /// The wrapper sets LD_PRELOAD to another library.
     Replaced,
-    /// It changes the root folder, so the path of the library may not exist.
+    /// The wrapper changes the root directory, where the path of the library may not exist.
     Root,
 }
 
@@ -45,7 +45,7 @@ impl Loss {
             Self::Removed => "starts its program without LD_PRELOAD",
             Self::Replaced => "replaces LD_PRELOAD with its own library",
             Self::Root => {
-                "starts its program in another root folder, where libka_preload.so may not be at the same path"
+                "starts its program in another root directory, which may not contain libka_preload.so"
             }
         }
     }
@@ -55,10 +55,10 @@ const fn wrapper(names: &'static [&'static str], when: When, loss: Loss) -> Wrap
     Wrapper { names, when, loss }
 }
 
-/// Tried on Debian 12, except pkexec, run0, login, flatpak, systemd-nspawn, schroot and the container tools, which need
-/// more than a test can provide. On Debian 12, faketime, fakeroot, fakechroot, eatmydata, stdbuf, torsocks and
-/// proxychains4 keep the contents of LD_PRELOAD. su, runuser, setpriv, unshare and nsenter keep them too without the
-/// options listed here.
+/// The known wrappers. We tried them on Debian 12, except pkexec, run0, login, flatpak, systemd-nspawn, schroot and the
+/// container tools, which a test cannot set up. faketime, fakeroot, fakechroot, eatmydata, stdbuf, torsocks and
+/// proxychains4 are not here, because on Debian 12 they keep the contents of LD_PRELOAD. Without the options listed
+/// here, su, runuser, setpriv, unshare and nsenter keep them too.
 static WRAPPERS: [Wrapper; 13] = [
     wrapper(CHANGES_USER, When::Always, Loss::Removed),
     wrapper(&["sudoedit", "login"], When::Always, Loss::Removed),
@@ -93,7 +93,7 @@ static WRAPPERS: [Wrapper; 13] = [
     wrapper(&["start-stop-daemon"], When::Options(&["-r", "--chroot"], "xnsugkNIPpdrRcOa"), Loss::Root),
 ];
 
-/// Programs that start the first program among their arguments and keep its environment and root folder.
+/// Programs that start the first program among their arguments, and keep the environment and the root directory.
 const LAUNCHERS: [&str; 37] = [
     "cgexec",
     "choom",
@@ -134,9 +134,9 @@ const LAUNCHERS: [&str; 37] = [
     "unshare",
 ];
 
-/// Explains why a preloaded library does not get into the program that this one starts. `None` if it does, or if this
-/// program is not a wrapper. `is_program` returns whether a word names a program, so that the options before it are those
-/// of the wrapper.
+/// Explains why a preloaded library does not reach the program that this one starts. Returns `None` if it does, or if
+/// this program is not a wrapper. `is_program` returns whether a word names a program. Options before this word belong
+/// to the wrapper.
 pub(crate) fn preload_loss(
     name: &OsStr,
     arguments: &[OsString],
@@ -147,7 +147,7 @@ pub(crate) fn preload_loss(
         When::Always => true,
         When::Options(wanted, with_argument) => has_option(arguments, wanted, with_argument, is_program),
         When::Login => {
-            // The name of a user may also be the name of a program.
+            // The name of a user may also be the name of a program, so do not stop at programs.
             let is_login = has_option(arguments, &["-", "-l", "--login"], "cgGsuTw", |_| false);
             let has_name =
                 |word: &OsString| word.as_bytes().windows(PRELOAD.len()).any(|part| part == PRELOAD);
@@ -158,7 +158,7 @@ pub(crate) fn preload_loss(
     is_lost.then(|| format!("{} {}", name.display(), wrapper.loss.description()))
 }
 
-/// Describes the options with which this wrapper loses a preloaded library. `None` if it always or never does.
+/// Describes the options with which this wrapper loses a preloaded library. Returns `None` if it always or never does.
 pub(crate) fn options_fact(name: &OsStr) -> Option<String> {
     let wrapper = find(name)?;
     let with = match wrapper.when {
@@ -167,7 +167,7 @@ pub(crate) fn options_fact(name: &OsStr) -> Option<String> {
         When::Login => "-, -l or --login".to_owned(),
         When::Env => "-i, -u LD_PRELOAD or LD_PRELOAD=".to_owned(),
     };
-    Some(format!("with {with} it {}: ka run takes seccomp then", wrapper.loss.description()))
+    Some(format!("with {with}, it {}; ka run then uses seccomp", wrapper.loss.description()))
 }
 
 /// Programs that start their arguments as another user.
@@ -191,7 +191,7 @@ fn contains(names: &[&str], name: &OsStr) -> bool {
     names.iter().any(|known| OsStr::new(known) == name)
 }
 
-/// Returns the program that a launcher starts, and its arguments. `None` if this program is not a launcher.
+/// Returns the program that a launcher starts, and its arguments. Returns `None` if this program is not a launcher.
 pub(crate) fn started_command(
     name: &OsStr,
     arguments: &[OsString],
@@ -209,8 +209,8 @@ pub(crate) fn started_command(
     arguments.get(place..).map(<[OsString]>::to_vec)
 }
 
-/// Returns whether one of these options precedes the program that is started. `with_argument` lists the short options that
-/// take an argument.
+/// Returns whether one of these options precedes the program that is started. `with_argument` lists the short options
+/// that take an argument.
 fn has_option(
     arguments: &[OsString],
     wanted: &[&str],

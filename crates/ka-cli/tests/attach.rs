@@ -141,7 +141,7 @@ fn attach_names_the_policy_of_ka_run() {
             (status, out.as_str()),
             (0, "3 sockets set to 60,10,6 (mode force), 0 unchanged, 0 failed\n")
         );
-        let policy = ": 280,30,5 (mode force) applies to the sockets that the process opens later\n";
+        let policy = ": 280,30,5 (mode force) applies to sockets that the process opens later\n";
         assert!(err.contains(of) && err.ends_with(policy) && err.lines().count() == 1, "{err}");
         let (_, out, _) = outcome(ka().args(["attach", "--json", &pid]));
         let report: Value = serde_json::from_str(&out).unwrap();
@@ -189,17 +189,17 @@ fn undo_restores_the_earlier_values() {
     let undo = |args: &[&str]| outcome(ka().arg("attach").arg("--undo").arg(&file).args(args));
     let (status, out, err) = undo(&["--dry-run"]);
     assert_eq!((status, err.as_str()), (0, ""));
-    assert!(out.ends_with("3 sockets would be set back, 0 unchanged, 0 failed\n"), "{out}");
-    assert!(holder.look()[..3].iter().all(|options| options.timers[0] == 280));
-    assert_eq!(undo(&[]), (0, "3 sockets set back, 0 unchanged, 0 failed\n".to_owned(), String::new()));
+    assert!(out.ends_with("3 sockets would be set back to the earlier settings, 0 unchanged, 0 failed\n"), "{out}");
+    assert!(holder.look()[..3].iter().all(|told| told.timers[0] == 280));
+    assert_eq!(undo(&[]), (0, "3 sockets set back to the earlier settings, 0 unchanged, 0 failed\n".to_owned(), String::new()));
     assert_eq!(holder.look()[..3], before[..], "and the connection that was opened since is left alone");
-    assert_eq!(undo(&[]), (0, "0 sockets set back, 3 unchanged, 0 failed\n".to_owned(), String::new()));
+    assert_eq!(undo(&[]), (0, "0 sockets set back to the earlier settings, 3 unchanged, 0 failed\n".to_owned(), String::new()));
     holder.end();
     assert_eq!(
         undo(&[]),
         (
             0,
-            "0 sockets set back, 0 unchanged, 0 failed; 3 sockets not found (closed, or the process has ended)\n".to_owned(),
+            "0 sockets set back to the earlier settings, 0 unchanged, 0 failed; 3 sockets not found (closed, or the process has ended)\n".to_owned(),
             String::new()
         )
     );
@@ -219,7 +219,7 @@ fn undo_restores_the_earlier_values() {
     }
     // Nothing was set, so there is nothing to undo.
     fs::write(&file, "{\"sockets\": []}").unwrap();
-    assert_eq!(undo(&[]), (0, "0 sockets set back, 0 unchanged, 0 failed\n".to_owned(), String::new()));
+    assert_eq!(undo(&[]), (0, "0 sockets set back to the earlier settings, 0 unchanged, 0 failed\n".to_owned(), String::new()));
     // This FIFO has no writer, so a read would block forever.
     fs::remove_file(&file).unwrap();
     succeed(Command::new("mkfifo").arg(&file));
@@ -350,8 +350,8 @@ fn sockets_that_are_not_tcp_are_left_alone() {
 }
 
 #[test]
-fn multipath_tcp_sockets_get_the_policy() {
-    const NOTE: &str = "without the user timeout: Multipath TCP has none";
+fn multipath_tcp_has_it_too() {
+    const NOTE: &str = "without the user timeout: Multipath TCP does not support it";
     if !has_mptcp() {
         return;
     }
@@ -530,7 +530,7 @@ fn all_and_user_select_processes() {
     );
     roots.assert_all(60, 10, 6);
     let (status, _, err) = outcome(ka().args(["attach", "--user", "no such user"]));
-    assert_eq!((status, err.as_str()), (2, "ka: attach: --user no such user: there is no such user\n"));
+    assert_eq!((status, err.as_str()), (2, "ka: attach: --user no such user: no such user\n"));
     for args in
         [&["attach"][..], &["attach", "--all", "1"], &["attach", "0"], &["attach", "--interval", "1s", "1"]]
     {
@@ -647,7 +647,7 @@ fn a_signal_ends_spread_at_once() {
         child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
         assert_eq!(
             out,
-            "1 socket set to 60,10,6 (mode force), 0 unchanged, 0 failed; 2 sockets of any kind not examined, because a signal came\n"
+            "1 socket set to 60,10,6 (mode force), 0 unchanged, 0 failed; 2 sockets of any type not examined, because a signal came\n"
         );
         assert_eq!(holder.look().iter().filter(|options| options.on).count(), 1);
     }

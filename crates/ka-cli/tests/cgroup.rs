@@ -324,7 +324,7 @@ fn the_policy_of_the_cgroup_above_overrides() {
     attached(&ka_cgroup(&["attach", "-d", "50"], &below));
     // attach reports which policies below the new one overrides, and in which mode.
     let (status, _, err) = ka_cgroup(&["attach", "-d", "90"], &cgroup.0);
-    let overrides = "it overrides the policies of cgroups below: ";
+    let overrides = "the new policy overrides the policies of cgroups below: ";
     assert!(status == 0 && err.starts_with(&format!("ka: cgroup attach: {overrides}")), "{err}");
     assert!(err.ends_with("/below (idle=50,intvl=10,cnt=6)\n"), "{err}");
     let (status, _, err) = ka_cgroup(&["attach", "-d", "90", "--mode", "default"], &cgroup.0);
@@ -338,10 +338,10 @@ fn the_policy_of_the_cgroup_above_overrides() {
     assert_eq!(said, [(&90.into(), &true.into()), (&50.into(), &false.into())]);
     assert!(ka_cgroup(&["ls"], &below).1.lines().nth(1).unwrap().contains(" (above)"));
     Holder::start(&mut within(&below, holder())).assert_all(90, 10, 6);
-    // attach to the cgroup below warns about this.
-    let holds = " above it has idle=90,intvl=10,cnt=6 in mode force, which overrides this policy\n";
+    // Who attaches to the one below is told.
+    let holds = " above, idle=90,intvl=10,cnt=6 in mode force, overrides this policy\n";
     let (status, _, err) = ka_cgroup(&["attach", "-d", "50"], &below);
-    assert!(status == 0 && err.starts_with("ka: cgroup attach: /") && err.ends_with(holds), "{err}");
+    assert!(status == 0 && err.starts_with("ka: cgroup attach: the policy of /") && err.ends_with(holds), "{err}");
     attached(&ka_cgroup(&["attach", "-d", "90"], &below));
     // `ka run` in the cgroup below warns too, by each way, unless the policies are equal.
     let said = "ka: run: the policy of the cgroup holds, whatever is asked for: 90,10,6 (ka cgroup ls)\n";
@@ -498,7 +498,7 @@ fn failures_are_reported() {
         assert!(status == 2 && out.is_empty() && err.contains(expected), "{args:?}: {status} {err}");
     }
     let (status, out, err) = outcome(ka().env("KA_MODE", "floor").args(["cgroup", "attach", path]));
-    assert!(status == 2 && out.is_empty() && err.contains("a cgroup has no such mode"), "{err}");
+    assert!(status == 2 && out.is_empty() && err.contains("a cgroup cannot have it"), "{err}");
     let (status, out, _) = outcome(ka().env("KA_POLICY", "280,30,5").args(["cgroup", "attach", path]));
     assert!(status == 0 && out.contains(": idle=280,intvl=30,cnt=5, mode force; "), "{out}");
     detach(Path::new(path));
@@ -522,7 +522,7 @@ fn failures_are_reported() {
     wrapped.arg(ka().get_program()).args(["cgroup", "attach", path]);
     let (status, out, err) = outcome(&mut wrapped);
     assert!(
-        status == 1 && out.ends_with("0 sockets set, 0 unchanged, 0 failed; not all were looked at\n"),
+        status == 1 && out.ends_with("0 sockets set, 0 unchanged, 0 failed; some were not examined\n"),
         "{out}{err}"
     );
     assert!(err.contains("the open sockets were not set: needs CAP_PERFMON"), "{err}");
@@ -533,7 +533,7 @@ fn failures_are_reported() {
     wrapped.arg(ka().get_program()).args(["cgroup", "ls", "--json", path]);
     let (status, out, err) = outcome(&mut wrapped);
     assert!(
-        status == 0 && err.contains("only what ka cgroup attach keeps is listed: the rest needs CAP_"),
+        status == 0 && err.contains("only the pinned policies of ka cgroup attach are listed: to list the others, ka needs CAP_"),
         "{out}{err}"
     );
     let rows: Value = serde_json::from_str(&out).unwrap();
@@ -763,7 +763,7 @@ fn open_sockets_in_other_network_namespaces_are_set() {
     wrapped.args(["--bounding-set", "-sys_admin"]).arg(ka().get_program()).args(["cgroup", "attach"]);
     let (status, out, err) = outcome(wrapped.arg(&cgroup.0));
     assert!(
-        status == 1 && out.ends_with("; 3 sockets set, 0 unchanged, 0 failed; not all were looked at\n"),
+        status == 1 && out.ends_with("; 3 sockets set, 0 unchanged, 0 failed; some were not examined\n"),
         "{out}{err}"
     );
     assert_eq!(
@@ -776,10 +776,10 @@ fn open_sockets_in_other_network_namespaces_are_set() {
     wrapped.args(["--pid", "--fork", "--mount-proc"]).arg(ka().get_program()).args(["cgroup", "attach"]);
     let (status, out, err) = outcome(wrapped.arg(&cgroup.0));
     assert!(
-        status == 1 && out.ends_with("; 0 sockets set, 3 unchanged, 0 failed; not all were looked at\n"),
+        status == 1 && out.ends_with("; 0 sockets set, 3 unchanged, 0 failed; some were not examined\n"),
         "{out}{err}"
     );
-    assert!(err.starts_with("ka: cgroup attach: 3 of its processes could not be examined"), "{err}");
+    assert!(err.starts_with("ka: cgroup attach: 3 processes could not be examined"), "{err}");
 
     let result = ka_cgroup(&["attach", "-p", "280,30,5"], &cgroup.0);
     assert_eq!(attached(&result), "9 sockets set, 0 unchanged, 0 failed");
@@ -884,7 +884,7 @@ fn deep_and_unreadable_cgroups_are_set_or_reported() {
     wrapped.args(["--bounding-set", "-dac_override,-dac_read_search"]);
     wrapped.arg(ka().get_program()).args(["cgroup", "attach", "-p", "50,5,5"]).arg(&cgroup.0);
     let (status, out, err) = outcome(&mut wrapped);
-    assert!(status == 1 && out.ends_with("; not all were looked at\n"), "{out}{err}");
+    assert!(status == 1 && out.ends_with("; some were not examined\n"), "{out}{err}");
     assert!(err.contains("1 cgroup was not looked at") && err.contains("CAP_DAC_READ_SEARCH"), "{err}");
     victim.assert_all(50, 5, 5);
     let mut wrapped = Command::new("setpriv");
@@ -946,7 +946,7 @@ fn a_held_lock_does_not_block_the_sweep() {
     assert!(victim.look().iter().any(|options| options.on && options.timers == [280, 30, 5, 0]));
     let mut line = String::new();
     BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.ends_with(" 0 failed; not all were looked at\n"), "{line}");
+    assert!(line.ends_with(" 0 failed; some were not examined\n"), "{line}");
     victim.assert_all(280, 30, 5);
     // SAFETY: the child is ours, and was not waited for.
     unsafe { libc::kill(running.0.id().try_into().unwrap(), libc::SIGTERM) };
@@ -1000,7 +1000,7 @@ fn empty_cgroups_that_ka_run_left_are_removed() {
     assert_eq!((status, err.as_str()), (0, ""));
     assert!(
         out.ends_with(&format!(
-            "/ka-run-{}: empty, removed\n",
+            "/ka-run-{}: removed the empty cgroup\n",
             left.display().to_string().rsplit('-').next().unwrap()
         )),
         "{out}"
@@ -1178,8 +1178,8 @@ fn attach_via_bpf_sets_every_socket_of_a_network_namespace() {
     assert_eq!(sockets.iter().filter(|socket| socket["pid"] == holder.pid()).count(), 3, "{report}");
     for (args, expected) in [
         (&["attach", "--via", "bpf", "1"][..], "it wants --all"),
-        (&["attach", "--via", "bpf", "--all", "--follow"], "ka cgroup attach sees to those"),
-        (&["attach", "--via", "bpf", "--all", "--spread", "1s"], "spreads nothing"),
+        (&["attach", "--via", "bpf", "--all", "--follow"], "use ka cgroup attach for later sockets"),
+        (&["attach", "--via", "bpf", "--all", "--spread", "1s"], "--spread has no effect"),
         (
             &["attach", "--via", "bpf", "--all", "-p", "idle=5,user_timeout=auto,keep"],
             "needs idle, intvl and cnt",

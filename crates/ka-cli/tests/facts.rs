@@ -57,7 +57,7 @@ fn check_names_the_ways_that_reach_a_program() {
     let (status, _, err) = outcome(ka().args(["check", "no-such-program"]));
     assert_eq!(
         (status, err.as_str()),
-        (127, "ka: check: no-such-program: there is no such program on PATH\n")
+        (127, "ka: check: no-such-program: no such program on PATH\n")
     );
 }
 
@@ -202,7 +202,7 @@ fn check_names_the_sockets_that_the_shim_missed() {
         let in_force = if is_on {
             "in force: the policy of libka_preload.so: 60,10,6 (mode "
         } else {
-            "in force: none: libka_preload.so leaves it alone (KA_POLICY=off or KA_SKIP)"
+            "in force: none: libka_preload.so leaves the process alone (KA_POLICY=off or KA_SKIP)"
         };
         assert!(text.contains(in_force), "{text}");
         assert_eq!(text.contains("with 1 rule (KA_RULES)"), name == "KA_RULES", "{text}");
@@ -348,7 +348,7 @@ fn check_recognizes_wrappers() {
     for (name, preloaded, fact) in [
         ("sudo", false, "sudo starts its program without LD_PRELOAD"),
         ("mptcpize", false, "mptcpize replaces LD_PRELOAD with its own library"),
-        ("bwrap", false, "bwrap starts its program in another root folder"),
+        ("bwrap", false, "bwrap starts its program in another root directory"),
         ("env", true, "with -i, -u LD_PRELOAD or LD_PRELOAD= it starts its program without LD_PRELOAD"),
         ("su", true, "with -, -l or --login it starts its program without LD_PRELOAD"),
         ("other", true, ""),

@@ -321,7 +321,7 @@ fn a_cgroup_gets_its_policy_while_a_lock_is_held() {
     let named = format!("process {} (evil): its socket fd {} {BLOCKED}", evil.pid(), evil.said[0]);
     // The kernel had set some of them when it blocked.
     let counts =
-        format!("; {} sockets set, 0 unchanged, 0 failed; not all were looked at", 6 + evil.others().len());
+        format!("; {} sockets set, 0 unchanged, 0 failed; some were not examined", 6 + evil.others().len());
     let mut check = |mode: &str, idle: i32, err: &str| {
         assert!(err.contains(&named), "{mode}: {err}");
         before.assert_all(idle, 30, 5);

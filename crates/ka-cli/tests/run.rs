@@ -464,8 +464,8 @@ fn exit_statuses_distinguish_failures_of_ka_and_of_the_program() {
     fs::write(&script, "#!/bin/sh\n").unwrap();
     let not_executable = script.to_str().unwrap();
     for (program, status, message) in [
-        (&["no-such-program"][..], 127, "ka: run: no-such-program: there is no such program on PATH\n"),
-        (&["/no/such/program"], 127, "ka: run: /no/such/program: there is no such program\n"),
+        (&["no-such-program"][..], 127, "ka: run: no-such-program: no such program on PATH\n"),
+        (&["/no/such/program"], 127, "ka: run: /no/such/program: no such program\n"),
         (&["/"], 126, "ka: run: /: is a directory\n"),
         (&["/etc/passwd"], 126, "ka: run: /etc/passwd: Permission denied\n"),
         (&[not_executable], 126, ""),

@@ -128,7 +128,7 @@ fn wrappers_that_lose_the_shim_are_run_under_a_supervisor() {
         (&["mptcpize", "run", seen, "listen"], "mptcpize replaces LD_PRELOAD with its own library"),
         (
             &["bwrap", "--clearenv", "--bind", "/", "/", seen, "listen"],
-            "bwrap starts its program in another root folder",
+            "bwrap starts its program in another root directory",
         ),
     ] {
         if !has_tool(words[0]) {
@@ -171,7 +171,7 @@ fn wrappers_that_lose_the_shim_are_run_under_a_supervisor() {
     }
 }
 
-/// In another root folder the loader does not find the shim.
+/// In another root directory the loader does not find the shim.
 #[test]
 fn programs_in_another_root_folder_are_run_under_a_supervisor() {
     if !is_root() {
@@ -199,7 +199,7 @@ fn programs_in_another_root_folder_are_run_under_a_supervisor() {
         let (status, out, err) = outcome(ka().args(["run", "-v", "-d", "97", "--"]).args(words));
         assert_eq!((status, out.as_str()), (0, "1 97 10 6 0\n"), "{words:?}: {err}");
         let why =
-            format!("ka: preload does not reach it: {} starts its program in another root folder", words[0]);
+            format!("ka: preload does not reach it: {} starts its program in another root directory", words[0]);
         assert!(err.starts_with(&why), "{words:?}: {err}");
     }
 }

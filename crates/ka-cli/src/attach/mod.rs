@@ -37,14 +37,14 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
         mode,
         port: args.port,
         dry_run: args.dry_run,
-        // Ask for the addresses and values only if they are printed.
+        // Read the addresses and values only if ka prints them.
         describe: args.json || args.verbose || args.dry_run,
         before: undo.as_ref().map(|undo| &undo.before),
     };
     let user = args.user.as_deref().map(user).transpose()?;
-    let is_via_kernel = args.via == AttachVia::Bpf;
-    if is_via_kernel {
-        check_via_kernel(args)?;
+    let is_via_bpf = args.via == AttachVia::Bpf;
+    if is_via_bpf {
+        check_via_bpf(args)?;
         if !skip.is_empty() {
             let _ = writeln!(
                 io::stderr(),
@@ -58,7 +58,7 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
         None if args.pids.is_empty() => Processes::All { user, skip },
         None => Processes::Named(NamedProcess::open_all(args.pids.iter().copied(), false, &mut report)),
     };
-    // Setting sockets over a time can take long. A signal ends it with a summary.
+    // --follow and --spread can take a long time. If a signal comes, ka prints the summary and ends.
     let takes_long = args.follow || args.spread.is_some();
     let termination = takes_long.then(signal::termination).transpose().map_err(|error| failed(&error))?;
     let mut attach = Attach::new(change, processes, report);
@@ -70,11 +70,11 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
         follow(&mut attach, args, &mut printer)?;
         return Ok(status(&attach.report, args));
     }
-    if is_via_kernel {
+    if is_via_bpf {
         attach.through_kernel().map_err(|error| match error {
             ka_reach::Error::Unlisted(_) => Failure::new(format_args!("attach: {error}")),
             error => Failure::new(format_args!(
-                "attach: --via bpf: {error}; without --via bpf, ka attach goes through the processes"
+                "attach: --via bpf: {error}; without --via bpf, ka attach reaches sockets through their processes"
             )),
         })?;
     } else {
@@ -91,21 +91,21 @@ fn failed(error: &io::Error) -> Failure {
     Failure::new(format_args!("attach: {}", reason(error)))
 }
 
-/// Returns the ID of a user, who is given by name or by number.
+/// Returns the ID of a user. The text is a name or an ID.
 fn user(name: &OsStr) -> Result<u32, Failure> {
     let number = name.to_str().and_then(|digits| digits.parse().ok());
     user::named(name)
         .or(number)
-        .ok_or_else(|| Failure::new(format_args!("attach: --user {}: there is no such user", name.display())))
+        .ok_or_else(|| Failure::new(format_args!("attach: --user {}: no such user", name.display())))
 }
 
-/// Rejects options that the kernel's iterator cannot follow. The iterator visits sockets, not processes, and visits each
-/// socket once.
-fn check_via_kernel(args: &args::Attach) -> Result<(), Failure> {
+/// Rejects options that `--via bpf` does not support. The kernel's iterator visits sockets, not processes, and visits
+/// each socket once.
+fn check_via_bpf(args: &args::Attach) -> Result<(), Failure> {
     let wrong = [
-        (!args.all, "it sets every socket of this network namespace, so it wants --all"),
-        (args.follow, "it goes through the sockets once: ka cgroup attach sees to those that come later"),
-        (args.spread.is_some(), "it sets them in one pass, and spreads nothing"),
+        (!args.all, "it sets every socket of this network namespace, so it needs --all"),
+        (args.follow, "it visits the sockets once and cannot follow; use ka cgroup attach for later sockets"),
+        (args.spread.is_some(), "it sets all sockets in one pass, so --spread has no effect"),
     ];
     match wrong.into_iter().find(|(is_wrong, _)| *is_wrong) {
         Some((_, why)) => Err(Failure::new(format_args!("attach: --via bpf: {why}"))),
@@ -147,8 +147,8 @@ fn follow(attach: &mut Attach<'_>, args: &args::Attach, printer: &mut Printer<'_
     Ok(printer.print_summary(&attach.report)?)
 }
 
-/// Returns the exit status. --follow usually ends by a signal, so the sockets that are left then are a failure only with
-/// --spread.
+/// Returns the exit status. A signal is the normal end of --follow. So sockets that are not set at that time are a
+/// failure only with --spread.
 fn status(report: &Report, args: &args::Attach) -> i32 {
     let is_end = args.follow && args.spread.is_none();
     let left = if is_end { 0 } else { report.not_asked + report.not_examined };

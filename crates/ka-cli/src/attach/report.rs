@@ -1,4 +1,4 @@
-//! The results of `ka attach`, as lines, messages and JSON.
+//! Prints the results of `ka attach`: as lines, messages and JSON.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
@@ -15,14 +15,14 @@ use crate::args;
 use crate::json;
 use crate::process_policy::describe_later;
 
-/// The note for a socket that has all of the policy except its user timeout.
-const NO_USER_TIMEOUT: &str = "without the user timeout: Multipath TCP has none";
+/// The note for a socket that has all of the policy except the user timeout.
+const NO_USER_TIMEOUT: &str = "without the user timeout: Multipath TCP does not support it";
 
 /// Prints the results.
 pub(super) struct Printer<'a> {
     args: &'a args::Attach,
     change: Change<'a>,
-    /// What was printed, if JSON is made of it at the end.
+    /// The results so far. Kept only for JSON without --follow, which is printed at the end.
     results: Vec<SocketResult>,
     policies: Vec<ProcessPolicy>,
 }
@@ -32,9 +32,9 @@ impl<'a> Printer<'a> {
         Self { args, change, results: Vec::new(), policies: Vec::new() }
     }
 
-    /// Prints the results of a run that does not follow.
+    /// Prints the results of a run without --follow.
     pub(super) fn print_all(&mut self, report: &mut Report) -> io::Result<()> {
-        /// A dry run with more results than this starts with the summary.
+        /// If a dry run has more results than this, the summary is printed first.
         const MANY: usize = 20;
         if self.args.dry_run && !self.args.json && report.results.len() > MANY {
             self.print_summary(report)?;
@@ -44,7 +44,7 @@ impl<'a> Printer<'a> {
         self.print_summary(report)
     }
 
-    /// Prints the results of one round, and takes them out of the report.
+    /// Prints the results of one round, and removes them from the report.
     pub(super) fn print_round(&mut self, report: &mut Report) -> io::Result<()> {
         let results = std::mem::take(&mut report.results);
         if !self.args.json {
@@ -65,7 +65,7 @@ impl<'a> Printer<'a> {
 
     fn print_lines(&self, results: &[SocketResult]) -> io::Result<()> {
         let mut out = BufWriter::new(io::stdout().lock());
-        // If many processes fail for the same reason, it is printed once, with their names.
+        // If several processes fail for the same reason, print the reason once, with their names.
         let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for result in results {
             let pid = result.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
@@ -101,7 +101,7 @@ impl<'a> Printer<'a> {
             let who = std::mem::take(&mut report.unknown).into_iter().map(process::title).collect();
             print_message(
                 who,
-                "whether another policy of ka applies is unknown: its memory maps did not answer within 2 s",
+                "unknown whether another policy of ka applies: /proc/PID/maps did not answer within 2 s",
             );
         }
         if !self.args.follow {
@@ -125,16 +125,16 @@ impl<'a> Printer<'a> {
         let Report { set, unchanged, failed, without_user_timeout, .. } = report;
         let would = if self.args.dry_run { "would be set" } else { "set" };
         let to = if self.change.before.is_some() {
-            "back".to_owned()
+            "back to the earlier settings".to_owned()
         } else {
             format!("to {}", policy_text(&self.change))
         };
         write!(out, "{} {would} {to}, {unchanged} unchanged, {failed} failed", text::count(*set, "socket"))?;
         for (count, what, why) in [
             (report.not_found, "socket", "not found (closed, or the process has ended)"),
-            (report.denied, "process", "not examined, because ka may not do so"),
+            (report.denied, "process", "not examined (permission denied)"),
             (report.skipped, "process", "left alone (KA_SKIP)"),
-            (report.not_asked, "socket", "of any kind not examined, because a signal came"),
+            (report.not_asked, "socket", "of any type not examined, because a signal came"),
             (report.not_examined, "process", "not examined, because a signal came"),
         ] {
             if count > 0 {
@@ -174,7 +174,7 @@ pub(super) fn policy_text(change: &Change<'_>) -> String {
     format!("{} (mode {})", text::brief(&change.policy), change.mode.name())
 }
 
-/// Prints a message about processes. Names only some of them, if there are many.
+/// Prints a message about processes. If there are many, names only the first ones.
 fn print_message(who: Vec<String>, message: &str) {
     const NAMED: usize = 5;
     let more = who.len().saturating_sub(NAMED);
@@ -183,7 +183,7 @@ fn print_message(who: Vec<String>, message: &str) {
     let _ = writeln!(io::stderr(), "ka: attach: {names}: {}", text::visible(message.as_bytes()));
 }
 
-/// Formats the two addresses of a socket: `192.0.2.1:443 -> 198.51.100.1:50000`, with * for a missing one.
+/// Formats the two addresses of a socket: `192.0.2.1:443 -> 198.51.100.1:50000`. A missing address is `*`.
 pub(crate) fn arrow(local: Option<SocketAddr>, peer: Option<SocketAddr>) -> String {
     let end = |end: Option<SocketAddr>| end.map_or_else(|| "*".to_owned(), |end| end.to_string());
     format!("{} -> {}", end(local), end(peer))
@@ -236,7 +236,7 @@ struct Other {
     way: &'static str,
     /// The supervisor's PID, or the cgroup.
     of: Option<String>,
-    /// `off` if the process is left alone.
+    /// The policy, or `off` if libka_preload.so leaves the process alone.
     policy: String,
     mode: &'static str,
     rules: usize,

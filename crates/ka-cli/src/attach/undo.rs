@@ -1,4 +1,4 @@
-//! `ka attach --undo`: the earlier settings of sockets, from the output of an earlier `ka attach --json`.
+//! `ka attach --undo`: reads the earlier settings of sockets from the output of an earlier `ka attach --json`.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::report::Values;
 use crate::failure::Failure;
 
-/// The sockets that an earlier `ka attach --json` has set.
+/// The sockets that an earlier `ka attach --json` set, and their settings before that.
 pub(super) struct Undo {
     pub(super) pids: BTreeSet<i32>,
     /// The earlier settings of each socket, by inode.
@@ -23,7 +23,7 @@ pub(super) struct Undo {
     not_restorable: Vec<(i32, Settings)>,
 }
 
-/// A socket in the output of `ka attach --json`, as far as --undo reads it.
+/// The fields of a socket in the output of `ka attach --json` that --undo reads.
 #[derive(Deserialize)]
 struct Row {
     pid: Option<i32>,
@@ -32,14 +32,14 @@ struct Row {
     before: Option<Values>,
 }
 
-/// The output of `ka attach --json` without --follow, as far as --undo reads it.
+/// The part of the output of `ka attach --json` without --follow that --undo reads.
 #[derive(Deserialize)]
 struct Summary {
     sockets: Vec<Row>,
 }
 
 impl Undo {
-    /// Reads the JSON of `ka attach --json`, also with --follow.
+    /// Reads the output of `ka attach --json`, with or without --follow.
     pub(super) fn read(path: &Path) -> Result<Self, Failure> {
         let wrong =
             |why: &dyn fmt::Display| Failure::new(format_args!("attach: --undo {}: {why}", path.display()));
@@ -67,7 +67,7 @@ impl Undo {
                 continue;
             };
             undo.pids.insert(pid);
-            // The first row of a socket has its oldest settings.
+            // The first row of a socket has the oldest settings.
             undo.before.entry(inode).or_insert(config);
         }
         if without > 0 {

@@ -28,7 +28,7 @@ struct Attached {
     set: usize,
     unchanged: usize,
     failed: usize,
-    /// The open sockets that were left out, and the reasons.
+    /// The reasons why some open sockets were not examined.
     left: Vec<String>,
 }
 
@@ -40,7 +40,7 @@ pub(super) fn attach(args: &args::CgroupAttach) -> Outcome {
         return Err(super::failed(
             "attach",
             format_args!(
-                "{} is the root cgroup, so the policy would apply to all programs of this machine; if you want that, add \
+                "{} is the root cgroup, so the policy would apply to all programs of this machine; to allow this, add \
                  --whole-machine",
                 text::visible(cgroup.name().as_bytes())
             ),
@@ -51,7 +51,7 @@ pub(super) fn attach(args: &args::CgroupAttach) -> Outcome {
         host::check_bpffs().map_err(failed)?;
     }
     let programs = Programs::load(policy).map_err(|error| {
-        super::failed("attach", format_args!("{error}; ka run and ka attach --follow need nothing of that"))
+        super::failed("attach", format_args!("{error}; ka run and ka attach --follow work without this"))
     })?;
     let held = if args.foreground {
         Some(Held::new(&cgroup, &programs).map_err(failed)?)
@@ -64,7 +64,7 @@ pub(super) fn attach(args: &args::CgroupAttach) -> Outcome {
             .send("READY=1\nSTATUS=The policy is in force for new sockets. Open sockets are being set.");
     }
     let overriding = cgroup.overriding(policy);
-    // New sockets have the policy from here on, so it is enough to visit the open sockets once.
+    // From here on, new sockets get the policy, so it is enough to visit the open sockets once.
     let reset_watchdog = || {
         if let Some(held) = &held {
             held.notify.reset_watchdog();
@@ -80,7 +80,7 @@ pub(super) fn attach(args: &args::CgroupAttach) -> Outcome {
         let cgroup = text::visible(cgroup.as_bytes());
         warn(
             "attach",
-            format_args!("{cgroup} above it has {config} in mode force, which overrides this policy"),
+            format_args!("the policy of {cgroup} above, {config} in mode force, overrides this policy"),
         );
     }
     if let Some(overridden) = overridden {
@@ -117,13 +117,13 @@ pub(super) fn attach(args: &args::CgroupAttach) -> Outcome {
 fn chosen(args: &args::CgroupAttach) -> Result<Policy<'static>, Failure> {
     let Chosen { policy, mode, skip } = policy_sources::choose("cgroup attach", &args.policy, args.mode)?;
     if !skip.is_empty() {
-        warn("attach", "KA_SKIP is ignored here: the kernel sets the sockets of all programs");
+        warn("attach", "KA_SKIP is ignored: the kernel sets the sockets of all programs");
     }
     policy_flags::check_on(&policy)?;
     if mode == Mode::Floor {
         return Err(super::failed(
             "attach",
-            "KA_MODE=floor, in the environment or /etc/ka.conf: a cgroup has no such mode; use --mode force or --mode default",
+            "KA_MODE=floor, in the environment or /etc/ka.conf: a cgroup cannot have it; use --mode force or --mode default",
         ));
     }
     Ok(Policy::new(policy, mode))
@@ -138,7 +138,7 @@ impl Attached {
         } else {
             let Self { cgroup, policy, mode, set, unchanged, failed, left } = self;
             let cgroup = text::visible(cgroup.as_bytes());
-            let incomplete = if left.is_empty() { "" } else { "; not all were looked at" };
+            let incomplete = if left.is_empty() { "" } else { "; some were not examined" };
             writeln!(
                 out,
                 "{cgroup}: {policy}, mode {mode}; {} set, {unchanged} unchanged, {failed} failed{incomplete}",
@@ -156,13 +156,13 @@ fn overridden_text(overridden: &Overridden) -> String {
         .map(|InForce { cgroup, config, .. }| format!("{} ({config})", text::visible(cgroup.as_bytes())));
     let more = (overridden.more > 0).then(|| format!("{} more", overridden.more));
     let all: Vec<_> = policies.chain(more).collect();
-    format!("it overrides the policies of cgroups below: {}", all.join(", "))
+    format!("the new policy overrides the policies of cgroups below: {}", all.join(", "))
 }
 
 fn left_out_text(left: LeftOut, mode: Mode) -> String {
     let instead = instead(mode);
     match left {
-        LeftOut::CgroupRemoved => "it has been removed".to_owned(),
+        LeftOut::CgroupRemoved => "the cgroup has been removed".to_owned(),
         LeftOut::All(error) => format!("the open sockets were not set: {error}; {instead}"),
         LeftOut::Networks { count, error } => {
             let namespaces = text::count(count, "other network namespace");
@@ -170,7 +170,7 @@ fn left_out_text(left: LeftOut, mode: Mode) -> String {
         }
         LeftOut::Network { inode, error } => {
             let why = error.map_or_else(
-                || "a program holds the lock of a socket there".to_owned(),
+                || "a program holds the lock of a socket in it".to_owned(),
                 |error| error.to_string(),
             );
             format!("some or all open sockets in network namespace {inode} were not set: {why}; {instead}")
@@ -181,8 +181,9 @@ fn left_out_text(left: LeftOut, mode: Mode) -> String {
         LeftOut::Cgroups(skip) => skip.to_string(),
         LeftOut::Search(error) => format!("the search for other network namespaces failed: {error}"),
         LeftOut::Processes(count) => format!(
-            "{count} of its processes could not be examined, so only their sockets in ka's own network namespace were set: \
-             needs CAP_SYS_PTRACE, and their PIDs in ka's PID namespace"
+            "{} could not be examined, so only sockets in ka's own network namespace were set (needs CAP_SYS_PTRACE, and \
+             PIDs in ka's PID namespace)",
+            text::count(count, "process")
         ),
         LeftOut::Socket(why) => why,
         LeftOut::WorkerDied => {
@@ -193,15 +194,16 @@ fn left_out_text(left: LeftOut, mode: Mode) -> String {
     }
 }
 
-/// Names the command that reaches the sockets that were left out.
+/// Returns the command that reaches the sockets that were left out.
 const fn instead(mode: Mode) -> &'static str {
     match mode {
-        Mode::Force => "use ka attach PID before ka cgroup attach; afterwards mode force overrides it",
+        Mode::Force => "use ka attach PID before ka cgroup attach, because mode force overrides it afterwards",
         _ => "use ka attach PID",
     }
 }
 
-/// A policy that is attached while this process runs: the kernel detaches it when nobody holds the links.
+/// A policy that is in force while this process runs. The kernel detaches it when the descriptors of the links are
+/// closed.
 struct Held {
     links: Links,
     termination: OwnedFd,
@@ -210,18 +212,18 @@ struct Held {
 
 impl Held {
     fn new(cgroup: &Cgroup, programs: &Programs) -> ka_reach::Result<Self> {
-        // From here on a signal ends this process in an orderly way.
+        // From here on, a signal does not kill this process, but makes `wait` return.
         let termination = signal::termination()?;
         signal::reap_children_automatically();
         let links = programs.link(cgroup)?;
         Ok(Self { links, termination, notify: Notify::from_environment() })
     }
 
-    /// Waits for a signal, or until the cgroup is removed. When this returns, no policy is in force.
+    /// Waits for a signal, or until the cgroup is removed. Afterwards, the policy is no longer in force.
     ///
-    /// The wait only needs bpf(2) queries about ka's own links, so ka drops all other capabilities first.
+    /// While it waits, ka only queries its own links with bpf(2). So it first drops all capabilities except CAP_BPF.
     fn wait(self, attached: &Attached) -> io::Result<()> {
-        /// The kernel does not report the removal of a cgroup, so ka polls.
+        /// The time between two checks whether the cgroup still exists. The kernel does not report its removal.
         const INTERVAL: Duration = Duration::from_secs(5);
         if let Err(error) = host::keep_only_bpf() {
             warn("attach", format_args!("cannot drop capabilities: {}", reason(&error)));

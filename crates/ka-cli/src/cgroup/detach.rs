@@ -21,7 +21,8 @@ pub(super) fn detach(args: &args::CgroupDetach) -> Outcome {
     host::check_bpffs().map_err(failed)?;
     Pins::check_root().map_err(failed)?;
     let _lock = Pins::lock().map_err(failed)?;
-    // The names of the cgroups whose policies are detached, and of the removed cgroups.
+    // The names of the cgroups whose policies are detached, by ID, and the names of the abandoned cgroups that were
+    // removed.
     let (mut names, mut removed) = (HashMap::new(), Vec::new());
     let all = match &args.cgroup {
         None => {
@@ -48,15 +49,15 @@ pub(super) fn detach(args: &args::CgroupDetach) -> Outcome {
             let mut pins = Pins::of(&cgroup);
             if pins.is_empty() {
                 let why = if cgroup.policies().is_ok_and(|policies| !policies.is_empty()) {
-                    "its policy is not kept here, but by ka run --via cgroup, until its program ends, by ka cgroup attach \
-                     --foreground, until that does, or by another bpffs"
+                    "its policy is not pinned in this bpffs. It ends with the program of ka run --via cgroup, or with ka \
+                     cgroup attach --foreground, or it is pinned in another bpffs"
                 } else {
-                    "it has no policy of its own (ka cgroup ls shows which have)"
+                    "it has no policy of its own (ka cgroup ls lists the cgroups that have one)"
                 };
                 let failure = super::failed("detach", format_args!("{}: {why}", cgroup.name()));
                 return Err(failure.with_status(FOUND));
             }
-            // The folder is named after this cgroup, even if its links do not name a cgroup.
+            // The folder of the pins has the ID of this cgroup, even if the links do not name a cgroup.
             for pins in &mut pins {
                 pins.owner = Owner::Cgroup(cgroup.id);
             }
@@ -86,14 +87,15 @@ pub(super) fn detach(args: &args::CgroupDetach) -> Outcome {
         }
     }
     for name in removed {
-        writeln!(out, "{}: empty, removed", text::visible(name.as_bytes()))?;
+        writeln!(out, "{}: removed the empty cgroup", text::visible(name.as_bytes()))?;
     }
     out.flush()?;
     Ok(0)
 }
 
-/// Removes an empty cgroup of `ka run --via cgroup` that is left because ka was killed. The cgroup must have a policy
-/// of ka, because anybody can give a cgroup such a name.
+/// Removes an empty cgroup that `ka run --via cgroup` left behind because it was killed. Other software can give a
+/// cgroup the same name, so this function checks that the cgroup has a policy of ka. Returns whether it removed the
+/// cgroup.
 fn remove_abandoned(cgroup: &Cgroup) -> bool {
     cgroup.path.file_name().is_some_and(via::is_abandoned)
         && cgroup.policies().is_ok_and(|policies| !policies.is_empty())

@@ -26,9 +26,9 @@ struct Row {
     idle: Option<i32>,
     intvl: Option<i32>,
     cnt: Option<i32>,
-    /// The folder of the pins. `None` if the policy is not pinned.
+    /// The directory of the pins. `None` if the policy is not pinned.
     pinned: Option<PathBuf>,
-    /// The cgroup is above the requested one, and its policy is in force there too.
+    /// Whether the cgroup is above the requested one. Its policy is also in force in the requested cgroup.
     above: bool,
 }
 
@@ -53,7 +53,7 @@ pub(super) fn ls(args: &args::CgroupLs) -> Outcome {
     let root = Cgroup::named(args.cgroup.as_deref().unwrap_or("/".as_ref()))
         .map_err(|error| super::failed("ls", error))?;
     let mut rows = Vec::new();
-    // Removed cgroups cannot be told apart, so all of them share one row.
+    // Removed cgroups have no names, so all of them share one row.
     let (mut pins, mut removed) = (HashMap::new(), None);
     for one in Pins::all() {
         match one.owner {
@@ -76,10 +76,10 @@ pub(super) fn ls(args: &args::CgroupLs) -> Outcome {
         Ok(())
     });
     let skipped = match walked {
-        // CAP_BPF and access to the folder suffice to read the pins.
+        // To read the pins, ka needs only CAP_BPF and access to their directory.
         Err(error) if error.raw_os_error() == Some(libc::EPERM) && Pins::can_list() => {
             let why = query_error(error);
-            warn("ls", format_args!("only what ka cgroup attach keeps is listed: the rest {why}"));
+            warn("ls", format_args!("only the pinned policies of ka cgroup attach are listed: to list the others, ka {why}"));
             let walked = walk(&root, |cgroup| {
                 if let Some(pins) = pins.get(&cgroup.id) {
                     rows.push(Row::new(cgroup, pins.policy()?, Some(pins)));
@@ -117,7 +117,7 @@ fn write_table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
         Column::elastic("CGROUP", 10),
         Column::left("MODE"),
         Column::left("POLICY"),
-        Column::elastic("KEPT", 10),
+        Column::elastic("PINNED", 10),
     ];
     if rows.is_empty() {
         return writeln!(out, "no cgroup has a policy");
@@ -130,14 +130,14 @@ fn write_table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
                 .as_ref()
                 .map_or("(removed)".into(), |name| text::visible(name.as_bytes()).into_owned());
             let cgroup = if row.above { format!("{cgroup} (above)") } else { cgroup };
-            let kept = row.pinned.as_ref().map_or("until it ends".into(), |path| {
+            let pinned = row.pinned.as_ref().map_or("no, ends with ka".into(), |path| {
                 text::visible(path.as_os_str().as_encoded_bytes()).into_owned()
             });
             vec![
                 cgroup.into(),
                 row.mode.unwrap_or("-").into(),
                 row.policy.clone().unwrap_or_else(|| "-".to_owned()).into(),
-                kept.into(),
+                pinned.into(),
             ]
         })
         .collect();

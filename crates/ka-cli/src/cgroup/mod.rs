@@ -1,7 +1,8 @@
-//! `ka cgroup`: a policy for all programs of a cgroup, those that run and those that start later.
+//! `ka cgroup`: gives all programs of a cgroup a policy, also programs that start later.
 //!
-//! BPF programs that are attached to the cgroup apply the policy ([`ka_reach::bpf`]). The policy stays when ka has ended,
-//! because ka pins it in the bpf filesystem ([`ka_reach::cgroup::Pins`]). With `--foreground` it ends with ka.
+//! ka attaches BPF programs to the cgroup, which apply the policy ([`ka_reach::bpf`]). ka pins them in the bpf
+//! filesystem ([`ka_reach::cgroup::Pins`]), so the policy stays after ka has ended. With `--foreground`, the policy
+//! ends with ka.
 
 mod attach;
 mod detach;
