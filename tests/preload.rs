@@ -205,21 +205,13 @@ fn a_bad_value_is_named_once_and_the_default_applies() {
             "1 60 10 6 0",
             "ka: KA_IDLE=\"abc\": must be a time, as 60, 60s or 5m; ignored\n",
         ),
-        (
-            &[("KA_IDLE", "")],
-            "1 60 10 6 0",
-            "ka: KA_IDLE: must be a time, as 60, 60s or 5m; ignored\n",
-        ),
+        (&[("KA_IDLE", "")], "1 60 10 6 0", "ka: KA_IDLE: must be a time, as 60, 60s or 5m; ignored\n"),
         (
             &[("KA_POLICY", "30,5,3"), ("KA_IDLE", "0")],
             "1 30 5 3 0",
             "ka: KA_IDLE=\"0\": idle must be 1..32767 s; ignored\n",
         ),
-        (
-            &[("KA_CNT", "99999")],
-            "1 60 10 6 0",
-            "ka: KA_CNT=\"99999\": cnt must be 1..127 probes; ignored\n",
-        ),
+        (&[("KA_CNT", "99999")], "1 60 10 6 0", "ka: KA_CNT=\"99999\": cnt must be 1..127 probes; ignored\n"),
         (
             &[("KA_POLICY", "30,5,3"), ("KA_USER_TIMEOUT", "30")],
             "1 30 5 3 0",
@@ -943,10 +935,8 @@ fn the_shim_names_unreadable_files_once() {
     assert_eq!(quiet, ("1 60 10 6 0".into(), String::new()));
     assert_eq!(readable, ("1 9 10 4 0".into(), String::new()));
     assert_eq!(missing, ("1 60 10 4 0".into(), String::new()));
-    let complaint = format!(
-        "ka: KA_LOG=\"{}\": must be a file that this user can write; ignored\n",
-        log.display()
-    );
+    let complaint =
+        format!("ka: KA_LOG=\"{}\": must be a file that this user can write; ignored\n", log.display());
     assert_eq!((logged, lines.as_str()), (("1 60 10 6 0".into(), complaint), ""));
 }
 
@@ -969,8 +959,7 @@ fn the_file_is_read_first_and_the_environment_overrides_it() {
         )
     };
     let file = "# a comment\n\nKA_POLICY=\"30,5,3\"\n KA_CNT=4 \nKA_NONSENSE=1\n";
-    let complaint =
-        "ka: /etc/ka.conf: \"KA_NONSENSE=1\": must be a KA_ variable and its value; ignored\n";
+    let complaint = "ka: /etc/ka.conf: \"KA_NONSENSE=1\": must be a KA_ variable and its value; ignored\n";
     assert_eq!(run(file, "", ""), ("1 30 5 4 0".into(), complaint.into()));
     assert_eq!(run(file, "", "KA_QUIET=1 KA_CNT=5 KA_IDLE=9"), ("1 9 5 5 0".into(), String::new()));
     assert_eq!(run("KA_POLICY=30,5,3", "", "KA_QUIET=1 KA_POLICY=x"), ("1 30 5 3 0".into(), String::new()));

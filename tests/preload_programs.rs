@@ -407,7 +407,8 @@ fn an_ssh_master() {
     let output = succeed(ssh.client(&mut run, &["-S", &path, host, "echo through it"]));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "through it\n");
     let said = stderr(&output);
-    let hint = "ka: ssh: it may hand its work to the ssh master of this host, if one is running (ControlPath)";
+    let hint =
+        "ka: ssh: it may hand its work to the ssh master of this host, if one is running (ControlPath)";
     assert!(said.contains(hint) && said.contains("`ssh -O check HOST` prints its PID"), "{said}");
     let before = connections();
     assert!(before.lines().count() == 1 && !before.contains("timer:(keepalive"), "{before}");

@@ -546,7 +546,8 @@ pub(crate) struct CgroupDetach {
 
 Status: 1 if ka could not examine some cgroups. ka names them and the reason on standard error.
 
-Needs CAP_NET_ADMIN and CAP_SYS_ADMIN. If root has only CAP_BPF, ka lists only the policies that ka cgroup attach has pinned.")]
+Needs CAP_NET_ADMIN and CAP_SYS_ADMIN. If root has only CAP_BPF, ka lists only the policies that ka cgroup \
+attach has pinned.")]
 pub(crate) struct CgroupLs {
     /// List only this cgroup, the cgroups below it, and the policies of cgroups above that are in force in it
     #[arg(value_name = "CGROUP")]

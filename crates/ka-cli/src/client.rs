@@ -154,7 +154,8 @@ impl Client {
     /// Explains that a server may do the work, and how to reach the server.
     pub(crate) fn text(&self) -> String {
         format!(
-            "it may hand its work to {}. ka run does not reach a server that is already running; ka attach --follow PID does: {}",
+            "it may hand its work to {}. ka run does not reach a server that is already running; ka attach \
+             --follow PID does: {}",
             self.server, self.how
         )
     }

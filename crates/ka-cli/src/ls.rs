@@ -369,9 +369,8 @@ fn hint(rows: &[Row<'_>], off: bool) -> Option<String> {
     }
     let unknown = rows.iter().filter(|row| row.keepalive.is_none()).count();
     let of = count(unknown, "socket");
-    (off && unknown > 0).then(|| {
-        format!("keepalive of {of} is unknown: ka could not read it through a process or by eBPF")
-    })
+    (off && unknown > 0)
+        .then(|| format!("keepalive of {of} is unknown: ka could not read it through a process or by eBPF"))
 }
 
 fn cells(row: &Row<'_>) -> Vec<Cell> {

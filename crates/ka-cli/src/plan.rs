@@ -54,7 +54,9 @@ fn config(args: &args::Plan) -> Result<Config, Failure> {
     } else {
         let said = args.policy.unwrap_or(Config::STANDARD);
         if said.enabled() != Some(true) {
-            return Err(Failure::new(format_args!("plan: --policy {said}: the policy must turn keepalive on")));
+            return Err(Failure::new(format_args!(
+                "plan: --policy {said}: the policy must turn keepalive on"
+            )));
         }
         said.on_top_of(&Config::STANDARD)
             .map_err(|error| Failure::new(format_args!("plan: --policy: {error}")))
@@ -301,12 +303,7 @@ impl Plan {
         let text = |letters: Vec<char>| letters.into_iter().collect::<String>().trim_end().to_owned();
         writeln!(out, "    {}", text(bar))?;
         writeln!(out, "    {} s", text(labels))?;
-        writeln!(
-            out,
-            "    last packet, {} {}, dead",
-            probes,
-            if probes == 1 { "probe" } else { "probes" }
-        )
+        writeln!(out, "    last packet, {} {}, dead", probes, if probes == 1 { "probe" } else { "probes" })
     }
 }
 
@@ -367,12 +364,8 @@ fn list(out: &mut impl Write, json: bool) -> Result<(), Failure> {
         writeln!(out)?;
         return Ok(());
     }
-    let columns = [
-        Column::left("PRESET"),
-        Column::right("IDLE LIMIT"),
-        Column::left("POLICY"),
-        Column::left("SOURCE"),
-    ];
+    let columns =
+        [Column::left("PRESET"), Column::right("IDLE LIMIT"), Column::left("POLICY"), Column::left("SOURCE")];
     let rows: Vec<Vec<Cell>> = presets
         .iter()
         .map(|preset| {

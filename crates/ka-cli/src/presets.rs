@@ -123,9 +123,8 @@ mod tests {
             ("fortigat", "fortigate"),
             ("fortinet-ngfw", "fortigate"),
         ] {
-            let message = format!(
-                "{name}: no such preset; did you mean {candidates}? All presets: ka plan --list"
-            );
+            let message =
+                format!("{name}: no such preset; did you mean {candidates}? All presets: ka plan --list");
             assert_eq!(unknown(name), message);
         }
         assert_eq!(unknown("x"), "x: no such preset; all presets: ka plan --list");

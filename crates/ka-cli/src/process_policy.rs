@@ -24,7 +24,8 @@ pub(crate) fn describe(policy: &ProcessPolicy) -> String {
 /// Describes the policy of the sockets that the process opens later.
 pub(crate) fn describe_later(policy: &ProcessPolicy) -> String {
     if policy.is_off {
-        "libka_preload.so leaves the process alone (KA_POLICY=off or KA_SKIP): sockets that it opens later get no policy"
+        "libka_preload.so leaves the process alone (KA_POLICY=off or KA_SKIP): sockets that it opens later get \
+         no policy"
             .to_owned()
     } else {
         format!("{} applies to sockets that the process opens later", describe(policy))

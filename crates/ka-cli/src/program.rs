@@ -242,7 +242,8 @@ pub(crate) fn privilege_facts(path: &Path) -> Vec<String> {
     let Ok(metadata) = fs::metadata(path) else { return Vec::new() };
     if file::is_nosuid(path) {
         let is_marked = metadata.mode() & (SETUID | 0o2000) != 0 || file::has_capabilities(path);
-        let fact = "it is on a file system mounted nosuid, so its setuid bit, setgid bit and file capabilities have no effect";
+        let fact = "it is on a file system mounted nosuid, so its setuid bit, setgid bit and file \
+                    capabilities have no effect";
         return if is_marked { vec![fact.to_owned()] } else { Vec::new() };
     }
     let setuid = metadata.mode() & SETUID != 0;

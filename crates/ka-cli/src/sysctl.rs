@@ -85,9 +85,11 @@ fn refused(path: &Path, error: &io::Error) -> Failure {
             let instead = if user::users().1 == 0 { "" } else { " (try sudo)" };
             format!("needs CAP_NET_ADMIN in this network namespace{instead}; nothing was set")
         }
-        Some(libc::EROFS) => "/proc/sys is mounted read-only here, as in most containers; nothing was set. Set it \
+        Some(libc::EROFS) => {
+            "/proc/sys is mounted read-only here, as in most containers; nothing was set. Set it \
                               on the host, or with --sysctl of the container's runtime"
-            .to_owned(),
+                .to_owned()
+        }
         _ => format!("{}; nothing was set", reason(error)),
     };
     Failure::new(format_args!("defaults: {}: {why}", path.display()))

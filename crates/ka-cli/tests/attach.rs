@@ -189,11 +189,20 @@ fn undo_restores_the_earlier_values() {
     let undo = |args: &[&str]| outcome(ka().arg("attach").arg("--undo").arg(&file).args(args));
     let (status, out, err) = undo(&["--dry-run"]);
     assert_eq!((status, err.as_str()), (0, ""));
-    assert!(out.ends_with("3 sockets would be set back to the earlier settings, 0 unchanged, 0 failed\n"), "{out}");
+    assert!(
+        out.ends_with("3 sockets would be set back to the earlier settings, 0 unchanged, 0 failed\n"),
+        "{out}"
+    );
     assert!(holder.look()[..3].iter().all(|told| told.timers[0] == 280));
-    assert_eq!(undo(&[]), (0, "3 sockets set back to the earlier settings, 0 unchanged, 0 failed\n".to_owned(), String::new()));
+    assert_eq!(
+        undo(&[]),
+        (0, "3 sockets set back to the earlier settings, 0 unchanged, 0 failed\n".to_owned(), String::new())
+    );
     assert_eq!(holder.look()[..3], before[..], "and the connection that was opened since is left alone");
-    assert_eq!(undo(&[]), (0, "0 sockets set back to the earlier settings, 3 unchanged, 0 failed\n".to_owned(), String::new()));
+    assert_eq!(
+        undo(&[]),
+        (0, "0 sockets set back to the earlier settings, 3 unchanged, 0 failed\n".to_owned(), String::new())
+    );
     holder.end();
     assert_eq!(
         undo(&[]),
@@ -219,7 +228,10 @@ fn undo_restores_the_earlier_values() {
     }
     // Nothing was set, so there is nothing to undo.
     fs::write(&file, "{\"sockets\": []}").unwrap();
-    assert_eq!(undo(&[]), (0, "0 sockets set back to the earlier settings, 0 unchanged, 0 failed\n".to_owned(), String::new()));
+    assert_eq!(
+        undo(&[]),
+        (0, "0 sockets set back to the earlier settings, 0 unchanged, 0 failed\n".to_owned(), String::new())
+    );
     // This FIFO has no writer, so a read would block forever.
     fs::remove_file(&file).unwrap();
     succeed(Command::new("mkfifo").arg(&file));

@@ -341,10 +341,13 @@ fn the_policy_of_the_cgroup_above_overrides() {
     // Who attaches to the one below is told.
     let holds = " above, idle=90,intvl=10,cnt=6 in mode force, overrides this policy\n";
     let (status, _, err) = ka_cgroup(&["attach", "-d", "50"], &below);
-    assert!(status == 0 && err.starts_with("ka: cgroup attach: the policy of /") && err.ends_with(holds), "{err}");
+    assert!(
+        status == 0 && err.starts_with("ka: cgroup attach: the policy of /") && err.ends_with(holds),
+        "{err}"
+    );
     attached(&ka_cgroup(&["attach", "-d", "90"], &below));
-    // `ka run` in the cgroup below warns too, by each way, unless the policies are equal.
-    let said = "ka: run: the policy of the cgroup holds, whatever is asked for: 90,10,6 (ka cgroup ls)\n";
+    // So is who runs a program in it, whichever way; not where that is what was asked for.
+    let said = "ka: run: the policy of the cgroup, 90,10,6, overrides the requested one (see ka cgroup ls)\n";
     for way in ["preload", "seccomp", "cgroup"] {
         for (idle, said) in [("30", said), ("90", "")] {
             let mut run = within(&below, &release().join("ka"));
@@ -533,7 +536,10 @@ fn failures_are_reported() {
     wrapped.arg(ka().get_program()).args(["cgroup", "ls", "--json", path]);
     let (status, out, err) = outcome(&mut wrapped);
     assert!(
-        status == 0 && err.contains("only the pinned policies of ka cgroup attach are listed: to list the others, ka needs CAP_"),
+        status == 0
+            && err.contains(
+                "only the pinned policies of ka cgroup attach are listed: to list the others, ka needs CAP_"
+            ),
         "{out}{err}"
     );
     let rows: Value = serde_json::from_str(&out).unwrap();
@@ -1052,8 +1058,8 @@ fn run_via_cgroup_runs_the_program_in_its_own_cgroup() {
     assert_eq!(status, 126, "{err}");
     eventually("the cgroups are removed, and one that was left before", || runs(&cgroup) == 0);
     for (args, variable, expected) in [
-        (&["--mode", "floor", "--", "true"][..], "", "mode floor is for the shim"),
-        (&["--", "true"], "peer=10.0.0.0/8 skip", "KA_RULES are for the shim"),
+        (&["--mode", "floor", "--", "true"][..], "", "mode floor is not available in cgroups"),
+        (&["--", "true"], "peer=10.0.0.0/8 skip", "KA_RULES is not available in cgroups"),
     ] {
         let (status, _, err) = outcome(run_within(&cgroup, args).env("KA_RULES", variable));
         assert!(status == 125 && err.contains(expected), "{err}");

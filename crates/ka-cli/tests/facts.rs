@@ -39,7 +39,7 @@ fn check_names_the_ways_that_reach_a_program() {
         (Path::new("nginx"), true, "dynamic, its loader is "),
         (holder(), true, "dynamic, its loader is "),
         (static_holder(), false, "static"),
-        (go_holder(), false, "made by Go"),
+        (go_holder(), false, "built with Go"),
     ] {
         let (found, text, err) = outcome(ka().arg("check").arg(program));
         assert_eq!((found, err.as_str()), (0, ""), "{text}");
@@ -47,18 +47,15 @@ fn check_names_the_ways_that_reach_a_program() {
         let report = json_of(ka().args(["check", "--json"]).arg(program));
         assert_eq!(way(&report, "preload")["reaches"], preloaded, "{report}");
         assert_eq!(way(&report, "seccomp")["reaches"], true, "{report}");
-        // Children of the program may differ from it.
-        let children = text.contains("programs that it starts are not: ka run --via seccomp");
+        // Its children need not be as it is.
+        let children = text.contains("does not reach static, Go and 32-bit programs that it starts");
         assert_eq!(children, preloaded, "{text}");
         // The suggested command works.
         let command = report["command"].as_str().unwrap();
         assert!(command.contains("ka run -- "), "{command}");
     }
     let (status, _, err) = outcome(ka().args(["check", "no-such-program"]));
-    assert_eq!(
-        (status, err.as_str()),
-        (127, "ka: check: no-such-program: no such program on PATH\n")
-    );
+    assert_eq!((status, err.as_str()), (127, "ka: check: no-such-program: no such program on PATH\n"));
 }
 
 /// check reports, to root too, that a program gets more rights than its user. It does not suggest ways that the
@@ -79,11 +76,11 @@ fn check_reports_programs_with_more_rights() {
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
     succeed(Command::new("setcap").arg("cap_net_raw+ep").arg(&capable));
     for (program, mark) in
-        [(&setuid, "it is setuid: it runs as user 0"), (&capable, "it has file capabilities")]
+        [(&setuid, "it is setuid: it always runs as user 0"), (&capable, "it has file capabilities")]
     {
         let report = json_of(ka().args(["check", "--json"]).arg(program));
         let facts = report["facts"].to_string();
-        assert!(facts.contains(mark) && facts.contains("fewer rights"), "{report}");
+        assert!(facts.contains(mark) && facts.contains("fewer privileges"), "{report}");
         assert_eq!(way(&report, "attach")["reaches"], true, "{report}");
         let report = json_of(&mut as_nobody(bare(&own).args(["check", "--json"]).arg(program)));
         assert!(report["facts"].to_string().contains(mark), "{report}");
@@ -111,7 +108,7 @@ fn check_reports_the_available_ways() {
     let (status, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).arg("check")));
     assert_eq!(status, 1);
     for line in [
-        "preload  no      libka_preload.so is not there: looked for ",
+        "preload  no      cannot find libka_preload.so: looked for ",
         "bpf      no      needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (run ka as root)",
     ] {
         assert!(out.contains(line), "{out}");
@@ -166,7 +163,7 @@ fn check_names_the_ways_that_reach_a_process() {
 fn check_names_the_sockets_that_the_shim_missed() {
     let program = raw(&["-O2", "-DBOTH"]);
     let (_, text, _) = outcome(ka().arg("check").arg(&program));
-    let own = format!("{} also has system-call instructions of its own for sockets", program.display());
+    let own = format!("{} also makes system calls for sockets itself", program.display());
     assert!(text.contains(&own) && text.contains("\npreload  yes  "), "{text}");
 
     let running = Staying::start(ka().args(["run", "--via", "preload", "--"]).arg(&program).arg("stay"));
@@ -184,7 +181,7 @@ fn check_names_the_sockets_that_the_shim_missed() {
     assert_eq!(outcome(ka().args(["attach", &pid])).0, 0);
     assert!(running.sockets().iter().all(|options| options.on));
     let (status, text, _) = outcome(ka().args(["check", &pid]));
-    assert!(status == 0 && text.contains("nothing: it is under ka already"), "{text}");
+    assert!(status == 0 && text.contains("none: a policy of ka applies already"), "{text}");
     assert_eq!(running.end(), 0);
 
     // The settings may be the reason why the shim has missed a socket.
@@ -192,7 +189,11 @@ fn check_names_the_sockets_that_the_shim_missed() {
         ("KA_RULES", "lport=1-65535 skip", "; a rule of KA_RULES leaves it alone\n"),
         ("KA_SKIP", "raw-*", "\n  reason: KA_SKIP=raw-* leaves this program alone\n"),
         ("KA_POLICY", "off", "\n  reason: KA_POLICY=off\n"),
-        ("KA_MODE", "default", "\n  possible reason: the program has turned keepalive off itself"),
+        (
+            "KA_MODE",
+            "default",
+            "\n  possible reason: the program has turned keepalive off, which mode default allows",
+        ),
     ] {
         let mut command = preloaded(&program);
         let running = Staying::start(command.arg("stay").env(name, value));
@@ -211,7 +212,7 @@ fn check_names_the_sockets_that_the_shim_missed() {
     let mut command = preloaded(&program);
     let running = Staying::start(command.arg("stay").env("KA_POLICY", "280,30,5"));
     let (_, text, _) = outcome(ka().args(["check", &running.pid().to_string()]));
-    assert!(text.contains(&format!("\ntype     ka attach -p 280,30,5 {}\n", running.pid())), "{text}");
+    assert!(text.contains(&format!("\ncommand  ka attach -p 280,30,5 {}\n", running.pid())), "{text}");
 }
 
 /// check reports programs that it cannot start or read, and PIDs without a process.
@@ -237,9 +238,7 @@ fn check_reports_programs_and_pids_without_sockets() {
     });
     let (status, out, _) = outcome(ka().args(["check", &ended.id().to_string()]));
     assert!(
-        status == 1
-            && out.contains("it has ended, and has no sockets")
-            && out.contains("nothing: it has ended"),
+        status == 1 && out.contains("it has ended, and has no sockets") && out.contains("none: it has ended"),
         "{out}"
     );
     let (status, _, err) = outcome(ka().args(["attach", &ended.id().to_string()]));
@@ -273,11 +272,16 @@ fn check_reports_programs_and_pids_without_sockets() {
     fs::set_permissions(&unreadable, fs::Permissions::from_mode(0o711)).unwrap();
     let (_, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).arg("check").arg(&unreadable)));
     assert!(out.contains("you may not read it") && out.contains("& sudo ka attach --follow $!"), "{out}");
-    assert!(out.contains("attach   no      it may not be read: needs CAP_SYS_PTRACE"), "{out}");
+    assert!(
+        out.contains(
+            "attach   no      you may not read its file: once it runs, ka attach needs CAP_SYS_PTRACE"
+        ),
+        "{out}"
+    );
     // ka cannot see the libraries of another user's process, so it prints `unknown` instead of `no`.
     let own = std::process::id().to_string();
     let (_, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).args(["check", &own])));
-    assert!(out.contains("preload  unknown ka may not read which libraries are in it"), "{out}");
+    assert!(out.contains("preload  unknown ka may not read which libraries are loaded"), "{out}");
     let report = json_of(&mut as_nobody(Command::new(folder.join("ka")).args(["check", "--json", &own])));
     assert!(way(&report, "preload")["reaches"].is_null(), "{report}");
 }
@@ -308,14 +312,14 @@ fn check_reports_a_shim_in_ld_so_preload() {
     );
     assert!(
         out.contains(&format!(
-            "\npreload  yes     {listed}: with the policy of /etc/ka.conf, also without ka run\n"
+            "\npreload  yes     {listed}: it gets the policy of /etc/ka.conf, also without ka run\n"
         )),
         "{out}"
     );
-    assert!(out.contains("\ntype     nothing: /etc/ld.so.preload gives it the policy\n"), "{out}");
+    assert!(out.contains("\ncommand  none: /etc/ld.so.preload gives it the policy\n"), "{out}");
     // A static program does not get the policy.
     let (_, last) = out.rsplit_once(static_holder().to_str().unwrap()).unwrap();
-    assert!(!last.contains("nothing: /etc/ld.so.preload"), "{last}");
+    assert!(!last.contains("none: /etc/ld.so.preload"), "{last}");
 }
 
 /// The shim replaces the functions of one C library only.
@@ -334,7 +338,7 @@ fn check_names_a_second_c_library() {
         assert_eq!(running.end(), 0);
         text
     };
-    let two = "\n  2 copies of the C library are in it";
+    let two = "\n  2 copies of the C library are loaded";
     let (one, twice) = (check(&[]), check(&["libc.so.6"]));
     assert!(!one.contains("copies of the C library"), "{one}");
     assert!(twice.contains(two), "{twice}");
@@ -349,8 +353,8 @@ fn check_recognizes_wrappers() {
         ("sudo", false, "sudo starts its program without LD_PRELOAD"),
         ("mptcpize", false, "mptcpize replaces LD_PRELOAD with its own library"),
         ("bwrap", false, "bwrap starts its program in another root directory"),
-        ("env", true, "with -i, -u LD_PRELOAD or LD_PRELOAD= it starts its program without LD_PRELOAD"),
-        ("su", true, "with -, -l or --login it starts its program without LD_PRELOAD"),
+        ("env", true, "with -i, -u LD_PRELOAD or LD_PRELOAD=, it starts its program without LD_PRELOAD"),
+        ("su", true, "with -, -l or --login, it starts its program without LD_PRELOAD"),
         ("other", true, ""),
     ] {
         let program = folder.join(name);
@@ -486,7 +490,10 @@ fn a_plan_warns_of_a_user_timeout_shorter_than_idle() {
         );
         let warning = warning.unwrap();
         assert!(warning.starts_with(&begin), "{warning}");
-        assert!(warning.ends_with("Better: user_timeout=auto (here 120 s), or user_timeout=none."), "{warning}");
+        assert!(
+            warning.ends_with("Better: user_timeout=auto (here 120 s), or user_timeout=none."),
+            "{warning}"
+        );
         assert_eq!(plan["typical_ms"], 70_000, "one probe");
     }
     for timeout in ["60s", "auto", "none", "0", "120000"] {
@@ -502,7 +509,8 @@ fn a_plan_warns_of_a_user_timeout_shorter_than_idle() {
     let (_, text, _) = outcome(ka().args(["plan", "-p", policy]));
     assert!(pasted(&text, "a program:").ends_with("-d 60 -i 10 -c 6 -u 30ms -- PROGRAM"), "{text}");
     assert!(
-        pasted(&text, "the shim without ka run:").contains("KA_POLICY=idle=60,intvl=10,cnt=6,user_timeout=30ms "),
+        pasted(&text, "the shim without ka run:")
+            .contains("KA_POLICY=idle=60,intvl=10,cnt=6,user_timeout=30ms "),
         "{text}"
     );
     assert!(pasted(&text, "C, with libka:").contains("ka_set_user_timeout(fd, 30);"), "{text}");
@@ -520,9 +528,8 @@ fn presets_have_aliases_and_unknown_names_get_suggestions() {
         ("azure", "did you mean azure-firewall, azure-lb, azure-nat?"),
         ("aws", "did you mean aws-gwlb, aws-nat, aws-network-firewall, aws-nitro-v6, aws-nlb?"),
     ] {
-        let message = format!(
-            "ka: plan: --preset {name}: no such preset; {candidates} All presets: ka plan --list\n"
-        );
+        let message =
+            format!("ka: plan: --preset {name}: no such preset; {candidates} All presets: ka plan --list\n");
         assert_eq!(plan(name), (2, String::new(), message));
     }
     let (_, list, _) = outcome(ka().args(["plan", "--list"]));
@@ -706,7 +713,8 @@ fn defaults_reads_and_sets_the_sysctls() {
 #[test]
 fn the_loader_accepts_the_line_of_plan() {
     let program = "import socket; s = socket.socket(); print(s.getsockopt(1, 9), s.getsockopt(6, 4))";
-    let line = |ka: &Path| pasted(&stdout(bare(ka).args(["plan", "-p", "280,30,5"])), "the shim without ka run");
+    let line =
+        |ka: &Path| pasted(&stdout(bare(ka).args(["plan", "-p", "280,30,5"])), "the shim without ka run");
     let run = |line: &str| {
         let script = line.replace("PROGRAM", "python3 -c \"$0\"");
         outcome(bare("sh").args(["-c", &script, program]))
@@ -750,7 +758,8 @@ fn defaults_works_without_a_list_of_sockets() {
         let mut command = refusing(libc::SYS_socket, libc::EAFNOSUPPORT, Some((0, libc::AF_NETLINK)));
         outcome(command.arg(release().join("ka")).arg("defaults").args(args))
     };
-    let why = "It is unknown how many connections have keepalive on: the kernel's list of sockets: Address family";
+    let why =
+        "It is unknown how many connections have keepalive on: the kernel's list of sockets: Address family";
     let (status, text, err) = defaults(&[]);
     assert_eq!((status, err.as_str()), (0, ""), "{text}");
     assert!(text.starts_with("net.ipv4.tcp_keepalive_time = 7200\n") && text.contains(why), "{text}");

@@ -810,7 +810,7 @@ fn a_hidden_or_missing_proc_causes_no_wrong_results() {
     let absent = "mount -t tmpfs none /proc";
     // Without /proc, ka cannot find its own folder, and says where it has looked for the shim.
     let shim = "\"$0/ka\" run --via preload -- \"$0/seen\" listen";
-    is(&run(absent, shim), 125, "", "libka_preload.so is not there: looked for ");
+    is(&run(absent, shim), 125, "", "cannot find libka_preload.so: looked for ");
     is(&run(absent, "\"$0/ka\" run -- \"$0/seen\" listen"), 0, STANDARD, "");
     let named = "KA_PRELOAD=\"$0/libka_preload.so\" \"$0/ka\" run --via preload -- \"$0/seen\" listen";
     is(&run(absent, named), 0, STANDARD, "");

@@ -298,8 +298,7 @@ fn sockets_of_other_users_are_inferred() {
                 .all(|key| socket[key].is_null())
         );
     }
-    let hint =
-        "ka: ls: the process or the settings of 2 sockets are unknown: run ka as root (needs CAP_SYS_PTRACE)\n";
+    let hint = "ka: ls: the process or the settings of 2 sockets are unknown: run ka as root (needs CAP_SYS_PTRACE)\n";
     let (status, out, err) = as_stranger(&["--off"]);
     assert_eq!((status, err.as_str()), (1, hint));
     assert!(out.ends_with("\n2 of 3 sockets listed: 1 off, 1 unknown. Not listed: 1 on\n"), "{out}");

@@ -69,7 +69,7 @@ fn ka_run_in_ka_run_sets_the_policy_of_the_inner_one() {
     let (status, _, err) = outcome(outer.args(["run", "-p", "30,5,3", "true"]));
     assert_eq!(
         (status, err.as_str()),
-        (0, "ka: run: an outer ka run --via seccomp is in force here: 90,20,4\n")
+        (0, "ka: run: the policy of an outer ka run --via seccomp applies: 90,20,4\n")
     );
 }
 

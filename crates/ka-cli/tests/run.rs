@@ -115,7 +115,8 @@ fn each_way_names_an_ignored_ka_conf() {
     if !on_its_own("each_way_names_an_ignored_ka_conf") {
         return;
     }
-    let owner = "must be a regular file that belongs to root, readable by all, writable by nobody else; ignored\n";
+    let owner =
+        "must be a regular file that belongs to root, readable by all, writable by nobody else; ignored\n";
     for way in ["preload", "seccomp", "cgroup"] {
         for (make, idle, said) in [
             ("true", 99, ""),
@@ -127,11 +128,7 @@ fn each_way_names_an_ignored_ka_conf() {
                 60,
                 "must be shorter than 16384 bytes; ignored\n",
             ),
-            (
-                "echo IDLE=7 >>/etc/ka.conf",
-                99,
-                "\"IDLE=7\": must be a KA_ variable and its value; ignored\n",
-            ),
+            ("echo IDLE=7 >>/etc/ka.conf", 99, "\"IDLE=7\": must be a KA_ variable and its value; ignored\n"),
         ] {
             let options =
                 with_file(&format!("echo KA_IDLE=99 >/etc/ka.conf; {make}"), &format!("--via {way}"));
@@ -220,8 +217,7 @@ fn check_names_wrong_values() {
 fn run_names_an_unwritable_log_once() {
     let mut command = ka();
     command.args(["run", "--via", "preload", "true"]).env("KA_LOG", "/no/such/folder/log");
-    let complaint =
-        "ka: KA_LOG=\"/no/such/folder/log\": must be a file that this user can write; ignored\n";
+    let complaint = "ka: KA_LOG=\"/no/such/folder/log\": must be a file that this user can write; ignored\n";
     assert_eq!(outcome(&mut command), (0, String::new(), complaint.to_owned()));
     assert_eq!(outcome(command.env("KA_QUIET", "1")), (0, String::new(), String::new()));
 }
@@ -377,9 +373,9 @@ fn run_reports_a_missing_shim_and_its_other_way_once() {
         let (status, out, err) = outcome(bare(&own).args(flags).args(["python3", "-c", FRESH_AFTER]));
         assert_eq!((status, out.as_str()), (0, "1 60 10 6 0\n"), "{err}");
         let lines: Vec<_> =
-            err.lines().filter(|line| line.contains("libka_preload.so is not there")).collect();
+            err.lines().filter(|line| line.contains("cannot find libka_preload.so")).collect();
         let [line] = lines[..] else { panic!("{err}") };
-        let start = format!("ka: run: libka_preload.so is not there: looked for {looked}");
+        let start = format!("ka: run: cannot find libka_preload.so: looked for {looked}");
         assert!(line.starts_with(&start) && !line.contains(".."), "{line}");
         assert!(line.contains("via seccomp instead: by a supervisor"), "{line}");
         assert!(line.ends_with("name it in KA_PRELOAD, or use --via seccomp"), "{line}");
@@ -403,7 +399,7 @@ fn run_v_reports_programs_of_scripts_that_preload_does_not_reach() {
     fs::write(&script, "#!/bin/sh\nexit 0\n").unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
     let said = format!(
-        "ka: {} is a script: static and Go programs that it starts are not reached (use --via seccomp)\n",
+        "ka: {} is a script: preload does not reach static and Go programs that it starts (use --via seccomp)\n",
         script.display()
     );
     for before in [&[][..], &["nice"]] {
@@ -427,8 +423,8 @@ fn a_shim_named_by_the_environment_is_checked() {
     assert!(err.contains("looked for /no/such.so"), "{err}");
     let (status, _, err) = outcome(ka().env("KA_PRELOAD", "/etc/passwd").args(["run", "true"]));
     assert_eq!(status, 125);
-    assert!(err.contains("/etc/passwd: it is no shared library"), "{err}");
-    // Tests other libraries: libka, and the C library, which defines all functions that the shim hooks.
+    assert!(err.contains("/etc/passwd: not a shared library"), "{err}");
+    // A library that is another's, libka and the C library too, which has all that the shim has the place of.
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let libc =
         maps.lines().find_map(|line| line.split_whitespace().nth(5).filter(|path| path.contains("/libc.so")));
@@ -515,7 +511,11 @@ fn exit_statuses_distinguish_failures_of_ka_and_of_the_program() {
             "error: invalid value '60,10' for '--policy <TEXT>': \"60,10\": numbers without names must be three",
         ),
         (&["-p", "off", "true"], 125, "ka: --policy off: the policy must turn keepalive on here\n"),
-        (&["-p", "off", "-d", "60", "true"], 125, "ka: --policy off: the policy must turn keepalive on here\n"),
+        (
+            &["-p", "off", "-d", "60", "true"],
+            125,
+            "ka: --policy off: the policy must turn keepalive on here\n",
+        ),
         (
             &["-p", "32767,32767,127", "-u", "auto", "true"],
             125,
@@ -562,11 +562,11 @@ fn programs_that_cannot_be_reached_are_not_run() {
         (pie, "it is static-pie, so no loader reads LD_PRELOAD"),
         (
             go_holder().to_path_buf(),
-            "it is static, and was made by Go, whose programs make their system calls themselves",
+            "it is static, and was built with Go, whose programs make system calls without the C library",
         ),
         (static_script, "it is static, so no loader reads LD_PRELOAD"),
         (foreign, "it is for s390x, and "),
-        (bare_script, "its #! line drops LD_PRELOAD with env(1)"),
+        (bare_script, "env(1) in its #! line removes LD_PRELOAD"),
     ];
     if is_root() {
         let other = copy(holder(), "setuid", 0o755);
@@ -613,8 +613,7 @@ fn programs_that_cannot_be_reached_are_not_run() {
     drop(made);
 }
 
-const OWN_CALLS: &str =
-    "makes its system calls itself: neither it nor its libraries import socket, connect, listen or accept";
+const OWN_CALLS: &str = "makes system calls without the C library: neither it nor its libraries import socket, connect, listen or accept";
 
 /// The shim replaces functions of the C library. A program with its own system-call instructions does not call them.
 #[test]
@@ -692,8 +691,7 @@ fn libraries_with_system_calls_of_their_own_are_found_as_the_loader_finds_them()
     }
     // A missing library does not change the way, and check names the library.
     let (_, text, _) = outcome(ka().arg("check").arg(&program));
-    let unread =
-        format!("libraw.so, which {} is linked to, is not found or cannot be read", program.display());
+    let unread = format!("cannot find or read libraw.so, to which {} is linked", program.display());
     assert!(text.contains(&unread), "{text}");
     assert!(text.contains("\npreload  yes  "), "{text}");
     fs::write(&library, "no library").unwrap();
@@ -715,7 +713,7 @@ fn a_program_linked_to_a_go_library_is_run_under_a_supervisor() {
     succeed(command.args(["-lraw", &rpath]));
     let (status, out, err) = outcome(ka().args(["run", "-v", "-d", "97"]).arg(&program));
     assert_eq!((status, out.as_str()), (0, "1 97 10 6 0\n"), "{err}");
-    let why = format!("it is linked to {}, which was made by Go", library.display());
+    let why = format!("it is linked to {}, which was built with Go", library.display());
     assert!(err.contains(&why), "{err}");
     let (_, text, _) = outcome(ka().arg("check").arg(&program));
     assert!(text.contains(&format!("\n  {}", &why[6..])) && text.contains("\npreload  no   "), "{text}");

@@ -151,8 +151,7 @@ fn wrappers_that_lose_the_shim_are_run_under_a_supervisor() {
         let (status, out, err) = outcome(ka().args(["run", "--via", "preload", "--"]).args(words));
         assert_eq!((status, out.as_str()), (125, ""), "{words:?}: {err}");
         assert!(
-            err.contains(why)
-                && err.contains("; use ka run without --via, or --via seccomp; or ka behind it: "),
+            err.contains(why) && err.contains("; use ka run without --via, or --via seccomp; or "),
             "{err}"
         );
     }
@@ -198,8 +197,10 @@ fn programs_in_another_root_folder_are_run_under_a_supervisor() {
         assert!(alone.stdout.starts_with(b"0 "), "{words:?}");
         let (status, out, err) = outcome(ka().args(["run", "-v", "-d", "97", "--"]).args(words));
         assert_eq!((status, out.as_str()), (0, "1 97 10 6 0\n"), "{words:?}: {err}");
-        let why =
-            format!("ka: preload does not reach it: {} starts its program in another root directory", words[0]);
+        let why = format!(
+            "ka: preload does not reach it: {} starts its program in another root directory",
+            words[0]
+        );
         assert!(err.starts_with(&why), "{words:?}: {err}");
     }
 }
@@ -259,7 +260,7 @@ fn wrappers_of_an_ordinary_user_are_supported_unless_setuid() {
     for words in [&[setuid, "listen"][..], &["nice", setuid, "listen"], &["env", "-i", setuid, "listen"]] {
         let (status, out, err) = run(words);
         assert_eq!((status, out.as_str()), (125, ""), "{words:?}: {err}");
-        let why = "and a filter without CAP_SYS_ADMIN would take its rights from it; use sudo ka run\n";
+        let why = "and without CAP_SYS_ADMIN the seccomp filter would keep it from gaining privileges; use sudo ka run\n";
         assert!(err.ends_with(why), "{words:?}: {err}");
     }
 }
@@ -671,7 +672,7 @@ fn an_inner_ka_run_reports_the_outer_policy() {
         assert_eq!(status, 0, "{err}");
         (out, err)
     };
-    let said = "ka: run: an outer ka run --via seccomp is in force here: 99,10,6\n";
+    let said = "ka: run: the policy of an outer ka run --via seccomp applies: 99,10,6\n";
     let outer_holds = ("1 99 10 6 0\n".to_owned(), said.to_owned());
     assert_eq!(inner(&["-d", "99"], &["-d", "30", "--via", "seccomp"]), outer_holds);
     assert_eq!(inner(&["-d", "99"], &["-d", "30"]), outer_holds);
@@ -792,10 +793,10 @@ fn ka_check_names_the_supervisor() {
     let report: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(report["supervisor"], supervisor);
     assert_eq!(report["ways"][0]["way"], "seccomp");
-    assert_eq!(report["command"], format!("nothing: it is under ka already (ka ls --pid {program})"));
+    assert_eq!(report["command"], format!("none: a policy of ka applies already (ka ls --pid {program})"));
     let text = outcome(ka().args(["check", program])).1;
     assert!(
-        text.contains(&format!("\nseccomp  yes     it is under the supervisor {supervisor}\n")),
+        text.contains(&format!("\nseccomp  yes     the supervisor {supervisor} applies its policy\n")),
         "{text}"
     );
     // Neither the supervisor itself, nor a process outside, is under a supervisor.
@@ -888,7 +889,10 @@ fn ordinary_users_can_run_a_supervisor() {
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
     let (status, out, err) = outcome(&mut ka("setuid"));
     assert_eq!((status, out.as_str()), (125, ""), "{err}");
-    assert!(err.contains("it is setuid, and a filter without CAP_SYS_ADMIN would take its rights"), "{err}");
+    assert!(
+        err.contains("it is setuid, and without CAP_SYS_ADMIN the seccomp filter would keep it from gaining"),
+        "{err}"
+    );
     let as_another = format!("setpriv --reuid 65534 --regid 65534 --clear-groups {} -u", setuid.display());
     assert_eq!(stdout(run().args(["sh", "-c", &as_another])), "0\n");
     let drops = format!(

@@ -224,7 +224,7 @@ fn a_shim_of_the_caller_is_not_preloaded_under_sudo() {
     let shown: Vec<_> = lines.iter().filter(|line| !is_words(line)).collect();
     // ka resolves the link and preloads its target, which belongs to root.
     assert_eq!(shown, [&ours, &ours], "{said}");
-    let why = format!("where SUDO_UID is set, {} must be root's", theirs.display());
+    let why = format!("{} must belong to root, and only root may be able to write it", theirs.display());
     assert_eq!(lines.iter().filter(|line| line.contains(&why)).count(), 1, "{said}");
 }
 
@@ -252,7 +252,7 @@ fn a_shim_and_its_folders_must_belong_to_root() {
         for path in [&shim, &below, &folder] {
             let (status, err) = run(caller, 0o777, path);
             let why = format!(
-                "KA_PRELOAD={}: where {caller} is set, {} must be root's, and nobody else may write it",
+                "KA_PRELOAD={}: {} must belong to root, and only root may be able to write it, because {caller} is set",
                 shim.display(),
                 path.display()
             );
@@ -283,7 +283,7 @@ fn a_privileged_ka_ignores_ka_preload() {
         let mut run = bare(program);
         run.args(["run", "--via", "preload", "--", "true"]);
         let (status, _, err) = outcome(as_nobody(&run).env("KA_PRELOAD", &shim));
-        assert!(status == 125 && err.contains("ka runs with more rights than its user's"), "{err}");
+        assert!(status == 125 && err.contains("ka has more privileges than its user"), "{err}");
     }
 }
 
@@ -502,7 +502,8 @@ fn a_link_folder_of_another_user_is_not_used() {
     ] {
         let said = run(&before);
         assert!(
-            said.contains("/tmp/ka-0 is not ours alone") && said.ends_with("status 125\n"),
+            said.contains("/tmp/ka-0 must be a directory that only this user can write")
+                && said.ends_with("status 125\n"),
             "{before}: {said}"
         );
     }

@@ -123,7 +123,8 @@ fn chosen(args: &args::CgroupAttach) -> Result<Policy<'static>, Failure> {
     if mode == Mode::Floor {
         return Err(super::failed(
             "attach",
-            "KA_MODE=floor, in the environment or /etc/ka.conf: a cgroup cannot have it; use --mode force or --mode default",
+            "KA_MODE=floor, in the environment or /etc/ka.conf: a cgroup cannot have it; use --mode force or \
+             --mode default",
         ));
     }
     Ok(Policy::new(policy, mode))
@@ -197,7 +198,9 @@ fn left_out_text(left: LeftOut, mode: Mode) -> String {
 /// Returns the command that reaches the sockets that were left out.
 const fn instead(mode: Mode) -> &'static str {
     match mode {
-        Mode::Force => "use ka attach PID before ka cgroup attach, because mode force overrides it afterwards",
+        Mode::Force => {
+            "use ka attach PID before ka cgroup attach, because mode force overrides it afterwards"
+        }
         _ => "use ka attach PID",
     }
 }

@@ -79,7 +79,12 @@ pub(super) fn ls(args: &args::CgroupLs) -> Outcome {
         // To read the pins, ka needs only CAP_BPF and access to their directory.
         Err(error) if error.raw_os_error() == Some(libc::EPERM) && Pins::can_list() => {
             let why = query_error(error);
-            warn("ls", format_args!("only the pinned policies of ka cgroup attach are listed: to list the others, ka {why}"));
+            warn(
+                "ls",
+                format_args!(
+                    "only the pinned policies of ka cgroup attach are listed: to list the others, ka {why}"
+                ),
+            );
             let walked = walk(&root, |cgroup| {
                 if let Some(pins) = pins.get(&cgroup.id) {
                     rows.push(Row::new(cgroup, pins.policy()?, Some(pins)));

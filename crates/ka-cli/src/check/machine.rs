@@ -1,4 +1,4 @@
-//! `ka check`: what this machine allows the user to do.
+//! `ka check` without a target: which ways the user may use on this machine, and what the others need.
 
 use ka_reach::bpf::{self, host};
 use ka_reach::conf::ProcessSettings;
@@ -8,7 +8,7 @@ use ka_reach::text;
 use super::{Report, WayResult};
 use crate::via;
 
-/// Reports the ways that this machine allows the user, and what the others lack.
+/// Reports the ways that the user may use on this machine, and what the others need.
 pub(super) fn report() -> Report {
     let way = |way, obstacle: Option<String>, how: &str| WayResult {
         way,
@@ -16,9 +16,9 @@ pub(super) fn report() -> Report {
         why: obstacle.unwrap_or_else(|| how.to_owned()),
     };
     let cgroup = match host::check_bpffs() {
-        Ok(()) => "ka cgroup, ka run --via cgroup: all that runs in a cgroup, by eBPF".to_owned(),
+        Ok(()) => "ka cgroup, ka run --via cgroup: all programs in a cgroup, by eBPF".to_owned(),
         Err(lack) => format!(
-            "ka run --via cgroup, ka cgroup attach --foreground: all that runs in a cgroup, by eBPF. To keep a policy \
+            "ka run --via cgroup, ka cgroup attach --foreground: all programs in a cgroup, by eBPF. To keep a policy \
              without --foreground: {lack}"
         ),
     };
@@ -27,7 +27,7 @@ pub(super) fn report() -> Report {
         way(
             "seccomp",
             via::seccomp_obstacle(),
-            "ka run --via seccomp: all programs, and all that they start, by a supervisor",
+            "ka run --via seccomp: all programs and their children, by a supervisor",
         ),
         way(
             "attach",
@@ -38,21 +38,22 @@ pub(super) fn report() -> Report {
         way(
             "bpf",
             bpf::check_iterator().err().map(|error| error.to_string()),
-            "ka attach --via bpf, ka ls: every socket of a network namespace, by eBPF",
+            "ka attach --via bpf, ka ls: all sockets of a network namespace, by eBPF",
         ),
     ];
     let (major, minor) = host::release();
-    let there = |is_there: bool| if is_there { "yes" } else { "no" };
+    let yes_or_no = |is: bool| if is { "yes" } else { "no" };
     let cgroups =
         host::cgroup_root().map_or_else(|_| "not mounted".to_owned(), |path| path.display().to_string());
-    let scope = privilege::ptrace_scope().map_or_else(|| "not there".to_owned(), |scope| scope.to_string());
+    let scope =
+        privilege::ptrace_scope().map_or_else(|| "not available".to_owned(), |scope| scope.to_string());
     let facts = vec![
-        format!("Linux {major}.{minor}; its types (BTF): {}", there(host::has_types())),
-        format!("cgroup v2: {cgroups}; bpffs: {}", there(host::check_bpffs().is_ok())),
+        format!("Linux {major}.{minor}; kernel types (BTF): {}", yes_or_no(host::has_types())),
+        format!("cgroup v2: {cgroups}; bpffs: {}", yes_or_no(host::check_bpffs().is_ok())),
         format!("Yama's ptrace_scope: {scope}"),
         host::check_capabilities(&host::FOR_SOCKETS).map_or_else(
             |error| error.to_string(),
-            |()| "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are there".to_owned(),
+            |()| "has CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN".to_owned(),
         ),
         via::listed().map_or_else(
             || "/etc/ld.so.preload does not list libka_preload.so".to_owned(),

@@ -1,4 +1,4 @@
-//! `ka check`: what reaches a program or a process, what does not and why, and what to type.
+//! `ka check`: prints which ways reach a program or a process, why others do not, and the command to use.
 
 mod machine;
 mod process;
@@ -43,18 +43,18 @@ pub(crate) fn check(args: &args::Check) -> Outcome {
     Ok(if report.is_reached { 0 } else { FOUND })
 }
 
-/// The answer of `ka check`.
+/// The result of `ka check`.
 #[derive(Serialize)]
 struct Report {
     target: String,
-    /// The properties of the target, one per line.
+    /// The relevant properties of the target, one per line.
     facts: Vec<String>,
-    /// The ways that reach the target come first.
+    /// The result for each way. The ways that reach the target come first.
     ways: Vec<WayResult>,
-    /// Whether ka run or ka attach reaches the target without --via. For this machine, whether it allows all ways.
+    /// Whether ka run or ka attach reaches the target without --via. For this machine: whether all ways are available.
     #[serde(skip)]
     is_reached: bool,
-    /// The command to type. `None` for this machine.
+    /// The command to use. `None` for this machine.
     command: Option<String>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     over: Option<Over>,
@@ -83,7 +83,7 @@ impl From<InForce> for CgroupPolicy {
     }
 }
 
-/// Whether a way reaches the target, and why.
+/// Tells whether a way reaches the target, and why.
 #[derive(Serialize)]
 struct WayResult {
     way: &'static str,
@@ -107,13 +107,13 @@ impl Report {
             writeln!(out, "{way:<8} {answer:<7} {}", text::visible(why.as_bytes()))?;
         }
         if let Some(command) = &self.command {
-            writeln!(out, "type     {}", text::visible(command.as_bytes()))?;
+            writeln!(out, "command  {}", text::visible(command.as_bytes()))?;
         }
         Ok(())
     }
 }
 
-/// Returns the policy flags of a command to type. If KA_POLICY is off here, the command needs a policy.
+/// Returns the policy flags of the command to use. If KA_POLICY is off here, the command must name a policy.
 fn policy_flags() -> &'static str {
     if policy_sources::is_off_here() { "-p 60,10,6 " } else { "" }
 }

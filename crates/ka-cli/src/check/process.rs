@@ -1,4 +1,4 @@
-//! `ka check PID`: which ways reach a process, its sockets without keepalive, and the command to type.
+//! `ka check PID`: prints which ways reach a process, its sockets without keepalive, and the command to use.
 
 use ka_core::Config;
 use ka_policy::{Action, Endpoint, Mode, Rule, Rules};
@@ -17,8 +17,8 @@ use crate::failure::Failure;
 use crate::process_policy::describe;
 use crate::shell::quoted;
 
-/// Why a way that starts programs does not reach a process.
-const RUNS: &str = "it is running already: ka run starts programs";
+/// The reason why a way of `ka run` does not reach a process.
+const RUNS: &str = "it is already running; ka run only starts programs";
 
 /// Reports the ways that reach a process.
 pub(super) fn report(pid: i32) -> Result<Report, Failure> {
@@ -31,7 +31,7 @@ pub(super) fn report(pid: i32) -> Result<Report, Failure> {
             facts: vec![fact.to_owned()],
             ways: Vec::new(),
             is_reached: false,
-            command: Some(format!("nothing: {why}")),
+            command: Some(format!("none: {why}")),
             over: None,
         });
     }
@@ -43,11 +43,11 @@ pub(super) fn report(pid: i32) -> Result<Report, Failure> {
     let evidence = evidence.into_iter().next().unwrap_or_default();
     let Evidence { is_preloaded, c_libraries, .. } = evidence;
     if is_preloaded {
-        facts.push("libka_preload.so is in it".to_owned());
+        facts.push("libka_preload.so is loaded".to_owned());
         if c_libraries > 1 {
             facts.push(format!(
-                "{c_libraries} copies of the C library are in it, as dlmopen(3) makes them: libka_preload.so may see the \
-                 calls of one only"
+                "{c_libraries} copies of the C library are loaded, for example by dlmopen(3): libka_preload.so may see the \
+                 calls of only one of them"
             ));
         }
     }
@@ -71,7 +71,7 @@ pub(super) fn report(pid: i32) -> Result<Report, Failure> {
             }
             is_whole &= left_out.is_empty();
             facts.extend(left_out.iter().map(ToString::to_string));
-            let why = "the sockets that it has; with --follow those that it opens later, within a second";
+            let why = "its open sockets; with --follow also later ones, within a second";
             WayResult { way: "attach", reaches: Some(true), why: why.to_owned() }
         }
         Err(error) => {
@@ -80,8 +80,8 @@ pub(super) fn report(pid: i32) -> Result<Report, Failure> {
     };
     facts.extend(in_force.iter().map(|policy| format!("in force: {}", describe(policy))));
     let (reaches, why) = match (evidence.is_denied, is_preloaded) {
-        (true, _) => (None, "ka may not read which libraries are in it: run ka as root"),
-        (false, true) => (Some(true), "it was started with it"),
+        (true, _) => (None, "ka may not read which libraries are loaded: run ka as root"),
+        (false, true) => (Some(true), "it was started with libka_preload.so"),
         (false, false) => (Some(false), RUNS),
     };
     let preload = WayResult { way: "preload", reaches, why: why.to_owned() };
@@ -89,14 +89,15 @@ pub(super) fn report(pid: i32) -> Result<Report, Failure> {
     let seccomp = WayResult {
         way: "seccomp",
         reaches: Some(supervisor.is_some()),
-        why: supervisor.map_or_else(|| RUNS.to_owned(), |pid| format!("it is under the supervisor {pid}")),
+        why: supervisor
+            .map_or_else(|| RUNS.to_owned(), |pid| format!("the supervisor {pid} applies its policy")),
     };
     let (cgroup, cgroups) = cgroup_result(pid);
     let is_under = [&preload, &seccomp, &cgroup].into_iter().any(|way| way.reaches == Some(true));
     let command = command_for(pid, missed.then_some(&in_force[..]), is_under, attach.reaches == Some(true));
     let mut ways = vec![preload, seccomp, cgroup, attach];
     ways.sort_by_key(|way| way.reaches != Some(true));
-    // If libraries or sockets were missed, the program is not reached.
+    // If ka could not examine everything, or sockets were missed, the process does not count as reached.
     let is_reached = is_whole && !missed && ways.first().is_some_and(|way| way.reaches == Some(true));
     let over = Some(Over { supervisor, cgroups });
     Ok(Report { target, facts, ways, is_reached, command: Some(command), over })
@@ -105,11 +106,12 @@ pub(super) fn report(pid: i32) -> Result<Report, Failure> {
 /// Returns why a process has no sockets, as a fact and as a short reason.
 fn why_without_sockets(pid: i32) -> Option<(&'static str, &'static str)> {
     if Status::read(pid).is_ok_and(|status| status.is_ended()) {
-        let fact = "it has ended, and has no sockets: a zombie, whose parent has not waited for it";
+        let fact =
+            "it has ended, and has no sockets: it is a zombie, because its parent has not waited for it";
         return Some((fact, "it has ended"));
     }
     process::is_kernel_thread(pid)
-        .then_some(("a kernel thread, which has no descriptors", "it has no sockets"))
+        .then_some(("it is a kernel thread, which has no descriptors", "it has no sockets"))
 }
 
 /// Reports whether a cgroup's policy applies to a process, and the policies of its cgroups.
@@ -123,7 +125,10 @@ fn cgroup_result(pid: i32) -> (WayResult, Option<Vec<CgroupPolicy>>) {
                 "it is in the root cgroup, whose policy would apply to all programs of this machine"
                     .to_owned()
             } else {
-                format!("no cgroup that it is in has a policy: ka cgroup attach {}", quoted(own.as_os_str()))
+                format!(
+                    "neither its cgroup nor those above have a policy; use ka cgroup attach {}",
+                    quoted(own.as_os_str())
+                )
             }
         }
         Ok(policies) => {
@@ -165,7 +170,7 @@ fn missed_facts(
         let rule = if is_left_alone(socket) {
             "; a rule of KA_RULES leaves it alone"
         } else if socket.is_listener && looks_at_peer {
-            "; rules of KA_RULES choose by peer, so only its connections get a policy"
+            "; KA_RULES has rules by peer, so only the connections of this listener get a policy"
         } else {
             ""
         };
@@ -183,23 +188,23 @@ fn missed_facts(
     } else if !is_explained {
         if policy.mode == Mode::Default {
             facts.push(
-                "possible reason: the program has turned keepalive off itself, which mode default allows"
-                    .to_owned(),
+                "possible reason: the program has turned keepalive off, which mode default allows".to_owned(),
             );
         }
         facts.push(
-            "possible reasons: the program opened it with system calls of its own or through io_uring, with a C library \
-             that it loaded itself (dlmopen), or before the policy was in force; or another process passed it to this one"
+            "possible reasons: the program opened the socket with its own system calls, through io_uring, with a C library \
+             that it loaded with dlmopen(3), or before the policy was in force; or another process passed the socket to \
+             this one"
                 .to_owned(),
         );
         if has_ring {
-            facts.push("it uses io_uring, so that is likely".to_owned());
+            facts.push("it uses io_uring, so io_uring is a likely reason".to_owned());
         }
     }
     facts
 }
 
-/// Returns the command to type for a process. `missed` has the policies in force if they have missed sockets.
+/// Returns the command to use for a process. If sockets were missed, `missed` has the policies in force.
 fn command_for(pid: i32, missed: Option<&[ProcessPolicy]>, is_under: bool, is_reached: bool) -> String {
     if let Some(in_force) = missed {
         let on = in_force.iter().find(|policy| !policy.is_off);
@@ -212,11 +217,9 @@ fn command_for(pid: i32, missed: Option<&[ProcessPolicy]>, is_under: bool, is_re
         return format!("ka attach {policy}{mode}{pid}");
     }
     match (is_under, is_reached) {
-        (true, _) => format!("nothing: it is under ka already (ka ls --pid {pid})"),
+        (true, _) => format!("none: a policy of ka applies already (ka ls --pid {pid})"),
         (false, true) => format!("ka attach {}--follow {pid}", policy_flags()),
-        (false, false) if ka_reach::user::users().1 == 0 => {
-            "nothing: ka cannot reach it from here".to_owned()
-        }
+        (false, false) if ka_reach::user::users().1 == 0 => "none: ka cannot reach it here".to_owned(),
         (false, false) => format!("sudo ka attach {}--follow {pid}", policy_flags()),
     }
 }

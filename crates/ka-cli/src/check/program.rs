@@ -1,4 +1,4 @@
-//! `ka check PROGRAM`: which ways reach a program, and the command to type.
+//! `ka check PROGRAM`: prints which ways reach a program, and the command to use.
 
 use std::ffi::OsStr;
 use std::io::{self, Read as _};
@@ -55,28 +55,31 @@ pub(super) fn report(name: &OsStr) -> Result<Report, Failure> {
         for line in ways.iter_mut().filter(|line| line.way == "preload") {
             line.reaches = Some(true);
             line.why = format!(
-                "/etc/ld.so.preload lists {}: with the policy of {from}, also without ka run",
+                "/etc/ld.so.preload lists {}: it gets the policy of {from}, also without ka run",
                 shim.display()
             );
         }
         is_reached = true;
-        command = Some("nothing: /etc/ld.so.preload gives it the policy".to_owned());
+        command = Some("none: /etc/ld.so.preload gives it the policy".to_owned());
     }
     ways.sort_by_key(|line| line.reaches != Some(true));
     let obstacle = program.secure.filter(|_| !privilege::may_look_anywhere()).map_or_else(
         || privilege::obstacle().map(|error| error.to_string()),
-        |secure| Some(format!("{secure}: needs CAP_SYS_PTRACE (run ka as root), once it runs")),
+        |secure| Some(format!("{secure}: once it runs, ka attach needs CAP_SYS_PTRACE (run ka as root)")),
     );
-    // A process whose file its user may not read cannot be examined either. ptrace(2), `PTRACE_MODE_READ`
+    // If the user may not read a program's file, the user may not examine its process either. ptrace(2),
+    // `PTRACE_MODE_READ`
     let is_unreadable = file::open_regular(&program.executable)
         .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
     let obstacle = obstacle.or_else(|| {
         let is_closed = is_unreadable && !privilege::may_look_anywhere();
-        is_closed
-            .then(|| "it may not be read: needs CAP_SYS_PTRACE (run ka as root), once it runs".to_owned())
+        is_closed.then(|| {
+            "you may not read its file: once it runs, ka attach needs CAP_SYS_PTRACE (run ka as root)"
+                .to_owned()
+        })
     });
     let sudo = if obstacle.is_some() { "sudo " } else { "" };
-    // `sudo ka attach` cannot find the program by the PID of sudo.
+    // `$!` would be the PID of the wrapper, so suggest starting ka with the wrapper.
     let command = command.unwrap_or_else(|| match program.name() {
         wrapper if wrapper::changes_user(wrapper) => format!("{} ka run -- PROGRAM", quoted(name)),
         _ => format!("{} & {sudo}ka attach {}--follow $!", quoted(name), policy_flags()),
@@ -85,14 +88,13 @@ pub(super) fn report(name: &OsStr) -> Result<Report, Failure> {
         way: "attach",
         reaches: Some(obstacle.is_none()),
         why: obstacle.unwrap_or_else(|| {
-            "once it runs: the sockets that it has; with --follow those that it opens later, within a second"
-                .to_owned()
+            "once it runs: its open sockets; with --follow also later ones, within a second".to_owned()
         }),
     });
     let target = program.path.display().to_string();
     let facts = facts(&program, is_unreadable);
     if is_broken(&program) {
-        let command = "nothing: the kernel cannot start it".to_owned();
+        let command = "none: the kernel cannot start it".to_owned();
         return Ok(Report {
             target,
             facts,
@@ -105,7 +107,7 @@ pub(super) fn report(name: &OsStr) -> Result<Report, Failure> {
     Ok(Report { target, facts, ways, is_reached, command: Some(command), over: None })
 }
 
-/// Returns whether a program is an ELF file, but not one that can be read as such.
+/// Returns whether a program's file has the ELF magic number, but cannot be parsed as ELF.
 fn is_broken(program: &Program) -> bool {
     let mut start = [0; 4];
     let read = file::open_regular(&program.executable).and_then(|mut file| file.read_exact(&mut start));
@@ -115,10 +117,10 @@ fn is_broken(program: &Program) -> bool {
 fn facts(program: &Program, is_unreadable: bool) -> Vec<String> {
     let mut facts = Vec::new();
     if program.path != program.executable {
-        facts.push(format!("a script, which {} runs", program.executable.display()));
+        facts.push(format!("a script that {} runs", program.executable.display()));
     }
     match &program.elf {
-        None if is_unreadable => facts.push("you may not read it, so how it is linked is unknown".to_owned()),
+        None if is_unreadable => facts.push("you may not read its file: unknown how it is linked".to_owned()),
         None if is_broken(program) => facts.push("a broken ELF file".to_owned()),
         None => facts.push("not an ELF program".to_owned()),
         Some(elf) => {
@@ -132,11 +134,15 @@ fn facts(program: &Program, is_unreadable: bool) -> Vec<String> {
             };
             facts.push(format!("{}, {kind}{}", elf.machine_name(), loader.unwrap_or_default()));
             if elf.is_go {
-                facts.push("made by Go, which turns keepalive on by itself: 15 s and 15 s, unless it is told otherwise".to_owned());
+                facts.push(
+                    "built with Go, which turns keepalive on by itself (idle 15 s, intvl 15 s) unless the program \
+                     disables it"
+                        .to_owned(),
+                );
             }
             if elf.needed.iter().any(|name| name.starts_with(b"liburing.so")) {
                 facts.push(
-                    "linked to liburing: what it does through io_uring passes the C library by".to_owned(),
+                    "linked to liburing: preload does not see what it does through io_uring".to_owned(),
                 );
             }
             if kind == "dynamic" && !elf.is_go {
@@ -150,7 +156,10 @@ fn facts(program: &Program, is_unreadable: bool) -> Vec<String> {
     match program.secure {
         None if !marks.is_empty() => {
             facts.extend(marks);
-            facts.push("a user who has fewer rights than it is not reached by preload or attach".to_owned());
+            facts.push(
+                "for a user with fewer privileges than the program, preload and attach do not reach it"
+                    .to_owned(),
+            );
         }
         Some(secure) if !marks.iter().any(|mark| mark.starts_with(secure)) => {
             facts.extend(marks);
@@ -167,29 +176,29 @@ fn linked_facts(path: &Path, elf: &Elf) -> Vec<String> {
     let mut facts = Vec::new();
     if let Some((library, user)) = &linked.unread {
         facts.push(format!(
-            "{library}, which {} is linked to, is not found or cannot be read: whether preload sees all sockets is unknown",
+            "cannot find or read {library}, to which {} is linked: unknown whether preload sees all sockets",
             user.display()
         ));
     }
     if let Some(library) = linked.go_library() {
         facts.push(format!(
-            "linked to {}, which was made by Go: preload does not see its sockets",
+            "linked to {}, which was built with Go: preload does not see that library's sockets",
             library.display()
         ));
     }
     let imports = linked.imports_sockets();
     match linked.calls_sockets() {
         Ok(Some(file)) if imports != Some(false) || linked.unread.is_some() => facts.push(format!(
-            "{} also has system-call instructions of its own for sockets, which preload does not see: \
-             ka run --via seccomp reaches those too",
+            "{} also makes system calls for sockets itself, which preload does not see: \
+             use ka run --via seccomp",
             file.display()
         )),
         Ok(_) => {}
-        Err(error) => facts.push(format!("its code cannot be read: {error}")),
+        Err(error) => facts.push(format!("ka cannot read its code: {error}")),
     }
     if imports.is_none() {
         facts.push(
-            "its symbols, or a library's, cannot be read: whether preload sees its sockets is unknown"
+            "ka cannot read its symbols or those of a library: unknown whether preload sees its sockets"
                 .to_owned(),
         );
     }

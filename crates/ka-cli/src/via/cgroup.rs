@@ -1,9 +1,9 @@
-//! Runs a program in a new cgroup with the policy. The policy reaches all that the program starts, and nothing is loaded
-//! into the program.
+//! `ka run --via cgroup`: runs a program in a new cgroup with the policy. The policy also reaches the program's
+//! children, and ka loads nothing into the program.
 //!
-//! The BPF programs are attached to the cgroup without a link, so they stay until the cgroup is removed. A process of ka
-//! in another session waits until the cgroup is empty, and removes it. If that process is killed, an empty cgroup stays.
-//! The next `ka run --via cgroup` in the same cgroup removes it.
+//! ka attaches the BPF programs to the cgroup without a link, so they stay until the cgroup is removed. A process of ka
+//! in its own session waits until the cgroup is empty, and removes it. If that process is killed, the empty cgroup is
+//! left over. The next `ka run --via cgroup` in the same parent cgroup removes it.
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
@@ -22,7 +22,7 @@ use ka_reach::{Error, fork, process, text, wait};
 
 pub(super) struct Cgroup;
 
-/// The names of the cgroups are this and the PID of their first process.
+/// The prefix of the names of the cgroups. The PID of the first process follows.
 const NAME: &str = "ka-run-";
 
 impl Way for Cgroup {
@@ -30,7 +30,8 @@ impl Way for Cgroup {
         "cgroup"
     }
 
-    /// It makes a cgroup, and moves the program to it. Tools that account for the program's memory may look in the old one.
+    /// `auto` does not select this way, because it moves the program to a new cgroup. Tools that account for the
+    /// program's memory may look at the old one.
     fn is_automatic(&self) -> bool {
         false
     }
@@ -44,22 +45,25 @@ impl Way for Cgroup {
         let sources = request.sources();
         let variables = sources.variables();
         if variables.mode == Mode::Floor {
-            return no(
-                "mode floor is for the shim: the kernel's programs know force and default",
-                "--mode force",
-            );
+            return no("mode floor is not available in cgroups, only force and default", "--mode force");
         }
         if !variables.rules.is_empty() {
-            return no("KA_RULES are for the shim: a cgroup has one policy", "KA_RULES= ka run --via cgroup");
+            return no(
+                "KA_RULES is not available in cgroups: a cgroup has one policy",
+                "KA_RULES= ka run --via cgroup",
+            );
         }
         let Some(own) = host::own_cgroup() else { return no(&Error::NoCgroups.to_string(), INSTEAD) };
         if !host::is_cgroup_path(&own) {
-            return no(&format!("{}: this process's own cgroup is not there", own.display()), INSTEAD);
+            return no(
+                &format!("{}: the cgroup of this process does not exist there", own.display()),
+                INSTEAD,
+            );
         }
         match bpf::check_cgroups() {
             Err(error) => no(&error.to_string(), INSTEAD),
             Ok(()) => Reachability::Reached(format!(
-                "a cgroup below {}, where the kernel sets every TCP socket",
+                "a new cgroup below {}, in which the kernel sets every TCP socket",
                 own.display()
             )),
         }
@@ -95,7 +99,7 @@ impl Way for Cgroup {
     }
 }
 
-/// Makes a cgroup with the policy, and moves this process into it.
+/// Creates a cgroup with the policy, and moves this process into it. Returns the path of the cgroup.
 fn enter(policy: Policy<'static>) -> ka_reach::Result<PathBuf> {
     let programs = Programs::load(policy)?;
     let own = host::own_cgroup().ok_or(Error::NoCgroups)?;
@@ -106,7 +110,7 @@ fn enter(policy: Policy<'static>) -> ka_reach::Result<PathBuf> {
         let folder = File::open(&path).map_err(|error| Error::io(path.display(), error))?;
         programs.attach(&folder)?;
         remove_later(&path).map_err(|error| {
-            Error::io(format_args!("a process that removes {} later", path.display()), error)
+            Error::io(format_args!("cannot start the process that removes {} later", path.display()), error)
         })?;
         let members = path.join("cgroup.procs");
         fs::write(&members, "0").map_err(|error| Error::io(members.display(), error))
@@ -117,7 +121,7 @@ fn enter(policy: Policy<'static>) -> ka_reach::Result<PathBuf> {
     entered.map(|()| path)
 }
 
-/// Removes the empty cgroups of earlier runs, whose waiting processes were killed.
+/// Removes the empty cgroups of earlier runs whose waiting process was killed.
 fn remove_empty(own: &Path) {
     for entry in fs::read_dir(own).into_iter().flatten().flatten() {
         // A cgroup that still has processes cannot be removed.
@@ -127,8 +131,8 @@ fn remove_empty(own: &Path) {
     }
 }
 
-/// Returns whether `ka run --via cgroup` made the cgroup with this name for a process that has ended. While the process
-/// exists, it may be about to enter the cgroup.
+/// Returns whether `ka run --via cgroup` may have created the cgroup with this name for a process that has ended. A
+/// process that exists may be about to enter its cgroup.
 pub(crate) fn is_abandoned(name: &OsStr) -> bool {
     let pid = name.to_str().and_then(|name| name.strip_prefix(NAME)?.parse::<u32>().ok());
     pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
@@ -136,8 +140,8 @@ pub(crate) fn is_abandoned(name: &OsStr) -> bool {
 
 /// Starts a process that removes the cgroup when its last process has ended.
 fn remove_later(path: &Path) -> io::Result<()> {
-    // The write end is closed when this process executes the program or ends. Until then, the cgroup may be empty because
-    // this process has not entered it yet.
+    // The kernel closes the write end when this process executes the program or ends. Before that, the cgroup may be
+    // empty because this process has not entered it yet.
     let (reader, writer) = io::pipe()?;
     fork::start_detached(&[reader.as_raw_fd()], || {
         let _ = reader.try_clone()?.read(&mut [0]);
@@ -149,7 +153,7 @@ fn remove_later(path: &Path) -> io::Result<()> {
             if text.lines().any(|line| line == "populated 0") {
                 return fs::remove_dir(path);
             }
-            // If somebody else removes the cgroup, the file does not change, but reading it fails.
+            // If another process removes the cgroup, the file does not change, but reading it fails.
             wait::await_change(events.as_fd(), Duration::from_secs(5))?;
         }
     })?;
@@ -157,8 +161,8 @@ fn remove_later(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets the TCP sockets that the program inherits. They belong to the cgroup in which they were made, so the policy of the
-/// new cgroup does not apply to them.
+/// Sets the TCP sockets that the program inherits. They belong to the cgroup in which they were created, so the policy
+/// of the new cgroup does not apply to them.
 fn set_inherited_sockets(policy: Policy<'static>) {
     for (fd, _) in process::sockets("/proc/self/fd").unwrap_or_default() {
         let socket = ka_core::Socket::new(fd);

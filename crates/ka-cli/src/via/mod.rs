@@ -1,6 +1,7 @@
-//! The ways in which `ka run` starts a program, one file per way. Each implements [`Way`].
+//! The ways in which `ka run` starts a program, one file per way. Each way implements [`Way`].
 //!
-//! A way first checks whether it reaches the program's sockets. Then this process becomes the program.
+//! A way first checks whether it reaches the program's sockets. Then it replaces this process by the program
+//! (execve(2)).
 
 mod cgroup;
 mod preload;
@@ -29,7 +30,7 @@ pub(crate) use preload::{listed, listed_for, shim_path};
 
 /// A way to start a program so that its sockets get the policy.
 pub(crate) trait Way: Sync {
-    /// The name for `--via`.
+    /// Returns the name for `--via`.
     fn name(&self) -> &'static str;
 
     /// Returns whether `--via auto` considers this way.
@@ -40,18 +41,18 @@ pub(crate) trait Way: Sync {
     /// Checks whether this way reaches all sockets of the program.
     fn check(&self, request: &StartRequest<'_>) -> Reachability;
 
-    /// Becomes the program, under the policy. Returns only on failure.
+    /// Executes the program in this process, under the policy. Returns only on failure.
     fn start(&self, request: &StartRequest<'_>) -> Result<Infallible, Failure>;
 }
 
-/// Whether a way reaches the sockets of a program.
+/// The answer to whether a way reaches the sockets of a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reachability {
-    /// It does. The text describes how.
+    /// The way reaches them. The text describes how.
     Reached(String),
-    /// It does not, but another way may.
+    /// The way does not reach them, but another way may.
     NotReached(Obstacle),
-    /// No way may start the program under a policy: a setting exempts the program, or is wrong.
+    /// No way may start the program under a policy, because a setting exempts the program or is wrong.
     Forbidden(Obstacle),
 }
 
@@ -68,20 +69,22 @@ impl Obstacle {
     }
 }
 
-/// Advice for a program that no way reaches from its start.
-const ATTACH_LATER: &str = "ka attach --follow PID, once it runs (ka run --best-effort starts it without)";
+/// The advice for a program that no way reaches from its start.
+const ATTACH_LATER: &str =
+    "ka attach --follow PID, once it runs (ka run --best-effort starts it without keepalive)";
 
 /// A program to start, and the options of `ka run`.
 pub(crate) struct StartRequest<'a> {
     pub(crate) program: &'a Program,
     /// The program's arguments. The first one is the name that the user typed.
     pub(crate) arguments: &'a [OsString],
-    /// The flags of the policy. The environment and /etc/ka.conf have the rest.
+    /// The flags of the policy. Other values come from the environment and /etc/ka.conf.
     pub(crate) flags: Flags,
-    /// Prints what is done on standard error.
+    /// Whether ka prints on standard error how it reaches the program.
     pub(crate) verbose: bool,
-    /// Starts the program even if no way reaches it.
+    /// Whether ka starts the program even if no way reaches it.
     pub(crate) best_effort: bool,
+    /// Whether ka denies the program io_uring.
     pub(crate) denies_io_uring: bool,
 }
 
@@ -97,7 +100,7 @@ impl StartRequest<'_> {
         let variables = sources.variables();
         if variables.config.enabled() != Some(true) {
             return Some(Obstacle::new(
-                "KA_POLICY=off, in the environment or /etc/ka.conf, says to do nothing",
+                "KA_POLICY=off, in the environment or /etc/ka.conf, disables ka",
                 "a policy: ka run -p 60,10,6",
             ));
         }
@@ -113,12 +116,12 @@ impl StartRequest<'_> {
         })
     }
 
-    /// Becomes the program, in this environment. Returns only on failure.
+    /// Executes the program in this process, with this environment. Returns only on failure.
     fn execute(&self, environment: &Environment) -> Failure {
         let program = self.program;
         let mut error = start::exec(&program.path, self.arguments, &environment.0);
         if program.is_plain_text && error.raw_os_error() == Some(libc::ENOEXEC) {
-            // As execvp(3) does, let the shell run a file that the kernel does not recognize.
+            // As execvp(3) does, run the file with the shell if the kernel does not recognize its format.
             let script = program.path.clone().into_os_string();
             let rest = self.arguments.iter().skip(1).cloned();
             let arguments: Vec<_> = ["/bin/sh".into(), script].into_iter().chain(rest).collect();
@@ -129,8 +132,8 @@ impl StartRequest<'_> {
     }
 }
 
-/// Starts the program under the policy of an outer supervisor, if one enforces its policy against this process: any other
-/// policy would have no effect. Returns only if there is no such supervisor, or on failure.
+/// Starts the program under the policy of an outer supervisor, if an outer supervisor enforces its policy on this
+/// process. Another policy would have no effect. Returns only if there is no such supervisor, or on failure.
 pub(crate) fn start_under_outer(request: &StartRequest<'_>) -> Option<Failure> {
     let outer = OuterSupervisor::find().filter(|outer| outer.is_enforced)?;
     Some(seccomp::start_under(&outer, request))
@@ -138,8 +141,8 @@ pub(crate) fn start_under_outer(request: &StartRequest<'_>) -> Option<Failure> {
 
 /// Describes the policy of this process's cgroup, if it overrides the requested policy.
 ///
-/// The user may lack the right to list the policies of a cgroup. So this function sets a socket of its own, and checks
-/// whether the kernel has changed the value.
+/// The user may lack the privilege to list the policies of a cgroup. So this function sets a new socket, and checks
+/// whether the kernel then reports another value.
 pub(crate) fn cgroup_override(request: &StartRequest<'_>) -> Option<String> {
     const IDLE_TIMES: [i32; 2] = [1, 2];
     let sources = request.sources();
@@ -158,21 +161,23 @@ pub(crate) fn cgroup_override(request: &StartRequest<'_>) -> Option<String> {
     let Settings { enabled, idle, intvl, cnt, .. } = probe.settings().ok()?;
     let is_requested = [policy.idle(), policy.intvl(), policy.cnt()] == [Some(idle), Some(intvl), Some(cnt)];
     (enabled && !is_requested).then(|| {
-        format!("the policy of the cgroup holds, whatever is asked for: {idle},{intvl},{cnt} (ka cgroup ls)")
+        format!(
+            "the policy of the cgroup, {idle},{intvl},{cnt}, overrides the requested one (see ka cgroup ls)"
+        )
     })
 }
 
-/// Returns the reason why nothing can be preloaded into any program.
+/// Returns the reason why ka cannot preload the shim into any program.
 pub(crate) fn preload_obstacle() -> Option<String> {
     preload::lacks_shim()
 }
 
-/// Returns the reason why no program can be supervised.
+/// Returns the reason why ka cannot supervise any program.
 pub(crate) fn seccomp_obstacle() -> Option<String> {
     seccomp::obstacle()
 }
 
-/// All ways. If several reach a program, the first one is used.
+/// All ways. If several reach a program, ka uses the first one.
 pub(crate) const ALL: [&dyn Way; 3] = [&preload::Preload, &seccomp::Seccomp, &cgroup::Cgroup];
 
 /// Returns the ways that `--via` selects.

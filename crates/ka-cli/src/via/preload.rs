@@ -1,5 +1,5 @@
-//! `ka run --via preload`: the dynamic loader loads libka_preload.so into the program, and this shim sets the program's
-//! sockets. ka-preload(7)
+//! `ka run --via preload`: the dynamic loader loads the shim, libka_preload.so, into the program. The shim sets the
+//! program's sockets. ka-preload(7)
 
 use std::convert::Infallible;
 use std::env;
@@ -25,10 +25,10 @@ pub(super) struct Preload;
 
 const SHIM: &str = "libka_preload.so";
 
-/// Functions that the shim replaces. A C library exports all of them too, but unlike the shim it has a SONAME.
+/// Functions that the shim exports. A C library exports all of them too, but its SONAME differs from the shim's.
 const HOOKS: [&str; 6] = ["socket", "setsockopt", "connect", "listen", "accept", "accept4"];
 
-/// The folder in which packages install the shim. A package may set another one when it is built.
+/// The directory in which packages install the shim. A package can set another one at build time.
 const PRIVATE_FOLDER: &str = match option_env!("KA_LIBDIR") {
     Some(folder) => folder,
     None => "/usr/lib/ka",
@@ -42,7 +42,7 @@ impl Way for Preload {
     fn check(&self, request: &StartRequest<'_>) -> Reachability {
         if request.denies_io_uring {
             return Reachability::NotReached(Obstacle::new(
-                "a preloaded library cannot keep a program from io_uring",
+                "a preloaded library cannot deny a program io_uring",
                 "--via seccomp",
             ));
         }
@@ -56,14 +56,14 @@ impl Way for Preload {
         if let Some(exemption) = request.exemption() {
             return Reachability::Forbidden(exemption);
         }
-        // If no shim can reach the program, the missing shim is not the reason.
+        // If the shim could not reach the program anyway, do not report a missing shim.
         let known = shim.as_ref().ok().copied();
         if let Some(obstacle) = request.program.chain().find_map(|program| obstacle(program, known)) {
             return Reachability::NotReached(obstacle);
         }
         match shim {
             Ok(shim) => Reachability::Reached(format!(
-                "{}; static, Go's and 32-bit programs that it starts are not: ka run --via seccomp",
+                "{}; does not reach static, Go and 32-bit programs that it starts: use ka run --via seccomp for these",
                 shim.path.display()
             )),
             Err(why) => Reachability::NotReached(missing(&why)),
@@ -77,8 +77,8 @@ impl Way for Preload {
                 let path = shim.path.display();
                 let reason = reason(&error);
                 format!(
-                    "{path}: the loader accepts no path with blanks, colons or $, and ka cannot make a link to it: \
-                     {reason}"
+                    "{path}: LD_PRELOAD cannot contain a path with blanks, colons or $, and ka cannot make a link to \
+                     this path: {reason}"
                 )
             })
         });
@@ -99,7 +99,7 @@ impl Way for Preload {
                         let script = text::visible(script.as_os_str().as_bytes());
                         let _ = writeln!(
                             io::stderr(),
-                            "ka: {script} is a script: static and Go programs that it starts are not reached (use \
+                            "ka: {script} is a script: preload does not reach static and Go programs that it starts (use \
                              --via seccomp)"
                         );
                     }
@@ -125,7 +125,7 @@ fn obstacle(program: &Program, shim: Option<&Shim>) -> Option<Obstacle> {
     let use_other_way = |why: String| Some(Obstacle::new(why, OTHER_WAYS));
     if program.drops_preload {
         return use_other_way(format!(
-            "{}: its #! line drops LD_PRELOAD with env(1)",
+            "{}: env(1) in its #! line removes LD_PRELOAD",
             program.path.display()
         ));
     }
@@ -133,7 +133,7 @@ fn obstacle(program: &Program, shim: Option<&Shim>) -> Option<Obstacle> {
         let why = format!("{path}: {secure}, so the loader ignores LD_PRELOAD");
         let name = program.name();
         let instead = if wrapper::is_wrapper(name) {
-            format!("ka behind it: {} ka run -- PROGRAM", name.display())
+            format!("{} ka run -- PROGRAM", name.display())
         } else {
             format!("/etc/ld.so.preload, as in ka-preload(7); or {ATTACH_LATER}")
         };
@@ -142,24 +142,24 @@ fn obstacle(program: &Program, shim: Option<&Shim>) -> Option<Obstacle> {
     if let Some(why) = &program.loses_preload {
         return Some(Obstacle::new(
             why,
-            format!("{OTHER_WAYS}; or ka behind it: {} ka run -- PROGRAM", program.name().display()),
+            format!("{OTHER_WAYS}; or {} ka run -- PROGRAM", program.name().display()),
         ));
     }
     let Some(elf) = &program.elf else {
-        return attach_later(format!("{path}: it is no ELF program, or may not be read"));
+        return attach_later(format!("{path}: not an ELF program, or you may not read it"));
     };
     let is_static = elf.loader.is_none() && !elf.is_loader();
     if elf.is_go {
         let how = if is_static { "it is static, and" } else { "it" };
         use_other_way(format!(
-            "{path}: {how} was made by Go, whose programs make their system calls themselves"
+            "{path}: {how} was built with Go, whose programs make system calls without the C library"
         ))
     } else if is_static {
         let how = if elf.is_position_independent { "static-pie" } else { "static" };
         use_other_way(format!("{path}: it is {how}, so no loader reads LD_PRELOAD"))
     } else if let Some(shim) = shim.filter(|shim| !elf.fits(&shim.elf)) {
         attach_later(format!(
-            "{path}: it is for {}, and {} is for {}",
+            "{path}: it is for {}, but {} is for {}",
             elf.machine_name(),
             shim.path.display(),
             shim.elf.machine_name()
@@ -174,16 +174,16 @@ fn obstacle(program: &Program, shim: Option<&Shim>) -> Option<Obstacle> {
     }
 }
 
-/// Explains why the shim does not see the sockets of a dynamic program: the program makes system calls without the C
+/// Explains why the shim does not see the sockets of a dynamic program, if the program makes system calls without the C
 /// library.
 ///
-/// The shim reaches a program that imports a socket function. So the code of all libraries is read only for other
-/// programs, and most of these have few libraries. Files that cannot be read are ignored.
+/// The shim reaches a program that imports a socket function. This function reads the code of all libraries only for
+/// other programs, most of which have few libraries. It ignores files that it cannot read.
 fn bypass(path: &Path, elf: &Elf) -> Option<String> {
     let linked = Linked::find(path, elf);
     if let Some(library) = linked.go_library() {
         return Some(format!(
-            "{}: it is linked to {}, which was made by Go: Go makes its system calls itself",
+            "{}: it is linked to {}, which was built with Go: Go makes system calls without the C library",
             path.display(),
             library.display()
         ));
@@ -194,24 +194,25 @@ fn bypass(path: &Path, elf: &Elf) -> Option<String> {
     let own = linked.calls_sockets().ok().flatten()?;
     let who = if own == linked.program() { "it".to_owned() } else { own.display().to_string() };
     Some(format!(
-        "{}: {who} makes its system calls itself: neither it nor its libraries import socket, connect, listen or accept",
+        "{}: {who} makes system calls without the C library: neither it nor its libraries import socket, connect, listen \
+         or accept",
         path.display()
     ))
 }
 
-/// libka_preload.so
+/// The shim, libka_preload.so.
 struct Shim {
     path: PathBuf,
     elf: Elf,
 }
 
-/// Returns the shim. It is searched for only once.
+/// Returns the shim. Searches for it only once.
 fn shim() -> Result<&'static Shim, String> {
     static FOUND: OnceLock<Result<Shim, String>> = OnceLock::new();
     FOUND.get_or_init(find_shim).as_ref().map_err(Clone::clone)
 }
 
-/// Returns the reason why there is no shim.
+/// Returns the reason why ka has no shim.
 pub(super) fn lacks_shim() -> Option<String> {
     shim().err()
 }
@@ -225,8 +226,8 @@ pub(crate) fn listed() -> Option<PathBuf> {
     entries.find(|entry| Path::new(entry).file_name() == Some(OsStr::new(SHIM))).map(PathBuf::from)
 }
 
-/// Returns the shim's path in /etc/ld.so.preload, if a program gets its policy from it. The loader of glibc reads this file
-/// for setuid programs too.
+/// Returns the shim's path in /etc/ld.so.preload, if that shim gives the program a policy. The loader of glibc reads
+/// this file for setuid programs too.
 pub(crate) fn listed_for(request: &StartRequest<'_>) -> Option<PathBuf> {
     let path = listed()?;
     let elf = request.program.elf.as_ref()?;
@@ -243,7 +244,8 @@ pub(crate) fn shim_path() -> Option<PathBuf> {
     is_plain(&path).then_some(path)
 }
 
-/// Finds the shim: the file that KA_PRELOAD names. Without KA_PRELOAD, the one next to this program, or the installed one.
+/// Finds the shim: the file that KA_PRELOAD names. Without KA_PRELOAD, the one next to this program, or the installed
+/// one.
 fn find_shim() -> Result<Shim, String> {
     let named = env::var_os("KA_PRELOAD").filter(|path| !path.is_empty());
     let places = match &named {
@@ -252,7 +254,7 @@ fn find_shim() -> Result<Shim, String> {
     };
     let Some(path) = places.iter().find(|path| path.exists()) else {
         let places: Vec<_> = places.iter().map(|path| path.display().to_string()).collect();
-        return Err(format!("{SHIM} is not there: looked for {}", places.join(", ")));
+        return Err(format!("cannot find {SHIM}: looked for {}", places.join(", ")));
     };
     // The program may change its working directory, so the path must be absolute.
     let mut path =
@@ -266,14 +268,14 @@ fn find_shim() -> Result<Shim, String> {
             Ok(Shim { path, elf })
         }
         Ok((Some(elf), _)) if elf.soname.is_some() || elf.is_position_independent => {
-            refused(&format_args!("it is not {SHIM}, and nothing in it gives sockets a policy"))
+            refused(&format_args!("this library is not {SHIM}"))
         }
-        Ok(_) => refused(&"it is no shared library"),
+        Ok(_) => refused(&"not a shared library"),
         Err(error) => refused(&error),
     }
 }
 
-/// The paths at which the shim may be.
+/// Returns the paths at which the shim may be.
 fn places() -> Vec<PathBuf> {
     let own = env::current_exe().and_then(|path| path.canonicalize());
     let folder = own.ok().and_then(|path| path.parent().map(Path::to_path_buf));
@@ -290,7 +292,7 @@ fn places() -> Vec<PathBuf> {
     places
 }
 
-/// A path without `..`. The part before it must have no symbolic links.
+/// Removes `..` from a path. The components before `..` must not be symbolic links.
 fn normal(path: &Path) -> PathBuf {
     let mut normal = PathBuf::new();
     for part in path.components() {
@@ -305,13 +307,13 @@ fn normal(path: &Path) -> PathBuf {
 
 /// Checks that the environment may name this file as the shim. Returns its path, or the reason why not.
 ///
-/// If ka is setuid or has file capabilities, its caller may not choose the library. sudo, doas and pkexec start ka as root
-/// with a part of their caller's environment, and name the caller in a variable. Then the file and all folders of its
-/// path must belong to root. Otherwise another user could replace the file after the check.
+/// If ka is setuid or has file capabilities, its caller may not choose the library. sudo, doas and pkexec start ka as
+/// root with a part of their caller's environment, and name the caller in a variable. In this case, the file and all
+/// directories of its path must belong to root. Otherwise another user could replace the file after the check.
 fn trusted(path: &Path) -> Result<PathBuf, String> {
     const CALLERS: [&str; 3] = ["SUDO_UID", "DOAS_USER", "PKEXEC_UID"];
     if privilege::has_more_rights() {
-        return Err("ka runs with more rights than its user's, and does not trust the environment".to_owned());
+        return Err("ka has more privileges than its user, and does not trust the environment".to_owned());
     }
     let (user, _) = user::users();
     let Some(caller) = CALLERS.into_iter().find(|name| user == 0 && env::var_os(name).is_some()) else {
@@ -321,11 +323,11 @@ fn trusted(path: &Path) -> Result<PathBuf, String> {
     for (depth, place) in path.ancestors().enumerate() {
         let found = fs::symlink_metadata(place)
             .map_err(|error| format!("{}: {}", place.display(), reason(&error)))?;
-        // In a sticky folder such as /tmp, other users can make files, but not move or remove those of root.
+        // In a sticky directory such as /tmp, other users can create files, but cannot rename or remove those of root.
         let is_sticky = depth > 0 && found.mode() & libc::S_ISVTX != 0;
         if found.uid() != 0 || (found.mode() & 0o022 != 0 && !is_sticky) {
             return Err(format!(
-                "where {caller} is set, {} must be root's, and nobody else may write it",
+                "{} must belong to root, and only root may be able to write it, because {caller} is set",
                 place.display()
             ));
         }
@@ -333,22 +335,22 @@ fn trusted(path: &Path) -> Result<PathBuf, String> {
     Ok(path)
 }
 
-/// Returns whether LD_PRELOAD can contain a path. The loader splits the list at blanks and colons, and expands `$`.
+/// Returns whether LD_PRELOAD can contain this path. The loader splits the list at blanks and colons, and expands `$`.
 fn is_plain(path: &Path) -> bool {
     !path.as_os_str().as_bytes().iter().any(|byte| matches!(byte, b' ' | b':' | b'$' | 9..=13))
 }
 
 /// Returns a path of the shim that LD_PRELOAD can contain.
 ///
-/// If `path` contains special characters, makes a symbolic link to it in a folder that only this user can write. The link
-/// is never removed, because all descendants of the program load the shim through it.
+/// If `path` contains special characters, creates a symbolic link to it in a directory that only this user can write.
+/// The link is never removed, because all descendants of the program load the shim through it.
 fn plain_path(path: &Path) -> io::Result<PathBuf> {
     if is_plain(path) {
         return Ok(path.to_path_buf());
     }
     let (_, user) = user::users();
     let runtime = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_absolute());
-    // Programs of root may change to another user, who must find the link too.
+    // Programs of root may change to another user, who must be able to follow the link too.
     let (first, mode) = if user == 0 { (Some("/run".into()), 0o755) } else { (runtime, 0o700) };
     let first = first.map(|folder| folder.join("ka")).filter(|folder| is_plain(folder));
     let mut result = Err(io::Error::from(io::ErrorKind::NotFound));
@@ -361,7 +363,7 @@ fn plain_path(path: &Path) -> io::Result<PathBuf> {
     result
 }
 
-/// Makes a symbolic link to a path, in a folder that only this user can write.
+/// Creates a symbolic link to a path, in a directory that only this user can write.
 fn link(folder: &Path, mode: u32, user: u32, path: &Path) -> io::Result<PathBuf> {
     match DirBuilder::new().mode(mode).create(folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -369,14 +371,17 @@ fn link(folder: &Path, mode: u32, user: u32, path: &Path) -> io::Result<PathBuf>
     }
     let found = fs::symlink_metadata(folder)?;
     if !found.is_dir() || found.uid() != user || found.mode() & 0o022 != 0 {
-        return Err(io::Error::other(format!("{} is not ours alone", folder.display())));
+        return Err(io::Error::other(format!(
+            "{} must be a directory that only this user can write",
+            folder.display()
+        )));
     }
     let target = fs::metadata(path)?;
     let link = folder.join(format!("libka_preload-{:x}-{:x}.so", target.dev(), target.ino()));
     if fs::read_link(&link).is_ok_and(|there| there == path) {
         return Ok(link);
     }
-    // rename(2) is atomic, so other processes always find a link.
+    // rename(2) is atomic, so other processes always find the old or the new link.
     let new = folder.join(format!(".{}", std::process::id()));
     let _ = fs::remove_file(&new);
     symlink(path, &new)?;
@@ -386,16 +391,17 @@ fn link(folder: &Path, mode: u32, user: u32, path: &Path) -> io::Result<PathBuf>
 
 /// Adds the shim to LD_PRELOAD, before all other libraries, unless the list already contains it.
 ///
-/// A library such as torsocks looks functions up in libc itself, so its calls bypass the libraries after it. Only the
-/// runtimes of sanitizers stay before the shim: `ASan` ends the program if it is not the first library.
+/// A library such as torsocks looks functions up in libc directly, so its calls bypass the libraries after it in the
+/// list. Only the runtimes of sanitizers stay before the shim, because `ASan` ends the program if it is not the first
+/// library.
 fn add_preload(environment: &mut Environment, shim: &Path) {
     let is_separator = |byte: &u8| matches!(byte, b':' | b' ');
-    let there = environment.get(PRELOAD).unwrap_or_default().to_vec();
+    let current = environment.get(PRELOAD).unwrap_or_default().to_vec();
     let is_shim = |entry: &[u8]| {
         let entry = fs::canonicalize(OsStr::from_bytes(entry));
         entry.is_ok_and(|entry| shim.canonicalize().is_ok_and(|shim| shim == entry))
     };
-    let entries = || there.split(is_separator).filter(|entry| !entry.is_empty());
+    let entries = || current.split(is_separator).filter(|entry| !entry.is_empty());
     if entries().any(is_shim) {
         return;
     }

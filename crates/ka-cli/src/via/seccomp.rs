@@ -33,7 +33,7 @@ impl Way for Seccomp {
             }
             Ok(()) => {
                 return Reachability::Reached(
-                    "by a supervisor; under no_new_privs, so setuid programs stay without their rights"
+                    "by a supervisor; with no_new_privs, so setuid programs do not gain privileges"
                         .to_owned(),
                 );
             }
@@ -61,20 +61,20 @@ impl Way for Seccomp {
         }
         let child = SupervisedChild::start(policy, request.program.name(), request.denies_io_uring);
         let child = child.map_err(failed)?;
-        // From here on this is the program's process.
+        // This is now the child process, in which the program will run.
         sources.environment.readdress_systemd_variables(child.proxy_pid());
         let (supervisor, spare) = (child.supervisor_pid(), child.spare_pid());
         let report = || {
             if request.verbose {
                 let mode = policy.mode.name();
-                let renounced = if may_keep_privileges() { "" } else { ", no_new_privs" };
+                let no_new_privs = if may_keep_privileges() { "" } else { ", no_new_privs" };
                 let rules = match policy.rules.iter().count() {
                     0 => String::new(),
-                    count => format!(" but for {}", text::count(count, "rule")),
+                    count => format!(" with {}", text::count(count, "rule")),
                 };
                 let _ = writeln!(
                     io::stderr(),
-                    "ka: via seccomp: {}{rules}, mode {mode}, supervisor {supervisor}, spare {spare}{renounced}",
+                    "ka: via seccomp: {}{rules}, mode {mode}, supervisor {supervisor}, spare {spare}{no_new_privs}",
                     policy.config
                 );
             }
@@ -91,7 +91,7 @@ fn may_keep_privileges() -> bool {
     privilege::has(CAP_SYS_ADMIN)
 }
 
-/// Returns the reason why no program can be supervised here.
+/// Returns the reason why ka cannot supervise any program here.
 pub(super) fn obstacle() -> Option<String> {
     match check_support() {
         Err(Error::ListenerInUse) if OuterSupervisor::find().is_some() => None,
@@ -99,7 +99,7 @@ pub(super) fn obstacle() -> Option<String> {
     }
 }
 
-/// Returns the reason why this program cannot be supervised.
+/// Returns the reason why ka cannot supervise this program.
 fn obstacle_of(request: &StartRequest<'_>) -> Option<Obstacle> {
     let program = request.program;
     let path = program.executable.display();
@@ -113,7 +113,9 @@ fn obstacle_of(request: &StartRequest<'_>) -> Option<Obstacle> {
     {
         let path = path.display();
         return Some(Obstacle::new(
-            format!("{path}: {secure}, and a filter without CAP_SYS_ADMIN would take its rights from it"),
+            format!(
+                "{path}: {secure}, and without CAP_SYS_ADMIN the seccomp filter would keep it from gaining privileges"
+            ),
             "sudo ka run",
         ));
     }
@@ -121,7 +123,7 @@ fn obstacle_of(request: &StartRequest<'_>) -> Option<Obstacle> {
         && !elf.fits(&own)
     {
         return attach_later(format!(
-            "{path}: it is for {}, and ka for {}",
+            "{path}: it is for {}, but ka is for {}",
             elf.machine_name(),
             own.machine_name()
         ));
@@ -129,13 +131,15 @@ fn obstacle_of(request: &StartRequest<'_>) -> Option<Obstacle> {
     let is_unreadable = file::open_regular(&program.executable)
         .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
     if is_unreadable && !privilege::has(CAP_SYS_PTRACE) {
-        return attach_later(format!("{path}: it may not be read, so the kernel lets nobody look into it"));
+        return attach_later(format!(
+            "{path}: you may not read it, so the kernel does not let ka examine its process"
+        ));
     }
     let mut room = [Rule::SKIP; Rules::MAX];
     let sources = request.sources();
     if sources.variables().policy(&mut room, |_, _| {}).rules.look_at_peer() {
         return Some(Obstacle::new(
-            "KA_RULES, in the environment or /etc/ka.conf, chooses by peer, which is in the program's memory: this way can choose by lport",
+            "KA_RULES, in the environment or /etc/ka.conf: rules by peer do not work via seccomp; use rules by lport",
             "KA_RULES= ka run",
         ));
     }
@@ -145,10 +149,10 @@ fn obstacle_of(request: &StartRequest<'_>) -> Option<Obstacle> {
 /// Describes the policy of an outer supervisor.
 fn describe(outer: &OuterSupervisor) -> String {
     let Settings { idle, intvl, cnt, .. } = outer.settings;
-    format!("an outer ka run --via seccomp is in force here: {idle},{intvl},{cnt}")
+    format!("the policy of an outer ka run --via seccomp applies: {idle},{intvl},{cnt}")
 }
 
-/// Becomes the program, under an outer supervisor. Returns only on failure.
+/// Executes the program in this process, under an outer supervisor. Returns only on failure.
 pub(super) fn start_under(outer: &OuterSupervisor, request: &StartRequest<'_>) -> Failure {
     let _ = writeln!(io::stderr(), "ka: run: {}", describe(outer));
     request.execute(&request.sources().environment)
