@@ -107,10 +107,10 @@ ka-preload(7). If a variable looks like a misspelled KA_ variable, ka prints a m
 pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) policy: PolicyFlags,
-    /// Whether the program may override the policy
+    /// Choose whether the program may override the policy
     #[arg(long, value_parser = policy_flags::mode(), help_heading = "Policy")]
     pub(crate) mode: Option<Mode>,
-    /// How ka reaches the program
+    /// Choose how ka reaches the program
     #[arg(long, value_enum, default_value_t = Via::Auto, value_name = "WAY")]
     pub(crate) via: Via,
     /// Print a warning and run the program anyway if ka cannot reach it
@@ -192,23 +192,23 @@ sockets, it sends ten thousand packets of 52 bytes. To avoid such a burst, use -
 pub(crate) struct Attach {
     #[command(flatten)]
     pub(crate) policy: PolicyFlags,
-    /// Whether sockets may keep the keepalive settings that their program made. Default: KA_MODE, or force
+    /// Choose whether sockets may keep the settings of their program. Default: KA_MODE, or force
     #[arg(long, value_parser = policy_flags::mode(), help_heading = "Policy")]
     pub(crate) mode: Option<Mode>,
-    /// Processes, by PID
+    /// The processes, by PID
     #[arg(value_name = "PID", value_parser = pid)]
     pub(crate) pids: Vec<i32>,
-    /// All processes
+    /// Set the sockets of all processes
     #[arg(short, long)]
     pub(crate) all: bool,
-    /// All processes of a user, by name or user ID
+    /// Set the sockets of all processes of a user, by name or user ID
     #[arg(long, value_name = "USER")]
     pub(crate) user: Option<OsString>,
     /// Restore the settings that the sockets had before an earlier ka attach --json. FILE holds the output of that
     /// command
     #[arg(long, value_name = "FILE", conflicts_with_all = ["idle", "intvl", "cnt", "user_timeout", "whole", "mode", "via", "port", "follow"])]
     pub(crate) undo: Option<PathBuf>,
-    /// How ka reaches the sockets
+    /// Choose how ka reaches the sockets
     #[arg(long, value_enum, default_value_t = AttachVia::Pidfd, value_name = "WAY")]
     pub(crate) via: AttachVia,
     /// Set only sockets whose local or peer port is this one
@@ -250,7 +250,7 @@ pub(crate) enum AttachVia {
 /// List TCP sockets with their processes and keepalive settings
 ///
 /// The list shows whether keepalive is on, its timers, when the next probe is due, and how many probes had no answer.
-/// If ka may not read a socket, it prints what the kernel's list of sockets tells, and ? for the rest. Run ka as root
+/// If ka may not read a socket, it prints the values in the kernel's list of sockets, and ? for the rest. Run ka as root
 /// to see all.
 ///
 /// Without --netns and --all-netns, ka lists only the network namespace that it runs in. A container usually has its
@@ -293,7 +293,7 @@ JSON keys: An array with an object per socket.
   pid: integer. The process with the lowest PID that has the socket. null: no process has it, or ka may not know which.
   fd: integer. The lowest descriptor of the socket in that process. null: as for pid.
   comm: string. The name of that process. null: as for pid, or ka cannot read the name.
-  others: array of integers. PIDs of the other processes that have the socket. If PID is given, only those of the \
+  others: array of integers. PIDs of the other processes that have the socket. With PID arguments, only those of the \
   given processes.
   local: string. Local address and port.
   peer: string. Address and port of the peer. null: not connected.
@@ -492,7 +492,7 @@ ka needs Linux 6.1. Without --foreground, the bpf filesystem must be mounted at 
 pub(crate) struct CgroupAttach {
     #[command(flatten)]
     pub(crate) policy: PolicyFlags,
-    /// Whether the cgroup's programs may override the policy. Default: KA_MODE, or force
+    /// Choose whether the cgroup's programs may override the policy. Default: KA_MODE, or force
     #[arg(long, value_parser = policy_flags::cgroup_mode(), help_heading = "Policy")]
     pub(crate) mode: Option<Mode>,
     /// The cgroup: its directory, or its name as in /proc/PID/cgroup
@@ -531,7 +531,7 @@ pub(crate) struct CgroupDetach {
     /// The cgroup: its directory, or its name as in /proc/PID/cgroup
     #[arg(value_name = "CGROUP")]
     pub(crate) cgroup: Option<OsString>,
-    /// All cgroups with a policy of ka cgroup attach, and the leftover pins of removed cgroups
+    /// Detach all policies of ka cgroup attach, also the leftover pins of removed cgroups
     #[arg(short, long)]
     pub(crate) all: bool,
 }

@@ -14,7 +14,7 @@ pub(crate) struct Client {
     when: UsesServer,
     /// The server that does the work.
     server: &'static str,
-    /// How to find the PID of the server, or another way to reach it.
+    /// Advice: how to find the PID of the server, or another way to reach it.
     how: &'static str,
 }
 

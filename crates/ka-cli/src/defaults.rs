@@ -163,17 +163,17 @@ fn seconds(seconds: i32) -> String {
 /// Sets the values that the policy names, and writes the file. On failure, nothing is changed. Returns the values that
 /// are now in force.
 fn set(policy: &Config, persist: Option<&Path>) -> Result<[i32; 3], Failure> {
-    let said = |message: &str| Failure::new(format_args!("defaults: --set {policy}: {message}"));
+    let wrong = |message: &str| Failure::new(format_args!("defaults: --set {policy}: {message}"));
     if policy.enabled() != Some(true) {
-        return Err(said("no sysctl turns keepalive on or off; name idle, intvl or cnt, such as 60,10,6"));
+        return Err(wrong("no sysctl turns keepalive on or off; name idle, intvl or cnt, such as 60,10,6"));
     }
     if policy.user_timeout() != UserTimeout::Keep {
-        return Err(said("there is no sysctl for the user timeout"));
+        return Err(wrong("there is no sysctl for the user timeout"));
     }
     let before = sysctl::read()?;
     let named = [Timer::Idle, Timer::Intvl, Timer::Cnt].map(|timer| policy.timer(timer));
     if named == [None; 3] {
-        return Err(said("name at least one of idle, intvl and cnt"));
+        return Err(wrong("name at least one of idle, intvl and cnt"));
     }
     let mut values = before;
     for (value, named) in values.iter_mut().zip(named) {

@@ -9,7 +9,7 @@ use crate::wrapper::PRELOAD;
 /// The arguments of env(1).
 #[derive(Debug, Default)]
 pub(crate) struct EnvArguments {
-    /// Whether env removes or changes LD_PRELOAD.
+    /// `true` if env removes or changes LD_PRELOAD.
     pub(crate) drops_preload: bool,
     /// The program that env starts, and its arguments. Empty if env only prints the environment.
     pub(crate) command: Vec<OsString>,

@@ -13,7 +13,7 @@ pub(crate) const USAGE: i32 = 2;
 pub(crate) const UNKNOWN: i32 = 3;
 /// The exit status if `ka run` could not start the program under the policy. env(1), nohup(1) and timeout(1) use this
 /// status and the next two in the same way.
-pub(crate) const OUR_OWN: i32 = ka_reach::seccomp::FAILED;
+pub(crate) const RUN_FAILED: i32 = ka_reach::seccomp::FAILED;
 /// The exit status if `ka run` found the program, but could not execute it.
 pub(crate) const NOT_EXECUTABLE: i32 = 126;
 /// The exit status if `ka run` did not find the program.

@@ -69,7 +69,7 @@ fn run_command(arguments: Vec<OsString>) -> i32 {
     // The program that `ka run` starts must inherit the standard descriptors unchanged, even if they are closed.
     let runs = arguments.get(1).is_some_and(|word| word == "run");
     if runs {
-        start::set_status_without_memory(failure::OUR_OWN);
+        start::set_status_without_memory(failure::RUN_FAILED);
     } else {
         start::open_standard_descriptors();
     }
@@ -77,7 +77,7 @@ fn run_command(arguments: Vec<OsString>) -> i32 {
         Ok(ka) => ka,
         Err(error) if error.use_stderr() => {
             let _ = error.print();
-            return if runs { failure::OUR_OWN } else { failure::USAGE };
+            return if runs { failure::RUN_FAILED } else { failure::USAGE };
         }
         Err(help) => return end(print(&help)),
     };

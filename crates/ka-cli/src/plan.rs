@@ -19,7 +19,7 @@ use crate::via;
 
 /// The size of a probe and its answer, in bytes. Each packet has 20 bytes of IPv4 header, 20 of TCP header and 12 of
 /// timestamps. IPv6 has 20 more.
-const BYTES_A_PROBE: f64 = 2.0 * 52.0;
+const BYTES_PER_PROBE: f64 = 2.0 * 52.0;
 
 pub(crate) fn plan(args: &args::Plan) -> Outcome {
     let mut out = BufWriter::new(io::stdout().lock());
@@ -52,13 +52,14 @@ fn config(args: &args::Plan) -> Result<Config, Failure> {
             presets::named(name).map_err(|unknown| Failure::new(format_args!("plan: --preset {unknown}")))?;
         preset.plan().map_err(|error| too_short("preset", "s", error))
     } else {
-        let said = args.policy.unwrap_or(Config::STANDARD);
-        if said.enabled() != Some(true) {
+        let typed = args.policy.unwrap_or(Config::STANDARD);
+        if typed.enabled() != Some(true) {
             return Err(Failure::new(format_args!(
-                "plan: --policy {said}: the policy must turn keepalive on"
+                "plan: --policy {typed}: the policy must turn keepalive on"
             )));
         }
-        said.on_top_of(&Config::STANDARD)
+        typed
+            .on_top_of(&Config::STANDARD)
             .map_err(|error| Failure::new(format_args!("plan: --policy: {error}")))
     }
 }
@@ -97,7 +98,7 @@ impl Plan {
         // After a probe, the kernel arms the timer for intvl, and the answer does not shorten it. If intvl is longer
         // than idle, a probe is sent every intvl (net/ipv4/tcp_timer.c, tcp_keepalive_timer).
         let probes_per_hour = 3600.0 / f64::from(idle.max(intvl).max(1));
-        let bytes_per_day = 24.0 * probes_per_hour * BYTES_A_PROBE;
+        let bytes_per_day = 24.0 * probes_per_hour * BYTES_PER_PROBE;
         #[expect(clippy::cast_precision_loss, reason = "a number of connections")]
         let all = connections as f64;
         let plan = Self {

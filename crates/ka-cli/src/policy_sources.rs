@@ -21,7 +21,7 @@ use ka_reach::text;
 pub(crate) struct Flags {
     /// The values that the flags name. `None` if no flag of a policy is given.
     pub(crate) config: Option<Config>,
-    /// Whether `config` is a whole policy. Then values from the environment and /etc/ka.conf are ignored.
+    /// `true` if `config` is a whole policy. In this case, values from the environment and /etc/ka.conf are ignored.
     pub(crate) is_whole: bool,
     pub(crate) mode: Option<Mode>,
 }
@@ -94,7 +94,7 @@ pub(crate) struct PolicySources {
     pub(crate) environment: Environment,
     /// The text of /etc/ka.conf. Empty if the file does not exist or was rejected.
     file: Vec<u8>,
-    /// Why the file was rejected.
+    /// The reason why the file was rejected.
     file_error: Option<ka_reach::Error>,
 }
 

@@ -31,9 +31,9 @@ pub(crate) struct Program {
     /// The reason why the kernel sets `AT_SECURE`, so that the loader ignores LD_PRELOAD. `None` if the kernel does
     /// not.
     pub(crate) secure: Option<&'static str>,
-    /// Whether env(1) in a `#!` line removes or changes LD_PRELOAD.
+    /// `true` if env(1) in a `#!` line removes or changes LD_PRELOAD.
     pub(crate) drops_preload: bool,
-    /// Whether the file is neither an ELF file nor a script with `#!`. The shell runs it, as with execvp(3).
+    /// `true` if the file is neither an ELF file nor a script with `#!`. As with execvp(3), the shell runs such a file.
     pub(crate) is_plain_text: bool,
     /// The reason why a preloaded library does not reach the program that this one starts. `None` if it does, or if
     /// unknown.

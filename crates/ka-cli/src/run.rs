@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use ka_core::Config;
 
 use crate::args;
-use crate::failure::{Failure, OUR_OWN, Outcome};
+use crate::failure::{Failure, Outcome, RUN_FAILED};
 use crate::policy_sources::{Flags, PolicySources};
 use crate::program::Program;
 use crate::via::{self, Obstacle, Reachability, StartRequest, Way};
@@ -15,8 +15,8 @@ use ka_reach::text;
 const COST: &str = "Each new connection takes at least 25 % longer";
 
 pub(crate) fn run(args: &args::Run) -> Outcome {
-    let own = |failure: Failure| failure.with_status(OUR_OWN);
-    let config = if args.policy.is_named() { Some(named_policy(args).map_err(own)?) } else { None };
+    let run_failed = |failure: Failure| failure.with_status(RUN_FAILED);
+    let config = if args.policy.is_named() { Some(named_policy(args).map_err(run_failed)?) } else { None };
     let program = Program::from_command(&args.program).map_err(|failure| {
         let message = format!("run: {}", failure.message);
         Failure { message, ..failure }
@@ -72,12 +72,12 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
         }
     }
     let (Some((way, _)), Some((_, last))) = (obstacles.first(), obstacles.last()) else {
-        return Err(own(Failure::new("run: no way to reach the program was tried")));
+        return Err(run_failed(Failure::new("run: no way to reach the program was tried")));
     };
     let whys: Vec<&str> = obstacles.iter().map(|(_, obstacle)| obstacle.why.as_str()).collect();
     let message = format!("run: {}; use {}", whys.join("; "), last.instead);
     if !args.best_effort {
-        return Err(own(Failure::new(message)));
+        return Err(run_failed(Failure::new(message)));
     }
     let _ = writeln!(io::stderr(), "ka: {}; running it WITHOUT keepalive", text::visible_lines(&message));
     // The way may still reach programs that this one starts.

@@ -53,26 +53,27 @@ pub(super) fn attach(args: &args::CgroupAttach) -> Outcome {
     let programs = Programs::load(policy).map_err(|error| {
         super::failed("attach", format_args!("{error}; ka run and ka attach --follow work without this"))
     })?;
-    let held = if args.foreground {
-        Some(Held::new(&cgroup, &programs).map_err(failed)?)
+    let foreground_policy = if args.foreground {
+        Some(ForegroundPolicy::new(&cgroup, &programs).map_err(failed)?)
     } else {
         Pins::create(&cgroup, &programs).map_err(failed)?;
         None
     };
-    if let Some(held) = &held {
-        held.notify
+    if let Some(foreground_policy) = &foreground_policy {
+        foreground_policy
+            .notify
             .send("READY=1\nSTATUS=The policy is in force for new sockets. Open sockets are being set.");
     }
     let overriding = cgroup.overriding(policy);
     // From here on, new sockets get the policy, so it is enough to visit the open sockets once.
     let reset_watchdog = || {
-        if let Some(held) = &held {
-            held.notify.reset_watchdog();
+        if let Some(foreground_policy) = &foreground_policy {
+            foreground_policy.notify.reset_watchdog();
         }
     };
-    let foreground = held.as_ref().map(|held| Foreground {
-        termination: held.termination.as_fd(),
-        interval: held.notify.interval(),
+    let foreground = foreground_policy.as_ref().map(|foreground_policy| Foreground {
+        termination: foreground_policy.termination.as_fd(),
+        interval: foreground_policy.notify.interval(),
         reset_watchdog: &reset_watchdog,
     });
     let Swept { set, unchanged, refused, left, overridden } = sweep(&cgroup, policy, foreground.as_ref());
@@ -106,8 +107,8 @@ pub(super) fn attach(args: &args::CgroupAttach) -> Outcome {
         left,
     };
     attached.print(args.json)?;
-    if let Some(held) = held {
-        held.wait(&attached)?;
+    if let Some(foreground_policy) = foreground_policy {
+        foreground_policy.wait(&attached)?;
         return Ok(0);
     }
     Ok(status)
@@ -207,13 +208,13 @@ const fn instead(mode: Mode) -> &'static str {
 
 /// A policy that is in force while this process runs. The kernel detaches it when the descriptors of the links are
 /// closed.
-struct Held {
+struct ForegroundPolicy {
     links: Links,
     termination: OwnedFd,
     notify: Notify,
 }
 
-impl Held {
+impl ForegroundPolicy {
     fn new(cgroup: &Cgroup, programs: &Programs) -> ka_reach::Result<Self> {
         // From here on, a signal does not kill this process, but makes `wait` return.
         let termination = signal::termination()?;

@@ -28,7 +28,7 @@ struct Row {
     cnt: Option<i32>,
     /// The directory of the pins. `None` if the policy is not pinned.
     pinned: Option<PathBuf>,
-    /// Whether the cgroup is above the requested one. Its policy is also in force in the requested cgroup.
+    /// `true` if the cgroup is above the requested one. Its policy is also in force in the requested cgroup.
     above: bool,
 }
 

@@ -72,5 +72,5 @@ pub(super) fn report() -> Report {
         ),
     ];
     let is_reached = ways.iter().all(|way| way.reaches == Some(true));
-    Report { target: "this machine".to_owned(), facts, ways, is_reached, command: None, over: None }
+    Report { target: "this machine".to_owned(), facts, ways, is_reached, command: None, outer: None }
 }

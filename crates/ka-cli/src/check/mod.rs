@@ -51,18 +51,19 @@ struct Report {
     facts: Vec<String>,
     /// The result for each way. The ways that reach the target come first.
     ways: Vec<WayResult>,
-    /// Whether ka run or ka attach reaches the target without --via. For this machine: whether all ways are available.
+    /// `true` if ka run or ka attach reaches the target without --via. For this machine: `true` if all ways are
+    /// available.
     #[serde(skip)]
     is_reached: bool,
     /// The command to use. `None` for this machine.
     command: Option<String>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    over: Option<Over>,
+    outer: Option<OuterPolicies>,
 }
 
 /// The supervisor and the cgroup policies that apply to a process.
 #[derive(Serialize)]
-struct Over {
+struct OuterPolicies {
     /// The PID of the supervisor of `ka run --via seccomp`.
     supervisor: Option<i32>,
     /// The policies of the process's cgroup and of those above it, its own first. `None` if unknown.

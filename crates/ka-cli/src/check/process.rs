@@ -11,7 +11,7 @@ use ka_reach::survey::{OffSocket, Survey, survey};
 use ka_reach::text;
 use ka_reach::worker::Workers;
 
-use super::{CgroupPolicy, Over, Report, WayResult, policy_flags};
+use super::{CgroupPolicy, OuterPolicies, Report, WayResult, policy_flags};
 use crate::attach::arrow;
 use crate::failure::Failure;
 use crate::process_policy::describe;
@@ -32,7 +32,7 @@ pub(super) fn report(pid: i32) -> Result<Report, Failure> {
             ways: Vec::new(),
             is_reached: false,
             command: Some(format!("none: {why}")),
-            over: None,
+            outer: None,
         });
     }
     let mut facts = Vec::new();
@@ -99,8 +99,8 @@ pub(super) fn report(pid: i32) -> Result<Report, Failure> {
     ways.sort_by_key(|way| way.reaches != Some(true));
     // If ka could not examine everything, or sockets were missed, the process does not count as reached.
     let is_reached = is_whole && !missed && ways.first().is_some_and(|way| way.reaches == Some(true));
-    let over = Some(Over { supervisor, cgroups });
-    Ok(Report { target, facts, ways, is_reached, command: Some(command), over })
+    let outer = Some(OuterPolicies { supervisor, cgroups });
+    Ok(Report { target, facts, ways, is_reached, command: Some(command), outer })
 }
 
 /// Returns why a process has no sockets, as a fact and as a short reason.

@@ -101,10 +101,10 @@ pub(super) fn report(name: &OsStr) -> Result<Report, Failure> {
             ways: Vec::new(),
             is_reached: false,
             command: Some(command),
-            over: None,
+            outer: None,
         });
     }
-    Ok(Report { target, facts, ways, is_reached, command: Some(command), over: None })
+    Ok(Report { target, facts, ways, is_reached, command: Some(command), outer: None })
 }
 
 /// Returns whether a program's file has the ELF magic number, but cannot be parsed as ELF.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use ka_policy::{Mode, Policy, Variables, due, give};
 
 use super::{Obstacle, Reachability, StartRequest, Way};
-use crate::failure::{Failure, OUR_OWN};
+use crate::failure::{Failure, RUN_FAILED};
 use ka_reach::bpf::{self, Programs, host};
 use ka_reach::{Error, fork, process, text, wait};
 
@@ -93,7 +93,7 @@ impl Way for Cgroup {
                 let why = text::visible_lines(&why);
                 let _ = writeln!(io::stderr(), "ka: run: {why}; running it WITHOUT keepalive");
             }
-            Err(error) => return Err(Failure::new(format_args!("run: {error}")).with_status(OUR_OWN)),
+            Err(error) => return Err(Failure::new(format_args!("run: {error}")).with_status(RUN_FAILED)),
         }
         Err(request.execute(&sources.environment))
     }

@@ -80,11 +80,11 @@ pub(crate) struct StartRequest<'a> {
     pub(crate) arguments: &'a [OsString],
     /// The flags of the policy. Other values come from the environment and /etc/ka.conf.
     pub(crate) flags: Flags,
-    /// Whether ka prints on standard error how it reaches the program.
+    /// `true` if ka prints on standard error how it reaches the program.
     pub(crate) verbose: bool,
-    /// Whether ka starts the program even if no way reaches it.
+    /// `true` if ka starts the program even if no way reaches it.
     pub(crate) best_effort: bool,
-    /// Whether ka denies the program io_uring.
+    /// `true` if ka denies the program io_uring.
     pub(crate) denies_io_uring: bool,
 }
 

@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 
 use super::{ATTACH_LATER, Obstacle, Reachability, StartRequest, Way};
 use crate::environment::Environment;
-use crate::failure::{Failure, OUR_OWN};
+use crate::failure::{Failure, RUN_FAILED};
 use crate::program::Program;
 use crate::wrapper::{self, PRELOAD};
 use ka_reach::elf::{self, Elf, Libc, Linked};
@@ -111,7 +111,7 @@ impl Way for Preload {
                 let why = text::visible_lines(&why);
                 let _ = writeln!(io::stderr(), "ka: run: {why}; running it WITHOUT keepalive");
             }
-            Err(why) => return Err(Failure::new(format_args!("run: {why}")).with_status(OUR_OWN)),
+            Err(why) => return Err(Failure::new(format_args!("run: {why}")).with_status(RUN_FAILED)),
         }
         Err(request.execute(&sources.environment))
     }
@@ -250,7 +250,7 @@ fn find_shim() -> Result<Shim, String> {
     let named = env::var_os("KA_PRELOAD").filter(|path| !path.is_empty());
     let places = match &named {
         Some(path) => vec![PathBuf::from(path)],
-        None => places(),
+        None => candidates(),
     };
     let Some(path) = places.iter().find(|path| path.exists()) else {
         let places: Vec<_> = places.iter().map(|path| path.display().to_string()).collect();
@@ -276,7 +276,7 @@ fn find_shim() -> Result<Shim, String> {
 }
 
 /// Returns the paths at which the shim may be.
-fn places() -> Vec<PathBuf> {
+fn candidates() -> Vec<PathBuf> {
     let own = env::current_exe().and_then(|path| path.canonicalize());
     let folder = own.ok().and_then(|path| path.parent().map(Path::to_path_buf));
     let triple = format!("../lib/{}-linux-gnu/ka", env::consts::ARCH);

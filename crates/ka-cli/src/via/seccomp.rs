@@ -7,7 +7,7 @@ use ka_core::Settings;
 use ka_policy::{Rule, Rules};
 
 use super::{ATTACH_LATER, Obstacle, Reachability, StartRequest, Way};
-use crate::failure::{Failure, OUR_OWN};
+use crate::failure::{Failure, RUN_FAILED};
 use ka_reach::elf::Elf;
 use ka_reach::privilege::{self, CAP_SYS_ADMIN, CAP_SYS_PTRACE};
 use ka_reach::seccomp::{OuterSupervisor, SupervisedChild, check_architecture, check_support};
@@ -52,7 +52,7 @@ impl Way for Seccomp {
         sources.warn_of_mistakes();
         sources.warn_of_log(self.name());
         let failed =
-            |error: Error| Failure::new(format_args!("run: via seccomp: {error}")).with_status(OUR_OWN);
+            |error: Error| Failure::new(format_args!("run: via seccomp: {error}")).with_status(RUN_FAILED);
         if request.best_effort && !matches!(self.check(request), Reachability::Reached(_)) {
             return Err(request.execute(&sources.environment));
         }
