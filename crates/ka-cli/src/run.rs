@@ -84,7 +84,7 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
     match way.start(&request)? {}
 }
 
-/// Returns the values that the flags name: all values if they name a whole policy. Rejects a policy that does not turn
+/// Returns the values that the flags name. If --policy is given, returns all values. Rejects a policy that does not turn
 /// keepalive on.
 fn named_policy(args: &args::Run) -> Result<Config, Failure> {
     let whole = args.policy.config_on()?;
