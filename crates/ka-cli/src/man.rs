@@ -11,7 +11,7 @@ use clap::CommandFactory as _;
 use crate::args::Ka;
 
 /// The date of the last change of the pages.
-const DATE: &str = "2026-11-28";
+const DATE: &str = "2026-11-30";
 
 #[test]
 fn the_manual_pages_match_the_definition() {
