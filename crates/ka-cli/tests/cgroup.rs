@@ -1035,7 +1035,7 @@ fn run_via_cgroup_runs_the_program_in_its_own_cgroup() {
         let rows = listed(&cgroup);
         assert!(rows.len() == 1 && rows[0]["pinned"].is_null(), "{rows:?}");
         let (status, _, err) = ka_cgroup(&["detach"], &cgroup.0.join(format!("ka-run-{}", holder.pid())));
-        assert!(status == 1 && err.contains("by ka run --via cgroup, until its program ends"), "{err}");
+        assert!(status == 1 && err.contains("It ends with the program of ka run --via cgroup"), "{err}");
         holder.end();
         eventually("its cgroup is removed", || runs(&cgroup) == 0);
     }
@@ -1183,7 +1183,7 @@ fn attach_via_bpf_sets_every_socket_of_a_network_namespace() {
     assert_eq!((report["set"].as_u64(), sockets.len()), (Some(5), 5), "{report}");
     assert_eq!(sockets.iter().filter(|socket| socket["pid"] == holder.pid()).count(), 3, "{report}");
     for (args, expected) in [
-        (&["attach", "--via", "bpf", "1"][..], "it wants --all"),
+        (&["attach", "--via", "bpf", "1"][..], "it needs --all"),
         (&["attach", "--via", "bpf", "--all", "--follow"], "use ka cgroup attach for later sockets"),
         (&["attach", "--via", "bpf", "--all", "--spread", "1s"], "--spread has no effect"),
         (

@@ -310,7 +310,7 @@ fn defaults_are_set_completely_or_not_at_all() {
             // Everything was set, but standard output failed, or the file could not be synced.
             2 if is_set
                 && is_written
-                && ["standard output: ", "all is set and written"]
+                && ["standard output: ", "the values are set and the file is written"]
                     .iter()
                     .any(|why| ran.stderr.contains(why)) =>
             {

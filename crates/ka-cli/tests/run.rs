@@ -451,7 +451,7 @@ fn a_shim_named_by_the_environment_is_checked() {
     fs::set_permissions(&shim, fs::Permissions::from_mode(0o777)).unwrap();
     let (status, _, err) = under_sudo(&shim);
     assert_eq!(status, 125);
-    assert!(err.contains("nobody else may write it"), "{err}");
+    assert!(err.contains("only root may be able to write it"), "{err}");
 }
 
 #[test]
