@@ -362,7 +362,7 @@ fn sockets_that_are_not_tcp_are_left_alone() {
 }
 
 #[test]
-fn multipath_tcp_has_it_too() {
+fn multipath_tcp_sockets_get_the_policy() {
     const NOTE: &str = "without the user timeout: Multipath TCP does not support it";
     if !has_mptcp() {
         return;

@@ -338,7 +338,7 @@ fn the_policy_of_the_cgroup_above_overrides() {
     assert_eq!(said, [(&90.into(), &true.into()), (&50.into(), &false.into())]);
     assert!(ka_cgroup(&["ls"], &below).1.lines().nth(1).unwrap().contains(" (above)"));
     Holder::start(&mut within(&below, holder())).assert_all(90, 10, 6);
-    // Who attaches to the one below is told.
+    // attach to the cgroup below warns about this.
     let holds = " above, idle=90,intvl=10,cnt=6 in mode force, overrides this policy\n";
     let (status, _, err) = ka_cgroup(&["attach", "-d", "50"], &below);
     assert!(
@@ -346,7 +346,7 @@ fn the_policy_of_the_cgroup_above_overrides() {
         "{err}"
     );
     attached(&ka_cgroup(&["attach", "-d", "90"], &below));
-    // So is who runs a program in it, whichever way; not where that is what was asked for.
+    // `ka run` in the cgroup below warns too, by each way, unless the policies are equal.
     let said = "ka: run: the policy of the cgroup, 90,10,6, overrides the requested one (see ka cgroup ls)\n";
     for way in ["preload", "seccomp", "cgroup"] {
         for (idle, said) in [("30", said), ("90", "")] {

@@ -47,7 +47,7 @@ fn check_names_the_ways_that_reach_a_program() {
         let report = json_of(ka().args(["check", "--json"]).arg(program));
         assert_eq!(way(&report, "preload")["reaches"], preloaded, "{report}");
         assert_eq!(way(&report, "seccomp")["reaches"], true, "{report}");
-        // Its children need not be as it is.
+        // Children of the program may differ from it.
         let children = text.contains("does not reach static, Go and 32-bit programs that it starts");
         assert_eq!(children, preloaded, "{text}");
         // The suggested command works.

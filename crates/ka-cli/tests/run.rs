@@ -424,7 +424,7 @@ fn a_shim_named_by_the_environment_is_checked() {
     let (status, _, err) = outcome(ka().env("KA_PRELOAD", "/etc/passwd").args(["run", "true"]));
     assert_eq!(status, 125);
     assert!(err.contains("/etc/passwd: not a shared library"), "{err}");
-    // A library that is another's, libka and the C library too, which has all that the shim has the place of.
+    // Tests other libraries: libka, and the C library, which defines all functions that the shim hooks.
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let libc =
         maps.lines().find_map(|line| line.split_whitespace().nth(5).filter(|path| path.contains("/libc.so")));

@@ -445,7 +445,7 @@ fn persist_overwrites_only_its_own_file() {
     is_refused(&link, "it is a symbolic link");
     assert_eq!(fs::read_to_string(&precious).unwrap(), "gold");
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-    // Nor is what others have written, or use, lost.
+    // ka does not overwrite a file with lines of others, or a file that is not regular.
     is_refused(&precious, "ka did not write line 1: gold");
     fs::write(&precious, "# Written by ka defaults --persist. sysctl.d(5)\n\nnet.ipv4.ip_forward=1\n")
         .unwrap();
