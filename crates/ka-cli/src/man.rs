@@ -1,5 +1,4 @@
-//! Generates the manual pages man/*.1 from the definition of the command line, and compares them with the committed
-//! ones.
+//! The manual pages of the command in man/. They are generated from the definition in args.rs.
 //!
 //! `make man` runs this test with `KA_MAN=write`, which writes the pages instead of comparing them.
 
@@ -10,8 +9,24 @@ use clap::CommandFactory as _;
 
 use crate::args::Ka;
 
-/// The date of the last change of the pages.
+/// The date of the pages' last change.
 const DATE: &str = "2026-11-30";
+
+/// The line of each page's NAME section, as whatis(1) prints it.
+const NAMES: [(&str, &str); 12] = [
+    ("ka", "TCP keepalive for programs, running processes and machines"),
+    ("ka-run", "run a program with TCP keepalive on all its sockets"),
+    ("ka-attach", "set TCP keepalive on the sockets of running processes"),
+    ("ka-ls", "list TCP sockets with their processes and keepalive settings"),
+    ("ka-check", "show how ka can reach a program or a process"),
+    ("ka-plan", "calculate a TCP keepalive policy"),
+    ("ka-defaults", "show or set the system's TCP keepalive timers"),
+    ("ka-cgroup", "manage the TCP keepalive policies of cgroups"),
+    ("ka-cgroup-attach", "give a cgroup a TCP keepalive policy"),
+    ("ka-cgroup-detach", "remove the TCP keepalive policy of a cgroup"),
+    ("ka-cgroup-ls", "list the cgroups that have a TCP keepalive policy"),
+    ("ka-completions", "print a completion script for a shell"),
+];
 
 #[test]
 fn the_manual_pages_match_the_definition() {
@@ -51,7 +66,12 @@ fn the_manual_pages_match_the_definition() {
     }
 }
 
+/// Returns the text of a page, except SEE ALSO.
 fn page(command: &clap::Command, name: &str) -> String {
+    let synopsis = synopsis(command);
+    let (_, summary) = NAMES.iter().find(|(page, _)| *page == name).expect("each page has a NAME line");
+    let head = format!("{} \\- {}", name.replace('-', "\\-"), summary.replace('\'', "\\(aq"));
+    // clap_mangen prints the display name as the page's name.
     let extra = command.get_after_help().map(ToString::to_string).unwrap_or_default();
     // The name of the page has a hyphen: ka-run, not "ka run".
     let command = command.clone().display_name(name.to_owned()).after_help("");
@@ -64,14 +84,75 @@ fn page(command: &clap::Command, name: &str) -> String {
     let mut text = Vec::new();
     man.render(&mut text).unwrap();
     let text = String::from_utf8(text).unwrap().replace("\n.br\n\n.br\n", "\n.br\n");
-    // `sections` writes these parts in another form.
+    // `sections` writes the text below the options.
     let body = text.split(".SH VERSION\n").next().unwrap().split(".SH EXTRA\n").next().unwrap();
+    let (title, body) = body.split_once(".SH NAME\n").unwrap();
+    let (_, body) = body.split_once(".SH DESCRIPTION\n").unwrap();
+    let body = format!("{title}.SH NAME\n{head}\n.SH SYNOPSIS\n{synopsis}\n.SH DESCRIPTION\n{body}");
     let page: String = body.lines().map(wrapped).collect();
     page + &sections(&extra)
 }
 
-/// Returns the section SEE ALSO: the pages of the parent command, of the subcommands, and of the parent's other
-/// subcommands.
+/// Returns the line of SYNOPSIS: the options with their values, then the arguments. clap_mangen omits the values.
+fn synopsis(command: &clap::Command) -> String {
+    let groups: Vec<Vec<_>> = command
+        .get_groups()
+        .filter(|group| group.is_required_set())
+        .map(|group| group.get_args().filter_map(|id| find(command, id)).collect())
+        .collect();
+    let is_in_group = |arg: &&clap::Arg| groups.iter().flatten().any(|other| other.get_id() == arg.get_id());
+    let (positionals, mut options): (Vec<_>, Vec<_>) =
+        command.get_arguments().filter(|arg| !is_in_group(arg)).partition(|arg| arg.is_positional());
+    options.sort_by_key(|option| option.get_display_order());
+
+    let mut words = vec![format!("\\fB{}\\fR", command.get_bin_name().unwrap())];
+    words.extend(options.into_iter().map(|option| {
+        let repeat = if matches!(option.get_action(), clap::ArgAction::Append) { "..." } else { "" };
+        format!("[{}]{repeat}", usage(option))
+    }));
+    for group in &groups {
+        let members: Vec<_> = group.iter().map(|arg| usage(arg)).collect();
+        words.push(format!("{{{}}}", members.join(" | ")));
+    }
+    for arg in positionals {
+        words.push(if arg.is_required_set() { usage(arg) } else { format!("[{}]", usage(arg)) });
+    }
+    if command.has_subcommands() {
+        words.push("\\fICOMMAND\\fR [\\fIARGUMENT\\fR]...".to_owned());
+    }
+    words.join(" ")
+}
+
+fn find<'a>(command: &'a clap::Command, id: &clap::Id) -> Option<&'a clap::Arg> {
+    command.get_arguments().find(|arg| arg.get_id() == id)
+}
+
+/// Returns how an argument is typed, as `-d S`, `--persist[=FILE]` or `PID...`. A line does not break within it.
+fn usage(arg: &clap::Arg) -> String {
+    let value = arg.get_value_names().unwrap_or_default().join("\\~");
+    let value = format!("\\fI{value}\\fR");
+    let count = arg.get_num_args().expect("the command is built");
+    if arg.is_trailing_var_arg_set() {
+        return format!("[\\fB\\-\\-\\fR] {value} [\\fIARGUMENT\\fR]...");
+    }
+    if arg.is_positional() {
+        return if count.max_values() > 1 { value + "..." } else { value };
+    }
+    let flag = match (arg.get_short(), arg.get_long()) {
+        (Some(short), _) => format!("-{short}"),
+        (None, long) => format!("--{}", long.unwrap()),
+    };
+    let flag = format!("\\fB{}\\fR", flag.replace('-', "\\-"));
+    if !count.takes_values() {
+        flag
+    } else if arg.is_require_equals_set() {
+        format!("{flag}[={value}]")
+    } else {
+        format!("{flag}\\~{value}")
+    }
+}
+
+/// Returns SEE ALSO: the pages of the command above, of the subcommands below, and of the others at the same level.
 fn see_also(name: &str, names: &[&str]) -> String {
     let above = |name: &str| name.rsplit_once('-').map(|(above, _)| above.to_owned());
     let is_near = |other: &str| {
@@ -88,7 +169,7 @@ fn see_also(name: &str, names: &[&str]) -> String {
     format!(".SH SEE ALSO\n{}\n", lines.join(",\n"))
 }
 
-/// Converts the text below the options in --help to sections: examples, the exit status, notes and others.
+/// Returns the sections of the text that --help prints below the options: examples, exit status, notes.
 fn sections(extra: &str) -> String {
     let mut page = String::new();
     let mut before = "";
@@ -96,7 +177,7 @@ fn sections(extra: &str) -> String {
         let paragraph = paragraph.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq");
         let (head, text) = match paragraph.split_once(':') {
             Some(("Examples", lines)) => {
-                let lines: Vec<_> = lines.trim().lines().map(str::trim_start).collect();
+                let lines: Vec<_> = lines.trim().lines().map(example).collect();
                 (".SH EXAMPLES\n", format!(".nf\n{}\n.fi\n", lines.join("\n")))
             }
             Some(("Policy text", text)) => (".SH POLICY TEXT\n", wrapped(text)),
@@ -119,7 +200,21 @@ fn sections(extra: &str) -> String {
     page
 }
 
-/// Wraps a line of roff text at 80 letters. A request is not wrapped.
+/// Returns a line of Examples without its indentation. A comment, which two blanks separate from the command, begins with
+/// `#`, so that the whole line can be copied.
+fn example(line: &str) -> String {
+    let line = line.trim_start();
+    match line.split_once("  ") {
+        Some((command, rest)) if !rest.trim_start().starts_with('#') => {
+            let comment = rest.trim_start();
+            let column = line.len() - comment.len();
+            format!("{command:column$}# {comment}")
+        }
+        _ => line.to_owned(),
+    }
+}
+
+/// Wraps a line of roff text to at most 78 columns. A request stays as it is.
 fn wrapped(line: &str) -> String {
     if line.starts_with('.') {
         return format!("{}\n", line.trim_end());
