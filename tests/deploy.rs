@@ -62,14 +62,14 @@ fn ld_so_preload_gives_it_to_every_program_and_takes_it_back() {
          python3 -c '{ASK}'; ls -a /etc | grep ld.so.pre || echo nothing is left"
     ));
     let expected = "\
-        /mnt/libka_preload.so is in /etc/ld.so.preload: what starts from now on has it\n\
+        /mnt/libka_preload.so is in /etc/ld.so.preload: programs that start from now on use it\n\
         0 644\n\
         /mnt/libka_preload.so\n\
         1 30 5 3\n\
         1 30 5 3\n\
         /mnt/libka_preload.so is in /etc/ld.so.preload already\n\
-        /mnt/libka_preload.so is in /etc/ld.so.preload, and programs start under it\n\
-        /mnt/libka_preload.so is out of /etc/ld.so.preload: what starts from now on is without it\n\
+        /mnt/libka_preload.so is in /etc/ld.so.preload, and programs start with it\n\
+        /mnt/libka_preload.so is no longer in /etc/ld.so.preload: programs that start from now on run without it\n\
         /mnt/libka_preload.so is not in /etc/ld.so.preload\n\
         /mnt/libka_preload.so is not in /etc/ld.so.preload\n\
         status 1\n\
@@ -121,15 +121,15 @@ fn ld_so_preload_finds_the_library_that_was_installed() {
          ls -a /etc | grep ld.so.pre || echo nothing is left",
     );
     let expected = "\
-        ld-so-preload: /usr/lib/ka/libka_preload.so: there is no such file; \
-        name the one that there is: ld-so-preload install LIBRARY\n\
-        ld-so-preload: /usr/local/lib/none.so: there is no such file; \
-        name the one that there is: ld-so-preload install LIBRARY\n\
-        /usr/local/lib/ka/libka_preload.so is in /etc/ld.so.preload: what starts from now on has it\n\
+        ld-so-preload: /usr/lib/ka/libka_preload.so: no such file; \
+        if it is elsewhere: ld-so-preload install LIBRARY\n\
+        ld-so-preload: /usr/local/lib/none.so: no such file; \
+        if it is elsewhere: ld-so-preload install LIBRARY\n\
+        /usr/local/lib/ka/libka_preload.so is in /etc/ld.so.preload: programs that start from now on use it\n\
         /usr/local/lib/ka/libka_preload.so\n\
-        /usr/local/lib/ka/libka_preload.so is in /etc/ld.so.preload, and programs start under it\n\
-        /usr/local/lib/ka/libka_preload.so is out of /etc/ld.so.preload: what starts from now on is without it\n\
-        /usr/local/lib/ka/libka_preload.so is out of /etc/ld.so.preload: what starts from now on is without it\n\
+        /usr/local/lib/ka/libka_preload.so is in /etc/ld.so.preload, and programs start with it\n\
+        /usr/local/lib/ka/libka_preload.so is no longer in /etc/ld.so.preload: programs that start from now on run without it\n\
+        /usr/local/lib/ka/libka_preload.so is no longer in /etc/ld.so.preload: programs that start from now on run without it\n\
         nothing is left\n";
     assert_eq!(said, expected);
 }
@@ -159,27 +159,27 @@ fn ld_so_preload_lists_the_file_that_a_link_leads_to() {
          echo /mnt/u/link >/etc/ld.so.preload; $tool remove /mnt/u/link; ls -a /etc | grep ld.so.pre || echo nothing is left"
     ));
     let expected = "\
-        /mnt/libka_preload.so is in /etc/ld.so.preload: what starts from now on has it\n\
+        /mnt/libka_preload.so is in /etc/ld.so.preload: programs that start from now on use it\n\
         /mnt/libka_preload.so\n\
         1 60 10 6\n\
         /mnt/libka_preload.so\n\
         /mnt/u/evil.so is not in /etc/ld.so.preload\n\
-        ld-so-preload: /mnt/u/evil.so: must be root's; it is that of user 65534\n\
+        ld-so-preload: /mnt/u/evil.so: must belong to root; it belongs to user 65534\n\
         /mnt/u/evil.so is not in /etc/ld.so.preload\n\
-        /mnt/libka_preload.so is in /etc/ld.so.preload, and programs start under it\n\
-        /mnt/libka_preload.so is out of /etc/ld.so.preload: what starts from now on is without it\n\
+        /mnt/libka_preload.so is in /etc/ld.so.preload, and programs start with it\n\
+        /mnt/libka_preload.so is no longer in /etc/ld.so.preload: programs that start from now on run without it\n\
         == a folder\n\
-        /mnt/root/libka_preload.so is in /etc/ld.so.preload: what starts from now on has it\n\
-        /mnt/root/libka_preload.so is in /etc/ld.so.preload, and programs start under it\n\
-        /mnt/root/libka_preload.so is out of /etc/ld.so.preload: what starts from now on is without it\n\
+        /mnt/root/libka_preload.so is in /etc/ld.so.preload: programs that start from now on use it\n\
+        /mnt/root/libka_preload.so is in /etc/ld.so.preload, and programs start with it\n\
+        /mnt/root/libka_preload.so is no longer in /etc/ld.so.preload: programs that start from now on run without it\n\
         == root links to the user\n\
-        ld-so-preload: /mnt/u/evil.so: must be root's; it is that of user 65534\n\
+        ld-so-preload: /mnt/u/evil.so: must belong to root; it belongs to user 65534\n\
         == listed by hand\n\
-        ld-so-preload: /etc/ld.so.preload has /mnt/u/link, which leads to /mnt/libka_preload.so by a symbolic link: \
+        ld-so-preload: /etc/ld.so.preload contains /mnt/u/link, which has symbolic links: \
         install it again to list /mnt/libka_preload.so\n\
-        /mnt/libka_preload.so is in /etc/ld.so.preload: what starts from now on has it\n\
+        /mnt/libka_preload.so is in /etc/ld.so.preload: programs that start from now on use it\n\
         /mnt/libka_preload.so\n/mnt/root/libka_preload.so\n\
-        /mnt/libka_preload.so is out of /etc/ld.so.preload: what starts from now on is without it\n\
+        /mnt/libka_preload.so is no longer in /etc/ld.so.preload: programs that start from now on run without it\n\
         nothing is left\n";
     assert_eq!(said, expected);
 }
@@ -191,18 +191,18 @@ fn ld_so_preload_refuses_what_would_harm_the_machine() {
         return;
     }
     let cases = [
-        ("", "$tool install /mnt/none.so", "/mnt/none.so: there is no such file"),
+        ("", "$tool install /mnt/none.so", "/mnt/none.so: no such file"),
         ("", "$tool install libka_preload.so", "give the absolute path"),
         ("cp $lib '/mnt/a b.so'", "$tool install '/mnt/a b.so'", "a blank, a colon, a # or a backslash"),
         ("", "$tool remove '/mnt/a b.so'", "a blank, a colon, a # or a backslash"),
         ("echo text >/mnt/text.so", "$tool install /mnt/text.so", "sh under /mnt/text.so: ERROR: ld.so"),
-        ("chmod 775 $lib", "$tool install $lib", "only root may write it; its mode is 775"),
-        ("chown 65534 $lib", "$tool install $lib", "must be root's; it is that of user 65534"),
-        ("chmod 777 /mnt", "$tool install $lib", "/mnt: only root may write it; its mode is 777"),
-        ("chmod 700 $lib", "$tool install $lib", "every user must be able to read it"),
+        ("chmod 775 $lib", "$tool install $lib", "must be writable only by root; its mode is 775"),
+        ("chown 65534 $lib", "$tool install $lib", "must belong to root; it belongs to user 65534"),
+        ("chmod 777 /mnt", "$tool install $lib", "/mnt: must be writable only by root; its mode is 777"),
+        ("chmod 700 $lib", "$tool install $lib", "must be readable by every user"),
         ("echo KA_POLICY=0,0,0 >/etc/ka.conf", "$tool install $lib", "ka: KA_POLICY=\"0,0,0\""),
         ("ln -s /mnt/list /etc/ld.so.preload", "$tool install $lib", "is a symbolic link"),
-        (": >/etc/ld.so.preload.ka-new", "$tool install $lib", "somebody else is at it"),
+        (": >/etc/ld.so.preload.ka-new", "$tool install $lib", "another ld-so-preload is running"),
         (
             "echo /mnt/none.so >/etc/ld.so.preload",
             "$tool install $lib; said=$?; echo >/etc/ld.so.preload; (exit $said)",
@@ -262,7 +262,7 @@ fn ld_so_preload_puts_the_list_back_where_nothing_starts() {
     ));
     let said = String::from_utf8(output.stdout.clone()).unwrap();
     assert_eq!(said, "status 2\n# ours\nstatus 2\n", "{output:?}");
-    let words = "programs do not start, or not as they should: the list is as it was";
+    let words = "programs do not start, or print an error, or lack it: the old list is restored";
     assert_eq!(stderr(&output).matches(words).count(), 2, "{output:?}");
 }
 
