@@ -343,7 +343,7 @@ fn the_entry_point_runs_the_program_under_the_shim() {
         (Path::new("/nowhere.so"), vec!["true"], "/nowhere.so cannot be read"),
         (&shim(), vec![], "usage: "),
         (&shim(), vec!["install"], "usage: "),
-        (&shim(), vec!["install", "/nowhere"], "/nowhere is no folder"),
+        (&shim(), vec!["install", "/nowhere"], "/nowhere is not a folder"),
     ];
     for (library, args, words) in cases {
         let output = entrypoint().env("KA_LIBRARY", library).args(args).output().unwrap();
