@@ -91,7 +91,10 @@ fn they_install_serve_and_go() {
     }
     assert!(said.contains("shim: 1 77\n"), "{said}");
     let list = "/usr/lib/ka/libka_preload.so is in /etc/ld.so.preload";
-    assert!(said.contains(&format!("machine: {list}: programs that start from now on use it\n1 77\n")), "{said}");
+    assert!(
+        said.contains(&format!("machine: {list}: programs that start from now on use it\n1 77\n")),
+        "{said}"
+    );
     assert!(said.contains("demo: the probes were seen, and the pulled cable was found\n"), "{said}");
     assert!(said.ends_with("removed: nothing is left\n"), "{said}");
     assert!(said.contains(&format!("command: ka {VERSION}, 1 77\n")), "{said}");

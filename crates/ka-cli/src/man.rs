@@ -12,22 +12,6 @@ use crate::args::Ka;
 /// The date of the pages' last change.
 const DATE: &str = "2026-11-30";
 
-/// The line of each page's NAME section, as whatis(1) prints it.
-const NAMES: [(&str, &str); 12] = [
-    ("ka", "TCP keepalive for programs, running processes and machines"),
-    ("ka-run", "run a program with TCP keepalive on all its sockets"),
-    ("ka-attach", "set TCP keepalive on the sockets of running processes"),
-    ("ka-ls", "list TCP sockets with their processes and keepalive settings"),
-    ("ka-check", "show how ka can reach a program or a process"),
-    ("ka-plan", "calculate a TCP keepalive policy"),
-    ("ka-defaults", "show or set the system's TCP keepalive timers"),
-    ("ka-cgroup", "manage the TCP keepalive policies of cgroups"),
-    ("ka-cgroup-attach", "give a cgroup a TCP keepalive policy"),
-    ("ka-cgroup-detach", "remove the TCP keepalive policy of a cgroup"),
-    ("ka-cgroup-ls", "list the cgroups that have a TCP keepalive policy"),
-    ("ka-completions", "print a completion script for a shell"),
-];
-
 #[test]
 fn the_manual_pages_match_the_definition() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../man");
@@ -69,8 +53,6 @@ fn the_manual_pages_match_the_definition() {
 /// Returns the text of a page, except SEE ALSO.
 fn page(command: &clap::Command, name: &str) -> String {
     let synopsis = synopsis(command);
-    let (_, summary) = NAMES.iter().find(|(page, _)| *page == name).expect("each page has a NAME line");
-    let head = format!("{} \\- {}", name.replace('-', "\\-"), summary.replace('\'', "\\(aq"));
     // clap_mangen prints the display name as the page's name.
     let extra = command.get_after_help().map(ToString::to_string).unwrap_or_default();
     // The name of the page has a hyphen: ka-run, not "ka run".
@@ -87,10 +69,26 @@ fn page(command: &clap::Command, name: &str) -> String {
     // `sections` writes the text below the options.
     let body = text.split(".SH VERSION\n").next().unwrap().split(".SH EXTRA\n").next().unwrap();
     let (title, body) = body.split_once(".SH NAME\n").unwrap();
+    let (summary, body) = body.split_once(".SH SYNOPSIS\n").unwrap();
     let (_, body) = body.split_once(".SH DESCRIPTION\n").unwrap();
-    let body = format!("{title}.SH NAME\n{head}\n.SH SYNOPSIS\n{synopsis}\n.SH DESCRIPTION\n{body}");
+    let summary = lower_case(summary);
+    let body = format!("{title}.SH NAME\n{summary}.SH SYNOPSIS\n{synopsis}\n.SH DESCRIPTION\n{body}");
     let page: String = body.lines().map(wrapped).collect();
     page + &sections(&extra)
+}
+
+/// Returns the line of NAME with a summary that begins in lower case, as Linux man-pages write it. An abbreviation, such
+/// as TCP, stays.
+fn lower_case(line: &str) -> String {
+    let (name, summary) = line.split_once(" \\- ").unwrap();
+    let mut letters = summary.chars();
+    match (letters.next(), letters.next()) {
+        (Some(first), Some(second)) if second.is_lowercase() || second == ' ' => {
+            let first = first.to_lowercase();
+            format!("{name} \\- {first}{}", &summary[1..])
+        }
+        _ => line.to_owned(),
+    }
 }
 
 /// Returns the line of SYNOPSIS: the options with their values, then the arguments. clap_mangen omits the values.
