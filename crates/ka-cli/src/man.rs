@@ -81,13 +81,12 @@ fn page(command: &clap::Command, name: &str) -> String {
 /// as TCP, stays.
 fn lower_case(line: &str) -> String {
     let (name, summary) = line.split_once(" \\- ").unwrap();
-    let mut letters = summary.chars();
-    match (letters.next(), letters.next()) {
-        (Some(first), Some(second)) if second.is_lowercase() || second == ' ' => {
-            let first = first.to_lowercase();
-            format!("{name} \\- {first}{}", &summary[1..])
-        }
-        _ => line.to_owned(),
+    let mut rest = summary.chars();
+    let first = rest.next().unwrap();
+    if rest.as_str().starts_with(|second: char| second.is_lowercase() || second == ' ') {
+        format!("{name} \\- {}{}", first.to_lowercase(), rest.as_str())
+    } else {
+        line.to_owned()
     }
 }
 
@@ -129,7 +128,7 @@ fn find<'a>(command: &'a clap::Command, id: &clap::Id) -> Option<&'a clap::Arg> 
 fn usage(arg: &clap::Arg) -> String {
     let value = arg.get_value_names().unwrap_or_default().join("\\~");
     let value = format!("\\fI{value}\\fR");
-    let count = arg.get_num_args().expect("the command is built");
+    let count = arg.get_num_args().unwrap();
     if arg.is_trailing_var_arg_set() {
         return format!("[\\fB\\-\\-\\fR] {value} [\\fIARGUMENT\\fR]...");
     }
