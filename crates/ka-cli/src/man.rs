@@ -1,4 +1,5 @@
-//! The manual pages of the command in man/. They are generated from the definition in args.rs.
+//! Generates the manual pages man/*.1 from the definition of the command line, and compares them with the committed
+//! ones.
 //!
 //! `make man` runs this test with `KA_MAN=write`, which writes the pages instead of comparing them.
 
@@ -9,7 +10,7 @@ use clap::CommandFactory as _;
 
 use crate::args::Ka;
 
-/// The date of the pages' last change.
+/// The date of the last change of the pages.
 const DATE: &str = "2026-11-30";
 
 #[test]
@@ -53,7 +54,6 @@ fn the_manual_pages_match_the_definition() {
 /// Returns the text of a page, except SEE ALSO.
 fn page(command: &clap::Command, name: &str) -> String {
     let synopsis = synopsis(command);
-    // clap_mangen prints the display name as the page's name.
     let extra = command.get_after_help().map(ToString::to_string).unwrap_or_default();
     // The name of the page has a hyphen: ka-run, not "ka run".
     let command = command.clone().display_name(name.to_owned()).after_help("");
@@ -66,7 +66,7 @@ fn page(command: &clap::Command, name: &str) -> String {
     let mut text = Vec::new();
     man.render(&mut text).unwrap();
     let text = String::from_utf8(text).unwrap().replace("\n.br\n\n.br\n", "\n.br\n");
-    // `sections` writes the text below the options.
+    // `sections` writes these parts in another form.
     let body = text.split(".SH VERSION\n").next().unwrap().split(".SH EXTRA\n").next().unwrap();
     let (title, body) = body.split_once(".SH NAME\n").unwrap();
     let (summary, body) = body.split_once(".SH SYNOPSIS\n").unwrap();
@@ -166,7 +166,7 @@ fn see_also(name: &str, names: &[&str]) -> String {
     format!(".SH SEE ALSO\n{}\n", lines.join(",\n"))
 }
 
-/// Returns the sections of the text that --help prints below the options: examples, exit status, notes.
+/// Converts the text below the options in --help to sections: examples, the exit status, notes and others.
 fn sections(extra: &str) -> String {
     let mut page = String::new();
     let mut before = "";
