@@ -1,9 +1,10 @@
 /*
  * heartbeat_client [-c count] [-d idle] [-i interval] [-b beat] KEYS HOST:PORT
  *
- * Keeps a connection to heartbeat_server: a signed heartbeat at once and every few seconds. Keepalive finds a server
- * that is cut off, the server's answers one that hangs; then it connects again, after 1 s, 2 s, 4 s, ... 60 s. KEYS has
- * one line: the client's number and its key. docs/heartbeat.md has the protocol.
+ * Keeps a connection to heartbeat_server, and sends a signed heartbeat at once and then every few seconds. Keepalive
+ * finds a server that is unreachable. Missing answers show a server that hangs. In both cases the client connects
+ * again, after 1 s, 2 s, 4 s, ... 60 s. KEYS has one line: the client's number and its key. docs/heartbeat.md describes
+ * the protocol.
  */
 #include <err.h>
 #include <errno.h>
@@ -20,9 +21,9 @@
 #include "options.h"
 #include "sockets.h"
 
-/* Beats without an answer until the server hangs. */
+/* The server counts as hanging if it does not answer for this many beats. */
 #define PATIENCE 3
-/* Seconds, at most, from one attempt to connect to the next. */
+/* The longest time from one attempt to connect to the next, in seconds. */
 #define LONGEST_WAIT 60
 
 static void usage(void)
@@ -39,7 +40,7 @@ static void usage(void)
     exit(EXIT_FAILURE);
 }
 
-/* Reads as much as is wanted until a moment. Why not, or NULL. */
+/* Reads `wanted` bytes before the time `until`. Returns NULL, or the reason why it failed. */
 static const char *receive(int fd, uint8_t *bytes, size_t wanted, double until)
 {
     size_t received = 0;
@@ -71,7 +72,7 @@ static uint64_t number(const uint8_t *bytes)
     return number;
 }
 
-/* Beats until it is over; says why. *answered is the last beat that the server answered. */
+/* Sends heartbeats until the connection fails. Returns the reason. *answered is the last beat that was answered. */
 static const char *beat_on(int fd, const struct key *key, int every, uint64_t *answered)
 {
     struct ka_beat beat = { key->client, 0 };
@@ -89,17 +90,17 @@ static const char *beat_on(int fd, const struct key *key, int every, uint64_t *a
         if (why != NULL)
             return why;
         if (number(answer) != beat.sequence)
-            return "answers what was not asked";
+            return "sent a wrong answer";
         if (*answered == 0)
             printf("connected as client %" PRIu64 "\n", beat.client);
         *answered = beat.sequence;
-        /* Nothing is due before the next beat; what comes now can only be the end. */
+        /* The server has nothing to send before the next beat. If the socket is readable, the connection has ended. */
         struct pollfd ended = { .fd = fd, .events = POLLIN };
         double left = next - now();
         if (left > 0 && poll(&ended, 1, (int)(left * 1000) + 1) > 0)
             why = receive(fd, answer, 1, now() + 1);
         if (why == NULL && ended.revents != 0)
-            why = "says what nobody asked";
+            why = "sent data that was not requested";
     }
     return why;
 }
@@ -130,7 +131,7 @@ int main(int argc, char *argv[])
     }
     keys = read_keys(argv[0]);
     if (keys.count != 1)
-        errx(EXIT_FAILURE, "%s has the keys of %zu clients: a client has one", argv[0], keys.count);
+        errx(EXIT_FAILURE, "%s has the keys of %zu clients: it must have one", argv[0], keys.count);
 
     setvbuf(stdout, NULL, _IOLBF, 0);
     for (;;) {
@@ -147,7 +148,7 @@ int main(int argc, char *argv[])
             close(fd);
         if (addresses != NULL)
             freeaddrinfo(addresses);
-        /* Who was served begins anew; who was not, waits longer each time. */
+        /* If the server has answered at least once, start again at 1 s. Otherwise wait twice as long each time. */
         if (answered > 0)
             wait = 1;
         printf("%s: %s; connecting again in %d s\n", argv[1], why, wait);

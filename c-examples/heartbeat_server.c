@@ -1,10 +1,10 @@
 /*
  * heartbeat_server [-c count] [-d idle] [-i interval] [-f first] [-t timeout] KEYS PORT
  *
- * A server that knows which of its connections are clients of its own whose programs live. Keepalive, set once on the
- * listener, finds the peer that is cut off; a signed heartbeat tells a client from a stranger, a forger and a recording;
- * and a reaper finds those who say nothing, as a program that hangs, whose kernel answers keepalive's probes all the
- * same. docs/heartbeat.md has the protocol. SIGINT and SIGTERM end it.
+ * A server that checks that each connection belongs to a client with a key, and that the client's program runs.
+ * Keepalive, set once on the listener, finds unreachable peers. Signed heartbeats expose strangers, forgers and
+ * replays. A reaper finds silent peers, such as a program that hangs while its kernel still answers keepalive probes.
+ * docs/heartbeat.md describes the protocol. SIGINT and SIGTERM end the server.
  */
 #define _GNU_SOURCE /* accept4 */
 
@@ -27,12 +27,13 @@
 #include "options.h"
 #include "sockets.h"
 
-/* So many at a time, then the others: a flood of one kind does not keep the rest waiting. */
+/* The most connections, events or expired entries to handle in one go, so that a flood of one kind does not delay the
+ * others. */
 #define TURN 64
 
 struct connection {
     int fd;
-    bool known; /* a beat has passed: it is a client of ours */
+    bool known; /* a valid beat has come: the peer is a client */
     struct ka_beat last;
     uint8_t nonce[KA_BEAT_NONCE_SIZE];
     size_t received;
@@ -40,15 +41,15 @@ struct connection {
     char name[NAME_SIZE];
 };
 
-/* By descriptor, as the reapers name them; the kernel hands out the lowest number, so it is dense. */
+/* Indexed by descriptor, as the reapers are. The kernel hands out the lowest free descriptor, so the array is dense. */
 static struct connection **connections;
 static size_t room, reaped;
 
-/* Who has not proven anything yet has less time. */
+/* A peer without a valid beat is a stranger, and has less time than a client. */
 static struct ka_reaper *strangers, *clients;
 static struct keys keys;
 static int epoll, listener, signals;
-/* Whether connections are accepted; if not, when to try again: at a time, or when a descriptor is free. */
+/* If the server is not listening, it listens again at the time `again`, or once a descriptor was freed. */
 static bool listening, freed;
 static uint64_t again;
 
@@ -59,8 +60,8 @@ static void usage(void)
             "  -c count     unanswered probes before a client is dead, 1 to %d\n"
             "  -d idle      seconds without traffic before the first probe, 1 to %d\n"
             "  -i interval  seconds between unanswered probes, 1 to %d\n"
-            "  -f first     seconds until the first good heartbeat, 1 to 3600; 5 if not given\n"
-            "  -t timeout   seconds from one good heartbeat to the next, 1 to 86400; 30 if not given\n"
+            "  -f first     seconds until the first valid heartbeat, 1 to 3600; 5 if not given\n"
+            "  -t timeout   seconds from one valid heartbeat to the next, 1 to 86400; 30 if not given\n"
             "  KEYS         a file with a line for each client: its number, and its key in hexadecimal\n"
             "  PORT         0 to 65535; 0 is any that is free\n",
             KA_CNT_MAX, KA_IDLE_MAX, KA_INTVL_MAX);
@@ -80,7 +81,7 @@ static void watch(int operation, int fd)
         err(EXIT_FAILURE, "epoll_ctl");
 }
 
-/* Ends a connection, and says why. The reaper forgets it before its number can be another's. */
+/* Ends a connection, and prints why. The reaper must forget the descriptor before close makes it free for another. */
 static void end(struct connection *connection, const char *why)
 {
     if (connection->known)
@@ -121,7 +122,7 @@ static bool begin(int fd, const struct sockaddr_in6 *six)
         return false;
     connection->fd = fd;
     name_of(six, connection->name, sizeof connection->name);
-    /* A fresh connection has room for 16 bytes. */
+    /* The send buffer of a new connection has room for 16 bytes. */
     if (ka_beat_nonce(connection->nonce) != 0 || ka_reaper_touch(strangers, fd, now_ms()) != 0 ||
         write(fd, connection->nonce, sizeof connection->nonce) != sizeof connection->nonce) {
         ka_reaper_forget(strangers, fd);
@@ -148,7 +149,7 @@ static void accept_some(void)
         } else if (errno == EAGAIN) {
             return;
         } else if (errno != EINTR && errno != ECONNABORTED) {
-            /* Descriptors or memory are used up: the rest wait in the queue until strangers have run out of time. */
+            /* Descriptors or memory are used up. The other connections wait in the queue, until strangers expire. */
             if (now_ms() >= again)
                 printf("cannot accept: %s; trying again\n", strerror(errno));
             watch(EPOLL_CTL_DEL, listener);
@@ -159,8 +160,8 @@ static void accept_some(void)
     }
 }
 
-/* A whole frame has come: it passes, or the connection ends. */
-static void judge(struct connection *connection)
+/* Verifies a whole frame. If it is not valid, ends the connection. */
+static void check_frame(struct connection *connection)
 {
     const struct key *key;
     struct ka_beat beat;
@@ -168,7 +169,7 @@ static void judge(struct connection *connection)
     char why[96];
 
     if (ka_beat_client(connection->frame, &client) != 0) {
-        end(connection, "refused: no heartbeat");
+        end(connection, "refused: not a heartbeat");
         return;
     }
     key = find_key(&keys, client);
@@ -180,7 +181,7 @@ static void judge(struct connection *connection)
     if (ka_beat_verify(key->bytes, key->size, connection->nonce, connection->last.sequence, connection->frame,
                        &beat) != 0) {
         if (errno == ESTALE)
-            snprintf(why, sizeof why, "refused: sent again, this beat was seen before");
+            snprintf(why, sizeof why, "refused: replay of an earlier heartbeat");
         else
             snprintf(why, sizeof why, "refused: not signed by client %" PRIu64 " for this connection", client);
         end(connection, why);
@@ -200,7 +201,7 @@ static void judge(struct connection *connection)
         end(connection, strerror(errno));
         return;
     }
-    /* The answer: its sequence, as it came. Who does not read them has no room for more, and gets no more. */
+    /* Answer with the sequence, as it came. If the client does not read its answers, the buffer is full (EAGAIN). */
     if (write(connection->fd, connection->frame + 16, sizeof beat.sequence) < 0 && errno != EAGAIN)
         end(connection, ending(errno));
 }
@@ -219,11 +220,12 @@ static void receive(struct connection *connection)
     connection->received += (size_t)size;
     if (connection->received == sizeof connection->frame) {
         connection->received = 0;
-        judge(connection);
+        check_frame(connection);
     }
 }
 
-/* Those who said nothing for too long. What their kernels say is beside the point, and shown for that. */
+/* Ends the connections that have expired. Prints if the peer's kernel still answers keepalive, to show that keepalive
+ * would not have found the peer. Returns whether more connections may have expired. */
 static bool reap(struct ka_reaper *reaper, const char *what)
 {
     int fds[TURN];
@@ -242,7 +244,7 @@ static bool reap(struct ka_reaper *reaper, const char *what)
     return count == TURN;
 }
 
-/* How long epoll may wait: until the first of either reaper is due; -1 is for ever. */
+/* Returns how long epoll may wait, in ms: until the next connection of either reaper expires. -1 means forever. */
 static int patience(void)
 {
     int one = ka_reaper_next(strangers, now_ms()), other = ka_reaper_next(clients, now_ms());
@@ -272,7 +274,7 @@ static int serve(void)
         more = reap(strangers, "fell silent: no heartbeat since it came");
         more |= reap(clients, "fell silent: no heartbeat any more");
         if (reaped >= 1000 && !more) {
-            /* After a flood: what the C library keeps for the next one, the machine may need now. */
+            /* After a flood, give the memory that the C library keeps back to the system. */
             reaped = 0;
 #ifdef __GLIBC__
             malloc_trim(0);
@@ -285,7 +287,7 @@ static int serve(void)
     }
 }
 
-/* As many connections as the system lets it have. */
+/* Raises the limit of descriptors as far as the system allows. */
 static void raise_limit(void)
 {
     struct rlimit limit;
@@ -320,7 +322,7 @@ int main(int argc, char *argv[])
     }
     keys = read_keys(argv[0]);
 
-    /* Each line is seen when it is printed, on a pipe too. */
+    /* Flush each line, also if stdout is a pipe. */
     setvbuf(stdout, NULL, _IOLBF, 0);
     signal(SIGPIPE, SIG_IGN);
     sigemptyset(&mask);
@@ -332,11 +334,11 @@ int main(int argc, char *argv[])
     strangers = ka_reaper_new(1000 * (uint32_t)first);
     clients = ka_reaper_new(1000 * (uint32_t)timeout);
     if (signals < 0 || epoll < 0 || strangers == NULL || clients == NULL)
-        err(EXIT_FAILURE, "cannot begin");
+        err(EXIT_FAILURE, "cannot start");
     raise_limit();
 
     listener = bind_to(port);
-    /* An answer that is in flight when the peer is cut off suspends the probes. The user timeout ends such a connection. */
+    /* While an answer is unacknowledged, the kernel sends no probes. Then the user timeout ends the connection. */
     if (ka_apply(listener, &KA_CONFIG(.keepalive = KA_ON, .idle = policy.idle, .intvl = policy.intvl,
                                       .cnt = policy.cnt, .user_timeout = KA_AUTO)) != 0)
         err(EXIT_FAILURE, "cannot enable keepalive");

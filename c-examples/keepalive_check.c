@@ -1,8 +1,8 @@
 /*
  * keepalive_check
  *
- * What keepalive is before and after ka_enable, what the kernel has in force, what a connection is doing, and what
- * the system's defaults are.
+ * Prints whether keepalive is on before and after ka_enable, the settings in force, the status of a connection, and the
+ * defaults of the system.
  */
 #include <err.h>
 #include <ka.h>
@@ -12,7 +12,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* A connection of this program with itself, for there to be a status. */
+/* Connects this program to itself, because only a connection has a status. */
 static int connect_to_self(void)
 {
     struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
@@ -26,7 +26,7 @@ static int connect_to_self(void)
         getsockname(listener, (struct sockaddr *)&address, &size) != 0 ||
         connect(fd, (struct sockaddr *)&address, size) != 0)
         err(EXIT_FAILURE, "cannot connect on the loopback");
-    return fd; /* the listener stays open, for the peer to be alive */
+    return fd; /* the listener stays open, so that the connection in its queue does too */
 }
 
 static void show_enabled(int fd)
@@ -45,8 +45,8 @@ static void show_detection(const struct ka_config *config)
     if (ka_detect_time(config, &typical_ms, &worst_ms) == 0)
         printf("a dead peer is found after %.1f s, at the latest %.1f s\n", (double)typical_ms / 1000,
                (double)worst_ms / 1000);
-    else /* a sysctl may hold what could not be set on a socket */
-        warn("no detection time can be worked out");
+    else /* a sysctl may have a value that cannot be set on a socket */
+        warn("cannot compute the detection time");
 }
 
 int main(void)

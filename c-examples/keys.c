@@ -10,10 +10,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* No list of clients is longer: a file that is another one's is not read to its end. */
+/* The largest key file, in bytes. A larger file is something else, and is not read. */
 #define LARGEST (64L << 20)
 
-/* The whole file, a string. Not by stdio, whose buffers nobody wipes. */
+/* Reads the whole file as a string. stdio is not used, because it does not wipe its buffers. */
 static char *read_file(const char *path, size_t *size)
 {
     struct stat status;
@@ -25,7 +25,7 @@ static char *read_file(const char *path, size_t *size)
     if (fd < 0 || fstat(fd, &status) != 0)
         err(EXIT_FAILURE, "cannot read the keys in %s", path);
     if (!S_ISREG(status.st_mode) || status.st_size > LARGEST)
-        errx(EXIT_FAILURE, "%s is no file of keys", path);
+        errx(EXIT_FAILURE, "%s is not a key file: it must be a regular file of at most 64 MiB", path);
     if ((status.st_mode & (S_IRWXO | S_IWGRP)) != 0)
         errx(EXIT_FAILURE, "%s has keys, and others may read or write it: chmod 600 it", path);
     text = malloc((size_t)status.st_size + 1);
@@ -53,7 +53,7 @@ static int digit(char letter)
     return -1;
 }
 
-/* Reads "7 0a1b..."; what is wrong, or NULL. */
+/* Reads a line such as "7 0a1b...". Returns NULL, or what is wrong with the line. */
 static const char *read_key(const char *line, struct key *key)
 {
     char *end;

@@ -1,4 +1,4 @@
-/* The keys of the heartbeat examples: a line for each client, its number and its key in hexadecimal. */
+/* The keys of the heartbeat examples. A key file has a line for each client: its number, and its key in hexadecimal. */
 #ifndef KEYS_H
 #define KEYS_H
 
@@ -11,19 +11,19 @@ struct key {
     uint8_t bytes[64];
 };
 
-/* All keys of a file, by client. */
+/* All keys of a file, sorted by client. */
 struct keys {
     size_t count;
     struct key *key;
 };
 
-/* Reads them; says on stderr what is wrong, by its line and never with a key, and ends the program. */
+/* Reads a key file. If it is wrong, prints the reason and the line number, but never a key, and ends the program. */
 struct keys read_keys(const char *path);
 
-/* The key of a client, or NULL. */
+/* Returns the key of a client, or NULL. */
 const struct key *find_key(const struct keys *keys, uint64_t client);
 
-/* Wipes them and gives their memory back. */
+/* Wipes the keys and frees their memory. */
 void forget_keys(struct keys *keys);
 
 #endif

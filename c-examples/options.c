@@ -12,7 +12,7 @@ bool read_number(const char *text, long min, long max, int *number)
     char *end;
     long value;
 
-    /* strtol would take blanks and a sign. */
+    /* strtol would accept blanks and a sign. */
     if (text[0] < '0' || text[0] > '9')
         return false;
     errno = 0;
@@ -23,7 +23,7 @@ bool read_number(const char *text, long min, long max, int *number)
     return true;
 }
 
-/* The option of this letter, or NULL. */
+/* Returns the option with this letter, or NULL. */
 static const struct number_option *find(const struct number_option *options, size_t count, int letter)
 {
     for (size_t i = 0; i < count; i++)

@@ -5,7 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* A keepalive policy from -c, -d and -i; KA_KEEP where an option was not given. */
+/* A keepalive policy from -c, -d and -i. An option that was not given is KA_KEEP. */
 struct keepalive_options {
     int cnt, idle, intvl;
 };
@@ -17,22 +17,22 @@ struct number_option {
     int max, *number;
 };
 
-/* Those of a keepalive policy, to stand among others. */
+/* The three options of a keepalive policy, for an array of options. */
 #define KEEPALIVE_OPTIONS(policy)                                   \
     { 'c', "count of probes", KA_CNT_MAX, &(policy)->cnt },         \
     { 'd', "idle seconds", KA_IDLE_MAX, &(policy)->idle },          \
     { 'i', "interval seconds", KA_INTVL_MAX, &(policy)->intvl }
 
-/* Reads options, 16 at most, and moves argc and argv behind them. Says on stderr what was wrong. */
+/* Reads at most 16 options, and moves argc and argv past them. Prints what is wrong, and returns false then. */
 bool read_numbers(int *argc, char ***argv, const struct number_option *options, size_t count);
 
-/* Reads -c count, -d idle and -i interval, as above. */
+/* Reads -c count, -d idle and -i interval as read_numbers does. */
 bool read_options(int *argc, char ***argv, struct keepalive_options *options);
 
 /* Reads a whole decimal number from min to max. */
 bool read_number(const char *text, long min, long max, int *number);
 
-/* Seconds since some moment, for measuring. */
+/* Returns the time of a monotonic clock, in seconds. */
 double now(void);
 
 #endif

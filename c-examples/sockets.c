@@ -74,7 +74,7 @@ bool split(char *address, char **host, int *port)
         *host = address + 1;
         colon[-1] = '\0';
     } else if (strpbrk(address, ":[]") != NULL) {
-        return false; /* an IPv6 address without its brackets, or half of them */
+        return false; /* an IPv6 address without its brackets, or with one of them */
     }
     return **host != '\0';
 }

@@ -1,4 +1,4 @@
-/* Sockets as the examples need them. What fails says why on stderr, and ends the program unless it says otherwise. */
+/* Socket functions that the examples share. bind_to and port_of end the program if they fail, and print why. */
 #ifndef SOCKETS_H
 #define SOCKETS_H
 
@@ -9,28 +9,29 @@
 
 #include "options.h"
 
-/* Room for what name_of writes. */
+/* The size of the longest name that name_of writes, with its NUL. */
 #define NAME_SIZE (INET6_ADDRSTRLEN + 8)
 
-/* A bound socket for IPv6 and IPv4 at once, or for IPv4 where there is no IPv6. It does not block. */
+/* Returns a bound, non-blocking socket for both IPv6 and IPv4. If the machine has no IPv6, it is for IPv4 only. */
 int bind_to(int port);
 
-/* The port that a socket is bound to. */
+/* Returns the port that a socket is bound to. */
 int port_of(int fd);
 
-/* 192.0.2.1:5050 or [2001:db8::1]:5050. */
+/* Writes an address as 192.0.2.1:5050 or [2001:db8::1]:5050. */
 void name_of(const struct sockaddr_in6 *six, char *name, size_t size);
 
-/* Splits HOST:PORT or [HOST]:PORT in place; false where it is neither. */
+/* Splits HOST:PORT or [HOST]:PORT in place. Returns false if the address has another form. */
 bool split(char *address, char **host, int *port);
 
-/* The addresses of a host; NULL where it is not found, and *why says why. For freeaddrinfo. */
+/* Returns the addresses of a host, for freeaddrinfo. If it finds none, returns NULL and sets *why to the reason. */
 struct addrinfo *resolve(const char *host, int port, const char **why);
 
-/* Connects to the first of the addresses that answers, with keepalive on before the handshake; -1 and errno. */
+/* Connects to the first address that answers. Turns keepalive on before the handshake. Returns -1 and sets errno if it
+ * fails. */
 int connect_to(const struct addrinfo *addresses, const struct keepalive_options *options);
 
-/* Says how a connection ended, from the errno of read(2) or write(2); 0 is an end in order. */
+/* Returns how a connection ended, from the errno of read(2) or write(2). 0 means that the peer has closed it. */
 const char *ending(int error);
 
 #endif

@@ -1,8 +1,8 @@
 /*
  * tcp_keepalive_client [-c count] [-d idle] [-i interval] HOST:PORT
  *
- * Connects with keepalive on, waits, and says how the connection ended: closed by the peer, or found dead by the
- * kernel's probes. Without an option, the system's default holds. What the peer sends goes to standard output.
+ * Connects with keepalive on, waits, and prints how the connection ended: the peer closed it, or the kernel's probes
+ * found the peer dead. The default of an option is the system's setting. Data from the peer goes to standard output.
  */
 #include <err.h>
 #include <errno.h>
@@ -49,7 +49,7 @@ static int wait_for_the_end(int fd)
         return EXIT_FAILURE;
     case EHOSTUNREACH:
     case ENETUNREACH:
-        /* The same, and a router or the neighbour table said why. */
+        /* The peer is dead too, and a router or the neighbour table gave the reason. */
         fprintf(stderr, "timed out: dead peer (%s: %s) after %.1f s\n",
                 error == EHOSTUNREACH ? "EHOSTUNREACH" : "ENETUNREACH", strerror(error), seconds);
         return EXIT_FAILURE;

@@ -1,8 +1,8 @@
 /*
  * tcp_keepalive_server [-c count] [-d idle] [-i interval] PORT
  *
- * An echo server for any number of clients that finds out about those which die in silence. Keepalive is set once,
- * on the listener: what it accepts inherits it, so a connection costs no call. SIGINT and SIGTERM end it.
+ * An echo server for any number of clients that finds dead clients by keepalive. It sets keepalive once, on the
+ * listener. Accepted connections inherit the settings, so they need no further call. SIGINT and SIGTERM end the server.
  */
 #define _GNU_SOURCE /* accept4 */
 
@@ -25,7 +25,7 @@ struct client {
     int fd;
     double since;
     char name[NAME_SIZE];
-    /* What came and was not yet sent back. While there is any, nothing more is read. */
+    /* Data that was received and not yet sent back. While there is any, the server reads no more. */
     size_t start, end;
     char buffer[4096];
     struct client *next, *previous;
@@ -46,8 +46,8 @@ static void usage(void)
     exit(EXIT_FAILURE);
 }
 
-/* Turns keepalive on, and prints the old and the new settings. A server that has no keepalive because of one wrong timer
- * is worse off than one with another timer, so a missed timer is a warning. */
+/* Turns keepalive on, and prints the old and the new settings. Keepalive with another timer is better than none, so a
+ * timer that cannot be set is only a warning. */
 static void set_keepalive(int fd, const struct keepalive_options *options)
 {
     struct ka_config config = KA_CONFIG_INIT;
@@ -91,7 +91,7 @@ static void accept_clients(void)
                 continue;
             if (errno == EAGAIN)
                 return;
-            /* Descriptors or memory are used up: the rest wait in the queue, and are tried again. */
+            /* Descriptors or memory are used up. The other connections wait in the queue; serve() tries again. */
             printf("cannot accept: %s; trying again\n", strerror(errno));
             watch(EPOLL_CTL_DEL, listener, 0, NULL);
             listening = false;
@@ -202,7 +202,7 @@ int main(int argc, char *argv[])
         usage();
     }
 
-    /* Each line is seen when it is printed, on a pipe too. */
+    /* Flush each line, also if stdout is a pipe. */
     setvbuf(stdout, NULL, _IOLBF, 0);
     signal(SIGPIPE, SIG_IGN);
     sigemptyset(&mask);
@@ -212,7 +212,7 @@ int main(int argc, char *argv[])
     signals = signalfd(-1, &mask, SFD_CLOEXEC);
     epoll = epoll_create1(EPOLL_CLOEXEC);
     if (signals < 0 || epoll < 0)
-        err(EXIT_FAILURE, "cannot begin");
+        err(EXIT_FAILURE, "cannot start");
 
     listener = bind_to(port);
     set_keepalive(listener, &options);

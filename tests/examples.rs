@@ -1,4 +1,4 @@
-//! The programs in c-examples: what they say of their arguments, and of connections that end in each way.
+//! Tests the programs in c-examples: their messages about wrong arguments, and about each way a connection can end.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -23,7 +23,7 @@ fn start(args: &[&str]) -> (Server, Vec<String>) {
 }
 
 #[test]
-fn wrong_arguments_are_named_by_their_letter() {
+fn messages_about_wrong_options_name_the_letter() {
     for program in ["tcp_keepalive_client", "tcp_keepalive_server"] {
         for (args, message) in [
             (&["-c"][..], "option requires an argument: -c"),
@@ -76,13 +76,13 @@ fn wrong_arguments_are_named_by_their_letter() {
 }
 
 #[test]
-fn the_client_says_what_it_does_and_how_it_ended() {
+fn the_client_prints_its_settings_and_how_the_connection_ended() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let port = listener.local_addr().unwrap().port();
     let peer = thread::spawn(move || {
         let mut kept = vec![];
-        // The first is closed after a word, the second reset.
+        // The first connection is closed after a line, the second is reset.
         let (mut stream, _) = listener.accept().unwrap();
         stream.write_all(b"hello\n").unwrap();
         thread::sleep(Duration::from_millis(300));
@@ -127,7 +127,7 @@ fn the_client_says_what_it_does_and_how_it_ended() {
 }
 
 #[test]
-fn the_client_takes_ipv6_in_brackets_and_names() {
+fn the_client_accepts_ipv6_in_brackets_and_names() {
     for (bind, host) in [("[::1]:0", "[::1]"), ("127.0.0.1:0", "localhost")] {
         if host == "[::1]" && !has_ipv6() {
             continue;
@@ -143,7 +143,7 @@ fn the_client_takes_ipv6_in_brackets_and_names() {
     }
 }
 
-/// The client's socket as the kernel shows it to everybody: `ss -o` tells the running timer.
+/// `ss -o` shows the keepalive timer that runs.
 #[test]
 fn the_client_s_connection_has_a_keepalive_timer() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -191,7 +191,7 @@ fn the_server_sets_its_listener_and_reports_each_client() {
         "=",
         &format!(":{}", name.port()),
     ]));
-    assert!(sockets.contains("timer:(keepalive,"), "what was accepted inherits: {sockets}");
+    assert!(sockets.contains("timer:(keepalive,"), "the accepted connection has not inherited keepalive: {sockets}");
     drop(echoed);
     assert!(server.line().starts_with(&format!("client {name} left after 0.")));
 
@@ -212,8 +212,7 @@ fn the_server_sets_its_listener_and_reports_each_client() {
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
 }
 
-/// Each sends more than a buffer holds and reads nothing until it has sent all: the server must neither lose a byte
-/// nor stop serving the others.
+/// Each client sends more than a buffer holds. The server must lose no byte, and must keep serving the other clients.
 #[test]
 fn the_server_serves_many_at_once() {
     let (mut server, _) = start(&[]);
@@ -239,9 +238,9 @@ fn the_server_serves_many_at_once() {
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
 }
 
-/// With descriptors for one client, the second is served when the first has left.
+/// The server has descriptors for one client only. It serves the second client when the first has left.
 #[test]
-fn the_server_goes_on_when_descriptors_are_used_up() {
+fn the_server_accepts_again_when_a_client_frees_its_descriptor() {
     example("tcp_keepalive_server");
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -n 7 && exec \"$0\" 0"]).arg(example("tcp_keepalive_server"));
@@ -256,7 +255,7 @@ fn the_server_goes_on_when_descriptors_are_used_up() {
 }
 
 #[test]
-fn a_port_in_use_is_said() {
+fn a_port_in_use_is_reported() {
     let taken = TcpListener::bind("[::]:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let output = Command::new(example("tcp_keepalive_server")).arg(&port).output().unwrap();
@@ -265,7 +264,7 @@ fn a_port_in_use_is_said() {
 }
 
 #[test]
-fn the_check_shows_off_and_on_and_the_defaults() {
+fn keepalive_check_prints_settings_and_defaults() {
     let said = stdout(&mut Command::new(example("keepalive_check")));
     let seen = [
         "SO_KEEPALIVE is OFF\nSO_KEEPALIVE set on socket\nSO_KEEPALIVE is ON\n",
@@ -280,9 +279,8 @@ fn the_check_shows_off_and_on_and_the_defaults() {
     }
 }
 
-/// Not one setsockopt for keepalive of their own: libka does it.
 #[test]
-fn the_examples_leave_keepalive_to_libka() {
+fn the_examples_set_keepalive_only_through_libka() {
     for file in fs::read_dir(root().join("c-examples")).unwrap() {
         let path = file.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "c") {
@@ -291,7 +289,7 @@ fn the_examples_leave_keepalive_to_libka() {
                 assert!(!line.contains("KEEP"), "{}: {line}", path.display());
             }
             let includes = source.contains("netinet/tcp.h");
-            assert!(!includes, "{} needs no TCP_KEEPIDLE", path.display());
+            assert!(!includes, "{} includes netinet/tcp.h", path.display());
         }
     }
 }
@@ -313,7 +311,7 @@ fn make_respects_the_compiler_and_its_flags() {
     );
 }
 
-/// The main job, whole, as the README shows it: `make -C c-examples demo`.
+/// Runs `make -C c-examples demo`, as README.md shows it.
 #[test]
 fn the_demo_finds_a_dead_peer() {
     example("tcp_keepalive_client");
@@ -330,31 +328,31 @@ fn the_demo_finds_a_dead_peer() {
     assert!(said.contains("the program without keepalive has noticed nothing"), "{said}");
     let found = said.split("found ").nth(1).unwrap().split(' ').next().unwrap();
     let found: f64 = found.parse().unwrap();
-    // It may have been idle for 2 s when the cable was pulled; timers are late by up to an eighth.
+    // The connection may have been idle for 2 s already when the cable was pulled. Timers are up to an eighth late.
     assert!((2.5..=6.5).contains(&found), "found after {found} s");
 }
 
 #[test]
-fn the_capture_shows_probes_that_are_answered_and_three_that_are_not() {
+fn the_capture_shows_answered_probes_and_three_unanswered_ones() {
     example("tcp_keepalive_client");
     let mut command = Command::new("make");
     command.arg("-C").arg(root().join("c-examples")).arg("capture").stdin(Stdio::null());
     let said = stdout(&mut command);
     let (before, after) = said.split_once("== 2.").expect("no second part");
-    for witness in ["tcpdump | ", "tshark  | "] {
-        assert!(before.matches(witness).count() >= 3 + 2 * 2, "{said}");
+    for tool in ["tcpdump | ", "tshark  | "] {
+        assert!(before.matches(tool).count() >= 3 + 2 * 2, "{said}");
         // Three probes, and the RST with which the kernel gives up.
-        assert_eq!(after.matches(witness).count(), 4, "{said}");
+        assert_eq!(after.matches(tool).count(), 4, "{said}");
     }
     assert_eq!(after.matches("[TCP Keep-Alive]").count(), 3, "{said}");
     assert!(after.contains("timed out: dead peer (ETIMEDOUT) after "), "{said}");
 }
 
-/// One that has said goodbye is reset while the server has more for it than it takes: the write is answered by EPIPE,
-/// and by a signal that would end the server. In a network with small buffers.
+/// The client shuts down, and then resets the connection while the server still has data for it. write(2) fails with
+/// EPIPE, and SIGPIPE would end the server. The network has small buffers.
 #[test]
-fn the_server_survives_a_client_that_leaves_while_it_is_written_to() {
-    if !in_a_network_of_its_own("the_server_survives_a_client_that_leaves_while_it_is_written_to") {
+fn the_server_survives_a_client_that_leaves_during_a_write() {
+    if !in_a_network_of_its_own("the_server_survives_a_client_that_leaves_during_a_write") {
         return;
     }
     sysctl("tcp_wmem", "4096 16384 16384");
@@ -373,9 +371,9 @@ fn the_server_survives_a_client_that_leaves_while_it_is_written_to() {
     assert!(server.child.try_wait().unwrap().is_none(), "the server has ended");
 }
 
-/// With descriptors for none, nobody leaves: it tries again by itself.
+/// The server has no descriptor for any client, so none can leave and free one. It must try again by itself.
 #[test]
-fn the_server_goes_on_when_there_are_descriptors_again() {
+fn the_server_accepts_again_when_its_descriptor_limit_is_raised() {
     example("tcp_keepalive_server");
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -Sn 6 && exec \"$0\" 0"]).arg(example("tcp_keepalive_server"));

@@ -138,7 +138,7 @@ fn build_errors_name_the_missing_library() {
     assert!(!failed.status.success());
     assert!(stderr(&failed).contains("KA_LIBRARY is /nowhere/libka.so: there is no such file"));
     let failed = build("/etc/passwd");
-    assert!(stderr(&failed).contains("/etc/passwd is no library for x86_64 or aarch64"), "{failed:?}");
+    assert!(stderr(&failed).contains("/etc/passwd is not a library for x86_64 or aarch64"), "{failed:?}");
 }
 
 /// Distributions have libka in a separate package.

@@ -1,7 +1,7 @@
 """Builds the package with libka.so in it.
 
-The library is that of the sources around it, built by cargo. KA_LIBRARY=/path/to/libka.so takes another;
-KA_LIBRARY=system takes none: the package then loads the system's at run time.
+By default cargo builds the library from the sources in this repository. KA_LIBRARY=/path/to/libka.so puts another
+library into the package. KA_LIBRARY=system makes a package without a library, which loads the system's at run time.
 """
 
 import os
@@ -31,7 +31,7 @@ def in_the_sources():
 
 
 def version():
-    """The version of Cargo.toml; of a source package, the one that it was made with."""
+    """Returns the version in Cargo.toml. In a source package, returns the version in its PKG-INFO."""
     if in_the_sources():
         text = (ROOT / "Cargo.toml").read_text()
         return re.search(r'^version = "(.+)"$', text, re.MULTILINE).group(1)
@@ -40,7 +40,7 @@ def version():
 
 
 def library():
-    """The libka.so that goes into the package."""
+    """Returns the path of the libka.so for the package. Builds it if necessary."""
     if CHOSEN:
         path = Path(CHOSEN)
         if not path.is_file():
@@ -48,23 +48,23 @@ def library():
         return path
     if not in_the_sources():
         raise SystemExit(
-            "libka.so is needed: KA_LIBRARY=/path/to/libka.so puts it into the package, "
-            "KA_LIBRARY=system uses the system's at run time"
+            "libka.so is needed: set KA_LIBRARY=/path/to/libka.so to put it into the package, "
+            "or KA_LIBRARY=system to use the system's at run time"
         )
     if shutil.which("cargo") is None:
-        raise SystemExit("cargo is needed to build libka.so, or KA_LIBRARY=/path/to/libka.so")
+        raise SystemExit("cargo is needed to build libka.so; to use an existing one, set KA_LIBRARY=/path/to/libka.so")
     subprocess.run(["cargo", "build", "--locked", "--release", "--quiet", "--package", "ka"], cwd=ROOT, check=True)
     target = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
     return target / os.environ.get("CARGO_BUILD_TARGET", "") / "release" / "libka.so"
 
 
 def machine(path):
-    """The processor that a library is for, as a wheel's name has it: e_machine of the ELF header."""
+    """Returns the processor of a library, from e_machine in the ELF header, as in the name of a wheel."""
     with open(path, "rb") as file:
         header = file.read(20)
     number = int.from_bytes(header[18:20], "little")
     if header[:4] != b"\x7fELF" or number not in (62, 183):
-        raise SystemExit(f"{path} is no library for x86_64 or aarch64")
+        raise SystemExit(f"{path} is not a library for x86_64 or aarch64")
     return {62: "x86_64", 183: "aarch64"}[number]
 
 
@@ -74,7 +74,7 @@ class BuildPy(build_py):
         if not SYSTEM:
             self.copy_file(str(library()), os.path.join(self.build_lib, "ka", "libka.so"))
             if in_the_sources():
-                # Whose code is in the library.
+                # The licences of the code in the library.
                 copyright = ROOT / "pkg" / "debian" / "copyright"
                 self.copy_file(str(copyright), os.path.join(self.build_lib, "ka", "copyright"))
 
@@ -87,8 +87,8 @@ class Wheel(bdist_wheel):
     def get_tag(self):
         if SYSTEM:
             return ("py3", "none", f"linux_{platform.machine()}")
-        # It is called through ctypes: any Python does. Its newest glibc symbols are of 2.17 or older, and musl's
-        # loader takes the same file; tests of the library prove both.
+        # The package calls the library through ctypes, so one wheel works with every Python. The library needs glibc
+        # 2.17 or newer, and musl can load the same file. The tests of the library check both.
         processor = machine(library())
         return ("py3", "none", ".".join(f"{tag}_{processor}" for tag in ("manylinux_2_17", "manylinux2014", "musllinux_1_2")))
 
@@ -104,7 +104,7 @@ try:
         version=version(),
         cmdclass={"build_py": BuildPy, "bdist_wheel": Wheel},
         distclass=WithLibrary,
-        # The source tree stays as it is, and nothing of an older build gets into this one.
+        # Build outside the source tree, so that it stays unchanged and no file of an older build is used.
         options={"build": {"build_base": scratch}, "egg_info": {"egg_base": scratch}},
     )
 finally:

@@ -1,4 +1,4 @@
-"""What the tests share. They ask the kernel, by socket.getsockopt: not the library."""
+"""Functions and fixtures that the tests share. They read settings with socket.getsockopt, not with the library."""
 
 import re
 import socket
@@ -10,13 +10,13 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def five(sock):
-    """SO_KEEPALIVE, idle, intvl, cnt and user timeout, as the kernel says."""
+    """Returns SO_KEEPALIVE, idle, intvl, cnt and user timeout, as the kernel reports them."""
     tcp = socket.IPPROTO_TCP
     names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
     return (sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), *(sock.getsockopt(tcp, name) for name in names))
 
 
-# What the sysctls of this machine say.
+# The settings of a new socket, from the sysctls of this machine.
 with socket.socket() as fresh:
     FRESH = five(fresh)
 
@@ -34,14 +34,14 @@ def listener():
 
 
 def recipes():
-    """The code of README.md that is whole: what it defines is a recipe."""
+    """Returns the code blocks of README.md that define a function or class."""
     text = (Path(__file__).resolve().parents[1] / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     return [block for block in blocks if "\ndef " in block or "\nasync def " in block or "\nclass " in block]
 
 
 def recipe(word):
-    """What the recipe with this word in it defines."""
+    """Runs the recipe that contains this word. Returns the names that it defines."""
     (code,) = [block for block in recipes() if word in block]
     names = {}
     exec(compile(code, f"README.md, {word}", "exec"), names)

@@ -1,4 +1,4 @@
-"""The heartbeat, beside the vectors of docs/heartbeat.md and Python's own HMAC."""
+"""Tests heartbeats against the test vectors of docs/heartbeat.md and Python's own HMAC."""
 
 import errno
 import hashlib
@@ -28,18 +28,18 @@ def vectors():
         }, bytes.fromhex(fields["frame"])
 
 
-def test_the_vectors():
+def test_frames_equal_the_vectors_of_the_documentation():
     count = 0
     for beat, frame in vectors():
         assert ka.beat_sign(**beat) == frame
         assert ka.beat_client(frame) == beat["client"]
-        said = ka.beat_verify(beat["key"], beat["nonce"], beat["sequence"] - 1, frame)
-        assert said == (beat["client"], beat["sequence"])
+        verified = ka.beat_verify(beat["key"], beat["nonce"], beat["sequence"] - 1, frame)
+        assert verified == (beat["client"], beat["sequence"])
         count += 1
     assert count >= 6
 
 
-def test_it_is_an_hmac():
+def test_the_signature_is_an_hmac():
     nonce = ka.beat_nonce()
     frame = ka.beat_sign(KEY, nonce, 7, 1)
     assert len(nonce) == ka.BEAT_NONCE_SIZE and len(frame) == ka.BEAT_SIZE
@@ -47,7 +47,7 @@ def test_it_is_an_hmac():
     assert ka.beat_nonce() != nonce
 
 
-def test_bytes_of_any_kind():
+def test_any_bytes_type_is_accepted_and_str_is_rejected():
     nonce = ka.beat_nonce()
     frame = ka.beat_sign(bytearray(KEY), memoryview(nonce), 7, 1)
     assert ka.beat_verify(memoryview(KEY), bytearray(nonce), 0, memoryview(frame)).client == 7
@@ -56,7 +56,7 @@ def test_bytes_of_any_kind():
             call()
 
 
-def test_what_is_forged_garbled_or_seen_before():
+def test_forged_garbled_and_replayed_frames_are_rejected():
     nonce = ka.beat_nonce()
     frame = ka.beat_sign(KEY, nonce, 7, 5)
     cases = [
@@ -64,7 +64,7 @@ def test_what_is_forged_garbled_or_seen_before():
         (KEY, bytes(16), 0, frame, errno.EBADMSG),
         (KEY, nonce, 0, frame[:-1] + bytes([frame[-1] ^ 1]), errno.EBADMSG),
         (KEY, nonce, 0, bytes(56), errno.EBADMSG),
-        # What a peer may send.
+        # A peer may send any number of bytes.
         (KEY, nonce, 0, b"", errno.EBADMSG),
         (KEY, nonce, 0, frame + b"x", errno.EBADMSG),
         (KEY, nonce, 5, frame, errno.ESTALE),
@@ -87,6 +87,6 @@ def test_what_is_forged_garbled_or_seen_before():
         (lambda: ka.beat_verify(KEY, bytes(16), 2**64, bytes(56)), "last_sequence is"),
     ],
 )
-def test_arguments_that_are_wrong_are_named(call, words):
+def test_errors_name_the_wrong_argument(call, words):
     with pytest.raises(ka.InvalidArgument, match=words):
         call()

@@ -1,4 +1,4 @@
-"""Policies: as text, computed, and as options."""
+"""Tests policies: as text, computed, and as socket options."""
 
 import errno
 import socket
@@ -9,7 +9,7 @@ from conftest import five
 import ka
 
 
-def test_text():
+def test_parse_reads_back_the_text_of_format():
     assert ka.parse("60,10,5") == ka.Config(True, 60, 10, 5, None)
     assert ka.parse("60, 10, 5") == ka.parse("1m:10s:5") == ka.parse("60,10,5")
     assert ka.parse("idle=60,user_timeout=auto,keep") == ka.Config(None, 60, None, None, ka.AUTO)
@@ -57,7 +57,7 @@ def test_messages_about_a_text_are_printable_ascii(text, item):
     assert message.startswith(item) and message.isascii() and message.isprintable()
 
 
-def test_messages_about_a_long_text_are_whole():
+def test_messages_about_a_long_text_are_not_truncated():
     text = "x" * 5000
     assert ka.explain(text).startswith(f'"{text}": must be ')
 
@@ -75,7 +75,7 @@ def test_the_text_of_a_policy_must_be_a_str(function, text):
         function(text)
 
 
-def test_plans():
+def test_plans_equal_those_of_libka_and_errors_name_the_value():
     assert ka.plan_path(350) == ka.Config(True, 280, 30, 5)
     assert ka.plan_preset("aws-nlb") == ka.plan_path(350)
     assert ka.plan_preset("azure-lb") == ka.plan_path(240)

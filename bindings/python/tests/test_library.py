@@ -1,4 +1,4 @@
-"""Which library is loaded. Its functions, structs and constants are those of ka.h."""
+"""Tests which library is loaded, and that the functions, structs and constants equal those of ka.h."""
 
 import ctypes
 import os
@@ -46,7 +46,7 @@ def kind(declared):
     return ctypes.POINTER(pointers.get(base) or kinds[base]) if star else kinds[base]
 
 
-def test_the_functions_are_those_of_the_header():
+def test_functions_equal_those_of_the_header():
     declared = {name: (kind(result), [kind(part) for part in parts]) for name, result, parts in declarations()}
     assert declared == _library.PROTOTYPES
 
@@ -61,7 +61,7 @@ def test_the_module_has_each_function_without_the_prefix():
             assert short in ka.__all__ and callable(getattr(ka, short)), name
 
 
-def test_the_structs_are_those_of_the_header():
+def test_structs_equal_those_of_the_header():
     for name, struct in [("config", _library.Config), ("status", _library.Status), ("beat", _library.Beat)]:
         body = re.search(rf"struct ka_{name} \{{(.*?)\}};", header(), re.DOTALL).group(1)
         fields = [tuple(line.strip(" ;").split()) for line in body.splitlines() if line.strip()]
@@ -69,7 +69,7 @@ def test_the_structs_are_those_of_the_header():
         assert [(field, types[kind]) for kind, field in fields] == list(struct._fields_)
 
 
-def test_the_constants_are_those_of_the_header():
+def test_constants_equal_those_of_the_header():
     constants = dict(re.findall(r"^#define KA_(\w+) \(?(-?\d+)\)?$", header(), re.MULTILINE))
     for name in ("IDLE_MAX", "INTVL_MAX", "CNT_MAX", "BEAT_NONCE_SIZE", "BEAT_SIZE"):
         assert getattr(ka, name) == int(constants[name])
@@ -79,7 +79,7 @@ def test_the_constants_are_those_of_the_header():
     assert missed == {f"MISSED_{bit.name}": bit.value for bit in ka.Missed}
 
 
-def test_versions():
+def test_versions_equal_cargo_toml():
     text = re.search(r'^version = "(.+)"$', (ROOT / "Cargo.toml").read_text(), re.MULTILINE).group(1)
     major, minor, patch = map(int, text.split("."))
     assert ka.version() == text
@@ -97,7 +97,7 @@ def test_the_library_of_the_package_is_loaded():
     assert _library.LIBRARY._name == str(PACKAGE / "libka.so")
 
 
-def test_a_package_without_the_library_loads_the_system_s(tmp_path):
+def test_a_package_without_a_library_loads_the_library_of_the_system(tmp_path):
     copy = tmp_path / "ka"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("libka.so", "__pycache__"))
     failed = run(tmp_path, "import ka")

@@ -1,4 +1,4 @@
-"""The reaper."""
+"""Tests Reaper."""
 
 import socket
 import threading
@@ -9,7 +9,7 @@ import pytest
 import ka
 
 
-def test_the_most_silent_are_named_first_and_once():
+def test_expired_returns_the_longest_inactive_first_and_each_once():
     with ka.Reaper(1000) as reaper:
         assert reaper.next(0) is None and len(reaper) == 0 and reaper.expired(10**9) == []
     with ka.Reaper(1000) as reaper:
@@ -25,7 +25,7 @@ def test_the_most_silent_are_named_first_and_once():
 
 
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 1000])
-def test_all_that_are_due_are_named_or_as_many_as_asked_for(count):
+def test_expired_returns_all_that_are_due_or_at_most_n(count):
     with ka.Reaper(1) as reaper:
         for fd in range(count):
             reaper.touch(fd, fd)
@@ -36,7 +36,7 @@ def test_all_that_are_due_are_named_or_as_many_as_asked_for(count):
         assert len(reaper) == 0
 
 
-def test_sockets_are_taken_and_forgotten():
+def test_touch_and_forget_accept_sockets():
     with ka.Reaper(1000) as reaper, socket.socket() as sock:
         reaper.touch(sock, 0)
         reaper.forget(sock)
@@ -47,7 +47,7 @@ def test_sockets_are_taken_and_forgotten():
             reaper.touch(sock, 0)
 
 
-def test_the_clock_is_the_monotonic_one():
+def test_the_default_clock_is_monotonic():
     with ka.Reaper(50) as reaper:
         reaper.touch(3)
         left = reaper.next()
@@ -56,7 +56,7 @@ def test_the_clock_is_the_monotonic_one():
         assert reaper.expired() == [3]
 
 
-def test_a_closed_one_says_so():
+def test_calls_on_a_closed_reaper_raise_value_error():
     reaper = ka.Reaper(1000)
     reaper.close()
     reaper.close()
@@ -66,12 +66,12 @@ def test_a_closed_one_says_so():
 
 
 @pytest.mark.parametrize("timeout", [0, -1, 2**32])
-def test_a_timeout_out_of_range_is_named(timeout):
+def test_a_timeout_out_of_range_is_rejected(timeout):
     with pytest.raises(ka.InvalidArgument, match="timeout_ms is"):
         ka.Reaper(timeout)
 
 
-def test_threads_may_share_one():
+def test_threads_may_share_a_reaper():
     reaper = ka.Reaper(1000)
 
     def work(first):

@@ -1,4 +1,4 @@
-"""The recipes of README.md, as they stand there."""
+"""Runs the recipes of README.md unchanged."""
 
 import asyncio
 import http.server
@@ -13,12 +13,12 @@ import ka
 NLB = (1, 280, 30, 5, 0)
 
 
-def test_every_recipe_is_tried():
-    # One of them for each test below.
+def test_every_recipe_is_tested():
+    # Each test below runs one recipe.
     assert len(recipes()) == 3
 
 
-def test_asyncio():
+def test_asyncio_connections_have_keepalive():
     names = recipe("asyncio")
 
     async def run():
@@ -61,15 +61,15 @@ def server():
 
 
 def pooled(manager):
-    """The socket that the manager's only pool keeps."""
-    # Not connection_from_url: where requests asks for a pool with TLS settings, that makes a second one.
+    """Returns the socket in the manager's only pool."""
+    # connection_from_url would make a second pool if requests has asked for a pool with TLS settings.
     (key,) = manager.pools.keys()
     connection = manager.pools[key]._get_conn()
     assert connection.sock is not None, "the pool keeps no connection"
     return connection.sock
 
 
-def test_urllib3_and_requests(server, monkeypatch):
+def test_urllib3_and_requests_connections_have_keepalive(server, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     names = recipe("requests")
     assert names["pool"].request("GET", server).data == b"ok"
@@ -83,13 +83,13 @@ def test_urllib3_and_requests(server, monkeypatch):
     sock = pooled(session.get_adapter(server).poolmanager)
     assert five(sock) == NLB and sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
-    # Through a proxy: the connection is to that.
+    # With a proxy, the connection is to the proxy.
     assert session.get("http://host.invalid/", proxies={"http": server}).text == "ok"
     proxy = session.get_adapter(server).proxy_manager[server]
     assert five(pooled(proxy)) == NLB
 
 
-def test_reap():
+def test_reap_closes_inactive_connections():
     with ka.Reaper(1000) as reaper:
         sockets = {sock.fileno(): sock for sock in (socket.socket(), socket.socket())}
         first, second = sockets

@@ -1,4 +1,4 @@
-"""Functions on sockets. The tests ask the kernel for the result."""
+"""Tests the functions on sockets. The tests read the result from the kernel."""
 
 import errno
 import io
@@ -19,18 +19,18 @@ def test_enable_sets_the_values(sock):
     assert (ka.get_idle(sock), ka.get_intvl(sock), ka.get_cnt(sock), ka.get_user_timeout(sock)) == (60, 10, 5, 0)
 
 
-def test_enable_without_numbers_is_60_10_6(sock):
+def test_enable_without_numbers_sets_60_10_6(sock):
     ka.enable(sock)
     assert five(sock) == (1, 60, 10, 6, 0)
 
 
-def test_none_keeps(sock):
+def test_none_leaves_a_timer_as_it_is(sock):
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 33)
     ka.enable(sock, 60, None, None)
     assert five(sock) == (1, 60, 33, FRESH[3], 0)
 
 
-def test_none_keeps_every_value(sock):
+def test_none_leaves_every_value_as_it_is(sock):
     ka.apply(sock, ka.Config(True, 61, 11, 4, 5000))
     ka.apply(sock, ka.Config(None, None, None, None, None))
     ka.enable(sock, None, None, None)
@@ -65,13 +65,13 @@ def test_a_user_timeout_of_0_removes_it(sock):
         ((2**70, 2**31, 128), ka.Missed.IDLE | ka.Missed.INTVL | ka.Missed.CNT, (32767, 32767, 127)),
     ],
 )
-def test_enable_lenient_turns_keepalive_on_and_returns_what_it_missed(sock, values, missed, timers):
+def test_enable_lenient_turns_keepalive_on_and_returns_the_missed_timers(sock, values, missed, timers):
     result = ka.enable_lenient(sock, *values)
     assert isinstance(result, ka.Missed) and result == missed
     assert five(sock) == (1, *timers, 0)
 
 
-def test_enable_lenient_without_numbers_is_60_10_6(sock):
+def test_enable_lenient_without_numbers_sets_60_10_6(sock):
     assert not ka.enable_lenient(sock)
     assert five(sock) == (1, 60, 10, 6, 0)
 
@@ -134,7 +134,7 @@ def test_tls_sockets_are_accepted(sock):
         assert five(tls) == (1, 60, 10, 5, 0)
 
 
-def test_ipv6():
+def test_ipv6_sockets_are_accepted():
     try:
         sock = socket.socket(socket.AF_INET6)
     except OSError as error:
@@ -156,7 +156,7 @@ def test_ipv6():
         ({"idle": 2**32 + 60}, "idle is 4294967356 s"),
     ],
 )
-def test_a_value_out_of_range_is_named(sock, values, words):
+def test_errors_name_the_value_that_is_out_of_range(sock, values, words):
     with pytest.raises(ka.InvalidArgument, match=words) as caught:
         ka.enable(sock, **values)
     assert caught.value.errno == errno.EINVAL
@@ -232,7 +232,7 @@ def test_arguments_are_checked_before_the_descriptor():
         ka.enable(-1, idle=0)
 
 
-def test_query_returns_what_apply_has_set(sock):
+def test_query_returns_the_settings_of_apply(sock):
     config = ka.Config(keepalive=True, idle=61, intvl=11, cnt=4, user_timeout=5000)
     ka.apply(sock, config)
     assert five(sock) == (1, 61, 11, 4, 5000)
@@ -252,13 +252,13 @@ def test_a_new_socket_has_the_defaults(sock):
 
 
 @pytest.mark.parametrize("value", [1, 0, "on"])
-def test_keepalive_is_true_or_false(sock, value):
+def test_keepalive_must_be_true_or_false(sock, value):
     with pytest.raises(TypeError, match="keepalive must be True, False or None"):
         ka.apply(sock, ka.Config(keepalive=value))
     assert five(sock) == FRESH
 
 
-def test_user_timeout(sock):
+def test_set_user_timeout_sets_removes_and_rejects_values(sock):
     ka.enable(sock, 60, 10, 5)
     ka.set_user_timeout(sock, 7000)
     assert five(sock) == (1, 60, 10, 5, 7000)
@@ -277,7 +277,7 @@ def test_user_timeout(sock):
         ka.set_user_timeout(sock, ka.AUTO)
 
 
-def test_mptcp_has_no_user_timeout():
+def test_mptcp_rejects_a_user_timeout():
     try:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
     except OSError as error:

@@ -50,7 +50,7 @@ class Beat(ctypes.Structure):
 
 CONFIG = POINTER(Config)
 
-# Bytes are c_char_p: ctypes then accepts bytes, also with zeros in them, and copies nothing.
+# Arguments of uint8_t * are c_char_p. Then ctypes accepts bytes, including zero bytes, and copies nothing.
 PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "ka_apply": (c_int, [c_int, CONFIG]),
     "ka_beat_client": (c_int, [c_char_p, POINTER(c_uint64)]),
@@ -99,7 +99,7 @@ def load() -> ctypes.PyDLL:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise ImportError(
-            f"no libka: {bundled} does not exist, and the system's cannot be loaded: {error}"
+            f"no libka: {bundled} does not exist, and the system's libka cannot be loaded: {error}"
             if not bundled.exists()
             else f"{bundled}: {error}"
         ) from error

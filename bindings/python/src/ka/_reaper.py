@@ -20,8 +20,8 @@ class Reaper:
     """Finds connections that have been inactive for timeout_ms milliseconds.
 
     A connection is a descriptor. The reaper makes no system call on it, so it works with any event loop. The program
-    calls touch when a connection is active, and forget before it closes the connection. Otherwise a new connection with
-    the same descriptor would continue the old one.
+    calls touch when a connection is active, and forget before it closes the connection. Without forget, a new
+    connection with the same descriptor would inherit the entry of the old one.
 
     now_ms is the time in milliseconds on a clock that never goes backward. The default is the clock of
     time.monotonic(). Threads may share a reaper.
@@ -58,7 +58,7 @@ class Reaper:
                 raise c.failure(c.last_error(), f"the reaper does not have descriptor {fd}")
 
     def expired(self, now_ms: Optional[SupportsIndex] = None, n: Optional[SupportsIndex] = None) -> list[int]:
-        """Removes the connections that are due, all or at most n, and returns them. The longest inactive is first."""
+        """Removes all connections that are due, or at most n. Returns them, the longest inactive first."""
         now = clock(now_ms)
         most = None if n is None else in_range("n", n, 0, INT_MAX)
         with self._lock:

@@ -52,7 +52,7 @@ def check(result: int, sock: Socket, fd: int, config: Optional[Config] = None) -
 
 
 def enable(sock: Socket, idle: Optional[SupportsIndex] = 60, intvl: Optional[SupportsIndex] = 10, cnt: Optional[SupportsIndex] = 6) -> None:
-    """Turns keepalive on: the first probe after idle seconds, then every intvl seconds, dead after cnt without an answer.
+    """Turns keepalive on: first probe after idle seconds, then every intvl seconds, dead after cnt unanswered probes.
 
     sock is a TCP socket in any state, an object with fileno(), or a descriptor. Connections that a listener accepts
     inherit its settings. None leaves a value as it is. If keepalive is already on, only values that differ are written.
@@ -62,7 +62,7 @@ def enable(sock: Socket, idle: Optional[SupportsIndex] = 60, intvl: Optional[Sup
 
 
 class Missed(enum.IntFlag):
-    """The values that enable_lenient has not set as asked. False if all are as asked."""
+    """The values that enable_lenient could not set as given. False if it has set all."""
 
     IDLE = 1
     INTVL = 2
@@ -74,11 +74,11 @@ class Missed(enum.IntFlag):
 def enable_lenient(
     sock: Socket, idle: Optional[SupportsIndex] = 60, intvl: Optional[SupportsIndex] = 10, cnt: Optional[SupportsIndex] = 6
 ) -> Missed:
-    """Turns keepalive on as hand-written calls of setsockopt do: whatever becomes of the timers.
+    """Turns keepalive on even if a timer cannot be set, as hand-written calls of setsockopt do.
 
     None, and a value below 1, leaves a timer as it is. A value above the maximum is clamped. Returns the timers that
-    are not as asked: those that were clamped, and those that the kernel refused. A socket that is not TCP is left
-    unchanged, and the result is Missed.TCP.
+    were clamped, and those that the kernel rejected. A socket that is not TCP is left unchanged, and the result is
+    Missed.TCP.
     """
 
     def number(name: str, value: Optional[SupportsIndex]) -> int:
@@ -150,28 +150,28 @@ def query(sock: Socket) -> Config:
 
 @dataclass(frozen=True)
 class Status:
-    """What a connection is doing."""
+    """The status of a connection."""
 
     state: int
     """1 (established) to 11 (closing), as in netinet/tcp.h."""
     probes: int
-    """Probes that are unanswered so far."""
+    """The number of unanswered probes since the last answer."""
     retransmits: int
-    """How often the oldest data in flight was sent again without an answer."""
+    """The number of retransmissions of the oldest data in flight since the last answer."""
     unacked: int
-    """Segments in flight; while there are any, no keepalive probe is sent. 0 for a listener."""
+    """Segments in flight. While there are any, the kernel sends no keepalive probe. 0 for a listener."""
     last_ack_ms: int
     """Milliseconds since the last acknowledgement came."""
     last_recv_ms: int
     """Milliseconds since data last came."""
     last_send_ms: int
-    """Milliseconds since data was last sent; probes do not count."""
+    """Milliseconds since data was last sent, not counting probes."""
     rtt_us: int
     """Smoothed round-trip time, microseconds."""
 
 
 def get_status(sock: Socket) -> Status:
-    """What a connection is doing: is a probe unanswered, is data in flight, when did the peer last speak?"""
+    """Returns the status of a connection: unanswered probes, data in flight, and when the peer last sent something."""
     fd, native = descriptor(sock), c.Status(ctypes.sizeof(c.Status))
     check(c.LIBRARY.ka_get_status(fd, ctypes.byref(native)), sock, fd)
     return Status(*(getattr(native, name) for name, *_ in c.Status._fields_[1:]))
