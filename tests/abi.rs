@@ -1,11 +1,11 @@
-//! A program that was built against an older libka with the same SONAME still runs: what that takes, and that the tool
-//! which looks for breaks finds them.
+//! Tests that programs that were built against an older libka with the same SONAME still run, and that abidiff(1) finds
+//! incompatible changes.
 //!
-//! tests/abi/ has the declarations of the header and the version script of each release. From those two a library of the same ABI is made
-//! again, in C with empty functions, for abidiff(1) to compare and for programs to be linked against. (libka's own
-//! debugging information would not do: it speaks of Rust's types, and differs from one compiler to the next.) The
-//! constants of the header, which are macros, are in it as an enumeration. What the release that is being made will
-//! leave there, `make header` writes.
+//! tests/abi/ has the declarations of the header and the version script of each release. From these two files, the
+//! tests make a library with the same ABI, in C with empty functions. abidiff(1) compares these libraries, and test
+//! programs are linked with them. libka's own debugging information is not suitable, because it describes Rust's types
+//! and differs between compilers. The constants of the header are macros. The library has them as an enumeration.
+//! `make header` writes the files of the next release.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -35,26 +35,26 @@ impl Api {
         Self { header: read(folder.join("ka.h")), map: read(map.to_owned()) }
     }
 
-    /// What the sources say.
+    /// Returns the API of the sources.
     fn now() -> Self {
         Self::of(&root().join("include"), &root().join("src/libka.map"))
     }
 
-    /// What a release left.
+    /// Returns the API of a release.
     fn then(version: &str) -> Self {
         let folder = root().join("tests/abi").join(version);
         Self::of(&folder, &folder.join("libka.map"))
     }
 
-    /// The same with a change.
+    /// Returns a copy in which `new` replaces `old`.
     fn with(&self, old: &str, new: &str) -> Self {
         let changed = |text: &str| text.replacen(old, new, 1);
         let api = Self { header: changed(&self.header), map: changed(&self.map) };
-        assert!(api.header != self.header || api.map != self.map, "{old:?} is nowhere");
+        assert!(api.header != self.header || api.map != self.map, "{old:?} was not found");
         api
     }
 
-    /// A folder with ka.h, and a libka.so that has this ABI and does nothing.
+    /// Makes a folder with ka.h and a libka.so that has this ABI and empty functions.
     fn library(&self) -> PathBuf {
         let folder = scratch("abi");
         fs::create_dir_all(&folder).unwrap();
@@ -97,7 +97,7 @@ fn is_function(line: &str) -> bool {
         && line.starts_with(char::is_alphabetic)
 }
 
-/// The macros of a header that are numbers of the API, and what they are.
+/// Returns the constants of the API, which are macros, with their values.
 fn constants(header: &str) -> BTreeMap<&str, &str> {
     header
         .lines()
@@ -108,7 +108,7 @@ fn constants(header: &str) -> BTreeMap<&str, &str> {
         .collect()
 }
 
-/// The versions whose programs must run: those that have the SONAME of now.
+/// Returns the versions with the current SONAME. Programs that were built against them must run.
 fn versions() -> Vec<String> {
     let prefix = concat!(env!("CARGO_PKG_VERSION_MAJOR"), ".");
     let mut versions: Vec<_> = fs::read_dir(root().join("tests/abi"))
@@ -126,8 +126,8 @@ fn versions() -> Vec<String> {
 /// The structs that begin with their size, and may grow at their end (ka.h, "Versions").
 const GROWING: [&str; 2] = ["ka_config", "ka_status"];
 
-/// What abidiff says of two libraries. What was added breaks nobody. (abidiff has a rule of its own for structs that
-/// may grow, which also lets members pass that have become wider.)
+/// Runs abidiff on two libraries. Additions are compatible, so they are hidden. abidiff's own rule for structs that may
+/// grow is not used, because it also accepts members that have become wider.
 fn abidiff(old: &Api, new: &Api) -> Output {
     let mut new = Api { header: new.header.clone(), map: new.map.clone() };
     for name in GROWING {
@@ -144,23 +144,23 @@ fn abidiff(old: &Api, new: &Api) -> Output {
     command.output().unwrap_or_else(|error| panic!("abidiff: {error}"))
 }
 
-/// What a struct has between its braces.
+/// Returns the text between the braces of a struct.
 fn body<'a>(header: &'a str, name: &str) -> &'a str {
     header.split_once(&format!("\nstruct {name} {{\n")).unwrap().1.split_once("\n};").unwrap().0
 }
 
-/// The members in it, one a line.
+/// Returns the members in the body of a struct, one for each line.
 fn members(body: &str) -> Vec<&str> {
     body.lines().filter(|line| line.ends_with(';') && !line.trim_start().starts_with('*')).collect()
 }
 
-/// While a version is not released, what it will leave for later ones is what the sources say.
+/// Until a version is released, its files in tests/abi/ must equal the sources.
 #[test]
-fn the_baseline_is_what_the_sources_say() {
+fn baseline_equals_the_sources() {
     let version = env!("CARGO_PKG_VERSION");
     let changelog = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
     if !changelog.contains(&format!("## [{version}] - unreleased")) {
-        // What was released does not change any more.
+        // The files of a released version never change.
         return;
     }
     let folder = root().join("tests/abi").join(version);
@@ -198,7 +198,7 @@ fn baselines_have_no_comments() {
 }
 
 #[test]
-fn no_release_with_this_soname_is_broken() {
+fn releases_with_this_soname_stay_compatible() {
     let now = Api::now();
     for version in versions() {
         let output = abidiff(&Api::then(&version), &now);
@@ -212,7 +212,7 @@ fn no_release_with_this_soname_is_broken() {
 }
 
 #[test]
-fn a_break_is_seen_and_an_addition_is_none() {
+fn abidiff_reports_breaks_and_accepts_additions() {
     let now = Api::now();
     let declaration = "int ka_disable(int fd);";
     for (what, broken) in [
@@ -240,34 +240,34 @@ fn a_break_is_seen_and_an_addition_is_none() {
     ] {
         let output = abidiff(&now, &broken);
         assert_ne!(output.status.code(), Some(0), "abidiff did not see that {what}");
-        // Its own failures have bits 1 and 2.
+        // Bits 1 and 2 mean that abidiff itself has failed.
         assert_eq!(output.status.code().unwrap() & 3, 0, "{what}: {}", stderr(&output));
     }
     let more = "int ka_disable(int fd);\nint ka_more(int fd);";
     for (what, grown) in [
         ("nothing", Api::now()),
         (
-            "a function",
+            "function",
             now.with(declaration, more).with("        ka_parse;", "        ka_parse;\n        ka_more;"),
         ),
-        ("a constant", now.with("#define KA_CNT_MAX 127\n", "#define KA_CNT_MAX 127\n#define KA_MORE 1\n")),
+        ("constant", now.with("#define KA_CNT_MAX 127\n", "#define KA_CNT_MAX 127\n#define KA_MORE 1\n")),
         (
-            "a struct that has its size",
+            "member of a struct with a size",
             now.with("    int32_t user_timeout;", "    int32_t user_timeout;\n    int32_t more;"),
         ),
     ] {
         let output = abidiff(&now, &grown);
         assert!(
             output.status.success(),
-            "{what} more breaks nobody: {}",
+            "abidiff rejects this addition: {what}: {}",
             String::from_utf8_lossy(&output.stdout)
         );
     }
 }
 
-/// Compiled with the header of then, linked with the library of then, run with the library of now.
+/// The program is compiled with the header and linked with the library of the release, and runs with today's library.
 #[test]
-fn a_program_of_an_older_release_runs() {
+fn programs_of_older_releases_run() {
     for version in versions() {
         let library = Api::then(&version).library();
         let program = scratch("older");
@@ -277,10 +277,10 @@ fn a_program_of_an_older_release_runs() {
         let run = |folder: &Path| Command::new(&program).env("LD_LIBRARY_PATH", folder).output().unwrap();
         let output = run(release());
         assert!(output.status.success(), "a program of {version}: {}", stderr(&output));
-        // The loader would say so, were the version of a symbol not there.
+        // If a symbol's version were missing, the loader would print it.
         assert_eq!(stderr(&output), "", "a program of {version}");
 
-        // With a library that does not have that version, it does not start.
+        // If the library does not have that version, the program does not start.
         let older = Api { map: Api::now().map.replace("KA_0.1 {", "KA_0.0 {"), ..Api::now() }.library();
         fs::rename(older.join("libka.so"), older.join(soname())).unwrap();
         let output = run(&older);
@@ -289,9 +289,10 @@ fn a_program_of_an_older_release_runs() {
     }
 }
 
-/// The node of the release that ka.h names with each function, in the version script and in the library.
+/// ka.h names the release of each function ("Since"). The version script and the library must have the function in the
+/// node of that release.
 #[test]
-fn each_function_has_the_version_of_the_release_that_brought_it() {
+fn functions_have_the_symbol_version_of_their_release() {
     let header = ka_test::header::header();
     let mut since = BTreeSet::new();
     for name in EXPORTS {
@@ -305,7 +306,7 @@ fn each_function_has_the_version_of_the_release_that_brought_it() {
     }
     assert_eq!(exported(&release().join("libka.so")), since);
 
-    // The version script says the same, and nothing that is not there.
+    // The version script lists the same functions, and no others.
     let map = fs::read_to_string(root().join("src/libka.map")).unwrap();
     let mut node = "";
     let mut listed = BTreeSet::new();
@@ -319,7 +320,7 @@ fn each_function_has_the_version_of_the_release_that_brought_it() {
     assert_eq!(listed, since);
 }
 
-/// The functions that a library exports, with their versions.
+/// Returns the functions that a library exports, with their versions.
 fn exported(library: &Path) -> BTreeSet<String> {
     let table =
         stdout(Command::new("nm").args([OsStr::new("-D"), "--defined-only".as_ref(), library.as_os_str()]));

@@ -1,4 +1,4 @@
-//! Arguments: their ranges at the edges, NULL, the size rule, and which of several mistakes is reported.
+//! Tests arguments: the limits of their ranges, NULL, the rules for `size`, and which of several mistakes is reported.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, RawFd};
@@ -12,7 +12,7 @@ use ka_test::socket::{CLOSED, fresh, keepalive_options, set_option, socket};
 use libc::{E2BIG, EBADF, EINVAL, ENOENT, ENOPROTOOPT, ERANGE, c_char, c_int};
 
 #[test]
-fn ranges_hold_at_their_edges_and_nothing_is_written_beyond_them() {
+fn values_outside_the_ranges_are_rejected_and_change_nothing() {
     let mut sockets = vec![fresh()];
     if has_mptcp() {
         sockets.push(socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap());
@@ -89,9 +89,9 @@ fn every_field_of_a_config_is_checked() {
     ] {
         assert_eq!(apply(fd, &wrong), Err(EINVAL), "{wrong:?}");
         assert_eq!(keepalive_options(fd), before, "{wrong:?}");
-        // SAFETY: the config has its size; no text is asked for.
+        // SAFETY: the config has its size, and the buffer has size 0.
         let format = call(|ka| unsafe { (ka.ka_format)(&raw const wrong, ptr::null_mut(), 0) });
-        assert_eq!(format, Err(EINVAL), "what ka_apply refuses, ka_format does too: {wrong:?}");
+        assert_eq!(format, Err(EINVAL), "ka_format accepts what ka_apply rejects: {wrong:?}");
     }
     // The largest automatic user timeout that fits.
     apply(fd, &config(ON, 32767, 32767, 64, AUTO)).unwrap();
@@ -120,13 +120,13 @@ fn an_automatic_user_timeout_of_kept_values_is_checked_after_the_descriptor() {
 }
 
 #[test]
-fn null_is_einval_before_the_descriptor_is_looked_at() {
+fn null_is_rejected_before_the_descriptor_is_checked() {
     let fd = CLOSED;
     let (mut config, mut status) = (CONFIG_INIT, STATUS_INIT);
     let (config, status) = (&raw mut config, &raw mut status);
     let mut ms = 0_u64;
     let ms = &raw mut ms;
-    // SAFETY: what is not NULL is what it must be.
+    // SAFETY: each pointer is NULL or valid.
     let results = unsafe {
         [
             call(|ka| (ka.ka_apply)(fd, ptr::null())),
@@ -153,26 +153,26 @@ fn null_is_einval_before_the_descriptor_is_looked_at() {
     for (n, result) in results.into_iter().enumerate() {
         assert_eq!(result, Err(EINVAL), "call {n}");
     }
-    // SAFETY: both are ours.
+    // SAFETY: both point to local variables.
     let outputs = unsafe { (*config, *status) };
     assert_eq!(outputs, (CONFIG_INIT, STATUS_INIT), "outputs are written on success only");
 }
 
 #[test]
-fn arguments_count_before_the_descriptor() {
+fn arguments_are_checked_before_the_descriptor() {
     let fd = CLOSED;
     assert_eq!(enable(fd, 0, 10, 5), Err(EINVAL));
     assert_eq!(enable(fd, 60, 10, 5), Err(EBADF));
     assert_eq!(apply(fd, &config(ON, 32767, 32767, 127, AUTO)), Err(EINVAL));
     assert_eq!(apply(fd, &[20, ON, 60, 10, 128, 0]), Err(EINVAL));
-    // SAFETY: takes no pointer.
+    // SAFETY: the call takes no pointer.
     let set_user_timeout = |value| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, value) });
     assert_eq!(set_user_timeout(-4), Err(EINVAL));
     assert_eq!(set_user_timeout(c_int::MIN), Err(EINVAL));
     assert_eq!(set_user_timeout(NONE), Err(EBADF));
 }
 
-/// A struct of `words` words behind a size, with room to see what is written beyond it.
+/// Returns a struct with this size and these words. The words may go beyond the size, to show what is read or written.
 fn sized(size: i32, words: &[i32]) -> Vec<i32> {
     let mut object = vec![size];
     object.extend(words);
@@ -180,16 +180,16 @@ fn sized(size: i32, words: &[i32]) -> Vec<i32> {
 }
 
 fn apply_words(fd: RawFd, object: &[i32]) -> Result<c_int, c_int> {
-    // SAFETY: the object has at least as many bytes as its first word says, or a size that is refused.
+    // SAFETY: the object has at least as many bytes as its first word says, or the call rejects the size.
     call(|ka| unsafe { (ka.ka_apply)(fd, object.as_ptr().cast()) })
 }
 
 #[test]
-fn fields_that_a_smaller_config_lacks_stay_as_they_are() {
+fn fields_beyond_a_smaller_size_are_not_read() {
     let socket = fresh();
     let fd = socket.as_raw_fd();
     let [_, idle, intvl, cnt, user_timeout] = keepalive_options(fd);
-    // What is beyond the size would be refused if it were read.
+    // If the call read words beyond the size, it would reject them.
     for (size, after) in [
         (8, [Ok(1), idle, intvl, cnt, user_timeout]),
         (12, [Ok(1), Ok(60), intvl, cnt, user_timeout]),
@@ -232,7 +232,7 @@ fn the_tail_of_a_larger_config_may_be_zero_or_keep() {
         }
         assert_eq!(ms, [7, 7]);
     }
-    // Sizes above 4096 are rejected, although each word of this struct asks for nothing.
+    // Sizes above 4096 are rejected, even if no word of the struct would change anything.
     assert_eq!(apply_words(fd, &sized(4100, &[KEEP; 1024])), Err(E2BIG));
     assert_eq!(apply_words(fd, &sized(4100, &[0; 1024])), Err(E2BIG));
     assert_eq!(apply_words(fd, &sized(-4, &[KEEP; 6])), Err(E2BIG));
@@ -314,7 +314,7 @@ fn zero_is_a_value_of_ka_set_user_timeout_only() {
 }
 
 #[test]
-fn a_size_that_cannot_be_is_refused_by_every_function() {
+fn impossible_sizes_are_rejected_by_every_function() {
     let socket = fresh();
     let fd = socket.as_raw_fd();
     for size in [0, 1, 4, 7, 9, 22, 23, 25, -1] {
@@ -323,14 +323,14 @@ fn a_size_that_cannot_be_is_refused_by_every_function() {
         let (config, status) = (object.as_mut_ptr().cast::<Config>(), object.as_mut_ptr().cast());
         let mut ms = 0;
         let ms = &raw mut ms;
-        // SAFETY: nothing beyond the size is touched.
+        // SAFETY: the calls access nothing beyond the size.
         let results = unsafe {
             [
                 call(|ka| (ka.ka_apply)(fd, config)),
                 call(|ka| (ka.ka_query)(fd, config)),
                 call(|ka| (ka.ka_defaults)(config)),
                 call(|ka| (ka.ka_parse)(c"60,10,5".as_ptr(), config)),
-                // Of two mistakes this is the one in the arguments' form.
+                // The text is wrong too (ERANGE), but the size is checked first.
                 call(|ka| (ka.ka_parse)(c"0,10,5".as_ptr(), config)),
                 call(|ka| (ka.ka_format)(config, ptr::null_mut(), 0)),
                 call(|ka| (ka.ka_plan_detect)(30_000, config)),
@@ -349,7 +349,7 @@ fn a_size_that_cannot_be_is_refused_by_every_function() {
 }
 
 #[test]
-fn outputs_fill_what_the_caller_has_and_no_more() {
+fn outputs_fill_the_size_of_the_caller_and_no_more() {
     let socket = fresh();
     let fd = socket.as_raw_fd();
     enable(fd, 60, 10, 5).unwrap();
@@ -357,7 +357,7 @@ fn outputs_fill_what_the_caller_has_and_no_more() {
     for words in 1..=12_usize {
         let size = i32::try_from(4 + 4 * words).unwrap();
         let untouched = sized(size, &[0x5a5a_5a5a; 14]);
-        // SAFETY: the object is larger than its size says.
+        // SAFETY: the object is at least as large as its size says.
         let calls: [&dyn Fn(*mut Config) -> Result<c_int, c_int>; 5] = unsafe {
             [
                 &|config| call(|ka| (ka.ka_query)(fd, config)),
@@ -377,7 +377,7 @@ fn outputs_fill_what_the_caller_has_and_no_more() {
                 object[1..end].iter().all(|word| *word != 0x5a5a_5a5a),
                 "call {n}, {words} words: {object:x?}"
             );
-            // 0 would mean KA_KEEP. In the status it is a number.
+            // In a config, 0 would mean KA_KEEP. In a status, 0 is a number.
             assert!(n == 4 || !object[1..end].contains(&0), "call {n}, {words} words: {object:?}");
             assert_eq!(object[end..], untouched[end..], "call {n}, {words} words");
             if n < 2 {
@@ -389,14 +389,14 @@ fn outputs_fill_what_the_caller_has_and_no_more() {
 }
 
 #[test]
-fn structs_may_lie_anywhere() {
+fn structs_may_be_unaligned() {
     let socket = fresh();
     let fd = socket.as_raw_fd();
     let mut bytes = [0_u8; 64];
     for offset in 0..4 {
-        #[expect(clippy::cast_ptr_alignment, reason = "that is what is tried")]
+        #[expect(clippy::cast_ptr_alignment, reason = "the test needs an unaligned struct")]
         let config = bytes[offset..].as_mut_ptr().cast::<Config>();
-        // SAFETY: 24 bytes from `config` are ours; they are written without asking for alignment.
+        // SAFETY: the 24 bytes at `config` are in the array, and write_unaligned needs no alignment.
         unsafe {
             config.write_unaligned(ka_test::libka::config(ON, 60, 10, 5, KEEP));
             call(|ka| (ka.ka_apply)(fd, config)).unwrap();
@@ -430,7 +430,7 @@ fn format(config: &Config) -> Result<String, c_int> {
 }
 
 #[test]
-fn text_is_read_and_written() {
+fn policies_are_parsed_and_formatted() {
     for (text, config) in [
         ("60,10,5", config(ON, 60, 10, 5, KEEP)),
         ("idle=60,intvl=10,cnt=5", config(ON, 60, 10, 5, KEEP)),
@@ -463,7 +463,7 @@ fn text_is_read_and_written() {
 }
 
 #[test]
-fn a_text_that_does_not_fit_is_cut_as_by_snprintf() {
+fn text_that_does_not_fit_is_truncated_as_by_snprintf() {
     let config = config(OFF, 60, 10, 5, KEEP);
     let whole = "off,idle=60,intvl=10,cnt=5";
     for size in 0..40_usize {
@@ -489,8 +489,8 @@ fn planned(plan: impl FnOnce(&Libka, *mut Config) -> c_int) -> Result<Config, c_
 }
 
 #[test]
-fn plans_reach_c() {
-    // SAFETY: `planned` gives a config with its size; so for the next two.
+fn plans_and_detection_times_equal_those_of_ka_core() {
+    // SAFETY: `planned` passes a config with its size, also to the next two calls.
     let path = |seconds| planned(|ka, config| unsafe { (ka.ka_plan_path)(seconds, config) });
     assert_eq!(path(350), Ok(config(ON, 280, 30, 5, KEEP)));
     assert_eq!(path(3), Ok(config(ON, 1, 1, 5, KEEP)));
@@ -526,8 +526,8 @@ fn plans_reach_c() {
     assert_eq!(time(config(ON, 5, 2, 5, 1000)), Ok([7000, 7909]));
     assert_eq!(time(config(ON, 5, 2, 5, NONE)), time(config(ON, 5, 2, 5, KEEP)));
     assert_eq!(time(config(ON, 5, 2, 5, 0)), time(config(ON, 5, 2, 5, KEEP)));
-    // The peer dies right after it has answered a probe. If the interval is longer than the idle time, it is the time to
-    // the next probe. Only the worst case has this: 71/63 of max(idle, intvl) + intvl * cnt seconds, and 10 ms a timer.
+    // In the worst case the peer dies right after it has answered a probe. Then the next probe comes after the longer
+    // of idle and intvl. The result is 71/63 of max(idle, intvl) + intvl * cnt seconds, plus 10 ms for each timer.
     for (idle, intvl, cnt, typical, worst) in
         [(30, 75, 9, 705_000, 845_339), (1, 32767, 1, 32_768_000, 73_855_798), (10, 10, 3, 40_000, 45_120)]
     {
@@ -536,7 +536,7 @@ fn plans_reach_c() {
     assert_eq!(
         time(config(ON, 1, 10, 9, 5000)),
         Ok([11_000, 22_560]),
-        "a user timeout takes the place of cnt"
+        "a user timeout replaces cnt"
     );
     for incomplete in
         [config(KEEP, 60, 10, 5, KEEP), config(OFF, 60, 10, 5, KEEP), config(ON, KEEP, 10, 5, KEEP)]

@@ -1,4 +1,4 @@
-//! ka_beat_*, as C sees it: the contract, the vectors of docs/heartbeat.md, and what is left on the stack.
+//! Tests ka_beat_* through the C API: the contract, the vectors of docs/heartbeat.md, and that keys are wiped.
 
 use std::fs;
 use std::process::Command;
@@ -18,7 +18,7 @@ fn nonce() -> Result<[u8; 16], i32> {
     call(|ka| unsafe { (ka.ka_beat_nonce)(nonce.as_mut_ptr()) }).map(|_| nonce)
 }
 
-/// Signs, or says the error; a frame is written on success only.
+/// Signs a beat, and checks that a failed call writes no frame.
 fn sign(key: &[u8], nonce: &[u8; 16], beat: Beat) -> Result<[u8; 56], i32> {
     let mut frame = [0x5a; 56];
     // SAFETY: all have the sizes that the header says.
@@ -55,7 +55,7 @@ fn client(frame: &[u8; 56]) -> Result<u64, i32> {
 }
 
 #[test]
-fn a_beat_is_good_for_one_connection_and_one_use() {
+fn a_beat_is_valid_once_on_one_connection() {
     let (one, other) = (nonce().unwrap(), nonce().unwrap());
     assert_ne!(one, other);
     let frame = sign(&KEY, &one, [7, 1]).unwrap();
@@ -88,7 +88,7 @@ fn every_flipped_bit_is_ebadmsg() {
     for bit in 0..56 * 8 {
         let mut flipped = frame;
         flipped[bit / 8] ^= 1 << (bit % 8);
-        // Whether the sequence was seen is not said of what is forged.
+        // A forged frame is EBADMSG even if its sequence was seen before.
         for last_sequence in [0, 9, u64::MAX] {
             assert_eq!(verify(&KEY, &nonce, last_sequence, &flipped), Err(EBADMSG), "bit {bit}");
         }
@@ -99,7 +99,7 @@ fn every_flipped_bit_is_ebadmsg() {
 }
 
 #[test]
-fn sequences_only_grow() {
+fn sequences_must_increase() {
     let nonce = nonce().unwrap();
     assert_eq!(sign(&KEY, &nonce, [7, 0]), Err(EINVAL), "the first is 1");
     let frame = sign(&KEY, &nonce, [7, 5]).unwrap();
@@ -113,9 +113,9 @@ fn sequences_only_grow() {
     assert_eq!(verify(&KEY, &nonce, u64::MAX, &last), Err(ESTALE));
 }
 
-/// Made by Python with the right key: libka makes none, and lets none pass.
+/// libka cannot sign sequence 0. This frame was made in Python with the right key, and must be rejected too.
 #[test]
-fn sequence_0_never_passes() {
+fn sequence_0_is_always_rejected() {
     let script = "import hmac; head = b'KABT\\x01\\0\\0\\0' + bytes(16); \
         print((head + hmac.digest(bytes(range(16)), bytes(16) + head, 'sha256')).hex())";
     let frame = hex(stdout(Command::new("python3").args(["-c", script])).trim()).try_into().unwrap();
@@ -124,13 +124,13 @@ fn sequence_0_never_passes() {
 }
 
 #[test]
-fn arguments_count_before_the_frame() {
+fn arguments_are_checked_before_the_frame() {
     let nonce = nonce().unwrap();
     let frame = sign(&KEY, &nonce, [7, 1]).unwrap();
     for size in 0..16 {
-        assert_eq!(sign(&KEY[..size], &nonce, [7, 1]), Err(EINVAL), "a key of {size}");
-        assert_eq!(verify(&KEY[..size], &nonce, 0, &frame), Err(EINVAL), "a key of {size}");
-        assert_eq!(verify(&KEY[..size], &nonce, 0, &[0; 56]), Err(EINVAL), "and no frame");
+        assert_eq!(sign(&KEY[..size], &nonce, [7, 1]), Err(EINVAL), "a key of {size} bytes");
+        assert_eq!(verify(&KEY[..size], &nonce, 0, &frame), Err(EINVAL), "a key of {size} bytes");
+        assert_eq!(verify(&KEY[..size], &nonce, 0, &[0; 56]), Err(EINVAL), "a bad frame as well");
     }
     assert!(sign(&KEY[..16], &nonce, [7, 1]).is_ok());
 
@@ -140,7 +140,7 @@ fn arguments_count_before_the_frame() {
     let (f, b, c) = (out_frame.as_mut_ptr(), &raw mut out_beat, &raw mut out_client);
     let garbage = [0_u8; 56];
     let garbage = garbage.as_ptr();
-    // SAFETY: what is not NULL is what it must be; no key is as large as half of the address space.
+    // SAFETY: each pointer is NULL or valid, and a key larger than half of the address space is rejected unread.
     let results = unsafe {
         [
             call(|ka| (ka.ka_beat_nonce)(ptr::null_mut())),
@@ -165,7 +165,7 @@ fn arguments_count_before_the_frame() {
     assert_eq!((out_frame, out_beat, out_client), ([0x5a; 56], [0x5a; 2], 0x5a), "written on failure");
 }
 
-/// What goes in may be where what comes out goes.
+/// The output may be at the same place as the inputs.
 #[test]
 fn arguments_may_overlap() {
     let nonce = nonce().unwrap();
@@ -186,7 +186,7 @@ fn arguments_may_overlap() {
     assert_eq!(
         memory[3..19],
         [7_u64.to_ne_bytes(), 1_u64.to_ne_bytes()].concat(),
-        "not aligned, and over the frame"
+        "unaligned, and overlapping the frame"
     );
 }
 
@@ -205,7 +205,7 @@ fn hex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
-/// The last block of the page: a name and a value a line, a line that begins with blanks goes on with the value.
+/// Reads the last block of the page. A line has a name and a value. A line that begins with blanks continues a value.
 fn vectors() -> Vec<Vector> {
     let page = fs::read_to_string(root().join("docs/heartbeat.md")).unwrap();
     let (_, block) = page.split_once("## Test vectors").unwrap();
@@ -230,7 +230,7 @@ fn vectors() -> Vec<Vector> {
 }
 
 #[test]
-fn the_vectors_of_the_documentation_are_libka_s() {
+fn libka_makes_the_vectors_of_the_documentation() {
     let vectors = vectors();
     assert!(vectors.len() >= 6);
     for Vector { key, nonce, client: number, sequence, frame } in vectors {
@@ -241,9 +241,9 @@ fn the_vectors_of_the_documentation_are_libka_s() {
     }
 }
 
-/// The page's own Python, run.
+/// Runs the Python code of the page.
 #[test]
-fn the_vectors_of_the_documentation_are_python_s() {
+fn the_python_of_the_documentation_makes_its_vectors() {
     let page = fs::read_to_string(root().join("docs/heartbeat.md")).unwrap();
     let code = page.split("```python").nth(1).unwrap().split("```").next().unwrap();
     for vector in vectors() {
@@ -255,14 +255,14 @@ fn the_vectors_of_the_documentation_are_python_s() {
 }
 
 #[test]
-fn no_copy_of_a_key_stays_on_the_stack() {
+fn keys_are_wiped_from_the_stack() {
     for link in LINKS {
         succeed(&mut Command::new(program("wipe", link)));
     }
 }
 
 #[test]
-fn a_nonce_comes_from_urandom_where_there_is_no_getrandom() {
+fn nonces_come_from_urandom_without_getrandom() {
     for link in LINKS {
         succeed(&mut Command::new(program("nonce", link)));
     }

@@ -1,6 +1,6 @@
-//! pkg/debian/copyright, which every package and installation has: whose code is in what is shipped, and under which
-//! licences. `make copyright` writes it, from the crates' own files; a crate that it lacks, or whose licence has changed,
-//! fails here.
+//! Tests pkg/debian/copyright, which is in every package and installation. It names the copyright holders and licences
+//! of all shipped code. `make copyright` writes it from the files of the crates. The test fails if a crate is missing
+//! or its licence has changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -12,7 +12,7 @@ use ka_test::child::stdout;
 use ka_test::path::root;
 use serde_json::Value;
 
-/// What the packages are made for.
+/// The targets of the packages.
 const TARGETS: [&str; 2] = ["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"];
 
 /// Runs Cargo and returns its output.
@@ -20,8 +20,8 @@ fn output_of_cargo(args: &[&str]) -> String {
     stdout(cargo().args(args).arg("--locked"))
 }
 
-/// The crates that are linked into libka, the shim and the command, by name and version; not those that only build or
-/// test them.
+/// Returns the name and version of each crate that is linked into libka, the shim or the command. Crates that are used
+/// only for builds and tests are not included.
 fn linked() -> BTreeSet<(String, String)> {
     let tree = |target| {
         let edges = "normal,no-proc-macro";
@@ -41,7 +41,7 @@ fn linked() -> BTreeSet<(String, String)> {
         ])
     };
     let trees = TARGETS.map(tree).concat();
-    // `libc v0.2.191`; ours have their folder behind that.
+    // A line is `libc v0.2.191`. The lines of this workspace's crates end with a folder.
     let crates = trees.lines().map(|line| line.trim_end_matches(" (*)")).filter(|line| !line.contains("(/"));
     crates
         .filter_map(|line| line.split_once(" v"))
@@ -49,18 +49,18 @@ fn linked() -> BTreeSet<(String, String)> {
         .collect()
 }
 
-/// A crate's entry.
+/// The entry of a crate in the copyright file.
 struct Entry {
     name: String,
     holders: Vec<String>,
     license: &'static str,
 }
 
-/// The licences that crates are had under here, by Debian's names, in the order of preference: where there is a choice, the
-/// first. The first words of the text, to find it in a file that may begin with a title, and the crate that has it.
+/// The licences that ka uses the crates under, most preferred first. Each has Debian's name, the name in Cargo.toml,
+/// the first words of the text (a file may begin with a title), and the crate if only one crate has this licence.
 const LICENSES: [(&str, &str, &str, &str); 3] = [
     ("Expat", "MIT", "Permission is hereby granted, free of charge", ""),
-    // Expat's with a paragraph about changed versions.
+    // Expat with a paragraph about changed versions.
     ("Expat-with-contact-clause", "MIT", "Permission is hereby granted, free of charge", "netlink-sys"),
     ("BSD-3-clause", "BSD-3-Clause", "Redistribution and use in source and binary forms", "subtle"),
 ];
@@ -69,7 +69,7 @@ fn words(text: &str) -> Vec<&str> {
     text.split_whitespace().collect()
 }
 
-/// The files of a folder that may be about its licence.
+/// Returns the files of a folder that may have the text of its licence.
 fn license_files(folder: &Path) -> Vec<PathBuf> {
     let files =
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
@@ -84,13 +84,13 @@ fn license_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// A licence's text in a file, without what stands before it.
+/// Returns the text of a licence in a file, without a title before it.
 fn text_of(file: &Path, begins: &str) -> Option<String> {
     let text = fs::read_to_string(file).unwrap();
     text.find(begins).map(|at| text[at..].trim_end().to_owned())
 }
 
-/// The holders that a file names, each as Debian writes it: `2014 Alex Crichton`.
+/// Returns the copyright holders that a file names, in Debian's form: `2014 Alex Crichton`.
 fn holders(file: &Path) -> Vec<String> {
     let text = fs::read_to_string(file).unwrap();
     let before = text.find("Permission is hereby").or_else(|| text.find("Redistribution and use"));
@@ -102,7 +102,7 @@ fn holders(file: &Path) -> Vec<String> {
         .collect()
 }
 
-/// What Cargo says of the packages, by name and version.
+/// Returns Cargo's metadata of the packages, by name and version.
 fn packages() -> BTreeMap<(String, String), Value> {
     let metadata = |target| -> Value {
         let said = output_of_cargo(&["metadata", "--format-version", "1", "--filter-platform", target]);
@@ -137,11 +137,11 @@ fn entry(package: &Value, texts: &BTreeMap<&'static str, String>) -> Entry {
             files.iter().find(same).map(|file| (*license, file))
         });
     let (license, file) = found.unwrap_or_else(|| {
-        panic!("{name} is had under {offered:?}, with a text in {files:?} that is none of LICENSES' in tests/copyright.rs")
+        panic!("{name} has the licences {offered:?}, and {files:?} has no text of LICENSES in tests/copyright.rs")
     });
     let mut holders = holders(file);
     if holders.is_empty() {
-        // Its licence names nobody; Cargo.toml may name its authors.
+        // If the licence names no holder, Cargo.toml may name the authors.
         let authors = package["authors"].as_array().unwrap();
         let without_address =
             |author: &Value| author.as_str().unwrap().split(" <").next().unwrap().to_owned();
@@ -153,7 +153,7 @@ fn entry(package: &Value, texts: &BTreeMap<&'static str, String>) -> Entry {
     Entry { name, holders, license }
 }
 
-/// A text as a field of Debian's has it.
+/// Indents a text as a field of a Debian control file.
 fn indented(text: &str) -> String {
     let lines = text.lines().map(|line| if line.trim().is_empty() { " ." } else { line.trim_end() });
     lines.map(|line| if line == " ." { " .\n".into() } else { format!(" {line}\n") }).collect()
@@ -170,7 +170,7 @@ fn expected() -> String {
             (*license, files.iter().find_map(|file| text_of(file, begins)).unwrap())
         })
         .collect();
-    // Those of one holder and licence are one entry.
+    // Crates with the same holders and licence share one entry.
     let mut entries: BTreeMap<(&str, Vec<String>), Vec<String>> = BTreeMap::new();
     for key in linked() {
         let Entry { name, holders, license } = entry(&packages[&key], &texts);
@@ -211,7 +211,7 @@ License: Apache-2.0
 }
 
 #[test]
-fn whose_code_is_shipped_is_said() {
+fn debian_copyright_lists_every_linked_crate() {
     let path = root().join("pkg/debian/copyright");
     let expected = expected();
     if std::env::var("KA_COPYRIGHT").is_ok_and(|said| said == "write") {
@@ -221,11 +221,11 @@ fn whose_code_is_shipped_is_said() {
     for (line, expected) in committed.lines().zip(expected.lines()) {
         assert_eq!(
             line, expected,
-            "pkg/debian/copyright is not what the crates say: `make copyright` writes it"
+            "pkg/debian/copyright is not up to date: run `make copyright` and commit it"
         );
     }
     assert!(
         committed == expected,
-        "pkg/debian/copyright is not what the crates say: `make copyright` writes it"
+        "pkg/debian/copyright is not up to date: run `make copyright` and commit it"
     );
 }

@@ -1,5 +1,5 @@
-//! include/ka.hpp: compilers accept it under each standard, its functions do what they document, and the servers of
-//! bindings/cpp that use it have the policy on their connections.
+//! Tests include/ka.hpp: compilers accept it under each C++ standard, its functions work as documented, and connections
+//! of the servers in bindings/cpp have the policy.
 
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ fn every_function_works_with_clang_and_without_warnings() {
     }
 }
 
-/// A reference to the policy of a chain of setters must not dangle, among others.
+/// For example, a reference to the policy of a chain of setters must not dangle.
 #[test]
 fn sanitizers_find_no_fault() {
     let options = ["-std=c++17", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];

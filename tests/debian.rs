@@ -1,4 +1,4 @@
-//! The Debian packages that `make deb` makes: what lintian says of them, and that they install, serve and go.
+//! Tests the Debian packages of `make deb`: lintian accepts them, and they can be installed, used and removed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use ka_test::path::{root, scratch};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The packages by their names, made once.
+/// Returns the name and path of each package. Makes them once.
 fn packages() -> &'static [(String, PathBuf)] {
     static MADE: OnceLock<Vec<(String, PathBuf)>> = OnceLock::new();
     MADE.get_or_init(|| {
@@ -35,40 +35,40 @@ fn field(package: &Path, name: &str) -> String {
 }
 
 #[test]
-fn their_names_and_versions_are_the_librarys() {
+fn package_names_and_versions_equal_those_of_the_library() {
     let library = concat!("libka", env!("CARGO_PKG_VERSION_MAJOR"));
     let names: Vec<_> = packages().iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["ka", "libka-dev", library]);
     for (name, package) in packages() {
         assert_eq!(field(package, "Version"), VERSION, "{name}");
     }
-    // A program that is packaged depends on the release that brought what it calls.
+    // A packaged program depends on the release that introduced the functions that it calls.
     let symbols = stdout(Command::new("dpkg-deb").arg("--info").arg(&packages()[2].1).arg("symbols"));
     assert!(symbols.contains(" ka_enable@KA_0.1 0.1\n"), "{symbols}");
     assert_eq!(field(&packages()[1].1, "Depends"), format!("{library} (= {VERSION})"));
 }
 
 #[test]
-fn lintian_has_nothing_to_say() {
+fn lintian_reports_nothing() {
     let changes = packages()[0]
         .1
         .with_file_name(format!("ka_{VERSION}_{}.changes", field(&packages()[0].1, "Architecture")));
     let mut lintian = Command::new("lintian");
     lintian.args(["--display-info", "--fail-on", "error,warning,info", "--allow-root"]);
-    // It takes machine code for words.
+    // lintian mistakes machine code for words.
     lintian.args(["--suppress-tags", "spelling-error-in-binary"]).arg(changes);
     let output = lintian.env("LC_ALL", "C.UTF-8").output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{}", stderr(&output));
     assert!(output.status.success(), "{output:?}");
 }
 
-/// On a machine that is this one, without what is in this repository: what is changed there is in memory, and gone with
-/// the last process. There the packages are installed, a user's programs are built in each way and the demo runs from
-/// what they brought; then they are removed.
+/// Runs tests/debian/machine on a copy of this machine that does not have this repository. Its changes are in memory,
+/// and vanish with the last process. The script installs the packages, builds a user's programs in each way, runs the
+/// installed demo, and removes the packages.
 #[test]
-fn they_install_serve_and_go() {
+fn packages_can_be_installed_used_and_removed() {
     if !is_root() {
-        skip("the Debian packages were not installed: that takes root");
+        skip("only root may install the Debian packages");
         return;
     }
     let folder = scratch("machine");

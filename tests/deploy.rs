@@ -1,4 +1,4 @@
-//! deploy/: what carries the policy to many programs, tried as its engines would.
+//! Tests the files in deploy/, which apply the policy to many programs, as systemd, Docker and Kubernetes use them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -17,13 +17,13 @@ fn deploy(name: &str) -> PathBuf {
     root().join("deploy").join(name)
 }
 
-/// Says what a socket of its own has, as the kernel tells Python.
+/// Python code that prints the keepalive settings of a new socket.
 const ASK: &str = "import socket as s; a = s.socket(); \
     print(a.getsockopt(s.SOL_SOCKET, s.SO_KEEPALIVE), *(a.getsockopt(6, o) for o in (4, 5, 6)))";
 
-/// The shim where no user could change it: in a folder of a mount namespace's own.
+/// Runs a script in a mount namespace with its own /etc. The shim is in a folder there that only root can change.
 fn with_own_machine(script: &str) -> Output {
-    // 755, not what a tmpfs has by itself.
+    // The default mode of a tmpfs is not 755.
     with_own_etc(&format!(
         "mount -t tmpfs -o mode=755 none /mnt && cp {} /mnt/libka_preload.so && rm -f /etc/ld.so.preload && \
          tool={} && lib=/mnt/libka_preload.so && {script}",
@@ -32,7 +32,7 @@ fn with_own_machine(script: &str) -> Output {
     ))
 }
 
-/// What it printed where it did what it should.
+/// Runs a script in that namespace, which must succeed. Returns its output.
 fn on_own_machine(script: &str) -> String {
     let output = with_own_machine(script);
     assert!(output.status.success(), "{script}: {output:?}");
@@ -48,7 +48,7 @@ fn may_have_own_machine() -> bool {
 }
 
 #[test]
-fn ld_so_preload_gives_it_to_every_program_and_takes_it_back() {
+fn ld_so_preload_adds_and_removes_the_shim_for_every_program() {
     if !may_have_own_machine() {
         return;
     }
@@ -76,15 +76,15 @@ fn ld_so_preload_gives_it_to_every_program_and_takes_it_back() {
         0 7200 75 9\n\
         nothing is left\n";
     assert_eq!(said, expected);
-    assert_eq!(fs::read("/etc/ld.so.preload").ok(), before, "the machine's own file was touched");
+    assert_eq!(fs::read("/etc/ld.so.preload").ok(), before, "the machine's own file was changed");
 }
 
 #[test]
-fn ld_so_preload_keeps_what_others_wrote() {
+fn ld_so_preload_keeps_other_entries() {
     if !may_have_own_machine() {
         return;
     }
-    // A library of somebody else's, which does nothing: the shim under another name.
+    // The other library is a copy of the shim under another name.
     let said = on_own_machine(
         "cp $lib /mnt/other.so; chmod 600 /etc/ka.conf 2>/dev/null
          printf '# ours\\n/mnt/other.so\\n\\n' >/etc/ld.so.preload
@@ -106,7 +106,7 @@ fn ld_so_preload_keeps_what_others_wrote() {
     assert_eq!(said, expected);
 }
 
-/// Where nothing is said, it is the package's library, or that of `make install`.
+/// Without an argument, the script installs the library of the package, or of `make install`.
 #[test]
 fn ld_so_preload_finds_the_library_that_was_installed() {
     if !may_have_own_machine() {
@@ -134,9 +134,9 @@ fn ld_so_preload_finds_the_library_that_was_installed() {
     assert_eq!(said, expected);
 }
 
-/// A user has a link to the library in a folder of his own, and changes it after the installation.
+/// A user has a link to the library in a folder that belongs to the user, and changes the link after the installation.
 #[test]
-fn ld_so_preload_lists_the_file_that_a_link_leads_to() {
+fn ld_so_preload_resolves_symbolic_links() {
     if !may_have_own_machine() {
         return;
     }
@@ -184,9 +184,9 @@ fn ld_so_preload_lists_the_file_that_a_link_leads_to() {
     assert_eq!(said, expected);
 }
 
-/// What it refuses, each with what it says; the list is as it was.
+/// Each case must fail with this message, and leave the list unchanged.
 #[test]
-fn ld_so_preload_refuses_what_would_harm_the_machine() {
+fn ld_so_preload_rejects_libraries_that_would_break_programs() {
     if !may_have_own_machine() {
         return;
     }
@@ -208,14 +208,14 @@ fn ld_so_preload_refuses_what_would_harm_the_machine() {
             "$tool install $lib; said=$?; echo >/etc/ld.so.preload; (exit $said)",
             "already: ERROR: ld.so",
         ),
-        // It kills whoever starts under it.
+        // This library kills each program that starts with it.
         (
             "echo 'void __attribute__((constructor)) end(void) { __builtin_trap(); }' | \
              cc -x c -shared -fPIC -o /mnt/trap.so - 2>/dev/null",
             "$tool install /mnt/trap.so",
             "sh does not start under /mnt/trap.so: status 13",
         ),
-        // As nobody, who may not write there, nor perhaps read where the sources are.
+        // nobody may not write the list, and perhaps not read the sources, so use a copy.
         (
             "install -m 755 $tool /mnt/tool",
             "setpriv --reuid 65534 --clear-groups /mnt/tool install $lib",
@@ -241,15 +241,14 @@ fn ld_so_preload_refuses_what_would_harm_the_machine() {
         assert!(said.contains(words), "{before}; {command}: {said}");
         assert!(
             said.trim_end().ends_with("status 2"),
-            "{before}; {command}: the list is not as it was: {said}"
+            "{before}; {command}: the list has changed: {said}"
         );
     }
 }
 
-/// A library that starts under LD_PRELOAD and not from the file: the list is put back, by a shell that needs no
-/// program for it.
+/// This library works in LD_PRELOAD, but not in the file. The script must restore the list without starting a program.
 #[test]
-fn ld_so_preload_puts_the_list_back_where_nothing_starts() {
+fn ld_so_preload_restores_the_list_if_programs_do_not_start() {
     if !may_have_own_machine() {
         return;
     }
@@ -266,13 +265,13 @@ fn ld_so_preload_puts_the_list_back_where_nothing_starts() {
     assert_eq!(stderr(&output).matches(words).count(), 2, "{output:?}");
 }
 
-/// The variables of a drop-in.
+/// Returns the variables of a drop-in.
 fn environment(text: &str) -> Vec<(&str, &str)> {
     text.lines().filter_map(|line| line.strip_prefix("Environment=")?.split_once('=')).collect()
 }
 
 #[test]
-fn the_drop_in_and_the_unit_are_ones_that_systemd_takes() {
+fn systemd_accepts_the_drop_in_and_the_unit() {
     let drop_in = fs::read_to_string(deploy("systemd/ka.conf")).unwrap();
     let verify = |drop_in: &str| -> String {
         let folder = scratch("units");
@@ -288,19 +287,19 @@ fn the_drop_in_and_the_unit_are_ones_that_systemd_takes() {
     let folder = scratch("template");
     fs::create_dir(&folder).unwrap();
     let template = fs::read_to_string(deploy("systemd/ka-cgroup@.service")).unwrap();
-    // What it starts must be there.
+    // The command of the unit must exist.
     let ka = release().join("ka");
     fs::write(folder.join("ka-cgroup@.service"), template.replace("/usr/bin/ka", ka.to_str().unwrap()))
         .unwrap();
     let mut verify = Command::new("systemd-analyze");
     verify.args(["verify", "--man=no"]).arg(folder.join("ka-cgroup@system.slice.service"));
     assert_eq!(stderr(&succeed(&mut verify)), "");
-    // At most 3.9 of 10; systemd's own services have 2 to 9.6.
+    // The exposure level must be at most 3.9 of 10. systemd's own services have 2 to 9.6.
     let mut security = Command::new("systemd-analyze");
     security.args(["security", "--offline=true", "--no-pager", "--threshold=39"]);
     succeed(security.arg(deploy("systemd/ka-cgroup@.service")));
 
-    // And what it says, the shim understands.
+    // The shim must accept the variables of the drop-in.
     let mut python = Command::new("/usr/bin/python3");
     let variables = environment(&drop_in);
     assert_eq!(variables.first(), Some(&("LD_PRELOAD", "/usr/lib/ka/libka_preload.so")));
@@ -334,7 +333,7 @@ fn the_entry_point_runs_the_program_under_the_shim() {
     let both = format!("{other}:{library}");
     assert_eq!(run(entrypoint().args(show).env("LD_PRELOAD", &both)), both);
 
-    // The program's own status; or 125, and why.
+    // The status is that of the program. If the entry point fails, it is 125, with a message.
     assert_eq!(entrypoint().args(["sh", "-c", "exit 7"]).status().unwrap().code(), Some(7));
     let text = scratch("text.so");
     fs::write(&text, "no library").unwrap();
@@ -350,14 +349,14 @@ fn the_entry_point_runs_the_program_under_the_shim() {
         assert_eq!(output.status.code(), Some(125), "{output:?}");
         assert!(stderr(&output).contains(words), "{output:?}");
     }
-    // A mistake in the policy does not keep the program from running; the shim names it, once.
+    // If the policy is wrong, the program still runs, and the shim names the mistake once.
     let output = succeed(entrypoint().env("KA_POLICY", "0,0,0").args(["/usr/bin/python3", "-c", ASK]));
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "1 60 10 6");
     assert_eq!(stderr(&output).lines().filter(|line| line.contains("KA_POLICY")).count(), 1, "{output:?}");
 }
 
 #[test]
-fn what_the_dockerfile_copies_is_there() {
+fn files_that_the_dockerfile_copies_exist() {
     let text = fs::read_to_string(deploy("docker/Dockerfile")).unwrap();
     let copied: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("COPY ")).collect();
     assert_eq!(copied.len(), 6, "{copied:?}");
@@ -372,14 +371,14 @@ fn what_the_dockerfile_copies_is_there() {
     assert!(text.contains(&format!("COPY deploy/kubernetes/{name} {path}\n")));
     let manifest = fs::read_to_string(deploy("kubernetes/daemonset.yaml")).unwrap();
     assert!(manifest.contains(&format!("{path}{name}")));
-    // Where the entry point looks.
+    // The entry point looks for the shim in this folder.
     assert!(text.contains(" /usr/local/lib/ka/\n"));
     let script = fs::read_to_string(deploy("docker/ka-entrypoint")).unwrap();
     assert!(script.contains(":-/usr/local/lib/ka/libka_preload.so}"));
     assert_eq!(fs::metadata(deploy("docker/ka-entrypoint")).unwrap().permissions().mode() & 0o111, 0o111);
 }
 
-/// kubernetes-validate of PyPI, in a folder of its own, or why it is not to be had.
+/// Installs kubernetes-validate of PyPI into its own folder. Returns the command, or why it cannot be installed.
 fn kubernetes_validate() -> Result<Command, String> {
     let folder = target().join("kubernetes-validate-1.37.0");
     let program = folder.join("bin/kubernetes-validate");
@@ -405,7 +404,7 @@ fn kubernetes_validate() -> Result<Command, String> {
 }
 
 #[test]
-fn the_manifests_are_what_kubernetes_takes() {
+fn kubernetes_accepts_the_manifests() {
     let mut manifests: Vec<_> =
         fs::read_dir(deploy("kubernetes")).unwrap().map(|entry| entry.unwrap().path()).collect();
     manifests.retain(|path| path.extension().is_some_and(|name| name == "yaml"));
@@ -417,7 +416,7 @@ fn the_manifests_are_what_kubernetes_takes() {
         Err(why) => return skip(&format!("the manifests are not validated: no kubernetes-validate: {why}")),
     };
     succeed(command.arg("--strict").args(&manifests));
-    // Strict: a word that is none is an error.
+    // In strict mode an unknown word is an error.
     let broken = scratch("broken").with_extension("yaml");
     let text = fs::read_to_string(deploy("kubernetes/deployment.yaml")).unwrap();
     assert!(text.contains("emptyDir"));
@@ -426,9 +425,9 @@ fn the_manifests_are_what_kubernetes_takes() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
 }
 
-/// The init container's command and the container's environment, as the manifest has them, done by hand.
+/// Runs the init container's command and the container's environment of the manifest without Kubernetes.
 #[test]
-fn what_the_init_container_copies_reaches_the_program() {
+fn the_shim_of_the_init_container_is_loaded_by_the_program() {
     let text = fs::read_to_string(deploy("kubernetes/deployment.yaml")).unwrap();
     assert!(text.contains("args: [install, /ka]"));
     let value = |name: &str| {
@@ -447,7 +446,7 @@ fn what_the_init_container_copies_reaches_the_program() {
     assert_eq!(stdout(python.env("KA_POLICY", value("KA_POLICY")).args(["-c", ASK])).trim(), "1 280 30 5");
 }
 
-/// A list of a manifest's container, as `args: [a, "b,c"]`.
+/// Returns a list of a container in a manifest, such as `args: [a, "b,c"]`.
 fn list(manifest: &str, name: &str) -> Vec<String> {
     let (_, rest) = manifest.split_once(&format!("{name}: [")).unwrap();
     let mut rest = rest.split_once('\n').unwrap().0;
@@ -466,8 +465,7 @@ fn list(manifest: &str, name: &str) -> Vec<String> {
     }
 }
 
-/// Images are named by digest, so a registry cannot replace one. The placeholder is obvious, and Kubernetes rejects it
-/// as a digest.
+/// A registry cannot replace an image that is named by digest. The placeholder is obvious, and Kubernetes rejects it.
 #[test]
 fn images_are_named_by_digest() {
     for name in ["deployment", "daemonset", "daemonset-attach"] {
@@ -483,7 +481,7 @@ fn images_are_named_by_digest() {
     }
 }
 
-/// The system calls that the DaemonSet's profile allows.
+/// Returns the DaemonSet's seccomp profile, and the system calls that it allows.
 fn profile() -> (Value, Vec<String>) {
     let text = fs::read_to_string(deploy("kubernetes/seccomp.json")).unwrap();
     let profile: Value = serde_json::from_str(&text).unwrap();
@@ -518,7 +516,7 @@ fn profile() -> (Value, Vec<String>) {
     (profile, names)
 }
 
-/// The command of a DaemonSet's liveness probe, for the shell.
+/// Returns the command of a DaemonSet's liveness probe, for the shell.
 fn probe(manifest: &str) -> String {
     let (_, rest) = manifest.split_once("livenessProbe:").unwrap();
     let words = list(rest, "command");
@@ -535,11 +533,11 @@ fn container(manifest: &str, allow: &str) -> String {
     format!("setpriv --no-new-privs --bounding-set=-all,+{bounds} {allow} {} {args}", ka.display())
 }
 
-/// `ka attach` as the DaemonSet starts it, with the capabilities that it gives, and a process of another user.
+/// Runs `ka attach` with the arguments and capabilities of the DaemonSet on a process of another user.
 #[test]
 fn the_attaching_daemonset_container_has_the_rights_that_it_needs() {
     if !is_root() {
-        skip("only root may give up all capabilities but some");
+        skip("only root may choose its capabilities");
         return;
     }
     let manifest = fs::read_to_string(deploy("kubernetes/daemonset-attach.yaml")).unwrap();
@@ -567,8 +565,8 @@ print(*five)";
     assert_eq!(said, "(1, 280, 30, 5) (1, 280, 30, 5)\nwithout it 124\n");
 }
 
-/// On a node whose tree of cgroups is a part of this machine's: pods with networks of their own, and the DaemonSet's
-/// container, which has the tree mounted as the manifest says, sees its own processes alone, and is their first.
+/// The tree of cgroups of the test's node is a part of this machine's tree. The pods have their own networks. The
+/// DaemonSet's container has the tree mounted as in the manifest. It has its own PID namespace, in which it is PID 1.
 #[test]
 fn the_daemonset_gives_the_node_s_pods_the_policy_until_it_is_deleted() {
     if !is_root() {
@@ -584,7 +582,7 @@ fn the_daemonset_gives_the_node_s_pods_the_policy_until_it_is_deleted() {
     assert!(opted.contains("hostPID: true") && opted.contains("SYS_PTRACE]"));
     let (_, names) = profile();
     let allow = allowing(names.iter().map(String::as_str)).display().to_string();
-    // What a pod's program has: each line that it reads, it opens a socket more, and tells of all.
+    // The program of a pod opens one more socket for each line that it reads, and prints the settings of all.
     let pod = "import socket as s, sys
 held = []
 for line in sys.stdin:

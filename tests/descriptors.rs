@@ -1,4 +1,4 @@
-//! Every call on every kind of descriptor: the error table, and that what is refused is left as it was.
+//! Tests every call on every kind of descriptor: the result is the documented one, and rejected sockets stay unchanged.
 
 use std::fs::File;
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -16,7 +16,7 @@ use ka_test::socket::{CLOSED, fresh, keepalive_options, option, set_option, sock
 use libc::{EBADF, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP, c_int};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-/// What a descriptor is to ka.
+/// The kind of a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Is {
     Tcp,
@@ -24,7 +24,7 @@ enum Is {
     Refused(c_int),
 }
 
-/// A descriptor, and what must stay open for it to be what it is.
+/// A descriptor, and other descriptors that must stay open, such as its peer.
 struct Case {
     name: &'static str,
     fd: RawFd,
@@ -45,7 +45,7 @@ fn pair(listener: &TcpListener) -> (TcpStream, TcpStream) {
     (client, listener.accept().unwrap().0)
 }
 
-/// A connection whose peer sent a reset.
+/// Returns a connection whose peer has sent a reset.
 fn reset(listener: &TcpListener) -> TcpStream {
     let (client, server) = pair(listener);
     SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
@@ -56,7 +56,7 @@ fn reset(listener: &TcpListener) -> TcpStream {
     client
 }
 
-/// A connection in SYN-SENT: the listener's queue is full, so nothing answers.
+/// Returns a connection in SYN-SENT. The listener's queue is full, so the kernel does not answer.
 fn syn_sent() -> Case {
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     listener.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
@@ -89,7 +89,7 @@ fn pipe() -> (OwnedFd, OwnedFd) {
 
 fn own(fd: c_int) -> OwnedFd {
     assert!(fd >= 0, "{}", io::Error::last_os_error());
-    // SAFETY: the descriptor is new and ours.
+    // SAFETY: the descriptor is new, and nothing else owns it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -172,7 +172,7 @@ fn cases() -> Vec<Case> {
         let client = mptcp();
         client.connect(&listener.local_addr().unwrap()).unwrap();
         let accepted = listener.accept().unwrap().0;
-        // Where the peer has only TCP, what is left is TCP, and the kernel has a user timeout for it.
+        // If the peer has only TCP, the connection falls back to TCP. Then the kernel supports a user timeout.
         let plain = TcpListener::bind("127.0.0.1:0").unwrap();
         let fallen_back = mptcp();
         fallen_back.connect(&plain.local_addr().unwrap().into()).unwrap();
@@ -189,8 +189,8 @@ fn cases() -> Vec<Case> {
             cases.push(case("MPTCP over IPv6", Is::Mptcp, six, vec![]));
         }
     }
-    // Kinds that need a privilege or a part of the kernel that this one may lack. A raw socket of TCP's protocol and
-    // a netlink one for IPsec (NETLINK_XFRM) have the number 6 in SO_PROTOCOL and are no TCP sockets.
+    // These sockets need a privilege, or a part of the kernel that may be missing here. A raw socket of protocol TCP
+    // and a netlink socket for IPsec (NETLINK_XFRM) have 6 in SO_PROTOCOL, but they are not TCP sockets.
     for (name, domain, kind, protocol) in [
         ("raw ICMP", INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
         ("raw TCP", INET, libc::SOCK_RAW, libc::IPPROTO_TCP),
@@ -209,15 +209,15 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// A call that takes a descriptor, and what it answers on TCP and on MPTCP.
+/// A call that takes a descriptor.
 struct Call {
     name: &'static str,
     run: fn(RawFd) -> Result<c_int, c_int>,
-    /// It touches the user timeout, which MPTCP does not have.
+    /// Whether the call uses the user timeout, which MPTCP does not have.
     user_timeout: bool,
 }
 
-/// One of the library's functions that get a value.
+/// A function of the library that gets one value.
 type Getter = fn(&Libka) -> unsafe extern "C" fn(c_int, *mut c_int) -> c_int;
 
 fn get(fd: RawFd, getter: Getter) -> Result<c_int, c_int> {
@@ -336,10 +336,10 @@ const CALLS: &[Call] = &[
 ];
 
 #[test]
-fn every_call_answers_every_kind_of_descriptor_by_the_table() {
+fn every_call_returns_the_documented_result_for_every_descriptor() {
     for case in cases() {
         for on in [0, 1] {
-            // SO_KEEPALIVE can be on for a socket that is no TCP one: that must not mislead the library.
+            // SO_KEEPALIVE can be on for sockets that are not TCP. The library must reject them all the same.
             if !matches!(case.is, Is::Refused(EBADF | ENOTSOCK)) {
                 set_option(case.fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, on);
             }
@@ -360,7 +360,7 @@ fn every_call_answers_every_kind_of_descriptor_by_the_table() {
 }
 
 #[test]
-fn each_call_does_what_it_says_in_every_state_of_tcp() {
+fn every_call_works_in_every_tcp_state() {
     for case in cases() {
         if !matches!(case.is, Is::Tcp | Is::Mptcp) {
             continue;
@@ -471,13 +471,13 @@ fn accepted_sockets_inherit_from_the_listener() {
 }
 
 #[test]
-fn a_duplicate_shares_what_was_set() {
+fn duplicated_descriptors_share_the_settings() {
     let socket = fresh();
     let duplicate = socket.try_clone().unwrap();
     enable(socket.as_raw_fd(), 63, 14, 3).unwrap();
     assert_eq!(keepalive_options(duplicate.as_raw_fd())[..4], [Ok(1), Ok(63), Ok(14), Ok(3)]);
     let number = duplicate.into_raw_fd();
-    // SAFETY: takes no pointer; then the descriptor is ours to close.
+    // SAFETY: the call takes no pointer, and into_raw_fd has given up ownership of the descriptor.
     unsafe {
         call(|ka| (ka.ka_disable)(number)).unwrap();
         libc::close(number);

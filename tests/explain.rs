@@ -1,4 +1,4 @@
-//! `ka_explain` beside `ka_parse`: the same texts are accepted, and the message names the wrong item and its range.
+//! Tests that `ka_explain` accepts the same texts as `ka_parse`, and that its message names the wrong item.
 
 use std::ffi::{CStr, CString};
 use std::ptr;
@@ -56,7 +56,7 @@ fn parses(text: &CStr) -> bool {
     call(|ka| unsafe { (ka.ka_parse)(text.as_ptr(), &raw mut config) }).is_ok()
 }
 
-/// The whole message.
+/// Returns the whole message.
 fn explain(text: &CStr) -> String {
     let mut message = [0x55_u8; 4096];
     // SAFETY: a C string, and a buffer with its size.
@@ -79,7 +79,7 @@ fn messages_are_empty_exactly_for_texts_that_ka_parse_accepts() {
         assert!(!parses(&text), "{text:?}");
         assert_ne!(explain(&text), "", "{text:?}");
     }
-    // Each good text with each byte replaced, removed or repeated.
+    // Tests each good text with each byte replaced, removed or repeated.
     let (mut good, mut bad) = (0, 0);
     for text in GOOD {
         for place in 0..text.len() {
@@ -105,7 +105,7 @@ fn messages_name_the_wrong_item_and_its_range() {
         for part in *parts {
             assert!(message.contains(part), "{text:?}: {message}");
         }
-        // The item is one of the text, in quotes, with a description after it.
+        // A message is an item of the text in quotes, then a description.
         let (item, description) = message.strip_prefix('"').unwrap().split_once("\": ").unwrap();
         assert!(text.contains(item) && description.len() > 10, "{text:?}: {message}");
         assert!(!description.contains('"'), "{text:?}: {message}");
@@ -134,7 +134,7 @@ fn messages_have_only_printable_ascii() {
 }
 
 #[test]
-fn messages_that_do_not_fit_are_cut_as_by_snprintf() {
+fn messages_that_do_not_fit_are_truncated_as_by_snprintf() {
     for text in [c"60,10,5", c"cnt=0", c"idle=\x1b\x1b\x1b"] {
         let whole = explain(text);
         for size in 0..whole.len() + 8 {
@@ -153,21 +153,21 @@ fn messages_that_do_not_fit_are_cut_as_by_snprintf() {
     // SAFETY: nothing is written.
     let length = call(|ka| unsafe { (ka.ka_explain)(c"cnt=0".as_ptr(), ptr::null_mut(), 0) });
     assert_eq!(length, Ok(34), "{}", explain(c"cnt=0"));
-    // A text may be long. The message has all of it, and is counted to its end.
+    // If a text is long, the message contains all of it, and the result is the full length.
     let long = CString::new(vec![0x1b; 1 << 20]).unwrap();
     // SAFETY: nothing is written.
     let length = call(|ka| unsafe { (ka.ka_explain)(long.as_ptr(), ptr::null_mut(), 0) }).unwrap();
     assert!(length > 4 << 20, "{length}");
 }
 
-/// Two pages, of which the second cannot be touched.
+/// Two pages. The second one cannot be accessed.
 struct Edge(*mut u8);
 
 const PAGE: usize = 4096;
 
 impl Edge {
     fn new() -> Self {
-        // SAFETY: new memory; then the second half of it loses its rights.
+        // SAFETY: mmap(2) returns new memory, and the pages of mprotect(2) are in it.
         unsafe {
             let pages = libc::mmap(
                 ptr::null_mut(),
@@ -183,23 +183,23 @@ impl Edge {
         }
     }
 
-    /// The last bytes before the edge.
+    /// Returns a pointer to the last `size` bytes before the edge.
     fn last(&self, size: usize) -> *mut c_char {
-        // SAFETY: the first page is ours.
+        // SAFETY: the last `size` bytes are in the first page.
         unsafe { self.0.add(PAGE - size).cast() }
     }
 }
 
 impl Drop for Edge {
     fn drop(&mut self) {
-        // SAFETY: both pages are ours.
+        // SAFETY: `new` has mapped both pages, and nothing uses them any more.
         unsafe { libc::munmap(self.0.cast(), 2 * PAGE) };
     }
 }
 
-/// The text ends at the edge of a page, and so does the buffer: a byte more of either would be a segmentation fault.
+/// The text and the buffer end at the edge of a page. Access to one more byte would be a segmentation fault.
 #[test]
-fn nothing_beyond_the_text_and_the_buffer_is_touched() {
+fn bytes_beyond_the_text_and_the_buffer_are_not_accessed() {
     for text in GOOD.iter().copied().chain(BAD.iter().map(|(text, _)| *text)) {
         let text = CString::new(text).unwrap();
         let bytes = text.as_bytes_with_nul();
@@ -218,7 +218,7 @@ fn nothing_beyond_the_text_and_the_buffer_is_touched() {
 #[test]
 fn wrong_arguments_leave_the_message_unchanged() {
     let mut message = [0x55_u8; 16];
-    // SAFETY: what is not NULL is what it must be.
+    // SAFETY: each pointer is NULL or valid.
     unsafe {
         assert_eq!(call(|ka| (ka.ka_explain)(ptr::null(), message.as_mut_ptr().cast(), 16)), Err(EINVAL));
         assert_eq!(call(|ka| (ka.ka_explain)(ptr::null(), ptr::null_mut(), 0)), Err(EINVAL));

@@ -1,4 +1,4 @@
-//! libka as a file: what it exports, what it needs, what is in it.
+//! Tests the library file: its exports, its dependencies, its size and its contents.
 
 use std::fs;
 use std::path::Path;
@@ -14,8 +14,8 @@ fn readelf(flags: &str, library: &Path) -> String {
     stdout(Command::new("readelf").arg(flags).arg(library).env("LC_ALL", "C"))
 }
 
-/// The symbols of a dynamic symbol table: undefined ones, or those that others can use. Without their versions, and
-/// without the symbols that GNU ld makes for the versions themselves.
+/// Returns the undefined or the exported symbols of a dynamic symbol table, without their versions. Symbols that GNU ld
+/// makes for the versions themselves are left out.
 fn dynamic_symbols(library: &Path, filter: &str) -> Vec<String> {
     let table = stdout(Command::new("nm").args(["-D", filter]).arg(library));
     let mut names: Vec<_> = table
@@ -29,14 +29,14 @@ fn dynamic_symbols(library: &Path, filter: &str) -> Vec<String> {
 }
 
 #[test]
-fn it_exports_the_api_and_nothing_else() {
+fn libka_exports_only_the_api() {
     let mut expected = EXPORTS.to_vec();
     expected.sort_unstable();
     assert_eq!(dynamic_symbols(&release().join("libka.so"), "--defined-only"), expected);
 }
 
 #[test]
-fn the_header_declares_what_it_exports() {
+fn the_header_declares_every_export() {
     let header = ka_test::header::header();
     let mut declared: Vec<_> = header
         .lines()
@@ -58,17 +58,17 @@ fn the_soname_has_the_version_that_programs_depend_on() {
 }
 
 #[test]
-fn it_needs_libc_alone() {
+fn libka_needs_only_libc() {
     let dynamic = readelf("-dW", &release().join("libka.so"));
     let needed: Vec<_> = dynamic.lines().filter(|line| line.contains("(NEEDED)")).collect();
     assert!(needed.len() == 1 && needed[0].ends_with("[libc.so.6]"), "{needed:?}");
-    // Bound when it is loaded: nothing is left to be resolved in a signal handler.
+    // The loader binds all symbols when it loads the library. Otherwise a call in a signal handler could bind one.
     assert!(dynamic.contains("NOW"), "{dynamic}");
 }
 
-/// All that it can call: nothing that takes a lock or writes a log; what allocates is for a reaper.
+/// libka calls no function that takes a lock or writes a log. Only the reaper allocates memory.
 #[test]
-fn it_calls_little() {
+fn libka_calls_only_allowed_functions() {
     let symbols = dynamic_symbols(&release().join("libka.so"), "--undefined-only");
     let runtime =
         ["_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__cxa_finalize", "__gmon_start__"];
@@ -76,7 +76,7 @@ fn it_calls_little() {
         "__errno_location",
         "calloc",
         "free",
-        "getauxval", // on aarch64: what the processor has
+        "getauxval", // on aarch64: the features of the processor
         "getsockopt",
         "malloc",
         "setsockopt",
@@ -91,7 +91,7 @@ fn it_calls_little() {
 }
 
 #[test]
-fn it_runs_on_a_glibc_of_2012() {
+fn libka_needs_at_most_glibc_2_17() {
     let symbols = stdout(Command::new("nm").args(["-D", "--undefined-only"]).arg(release().join("libka.so")));
     let versions: Vec<(u32, u32)> = symbols
         .lines()
@@ -103,15 +103,15 @@ fn it_runs_on_a_glibc_of_2012() {
 }
 
 #[test]
-fn it_is_at_most_64_kib() {
+fn libka_is_at_most_64_kib() {
     let size = loaded_size(&release().join("libka.so"));
     assert!((1..=64 * 1024).contains(&size), "{size} bytes");
 }
 
-/// What it could keep between calls would be in data that it can write. Only the C runtime's own is, and a byte where
-/// SHA-256 notes which instructions the processor has.
+/// State between calls would be in writable data. The library has only the writable data of the C runtime, and a byte
+/// in which SHA-256 records the instructions of the processor.
 #[test]
-fn it_keeps_no_state() {
+fn libka_keeps_no_state() {
     let symbols = stdout(Command::new("nm").arg(unstripped().join("libka.so")));
     let writable = |line: &&str| line.split_whitespace().nth(1).is_some_and(|kind| "bBdD".contains(kind));
     let runtime =
@@ -129,17 +129,17 @@ fn it_keeps_no_state() {
     assert_eq!(own, Vec::<&str>::new());
 }
 
-/// A panic that could be reached would keep core's panic functions in the library, and the paths of the sources for
-/// its message. The tools that look for them are tried on a library that has them.
+/// If the library could panic, it would contain core's panic functions, and paths of sources for the message. The test
+/// also runs its search on a program that has them.
 #[test]
-fn nothing_in_it_can_panic() {
+fn the_library_cannot_panic() {
     let library = unstripped().join("libka.so");
     let symbols = stdout(Command::new("nm").arg("--demangle").arg(&library));
     assert!(symbols.contains("ka_core::"), "the symbols are stripped, this would prove nothing");
     assert_eq!(panic_symbols(&symbols), Vec::<&str>::new());
     assert_eq!(panic_strings(&fs::read(release().join("libka.so")).unwrap()), Vec::<&str>::new());
 
-    // The same search finds them in a program of Rust's standard library: this one.
+    // The same search finds them in this test, which has Rust's standard library.
     let this = std::env::current_exe().unwrap();
     let symbols = stdout(Command::new("nm").arg("--demangle").arg(&this));
     assert_ne!(panic_symbols(&symbols), Vec::<&str>::new());
@@ -164,20 +164,20 @@ fn panic_strings(library: &[u8]) -> Vec<&'static str> {
 }
 
 #[test]
-fn it_links_statically_with_no_other_flag() {
+fn libka_links_statically_without_further_flags() {
     let program = program("link", Link::Static);
     assert_eq!(stdout(&mut Command::new(&program)), concat!(env!("CARGO_PKG_VERSION"), " on 60 10 5\n"));
     let dynamic = readelf("-dW", &program);
     assert!(!dynamic.contains("libka") && !dynamic.contains("libgcc"), "{dynamic}");
 
-    // And into a program without a dynamic loader.
+    // Also link it into a program without a dynamic loader.
     let source = root().join("tests/c/link.c");
     let program = compile(cc().arg("-static"), &source, Link::Static);
     assert_eq!(stdout(&mut Command::new(&program)), concat!(env!("CARGO_PKG_VERSION"), " on 60 10 5\n"));
 }
 
 #[test]
-fn it_loads_in_a_musl_program() {
+fn libka_loads_in_musl_programs() {
     let source = root().join("tests/c/link.c");
     let mut compiler = Command::new("musl-gcc");
     let program =
@@ -198,7 +198,7 @@ fn versions_come_from_one_place() {
     let expected = 1_000_000 * number(env!("CARGO_PKG_VERSION_MAJOR"))
         + 1000 * number(env!("CARGO_PKG_VERSION_MINOR"))
         + number(env!("CARGO_PKG_VERSION_PATCH"));
-    // SAFETY: takes nothing.
+    // SAFETY: the call takes no argument.
     assert_eq!(unsafe { (libka().ka_version_number)() }, expected);
     let changelog = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
     assert!(

@@ -1,7 +1,7 @@
-//! Each system call of libka's and of the shim's fails once, with each errno that it can have.
+//! Makes each system call of libka and of the shim fail once, with each errno that it can have.
 //!
-//! What must then hold: a call of libka's reports that errno, and what it was about is as it was; a program under the shim
-//! sees no difference, and none of its sockets has half a policy.
+//! Then a call of libka must report that errno, and leave the socket unchanged. A program under the shim must see no
+//! difference, and each of its sockets must have the whole policy or nothing of it.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -11,13 +11,13 @@ use ka_test::compiler::{Link, cc, compile, program};
 use ka_test::fault::{Fault, Ran, TRIAL, Trial, each, name};
 use ka_test::path::{root, scratch};
 
-/// Whether libka may report this for an errno of the kernel's: the kernel's two words for "no such option" are one, unless
-/// it is what a socket is that cannot be asked.
+/// Returns whether libka may report this errno for the injected one. For a missing option, the kernel has ENOPROTOOPT
+/// and EOPNOTSUPP. libka may report EOPNOTSUPP for both.
 fn is_reported(errno: i32, fault: &Fault) -> bool {
     errno == fault.errno || (errno == libc::EOPNOTSUPP && fault.errno == libc::ENOPROTOOPT)
 }
 
-/// The calls that do nothing but read, and those that write.
+/// The calls that only read, and the calls that write.
 const READERS: [&str; 7] =
     ["is_enabled", "get_idle", "get_intvl", "get_cnt", "get_user_timeout", "query", "get_status"];
 const WRITERS: [&str; 9] = [
@@ -32,7 +32,7 @@ const WRITERS: [&str; 9] = [
     "keep",
 ];
 
-/// What a run says: its result and errno, then what it wrote.
+/// Returns the result and errno that tests/c/outcome.c has printed, and the rest of its output.
 fn said(ran: &Ran) -> Option<(i32, i32, &str)> {
     let (first, rest) = ran.stdout.split_once('\n')?;
     let (result, errno) = first.split_once(' ')?;
@@ -40,7 +40,7 @@ fn said(ran: &Ran) -> Option<(i32, i32, &str)> {
 }
 
 #[test]
-fn a_call_of_libka_s_that_fails_reports_the_first_errno_and_leaves_the_socket_as_it_was() {
+fn failed_calls_report_the_first_errno_and_leave_the_socket_unchanged() {
     let outcome = program("outcome", Link::Shared);
     let options = ["-x", name(&outcome), "-m", "-s", "3"];
     for start in ["on", "off"] {
@@ -52,15 +52,15 @@ fn a_call_of_libka_s_that_fails_reports_the_first_errno_and_leaves_the_socket_as
             };
             let judge = |fault: &Fault, ran: &Ran, ()| {
                 let (Some((result, errno, _)), [before, .., after]) = (said(ran), &ran.sockets[..]) else {
-                    return Err(format!("it ended with {}", ran.status));
+                    return Err(format!("the program ended with status {}", ran.status));
                 };
                 if result != -1 || !is_reported(errno, fault) {
-                    // A user timeout that the kernel does not have is none.
+                    // If the kernel has no user timeout, ka_query reports none and succeeds.
                     let is_missing = [libc::EOPNOTSUPP, libc::ENOPROTOOPT].contains(&fault.errno);
                     let is_none = *call == "query" && is_missing && result == 0;
-                    return if is_none { Ok(()) } else { Err(format!("it answers {result}, errno {errno}")) };
+                    return if is_none { Ok(()) } else { Err(format!("result {result}, errno {errno}")) };
                 }
-                // Off, its dormant timers may have changed; what counts are the switch and what rules data.
+                // If keepalive is off, the timers may have changed, but SO_KEEPALIVE and the user timeout may not.
                 if before == after || (start == "off" && (before[0], before[4]) == (after[0], after[4])) {
                     Ok(())
                 } else {
@@ -69,7 +69,7 @@ fn a_call_of_libka_s_that_fails_reports_the_first_errno_and_leaves_the_socket_as
             };
             let name = format!("libka: {call} on a socket that is {start}");
             each(&Trial { name: &name, options: &options, ..TRIAL }, prepare, judge);
-            // What fails on the way back does not hide why.
+            // If the calls that restore the socket fail too, the first errno is reported.
             let judge = |fault: &Fault, ran: &Ran, ()| match said(ran) {
                 Some((-1, errno, _)) if is_reported(errno, fault) => Ok(()),
                 _ => Err("not the first errno".to_owned()),
@@ -82,9 +82,9 @@ fn a_call_of_libka_s_that_fails_reports_the_first_errno_and_leaves_the_socket_as
     }
 }
 
-/// A fault of a timer costs that timer. Only a fault of `SO_KEEPALIVE` costs keepalive, and is an error.
+/// If setting a timer fails, only that timer is missed. The call fails only if `SO_KEEPALIVE` cannot be set.
 #[test]
-fn ka_enable_lenient_loses_no_more_than_the_timer_that_fails() {
+fn ka_enable_lenient_misses_only_the_timer_that_fails() {
     let outcome = program("outcome", Link::Shared);
     let options = ["-x", name(&outcome), "-m", "-s", "3"];
     for start in ["on", "off"] {
@@ -96,7 +96,7 @@ fn ka_enable_lenient_loses_no_more_than_the_timer_that_fails() {
             };
             let judge = |fault: &Fault, ran: &Ran, ()| {
                 let (Some((result, errno, _)), [before, .., after]) = (said(ran), &ran.sockets[..]) else {
-                    return Err(format!("it ended with {}", ran.status));
+                    return Err(format!("the program ended with status {}", ran.status));
                 };
                 if result == -1 {
                     let is_right = is_reported(errno, fault) || then == Some(errno);
@@ -116,7 +116,7 @@ fn ka_enable_lenient_loses_no_more_than_the_timer_that_fails() {
                 if after[0] == 1 && is_right && before[4] == after[4] {
                     Ok(())
                 } else {
-                    Err(format!("it answers {result}, and {before:?} became {after:?}"))
+                    Err(format!("result {result}, and {before:?} became {after:?}"))
                 }
             };
             let name = format!("libka: enable_lenient on a socket that is {start}");
@@ -125,9 +125,9 @@ fn ka_enable_lenient_loses_no_more_than_the_timer_that_fails() {
     }
 }
 
-/// Each has a second road: the sysctls by a socket, the nonce by /dev/urandom.
+/// If /proc fails, `ka_defaults` uses a socket. If getrandom(2) fails, `ka_beat_nonce` reads /dev/urandom.
 #[test]
-fn what_has_another_road_takes_it() {
+fn defaults_and_nonces_have_a_fallback() {
     let outcome = program("outcome", Link::Shared);
     let options = ["-x", name(&outcome), "-m"];
     for call in ["defaults", "beat_nonce"] {
@@ -140,21 +140,21 @@ fn what_has_another_road_takes_it() {
         let without = stdout(&mut command);
         let judge = |fault: &Fault, ran: &Ran, ()| match said(ran) {
             Some((0, ..)) if ran.stdout == without => Ok(()),
-            // Nobody forbids to ask for what everybody may have, but a sandbox; then that is what is said.
+            // If a sandbox rejects getrandom(2), ka_beat_nonce may report its errno.
             Some((-1, errno, _)) if call == "beat_nonce" && errno == fault.errno => Ok(()),
-            _ => Err("it does not take the other road".to_owned()),
+            _ => Err("the call does not use its fallback".to_owned()),
         };
         each(&Trial { name: &format!("libka: {call}"), options: &options, ..TRIAL }, prepare, judge);
     }
 }
 
-/// The lines that are the program's own, and those that say what its sockets have.
+/// Returns the lines about the program's own calls, and the lines with the settings of its sockets.
 fn parted(printed: &str) -> (Vec<&str>, Vec<&str>) {
     printed.lines().partition(|line| !line.contains(": "))
 }
 
 #[test]
-fn a_program_under_the_shim_sees_none_of_its_faults() {
+fn programs_do_not_see_failed_calls_of_the_shim() {
     let source = root().join("tests/c/preload/service.c");
     let service = compile(&mut cc(), &source, Link::Nothing);
     let alone = stdout(&mut Command::new(&service));
@@ -175,13 +175,13 @@ fn a_program_under_the_shim_sees_none_of_its_faults() {
         let fine: BTreeSet<&str> = policy.iter().copied().collect();
         let judge = |_: &Fault, ran: &Ran, ()| {
             if ran.status != 0 {
-                return Err("it ends otherwise".to_owned());
+                return Err("the status differs from a run without the shim".to_owned());
             }
             if parted(&ran.stdout).0 != parted(&alone).0 {
-                return Err("its calls answer otherwise".to_owned());
+                return Err("the results differ from a run without the shim".to_owned());
             }
             let states = parted(&ran.stdout).1;
-            // Off, or on with all of the policy; or with what the program itself has asked for.
+            // A socket is off, or it has the whole policy, or the settings of the program itself.
             let is_whole = |line: &&str| {
                 let values = line.split_once(": ").map_or("", |(_, values)| values);
                 let is_its_own = values.starts_with("1 300 10 6 ");
@@ -200,7 +200,8 @@ fn a_program_under_the_shim_sees_none_of_its_faults() {
     }
 }
 
-/// A library that was opened with RTLD_DEEPBIND is bound to the hooks, or left as the loader bound it.
+/// If a program opens a library with RTLD_DEEPBIND, the shim binds it to the hooks. If that fails, the library must
+/// stay as the loader has bound it.
 #[test]
 fn a_library_is_usable_if_a_call_fails_while_it_is_bound() {
     let source = |name: &str| root().join("tests/c/preload").join(name);
@@ -224,7 +225,7 @@ fn a_library_is_usable_if_a_call_fails_while_it_is_bound() {
     each(&Trial { name: "shim: a library is opened", options: &options, ..TRIAL }, prepare, judge);
 }
 
-/// A pointer that is wrong is the kernel's to refuse, also where the shim cannot find out that it is.
+/// The kernel must reject a wrong pointer, even if the shim cannot find out that the pointer is wrong.
 #[test]
 fn a_wrong_pointer_is_never_read() {
     let source = root().join("tests/c/preload/service.c");
@@ -236,17 +237,21 @@ fn a_wrong_pointer_is_never_read() {
         (command, ())
     };
     let judge = |_: &Fault, ran: &Ran, ()| {
-        if (ran.status, &ran.stdout) == (0, &alone) { Ok(()) } else { Err("it answers otherwise".to_owned()) }
+        if (ran.status, &ran.stdout) == (0, &alone) {
+            Ok(())
+        } else {
+            Err("the output differs from a run without the shim".to_owned())
+        }
     };
     let options = ["-x", name(&service), "-o", "libka_preload.so"];
-    // That it says of what it could read.
+    // The kernel reports ENOPROTOOPT only after it has read the arguments, so never for a wrong pointer.
     let never = &[("getsockopt", libc::ENOPROTOOPT)][..];
     each(&Trial { name: "shim: wrong pointers", options: &options, never, ..TRIAL }, prepare, judge);
 }
 
-/// Random calls, right and wrong ones: each answers as it does without the shim.
+/// The calls have right and wrong arguments.
 #[test]
-fn random_calls_under_the_shim_answer_as_they_do_without_it() {
+fn random_calls_return_the_same_with_and_without_the_shim() {
     let calls = compile(&mut cc(), &root().join("crates/ka-cli/tests/c/calls.c"), Link::Nothing);
     let options = ["-x", name(&calls), "-o", "libka_preload.so"];
     for (seed, mode) in [("1", "force"), ("2", "default")] {
@@ -260,7 +265,7 @@ fn random_calls_under_the_shim_answer_as_they_do_without_it() {
             if (ran.status, &ran.stdout) == (0, &alone) {
                 Ok(())
             } else {
-                Err("it answers otherwise".to_owned())
+                Err("the output differs from a run without the shim".to_owned())
             }
         };
         let name = format!("shim: random calls, mode {mode}");

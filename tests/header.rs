@@ -1,5 +1,5 @@
-//! include/ka.h: that it is what src/ says, that every C and C++ compiler takes it, and that C and the library
-//! mean the same by it.
+//! Tests include/ka.h: it equals the sources in src/, C and C++ compilers accept it, and its structs and constants are
+//! those of the library.
 //!
 //! `make header` runs the first test with `KA_HEADER=write`, which writes the header instead of comparing it.
 
@@ -14,7 +14,7 @@ use ka_test::libka::EXPORTS;
 use ka_test::path::root;
 
 #[test]
-fn the_header_is_what_the_sources_say() {
+fn header_equals_the_sources() {
     let path = root().join("include/ka.h");
     let generated = generate();
     if std::env::var_os("KA_HEADER").is_some_and(|value| value == "write") {
@@ -26,13 +26,13 @@ fn the_header_is_what_the_sources_say() {
     let first = generated.lines().zip(committed.lines()).position(|(new, old)| new != old);
     assert!(
         generated == committed,
-        "include/ka.h differs from what src/ says, first in line {}: run `make header` and commit it",
+        "include/ka.h is not up to date, first in line {}: run `make header` and commit it",
         first.unwrap_or_else(|| generated.lines().count().min(committed.lines().count())) + 1
     );
 }
 
 #[test]
-fn no_line_of_the_header_is_too_wide_to_read() {
+fn lines_of_the_header_have_at_most_120_columns() {
     const WIDTH: usize = 120;
     for header in ["ka.h", "ka.hpp"] {
         let text = fs::read_to_string(root().join("include").join(header)).unwrap();
@@ -52,12 +52,12 @@ fn generate() -> String {
     let mut out = String::new();
     for line in header.lines() {
         match line.rsplit_once(' ') {
-            // `#define KA_KEEP -1` would read differently behind a minus sign.
+            // Without parentheses, `-KA_KEEP` would be `--1`.
             Some((name, value)) if line.starts_with("#define KA_") && value.starts_with('-') => {
                 writeln!(out, "{name} ({value})").unwrap();
             }
             _ if line.trim() == "* PRESETS" => out.push_str(&presets()),
-            // C89 has no such comments.
+            // C89 has no // comments.
             _ if line.contains(" // ") => {
                 let (code, comment) = line.split_once(" // ").unwrap();
                 writeln!(out, "{} /* {comment} */", code.trim_end()).unwrap();
@@ -68,7 +68,7 @@ fn generate() -> String {
     out
 }
 
-/// What cbindgen cannot know: the version, which Cargo.toml has, and the initialisers, which Rust does not need.
+/// Returns the macros that cbindgen cannot generate: the version in Cargo.toml, and the initialisers for C.
 fn macros() -> String {
     let [version, major, minor, patch] = [
         env!("CARGO_PKG_VERSION"),
@@ -109,7 +109,7 @@ fn macros() -> String {
     )
 }
 
-/// The table in the documentation of `ka_plan_preset`. The sources of the numbers are in ka_plan_path(3).
+/// Returns the table in the documentation of `ka_plan_preset`. ka_plan_path(3) names the sources of the numbers.
 fn presets() -> String {
     ka_core::PRESETS.iter().fold(String::new(), |mut text, preset| {
         writeln!(text, " *            {:20} {:>5}", preset.name, preset.path_idle_s).unwrap();
@@ -118,7 +118,7 @@ fn presets() -> String {
 }
 
 #[test]
-fn every_compiler_takes_it_without_a_warning() {
+fn compilers_accept_the_header_without_warnings() {
     let source = root().join("tests/c/header.c");
     let strict = ["-Wall", "-Wextra", "-pedantic-errors", "-Wconversion", "-Wundef", "-Werror"];
     for (c, cxx) in [("gcc", "g++"), ("clang", "clang++")] {
@@ -137,29 +137,29 @@ fn every_compiler_takes_it_without_a_warning() {
     }
 }
 
-/// What a reader of the header must find with each function.
+/// Each function must document its result, its errors, its release, and in which threads and handlers it may be called.
 #[test]
-fn every_function_is_documented_for_a_c_reader() {
+fn functions_of_the_header_are_documented_completely() {
     let header = ka_test::header::header();
     for name in EXPORTS {
         assert!(header.contains(&format!("{name}(")), "{name} is not declared");
         let comment = comment(name);
         for part in ["Returns", "Since "] {
-            assert!(comment.contains(part), "{name} does not say: {part}");
+            assert!(comment.contains(part), "the comment of {name} lacks: {part}");
         }
-        // What has state, and memory of malloc, is one thread's.
+        // A reaper has state and uses malloc(3), so one thread at a time may use it.
         let callers = match *name {
             "ka_reaper_new" => "\n * Thread-safe, fork-safe.",
             name if name.starts_with("ka_reaper_") => "\n * One thread at a time; fork-safe.",
             _ => "\n * Thread-safe, async-signal-safe, fork-safe.",
         };
-        assert!(comment.contains(callers), "{name} does not say who may call it: {callers}");
+        assert!(comment.contains(callers), "the comment of {name} lacks: {callers}");
         if comment.contains("errno") && name != &"ka_is_enabled" {
-            assert!(comment.contains("After a failure"), "{name} does not say what a failure leaves behind");
+            assert!(comment.contains("After a failure"), "the comment of {name} lacks the state after a failure");
         }
     }
     for word in ["Safety", "unsafe", "Result", "Option", "panic", "Rust", "`ka_core", "&mut", "None", "Err("]
     {
-        assert!(!header.contains(word), "no C reader knows what {word:?} is");
+        assert!(!header.contains(word), "the header has {word:?}, a word of Rust");
     }
 }

@@ -1,5 +1,5 @@
-//! What `make install` installs, as those use it who have only that: from a staged prefix that was then moved
-//! elsewhere, programs in C and C++ by pkg-config, by CMake and by hand, shared and static.
+//! Tests `make install`. The files are staged, and the prefix is then moved elsewhere. From there, C and C++ programs
+//! are built by pkg-config, by CMake and by hand, shared and static.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -18,7 +18,7 @@ use ka_test::path::{root, scratch, target};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// `make` of the repository, for a stage.
+/// Returns a command that runs `make` in the repository with this DESTDIR.
 fn make(target: &str, stage: &Path, variables: &[&str]) -> Command {
     release();
     let mut command = Command::new("make");
@@ -27,7 +27,7 @@ fn make(target: &str, stage: &Path, variables: &[&str]) -> Command {
     command
 }
 
-/// The installed prefix, moved away from where it was staged.
+/// Returns the installed prefix, which was moved after staging.
 fn prefix() -> &'static Path {
     static MOVED: OnceLock<PathBuf> = OnceLock::new();
     MOVED.get_or_init(|| moved("/usr/local", &[]))
@@ -44,7 +44,7 @@ fn moved(prefix: &str, variables: &[&str]) -> PathBuf {
     elsewhere
 }
 
-/// Every file, folder and link below a folder: its mode, and where a link points.
+/// Returns every file, folder and link below a folder, with its mode and the target of a link.
 fn tree(folder: &Path) -> BTreeMap<String, String> {
     let listing = stdout(Command::new("find").arg(folder).args(["-mindepth", "1", "-printf", "%P\t%M %l\n"]));
     let entry = |line: &str| {
@@ -58,16 +58,16 @@ fn pkg_config(prefix: &Path, args: &[&str]) -> Vec<String> {
     let folder = stdout(Command::new("find").arg(prefix).args(["-name", "pkgconfig"]));
     let mut command = Command::new("pkg-config");
     let said = stdout(command.args(args).arg("ka").env("PKG_CONFIG_LIBDIR", folder.trim()));
-    // It writes a blank in a path as the shell reads it.
+    // pkg-config escapes blanks in paths with a backslash.
     said.trim().replace("\\ ", "\u{1}").split(' ').map(|word| word.replace('\u{1}', " ")).collect()
 }
 
-/// Runs a program with the libraries of the prefix, and sees that the kernel has what it set and that it is linked
-/// as it should be.
-fn judge(program: &Path, lib: &Path, shared: bool) {
+/// Runs a program with the libraries of the prefix. Checks the settings that it prints, and whether it is linked with
+/// the shared library.
+fn check_program(program: &Path, lib: &Path, shared: bool) {
     let output = succeed(Command::new(program).env("LD_LIBRARY_PATH", lib));
     let said = String::from_utf8(output.stdout).unwrap();
-    // hpp.cpp asks the kernel by itself, and says nothing.
+    // hpp.cpp checks the settings itself, and prints nothing.
     assert!(said.is_empty() || said == format!("{VERSION} on 60 10 5\n"), "{said}");
     let dynamic = stdout(Command::new("readelf").arg("-dW").arg(program).env("LC_ALL", "C"));
     assert_eq!(dynamic.contains(&format!("[{}]", soname())), shared, "{dynamic}");
@@ -94,7 +94,7 @@ const COMPILERS: [(&str, &str); 4] =
     [("gcc", "c/link.c"), ("clang", "c/link.c"), ("g++", "cpp/hpp.cpp"), ("clang++", "cpp/hpp.cpp")];
 
 #[test]
-fn each_file_is_where_it_should_be() {
+fn files_are_installed_in_the_right_places() {
     let tree = tree(prefix());
     let library = format!("libka.so.{VERSION}");
     let soname = soname();
@@ -137,7 +137,7 @@ fn each_file_is_where_it_should_be() {
     {
         let same = fs::read(release().join(source)).unwrap()
             == fs::read(prefix().join("lib").join(installed)).unwrap();
-        assert!(same, "{installed} is not the release build's");
+        assert!(same, "{installed} differs from the release build");
     }
     let said = stdout(Command::new(prefix().join("bin/ka")).arg("--version"));
     assert_eq!(said, format!("ka {VERSION}\n"));
@@ -152,36 +152,36 @@ fn each_file_is_where_it_should_be() {
 }
 
 #[test]
-fn by_hand() {
+fn programs_can_be_built_by_hand() {
     let (include, lib) = (prefix().join("include"), prefix().join("lib"));
     for (compiler, source) in COMPILERS {
         let shared: [&OsStr; 5] =
             ["-I".as_ref(), include.as_ref(), "-L".as_ref(), lib.as_ref(), "-lka".as_ref()];
-        judge(&build(compiler, source, &shared), &lib, true);
+        check_program(&build(compiler, source, &shared), &lib, true);
         let archive = lib.join("libka.a");
         let with_archive: [&OsStr; 3] = ["-I".as_ref(), include.as_ref(), archive.as_ref()];
-        judge(&build(compiler, source, &with_archive), &lib, false);
+        check_program(&build(compiler, source, &with_archive), &lib, false);
     }
 }
 
 #[test]
-fn by_pkg_config() {
-    // Where all is below one folder, and as Debian has it.
+fn programs_can_be_built_by_pkg_config() {
+    // Test a prefix with the default folders, and one with Debian's LIBDIR.
     for prefix in [prefix(), &moved("/usr", &["LIBDIR=/usr/lib/x86_64-linux-gnu"])] {
         let lib = PathBuf::from(pkg_config(prefix, &["--variable=libdir"]).remove(0));
         assert!(lib.canonicalize().unwrap().starts_with(prefix), "{lib:?}");
         for (compiler, source) in COMPILERS {
-            judge(&build(compiler, source, &pkg_config(prefix, &["--cflags", "--libs"])), &lib, true);
+            check_program(&build(compiler, source, &pkg_config(prefix, &["--cflags", "--libs"])), &lib, true);
             let mut args = pkg_config(prefix, &["--static", "--cflags", "--libs"]);
             args.push("-static".into());
-            judge(&build(compiler, source, &args), &lib, false);
+            check_program(&build(compiler, source, &args), &lib, false);
         }
         assert_eq!(pkg_config(prefix, &["--modversion"]), [VERSION]);
     }
 }
 
 #[test]
-fn by_cmake() {
+fn programs_can_be_built_by_cmake() {
     for prefix in [prefix(), &moved("/usr", &["LIBDIR=/usr/lib/x86_64-linux-gnu"])] {
         let folder = scratch("cmake");
         let mut configure = Command::new("cmake");
@@ -195,14 +195,14 @@ fn by_cmake() {
         for (program, shared) in
             [("c_shared", true), ("c_static", false), ("cxx_shared", true), ("cxx_static", false)]
         {
-            judge(&folder.join(program), &lib, shared);
+            check_program(&folder.join(program), &lib, shared);
         }
     }
 }
 
-/// The rule of the SONAME: the same major version, and not older.
+/// CMake must accept exactly the versions that a program can run with. The rule is that of the SONAME.
 #[test]
-fn cmake_finds_what_a_program_can_run_with() {
+fn cmake_accepts_the_same_major_version_not_older() {
     let source = root().join("pkg/ka-config-version.cmake.in");
     let template = fs::read_to_string(source).unwrap();
     let compatible = |version: &str, soname: &str, asked: &str| {
@@ -210,7 +210,7 @@ fn cmake_finds_what_a_program_can_run_with() {
         let text =
             template.replace("@VERSION@", version).replace("@SONAME@", soname).replace("@POINTER_SIZE@", "8");
         fs::write(&file, text).unwrap();
-        // As find_package sets it.
+        // Set the variables that find_package sets.
         let (min, max) = asked.split_once("...").unwrap_or((asked, ""));
         let mut script = String::new();
         let mut set = |name: &str, value: &str| writeln!(script, "set({name} \"{value}\")").unwrap();
@@ -256,10 +256,10 @@ fn cmake_finds_what_a_program_can_run_with() {
         ("1.4.2", "libka.so.1", "0", false),
         ("2.0.0", "libka.so.2", "1.4", false),
     ] {
-        assert_eq!(compatible(version, soname, asked), expected, "{version} where {asked} is asked for");
+        assert_eq!(compatible(version, soname, asked), expected, "version {version}, requested {asked}");
     }
 
-    // What cannot be had is said.
+    // If no version is suitable, CMake reports it.
     let output = configure("-DKA_ASKED=99.1");
     assert!(!output.status.success() && stderr(&output).contains(VERSION), "{}", stderr(&output));
 }
@@ -304,7 +304,7 @@ fn versions_come_from_one_place() {
     for line in own {
         assert!(line.contains(&format!("version = \"{VERSION}\"")), "{line}");
     }
-    // The library's own, the SONAME and CHANGELOG.md: tests/exports.rs.
+    // tests/exports.rs compares the version of the library, the SONAME and CHANGELOG.md.
     assert!(VERSION.starts_with(soname().strip_prefix("libka.so.").unwrap()));
 }
 
@@ -313,11 +313,11 @@ fn the_installed_shim_and_command_work() {
     let code = "import socket as s; t = s.socket(); print(t.getsockopt(s.SOL_SOCKET, s.SO_KEEPALIVE), \
                 t.getsockopt(s.IPPROTO_TCP, s.TCP_KEEPIDLE))";
     let shim = prefix().join("lib/ka/libka_preload.so");
-    // The command finds it beside itself, wherever that is.
+    // The command finds the shim relative to its own path.
     let mut command = Command::new(prefix().join("bin/ka"));
     command.args(["run", "--policy", "77,7,7", "--", "python3", "-c", code]).env_remove("KA_PRELOAD");
     assert_eq!(stdout(&mut command), "1 77\n");
-    // The loader takes a blank in LD_PRELOAD for the end of a name.
+    // In LD_PRELOAD, a blank separates names, so use a link without a blank.
     let link = scratch("shim.so");
     std::os::unix::fs::symlink(shim, &link).unwrap();
     let mut command = Command::new("python3");
@@ -328,7 +328,7 @@ fn the_installed_shim_and_command_work() {
 }
 
 #[test]
-fn uninstall_removes_what_was_installed_and_nothing_else() {
+fn uninstall_removes_only_installed_files() {
     let stage = scratch("stage");
     let install = || succeed(&mut make("install", &stage, &["PREFIX=/opt/ka"]));
     let uninstall = || succeed(&mut make("uninstall", &stage, &["PREFIX=/opt/ka"]));
@@ -337,11 +337,11 @@ fn uninstall_removes_what_was_installed_and_nothing_else() {
     install();
     let once = tree(&stage);
     install();
-    assert_eq!(tree(&stage), once, "a second time changes nothing");
+    assert_eq!(tree(&stage), once, "a second installation has changed something");
     uninstall();
     assert_eq!(tree(&stage), nothing);
 
-    // What was there before stays: a folder, though empty, and a file.
+    // Files and folders that existed before stay, even empty folders.
     fs::create_dir_all(stage.join("opt/ka/include")).unwrap();
     fs::create_dir_all(stage.join("opt/ka/lib/ka")).unwrap();
     fs::write(stage.join("opt/ka/lib/libother.so"), "").unwrap();
@@ -351,7 +351,7 @@ fn uninstall_removes_what_was_installed_and_nothing_else() {
     uninstall();
     assert_eq!(tree(&stage), before);
 
-    // Who comes later is not in the way, nor in danger.
+    // Files that were added after the installation stay too.
     install();
     fs::write(stage.join("opt/ka/lib/pkgconfig/other.pc"), "").unwrap();
     uninstall();
@@ -359,7 +359,7 @@ fn uninstall_removes_what_was_installed_and_nothing_else() {
     assert!(left.contains_key("opt/ka/lib/pkgconfig/other.pc"), "{left:?}");
     assert_eq!(left.len(), before.len() + 2, "{left:?}");
 
-    // What an older version had, a newer one replaces.
+    // A newer version removes the files of an older one.
     install();
     let installed = stage.join("opt/ka/lib/ka/installed");
     let notes = fs::read_to_string(&installed).unwrap() + "file lib/libka.so.0.0.9\n";
@@ -371,13 +371,13 @@ fn uninstall_removes_what_was_installed_and_nothing_else() {
     uninstall();
     assert_eq!(tree(&stage), left);
 
-    // There is nothing: that is said, not passed over.
+    // If nothing is installed, uninstall fails with a message.
     let output = make("uninstall", &stage, &["PREFIX=/opt/ka"]).output().unwrap();
     assert!(
         !output.status.success() && stderr(&output).contains("nothing was installed there"),
         "{output:?}"
     );
-    // Nor is it where the command does not look for its shim.
+    // If the command would not find the shim in LIBDIR, make prints how to build it.
     for (libdir, is_said) in
         [("/opt/ka/lib64", false), ("/opt/ka/lib/x86_64-linux-gnu", false), ("/opt/lib", true)]
     {
@@ -395,15 +395,15 @@ fn uninstall_removes_what_was_installed_and_nothing_else() {
     assert_eq!(tree(&stage), left);
 }
 
-/// The list of installed files is right wherever the prefix is.
+/// The list of installed files is relative to the prefix, so it is right after a move.
 #[test]
-fn uninstall_after_a_move_leaves_what_is_at_the_old_place() {
+fn uninstall_after_a_move_keeps_files_at_the_old_place() {
     let stage = scratch("stage");
     let uninstall = |prefix: &str, more: &[&str]| {
         let place = format!("PREFIX={prefix}");
         make("uninstall", &stage, &[&[place.as_str()], more].concat()).output().unwrap()
     };
-    // These stay empty: they were there before.
+    // These folders existed before the installation, so uninstall must keep them.
     fs::create_dir_all(stage.join("opt")).unwrap();
     fs::create_dir_all(stage.join("usr/bin")).unwrap();
     let nothing = tree(&stage);
@@ -423,7 +423,7 @@ fn uninstall_after_a_move_leaves_what_is_at_the_old_place() {
         let output = uninstall("/opt/moved", more);
         assert!(output.status.success(), "{output:?}");
         assert_eq!(tree(&stage), before, "{more:?}");
-        // The moved one is gone: there is nothing to remove a second time.
+        // The moved installation was removed, so a second uninstall fails.
         let output = uninstall("/opt/moved", more);
         assert!(stderr(&output).contains("nothing was installed there"), "{output:?}");
         let output = uninstall("/opt/ka", more);
@@ -431,7 +431,7 @@ fn uninstall_after_a_move_leaves_what_is_at_the_old_place() {
         assert_eq!(tree(&stage), nothing, "{more:?}");
     }
 
-    // LIBDIR, where the list is, does not belong to this prefix.
+    // LIBDIR has the list of another prefix.
     succeed(&mut make("install", &stage, &["PREFIX=/opt/ka"]));
     let before = tree(&stage);
     for variables in [["PREFIX=/opt/other", "LIBDIR=/opt/ka/lib"], ["PREFIX=/opt", "LIBDIR=/opt/ka/lib"]] {
@@ -444,7 +444,8 @@ fn uninstall_after_a_move_leaves_what_is_at_the_old_place() {
     }
 }
 
-/// The cache of the dynamic loader is the machine's. It changes only if a library comes into a folder of the loader.
+/// The cache of the dynamic loader belongs to the machine. install must update it only if LIBDIR is a folder of the
+/// loader.
 #[test]
 fn install_runs_ldconfig_only_for_folders_of_the_loader() {
     let folder = scratch("loader");
@@ -454,7 +455,7 @@ fn install_runs_ldconfig_only_for_folders_of_the_loader() {
     let lib = prefix.join("lib");
     for (name, what) in [
         ("id", "echo 0".to_owned()),
-        // The folders of the loader are those of this machine, and one that the test chooses.
+        // This ldconfig reports the folders of this machine, and one that the test chooses.
         (
             "ldconfig",
             format!(
@@ -488,9 +489,9 @@ fn install_runs_ldconfig_only_for_folders_of_the_loader() {
     assert!(!log.exists());
 }
 
-/// Whoever installs is root, who need not have a Rust compiler, and whose umask is anything.
+/// root may have no Rust compiler, and any umask.
 #[test]
-fn what_is_built_is_not_built_again() {
+fn install_does_not_build_again() {
     let stage = scratch("stage");
     succeed(&mut make("install", &stage, &[]));
     let target = fs::metadata(release().join("libka.so")).unwrap();
@@ -512,9 +513,9 @@ fn what_is_built_is_not_built_again() {
     );
 }
 
-/// Debian 12's own Rust is too old: what to type is said, instead of an error of Cargo's.
+/// Debian 12's own Rust is too old. make must print the command to type, instead of an error of Cargo.
 #[test]
-fn a_rust_that_is_too_old_is_named_before_it_builds() {
+fn make_rejects_an_old_rust_before_the_build() {
     let folder = scratch("old");
     fs::create_dir(&folder).unwrap();
     let old = [("rustc", "echo rustc 1.63.0"), ("cargo", "echo cargo was called"), ("id", "echo 1000")];
@@ -539,7 +540,7 @@ fn a_rust_that_is_too_old_is_named_before_it_builds() {
     }
 }
 
-/// A word of pkg-config's, whose path may go down and up again.
+/// Normalizes the path in a word of pkg-config. The path may contain `..`.
 fn plain(word: &str) -> String {
     let mut parts: Vec<&str> = vec![];
     for part in word.split('/') {
@@ -551,10 +552,10 @@ fn plain(word: &str) -> String {
     parts.join("/")
 }
 
-/// Needs cargo-c, which takes minutes to build: `make cargo-c` has it built, and runs this.
+/// Needs cargo-c, which takes minutes to build. `make cargo-c` builds it, and runs this test.
 #[test]
 #[ignore = "run it with `make cargo-c`"]
-fn cargo_c_installs_the_same() {
+fn cargo_c_installs_the_same_library() {
     let stage = scratch("stage");
     let mut command = Command::new("cargo");
     command.current_dir(root()).args(["cinstall", "--locked", "--release", "--prefix", "/usr/local"]);
@@ -562,7 +563,7 @@ fn cargo_c_installs_the_same() {
     succeed(command.arg("--target-dir").arg(target().join("capi")));
     let theirs = stage.join("usr/local");
 
-    // All that it installs, make installs too, as the same kind of thing, and no other SONAME, symbol or version.
+    // make installs each file of cargo-c too, with the same type, SONAME, symbols and versions.
     for (path, what) in tree(&theirs) {
         let ours = tree(prefix());
         assert_eq!(ours.get(&path).map(|what| &what[..1]), Some(&what[..1]), "{path}: {ours:?}");
@@ -588,7 +589,7 @@ fn cargo_c_installs_the_same() {
         stdout(Command::new("readelf").arg("-d").arg(theirs.join("lib/libka.so")).env("LC_ALL", "C"));
     assert!(dynamic.contains(&format!("[{}]", soname())), "{dynamic}");
 
-    // pkg-config says the same; but cargo-c writes down the prefix that it was given, so elsewhere it takes --define-prefix.
+    // pkg-config prints the same flags. cargo-c writes an absolute prefix, so a moved prefix needs --define-prefix.
     let elsewhere = scratch("moved here");
     succeed(Command::new("cp").arg("-a").arg(&theirs).arg(&elsewhere));
     let ways: [&[&str]; 4] =
@@ -610,10 +611,10 @@ fn cargo_c_installs_the_same() {
     }
     let pc = |args: &[&str]| pkg_config(&theirs, &[args, &["--define-prefix"]].concat());
     let lib = theirs.join("lib");
-    judge(&build("gcc", "c/link.c", &pc(&["--cflags", "--libs"])), &lib, true);
+    check_program(&build("gcc", "c/link.c", &pc(&["--cflags", "--libs"])), &lib, true);
     let mut args = pc(&["--static", "--cflags", "--libs"]);
     args.push("-static".into());
-    judge(&build("gcc", "c/link.c", &args), &lib, false);
+    check_program(&build("gcc", "c/link.c", &args), &lib, false);
 }
 
 /// While `scripts/need` installs Debian packages, it prevents them from starting their servers. The test has its own
@@ -664,7 +665,7 @@ END
 /// Cargo may put intermediate files and libka.so into different folders. The link with the SONAME must be beside the
 /// library.
 #[test]
-fn the_link_is_beside_the_library_wherever_cargo_builds() {
+fn the_soname_link_is_beside_the_library() {
     let folder = scratch("build-dir");
     let (build, target) = (folder.join("build"), folder.join("target"));
     let mut cargo = Command::new(env!("CARGO"));

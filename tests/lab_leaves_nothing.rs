@@ -1,4 +1,5 @@
-//! The lab leaves nothing: no process, namespace, link or rule, whether it ends well, fails, is interrupted, or is killed.
+//! Tests that the lab leaves no process, namespace, link or rule behind, whether it succeeds, fails, is interrupted or
+//! is killed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +14,7 @@ use ka_test::artifact::cargo;
 use ka_test::child::stdout;
 use ka_test::namespace::alone;
 
-/// The lab's test program.
+/// Returns the path of the lab's test program.
 fn lab() -> PathBuf {
     let mut cargo = cargo();
     cargo.args([
@@ -31,7 +32,7 @@ fn lab() -> PathBuf {
     after.split('"').next().unwrap().into()
 }
 
-/// What there is in this test's own namespaces.
+/// The processes, links, mounts and rules in this test's own namespaces.
 #[derive(Debug, PartialEq)]
 struct Traces {
     processes: usize,
@@ -45,7 +46,7 @@ fn traces() -> Traces {
     let mut networks = BTreeSet::new();
     let mut processes = 0;
     for entry in fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path()) {
-        // A process that has ended has no namespaces any more, nor one that ends while it is looked at.
+        // A process that has ended has no namespaces. It may also end during this loop.
         let Ok(network) = fs::read_link(entry.join("ns/net")) else { continue };
         if entry.ends_with("self") || entry.ends_with("thread-self") {
             continue;
@@ -67,24 +68,24 @@ fn traces() -> Traces {
     }
 }
 
-/// Starts the lab with every kind of network, and returns when all are built.
+/// Starts the lab with every kind of network. Returns when all networks exist.
 fn start(ending: &str) -> (Child, Box<dyn Iterator<Item = String>>) {
     let mut command = Command::new(lab());
     command.env("KA_LAB_ENDING", ending).arg("--nocapture").stdout(Stdio::piped()).stderr(Stdio::null());
-    // As a shell would, so that a signal to the group is what Ctrl-C is.
+    // Make a process group as a shell does, so that a signal to the group has the effect of Ctrl-C.
     command.process_group(0);
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
     assert!(
         lines.any(|line| line.ends_with("built")),
-        "{ending}: the lab ended before its networks were there"
+        "{ending}: the lab ended before it had made its networks"
     );
     (child, Box::new(lines))
 }
 
 #[test]
-fn the_lab_leaves_nothing_when_it_ends_fails_is_interrupted_and_is_killed() {
-    const TEST: &str = "the_lab_leaves_nothing_when_it_ends_fails_is_interrupted_and_is_killed";
+fn the_lab_leaves_nothing_behind_however_it_ends() {
+    const TEST: &str = "the_lab_leaves_nothing_behind_however_it_ends";
     if !alone(TEST, &["--net", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]) {
         return;
     }
@@ -102,7 +103,7 @@ fn the_lab_leaves_nothing_when_it_ends_fails_is_interrupted_and_is_killed() {
     assert_eq!(traces(), before, "after a lab that has failed");
 
     let (mut lab, lines) = start("waits");
-    // SAFETY: a signal to the group of our own child, which was not waited for.
+    // SAFETY: the child was not waited for yet, so its process group still exists.
     unsafe { libc::kill(-i32::try_from(lab.id()).unwrap(), libc::SIGINT) };
     lines.for_each(drop);
     assert!(!lab.wait().unwrap().success(), "the lab was not interrupted");
@@ -110,15 +111,15 @@ fn the_lab_leaves_nothing_when_it_ends_fails_is_interrupted_and_is_killed() {
 
     let (mut lab, _lines) = start("waits");
     let during = traces();
-    // Four networks of three machines, and one that carries frames.
-    assert_eq!(during.networks, before.networks + 1 + 13, "the count does not see the lab's networks");
-    assert!(during.processes > before.processes, "the count does not see the lab's processes");
+    // Four networks of three machines, and one namespace that forwards frames.
+    assert_eq!(during.networks, before.networks + 1 + 13, "the lab's networks were not counted");
+    assert!(during.processes > before.processes, "the lab's processes were not counted");
     lab.kill().unwrap();
     lab.wait().unwrap();
     nothing_is_left(&before, "after a lab that was killed");
 }
 
-/// The kernel ends the other processes, and then the namespaces, in its own time.
+/// Waits until only the traces from before are left. The kernel ends the processes and namespaces with a delay.
 fn nothing_is_left(before: &Traces, when: &str) {
     let until = Instant::now() + Duration::from_secs(20);
     while traces() != *before && Instant::now() < until {

@@ -1,5 +1,5 @@
-//! `ka_enable_lenient`: keepalive goes on whatever becomes of the timers, and the mask says which of them are not as
-//! asked. `tests/descriptors.rs` has each kind of descriptor.
+//! Tests `ka_enable_lenient`: it turns keepalive on even if timers cannot be set, and the mask names these timers.
+//! `tests/descriptors.rs` tests it on each kind of descriptor.
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::process::Command;
@@ -20,7 +20,7 @@ fn enable_lenient(fd: RawFd, idle: c_int, intvl: c_int, cnt: c_int) -> Result<c_
     call(|ka| unsafe { (ka.ka_enable_lenient)(fd, idle, intvl, cnt) })
 }
 
-/// What an argument does to a timer: its value afterwards, and whether its bit is set.
+/// Returns the value of a timer after a call with this argument, and whether its bit is set in the mask.
 fn expected(argument: c_int, most: c_int, before: c_int) -> (c_int, bool) {
     match argument {
         ..=0 => (before, false),
@@ -68,9 +68,9 @@ fn values_below_1_are_kept_and_values_above_the_maximum_are_clamped() {
     }
 }
 
-/// Hand-written code ignores what setsockopt(2) returns for the timers. So does this, with the result in the mask.
+/// Hand-written code ignores the errors of setsockopt(2) for the timers. `ka_enable_lenient` reports them in the mask.
 #[test]
-fn keepalive_goes_on_whatever_timers_the_kernel_refuses() {
+fn keepalive_is_turned_on_even_if_the_kernel_rejects_timers() {
     for link in LINKS {
         assert_eq!(stdout(&mut Command::new(program("lenient", link))), "2304 calls\n");
     }

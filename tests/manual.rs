@@ -1,4 +1,4 @@
-//! man/: each function and each flag has its page, which says what the header and the command say.
+//! Tests the pages in man/: each function and each flag is on a page, and the pages agree with the header and `--help`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,16 +15,16 @@ fn man() -> PathBuf {
     root().join("man")
 }
 
-/// The pages of man/.
+/// Returns the pages in man/.
 fn pages() -> Vec<PathBuf> {
     fs::read_dir(man()).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
 
-/// A page's text; of one that is a link, the text of where it goes.
+/// Returns the text of a page. If the page is a link, returns the text of its target.
 fn page(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     match text.strip_prefix(".so ") {
-        // Installed, each section is a folder; here they are one.
+        // A link names the installed folder of a section, such as man3. In this repository all pages are in one folder.
         Some(target) => {
             let (folder, file) = target.trim().split_once('/').unwrap();
             assert!(file.ends_with(&folder.replace("man", ".")), "{text} is of another section");
@@ -34,16 +34,16 @@ fn page(path: &Path) -> String {
     }
 }
 
-/// What stands in a section of a page.
+/// Returns the text of a section.
 fn section<'a>(page: &'a str, name: &str) -> &'a str {
     let (_, rest) =
         page.split_once(&format!(".Sh {name}\n")).unwrap_or_else(|| panic!("no {name} in: {page}"));
     rest.split("\n.Sh ").next().unwrap()
 }
 
-/// The functions of a SYNOPSIS, as C declares them.
+/// Returns the functions of a SYNOPSIS as C declarations.
 fn prototypes(synopsis: &str) -> Vec<String> {
-    // What may stand in quotes, or bare if it has no blank.
+    // Arguments are in quotes if they contain a blank.
     let arguments = |text: &str| -> Vec<String> {
         text.split('"').enumerate().fold(vec![], |mut arguments, (index, part)| {
             if index % 2 == 1 {
@@ -73,7 +73,7 @@ fn prototypes(synopsis: &str) -> Vec<String> {
 }
 
 #[test]
-fn each_function_has_its_page_which_declares_it_as_the_header_does() {
+fn function_pages_have_the_prototypes_of_the_header() {
     let header = header();
     for name in EXPORTS {
         let page = page(&man().join(name).with_extension("3"));
@@ -88,9 +88,9 @@ fn each_function_has_its_page_which_declares_it_as_the_header_does() {
     }
 }
 
-/// Every error that the header names for a function stands on its page.
+/// Each error in the header's comment of a function must be on the function's page.
 #[test]
-fn each_page_has_the_errors_of_the_header() {
+fn function_pages_name_the_errors_of_the_header() {
     let words = |text: &str| -> BTreeSet<String> {
         text.split(|letter: char| !letter.is_ascii_alphanumeric())
             .filter(|word| word.len() > 3 && word.starts_with('E') && *word == word.to_uppercase())
@@ -108,7 +108,7 @@ fn each_page_has_the_errors_of_the_header() {
 }
 
 #[test]
-fn the_presets_are_those_that_there_are() {
+fn the_page_of_the_presets_lists_all_of_them() {
     let page = page(&man().join("ka_plan_preset.3"));
     let rows: Vec<_> =
         page.lines().filter_map(|line| line.strip_prefix(".It ")?.split_once(" Ta ")).collect();
@@ -118,9 +118,9 @@ fn the_presets_are_those_that_there_are() {
     assert_eq!(rows.split_first().unwrap().1, expected);
 }
 
-/// The page names the document of each preset, and where it is. ka.h refers to it.
+/// The page names the document of each preset, and its address. ka.h refers to the page.
 #[test]
-fn the_page_of_the_presets_has_the_source_of_each() {
+fn the_page_of_the_presets_names_each_source() {
     let page = page(&man().join("ka_plan_preset.3"));
     // A source may take several lines.
     let found: BTreeSet<(String, String, String)> = section(&page, "SOURCES")
@@ -144,9 +144,9 @@ fn the_page_of_the_presets_has_the_source_of_each() {
     }
 }
 
-/// Every page that is referred to as one of ours is there, and the overview names all that are not links.
+/// Each page of ka that another page refers to must exist. The overview must name all pages that are not links.
 #[test]
-fn references_among_the_pages_lead_somewhere() {
+fn references_among_the_pages_are_valid() {
     for path in pages() {
         let text = page(&path);
         let references = text.lines().filter_map(|line| {
@@ -175,9 +175,9 @@ fn references_among_the_pages_lead_somewhere() {
     }
 }
 
-/// The command's pages lead to each other and to pages that are there, and no section of them is there twice.
+/// The pages of the command must refer to each other, and only to pages that exist. No section may occur twice.
 #[test]
-fn the_command_s_pages_lead_to_each_other() {
+fn pages_of_the_command_refer_to_each_other() {
     let command = |path: &&PathBuf| path.extension().is_some_and(|section| section == "1");
     let references = |name: &str| -> BTreeSet<String> {
         let text = page(&man().join(name)).replace("\\-", "-");
@@ -198,7 +198,7 @@ fn the_command_s_pages_lead_to_each_other() {
     for path in pages.iter().filter(command) {
         let name = path.file_name().unwrap().to_str().unwrap();
         for other in references(name).iter().filter(|other| other.ends_with(".1")) {
-            assert!(references(other).contains(name), "{other} does not lead to {name}");
+            assert!(references(other).contains(name), "{other} does not refer to {name}");
         }
     }
     for near in ["ka.1", "ka-attach.1", "ka-cgroup.1", "ka.7", "ka-preload.7"] {
@@ -207,20 +207,20 @@ fn the_command_s_pages_lead_to_each_other() {
 }
 
 #[test]
-fn mandoc_has_nothing_to_say() {
+fn mandoc_reports_nothing() {
     for path in pages().iter().filter(|path| !fs::read_to_string(path).unwrap().starts_with(".so ")) {
         let output = Command::new("mandoc").args(["-T", "lint"]).arg(path).output().unwrap();
         let said = String::from_utf8(output.stdout).unwrap();
-        // Which other pages this machine has is no matter of this page's.
+        // Pages of other packages need not be installed on this machine.
         let said: Vec<_> =
             said.lines().filter(|line| !line.contains("referenced manual not found")).collect();
         assert!(said.is_empty(), "{said:#?}");
     }
 }
 
-/// A macro that encloses takes the rest of its line with it, but for the marks at the line's end.
+/// An enclosing macro, such as Pq, encloses the rest of its line, except for punctuation at the end of the line.
 #[test]
-fn parentheses_and_quotes_end_where_they_should() {
+fn enclosing_macros_end_at_the_right_word() {
     for path in pages() {
         let text = page(&path);
         let encloses = |line: &&str| [".Pq ", ".Dq ", ".Sq "].iter().any(|name| line.starts_with(name));
@@ -239,10 +239,10 @@ fn parentheses_and_quotes_end_where_they_should() {
     assert!(words.join(" ").contains(sentence));
 }
 
-/// The words at the beginning of --help's lines.
+/// Returns the flags at the beginning of the lines of --help.
 fn flags(help: &str) -> BTreeSet<String> {
     help.lines()
-        // Text is not indented, and may begin with a flag where it wraps.
+        // Lines of flags are indented. A wrapped line of text is not, but may begin with a flag.
         .filter(|line| line.starts_with("  ") && line.trim_start().starts_with('-'))
         .flat_map(|line| line.split([' ', ',', '=', '[']))
         .filter(|word| {
@@ -255,7 +255,7 @@ fn flags(help: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn each_flag_of_the_command_has_its_page() {
+fn each_flag_is_on_the_page_of_its_subcommand() {
     let ka = release().join("ka");
     let help = stdout(Command::new(&ka).arg("--help"));
     let (_, commands) = help.split_once("Commands:\n").expect("a list of commands");
@@ -284,7 +284,7 @@ fn each_flag_of_the_command_has_its_page() {
     }
 }
 
-/// A new option is easily forgotten in a layer where the compiler does not ask for it. CONTRIBUTING.md, "Add a socket option"
+/// The compiler may not find a layer that lacks a new option. This test does. CONTRIBUTING.md, "Add a socket option"
 #[test]
 fn each_value_of_a_policy_is_in_every_layer() {
     for timer in ka_core::Timer::ALL {

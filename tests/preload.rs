@@ -1,4 +1,5 @@
-//! The shim: programs in C, under it, in every mode. What a socket has is asked by system calls that no hook sees.
+//! Tests the shim with programs in C, in every mode. The programs read a socket's settings by system calls that the
+//! hooks do not see.
 
 use std::ffi::OsString;
 use std::fs;
@@ -18,7 +19,7 @@ use ka_test::namespace::{in_a_network_of_its_own, is_root, with_own_etc};
 use ka_test::path::{root, scratch};
 use ka_test::socket::{fresh, set_option};
 
-/// What it exports: its hooks.
+/// The functions that the shim exports.
 const HOOKS: [&str; 15] = [
     "accept",
     "accept4",
@@ -41,7 +42,7 @@ fn source(name: &str) -> PathBuf {
     root().join("tests/c/preload").join(name).with_extension("c")
 }
 
-/// A program of tests/c/preload, made once.
+/// Compiles a program of tests/c/preload once.
 macro_rules! program {
     ($name:literal) => {{
         static MADE: OnceLock<PathBuf> = OnceLock::new();
@@ -57,15 +58,15 @@ fn library_with(name: &str, flags: &[&str]) -> PathBuf {
     compile(cc().args(["-shared", "-fPIC"]).args(flags), &source(name), Link::Nothing)
 }
 
-/// The lines `what: values` that a program printed.
+/// Returns the lines `what: values` that a program has printed.
 fn lines(printed: &str) -> impl Iterator<Item = (&str, &str)> {
     printed.lines().filter_map(|line| line.split_once(": "))
 }
 
-// The file.
+// The library file.
 
 #[test]
-fn it_exports_its_hooks_and_nothing_else() {
+fn the_shim_exports_only_its_hooks() {
     let table = stdout(Command::new("nm").args(["-D", "--defined-only"]).arg(shim()));
     let mut names: Vec<_> = table.lines().filter_map(|line| line.split_whitespace().last()).collect();
     names.sort_unstable();
@@ -73,11 +74,11 @@ fn it_exports_its_hooks_and_nothing_else() {
 }
 
 #[test]
-fn it_needs_libc_alone_of_any_age() {
+fn the_shim_needs_only_an_old_libc() {
     let dynamic = stdout(Command::new("readelf").arg("-dW").arg(shim()));
     let needed: Vec<_> = dynamic.lines().filter(|line| line.contains("(NEEDED)")).collect();
     assert!(needed.len() == 1 && needed[0].ends_with("[libc.so.6]"), "{needed:?}");
-    assert!(!dynamic.contains("[libka.so"), "the name of libka has leaked: {dynamic}");
+    assert!(!dynamic.contains("[libka.so"), "the shim has the SONAME of libka: {dynamic}");
     let symbols = stdout(Command::new("nm").args(["-D", "--undefined-only"]).arg(shim()));
     let versions: Vec<u32> = symbols
         .lines()
@@ -85,31 +86,31 @@ fn it_needs_libc_alone_of_any_age() {
         .collect();
     assert!(!versions.is_empty() && versions.iter().all(|minor| *minor <= 17), "{symbols}");
     for name in ["malloc", "calloc", "realloc", "pthread_mutex_lock", "getenv", "dlsym"] {
-        assert!(!symbols.contains(name), "it calls {name}");
+        assert!(!symbols.contains(name), "the shim calls {name}");
     }
 }
 
 #[test]
-fn it_is_small() {
-    // Instructions of aarch64 all have four bytes, so the same code is larger there.
+fn the_shim_stays_below_its_size_limit() {
+    // Each instruction of aarch64 has four bytes, so the same code is larger there.
     let most = if cfg!(target_arch = "aarch64") { 38 } else { 36 };
     let size = loaded_size(&shim());
     assert!((1..=most * 1024).contains(&size), "{size} bytes, more than {most} KiB");
 }
 
 #[test]
-fn nothing_in_it_can_panic() {
+fn the_library_cannot_panic() {
     let symbols = stdout(Command::new("nm").arg("--demangle").arg(unstripped().join("libka_preload.so")));
-    assert!(symbols.contains("ka_preload::"), "the symbols are stripped, this would prove nothing");
+    assert!(symbols.contains("ka_preload::"), "the symbols are stripped, so the test would prove nothing");
     let panics: Vec<_> =
         symbols.lines().filter(|line| line.contains("panic") || line.contains("_fail")).collect();
     assert!(panics.iter().all(|line| line.contains("ka_preload::panic")), "{panics:?}");
 }
 
-// What it covers.
+// Covered sockets.
 
 #[test]
-fn every_tcp_socket_has_the_policy_and_no_other_socket_is_touched() {
+fn tcp_sockets_have_the_policy_and_others_are_unchanged() {
     let printed = stdout(&mut preloaded(program!("sockets")));
     assert!(printed.lines().count() > 20, "{printed}");
     for (what, values) in lines(&printed) {
@@ -140,7 +141,7 @@ fn sockets_received_from_the_same_user_have_the_policy() {
     assert!(lines(&off).count() == 8 && lines(&off).all(|(_, values)| values.starts_with('0')), "{off}");
 }
 
-/// The program `sockets`, built with musl.
+/// Builds the program `sockets` with musl.
 fn musl_sockets() -> PathBuf {
     compile(
         Command::new("musl-gcc").arg("-I").arg(root().join("tests/c/preload")),
@@ -150,19 +151,19 @@ fn musl_sockets() -> PathBuf {
 }
 
 #[test]
-fn the_same_library_serves_musl_programs() {
+fn the_shim_works_in_musl_programs() {
     assert_eq!(stdout(&mut preloaded(musl_sockets())), stdout(&mut preloaded(program!("sockets"))));
 }
 
 #[test]
-fn off_does_nothing_at_all() {
+fn off_leaves_sockets_unchanged() {
     let printed = stdout(preloaded(program!("sockets")).env("KA_POLICY", "off"));
     assert_eq!(printed, stdout(&mut Command::new(program!("sockets"))));
     assert!(lines(&printed).all(|(_, values)| values.starts_with('0')), "{printed}");
 }
 
 #[test]
-fn every_part_of_the_policy_can_be_said() {
+fn variables_set_every_part_of_the_policy() {
     let moments = program!("moments");
     let one = |variables: &[(&str, &str)]| {
         let mut command = preloaded(&moments);
@@ -197,7 +198,7 @@ fn every_part_of_the_policy_can_be_said() {
 }
 
 #[test]
-fn a_bad_value_is_named_once_and_the_default_applies() {
+fn bad_values_are_named_once_and_ignored() {
     let moments = program!("moments");
     for (variables, values, complaint) in [
         (
@@ -313,16 +314,16 @@ fn rules_choose_by_peer_and_port() {
     ] {
         assert_eq!(value(&printed, what), values, "{what} in:\n{printed}");
     }
-    // The base policy where no rule matches, and a connection that is not waited for.
+    // If no rule matches, the base policy applies. Connections may be non-blocking.
     let printed = run("peer=127.0.0.1 idle=99; peer=10.0.0.0/8 skip");
     assert_eq!(value(&printed, "two"), "1 60 10 6 0");
     assert_eq!(value(&printed, "one"), "1 99 10 6 0");
-    // Rules that look at local ports alone: what is accepted inherits.
+    // With rules for local ports only, accepted sockets inherit the policy of the listener.
     let printed = run("lport=1024-65535 20,4,2");
     assert_eq!(value(&printed, "listener"), "1 20 4 2 0");
     assert_eq!(value(&printed, "accepted"), "1 20 4 2 0");
     assert_eq!(value(&printed, "one"), "1 60 10 6 0");
-    // As many as are asked for.
+    // There may be many rules.
     let many = (1..=40).map(|n| format!("peer=10.0.0.{n} skip")).collect::<Vec<_>>().join(";");
     let printed = run(&format!("{many}; peer=127.0.0.1 idle=77"));
     assert_eq!(value(&printed, "one"), "1 77 10 6 0");
@@ -335,8 +336,9 @@ fn guard(mode: &str, more: &[(&str, &str)]) -> Vec<(String, String)> {
     lines(&printed).map(|(what, values)| (what.to_owned(), values.to_owned())).collect()
 }
 
-/// What is in force after each call, by function and by number and with either length; each call succeeds, and errno is
-/// as it was. The program compares the refusals with the kernel's.
+/// Checks the settings in force after each call. The program makes each call through the C library and as syscall(2),
+/// with either length of the value. Each call must succeed, and leave errno unchanged. The program itself compares
+/// rejected calls with those of the kernel.
 fn assert_guard(mode: &str, more: &[(&str, &str)], expected: &[(&str, &str)]) {
     let said = guard(mode, more);
     for (what, values) in expected {
@@ -348,7 +350,7 @@ fn assert_guard(mode: &str, more: &[(&str, &str)], expected: &[(&str, &str)]) {
 }
 
 #[test]
-fn force_holds_the_policy() {
+fn force_keeps_the_policy_in_force() {
     let mut expected: Vec<_> = [
         "off",
         "on",
@@ -364,14 +366,14 @@ fn force_holds_the_policy() {
     .map(|what| (what, "1 60 10 6 0"))
     .into();
     expected.push(("user timeout 1000", "1 60 10 6 1000"));
-    // Not slower than the policy, 1000 * (60 + 10 * 6) ms.
+    // The user timeout must not exceed the time of the policy, 1000 * (60 + 10 * 6) ms.
     expected.push(("user timeout 999999", "1 60 10 6 120000"));
     expected.push(("MPTCP, idle 99999", "1 60 10 6 -95"));
     assert_guard("force", &[], &expected);
 }
 
 #[test]
-fn a_user_timeout_that_the_policy_names_stays() {
+fn force_and_floor_keep_the_user_timeout_of_the_policy() {
     for mode in ["force", "floor"] {
         let expected = ["user timeout 1000", "user timeout 999999", "user timeout 0"]
             .map(|what| (what, if mode == "force" { "1 60 10 6 5000" } else { "1 5 2 3 5000" }));
@@ -380,7 +382,7 @@ fn a_user_timeout_that_the_policy_names_stays() {
 }
 
 #[test]
-fn floor_lets_the_program_be_stricter() {
+fn floor_allows_stricter_settings() {
     assert_guard(
         "floor",
         &[],
@@ -401,7 +403,7 @@ fn floor_lets_the_program_be_stricter() {
 }
 
 #[test]
-fn default_lets_the_program_have_the_last_word() {
+fn default_allows_all_settings_of_the_program() {
     assert_guard(
         "default",
         &[],
@@ -415,11 +417,12 @@ fn default_lets_the_program_have_the_last_word() {
     );
 }
 
-// What it must never do.
+// Side effects that the shim must never have.
 
-/// Where rules wait for the peer, what the program says until it connects is its word too, and no less is set for it.
+/// If rules match the peer, the shim sets the policy at connect. Until then the program may change its own settings,
+/// and the shim must respect them.
 #[test]
-fn in_the_default_mode_with_rules_the_program_s_word_holds_from_birth() {
+fn default_with_rules_keeps_settings_made_before_connect() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let script = format!(
@@ -451,7 +454,7 @@ print(k.getsockopt(s.SOL_SOCKET, s.SO_KEEPALIVE), *(k.getsockopt(s.IPPROTO_TCP, 
 }
 
 #[test]
-fn it_works_at_every_moment() {
+fn the_shim_works_at_every_moment_of_a_process() {
     let moments = program!("moments");
     for moment in ["signal", "vfork", "clone", "close", "filter", "cancel", "environment"] {
         let printed = stdout(preloaded(&moments).arg(moment));
@@ -465,7 +468,7 @@ fn a_cancelled_thread_runs_the_destructors_of_its_callers() {
     assert_eq!(stdout(preloaded(moments).arg("cancel")), "well\n");
 }
 
-// Seccomp filters of the program, and sockets that another user shares.
+// Seccomp filters of the program, and sockets that are shared with another user.
 
 #[test]
 fn received_descriptors_do_not_kill_a_program_with_a_seccomp_filter() {
@@ -487,15 +490,15 @@ fn a_program_with_a_seccomp_filter_survives_the_other_calls_of_the_shim() {
 
 #[test]
 fn the_signal_mask_is_unchanged_if_a_filter_refuses_to_change_it() {
-    // The log may not grow: a line sends SIGXFSZ, which ends the program unless it is blocked.
+    // The log file may not grow. A line would raise SIGXFSZ, which ends the program unless it is blocked.
     let mut command = preloaded("sh");
     command.args(["-c", "ulimit -f 0 && exec \"$0\" mask"]).arg(program!("filter"));
     assert_eq!(stdout(command.env("KA_LOG", scratch("log"))), "well\n");
-    // This log may grow. It contains only the lines that the shim wrote without a denied call.
+    // This log file may grow. It contains only the lines that the shim wrote without a denied call.
     let log = scratch("log");
     assert_eq!(stdout(preloaded(program!("filter")).arg("mask").env("KA_LOG", &log)), "well\n");
     let lines = fs::read_to_string(&log).unwrap();
-    assert_eq!(lines.matches("denied SO_KEEPALIVE=0").count(), 1, "one call is never made: {lines}");
+    assert_eq!(lines.matches("denied SO_KEEPALIVE=0").count(), 1, "the shim must make this call once: {lines}");
 }
 
 #[test]
@@ -531,7 +534,7 @@ const NO_ATTACK: &str = "no attack: needs userfaultfd(2), and a second user in t
 #[test]
 fn a_locked_socket_from_another_user_does_not_block_a_daemon_of_root() {
     if !is_root() {
-        skip("only root may be two users");
+        skip("only root may run processes as two users");
         return;
     }
     let output = preloaded(program!("lock")).arg("message").output().unwrap();
@@ -572,7 +575,7 @@ fn a_locked_socket_of_its_user_does_not_block_a_setuid_program() {
 }
 
 #[test]
-fn what_is_known_of_a_number_is_not_believed_for_ever() {
+fn reused_descriptors_are_examined_again() {
     let moments = program!("moments");
     for (moment, rules) in [
         ("syn-sent", "peer=10.0.0.0/8 skip"),
@@ -583,7 +586,7 @@ fn what_is_known_of_a_number_is_not_believed_for_ever() {
     ] {
         assert_eq!(stdout(preloaded(&moments).arg(moment).env("KA_RULES", rules)), "well\n", "{moment}");
     }
-    // Where local ports decide, one that the kernel chose at connect must not undo it.
+    // If rules match local ports, a port that the kernel chooses at connect must not undo the policy.
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     let printed = stdout(preloaded(program!("peers")).arg(&port).env("KA_RULES", "lport=1024-65535 skip"));
@@ -592,15 +595,15 @@ fn what_is_known_of_a_number_is_not_believed_for_ever() {
 }
 
 #[test]
-fn a_line_of_ours_does_not_end_the_program() {
+fn messages_of_the_shim_never_end_the_program() {
     let moments = program!("moments");
-    // Nobody reads what is wrong.
+    // Nothing reads the message.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let status =
         preloaded(&moments).arg("one").env("KA_IDLE", "abc").stdout(Stdio::null()).stderr(writer).status();
     assert_eq!(status.unwrap().code(), Some(0));
-    // The log may not grow.
+    // The log file may not grow.
     let log = scratch("log");
     let mut command = preloaded("sh");
     command.args(["-c", "ulimit -f 0 && \"$0\" one | cat"]).arg(&moments).env("KA_LOG", &log);
@@ -608,22 +611,22 @@ fn a_line_of_ours_does_not_end_the_program() {
 }
 
 #[test]
-fn threads_that_connect_accept_and_fork_all_have_it() {
+fn sockets_of_all_threads_and_forks_have_the_policy() {
     let moments = program!("moments");
     stdout(preloaded(&moments).args(["hammer", "20"]));
     stdout(preloaded(&moments).args(["hammer", "2"]).env("KA_RULES", "peer=10.0.0.0/8 skip"));
     stdout(preloaded(&moments).args(["hammer", "2"]).env("KA_MODE", "floor"));
 }
 
-/// The policy's 1 + 1 · 2 s, and not the program's 12.
+/// The policy's time is 1 + 1 · 2 s, the program's is 12 s.
 #[test]
-fn a_dead_peer_is_found_in_the_policy_s_time() {
-    if !in_a_network_of_its_own("a_dead_peer_is_found_in_the_policy_s_time") {
+fn a_dead_peer_is_found_within_the_time_of_the_policy() {
+    if !in_a_network_of_its_own("a_dead_peer_is_found_within_the_time_of_the_policy") {
         return;
     }
     let printed = stdout(preloaded(program!("moments")).arg("dead").env("KA_POLICY", "1,1,2"));
     let (errno, seconds) = printed.lines().next().unwrap().split_once(' ').unwrap();
-    // Without a route there is no packet to wait an answer for, which the kernel may say instead.
+    // Without a route, the kernel may report this error instead of ETIMEDOUT.
     let errnos = [libc::ETIMEDOUT, libc::EHOSTUNREACH, libc::ENETUNREACH].map(|errno| errno.to_string());
     assert!(errnos.contains(&errno.to_owned()), "{printed}");
     let seconds: f64 = seconds.parse().unwrap();
@@ -631,7 +634,7 @@ fn a_dead_peer_is_found_in_the_policy_s_time() {
 }
 
 #[test]
-fn valgrind_finds_nothing() {
+fn valgrind_finds_no_error() {
     let mut command = preloaded("valgrind");
     command.args(["--quiet", "--error-exitcode=9", "--leak-check=full"]).arg(program!("sockets"));
     assert!(stdout(&mut command).starts_with("TCP: 1 60 10 6 0\n"));
@@ -642,23 +645,23 @@ fn valgrind_finds_nothing() {
 }
 
 #[test]
-fn a_constructor_that_is_quicker_does_no_harm() {
+fn constructors_that_run_before_the_shim_are_harmless() {
     let early = library("early");
     let main = compile(cc().arg("-Wl,--no-as-needed").arg(&early), &source("early_main"), Link::Nothing);
-    assert_eq!(stdout(&mut preloaded(main)), "1 60 10 6 0\n", "its socket is open when the shim is loaded");
+    assert_eq!(stdout(&mut preloaded(main)), "1 60 10 6 0\n", "its socket is already open when the shim is loaded");
 }
 
 #[test]
-fn inherited_sockets_get_it_when_the_program_starts() {
+fn inherited_sockets_get_the_policy_when_the_program_starts() {
     let moments = program!("moments");
     let inherited_as = |what: &str, fd: &OwnedFd, mode: &str| {
         let number = fd.as_raw_fd();
         let mut command = preloaded(&moments);
-        // SAFETY: these may be called between fork and exec.
+        // SAFETY: the closure makes only async-signal-safe calls, which are allowed between fork and exec.
         unsafe {
             command.pre_exec(move || {
                 libc::dup2(number, 5);
-                // It may have been that number already.
+                // If the descriptor is already 5, dup2 does not clear FD_CLOEXEC.
                 libc::fcntl(5, libc::F_SETFD, 0);
                 Ok(())
             })
@@ -669,13 +672,13 @@ fn inherited_sockets_get_it_when_the_program_starts() {
     let listener: OwnedFd = TcpListener::bind("127.0.0.1:0").unwrap().into();
     assert_eq!(inherited(&listener, "force"), "1 60 10 6 0");
 
-    // One that waited to be accepted has inherited what the listener had then.
+    // A connection in the queue has inherited the settings that the listener had at that time.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     set_option(listener.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
     let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     assert_eq!(inherited_as("accept", &listener.into(), "force"), "1 60 10 6 0");
 
-    // Somebody gave it another: stricter in one way, looser in another, and a user timeout that takes too long.
+    // The parent has set another policy. It is stricter in one way and looser in another, and has a long user timeout.
     let set = || {
         let fd = fresh();
         for (level, name, value) in [
@@ -690,15 +693,15 @@ fn inherited_sockets_get_it_when_the_program_starts() {
     };
     assert_eq!(inherited(&set(), "force"), "1 60 10 6 120000");
     assert_eq!(inherited(&set(), "floor"), "1 30 10 6 120000");
-    assert_eq!(inherited(&set(), "default"), "1 30 75 9 600000", "who turned it on meant it");
+    assert_eq!(inherited(&set(), "default"), "1 30 75 9 600000", "default must keep the settings of a socket with keepalive on");
     assert_eq!(inherited(&fresh(), "default"), "1 60 10 6 0");
 }
 
 #[test]
-fn it_chains_with_another_shim_in_either_order() {
+fn the_shim_chains_with_another_shim_in_either_order() {
     let sockets = program!("sockets");
     let alone = stdout(&mut preloaded(&sockets));
-    // The second one asks the C library itself for the next function, as torsocks does.
+    // The second one looks up the next function in the C library itself, as torsocks does.
     for other in [library("chain"), library_with("chain", &["-DBY_HANDLE"])] {
         for order in [[&other, &shim()], [&shim(), &other]] {
             let preload = order.map(|path| path.to_str().unwrap().to_owned()).join(":");
@@ -707,7 +710,7 @@ fn it_chains_with_another_shim_in_either_order() {
             assert_eq!(
                 stderr(&output),
                 "counted 1 1 0\n",
-                "the other shim must see the program's calls and none of ours: {preload}"
+                "the other shim must see the program's calls, and no call of our shim: {preload}"
             );
             let output =
                 succeed(preloaded(program!("guard")).env("LD_PRELOAD", &preload).env("CHAIN_SHOW", "1"));
@@ -716,9 +719,9 @@ fn it_chains_with_another_shim_in_either_order() {
     }
 }
 
-// Libraries that are opened, and functions that are looked up.
+// Libraries that the program opens, and functions that it looks up.
 
-/// How tests/c/preload/plugin.c can be compiled, so that its calls go through each kind of slot.
+/// Options for compiling tests/c/preload/plugin.c, so that its calls go through each kind of slot.
 const PLUGINS: [&[&str]; 4] =
     [&["-Wl,-z,lazy"], &["-Wl,-z,now"], &["-fno-plt"], &["-DTABLE", "-Wl,-z,now", "-Wl,-z,relro"]];
 
@@ -813,7 +816,7 @@ fn functions_looked_up_in_the_c_library_are_the_hooks() {
         });
         assert!(off.contains("socket: 0 1 ") && off.ends_with("set: 0 7000 75 9 0\n"), "{off}");
     }
-    // If another shim comes after ours, its look-ups must not lead back to it.
+    // If another shim comes after ours, its own look-ups must not find itself.
     let other = library("chain");
     let preload = format!("{}:{}", shim().display(), other.display());
     let printed =
@@ -832,10 +835,10 @@ fn musl_programs_may_look_into_their_c_library_too() {
     assert_eq!(printed, ALL_ARE_HOOKS);
 }
 
-// What it costs.
+// Costs.
 
 #[test]
-fn an_accepted_connection_costs_one_call_and_data_none() {
+fn accepted_connections_cost_one_call_and_transfers_none() {
     let log = scratch("strace");
     let mut command = Command::new("strace");
     let mut preload = OsString::from("LD_PRELOAD=");
@@ -853,7 +856,7 @@ fn an_accepted_connection_costs_one_call_and_data_none() {
     );
 }
 
-// The log, the file, and programs with more rights than their user.
+// The log, the file, and programs that have more rights than their user.
 
 #[test]
 fn the_log_has_a_line_for_each_socket_and_each_denied_call() {
@@ -869,7 +872,7 @@ fn the_log_has_a_line_for_each_socket_and_each_denied_call() {
         assert!(said.lines().any(|line| line.ends_with(denied)), "no {denied}");
     }
 
-    // No program that another thread starts meanwhile has the file, and what is no file is not waited for.
+    // The shim opens the log with O_CLOEXEC, so no other program inherits it, and without blocking on a FIFO.
     let calls = scratch("strace");
     let mut command = Command::new("strace");
     command.args(["-f", "-e", "trace=openat", "-o"]).arg(&calls).arg("-E");
@@ -886,7 +889,7 @@ fn the_log_has_a_line_for_each_socket_and_each_denied_call() {
         assert!(opened.iter().all(|line| line.contains(flag)), "{flag}: {opened:?}");
     }
 
-    // Through a link, nothing is written; and the program goes on.
+    // If the log is a symbolic link, the shim writes nothing, and the program continues.
     let (link, target) = (scratch("link"), scratch("target"));
     symlink(&target, &link).unwrap();
     let output = succeed(preloaded(program!("moments")).arg("one").env("KA_LOG", &link));
@@ -964,7 +967,7 @@ fn the_file_is_read_first_and_the_environment_overrides_it() {
     assert_eq!(run(file, "", "KA_QUIET=1 KA_CNT=5 KA_IDLE=9"), ("1 9 5 5 0".into(), String::new()));
     assert_eq!(run("KA_POLICY=30,5,3", "", "KA_QUIET=1 KA_POLICY=x"), ("1 30 5 3 0".into(), String::new()));
     assert_eq!(run("KA_SKIP=chrome,moments-*", "", ""), ("0 7200 75 9 0".into(), String::new()));
-    // One that somebody else may write is not believed.
+    // If another user may write the file, the shim ignores it.
     for before in ["chmod 666 /etc/ka.conf", "chmod g+w /etc/ka.conf", "chown 65534 /etc/ka.conf"] {
         let (values, complaint) = run("KA_POLICY=30,5,3", before, "");
         assert_eq!(values, "1 60 10 6 0");
@@ -973,7 +976,7 @@ fn the_file_is_read_first_and_the_environment_overrides_it() {
 }
 
 #[test]
-fn in_a_setuid_program_the_environment_counts_for_nothing() {
+fn setuid_programs_ignore_the_environment() {
     const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
     if !is_root() {
         skip("only root may make a program setuid");
@@ -982,7 +985,7 @@ fn in_a_setuid_program_the_environment_counts_for_nothing() {
     let (program, library, log) = (scratch("setuid"), scratch("library"), scratch("log"));
     fs::copy(program!("moments"), &program).unwrap();
     fs::copy(shim(), &library).unwrap();
-    // The user who runs it must get there.
+    // The user who runs the program must be able to enter the folder.
     let folder = Path::new("/tmp").join(format!("ka-test-{}", std::process::id()));
     fs::create_dir(&folder).unwrap();
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
@@ -1017,12 +1020,12 @@ fn in_a_setuid_program_the_environment_counts_for_nothing() {
     let skipped = run_with("KA_SKIP=moments\\n", NOBODY, &setuid.display().to_string());
     fs::remove_dir_all(&folder).unwrap();
     for values in named_as_nobody {
-        assert_eq!(values, "1 60 10 6 0", "a user took keepalive from a program with more rights");
+        assert_eq!(values, "1 60 10 6 0", "a user turned keepalive off in a program with more rights");
     }
-    assert_eq!(named_as_root, "0 7200 75 9 0", "without more rights than its user, argv[0] counts");
-    assert_eq!(skipped, "0 7200 75 9 0", "the name of the executable counts in any program");
-    assert_eq!(as_nobody, "1 60 10 4 0", "the file counts, the user's environment does not");
-    assert_eq!(with_capability, "1 60 10 4 0", "nor where the program has a capability");
-    assert!(!log.exists(), "a user chose a file for root to write");
-    assert_eq!(as_root, "0 7200 75 9 0", "without more rights than its user, the environment counts");
+    assert_eq!(named_as_root, "0 7200 75 9 0", "a program without more rights than its user must use argv[0]");
+    assert_eq!(skipped, "0 7200 75 9 0", "every program must use the name of the executable");
+    assert_eq!(as_nobody, "1 60 10 4 0", "a setuid program must use the file, and ignore the environment");
+    assert_eq!(with_capability, "1 60 10 4 0", "a program with a capability must ignore the environment too");
+    assert!(!log.exists(), "a user could choose a file that root writes");
+    assert_eq!(as_root, "0 7200 75 9 0", "a program without more rights than its user must use the environment");
 }

@@ -1,5 +1,5 @@
-//! Programs that nobody wrote for the shim, under it: their own work succeeds, and both ends of a connection have a
-//! running keepalive timer, as ss(8) shows it to everybody. Each test has a network of its own.
+//! Tests real programs under the shim. Their own work must succeed, and both ends of a connection must have a running
+//! keepalive timer in ss(8). Each test has its own network.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -20,8 +20,8 @@ use ka_test::server::{nginx, redis_arguments};
 use ka_test::socket::established;
 use ka_test::wait::{eventually, listening};
 
-/// Waits until both ends of each connection to a port have a running keepalive timer with at most the policy's 60 s to go.
-/// While data is on its way, another timer runs; so this looks again until it is as it should be.
+/// Waits until both ends of each connection to a port have a keepalive timer with at most the policy's 60 s left.
+/// While data is in flight, another timer runs, so a single look is not enough.
 fn assert_both_ends_have_the_policy(port: u16) {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
@@ -35,15 +35,15 @@ fn assert_both_ends_have_the_policy(port: u16) {
         if sockets.lines().count() >= 2 && sockets.lines().all(has_it) {
             return;
         }
-        assert!(Instant::now() < end, "not all of these have a keepalive of 60 s:\n{sockets}");
+        assert!(Instant::now() < end, "not all of these have a keepalive timer of 60 s:\n{sockets}");
         thread::sleep(Duration::from_millis(50));
     }
 }
 
 #[test]
-fn nginx_and_curl() {
-    // Its workers outlive their master's sudden end, but not the end of all.
-    if !on_a_machine_of_its_own("nginx_and_curl") {
+fn nginx_and_curl_connections_have_the_policy() {
+    // nginx's workers survive if their master is killed. They end with the namespace.
+    if !on_a_machine_of_its_own("nginx_and_curl_connections_have_the_policy") {
         return;
     }
     let conf = nginx("listen 127.0.0.1:8080 so_keepalive=off; limit_rate 100000;");
@@ -56,8 +56,8 @@ fn nginx_and_curl() {
 }
 
 #[test]
-fn redis() {
-    if !in_a_network_of_its_own("redis") {
+fn redis_connections_have_the_policy() {
+    if !in_a_network_of_its_own("redis_connections_have_the_policy") {
         return;
     }
     let _redis = Running::start(preloaded("redis-server").args(redis_arguments("300")));
@@ -71,8 +71,8 @@ fn redis() {
 }
 
 #[test]
-fn python_and_asyncio() {
-    if !in_a_network_of_its_own("python_and_asyncio") {
+fn python_and_asyncio_sockets_have_the_policy() {
+    if !in_a_network_of_its_own("python_and_asyncio_sockets_have_the_policy") {
         return;
     }
     let program = r#"
@@ -91,7 +91,7 @@ async def main():
         assert await reader.readline() == b"hello\n"
     plain = socket.create_connection(("127.0.0.1", 7000))
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
-    assert plain.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1, "getsockopt tells the truth"
+    assert plain.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1, "getsockopt returns the setting in force"
     plain.sendall(b"plain\n")
     assert await asyncio.get_running_loop().run_in_executor(None, plain.recv, 100) == b"plain\n"
     print("ready", flush=True)
@@ -114,10 +114,10 @@ asyncio.run(main())
     drop(python);
 }
 
-/// And a client without the shim: what the server accepted has it all the same.
+/// The server runs under the shim, the client does not. The server's end must have the policy.
 #[test]
-fn a_server_under_it_finds_clients_that_have_none() {
-    if !in_a_network_of_its_own("a_server_under_it_finds_clients_that_have_none") {
+fn servers_under_the_shim_probe_clients_without_keepalive() {
+    if !in_a_network_of_its_own("servers_under_the_shim_probe_clients_without_keepalive") {
         return;
     }
     let _redis = Running::start(preloaded("redis-server").args(redis_arguments("0")));
@@ -132,13 +132,13 @@ fn a_server_under_it_finds_clients_that_have_none() {
     assert_eq!((sockets.lines().count(), armed), (2, 1), "{sockets}");
 }
 
-/// The folder of the newest PostgreSQL.
+/// Returns the program folder of the newest PostgreSQL.
 fn postgres() -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").unwrap().map(|entry| entry.unwrap().path());
     versions.max().unwrap().join("bin")
 }
 
-/// A program of PostgreSQL's, which will not be run by root.
+/// Returns a command that runs a program of PostgreSQL as nobody, because its server refuses to run as root.
 fn as_somebody(program: &Path) -> Command {
     if !is_root() {
         return preloaded(program);
@@ -148,16 +148,16 @@ fn as_somebody(program: &Path) -> Command {
     command
 }
 
-/// A server of PostgreSQL's, which has started.
+/// A running PostgreSQL server.
 struct Postgres {
     _server: Running,
     _made: CleanUp,
 }
 
-/// Starts it, preloaded or not.
+/// Starts a PostgreSQL server, with or without the shim.
 fn start_postgres(is_preloaded: bool, args: &[&str]) -> Postgres {
     let bin = postgres();
-    // Somebody must get there.
+    // nobody must be able to enter the folder.
     let folder = std::env::temp_dir().join(format!("ka-test-postgres-{}-{is_preloaded}", std::process::id()));
     fs::create_dir(&folder).unwrap();
     let made = CleanUp(folder.clone());
@@ -193,11 +193,11 @@ fn psql(args: &[&str]) -> Command {
 }
 
 #[test]
-fn postgresql() {
-    if !in_a_network_of_its_own("postgresql") {
+fn postgresql_connections_have_the_policy() {
+    if !in_a_network_of_its_own("postgresql_connections_have_the_policy") {
         return;
     }
-    // Its own keepalive would be 300 s, and is denied.
+    // PostgreSQL asks for 300 s, which the shim denies.
     let server = start_postgres(true, &["-c", "tcp_keepalives_idle=300"]);
     let sleeper = Running::start(&mut psql(&["select pg_sleep(60)"]));
     assert_both_ends_have_the_policy(5432);
@@ -242,17 +242,17 @@ fn libpq_without_keepalives_has_the_policy_in_each_mode() {
     assert!(found.contains(&port.to_string()) && !found.contains("timer:"), "{found}");
 }
 
-/// What docs/recipes.md says of Java, tried where it is: the lines that set a socket, and PostgreSQL's JDBC driver with and
-/// without its own setting, and under the shim.
+/// Tests the statements of docs/recipes.md about Java: the lines that set a socket's options, and PostgreSQL's JDBC
+/// driver with and without its own setting, and under the shim.
 #[test]
-fn java_and_its_jdbc_driver() {
+fn java_and_jdbc_connections_have_the_documented_timers() {
     const DRIVER: &str = "/usr/share/java/postgresql.jar";
     let has_compiler = Command::new("javac").arg("-version").output().is_ok_and(|said| said.status.success());
     if !has_compiler || !Path::new(DRIVER).exists() {
-        skip(&format!("Java was not tried: javac or {DRIVER} (libpostgresql-jdbc-java) is missing"));
+        skip(&format!("Java is not tested: javac or {DRIVER} (libpostgresql-jdbc-java) is missing"));
         return;
     }
-    if !in_a_network_of_its_own("java_and_its_jdbc_driver") {
+    if !in_a_network_of_its_own("java_and_jdbc_connections_have_the_documented_timers") {
         return;
     }
     let recipes = fs::read_to_string(root().join("docs/recipes.md")).unwrap();
@@ -283,7 +283,7 @@ fn java_and_its_jdbc_driver() {
     assert!(trace.rfind("SO_KEEPALIVE") > trace.rfind("TCP_KEEP"), "{trace}");
 
     let _server = start_postgres(false, &[]);
-    // What ss shows of the timers of the connections that a client makes to these URLs.
+    // Returns the timers that ss shows for the connections of a client to these URLs.
     let timers = |mut java: Command, parameters: &[&str]| {
         java.arg("-cp").arg(DRIVER).arg(root().join("tests/java/Jdbc.java"));
         java.args(
@@ -322,7 +322,7 @@ impl Drop for CleanUp {
     }
 }
 
-/// An SSH server on port 2222 of its own network namespace, and root's key for it.
+/// An SSH server on port 2222 in its own network namespace, and root's key for it.
 struct Ssh {
     key: PathBuf,
     _server: Running,
@@ -332,12 +332,12 @@ impl Ssh {
     /// Starts the server. `None` if it cannot run here.
     fn start(sshd: &mut Command) -> Option<Self> {
         if !is_root() {
-            skip("only root may log somebody in");
+            skip("only root may run an SSH server");
             return None;
         }
         let folder = scratch("ssh");
         fs::create_dir(&folder).unwrap();
-        // The server needs this folder, which otherwise a service makes.
+        // The server needs this folder. Usually its service makes it.
         fs::create_dir_all("/run/sshd").unwrap();
         let key = folder.join("key");
         succeed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
@@ -371,8 +371,8 @@ impl Ssh {
 }
 
 #[test]
-fn openssh() {
-    if !in_a_network_of_its_own("openssh") {
+fn openssh_connections_have_the_policy() {
+    if !in_a_network_of_its_own("openssh_connections_have_the_policy") {
         return;
     }
     let Some(ssh) = Ssh::start(&mut preloaded("/usr/sbin/sshd")) else { return };
@@ -384,10 +384,10 @@ fn openssh() {
     drop(session);
 }
 
-/// A master has the connection: `ka run -v` reports this, and the command in docs/recipes.md reaches the master.
+/// An ssh master owns the connection. `ka run -v` prints a hint, and the command in docs/recipes.md reaches the master.
 #[test]
-fn an_ssh_master() {
-    if !in_a_network_of_its_own("an_ssh_master") {
+fn the_hint_about_ssh_masters_leads_to_the_connection() {
+    if !in_a_network_of_its_own("the_hint_about_ssh_masters_leads_to_the_connection") {
         return;
     }
     let Some(ssh) = Ssh::start(&mut Command::new("/usr/sbin/sshd")) else { return };
@@ -421,14 +421,14 @@ fn an_ssh_master() {
     let ka = release().join("ka").display().to_string();
     let mut shell = Command::new("sh");
     let _attach = Running::start(shell.args(["-c", &format!("exec {}", recipe.replacen("ka", &ka, 1))]));
-    eventually("the master's connection has a keepalive", || {
+    eventually("the master's connection has keepalive", || {
         connections().lines().all(|line| line.contains("timer:(keepalive,"))
     });
 }
 
 #[test]
-fn node() {
-    if !in_a_network_of_its_own("node") {
+fn node_connections_have_the_policy() {
+    if !in_a_network_of_its_own("node_connections_have_the_policy") {
         return;
     }
     let program = r#"
@@ -451,9 +451,9 @@ server.listen(7100, "127.0.0.1", () => {
     drop(node);
 }
 
-/// Others that are preloaded too, before it and behind it.
+/// The other library is preloaded before the shim, and after it.
 #[test]
-fn other_preloaded_libraries() {
+fn other_preloaded_libraries_work_with_the_shim() {
     let moments = compile(&mut cc(), &root().join("tests/c/preload/moments.c"), Link::Nothing);
     let sockets = compile(&mut cc(), &root().join("tests/c/preload/sockets.c"), Link::Nothing);
     let alone = stdout(&mut preloaded(&sockets));
@@ -480,11 +480,11 @@ fn other_preloaded_libraries() {
                 .output()
                 .unwrap();
             let said = String::from_utf8_lossy(&one.stdout);
-            // MPTCP, which mptcpize makes of it, has no user timeout to show.
+            // mptcpize turns the socket into MPTCP, which has no user timeout.
             let has_it = said.starts_with("1 60 10 6 0\n")
                 || (other == "mptcpize" && said.starts_with("1 60 10 6 -95\n"));
             assert!(has_it, "{order}: {said}{}", String::from_utf8_lossy(&one.stderr));
-            // Those that send connections elsewhere have nowhere to send them here.
+            // The others redirect connections or change their protocol, so the output of `sockets` differs.
             if matches!(other, "libfaketime" | "jemalloc") {
                 assert_eq!(
                     stdout(preloaded(&sockets).env("LD_PRELOAD", &order).env("FAKETIME", "+1d")),
