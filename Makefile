@@ -123,7 +123,7 @@ copyright: ## write pkg/debian/copyright: the copyright holders and licences of 
 	KA_COPYRIGHT=write $(CARGO) test --locked --quiet --test copyright
 
 unsafe: ## write SECURITY.md's table of `unsafe` code
-	KA_UNSAFE=write $(CARGO) test --locked --quiet --test security all_unsafe_is_in_the_table
+	KA_UNSAFE=write $(CARGO) test --locked --quiet --test security the_table_lists_all_unsafe_code
 
 lab: ## run the lab: keepalive in networks of namespaces; a table, and target/lab/report.md with pictures
 	@scripts/need rust cc $(LAB_TOOLS)

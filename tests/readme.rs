@@ -1,4 +1,4 @@
-//! README.md: the programs that it shows are ones that compile, and do what it says.
+//! Tests that the programs in README.md compile and do what README.md says.
 
 use std::fs;
 use std::io::Write as _;
@@ -10,14 +10,15 @@ use ka_test::artifact::release;
 use ka_test::child::{stdout, succeed};
 use ka_test::path::{root, scratch};
 
-/// The blocks of a language, without what is not shown.
+/// Returns the code blocks of a language in README.md.
 fn blocks(language: &str) -> Vec<String> {
     let text = fs::read_to_string(root().join("README.md")).unwrap();
     let opening = format!("\n```{language}\n");
     text.split(&opening).skip(1).map(|rest| rest.split("\n```").next().unwrap().to_owned()).collect()
 }
 
-/// How the client ends, and what it says, when the server does something with the connection.
+/// Runs the client of README.md, and `end` with the server's end of the connection. Checks the client's keepalive
+/// timer. Returns the client's status, output and messages.
 fn client(end: impl FnOnce(std::net::TcpStream)) -> (Option<i32>, String, String) {
     let programs: Vec<_> = blocks("c").into_iter().filter(|text| text.contains("int main(")).collect();
     assert_eq!(programs.len(), 1);
@@ -54,7 +55,7 @@ fn client(end: impl FnOnce(std::net::TcpStream)) -> (Option<i32>, String, String
 }
 
 #[test]
-fn the_client_has_keepalive_and_says_how_the_connection_ended() {
+fn the_client_has_keepalive_and_prints_how_the_connection_ended() {
     let closed = client(|mut stream| {
         stream.write_all(b"hello\n").unwrap();
         stream.shutdown(Shutdown::Both).unwrap();
@@ -63,7 +64,7 @@ fn the_client_has_keepalive_and_says_how_the_connection_ended() {
 
     let reset = client(|stream| {
         let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-        // SAFETY: it is a linger of the size that is given.
+        // SAFETY: the pointer is to a `linger`, and the size is its size.
         let result = unsafe {
             libc::setsockopt(
                 stream.as_raw_fd(),

@@ -1,4 +1,4 @@
-//! ka_reaper_*, as C sees it: the contract, failing allocations, and memory that comes back.
+//! Tests ka_reaper_* through the C API: the contract, failed allocations, and memory that is freed.
 
 use std::process::Command;
 use std::ptr;
@@ -32,7 +32,7 @@ impl Own {
 
     fn expired(&self, now_ms: u64, n: usize) -> Vec<c_int> {
         let mut fds = vec![-7; n];
-        // SAFETY: there is room for n.
+        // SAFETY: `fds` has room for `n` descriptors.
         let count =
             call(|ka| unsafe { (ka.ka_reaper_expired)(self.0, now_ms, fds.as_mut_ptr(), n) }).unwrap();
         let count = usize::try_from(count).unwrap();
@@ -41,9 +41,9 @@ impl Own {
         fds
     }
 
-    /// -1 where there is none, and errno is left alone then too.
+    /// Returns -1 if there is no connection. Checks that errno never changes.
     fn next(&self, now_ms: u64) -> c_int {
-        // SAFETY: the reaper is ours, and errno this thread's.
+        // SAFETY: the reaper is valid until it is dropped, and errno belongs to this thread.
         unsafe {
             *libc::__errno_location() = 9999;
             let next = (libka().ka_reaper_next)(self.0, now_ms);
@@ -60,13 +60,13 @@ impl Own {
 
 impl Drop for Own {
     fn drop(&mut self) {
-        // SAFETY: the reaper is ours, and not used again.
+        // SAFETY: the reaper is valid, and is not used again.
         unsafe { (libka().ka_reaper_free)(self.0) };
     }
 }
 
 #[test]
-fn the_silent_are_named_in_order_and_once() {
+fn inactive_connections_are_returned_in_order_and_once() {
     let reaper = Own::new(1000);
     assert_eq!((reaper.len(), reaper.next(0)), (0, -1));
     for (fd, now) in [(5, 100), (6, 200), (7, 300), (5, 400)] {
@@ -78,7 +78,7 @@ fn the_silent_are_named_in_order_and_once() {
     assert_eq!(reaper.expired(1300, 1), [6], "at most n");
     assert_eq!(reaper.expired(1400, 10), [7, 5]);
     assert_eq!((reaper.len(), reaper.next(1400)), (0, -1));
-    assert_eq!(reaper.forget(5), Err(ENOENT), "it is out already");
+    assert_eq!(reaper.forget(5), Err(ENOENT), "the reaper has returned it already");
 }
 
 #[test]
@@ -92,13 +92,13 @@ fn time_does_not_go_backward() {
     assert_eq!(reaper.expired(6000, 10), [5, 6]);
     assert_eq!(reaper.expired(6998, 10), []);
     assert_eq!(reaper.expired(6999, 10), [7]);
-    // ka_reaper_next has only looked.
+    // ka_reaper_next does not advance the reaper's clock.
     reaper.touch(8, 7000).unwrap();
     assert_eq!((reaper.next(u64::MAX), reaper.next(7000)), (0, 1000));
 }
 
 #[test]
-fn a_wait_is_at_most_int_max() {
+fn waits_are_clamped_to_int_max() {
     let reaper = Own::new(u32::MAX);
     reaper.touch(5, u64::MAX - 10).unwrap();
     assert_eq!(reaper.next(u64::MAX), c_int::MAX);
@@ -112,7 +112,7 @@ fn a_wait_is_at_most_int_max() {
 }
 
 #[test]
-fn wrong_arguments_leave_it_as_it_was() {
+fn wrong_arguments_leave_the_reaper_unchanged() {
     // SAFETY: takes no pointer.
     let none = unsafe { (libka().ka_reaper_new)(0) };
     let errno = std::io::Error::last_os_error().raw_os_error();
@@ -125,7 +125,7 @@ fn wrong_arguments_leave_it_as_it_was() {
         assert_eq!(reaper.forget(fd), Err(ENOENT));
     }
     assert_eq!(reaper.forget(6), Err(ENOENT));
-    // SAFETY: NULL is allowed, and refused.
+    // SAFETY: each pointer is NULL, which the functions reject.
     let (nothing, refused) = unsafe {
         (
             call(|ka| (ka.ka_reaper_expired)(reaper.0, 99_999, ptr::null_mut(), 1)),
@@ -133,15 +133,15 @@ fn wrong_arguments_leave_it_as_it_was() {
         )
     };
     assert_eq!((nothing, refused), (Err(EINVAL), Err(EINVAL)));
-    assert_eq!((reaper.len(), reaper.next(100)), (1, 1000), "the time of a refused call was not seen");
+    assert_eq!((reaper.len(), reaper.next(100)), (1, 1000), "a rejected call has advanced the clock");
 
-    // Room for nobody: nobody is taken out, and the time was seen.
-    // SAFETY: nothing is written.
+    // With n = 0 the call removes no connection, but advances the clock.
+    // SAFETY: the call writes nothing.
     assert_eq!(call(|ka| unsafe { (ka.ka_reaper_expired)(reaper.0, 600, ptr::null_mut(), 0) }), Ok(0));
     assert_eq!((reaper.len(), reaper.next(100)), (1, 500));
-    // More room than an int can count.
+    // n is larger than an int.
     let mut fd = 0;
-    // SAFETY: one is there.
+    // SAFETY: one connection is due, and there is room for it.
     assert_eq!(call(|ka| unsafe { (ka.ka_reaper_expired)(reaper.0, 1100, &raw mut fd, usize::MAX) }), Ok(1));
     assert_eq!(fd, 5);
 }
@@ -149,11 +149,11 @@ fn wrong_arguments_leave_it_as_it_was() {
 #[test]
 fn null_is_einval() {
     let mut fd = 0;
-    // SAFETY: NULL is allowed, and refused.
+    // SAFETY: each pointer is NULL, which the functions reject.
     unsafe {
         for result in [
             call(|ka| (ka.ka_reaper_touch)(ptr::null_mut(), 5, 0)),
-            // Of two mistakes this is the first argument's.
+            // The descriptor is wrong too, but NULL is checked first.
             call(|ka| (ka.ka_reaper_touch)(ptr::null_mut(), -1, 0)),
             call(|ka| (ka.ka_reaper_forget)(ptr::null_mut(), 5)),
             call(|ka| (ka.ka_reaper_expired)(ptr::null_mut(), 0, &raw mut fd, 1)),
@@ -168,7 +168,7 @@ fn null_is_einval() {
 }
 
 #[test]
-fn any_number_is_a_connection() {
+fn any_descriptor_number_is_accepted() {
     let reaper = Own::new(1);
     let fds: Vec<c_int> =
         (0..31).map(|bit| 1 << bit).chain([0, 255, 65_535, c_int::MAX - 1, c_int::MAX]).collect();
@@ -181,14 +181,14 @@ fn any_number_is_a_connection() {
 }
 
 #[test]
-fn memory_is_little_and_comes_back() {
+fn reapers_use_little_memory_and_free_it() {
     for link in LINKS {
         print!("{}", stdout(&mut Command::new(program("memory", link))));
     }
 }
 
 #[test]
-fn an_allocation_that_fails_is_enomem_and_nothing_else() {
+fn failed_allocations_return_enomem_and_change_nothing() {
     let source = root().join("tests/c/allocation.c");
     for sanitizer in [&[][..], &["-fsanitize=address,undefined"]] {
         let mut compiler = cc();

@@ -1,5 +1,6 @@
-//! Programs in C that use libka, the examples among them, under the compiler's sanitizers and under valgrind; and programs
-//! that were built with sanitizers under the shim. `make sanitize` runs more of it, with a libka that is built so too.
+//! Runs C programs that use libka, including the examples, with the compiler's sanitizers and under valgrind. Also runs
+//! programs that were built with sanitizers under the shim. `make sanitize` runs more of them, and with a libka that is
+//! itself built with sanitizers.
 
 use std::ffi::OsString;
 use std::fs;
@@ -17,7 +18,7 @@ use ka_test::example::Server;
 use ka_test::log::skip;
 use ka_test::path::{root, scratch};
 
-/// What clang is told for each.
+/// The values of -fsanitize for clang.
 const SANITIZERS: [&str; 2] = ["address,undefined", "thread"];
 
 fn compiler(name: &str, sanitizer: &str) -> Command {
@@ -27,12 +28,12 @@ fn compiler(name: &str, sanitizer: &str) -> Command {
     command
 }
 
-/// Whether what takes minutes is run too: storms of signals and calls. `make sanitize` does.
+/// Returns whether to run the tests that take minutes too, with many signals and calls. `make sanitize` requests it.
 fn is_thorough() -> bool {
     std::env::var_os("KA_SANITIZERS").is_some_and(|which| which == "all")
 }
 
-/// A program of tests/c, and what it is run with, each time once.
+/// The programs of tests/c, and the arguments of each run.
 const PROGRAMS: [(&str, &[&[&str]]); 6] = [
     ("threads", &[&[]]),
     ("defaults", &[&[]]),
@@ -53,15 +54,15 @@ const PROGRAMS: [(&str, &[&[&str]]); 6] = [
     ),
 ];
 
-/// Its runs, with the libka that is asked for.
+/// Runs a program with each of its arguments. `make` builds it with the wanted libka.
 fn run(name: &str, runs: &[&[&str]], make: impl Fn(&Path) -> PathBuf, under: &[&str]) {
     let program = make(&root().join("tests/c").join(name).with_extension("c"));
     for arguments in runs {
         let mut words = under.iter().map(OsString::from).chain([program.clone().into_os_string()]);
         let mut command = Command::new(words.next().unwrap());
-        // To a child of fork the threads of its parent look as if they had been forgotten.
+        // In a forked child, the thread sanitizer reports the parent's threads as leaks.
         command.env("TSAN_OPTIONS", "report_thread_leaks=0");
-        // Leaks are looked for through /proc and ptrace(2), which these forbid themselves.
+        // The leak check needs /proc and ptrace(2), which these programs take away from themselves.
         if ["defaults", "nonce"].contains(&name) {
             command.env("ASAN_OPTIONS", "detect_leaks=0");
         }
@@ -70,7 +71,7 @@ fn run(name: &str, runs: &[&[&str]], make: impl Fn(&Path) -> PathBuf, under: &[&
 }
 
 #[test]
-fn programs_in_c_are_clean_under_the_sanitizers() {
+fn sanitizers_find_no_fault_in_c_programs() {
     thread::scope(|scope| {
         for sanitizer in SANITIZERS {
             scope.spawn(move || {
@@ -85,13 +86,13 @@ fn programs_in_c_are_clean_under_the_sanitizers() {
 }
 
 #[test]
-fn programs_in_c_are_clean_under_valgrind() {
+fn valgrind_finds_no_fault_in_c_programs() {
     let make = |source: &Path| compile(&mut cc(), source, Link::Static);
     thread::scope(|scope| {
         scope.spawn(|| {
             let memcheck = ["valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full"];
-            // Not those that take descriptors and calls away, which valgrind needs too, nor a storm of signals, which it
-            // serves too slowly to come to an end.
+            // Some programs take away descriptors and calls that valgrind needs too. valgrind is too slow for the one
+            // with many signals.
             for (name, runs) in PROGRAMS {
                 if !["defaults", "nonce", "threads"].contains(&name) {
                     run(name, runs, make, &memcheck);
@@ -109,11 +110,11 @@ fn programs_in_c_are_clean_under_valgrind() {
     });
 }
 
-/// `scripts/sanitize` builds such a libka, and says where it is.
+/// `scripts/sanitize` builds this libka, and sets KA_SANITIZED to its path.
 #[test]
 #[ignore = "needs a libka that is built with a sanitizer: make sanitize"]
-fn programs_in_c_are_clean_with_a_libka_that_is_sanitized() {
-    let libka = std::env::var_os("KA_SANITIZED").expect("make sanitize says where it is");
+fn sanitizers_find_no_fault_in_libka() {
+    let libka = std::env::var_os("KA_SANITIZED").expect("KA_SANITIZED is not set: run `make sanitize`");
     let sanitizer = std::env::var("KA_SANITIZER").unwrap();
     for (name, runs) in PROGRAMS {
         let make = |source: &Path| {
@@ -132,7 +133,7 @@ fn programs_in_c_are_clean_with_a_libka_that_is_sanitized() {
     }
 }
 
-/// An example, made of its sources by clang.
+/// Builds an example with clang.
 fn example(name: &str, sources: &[&str], sanitizer: &str) -> PathBuf {
     let folder = root().join("c-examples");
     let mut command = compiler("clang", sanitizer);
@@ -141,7 +142,7 @@ fn example(name: &str, sources: &[&str], sanitizer: &str) -> PathBuf {
 }
 
 #[test]
-fn the_examples_are_clean_under_the_sanitizers() {
+fn sanitizers_find_no_fault_in_the_examples() {
     thread::scope(|scope| {
         for sanitizer in SANITIZERS {
             scope.spawn(move || examples(sanitizer));
@@ -154,7 +155,7 @@ fn examples(sanitizer: &str) {
     let signed = ["options.c", "sockets.c", "keys.c"];
     succeed(&mut Command::new(example("keepalive_check", &[], sanitizer)));
 
-    // An echo server, a client that finds it, and one that goes away in the middle.
+    // The echo server, a client that ends normally, and a client that closes the connection early.
     let (mut server, _) = Server::spawn(
         Command::new(example("tcp_keepalive_server", &plain, sanitizer)).arg("0").stderr(Stdio::null()),
     );
@@ -172,10 +173,10 @@ fn examples(sanitizer: &str) {
     thread::sleep(Duration::from_millis(300));
     drop(stream);
     server.signal(libc::SIGTERM);
-    assert!(server.child.wait().unwrap().success(), "{sanitizer}: the server");
-    assert!(client.wait().unwrap().success(), "{sanitizer}: the client");
+    assert!(server.child.wait().unwrap().success(), "{sanitizer}: the server has failed");
+    assert!(client.wait().unwrap().success(), "{sanitizer}: the client has failed");
 
-    // The heartbeat: a client of ours, and a stranger.
+    // The heartbeat server, with a client and a stranger.
     let keys = scratch("keys");
     fs::write(&keys, format!("1 {}\n", "01".repeat(32))).unwrap();
     fs::set_permissions(&keys, fs::Permissions::from_mode(0o600)).unwrap();
@@ -192,18 +193,19 @@ fn examples(sanitizer: &str) {
     server.connect().write_all(&[0; 56]).unwrap();
     thread::sleep(Duration::from_millis(1500));
     server.signal(libc::SIGTERM);
-    assert!(server.child.wait().unwrap().success(), "{sanitizer}: the server of heartbeats");
-    assert!(client.try_wait().unwrap().is_none(), "{sanitizer}: the client of heartbeats has ended");
+    assert!(server.child.wait().unwrap().success(), "{sanitizer}: the heartbeat server has failed");
+    assert!(client.try_wait().unwrap().is_none(), "{sanitizer}: the heartbeat client has ended");
     client.kill().unwrap();
     client.wait().unwrap();
 }
 
-/// A program's runtime: in it, or a library, which wants to come before others unless it is told that it need not.
+/// A compiler and a sanitizer. The sanitizer's runtime is linked statically, or is a library. By default, a runtime
+/// that is a library must be the first one.
 struct Host {
     compiler: &'static str,
     sanitizer: &'static str,
     flags: &'static [&'static str],
-    /// The library, where it is one.
+    /// The file name of the runtime, if it is a library.
     runtime: Option<&'static str>,
 }
 
@@ -252,7 +254,7 @@ impl Host {
 }
 
 #[test]
-fn hosts_of_each_runtime_run_under_the_shim_in_either_order() {
+fn sanitized_programs_run_under_the_shim_in_either_order() {
     let nothing = scratch("nothing").with_extension("c");
     fs::write(&nothing, "int main(void) { return 0; }\n").unwrap();
     let source = root().join("tests/c/preload/moments.c");
@@ -274,7 +276,7 @@ fn assignment(name: &str, value: &OsString) -> OsString {
 
 fn under_the_shim(host: &Host, nothing: &Path, source: &Path) {
     if !Command::new(host.make(nothing)).status().unwrap().success() {
-        skip(&format!("{}: not even a program that does nothing runs on this kernel", host.name()));
+        skip(&format!("{}: an empty program does not run on this kernel", host.name()));
         return;
     }
     let program = host.make(source);
@@ -286,16 +288,16 @@ fn under_the_shim(host: &Host, nothing: &Path, source: &Path) {
         orders.push(behind);
     }
     for order in &orders {
-        // Threads that fork do not get far under gcc's -fsanitize=thread, nor do they without the shim.
+        // With gcc's -fsanitize=thread, a program whose threads fork hangs, also without the shim.
         let hammer: &[&str] = if host.sanitizer == "thread" { &["threads"] } else { &["hammer", "1"] };
         let moments = [&["one"][..], &["vfork"], &["close"], &["signal"], &["cancel"], hammer];
-        // What takes time, once.
+        // Run the slow moments only in the first order.
         let some = if *order == orders[0] { moments.len() - usize::from(!is_thorough()) } else { 3 };
         for moment in &moments[..some] {
             let mut command = preloaded("timeout");
             command.args(["120", "env"]).arg(assignment("LD_PRELOAD", order)).arg(&program).args(*moment);
             command.env_remove("LD_PRELOAD");
-            // Else it refuses to come second.
+            // By default the runtime refuses to be the second library.
             command.env("ASAN_OPTIONS", "verify_asan_link_order=0");
             let printed = stdout(&mut command);
             assert!(printed.ends_with("well\n"), "{} {moment:?}: {printed}", host.name());

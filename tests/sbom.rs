@@ -1,4 +1,4 @@
-//! The bills of materials that `make sbom` writes: whether each crate of each binary is in its own.
+//! Tests the bills of materials of `make sbom`: each must list every crate of its binary.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use ka_test::log::skip;
 use ka_test::path::{root, target};
 use serde_json::Value;
 
-/// What is shipped, of which package, and its bill.
+/// The shipped binaries, each with its package and its bill of materials.
 const SHIPPED: [(&str, &str, &str); 3] = [
     ("libka.so", "ka", "libka.cdx.json"),
     ("libka_preload.so", "ka-preload", "libka_preload.cdx.json"),
@@ -20,11 +20,11 @@ const SHIPPED: [(&str, &str, &str); 3] = [
 fn bill(name: &str) -> Value {
     let path = target().join("sbom").join(name);
     let text = fs::read_to_string(&path).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
-    assert!(!text.contains(root().to_str().unwrap()), "{name} names this folder");
+    assert!(!text.contains(root().to_str().unwrap()), "{name} contains the path of this folder");
     serde_json::from_str(&text).unwrap()
 }
 
-/// The components of a bill, as `name version`.
+/// Returns the components of a bill as `name version`.
 fn components(bill: &Value) -> BTreeSet<String> {
     let word = |component: &Value, name: &str| component[name].as_str().unwrap().to_owned();
     let components = bill["components"].as_array().unwrap();
@@ -35,13 +35,13 @@ fn components(bill: &Value) -> BTreeSet<String> {
 }
 
 #[test]
-#[ignore = "make sbom runs it: it takes cargo-cyclonedx, which takes minutes to build"]
-fn every_crate_of_every_binary_is_in_its_bill() {
+#[ignore = "run it with `make sbom`: it needs cargo-cyclonedx, which takes minutes to build"]
+fn bills_of_materials_list_every_crate_of_their_binary() {
     for (file, package, name) in SHIPPED {
         assert!(release().join(file).exists());
         let bill = bill(name);
         let found = components(&bill);
-        // What cargo compiles for it.
+        // The crates that cargo compiles for the binary.
         let tree =
             ["tree", "--locked", "--edges=normal", "--prefix=none", "--format={p}", "--package", package];
         let tree = stdout(cargo().args(tree));
@@ -54,7 +54,7 @@ fn every_crate_of_every_binary_is_in_its_bill() {
             })
             .collect();
         assert!(!expected.is_empty());
-        // It may name more: what another platform or feature of the same crate would take.
+        // The bill may list more crates, for other platforms and features.
         let missing: Vec<_> = expected.difference(&found).collect();
         assert!(missing.is_empty(), "{name} lacks {missing:?}");
         let own = &bill["metadata"]["component"];
@@ -70,7 +70,7 @@ fn every_crate_of_every_binary_is_in_its_bill() {
 
 #[test]
 #[ignore = "make sbom runs it"]
-fn what_the_linker_took_is_in_the_bill() {
+fn bills_of_materials_list_every_linked_crate() {
     let lock = fs::read_to_string(root().join("Cargo.lock")).unwrap();
     let crates: Vec<_> =
         lock.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"')).collect();
@@ -98,7 +98,7 @@ fn what_the_linker_took_is_in_the_bill() {
 
 #[test]
 #[ignore = "make sbom runs it"]
-fn the_bills_are_as_the_schema_of_cyclonedx_has_it() {
+fn bills_of_materials_match_the_schema_of_cyclonedx() {
     const VALIDATE: &str = "import sys\n\
         from cyclonedx.schema import SchemaVersion\n\
         from cyclonedx.validation.json import JsonStrictValidator\n\
@@ -107,7 +107,7 @@ fn the_bills_are_as_the_schema_of_cyclonedx_has_it() {
         \x20   assert error is None, (path, error)\n";
     let has_validator = Command::new("python3").args(["-c", "import cyclonedx.validation.json"]).output();
     if !has_validator.is_ok_and(|output| output.status.success()) {
-        skip("no cyclonedx-python-lib[json-validation] in Python to validate with");
+        skip("Python has no cyclonedx-python-lib[json-validation] to validate with");
         return;
     }
     let paths = SHIPPED.map(|(.., name)| target().join("sbom").join(name));

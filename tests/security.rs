@@ -1,7 +1,7 @@
-//! What SECURITY.md says: that the tests that it names are there, where `unsafe` is, and that it is nowhere else.
+//! Tests SECURITY.md: the tests and files that it names exist, and its table lists all `unsafe` code.
 //!
-//! The compiler refuses it where a crate says `deny(unsafe_code)`, but in modules that expect it and say what for.
-//! What is tested here is that each crate says so, and that SECURITY.md tells of all that there is.
+//! With `deny(unsafe_code)`, the compiler rejects `unsafe` except in modules that expect it with a reason. The tests
+//! check that each crate denies it, and that the table is complete.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use ka_test::path::root;
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// The `unsafe` of a file.
+/// The number of uses of `unsafe` in a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Count {
-    /// `unsafe { … }`: here it is that says why something is sound.
+    /// `unsafe { … }` blocks, each with a reason why it is sound.
     blocks: usize,
-    /// Functions, traits and their implementations: others must say it, or do here.
+    /// Unsafe functions, traits and implementations, whose conditions the callers or the implementations must meet.
     contracts: usize,
-    /// `#[unsafe(…)]`: what is exported, and what is in a section of its own.
+    /// `#[unsafe(…)]` attributes, for exported symbols and special sections.
     exports: usize,
 }
 
@@ -28,14 +28,14 @@ impl Count {
         count
     }
 
-    /// Token by token: so comments and texts are none, and what macros are made of counts.
+    /// Counts by token, so comments and strings are ignored, and bodies of macros are included.
     fn add(&mut self, tokens: TokenStream) {
         let mut tokens = tokens.into_iter().peekable();
         while let Some(token) = tokens.next() {
             match token {
                 TokenTree::Group(group) => self.add(group.stream()),
                 TokenTree::Ident(word) if word == "unsafe" => {
-                    // `unsafe extern "C" fn`, and the type of one, which has no name.
+                    // `unsafe extern "C" fn` may be a function, or the type of one, which has no name.
                     let mut what = String::new();
                     while let Some(next) = tokens.next_if(|next| !matches!(next, TokenTree::Group(_))) {
                         what = next.to_string();
@@ -62,7 +62,7 @@ impl Count {
     }
 }
 
-/// The Rust files below a folder.
+/// Returns the Rust files below a folder.
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -77,7 +77,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The folders of the packages of this workspace.
+/// Returns the folders of the packages of this workspace.
 fn packages() -> Vec<PathBuf> {
     let mut packages: Vec<_> =
         fs::read_dir(root().join("crates")).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -87,7 +87,7 @@ fn packages() -> Vec<PathBuf> {
 }
 
 #[test]
-fn what_counts_as_unsafe() {
+fn unsafe_code_is_counted_by_token() {
     let count = |text: &str| {
         let Count { blocks, contracts, exports } = Count::of(text.parse().unwrap());
         (blocks, contracts, exports)
@@ -102,7 +102,7 @@ fn what_counts_as_unsafe() {
 }
 
 #[test]
-fn every_crate_denies_unsafe_code_but_in_modules_that_say_what_for() {
+fn crates_deny_unsafe_code_outside_modules_with_a_reason() {
     for package in packages() {
         let entry = ["lib.rs", "main.rs"].map(|name| package.join("src").join(name));
         let entry = entry.iter().find(|path| path.exists()).unwrap();
@@ -116,7 +116,8 @@ fn every_crate_denies_unsafe_code_but_in_modules_that_say_what_for() {
     }
 }
 
-/// SECURITY.md's table of shipped code: a file with `unsafe` a line, and what for. ka-test is only a dev-dependency.
+/// Returns the table for SECURITY.md. Each line is a file of shipped code with `unsafe`, and the reason. ka-test is not
+/// included, because it is only a dev-dependency.
 fn table() -> String {
     let mut table =
         String::from("| file | blocks | contracts | exports | what for |\n|---|---|---|---|---|\n");
@@ -143,19 +144,19 @@ fn table() -> String {
     table
 }
 
-/// What a file, or the module that it belongs to, says that it has `unsafe` for.
+/// Returns the reason for `unsafe` in a file, from the file itself or its module.
 fn reason(path: &Path) -> String {
     const SAYS: &str = "[expect(unsafe_code, reason = \"";
     let text = fs::read_to_string(path).unwrap();
     match text.split_once(SAYS) {
         Some((_, behind)) => behind.split_once("\")]").unwrap().0.to_owned(),
-        None if path.ends_with("mod.rs") => panic!("{}: unsafe that nobody expects", path.display()),
+        None if path.ends_with("mod.rs") => panic!("{}: unsafe code without expect(unsafe_code)", path.display()),
         None => reason(&path.with_file_name("mod.rs")),
     }
 }
 
 #[test]
-fn all_unsafe_is_in_the_table() {
+fn the_table_lists_all_unsafe_code() {
     const BEGIN: &str = "<!-- written by `make unsafe` -->\n";
     let path = root().join("SECURITY.md");
     let text = fs::read_to_string(&path).unwrap();
@@ -167,11 +168,11 @@ fn all_unsafe_is_in_the_table() {
         fs::write(&path, format!("{before}{BEGIN}{table}{after}")).unwrap();
         return;
     }
-    assert_eq!(there.trim_end(), table.trim_end(), "`make unsafe` writes the table anew");
+    assert_eq!(there.trim_end(), table.trim_end(), "SECURITY.md is not up to date: run `make unsafe` and commit it");
 }
 
 #[test]
-fn every_test_that_is_named_is_there() {
+fn tests_and_files_that_are_named_exist() {
     let document = fs::read_to_string(root().join("SECURITY.md")).unwrap();
     let mut code = String::new();
     for folder in ["src", "crates", "tests"] {
@@ -181,7 +182,7 @@ fn every_test_that_is_named_is_there() {
     }
     let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
     let mut seen = 0;
-    // The last column of each table, but for that of `unsafe`, which tells of files.
+    // The last column of each table names tests and files. The table of `unsafe` code begins with a file, so skip it.
     for line in document.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| `")) {
         let held_by = line.trim_end_matches('|').rsplit('|').next().unwrap();
         for name in held_by.split('`').skip(1).step_by(2) {

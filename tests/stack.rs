@@ -1,4 +1,4 @@
-//! How much stack libka uses: what ka.h states, beside what a program in C measures.
+//! Compares the stack usage that ka.h states with the stack usage that a C program measures.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,7 @@ use ka_test::compiler::{Link, cc, compile};
 use ka_test::libka::EXPORTS;
 use ka_test::path::root;
 
-/// The bytes that ka.h states: for all functions, and for the two that compute an HMAC.
+/// Returns the bytes that ka.h states for all functions, and for the two that compute an HMAC.
 fn stated() -> (u32, u32) {
     let header = fs::read_to_string(root().join("include/ka.h")).unwrap();
     let text = header.split_whitespace().filter(|word| *word != "*").collect::<Vec<_>>().join(" ");
@@ -26,7 +26,7 @@ fn stated() -> (u32, u32) {
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "ka.h states the stack of x86-64")]
 fn functions_use_no_more_stack_than_the_header_states() {
     let source = root().join("tests/c/stack.c");
-    // Functions of the C library are bound when the program starts, not on the stack of a call.
+    // Bind functions of the C library at the start of the program. Lazy binding would use the stack of a call.
     let program = compile(cc().args(["-O2", "-Wl,-z,now"]), &source, Link::Shared);
     let printed = stdout(&mut Command::new(program));
     let mut used = BTreeMap::<&str, u32>::new();
@@ -41,14 +41,14 @@ fn functions_use_no_more_stack_than_the_header_states() {
     assert_eq!(measured, exports, "{printed}");
 
     let (others, beat) = stated();
-    // A reaper is in memory of malloc, whose stack is the C library's.
+    // The reaper calls malloc(3), whose stack usage depends on the C library.
     let bounded = used.iter().filter(|(name, _)| !name.starts_with("ka_reaper_"));
     let is_beat = |name: &str| ["ka_beat_sign", "ka_beat_verify"].contains(&name);
     let (beats, rest): (Vec<_>, Vec<_>) = bounded.partition(|(name, _)| is_beat(name));
     for (functions, stated) in [(rest, others), (beats, beat)] {
         let (name, most) = functions.into_iter().max_by_key(|(_, bytes)| **bytes).unwrap();
         assert!(*most <= stated, "{name} uses {most} bytes, and ka.h states {stated}:\n{printed}");
-        // A number that is far too high is wrong too.
+        // The stated number must not be far too high.
         assert!(
             *most * 2 > stated,
             "no function uses more than {most} bytes, and ka.h states {stated}:\n{printed}"

@@ -1,4 +1,4 @@
-//! ka_get_status, beside the kernel's own `TCP_INFO`.
+//! Compares ka_get_status with the kernel's `TCP_INFO`.
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -19,7 +19,7 @@ fn status(fd: RawFd) -> Status {
 }
 
 fn info(fd: RawFd) -> libc::tcp_info {
-    // SAFETY: numbers all, for which zeros are values; the kernel writes at most `size` bytes.
+    // SAFETY: all fields are numbers, which may be zero, and the kernel writes at most `size` bytes.
     unsafe {
         let mut info: libc::tcp_info = std::mem::zeroed();
         let mut size = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap();
@@ -31,7 +31,7 @@ fn info(fd: RawFd) -> libc::tcp_info {
     }
 }
 
-/// Each field is the kernel's of that name; the times may be a little later.
+/// Checks each field against the kernel's field of that name. The kernel's times may be a little later.
 fn assert_agrees(fd: RawFd) {
     let kernel = info(fd);
     let [size, state, probes, retransmits, unacked, ack, recv, send, rtt] = status(fd);
@@ -49,11 +49,11 @@ fn assert_agrees(fd: RawFd) {
 }
 
 #[test]
-fn each_field_is_the_kernel_s() {
+fn fields_of_the_status_equal_the_kernel_s_tcp_info() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (mut server, _) = listener.accept().unwrap();
-    // The three times become as far apart as can be told: received, sent, acknowledged.
+    // Make the three times differ: received, sent, acknowledged.
     server.write_all(b"to the client").unwrap();
     thread::sleep(Duration::from_millis(400));
     client.write_all(b"to the server").unwrap();
@@ -65,18 +65,18 @@ fn each_field_is_the_kernel_s() {
 }
 
 #[test]
-fn a_listener_s_queue_is_not_in_flight() {
+fn the_queue_of_a_listener_is_not_reported_as_in_flight() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let _queued = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    assert_eq!(info(listener.as_raw_fd()).tcpi_unacked, 1, "the kernel has the queue's length there");
+    assert_eq!(info(listener.as_raw_fd()).tcpi_unacked, 1, "the kernel reports the queue's length in this field");
     let [_, state, _, _, unacked, ..] = status(listener.as_raw_fd());
     assert_eq!((state, unacked), (10, 0));
 }
 
-/// The loopback of a network of its own is taken down: nothing answers any more.
+/// The test takes the loopback of its own network down, so the peer does not answer any more.
 #[test]
-fn a_dead_peer_is_seen_in_probes_and_retransmits() {
-    if !in_a_network_of_its_own("a_dead_peer_is_seen_in_probes_and_retransmits") {
+fn a_dead_peer_is_visible_in_probes_and_retransmits() {
+    if !in_a_network_of_its_own("a_dead_peer_is_visible_in_probes_and_retransmits") {
         return;
     }
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -85,7 +85,7 @@ fn a_dead_peer_is_seen_in_probes_and_retransmits() {
     enable(idle.as_raw_fd(), 1, 1, 100).unwrap();
     enable(probed.as_raw_fd(), 1, 1, 100).unwrap();
     thread::sleep(Duration::from_millis(1500));
-    // Probes were answered meanwhile: they count as an acknowledgement, and not as something sent.
+    // Probes were answered meanwhile. An answer counts as an acknowledgement, but a probe does not count as sent data.
     let [_, _, probes, _, _, ack, _, send, _] = status(probed.as_raw_fd());
     assert!(probes == 0 && ack < 1000 && send >= 1400, "acknowledged {ack} ms ago, sent {send} ms ago");
 

@@ -1,5 +1,5 @@
-//! The system's defaults, in network namespaces of the tests' own: what libka reads there, and that a value which was
-//! set no longer follows them.
+//! Tests the system's defaults in new network namespaces. libka reads them, and values that were set do not follow
+//! them.
 
 use std::fs;
 use std::os::fd::{AsRawFd, RawFd};
@@ -38,8 +38,8 @@ fn get(fd: RawFd, getter: Getter) -> Result<c_int, c_int> {
 }
 
 #[test]
-fn a_sysctl_that_cannot_be_set_is_read_but_not_written() {
-    if !in_a_network_of_its_own("a_sysctl_that_cannot_be_set_is_read_but_not_written") {
+fn sysctl_values_that_cannot_be_set_are_read_but_not_written() {
+    if !in_a_network_of_its_own("sysctl_values_that_cannot_be_set_are_read_but_not_written") {
         return;
     }
     let socket = fresh();
@@ -62,7 +62,7 @@ fn a_sysctl_that_cannot_be_set_is_read_but_not_written() {
             assert_eq!(result, Err(EINVAL), "{value}");
         }
     }
-    // The other two sysctls, on a socket for which nothing was set.
+    // Test the other two sysctls on a new socket.
     let socket = fresh();
     let fd = socket.as_raw_fd();
     for (name, word, getter, values) in [
@@ -82,8 +82,8 @@ fn a_sysctl_that_cannot_be_set_is_read_but_not_written() {
 }
 
 #[test]
-fn a_value_that_was_set_leaves_the_sysctl_and_a_kept_one_follows_it() {
-    if !in_a_network_of_its_own("a_value_that_was_set_leaves_the_sysctl_and_a_kept_one_follows_it") {
+fn values_that_were_set_stay_and_kept_values_follow_the_sysctl() {
+    if !in_a_network_of_its_own("values_that_were_set_stay_and_kept_values_follow_the_sysctl") {
         return;
     }
     let (set, kept, never) = (fresh(), fresh(), fresh());
@@ -97,17 +97,17 @@ fn a_value_that_was_set_leaves_the_sysctl_and_a_kept_one_follows_it() {
     assert_eq!(
         keepalive_options(set.as_raw_fd())[..4],
         [Ok(1), Ok(7200), Ok(75), Ok(9)],
-        "equal values were written too"
+        "equal values must be written too"
     );
     assert_eq!(keepalive_options(kept.as_raw_fd())[..4], [Ok(1), Ok(500), Ok(75), Ok(4)]);
     assert_eq!(query(never.as_raw_fd()), config(OFF, 500, 50, 4, NONE));
     assert_eq!(defaults(), config(OFF, 500, 50, 4, NONE));
 }
 
-/// The running timer is re-armed with the effective idle time where that can be set, and left alone where not.
+/// The call re-arms the running timer with the idle time in force. If this time cannot be set, the timer is unchanged.
 #[test]
-fn a_changed_interval_leaves_an_idle_time_that_cannot_be_set() {
-    if !in_a_network_of_its_own("a_changed_interval_leaves_an_idle_time_that_cannot_be_set") {
+fn a_changed_interval_keeps_an_idle_time_that_cannot_be_set() {
+    if !in_a_network_of_its_own("a_changed_interval_keeps_an_idle_time_that_cannot_be_set") {
         return;
     }
     sysctl("tcp_keepalive_time", "86400");
@@ -117,15 +117,15 @@ fn a_changed_interval_leaves_an_idle_time_that_cannot_be_set() {
     enable(fd, KEEP, 1, KEEP).unwrap();
     assert_eq!(keepalive_options(fd)[..4], [Ok(1), Ok(86400), Ok(1), Ok(9)]);
     sysctl("tcp_keepalive_time", "400");
-    assert_eq!(keepalive_options(fd)[1], Ok(400), "it still follows the sysctl");
+    assert_eq!(keepalive_options(fd)[1], Ok(400), "the idle time must still follow the sysctl");
     enable(fd, KEEP, 2, KEEP).unwrap();
     sysctl("tcp_keepalive_time", "300");
-    assert_eq!(keepalive_options(fd)[1], Ok(400), "it was written to re-arm the timer");
+    assert_eq!(keepalive_options(fd)[1], Ok(400), "the call must have written the idle time to re-arm the timer");
 }
 
 #[test]
-fn defaults_are_known_without_proc_and_take_no_descriptor_away() {
-    if !in_a_network_of_its_own("defaults_are_known_without_proc_and_take_no_descriptor_away") {
+fn defaults_work_without_proc_and_leak_no_descriptor() {
+    if !in_a_network_of_its_own("defaults_work_without_proc_and_leak_no_descriptor") {
         return;
     }
     sysctl("tcp_keepalive_time", "-1");

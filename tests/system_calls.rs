@@ -1,4 +1,4 @@
-//! The system calls that libka makes, as strace sees them, and what is left when the kernel refuses one of them.
+//! Tests the system calls of libka with strace, and the state of the socket after the kernel rejects one of them.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use ka_test::path::scratch;
 
 const EPERM: i32 = 1;
 
-/// Runs the program under strace, and gives what it printed and what strace saw.
+/// Runs the program under strace. Returns its output, and strace's log.
 fn strace(program: &Path, options: &[String], args: &[&str]) -> (String, String) {
     let log = scratch("strace");
     let mut command = Command::new("strace");
@@ -19,7 +19,7 @@ fn strace(program: &Path, options: &[String], args: &[&str]) -> (String, String)
     (String::from_utf8(output.stdout).unwrap(), std::fs::read_to_string(log).unwrap())
 }
 
-/// The calls between marks, without their process and their result: `setsockopt(3, SOL_TCP, TCP_KEEPIDLE, [60], 4)`.
+/// Returns the calls between marks, without process and result: `setsockopt(3, SOL_TCP, TCP_KEEPIDLE, [60], 4)`.
 fn between_marks(log: &str) -> Vec<Vec<&str>> {
     let calls = log
         .lines()
@@ -38,7 +38,7 @@ fn between_marks(log: &str) -> Vec<Vec<&str>> {
 }
 
 #[test]
-fn a_fresh_socket_takes_five_calls_and_the_same_again_four_reads() {
+fn ka_enable_makes_five_calls_and_four_reads_the_second_time() {
     for link in LINKS {
         let (_, log) = strace(&program("trace", link), &[], &["enable", "3"]);
         let parts = between_marks(&log);
@@ -68,7 +68,7 @@ fn a_fresh_socket_takes_five_calls_and_the_same_again_four_reads() {
 }
 
 #[test]
-fn an_accepted_connection_costs_no_call() {
+fn accepted_connections_cost_no_call() {
     let (output, log) = strace(&program("trace", Link::Shared), &[], &["server"]);
     assert_eq!(output, "1 60 10 5 0 ".repeat(3));
     let accepts = between_marks(&log);
@@ -78,7 +78,7 @@ fn an_accepted_connection_costs_no_call() {
 }
 
 #[test]
-fn a_lower_interval_is_followed_by_the_idle_time() {
+fn the_idle_time_is_set_after_a_lower_interval() {
     let (output, log) = strace(&program("trace", Link::Shared), &[], &["on", "intvl=1"]);
     assert_eq!(output, "1 600 60 6 60000 1 600 1 6 60000 0 0\n");
     let writes: Vec<_> =
@@ -89,7 +89,7 @@ fn a_lower_interval_is_followed_by_the_idle_time() {
     );
 }
 
-/// What a line of the program says: the five values before, the five after, the result and errno.
+/// Reads a line of the program: the five values before the call, the five values after it, the result and errno.
 fn outcome(output: &str) -> ([i32; 5], [i32; 5], (i32, i32)) {
     let numbers: Vec<i32> = output.split_whitespace().map(|number| number.parse().unwrap()).collect();
     let five = |from: usize| numbers[from..from + 5].try_into().unwrap();
@@ -97,9 +97,9 @@ fn outcome(output: &str) -> ([i32; 5], [i32; 5], (i32, i32)) {
     (five(0), five(5), (numbers[10], numbers[11]))
 }
 
-/// The kernel refuses the 1st, 2nd, 3rd, … write of a policy, on sockets with keepalive on and off.
+/// The kernel rejects the 1st, 2nd, 3rd, … write of a policy, on sockets with keepalive on and off.
 #[test]
-fn a_write_that_the_kernel_refuses_leaves_keepalive_as_it_was() {
+fn rejected_writes_leave_keepalive_unchanged() {
     let program = program("trace", Link::Shared);
     for on in [true, false] {
         for policy in [
@@ -111,7 +111,7 @@ fn a_write_that_the_kernel_refuses_leaves_keepalive_as_it_was() {
             let start = if on { "on" } else { "off" };
             let mut refused = 0;
             loop {
-                // Five writes set the socket up.
+                // The program itself makes five writes before the call.
                 let inject = format!("inject=setsockopt:error=EPERM:when={}", 5 + refused + 1);
                 let (output, _) = strace(&program, &["-e".into(), inject], &[start, policy]);
                 let (before, after, result) = outcome(&output);
@@ -131,18 +131,18 @@ fn a_write_that_the_kernel_refuses_leaves_keepalive_as_it_was() {
     }
 }
 
-/// Reads fail before anything was written.
+/// The call makes all reads before its first write.
 #[test]
-fn a_read_that_the_kernel_refuses_changes_nothing() {
+fn failed_reads_change_nothing() {
     let program = program("trace", Link::Shared);
     let policy = "intvl=3,user_timeout=auto";
     for start in ["on", "off"] {
         let (_, log) = strace(&program, &[], &[start, policy]);
         let reads = between_marks(&log)[0].iter().filter(|call| call.starts_with("getsockopt")).count();
-        // SO_KEEPALIVE, the user timeout, and the kept values that an automatic one is made of.
+        // Reads SO_KEEPALIVE, the user timeout, and the kept values that an automatic user timeout is computed from.
         assert!(reads >= 4, "only {reads} reads on a socket that is {start}");
         for read in 1..=reads {
-            // The program's own five reads come first.
+            // The program itself makes five reads before the call.
             let inject = format!("inject=getsockopt:error=ENOMEM:when={}", 5 + read);
             let (output, _) = strace(&program, &["-e".into(), inject], &[start, policy]);
             let (before, after, result) = outcome(&output);
@@ -153,20 +153,20 @@ fn a_read_that_the_kernel_refuses_changes_nothing() {
 }
 
 #[test]
-fn the_defaults_are_read_through_descriptors_that_no_child_inherits() {
+fn defaults_are_read_through_close_on_exec_descriptors() {
     let program = program("defaults", Link::Static);
     let (_, log) = strace(&program, &[], &[]);
     let opened: Vec<_> = log.lines().filter(|line| line.contains("tcp_keepalive_")).collect();
     assert!(opened.len() >= 3 && opened.iter().all(|line| line.contains("O_CLOEXEC")), "{opened:?}");
 
-    // Without /proc, by a socket.
+    // Without /proc, ka_defaults uses a socket.
     let empty = scratch("root");
     std::fs::create_dir(&empty).unwrap();
     let empty = empty.to_str().unwrap();
     let (_, log) = if is_root() {
         strace(&program, &[], &[empty])
     } else {
-        // chroot(2) needs to be root, of a namespace at least.
+        // chroot(2) needs root, in a user namespace at least.
         strace(Path::new("unshare"), &[], &["-Ur", program.to_str().unwrap(), empty])
     };
     let made: Vec<_> = log.lines().filter(|line| line.contains("socket(AF_INET")).collect();

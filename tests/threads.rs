@@ -1,4 +1,4 @@
-//! Threads, signals and fork, in a C program.
+//! Tests libka in threads, in signal handlers and after fork, with a C program.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use ka_test::child::succeed;
 use ka_test::compiler::{LINKS, program};
 
 #[test]
-fn threads_signal_handlers_and_children_of_fork_may_call_it() {
+fn threads_signal_handlers_and_forked_children_may_call_libka() {
     for link in LINKS {
         succeed(&mut Command::new(program("threads", link)));
     }

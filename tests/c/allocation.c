@@ -1,6 +1,7 @@
 /*
- * allocation: every allocation of a reaper fails once: the call says ENOMEM, the reaper is as it was, and the same call
- * succeeds when there is memory again. Linked with --wrap for malloc, calloc and free. Prints how many were tried.
+ * allocation: makes every allocation of a reaper fail once. The call must fail with ENOMEM and leave the reaper
+ * unchanged. The same call must succeed afterwards. Linked with --wrap for malloc, calloc and free. Prints the number
+ * of failures.
  */
 #include <ka.h>
 #include <limits.h>
@@ -26,7 +27,7 @@ static bool fails(void)
     return true;
 }
 
-/* A C library may set errno although it succeeds; the library must not let it through. */
+/* A successful malloc may change errno. libka must restore it. */
 static void *counted(void *memory)
 {
     live += memory != NULL;
@@ -54,7 +55,7 @@ void __wrap_free(void *memory)
 static struct ka_reaper *reaper;
 static size_t length;
 
-/* Adds a connection at a time, with memory or, the second time, without the one allocation that fails. */
+/* Touches a connection. If the call fails for lack of memory, checks the reaper and touches the connection again. */
 static void touch(int fd, uint64_t now_ms)
 {
     int next = ka_reaper_next(reaper, now_ms);
@@ -89,13 +90,13 @@ static void scenario(void)
         touch(fd, (uint64_t)fd);
     for (size_t i = 0; i < sizeof far / sizeof *far; i++)
         touch(far[i], 600 + i);
-    /* Half of them go, as on a close, and come again. */
+    /* Half of the connections are forgotten, as before close, and come again. */
     for (int fd = 0; fd < 600; fd += 2)
         CHECK(ka_reaper_forget(reaper, fd) == 0 && errno == 0);
     length -= 300;
     for (int fd = 0; fd < 600; fd += 2)
         touch(fd, 700);
-    /* The odd ones are due first, in their order; the far ones; then the even ones. */
+    /* The odd descriptors are due first, in their order. Then come the large ones, and then the even ones. */
     errno = 0;
     CHECK(ka_reaper_expired(reaper, 1700, fds, 1000) == 606 && errno == 0);
     for (int fd = 1; fd < 600; fd += 2)
@@ -105,7 +106,7 @@ static void scenario(void)
     for (int fd = 0; fd < 600; fd += 2)
         CHECK(fds[count++] == fd);
     CHECK(ka_reaper_len(reaper) == 0 && ka_reaper_next(reaper, 1700) == -1);
-    /* A page and a leaf are kept, the root, and the reaper. */
+    /* The reaper keeps a page, a leaf, the root, and itself. */
     CHECK(live <= 4);
     ka_reaper_free(reaper);
     CHECK(live == 0 && errno == 0);
@@ -121,7 +122,7 @@ int main(void)
     CHECK(failing > 10);
     printf("%ld\n", failing - 1);
 
-    /* At the border of pages and of leaves nothing is allocated again and again. */
+    /* Connections that come and go at the border of pages and leaves must not allocate each time. */
     failing = -1;
     reaper = ka_reaper_new(1);
     CHECK(ka_reaper_touch(reaper, 1, 0) == 0 && ka_reaper_touch(reaper, 65536, 0) == 0);

@@ -1,4 +1,4 @@
-/* What a test program claims: it ends with the claim that does not hold. */
+/* An assertion for test programs. If the condition is false, prints it and ends the program. */
 #ifndef CHECK_H
 #define CHECK_H
 

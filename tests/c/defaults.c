@@ -1,4 +1,5 @@
-/* defaults [ROOT]: what ka_defaults says, in another root folder if one is given, and without descriptors. */
+/* defaults [ROOT]: prints the result of ka_defaults, in this root folder if it is given. Also calls it without free
+ * descriptors. */
 #include <errno.h>
 #include <ka.h>
 #include <stdio.h>
@@ -19,7 +20,7 @@ int main(int argc, char **argv)
         return 2;
     }
     if (errno != 0 || dup(0) != 3) {
-        fprintf(stderr, "ka_defaults touched errno or left a descriptor open\n");
+        fprintf(stderr, "ka_defaults changed errno or left a descriptor open\n");
         return 2;
     }
     printf("%d %d %d %d %d\n", config.keepalive, config.idle, config.intvl, config.cnt, config.user_timeout);

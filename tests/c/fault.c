@@ -1,24 +1,25 @@
 /*
- * fault OPTIONS LOG COMMAND...: runs a command, and has one system call of it fail. ptrace(2)
+ * fault OPTIONS LOG COMMAND...: runs a command, and makes one of its system calls fail, with ptrace(2).
  *
- *   -f TASK:CALL:NTH:ERRNO:THEN   the call that fails: the NTH of this number that this task makes; where THEN is not 0,
- *                            all later ones of this number fail with that. Without it none fails, and LOG has a line
- *                            for each that could: "call TASK NUMBER NTH"
- *   -x NAME                  only calls of processes that run a program of this name count
- *   -o NAME                  only calls made by instructions in a file whose name begins so; else all but the loader's
- *   -m                       only those between marks: a mark is close(-77)
- *   -s FD                    at each mark LOG has the keepalive of this descriptor, as this process gets it of the kernel:
- *                            "socket ON IDLE INTVL CNT USER_TIMEOUT"
- *   -t SECONDS               after which whatever is left is killed, and LOG says "hang TASK NAME" of each (20)
+ *   -f TASK:CALL:NTH:ERRNO:THEN   the NTH call with number CALL of this task fails with ERRNO. If THEN is not 0, all
+ *                            later calls with this number fail with THEN. Without -f no call fails, and LOG gets a
+ *                            line for each call that could: "call TASK NUMBER NTH"
+ *   -x NAME                  counts only calls of processes that run a program with this name
+ *   -o NAME                  counts only calls from files whose name begins with NAME. Default: all but the loader
+ *   -m                       counts only calls between marks. A mark is close(-77)
+ *   -s FD                    at each mark, writes the keepalive settings of this descriptor to LOG, as the kernel
+ *                            reports them to this process: "socket ON IDLE INTVL CNT USER_TIMEOUT"
+ *   -t SECONDS               kills all processes after this time, and writes "hang TASK NAME" for each to LOG.
+ *                            Default: 20
  *
- * Where the environment has FAULT_KILL, that process is killed before the call is made, by its number or as a task, "@0.1";
- * and where it has FAULT_KILLED, the call waits until there is such a file. An ERRNO of 0: then the call is made.
+ * If FAULT_KILL is set, this process is killed before the call is made. It is a PID, or a task such as "@0.1". If
+ * FAULT_KILLED is set, the call waits until this file exists. If ERRNO is 0, the call is made.
  *
- * A task is known by who made it: 0 is the command, 0.0 what that made first (fork, clone), 0.0.1 what that made second;
- * so the same call has the same name in every run, though tasks run side by side. The number of a process would not do.
+ * A task is named after its parent. 0 is the command, 0.0 its first child (fork, clone), 0.0.1 the second child of
+ * that. PIDs differ between runs, but these names are the same, even if tasks run in parallel.
  *
- * LOG has "injected" once it was done. It ends when all processes have ended, with the status of the command, 128 + n
- * where a signal ended it.
+ * LOG gets "injected" after the fault. The program ends when all processes have ended. Its status is that of the
+ * command, or 128 + n if signal n has ended the command.
  */
 #define _GNU_SOURCE
 #include <elf.h>
@@ -55,7 +56,7 @@ struct task {
     char path[128];
     int made;
     bool runs, stopped, counts, dead;
-    /* What the call that it is in answers instead, if not 0. */
+    /* The result of the current call instead of its own, if not 0. */
     long error;
     unsigned long argument;
     unsigned short nth[CALLS];
@@ -89,7 +90,7 @@ static struct task *find(pid_t tid)
     return &tasks[count++];
 }
 
-/* Whether the task runs the program whose calls count. */
+/* Checks whether the task runs the program whose calls count. */
 static void look_at_program(struct task *task)
 {
     char link[64], path[PATH_MAX];
@@ -102,7 +103,7 @@ static void look_at_program(struct task *task)
     task->known = 0;
 }
 
-/* Whether a call of this instruction counts. */
+/* Returns whether a call from this instruction counts. */
 static bool counts(struct task *task, unsigned long at)
 {
     char name[64], line[PATH_MAX + 128], path[PATH_MAX], mode[8];
@@ -132,7 +133,7 @@ static bool counts(struct task *task, unsigned long at)
     return false;
 }
 
-/* What the kernel says of the program's socket, to somebody else. */
+/* Logs the settings of the program's socket. This process reads them, so the program cannot change the result. */
 static void tell(struct task *task)
 {
     static const int options[][2] = { { SOL_SOCKET, SO_KEEPALIVE },
@@ -171,7 +172,7 @@ static void set_registers(pid_t tid, struct user_regs_struct registers)
     ptrace(PTRACE_SETREGSET, tid, NT_PRSTATUS, &io);
 }
 
-/* Has the kernel make another call: none, or brk(0), which is how a brk that fails answers. */
+/* Makes the kernel execute another call instead: none, or brk(0), because a failed brk returns the current break. */
 static void divert(struct task *task, long number)
 {
     struct user_regs_struct now = registers(task->tid);
@@ -198,7 +199,7 @@ static void answer(struct task *task, long number, long result)
 {
     struct user_regs_struct now = registers(task->tid);
 #if defined(__x86_64__)
-    /* Who calls relies on its arguments being as they were. */
+    /* The caller relies on unchanged argument registers. */
     if (number == SYS_brk)
         now.rdi = task->argument;
     else
@@ -210,7 +211,7 @@ static void answer(struct task *task, long number, long result)
     set_registers(task->tid, now);
 }
 
-/* Kills whom the environment names, and waits until that is known. */
+/* Kills the process in FAULT_KILL, and waits for the file FAULT_KILLED. */
 static void kill_another(void)
 {
     const char *victim = getenv("FAULT_KILL"), *known = getenv("FAULT_KILLED");
@@ -252,7 +253,7 @@ static void enter(struct task *task, struct __ptrace_syscall_info *info)
             kill_another();
         }
         task->error = nth == fault_nth ? fault_errno : fault_then;
-        /* A descriptor is closed whatever close answers. close(2) */
+        /* close(2) closes the descriptor even if it fails, so the call is made. */
         if (number != SYS_close && task->error != 0)
             divert(task, number);
     }
@@ -263,7 +264,7 @@ static void resume(struct task *task, int signal)
     ptrace(PTRACE_SYSCALL, task->tid, 0, signal);
 }
 
-/* Who made it is known, and it has stopped for the first time: it may run. */
+/* Starts a task that has stopped for the first time, after its parent is known. */
 static void start(struct task *task)
 {
     if (task->runs && task->stopped) {
@@ -312,7 +313,7 @@ static void attend(struct task *task, int status)
     }
 }
 
-/* What has not ended in time is killed, and said. */
+/* Kills and logs the tasks that have not ended in time. */
 static void end_all(void)
 {
     for (int n = 0; n < count; n++) {
@@ -390,7 +391,7 @@ int main(int argc, char **argv)
         err(98, "pipe");
     close(go[0]);
     close(go[1]);
-    /* It runs, and was never stopped: from its next stop on each of its calls stops it. */
+    /* The command runs, and was never stopped. After its first stop, it stops at each call. */
     ptrace(PTRACE_INTERRUPT, root, 0, 0);
     struct sigaction alarmed = { .sa_handler = hurry };
     sigaction(SIGALRM, &alarmed, NULL);

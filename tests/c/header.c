@@ -1,4 +1,4 @@
-/* Everything in ka.h, used as C and as C++: compiled with warnings as errors under each standard. */
+/* Uses everything in ka.h. The test compiles it as C and as C++ under each standard, with warnings as errors. */
 #include <ka.h>
 
 #if KA_VERSION_NUMBER < 1000

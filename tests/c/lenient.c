@@ -1,8 +1,8 @@
 /*
- * lenient: ka_enable_lenient where the kernel refuses some of the options. A seccomp filter plays an old kernel or a
- * security policy: it makes setsockopt(2), or setsockopt(2) and getsockopt(2), fail for a set of options. All sets are
- * tried, with several errnos, on sockets with keepalive off and on. A process without the filter asks the kernel for
- * the result. Prints how many calls it has made.
+ * lenient: tests ka_enable_lenient if the kernel rejects some of the options. A seccomp filter acts as an old kernel or
+ * a security policy: it makes setsockopt(2), or setsockopt(2) and getsockopt(2), fail for a set of options. All sets
+ * are tried, with several errnos, on sockets with keepalive off and on. A process without the filter asks the kernel
+ * for the result. Prints how many calls it has made.
  */
 #define _GNU_SOURCE
 #include <errno.h>

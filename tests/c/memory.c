@@ -1,7 +1,6 @@
 /*
- * memory: what a reaper takes of the process, as the kernel and malloc count it, and that it gives it back. Prints the
- * bytes. To whom the kernel's pages belong that malloc has back is malloc's affair: glibc's keeps those below something
- * in use until malloc_trim(3).
+ * memory: measures the memory of a reaper with the kernel and with malloc, and checks that the reaper frees it. Prints
+ * the bytes. malloc may keep freed pages. glibc keeps those below memory in use until malloc_trim(3).
  */
 #include <ka.h>
 #include <limits.h>
@@ -14,8 +13,8 @@
 #define MIB (1024 * KIB)
 #define MILLION 1000000
 
-/* Memory of this process's own that is there. Not by statm, which counts pages of libraries, and may be off by what each
- * processor has not reported yet. */
+/* Returns the resident anonymous memory of this process in bytes. statm is not exact: it includes pages of libraries,
+ * and each processor reports its counts late. */
 static long resident(void)
 {
     char line[256];
@@ -29,7 +28,7 @@ static long resident(void)
     return kib * KIB;
 }
 
-/* Addresses that it has. */
+/* Returns the size of the address space in use, in bytes. */
 static long mapped(void)
 {
     long pages;
@@ -39,7 +38,7 @@ static long mapped(void)
     return pages * sysconf(_SC_PAGESIZE);
 }
 
-/* A million connections come and go, but for one. */
+/* Adds a million connections, and removes all but one. */
 static void flood(void)
 {
     struct ka_reaper *reaper = ka_reaper_new(1000);
@@ -57,15 +56,15 @@ static void flood(void)
     used = (long)mallinfo2().uordblks - used;
     malloc_trim(0);
     long after = resident();
-    printf("a million: %ld bytes each; after they went %ld in use, %ld resident\n", (during - before) / MILLION, used,
-           after - before);
+    printf("a million: %ld bytes each; after their removal %ld in use, %ld resident\n", (during - before) / MILLION,
+           used, after - before);
     fflush(stdout);
     CHECK(during - before > 15 * MIB && during - before < 32 * MILLION);
     CHECK(used < 10 * KIB && after - before < 256 * KIB);
     ka_reaper_free(reaper);
 }
 
-/* One alone, as far away as there is. */
+/* Adds one connection with the largest descriptor. */
 static void far_away(void)
 {
     long addresses = mapped(), memory = resident();
@@ -82,10 +81,10 @@ static void far_away(void)
 
 int main(void)
 {
-    /* stdio and the loader have their memory then. */
+    /* The first call makes stdio and the loader allocate their memory. */
     mapped();
     resident();
-    printf("what a reaper takes:\n");
+    printf("memory of a reaper:\n");
     far_away();
     flood();
     return 0;

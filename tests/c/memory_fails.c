@@ -1,6 +1,7 @@
 /*
- * memory_fails: preloaded, it has one allocation of a program fail: the one of the number ALLOCATION of a process that
- * is called ALLOCATION_OF. Where it has, the file ALLOCATION_FAILED is there. Threads count together.
+ * memory_fails: a preloaded library that makes one allocation of a program fail. ALLOCATION is the number of the
+ * allocation, counted over all threads. ALLOCATION_OF is the name of the process. After the failure, the file
+ * ALLOCATION_FAILED exists.
  */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -1,6 +1,6 @@
 /*
- * nonce: ka_beat_nonce under a kernel that does not have getrandom(2), played by a seccomp filter, and under a sandbox
- * that forbids it. Prints nothing if all is well.
+ * nonce: tests ka_beat_nonce on a kernel without getrandom(2), and in a sandbox that forbids it. A seccomp filter acts
+ * as both. Prints nothing if all is well.
  */
 #include <fcntl.h>
 #include <ka.h>
@@ -14,7 +14,7 @@
 
 #include "check.h"
 
-/* From now on the call fails with this errno. */
+/* Makes the call fail with this errno from now on. */
 static void refuse(int number, int error)
 {
     struct sock_filter code[] = {
@@ -42,12 +42,12 @@ int main(void)
     errno = 0;
     CHECK(ka_beat_nonce(one) == 0 && ka_beat_nonce(other) == 0 && errno == 0);
     CHECK(memcmp(one, untouched, sizeof one) != 0 && memcmp(one, other, sizeof one) != 0);
-    CHECK(dup(0) == free_fd); /* nothing was left open */
+    CHECK(dup(0) == free_fd); /* no descriptor was left open */
 
     CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
     memset(one, 0, sizeof one);
     CHECK(ka_beat_nonce(one) == -1 && errno == EMFILE);
-    /* The filter that was added last is asked first. */
+    /* The kernel runs the newest filter first. */
     refuse(SYS_getrandom, EPERM);
     CHECK(ka_beat_nonce(one) == -1 && errno == EPERM);
     CHECK(memcmp(one, untouched, sizeof one) == 0);

@@ -1,6 +1,7 @@
 /*
- * A program of libka 0.1.0: compiled against the header of a release, linked with its library, and run with the library
- * of now. It uses nothing that 0.1.0 did not have, all structs among it, and asks the kernel.
+ * older: a program of libka 0.1.0. The test compiles it with the header of a release, links it with the library of that
+ * release, and runs it with the current library. It uses only the API of 0.1.0, including all structs, and reads the
+ * results from the kernel.
  */
 #include <ka.h>
 #include <netinet/in.h>

@@ -1,8 +1,8 @@
 /*
- * outcome on|off CALL: one call of libka's between two marks, on descriptor 3, a socket that has keepalive on or off, for
- * fault to spoil. Says what it answered and errno, and what it wrote.
+ * outcome on|off CALL: makes one call of libka between two marks, so that fault.c can make its system calls fail. The
+ * socket is descriptor 3, with keepalive on or off. Prints the result, errno, and the output of the call.
  *
- * It ends with 1 where a call that failed has written something, one that succeeded has changed errno, or a descriptor is
+ * It exits with 1 if a failed call has written its output, a successful call has changed errno, or a descriptor was
  * left open.
  */
 #include <ka.h>
@@ -93,7 +93,7 @@ int main(int argc, char **argv)
         memset(same, 0x5a, sizeof same);
         CHECK(result == -1 && error != ERRNO && value == UNTOUCHED);
         CHECK(memcmp(&query, &fresh, sizeof query) == 0 && memcmp(&status, &no_status, sizeof status) == 0);
-        /* What the kernel may have written of it is no secret, and not to be used. */
+        /* A failed ka_beat_nonce may have written a part of the nonce. That part is no secret, and is not used. */
         CHECK(IS("beat_nonce") || memcmp(nonce, same, sizeof same) == 0);
     } else {
         CHECK(error == ERRNO);

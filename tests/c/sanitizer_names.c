@@ -1,6 +1,7 @@
 /*
- * sanitizer_names: what the compiler of libka calls in the thread sanitizer's runtime, and clang's of the same machine may
- * not have yet: memory functions under names of their own. Linked with a libka that is built with -Zsanitizer=thread.
+ * sanitizer_names: memory functions of the thread sanitizer's runtime under new names. The compiler of libka calls
+ * them, but an older clang on the same machine may not have them. Linked with a libka that is built with
+ * -Zsanitizer=thread.
  */
 #include <string.h>
 

@@ -1,9 +1,9 @@
-/* A server that gives back what it gets, and has nothing of its own for a connection: what grows is not its own.
+/* An echo server that allocates nothing for a connection. If its memory grows, the cause is libka or the shim.
  *
  *     soak PORT [fd|memory]
  *
- * Told to leak, it loses a descriptor or 64 bytes with each connection. It ends with its input, and says what became
- * of the connections: made, ended by the peer, found dead, reset. */
+ * With fd or memory, it leaks a descriptor or 64 bytes with each connection. It ends at the end of its input, and
+ * prints the numbers of connections: made, ended by the peer, found dead, reset. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <netinet/in.h>
@@ -31,7 +31,7 @@ static void watch(int fd) {
 static void take(void) {
     int fd;
     while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
-        /* As programs do, each of which the shim looks at. */
+        /* Many programs set this option, and the shim sees each call. */
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &(int){1}, sizeof(int));
         setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &(int){0}, sizeof(int));
         watch(fd);

@@ -1,7 +1,7 @@
 /*
- * stack: how many bytes of stack each function of libka uses. Each call runs on a stack of its own, painted before. The
- * deepest byte that differs afterwards is where the call has written. Prints a line for each call: the function, and the
- * bytes below the stack pointer of its caller.
+ * stack: measures how many bytes of stack each function of libka uses. Each call runs on its own stack, which is filled
+ * with a pattern before. The deepest byte that has changed afterwards shows the usage. Prints a line for each call: the
+ * function, and the bytes below the stack pointer of its caller.
  */
 #include <ka.h>
 #include <netinet/in.h>
@@ -38,7 +38,7 @@ static void baseline(void)
     result = nothing();
 }
 
-/* The stack of a call, in bytes from the top. */
+/* Returns the stack usage of a call, in bytes from the top. */
 static size_t deepest(void (*function)(void), int paint)
 {
     size_t lowest = 0;
@@ -133,7 +133,7 @@ int main(void)
     CHECK(ka_parse("60,10,5", &config) == 0);
     config.user_timeout = KA_AUTO;
     bad.idle = -7;
-    /* The first calls bind functions of the C library, on the stack of main. */
+    /* Make each call once on the stack of main, which binds functions of the C library. */
 #define FIRST(name, run, expression) run();
     CALLS(FIRST)
     reaper = ka_reaper_new(1000);

@@ -1,6 +1,6 @@
 /*
- * threads: ka_enable, and heartbeats, from 32 threads at once, on sockets of their own and on one that they share; from a
- * signal handler that interrupts the library again and again; and after fork. Prints nothing if all is well.
+ * threads: calls ka_enable and the heartbeat functions from 32 threads at once, on their own sockets and on a shared
+ * one, from a signal handler that interrupts the library many times, and after fork. Prints nothing if all is well.
  */
 #include <ka.h>
 #include <netinet/in.h>
@@ -36,7 +36,7 @@ static int is(int fd, int idle, int intvl, int cnt)
            get(fd, IPPROTO_TCP, TCP_KEEPINTVL) == intvl && get(fd, IPPROTO_TCP, TCP_KEEPCNT) == cnt;
 }
 
-/* A heartbeat of one's own, made and verified. */
+/* Signs and verifies a heartbeat of this client. */
 static void beat(uint64_t client)
 {
     const uint8_t key[16] = "a key of sixteen";
@@ -59,7 +59,7 @@ static void *work(void *argument)
         CHECK(is(fd, own, 1 + round % 7, 5));
         beat((uint64_t)own);
         CHECK(errno == own);
-        /* All of them set the same here, so it must come out so. */
+        /* All threads set the same values on the shared socket, so these must be in force. */
         CHECK(ka_enable(shared, 60, 10, 5) == 0);
         CHECK(ka_enable(-1, 60, 10, 5) == -1 && errno == EBADF);
         CHECK(close(fd) == 0);

@@ -1,10 +1,10 @@
 /*
- * trace on|off POLICY: one call of ka_apply, between two marks, on a socket that has keepalive on or off, for
- * strace to watch or to spoil. Says what the call answered, and the five values before and after it.
+ * trace on|off POLICY: makes one call of ka_apply between two marks, on a socket with keepalive on or off. strace logs
+ * its system calls, or makes one fail. Prints the result of the call, and the five values before and after it.
  *
- * trace enable N: N calls of ka_enable(fd, 60, 10, 5) on a fresh socket, each between two marks.
+ * trace enable N: makes N calls of ka_enable(fd, 60, 10, 5) on a new socket, each between two marks.
  *
- * trace server: a listener set once, and a connection accepted after each mark.
+ * trace server: sets keepalive on a listener once, and accepts a connection after each mark.
  */
 #include <errno.h>
 #include <ka.h>
@@ -44,7 +44,7 @@ static int apply(int on, const char *policy)
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     if (fd < 0 || ka_parse(policy, &config) != 0)
         return 2;
-    /* Five writes before the mark: the test counts on it. */
+    /* The test counts on exactly five writes before the mark. */
     for (int i = 4; i >= 0; i--)
         if (setsockopt(fd, five[i][0], five[i][1], &start[i], sizeof start[i]) != 0)
             return 2;

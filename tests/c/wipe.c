@@ -1,6 +1,6 @@
 /*
- * wipe: signs and verifies on a stack of its own, and looks for the key there afterwards: as it is, and as HMAC has it
- * (exclusive or with its pads). Prints nothing if all is well.
+ * wipe: signs and verifies on its own stack. Then searches the stack for the key itself, and for the key combined with
+ * the pads of HMAC by exclusive or. Prints nothing if all is well.
  */
 #define _GNU_SOURCE /* memmem */
 
@@ -15,13 +15,13 @@
 
 #define STACK (1 << 20)
 #define KEY 64
-/* Eight bytes of a key in a row are no accident. */
+/* Eight bytes of a key in a row cannot be a coincidence. */
 #define TRACE 8
 
 static uint8_t key[KEY], nonce[KA_BEAT_NONCE_SIZE], frame[KA_BEAT_SIZE];
 static bool careless;
 
-/* That the search finds what is there: a copy that nobody wipes. */
+/* Leaves a copy of the key on the stack, to show that the search can find one. */
 static void leave_a_copy(void)
 {
     volatile uint8_t copy[KEY];

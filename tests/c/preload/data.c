@@ -1,4 +1,5 @@
-/* data: a connection, then between marks for strace: accept, sendto, recvmsg, sendmsg, recvfrom, and a unix accept. */
+/* data: makes a connection. Then it makes these calls between marks for strace: accept, sendto, recvmsg, sendmsg,
+ * recvfrom, and accept on a unix socket. */
 #include "probe.h"
 
 static void mark(void)

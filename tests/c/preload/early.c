@@ -8,7 +8,7 @@ __attribute__((constructor)) static void early(void)
 {
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     int other = socket(AF_INET, SOCK_STREAM, 0);
-    /* Calls that fail, and one by number. */
+    /* Calls that fail, and a call by syscall(2). */
     connect(other, 0, 0);
     listen(other, 1);
     accept(-1, 0, 0);

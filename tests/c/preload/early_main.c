@@ -1,4 +1,4 @@
-/* Prints what the socket of the early constructor has. */
+/* Prints the settings of the early constructor's socket. */
 #include "probe.h"
 
 extern int early_socket;

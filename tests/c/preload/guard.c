@@ -1,6 +1,7 @@
 /*
- * guard: the program's own calls under a mode, each by setsockopt(2) and by syscall(2): "call: result errno, then what
- * the kernel has in force". Then calls that the kernel refuses, beside the kernel's own refusal.
+ * guard: tests the program's own calls in a mode, each by setsockopt(2) and by syscall(2). Prints "call: result errno",
+ * and then the settings in force. Then makes calls that the kernel rejects, and compares them with the kernel's own
+ * result.
  */
 #include "probe.h"
 
@@ -28,7 +29,7 @@ static void try(const char *what, set_option set, int fd, int level, int name, i
     }
 }
 
-/* Both, the shim's answer and the kernel's, on sockets of their own. */
+/* Compares the result under the shim with the kernel's result on another socket. */
 static void refused(const char *what, set_option set, int fd, int twin, int level, int name, const void *value, socklen_t size)
 {
     char before[64];
@@ -64,7 +65,7 @@ static void all_refusals(set_option set)
         }
         for (socklen_t size = 0; size < 4; size++)
             refused("length", set, fd, twin, level, name, &good, size);
-        if (getenv("QEMU_LD_PREFIX") == NULL) /* where it is emulated, the kernel does not hear of it */
+        if (getenv("QEMU_LD_PREFIX") == NULL) /* qemu does not pass a negative length to the kernel */
             refused("negative length", set, fd, twin, level, name, &good, (socklen_t)-1);
         refused("pointer", set, fd, twin, level, name, (void *)8, 4);
         refused("null pointer", set, fd, twin, level, name, NULL, 4);
@@ -85,7 +86,7 @@ static void all_refusals(set_option set)
     }
     if (mptcp >= 0)
         close(mptcp), close(mptcp_twin);
-    /* And what is none of the shim's business passes. */
+    /* The shim passes other options on unchanged. */
     int one = 1;
     CHECK(set(fd, IPPROTO_TCP, TCP_NODELAY, &one, 4) == 0 && kernel_get(fd, IPPROTO_TCP, TCP_NODELAY) == 1);
     CHECK(set(fd, SOL_SOCKET, SO_REUSEADDR, &one, 4) == 0 && kernel_get(fd, SOL_SOCKET, SO_REUSEADDR) == 1);
@@ -114,7 +115,7 @@ static void all_tries(const char *how, set_option set)
 
     fd = socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP);
     if (fd >= 0) {
-        /* The kernel takes any number of it before it connects. */
+        /* The kernel accepts any number for this option before connect. */
         int many = 99999;
         CHECK(set(fd, IPPROTO_TCP, TCP_KEEPIDLE, &many, 4) == 0);
         printf("MPTCP, idle 99999: %s\n", five(fd));

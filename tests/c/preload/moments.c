@@ -1,5 +1,5 @@
 /*
- * moments WHAT: a moment in a process's life at which a hook may be called; each ends with "well" if all was.
+ * moments WHAT: calls hooks at a special moment in the life of a process. Prints "well" at the end if all checks pass.
  */
 #include "probe.h"
 
@@ -74,7 +74,7 @@ static void after_vfork(void)
     is(tcp(), ON);
 }
 
-/* A child that comes back from syscall(2) on a stack of its own, where all there is is the address to return to. */
+/* A child that returns from syscall(2) on its own stack, which contains only the return address. */
 static volatile long came_back;
 
 static void back(void)
@@ -93,12 +93,12 @@ static void by_clone(void)
     long pid = syscall(SYS_clone, CLONE_VM | CLONE_VFORK | SIGCHLD, top, 0L, 0L, 0L);
     CHECK(pid > 0 && waitpid((pid_t)pid, &status, 0) == pid && status == 0 && came_back == 42);
 #else
-    (void)top, (void)status, (void)back; /* there the address is in a register */
+    (void)top, (void)status, (void)back; /* on this architecture, the return address is in a register */
 #endif
     CHECK(syscall(SYS_getpid) == getpid());
     errno = 0;
     CHECK(syscall(SYS_close, -1L) == -1 && errno == EBADF);
-    /* All six arguments arrive, and the result comes back. */
+    /* syscall(2) must pass all six arguments and the result on. */
     char from[] = "six", to[] = "___";
     struct iovec local = { to, 3 }, remote = { from, 3 };
     CHECK(syscall(SYS_process_vm_readv, (long)getpid(), &local, 1L, &remote, 1L, 0L) == 3 && strcmp(to, "six") == 0);
@@ -157,8 +157,8 @@ static void clean(void *what)
 }
 
 /*
- * With -fexceptions, a thread that is cancelled is unwound as by an exception of C++: each frame on its stack must be known,
- * or the destructors of its callers do not run.
+ * With -fexceptions, a cancelled thread is unwound as by a C++ exception. If a frame on its stack has no unwind
+ * information, the destructors of its callers do not run.
  */
 #ifdef __EXCEPTIONS
 #define UNWOUND __attribute__((cleanup(clean_int)))
@@ -175,7 +175,7 @@ static void clean_int(int *what)
 static int blocked_on;
 static struct sockaddr_in unanswered;
 
-/* A listener whose queue is full: what connects to it waits. */
+/* Fills the queue of a listener, so that further connects wait. */
 static void fill(void)
 {
     socklen_t size = sizeof unanswered;
@@ -254,7 +254,7 @@ static struct sockaddr_storage hammer_address;
 static socklen_t hammer_size;
 static int hammer_listener;
 static _Atomic int hammering = 1;
-/* Whether its threads fork. */
+/* Whether the threads fork. */
 static int forking = 1;
 
 static void *hammer(void *number)
@@ -272,7 +272,7 @@ static void *hammer(void *number)
             CHECK(child >= 0);
             if (child == 0) {
                 int fd = socket(AF_INET, SOCK_STREAM, 0);
-                /* Where rules ask for a peer, it has none at birth. */
+                /* If rules match the peer, a new socket has no policy yet. */
                 _exit(fd < 0 || (getenv("KA_RULES") == NULL && kernel_get(fd, SOL_SOCKET, SO_KEEPALIVE) != 1));
             }
             CHECK(waitpid(child, &status, 0) == child && status == 0);
@@ -306,7 +306,7 @@ static void turn_off(int fd)
     CHECK(setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &zero, sizeof zero) == 0);
 }
 
-/* With a rule that looks at peers: a connection in SYN-SENT has none yet, and keeps what connect gave it. */
+/* With a rule for peers, a connection in SYN-SENT has no peer yet, and keeps the policy that connect has set. */
 static void in_syn_sent(void)
 {
     struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
@@ -327,10 +327,10 @@ static void in_syn_sent(void)
             return;
         }
     }
-    CHECK(!"a connection that is not answered");
+    CHECK(!"no connection stayed in SYN-SENT");
 }
 
-/* Numbers that became another's, with a rule that looks at local ports: then a fresh socket has nothing yet. */
+/* Reuses the descriptor numbers of closed sockets. With a rule for local ports, a new socket has no policy yet. */
 static void with_another_number(void)
 {
     struct sockaddr_storage address;
@@ -367,7 +367,7 @@ static void *after_main(void *nothing)
     exit(listener < 0 || nothing != NULL);
 }
 
-/* With a rule that looks at peers, in a thread that has outlived the first one. */
+/* Tests a rule for peers, in a thread that continues after the main thread has ended. */
 static void outlived(void)
 {
     pthread_t thread;
@@ -375,8 +375,8 @@ static void outlived(void)
     pthread_exit(NULL);
 }
 
-/* Options set before bind, on a socket that a rule then leaves alone, are the program's; those on a socket that was
- * not seen find the policy there. */
+/* If a rule skips a socket, options that the program has set before bind stay. If a hook sees a socket for the first
+ * time in setsockopt, it sets the policy first. */
 static void before_the_rule(void)
 {
     struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
@@ -476,7 +476,7 @@ static void used_by_a_stranger(void)
     is(received, ON);
 }
 
-/* With the program's own user timeout of 12 s, which takes the place of the count; the network is cut off meanwhile. */
+/* The program sets a user timeout of 12 s, which replaces the count. Then the network is taken down. */
 static void dead_peer(void)
 {
     struct sockaddr_storage address;

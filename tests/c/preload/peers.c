@@ -1,6 +1,6 @@
 /*
- * peers PORT: connects to 127.0.0.1:PORT and 127.0.0.2:PORT, without waiting and with, and accepts from 127.0.0.1
- * on a listener of its own; prints what the kernel has for each. For rules.
+ * peers PORT: a program for rules. It connects to 127.0.0.1:PORT and 127.0.0.2:PORT, with blocking and non-blocking
+ * sockets, and accepts a connection from 127.0.0.1. Prints the settings of each socket from the kernel.
  */
 #include "probe.h"
 
@@ -38,7 +38,7 @@ int main(int argc, char **argv)
     int client = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0);
     CHECK(raw(SYS_connect, client, (long)&address, size, 0, 0, 0) == 0);
     printf("accepted: %s\n", five(accept(listener, NULL, NULL)));
-    /* A wrong pointer is the kernel's to refuse. */
+    /* The kernel must reject a wrong pointer. */
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     CHECK(connect(fd, (struct sockaddr *)8, sizeof(struct sockaddr_in)) == -1 && errno == EFAULT);
     CHECK(sendmsg(fd, (struct msghdr *)8, MSG_FASTOPEN) == -1 && errno == EFAULT);

@@ -1,4 +1,4 @@
-/* What the test programs for the shim share: the kernel's own word, by system calls that no hook sees. */
+/* Functions that the test programs for the shim share. They read settings by system calls that the hooks do not see. */
 #ifndef PROBE_H
 #define PROBE_H
 #define _GNU_SOURCE
@@ -35,7 +35,7 @@
         }                                                                                             \
     } while (0)
 
-/* A system call as an instruction: the kernel's answer, negated error numbers and all. */
+/* Makes a system call with the instruction. Returns the kernel's result; an error is a negative errno. */
 static inline long raw(long number, long a, long b, long c, long d, long e, long f)
 {
 #if defined(__x86_64__)
@@ -120,7 +120,7 @@ static inline void send_descriptors(int to, const int *fds, size_t count)
 
 enum receive { BY_RECVMSG, BY_RECVMMSG, BY_NUMBER, BY_NUMBER_MANY, WAYS_TO_RECEIVE };
 
-/* Receives a message with so many descriptors. */
+/* Receives a message with `count` descriptors. */
 static inline void receive_descriptors(enum receive way, int from, int *fds, size_t count)
 {
     char byte;
@@ -137,7 +137,7 @@ static inline void receive_descriptors(enum receive way, int from, int *fds, siz
     memcpy(fds, CMSG_DATA(control), count * sizeof(int));
 }
 
-/* A listener on the loopback; its address in *address. */
+/* Makes a listener on the loopback. Writes its address into *address. */
 static inline int listener_on(int domain, int protocol, struct sockaddr_storage *address, socklen_t *size)
 {
     int fd = socket(domain, SOCK_STREAM, protocol);

@@ -1,9 +1,9 @@
 /*
- * service: a server and its clients in one process, in all the ways that the shim stands in. Says what each call
- * answered and its errno, a line each; and, in lines with a colon, what keepalive each socket has, which is the kernel's
- * word. Only those may be different under the shim.
+ * service: a server and its clients in one process. It makes all calls that the shim hooks. Prints a line with the
+ * result and errno of each call, and lines with a colon for the keepalive settings of each socket, from the kernel.
+ * Only the lines with a colon may differ under the shim.
  *
- * service wild: calls with pointers that are wrong, and nothing else.
+ * service wild: only makes calls with wrong pointers.
  */
 #include "probe.h"
 
@@ -14,7 +14,7 @@ static void said(const char *what, long result)
     errno = 77;
 }
 
-/* A call that succeeds leaves errno alone. */
+/* Makes a call and prints its result. A successful call must not change errno. */
 #define SAY(call)                                      \
     ({                                                 \
         errno = 77;                                    \
@@ -70,7 +70,7 @@ int main(int argc, char **argv)
     SAY(send(client, &byte, 1, 0));
     SAY(recv(accepted, &byte, 1, 0));
 
-    /* A socket that comes from elsewhere, without a hook: it is sent. */
+    /* A socket that no hook has seen, received in a message. */
     int stranger = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0);
     SAY(socketpair(AF_UNIX, SOCK_STREAM, 0, pair));
     struct cmsghdr *header = CMSG_FIRSTHDR(&message);
@@ -84,7 +84,7 @@ int main(int argc, char **argv)
     int fast = SAY(socket(AF_INET, SOCK_STREAM, 0));
     SAY(sendto(fast, &byte, 1, MSG_FASTOPEN | MSG_NOSIGNAL, to, size));
 
-    /* By number, to connect and listen, with no hook before that. */
+    /* Sockets that the hooks see for the first time in connect and listen. */
     int raw_client = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0);
     SAY(connect(raw_client, to, size));
     int raw_server = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0);

@@ -1,7 +1,7 @@
 /*
  * sockets: opens sockets in every way that a preloaded library can see, and prints what the kernel has in force for
- * each: "what: SO_KEEPALIVE idle intvl cnt user_timeout". `sockets received` does the same with sockets that it receives
- * from its own user.
+ * each: "what: SO_KEEPALIVE idle intvl cnt user_timeout". `sockets received` does the same with sockets that it
+ * receives from its own user.
  */
 #include "probe.h"
 
@@ -11,7 +11,7 @@ static void show(const char *what, int fd)
     printf("%s: %s\n", what, five(fd));
 }
 
-/* Connects and accepts, by functions or by numbers. */
+/* Connects and accepts, through the C library or by syscall(2). */
 static void connection(const char *what, int domain, int protocol, int by_number)
 {
     struct sockaddr_storage address;
@@ -37,7 +37,7 @@ static void connection(const char *what, int domain, int protocol, int by_number
     CHECK(close(accepted) == 0 && close(client) == 0 && close(listener) == 0);
 }
 
-/* A socket that was made by an instruction, so that no hook saw it. */
+/* Makes a socket with the instruction, so that no hook sees it. */
 static int unseen(int domain, int type, int protocol)
 {
     return (int)raw(SYS_socket, domain, type, protocol, 0, 0, 0);
@@ -48,7 +48,7 @@ static void unseen_sockets(void)
     struct sockaddr_storage address;
     socklen_t size;
     int listener = listener_on(AF_INET, 0, &address, &size);
-    /* High numbers, of which nothing can be known. */
+    /* The shim records nothing about high descriptor numbers. */
     int client = unseen(AF_INET, SOCK_STREAM, 0);
     CHECK(dup2(client, 500) == 500 && close(client) == 0);
     CHECK(connect(500, (struct sockaddr *)&address, size) == 0);
@@ -70,7 +70,7 @@ static void unseen_sockets(void)
     close(one), close(two), close(accepted), close(queued), close(500), close(501), close(listener);
 }
 
-/* Descriptors that come with a message from this user. */
+/* Receives descriptors in a message from this user. */
 static void rights(const char *what, enum receive way)
 {
     int pair[2], sent[2] = { unseen(AF_INET, SOCK_STREAM, 0), unseen(AF_INET6, SOCK_STREAM, 0) }, received[2];
@@ -146,11 +146,11 @@ int main(int argc, char **argv)
     fastopen("sendmmsg, fast open", 2);
     fastopen("sendto by number, fast open", 3);
 
-    /* What is no TCP socket, and what must stay as it is. */
+    /* Sockets that are not TCP must stay unchanged. */
     show("not UDP", socket(AF_INET, SOCK_DGRAM, 0));
     show("not unix", socket(AF_UNIX, SOCK_STREAM, 0));
     fd = socket(AF_NETLINK, SOCK_RAW, 6);
-    if (fd >= 0 || errno != EPROTONOSUPPORT) /* as of qemu's emulation */
+    if (fd >= 0 || errno != EPROTONOSUPPORT) /* qemu's emulation fails so */
         show("not netlink", fd);
     fd = socket(AF_INET, SOCK_RAW, IPPROTO_TCP);
     if (fd >= 0)
