@@ -1,4 +1,5 @@
-/* Tests every function of ka.hpp, with and without exceptions. Sets through ka.hpp, and asks the kernel. */
+/* Tests every function of ka.hpp, with and without exceptions. Sets values through ka.hpp, and reads them from the
+ * kernel. */
 #include <ka.hpp>
 
 #include <cstdio>
@@ -384,7 +385,7 @@ void references_to_temporaries() {
     close(fd);
 }
 
-/* enable_lenient turns keepalive on whatever the timers are, and reports those that are not as asked. */
+/* enable_lenient turns keepalive on even if timers cannot be set, and reports these timers. */
 void lenient() {
     std::error_code ec;
     int fd = tcp();
@@ -406,7 +407,7 @@ void lenient() {
     in_force(fd, 1, 60, 10, 127, 0);
     CHECK(call(32767s, std::chrono::duration<double>{32767}, 1, 0));
     in_force(fd, 1, 32767, 32767, 1, 0);
-    /* Values below 1 keep. */
+    /* Values below 1 leave the timer as it is. */
     CHECK(call(0s, -1s, 0, 0));
     in_force(fd, 1, fresh[0], fresh[1], fresh[2], 0);
     CHECK(call(std::chrono::hours::min(), -1ns, -0x1'0000'0000, 0));
@@ -526,7 +527,7 @@ void with_exceptions() {
     CHECK(throws(closed, "ka::reaper::touch", [&] { reaper.touch(-1); }));
     CHECK(reaper.expired(start + 1s).empty());
     CHECK(reaper.expired(start + 30s).size() >= 2 && reaper.size() <= 1);
-    // The result has as many as are due, and room for few more.
+    // The result has the connections that are due, and little spare capacity.
     ka::reaper many{30s};
     for (int number = 0; number < 5000; number++)
         many.touch(number, start + (number < 20 ? 0s : 1s));

@@ -1,4 +1,4 @@
-// Connects to each URL, says what it is ready with, and keeps the connections until its standard input ends.
+// Connects to each URL, prints a line for each connection, and keeps the connections until its standard input ends.
 
 import java.sql.Connection;
 import java.sql.DriverManager;

@@ -1,4 +1,4 @@
-//! Figures over time as a picture: a band for each, all on one axis.
+//! Draws measurements over time: a band for each, with one time axis.
 
 use std::fmt::Write as _;
 
@@ -7,14 +7,14 @@ use crate::timeline::{LEFT, TOP, WIDTH, axis, escaped, head};
 const BAND: f64 = 110.0;
 const TALL: f64 = 80.0;
 
-/// A line of figures, one a second.
+/// A line of measurements, one per second.
 pub struct Line<'a> {
     pub label: &'a str,
     pub unit: &'a str,
     pub figures: &'a [f64],
 }
 
-/// The lines, and what was done in between (from, until, what).
+/// Draws the lines and the marks (from, until, name).
 #[expect(clippy::cast_precision_loss, reason = "thousands")]
 pub fn draw(lines: &[Line], marks: &[(f64, f64, &str)]) -> String {
     let seconds = lines.iter().map(|line| line.figures.len()).max().unwrap_or(1).max(1) as f64;

@@ -1,21 +1,21 @@
-//! Whether a line of figures stays flat.
+//! Decides whether a line of measurements stays flat.
 
-/// What a straight line through figures says of them.
+/// The straight line through measurements.
 pub struct Drift {
     pub mean: f64,
-    /// From the first to the last, along the line.
+    /// The rise from the first to the last measurement, along the line.
     pub rise: f64,
-    /// Two standard errors of that: noise alone makes it larger once in twenty times.
+    /// Two standard errors of the rise. With noise alone, the rise is larger in one of twenty cases.
     pub noise: f64,
 }
 
-/// What of a rise can be said, given how much counts as none.
+/// The verdict about a rise, for a margin that still counts as flat.
 #[derive(Debug, PartialEq)]
 pub enum Verdict {
     Flat,
     Rises,
     Falls,
-    /// Beyond the margin, but no further than noise goes.
+    /// The rise is above the margin, but noise alone may cause it.
     Noisy,
 }
 
@@ -31,11 +31,11 @@ impl Verdict {
 }
 
 impl Drift {
-    /// Least squares. Of fewer than three figures nothing can be said.
+    /// Computes the line by least squares. Needs at least three measurements.
     #[expect(clippy::cast_precision_loss, reason = "thousands")]
     pub fn of(figures: &[f64]) -> Self {
         let count = figures.len() as f64;
-        assert!(count >= 3.0, "{count} figures make no line");
+        assert!(count >= 3.0, "{count} measurements are too few for a line");
         let middle = (count - 1.0) / 2.0;
         let mean = figures.iter().sum::<f64>() / count;
         let each = || figures.iter().enumerate().map(|(at, figure)| (at as f64 - middle, figure - mean));

@@ -1,4 +1,4 @@
-//! The programs at the two ends, and connections of our own.
+//! The programs at the two ends, and connections that the lab makes itself.
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -18,7 +18,7 @@ use ka_test::socket::set_option;
 use crate::network::{Family, Network, PORT};
 use crate::story::now;
 
-/// Idle, interval, count.
+/// The idle time, the interval and the count of a policy.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
     pub idle: i32,
@@ -35,17 +35,17 @@ impl Policy {
         format!("{}/{}/{}", self.idle, self.intvl, self.cnt)
     }
 
-    /// Seconds until a silent peer is dead, if timers were exact.
+    /// Returns the seconds until a dead peer is found, if no timer is late.
     pub fn seconds(self) -> f64 {
         f64::from(self.idle + self.intvl * self.cnt)
     }
 
-    /// Turns keepalive on by libka.
+    /// Turns keepalive on with libka.
     pub fn enable(self, socket: &impl AsRawFd) {
         enable(socket.as_raw_fd(), self.idle, self.intvl, self.cnt).unwrap();
     }
 
-    /// The four calls that programs make, in the order in which they make them.
+    /// Makes the four calls of setsockopt(2) in the order of typical programs.
     pub fn set_by_hand(self, socket: &TcpStream) {
         let fd = socket.as_raw_fd();
         set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
@@ -54,22 +54,22 @@ impl Policy {
         set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, self.cnt);
     }
 
-    /// What `ka_plan_path` says of a path that forgets after this long.
+    /// Returns the policy of `ka_plan_path` for a path that drops connections after this idle time.
     pub fn planned(path: Duration) -> Self {
         let mut config = CONFIG_INIT;
         let seconds = path.as_secs().try_into().unwrap();
-        // SAFETY: the config has the size that it says.
+        // SAFETY: the config has its size.
         call(|ka| unsafe { (ka.ka_plan_path)(seconds, &raw mut config) }).unwrap();
         Self::new(config[2], config[3], config[4])
     }
 }
 
-/// Seconds by which a kernel timer may be late: an eighth of the time, and what a busy machine adds.
+/// Returns the seconds by which a kernel timer may be late: an eighth of its time, plus a delay for a busy machine.
 pub fn late(seconds: f64) -> f64 {
     seconds / 8.0 + 1.0
 }
 
-/// A program that tells its story in lines.
+/// A program that prints events as lines.
 pub struct Program {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -96,7 +96,7 @@ impl Program {
         Self { child, stdin, lines }
     }
 
-    /// Waits for a line that has one of these words, and gives when it came.
+    /// Waits for a line with one of these words. Returns its time and the line.
     pub fn line(&self, words: &[&str], within: f64) -> Option<(f64, String)> {
         let until = Instant::now() + Duration::from_secs_f64(within);
         loop {
@@ -106,18 +106,18 @@ impl Program {
                 }
                 Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) => return None,
-                Err(RecvTimeoutError::Disconnected) => panic!("a program ended and had not said {words:?}"),
+                Err(RecvTimeoutError::Disconnected) => panic!("a program ended without printing {words:?}"),
             }
         }
     }
 
-    /// Waits until it is connected.
+    /// Waits until the program is connected.
     pub fn connected(self) -> Self {
         assert!(self.line(&["connected"], 20.0).is_some(), "a program did not connect");
         self
     }
 
-    /// How its connection ended: the errno's name, or the end of file.
+    /// Returns when and how the program's connection ended: the name of the errno, or "closed".
     pub fn ending(&self, within: f64) -> Option<(f64, String)> {
         const ENDINGS: [&str; 5] = ["ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "ECONNRESET", "closed"];
         let (time, line) = self.line(&ENDINGS, within)?;
@@ -129,17 +129,17 @@ impl Program {
     }
 
     pub fn signal(&self, signal: i32) {
-        // SAFETY: a signal to our own child, which was not waited for.
+        // SAFETY: the child was not waited for yet, so its PID is still valid.
         unsafe { libc::kill(self.child.id().try_into().unwrap(), signal) };
     }
 
-    /// Whether it is stopped. proc_pid_stat(5)
+    /// Returns whether the program is stopped: proc_pid_stat(5)
     pub fn is_stopped(&self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
     }
 
-    /// Gives it a line.
+    /// Writes a line to the program's standard input.
     pub fn tell(&mut self, line: &str) {
         writeln!(self.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
@@ -152,7 +152,7 @@ impl Drop for Program {
     }
 }
 
-/// A program that uses libka: the client in C.
+/// Starts the C client, which uses libka.
 pub fn libka_client(network: &Network, family: Family, policy: Policy) -> Program {
     let Policy { idle, intvl, cnt } = policy;
     let address = SocketAddr::new(network.host(family), PORT);
@@ -161,7 +161,7 @@ pub fn libka_client(network: &Network, family: Family, policy: Policy) -> Progra
     Program::start(command.arg(address.to_string())).connected()
 }
 
-/// A program that knows nothing of keepalive and says how its connection ended.
+/// Starts a program that does not use keepalive, and prints how its connection ended.
 pub fn plain_client(network: &Network, family: Family, mut command: Command) -> Program {
     const SCRIPT: &str = "
 import errno, socket, sys
@@ -182,7 +182,7 @@ except OSError as error:
     Program::start(&mut command).connected()
 }
 
-/// The same under the shim.
+/// Starts the same program under the shim.
 pub fn preloaded_client(network: &Network, family: Family, policy: Policy) -> Program {
     let Policy { idle, intvl, cnt } = policy;
     let mut command = preloaded("python3");
@@ -190,10 +190,10 @@ pub fn preloaded_client(network: &Network, family: Family, policy: Policy) -> Pr
     plain_client(network, family, command)
 }
 
-/// What tells this program that it is a peer.
+/// The variable that makes this program a peer.
 pub const PEER: &str = "KA_LAB_PEER";
 
-/// A server on a machine that can be killed and frozen: this program again.
+/// Starts this program again as a server, which can be killed and frozen.
 pub fn peer(network: &Network) -> Program {
     let mut command = network.server.command(std::env::current_exe().unwrap());
     let program = Program::start(command.env(PEER, "1"));
@@ -201,7 +201,8 @@ pub fn peer(network: &Network) -> Program {
     program
 }
 
-/// The peer: accepts connections, says so, holds them, and says on all what it is told on standard input.
+/// Runs the peer. It accepts connections, prints a line for each, and keeps them. It sends each line of its standard
+/// input on all connections.
 pub fn be_peer() -> ! {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)).unwrap();
     println!("listening");
@@ -221,7 +222,7 @@ pub fn be_peer() -> ! {
     std::process::exit(0);
 }
 
-/// Waits for a connection to end, and says when and how.
+/// Waits for a connection to end. Returns when and how it ended.
 pub fn ending(connection: &TcpStream, within: f64) -> Option<(f64, String)> {
     connection.set_read_timeout(Some(Duration::from_secs_f64(within))).unwrap();
     let mut byte = [0];
@@ -235,7 +236,7 @@ pub fn ending(connection: &TcpStream, within: f64) -> Option<(f64, String)> {
     }
 }
 
-/// Whether a connection has neither ended nor brought anything.
+/// Returns whether a connection is open and has no data to read.
 pub fn is_open(connection: &TcpStream) -> bool {
     connection.set_nonblocking(true).unwrap();
     let result = connection.peek(&mut [0]);
@@ -253,7 +254,7 @@ fn errno_name(error: &io::Error) -> String {
     }
 }
 
-/// Whether a word goes one way and comes back the other within a time.
+/// Returns whether data goes from one end to the other and back within this time.
 pub fn talks(from: &TcpStream, to: &TcpStream, within: f64) -> bool {
     let passes = |from: &TcpStream, to: &TcpStream| {
         to.set_read_timeout(Some(Duration::from_secs_f64(within))).unwrap();

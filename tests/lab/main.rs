@@ -1,8 +1,9 @@
-//! The lab: small networks on this one machine, what happens to networks, and what keepalive makes of it, judged by
-//! the packets that tcpdump sees and by what programs are told.
+//! The lab makes small networks on this machine, injects faults, and checks how keepalive reacts. It looks at the
+//! packets that tcpdump captures, and at the errors that programs get.
 //!
-//! Each case is a test. `make lab` runs the same, prints them as a table, and writes target/lab/report.md with a picture
-//! of each. The lab has namespaces of its own for networks, mounts and processes: however it ends, nothing of it is left.
+//! Each case is a test. `make lab` runs the same cases, prints them as a table, and writes target/lab/report.md with a
+//! picture of each. The lab runs in new network, mount and PID namespaces, so it leaves nothing behind, however it
+//! ends.
 
 mod cases {
     pub mod dead_peer;
@@ -40,9 +41,9 @@ use libtest_mimic::Arguments;
 use network::Family;
 use story::Case;
 
-/// Says that this is inside, and which process waits for it outside: there is another process 1 in each lab.
+/// Set inside the namespaces, to the PID of the process that waits outside. Inside, this process is always PID 1.
 pub const INSIDE: &str = "KA_LAB_INSIDE";
-/// The folder for the report. Without it the cases are only tests.
+/// The folder for the report. Without it, the lab writes no report.
 const REPORT: &str = "KA_LAB_REPORT";
 
 fn main() -> ExitCode {
@@ -56,11 +57,11 @@ fn main() -> ExitCode {
     }
     obey_signals();
     raise_descriptor_limit();
-    // What is built now is not built while a case waits.
+    // Build now, so that no case has to wait for a build.
     libka();
     let records = Arc::new(Mutex::new(vec![]));
     let trials: Vec<_> = cases().into_iter().map(|case| case.trial(&records)).collect();
-    // They wait for timers, and hardly compute.
+    // The cases mostly wait for timers, so all of them can run at the same time.
     arguments.test_threads.get_or_insert(trials.len().max(1));
     let conclusion = libtest_mimic::run(&arguments, trials);
     if let Some(folder) = env::var_os(REPORT) {
@@ -78,7 +79,7 @@ fn cases() -> Vec<Case> {
     }
     let mut families = vec![Family::V4];
     families.extend(has_ipv6().then_some(Family::V6));
-    // The longest first.
+    // Start the longest cases first.
     let mut cases = cases::loss::cases();
     cases.extend(cases::many::cases());
     for family in families {
@@ -92,31 +93,31 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// Ends the lab when somebody says so. It is the first process of its namespace, for which signals do nothing by
-/// themselves; with it all others end.
+/// Ends the lab on a signal. The kernel ignores signals to the first process of a PID namespace if it has no handler.
+/// When this process ends, the kernel kills all others in the namespace.
 fn obey_signals() {
     extern "C" fn end(signal: libc::c_int) {
-        // SAFETY: async-signal-safe.
+        // SAFETY: _exit(2) is async-signal-safe.
         unsafe { libc::_exit(128 + signal) };
     }
     let end: extern "C" fn(libc::c_int) = end;
     for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
-        // SAFETY: the handler takes a signal's number and calls what a handler may.
+        // SAFETY: the handler has the right signature, and calls only an async-signal-safe function.
         unsafe { libc::signal(signal, end as libc::sighandler_t) };
     }
 }
 
-/// What administrators have is not on an ordinary user's path.
+/// Adds the folders of administration tools, which an ordinary user's PATH lacks.
 fn extend_path() {
     let path = env::var("PATH").unwrap_or_default();
     // SAFETY: there are no other threads yet.
     unsafe { env::set_var("PATH", format!("{path}:/usr/sbin:/sbin")) };
 }
 
-/// Runs this program again in namespaces of its own. When its first process ends, or the one that waits for it is
-/// killed, the kernel ends all others, and their networks with them.
+/// Runs this program again in new namespaces. When its first process ends, or the process that waits for it is killed,
+/// the kernel kills all others, and removes their networks.
 fn enter() -> ExitCode {
-    // What needs a compiler is made outside.
+    // Compile outside the namespaces.
     example("tcp_keepalive_client");
     let mut flags = user_namespace().to_vec();
     flags.extend(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
@@ -124,7 +125,7 @@ fn enter() -> ExitCode {
     let allowed =
         probe.args(&flags).arg("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success());
     if !allowed {
-        skip("the lab: no namespaces here. Run it as root, or where users may make them (unshare -Urn)");
+        skip("the lab: cannot create namespaces. Run it as root, or allow user namespaces (unshare -Urn)");
         return if env::var_os(REPORT).is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
     let error = Command::new("unshare")

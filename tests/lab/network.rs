@@ -1,7 +1,7 @@
 //! Machines and the cables between them: network namespaces and veth pairs.
 //!
-//! Nothing here has a name outside the process. A namespace lives as long as its descriptor, or a process in it; its
-//! links, addresses, rules and connections go with it. So there is nothing to tear down, however a case ends.
+//! Nothing here has a name outside the process. A namespace exists as long as its descriptor is open, or a process is
+//! in it. The kernel then removes its links, addresses, rules and connections. So no case needs to clean up.
 
 use std::collections::VecDeque;
 use std::ffi::{CString, OsStr};
@@ -23,7 +23,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use ka_test::kernel::has_ipv6;
 use ka_test::socket::set_option;
 
-/// Where servers listen.
+/// The port of the servers.
 pub const PORT: u16 = 5050;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,12 +54,12 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine with a loopback and no cable.
+    /// Makes a machine with a loopback and no cable.
     pub fn new() -> Self {
         let namespace = thread::scope(|scope| {
             scope
                 .spawn(|| {
-                    // SAFETY: only this thread moves, and it ends here.
+                    // SAFETY: the call takes no pointer. It moves only this thread, which ends here.
                     let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
                     assert_eq!(result, 0, "{}", io::Error::last_os_error());
                     File::open("/proc/thread-self/ns/net").unwrap()
@@ -70,19 +70,19 @@ impl Machine {
         let machine = Self { namespace };
         machine.ip("link set lo up");
         if has_ipv6() {
-            // Nobody else has its addresses: no need to ask for a second before they are used (RFC 4862, 5.4).
+            // Turn duplicate address detection off (RFC 4862, 5.4). It would delay each address by a second.
             machine.sysctl("ipv6/conf/default/accept_dad", 0);
             machine.sysctl("ipv6/conf/default/dad_transmits", 0);
         }
         machine
     }
 
-    /// The path under which this process's children find the namespace.
+    /// Returns the path of the namespace for children of this process.
     fn path(&self) -> String {
         format!("/proc/{}/fd/{}", process::id(), self.namespace.as_raw_fd())
     }
 
-    /// Does something on this machine: its sockets are the machine's.
+    /// Runs a function on this machine. Sockets that it makes belong to this machine.
     pub fn within<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
         let namespace = self.namespace.as_raw_fd();
         thread::scope(|scope| {
@@ -94,26 +94,27 @@ impl Machine {
         })
     }
 
-    /// A program on this machine.
+    /// Returns a command that runs a program on this machine.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         self.moves(&mut command);
         command
     }
 
-    /// Has a program run on this machine.
+    /// Makes a command run on this machine.
     pub fn moves(&self, command: &mut Command) {
         let namespace = self.namespace.as_raw_fd();
-        // SAFETY: between fork and exec there is one system call, and the namespace is open until exec closes it.
+        // SAFETY: between fork and exec, the closure makes only one system call. exec closes the descriptor of the
+        // namespace.
         unsafe { command.pre_exec(move || enter(namespace)) };
     }
 
-    /// ip(8), a command a line.
+    /// Runs ip(8) commands, one per line.
     pub fn ip(&self, commands: &str) {
         self.feed("ip", &["-batch", "-"], commands);
     }
 
-    /// nft(8)
+    /// Adds nft(8) rules.
     pub fn nft(&self, rules: &str) {
         self.feed("nft", &["-f", "-"], rules);
     }
@@ -130,7 +131,7 @@ impl Machine {
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{program} refused:\n{input}\n{said}");
+        assert!(output.status.success(), "{program} has failed:\n{input}\n{said}");
     }
 
     /// Writes /proc/sys/net/NAME.
@@ -139,7 +140,7 @@ impl Machine {
         self.within(|| fs::write(&path, value).unwrap_or_else(|error| panic!("{}: {error}", path.display())));
     }
 
-    /// A cable to another machine, named as each end calls it.
+    /// Connects this machine to another one by a cable. The names are those of the interfaces at both ends.
     fn cable(&self, name: &str, other: &Self, other_name: &str) {
         self.ip(&format!("link add {name} type veth peer name {other_name} netns {}", other.path()));
     }
@@ -147,14 +148,14 @@ impl Machine {
 
 /// Moves this thread to a network namespace.
 fn enter(namespace: i32) -> io::Result<()> {
-    // SAFETY: takes no pointer.
+    // SAFETY: the call takes no pointer.
     match unsafe { libc::setns(namespace, libc::CLONE_NEWNET) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// Carries frames between two interfaces, each after a while.
+/// A cable that forwards frames between two interfaces with a delay.
 pub struct SlowCable {
     _machine: Machine,
     cut: Arc<AtomicBool>,
@@ -182,8 +183,8 @@ impl Drop for SlowCable {
     }
 }
 
-/// A socket that reads what comes in on an interface and writes what goes out of it, each frame behind the header that
-/// says what is left to do of its checksum (virtio_net_hdr).
+/// Makes a socket that reads the incoming frames of an interface, and writes outgoing ones. Before each frame is a
+/// header about its unfinished checksum (virtio_net_hdr).
 fn frames_of(interface: &str) -> Socket {
     let everything = i32::from(u16::try_from(libc::ETH_P_ALL).unwrap().to_be());
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(everything))).unwrap();
@@ -193,7 +194,7 @@ fn frames_of(interface: &str) -> Socket {
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET.try_into().unwrap(),
         sll_protocol: u16::try_from(libc::ETH_P_ALL).unwrap().to_be(),
-        // SAFETY: the name ends with its NUL.
+        // SAFETY: the name ends with a NUL.
         sll_ifindex: unsafe { libc::if_nametoindex(name.as_ptr()) }.try_into().unwrap(),
         sll_hatype: 0,
         sll_pkttype: 0,
@@ -201,7 +202,7 @@ fn frames_of(interface: &str) -> Socket {
         sll_addr: [0; 8],
     };
     let size = size_of_val(&address).try_into().unwrap();
-    // SAFETY: the address has the size that is said.
+    // SAFETY: the size is that of the address.
     let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) };
     assert_eq!(bound, 0, "{interface}: {}", io::Error::last_os_error());
     socket
@@ -212,7 +213,7 @@ fn carry(from: &Socket, to: &Socket, delay: Duration, cut: &AtomicBool) {
     let mut buffer = vec![0; 1 << 17];
     while !cut.load(Ordering::Relaxed) {
         let due = under_way.front().map(|(due, _)| due.saturating_duration_since(Instant::now()));
-        // Zero would be for ever.
+        // A timeout of zero would be infinite.
         let wait = due
             .unwrap_or(Duration::from_millis(50))
             .clamp(Duration::from_micros(1), Duration::from_millis(50));
@@ -227,25 +228,25 @@ fn carry(from: &Socket, to: &Socket, delay: Duration, cut: &AtomicBool) {
     }
 }
 
-/// client -- router -- server, and what the router does besides forwarding.
+/// A network: client -- router -- server. The router may do more than forward packets.
 pub struct Network {
     pub client: Machine,
     pub router: Machine,
     pub server: Machine,
-    /// Where clients find the server.
+    /// The address that clients connect to.
     host: fn(Family) -> IpAddr,
 }
 
-/// The router's end of the server's cable.
+/// The ip commands for the router's end of the server's cable.
 const ROUTER_TO_SERVER: &str = "link set server up
     address add 198.51.100.1/24 dev server
     address add 2001:db8:2::1/64 dev server nodad";
 
-/// A network's cables are laid while no other's are, lest a dozen at once delay those that measure.
+/// Only one network at a time makes its cables. Many at once would delay cases that measure.
 static BUILDING: Mutex<()> = Mutex::new(());
 
 impl Network {
-    /// A router that forwards.
+    /// Makes a network whose router only forwards.
     pub fn routed() -> Self {
         let alone = BUILDING.lock();
         let (client, router, server) = (Machine::new(), Machine::new(), Machine::new());
@@ -263,10 +264,10 @@ impl Network {
         network
     }
 
-    /// The same with a slow cable between the client and the router: a packet of the client's takes this long.
+    /// Makes the same network with a slow cable between the client and the router. Packets of the client take `delay`.
     pub fn slow(delay: Duration) -> (Self, SlowCable) {
         let network = Self::routed();
-        // The client's cable is cut in two, and a machine put between that carries frames from one half to the other.
+        // Cut the client's cable in two, and put a machine in between that forwards frames from one half to the other.
         network.router.ip("link delete client");
         let between = Machine::new();
         network.client.cable("eth0", &between, "near");
@@ -277,7 +278,7 @@ impl Network {
         (network, SlowCable::carry(between, delay))
     }
 
-    /// The addresses of both ends of the client's cable.
+    /// Sets the addresses of both ends of the client's cable.
     fn connect_client(&self) {
         self.client.ip("link set eth0 up
             address add 192.0.2.2/24 dev eth0
@@ -289,7 +290,7 @@ impl Network {
             route add default via 2001:db8:1::1");
     }
 
-    /// The server's end of its cable.
+    /// Sets the addresses of the server's end of its cable.
     fn address_server(server: &Machine) {
         server.ip("link set eth0 up
             address add 198.51.100.2/24 dev eth0
@@ -298,8 +299,9 @@ impl Network {
             route add default via 2001:db8:2::1");
     }
 
-    /// A router that hides the client behind its own address, and forgets a connection that is idle for a while. What
-    /// belongs to none that it knows, it drops without a word.
+    /// Makes a network whose router translates the client's address to its own. It forgets connections that are idle
+    /// for
+    /// `timeout`, and silently drops packets of unknown connections.
     pub fn natted(timeout: Duration) -> Self {
         let network = Self::routed();
         network.forgets(timeout);
@@ -318,8 +320,8 @@ impl Network {
         network
     }
 
-    /// A balancer of connections, with the address that clients know, which forgets those that are idle for a while.
-    /// What belongs to none that it knows, it answers with RST.
+    /// Makes a network whose router is a load balancer with its own address for clients. It forgets connections that
+    /// are idle for `timeout`, and answers packets of unknown connections with RST.
     pub fn balanced(timeout: Duration) -> Self {
         let mut network = Self::routed();
         network.host = |family| family.of(Ipv4Addr::new(203, 0, 113, 80), "2001:db8:3::80".parse().unwrap());
@@ -346,9 +348,9 @@ impl Network {
         network
     }
 
-    /// Connection tracking, as strict as middleboxes are: nothing is taken up in the middle.
+    /// Turns connection tracking on, as strict as in middleboxes: it accepts no connection without its handshake.
     fn forgets(&self, timeout: Duration) {
-        // A rule that looks at connections is what turns the tracking on.
+        // A rule with a connection state turns the tracking on.
         self.filters("tracking", "ct state established");
         self.router.sysctl("netfilter/nf_conntrack_tcp_timeout_established", timeout.as_secs());
         self.router.sysctl("netfilter/nf_conntrack_tcp_loose", 0);
@@ -359,8 +361,8 @@ impl Network {
         (self.host)(family)
     }
 
-    /// Pulls the server's cable, kills the machine, and plugs in another that has the same addresses. It is ready
-    /// before, so that all of it is done in a moment.
+    /// Pulls the server's cable, kills the machine, and connects a new one with the same addresses. The new one is
+    /// prepared first, so that the change takes little time.
     pub fn reboot_server(&mut self, dies: impl FnOnce()) {
         let fresh = Machine::new();
         self.router.cable("fresh", &fresh, "eth0");
@@ -371,7 +373,7 @@ impl Network {
         self.server = fresh;
     }
 
-    /// A listener of the server's, on all its addresses.
+    /// Makes a listener on the server, on all its addresses.
     pub fn listen(&self) -> TcpListener {
         self.server.within(|| {
             let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).unwrap();
@@ -383,12 +385,12 @@ impl Network {
         })
     }
 
-    /// A connection of the client's.
+    /// Makes a connection from the client.
     pub fn connect(&self, family: Family) -> TcpStream {
         self.connect_with(family, |_| {})
     }
 
-    /// A connection of the client's, on whose socket something is done before.
+    /// Makes a connection from the client. Calls `before` with its socket first.
     pub fn connect_with(&self, family: Family, before: impl FnOnce(&Socket) + Send) -> TcpStream {
         let address = SocketAddr::new(self.host(family), PORT);
         self.client.within(|| {
@@ -400,18 +402,18 @@ impl Network {
         })
     }
 
-    /// A connection, both its ends.
+    /// Makes a connection. Returns both ends.
     pub fn pair(&self, listener: &TcpListener, family: Family) -> (TcpStream, TcpStream) {
         let client = self.connect(family);
         (client, listener.accept().unwrap().0)
     }
 
-    /// Has the router lose without a word what matches.
+    /// Makes the router silently drop packets that match.
     pub fn lose(&self, what: &str) {
         self.filters("loss", &format!("{what} drop"));
     }
 
-    /// A rule for what the router forwards.
+    /// Adds a rule for packets that the router forwards.
     pub fn filters(&self, table: &str, rule: &str) {
         self.router.nft(&format!(
             "table inet {table} {{
@@ -423,7 +425,7 @@ impl Network {
         ));
     }
 
-    /// Loses nothing any more.
+    /// Removes the rule of `lose`.
     pub fn heal(&self) {
         self.router.nft("delete table inet loss");
     }

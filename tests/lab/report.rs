@@ -1,4 +1,4 @@
-//! The table that people read.
+//! The table and the report.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,10 +13,10 @@ pub fn write(folder: &Path, records: &mut [Record]) {
     let rows: Vec<[String; 6]> = records.iter().map(row).collect();
     println!("{}", table(&rows));
     let pictures = folder.join("pictures");
-    // What an earlier run has written, and nothing else that may be there.
+    // Remove the pictures of an earlier run, and nothing else in the folder.
     let _ = fs::remove_dir_all(&pictures);
     fs::create_dir_all(&pictures).unwrap();
-    let mut report = String::from("# What the lab saw\n\n");
+    let mut report = String::from("# Results of the lab\n\n");
     let lived = records.iter().filter(|record| record.failure.is_none()).count();
     let _ = writeln!(
         report,
@@ -78,7 +78,7 @@ fn row(record: &Record) -> [String; 6] {
     ]
 }
 
-/// Columns, none wider than a terminal has room for: what is longer goes on below.
+/// Formats columns that fit into a terminal. Longer text continues on the next line.
 fn table(rows: &[[String; 6]]) -> String {
     const MOST: [usize; 6] = [44, 34, 40, 10, 20, 6];
     let heads = ["case", "what should happen", "what happened", "seconds", "probes", ""].map(str::to_owned);
@@ -96,7 +96,7 @@ fn table(rows: &[[String; 6]]) -> String {
     text
 }
 
-/// Lines of at most so many characters, broken behind a blank, a comma or an underscore where there is one.
+/// Breaks a text into lines of at most `most` characters, if possible after a blank, a comma or an underscore.
 fn wrapped(text: &str, most: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_inclusive([' ', ',', '_', ':']) {

@@ -1,4 +1,4 @@
-//! A case, and what is to be told of it: what should happen, what did, and when.
+//! A case and its record: the expected result, the actual result, and the times.
 
 use std::fs;
 use std::net::TcpStream;
@@ -13,25 +13,25 @@ use crate::endpoint::is_open;
 use crate::network::Machine;
 use crate::wire::{self, Capture, Flow};
 
-/// What a case needs of the others, which share the processors' queues of packets with it.
+/// The conditions that a case needs. All cases share the processors' packet queues.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Needs {
-    /// No packet of it may be lost by chance.
+    /// No packet of the case may be lost by chance.
     Quiet,
-    /// It may lose a packet.
+    /// The case tolerates a lost packet.
     Nothing,
-    /// It fills the queues: those that need quiet must not run meanwhile.
+    /// The case fills the queues. Cases that need quiet must not run at the same time.
     Machine,
 }
 
-/// Held for reading by those that need quiet.
+/// Cases that need quiet hold this lock for reading.
 static QUIET: RwLock<()> = RwLock::new(());
 
 /// One row of the report, and one test.
 pub struct Case {
     pub name: String,
     needs: Needs,
-    /// What should happen.
+    /// The expected result, in words.
     pub should: String,
     run: Box<dyn FnOnce(&mut Story) + Send>,
 }
@@ -49,13 +49,13 @@ impl Case {
         Self { needs, ..self }
     }
 
-    /// The test. What it saw is added to the records, also where it fails.
+    /// Returns the test. It adds its record to `records`, also if it fails.
     pub fn trial(self, records: &Arc<Mutex<Vec<Record>>>) -> Trial {
         let records = Arc::clone(records);
         let Self { name, needs, should, run } = self;
         Trial::test(name.clone(), move || {
             if needs == Needs::Machine {
-                // Let the others begin first: they end sooner than this.
+                // Let the other cases start first, because they end sooner.
                 sleep(1.0);
             }
             let _reading = (needs == Needs::Quiet).then(|| QUIET.read());
@@ -76,7 +76,7 @@ impl Case {
     }
 }
 
-/// A case that was run.
+/// The record of a case that has run.
 pub struct Record {
     pub name: String,
     pub should: String,
@@ -84,61 +84,61 @@ pub struct Record {
     pub failure: Option<String>,
 }
 
-/// A connection, as the report shows it.
+/// A connection in the report.
 pub struct Shown {
     pub label: String,
     pub flow: Flow,
-    /// When and how it ended, as its program was told.
+    /// When and how the connection ended for its program.
     pub ended: Option<(f64, String)>,
 }
 
-/// What happens in a case.
+/// The events of a case.
 #[derive(Default)]
 pub struct Story {
     capture: Option<Capture>,
-    /// What tcpdump wrote.
+    /// The file of tcpdump.
     file: Option<PathBuf>,
-    /// The connections, in the order in which they were made.
+    /// The connections, oldest first.
     pub flows: Vec<Shown>,
-    /// The moments of many connections' probes, in order, where there are too many to show each connection.
+    /// The times of all probes in order, if there are too many connections to show each.
     pub rates: Vec<(String, Vec<f64>)>,
-    /// What was done to the network, and when.
+    /// The changes of the network, and when they were made.
     pub marks: Vec<(f64, String)>,
-    /// What was seen, in words.
+    /// The actual result, in words.
     pub happened: Vec<String>,
-    /// The seconds that the case is about.
+    /// The measured times in seconds.
     pub seconds: Vec<f64>,
 }
 
 impl Story {
-    /// Has tcpdump look at the client's end of the network.
+    /// Starts tcpdump at the client's end of the network.
     pub fn watch(&mut self, client: &Machine) {
         self.capture = Some(Capture::start(client, "eth0"));
     }
 
-    /// Remembers what is done now.
+    /// Records a change of the network. Returns the current time.
     pub fn mark(&mut self, what: impl Into<String>) -> f64 {
         let time = now();
         self.marks.push((time, what.into()));
         time
     }
 
-    /// Says what was seen.
+    /// Adds to the actual result.
     pub fn saw(&mut self, what: impl Into<String>) {
         self.happened.push(what.into());
     }
 
-    /// Ends the capture and reads it: the connections, with the names that they get in the order in which they were made.
+    /// Ends the capture, and returns its connections, oldest first. `labels` are their names in the report.
     pub fn flows(&mut self, labels: &[&str]) -> Vec<Flow> {
         self.read();
-        assert_eq!(self.flows.len(), labels.len(), "other connections were seen than were made");
+        assert_eq!(self.flows.len(), labels.len(), "the capture has a wrong number of connections");
         for (shown, label) in self.flows.iter_mut().zip(labels) {
             (*label).clone_into(&mut shown.label);
         }
         self.flows.iter().map(|shown| shown.flow.clone()).collect()
     }
 
-    /// Remembers how a connection ended, by its place.
+    /// Records how the connection at this index ended.
     pub fn ended(&mut self, place: usize, time: f64, how: impl Into<String>) {
         self.flows[place].ended = Some((time, how.into()));
     }
@@ -152,7 +152,7 @@ impl Story {
             .collect();
     }
 
-    /// Waits until the first of each pair, in the order in which they were made, has sent so many probes or ended.
+    /// Waits until the first end of each pair has sent this many probes, or has ended. The pairs are oldest first.
     pub fn wait_for_probes(&self, pairs: &[(TcpStream, TcpStream)], probes: usize, most: f64) {
         let until = now() + most;
         let path = self.capture.as_ref().map(Capture::path).unwrap();
@@ -166,14 +166,14 @@ impl Story {
         }
     }
 
-    /// Ends the capture and gives its file, which is there as long as this.
+    /// Ends the capture. Returns its file, which exists until the story is dropped.
     pub fn file(&mut self) -> PathBuf {
         self.read();
         self.file.clone().unwrap()
     }
 }
 
-/// Seconds since 1970, on tcpdump's clock.
+/// Returns the seconds since 1970, on tcpdump's clock.
 pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }

@@ -1,5 +1,5 @@
-//! A case as a picture: time from left to right, a band for each connection, what the client sent above the line and
-//! what came from the server below it.
+//! Draws a case as a picture, with time from left to right and a band for each connection. Packets from the client are
+//! above the line, packets from the server below it.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -11,10 +11,10 @@ pub const LEFT: f64 = 150.0;
 pub const WIDTH: f64 = 820.0;
 pub const TOP: f64 = 70.0;
 const BAND: f64 = 84.0;
-/// More connections than these are not drawn.
+/// The largest number of connections in a picture.
 const MOST: usize = 8;
 
-/// The picture in SVG, where there is something to show.
+/// Draws the picture in SVG. Returns `None` if there is nothing to show.
 pub fn draw(story: &Story) -> Option<String> {
     if !story.rates.is_empty() {
         return Some(rates(&story.rates));
@@ -51,7 +51,7 @@ pub fn draw(story: &Story) -> Option<String> {
     Some(svg)
 }
 
-/// How many probes in each tenth of a second.
+/// Draws the number of probes in each tenth of a second.
 fn rates(rates: &[(String, Vec<f64>)]) -> String {
     const TALL: f64 = 150.0;
     let longest =
@@ -129,7 +129,7 @@ fn legend(svg: &mut String) {
     }
 }
 
-/// A connection. Its line ends where the connection does.
+/// Draws a connection. Its line ends when the connection ends.
 fn band(svg: &mut String, shown: &Shown, y: f64, x: impl Fn(f64) -> f64) {
     let packets = &shown.flow.packets;
     let (Some(first), Some(last)) = (packets.first(), packets.last()) else { return };
@@ -170,7 +170,7 @@ fn band(svg: &mut String, shown: &Shown, y: f64, x: impl Fn(f64) -> f64) {
     }
 }
 
-/// Seconds, at most a dozen of them named.
+/// Draws the time axis, with at most a dozen labels.
 pub fn axis(svg: &mut String, seconds: f64, y: f64, x: impl Fn(f64) -> f64) {
     let step = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0]
         .into_iter()

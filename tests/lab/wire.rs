@@ -1,4 +1,4 @@
-//! What was on the wire, as tcpdump wrote it down.
+//! The packets that tcpdump has captured.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
@@ -12,14 +12,14 @@ use ka_test::path::scratch;
 use crate::INSIDE;
 use crate::network::{Machine, PORT};
 
-/// tcpdump on a machine's interface, until it is read.
+/// A running tcpdump on an interface of a machine.
 pub struct Capture {
     tcpdump: Child,
     path: PathBuf,
 }
 
 impl Capture {
-    /// Begins, and returns when packets are seen.
+    /// Starts tcpdump. Returns when it captures packets.
     pub fn start(machine: &Machine, interface: &str) -> Self {
         let path = scratch(&format!("lab-{}", env::var(INSIDE).unwrap())).with_extension("pcap");
         let mut tcpdump = machine
@@ -39,7 +39,7 @@ impl Capture {
                 "-w",
             ])
             .arg(&path)
-            .arg("tcp or icmp or icmp6[0] < 128") // of ICMPv6 the errors
+            .arg("tcp or icmp or icmp6[0] < 128") // only errors of ICMPv6
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -48,24 +48,24 @@ impl Capture {
         while !said.contains("listening on") {
             assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "tcpdump: {said}");
         }
-        // What else it says at its end is not kept; the pipe stays open that long.
+        // Read and discard tcpdump's further messages, so that the pipe stays open until its end.
         std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
         Self { tcpdump, path }
     }
 
-    /// What it has written so far.
+    /// Returns the file, which may still grow.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Ends it. The file is complete then.
+    /// Ends tcpdump. Returns the complete file.
     pub fn stop(mut self) -> PathBuf {
         self.end();
         std::mem::take(&mut self.path)
     }
 
     fn end(&mut self) {
-        // SAFETY: a signal to our own child, which was not waited for.
+        // SAFETY: the child was not waited for yet, so its PID is still valid.
         unsafe { libc::kill(self.tcpdump.id().try_into().unwrap(), libc::SIGTERM) };
         let _ = self.tcpdump.wait();
     }
@@ -83,9 +83,9 @@ impl Drop for Capture {
 pub enum Kind {
     Handshake,
     Data,
-    /// No data, and the sequence number before the next: what makes a peer answer.
+    /// A segment without data, with the sequence number before the next one, which makes the peer answer.
     Probe,
-    /// The first bare ACK after a probe of the other side.
+    /// The first bare ACK after a probe from the other side.
     Answer,
     /// Another bare ACK.
     Ack,
@@ -101,7 +101,7 @@ pub struct Packet {
     pub time: f64,
     pub from_client: bool,
     pub kind: Kind,
-    /// Its place in the file, from 1 as tshark counts.
+    /// The number in the file, from 1, as in tshark.
     pub frame: usize,
     pub flags: u8,
     pub seq: u32,
@@ -110,7 +110,7 @@ pub struct Packet {
     pub length: u32,
 }
 
-/// The flags of a TCP header, as they are there (RFC 9293, 3.1).
+/// The flags of a TCP header (RFC 9293, 3.1).
 pub mod flag {
     pub const FIN: u8 = 1;
     pub const SYN: u8 = 2;
@@ -129,22 +129,22 @@ impl Flow {
         self.packets.iter().filter(move |packet| packet.kind == kind && packet.from_client == from_client)
     }
 
-    /// When the client sent probes.
+    /// Returns the times of the client's probes.
     pub fn probes(&self) -> Vec<f64> {
         self.of(Kind::Probe, true).map(|packet| packet.time).collect()
     }
 
-    /// When the server did.
+    /// Returns the times of the server's probes.
     pub fn server_probes(&self) -> Vec<f64> {
         self.of(Kind::Probe, false).map(|packet| packet.time).collect()
     }
 
-    /// When the server answered the client's.
+    /// Returns the times of the server's answers to the client's probes.
     pub fn answers(&self) -> Vec<f64> {
         self.of(Kind::Answer, false).map(|packet| packet.time).collect()
     }
 
-    /// When the client last heard from the server: its last segment that was no RST.
+    /// Returns the time of the server's last segment that is not RST.
     pub fn last_heard(&self) -> f64 {
         let heard =
             |packet: &&Packet| !packet.from_client && !matches!(packet.kind, Kind::Reset | Kind::Icmp);
@@ -152,13 +152,13 @@ impl Flow {
     }
 }
 
-/// A parsed packet, before it is known what it means.
+/// A parsed packet, before its kind is known.
 struct Segment {
     client: u16,
     packet: Packet,
 }
 
-/// The connections in a capture, in the order of their first packets, each with the client's port.
+/// Returns the connections in a capture, in the order of their first packets, each with the client's port.
 pub fn read(path: &Path) -> Vec<(u16, Flow)> {
     let mut order = vec![];
     let mut flows: BTreeMap<u16, (Flow, Tracker)> = BTreeMap::new();
@@ -172,7 +172,7 @@ pub fn read(path: &Path) -> Vec<(u16, Flow)> {
     order.into_iter().map(|port| (port, flows.remove(&port).unwrap().0)).collect()
 }
 
-/// What each side of a connection would send next.
+/// The next sequence number of each side of a connection.
 #[derive(Default)]
 struct Tracker {
     next: [Option<u32>; 2],

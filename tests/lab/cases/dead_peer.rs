@@ -1,4 +1,4 @@
-//! A peer that is gone, in each way that happens, and one that only seems so.
+//! A peer that is dead, in each way that this happens, and a frozen peer, which only seems dead.
 
 use crate::endpoint::{Policy, Program, late, libka_client, peer, preloaded_client};
 use crate::network::{Family, Network};
@@ -27,22 +27,22 @@ const EVENTS: [Event; 8] =
 impl Event {
     const fn name(self) -> &'static str {
         match self {
-            CableOfServer => "cable_of_the_server_pulled",
-            CableOfClient => "cable_of_the_client_pulled",
-            LostOnTheWayOut => "packets_lost_on_the_way_out",
-            LostOnTheWayBack => "packets_lost_on_the_way_back",
-            Unreachable => "router_says_unreachable",
+            CableOfServer => "server_cable_pulled",
+            CableOfClient => "client_cable_pulled",
+            LostOnTheWayOut => "packets_to_the_server_lost",
+            LostOnTheWayBack => "packets_from_the_server_lost",
+            Unreachable => "router_reports_host_unreachable",
             Killed => "peer_process_killed",
             Rebooted => "peer_machine_rebooted",
             Frozen => "peer_process_frozen",
         }
     }
 
-    /// What the program is told, and after how many seconds without a word from the peer.
+    /// Returns the errors that the program may get, and after how many seconds of silence. `None` if the peer is alive.
     fn outcome(self, policy: Policy) -> Option<(&'static [&'static str], f64)> {
         Some(match self {
-            // A router's error quotes a probe, whose sequence number was acknowledged long ago: tcp_v4_err takes it for
-            // somebody else's.
+            // The router's error quotes a probe, whose sequence number was acknowledged long ago. So tcp_v4_err ignores
+            // the error.
             CableOfServer | CableOfClient | LostOnTheWayOut | LostOnTheWayBack | Unreachable => {
                 (&["ETIMEDOUT"], policy.seconds())
             }
@@ -102,7 +102,7 @@ pub fn cases(family: Family) -> Vec<Case> {
             let should = match event.outcome(policy) {
                 Some((errors, 0.0)) => format!("{} at once", errors.join(" or ")),
                 Some((errors, seconds)) => format!("{} after {seconds} s of silence", errors.join(" or ")),
-                None => "lives: its kernel answers".to_owned(),
+                None => "alive: its kernel answers".to_owned(),
             };
             cases.push(Case::new(name, should, move |story| run(story, event, policy, family)));
         }
@@ -126,7 +126,7 @@ fn run(story: &mut Story, event: Event, policy: Policy, family: Family) {
             let endings = programs.each_ref().map(|program| {
                 program
                     .ending(2.0 * seconds + 10.0)
-                    .expect("the connection is still there, long after its time")
+                    .expect("the connection is still alive, long after its time")
             });
             let flows = story.flows(&["libka", "preload"]);
             for (place, (time, ending)) in endings.into_iter().enumerate() {
@@ -136,9 +136,9 @@ fn run(story: &mut Story, event: Event, policy: Policy, family: Family) {
                 story.seconds.push(measured);
                 story.saw(format!("{ending} after {measured:.1} s"));
                 assert!(errors.contains(&ending.as_str()), "{ending}, not {errors:?}");
-                // The answer to the last probe before the event is as late as the machine is slow.
+                // On a slow machine, the answer to the last probe before the event is late.
                 assert!(measured > seconds - 0.1, "too soon: {measured:.2} s, not {seconds} s");
-                // A machine that takes a while to come back misses a probe or two.
+                // A machine that needs a while to come back misses a probe or two.
                 let missed = if event == Rebooted {
                     probes_after(&flows[place], flows[place].last_heard()) - 1
                 } else {
@@ -157,22 +157,22 @@ fn probes_after(flow: &Flow, moment: f64) -> usize {
     flow.probes().iter().filter(|time| **time > moment).count()
 }
 
-/// After the last word of the peer, the kernel sends a probe at idle, and one each interval; the last is not waited for
-/// in vain: the connection dies when it is due. Nothing leaves a machine whose own cable is pulled, once it has noticed
-/// (linkwatch looks once a second).
+/// After the peer's last packet, the kernel sends a probe after the idle time, and one after each interval. When the
+/// probe after the last one is due, the connection ends instead. If the client's own cable is pulled, no packet leaves
+/// the machine once its kernel has noticed (linkwatch looks once a second).
 fn probes_agree(event: Event, policy: Policy, flow: &Flow, happened: f64) {
     let unanswered = probes_after(flow, flow.last_heard());
     match event {
         CableOfClient => {
-            assert!(probes_after(flow, happened + 1.1) == 0, "a probe through a cable that is pulled");
+            assert!(probes_after(flow, happened + 1.1) == 0, "a probe went through a pulled cable");
         }
-        Killed => assert_eq!(unanswered, 0, "probes to a peer that has said goodbye"),
+        Killed => assert_eq!(unanswered, 0, "probes to a peer that has closed the connection"),
         Rebooted => assert!(unanswered >= 1, "no probe"),
         _ => assert_eq!(unanswered, usize::try_from(policy.cnt).unwrap(), "unanswered probes"),
     }
 }
 
-/// A frozen program does not answer, and its kernel does.
+/// A frozen program does not answer, but its kernel does.
 fn frozen(story: &mut Story, policy: Policy, programs: &[Program], mut peer: Program) {
     let long = policy.seconds() * 3.0;
     sleep(long);
@@ -180,14 +180,14 @@ fn frozen(story: &mut Story, policy: Policy, programs: &[Program], mut peer: Pro
     peer.tell("awake");
     for program in programs {
         let heard = program.line(&["awake", "ETIMEDOUT", "ECONNRESET", "closed"], 0.3);
-        assert_eq!(heard, None, "from a peer that is frozen and whose kernel answers");
+        assert_eq!(heard, None, "the connection to a frozen peer has ended, although its kernel answers");
     }
-    story.mark("peer process goes on");
+    story.mark("peer process continues");
     peer.signal(libc::SIGCONT);
     for program in programs {
         assert!(
             program.line(&["awake"], 10.0).is_some(),
-            "what the peer says after its sleep does not arrive"
+            "data of the peer after its sleep does not arrive"
         );
     }
     for flow in story.flows(&["libka", "preload"]) {

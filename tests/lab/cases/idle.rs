@@ -1,6 +1,7 @@
-//! What Linux counts as idle: the time since a segment with data came in (`lrcvtime`), or an acceptable acknowledgement
-//! (`rcv_tstamp`), whichever is later. The function is `keepalive_time_elapsed` in include/net/tcp.h; who asks it is
-//! `tcp_keepalive_timer` in net/ipv4/tcp_timer.c. What we send counts only through its acknowledgement.
+//! The idle time of Linux. It starts when a segment with data (`lrcvtime`) or an acceptable acknowledgement
+//! (`rcv_tstamp`) comes in, whichever is later. `tcp_keepalive_timer` in net/ipv4/tcp_timer.c computes it with
+//! `keepalive_time_elapsed` in include/net/tcp.h. Sent data restarts the idle time only when its acknowledgement comes
+//! in.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -15,26 +16,27 @@ use crate::story::{Case, Story, sleep};
 use crate::wire::{Flow, Kind, Packet};
 
 const POLICY: Policy = Policy::new(4, 1, 9);
-/// When something happens, after the handshake.
+/// The time from the handshake to the event, in seconds.
 const MOMENT: f64 = 1.0;
-/// How late the kernel's timer may be, and the capture's clock: less than a moment, so that one is told from another.
+/// The tolerance for the kernel's timer and the capture's clock, in seconds. It is less than `MOMENT`, to tell the
+/// handshake and the event apart.
 const LATE: f64 = 0.8;
 
 pub fn cases() -> Vec<Case> {
     let case =
         |name: &str, should: &str, run: fn(&mut Story)| Case::new(format!("idle::{name}"), should, run);
     vec![
-        case("silence_counts_from_the_handshake", "first probe 4 s after it", |story| {
-            // Keepalive is on half a second before the handshake is over.
+        case("idle_time_starts_at_the_handshake", "first probe 4 s after it", |story| {
+            // Keepalive is turned on half a second before the handshake ends.
             counts(story, slow, |_, _, _| {}, |flow, _| first(flow, false, Kind::Handshake));
         }),
-        case("data_received_begins_it_anew", "first probe 4 s after the data", |story| {
+        case("received_data_restarts_the_idle_time", "first probe 4 s after the data", |story| {
             let speaks =
                 |_: &mut Story, _: &TcpStream, mut server: &TcpStream| server.write_all(b"!").unwrap();
             counts(story, quick, speaks, |flow, _| first(flow, false, Kind::Data));
         }),
         case(
-            "data_sent_begins_it_anew_when_it_is_acknowledged",
+            "acknowledged_data_restarts_the_idle_time",
             "first probe 4 s after the acknowledgement, which comes half a second after the data",
             |story| {
                 let speaks =
@@ -46,26 +48,26 @@ pub fn cases() -> Vec<Case> {
                 });
             },
         ),
-        case("a_bare_acknowledgement_received_begins_it_anew", "first probe 4 s after it", |story| {
+        case("a_received_bare_ack_restarts_the_idle_time", "first probe 4 s after it", |story| {
             counts(story, quick, opens_its_window, |flow, read| {
                 let update = |packet: &&Packet| !packet.from_client && packet.time > read;
                 let update = flow.packets.iter().find(update).expect("a window update");
-                assert_eq!(update.kind, Kind::Ack, "what comes when the server reads");
+                assert_eq!(update.kind, Kind::Ack, "the packet that the server sends when it reads");
                 update.time
             });
         }),
-        case("the_peers_probes_do_not_count", "first probe 4 s after the handshake", |story| {
+        case("probes_of_the_peer_do_not_restart_the_idle_time", "first probe 4 s after the handshake", |story| {
             counts(
                 story,
                 quick,
                 |_, _, server| Policy::new(1, 1, 9).set_by_hand(server),
                 |flow, _| {
-                    assert!(flow.server_probes().len() >= 2, "no probes of the peer's");
+                    assert!(flow.server_probes().len() >= 2, "the peer has sent no probes");
                     first(flow, false, Kind::Handshake)
                 },
             );
         }),
-        case("data_sent_and_not_acknowledged_stops_it", "no probe in 6 s", unacknowledged),
+        case("unacknowledged_data_suspends_probes", "no probe in 6 s", unacknowledged),
     ]
 }
 
@@ -75,20 +77,21 @@ fn quick() -> Built {
     (Network::routed(), None)
 }
 
-/// What the client sends takes half a second.
+/// Returns a network in which packets of the client take half a second.
 fn slow() -> Built {
     let (network, cable) = Network::slow(Duration::from_millis(500));
     (network, Some(cable))
 }
 
-/// When a side first sent this.
+/// Returns when a side has first sent a packet of this kind.
 fn first(flow: &Flow, from_client: bool, kind: Kind) -> f64 {
     let wanted = |packet: &&Packet| packet.from_client == from_client && packet.kind == kind;
     flow.packets.iter().find(wanted).unwrap_or_else(|| panic!("no {kind:?}")).time
 }
 
-/// A connection on which something happens after a while. The first probe comes an idle time after `since`, which is
-/// told the last moment that was marked.
+/// Makes a connection on which an event happens after `MOMENT`. The first probe must come an idle time after the moment
+/// that
+/// `since` returns. `since` gets the time of the last mark.
 fn counts(
     story: &mut Story,
     build: fn() -> Built,
@@ -97,7 +100,7 @@ fn counts(
 ) {
     let (network, _cable) = build();
     let listener = network.listen();
-    // Small, so that reading what is in it is told to the sender.
+    // With a small buffer, the kernel sends a window update when the server reads.
     SockRef::from(&listener).set_recv_buffer_size(8192).unwrap();
     story.watch(&network.client);
     let client = network.connect_with(Family::V4, |socket| POLICY.enable(socket));
@@ -114,11 +117,12 @@ fn counts(
     assert!(after > idle - 0.02 && after < idle + LATE, "{after:.2} s");
 }
 
-/// The server, whose buffer is nearly full, reads all: its kernel then tells of the space with a bare ACK.
+/// Fills the server's buffer, and lets the server read it. Then the server's kernel sends a bare ACK with the new
+/// window.
 fn opens_its_window(story: &mut Story, mut client: &TcpStream, mut server: &TcpStream) {
     let whole = window(client);
     let mut sent = vec![];
-    // A window that has not shrunk to less than half is not worth an ACK (__tcp_cleanup_rbuf).
+    // If the window was more than half open, the kernel sends no ACK (__tcp_cleanup_rbuf).
     while window(client) > whole / 3 {
         assert!(sent.len() < 100_000, "the window does not shrink");
         client.write_all(&[0; 500]).unwrap();
@@ -130,12 +134,12 @@ fn opens_its_window(story: &mut Story, mut client: &TcpStream, mut server: &TcpS
     server.read_exact(&mut sent).unwrap();
 }
 
-/// What the peer takes, as the kernel last heard: tcpi_snd_wnd of struct tcp_info.
+/// Returns the peer's window: tcpi_snd_wnd of struct tcp_info.
 fn window(socket: &TcpStream) -> u32 {
     const SND_WND: usize = 228;
     let mut info = [0_u8; SND_WND + 4];
     let mut size = info.len().try_into().unwrap();
-    // SAFETY: the buffer has the size that is said.
+    // SAFETY: the size is that of the buffer.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),

@@ -1,4 +1,4 @@
-//! No false alarm: a healthy peer behind a bad path is not dead.
+//! A healthy peer behind a bad path must not be found dead.
 
 use std::net::TcpStream;
 use std::time::Duration;
@@ -9,16 +9,16 @@ use crate::endpoint::{Policy, is_open, talks};
 use crate::network::{Family, Network};
 use crate::story::{Case, Needs, Story};
 
-/// Of a hundred packets to the server.
+/// The percentage of lost packets to the server.
 const LOST: u32 = 30;
 const PROBES: usize = 100;
-/// A probe a second, each perhaps an eighth later, and what the delay adds.
+/// The seconds for all probes: one a second, each up to an eighth late, plus the delay of the path.
 const LONG_ENOUGH: f64 = 165.0;
-/// One way, as netem would add it at one interface.
+/// The delay in one direction, as netem adds it at one interface.
 const DELAY: Duration = Duration::from_millis(300);
-/// Connections with each policy: one could be lucky, or not.
+/// The number of connections with each policy. The result for a single one would depend on chance.
 const CONNECTIONS: u32 = 100;
-/// As often as a probe can be, with the count of `ka_plan_path`.
+/// Returns a policy with the most frequent probes, and with the count of `ka_plan_path`.
 fn planned() -> Policy {
     Policy { idle: 1, intvl: 1, ..Policy::planned(Duration::from_secs(350)) }
 }
@@ -26,16 +26,16 @@ fn planned() -> Policy {
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new(
-            "loss::a_path_that_loses_30_percent_kills_all_with_count_1_and_few_with_that_of_a_plan",
+            "loss::a_path_that_loses_30_percent_ends_all_connections_with_count_1_and_few_with_a_planned_count",
             format!(
-                "with cnt of a plan about {:.0} of {CONNECTIONS} live through {PROBES} probes; with cnt=1 none",
+                "with cnt of a plan about {:.0} of {CONNECTIONS} survive {PROBES} probes; with cnt=1 none",
                 f64::from(CONNECTIONS) * survival(planned().cnt)
             ),
             lossy,
         )
         .needs(Needs::Nothing),
         Case::new(
-            "loss::a_path_with_300_ms_delay_kills_nobody",
+            "loss::a_path_with_300_ms_delay_ends_no_connection",
             format!("alive after {PROBES} probes"),
             slow,
         )
@@ -43,10 +43,10 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
-/// The share of connections that see so many probes without `cnt` lost ones in a row, each lost by chance.
+/// Returns the expected share of connections that survive `PROBES` probes, that is, without `cnt` lost probes in a row.
 fn survival(cnt: i32) -> f64 {
     let lost = f64::from(LOST) / 100.0;
-    // How likely it is to be alive with so many lost at the end.
+    // The probability to be alive after n lost probes in a row, for each n.
     let mut alive = vec![0.0; usize::try_from(cnt).unwrap()];
     alive[0] = 1.0;
     for _ in 0..PROBES {
@@ -98,13 +98,13 @@ fn lossy(story: &mut Story) {
     story.saw(format!("{lost} % of {sent} probes lost"));
     assert!(lost.abs_diff(usize::try_from(LOST).unwrap()) <= 3, "{lost} % of the probes were lost");
     story.saw(format!("cnt={}: {with} of {CONNECTIONS} alive; cnt=1: {without}", planned().cnt));
-    // Two of each for the picture, and the first that live.
+    // The picture shows two connections of each policy. Prefer those that survive.
     let mut kept: Vec<_> = std::mem::take(&mut story.flows);
     kept.truncate(usize::try_from(CONNECTIONS).unwrap() + 2);
     kept.drain(2..usize::try_from(CONNECTIONS).unwrap());
     story.flows = kept;
     assert_eq!(without, 0, "alive with cnt=1");
-    // Five standard deviations below what is expected: chance does not do that.
+    // Chance alone does not cause a result five standard deviations below the expected one.
     let share = survival(planned().cnt);
     let expected = f64::from(CONNECTIONS) * share;
     let least = expected - 5.0 * (expected * (1.0 - share)).sqrt();
@@ -131,6 +131,6 @@ fn slow(story: &mut Story) {
         answer - probe.expect("a probe before its answer")
     };
     let fastest = answers.iter().map(soonest).fold(f64::MAX, f64::min);
-    assert!(fastest > DELAY.as_secs_f64(), "an answer after {fastest:.3} s: the path is not that slow");
+    assert!(fastest > DELAY.as_secs_f64(), "an answer after {fastest:.3} s: the path has no such delay");
     story.saw(format!("alive after {} probes", probes.len()));
 }

@@ -1,4 +1,5 @@
-//! Thousands of idle connections with one policy: what they send, when, and what it costs. docs/scale.md tells of it.
+//! Measures when thousands of idle connections with one policy send probes, and the cost. docs/scale.md has the
+//! results.
 
 use std::fs;
 use std::net::TcpStream;
@@ -12,16 +13,16 @@ use crate::network::{Family, Network};
 use crate::story::{Case, Needs, Story, now, sleep};
 use crate::wire::Flow;
 
-/// As many as this, where the limit of open files allows both their ends.
+/// The number of connections, if the limit of open files allows both their ends.
 pub const CONNECTIONS: usize = 5000;
 const POLICY: Policy = Policy::new(4, 2, 3);
-/// Seconds under observation: several rounds of probes.
+/// The seconds of observation, for several rounds of probes.
 const WATCHED: f64 = 20.0;
 
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new(
-            "many::connections_made_together_probe_together_and_those_made_one_by_one_do_not",
+            "many::connections_made_together_probe_in_bursts_and_others_do_not",
             "all alive; made within a second: bursts once an idle time; made over an idle time: no bursts",
             run,
         )
@@ -30,7 +31,8 @@ pub fn cases() -> Vec<Case> {
 }
 
 fn run(story: &mut Story) {
-    // All of them in one moment fill the queues of the processors, in which the other cases' packets are too.
+    // If all connections probe in one moment, their packets fill the queues of the processors. The other cases use the
+    // same queues.
     let Some(together) = probe(story, "within a second", Duration::from_millis(900)) else { return };
     let idle = Duration::from_secs(POLICY.idle.try_into().unwrap());
     let Some(spread) = probe(story, "over an idle time", idle) else { return };
@@ -38,7 +40,7 @@ fn run(story: &mut Story) {
     assert!(spread < 2.0, "a burst: {spread:.1} times the average");
 }
 
-/// Makes the connections, counts their probes, and says how many times the average the busiest second has.
+/// Makes the connections and counts their probes. Returns the probes of the busiest second, divided by the average.
 fn probe(story: &mut Story, label: &str, over: Duration) -> Option<f64> {
     let number = allowed();
     if number < CONNECTIONS / 5 {
@@ -69,7 +71,7 @@ fn probe(story: &mut Story, label: &str, over: Duration) -> Option<f64> {
     });
     let connected = start.elapsed().as_secs_f64();
     let after = memory();
-    // The handshakes are not what is to be seen.
+    // Start the capture after the handshakes.
     story.watch(&network.client);
     let (from, cpu) = (now(), busy());
     sleep(WATCHED);
@@ -78,7 +80,8 @@ fn probe(story: &mut Story, label: &str, over: Duration) -> Option<f64> {
     let flows: Vec<Flow> = story.flows.drain(..).map(|shown| shown.flow).collect();
     let _ = fs::remove_file(file);
 
-    // A capture that has not seen what was sent before knows a probe by its direction: nothing else is sent here.
+    // The capture lacks the handshakes, so it cannot tell probes from answers by sequence numbers. The direction tells
+    // them apart, because nothing else is sent here.
     let (sent, answered) = (times(&flows, true), times(&flows, false));
     let (peak, average) = (peak(&sent), rate(sent.len(), seconds));
     story.seconds.push(connected);
@@ -91,7 +94,7 @@ fn probe(story: &mut Story, label: &str, over: Duration) -> Option<f64> {
         cpu_of(cpu - others * seconds, others, sent.len()),
     ));
     assert_eq!(flows.len(), number, "connections that have probed");
-    // A burst may be more than a queue on the way holds (net.core.netdev_max_backlog): the next probe is answered.
+    // A burst may overflow a queue on the path (net.core.netdev_max_backlog). Then the next probe is answered.
     assert!(answered.len() * 2 > sent.len(), "{} answers to {} probes", answered.len(), sent.len());
     for client in &clients {
         assert!(is_open(client), "a connection has ended");
@@ -105,7 +108,7 @@ fn probe(story: &mut Story, label: &str, over: Duration) -> Option<f64> {
     Some(rate(peak, 1.0) / average)
 }
 
-/// Processors that are busy in the kernel without what is measured.
+/// Returns how many processors are busy in the kernel with other work.
 fn load() -> f64 {
     const WHILE: f64 = 2.0;
     let before = busy();
@@ -113,21 +116,22 @@ fn load() -> f64 {
     (busy() - before) / WHILE
 }
 
-/// Of the whole machine, so that it means something only where that has little else to do.
+/// Returns the CPU time of a probe as text. It is measured for the whole machine, so it is valid only if little else
+/// runs.
 fn cpu_of(seconds: f64, others: f64, probes: usize) -> String {
     if others > 0.05 {
-        format!("CPU not measured: {:.0} % of a processor was busy with other things", others * 100.0)
+        format!("CPU not measured: {:.0} % of a processor was busy with other work", others * 100.0)
     } else {
         format!("{:.1} us of CPU a probe with its answer", seconds / rate(probes, 1.0) * 1e6)
     }
 }
 
-/// What the limit of open files allows.
+/// Returns the number of connections that the limit of open files allows.
 pub fn allowed() -> usize {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the limit is there to be written.
+    // SAFETY: the pointer is to a local variable.
     assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
-    // What the other cases may have open at the same time.
+    // The files that the other cases may have open at the same time.
     let others = 1500;
     CONNECTIONS.min(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX).saturating_sub(others) / 2)
 }
@@ -140,7 +144,7 @@ fn times(flows: &[Flow], from_client: bool) -> Vec<f64> {
     times
 }
 
-/// The most in any one second.
+/// Returns the largest number in any second.
 fn peak(times: &[f64]) -> usize {
     (0..times.len())
         .map(|first| times[first..].partition_point(|time| *time < times[first] + 1.0))
@@ -153,7 +157,7 @@ fn rate(number: usize, seconds: f64) -> f64 {
     number as f64 / seconds
 }
 
-/// Seconds that this machine's processors have spent in the kernel.
+/// Returns the seconds that this machine's processors have spent in the kernel.
 fn busy() -> f64 {
     let stat = fs::read_to_string("/proc/stat").unwrap();
     let ticks: Vec<f64> =
@@ -162,7 +166,7 @@ fn busy() -> f64 {
     [ticks[2], ticks[5], ticks[6]].iter().sum::<f64>() / 100.0
 }
 
-/// KiB of the kernel's own memory.
+/// Returns the kernel's own memory in KiB.
 fn memory() -> f64 {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
     let of = |name: &str| -> f64 {

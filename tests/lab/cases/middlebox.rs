@@ -1,5 +1,5 @@
-//! What stands between client and server and forgets idle connections: address translation, which then drops what it
-//! does not know, and balancers, which then answer RST.
+//! Middleboxes that drop idle connections. Address translation then drops packets of unknown connections. Load
+//! balancers answer them with RST.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use crate::endpoint::{Policy, ending, late, preloaded_client, talks};
 use crate::network::{Family, Network};
 use crate::story::{Case, Story, sleep};
 
-/// The idle time after which these forget.
+/// The idle time after which the middleboxes drop a connection.
 const FORGETS: Duration = Duration::from_secs(5);
-/// Slower than that: its first probe comes too late.
+/// A policy whose first probe comes after that time, too late.
 const TOO_SLOW: Policy = Policy::new(10, 1, 1);
-/// Timeouts that a good policy must outlive.
+/// The number of timeouts that a connection with a good policy must survive.
 const TIMEOUTS: u32 = 5;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -37,20 +37,20 @@ pub fn cases(family: Family) -> Vec<Case> {
             format!("{middlebox}::{what}::{}", family.name())
         };
         let (forgotten, noticed) = match middlebox {
-            Middlebox::Nat => ("what is sent after 8 s disappears", "ETIMEDOUT after 11 s"),
-            Middlebox::Balancer => ("what is sent after 8 s is reset", "ECONNRESET after 10 s"),
+            Middlebox::Nat => ("data sent after 8 s is lost", "ETIMEDOUT after 11 s"),
+            Middlebox::Balancer => ("data sent after 8 s is answered with RST", "ECONNRESET after 10 s"),
         };
         cases.extend([
-            Case::new(name("forgets_a_connection_without_keepalive"), forgotten, move |story| {
+            Case::new(name("drops_a_connection_without_keepalive"), forgotten, move |story| {
                 without_keepalive(story, middlebox, family);
             }),
             Case::new(
-                name("keeps_a_connection_with_a_policy_planned_for_its_timeout"),
+                name("keeps_a_connection_with_a_policy_for_its_timeout"),
                 "alive after five timeouts, each probe answered",
                 move |story| planned(story, middlebox, family),
             ),
             Case::new(
-                name("forgets_a_connection_with_a_policy_slower_than_its_timeout"),
+                name("drops_a_connection_with_a_policy_slower_than_its_timeout"),
                 noticed,
                 move |story| {
                     too_slow(story, middlebox, family);
@@ -68,18 +68,18 @@ fn without_keepalive(story: &mut Story, middlebox: Middlebox, family: Family) {
     let (client, server) = network.pair(&listener, family);
     assert!(talks(&client, &server, 5.0), "a new connection does not work");
     sleep(8.0);
-    story.mark("the client speaks again");
+    story.mark("the client sends data again");
     assert!(!talks(&client, &server, 3.0), "the middlebox still knows the connection");
     let ended = ending(&client, 0.1);
     let flow = story.flows(&["no keepalive"]).remove(0);
     assert!(flow.probes().is_empty());
     match middlebox {
         Middlebox::Nat => {
-            assert_eq!(ended, None, "somebody has told the client");
+            assert_eq!(ended, None, "the client was told about the end");
             story.saw("no answer, no error");
         }
         Middlebox::Balancer => {
-            let (time, how) = ended.expect("nobody has told the client");
+            let (time, how) = ended.expect("the client was not told about the end");
             assert_eq!(how, "ECONNRESET");
             story.ended(0, time, how);
             story.saw("ECONNRESET");
@@ -107,9 +107,9 @@ fn planned(story: &mut Story, middlebox: Middlebox, family: Family) {
     );
     for flow in story.flows(&["libka", "preload"]) {
         let (probes, answers) = (flow.probes().len(), flow.answers().len());
-        // The capture may end between the two.
+        // The capture may end between a probe and its answer.
         assert!(answers == probes || answers + 1 == probes, "{probes} probes, {answers} answers");
-        // One each idle time, which the kernel makes up to an eighth longer.
+        // There is one probe per idle time, and the kernel's timers are up to an eighth late.
         let idle = f64::from(policy.idle);
         let (least, most) = ((seconds / (idle * 1.127 + 0.1)).floor() - 1.0, (seconds / idle).ceil());
         #[expect(clippy::cast_precision_loss, reason = "a few")]
@@ -126,7 +126,7 @@ fn too_slow(story: &mut Story, middlebox: Middlebox, family: Family) {
     story.watch(&network.client);
     let (client, _server) = network.pair(&listener, family);
     TOO_SLOW.enable(&client);
-    let (time, how) = ending(&client, 30.0).expect("the connection is still there, long after its time");
+    let (time, how) = ending(&client, 30.0).expect("the connection is still alive, long after its time");
     let flow = story.flows(&["too slow"]).remove(0);
     let seconds = time - flow.last_heard();
     story.ended(0, time, how.clone());

@@ -1,4 +1,4 @@
-//! What a probe is, packet by packet, and when it is sent. tshark, which knows nothing of ka, must say the same.
+//! Checks each packet of the probes and when it is sent. tshark, which is independent of ka, must report the same.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,7 +16,7 @@ pub fn cases(family: Family) -> Vec<Case> {
         .map(|policy| {
             Case::new(
                 format!(
-                    "wire::a_probe_is_a_bare_ack_one_before_the_next_byte::{}::{}",
+                    "wire::probes_are_bare_acks_for_the_last_acknowledged_byte::{}::{}",
                     policy.name().replace('/', "_"),
                     family.name()
                 ),
@@ -32,12 +32,12 @@ fn run(story: &mut Story, policy: Policy, family: Family) {
     let listener = network.listen();
     story.watch(&network.client);
     let (client, server) = network.pair(&listener, family);
-    // The sequence numbers are those of a connection in use.
+    // Exchange data first, so that the sequence numbers are those of a connection in use.
     for _ in 0..3 {
         assert!(talks(&client, &server, 5.0));
     }
     policy.enable(&client);
-    // Two that are answered, and a bit.
+    // Wait for two answered probes, and a bit longer.
     sleep(f64::from(policy.idle + policy.idle.max(policy.intvl)) * 1.127 + 1.0);
     network.lose(r#"iifname "server""#);
     story.mark("packets from the server dropped");
@@ -63,8 +63,8 @@ fn run(story: &mut Story, policy: Policy, family: Family) {
     tshark_agrees(&file, &flow);
 }
 
-/// Asserts what RFC 1122, 4.2.3.6, and `tcp_xmit_probe_skb` say, from the bytes that were sent, and gives the times of the
-/// probes that nobody answered.
+/// Checks the sent bytes against RFC 1122, 4.2.3.6, and `tcp_xmit_probe_skb`. Returns the times of the unanswered
+/// probes.
 fn each_probe_is_right(flow: &Flow) -> Vec<f64> {
     let mut next = [0_u32, 0];
     let mut unanswered = vec![];
@@ -72,7 +72,7 @@ fn each_probe_is_right(flow: &Flow) -> Vec<f64> {
         let (me, other) = (usize::from(from_client), usize::from(!from_client));
         match kind {
             Kind::Probe => {
-                assert!(from_client, "a probe of the server's, which has no keepalive");
+                assert!(from_client, "a probe from the server, which has no keepalive");
                 assert_eq!((flags, length), (flag::ACK, 0), "a probe");
                 assert_eq!((seq, ack), (next[me].wrapping_sub(1), next[other]), "a probe's numbers");
                 unanswered.push(time);
@@ -92,7 +92,7 @@ fn each_probe_is_right(flow: &Flow) -> Vec<f64> {
 }
 
 fn tshark_agrees(file: &Path, flow: &Flow) {
-    // An answer that has a new window is a window update to tshark.
+    // tshark reports an answer with a new window as a window update.
     let answer = "tcp.analysis.keep_alive_ack or tcp.analysis.window_update";
     for (filter, kind) in [("tcp.analysis.keep_alive", Kind::Probe), (answer, Kind::Answer)] {
         let mut tshark = Command::new("tshark");
@@ -101,6 +101,6 @@ fn tshark_agrees(file: &Path, flow: &Flow) {
         let theirs: Vec<usize> = theirs.lines().map(|frame| frame.parse().unwrap()).collect();
         let ours: Vec<usize> =
             flow.packets.iter().filter(|packet| packet.kind == kind).map(|packet| packet.frame).collect();
-        assert_eq!(theirs, ours, "{filter}: frames that tshark names, and ours");
+        assert_eq!(theirs, ours, "{filter}: the frames of tshark, and ours");
     }
 }

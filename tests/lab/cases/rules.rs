@@ -1,4 +1,5 @@
-//! The rules of the kernel that users trip on, each without ka's answer and with it, side by side in one network.
+//! Surprising rules of the kernel. Each case shows a connection without ka beside one with ka's solution, in one
+//! network.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -22,47 +23,47 @@ pub fn cases() -> Vec<Case> {
         |name: &str, should: &str, run: fn(&mut Story)| Case::new(format!("rules::{name}"), should, run);
     vec![
         case(
-            "data_in_flight_suspends_keepalive_and_a_user_timeout_does_not_let_it",
+            "data_in_flight_suspends_keepalive_but_not_a_user_timeout",
             "1/1/3 alone: alive after 12 s without a probe; with KA_AUTO: ETIMEDOUT after 4 s",
             data_in_flight,
         ),
         case(
-            "a_user_timeout_kills_a_closed_window_and_a_plan_does_not",
-            "user timeout of 3 s: ETIMEDOUT after 3 s; a plan: alive after 12 s, and goes on",
+            "a_user_timeout_ends_a_connection_with_a_closed_window_and_a_plan_does_not",
+            "user timeout of 3 s: ETIMEDOUT after 3 s; a plan: alive after 12 s, and continues",
             closed_window,
         ),
         case(
-            "a_user_timeout_replaces_the_count_and_auto_equals_it",
+            "a_user_timeout_replaces_the_count_and_auto_equals_the_policy",
             "1/1/5 with 1000 ms: ETIMEDOUT after 2 s, as ka_detect_time says; with KA_AUTO: after 6 s",
             count_replaced,
         ),
         case(
-            "a_lower_interval_while_probing_waits_for_the_old_one_unless_ka_sets_it",
+            "a_lower_interval_while_probing_applies_at_once_only_with_ka",
             "setsockopt: next probe after 12 s; ka_enable: at once",
             interval_lowered,
         ),
         case(
-            "the_same_policy_again_and_again_while_probing_kills_unless_ka_applies_it",
+            "a_policy_repeated_while_probing_ends_the_connection_only_without_ka",
             "setsockopt: dead in about 1 s of a 46 s policy; ka_enable: one probe, alive when the path is back",
             applied_again,
         ),
         case(
-            "keepalive_turned_on_late_probes_at_once_unless_ka_turns_it_on",
+            "keepalive_turned_on_late_probes_at_once_only_without_ka",
             "SO_KEEPALIVE first: probe at once; ka_enable: after idle",
             enabled_late,
         ),
         case(
-            "a_listener_set_after_the_handshake_misses_what_is_queued",
+            "a_listener_set_after_the_handshake_misses_queued_connections",
             "queued: off; queued and set after accept, or connected after: probes from the server",
             listener_late,
         ),
         case(
-            "an_interval_longer_than_the_idle_time_takes_its_place_after_the_first_answer",
-            "1/3/2: probes each 3 s, not each second; a peer that falls silent then: ETIMEDOUT after 9 s, not 7 s",
+            "an_interval_longer_than_the_idle_time_replaces_it_after_the_first_answer",
+            "1/3/2: probes each 3 s, not each second; if the peer dies then: ETIMEDOUT after 9 s, not 7 s",
             long_interval,
         ),
         case(
-            "what_a_router_says_of_a_probe_is_ignored_and_what_it_says_of_data_is_the_error",
+            "icmp_errors_are_ignored_for_probes_and_reported_for_data",
             "idle: ETIMEDOUT after 4 s; with data in flight and KA_AUTO: EHOSTUNREACH after 4 s",
             unreachable,
         ),
@@ -78,7 +79,7 @@ fn apply(socket: &TcpStream, policy: Policy, user_timeout: i32) {
     ka_test::libka::apply(socket.as_raw_fd(), &config).unwrap();
 }
 
-/// A router between two machines, a capture at the client, and two connections: one to be set without ka, one with it.
+/// Makes a router between two machines, a capture at the client, and two connections: one for setsockopt, one for ka.
 fn two(story: &mut Story) -> (Network, [TcpStream; 2], [TcpStream; 2]) {
     let network = Network::routed();
     let listener = network.listen();
@@ -88,7 +89,7 @@ fn two(story: &mut Story) -> (Network, [TcpStream; 2], [TcpStream; 2]) {
     (network, [without, with], [without_server, with_server])
 }
 
-/// That a connection ended with ETIMEDOUT about so long after a moment.
+/// Checks that a connection ends with ETIMEDOUT about `seconds` after the moment `since`.
 fn dead(story: &mut Story, socket: &TcpStream, label: &str, since: f64, seconds: f64) -> (f64, String) {
     let (time, how) = ended(story, socket, label, since, seconds);
     assert_eq!(how, "ETIMEDOUT", "{label}");
@@ -126,10 +127,10 @@ fn data_in_flight(story: &mut Story) {
     alive(story, &without, "keepalive alone", 12.0);
     let flows = story.flows(&["keepalive alone", "with KA_AUTO"]);
     story.ended(1, end.0, end.1);
-    assert!(flows[0].probes().iter().all(|time| *time < lost), "a probe while data is in flight");
+    assert!(flows[0].probes().iter().all(|time| *time < lost), "there was a probe while data was in flight");
 }
 
-/// Writes until nothing more goes, because the peer does not read.
+/// Writes until the buffers are full, because the peer does not read.
 fn fill(mut socket: &TcpStream) -> usize {
     socket.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     let mut written = 0;
@@ -151,7 +152,7 @@ fn closed_window(story: &mut Story) {
     let full = story.mark("the server reads nothing");
     fill(&without);
     let written = fill(&with);
-    // Its clock runs from the first window probe, after the last of the space was used (tcp_probe_timer).
+    // The user timeout starts at the first window probe, after the window was filled (tcp_probe_timer).
     let (time, how) = ending(&without, 20.0).expect("a user timeout alone: still alive");
     let after = time - full;
     story.seconds.push(after);
@@ -163,8 +164,8 @@ fn closed_window(story: &mut Story) {
     story.mark("the server reads");
     with_server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut all = vec![0; written];
-    with_server.read_exact(&mut all).expect("what was written before the window closed");
-    assert!(talks(&with, &with_server, 5.0), "plan: it does not go on");
+    with_server.read_exact(&mut all).expect("the data that was written before the window closed");
+    assert!(talks(&with, &with_server, 5.0), "plan: the connection does not continue");
     story.flows(&["user timeout 3000", "planned"]);
     story.ended(0, time, how);
 }
@@ -177,12 +178,12 @@ fn count_replaced(story: &mut Story) {
     apply(&with, policy, AUTO);
     let config = ka_test::libka::config(1, policy.idle, policy.intvl, policy.cnt, 1000);
     let (mut typical, mut worst) = (0, 0);
-    // SAFETY: the config has the size that it says, and the two numbers are there.
+    // SAFETY: the config has its size, and the pointers are to local variables.
     call(|ka| unsafe { (ka.ka_detect_time)(&raw const config, &raw mut typical, &raw mut worst) }).unwrap();
-    assert_eq!(typical, 2000, "what ka_detect_time expects");
+    assert_eq!(typical, 2000, "the result of ka_detect_time");
     network.lose(r#"iifname "client""#);
     let lost = story.mark("packets to the server dropped");
-    // Silence began with the handshake, a moment before the packets were lost.
+    // The idle time started at the handshake, shortly before the packets were lost.
     let first = dead(story, &without, "1000 ms", lost, 2.0);
     let second = dead(story, &with, "KA_AUTO", lost, policy.seconds());
     let flows = story.flows(&["user timeout 1000", "with KA_AUTO"]);
@@ -204,7 +205,8 @@ fn interval_lowered(story: &mut Story) {
     let lowered = story.mark("interval from 12 s to 1 s");
     set_option(without.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 1);
     Policy::new(1, 1, 3).enable(&with);
-    // It has sent one probe; writing IDLE sends the second at once, the third comes 1 s later, and the end 1 s after it.
+    // The kernel has sent one probe. When ka writes TCP_KEEPIDLE, the kernel sends the second probe at once, the third
+    // 1 s later, and ends the connection 1 s after that.
     let end = dead(story, &with, "ka_enable", lowered, 2.0);
     let late_end = ending(&without, 30.0).expect("still alive");
     let flows = story.flows(&["setsockopt", "ka_enable"]);
@@ -236,7 +238,7 @@ fn applied_again(story: &mut Story) {
         sleep(0.1);
     }
     network.heal();
-    story.mark("path is back");
+    story.mark("path restored");
     let (time, how) = end.expect("setsockopt: alive");
     assert_eq!(how, "ETIMEDOUT", "setsockopt");
     assert!(time - from > 0.5 && time - from < 2.0, "setsockopt: after {:.2} s", time - from);
@@ -274,7 +276,7 @@ fn listener_late(story: &mut Story) {
     let listener: TcpListener = network.listen();
     story.watch(&network.client);
     let _clients = [network.connect(FAMILY), network.connect(FAMILY)];
-    // The handshakes are over when connect returns at the client; the last ACK is on its way for a moment.
+    // When connect returns at the client, the last ACK of the handshake is still on its way.
     sleep(0.5);
     story.mark("listener set");
     enable(listener.as_raw_fd(), POLICY.idle, POLICY.intvl, POLICY.cnt).unwrap();
@@ -282,7 +284,7 @@ fn listener_late(story: &mut Story) {
     let servers: Vec<TcpStream> = (0..3).map(|_| listener.accept().unwrap().0).collect();
     POLICY.enable(&servers[1]);
     let on: Vec<bool> = servers.iter().map(|server| SockRef::from(server).keepalive().unwrap()).collect();
-    assert_eq!(on, [false, true, true], "SO_KEEPALIVE of what was accepted");
+    assert_eq!(on, [false, true, true], "SO_KEEPALIVE of the accepted connections");
     sleep(4.0);
     let flows = story.flows(&["queued", "queued, set after accept", "connected after"]);
     let probes: Vec<usize> = flows.iter().map(|flow| flow.server_probes().len()).collect();
@@ -290,7 +292,7 @@ fn listener_late(story: &mut Story) {
     assert!(probes[0] == 0 && probes[1] >= 2 && probes[2] >= 2, "{probes:?}");
 }
 
-/// ICMP errors that the client's kernel took for somebody else's.
+/// Returns how many ICMP errors the client's kernel has ignored because of their sequence number.
 fn ignored(network: &Network) -> u64 {
     let netstat = network.client.within(|| fs::read_to_string("/proc/thread-self/net/netstat").unwrap());
     let mut lines = netstat.lines().filter(|line| line.starts_with("TcpExt:"));
@@ -299,8 +301,8 @@ fn ignored(network: &Network) -> u64 {
     both.find(|(name, _)| *name == "OutOfWindowIcmps").unwrap().1.parse().unwrap()
 }
 
-/// An ICMP error quotes the packet. A probe's sequence number was acknowledged long ago, so that tcp_v4_err takes the
-/// error for a forged one; for data it keeps the error, and tcp_write_err has it when the kernel gives up.
+/// An ICMP error quotes the packet. The sequence number of a probe was acknowledged long ago, so tcp_v4_err ignores the
+/// error as forged. For data, tcp_v4_err stores the error, and tcp_write_err reports it when the kernel gives up.
 fn unreachable(story: &mut Story) {
     let policy = Policy::new(1, 1, 3);
     let (network, [idle, busy], _servers) = two(story);
@@ -322,7 +324,7 @@ fn unreachable(story: &mut Story) {
     assert_eq!(errors, 3, "ICMP errors ignored, of three probes");
 }
 
-/// The timer that a probe starts runs for an interval, and its answer does not shorten it (tcp_keepalive_timer).
+/// After a probe, the timer runs for an interval. An answer does not shorten it (tcp_keepalive_timer).
 fn long_interval(story: &mut Story) {
     const POLICY: Policy = Policy::new(1, 3, 2);
     let network = Network::routed();

@@ -1,5 +1,5 @@
-//! A server with thousands of connections under the shim, for a long time, with all that the lab does to networks: that
-//! its memory, descriptors and work stay what they were. `make soak MINUTES=20`
+//! Runs a server with thousands of connections under the shim for a long time, while the lab injects network faults.
+//! The server's memory, descriptors and CPU time must not grow. `make soak MINUTES=20`
 
 use std::fmt::Write as _;
 use std::fs;
@@ -23,20 +23,20 @@ use crate::endpoint::{Policy, Program};
 use crate::network::{Family, Network, PORT};
 use crate::story::{Case, Needs, Story, sleep};
 
-/// How many minutes: without it, there is no soak.
+/// The duration in minutes. Without it, the soak does not run.
 pub const MINUTES: &str = "KA_SOAK_MINUTES";
 /// The folder for the report.
 const REPORT: &str = "KA_SOAK_REPORT";
-/// What the server is to lose with each connection, to see that it is seen: fd or memory.
+/// The leak of the server with each connection, fd or memory, to show that the soak detects it.
 const LEAK: &str = "KA_SOAK_LEAK";
 
 const CLIENTS: usize = 10;
 const POLICY: Policy = Policy::new(4, 1, 2);
-/// The middlebox on the way forgets what is idle for longer.
+/// The middlebox on the path drops connections that are idle for longer.
 const FORGETS: Duration = Duration::from_secs(10);
-/// Faults come again and again; what is compared is whole rounds, and the first are not counted.
+/// The faults repeat in rounds. The first rounds are not compared.
 const WARM: usize = 3;
-/// In a round: from, until, what, and the router's rule.
+/// The faults in a round: the start and the end as fractions of the round, a name, and the router's rule.
 const FAULTS: [(f64, f64, &str, &str); 3] = [
     (0.05, 0.2, "a fifth of all packets lost", "meta l4proto tcp numgen random mod 5 == 0 drop"),
     (
@@ -49,7 +49,7 @@ const FAULTS: [(f64, f64, &str, &str); 3] = [
     (0.85, 0.9, "a sixteenth answered with RST", "tcp dport & 0xf == 5 reject with tcp reset"),
 ];
 
-/// What is measured, in what, and how much of a rise from the first round to the last is none.
+/// A measured quantity, with its unit, and the rise from the first round to the last that still counts as flat.
 struct Series {
     label: &'static str,
     unit: &'static str,
@@ -57,16 +57,16 @@ struct Series {
     figures: Vec<f64>,
 }
 
-/// The case, where it is asked for.
+/// Returns the cases. The long one is included only if `MINUTES` is set.
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![Case::new(
-        "soak::a_line_that_rises_is_seen",
+        "soak::a_rising_line_is_detected",
         "noise is flat, one descriptor in a hundred connections is not",
-        a_line_that_rises_is_seen,
+        a_rising_line_is_detected,
     )];
     if let Some(minutes) = std::env::var_os(MINUTES) {
         let minutes: f64 = minutes.to_string_lossy().parse().expect("MINUTES is a number");
-        assert!(minutes >= 3.0, "MINUTES={minutes}: at least 3, for there must be a few rounds");
+        assert!(minutes >= 3.0, "MINUTES={minutes}: must be at least 3, for a few rounds");
         let should = format!("{CONNECTIONS} connections under the shim for {minutes} minutes: flat");
         cases = vec![
             Case::new("soak::nothing_grows", should, move |story| run(story, minutes)).needs(Needs::Nothing),
@@ -75,8 +75,8 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-/// Twenty rounds of five thousand connections, give or take a hundred; then a leak of one in a hundred of what is made.
-fn a_line_that_rises_is_seen(_: &mut Story) {
+/// Tests twenty rounds of five thousand connections, with noise of a hundred. Then adds a leak of one in a hundred.
+fn a_rising_line_is_detected(_: &mut Story) {
     let noise = |round: u32| f64::from(round * 7919 % 200) - 100.0;
     let figures = |leak: f64| -> Vec<f64> {
         (0..20).map(|round| 5000.0 + noise(round) + leak * f64::from(round) * 6000.0).collect()
@@ -88,7 +88,7 @@ fn a_line_that_rises_is_seen(_: &mut Story) {
     assert_eq!(Drift::of(&wild).verdict(1.0), Verdict::Noisy);
 }
 
-/// What the clients did.
+/// The actions of the clients.
 #[derive(Default)]
 struct Tally {
     made: AtomicU64,
@@ -101,7 +101,7 @@ struct Tally {
 
 fn run(story: &mut Story, minutes: f64) {
     let round = (minutes * 3.0).round().clamp(20.0, 60.0);
-    assert_eq!(many::allowed(), CONNECTIONS, "so many open files are allowed: see ulimit -Hn");
+    assert_eq!(many::allowed(), CONNECTIONS, "the limit of open files is too low: see ulimit -Hn");
     let network = Network::natted(FORGETS);
     network.server.sysctl("core/somaxconn", 4096);
     let program = compile(&mut cc(), &root().join("tests/c/soak.c"), Link::Nothing);
@@ -125,11 +125,11 @@ fn run(story: &mut Story, minutes: f64) {
                 scope.spawn(move || network.client.within(|| churn(address, client, tally, stop)))
             })
             .collect();
-        // Not to be left running if something is wrong here.
+        // Stop the clients even if this function panics.
         let stop = Stop(&stop);
         sleep(15.0);
         let (series, marks) = observe(network, server.pid(), minutes * 60.0, round);
-        // What is left of the last fault goes, and nothing is under way.
+        // Wait until the effects of the last fault are over, and no packet is in flight.
         drop(stop);
         let open: Vec<_> = clients.into_iter().map(|client| client.join().unwrap()).collect();
         sleep(POLICY.seconds() + 4.0);
@@ -138,13 +138,13 @@ fn run(story: &mut Story, minutes: f64) {
         (series, marks, armed)
     });
     server.tell("end");
-    let (_, said) = server.line(&["made"], 20.0).expect("the server said nothing");
+    let (_, said) = server.line(&["made"], 20.0).expect("the server has printed nothing");
     judge(story, &series, &marks, &Told { minutes, round, server: said, armed, tally: &tally });
 }
 
 type Marks = Vec<(f64, f64, &'static str)>;
 
-/// Has faults come and go, looks at the server each second, and gives what was seen and what was done.
+/// Injects the faults, and measures the server each second. Returns the measurements and the faults.
 fn observe(network: &Network, server: u32, seconds: f64, round: f64) -> ([Series; 4], Marks) {
     let (mut series, mut marks) = (series(), vec![]);
     let start = Instant::now();
@@ -196,7 +196,7 @@ fn series() -> [Series; 4] {
     ]
 }
 
-/// A client: keeps its share of the connections, ends some by FIN and some by RST, and says a word on others.
+/// Runs a client. It keeps its share of the connections, ends some by FIN and some by RST, and sends data on others.
 fn churn(address: SocketAddr, number: usize, tally: &Tally, stop: &AtomicBool) -> Vec<Option<TcpStream>> {
     let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
     let connect = || {
@@ -205,7 +205,7 @@ fn churn(address: SocketAddr, number: usize, tally: &Tally, stop: &AtomicBool) -
         stream
     };
     let mut open: Vec<Option<TcpStream>> = vec![];
-    // xorshift: the same in each run.
+    // xorshift, so that each run is the same.
     let mut random = 0x9e37_79b9_u64 + number as u64;
     while !stop.load(Ordering::Relaxed) {
         if open.len() < CONNECTIONS / CLIENTS {
@@ -255,7 +255,7 @@ fn proc_file(pid: u32, name: &str) -> String {
         .unwrap_or_else(|error| panic!("the server has ended: {error}"))
 }
 
-/// KiB that are the process's alone: proc_pid_smaps(5)
+/// Returns the private memory of a process in KiB: proc_pid_smaps(5)
 fn memory(pid: u32) -> f64 {
     let rollup = proc_file(pid, "smaps_rollup");
     let line = rollup.lines().find(|line| line.starts_with("Private_Dirty:")).unwrap();
@@ -267,13 +267,14 @@ fn descriptors(pid: u32) -> f64 {
     fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() as f64
 }
 
-/// Seconds on a processor, to the nanosecond: the first word of schedstat.
+/// Returns the CPU time of a process in seconds: the first word of schedstat, which is in nanoseconds.
 fn cpu(pid: u32) -> f64 {
     let nanoseconds: f64 = proc_file(pid, "schedstat").split(' ').next().unwrap().parse().unwrap();
     nanoseconds / 1e9
 }
 
-/// `TCP: inuse 5001 orphan 0 tw 0 alloc 5002 mem 0`, of the process's network: what the kernel has allocated.
+/// Returns the number of TCP sockets that the kernel has allocated in the process's network, from a line such as
+/// `TCP: inuse 5001 orphan 0 tw 0 alloc 5002 mem 0`.
 fn sockets(pid: u32) -> f64 {
     let stat = proc_file(pid, "net/sockstat");
     let line = stat.lines().find(|line| line.starts_with("TCP:")).unwrap();
@@ -281,14 +282,14 @@ fn sockets(pid: u32) -> f64 {
     words.nth(1).unwrap().parse().unwrap()
 }
 
-/// How many of the server's connections have a keepalive timer that runs, as ss(8) says.
+/// Returns how many of the server's connections have a running keepalive timer in ss(8), and how many are open.
 fn timers(network: &Network) -> (usize, usize) {
     let output = stdout(network.server.command("ss").args(["-tnoH", "state", "established"]));
     let armed = output.lines().filter(|line| line.contains("timer:(keepalive,")).count();
     (armed, output.lines().count())
 }
 
-/// What is told besides the figures.
+/// The facts in the report besides the measurements.
 struct Told<'a> {
     minutes: f64,
     round: f64,
@@ -329,13 +330,13 @@ fn judge(story: &mut Story, series: &[Series], marks: &[(f64, f64, &str)], told:
     fs::write(folder.join("soak.md"), text).unwrap();
     let (armed, open) = told.armed;
     if armed * 100 < open * 99 || open * 10 < CONNECTIONS * 9 {
-        wrong.push(format!("keepalive on {armed} of {open} connections, and there should be {CONNECTIONS}"));
+        wrong.push(format!("keepalive on {armed} of {open} connections, not on {CONNECTIONS}"));
     }
     story.saw(if wrong.is_empty() { "flat".to_owned() } else { wrong.join("; ") });
     assert!(wrong.is_empty(), "{}", wrong.join("; "));
 }
 
-/// The means of whole rounds, but for the first.
+/// Returns the mean of each whole round, without the first rounds.
 fn means(figures: &[f64], round: f64) -> Vec<f64> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "20 to 60")]
     let rounds = figures.chunks_exact(round as usize);
@@ -355,7 +356,7 @@ fn text(told: &Told, table: &str) -> String {
     let connections = format!("{},{:03}", CONNECTIONS / 1000, CONNECTIONS % 1000);
     let load =
         fs::read_to_string("/proc/loadavg").unwrap().splitn(4, ' ').take(3).collect::<Vec<_>>().join(", ");
-    let leak = std::env::var(LEAK).map_or(String::new(), |what| format!(" **It was told to leak: {what}.**"));
+    let leak = std::env::var(LEAK).map_or(String::new(), |what| format!(" **The server leaked on purpose: {what}.**"));
     format!(
         "# Soak
 

@@ -1,5 +1,5 @@
-//! Every kind of network at once, and then one of the ways in which a lab ends. tests/lab_leaves_nothing.rs looks for
-//! what is left.
+//! Makes every kind of network at once, and then ends the lab in one of several ways. tests/lab_leaves_nothing.rs
+//! checks that nothing is left.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::endpoint::peer;
 use crate::network::Network;
 use crate::story::{Case, Story, sleep};
 
-/// How the lab is to end: without it, there are the other cases.
+/// The way in which the lab must end. Without it, the lab runs the other cases.
 pub const ENDING: &str = "KA_LAB_ENDING";
 
 pub fn case(ending: &str) -> Case {
@@ -26,6 +26,6 @@ fn run(story: &mut Story, ending: &str) {
     match ending {
         "ends" => {}
         "waits" => sleep(600.0),
-        _ => panic!("told to: {ending}"),
+        _ => panic!("the test requested it: {ending}"),
     }
 }
