@@ -1,15 +1,15 @@
 # ka: TCP keepalive that works. `make help` lists the targets.
 
 CARGO ?= cargo
-# Where the examples and the tests look.
+# The examples and the tests expect the build results here.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 unexport CARGO_BUILD_TARGET
-# What administrators have is not on an ordinary user's path.
+# An ordinary user's PATH lacks the folders of administration tools.
 export PATH := $(PATH):/usr/sbin:/sbin
-# What the lab's networks are made of, and what watches them.
+# Tools that make and watch the networks of the lab.
 LAB_TOOLS := ip nft tcpdump tshark unshare python3
-# What the tests use: compilers, what watches networks, system calls and files, programs to run under the shim, and
-# what installs, builds against and looks at what is installed.
+# Tools of the tests: compilers, monitors of networks, system calls and files, programs to run under the shim, and tools
+# that install, use and check packages.
 TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsenter prlimit strace nm readelf valgrind \
 	nginx curl redis-server redis-cli redis-benchmark postgres psql ssh sshd ssh-keygen node \
 	faketime perl runc torsocks proxychains4 mptcpize jemalloc \
@@ -17,7 +17,7 @@ TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsente
 	abidiff asio cmake dh dpkg-buildpackage libuv lintian pkg-config \
 	mypy $(addprefix python3-,pip pytest requests setuptools wheel)
 
-# Where `make install` puts what: the GNU Coding Standards' names.
+# The folders of `make install`. The names are those of the GNU Coding Standards.
 PREFIX ?= /usr/local
 DESTDIR ?=
 BINDIR ?= $(PREFIX)/bin
@@ -26,12 +26,12 @@ INCLUDEDIR ?= $(PREFIX)/include
 DATADIR ?= $(PREFIX)/share
 MANDIR ?= $(DATADIR)/man
 DOCDIR ?= $(DATADIR)/doc/ka
-# Not for -l, and not for everybody's library path.
+# The shim is not a library for -l, so it does not belong into LIBDIR itself.
 SHIMDIR ?= $(LIBDIR)/ka
-# What `make install` takes.
+# The folder with the files for `make install`.
 RELEASE := target/release
 BUILT := $(RELEASE)/.built
-# As a program asks for it when it starts.
+# Makes the link with the SONAME, which a program loads when it starts.
 NAME_LIBKA := cd $(RELEASE) && ln -sf libka.so "$$(readelf -d libka.so | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')"
 INSTALL_WHERE = RELEASE='$(RELEASE)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' BINDIR='$(BINDIR)' LIBDIR='$(LIBDIR)' \
 	INCLUDEDIR='$(INCLUDEDIR)' DATADIR='$(DATADIR)' MANDIR='$(MANDIR)' DOCDIR='$(DOCDIR)' SHIMDIR='$(SHIMDIR)'
@@ -49,7 +49,7 @@ libka: ## build only libka.so and libka.a; the examples need no more
 	$(CARGO) build --locked --release --package ka
 	@$(NAME_LIBKA)
 
-# Not `all`: whoever installs is root, who may have no Cargo, and should leave nothing of root's in target/.
+# `install` does not depend on `all`. root may have no Cargo, and should write no files into target/.
 $(BUILT): $(shell find $(SOURCES) -type f)
 	$(MAKE) all
 
@@ -59,7 +59,7 @@ install: $(BUILT) ## install; PREFIX (/usr/local), DESTDIR, LIBDIR and others ch
 uninstall: ## remove the files that `make install` put there
 	@$(INSTALL_WHERE) scripts/install remove
 
-# The newest that the oldest Rust which Cargo.toml allows can build.
+# The newest version that builds with the rust-version of Cargo.toml.
 CARGO_C := 0.10.16+cargo-0.91.0
 
 deb: all ## build the Debian packages libka0, libka-dev and ka in target/deb
@@ -72,7 +72,8 @@ cargo-c: ## check that `cargo cinstall` installs the same files as `make install
 		$(CARGO) install --locked --root target/cargo-c --target-dir target/cargo-c/build cargo-c@$(CARGO_C)
 	PATH="$(CURDIR)/target/cargo-c/bin:$$PATH" $(CARGO) test --locked --test install cargo_c -- --ignored
 
-# What takes minutes to build is built for whoever asks for it: the newest that the oldest Rust can build.
+# These tools take minutes to build, so only their targets build them. The versions are the newest that build with the
+# rust-version of Cargo.toml.
 VERSION_deny := 0.20.2
 VERSION_cyclonedx := 0.5.9
 VERSION_mutants := 27.1.0
@@ -94,7 +95,7 @@ sbom: $(TOOLS)/cargo-cyclonedx all ## write a bill of materials (CycloneDX) for 
 	@scripts/sbom $(CURDIR)/$<
 	$(CARGO) test --locked --quiet --test sbom -- --ignored
 
-# Not in target/: each mutant is built there, and tried.
+# CARGO_TARGET_DIR is unset, because cargo-mutants builds and tests each mutant in its own folder.
 mutants: $(TOOLS)/cargo-mutants ## change the rules and the shim one place at a time, and check that a test fails each time (an hour)
 	env -u CARGO_TARGET_DIR PATH="$(CURDIR)/$(TOOLS):$$PATH" cargo mutants --output target \
 		$(addprefix --package ,ka-core ka-policy ka-liveness ka-preload) $(MUTANTS)
@@ -112,7 +113,7 @@ sanitize: ## run under sanitizers and valgrind, with a libka that is built with 
 	@scripts/need rust cc clang clang-rt valgrind
 	@scripts/sanitize
 
-header: ## write include/ka.h from src/, and tests/abi/VERSION, which later releases must not break
+header: ## write include/ka.h from src/, and tests/abi/VERSION, with which later releases must stay compatible
 	KA_HEADER=write $(CARGO) test --locked --quiet --test header header_equals_the_sources
 	KA_HEADER=write $(CARGO) test --locked --quiet --test abi baseline_equals_the_sources
 
@@ -125,16 +126,16 @@ copyright: ## write pkg/debian/copyright: the copyright holders and licences of 
 unsafe: ## write SECURITY.md's table of `unsafe` code
 	KA_UNSAFE=write $(CARGO) test --locked --quiet --test security the_table_lists_all_unsafe_code
 
-lab: ## run the lab: keepalive in networks of namespaces; a table, and target/lab/report.md with pictures
+lab: ## test keepalive in networks of namespaces; print a table, and write target/lab/report.md with pictures
 	@scripts/need rust cc $(LAB_TOOLS)
 	KA_LAB_REPORT=$(CURDIR)/target/lab $(CARGO) test --locked --quiet --test lab
 
-matrix: ## try programs of Debian in each way that ka has, and write docs/matrix.md; ONLY=nginx tries one
+matrix: ## test programs of Debian with each of ka's ways, and write docs/matrix.md; ONLY=nginx tests one
 	@scripts/need rust cc ip ss unshare
 	KA_MATRIX_ALL=1 $(if $(ONLY),,KA_MATRIX_REPORT=$(CURDIR)/docs/matrix.md) \
 		$(CARGO) test --locked --quiet --test matrix -- $(if $(ONLY),--exact $(ONLY))
 
-# How long, and where what was seen is written.
+# The duration of the soak, and the folder for its report.
 MINUTES ?= 20
 SOAK ?= docs
 soak: ## run a server with 5,000 connections under the shim, with faults, for MINUTES (20); write docs/soak.md, or to the folder SOAK
@@ -145,14 +146,14 @@ soak: ## run a server with 5,000 connections under the shim, with faults, for MI
 aarch64: ## build for aarch64 here, and run the tests that qemu-user can emulate
 	@scripts/aarch64
 
-kernels: ## try ka's ways on other kernels of Debian, in virtual machines; a table
+kernels: ## test ka's ways on other kernels of Debian, in virtual machines, and print a table
 	@scripts/kernels
 
-bench: all ## measure ka side by side with its alternatives
+bench: all ## measure ka and its alternatives
 	@scripts/need rust cc ip ss unshare valgrind strace libkeepalive0 libevent libcrypto
 	@bench/run
 
-# Each of fuzz/fuzz_targets.
+# The time for each target in fuzz/fuzz_targets.
 SECONDS ?= 60
 
 fuzz: ## fuzz the parsers of untrusted input, SECONDS (60) for each target

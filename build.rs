@@ -1,4 +1,5 @@
-//! Links libka: its SONAME, which is the version that a program depends on, and the versions of its symbols.
+//! Sets the linker options of libka: its SONAME, which is the version that a program depends on, and the symbol
+//! versions.
 
 use std::env;
 use std::error::Error;
@@ -18,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // before 1.0: the ABI only grows (tests/abi.rs), so distributions need no new package for a new minor version.
     let soname = format!("libka.so.{}", env::var("CARGO_PKG_VERSION_MAJOR")?);
     println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,{soname}");
-    // Nothing may stay undefined: a program would find out only when it starts.
+    // Reject undefined symbols at link time. Otherwise a program would fail only when it starts.
     println!("cargo::rustc-cdylib-link-arg=-Wl,-z,defs");
     // The core library that comes with Rust is compiled for panics that unwind, so some of its functions name Rust's
     // unwinder hook, rust_eh_personality. Only std defines that hook, and this library has no std. The release profile
@@ -48,8 +49,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// Returns the folders where Cargo may put libka.so.
 ///
-/// OUT_DIR is `<build folder>/[<target triple>/]<profile>/build/ka-<hash>/out`. The build folder is also the target folder,
-/// unless CARGO_BUILD_BUILD_DIR separates them.
+/// OUT_DIR is `<build folder>/[<target triple>/]<profile>/build/ka-<hash>/out`. The build folder is also the target
+/// folder, unless CARGO_BUILD_BUILD_DIR separates them.
 fn library_folders() -> Result<Vec<PathBuf>, Box<dyn Error>> {
     println!("cargo::rerun-if-env-changed=CARGO_BUILD_BUILD_DIR");
     println!("cargo::rerun-if-env-changed=CARGO_TARGET_DIR");
@@ -71,18 +72,18 @@ fn library_folders() -> Result<Vec<PathBuf>, Box<dyn Error>> {
     Ok(folders)
 }
 
-/// Has src/libka.map be the version script, and the only one: scripts/ld, which says why, stands between the compiler
-/// that links and its linker.
+/// Makes src/libka.map the only version script. The compiler runs scripts/ld as its linker, which removes the script of
+/// rustc and explains why.
 fn version_symbols() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let folder = PathBuf::from(env::var("OUT_DIR")?).join("ld");
     let next = folder.join("next");
-    // What an older build script left.
+    // Remove the files of an older build script.
     match fs::remove_dir_all(&folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => fs::create_dir_all(&next)?,
     }
-    // The name is one that gcc and clang both look for where -B says; the last -fuse-ld counts.
+    // With -B and -fuse-ld=bfd, gcc and clang both look for this name. The last -fuse-ld wins.
     link(&root.join("scripts/ld"), &folder.join("ld.bfd"))?;
     let linker = linker()?;
     link(&linker, &next.join(linker.file_name().ok_or("a linker without a name")?))?;
@@ -92,8 +93,8 @@ fn version_symbols() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The lld that came with rustc, or else the linker of the compiler that links. (GNU ld also exports a symbol for each
-/// node of a version script, as KA_0.1; lld does not.)
+/// Returns the lld that came with rustc. If there is none, returns the linker of the C compiler. (GNU ld also exports a
+/// symbol for each node of a version script, such as KA_0.1. lld does not.)
 fn linker() -> Result<PathBuf, Box<dyn Error>> {
     let rustc = env::var_os("RUSTC").ok_or("Cargo sets RUSTC")?;
     let mut lld = PathBuf::from(output(&rustc, &["--print", "sysroot"])?);
@@ -106,7 +107,7 @@ fn linker() -> Result<PathBuf, Box<dyn Error>> {
     if ld.is_absolute() {
         return Ok(ld);
     }
-    // It is where programs are.
+    // The compiler printed only a name, so search PATH.
     let path = env::var_os("PATH").ok_or("PATH is not set")?;
     env::split_paths(&path)
         .map(|folder| folder.join(&ld))
@@ -122,7 +123,7 @@ fn output(program: &OsString, args: &[&str]) -> Result<String, Box<dyn Error>> {
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
-/// Makes a symbolic link, in place of a file that is there.
+/// Makes a symbolic link. Replaces an existing file.
 fn link(target: &Path, path: &Path) -> io::Result<()> {
     remove(path)?;
     symlink(target, path)

@@ -1,5 +1,5 @@
-//! Writes an enum of the functions that libka exports. The target `api` matches on it, so it does not compile if it lacks
-//! a call of one of them.
+//! Writes an enum of the functions that libka exports. The target `api` matches on this enum, so it does not compile if
+//! it lacks a function.
 
 use std::fmt::Write as _;
 use std::path::Path;

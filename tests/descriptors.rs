@@ -373,7 +373,7 @@ fn every_call_works_in_every_tcp_state() {
             [Ok(1), Ok(61), Ok(11), Ok(6), user_timeout],
             "ka_enable on {name}"
         );
-        // SAFETY: takes no pointer.
+        // SAFETY: the call takes no pointer.
         assert_eq!(call(|ka| unsafe { (ka.ka_is_enabled)(fd) }), Ok(1), "{name}");
         enable(fd, KEEP, 12, KEEP).unwrap();
         assert_eq!(
@@ -381,14 +381,14 @@ fn every_call_works_in_every_tcp_state() {
             [Ok(1), Ok(61), Ok(12), Ok(6), user_timeout],
             "ka_enable with KA_KEEP on {name}"
         );
-        // SAFETY: takes no pointer.
+        // SAFETY: the call takes no pointer.
         call(|ka| unsafe { (ka.ka_disable)(fd) }).unwrap();
         assert_eq!(
             keepalive_options(fd),
             [Ok(0), Ok(61), Ok(12), Ok(6), user_timeout],
             "ka_disable on {name}"
         );
-        // SAFETY: takes no pointer.
+        // SAFETY: the call takes no pointer.
         assert_eq!(call(|ka| unsafe { (ka.ka_is_enabled)(fd) }), Ok(0), "{name}");
         let mut found = CONFIG_INIT;
         // SAFETY: the config has its size.

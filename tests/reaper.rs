@@ -14,7 +14,7 @@ struct Own(*mut Reaper);
 
 impl Own {
     fn new(timeout_ms: u32) -> Self {
-        // SAFETY: takes no pointer.
+        // SAFETY: the call takes no pointer.
         let reaper = unsafe { (libka().ka_reaper_new)(timeout_ms) };
         assert!(!reaper.is_null());
         Self(reaper)
@@ -113,7 +113,7 @@ fn waits_are_clamped_to_int_max() {
 
 #[test]
 fn wrong_arguments_leave_the_reaper_unchanged() {
-    // SAFETY: takes no pointer.
+    // SAFETY: the call takes no pointer.
     let none = unsafe { (libka().ka_reaper_new)(0) };
     let errno = std::io::Error::last_os_error().raw_os_error();
     assert_eq!((none, errno), (ptr::null_mut(), Some(EINVAL)));

@@ -1,4 +1,4 @@
-//! Sets `cfg(fuzzing)`, which leaves libka's panic handler out: std has one.
+//! Sets `cfg(fuzzing)`, which leaves libka's panic handler out, because std has one.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

@@ -1,4 +1,4 @@
-//! Bytes of a fuzzer's as arguments. What is short of bytes is zeros.
+//! Makes arguments from the bytes of the fuzzer. Missing bytes are zeros.
 
 /// The bytes that are left.
 pub struct Input<'a>(pub &'a [u8]);
@@ -8,7 +8,7 @@ impl<'a> Input<'a> {
         self.0.is_empty()
     }
 
-    /// At most so many bytes.
+    /// Takes at most `most` bytes.
     pub fn bytes(&mut self, most: usize) -> &'a [u8] {
         let (front, back) = self.0.split_at(most.min(self.0.len()));
         self.0 = back;
@@ -38,12 +38,12 @@ impl<'a> Input<'a> {
         u64::from_le_bytes(self.array())
     }
 
-    /// One of these.
+    /// Takes one of these choices.
     pub fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[usize::from(self.byte()) % choices.len()]
     }
 
-    /// A value of a keepalive option, or one that is nearly one.
+    /// Takes a value near the limits of a keepalive option, or any other number.
     pub fn value(&mut self) -> i32 {
         match self.byte() % 14 {
             0 | 1 => -1,
@@ -61,7 +61,7 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// Text of at most so many bytes, up to a zero byte.
+    /// Takes a text of at most `most` bytes, up to a zero byte.
     pub fn text(&mut self, most: usize) -> &'a [u8] {
         let end = self.0.iter().take(most).position(|byte| *byte == 0);
         let text = self.bytes(end.unwrap_or(most));

@@ -1,4 +1,4 @@
-//! Calls as C makes them, and what the kernel says of a descriptor by getsockopt(2): not through ka.
+//! Makes calls as C does, and reads a descriptor's settings from the kernel by getsockopt(2), without ka.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -7,17 +7,17 @@ use libc::c_int;
 
 use crate::policy::{KEEP, Policy};
 
-/// No call sets it: `errno` before a call, and after one that succeeded.
+/// The `errno` before a call, which no call sets. A successful call must leave it unchanged.
 const UNTOUCHED: c_int = 0x5a5a;
 
 fn errno() -> *mut c_int {
-    // SAFETY: takes nothing; this thread's `errno` lives as long as the thread.
+    // SAFETY: the call takes no argument. This thread's `errno` lives as long as the thread.
     unsafe { libc::__errno_location() }
 }
 
-/// Makes a call: its answer, and `errno` where it set it.
+/// Makes a call. Returns its result, and `errno` if the call has set it.
 pub fn call_raw<T>(call: impl FnOnce() -> T) -> (T, Option<c_int>) {
-    // SAFETY: this thread's own.
+    // SAFETY: `errno` belongs to this thread.
     unsafe { *errno() = UNTOUCHED };
     let answer = call();
     // SAFETY: as above.
@@ -25,39 +25,39 @@ pub fn call_raw<T>(call: impl FnOnce() -> T) -> (T, Option<c_int>) {
     (answer, (errno != UNTOUCHED).then_some(errno))
 }
 
-/// The same of a call that answers -1 and sets `errno`, or does neither.
+/// Makes a call that must either return -1 and set `errno`, or do neither.
 pub fn call(call: impl FnOnce() -> c_int) -> Result<c_int, c_int> {
     match call_raw(call) {
         (-1, Some(errno)) => Err(errno),
         (answer @ 0.., None) => Ok(answer),
-        (answer, errno) => panic!("answer {answer} with errno {errno:?}"),
+        (answer, errno) => panic!("result {answer} with errno {errno:?}"),
     }
 }
 
-/// A struct of the API: its size, and the words behind it.
+/// Returns a struct of the API: its size, and the words after it.
 pub fn words(size: u32, words: &[i32]) -> Vec<u8> {
     size.to_ne_bytes().into_iter().chain(words.iter().flat_map(|word| word.to_ne_bytes())).collect()
 }
 
-/// getsockopt(2) of an int.
+/// Calls getsockopt(2) for an int.
 pub fn option(fd: c_int, level: c_int, name: c_int) -> Result<c_int, c_int> {
     let (mut value, mut size) = (0, 4);
     // SAFETY: the kernel writes at most four bytes to an int.
     let answer =
         unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast::<c_void>(), &raw mut size) };
-    // SAFETY: this thread's own.
+    // SAFETY: `errno` belongs to this thread.
     if answer == 0 { Ok(value) } else { Err(unsafe { *errno() }) }
 }
 
-/// setsockopt(2) of an int.
+/// Calls setsockopt(2) for an int.
 pub fn set_option(fd: c_int, level: c_int, name: c_int, value: c_int) -> Result<(), c_int> {
     // SAFETY: the kernel reads an int.
     let answer = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast::<c_void>(), 4) };
-    // SAFETY: this thread's own.
+    // SAFETY: `errno` belongs to this thread.
     if answer == 0 { Ok(()) } else { Err(unsafe { *errno() }) }
 }
 
-/// What the kernel has of a TCP socket, as `ka_query` would give it.
+/// Returns the settings of a TCP socket from the kernel, as `ka_query` returns them.
 pub fn policy(fd: c_int) -> Policy {
     let tcp = |name| option(fd, libc::IPPROTO_TCP, name);
     Policy {
@@ -69,7 +69,7 @@ pub fn policy(fd: c_int) -> Policy {
     }
 }
 
-/// All that may have changed of any descriptor: each option, or why it has none.
+/// Returns each option of any descriptor, or its errno, to find changes.
 pub fn everything(fd: c_int) -> [Result<c_int, c_int>; 5] {
     let tcp = |name| option(fd, libc::IPPROTO_TCP, name);
     [
@@ -81,9 +81,9 @@ pub fn everything(fd: c_int) -> [Result<c_int, c_int>; 5] {
     ]
 }
 
-/// The errno that ka.h gives a descriptor: `None` where it is a TCP or Multipath TCP socket.
+/// Returns the errno for a descriptor according to ka.h, or `None` for a TCP or Multipath TCP socket.
 pub fn refusal(fd: c_int) -> Option<c_int> {
-    // SAFETY: takes no pointer.
+    // SAFETY: the call takes no pointer.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
     if flags < 0 || flags & libc::O_PATH != 0 {
         return Some(libc::EBADF);
@@ -100,19 +100,19 @@ pub fn refusal(fd: c_int) -> Option<c_int> {
     }
 }
 
-/// `struct tcp_info` as it is now.
+/// Returns the current `struct tcp_info`.
 pub fn info(fd: c_int) -> Option<libc::tcp_info> {
-    // SAFETY: numbers, for which zeros are values.
+    // SAFETY: all fields are numbers, which may be zero.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut size = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap();
     let name = libc::TCP_INFO;
-    // SAFETY: the kernel writes at most the size of a tcp_info to it.
+    // SAFETY: the kernel writes at most the size of a `tcp_info`.
     let answer =
         unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, name, (&raw mut info).cast(), &raw mut size) };
     (answer == 0).then_some(info)
 }
 
-/// The three sysctls of this network namespace.
+/// Returns the three sysctls of this network namespace.
 pub fn defaults() -> Policy {
     let sysctl = |name: &str| -> i32 {
         let path = format!("/proc/sys/net/ipv4/tcp_keepalive_{name}");
@@ -127,5 +127,5 @@ pub fn defaults() -> Policy {
     }
 }
 
-/// An address that nothing can be read from.
+/// An address that cannot be read.
 pub const NULL: *mut c_void = ptr::null_mut();

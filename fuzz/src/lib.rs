@@ -1,5 +1,5 @@
-//! What the fuzz targets share: how bytes become arguments, memory whose ends are guarded, sockets of every kind and
-//! what the kernel says of them, and the rules of ka written a second time, in another way, to be compared.
+//! Code that the fuzz targets share: arguments from bytes, guarded memory, sockets of every kind with their settings
+//! from the kernel, and a second implementation of ka's rules for comparison.
 
 pub mod allocations;
 pub mod input;

@@ -1,5 +1,5 @@
-//! Memory that ends where it ends: behind it is a page that nobody may touch, and before it are bytes that nobody may
-//! change. So a read beyond an argument's end is a crash, with a sanitizer or without.
+//! Guarded memory. After an object is a page without access, and before it are bytes that must not change. A read
+//! beyond the end of an argument crashes, even without a sanitizer.
 
 use std::cell::RefCell;
 use std::ptr;
@@ -7,24 +7,24 @@ use std::ptr;
 const PAGE: usize = 4096;
 const ROOM: usize = 4 * PAGE;
 const CANARY: u8 = 0xa5;
-/// How many bytes before an object are looked at.
+/// The number of bytes before an object that are checked.
 const BEFORE: usize = 64;
 
-/// Room for an object, its end at the guard.
+/// Memory for an object that ends at the page without access.
 pub struct Guarded(*mut u8);
 
 thread_local! {
     static ROOMS: RefCell<[Guarded; 3]> = RefCell::new([Guarded::new(), Guarded::new(), Guarded::new()]);
 }
 
-/// Gives some work three rooms, which are the next one's afterwards.
+/// Runs a function with three of these. They are reused by the next call.
 pub fn with_rooms(work: impl FnOnce(&mut [Guarded; 3])) {
     ROOMS.with_borrow_mut(work);
 }
 
 impl Guarded {
     fn new() -> Self {
-        // SAFETY: new pages, of which the last is then taken away.
+        // SAFETY: mmap(2) returns new pages, and mprotect(2) changes only the last of them.
         unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
             let pages =
@@ -36,10 +36,10 @@ impl Guarded {
         }
     }
 
-    /// Puts an object there, at any alignment.
+    /// Copies an object into this memory, at any alignment.
     pub fn put(&mut self, object: &[u8]) -> Object<'_> {
         assert!(object.len() + BEFORE <= ROOM);
-        // SAFETY: it fits, with what is before it.
+        // SAFETY: the object and the bytes before it fit into the memory.
         let first = unsafe {
             let first = self.0.add(ROOM - object.len());
             first.sub(BEFORE).write_bytes(CANARY, BEFORE);
@@ -62,10 +62,10 @@ impl Object<'_> {
         self.first.cast()
     }
 
-    /// What is there now. Nothing may have changed before it.
+    /// Returns the current bytes of the object. Checks that the bytes before it have not changed.
     pub fn bytes(&self) -> Vec<u8> {
         let _ = &self.room;
-        // SAFETY: both are within the room.
+        // SAFETY: the object and the bytes before it are in the memory.
         unsafe {
             let before = std::slice::from_raw_parts(self.first.sub(BEFORE), BEFORE);
             assert!(before.iter().all(|byte| *byte == CANARY), "something was written before an object");

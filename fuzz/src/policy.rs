@@ -1,5 +1,6 @@
-//! What a policy is and what its text means, written from the documentation of ka.h: the reference that `ka_parse`,
-//! `ka_format`, the plans and the variables are compared with. It shares no code with them.
+//! The reference for policies and their text form, written from the documentation in ka.h. The targets compare
+//! `ka_parse`,
+//! `ka_format`, the plans and the variables with it. It shares no code with them.
 
 pub const KEEP: i32 = -1;
 pub const AUTO: i32 = -2;
@@ -9,7 +10,7 @@ pub const NONE: i32 = -3;
 const LONGEST_S: i32 = 32767;
 const MOST_PROBES: i32 = 127;
 
-/// What a `struct ka_config` means: `enabled` is 0, 1 or `KEEP`, and a `user_timeout` of 0 is none.
+/// The meaning of a `struct ka_config`. `enabled` is 0, 1 or `KEEP`. A `user_timeout` of 0 means that there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     pub enabled: i32,
@@ -19,7 +20,7 @@ pub struct Policy {
     pub user_timeout: i32,
 }
 
-/// What is wrong with a text.
+/// The kind of error in a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wrong {
     /// EINVAL
@@ -40,7 +41,7 @@ impl Policy {
         [self.enabled, self.idle, self.intvl, self.cnt, self.user_timeout]
     }
 
-    /// Reads the words of a `struct ka_config` behind its size. A word that has no meaning stays as it is.
+    /// Reads the words of a `struct ka_config` after its size. Invalid words stay as they are.
     pub fn from_c(words: [i32; 5]) -> Self {
         let [keepalive, idle, intvl, cnt, user_timeout] =
             words.map(|word| if word == 0 { KEEP } else { word });
@@ -48,7 +49,7 @@ impl Policy {
         Self { enabled, idle, intvl, cnt, user_timeout: if user_timeout == NONE { 0 } else { user_timeout } }
     }
 
-    /// Returns the words of a `struct ka_config` behind its size.
+    /// Returns the words of a `struct ka_config` after its size.
     pub fn to_c(&self) -> [i32; 5] {
         let or_keep = |value| if value == 0 { KEEP } else { value };
         [
@@ -60,7 +61,7 @@ impl Policy {
         ]
     }
 
-    /// Whether every value is one that a config may have, as far as that can be said without a socket.
+    /// Returns whether every value is valid in a config, as far as this is known without a socket.
     pub fn is_sound(&self) -> bool {
         let in_range = |value: i32, most: i32| value == KEEP || (value >= 1 && value <= most);
         (-1..=1).contains(&self.enabled)
@@ -71,18 +72,18 @@ impl Policy {
             && (self.user_timeout != AUTO || self.is_open() || self.automatic().is_some())
     }
 
-    /// Whether idle, intvl or cnt is not named.
+    /// Returns whether idle, intvl or cnt is `KEEP`.
     pub fn is_open(&self) -> bool {
         [self.idle, self.intvl, self.cnt].contains(&KEEP)
     }
 
-    /// What `KA_AUTO` is, of these values: anything that a sysctl may hold.
+    /// Returns the user timeout for `KA_AUTO`. The values may be any numbers that a sysctl may have.
     pub fn automatic(&self) -> Option<i32> {
         let milliseconds = 1000 * (i128::from(self.idle) + i128::from(self.intvl) * i128::from(self.cnt));
         i32::try_from(milliseconds).ok().filter(|milliseconds| *milliseconds >= 1)
     }
 
-    /// This, with what it does not name taken from another.
+    /// Returns this policy, with the values of `base` for those that are `KEEP`.
     pub fn on(&self, base: &Self) -> Self {
         let mut words = self.words();
         for (word, theirs) in words.iter_mut().zip(base.words()) {
@@ -93,7 +94,7 @@ impl Policy {
         Self::from_words(words)
     }
 
-    /// The text that ka.h gives for a policy.
+    /// Returns the text of a policy according to ka.h.
     pub fn text(&self) -> String {
         let mut items = Vec::new();
         match self.enabled {
@@ -160,7 +161,7 @@ impl Policy {
         if policy.is_sound() { Ok(policy) } else { Err(Wrong::Form) }
     }
 
-    /// Sets a value by its name. `None`: it is out of range.
+    /// Sets a value by its name. Returns `None` if it is out of range.
     pub fn set(&mut self, name: &str, value: &str, typed: bool) -> Result<Option<()>, Wrong> {
         let (slot, found) = match (name, value) {
             ("idle", _) => (&mut self.idle, seconds(value)?),
@@ -180,7 +181,7 @@ impl Policy {
         Ok(found.map(|found| *slot = found))
     }
 
-    /// `ka_detect_time`: typical and worst. `None`: it is EINVAL.
+    /// Returns the typical and the worst result of `ka_detect_time`, or `None` for EINVAL.
     pub fn detection(&self) -> Option<(u64, u64)> {
         if !self.is_sound() || self.enabled != 1 || self.is_open() {
             return None;
@@ -191,7 +192,7 @@ impl Policy {
             value => Some(value),
         };
         let (idle, intvl) = (i64::from(self.idle), i64::from(self.intvl));
-        // The first probe at which the limit is over, of those that are sent; there is always one.
+        // With a user timeout, the connection ends at the first probe time after it. At least one probe is sent.
         let probes = match limit {
             None => self.cnt.into(),
             Some(limit) => {
@@ -200,19 +201,20 @@ impl Policy {
                 probes.max(1)
             }
         };
-        // In the worst case the peer has just answered a probe, and the next is due after the longer of both.
+        // In the worst case the peer has just answered a probe. The next probe comes after the longer of idle and
+        // intvl.
         let [typical, worst] = [idle, idle.max(intvl)].map(|first| (first + intvl * probes).unsigned_abs());
         Some((1000 * typical, worst_ms(worst, probes.unsigned_abs() + 1)))
     }
 }
 
-/// When so many seconds of so many timers are over at the latest.
+/// Returns the longest time for `seconds` if they are split over this many timers, which may be late.
 pub fn worst_ms(seconds: u64, timers: u64) -> u64 {
     let wheel = u128::from(seconds) * 1000 * 71;
     u64::try_from(wheel / 63 + u128::from(wheel % 63 > 0)).unwrap() + 10 * timers
 }
 
-/// The policy that finds a dead peer within so many milliseconds, if there is one.
+/// Returns the policy that finds a dead peer within this time, if there is one.
 pub fn plan_detect(within_ms: u32) -> Option<Policy> {
     let most = |cnt: u64| largest(|seconds| worst_ms(seconds, cnt + 1) <= within_ms.into());
     let (cnt, seconds) =
@@ -222,7 +224,7 @@ pub fn plan_detect(within_ms: u32) -> Option<Policy> {
     Some(plan(idle, intvl, cnt))
 }
 
-/// The policy that keeps a path open that forgets after so many seconds, if there is one.
+/// Returns the policy for a path that drops connections after this idle time, if there is one.
 pub fn plan_path(path_idle_s: u32) -> Option<Policy> {
     let intvl = u64::from(path_idle_s / 10).clamp(1, 30);
     let most = largest(|seconds| worst_ms(seconds, 2) <= 1000 * u64::from(path_idle_s));
@@ -234,7 +236,8 @@ fn plan(idle: u64, intvl: u64, cnt: u64) -> Policy {
     Policy { enabled: 1, idle, intvl, cnt, user_timeout: KEEP }
 }
 
-/// The largest number for which it holds, as it does for all below; 0 where it holds for none.
+/// Returns the largest number for which a condition holds, or 0. If it holds for a number, it holds for all smaller
+/// ones.
 fn largest(holds: impl Fn(u64) -> bool) -> u64 {
     let (mut low, mut high) = (0, u64::from(u32::MAX) + 1);
     while low + 1 < high {
@@ -269,7 +272,7 @@ fn quantity(text: &str) -> Result<(i128, Option<i128>), Wrong> {
     Ok((digits.parse().unwrap_or(i128::MAX), unit.map(|(_, scale)| scale)))
 }
 
-/// A number of decimal digits without leading zeros; `None` where it is out of range.
+/// Reads a decimal number without leading zeros. Returns `None` if it is out of range.
 pub fn number(digits: &str, least: i32, most: i32) -> Result<Option<i32>, Wrong> {
     check_digits(digits)?;
     Ok(digits.parse::<i32>().ok().filter(|value| (least..=most).contains(value)))

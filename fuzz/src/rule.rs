@@ -1,19 +1,19 @@
-//! The reference for ka-policy's rules: KA_RULES and the addresses in them, written from ka-preload(7) with the parsers of
-//! the standard library.
+//! The reference for ka-policy's rules: KA_RULES and the addresses in them, written from ka-preload(7) with the parsers
+//! of the standard library.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use crate::policy::{KEEP, Policy, number};
 
-/// What a rule does.
+/// The action of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Skip,
     Apply(Policy),
 }
 
-/// An address, and how many of its bits count.
+/// An address, and the length of its prefix in bits.
 #[derive(Clone, Copy, Debug)]
 pub struct Network {
     address: IpAddr,
@@ -30,7 +30,7 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Reads a rule; `None` where it is none.
+    /// Reads a rule. Returns `None` if it is invalid.
     pub fn parse(text: &[u8], base: &Policy) -> Option<Self> {
         let words = words(std::str::from_utf8(text).ok()?);
         let (action, conditions) = words.split_last()?;
@@ -63,7 +63,7 @@ impl Rule {
         self.peer.is_some() || self.rport.is_some()
     }
 
-    /// Whether it is for a connection with this peer, if it has one yet, and this port of ours, if that is not 0.
+    /// Returns whether the rule matches a connection with this peer, if it has one yet, and this local port, if not 0.
     pub fn matches(&self, peer: Option<(Ipv6Addr, u16)>, lport: u16) -> bool {
         let of_peer = match peer {
             Some((address, port)) => {
@@ -112,8 +112,8 @@ impl Network {
         Some(Self { address, bits: bits.unsigned_abs() })
     }
 
-    /// Whether an address is one of these. An IPv4 one is, if the prefix is of IPv4 or covers what all of them begin
-    /// with.
+    /// Returns whether the network contains an address. A network contains IPv4 addresses if its prefix is IPv4, or if
+    /// it covers the common prefix of all mapped IPv4 addresses.
     pub fn contains(&self, address: Ipv6Addr) -> bool {
         match (self.address, address.to_ipv4_mapped()) {
             (IpAddr::V4(network), Some(address)) => (0..self.bits)
@@ -139,9 +139,9 @@ fn parse_ports(text: &str) -> Option<RangeInclusive<u16>> {
     (first <= last).then_some(first..=last)
 }
 
-/// Whether a name fits a pattern with `*` and `?`.
+/// Returns whether a name matches a pattern with `*` and `?`.
 pub fn glob(pattern: &[u8], name: &[u8]) -> bool {
-    // Which beginnings of the name fit what was seen of the pattern.
+    // For each beginning of the name: whether it matches the part of the pattern that was read.
     let mut fits = vec![false; name.len() + 1];
     fits[0] = true;
     for wanted in pattern {

@@ -1,7 +1,8 @@
-//! Descriptors of every kind: TCP in each state that one can lead to, Multipath TCP, and what is no TCP at all.
+//! Descriptors of every kind: TCP in each state that a program can reach, Multipath TCP, and descriptors that are not
+//! TCP.
 //!
-//! A kind is made once and used again, its options as they were at first; one whose connection has ended meanwhile is
-//! made anew. (SYN-RECV has no descriptor, and TIME-WAIT has none any more.)
+//! A descriptor is made once and used again, after its options were reset. If its connection has ended meanwhile, it is
+//! made again. (Connections in SYN-RECV and TIME-WAIT have no descriptor.)
 
 use std::ffi::{CStr, c_void};
 use std::io;
@@ -22,10 +23,10 @@ const LAST_ACK: u8 = 9;
 const LISTEN: u8 = 10;
 const CLOSING: u8 = 11;
 
-/// A descriptor, and those that it needs to stay what it is.
+/// A descriptor, and other descriptors that must stay open, such as its peer.
 struct Made {
     fd: RawFd,
-    #[expect(dead_code, reason = "held, and never looked at")]
+    #[expect(dead_code, reason = "kept open, and never read")]
     held: Vec<OwnedFd>,
 }
 
@@ -35,25 +36,25 @@ type Make = fn() -> io::Result<Made>;
 struct Kind {
     name: &'static str,
     make: Make,
-    /// In which state a TCP socket of this kind is.
+    /// The state of a TCP socket of this kind.
     state: Option<u8>,
     made: Option<Made>,
-    /// Whether it was used since the beginning.
+    /// Whether the descriptor was used since `begin`.
     is_used: bool,
 }
 
-/// One descriptor of each kind that there is here.
+/// One descriptor of each kind that this machine supports.
 pub struct Sockets(Vec<Kind>);
 
 impl Sockets {
-    /// Makes one of each. What this machine does not have is said once, and left out.
+    /// Makes one descriptor of each kind. Prints the kinds that this machine does not support.
     pub fn new() -> Self {
         let mut kinds = Vec::new();
         for (name, make, state) in ALL {
             match make() {
                 Ok(made) => kinds.push(Kind { name, make, state, made: Some(made), is_used: false }),
                 Err(error) if state.is_none() || name.starts_with("mptcp") => {
-                    eprintln!("sockets: there is no {name} here: {error}");
+                    eprintln!("sockets: no {name} here: {error}");
                 }
                 Err(error) => panic!("{name}: {error}"),
             }
@@ -61,12 +62,12 @@ impl Sockets {
         Self(kinds)
     }
 
-    /// None of them was used yet.
+    /// Marks all descriptors as unused.
     pub fn begin(&mut self) {
         self.0.iter_mut().for_each(|kind| kind.is_used = false);
     }
 
-    /// The descriptor of a kind, any number of one. At its first use it is as new.
+    /// Returns a descriptor by number, which may be any number, and its name. At its first use, its options are reset.
     pub fn get(&mut self, number: u8) -> (RawFd, &'static str) {
         let count = self.0.len();
         let kind = &mut self.0[usize::from(number) % count];
@@ -76,7 +77,7 @@ impl Sockets {
         if !kind.is_used {
             let is_fresh = kind.name.ends_with("fresh");
             if is_fresh || !kind.made.as_ref().is_some_and(is_in_state) {
-                // What it was goes first: a number may be asked for.
+                // Close the old one first, because a kind may need a certain descriptor number.
                 kind.made = None;
                 kind.made = Some((kind.make)().unwrap_or_else(|error| panic!("{}: {error}", kind.name)));
             } else if let (Some(made), Some(_)) = (&kind.made, kind.state) {
@@ -94,7 +95,7 @@ impl Default for Sockets {
     }
 }
 
-/// What a connection that nobody has touched has, on most machines.
+/// Sets the options of a new connection, with the default sysctls.
 fn reset(fd: c_int) {
     let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
     for (name, value) in [
@@ -107,7 +108,7 @@ fn reset(fd: c_int) {
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks, reason = "those in it take no pointer, or a C string")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "these calls take no pointer, or a C string")]
 const ALL: [(&str, Make, Option<u8>); 47] = [
     ("tcp4 fresh", || tcp(libc::AF_INET).map(alone), Some(CLOSE)),
     ("tcp6 fresh", || tcp(libc::AF_INET6).map(alone), Some(CLOSE)),
@@ -143,7 +144,7 @@ const ALL: [(&str, Make, Option<u8>); 47] = [
     ("raw tcp", || socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP).map(alone), None),
     ("packet", || socket(libc::AF_PACKET, libc::SOCK_RAW, 0).map(alone), None),
     ("netlink route", || socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).map(alone), None),
-    // Its number is TCP's.
+    // Its protocol number is that of TCP.
     ("netlink xfrm", || socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_XFRM).map(alone), None),
     ("vsock", || socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0).map(alone), None),
     ("pipe, read end", || pipe().map(|(read, write)| with(read, write)), None),
@@ -172,25 +173,25 @@ fn check(answer: c_int) -> io::Result<c_int> {
 }
 
 fn owned(answer: c_int) -> io::Result<OwnedFd> {
-    // SAFETY: it is new, and nobody else knows it.
+    // SAFETY: the descriptor is new, and nothing else owns it.
     check(answer).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn open(path: &CStr, flags: c_int) -> io::Result<OwnedFd> {
-    // SAFETY: a C string.
+    // SAFETY: the path is a C string.
     owned(unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC) })
 }
 
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [-1; 2];
-    // SAFETY: the kernel writes two descriptors.
+    // SAFETY: the array has room for the two descriptors.
     check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
     Ok((owned(ends[0])?, owned(ends[1])?))
 }
 
-/// None of them blocks.
+/// Makes a non-blocking socket.
 fn socket(family: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
-    // SAFETY: takes no pointer.
+    // SAFETY: the call takes no pointer.
     owned(unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, protocol) })
 }
 
@@ -198,20 +199,20 @@ pub fn tcp(family: c_int) -> io::Result<OwnedFd> {
     socket(family, libc::SOCK_STREAM, libc::IPPROTO_TCP)
 }
 
-/// The loopback's address, with a port, as the kernel takes it.
+/// Returns the loopback address with a port, for the kernel.
 pub fn loopback(family: c_int, port: u16) -> (libc::sockaddr_storage, libc::socklen_t) {
-    // SAFETY: numbers, for which zeros are values.
+    // SAFETY: all fields are numbers, which may be zero.
     let mut address: libc::sockaddr_storage = unsafe { mem::zeroed() };
     let pointer = &raw mut address;
     let size = if family == libc::AF_INET {
-        // SAFETY: a sockaddr_storage is one of these, and aligned for it.
+        // SAFETY: a sockaddr_storage is large enough and aligned for a sockaddr_in.
         let v4 = unsafe { &mut *pointer.cast::<libc::sockaddr_in>() };
         v4.sin_family = 2;
         v4.sin_port = port.to_be();
         v4.sin_addr.s_addr = u32::from_ne_bytes([127, 0, 0, 1]);
         size_of::<libc::sockaddr_in>()
     } else {
-        // SAFETY: as above.
+        // SAFETY: as above, for a sockaddr_in6.
         let v6 = unsafe { &mut *pointer.cast::<libc::sockaddr_in6>() };
         v6.sin6_family = 10;
         v6.sin6_port = port.to_be();
@@ -224,31 +225,31 @@ pub fn loopback(family: c_int, port: u16) -> (libc::sockaddr_storage, libc::sock
 fn bound(family: c_int, protocol: c_int) -> io::Result<OwnedFd> {
     let fd = socket(family, libc::SOCK_STREAM, protocol)?;
     let (address, size) = loopback(family, 0);
-    // SAFETY: an address of so many bytes.
+    // SAFETY: the size is that of the address.
     check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size) })?;
     Ok(fd)
 }
 
 fn listener(family: c_int, protocol: c_int) -> io::Result<OwnedFd> {
     let fd = bound(family, protocol)?;
-    // SAFETY: takes no pointer.
+    // SAFETY: the call takes no pointer.
     check(unsafe { libc::listen(fd.as_raw_fd(), 0) })?;
     Ok(fd)
 }
 
-/// A listener that has a connection which nobody has accepted.
+/// Makes a listener with a connection in its queue.
 fn awaited() -> io::Result<Made> {
     let (listener, client) = (listener(libc::AF_INET, libc::IPPROTO_TCP)?, tcp(libc::AF_INET)?);
     connect(&client, &listener)?;
     Ok(with(listener, client))
 }
 
-/// Connects to a listener, without waiting.
+/// Connects to a listener without blocking.
 fn connect(client: &OwnedFd, listener: &OwnedFd) -> io::Result<()> {
-    // SAFETY: numbers, for which zeros are values.
+    // SAFETY: all fields are numbers, which may be zero.
     let mut address: libc::sockaddr_storage = unsafe { mem::zeroed() };
     let mut size = libc::socklen_t::try_from(size_of_val(&address)).unwrap();
-    // SAFETY: an address, with its size; the kernel writes and then reads no more than that.
+    // SAFETY: the size is that of the address, and the kernel accesses no more.
     let answer = unsafe {
         check(libc::getsockname(listener.as_raw_fd(), (&raw mut address).cast(), &raw mut size))?;
         libc::connect(client.as_raw_fd(), (&raw const address).cast(), size)
@@ -259,10 +260,10 @@ fn connect(client: &OwnedFd, listener: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// Accepts, waiting up to a second.
+/// Accepts a connection. Waits up to a second.
 fn accept(listener: &OwnedFd) -> io::Result<OwnedFd> {
     let mut entry = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: one entry, and no address is asked for.
+    // SAFETY: the array has one entry, and the null pointers mean that no address is wanted.
     unsafe {
         check(libc::poll(&raw mut entry, 1, 1000))?;
         let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
@@ -276,18 +277,19 @@ fn join(client: OwnedFd, listener: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((client, accepted))
 }
 
-/// Two ends of a connection.
+/// Makes a connection. Returns both ends.
 fn pair(family: c_int) -> io::Result<(OwnedFd, OwnedFd)> {
     join(tcp(family)?, &listener(family, libc::IPPROTO_TCP)?)
 }
 
-/// Two ends of a Multipath TCP connection; or the other end is TCP's, and so is the connection then.
+/// Makes a Multipath TCP connection. Returns both ends. If `both` is false, the other end is TCP, and the connection
+/// falls back to TCP.
 fn mptcp_pair(both: bool) -> io::Result<(OwnedFd, OwnedFd)> {
     let protocol = if both { libc::IPPROTO_MPTCP } else { libc::IPPROTO_TCP };
     let client = socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP)?;
     let (client, accepted) = join(client, &listener(libc::AF_INET, protocol)?)?;
-    // Whether it is one is known when the first data has come.
-    // SAFETY: a byte of each.
+    // The kernel decides about Multipath TCP when the first data arrives.
+    // SAFETY: each buffer has one byte.
     unsafe {
         check_size(libc::send(accepted.as_raw_fd(), c"x".as_ptr().cast(), 1, 0))?;
         let mut entry = libc::pollfd { fd: client.as_raw_fd(), events: libc::POLLIN, revents: 0 };
@@ -302,11 +304,11 @@ fn check_size(answer: isize) -> io::Result<usize> {
     usize::try_from(answer).map_err(|_| io::Error::last_os_error())
 }
 
-/// Sends until the other end's window is closed and nothing more fits.
+/// Sends until the other end's window is closed and the send buffer is full.
 fn fill(fd: &OwnedFd) -> io::Result<()> {
     let data = [0_u8; 65536];
     loop {
-        // SAFETY: so many bytes.
+        // SAFETY: the size is that of the buffer.
         let sent =
             unsafe { libc::send(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), libc::MSG_NOSIGNAL) };
         match check_size(sent) {
@@ -318,7 +320,7 @@ fn fill(fd: &OwnedFd) -> io::Result<()> {
 }
 
 fn shut(fd: &OwnedFd) -> io::Result<()> {
-    // SAFETY: takes no pointer.
+    // SAFETY: the call takes no pointer.
     check(unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) }).map(|_| ())
 }
 
@@ -328,7 +330,7 @@ fn unread() -> io::Result<Made> {
     Ok(with(client, accepted))
 }
 
-/// A listener whose queue is full does not answer.
+/// Connects to a listener whose queue is full, so the kernel does not answer.
 fn syn_sent() -> io::Result<Made> {
     let listener = listener(libc::AF_INET, libc::IPPROTO_TCP)?;
     let mut held = Vec::new();
@@ -342,7 +344,7 @@ fn syn_sent() -> io::Result<Made> {
             return Ok(Made { fd, held });
         }
     }
-    Err(io::Error::other("a full queue answers"))
+    Err(io::Error::other("no connection stayed in SYN-SENT"))
 }
 
 fn fin_wait_1() -> io::Result<Made> {
@@ -384,7 +386,7 @@ fn ended() -> io::Result<Made> {
     let (client, accepted) = pair(libc::AF_INET)?;
     shut(&client)?;
     shut(&accepted)?;
-    // The one that was closed first would wait; this one was last.
+    // The end that was closed first would be in TIME-WAIT. This end was closed last.
     Ok(with(accepted, client))
 }
 
@@ -393,7 +395,7 @@ fn was_reset() -> io::Result<Made> {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     let size = libc::socklen_t::try_from(size_of::<libc::linger>()).unwrap();
     let fd = accepted.as_raw_fd();
-    // SAFETY: the kernel reads a linger.
+    // SAFETY: the pointer is to a `linger`, and the size is its size.
     check(unsafe {
         libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size)
     })?;

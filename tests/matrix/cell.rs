@@ -1,5 +1,5 @@
-//! One program in one way, on a machine of its own: namespaces for networks, processes and mounts, in which it may be
-//! root, chroot, and become whom it likes. However it ends, nothing of it is left.
+//! Runs one program in one way on its own machine: new network, PID and mount namespaces. There the program may be
+//! root, call chroot(2), and become any user. The cell leaves nothing behind, however it ends.
 
 use std::env;
 use std::ffi::OsStr;
@@ -18,39 +18,39 @@ use crate::kernel::{self, End};
 use crate::programs::{self, Program};
 use crate::way::{self, INSTALLED, Way};
 
-/// Says inside which cell this is: the program, the way, a number.
+/// Set inside a cell: the program, the way, and a number.
 pub const CELL: &str = "KA_MATRIX_CELL";
-/// The ends of the program's connections without ka, a line each.
+/// The ends of the program's connections without ka, one per line.
 const OWN: &str = "KA_MATRIX_OWN";
-/// What the program's first cell has built for all of them.
+/// The folder with the files that the program's first cell has built for all cells.
 const BUILT: &str = "KA_MATRIX_BUILT";
-/// Where the scripts are run, and where what they say goes.
+/// The working folder of the scripts, and the folder for their output.
 const WORK: &str = "/run/work";
 const SAID: &str = "/run/said";
-/// Where the cell finds what was built, wherever that is.
+/// The folder with the built files, as seen in the cell.
 const BUILT_HERE: &str = "/run/built";
-/// As long as a busy machine may need for a thing.
+/// The longest time that a busy machine may need for a step.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a cell has seen.
+/// The result of a cell.
 #[derive(Default)]
 pub struct Seen {
     pub version: String,
-    /// What the client said and how it ended.
+    /// The output of the client, and its status.
     pub answer: String,
-    /// How the server ended when it was asked to.
+    /// How the server ended on request.
     pub ending: String,
-    /// The ends of the connections, when all were as they should be, or at last.
+    /// The ends of the connections, once all were right, or at the end of the time.
     pub ends: Vec<End>,
-    /// What ka had to say.
+    /// The messages of ka.
     pub said: Vec<String>,
-    /// Why it was not tried here.
+    /// Why the cell did not run here.
     pub untried: Option<String>,
-    /// Why it did not come to an end.
+    /// Why the cell has failed.
     pub failure: Option<String>,
 }
 
-/// Runs a cell, given what the program did without ka and a folder for what is built once.
+/// Runs a cell. `own` are the ends of the program's connections without ka, `built` is the folder for the built files.
 pub fn run(program: &Program, way: Way, own: &[End], built: &Path) -> Seen {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -70,7 +70,7 @@ pub fn run(program: &Program, way: Way, own: &[End], built: &Path) -> Seen {
             "ending" => value.clone_into(&mut seen.ending),
             "end" => seen.ends.push(value.parse().unwrap()),
             "said" => seen.said.push(value.to_owned()),
-            _ => panic!("a cell says {line}"),
+            _ => panic!("unexpected output of a cell: {line}"),
         }
     }
     if !output.status.success() {
@@ -79,7 +79,7 @@ pub fn run(program: &Program, way: Way, own: &[End], built: &Path) -> Seen {
     seen
 }
 
-/// Inside: does it, and says what was seen.
+/// Runs inside a cell, and prints the result.
 pub fn be(cell: &str) {
     let [name, way, number] = cell.split('/').collect::<Vec<_>>().try_into().unwrap();
     let program = programs::ALL.iter().find(|program| program.name == name).unwrap();
@@ -118,7 +118,7 @@ pub fn be(cell: &str) {
         kernel::ends().is_some_and(|ends| connected(&ends))
     });
     if way == Way::Attach {
-        // A moment for what else the two of them open.
+        // Let the client and the server open further connections.
         sleep(Duration::from_millis(300));
         for line in way::attach_all().lines() {
             println!("said {line}");
@@ -143,8 +143,8 @@ pub fn be(cell: &str) {
     }
 }
 
-/// Waits until all ends of connections are as they should be, which while data is on its way they cannot show, and
-/// gives what there was at last.
+/// Waits until all ends of connections are right, and returns them. While data is in flight, the kernel shows another
+/// timer, so one look is not enough.
 fn settle(way: Way, own: &[End], connected: impl Fn(&[End]) -> bool) -> Vec<End> {
     let until = Instant::now() + Duration::from_secs(8);
     let mut last = vec![];
@@ -157,16 +157,16 @@ fn settle(way: Way, own: &[End], connected: impl Fn(&[End]) -> bool) -> Vec<End>
             same = if right { same + 1 } else { 0 };
             last = ends;
         }
-        // Not a chance look: twice in a row.
+        // The ends must be right twice in a row.
         if same >= 2 || Instant::now() >= until {
-            assert!(connected(&last), "the client is connected no more\n{}", tail(&["server", "held"]));
+            assert!(connected(&last), "the client is no longer connected\n{}", tail(&["server", "held"]));
             return last;
         }
         sleep(Duration::from_millis(100));
     }
 }
 
-/// A machine of one's own: nothing is left of what is written below /run and /var, and all can read what ka is.
+/// The machine of a cell. Files below /run and /var are in memory, and every user can read the files of ka.
 struct Home {
     cgroup: PathBuf,
 }
@@ -174,7 +174,7 @@ struct Home {
 impl Home {
     fn furnish(number: &str, built: &Path) -> Self {
         let cgroups = Path::new("/run/cgroups");
-        // What lies below /var is there until that is covered.
+        // Save the files below /var before it is covered.
         let mounts = r#"mount -t tmpfs none /run
         mkdir /run/cgroups "$HERE" "$INSTALLED" "$SAID"
         mkdir -m 1777 "$WORK" # those whom servers become may write there, as in /tmp
@@ -189,7 +189,7 @@ impl Home {
         shell.args(["-euc", mounts]).env("BUILT", built).env("RELEASE", target().join("release"));
         shell.envs([("HERE", BUILT_HERE), ("INSTALLED", INSTALLED), ("SAID", SAID), ("WORK", WORK)]);
         succeed(&mut shell);
-        // A cgroup of its own, for `ka cgroup` to have, and with no other's processes in it.
+        // A new cgroup for `ka cgroup`, without processes of others.
         let cgroup = cgroups.join(format!("ka-matrix-{number}"));
         fs::create_dir(&cgroup).unwrap();
         fs::write(cgroup.join("cgroup.procs"), "0").unwrap();
@@ -197,14 +197,15 @@ impl Home {
     }
 }
 
-/// Ends all other processes of this machine, and removes the cgroup that they were in.
+/// Kills all other processes of this machine, and removes their cgroup.
 impl Drop for Home {
     fn drop(&mut self) {
-        // SAFETY: takes numbers. This is the first process of its namespace, and the only one that the signal spares.
+        // SAFETY: the call takes no pointer. This is the first process of its namespace, which the signal does not
+        // reach.
         unsafe { libc::kill(-1, libc::SIGKILL) };
         let _ = fs::write("/run/cgroups/cgroup.procs", "0");
         for _ in 0..100 {
-            // SAFETY: the status is not asked for.
+            // SAFETY: a null pointer means that no status is wanted.
             while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } > 0 {}
             if fs::remove_dir(&self.cgroup).is_ok() {
                 return;
@@ -214,7 +215,7 @@ impl Drop for Home {
     }
 }
 
-/// Does once what takes long and is the same for all ways.
+/// Builds the files that are the same for all ways, once.
 fn build(program: &Program) {
     let mut script = Script::start(Way::None, program.build, "build");
     let status = script.end(Duration::from_secs(300));
@@ -233,25 +234,25 @@ fn first_line(script: &str) -> String {
     said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
 }
 
-/// Whatever the machine outside is called and speaks.
+/// Sets an environment that does not depend on the machine outside.
 fn at_home(command: &mut Command) -> &mut Command {
     command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin");
     command.envs([("HOME", WORK), ("TMPDIR", WORK), ("LC_ALL", "C"), ("TZ", "UTC")])
 }
 
-/// What a script said.
+/// Returns the output of a script.
 fn said(name: &str) -> String {
     String::from_utf8_lossy(&fs::read(Path::new(SAID).join(name)).unwrap_or_default()).into_owned()
 }
 
-/// The end of what scripts said.
+/// Returns the last lines of the output of scripts.
 fn tail(names: &[&str]) -> String {
     let all: String = names.iter().map(|name| said(name) + &said(&format!("{name}.err"))).collect();
     let lines: Vec<_> = all.lines().collect();
     lines[lines.len().saturating_sub(12)..].join("\n")
 }
 
-/// A script that runs. What it says goes to a file of its name, and NAME.err.
+/// A running script. Its output goes to the files NAME and NAME.err.
 struct Script {
     child: Child,
     name: &'static str,
@@ -263,12 +264,12 @@ impl Script {
         let file = |name: &str| {
             let path = Path::new(SAID).join(name);
             let file = File::create(&path).unwrap();
-            // Who becomes somebody else may open its own standard error again.
+            // A program that becomes another user may open its standard error again.
             fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
             file
         };
         command.stdout(file(name)).stderr(file(&format!("{name}.err")));
-        // Nobody writes to it. Who reads it waits, as at a terminal where nothing is typed.
+        // Nothing writes to this pipe, so a program that reads it waits, as on a terminal without input.
         let child = at_home(&mut command).stdin(Stdio::piped()).spawn().unwrap();
         Self { child, name }
     }
@@ -279,7 +280,7 @@ impl Script {
         }
     }
 
-    /// Waits for its end.
+    /// Waits until the script ends.
     fn end(&mut self, patience: Duration) -> String {
         let until = Instant::now() + patience;
         loop {
@@ -295,9 +296,9 @@ impl Script {
         }
     }
 
-    /// Asks it to end.
+    /// Sends SIGTERM to the script, and waits until it ends.
     fn stop(&mut self) -> String {
-        // SAFETY: a signal to our own child, which was not waited for.
+        // SAFETY: the child was not waited for yet, so its PID is still valid.
         unsafe { libc::kill(self.child.id().try_into().unwrap(), libc::SIGTERM) };
         self.end(Duration::from_secs(15))
     }

@@ -1,5 +1,5 @@
-//! What the kernel says of the connections of this network: by ss(8), which shows everybody the timer that runs, and by
-//! getsockopt(2) on a duplicate of each process's descriptor (pidfd_getfd(2)). Nothing of ka's is asked.
+//! Reads the connections of this network from the kernel. ss(8) shows the running timer. getsockopt(2) on a duplicate
+//! of each process's descriptor (pidfd_getfd(2)) returns the settings. This does not use ka.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -16,14 +16,14 @@ use ka_test::socket::{keepalive_options, option};
 /// One end of an established connection.
 #[derive(Clone, Debug, PartialEq)]
 pub struct End {
-    /// The process that has it, or one of them.
+    /// The name of a process that has the descriptor open.
     pub comm: String,
     local: SocketAddr,
     peer: SocketAddr,
     pub on: bool,
     /// idle, intvl, cnt
     pub values: [i32; 3],
-    /// What ss shows of its timer.
+    /// The timer in ss.
     timer: String,
 }
 
@@ -32,7 +32,7 @@ impl End {
         self.local.port() == port || self.peer.port() == port
     }
 
-    /// Whether ss shows a keepalive timer that runs.
+    /// Returns whether ss shows a running keepalive timer.
     pub fn is_armed(&self) -> bool {
         self.timer.starts_with("timer:(keepalive,")
     }
@@ -66,7 +66,7 @@ impl FromStr for End {
     }
 }
 
-/// All ends of established connections. Not yet, where ss knows one that no process has: somebody has to accept it.
+/// Returns all ends of established connections. Returns `None` if ss shows one that no process has accepted yet.
 pub fn ends() -> Option<Vec<End>> {
     let timers = timers();
     let mut ends: Vec<End> = opened().into_values().collect();
@@ -78,13 +78,13 @@ pub fn ends() -> Option<Vec<End>> {
     (ends.len() == timers.len()).then_some(ends)
 }
 
-/// Whether somebody listens on a port.
+/// Returns whether a process listens on a port.
 pub fn is_listening(port: u16) -> bool {
     let sockets = stdout(Command::new("ss").args(["-tnlH", &format!("sport = :{port}")]));
     !sockets.is_empty()
 }
 
-/// ss: by local and remote address, the timer.
+/// Returns the timers in ss, by local and remote address.
 fn timers() -> BTreeMap<(String, String), String> {
     let sockets = ka_test::socket::established("");
     let parse = |line: &str| {
@@ -96,7 +96,7 @@ fn timers() -> BTreeMap<(String, String), String> {
     sockets.lines().map(parse).collect()
 }
 
-/// The sockets that processes have open and that are established, by inode.
+/// Returns the established sockets that processes have open, by inode.
 fn opened() -> BTreeMap<String, End> {
     let mut ends = BTreeMap::new();
     let entries = |path: String| fs::read_dir(path).into_iter().flatten().flatten();
@@ -123,11 +123,11 @@ fn opened() -> BTreeMap<String, End> {
     ends
 }
 
-/// pidfd_open and pidfd_getfd, which are alike.
+/// Calls pidfd_open or pidfd_getfd, which have similar arguments.
 fn descriptor(call: libc::c_long, first: i32, second: RawFd) -> Option<OwnedFd> {
-    // SAFETY: both take numbers.
+    // SAFETY: both calls take no pointer.
     let fd = unsafe { libc::syscall(call, first, second, 0) };
-    // SAFETY: it is new and ours.
+    // SAFETY: the descriptor is new, and nothing else owns it.
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd.try_into().unwrap()) })
 }
 

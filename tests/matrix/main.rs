@@ -1,8 +1,8 @@
-//! Programs that nobody wrote for ka, in each way that ka has to get at their sockets: that both ends of their
-//! connections have the policy, as the kernel tells it, and that they do otherwise what they do without.
+//! Runs real programs in each way in which ka can reach their sockets. According to the kernel, both ends of their
+//! connections must have the policy. Apart from that, the programs must behave as without ka.
 //!
-//! `make matrix` runs all and writes docs/matrix.md; `make matrix ONLY=nginx` one. As a test it runs those few that the
-//! other tests need anyway.
+//! `make matrix` runs all programs and writes docs/matrix.md. `make matrix ONLY=nginx` runs one. As a test it runs the
+//! few programs that other tests need too.
 
 mod cell;
 mod kernel;
@@ -27,18 +27,18 @@ use cell::Seen;
 use programs::Program;
 use way::Way;
 
-/// All programs, not only a few, and what they need is installed.
+/// If set, runs all programs, and installs the tools that they need.
 const ALL: &str = "KA_MATRIX_ALL";
 /// The file for the table.
 const REPORT: &str = "KA_MATRIX_REPORT";
-/// Those that are tried with every `make test`.
+/// The programs that run with every `make test`.
 const FEW: [&str; 3] = ["nginx", "python", "redis"];
 
-/// A program in all ways.
+/// The results of a program in all ways.
 pub(crate) struct Row {
     pub program: &'static Program,
     pub cells: Vec<Seen>,
-    /// What is wrong, by way.
+    /// The errors, by way.
     pub wrong: Vec<(Way, String)>,
 }
 
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     let chosen: Vec<&'static Program> = programs::ALL.iter().filter(chosen).collect();
     if chosen.is_empty() {
         let names: Vec<_> = programs::ALL.iter().map(|program| program.name).collect();
-        eprintln!("no such program; there are {}", names.join(", "));
+        eprintln!("no such program; the programs are {}", names.join(", "));
         return ExitCode::FAILURE;
     }
     if !arguments.list
@@ -75,7 +75,7 @@ fn main() -> ExitCode {
         })
     };
     let trials = chosen.into_iter().map(trial).collect();
-    // They mostly wait for each other's timers.
+    // The programs mostly wait, so three can run at the same time.
     arguments.test_threads.get_or_insert(3);
     let conclusion = libtest_mimic::run(&arguments, trials);
     let mut rows = rows.lock().unwrap();
@@ -90,11 +90,11 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-/// Sees to all that the cells need, and says why there cannot be any.
+/// Prepares everything that the cells need. Returns an error if cells cannot run here.
 fn prepare(chosen: &[&'static Program]) -> Result<(), String> {
     if !is_root() {
         return Err(
-            "root only: servers become other users, and the kernel's own programs are root's".to_owned()
+            "needs root: servers become other users, and only root may load eBPF programs".to_owned()
         );
     }
     if env::var_os(ALL).is_some() {
@@ -107,7 +107,7 @@ fn prepare(chosen: &[&'static Program]) -> Result<(), String> {
     release();
     let mut probe = Command::new("unshare");
     probe.args(["--net", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c"]);
-    // And what a run that was interrupted has left: cgroups that are empty.
+    // Also remove the empty cgroups of an interrupted run.
     probe.arg(
         "mount -t tmpfs none /run && mkdir /run/c && mount -t cgroup2 none /run/c && mount -t bpf none /sys/fs/bpf && \
          mkdir -p /run/c/ka-matrix-probe && { rmdir /run/c/ka-matrix-*/ 2>/dev/null; [ ! -e /run/c/ka-matrix-probe ]; }",
@@ -120,7 +120,7 @@ fn prepare(chosen: &[&'static Program]) -> Result<(), String> {
     }
 }
 
-/// A program in each way, beside itself without ka.
+/// Runs a program in each way, and compares it with a run without ka.
 fn row(program: &'static Program) -> Row {
     let built = scratch(program.name);
     fs::create_dir(&built).unwrap();
@@ -137,9 +137,9 @@ fn row(program: &'static Program) -> Row {
         let except = program.except.iter().find(|(ways, _)| ways.contains(&way));
         let wrong = match (misbehaves(&seen, none), lacks(way, &seen, none), except) {
             (Some(why), ..) | (None, Some(why), None) => Some(why),
-            // Its own values may be there for either reason.
+            // In mode default, a program may keep its own values if the way works, and also if it does not.
             (None, None, Some((_, why))) if way != Way::Default || !is_own(&seen) => {
-                Some(format!("as it should be, and yet \"{why}\" is expected"))
+                Some(format!("works, but \"{why}\" is expected"))
             }
             _ => None,
         };
@@ -154,24 +154,24 @@ fn row(program: &'static Program) -> Row {
     row
 }
 
-/// Whether no end has the policy, so that all is the program's own.
+/// Returns whether no end has the policy.
 fn is_own(seen: &Seen) -> bool {
     seen.ends.iter().all(|end| Way::Force.lacks(end, &[]).is_some())
 }
 
-/// What the programs do otherwise than without ka.
+/// Returns how the programs behave differently from a run without ka.
 fn misbehaves(seen: &Seen, none: &Seen) -> Option<String> {
     if let Some(failure) = &seen.failure {
         return Some(failure.clone());
     }
     if seen.answer != none.answer || !seen.answer.starts_with("status 0") {
-        return Some(format!("its answer is {}, without ka {}", seen.answer, none.answer));
+        return Some(format!("the answer is {}, without ka {}", seen.answer, none.answer));
     }
     (seen.ending != none.ending)
-        .then(|| format!("it ends with {}, without ka with {}", seen.ending, none.ending))
+        .then(|| format!("the server ends with {}, without ka with {}", seen.ending, none.ending))
 }
 
-/// Which end of a connection has not what it should have.
+/// Returns an end of a connection with wrong settings, and what is wrong.
 fn lacks(way: Way, seen: &Seen, none: &Seen) -> Option<String> {
     let lack = |end: &kernel::End| {
         let no_timer = || (way != Way::None && !end.is_armed()).then_some("ss shows no keepalive");

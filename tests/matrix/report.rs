@@ -1,4 +1,4 @@
-//! The table that people read.
+//! The report, docs/matrix.md.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -108,7 +108,7 @@ fn own(end: &End) -> String {
     if end.on { format!("{idle},{intvl},{cnt}") } else { "off".to_owned() }
 }
 
-/// Of what a program says of itself, its version: the first word of digits and a dot.
+/// Returns the version in a program's output: the first word of digits and a dot.
 fn number(said: &str) -> &str {
     let end = |character: char| !(character.is_ascii_alphanumeric() || ".+~-".contains(character));
     let words =
@@ -116,7 +116,7 @@ fn number(said: &str) -> &str {
     words.into_iter().find(|word| word.contains('.')).unwrap_or(said)
 }
 
-/// What ka had to say of a program, each thing once.
+/// Returns the messages of ka about a program, each once.
 fn remarks(row: &Row) -> Vec<String> {
     let mut lines = vec![];
     for (way, seen) in Way::ALL.into_iter().zip(&row.cells) {
@@ -127,7 +127,7 @@ fn remarks(row: &Row) -> Vec<String> {
     lines
 }
 
-/// Nothing in it means anything in a table.
+/// Escapes characters that have a meaning in a Markdown table.
 fn plain(text: &str) -> String {
     text.replace('|', "\\|").replace('<', "&lt;")
 }

@@ -1,4 +1,4 @@
-//! The ways to get at a program's sockets, and what each must make of them.
+//! The ways in which ka reaches a program's sockets, and the settings that each must cause.
 
 use std::process::Command;
 
@@ -6,15 +6,15 @@ use ka_test::child::succeed;
 
 use crate::kernel::End;
 
-/// What the whole matrix asks for: numbers that no program has of its own.
+/// The policy of the whole matrix. No program has these numbers by itself.
 pub const POLICY: &str = "97,13,7";
 const VALUES: [i32; 3] = [97, 13, 7];
-/// Where ka lies for the programs: all of them can read there, whoever they become.
+/// The folder with ka. Every user can read it.
 pub const INSTALLED: &str = "/run/ka";
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Way {
-    /// Without ka: what the others are compared with.
+    /// Without ka. The other ways are compared with this one.
     None,
     Force,
     Floor,
@@ -40,7 +40,7 @@ impl Way {
         }
     }
 
-    /// A shell script that is run this way. `attach` comes later, and `cgroup` is there before.
+    /// Returns a command that runs a shell script in this way. `attach` comes later, and `cgroup` was attached before.
     pub fn command(self, script: &str) -> Command {
         let shell = ["sh", "-eu", "-c", script];
         let preload = |mode: &str| {
@@ -66,7 +66,7 @@ impl Way {
         }
     }
 
-    /// What a connection's end lacks, given the ends of the same program without ka.
+    /// Returns what is wrong with a connection's end. `own` are the ends of the same program without ka.
     pub fn lacks(self, end: &End, own: &[End]) -> Option<&'static str> {
         let End { on, values, .. } = *end;
         let fields = || values.into_iter().zip(VALUES).enumerate();
@@ -79,7 +79,7 @@ impl Way {
             Self::Floor => {
                 fields().any(|(_, (value, policy))| value > policy).then_some("looser than the policy")
             }
-            // The program's own word is what it sets without ka, where that is no sysctl.
+            // The program's own settings are the values without ka that differ from the sysctls.
             Self::Default => {
                 let said =
                     |field: usize, value: i32| own.iter().any(|end| end.on && end.values[field] == value);
@@ -90,13 +90,13 @@ impl Way {
     }
 }
 
-/// Has the kernel's own programs give the policy to the cgroup that this process is in.
+/// Attaches the policy to this process's cgroup by `ka cgroup attach`.
 pub fn attach_cgroup(cgroup: &std::path::Path) {
     let mut ka = Command::new(format!("{INSTALLED}/ka"));
     succeed(ka.args(["cgroup", "attach", "-p", POLICY]).arg(cgroup));
 }
 
-/// Attaches to all processes of this namespace.
+/// Runs `ka attach` on all processes of this namespace.
 pub fn attach_all() -> String {
     let mut ka = Command::new(format!("{INSTALLED}/ka"));
     let output = ka.args(["attach", "-p", POLICY, "--all"]).output().unwrap();
