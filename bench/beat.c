@@ -1,13 +1,13 @@
 /*
- * beat: signing and verifying a heartbeat beside OpenSSL's HMAC-SHA-256 of the same 40 bytes, in one run. The whole job
- * each time, key set-up included: a server has another key for each beat.
+ * beat: compares signing and verifying a heartbeat with OpenSSL's HMAC-SHA-256 of the same 40 bytes, in one run. Each
+ * measurement includes the set-up of the key, because a server has another key for each beat.
  *
  *   ka        ka_beat_sign, ka_beat_verify
- *   HMAC      OpenSSL's one call, HMAC()
- *   EVP_MAC   OpenSSL 3's own way at its fastest: algorithm fetched once, one context, set up anew with each key
+ *   HMAC      OpenSSL's function HMAC()
+ *   EVP_MAC   OpenSSL 3's API at its fastest: the algorithm is fetched once, and one context gets each key
  *
- * A frame is built and compared (CRYPTO_memcmp) for OpenSSL too. Each round times a batch of each way, in turn; a ratio
- * is the median of the rounds' ratios.
+ * For OpenSSL, the benchmark also builds the frame, and compares it (CRYPTO_memcmp). Each round times a batch of each
+ * way, in turn. A ratio is the median of the rounds' ratios.
  */
 #include <err.h>
 #include <ka.h>
@@ -116,7 +116,7 @@ int main(void)
     for (int n = 0; n < BATCH; n++)
         for (int i = 0; i < KEY; i++)
             keys[n][i] = (uint8_t)random();
-    /* All ways make the same frame. */
+    /* All ways must make the same frame. */
     for (int way = 0; way < WAYS; way++) {
         static uint8_t first[KA_BEAT_SIZE];
         sign(way, 0);

@@ -1,9 +1,9 @@
-//! What a Rust program would write with the standard library for what ka_reaper does, for bench/reaper.c to call.
+//! An alternative to ka_reaper with Rust's standard library, for bench/reaper.c.
 
 use std::collections::BTreeMap;
 use std::ffi::c_int;
 
-/// The connections by the time of their last business, and that time by connection.
+/// The connections by the time of their last activity, and this time by connection.
 #[derive(Default)]
 pub struct Btree {
     by_time: BTreeMap<(u64, c_int), ()>,
@@ -33,7 +33,7 @@ extern "C" fn btree_touch(btree: &mut Btree, fd: c_int, now_ms: u64) {
 }
 
 /// # Safety
-/// `fds` has room for `n`.
+/// `fds` has room for `n` descriptors.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn btree_expired(btree: &mut Btree, now_ms: u64, timeout_ms: u64, fds: *mut c_int, n: usize) -> c_int {
     let mut count = 0;
@@ -43,7 +43,7 @@ unsafe extern "C" fn btree_expired(btree: &mut Btree, now_ms: u64, timeout_ms: u
     {
         let ((_, fd), ()) = entry.remove_entry();
         btree.times[usize::try_from(fd).unwrap()] = None;
-        // SAFETY: fewer than `n` were written.
+        // SAFETY: fewer than `n` descriptors were written.
         unsafe { fds.add(count).write(fd) };
         count += 1;
     }

@@ -1,14 +1,14 @@
 /*
- * command: the ka command beside what one would do without it, interleaved in one run.
+ * command: compares the ka command with the alternatives, interleaved in one run.
  *
- *   attach  on 10,000 sockets of another process: the bare system calls (pidfd_getfd, getsockopt, four setsockopt,
- *           close) over descriptors that are known already; the same with those that find them (getdents and readlink
+ *   attach  on 10,000 sockets of another process: only the system calls (pidfd_getfd, getsockopt, four setsockopt,
+ *           close) for known descriptors; the same with the calls that find the descriptors (getdents and readlink
  *           in /proc/PID/fd); and `ka attach`, from fork to exit
  *   ls      on 5,000 connections, 10,000 sockets: `ss -tnop`, `ka ls` and `ka ls --json`, from fork to exit
  *   run     `true`, `true` with the shim preloaded, and `ka run true`, from fork to exit
  *
- * command KA SHIM. Each round times each, in turn; a ratio is the median of the rounds' ratios. The sockets are in the
- * network namespace that it is started in: give it one of its own.
+ * Usage: command KA SHIM, in a new network namespace. Each round times each alternative, in turn. A ratio is the median
+ * of the rounds' ratios.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -32,8 +32,8 @@ static int fds[SOCKETS];
 
 static int command[2], answer[2];
 
-/* A process with sockets, which only it has: so that what we start has none to copy and to close. It makes them, and
- * tells their numbers; then it turns keepalive off on all of them whenever it is asked to. */
+/* Starts a process that owns the sockets, so that other children do not have to copy and close them. It makes the
+ * sockets and reports their descriptors. Then it turns keepalive off on all of them on request. */
 static pid_t holder(void (*make)(void))
 {
     if (pipe2(command, O_CLOEXEC) != 0 || pipe2(answer, O_CLOEXEC) != 0)

@@ -27,14 +27,14 @@ static inline void raise_descriptor_limit(void)
     setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-/* Microseconds since some moment. */
+/* Returns the time of a monotonic clock, in microseconds. */
 static inline double microseconds(void)
 {
     return now() / 1e3;
 }
 
-/* Runs a command to its end, without its output, with a library preloaded where there is one, and says how many
- * microseconds that took. */
+/* Runs a command without output. Preloads a library if there is one. Returns the time until the command has ended, in
+ * microseconds. */
 static inline double run(char *const command[], const char *preload)
 {
     double start = microseconds();

@@ -1,14 +1,14 @@
 /*
- * enable: what ka_enable costs beside the calls that a program would make by hand, interleaved in one run.
+ * enable: compares the cost of ka_enable with the calls that a program would make by hand, interleaved in one run.
  *
- *   blind   the four setsockopt calls that most programs make, whatever the socket has
- *   bare    the very system calls that ka_enable makes, by hand: 5 on a socket that has keepalive off, 4 on one
- *           that has the policy already. They are the floor.
+ *   blind   the four setsockopt calls that most programs make, whatever the socket's settings are
+ *   bare    the system calls of ka_enable, made by hand: 5 on a socket with keepalive off, 4 on a socket that has the
+ *           policy already. This is the lower limit.
  *   ka      ka_enable
  *
- * Each round times a batch of each, in turn; a ratio is the median of the rounds' ratios.
+ * Each round times a batch of each, in turn. A ratio is the median of the rounds' ratios.
  *
- * enable count WAY N: N calls of one way on one socket that has the policy, for a tool that counts instructions.
+ * enable count WAY N: makes N calls of one way on a socket that has the policy, for a tool that counts instructions.
  */
 #include <err.h>
 #include <ka.h>
@@ -101,7 +101,7 @@ static int connected(void)
     return fd;
 }
 
-/* Batches of each way on sockets that `prepare` makes ready, outside the time. */
+/* Times batches of each way. `prepare` prepares the sockets, which is not timed. */
 static void measure(const char *what, int *fds, void (*prepare)(int *))
 {
     static double nanoseconds[WAYS][ROUNDS], to_bare[ROUNDS], to_blind[ROUNDS];
@@ -143,7 +143,7 @@ static void leave(int *fds)
     (void)fds;
 }
 
-/* What a connection costs a server that sets each one it accepts, and one that set its listener. */
+/* Compares a server that sets keepalive on each accepted connection with a server that has set it on its listener. */
 static void measure_server(void)
 {
     static double nanoseconds[2][ROUNDS], ratio[ROUNDS];

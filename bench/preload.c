@@ -1,9 +1,9 @@
 /*
- * preload SHIM...: what a preloaded library costs a program. It compares no library and each that is given, interleaved
- * in one run: the start of /bin/true, a connection (socket, connect, accept, two closes) on the loopback, and a look-up
- * by dlsym(3) while no library is opened.
+ * preload SHIM...: measures the cost of a preloaded library. It compares a run without a library with each given
+ * library, interleaved in one run: the start of /bin/true, a connection (socket, connect, accept, two closes) on the
+ * loopback, and a look-up by dlsym(3) while no library is opened.
  *
- * preload connect, preload look-up: what a child does. It prints the nanoseconds that one takes.
+ * preload connect, preload look-up: the task of a child. It prints the nanoseconds for each connection or look-up.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -30,7 +30,7 @@ static int connections(void)
 {
     struct sockaddr_in address;
     int listener = listen_on_loopback(&address, 16);
-    /* Ports do not stay in TIME-WAIT. */
+    /* End with a reset, so that no port stays in TIME-WAIT. */
     struct linger at_once = { 1, 0 };
     double start = now();
     for (int i = 0; i < CONNECTIONS; i++) {
@@ -58,10 +58,10 @@ static int look_ups(void)
     return 0;
 }
 
-/* Runs a program under a shim and gives the time it took, or what it printed if out is not NULL. */
+/* Runs a program under a shim. Returns its time. If `out` is not NULL, writes the number that it printed to `out`. */
 static double run(const char *shim, char *const *arguments, double *out)
 {
-    /* libkeepalive sets its timers only if it is told which. */
+    /* libkeepalive sets only the timers that are in these variables. */
     char preload[4096], *environment[] = { preload, "KEEPIDLE=60", "KEEPINTVL=10", "KEEPCNT=6", NULL };
     posix_spawn_file_actions_t actions;
     int pipes[2], status;

@@ -1,15 +1,14 @@
 /*
- * reaper: what it costs to know which of many connections have fallen silent, in one run beside what a program would
- * do instead:
+ * reaper: compares the cost of finding inactive connections among many with the alternatives, in one run:
  *
  *   ka       ka_reaper_touch, ka_reaper_expired
- *   common   libevent's timers of one common timeout, a list a timeout (event_base_init_common_timeout)
+ *   common   libevent's timers with a common timeout, one list per timeout (event_base_init_common_timeout)
  *   timer    libevent's timers as most programs use them, a heap (evtimer_add); only up to 100,000
  *   btree    Rust's std BTreeMap by (time, descriptor), and a Vec that has each descriptor's time (btree.rs)
  *
- * touch: a descriptor at random does business. expired: the most silent is found, taken out, and comes back: so the
- * touch that adds is in it, for all alike; libevent calls back for each, in its loop. What is shown is the median of rounds of 200,000 touches. Memory is what malloc(3)
- * has given out, its own part included.
+ * touch: a random connection is active. expired: the longest inactive connection is found, removed and added again, so
+ * the time includes adding it. libevent calls back for each connection in its loop. The result is the median of rounds
+ * of 200,000 touches. Memory is the memory that malloc(3) has allocated, with its own overhead.
  */
 #include <err.h>
 #include <event2/event.h>
@@ -45,12 +44,12 @@ static struct event *events;
 static struct timeval timeout = { TIMEOUT_MS / 1000, 0 };
 static const struct timeval *common, *common_short;
 static const struct timeval a_millisecond = { 0, 1000 };
-/* How many libevent has called back for. */
+/* The number of callbacks of libevent. */
 static int called;
 
 static void touch(int way, int fd);
 
-/* A descriptor at random (xorshift). */
+/* Returns a random descriptor (xorshift). */
 static int any(void)
 {
     static uint64_t state = 88172645463325252;
@@ -150,7 +149,7 @@ static double touches(int way)
     return (now() - start) / TOUCHES;
 }
 
-/* All fall due, are named by 64, and come back. */
+/* Lets all connections expire. They are returned in groups of 64, and added again. */
 static double expiries(int way)
 {
     int fds[64], named = 0, n;
@@ -168,7 +167,8 @@ static double expiries(int way)
     return (now() - start) / count;
 }
 
-/* The same of libevent, whose clock is the real one: all are given a millisecond, which passes untimed. */
+/* Does the same for libevent. Its clock is real, so all connections get a timeout of a millisecond, which passes before
+ * the measurement. */
 static double callbacks(int way)
 {
     for (int fd = 0; fd < count; fd++)
@@ -190,7 +190,7 @@ static void measure(const char *what, double (*measured)(int), const int *ways, 
 {
     double nanoseconds[WAYS];
 
-    /* Each way has the caches for itself. */
+    /* Measure one way after the other, so that each has the caches for itself. */
     for (int i = 0; i < n; i++) {
         double rounds[ROUNDS];
         int way = ways[i];

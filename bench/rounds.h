@@ -1,11 +1,11 @@
-/* What the measurements share: the time, and the median of the rounds. */
+/* Functions that the benchmarks share: the time, and the median of the rounds. */
 #ifndef ROUNDS_H
 #define ROUNDS_H
 
 #include <stdlib.h>
 #include <time.h>
 
-/* Nanoseconds since some moment. */
+/* Returns the time of a monotonic clock, in nanoseconds. */
 static inline double now(void)
 {
     struct timespec time;
@@ -19,7 +19,7 @@ static inline int compare_doubles(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* It sorts them. */
+/* Returns the median. Sorts the values. */
 static inline double median(double *values, size_t n)
 {
     qsort(values, n, sizeof *values, compare_doubles);

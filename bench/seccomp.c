@@ -1,11 +1,12 @@
 /*
- * seccomp: what a connection costs under `ka run --via seccomp`, beside a supervisor that does nothing, and beside none.
+ * seccomp: compares the cost of a connection under `ka run --via seccomp`, under a supervisor that does nothing, and
+ * without a supervisor.
  *
- * Workers make connections on loopback (socket, connect, accept, two closes), some hundred at a time, in turn: one
- * alone; one under a bare supervisor in C, which is notified of connect and listen and answers CONTINUE, with what the
- * kernel has to make that quick (SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP); and one under ka in each mode. One that sets
- * keepalive itself by four setsockopt calls shows what the policy costs without any supervisor. A ratio is the median
- * of the rounds' ratios.
+ * Workers make connections on the loopback (socket, connect, accept, two closes), some hundred at a time, in turn. One
+ * worker has no supervisor. One has a bare supervisor in C, which gets notifications for connect and listen and answers
+ * CONTINUE, with SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP, which makes this faster. There is one worker under ka in each
+ * mode. Another worker sets keepalive itself by four setsockopt calls, to show the cost of the policy without a
+ * supervisor. A ratio is the median of the rounds' ratios.
  *
  * seccomp KA
  */
@@ -39,7 +40,7 @@
 
 enum { BATCH = 400, ROUNDS = 41, WAYS = 6 };
 
-/* Reads a byte, makes connections, writes how long one took. */
+/* For each byte that it reads, makes connections and writes the time for one. */
 static void work(int by_hand)
 {
     struct sockaddr_in address;
@@ -72,7 +73,7 @@ static void work(int by_hand)
 #define ARCHITECTURE AUDIT_ARCH_AARCH64
 #endif
 
-/* Puts the filter over this process; the listener. */
+/* Installs the filter in this process. Returns the listener. */
 static int notified(void)
 {
     struct sock_filter filter[] = {
@@ -106,7 +107,7 @@ static void answer_all(int listener)
     }
 }
 
-/* A worker under a supervisor that only answers. */
+/* Runs a worker under a supervisor that only answers CONTINUE. */
 static void work_under_a_bare_one(void)
 {
     int numbers[2];

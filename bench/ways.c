@@ -1,13 +1,14 @@
 /*
- * ways: what the ways of the ka command cost that go through eBPF, beside none, interleaved in one run.
+ * ways: measures the cost of ka's ways that use eBPF, interleaved in one run with a way that does nothing.
  *
- *   connection  socket, connect, accept and two closes over loopback, of a process in a cgroup without a policy, in one
- *               with `ka cgroup attach`, and in one with `--mode default`
- *   sockets     10,000 sockets of another process: `ka attach --all --via bpf`, from fork to exit, beside `ka attach PID`,
- *               once where all must be set, and once where all are already; and beside a process that does nothing
+ *   connection  socket, connect, accept and two closes over loopback, in a cgroup without a policy, in a cgroup with
+ *               `ka cgroup attach`, and in a cgroup with `--mode default`
+ *   sockets     10,000 sockets of another process: `ka attach --all --via bpf` and `ka attach PID`, from fork to exit,
+ *   once
+ *               if all sockets must be set, and once if all have the policy already; also a process that does nothing
  *
- * ways KA CGROUPS. CGROUPS is a folder of cgroup v2 in which folders can be made; bpffs is at /sys/fs/bpf. The network
- * namespace is to be its own.
+ * Usage: ways KA CGROUPS, in a new network namespace. CGROUPS is a folder of cgroup v2 in which folders can be made.
+ * bpffs must be mounted at /sys/fs/bpf.
  */
 #define _GNU_SOURCE
 #include <netinet/in.h>
@@ -25,7 +26,7 @@
 
 enum { CONNECTIONS = 2000, CONNECTION_ROUNDS = 41, SOCKETS = 10000, SOCKET_ROUNDS = 15 };
 
-/* A process that does one thing whenever it is asked to, and says how long that took. */
+/* A process that runs one function on request, and reports the time. */
 struct worker {
     pid_t pid;
     int ask, answer;
@@ -72,7 +73,7 @@ static void end(struct worker worker)
     close(worker.answer);
 }
 
-/* Microseconds a connection. It ends with a reset, so that no port stays taken for a minute. */
+/* Returns the microseconds for a connection. It ends with a reset, so that no port stays in TIME-WAIT. */
 static double connect_and_accept(void)
 {
     static struct sockaddr_in address;
@@ -132,7 +133,7 @@ static void bench_connections(char *ka, const char *cgroups)
 
 static int fds[SOCKETS];
 
-/* The first time it makes the sockets; then it turns keepalive off on each. */
+/* The first call makes the sockets. Each call turns keepalive off on all of them. */
 static double turn_off(void)
 {
     int off = 0;

@@ -533,11 +533,7 @@ fn plans_and_detection_times_equal_those_of_ka_core() {
     {
         assert_eq!(time(config(ON, idle, intvl, cnt, KEEP)), Ok([typical, worst]), "{idle},{intvl},{cnt}");
     }
-    assert_eq!(
-        time(config(ON, 1, 10, 9, 5000)),
-        Ok([11_000, 22_560]),
-        "a user timeout replaces cnt"
-    );
+    assert_eq!(time(config(ON, 1, 10, 9, 5000)), Ok([11_000, 22_560]), "a user timeout replaces cnt");
     for incomplete in
         [config(KEEP, 60, 10, 5, KEEP), config(OFF, 60, 10, 5, KEEP), config(ON, KEEP, 10, 5, KEEP)]
     {

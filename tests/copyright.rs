@@ -137,7 +137,9 @@ fn entry(package: &Value, texts: &BTreeMap<&'static str, String>) -> Entry {
             files.iter().find(same).map(|file| (*license, file))
         });
     let (license, file) = found.unwrap_or_else(|| {
-        panic!("{name} has the licences {offered:?}, and {files:?} has no text of LICENSES in tests/copyright.rs")
+        panic!(
+            "{name} has the licences {offered:?}, and {files:?} has no text of LICENSES in tests/copyright.rs"
+        )
     });
     let mut holders = holders(file);
     if holders.is_empty() {

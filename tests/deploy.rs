@@ -239,10 +239,7 @@ fn ld_so_preload_rejects_libraries_that_would_break_programs() {
     assert_eq!(said.len(), cases.len() + 1);
     for (said, (before, command, words)) in said.iter().zip(cases) {
         assert!(said.contains(words), "{before}; {command}: {said}");
-        assert!(
-            said.trim_end().ends_with("status 2"),
-            "{before}; {command}: the list has changed: {said}"
-        );
+        assert!(said.trim_end().ends_with("status 2"), "{before}; {command}: the list has changed: {said}");
     }
 }
 

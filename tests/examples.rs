@@ -191,7 +191,10 @@ fn the_server_sets_its_listener_and_reports_each_client() {
         "=",
         &format!(":{}", name.port()),
     ]));
-    assert!(sockets.contains("timer:(keepalive,"), "the accepted connection has not inherited keepalive: {sockets}");
+    assert!(
+        sockets.contains("timer:(keepalive,"),
+        "the accepted connection has not inherited keepalive: {sockets}"
+    );
     drop(echoed);
     assert!(server.line().starts_with(&format!("client {name} left after 0.")));
 

@@ -155,7 +155,10 @@ fn functions_of_the_header_are_documented_completely() {
         };
         assert!(comment.contains(callers), "the comment of {name} lacks: {callers}");
         if comment.contains("errno") && name != &"ka_is_enabled" {
-            assert!(comment.contains("After a failure"), "the comment of {name} lacks the state after a failure");
+            assert!(
+                comment.contains("After a failure"),
+                "the comment of {name} lacks the state after a failure"
+            );
         }
     }
     for word in ["Safety", "unsafe", "Result", "Option", "panic", "Rust", "`ka_core", "&mut", "None", "Err("]

@@ -498,7 +498,11 @@ fn the_signal_mask_is_unchanged_if_a_filter_refuses_to_change_it() {
     let log = scratch("log");
     assert_eq!(stdout(preloaded(program!("filter")).arg("mask").env("KA_LOG", &log)), "well\n");
     let lines = fs::read_to_string(&log).unwrap();
-    assert_eq!(lines.matches("denied SO_KEEPALIVE=0").count(), 1, "the shim must make this call once: {lines}");
+    assert_eq!(
+        lines.matches("denied SO_KEEPALIVE=0").count(),
+        1,
+        "the shim must make this call once: {lines}"
+    );
 }
 
 #[test]
@@ -648,7 +652,11 @@ fn valgrind_finds_no_error() {
 fn constructors_that_run_before_the_shim_are_harmless() {
     let early = library("early");
     let main = compile(cc().arg("-Wl,--no-as-needed").arg(&early), &source("early_main"), Link::Nothing);
-    assert_eq!(stdout(&mut preloaded(main)), "1 60 10 6 0\n", "its socket is already open when the shim is loaded");
+    assert_eq!(
+        stdout(&mut preloaded(main)),
+        "1 60 10 6 0\n",
+        "its socket is already open when the shim is loaded"
+    );
 }
 
 #[test]
@@ -693,7 +701,11 @@ fn inherited_sockets_get_the_policy_when_the_program_starts() {
     };
     assert_eq!(inherited(&set(), "force"), "1 60 10 6 120000");
     assert_eq!(inherited(&set(), "floor"), "1 30 10 6 120000");
-    assert_eq!(inherited(&set(), "default"), "1 30 75 9 600000", "default must keep the settings of a socket with keepalive on");
+    assert_eq!(
+        inherited(&set(), "default"),
+        "1 30 75 9 600000",
+        "default must keep the settings of a socket with keepalive on"
+    );
     assert_eq!(inherited(&fresh(), "default"), "1 60 10 6 0");
 }
 
@@ -1022,10 +1034,16 @@ fn setuid_programs_ignore_the_environment() {
     for values in named_as_nobody {
         assert_eq!(values, "1 60 10 6 0", "a user turned keepalive off in a program with more rights");
     }
-    assert_eq!(named_as_root, "0 7200 75 9 0", "a program without more rights than its user must use argv[0]");
+    assert_eq!(
+        named_as_root, "0 7200 75 9 0",
+        "a program without more rights than its user must use argv[0]"
+    );
     assert_eq!(skipped, "0 7200 75 9 0", "every program must use the name of the executable");
     assert_eq!(as_nobody, "1 60 10 4 0", "a setuid program must use the file, and ignore the environment");
     assert_eq!(with_capability, "1 60 10 4 0", "a program with a capability must ignore the environment too");
     assert!(!log.exists(), "a user could choose a file that root writes");
-    assert_eq!(as_root, "0 7200 75 9 0", "a program without more rights than its user must use the environment");
+    assert_eq!(
+        as_root, "0 7200 75 9 0",
+        "a program without more rights than its user must use the environment"
+    );
 }

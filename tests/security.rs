@@ -150,7 +150,9 @@ fn reason(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
     match text.split_once(SAYS) {
         Some((_, behind)) => behind.split_once("\")]").unwrap().0.to_owned(),
-        None if path.ends_with("mod.rs") => panic!("{}: unsafe code without expect(unsafe_code)", path.display()),
+        None if path.ends_with("mod.rs") => {
+            panic!("{}: unsafe code without expect(unsafe_code)", path.display())
+        }
         None => reason(&path.with_file_name("mod.rs")),
     }
 }
@@ -168,7 +170,11 @@ fn the_table_lists_all_unsafe_code() {
         fs::write(&path, format!("{before}{BEGIN}{table}{after}")).unwrap();
         return;
     }
-    assert_eq!(there.trim_end(), table.trim_end(), "SECURITY.md is not up to date: run `make unsafe` and commit it");
+    assert_eq!(
+        there.trim_end(),
+        table.trim_end(),
+        "SECURITY.md is not up to date: run `make unsafe` and commit it"
+    );
 }
 
 #[test]

@@ -68,7 +68,11 @@ fn fields_of_the_status_equal_the_kernel_s_tcp_info() {
 fn the_queue_of_a_listener_is_not_reported_as_in_flight() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let _queued = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    assert_eq!(info(listener.as_raw_fd()).tcpi_unacked, 1, "the kernel reports the queue's length in this field");
+    assert_eq!(
+        info(listener.as_raw_fd()).tcpi_unacked,
+        1,
+        "the kernel reports the queue's length in this field"
+    );
     let [_, state, _, _, unacked, ..] = status(listener.as_raw_fd());
     assert_eq!((state, unacked), (10, 0));
 }

@@ -120,7 +120,11 @@ fn a_changed_interval_keeps_an_idle_time_that_cannot_be_set() {
     assert_eq!(keepalive_options(fd)[1], Ok(400), "the idle time must still follow the sysctl");
     enable(fd, KEEP, 2, KEEP).unwrap();
     sysctl("tcp_keepalive_time", "300");
-    assert_eq!(keepalive_options(fd)[1], Ok(400), "the call must have written the idle time to re-arm the timer");
+    assert_eq!(
+        keepalive_options(fd)[1],
+        Ok(400),
+        "the call must have written the idle time to re-arm the timer"
+    );
 }
 
 #[test]

@@ -1,14 +1,14 @@
-//! Every function that libka exports, called as C would with any arguments but wrong pointers, on descriptors of every
-//! kind; its answer, its errno, what it wrote and what it did to the socket are compared with what ka.h says.
+//! Calls every function that libka exports, as C does, with any arguments except invalid pointers, on descriptors of
+//! every kind. Compares the result, errno, the written memory and the socket's options with ka.h.
 //!
-//! The kernel is asked by getsockopt(2), never through ka. A step is a function and its arguments. The functions are those
-//! of src/libka.map: one without an arm here does not compile.
+//! The options are read by getsockopt(2), never through ka. A step is a function and its arguments. The functions are
+//! those of src/libka.map. If one has no arm here, the target does not compile.
 //!
-//! With `KA_FUZZ_LIBKA=libka.so` the functions of that library are called instead of the sources that were built with
-//! the target: what is shipped, by the inputs that were found on the sources.
+//! With `KA_FUZZ_LIBKA=libka.so` the target calls the functions of that library, not of the sources. So the inputs that
+//! were found on the sources can test the release build.
 
 #![no_main]
-// Each `unsafe` here is a call of libka, with NULL or with objects that have as many bytes as it is told.
+// Each `unsafe` here is a call of libka. Each pointer is NULL, or points to an object of the given size.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all of them, above")]
 #![allow(
     non_camel_case_types,
@@ -36,20 +36,21 @@ include!(concat!(env!("OUT_DIR"), "/exports.rs"));
 
 macro_rules! api {
     ($($module:ident $name:ident($($argument:ty),*) $(-> $answer:ty)?;)*) => {
-        /// The functions that are called.
+        /// The functions of libka.
         struct Api {
             $($name: unsafe extern "C" fn($($argument),*) $(-> $answer)?,)*
         }
 
         impl Api {
-            /// Those of the sources.
+            /// Returns the functions of the sources.
             fn linked() -> Self {
                 Self { $($name: ka::$module::$name,)* }
             }
 
-            /// Those of a library.
+            /// Loads the functions of a library.
             fn loaded(path: &CStr) -> Self {
-                // SAFETY: a C string; what it loads is libka, and stays. Each name has the type that ka.h gives it.
+                // SAFETY: the path is a C string. The library is libka, and is never closed. Each name has its type in
+                // ka.h.
                 unsafe {
                     let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
                     assert!(!library.is_null(), "{path:?} cannot be loaded");
@@ -127,7 +128,7 @@ fuzz_target!(|bytes: &[u8]| WORLD.with_borrow_mut(|(api, sockets)| with_rooms(|r
     }
 })));
 
-/// What is known of a reaper's connections: each with its time, and its turn.
+/// The expected connections of a reaper, each with its time and its turn.
 #[derive(Default)]
 struct Connections {
     timeout: u64,
@@ -136,7 +137,7 @@ struct Connections {
     touched: BTreeMap<c_int, (u64, usize)>,
 }
 
-/// What `ka_beat_sign` was given, and what it made of it.
+/// The arguments of `ka_beat_sign`, and its result.
 #[derive(Clone, PartialEq, Eq)]
 struct Signed {
     key: Vec<u8>,
@@ -155,7 +156,7 @@ struct Run<'a> {
     signed: Option<Signed>,
 }
 
-/// What a call that changes a socket is to answer, and what the socket is to have then.
+/// The expected settings of a socket after a call, or the expected errno.
 type Expected = Result<Policy, c_int>;
 
 impl Run<'_> {
@@ -202,7 +203,7 @@ impl Run<'_> {
             Export::ka_get_intvl => self.get(self.api.ka_get_intvl, |policy| Ok(policy.intvl)),
             Export::ka_get_cnt => self.get(self.api.ka_get_cnt, |policy| Ok(policy.cnt)),
             Export::ka_get_user_timeout => {
-                // What the kernel cannot say, ours does not either.
+                // If the kernel cannot report the user timeout, libka must not either.
                 self.get(self.api.ka_get_user_timeout, |policy| match policy.user_timeout {
                     KEEP => Err(EOPNOTSUPP),
                     value => Ok(value),
@@ -319,7 +320,7 @@ impl Run<'_> {
                 let is_null = self.input.byte() < 16;
                 let nonce = if is_null { kernel::NULL.cast() } else { room.pointer() };
                 let answer = call(|| unsafe { (self.api.ka_beat_nonce)(nonce) });
-                // That sixteen random bytes are zeros nobody will see.
+                // Sixteen random bytes are practically never all zero.
                 assert_eq!(
                     (answer, room.bytes() == [0; 16]),
                     (if is_null { Err(EINVAL) } else { Ok(0) }, is_null)
@@ -344,7 +345,7 @@ impl Run<'_> {
         self.sockets.get(number).0
     }
 
-    /// A number of seconds or milliseconds: small ones more often.
+    /// Takes a number of seconds or milliseconds. Small numbers are more likely.
     fn number(&mut self) -> u32 {
         match self.input.byte() % 4 {
             0 => self.input.byte().into(),
@@ -354,7 +355,7 @@ impl Run<'_> {
         }
     }
 
-    /// A descriptor's number, for a reaper: most are such as the kernel hands out.
+    /// Takes a descriptor number for a reaper. Most are small, like those that the kernel hands out.
     fn connection(&mut self) -> c_int {
         match self.input.byte() % 8 {
             0 => self.input.word().cast_signed(),
@@ -363,7 +364,8 @@ impl Run<'_> {
         }
     }
 
-    /// A config as C has it, whole or too short or too long; `None` is NULL. And what ka.h says of it.
+    /// Takes a config for C, which may be too short or too long. `None` is NULL. Also returns its meaning or errno by
+    /// ka.h.
     fn config(&mut self) -> (Option<Vec<u8>>, Result<Policy, c_int>) {
         let values = [(); 5].map(|()| self.input.value());
         let form = self.input.byte();
@@ -377,7 +379,7 @@ impl Run<'_> {
         };
         let tail = self.input.value();
         let is_size = size.is_multiple_of(4) && size >= 8;
-        // No more than it says is there, and where it says nonsense nothing but the size.
+        // The object has exactly its size. If the size is invalid, it has only the size field.
         let there = if is_size && size <= 4096 { size as usize } else { 4 };
         let mut whole = words(size, &values);
         while whole.len() < there {
@@ -395,7 +397,7 @@ impl Run<'_> {
         (Some(whole), wanted)
     }
 
-    /// Calls what may change a socket, and sees that it did just that; or after a failure nothing.
+    /// Makes a call that may change a socket. Checks that it has made exactly this change, or none after a failure.
     fn changing(
         &mut self,
         fd: c_int,
@@ -406,7 +408,7 @@ impl Run<'_> {
         self.changing_to(fd, expected.map(|after| (0, after)), config, change);
     }
 
-    /// The same for a function that answers with another number than 0.
+    /// Does the same for a function that returns another number than 0.
     fn changing_to(
         &mut self,
         fd: c_int,
@@ -453,7 +455,7 @@ impl Run<'_> {
         self.changing_to(fd, expected, None, |_| call_it());
     }
 
-    /// Calls what gives one number.
+    /// Calls a function that returns one number.
     fn get(
         &mut self,
         function: unsafe extern "C" fn(c_int, *mut c_int) -> c_int,
@@ -470,7 +472,7 @@ impl Run<'_> {
         assert_eq!(room.bytes(), expected.map_or(before, c_int::to_ne_bytes), "fd {fd}");
     }
 
-    /// The size of a struct that is filled, and what is there before; `None` is NULL.
+    /// Takes a struct for output, with its size and random contents. `None` is NULL.
     fn output(&mut self) -> Option<Vec<u8>> {
         let size: u32 = match self.input.byte() {
             0..160 => 24,
@@ -484,7 +486,7 @@ impl Run<'_> {
         Some(bytes)
     }
 
-    /// Calls what fills a config.
+    /// Calls a function that fills a config.
     fn filling(
         &mut self,
         function: impl FnOnce(*mut ka_config) -> Result<c_int, c_int>,
@@ -580,14 +582,14 @@ impl Run<'_> {
         let (earlier, later) = (fields(&earlier), fields(&later));
         for (n, word) in found[4..size].chunks_exact(4).enumerate() {
             let word = u32::from_ne_bytes(word.try_into().unwrap());
-            // A connection may go on between two looks: then each value is one of both, or a time between them.
+            // A connection may change between the two reads. Then each value is one of both, or a time between them.
             let is_time = (4..7).contains(&n);
             let is_between = earlier[n] <= word && word <= later[n];
-            // Between two looks something may have come, and a time begins anew.
+            // If a packet has arrived between the two reads, a time has started again.
             let is_anew = is_time && later[n] < earlier[n];
             assert!(
                 word == earlier[n] || word == later[n] || (is_time && is_between) || is_anew,
-                "fd {fd}, word {n}: {word}, and the kernel says {} and {}",
+                "fd {fd}, word {n}: {word}, but the kernel reports {} and {}",
                 earlier[n],
                 later[n]
             );
@@ -665,7 +667,7 @@ impl Run<'_> {
         assert_eq!(text.bytes(), expected);
     }
 
-    /// Does something with a reaper, or with NULL.
+    /// Runs a function with a reaper, or with NULL.
     fn reaper(&mut self, work: impl FnOnce(*mut ka_reaper, Option<&mut Connections>)) {
         let choice = usize::from(self.input.byte() % 16);
         let last = self.reapers.len().saturating_sub(1);
@@ -681,7 +683,7 @@ impl Run<'_> {
         let before = vec![0x5a; 4 * most];
         let mut taken = None;
         let call_it = self.api.ka_reaper_expired;
-        // The room is lent for as long as the reaper is.
+        // The memory is borrowed as long as the reaper is.
         let [room, ..] = &mut *self.rooms;
         let mut object = room.put(&before);
         let fds: *mut c_int = if is_null { kernel::NULL.cast() } else { object.pointer() };
@@ -729,7 +731,7 @@ impl Run<'_> {
         let beat = [client.to_ne_bytes(), sequence.to_ne_bytes()].concat();
         let [one, two, three] = &mut *self.rooms;
         let (mut c_key, mut c_frame) = (one.put(&key), two.put(&[0x5a; 56]));
-        // One object behind the other: each reaches to the next, and the last to the guard.
+        // The objects are next to each other, and the last one ends at the page without access.
         let mut rest = three.put(&[nonce.as_slice(), &beat].concat());
         let key_pointer = if is_null(0) { kernel::NULL.cast() } else { c_key.pointer() };
         let nonce_pointer: *mut u8 = if is_null(1) { kernel::NULL.cast() } else { rest.pointer() };
@@ -743,7 +745,7 @@ impl Run<'_> {
         assert_eq!(answer, if is_right { Ok(0) } else { Err(EINVAL) });
         let frame: [u8; 56] = c_frame.bytes().try_into().unwrap();
         if is_right {
-            // ka.h has the layout.
+            // This layout is in ka.h.
             let head =
                 [b"KABT\x01\0\0\0".as_slice(), &client.to_be_bytes(), &sequence.to_be_bytes()].concat();
             assert_eq!(frame[..24], head);
@@ -796,7 +798,7 @@ impl Run<'_> {
             2 => self.input.long(),
             _ => signed.sequence - 1,
         };
-        // A key that is shorter than a block of the hash is filled up with zeros there: zeros at its end say nothing.
+        // HMAC pads a key that is shorter than a block with zeros, so zeros at its end make no difference.
         let stem = |key: &[u8]| key.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         let same_key = given.key[..stem(&given.key)] == signed.key[..stem(&signed.key)]
             && (given.key == signed.key || signed.key.len() <= 64);
@@ -833,12 +835,12 @@ fn sound(policy: Policy) -> Result<Policy, c_int> {
     if policy.is_sound() { Ok(policy) } else { Err(EINVAL) }
 }
 
-/// What the kernel has of a descriptor, or which errno it gets.
+/// Returns the settings of a descriptor from the kernel, or its errno.
 fn known(fd: c_int) -> Result<Policy, c_int> {
     kernel::refusal(fd).map_or_else(|| Ok(kernel::policy(fd)), Err)
 }
 
-/// What a descriptor is to have after a policy was applied to it.
+/// Returns the expected settings of a descriptor after a policy was applied.
 fn expect(fd: c_int, wanted: &Policy) -> Expected {
     let before = known(fd)?;
     if wanted.user_timeout != KEEP && before.user_timeout == KEEP {
@@ -851,7 +853,7 @@ fn expect(fd: c_int, wanted: &Policy) -> Expected {
     Ok(after)
 }
 
-/// Calls what only looks.
+/// Makes a call that must not change the socket.
 fn unchanged<T>(fd: c_int, look: impl FnOnce() -> T) -> T {
     let before = kernel::everything(fd);
     let answer = look();
@@ -859,13 +861,13 @@ fn unchanged<T>(fd: c_int, look: impl FnOnce() -> T) -> T {
     answer
 }
 
-/// What ka.h says of a struct that is to be filled.
+/// Returns the result by ka.h for an output struct of this size.
 fn filled(object: Option<&[u8]>) -> Result<(), c_int> {
     let size = object.map_or(0, |bytes| u32::from_ne_bytes(bytes[..4].try_into().unwrap()));
     if size.is_multiple_of(4) && size >= 8 { Ok(()) } else { Err(EINVAL) }
 }
 
-/// What is in a struct afterwards: its size, the words that there is room for, and what was there behind them.
+/// Returns the expected output struct: its size, the words that fit, and the old contents after them.
 fn after(before: Option<Vec<u8>>, written: Option<&[i32]>) -> Vec<u8> {
     let mut bytes = before.unwrap_or_default();
     for (place, word) in bytes.chunks_exact_mut(4).skip(1).zip(written.unwrap_or_default()) {

@@ -1,5 +1,5 @@
-//! Frames that are almost right: a key, a nonce and a beat are taken from the input, the beat is signed, and the rest of
-//! the input is laid over the frame. It passes if and only if that changed nothing.
+//! Verifies frames that are almost right. The target takes a key, a nonce and a beat from the input, signs the beat,
+//! and changes the frame by the rest of the input. The frame must be valid if and only if nothing has changed.
 
 #![no_main]
 

@@ -1,7 +1,8 @@
-//! The kernel's types: a file of the kernel's own, or what a broken one has there. What is found of it is what a reader
-//! of the whole finds, and looking for it ends soon.
+//! Reads the kernel's type information (BTF), which may be broken. The results must equal those of a second reader,
+//! which reads the whole file. A search must end soon.
 //!
-//! The first byte is the length of a structure's name and the second that of a member's, then come both, and the file.
+//! The first byte is the length of a structure's name, the second that of a member's name. Then come both names and the
+//! file.
 
 #![no_main]
 
@@ -29,7 +30,7 @@ fuzz_target!(|bytes: &[u8]| {
         return assert!(reference.is_none());
     };
     let reference = reference.unwrap();
-    // A name with a zero byte in it is none.
+    // A name cannot contain a zero byte.
     let is_name = |name: &str| !name.contains('\0');
     if is_name(structure) {
         assert_eq!(types.function(structure), reference.function(structure));
@@ -40,13 +41,13 @@ fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-/// The file read as a whole: each type's kind and name, and the members of those that have any.
+/// The contents of the file: the kind and name of each type, and its members.
 struct Reference {
     types: Vec<(u32, Option<String>, Vec<Member>)>,
 }
 
 struct Member {
-    /// `None`: it has none.
+    /// The name, or `None` for a member without a name.
     name: Option<String>,
     place: u32,
     other: u32,
@@ -102,12 +103,12 @@ impl Reference {
         Some(Self { types: found })
     }
 
-    /// Whether all that is in a structure can be looked at one by one; what is not so small may be given up.
+    /// Returns whether a structure is small enough to search all of it. A search in a larger one may stop early.
     fn is_small(&self, structure: &str) -> bool {
         self.find(STRUCT, structure).is_none_or(|at| self.members(at, 16, &mut HashMap::new()) < 10_000)
     }
 
-    /// How many members there are, with those of the structures without a name within each other.
+    /// Returns the number of members, including those of nested structures without a name.
     fn members(&self, at: usize, depth: u32, known: &mut HashMap<(usize, u32), u64>) -> u64 {
         let Some((4 | 5, _, members)) = self.types.get(at).filter(|_| depth > 0) else { return 0 };
         if let Some(count) = known.get(&(at, depth)) {

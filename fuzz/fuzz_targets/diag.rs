@@ -1,5 +1,5 @@
-//! What the kernel's list of sockets becomes: netlink messages, whole, cut short or nonsense. What is sound in them is
-//! compared with a reading of <linux/netlink.h> and <linux/inet_diag.h>, byte by byte.
+//! Reads the kernel's list of sockets: netlink messages that may be valid, truncated or nonsense. Valid ones are
+//! compared, byte by byte, with a second reader by <linux/netlink.h> and <linux/inet_diag.h>.
 
 #![no_main]
 
@@ -24,7 +24,7 @@ fuzz_target!(|bytes: &[u8]| {
         }
         let Some((length, kind)) = header(rest) else { break None };
         match kind {
-            // How it went is there too, an errno, negative; or nothing.
+            // The message may contain a negative errno.
             DONE => {
                 let errno = rest.get(16..20).filter(|_| length >= 20);
                 let errno = errno.map_or(0, |errno| i32::from_ne_bytes(errno.try_into().unwrap()));
@@ -36,10 +36,10 @@ fuzz_target!(|bytes: &[u8]| {
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     };
     assert_eq!(is_last.ok(), outcome);
-    assert!(found.next().is_none(), "an entry of nothing");
+    assert!(found.next().is_none(), "an entry without a message");
     for entry in &entries {
         let (keepalive, is_suspended) = (entry.keepalive(), entry.is_suspended());
-        // Neither can be said of a socket that is not connected any more, or not yet.
+        // Both are unknown for sockets that are not connected.
         if !matches!(entry.state, State::Established | State::CloseWait) {
             assert_eq!((keepalive, is_suspended), (None, false));
         }
@@ -47,14 +47,14 @@ fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-/// A message's length and kind, if it is all there.
+/// Returns the length and kind of a message, if it is complete.
 fn header(bytes: &[u8]) -> Option<(usize, u16)> {
     let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
     let kind = u16::from_ne_bytes(bytes.get(4..6)?.try_into().ok()?);
     (bytes.len() >= 16 && (16..=bytes.len()).contains(&length)).then_some((length, kind))
 }
 
-/// A `struct inet_diag_msg`, and the entry that was made of it, if one was.
+/// Compares a `struct inet_diag_msg` with its entry, if it has one.
 fn check<'a>(message: &[u8], found: &mut impl Iterator<Item = &'a Entry>) {
     let Some(message) = message.get(..72).map(|head| <&[u8; 72]>::try_from(head).unwrap()) else { return };
     let [family, state, timer, retransmits, ..] = *message;
@@ -62,7 +62,7 @@ fn check<'a>(message: &[u8], found: &mut impl Iterator<Item = &'a Entry>) {
     if !is_ip || !(1..=11).contains(&state) {
         return;
     }
-    let entry = found.next().expect("a sound message became nothing");
+    let entry = found.next().expect("a valid message has no entry");
     let short = |at: usize| u16::from_be_bytes([message[at], message[at + 1]]);
     let word = |at: usize| u32::from_ne_bytes(message[at..at + 4].try_into().unwrap());
     let address = |at: usize| match family {
@@ -75,7 +75,7 @@ fn check<'a>(message: &[u8], found: &mut impl Iterator<Item = &'a Entry>) {
     assert_eq!(entry.state as u8, state);
     assert_eq!(entry.cookie, u64::from(word(44)) | u64::from(word(48)) << 32);
     assert_eq!(entry.inode, word(68));
-    // No kernel has another.
+    // The kernel has no other timers.
     assert_eq!(
         entry.timer.is_some(),
         (1..=4).contains(&timer),

@@ -20,7 +20,7 @@ thread_local!(static FILE: OnceCell<(File, PathBuf)> = const { OnceCell::new() }
 fuzz_target!(|bytes: &[u8]| {
     FILE.with(|file| {
         let (file, path) = file.get_or_init(|| {
-            // SAFETY: a descriptor that is new, and nobody else's.
+            // SAFETY: the descriptor is new, and nothing else owns it.
             let file = unsafe {
                 let fd: c_int = libc::memfd_create(c"elf".as_ptr(), libc::MFD_CLOEXEC);
                 assert!(fd >= 0);
@@ -103,7 +103,7 @@ fn check(bytes: &[u8], found: &Elf) {
     let (word, table, count, entry) = if is_64 { (8, 32, 56, 56) } else { (4, 28, 44, 32) };
     let loader = || {
         let start = usize::try_from(number(table, word)?).ok()?;
-        // So many that the number is elsewhere are not looked for.
+        // 0xffff means that the number is in the first section header. The reader ignores such files.
         let count =
             Some(usize::try_from(number(count, 2)?).ok()?).filter(|count| *count < 0xffff && start > 0)?;
         let at = (0..count).map(|n| start + n * entry).find(|at| number(*at, 4) == Some(3))?;
@@ -129,7 +129,7 @@ fn check(bytes: &[u8], found: &Elf) {
     };
     assert_eq!(found.libc(), found.loader.as_ref().map(|_| libc));
     assert!(!(found.is_loader() && found.loader.is_some()));
-    // Go's mark is in the file where it is found.
+    // If the reader finds Go, the file contains one of Go's marks.
     let has = |mark: &[u8]| bytes.windows(mark.len()).any(|window| window == mark);
     if found.is_go {
         assert!(has(b"\xff Go buildinf:") || has(b".go.buildinfo") || has(b".note.go.buildid"));

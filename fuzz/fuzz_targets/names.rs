@@ -1,5 +1,5 @@
-//! Names that other users choose, printed on a terminal: control characters and characters that change the writing
-//! direction are escaped, and nothing else is.
+//! Escapes names that other users choose, for a terminal. Exactly the control characters and the characters that change
+//! the writing direction must be escaped.
 
 #![no_main]
 
@@ -7,7 +7,7 @@ use ka_fuzz::input::Input;
 use ka_reach::fuzz::{lossless, visible, visible_lines};
 use libfuzzer_sys::fuzz_target;
 
-/// Whether a character moves the cursor, rings, colours, or changes the writing direction: Unicode's Cc, Zl, Zp and
+/// Returns whether a character controls the terminal or changes the writing direction: Unicode's Cc, Zl, Zp and
 /// Bidi_Control.
 fn is_control(letter: char) -> bool {
     matches!(u32::from(letter), 0..=0x1f | 0x7f..=0x9f | 0x061c | 0x200e | 0x200f | 0x2028..=0x202e | 0x2066..=0x2069)

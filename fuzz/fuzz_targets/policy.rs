@@ -1,10 +1,10 @@
-//! `ka_parse` and `ka_format` through the C ABI, beside a reference: what a text means and which errno it gets, what a
-//! config is written as, that each reads back what the other wrote, and that neither touches a byte that is not its own.
+//! Compares `ka_parse` and `ka_format`, through the C ABI, with a reference: the meaning or errno of a text, and the
+//! text of a config. Each must read the other's output, and access only its own bytes.
 //!
 //! The first bytes are a config and sizes, the rest is the text.
 
 #![no_main]
-// Each `unsafe` here is a call of libka, with objects that have as many bytes as it is told.
+// Each `unsafe` here is a call of libka, with objects of the given size.
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all of them, above")]
 
 use ka::text::{ka_format, ka_parse};
@@ -23,7 +23,7 @@ fuzz_target!(|bytes: &[u8]| with_rooms(|[one, other, _]| {
     let meaning = Policy::parse(&text);
     text.push(0);
 
-    // What a text means, in a config of any size.
+    // Parse the text into a config of any size.
     let before: Vec<u8> = words(size, &[0x5a5a_5a5a; 12])[..size.max(4) as usize].to_vec();
     let mut config = one.put(&before);
     let mut c_text = other.put(&text);
@@ -46,7 +46,7 @@ fuzz_target!(|bytes: &[u8]| with_rooms(|[one, other, _]| {
     check_format(&policy, room, one, other);
 }));
 
-/// What a config is written as, into room for so many bytes, and what is read from that.
+/// Formats a config into a buffer of `room` bytes, and parses the text again.
 fn check_format(policy: &Policy, room: usize, one: &mut Guarded, other: &mut Guarded) {
     let whole = words(24, &policy.to_c());
     let before = vec![0x5a; room];
@@ -67,7 +67,7 @@ fn check_format(policy: &Policy, room: usize, one: &mut Guarded, other: &mut Gua
         expected[cut] = 0;
     }
     assert_eq!(text.bytes(), expected);
-    // ka.h: 64 bytes hold any text, and what is written reads back as the same.
+    // According to ka.h, 64 bytes hold any text, and parsing a text returns the same config.
     assert!(canonical.len() < 64);
     assert_eq!(Policy::parse(canonical.as_bytes()), Ok(*policy));
     let mut canonical = canonical.into_bytes();

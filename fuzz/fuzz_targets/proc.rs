@@ -1,5 +1,5 @@
-//! The texts of /proc that the command reads, which have names in them that anybody chose: status, stat, the links of
-//! descriptors, the entries of folders, and mounts.
+//! Parses the files of /proc that the command reads: status, stat, links of descriptors, entries of folders, and
+//! mounts. They contain names that any user may choose.
 
 #![no_main]
 
@@ -20,7 +20,7 @@ fuzz_target!(|bytes: &[u8]| {
     });
 });
 
-/// Fields a line: the last of a name counts, and the name of the process cannot be one of them.
+/// Compares the fields, one per line. The last field of a name wins. The process's name cannot add a field.
 fn check_status(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let status = Status::parse(&text);
@@ -43,7 +43,7 @@ fn check_status(bytes: &[u8]) {
     }
 }
 
-/// Numbers behind a name in parentheses, which may have parentheses in it.
+/// Compares the numbers after the name in parentheses. The name itself may contain parentheses.
 fn check_stat(bytes: &[u8]) {
     let behind = bytes.iter().rposition(|byte| *byte == b')').map_or(bytes, |at| &bytes[at + 1..]);
     let fields: Option<Vec<&str>> =
@@ -63,7 +63,7 @@ fn check_link(bytes: &[u8]) {
     assert_eq!(socket_inode(bytes), inode);
 }
 
-/// `struct linux_dirent64`, one behind the other.
+/// Compares a sequence of `struct linux_dirent64`.
 fn check_entries(bytes: &[u8]) {
     let mut wanted = Vec::new();
     let mut at = 0;
@@ -86,7 +86,7 @@ fn check_mount(line: &[u8]) {
         let mut place = Vec::new();
         let mut at = 0;
         while at < fields[4].len() {
-            // A backslash and three octal digits of a byte, or itself.
+            // A byte is itself, or a backslash and three octal digits.
             let code = fields[4].get(at..at + 4).filter(|code| {
                 code[0] == b'\\'
                     && code[1..].iter().all(|digit| (b'0'..=b'7').contains(digit))

@@ -1,4 +1,4 @@
-//! A reaper and a naive model of it, driven by the same steps: six bytes each, what to do, and with what.
+//! Compares a reaper with a naive model after the same steps. A step is six bytes: the call, and its argument.
 
 #![no_main]
 
@@ -12,12 +12,12 @@ fuzz_target!(|bytes: &[u8]| {
     let timeout_ms = u32::from_le_bytes(*timeout);
     let Ok(mut reaper) = Reaper::new(timeout_ms) else { return };
     let timeout = u64::from(timeout_ms);
-    // Each with its time, and its turn: of two at one time the earlier comes first.
+    // Each connection has its time and its turn. Of two with the same time, the earlier turn comes first.
     let mut model: BTreeMap<i32, (u64, usize)> = BTreeMap::new();
     let (mut now, mut latest) = (0_u64, 0_u64);
     for (turn, step) in steps.chunks_exact(6).enumerate() {
         let number = i32::from_le_bytes([step[2], step[3], step[4], step[5]]);
-        // Most numbers are those that the kernel hands out, so that they meet.
+        // Most numbers are small, like those that the kernel hands out, so that they repeat.
         let fd = if step[1] < 224 { number & 0x3ff } else { number };
         match step[0] % 6 {
             0 | 1 => {

@@ -2,8 +2,8 @@
 //! complaints. The rules decide by address and port. A socket gets the policy that they choose, and the program's own
 //! setsockopt(2) changes only what the mode permits. The kernel reports the options of the socket.
 //!
-//! The input is the environment, one `NAME=value` on each line, a zero byte, the text of the file, a zero byte, and then
-//! steps.
+//! The input is the environment, one `NAME=value` on each line, a zero byte, the text of the file, a zero byte, and
+//! then steps.
 //!
 //! The target makes the calls that the hooks make. It has no hooks itself, because they would intercept its own calls.
 
@@ -38,14 +38,14 @@ fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-/// What the variables say, by the reference.
+/// The meaning of the variables, according to the reference.
 struct Told {
     policy: Policy,
     mode: Mode,
     rules: Vec<u8>,
     skip: Vec<u8>,
     log: Vec<u8>,
-    /// The names of variables with a value that does not count, in their order.
+    /// The names of variables with an invalid value, in their order.
     complaints: Vec<&'static str>,
 }
 
@@ -64,7 +64,7 @@ const NAMES: [&str; 10] = [
 
 type Entry = (Vec<u8>, Vec<u8>);
 
-/// `NAME=value` a line.
+/// Reads `NAME=value` lines.
 fn entries(text: &[u8]) -> Vec<Entry> {
     let lines = text.split(|byte| *byte == b'\n');
     lines
@@ -73,7 +73,7 @@ fn entries(text: &[u8]) -> Vec<Entry> {
         .collect()
 }
 
-/// The lines of the file that say something of ours, and how many say something else.
+/// Returns the KA_ variables of the file, and the number of other lines.
 fn file_entries(text: &[u8]) -> (Vec<Entry>, usize) {
     let mut found = Vec::new();
     let mut unknown = 0;
@@ -193,7 +193,7 @@ fn check_variables(environment: &[Entry], file: &[u8]) {
     assert_eq!((words(&variables.config), variables.mode), (told.policy, told.mode));
     assert_eq!((variables.rules, variables.skip, variables.log), (&*told.rules, &*told.skip, &*told.log));
     assert_eq!(ours.is_quiet(), first(environment, "KA_QUIET") == Some(b"1"));
-    // Names of programs, as somebody else may have them.
+    // Names of other programs.
     for name in [b"ka".as_slice(), b"python3.11", &told.log] {
         let fits = told
             .skip
@@ -204,7 +204,7 @@ fn check_variables(environment: &[Entry], file: &[u8]) {
     }
 }
 
-/// The rules of a text, and how many of it do not count.
+/// Returns the rules, and the number of invalid ones.
 fn rules(told: &Told) -> (Vec<rule::Rule>, usize) {
     let mut rules = Vec::new();
     let mut wrong = 0;
@@ -218,7 +218,7 @@ fn rules(told: &Told) -> (Vec<rule::Rule>, usize) {
     (rules, wrong)
 }
 
-/// What the shim reads in its constructor, what it says of it, and what it does with sockets.
+/// Checks the shim's variables and messages in its constructor, and its calls on sockets.
 fn check_shim(environment: &[Entry], input: &mut Input<'_>) {
     if has_conf() {
         return;
@@ -261,10 +261,10 @@ fn check_shim(environment: &[Entry], input: &mut Input<'_>) {
     check_socket(found, &told, &rules, input);
 }
 
-/// A line each, of letters that a terminal only shows.
+/// Checks that each complaint is one line, without control characters.
 fn check_complaints(said: &[u8], complaints: usize, told: &Told) {
     let mut lines: Vec<_> = said.split(|byte| *byte == b'\n').collect();
-    assert_eq!(lines.pop(), Some(b"".as_slice()), "a line was not ended");
+    assert_eq!(lines.pop(), Some(b"".as_slice()), "a line has no end");
     assert_eq!(lines.len(), complaints, "{}", said.escape_ascii());
     for (n, line) in lines.into_iter().enumerate() {
         assert!(line.len() < 512 && line.iter().all(|byte| matches!(byte, b' '..=b'~')));
@@ -273,7 +273,7 @@ fn check_complaints(said: &[u8], complaints: usize, told: &Told) {
     }
 }
 
-/// A socket is made, is about to connect, and its program sets options.
+/// Checks a socket that is made and about to connect, and whose program then sets options.
 fn check_socket(shim: &Shim, told: &Told, rules: &[rule::Rule], input: &mut Input<'_>) {
     let is_v6 = input.byte() % 2 == 1;
     let family = if is_v6 { libc::AF_INET6 } else { libc::AF_INET };
@@ -282,7 +282,7 @@ fn check_socket(shim: &Shim, told: &Told, rules: &[rule::Rule], input: &mut Inpu
     let fresh = kernel::policy(fd);
     shim::created(shim, fd, family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
 
-    // Where rules wait for the peer, what the program says until then is its word in the default mode.
+    // With rules in mode default, options that the program sets before connect stay.
     let mut has = kernel::policy(fd);
     let mut said = [false; 5];
     if told.mode == Mode::Default && !rules.is_empty() {
@@ -311,7 +311,7 @@ fn check_socket(shim: &Shim, told: &Told, rules: &[rule::Rule], input: &mut Inpu
     };
     let (bytes, size) = sockaddr(to);
     shim::connecting(shim, fd, bytes.as_ptr().cast(), size);
-    // The kernel takes any for the loopback.
+    // The kernel connects to the loopback if the address is unspecified.
     let peer = match address.to_ipv4_mapped() {
         Some(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.to_ipv6_mapped(),
         _ if address.is_unspecified() => Ipv6Addr::LOCALHOST,
@@ -323,14 +323,14 @@ fn check_socket(shim: &Shim, told: &Told, rules: &[rule::Rule], input: &mut Inpu
         Action::Apply(policy) if rules.is_empty() || told.mode != Mode::Default => {
             given(&policy, &fresh, told.mode == Mode::Floor && !rules.is_empty())
         }
-        // Off is a word, too.
+        // Turning keepalive off is a setting of the program too, and stays.
         Action::Apply(policy) if has.enabled == 1 || !said[0] => unsaid(&policy, said, &has),
         _ => has,
     };
     assert_eq!(kernel::policy(fd), has, "to {to} by {action:?} in {:?}", told.mode);
 
-    // Which policy the program's calls are held to. A rule that asks for what an unbound socket does not have yet leaves
-    // what it was given, by the base policy's measure.
+    // The policy that limits the program's calls. If a rule needs a peer or a local port, which an unbound socket does
+    // not have yet, the base policy limits them.
     let open = rules.iter().any(|rule| rule.looks_at_peer() || rule.lport.is_some());
     let policy = if open {
         told.policy
@@ -353,12 +353,12 @@ fn check_socket(shim: &Shim, told: &Told, rules: &[rule::Rule], input: &mut Inpu
     }
 }
 
-/// What a fresh socket has once it was given a policy: at its birth, when nobody has said anything, or later, when what is
-/// stricter stays.
+/// Returns the settings of a new socket after it got a policy. If it gets the policy later, in mode floor, stricter
+/// values stay.
 fn given(policy: &Policy, fresh: &Policy, keeps_stricter: bool) -> Policy {
     let mut has = policy.on(fresh);
     if keeps_stricter {
-        // What a sysctl says may be, and could be set.
+        // A value from a sysctl may be one that cannot be set on a socket. Only usable values count as stricter.
         for (ours, theirs) in
             [(&mut has.idle, fresh.idle), (&mut has.intvl, fresh.intvl), (&mut has.cnt, fresh.cnt)]
         {
@@ -371,7 +371,7 @@ fn given(policy: &Policy, fresh: &Policy, keeps_stricter: bool) -> Policy {
     has
 }
 
-/// What a socket has once it was given what its program has not said of a policy.
+/// Returns the settings of a socket after it got the values of a policy that its program has not set.
 fn unsaid(policy: &Policy, said: [bool; 5], has: &Policy) -> Policy {
     let mut words = policy.words();
     for (word, _) in words.iter_mut().zip(said).skip(1).filter(|(_, said)| *said) {
@@ -379,13 +379,13 @@ fn unsaid(policy: &Policy, said: [bool; 5], has: &Policy) -> Policy {
     }
     let mut after = Policy::from_words(words).on(has);
     if after.user_timeout == AUTO {
-        // One that is too long is left out.
+        // An automatic user timeout that is too long is not set.
         after.user_timeout = after.automatic().unwrap_or(has.user_timeout);
     }
     after
 }
 
-/// What a socket has after its program set an option; `None`: EINVAL.
+/// Returns the settings of a socket after its program has set an option, or `None` for EINVAL.
 fn allowed(option: u8, value: c_int, has: &Policy, held: Option<&Policy>, mode: Mode) -> Option<Policy> {
     let range = match option {
         0 => i32::MIN..=i32::MAX,
@@ -424,7 +424,7 @@ fn allowed(option: u8, value: c_int, has: &Policy, held: Option<&Policy>, mode: 
     Some(after)
 }
 
-/// The program's setsockopt(2), as the hook makes it.
+/// Makes the program's setsockopt(2) call as the hook does.
 fn program_sets(fd: c_int, option: u8, value: c_int) -> Result<(), c_int> {
     let (level, name) = match option {
         0 => (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
@@ -433,7 +433,7 @@ fn program_sets(fd: c_int, option: u8, value: c_int) -> Result<(), c_int> {
         3 => (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
         _ => (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
     };
-    // SAFETY: none of the arguments need be right.
+    // SAFETY: the function accepts any arguments, and `value` has 4 bytes.
     match unsafe { shim::judge(fd, level, name, (&raw const value).cast(), 4) } {
         Answer::Make => kernel::set_option(fd, level, name, value),
         Answer::MakeAndMend => {
@@ -448,7 +448,7 @@ fn program_sets(fd: c_int, option: u8, value: c_int) -> Result<(), c_int> {
     }
 }
 
-/// A peer that somebody may have, or none.
+/// Takes a peer, or none.
 fn connection(input: &mut Input<'_>) -> Option<(Ipv6Addr, u16)> {
     let address = match input.byte() % 6 {
         0 => return None,
@@ -479,11 +479,11 @@ fn sockaddr(to: SocketAddr) -> ([u8; 28], libc::socklen_t) {
     (bytes, if to.is_ipv4() { 16 } else { 28 })
 }
 
-/// An address as text, and whether another is in it.
+/// Parses a network, and checks whether it contains an address.
 fn check_address(input: &mut Input<'_>) {
     let text = input.text(64);
     let address = u128::from_be_bytes(input.array());
-    // Near it, where chance would never get.
+    // Test addresses near the network too, which random bytes would never hit.
     let network = std::str::from_utf8(text).ok().and_then(Network::parse);
     let near = text.split(|byte| *byte == b'/').next().and_then(|text| std::str::from_utf8(text).ok());
     let near = near.and_then(|text| text.parse::<IpAddr>().ok()).map_or(0, |address| match address {
@@ -501,21 +501,21 @@ fn check_address(input: &mut Input<'_>) {
     }
 }
 
-/// A machine may have a file that the shim would read, and then says other things.
+/// Returns whether this machine has a file that the shim would read. Then its results differ.
 fn has_conf() -> bool {
     thread_local!(static FOUND: Cell<Option<bool>> = const { Cell::new(None) });
     FOUND.get().unwrap_or_else(|| {
         let path = Path::new(OsStr::from_bytes(ka_policy::CONF.to_bytes()));
         let is_there = path.exists();
         if is_there {
-            eprintln!("shim: this machine has {}: what the shim reads is not compared", path.display());
+            eprintln!("shim: this machine has {}, so the shim's variables are not compared", path.display());
         }
         FOUND.set(Some(is_there));
         is_there
     })
 }
 
-/// What KA_SKIP compares with.
+/// Returns the names that the shim compares with KA_SKIP.
 fn own_names() -> [Vec<u8>; 2] {
     let base = |path: &Path| path.file_name().unwrap_or_default().as_bytes().to_vec();
     [
@@ -537,8 +537,8 @@ fn read(environment: &[Entry]) -> (Option<&'static Shim>, Vec<u8>) {
     let pointers: Vec<*const c_char> =
         strings.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect();
     let listener = Listener::begin();
-    // SAFETY: there is one thread. The environment is restored, and the shim keeps no pointers into it: it has copies of
-    // what it uses later. `read` reuses the memory of an earlier shim, which is no longer used.
+    // SAFETY: there is one thread. The environment is restored, and the shim keeps no pointers into it: it has copies
+    // of what it uses later. `read` reuses the memory of an earlier shim, which is no longer used.
     let found = unsafe {
         let before = environ;
         environ = pointers.as_ptr();
@@ -555,11 +555,11 @@ fn read(environment: &[Entry]) -> (Option<&'static Shim>, Vec<u8>) {
     (found, said)
 }
 
-/// Standard error, while it goes where it can be read.
+/// Redirects standard error, to read it.
 struct Listener;
 
 thread_local! {
-    /// What standard error was, and what it is meanwhile.
+    /// The old standard error, and the file that replaces it.
     static ENDS: RefCell<Option<(OwnedFd, OwnedFd)>> = const { RefCell::new(None) };
 }
 
@@ -567,13 +567,13 @@ impl Listener {
     fn begin() -> Self {
         ENDS.with_borrow_mut(|ends| {
             let (_, meanwhile) = ends.get_or_insert_with(|| {
-                // What goes wrong meanwhile is to be read by people.
+                // Restore standard error before a panic prints its message.
                 let usual = panic::take_hook();
                 panic::set_hook(Box::new(move |panic| {
                     Self::restore();
                     usual(panic);
                 }));
-                // SAFETY: descriptors that are new, and nobody else's.
+                // SAFETY: the descriptors are new, and nothing else owns them.
                 unsafe {
                     let flags = libc::MFD_CLOEXEC;
                     let [before, meanwhile] =
@@ -583,7 +583,7 @@ impl Listener {
                 }
             });
             let fd = meanwhile.as_raw_fd();
-            // SAFETY: take no pointer.
+            // SAFETY: the calls take no pointer.
             unsafe {
                 libc::ftruncate(fd, 0);
                 libc::lseek(fd, 0, libc::SEEK_SET);
@@ -598,18 +598,18 @@ impl Listener {
             if let Ok(ends) = ends.try_borrow()
                 && let Some((before, _)) = &*ends
             {
-                // SAFETY: takes no pointer.
+                // SAFETY: the call takes no pointer.
                 unsafe { libc::dup2(before.as_raw_fd(), 2) };
             }
         });
     }
 
-    /// What was said.
+    /// Restores standard error. Returns the text that was written.
     fn end(self) -> Vec<u8> {
         Self::restore();
         ENDS.with_borrow(|ends| {
             let fd = ends.as_ref().unwrap().1.as_raw_fd();
-            // SAFETY: the kernel writes at most as many bytes as there are.
+            // SAFETY: the size is that of the buffer.
             unsafe {
                 let size = usize::try_from(libc::lseek(fd, 0, libc::SEEK_END)).unwrap();
                 let mut said = vec![0; size];

@@ -93,9 +93,7 @@ fn main() -> ExitCode {
 /// Prepares everything that the cells need. Returns an error if cells cannot run here.
 fn prepare(chosen: &[&'static Program]) -> Result<(), String> {
     if !is_root() {
-        return Err(
-            "needs root: servers become other users, and only root may load eBPF programs".to_owned()
-        );
+        return Err("needs root: servers become other users, and only root may load eBPF programs".to_owned());
     }
     if env::var_os(ALL).is_some() {
         let mut need = Command::new(root().join("scripts/need"));

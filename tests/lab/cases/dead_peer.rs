@@ -185,10 +185,7 @@ fn frozen(story: &mut Story, policy: Policy, programs: &[Program], mut peer: Pro
     story.mark("peer process continues");
     peer.signal(libc::SIGCONT);
     for program in programs {
-        assert!(
-            program.line(&["awake"], 10.0).is_some(),
-            "data of the peer after its sleep does not arrive"
-        );
+        assert!(program.line(&["awake"], 10.0).is_some(), "data of the peer after its sleep does not arrive");
     }
     for flow in story.flows(&["libka", "preload"]) {
         let (probes, answers) = (flow.probes().len(), flow.answers().len());

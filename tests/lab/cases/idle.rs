@@ -56,17 +56,21 @@ pub fn cases() -> Vec<Case> {
                 update.time
             });
         }),
-        case("probes_of_the_peer_do_not_restart_the_idle_time", "first probe 4 s after the handshake", |story| {
-            counts(
-                story,
-                quick,
-                |_, _, server| Policy::new(1, 1, 9).set_by_hand(server),
-                |flow, _| {
-                    assert!(flow.server_probes().len() >= 2, "the peer has sent no probes");
-                    first(flow, false, Kind::Handshake)
-                },
-            );
-        }),
+        case(
+            "probes_of_the_peer_do_not_restart_the_idle_time",
+            "first probe 4 s after the handshake",
+            |story| {
+                counts(
+                    story,
+                    quick,
+                    |_, _, server| Policy::new(1, 1, 9).set_by_hand(server),
+                    |flow, _| {
+                        assert!(flow.server_probes().len() >= 2, "the peer has sent no probes");
+                        first(flow, false, Kind::Handshake)
+                    },
+                );
+            },
+        ),
         case("unacknowledged_data_suspends_probes", "no probe in 6 s", unacknowledged),
     ]
 }

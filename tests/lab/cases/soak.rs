@@ -356,7 +356,8 @@ fn text(told: &Told, table: &str) -> String {
     let connections = format!("{},{:03}", CONNECTIONS / 1000, CONNECTIONS % 1000);
     let load =
         fs::read_to_string("/proc/loadavg").unwrap().splitn(4, ' ').take(3).collect::<Vec<_>>().join(", ");
-    let leak = std::env::var(LEAK).map_or(String::new(), |what| format!(" **The server leaked on purpose: {what}.**"));
+    let leak = std::env::var(LEAK)
+        .map_or(String::new(), |what| format!(" **The server leaked on purpose: {what}.**"));
     format!(
         "# Soak
 
