@@ -83,7 +83,7 @@ static double run(const char *shim, char *const *arguments, double *out)
     if (out != NULL) {
         char text[64] = { 0 };
         if (read(pipes[0], text, sizeof text - 1) <= 0)
-            errx(1, "%s said nothing", arguments[0]);
+            errx(1, "%s has printed nothing", arguments[0]);
         *out = atof(text);
     }
     close(pipes[0]);

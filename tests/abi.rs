@@ -284,8 +284,8 @@ fn programs_of_older_releases_run() {
         let older = Api { map: Api::now().map.replace("KA_0.1 {", "KA_0.0 {"), ..Api::now() }.library();
         fs::rename(older.join("libka.so"), older.join(soname())).unwrap();
         let output = run(&older);
-        let said = stderr(&output);
-        assert!(!output.status.success() && said.contains("version `KA_0.1' not found"), "{said}");
+        let printed = stderr(&output);
+        assert!(!output.status.success() && printed.contains("version `KA_0.1' not found"), "{printed}");
     }
 }
 

@@ -105,8 +105,8 @@ fn holders(file: &Path) -> Vec<String> {
 /// Returns Cargo's metadata of the packages, by name and version.
 fn packages() -> BTreeMap<(String, String), Value> {
     let metadata = |target| -> Value {
-        let said = output_of_cargo(&["metadata", "--format-version", "1", "--filter-platform", target]);
-        serde_json::from_str(&said).unwrap()
+        let metadata = output_of_cargo(&["metadata", "--format-version", "1", "--filter-platform", target]);
+        serde_json::from_str(&metadata).unwrap()
     };
     let text = |package: &Value, key: &str| package[key].as_str().unwrap().to_owned();
     let mut packages = BTreeMap::new();
@@ -216,7 +216,7 @@ License: Apache-2.0
 fn debian_copyright_lists_every_linked_crate() {
     let path = root().join("pkg/debian/copyright");
     let expected = expected();
-    if std::env::var("KA_COPYRIGHT").is_ok_and(|said| said == "write") {
+    if std::env::var("KA_COPYRIGHT").is_ok_and(|value| value == "write") {
         fs::write(&path, &expected).unwrap();
     }
     let committed = fs::read_to_string(&path).unwrap();

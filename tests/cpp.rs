@@ -65,7 +65,7 @@ fn sanitizers_find_no_fault() {
 
 /// The importing program runs too.
 #[test]
-fn a_module_can_include_it_in_its_global_fragment() {
+fn modules_can_include_the_header_in_their_global_fragment() {
     let folder = root().join("tests/cpp");
     for exceptions in ["-fexceptions", "-fno-exceptions"] {
         for (compiler, options) in

@@ -83,19 +83,19 @@ fn packages_can_be_installed_used_and_removed() {
     let script = root().join("tests/debian/machine");
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-eu"]).arg(script).arg(&folder).arg(root());
-    let said = stdout(command.env_remove("LD_LIBRARY_PATH").env("MAKEFLAGS", ""));
+    let printed = stdout(command.env_remove("LD_LIBRARY_PATH").env("MAKEFLAGS", ""));
 
     let on = format!("{VERSION} on 60 10 5");
     for way in ["plain cc", "pkg-config, shared", "pkg-config, static", "cmake, shared", "cmake, static"] {
-        assert!(said.contains(&format!("{way}: {on}\n")), "{way}: {said}");
+        assert!(printed.contains(&format!("{way}: {on}\n")), "{way}: {printed}");
     }
-    assert!(said.contains("shim: 1 77\n"), "{said}");
+    assert!(printed.contains("shim: 1 77\n"), "{printed}");
     let list = "/usr/lib/ka/libka_preload.so is in /etc/ld.so.preload";
     assert!(
-        said.contains(&format!("machine: {list}: programs that start from now on use it\n1 77\n")),
-        "{said}"
+        printed.contains(&format!("machine: {list}: what starts from now on has it\n1 77\n")),
+        "{printed}"
     );
-    assert!(said.contains("demo: the probes were seen, and the pulled cable was found\n"), "{said}");
-    assert!(said.ends_with("removed: nothing is left\n"), "{said}");
-    assert!(said.contains(&format!("command: ka {VERSION}, 1 77\n")), "{said}");
+    assert!(printed.contains("demo: the probes were seen, and the pulled cable was found\n"), "{printed}");
+    assert!(printed.ends_with("removed: nothing is left\n"), "{printed}");
+    assert!(printed.contains(&format!("command: ka {VERSION}, 1 77\n")), "{printed}");
 }

@@ -48,10 +48,10 @@ fn messages_about_wrong_options_name_the_letter() {
             (&["127.0.0.1:1", "127.0.0.1:2"], "too many arguments"),
         ] {
             let output = Command::new(example(program)).args(args).output().unwrap();
-            let said = stderr(&output);
-            assert_eq!(output.status.code(), Some(1), "{program} {args:?}: {said}");
-            assert!(said.starts_with(&format!("{program}: {message}")), "{program} {args:?}: {said}");
-            assert!(said.contains("usage: "), "{program} {args:?}: {said}");
+            let printed = stderr(&output);
+            assert_eq!(output.status.code(), Some(1), "{program} {args:?}: {printed}");
+            assert!(printed.starts_with(&format!("{program}: {message}")), "{program} {args:?}: {printed}");
+            assert!(printed.contains("usage: "), "{program} {args:?}: {printed}");
         }
     }
     for address in
@@ -70,8 +70,8 @@ fn messages_about_wrong_options_name_the_letter() {
     for port in ["-1", "65536", "http", "50 50", ""] {
         let output = Command::new(example("tcp_keepalive_server")).arg(port).output().unwrap();
         assert_eq!(output.status.code(), Some(1));
-        let said = stderr(&output);
-        assert!(port == "-1" || said.contains(&format!("invalid PORT: \"{port}\"")), "{said}");
+        let printed = stderr(&output);
+        assert!(port == "-1" || printed.contains(&format!("invalid PORT: \"{port}\"")), "{printed}");
     }
 }
 
@@ -162,9 +162,9 @@ fn the_client_s_connection_has_a_keepalive_timer() {
 
 #[test]
 fn the_server_sets_its_listener_and_reports_each_client() {
-    let (mut server, said) = start(&["-c", "4", "-d", "50", "-i", "7"]);
+    let (mut server, printed) = start(&["-c", "4", "-d", "50", "-i", "7"]);
     assert_eq!(
-        said,
+        printed,
         [
             "SO_KEEPALIVE default is OFF",
             "SO_KEEPALIVE set on socket",
@@ -268,7 +268,7 @@ fn a_port_in_use_is_reported() {
 
 #[test]
 fn keepalive_check_prints_settings_and_defaults() {
-    let said = stdout(&mut Command::new(example("keepalive_check")));
+    let printed = stdout(&mut Command::new(example("keepalive_check")));
     let seen = [
         "SO_KEEPALIVE is OFF\nSO_KEEPALIVE set on socket\nSO_KEEPALIVE is ON\n",
         "idle=60,intvl=10,cnt=5",
@@ -278,7 +278,7 @@ fn keepalive_check_prints_settings_and_defaults() {
         "defaults of this system: keepalive OFF",
     ];
     for part in seen {
-        assert!(said.contains(part), "no {part:?} in:\n{said}");
+        assert!(printed.contains(part), "no {part:?} in:\n{printed}");
     }
 }
 
@@ -318,18 +318,21 @@ fn make_respects_the_compiler_and_its_flags() {
 #[test]
 fn the_demo_finds_a_dead_peer() {
     example("tcp_keepalive_client");
-    let said = stdout(
+    let printed = stdout(
         Command::new("make").arg("-C").arg(root().join("c-examples")).arg("demo").stdin(Stdio::null()),
     );
-    let client_timer = said
+    let client_timer = printed
         .lines()
         .any(|line| line.trim_start().starts_with('0') && line.contains("192.0.2.2:5050 timer:(keepalive,"));
-    assert!(client_timer, "{said}");
-    assert!(said.matches("  probe  ").count() >= 2 && said.matches("  answer  ").count() >= 2, "{said}");
-    assert!(said.contains("timed out: dead peer (ETIMEDOUT) after "), "{said}");
-    assert!(said.contains("died silently (ETIMEDOUT)"), "{said}");
-    assert!(said.contains("the program without keepalive has noticed nothing"), "{said}");
-    let found = said.split("found ").nth(1).unwrap().split(' ').next().unwrap();
+    assert!(client_timer, "{printed}");
+    assert!(
+        printed.matches("  probe  ").count() >= 2 && printed.matches("  answer  ").count() >= 2,
+        "{printed}"
+    );
+    assert!(printed.contains("timed out: dead peer (ETIMEDOUT) after "), "{printed}");
+    assert!(printed.contains("died silently (ETIMEDOUT)"), "{printed}");
+    assert!(printed.contains("the program without keepalive has noticed nothing"), "{printed}");
+    let found = printed.split("found ").nth(1).unwrap().split(' ').next().unwrap();
     let found: f64 = found.parse().unwrap();
     // The connection may have been idle for 2 s already when the cable was pulled. Timers are up to an eighth late.
     assert!((2.5..=6.5).contains(&found), "found after {found} s");
@@ -340,15 +343,15 @@ fn the_capture_shows_answered_probes_and_three_unanswered_ones() {
     example("tcp_keepalive_client");
     let mut command = Command::new("make");
     command.arg("-C").arg(root().join("c-examples")).arg("capture").stdin(Stdio::null());
-    let said = stdout(&mut command);
-    let (before, after) = said.split_once("== 2.").expect("no second part");
+    let printed = stdout(&mut command);
+    let (before, after) = printed.split_once("== 2.").expect("no second part");
     for tool in ["tcpdump | ", "tshark  | "] {
-        assert!(before.matches(tool).count() >= 3 + 2 * 2, "{said}");
+        assert!(before.matches(tool).count() >= 3 + 2 * 2, "{printed}");
         // Three probes, and the RST with which the kernel gives up.
-        assert_eq!(after.matches(tool).count(), 4, "{said}");
+        assert_eq!(after.matches(tool).count(), 4, "{printed}");
     }
-    assert_eq!(after.matches("[TCP Keep-Alive]").count(), 3, "{said}");
-    assert!(after.contains("timed out: dead peer (ETIMEDOUT) after "), "{said}");
+    assert_eq!(after.matches("[TCP Keep-Alive]").count(), 3, "{printed}");
+    assert!(after.contains("timed out: dead peer (ETIMEDOUT) after "), "{printed}");
 }
 
 /// The client shuts down, and then resets the connection while the server still has data for it. write(2) fails with

@@ -33,7 +33,7 @@ const WRITERS: [&str; 9] = [
 ];
 
 /// Returns the result and errno that tests/c/outcome.c has printed, and the rest of its output.
-fn said(ran: &Ran) -> Option<(i32, i32, &str)> {
+fn parse_output(ran: &Ran) -> Option<(i32, i32, &str)> {
     let (first, rest) = ran.stdout.split_once('\n')?;
     let (result, errno) = first.split_once(' ')?;
     Some((result.parse().ok()?, errno.parse().ok()?, rest))
@@ -51,7 +51,8 @@ fn failed_calls_report_the_first_errno_and_leave_the_socket_unchanged() {
                 (command, ())
             };
             let judge = |fault: &Fault, ran: &Ran, ()| {
-                let (Some((result, errno, _)), [before, .., after]) = (said(ran), &ran.sockets[..]) else {
+                let (Some((result, errno, _)), [before, .., after]) = (parse_output(ran), &ran.sockets[..])
+                else {
                     return Err(format!("the program ended with status {}", ran.status));
                 };
                 if result != -1 || !is_reported(errno, fault) {
@@ -70,7 +71,7 @@ fn failed_calls_report_the_first_errno_and_leave_the_socket_unchanged() {
             let name = format!("libka: {call} on a socket that is {start}");
             each(&Trial { name: &name, options: &options, ..TRIAL }, prepare, judge);
             // If the calls that restore the socket fail too, the first errno is reported.
-            let judge = |fault: &Fault, ran: &Ran, ()| match said(ran) {
+            let judge = |fault: &Fault, ran: &Ran, ()| match parse_output(ran) {
                 Some((-1, errno, _)) if is_reported(errno, fault) => Ok(()),
                 _ => Err("not the first errno".to_owned()),
             };
@@ -95,7 +96,8 @@ fn ka_enable_lenient_misses_only_the_timer_that_fails() {
                 (command, ())
             };
             let judge = |fault: &Fault, ran: &Ran, ()| {
-                let (Some((result, errno, _)), [before, .., after]) = (said(ran), &ran.sockets[..]) else {
+                let (Some((result, errno, _)), [before, .., after]) = (parse_output(ran), &ran.sockets[..])
+                else {
                     return Err(format!("the program ended with status {}", ran.status));
                 };
                 if result == -1 {
@@ -138,7 +140,7 @@ fn defaults_and_nonces_have_a_fallback() {
         };
         let (mut command, ()) = prepare();
         let without = stdout(&mut command);
-        let judge = |fault: &Fault, ran: &Ran, ()| match said(ran) {
+        let judge = |fault: &Fault, ran: &Ran, ()| match parse_output(ran) {
             Some((0, ..)) if ran.stdout == without => Ok(()),
             // If a sandbox rejects getrandom(2), ka_beat_nonce may report its errno.
             Some((-1, errno, _)) if call == "beat_nonce" && errno == fault.errno => Ok(()),

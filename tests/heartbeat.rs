@@ -325,7 +325,7 @@ fn the_demo_handles_all_six_peers() {
     command.arg("-C").arg(root().join("c-examples")).arg("heartbeat-demo").stdin(Stdio::null());
     example("heartbeat_server");
     let began = Instant::now();
-    let said = stdout(&mut command);
+    let printed = stdout(&mut command);
     let seconds = began.elapsed().as_secs();
     assert!(seconds < 30, "{seconds} s");
     for part in [
@@ -337,7 +337,7 @@ fn the_demo_handles_all_six_peers() {
         "fell silent: no heartbeat any more (its kernel answers keepalive)",
         "all six peers were handled as expected",
     ] {
-        assert!(said.contains(part), "no {part:?} in:\n{said}");
+        assert!(printed.contains(part), "no {part:?} in:\n{printed}");
     }
 }
 

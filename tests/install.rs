@@ -57,18 +57,18 @@ fn tree(folder: &Path) -> BTreeMap<String, String> {
 fn pkg_config(prefix: &Path, args: &[&str]) -> Vec<String> {
     let folder = stdout(Command::new("find").arg(prefix).args(["-name", "pkgconfig"]));
     let mut command = Command::new("pkg-config");
-    let said = stdout(command.args(args).arg("ka").env("PKG_CONFIG_LIBDIR", folder.trim()));
+    let printed = stdout(command.args(args).arg("ka").env("PKG_CONFIG_LIBDIR", folder.trim()));
     // pkg-config escapes blanks in paths with a backslash.
-    said.trim().replace("\\ ", "\u{1}").split(' ').map(|word| word.replace('\u{1}', " ")).collect()
+    printed.trim().replace("\\ ", "\u{1}").split(' ').map(|word| word.replace('\u{1}', " ")).collect()
 }
 
 /// Runs a program with the libraries of the prefix. Checks the settings that it prints, and whether it is linked with
 /// the shared library.
 fn check_program(program: &Path, lib: &Path, shared: bool) {
     let output = succeed(Command::new(program).env("LD_LIBRARY_PATH", lib));
-    let said = String::from_utf8(output.stdout).unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
     // hpp.cpp checks the settings itself, and prints nothing.
-    assert!(said.is_empty() || said == format!("{VERSION} on 60 10 5\n"), "{said}");
+    assert!(printed.is_empty() || printed == format!("{VERSION} on 60 10 5\n"), "{printed}");
     let dynamic = stdout(Command::new("readelf").arg("-dW").arg(program).env("LC_ALL", "C"));
     assert_eq!(dynamic.contains(&format!("[{}]", soname())), shared, "{dynamic}");
     assert!(!dynamic.contains(release().to_str().unwrap()), "{dynamic}");
@@ -139,8 +139,8 @@ fn files_are_installed_in_the_right_places() {
             == fs::read(prefix().join("lib").join(installed)).unwrap();
         assert!(same, "{installed} differs from the release build");
     }
-    let said = stdout(Command::new(prefix().join("bin/ka")).arg("--version"));
-    assert_eq!(said, format!("ka {VERSION}\n"));
+    let printed = stdout(Command::new(prefix().join("bin/ka")).arg("--version"));
+    assert_eq!(printed, format!("ka {VERSION}\n"));
     for (path, word) in [
         ("bash-completion/completions/ka", "complete -F _ka"),
         ("zsh/site-functions/_ka", "#compdef ka"),
@@ -188,8 +188,8 @@ fn programs_can_be_built_by_cmake() {
         configure.arg("-S").arg(root().join("tests/cmake")).arg("-B").arg(&folder);
         configure.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display()));
         let (major, minor) = (env!("CARGO_PKG_VERSION_MAJOR"), env!("CARGO_PKG_VERSION_MINOR"));
-        let said = stdout(configure.arg(format!("-DKA_ASKED={major}.{minor}")));
-        assert!(said.contains(&format!("found ka {VERSION}")), "{said}");
+        let printed = stdout(configure.arg(format!("-DKA_ASKED={major}.{minor}")));
+        assert!(printed.contains(&format!("found ka {VERSION}")), "{printed}");
         succeed(Command::new("cmake").arg("--build").arg(&folder));
         let lib = PathBuf::from(pkg_config(prefix, &["--variable=libdir"]).remove(0));
         for (program, shared) in
@@ -232,9 +232,9 @@ fn cmake_accepts_the_same_major_version_not_older() {
             "message(STATUS \"compatible: ${PACKAGE_VERSION_COMPATIBLE} exact: ${PACKAGE_VERSION_EXACT}\")\n";
         let path = scratch("ask.cmake");
         fs::write(&path, script).unwrap();
-        let said = stdout(Command::new("cmake").arg("-P").arg(&path));
-        assert_eq!(said.contains("exact: TRUE"), asked == version, "{version} {asked}: {said}");
-        said.contains("compatible: TRUE")
+        let printed = stdout(Command::new("cmake").arg("-P").arg(&path));
+        assert_eq!(printed.contains("exact: TRUE"), asked == version, "{version} {asked}: {printed}");
+        printed.contains("compatible: TRUE")
     };
     for (version, soname, asked, expected) in [
         ("0.1.0", "libka.so.0", "0.1", true),
@@ -275,11 +275,11 @@ fn configure(define: &str) -> Output {
 #[test]
 fn cmake_rejects_components_that_do_not_exist() {
     let output = configure("-DKA_ASKED=COMPONENTS;nonsense");
-    let said = stderr(&output);
+    let printed = stderr(&output);
     assert!(!output.status.success(), "{output:?}");
     assert!(
-        said.split_whitespace().collect::<Vec<_>>().join(" ").contains("ka has no component nonsense"),
-        "{said}"
+        printed.split_whitespace().collect::<Vec<_>>().join(" ").contains("ka has no component nonsense"),
+        "{printed}"
     );
     let output = configure("-DKA_ASKED=OPTIONAL_COMPONENTS;nonsense");
     assert!(output.status.success(), "{}", stderr(&output));
@@ -477,9 +477,9 @@ fn install_runs_ldconfig_only_for_folders_of_the_loader() {
             let _ = fs::remove_file(&log);
             let mut make = make(target, Path::new(""), &[&format!("PREFIX={}", prefix.display())]);
             succeed(make.env("PATH", &path).env("KNOWN", known));
-            let said = fs::read_to_string(&log).unwrap_or_default();
-            let updates = said.lines().filter(|args| !args.contains("-N")).count();
-            assert_eq!(updates, usize::from(runs), "{target}, {}: {said}", known.display());
+            let printed = fs::read_to_string(&log).unwrap_or_default();
+            let updates = printed.lines().filter(|args| !args.contains("-N")).count();
+            assert_eq!(updates, usize::from(runs), "{target}, {}: {printed}", known.display());
         }
     }
     // A staged installation is for another machine.
@@ -575,8 +575,8 @@ fn cargo_c_installs_the_same_library() {
         [("nm", ["-D", "--defined-only"]), ("nm", ["-D", "--undefined-only"]), ("readelf", ["-V", "-W"])]
     {
         let table = |prefix: &Path| {
-            let said = stdout(Command::new(tool).args(args).arg(prefix.join("lib/libka.so")));
-            let names = said
+            let printed = stdout(Command::new(tool).args(args).arg(prefix.join("lib/libka.so")));
+            let names = printed
                 .lines()
                 .filter(|line| line.contains("ka_") || line.contains("GLIBC") || line.contains("Name:"));
             let last = |line: &str| line.rsplit(' ').next().unwrap().to_owned();
@@ -595,15 +595,15 @@ fn cargo_c_installs_the_same_library() {
     let ways: [&[&str]; 4] =
         [&["--modversion"], &["--cflags"], &["--libs"], &["--static", "--cflags", "--libs"]];
     for args in ways {
-        let said = |prefix: &Path, args: &[&str], written: &Path| -> Vec<_> {
+        let printed = |prefix: &Path, args: &[&str], written: &Path| -> Vec<_> {
             let word = |word: String| plain(&word.replace(written.to_str().unwrap(), "PREFIX"));
             pkg_config(prefix, args).into_iter().map(word).collect()
         };
-        let ours = said(prefix(), args, prefix());
-        assert_eq!(said(&theirs, args, Path::new("/usr/local")), ours, "{args:?}");
+        let ours = printed(prefix(), args, prefix());
+        assert_eq!(printed(&theirs, args, Path::new("/usr/local")), ours, "{args:?}");
         for place in [&theirs, &elsewhere] {
             assert_eq!(
-                said(place, &[args, &["--define-prefix"]].concat(), place),
+                printed(place, &[args, &["--define-prefix"]].concat(), place),
                 ours,
                 "{place:?} {args:?}"
             );

@@ -28,7 +28,7 @@ fn lab() -> PathBuf {
         "--message-format=json",
     ]);
     let messages = stdout(&mut cargo);
-    let (_, after) = messages.rsplit_once(r#""executable":""#).expect("no executable in what cargo says");
+    let (_, after) = messages.rsplit_once(r#""executable":""#).expect("no executable in the output of cargo");
     after.split('"').next().unwrap().into()
 }
 

@@ -210,11 +210,11 @@ fn pages_of_the_command_refer_to_each_other() {
 fn mandoc_reports_nothing() {
     for path in pages().iter().filter(|path| !fs::read_to_string(path).unwrap().starts_with(".so ")) {
         let output = Command::new("mandoc").args(["-T", "lint"]).arg(path).output().unwrap();
-        let said = String::from_utf8(output.stdout).unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
         // Pages of other packages need not be installed on this machine.
-        let said: Vec<_> =
-            said.lines().filter(|line| !line.contains("referenced manual not found")).collect();
-        assert!(said.is_empty(), "{said:#?}");
+        let printed: Vec<_> =
+            printed.lines().filter(|line| !line.contains("referenced manual not found")).collect();
+        assert!(printed.is_empty(), "{printed:#?}");
     }
 }
 

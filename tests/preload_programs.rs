@@ -247,7 +247,8 @@ fn libpq_without_keepalives_has_the_policy_in_each_mode() {
 #[test]
 fn java_and_jdbc_connections_have_the_documented_timers() {
     const DRIVER: &str = "/usr/share/java/postgresql.jar";
-    let has_compiler = Command::new("javac").arg("-version").output().is_ok_and(|said| said.status.success());
+    let has_compiler =
+        Command::new("javac").arg("-version").output().is_ok_and(|printed| printed.status.success());
     if !has_compiler || !Path::new(DRIVER).exists() {
         skip(&format!("Java is not tested: javac or {DRIVER} (libpostgresql-jdbc-java) is missing"));
         return;
@@ -294,13 +295,13 @@ fn java_and_jdbc_connections_have_the_documented_timers() {
         child.0.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
         assert_eq!(&ready, format!("ready {}", parameters.len()).as_bytes());
         thread::sleep(Duration::from_millis(500));
-        let said = established("dport = :5432");
+        let printed = established("dport = :5432");
         let timer = |line: &str| {
             let timer = line.split_once("timer:(")?.1.split_once(')')?.0.to_owned();
             Some(timer)
         };
-        assert_eq!(said.lines().count(), parameters.len(), "{said}");
-        let mut timers: Vec<_> = said.lines().map(timer).collect();
+        assert_eq!(printed.lines().count(), parameters.len(), "{printed}");
+        let mut timers: Vec<_> = printed.lines().map(timer).collect();
         timers.sort();
         timers
     };
@@ -406,10 +407,9 @@ fn the_hint_about_ssh_masters_leads_to_the_connection() {
     run.args(["run", "-v", "--", "ssh"]);
     let output = succeed(ssh.client(&mut run, &["-S", &path, host, "echo through it"]));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "through it\n");
-    let said = stderr(&output);
-    let hint =
-        "ka: ssh: it may hand its work to the ssh master of this host, if one is running (ControlPath)";
-    assert!(said.contains(hint) && said.contains("`ssh -O check HOST` prints its PID"), "{said}");
+    let printed = stderr(&output);
+    let hint = "ka: ssh: it may hand its work to an ssh master, if one runs for this host (ControlPath)";
+    assert!(printed.contains(hint) && printed.contains("`ssh -O check HOST` prints its PID"), "{printed}");
     let before = connections();
     assert!(before.lines().count() == 1 && !before.contains("timer:(keepalive"), "{before}");
 
@@ -479,11 +479,11 @@ fn other_preloaded_libraries_work_with_the_shim() {
                 .env("PROXYCHAINS_QUIET_MODE", "1")
                 .output()
                 .unwrap();
-            let said = String::from_utf8_lossy(&one.stdout);
+            let printed = String::from_utf8_lossy(&one.stdout);
             // mptcpize turns the socket into MPTCP, which has no user timeout.
-            let has_it = said.starts_with("1 60 10 6 0\n")
-                || (other == "mptcpize" && said.starts_with("1 60 10 6 -95\n"));
-            assert!(has_it, "{order}: {said}{}", String::from_utf8_lossy(&one.stderr));
+            let has_it = printed.starts_with("1 60 10 6 0\n")
+                || (other == "mptcpize" && printed.starts_with("1 60 10 6 -95\n"));
+            assert!(has_it, "{order}: {printed}{}", String::from_utf8_lossy(&one.stderr));
             // The others redirect connections or change their protocol, so the output of `sockets` differs.
             if matches!(other, "libfaketime" | "jemalloc") {
                 assert_eq!(

@@ -100,8 +100,8 @@ fn wheels_contain_the_library_and_name_its_machine() {
             .current_dir("/")
             .args(["-c", "import ka, pathlib; print(pathlib.Path(ka.__file__).parent, ka.version())"]),
     );
-    let (folder, said) = installed.trim().rsplit_once(' ').unwrap();
-    assert_eq!(said, version);
+    let (folder, printed) = installed.trim().rsplit_once(' ').unwrap();
+    assert_eq!(printed, version);
     let packed = fs::read(Path::new(folder).join("libka.so")).unwrap();
     assert!(packed == fs::read(library()).unwrap(), "the wheel has another library");
     assert!(Path::new(folder).join("py.typed").exists());

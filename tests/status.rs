@@ -44,7 +44,7 @@ fn assert_agrees(fd: RawFd) {
         (recv, kernel.tcpi_last_data_recv),
         (send, kernel.tcpi_last_data_sent),
     ] {
-        assert!((theirs..theirs + 100).contains(&ours), "{ours} ms, the kernel says {theirs} ms");
+        assert!((theirs..theirs + 100).contains(&ours), "{ours} ms, but the kernel reports {theirs} ms");
     }
 }
 

@@ -332,10 +332,10 @@ impl Run<'_> {
             Export::ka_version | Export::ka_version_number => {
                 let (version, errno) = call_raw(|| unsafe { CStr::from_ptr((self.api.ka_version)()) });
                 let (number, other_errno) = call_raw(|| unsafe { (self.api.ka_version_number)() });
-                let said: Vec<u32> =
+                let parts: Vec<u32> =
                     version.to_str().unwrap().split('.').map(|part| part.parse().unwrap()).collect();
-                assert_eq!(said.iter().fold(0, |number, part| 1000 * number + part), number);
-                assert_eq!((said.len(), errno, other_errno), (3, None, None));
+                assert_eq!(parts.iter().fold(0, |number, part| 1000 * number + part), number);
+                assert_eq!((parts.len(), errno, other_errno), (3, None, None));
             }
         }
     }
@@ -725,7 +725,7 @@ impl Run<'_> {
         let is_null = |n: u8| nulls == n;
         let size = usize::from(self.input.byte() % 80);
         let key: Vec<u8> = self.input.bytes(size).to_vec();
-        let said = if nulls == 4 { usize::MAX } else { key.len() };
+        let key_size = if nulls == 4 { usize::MAX } else { key.len() };
         let nonce: [u8; 16] = self.input.array();
         let (client, sequence) = (self.input.long(), self.input.long());
         let beat = [client.to_ne_bytes(), sequence.to_ne_bytes()].concat();
@@ -739,7 +739,7 @@ impl Run<'_> {
             if is_null(2) { kernel::NULL.cast() } else { rest.pointer::<u8>().wrapping_add(16) };
         let frame_pointer = if is_null(3) { kernel::NULL.cast() } else { c_frame.pointer() };
         let answer = call(|| unsafe {
-            (self.api.ka_beat_sign)(key_pointer, said, nonce_pointer, beat_pointer.cast(), frame_pointer)
+            (self.api.ka_beat_sign)(key_pointer, key_size, nonce_pointer, beat_pointer.cast(), frame_pointer)
         });
         let is_right = nulls > 4 && key.len() >= 16 && sequence > 0;
         assert_eq!(answer, if is_right { Ok(0) } else { Err(EINVAL) });
@@ -772,8 +772,8 @@ impl Run<'_> {
             _ => Err(EBADMSG),
         };
         assert_eq!(answer, expected);
-        let said = u64::from_be_bytes(frame[8..16].try_into().unwrap());
-        let after = if expected.is_ok() { said.to_ne_bytes() } else { [0x5a; 8] };
+        let client = u64::from_be_bytes(frame[8..16].try_into().unwrap());
+        let after = if expected.is_ok() { client.to_ne_bytes() } else { [0x5a; 8] };
         assert_eq!(c_client.bytes(), after);
     }
 

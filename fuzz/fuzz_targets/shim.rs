@@ -39,7 +39,7 @@ fuzz_target!(|bytes: &[u8]| {
 });
 
 /// The meaning of the variables, according to the reference.
-struct Told {
+struct Reference {
     policy: Policy,
     mode: Mode,
     rules: Vec<u8>,
@@ -99,9 +99,9 @@ fn first<'a>(entries: &'a [Entry], name: &str) -> Option<&'a [u8]> {
 
 const STANDARD: Policy = Policy { enabled: 1, idle: 60, intvl: 10, cnt: 6, user_timeout: KEEP };
 
-impl Told {
+impl Reference {
     fn by(sources: &[&[Entry]]) -> Self {
-        let mut told = Self {
+        let mut reference = Self {
             policy: STANDARD,
             mode: Mode::Force,
             rules: Vec::new(),
@@ -112,12 +112,12 @@ impl Told {
         // A stronger source comes first, and overrides the others.
         for source in sources.iter().rev() {
             for name in &NAMES[..9] {
-                if first(source, name).is_some_and(|value| told.take(name, value).is_none()) {
-                    told.complaints.push(name);
+                if first(source, name).is_some_and(|value| reference.take(name, value).is_none()) {
+                    reference.complaints.push(name);
                 }
             }
         }
-        told
+        reference
     }
 
     fn take(&mut self, name: &str, value: &[u8]) -> Option<()> {
@@ -170,7 +170,7 @@ fn words(config: &ka_core::Config) -> Policy {
 /// The environment overrides the file, in the shim and in `ka run`.
 fn check_variables(environment: &[Entry], file: &[u8]) {
     let (of_file, unknown) = file_entries(file);
-    let told = Told::by(&[environment, &of_file]);
+    let reference = Reference::by(&[environment, &of_file]);
 
     let (mut ours, mut of_ours) = (Source::default(), Source::default());
     for (name, value) in environment {
@@ -189,13 +189,16 @@ fn check_variables(environment: &[Entry], file: &[u8]) {
         assert!(!right.is_empty());
         complaints.push(std::str::from_utf8(variable.name()).unwrap());
     });
-    assert_eq!(complaints, told.complaints);
-    assert_eq!((words(&variables.config), variables.mode), (told.policy, told.mode));
-    assert_eq!((variables.rules, variables.skip, variables.log), (&*told.rules, &*told.skip, &*told.log));
+    assert_eq!(complaints, reference.complaints);
+    assert_eq!((words(&variables.config), variables.mode), (reference.policy, reference.mode));
+    assert_eq!(
+        (variables.rules, variables.skip, variables.log),
+        (&*reference.rules, &*reference.skip, &*reference.log)
+    );
     assert_eq!(ours.is_quiet(), first(environment, "KA_QUIET") == Some(b"1"));
     // Names of other programs.
-    for name in [b"ka".as_slice(), b"python3.11", &told.log] {
-        let fits = told
+    for name in [b"ka".as_slice(), b"python3.11", &reference.log] {
+        let fits = reference
             .skip
             .split(|byte| *byte == b',')
             .map(<[u8]>::trim_ascii)
@@ -205,11 +208,11 @@ fn check_variables(environment: &[Entry], file: &[u8]) {
 }
 
 /// Returns the rules, and the number of invalid ones.
-fn rules(told: &Told) -> (Vec<rule::Rule>, usize) {
+fn rules(reference: &Reference) -> (Vec<rule::Rule>, usize) {
     let mut rules = Vec::new();
     let mut wrong = 0;
-    for text in told.rules.split(|byte| *byte == b';').map(<[u8]>::trim_ascii) {
-        match rule::Rule::parse(text, &told.policy) {
+    for text in reference.rules.split(|byte| *byte == b';').map(<[u8]>::trim_ascii) {
+        match rule::Rule::parse(text, &reference.policy) {
             _ if text.is_empty() => {}
             Some(rule) if rules.len() < 64 => rules.push(rule),
             _ => wrong += 1,
@@ -223,26 +226,26 @@ fn check_shim(environment: &[Entry], input: &mut Input<'_>) {
     if has_conf() {
         return;
     }
-    let told = Told::by(&[environment]);
+    let reference = Reference::by(&[environment]);
     // The shim opens its log, and makes it if it is missing. The input may name any path.
-    if !told.log.is_empty() {
+    if !reference.log.is_empty() {
         return;
     }
     let is_quiet = first(environment, "KA_QUIET") == Some(b"1");
-    let is_skipped = told
+    let is_skipped = reference
         .skip
         .split(|byte| *byte == b',')
         .map(<[u8]>::trim_ascii)
         .any(|pattern| !pattern.is_empty() && own_names().iter().any(|name| rule::glob(pattern, name)));
-    let (found, said) = read(environment);
-    let is_active = told.policy.enabled == 1 && !is_skipped;
-    let (rules, wrong) = if is_active { rules(&told) } else { (Vec::new(), 0) };
-    let complaints = if is_quiet { 0 } else { told.complaints.len() + wrong };
-    check_complaints(&said, complaints, &told);
+    let (found, printed) = read(environment);
+    let is_active = reference.policy.enabled == 1 && !is_skipped;
+    let (rules, wrong) = if is_active { rules(&reference) } else { (Vec::new(), 0) };
+    let complaints = if is_quiet { 0 } else { reference.complaints.len() + wrong };
+    check_complaints(&printed, complaints, &reference);
     assert_eq!(found.is_some(), is_active);
     let Some(found) = found else { return };
     let policy = found.policy;
-    assert_eq!((words(&policy.config), policy.mode), (told.policy, told.mode));
+    assert_eq!((words(&policy.config), policy.mode), (reference.policy, reference.mode));
     assert_eq!(found.log, None);
     assert_eq!(policy.rules.iter().count(), rules.len());
     assert_eq!(policy.rules.look_at_peer(), rules.iter().any(rule::Rule::looks_at_peer));
@@ -255,26 +258,26 @@ fn check_shim(environment: &[Entry], input: &mut Input<'_>) {
             ka_policy::Action::Skip => Action::Skip,
             ka_policy::Action::Apply(config) => Action::Apply(words(&config)),
         });
-        let reference = rules.iter().find(|rule| rule.matches(peer, lport)).map(|rule| rule.action);
-        assert_eq!(ours, reference, "{peer:?} {lport} {}", told.rules.escape_ascii());
+        let expected = rules.iter().find(|rule| rule.matches(peer, lport)).map(|rule| rule.action);
+        assert_eq!(ours, expected, "{peer:?} {lport} {}", reference.rules.escape_ascii());
     }
-    check_socket(found, &told, &rules, input);
+    check_socket(found, &reference, &rules, input);
 }
 
 /// Checks that each complaint is one line, without control characters.
-fn check_complaints(said: &[u8], complaints: usize, told: &Told) {
-    let mut lines: Vec<_> = said.split(|byte| *byte == b'\n').collect();
+fn check_complaints(printed: &[u8], complaints: usize, reference: &Reference) {
+    let mut lines: Vec<_> = printed.split(|byte| *byte == b'\n').collect();
     assert_eq!(lines.pop(), Some(b"".as_slice()), "a line has no end");
-    assert_eq!(lines.len(), complaints, "{}", said.escape_ascii());
+    assert_eq!(lines.len(), complaints, "{}", printed.escape_ascii());
     for (n, line) in lines.into_iter().enumerate() {
         assert!(line.len() < 512 && line.iter().all(|byte| matches!(byte, b' '..=b'~')));
-        let name = told.complaints.get(n).unwrap_or(&"KA_RULES");
+        let name = reference.complaints.get(n).unwrap_or(&"KA_RULES");
         assert!(line.starts_with(format!("ka: {name}").as_bytes()), "{}", line.escape_ascii());
     }
 }
 
 /// Checks a socket that is made and about to connect, and whose program then sets options.
-fn check_socket(shim: &Shim, told: &Told, rules: &[rule::Rule], input: &mut Input<'_>) {
+fn check_socket(shim: &Shim, reference: &Reference, rules: &[rule::Rule], input: &mut Input<'_>) {
     let is_v6 = input.byte() % 2 == 1;
     let family = if is_v6 { libc::AF_INET6 } else { libc::AF_INET };
     let socket = tcp(family).unwrap();
@@ -284,16 +287,16 @@ fn check_socket(shim: &Shim, told: &Told, rules: &[rule::Rule], input: &mut Inpu
 
     // With rules in mode default, options that the program sets before connect stay.
     let mut has = kernel::policy(fd);
-    let mut said = [false; 5];
-    if told.mode == Mode::Default && !rules.is_empty() {
+    let mut is_set = [false; 5];
+    if reference.mode == Mode::Default && !rules.is_empty() {
         assert_eq!(has, fresh);
         for _ in 0..input.byte() % 4 {
             let option = input.byte() % 5;
             let value = input.value();
-            match allowed(option, value, &has, None, told.mode) {
+            match allowed(option, value, &has, None, reference.mode) {
                 Some(wanted) => {
                     assert_eq!(program_sets(fd, option, value), Ok(()));
-                    (has, said[usize::from(option)]) = (wanted, true);
+                    (has, is_set[usize::from(option)]) = (wanted, true);
                 }
                 None => assert_eq!(program_sets(fd, option, value), Err(libc::EINVAL)),
             }
@@ -318,38 +321,38 @@ fn check_socket(shim: &Shim, told: &Told, rules: &[rule::Rule], input: &mut Inpu
         _ => address,
     };
     let rule = rules.iter().find(|rule| rule.matches(Some((peer, port)), 0));
-    let action = rule.map_or(Action::Apply(told.policy), |rule| rule.action);
+    let action = rule.map_or(Action::Apply(reference.policy), |rule| rule.action);
     has = match action {
-        Action::Apply(policy) if rules.is_empty() || told.mode != Mode::Default => {
-            given(&policy, &fresh, told.mode == Mode::Floor && !rules.is_empty())
+        Action::Apply(policy) if rules.is_empty() || reference.mode != Mode::Default => {
+            given(&policy, &fresh, reference.mode == Mode::Floor && !rules.is_empty())
         }
         // Turning keepalive off is a setting of the program too, and stays.
-        Action::Apply(policy) if has.enabled == 1 || !said[0] => unsaid(&policy, said, &has),
+        Action::Apply(policy) if has.enabled == 1 || !is_set[0] => with_unset_values(&policy, is_set, &has),
         _ => has,
     };
-    assert_eq!(kernel::policy(fd), has, "to {to} by {action:?} in {:?}", told.mode);
+    assert_eq!(kernel::policy(fd), has, "to {to} by {action:?} in {:?}", reference.mode);
 
     // The policy that limits the program's calls. If a rule needs a peer or a local port, which an unbound socket does
     // not have yet, the base policy limits them.
     let open = rules.iter().any(|rule| rule.looks_at_peer() || rule.lport.is_some());
     let policy = if open {
-        told.policy
+        reference.policy
     } else if let Action::Apply(policy) = action {
         policy
     } else {
-        told.policy
+        reference.policy
     };
-    let is_held = action != Action::Skip && told.mode != Mode::Default;
+    let is_held = action != Action::Skip && reference.mode != Mode::Default;
     for _ in 0..input.byte() % 8 {
         let option = input.byte() % 5;
         let value = input.value();
-        let wanted = allowed(option, value, &has, is_held.then_some(&policy), told.mode);
+        let wanted = allowed(option, value, &has, is_held.then_some(&policy), reference.mode);
         let answer = program_sets(fd, option, value);
         match wanted {
             Some(wanted) => (assert_eq!(answer, Ok(())), has = wanted).0,
             None => assert_eq!(answer, Err(libc::EINVAL)),
         }
-        assert_eq!(kernel::policy(fd), has, "option {option} to {value} in {:?}", told.mode);
+        assert_eq!(kernel::policy(fd), has, "option {option} to {value} in {:?}", reference.mode);
     }
 }
 
@@ -372,9 +375,9 @@ fn given(policy: &Policy, fresh: &Policy, keeps_stricter: bool) -> Policy {
 }
 
 /// Returns the settings of a socket after it got the values of a policy that its program has not set.
-fn unsaid(policy: &Policy, said: [bool; 5], has: &Policy) -> Policy {
+fn with_unset_values(policy: &Policy, is_set: [bool; 5], has: &Policy) -> Policy {
     let mut words = policy.words();
-    for (word, _) in words.iter_mut().zip(said).skip(1).filter(|(_, said)| *said) {
+    for (word, _) in words.iter_mut().zip(is_set).skip(1).filter(|(_, is_set)| *is_set) {
         *word = KEEP;
     }
     let mut after = Policy::from_words(words).on(has);
@@ -546,13 +549,13 @@ fn read(environment: &[Entry]) -> (Option<&'static Shim>, Vec<u8>) {
         environ = before;
         found
     };
-    let said = listener.end();
+    let printed = listener.end();
     // SAFETY: only this thread reads it, and not while it is written.
     let found = found.map(|found| unsafe {
         shim::publish(found);
         shim::active().unwrap()
     });
-    (found, said)
+    (found, printed)
 }
 
 /// Redirects standard error, to read it.
@@ -612,9 +615,9 @@ impl Listener {
             // SAFETY: the size is that of the buffer.
             unsafe {
                 let size = usize::try_from(libc::lseek(fd, 0, libc::SEEK_END)).unwrap();
-                let mut said = vec![0; size];
-                assert_eq!(libc::pread(fd, said.as_mut_ptr().cast(), size, 0).cast_unsigned(), size);
-                said
+                let mut printed = vec![0; size];
+                assert_eq!(libc::pread(fd, printed.as_mut_ptr().cast(), size, 0).cast_unsigned(), size);
+                printed
             }
         })
     }

@@ -169,11 +169,11 @@ connection = socket.create_connection((sys.argv[1], int(sys.argv[2])))
 print('connected', flush=True)
 try:
     while True:
-        said = connection.recv(100)
-        if not said:
+        data = connection.recv(100)
+        if not data:
             print('closed')
             break
-        print('heard', said.decode().strip(), flush=True)
+        print('heard', data.decode().strip(), flush=True)
 except OSError as error:
     print(errno.errorcode[error.errno])
 ";

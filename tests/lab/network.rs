@@ -130,8 +130,8 @@ impl Machine {
             .unwrap_or_else(|error| panic!("{program}: {error}"));
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{program} has failed:\n{input}\n{said}");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} has failed:\n{input}\n{message}");
     }
 
     /// Writes /proc/sys/net/NAME.

@@ -43,10 +43,10 @@ impl Capture {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut said = String::new();
+        let mut messages = String::new();
         let mut stderr = BufReader::new(tcpdump.stderr.take().unwrap());
-        while !said.contains("listening on") {
-            assert_ne!(stderr.read_line(&mut said).unwrap(), 0, "tcpdump: {said}");
+        while !messages.contains("listening on") {
+            assert_ne!(stderr.read_line(&mut messages).unwrap(), 0, "tcpdump: {messages}");
         }
         // Read and discard tcpdump's further messages, so that the pipe stays open until its end.
         std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));

@@ -267,7 +267,7 @@ END
     },
     Program {
         name: "varnish",
-        what: "web cache; a child that is jailed",
+        what: "web cache; a jailed child process",
         needs: "varnishd cc curl",
         version: "varnishd -V",
         build: concat!(pages!(), "mkdir -m 755 cache"),
@@ -308,7 +308,7 @@ END
     },
     Program {
         name: "postgresql",
-        what: "database; a process a connection, with a keepalive of 300 s of its own",
+        what: "database; a process for each connection, with its own keepalive of 300 s",
         needs: "postgres psql setpriv",
         version: "/usr/lib/postgresql/*/bin/postgres --version",
         build: "
@@ -326,7 +326,7 @@ END
     },
     Program {
         name: "mariadb",
-        what: "database; a thread a connection",
+        what: "database; a thread for each connection",
         needs: "mariadbd mariadb mariadb-install-db",
         version: "mariadbd --version",
         build: "
@@ -344,7 +344,7 @@ END
     },
     Program {
         name: "redis",
-        what: "store; with a keepalive of 300 s of its own",
+        what: "store; with its own keepalive of 300 s",
         needs: "redis-server redis-cli redis-benchmark",
         version: "redis-server --version",
         build: ":",
@@ -359,7 +359,7 @@ END
     },
     Program {
         name: "memcached",
-        what: "cache; threads that are handed connections",
+        what: "cache; the main thread passes connections to other threads",
         needs: "memcached ncat",
         version: "memcached --version",
         build: ":",
@@ -425,7 +425,7 @@ END
     },
     Program {
         name: "exim",
-        what: "mail server; a process a connection",
+        what: "mail server; a process for each connection",
         needs: "exim4 curl ncat",
         version: "exim4 --version",
         build: "
@@ -465,7 +465,7 @@ END
     },
     Program {
         name: "dovecot",
-        what: "IMAP server; the connection is handed from a jailed process to another after the login",
+        what: "IMAP server; a jailed process passes the connection to another process after the login",
         needs: "dovecot curl ncat",
         version: "dovecot --version",
         build: "
@@ -508,7 +508,7 @@ END
     },
     Program {
         name: "openssh",
-        what: "a process a connection, with a filter of its own (seccomp) until the login",
+        what: "a process for each connection, with its own seccomp filter until the login",
         needs: "sshd ssh ssh-keygen",
         version: "ssh -V",
         build: "
@@ -628,7 +628,7 @@ mkdir empty"
     },
     Program {
         name: "git",
-        what: "its server and a clone; a process a connection",
+        what: "its server and a clone; a process for each connection",
         needs: "git",
         version: "git --version",
         build: "
@@ -646,7 +646,7 @@ printf '#!/bin/sh\\n[ ! -e /run/work/hold ] || sleep 60\\nexec \"$@\"\\n' >hook;
     },
     Program {
         name: "rsync",
-        what: "its server and itself; chroot, another user",
+        what: "server and client; chroot, another user",
         needs: "rsync",
         version: "rsync --version",
         build: concat!(
@@ -673,7 +673,7 @@ printf '#!/bin/sh\\n[ ! -e /run/work/hold ] || sleep 60\\nexec \"$@\"\\n' >hook;
     },
     Program {
         name: "socat",
-        what: "a process a connection, and a program behind it",
+        what: "a process for each connection, and a program behind it",
         needs: "socat",
         version: "socat -V | sed 1d",
         build: ":",
@@ -697,7 +697,7 @@ printf '#!/bin/sh\\n[ ! -e /run/work/hold ] || sleep 60\\nexec \"$@\"\\n' >hook;
     },
     Program {
         name: "env",
-        what: "ncat, both ends of which a wrapper starts with an empty environment (env -i)",
+        what: "ncat; a wrapper starts both ends with an empty environment (env -i)",
         needs: "ncat",
         version: "env --version",
         build: ":",
@@ -709,7 +709,7 @@ printf '#!/bin/sh\\n[ ! -e /run/work/hold ] || sleep 60\\nexec \"$@\"\\n' >hook;
     },
     Program {
         name: "systemd",
-        what: "systemd-socket-activate: a program that inherits its connection, and is nothing of the network",
+        what: "systemd-socket-activate: a program that inherits its connection, and makes no socket itself",
         needs: "systemd-socket-activate ncat",
         version: "systemd-socket-activate --version",
         build: ":",
@@ -733,7 +733,7 @@ printf '#!/bin/sh\\n[ ! -e /run/work/hold ] || sleep 60\\nexec \"$@\"\\n' >hook;
     },
     Program {
         name: "chromium",
-        what: "browser; its processes hand descriptors to renderers whose seccomp filters kill for getsockopt(2)",
+        what: "browser; its processes pass descriptors to renderers whose seccomp filters kill on getsockopt(2)",
         needs: "chromium python3",
         version: "chromium --version",
         build: "cat >server.py <<'END'
@@ -826,7 +826,7 @@ END
     },
     Program {
         name: "ruby",
-        what: "a thread a connection",
+        what: "a thread for each connection",
         needs: "ruby",
         version: "ruby --version",
         build: "cat >echo.rb <<'END'
@@ -849,7 +849,7 @@ END
     },
     Program {
         name: "perl",
-        what: "a process a connection",
+        what: "a process for each connection",
         needs: "perl",
         version: "perl --version",
         build: "cat >echo.pl <<'END'
@@ -950,7 +950,7 @@ END
     },
     Program {
         name: "java",
-        what: "sockets of java.net, which are IPv6's",
+        what: "sockets of java.net, which are IPv6 sockets",
         needs: "java javac",
         version: "java --version",
         build: "cat >Echo.java <<'END'
@@ -982,7 +982,7 @@ javac -d . Echo.java",
     },
     Program {
         name: "go",
-        what: "linked to the C library (cgo), with a keepalive of 15 s of its own",
+        what: "linked to the C library (cgo), with its own keepalive of 15 s",
         needs: "go cc",
         version: "go version",
         build: concat!(go!(), "CGO_ENABLED=1 go build -o echo echo.go; rm -rf cache\n"),

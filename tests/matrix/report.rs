@@ -14,19 +14,19 @@ use crate::way::{POLICY, Way};
 
 pub fn write(rows: &[Row]) -> String {
     let mut text = format!(
-        "# What works with what
+        "# Programs tested with ka
 
-{} programs in each way that ka has to get at their sockets: {}.
-Written by `make matrix`; `make matrix ONLY=nginx` tries one.
+{} programs, tested in each way in which ka reaches sockets: {}.
+`make matrix` writes this file. `make matrix ONLY=nginx` tests one program.
 
-A cell is a server and its client, started on a machine of their own (namespaces for network, processes and mounts), with the
-policy {POLICY}. `ok` is all of this:
+A cell is a server and its client, started on a new machine (network, PID and mount namespaces) with the
+policy {POLICY}. `ok` means all of this:
 
-- every end of every established connection has the policy: ss(8) shows a keepalive timer that runs, and getsockopt(2) on
-  a duplicate of the process's own descriptor says on, and the three values; in mode floor, nothing looser; in mode default,
-  the policy or what the program sets without ka (`own`: both ends have their own), where it sets something;
-- the client says the same as without ka and ends with the same status, and the server ends in the same way when it is asked
-  to (SIGTERM).
+- Every end of every established connection has the policy: ss(8) shows a running keepalive timer, and getsockopt(2) on
+  a duplicate of the process's own descriptor returns on, and the three values. In mode floor, no value is looser. In mode
+  default, a value is that of the policy, or the one that the program sets without ka (`own`: both ends have their own).
+- The client prints the same as without ka and ends with the same status, and the server ends in the same way on
+  SIGTERM.
 
 `none` is without ka, server / client: idle, interval and count, or `off`. `attach` is `ka attach
 --all` on programs that are connected already; `cgroup` is `ka cgroup attach`, mode force; `seccomp` is `ka run --via seccomp`,
@@ -51,7 +51,7 @@ mode force.
     for (number, note) in notes.iter().enumerate() {
         let _ = writeln!(text, "{}. {note}.", number + 1);
     }
-    text += "\n## The programs\n\n| | version | what it is here |\n|---|---|---|\n";
+    text += "\n## The programs\n\n| | version | description |\n|---|---|---|\n";
     for row in rows {
         let version = row.cells.first().map_or("", |seen| number(&seen.version));
         let name = row.program.name;
@@ -59,7 +59,7 @@ mode force.
     }
     let said: Vec<String> = rows.iter().flat_map(remarks).collect();
     if !said.is_empty() {
-        let _ = writeln!(text, "\n## What ka said meanwhile\n\n{}", said.join("\n"));
+        let _ = writeln!(text, "\n## Messages of ka\n\n{}", said.join("\n"));
     }
     text
 }

@@ -81,9 +81,10 @@ impl Way {
             }
             // The program's own settings are the values without ka that differ from the sysctls.
             Self::Default => {
-                let said =
+                let is_own =
                     |field: usize, value: i32| own.iter().any(|end| end.on && end.values[field] == value);
-                let strange = fields().any(|(field, (value, policy))| value != policy && !said(field, value));
+                let strange =
+                    fields().any(|(field, (value, policy))| value != policy && !is_own(field, value));
                 strange.then_some("neither the policy nor the program's own")
             }
         }

@@ -138,8 +138,8 @@ fn run(story: &mut Story, minutes: f64) {
         (series, marks, armed)
     });
     server.tell("end");
-    let (_, said) = server.line(&["made"], 20.0).expect("the server has printed nothing");
-    judge(story, &series, &marks, &Told { minutes, round, server: said, armed, tally: &tally });
+    let (_, counts) = server.line(&["made"], 20.0).expect("the server has printed nothing");
+    evaluate(story, &series, &marks, &Facts { minutes, round, server: counts, armed, tally: &tally });
 }
 
 type Marks = Vec<(f64, f64, &'static str)>;
@@ -290,7 +290,7 @@ fn timers(network: &Network) -> (usize, usize) {
 }
 
 /// The facts in the report besides the measurements.
-struct Told<'a> {
+struct Facts<'a> {
     minutes: f64,
     round: f64,
     server: String,
@@ -298,13 +298,13 @@ struct Told<'a> {
     tally: &'a Tally,
 }
 
-fn judge(story: &mut Story, series: &[Series], marks: &[(f64, f64, &str)], told: &Told) {
+fn evaluate(story: &mut Story, series: &[Series], marks: &[(f64, f64, &str)], facts: &Facts) {
     let mut table = String::from(
         "| | mean | from the first round to the last | noise (2 standard errors) | counts as flat | |\n|---|---|---|---|---|---|\n",
     );
     let mut wrong = vec![];
     for series in series {
-        let drift = Drift::of(&means(&series.figures, told.round));
+        let drift = Drift::of(&means(&series.figures, facts.round));
         let margin = (series.margin)(drift.mean);
         let verdict = drift.verdict(margin);
         let unit = if series.unit.is_empty() { String::new() } else { format!(" {}", series.unit) };
@@ -321,14 +321,14 @@ fn judge(story: &mut Story, series: &[Series], marks: &[(f64, f64, &str)], told:
             wrong.push(format!("{}: {} by {:.1}{unit}", series.label, verdict.name(), drift.rise));
         }
     }
-    let text = text(told, &table);
+    let text = text(facts, &table);
     println!("{text}");
     let folder = std::env::var_os(REPORT).map_or_else(|| target().to_owned(), PathBuf::from);
     let lines: Vec<Line> =
         series.iter().map(|Series { label, unit, figures, .. }| Line { label, unit, figures }).collect();
     fs::write(folder.join("soak.svg"), chart::draw(&lines, marks)).unwrap();
     fs::write(folder.join("soak.md"), text).unwrap();
-    let (armed, open) = told.armed;
+    let (armed, open) = facts.armed;
     if armed * 100 < open * 99 || open * 10 < CONNECTIONS * 9 {
         wrong.push(format!("keepalive on {armed} of {open} connections, not on {CONNECTIONS}"));
     }
@@ -347,8 +347,8 @@ fn means(figures: &[f64], round: f64) -> Vec<f64> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "hundreds of thousands")]
-fn text(told: &Told, table: &str) -> String {
-    let Told { minutes, round, server, armed: (armed, open), tally } = told;
+fn text(facts: &Facts, table: &str) -> String {
+    let Facts { minutes, round, server, armed: (armed, open), tally } = facts;
     let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let made = of(&tally.made) as f64;
     let date = stdout(Command::new("date").args(["-u", "+%Y-%m-%d"]));
@@ -361,24 +361,24 @@ fn text(told: &Told, table: &str) -> String {
     format!(
         "# Soak
 
-A server with {connections} connections under the shim, policy {}, for {minutes} minutes behind a middlebox that forgets what
-is idle for {} s, with faults that come again every {round:.0} s ({} on Linux {}; `make soak MINUTES={minutes}`).{leak}
+A server with {connections} connections under the shim, policy {}, for {minutes} minutes behind a middlebox that drops connections
+after {} s of idle time, with faults that repeat every {round:.0} s ({} on Linux {}; `make soak MINUTES={minutes}`).{leak}
 
 ![memory, descriptors, CPU and sockets over time](soak.svg)
 
 {table}
-Each figure is the mean of a round of faults, without the first {WARM} rounds. The rise is that of a straight line through
-them (least squares), from the first to the last; up to the margin it counts as flat. A rise beyond the margin fails the run,
-also where it is no larger than the noise: then it was too noisy to say. For memory and descriptors the margin comes to
-{:.1} bytes and {:.4} descriptors for each connection made; for the CPU, which a machine's other work slows down, it is half.
+Each measurement is the mean of a round of faults, without the first {WARM} rounds. The rise is that of a straight line through
+them (least squares), from the first to the last. A rise up to the margin counts as flat. A rise above the margin fails the
+run, even if it is not larger than the noise. Then the verdict is \"too noisy to say\". For memory and descriptors the margin is
+{:.1} bytes and {:.4} descriptors for each connection made. For the CPU, which other work of the machine disturbs, it is half.
 
-- The server, `tests/c/soak.c`, has no memory of its own for a connection: what grows is not its. Of its connections:
-  {server}. \"dead\" is what keepalive gave up (ETIMEDOUT): peers that are
-  dead and, with a count of only {}, some that seem so where a fifth of all packets is lost.
+- The server, `tests/c/soak.c`, allocates no memory for a connection, so any growth has another cause. Its connections:
+  {server}. \"dead\" are the connections that keepalive ended (ETIMEDOUT): dead peers
+  and, with a count of only {}, some peers that seem dead while a fifth of all packets is lost.
 - The clients made {} connections ({} attempts failed, in faults), ended {} by FIN and {} by RST, and had {} answers; {}
-  had none within a second, and were replaced.
-- At the end, with nothing under way, ss shows a keepalive timer that runs on {armed} of the server's {open} connections.
-- The server turns keepalive off on each connection that it accepts; mode force, the shim's default, denies it.
+  had no answer within a second, and were replaced.
+- At the end, with no packets in flight, ss shows a running keepalive timer on {armed} of the server's {open} connections.
+- The server turns keepalive off on each accepted connection. The shim's default mode, force, denies this.
 - Load of the machine at the end (1, 5 and 15 minutes): {load}.
 ",
         POLICY.name(),
