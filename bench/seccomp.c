@@ -2,13 +2,13 @@
  * seccomp: compares the cost of a connection under `ka run --via seccomp`, under a supervisor that does nothing, and
  * without a supervisor.
  *
- * Workers make connections on the loopback (socket, connect, accept, two closes), some hundred at a time, in turn. One
+ * Workers make connections on the loopback (socket, connect, accept, two closes), some hundreds at a time, in turn. One
  * worker has no supervisor. One has a bare supervisor in C, which gets notifications for connect and listen and answers
  * CONTINUE, with SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP, which makes this faster. There is one worker under ka in each
  * mode. Another worker sets keepalive itself by four setsockopt calls, to show the cost of the policy without a
  * supervisor. A ratio is the median of the rounds' ratios.
  *
- * seccomp KA
+ * Usage: seccomp KA
  */
 #define _GNU_SOURCE
 #include <errno.h>

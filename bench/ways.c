@@ -3,9 +3,8 @@
  *
  *   connection  socket, connect, accept and two closes over loopback, in a cgroup without a policy, in a cgroup with
  *               `ka cgroup attach`, and in a cgroup with `--mode default`
- *   sockets     10,000 sockets of another process: `ka attach --all --via bpf` and `ka attach PID`, from fork to exit,
- *   once
- *               if all sockets must be set, and once if all have the policy already; also a process that does nothing
+ *   sockets     10,000 sockets of another process: `ka attach --all --via bpf` and `ka attach PID`, from fork to exit.
+ *               First all sockets must be set, then all have the policy already. Also a process that does nothing
  *
  * Usage: ways KA CGROUPS, in a new network namespace. CGROUPS is a folder of cgroup v2 in which folders can be made.
  * bpffs must be mounted at /sys/fs/bpf.

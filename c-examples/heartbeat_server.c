@@ -274,7 +274,7 @@ static int serve(void)
         more = reap(strangers, "fell silent: no heartbeat since it came");
         more |= reap(clients, "fell silent: no heartbeat any more");
         if (reaped >= 1000 && !more) {
-            /* After a flood, give the memory that the C library keeps back to the system. */
+            /* After a flood, return the unused memory of the C library to the system. */
             reaped = 0;
 #ifdef __GLIBC__
             malloc_trim(0);

@@ -21,7 +21,7 @@ fn nonce() -> Result<[u8; 16], i32> {
 /// Signs a beat, and checks that a failed call writes no frame.
 fn sign(key: &[u8], nonce: &[u8; 16], beat: Beat) -> Result<[u8; 56], i32> {
     let mut frame = [0x5a; 56];
-    // SAFETY: all have the sizes that the header says.
+    // SAFETY: the pointers are valid for the sizes that ka.h requires.
     let result = call(|ka| unsafe {
         (ka.ka_beat_sign)(key.as_ptr(), key.len(), nonce.as_ptr(), &raw const beat, frame.as_mut_ptr())
     });

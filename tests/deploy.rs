@@ -184,7 +184,7 @@ fn ld_so_preload_resolves_symbolic_links() {
     assert_eq!(said, expected);
 }
 
-/// Each case must fail with this message, and leave the list unchanged.
+/// Each command must fail with its message, and leave the list unchanged.
 #[test]
 fn ld_so_preload_rejects_libraries_that_would_break_programs() {
     if !may_have_own_machine() {
@@ -602,12 +602,12 @@ for line in sys.stdin:
         sh -c 'echo $$ >'$node'/kubepods.slice/pod/container/cgroup.procs
             exec unshare --net sh -c "ip link set lo up; exec python3 -c \"\$pod\""' </run/asked >/run/told &
         exec 3>/run/asked 4</run/told
-        # The probe is a process of a pod, too.
+        # The probe is a process of a pod too.
         tell() {
             echo >&3; read -r line <&4; echo "$1: $line"
             (sh -c 'echo $PPID' >$node/kubepods.slice/pod/container/cgroup.procs; eval "exec $allow $probe"); echo "probe $?"
         }
-        # How the runtime starts it; when it returns, the policy is in force.
+        # Starts the container as the runtime does. When this returns, the policy is in force.
         start() {
             mkfifo /run/said$1
             unshare $2 --net --mount sh -c "umount -l /run/tree; mount -o remount,bind,ro /sys/fs/cgroup; exec $3" \

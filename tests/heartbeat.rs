@@ -367,7 +367,7 @@ fn ten_thousand_silent_connections_do_not_disturb_clients() {
         return;
     }
     let flood = 10_000.min(raise_descriptor_limit().saturating_sub(200));
-    assert!(flood >= 500, "only {flood} descriptors: too few for a flood");
+    assert!(flood >= 500, "only {flood} descriptors, which are too few for a flood");
     let mut server = server(&["-f", &FIRST.to_string(), "-t", "60"], &keys_of(&[1, 2, 3, 4, 5]));
     let (port, pid) = (server.port, server.child.id());
     let over = AtomicBool::new(false);

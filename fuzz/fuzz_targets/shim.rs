@@ -527,8 +527,7 @@ fn own_names() -> [Vec<u8>; 2] {
     ]
 }
 
-/// Lets the shim read its variables in this environment. Returns the shim, where the hooks would find it, and what it
-/// printed.
+/// Makes the shim read its variables in this environment. Returns the shim that the hooks would use, and its output.
 fn read(environment: &[Entry]) -> (Option<&'static Shim>, Vec<u8>) {
     unsafe extern "C" {
         static mut environ: *const *const c_char;

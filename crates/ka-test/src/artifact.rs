@@ -1,4 +1,4 @@
-//! Artifacts of the release build, which are what is shipped: libka.so, libka.a, libka_preload.so and `ka`.
+//! The shipped files of the release build: libka.so, libka.a, libka_preload.so and `ka`.
 
 use std::env;
 use std::ffi::OsStr;

@@ -290,7 +290,7 @@ impl Ran {
     }
 }
 
-/// Runs a command without a fault. `is_sane` then tells whether it hung.
+/// Runs a command without a fault. Use `is_sane` to find out whether it hung.
 pub fn watch(command: &Command) -> Ran {
     run(&[], None, command)
 }
@@ -357,7 +357,8 @@ pub struct Trial<'a> {
     pub never: &'a [(&'a str, i32)],
     /// Whether system calls on the signal mask and on pending signals fail too.
     pub signals: bool,
-    /// If true, no call fails. Instead, the process in the environment variable `FAULT_KILL` is killed before each call.
+    /// If true, no call fails. Instead, the process in the environment variable `FAULT_KILL` is killed before each
+    /// call.
     pub kills: bool,
 }
 
@@ -387,7 +388,7 @@ pub fn each<T>(
     drop(state);
     assert!(without.hung.is_empty(), "{}: hangs without a fault: {without:?}", trial.name);
     let faults = chosen(without.calls, trial);
-    assert!(!faults.is_empty(), "{}: it makes no calls: {}", trial.name, without.stderr);
+    assert!(!faults.is_empty(), "{}: the program makes no calls: {}", trial.name, without.stderr);
     let (next, missed) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let wrong = Mutex::new(Vec::new());
     let work = || {
@@ -442,7 +443,7 @@ pub fn is_sane(ran: &Ran) -> Result<(), String> {
         return Err("it panics".to_owned());
     }
     if ran.status > 128 || ran.status < 0 {
-        return Err("a signal ended it".to_owned());
+        return Err("a signal ended the program".to_owned());
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ pub fn sysctl(name: &str, value: &str) {
 
 /// Returns why eBPF programs cannot be attached to sockets here, or `None` if they can.
 ///
-/// Either the kernel lacks a feature, or root lacks a capability. The answer does not come from ka.
+/// Either the kernel lacks a feature, or root lacks a capability. This function does not use ka.
 pub fn lacks_bpf() -> Option<String> {
     /// The beginning of `union bpf_attr` for a map: an array of one `int`.
     #[repr(C)]

@@ -1,13 +1,13 @@
 //! Code that several test suites of ka share.
 //!
-//! The suites test what is shipped. libka is always the release build, which [`artifact`] builds again if the sources
-//! have changed. [`libka`] loads it with dlopen(3), as a foreign program would. The suites then ask the kernel what a
-//! call did: [`socket`] reads options with getsockopt(2), never through the library.
+//! The suites test the shipped files. libka is always the release build, which [`artifact`] builds again if the sources
+//! have changed. [`libka`] loads it with dlopen(3), as a foreign program would. The suites read the effect of a call
+//! from the kernel: [`socket`] reads options with getsockopt(2), never through the library.
 //!
 //! This crate contains only test code, and its functions panic to fail the test that called them. It is a
 //! dev-dependency: no shipped crate may depend on it.
 
-#![deny(unsafe_code)] // but in the modules that say why
+#![deny(unsafe_code)] // except in modules that expect it with a reason
 #![allow(clippy::missing_panics_doc, reason = "a panic is how a test fails")]
 #![allow(
     clippy::must_use_candidate,

@@ -15,8 +15,8 @@ pub fn root() -> &'static Path {
 
 /// Returns the target folder of the running test: `target`, or `target/TRIPLE` if Cargo was told a target.
 ///
-/// Cargo tells this folder (`CARGO_TARGET_TMPDIR`) only to the test programs themselves, when it compiles them. Here the
-/// folder follows from the path of the test program: `TARGET/PROFILE/deps/NAME-HASH`.
+/// Cargo sets this folder (`CARGO_TARGET_TMPDIR`) only for the test programs themselves, when it compiles them. So this
+/// function derives the folder from the path of the test program: `TARGET/PROFILE/deps/NAME-HASH`.
 pub fn target() -> &'static Path {
     static TARGET: OnceLock<PathBuf> = OnceLock::new();
     TARGET.get_or_init(|| {
@@ -33,7 +33,7 @@ pub fn target() -> &'static Path {
 /// The path is in the target folder, so `cargo clean` removes it.
 pub fn scratch(name: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    // A PID is not unique: in a PID namespace of its own, a test has the same low PID in every run.
+    // A PID is not unique. In a new PID namespace, a test has the same low PID in every run.
     static STARTED: OnceLock<u128> = OnceLock::new();
     let started = STARTED.get_or_init(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos());
     let folder = target().join("tmp").join(suite());
