@@ -14,7 +14,7 @@ const KEY: [u8; 32] = *b"a key that two ends know: it has";
 
 fn nonce() -> Result<[u8; 16], i32> {
     let mut nonce = [0; 16];
-    // SAFETY: it has 16 bytes.
+    // SAFETY: the nonce has 16 bytes.
     call(|ka| unsafe { (ka.ka_beat_nonce)(nonce.as_mut_ptr()) }).map(|_| nonce)
 }
 

@@ -122,7 +122,7 @@ fn files_with_and_without_exceptions_can_be_linked_in_any_order() {
     }
 }
 
-/// Compiles these statements. If there is a reason, the compilers must reject them with a message that contains it.
+/// Compiles these statements. If `reason` is not empty, the compilers must reject them with a message that contains it.
 fn test_mistake(options: &[&str], code: &str, reason: &str) {
     let source = scratch("mistake.cpp");
     std::fs::write(&source, format!("#include <ka.hpp>\nint main() {{ {code} }}\n")).unwrap();

@@ -105,7 +105,7 @@ fn cases() -> Vec<Case> {
     drop(finished_peer);
     let (pipe, pipe_end) = pipe();
     let (unix, unix_peer) = std::os::unix::net::UnixStream::pair().unwrap();
-    // SAFETY: these take no pointers.
+    // SAFETY: the calls take no pointers.
     let (event, epoll, timer) = unsafe {
         (
             own(libc::eventfd(0, 0)),
@@ -232,11 +232,11 @@ fn get(fd: RawFd, getter: Getter) -> Result<c_int, c_int> {
 const CALLS: &[Call] = &[
     Call { name: "ka_enable", run: |fd| enable(fd, 60, 10, 5), user_timeout: false },
     Call { name: "ka_enable with KA_KEEP", run: |fd| enable(fd, KEEP, KEEP, KEEP), user_timeout: false },
-    // SAFETY: it takes no pointer.
+    // SAFETY: the call takes no pointer.
     Call { name: "ka_disable", run: |fd| call(|ka| unsafe { (ka.ka_disable)(fd) }), user_timeout: false },
     Call {
         name: "ka_is_enabled",
-        // SAFETY: it takes no pointer.
+        // SAFETY: the call takes no pointer.
         run: |fd| call(|ka| unsafe { (ka.ka_is_enabled)(fd) }).map(|_on_or_off| 0),
         user_timeout: false,
     },
@@ -246,19 +246,19 @@ const CALLS: &[Call] = &[
     Call { name: "ka_get_user_timeout", run: |fd| get(fd, |ka| ka.ka_get_user_timeout), user_timeout: true },
     Call {
         name: "ka_set_user_timeout",
-        // SAFETY: it takes no pointer.
+        // SAFETY: the call takes no pointer.
         run: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, 1000) }),
         user_timeout: true,
     },
     Call {
         name: "ka_set_user_timeout to 0",
-        // SAFETY: it takes no pointer.
+        // SAFETY: the call takes no pointer.
         run: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, 0) }),
         user_timeout: true,
     },
     Call {
         name: "ka_set_user_timeout to KA_NONE",
-        // SAFETY: it takes no pointer.
+        // SAFETY: the call takes no pointer.
         run: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, NONE) }),
         user_timeout: true,
     },
@@ -270,13 +270,13 @@ const CALLS: &[Call] = &[
     Call { name: "ka_apply of zeros", run: |fd| apply(fd, &[24, 0, 0, 0, 0, 0]), user_timeout: false },
     Call {
         name: "ka_set_user_timeout to KA_AUTO",
-        // SAFETY: it takes no pointer.
+        // SAFETY: the call takes no pointer.
         run: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, AUTO) }),
         user_timeout: true,
     },
     Call {
         name: "ka_set_user_timeout to KA_KEEP",
-        // SAFETY: it takes no pointer.
+        // SAFETY: the call takes no pointer.
         run: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, KEEP) }),
         user_timeout: false,
     },

@@ -112,7 +112,7 @@ fn messages_name_the_wrong_item_and_its_range() {
     }
 }
 
-/// The message is for a log and a terminal: a text cannot end a line or move the cursor in it.
+/// The message is for logs and terminals, so no text may end a line or move the cursor.
 #[test]
 fn messages_have_only_printable_ascii() {
     for byte in 1..=255_u8 {

@@ -135,7 +135,7 @@ fn libka_keeps_no_state() {
 fn the_library_cannot_panic() {
     let library = unstripped().join("libka.so");
     let symbols = stdout(Command::new("nm").arg("--demangle").arg(&library));
-    assert!(symbols.contains("ka_core::"), "the symbols are stripped, this would prove nothing");
+    assert!(symbols.contains("ka_core::"), "the symbols are stripped, so the test would prove nothing");
     assert_eq!(panic_symbols(&symbols), Vec::<&str>::new());
     assert_eq!(panic_strings(&fs::read(release().join("libka.so")).unwrap()), Vec::<&str>::new());
 

@@ -1,11 +1,11 @@
 /*
- * filter WHAT: a program with its own seccomp filter that kills for calls of the shim; prints "well" at the end.
+ * filter WHAT: a program whose own seccomp filter kills it if the shim makes certain calls. Prints "well" at the end.
  *
  *   receives      receives descriptors of each kind under a filter that was installed in each way, and without one
- *   log           makes and connects sockets under a filter that kills for opening a file
- *   rules         connects under a filter that kills for reading memory by process_vm_readv(2)
- *   dlsym LIBRARY opens a library as PHP does, and looks a function up under a filter that kills for the shim's calls
- *   mask          makes a socket under filters that deny signal calls; the signal mask is unchanged
+ *   log           makes and connects sockets under a filter that forbids opening files
+ *   rules         connects under a filter that forbids process_vm_readv(2)
+ *   dlsym LIBRARY opens a library as PHP does, and looks a function up under a filter that forbids the shim's calls
+ *   mask          makes a socket under filters that deny signal calls; the signal mask must stay unchanged
  */
 #include "probe.h"
 

@@ -417,7 +417,7 @@ static int from_a_stranger(int *peer)
     return received;
 }
 
-/* Each call that takes the socket's lock gives it the policy, whether or not it succeeds. */
+/* Each call that takes the socket's lock sets the policy on the socket, even if the call fails. */
 static void used_by_a_stranger(void)
 {
     int client, peer, one = 1, zero = 0;
@@ -460,7 +460,7 @@ static void used_by_a_stranger(void)
         close(client), close(peer);
     }
 
-    /* A listener: the connections that it accepts. */
+    /* Test the connections that a listener accepts. */
     int carrier[2], listener = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0), received;
     socklen_t size = sizeof address;
     address.sin_port = 0;

@@ -74,7 +74,7 @@ static inline int kernel_set(int fd, int level, int name, int value)
     return (int)raw(SYS_setsockopt, fd, level, name, (long)&value, sizeof value, 0);
 }
 
-/* The loading of a library is reported to this descriptor. */
+/* The descriptor to which the loading of a library is reported. */
 #define OPENING 99
 
 /* "1 60 10 6 0": SO_KEEPALIVE, idle, intvl, cnt and user timeout. */
@@ -89,7 +89,8 @@ static inline const char *five(int fd)
     return text;
 }
 
-/* Makes root an ordinary user, which it cannot undo: root never trusts who made the other end of a unix socket. */
+/* Turns root into an ordinary user for good. As root, the shim never trusts the maker of the other end of a unix
+ * socket. */
 static inline void become_an_ordinary_user(void)
 {
     const unsigned user = 12345;

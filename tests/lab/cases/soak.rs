@@ -69,7 +69,8 @@ pub fn cases() -> Vec<Case> {
         assert!(minutes >= 3.0, "MINUTES={minutes}: must be at least 3, for a few rounds");
         let should = format!("{CONNECTIONS} connections under the shim for {minutes} minutes: flat");
         cases = vec![
-            Case::new("soak::nothing_grows", should, move |story| run(story, minutes)).needs(Needs::Nothing),
+            Case::new("soak::memory_descriptors_and_cpu_stay_flat", should, move |story| run(story, minutes))
+                .needs(Needs::Nothing),
         ];
     }
     cases
@@ -189,9 +190,9 @@ impl Drop for Stop<'_> {
 fn series() -> [Series; 4] {
     let new = |label, unit, margin: fn(f64) -> f64| Series { label, unit, margin, figures: vec![] };
     [
-        new("memory of its own", "KiB", |_| 64.0),
+        new("private memory", "KiB", |_| 64.0),
         new("descriptors", "", |mean| mean / 50.0),
-        new("CPU a second", "ms", |mean| mean / 2.0),
+        new("CPU per second", "ms", |mean| mean / 2.0),
         new("TCP sockets", "", |mean| mean / 50.0),
     ]
 }
