@@ -285,7 +285,7 @@ fn a_zero_initialised_config_changes_only_the_timers_that_it_names() {
 
 /// Unlike in the struct, 0 is a mistake in the arguments of ka_enable.
 #[test]
-fn zero_is_a_value_of_ka_set_user_timeout_only() {
+fn zero_is_valid_only_for_ka_set_user_timeout() {
     let socket = fresh();
     let fd = socket.as_raw_fd();
     for wrong in [(0, 10, 5), (60, 0, 5), (60, 10, 0), (0, 0, 0)] {

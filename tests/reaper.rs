@@ -147,7 +147,7 @@ fn wrong_arguments_leave_the_reaper_unchanged() {
 }
 
 #[test]
-fn null_is_einval() {
+fn null_is_rejected() {
     let mut fd = 0;
     // SAFETY: each pointer is NULL, which the functions reject.
     unsafe {
