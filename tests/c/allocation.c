@@ -90,7 +90,7 @@ static void scenario(void)
         touch(fd, (uint64_t)fd);
     for (size_t i = 0; i < sizeof far / sizeof *far; i++)
         touch(far[i], 600 + i);
-    /* Half of the connections are forgotten, as before close, and come again. */
+    /* Half of the connections are forgotten, as before close, and added again. */
     for (int fd = 0; fd < 600; fd += 2)
         CHECK(ka_reaper_forget(reaper, fd) == 0 && errno == 0);
     length -= 300;
