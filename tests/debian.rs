@@ -92,7 +92,7 @@ fn packages_can_be_installed_used_and_removed() {
     assert!(printed.contains("shim: 1 77\n"), "{printed}");
     let list = "/usr/lib/ka/libka_preload.so is in /etc/ld.so.preload";
     assert!(
-        printed.contains(&format!("machine: {list}: what starts from now on has it\n1 77\n")),
+        printed.contains(&format!("machine: {list}: programs that start from now on use it\n1 77\n")),
         "{printed}"
     );
     assert!(printed.contains("demo: the probes were seen, and the pulled cable was found\n"), "{printed}");

@@ -408,7 +408,8 @@ fn the_hint_about_ssh_masters_leads_to_the_connection() {
     let output = succeed(ssh.client(&mut run, &["-S", &path, host, "echo through it"]));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "through it\n");
     let printed = stderr(&output);
-    let hint = "ka: ssh: it may hand its work to an ssh master, if one runs for this host (ControlPath)";
+    let hint =
+        "ka: ssh: it may hand its work to the ssh master of this host, if one is running (ControlPath)";
     assert!(printed.contains(hint) && printed.contains("`ssh -O check HOST` prints its PID"), "{printed}");
     let before = connections();
     assert!(before.lines().count() == 1 && !before.contains("timer:(keepalive"), "{before}");

@@ -68,9 +68,7 @@ pub unsafe extern "C" fn main(argc: libc::c_int, argv: *const *const libc::c_cha
 fn run_command(arguments: Vec<OsString>) -> i32 {
     // The program that `ka run` starts must inherit the standard descriptors unchanged, even if they are closed.
     let runs = arguments.get(1).is_some_and(|word| word == "run");
-    if runs {
-        start::set_status_without_memory(failure::RUN_FAILED);
-    } else {
+    if !runs {
         start::open_standard_descriptors();
     }
     let ka = match args::parse(arguments) {

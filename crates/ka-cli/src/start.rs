@@ -13,22 +13,21 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use libc::c_char;
 
-use crate::failure::USAGE;
+use crate::failure::{RUN_FAILED, USAGE};
 
-/// Returns the arguments of `main`.
+/// Returns the arguments of `main`. For `ka run`, sets the exit status for a failed allocation first.
 ///
-/// # Safety `argv` has `argc` C strings, which live as long as the program.
+/// # Safety
+/// `argv` has `argc` C strings, which live as long as the program.
 #[cfg(not(test))]
 pub(crate) unsafe fn arguments(argc: libc::c_int, argv: *const *const c_char) -> Vec<OsString> {
     let count = usize::try_from(argc).unwrap_or(0);
     // SAFETY: `n` is below argc, so argv has this C string.
     let argument = |n| unsafe { CStr::from_ptr(*argv.add(n)) };
+    if count > 1 && argument(1) == c"run" {
+        STATUS_WITHOUT_MEMORY.store(RUN_FAILED, Ordering::Relaxed);
+    }
     (0..count).map(|n| OsString::from_vec(argument(n).to_bytes().to_vec())).collect()
-}
-
-/// Sets the exit status that ka returns when memory runs out.
-pub(crate) fn set_status_without_memory(status: i32) {
-    STATUS_WITHOUT_MEMORY.store(status, Ordering::Relaxed);
 }
 
 /// libka_preload.so does nothing in a program that exports this symbol. If /etc/ld.so.preload loads it into all

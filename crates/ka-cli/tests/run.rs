@@ -438,7 +438,10 @@ fn a_shim_named_by_the_environment_is_checked() {
                 ka().env("KA_PRELOAD", &other).args(["run", "-v", "--via", way, "--", "echo", "started"]),
             );
             assert_eq!((status, out.as_str()), (125, ""), "{}: {err}", other.display());
-            assert!(err.contains(&format!("{}: it is not libka_preload.so", other.display())), "{err}");
+            assert!(
+                err.contains(&format!("{}: this library is not libka_preload.so", other.display())),
+                "{err}"
+            );
         }
     }
     if !is_root() {
@@ -565,7 +568,7 @@ fn programs_that_cannot_be_reached_are_not_run() {
             "it is static, and was built with Go, whose programs make system calls without the C library",
         ),
         (static_script, "it is static, so no loader reads LD_PRELOAD"),
-        (foreign, "it is for s390x, and "),
+        (foreign, "it is for s390x, but "),
         (bare_script, "env(1) in its #! line removes LD_PRELOAD"),
     ];
     if is_root() {

@@ -121,7 +121,7 @@ struct Object {
 }
 
 #[repr(C)]
-struct Attach {
+struct ProgAttach {
     target: u32,
     program: u32,
     attach_type: u32,
@@ -363,7 +363,7 @@ pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
 pub(super) fn attach(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>, kind: Kind) -> io::Result<()> {
     /// `BPF_F_ALLOW_MULTI`
     const ALLOW_MULTI: u32 = 2;
-    let mut attributes = Attach {
+    let mut attributes = ProgAttach {
         target: number(cgroup),
         program: number(program),
         attach_type: kind.attach_type(),
