@@ -1,42 +1,96 @@
-//! Tests that the programs in README.md compile and do what README.md says.
+//! The C code that README.md, docs/ and c-examples/minimal_client.c show: it compiles, and does what the text says.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::net::{Shutdown, TcpListener};
 use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use ka_test::artifact::release;
 use ka_test::child::{stdout, succeed};
 use ka_test::path::{root, scratch};
 
-/// Returns the code blocks of a language in README.md.
-fn blocks(language: &str) -> Vec<String> {
-    let text = fs::read_to_string(root().join("README.md")).unwrap();
+/// Returns the code blocks of a page that are marked as `language`.
+fn blocks(page: &Path, language: &str) -> Vec<String> {
+    let text = fs::read_to_string(page).unwrap();
     let opening = format!("\n```{language}\n");
-    text.split(&opening).skip(1).map(|rest| rest.split("\n```").next().unwrap().to_owned()).collect()
+    text.split(&opening).skip(1).map(|rest| rest.split("\n```").next().unwrap().to_owned() + "\n").collect()
 }
 
-/// Runs the client of README.md, and `end` with the server's end of the connection. Checks the client's keepalive
-/// timer. Returns the client's status, output and messages.
-fn client(end: impl FnOnce(std::net::TcpStream)) -> (Option<i32>, String, String) {
-    let programs: Vec<_> = blocks("c").into_iter().filter(|text| text.contains("int main(")).collect();
+/// Returns README.md and the pages of docs/.
+fn pages() -> Vec<PathBuf> {
+    let docs = fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let docs = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    [root().join("README.md")].into_iter().chain(docs).collect()
+}
+
+fn is_program(code: &str) -> bool {
+    code.contains("int main(")
+}
+
+/// Returns the compiler, with the flags that a strict project uses.
+fn compiler() -> Command {
+    let mut command = Command::new("cc");
+    command.args(["-std=c99", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I"]);
+    command.arg(root().join("include"));
+    command
+}
+
+/// Compiles a program and links it to libka.a. Returns the path of the program.
+fn compile(source: &Path) -> PathBuf {
+    let program = scratch("program");
+    succeed(compiler().arg("-o").arg(&program).arg(source).arg(release().join("libka.a")));
+    program
+}
+
+/// The first program of README.md prints the output that README.md shows below it.
+#[test]
+fn the_start_in_c_prints_what_the_readme_shows() {
+    let readme = root().join("README.md");
+    let programs: Vec<_> = blocks(&readme, "c").into_iter().filter(|code| is_program(code)).collect();
     assert_eq!(programs.len(), 1);
-    let folder = scratch("client");
-    fs::create_dir(&folder).unwrap();
-    fs::write(folder.join("client.c"), programs[0].clone() + "\n").unwrap();
-    succeed(
-        Command::new("cc")
-            .args(["-std=c99", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-o"])
-            .arg(folder.join("client"))
-            .arg(folder.join("client.c"))
-            .arg("-I")
-            .arg(root().join("include"))
-            .arg(release().join("libka.a")),
+    let source = scratch("start").with_extension("c");
+    fs::write(&source, &programs[0]).unwrap();
+    let console = blocks(&readme, "console");
+    let shown = console.iter().find_map(|block| block.strip_prefix("$ cc start.c ")).unwrap();
+    assert_eq!(stdout(&mut Command::new(compile(&source))), shown.split_once('\n').unwrap().1);
+}
+
+/// Puts each piece of C that is not a whole program into a function. The variables that it uses are declared first.
+#[test]
+fn each_piece_of_c_in_the_documentation_compiles() {
+    let mut code = String::from(
+        "#include <ka.h>\n#include <stdio.h>\n#include <sys/epoll.h>\n\
+         extern struct epoll_event events[64];\n\
+         extern struct ka_beat beat;\n\
+         extern struct ka_reaper *reaper;\n\
+         extern int fd, fds[64], epoll, ready, count;\n\
+         extern uint64_t now_ms, last;\n\
+         extern uint8_t key[32], nonce[KA_BEAT_NONCE_SIZE], frame[KA_BEAT_SIZE];\n\
+         extern size_t key_size;\n",
     );
+    let mut pieces = 0;
+    for page in pages() {
+        for piece in blocks(&page, "c").into_iter().filter(|code| !is_program(code)) {
+            // `#line` makes the compiler name the page in its messages.
+            writeln!(code, "void piece_{pieces}(void)\n{{\n#line 1 {page:?}\n{piece}}}").unwrap();
+            pieces += 1;
+        }
+    }
+    assert!(pieces >= 3, "{pieces} pieces: the documentation has more");
+    let source = scratch("pieces").with_extension("c");
+    fs::write(&source, code).unwrap();
+    succeed(compiler().arg("-c").arg("-o").arg(scratch("object")).arg(source));
+}
+
+/// Runs minimal_client, and `end` on the server's side of its connection. Returns its exit status and its output.
+fn client(end: impl FnOnce(std::net::TcpStream)) -> (Option<i32>, String, String) {
+    let program = compile(&root().join("c-examples/minimal_client.c"));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
-    let running = Command::new(folder.join("client"))
+    let running = Command::new(program)
         .args(["127.0.0.1", &port])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -55,7 +109,7 @@ fn client(end: impl FnOnce(std::net::TcpStream)) -> (Option<i32>, String, String
 }
 
 #[test]
-fn the_client_has_keepalive_and_prints_how_the_connection_ended() {
+fn the_minimal_client_has_keepalive_and_prints_how_the_connection_ended() {
     let closed = client(|mut stream| {
         stream.write_all(b"hello\n").unwrap();
         stream.shutdown(Shutdown::Both).unwrap();
@@ -64,7 +118,7 @@ fn the_client_has_keepalive_and_prints_how_the_connection_ended() {
 
     let reset = client(|stream| {
         let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-        // SAFETY: the pointer is to a `linger`, and the size is its size.
+        // SAFETY: `linger` is a live `libc::linger`, and the length is its size.
         let result = unsafe {
             libc::setsockopt(
                 stream.as_raw_fd(),
