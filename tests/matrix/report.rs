@@ -16,21 +16,19 @@ pub fn write(rows: &[Row]) -> String {
     let mut text = format!(
         "# Programs tested with ka
 
-{} programs, tested in each way in which ka reaches sockets: {}.
-`make matrix` writes this file. `make matrix ONLY=nginx` tests one program.
+{} programs, tried with each way that ka has to reach their sockets: {}.
+`make matrix` writes this page; `make matrix ONLY=nginx` tries one program.
 
-A cell is a server and its client, started on a new machine (network, PID and mount namespaces) with the
-policy {POLICY}. `ok` means all of this:
+Each cell is a test of a server and its client, with the policy {POLICY}. They run on a machine of their own: namespaces for
+network, processes and mounts. `ok` means:
 
-- Every end of every established connection has the policy: ss(8) shows a running keepalive timer, and getsockopt(2) on
-  a duplicate of the process's own descriptor returns on, and the three values. In mode floor, no value is looser. In mode
-  default, a value is that of the policy, or the one that the program sets without ka (`own`: both ends have their own).
-- The client prints the same as without ka and ends with the same status, and the server ends in the same way on
-  SIGTERM.
+- Both ends of every established connection have the policy. ss(8) shows a running keepalive timer, and getsockopt(2) on
+  a duplicate of the process's own descriptor returns on and the three values. In mode `floor`, no value is looser. In
+  mode `default`, each end has the policy, or the values that its program sets without ka (`own`: both ends have these).
+- The client prints the same as without ka and ends with the same status. The server ends in the same way after SIGTERM.
 
-`none` is without ka, server / client: idle, interval and count, or `off`. `attach` is `ka attach
---all` on programs that are connected already; `cgroup` is `ka cgroup attach`, mode force; `seccomp` is `ka run --via seccomp`,
-mode force.
+`none` is without ka, as server / client: idle, interval and count, or `off`. `attach` is `ka attach --all` on programs
+that are already connected. `cgroup` is `ka cgroup attach`, and `seccomp` is `ka run --via seccomp`, both in mode `force`.
 
 ",
         rows.len(),
