@@ -1,15 +1,15 @@
 # ka: TCP keepalive that works. `make help` lists the targets.
 
 CARGO ?= cargo
-# The examples and the tests expect the build results here.
+# The examples and the tests look for binaries here.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 unexport CARGO_BUILD_TARGET
-# An ordinary user's PATH lacks the folders of administration tools.
+# Tools of administrators are not on the path of ordinary users.
 export PATH := $(PATH):/usr/sbin:/sbin
-# Tools that make and watch the networks of the lab.
+# The tools that build the lab's networks, and that capture their packets.
 LAB_TOOLS := ip nft tcpdump tshark unshare python3
-# Tools of the tests: compilers, monitors of networks, system calls and files, programs to run under the shim, and tools
-# that install, use and check packages.
+# The tools of the tests: compilers; tools that observe networks, system calls and files; programs to run under the shim;
+# and tools that install the packages, build against them, and examine them.
 TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsenter prlimit strace nm readelf valgrind \
 	nginx curl redis-server redis-cli redis-benchmark postgres psql ssh sshd ssh-keygen node \
 	faketime perl runc torsocks proxychains4 mptcpize jemalloc \
@@ -17,7 +17,7 @@ TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsente
 	abidiff asio cmake dh dpkg-buildpackage libuv lintian pkg-config \
 	mypy $(addprefix python3-,pip pytest requests setuptools wheel)
 
-# The folders of `make install`. The names are those of the GNU Coding Standards.
+# The folders for `make install`, with the names of the GNU Coding Standards.
 PREFIX ?= /usr/local
 DESTDIR ?=
 BINDIR ?= $(PREFIX)/bin
@@ -26,12 +26,12 @@ INCLUDEDIR ?= $(PREFIX)/include
 DATADIR ?= $(PREFIX)/share
 MANDIR ?= $(DATADIR)/man
 DOCDIR ?= $(DATADIR)/doc/ka
-# The shim is not a library for -l, so it does not belong in LIBDIR itself.
+# The shim is not for `-l`, and does not belong in the library path of every program.
 SHIMDIR ?= $(LIBDIR)/ka
-# The folder with the files for `make install`.
+# The files that `make install` copies.
 RELEASE := target/release
 BUILT := $(RELEASE)/.built
-# Makes the link with the SONAME, which a program loads when it starts.
+# Links libka.so to its SONAME, which a program asks for when it starts.
 NAME_LIBKA := cd $(RELEASE) && ln -sf libka.so "$$(readelf -d libka.so | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')"
 INSTALL_WHERE = RELEASE='$(RELEASE)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' BINDIR='$(BINDIR)' LIBDIR='$(LIBDIR)' \
 	INCLUDEDIR='$(INCLUDEDIR)' DATADIR='$(DATADIR)' MANDIR='$(MANDIR)' DOCDIR='$(DOCDIR)' SHIMDIR='$(SHIMDIR)'
@@ -49,7 +49,7 @@ libka: ## build only libka.so and libka.a; the examples need no more
 	$(CARGO) build --locked --release --package ka
 	@$(NAME_LIBKA)
 
-# `install` does not depend on `all`. root may have no Cargo, and should write no files into target/.
+# Not `all`: root runs `make install`. Root may have no Cargo, and must not leave files in target/.
 $(BUILT): $(shell find $(SOURCES) -type f)
 	$(MAKE) all
 
@@ -59,7 +59,7 @@ install: $(BUILT) ## install; PREFIX (/usr/local), DESTDIR, LIBDIR and others ch
 uninstall: ## remove the files that `make install` put there
 	@$(INSTALL_WHERE) scripts/install remove
 
-# The newest version that builds with the rust-version of Cargo.toml.
+# The newest version that builds with the oldest Rust that Cargo.toml allows.
 CARGO_C := 0.10.16+cargo-0.91.0
 
 deb: all ## build the Debian packages libka0, libka-dev and ka in target/deb
@@ -72,8 +72,8 @@ cargo-c: ## check that `cargo cinstall` installs the same files as `make install
 		$(CARGO) install --locked --root target/cargo-c --target-dir target/cargo-c/build cargo-c@$(CARGO_C)
 	PATH="$(CURDIR)/target/cargo-c/bin:$$PATH" $(CARGO) test --locked --test install cargo_c -- --ignored
 
-# These tools take minutes to build, so only their targets build them. The versions are the newest that build with the
-# rust-version of Cargo.toml.
+# These tools take minutes to build, so they are built only when needed. The versions are the newest that the oldest Rust
+# can build.
 VERSION_deny := 0.20.2
 VERSION_cyclonedx := 0.5.9
 VERSION_mutants := 27.1.0
@@ -95,21 +95,34 @@ sbom: $(TOOLS)/cargo-cyclonedx all ## write a bill of materials (CycloneDX) for 
 	@scripts/sbom $(CURDIR)/$<
 	$(CARGO) test --locked --quiet --test sbom -- --ignored
 
-# CARGO_TARGET_DIR is unset, because cargo-mutants builds and tests each mutant in its own folder.
+# Without CARGO_TARGET_DIR: cargo-mutants builds and tests each mutant in a folder of its own.
 mutants: $(TOOLS)/cargo-mutants ## change the rules and the shim one place at a time, and check that a test fails each time (an hour)
 	env -u CARGO_TARGET_DIR PATH="$(CURDIR)/$(TOOLS):$$PATH" cargo mutants --output target \
 		$(addprefix --package ,ka-core ka-policy ka-liveness ka-preload) $(MUTANTS)
 
-test: ## run all tests; as root on Debian install missing tools first, otherwise list them
+# Only what needs no root, no network of its own and no other program. `sources` are the tests that compare generated
+# files with their sources: include/ka.h, tests/abi, and the manual pages.
+check: ## fast checks without root: format, clippy, unit tests, the contract of libka, generated files; installs nothing
+	@scripts/need -n rust rustfmt cargo-clippy cc strace mandoc
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --quiet --workspace --all-targets -- -D warnings
+	$(CARGO) test --locked --quiet --package ka-core --package ka-policy --package ka-liveness
+	$(CARGO) test --locked --quiet --package ka-reach --package ka-preload --package ka-cli --lib --bins
+	$(CARGO) test --locked --quiet $(addprefix --test ,arguments descriptors explain lenient manual reaper security)
+	$(CARGO) test --locked --quiet --test header --test abi sources
+
+test: ## run all tests (about 10 minutes on 2 cores); as root on Debian, install missing tools first, otherwise list them
+	@echo "make test: runs all tests, about 10 minutes on 2 cores. make check: the fast ones, without installing anything."
+	@echo "These tools must be there; as root on Debian, missing ones are installed first: $(TEST_TOOLS)" | fold -s -w 100
 	@scripts/need $(TEST_TOOLS)
 	$(CARGO) test --locked --workspace
 
-faults: ## make each system call of the library, the shim and the command fail with each possible errno (minutes); `make test` tries some
+faults: ## let each system call of the library, the shim and the command fail with each possible errno (minutes); `make test` tries some
 	@scripts/need rust cc ip unshare prlimit setpriv
 	KA_FAULTS=all $(CARGO) test --locked --test faults
 	KA_FAULTS=all $(CARGO) test --locked --package ka-cli --test faults
 
-sanitize: ## run under sanitizers and valgrind, with a libka that is built with sanitizers too (minutes)
+sanitize: ## run tests and examples under sanitizers and valgrind (minutes)
 	@scripts/need rust cc clang clang-rt valgrind
 	@scripts/sanitize
 
@@ -126,16 +139,16 @@ copyright: ## write pkg/debian/copyright: the copyright holders and licences of 
 unsafe: ## write SECURITY.md's table of `unsafe` code
 	KA_UNSAFE=write $(CARGO) test --locked --quiet --test security the_table_lists_all_unsafe_code
 
-lab: ## test keepalive in networks of namespaces; print a table, and write target/lab/report.md with pictures
+lab: ## run the lab: keepalive in networks of namespaces; writes target/lab/report.md with pictures (2.5 minutes)
 	@scripts/need rust cc $(LAB_TOOLS)
 	KA_LAB_REPORT=$(CURDIR)/target/lab $(CARGO) test --locked --quiet --test lab
 
-matrix: ## test programs of Debian with each of ka's ways, and write docs/matrix.md; ONLY=nginx tests one
+matrix: ## try programs of Debian with each of ka's ways, and write docs/matrix.md; ONLY=nginx tries one
 	@scripts/need rust cc ip ss unshare
 	KA_MATRIX_ALL=1 $(if $(ONLY),,KA_MATRIX_REPORT=$(CURDIR)/docs/matrix.md) \
 		$(CARGO) test --locked --quiet --test matrix -- $(if $(ONLY),--exact $(ONLY))
 
-# The duration of the soak, and the folder for its report.
+# The length of the run, and the folder for its report.
 MINUTES ?= 20
 SOAK ?= docs
 soak: ## run a server with 5,000 connections under the shim, with faults, for MINUTES (20); write docs/soak.md, or to the folder SOAK
@@ -146,14 +159,14 @@ soak: ## run a server with 5,000 connections under the shim, with faults, for MI
 aarch64: ## build for aarch64 here, and run the tests that qemu-user can emulate
 	@scripts/aarch64
 
-kernels: ## test ka's ways on other kernels of Debian, in virtual machines, and print a table
+kernels: ## try ka's ways on other kernels of Debian, in virtual machines, and print a table
 	@scripts/kernels
 
 bench: all ## measure ka and its alternatives
 	@scripts/need rust cc ip ss unshare valgrind strace libkeepalive0 libevent libcrypto
 	@bench/run
 
-# The time for each target in fuzz/fuzz_targets.
+# The time for each of fuzz/fuzz_targets.
 SECONDS ?= 60
 
 fuzz: ## fuzz the parsers of untrusted input, SECONDS (60) for each target
@@ -171,7 +184,7 @@ help: ## print this list
 		'c-examples' 'build the examples in C' \
 		'c-examples demo' 'find a dead peer on a real connection' \
 		'c-examples capture' 'show probes on the wire, live, with tcpdump and tshark' \
-		'c-examples heartbeat-demo' 'find peers that only seem to be alive' \
+		'c-examples heartbeat-demo' 'find silent, frozen and forged peers with the heartbeat' \
 		'bindings/cpp' 'build the examples in C++, with Asio and libuv'
 
-.PHONY: all install uninstall deb cargo-c test header man lab matrix soak aarch64 kernels bench clean help libka copyright deny sbom unsafe mutants fuzz faults sanitize
+.PHONY: all install uninstall deb cargo-c check test header man lab matrix soak aarch64 kernels bench clean help libka copyright deny sbom unsafe mutants fuzz faults sanitize
