@@ -14,7 +14,7 @@ use crate::way::{POLICY, Way};
 
 pub fn write(rows: &[Row]) -> String {
     let mut text = format!(
-        "# Programs tested with ka
+        "# Programs and ways
 
 {} programs, tried with each way that ka has to reach their sockets: {}.
 `make matrix` writes this page; `make matrix ONLY=nginx` tries one program.
