@@ -1,15 +1,15 @@
 # ka: TCP keepalive that works. `make help` lists the targets.
 
 CARGO ?= cargo
-# The examples and the tests look for binaries here.
+# The examples and the tests expect the build results here.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 unexport CARGO_BUILD_TARGET
-# Tools of administrators are not on the path of ordinary users.
+# An ordinary user's PATH lacks the folders of administration tools.
 export PATH := $(PATH):/usr/sbin:/sbin
-# The tools that build the lab's networks, and that capture their packets.
+# Tools that make and watch the networks of the lab.
 LAB_TOOLS := ip nft tcpdump tshark unshare python3
-# The tools of the tests: compilers; tools that observe networks, system calls and files; programs to run under the shim;
-# and tools that install the packages, build against them, and examine them.
+# Tools of the tests: compilers, monitors of networks, system calls and files, programs to run under the shim, and tools
+# that install, use and check packages.
 TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsenter prlimit strace nm readelf valgrind \
 	nginx curl redis-server redis-cli redis-benchmark postgres psql ssh sshd ssh-keygen node \
 	faketime perl runc torsocks proxychains4 mptcpize jemalloc \
@@ -17,7 +17,7 @@ TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsente
 	abidiff asio cmake dh dpkg-buildpackage libuv lintian pkg-config \
 	mypy $(addprefix python3-,pip pytest requests setuptools wheel)
 
-# The folders for `make install`, with the names of the GNU Coding Standards.
+# The folders of `make install`. The names are those of the GNU Coding Standards.
 PREFIX ?= /usr/local
 DESTDIR ?=
 BINDIR ?= $(PREFIX)/bin
@@ -26,12 +26,12 @@ INCLUDEDIR ?= $(PREFIX)/include
 DATADIR ?= $(PREFIX)/share
 MANDIR ?= $(DATADIR)/man
 DOCDIR ?= $(DATADIR)/doc/ka
-# The shim is not for `-l`, and does not belong in the library path of every program.
+# The shim is not a library for -l, so it does not belong into LIBDIR itself.
 SHIMDIR ?= $(LIBDIR)/ka
-# The files that `make install` copies.
+# The folder with the files for `make install`.
 RELEASE := target/release
 BUILT := $(RELEASE)/.built
-# Links libka.so to its SONAME, which a program asks for when it starts.
+# Makes the link with the SONAME, which a program loads when it starts.
 NAME_LIBKA := cd $(RELEASE) && ln -sf libka.so "$$(readelf -d libka.so | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')"
 INSTALL_WHERE = RELEASE='$(RELEASE)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' BINDIR='$(BINDIR)' LIBDIR='$(LIBDIR)' \
 	INCLUDEDIR='$(INCLUDEDIR)' DATADIR='$(DATADIR)' MANDIR='$(MANDIR)' DOCDIR='$(DOCDIR)' SHIMDIR='$(SHIMDIR)'
@@ -49,7 +49,7 @@ libka: ## build only libka.so and libka.a; the examples need no more
 	$(CARGO) build --locked --release --package ka
 	@$(NAME_LIBKA)
 
-# Not `all`: root runs `make install`. Root may have no Cargo, and must not leave files in target/.
+# `install` does not depend on `all`. root may have no Cargo, and should write no files into target/.
 $(BUILT): $(shell find $(SOURCES) -type f)
 	$(MAKE) all
 
@@ -59,7 +59,7 @@ install: $(BUILT) ## install; PREFIX (/usr/local), DESTDIR, LIBDIR and others ch
 uninstall: ## remove the files that `make install` put there
 	@$(INSTALL_WHERE) scripts/install remove
 
-# The newest version that builds with the oldest Rust that Cargo.toml allows.
+# The newest version that builds with the rust-version of Cargo.toml.
 CARGO_C := 0.10.16+cargo-0.91.0
 
 deb: all ## build the Debian packages libka0, libka-dev and ka in target/deb
@@ -72,8 +72,8 @@ cargo-c: ## check that `cargo cinstall` installs the same files as `make install
 		$(CARGO) install --locked --root target/cargo-c --target-dir target/cargo-c/build cargo-c@$(CARGO_C)
 	PATH="$(CURDIR)/target/cargo-c/bin:$$PATH" $(CARGO) test --locked --test install cargo_c -- --ignored
 
-# These tools take minutes to build, so they are built only when needed. The versions are the newest that the oldest Rust
-# can build.
+# These tools take minutes to build, so only their targets build them. The versions are the newest that build with the
+# rust-version of Cargo.toml.
 VERSION_deny := 0.20.2
 VERSION_cyclonedx := 0.5.9
 VERSION_mutants := 27.1.0
@@ -95,13 +95,13 @@ sbom: $(TOOLS)/cargo-cyclonedx all ## write a bill of materials (CycloneDX) for 
 	@scripts/sbom $(CURDIR)/$<
 	$(CARGO) test --locked --quiet --test sbom -- --ignored
 
-# Without CARGO_TARGET_DIR: cargo-mutants builds and tests each mutant in a folder of its own.
+# CARGO_TARGET_DIR is unset, because cargo-mutants builds and tests each mutant in its own folder.
 mutants: $(TOOLS)/cargo-mutants ## change the rules and the shim one place at a time, and check that a test fails each time (an hour)
 	env -u CARGO_TARGET_DIR PATH="$(CURDIR)/$(TOOLS):$$PATH" cargo mutants --output target \
 		$(addprefix --package ,ka-core ka-policy ka-liveness ka-preload) $(MUTANTS)
 
-# Only what needs no root, no network of its own and no other program. `sources` are the tests that compare generated
-# files with their sources: include/ka.h, tests/abi, and the manual pages.
+# Only tests that need no root, no network of their own and no other programs. The filter `sources` selects the tests that
+# compare include/ka.h and tests/abi with the sources. The tests of the command compare its manual pages.
 check: ## fast checks without root: format, clippy, unit tests, the contract of libka, generated files; installs nothing
 	@scripts/need -n rust rustfmt cargo-clippy cc strace mandoc
 	$(CARGO) fmt --all --check
@@ -117,18 +117,18 @@ test: ## run all tests (about 10 minutes on 2 cores); as root on Debian, install
 	@scripts/need $(TEST_TOOLS)
 	$(CARGO) test --locked --workspace
 
-faults: ## let each system call of the library, the shim and the command fail with each possible errno (minutes); `make test` tries some
+faults: ## make each system call of the library, the shim and the command fail with each possible errno (minutes); `make test` tries some
 	@scripts/need rust cc ip unshare prlimit setpriv
 	KA_FAULTS=all $(CARGO) test --locked --test faults
 	KA_FAULTS=all $(CARGO) test --locked --package ka-cli --test faults
 
-sanitize: ## run tests and examples under sanitizers and valgrind (minutes)
+sanitize: ## run under sanitizers and valgrind, with a libka that is built with sanitizers too (minutes)
 	@scripts/need rust cc clang clang-rt valgrind
 	@scripts/sanitize
 
 header: ## write include/ka.h from src/, and tests/abi/VERSION, with which later releases must stay compatible
-	KA_HEADER=write $(CARGO) test --locked --quiet --test header header_equals_the_sources
-	KA_HEADER=write $(CARGO) test --locked --quiet --test abi baseline_equals_the_sources
+	KA_HEADER=write $(CARGO) test --locked --quiet --test header the_header_is_what_the_sources_say
+	KA_HEADER=write $(CARGO) test --locked --quiet --test abi the_baseline_is_what_the_sources_say
 
 man: ## write the command's pages in man/ from crates/ka-cli/src/args.rs
 	KA_MAN=write $(CARGO) test --locked --quiet --package ka-cli --bin ka the_manual_pages_match_the_definition
@@ -139,16 +139,16 @@ copyright: ## write pkg/debian/copyright: the copyright holders and licences of 
 unsafe: ## write SECURITY.md's table of `unsafe` code
 	KA_UNSAFE=write $(CARGO) test --locked --quiet --test security the_table_lists_all_unsafe_code
 
-lab: ## run the lab: keepalive in networks of namespaces; writes target/lab/report.md with pictures (2.5 minutes)
+lab: ## test keepalive in networks of namespaces; print a table, and write target/lab/report.md with pictures
 	@scripts/need rust cc $(LAB_TOOLS)
 	KA_LAB_REPORT=$(CURDIR)/target/lab $(CARGO) test --locked --quiet --test lab
 
-matrix: ## try programs of Debian with each of ka's ways, and write docs/matrix.md; ONLY=nginx tries one
+matrix: ## test programs of Debian with each of ka's ways, and write docs/matrix.md; ONLY=nginx tests one
 	@scripts/need rust cc ip ss unshare
 	KA_MATRIX_ALL=1 $(if $(ONLY),,KA_MATRIX_REPORT=$(CURDIR)/docs/matrix.md) \
 		$(CARGO) test --locked --quiet --test matrix -- $(if $(ONLY),--exact $(ONLY))
 
-# The length of the run, and the folder for its report.
+# The duration of the soak, and the folder for its report.
 MINUTES ?= 20
 SOAK ?= docs
 soak: ## run a server with 5,000 connections under the shim, with faults, for MINUTES (20); write docs/soak.md, or to the folder SOAK
@@ -159,14 +159,14 @@ soak: ## run a server with 5,000 connections under the shim, with faults, for MI
 aarch64: ## build for aarch64 here, and run the tests that qemu-user can emulate
 	@scripts/aarch64
 
-kernels: ## try ka's ways on other kernels of Debian, in virtual machines, and print a table
+kernels: ## test ka's ways on other kernels of Debian, in virtual machines, and print a table
 	@scripts/kernels
 
 bench: all ## measure ka and its alternatives
 	@scripts/need rust cc ip ss unshare valgrind strace libkeepalive0 libevent libcrypto
 	@bench/run
 
-# The time for each of fuzz/fuzz_targets.
+# The time for each target in fuzz/fuzz_targets.
 SECONDS ?= 60
 
 fuzz: ## fuzz the parsers of untrusted input, SECONDS (60) for each target

@@ -14,21 +14,23 @@ use crate::way::{POLICY, Way};
 
 pub fn write(rows: &[Row]) -> String {
     let mut text = format!(
-        "# Programs and ways
+        "# What works with what
 
-{} programs, tried with each way that ka has to reach their sockets: {}.
-`make matrix` writes this page; `make matrix ONLY=nginx` tries one program.
+{} programs in each way that ka has to get at their sockets: {}.
+Written by `make matrix`; `make matrix ONLY=nginx` tries one.
 
-Each cell is a test of a server and its client, with the policy {POLICY}. They run on a machine of their own: namespaces for
-network, processes and mounts. `ok` means:
+A cell is a server and its client, started on a machine of their own (namespaces for network, processes and mounts), with the
+policy {POLICY}. `ok` is all of this:
 
-- Both ends of every established connection have the policy. ss(8) shows a running keepalive timer, and getsockopt(2) on
-  a duplicate of the process's own descriptor returns on and the three values. In mode `floor`, no value is looser. In
-  mode `default`, each end has the policy, or the values that its program sets without ka (`own`: both ends have these).
-- The client prints the same as without ka and ends with the same status. The server ends in the same way after SIGTERM.
+- every end of every established connection has the policy: ss(8) shows a keepalive timer that runs, and getsockopt(2) on
+  a duplicate of the process's own descriptor says on, and the three values; in mode floor, nothing looser; in mode default,
+  the policy or what the program sets without ka (`own`: both ends have their own), where it sets something;
+- the client says the same as without ka and ends with the same status, and the server ends in the same way when it is asked
+  to (SIGTERM).
 
-`none` is without ka, as server / client: idle, interval and count, or `off`. `attach` is `ka attach --all` on programs
-that are already connected. `cgroup` is `ka cgroup attach`, and `seccomp` is `ka run --via seccomp`, both in mode `force`.
+`none` is without ka, server / client: idle, interval and count, or `off`. `attach` is `ka attach
+--all` on programs that are connected already; `cgroup` is `ka cgroup attach`, mode force; `seccomp` is `ka run --via seccomp`,
+mode force.
 
 ",
         rows.len(),
@@ -57,7 +59,7 @@ that are already connected. `cgroup` is `ka cgroup attach`, and `seccomp` is `ka
     }
     let said: Vec<String> = rows.iter().flat_map(remarks).collect();
     if !said.is_empty() {
-        let _ = writeln!(text, "\n## Messages of ka\n\n{}", said.join("\n"));
+        let _ = writeln!(text, "\n## What ka said meanwhile\n\n{}", said.join("\n"));
     }
     text
 }

@@ -301,7 +301,7 @@ struct Facts<'a> {
 
 fn evaluate(story: &mut Story, series: &[Series], marks: &[(f64, f64, &str)], facts: &Facts) {
     let mut table = String::from(
-        "| | mean | from the first round to the last | noise (2 standard errors) | margin | |\n|---|---|---|---|---|---|\n",
+        "| | mean | from the first round to the last | noise (2 standard errors) | counts as flat | |\n|---|---|---|---|---|---|\n",
     );
     let mut wrong = vec![];
     for series in series {
@@ -362,25 +362,24 @@ fn text(facts: &Facts, table: &str) -> String {
     format!(
         "# Soak
 
-A server with {connections} connections ran under the shim with the policy {} for {minutes} minutes. A middlebox forgot connections
-that were idle for {} s, and the same faults occurred every {round:.0} s ({} on Linux {}; `make soak MINUTES={minutes}`).{leak}
+A server with {connections} connections under the shim, policy {}, for {minutes} minutes behind a middlebox that forgets what
+is idle for {} s, with faults that come again every {round:.0} s ({} on Linux {}; `make soak MINUTES={minutes}`).{leak}
 
 ![memory, descriptors, CPU and sockets over time](soak.svg)
 
 {table}
-Each value is the mean of one round of faults; the first {WARM} rounds are left out. The rise is that of a straight line
-through the values (least squares), from the first to the last. A rise within the margin is flat. A rise beyond the margin
-fails the run, even if it is within the noise, because the run was then too noisy for a result. For memory and descriptors
-the margin is {:.1} bytes and {:.4} descriptors for each connection made. For CPU time it is half of the mean, because other
-work slows the machine down.
+Each figure is the mean of a round of faults, without the first {WARM} rounds. The rise is that of a straight line through
+them (least squares), from the first to the last; up to the margin it counts as flat. A rise beyond the margin fails the run,
+also where it is no larger than the noise: then it was too noisy to say. For memory and descriptors the margin comes to
+{:.1} bytes and {:.4} descriptors for each connection made; for the CPU, which a machine's other work slows down, it is half.
 
-- The server, `tests/c/soak.c`, allocates no memory for a connection, so any growth is not its own. Its connections:
-  {server}. \"dead\" are connections that keepalive ended (ETIMEDOUT). Their peers
-  were dead or, because the count is only {}, seemed dead while a fifth of all packets was lost.
-- The clients made {} connections ({} attempts failed during faults). They ended {} by FIN and {} by RST, and got {} answers; {}
-  connections had no answer within a second, and were replaced.
-- At the end, without faults, ss shows a running keepalive timer on {armed} of the server's {open} connections.
-- The server turns keepalive off on each connection that it accepts. Mode force, the shim's default, prevents this.
+- The server, `tests/c/soak.c`, has no memory of its own for a connection: what grows is not its. Of its connections:
+  {server}. \"dead\" is what keepalive gave up (ETIMEDOUT): peers that are
+  dead and, with a count of only {}, some that seem so where a fifth of all packets is lost.
+- The clients made {} connections ({} attempts failed, in faults), ended {} by FIN and {} by RST, and had {} answers; {}
+  had none within a second, and were replaced.
+- At the end, with nothing under way, ss shows a keepalive timer that runs on {armed} of the server's {open} connections.
+- The server turns keepalive off on each connection that it accepts; mode force, the shim's default, denies it.
 - Load of the machine at the end (1, 5 and 15 minutes): {load}.
 ",
         POLICY.name(),
