@@ -26,7 +26,7 @@ INCLUDEDIR ?= $(PREFIX)/include
 DATADIR ?= $(PREFIX)/share
 MANDIR ?= $(DATADIR)/man
 DOCDIR ?= $(DATADIR)/doc/ka
-# The shim is not a library for -l, so it does not belong into LIBDIR itself.
+# The shim is not a library for -l, so it does not belong in LIBDIR itself.
 SHIMDIR ?= $(LIBDIR)/ka
 # The folder with the files for `make install`.
 RELEASE := target/release
