@@ -318,7 +318,7 @@ fn the_client_connects_again() {
     assert_eq!(hangs, format!("{address}: hangs: no answer; connecting again in 1 s"));
 }
 
-/// Runs `make -C c-examples heartbeat-demo`, as README.md shows it.
+/// Runs `make -C c-examples heartbeat-demo`, as docs/heartbeat.md shows it.
 #[test]
 fn the_demo_handles_all_six_peers() {
     let mut command = Command::new("make");

@@ -55,7 +55,8 @@ use failure::{Failure, Outcome};
 /// The entry point from C. Rust's own `main` would ignore SIGPIPE. With this one, ka ends silently if the reader of its
 /// output ends, and a program that `ka run` starts inherits the signal dispositions unchanged.
 ///
-/// # Safety Only the C library calls this, with the arguments of the program.
+/// # Safety
+/// Only the C library calls this, with the arguments of the program.
 #[cfg(not(test))]
 #[unsafe(no_mangle)]
 #[expect(unsafe_code, reason = "C calls it")]

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use libc::c_char;
 
-use crate::failure::{RUN_FAILED, USAGE};
+use crate::failure::USAGE;
 
 /// Returns the arguments of `main`. For `ka run`, sets the exit status for a failed allocation first.
 ///
@@ -25,7 +25,7 @@ pub(crate) unsafe fn arguments(argc: libc::c_int, argv: *const *const c_char) ->
     // SAFETY: `n` is below argc, so argv has this C string.
     let argument = |n| unsafe { CStr::from_ptr(*argv.add(n)) };
     if count > 1 && argument(1) == c"run" {
-        STATUS_WITHOUT_MEMORY.store(RUN_FAILED, Ordering::Relaxed);
+        STATUS_WITHOUT_MEMORY.store(crate::failure::RUN_FAILED, Ordering::Relaxed);
     }
     (0..count).map(|n| OsString::from_vec(argument(n).to_bytes().to_vec())).collect()
 }
