@@ -90,8 +90,8 @@ pub unsafe extern "C" fn ka_plan_preset(name: *const c_char, config: *mut ka_con
 /// Calculates how long a policy needs to detect a dead peer, from the last packet of the peer.
 ///
 ///   config      the policy. keepalive must be KA_ON, and idle, intvl and cnt must be set. If user_timeout is set, the
-///               connection ends at the first probe time after the user timeout, but not before one interval after the
-///               first probe. cnt then has no effect.
+///               connection ends at the first probe time that is at or after the user timeout, but not before one
+///               interval after the first probe. cnt then has no effect.
 ///   typical_ms  receives the milliseconds if no timer is late. Without a user timeout this is
 ///               1000 * (idle + intvl * cnt).
 ///   worst_ms    receives the milliseconds in the worst case, which has two parts. First, the peer dies right after it

@@ -259,7 +259,8 @@ pub unsafe extern "C" fn ka_get_user_timeout(fd: c_int, milliseconds: *mut c_int
 /// While sent data is unacknowledged, the kernel sends no keepalive probes. If the peer dies during that time, the
 /// kernel detects it only when it stops retransmitting (after about 15 minutes) or when the user timeout expires.
 /// A user timeout also has two other effects:
-///   - On an idle connection it replaces cnt: the connection ends at the first probe time after the timeout.
+///   - On an idle connection it replaces cnt: the connection ends at the first probe time that is at or after the
+///     timeout.
 ///   - It ends a connection to a healthy peer that keeps its window closed for that long.
 ///
 ///   fd            a TCP socket in any state.

@@ -192,7 +192,7 @@ impl Policy {
             value => Some(value),
         };
         let (idle, intvl) = (i64::from(self.idle), i64::from(self.intvl));
-        // With a user timeout, the connection ends at the first probe time after it. At least one probe is sent.
+        // With a user timeout, the connection ends at the first probe time at or after it. At least one is sent.
         let probes = match limit {
             None => self.cnt.into(),
             Some(limit) => {

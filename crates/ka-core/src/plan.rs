@@ -70,7 +70,7 @@ impl error::Error for PlanError {}
 impl Config {
     /// Returns the time that this policy needs to detect a dead peer.
     ///
-    /// With a user timeout, the kernel ends the connection at the first probe time after the timeout
+    /// With a user timeout, the kernel ends the connection at the first probe time that is at or after the timeout
     /// (net/ipv4/tcp_timer.c, `tcp_keepalive_timer`). The count of probes until then replaces cnt.
     ///
     /// The worst case is a peer that dies right after it has answered a probe. The probe has started a timer of
