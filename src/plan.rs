@@ -97,7 +97,7 @@ pub unsafe extern "C" fn ka_plan_preset(name: *const c_char, config: *mut ka_con
 ///   worst_ms    receives the milliseconds in the worst case, which has two parts. First, the peer dies right after it
 ///               has answered a probe. An answer does not shorten the timer that its probe has started
 ///               (tcp_keepalive_timer), so the next probe comes after the longer of idle and intvl. Second, each timer
-///               is late by an eighth and a tick, which the kernel's timer wheel allows.
+///               is as late as the kernel's timer wheel allows: by 8/63 of its time, and a tick of 10 ms.
 ///
 /// Returns 0, or -1 with errno:
 ///   EINVAL       an argument is NULL; ka_apply would reject config with EINVAL; keepalive is not KA_ON; idle, intvl

@@ -8,7 +8,7 @@ use libc::{c_int, size_t};
 
 use crate::errno::{EINVAL, answer, answer_pointer};
 
-/// A record of when each connection was last active. It finds the connections that have been inactive for a timeout.
+/// Records when each connection was last active, and finds the connections that have been inactive for too long.
 ///
 /// Keepalive proves only that the peer's kernel is alive. A reaper also finds a peer whose program hangs, and a
 /// stranger that connects and never sends anything.
@@ -18,8 +18,8 @@ use crate::errno::{EINVAL, answer, answer_pointer};
 /// calls ka_reaper_touch for them. All connections of a reaper have the same timeout: use one reaper for each timeout.
 ///
 /// Times are in milliseconds, on a clock that the program chooses, for example CLOCK_MONOTONIC. The clock of a reaper
-/// is the latest now_ms that ka_reaper_touch or ka_reaper_expired has received. It never goes backward: an earlier
-/// now_ms is replaced by the latest.
+/// is the latest now_ms that ka_reaper_touch or ka_reaper_expired has received. It never goes backward: if a call
+/// passes an earlier now_ms, the reaper uses the latest one instead.
 ///
 /// Memory: 16 bytes per connection if the descriptor numbers are dense, as the kernel assigns them. It is allocated in
 /// pages of 256 numbers (4 KiB). When the last connection of a page is removed, the page is given back to malloc(3),

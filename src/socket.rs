@@ -27,12 +27,12 @@ use crate::errno::{EINVAL, answer};
 /// (7200 s by default), tcp_keepalive_intvl (75 s) and tcp_keepalive_probes (9). For example, after
 /// ka_enable(fd, 30, KA_KEEP, KA_KEEP) a new socket has an interval of 75 s, which is longer than its idle time.
 ///
-/// A dead peer is detected idle + intvl * cnt seconds after its last packet, or up to an eighth later. ka_detect_time
-/// calculates both times. The socket then becomes readable, and read(2) fails with one of these errors:
+/// A dead peer is detected idle + intvl * cnt seconds after its last packet, or up to about an eighth later.
+/// ka_detect_time calculates both times. The socket then becomes readable, and read(2) fails with one of these errors:
 ///   ETIMEDOUT    nothing has answered.
 ///   EHOSTUNREACH, ENETUNREACH
 ///                data was in flight, and the network reported this error. The kernel ignores such reports for probes.
-///   ECONNRESET   the peer has restarted, and has answered the first probe with a reset.
+///   ECONNRESET   the peer has restarted, and has answered a probe with a reset.
 /// While sent data is unacknowledged, the kernel sends no probes: see ka_set_user_timeout.
 ///
 /// If keepalive is off, this function sets the timers first and turns keepalive on last, so that no probe is sent

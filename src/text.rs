@@ -50,8 +50,8 @@ pub unsafe extern "C" fn ka_parse(text: *const c_char, config: *mut ka_config) -
 
 /// Writes a policy as a text that ka_parse reads back to the same policy: "idle=60,intvl=10,cnt=5", "off".
 ///
-/// The text has neither blanks nor units. For a user_timeout below 1000 the command ka and the KA_ variables
-/// require a unit, because a person could mean seconds. ka_parse reads the bare number as milliseconds.
+/// The text has neither blanks nor units. ka_parse reads a user_timeout without a unit as milliseconds. The command ka
+/// and the KA_ variables reject one below 1000 without a unit, because a person could mean seconds.
 ///
 ///   config  a policy that ka_apply would accept.
 ///   text    receives the text and a NUL, at most size bytes in all, as snprintf(3) does. A longer text is truncated.
