@@ -127,8 +127,8 @@ sanitize: ## run under sanitizers and valgrind, with a libka that is built with 
 	@scripts/sanitize
 
 header: ## write include/ka.h from src/, and tests/abi/VERSION, with which later releases must stay compatible
-	KA_HEADER=write $(CARGO) test --locked --quiet --test header the_header_is_what_the_sources_say
-	KA_HEADER=write $(CARGO) test --locked --quiet --test abi the_baseline_is_what_the_sources_say
+	KA_HEADER=write $(CARGO) test --locked --quiet --test header header_equals_the_sources
+	KA_HEADER=write $(CARGO) test --locked --quiet --test abi baseline_equals_the_sources
 
 man: ## write the command's pages in man/ from crates/ka-cli/src/args.rs
 	KA_MAN=write $(CARGO) test --locked --quiet --package ka-cli --bin ka the_manual_pages_match_the_definition
