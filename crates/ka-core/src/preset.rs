@@ -149,7 +149,7 @@ pub static PRESETS: &[Preset] = &[
     Preset {
         name: "rfc5382",
         path_idle_s: 7440,
-        source: "RFC 5382, REQ-5: no NAT that keeps it forgets an established connection in less",
+        source: "RFC 5382, REQ-5: a NAT must keep an idle established connection for at least 2 hours 4 minutes",
         url: "https://www.rfc-editor.org/rfc/rfc5382",
     },
 ];
