@@ -31,10 +31,9 @@ use ka_reach::diag::State;
   ka ls --off                              list sockets without keepalive
   ka plan --preset aws-nlb                 compute values for a load balancer
 
-Status: 0: success. 1: ls --off found a socket without keepalive, check found a way that is not available, or ls, \
-check, attach or cgroup could not handle all sockets. 2: the arguments are wrong, or ka failed before it changed \
-anything. 3: ls --off found no socket without keepalive, but could not read some sockets. ka run returns the status of \
-the program."
+Status: 0: success. 1: ls --off found a socket without keepalive, check found a problem, or ls, attach or cgroup could \
+not handle all sockets. 2: the arguments are wrong, or ka failed before it changed anything. 3: ls --off found no \
+socket without keepalive, but could not read some sockets. ka run returns the status of the program."
 )]
 pub(crate) struct Ka {
     #[command(subcommand)]
@@ -74,11 +73,15 @@ pub(crate) enum Command {
 /// CAP_SYS_ADMIN, ka does not run setuid programs such as sudo, because under the seccomp filter they would not gain
 /// their rights. Use sudo ka run.
 ///
-/// If a system call blocks the supervisor for 2 s, the supervisor lets the call continue and names the process on
-/// standard error. The socket may then lack the policy.
+/// Via seccomp, the supervisor makes system calls on the sockets of the program, and such a call can block. After 2 s,
+/// the supervisor lets the program's own call continue, and names the process on standard error. The socket may then
+/// lack the policy.
 ///
-/// Without policy options, the policy comes from the KA_ variables, then from /etc/ka.conf. If these name no policy, it
-/// is 60,10,6. If ka cannot reach the program, ka refuses to start it.
+/// Each value of the policy comes from the first source that names it. The sources are the flags, the KA_ variables,
+/// /etc/ka.conf, and the default 60,10,6. The mode follows the same order, and its default is force. If -p or KA_POLICY
+/// gives a whole policy, the values that it lacks come from the default, not from later sources.
+///
+/// If ka cannot reach the program, ka refuses to start it.
 #[derive(Args, Debug)]
 #[command(
     mut_arg("whole", on_only),
@@ -148,10 +151,11 @@ pub(crate) enum Via {
 /// sets listeners: the connections that they accept inherit the policy.
 ///
 /// Each value of the policy comes from the first source that names it. The sources are the flags, the KA_ variables,
-/// /etc/ka.conf, and the default 60,10,6. The mode follows the same order, and its default is force. A whole policy
-/// (-p, KA_POLICY) takes no values from later sources. ka attach ignores KA_RULES. With --all and --user, ka skips the
-/// programs that KA_SKIP names. A process may already have another policy of ka, from ka run, libka_preload.so or its
-/// cgroup. ka prints that policy, because sockets that the process opens later get it.
+/// /etc/ka.conf, and the default 60,10,6. The mode follows the same order, and its default is force. If -p or KA_POLICY
+/// gives a whole policy, the values that it lacks come from the default, not from later sources. ka attach ignores
+/// KA_RULES. With --all and --user, ka skips the programs that KA_SKIP names. A process may already have another policy
+/// of ka, from ka run, libka_preload.so or its cgroup. ka prints that policy, because sockets that the process opens
+/// later get it.
 #[derive(Args, Debug)]
 #[command(
     group = ArgGroup::new("whose").required(true).args(["pids", "all", "user", "undo"]),
@@ -171,15 +175,15 @@ JSON: set, unchanged, failed: numbers of sockets. without_user_timeout: number o
 policy's user timeout. dry_run, policy, mode. not_found: number of sockets to undo that are closed or whose process \
 has ended. denied: number of processes that ka may not examine. skipped: number of processes that KA_SKIP names. \
 sockets_left, processes_left: numbers of sockets and processes that ka had not set or examined when a signal came. \
-others: other policies of ka that the processes have (pid, way, of, policy, mode, rules). sockets: array with an \
-object per socket (pid, fd, inode, comm, local, peer, result, before, after, error, note). result is set, would-set \
-(on a dry run), unchanged, failed, or denied (with --all and --user, ka may not examine the process). before and after \
-are null, or an object (keepalive, idle, intvl, cnt, user_timeout_ms). With --follow, ka prints one line per socket \
-instead.
+others: other policies of ka that the processes have (pid, way, of, policy, mode, rules). of is the PID of the \
+supervisor or the name of the cgroup, and rules is the number of rules. sockets: array with an object per socket (pid, \
+fd, inode, comm, local, peer, result, before, after, error, note). result is set, would-set (on a dry run), unchanged, \
+failed, or denied (ka may not examine the process; only with --all and --user). before and after are null, or an \
+object (keepalive, idle, intvl, cnt, user_timeout_ms). With --follow, ka prints one line per socket instead.
 
-A program can hold the lock of its socket for any time. If a socket does not answer within 2 s, ka names it, leaves it \
-unchanged, and continues with the other sockets. After 8 such sockets of one user, ka skips all other sockets that \
-this user made.
+A program can hold the lock of its socket for as long as it likes. If a socket does not answer within 2 s, ka names \
+it, leaves it unchanged, and continues with the other sockets. After 8 such sockets of one user, ka skips all other \
+sockets that this user made.
 
 To set a process of another user, or a process that is not dumpable, ka needs CAP_SYS_PTRACE (run ka as root). If \
 Yama's kernel.yama.ptrace_scope is 1 or more (Ubuntu's default is 1), ka needs it for your own processes too.
@@ -461,8 +465,8 @@ pub(crate) enum CgroupCommand {
 ///
 /// ka sets the sockets that are already open. From then on, each socket gets the policy as it connects, listens or is
 /// accepted. The new policy replaces an earlier policy of the same cgroup. A policy in mode force overrides the
-/// policies of the cgroups below. ka reports a policy above that overrides the new policy, and policies below that the
-/// new policy overrides.
+/// policies of the cgroups below. ka reports a policy of a cgroup above that overrides the new policy, and policies of
+/// cgroups below that the new policy overrides.
 ///
 /// The mode and each value of the policy come from the first source that names them. The sources are the flags, the KA_
 /// variables, /etc/ka.conf, and the defaults 60,10,6 and force.
