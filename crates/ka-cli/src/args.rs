@@ -264,8 +264,9 @@ pub(crate) enum AttachVia {
 /// Columns: PROCESS is the process with the lowest PID that has the socket; nginx/812+3 means that 3 more processes
 /// share it. KEEP: whether keepalive is on. IDLE, INTVL and CNT: the timers in force. TIMEOUT: TCP_USER_TIMEOUT. NEXT:
 /// the time until the next probe, if the connection stays silent. LOST: how many probes in a row had no answer. RISK:
-/// the problems of the settings or of the connection. NETNS, only with --all-netns: the network namespace, as --netns
-/// takes it, which is its ip-netns(8) name or the lowest PID in it.
+/// the problems of the settings or of the connection. NETNS: the network namespace, by its ip-netns(8) name or by the
+/// lowest PID in it. --netns accepts both. ka prints this column with --all-netns, and if the PIDs are in several
+/// network namespaces.
 ///
 /// Risks: "off": keepalive is off. "slow": the first probe comes after more than 350 s. AWS load balancers and NAT
 /// gateways forget the connection before that. "suspended": the peer has not acknowledged data, and the kernel sends no
@@ -288,12 +289,13 @@ pub(crate) enum AttachVia {
   sudo ka ls --netns blue --json
 
 Status: With --off: 0 if keepalive is on for all sockets, 1 if it is off for some, 3 if it is off for no socket but \
-unknown for some. Without --off: 1 if ka could not read something and names it on standard error: a process that you \
-asked for, a network namespace, or a socket that did not answer within 2 s because a program holds its lock. 2 if ka \
-could list nothing.
+unknown for some. Without --off: 1 if ka could not read a process that you asked for or a network namespace, or \
+if a socket did not answer within 2 s because a program holds its lock. ka prints the reason on standard error. 2 if \
+ka could list nothing.
 
 JSON keys: An array with an object per socket.
-  netns: string. The network namespace, as in the column NETNS. null: the one of ka, without --all-netns.
+  netns: string. The network namespace, as in the column NETNS. null: without --netns and --all-netns, ka lists \
+  only the network namespace that it runs in.
   pid: integer. The process with the lowest PID that has the socket. null: no process has it, or ka may not know which.
   fd: integer. The lowest descriptor of the socket in that process. null: as for pid.
   comm: string. The name of that process. null: as for pid, or ka cannot read the name.
@@ -362,9 +364,9 @@ pub(crate) struct Ls {
   ka check ./server
   ka check 1234
 
-Status: 1 if ka run does not reach the program, if ka attach does not reach the process or one of its sockets, if \
-sockets of the process lack keepalive although a policy of ka applies, or, without an argument, if a way is not \
-available. 127: no such program. 126: not executable.")]
+Status: For a program: 1 if ka run does not reach it, 127 if there is no such program, 126 if it is not executable. \
+For a process: 1 if ka attach does not reach it or one of its sockets, or if some of its sockets lack keepalive \
+although a policy of ka applies. Without an argument: 1 if a way is not available.")]
 pub(crate) struct Check {
     /// A program, by name or path, or a process, by PID
     #[arg(value_name = "PROGRAM|PID")]
