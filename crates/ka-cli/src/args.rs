@@ -294,8 +294,8 @@ if a socket did not answer within 2 s because a program holds its lock. ka print
 ka could list nothing.
 
 JSON keys: An array with an object per socket.
-  netns: string. The network namespace, as in the column NETNS. null: without --netns and --all-netns, ka lists \
-  only the network namespace that it runs in.
+  netns: string. The network namespace, as in the column NETNS. null: ka lists only the network namespace that \
+  it runs in, and neither --netns nor --all-netns is given.
   pid: integer. The process with the lowest PID that has the socket. null: no process has it, or ka may not know which.
   fd: integer. The lowest descriptor of the socket in that process. null: as for pid.
   comm: string. The name of that process. null: as for pid, or ka cannot read the name.
