@@ -63,15 +63,15 @@ pub(crate) enum Command {
 /// their system calls themselves, and programs of C libraries other than glibc and musl. ka recognizes these by their
 /// files.
 ///
-/// Some wrappers start a program without LD_PRELOAD or in another root directory. Preload does not reach such a
-/// program. ka knows these wrappers by name, also if nice, timeout, env or a similar program starts them: sudo,
-/// sudoedit, doas, pkexec, run0, login; su and runuser with -, -l or --login; newgrp with -; env with -i, -u LD_PRELOAD
-/// or LD_PRELOAD=; setpriv with --reset-env; mptcpize; chroot, arch-chroot, bwrap, flatpak, systemd-nspawn, firejail,
-/// schroot, proot, nsjail, runc, crun, lxc-attach, lxc-execute, lxc-start; unshare with --root; nsenter with --mount,
-/// --root or --all; chpst with -/; start-stop-daemon with --chroot. ka does not read the commands in scripts, and
-/// cannot know that a program starts its children with an empty environment. Use --via seccomp for these. Without
-/// CAP_SYS_ADMIN, ka does not run setuid programs such as sudo, because under the seccomp filter they would not gain
-/// their rights. Use sudo ka run.
+/// Some wrappers remove or replace LD_PRELOAD, or change the root directory, before they start a program. Preload does
+/// not reach such a program. ka knows these wrappers by name, also if nice, timeout, env or a similar program starts
+/// them: sudo, sudoedit, doas, pkexec, run0, login; su and runuser with -, -l or --login; newgrp with - or -l; env with
+/// -i, -u LD_PRELOAD or LD_PRELOAD=; setpriv with --reset-env; mptcpize; chroot, arch-chroot, bwrap, flatpak,
+/// systemd-nspawn, firejail, schroot, proot, nsjail, runc, crun, lxc-attach, lxc-execute, lxc-start; unshare with
+/// --root; nsenter with --mount, --root or --all; chpst with -/; start-stop-daemon with --chroot. ka does not read the
+/// commands in scripts, and cannot know that a program starts its children with an empty environment. Use --via seccomp
+/// for these. Without CAP_SYS_ADMIN, ka does not run setuid programs such as sudo, because under the seccomp filter
+/// they would not gain their rights. Use sudo ka run.
 ///
 /// Via seccomp, the supervisor makes system calls on the sockets of the program, and such a call can block. After 2 s,
 /// the supervisor lets the program's own call continue, and names the process on standard error. The socket may then
