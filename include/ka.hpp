@@ -680,8 +680,8 @@ struct beat {
     }
 
     /**
-     * Verifies a frame that was received: it was made with this key and nonce, and is newer than last_sequence. The
-     * sequence of the result is the next last_sequence. ka_beat_verify
+     * Verifies a frame that was received: it was made with this key and nonce, and is newer than last_sequence.
+     * Pass the sequence of the result as last_sequence next time. ka_beat_verify
      */
     [[nodiscard]] static beat verify(const key &key, const nonce &sent, std::uint64_t last_sequence, const frame &came,
                        std::error_code &ec) noexcept {

@@ -152,7 +152,7 @@ pub unsafe extern "C" fn ka_beat_client(frame: *const u8, client: *mut u64) -> c
 ///   nonce          the KA_BEAT_NONCE_SIZE bytes that were sent to this connection.
 ///   last_sequence  the sequence of the last verified beat of this connection, or 0 before the first.
 ///   frame          the KA_BEAT_SIZE bytes that were received.
-///   beat           receives the client and the sequence. The sequence is the next last_sequence.
+///   beat           receives the client and the sequence. Pass this sequence as last_sequence next time.
 ///
 /// The function wipes its copies of the key before it returns. The caller must wipe the key itself.
 ///

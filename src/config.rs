@@ -58,7 +58,7 @@ pub struct ka_config {
     pub intvl: i32,
     /// Unanswered probes that end the connection: 1..KA_CNT_MAX or KA_KEEP. TCP_KEEPCNT
     pub cnt: i32,
-    /// How long data or probes may stay unacknowledged, in milliseconds: 1..2147483647, KA_KEEP, KA_AUTO or KA_NONE.
+    /// Time that data or probes may stay unacknowledged, in milliseconds: 1..2147483647, KA_KEEP, KA_AUTO or KA_NONE.
     /// TCP_USER_TIMEOUT
     pub user_timeout: i32,
 }
@@ -105,7 +105,7 @@ impl ka_config {
         })
     }
 
-    /// Writes the values. Not inlined, because five functions call it and none of them is hot.
+    /// Writes the values. Not inlined, because five functions call it and their speed does not matter.
     ///
     /// # Safety
     /// `config` can be written for `count` words.

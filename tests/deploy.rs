@@ -215,7 +215,7 @@ fn ld_so_preload_rejects_libraries_that_would_break_programs() {
             "$tool install /mnt/trap.so",
             "sh does not start under /mnt/trap.so: status 13",
         ),
-        // nobody may not write the list, and perhaps not read the sources, so use a copy.
+        // The user nobody cannot write the list, and perhaps cannot read the sources. So use a copy.
         (
             "install -m 755 $tool /mnt/tool",
             "setpriv --reuid 65534 --clear-groups /mnt/tool install $lib",

@@ -213,7 +213,7 @@ fn cases() -> Vec<Case> {
 struct Call {
     name: &'static str,
     run: fn(RawFd) -> Result<c_int, c_int>,
-    /// Whether the call uses the user timeout, which MPTCP does not have.
+    /// True if the call uses the user timeout, which MPTCP does not have.
     user_timeout: bool,
 }
 

@@ -377,7 +377,8 @@ fn the_server_survives_a_client_that_leaves_during_a_write() {
     assert!(server.child.try_wait().unwrap().is_none(), "the server has ended");
 }
 
-/// The server has no descriptor for any client, so none can leave and free one. It must try again by itself.
+/// The server has no free descriptor for a first client. So no client can leave and free a descriptor, and the server
+/// must retry by itself.
 #[test]
 fn the_server_accepts_again_when_its_descriptor_limit_is_raised() {
     example("tcp_keepalive_server");

@@ -1,7 +1,7 @@
 //! Makes each system call of libka and of the shim fail once, with each errno that it can have.
 //!
 //! Then a call of libka must report that errno, and leave the socket unchanged. A program under the shim must see no
-//! difference, and each of its sockets must have the whole policy or nothing of it.
+//! difference, and each of its sockets must have either the whole policy or no part of it.
 
 use std::collections::BTreeSet;
 use std::process::Command;

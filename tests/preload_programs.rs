@@ -138,7 +138,7 @@ fn postgres() -> PathBuf {
     versions.max().unwrap().join("bin")
 }
 
-/// Returns a command that runs a program of PostgreSQL as nobody, because its server refuses to run as root.
+/// Returns a command that runs a program of PostgreSQL as the user nobody, because the server refuses to run as root.
 fn as_somebody(program: &Path) -> Command {
     if !is_root() {
         return preloaded(program);
@@ -157,7 +157,7 @@ struct Postgres {
 /// Starts a PostgreSQL server, with or without the shim.
 fn start_postgres(is_preloaded: bool, args: &[&str]) -> Postgres {
     let bin = postgres();
-    // nobody must be able to enter the folder.
+    // The user nobody must be able to enter the folder.
     let folder = std::env::temp_dir().join(format!("ka-test-postgres-{}-{is_preloaded}", std::process::id()));
     fs::create_dir(&folder).unwrap();
     let made = CleanUp(folder.clone());

@@ -356,8 +356,8 @@ fn check_socket(shim: &Shim, reference: &Reference, rules: &[rule::Rule], input:
     }
 }
 
-/// Returns the settings of a new socket after it got a policy. If it gets the policy later, in mode floor, stricter
-/// values stay.
+/// Returns the settings of a new socket after it got a policy. `fresh` has its settings before. With `keeps_stricter`,
+/// stricter values of `fresh` stay: in mode floor with rules, the socket gets the policy only when it connects.
 fn given(policy: &Policy, fresh: &Policy, keeps_stricter: bool) -> Policy {
     let mut has = policy.on(fresh);
     if keeps_stricter {
@@ -539,8 +539,8 @@ fn read(environment: &[Entry]) -> (Option<&'static Shim>, Vec<u8>) {
     let pointers: Vec<*const c_char> =
         strings.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect();
     let listener = Listener::begin();
-    // SAFETY: there is one thread. The environment is restored, and the shim keeps no pointers into it: it has copies
-    // of what it uses later. `read` reuses the memory of an earlier shim, which is no longer used.
+    // SAFETY: there is one thread. The environment is restored, and the shim keeps no pointers into it: it copies the
+    // values that it uses later. `read` reuses the memory of an earlier shim, which is no longer used.
     let found = unsafe {
         let before = environ;
         environ = pointers.as_ptr();

@@ -83,7 +83,7 @@ impl Policy {
         i32::try_from(milliseconds).ok().filter(|milliseconds| *milliseconds >= 1)
     }
 
-    /// Returns this policy, with the values of `base` for those that are `KEEP`.
+    /// Returns this policy, with each `KEEP` replaced by the value of `base`.
     pub fn on(&self, base: &Self) -> Self {
         let mut words = self.words();
         for (word, theirs) in words.iter_mut().zip(base.words()) {

@@ -38,15 +38,15 @@ pub struct Seen {
     pub version: String,
     /// The output of the client, and its status.
     pub answer: String,
-    /// How the server ended on request.
+    /// The way in which the server ended on request.
     pub ending: String,
     /// The ends of the connections, once all were right, or at the end of the time.
     pub ends: Vec<End>,
     /// The messages of ka.
     pub said: Vec<String>,
-    /// Why the cell did not run here.
+    /// The reason why the cell did not run here.
     pub untried: Option<String>,
-    /// Why the cell has failed.
+    /// The reason why the cell has failed.
     pub failure: Option<String>,
 }
 

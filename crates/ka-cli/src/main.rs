@@ -52,8 +52,9 @@ use std::io::Write as _;
 use args::Command;
 use failure::{Failure, Outcome};
 
-/// The entry point from C. Rust's own `main` would ignore SIGPIPE. With this one, ka ends silently if the reader of its
-/// output ends, and a program that `ka run` starts inherits the signal dispositions unchanged.
+/// The entry point from C. Rust's own `main` would ignore SIGPIPE. This function leaves the signal dispositions
+/// unchanged. So ka ends silently if the reader of its output ends, and a program that `ka run` starts inherits the
+/// dispositions.
 ///
 /// # Safety
 /// Only the C library calls this, with the arguments of the program.

@@ -77,8 +77,8 @@ fn page(command: &clap::Command, name: &str) -> String {
     page + &sections(&extra)
 }
 
-/// Returns the line of NAME with a summary that begins in lower case, as Linux man-pages write it. An abbreviation, such
-/// as TCP, stays.
+/// Returns the line of NAME with the first letter of the summary in lower case, as in Linux man-pages. If the summary
+/// begins with an abbreviation, such as TCP, the line is unchanged.
 fn lower_case(line: &str) -> String {
     let (name, summary) = line.split_once(" \\- ").unwrap();
     let mut rest = summary.chars();

@@ -28,15 +28,15 @@ pub(crate) struct Program {
     pub(crate) executable: PathBuf,
     /// The contents of `executable`. `None` if it is not an ELF file, or cannot be read.
     pub(crate) elf: Option<Elf>,
-    /// The reason why the kernel sets `AT_SECURE`, so that the loader ignores LD_PRELOAD. `None` if the kernel does
-    /// not.
+    /// The reason why the kernel sets `AT_SECURE`, so that the loader ignores LD_PRELOAD. `None` if the kernel does not
+    /// set it.
     pub(crate) secure: Option<&'static str>,
     /// `true` if env(1) in a `#!` line removes or changes LD_PRELOAD.
     pub(crate) drops_preload: bool,
     /// `true` if the file is neither an ELF file nor a script with `#!`. As with execvp(3), the shell runs such a file.
     pub(crate) is_plain_text: bool,
-    /// The reason why a preloaded library does not reach the program that this one starts. `None` if it does, or if
-    /// unknown.
+    /// The reason why a preloaded library does not reach the program in `starts`. `None` if the library reaches that
+    /// program, or if ka does not know.
     pub(crate) loses_preload: Option<String>,
     /// The entry of the table of clients, if a server may do the program's work.
     pub(crate) client: Option<&'static Client>,

@@ -374,7 +374,7 @@ fn multipath_tcp_sockets_get_the_policy() {
     assert_eq!((status, err.as_str()), (0, ""));
     let [on, idle, intvl, cnt, _] = keepalive_options(socket.as_raw_fd());
     assert_eq!([on, idle, intvl, cnt], [Ok(1), Ok(280), Ok(30), Ok(5)]);
-    // The output names the missing user timeout for each socket, also for one that has the policy already. If the
+    // The output names the missing user timeout for each socket, even if the socket already has the policy. If the
     // policy has no user timeout, the output does not mention it.
     let (_, out, _) = attach(&["-v", "-p", "281,30,5", "-u", "5000"], pid);
     assert!(
@@ -726,7 +726,7 @@ fn short_lived_processes_cause_no_errors() {
     assert!(parts.next().unwrap().ends_with(", 0 failed"), "{said}");
     assert!(parts.all(|part| part.ends_with(" not examined, because a signal came")), "{said}");
     assert!(err.starts_with("ka: attach: following ") && err.lines().count() == 1, "{err}");
-    // How many of the sockets a pass meets depends on the load of the machine.
+    // The number of sockets that a pass finds depends on the load of the machine.
     let set: usize = said.split(' ').next().unwrap().parse().unwrap();
     assert!(set > 0, "{said}");
 }

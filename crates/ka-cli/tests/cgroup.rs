@@ -1157,7 +1157,7 @@ fn attach_via_bpf_sets_every_socket_of_a_network_namespace() {
         keepalive_options(listener.accept().unwrap().0.as_raw_fd()),
         [Ok(1), Ok(60), Ok(4), Ok(6), Ok(0)]
     );
-    // That end is closed after its last segment was acknowledged, and the other end is half closed.
+    // Wait until the dropped end is closed, which needs the acknowledgement of its FIN. Its peer is then half closed.
     eventually("the connection is closed", || {
         stdout(Command::new("ss").args(["-Htn", "state", "fin-wait-1"])).is_empty()
     });

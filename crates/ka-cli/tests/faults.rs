@@ -1,8 +1,8 @@
 //! Makes each system call of ka fail once, with each errno that it can return.
 //!
 //! After each failure, ka must end with a documented exit status and report what it did not do. A failed command
-//! leaves everything unchanged. What ka reports as done must be true according to the kernel. A program that ka
-//! starts has the policy, or is reported, or is not started.
+//! leaves everything unchanged. If ka reports a change as done, the kernel must confirm it. A program that ka starts
+//! has the policy, or is reported, or is not started.
 
 mod command;
 
@@ -101,8 +101,8 @@ fn run_starts_the_program_under_the_policy_or_not_at_all() {
 
 #[test]
 fn failures_of_the_supervisor_are_reported() {
-    // Each program with its accepted outputs. The second program sets values of its own, which the mode judges. If
-    // the kernel does not report such a value to the supervisor, the policy's value replaces a stricter one.
+    // Each program with its accepted outputs. The second program sets its own values, and in mode floor stricter values
+    // stay. If the supervisor cannot read such a value because getsockopt(2) fails, the policy's value replaces it.
     let floor = ["1 30 10 5 0\n", "1 60 10 5 0\n", "1 30 10 6 0\n"];
     for (what, mode, accepted) in [("listen", "force", &[STANDARD][..]), ("before", "floor", &floor)] {
         let prepare = || {
@@ -278,7 +278,7 @@ fn sysctls() -> [String; 3] {
     SYSCTLS.map(|name| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap().trim().to_owned())
 }
 
-/// Either all three sysctls and the file are written, or none of them.
+/// ka either writes all three sysctls and the file, or leaves all of them unchanged.
 #[test]
 fn defaults_are_set_completely_or_not_at_all() {
     if !on_a_machine_of_its_own("defaults_are_set_completely_or_not_at_all") {

@@ -263,7 +263,7 @@ fn a_silent_peer_is_shown() {
     assert!(probes.parse::<u32>().unwrap() >= 6, "{kernels}");
 }
 
-/// For sockets that ka may not examine, it reports what the kernel's list proves, and nothing more.
+/// For sockets that ka may not examine, it reports only what the kernel's list proves.
 #[test]
 fn sockets_of_other_users_are_inferred() {
     if !is_root() {

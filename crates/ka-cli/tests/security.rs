@@ -509,7 +509,7 @@ fn a_link_folder_of_another_user_is_not_used() {
     }
 }
 
-/// ka runs no other program than the user's, whatever PATH contains.
+/// ka runs only the user's program, whatever PATH contains.
 #[test]
 fn ka_runs_no_other_program() {
     let holder = Holder::start(&mut Command::new(holder()));

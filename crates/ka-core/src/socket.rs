@@ -49,8 +49,8 @@ impl<K: Kernel> Socket<'_, K> {
         self.keepalive()
     }
 
-    /// Returns the value of this timer that is in force. If no value was set, this is the value of the sysctl, which
-    /// may be one that cannot be set, such as 86400 or -1.
+    /// Returns the value of this timer that is in force. If no value was set, this is the value of the sysctl. A sysctl
+    /// may hold a value that cannot be set on a socket, such as 86400 or -1.
     ///
     /// # Errors
     /// [`Error::NotTcp`], [`Error::System`], [`Error::Unsupported`] (the user timeout on Multipath TCP).

@@ -113,16 +113,16 @@ pub fn user_timeout_limit(policy: &Config) -> i32 {
     policy.detection_ms().and_then(|limit| i32::try_from(limit).ok()).unwrap_or(i32::MAX)
 }
 
-/// Returns the part of a policy that is to be set on a socket, which may have its own keepalive. `was_on` says whether
-/// the socket has keepalive on. Returns `None` if nothing is to be set.
+/// Returns the values of a policy to set on a socket. The program may already have set keepalive on the socket.
+/// `was_on` is true if the socket has keepalive on. Returns `None` if the socket must stay unchanged.
 ///
 /// | | [`Mode::Force`] | [`Mode::Floor`] | [`Mode::Default`] |
 /// |---|---|---|---|
 /// | the policy turns keepalive on | the policy | the stricter of both values | the policy if `was_on` is false |
-/// | it does not | the policy | `None` | `None` |
+/// | the policy does not turn keepalive on | the policy | `None` | `None` |
 ///
-/// In force and floor, if the policy is on and names no user timeout, one that exceeds [`user_timeout_limit`] is
-/// shortened to that.
+/// In force and floor, if the policy turns keepalive on and names no user timeout, a longer user timeout of the socket
+/// is lowered to [`user_timeout_limit`].
 #[must_use]
 #[inline]
 pub fn due<K: Kernel + Copy>(
@@ -181,7 +181,8 @@ fn stricter<K: Kernel + Copy>(socket: Socket<'_, K>, policy: &Config) -> Config 
     })
 }
 
-/// Returns the values to set, with a user timeout if the socket has one that exceeds the policy's limit.
+/// Returns `config`. If it names no user timeout, and the socket's user timeout exceeds the limit of the policy, adds
+/// the limit as user timeout.
 fn with_short_user_timeout<K: Kernel + Copy>(
     socket: Socket<'_, K>,
     config: Config,

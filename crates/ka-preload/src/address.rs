@@ -9,7 +9,7 @@ use libc::{c_int, c_long, sa_family_t, sockaddr, sockaddr_in, sockaddr_in6, sock
 
 use crate::raw;
 
-/// Returns the peer of a connection. A listener has none, nor has a socket before its handshake is complete.
+/// Returns the peer of a connection. `None` for a listener, and for a socket whose handshake is not complete.
 pub(crate) fn peer(fd: c_int) -> Option<Endpoint> {
     named(libc::SYS_getpeername, fd)
 }

@@ -33,12 +33,13 @@ extern "C" fn load() {
     }
 }
 
-/// Gives the policy to the open sockets that no hook has seen yet: those that the program inherited, for example from a
-/// service manager, and those that a library's constructor made before its calls reached the hooks.
+/// Sets the policy on open sockets that no hook has seen yet. The program may have inherited them, for example from a
+/// service manager. Or a constructor of a library made them before its calls reached the hooks.
 ///
-/// poll(2) reports for many descriptors at once whether they are open. /proc/self/fd would list them all, but that
-/// takes as long as everything else here together. So the first 1024 descriptors are always examined, and those after
-/// them as long as at least one in 256 is open. A socket that is missed gets the policy when it connects or listens.
+/// poll(2) reports for many descriptors at once whether they are open. Reading /proc/self/fd would take as long as all
+/// other work of this constructor. The sweep examines sets of 256 descriptors. It ends after the first set without an
+/// open descriptor, but not before descriptor 1024. A socket that the sweep misses gets the policy when it connects or
+/// listens.
 pub(crate) fn sweep(shim: &Shim) {
     const MANY: c_int = 256;
     const ALWAYS: c_int = 1024;
@@ -47,8 +48,8 @@ pub(crate) fn sweep(shim: &Shim) {
         let mut set: [pollfd; MANY as usize] =
             core::array::from_fn(|n| pollfd { fd: first.saturating_add(n as c_int), events: 0, revents: 0 });
         let mut any = false;
-        // poll fails if the set is larger than RLIMIT_NOFILE, or if a filter denies it. All descriptors of the set
-        // are then examined.
+        // poll fails if the set is larger than RLIMIT_NOFILE, or if a filter denies it. The sweep then examines all
+        // descriptors of this set, and ends.
         let asked = raw::poll(&mut set).is_ok();
         for entry in set.iter().filter(|entry| entry.revents & POLLNVAL == 0) {
             if !sockets::is_unknown(entry.fd) {

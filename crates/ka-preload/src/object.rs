@@ -179,8 +179,9 @@ struct Link {
 /// Passes the tables of each loaded object to `look`, in load order, without calling dl_iterate_phdr(3). Returns
 /// whether the program has the list of objects (`DT_DEBUG`).
 ///
-/// This function is for the time before the constructors have run. A sanitizer, which hooks dl_iterate_phdr(3), looks
-/// up functions by dlsym(3) then, and may not have found the real dl_iterate_phdr(3) yet.
+/// A hook may need this function before the constructors have run. At that time, a sanitizer that hooks
+/// dl_iterate_phdr(3) may still be looking up the real functions with dlsym(3). Its dl_iterate_phdr(3) may then not
+/// work yet.
 pub(crate) fn each_at_start(mut look: impl FnMut(&Tables)) -> bool {
     // SAFETY: getauxval(3) takes a number. The kernel provides the program headers, and the loader has filled the
     // dynamic section of the program. No other thread changes the list.

@@ -58,8 +58,8 @@ static SHIM: Place<Shim> = Place::new();
 /// The text of /etc/ka.conf. Without this file, the pages are never touched.
 static FILE: Place<[u8; CONF_ROOM]> = Place::new();
 
-/// The memory for the strings. They are not a part of `Shim`: most programs have no log, and each page
-/// that a program writes at its start delays it by microseconds.
+/// The memory for the strings. The strings are not in `Shim`, because most programs have no log, and each page that is
+/// written at the start of a program costs microseconds.
 static LOG: Place<[u8; NAME_ROOM]> = Place::new();
 static PROGRAM: Place<[u8; NAME_ROOM]> = Place::new();
 

@@ -26,16 +26,15 @@ enum Known {
     /// The socket got its policy, but already had keepalive on. Connections in its accept queue may have inherited
     /// the old values.
     Changed = 4,
-    /// The socket came from a process that may be another user's, and no call was made on it yet. That user may hold
-    /// its lock, so a call of the shim could wait forever. The socket gets the policy when the program itself makes a
-    /// call that takes the lock.
+    /// The socket came from a process that may belong to another user, and the program has not used it yet. The other
+    /// user may hold the lock of the socket, so a call of the shim could wait forever. The socket gets the policy when
+    /// the program itself makes a call that takes the lock.
     Foreign = 5,
 }
 
 /// The state of each descriptor that a program is likely to have, one byte each. The state of higher descriptors is not
-/// recorded. The lower bits are a [`Known`]. The upper bits are the options that the program has set on a socket in
-/// the state
-/// [`Known::AwaitsRules`].
+/// recorded. The lower bits are a [`Known`]. In the state [`Known::AwaitsRules`], the upper bits are the options that
+/// the program has set on the socket.
 static KNOWN: [AtomicU8; 65536] = [const { AtomicU8::new(0) }; 65536];
 
 /// The bits of the byte that are a [`Known`].

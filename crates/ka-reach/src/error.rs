@@ -517,8 +517,8 @@ impl From<io::Error> for Error {
     }
 }
 
-/// For functions that return `io::Result`. `Display` writes the same message. The errno remains only for an
-/// [`Error::Io`] with an empty `what`.
+/// Lets functions that return `io::Result` pass an [`Error`] on. The message stays the same. The errno is kept only for
+/// an [`Error::Io`] with an empty `what`.
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         match error {

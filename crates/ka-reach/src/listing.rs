@@ -258,7 +258,7 @@ fn tables(pid: i32, incomplete: &mut Vec<Error>) -> Result<Vec<Holder>> {
     refused.map_or(Ok(holders), Err)
 }
 
-/// Returns the sockets of these processes. Fails if ka may inspect none of them.
+/// Returns the sockets of these processes. Fails only if ka may not inspect any of these processes.
 fn tables_of(pids: &[i32], incomplete: &mut Vec<Error>) -> Result<Vec<Holder>> {
     let mut holders = Vec::new();
     let mut refused = Vec::new();

@@ -10,7 +10,7 @@ use crate::artifact::release;
 use crate::child::succeed;
 use crate::path::{root, scratch};
 
-/// How a C program links to libka.
+/// The way in which a C program links to libka.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Link {
     /// To libka.so, which the loader finds through an rpath.

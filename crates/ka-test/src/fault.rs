@@ -345,8 +345,8 @@ pub struct Trial<'a> {
     pub name: &'a str,
     /// Options of `fault`.
     pub options: &'a [&'a str],
-    /// The number of calls that fail at most, if a task makes the same system call again and again. With
-    /// `KA_FAULTS=all` it is 200.
+    /// If a task makes the same system call more often than this, the trial tests only this number of the calls. With
+    /// `KA_FAULTS=all` the number is 200.
     pub few: usize,
     /// The percentage of runs that may end without the call that was to fail. With several threads, the order of calls
     /// differs from run to run.
@@ -355,7 +355,7 @@ pub struct Trial<'a> {
     pub then: Option<i32>,
     /// System calls with errnos that the kernel cannot return here.
     pub never: &'a [(&'a str, i32)],
-    /// Whether system calls on the signal mask and on pending signals fail too.
+    /// True if system calls on the signal mask and on pending signals fail too.
     pub signals: bool,
     /// If true, no call fails. Instead, the process in the environment variable `FAULT_KILL` is killed before each
     /// call.

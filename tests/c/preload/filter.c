@@ -1,7 +1,7 @@
 /*
  * filter WHAT: a program whose own seccomp filter kills it if the shim makes certain calls. Prints "well" at the end.
  *
- *   receives      receives descriptors of each kind under a filter that was installed in each way, and without one
+ *   receives      receives descriptors of each kind, without a filter and under filters that were installed in each way
  *   log           makes and connects sockets under a filter that forbids opening files
  *   rules         connects under a filter that forbids process_vm_readv(2)
  *   dlsym LIBRARY opens a library as PHP does, and looks a function up under a filter that forbids the shim's calls

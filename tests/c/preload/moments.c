@@ -254,7 +254,7 @@ static struct sockaddr_storage hammer_address;
 static socklen_t hammer_size;
 static int hammer_listener;
 static _Atomic int hammering = 1;
-/* Whether the threads fork. */
+/* 1 if the threads fork. */
 static int forking = 1;
 
 static void *hammer(void *number)

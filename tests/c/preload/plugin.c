@@ -1,7 +1,10 @@
 /*
- * A library for deepbind.c, which opens it in several ways. How its calls are bound depends on how it is compiled:
- * TABLE puts the functions' addresses into its data, EARLY makes a socket in its constructor, SLOW makes the loader wait
- * while it binds the library, and OWN makes it the library that a plugin brings along, with a socket() of its own.
+ * A library for deepbind.c, which opens it in several ways. Macros select the variant:
+ *
+ *   TABLE  the addresses of the functions are in its data
+ *   EARLY  its constructor makes a socket
+ *   SLOW   the loader waits while it binds the library
+ *   OWN    a library that a plugin brings along, which defines its own socket()
  */
 #include "probe.h"
 
@@ -57,7 +60,7 @@ void chosen(void) __attribute__((ifunc("resolve")));
 void (*pointer)(void) = chosen;
 #endif
 
-/* Six sockets: made, made by number, listening, connected, accepted, and one that keepalive was turned off on. */
+/* Six sockets: made by socket(), made by syscall(), listening, connected, accepted, keepalive turned off. */
 int plugin_sockets(int fds[6])
 {
     struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };

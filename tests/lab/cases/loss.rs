@@ -98,7 +98,7 @@ fn lossy(story: &mut Story) {
     story.saw(format!("{lost} % of {sent} probes lost"));
     assert!(lost.abs_diff(usize::try_from(LOST).unwrap()) <= 3, "{lost} % of the probes were lost");
     story.saw(format!("cnt={}: {with} of {CONNECTIONS} alive; cnt=1: {without}", planned().cnt));
-    // The picture shows two connections of each policy. Prefer those that survive.
+    // The picture shows two connections of each policy. Prefer connections that survive.
     let mut kept: Vec<_> = std::mem::take(&mut story.flows);
     kept.truncate(usize::try_from(CONNECTIONS).unwrap() + 2);
     kept.drain(2..usize::try_from(CONNECTIONS).unwrap());

@@ -207,7 +207,7 @@ def plan_preset(name: str) -> Config:
 
 
 class DetectTime(NamedTuple):
-    """How long a policy needs to find a dead peer."""
+    """The time that a policy needs to find a dead peer."""
 
     typical_ms: int
     """The time if no timer is late."""

@@ -177,8 +177,9 @@ fn obstacle(program: &Program, shim: Option<&Shim>) -> Option<Obstacle> {
 /// Explains why the shim does not see the sockets of a dynamic program, if the program makes system calls without the C
 /// library.
 ///
-/// The shim reaches a program that imports a socket function. This function reads the code of all libraries only for
-/// other programs, most of which have few libraries. It ignores files that it cannot read.
+/// The shim reaches a program if the program or one of its libraries imports a socket function. If they do not import
+/// one, this function reads the code of the program and of all its libraries. Most such programs have few libraries.
+/// Returns `None` if a library was not found or a file cannot be read.
 fn bypass(path: &Path, elf: &Elf) -> Option<String> {
     let linked = Linked::find(path, elf);
     if let Some(library) = linked.go_library() {

@@ -56,7 +56,7 @@ pub struct SocketResult {
 /// The results of a change.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// The number of sockets that were set. On a dry run, of those that would be set.
+    /// The number of sockets that were set, or on a dry run, that would be set.
     pub set: usize,
     /// The number of sockets that needed no change.
     pub unchanged: usize,

@@ -28,7 +28,8 @@ const OP: i16 = 0;
 pub(super) fn sock_ops(config: &Config, mode: Mode, record: i32) -> Vec<Insn> {
     let mut program = Assembler::default();
     let (apply, done) = (program.label(), program.label());
-    // The program does not use the map, but a program that refers to a map keeps the map alive.
+    // The program does not read the map. It refers to the map because the kernel keeps a map as long as a program
+    // refers to it.
     program.load_map(Reg::R2, record);
     // struct bpf_sock_ops *socket = context;
     program.mov(SOCKET, Reg::R1);

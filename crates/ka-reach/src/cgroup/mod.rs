@@ -147,8 +147,8 @@ impl Cgroup {
         found
     }
 
-    /// Returns the policy of a cgroup above that overrides `policy` in this cgroup. `None` if no policy does, or if the
-    /// one that does has the same values.
+    /// Returns the policy of a cgroup above that overrides `policy` in this cgroup. `None` if no cgroup above overrides
+    /// it, or if the overriding policy has the same values.
     #[must_use]
     pub fn overriding(&self, policy: Policy<'static>) -> Option<InForce> {
         // The kernel calls the programs of the topmost cgroup last, so its policy in mode force prevails.

@@ -1,8 +1,8 @@
 //! Running processes, as /proc shows them.
 //!
-//! The kernel reuses the PID of a process that has ended. So what ka reads from /proc/PID may be about another process
-//! than the one that ka opened. A [`Process`] has a pidfd, which always refers to the same process. If that process is
-//! still alive after ka has read /proc/PID, the PID cannot have been reused, and the facts are about that process.
+//! The kernel reuses the PID of a process that has ended. So /proc/PID may describe a new process instead of the
+//! process that ka opened. A [`Process`] has a pidfd, which always refers to the same process. If that process is still
+//! alive after ka has read /proc/PID, the PID cannot have been reused, and the facts are about that process.
 
 mod status;
 mod table;

@@ -6,7 +6,8 @@
 //!
 //! The seccompiler crate generates the comparisons of arguments. ka changes its filters in two ways:
 //!
-//! - seccompiler does not know the action USER_NOTIF. So ka has it generate TRACE, and replaces that by USER_NOTIF.
+//! - seccompiler does not know the action USER_NOTIF. So ka generates filters with TRACE, and replaces TRACE by
+//!   USER_NOTIF.
 //! - seccompiler's filters kill a process that makes a call of another architecture. So ka puts its own check of the
 //!   architecture first. This check allows such calls, but suspends connect and listen.
 

@@ -42,7 +42,7 @@ use crate::process::Status;
 /// The time between two checks of the workers while programs make calls.
 const TICK: Duration = Duration::from_millis(100);
 
-/// The time between two checks while no new call arrives, but a worker is stuck or none is parked.
+/// The time between two checks if no new call arrives, but a worker is stuck or no worker is parked.
 const SLOW_TICK: Duration = Duration::from_secs(1);
 
 /// The number of checks that find a worker at the same call before another worker takes over.

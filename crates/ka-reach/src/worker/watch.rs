@@ -72,8 +72,9 @@ pub(super) fn watch(
         for (thread, (before, idle)) in before.iter_mut().zip(&mut idle).enumerate() {
             let now = board.position(thread);
             let id = i32::try_from(Board::load(board.slot(thread), 0)).unwrap_or(0);
-            // Between two sockets, a thread waits for no lock. With a pace, it sleeps there. Without a pace, the first
-            // thread is watched there too, because the worker may be stuck before its first socket.
+            // A thread between two sockets cannot wait for the lock of a socket, so it is not watched. The first thread
+            // is an exception, because the worker may be stuck before its first socket. With a pace, the worker has
+            // only one thread. It sleeps between sockets, so it is not watched there either.
             let may_wait = now.is_some() || (thread == 0 && !has_pauses);
             let id = if id == 0 { worker } else { id };
             *idle = if may_wait && now == *before && is_waiting(worker, id) { *idle + 1 } else { 0 };
