@@ -108,8 +108,8 @@ fn libka_is_at_most_64_kib() {
     assert!((1..=64 * 1024).contains(&size), "{size} bytes");
 }
 
-/// State between calls would be in writable data. The library has only the writable data of the C runtime, and a byte
-/// in which SHA-256 records the instructions of the processor.
+/// If the library kept state between calls, it would need writable data. Its only writable data is that of the C
+/// runtime, and a byte in which SHA-256 records the instructions of the processor.
 #[test]
 fn libka_keeps_no_state() {
     let symbols = stdout(Command::new("nm").arg(unstripped().join("libka.so")));

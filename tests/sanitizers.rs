@@ -199,8 +199,7 @@ fn examples(sanitizer: &str) {
     client.wait().unwrap();
 }
 
-/// A compiler and a sanitizer. The sanitizer's runtime is linked statically, or is a library. By default, a runtime
-/// that is a library must be the first one.
+/// A compiler and a sanitizer. The runtime of the sanitizer is linked statically, or is a library.
 struct Host {
     compiler: &'static str,
     sanitizer: &'static str,
@@ -297,7 +296,7 @@ fn under_the_shim(host: &Host, nothing: &Path, source: &Path) {
             let mut command = preloaded("timeout");
             command.args(["120", "env"]).arg(assignment("LD_PRELOAD", order)).arg(&program).args(*moment);
             command.env_remove("LD_PRELOAD");
-            // By default the runtime refuses to be the second library.
+            // By default the runtime of AddressSanitizer refuses to start if another library precedes it.
             command.env("ASAN_OPTIONS", "verify_asan_link_order=0");
             let printed = stdout(&mut command);
             assert!(printed.ends_with("well\n"), "{} {moment:?}: {printed}", host.name());

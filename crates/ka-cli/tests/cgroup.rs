@@ -980,8 +980,8 @@ fn run_within(cgroup: &Cgroup, args: &[&str]) -> Command {
     command
 }
 
-/// The test kills the process that would remove a cgroup of `ka run --via cgroup`. ka keeps a cgroup
-/// with a process in it, and an empty cgroup of this name form that another program made.
+/// The test kills the process that would remove a cgroup of `ka run --via cgroup`. ka keeps a cgroup with a process in
+/// it. ka also keeps an empty cgroup with a similar name (ka-run-NUMBER) that another program made.
 #[test]
 fn empty_cgroups_that_ka_run_left_are_removed() {
     if !on_its_own("empty_cgroups_that_ka_run_left_are_removed") {

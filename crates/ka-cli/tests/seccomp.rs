@@ -234,8 +234,8 @@ fn doas_and_pkexec_are_supported() {
     }
 }
 
-/// ka reaches the program of an ordinary user's wrapper that is not setuid. A setuid one would lose its rights under
-/// the filter, so ka refuses to start it, even behind another program.
+/// If an ordinary user's wrapper is not setuid, ka reaches the program that it starts. A setuid program would lose its
+/// rights under the filter, so ka refuses to start it, even through a wrapper.
 #[test]
 fn wrappers_of_an_ordinary_user_are_supported_unless_setuid() {
     if !is_root() {
@@ -268,8 +268,8 @@ fn wrappers_of_an_ordinary_user_are_supported_unless_setuid() {
 /// Go turns keepalive on by itself, with 15 s, after connect or accept, unless the program disables that.
 #[test]
 fn the_mode_decides_about_keepalive_of_go() {
-    // True for an end of a connection that has Go's own keepalive, the dialer's end first. The cases are: nothing
-    // disabled, disabled for the dialer, for the listener, and for both.
+    // The program makes four connections. It leaves Go's keepalive on, or disables it for the dialer, for the listener,
+    // or for both. For each connection, the dialer's end comes first. True if Go sets its own keepalive on this end.
     const OWN: [bool; 8] = [true, true, false, true, true, false, false, false];
     // Later releases of Go also set the count of probes, to their default of 9.
     for (mode, own, given) in [

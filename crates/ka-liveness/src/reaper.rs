@@ -19,10 +19,9 @@ use crate::table::{ABSENT, END, Entry, Link, Table};
 /// as a valid message or a verified [`Beat`](crate::Beat). A connection is due when `now_ms - last touch >=
 /// timeout_ms`.
 ///
-/// Times are milliseconds on a clock of the program with any start, such as `CLOCK_MONOTONIC`. Time never goes
-/// backward:
-/// [`touch`](Self::touch) and [`expired`](Self::expired) replace a `now_ms` that is earlier than the latest one they
-/// have seen by that one.
+/// Times are milliseconds on a clock of the program with any start, such as `CLOCK_MONOTONIC`. The clock of a reaper is
+/// the latest `now_ms` that [`touch`](Self::touch) or [`expired`](Self::expired) has received. It never goes backward:
+/// an earlier `now_ms` is replaced by the latest.
 ///
 /// The reaper closes no descriptor. Call [`forget`](Self::forget) before a descriptor is closed. Otherwise a new
 /// connection that reuses the descriptor inherits the entry of the old one.

@@ -1,6 +1,5 @@
-//! Memory and random bytes from the system, with the `unsafe` code of this crate. Only `table.rs` has more: it
-//! implements
-//! [`Zero`] for its entries.
+//! Memory and random bytes from the system, with the `unsafe` code of this crate. `table.rs` also has `unsafe` code: it
+//! implements [`Zero`] for its entries.
 
 #![expect(unsafe_code, reason = "memory from malloc(3), and random bytes from the kernel")]
 

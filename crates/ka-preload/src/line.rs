@@ -23,8 +23,8 @@ impl Line {
         self
     }
 
-    /// Adds untrusted text, of which at most 120 bytes. Bytes that are not printable ASCII become question marks,
-    /// because a terminal could interpret them.
+    /// Adds the first 120 bytes of untrusted text. Bytes that are not printable ASCII become question marks, because a
+    /// terminal could interpret them.
     #[inline(never)]
     pub(crate) fn foreign(&mut self, text: &[u8]) -> &mut Self {
         const MOST: usize = 120;

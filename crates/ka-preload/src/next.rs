@@ -78,8 +78,8 @@ pub(crate) unsafe fn setsockopt(
     unsafe { function(fd, level, name, value, size) }
 }
 
-/// Calls the real prctl(2). It is variadic in C, but both architectures pass its arguments in the same registers as
-/// these.
+/// Calls the real prctl(2). In C it is variadic. x86_64 and aarch64 pass variadic arguments in the same registers as
+/// named arguments.
 ///
 /// # Safety
 /// As for prctl(2).
@@ -136,8 +136,8 @@ extern "C" fn missing() -> c_long {
 const KA: &[u8] = b"ka_preload_off";
 
 /// Looks up the functions behind the hooks. Returns false if the program is the ka command. The constructor of the shim
-/// calls this, or a hook does, if the constructor of another library calls a hook earlier. A second call, even in
-/// another thread at the same time, finds the same functions.
+/// calls this. If the constructor of another library runs earlier and calls a hook, the hook calls this first. A second
+/// call, even in another thread at the same time, finds the same functions.
 #[cold]
 pub(crate) fn resolve() -> bool {
     let ka = AtomicPtr::default();

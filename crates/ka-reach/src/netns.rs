@@ -98,8 +98,8 @@ fn names() -> HashMap<u64, String> {
 /// Returns the network namespaces of these processes and of their threads. Also returns the processes whose namespaces
 /// could not be opened.
 ///
-/// A namespace without a name of ip-netns(8) is named by the ID of the first of these threads that is in it. If another
-/// namespace has this number as its name, a path is used instead.
+/// The name of a namespace is that of ip-netns(8). If it has none there, the name is the ID of a thread in it. If this
+/// number is the ip-netns(8) name of another namespace, the name is a path in /proc.
 pub fn of(pids: &[i32]) -> (Vec<Namespace>, Vec<(i32, io::Error)>) {
     let names = names();
     let mut found = Vec::new();

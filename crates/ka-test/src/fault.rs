@@ -26,8 +26,8 @@ use crate::compiler::{Link, program};
 use crate::log::say;
 use crate::path::scratch;
 
-/// A system call and its errnos: those that its manual page names for valid arguments, and EPERM or ENOSYS if a sandbox
-/// or an older kernel fails the call so.
+/// A system call and the errnos to inject. These are the errnos that its manual page names for valid arguments. EPERM
+/// or ENOSYS is added if a sandbox or an older kernel may reject the call.
 struct Kind {
     number: c_long,
     name: &'static str,

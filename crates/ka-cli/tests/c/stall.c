@@ -7,7 +7,8 @@
  *   lock [N [stay]]  N processes: setsockopt(2) with a value on a page that never arrives holds a socket's lock, then
  *              listen(2) on that socket
  *   value      setsockopt(2) whose value is on a page that never arrives
- *   linger     SO_LINGER with unsent data: the last close waits for an hour, and the supervisor makes it
+ *   linger     SO_LINGER with unsent data: the last close(2) of the socket waits for an hour. The supervisor has a
+ *              duplicate, and makes this last close
  *   fuse       listen(2) on a file whose FUSE server never answers FLUSH, which close(2) waits for
  *
  * With `lock`, `value` and `fuse` it prints `ended ERRNO MS` if the call ends: its error and its duration.
@@ -173,7 +174,7 @@ static void linger(void)
         ;
     fcntl(fd, F_SETFL, 0);
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &hour, sizeof hour);
-    /* The supervisor has a duplicate while it waits for the value, so this is not the last close. The next one is. */
+    /* The supervisor has a duplicate while it waits for the value. So this close is not the last one. */
     start(sets, (void *)(intptr_t)fd);
     usleep(50000);
     close(fd);

@@ -81,9 +81,10 @@ mod x86_64 {
 
     /// Finds the load of the call number for a system call that directly follows this code.
     ///
-    /// x86 code cannot be decoded backwards. So this tries to decode an instruction at each earlier byte, and follows
-    /// those that end where a known instruction starts. A load of a constant is certain. The bytes of a load of an
-    /// argument may also be the end of a longer instruction, so it counts only if no constant is found.
+    /// x86 code cannot be decoded backwards. So this function tries to decode an instruction at each earlier byte. It
+    /// accepts an instruction if it ends where the system call or an accepted instruction starts. A load of a constant
+    /// is certain. The bytes of a load of an argument may also be the end of a longer instruction, so it counts only if
+    /// no constant is found.
     fn load_before(code: &[u8]) -> Option<Load> {
         // An element is true if instructions from this place on end exactly at the end of the code and do not change
         // the register.
