@@ -58,8 +58,8 @@
 
 namespace ka {
 
-// One program may contain files with exceptions and files that are compiled with -fno-exceptions. In these, setters
-// have other bodies, so they need other names for the linker.
+// One program may contain files with exceptions and files that are compiled with -fno-exceptions. Setters have
+// different bodies in the two kinds of files, so they need different names for the linker.
 #if !KA_HPP_THROWS
 inline namespace without_exceptions {
 #endif

@@ -828,7 +828,8 @@ fn functions_looked_up_in_the_c_library_are_the_hooks() {
         });
         assert!(off.contains("socket: 0 1 ") && off.ends_with("set: 0 7000 75 9 0\n"), "{off}");
     }
-    // If another shim comes after ours, its own look-ups must not find itself.
+    // If another shim defines the function and comes after ka's shim in load order, a look-up in the C library must not
+    // find the hook. The other shim may be the caller, and the hook would call it again.
     let other = library("chain");
     let preload = format!("{}:{}", shim().display(), other.display());
     let printed =

@@ -91,8 +91,8 @@ fn valgrind_finds_no_fault_in_c_programs() {
     thread::scope(|scope| {
         scope.spawn(|| {
             let memcheck = ["valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full"];
-            // Some programs take away descriptors and calls that valgrind needs too. valgrind is too slow for the one
-            // with many signals.
+            // Some programs take away descriptors and calls that valgrind needs too. valgrind is too slow for the
+            // program with many signals.
             for (name, runs) in PROGRAMS {
                 if !["defaults", "nonce", "threads"].contains(&name) {
                     run(name, runs, make, &memcheck);

@@ -1,6 +1,5 @@
 //! The reference for policies and their text form, written from the documentation in ka.h. The targets compare
-//! `ka_parse`,
-//! `ka_format`, the plans and the variables with it. It shares no code with them.
+//! `ka_parse`, `ka_format`, the plans and the variables with it. It shares no code with them.
 
 pub const KEEP: i32 = -1;
 pub const AUTO: i32 = -2;

@@ -299,9 +299,8 @@ impl Network {
             route add default via 2001:db8:2::1");
     }
 
-    /// Makes a network whose router translates the client's address to its own. It forgets connections that are idle
-    /// for
-    /// `timeout`, and silently drops packets of unknown connections.
+    /// Makes a network whose router translates the client's address to its own. The router forgets connections that are
+    /// idle for `timeout`, and silently drops packets of unknown connections.
     pub fn natted(timeout: Duration) -> Self {
         let network = Self::routed();
         network.forgets(timeout);

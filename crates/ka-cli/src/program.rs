@@ -21,8 +21,8 @@ use ka_reach::{file, privilege, user};
 pub(crate) struct Program {
     /// The path for execve(2).
     pub(crate) path: PathBuf,
-    /// The scripts between `path` and `executable`. Each is the interpreter of the one before. With `#!/usr/bin/env`,
-    /// env(1) is one of them.
+    /// The scripts between `path` and `executable`. Each script is the interpreter of the script before. With
+    /// `#!/usr/bin/env`, env(1) is one of them.
     pub(crate) scripts: Vec<PathBuf>,
     /// The file that the kernel finally executes: the program itself, or the interpreter of the last script.
     pub(crate) executable: PathBuf,

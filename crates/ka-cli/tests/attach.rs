@@ -422,8 +422,8 @@ fn shared_sockets_are_counted_once() {
     let _duplicate = listener.try_clone().unwrap();
     let port = listener.local_addr().unwrap().port();
     set_option(listener.as_raw_fd(), libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
-    // The descriptor stays open only in these processes. Other tests start processes at the same time, which must not
-    // inherit it.
+    // Only these processes inherit the descriptor. Processes that other tests start at the same time must not inherit
+    // it.
     let fd = listener.as_raw_fd();
     let child = || {
         let mut sleep = Command::new("sleep");

@@ -1224,7 +1224,7 @@ fn attach_via_bpf_counts_each_of_many_sockets_once() {
     }
 }
 
-/// No process has the sockets in an accept queue, so none can be asked about them.
+/// No process has the sockets in an accept queue, so ka cannot duplicate them to read their options.
 #[test]
 fn ls_lists_the_options_of_sockets_without_a_process() {
     if !on_its_own("ls_lists_the_options_of_sockets_without_a_process") {

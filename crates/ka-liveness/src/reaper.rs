@@ -35,8 +35,8 @@ pub struct Reaper {
     timeout_ms: u32,
     /// The latest time that was passed, in milliseconds.
     latest: u64,
-    /// The ends of the list: the connection that is due first, and the one that was touched last. [`END`] if the list
-    /// is empty.
+    /// The ends of the list: the connection that is due first, and the connection that was touched last. [`END`] if the
+    /// list is empty.
     oldest: Link,
     newest: Link,
     len: usize,
@@ -157,8 +157,8 @@ impl Reaper {
         self.contains(fd) && Link::of(fd).is_some_and(|link| self.take(link))
     }
 
-    /// Returns an iterator that removes the connections that are due, beginning with the one that was silent longest.
-    /// Each is removed when the iterator returns it, so the others stay if the iterator is dropped early.
+    /// Returns an iterator that removes the connections that are due. The longest inactive comes first. The iterator
+    /// removes each connection when it returns it. If the iterator is dropped early, the other connections stay.
     pub fn expired(&mut self, now_ms: u64) -> Expired<'_> {
         self.latest = self.latest.max(now_ms);
         Expired(self)

@@ -287,7 +287,8 @@ impl Cidr {
     }
 }
 
-// The address parsers of core::net can panic. These must not, because they read the environment of a program.
+// The address parsers of core::net can panic. The parsers here must not panic, because they read the environment of a
+// program.
 
 /// Reads an IPv4 address: four numbers up to 255, with dots between them.
 #[inline(never)]

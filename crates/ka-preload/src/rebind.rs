@@ -279,9 +279,9 @@ impl Drop for Pages<'_> {
 ///
 /// The program may search the C library itself, through the handle that dlopen("libc.so.6") returns. It then means the
 /// function that the program would call, which is the hook. `RTLD_NEXT` searches the libraries after the caller, so
-/// only the loader can find the result. If another shim comes later in load order, the loader also answers the look-ups
-/// through other handles. The caller may be that shim. If it got the hook as its next function, the hook and the other
-/// shim would call each other without end.
+/// only the loader can find the result. If another shim defines the function and comes later in load order, the loader
+/// also answers the look-ups through other handles. The caller may be that shim. If it got the hook as its next
+/// function, the hook and the other shim would call each other without end.
 ///
 /// # Safety
 /// The arguments are those of a call of dlsym(3).

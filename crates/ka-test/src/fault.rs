@@ -1,10 +1,10 @@
 //! Fault injection: runs a program again and again, and makes one of its system calls fail in each run.
 //!
-//! `tests/c/fault.c` traces the program and injects the fault. Each call of the program fails once with each errno that
-//! its manual page names. A judge of the suite then decides whether the outcome of the run is right.
+//! `tests/c/fault.c` traces the program and injects the fault. A judge of the suite then decides whether the outcome of
+//! the run is right.
 //!
 //! By default a suite injects only some of the faults, spread over all calls and errnos. With `KA_FAULTS=all`, which
-//! `make faults` sets, it injects each errno into each call.
+//! `make faults` sets, it makes each call fail once with each errno that its manual page names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

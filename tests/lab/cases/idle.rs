@@ -93,9 +93,8 @@ fn first(flow: &Flow, from_client: bool, kind: Kind) -> f64 {
     flow.packets.iter().find(wanted).unwrap_or_else(|| panic!("no {kind:?}")).time
 }
 
-/// Makes a connection on which an event happens after `MOMENT`. The first probe must come an idle time after the moment
-/// that
-/// `since` returns. `since` gets the time of the last mark.
+/// Makes a connection on which an event happens after `MOMENT`. The first probe must come one idle time after the
+/// moment that `since` returns. `since` gets the time of the last mark.
 fn counts(
     story: &mut Story,
     build: fn() -> Built,

@@ -245,8 +245,8 @@ pub(crate) fn shim_path() -> Option<PathBuf> {
     is_plain(&path).then_some(path)
 }
 
-/// Finds the shim: the file that KA_PRELOAD names. Without KA_PRELOAD, the one next to this program, or the installed
-/// one.
+/// Finds the shim: the file that KA_PRELOAD names. Without KA_PRELOAD, the shim next to this program, or the installed
+/// shim.
 fn find_shim() -> Result<Shim, String> {
     let named = env::var_os("KA_PRELOAD").filter(|path| !path.is_empty());
     let places = match &named {
