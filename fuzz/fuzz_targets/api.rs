@@ -364,8 +364,8 @@ impl Run<'_> {
         }
     }
 
-    /// Takes a config for C, which may be too short or too long. `None` is NULL. Also returns its meaning or errno by
-    /// ka.h.
+    /// Takes a config for C, which may be too short or too long. `None` is NULL. Also returns the policy that the
+    /// config describes according to ka.h, or the errno.
     fn config(&mut self) -> (Option<Vec<u8>>, Result<Policy, c_int>) {
         let values = [(); 5].map(|()| self.input.value());
         let form = self.input.byte();

@@ -63,8 +63,8 @@ fn listed(cgroup: &Cgroup) -> Vec<Value> {
     rows
 }
 
-/// Tests a C program, a static one, and a Go program, which sets its own 15 s after connect. Sockets that are open,
-/// and sockets that come later, get the policy, in the cgroup and in one below it. Other sockets do not.
+/// Tests a dynamic and a static C program, and a Go program, which sets an idle time of 15 s after connect. In the
+/// cgroup and in a cgroup below it, open sockets and later sockets get the policy. Other sockets do not.
 #[test]
 fn all_programs_of_a_cgroup_have_the_policy() {
     if !on_its_own("all_programs_of_a_cgroup_have_the_policy") {
