@@ -22,8 +22,8 @@
  *
  * Errors. Most functions return -1 and set errno on failure, and return 0 or a non-negative value on success. Functions
  * that create an object return it, or NULL with errno set. ka_reaper_next has one more result: it returns -1 and leaves
- * errno unchanged if the reaper has no connection. A successful call leaves errno unchanged. A failed call writes none
- * of its outputs, and never turns keepalive on or off. The comment of each function describes the state after a
+ * errno unchanged if the reaper has no connection. A successful call leaves errno unchanged. A failed call does
+ * not write its outputs, and never turns keepalive on or off. The comment of each function describes the state after a
  * failure. Arguments are checked before the descriptor. A NULL pointer is EINVAL, unless the comment allows NULL. A
  * security policy (LSM, seccomp, BPF) can make every function that takes a socket fail with another error, for example
  * EPERM.
@@ -34,8 +34,8 @@
  * use it, and no signal handler may use it.
  *
  * Versions. struct ka_config and struct ka_status begin with their size in bytes, and a later version may add fields at
- * their end. KA_CONFIG_INIT, KA_CONFIG and KA_STATUS_INIT set the size that the program was compiled with. The
- * library accepts structs of older and newer headers:
+ * their end. KA_CONFIG_INIT, KA_CONFIG and KA_STATUS_INIT set size to the size of the struct in the program's header.
+ * The library accepts structs of older and newer headers:
  *   - If size is smaller than the library's struct, input functions read the missing fields as 0, which means KA_KEEP.
  *     Output functions do not write the missing fields.
  *   - If size is larger, output functions leave the extra fields unchanged. Input functions fail with E2BIG unless each
@@ -154,7 +154,7 @@
 #define KA_BEAT_SIZE 56
 
 /**
- * A record of when each connection was last active. It finds the connections that have been inactive for a timeout.
+ * Records when each connection was last active, and finds the connections that have been inactive for too long.
  *
  * Keepalive proves only that the peer's kernel is alive. A reaper also finds a peer whose program hangs, and a
  * stranger that connects and never sends anything.
@@ -164,8 +164,8 @@
  * calls ka_reaper_touch for them. All connections of a reaper have the same timeout: use one reaper for each timeout.
  *
  * Times are in milliseconds, on a clock that the program chooses, for example CLOCK_MONOTONIC. The clock of a reaper
- * is the latest now_ms that ka_reaper_touch or ka_reaper_expired has received. It never goes backward: an earlier
- * now_ms is replaced by the latest.
+ * is the latest now_ms that ka_reaper_touch or ka_reaper_expired has received. It never goes backward: if a call
+ * passes an earlier now_ms, the reaper uses the latest one instead.
  *
  * Memory: 16 bytes per connection if the descriptor numbers are dense, as the kernel assigns them. It is allocated in
  * pages of 256 numbers (4 KiB). When the last connection of a page is removed, the page is given back to malloc(3),
@@ -207,7 +207,7 @@ struct ka_config {
      */
     int32_t cnt;
     /**
-     * How long data or probes may stay unacknowledged, in milliseconds: 1..2147483647, KA_KEEP, KA_AUTO or KA_NONE.
+     * Time that data or probes may stay unacknowledged, in milliseconds: 1..2147483647, KA_KEEP, KA_AUTO or KA_NONE.
      * TCP_USER_TIMEOUT
      */
     int32_t user_timeout;
@@ -233,7 +233,7 @@ struct ka_status {
      */
     uint32_t probes;
     /**
-     * Retransmissions of the oldest data in flight that have not been answered yet.
+     * How many times in a row the oldest data in flight has been retransmitted without an acknowledgement.
      */
     uint32_t retransmits;
     /**
@@ -310,12 +310,12 @@ extern "C" {
  * (7200 s by default), tcp_keepalive_intvl (75 s) and tcp_keepalive_probes (9). For example, after
  * ka_enable(fd, 30, KA_KEEP, KA_KEEP) a new socket has an interval of 75 s, which is longer than its idle time.
  *
- * A dead peer is detected idle + intvl * cnt seconds after its last packet, or up to an eighth later. ka_detect_time
- * calculates both times. The socket then becomes readable, and read(2) fails with one of these errors:
+ * A dead peer is detected idle + intvl * cnt seconds after its last packet, or up to about an eighth later.
+ * ka_detect_time calculates both times. The socket then becomes readable, and read(2) fails with one of these errors:
  *   ETIMEDOUT    nothing has answered.
  *   EHOSTUNREACH, ENETUNREACH
  *                data was in flight, and the network reported this error. The kernel ignores such reports for probes.
- *   ECONNRESET   the peer has restarted, and has answered the first probe with a reset.
+ *   ECONNRESET   the peer has restarted, and has answered a probe with a reset.
  * While sent data is unacknowledged, the kernel sends no probes: see ka_set_user_timeout.
  *
  * If keepalive is off, this function sets the timers first and turns keepalive on last, so that no probe is sent
@@ -501,7 +501,8 @@ int ka_get_user_timeout(int fd,
  * While sent data is unacknowledged, the kernel sends no keepalive probes. If the peer dies during that time, the
  * kernel detects it only when it stops retransmitting (after about 15 minutes) or when the user timeout expires.
  * A user timeout also has two other effects:
- *   - On an idle connection it replaces cnt: the connection ends at the first probe time after the timeout.
+ *   - On an idle connection it replaces cnt: the connection ends at the first probe time that is at or after the
+ *     timeout.
  *   - It ends a connection to a healthy peer that keeps its window closed for that long.
  *
  *   fd            a TCP socket in any state.
@@ -643,8 +644,8 @@ int ka_parse(const char *text,
 /**
  * Writes a policy as a text that ka_parse reads back to the same policy: "idle=60,intvl=10,cnt=5", "off".
  *
- * The text has neither blanks nor units. For a user_timeout below 1000 the command ka and the KA_ variables
- * require a unit, because a person could mean seconds. ka_parse reads the bare number as milliseconds.
+ * The text has neither blanks nor units. ka_parse reads a user_timeout without a unit as milliseconds. The command ka
+ * and the KA_ variables reject one below 1000 without a unit, because a person could mean seconds.
  *
  *   config  a policy that ka_apply would accept.
  *   text    receives the text and a NUL, at most size bytes in all, as snprintf(3) does. A longer text is truncated.
@@ -774,14 +775,14 @@ int ka_plan_preset(const char *name,
  * Calculates how long a policy needs to detect a dead peer, from the last packet of the peer.
  *
  *   config      the policy. keepalive must be KA_ON, and idle, intvl and cnt must be set. If user_timeout is set, the
- *               connection ends at the first probe time after the user timeout, but not before one interval after the
- *               first probe. cnt then has no effect.
+ *               connection ends at the first probe time that is at or after the user timeout, but not before one
+ *               interval after the first probe. cnt then has no effect.
  *   typical_ms  receives the milliseconds if no timer is late. Without a user timeout this is
  *               1000 * (idle + intvl * cnt).
  *   worst_ms    receives the milliseconds in the worst case, which has two parts. First, the peer dies right after it
  *               has answered a probe. An answer does not shorten the timer that its probe has started
  *               (tcp_keepalive_timer), so the next probe comes after the longer of idle and intvl. Second, each timer
- *               is late by an eighth and a tick, which the kernel's timer wheel allows.
+ *               is as late as the kernel's timer wheel allows: by 8/63 of its time, and a tick of 10 ms.
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       an argument is NULL; ka_apply would reject config with EINVAL; keepalive is not KA_ON; idle, intvl
@@ -1004,7 +1005,7 @@ int ka_beat_client(const uint8_t frame[KA_BEAT_SIZE],
  *   nonce          the KA_BEAT_NONCE_SIZE bytes that were sent to this connection.
  *   last_sequence  the sequence of the last verified beat of this connection, or 0 before the first.
  *   frame          the KA_BEAT_SIZE bytes that were received.
- *   beat           receives the client and the sequence. The sequence is the next last_sequence.
+ *   beat           receives the client and the sequence. Pass this sequence as last_sequence next time.
  *
  * The function wipes its copies of the key before it returns. The caller must wipe the key itself.
  *

@@ -206,3 +206,27 @@ fn tests_and_files_that_are_named_exist() {
     }
     assert!(seen > 40, "{seen}");
 }
+
+/// cargo runs no test, and succeeds, if the name that it was given selects none.
+#[test]
+fn tests_that_the_makefile_selects_exist() {
+    let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
+    let code: String = ["src", "crates", "tests"]
+        .iter()
+        .flat_map(|folder| sources(&root().join(folder)))
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    let names: Vec<_> = makefile
+        .lines()
+        .filter(|line| line.contains("$(CARGO) test "))
+        .flat_map(str::split_whitespace)
+        .filter(|word| word.starts_with(|letter: char| letter.is_ascii_lowercase()) && word.contains('_'))
+        .collect();
+    assert!(names.len() > 3, "{names:?}");
+    for name in names {
+        let is_there = code.match_indices("fn ").any(|(place, _)| {
+            code[place + 3..].split('(').next().is_some_and(|function| function.contains(name))
+        });
+        assert!(is_there, "the Makefile selects {name}, which no test is called");
+    }
+}
