@@ -63,7 +63,7 @@ static void usage(void)
             "  -f first     seconds until the first valid heartbeat, 1 to 3600; 5 if not given\n"
             "  -t timeout   seconds from one valid heartbeat to the next, 1 to 86400; 30 if not given\n"
             "  KEYS         a file with a line for each client: its number, and its key in hexadecimal\n"
-            "  PORT         0 to 65535; 0 is any that is free\n",
+            "  PORT         0 to 65535; 0 means any free port\n",
             KA_CNT_MAX, KA_IDLE_MAX, KA_INTVL_MAX);
     exit(EXIT_FAILURE);
 }
@@ -195,7 +195,7 @@ static void check_frame(struct connection *connection)
     if (!connection->known) {
         ka_reaper_forget(strangers, connection->fd);
         connection->known = true;
-        printf("client %" PRIu64 " came from %s\n", beat.client, connection->name);
+        printf("client %" PRIu64 " connected from %s\n", beat.client, connection->name);
     }
     if (ka_reaper_touch(clients, connection->fd, now_ms()) != 0) {
         end(connection, strerror(errno));
@@ -271,7 +271,7 @@ static int serve(void)
             else
                 receive(connections[fd]);
         }
-        more = reap(strangers, "fell silent: no heartbeat since it came");
+        more = reap(strangers, "fell silent: no heartbeat since it connected");
         more |= reap(clients, "fell silent: no heartbeat any more");
         if (reaped >= 1000 && !more) {
             /* After a flood, return the unused memory of the C library to the system. */

@@ -41,7 +41,7 @@ static void usage(void)
                     "  -c count     unanswered probes before a client is dead, 1 to %d\n"
                     "  -d idle      seconds without traffic before the first probe, 1 to %d\n"
                     "  -i interval  seconds between unanswered probes, 1 to %d\n"
-                    "  PORT         0 to 65535; 0 is any that is free\n",
+                    "  PORT         0 to 65535; 0 means any free port\n",
             KA_CNT_MAX, KA_IDLE_MAX, KA_INTVL_MAX);
     exit(EXIT_FAILURE);
 }
@@ -111,7 +111,7 @@ static void accept_clients(void)
             clients->previous = client;
         clients = client;
         watch(EPOLL_CTL_ADD, fd, EPOLLIN, client);
-        printf("client %s came\n", client->name);
+        printf("client %s connected\n", client->name);
     }
 }
 

@@ -258,7 +258,7 @@ fn ld_so_preload_restores_the_list_if_programs_do_not_start() {
     ));
     let said = String::from_utf8(output.stdout.clone()).unwrap();
     assert_eq!(said, "status 2\n# ours\nstatus 2\n", "{output:?}");
-    let words = "programs do not start, or print an error, or lack it: the old list is restored";
+    let words = "programs do not start, do not load it, or print an error: the old list is restored";
     assert_eq!(stderr(&output).matches(words).count(), 2, "{output:?}");
 }
 

@@ -176,7 +176,7 @@ fn the_server_sets_its_listener_and_reports_each_client() {
 
     let mut echoed = server.connect();
     let name = echoed.local_addr().unwrap();
-    assert_eq!(server.line(), format!("client {name} came"));
+    assert_eq!(server.line(), format!("client {name} connected"));
     echoed.write_all(b"echo").unwrap();
     let mut answer = [0; 4];
     echoed.read_exact(&mut answer).unwrap();
@@ -200,14 +200,14 @@ fn the_server_sets_its_listener_and_reports_each_client() {
 
     let rude = server.connect();
     let name = rude.local_addr().unwrap();
-    assert_eq!(server.line(), format!("client {name} came"));
+    assert_eq!(server.line(), format!("client {name} connected"));
     SockRef::from(&rude).set_linger(Some(Duration::ZERO)).unwrap();
     drop(rude);
     assert!(server.line().starts_with(&format!("client {name} reset the connection (ECONNRESET) after 0.")));
 
     let six = has_ipv6().then(|| TcpStream::connect(("::1", server.port)).unwrap());
     if let Some(six) = &six {
-        assert_eq!(server.line(), format!("client {} came", six.local_addr().unwrap()));
+        assert_eq!(server.line(), format!("client {} connected", six.local_addr().unwrap()));
     }
 
     server.signal(libc::SIGTERM);
@@ -249,11 +249,11 @@ fn the_server_accepts_again_when_a_client_frees_its_descriptor() {
     command.args(["-c", "ulimit -n 7 && exec \"$0\" 0"]).arg(example("tcp_keepalive_server"));
     let (mut server, _) = Server::spawn(&mut command);
     let first = server.connect();
-    assert_eq!(server.line(), format!("client {} came", first.local_addr().unwrap()));
+    assert_eq!(server.line(), format!("client {} connected", first.local_addr().unwrap()));
     let second = server.connect();
     assert_eq!(server.line(), "cannot accept: Too many open files; trying again");
     drop(first);
-    let came = format!("client {} came", second.local_addr().unwrap());
+    let came = format!("client {} connected", second.local_addr().unwrap());
     while server.line() != came {}
 }
 
@@ -368,7 +368,7 @@ fn the_server_survives_a_client_that_leaves_during_a_write() {
     gone.connect(&std::net::SocketAddr::from(([127, 0, 0, 1], server.port)).into()).unwrap();
     let mut gone = TcpStream::from(gone);
     let name = gone.local_addr().unwrap();
-    assert_eq!(server.line(), format!("client {name} came"));
+    assert_eq!(server.line(), format!("client {name} connected"));
     gone.write_all(&vec![0; 60_000]).unwrap();
     gone.shutdown(std::net::Shutdown::Write).unwrap();
     thread::sleep(Duration::from_millis(300));
@@ -388,6 +388,6 @@ fn the_server_accepts_again_when_its_descriptor_limit_is_raised() {
     let client = server.connect();
     assert_eq!(server.line(), "cannot accept: Too many open files; trying again");
     succeed(Command::new("prlimit").args(["--nofile=64", "--pid"]).arg(server.child.id().to_string()));
-    let came = format!("client {} came", client.local_addr().unwrap());
+    let came = format!("client {} connected", client.local_addr().unwrap());
     while server.line() != came {}
 }

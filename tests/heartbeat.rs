@@ -180,7 +180,7 @@ fn peers_are_accepted_or_refused_with_the_reason() {
     let mut one = Connection::new(server.port);
     let name = one.name();
     assert_eq!(one.beat(1, 1), Some(1));
-    assert_eq!(server.line(), format!("client 1 came from {name}"));
+    assert_eq!(server.line(), format!("client 1 connected from {name}"));
     // A frame may come in parts, and the sequence may skip numbers.
     let frame = one.sign(&key(1), 1, 7);
     one.stream.write_all(&frame[..54]).unwrap();
@@ -209,7 +209,7 @@ fn peers_are_accepted_or_refused_with_the_reason() {
     assert_eq!(server.line(), format!("{} refused: not a heartbeat", browser.name()));
     let mut two = Connection::new(server.port);
     assert_eq!(two.beat(2, 1), Some(1));
-    assert_eq!(server.line(), format!("client 2 came from {}", two.name()));
+    assert_eq!(server.line(), format!("client 2 connected from {}", two.name()));
     assert_eq!(two.answer(&two.sign(&key(255), 255, 2)), None);
     assert_eq!(server.line(), format!("client 2 at {} refused: claims to be another client now", two.name()));
 
@@ -220,7 +220,7 @@ fn peers_are_accepted_or_refused_with_the_reason() {
     let mut leaver = Connection::new(server.port);
     let name = leaver.name();
     assert_eq!(leaver.beat(1, 1), Some(1));
-    assert_eq!(server.line(), format!("client 1 came from {name}"));
+    assert_eq!(server.line(), format!("client 1 connected from {name}"));
     drop(leaver);
     assert_eq!(server.line(), format!("client 1 at {name} left"));
 
@@ -237,13 +237,13 @@ fn silent_strangers_and_clients_are_found_after_their_timeouts() {
     let mut client = Connection::new(server.port);
     assert_eq!(client.beat(1, 1), Some(1));
     let beaten = Instant::now();
-    assert_eq!(server.line(), format!("client 1 came from {}", client.name()));
+    assert_eq!(server.line(), format!("client 1 connected from {}", client.name()));
     let mut stranger = Connection::new(server.port);
     let came = Instant::now();
     stranger.stream.write_all(&[0; 55]).unwrap();
     let silent = "fell silent: no heartbeat";
     let answers = "(its kernel answers keepalive)";
-    assert_eq!(server.line(), format!("{} {silent} since it came {answers}", stranger.name()));
+    assert_eq!(server.line(), format!("{} {silent} since it connected {answers}", stranger.name()));
     let stranger_had = came.elapsed().as_secs_f64();
     assert_eq!(server.line(), format!("client 1 at {} {silent} any more {answers}", client.name()));
     let client_had = beaten.elapsed().as_secs_f64();
@@ -295,7 +295,7 @@ fn the_client_connects_again() {
     let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
     let mut line = || lines.next().unwrap().unwrap();
     assert_eq!(line(), "connected as client 1");
-    assert!(first.line().starts_with("client 1 came from 127.0.0.1:"));
+    assert!(first.line().starts_with("client 1 connected from 127.0.0.1:"));
     first.signal(libc::SIGTERM);
     first.child.wait().unwrap();
     let ended = line();
@@ -306,7 +306,7 @@ fn the_client_connects_again() {
     assert_eq!(line(), format!("{address}: Connection refused; connecting again in 2 s"));
     let mut command = Command::new(example("heartbeat_server"));
     let (mut second, _) = Server::spawn(command.arg(&file).arg(first.port.to_string()));
-    assert!(second.line().starts_with("client 1 came from 127.0.0.1:"));
+    assert!(second.line().starts_with("client 1 connected from 127.0.0.1:"));
     assert_eq!(line(), "connected as client 1");
 
     // The client also finds a server that hangs while its kernel acknowledges all data.
@@ -329,7 +329,7 @@ fn the_demo_handles_all_six_peers() {
     let seconds = began.elapsed().as_secs();
     assert!(seconds < 30, "{seconds} s");
     for part in [
-        "fell silent: no heartbeat since it came",
+        "fell silent: no heartbeat since it connected",
         "refused: not signed by client 1 for this connection",
         "refused: not signed by client 2 for this connection",
         "refused: replay of an earlier heartbeat",
@@ -392,7 +392,7 @@ fn ten_thousand_silent_connections_do_not_disturb_clients() {
             })
             .collect();
         for _ in 1..=4 {
-            assert!(server.line().contains(" came from "));
+            assert!(server.line().contains(" connected from "));
         }
         let (memory, descriptors) = memory_and_descriptors(pid);
         // If the server reaps nothing, it prints nothing, and this test would hang. So kill it after 60 s.
@@ -428,7 +428,7 @@ fn ten_thousand_silent_connections_do_not_disturb_clients() {
         }
         let mut found = 0;
         while found < flood {
-            found += usize::from(server.line().contains(" fell silent: no heartbeat since it came"));
+            found += usize::from(server.line().contains(" fell silent: no heartbeat since it connected"));
         }
         let gone = connected.elapsed().as_secs_f64();
         over.store(true, Ordering::Relaxed);

@@ -34,7 +34,7 @@ def test_parse_reads_back_the_text_of_format():
         ("60,10", errno.EINVAL, '"60,10": numbers without names must be three: idle,intvl,cnt'),
         ("60,10,128", errno.ERANGE, '"128": cnt must be 1..127 probes'),
         ("cnt=0", errno.ERANGE, '"cnt=0": cnt must be 1..127 probes'),
-        ("idle=60,idle=60", errno.EINVAL, '"idle=60": is there twice'),
+        ("idle=60,idle=60", errno.EINVAL, '"idle=60": is given twice'),
         ("06,1,1", errno.EINVAL, '"06": must be a time, as 60, 60s or 5m'),
         ("60,10,5\0", errno.EINVAL, "a policy must not contain a NUL character"),
         ("\0", errno.EINVAL, "a policy must not contain a NUL character"),

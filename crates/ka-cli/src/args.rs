@@ -122,8 +122,8 @@ pub(crate) struct Run {
     /// Deny the program io_uring, which bypasses the supervisor: io_uring_setup fails with ENOSYS. Only via seccomp
     #[arg(long)]
     pub(crate) no_io_uring: bool,
-    /// Print on standard error how ka reaches the program, why ka rejected other ways, and whether a server may do the
-    /// program's work
+    /// Print on standard error how ka reaches the program, why ka rejected other ways, and whether the program may hand
+    /// its work to a server that ka does not reach
     #[arg(short, long)]
     pub(crate) verbose: bool,
     /// The program to run, and its arguments

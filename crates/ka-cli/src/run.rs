@@ -59,7 +59,8 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
                             way.name(),
                         );
                     } else if request.verbose {
-                        let _ = writeln!(io::stderr(), "ka: {} does not reach it: {why}", passed.name());
+                        let _ =
+                            writeln!(io::stderr(), "ka: {} does not reach the program: {why}", passed.name());
                     }
                 }
                 match way.start(&request)? {}

@@ -891,13 +891,13 @@ fn deep_and_unreadable_cgroups_are_set_or_reported() {
     wrapped.arg(ka().get_program()).args(["cgroup", "attach", "-p", "50,5,5"]).arg(&cgroup.0);
     let (status, out, err) = outcome(&mut wrapped);
     assert!(status == 1 && out.ends_with("; some were not examined\n"), "{out}{err}");
-    assert!(err.contains("1 cgroup was not looked at") && err.contains("CAP_DAC_READ_SEARCH"), "{err}");
+    assert!(err.contains("1 cgroup was not examined") && err.contains("CAP_DAC_READ_SEARCH"), "{err}");
     victim.assert_all(50, 5, 5);
     let mut wrapped = Command::new("setpriv");
     wrapped.args(["--bounding-set", "-dac_override,-dac_read_search"]);
     let (status, out, err) = outcome(wrapped.arg(ka().get_program()).args(["cgroup", "ls"]).arg(&cgroup.0));
     assert!(
-        status == 1 && out.contains("/z-last") && err.contains("1 cgroup was not looked at"),
+        status == 1 && out.contains("/z-last") && err.contains("1 cgroup was not examined"),
         "{out}{err}"
     );
 }
@@ -1035,7 +1035,7 @@ fn run_via_cgroup_runs_the_program_in_its_own_cgroup() {
         let rows = listed(&cgroup);
         assert!(rows.len() == 1 && rows[0]["pinned"].is_null(), "{rows:?}");
         let (status, _, err) = ka_cgroup(&["detach"], &cgroup.0.join(format!("ka-run-{}", holder.pid())));
-        assert!(status == 1 && err.contains("It ends with the program of ka run --via cgroup"), "{err}");
+        assert!(status == 1 && err.contains("The policy ends with ka run --via cgroup"), "{err}");
         holder.end();
         eventually("its cgroup is removed", || runs(&cgroup) == 0);
     }

@@ -421,7 +421,7 @@ fn a_failed_cgroup_attach_leaves_the_old_policy() {
         // If the cgroup was reported as gone, it has no policy.
         0 if ran.stdout.contains("\"idle\": 60") || fault.is_gone() => Ok(()),
         // ka names a cgroup that it could not read, and lists the rest.
-        1 if ran.stderr.contains("1 cgroup was not looked at") => Ok(()),
+        1 if ran.stderr.contains("1 cgroup was not examined") => Ok(()),
         _ => is_refused(ran, &[2]),
     };
     each(&Trial { name: "ka cgroup ls", ..TRIAL }, prepare, judge);

@@ -626,7 +626,8 @@ fn programs_with_system_calls_of_their_own_are_run_under_a_supervisor() {
         assert!(stdout(&mut preloaded(&program)).starts_with("0 "), "the shim reaches it");
         let (status, out, err) = outcome(ka().args(["run", "-v", "-d", "97"]).arg(&program));
         assert_eq!((status, out.as_str()), (0, "1 97 10 6 0\n"), "{optimized}: {err}");
-        let expected = format!("ka: preload does not reach it: {}: it {OWN_CALLS}\n", program.display());
+        let expected =
+            format!("ka: preload does not reach the program: {}: it {OWN_CALLS}\n", program.display());
         assert!(err.starts_with(&expected), "{err}");
         let (status, out, err) = outcome(ka().args(["run", "--via", "preload"]).arg(&program));
         assert_eq!((status, out.as_str()), (125, ""), "{err}");

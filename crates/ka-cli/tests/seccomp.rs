@@ -72,7 +72,7 @@ fn programs_that_preload_does_not_reach_are_run_under_a_supervisor() {
     // The output first says why preload is not used, then which way is used.
     let (passed, taken) = err.split_once('\n').unwrap();
     assert!(
-        passed.starts_with("ka: preload does not reach it: ") && passed.contains("it is static"),
+        passed.starts_with("ka: preload does not reach the program: ") && passed.contains("it is static"),
         "{err}"
     );
     assert!(taken.starts_with("ka: via seccomp: idle=33,intvl=10,cnt=6, mode force, supervisor "), "{err}");
@@ -146,7 +146,10 @@ fn wrappers_that_lose_the_shim_are_run_under_a_supervisor() {
         assert!(!err.contains("ka: "), "{words:?}: {err}");
         let (status, out, err) = outcome(ka().args(["run", "-v", "-p", "97,13,7", "--"]).args(words));
         assert!(status == 0 && out.starts_with("1 97 13 7 "), "{words:?}: {out}{err}");
-        assert!(err.starts_with(&format!("ka: preload does not reach it: {why}")), "{words:?}: {err}");
+        assert!(
+            err.starts_with(&format!("ka: preload does not reach the program: {why}")),
+            "{words:?}: {err}"
+        );
         // If the user asks for preload, ka does not silently run the program without the shim.
         let (status, out, err) = outcome(ka().args(["run", "--via", "preload", "--"]).args(words));
         assert_eq!((status, out.as_str()), (125, ""), "{words:?}: {err}");
@@ -198,7 +201,7 @@ fn programs_in_another_root_folder_are_run_under_a_supervisor() {
         let (status, out, err) = outcome(ka().args(["run", "-v", "-d", "97", "--"]).args(words));
         assert_eq!((status, out.as_str()), (0, "1 97 10 6 0\n"), "{words:?}: {err}");
         let why = format!(
-            "ka: preload does not reach it: {} starts its program in another root directory",
+            "ka: preload does not reach the program: {} starts its program in another root directory",
             words[0]
         );
         assert!(err.starts_with(&why), "{words:?}: {err}");
@@ -660,7 +663,10 @@ fn the_death_of_supervisor_and_spare_is_reported() {
     kill(supervised.supervisor, libc::SIGKILL);
     let (status, _, err) = supervised.end();
     assert_eq!(status.code(), Some(125), "{err}");
-    assert!(err.contains("were killed: the program's calls of connect and listen fail now"), "{err}");
+    assert!(
+        err.contains("were killed: the program's calls of connect and listen fail from now on; restart it"),
+        "{err}"
+    );
 }
 
 #[test]
@@ -852,7 +858,7 @@ fn calls_of_another_architecture_are_supervised_and_reported() {
     }
     let (_, out, err) = outcome(run().arg(seen()).arg("ia32"));
     assert_eq!(out, format!("0\n{STANDARD}0\n{STANDARD}"));
-    assert!(err.contains(") makes calls of i386") && err.lines().count() == 1, "{err}");
+    assert!(err.contains(") makes system calls of i386") && err.lines().count() == 1, "{err}");
 }
 
 #[test]

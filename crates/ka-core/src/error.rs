@@ -81,7 +81,9 @@ impl fmt::Display for Error {
             ),
             Self::NotTcp => f.write_str("the socket is neither TCP nor MPTCP"),
             Self::Unsupported(option) => write!(f, "this kernel does not have {option} for this socket"),
-            Self::NoSocket(errno) => write!(f, "no TCP socket: the kernel answered errno {}", errno.0),
+            Self::NoSocket(errno) => {
+                write!(f, "cannot create a TCP socket: the kernel answered errno {}", errno.0)
+            }
             Self::System { option, errno } => write!(f, "{option}: the kernel answered errno {}", errno.0),
         }
     }

@@ -123,7 +123,7 @@ impl Reason {
             Self::NotAValue(_) => "must be a time, as 60, 60s or 5m",
             Self::NotWhole => "must be whole seconds",
             Self::NoUnit => "below 1000 it needs a unit, as 30ms or 30s",
-            Self::Twice => "is there twice",
+            Self::Twice => "is given twice",
             Self::AutoTooLong => "user_timeout=auto is more than 2147483647 ms",
             Self::OutOfRange(Timer::Idle) => "idle must be 1..32767 s",
             Self::OutOfRange(Timer::Intvl) => "intvl must be 1..32767 s",

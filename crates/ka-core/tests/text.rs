@@ -220,7 +220,7 @@ fn errors_name_the_wrong_item_and_describe_a_valid_one() {
         ("idle=1500ms", "\"idle=1500ms\": must be whole seconds, as 1s"),
         ("60, 500ms, 5", "\"500ms\": must be whole seconds, as 1s"),
         ("intvl=32767001ms", "\"intvl=32767001ms\": must be whole seconds, as 32767s"),
-        ("on,off", "\"off\": is there twice"),
+        ("on,off", "\"off\": is given twice"),
         (
             "time=5",
             "\"time=5\": must be idle=, intvl=, cnt= or user_timeout= with a value, or on, off or keep",

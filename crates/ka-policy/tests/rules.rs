@@ -86,7 +86,7 @@ fn errors_of_malformed_rules_describe_valid_words() {
             "\"peer=10.0.0.0/33\": peer must be an address or a network, as 10.0.0.0/8",
         ),
         ("peer=host skip", "\"peer=host\": peer must be an address or a network, as 10.0.0.0/8"),
-        ("peer=::1 peer=::2 skip", "\"peer=::2\": is there twice"),
+        ("peer=::1 peer=::2 skip", "\"peer=::2\": is given twice"),
         ("skip rport=22", "\"rport=22\": the action must be last"),
         ("rport=22 idle=0", "\"idle=0\": idle must be 1..32767 s"),
         ("rport=22 idle=5, intvl=0", "\"idle=5, intvl=0\": intvl must be 1..32767 s"),

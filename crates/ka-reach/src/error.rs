@@ -289,7 +289,7 @@ impl fmt::Display for Error {
             Self::Io { what, source } if what.is_empty() => f.write_str(&reason(source)),
             Self::Io { what, source } => write!(f, "{what}: {}", reason(source)),
             Self::Worker(message) => f.write_str(message),
-            Self::Maps(error) => write!(f, "its memory maps: {error}"),
+            Self::Maps(error) => write!(f, "cannot read its memory maps: {error}"),
             Self::Zombie => f.write_str("it has ended (a zombie), and has no sockets"),
             Self::NoProcesses => f.write_str("/proc shows no process: it is not mounted here"),
             Self::LeftLocked => write!(f, "{}; left as it is", Self::SocketBlocked),
@@ -473,7 +473,7 @@ impl fmt::Display for Error {
                 Some(libc::EPERM | libc::EACCES) => f.write_str(
                     "seccomp or pidfd_getfd is not allowed here, as in Docker's containers without CAP_SYS_PTRACE",
                 ),
-                _ => write!(f, "a trial failed: {}", reason(source)),
+                _ => write!(f, "ka cannot start a supervisor here: {}", reason(source)),
             },
             Self::ConfNotOwnedByRoot => f.write_str(CONF_OWNER),
             Self::ConfTooLong => f.write_str(CONF_LENGTH),

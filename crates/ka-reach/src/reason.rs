@@ -16,7 +16,7 @@ pub fn reason(error: &io::Error) -> String {
 pub fn socket_reason(error: &ka_core::Error) -> String {
     let reason = |number| reason(&io::Error::from_raw_os_error(number));
     match error {
-        ka_core::Error::NoSocket(errno) => format!("no TCP socket: {}", reason(errno.0)),
+        ka_core::Error::NoSocket(errno) => format!("cannot create a TCP socket: {}", reason(errno.0)),
         ka_core::Error::System { option, errno } => format!("{option}: {}", reason(errno.0)),
         _ => error.to_string(),
     }

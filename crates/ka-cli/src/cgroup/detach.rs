@@ -49,8 +49,8 @@ pub(super) fn detach(args: &args::CgroupDetach) -> Outcome {
             let mut pins = Pins::of(&cgroup);
             if pins.is_empty() {
                 let why = if cgroup.policies().is_ok_and(|policies| !policies.is_empty()) {
-                    "its policy is not pinned in this bpffs. It ends with the program of ka run --via cgroup, or with ka \
-                     cgroup attach --foreground, or it is pinned in another bpffs"
+                    "its policy is not pinned in this bpffs, so ka cannot detach it. The policy ends with ka run --via \
+                     cgroup or ka cgroup attach --foreground, or it is pinned in another bpffs"
                 } else {
                     "it has no policy of its own (ka cgroup ls lists the cgroups that have one)"
                 };

@@ -63,8 +63,15 @@ impl IntoIterator for Skipped {
 impl fmt::Display for Skip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { count, first, reason } = self;
-        let cgroups = if *count == 1 { "1 cgroup was" } else { &format!("{count} cgroups were") };
-        write!(f, "{cgroups} not looked at, nor those below: {}: {reason}", Shortened(first))
+        let first = Shortened(first);
+        if *count == 1 {
+            write!(f, "1 cgroup was not examined, nor the cgroups below it: {first}: {reason}")
+        } else {
+            write!(
+                f,
+                "{count} cgroups were not examined, nor the cgroups below them, such as {first}: {reason}"
+            )
+        }
     }
 }
 
@@ -270,7 +277,8 @@ mod tests {
         let lines: Vec<_> = skipped.unwrap().into_iter().map(|skip| skip.to_string()).collect();
         let [line] = &lines[..] else { panic!("{lines:?}") };
         assert!(
-            line.starts_with("1 cgroup was not looked at, nor those below: ") && line.contains("/a: "),
+            line.starts_with("1 cgroup was not examined, nor the cgroups below it: ")
+                && line.contains("/a: "),
             "{line}"
         );
 

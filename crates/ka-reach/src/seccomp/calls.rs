@@ -129,7 +129,7 @@ impl CallHandler {
             self.warn(call, Warning::OtherArchitecture, || {
                 let name = if number & X32 != 0 { "x32" } else { CompatArch::of_this_machine().name };
                 format!(
-                    "makes calls of {name}: its sockets get the policy when they connect or listen, but it can \
+                    "makes system calls of {name}: its sockets get the policy when they connect or listen, but it can \
                      override the policy"
                 )
             });

@@ -532,7 +532,8 @@ fn run_proxy(supervisor: &UnixStream, pending: &OwnedFd, spare: i32, shared: &Sh
                 Some(_) => {}
                 None => {
                     log::print(format!(
-                        "ka: run: supervisor and spare {spare} were killed: the program's calls of connect and listen fail now"
+                        "ka: run: supervisor and spare {spare} were killed: the program's calls of connect and \
+                         listen fail from now on; restart it"
                     ));
                     wait_for_spare(true);
                     children::exit(FAILED);
