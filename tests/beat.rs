@@ -230,7 +230,7 @@ fn vectors() -> Vec<Vector> {
 }
 
 #[test]
-fn libka_makes_the_vectors_of_the_documentation() {
+fn libka_signs_the_test_vectors_of_the_documentation() {
     let vectors = vectors();
     assert!(vectors.len() >= 6);
     for Vector { key, nonce, client: number, sequence, frame } in vectors {
@@ -243,7 +243,7 @@ fn libka_makes_the_vectors_of_the_documentation() {
 
 /// Runs the Python code of the page.
 #[test]
-fn the_python_of_the_documentation_makes_its_vectors() {
+fn the_documented_python_signs_the_test_vectors() {
     let page = fs::read_to_string(root().join("docs/heartbeat.md")).unwrap();
     let code = page.split("```python").nth(1).unwrap().split("```").next().unwrap();
     for vector in vectors() {

@@ -22,7 +22,7 @@ const ASK: &str = "import socket as s; a = s.socket(); \
     print(a.getsockopt(s.SOL_SOCKET, s.SO_KEEPALIVE), *(a.getsockopt(6, o) for o in (4, 5, 6)))";
 
 /// Runs a script in a mount namespace with its own /etc. The shim is in a folder there that only root can change.
-fn with_own_machine(script: &str) -> Output {
+fn with_own_etc_and_shim(script: &str) -> Output {
     // The default mode of a tmpfs is not 755.
     with_own_etc(&format!(
         "mount -t tmpfs -o mode=755 none /mnt && cp {} /mnt/libka_preload.so && rm -f /etc/ld.so.preload && \
@@ -33,14 +33,14 @@ fn with_own_machine(script: &str) -> Output {
 }
 
 /// Runs a script in that namespace, which must succeed. Returns its output.
-fn on_own_machine(script: &str) -> String {
-    let output = with_own_machine(script);
+fn output_with_own_etc(script: &str) -> String {
+    let output = with_own_etc_and_shim(script);
     assert!(output.status.success(), "{script}: {output:?}");
     assert_eq!(stderr(&output), "", "{script}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn may_have_own_machine() -> bool {
+fn can_have_own_etc() -> bool {
     if !is_root() {
         skip("only root may have an /etc of its own");
     }
@@ -49,11 +49,11 @@ fn may_have_own_machine() -> bool {
 
 #[test]
 fn ld_so_preload_adds_and_removes_the_shim_for_every_program() {
-    if !may_have_own_machine() {
+    if !can_have_own_etc() {
         return;
     }
     let before = fs::read("/etc/ld.so.preload").ok();
-    let said = on_own_machine(&format!(
+    let said = output_with_own_etc(&format!(
         "echo KA_POLICY=30,5,3 >/etc/ka.conf
          $tool install $lib; stat -c '%u %a' /etc/ld.so.preload; cat /etc/ld.so.preload
          python3 -c '{ASK}'; env -i python3 -c '{ASK}'
@@ -81,11 +81,11 @@ fn ld_so_preload_adds_and_removes_the_shim_for_every_program() {
 
 #[test]
 fn ld_so_preload_keeps_other_entries() {
-    if !may_have_own_machine() {
+    if !can_have_own_etc() {
         return;
     }
     // The other library is a copy of the shim under another name.
-    let said = on_own_machine(
+    let said = output_with_own_etc(
         "cp $lib /mnt/other.so; chmod 600 /etc/ka.conf 2>/dev/null
          printf '# ours\\n/mnt/other.so\\n\\n' >/etc/ld.so.preload
          $tool install $lib >/dev/null; cat /etc/ld.so.preload; echo ==
@@ -109,10 +109,10 @@ fn ld_so_preload_keeps_other_entries() {
 /// Without an argument, the script installs the library of the package, or of `make install`.
 #[test]
 fn ld_so_preload_finds_the_library_that_was_installed() {
-    if !may_have_own_machine() {
+    if !can_have_own_etc() {
         return;
     }
-    let said = on_own_machine(
+    let said = output_with_own_etc(
         "{ [ ! -d /usr/lib/ka ] || mount -t tmpfs none /usr/lib/ka; }; mount -t tmpfs -o mode=755 none /usr/local/lib
          $tool install 2>&1; $tool install /usr/local/lib/none.so 2>&1
          mkdir /usr/local/lib/ka; cp $lib /usr/local/lib/ka
@@ -137,10 +137,10 @@ fn ld_so_preload_finds_the_library_that_was_installed() {
 /// A user has a link to the library in a folder that belongs to the user, and changes the link after the installation.
 #[test]
 fn ld_so_preload_resolves_symbolic_links() {
-    if !may_have_own_machine() {
+    if !can_have_own_etc() {
         return;
     }
-    let said = on_own_machine(&format!(
+    let said = output_with_own_etc(&format!(
         "mkdir /mnt/u /mnt/root; cp $lib /mnt/root; chown 65534 /mnt/u; user='setpriv --reuid 65534 --clear-groups'
          echo '#include <unistd.h>
          void __attribute__((constructor)) evil(void) {{ if (!geteuid()) write(1, \"evil \", 5); }}' |
@@ -187,7 +187,7 @@ fn ld_so_preload_resolves_symbolic_links() {
 /// Each command must fail with its message, and leave the list unchanged.
 #[test]
 fn ld_so_preload_rejects_libraries_that_would_break_programs() {
-    if !may_have_own_machine() {
+    if !can_have_own_etc() {
         return;
     }
     let cases = [
@@ -234,7 +234,7 @@ fn ld_so_preload_rejects_libraries_that_would_break_programs() {
             )
         })
         .collect();
-    let said = on_own_machine(&scripts.join("\n"));
+    let said = output_with_own_etc(&scripts.join("\n"));
     let said: Vec<_> = said.split("====\n").collect();
     assert_eq!(said.len(), cases.len() + 1);
     for (said, (before, command, words)) in said.iter().zip(cases) {
@@ -246,19 +246,19 @@ fn ld_so_preload_rejects_libraries_that_would_break_programs() {
 /// This library works in LD_PRELOAD, but not in the file. The script must restore the list without starting a program.
 #[test]
 fn ld_so_preload_restores_the_list_if_programs_do_not_start() {
-    if !may_have_own_machine() {
+    if !can_have_own_etc() {
         return;
     }
     let source = "#include <stdlib.h>\n#include <unistd.h>\n\
         void __attribute__((constructor)) end(void) { if (!getenv(\"LD_PRELOAD\")) _exit(9); }\n";
-    let output = with_own_machine(&format!(
+    let output = with_own_etc_and_shim(&format!(
         "printf '%s' '{source}' | cc -x c -shared -fPIC -o /mnt/trap.so - && \
          printf '# ours\\n' >/etc/ld.so.preload; $tool install /mnt/trap.so; echo status $?; cat /etc/ld.so.preload; \
          rm /etc/ld.so.preload; $tool install /mnt/trap.so; echo status $?; ls /etc/ld.so.preload"
     ));
     let said = String::from_utf8(output.stdout.clone()).unwrap();
     assert_eq!(said, "status 2\n# ours\nstatus 2\n", "{output:?}");
-    let words = "programs do not start, do not load it, or print an error: the old list is restored";
+    let words = "programs do not start or load it, or print an error: the old list is restored";
     assert_eq!(stderr(&output).matches(words).count(), 2, "{output:?}");
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use ka_test::child::{stderr, stdout, succeed};
 use ka_test::example::{Server, example};
 use ka_test::kernel::{has_ipv6, sysctl};
-use ka_test::namespace::in_a_network_of_its_own;
+use ka_test::namespace::in_own_network_namespace;
 use ka_test::path::root;
 use socket2::SockRef;
 
@@ -358,7 +358,7 @@ fn the_capture_shows_answered_probes_and_three_unanswered_ones() {
 /// EPIPE, and SIGPIPE would end the server. The network has small buffers.
 #[test]
 fn the_server_survives_a_client_that_leaves_during_a_write() {
-    if !in_a_network_of_its_own("the_server_survives_a_client_that_leaves_during_a_write") {
+    if !in_own_network_namespace("the_server_survives_a_client_that_leaves_during_a_write") {
         return;
     }
     sysctl("tcp_wmem", "4096 16384 16384");

@@ -161,11 +161,11 @@ fn messages_that_do_not_fit_are_truncated_as_by_snprintf() {
 }
 
 /// Two pages. The second one cannot be accessed.
-struct Edge(*mut u8);
+struct GuardedPages(*mut u8);
 
 const PAGE: usize = 4096;
 
-impl Edge {
+impl GuardedPages {
     fn new() -> Self {
         // SAFETY: mmap(2) returns new memory, and the pages of mprotect(2) are in it.
         unsafe {
@@ -190,7 +190,7 @@ impl Edge {
     }
 }
 
-impl Drop for Edge {
+impl Drop for GuardedPages {
     fn drop(&mut self) {
         // SAFETY: `new` has mapped both pages, and nothing uses them any more.
         unsafe { libc::munmap(self.0.cast(), 2 * PAGE) };
@@ -203,7 +203,7 @@ fn bytes_beyond_the_text_and_the_buffer_are_not_accessed() {
     for text in GOOD.iter().copied().chain(BAD.iter().map(|(text, _)| *text)) {
         let text = CString::new(text).unwrap();
         let bytes = text.as_bytes_with_nul();
-        let (from, to) = (Edge::new(), Edge::new());
+        let (from, to) = (GuardedPages::new(), GuardedPages::new());
         // SAFETY: the page has room for the text.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), from.last(bytes.len()).cast(), bytes.len()) };
         let whole = explain(&text);

@@ -16,7 +16,7 @@ use ka_test::child::{stderr, stdout};
 use ka_test::example::{Server, example};
 use ka_test::libka::call;
 use ka_test::log::say;
-use ka_test::namespace::in_a_network_of_its_own;
+use ka_test::namespace::in_own_network_namespace;
 use ka_test::path::{root, scratch};
 use ka_test::process::raise_descriptor_limit;
 use ka_test::socket::{established, option};
@@ -351,7 +351,7 @@ fn memory_and_descriptors(pid: u32) -> (usize, usize) {
 }
 
 /// Returns the 99th percentile and the maximum, in milliseconds.
-fn p99_and_most(mut times: Vec<Duration>) -> (f64, f64) {
+fn p99_and_max(mut times: Vec<Duration>) -> (f64, f64) {
     times.sort_unstable();
     let at = |index: usize| times[index].as_secs_f64() * 1000.0;
     (at(times.len() * 99 / 100), at(times.len() - 1))
@@ -363,7 +363,7 @@ fn p99_and_most(mut times: Vec<Duration>) -> (f64, f64) {
 #[test]
 fn ten_thousand_silent_connections_do_not_disturb_clients() {
     const FIRST: u64 = 4;
-    if !in_a_network_of_its_own("ten_thousand_silent_connections_do_not_disturb_clients") {
+    if !in_own_network_namespace("ten_thousand_silent_connections_do_not_disturb_clients") {
         return;
     }
     let flood = 10_000.min(raise_descriptor_limit().saturating_sub(200));
@@ -438,8 +438,8 @@ fn ten_thousand_silent_connections_do_not_disturb_clients() {
         thread::sleep(Duration::from_millis(300));
         let after = memory_and_descriptors(pid);
 
-        let (count, (p99, most)) = (beats.len(), p99_and_most(beats));
-        let (came, (came_p99, came_most)) = (comings.len(), p99_and_most(comings));
+        let (count, (p99, most)) = (beats.len(), p99_and_max(beats));
+        let (came, (came_p99, came_most)) = (comings.len(), p99_and_max(comings));
         say(&format!(
             "flood: {flood} silent connections in {:.2} s, gone {gone:.2} s after the last (their time: {FIRST} s); \
              {count} beats meanwhile, p99 {p99:.2} ms, most {most:.2} ms; \

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use ka_test::artifact::cargo;
 use ka_test::child::stdout;
-use ka_test::namespace::alone;
+use ka_test::namespace::in_new_namespaces;
 
 /// Returns the path of the lab's test program.
 fn lab() -> PathBuf {
@@ -34,7 +34,7 @@ fn lab() -> PathBuf {
 
 /// The processes, links, mounts and rules in this test's own namespaces.
 #[derive(Debug, PartialEq)]
-struct Traces {
+struct Leftovers {
     processes: usize,
     networks: usize,
     mounts: String,
@@ -42,7 +42,7 @@ struct Traces {
     rules: String,
 }
 
-fn traces() -> Traces {
+fn leftovers() -> Leftovers {
     let mut networks = BTreeSet::new();
     let mut processes = 0;
     for entry in fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path()) {
@@ -57,7 +57,7 @@ fn traces() -> Traces {
         let open = open.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
         networks.extend(open.filter(|target| target.to_string_lossy().starts_with("net:[")));
     }
-    Traces {
+    Leftovers {
         processes,
         networks: networks.len(),
         mounts: fs::read_to_string("/proc/self/mountinfo").unwrap(),
@@ -86,21 +86,21 @@ fn start(ending: &str) -> (Child, Box<dyn Iterator<Item = String>>) {
 #[test]
 fn the_lab_leaves_nothing_behind_however_it_ends() {
     const TEST: &str = "the_lab_leaves_nothing_behind_however_it_ends";
-    if !alone(TEST, &["--net", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]) {
+    if !in_new_namespaces(TEST, &["--net", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]) {
         return;
     }
-    let before = traces();
+    let before = leftovers();
     assert_eq!(before.networks, 1);
 
     let (mut lab, lines) = start("ends");
     lines.for_each(drop);
     assert!(lab.wait().unwrap().success(), "the lab failed");
-    assert_eq!(traces(), before, "after a lab that has ended");
+    assert_eq!(leftovers(), before, "after a lab that has ended");
 
     let (mut lab, lines) = start("fails");
     lines.for_each(drop);
     assert!(!lab.wait().unwrap().success(), "the lab did not fail");
-    assert_eq!(traces(), before, "after a lab that has failed");
+    assert_eq!(leftovers(), before, "after a lab that has failed");
 
     let (mut lab, lines) = start("waits");
     // SAFETY: the child was not waited for yet, so its process group still exists.
@@ -110,7 +110,7 @@ fn the_lab_leaves_nothing_behind_however_it_ends() {
     nothing_is_left(&before, "after a lab that was interrupted");
 
     let (mut lab, _lines) = start("waits");
-    let during = traces();
+    let during = leftovers();
     // Four networks of three machines, and one namespace that forwards frames.
     assert_eq!(during.networks, before.networks + 1 + 13, "the lab's networks were not counted");
     assert!(during.processes > before.processes, "the lab's processes were not counted");
@@ -120,10 +120,10 @@ fn the_lab_leaves_nothing_behind_however_it_ends() {
 }
 
 /// Waits until only the traces from before are left. The kernel ends the processes and namespaces with a delay.
-fn nothing_is_left(before: &Traces, when: &str) {
+fn nothing_is_left(before: &Leftovers, when: &str) {
     let until = Instant::now() + Duration::from_secs(20);
-    while traces() != *before && Instant::now() < until {
+    while leftovers() != *before && Instant::now() < until {
         thread::sleep(Duration::from_millis(50));
     }
-    assert_eq!(traces(), *before, "{when}");
+    assert_eq!(leftovers(), *before, "{when}");
 }

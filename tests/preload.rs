@@ -15,7 +15,7 @@ use ka_test::artifact::{loaded_size, shim, unstripped};
 use ka_test::child::{preloaded, stderr, stdout, succeed};
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::log::skip;
-use ka_test::namespace::{in_a_network_of_its_own, is_root, with_own_etc};
+use ka_test::namespace::{in_own_network_namespace, is_root, with_own_etc};
 use ka_test::path::{root, scratch};
 use ka_test::socket::{fresh, set_option};
 
@@ -625,7 +625,7 @@ fn sockets_of_all_threads_and_forks_have_the_policy() {
 /// The policy's time is 1 + 1 · 2 s, the program's is 12 s.
 #[test]
 fn a_dead_peer_is_found_within_the_time_of_the_policy() {
-    if !in_a_network_of_its_own("a_dead_peer_is_found_within_the_time_of_the_policy") {
+    if !in_own_network_namespace("a_dead_peer_is_found_within_the_time_of_the_policy") {
         return;
     }
     let printed = stdout(preloaded(program!("moments")).arg("dead").env("KA_POLICY", "1,1,2"));

@@ -14,7 +14,7 @@ use ka_test::artifact::{release, shim};
 use ka_test::child::{Running, preloaded, stderr, stdout, succeed};
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::log::skip;
-use ka_test::namespace::{in_a_network_of_its_own, is_root, on_a_machine_of_its_own};
+use ka_test::namespace::{in_own_namespaces, in_own_network_namespace, is_root};
 use ka_test::path::{root, scratch};
 use ka_test::server::{nginx, redis_arguments};
 use ka_test::socket::established;
@@ -43,7 +43,7 @@ fn assert_both_ends_have_the_policy(port: u16) {
 #[test]
 fn nginx_and_curl_connections_have_the_policy() {
     // nginx's workers survive if their master is killed. They end with the namespace.
-    if !on_a_machine_of_its_own("nginx_and_curl_connections_have_the_policy") {
+    if !in_own_namespaces("nginx_and_curl_connections_have_the_policy") {
         return;
     }
     let conf = nginx("listen 127.0.0.1:8080 so_keepalive=off; limit_rate 100000;");
@@ -57,7 +57,7 @@ fn nginx_and_curl_connections_have_the_policy() {
 
 #[test]
 fn redis_connections_have_the_policy() {
-    if !in_a_network_of_its_own("redis_connections_have_the_policy") {
+    if !in_own_network_namespace("redis_connections_have_the_policy") {
         return;
     }
     let _redis = Running::start(preloaded("redis-server").args(redis_arguments("300")));
@@ -72,7 +72,7 @@ fn redis_connections_have_the_policy() {
 
 #[test]
 fn python_and_asyncio_sockets_have_the_policy() {
-    if !in_a_network_of_its_own("python_and_asyncio_sockets_have_the_policy") {
+    if !in_own_network_namespace("python_and_asyncio_sockets_have_the_policy") {
         return;
     }
     let program = r#"
@@ -117,7 +117,7 @@ asyncio.run(main())
 /// The server runs under the shim, the client does not. The server's end must have the policy.
 #[test]
 fn servers_under_the_shim_probe_clients_without_keepalive() {
-    if !in_a_network_of_its_own("servers_under_the_shim_probe_clients_without_keepalive") {
+    if !in_own_network_namespace("servers_under_the_shim_probe_clients_without_keepalive") {
         return;
     }
     let _redis = Running::start(preloaded("redis-server").args(redis_arguments("0")));
@@ -138,8 +138,8 @@ fn postgres() -> PathBuf {
     versions.max().unwrap().join("bin")
 }
 
-/// Returns a command that runs a program of PostgreSQL as the user nobody, because the server refuses to run as root.
-fn as_somebody(program: &Path) -> Command {
+/// Returns a command that runs a program of PostgreSQL as nobody, because its server refuses to run as root.
+fn as_unprivileged_user(program: &Path) -> Command {
     if !is_root() {
         return preloaded(program);
     }
@@ -165,7 +165,7 @@ fn start_postgres(is_preloaded: bool, args: &[&str]) -> Postgres {
     let (shim, data) = (folder.join("libka_preload.so"), folder.join("data"));
     fs::copy(ka_test::artifact::shim(), &shim).unwrap();
     let program = |name: &str| {
-        let mut command = as_somebody(&bin.join(name));
+        let mut command = as_unprivileged_user(&bin.join(name));
         if is_preloaded {
             command.env("LD_PRELOAD", &shim)
         } else {
@@ -194,7 +194,7 @@ fn psql(args: &[&str]) -> Command {
 
 #[test]
 fn postgresql_connections_have_the_policy() {
-    if !in_a_network_of_its_own("postgresql_connections_have_the_policy") {
+    if !in_own_network_namespace("postgresql_connections_have_the_policy") {
         return;
     }
     // PostgreSQL asks for 300 s, which the shim denies.
@@ -219,7 +219,7 @@ fn postgresql_connections_have_the_policy() {
 /// With keepalives=0 libpq makes no setsockopt call, so the socket gets the policy in every mode.
 #[test]
 fn libpq_without_keepalives_has_the_policy_in_each_mode() {
-    if !in_a_network_of_its_own("libpq_without_keepalives_has_the_policy_in_each_mode") {
+    if !in_own_network_namespace("libpq_without_keepalives_has_the_policy_in_each_mode") {
         return;
     }
     let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -253,7 +253,7 @@ fn java_and_jdbc_connections_have_the_documented_timers() {
         skip(&format!("Java is not tested: javac or {DRIVER} (libpostgresql-jdbc-java) is missing"));
         return;
     }
-    if !in_a_network_of_its_own("java_and_jdbc_connections_have_the_documented_timers") {
+    if !in_own_network_namespace("java_and_jdbc_connections_have_the_documented_timers") {
         return;
     }
     let recipes = fs::read_to_string(root().join("docs/recipes.md")).unwrap();
@@ -373,7 +373,7 @@ impl Ssh {
 
 #[test]
 fn openssh_connections_have_the_policy() {
-    if !in_a_network_of_its_own("openssh_connections_have_the_policy") {
+    if !in_own_network_namespace("openssh_connections_have_the_policy") {
         return;
     }
     let Some(ssh) = Ssh::start(&mut preloaded("/usr/sbin/sshd")) else { return };
@@ -388,7 +388,7 @@ fn openssh_connections_have_the_policy() {
 /// An ssh master owns the connection. `ka run -v` prints a hint, and the command in docs/recipes.md reaches the master.
 #[test]
 fn the_hint_about_ssh_masters_leads_to_the_connection() {
-    if !in_a_network_of_its_own("the_hint_about_ssh_masters_leads_to_the_connection") {
+    if !in_own_network_namespace("the_hint_about_ssh_masters_leads_to_the_connection") {
         return;
     }
     let Some(ssh) = Ssh::start(&mut Command::new("/usr/sbin/sshd")) else { return };
@@ -429,7 +429,7 @@ fn the_hint_about_ssh_masters_leads_to_the_connection() {
 
 #[test]
 fn node_connections_have_the_policy() {
-    if !in_a_network_of_its_own("node_connections_have_the_policy") {
+    if !in_own_network_namespace("node_connections_have_the_policy") {
         return;
     }
     let program = r#"

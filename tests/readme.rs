@@ -47,7 +47,7 @@ fn compile(source: &Path) -> PathBuf {
 
 /// The first program of README.md prints the output that README.md shows below it.
 #[test]
-fn the_start_in_c_prints_what_the_readme_shows() {
+fn the_c_program_of_the_readme_prints_what_it_shows() {
     let readme = root().join("README.md");
     let programs: Vec<_> = blocks(&readme, "c").into_iter().filter(|code| is_program(code)).collect();
     assert_eq!(programs.len(), 1);

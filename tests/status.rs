@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ka_test::child::succeed;
 use ka_test::libka::{STATUS_INIT, Status, call, enable};
-use ka_test::namespace::in_a_network_of_its_own;
+use ka_test::namespace::in_own_network_namespace;
 
 fn status(fd: RawFd) -> Status {
     let mut status = STATUS_INIT;
@@ -80,7 +80,7 @@ fn the_queue_of_a_listener_is_not_reported_as_in_flight() {
 /// The test takes the loopback of its own network down, so the peer does not answer any more.
 #[test]
 fn a_dead_peer_is_visible_in_probes_and_retransmits() {
-    if !in_a_network_of_its_own("a_dead_peer_is_visible_in_probes_and_retransmits") {
+    if !in_own_network_namespace("a_dead_peer_is_visible_in_probes_and_retransmits") {
         return;
     }
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -9,7 +9,7 @@ use ka_test::child::stdout;
 use ka_test::compiler::{LINKS, program};
 use ka_test::kernel::sysctl;
 use ka_test::libka::{CONFIG_INIT, Config, KEEP, Libka, NONE, OFF, apply, call, config, enable};
-use ka_test::namespace::in_a_network_of_its_own;
+use ka_test::namespace::in_own_network_namespace;
 use ka_test::path::scratch;
 use ka_test::socket::{fresh, keepalive_options};
 use libc::{EINVAL, c_int};
@@ -39,7 +39,7 @@ fn get(fd: RawFd, getter: Getter) -> Result<c_int, c_int> {
 
 #[test]
 fn sysctl_values_that_cannot_be_set_are_read_but_not_written() {
-    if !in_a_network_of_its_own("sysctl_values_that_cannot_be_set_are_read_but_not_written") {
+    if !in_own_network_namespace("sysctl_values_that_cannot_be_set_are_read_but_not_written") {
         return;
     }
     let socket = fresh();
@@ -83,7 +83,7 @@ fn sysctl_values_that_cannot_be_set_are_read_but_not_written() {
 
 #[test]
 fn values_that_were_set_stay_and_kept_values_follow_the_sysctl() {
-    if !in_a_network_of_its_own("values_that_were_set_stay_and_kept_values_follow_the_sysctl") {
+    if !in_own_network_namespace("values_that_were_set_stay_and_kept_values_follow_the_sysctl") {
         return;
     }
     let (set, kept, never) = (fresh(), fresh(), fresh());
@@ -107,7 +107,7 @@ fn values_that_were_set_stay_and_kept_values_follow_the_sysctl() {
 /// The call re-arms the running timer with the idle time in force. If this time cannot be set, the timer is unchanged.
 #[test]
 fn a_changed_interval_keeps_an_idle_time_that_cannot_be_set() {
-    if !in_a_network_of_its_own("a_changed_interval_keeps_an_idle_time_that_cannot_be_set") {
+    if !in_own_network_namespace("a_changed_interval_keeps_an_idle_time_that_cannot_be_set") {
         return;
     }
     sysctl("tcp_keepalive_time", "86400");
@@ -129,7 +129,7 @@ fn a_changed_interval_keeps_an_idle_time_that_cannot_be_set() {
 
 #[test]
 fn defaults_work_without_proc_and_leak_no_descriptor() {
-    if !in_a_network_of_its_own("defaults_work_without_proc_and_leak_no_descriptor") {
+    if !in_own_network_namespace("defaults_work_without_proc_and_leak_no_descriptor") {
         return;
     }
     sysctl("tcp_keepalive_time", "-1");

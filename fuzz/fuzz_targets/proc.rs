@@ -32,7 +32,7 @@ fn check_status(bytes: &[u8]) {
     let number = |name, place| word(name, place).and_then(|word| word.parse::<u64>().ok());
     assert_eq!(status.user().map(u64::from), number("Uid", 1).filter(|user| *user <= u32::MAX.into()));
     for user in [0, 1000] {
-        assert_eq!(status.is_wholly(user), (0..3).all(|place| number("Uid", place) == Some(user.into())));
+        assert_eq!(status.has_only_user(user), (0..3).all(|place| number("Uid", place) == Some(user.into())));
     }
     let leader = number("Tgid", 0).and_then(|pid| i32::try_from(pid).ok());
     assert_eq!((status.leader(), status.threads()), (leader, number("Threads", 0).unwrap_or(1)));

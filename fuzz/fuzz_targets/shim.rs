@@ -439,10 +439,10 @@ fn program_sets(fd: c_int, option: u8, value: c_int) -> Result<(), c_int> {
     // SAFETY: the function accepts any arguments, and `value` has 4 bytes.
     match unsafe { shim::judge(fd, level, name, (&raw const value).cast(), 4) } {
         Answer::Make => kernel::set_option(fd, level, name, value),
-        Answer::MakeAndMend => {
+        Answer::MakeAndFollowUp => {
             let result = kernel::set_option(fd, level, name, value);
             if result.is_ok() {
-                shim::mend(fd, level, name);
+                shim::follow_up(fd, level, name);
             }
             result
         }

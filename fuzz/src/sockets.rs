@@ -24,13 +24,13 @@ const LISTEN: u8 = 10;
 const CLOSING: u8 = 11;
 
 /// A descriptor, and other descriptors that must stay open, such as its peer.
-struct Made {
+struct OpenSocket {
     fd: RawFd,
     #[expect(dead_code, reason = "kept open, and never read")]
     held: Vec<OwnedFd>,
 }
 
-type Make = fn() -> io::Result<Made>;
+type Make = fn() -> io::Result<OpenSocket>;
 
 /// A kind of descriptor.
 struct Kind {
@@ -38,8 +38,8 @@ struct Kind {
     make: Make,
     /// The state of a TCP socket of this kind.
     state: Option<u8>,
-    made: Option<Made>,
-    /// True if the descriptor was used since `begin`.
+    made: Option<OpenSocket>,
+    /// Whether the descriptor was used since `begin`.
     is_used: bool,
 }
 
@@ -71,7 +71,7 @@ impl Sockets {
     pub fn get(&mut self, number: u8) -> (RawFd, &'static str) {
         let count = self.0.len();
         let kind = &mut self.0[usize::from(number) % count];
-        let is_in_state = |made: &Made| {
+        let is_in_state = |made: &OpenSocket| {
             kind.state.is_none_or(|state| info(made.fd).is_some_and(|info| info.tcpi_state == state))
         };
         if !kind.is_used {
@@ -110,12 +110,12 @@ fn reset(fd: c_int) {
 
 #[allow(clippy::undocumented_unsafe_blocks, reason = "these calls take no pointer, or a C string")]
 const ALL: [(&str, Make, Option<u8>); 47] = [
-    ("tcp4 fresh", || tcp(libc::AF_INET).map(alone), Some(CLOSE)),
-    ("tcp6 fresh", || tcp(libc::AF_INET6).map(alone), Some(CLOSE)),
-    ("tcp4 bound", || bound(libc::AF_INET, libc::IPPROTO_TCP).map(alone), Some(CLOSE)),
-    ("tcp4 listener", || listener(libc::AF_INET, libc::IPPROTO_TCP).map(alone), Some(LISTEN)),
+    ("tcp4 fresh", || tcp(libc::AF_INET).map(without_peer), Some(CLOSE)),
+    ("tcp6 fresh", || tcp(libc::AF_INET6).map(without_peer), Some(CLOSE)),
+    ("tcp4 bound", || bound(libc::AF_INET, libc::IPPROTO_TCP).map(without_peer), Some(CLOSE)),
+    ("tcp4 listener", || listener(libc::AF_INET, libc::IPPROTO_TCP).map(without_peer), Some(LISTEN)),
     ("tcp4 listener, one waits", awaited, Some(LISTEN)),
-    ("tcp6 listener", || listener(libc::AF_INET6, libc::IPPROTO_TCP).map(alone), Some(LISTEN)),
+    ("tcp6 listener", || listener(libc::AF_INET6, libc::IPPROTO_TCP).map(without_peer), Some(LISTEN)),
     ("tcp4 client", || pair(libc::AF_INET).map(|(one, other)| with(one, other)), Some(ESTABLISHED)),
     ("tcp4 accepted", || pair(libc::AF_INET).map(|(one, other)| with(other, one)), Some(ESTABLISHED)),
     ("tcp6 client", || pair(libc::AF_INET6).map(|(one, other)| with(one, other)), Some(ESTABLISHED)),
@@ -129,43 +129,59 @@ const ALL: [(&str, Make, Option<u8>); 47] = [
     ("tcp4 closing", closing, Some(CLOSING)),
     ("tcp4 ended", ended, Some(CLOSE)),
     ("tcp4 reset", was_reset, Some(CLOSE)),
-    ("mptcp4 fresh", || socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).map(alone), None),
-    ("mptcp6 fresh", || socket(libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).map(alone), None),
-    ("mptcp4 listener", || listener(libc::AF_INET, libc::IPPROTO_MPTCP).map(alone), Some(LISTEN)),
+    (
+        "mptcp4 fresh",
+        || socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).map(without_peer),
+        None,
+    ),
+    (
+        "mptcp6 fresh",
+        || socket(libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).map(without_peer),
+        None,
+    ),
+    ("mptcp4 listener", || listener(libc::AF_INET, libc::IPPROTO_MPTCP).map(without_peer), Some(LISTEN)),
     ("mptcp4 client", || mptcp_pair(true).map(|(one, other)| with(one, other)), Some(ESTABLISHED)),
     ("mptcp4 accepted", || mptcp_pair(true).map(|(one, other)| with(other, one)), Some(ESTABLISHED)),
     ("mptcp4 fallen back", || mptcp_pair(false).map(|(one, other)| with(one, other)), Some(ESTABLISHED)),
-    ("udp4", || socket(libc::AF_INET, libc::SOCK_DGRAM, 0).map(alone), None),
-    ("udp6", || socket(libc::AF_INET6, libc::SOCK_DGRAM, 0).map(alone), None),
-    ("unix stream", || socket(libc::AF_UNIX, libc::SOCK_STREAM, 0).map(alone), None),
-    ("unix datagram", || socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0).map(alone), None),
-    ("unix seqpacket", || socket(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0).map(alone), None),
-    ("raw icmp", || socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP).map(alone), None),
-    ("raw tcp", || socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP).map(alone), None),
-    ("packet", || socket(libc::AF_PACKET, libc::SOCK_RAW, 0).map(alone), None),
-    ("netlink route", || socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).map(alone), None),
+    ("udp4", || socket(libc::AF_INET, libc::SOCK_DGRAM, 0).map(without_peer), None),
+    ("udp6", || socket(libc::AF_INET6, libc::SOCK_DGRAM, 0).map(without_peer), None),
+    ("unix stream", || socket(libc::AF_UNIX, libc::SOCK_STREAM, 0).map(without_peer), None),
+    ("unix datagram", || socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0).map(without_peer), None),
+    ("unix seqpacket", || socket(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0).map(without_peer), None),
+    ("raw icmp", || socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP).map(without_peer), None),
+    ("raw tcp", || socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP).map(without_peer), None),
+    ("packet", || socket(libc::AF_PACKET, libc::SOCK_RAW, 0).map(without_peer), None),
+    (
+        "netlink route",
+        || socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).map(without_peer),
+        None,
+    ),
     // Its protocol number is that of TCP.
-    ("netlink xfrm", || socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_XFRM).map(alone), None),
-    ("vsock", || socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0).map(alone), None),
+    ("netlink xfrm", || socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_XFRM).map(without_peer), None),
+    ("vsock", || socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0).map(without_peer), None),
     ("pipe, read end", || pipe().map(|(read, write)| with(read, write)), None),
     ("pipe, write end", || pipe().map(|(read, write)| with(write, read)), None),
-    ("eventfd", || owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) }).map(alone), None),
-    ("epoll", || owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }).map(alone), None),
-    ("file", || owned(unsafe { libc::memfd_create(c"fuzz".as_ptr(), libc::MFD_CLOEXEC) }).map(alone), None),
-    ("device", || open(c"/dev/null", libc::O_RDWR).map(alone), None),
-    ("folder", || open(c"/", libc::O_RDONLY | libc::O_DIRECTORY).map(alone), None),
-    ("O_PATH", || open(c"/", libc::O_PATH).map(alone), None),
-    ("closed", || Ok(Made { fd: 0x000f_fff0, held: Vec::new() }), None),
-    ("negative", || Ok(Made { fd: -1, held: Vec::new() }), None),
-    ("least", || Ok(Made { fd: c_int::MIN, held: Vec::new() }), None),
+    ("eventfd", || owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) }).map(without_peer), None),
+    ("epoll", || owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }).map(without_peer), None),
+    (
+        "file",
+        || owned(unsafe { libc::memfd_create(c"fuzz".as_ptr(), libc::MFD_CLOEXEC) }).map(without_peer),
+        None,
+    ),
+    ("device", || open(c"/dev/null", libc::O_RDWR).map(without_peer), None),
+    ("folder", || open(c"/", libc::O_RDONLY | libc::O_DIRECTORY).map(without_peer), None),
+    ("O_PATH", || open(c"/", libc::O_PATH).map(without_peer), None),
+    ("closed", || Ok(OpenSocket { fd: 0x000f_fff0, held: Vec::new() }), None),
+    ("negative", || Ok(OpenSocket { fd: -1, held: Vec::new() }), None),
+    ("least", || Ok(OpenSocket { fd: c_int::MIN, held: Vec::new() }), None),
 ];
 
-fn alone(fd: OwnedFd) -> Made {
-    Made { fd: fd.as_raw_fd(), held: vec![fd] }
+fn without_peer(fd: OwnedFd) -> OpenSocket {
+    OpenSocket { fd: fd.as_raw_fd(), held: vec![fd] }
 }
 
-fn with(fd: OwnedFd, other: OwnedFd) -> Made {
-    Made { fd: fd.as_raw_fd(), held: vec![fd, other] }
+fn with(fd: OwnedFd, other: OwnedFd) -> OpenSocket {
+    OpenSocket { fd: fd.as_raw_fd(), held: vec![fd, other] }
 }
 
 fn check(answer: c_int) -> io::Result<c_int> {
@@ -238,7 +254,7 @@ fn listener(family: c_int, protocol: c_int) -> io::Result<OwnedFd> {
 }
 
 /// Makes a listener with a connection in its queue.
-fn awaited() -> io::Result<Made> {
+fn awaited() -> io::Result<OpenSocket> {
     let (listener, client) = (listener(libc::AF_INET, libc::IPPROTO_TCP)?, tcp(libc::AF_INET)?);
     connect(&client, &listener)?;
     Ok(with(listener, client))
@@ -324,14 +340,14 @@ fn shut(fd: &OwnedFd) -> io::Result<()> {
     check(unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) }).map(|_| ())
 }
 
-fn unread() -> io::Result<Made> {
+fn unread() -> io::Result<OpenSocket> {
     let (client, accepted) = pair(libc::AF_INET)?;
     fill(&client)?;
     Ok(with(client, accepted))
 }
 
 /// Connects to a listener whose queue is full, so the kernel does not answer.
-fn syn_sent() -> io::Result<Made> {
+fn syn_sent() -> io::Result<OpenSocket> {
     let listener = listener(libc::AF_INET, libc::IPPROTO_TCP)?;
     let mut held = Vec::new();
     for _ in 0..16 {
@@ -341,32 +357,32 @@ fn syn_sent() -> io::Result<Made> {
         held.push(client);
         if info(fd).is_some_and(|info| info.tcpi_state == SYN_SENT) {
             held.push(listener);
-            return Ok(Made { fd, held });
+            return Ok(OpenSocket { fd, held });
         }
     }
     Err(io::Error::other("no connection stayed in SYN-SENT"))
 }
 
-fn fin_wait_1() -> io::Result<Made> {
+fn fin_wait_1() -> io::Result<OpenSocket> {
     let (client, accepted) = pair(libc::AF_INET)?;
     fill(&client)?;
     shut(&client)?;
     Ok(with(client, accepted))
 }
 
-fn fin_wait_2() -> io::Result<Made> {
+fn fin_wait_2() -> io::Result<OpenSocket> {
     let (client, accepted) = pair(libc::AF_INET)?;
     shut(&client)?;
     Ok(with(client, accepted))
 }
 
-fn close_wait() -> io::Result<Made> {
+fn close_wait() -> io::Result<OpenSocket> {
     let (client, accepted) = pair(libc::AF_INET)?;
     shut(&client)?;
     Ok(with(accepted, client))
 }
 
-fn last_ack() -> io::Result<Made> {
+fn last_ack() -> io::Result<OpenSocket> {
     let (client, accepted) = pair(libc::AF_INET)?;
     shut(&client)?;
     fill(&accepted)?;
@@ -374,7 +390,7 @@ fn last_ack() -> io::Result<Made> {
     Ok(with(accepted, client))
 }
 
-fn closing() -> io::Result<Made> {
+fn closing() -> io::Result<OpenSocket> {
     let (client, accepted) = pair(libc::AF_INET)?;
     fill(&client)?;
     shut(&client)?;
@@ -382,7 +398,7 @@ fn closing() -> io::Result<Made> {
     Ok(with(client, accepted))
 }
 
-fn ended() -> io::Result<Made> {
+fn ended() -> io::Result<OpenSocket> {
     let (client, accepted) = pair(libc::AF_INET)?;
     shut(&client)?;
     shut(&accepted)?;
@@ -390,7 +406,7 @@ fn ended() -> io::Result<Made> {
     Ok(with(accepted, client))
 }
 
-fn was_reset() -> io::Result<Made> {
+fn was_reset() -> io::Result<OpenSocket> {
     let (client, accepted) = pair(libc::AF_INET)?;
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     let size = libc::socklen_t::try_from(size_of::<libc::linger>()).unwrap();
@@ -400,5 +416,5 @@ fn was_reset() -> io::Result<Made> {
         libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size)
     })?;
     drop(accepted);
-    Ok(alone(client))
+    Ok(without_peer(client))
 }

@@ -203,7 +203,7 @@ pub fn peer(network: &Network) -> Program {
 
 /// Runs the peer. It accepts connections, prints a line for each, and keeps them. It sends each line of its standard
 /// input on all connections.
-pub fn be_peer() -> ! {
+pub fn run_peer() -> ! {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)).unwrap();
     println!("listening");
     let taken = Arc::new(Mutex::new(vec![]));

@@ -48,7 +48,7 @@ const REPORT: &str = "KA_LAB_REPORT";
 
 fn main() -> ExitCode {
     if env::var_os(endpoint::PEER).is_some() {
-        endpoint::be_peer();
+        endpoint::run_peer();
     }
     extend_path();
     let mut arguments = Arguments::from_args();

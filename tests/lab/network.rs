@@ -299,9 +299,10 @@ impl Network {
             route add default via 2001:db8:2::1");
     }
 
-    /// Makes a network whose router translates the client's address to its own. The router forgets connections that are
-    /// idle for `timeout`, and silently drops packets of unknown connections.
-    pub fn natted(timeout: Duration) -> Self {
+    /// Makes a network whose router translates the client's address to its own. It forgets connections that are idle
+    /// for
+    /// `timeout`, and silently drops packets of unknown connections.
+    pub fn with_nat(timeout: Duration) -> Self {
         let network = Self::routed();
         network.forgets(timeout);
         network.router.nft(
@@ -321,7 +322,7 @@ impl Network {
 
     /// Makes a network whose router is a load balancer with its own address for clients. It forgets connections that
     /// are idle for `timeout`, and answers packets of unknown connections with RST.
-    pub fn balanced(timeout: Duration) -> Self {
+    pub fn with_load_balancer(timeout: Duration) -> Self {
         let mut network = Self::routed();
         network.host = |family| family.of(Ipv4Addr::new(203, 0, 113, 80), "2001:db8:3::80".parse().unwrap());
         network.router.ip("address add 203.0.113.80/32 dev lo
@@ -408,7 +409,7 @@ impl Network {
     }
 
     /// Makes the router silently drop packets that match.
-    pub fn lose(&self, what: &str) {
+    pub fn drop_packets(&self, what: &str) {
         self.filters("loss", &format!("{what} drop"));
     }
 
@@ -424,8 +425,8 @@ impl Network {
         ));
     }
 
-    /// Removes the rule of `lose`.
-    pub fn heal(&self) {
+    /// Removes the rule of `drop_packets`.
+    pub fn stop_dropping(&self) {
         self.router.nft("delete table inet loss");
     }
 }

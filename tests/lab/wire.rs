@@ -167,7 +167,7 @@ pub fn read(path: &Path) -> Vec<(u16, Flow)> {
             order.push(segment.client);
             Default::default()
         });
-        flow.packets.push(tracker.understand(segment.packet));
+        flow.packets.push(tracker.classify(segment.packet));
     }
     order.into_iter().map(|port| (port, flows.remove(&port).unwrap().0)).collect()
 }
@@ -180,7 +180,7 @@ struct Tracker {
 }
 
 impl Tracker {
-    fn understand(&mut self, mut packet: Packet) -> Packet {
+    fn classify(&mut self, mut packet: Packet) -> Packet {
         if packet.kind == Kind::Icmp {
             return packet;
         }

@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The result of a cell.
 #[derive(Default)]
-pub struct Seen {
+pub struct CellResult {
     pub version: String,
     /// The output of the client, and its status.
     pub answer: String,
@@ -51,7 +51,7 @@ pub struct Seen {
 }
 
 /// Runs a cell. `own` are the ends of the program's connections without ka, `built` is the folder for the built files.
-pub fn run(program: &Program, way: Way, own: &[End], built: &Path) -> Seen {
+pub fn run(program: &Program, way: Way, own: &[End], built: &Path) -> CellResult {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
     let mut command = Command::new("unshare");
@@ -61,7 +61,7 @@ pub fn run(program: &Program, way: Way, own: &[End], built: &Path) -> Seen {
     let lines = |ends: &[End]| ends.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
     command.env(OWN, lines(own)).stdin(Stdio::null());
     let output = command.output().unwrap_or_else(|error| panic!("unshare: {error}"));
-    let mut seen = Seen::default();
+    let mut seen = CellResult::default();
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         let (key, value) = line.split_once(' ').unwrap_or((line, ""));
         match key {
@@ -80,7 +80,7 @@ pub fn run(program: &Program, way: Way, own: &[End], built: &Path) -> Seen {
 }
 
 /// Runs inside a cell, and prints the result.
-pub fn be(cell: &str) {
+pub fn run_inside(cell: &str) {
     let [name, way, number] = cell.split('/').collect::<Vec<_>>().try_into().unwrap();
     let program = programs::ALL.iter().find(|program| program.name == name).unwrap();
     let way = Way::ALL.into_iter().find(|one| one.name() == way).unwrap();
@@ -90,7 +90,7 @@ pub fn be(cell: &str) {
         // SAFETY: there are no other threads yet.
         unsafe { env::remove_var(name) };
     }
-    let home = Home::furnish(number, &built);
+    let home = CellFolders::create(number, &built);
     env::set_current_dir(WORK).unwrap();
     if way == Way::None {
         build(program);
@@ -109,7 +109,7 @@ pub fn be(cell: &str) {
     });
     let mut held = Script::start(way, program.held, "held");
     let connected = |ends: &[End]| {
-        let at_port = || ends.iter().filter(|end| end.is_at(program.port));
+        let at_port = || ends.iter().filter(|end| end.has_port(program.port));
         at_port().any(|end| end.is_server_of(program.port)) && at_port().count() >= 2
     };
     wait("a client is connected", || {
@@ -133,11 +133,11 @@ pub fn be(cell: &str) {
     let mut client = Script::start(way, program.work, "work");
     drop(client.child.stdin.take());
     let status = client.end(PATIENCE);
-    let answer = said("work");
+    let answer = output_of("work");
     println!("answer {status} {}", answer.escape_debug());
     println!("ending {}", server.stop());
     for name in ["server.err", "held.err", "work.err"] {
-        for line in said(name).lines().filter(|line| line.starts_with("ka: ")) {
+        for line in output_of(name).lines().filter(|line| line.starts_with("ka: ")) {
             println!("said {line}");
         }
     }
@@ -167,12 +167,12 @@ fn settle(way: Way, own: &[End], connected: impl Fn(&[End]) -> bool) -> Vec<End>
 }
 
 /// The machine of a cell. Files below /run and /var are in memory, and every user can read the files of ka.
-struct Home {
+struct CellFolders {
     cgroup: PathBuf,
 }
 
-impl Home {
-    fn furnish(number: &str, built: &Path) -> Self {
+impl CellFolders {
+    fn create(number: &str, built: &Path) -> Self {
         let cgroups = Path::new("/run/cgroups");
         // Save the files below /var before it is covered.
         let mounts = r#"mount -t tmpfs none /run
@@ -198,7 +198,7 @@ impl Home {
 }
 
 /// Kills all other processes of this machine, and removes their cgroup.
-impl Drop for Home {
+impl Drop for CellFolders {
     fn drop(&mut self) {
         // SAFETY: the call takes no pointer. This is the first process of its namespace, which the signal does not
         // reach.
@@ -228,26 +228,26 @@ fn copy(from: impl AsRef<OsStr>, to: impl AsRef<OsStr>) {
 }
 
 fn first_line(script: &str) -> String {
-    let output = at_home(&mut Way::None.command(script)).stdin(Stdio::null()).output().unwrap();
+    let output = with_own_environment(&mut Way::None.command(script)).stdin(Stdio::null()).output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said).into_owned();
     said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
 }
 
 /// Sets an environment that does not depend on the machine outside.
-fn at_home(command: &mut Command) -> &mut Command {
+fn with_own_environment(command: &mut Command) -> &mut Command {
     command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin");
     command.envs([("HOME", WORK), ("TMPDIR", WORK), ("LC_ALL", "C"), ("TZ", "UTC")])
 }
 
 /// Returns the output of a script.
-fn said(name: &str) -> String {
+fn output_of(name: &str) -> String {
     String::from_utf8_lossy(&fs::read(Path::new(SAID).join(name)).unwrap_or_default()).into_owned()
 }
 
 /// Returns the last lines of the output of scripts.
 fn tail(names: &[&str]) -> String {
-    let all: String = names.iter().map(|name| said(name) + &said(&format!("{name}.err"))).collect();
+    let all: String = names.iter().map(|name| output_of(name) + &output_of(&format!("{name}.err"))).collect();
     let lines: Vec<_> = all.lines().collect();
     lines[lines.len().saturating_sub(12)..].join("\n")
 }
@@ -270,13 +270,18 @@ impl Script {
         };
         command.stdout(file(name)).stderr(file(&format!("{name}.err")));
         // Nothing writes to this pipe, so a program that reads it waits, as on a terminal without input.
-        let child = at_home(&mut command).stdin(Stdio::piped()).spawn().unwrap();
+        let child = with_own_environment(&mut command).stdin(Stdio::piped()).spawn().unwrap();
         Self { child, name }
     }
 
     fn must_run(&mut self) {
         if let Some(status) = self.child.try_wait().unwrap() {
-            panic!("the script {} ended too early: {}\n{}", self.name, told(status), tail(&[self.name]));
+            panic!(
+                "the script {} ended too early: {}\n{}",
+                self.name,
+                status_text(status),
+                tail(&[self.name])
+            );
         }
     }
 
@@ -285,7 +290,7 @@ impl Script {
         let until = Instant::now() + patience;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                return told(status);
+                return status_text(status);
             }
             if Instant::now() >= until {
                 let _ = self.child.kill();
@@ -304,7 +309,7 @@ impl Script {
     }
 }
 
-fn told(status: ExitStatus) -> String {
+fn status_text(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt as _;
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("status {code}"),

@@ -28,7 +28,7 @@ pub struct End {
 }
 
 impl End {
-    pub fn is_at(&self, port: u16) -> bool {
+    pub fn has_port(&self, port: u16) -> bool {
         self.local.port() == port || self.peer.port() == port
     }
 

@@ -23,7 +23,7 @@ use ka_test::namespace::is_root;
 use ka_test::path::{root, scratch};
 use libtest_mimic::{Arguments, Failed, Trial};
 
-use cell::Seen;
+use cell::CellResult;
 use programs::Program;
 use way::Way;
 
@@ -37,14 +37,14 @@ const FEW: [&str; 3] = ["nginx", "python", "redis"];
 /// The results of a program in all ways.
 pub(crate) struct Row {
     pub program: &'static Program,
-    pub cells: Vec<Seen>,
+    pub cells: Vec<CellResult>,
     /// The errors, by way.
     pub wrong: Vec<(Way, String)>,
 }
 
 fn main() -> ExitCode {
     if let Ok(cell) = env::var(cell::CELL) {
-        cell::be(&cell);
+        cell::run_inside(&cell);
         return ExitCode::SUCCESS;
     }
     let mut arguments = Arguments::from_args();
@@ -126,17 +126,17 @@ fn row(program: &'static Program) -> Row {
     for way in Way::ALL {
         if let Some(why) = lacks_bpf().filter(|_| way == Way::Cgroup) {
             skip(&format!("{} by cgroup: {why}", program.name));
-            row.cells.push(Seen { untried: Some(why), ..Seen::default() });
+            row.cells.push(CellResult { untried: Some(why), ..CellResult::default() });
             continue;
         }
-        let own = row.cells.first().map_or(&[][..], |none: &Seen| &none.ends);
+        let own = row.cells.first().map_or(&[][..], |none: &CellResult| &none.ends);
         let seen = cell::run(program, way, own, &built);
         let none = row.cells.first().unwrap_or(&seen);
         let except = program.except.iter().find(|(ways, _)| ways.contains(&way));
         let wrong = match (misbehaves(&seen, none), lacks(way, &seen, none), except) {
             (Some(why), ..) | (None, Some(why), None) => Some(why),
             // In mode default, a program may keep its own values if the way works, and also if it does not.
-            (None, None, Some((_, why))) if way != Way::Default || !is_own(&seen) => {
+            (None, None, Some((_, why))) if way != Way::Default || !lacks_policy_everywhere(&seen) => {
                 Some(format!("works, but \"{why}\" is expected"))
             }
             _ => None,
@@ -153,12 +153,12 @@ fn row(program: &'static Program) -> Row {
 }
 
 /// Returns whether no end has the policy.
-fn is_own(seen: &Seen) -> bool {
+fn lacks_policy_everywhere(seen: &CellResult) -> bool {
     seen.ends.iter().all(|end| Way::Force.lacks(end, &[]).is_some())
 }
 
 /// Returns how the programs behave differently from a run without ka.
-fn misbehaves(seen: &Seen, none: &Seen) -> Option<String> {
+fn misbehaves(seen: &CellResult, none: &CellResult) -> Option<String> {
     if let Some(failure) = &seen.failure {
         return Some(failure.clone());
     }
@@ -170,7 +170,7 @@ fn misbehaves(seen: &Seen, none: &Seen) -> Option<String> {
 }
 
 /// Returns an end of a connection with wrong settings, and what is wrong.
-fn lacks(way: Way, seen: &Seen, none: &Seen) -> Option<String> {
+fn lacks(way: Way, seen: &CellResult, none: &CellResult) -> Option<String> {
     let lack = |end: &kernel::End| {
         let no_timer = || (way != Way::None && !end.is_armed()).then_some("ss shows no keepalive");
         Some(format!("{}: {end}", way.lacks(end, &none.ends).or_else(no_timer)?))

@@ -8,7 +8,7 @@ use std::process::Command;
 use ka_test::child::stdout;
 
 use crate::Row;
-use crate::cell::Seen;
+use crate::cell::CellResult;
 use crate::kernel::End;
 use crate::way::{POLICY, Way};
 
@@ -77,7 +77,7 @@ fn environment() -> String {
     )
 }
 
-fn cell(row: &Row, way: Way, seen: &Seen, notes: &mut Vec<&'static str>) -> String {
+fn cell(row: &Row, way: Way, seen: &CellResult, notes: &mut Vec<&'static str>) -> String {
     if row.wrong.iter().any(|(wrong, _)| *wrong == way) {
         return "**FAILED**".to_owned();
     }
@@ -86,7 +86,7 @@ fn cell(row: &Row, way: Way, seen: &Seen, notes: &mut Vec<&'static str>) -> Stri
     }
     if way == Way::None {
         let of = |server: bool| {
-            let ends = seen.ends.iter().filter(|end| end.is_at(row.program.port));
+            let ends = seen.ends.iter().filter(|end| end.has_port(row.program.port));
             let own = ends.filter(|end| end.is_server_of(row.program.port) == server).map(own);
             own.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(" ")
         };
@@ -100,7 +100,11 @@ fn cell(row: &Row, way: Way, seen: &Seen, notes: &mut Vec<&'static str>) -> Stri
         });
         return format!("no ({})", number + 1);
     }
-    if way == Way::Default && crate::is_own(seen) { "ok, own".to_owned() } else { "ok".to_owned() }
+    if way == Way::Default && crate::lacks_policy_everywhere(seen) {
+        "ok, own".to_owned()
+    } else {
+        "ok".to_owned()
+    }
 }
 
 fn own(end: &End) -> String {

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_names_have_candidates() {
+    fn unknown_presets_get_suggestions() {
         for (name, candidates) in [
             ("gcp", "gcp-nat, gcp-vpc"),
             ("google", "gcp-nat, gcp-vpc"),

@@ -20,7 +20,7 @@ use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::kernel::has_mptcp;
 use ka_test::log::skip;
-use ka_test::namespace::{is_root, on_a_machine_of_its_own, with_own_etc};
+use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
 use ka_test::path::scratch;
 use ka_test::server::{nginx, redis_arguments};
 use ka_test::socket::{keepalive_options, option, set_option};
@@ -244,7 +244,7 @@ fn undo_restores_the_earlier_values() {
 /// ka leaves a process of KA_SKIP alone, unless the command line has its PID.
 #[test]
 fn attach_all_and_user_leave_skipped_programs_alone() {
-    if !on_a_machine_of_its_own("attach_all_and_user_leave_skipped_programs_alone") {
+    if !in_own_namespaces("attach_all_and_user_leave_skipped_programs_alone") {
         return;
     }
     let mut holder = Holder::start(&mut Command::new(holder()));
@@ -513,7 +513,7 @@ fn messages_about_inaccessible_processes_name_what_is_needed() {
 
 #[test]
 fn all_and_user_select_processes() {
-    if !on_a_machine_of_its_own("all_and_user_select_processes") {
+    if !in_own_namespaces("all_and_user_select_processes") {
         return;
     }
     let mut roots = Holder::start(&mut Command::new(holder()));
@@ -553,7 +553,7 @@ fn all_and_user_select_processes() {
 #[test]
 fn attach_sets_sockets_of_nginx_redis_and_python() {
     // The workers of nginx survive the sudden end of their master, but not the end of the PID namespace.
-    if !on_a_machine_of_its_own("attach_sets_sockets_of_nginx_redis_and_python") {
+    if !in_own_namespaces("attach_sets_sockets_of_nginx_redis_and_python") {
         return;
     }
     let conf = nginx("listen 127.0.0.1:8080 so_keepalive=off;");
@@ -682,7 +682,7 @@ fn dry_run_ignores_spread() {
 /// Hundreds of processes start and end between any two scans.
 #[test]
 fn short_lived_processes_cause_no_errors() {
-    if !on_a_machine_of_its_own("short_lived_processes_cause_no_errors") {
+    if !in_own_namespaces("short_lived_processes_cause_no_errors") {
         return;
     }
     // Each process has sockets for a moment. python3 starts too slowly for this, so bash opens them.

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use command::cgroups::{Cgroup, attaching, on_its_own, unit_calls};
+use command::cgroups::{Cgroup, attaching, in_own_cgroup_tree, unit_calls};
 use command::{CleanUp, Holder, as_nobody, go_holder, holder, ka, outcome, public, static_holder};
 use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
@@ -67,7 +67,7 @@ fn listed(cgroup: &Cgroup) -> Vec<Value> {
 /// cgroup and in a cgroup below it, open sockets and later sockets get the policy. Other sockets do not.
 #[test]
 fn all_programs_of_a_cgroup_have_the_policy() {
-    if !on_its_own("all_programs_of_a_cgroup_have_the_policy") {
+    if !in_own_cgroup_tree("all_programs_of_a_cgroup_have_the_policy") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -127,7 +127,7 @@ fn all_programs_of_a_cgroup_have_the_policy() {
 /// The program's calls that set keepalive succeed or fail as without ka, but change nothing. All other calls pass.
 #[test]
 fn force_mode_enforces_the_policy() {
-    if !on_its_own("force_mode_enforces_the_policy") {
+    if !in_own_cgroup_tree("force_mode_enforces_the_policy") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -204,7 +204,7 @@ fn force_mode_enforces_the_policy() {
 
 #[test]
 fn default_mode_keeps_keepalive_of_the_program() {
-    if !on_its_own("default_mode_keeps_keepalive_of_the_program") {
+    if !in_own_cgroup_tree("default_mode_keeps_keepalive_of_the_program") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -226,7 +226,7 @@ fn default_mode_keeps_keepalive_of_the_program() {
 /// One of the policies is in force at the end, and no attach fails because of another.
 #[test]
 fn concurrent_attaches_to_one_cgroup_succeed() {
-    if !on_its_own("concurrent_attaches_to_one_cgroup_succeed") {
+    if !in_own_cgroup_tree("concurrent_attaches_to_one_cgroup_succeed") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -262,7 +262,7 @@ fn an_exclusive_bpf_program_is_reported() {
         \x20   return result\n\
         loaded = bpf(5, struct.pack('IIQQ', 13, 2, ctypes.addressof(program), ctypes.addressof(licence)))\n\
         bpf(8, struct.pack('IIII', os.open(sys.argv[1], os.O_RDONLY), loaded, 3, 0))\n";
-    if !on_its_own("an_exclusive_bpf_program_is_reported") {
+    if !in_own_cgroup_tree("an_exclusive_bpf_program_is_reported") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -279,7 +279,7 @@ fn an_exclusive_bpf_program_is_reported() {
 /// Linux 5.8 to 6.4 reject a setsockopt(2) with a value longer than a page, unless the BPF program asks to pass the
 /// value unchanged. The program in the cgroup above behaves as these kernels do.
 #[test]
-fn values_longer_than_a_page_pass() {
+fn values_longer_than_a_page_reach_the_kernel() {
     const OLDER: &str = "import ctypes, os, struct, sys\n\
         libc = ctypes.CDLL(None, use_errno=True)\n\
         page = os.sysconf('SC_PAGESIZE')\n\
@@ -295,7 +295,7 @@ fn values_longer_than_a_page_pass() {
         loaded = bpf(5, struct.pack('IIQQ', 25, 5, ctypes.addressof(program), ctypes.addressof(licence)),\n\
             bytes(44), struct.pack('I', 22))\n\
         bpf(8, struct.pack('IIII', os.open(sys.argv[1], os.O_RDONLY), loaded, 22, 2))\n";
-    if !on_its_own("values_longer_than_a_page_pass") {
+    if !in_own_cgroup_tree("values_longer_than_a_page_reach_the_kernel") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -316,7 +316,7 @@ fn values_longer_than_a_page_pass() {
 /// The kernel calls the programs of the topmost cgroup last.
 #[test]
 fn the_policy_of_the_cgroup_above_overrides() {
-    if !on_its_own("the_policy_of_the_cgroup_above_overrides") {
+    if !in_own_cgroup_tree("the_policy_of_the_cgroup_above_overrides") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -367,7 +367,7 @@ fn the_policy_of_the_cgroup_above_overrides() {
 /// remove their targets.
 #[test]
 fn pins_of_other_users_in_bpffs_are_neither_used_nor_removed() {
-    if !on_its_own("pins_of_other_users_in_bpffs_are_neither_used_nor_removed") {
+    if !in_own_cgroup_tree("pins_of_other_users_in_bpffs_are_neither_used_nor_removed") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -395,7 +395,7 @@ fn pins_of_other_users_in_bpffs_are_neither_used_nor_removed() {
 /// until another replaces it, and detach removes it.
 #[test]
 fn an_interrupted_attach_stays_in_force_until_replaced_or_detached() {
-    if !on_its_own("an_interrupted_attach_stays_in_force_until_replaced_or_detached") {
+    if !in_own_cgroup_tree("an_interrupted_attach_stays_in_force_until_replaced_or_detached") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -444,7 +444,7 @@ fn an_interrupted_attach_stays_in_force_until_replaced_or_detached() {
 /// Such a program makes no socket system calls: the kernel creates and connects the socket through a ring.
 #[test]
 fn sockets_made_by_io_uring_get_the_policy() {
-    if !on_its_own("sockets_made_by_io_uring_get_the_policy") {
+    if !in_own_cgroup_tree("sockets_made_by_io_uring_get_the_policy") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -464,7 +464,7 @@ fn sockets_made_by_io_uring_get_the_policy() {
 /// The keepalive timers of a Multipath TCP connection are those of its subflows, which the kernel reports as TCP.
 #[test]
 fn multipath_tcp_connections_get_the_policy() {
-    if !on_its_own("multipath_tcp_connections_get_the_policy") || !has_mptcp() {
+    if !in_own_cgroup_tree("multipath_tcp_connections_get_the_policy") || !has_mptcp() {
         return;
     }
     let cgroup = Cgroup::new();
@@ -479,7 +479,7 @@ fn multipath_tcp_connections_get_the_policy() {
 
 #[test]
 fn failures_are_reported() {
-    if !on_its_own("failures_are_reported") {
+    if !in_own_cgroup_tree("failures_are_reported") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -561,7 +561,7 @@ fn failures_are_reported() {
 /// If a cgroup is removed, ls shows its pinned policy, and the next command removes it.
 #[test]
 fn pins_of_removed_cgroups_are_removed() {
-    if !on_its_own("pins_of_removed_cgroups_are_removed") {
+    if !in_own_cgroup_tree("pins_of_removed_cgroups_are_removed") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -610,7 +610,7 @@ fn capabilities(pid: u32) -> Vec<u64> {
 #[test]
 fn the_systemd_unit_has_only_the_rights_that_it_needs() {
     const BPF: u64 = 1 << 39;
-    if !on_its_own("the_systemd_unit_has_only_the_rights_that_it_needs") {
+    if !in_own_cgroup_tree("the_systemd_unit_has_only_the_rights_that_it_needs") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -708,7 +708,7 @@ fn the_systemd_unit_has_only_the_rights_that_it_needs() {
 /// ka is killed.
 #[test]
 fn a_foreground_policy_ends_with_ka() {
-    if !on_its_own("a_foreground_policy_ends_with_ka") {
+    if !in_own_cgroup_tree("a_foreground_policy_ends_with_ka") {
         return;
     }
     succeed(Command::new("umount").arg("/sys/fs/bpf"));
@@ -751,7 +751,7 @@ fn a_foreground_policy_ends_with_ka() {
 /// Processes in a container have another network namespace than ka.
 #[test]
 fn open_sockets_in_other_network_namespaces_are_set() {
-    if !on_its_own("open_sockets_in_other_network_namespaces_are_set") {
+    if !in_own_cgroup_tree("open_sockets_in_other_network_namespaces_are_set") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -819,7 +819,7 @@ fn elsewhere(program: &Path) -> Vec<String> {
 /// read. ka sets all other cgroups, and those of the user's cgroups that its rights permit.
 #[test]
 fn deep_and_unreadable_cgroups_are_set_or_reported() {
-    if !on_its_own("deep_and_unreadable_cgroups_are_set_or_reported") {
+    if !in_own_cgroup_tree("deep_and_unreadable_cgroups_are_set_or_reported") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -905,7 +905,7 @@ fn deep_and_unreadable_cgroups_are_set_or_reported() {
 /// The test has more network namespaces than ka may have descriptors.
 #[test]
 fn one_network_namespace_is_open_at_a_time() {
-    if !on_its_own("one_network_namespace_is_open_at_a_time") {
+    if !in_own_cgroup_tree("one_network_namespace_is_open_at_a_time") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -923,7 +923,7 @@ fn one_network_namespace_is_open_at_a_time() {
 /// namespaces, names the socket that it left out, and ends at a signal.
 #[test]
 fn a_held_lock_does_not_block_the_sweep() {
-    if !on_its_own("a_held_lock_does_not_block_the_sweep") {
+    if !in_own_cgroup_tree("a_held_lock_does_not_block_the_sweep") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -984,7 +984,7 @@ fn run_within(cgroup: &Cgroup, args: &[&str]) -> Command {
 /// it. ka also keeps an empty cgroup with a similar name (ka-run-NUMBER) that another program made.
 #[test]
 fn empty_cgroups_that_ka_run_left_are_removed() {
-    if !on_its_own("empty_cgroups_that_ka_run_left_are_removed") {
+    if !in_own_cgroup_tree("empty_cgroups_that_ka_run_left_are_removed") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -1018,7 +1018,7 @@ fn empty_cgroups_that_ka_run_left_are_removed() {
 /// leaves nothing behind.
 #[test]
 fn run_via_cgroup_runs_the_program_in_its_own_cgroup() {
-    if !on_its_own("run_via_cgroup_runs_the_program_in_its_own_cgroup") {
+    if !in_own_cgroup_tree("run_via_cgroup_runs_the_program_in_its_own_cgroup") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -1075,7 +1075,7 @@ fn run_via_cgroup_runs_the_program_in_its_own_cgroup() {
 /// A process that ignores SIGCHLD cannot wait for its children. The program ignores SIGCHLD too, as it inherits that.
 #[test]
 fn run_via_cgroup_works_while_sigchld_is_ignored() {
-    if !on_its_own("run_via_cgroup_works_while_sigchld_is_ignored") {
+    if !in_own_cgroup_tree("run_via_cgroup_works_while_sigchld_is_ignored") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -1097,7 +1097,7 @@ fn run_via_cgroup_works_while_sigchld_is_ignored() {
 /// An inherited socket belongs to the cgroup in which it was created, so ka sets it before the program starts.
 #[test]
 fn run_via_cgroup_sets_inherited_sockets() {
-    if !on_its_own("run_via_cgroup_sets_inherited_sockets") {
+    if !in_own_cgroup_tree("run_via_cgroup_sets_inherited_sockets") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -1116,7 +1116,7 @@ fn by_kernel(args: &[&str]) -> (i32, String, String) {
 /// The pass includes connections that were not accepted yet. The modes work as for the other ways.
 #[test]
 fn attach_via_bpf_sets_every_socket_of_a_network_namespace() {
-    if !on_its_own("attach_via_bpf_sets_every_socket_of_a_network_namespace") {
+    if !in_own_cgroup_tree("attach_via_bpf_sets_every_socket_of_a_network_namespace") {
         return;
     }
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -1199,7 +1199,7 @@ fn attach_via_bpf_sets_every_socket_of_a_network_namespace() {
 /// There are more sockets than the kernel reports in one read. Each is set, and counted once.
 #[test]
 fn attach_via_bpf_counts_each_of_many_sockets_once() {
-    if !on_its_own("attach_via_bpf_counts_each_of_many_sockets_once") {
+    if !in_own_cgroup_tree("attach_via_bpf_counts_each_of_many_sockets_once") {
         return;
     }
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -1227,7 +1227,7 @@ fn attach_via_bpf_counts_each_of_many_sockets_once() {
 /// No process has the sockets in an accept queue, so ka cannot duplicate them to read their options.
 #[test]
 fn ls_lists_the_options_of_sockets_without_a_process() {
-    if !on_its_own("ls_lists_the_options_of_sockets_without_a_process") {
+    if !in_own_cgroup_tree("ls_lists_the_options_of_sockets_without_a_process") {
         return;
     }
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use command::{
-    CleanUp, Holder, Staying, as_nobody, bare, go_holder, holder, ka, outcome, public, raw, refusing,
+    CleanUp, Holder, WaitingProgram, as_nobody, bare, go_holder, holder, ka, outcome, public, raw, refusing,
     static_holder,
 };
 use ka_test::artifact::{release, shim};
@@ -17,7 +17,7 @@ use ka_test::child::{preloaded, stdout, succeed};
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::kernel::sysctl;
 use ka_test::log::skip;
-use ka_test::namespace::{in_a_network_of_its_own, is_root, with_own_etc};
+use ka_test::namespace::{in_own_network_namespace, is_root, with_own_etc};
 use ka_test::path::scratch;
 use ka_test::server::nginx;
 use ka_test::wait::eventually;
@@ -166,7 +166,8 @@ fn check_names_the_sockets_that_the_shim_missed() {
     let own = format!("{} also makes system calls for sockets itself", program.display());
     assert!(text.contains(&own) && text.contains("\npreload  yes  "), "{text}");
 
-    let running = Staying::start(ka().args(["run", "--via", "preload", "--"]).arg(&program).arg("stay"));
+    let running =
+        WaitingProgram::start(ka().args(["run", "--via", "preload", "--"]).arg(&program).arg("stay"));
     let missed: Vec<_> = running.sockets().into_iter().filter(|options| !options.on).collect();
     assert_eq!((missed.len(), running.sockets().len()), (1, 2), "{missed:?}");
     let pid = running.pid().to_string();
@@ -196,7 +197,7 @@ fn check_names_the_sockets_that_the_shim_missed() {
         ),
     ] {
         let mut command = preloaded(&program);
-        let running = Staying::start(command.arg("stay").env(name, value));
+        let running = WaitingProgram::start(command.arg("stay").env(name, value));
         let (status, text, _) = outcome(ka().args(["check", &running.pid().to_string()]));
         assert!(status == 1 && text.contains(expected), "{name}={value}: {text}");
         let is_on = name != "KA_SKIP" && name != "KA_POLICY";
@@ -210,7 +211,7 @@ fn check_names_the_sockets_that_the_shim_missed() {
         drop(running);
     }
     let mut command = preloaded(&program);
-    let running = Staying::start(command.arg("stay").env("KA_POLICY", "280,30,5"));
+    let running = WaitingProgram::start(command.arg("stay").env("KA_POLICY", "280,30,5"));
     let (_, text, _) = outcome(ka().args(["check", &running.pid().to_string()]));
     assert!(text.contains(&format!("\ncommand  ka attach -p 280,30,5 {}\n", running.pid())), "{text}");
 }
@@ -333,7 +334,7 @@ fn check_names_a_second_c_library() {
     fs::write(&source, SOURCE).unwrap();
     let program = compile(&mut cc(), &source, Link::Nothing);
     let check = |arguments: &[&str]| {
-        let running = Staying::start(ka().arg("run").arg(&program).args(arguments));
+        let running = WaitingProgram::start(ka().arg("run").arg(&program).args(arguments));
         let (_, text, _) = outcome(ka().args(["check", &running.pid().to_string()]));
         assert_eq!(running.end(), 0);
         text
@@ -626,7 +627,7 @@ fn c_code_of_plan_compiles_and_works() {
 
 #[test]
 fn defaults_reads_and_sets_the_sysctls() {
-    if !in_a_network_of_its_own("defaults_reads_and_sets_the_sysctls") {
+    if !in_own_network_namespace("defaults_reads_and_sets_the_sysctls") {
         return;
     }
     for (name, value) in [("time", "7200"), ("intvl", "75"), ("probes", "9")] {
@@ -748,7 +749,7 @@ fn the_loader_accepts_the_line_of_plan() {
 /// In a sandbox that denies netlink sockets, ka cannot list sockets, but still reads and sets the sysctls.
 #[test]
 fn defaults_works_without_a_list_of_sockets() {
-    if !in_a_network_of_its_own("defaults_works_without_a_list_of_sockets") {
+    if !in_own_network_namespace("defaults_works_without_a_list_of_sockets") {
         return;
     }
     for (name, value) in [("time", "7200"), ("intvl", "75"), ("probes", "9")] {

@@ -12,14 +12,14 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use command::cgroups::{Cgroup, on_its_own};
+use command::cgroups::{Cgroup, in_own_cgroup_tree};
 use command::{Holder, holder, ka, outcome};
 use ka_test::artifact::release;
 use ka_test::compiler::{Link, cc, compile};
-use ka_test::fault::{Fault, Ran, Trial, each, is_sane, takes_all, watch};
+use ka_test::fault::{Fault, Ran, Trial, check_end, each, takes_all, watch};
 use ka_test::kernel::sysctl;
 use ka_test::log::{say, skip};
-use ka_test::namespace::{is_root, on_a_machine_of_its_own, user_namespace};
+use ka_test::namespace::{in_own_namespaces, is_root, user_namespace};
 use ka_test::path::{root, scratch};
 use ka_test::wait::eventually;
 use serde_json::Value;
@@ -64,7 +64,7 @@ fn fixed() -> &'static Path {
 }
 
 /// Returns whether ka has printed a message of its own.
-fn is_said(ran: &Ran) -> bool {
+fn has_message(ran: &Ran) -> bool {
     ran.stderr.lines().any(|line| line.strip_prefix("ka: ").is_some_and(|why| why.len() > 10))
 }
 
@@ -73,7 +73,7 @@ fn is_refused(ran: &Ran, statuses: &[i32]) -> Result<(), String> {
     if !statuses.contains(&ran.status) {
         return Err("ka ended with an undocumented status".to_owned());
     }
-    if is_said(ran) { Ok(()) } else { Err("ka printed no message".to_owned()) }
+    if has_message(ran) { Ok(()) } else { Err("ka printed no message".to_owned()) }
 }
 
 /// Judges `ka run`: the program has the policy, or was not started, or ka has reported that it lacks the policy.
@@ -83,7 +83,7 @@ fn judge_run(fault: &Fault, ran: &Ran, with_policy: &str) -> Result<(), String> 
         // The supervisor sets an option for the program, which gets the error of the kernel.
         (1, "") if fault.name() == "setsockopt" && ran.stderr.contains("setsockopt fails") => Ok(()),
         (_, "") => is_refused(ran, &[125, 126, 127]),
-        (0, _) if is_said(ran) => Ok(()),
+        (0, _) if has_message(ran) => Ok(()),
         _ => Err(format!("a program without the policy, and no message about {}", fault.name())),
     }
 }
@@ -121,7 +121,7 @@ fn failures_of_the_supervisor_are_reported() {
 
 #[test]
 fn attach_reports_what_it_has_set_and_sets_no_partial_policy() {
-    if !on_a_machine_of_its_own("attach_reports_what_it_has_set_and_sets_no_partial_policy") {
+    if !in_own_namespaces("attach_reports_what_it_has_set_and_sets_no_partial_policy") {
         return;
     }
     for (how, arguments, timers) in [
@@ -166,7 +166,7 @@ fn attach_reports_what_it_has_set_and_sets_no_partial_policy() {
                 let at = words.iter().position(|word| word.trim_end_matches('s') == what)?;
                 words.get(at.checked_sub(1)?)?.parse::<usize>().ok()
             };
-            let failed_to_say = ran.status == 2 && is_said(ran);
+            let failed_to_say = ran.status == 2 && has_message(ran);
             match (count("socket"), count("failed")) {
                 _ if failed_to_say => Ok(()),
                 (Some(set), _) if set != have => Err(format!("{have} sockets have it")),
@@ -175,11 +175,13 @@ fn attach_reports_what_it_has_set_and_sets_no_partial_policy() {
                 }
                 (Some(_), Some(0)) if ran.status == 0 => Ok(()),
                 (Some(_), Some(0))
-                    if ran.status == 1 && ran.stdout.contains("not examined") && is_said(ran) =>
+                    if ran.status == 1 && ran.stdout.contains("not examined") && has_message(ran) =>
                 {
                     Ok(())
                 }
-                (Some(_), Some(1..)) if ran.status == 1 && (is_said(ran) || ran.stdout.contains(" fd ")) => {
+                (Some(_), Some(1..))
+                    if ran.status == 1 && (has_message(ran) || ran.stdout.contains(" fd ")) =>
+                {
                     Ok(())
                 }
                 _ => Err("its status is not what it says".to_owned()),
@@ -192,8 +194,8 @@ fn attach_reports_what_it_has_set_and_sets_no_partial_policy() {
 
 /// Each listed value is true or null, and ls does not exit with success if it could not examine something.
 #[test]
-fn ls_lists_only_true_values() {
-    if !on_a_machine_of_its_own("ls_lists_only_true_values") {
+fn ls_lists_no_wrong_values() {
+    if !in_own_namespaces("ls_lists_no_wrong_values") {
         return;
     }
     let own = Holder::start(Command::new(holder()).arg("keepalive"));
@@ -232,10 +234,10 @@ fn ls_lists_only_true_values() {
                 }
             }
             // Sockets may be missing only if ls says so, or if --pid selects a process that cannot be examined.
-            if listed.len() != truth.len() && !is_said(ran) && !arguments.contains(&"--pid") {
+            if listed.len() != truth.len() && !has_message(ran) && !arguments.contains(&"--pid") {
                 return Err("sockets are missing".to_owned());
             }
-            if ran.status == status || is_said(ran) { Ok(()) } else { Err("another status".to_owned()) }
+            if ran.status == status || has_message(ran) { Ok(()) } else { Err("another status".to_owned()) }
         };
         let name = format!("ka {}", arguments.join(" "));
         each(&Trial { name: &name, missed: 25, ..TRIAL }, prepare, judge);
@@ -244,7 +246,7 @@ fn ls_lists_only_true_values() {
 
 #[test]
 fn check_plan_and_defaults_end_with_an_answer_or_a_reason() {
-    if !on_a_machine_of_its_own("check_plan_and_defaults_end_with_an_answer_or_a_reason") {
+    if !in_own_namespaces("check_plan_and_defaults_end_with_an_answer_or_a_reason") {
         return;
     }
     let holder = Holder::start(&mut Command::new(holder()));
@@ -281,7 +283,7 @@ fn sysctls() -> [String; 3] {
 /// ka either writes all three sysctls and the file, or leaves all of them unchanged.
 #[test]
 fn defaults_are_set_completely_or_not_at_all() {
-    if !on_a_machine_of_its_own("defaults_are_set_completely_or_not_at_all") {
+    if !in_own_namespaces("defaults_are_set_completely_or_not_at_all") {
         return;
     }
     // The sysctls exist once, so only one run at a time may change them.
@@ -368,7 +370,7 @@ impl Cgroups {
 
 #[test]
 fn a_failed_cgroup_attach_leaves_the_old_policy() {
-    if !on_its_own("a_failed_cgroup_attach_leaves_the_old_policy") {
+    if !in_own_cgroup_tree("a_failed_cgroup_attach_leaves_the_old_policy") {
         return;
     }
     let cgroups = Cgroups::new();
@@ -430,7 +432,7 @@ fn a_failed_cgroup_attach_leaves_the_old_policy() {
 
 #[test]
 fn run_via_cgroup_applies_the_policy_or_starts_nothing() {
-    if !on_its_own("run_via_cgroup_applies_the_policy_or_starts_nothing") {
+    if !in_own_cgroup_tree("run_via_cgroup_applies_the_policy_or_starts_nothing") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -458,7 +460,7 @@ fn run_via_cgroup_applies_the_policy_or_starts_nothing() {
 
 #[test]
 fn attach_via_bpf_sets_no_partial_policy() {
-    if !on_its_own("attach_via_bpf_sets_no_partial_policy") {
+    if !in_own_cgroup_tree("attach_via_bpf_sets_no_partial_policy") {
         return;
     }
     let prepare = || {
@@ -519,7 +521,7 @@ fn without_memory<T>(
         {
             continue;
         }
-        if let Err(why) = is_sane(&ran).and_then(|()| judge(&ran, state)) {
+        if let Err(why) = check_end(&ran).and_then(|()| judge(&ran, state)) {
             panic!("{name}, allocation {number} of {count}: {why}: {ran:?}");
         }
     }
@@ -533,7 +535,7 @@ fn has_policy_or_is_reported(ran: &Ran) -> Result<(), String> {
     match (ran.status, ran.stdout.as_str()) {
         (0, STANDARD) => Ok(()),
         (125, "") => is_refused(ran, &[125]),
-        (_, NONE) if is_said(ran) => Ok(()),
+        (_, NONE) if has_message(ran) => Ok(()),
         _ => Err("a program without the policy".to_owned()),
     }
 }
@@ -541,7 +543,7 @@ fn has_policy_or_is_reported(ran: &Ran) -> Result<(), String> {
 /// One allocation fails. ka continues without it, or ends with a message, and leaves nothing half done.
 #[test]
 fn exits_with_a_message_when_out_of_memory() {
-    if !on_a_machine_of_its_own("exits_with_a_message_when_out_of_memory") {
+    if !in_own_namespaces("exits_with_a_message_when_out_of_memory") {
         return;
     }
     let few = 40;
@@ -628,7 +630,7 @@ fn exits_with_a_message_when_out_of_memory() {
 /// One allocation of `ka cgroup` fails. The cgroup then has the old or the new policy, and the next command succeeds.
 #[test]
 fn a_cgroup_has_one_complete_policy_when_out_of_memory() {
-    if !on_its_own("a_cgroup_has_one_complete_policy_when_out_of_memory") {
+    if !in_own_cgroup_tree("a_cgroup_has_one_complete_policy_when_out_of_memory") {
         return;
     }
     let (cgroups, few) = (Cgroups::new(), 40);
@@ -716,7 +718,7 @@ fn a_cgroup_has_one_complete_policy_when_out_of_memory() {
 /// The limit of open descriptors grows from too few to enough.
 #[test]
 fn exits_with_a_message_when_out_of_descriptors() {
-    if !on_a_machine_of_its_own("exits_with_a_message_when_out_of_descriptors") {
+    if !in_own_namespaces("exits_with_a_message_when_out_of_descriptors") {
         return;
     }
     // The program cannot raise this limit again.
@@ -725,7 +727,7 @@ fn exits_with_a_message_when_out_of_descriptors() {
         limited.arg(format!("--nofile={most}:{most}")).arg(command.get_program()).args(command.get_args());
         limited.env_remove("LD_PRELOAD");
         let ran = watch(&limited);
-        is_sane(&ran).unwrap_or_else(|why| panic!("{most} descriptors: {why}: {ran:?}"));
+        check_end(&ran).unwrap_or_else(|why| panic!("{most} descriptors: {why}: {ran:?}"));
         ran
     };
     let own = Holder::start(&mut Command::new(holder()));
@@ -743,7 +745,8 @@ fn exits_with_a_message_when_out_of_descriptors() {
                 (125, "") => is_refused(&ran, &[125]).map(|()| refused += 1),
                 // The program has run as it does without ka.
                 (status, said)
-                    if (status, said) == (alone.status, &alone.stdout) && (status != 0 || is_said(&ran)) =>
+                    if (status, said) == (alone.status, &alone.stdout)
+                        && (status != 0 || has_message(&ran)) =>
                 {
                     Ok(())
                 }
@@ -780,7 +783,7 @@ fn exits_with_a_message_when_out_of_descriptors() {
 /// possible.
 #[test]
 fn a_hidden_or_missing_proc_causes_no_wrong_results() {
-    if !on_a_machine_of_its_own("a_hidden_or_missing_proc_causes_no_wrong_results") {
+    if !in_own_namespaces("a_hidden_or_missing_proc_causes_no_wrong_results") {
         return;
     }
     let folder = command::CleanUp(command::public("proc"));
@@ -797,7 +800,7 @@ fn a_hidden_or_missing_proc_causes_no_wrong_results() {
         command.args(user_namespace()).args(["--mount", "sh", "-c"]);
         command.arg(format!("{how} && {what}")).arg(&folder.0).arg(&pid);
         let ran = watch(&command);
-        is_sane(&ran).unwrap_or_else(|why| panic!("{how}, {what}: {why}: {ran:?}"));
+        check_end(&ran).unwrap_or_else(|why| panic!("{how}, {what}: {why}: {ran:?}"));
         ran
     };
     let is = |ran: &Ran, status: i32, stdout: &str, stderr: &str| {
@@ -845,7 +848,7 @@ fn a_hidden_or_missing_proc_causes_no_wrong_results() {
 /// The process is killed before each system call of ka. ka reports that it is gone, and nothing worse happens.
 #[test]
 fn a_process_that_ends_at_any_step_is_reported_as_gone() {
-    if !on_a_machine_of_its_own("a_process_that_ends_at_any_step_is_reported_as_gone") {
+    if !in_own_namespaces("a_process_that_ends_at_any_step_is_reported_as_gone") {
         return;
     }
     for (name, arguments) in [
@@ -880,7 +883,7 @@ fn a_process_that_ends_at_any_step_is_reported_as_gone() {
 /// never sets sockets of the other.
 #[test]
 fn a_process_that_reuses_the_pid_is_left_alone() {
-    if !on_a_machine_of_its_own("a_process_that_reuses_the_pid_is_left_alone") {
+    if !in_own_namespaces("a_process_that_reuses_the_pid_is_left_alone") {
         return;
     }
     if fs::write("/proc/sys/kernel/ns_last_pid", "300").is_err() {
@@ -928,7 +931,7 @@ fn a_process_that_reuses_the_pid_is_left_alone() {
         match set {
             0 => Ok(()),
             // Before ka had a pidfd, the PID denoted whichever process had it.
-            3 if !fault.is_behind("pidfd_open") => Ok(()),
+            3 if !fault.had_called("pidfd_open") => Ok(()),
             _ => Err(format!("{set} sockets of another process were set")),
         }
     };

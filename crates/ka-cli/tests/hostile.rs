@@ -12,14 +12,14 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use command::cgroups::{Cgroup, attaching, on_its_own, profile_calls, unit_calls};
+use command::cgroups::{Cgroup, attaching, in_own_cgroup_tree, profile_calls, unit_calls};
 use command::{CleanUp, Holder, Options, as_nobody, bare, holder, ka, public};
 use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::compiler::{Link, allowing, cc, compile};
 use ka_test::kernel::lacks_bpf;
 use ka_test::log::skip;
-use ka_test::namespace::{is_root, on_a_machine_of_its_own};
+use ka_test::namespace::{in_own_namespaces, is_root};
 use ka_test::path::{root, scratch};
 use ka_test::wait::eventually;
 use serde_json::Value;
@@ -65,7 +65,7 @@ impl Attacker {
     /// test.
     fn others(&self) -> Vec<Options> {
         let locked = &self.said;
-        command::outside_but(self.child.id().try_into().unwrap(), locked)
+        command::socket_options_except(self.child.id().try_into().unwrap(), locked)
     }
 }
 
@@ -112,7 +112,7 @@ const BLOCKED: &str = "did not answer within 2 s (a program holds its lock)";
 
 #[test]
 fn ka_sets_other_sockets_while_a_lock_is_held() {
-    if !on_a_machine_of_its_own("ka_sets_other_sockets_while_a_lock_is_held") || !has_attackers() {
+    if !in_own_namespaces("ka_sets_other_sockets_while_a_lock_is_held") || !has_attackers() {
         return;
     }
     let mut before = Holder::start(&mut Command::new(holder()));
@@ -193,7 +193,7 @@ fn ka_sets_other_sockets_while_a_lock_is_held() {
 
 #[test]
 fn ka_ends_at_a_signal_while_a_lock_is_held() {
-    if !on_a_machine_of_its_own("ka_ends_at_a_signal_while_a_lock_is_held") || !has_attackers() {
+    if !in_own_namespaces("ka_ends_at_a_signal_while_a_lock_is_held") || !has_attackers() {
         return;
     }
     let Some(evil) = Attacker::start("locker", &["65534", "evil", "1"]) else { return };
@@ -245,7 +245,7 @@ fn ka_ends_at_a_signal_while_a_lock_is_held() {
 /// After 8 blocked sockets of one user, ka leaves the rest of that user's sockets alone. It still sets those of others.
 #[test]
 fn a_user_with_many_held_locks_is_left_alone() {
-    if !on_a_machine_of_its_own("a_user_with_many_held_locks_is_left_alone") || !has_attackers() {
+    if !in_own_namespaces("a_user_with_many_held_locks_is_left_alone") || !has_attackers() {
         return;
     }
     let Some(evil) = Attacker::start("locker", &["65534", "evil", "12"]) else { return };
@@ -268,7 +268,7 @@ fn a_user_with_many_held_locks_is_left_alone() {
 
 #[test]
 fn lingering_sockets_do_not_block_ka() {
-    if !on_a_machine_of_its_own("lingering_sockets_do_not_block_ka") || !has_attackers() {
+    if !in_own_namespaces("lingering_sockets_do_not_block_ka") || !has_attackers() {
         return;
     }
     for follow in [false, true] {
@@ -310,7 +310,7 @@ fn eventually_long(what: &str, mut is_so: impl FnMut() -> bool) {
 /// this, ka needs only system calls that the systemd unit and the profile for containers allow.
 #[test]
 fn a_cgroup_gets_its_policy_while_a_lock_is_held() {
-    if !on_its_own("a_cgroup_gets_its_policy_while_a_lock_is_held") {
+    if !in_own_cgroup_tree("a_cgroup_gets_its_policy_while_a_lock_is_held") {
         return;
     }
     let cgroup = Cgroup::new();
@@ -418,7 +418,7 @@ fn classed() -> (usize, usize) {
 /// A receiver of a descriptor gives the socket the receiver's class. So ka first enters the cgroup of the process.
 #[test]
 fn sockets_keep_their_class() {
-    if !on_a_machine_of_its_own("sockets_keep_their_class") || !has_attackers() {
+    if !in_own_namespaces("sockets_keep_their_class") || !has_attackers() {
         return;
     }
     let Some(net_cls) = NetCls::mount() else { return };
@@ -573,7 +573,7 @@ fn a_process_with_very_many_descriptors_does_not_block_ka() {
 /// ka needs a descriptor for each process, and may have only few at a time.
 #[test]
 fn more_processes_than_descriptors_are_set() {
-    if !on_a_machine_of_its_own("more_processes_than_descriptors_are_set") {
+    if !in_own_namespaces("more_processes_than_descriptors_are_set") {
         return;
     }
     let mut holders: Vec<_> = (0..40).map(|_| Holder::start(&mut Command::new(holder()))).collect();

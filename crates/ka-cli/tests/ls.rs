@@ -17,7 +17,7 @@ use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::kernel::{has_ipv6, has_mptcp};
 use ka_test::log::skip;
-use ka_test::namespace::{in_a_network_of_its_own, is_root, on_a_machine_of_its_own};
+use ka_test::namespace::{in_own_namespaces, in_own_network_namespace, is_root};
 use ka_test::path::root;
 use ka_test::socket::{established, fresh, keepalive_options, set_option};
 use ka_test::wait::{eventually, listening};
@@ -209,7 +209,7 @@ fn json_output_matches_its_schema() {
 /// Loopback is down, so probes get no answer, and data is not acknowledged.
 #[test]
 fn a_silent_peer_is_shown() {
-    if !in_a_network_of_its_own("a_silent_peer_is_shown") {
+    if !in_own_network_namespace("a_silent_peer_is_shown") {
         return;
     }
     // Build first, so that a build does not delay the test while probes are under way.
@@ -270,7 +270,7 @@ fn sockets_of_other_users_are_inferred() {
         skip("only root becomes somebody else");
         return;
     }
-    if !in_a_network_of_its_own("sockets_of_other_users_are_inferred") {
+    if !in_own_network_namespace("sockets_of_other_users_are_inferred") {
         return;
     }
     let folder = public("ls");
@@ -334,7 +334,7 @@ fn sockets_of_other_users_are_inferred() {
 
 #[test]
 fn netns_lists_another_network_namespace() {
-    if !on_a_machine_of_its_own("netns_lists_another_network_namespace") {
+    if !in_own_namespaces("netns_lists_another_network_namespace") {
         return;
     }
     let mut other = Command::new("unshare");
@@ -360,7 +360,7 @@ fn netns_lists_another_network_namespace() {
 
 #[test]
 fn all_network_namespaces_are_listed() {
-    if !on_a_machine_of_its_own("all_network_namespaces_are_listed") {
+    if !in_own_namespaces("all_network_namespaces_are_listed") {
         return;
     }
     // ip-netns(8) keeps names in /run. Other tests must not see the names of this test.
@@ -438,7 +438,7 @@ fn all_network_namespaces_are_listed() {
 
 #[test]
 fn forks_and_multipath_tcp_are_listed_correctly() {
-    if !on_a_machine_of_its_own("forks_and_multipath_tcp_are_listed_correctly") {
+    if !in_own_namespaces("forks_and_multipath_tcp_are_listed_correctly") {
         return;
     }
     let redis = Running::start(Command::new("redis-server").args(["--port", "6379", "--save", ""]));
@@ -496,7 +496,7 @@ fn in_a_terminal(columns: u32, environment: &str, args: &str) -> Vec<String> {
 /// The test uses a process with a long name, and IPv4 and IPv6 addresses.
 #[test]
 fn a_narrow_terminal_keeps_names_and_ports() {
-    if !in_a_network_of_its_own("a_narrow_terminal_keeps_names_and_ports") {
+    if !in_own_network_namespace("a_narrow_terminal_keeps_names_and_ports") {
         return;
     }
     let mut addresses = vec!["127.123.123.123".to_owned()];

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use command::cgroups::on_its_own;
+use command::cgroups::in_own_cgroup_tree;
 use command::{CleanUp, Holder, as_nobody, bare, holder, ka, outcome, public, static_holder};
 use ka_test::artifact::{release, shim};
 use ka_test::child::{stdout, succeed};
@@ -75,7 +75,7 @@ fn ka_run_in_ka_run_sets_the_policy_of_the_inner_one() {
 
 #[test]
 fn ka_run_via_cgroup_sets_its_own_policy() {
-    if !on_its_own("ka_run_via_cgroup_sets_its_own_policy") {
+    if !in_own_cgroup_tree("ka_run_via_cgroup_sets_its_own_policy") {
         return;
     }
     let said = std::env::temp_dir().join(format!("ka-said-{}", std::process::id()));

@@ -10,7 +10,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use command::cgroups::on_its_own;
+use command::cgroups::in_own_cgroup_tree;
 use command::{
     CleanUp, Holder, armed, as_nobody, bare, go_build, go_holder, holder, holder_with, ka, outcome, public,
     raw, static_holder,
@@ -19,7 +19,7 @@ use ka_test::artifact::{release, shim};
 use ka_test::child::{Running, preloaded, stdout, succeed};
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::log::skip;
-use ka_test::namespace::{is_root, on_a_machine_of_its_own, with_own_etc};
+use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
 use ka_test::path::{root, scratch};
 use ka_test::server::{nginx, redis_arguments};
 use ka_test::wait::{eventually, listening};
@@ -112,7 +112,7 @@ fn a_whole_policy_overrides_all_parts_of_ka_conf() {
 /// The shim and ka print the same message.
 #[test]
 fn each_way_names_an_ignored_ka_conf() {
-    if !on_its_own("each_way_names_an_ignored_ka_conf") {
+    if !in_own_cgroup_tree("each_way_names_an_ignored_ka_conf") {
         return;
     }
     let owner =
@@ -807,7 +807,7 @@ fn the_program_has_the_terminal() {
 #[test]
 fn run_sets_sockets_of_nginx_and_redis() {
     // The workers of nginx survive the sudden end of their master, but not the end of the PID namespace.
-    if !on_a_machine_of_its_own("run_sets_sockets_of_nginx_and_redis") {
+    if !in_own_namespaces("run_sets_sockets_of_nginx_and_redis") {
         return;
     }
     let conf = nginx("listen 127.0.0.1:8080;");

@@ -14,16 +14,16 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use command::{
-    CleanUp, Holder, Options, Staying, as_nobody, bare, go_holder, go_program, holder, holder_with, ka,
-    number_behind, outcome, public, refusing, static_holder,
+    CleanUp, Holder, Options, WaitingProgram, as_nobody, bare, go_holder, go_program, holder, holder_with,
+    ka, number_after, outcome, public, refusing, static_holder,
 };
 use ka_test::artifact::{release, shim};
 use ka_test::child::{stderr, stdout, succeed};
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::log::skip;
-use ka_test::namespace::{is_root, on_a_machine_of_its_own, with_own_etc};
+use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
 use ka_test::path::{root, scratch};
-use ka_test::process::{is_there, kill};
+use ka_test::process::{is_running, kill};
 use ka_test::wait::eventually;
 
 /// Builds a static program of tests/c.
@@ -288,7 +288,7 @@ fn the_mode_decides_about_keepalive_of_go() {
             if mode != "none" {
                 command.args(["--mode", mode]).arg(&program);
             }
-            let go = Staying::start(command.arg("stay"));
+            let go = WaitingProgram::start(command.arg("stay"));
             let expected = OWN.map(|is_own| if is_own { own } else { given });
             let said: Vec<_> = go.said.lines().map(|line| line.replace("15 15 9", "15 15 6")).collect();
             let expected: Vec<_> = expected.iter().map(|line| line.replace("15 15 9", "15 15 6")).collect();
@@ -334,7 +334,7 @@ fn sockets_of_java_have_the_policy() {
                 "-XX:TieredStopAtLevel=1",
                 "-cp",
             ]);
-            let java = Staying::start(command.arg(&folder).arg("Keepalive"));
+            let java = WaitingProgram::start(command.arg(&folder).arg("Keepalive"));
             let mut idle: Vec<_> =
                 java.sockets().iter().map(|options| (options.on, options.timers[0])).collect();
             idle.sort_unstable();
@@ -441,7 +441,7 @@ fn threads_forks_and_namespaces_are_supervised() {
         }
         let errors = scratch("errors");
         let file = fs::File::create(&errors).unwrap();
-        let staying = Staying::start(run().arg(seen()).args([what, "stay"]).stderr(file));
+        let staying = WaitingProgram::start(run().arg(seen()).args([what, "stay"]).stderr(file));
         assert_eq!(staying.said, expected, "{what}");
         staying.assert_all(sockets, 60, 10, 6);
         assert_eq!(staying.end(), if what == "forks" { 5 } else { 0 }, "{what}");
@@ -456,7 +456,7 @@ fn a_program_that_closes_all_descriptors_is_supervised() {
     let pid = child.id().try_into().unwrap();
     let policy = Options { fd: 0, on: true, timers: [60, 10, 6, 0] };
     eventually("its two sockets have the policy", || {
-        let mut sockets = command::outside(pid);
+        let mut sockets = command::socket_options(pid);
         sockets.sort_unstable_by_key(|options| options.fd);
         sockets == [policy, Options { fd: 1, ..policy }]
     });
@@ -476,7 +476,7 @@ const PYTHON: &str =
 /// Before Linux 6.9, pidfds refer to processes only. When a thread has ended, another process may get its number.
 #[test]
 fn a_reused_thread_id_is_handled_on_older_kernels() {
-    if !on_a_machine_of_its_own("a_reused_thread_id_is_handled_on_older_kernels") {
+    if !in_own_namespaces("a_reused_thread_id_is_handled_on_older_kernels") {
         return;
     }
     let again = "import os, socket, threading\n\
@@ -535,12 +535,12 @@ fn a_daemon_is_supervised_until_it_ends() {
     assert_eq!((status, out.as_str()), (0, ""), "{err}");
     // The program and ka have ended, and the output is closed. The daemon still runs.
     assert!(begin.elapsed() < Duration::from_millis(450), "{:?}", begin.elapsed());
-    let supervisor = number_behind(&err, "supervisor ");
-    assert!(is_there(supervisor), "{err}");
+    let supervisor = number_after(&err, "supervisor ");
+    assert!(is_running(supervisor), "{err}");
     eventually("the daemon's socket has the policy", || fs::read_to_string(&file).unwrap() == STANDARD);
-    let spare = number_behind(&err, "spare ");
+    let spare = number_after(&err, "spare ");
     eventually("supervisor and spare have ended with the last process", || {
-        !is_there(supervisor) && !is_there(spare)
+        !is_running(supervisor) && !is_running(spare)
     });
 }
 
@@ -550,14 +550,14 @@ fn daemons_of_daemons_are_supervised() {
     fs::write(&file, "").unwrap();
     let (status, out, err) = outcome(run().arg("-v").arg(seen()).arg("daemons").arg(&file));
     assert_eq!((status, out.as_str()), (0, ""), "{err}");
-    let supervisor = number_behind(&err, "supervisor ");
+    let supervisor = number_after(&err, "supervisor ");
     let policy = |options: &Options| (options.on, options.timers) == (true, [60, 10, 6, 0]);
     eventually("five daemons listen, and have the policy", || {
-        let sockets = command::outside(supervisor);
+        let sockets = command::socket_options(supervisor);
         sockets.len() == 5 && sockets.iter().all(policy)
     });
     fs::remove_file(&file).unwrap();
-    eventually("the supervisor has ended with the last of them", || !is_there(supervisor));
+    eventually("the supervisor has ended with the last of them", || !is_running(supervisor));
 }
 
 /// A program under `ka run -v`, and the PIDs of its supervisor and spare.
@@ -574,7 +574,7 @@ impl Supervised {
         let mut errors = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
         errors.read_line(&mut line).unwrap();
-        let (supervisor, spare) = (number_behind(&line, "supervisor "), number_behind(&line, "spare "));
+        let (supervisor, spare) = (number_after(&line, "supervisor "), number_after(&line, "spare "));
         Self { child, errors, supervisor, spare }
     }
 
@@ -790,8 +790,8 @@ fn ka_attach_under_a_supervisor_reports_true_results() {
 fn ka_check_names_the_supervisor() {
     let errors = scratch("errors");
     let file = fs::File::create(&errors).unwrap();
-    let staying = Staying::start(run().arg("-v").arg(seen()).args(["listen", "stay"]).stderr(file));
-    let supervisor = number_behind(&fs::read_to_string(errors).unwrap(), "supervisor ");
+    let staying = WaitingProgram::start(run().arg("-v").arg(seen()).args(["listen", "stay"]).stderr(file));
+    let supervisor = number_after(&fs::read_to_string(errors).unwrap(), "supervisor ");
     let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap();
     let program = children.trim();
     let (status, out, err) = outcome(ka().args(["check", "--json", program]));

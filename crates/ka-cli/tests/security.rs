@@ -13,18 +13,18 @@ use command::{CleanUp, Holder, as_nobody, bare, holder, ka, outcome, public};
 use ka_test::artifact::{release, shim};
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::log::skip;
-use ka_test::namespace::{in_a_network_of_its_own, is_root, on_a_machine_of_its_own, with_own_etc};
+use ka_test::namespace::{in_own_namespaces, in_own_network_namespace, is_root, with_own_etc};
 use ka_test::path::scratch;
 use ka_test::wait::eventually;
 use serde_json::Value;
 
 /// Runs the test in namespaces in which it can choose the PID of the next process.
-fn on_a_machine_with_numbers(test: &str) -> bool {
+fn in_namespaces_with_chosen_pids(test: &str) -> bool {
     if !Path::new("/proc/sys/kernel/ns_last_pid").exists() {
         skip("this kernel lets nobody choose the number of a process (CONFIG_CHECKPOINT_RESTORE)");
         return false;
     }
-    on_a_machine_of_its_own(test)
+    in_own_namespaces(test)
 }
 
 /// Starts a holder with exactly this PID.
@@ -40,7 +40,7 @@ fn holder_numbered(number: i32, command: &mut Command) -> Holder {
 }
 
 /// Starts ka, which strace delays for some seconds before or after each `pidfd_open`.
-fn held_up(when: &str, args: &[&str]) -> Child {
+fn start_delayed(when: &str, args: &[&str]) -> Child {
     let mut strace = bare("strace");
     strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=pidfd_open", "-e"]);
     strace.arg(format!("inject=pidfd_open:delay_{when}=4000000")).arg(release().join("ka")).args(args);
@@ -71,12 +71,12 @@ fn said(mut ka: Child) -> Option<(i32, String, String)> {
 #[test]
 fn a_reused_pid_is_not_mistaken_for_the_process() {
     const NUMBER: i32 = 3000;
-    if !on_a_machine_with_numbers("a_reused_pid_is_not_mistaken_for_the_process") {
+    if !in_namespaces_with_chosen_pids("a_reused_pid_is_not_mistaken_for_the_process") {
         return;
     }
     for _ in 0..5 {
         let meant = holder_numbered(NUMBER, &mut Command::new(holder()));
-        let ka = held_up("exit", &["attach", "3000"]);
+        let ka = start_delayed("exit", &["attach", "3000"]);
         drop(meant);
         let mut other = holder_numbered(NUMBER, &mut Command::new(holder()));
         if let Some((status, out, err)) = said(ka) {
@@ -96,7 +96,7 @@ fn a_reused_pid_is_not_mistaken_for_the_process() {
 #[test]
 fn follow_ends_with_the_process_and_ignores_a_reused_pid() {
     const NUMBER: i32 = 3000;
-    if !on_a_machine_with_numbers("follow_ends_with_the_process_and_ignores_a_reused_pid") {
+    if !in_namespaces_with_chosen_pids("follow_ends_with_the_process_and_ignores_a_reused_pid") {
         return;
     }
     let mut meant = holder_numbered(NUMBER, &mut Command::new(holder()));
@@ -118,7 +118,7 @@ fn follow_ends_with_the_process_and_ignores_a_reused_pid() {
 #[test]
 fn a_process_of_another_user_is_not_set_by_user() {
     const NUMBER: i32 = 3000;
-    if !on_a_machine_with_numbers("a_process_of_another_user_is_not_set_by_user") {
+    if !in_namespaces_with_chosen_pids("a_process_of_another_user_is_not_set_by_user") {
         return;
     }
     if !is_root() {
@@ -131,7 +131,7 @@ fn a_process_of_another_user_is_not_set_by_user() {
     fs::copy(holder(), &program).unwrap();
     for _ in 0..5 {
         let meant = holder_numbered(NUMBER, &mut as_nobody(&Command::new(&program)));
-        let ka = held_up("enter", &["attach", "--user", "nobody"]);
+        let ka = start_delayed("enter", &["attach", "--user", "nobody"]);
         drop(meant);
         let mut other = holder_numbered(NUMBER, &mut Command::new(&program));
         if let Some((status, out, err)) = said(ka) {
@@ -302,7 +302,7 @@ fn assert_harmless(text: &str) {
 
 #[test]
 fn control_characters_in_process_names_are_escaped() {
-    if !on_a_machine_of_its_own("control_characters_in_process_names_are_escaped") {
+    if !in_own_namespaces("control_characters_in_process_names_are_escaped") {
         return;
     }
     let folder = scratch("names");
@@ -425,7 +425,7 @@ fn a_pin_folder_of_another_user_is_not_used() {
 /// ka neither writes through a link nor replaces one. It does not overwrite the files of others.
 #[test]
 fn persist_overwrites_only_its_own_file() {
-    if !in_a_network_of_its_own("persist_overwrites_only_its_own_file") {
+    if !in_own_network_namespace("persist_overwrites_only_its_own_file") {
         return;
     }
     let (link, precious) = (scratch("link.conf"), scratch("precious"));

@@ -12,13 +12,13 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use command::{bare, ka, number_behind, outcome};
+use command::{bare, ka, number_after, outcome};
 use ka_test::child::stdout;
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::is_root;
 use ka_test::path::{root, scratch};
-use ka_test::process::{is_there, kill};
+use ka_test::process::{is_running, kill};
 use ka_test::wait::eventually;
 
 /// The output of `seen connect` if both ends of a connection have the policy.
@@ -96,7 +96,7 @@ impl Tree {
         let mut tree = Self { child, lines, folder, served: 0, supervisor: 0, spare: 0 };
         eventually("ka has said who supervises", || tree.said().contains('\n'));
         let said = tree.said();
-        (tree.supervisor, tree.spare) = (number_behind(&said, "supervisor "), number_behind(&said, "spare "));
+        (tree.supervisor, tree.spare) = (number_after(&said, "supervisor "), number_after(&said, "spare "));
         tree
     }
 
@@ -153,7 +153,9 @@ impl Tree {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
-        eventually("supervisor and spare have ended", || !is_there(self.supervisor) && !is_there(self.spare));
+        eventually("supervisor and spare have ended", || {
+            !is_running(self.supervisor) && !is_running(self.spare)
+        });
         (status.unwrap(), self.said())
     }
 }
@@ -167,7 +169,7 @@ impl Drop for Tree {
 }
 
 /// Runs an attack as a user other than the supervisor's.
-fn is_survived(attack: &str, place: &str) {
+fn assert_supervisor_survives(attack: &str, place: &str) {
     if !can_attack() {
         return;
     }
@@ -186,17 +188,17 @@ fn is_survived(attack: &str, place: &str) {
 
 #[test]
 fn a_held_socket_lock_does_not_stall_other_programs() {
-    is_survived("lock", "__lock_sock");
+    assert_supervisor_survives("lock", "__lock_sock");
 }
 
 #[test]
 fn a_value_that_never_arrives_does_not_stall_other_programs() {
-    is_survived("value", "handle_userfault");
+    assert_supervisor_survives("value", "handle_userfault");
 }
 
 #[test]
 fn a_lingering_socket_does_not_stall_other_programs() {
-    is_survived("linger", "wait_woken");
+    assert_supervisor_survives("linger", "wait_woken");
 }
 
 #[test]
@@ -205,7 +207,7 @@ fn a_file_with_a_blocking_close_does_not_stall_other_programs() {
         skip("there is no /dev/fuse here");
         return;
     }
-    is_survived("fuse", "request_wait_answer");
+    assert_supervisor_survives("fuse", "request_wait_answer");
 }
 
 /// One user's processes cannot use up the supervisor's threads.

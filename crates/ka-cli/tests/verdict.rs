@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use command::cgroups::{Cgroup, on_its_own};
+use command::cgroups::{Cgroup, in_own_cgroup_tree};
 use command::{ka, outcome};
 use ka_core::{Config, SockOpt, Timer, UserTimeout, parse};
 use ka_policy::{Mode, Verdict, judge, user_timeout_limit};
@@ -121,7 +121,7 @@ fn the_seccomp_supervisor_follows_the_verdicts() {
 
 #[test]
 fn the_bpf_program_follows_the_verdicts() {
-    if !on_its_own("the_bpf_program_follows_the_verdicts") {
+    if !in_own_cgroup_tree("the_bpf_program_follows_the_verdicts") {
         return;
     }
     let cgroup = Cgroup::new();

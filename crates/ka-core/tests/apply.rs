@@ -5,17 +5,17 @@ use std::cell::RefCell;
 use ka_core::{Config, Errno, Error, Kernel, SockOpt, Socket, Timer, UserTimeout};
 
 /// The options of a socket of the fake kernel: keepalive, idle, intvl, cnt, user timeout.
-type Five = [i32; 5];
+type OptionValues = [i32; 5];
 
-const OFF: Five = [0, 7200, 75, 9, 0];
-const ON: Five = [1, 60, 10, 5, 0];
+const OFF: OptionValues = [0, 7200, 75, 9, 0];
+const ON: OptionValues = [1, 60, 10, 5, 0];
 
 /// A fake kernel with one socket. A value in force may be one that the real kernel does not let a program set, because
 /// such a value can come from a sysctl.
 struct Fake {
     protocol: i32,
     kind: i32,
-    values: RefCell<Five>,
+    values: RefCell<OptionValues>,
     calls: RefCell<Vec<Call>>,
     /// The write that fails, counted from 1, and its error.
     fail: Option<(usize, Errno)>,
@@ -28,7 +28,7 @@ enum Call {
 }
 
 impl Fake {
-    fn tcp(values: Five) -> Self {
+    fn tcp(values: OptionValues) -> Self {
         Self {
             protocol: libc::IPPROTO_TCP,
             kind: libc::SOCK_STREAM,
@@ -38,11 +38,11 @@ impl Fake {
         }
     }
 
-    fn mptcp(values: Five) -> Self {
+    fn mptcp(values: OptionValues) -> Self {
         Self { protocol: libc::IPPROTO_MPTCP, ..Self::tcp(values) }
     }
 
-    fn udp(values: Five) -> Self {
+    fn udp(values: OptionValues) -> Self {
         Self { protocol: libc::IPPROTO_UDP, kind: libc::SOCK_DGRAM, ..Self::tcp(values) }
     }
 
@@ -54,7 +54,7 @@ impl Fake {
         Socket::with_kernel(3, self).apply(&config)
     }
 
-    fn values(&self) -> Five {
+    fn values(&self) -> OptionValues {
         *self.values.borrow()
     }
 
@@ -289,7 +289,7 @@ fn a_failed_write_restores_the_documented_values() {
     assert!(tried > 100, "only {tried} failures tried");
 }
 
-fn assert_restored(before: Five, after: Five, what: &str) {
+fn assert_restored(before: OptionValues, after: OptionValues, what: &str) {
     assert_eq!(before[0], after[0], "{what}: keepalive changed");
     assert_eq!(before[4], after[4], "{what}: the user timeout changed");
     let was_on = before[0] == 1;
@@ -303,8 +303,8 @@ fn assert_restored(before: Five, after: Five, what: &str) {
 
 #[test]
 fn a_failing_restore_still_reports_the_first_error() {
-    struct Stubborn(Fake);
-    impl Kernel for Stubborn {
+    struct FailingRestore(Fake);
+    impl Kernel for FailingRestore {
         fn get(&self, fd: i32, option: SockOpt, value: &mut [u8]) -> Result<usize, Errno> {
             self.0.get(fd, option, value)
         }
@@ -317,7 +317,7 @@ fn a_failing_restore_still_reports_the_first_error() {
             }
         }
     }
-    let kernel = Stubborn(Fake::tcp(ON));
+    let kernel = FailingRestore(Fake::tcp(ON));
     let error = Socket::with_kernel(3, &kernel).apply(&Config::new(30, 3, 2).unwrap()).unwrap_err();
     assert_eq!(error.errno(), Errno(libc::EPERM));
 }
@@ -363,8 +363,8 @@ fn only_stream_sockets_of_tcp_are_accepted() {
 /// EBADF and ENOTSOCK are returned as they are, without a further call to find the kind of the socket.
 #[test]
 fn a_bad_descriptor_costs_one_call() {
-    struct Gone(RefCell<usize>, i32);
-    impl Kernel for Gone {
+    struct BadDescriptor(RefCell<usize>, i32);
+    impl Kernel for BadDescriptor {
         fn get(&self, _: i32, _: SockOpt, _: &mut [u8]) -> Result<usize, Errno> {
             *self.0.borrow_mut() += 1;
             Err(Errno(self.1))
@@ -374,7 +374,7 @@ fn a_bad_descriptor_costs_one_call() {
         }
     }
     for errno in [libc::EBADF, libc::ENOTSOCK] {
-        let gone = Gone(RefCell::default(), errno);
+        let gone = BadDescriptor(RefCell::default(), errno);
         let option = timer(Timer::Idle);
         let error = Socket::with_kernel(3, &gone).timer(Timer::Idle).unwrap_err();
         assert_eq!(error, Error::System { option, errno: Errno(errno) });

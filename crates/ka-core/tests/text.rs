@@ -9,7 +9,7 @@ fn errno(text: &str) -> i32 {
 }
 
 #[test]
-fn both_forms_are_read() {
+fn positional_and_named_forms_are_parsed() {
     let policy = Config::new(60, 10, 5).unwrap();
     for (text, config) in [
         ("60,10,5", policy),

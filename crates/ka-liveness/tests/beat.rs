@@ -97,7 +97,7 @@ proptest! {
 }
 
 #[test]
-fn errors_say_what_was_wrong() {
+fn error_messages_name_the_wrong_argument() {
     for (error, message) in [
         (BeatError::ShortKey(15), "the key has 15 bytes: it must have 16 or more"),
         (

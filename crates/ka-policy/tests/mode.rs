@@ -41,7 +41,7 @@ fn set(listener: &TcpListener, level: i32, name: i32, value: i32) -> std::io::Re
 }
 
 #[test]
-fn force_ignores_the_program() {
+fn force_ignores_values_of_the_program() {
     let policy = config(60, 10, 6);
     let verdict = |option, value| judge(Mode::Force, &policy, option, value);
     assert_eq!(verdict(SockOpt::KeepAlive, 0), Verdict::Ignore);

@@ -22,8 +22,8 @@ use crate::sockets::{self, decide_now};
 pub enum Answer {
     /// Make the call unchanged.
     Make,
-    /// Make the call unchanged. If it succeeds, call [`mend`].
-    MakeAndMend,
+    /// Make the call unchanged. If it succeeds, call [`follow_up`].
+    MakeAndFollowUp,
     /// Do not make the call, and report success.
     Succeed,
     /// Make the call with this value.
@@ -53,7 +53,7 @@ unsafe fn judge_keepalive(
 ) -> Answer {
     let length = size.cast_signed();
     if shim.policy.mode == Mode::Default {
-        return if sockets::awaits_rules(fd) { Answer::MakeAndMend } else { Answer::Make };
+        return if sockets::awaits_rules(fd) { Answer::MakeAndFollowUp } else { Answer::Make };
     }
     if length < size_of::<c_int>() as c_int || !sockets::is_tcp(fd) {
         return Answer::Make;
@@ -78,7 +78,7 @@ unsafe fn judge_keepalive(
     let wanted = unsafe { value.cast::<c_int>().read_unaligned() };
     let answer = match shim.policy.judge(&config, option, wanted) {
         Verdict::Pass => return Answer::Make,
-        Verdict::Reject => return Answer::MakeAndMend,
+        Verdict::Reject => return Answer::MakeAndFollowUp,
         Verdict::Ignore if lacks(fd, option) => return Answer::Make,
         Verdict::Ignore => Answer::Succeed,
         Verdict::Clamp(limit) => Answer::MakeWith(limit),
@@ -96,12 +96,12 @@ fn lacks(fd: c_int, option: SockOpt) -> bool {
         && ka_core::Socket::with_kernel(fd, raw::Raw).timer(Timer::UserTimeout).is_err()
 }
 
-/// Acts on a successful call of [`Answer::MakeAndMend`]. In the default mode, the program has set an option, which
+/// Acts on a successful call of [`Answer::MakeAndFollowUp`]. In the default mode, the program has set an option, which
 /// the shim records until the rules decide. In other modes, the kernel may have accepted a value out of range
 /// (Multipath TCP), so the policy is applied again.
 #[cold]
 #[inline(never)]
-pub fn mend(fd: c_int, level: c_int, name: c_int) {
+pub fn follow_up(fd: c_int, level: c_int, name: c_int) {
     match (active(), SockOpt::of(level, name)) {
         (Some(shim), Some(option)) if shim.policy.mode == Mode::Default => sockets::record_option(fd, option),
         (Some(shim), _) => sockets::arrived(shim, fd),
@@ -154,7 +154,7 @@ mod tests {
         for (which, wanted) in
             [(Timer::Idle, 0), (Timer::Intvl, 32768), (Timer::Cnt, 128), (Timer::UserTimeout, -1)]
         {
-            assert_eq!(force(timer(which), wanted), Answer::MakeAndMend);
+            assert_eq!(force(timer(which), wanted), Answer::MakeAndFollowUp);
         }
     }
 

@@ -111,16 +111,16 @@ pub(crate) unsafe fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_v
 /// Returns the address of the real dlsym(3), or null if no library has one.
 pub(crate) fn real_dlsym() -> *mut c_void {
     find(Place::dlsym as usize);
-    behind(Place::dlsym as usize)
+    next_function(Place::dlsym as usize)
 }
 
 /// Returns the real function with this index, or [`missing`].
 #[inline(never)]
 pub(crate) extern "C" fn find(place: usize) -> *mut c_void {
-    if behind(place).is_null() {
+    if next_function(place).is_null() {
         resolve();
     }
-    let found = behind(place);
+    let found = next_function(place);
     if found.is_null() { missing as *mut c_void } else { found }
 }
 
@@ -195,6 +195,6 @@ fn each_name(names: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Returns the function that the hook with this index calls.
-pub(crate) fn behind(place: usize) -> *mut c_void {
+pub(crate) fn next_function(place: usize) -> *mut c_void {
     FOUND.get(place).map_or(ptr::null_mut(), |slot| slot.load(Ordering::Relaxed))
 }

@@ -207,7 +207,7 @@ fn bind_object(object: &Object<'_>) -> usize {
         let Some(place) = next::place(slot.name) else { return };
         let Some(hook) = hook(place) else { return };
         // A later shim in load order may call the library. The hook would call that shim again.
-        if is_unbound && !is_only_ours(place) || !is_in_c_library(next::behind(place)) {
+        if is_unbound && !is_only_ours(place) || !is_in_c_library(next::next_function(place)) {
             return;
         }
         if pages.may_write(slot.place) {
@@ -294,7 +294,7 @@ pub(crate) unsafe fn look_up(handle: *mut c_void, name: *const c_char) -> Option
     if hook(place).is_none() {
         survey(true);
     }
-    if !is_in_c_library(next::behind(place)) {
+    if !is_in_c_library(next::next_function(place)) {
         return None;
     }
     if handle == libc::RTLD_DEFAULT {

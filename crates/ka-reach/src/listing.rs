@@ -280,7 +280,7 @@ fn tasks(pid: i32, incomplete: &mut Vec<Error>) -> Vec<Holder> {
     let mut holders = Vec::new();
     let Ok(process) = Process::open(pid) else { return holders };
     let _ = process.each_table(|table| match table {
-        Ok((table, sockets)) if !table.is_leaders() => {
+        Ok((table, sockets)) if !table.belongs_to_leader() => {
             holders.push(Holder { pid, sockets, table: Some(table) });
         }
         Err(error @ Error::OverBudget) => incomplete.push(Error::named_process(pid, error)),

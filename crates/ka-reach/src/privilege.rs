@@ -42,7 +42,7 @@ fn refusal(pid: i32) -> Error {
     }
     let Ok(status) = Status::read(pid) else { return Error::ProcessHidden };
     let (user, _) = sys::users();
-    if let Some(user) = status.user().filter(|_| !status.is_wholly(user)) {
+    if let Some(user) = status.user().filter(|_| !status.has_only_user(user)) {
         return Error::ForeignProcess { user };
     }
     match ptrace_scope() {

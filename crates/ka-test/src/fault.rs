@@ -202,7 +202,7 @@ impl Fault {
     }
 
     /// Returns whether the task had made a system call of this name before, in the run without a fault.
-    pub fn is_behind(&self, name: &str) -> bool {
+    pub fn had_called(&self, name: &str) -> bool {
         self.before.iter().any(|number| kind(*number).is_some_and(|kind| kind.name == name))
     }
 
@@ -290,7 +290,7 @@ impl Ran {
     }
 }
 
-/// Runs a command without a fault. Use `is_sane` to find out whether it hung.
+/// Runs a command without a fault. Use `check_end` to find out whether it hung.
 pub fn watch(command: &Command) -> Ran {
     run(&[], None, command)
 }
@@ -398,7 +398,7 @@ pub fn each<T>(
             if !ran.is_injected {
                 missed.fetch_add(1, Ordering::Relaxed);
             }
-            if let Err(why) = sane(fault, &ran).and_then(|()| judge(fault, &ran, state)) {
+            if let Err(why) = check_end_under_fault(fault, &ran).and_then(|()| judge(fault, &ran, state)) {
                 let Ran { status, stdout, stderr, .. } = &ran;
                 wrong.lock().unwrap().push(format!("{fault}: {why}\n  {status} {stdout:?} {stderr:?}"));
             }
@@ -422,11 +422,11 @@ pub fn each<T>(
 }
 
 /// Fails if the program hung, panicked or crashed. If the fault is a kill, the program may end by SIGKILL.
-fn sane(fault: &Fault, ran: &Ran) -> Result<(), String> {
+fn check_end_under_fault(fault: &Fault, ran: &Ran) -> Result<(), String> {
     if fault.errno == 0 && ran.status == 128 + libc::SIGKILL && ran.hung.is_empty() {
         Ok(())
     } else {
-        is_sane(ran)
+        check_end(ran)
     }
 }
 
@@ -435,7 +435,7 @@ fn sane(fault: &Fault, ran: &Ran) -> Result<(), String> {
 /// # Errors
 ///
 /// Returns a description of the failure.
-pub fn is_sane(ran: &Ran) -> Result<(), String> {
+pub fn check_end(ran: &Ran) -> Result<(), String> {
     if !ran.hung.is_empty() {
         return Err(format!("it hangs: {}", ran.hung.join(", ")));
     }

@@ -11,16 +11,16 @@ use crate::path::scratch;
 
 /// Runs the test again, alone, in a new network namespace. Returns whether this is that second run.
 #[must_use]
-pub fn in_a_network_of_its_own(test: &str) -> bool {
-    alone(test, &["--net"])
+pub fn in_own_network_namespace(test: &str) -> bool {
+    in_new_namespaces(test, &["--net"])
 }
 
 /// Runs the test again, alone, in new network and PID namespaces. Returns whether this is that second run.
 ///
 /// A test that acts on all processes sees only its own, and all of them end with the test.
 #[must_use]
-pub fn on_a_machine_of_its_own(test: &str) -> bool {
-    alone(test, &["--net", "--pid", "--fork", "--mount-proc"])
+pub fn in_own_namespaces(test: &str) -> bool {
+    in_new_namespaces(test, &["--net", "--pid", "--fork", "--mount-proc"])
 }
 
 /// Runs the test again, alone, in new namespaces. Returns whether this is that second run.
@@ -28,7 +28,7 @@ pub fn on_a_machine_of_its_own(test: &str) -> bool {
 /// `namespaces` are options of unshare(1). An ordinary user gets a new user namespace too, with all capabilities but
 /// without becoming root in it: as root, some tools such as tcpdump would try to change to another user.
 #[must_use]
-pub fn alone(test: &str, namespaces: &[&str]) -> bool {
+pub fn in_new_namespaces(test: &str, namespaces: &[&str]) -> bool {
     const INSIDE: &str = "KA_TEST_NETWORK";
     if env::var_os(INSIDE).is_some() {
         return true;

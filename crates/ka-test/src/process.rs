@@ -11,7 +11,7 @@ pub fn kill(pid: i32, signal: i32) {
 }
 
 /// Returns whether a process exists and is not a zombie.
-pub fn is_there(pid: i32) -> bool {
+pub fn is_running(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 

@@ -56,8 +56,8 @@ impl Event {
         match self {
             CableOfServer => network.server.ip("link set eth0 down"),
             CableOfClient => network.router.ip("link set client down"),
-            LostOnTheWayOut => network.lose(r#"iifname "client""#),
-            LostOnTheWayBack => network.lose(r#"iifname "server""#),
+            LostOnTheWayOut => network.drop_packets(r#"iifname "client""#),
+            LostOnTheWayBack => network.drop_packets(r#"iifname "server""#),
             Unreachable => {
                 network.filters("refuse", r#"iifname "client" reject with icmpx type host-unreachable"#);
             }

@@ -163,7 +163,7 @@ fn unacknowledged(story: &mut Story) {
     let (client, _server) = network.pair(&listener, Family::V4);
     POLICY.enable(&client);
     sleep(MOMENT);
-    network.lose(r#"iifname "client""#);
+    network.drop_packets(r#"iifname "client""#);
     story.mark("packets to the server dropped, data sent");
     (&client).write_all(b"!").unwrap();
     sleep(6.0);

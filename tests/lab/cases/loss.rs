@@ -75,10 +75,10 @@ fn lossy(story: &mut Story) {
             pairs.push((client, server));
         }
     }
-    network.lose(&format!(r#"iifname "client" numgen random mod 100 < {LOST}"#));
+    network.drop_packets(&format!(r#"iifname "client" numgen random mod 100 < {LOST}"#));
     story.mark(format!("{LOST} % of the packets to the server lost"));
     story.wait_for_probes(&pairs, PROBES, LONG_ENOUGH);
-    network.heal();
+    network.stop_dropping();
     let alive = |pairs: &[(TcpStream, TcpStream)]| -> Vec<bool> {
         pairs.iter().map(|(client, server)| is_open(client) && talks(client, server, 5.0)).collect()
     };

@@ -23,8 +23,8 @@ enum Middlebox {
 impl Middlebox {
     fn network(self) -> Network {
         match self {
-            Self::Nat => Network::natted(FORGETS),
-            Self::Balancer => Network::balanced(FORGETS),
+            Self::Nat => Network::with_nat(FORGETS),
+            Self::Balancer => Network::with_load_balancer(FORGETS),
         }
     }
 }

@@ -39,14 +39,14 @@ fn run(story: &mut Story, policy: Policy, family: Family) {
     policy.enable(&client);
     // Wait for two answered probes, and a bit longer.
     sleep(f64::from(policy.idle + policy.idle.max(policy.intvl)) * 1.127 + 1.0);
-    network.lose(r#"iifname "server""#);
+    network.drop_packets(r#"iifname "server""#);
     story.mark("packets from the server dropped");
     let (time, how) = crate::endpoint::ending(&client, 2.0 * policy.seconds() + 10.0).expect("still alive");
     let file = story.file();
     let flow = story.flows(&["libka"]).remove(0);
     story.ended(0, time, how);
 
-    let unanswered = each_probe_is_right(&flow);
+    let unanswered = check_probes(&flow);
     assert_eq!(unanswered.len(), usize::try_from(policy.cnt).unwrap(), "unanswered probes");
     assert!(flow.answers().len() >= 2, "answered probes: {}", flow.answers().len());
     let intvl = f64::from(policy.intvl);
@@ -65,7 +65,7 @@ fn run(story: &mut Story, policy: Policy, family: Family) {
 
 /// Checks the sent bytes against RFC 1122, 4.2.3.6, and `tcp_xmit_probe_skb`. Returns the times of the unanswered
 /// probes.
-fn each_probe_is_right(flow: &Flow) -> Vec<f64> {
+fn check_probes(flow: &Flow) -> Vec<f64> {
     let mut next = [0_u32, 0];
     let mut unanswered = vec![];
     for Packet { time, from_client, kind, flags, seq, ack, length, .. } in flow.packets.iter().copied() {

@@ -118,7 +118,7 @@ fn data_in_flight(story: &mut Story) {
     let (network, [without, with], _servers) = two(story);
     policy.set_by_hand(&without);
     apply(&with, policy, AUTO);
-    network.lose(r#"iifname "client""#);
+    network.drop_packets(r#"iifname "client""#);
     let lost = story.mark("packets to the server dropped, data sent");
     (&without).write_all(b"!").unwrap();
     (&with).write_all(b"!").unwrap();
@@ -181,7 +181,7 @@ fn count_replaced(story: &mut Story) {
     // SAFETY: the config has its size, and the pointers are to local variables.
     call(|ka| unsafe { (ka.ka_detect_time)(&raw const config, &raw mut typical, &raw mut worst) }).unwrap();
     assert_eq!(typical, 2000, "the result of ka_detect_time");
-    network.lose(r#"iifname "client""#);
+    network.drop_packets(r#"iifname "client""#);
     let lost = story.mark("packets to the server dropped");
     // The idle time started at the handshake, shortly before the packets were lost.
     let first = dead(story, &without, "1000 ms", lost, 2.0);
@@ -199,7 +199,7 @@ fn interval_lowered(story: &mut Story) {
     let (network, [without, with], _servers) = two(story);
     OLD.set_by_hand(&without);
     OLD.enable(&with);
-    network.lose(r#"iifname "client""#);
+    network.drop_packets(r#"iifname "client""#);
     story.mark("packets to the server dropped");
     sleep(2.0);
     let lowered = story.mark("interval from 12 s to 1 s");
@@ -224,7 +224,7 @@ fn applied_again(story: &mut Story) {
     let (network, [without, with], [_without_server, with_server]) = two(story);
     POLICY.set_by_hand(&without);
     POLICY.enable(&with);
-    network.lose(r#"iifname "client""#);
+    network.drop_packets(r#"iifname "client""#);
     let lost = story.mark("packets to the server dropped");
     sleep(1.5);
     let from = story.mark("1/5/9 again each 100 ms");
@@ -237,7 +237,7 @@ fn applied_again(story: &mut Story) {
         POLICY.enable(&with);
         sleep(0.1);
     }
-    network.heal();
+    network.stop_dropping();
     story.mark("path restored");
     let (time, how) = end.expect("setsockopt: alive");
     assert_eq!(how, "ETIMEDOUT", "setsockopt");
@@ -333,7 +333,7 @@ fn long_interval(story: &mut Story) {
     let (client, _server) = network.pair(&listener, FAMILY);
     POLICY.enable(&client);
     sleep(8.5);
-    network.lose(r#"iifname "client""#);
+    network.drop_packets(r#"iifname "client""#);
     story.mark("packets to the server dropped");
     let (time, how) = ending(&client, 30.0).expect("still alive");
     let flow = story.flows(&["1/3/2"]).remove(0);

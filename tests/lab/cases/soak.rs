@@ -60,9 +60,9 @@ struct Series {
 /// Returns the cases. The long one is included only if `MINUTES` is set.
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![Case::new(
-        "soak::a_rising_line_is_detected",
+        "soak::rising_measurements_are_detected",
         "noise is flat, one descriptor in a hundred connections is not",
-        a_rising_line_is_detected,
+        rising_measurements_are_detected,
     )];
     if let Some(minutes) = std::env::var_os(MINUTES) {
         let minutes: f64 = minutes.to_string_lossy().parse().expect("MINUTES is a number");
@@ -77,7 +77,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// Tests twenty rounds of five thousand connections, with noise of a hundred. Then adds a leak of one in a hundred.
-fn a_rising_line_is_detected(_: &mut Story) {
+fn rising_measurements_are_detected(_: &mut Story) {
     let noise = |round: u32| f64::from(round * 7919 % 200) - 100.0;
     let figures = |leak: f64| -> Vec<f64> {
         (0..20).map(|round| 5000.0 + noise(round) + leak * f64::from(round) * 6000.0).collect()
@@ -103,7 +103,7 @@ struct Tally {
 fn run(story: &mut Story, minutes: f64) {
     let round = (minutes * 3.0).round().clamp(20.0, 60.0);
     assert_eq!(many::allowed(), CONNECTIONS, "the limit of open files is too low: see ulimit -Hn");
-    let network = Network::natted(FORGETS);
+    let network = Network::with_nat(FORGETS);
     network.server.sysctl("core/somaxconn", 4096);
     let program = compile(&mut cc(), &root().join("tests/c/soak.c"), Link::Nothing);
     let mut command = preloaded(&program);
@@ -160,7 +160,7 @@ fn observe(network: &Network, server: u32, seconds: f64, round: f64) -> ([Series
         let due = FAULTS.iter().position(|(from, until, ..)| (*from..*until).contains(&into));
         if due != fault {
             if fault.is_some() {
-                network.heal();
+                network.stop_dropping();
             }
             if let Some((from, until, what, rule)) = due.map(|due| FAULTS[due]) {
                 network.filters("loss", rule);

@@ -18,8 +18,9 @@ pub fn case(ending: &str) -> Case {
 fn run(story: &mut Story, ending: &str) {
     const TIMEOUT: Duration = Duration::from_secs(5);
     let (slow, _cable) = Network::slow(TIMEOUT);
-    let networks = [Network::routed(), Network::natted(TIMEOUT), Network::balanced(TIMEOUT), slow];
-    networks[0].lose("ip protocol tcp");
+    let networks =
+        [Network::routed(), Network::with_nat(TIMEOUT), Network::with_load_balancer(TIMEOUT), slow];
+    networks[0].drop_packets("ip protocol tcp");
     let _peers = networks.each_ref().map(peer);
     story.watch(&networks[0].client);
     println!("built");

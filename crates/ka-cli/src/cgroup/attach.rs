@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ka_policy::{Mode, Policy};
 use ka_reach::bpf::{self, Links, Programs, host};
-use ka_reach::cgroup::{Cgroup, Foreground, InForce, LeftOut, Overridden, Pins, Swept, sweep};
+use ka_reach::cgroup::{Cgroup, Foreground, InForce, LeftOut, OverriddenPolicies, Pins, SweepResult, sweep};
 use ka_reach::text::{self, reason};
 use ka_reach::{Error, signal, wait};
 use serde::Serialize;
@@ -76,7 +76,8 @@ pub(super) fn attach(args: &args::CgroupAttach) -> Outcome {
         interval: foreground_policy.notify.interval(),
         reset_watchdog: &reset_watchdog,
     });
-    let Swept { set, unchanged, refused, left, overridden } = sweep(&cgroup, policy, foreground.as_ref());
+    let SweepResult { set, unchanged, refused, left, overridden } =
+        sweep(&cgroup, policy, foreground.as_ref());
     if let Some(InForce { cgroup, config, .. }) = overriding {
         let cgroup = text::visible(cgroup.as_bytes());
         warn(
@@ -151,7 +152,7 @@ impl Attached {
     }
 }
 
-fn overridden_text(overridden: &Overridden) -> String {
+fn overridden_text(overridden: &OverriddenPolicies) -> String {
     let policies = overridden
         .first
         .iter()

@@ -11,7 +11,7 @@ use std::time::Duration;
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::kernel::lacks_bpf;
 use ka_test::log::skip;
-use ka_test::namespace::{alone, is_root};
+use ka_test::namespace::{in_new_namespaces, is_root};
 use ka_test::path::root;
 
 /// A cgroup of the test at the top of the tree. The tree's controllers are not enabled in it.
@@ -61,7 +61,7 @@ pub fn tree() -> PathBuf {
 
 /// Runs the test again with its own network and mount namespaces, and returns whether this is that run. If bpf(2) or
 /// cgroups are not available, skips the test loudly.
-pub fn on_its_own(test: &str) -> bool {
+pub fn in_own_cgroup_tree(test: &str) -> bool {
     if !is_root() {
         skip("only root attaches programs to cgroups");
         return false;
@@ -75,7 +75,7 @@ pub fn on_its_own(test: &str) -> bool {
         skip(&why);
         return false;
     }
-    if !alone(test, &["--net", "--mount"]) {
+    if !in_new_namespaces(test, &["--net", "--mount"]) {
         return false;
     }
     succeed(Command::new("sh").args(["-c", MOUNT]));

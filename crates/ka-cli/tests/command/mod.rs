@@ -69,7 +69,7 @@ pub fn outcome(command: &mut Command) -> (i32, String, String) {
 }
 
 /// Returns the number that follows a word in a text.
-pub fn number_behind(text: &str, word: &str) -> i32 {
+pub fn number_after(text: &str, word: &str) -> i32 {
     let rest = text.split_once(word).unwrap_or_else(|| panic!("no {word}in {text:?}")).1;
     rest.split(|letter: char| !letter.is_ascii_digit()).next().unwrap().parse().unwrap()
 }
@@ -142,12 +142,12 @@ pub fn raw(flags: &[&str]) -> PathBuf {
 
 /// Returns the kernel's values for the TCP sockets of a process and of its descendants, each socket once. They are
 /// read from another process, through duplicates of the descriptors: pidfd_getfd(2), getsockopt(2).
-pub fn outside(pid: i32) -> Vec<Options> {
-    outside_but(pid, &[])
+pub fn socket_options(pid: i32) -> Vec<Options> {
+    socket_options_except(pid, &[])
 }
 
-/// Does the same as [`outside`], but leaves out some descriptors.
-pub fn outside_but(pid: i32, left: &[i32]) -> Vec<Options> {
+/// Does the same as [`socket_options`], but leaves out some descriptors.
+pub fn socket_options_except(pid: i32, left: &[i32]) -> Vec<Options> {
     let mut known = HashSet::new();
     let mut found = Vec::new();
     for pid in family(pid) {
@@ -195,12 +195,12 @@ fn family(pid: i32) -> Vec<i32> {
 }
 
 /// A running program. It has printed `stay` after its other output, and runs until its input ends.
-pub struct Staying {
+pub struct WaitingProgram {
     child: Child,
     pub said: String,
 }
 
-impl Staying {
+impl WaitingProgram {
     pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
@@ -214,7 +214,7 @@ impl Staying {
 
     /// Returns the kernel's values for its sockets, and for those of its descendants.
     pub fn sockets(&self) -> Vec<Options> {
-        outside(self.pid())
+        socket_options(self.pid())
     }
 
     /// Asserts that there are `count` sockets, and that all have this policy.
@@ -234,7 +234,7 @@ impl Staying {
     }
 }
 
-impl Drop for Staying {
+impl Drop for WaitingProgram {
     fn drop(&mut self) {
         // The program ends when its input ends, even if it is not a child of ours.
         drop(self.child.stdin.take());

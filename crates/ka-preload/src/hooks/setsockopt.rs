@@ -38,10 +38,10 @@ pub(super) unsafe fn judged(arguments: &Arguments, make: unsafe fn(&Arguments) -
     unsafe {
         match guard::judge(fd, level, name, value as *const c_void, size as socklen_t) {
             Answer::Make => make(arguments),
-            Answer::MakeAndMend => {
+            Answer::MakeAndFollowUp => {
                 let result = make(arguments);
                 if result == 0 {
-                    guard::mend(fd, level, name);
+                    guard::follow_up(fd, level, name);
                 }
                 result
             }

@@ -126,7 +126,7 @@ impl<'a> Pass<'a> {
             {
                 batch.targets.push(Target { table: table.clone(), fd: *fd, inode: *inode });
                 let finds_policies = self.finds_policies && !self.seen.processes.contains(&table.pid);
-                batch.marks.push(Mark { is_again, finds_policies });
+                batch.marks.push(SocketInstructions { is_again, finds_policies });
             }
         }
     }
@@ -140,7 +140,8 @@ impl<'a> Pass<'a> {
         });
         let read = Mutex::new(HashSet::new());
         let answers = self.workers.ask(&targets, pace, self.termination, |place, target, reply| {
-            let Mark { is_again, finds_policies } = marks.get(place).copied().unwrap_or_default();
+            let SocketInstructions { is_again, finds_policies } =
+                marks.get(place).copied().unwrap_or_default();
             let pid = target.table.pid;
             if !self.change.make(target, is_again, reply) || !finds_policies {
                 return;
@@ -159,7 +160,12 @@ impl<'a> Pass<'a> {
     }
 
     /// Records the results. Returns the inodes of sockets that were closed before their turn came.
-    fn record(&mut self, targets: &[Target], marks: &[Mark], mut answers: Answers) -> HashSet<u32> {
+    fn record(
+        &mut self,
+        targets: &[Target],
+        marks: &[SocketInstructions],
+        mut answers: Answers,
+    ) -> HashSet<u32> {
         // The processes with a failure that concerns all their sockets. It is reported once.
         let mut refused = HashSet::new();
         let mut lost = HashSet::new();
@@ -264,7 +270,7 @@ impl<'a> Pass<'a> {
 
 /// Instructions to a worker about one socket.
 #[derive(Clone, Copy, Default)]
-struct Mark {
+struct SocketInstructions {
     /// True if an earlier round examined the socket. Then ka reports it only if ka has to set it again.
     is_again: bool,
     /// True if the worker examines the socket's process for other policies.
@@ -275,7 +281,7 @@ struct Mark {
 struct Batch {
     targets: Vec<Target>,
     /// The marks, in the order of `targets`.
-    marks: Vec<Mark>,
+    marks: Vec<SocketInstructions>,
     /// The number of processes that have these sockets.
     processes: usize,
     /// The maximum number of processes that can be held open at a time.

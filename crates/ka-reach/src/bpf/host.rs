@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_release_is_read() {
+    fn the_kernel_s_release_is_parsed() {
         assert!(release() > (4, 0), "{:?}", release());
     }
 }

@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::{sys, text};
 
 pub use pins::{Owner, Pins};
-pub use sweep::{Foreground, LeftOut, Overridden, Swept, sweep};
+pub use sweep::{Foreground, LeftOut, OverriddenPolicies, SweepResult, sweep};
 pub use walk::{Skip, Skipped, walk};
 
 /// A cgroup, with its open folder.

@@ -40,7 +40,7 @@ const MAX_BLOCKED: usize = 8;
 
 /// The results of a sweep.
 #[derive(Debug, Default)]
-pub struct Swept {
+pub struct SweepResult {
     /// The number of sockets that were set.
     pub set: usize,
     /// The number of sockets that already had the policy, or keep their own settings.
@@ -50,7 +50,7 @@ pub struct Swept {
     /// The sockets that the sweep left out.
     pub left: Vec<LeftOut>,
     /// The policies of cgroups below that the cgroup's policy overrides.
-    pub overridden: Option<Overridden>,
+    pub overridden: Option<OverriddenPolicies>,
 }
 
 /// Sockets that a sweep left out, and the reason.
@@ -94,14 +94,14 @@ pub enum LeftOut {
 
 /// The policies of cgroups below that a policy in mode force overrides.
 #[derive(Debug)]
-pub struct Overridden {
+pub struct OverriddenPolicies {
     /// The first of these policies.
     pub first: Vec<InForce>,
     /// The number of further ones.
     pub more: usize,
 }
 
-impl Overridden {
+impl OverriddenPolicies {
     /// The number of policies that are named. The others are only counted.
     const MAX_NAMED: usize = 3;
 
@@ -133,7 +133,8 @@ impl Overridden {
 /// A message of the child. Each message is a line of JSON.
 #[derive(Serialize, Deserialize)]
 enum Message {
-    /// The policies that the cgroup's policy overrides ([`Overridden`]). Each has its cgroup's name, and its record.
+    /// The policies that the cgroup's policy overrides ([`OverriddenPolicies`]). Each has its cgroup's name, and its
+    /// record.
     Overrides { first: Vec<(String, String)>, more: usize },
     /// The child enters the network namespace with this inode.
     Entering(u64),
@@ -171,8 +172,8 @@ pub struct Foreground<'a> {
 
 /// Sets the open sockets of a cgroup and of the cgroups below it, in each of their network namespaces. With
 /// `foreground`, a termination signal ends the sweep early.
-pub fn sweep(cgroup: &Cgroup, policy: Policy<'static>, foreground: Option<&Foreground<'_>>) -> Swept {
-    let mut swept = Swept::default();
+pub fn sweep(cgroup: &Cgroup, policy: Policy<'static>, foreground: Option<&Foreground<'_>>) -> SweepResult {
+    let mut swept = SweepResult::default();
     let mut entered = HashSet::new();
     let mut workers = Workers::default();
     let mut blocked = 0;
@@ -237,7 +238,7 @@ impl Child {
     /// Adds the child's messages to the results until the child ends.
     fn receive(
         mut self,
-        swept: &mut Swept,
+        swept: &mut SweepResult,
         entered: &mut HashSet<u64>,
         foreground: Option<&Foreground<'_>>,
     ) -> io::Result<End> {
@@ -286,7 +287,7 @@ impl Child {
                             let Policy { config, mode, .. } = bpf::parse_record(record.as_bytes())?;
                             Some(InForce { cgroup, config, mode })
                         });
-                        swept.overridden = Some(Overridden { first: policies.collect(), more });
+                        swept.overridden = Some(OverriddenPolicies { first: policies.collect(), more });
                     }
                     Message::Sockets { writes, errno: 0, count } => {
                         seen += count;
@@ -339,7 +340,7 @@ impl Work<'_> {
         let Some(cgroup) = opened else { return Ok(vec![LeftOut::CgroupRemoved]) };
         // Only the first child reports this.
         if self.done.is_empty()
-            && let Some(Overridden { first, more }) = Overridden::below(&cgroup, policy)
+            && let Some(OverriddenPolicies { first, more }) = OverriddenPolicies::below(&cgroup, policy)
         {
             let record = |InForce { cgroup, config, mode }| (cgroup, bpf::record(Policy::new(config, mode)));
             let first = first.into_iter().map(record).collect();
@@ -470,7 +471,7 @@ fn through_processes(
     policy: Policy<'static>,
     number: u64,
     workers: &mut Workers,
-    swept: &mut Swept,
+    swept: &mut SweepResult,
 ) -> Report {
     let is_number = |network: &File| sys::inode(network.as_fd()).is_ok_and(|inode| inode == number);
     let is_own = File::open("/proc/self/ns/net").is_ok_and(|own| is_number(&own));

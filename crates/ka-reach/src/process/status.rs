@@ -36,7 +36,7 @@ impl Status {
     }
 
     /// Returns whether the real, the effective and the saved user ID are all this one.
-    pub fn is_wholly(&self, user: u32) -> bool {
+    pub fn has_only_user(&self, user: u32) -> bool {
         (0..3).all(|place| self.number("Uid", place, 10) == Some(user.into()))
     }
 
@@ -93,6 +93,6 @@ mod tests {
             Status::parse("Name:\tUid: 0\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nCapEff:\t0000000000080000\n");
         assert_eq!(status.user(), Some(2));
         assert!(status.is_zombie() && status.has_capability(19) && !status.has_capability(18));
-        assert!(!status.is_wholly(1));
+        assert!(!status.has_only_user(1));
     }
 }

@@ -34,7 +34,7 @@ pub struct Table {
 
 impl Table {
     /// Returns whether this is the table of the process's first thread, the leader.
-    pub(crate) const fn is_leaders(&self) -> bool {
+    pub(crate) const fn belongs_to_leader(&self) -> bool {
         self.task == self.pid
     }
 
@@ -138,7 +138,7 @@ impl Process {
                     table => look(table.map(|table| (table, sockets))),
                 }
             }
-            if !is_whole || budget.is_spent() && tasks.last() != Some(*task) {
+            if !is_whole || budget.is_used_up() && tasks.last() != Some(*task) {
                 look(Err(Error::OverBudget));
                 break;
             }
@@ -239,7 +239,7 @@ impl Budget {
         Self { start: sys::processor_time() }
     }
 
-    fn is_spent(&self) -> bool {
+    fn is_used_up(&self) -> bool {
         sys::processor_time().saturating_sub(self.start) >= Self::TIME
     }
 }
@@ -263,7 +263,7 @@ fn sockets_within(folder: &str, budget: &Budget) -> io::Result<(Vec<(i32, u32)>,
     let descriptors = sys::numbers(folder.as_fd())?;
     let mut sockets = Vec::new();
     for piece in descriptors.chunks(PIECE) {
-        if budget.is_spent() {
+        if budget.is_used_up() {
             return Ok((sockets, false));
         }
         sockets.extend(sockets_among(&folder, piece)?);
