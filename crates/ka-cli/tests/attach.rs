@@ -401,7 +401,9 @@ fn threads_with_their_own_descriptor_table_are_set() {
         let mut holder = Holder::start(Command::new(holder()).arg(argument));
         let (status, out, err) = attach(&["-p", "280,30,5"], holder.pid());
         if err.contains("only Linux 6.9 and later") {
-            skip("this kernel does not reach tasks");
+            skip(
+                "this kernel cannot duplicate descriptors of threads with their own table (needs Linux 6.9)",
+            );
             continue;
         }
         assert_eq!(
@@ -463,7 +465,7 @@ fn messages_about_inaccessible_processes_name_what_is_needed() {
         drop(done);
     });
     if !is_root() {
-        skip("only root becomes somebody else");
+        skip("only root can become another user");
         return;
     }
     let folder = public("attach");

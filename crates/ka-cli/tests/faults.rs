@@ -826,7 +826,7 @@ fn a_hidden_or_missing_proc_causes_no_wrong_results() {
     is(&run(absent, "\"$0/ka\" plan --path 350s"), 0, "idle 280", "");
 
     if !is_root() {
-        skip("only root hides the processes of one user from another");
+        skip("only root can mount /proc with hidepid");
         return;
     }
     let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups";
@@ -887,7 +887,7 @@ fn a_process_that_reuses_the_pid_is_left_alone() {
         return;
     }
     if fs::write("/proc/sys/kernel/ns_last_pid", "300").is_err() {
-        skip("numbers of processes cannot be chosen here");
+        skip("the next PID cannot be chosen here");
         return;
     }
     // A PID belongs to one process at a time, so only one run at a time may use it.

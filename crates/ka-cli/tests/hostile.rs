@@ -50,7 +50,7 @@ impl Attacker {
         if line.is_empty() {
             let status = child.wait().unwrap();
             assert_eq!(status.code(), Some(77), "{name}: {status}");
-            skip("userfaultfd(2) does not take faults of the kernel's here");
+            skip("userfaultfd(2) does not handle page faults of the kernel here");
             return None;
         }
         let said = line.split_whitespace().skip(1).map(|number| number.parse().unwrap()).collect();

@@ -267,7 +267,7 @@ fn a_silent_peer_is_shown() {
 #[test]
 fn sockets_of_other_users_are_inferred() {
     if !is_root() {
-        skip("only root becomes somebody else");
+        skip("only root can become another user");
         return;
     }
     if !in_own_network_namespace("sockets_of_other_users_are_inferred") {

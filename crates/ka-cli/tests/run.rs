@@ -445,7 +445,7 @@ fn a_shim_named_by_the_environment_is_checked() {
         }
     }
     if !is_root() {
-        skip("only root is under sudo");
+        skip("only root can create a shim that belongs to root");
         return;
     }
     let under_sudo =
@@ -581,7 +581,7 @@ fn programs_that_cannot_be_reached_are_not_run() {
         fs::set_permissions(&other, fs::Permissions::from_mode(0o2755)).unwrap();
         cases.push((other, "it is setgid, so the loader ignores LD_PRELOAD"));
     } else {
-        skip("only root gives programs away");
+        skip("only root can change the owner of a program");
     }
     for (program, why) in cases {
         let (status, out, err) = outcome(ka().args(["run", "-v", "--via", "preload"]).arg(&program));

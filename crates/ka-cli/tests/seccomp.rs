@@ -104,7 +104,7 @@ fn has_tool(tool: &str) -> bool {
 #[test]
 fn wrappers_that_lose_the_shim_are_run_under_a_supervisor() {
     if !is_root() {
-        skip("only root is somebody else without a password");
+        skip("only root can become another user without a password");
         return;
     }
     let (_made, dynamic, _) = visible("wrappers");
@@ -177,7 +177,7 @@ fn wrappers_that_lose_the_shim_are_run_under_a_supervisor() {
 #[test]
 fn programs_in_another_root_folder_are_run_under_a_supervisor() {
     if !is_root() {
-        skip("only root changes its root folder");
+        skip("only root can call chroot(2)");
         return;
     }
     let (_made, _, fixed) = visible("roots");
@@ -212,7 +212,7 @@ fn programs_in_another_root_folder_are_run_under_a_supervisor() {
 #[test]
 fn doas_and_pkexec_are_supported() {
     if !is_root() {
-        skip("only root is somebody else without a password");
+        skip("only root can become another user without a password");
         return;
     }
     let (_made, dynamic, _) = visible("doas");
@@ -242,7 +242,7 @@ fn doas_and_pkexec_are_supported() {
 #[test]
 fn wrappers_of_an_ordinary_user_are_supported_unless_setuid() {
     if !is_root() {
-        skip("only root becomes somebody else");
+        skip("only root can become another user");
         return;
     }
     let (_made, dynamic, _) = visible("ordinary");
@@ -853,7 +853,7 @@ fn io_uring_is_reported_once_and_can_be_denied() {
 #[test]
 fn calls_of_another_architecture_are_supervised_and_reported() {
     if !cfg!(target_arch = "x86_64") || outcome(bare(seen()).arg("ia32")).1.lines().next() != Some("0") {
-        skip("this machine makes no calls of i386");
+        skip("this machine does not support system calls of i386");
         return;
     }
     let (_, out, err) = outcome(run().arg(seen()).arg("ia32"));
@@ -864,7 +864,7 @@ fn calls_of_another_architecture_are_supervised_and_reported() {
 #[test]
 fn ordinary_users_can_run_a_supervisor() {
     if !is_root() {
-        skip("the tests run as an ordinary user: the others show it");
+        skip("the tests run as an ordinary user already, so the other tests cover this");
         return;
     }
     let folder = public("seccomp");

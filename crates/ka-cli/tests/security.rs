@@ -21,7 +21,7 @@ use serde_json::Value;
 /// Runs the test in namespaces in which it can choose the PID of the next process.
 fn in_namespaces_with_chosen_pids(test: &str) -> bool {
     if !Path::new("/proc/sys/kernel/ns_last_pid").exists() {
-        skip("this kernel lets nobody choose the number of a process (CONFIG_CHECKPOINT_RESTORE)");
+        skip("this kernel cannot choose the next PID (CONFIG_CHECKPOINT_RESTORE)");
         return false;
     }
     in_own_namespaces(test)
@@ -36,7 +36,7 @@ fn holder_numbered(number: i32, command: &mut Command) -> Holder {
             return holder;
         }
     }
-    panic!("no process could be given the number {number}");
+    panic!("no process got PID {number}");
 }
 
 /// Starts ka, which strace delays for some seconds before or after each `pidfd_open`.
@@ -122,7 +122,7 @@ fn a_process_of_another_user_is_not_set_by_user() {
         return;
     }
     if !is_root() {
-        skip("only root has processes of several users");
+        skip("only root can start processes of several users");
         return;
     }
     let folder = public("numbers");
@@ -232,7 +232,7 @@ fn a_shim_of_the_caller_is_not_preloaded_under_sudo() {
 #[test]
 fn a_shim_and_its_folders_must_belong_to_root() {
     if !is_root() {
-        skip("only root is under sudo");
+        skip("only root can create a shim that belongs to root");
         return;
     }
     let folder = public("shim");
@@ -395,7 +395,7 @@ fn a_pin_folder_of_another_user_is_not_used() {
     };
     let (status, lacks) = script("", &format!("{ka} cgroup ls"));
     if status == Some(77) || !lacks.contains("status 0") {
-        skip(&format!("ka cgroup is not to be had here: {lacks}"));
+        skip(&format!("ka cgroup is not available here: {lacks}"));
         return;
     }
     let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups";
