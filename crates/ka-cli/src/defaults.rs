@@ -109,7 +109,7 @@ impl Counted {
         else {
             return writeln!(
                 out,
-                "It is unknown how many connections have keepalive on: the kernel's list of sockets: {}.",
+                "ka cannot count the connections with keepalive, because it cannot list the sockets: {}.",
                 self.why_not
             );
         };
