@@ -28,10 +28,12 @@ impl Writes {
         for (option, value) in self.written.borrow().iter() {
             match option {
                 SockOpt::KeepAlive => settings.enabled = *value != 0,
-                SockOpt::Timer(Timer::Idle) => settings.idle = *value,
-                SockOpt::Timer(Timer::Intvl) => settings.intvl = *value,
-                SockOpt::Timer(Timer::Cnt) => settings.cnt = *value,
-                SockOpt::Timer(Timer::UserTimeout) => settings.user_timeout = Some(*value),
+                SockOpt::Timer(timer) => match timer {
+                    Timer::Idle => settings.idle = *value,
+                    Timer::Intvl => settings.intvl = *value,
+                    Timer::Cnt => settings.cnt = *value,
+                    Timer::UserTimeout => settings.user_timeout = Some(*value),
+                },
                 _ => {}
             }
         }

@@ -34,6 +34,9 @@ pub(super) struct Apply<'a> {
     pub(super) dry_run: bool,
 }
 
+const _: () =
+    assert!(Timer::ALL.len() == 4, "write_off and write_on name each timer: place a new one in their order");
+
 impl Apply<'_> {
     /// Appends the instructions. Execution continues after them. If the kernel rejects an option, execution continues
     /// at `failed` instead, with a negative errno in R0.
