@@ -206,7 +206,7 @@ fn ld_so_preload_rejects_libraries_that_would_break_programs() {
         (
             "echo /mnt/none.so >/etc/ld.so.preload",
             "$tool install $lib; said=$?; echo >/etc/ld.so.preload; (exit $said)",
-            "already: ERROR: ld.so",
+            "libka_preload.so: ERROR: ld.so",
         ),
         // This library kills each program that starts with it.
         (
