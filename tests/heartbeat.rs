@@ -401,7 +401,7 @@ fn ten_thousand_silent_connections_do_not_disturb_clients() {
             while !over.load(Ordering::Relaxed) {
                 thread::sleep(Duration::from_millis(50));
                 if began.elapsed().as_secs() > 60 {
-                    // SAFETY: it is a child of this process that was not waited for yet, so the PID is still its own.
+                    // SAFETY: kill takes no pointer. Nobody has waited for the child, so its PID is not reused.
                     unsafe { libc::kill(pid.try_into().unwrap(), libc::SIGKILL) };
                     break;
                 }

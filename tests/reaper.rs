@@ -21,12 +21,12 @@ impl Own {
     }
 
     fn touch(&self, fd: c_int, now_ms: u64) -> Result<c_int, c_int> {
-        // SAFETY: the reaper is ours.
+        // SAFETY: `new` made the reaper, and nothing has freed it.
         call(|ka| unsafe { (ka.ka_reaper_touch)(self.0, fd, now_ms) })
     }
 
     fn forget(&self, fd: c_int) -> Result<c_int, c_int> {
-        // SAFETY: the reaper is ours.
+        // SAFETY: `new` made the reaper, and nothing has freed it.
         call(|ka| unsafe { (ka.ka_reaper_forget)(self.0, fd) })
     }
 
@@ -53,7 +53,7 @@ impl Own {
     }
 
     fn len(&self) -> usize {
-        // SAFETY: the reaper is ours.
+        // SAFETY: `new` made the reaper, and nothing has freed it.
         unsafe { (libka().ka_reaper_len)(self.0) }
     }
 }

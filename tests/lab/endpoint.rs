@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use ka_test::child::preloaded;
 use ka_test::example::example;
 use ka_test::libka::{CONFIG_INIT, call, enable};
+use ka_test::process::signal_child;
 use ka_test::socket::set_option;
 
 use crate::network::{Family, Network, PORT};
@@ -129,8 +130,7 @@ impl Program {
     }
 
     pub fn signal(&self, signal: i32) {
-        // SAFETY: the child was not waited for yet, so its PID is still valid.
-        unsafe { libc::kill(self.child.id().try_into().unwrap(), signal) };
+        signal_child(&self.child, signal);
     }
 
     /// Returns whether the program is stopped: proc_pid_stat(5)

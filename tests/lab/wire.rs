@@ -8,6 +8,7 @@ use std::{env, fs};
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
 use ka_test::path::scratch;
+use ka_test::process::signal_child;
 
 use crate::INSIDE;
 use crate::network::{Machine, PORT};
@@ -65,8 +66,7 @@ impl Capture {
     }
 
     fn end(&mut self) {
-        // SAFETY: the child was not waited for yet, so its PID is still valid.
-        unsafe { libc::kill(self.tcpdump.id().try_into().unwrap(), libc::SIGTERM) };
+        signal_child(&self.tcpdump, libc::SIGTERM);
         let _ = self.tcpdump.wait();
     }
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use ka_test::child::succeed;
 use ka_test::path::target;
+use ka_test::process::signal_child;
 
 use crate::kernel::{self, End};
 use crate::programs::{self, Program};
@@ -303,8 +304,7 @@ impl Script {
 
     /// Sends SIGTERM to the script, and waits until it ends.
     fn stop(&mut self) -> String {
-        // SAFETY: the child was not waited for yet, so its PID is still valid.
-        unsafe { libc::kill(self.child.id().try_into().unwrap(), libc::SIGTERM) };
+        signal_child(&self.child, libc::SIGTERM);
         self.end(Duration::from_secs(15))
     }
 }

@@ -22,6 +22,7 @@ use ka_test::kernel::has_mptcp;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
 use ka_test::path::scratch;
+use ka_test::process::signal_child;
 use ka_test::server::{nginx, redis_arguments};
 use ka_test::socket::{keepalive_options, option, set_option};
 use ka_test::wait::{eventually, listening};
@@ -621,8 +622,7 @@ fn a_signal_ends_follow_with_success() {
         let mut child = follow.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         eventually("ka has set the sockets", || holder.look().iter().all(|options| options.on));
         thread::sleep(Duration::from_millis(200));
-        // SAFETY: the child is ours, and was not waited for.
-        unsafe { libc::kill(child.id().try_into().unwrap(), signal) };
+        signal_child(&child, signal);
         assert!(child.wait().unwrap().success());
         let mut out = String::new();
         child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
@@ -653,8 +653,7 @@ fn a_signal_ends_spread_at_once() {
         let mut child = follow.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         eventually("the first has it", || holder.look()[0].on);
         let sent = Instant::now();
-        // SAFETY: the child is ours, and was not waited for.
-        unsafe { libc::kill(child.id().try_into().unwrap(), signal) };
+        signal_child(&child, signal);
         assert_eq!(child.wait().unwrap().code(), Some(status));
         assert!(sent.elapsed() < Duration::from_secs(8), "{:?}", sent.elapsed());
         let mut out = String::new();
@@ -717,8 +716,7 @@ fn short_lived_processes_cause_no_errors() {
         assert_eq!((status, err.as_str()), (0, ""));
         looks += 1;
     }
-    // SAFETY: the child is ours, and was not waited for.
-    unsafe { libc::kill(follow.id().try_into().unwrap(), libc::SIGTERM) };
+    signal_child(&follow, libc::SIGTERM);
     let output = follow.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8(output.stdout).unwrap();

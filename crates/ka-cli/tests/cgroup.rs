@@ -25,6 +25,7 @@ use ka_test::compiler::{Link, allowing, cc, compile};
 use ka_test::kernel::has_mptcp;
 use ka_test::log::skip;
 use ka_test::path::{root, scratch};
+use ka_test::process::{kill, signal_child};
 use ka_test::socket::{keepalive_options, option, set_option};
 use ka_test::wait::eventually;
 use serde_json::Value;
@@ -673,8 +674,7 @@ fn the_systemd_unit_has_only_the_rights_that_it_needs() {
     }
     holder.open();
     holder.assert_all(280, 30, 5);
-    // SAFETY: the child is ours, and was not waited for.
-    unsafe { libc::kill(running.0.id().try_into().unwrap(), libc::SIGTERM) };
+    signal_child(&running.0, libc::SIGTERM);
     let mut message = receive();
     while message == "WATCHDOG=1" {
         message = receive();
@@ -694,8 +694,7 @@ fn the_systemd_unit_has_only_the_rights_that_it_needs() {
         .arg(&below)
         .env("NOTIFY_SOCKET", format!("@{}", folder.display()));
     let (mut running, _) = attaching(command.env("WATCHDOG_USEC", "1000").env("WATCHDOG_PID", "1"));
-    // SAFETY: as above.
-    unsafe { libc::kill(running.0.id().try_into().unwrap(), libc::SIGTERM) };
+    signal_child(&running.0, libc::SIGTERM);
     running.0.wait().unwrap();
     for expected in ["READY=1\n", "STATUS=/", "STOPPING=1"] {
         let mut message = [0; 1024];
@@ -729,8 +728,7 @@ fn a_foreground_policy_ends_with_ka() {
     let mut second = foreground(&below, "90,9,3");
     holder.assert_all(90, 9, 3);
     assert_eq!(listed(&cgroup).len(), 2);
-    // SAFETY: the child is ours, and was not waited for.
-    unsafe { libc::kill(first.0.id().try_into().unwrap(), libc::SIGTERM) };
+    signal_child(&first.0, libc::SIGTERM);
     assert_eq!(first.0.wait().unwrap().code(), Some(0));
     assert_eq!(listed(&cgroup).len(), 1);
     holder.open();
@@ -954,8 +952,7 @@ fn a_held_lock_does_not_block_the_sweep() {
     BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert!(line.ends_with(" 0 failed; some were not examined\n"), "{line}");
     victim.assert_all(280, 30, 5);
-    // SAFETY: the child is ours, and was not waited for.
-    unsafe { libc::kill(running.0.id().try_into().unwrap(), libc::SIGTERM) };
+    signal_child(&running.0, libc::SIGTERM);
     assert_eq!(running.0.wait().unwrap().code(), Some(0));
     let mut err = String::new();
     std::io::Read::read_to_string(&mut running.0.stderr.take().unwrap(), &mut err).unwrap();
@@ -996,8 +993,7 @@ fn empty_cgroups_that_ka_run_left_are_removed() {
     let left = cgroup.0.join(format!("ka-run-{}", holder.pid()));
     let (status, out, _) = outcome(ka().args(["cgroup", "detach", "--all"]));
     assert!(status == 0 && left.exists(), "{out}");
-    // SAFETY: a child of ours started this process, which waits until that child ends.
-    unsafe { libc::kill(remover, libc::SIGKILL) };
+    kill(remover, libc::SIGKILL);
     holder.end();
     eventually("the cgroup has no process", || {
         fs::read_to_string(left.join("cgroup.procs")).is_ok_and(|procs| procs.is_empty())

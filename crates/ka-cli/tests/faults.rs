@@ -918,7 +918,7 @@ fn a_process_that_reuses_the_pid_is_left_alone() {
         std::sync::MutexGuard<'_, ()>,
     )| {
         if !ran.is_injected() {
-            // SAFETY: the child is ours, and the thread waits for it.
+            // SAFETY: kill takes no pointer.
             unsafe { libc::kill(pid, libc::SIGKILL) };
         }
         let mut impostor = impostor.join().unwrap();

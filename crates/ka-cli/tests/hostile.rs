@@ -21,6 +21,7 @@ use ka_test::kernel::lacks_bpf;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root};
 use ka_test::path::{root, scratch};
+use ka_test::process::{kill, signal_child};
 use ka_test::wait::eventually;
 use serde_json::Value;
 
@@ -202,8 +203,7 @@ fn ka_ends_at_a_signal_while_a_lock_is_held() {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let terminate = |child: &Child| {
-        // SAFETY: the child is ours, and was not waited for.
-        unsafe { libc::kill(child.id().try_into().unwrap(), libc::SIGTERM) };
+        signal_child(child, libc::SIGTERM);
     };
     // The signal comes while a worker is stuck in state D and ka has not given it up yet.
     let is_stuck = |ka: &Child| {
@@ -286,8 +286,7 @@ fn lingering_sockets_do_not_block_ka() {
             eventually_long("the victim is set", || victim.look().iter().all(is_set));
             let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
             let ka: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
-            // SAFETY: this is a child of strace, which waits for it.
-            unsafe { libc::kill(ka, libc::SIGTERM) };
+            kill(ka, libc::SIGTERM);
         }
         let (status, out, err) = output(child, "ka attach");
         assert_eq!(status, 0, "{out}{err}");

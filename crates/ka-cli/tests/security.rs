@@ -15,6 +15,7 @@ use ka_test::child::{Running, stdout, succeed};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, in_own_network_namespace, is_root, with_own_etc};
 use ka_test::path::scratch;
+use ka_test::process::signal_child;
 use ka_test::wait::eventually;
 use serde_json::Value;
 
@@ -103,13 +104,10 @@ fn follow_ends_with_the_process_and_ignores_a_reused_pid() {
     let mut ka = ka();
     let mut follower = Running::start(ka.args(["attach", "--follow", "--interval", "100ms", "3000"]));
     eventually("the process is set", || meant.look().iter().all(|options| options.on));
-    let pid = libc::pid_t::try_from(follower.0.id()).unwrap();
-    // SAFETY: the call takes no pointer, and the child is ours.
-    unsafe { libc::kill(pid, libc::SIGSTOP) };
+    signal_child(&follower.0, libc::SIGSTOP);
     drop(meant);
     let mut other = holder_numbered(NUMBER, &mut Command::new(holder()));
-    // SAFETY: as above.
-    unsafe { libc::kill(pid, libc::SIGCONT) };
+    signal_child(&follower.0, libc::SIGCONT);
     eventually("ka ends with the process that it follows", || follower.0.try_wait().unwrap().is_some());
     assert!(other.look().iter().all(|options| !options.on));
 }

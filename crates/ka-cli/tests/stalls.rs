@@ -384,8 +384,7 @@ fn supervisor_and_spare_have_their_own_titles() {
     assert!(title(front).contains("ka run -v --via seccomp -- sh"), "{}", title(front));
     assert_eq!(tree.connects(), BOTH);
     // The spare becomes the supervisor.
-    // SAFETY: the call takes no pointer.
-    assert_eq!(unsafe { libc::kill(supervisor, libc::SIGKILL) }, 0);
+    kill(supervisor, libc::SIGKILL);
     let expected = format!("ka: supervisor of sh ({program})");
     eventually("the spare takes over", || title(spare) == expected && name(spare) == "ka-supervisor");
     assert_eq!(tree.end().0.signal(), None);

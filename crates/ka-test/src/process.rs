@@ -3,11 +3,17 @@
 
 use std::fs;
 use std::io;
+use std::process::Child;
 
 /// Sends a signal to a process by kill(2), which must succeed.
 pub fn kill(pid: i32, signal: i32) {
     // SAFETY: kill takes no pointer.
     assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "{}", io::Error::last_os_error());
+}
+
+/// Sends a signal to a child that nobody has waited for. Its PID is not reused before that.
+pub fn signal_child(child: &Child, signal: i32) {
+    kill(child.id().try_into().unwrap(), signal);
 }
 
 /// Returns whether a process exists and is not a zombie.

@@ -236,7 +236,7 @@ impl WaitingProgram {
 
 impl Drop for WaitingProgram {
     fn drop(&mut self) {
-        // The program ends when its input ends, even if it is not a child of ours.
+        // Closing its input ends the program, also if another process has started it.
         drop(self.child.stdin.take());
         let _ = self.child.wait();
     }
