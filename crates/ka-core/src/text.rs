@@ -251,6 +251,8 @@ struct Fields {
     typed: bool,
 }
 
+const _: () = assert!(Timer::ALL.len() <= 7, "each timer has a bit below `Fields::ENABLED`");
+
 impl Fields {
     /// The number of timers that a text can name by position: idle, intvl and cnt.
     const POSITIONAL: usize = 3;
@@ -258,7 +260,6 @@ impl Fields {
     const ALL_POSITIONAL: u8 = (1 << Self::POSITIONAL) - 1;
     /// The bit of `on`, `off` and `keep`. Each timer has one of the lower bits.
     const ENABLED: u8 = 1 << 7;
-    const _ROOM: () = assert!(Timer::ALL.len() <= 7);
 
     /// Reads an item. `n` is its position if the text is three values without names.
     fn take(&mut self, item: &[u8], n: Option<usize>) -> Result<(), Reason> {

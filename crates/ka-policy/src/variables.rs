@@ -23,6 +23,7 @@ pub const CONF_OWNER: &str =
 
 /// The message for a file of [`CONF_ROOM`] bytes or more.
 pub const CONF_LENGTH: &str = "must be shorter than 16384 bytes";
+const _: () = assert!(CONF_ROOM == 16384, "the message names the limit");
 
 /// The message for a line of the file that sets no variable.
 pub const CONF_LINE: &str = "must be a KA_ variable and its value";
