@@ -119,7 +119,7 @@ pub unsafe extern "C" fn ka_detect_time(
         }
         // SAFETY: the C caller passes NULL, or a config with as many bytes as its size states.
         let config = unsafe { ka_config::read(config) }?;
-        let detection = config.detection().map_err(|error| error.errno())?;
+        let detection = config.detection()?;
         // SAFETY: they are not NULL, so they can be written. C does not guarantee their alignment.
         unsafe {
             typical_ms.write_unaligned(detection.typical_ms);
@@ -130,5 +130,5 @@ pub unsafe extern "C" fn ka_detect_time(
 }
 
 fn plan(plan: Result<Config, PlanError>) -> Result<Values, Errno> {
-    plan.map(|config| values(&config)).map_err(|error| error.errno())
+    Ok(values(&plan?))
 }

@@ -42,8 +42,7 @@ pub unsafe extern "C" fn ka_parse(text: *const c_char, config: *mut ka_config) -
             if text.is_null() {
                 return Err(EINVAL);
             }
-            let config = ka_core::parse(CStr::from_ptr(text).to_bytes()).map_err(|error| error.errno())?;
-            Ok(values(&config))
+            Ok(values(&ka_core::parse(CStr::from_ptr(text).to_bytes())?))
         })
     }
 }

@@ -53,6 +53,12 @@ impl PlanError {
     }
 }
 
+impl From<PlanError> for Errno {
+    fn from(error: PlanError) -> Self {
+        error.errno()
+    }
+}
+
 impl fmt::Display for PlanError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -208,6 +208,12 @@ impl ParseError<'_> {
     }
 }
 
+impl From<ParseError<'_>> for Errno {
+    fn from(error: ParseError<'_>) -> Self {
+        error.errno()
+    }
+}
+
 impl<'a> ParseError<'a> {
     /// Hands the message to `write`, piece by piece: the wrong item, and the description of a valid one. All of it is
     /// printable ASCII. Unlike `Display`, this needs no formatting machinery.
