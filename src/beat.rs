@@ -64,7 +64,7 @@ pub unsafe extern "C" fn ka_beat_nonce(nonce: *mut u8) -> c_int {
             return Err(EINVAL);
         }
         let fresh = Nonce::random()?;
-        // SAFETY: it is not NULL, so the C caller guarantees KA_BEAT_NONCE_SIZE bytes.
+        // SAFETY: `nonce` is not NULL, so the C caller guarantees KA_BEAT_NONCE_SIZE bytes.
         unsafe { nonce.cast::<[u8; KA_BEAT_NONCE_SIZE]>().write(*fresh.as_bytes()) };
         Ok(0)
     })
@@ -100,12 +100,12 @@ pub unsafe extern "C" fn ka_beat_sign(
         if beat.is_null() || frame.is_null() {
             return Err(EINVAL);
         }
-        // SAFETY: the beat is not NULL, and the other pointers are NULL or valid. C does not guarantee the alignment of
-        // the beat.
+        // SAFETY: `beat` is not NULL, so it can be read. C does not guarantee its alignment. The C caller passes NULL
+        // as `key` and `nonce`, or pointers to as many bytes as ka.h states.
         let (key, nonce, beat) =
             unsafe { (self::key(key, key_size)?, self::nonce(nonce)?, beat.read_unaligned()) };
         let signed = Beat { client: beat.client, sequence: beat.sequence }.sign(key, &nonce)?;
-        // SAFETY: it is not NULL, so the C caller guarantees KA_BEAT_SIZE bytes.
+        // SAFETY: `frame` is not NULL, so the C caller guarantees KA_BEAT_SIZE bytes.
         unsafe { frame.cast::<Frame>().write(signed) };
         Ok(0)
     })
@@ -131,8 +131,8 @@ pub unsafe extern "C" fn ka_beat_client(frame: *const u8, client: *mut u64) -> c
         if client.is_null() {
             return Err(EINVAL);
         }
-        // SAFETY: the client is not NULL, and the frame is NULL or has KA_BEAT_SIZE bytes. C does not guarantee the
-        // alignment of the client.
+        // SAFETY: `client` is not NULL, so it can be written. `frame` is NULL, or the C caller guarantees KA_BEAT_SIZE
+        // bytes. C does not guarantee the alignment of `client`.
         unsafe {
             let claimed = Beat::client(&self::frame(frame)?)?;
             client.write_unaligned(claimed);
@@ -181,7 +181,7 @@ pub unsafe extern "C" fn ka_beat_verify(
         let (key, nonce, frame) =
             unsafe { (self::key(key, key_size)?, self::nonce(nonce)?, self::frame(frame)?) };
         let Beat { client, sequence } = Beat::verify(key, &nonce, last_sequence, &frame)?;
-        // SAFETY: it is not NULL, so it can be written. C does not guarantee its alignment.
+        // SAFETY: `beat` is not NULL, so it can be written. C does not guarantee its alignment.
         unsafe { beat.write_unaligned(ka_beat { client, sequence }) };
         Ok(0)
     })

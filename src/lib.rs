@@ -30,6 +30,8 @@ mod errno;
 mod layout;
 mod words;
 
+// The order of these modules is that of ka.h. The blank lines keep rustfmt from sorting them.
+
 pub mod socket;
 
 pub mod config;

@@ -120,7 +120,7 @@ pub unsafe extern "C" fn ka_detect_time(
         // SAFETY: the C caller passes NULL, or a config with as many bytes as its size states.
         let config = unsafe { ka_config::read(config) }?;
         let detection = config.detection()?;
-        // SAFETY: they are not NULL, so they can be written. C does not guarantee their alignment.
+        // SAFETY: neither pointer is NULL, so both can be written. C does not guarantee their alignment.
         unsafe {
             typical_ms.write_unaligned(detection.typical_ms);
             worst_ms.write_unaligned(detection.worst_ms);

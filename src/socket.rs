@@ -133,7 +133,7 @@ pub extern "C" fn ka_enable_lenient(fd: c_int, idle: c_int, intvl: c_int, cnt: c
 ///
 ///   fd     a TCP or MPTCP socket in any state.
 ///
-/// Returns 0, also if keepalive was off already, or -1 with errno:
+/// Returns 0, even if keepalive was off already, or -1 with errno:
 ///   EBADF        fd is not open, or was opened with O_PATH.
 ///   ENOTSOCK     fd is not a socket.
 ///   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
@@ -366,7 +366,7 @@ unsafe fn get(fd: c_int, timer: Timer, value: *mut c_int) -> c_int {
             return Err(EINVAL);
         }
         let found = Socket::new(fd).timer(timer)?;
-        // SAFETY: it is not NULL, so it can be written. C does not guarantee its alignment.
+        // SAFETY: `value` is not NULL, so it can be written. C does not guarantee its alignment.
         unsafe { value.write_unaligned(found) };
         Ok(0)
     })

@@ -103,7 +103,7 @@ pub unsafe extern "C" fn ka_explain(text: *const c_char, message: *mut c_char, s
         if text.is_null() || message.is_null() && size > 0 {
             return Err(EINVAL);
         }
-        // SAFETY: it is not NULL, so it is a C string.
+        // SAFETY: `text` is not NULL, so it is a C string, which the C caller keeps unchanged during this call.
         let text = unsafe { CStr::from_ptr(text) };
         // SAFETY: the C caller guarantees `size` bytes of `message`.
         let mut out = unsafe { Output::new(message, size) };

@@ -30,7 +30,7 @@ pub(crate) unsafe fn count<T>(object: *const T) -> Result<usize, Errno> {
     if object.is_null() {
         return Err(EINVAL);
     }
-    // SAFETY: it is not NULL, so the first word can be read. C does not guarantee its alignment.
+    // SAFETY: `object` is not NULL, so its first word can be read. C does not guarantee its alignment.
     let size = unsafe { object.cast::<u32>().read_unaligned() };
     let words = usize::try_from(size / 4).unwrap_or(0);
     if size % 4 == 0 && words >= 2 { Ok(words) } else { Err(EINVAL) }

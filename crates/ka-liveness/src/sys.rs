@@ -10,10 +10,13 @@ use ka_core::Errno;
 use ka_core::sys::{errno, set_errno};
 use libc::{c_int, c_long, c_void};
 
+/// The alignment in bytes that malloc(3) and calloc(3) guarantee on every Linux.
+const MALLOC_ALIGNMENT: usize = 8;
+
 /// A type for which zeroed memory is a valid value.
 ///
 /// # Safety
-/// Zeroed memory is a valid value of the type, and the alignment of malloc(3) suffices for it: 8 bytes, on every Linux.
+/// Zeroed memory is a valid value of the type.
 pub unsafe trait Zero {}
 
 // SAFETY: a zeroed array consists of zeroed elements, which are valid.
@@ -25,9 +28,9 @@ unsafe impl<T: Zero, const N: usize> Zero for [T; N] {}
 #[repr(transparent)]
 pub struct Heap<T>(NonNull<T>);
 
-// SAFETY: it owns its value, as Box does.
+// SAFETY: `Heap` owns its value, as Box does.
 unsafe impl<T: Send> Send for Heap<T> {}
-// SAFETY: as above.
+// SAFETY: `&Heap` only gives out `&T`, as `&Box` does.
 unsafe impl<T: Sync> Sync for Heap<T> {}
 // SAFETY: the language guarantees that `None` of `Option<NonNull<T>>` is NULL, and `Heap` is transparent.
 unsafe impl<T> Zero for Option<Heap<T>> {}
@@ -36,7 +39,7 @@ impl<T: Zero> Heap<T> {
     /// Returns a zeroed value, or `None` if there is no memory.
     #[must_use]
     pub fn zeros() -> Option<Self> {
-        const { assert!(align_of::<T>() <= 8, "malloc does not guarantee this alignment") };
+        const { assert!(align_of::<T>() <= MALLOC_ALIGNMENT) };
         // SAFETY: calloc(3) takes no pointer.
         let memory = quietly(|| unsafe { libc::calloc(1, size_of::<T>()) });
         NonNull::new(memory.cast()).map(Self)
@@ -63,7 +66,7 @@ impl<T> Heap<T> {
     /// Moves a value to newly allocated memory. Returns `None` if there is no memory.
     #[must_use]
     pub fn new(value: T) -> Option<Self> {
-        const { assert!(align_of::<T>() <= 8, "malloc does not guarantee this alignment") };
+        const { assert!(align_of::<T>() <= MALLOC_ALIGNMENT) };
         // SAFETY: malloc(3) takes no pointer.
         let memory = quietly(|| unsafe { libc::malloc(size_of::<T>()) });
         let memory = NonNull::new(memory.cast::<T>())?;
@@ -84,7 +87,7 @@ impl<T> Deref for Heap<T> {
 
 impl<T> DerefMut for Heap<T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as above, and `self` is the only owner.
+        // SAFETY: the pointer is to a value that only `self` owns, so it lives as long as `self`.
         unsafe { self.0.as_mut() }
     }
 }
@@ -105,9 +108,9 @@ pub(crate) struct HeapList<T> {
     len: usize,
 }
 
-// SAFETY: it owns its values, as Vec does.
+// SAFETY: `HeapList` owns its values, as Vec does.
 unsafe impl<T: Send> Send for HeapList<T> {}
-// SAFETY: as above.
+// SAFETY: `&HeapList` only gives out `&[T]`, as `&Vec` does.
 unsafe impl<T: Sync> Sync for HeapList<T> {}
 
 impl<T: Zero> HeapList<T> {
@@ -122,7 +125,7 @@ impl<T: Zero> HeapList<T> {
     /// This calls calloc(3) instead of realloc(3). The C library takes a large block directly from the kernel, which
     /// provides a zeroed page at the first access. So values that are never used cost no memory.
     pub(crate) fn grow(&mut self, len: usize) -> bool {
-        const { assert!(align_of::<T>() <= 8, "malloc does not guarantee this alignment") };
+        const { assert!(align_of::<T>() <= MALLOC_ALIGNMENT) };
         if len <= self.len {
             return true;
         }
@@ -167,7 +170,7 @@ impl<T> Deref for HeapList<T> {
 impl<T> DerefMut for HeapList<T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as above, and `self` is the only owner.
+        // SAFETY: `first` points to `len` valid values, as in `deref`, and only `self` owns them.
         unsafe { core::slice::from_raw_parts_mut(self.first.as_ptr(), self.len) }
     }
 }
@@ -198,7 +201,7 @@ pub(crate) fn random(bytes: &mut [u8]) -> Result<(), Errno> {
         let result = match &source {
             // SAFETY: the kernel writes at most `size` bytes to `to`, which has them.
             None => syscall(|| unsafe { libc::syscall(libc::SYS_getrandom, to, size, 0) }),
-            // SAFETY: as above.
+            // SAFETY: the kernel writes at most `size` bytes to `to`, which has them.
             Some(Urandom(fd)) => syscall(|| unsafe { libc::syscall(libc::SYS_read, *fd, to, size) }),
         };
         match result {
