@@ -100,7 +100,8 @@ impl<K: Kernel> Socket<'_, K> {
         }
     }
 
-    /// Sets the values that the policy names on a socket whose keepalive is known to be off, as after socket(2).
+    /// Sets the values that the policy names on a TCP socket whose keepalive is off, as after socket(2). The caller
+    /// knows both. If the policy names no timer, even a socket that is not TCP gets `SO_KEEPALIVE`.
     ///
     /// # Errors
     /// As [`Socket::apply`].
@@ -108,9 +109,9 @@ impl<K: Kernel> Socket<'_, K> {
         self.apply_off(config)
     }
 
-    /// Applies a policy while keepalive is off. The first write fails if the socket is not TCP, so no value is read
-    /// before, except the user timeout. The user timeout limits data even while keepalive is off, so a failure must
-    /// restore it.
+    /// Applies a policy while keepalive is off. The first write of a timer fails if the socket is not TCP, so no value
+    /// is read before it, except the user timeout. The user timeout limits data even while keepalive is off, so a
+    /// failure must restore it.
     fn apply_off(&self, config: &Config) -> Result<(), Error> {
         let (user_timeout, _) = self.user_timeout_step(config)?;
         let steps = [

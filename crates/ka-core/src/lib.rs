@@ -19,7 +19,7 @@
 //! ```
 //!
 //! Functions that take a descriptor only make system calls. They do not allocate, log, lock or keep state, and they
-//! preserve the thread's `errno`. So any thread may call them, also in a signal handler or after fork(2).
+//! preserve the thread's `errno`. So any thread, a signal handler, and the child of fork(2) may call them.
 //!
 //! The crate is `no_std` and has no `std` feature: cargo would unify that feature into libraries of the same workspace
 //! that must not use `std`.

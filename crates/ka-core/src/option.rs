@@ -39,7 +39,7 @@ macro_rules! with_all {
 }
 
 with_all! {
-    /// A value of a keepalive policy that has its own socket option.
+    /// A number in a keepalive policy. Each has a socket option.
     ///
     /// The order is that of the items in the canonical text of a policy.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,8 +12,8 @@ use libc::{c_int, c_void, socklen_t};
 use crate::error::Errno;
 use crate::option::SockOpt;
 
-// The libc crate links the C library only without its feature `std`, and another crate of the same build may turn that
-// feature on.
+// With its feature `std`, which Cargo.toml turns on, the libc crate leaves it to std to link the C library. This crate
+// does not use std.
 #[link(name = "c")]
 unsafe extern "C" {}
 

@@ -230,7 +230,8 @@ const STACK: usize = 2048;
 /// Computes the MAC of the signed part of a frame.
 ///
 /// The crates wipe their hash states, but neither the padded key that `hmac` has on the stack, nor spilled registers.
-/// So the work is done in a stack frame of its own, and the stack below this function's frame is wiped afterwards.
+/// So a function that is not inlined, `hmac`, computes the MAC. Afterwards this function wipes the stack that `hmac`
+/// has used.
 fn tag(key: Key<'_>, nonce: &Nonce, signed: &Signed) -> Result<Tag, BeatError> {
     let tag = hmac(key, nonce, signed);
     zeroize::zeroize_stack::<STACK>();

@@ -18,7 +18,7 @@
 //! let nonce = Nonce::random()?;
 //!
 //! // The client signs its first beat with the shared key.
-//! let key = Key::new(b"thirty-two bytes from /dev/random")?;
+//! let key = Key::new(b"16 or more random bytes")?;
 //! let frame = Beat { client: 7, sequence: 1 }.sign(key, &nonce)?;
 //!
 //! // The server reads the client's number to find the key, and verifies the frame.

@@ -63,10 +63,9 @@ pub enum Verdict {
 /// | option | [`Mode::Force`] | [`Mode::Floor`] |
 /// |---|---|---|
 /// | a timer out of its range | [`Reject`](Verdict::Reject) | `Reject` |
-/// | idle, intvl, cnt that the policy names | [`Ignore`](Verdict::Ignore) | at most the policy's:
-/// [`Clamp`](Verdict::Clamp) |
+/// | idle, intvl, cnt that the policy names | [`Ignore`](Verdict::Ignore) | at most the value of the policy: `Clamp` |
 /// | the user timeout, if the policy names one | `Ignore` | `Ignore` |
-/// | the user timeout otherwise | at most [`user_timeout_limit`]: `Clamp` | at most [`user_timeout_limit`]: `Clamp` |
+/// | the user timeout otherwise | at most [`user_timeout_limit`]: [`Clamp`](Verdict::Clamp) | as in `Force` |
 /// | `SO_KEEPALIVE` off, if the policy is on | `Ignore` | `Ignore` |
 ///
 /// Every other call [passes](Verdict::Pass), and so do all calls in [`Mode::Default`].
@@ -168,7 +167,7 @@ fn stricter<K: Kernel + Copy>(socket: Socket<'_, K>, policy: &Config) -> Config 
     Timer::ALL.into_iter().fold(*policy, |config, timer| {
         match timer {
             Timer::Idle | Timer::Intvl | Timer::Cnt => {}
-            // As in `judge`: the program does not choose it if the policy names one.
+            // If the policy names no user timeout, `with_short_user_timeout` handles it. Otherwise the policy decides.
             Timer::UserTimeout => return config,
         }
         match (socket.timer(timer), config.timer(timer)) {

@@ -280,8 +280,8 @@ impl Cidr {
     #[must_use]
     pub fn contains(&self, address: u128) -> bool {
         let differ = self.network ^ address;
-        // A prefix of 0 bits would need a shift by the whole width, which `checked_shr` rejects. It matches every
-        // address.
+        // A prefix of 0 bits would need a shift by the whole width, which `checked_shr` rejects. All addresses have
+        // this prefix.
         let alike = differ.checked_shr(u128::BITS.saturating_sub(self.bits)).unwrap_or(0) == 0;
         alike && (self.bits >= IPV4_BITS || address >> 32 != IPV4 >> 32)
     }

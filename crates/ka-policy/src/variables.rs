@@ -31,7 +31,7 @@ pub const CONF_LINE: &str = "must be a KA_ variable and its value";
 /// The message for a log that cannot be opened.
 pub const LOG_WRITE: &str = "must be a file that this user can write";
 
-/// A variable.
+/// A KA_ variable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variable {
     /// A whole policy.
