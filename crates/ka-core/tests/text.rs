@@ -234,6 +234,15 @@ fn errors_name_the_wrong_item_and_describe_a_valid_one() {
 }
 
 #[test]
+fn messages_name_the_ranges_of_the_timers() {
+    for timer in Timer::ALL {
+        let message = timer.parse_typed(b"99999999999").unwrap_err().message();
+        let (range, name, unit) = (timer.range(), timer.name(), timer.unit());
+        assert_eq!(message, format!("{name} must be {}..{} {unit}", range.start(), range.end()));
+    }
+}
+
+#[test]
 fn messages_name_the_largest_valid_times() {
     for (timer, most) in
         [(Timer::Idle, "9h 6m 7s"), (Timer::Intvl, "9h 6m 7s"), (Timer::UserTimeout, "24d 20h 31m 23s")]

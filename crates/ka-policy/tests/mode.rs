@@ -106,9 +106,14 @@ fn the_mode_decides_the_values_that_are_set() {
     assert_eq!(socket2.tcp_user_timeout().unwrap(), Some(Duration::from_secs(120)));
     // A user timeout that equals the detection time is not written.
     assert_eq!(due(socket, &policy, Mode::Force, true), Some(policy));
-    for (name, mode) in [("force", Mode::Force), ("floor", Mode::Floor), ("default", Mode::Default)] {
-        assert_eq!(Mode::named(name.as_bytes()), Some(mode));
+}
+
+#[test]
+fn modes_are_found_by_their_names() {
+    for mode in Mode::ALL {
+        assert_eq!(Mode::named(mode.name().as_bytes()), Some(mode));
     }
+    assert_eq!(Mode::ALL.map(Mode::name), ["force", "floor", "default"]);
     assert_eq!(Mode::named(b"Floor"), None);
 }
 
