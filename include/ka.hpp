@@ -536,13 +536,14 @@ template <class Rep, class Period>
 /**
  * Finds the connections that have been inactive for a time: struct ka_reaper. One thread at a time may use it.
  *
- * It can be moved, but not copied. A reaper that was moved from is empty, and its calls fail with EINVAL.
+ * It can be moved, but not copied. A reaper that was moved from has no connection, and its touch and expired fail with
+ * EINVAL.
  */
 class reaper {
 public:
     using clock = std::chrono::steady_clock;
 
-    /** The timeout is whole milliseconds, 1 ms to 4294967295 ms. If this fails, all calls fail with EINVAL. */
+    /** The timeout is whole milliseconds, 1 ms to 4294967295 ms. If this fails, touch and expired fail with EINVAL. */
     template <class Rep, class Period>
     reaper(std::chrono::duration<Rep, Period> timeout, std::error_code &ec) noexcept {
         const auto ms =
@@ -603,6 +604,8 @@ public:
      */
     [[nodiscard]] std::vector<int> expired(clock::time_point now = clock::now()) {
         std::vector<int> fds;
+        // Throws if this reaper was moved from. The loop would take such a reaper for one without connections.
+        static_cast<void>(expired(nullptr, 0, now));
         // Allocate before connections are removed, because a failure must not lose any. Usually few are due, so the
         // vector starts small.
         for (std::size_t room = 16; next(now) == std::chrono::milliseconds{0}; room *= 2) {
@@ -673,9 +676,9 @@ struct beat {
     }
 
     /** Returns the client that a frame names, to find its key. Nothing proves it yet. ka_beat_client */
-    [[nodiscard]] static std::uint64_t client_of(const frame &came, std::error_code &ec) noexcept {
+    [[nodiscard]] static std::uint64_t client_of(const frame &received, std::error_code &ec) noexcept {
         std::uint64_t number = 0;
-        ec = detail::error(ka_beat_client(came.data(), &number) != 0);
+        ec = detail::error(ka_beat_client(received.data(), &number) != 0);
         return number;
     }
 
@@ -683,10 +686,10 @@ struct beat {
      * Verifies a frame that was received: it was made with this key and nonce, and is newer than last_sequence.
      * Pass the sequence of the result as last_sequence next time. ka_beat_verify
      */
-    [[nodiscard]] static beat verify(const key &key, const nonce &sent, std::uint64_t last_sequence, const frame &came,
-                       std::error_code &ec) noexcept {
+    [[nodiscard]] static beat verify(const key &key, const nonce &sent, std::uint64_t last_sequence,
+                                     const frame &received, std::error_code &ec) noexcept {
         ka_beat native = {0, 0};
-        ec = detail::error(ka_beat_verify(key.data(), key.size(), sent.data(), last_sequence, came.data(),
+        ec = detail::error(ka_beat_verify(key.data(), key.size(), sent.data(), last_sequence, received.data(),
                                           &native) != 0);
         beat made;
         made.client = native.client;
@@ -707,16 +710,16 @@ struct beat {
         detail::check(ec, "ka::beat::sign");
         return made;
     }
-    [[nodiscard]] static std::uint64_t client_of(const frame &came) {
+    [[nodiscard]] static std::uint64_t client_of(const frame &received) {
         std::error_code ec;
-        const std::uint64_t number = client_of(came, ec);
+        const std::uint64_t number = client_of(received, ec);
         detail::check(ec, "ka::beat::client_of");
         return number;
     }
     [[nodiscard]] static beat verify(const key &key, const nonce &sent, std::uint64_t last_sequence,
-                                     const frame &came) {
+                                     const frame &received) {
         std::error_code ec;
-        const beat made = verify(key, sent, last_sequence, came, ec);
+        const beat made = verify(key, sent, last_sequence, received, ec);
         detail::check(ec, "ka::beat::verify");
         return made;
     }

@@ -536,6 +536,7 @@ void with_exceptions() {
     CHECK(many.expired(start + 31s).size() == 4980 && many.empty());
     ka::reaper empty = std::move(reaper);
     CHECK(throws(invalid, "ka::reaper::expired", [&] { int fds[1]; ignore(reaper.expired(fds, 1)); }));
+    CHECK(throws(invalid, "ka::reaper::expired", [&] { ignore(reaper.expired()); }));
 
     const std::array<std::uint8_t, 32> key{1, 2, 3};
     const auto nonce = ka::beat::make_nonce();
