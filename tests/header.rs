@@ -1,5 +1,5 @@
-//! Tests include/ka.h: it equals the sources in src/, C and C++ compilers accept it, and its structs and constants are
-//! those of the library.
+//! Tests include/ka.h: it equals the sources in src/, C and C++ compilers accept it, and each function is documented
+//! completely. src/layout.rs compares the structs and constants with those of the library.
 //!
 //! `make header` runs the first test with `KA_HEADER=write`, which writes the header instead of comparing it.
 
