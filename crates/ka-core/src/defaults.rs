@@ -5,7 +5,7 @@ use core::ffi::CStr;
 use crate::error::Error;
 use crate::option::Timer;
 use crate::socket::Socket;
-use crate::sys::{TcpSocket, read_file};
+use crate::sys::Descriptor;
 
 /// The timers of a new socket: the three sysctls of the calling thread's network namespace.
 ///
@@ -39,7 +39,7 @@ fn from_proc() -> Option<Defaults> {
 }
 
 fn from_socket() -> Result<Defaults, Error> {
-    let fresh = TcpSocket::new().map_err(Error::NoSocket)?;
+    let fresh = Descriptor::tcp_socket().map_err(Error::NoSocket)?;
     let socket = Socket::new(fresh.fd());
     Ok(Defaults {
         idle: socket.timer(Timer::Idle)?,
@@ -51,7 +51,7 @@ fn from_socket() -> Result<Defaults, Error> {
 /// Reads a file that holds a number, which may be negative, and a newline.
 fn sysctl(path: &CStr) -> Option<i32> {
     let mut buffer = [0; 16];
-    let size = read_file(path, &mut buffer).ok()?;
+    let size = Descriptor::open(path).ok()?.read(&mut buffer).ok()?;
     core::str::from_utf8(buffer.get(..size)?).ok()?.trim_ascii_end().parse().ok()
 }
 

@@ -7,6 +7,8 @@
 
 #![expect(unsafe_code, reason = "system calls")]
 
+use core::ffi::CStr;
+
 use libc::{c_int, c_void, socklen_t};
 
 use crate::error::Errno;
@@ -92,11 +94,17 @@ pub fn set_errno(errno: Errno) {
     unsafe { *libc::__errno_location() = errno.0 }
 }
 
-/// A new TCP socket of this network namespace, closed when dropped.
-pub(crate) struct TcpSocket(c_int);
+/// A descriptor that is closed when dropped.
+///
+/// This type makes raw system calls, because open(3), read(3) and close(3) are cancellation points. A thread that is
+/// cancelled between them would leave the descriptor open.
+#[doc(hidden)] // shared with ka-liveness
+#[derive(Debug)]
+pub struct Descriptor(c_int);
 
-impl TcpSocket {
-    pub(crate) fn new() -> Result<Self, Errno> {
+impl Descriptor {
+    /// Creates a TCP socket in this network namespace.
+    pub(crate) fn tcp_socket() -> Result<Self, Errno> {
         let open = |domain| {
             // SAFETY: socket(2) takes no pointer.
             check(|| unsafe {
@@ -110,40 +118,52 @@ impl TcpSocket {
         .map(Self)
     }
 
+    /// Opens a file for reading.
+    ///
+    /// # Errors
+    /// The error of the kernel.
+    pub fn open(path: &CStr) -> Result<Self, Errno> {
+        let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NOCTTY;
+        loop {
+            // SAFETY: openat(2) reads a C string, which `path` is.
+            match syscall(|| unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags) })
+            {
+                Err(Errno(libc::EINTR)) => {}
+                opened => return opened.map(Self),
+            }
+        }
+    }
+
+    /// Reads bytes into `buffer` from its beginning, and returns their number. 0 means the end of the file.
+    ///
+    /// # Errors
+    /// The error of the kernel.
+    pub fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        // SAFETY: read(2) writes at most `len` bytes to `buffer`, which has them.
+        let read = || unsafe { libc::syscall(libc::SYS_read, self.0, buffer.as_mut_ptr(), buffer.len()) };
+        syscall(read).map(|size| usize::try_from(size).unwrap_or(0))
+    }
+
     pub(crate) const fn fd(&self) -> c_int {
         self.0
     }
 }
 
-impl Drop for TcpSocket {
+impl Drop for Descriptor {
     fn drop(&mut self) {
-        close(self.0);
+        // SAFETY: close(2) takes no pointer, and `self` owns the descriptor. An error is ignored, because Linux
+        // releases the descriptor even if close(2) fails.
+        let _ = syscall(|| unsafe { libc::syscall(libc::SYS_close, self.0) });
     }
 }
 
-/// Reads a small file into `buffer`, and returns the number of bytes.
+/// Makes a raw system call whose result fits an `int`. If it fails, returns its error number and restores `errno`.
 ///
-/// This function makes raw system calls, because open(3), read(3) and close(3) are cancellation points. A thread that
-/// is cancelled between them would leave the descriptor open.
-pub(crate) fn read_file(path: &core::ffi::CStr, buffer: &mut [u8]) -> Result<usize, Errno> {
-    let flags = libc::O_RDONLY | libc::O_CLOEXEC;
-    // SAFETY: openat(2) reads a C string, which `path` is.
-    let fd = syscall(|| unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags) })?;
-    // SAFETY: read(2) writes at most `len` bytes to `buffer`, which has them.
-    let size = syscall(|| unsafe { libc::syscall(libc::SYS_read, fd, buffer.as_mut_ptr(), buffer.len()) });
-    close(fd);
-    size.map(|size| usize::try_from(size).unwrap_or(0))
-}
-
-/// Makes a raw system call whose result fits an `int`.
-fn syscall(call: impl FnOnce() -> libc::c_long) -> Result<c_int, Errno> {
+/// # Errors
+/// The error of the kernel.
+#[doc(hidden)] // shared with ka-liveness
+pub fn syscall(call: impl FnOnce() -> libc::c_long) -> Result<c_int, Errno> {
     check(|| c_int::try_from(call()).unwrap_or(-1))
-}
-
-fn close(fd: c_int) {
-    // SAFETY: close(2) takes no pointer, and only the owner of the descriptor calls this, once. An error is ignored,
-    // because Linux releases the descriptor even if close(2) fails.
-    let _ = syscall(|| unsafe { libc::syscall(libc::SYS_close, fd) });
 }
 
 /// Returns the number that the next descriptor would have.
@@ -152,6 +172,6 @@ pub(crate) fn lowest_free_descriptor() -> c_int {
     // SAFETY: dup(2) takes no pointer.
     let fd = unsafe { libc::dup(libc::STDERR_FILENO) };
     assert!(fd >= 0);
-    close(fd);
+    drop(Descriptor(fd));
     fd
 }

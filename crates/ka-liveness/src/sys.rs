@@ -7,8 +7,8 @@ use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 
 use ka_core::Errno;
-use ka_core::sys::{errno, set_errno};
-use libc::{c_int, c_long, c_void};
+use ka_core::sys::{Descriptor, errno, set_errno, syscall};
+use libc::c_void;
 
 /// The alignment in bytes that malloc(3) and calloc(3) guarantee on every Linux.
 const MALLOC_ALIGNMENT: usize = 8;
@@ -194,61 +194,32 @@ impl<T> Drop for HeapList<T> {
 /// # Errors
 /// The error of the kernel. `bytes` may be partly overwritten.
 pub(crate) fn random(bytes: &mut [u8]) -> Result<(), Errno> {
-    let mut source: Option<Urandom> = None;
+    let mut urandom: Option<Descriptor> = None;
     let mut filled = 0_usize;
     while let Some(rest @ [_, ..]) = bytes.get_mut(filled..) {
-        let (to, size) = (rest.as_mut_ptr(), rest.len());
-        let result = match &source {
-            // SAFETY: the kernel writes at most `size` bytes to `to`, which has them.
-            None => syscall(|| unsafe { libc::syscall(libc::SYS_getrandom, to, size, 0) }),
-            // SAFETY: the kernel writes at most `size` bytes to `to`, which has them.
-            Some(Urandom(fd)) => syscall(|| unsafe { libc::syscall(libc::SYS_read, *fd, to, size) }),
+        let result = match &urandom {
+            None => getrandom(rest),
+            Some(urandom) => urandom.read(rest),
         };
         match result {
             // The source has no end, so this is not /dev/urandom.
             Ok(0) => return Err(Errno(libc::EIO)),
-            Ok(more) => filled = filled.saturating_add(usize::try_from(more).unwrap_or(0)),
+            Ok(more) => filled = filled.saturating_add(more),
             Err(Errno(libc::EINTR)) => {}
-            Err(Errno(libc::ENOSYS)) if source.is_none() => source = Some(Urandom::open()?),
+            Err(Errno(libc::ENOSYS)) if urandom.is_none() => {
+                urandom = Some(Descriptor::open(c"/dev/urandom")?);
+            }
             Err(errno) => return Err(errno),
         }
     }
     Ok(())
 }
 
-/// /dev/urandom, closed when dropped.
-///
-/// This type makes raw system calls, because open(3) and close(3) are cancellation points. A thread that is cancelled
-/// between them would leave the descriptor open.
-struct Urandom(c_int);
-
-impl Urandom {
-    fn open() -> Result<Self, Errno> {
-        let path = c"/dev/urandom".as_ptr();
-        let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NOCTTY;
-        loop {
-            // SAFETY: openat(2) reads a C string, which `path` is.
-            match syscall(|| unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path, flags) }) {
-                Err(Errno(libc::EINTR)) => {}
-                result => return Ok(Self(c_int::try_from(result?).unwrap_or(-1))),
-            }
-        }
-    }
-}
-
-impl Drop for Urandom {
-    fn drop(&mut self) {
-        // SAFETY: close(2) takes no pointer, and `self` owns the descriptor.
-        let _ = syscall(|| unsafe { libc::syscall(libc::SYS_close, self.0) });
-    }
-}
-
-/// Makes a raw system call. If it fails, returns its error number and restores `errno`.
-fn syscall(call: impl FnOnce() -> c_long) -> Result<c_long, Errno> {
-    quietly(|| {
-        let result = call();
-        if result < 0 { Err(errno()) } else { Ok(result) }
-    })
+/// Fills `bytes` from its beginning, and returns how many bytes it filled.
+fn getrandom(bytes: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: the kernel writes at most `len` bytes to `bytes`, which has them.
+    let fill = || unsafe { libc::syscall(libc::SYS_getrandom, bytes.as_mut_ptr(), bytes.len(), 0) };
+    syscall(fill).map(|size| usize::try_from(size).unwrap_or(0))
 }
 
 /// Makes a C library call and restores `errno`. malloc(3), and free(3) before glibc 2.33, may change `errno` even if
