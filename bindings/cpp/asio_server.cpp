@@ -57,14 +57,14 @@ private:
 
     void read(int fd, const std::shared_ptr<connection> &from) {
         from->socket.async_read_some(asio::buffer(from->bytes), [=](std::error_code ec, std::size_t size) {
-            // The connection is closed, and its descriptor may already be a new connection.
-            if (ec == asio::error::operation_aborted)
+            // end() has closed the connection. Its descriptor may already be that of a new connection.
+            if (!from->socket.is_open())
                 return;
             if (ec)
                 return end(fd, ec.message());
             silent_.touch(fd);
             asio::async_write(from->socket, asio::buffer(from->bytes, size), [=](std::error_code failed, std::size_t) {
-                if (failed == asio::error::operation_aborted)
+                if (!from->socket.is_open())
                     return;
                 failed ? end(fd, failed.message()) : read(fd, from);
             });
