@@ -8,7 +8,7 @@
 use core::cell::UnsafeCell;
 use core::ffi::{CStr, c_char};
 use core::mem::MaybeUninit;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use ka_core::Errno;
 use ka_core::bytes::cut;
@@ -34,16 +34,15 @@ pub struct Shim {
 }
 
 /// The memory for the rules. A program without rules never touches these pages.
-static RULES: Place<RuleBuffer> = Place::new();
+static RULES: Memory<RuleBuffer> = Memory::new();
 
 /// Memory that the constructor fills and the hooks read. It is initially zero, so it takes no space in the file.
-struct Place<T>(UnsafeCell<MaybeUninit<T>>);
+struct Memory<T>(UnsafeCell<MaybeUninit<T>>);
 
-// SAFETY: only the library's constructor writes it, before it sets `STATE` to ACTIVE. The hooks read it only after
-// that.
-unsafe impl<T> Sync for Place<T> {}
+// SAFETY: only the library's constructor writes it, before it sets `ACTIVE`. The hooks read it only after that.
+unsafe impl<T> Sync for Memory<T> {}
 
-impl<T> Place<T> {
+impl<T> Memory<T> {
     const fn new() -> Self {
         Self(UnsafeCell::new(MaybeUninit::zeroed()))
     }
@@ -53,43 +52,41 @@ impl<T> Place<T> {
     }
 }
 
-static SHIM: Place<Shim> = Place::new();
+static SHIM: Memory<Shim> = Memory::new();
 
 /// The text of /etc/ka.conf. Without this file, the pages are never touched.
-static FILE: Place<[u8; CONF_ROOM]> = Place::new();
+static FILE: Memory<[u8; CONF_ROOM]> = Memory::new();
 
 /// The memory for the strings. The strings are not in `Shim`, because most programs have no log, and each page that is
 /// written at the start of a program costs microseconds.
-static LOG: Place<[u8; NAME_ROOM]> = Place::new();
-static PROGRAM: Place<[u8; NAME_ROOM]> = Place::new();
+static LOG: Memory<[u8; NAME_ROOM]> = Memory::new();
+static PROGRAM: Memory<[u8; NAME_ROOM]> = Memory::new();
 
 const NAME_ROOM: usize = 1024;
 
-/// Copies a string to its place, with a NUL. A string that is too long is truncated.
+/// Copies a string to `memory`, with a NUL. A string that is too long is truncated.
 ///
 /// # Safety
-/// Call this only from the library's constructor, and once for each place.
-unsafe fn keep(place: &'static Place<[u8; NAME_ROOM]>, text: &[u8]) -> &'static CStr {
+/// Call this only from the library's constructor, and once for each `memory`.
+unsafe fn keep(memory: &'static Memory<[u8; NAME_ROOM]>, text: &[u8]) -> &'static CStr {
     let size = text.len().min(NAME_ROOM - 1);
-    // SAFETY: the place has room for the bytes and the NUL, and no other thread accesses it meanwhile.
+    // SAFETY: `memory` has room for the bytes and the NUL, and no other thread accesses it meanwhile.
     unsafe {
-        let room = place.first().cast::<u8>();
+        let room = memory.first().cast::<u8>();
         room.copy_from_nonoverlapping(text.as_ptr(), size);
         room.add(size).write(0);
         CStr::from_ptr(room.cast())
     }
 }
 
-/// The state of the shim. It is inactive until the constructor has run, and if its settings disable it.
-static STATE: AtomicU8 = AtomicU8::new(NONE);
-const NONE: u8 = 0;
-const ACTIVE: u8 = 1;
+/// True if the shim is active: the constructor has run, and the settings do not disable the shim.
+static ACTIVE: AtomicBool = AtomicBool::new(false);
 
 /// Returns the shim, if it is active.
 #[inline(always)]
 pub fn active() -> Option<&'static Shim> {
-    // SAFETY: `publish` has written the value before it stored ACTIVE, and nothing writes it again.
-    (STATE.load(Ordering::Acquire) == ACTIVE).then(|| unsafe { &*SHIM.first() })
+    // SAFETY: `publish` has written the value before it set `ACTIVE`, and nothing writes it again.
+    ACTIVE.load(Ordering::Acquire).then(|| unsafe { &*SHIM.first() })
 }
 
 /// Makes the shim active.
@@ -97,9 +94,9 @@ pub fn active() -> Option<&'static Shim> {
 /// # Safety
 /// Call this only once, from the library's constructor.
 pub unsafe fn publish(shim: Shim) {
-    // SAFETY: nothing reads the value before STATE is ACTIVE.
+    // SAFETY: nothing reads the value before `ACTIVE` is set.
     unsafe { SHIM.first().write(shim) };
-    STATE.store(ACTIVE, Ordering::Release);
+    ACTIVE.store(true, Ordering::Release);
 }
 
 /// Returns whether the program has more rights than the user who started it: `AT_SECURE`, getauxval(3).
@@ -217,7 +214,7 @@ pub unsafe fn read() -> Option<Shim> {
     if !variables.log.is_empty() {
         let mut name = [0; 4096];
         let program = executable(&mut name);
-        // SAFETY: this is the constructor, which fills each place once.
+        // SAFETY: this is the constructor, which fills each memory once.
         unsafe {
             let log = keep(&LOG, variables.log);
             shim.log = Some(log);
@@ -266,7 +263,7 @@ pub(crate) mod tests {
     use ka_core::Config;
     use ka_policy::{Mode, Policy, Rule, Rules};
 
-    use super::{NAME_ROOM, Place, Shim, base_name, executable, keep, skips_this_program};
+    use super::{Memory, NAME_ROOM, Shim, base_name, executable, keep, skips_this_program};
 
     pub(crate) const POLICY: Config = Config::STANDARD;
 
@@ -285,9 +282,9 @@ pub(crate) mod tests {
 
     #[test]
     fn long_strings_are_truncated() {
-        static SHORT: Place<[u8; NAME_ROOM]> = Place::new();
-        static LONG: Place<[u8; NAME_ROOM]> = Place::new();
-        // SAFETY: only this test uses these places, each once.
+        static SHORT: Memory<[u8; NAME_ROOM]> = Memory::new();
+        static LONG: Memory<[u8; NAME_ROOM]> = Memory::new();
+        // SAFETY: only this test uses this memory, each once.
         let (short, long) = unsafe { (keep(&SHORT, b"/var/log/ka"), keep(&LONG, &[b'x'; 2000])) };
         assert_eq!((short, long.to_bytes()), (c"/var/log/ka", &[b'x'; 1023][..]));
     }
