@@ -27,9 +27,9 @@ macro_rules! functions {
 
         /// The indices of the functions.
         #[expect(non_camel_case_types, reason = "they have the names of the functions")]
-        pub(crate) enum Place { $first, $($name),* }
+        pub(crate) enum Function { $first, $($name),* }
 
-        pub(crate) const COUNT: usize = [Place::$first, $(Place::$name),*].len();
+        pub(crate) const COUNT: usize = [Function::$first, $(Function::$name),*].len();
     };
 }
 
@@ -42,7 +42,7 @@ functions! {
 /// because its hook jumps to the address at the start of this array: calls such as clone and vfork must run on the
 /// stack of the program, without a frame of the shim.
 pub(crate) static FOUND: [AtomicPtr<c_void>; COUNT] = [const { AtomicPtr::new(ptr::null_mut()) }; COUNT];
-const _: () = assert!(Place::syscall as usize == 0);
+const _: () = assert!(Function::syscall as usize == 0);
 
 /// Calls the real syscall(2) with six arguments.
 ///
@@ -52,7 +52,7 @@ const _: () = assert!(Place::syscall as usize == 0);
 pub(crate) unsafe fn syscall(number: c_long, args: [usize; 6]) -> c_long {
     // SAFETY: syscall(2) is variadic, and reads the six words that the kernel takes.
     let function: unsafe extern "C" fn(c_long, ...) -> c_long =
-        unsafe { transmute(find(Place::syscall as usize)) };
+        unsafe { transmute(find(Function::syscall as usize)) };
     let [a, b, c, d, e, f] = args;
     // SAFETY: the caller guarantees that the arguments are valid.
     unsafe { function(number, a, b, c, d, e, f) }
@@ -73,7 +73,7 @@ pub(crate) unsafe fn setsockopt(
     size: socklen_t,
 ) -> c_int {
     // SAFETY: a function of this name has this type.
-    let function: SetSockOpt = unsafe { transmute(find(Place::setsockopt as usize)) };
+    let function: SetSockOpt = unsafe { transmute(find(Function::setsockopt as usize)) };
     // SAFETY: the caller guarantees that the arguments are valid.
     unsafe { function(fd, level, name, value, size) }
 }
@@ -86,7 +86,7 @@ pub(crate) unsafe fn setsockopt(
 pub(crate) unsafe fn prctl(option: c_int, args: [c_ulong; 4]) -> c_int {
     // SAFETY: a function of this name takes these words.
     let function: unsafe extern "C" fn(c_int, ...) -> c_int =
-        unsafe { transmute(find(Place::prctl as usize)) };
+        unsafe { transmute(find(Function::prctl as usize)) };
     let [a, b, c, d] = args;
     // SAFETY: the caller guarantees that the arguments are valid.
     unsafe { function(option, a, b, c, d) }
@@ -110,17 +110,17 @@ pub(crate) unsafe fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_v
 
 /// Returns the address of the real dlsym(3), or null if no library has one.
 pub(crate) fn real_dlsym() -> *mut c_void {
-    find(Place::dlsym as usize);
-    next_function(Place::dlsym as usize)
+    find(Function::dlsym as usize);
+    next_function(Function::dlsym as usize)
 }
 
 /// Returns the real function with this index, or [`missing`].
 #[inline(never)]
-pub(crate) extern "C" fn find(place: usize) -> *mut c_void {
-    if next_function(place).is_null() {
+pub(crate) extern "C" fn find(index: usize) -> *mut c_void {
+    if next_function(index).is_null() {
         resolve();
     }
-    let found = next_function(place);
+    let found = next_function(index);
     if found.is_null() { missing as *mut c_void } else { found }
 }
 
@@ -186,7 +186,7 @@ pub(crate) unsafe fn fill(slots: &[AtomicPtr<c_void>], names: &[u8], tables: &Ta
 }
 
 /// Returns the index of the hooked function with this name.
-pub(crate) fn place(name: &CStr) -> Option<usize> {
+pub(crate) fn index_of(name: &CStr) -> Option<usize> {
     each_name(NAMES).position(|hooked| hooked == name.to_bytes())
 }
 
@@ -195,6 +195,6 @@ fn each_name(names: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Returns the function that the hook with this index calls.
-pub(crate) fn next_function(place: usize) -> *mut c_void {
-    FOUND.get(place).map_or(ptr::null_mut(), |slot| slot.load(Ordering::Relaxed))
+pub(crate) fn next_function(index: usize) -> *mut c_void {
+    FOUND.get(index).map_or(ptr::null_mut(), |slot| slot.load(Ordering::Relaxed))
 }

@@ -212,7 +212,7 @@ pub(crate) fn each_at_start(mut look: impl FnMut(&Tables)) -> bool {
 /// # Safety
 /// `dynamic` is the dynamic section of a loaded object.
 unsafe fn entry(mut dynamic: *const Dynamic, wanted: usize) -> usize {
-    // SAFETY: the section ends with DT_NULL.
+    // SAFETY: the section ends with DT_NULL, whose tag is 0.
     while let Dynamic { tag: tag @ 1.., value } = unsafe { &*dynamic } {
         if *tag == wanted {
             return *value;
@@ -223,7 +223,6 @@ unsafe fn entry(mut dynamic: *const Dynamic, wanted: usize) -> usize {
     0
 }
 
-const DT_NULL: usize = 0;
 const DT_PLTRELSZ: usize = 2;
 const DT_HASH: usize = 4;
 const DT_STRTAB: usize = 5;
@@ -302,7 +301,7 @@ impl Tables {
             jumps_size: 0,
         };
         let mut entry = dynamic;
-        // SAFETY: the section ends with DT_NULL.
+        // SAFETY: the section ends with DT_NULL, whose tag is 0.
         while let Dynamic { tag: tag @ 1.., value } = unsafe { &*entry } {
             // glibc has replaced offsets by addresses. musl has not, and the vDSO has offsets too.
             let address = if *value < base { base.wrapping_add(*value) } else { *value };
@@ -322,7 +321,6 @@ impl Tables {
             // SAFETY: this entry was not the last.
             entry = unsafe { entry.add(1) };
         }
-        const { assert!(DT_NULL == 0) };
         (!tables.names.is_null() && !tables.symbols.is_null()).then_some(tables)
     }
 

@@ -141,20 +141,20 @@ fn look_at(object: &Object<'_>) {
     let found: [AtomicPtr<c_void>; COUNT] = Default::default();
     // SAFETY: the object stays loaded during this call.
     unsafe { next::fill(if is_shim { &HOOKS } else { &found }, NAMES, &tables) };
-    for (place, address) in found.iter().enumerate() {
+    for (index, address) in found.iter().enumerate() {
         if !address.load(Relaxed).is_null() {
-            ELSEWHERE.store(ELSEWHERE.load(Relaxed) | bit(place), Relaxed);
+            ELSEWHERE.store(ELSEWHERE.load(Relaxed) | bit(index), Relaxed);
         }
     }
 }
 
-const fn bit(place: usize) -> u32 {
-    1_u32.wrapping_shl(place as u32)
+const fn bit(index: usize) -> u32 {
+    1_u32.wrapping_shl(index as u32)
 }
 
-/// Returns whether only the shim and the C library export the function with this index.
-fn is_only_ours(place: usize) -> bool {
-    ELSEWHERE.load(Relaxed) & bit(place) == 0
+/// Returns whether an object other than the shim and the C library exports the function with this index.
+fn is_elsewhere(index: usize) -> bool {
+    ELSEWHERE.load(Relaxed) & bit(index) != 0
 }
 
 #[inline(never)]
@@ -164,8 +164,8 @@ fn is_in_c_library(address: *mut c_void) -> bool {
         .any(|[start, end]| (start.load(Relaxed)..end.load(Relaxed)).contains(&(address as usize)))
 }
 
-fn hook(place: usize) -> Option<*mut c_void> {
-    HOOKS.get(place).map(|hook| hook.load(Relaxed)).filter(|hook| !hook.is_null())
+fn hook(index: usize) -> Option<*mut c_void> {
+    HOOKS.get(index).map(|hook| hook.load(Relaxed)).filter(|hook| !hook.is_null())
 }
 
 /// Examines the slots of the surveyed objects. Returns the number of slots that now have the address of a hook. If an
@@ -198,16 +198,16 @@ fn bind_object(object: &Object<'_>) -> usize {
     let mut bound = 0_usize;
     let look = |slot: &object::Slot<'_>| {
         let address = slot.place.load(Relaxed);
-        let is_past_us = is_in_c_library(address);
+        let bypasses_hook = is_in_c_library(address);
         // A slot that the loader has not bound yet points into the procedure linkage table of its own object.
         let is_unbound = slot.may_be_lazy && code.contains(&(address as usize));
-        if !is_past_us && !is_unbound {
+        if !bypasses_hook && !is_unbound {
             return;
         }
-        let Some(place) = next::place(slot.name) else { return };
-        let Some(hook) = hook(place) else { return };
+        let Some(index) = next::index_of(slot.name) else { return };
+        let Some(hook) = hook(index) else { return };
         // A later shim in load order may call the library. The hook would call that shim again.
-        if is_unbound && !is_only_ours(place) || !is_in_c_library(next::next_function(place)) {
+        if is_unbound && is_elsewhere(index) || !is_in_c_library(next::next_function(index)) {
             return;
         }
         if pages.may_write(slot.place) {
@@ -290,19 +290,19 @@ pub(crate) unsafe fn look_up(handle: *mut c_void, name: *const c_char) -> Option
         return None;
     }
     // SAFETY: dlsym(3) takes a C string.
-    let place = next::place(unsafe { CStr::from_ptr(name) })?;
-    if hook(place).is_none() {
+    let index = next::index_of(unsafe { CStr::from_ptr(name) })?;
+    if hook(index).is_none() {
         survey(true);
     }
-    if !is_in_c_library(next::next_function(place)) {
+    if !is_in_c_library(next::next_function(index)) {
         return None;
     }
     if handle == libc::RTLD_DEFAULT {
         // SAFETY: these are the program's own arguments. With this handle, the shim finds what the program would.
-        return is_only_ours(place).then(|| unsafe { next::dlsym(handle, name) });
+        return (!is_elsewhere(index)).then(|| unsafe { next::dlsym(handle, name) });
     }
     // SAFETY: these are the program's own arguments. With such a handle, the result does not depend on the caller's
     // address.
-    let is_c_librarys = is_in_c_library(unsafe { next::dlsym(handle, name) });
-    if is_c_librarys { hook(place) } else { None }
+    let found = unsafe { next::dlsym(handle, name) };
+    if is_in_c_library(found) { hook(index) } else { None }
 }

@@ -8,10 +8,10 @@ use core::arch::naked_asm;
 use libc::{c_int, c_ulong};
 
 use crate::filter;
-use crate::next::{self, Place};
+use crate::next::{self, Function};
 
 /// The offset of the real function in `next::FOUND`, in bytes.
-const REAL: usize = Place::prctl as usize * size_of::<usize>();
+const REAL: usize = Function::prctl as usize * size_of::<usize>();
 
 /// Records a seccomp filter.
 #[cfg(target_arch = "x86_64")]

@@ -36,19 +36,19 @@ macro_rules! before {
             #[cfg(target_arch = "x86_64")]
             core::arch::naked_asm!(
                 "lea r10, [rip + {before}]",
-                "mov eax, {place}",
+                "mov eax, {index}",
                 "jmp {kind}",
                 before = sym $before,
-                place = const $crate::next::Place::$name as usize,
+                index = const $crate::next::Function::$name as usize,
                 kind = sym $crate::hooks::stub::before_call,
             );
             #[cfg(target_arch = "aarch64")]
             core::arch::naked_asm!(
                 "adr x16, {before}",
-                "mov x9, {place}",
+                "mov x9, {index}",
                 "b {kind}",
                 before = sym $before,
-                place = const $crate::next::Place::$name as usize,
+                index = const $crate::next::Function::$name as usize,
                 kind = sym $crate::hooks::stub::before_call,
             );
         }
@@ -66,22 +66,22 @@ macro_rules! around {
             core::arch::naked_asm!(
                 "lea r10, [rip + {before}]",
                 "lea r11, [rip + {after}]",
-                "mov eax, {place}",
+                "mov eax, {index}",
                 "jmp {kind}",
                 before = sym $before,
                 after = sym $after,
-                place = const $crate::next::Place::$name as usize,
+                index = const $crate::next::Function::$name as usize,
                 kind = sym $crate::hooks::stub::around_call,
             );
             #[cfg(target_arch = "aarch64")]
             core::arch::naked_asm!(
                 "adr x16, {before}",
                 "adr x17, {after}",
-                "mov x9, {place}",
+                "mov x9, {index}",
                 "b {kind}",
                 before = sym $before,
                 after = sym $after,
-                place = const $crate::next::Place::$name as usize,
+                index = const $crate::next::Function::$name as usize,
                 kind = sym $crate::hooks::stub::around_call,
             );
         }
