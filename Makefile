@@ -100,7 +100,7 @@ mutants: $(TOOLS)/cargo-mutants ## change the rules and the shim one place at a 
 	env -u CARGO_TARGET_DIR PATH="$(CURDIR)/$(TOOLS):$$PATH" cargo mutants --output target \
 		$(addprefix --package ,ka-core ka-policy ka-liveness ka-preload) $(MUTANTS)
 
-# Only tests that need no root, no network of their own and no other programs. The filter `sources` selects the tests that
+# Only tests that need no root, no network namespace and no other programs. The filter `sources` selects the tests that
 # compare include/ka.h and tests/abi with the sources. The tests of the command compare its manual pages.
 check: ## fast checks without root: format, clippy, unit tests, the contract of libka, generated files; installs nothing
 	@scripts/need -n rust rustfmt cargo-clippy cc strace mandoc

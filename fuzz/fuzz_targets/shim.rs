@@ -172,20 +172,20 @@ fn check_variables(environment: &[Entry], file: &[u8]) {
     let (of_file, unknown) = file_entries(file);
     let reference = Reference::by(&[environment, &of_file]);
 
-    let (mut ours, mut of_ours) = (Source::default(), Source::default());
+    let (mut environment_source, mut file_source) = (Source::default(), Source::default());
     for (name, value) in environment {
         let is_known = NAMES.iter().any(|known| known.as_bytes() == name);
-        assert_eq!(ours.keep(name, value), is_known);
+        assert_eq!(environment_source.keep(name, value), is_known);
     }
     let mut lines = 0;
-    of_ours.keep_lines(file, |line| {
+    file_source.keep_lines(file, |line| {
         assert!(!line.is_empty());
         lines += 1;
     });
     assert_eq!(lines, unknown);
     let mut variables = Variables::default();
     let mut complaints = Vec::new();
-    variables.take_all(&[ours, of_ours], |variable, _, right| {
+    variables.take_all(&[environment_source, file_source], |variable, _, right| {
         assert!(!right.is_empty());
         complaints.push(std::str::from_utf8(variable.name()).unwrap());
     });
@@ -195,7 +195,7 @@ fn check_variables(environment: &[Entry], file: &[u8]) {
         (variables.rules, variables.skip, variables.log),
         (&*reference.rules, &*reference.skip, &*reference.log)
     );
-    assert_eq!(ours.is_quiet(), first(environment, "KA_QUIET") == Some(b"1"));
+    assert_eq!(environment_source.is_quiet(), first(environment, "KA_QUIET") == Some(b"1"));
     // Names of other programs.
     for name in [b"ka".as_slice(), b"python3.11", &reference.log] {
         let fits = reference
@@ -254,12 +254,12 @@ fn check_shim(environment: &[Entry], input: &mut Input<'_>) {
     for _ in 0..4 {
         let (peer, lport) = (connection(input), input.short());
         let endpoint = peer.map(|(address, port)| Endpoint::v6(address.octets(), port));
-        let ours = policy.rules.first_match(endpoint, lport).map(|rule| match rule.action() {
+        let action = policy.rules.first_match(endpoint, lport).map(|rule| match rule.action() {
             ka_policy::Action::Skip => Action::Skip,
             ka_policy::Action::Apply(config) => Action::Apply(words(&config)),
         });
         let expected = rules.iter().find(|rule| rule.matches(peer, lport)).map(|rule| rule.action);
-        assert_eq!(ours, expected, "{peer:?} {lport} {}", reference.rules.escape_ascii());
+        assert_eq!(action, expected, "{peer:?} {lport} {}", reference.rules.escape_ascii());
     }
     check_socket(found, &reference, &rules, input);
 }
@@ -362,10 +362,10 @@ fn given(policy: &Policy, fresh: &Policy, keeps_stricter: bool) -> Policy {
     let mut has = policy.on(fresh);
     if keeps_stricter {
         // A value from a sysctl may be one that cannot be set on a socket. Only usable values count as stricter.
-        for (ours, theirs) in
+        for (value, before) in
             [(&mut has.idle, fresh.idle), (&mut has.intvl, fresh.intvl), (&mut has.cnt, fresh.cnt)]
         {
-            *ours = if theirs >= 1 { theirs.min(*ours) } else { *ours };
+            *value = if before >= 1 { before.min(*value) } else { *value };
         }
     }
     if has.user_timeout == AUTO {
@@ -494,12 +494,12 @@ fn check_address(input: &mut Input<'_>) {
         IpAddr::V6(v6) => v6.to_bits(),
     });
     let flipped = near ^ 1_u128 << (address % 128);
-    let ours = Cidr::parse(text);
-    assert_eq!(ours.is_some(), network.is_some(), "{}", text.escape_ascii());
-    if let (Some(ours), Some(network)) = (ours, network) {
+    let found = Cidr::parse(text);
+    assert_eq!(found.is_some(), network.is_some(), "{}", text.escape_ascii());
+    if let (Some(found), Some(network)) = (found, network) {
         for address in [address, near, flipped, address & u128::from(u32::MAX) | 0xffff_0000_0000] {
             let expected = network.contains(Ipv6Addr::from_bits(address));
-            assert_eq!(ours.contains(address), expected, "{network:?} {address:x}");
+            assert_eq!(found.contains(address), expected, "{network:?} {address:x}");
         }
     }
 }

@@ -105,15 +105,15 @@ static void run(const struct trial *trial)
     int mask = 0, expected = trial->error == ENOPROTOOPT ? EOPNOTSUPP : trial->error;
     char what[160];
 
+    snprintf(what, sizeof what, "on %d, refused %#x, reads fail %d, errno %d, wanted %d %d %d: %d, errno %d", trial->on,
+             trial->refused, trial->reads_fail, trial->error, trial->wanted[0], trial->wanted[1], trial->wanted[2],
+             results[0], results[1]);
     for (int option = IDLE; option <= CNT; option++) {
         int wanted = trial->wanted[option];
         bool is_refused = wanted >= 1 && trial->refused & 1u << option;
         int after = wanted < 1 || is_refused ? old[option] : wanted > most[option] ? most[option] : wanted;
         if (is_refused || wanted > most[option])
             mask |= bits[option];
-        snprintf(what, sizeof what, "on %d, refused %#x, reads fail %d, errno %d, wanted %d %d %d: %d, errno %d",
-                 trial->on, trial->refused, trial->reads_fail, trial->error, trial->wanted[0], trial->wanted[1],
-                 trial->wanted[2], results[0], results[1]);
         if (!fails && get(fd, option) != after) {
             fprintf(stderr, "%s: timer %d is %d, not %d\n", what, option, get(fd, option), after);
             exit(1);

@@ -25,7 +25,7 @@ extern "C" fn load() {
     }
     // SAFETY: this is the library's constructor.
     if let Some(shim) = unsafe { shim::read() } {
-        // SAFETY: as above.
+        // SAFETY: this is the library's constructor, which runs once.
         unsafe { shim::publish(shim) };
         if let Some(shim) = shim::active() {
             sweep(shim);

@@ -34,8 +34,8 @@ macro_rules! functions {
 }
 
 functions! {
-    syscall, dlopen, dlsym, socket, connect, accept, accept4, listen, setsockopt, sendto, sendmsg, sendmmsg, recvmsg, recvmmsg,
-    prctl
+    syscall, dlopen, dlsym, socket, connect, accept, accept4, listen, setsockopt, sendto, sendmsg, sendmmsg, recvmsg,
+    recvmmsg, prctl
 }
 
 /// The addresses of the functions, by their indices. Null before they were looked up. The real syscall(2) is the first,

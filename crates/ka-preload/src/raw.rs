@@ -117,9 +117,9 @@ pub(crate) fn is_readable_int(fd: c_int, address: *const c_void) -> bool {
 
 /// Calls getsockname(2) or getpeername(2), by number.
 pub(crate) fn name(number: c_long, fd: c_int, address: &mut sockaddr_storage) -> Result<(), Errno> {
-    let mut size = size_of::<sockaddr_storage>();
+    let mut size = size_of::<sockaddr_storage>() as socklen_t;
     let args = [int(fd), (&raw mut *address) as usize, (&raw mut size) as usize, 0, 0, 0];
-    // SAFETY: the kernel writes at most `size` bytes to `address`, which has them.
+    // SAFETY: the kernel writes at most `size` bytes to `address`, which has them, and the size to `size`.
     check(unsafe { call(number, args) })?;
     Ok(())
 }
@@ -276,7 +276,7 @@ pub(crate) fn read_link(path: &CStr, buffer: &mut [u8]) -> Result<usize, Errno> 
 /// mprotect(2)
 pub(crate) fn protect(pages: &Range<usize>, protection: c_int) -> Result<(), Errno> {
     let args = [pages.start, pages.len(), int(protection), 0, 0, 0];
-    // SAFETY: the caller passes data pages of a loaded object. They stay readable.
+    // SAFETY: the only caller passes data pages of a loaded object, and they stay readable.
     check(unsafe { call(libc::SYS_mprotect, args) })?;
     Ok(())
 }

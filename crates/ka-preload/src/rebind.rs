@@ -298,11 +298,12 @@ pub(crate) unsafe fn look_up(handle: *mut c_void, name: *const c_char) -> Option
         return None;
     }
     if handle == libc::RTLD_DEFAULT {
-        // SAFETY: these are the program's own arguments. With this handle, the shim finds what the program would.
+        // SAFETY: the program has passed these arguments to dlsym(3). With this handle, the shim finds the function that
+        // the program would find.
         return (!is_elsewhere(index)).then(|| unsafe { next::dlsym(handle, name) });
     }
-    // SAFETY: these are the program's own arguments. With such a handle, the result does not depend on the caller's
-    // address.
+    // SAFETY: the program has passed these arguments to dlsym(3). With such a handle, the result does not depend on the
+    // caller's address.
     let found = unsafe { next::dlsym(handle, name) };
     if is_in_c_library(found) { hook(index) } else { None }
 }

@@ -116,9 +116,9 @@ fn environment() -> Source<'static> {
     }
     // SAFETY: `environ` is NULL, or an array of C strings that ends with NULL. Before main, nothing changes it.
     let mut entry = unsafe { environ };
-    // SAFETY: as above.
+    // SAFETY: `entry` points to an entry of that array, which may be the NULL at its end.
     while let Some(text) = unsafe { entry.as_ref() }.filter(|text| !text.is_null()) {
-        // SAFETY: as above. The string is used only while the library is being loaded.
+        // SAFETY: the entry is a C string. It is used only while the library is being loaded.
         let text = unsafe { CStr::from_ptr(*text) }.to_bytes();
         if text.starts_with(b"KA_") {
             let (name, value) = cut(text, b'=');

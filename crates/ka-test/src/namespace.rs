@@ -1,4 +1,4 @@
-//! Namespaces: tests that run in a network, or on a machine, of their own.
+//! Namespaces: runs a test in a new network, or in new network and PID namespaces.
 #![expect(unsafe_code, reason = "geteuid")]
 
 use std::env;
@@ -17,7 +17,7 @@ pub fn in_own_network_namespace(test: &str) -> bool {
 
 /// Runs the test again, alone, in new network and PID namespaces. Returns whether this is that second run.
 ///
-/// A test that acts on all processes sees only its own, and all of them end with the test.
+/// A test that acts on all processes then reaches only the processes that it has started. They all end with the test.
 #[must_use]
 pub fn in_own_namespaces(test: &str) -> bool {
     in_new_namespaces(test, &["--net", "--pid", "--fork", "--mount-proc"])

@@ -21,7 +21,7 @@ pub fn socket(domain: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd
     // SAFETY: socket takes no pointer.
     match unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) } {
         -1 => Err(io::Error::last_os_error()),
-        // SAFETY: the descriptor is new, and only we have it.
+        // SAFETY: the descriptor is new, and nothing else owns it.
         fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
     }
 }

@@ -123,11 +123,11 @@ static void after_closing_everything(void)
 
 static void under_a_filter(void)
 {
-    static const long ours[] = { SYS_getsockopt, SYS_setsockopt, SYS_process_vm_readv, SYS_openat };
-    for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
+    static const long shim_calls[] = { SYS_getsockopt, SYS_setsockopt, SYS_process_vm_readv, SYS_openat };
+    for (size_t i = 0; i < sizeof shim_calls / sizeof *shim_calls; i++) {
         struct sock_filter code[] = {
             BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-            BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)ours[i], 0, 1),
+            BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)shim_calls[i], 0, 1),
             BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EACCES),
             BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
         };
@@ -424,7 +424,9 @@ static void used_by_a_stranger(void)
     char byte = 'x';
     struct iovec iov = { &byte, 1 };
     struct mmsghdr messages = { .msg_hdr = { .msg_iov = &iov, .msg_iovlen = 1 } };
-    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons(1) };
+    struct sockaddr_in address = {
+        .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons(1)
+    };
     struct sockaddr *to = (struct sockaddr *)&address;
 #define USED(call, expected)                                          \
     do {                                                              \

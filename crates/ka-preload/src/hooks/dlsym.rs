@@ -85,7 +85,7 @@ pub unsafe extern "C" fn dlsym() {
 unsafe extern "C" fn before(handle: *mut c_void, name: *const c_char) -> Answer {
     if let Some(shim) = active() {
         rebind::catch_up(shim);
-        // SAFETY: the program's own arguments.
+        // SAFETY: the program has passed these arguments to dlsym(3).
         if let Some(hook) = unsafe { rebind::look_up(handle, name) } {
             return Answer { result: hook, jump: ptr::null_mut() };
         }

@@ -58,7 +58,7 @@ pub unsafe extern "C" fn prctl() {
 
 /// Makes the call and examines its result. This function also handles calls before the real function was looked up.
 unsafe extern "C" fn observed(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int {
-    // SAFETY: this is the program's own call.
+    // SAFETY: the program has passed these arguments to prctl(2).
     let result = unsafe { next::prctl(option, [a, b, c, d]) };
     filter::after_prctl(result as isize, &[option as usize, 0, 0, 0, 0, 0]);
     result

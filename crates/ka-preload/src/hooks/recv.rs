@@ -26,7 +26,7 @@ pub(super) unsafe extern "C" fn after_recvmsg(size: isize, &[fd, message, ..]: &
     let message = message as *const msghdr;
     // SAFETY: the kernel has filled the message, so it can be read.
     if size >= 0 && unsafe { (*message).msg_controllen } >= size_of::<cmsghdr>() {
-        // SAFETY: as above.
+        // SAFETY: the kernel has filled the message, and its control messages.
         unsafe { take_rights(int(fd), message) };
     }
 }
@@ -41,6 +41,10 @@ pub(super) unsafe extern "C" fn after_recvmmsg(filled: isize, &[fd, messages, ..
     }
 }
 
+/// Handles the descriptors that came with a message.
+///
+/// # Safety
+/// The kernel has filled the message.
 #[cold]
 unsafe fn take_rights(fd: c_int, message: *const msghdr) {
     let Some(shim) = active() else {

@@ -20,10 +20,10 @@ pub unsafe extern "C" fn setsockopt(
     /// # Safety
     /// As for setsockopt(2).
     unsafe fn make(&[fd, level, name, value, size, _]: &Arguments) -> c_int {
-        // SAFETY: the caller's own call.
+        // SAFETY: the caller guarantees that the arguments are valid for setsockopt(2).
         unsafe { next::setsockopt(int(fd), int(level), int(name), value as *const c_void, size as socklen_t) }
     }
-    // SAFETY: this is the program's own call, with its own arguments or with an int instead of its value.
+    // SAFETY: `make` calls setsockopt(2) with the program's arguments, or with a pointer to an int that `judged` owns.
     unsafe { judged(&[fd, level, name, value, size, 0], make) }
 }
 
@@ -34,7 +34,8 @@ pub unsafe extern "C" fn setsockopt(
 pub(super) unsafe fn judged(arguments: &Arguments, make: unsafe fn(&Arguments) -> c_int) -> c_int {
     let &[a, b, c, value, size, f] = arguments;
     let (fd, level, name) = (int(a), int(b), int(c));
-    // SAFETY: `judge` accepts any arguments. `make` gets the program's own, or an int for the value.
+    // SAFETY: `judge` accepts any arguments. `make` gets the program's arguments, or a pointer to `other`, which lives
+    // until the call has returned.
     unsafe {
         match guard::judge(fd, level, name, value as *const c_void, size as socklen_t) {
             Answer::Make => make(arguments),

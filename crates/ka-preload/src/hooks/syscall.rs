@@ -137,7 +137,7 @@ unsafe extern "C" fn early(
     e: usize,
     f: usize,
 ) -> c_long {
-    // SAFETY: this is the program's own call.
+    // SAFETY: the program has passed these arguments to syscall(2).
     unsafe { next::syscall(number, [a, b, c, d, e, f]) }
 }
 
@@ -157,10 +157,10 @@ unsafe extern "C" fn hooked(
             /// # Safety
             /// As for setsockopt(2).
             unsafe fn make(arguments: &Arguments) -> c_int {
-                // SAFETY: the caller's own call.
+                // SAFETY: the caller guarantees that the arguments are valid for setsockopt(2).
                 unsafe { next::syscall(libc::SYS_setsockopt, *arguments) as c_int }
             }
-            // SAFETY: `make` makes the call with the arguments that are passed to it.
+            // SAFETY: `make` calls setsockopt(2) with the arguments that are passed to it.
             return unsafe { setsockopt::judged(&arguments, make) }.into();
         }
         libc::SYS_connect => (connect::before, stub::nothing_after),
@@ -176,7 +176,7 @@ unsafe extern "C" fn hooked(
         _ => (stub::nothing_before, filter::after_seccomp),
     };
     before(&arguments);
-    // SAFETY: this is the program's own call.
+    // SAFETY: the program has passed these arguments to syscall(2).
     let result = unsafe { next::syscall(number, arguments) };
     // SAFETY: the kernel has just completed the call with these arguments.
     unsafe { after(result as isize, &arguments) };
