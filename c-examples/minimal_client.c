@@ -31,6 +31,6 @@ int main(int argc, char *argv[])
     else if (errno == ECONNRESET)
         fprintf(stderr, "the peer has restarted\n");        /* or it has reset the connection itself */
     else
-        perror("read");                                     /* EHOSTUNREACH: a router could not deliver data to the peer */
+        perror("read");                                     /* EHOSTUNREACH: a router cannot reach the peer */
     return 1;
 }

@@ -46,7 +46,7 @@ impl Guarded {
             first.copy_from_nonoverlapping(object.as_ptr(), object.len());
             first
         };
-        Object { first, size: object.len(), room: self }
+        Object { first, size: object.len(), _room: self }
     }
 }
 
@@ -54,7 +54,7 @@ impl Guarded {
 pub struct Object<'a> {
     first: *mut u8,
     size: usize,
-    room: &'a mut Guarded,
+    _room: &'a mut Guarded, // so that no other object is put there
 }
 
 impl Object<'_> {
@@ -64,7 +64,6 @@ impl Object<'_> {
 
     /// Returns the current bytes of the object. Checks that the bytes before it have not changed.
     pub fn bytes(&self) -> Vec<u8> {
-        let _ = &self.room;
         // SAFETY: the object and the bytes before it are in the memory.
         unsafe {
             let before = std::slice::from_raw_parts(self.first.sub(BEFORE), BEFORE);
