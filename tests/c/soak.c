@@ -2,8 +2,8 @@
  *
  *     soak PORT [fd|memory]
  *
- * With fd or memory, it leaks a descriptor or 64 bytes with each connection. It ends at the end of its input, and
- * prints the numbers of connections: made, ended by the peer, found dead, reset. */
+ * With fd or memory, it leaks a descriptor or 64 bytes with each connection. At the end of its standard input,
+ * it prints the numbers of connections (made, ended by the peer, found dead, reset), and exits. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <netinet/in.h>
