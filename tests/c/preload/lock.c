@@ -31,20 +31,6 @@ static void *send_for_ever(void *unused)
     return unused;
 }
 
-/* A connection that no hook has seen. */
-static void connect_unseen(void)
-{
-    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-    socklen_t size = sizeof address;
-    int listener = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0);
-    connection[0] = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0);
-    CHECK(bind(listener, (struct sockaddr *)&address, size) == 0 && raw(SYS_listen, listener, 1, 0, 0, 0, 0) == 0);
-    CHECK(getsockname(listener, (struct sockaddr *)&address, &size) == 0);
-    CHECK(raw(SYS_connect, connection[0], (long)&address, size, 0, 0, 0) == 0);
-    connection[1] = (int)raw(SYS_accept4, listener, 0, 0, 0, 0, 0);
-    CHECK(connection[1] >= 0);
-}
-
 /* Returns whether the thread waits in the kernel for the page, with the lock held. */
 static int waits(pid_t thread)
 {
@@ -95,19 +81,17 @@ static int answers(int victim)
     return poll(&answer, 1, ANSWER_WITHIN) == 1 && raw(SYS_recvfrom, victim, (long)&byte, 1, 0, 0, 0) == 1 && byte == '!';
 }
 
-/* Receives messages, each in the next way, and answers each message without descriptors. */
+/* Receives two messages in each way, again and again. Answers each message without descriptors. */
 static void serve(int from)
 {
     for (unsigned n = 0;; n++) {
         char byte = 0;
         _Alignas(struct cmsghdr) char space[CMSG_SPACE(sizeof(int))] = { 0 };
         struct iovec iov = { &byte, 1 };
-        struct mmsghdr messages = { .msg_hdr = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space } };
-        long result = n / 2 % 4 == 0   ? recvmsg(from, &messages.msg_hdr, 0)
-                      : n / 2 % 4 == 1 ? recvmmsg(from, &messages, 1, 0, NULL)
-                      : n / 2 % 4 == 2 ? syscall(SYS_recvmsg, from, &messages.msg_hdr, 0)
-                                       : syscall(SYS_recvmmsg, from, &messages, 1, 0, NULL);
-        if (result <= 0 || byte == 0)
+        struct mmsghdr message = {
+            .msg_hdr = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space }
+        };
+        if (receive_message((enum receive)(n / 2 % WAYS_TO_RECEIVE), from, &message) <= 0 || byte == 0)
             _exit(0);
         if (byte == '?')
             CHECK(send(from, "!", 1, 0) == 1);
@@ -142,7 +126,7 @@ static void by_message(void)
     attacker = fork();
     CHECK(attacker >= 0);
     if (attacker == 0) {
-        connect_unseen();
+        connect_unseen(&connection[0], &connection[1]);
         hold_the_lock();
         if (raw(SYS_setresuid, ATTACKER, ATTACKER, ATTACKER, 0, 0, 0) != 0)
             _exit(77);
@@ -172,7 +156,7 @@ static void by_exec(char **program)
 {
     struct timespec moment = { 0, 20000000 };
     int status = -1;
-    connect_unseen();
+    connect_unseen(&connection[0], &connection[1]);
     hold_the_lock();
     attacker = 0;
     victim = fork();

@@ -399,20 +399,13 @@ static void unseen_then_set(void)
  * of a datagram socket. The first byte of the connection is ready to be read. */
 static int from_a_stranger(int *peer)
 {
-    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-    socklen_t size = sizeof address;
-    int carrier[2], received;
-    int listener = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0);
-    int client = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0);
-    CHECK(bind(listener, (struct sockaddr *)&address, size) == 0 && raw(SYS_listen, listener, 1, 0, 0, 0, 0) == 0);
-    CHECK(getsockname(listener, (struct sockaddr *)&address, &size) == 0);
-    CHECK(raw(SYS_connect, client, (long)&address, size, 0, 0, 0) == 0);
-    *peer = (int)raw(SYS_accept4, listener, 0, 0, 0, 0, 0);
+    int carrier[2], received, client;
+    connect_unseen(&client, peer);
     CHECK(raw(SYS_write, *peer, (long)"x", 1, 0, 0, 0) == 1);
     CHECK(socketpair(AF_UNIX, SOCK_DGRAM, 0, carrier) == 0);
     send_descriptors(carrier[0], &client, 1);
     receive_descriptors(BY_RECVMSG, carrier[1], &received, 1);
-    close(client), close(listener), close(carrier[0]), close(carrier[1]);
+    close(client), close(carrier[0]), close(carrier[1]);
     is(received, OFF);
     return received;
 }

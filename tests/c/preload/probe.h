@@ -20,20 +20,14 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../check.h"
+
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP 262
 #endif
 #ifndef TCP_USER_TIMEOUT
 #define TCP_USER_TIMEOUT 18
 #endif
-
-#define CHECK(condition)                                                                              \
-    do {                                                                                              \
-        if (!(condition)) {                                                                           \
-            fprintf(stderr, "%s:%d: %s (errno %d)\n", __FILE__, __LINE__, #condition, errno);         \
-            exit(1);                                                                                  \
-        }                                                                                             \
-    } while (0)
 
 /* Makes a system call with the instruction. Returns the kernel's result; an error is a negative errno. */
 static inline long raw(long number, long a, long b, long c, long d, long e, long f)
@@ -67,11 +61,6 @@ static inline int kernel_get(int fd, int level, int name)
     socklen_t size = sizeof value;
     long result = raw(SYS_getsockopt, fd, level, name, (long)&value, (long)&size, 0);
     return result == 0 ? value : (int)result;
-}
-
-static inline int kernel_set(int fd, int level, int name, int value)
-{
-    return (int)raw(SYS_setsockopt, fd, level, name, (long)&value, sizeof value, 0);
 }
 
 /* The descriptor to which the loading of a library is reported. */
@@ -119,7 +108,29 @@ static inline void send_descriptors(int to, const int *fds, size_t count)
     CHECK(raw(SYS_sendmsg, to, (long)&message, 0, 0, 0, 0) == 1);
 }
 
+/* Makes a connection that no hook has seen. */
+static inline void connect_unseen(int *client, int *accepted)
+{
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t size = sizeof address;
+    int listener = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0);
+    *client = (int)raw(SYS_socket, AF_INET, SOCK_STREAM, 0, 0, 0, 0);
+    CHECK(bind(listener, (struct sockaddr *)&address, size) == 0 && raw(SYS_listen, listener, 1, 0, 0, 0, 0) == 0);
+    CHECK(getsockname(listener, (struct sockaddr *)&address, &size) == 0);
+    CHECK(raw(SYS_connect, *client, (long)&address, size, 0, 0, 0) == 0);
+    *accepted = (int)raw(SYS_accept4, listener, 0, 0, 0, 0, 0);
+    CHECK(*accepted >= 0 && close(listener) == 0);
+}
+
 enum receive { BY_RECVMSG, BY_RECVMMSG, BY_NUMBER, BY_NUMBER_MANY, WAYS_TO_RECEIVE };
+
+static inline long receive_message(enum receive way, int from, struct mmsghdr *message)
+{
+    return way == BY_RECVMSG    ? recvmsg(from, &message->msg_hdr, 0)
+           : way == BY_RECVMMSG ? recvmmsg(from, message, 1, 0, NULL)
+           : way == BY_NUMBER   ? syscall(SYS_recvmsg, from, &message->msg_hdr, 0)
+                                : syscall(SYS_recvmmsg, from, message, 1, 0, NULL);
+}
 
 /* Receives a message with `count` descriptors. */
 static inline void receive_descriptors(enum receive way, int from, int *fds, size_t count)
@@ -127,13 +138,11 @@ static inline void receive_descriptors(enum receive way, int from, int *fds, siz
     char byte;
     _Alignas(struct cmsghdr) char space[CMSG_SPACE(8 * sizeof(int))] = { 0 };
     struct iovec iov = { &byte, 1 };
-    struct mmsghdr messages = { .msg_hdr = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space } };
-    long result = way == BY_RECVMSG    ? recvmsg(from, &messages.msg_hdr, 0)
-                  : way == BY_RECVMMSG ? recvmmsg(from, &messages, 1, 0, NULL)
-                  : way == BY_NUMBER   ? syscall(SYS_recvmsg, from, &messages.msg_hdr, 0)
-                                       : syscall(SYS_recvmmsg, from, &messages, 1, 0, NULL);
-    CHECK(result == 1);
-    struct cmsghdr *control = CMSG_FIRSTHDR(&messages.msg_hdr);
+    struct mmsghdr message = {
+        .msg_hdr = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space }
+    };
+    CHECK(receive_message(way, from, &message) == 1);
+    struct cmsghdr *control = CMSG_FIRSTHDR(&message.msg_hdr);
     CHECK(control != NULL && control->cmsg_type == SCM_RIGHTS && control->cmsg_len == CMSG_LEN(count * sizeof(int)));
     memcpy(fds, CMSG_DATA(control), count * sizeof(int));
 }
