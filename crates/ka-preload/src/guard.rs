@@ -123,8 +123,6 @@ mod tests {
     use crate::shim::tests::{POLICY, shim_with};
     use crate::sockets;
 
-    const MPTCP: c_int = 262;
-
     fn tcp() -> Socket {
         Socket::new(Domain::IPV4, Type::STREAM, None).unwrap()
     }
@@ -183,7 +181,9 @@ mod tests {
             assert_eq!(judged(mode, named, &socket, timer(Timer::UserTimeout), 1), Answer::Succeed);
         }
         // Multipath TCP has no user timeout, so the kernel rejects the call.
-        let Ok(multipath) = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::from(MPTCP))) else {
+        let Ok(multipath) =
+            Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::from(libc::IPPROTO_MPTCP)))
+        else {
             return;
         };
         let named = POLICY.with_user_timeout(UserTimeout::Auto).unwrap();

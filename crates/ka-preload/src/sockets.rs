@@ -368,9 +368,7 @@ mod tests {
 
     use ka_core::{Config, SockOpt, Timer};
     use ka_policy::{Action, Mode};
-    use libc::{
-        AF_INET, AF_INET6, AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_RAW, SOCK_STREAM, c_int,
-    };
+    use libc::{AF_INET, AF_INET6, AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_RAW, SOCK_STREAM};
     use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
     use super::{
@@ -378,8 +376,6 @@ mod tests {
         is_tcp, known, listening, makes_tcp, received, record, record_option,
     };
     use crate::shim::tests::{POLICY, shim_with};
-
-    const MPTCP: c_int = libc::IPPROTO_MPTCP;
 
     fn tcp() -> Socket {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -414,7 +410,7 @@ mod tests {
         for (domain, kind, protocol) in [
             (AF_INET, SOCK_STREAM, 0),
             (AF_INET6, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, libc::IPPROTO_TCP),
-            (AF_INET, SOCK_STREAM, MPTCP),
+            (AF_INET, SOCK_STREAM, libc::IPPROTO_MPTCP),
         ] {
             assert!(makes_tcp(domain, kind, protocol));
         }
