@@ -14,23 +14,25 @@ use crate::way::{POLICY, Way};
 
 pub fn write(rows: &[Row]) -> String {
     let mut text = format!(
-        "# What works with what
+        "# Programs in each way
 
-{} programs in each way that ka has to get at their sockets: {}.
-Written by `make matrix`; `make matrix ONLY=nginx` tries one.
+`make matrix` tried {} programs in each of ka's ways to reach sockets, and wrote this page.
+It ran {}.
+`make matrix ONLY=nginx` tries one program.
 
-A cell is a server and its client, started on a machine of their own (namespaces for network, processes and mounts), with the
-policy {POLICY}. `ok` is all of this:
+Each cell of the table is one test. It starts a server and its client in their own namespaces (network, processes,
+mounts), with the policy {POLICY}. `ok` means:
 
-- every end of every established connection has the policy: ss(8) shows a keepalive timer that runs, and getsockopt(2) on
-  a duplicate of the process's own descriptor says on, and the three values; in mode floor, nothing looser; in mode default,
-  the policy or what the program sets without ka (`own`: both ends have their own), where it sets something;
-- the client says the same as without ka and ends with the same status, and the server ends in the same way when it is asked
-  to (SIGTERM).
+- Both ends of every established connection have the policy. ss(8) shows a running keepalive timer. getsockopt(2) on a
+  duplicate of the process's descriptor returns that keepalive is on, and the three values. In mode floor, a stricter
+  value is right too. In mode default, the values that the program sets without ka are right too (`own`: both ends have
+  these).
+- The client prints the same as without ka, and exits with the same status. The server ends in the same way after
+  SIGTERM.
 
-`none` is without ka, server / client: idle, interval and count, or `off`. `attach` is `ka attach
---all` on programs that are connected already; `cgroup` is `ka cgroup attach`, mode force; `seccomp` is `ka run --via seccomp`,
-mode force.
+The column `none` is without ka. It has the values of the server and of the client: idle, interval and count, or `off`.
+`attach` is `ka attach --all` on programs that are already connected. `cgroup` is `ka cgroup attach` and `seccomp` is
+`ka run --via seccomp`, both in mode force.
 
 ",
         rows.len(),
@@ -59,7 +61,7 @@ mode force.
     }
     let said: Vec<String> = rows.iter().flat_map(remarks).collect();
     if !said.is_empty() {
-        let _ = writeln!(text, "\n## What ka said meanwhile\n\n{}", said.join("\n"));
+        let _ = writeln!(text, "\n## Messages of ka during the tests\n\n{}", said.join("\n"));
     }
     text
 }

@@ -362,24 +362,29 @@ fn text(facts: &Facts, table: &str) -> String {
     format!(
         "# Soak
 
-A server with {connections} connections under the shim, policy {}, for {minutes} minutes behind a middlebox that forgets what
-is idle for {} s, with faults that come again every {round:.0} s ({} on Linux {}; `make soak MINUTES={minutes}`).{leak}
+`make soak MINUTES={minutes}` ran a server with {connections} connections under the shim, with the policy {},
+for {minutes} minutes. A middlebox on the path forgets connections that are idle for {} s. The faults come again every
+{round:.0} s. This run was on {}, on Linux {}.{leak}
 
 ![memory, descriptors, CPU and sockets over time](soak.svg)
 
 {table}
-Each figure is the mean of a round of faults, without the first {WARM} rounds. The rise is that of a straight line through
-them (least squares), from the first to the last; up to the margin it counts as flat. A rise beyond the margin fails the run,
-also where it is no larger than the noise: then it was too noisy to say. For memory and descriptors the margin comes to
-{:.1} bytes and {:.4} descriptors for each connection made; for the CPU, which a machine's other work slows down, it is half.
+Each value is the mean of one round of faults. The first {WARM} rounds are left out. The change from the first round to
+the last is that of a straight line through these means (least squares). A value is flat if it changes by no more than
+the margin, which is in the column \"counts as flat\". If it changes by more, the run fails, even if the noise is larger
+than the change (\"too noisy to say\"). For memory and descriptors, the margin is {:.1} bytes and {:.4} descriptors for
+each connection made. For CPU time, which depends on the other work of the machine, it is half of the mean.
 
-- The server, `tests/c/soak.c`, has no memory of its own for a connection: what grows is not its. Of its connections:
-  {server}. \"dead\" is what keepalive gave up (ETIMEDOUT): peers that are
-  dead and, with a count of only {}, some that seem so where a fifth of all packets is lost.
-- The clients made {} connections ({} attempts failed, in faults), ended {} by FIN and {} by RST, and had {} answers; {}
-  had none within a second, and were replaced.
-- At the end, with nothing under way, ss shows a keepalive timer that runs on {armed} of the server's {open} connections.
-- The server turns keepalive off on each connection that it accepts; mode force, the shim's default, denies it.
+- The server, `tests/c/soak.c`, allocates no memory for a connection. If its memory grows, the cause is libka or the
+  shim. These are its connections: {server}. \"dead\" means
+  that keepalive has ended the connection (ETIMEDOUT). The peer is dead, or it seems dead: with a count of only {}, this
+  happens to some peers while a fault loses a fifth of all packets.
+- The clients made {} connections. {} more attempts failed because of a fault. The clients ended {}
+  connections by FIN and {} by RST. They got {} answers. {} connections had no answer within a second,
+  and were replaced.
+- At the end, without faults, ss shows a running keepalive timer on {armed} of the server's {open} connections.
+- The server turns keepalive off on each connection that it accepts. The mode is force, the shim's default, so these
+  calls have no effect.
 - Load of the machine at the end (1, 5 and 15 minutes): {load}.
 ",
         POLICY.name(),
