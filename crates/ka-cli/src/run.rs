@@ -11,7 +11,7 @@ use crate::program::Program;
 use crate::via::{self, Obstacle, Reachability, StartRequest, Way};
 use ka_reach::text;
 
-/// The cost of seccomp for a connection. docs/ways.md has the measurement.
+/// The cost of seccomp for a connection. docs/performance.md has the measurement.
 const COST: &str = "Each new connection takes at least 25 % longer";
 
 pub(crate) fn run(args: &args::Run) -> Outcome {
