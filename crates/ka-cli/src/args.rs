@@ -150,12 +150,10 @@ pub(crate) enum Via {
 /// ka does not stop the processes. ka duplicates each socket of a process, sets the duplicate, and closes it. ka also
 /// sets listeners: the connections that they accept inherit the policy.
 ///
-/// Each value of the policy comes from the first source that names it. The sources are the flags, the KA_ variables,
-/// /etc/ka.conf, and the default 60,10,6. The mode follows the same order, and its default is force. If -p or KA_POLICY
-/// gives a whole policy, the values that it lacks come from the default, not from later sources. ka attach ignores
-/// KA_RULES. With --all and --user, ka skips the programs that KA_SKIP names. A process may already have another policy
-/// of ka, from ka run, libka_preload.so or its cgroup. ka prints that policy, because sockets that the process opens
-/// later get it.
+/// The mode and each value of the policy come from the flags, the KA_ variables, /etc/ka.conf, or the defaults 60,10,6
+/// and force, in this order: see ka-run(1). ka attach ignores KA_RULES. With --all and --user, ka skips the programs
+/// that KA_SKIP names. A process may already have another policy of ka, from ka run, libka_preload.so or its cgroup. ka
+/// prints that policy, because sockets that the process opens later get it.
 #[derive(Args, Debug)]
 #[command(
     group = ArgGroup::new("whose").required(true).args(["pids", "all", "user", "undo"]),
@@ -429,7 +427,8 @@ pub(crate) struct Defaults {
     /// Set the values of idle, intvl and cnt that the policy names. On failure, nothing changes
     #[arg(long, value_name = "POLICY", value_parser = policy_flags::policy)]
     pub(crate) set: Option<Config>,
-    /// Keep the values after a reboot: write this sysctl.d(5) file, which must be new or written by ka
+    /// Keep the values after a reboot: write this sysctl.d(5) file, which must be new or written by ka. Without FILE:
+    /// /etc/sysctl.d/60-ka.conf
     #[arg(long, value_name = "FILE", requires = "set", num_args = 0..=1, require_equals = true,
           default_missing_value = "/etc/sysctl.d/60-ka.conf")]
     pub(crate) persist: Option<PathBuf>,
@@ -470,8 +469,8 @@ pub(crate) enum CgroupCommand {
 /// policies of the cgroups below. ka reports a policy of a cgroup above that overrides the new policy, and policies of
 /// cgroups below that the new policy overrides.
 ///
-/// The mode and each value of the policy come from the first source that names them. The sources are the flags, the KA_
-/// variables, /etc/ka.conf, and the defaults 60,10,6 and force.
+/// The mode and each value of the policy come from the flags, the KA_ variables, /etc/ka.conf, or the defaults 60,10,6
+/// and force, in this order: see ka-run(1). ka cgroup attach ignores KA_RULES and KA_SKIP.
 #[derive(Args, Debug)]
 #[command(
     mut_arg("whole", on_only),
