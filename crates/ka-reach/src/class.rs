@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
-use crate::bpf::host;
+use crate::cgroup::mounts;
 use crate::error::{Error, Result};
 use crate::process::Table;
 
@@ -106,9 +106,9 @@ impl Classes {
 
 /// Moves the calling thread into a cgroup. The error is `None` if the hierarchy is not mounted.
 fn enter(place: &Place) -> std::result::Result<(), Option<io::Error>> {
-    let mounts = fs::read("/proc/thread-self/mountinfo").map_err(Some)?;
-    let found = mounts.split(|byte| *byte == b'\n').find_map(|line| {
-        let (shown, mounted) = host::cgroup_v1_mount(line, &place.controllers)?;
+    let lines = fs::read("/proc/thread-self/mountinfo").map_err(Some)?;
+    let found = lines.split(|byte| *byte == b'\n').find_map(|line| {
+        let (shown, mounted) = mounts::parse_v1(line, &place.controllers)?;
         // The mount may show only a part of the hierarchy, as in a container.
         let below = match shown.as_slice() {
             b"/" => place.path.as_slice(),

@@ -4,7 +4,7 @@
 //! only this file.
 
 pub use crate::bpf::btf::Types;
-pub use crate::bpf::host::cgroup_mount;
+pub use crate::cgroup::mounts::parse_v2 as cgroup_mount;
 pub use crate::diag::{Entry, State, read as read_diag};
 pub use crate::elf::{Cache, Elf, Libc, imports};
 pub use crate::escape::{lossless, visible, visible_lines};

@@ -1,6 +1,7 @@
 //! `ka check` without a target: which ways the user may use on this machine, and what the others need.
 
 use ka_reach::bpf::{self, host};
+use ka_reach::cgroup;
 use ka_reach::conf::ProcessSettings;
 use ka_reach::privilege;
 use ka_reach::text;
@@ -44,7 +45,7 @@ pub(super) fn report() -> Report {
     let (major, minor) = host::release();
     let yes_or_no = |is: bool| if is { "yes" } else { "no" };
     let cgroups =
-        host::cgroup_root().map_or_else(|_| "not mounted".to_owned(), |path| path.display().to_string());
+        cgroup::mount_point().map_or_else(|_| "not mounted".to_owned(), |path| path.display().to_string());
     let scope =
         privilege::ptrace_scope().map_or_else(|| "not available".to_owned(), |scope| scope.to_string());
     let facts = vec![

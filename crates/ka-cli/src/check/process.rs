@@ -2,7 +2,6 @@
 
 use ka_core::Config;
 use ka_policy::{Action, Endpoint, Mode, Rule, Rules};
-use ka_reach::bpf::host;
 use ka_reach::conf::ProcessSettings;
 use ka_reach::privilege;
 use ka_reach::process::{self, Process, Status};
@@ -120,7 +119,7 @@ fn cgroup_result(pid: i32) -> (WayResult, Option<Vec<CgroupPolicy>>) {
     let policies = policies.map(|found| found.into_iter().map(CgroupPolicy::from).collect::<Vec<_>>());
     let why = match policies.as_deref() {
         Ok([]) => {
-            let own = host::cgroup_of(&pid.to_string()).unwrap_or_default();
+            let own = ka_reach::cgroup::folder_of(pid).unwrap_or_default();
             if ka_reach::cgroup::is_root(&own) {
                 "it is in the root cgroup, whose policy would apply to all programs of this machine"
                     .to_owned()

@@ -17,8 +17,8 @@ use ka_policy::{Mode, Policy, Variables, due, give};
 
 use super::{Obstacle, Reachability, StartRequest, Way};
 use crate::failure::{Failure, RUN_FAILED};
-use ka_reach::bpf::{self, Programs, host};
-use ka_reach::{Error, fork, process, text, wait};
+use ka_reach::bpf::{self, Programs};
+use ka_reach::{Error, cgroup, fork, process, text, wait};
 
 pub(super) struct Cgroup;
 
@@ -53,8 +53,11 @@ impl Way for Cgroup {
                 "KA_RULES= ka run --via cgroup",
             );
         }
-        let Some(own) = host::own_cgroup() else { return no(&Error::NoCgroups.to_string(), INSTEAD) };
-        if !host::is_cgroup_path(&own) {
+        let own = match cgroup::folder_of("self") {
+            Ok(own) => own,
+            Err(error) => return no(&error.to_string(), INSTEAD),
+        };
+        if !cgroup::is_cgroup_path(&own) {
             return no(
                 &format!("{}: the cgroup of this process does not exist there", own.display()),
                 INSTEAD,
@@ -102,7 +105,7 @@ impl Way for Cgroup {
 /// Creates a cgroup with the policy, and moves this process into it. Returns the path of the cgroup.
 fn enter(policy: Policy<'static>) -> ka_reach::Result<PathBuf> {
     let programs = Programs::load(policy)?;
-    let own = host::own_cgroup().ok_or(Error::NoCgroups)?;
+    let own = cgroup::folder_of("self")?;
     remove_empty(&own);
     let path = own.join(format!("{NAME}{}", std::process::id()));
     fs::create_dir(&path).map_err(|error| Error::io(path.display(), error))?;

@@ -30,6 +30,7 @@ use std::path::Path;
 use ka_core::{Config, Settings};
 use ka_policy::{Mode, Policy};
 
+use crate::cgroup;
 use crate::error::{Error, Result};
 use btf::Types;
 use host::Capability;
@@ -429,7 +430,7 @@ pub const fn set_error(errno: i32) -> Error {
 ///
 /// [`Error::NoCgroups`], or an error of [`Programs::load`].
 pub fn check_cgroups() -> Result<()> {
-    host::cgroup_root()?;
+    cgroup::mount_point()?;
     Programs::load(Policy::new(Config::STANDARD, Mode::Force)).map(drop)
 }
 

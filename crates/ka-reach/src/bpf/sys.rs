@@ -5,7 +5,6 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -444,19 +443,6 @@ pub(super) fn map(file: &File) -> io::Result<&'static [u8]> {
     // SAFETY: the mapping is readable, has `size` bytes and is never unmapped. The callers pass a read-only file of the
     // kernel, so its contents do not change.
     Ok(unsafe { std::slice::from_raw_parts(place.cast(), size) })
-}
-
-/// Returns the type of the filesystem that a path is on: `f_type` of statfs(2).
-pub(super) fn filesystem(path: &Path) -> io::Result<u64> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut status = MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: `path` is a C string, and the kernel writes at most a `statfs` to `status`.
-    check(unsafe { libc::statfs(path.as_ptr(), status.as_mut_ptr()) })?;
-    // SAFETY: statfs(2) returned 0, so the kernel has filled `status` in. All bit patterns are valid.
-    let kind = unsafe { status.assume_init() }.f_type;
-    // The type of `f_type` differs between architectures. Its values have 32 bits.
-    #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast)]
-    Ok(kind as u64 & 0xffff_ffff)
 }
 
 /// Returns the size of a memory page in bytes. sysconf(3)

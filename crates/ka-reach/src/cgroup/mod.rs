@@ -4,6 +4,7 @@
 //! can apply to one process: that of its cgroup, and those of the cgroups above. The kernel calls the programs of the
 //! topmost cgroup last, so a policy in mode force overrides the policies below it.
 
+pub(crate) mod mounts;
 mod pins;
 mod sweep;
 mod walk;
@@ -18,10 +19,11 @@ use std::path::{Path, PathBuf};
 use ka_core::Config;
 use ka_policy::{Mode, Policy};
 
-use crate::bpf::{self, host};
+use crate::bpf;
 use crate::error::{Error, Result};
 use crate::{sys, text};
 
+pub use mounts::{folder_of, is_cgroup_path, mount_point};
 pub use pins::{Owner, Pins};
 pub use sweep::{Foreground, LeftOut, OverriddenPolicies, SweepResult, sweep};
 pub use walk::{Skip, Skipped, walk};
@@ -53,12 +55,12 @@ impl Cgroup {
         if name.is_empty() {
             return Err(Error::EmptyCgroupName);
         }
-        let root = host::cgroup_root()?;
+        let root = mount_point()?;
         let path = Path::new(name);
         let within = root.join(path.strip_prefix("/").unwrap_or(path));
         for path in [path, &within] {
             let mut cgroup = match Self::open(path) {
-                Ok(cgroup) if host::is_cgroup(&cgroup.folder) => cgroup,
+                Ok(cgroup) if mounts::is_cgroup(&cgroup.folder) => cgroup,
                 Err(error) if !is_gone(&error) && error.kind() != io::ErrorKind::NotADirectory => {
                     return Err(Error::io(path.display(), error));
                 }
@@ -137,7 +139,7 @@ impl Cgroup {
         let mut folder = self.below("..".as_ref());
         for path in self.path.ancestors().skip(1) {
             let Ok(open) = folder.as_ref() else { break };
-            if !host::is_cgroup(open) {
+            if !mounts::is_cgroup(open) {
                 break;
             }
             let policies = bpf::policies(open.as_fd()).unwrap_or_default();
@@ -159,7 +161,7 @@ impl Cgroup {
 }
 
 fn name(path: &Path) -> String {
-    let below = host::cgroup_root().ok().and_then(|root| Some(path.strip_prefix(root).ok()?.to_path_buf()));
+    let below = mount_point().ok().and_then(|root| Some(path.strip_prefix(root).ok()?.to_path_buf()));
     let name = below.map_or_else(|| path.to_path_buf(), |below| Path::new("/").join(below));
     text::lossless(name.as_os_str().as_encoded_bytes()).into_owned()
 }
@@ -195,14 +197,9 @@ pub fn is_root(path: &Path) -> bool {
 /// Cgroup v2 is not mounted, the process is in no cgroup of version 2, /proc cannot be read, or bpf(2) needs more
 /// capabilities.
 pub fn policies_of(pid: i32) -> Result<Vec<InForce>> {
-    let root = host::cgroup_root()?;
-    let own =
-        host::cgroup_of(&pid.to_string()).ok_or_else(|| match fs::read(format!("/proc/{pid}/cgroup")) {
-            Err(error) => Error::io("/proc does not say which cgroup it is in", error),
-            Ok(_) => Error::CgroupV1,
-        })?;
+    let root = mount_point()?;
     let mut found = Vec::new();
-    for path in own.ancestors().take_while(|path| path.starts_with(&root)) {
+    for path in folder_of(pid)?.ancestors().take_while(|path| path.starts_with(&root)) {
         let policies = Cgroup::open(path).and_then(|cgroup| cgroup.policies()).map_err(query_error)?;
         found.extend(policies.into_iter().map(|policy| InForce::new(path, policy)));
     }

@@ -1,4 +1,4 @@
-//! The right to execute a file, and the privileges that execution gives. execve(2)
+//! Files by path: the right to execute them, the privileges that execution gives, and their filesystem. execve(2)
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -35,4 +35,17 @@ pub fn has_capabilities(path: &Path) -> bool {
     let Ok(path) = c_path(path) else { return false };
     // SAFETY: two C strings. With size 0 the kernel only returns the length and writes nothing.
     unsafe { libc::getxattr(path.as_ptr(), c"security.capability".as_ptr(), ptr::null_mut(), 0) > 0 }
+}
+
+/// Returns the type of the filesystem that a path is on: `f_type` of statfs(2).
+pub(crate) fn filesystem(path: &Path) -> io::Result<u64> {
+    let path = c_path(path)?;
+    let mut status = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: `path` is a C string, and the kernel writes at most a `statfs` to `status`.
+    check(unsafe { libc::statfs(path.as_ptr(), status.as_mut_ptr()) })?;
+    // SAFETY: statfs(2) returned 0, so the kernel has filled `status` in. All bit patterns are valid.
+    let kind = unsafe { status.assume_init() }.f_type;
+    // The type of `f_type` differs between architectures. Its values have 32 bits.
+    #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast)]
+    Ok(kind as u64 & 0xffff_ffff)
 }
