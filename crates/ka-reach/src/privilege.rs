@@ -58,8 +58,7 @@ pub fn may_look_anywhere() -> bool {
 
 /// Returns whether ka has this capability in its effective set.
 pub fn has(capability: u32) -> bool {
-    let own = i32::try_from(std::process::id()).ok().and_then(|pid| Status::read(pid).ok());
-    own.is_some_and(|status| status.has_capability(capability))
+    Status::read("self").is_ok_and(|status| status.has_capability(capability))
 }
 
 /// Returns the reason why ka cannot inspect ordinary processes of its own user. `None` if it can.

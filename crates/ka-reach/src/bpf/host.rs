@@ -7,6 +7,7 @@ use std::path::Path;
 use super::btf::{NAMES, Types};
 use super::sys;
 use crate::error::{Error, Result};
+use crate::privilege::CAP_SYS_ADMIN;
 use crate::process::Status;
 use crate::sys::file::filesystem;
 
@@ -36,8 +37,6 @@ pub struct Capability(u32, &'static str);
 const NET_ADMIN: Capability = Capability(12, "CAP_NET_ADMIN");
 const PERFMON: Capability = Capability(38, "CAP_PERFMON");
 const BPF: Capability = Capability(39, "CAP_BPF");
-/// The number of CAP_SYS_ADMIN. It implies CAP_PERFMON and CAP_BPF, which were split from it in Linux 5.8.
-const SYS_ADMIN: u32 = 21;
 
 /// The capabilities that are needed to attach programs to a cgroup.
 pub const FOR_CGROUPS: [Capability; 2] = [BPF, NET_ADMIN];
@@ -50,10 +49,10 @@ pub const FOR_SOCKETS: [Capability; 3] = [BPF, PERFMON, NET_ADMIN];
 ///
 /// [`Error::MissingCapabilities`]
 pub fn check_capabilities(capabilities: &[Capability]) -> Result<()> {
-    let own = i32::try_from(std::process::id()).ok().and_then(|pid| Status::read(pid).ok());
-    let Some(own) = own else { return Ok(()) };
+    let Ok(own) = Status::read("self") else { return Ok(()) };
+    // CAP_SYS_ADMIN implies CAP_PERFMON and CAP_BPF, which were split from it in Linux 5.8.
     let has = |Capability(number, _): &Capability| {
-        own.has_capability(*number) || (*number > SYS_ADMIN && own.has_capability(SYS_ADMIN))
+        own.has_capability(*number) || (*number > CAP_SYS_ADMIN && own.has_capability(CAP_SYS_ADMIN))
     };
     let missing: Vec<_> =
         capabilities.iter().filter(|capability| !has(capability)).map(|Capability(_, name)| *name).collect();
@@ -71,7 +70,7 @@ pub fn keep_only_bpf() -> io::Result<()> {
         fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|text| text.trim().parse().ok());
     let Capability(bpf, _) = BPF;
     // Linux before 5.8 has no CAP_BPF and checks CAP_SYS_ADMIN.
-    let keep = if last.is_some_and(|last: u32| last < bpf) { SYS_ADMIN } else { bpf };
+    let keep = if last.is_some_and(|last: u32| last < bpf) { CAP_SYS_ADMIN } else { bpf };
     crate::sys::keep_capabilities(&[keep])
 }
 

@@ -1,6 +1,7 @@
 //! The status of a process, from /proc/PID/status and /proc/PID/stat.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::fs;
 use std::io;
 
@@ -9,12 +10,12 @@ use std::io;
 pub struct Status(BTreeMap<String, String>);
 
 impl Status {
-    /// Reads the status of a process or a thread.
+    /// Reads the status of a process or a thread. `pid` is a PID, a thread ID, or `self`.
     ///
     /// # Errors
     ///
     /// The error of reading the file: ENOENT if there is no such process, or /proc hides it.
-    pub fn read(pid: i32) -> io::Result<Self> {
+    pub fn read(pid: impl Display) -> io::Result<Self> {
         let text = fs::read(format!("/proc/{pid}/status"))?;
         Ok(Self::parse(&String::from_utf8_lossy(&text)))
     }
