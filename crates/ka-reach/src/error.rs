@@ -195,8 +195,6 @@ pub enum Error {
     /// This process has reached its limit on descriptors, or the machine has.
     TooManyOpenFiles,
 
-    /// ka lacks CAP_SYS_ADMIN.
-    NeedsSysAdmin,
     /// The file is not a network namespace.
     NotNetworkNamespace,
     /// An error in a network namespace.
@@ -439,7 +437,6 @@ impl fmt::Display for Error {
             ),
             Self::TooManyOpenFiles => f.write_str("too many open files"),
 
-            Self::NeedsSysAdmin => f.write_str("needs CAP_SYS_ADMIN (run ka as root)"),
             Self::NotNetworkNamespace => f.write_str("it is not a network namespace"),
             Self::Namespace { name, source } => write!(f, "network namespace {name}: {source}"),
             Self::Process { pid, name: None, source } => write!(f, "process {pid}: {source}"),

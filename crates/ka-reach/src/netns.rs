@@ -76,9 +76,9 @@ fn path(netns: &OsStr) -> PathBuf {
 }
 
 /// Explains an error of opening or entering a namespace. setns(2)
-fn explain(error: io::Error) -> Error {
+pub(crate) fn explain(error: io::Error) -> Error {
     match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => Error::NeedsSysAdmin,
+        Some(libc::EPERM | libc::EACCES) => Error::MissingCapabilities(vec!["CAP_SYS_ADMIN"]),
         Some(libc::EINVAL) => Error::NotNetworkNamespace,
         _ => error.into(),
     }

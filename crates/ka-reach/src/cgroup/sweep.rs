@@ -28,7 +28,7 @@ use crate::bpf::{self, Counter, IterWriter, Selection};
 use crate::diag::State;
 use crate::error::{Error, Result};
 use crate::worker::{Completion, Output, Workers};
-use crate::{listing, record, sys};
+use crate::{listing, netns, record, sys};
 
 /// The longest time of one poll of the pipe. The parent adds up polls instead of reading the clock: if the
 /// parent itself is stopped for a time (SIGSTOP), this time must not count as silence of the child.
@@ -181,7 +181,7 @@ pub fn sweep(cgroup: &Cgroup, policy: Policy<'static>, foreground: Option<&Foreg
         let end = match Child::start(cgroup, policy, &entered) {
             Ok(child) => child.receive(&mut swept, &mut entered, foreground),
             Err(error) => {
-                swept.left.push(LeftOut::All(Error::io("cannot start a worker process", error)));
+                swept.left.push(LeftOut::All(Error::WorkerStart(error)));
                 return swept;
             }
         };
@@ -378,10 +378,7 @@ impl Work<'_> {
                     }
                     let set = match sys::enter_network(&network) {
                         Ok(()) => self.set(&writer)?,
-                        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-                            Err(Error::MissingCapabilities(vec!["CAP_SYS_ADMIN"]))
-                        }
-                        Err(error) => Err(error.into()),
+                        Err(error) => Err(netns::explain(error)),
                     };
                     if let Err(error) = set {
                         failed.entry(error.to_string()).or_insert((0, error)).0 += 1;
