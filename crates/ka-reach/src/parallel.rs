@@ -12,16 +12,20 @@ use crate::sys;
 /// The number of items from which a further thread saves more time than its start costs.
 const ITEMS_PER_THREAD: usize = 512;
 
+/// Returns the number of threads that handle this many items fastest: at most one per core.
+pub(crate) fn threads(items: usize) -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get).min(items / ITEMS_PER_THREAD + 1)
+}
+
 /// Calls the function for each item. Returns the results in the order of the items.
 pub(crate) fn map<T: Sync, R: Send>(items: &[T], function: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let cores =
-        thread::available_parallelism().map_or(1, NonZero::get).min(items.len() / ITEMS_PER_THREAD + 1);
-    if cores <= 1 {
+    let threads = threads(items.len());
+    if threads <= 1 {
         return items.iter().map(function).collect();
     }
     let function = &function;
     thread::scope(|scope| {
-        let chunks = items.chunks(items.len().div_ceil(cores));
+        let chunks = items.chunks(items.len().div_ceil(threads));
         let threads: Vec<_> = chunks
             .map(|chunk| {
                 let thread = thread::Builder::new().spawn_scoped(scope, || {

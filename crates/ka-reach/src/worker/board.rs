@@ -5,17 +5,13 @@
 
 use std::fs::File;
 use std::io;
-use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 use super::Record;
 use super::frame::write_shared_frame;
+use crate::parallel;
 use crate::sys::SharedWords;
-
-/// The number of sockets from which a further thread saves more time than its start costs.
-const SOCKETS_PER_THREAD: usize = 512;
 
 /// State of a socket: its turn has not come.
 pub(super) const UNTOUCHED: u64 = 0;
@@ -43,8 +39,7 @@ impl Board {
     const CELL: usize = 14;
 
     pub(super) fn new(sockets: usize) -> io::Result<Self> {
-        let threads =
-            thread::available_parallelism().map_or(1, NonZero::get).min(sockets / SOCKETS_PER_THREAD + 1);
+        let threads = parallel::threads(sockets);
         let shared = SharedWords::new(Self::SLOT * (threads + 1) + Self::CELL * sockets)?;
         Ok(Self { shared, threads })
     }
