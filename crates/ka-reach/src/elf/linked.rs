@@ -124,9 +124,8 @@ impl Linked {
 /// Returns whether this is the name of the C library, of a loader, or of glibc's thread library (part of the C library
 /// since glibc 2.34).
 fn is_c_library(name: &[u8]) -> bool {
-    const PREFIXES: [&[u8]; 6] =
-        [b"libc.so", b"libc.musl-", b"libpthread.so", b"ld-linux", b"ld-musl-", b"ld64.so"];
-    PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    const PREFIXES: [&[u8]; 3] = [b"libc.so", b"libc.musl-", b"libpthread.so"];
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || Libc::of_loader(name).is_some()
 }
 
 /// A program or a library.

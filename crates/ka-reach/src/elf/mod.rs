@@ -63,6 +63,19 @@ pub enum Libc {
     Unknown,
 }
 
+impl Libc {
+    /// Returns the C library whose loader has this file name. `None` if no known loader has it.
+    fn of_loader(name: &[u8]) -> Option<Self> {
+        const LOADERS: [(&[u8], Libc); 4] = [
+            (b"ld-musl-", Libc::Musl),
+            (b"ld-linux", Libc::Glibc),
+            (b"ld64.so", Libc::Glibc),
+            (b"ld.so", Libc::Glibc),
+        ];
+        LOADERS.iter().find(|(prefix, _)| name.starts_with(prefix)).map(|(_, libc)| *libc)
+    }
+}
+
 impl Elf {
     /// Reads a file. Returns `None` if it is not an ELF file, or is malformed.
     ///
@@ -82,24 +95,14 @@ impl Elf {
     pub fn libc(&self) -> Option<Libc> {
         let loader = self.loader.as_deref()?;
         let name = loader.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        Some(if name.starts_with(b"ld-musl-") {
-            Libc::Musl
-        } else if name.starts_with(b"ld-linux") || name.starts_with(b"ld64.so") || name.starts_with(b"ld.so")
-        {
-            Libc::Glibc
-        } else {
-            Libc::Unknown
-        })
+        Some(Libc::of_loader(name).unwrap_or(Libc::Unknown))
     }
 
     /// Returns whether this file is a loader. A loader can be started directly, with a program as its argument.
     #[must_use]
     pub fn is_loader(&self) -> bool {
-        let is_name_of_loader = |name: &[u8]| {
-            [&b"ld-linux"[..], b"ld-musl-", b"ld64.so", b"ld.so"].iter().any(|loader| name.starts_with(loader))
-                // musl's loader and its C library are one file.
-                || name == b"libc.so"
-        };
+        // musl's loader and its C library are one file.
+        let is_name_of_loader = |name: &[u8]| Libc::of_loader(name).is_some() || name == b"libc.so";
         self.loader.is_none() && self.soname.as_deref().is_some_and(is_name_of_loader)
     }
 
