@@ -235,8 +235,8 @@ struct Holder {
 
 /// Returns all processes except this one and its workers. These have only sockets that ka inherited when it started.
 fn others(workers: &[i32]) -> io::Result<impl Iterator<Item = i32>> {
-    let is_ours = |pid: &i32| u32::try_from(*pid) == Ok(std::process::id()) || workers.contains(pid);
-    Ok(process::all()?.into_iter().filter(move |pid| !is_ours(pid)))
+    let own = process::own_pid();
+    Ok(process::all()?.into_iter().filter(move |pid| *pid != own && !workers.contains(pid)))
 }
 
 /// Returns the sockets in the table of a process's leader. `None` if there are none, or ka may not inspect the process.

@@ -112,7 +112,7 @@ pub fn of(pids: &[i32]) -> (Vec<Namespace>, Vec<(i32, io::Error)>) {
                 let inode = match fs::metadata(&path) {
                     Ok(metadata) => metadata.ino(),
                     // The task has ended.
-                    Err(error) if is_gone(&error) => continue,
+                    Err(error) if process::is_gone(error.raw_os_error()) => continue,
                     Err(error) => return Err(error),
                 };
                 if known.contains(&inode) {
@@ -129,22 +129,18 @@ pub fn of(pids: &[i32]) -> (Vec<Namespace>, Vec<(i32, io::Error)>) {
                         known.insert(inode);
                         found.push(namespace);
                     }
-                    Err(error) if is_gone(&error) => {}
+                    Err(error) if process::is_gone(error.raw_os_error()) => {}
                     Err(error) => return Err(error),
                 }
             }
             Ok(())
         });
         if let Err(error) = result
-            && !is_gone(&error)
+            && !process::is_gone(error.raw_os_error())
             && !process::is_kernel_thread(*pid)
         {
             refused.push((*pid, error));
         }
     }
     (found, refused)
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }

@@ -14,6 +14,7 @@ use crate::bpf::{self, Counter, IterWriter, Selection, SetResult};
 use crate::diag::State;
 use crate::error::{Error, Result};
 use crate::listing::{ListedSocket, sockets};
+use crate::process::own_pid;
 use crate::process_policy;
 use crate::text;
 use crate::worker::{Completion, Output};
@@ -98,8 +99,7 @@ impl Attach<'_> {
             self.report.were_set(counter.value().saturating_sub(reported));
         }
         if !ownerless.is_empty() {
-            let own = i32::try_from(std::process::id()).unwrap_or(0);
-            self.report.fail(own, None, Error::IteratorStopped { left: ownerless.len() });
+            self.report.fail(own_pid(), None, Error::IteratorStopped { left: ownerless.len() });
         }
     }
 }

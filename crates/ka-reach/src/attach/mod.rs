@@ -19,7 +19,6 @@ mod seen;
 mod writes;
 
 use std::collections::HashSet;
-
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
@@ -78,7 +77,7 @@ impl<'a> Attach<'a> {
         let change = self.change;
         let mut lost = self.pass(change.before.map(|before| before.keys().copied().collect()));
         for _ in 1..ATTEMPTS {
-            if lost.is_empty() || is_readable(self.termination) {
+            if lost.is_empty() || self.termination.is_some_and(sys::is_readable) {
                 break;
             }
             // The processes in which ka found these sockets have closed them, but other processes may have them. The
@@ -87,7 +86,7 @@ impl<'a> Attach<'a> {
             lost = self.pass(Some(lost));
         }
         let Some(before) = change.before else { return };
-        if self.report.found.len() < before.len() && !is_readable(self.termination) {
+        if self.report.found.len() < before.len() && !self.termination.is_some_and(sys::is_readable) {
             // If the recorded process has ended, another process may have the socket.
             let found = &self.report.found;
             let missing = before.keys().copied().filter(|inode| !found.contains(inode)).collect();
@@ -138,17 +137,7 @@ pub(crate) fn set_processes(
     report
 }
 
-/// Returns whether a descriptor is readable. False for `None`.
-fn is_readable(fd: Option<BorrowedFd<'_>>) -> bool {
-    fd.is_some_and(|fd| sys::poll(&[fd], Duration::ZERO).is_ok_and(|ready| ready.contains(&true)))
-}
-
 /// Returns whether an errno says that ka or the machine has no free descriptor.
 fn lacks_descriptors(errno: Option<i32>) -> bool {
     matches!(errno, Some(libc::EMFILE | libc::ENFILE))
-}
-
-/// Returns whether an errno says that the process has ended.
-fn is_gone(errno: Option<i32>) -> bool {
-    matches!(errno, Some(libc::ESRCH | libc::ENOENT))
 }

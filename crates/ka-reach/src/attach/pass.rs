@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use super::finding::{Examined, Finding};
 use super::processes::Candidate;
-use super::{Change, Outcome, Report, Seen, SocketResult, is_gone, is_readable, lacks_descriptors};
+use super::{Change, Outcome, Report, Seen, SocketResult, lacks_descriptors};
 use crate::error::Error;
 use crate::privilege;
-use crate::process::{self, Process, Table, Target};
+use crate::process::{self, Process, Table, Target, is_gone};
 use crate::process_policy::{self, Evidence};
 use crate::sys;
 use crate::text;
@@ -99,7 +99,7 @@ impl<'a> Pass<'a> {
             if batch.processes >= batch.room || batch.is_full() && self.end.is_none() {
                 lost.extend(self.make(&mut batch, self.half_time()));
             }
-            if is_readable(self.termination) {
+            if self.termination.is_some_and(sys::is_readable) {
                 self.report.not_examined = processes.count();
                 break;
             }

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use super::{Report, is_gone, lacks_descriptors};
+use super::{Report, lacks_descriptors};
 use crate::error::Error;
 use crate::privilege;
-use crate::process::{self, Process, Status};
+use crate::process::{self, Process, Status, is_gone, own_pid};
 use crate::process_policy::is_skipped;
 use crate::sys;
 
@@ -48,7 +48,7 @@ impl Processes {
             Self::Named(named) => return named.iter().map(Candidate::Named).collect(),
             Self::All { user, skip } => (*user, skip),
         };
-        let own = i32::try_from(std::process::id()).unwrap_or(0);
+        let own = own_pid();
         match process::all() {
             // A mounted /proc shows at least this process.
             Ok(pids) if pids.is_empty() => {

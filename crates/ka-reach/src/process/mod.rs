@@ -11,7 +11,6 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::escape::visible;
 use crate::sys;
@@ -62,6 +61,16 @@ pub fn is_kernel_thread(pid: i32) -> bool {
     stat(pid, 9).is_some_and(|flags| flags & PF_KTHREAD != 0)
 }
 
+/// Returns the PID of this process.
+pub(crate) fn own_pid() -> i32 {
+    i32::try_from(std::process::id()).unwrap_or(0)
+}
+
+/// Returns whether an errno of a call on a process or of its files in /proc says that the process has ended.
+pub(crate) fn is_gone(errno: Option<i32>) -> bool {
+    matches!(errno, Some(libc::ESRCH | libc::ENOENT))
+}
+
 /// Returns the PID of a process's parent. `None` for the first process, and if there is no such process.
 pub(crate) fn parent(pid: i32) -> Option<i32> {
     stat(pid, 4)?.try_into().ok().filter(|parent| *parent > 0)
@@ -94,8 +103,8 @@ impl Process {
     /// Returns whether the process has not ended. If it has not, everything that ka has read from /proc/PID is about
     /// this process.
     pub fn is_alive(&self) -> bool {
-        let ended = sys::poll(&[self.pidfd.as_fd()], Duration::ZERO);
-        !ended.is_ok_and(|ended| ended.contains(&true))
+        // A pidfd is readable when its process has ended.
+        !sys::is_readable(self.as_fd())
     }
 
     /// Returns the process's name, safe to print to a terminal.
@@ -134,11 +143,11 @@ mod tests {
     use std::net::TcpListener;
     use std::os::fd::{AsFd as _, AsRawFd as _};
 
-    use super::{Process, all, is_kernel_thread, parent, sockets};
+    use super::{Process, all, is_kernel_thread, own_pid, parent, sockets};
 
     #[test]
     fn this_process_is_found_with_its_sockets() {
-        let pid = i32::try_from(std::process::id()).unwrap();
+        let pid = own_pid();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let file = File::open("/dev/null").unwrap();
         let found = sockets("/proc/self/fd").unwrap();

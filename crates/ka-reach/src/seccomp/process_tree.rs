@@ -52,7 +52,7 @@ use super::shared::Shared;
 use super::signals::{self, BlockedSignals, Signal};
 use super::title::{self, Title};
 use super::workers::Watchdog;
-use crate::process::{self, Status};
+use crate::process::{self, Status, own_pid};
 use crate::sys::{pidfd_getfd, pidfd_open, poll};
 use crate::text::{self, reason};
 
@@ -151,10 +151,6 @@ pub fn supervisor_of(pid: i32) -> Option<i32> {
     }
     let mut ancestors = iter::successors(process::parent(pid), |pid| process::parent(*pid));
     ancestors.find(|pid| process::comm(*pid).is_some_and(|name| name == SUPERVISOR.to_bytes()))
-}
-
-fn own_pid() -> i32 {
-    i32::try_from(std::process::id()).unwrap_or(0)
 }
 
 /// Prints an error and ends this process.

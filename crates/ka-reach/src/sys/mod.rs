@@ -34,7 +34,7 @@ pub(crate) use memory::SharedWords;
 pub(crate) use namespace::enter_network;
 pub(crate) use task::{compare_descriptors, share_descriptors, thread_id, unshare_descriptors};
 pub(crate) use user::users;
-pub(crate) use wait::poll;
+pub(crate) use wait::{is_readable, poll};
 
 /// Returns the result of a call, or its errno.
 pub(crate) fn check<T: Copy + PartialEq + From<i8>>(result: T) -> io::Result<T> {

@@ -23,6 +23,11 @@ pub fn poll(fds: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<Vec<bool>> 
     Ok(set.iter().map(|entry| entry.revents != 0).collect())
 }
 
+/// Returns whether a descriptor is readable now. Returns false if poll(2) fails.
+pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    poll(&[fd], Duration::ZERO).is_ok_and(|ready| ready == [true])
+}
+
 /// Waits until the kernel reports a change of one of its own files, such as cgroup.events, but no longer than
 /// `longest`. `POLLPRI`
 ///

@@ -64,9 +64,7 @@ pub(super) fn watch(
             }
             continue;
         }
-        if termination.is_some_and(|signal| {
-            sys::poll(&[signal], Duration::ZERO).is_ok_and(|ready| ready.contains(&true))
-        }) {
+        if termination.is_some_and(sys::is_readable) {
             return End::Signal;
         }
         for (thread, (before, idle)) in before.iter_mut().zip(&mut idle).enumerate() {
