@@ -418,8 +418,7 @@ fn with_inode(sockets: &[ListedSocket], inode: u32) -> Range<usize> {
     start..start + rest.iter().take_while(|socket| socket.entry.inode == inode && inode != 0).count()
 }
 
-/// Flags in the first word of a record.
-///
+// The flags in the first word of a record.
 /// The settings follow.
 const WITH_SETTINGS: u64 = 1;
 /// The worker is still reading the status.

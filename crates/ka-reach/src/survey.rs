@@ -40,10 +40,12 @@ pub struct OffSocket {
     pub peer: Option<SocketAddr>,
 }
 
-/// Flags in the first half of the first word that a worker answers about a socket. If the socket's keepalive is off,
-/// the two addresses of the socket follow.
+// The flags in the first half of the first word that a worker answers about a socket.
+/// It is a TCP socket.
 const TCP: u32 = 1;
+/// Keepalive is off. The two addresses of the socket follow.
 const OFF: u32 = 2;
+/// The socket listens.
 const LISTENS: u32 = 4;
 /// The kernel refused the call, with the errno in the second half.
 const REFUSED: u32 = 8;

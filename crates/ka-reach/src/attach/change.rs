@@ -142,8 +142,8 @@ impl Change<'_> {
     fn is_in_force(&self, socket: BorrowedFd<'_>) -> bool {
         let socket = Socket::new(socket.as_raw_fd());
         let has_value = |timer| match (self.policy.timer(timer), socket.timer(timer)) {
-            (Some(ours), Ok(theirs)) if self.mode == Mode::Floor => theirs <= ours,
-            (Some(ours), Ok(theirs)) => theirs == ours,
+            (Some(wanted), Ok(actual)) if self.mode == Mode::Floor => actual <= wanted,
+            (Some(wanted), Ok(actual)) => actual == wanted,
             _ => true,
         };
         // If a value cannot be read, assume that the socket has it.

@@ -126,14 +126,14 @@ impl<'a> Pass<'a> {
             {
                 batch.targets.push(Target { table: table.clone(), fd: *fd, inode: *inode });
                 let finds_policies = self.finds_policies && !self.seen.processes.contains(&table.pid);
-                batch.marks.push(SocketInstructions { is_again, finds_policies });
+                batch.instructions.push(SocketInstructions { is_again, finds_policies });
             }
         }
     }
 
     /// Makes the change to each socket of a batch, as fast as the cores allow, or evenly until `end`.
     fn make(&mut self, batch: &mut Batch, end: Option<Instant>) -> HashSet<u32> {
-        let Batch { targets, marks, .. } = std::mem::replace(batch, Batch::new());
+        let Batch { targets, instructions, .. } = std::mem::replace(batch, Batch::new());
         let pace = end.map(|end| {
             let start = Instant::now();
             Pace { start, time: end.saturating_duration_since(start) }
@@ -141,7 +141,7 @@ impl<'a> Pass<'a> {
         let read = Mutex::new(HashSet::new());
         let answers = self.workers.ask(&targets, pace, self.termination, |place, target, reply| {
             let SocketInstructions { is_again, finds_policies } =
-                marks.get(place).copied().unwrap_or_default();
+                instructions.get(place).copied().unwrap_or_default();
             let pid = target.table.pid;
             if !self.change.make(target, is_again, reply) || !finds_policies {
                 return;
@@ -156,14 +156,14 @@ impl<'a> Pass<'a> {
                 reply.send_later(format!("{EVIDENCE}{evidence}"));
             }
         });
-        self.record(&targets, &marks, answers)
+        self.record(&targets, &instructions, answers)
     }
 
     /// Records the results. Returns the inodes of sockets that were closed before their turn came.
     fn record(
         &mut self,
         targets: &[Target],
-        marks: &[SocketInstructions],
+        instructions: &[SocketInstructions],
         mut answers: Answers,
     ) -> HashSet<u32> {
         // The processes with a failure that concerns all their sockets. It is reported once.
@@ -171,7 +171,9 @@ impl<'a> Pass<'a> {
         let mut lost = HashSet::new();
         let mut examined_processes = Vec::new();
         let each = std::mem::take(&mut answers.each);
-        for (place, ((target, mark), answer)) in targets.iter().zip(marks).zip(each).enumerate() {
+        for (place, ((target, instructions), answer)) in
+            targets.iter().zip(instructions).zip(each).enumerate()
+        {
             let pid = target.table.pid;
             let text = answers.texts.remove(&place).unwrap_or_default();
             let (error, evidence) = text.split_once(EVIDENCE).unwrap_or((&text, ""));
@@ -185,7 +187,7 @@ impl<'a> Pass<'a> {
             }
             match answer {
                 Answer::Given(_) => {}
-                Answer::NotAsked => self.report.not_asked += usize::from(!mark.is_again),
+                Answer::NotAsked => self.report.not_asked += usize::from(!instructions.is_again),
                 // This failure concerns all sockets of the process.
                 Answer::Failed(why) if refused.insert(pid) => {
                     self.report.fail(pid, None, why);
@@ -209,7 +211,7 @@ impl<'a> Pass<'a> {
             }
             match finding {
                 Some(Finding::Examined(examined)) => {
-                    if mark.finds_policies {
+                    if instructions.finds_policies {
                         examined_processes.push(pid);
                     }
                     self.record_examined(target, &examined, error);
@@ -280,8 +282,8 @@ struct SocketInstructions {
 /// Sockets that workers set together.
 struct Batch {
     targets: Vec<Target>,
-    /// The marks, in the order of `targets`.
-    marks: Vec<SocketInstructions>,
+    /// The instructions for each socket, in the order of `targets`.
+    instructions: Vec<SocketInstructions>,
     /// The number of processes that have these sockets.
     processes: usize,
     /// The maximum number of processes that can be held open at a time.
@@ -298,7 +300,7 @@ impl Batch {
 
     fn new() -> Self {
         let room = (sys::raise_descriptor_limit() / 4).max(1);
-        Self { targets: Vec::new(), marks: Vec::new(), processes: 0, room, begun: Instant::now() }
+        Self { targets: Vec::new(), instructions: Vec::new(), processes: 0, room, begun: Instant::now() }
     }
 
     fn is_full(&self) -> bool {

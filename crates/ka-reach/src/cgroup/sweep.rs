@@ -505,9 +505,9 @@ fn through_processes(
         Completion::Blocked => return not_set(None),
         Completion::Failed(error) => return not_set(Some(error)),
     }
-    let is_ours = |inode: u32, cgroup: u64| inode != 0 && cgroups.contains(&cgroup);
+    let is_selected = |inode: u32, cgroup: u64| inode != 0 && cgroups.contains(&cgroup);
     let rest: HashSet<_> = record::entries(&data)
-        .filter(|entry| is_ours(entry.inode, entry.cgroup))
+        .filter(|entry| is_selected(entry.inode, entry.cgroup))
         .map(|entry| entry.inode)
         .collect();
     let Policy { config: policy, mode, .. } = policy;

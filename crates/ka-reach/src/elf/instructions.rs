@@ -251,7 +251,7 @@ mod x86_64 {
                 let Operands { length, is_reg_rax, .. } = operands()?;
                 (length, is_reg_rax.then_some(Load::Other))
             }
-            // Arithmetic into a register or memory, without and with a constant.
+            // Arithmetic into a register or memory. In the next arm, the other operand is a constant.
             0x88 | 0x01 | 0x09 | 0x21 | 0x29 | 0x31 | 0xd1 | 0xd3 => {
                 let Operands { length, is_rm_rax, .. } = operands()?;
                 (length, is_rm_rax.then_some(Load::Other))
@@ -303,10 +303,11 @@ mod aarch64 {
         match word {
             // mov w8, #number; mov x8, #number: movz without a shift.
             _ if word & 0x7fe0_001f == 0x5280_0008 => Some(Load::Number(u64::from(word >> 5 & 0xffff))),
-            // mov from a register: orr with zr. sxtw, of a number that is an int.
+            // mov from a register, which is orr with zr.
             _ if word & 0x7fe0_ffe0 == 0x2a00_03e0 && is_to_x8 => Some(argument(register(16) == 0)),
+            // sxtw from a register: the number was an int.
             _ if word & 0xffff_fc00 == 0x9340_7c00 && is_to_x8 => Some(argument(register(5) == 0)),
-            // ldr from memory: with an unsigned offset, or with another.
+            // ldr with an unsigned offset; ldur, and ldr with a register, pre-indexed or post-indexed offset.
             _ if word & 0xbfc0_0000 == 0xb940_0000 && is_to_x8 => Some(argument(register(5) >= FRAME)),
             _ if word & 0xbfe0_0000 == 0xb840_0000 && is_to_x8 => Some(argument(register(5) >= FRAME)),
             // b, bl; br, blr, ret.

@@ -59,7 +59,7 @@ pub enum Libc {
     Glibc,
     /// musl
     Musl,
-    /// Another C library: the loader's name is that of neither.
+    /// Another C library: the loader's name is neither glibc's nor musl's.
     Unknown,
 }
 

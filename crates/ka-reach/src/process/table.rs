@@ -1,8 +1,8 @@
 //! The descriptor tables of a process, and the sockets in them.
 //!
 //! A descriptor table belongs to tasks, not to a process. Most processes have one table. But a task that was created
-//! without `CLONE_FILES`, or that called unshare(2), has its own. /proc/PID/fd shows only the leader's table. So ka
-//! compares the tables of all tasks (kcmp(2)), and reads each different one through one of its tasks.
+//! without `CLONE_FILES`, or that called unshare(2), has another table. /proc/PID/fd shows only the leader's table. So
+//! ka compares the tables of all tasks (kcmp(2)), and reads each different one through one of its tasks.
 //!
 //! A hostile process can have thousands of tables with a million descriptors each. So all tables but the first share a
 //! budget of processor time.
@@ -106,7 +106,7 @@ impl Process {
             _ => error.into(),
         })?;
         let tasks = if status.threads() <= 1 && !status.is_zombie() {
-            Tasks { own: vec![pid], unordered: Vec::new() }
+            Tasks { distinct: vec![pid], unordered: Vec::new() }
         } else {
             let mut tasks = super::tasks(pid)?;
             tasks.retain(|task| *task != pid || !status.is_zombie());
@@ -115,7 +115,7 @@ impl Process {
         };
         let mut lists = HashSet::new();
         let mut budget = None;
-        for task in tasks.own.iter().chain(&tasks.unordered) {
+        for task in tasks.distinct.iter().chain(&tasks.unordered) {
             let folder = format!("/proc/{pid}/task/{task}/fd");
             let listed = match &budget {
                 None => sockets(&folder).map(|sockets| (sockets, true)),
@@ -178,7 +178,7 @@ pub(crate) fn has_task_pidfds() -> bool {
 /// The tasks of a process through which ka reads its descriptor tables.
 struct Tasks {
     /// One task for each different table, the leader first.
-    own: Vec<i32>,
+    distinct: Vec<i32>,
     /// Tasks whose table the kernel cannot compare with others.
     unordered: Vec<i32>,
 }
@@ -218,11 +218,11 @@ impl Tasks {
         }
         // Move the leader to the front again.
         ordered.sort_unstable_by_key(|task| (*task != pid, *task));
-        Self { own: ordered, unordered }
+        Self { distinct: ordered, unordered }
     }
 
     fn last(&self) -> Option<i32> {
-        self.unordered.last().or(self.own.last()).copied()
+        self.unordered.last().or(self.distinct.last()).copied()
     }
 }
 
