@@ -336,7 +336,9 @@ impl fmt::Display for Error {
             Self::IncompleteUserTimeout => {
                 f.write_str("user_timeout=auto needs idle, intvl and cnt in the policy here")
             }
-            Self::SetSockOpt(errno) => write!(f, "setsockopt: {}", io::Error::from_raw_os_error(*errno)),
+            Self::SetSockOpt(errno) => {
+                write!(f, "setsockopt: {}", reason(&io::Error::from_raw_os_error(*errno)))
+            }
             Self::CgroupTooDeep => {
                 f.write_str("their cgroups are nested too deeply to tell whether they are below this one")
             }

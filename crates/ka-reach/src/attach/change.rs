@@ -11,6 +11,7 @@ use super::finding::{Effect, Examined, Finding};
 use super::writes::Writes;
 use crate::ends::{ends, has_port};
 use crate::process::Target;
+use crate::reason::socket_reason;
 use crate::seccomp;
 use crate::worker::Reply;
 
@@ -110,7 +111,7 @@ impl Change<'_> {
         Ok(Some(match self.give(Socket::with_kernel(socket.as_raw_fd(), writes)) {
             // After ka listed the descriptor, the process may have closed it and reused its number for a file.
             Err(Error::NotTcp | Error::System { errno: Errno(libc::ENOTSOCK), .. }) => return Ok(None),
-            Err(error) => (Effect::Failed, Some(error.to_string())),
+            Err(error) => (Effect::Failed, Some(socket_reason(&error))),
             Ok(()) if !writes.is_empty() && !self.is_in_force(socket) => {
                 (Effect::Failed, Some(overridden_by().to_owned()))
             }
