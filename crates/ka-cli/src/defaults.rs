@@ -12,13 +12,13 @@ use crate::args;
 use crate::duration::words;
 use crate::failure::{Failure, Outcome};
 use crate::json;
+use crate::plural::count;
 use crate::shell::quoted;
 use crate::sysctl;
 use ka_reach::diag::State;
 use ka_reach::escape::visible;
 use ka_reach::file;
 use ka_reach::listing::sockets;
-use ka_reach::plural::count;
 use ka_reach::reason::reason;
 use ka_reach::worker::Workers;
 

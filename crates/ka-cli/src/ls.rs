@@ -13,12 +13,12 @@ use serde::Serialize;
 use crate::args;
 use crate::failure::{FOUND, Failure, Outcome, UNKNOWN};
 use crate::json;
+use crate::plural::count;
 use crate::table::{self, Cell, Column, Output, Paint};
 use ka_reach::diag::State;
 use ka_reach::escape::{lossless, visible, visible_lines};
 use ka_reach::listing::{ListedSocket, Owner, Selection, sockets};
 use ka_reach::netns::{self, Namespace};
-use ka_reach::plural::count;
 use ka_reach::worker::Workers;
 use ka_reach::{limits, privilege, process, reason::reason};
 

@@ -33,6 +33,7 @@ mod ls;
 mod man;
 mod notify;
 mod plan;
+mod plural;
 mod policy_flags;
 mod policy_sources;
 mod presets;
@@ -108,7 +109,7 @@ fn print(help: &clap::Error) -> Outcome {
 /// Prints the message of a failure, and returns the exit status.
 fn end(outcome: Outcome) -> i32 {
     outcome.unwrap_or_else(|Failure { status, message }| {
-        let _ = writeln!(std::io::stderr(), "ka: {}", ka_reach::text::visible_lines(&message));
+        let _ = writeln!(std::io::stderr(), "ka: {}", ka_reach::escape::visible_lines(&message));
         status
     })
 }

@@ -14,7 +14,7 @@ use crate::environment::Environment;
 use crate::failure::Failure;
 use crate::policy_flags::PolicyFlags;
 use ka_reach::conf;
-use ka_reach::text;
+use ka_reach::escape;
 
 /// The policy and the mode that the flags of a command name.
 #[derive(Clone, Copy, Debug, Default)]
@@ -146,14 +146,14 @@ impl PolicySources {
         }
         for values in self.values() {
             if let Some(value) = values.get(Variable::Quiet).filter(|value| !matches!(*value, b"" | b"0")) {
-                let value = text::visible(value);
+                let value = escape::visible(value);
                 let _ = writeln!(io::stderr(), "ka: KA_QUIET=\"{value}\": must be 0 or 1; ignored");
             }
         }
         let names = self.environment.0.iter().map(|entry| cut(entry.as_bytes(), b'=').0);
         for name in names.filter_map(|name| std::str::from_utf8(name).ok()) {
             if let Some(similar) = similar_variable(name) {
-                let name = text::visible(name.as_bytes());
+                let name = escape::visible(name.as_bytes());
                 let _ = writeln!(io::stderr(), "ka: {name}: unknown variable; did you mean {similar}?");
             }
         }
@@ -163,7 +163,7 @@ impl PolicySources {
     pub(crate) fn warn_of_log(&self, way: &str) {
         let log = self.variables().log;
         if !log.is_empty() && !self.is_quiet() {
-            let log = text::visible(log);
+            let log = escape::visible(log);
             let _ = writeln!(
                 io::stderr(),
                 "ka: KA_LOG=\"{log}\": ka run --via {way} writes no log (ka run --via preload does)"
@@ -181,18 +181,18 @@ impl PolicySources {
             let _ = writeln!(io::stderr(), "ka: {conf_name}: {error}; ignored");
         }
         Source::default().keep_lines(&self.file, |line| {
-            let line = text::visible(line);
+            let line = escape::visible(line);
             let _ = writeln!(io::stderr(), "ka: {conf_name}: \"{line}\": {CONF_LINE}; ignored");
         });
         let warn = |variable: Variable, value: &[u8], right: &str| {
-            let (name, value) = (text::visible(variable.name()), text::visible(value));
+            let (name, value) = (escape::visible(variable.name()), escape::visible(value));
             let _ = writeln!(io::stderr(), "ka: {name}=\"{value}\": {right}; ignored");
         };
         let values = self.values();
         let mut variables = Variables::default();
         variables.take_all(&values, warn);
         let _ = variables.policy(&mut [Rule::SKIP; Rules::MAX], |rule, RuleError { word, message }| {
-            let word = if word == rule { String::new() } else { format!("\"{}\": ", text::visible(word)) };
+            let word = if word == rule { String::new() } else { format!("\"{}\": ", escape::visible(word)) };
             warn(Variable::Rules, rule, &format!("{word}{message}"));
         });
     }

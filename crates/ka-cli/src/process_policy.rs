@@ -1,7 +1,8 @@
 //! Describes the policies that apply to a process.
 
+use crate::plural;
+use ka_reach::brief;
 use ka_reach::process_policy::{ProcessPolicy, Source};
-use ka_reach::text;
 
 /// Describes a policy and where it comes from.
 pub(crate) fn describe(policy: &ProcessPolicy) -> String {
@@ -11,14 +12,14 @@ pub(crate) fn describe(policy: &ProcessPolicy) -> String {
     }
     let rules = match rules {
         0 => String::new(),
-        rules => format!(", with {} (KA_RULES)", text::count(*rules, "rule")),
+        rules => format!(", with {} (KA_RULES)", plural::count(*rules, "rule")),
     };
     let of = match source {
         Source::Preload => "libka_preload.so".to_owned(),
         Source::Seccomp { supervisor } => format!("the supervisor {supervisor}"),
         Source::Cgroup { name } => format!("the cgroup {name}"),
     };
-    format!("the policy of {of}: {} (mode {}){rules}", text::brief(config), mode.name())
+    format!("the policy of {of}: {} (mode {}){rules}", brief::brief(config), mode.name())
 }
 
 /// Describes the policy of the sockets that the process opens later.

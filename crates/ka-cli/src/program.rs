@@ -13,7 +13,7 @@ use crate::env_arguments::EnvArguments;
 use crate::failure::{Failure, NOT_EXECUTABLE, NOT_FOUND};
 use crate::wrapper;
 use ka_reach::elf::Elf;
-use ka_reach::text::reason;
+use ka_reach::reason::reason;
 use ka_reach::{file, privilege, user};
 
 /// A program to be started.

@@ -1,5 +1,6 @@
 //! `ka run`: starts a program in this process, and applies the policy to the program's sockets.
 
+use ka_reach::escape;
 use std::io::{self, Write as _};
 
 use ka_core::Config;
@@ -9,7 +10,6 @@ use crate::failure::{Failure, Outcome, RUN_FAILED};
 use crate::policy_sources::{Flags, PolicySources};
 use crate::program::Program;
 use crate::via::{self, Obstacle, Reachability, StartRequest, Way};
-use ka_reach::text;
 
 /// The cost of seccomp for a connection. docs/performance.md has the measurement.
 const COST: &str = "Each new connection takes at least 25 % longer";
@@ -39,7 +39,7 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
     if request.verbose {
         for (client, name) in program.chain().filter_map(|program| Some((program.client?, program.name()))) {
             let _ =
-                writeln!(io::stderr(), "ka: {}: {}", text::visible(name.as_encoded_bytes()), client.text());
+                writeln!(io::stderr(), "ka: {}: {}", escape::visible(name.as_encoded_bytes()), client.text());
         }
     }
     // Use the first way that reaches the program.
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
                             io::stderr(),
                             "ka: run: {}; reaching the program via {} instead: {how}. {COST}. To avoid this message, \
                              install libka_preload.so, name it in KA_PRELOAD, or use --via {1}",
-                            text::visible_lines(why),
+                            escape::visible_lines(why),
                             way.name(),
                         );
                     } else if request.verbose {
@@ -80,7 +80,7 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
     if !args.best_effort {
         return Err(run_failed(Failure::new(message)));
     }
-    let _ = writeln!(io::stderr(), "ka: {}; running it WITHOUT keepalive", text::visible_lines(&message));
+    let _ = writeln!(io::stderr(), "ka: {}; running it WITHOUT keepalive", escape::visible_lines(&message));
     // The way may still reach programs that this one starts.
     match way.start(&request)? {}
 }

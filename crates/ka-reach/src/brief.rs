@@ -12,11 +12,6 @@ pub fn brief(config: &Config) -> String {
     }
 }
 
-/// Parses a policy and formats it as [`brief`] does. Text that is not a policy is returned unchanged.
-pub fn brief_text(text: &str) -> String {
-    ka_core::parse(text.as_bytes()).map_or_else(|_| text.to_owned(), |config| brief(&config))
-}
-
 /// Formats a socket's settings: `off` or `60,10,6`, and the user timeout if the socket has one.
 pub fn brief_settings(settings: &Settings) -> String {
     let Settings { enabled, idle, intvl, cnt, user_timeout } = settings;

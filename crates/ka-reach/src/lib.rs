@@ -69,7 +69,6 @@ pub mod fuzz;
 pub mod listing;
 pub mod netns;
 mod parallel;
-pub mod plural;
 pub mod privilege;
 pub mod process;
 pub mod process_policy;
@@ -78,7 +77,6 @@ mod record;
 pub mod seccomp;
 pub mod survey;
 mod sys;
-pub mod text;
 pub mod worker;
 
 use std::os::fd::{AsFd, AsRawFd as _};

@@ -11,11 +11,12 @@ use std::time::Duration;
 use ka_core::Config;
 use ka_policy::Mode;
 use ka_reach::attach::{Attach, Change, NamedProcess, Processes, Report};
-use ka_reach::text::{self, reason};
+use ka_reach::reason::reason;
 use ka_reach::{signal, user, wait};
 
 use crate::args::{self, AttachVia};
 use crate::failure::{FOUND, Failure, Outcome};
+use crate::plural;
 use crate::policy_flags;
 use crate::policy_sources::{self, Chosen};
 use report::{Printer, policy_text};
@@ -119,7 +120,7 @@ fn follow(attach: &mut Attach<'_>, args: &args::Attach, printer: &mut Printer<'_
         None => ("the selected processes".to_owned(), "until"),
         Some([]) => return Ok(printer.print_summary(&attach.report)?),
         Some(named) => (
-            text::count(named.len(), "process"),
+            plural::count(named.len(), "process"),
             if named.len() == 1 { "until it ends, or until" } else { "until they end, or until" },
         ),
     };

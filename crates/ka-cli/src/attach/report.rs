@@ -6,13 +6,15 @@ use std::net::SocketAddr;
 
 use ka_core::{Config, Settings, Text};
 use ka_reach::attach::{Change, Outcome, Report, SocketResult};
+use ka_reach::brief;
+use ka_reach::escape;
 use ka_reach::process;
 use ka_reach::process_policy::{ProcessPolicy, Source};
-use ka_reach::text;
 use serde::{Deserialize, Serialize};
 
 use crate::args;
 use crate::json;
+use crate::plural;
 use crate::process_policy::describe_later;
 
 /// The note for a socket that has all of the policy except the user timeout.
@@ -69,14 +71,15 @@ impl<'a> Printer<'a> {
         let mut reasons: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for result in results {
             let pid = result.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
-            let who = format!("{pid} ({})", text::visible(result.comm.as_deref().unwrap_or("?").as_bytes()));
+            let who =
+                format!("{pid} ({})", escape::visible(result.comm.as_deref().unwrap_or("?").as_bytes()));
             match (&result.error, result.fd) {
                 (Some(error), None) if result.local.is_none() => {
                     reasons.entry(error.to_string()).or_default().push(who);
                 }
                 _ => {
                     let line = socket_line(result, self.args.dry_run);
-                    writeln!(out, "{who} {}", text::visible(line.as_bytes()))?;
+                    writeln!(out, "{who} {}", escape::visible(line.as_bytes()))?;
                 }
             }
         }
@@ -129,7 +132,11 @@ impl<'a> Printer<'a> {
         } else {
             format!("to {}", policy_text(&self.change))
         };
-        write!(out, "{} {would} {to}, {unchanged} unchanged, {failed} failed", text::count(*set, "socket"))?;
+        write!(
+            out,
+            "{} {would} {to}, {unchanged} unchanged, {failed} failed",
+            plural::count(*set, "socket")
+        )?;
         for (count, what, why) in [
             (report.not_found, "socket", "not found (closed, or the process has ended)"),
             (report.denied, "process", "not examined (permission denied)"),
@@ -138,7 +145,7 @@ impl<'a> Printer<'a> {
             (report.not_examined, "process", "not examined, because a signal came"),
         ] {
             if count > 0 {
-                write!(out, "; {} {why}", text::count(count, what))?;
+                write!(out, "; {} {why}", plural::count(count, what))?;
             }
         }
         writeln!(out)?;
@@ -171,7 +178,7 @@ impl<'a> Printer<'a> {
 
 /// Describes the policy and the mode of a change.
 pub(super) fn policy_text(change: &Change<'_>) -> String {
-    format!("{} (mode {})", text::brief(&change.policy), change.mode.name())
+    format!("{} (mode {})", brief::brief(&change.policy), change.mode.name())
 }
 
 /// Prints a message about processes. If there are many, names only the first ones.
@@ -180,7 +187,7 @@ fn print_message(who: Vec<String>, message: &str) {
     let more = who.len().saturating_sub(NAMED);
     let names = who.into_iter().take(NAMED).collect::<Vec<_>>().join(", ");
     let names = if more > 0 { format!("{names} and {more} more") } else { names };
-    let _ = writeln!(io::stderr(), "ka: attach: {names}: {}", text::visible(message.as_bytes()));
+    let _ = writeln!(io::stderr(), "ka: attach: {names}: {}", escape::visible(message.as_bytes()));
 }
 
 /// Formats the two addresses of a socket: `192.0.2.1:443 -> 198.51.100.1:50000`. A missing address is `*`.
@@ -198,7 +205,7 @@ fn socket_line(result: &SocketResult, dry_run: bool) -> String {
         (None, Outcome::Set) => "set".to_owned(),
         (None, _) => "unchanged".to_owned(),
     };
-    let brief = |settings: Option<Settings>| settings.as_ref().map(text::brief_settings);
+    let brief = |settings: Option<Settings>| settings.as_ref().map(brief::brief_settings);
     let values = match (result.outcome, brief(result.before), brief(result.after)) {
         (Outcome::Set, Some(before), Some(after)) => format!(" from {before} to {after}"),
         (Outcome::Set, None, Some(after)) => format!(" to {after}"),

@@ -8,11 +8,12 @@ use std::path::Path;
 use ka_core::{Config, Settings};
 use ka_reach::attach::Report;
 use ka_reach::file;
-use ka_reach::text::{self, reason};
+use ka_reach::reason::reason;
 use serde::Deserialize;
 
 use super::report::Values;
 use crate::failure::Failure;
+use crate::plural;
 
 /// The sockets that an earlier `ka attach --json` set, and their settings before that.
 pub(super) struct Undo {
@@ -73,7 +74,7 @@ impl Undo {
         if without > 0 {
             return Err(wrong(&format_args!(
                 "it lacks the earlier settings of {}: --via bpf reports only the new ones",
-                text::count(without, "socket")
+                plural::count(without, "socket")
             )));
         }
         Ok(undo)

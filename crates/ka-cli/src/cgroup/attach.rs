@@ -7,7 +7,8 @@ use std::time::Duration;
 use ka_policy::{Mode, Policy};
 use ka_reach::bpf::{self, Links, Programs, host};
 use ka_reach::cgroup::{Cgroup, Foreground, InForce, LeftOut, OverriddenPolicies, Pins, SweepResult, sweep};
-use ka_reach::text::{self, reason};
+use ka_reach::escape;
+use ka_reach::reason::reason;
 use ka_reach::{Error, signal, wait};
 use serde::Serialize;
 
@@ -16,6 +17,7 @@ use crate::args;
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::json;
 use crate::notify::Notify;
+use crate::plural;
 use crate::policy_flags;
 use crate::policy_sources::{self, Chosen};
 
@@ -42,7 +44,7 @@ pub(super) fn attach(args: &args::CgroupAttach) -> Outcome {
             format_args!(
                 "{} is the root cgroup, so the policy would apply to all programs of this machine; to allow this, add \
                  --whole-machine",
-                text::visible(cgroup.name().as_bytes())
+                escape::visible(cgroup.name().as_bytes())
             ),
         ));
     }
@@ -79,7 +81,7 @@ pub(super) fn attach(args: &args::CgroupAttach) -> Outcome {
     let SweepResult { set, unchanged, refused, left, overridden } =
         sweep(&cgroup, policy, foreground.as_ref());
     if let Some(InForce { cgroup, config, .. }) = overriding {
-        let cgroup = text::visible(cgroup.as_bytes());
+        let cgroup = escape::visible(cgroup.as_bytes());
         warn(
             "attach",
             format_args!("the policy of {cgroup} above, {config} in mode force, overrides this policy"),
@@ -140,12 +142,12 @@ impl Attached {
             writeln!(out)?;
         } else {
             let Self { cgroup, policy, mode, set, unchanged, failed, left } = self;
-            let cgroup = text::visible(cgroup.as_bytes());
+            let cgroup = escape::visible(cgroup.as_bytes());
             let incomplete = if left.is_empty() { "" } else { "; some were not examined" };
             writeln!(
                 out,
                 "{cgroup}: {policy}, mode {mode}; {} set, {unchanged} unchanged, {failed} failed{incomplete}",
-                text::count(*set, "socket")
+                plural::count(*set, "socket")
             )?;
         }
         Ok(out.flush()?)
@@ -156,7 +158,7 @@ fn overridden_text(overridden: &OverriddenPolicies) -> String {
     let policies = overridden
         .first
         .iter()
-        .map(|InForce { cgroup, config, .. }| format!("{} ({config})", text::visible(cgroup.as_bytes())));
+        .map(|InForce { cgroup, config, .. }| format!("{} ({config})", escape::visible(cgroup.as_bytes())));
     let more = (overridden.more > 0).then(|| format!("{} more", overridden.more));
     let all: Vec<_> = policies.chain(more).collect();
     format!("the new policy overrides the policies of cgroups below: {}", all.join(", "))
@@ -168,7 +170,7 @@ fn left_out_text(left: LeftOut, mode: Mode) -> String {
         LeftOut::CgroupRemoved => "the cgroup has been removed".to_owned(),
         LeftOut::All(error) => format!("the open sockets were not set: {error}; {instead}"),
         LeftOut::Networks { count, error } => {
-            let namespaces = text::count(count, "other network namespace");
+            let namespaces = plural::count(count, "other network namespace");
             format!("the open sockets in {namespaces} were not set: {error}")
         }
         LeftOut::Network { inode, error } => {
@@ -186,7 +188,7 @@ fn left_out_text(left: LeftOut, mode: Mode) -> String {
         LeftOut::Processes(count) => format!(
             "{} could not be examined, so only sockets in ka's own network namespace were set (needs CAP_SYS_PTRACE, and \
              PIDs in ka's PID namespace)",
-            text::count(count, "process")
+            plural::count(count, "process")
         ),
         LeftOut::Socket(why) => why,
         LeftOut::WorkerDied => {
@@ -234,7 +236,7 @@ impl ForegroundPolicy {
             warn("attach", format_args!("cannot drop capabilities: {}", reason(&error)));
         }
         let Attached { cgroup, policy, mode, .. } = attached;
-        let visible = text::visible(cgroup.as_bytes());
+        let visible = escape::visible(cgroup.as_bytes());
         self.notify.send(&format!("STATUS={visible}: {policy}, mode {mode}"));
         let interval = self.notify.interval().map_or(INTERVAL, |interval| interval.min(INTERVAL));
         while wait::poll(&[self.termination.as_fd()], interval)? != [true] {

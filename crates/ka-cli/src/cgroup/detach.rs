@@ -8,7 +8,7 @@ use ka_policy::Policy;
 use ka_reach::Error;
 use ka_reach::bpf::host;
 use ka_reach::cgroup::{Cgroup, Owner, Pins, walk};
-use ka_reach::text;
+use ka_reach::escape;
 
 use super::warn;
 use crate::args;
@@ -76,7 +76,7 @@ pub(super) fn detach(args: &args::CgroupDetach) -> Outcome {
             Owner::Removed | Owner::Unknown => None,
         };
         let name = name.map_or("a cgroup that has been removed", String::as_str);
-        let name = text::visible(name.as_bytes());
+        let name = escape::visible(name.as_bytes());
         pins.release().map_err(failed)?;
         match policy {
             Some(Policy { config, mode, .. }) => {
@@ -87,7 +87,7 @@ pub(super) fn detach(args: &args::CgroupDetach) -> Outcome {
         }
     }
     for name in removed {
-        writeln!(out, "{}: removed the empty cgroup", text::visible(name.as_bytes()))?;
+        writeln!(out, "{}: removed the empty cgroup", escape::visible(name.as_bytes()))?;
     }
     out.flush()?;
     Ok(0)

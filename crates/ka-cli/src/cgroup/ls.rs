@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use ka_policy::Policy;
 use ka_reach::cgroup::{Cgroup, Owner, Pins, query_error, walk};
-use ka_reach::text;
+use ka_reach::escape;
 use serde::Serialize;
 
 use super::warn;
@@ -133,10 +133,10 @@ fn write_table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
             let cgroup = row
                 .cgroup
                 .as_ref()
-                .map_or("(removed)".into(), |name| text::visible(name.as_bytes()).into_owned());
+                .map_or("(removed)".into(), |name| escape::visible(name.as_bytes()).into_owned());
             let cgroup = if row.above { format!("{cgroup} (above)") } else { cgroup };
             let pinned = row.pinned.as_ref().map_or("no, ends with ka".into(), |path| {
-                text::visible(path.as_os_str().as_encoded_bytes()).into_owned()
+                escape::visible(path.as_os_str().as_encoded_bytes()).into_owned()
             });
             vec![
                 cgroup.into(),

@@ -1,10 +1,10 @@
 //! `ka check` without a target: which ways the user may use on this machine, and what the others need.
 
 use ka_reach::bpf::{self, host};
+use ka_reach::brief;
 use ka_reach::cgroup;
 use ka_reach::conf::ProcessSettings;
 use ka_reach::privilege;
-use ka_reach::text;
 
 use super::{Report, WayResult};
 use crate::via;
@@ -66,7 +66,7 @@ pub(super) fn report() -> Report {
                 format!(
                     "/etc/ld.so.preload lists {}: programs that glibc's loader starts get {} (mode {})",
                     path.display(),
-                    text::brief(&config),
+                    brief::brief(&config),
                     mode.name()
                 )
             },

@@ -9,7 +9,7 @@ use std::io::{self, BufWriter, Write};
 
 use ka_core::Text;
 use ka_reach::cgroup::InForce;
-use ka_reach::text;
+use ka_reach::escape;
 use serde::Serialize;
 
 use crate::args;
@@ -95,9 +95,9 @@ struct WayResult {
 
 impl Report {
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        writeln!(out, "{}", text::visible(self.target.as_bytes()))?;
+        writeln!(out, "{}", escape::visible(self.target.as_bytes()))?;
         for fact in &self.facts {
-            writeln!(out, "  {}", text::visible(fact.as_bytes()))?;
+            writeln!(out, "  {}", escape::visible(fact.as_bytes()))?;
         }
         for WayResult { way, reaches, why } in &self.ways {
             let answer = match reaches {
@@ -105,10 +105,10 @@ impl Report {
                 Some(false) => "no",
                 None => "unknown",
             };
-            writeln!(out, "{way:<8} {answer:<7} {}", text::visible(why.as_bytes()))?;
+            writeln!(out, "{way:<8} {answer:<7} {}", escape::visible(why.as_bytes()))?;
         }
         if let Some(command) = &self.command {
-            writeln!(out, "command  {}", text::visible(command.as_bytes()))?;
+            writeln!(out, "command  {}", escape::visible(command.as_bytes()))?;
         }
         Ok(())
     }

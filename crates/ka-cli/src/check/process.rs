@@ -2,17 +2,18 @@
 
 use ka_core::Config;
 use ka_policy::{Action, Endpoint, Mode, Rule, Rules};
+use ka_reach::brief;
 use ka_reach::conf::ProcessSettings;
 use ka_reach::privilege;
 use ka_reach::process::{self, Process, Status};
 use ka_reach::process_policy::{self, Evidence, ProcessPolicy, Source};
 use ka_reach::survey::{OffSocket, Survey, survey};
-use ka_reach::text;
 use ka_reach::worker::Workers;
 
 use super::{CgroupPolicy, OuterPolicies, Report, WayResult, policy_flags};
 use crate::attach::arrow;
 use crate::failure::Failure;
+use crate::plural;
 use crate::process_policy::describe;
 use crate::shell::quoted;
 
@@ -56,7 +57,7 @@ pub(super) fn report(pid: i32) -> Result<Report, Failure> {
         Ok(Survey { tcp, mut off, has_ring, left_out }) => {
             facts.push(format!(
                 "{}, {} of them without keepalive",
-                text::count(tcp, "TCP socket"),
+                plural::count(tcp, "TCP socket"),
                 off.len()
             ));
             // The other ways set a socket when it connects or listens.
@@ -207,8 +208,8 @@ fn missed_facts(
 fn command_for(pid: i32, missed: Option<&[ProcessPolicy]>, is_under: bool, is_reached: bool) -> String {
     if let Some(in_force) = missed {
         let on = in_force.iter().find(|policy| !policy.is_off);
-        let policy = on.map(|on| text::brief(&on.config));
-        let standard = text::brief(&Config::STANDARD);
+        let policy = on.map(|on| brief::brief(&on.config));
+        let standard = brief::brief(&Config::STANDARD);
         let policy = policy.filter(|policy| *policy != standard || !policy_flags().is_empty());
         let mode = on.map(|on| on.mode).filter(|mode| *mode != Mode::Force);
         let policy = policy.map_or_else(|| policy_flags().to_owned(), |policy| format!("-p {policy} "));

@@ -5,9 +5,9 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 use ka_reach::elf::{Elf, Linked};
+use ka_reach::escape;
 use ka_reach::file;
 use ka_reach::privilege;
-use ka_reach::text;
 
 use super::{Report, WayResult, policy_flags};
 use crate::client::Client;
@@ -125,7 +125,7 @@ fn facts(program: &Program, is_unreadable: bool) -> Vec<String> {
         None => facts.push("not an ELF program".to_owned()),
         Some(elf) => {
             let loader =
-                elf.loader.as_deref().map(|loader| format!(", its loader is {}", text::lossless(loader)));
+                elf.loader.as_deref().map(|loader| format!(", its loader is {}", escape::lossless(loader)));
             let kind = match (&loader, elf.is_position_independent) {
                 (Some(_), _) => "dynamic",
                 (None, _) if elf.is_loader() => "a dynamic loader",

@@ -18,7 +18,8 @@ use ka_policy::{Mode, Policy, Variables, due, give};
 use super::{Obstacle, Reachability, StartRequest, Way};
 use crate::failure::{Failure, RUN_FAILED};
 use ka_reach::bpf::{self, Programs};
-use ka_reach::{Error, cgroup, fork, process, text, wait};
+use ka_reach::escape;
+use ka_reach::{Error, cgroup, fork, process, wait};
 
 pub(super) struct Cgroup;
 
@@ -85,7 +86,7 @@ impl Way for Cgroup {
                     let _ = writeln!(
                         io::stderr(),
                         "ka: via cgroup: {}, {}, mode {mode}",
-                        text::visible(cgroup.as_os_str().as_encoded_bytes()),
+                        escape::visible(cgroup.as_os_str().as_encoded_bytes()),
                         config
                     );
                 }
@@ -93,7 +94,7 @@ impl Way for Cgroup {
             }
             Err(error) if request.best_effort => {
                 let why = error.to_string();
-                let why = text::visible_lines(&why);
+                let why = escape::visible_lines(&why);
                 let _ = writeln!(io::stderr(), "ka: run: {why}; running it WITHOUT keepalive");
             }
             Err(error) => return Err(Failure::new(format_args!("run: {error}")).with_status(RUN_FAILED)),

@@ -22,8 +22,8 @@ use crate::program::Program;
 use crate::start;
 
 use ka_core::{Kernel as _, Libc, Settings, SockOpt, Timer};
+use ka_reach::reason::reason;
 use ka_reach::seccomp::OuterSupervisor;
-use ka_reach::text::reason;
 
 pub(crate) use cgroup::is_abandoned;
 pub(crate) use preload::{listed, listed_for, shim_path};

@@ -18,7 +18,8 @@ use crate::failure::{Failure, RUN_FAILED};
 use crate::program::Program;
 use crate::wrapper::{self, PRELOAD};
 use ka_reach::elf::{self, Elf, Libc, Linked};
-use ka_reach::text::{self, reason};
+use ka_reach::escape;
+use ka_reach::reason::reason;
 use ka_reach::{privilege, user};
 
 pub(super) struct Preload;
@@ -96,7 +97,7 @@ impl Way for Preload {
                     );
                     if let Some(script) = request.program.chain().find_map(|program| program.scripts.first())
                     {
-                        let script = text::visible(script.as_os_str().as_bytes());
+                        let script = escape::visible(script.as_os_str().as_bytes());
                         let _ = writeln!(
                             io::stderr(),
                             "ka: {script} is a script: preload does not reach static and Go programs that it starts (use \
@@ -108,7 +109,7 @@ impl Way for Preload {
             // ka run has already printed that preload does not reach the program.
             Err(_) if request.best_effort && lacks_shim().is_some() => {}
             Err(why) if request.best_effort => {
-                let why = text::visible_lines(&why);
+                let why = escape::visible_lines(&why);
                 let _ = writeln!(io::stderr(), "ka: run: {why}; running it WITHOUT keepalive");
             }
             Err(why) => return Err(Failure::new(format_args!("run: {why}")).with_status(RUN_FAILED)),

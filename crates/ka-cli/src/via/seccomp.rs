@@ -8,10 +8,11 @@ use ka_policy::{Rule, Rules};
 
 use super::{ATTACH_LATER, Obstacle, Reachability, StartRequest, Way};
 use crate::failure::{Failure, RUN_FAILED};
+use crate::plural;
 use ka_reach::elf::Elf;
 use ka_reach::privilege::{self, CAP_SYS_ADMIN, CAP_SYS_PTRACE};
 use ka_reach::seccomp::{OuterSupervisor, SupervisedChild, check_architecture, check_support};
-use ka_reach::{Error, file, text};
+use ka_reach::{Error, file};
 
 pub(super) struct Seccomp;
 
@@ -70,7 +71,7 @@ impl Way for Seccomp {
                 let no_new_privs = if may_keep_privileges() { "" } else { ", no_new_privs" };
                 let rules = match policy.rules.iter().count() {
                     0 => String::new(),
-                    count => format!(" with {}", text::count(count, "rule")),
+                    count => format!(" with {}", plural::count(count, "rule")),
                 };
                 let _ = writeln!(
                     io::stderr(),

@@ -13,10 +13,10 @@ use super::{Attach, Change, Outcome, SocketResult};
 use crate::bpf::{self, Counter, IterWriter, Selection, SetResult};
 use crate::diag::State;
 use crate::error::{Error, Result};
+use crate::escape;
 use crate::listing::{ListedSocket, sockets};
 use crate::process::own_pid;
 use crate::process_policy;
-use crate::text;
 use crate::worker::{Completion, Output};
 
 impl Attach<'_> {
@@ -69,7 +69,7 @@ impl Attach<'_> {
                     inode: socket.map(|socket| socket.entry.inode),
                     comm: owner
                         .and_then(|owner| owner.comm.as_deref())
-                        .map(|comm| text::lossless(comm).into_owned()),
+                        .map(|comm| escape::lossless(comm).into_owned()),
                     local: socket.map(|socket| socket.entry.local),
                     peer: socket.and_then(|socket| socket.entry.peer),
                     // The sockets were listed after they were set, so the settings of a set socket are those after it.

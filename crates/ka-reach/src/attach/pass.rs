@@ -13,11 +13,11 @@ use super::finding::{Examined, Finding};
 use super::processes::Candidate;
 use super::{Change, Outcome, Report, Seen, SocketResult, lacks_descriptors};
 use crate::error::Error;
+use crate::escape;
 use crate::privilege;
 use crate::process::{self, Process, Table, Target, is_gone};
 use crate::process_policy::{self, Evidence};
 use crate::sys;
-use crate::text;
 use crate::worker::{Answer, Answers, Pace, Workers};
 
 /// One pass over processes.
@@ -257,7 +257,7 @@ impl<'a> Pass<'a> {
                 pid: Some(pid),
                 fd: Some(target.fd),
                 inode: Some(target.inode),
-                comm: process::comm(pid).map(|comm| text::lossless(&comm).into_owned()),
+                comm: process::comm(pid).map(|comm| escape::lossless(&comm).into_owned()),
                 local,
                 peer,
                 outcome,

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use ka_core::Settings;
 
 use crate::error::Error;
+use crate::escape;
 use crate::privilege;
 use crate::process;
 use crate::process_policy::ProcessPolicy;
-use crate::text;
 
 /// The result for a socket or a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,7 +140,7 @@ impl Report {
         self.results.push(SocketResult {
             pid: Some(pid),
             fd,
-            comm: process::comm(pid).map(|comm| text::lossless(&comm).into_owned()),
+            comm: process::comm(pid).map(|comm| escape::lossless(&comm).into_owned()),
             outcome,
             error: Some(error),
             ..SocketResult::default()

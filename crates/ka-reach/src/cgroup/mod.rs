@@ -21,7 +21,8 @@ use ka_policy::{Mode, Policy};
 
 use crate::bpf;
 use crate::error::{Error, Result};
-use crate::{sys, text};
+use crate::escape;
+use crate::sys;
 
 pub use mounts::{folder_of, is_cgroup_path, mount_point};
 pub use pins::{Owner, Pins};
@@ -163,7 +164,7 @@ impl Cgroup {
 fn name(path: &Path) -> String {
     let below = mount_point().ok().and_then(|root| Some(path.strip_prefix(root).ok()?.to_path_buf()));
     let name = below.map_or_else(|| path.to_path_buf(), |below| Path::new("/").join(below));
-    text::lossless(name.as_os_str().as_encoded_bytes()).into_owned()
+    escape::lossless(name.as_os_str().as_encoded_bytes()).into_owned()
 }
 
 /// A policy of a cgroup.

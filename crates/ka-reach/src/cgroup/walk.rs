@@ -20,7 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Cgroup, is_gone, name};
 use crate::error::Error;
-use crate::{sys, text};
+use crate::escape;
+use crate::sys;
 
 /// The cgroups that a walk skipped, grouped by the text of the reason.
 #[derive(Default)]
@@ -83,10 +84,10 @@ impl fmt::Display for Shortened<'_> {
         const LENGTH: usize = 80;
         let Self(name) = self;
         match name.char_indices().nth(LENGTH) {
-            None => f.write_str(&text::visible(name.as_bytes())),
+            None => f.write_str(&escape::visible(name.as_bytes())),
             Some((end, _)) => {
                 let start = name.get(..end).unwrap_or_default();
-                write!(f, "{}... ({} bytes)", text::visible(start.as_bytes()), name.len())
+                write!(f, "{}... ({} bytes)", escape::visible(start.as_bytes()), name.len())
             }
         }
     }

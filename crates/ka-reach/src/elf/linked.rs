@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Cache, Elf, Libc, imports};
 use crate::Result;
+use crate::escape;
 use crate::file;
-use crate::text;
 
 /// The functions through which a program gets TCP sockets. A preloaded library replaces them.
 const SOCKET_FUNCTIONS: [&str; 5] = ["socket", "connect", "listen", "accept", "accept4"];
@@ -68,7 +68,7 @@ impl Linked {
                 if let Some((path, elf)) = library {
                     found.push(Object { path, elf, needed_by: Some(next) });
                 } else {
-                    let named = || (text::lossless(name).into_owned(), object.path.clone());
+                    let named = || (escape::lossless(name).into_owned(), object.path.clone());
                     linked.unread.get_or_insert_with(named);
                 }
             }

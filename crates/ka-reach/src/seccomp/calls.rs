@@ -377,7 +377,7 @@ pub(super) fn apply(fd: RawFd, policy: Policy<'static>) -> Result<(), Error> {
 
 /// Returns the message for a socket that could not be set.
 pub(super) fn not_set(error: &Error) -> String {
-    format!("ka: run: a socket could not be set: {}", crate::text::socket_reason(error))
+    format!("ka: run: a socket could not be set: {}", crate::reason::socket_reason(error))
 }
 
 /// Returns the low 32 bits of a call's argument. The kernel ignores the other bits.

@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::descriptors;
+use crate::escape;
 use crate::process::{self, Status};
-use crate::text;
 
 /// The warnings. Each is printed once for a program's name, once for a process, or once only ([`Log::warn`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +85,7 @@ impl Log {
             }
             queue.warned.push(warned);
         }
-        self.add(format!("ka: run: {pid} ({}) {}", text::visible(&name), text()));
+        self.add(format!("ka: run: {pid} ({}) {}", escape::visible(&name), text()));
         true
     }
 

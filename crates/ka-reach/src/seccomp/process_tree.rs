@@ -52,9 +52,10 @@ use super::shared::Shared;
 use super::signals::{self, BlockedSignals, Signal};
 use super::title::{self, Title};
 use super::workers::Watchdog;
+use crate::escape;
 use crate::process::{self, Status, own_pid};
+use crate::reason::reason;
 use crate::sys::{pidfd_getfd, pidfd_open, poll};
-use crate::text::{self, reason};
 
 /// The supervisor's name in /proc/PID/comm, by which [`supervisor_of`] finds it.
 const SUPERVISOR: &CStr = c"ka-supervisor";
@@ -170,8 +171,9 @@ struct Titles<'a> {
 impl Titles<'_> {
     fn set(&self, role: &str, program: i32) {
         if let Some(place) = &self.place {
-            place
-                .set(format!("ka: {role} of {} ({program})", text::visible(self.name.as_bytes())).as_bytes());
+            place.set(
+                format!("ka: {role} of {} ({program})", escape::visible(self.name.as_bytes())).as_bytes(),
+            );
         }
     }
 }
