@@ -4,8 +4,8 @@
 //! `inet_sk_diag_fill`):
 //!
 //! - Timer 2 is the keepalive timer, so keepalive is on.
-//! - If the retransmission timer (1) or the zero-window probe timer (4) is armed, the kernel reports that one instead.
-//!   Then keepalive may be on or off.
+//! - If the retransmission timer (1) or the zero-window probe timer (4) is armed, the kernel reports this timer
+//!   instead. Then keepalive may be on or off.
 //! - If an established connection has no timer, keepalive is off, because the kernel arms the keepalive timer whenever
 //!   keepalive is on. In other states, a missing timer proves nothing.
 

@@ -1,8 +1,8 @@
 //! Sets sockets through the kernel's tcp iterator, without duplicates.
 //!
-//! The iterator calls an eBPF program for every TCP socket of this network namespace, whichever process has it. The
-//! program sets the socket. The iterator takes the lock of each socket, so it blocks at a socket whose lock a program
-//! holds. ka then sets the sockets that the iterator has not reached through their processes.
+//! The iterator calls an eBPF program for every TCP socket of this network namespace. The eBPF program sets the socket.
+//! The iterator takes the lock of each socket, so it blocks at a socket whose lock another program holds. ka then sets
+//! the sockets that the iterator has not reached through the processes that have them.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::AsRawFd as _;

@@ -64,7 +64,7 @@ pub enum Libc {
 }
 
 impl Libc {
-    /// Returns the C library whose loader has this file name. `None` if no known loader has it.
+    /// Returns the C library whose loader has this file name. `None` for an unknown loader.
     fn of_loader(name: &[u8]) -> Option<Self> {
         const LOADERS: [(&[u8], Libc); 4] = [
             (b"ld-musl-", Libc::Musl),
