@@ -1,8 +1,9 @@
-//! The failure of a command: its message, and the exit status.
+//! Messages on standard error, and the failure of a command: its message, and the exit status.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write as _};
 
+use ka_reach::escape::visible_lines;
 use ka_reach::reason::reason;
 
 /// The exit status if the command found sockets without keepalive, or could not handle all sockets.
@@ -18,6 +19,12 @@ pub(crate) const RUN_FAILED: i32 = ka_reach::seccomp::FAILED;
 pub(crate) const NOT_EXECUTABLE: i32 = 126;
 /// The exit status if `ka run` did not find the program.
 pub(crate) const NOT_FOUND: i32 = 127;
+
+/// Prints `ka: MESSAGE` on standard error. The message may contain names with any characters, so control characters
+/// except newlines are escaped. Errors are ignored, because they could not be reported.
+pub(crate) fn warn(message: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "ka: {}", visible_lines(&message.to_string()));
+}
 
 /// The failure of a command.
 #[derive(Debug)]

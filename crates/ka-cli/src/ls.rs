@@ -11,12 +11,12 @@ use ka_reach::diag::Timer;
 use serde::Serialize;
 
 use crate::args;
-use crate::failure::{FOUND, Failure, Outcome, UNKNOWN};
+use crate::failure::{FOUND, Failure, Outcome, UNKNOWN, warn};
 use crate::json;
 use crate::plural::count;
 use crate::table::{self, Cell, Column, Output, Paint};
 use ka_reach::diag::State;
-use ka_reach::escape::{lossless, visible, visible_lines};
+use ka_reach::escape::{lossless, visible};
 use ka_reach::listing::{ListedSocket, Owner, Selection, sockets};
 use ka_reach::netns::{self, Namespace};
 use ka_reach::worker::Workers;
@@ -62,7 +62,7 @@ pub(crate) fn ls(args: &args::Ls) -> Outcome {
     }
     out.flush()?;
     for why in incomplete.iter().chain(&hint(&rows, args.off)) {
-        let _ = writeln!(io::stderr(), "ka: ls: {}", visible_lines(why));
+        warn(format_args!("ls: {why}"));
     }
     let is_incomplete = !incomplete.is_empty();
     Ok(match args.off {

@@ -86,12 +86,7 @@ fn run_command(arguments: Vec<OsString>) -> i32 {
         Command::Run(args) => run::run(&args),
         Command::Attach(args) => attach::attach(&args),
         Command::Ls(args) => ls::ls(&args),
-        Command::Check(args) => {
-            let sources = policy_sources::PolicySources::of_this_process();
-            sources.warn_of_mistakes();
-            sources.warn_of_names();
-            check::check(&args)
-        }
+        Command::Check(args) => check::check(&args),
         Command::Plan(args) => plan::plan(&args),
         Command::Defaults(args) => defaults::defaults(&args),
         Command::Cgroup(args) => cgroup::cgroup(&args),
@@ -109,7 +104,7 @@ fn print(help: &clap::Error) -> Outcome {
 /// Prints the message of a failure, and returns the exit status.
 fn end(outcome: Outcome) -> i32 {
     outcome.unwrap_or_else(|Failure { status, message }| {
-        let _ = writeln!(std::io::stderr(), "ka: {}", ka_reach::escape::visible_lines(&message));
+        failure::warn(message);
         status
     })
 }

@@ -3,7 +3,6 @@
 //!
 //! ka writes flags into the environment as KA_ variables, because the shim does not know the flags.
 
-use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 
 use ka_core::bytes::cut;
@@ -11,7 +10,7 @@ use ka_core::{Config, Timer, UserTimeout};
 use ka_policy::{CONF, CONF_LINE, Mode, Rule, RuleError, Rules, Source, Variable, Variables};
 
 use crate::environment::Environment;
-use crate::failure::Failure;
+use crate::failure::{Failure, warn};
 use crate::policy_flags::PolicyFlags;
 use ka_reach::conf;
 use ka_reach::escape;
@@ -57,10 +56,9 @@ pub(crate) fn choose(command: &str, flags: &PolicyFlags, mode: Option<Mode>) -> 
         None => variables.config,
     };
     if !variables.rules.is_empty() && !sources.is_quiet() {
-        let _ = writeln!(
-            io::stderr(),
-            "ka: {command}: KA_RULES, in the environment or /etc/ka.conf, is ignored: all sockets get the same policy"
-        );
+        warn(format_args!(
+            "{command}: KA_RULES, in the environment or /etc/ka.conf, is ignored: all sockets get the same policy"
+        ));
     }
     Ok(Chosen { policy, mode: variables.mode, skip: variables.skip.to_vec() })
 }
@@ -147,14 +145,14 @@ impl PolicySources {
         for values in self.values() {
             if let Some(value) = values.get(Variable::Quiet).filter(|value| !matches!(*value, b"" | b"0")) {
                 let value = escape::visible(value);
-                let _ = writeln!(io::stderr(), "ka: KA_QUIET=\"{value}\": must be 0 or 1; ignored");
+                warn(format_args!("KA_QUIET=\"{value}\": must be 0 or 1; ignored"));
             }
         }
         let names = self.environment.0.iter().map(|entry| cut(entry.as_bytes(), b'=').0);
         for name in names.filter_map(|name| std::str::from_utf8(name).ok()) {
             if let Some(similar) = similar_variable(name) {
                 let name = escape::visible(name.as_bytes());
-                let _ = writeln!(io::stderr(), "ka: {name}: unknown variable; did you mean {similar}?");
+                warn(format_args!("{name}: unknown variable; did you mean {similar}?"));
             }
         }
     }
@@ -164,10 +162,9 @@ impl PolicySources {
         let log = self.variables().log;
         if !log.is_empty() && !self.is_quiet() {
             let log = escape::visible(log);
-            let _ = writeln!(
-                io::stderr(),
-                "ka: KA_LOG=\"{log}\": ka run --via {way} writes no log (ka run --via preload does)"
-            );
+            warn(format_args!(
+                "KA_LOG=\"{log}\": ka run --via {way} writes no log (ka run --via preload does)"
+            ));
         }
     }
 
@@ -178,22 +175,22 @@ impl PolicySources {
         }
         let conf_name = CONF.to_string_lossy();
         if let Some(error) = &self.file_error {
-            let _ = writeln!(io::stderr(), "ka: {conf_name}: {error}; ignored");
+            warn(format_args!("{conf_name}: {error}; ignored"));
         }
         Source::default().keep_lines(&self.file, |line| {
             let line = escape::visible(line);
-            let _ = writeln!(io::stderr(), "ka: {conf_name}: \"{line}\": {CONF_LINE}; ignored");
+            warn(format_args!("{conf_name}: \"{line}\": {CONF_LINE}; ignored"));
         });
-        let warn = |variable: Variable, value: &[u8], right: &str| {
+        let warn_of = |variable: Variable, value: &[u8], right: &str| {
             let (name, value) = (escape::visible(variable.name()), escape::visible(value));
-            let _ = writeln!(io::stderr(), "ka: {name}=\"{value}\": {right}; ignored");
+            warn(format_args!("{name}=\"{value}\": {right}; ignored"));
         };
         let values = self.values();
         let mut variables = Variables::default();
-        variables.take_all(&values, warn);
+        variables.take_all(&values, warn_of);
         let _ = variables.policy(&mut [Rule::SKIP; Rules::MAX], |rule, RuleError { word, message }| {
             let word = if word == rule { String::new() } else { format!("\"{}\": ", escape::visible(word)) };
-            warn(Variable::Rules, rule, &format!("{word}{message}"));
+            warn_of(Variable::Rules, rule, &format!("{word}{message}"));
         });
     }
 

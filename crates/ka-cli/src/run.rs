@@ -1,12 +1,10 @@
 //! `ka run`: starts a program in this process, and applies the policy to the program's sockets.
 
-use ka_reach::escape;
-use std::io::{self, Write as _};
-
 use ka_core::Config;
+use ka_reach::escape;
 
 use crate::args;
-use crate::failure::{Failure, Outcome, RUN_FAILED};
+use crate::failure::{Failure, Outcome, RUN_FAILED, warn};
 use crate::policy_sources::{Flags, PolicySources};
 use crate::program::Program;
 use crate::via::{self, Obstacle, Reachability, StartRequest, Way};
@@ -34,12 +32,11 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
         return Err(failure);
     }
     if let Some(why) = via::cgroup_override(&request) {
-        let _ = writeln!(io::stderr(), "ka: run: {why}");
+        warn(format_args!("run: {why}"));
     }
     if request.verbose {
         for (client, name) in program.chain().filter_map(|program| Some((program.client?, program.name()))) {
-            let _ =
-                writeln!(io::stderr(), "ka: {}: {}", escape::visible(name.as_encoded_bytes()), client.text());
+            warn(format_args!("{}: {}", escape::visible(name.as_encoded_bytes()), client.text()));
         }
     }
     // Use the first way that reaches the program.
@@ -51,16 +48,13 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
                 let missing = via::preload_obstacle();
                 for (passed, Obstacle { why, .. }) in &obstacles {
                     if missing.as_ref() == Some(why) {
-                        let _ = writeln!(
-                            io::stderr(),
-                            "ka: run: {}; reaching the program via {} instead: {how}. {COST}. To avoid this message, \
-                             install libka_preload.so, name it in KA_PRELOAD, or use --via {1}",
-                            escape::visible_lines(why),
+                        warn(format_args!(
+                            "run: {why}; reaching the program via {0} instead: {how}. {COST}. To avoid this message, \
+                             install libka_preload.so, name it in KA_PRELOAD, or use --via {0}",
                             way.name(),
-                        );
+                        ));
                     } else if request.verbose {
-                        let _ =
-                            writeln!(io::stderr(), "ka: {} does not reach the program: {why}", passed.name());
+                        warn(format_args!("{} does not reach the program: {why}", passed.name()));
                     }
                 }
                 match way.start(&request)? {}
@@ -80,13 +74,13 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
     if !args.best_effort {
         return Err(run_failed(Failure::new(message)));
     }
-    let _ = writeln!(io::stderr(), "ka: {}; running it WITHOUT keepalive", escape::visible_lines(&message));
+    warn(format_args!("{message}; running it WITHOUT keepalive"));
     // The way may still reach programs that this one starts.
     match way.start(&request)? {}
 }
 
-/// Returns the values that the flags name. If --policy is given, returns all values. Rejects a policy that does not turn
-/// keepalive on.
+/// Returns the values that the flags name. If --policy is given, returns all values. Rejects a policy that does not
+/// turn keepalive on.
 fn named_policy(args: &args::Run) -> Result<Config, Failure> {
     let whole = args.policy.config_on()?;
     if args.policy.whole.is_some() { Ok(whole) } else { args.policy.named_values() }

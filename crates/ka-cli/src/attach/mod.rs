@@ -4,7 +4,7 @@ mod report;
 mod undo;
 
 use std::ffi::OsStr;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use ka_reach::reason::reason;
 use ka_reach::{signal, user, wait};
 
 use crate::args::{self, AttachVia};
-use crate::failure::{FOUND, Failure, Outcome};
+use crate::failure::{FOUND, Failure, Outcome, warn};
 use crate::plural;
 use crate::policy_flags;
 use crate::policy_sources::{self, Chosen};
@@ -47,10 +47,7 @@ pub(crate) fn attach(args: &args::Attach) -> Outcome {
     if is_via_bpf {
         check_via_bpf(args)?;
         if !skip.is_empty() {
-            let _ = writeln!(
-                io::stderr(),
-                "ka: attach: KA_SKIP is ignored with --via bpf: the kernel sets all sockets"
-            );
+            warn("attach: KA_SKIP is ignored with --via bpf: the kernel sets all sockets");
         }
     }
     let mut report = Report::default();
@@ -124,11 +121,10 @@ fn follow(attach: &mut Attach<'_>, args: &args::Attach, printer: &mut Printer<'_
             if named.len() == 1 { "until it ends, or until" } else { "until they end, or until" },
         ),
     };
-    let _ = writeln!(
-        io::stderr(),
-        "ka: attach: following {what} with {}, {until} SIGINT or SIGTERM",
+    warn(format_args!(
+        "attach: following {what} with {}, {until} SIGINT or SIGTERM",
         policy_text(&attach.change)
-    );
+    ));
     let interval = Duration::from_millis(args.interval.into());
     loop {
         attach.set_round();

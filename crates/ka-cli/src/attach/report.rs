@@ -13,6 +13,7 @@ use ka_reach::process_policy::{ProcessPolicy, Source};
 use serde::{Deserialize, Serialize};
 
 use crate::args;
+use crate::failure::warn;
 use crate::json;
 use crate::plural;
 use crate::process_policy::describe_later;
@@ -187,7 +188,7 @@ fn print_message(who: Vec<String>, message: &str) {
     let more = who.len().saturating_sub(NAMED);
     let names = who.into_iter().take(NAMED).collect::<Vec<_>>().join(", ");
     let names = if more > 0 { format!("{names} and {more} more") } else { names };
-    let _ = writeln!(io::stderr(), "ka: attach: {names}: {}", escape::visible(message.as_bytes()));
+    warn(format_args!("attach: {names}: {}", escape::visible(message.as_bytes())));
 }
 
 /// Formats the two addresses of a socket: `192.0.2.1:443 -> 198.51.100.1:50000`. A missing address is `*`.

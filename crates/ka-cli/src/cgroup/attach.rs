@@ -241,7 +241,8 @@ impl ForegroundPolicy {
         let interval = self.notify.interval().map_or(INTERVAL, |interval| interval.min(INTERVAL));
         while wait::poll(&[self.termination.as_fd()], interval)? != [true] {
             if self.links.is_cgroup_removed() {
-                return writeln!(io::stderr(), "ka: cgroup attach: {visible} has been removed");
+                warn("attach", format_args!("{visible} has been removed"));
+                return Ok(());
             }
             self.notify.reset_watchdog();
         }

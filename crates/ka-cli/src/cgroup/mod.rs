@@ -8,10 +8,8 @@ mod attach;
 mod detach;
 mod ls;
 
-use std::io::{self, Write as _};
-
 use crate::args::{self, CgroupCommand};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{self, Failure, Outcome};
 
 /// Runs a subcommand of `ka cgroup`.
 pub(crate) fn cgroup(args: &args::Cgroup) -> Outcome {
@@ -29,5 +27,5 @@ fn failed(subcommand: &str, why: impl std::fmt::Display) -> Failure {
 
 /// Prints a message of a subcommand on standard error.
 fn warn(subcommand: &str, message: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr(), "ka: cgroup {subcommand}: {message}");
+    failure::warn(format_args!("cgroup {subcommand}: {message}"));
 }

@@ -15,9 +15,12 @@ use serde::Serialize;
 use crate::args;
 use crate::failure::{FOUND, Failure, Outcome};
 use crate::json;
-use crate::policy_sources;
+use crate::policy_sources::{self, PolicySources};
 
 pub(crate) fn check(args: &args::Check) -> Outcome {
+    let sources = PolicySources::of_this_process();
+    sources.warn_of_mistakes();
+    sources.warn_of_names();
     let digits = |target: &OsStr| {
         let is_number = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         target.to_str().filter(is_number).map(str::to_owned)

@@ -8,7 +8,7 @@
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Read as _, Seek as _, Write as _};
+use std::io::{self, Read as _, Seek as _};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use std::time::Duration;
 use ka_policy::{Mode, Policy, Variables, due, give};
 
 use super::{Obstacle, Reachability, StartRequest, Way};
-use crate::failure::{Failure, RUN_FAILED};
+use crate::failure::{Failure, RUN_FAILED, warn};
 use ka_reach::bpf::{self, Programs};
 use ka_reach::escape;
 use ka_reach::{Error, cgroup, fork, process, wait};
@@ -83,19 +83,13 @@ impl Way for Cgroup {
             Ok(cgroup) => {
                 if request.verbose {
                     let mode = mode.name();
-                    let _ = writeln!(
-                        io::stderr(),
-                        "ka: via cgroup: {}, {}, mode {mode}",
-                        escape::visible(cgroup.as_os_str().as_encoded_bytes()),
-                        config
-                    );
+                    let cgroup = escape::visible(cgroup.as_os_str().as_encoded_bytes());
+                    warn(format_args!("via cgroup: {cgroup}, {config}, mode {mode}"));
                 }
                 set_inherited_sockets(policy);
             }
             Err(error) if request.best_effort => {
-                let why = error.to_string();
-                let why = escape::visible_lines(&why);
-                let _ = writeln!(io::stderr(), "ka: run: {why}; running it WITHOUT keepalive");
+                warn(format_args!("run: {error}; running it WITHOUT keepalive"));
             }
             Err(error) => return Err(Failure::new(format_args!("run: {error}")).with_status(RUN_FAILED)),
         }

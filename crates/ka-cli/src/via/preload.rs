@@ -6,7 +6,7 @@ use std::env;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, DirBuilder};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 
 use super::{ATTACH_LATER, Obstacle, Reachability, StartRequest, Way};
 use crate::environment::Environment;
-use crate::failure::{Failure, RUN_FAILED};
+use crate::failure::{Failure, RUN_FAILED, warn};
 use crate::program::Program;
 use crate::wrapper::{self, PRELOAD};
 use ka_reach::elf::{self, Elf, Libc, Linked};
@@ -89,28 +89,21 @@ impl Way for Preload {
                 if request.verbose {
                     let variables = sources.variables();
                     let mode = variables.mode.name();
-                    let _ = writeln!(
-                        io::stderr(),
-                        "ka: via preload: {}, {}, mode {mode}",
-                        shim.display(),
-                        variables.config
-                    );
+                    warn(format_args!("via preload: {}, {}, mode {mode}", shim.display(), variables.config));
                     if let Some(script) = request.program.chain().find_map(|program| program.scripts.first())
                     {
                         let script = escape::visible(script.as_os_str().as_bytes());
-                        let _ = writeln!(
-                            io::stderr(),
-                            "ka: {script} is a script: preload does not reach static and Go programs that it starts (use \
+                        warn(format_args!(
+                            "{script} is a script: preload does not reach static and Go programs that it starts (use \
                              --via seccomp)"
-                        );
+                        ));
                     }
                 }
             }
             // ka run has already printed that preload does not reach the program.
             Err(_) if request.best_effort && lacks_shim().is_some() => {}
             Err(why) if request.best_effort => {
-                let why = escape::visible_lines(&why);
-                let _ = writeln!(io::stderr(), "ka: run: {why}; running it WITHOUT keepalive");
+                warn(format_args!("run: {why}; running it WITHOUT keepalive"));
             }
             Err(why) => return Err(Failure::new(format_args!("run: {why}")).with_status(RUN_FAILED)),
         }

@@ -1,13 +1,13 @@
 //! `ka run --via seccomp`: starts a program under a supervisor ([`ka_reach::seccomp`]).
 
 use std::convert::Infallible;
-use std::io::{self, Write as _};
+use std::io;
 
 use ka_core::Settings;
 use ka_policy::{Rule, Rules};
 
 use super::{ATTACH_LATER, Obstacle, Reachability, StartRequest, Way};
-use crate::failure::{Failure, RUN_FAILED};
+use crate::failure::{Failure, RUN_FAILED, warn};
 use crate::plural;
 use ka_reach::elf::Elf;
 use ka_reach::privilege::{self, CAP_SYS_ADMIN, CAP_SYS_PTRACE};
@@ -73,11 +73,10 @@ impl Way for Seccomp {
                     0 => String::new(),
                     count => format!(" with {}", plural::count(count, "rule")),
                 };
-                let _ = writeln!(
-                    io::stderr(),
-                    "ka: via seccomp: {}{rules}, mode {mode}, supervisor {supervisor}, spare {spare}{no_new_privs}",
+                warn(format_args!(
+                    "via seccomp: {}{rules}, mode {mode}, supervisor {supervisor}, spare {spare}{no_new_privs}",
                     policy.config
-                );
+                ));
             }
         };
         Err(match child.install_filters(report) {
@@ -155,6 +154,6 @@ fn describe(outer: &OuterSupervisor) -> String {
 
 /// Executes the program in this process, under an outer supervisor. Returns only on failure.
 pub(super) fn start_under(outer: &OuterSupervisor, request: &StartRequest<'_>) -> Failure {
-    let _ = writeln!(io::stderr(), "ka: run: {}", describe(outer));
+    warn(format_args!("run: {}", describe(outer)));
     request.execute(&request.sources().environment)
 }
