@@ -13,13 +13,14 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ka_policy::{Mode, Policy, Variables, due, give};
+use ka_policy::{Mode, Policy, Variables};
 
 use super::{Obstacle, Reachability, StartRequest, Way};
 use crate::failure::{Failure, RUN_FAILED, warn};
 use ka_reach::bpf::{self, Programs};
 use ka_reach::escape;
-use ka_reach::{Error, cgroup, fork, process, wait};
+use ka_reach::seccomp::set_inherited_sockets;
+use ka_reach::{Error, cgroup, fork, wait};
 
 pub(super) struct Cgroup;
 
@@ -157,16 +158,4 @@ fn remove_later(path: &Path) -> io::Result<()> {
     })?;
     std::mem::forget(writer);
     Ok(())
-}
-
-/// Sets the TCP sockets that the program inherits. They belong to the cgroup in which they were created, so the policy
-/// of the new cgroup does not apply to them.
-fn set_inherited_sockets(policy: Policy<'static>) {
-    for (fd, _) in process::sockets("/proc/self/fd").unwrap_or_default() {
-        let socket = ka_core::Socket::new(fd);
-        let Ok(was_on) = socket.is_enabled() else { continue };
-        if let Some(config) = due(socket, &policy.config, policy.mode, was_on) {
-            let _ = give(socket, config, false);
-        }
-    }
 }

@@ -57,6 +57,7 @@ use ka_policy::Policy;
 
 use crate::privilege::{self, CAP_SYS_ADMIN};
 use crate::process;
+use crate::reason::reason;
 use crate::{Error, Result};
 use children::Forked;
 use filter::Filters;
@@ -129,9 +130,17 @@ impl SupervisedChild {
     }
 }
 
-/// Applies the policy to the sockets that the program inherits. Prints an error for each socket that could not be set.
-fn set_inherited_sockets(policy: Policy<'static>) {
-    for (fd, _) in process::sockets("/proc/self/fd").unwrap_or_default() {
+/// Applies the policy to the sockets that the program inherits from this process. Prints an error for each socket that
+/// could not be set, or if the sockets could not be listed. `ka run --via cgroup` calls this too, because the policy of
+/// a cgroup reaches only sockets that are created in it.
+pub fn set_inherited_sockets(policy: Policy<'static>) {
+    let sockets = process::sockets("/proc/self/fd").unwrap_or_else(|error| {
+        let why = reason(&error);
+        let _ =
+            writeln!(io::stderr(), "ka: run: inherited sockets could not be listed, and are not set: {why}");
+        Vec::new()
+    });
+    for (fd, _) in sockets {
         if let Err(error) = calls::apply(fd, policy) {
             let _ = writeln!(io::stderr(), "{}", calls::not_set(&error));
         }
