@@ -2,31 +2,19 @@
 
 #![expect(unsafe_code, reason = "system calls on the numbers of descriptors")]
 
-use std::fs::File;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
 
-use crate::sys::{check, close_range, numbers};
+use crate::sys::{self, check, close_all_but};
 
 /// Gives the calling thread its own descriptor table with only these descriptors. If the thread gets stuck later, it
 /// holds no other file open.
 pub(super) fn unshare_table(kept: &[RawFd]) -> io::Result<()> {
     // SAFETY: takes no pointer.
     check(unsafe { libc::unshare(libc::CLONE_FILES) })?;
-    let mut kept = kept.to_vec();
-    kept.sort_unstable();
-    let mut first = 0;
-    for fd in kept {
-        let fd = fd.cast_unsigned();
-        if fd > first {
-            // SAFETY: the table belongs to this thread alone, and the thread does not use these descriptors.
-            unsafe { close_range(first, fd.saturating_sub(1)) };
-        }
-        first = fd.saturating_add(1);
-    }
-    // SAFETY: as above.
-    unsafe { close_range(first, u32::MAX) };
+    // SAFETY: the table belongs to this thread alone, and the thread uses only the descriptors in `kept`.
+    unsafe { close_all_but(0, kept) };
     Ok(())
 }
 
@@ -42,16 +30,8 @@ pub(super) fn replace_standard(fd: BorrowedFd<'_>) {
 /// Closes all descriptors except standard error and those in `kept`. Replaces standard input and output by /dev/null,
 /// and also standard error if it is closed.
 pub(super) fn keep_only(kept: &[RawFd]) {
-    let open = File::open("/proc/self/fd").and_then(|folder| {
-        let own = folder.as_raw_fd();
-        Ok(numbers(folder.as_fd())?.into_iter().filter(move |fd| *fd != own).collect::<Vec<_>>())
-    });
-    for fd in open.unwrap_or_default() {
-        if fd > libc::STDERR_FILENO && !kept.contains(&fd) {
-            // SAFETY: this process uses only the descriptors in `kept` from now on.
-            unsafe { libc::close(fd) };
-        }
-    }
+    // SAFETY: this process has a single thread, which uses only the descriptors in `kept` from now on.
+    unsafe { close_all_but(3, kept) };
     replace_by_null(libc::STDIN_FILENO);
     replace_by_null(libc::STDOUT_FILENO);
     // SAFETY: fcntl with F_GETFD takes no pointer.
@@ -60,16 +40,11 @@ pub(super) fn keep_only(kept: &[RawFd]) {
     }
 }
 
-/// Replaces a descriptor by /dev/null. So a reader that waits for the end of a pipe does not wait for this process.
-pub(super) fn replace_by_null(fd: RawFd) {
-    // SAFETY: a C string and numbers. If /dev/null cannot be opened, the descriptor stays as it is.
-    unsafe {
-        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
-        if null != -1 && null != fd {
-            libc::dup2(null, fd);
-            libc::close(null);
-        }
-    }
+/// Replaces a standard descriptor by /dev/null. So a reader that waits for the end of a pipe does not wait for this
+/// process. If /dev/null cannot be opened, the descriptor stays as it is.
+pub(super) fn replace_by_null(standard: RawFd) {
+    // SAFETY: Rust's standard streams do not own the standard descriptors, and write to whatever file these refer to.
+    let _ = unsafe { sys::replace_by_null(standard) };
 }
 
 /// Writes the whole text to a descriptor, or stops at an error.

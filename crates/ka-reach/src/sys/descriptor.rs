@@ -35,19 +35,20 @@ pub(crate) fn lock(file: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) }).map(drop)
 }
 
-/// Closes all descriptors except the standard ones and those in `keep`.
+/// Closes the calling thread's descriptors from `first` on, except those in `keep`.
 ///
 /// # Safety
 ///
-/// This process must not use the closed descriptors any more.
-pub(super) unsafe fn close_all_but(keep: &[RawFd]) {
-    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.cast_unsigned()).filter(|fd| *fd > 2).collect();
+/// The threads that share the descriptor table must not use the closed descriptors any more.
+pub(crate) unsafe fn close_all_but(mut first: u32, keep: &[RawFd]) {
+    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.cast_unsigned()).filter(|fd| *fd >= first).collect();
     kept.sort_unstable();
-    let mut first = 3;
-    // SAFETY: takes no pointer. The caller promises that this process does not use the closed descriptors.
+    // SAFETY: the caller promises that nothing uses the closed descriptors.
     unsafe {
         for fd in kept {
-            close_range(first, fd.saturating_sub(1));
+            if fd > first {
+                close_range(first, fd.saturating_sub(1));
+            }
             first = fd.saturating_add(1);
         }
         close_range(first, u32::MAX);
@@ -58,16 +59,35 @@ pub(super) unsafe fn close_all_but(keep: &[RawFd]) {
 ///
 /// # Safety
 ///
-/// This process must not use the closed descriptors any more.
-pub(crate) unsafe fn close_range(first: u32, last: u32) {
-    // SAFETY: takes no pointer. The caller promises that this process does not use the closed descriptors. Before Linux
-    // 5.9, or if a seccomp filter forbids close_range, the loop closes them one by one.
+/// The threads that share the descriptor table must not use the closed descriptors any more.
+unsafe fn close_range(first: u32, last: u32) {
+    // SAFETY: the calls take no pointer, and the caller promises that nothing uses the closed descriptors.
     unsafe {
-        if first <= last && libc::syscall(libc::SYS_close_range, first, last, 0) != 0 {
+        // Before Linux 5.9, or if a seccomp filter forbids close_range, close the descriptors one by one.
+        if libc::syscall(libc::SYS_close_range, first, last, 0) != 0 {
             let most = u32::try_from(libc::sysconf(libc::_SC_OPEN_MAX)).unwrap_or(u32::MAX).min(1 << 20);
             for fd in first..=last.min(most) {
                 libc::close(fd.cast_signed());
             }
         }
+    }
+}
+
+/// Replaces a descriptor by /dev/null. If /dev/null cannot be opened, the descriptor stays as it is.
+///
+/// # Safety
+///
+/// No owner may rely on the file that the descriptor referred to.
+pub(crate) unsafe fn replace_by_null(fd: RawFd) -> io::Result<()> {
+    // SAFETY: the path is a C string. The caller promises that `fd` may be replaced, and `null` is closed only if it is
+    // another descriptor.
+    unsafe {
+        let null = check(libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC))?;
+        if null == fd {
+            return Ok(());
+        }
+        let replaced = check(libc::dup2(null, fd));
+        libc::close(null);
+        replaced.map(drop)
     }
 }

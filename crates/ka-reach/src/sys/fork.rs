@@ -11,7 +11,7 @@ use std::ptr;
 use libc::c_int;
 
 use super::check;
-use super::descriptor::close_all_but;
+use super::descriptor::{close_all_but, replace_by_null};
 use crate::Error;
 
 /// Forks a worker process, which runs `work` and exits. Returns its PID, and the read end of the pipe that `work`
@@ -34,18 +34,14 @@ pub(crate) fn fork_worker(keep: &[RawFd], work: impl FnOnce(File)) -> io::Result
         return Ok((child, read_end));
     }
     let kept = [keep, &[write_end.as_raw_fd()]].concat();
-    // SAFETY: C strings, and descriptors that the child does not use. The child ends with _exit, so no destructor of
-    // the parent runs twice.
+    // SAFETY: no call takes a pointer. The child uses only the descriptors in `kept`, and ends with _exit, so no
+    // destructor closes the others again.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
-        let is_detached = (0..=2).all(|standard| libc::dup2(null, standard) == standard);
         // The parent may have ended before PR_SET_PDEATHSIG took effect.
-        if !is_detached || libc::getppid() != parent {
+        if detach(&kept).is_err() || libc::getppid() != parent {
             libc::_exit(1);
         }
-        libc::chdir(c"/".as_ptr());
-        close_all_but(&kept);
     }
     work(write_end);
     // SAFETY: takes no pointer.
@@ -102,8 +98,8 @@ pub fn start_detached(keep: &[RawFd], work: impl FnOnce() -> io::Result<()>) -> 
         {}
         return started;
     }
-    // SAFETY: C strings, and descriptors that the new process does not use. It ends with _exit, so no destructor of the
-    // parent runs twice.
+    // SAFETY: no call takes a pointer. The new process uses only the descriptors in `keep`, and ends with _exit, so no
+    // destructor closes the others again.
     unsafe {
         libc::setsid();
         match check(libc::fork()) {
@@ -114,16 +110,27 @@ pub fn start_detached(keep: &[RawFd], work: impl FnOnce() -> io::Result<()>) -> 
                 libc::_exit(1)
             }
         }
-        libc::chdir(c"/".as_ptr());
-        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
-        for standard in (0..=2).filter(|standard| !keep.contains(standard)) {
-            libc::dup2(null, standard);
-        }
-        close_all_but(keep);
+        let _ = detach(keep);
     }
     let _ = work();
     // SAFETY: takes no pointer.
     unsafe { libc::_exit(0) }
+}
+
+/// Makes this process independent of the files that it inherited: changes to the root folder, closes descriptors, and
+/// replaces the standard ones by /dev/null. The descriptors in `keep` stay. Fails if a standard descriptor cannot be
+/// replaced.
+///
+/// # Safety
+///
+/// This process must have a single thread, and must use only the descriptors in `keep` from now on.
+unsafe fn detach(keep: &[RawFd]) -> io::Result<()> {
+    let _ = std::env::set_current_dir("/");
+    // SAFETY: the caller promises that nothing uses the closed descriptors.
+    unsafe { close_all_but(3, keep) };
+    let mut standard = (0..=2).filter(|standard| !keep.contains(standard));
+    // SAFETY: as above.
+    standard.try_for_each(|standard| unsafe { replace_by_null(standard) })
 }
 
 /// Writes an errno to a pipe. If the write fails, the reader finds the end of the pipe, which is an error too.

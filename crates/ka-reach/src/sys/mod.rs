@@ -26,7 +26,7 @@ use libc::c_long;
 
 pub(crate) use capability::{keep_capabilities, renounce_privileges};
 pub(crate) use clock::processor_time;
-pub(crate) use descriptor::{close_range, inode, lock, pidfd_getfd, pidfd_open};
+pub(crate) use descriptor::{close_all_but, inode, lock, pidfd_getfd, pidfd_open, replace_by_null};
 pub(crate) use folder::{folders, numbers, open_at, read_link};
 pub(crate) use fork::{fork_worker, has_ended, kill_worker, start_detached, wait_for, widen_pipe};
 pub(crate) use limits::raise_descriptor_limit;
