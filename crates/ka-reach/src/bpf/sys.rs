@@ -5,7 +5,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -284,7 +284,7 @@ pub(super) fn map_with(title: &str, value: &[u8]) -> io::Result<OwnedFd> {
     let map = bpf_fd(command::MAP_CREATE, &mut attributes)?;
     let key = 0_u32;
     let mut attributes = MapElement {
-        map: map.as_raw_fd().cast_unsigned(),
+        map: number(map.as_fd()),
         padding: 0,
         key: address(&key),
         value: address(value),
@@ -302,12 +302,7 @@ pub(super) fn map_numbered(id: u32) -> io::Result<OwnedFd> {
 /// Reads the value of a map that [`map_with`] made. Fails with EINVAL if the map has another type.
 pub(super) fn map_value(map: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     let mut info = RawMapInfo::default();
-    let mut attributes = GetInfo {
-        fd: number(map),
-        size: size(size_of_val(&info)),
-        info: std::ptr::from_mut(&mut info).expose_provenance() as u64,
-    };
-    bpf(command::OBJ_GET_INFO, &mut attributes)?;
+    get_info(map, &mut info)?;
     let key = 0_u32;
     if info.map_type != 2 || info.key_size != 4 || info.value_size > 1 << 16 {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
@@ -324,6 +319,18 @@ pub(super) fn map_value(map: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     bpf(command::MAP_LOOKUP, &mut attributes)?;
     value.truncate(info.value_size as usize);
     Ok(value)
+}
+
+/// Reads the kernel's information about a map, link or program. `T` starts with the first fields of the kernel's struct,
+/// and may have fewer.
+fn get_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    let mut attributes = GetInfo {
+        fd: number(object),
+        size: size(size_of::<T>()),
+        info: std::ptr::from_mut(info).expose_provenance() as u64,
+    };
+    bpf(command::OBJ_GET_INFO, &mut attributes)?;
+    Ok(())
 }
 
 /// Pins a link or map at a path in a bpf filesystem. The object exists until the path is removed and all descriptors of
@@ -343,12 +350,7 @@ pub(super) fn pinned(path: &Path) -> io::Result<OwnedFd> {
 /// Returns the ID of the cgroup that a link attaches a program to, or 0 if the cgroup has been removed.
 pub(super) fn linked_cgroup(link: BorrowedFd<'_>) -> io::Result<u64> {
     let mut info = RawLinkInfo::default();
-    let mut attributes = GetInfo {
-        fd: number(link),
-        size: size(size_of_val(&info)),
-        info: std::ptr::from_mut(&mut info).expose_provenance() as u64,
-    };
-    bpf(command::OBJ_GET_INFO, &mut attributes)?;
+    get_info(link, &mut info)?;
     Ok(info.cgroup)
 }
 
@@ -420,12 +422,7 @@ pub(super) fn program_info(id: u32) -> io::Result<(String, Vec<u32>)> {
         maps: maps.as_mut_ptr().expose_provenance() as u64,
         ..RawProgramInfo::default()
     };
-    let mut attributes = GetInfo {
-        fd: program.as_raw_fd().cast_unsigned(),
-        size: size(size_of_val(&info)),
-        info: std::ptr::from_mut(&mut info).expose_provenance() as u64,
-    };
-    bpf(command::OBJ_GET_INFO, &mut attributes)?;
+    get_info(program.as_fd(), &mut info)?;
     maps.truncate(info.map_count as usize);
     Ok((name_of(info.name), maps))
 }
