@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ka_core::{Config, UserTimeout};
 use ka_reach::diag::Timer;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::args;
 use crate::failure::{FOUND, Failure, Outcome, UNKNOWN, warn};
@@ -112,8 +112,7 @@ fn namespaces(args: &args::Ls, pids: &[i32]) -> Result<(Vec<Namespace>, Vec<Stri
 }
 
 /// Risks of a socket's keepalive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Risk {
     Off,
     /// The first probe comes after more than [`SLOW_S`].
@@ -137,6 +136,12 @@ impl Risk {
             Self::UserTimeout => "user-timeout",
             Self::Unanswered => "unanswered",
         }
+    }
+}
+
+impl Serialize for Risk {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
     }
 }
 
