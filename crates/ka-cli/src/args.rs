@@ -64,7 +64,7 @@ pub(crate) enum Command {
 /// files.
 ///
 /// Some wrappers remove or replace LD_PRELOAD, or change the root directory, before they start a program. Preload does
-/// not reach such a program. ka knows these wrappers by name, also if nice, timeout, env or a similar program starts
+/// not reach such a program. ka knows these wrappers by name, even if nice, timeout, env or a similar program starts
 /// them: sudo, sudoedit, doas, pkexec, run0, login; su and runuser with -, -l or --login; newgrp with - or -l; env with
 /// -i, -u LD_PRELOAD or LD_PRELOAD=; setpriv with --reset-env; mptcpize; chroot, arch-chroot, bwrap, flatpak,
 /// systemd-nspawn, firejail, schroot, proot, nsjail, runc, crun, lxc-attach, lxc-execute, lxc-start; unshare with
@@ -208,7 +208,8 @@ pub(crate) struct Attach {
     pub(crate) user: Option<OsString>,
     /// Restore the settings that the sockets had before an earlier ka attach --json. FILE holds the output of that
     /// command
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["idle", "intvl", "cnt", "user_timeout", "whole", "mode", "via", "port", "follow"])]
+    #[arg(long, value_name = "FILE",
+          conflicts_with_all = ["idle", "intvl", "cnt", "user_timeout", "whole", "mode", "via", "port", "follow"])]
     pub(crate) undo: Option<PathBuf>,
     /// Choose how ka reaches the sockets
     #[arg(long, value_enum, default_value_t = AttachVia::Pidfd, value_name = "WAY")]
@@ -252,8 +253,8 @@ pub(crate) enum AttachVia {
 /// List TCP sockets with their processes and keepalive settings
 ///
 /// The list shows whether keepalive is on, its timers, when the next probe is due, and how many probes had no answer.
-/// If ka may not read a socket, it prints the values in the kernel's list of sockets, and ? for the rest. Run ka as root
-/// to see all.
+/// If ka may not read a socket, it prints the values in the kernel's list of sockets, and ? for the rest. Run ka as
+/// root to see all.
 ///
 /// Without --netns and --all-netns, ka lists only the network namespace that it runs in. A container usually has its
 /// own. With PIDs, ka lists the network namespaces that these processes are in. If such a process also has sockets of

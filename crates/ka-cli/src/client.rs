@@ -39,14 +39,15 @@ pub(crate) static CLIENTS: [Client; 17] = [
         names: &["docker", "nerdctl", "ctr", "podman-remote"],
         when: UsesServer::Always,
         server: "the container engine's daemon, which starts the containers",
-        how: "`docker inspect -f '{{.State.Pid}}' NAME` prints the PID of a container's first process; ka cgroup attach \
-              reaches all of a container",
+        how: "`docker inspect -f '{{.State.Pid}}' NAME` prints the PID of a container's first process; ka cgroup \
+              attach reaches all of a container",
     },
     Client {
         names: &["lxc", "incus"],
         when: UsesServer::Always,
         server: "a daemon, which starts the containers",
-        how: "`lxc info NAME` prints the PID of a container's first process; ka cgroup attach reaches all of a container",
+        how: "`lxc info NAME` prints the PID of a container's first process; ka cgroup attach reaches all of a \
+              container",
     },
     Client {
         names: &["adb"],

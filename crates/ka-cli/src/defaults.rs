@@ -182,8 +182,9 @@ fn set(policy: &Config, persist: Option<&Path>) -> Result<[i32; 3], Failure> {
     // Do everything that can fail, also allocations, before the first change.
     let change = sysctl::Change::prepare(before, values)?;
     let draft_text = format!("{HEADING}\n{}", sysctl::lines(values));
-    let draft =
-        persist.map(|path| check_ours(path).and_then(|()| Draft::write(path, &draft_text))).transpose()?;
+    let draft = persist
+        .map(|path| check_replaceable(path).and_then(|()| Draft::write(path, &draft_text)))
+        .transpose()?;
     change.apply()?;
     if let Some(draft) = draft
         && let Err(error) = draft.publish()
@@ -203,7 +204,7 @@ fn set(policy: &Config, persist: Option<&Path>) -> Result<[i32; 3], Failure> {
 const HEADING: &str = "# Written by ka defaults --persist. sysctl.d(5)";
 
 /// Returns an error unless the file may be replaced: it does not exist, or has only lines that ka writes.
-fn check_ours(path: &Path) -> Result<(), Failure> {
+fn check_replaceable(path: &Path) -> Result<(), Failure> {
     let refused = |why: &dyn std::fmt::Display| {
         Failure::new(format_args!(
             "defaults: --persist {}: {why}; nothing was set. Name a file that does not exist yet, such as \

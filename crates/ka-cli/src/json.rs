@@ -55,7 +55,10 @@ mod tests {
 
     /// Unicode's Cc, Zl, Zp and Bidi_Control.
     fn is_control(letter: char) -> bool {
-        matches!(u32::from(letter), 0..=0x1f | 0x7f..=0x9f | 0x61c | 0x200e | 0x200f | 0x2028..=0x202e | 0x2066..=0x2069)
+        matches!(
+            u32::from(letter),
+            0..=0x1f | 0x7f..=0x9f | 0x61c | 0x200e | 0x200f | 0x2028..=0x202e | 0x2066..=0x2069
+        )
     }
 
     /// Writes a text as a key and as a value. Checks that a parser reads the same text back, and that no control

@@ -197,7 +197,7 @@ fn sections(extra: &str) -> String {
     page
 }
 
-/// Returns a line of Examples without its indentation. A comment, which two blanks separate from the command, begins with
+/// Returns a line of Examples without its indentation. A comment, which two blanks separate from the command, gets a
 /// `#`, so that the whole line can be copied.
 fn example(line: &str) -> String {
     let line = line.trim_start();

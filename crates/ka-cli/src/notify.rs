@@ -54,7 +54,8 @@ fn manager() -> Option<(UnixDatagram, SocketAddr)> {
 
 /// Returns half of the manager's watchdog timeout. `None` if the variables are missing or name another process.
 fn interval() -> Option<Duration> {
-    let is_ours = env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
-    let micros: u64 = env::var("WATCHDOG_USEC").ok().filter(|_| is_ours)?.parse().ok()?;
+    let is_for_this_process =
+        env::var("WATCHDOG_PID").map_or(true, |pid| pid == std::process::id().to_string());
+    let micros: u64 = env::var("WATCHDOG_USEC").ok().filter(|_| is_for_this_process)?.parse().ok()?;
     (micros > 0).then(|| Duration::from_micros(micros / 2))
 }

@@ -128,8 +128,8 @@ impl Plan {
             let short = exact(timeout);
             warnings.push(format!(
                 "The user timeout, {short}, is shorter than the idle time, {idle} s. The first unanswered probe ends \
-                 an idle connection. A connection with unacknowledged data ends after {short}, even if the peer is alive \
-                 and only reads slowly. Better: user_timeout=auto (here {} s), or user_timeout=none.",
+                 an idle connection. A connection with unacknowledged data ends after {short}, even if the peer is \
+                 alive and only reads slowly. Better: user_timeout=auto (here {} s), or user_timeout=none.",
                 automatic / 1000
             ));
         }
@@ -140,7 +140,8 @@ impl Plan {
                 Some(_) => "user_timeout=auto or user_timeout=none",
             };
             warnings.push(format!(
-                "With one probe, one lost packet ends a connection whose peer is alive. Three probes are safer: {safer}."
+                "With one probe, one lost packet ends a connection whose peer is alive. Three probes are safer: \
+                 {safer}."
             ));
         }
         if intvl > idle {
@@ -225,7 +226,8 @@ impl Plan {
             (
                 "systemd.socket(5)",
                 format!(
-                    "[Socket]\nKeepAlive=yes\nKeepAliveTimeSec={idle}\nKeepAliveIntervalSec={intvl}\nKeepAliveProbes={cnt}"
+                    "[Socket]\nKeepAlive=yes\nKeepAliveTimeSec={idle}\nKeepAliveIntervalSec={intvl}\n\
+                     KeepAliveProbes={cnt}"
                 ),
             ),
             (

@@ -12,17 +12,21 @@ use crate::failure::Failure;
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct PolicyFlags {
     /// Idle time before the first probe: seconds, or with a unit: 30s, 5m, 2h. 1 to 32767 s
-    #[arg(help_heading = "Policy", short = 'd', long, value_name = "S", value_parser = duration::idle, allow_negative_numbers = true)]
+    #[arg(help_heading = "Policy", short = 'd', long, value_name = "S", value_parser = duration::idle,
+          allow_negative_numbers = true)]
     pub(crate) idle: Option<i32>,
     /// Time from an unanswered probe to the next: seconds, or with a unit: 30s, 5m, 2h. 1 to 32767 s
-    #[arg(help_heading = "Policy", short = 'i', long, value_name = "S", value_parser = duration::intvl, allow_negative_numbers = true)]
+    #[arg(help_heading = "Policy", short = 'i', long, value_name = "S", value_parser = duration::intvl,
+          allow_negative_numbers = true)]
     pub(crate) intvl: Option<i32>,
     /// Number of unanswered probes after which the connection is dead: 1 to 127
-    #[arg(help_heading = "Policy", short = 'c', long, value_name = "N", value_parser = duration::cnt, allow_negative_numbers = true)]
+    #[arg(help_heading = "Policy", short = 'c', long, value_name = "N", value_parser = duration::cnt,
+          allow_negative_numbers = true)]
     pub(crate) cnt: Option<i32>,
     /// TCP_USER_TIMEOUT, such as 1500ms or 30s, at most 2147483647 ms. A number without a unit is milliseconds, and
     /// must be 1000 or more. 0 or none: no timeout. auto: 1000 * (idle + intvl * cnt)
-    #[arg(help_heading = "Policy", short = 'u', long, value_name = "MS", value_parser = user_timeout, allow_negative_numbers = true)]
+    #[arg(help_heading = "Policy", short = 'u', long, value_name = "MS", value_parser = user_timeout,
+          allow_negative_numbers = true)]
     pub(crate) user_timeout: Option<Timeout>,
     /// A whole policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout=, separated by commas, or off. Times may
     /// have units, such as 1m,10s,6: see ka-run(1). The other flags override parts of it. Default: 60,10,6

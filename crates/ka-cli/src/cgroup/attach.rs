@@ -186,8 +186,8 @@ fn left_out_text(left: LeftOut, mode: Mode) -> String {
         LeftOut::Cgroups(skip) => skip.to_string(),
         LeftOut::Search(error) => format!("the search for other network namespaces failed: {error}"),
         LeftOut::Processes(count) => format!(
-            "{} could not be examined, so only sockets in ka's own network namespace were set (needs CAP_SYS_PTRACE, and \
-             PIDs in ka's PID namespace)",
+            "{} could not be examined, so only sockets in ka's own network namespace were set (needs CAP_SYS_PTRACE, \
+             and PIDs in ka's PID namespace)",
             plural::count(count, "process")
         ),
         LeftOut::Socket(why) => why,

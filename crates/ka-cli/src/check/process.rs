@@ -46,8 +46,8 @@ pub(super) fn report(pid: i32) -> Result<Report, Failure> {
         facts.push("libka_preload.so is loaded".to_owned());
         if c_libraries > 1 {
             facts.push(format!(
-                "{c_libraries} copies of the C library are loaded, for example by dlmopen(3): libka_preload.so may see the \
-                 calls of only one of them"
+                "{c_libraries} copies of the C library are loaded, for example by dlmopen(3): libka_preload.so may see \
+                 the calls of only one of them"
             ));
         }
     }
@@ -97,7 +97,7 @@ pub(super) fn report(pid: i32) -> Result<Report, Failure> {
     let command = command_for(pid, missed.then_some(&in_force[..]), is_under, attach.reaches == Some(true));
     let mut ways = vec![preload, seccomp, cgroup, attach];
     ways.sort_by_key(|way| way.reaches != Some(true));
-    // If ka could not examine everything, or sockets were missed, the process does not count as reached.
+    // If ka could not examine everything, or a policy missed sockets, ka reports that the process is not reached.
     let is_reached = is_whole && !missed && ways.first().is_some_and(|way| way.reaches == Some(true));
     let outer = Some(OuterPolicies { supervisor, cgroups });
     Ok(Report { target, facts, ways, is_reached, command: Some(command), outer })
@@ -192,9 +192,9 @@ fn missed_facts(
             );
         }
         facts.push(
-            "possible reasons: the program opened the socket with its own system calls, through io_uring, with a C library \
-             that it loaded with dlmopen(3), or before the policy was in force; or another process passed the socket to \
-             this one"
+            "possible reasons: the program opened the socket with its own system calls, through io_uring, with a C \
+             library that it loaded with dlmopen(3), or before the policy was in force; or another process passed the \
+             socket to this one"
                 .to_owned(),
         );
         if has_ring {

@@ -189,8 +189,8 @@ fn bypass(path: &Path, elf: &Elf) -> Option<String> {
     let own = linked.calls_sockets().ok().flatten()?;
     let who = if own == linked.program() { "it".to_owned() } else { own.display().to_string() };
     Some(format!(
-        "{}: {who} makes system calls without the C library: neither it nor its libraries import socket, connect, listen \
-         or accept",
+        "{}: {who} makes system calls without the C library: neither it nor its libraries import socket, connect, \
+         listen or accept",
         path.display()
     ))
 }

@@ -158,16 +158,16 @@ impl Apply<'_> {
 
     /// Loads the timer's new value: the policy's value, or in mode floor the socket's own value if that is stricter.
     fn choose(&self, program: &mut Assembler, timer: Timer, value: i32, failed: Label) {
-        let ours = program.label();
+        let chosen = program.label();
         program.mov(VALUE, value);
         if self.mode == Mode::Floor {
-            // theirs = getsockopt(timer); if (0 < theirs && theirs < value) value = theirs;
+            // own = getsockopt(timer); if (0 < own && own < value) value = own;
             get(program, SockOpt::Timer(timer), failed);
-            program.jump_if(Reg::R0, Cond::LessOrEqual, 0, ours);
-            program.jump_if(VALUE, Cond::LessOrEqual, Reg::R0, ours);
+            program.jump_if(Reg::R0, Cond::LessOrEqual, 0, chosen);
+            program.jump_if(VALUE, Cond::LessOrEqual, Reg::R0, chosen);
             program.mov(VALUE, Reg::R0);
         }
-        program.place(ours);
+        program.place(chosen);
     }
 
     /// `if (bpf_setsockopt(socket, level, name, &value, 4) < 0) goto failed; writes++;`

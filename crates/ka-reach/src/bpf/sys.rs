@@ -321,8 +321,7 @@ pub(super) fn map_value(map: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     Ok(value)
 }
 
-/// Reads the kernel's information about a map, link or program. `T` starts with the first fields of the kernel's struct,
-/// and may have fewer.
+/// Reads the kernel's information about a map, link or program. `T` has the first fields of the kernel's struct.
 fn get_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
     let mut attributes = GetInfo {
         fd: number(object),

@@ -93,7 +93,7 @@ pub(super) fn acknowledge(pid: i32, change: Change) {
 /// Reaps a child if it has ended. Returns whether it exited with status 0, or `None` if it still runs.
 pub(super) fn try_wait(pid: i32) -> Option<bool> {
     let mut status = 0;
-    // SAFETY: a pointer to an int.
+    // SAFETY: the pointer to `status` is valid during the call.
     match retry_interrupted(|| unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG | libc::__WALL) }) {
         Ok(0) => None,
         Ok(_) => Some(is_success(status)),
@@ -107,7 +107,7 @@ pub(super) fn try_wait(pid: i32) -> Option<bool> {
 /// Waits until a child has ended, and reaps it. Returns whether it exited with status 0.
 pub(super) fn wait(pid: i32) -> bool {
     let mut status = 0;
-    // SAFETY: a pointer to an int.
+    // SAFETY: the pointer to `status` is valid during the call.
     let waited = retry_interrupted(|| unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) });
     waited.is_ok() && is_success(status)
 }

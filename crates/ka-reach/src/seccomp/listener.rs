@@ -79,7 +79,7 @@ impl Listener {
     /// Returns whether the caller still waits. If so, its thread ID has not been reused since the call was received.
     pub(super) fn is_waiting(&self, call: &Call) -> bool {
         let mut id = call.id;
-        // SAFETY: the kernel reads a u64.
+        // SAFETY: the pointer to `id` is valid during the call. The kernel reads a u64.
         let valid = check(unsafe {
             libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw mut id)
         });
@@ -91,7 +91,7 @@ impl Listener {
     /// report this.
     pub(super) fn has_no_callers(&self) -> bool {
         let mut entry = libc::pollfd { fd: self.0.as_raw_fd(), events: 0, revents: 0 };
-        // SAFETY: one pollfd.
+        // SAFETY: the pointer to one pollfd is valid during the call.
         unsafe { libc::poll(&raw mut entry, 1, 0) == 1 && entry.revents & libc::POLLHUP != 0 }
     }
 

@@ -60,8 +60,9 @@ impl Message {
             2 => Self::Program(Change::Exited(number)),
             3 => Self::Program(Change::Killed(number)),
             4 => Self::Program(Change::Stopped(number)),
+            5 => Self::Program(Change::Continued),
             6 => Self::NoDescendants,
-            _ => Self::Program(Change::Continued),
+            _ => return None,
         })
     }
 }

@@ -106,8 +106,8 @@ impl Workers {
         let exceeds = self.stalled.load(Ordering::Relaxed) != 0 && self.exceeds(task);
         if exceeds {
             self.warn(task, Warning::TooManyStalls, || {
-                "or its user keeps several threads of the supervisor waiting: its calls are let through, and its sockets have \
-                 no policy"
+                "or its user keeps several threads of the supervisor waiting: its calls are let through, and its \
+                 sockets have no policy"
                     .to_owned()
             });
         }
@@ -383,7 +383,8 @@ impl Watchdog {
         self.workers.warn(task, Warning::Timeout, || {
             let seconds = DEADLINE.saturating_mul(u32::try_from(TICK.as_millis()).unwrap_or(0)) / 1000;
             format!(
-                "made a call that blocked the supervisor for {seconds} s: it was let through, and its socket may have no policy"
+                "made a call that blocked the supervisor for {seconds} s: it was let through, and its socket may have \
+                 no policy"
             )
         });
         let _ = self.workers.listener.answer(call, Answer::Continue);

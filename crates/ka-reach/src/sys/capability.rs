@@ -44,7 +44,7 @@ pub(crate) fn keep_capabilities(keep: &[u32]) -> io::Result<()> {
     }
     let mut header = Header { version: 0x2008_0522, pid: 0 };
     let mut data = [Data::default(); 2];
-    // SAFETY: the kernel gets a header, and writes the two data structs that the header's version requires.
+    // SAFETY: both pointers are valid during the call. With this version, the kernel writes two data structs.
     check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
     for (half, first) in data.iter_mut().zip([0, 32]) {
         let bits = keep.iter().filter_map(|number| 1_u32.checked_shl(number.checked_sub(first)?));
@@ -52,7 +52,7 @@ pub(crate) fn keep_capabilities(keep: &[u32]) -> io::Result<()> {
         half.effective = half.permitted;
         half.inheritable = 0;
     }
-    // SAFETY: the same structs, which the kernel only reads.
+    // SAFETY: both pointers are valid during the call. The kernel only reads the structs.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) })?;
     renounce_privileges()
 }

@@ -14,7 +14,7 @@ use super::{c_path, check};
 /// The errno of faccessat(2): EACCES if the file is not executable, ENOENT if it does not exist.
 pub fn check_executable(path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
-    // SAFETY: a C string.
+    // SAFETY: `path` is a C string, which lives until the call returns.
     check(unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::X_OK, libc::AT_EACCESS) }).map(drop)
 }
 
@@ -23,7 +23,7 @@ pub fn check_executable(path: &Path) -> io::Result<()> {
 pub fn is_nosuid(path: &Path) -> bool {
     let Ok(path) = c_path(path) else { return false };
     let mut status = MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: a C string, and a struct that the call initializes if it returns 0.
+    // SAFETY: `path` is a C string. The call initializes `status` if it returns 0, and only then `status` is read.
     unsafe {
         libc::statvfs(path.as_ptr(), status.as_mut_ptr()) == 0
             && status.assume_init().f_flag & libc::ST_NOSUID != 0
@@ -33,7 +33,7 @@ pub fn is_nosuid(path: &Path) -> bool {
 /// Returns whether the file has capabilities. capabilities(7), "File capabilities"
 pub fn has_capabilities(path: &Path) -> bool {
     let Ok(path) = c_path(path) else { return false };
-    // SAFETY: two C strings. With size 0 the kernel only returns the length and writes nothing.
+    // SAFETY: both names are C strings. With size 0, the kernel returns the length and writes nothing.
     unsafe { libc::getxattr(path.as_ptr(), c"security.capability".as_ptr(), ptr::null_mut(), 0) > 0 }
 }
 

@@ -34,7 +34,7 @@ pub(crate) fn folders(folder: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
 pub(crate) fn open_at(folder: BorrowedFd<'_>, name: &OsStr, flags: c_int) -> io::Result<File> {
     let name = c_path(name.as_ref())?;
     let flags = flags | libc::O_RDONLY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-    // SAFETY: a C string.
+    // SAFETY: `name` is a C string, which lives until the call returns.
     owned(unsafe { libc::openat(folder.as_raw_fd(), name.as_ptr(), flags) }.into()).map(File::from)
 }
 
@@ -42,7 +42,7 @@ pub(crate) fn open_at(folder: BorrowedFd<'_>, name: &OsStr, flags: c_int) -> io:
 fn entries(folder: BorrowedFd<'_>, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0_u8; 64 * 1024];
     loop {
-        // SAFETY: the kernel writes at most as many bytes as the buffer has.
+        // SAFETY: `buffer` is valid during the call, and the kernel writes at most its length.
         let size = check(unsafe {
             libc::syscall(libc::SYS_getdents64, folder.as_raw_fd(), buffer.as_mut_ptr(), buffer.len())
         })?;

@@ -18,6 +18,7 @@ pub fn groups() -> (u32, u32) {
 /// Returns the ID of the user with this name. getpwnam(3)
 pub fn named(name: &OsStr) -> Option<u32> {
     let name = CString::new(name.as_bytes()).ok()?;
-    // SAFETY: a C string. The entry is read at once, and no other thread could overwrite it with another getpwnam.
+    // SAFETY: `name` is a C string. The result is null or points to an entry that is valid until the next call of
+    // getpwnam. There is no other thread that could call it, and the entry is read at once.
     unsafe { libc::getpwnam(name.as_ptr()).as_ref() }.map(|entry| entry.pw_uid)
 }

@@ -44,7 +44,7 @@ fn entry(fd: BorrowedFd<'_>, events: c_short) -> pollfd {
 
 fn wait(set: &mut [pollfd], milliseconds: u128) -> io::Result<()> {
     let timeout = c_int::try_from(milliseconds).unwrap_or(c_int::MAX);
-    // SAFETY: the kernel writes `revents` of as many entries as the slice has.
+    // SAFETY: the pointer and the count are those of `set`. The kernel writes only `revents` of its entries.
     match check(unsafe { libc::poll(set.as_mut_ptr(), set.len() as libc::nfds_t, timeout) }) {
         Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
         _ => Ok(()),
