@@ -4,7 +4,7 @@
 //! writes a record about the socket into a buffer, which a process reads from the iterator's descriptor.
 //! Documentation/bpf/bpf_iterators.rst
 
-use ka_core::{Config, Settings, SockOpt, Timer};
+use ka_core::{Config, Settings, SockOpt};
 use ka_policy::Mode;
 
 use super::apply::{Apply, FREE, SOCKET, WRITES, get};
@@ -20,16 +20,8 @@ const META_SEQ: i16 = 0;
 const CONTEXT: i16 = FREE - 8;
 const RECORD: i16 = CONTEXT - 40;
 
-/// The options in a record of the reader, in their order.
-const OPTIONS: [SockOpt; 5] = [
-    SockOpt::KeepAlive,
-    SockOpt::Timer(Timer::Idle),
-    SockOpt::Timer(Timer::Intvl),
-    SockOpt::Timer(Timer::Cnt),
-    SockOpt::Timer(Timer::UserTimeout),
-];
-
-/// The size of a record of the reader: the socket's cookie (sock_diag(7)), the five options, and padding.
+/// The size of a record of the reader: the socket's cookie (sock_diag(7)), the options in the order of [`SockOpt::ALL`],
+/// and padding.
 const READ_SIZE: i16 = 8 + 4 * 5 + 4;
 /// The size of a record of the writer: the socket's cookie, the number of written options, and a negative errno or 0.
 const SET_SIZE: i16 = 8 + 4 + 4;
@@ -50,7 +42,7 @@ pub(super) fn reader() -> Vec<Insn> {
     begin(&mut program, skip);
     cookie(&mut program);
     // for each option: record.option = getsockopt(option);
-    for (option, place) in OPTIONS.into_iter().zip((RECORD + 8..).step_by(4)) {
+    for (option, place) in SockOpt::ALL.into_iter().zip((RECORD + 8..).step_by(4)) {
         get(&mut program, option, skip);
         program.store(Size::Word, Reg::R10, place, Reg::R0);
     }
@@ -228,7 +220,8 @@ fn skip_other_cgroups(
 /// Parses the reader's records: the settings of each socket, with its cookie.
 pub(super) fn settings(records: &[u8]) -> impl Iterator<Item = (u64, Settings)> {
     records.chunks_exact(READ_SIZE.unsigned_abs().into()).filter_map(|record| {
-        let [on, idle, intvl, cnt, user_timeout] = words(record)?;
+        // If there is another option, READ_SIZE must have room for it.
+        let [on, idle, intvl, cnt, user_timeout]: [i32; SockOpt::ALL.len()] = words(record)?;
         let settings = Settings { enabled: on != 0, idle, intvl, cnt, user_timeout: Some(user_timeout) };
         Some((u64::from_ne_bytes(*record.first_chunk()?), settings))
     })
