@@ -16,8 +16,11 @@ use ka_test::child::{preloaded, stderr, stdout, succeed};
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_network_namespace, is_root, with_own_etc};
-use ka_test::path::{root, scratch};
+use ka_test::path::{PublicFolder, root, scratch};
 use ka_test::socket::{fresh, set_option};
+
+/// The beginning of a shell command that runs as an unprivileged user.
+const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
 
 /// The functions that the shim exports.
 const HOOKS: [&str; 15] = [
@@ -555,10 +558,7 @@ fn a_locked_socket_of_its_user_does_not_block_a_setuid_program() {
         skip("only root may make a program setuid");
         return;
     }
-    // The user who runs the program must be able to enter the folder.
-    let folder = Path::new("/tmp").join(format!("ka-test-lock-{}", std::process::id()));
-    fs::create_dir(&folder).unwrap();
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let folder = PublicFolder::new("lock");
     let (setuid, preload) = (folder.join("moments"), folder.join("libka_preload.so"));
     fs::copy(program!("moments"), &setuid).unwrap();
     fs::copy(shim(), &preload).unwrap();
@@ -569,7 +569,6 @@ fn a_locked_socket_of_its_user_does_not_block_a_setuid_program() {
         program!("lock").display(),
         setuid.display()
     ));
-    fs::remove_dir_all(&folder).unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
     if printed == "status 77\n" {
         skip(NO_ATTACK);
@@ -913,14 +912,11 @@ fn the_log_has_a_line_for_each_socket_and_each_denied_call() {
 /// This user cannot open files of another user. The shim prints each of them once, when it is loaded.
 #[test]
 fn the_shim_names_unreadable_files_once() {
-    const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
     if !is_root() {
         skip("only root may have an /etc of its own and become another user");
         return;
     }
-    let folder = Path::new("/tmp").join(format!("ka-test-files-{}", std::process::id()));
-    fs::create_dir(&folder).unwrap();
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let folder = PublicFolder::new("files");
     let (library, program) = (folder.join("libka_preload.so"), folder.join("moments"));
     fs::copy(shim(), &library).unwrap();
     fs::copy(program!("moments"), &program).unwrap();
@@ -945,7 +941,6 @@ fn the_shim_names_unreadable_files_once() {
         &format!("KA_LOG={}", log.display()),
     );
     let lines = fs::read_to_string(&log).unwrap();
-    fs::remove_dir_all(&folder).unwrap();
     let complaint = "ka: /etc/ka.conf: must be a regular file that belongs to root, readable by all, writable by nobody else; ignored\n";
     assert_eq!(conf, ("1 60 10 4 0".into(), complaint.into()));
     assert_eq!(quiet, ("1 60 10 6 0".into(), String::new()));
@@ -990,24 +985,18 @@ fn the_file_is_read_first_and_the_environment_overrides_it() {
 
 #[test]
 fn setuid_programs_ignore_the_environment() {
-    const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
     if !is_root() {
         skip("only root may make a program setuid");
         return;
     }
-    let (program, library, log) = (scratch("setuid"), scratch("library"), scratch("log"));
-    fs::copy(program!("moments"), &program).unwrap();
-    fs::copy(shim(), &library).unwrap();
-    // The user who runs the program must be able to enter the folder.
-    let folder = Path::new("/tmp").join(format!("ka-test-{}", std::process::id()));
-    fs::create_dir(&folder).unwrap();
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let log = scratch("log");
+    let folder = PublicFolder::new("setuid");
     let (setuid, preload) = (folder.join("moments"), folder.join("libka_preload.so"));
     let capable = folder.join("capable");
-    fs::copy(&program, &setuid).unwrap();
-    fs::copy(&program, &capable).unwrap();
+    fs::copy(program!("moments"), &setuid).unwrap();
+    fs::copy(program!("moments"), &capable).unwrap();
     succeed(Command::new("setcap").arg("cap_net_raw+ep").arg(&capable));
-    fs::copy(&library, &preload).unwrap();
+    fs::copy(shim(), &preload).unwrap();
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
     let run_with = |conf: &str, user: &str, command: &str| {
         let output = with_own_etc(&format!(
@@ -1031,7 +1020,6 @@ fn setuid_programs_ignore_the_environment() {
     let named_as_nobody = [named(NOBODY, &setuid), named(NOBODY, &capable)];
     let named_as_root = named("", &setuid);
     let skipped = run_with("KA_SKIP=moments\\n", NOBODY, &setuid.display().to_string());
-    fs::remove_dir_all(&folder).unwrap();
     for values in named_as_nobody {
         assert_eq!(values, "1 60 10 6 0", "a user turned keepalive off in a program with more rights");
     }

@@ -15,7 +15,7 @@ use ka_test::child::{Running, preloaded, stderr, stdout, succeed};
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, in_own_network_namespace, is_root};
-use ka_test::path::{root, scratch};
+use ka_test::path::{PublicFolder, root, scratch};
 use ka_test::server::{nginx, redis_arguments};
 use ka_test::socket::established;
 use ka_test::wait::{eventually, listening};
@@ -85,10 +85,9 @@ async def serve(reader, writer):
 
 async def main():
     server = await asyncio.start_server(serve, "127.0.0.1", 7000)
-    for factory in (asyncio.open_connection,):
-        reader, writer = await factory("127.0.0.1", 7000)
-        writer.write(b"hello\n")
-        assert await reader.readline() == b"hello\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", 7000)
+    writer.write(b"hello\n")
+    assert await reader.readline() == b"hello\n"
     plain = socket.create_connection(("127.0.0.1", 7000))
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
     assert plain.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1, "getsockopt returns the setting in force"
@@ -151,16 +150,14 @@ fn as_unprivileged_user(program: &Path) -> Command {
 /// A running PostgreSQL server.
 struct Postgres {
     _server: Running,
-    _made: CleanUp,
+    _folder: PublicFolder,
 }
 
 /// Starts a PostgreSQL server, with or without the shim.
 fn start_postgres(is_preloaded: bool, args: &[&str]) -> Postgres {
     let bin = postgres();
-    // The user nobody must be able to enter the folder.
-    let folder = std::env::temp_dir().join(format!("ka-test-postgres-{}-{is_preloaded}", std::process::id()));
-    fs::create_dir(&folder).unwrap();
-    let made = CleanUp(folder.clone());
+    let folder = PublicFolder::new("postgres");
+    // The user nobody must be able to write it.
     fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     let (shim, data) = (folder.join("libka_preload.so"), folder.join("data"));
     fs::copy(ka_test::artifact::shim(), &shim).unwrap();
@@ -178,12 +175,8 @@ fn start_postgres(is_preloaded: bool, args: &[&str]) -> Postgres {
     server.arg("-D").arg(&data).arg("-k").arg(&folder).stderr(Stdio::null());
     let server = Running::start(server.args(["-h", "127.0.0.1"]).args(args));
     listening(5432);
-    let end = Instant::now() + Duration::from_secs(20);
-    while !psql(&["select 1"]).output().unwrap().status.success() {
-        assert!(Instant::now() < end, "PostgreSQL does not start");
-        thread::sleep(Duration::from_millis(100));
-    }
-    Postgres { _server: server, _made: made }
+    eventually("PostgreSQL answers", || psql(&["select 1"]).output().unwrap().status.success());
+    Postgres { _server: server, _folder: folder }
 }
 
 fn psql(args: &[&str]) -> Command {
@@ -314,15 +307,6 @@ fn java_and_jdbc_connections_have_the_documented_timers() {
     }
 }
 
-/// Removes a folder when dropped.
-struct CleanUp(PathBuf);
-
-impl Drop for CleanUp {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// An SSH server on port 2222 in its own network namespace, and root's key for it.
 struct Ssh {
     key: PathBuf,
@@ -393,9 +377,7 @@ fn the_hint_about_ssh_masters_leads_to_the_connection() {
     }
     let Some(ssh) = Ssh::start(&mut Command::new("/usr/sbin/sshd")) else { return };
     // The path of a unix socket must be short.
-    let folder = std::env::temp_dir().join(format!("ka-master-{}", std::process::id()));
-    fs::create_dir(&folder).unwrap();
-    let _made = CleanUp(folder.clone());
+    let folder = PublicFolder::new("master");
     let path = folder.join("m").display().to_string();
     let host = "root@127.0.0.1";
     let _master = Running::start(ssh.client(&mut Command::new("ssh"), &["-M", "-S", &path, "-N", host]));

@@ -13,15 +13,13 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use command::{
-    CleanUp, Holder, armed, as_nobody, bare, go_holder, holder, ka, outcome, public, static_holder,
-};
+use command::{Holder, armed, as_nobody, bare, go_holder, holder, ka, outcome, static_holder};
 use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::kernel::has_mptcp;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
-use ka_test::path::scratch;
+use ka_test::path::{PublicFolder, scratch};
 use ka_test::process::signal_child;
 use ka_test::server::{nginx, redis_arguments};
 use ka_test::socket::{keepalive_options, option, set_option};
@@ -469,8 +467,7 @@ fn messages_about_inaccessible_processes_name_what_is_needed() {
         skip("only root can become another user");
         return;
     }
-    let folder = public("attach");
-    let made = CleanUp(folder.clone());
+    let folder = PublicFolder::new("attach");
     for program in [release().join("ka"), holder().to_path_buf()] {
         fs::copy(
             &program,
@@ -511,7 +508,6 @@ fn messages_about_inaccessible_processes_name_what_is_needed() {
         );
         own.assert_all(280, 30, 5);
     }
-    drop(made);
 }
 
 #[test]
@@ -520,9 +516,8 @@ fn all_and_user_select_processes() {
         return;
     }
     let mut roots = Holder::start(&mut Command::new(holder()));
-    if is_root() && fs::metadata(holder()).is_ok() {
-        let folder = public("user");
-        let made = CleanUp(folder.clone());
+    if is_root() {
+        let folder = PublicFolder::new("user");
         fs::copy(holder(), folder.join("holder")).unwrap();
         let mut nobodys = Holder::start(&mut as_nobody(&Command::new(folder.join("holder"))));
         assert_eq!(
@@ -536,7 +531,8 @@ fn all_and_user_select_processes() {
             "0 sockets set to 90,10,6 (mode force), 3 unchanged, 0 failed\n"
         );
         nobodys.end();
-        drop(made);
+    } else {
+        skip("only root can become another user");
     }
     let (status, out, err) = outcome(ka().args(["attach", "--all"]));
     assert_eq!(
@@ -602,11 +598,7 @@ fn follow_sets_sockets_that_are_opened_later() {
     eventually("those that came later have it", || all(&mut holder, 7));
     holder.end();
     // `ka attach --follow` ends when the process ends.
-    let end = Instant::now() + Duration::from_secs(10);
-    while child.try_wait().unwrap().is_none() {
-        assert!(Instant::now() < end, "ka still runs after the process has ended");
-        thread::sleep(Duration::from_millis(20));
-    }
+    eventually("ka ends after the process has ended", || child.try_wait().unwrap().is_some());
     let mut out = String::new();
     child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
     assert!(child.wait().unwrap().success());

@@ -18,14 +18,14 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use command::cgroups::{Cgroup, attaching, in_own_cgroup_tree, unit_calls};
-use command::{CleanUp, Holder, as_nobody, go_holder, holder, ka, outcome, public, static_holder};
+use command::{Holder, as_nobody, go_holder, holder, ka, outcome, static_holder};
 use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::compiler::{Link, allowing, cc, compile};
 use ka_test::kernel::has_mptcp;
 use ka_test::log::skip;
-use ka_test::path::{root, scratch};
-use ka_test::process::{kill, signal_child};
+use ka_test::path::{PublicFolder, root, scratch};
+use ka_test::process::{kill, raise_descriptor_limit, signal_child};
 use ka_test::socket::{keepalive_options, option, set_option};
 use ka_test::wait::eventually;
 use serde_json::Value;
@@ -372,8 +372,7 @@ fn pins_of_other_users_in_bpffs_are_neither_used_nor_removed() {
         return;
     }
     let cgroup = Cgroup::new();
-    let precious = public("precious");
-    let _clean = CleanUp(precious.clone());
+    let precious = PublicFolder::new("precious");
     fs::write(precious.join("file"), "").unwrap();
     let mut plant = Command::new("sh");
     plant.args(["-c", "mkdir /sys/fs/bpf/ka && ln -s \"$0\" /sys/fs/bpf/ka/1"]).arg(&precious);
@@ -506,8 +505,7 @@ fn failures_are_reported() {
     let (status, out, _) = outcome(ka().env("KA_POLICY", "280,30,5").args(["cgroup", "attach", path]));
     assert!(status == 0 && out.contains(": idle=280,intvl=30,cnt=5, mode force; "), "{out}");
     detach(Path::new(path));
-    let folder = public("cgroup");
-    let _made = command::CleanUp(folder.clone());
+    let folder = PublicFolder::new("cgroup");
     fs::copy(release().join("ka"), folder.join("ka")).unwrap();
     for (args, needs) in [
         (&["attach", path][..], "needs CAP_BPF and CAP_NET_ADMIN (run ka as root)"),
@@ -634,8 +632,7 @@ fn the_systemd_unit_has_only_the_rights_that_it_needs() {
     let start = value("ExecStart");
     let mut words = start.split(' ').map(|word| if word == "%I" { name.as_str() } else { word });
     assert_eq!(words.next(), Some("/usr/bin/ka"));
-    let folder = public("unit");
-    let _clean = CleanUp(folder.clone());
+    let folder = PublicFolder::new("unit");
     for (from, to) in [(release().join("ka"), "ka"), (allowing(calls.iter().map(String::as_str)), "allow")] {
         fs::copy(from, folder.join(to)).unwrap();
     }
@@ -1060,8 +1057,7 @@ fn run_via_cgroup_runs_the_program_in_its_own_cgroup() {
         let (status, _, err) = outcome(run_within(&cgroup, args).env("KA_RULES", variable));
         assert!(status == 125 && err.contains(expected), "{err}");
     }
-    let folder = public("run-cgroup");
-    let _made = command::CleanUp(folder.clone());
+    let folder = PublicFolder::new("run-cgroup");
     fs::copy(release().join("ka"), folder.join("ka")).unwrap();
     let mut nobodys = Command::new(folder.join("ka"));
     let (status, _, err) = outcome(&mut as_nobody(nobodys.args(["run", "--via", "cgroup", "true"])));
@@ -1199,8 +1195,7 @@ fn attach_via_bpf_counts_each_of_many_sockets_once() {
         return;
     }
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let limit = stdout(Command::new("sh").args(["-c", "ulimit -Sn"]));
-    let count = limit.trim().parse().unwrap_or(usize::MAX).min(9000) / 2 - 50;
+    let count = raise_descriptor_limit().min(9000) / 2 - 50;
     let connect = |_| {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         (client, listener.accept().unwrap().0)

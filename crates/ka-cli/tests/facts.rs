@@ -9,8 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use command::{
-    CleanUp, Holder, WaitingProgram, as_nobody, bare, go_holder, holder, ka, outcome, public, raw, refusing,
-    static_holder,
+    Holder, WaitingProgram, as_nobody, bare, go_holder, holder, ka, outcome, raw, refusing, static_holder,
 };
 use ka_test::artifact::{release, shim};
 use ka_test::child::{preloaded, stdout, succeed};
@@ -18,7 +17,7 @@ use ka_test::compiler::{Link, cc, compile};
 use ka_test::kernel::sysctl;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_network_namespace, is_root, with_own_etc};
-use ka_test::path::scratch;
+use ka_test::path::{PublicFolder, scratch};
 use ka_test::server::nginx;
 use ka_test::wait::eventually;
 use serde_json::{Value, json};
@@ -66,8 +65,7 @@ fn check_reports_programs_with_more_rights() {
         skip("only root makes setuid programs");
         return;
     }
-    let folder = public("rights-of-their-own");
-    let _made = CleanUp(folder.clone());
+    let folder = PublicFolder::new("rights-of-their-own");
     let (own, setuid, capable) = (folder.join("ka"), folder.join("setuid"), folder.join("capable"));
     fs::copy(release().join("ka"), &own).unwrap();
     for program in [&setuid, &capable] {
@@ -98,8 +96,7 @@ fn check_reports_the_available_ways() {
     let ways = report["ways"].as_array().unwrap();
     let all = ways.iter().all(|way| way["reaches"] == true);
     assert_eq!(outcome(ka().arg("check")).0, i32::from(!all));
-    let folder = public("doctor");
-    let _made = CleanUp(folder.clone());
+    let folder = PublicFolder::new("doctor");
     fs::copy(release().join("ka"), folder.join("ka")).unwrap();
     if !is_root() {
         skip("only root can become another user");
@@ -148,14 +145,12 @@ fn check_names_the_ways_that_reach_a_process() {
         skip("only root can become another user");
         return;
     }
-    let folder = public("check");
-    let made = CleanUp(folder.clone());
+    let folder = PublicFolder::new("check");
     fs::copy(release().join("ka"), folder.join("ka")).unwrap();
     let (status, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).args(["check", &pid])));
     assert_eq!(status, 1);
     assert!(out.contains("attach   no      it belongs to user 0: needs CAP_SYS_PTRACE"), "{out}");
     assert!(out.contains("sudo ka attach --follow"), "{out}");
-    drop(made);
 }
 
 /// check lists the sockets that the shim has missed, and prints the command that sets them.
@@ -219,8 +214,7 @@ fn check_names_the_sockets_that_the_shim_missed() {
 /// check reports programs that it cannot start or read, and PIDs without a process.
 #[test]
 fn check_reports_programs_and_pids_without_sockets() {
-    let folder = public("check");
-    let _made = CleanUp(folder.clone());
+    let folder = PublicFolder::new("check");
     let broken = folder.join("broken");
     fs::write(&broken, b"\x7fELF, but no more").unwrap();
     fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
@@ -392,10 +386,7 @@ fn plan_and_library_compute_the_same_numbers() {
         plan["all_bytes_per_day"].as_f64(),
         plan["bytes_per_day"].as_f64().map(|bytes| bytes * 1000.0)
     );
-    let plan =
-        json_of(ka().args(["plan", "--json", "-p", "60,10,6,user_timeout=auto"].map(|arg| {
-            if arg.starts_with("60") { "idle=60,intvl=10,cnt=6,user_timeout=auto" } else { arg }
-        })));
+    let plan = json_of(ka().args(["plan", "--json", "-p", "idle=60,intvl=10,cnt=6,user_timeout=auto"]));
     assert_eq!(plan["user_timeout_ms"], 120_000);
     let (_, short, _) = outcome(ka().args(["plan", "-p", "idle=60,intvl=10,cnt=6,user_timeout=5000"]));
     let dead = "dead after 1 unanswered (the user timeout overrides cnt, which is 6)\n";
@@ -699,15 +690,13 @@ fn defaults_reads_and_sets_the_sysctls() {
         skip("only root can become another user");
         return;
     }
-    let public = public("defaults");
-    let made = CleanUp(public.clone());
+    let public = PublicFolder::new("defaults");
     fs::copy(release().join("ka"), public.join("ka")).unwrap();
     let (status, _, err) =
         outcome(&mut as_nobody(Command::new(public.join("ka")).args(["defaults", "--set", "9,9,9"])));
     assert!(status == 2 && err.contains("needs CAP_NET_ADMIN") && err.contains("(try sudo)"), "{err}");
     assert!(err.contains("nothing was set"), "{err}");
     assert_eq!(now(), [-1, 5, 3]);
-    drop(made);
 }
 
 /// The line names the shim beside ka. If there is none, it names the place where packages install it.

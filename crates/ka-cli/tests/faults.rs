@@ -20,7 +20,7 @@ use ka_test::fault::{Fault, Ran, Trial, check_end, each, takes_all, watch};
 use ka_test::kernel::sysctl;
 use ka_test::log::{say, skip};
 use ka_test::namespace::{in_own_namespaces, is_root, user_namespace};
-use ka_test::path::{root, scratch};
+use ka_test::path::{PublicFolder, root, scratch};
 use ka_test::wait::eventually;
 use serde_json::Value;
 
@@ -786,19 +786,19 @@ fn a_hidden_or_missing_proc_causes_no_wrong_results() {
     if !in_own_namespaces("a_hidden_or_missing_proc_causes_no_wrong_results") {
         return;
     }
-    let folder = command::CleanUp(command::public("proc"));
+    let folder = PublicFolder::new("proc");
     for file in ["ka", "libka_preload.so"] {
-        fs::copy(release().join(file), folder.0.join(file)).unwrap();
+        fs::copy(release().join(file), folder.join(file)).unwrap();
     }
-    fs::copy(dynamic(), folder.0.join("seen")).unwrap();
-    fs::copy(fixed(), folder.0.join("static")).unwrap();
+    fs::copy(dynamic(), folder.join("seen")).unwrap();
+    fs::copy(fixed(), folder.join("static")).unwrap();
     let own = Holder::start(&mut Command::new(holder()));
     let pid = own.pid().to_string();
     // The script runs in its own mount namespace. "$0" is the folder with the programs, and "$1" is a PID.
     let run = |how: &str, what: &str| {
         let mut command = command::bare("unshare");
         command.args(user_namespace()).args(["--mount", "sh", "-c"]);
-        command.arg(format!("{how} && {what}")).arg(&folder.0).arg(&pid);
+        command.arg(format!("{how} && {what}")).arg(&*folder).arg(&pid);
         let ran = watch(&command);
         check_end(&ran).unwrap_or_else(|why| panic!("{how}, {what}: {why}: {ran:?}"));
         ran

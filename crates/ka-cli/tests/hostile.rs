@@ -13,14 +13,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use command::cgroups::{Cgroup, attaching, in_own_cgroup_tree, profile_calls, unit_calls};
-use command::{CleanUp, Holder, Options, as_nobody, bare, holder, ka, public};
+use command::{Holder, Options, as_nobody, bare, holder, ka};
 use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::compiler::{Link, allowing, cc, compile};
 use ka_test::kernel::lacks_bpf;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root};
-use ka_test::path::{root, scratch};
+use ka_test::path::{PublicFolder, root, scratch, unique};
 use ka_test::process::{kill, signal_child};
 use ka_test::wait::eventually;
 use serde_json::Value;
@@ -41,8 +41,7 @@ impl Attacker {
         let source = root().join("crates/ka-cli/tests/c").join(name).with_extension("c");
         let program = compile(cc().arg("-pthread"), &source, Link::Nothing);
         // Every user may run the program there, even if the repository is private.
-        let folder = public(name);
-        let _made = CleanUp(folder.clone());
+        let folder = PublicFolder::new(name);
         let place = folder.join(name);
         fs::copy(program, &place).unwrap();
         let mut child = bare(&place).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -87,9 +86,8 @@ fn has_attackers() -> bool {
 /// Runs ka to its end. Its pipes must be closed too, although its workers may still exist.
 #[track_caller]
 fn ends(mut command: Command) -> (i32, String, String) {
-    let started = Instant::now();
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    output(child, &format!("{command:?} after {:?}", started.elapsed()))
+    output(child, &format!("{command:?}"))
 }
 
 #[track_caller]
@@ -97,7 +95,7 @@ fn output(child: Child, what: &str) -> (i32, String, String) {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || sender.send(child.wait_with_output().unwrap()));
     let Ok(Output { status, stdout, stderr }) = receiver.recv_timeout(LONG) else {
-        panic!("{what} does not end");
+        panic!("{what} does not end in {LONG:?}");
     };
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.code().unwrap_or(-1), text(stdout), text(stderr))
@@ -359,7 +357,8 @@ struct NetCls(PathBuf, &'static str);
 impl NetCls {
     /// Skips loudly and returns `None` if net_cls cannot be mounted.
     fn mount() -> Option<Self> {
-        let folder = public("net-cls");
+        let folder = std::env::temp_dir().join(unique("ka-net-cls"));
+        fs::create_dir(&folder).unwrap();
         for controllers in ["net_cls", "net_cls,net_prio"] {
             let mount =
                 Command::new("mount").args(["-t", "cgroup", "-o", controllers, "none"]).arg(&folder).output();
@@ -472,8 +471,7 @@ fn sockets_keep_their_class() {
     drop(holder);
 
     // The supervisor of an ordinary user may not enter a cgroup of root's.
-    let folder = public("class");
-    let _made = CleanUp(folder.clone());
+    let folder = PublicFolder::new("class");
     for program in [release().join("ka").as_path(), command::holder()] {
         fs::copy(program, folder.join(program.file_name().unwrap())).unwrap();
     }

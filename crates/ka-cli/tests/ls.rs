@@ -12,13 +12,13 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use command::{CleanUp, Holder, as_nobody, bare, holder, ka, outcome, public};
+use command::{Holder, as_nobody, bare, holder, ka, outcome};
 use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::kernel::{has_ipv6, has_mptcp};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, in_own_network_namespace, is_root};
-use ka_test::path::root;
+use ka_test::path::{PublicFolder, root};
 use ka_test::socket::{established, fresh, keepalive_options, set_option};
 use ka_test::wait::{eventually, listening};
 use serde_json::Value;
@@ -273,8 +273,7 @@ fn sockets_of_other_users_are_inferred() {
     if !in_own_network_namespace("sockets_of_other_users_are_inferred") {
         return;
     }
-    let folder = public("ls");
-    let made = CleanUp(folder.clone());
+    let folder = PublicFolder::new("ls");
     fs::copy(release().join("ka"), folder.join("ka")).unwrap();
     let (client, server) = connection();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -329,7 +328,6 @@ fn sockets_of_other_users_are_inferred() {
     assert!(status == 2 && err.contains("it belongs to user 0: needs CAP_SYS_PTRACE"), "{err}");
     let (status, _, err) = as_stranger(&["--netns", "/proc/self/ns/net"]);
     assert!(status == 2 && err.contains("needs CAP_SYS_ADMIN"), "{err}");
-    drop(made);
 }
 
 #[test]

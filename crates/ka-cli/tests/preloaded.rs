@@ -9,15 +9,12 @@ use std::path::Path;
 use std::process::Command;
 
 use command::cgroups::in_own_cgroup_tree;
-use command::{CleanUp, Holder, as_nobody, bare, holder, ka, outcome, public, static_holder};
+use command::{FRESH, Holder, as_nobody, bare, holder, ka, outcome, static_holder};
 use ka_test::artifact::{release, shim};
 use ka_test::child::{stdout, succeed};
 use ka_test::log::skip;
 use ka_test::namespace::{is_root, with_own_etc};
-
-/// Prints SO_KEEPALIVE, idle, intvl, cnt and user timeout of a new socket.
-const FRESH: &str = "import socket; s = socket.socket(); \
-    print(s.getsockopt(1, 9), *(s.getsockopt(6, n) for n in (4, 5, 6, 18)))";
+use ka_test::path::{PublicFolder, scratch};
 
 /// Returns ka with the shim preloaded, which has this policy.
 fn under(policy: &str) -> Command {
@@ -78,13 +75,12 @@ fn ka_run_via_cgroup_sets_its_own_policy() {
     if !in_own_cgroup_tree("ka_run_via_cgroup_sets_its_own_policy") {
         return;
     }
-    let said = std::env::temp_dir().join(format!("ka-said-{}", std::process::id()));
+    let said = scratch("said");
     let file = fs::File::create(&said).unwrap();
     let mut run = under("60,10,6");
     run.args(["run", "--via", "cgroup", "-p", "30,5,3"]).arg(static_holder()).stderr(file);
     Holder::start(&mut run).assert_all(30, 5, 3);
-    let said = fs::read_to_string(&said).and_then(|text| fs::remove_file(&said).map(|()| text)).unwrap();
-    assert_eq!(said, "", "ka reports that the policy of a cgroup is in force");
+    assert_eq!(fs::read_to_string(said).unwrap(), "", "ka reports that the policy of a cgroup is in force");
 }
 
 /// Only the programs for which the shim is active report wrong variables.
@@ -105,8 +101,7 @@ fn ka_with_capabilities_sets_its_own_policy_under_ld_so_preload() {
         skip("only root may have an /etc of its own, and give programs capabilities");
         return;
     }
-    let folder = public("capable");
-    let _clean = CleanUp(folder.clone());
+    let folder = PublicFolder::new("capable");
     let copy = |from: &Path, name: &str| {
         fs::copy(from, folder.join(name)).unwrap();
         fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o755)).unwrap();

@@ -4,7 +4,6 @@
 mod command;
 
 use std::fs;
-use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -12,23 +11,19 @@ use std::process::{Command, Stdio};
 
 use command::cgroups::in_own_cgroup_tree;
 use command::{
-    CleanUp, Holder, armed, as_nobody, bare, go_build, go_holder, holder, holder_with, ka, outcome, public,
-    raw, static_holder,
+    FRESH, Holder, armed, as_nobody, bare, go_build, go_holder, holder, holder_with, ka, outcome, raw,
+    static_holder,
 };
 use ka_test::artifact::{release, shim};
 use ka_test::child::{Running, preloaded, stdout, succeed};
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
-use ka_test::path::{root, scratch};
+use ka_test::path::{PublicFolder, root, scratch};
 use ka_test::server::{nginx, redis_arguments};
 use ka_test::wait::{eventually, listening};
 
-/// Prints SO_KEEPALIVE, idle, intvl, cnt and user timeout of a new socket.
-const FRESH: &str = "import socket; s = socket.socket(); \
-    print(s.getsockopt(1, 9), *(s.getsockopt(6, n) for n in (4, 5, 6, 18)))";
-
-/// Prints the same options of a socket that listens.
+/// Prints the options that `FRESH` prints, of a socket that listens.
 const FRESH_AFTER: &str = "import socket; s = socket.socket(); s.listen(); \
     print(s.getsockopt(1, 9), *(s.getsockopt(6, n) for n in (4, 5, 6, 18)))";
 
@@ -139,13 +134,14 @@ fn each_way_names_an_ignored_ka_conf() {
 }
 
 /// Copies ka, the shim and the holder to where every user can run them.
-fn for_every_user(name: &str) -> (CleanUp, PathBuf, PathBuf) {
-    let folder = public(name);
+fn for_every_user(name: &str) -> (PublicFolder, PathBuf, PathBuf) {
+    let folder = PublicFolder::new(name);
     for file in ["ka", "libka_preload.so"] {
         fs::copy(release().join(file), folder.join(file)).unwrap();
     }
     fs::copy(holder(), folder.join("holder")).unwrap();
-    (CleanUp(folder.clone()), folder.join("ka"), folder.join("holder"))
+    let (ka, holder) = (folder.join("ka"), folder.join("holder"));
+    (folder, ka, holder)
 }
 
 #[test]
@@ -362,8 +358,7 @@ fn run_reports_a_missing_shim_and_its_other_way_once() {
         skip("libka_preload.so is installed, so it is not missing");
         return;
     }
-    let folder = public("shimless");
-    let made = CleanUp(folder.clone());
+    let folder = PublicFolder::new("shimless");
     fs::create_dir(folder.join("bin")).unwrap();
     let own = folder.join("bin/ka");
     fs::copy(release().join("ka"), &own).unwrap();
@@ -389,7 +384,6 @@ fn run_reports_a_missing_shim_and_its_other_way_once() {
         let err = outcome(&mut as_nobody(bare(&own).args(["run", "true"]))).2;
         assert!(err.lines().count() == 1 && err.contains("no_new_privs"), "{err}");
     }
-    drop(made);
 }
 
 /// ka does not examine the commands of a script. So with -v it names the programs that the shim does not reach.
@@ -539,8 +533,7 @@ fn exit_statuses_distinguish_failures_of_ka_and_of_the_program() {
 /// keepalive.
 #[test]
 fn programs_that_cannot_be_reached_are_not_run() {
-    let folder = public("unreached");
-    let made = CleanUp(folder.clone());
+    let folder = PublicFolder::new("unreached");
     let copy = |from: &Path, name: &str, mode: u32| -> PathBuf {
         let to = folder.join(name);
         fs::copy(from, &to).unwrap();
@@ -613,7 +606,6 @@ fn programs_that_cannot_be_reached_are_not_run() {
         // Root has all capabilities anyway.
         assert_eq!(outcome(ka().arg("run").arg(&capable)).0, 0);
     }
-    drop(made);
 }
 
 const OWN_CALLS: &str = "makes system calls without the C library: neither it nor its libraries import socket, connect, listen or accept";
@@ -816,8 +808,6 @@ fn run_sets_sockets_of_nginx_and_redis() {
     let _redis = Running::start(ka().args(["run", "redis-server"]).args(redis_arguments("0")));
     listening(6379);
     // The servers' ends have the policy, and the clients' ends do not.
-    let clients: Vec<_> =
-        [8080, 6379].map(|port| std::net::TcpStream::connect(("127.0.0.1", port)).unwrap()).into();
+    let _clients = [8080, 6379].map(|port| std::net::TcpStream::connect(("127.0.0.1", port)).unwrap());
     eventually("both servers' ends have a keepalive of 60 s", || armed(60.0) == (4, 2));
-    assert!(clients.iter().all(|client| client.as_raw_fd() > 0));
 }

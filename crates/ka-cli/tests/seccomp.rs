@@ -14,15 +14,15 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use command::{
-    CleanUp, Holder, Options, WaitingProgram, as_nobody, bare, go_holder, go_program, holder, holder_with,
-    ka, number_after, outcome, public, refusing, static_holder,
+    Holder, Options, WaitingProgram, as_nobody, bare, go_holder, go_program, holder, holder_with, ka,
+    number_after, outcome, refusing, static_holder,
 };
 use ka_test::artifact::{release, shim};
 use ka_test::child::{stderr, stdout, succeed};
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
-use ka_test::path::{root, scratch};
+use ka_test::path::{PublicFolder, root, scratch};
 use ka_test::process::{is_running, kill};
 use ka_test::wait::eventually;
 
@@ -81,14 +81,13 @@ fn programs_that_preload_does_not_reach_are_run_under_a_supervisor() {
 }
 
 /// A folder that every user may enter, with a program that prints its sockets' options: dynamic and static.
-fn visible(name: &str) -> (CleanUp, PathBuf, PathBuf) {
-    let folder = public(name);
-    let made = CleanUp(folder.clone());
+fn visible(name: &str) -> (PublicFolder, PathBuf, PathBuf) {
+    let folder = PublicFolder::new(name);
     let (dynamic, fixed) = (folder.join("dynamic"), folder.join("static"));
     let source = root().join("crates/ka-cli/tests/c/seen.c");
     fs::copy(compile(&mut cc(), &source, Link::Nothing), &dynamic).unwrap();
     fs::copy(seen(), &fixed).unwrap();
-    (made, dynamic, fixed)
+    (folder, dynamic, fixed)
 }
 
 fn has_tool(tool: &str) -> bool {
@@ -867,8 +866,7 @@ fn ordinary_users_can_run_a_supervisor() {
         skip("the tests run as an ordinary user already, so the other tests cover this");
         return;
     }
-    let folder = public("seccomp");
-    let _clean = CleanUp(folder.clone());
+    let folder = PublicFolder::new("seccomp");
     for (from, to) in
         [(release().join("ka"), "ka"), (seen().to_path_buf(), "seen"), (go_holder().to_path_buf(), "go")]
     {

@@ -9,12 +9,12 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use command::{CleanUp, Holder, as_nobody, bare, holder, ka, outcome, public};
+use command::{Holder, as_nobody, bare, holder, ka, outcome};
 use ka_test::artifact::{release, shim};
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, in_own_network_namespace, is_root, with_own_etc};
-use ka_test::path::scratch;
+use ka_test::path::{PublicFolder, scratch};
 use ka_test::process::signal_child;
 use ka_test::wait::eventually;
 use serde_json::Value;
@@ -123,8 +123,7 @@ fn a_process_of_another_user_is_not_set_by_user() {
         skip("only root can start processes of several users");
         return;
     }
-    let folder = public("numbers");
-    let _made = CleanUp(folder.clone());
+    let folder = PublicFolder::new("numbers");
     let program = folder.join("holder");
     fs::copy(holder(), &program).unwrap();
     for _ in 0..5 {
@@ -194,8 +193,7 @@ fn a_shim_of_the_caller_is_not_preloaded_under_sudo() {
         skip("only root may change who may use sudo");
         return;
     }
-    let folder = public("sudo");
-    let _made = CleanUp(folder.clone());
+    let folder = PublicFolder::new("sudo");
     let theirs = folder.join("theirs");
     fs::create_dir(&theirs).unwrap();
     for path in [folder.join("ours.so"), theirs.join("shim.so")] {
@@ -233,8 +231,7 @@ fn a_shim_and_its_folders_must_belong_to_root() {
         skip("only root can create a shim that belongs to root");
         return;
     }
-    let folder = public("shim");
-    let _made = CleanUp(folder.clone());
+    let folder = PublicFolder::new("shim");
     let below = folder.join("below");
     fs::create_dir(&below).unwrap();
     let shim = below.join("shim.so");
@@ -247,7 +244,7 @@ fn a_shim_and_its_folders_must_belong_to_root() {
     };
     for caller in ["SUDO_UID", "DOAS_USER", "PKEXEC_UID"] {
         assert_eq!(run(caller, 0o755, &shim), (0, String::new()));
-        for path in [&shim, &below, &folder] {
+        for path in [&shim, &below, &*folder] {
             let (status, err) = run(caller, 0o777, path);
             let why = format!(
                 "KA_PRELOAD={}: {} must belong to root, and only root may be able to write it, because {caller} is set",
@@ -268,8 +265,7 @@ fn a_privileged_ka_ignores_ka_preload() {
         skip("only root may give a program more rights");
         return;
     }
-    let folder = public("rights");
-    let _made = CleanUp(folder.clone());
+    let folder = PublicFolder::new("rights");
     let (setuid, capable, shim) = (folder.join("setuid"), folder.join("capable"), folder.join("shim.so"));
     for program in [&setuid, &capable] {
         fs::copy(release().join("ka"), program).unwrap();
@@ -538,8 +534,7 @@ fn ka_runs_no_other_program() {
 #[test]
 fn files_that_are_not_regular_are_rejected_and_not_opened() {
     const NOT_REGULAR: &str = "it is not a regular file";
-    let folder = public("files");
-    let _clean = CleanUp(folder.clone());
+    let folder = PublicFolder::new("files");
     let (fifo, socket) = (folder.join("fifo"), folder.join("socket"));
     succeed(Command::new("mkfifo").args(["-m", "755"]).arg(&fifo));
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();

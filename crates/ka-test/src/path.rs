@@ -1,7 +1,10 @@
 //! Paths: the repository, Cargo's target folder, and scratch files.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
+use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::OnceLock;
@@ -32,14 +35,59 @@ pub fn target() -> &'static Path {
 ///
 /// The path is in the target folder, so `cargo clean` removes it.
 pub fn scratch(name: &str) -> PathBuf {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    // A PID is not unique. In a new PID namespace, a test has the same low PID in every run.
-    static STARTED: OnceLock<u128> = OnceLock::new();
-    let started = STARTED.get_or_init(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos());
     let folder = target().join("tmp").join(suite());
     fs::create_dir_all(&folder).unwrap();
+    folder.join(unique(name))
+}
+
+/// Appends to a name what makes it unique on this machine.
+pub fn unique(name: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    // A PID is not unique. In its own PID namespace, each test has PID 1.
+    static STARTED: OnceLock<u128> = OnceLock::new();
+    let started = STARTED.get_or_init(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos());
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    folder.join(format!("{name}-{}-{started:x}-{count}", process::id()))
+    format!("{name}-{}-{started:x}-{count}", process::id())
+}
+
+/// A folder below /tmp that every user may enter, unlike the repository, which may be private. The folder is removed
+/// when this is dropped.
+pub struct PublicFolder(PathBuf);
+
+impl PublicFolder {
+    /// Creates an empty folder.
+    pub fn new(name: &str) -> Self {
+        let folder = Self(env::temp_dir().join(unique(&format!("ka-{name}"))));
+        fs::create_dir(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+        folder
+    }
+}
+
+impl Deref for PublicFolder {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl AsRef<Path> for PublicFolder {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl AsRef<OsStr> for PublicFolder {
+    fn as_ref(&self) -> &OsStr {
+        self.0.as_os_str()
+    }
+}
+
+impl Drop for PublicFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// Returns the name of the running suite: the name of its program without the hash that Cargo appends.

@@ -19,6 +19,10 @@ use ka_test::compiler::{Link, cc, compile};
 use ka_test::path::{root, scratch};
 use ka_test::socket::{established, keepalive_options, option};
 
+/// Python code that prints SO_KEEPALIVE, idle, intvl, cnt and user timeout of a new socket.
+pub const FRESH: &str = "import socket; s = socket.socket(); \
+    print(s.getsockopt(1, 9), *(s.getsockopt(6, n) for n in (4, 5, 6, 18)))";
+
 /// Returns ka without any KA_ variables of the environment.
 pub fn ka() -> Command {
     bare(release().join("ka"))
@@ -72,23 +76,6 @@ pub fn outcome(command: &mut Command) -> (i32, String, String) {
 pub fn number_after(text: &str, word: &str) -> i32 {
     let rest = text.split_once(word).unwrap_or_else(|| panic!("no {word}in {text:?}")).1;
     rest.split(|letter: char| !letter.is_ascii_digit()).next().unwrap().parse().unwrap()
-}
-
-/// Creates a folder whose programs every user can run. The repository may be private.
-pub fn public(name: &str) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("ka-{name}-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    folder
-}
-
-/// Removes a folder when dropped.
-pub struct CleanUp(pub PathBuf);
-
-impl Drop for CleanUp {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// Builds the holder in C with these flags.
