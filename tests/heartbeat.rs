@@ -248,8 +248,9 @@ fn silent_strangers_and_clients_are_found_after_their_timeouts() {
     assert_eq!(server.line(), format!("client 1 at {} {silent} any more {answers}", client.name()));
     let client_had = beaten.elapsed().as_secs_f64();
     println!("the stranger had {stranger_had:.2} s, the client {client_had:.2} s");
-    assert!((0.9..2.0).contains(&stranger_had), "{stranger_had} s");
-    assert!((2.9..4.5).contains(&client_had), "{client_had} s");
+    // A busy machine may be late. The stranger must be found before a client would be.
+    assert!((0.9..2.9).contains(&stranger_had), "{stranger_had} s");
+    assert!((2.9..10.0).contains(&client_had), "{client_had} s");
     assert_eq!(client.stream.read(&mut [0; 8]).unwrap(), 0);
 }
 

@@ -633,7 +633,7 @@ fn a_dead_peer_is_found_within_the_time_of_the_policy() {
     let errnos = [libc::ETIMEDOUT, libc::EHOSTUNREACH, libc::ENETUNREACH].map(|errno| errno.to_string());
     assert!(errnos.contains(&errno.to_owned()), "{printed}");
     let seconds: f64 = seconds.parse().unwrap();
-    assert!((2.5..=5.0).contains(&seconds), "found after {seconds} s");
+    assert!((2.5..10.0).contains(&seconds), "found after {seconds} s");
 }
 
 #[test]

@@ -164,13 +164,14 @@ fn examples(sanitizer: &str) {
     let mut answer = [0; 5];
     stream.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"word\n");
+    assert!(server.line().ends_with(" connected"));
     let mut client = Command::new(example("tcp_keepalive_client", &plain, sanitizer))
         .arg(format!("127.0.0.1:{}", server.port))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    thread::sleep(Duration::from_millis(300));
+    assert!(server.line().ends_with(" connected"));
     drop(stream);
     server.signal(libc::SIGTERM);
     assert!(server.child.wait().unwrap().success(), "{sanitizer}: the server has failed");

@@ -12,7 +12,7 @@
  *   threads      connects in 200 threads at once; prints the number of sockets with the policy
  *   storm        does the same in one thread while a timer sends a signal each 50 us
  *   task         listens in a thread with its own descriptor table
- *   daemon FILE  goes into the background, waits, listens, and writes the options to FILE
+ *   daemon FILE  goes into the background, waits until FILE.go exists, listens, and writes the options to FILE
  *   daemons FILE starts five daemons, each from another generation, which listen until FILE is removed
  *   unshare      listens in its own network namespace
  *   nested       listens in nested namespaces of users, networks, processes and mounts
@@ -33,6 +33,7 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -271,7 +272,10 @@ int main(int argc, char **argv)
         FILE *file = fopen(argv[2], "w");
         if (!file || daemon(0, 0) != 0)
             err(EXIT_FAILURE, "daemon");
-        usleep(500000);
+        char go[PATH_MAX];
+        snprintf(go, sizeof go, "%s.go", argv[2]);
+        for (int left = 1000; left > 0 && access(go, F_OK) != 0; left--)
+            usleep(20000);
         see(file, listening());
     } else if (IS("daemons") && argc > 2) {
         for (int n = 0; n < 5; n++) {
