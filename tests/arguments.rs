@@ -6,7 +6,7 @@ use std::ptr;
 
 use ka_test::kernel::has_mptcp;
 use ka_test::libka::{
-    AUTO, CONFIG_INIT, Config, KEEP, Libka, NONE, OFF, ON, STATUS_INIT, apply, call, config, enable,
+    AUTO, CONFIG_INIT, Config, KEEP, Libka, NONE, OFF, ON, STATUS_INIT, apply, call, config, enable, get,
 };
 use ka_test::socket::{CLOSED, fresh, keepalive_options, set_option, socket};
 use libc::{E2BIG, EBADF, EINVAL, ENOENT, ENOPROTOOPT, ERANGE, c_char, c_int};
@@ -19,7 +19,6 @@ fn values_outside_the_ranges_are_rejected_and_change_nothing() {
     }
     for socket in sockets {
         let fd = socket.as_raw_fd();
-        let [_, idle, intvl, cnt, _] = keepalive_options(fd);
         for (wanted, result) in [
             ((1, 1, 1), Ok(0)),
             ((32767, 32767, 127), Ok(0)),
@@ -55,7 +54,6 @@ fn values_outside_the_ranges_are_rejected_and_change_nothing() {
             };
             assert_eq!(keepalive_options(fd), after, "{wanted:?}");
         }
-        assert!([idle, intvl, cnt].iter().all(Result::is_ok));
     }
 }
 
@@ -294,11 +292,7 @@ fn zero_is_valid_only_for_ka_set_user_timeout() {
     }
     // SAFETY: the call takes no pointer.
     let set = |value| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, value) });
-    let get = || {
-        let mut value = 0x5a5a;
-        // SAFETY: `value` is an int.
-        call(|ka| unsafe { (ka.ka_get_user_timeout)(fd, &raw mut value) }).map(|_| value)
-    };
+    let get = || get(fd, |ka| ka.ka_get_user_timeout);
     for removal in [0, NONE] {
         assert_eq!(set(7000), Ok(0));
         assert_eq!((keepalive_options(fd)[4], get()), (Ok(7000), Ok(7000)));

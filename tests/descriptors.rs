@@ -9,7 +9,7 @@ use std::{io, thread};
 
 use ka_test::kernel::{has_ipv6, has_mptcp};
 use ka_test::libka::{
-    AUTO, CONFIG_INIT, KEEP, Libka, NONE, OFF, ON, STATUS_INIT, apply, call, config, enable,
+    AUTO, CONFIG_INIT, Getter, KEEP, NONE, OFF, ON, STATUS_INIT, apply, call, config, enable, get, query,
 };
 use ka_test::log::skip;
 use ka_test::socket::{CLOSED, fresh, keepalive_options, option, set_option, socket};
@@ -80,13 +80,6 @@ fn open_path(path: &str) -> OwnedFd {
     File::options().read(true).custom_flags(libc::O_PATH).open(path).unwrap().into()
 }
 
-fn pipe() -> (OwnedFd, OwnedFd) {
-    let mut ends = [0; 2];
-    // SAFETY: pipe2(2) writes two descriptors.
-    assert_eq!(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }, 0);
-    (own(ends[0]), own(ends[1]))
-}
-
 fn own(fd: c_int) -> OwnedFd {
     assert!(fd >= 0, "{}", io::Error::last_os_error());
     // SAFETY: the descriptor is new, and nothing else owns it.
@@ -103,7 +96,7 @@ fn cases() -> Vec<Case> {
     shut.shutdown(Shutdown::Both).unwrap();
     let (finished, finished_peer) = pair(&four);
     drop(finished_peer);
-    let (pipe, pipe_end) = pipe();
+    let (pipe, pipe_end) = io::pipe().unwrap();
     let (unix, unix_peer) = std::os::unix::net::UnixStream::pair().unwrap();
     // SAFETY: the calls take no pointers.
     let (event, epoll, timer) = unsafe {
@@ -217,16 +210,8 @@ struct Call {
     user_timeout: bool,
 }
 
-/// A function of the library that gets one value.
-type Getter = fn(&Libka) -> unsafe extern "C" fn(c_int, *mut c_int) -> c_int;
-
-fn get(fd: RawFd, getter: Getter) -> Result<c_int, c_int> {
-    const UNTOUCHED: c_int = 0x5a5a_5a5a;
-    let mut value = UNTOUCHED;
-    // SAFETY: `value` is an int.
-    let result = call(|ka| unsafe { getter(ka)(fd, &raw mut value) });
-    assert_eq!(result.is_ok(), value != UNTOUCHED, "outputs are written on success only");
-    result
+fn read(fd: RawFd, getter: Getter) -> Result<c_int, c_int> {
+    get(fd, getter).map(|_value| 0)
 }
 
 const CALLS: &[Call] = &[
@@ -240,10 +225,10 @@ const CALLS: &[Call] = &[
         run: |fd| call(|ka| unsafe { (ka.ka_is_enabled)(fd) }).map(|_on_or_off| 0),
         user_timeout: false,
     },
-    Call { name: "ka_get_idle", run: |fd| get(fd, |ka| ka.ka_get_idle), user_timeout: false },
-    Call { name: "ka_get_intvl", run: |fd| get(fd, |ka| ka.ka_get_intvl), user_timeout: false },
-    Call { name: "ka_get_cnt", run: |fd| get(fd, |ka| ka.ka_get_cnt), user_timeout: false },
-    Call { name: "ka_get_user_timeout", run: |fd| get(fd, |ka| ka.ka_get_user_timeout), user_timeout: true },
+    Call { name: "ka_get_idle", run: |fd| read(fd, |ka| ka.ka_get_idle), user_timeout: false },
+    Call { name: "ka_get_intvl", run: |fd| read(fd, |ka| ka.ka_get_intvl), user_timeout: false },
+    Call { name: "ka_get_cnt", run: |fd| read(fd, |ka| ka.ka_get_cnt), user_timeout: false },
+    Call { name: "ka_get_user_timeout", run: |fd| read(fd, |ka| ka.ka_get_user_timeout), user_timeout: true },
     Call {
         name: "ka_set_user_timeout",
         // SAFETY: the call takes no pointer.
@@ -311,17 +296,7 @@ const CALLS: &[Call] = &[
         run: |fd| apply(fd, &config(ON, 60, 10, 5, AUTO)),
         user_timeout: true,
     },
-    Call {
-        name: "ka_query",
-        run: |fd| {
-            let mut config = CONFIG_INIT;
-            // SAFETY: the config has its size.
-            let result = call(|ka| unsafe { (ka.ka_query)(fd, &raw mut config) });
-            assert_eq!(result.is_ok(), config != CONFIG_INIT, "outputs are written on success only");
-            result
-        },
-        user_timeout: false,
-    },
+    Call { name: "ka_query", run: |fd| query(fd).map(|_config| 0), user_timeout: false },
     Call {
         name: "ka_get_status",
         run: |fd| {
@@ -390,23 +365,17 @@ fn every_call_works_in_every_tcp_state() {
         );
         // SAFETY: the call takes no pointer.
         assert_eq!(call(|ka| unsafe { (ka.ka_is_enabled)(fd) }), Ok(0), "{name}");
-        let mut found = CONFIG_INIT;
-        // SAFETY: the config has its size.
-        call(|ka| unsafe { (ka.ka_query)(fd, &raw mut found) }).unwrap();
         let user_timeout = match user_timeout {
             Ok(0) => NONE,
             Ok(milliseconds) => milliseconds,
             // The kernel cannot report it for MPTCP.
             Err(_) => KEEP,
         };
-        assert_eq!(found, config(OFF, 61, 12, 6, user_timeout), "ka_query on {name}");
+        assert_eq!(query(fd), Ok(config(OFF, 61, 12, 6, user_timeout)), "ka_query on {name}");
         let getters: [(Getter, c_int); 3] =
             [(|ka| ka.ka_get_idle, 61), (|ka| ka.ka_get_intvl, 12), (|ka| ka.ka_get_cnt, 6)];
         for (getter, value) in getters {
-            let mut got = 0;
-            // SAFETY: `got` is an int.
-            call(|ka| unsafe { getter(ka)(fd, &raw mut got) }).unwrap();
-            assert_eq!(got, value, "a getter on {name}");
+            assert_eq!(get(fd, getter), Ok(value), "a getter on {name}");
         }
         if case.is == Is::Tcp {
             apply(fd, &config(ON, 5, 2, 3, AUTO)).unwrap();

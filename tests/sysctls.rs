@@ -2,39 +2,23 @@
 //! them.
 
 use std::fs;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 
 use ka_test::child::stdout;
 use ka_test::compiler::{LINKS, program};
 use ka_test::kernel::sysctl;
-use ka_test::libka::{CONFIG_INIT, Config, KEEP, Libka, NONE, OFF, apply, call, config, enable};
+use ka_test::libka::{CONFIG_INIT, Config, Getter, KEEP, NONE, OFF, apply, call, config, enable, get, query};
 use ka_test::namespace::in_own_network_namespace;
 use ka_test::path::scratch;
 use ka_test::socket::{fresh, keepalive_options};
-use libc::{EINVAL, c_int};
-
-fn query(fd: RawFd) -> Config {
-    let mut config = CONFIG_INIT;
-    // SAFETY: the config has its size.
-    call(|ka| unsafe { (ka.ka_query)(fd, &raw mut config) }).unwrap();
-    config
-}
+use libc::EINVAL;
 
 fn defaults() -> Config {
     let mut config = CONFIG_INIT;
     // SAFETY: the config has its size.
     call(|ka| unsafe { (ka.ka_defaults)(&raw mut config) }).unwrap();
     config
-}
-
-/// A function of the library that gets one value.
-type Getter = fn(&Libka) -> unsafe extern "C" fn(c_int, *mut c_int) -> c_int;
-
-fn get(fd: RawFd, getter: Getter) -> Result<c_int, c_int> {
-    let mut value = 0;
-    // SAFETY: `value` is an int.
-    call(|ka| unsafe { getter(ka)(fd, &raw mut value) }).map(|_| value)
 }
 
 #[test]
@@ -50,10 +34,10 @@ fn sysctl_values_that_cannot_be_set_are_read_but_not_written() {
         assert_eq!(get(fd, |ka| ka.ka_get_idle), Ok(value));
         // In the struct, 0 and -1 are KA_KEEP. 0 is never written.
         let word = if value == 0 { KEEP } else { value };
-        assert_eq!(query(fd)[2], word, "{value}");
+        assert_eq!(query(fd).unwrap()[2], word, "{value}");
         assert_eq!(defaults(), config(OFF, word, 75, 9, NONE), "{value}");
 
-        let result = apply(fd, &query(fd));
+        let result = apply(fd, &query(fd).unwrap());
         if word == KEEP {
             // The sysctl stays in force.
             assert_eq!(result, Ok(0), "{value}");
@@ -74,9 +58,9 @@ fn sysctl_values_that_cannot_be_set_are_read_but_not_written() {
             sysctl(name, &value.to_string());
             assert_eq!(keepalive_options(fd)[word - 1], Ok(value), "the kernel follows the sysctl");
             let expected = if value == 0 { KEEP } else { value };
-            assert_eq!((query(fd)[word], get(fd, getter)), (expected, Ok(value)), "{name} {value}");
+            assert_eq!((query(fd).unwrap()[word], get(fd, getter)), (expected, Ok(value)), "{name} {value}");
             assert_eq!(defaults()[word], expected, "{name} {value}");
-            assert!(!defaults().contains(&0) && !query(fd).contains(&0), "{name} {value}");
+            assert!(!defaults().contains(&0) && !query(fd).unwrap().contains(&0), "{name} {value}");
         }
     }
 }
@@ -100,7 +84,7 @@ fn values_that_were_set_stay_and_kept_values_follow_the_sysctl() {
         "equal values must be written too"
     );
     assert_eq!(keepalive_options(kept.as_raw_fd())[..4], [Ok(1), Ok(500), Ok(75), Ok(4)]);
-    assert_eq!(query(never.as_raw_fd()), config(OFF, 500, 50, 4, NONE));
+    assert_eq!(query(never.as_raw_fd()), Ok(config(OFF, 500, 50, 4, NONE)));
     assert_eq!(defaults(), config(OFF, 500, 50, 4, NONE));
 }
 

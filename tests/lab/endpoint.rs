@@ -1,6 +1,5 @@
 //! The programs at the two ends, and connections that the lab makes itself.
 
-use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -13,7 +12,7 @@ use std::time::{Duration, Instant};
 use ka_test::child::preloaded;
 use ka_test::example::example;
 use ka_test::libka::{CONFIG_INIT, call, enable};
-use ka_test::process::signal_child;
+use ka_test::process::{signal_child, state};
 use ka_test::socket::set_option;
 
 use crate::network::{Family, Network, PORT};
@@ -133,10 +132,9 @@ impl Program {
         signal_child(&self.child, signal);
     }
 
-    /// Returns whether the program is stopped: proc_pid_stat(5)
+    /// Returns whether a signal has stopped the program.
     pub fn is_stopped(&self) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+        state(self.child.id().try_into().unwrap()) == Some('T')
     }
 
     /// Writes a line to the program's standard input.

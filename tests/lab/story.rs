@@ -49,7 +49,7 @@ impl Case {
         Self { needs, ..self }
     }
 
-    /// Returns the test. It adds its record to `records`, also if it fails.
+    /// Returns the test. It adds its record to `records`, even if it fails.
     pub fn trial(self, records: &Arc<Mutex<Vec<Record>>>) -> Trial {
         let records = Arc::clone(records);
         let Self { name, needs, should, run } = self;

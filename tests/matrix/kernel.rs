@@ -6,11 +6,12 @@ use std::error::Error;
 use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::Command;
 use std::str::FromStr;
 
 use ka_test::child::stdout;
+use ka_test::process;
 use ka_test::socket::{keepalive_options, option};
 
 /// One end of an established connection.
@@ -100,8 +101,8 @@ fn timers() -> BTreeMap<(String, String), String> {
 fn opened() -> BTreeMap<String, End> {
     let mut ends = BTreeMap::new();
     let entries = |path: String| fs::read_dir(path).into_iter().flatten().flatten();
-    for process in entries("/proc".to_owned()) {
-        let Ok(pid) = process.file_name().to_string_lossy().parse::<i32>() else { continue };
+    for folder in entries("/proc".to_owned()) {
+        let Ok(pid) = folder.file_name().to_string_lossy().parse::<i32>() else { continue };
         let mut pidfd = None;
         for entry in entries(format!("/proc/{pid}/fd")) {
             let Ok(link) = fs::read_link(entry.path()) else { continue };
@@ -110,25 +111,15 @@ fn opened() -> BTreeMap<String, End> {
                 continue;
             }
             let fd = entry.file_name().to_string_lossy().parse().unwrap();
-            let Some(pidfd) = pidfd.get_or_insert_with(|| descriptor(libc::SYS_pidfd_open, pid, 0)) else {
-                break;
-            };
-            let Some(socket) = descriptor(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd) else { continue };
-            let comm = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            let Ok(pidfd) = pidfd.get_or_insert_with(|| process::open(pid)) else { break };
+            let Ok(socket) = process::duplicate(pidfd, fd) else { continue };
+            let comm = fs::read_to_string(folder.path().join("comm")).unwrap_or_default();
             if let Some(end) = established(socket, comm.trim()) {
                 ends.insert(link, end);
             }
         }
     }
     ends
-}
-
-/// Calls pidfd_open or pidfd_getfd, which have similar arguments.
-fn descriptor(call: libc::c_long, first: i32, second: RawFd) -> Option<OwnedFd> {
-    // SAFETY: both calls take no pointer.
-    let fd = unsafe { libc::syscall(call, first, second, 0) };
-    // SAFETY: the descriptor is new, and nothing else owns it.
-    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd.try_into().unwrap()) })
 }
 
 fn established(socket: OwnedFd, comm: &str) -> Option<End> {

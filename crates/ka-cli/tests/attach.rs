@@ -20,7 +20,7 @@ use ka_test::kernel::has_mptcp;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
 use ka_test::path::{PublicFolder, scratch};
-use ka_test::process::signal_child;
+use ka_test::process::{children, signal_child};
 use ka_test::server::{nginx, redis_arguments};
 use ka_test::socket::{keepalive_options, option, set_option};
 use ka_test::wait::{eventually, listening};
@@ -568,9 +568,9 @@ fn attach_sets_sockets_of_nginx_redis_and_python() {
     // The connections that tested whether the servers listen were closed at once. Only Python keeps the connection
     // that it accepted.
     eventually("only these three connections", || armed(0.0) == (6, 0));
-    let workers = fs::read_to_string(format!("/proc/{0}/task/{0}/children", nginx.0.id())).unwrap();
-    let pids = [nginx.0.id(), redis.0.id(), python.0.id()].map(|pid| pid.to_string());
-    let pids: Vec<_> = pids.iter().map(String::as_str).chain(workers.split_whitespace()).collect();
+    let mut pids = [&nginx, &redis, &python].map(|server| i32::try_from(server.0.id()).unwrap()).to_vec();
+    pids.extend(children(pids[0]));
+    let pids = pids.iter().map(ToString::to_string);
     let (status, _, err) = outcome(ka().args(["attach", "-d", "45"]).args(pids));
     assert_eq!((status, err.as_str()), (0, ""));
     eventually("the servers' ends have a keepalive of 45 s", || armed(45.0) == (6, 3));

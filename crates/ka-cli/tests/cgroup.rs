@@ -18,14 +18,14 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use command::cgroups::{Cgroup, attaching, in_own_cgroup_tree, unit_calls};
-use command::{Holder, as_nobody, go_holder, holder, ka, outcome, static_holder};
+use command::{Holder, as_nobody, go_holder, holder, ka, outcome, source, static_holder};
 use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::compiler::{Link, allowing, cc, compile};
 use ka_test::kernel::has_mptcp;
 use ka_test::log::skip;
 use ka_test::path::{PublicFolder, root, scratch};
-use ka_test::process::{kill, raise_descriptor_limit, signal_child};
+use ka_test::process::{children, kill, raise_descriptor_limit, signal_child};
 use ka_test::socket::{keepalive_options, option, set_option};
 use ka_test::wait::eventually;
 use serde_json::Value;
@@ -449,8 +449,7 @@ fn sockets_made_by_io_uring_get_the_policy() {
     }
     let cgroup = Cgroup::new();
     attached(&ka_cgroup(&["attach", "-p", "280,30,5"], &cgroup.0));
-    let source = root().join("crates/ka-cli/tests/c/ring.c");
-    let ring = compile(&mut cc(), &source, Link::Nothing);
+    let ring = compile(&mut cc(), &source("ring"), Link::Nothing);
     let (status, out, err) = outcome(&mut within(&cgroup.0, &ring));
     if status == 77 {
         skip("no io_uring here");
@@ -922,8 +921,7 @@ fn a_held_lock_does_not_block_the_sweep() {
         return;
     }
     let cgroup = Cgroup::new();
-    let locker = root().join("crates/ka-cli/tests/c/locker.c");
-    let locker = compile(cc().arg("-pthread"), &locker, Link::Nothing);
+    let locker = compile(cc().arg("-pthread"), &source("locker"), Link::Nothing);
     let below = cgroup.below("a-user");
     let mut command = within(&below, "env".as_ref());
     command.args(elsewhere(&locker)).args(["0", "evil", "1"]);
@@ -1080,8 +1078,7 @@ fn run_via_cgroup_works_while_sigchld_is_ignored() {
     let status = fs::read_to_string(format!("/proc/{}/status", holder.pid())).unwrap();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
     assert_ne!(u64::from_str_radix(ignored, 16).unwrap() & 1 << (libc::SIGCHLD - 1), 0, "{status}");
-    let children = format!("/proc/{0}/task/{0}/children", holder.pid());
-    assert_eq!(fs::read_to_string(children).unwrap(), "");
+    assert_eq!(children(holder.pid()), Vec::<i32>::new());
     holder.end();
     eventually("its cgroup is removed", || runs(&cgroup) == 0);
 }

@@ -18,6 +18,7 @@ use ka_test::kernel::sysctl;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_network_namespace, is_root, with_own_etc};
 use ka_test::path::{PublicFolder, scratch};
+use ka_test::process::state;
 use ka_test::server::nginx;
 use ka_test::wait::eventually;
 use serde_json::{Value, json};
@@ -228,9 +229,8 @@ fn check_reports_programs_and_pids_without_sockets() {
         assert!(status == 2 && out.is_empty() && err.contains(": must be a PID, such as 1234"), "{err}");
     }
     let mut ended = Command::new("true").spawn().unwrap();
-    eventually("the process has ended", || {
-        fs::read_to_string(format!("/proc/{}/stat", ended.id())).unwrap().contains(") Z ")
-    });
+    let pid = ended.id().try_into().unwrap();
+    eventually("the process has ended", || state(pid) == Some('Z'));
     let (status, out, _) = outcome(ka().args(["check", &ended.id().to_string()]));
     assert!(
         status == 1 && out.contains("it has ended, and has no sockets") && out.contains("none: it has ended"),
@@ -771,7 +771,7 @@ fn defaults_works_without_a_list_of_sockets() {
 }
 
 #[test]
-fn version_and_help() {
+fn version_and_help_are_printed() {
     assert_eq!(stdout(ka().arg("--version")), format!("ka {}\n", env!("CARGO_PKG_VERSION")));
     for args in [
         &["--help"][..],

@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use command::cgroups::{Cgroup, in_own_cgroup_tree};
-use command::{Holder, holder, ka, outcome};
+use command::{Holder, holder, ka, outcome, source};
 use ka_test::artifact::release;
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::fault::{Fault, Ran, Trial, check_end, each, takes_all, watch};
@@ -49,8 +49,7 @@ const STANDARD: &str = "1 60 10 6 0\n";
 const NONE: &str = "0 7200 75 9 0\n";
 
 fn seen(flags: &[&str]) -> PathBuf {
-    let source = root().join("crates/ka-cli/tests/c/seen.c");
-    compile(cc().args(flags), &source, Link::Nothing)
+    compile(cc().args(flags), &source("seen"), Link::Nothing)
 }
 
 fn dynamic() -> &'static Path {

@@ -13,16 +13,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use command::cgroups::{Cgroup, attaching, in_own_cgroup_tree, profile_calls, unit_calls};
-use command::{Holder, Options, as_nobody, bare, holder, ka};
+use command::{Holder, Options, as_nobody, bare, holder, ka, source};
 use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::compiler::{Link, allowing, cc, compile};
 use ka_test::kernel::lacks_bpf;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root};
-use ka_test::path::{PublicFolder, root, scratch, unique};
-use ka_test::process::{kill, signal_child};
-use ka_test::wait::eventually;
+use ka_test::path::{PublicFolder, scratch, unique};
+use ka_test::process::{children, kill, signal_child, state};
+use ka_test::wait::{eventually, eventually_within};
 use serde_json::Value;
 
 /// More time than ka needs for a few sockets on a busy machine.
@@ -38,8 +38,7 @@ impl Attacker {
     /// Starts a program of tests/c and reads the numbers that it prints. Skips loudly and returns `None` if it cannot
     /// attack here.
     fn start(name: &str, args: &[&str]) -> Option<Self> {
-        let source = root().join("crates/ka-cli/tests/c").join(name).with_extension("c");
-        let program = compile(cc().arg("-pthread"), &source, Link::Nothing);
+        let program = compile(cc().arg("-pthread"), &source(name), Link::Nothing);
         // Every user may run the program there, even if the repository is private.
         let folder = PublicFolder::new(name);
         let place = folder.join(name);
@@ -205,10 +204,7 @@ fn ka_ends_at_a_signal_while_a_lock_is_held() {
     };
     // The signal comes while a worker is stuck in state D and ka has not given it up yet.
     let is_stuck = |ka: &Child| {
-        let children = format!("/proc/{0}/task/{0}/children", ka.id());
-        fs::read_to_string(children).unwrap_or_default().split_whitespace().any(|pid| {
-            fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") D "))
-        })
+        children(ka.id().try_into().unwrap()).into_iter().any(|worker| state(worker) == Some('D'))
     };
     for args in [&["--follow", "--all"][..], &["--all"], &["--all", "--dry-run"]] {
         let child = spawn(attach(args));
@@ -281,25 +277,14 @@ fn lingering_sockets_do_not_block_ka() {
             strace.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let is_set = |options: &Options| options.on && options.timers[..3] == [280, 30, 5];
         if follow {
-            eventually_long("the victim is set", || victim.look().iter().all(is_set));
-            let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap();
-            let ka: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
+            eventually_within(LONG, "the victim is set", || victim.look().iter().all(is_set));
+            let ka = children(child.id().try_into().unwrap())[0];
             kill(ka, libc::SIGTERM);
         }
         let (status, out, err) = output(child, "ka attach");
         assert_eq!(status, 0, "{out}{err}");
         victim.assert_all(280, 30, 5);
-        let stat = fs::read_to_string(format!("/proc/{}/stat", evil.said[0])).unwrap();
-        assert!(stat.contains(") Z "), "the attacker did not attack: {stat}");
-    }
-}
-
-/// Like [`eventually`], with more time.
-fn eventually_long(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + LONG;
-    while !is_so() {
-        assert!(Instant::now() < end, "never: {what}");
-        thread::sleep(Duration::from_millis(20));
+        assert_eq!(state(evil.said[0]), Some('Z'), "the attacker did not attack");
     }
 }
 

@@ -12,14 +12,14 @@ use std::process::{Command, Stdio};
 use command::cgroups::in_own_cgroup_tree;
 use command::{
     FRESH, Holder, armed, as_nobody, bare, go_build, go_holder, holder, holder_with, ka, outcome, raw,
-    static_holder,
+    source, static_holder,
 };
 use ka_test::artifact::{release, shim};
 use ka_test::child::{Running, preloaded, stdout, succeed};
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
-use ka_test::path::{PublicFolder, root, scratch};
+use ka_test::path::{PublicFolder, scratch};
 use ka_test::server::{nginx, redis_arguments};
 use ka_test::wait::{eventually, listening};
 
@@ -645,7 +645,7 @@ fn libraries_with_system_calls_of_their_own_are_found_as_the_loader_finds_them()
     let folder = scratch("libraries");
     let below = folder.join("lib");
     fs::create_dir_all(&below).unwrap();
-    let source = root().join("crates/ka-cli/tests/c/raw.c");
+    let source = source("raw");
     let library = below.join("libraw.so");
     let build = |compiler: &str, flags: &[&str]| {
         let mut command = Command::new(compiler);
@@ -702,7 +702,7 @@ fn a_program_linked_to_a_go_library_is_run_under_a_supervisor() {
     let library = folder.join("libraw.so");
     go_build("library", true, &["-buildmode=c-shared"], &library);
     let rpath = format!("-Wl,-rpath,{}", folder.display());
-    let source = root().join("crates/ka-cli/tests/c/raw.c");
+    let source = source("raw");
     let program = folder.join("program");
     let mut command = cc();
     command.args(["-DPROGRAM", "-o"]).arg(&program).arg(source).arg("-L").arg(&folder);

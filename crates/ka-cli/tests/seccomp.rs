@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use command::{
     Holder, Options, WaitingProgram, as_nobody, bare, go_holder, go_program, holder, holder_with, ka,
-    number_after, outcome, refusing, static_holder,
+    number_after, outcome, refusing, source, static_holder,
 };
 use ka_test::artifact::{release, shim};
 use ka_test::child::{stderr, stdout, succeed};
@@ -23,13 +23,12 @@ use ka_test::compiler::{Link, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
 use ka_test::path::{PublicFolder, root, scratch};
-use ka_test::process::{is_running, kill};
+use ka_test::process::{children, is_running, kill, state};
 use ka_test::wait::eventually;
 
 /// Builds a static program of tests/c.
 fn made(name: &str) -> PathBuf {
-    let source = root().join("crates/ka-cli/tests/c").join(name).with_extension("c");
-    compile(cc().arg("-static"), &source, Link::Nothing)
+    compile(cc().arg("-static"), &source(name), Link::Nothing)
 }
 
 fn seen() -> &'static Path {
@@ -84,8 +83,7 @@ fn programs_that_preload_does_not_reach_are_run_under_a_supervisor() {
 fn visible(name: &str) -> (PublicFolder, PathBuf, PathBuf) {
     let folder = PublicFolder::new(name);
     let (dynamic, fixed) = (folder.join("dynamic"), folder.join("static"));
-    let source = root().join("crates/ka-cli/tests/c/seen.c");
-    fs::copy(compile(&mut cc(), &source, Link::Nothing), &dynamic).unwrap();
+    fs::copy(compile(&mut cc(), &source("seen"), Link::Nothing), &dynamic).unwrap();
     fs::copy(seen(), &fixed).unwrap();
     (folder, dynamic, fixed)
 }
@@ -716,7 +714,7 @@ fn ka_attach_under_a_supervisor_reports_the_override() {
 /// that ka causes occurs in every run.
 #[test]
 fn default_mode_changes_the_result_of_no_call() {
-    let calls = compile(&mut cc(), &root().join("crates/ka-cli/tests/c/calls.c"), Link::Nothing);
+    let calls = compile(&mut cc(), &source("calls"), Link::Nothing);
     for seed in 1..=60 {
         let arguments = [seed.to_string(), "3000".to_owned()];
         let alone = || {
@@ -790,8 +788,9 @@ fn ka_check_names_the_supervisor() {
     let file = fs::File::create(&errors).unwrap();
     let staying = WaitingProgram::start(run().arg("-v").arg(seen()).args(["listen", "stay"]).stderr(file));
     let supervisor = number_after(&fs::read_to_string(errors).unwrap(), "supervisor ");
-    let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap();
-    let program = children.trim();
+    let [program] = children(supervisor)[..] else { panic!("{:?}", children(supervisor)) };
+    let program = program.to_string();
+    let program = program.as_str();
     let (status, out, err) = outcome(ka().args(["check", "--json", program]));
     assert_eq!((status, err.as_str()), (0, ""), "{out}");
     let report: serde_json::Value = serde_json::from_str(&out).unwrap();
@@ -837,7 +836,7 @@ fn io_uring_is_reported_once_and_can_be_denied() {
     assert_eq!(ring(&["--no-io-uring"]), (0, format!("{}\n", libc::ENOSYS), String::new()));
     // A socket that io_uring connects has no policy, as the message says. An accepted socket inherits the policy of
     // the listener. The C program uses the ring without liburing, by the two system calls.
-    let connects = compile(&mut cc(), &root().join("crates/ka-cli/tests/c/ring.c"), Link::Nothing);
+    let connects = compile(&mut cc(), &source("ring"), Link::Nothing);
     let options = stdout(run().arg(connects));
     let options: Vec<_> = options.lines().map(|line| line.split_once(' ').unwrap().1).collect();
     assert_eq!(options, ["0 7200 75 9 0", "1 60 10 6 0"]);
@@ -978,10 +977,6 @@ fn signals_to_the_job_reach_a_program_in_its_own_group() {
 fn the_front_process_stops_and_continues_like_the_program() {
     let child = run().args(["sleep", "30"]).process_group(0).spawn().unwrap();
     let pid = i32::try_from(child.id()).unwrap();
-    let state = |pid: i32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit(") ").next().and_then(|rest| rest.chars().next())
-    };
     let mut sleeper = None;
     eventually("the program is there", || {
         let all = fs::read_dir("/proc").unwrap().flatten();

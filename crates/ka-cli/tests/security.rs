@@ -15,7 +15,7 @@ use ka_test::child::{Running, stdout, succeed};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, in_own_network_namespace, is_root, with_own_etc};
 use ka_test::path::{PublicFolder, scratch};
-use ka_test::process::signal_child;
+use ka_test::process::{children, signal_child};
 use ka_test::wait::eventually;
 use serde_json::Value;
 
@@ -46,10 +46,9 @@ fn start_delayed(when: &str, args: &[&str]) -> Child {
     strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=pidfd_open", "-e"]);
     strace.arg(format!("inject=pidfd_open:delay_{when}=4000000")).arg(release().join("ka")).args(args);
     let child = strace.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let children = format!("/proc/{0}/task/{0}/children", child.id());
+    let pid = child.id().try_into().unwrap();
     eventually("ka is at pidfd_open", || {
-        let pids = fs::read_to_string(&children).unwrap();
-        pids.split_whitespace().any(|pid| {
+        children(pid).into_iter().any(|pid| {
             let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
             call.starts_with(&format!("{} ", libc::SYS_pidfd_open))
         })

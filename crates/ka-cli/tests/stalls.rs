@@ -12,13 +12,13 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use command::{bare, ka, number_after, outcome};
+use command::{bare, ka, number_after, outcome, source};
 use ka_test::child::stdout;
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::is_root;
-use ka_test::path::{root, scratch};
-use ka_test::process::{is_running, kill};
+use ka_test::path::scratch;
+use ka_test::process::{children, is_running, kill, state};
 use ka_test::wait::eventually;
 
 /// The output of `seen connect` if both ends of a connection have the policy.
@@ -29,8 +29,7 @@ const NEITHER: [&str; 2] = ["0 7200 75 9 0", "0 7200 75 9 0"];
 
 /// Builds a static program of tests/c, under its own name.
 fn made(name: &str) -> PathBuf {
-    let source = root().join("crates/ka-cli/tests/c").join(name).with_extension("c");
-    let program = compile(cc().args(["-static", "-pthread"]), &source, Link::Nothing);
+    let program = compile(cc().args(["-static", "-pthread"]), &source(name), Link::Nothing);
     let folder = scratch(&format!("{name}-folder"));
     fs::create_dir(&folder).unwrap();
     fs::copy(program, folder.join(name)).unwrap();
@@ -273,8 +272,8 @@ fn the_spare_takes_over_from_a_supervisor_that_cannot_end() {
 /// Returns whether a process has a thread that cannot be killed.
 fn is_stuck(pid: i32) -> bool {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let stats = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
-    stats.into_iter().any(|stat| stat.contains(") D "))
+    let mut threads = tasks.filter_map(|task| task.file_name().to_str()?.parse().ok());
+    threads.any(|thread| state(thread) == Some('D'))
 }
 
 #[test]
@@ -370,9 +369,7 @@ fn supervisor_and_spare_have_their_own_titles() {
     };
     let name = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim_end().to_owned();
     let (supervisor, spare) = (tree.supervisor, tree.spare);
-    let children =
-        |pid: i32| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap().trim().to_owned();
-    let program = children(supervisor);
+    let [program] = children(supervisor)[..] else { panic!("{:?}", children(supervisor)) };
     for (pid, role) in [(supervisor, "supervisor"), (spare, "spare")] {
         assert_eq!(name(pid), format!("ka-{role}"));
         assert_eq!(title(pid), format!("ka: {role} of sh ({program})"));

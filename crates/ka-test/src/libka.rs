@@ -143,6 +143,36 @@ pub fn enable(fd: RawFd, idle: c_int, intvl: c_int, cnt: c_int) -> Result<c_int,
     call(|ka| unsafe { (ka.ka_enable)(fd, idle, intvl, cnt) })
 }
 
+/// A function that reads one value, such as `ka_get_idle`.
+pub type Getter = fn(&Libka) -> unsafe extern "C" fn(c_int, *mut c_int) -> c_int;
+
+/// Calls a function that reads one value. A call that fails must not write it.
+///
+/// # Errors
+///
+/// Returns errno if the call fails.
+pub fn get(fd: RawFd, getter: Getter) -> Result<c_int, c_int> {
+    const UNTOUCHED: c_int = 0x5a5a_5a5a;
+    let mut value = UNTOUCHED;
+    // SAFETY: `value` is an int that lives until the call returns.
+    let result = call(|ka| unsafe { getter(ka)(fd, &raw mut value) });
+    assert_eq!(result.is_ok(), value != UNTOUCHED, "outputs are written on success only");
+    result.map(|_| value)
+}
+
+/// Calls `ka_query`. A call that fails must not write the config.
+///
+/// # Errors
+///
+/// Returns errno if the call fails.
+pub fn query(fd: RawFd) -> Result<Config, c_int> {
+    let mut config = CONFIG_INIT;
+    // SAFETY: the first field of `config` is its size.
+    let result = call(|ka| unsafe { (ka.ka_query)(fd, &raw mut config) });
+    assert_eq!(result.is_ok(), config != CONFIG_INIT, "outputs are written on success only");
+    result.map(|_| config)
+}
+
 /// Calls `ka_apply`.
 ///
 /// # Errors

@@ -14,10 +14,15 @@ pub fn listening(port: u16) {
 /// Waits until a condition holds. The test fails after 20 s, which is enough on a busy machine.
 ///
 /// `what` describes the condition for the message of the failure.
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
+pub fn eventually(what: &str, holds: impl FnMut() -> bool) {
+    eventually_within(Duration::from_secs(20), what, holds);
+}
+
+/// Waits until a condition holds, as [`eventually`] does, with another limit of time.
+pub fn eventually_within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
     while !holds() {
-        assert!(Instant::now() < end, "not in 20 s: {what}");
+        assert!(Instant::now() < end, "not in {limit:?}: {what}");
         thread::sleep(Duration::from_millis(50));
     }
 }

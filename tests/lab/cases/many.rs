@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ka_test::log::skip;
+use ka_test::process::raise_descriptor_limit;
 
 use crate::endpoint::{Policy, is_open};
 use crate::network::{Family, Network};
@@ -128,12 +129,9 @@ fn cpu_of(seconds: f64, others: f64, probes: usize) -> String {
 
 /// Returns the number of connections that the limit of open files allows.
 pub fn allowed() -> usize {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the pointer is to a local variable.
-    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }, 0);
     // The files that the other cases may have open at the same time.
     let others = 1500;
-    CONNECTIONS.min(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX).saturating_sub(others) / 2)
+    CONNECTIONS.min(raise_descriptor_limit().saturating_sub(others) / 2)
 }
 
 fn times(flows: &[Flow], from_client: bool) -> Vec<f64> {

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -17,6 +18,7 @@ use ka_test::artifact::release;
 use ka_test::child::{remove_ka_variables, succeed};
 use ka_test::compiler::{Link, cc, compile};
 use ka_test::path::{root, scratch};
+use ka_test::process;
 use ka_test::socket::{established, keepalive_options, option};
 
 /// Python code that prints SO_KEEPALIVE, idle, intvl, cnt and user timeout of a new socket.
@@ -78,10 +80,14 @@ pub fn number_after(text: &str, word: &str) -> i32 {
     rest.split(|letter: char| !letter.is_ascii_digit()).next().unwrap().parse().unwrap()
 }
 
+/// Returns the path of a source in crates/ka-cli/tests/c.
+pub fn source(name: &str) -> PathBuf {
+    root().join("crates/ka-cli/tests/c").join(name).with_extension("c")
+}
+
 /// Builds the holder in C with these flags.
 pub fn holder_with(compiler: &mut Command, flags: &[&str]) -> PathBuf {
-    let source = root().join("crates/ka-cli/tests/c/holder.c");
-    compile(compiler.args(flags), &source, Link::Nothing)
+    compile(compiler.args(flags), &source("holder"), Link::Nothing)
 }
 
 /// Returns the holder in C.
@@ -124,7 +130,7 @@ pub fn go_build(name: &str, cgo: bool, flags: &[&str], output: &Path) {
 
 /// Builds a program of tests/c that makes system calls by its own instructions.
 pub fn raw(flags: &[&str]) -> PathBuf {
-    compile(cc().args(flags), &root().join("crates/ka-cli/tests/c/raw.c"), Link::Nothing)
+    compile(cc().args(flags), &source("raw"), Link::Nothing)
 }
 
 /// Returns the kernel's values for the TCP sockets of a process and of its descendants, each socket once. They are
@@ -138,27 +144,22 @@ pub fn socket_options_except(pid: i32, left: &[i32]) -> Vec<Options> {
     let mut known = HashSet::new();
     let mut found = Vec::new();
     for pid in family(pid) {
-        // SAFETY: the system call takes no pointer.
-        let process = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        // A process that has ended has no sockets.
+        let Ok(process) = process::open(pid) else { continue };
         for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
             let Ok(link) = fs::read_link(entry.path()) else { continue };
             let fd: i32 = entry.file_name().to_str().unwrap().parse().unwrap();
             if left.contains(&fd) || !link.to_string_lossy().starts_with("socket:") || !known.insert(link) {
                 continue;
             }
-            // SAFETY: the system call takes no pointer, and this process owns the new descriptor.
-            let socket = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process, fd, 0) };
-            let Ok(socket) = i32::try_from(socket) else { continue };
-            assert!(socket >= 0, "{pid} {fd}: {}", std::io::Error::last_os_error());
+            let socket =
+                process::duplicate(&process, fd).unwrap_or_else(|error| panic!("{pid} {fd}: {error}"));
+            let socket = socket.as_raw_fd();
             if option(socket, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Ok(libc::IPPROTO_TCP) {
                 let [on, timers @ ..] = keepalive_options(socket).map(Result::unwrap);
                 found.push(Options { fd, on: on != 0, timers });
             }
-            // SAFETY: this process owns the descriptor, and the next one.
-            unsafe { libc::close(socket) };
         }
-        // SAFETY: as above.
-        unsafe { libc::close(process.try_into().unwrap()) };
     }
     found
 }
