@@ -12,6 +12,7 @@ use ka_test::example::{Server, example};
 use ka_test::kernel::{has_ipv6, sysctl};
 use ka_test::namespace::in_own_network_namespace;
 use ka_test::path::root;
+use ka_test::socket::established;
 use socket2::SockRef;
 
 fn client(args: &[&str]) -> Output {
@@ -81,7 +82,6 @@ fn the_client_prints_its_settings_and_how_the_connection_ended() {
     let address = listener.local_addr().unwrap().to_string();
     let port = listener.local_addr().unwrap().port();
     let peer = thread::spawn(move || {
-        let mut kept = vec![];
         // The first connection is closed after a line, the second is reset.
         let (mut stream, _) = listener.accept().unwrap();
         stream.write_all(b"hello\n").unwrap();
@@ -90,8 +90,7 @@ fn the_client_prints_its_settings_and_how_the_connection_ended() {
         let (stream, _) = listener.accept().unwrap();
         SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
         drop(stream);
-        kept.push(listener);
-        kept
+        listener
     });
 
     let output = client(&["-c", "3", "-d", "60", "-i", "10", &address]);
@@ -152,7 +151,7 @@ fn the_client_s_connection_has_a_keepalive_timer() {
     let mut child =
         command.args(["-d", "50", &format!("127.0.0.1:{port}")]).stderr(Stdio::null()).spawn().unwrap();
     let (peer, _) = listener.accept().unwrap();
-    let sockets = stdout(Command::new("ss").args(["-tnoH", "dport", "=", &format!(":{port}")]));
+    let sockets = established(&format!("dport = :{port}"));
     drop(peer);
     child.wait().unwrap();
     let armed =
@@ -181,16 +180,7 @@ fn the_server_sets_its_listener_and_reports_each_client() {
     let mut answer = [0; 4];
     echoed.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"echo");
-    let sockets = stdout(Command::new("ss").args([
-        "-tnoH",
-        "sport",
-        "=",
-        &format!(":{}", server.port),
-        "and",
-        "dport",
-        "=",
-        &format!(":{}", name.port()),
-    ]));
+    let sockets = established(&format!("sport = :{} and dport = :{}", server.port, name.port()));
     assert!(
         sockets.contains("timer:(keepalive,"),
         "the accepted connection has not inherited keepalive: {sockets}"

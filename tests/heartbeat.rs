@@ -155,13 +155,8 @@ fn wrong_arguments_and_key_files_are_rejected_with_the_reason() {
     for mode in [0o604, 0o602, 0o620, 0o601] {
         let path = keys_of(&[1]);
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        for program in ["heartbeat_server", "heartbeat_client"] {
-            let output = Command::new(example(program)).arg(&path).arg("localhost:1").output().unwrap();
-            let output = if program == "heartbeat_server" {
-                Command::new(example(program)).arg(&path).arg("0").output().unwrap()
-            } else {
-                output
-            };
+        for (program, address) in [("heartbeat_server", "0"), ("heartbeat_client", "localhost:1")] {
+            let output = Command::new(example(program)).arg(&path).arg(address).output().unwrap();
             assert_eq!(output.status.code(), Some(1), "{mode:o}");
             assert!(
                 stderr(&output).contains("others may read or write it: chmod 600 it"),
@@ -266,7 +261,7 @@ fn the_client_sets_keepalive_and_accepted_connections_inherit_it() {
         .spawn()
         .unwrap();
     let (peer, _) = listener.accept().unwrap();
-    let sockets = stdout(Command::new("ss").args(["-tnoH", "dport", "=", &format!(":{port}")]));
+    let sockets = established(&format!("dport = :{port}"));
     client.kill().unwrap();
     client.wait().unwrap();
     assert!(sockets.contains("timer:(keepalive,"), "{sockets}");

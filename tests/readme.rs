@@ -4,13 +4,15 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::net::{Shutdown, TcpListener};
-use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use ka_test::artifact::release;
 use ka_test::child::{stdout, succeed};
 use ka_test::path::{root, scratch};
+use ka_test::socket::established;
+use socket2::SockRef;
 
 /// Returns the code blocks of a page that are marked as `language`.
 fn blocks(page: &Path, language: &str) -> Vec<String> {
@@ -97,8 +99,7 @@ fn client(end: impl FnOnce(std::net::TcpStream)) -> (Option<i32>, String, String
         .spawn()
         .unwrap();
     let (stream, _) = listener.accept().unwrap();
-    let timers =
-        stdout(Command::new("ss").args(["-tno", "state", "established", "dport", "=", &format!(":{port}")]));
+    let timers = established(&format!("dport = :{port}"));
     let is_armed =
         ["1min", "59sec"].iter().any(|left| timers.contains(&format!("timer:(keepalive,{left},0)")));
     assert!(is_armed, "{timers}");
@@ -117,18 +118,7 @@ fn the_minimal_client_has_keepalive_and_prints_how_the_connection_ended() {
     assert_eq!(closed, (Some(0), "hello\n".to_owned(), String::new()));
 
     let reset = client(|stream| {
-        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-        // SAFETY: `linger` is a live `libc::linger`, and the length is its size.
-        let result = unsafe {
-            libc::setsockopt(
-                stream.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_LINGER,
-                (&raw const linger).cast(),
-                u32::try_from(size_of_val(&linger)).unwrap(),
-            )
-        };
-        assert_eq!(result, 0);
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
     });
     assert_eq!(reset, (Some(1), String::new(), "the peer has restarted\n".to_owned()));
 }

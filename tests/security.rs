@@ -177,15 +177,16 @@ fn the_table_lists_all_unsafe_code() {
     );
 }
 
+/// Returns the text of all Rust files.
+fn code() -> String {
+    let folders = ["src", "crates", "tests"].map(|folder| sources(&root().join(folder)));
+    folders.iter().flatten().map(|path| fs::read_to_string(path).unwrap()).collect()
+}
+
 #[test]
 fn tests_and_files_that_are_named_exist() {
     let document = fs::read_to_string(root().join("SECURITY.md")).unwrap();
-    let mut code = String::new();
-    for folder in ["src", "crates", "tests"] {
-        for path in sources(&root().join(folder)) {
-            code += &fs::read_to_string(path).unwrap();
-        }
-    }
+    let code = code();
     let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
     let mut seen = 0;
     // The last column of each table names tests and files. The table of `unsafe` code begins with a file, so skip it.
@@ -211,11 +212,7 @@ fn tests_and_files_that_are_named_exist() {
 #[test]
 fn tests_that_the_makefile_selects_exist() {
     let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
-    let code: String = ["src", "crates", "tests"]
-        .iter()
-        .flat_map(|folder| sources(&root().join(folder)))
-        .map(|path| fs::read_to_string(path).unwrap())
-        .collect();
+    let code = code();
     let names: Vec<_> = makefile
         .lines()
         .filter(|line| line.contains("$(CARGO) test "))
