@@ -182,13 +182,15 @@ fn expected() -> String {
 Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
 Upstream-Name: ka
 Comment:
- What is below vendor/ is not in the sources: it is what Cargo.lock names, where
- `cargo vendor` puts it, and is linked into libka and ka. What may be had under
- several licences is had under the one that is named here.
+ The sources do not contain the files below vendor/. These are the crates that
+ Cargo.lock names, in the folder where `cargo vendor` puts them. They are linked
+ into libka, the shim or ka. If a crate has several licences, ka uses it under
+ the one that is named here.
  .
- ka, the command, also has Rust's standard library in it, and libka and the shim
- what that is based on (core, alloc, compiler_builtins): copyright The Rust
- Project Developers, see https://thanks.rust-lang.org, had under Expat.
+ The command ka also contains Rust's standard library. libka and the shim
+ contain the base of this library (core, alloc, compiler_builtins). Its
+ copyright holders are The Rust Project Developers, see
+ https://thanks.rust-lang.org, and its licence is Expat.
 
 Files: *
 "
