@@ -60,7 +60,7 @@ impl Own {
 
 impl Drop for Own {
     fn drop(&mut self) {
-        // SAFETY: the reaper is valid, and is not used again.
+        // SAFETY: the reaper is valid, and nothing uses it after this call.
         unsafe { (libka().ka_reaper_free)(self.0) };
     }
 }

@@ -288,7 +288,7 @@ fn under_the_shim(host: &Host, nothing: &Path, source: &Path) {
         orders.push(behind);
     }
     for order in &orders {
-        // With gcc's -fsanitize=thread, a program whose threads fork hangs, also without the shim.
+        // With gcc's -fsanitize=thread, a program whose threads fork hangs even without the shim.
         let hammer: &[&str] = if host.sanitizer == "thread" { &["threads"] } else { &["hammer", "1"] };
         let moments = [&["one"][..], &["vfork"], &["close"], &["signal"], &["cancel"], hammer];
         // Run the slow moments only in the first order.

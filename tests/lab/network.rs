@@ -300,8 +300,7 @@ impl Network {
     }
 
     /// Makes a network whose router translates the client's address to its own. It forgets connections that are idle
-    /// for
-    /// `timeout`, and silently drops packets of unknown connections.
+    /// for `timeout`, and silently drops packets of unknown connections.
     pub fn with_nat(timeout: Duration) -> Self {
         let network = Self::routed();
         network.forgets(timeout);

@@ -135,7 +135,7 @@ fn row(program: &'static Program) -> Row {
         let except = program.except.iter().find(|(ways, _)| ways.contains(&way));
         let wrong = match (misbehaves(&seen, none), lacks(way, &seen, none), except) {
             (Some(why), ..) | (None, Some(why), None) => Some(why),
-            // In mode default, a program may keep its own values if the way works, and also if it does not.
+            // In mode default, the program's own values are right. They do not show that the way works.
             (None, None, Some((_, why))) if way != Way::Default || !lacks_policy_everywhere(&seen) => {
                 Some(format!("works, but \"{why}\" is expected"))
             }

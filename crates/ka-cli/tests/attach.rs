@@ -576,7 +576,7 @@ fn attach_sets_sockets_of_nginx_redis_and_python() {
     eventually("the servers' ends have a keepalive of 45 s", || armed(45.0) == (6, 3));
     // Tests a connection that is made later.
     let _late = TcpStream::connect("127.0.0.1:8080").unwrap();
-    eventually("the late one has it too", || armed(45.0) == (8, 4));
+    eventually("the server's end of the late connection has it too", || armed(45.0) == (8, 4));
 }
 
 #[test]
@@ -592,10 +592,10 @@ fn follow_sets_sockets_that_are_opened_later() {
         options.len() == count
             && options.iter().all(|options| options.on && options.timers[..3] == [280, 30, 5])
     };
-    eventually("the first three have it", || all(&mut holder, 3));
+    eventually("the first three sockets have the policy", || all(&mut holder, 3));
     holder.open();
     holder.open();
-    eventually("those that came later have it", || all(&mut holder, 7));
+    eventually("the sockets that were opened later have the policy", || all(&mut holder, 7));
     holder.end();
     // `ka attach --follow` ends when the process ends.
     eventually("ka ends after the process has ended", || child.try_wait().unwrap().is_some());
@@ -643,7 +643,7 @@ fn a_signal_ends_spread_at_once() {
         let mut follow = ka();
         follow.args(["attach", "--spread", "60s"]).args(options).arg(holder.pid().to_string());
         let mut child = follow.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-        eventually("the first has it", || holder.look()[0].on);
+        eventually("the first socket has the policy", || holder.look()[0].on);
         let sent = Instant::now();
         signal_child(&child, signal);
         assert_eq!(child.wait().unwrap().code(), Some(status));

@@ -140,7 +140,7 @@ impl Tree {
             }
             options
         })
-        .expect("the victim is not served while somebody else keeps the supervisor waiting")
+        .expect("the victim cannot connect while an attacker keeps the supervisor waiting")
     }
 
     /// Ends the attackers, then the program. Returns the command's status and ka's messages.

@@ -40,7 +40,7 @@ pub fn scratch(name: &str) -> PathBuf {
     folder.join(unique(name))
 }
 
-/// Appends to a name what makes it unique on this machine.
+/// Returns a name that starts with `name` and is unique on this machine.
 pub fn unique(name: &str) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     // A PID is not unique. In its own PID namespace, each test has PID 1.
