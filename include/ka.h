@@ -381,7 +381,7 @@ int ka_enable_lenient(int fd,
  *
  *   fd     a TCP or MPTCP socket in any state.
  *
- * Returns 0, also if keepalive was off already, or -1 with errno:
+ * Returns 0, even if keepalive was off already, or -1 with errno:
  *   EBADF        fd is not open, or was opened with O_PATH.
  *   ENOTSOCK     fd is not a socket.
  *   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
