@@ -68,7 +68,7 @@ const WORDS: usize = size_of::<ka_config>() / size_of::<u32>();
 const _: () = assert!(WORDS == 2 + Timer::ALL.len(), "each timer has a word in struct ka_config");
 
 /// All words except the size: keepalive, idle, intvl, cnt, user_timeout.
-pub(crate) type Values = [i32; WORDS - 1];
+pub(crate) type ConfigWords = [i32; WORDS - 1];
 
 impl ka_config {
     /// Reads the policy of a caller's config.
@@ -95,7 +95,10 @@ impl ka_config {
     ///
     /// # Safety
     /// `config` is NULL, or can be read and written for as many bytes as its size states.
-    pub(crate) unsafe fn fill(config: *mut Self, values: impl FnOnce() -> Result<Values, Errno>) -> c_int {
+    pub(crate) unsafe fn fill(
+        config: *mut Self,
+        values: impl FnOnce() -> Result<ConfigWords, Errno>,
+    ) -> c_int {
         answer(|| {
             // SAFETY: the caller passes NULL, or at least the first word.
             let count = unsafe { words::count(config) }?;
@@ -110,7 +113,7 @@ impl ka_config {
     /// # Safety
     /// `config` can be written for `count` words.
     #[inline(never)]
-    unsafe fn write(config: *mut Self, count: usize, values: &Values) {
+    unsafe fn write(config: *mut Self, count: usize, values: &ConfigWords) {
         // A sysctl may hold 0, which no socket can have. In the struct 0 means KA_KEEP.
         let [keepalive, idle, intvl, cnt, user_timeout] =
             values.map(|value| if value == 0 { KA_KEEP } else { value });
@@ -122,7 +125,7 @@ impl ka_config {
 }
 
 /// Returns the words of a policy.
-pub(crate) fn values(config: &Config) -> Values {
+pub(crate) fn values(config: &Config) -> ConfigWords {
     [
         match config.enabled() {
             None => KA_KEEP,
@@ -142,7 +145,7 @@ pub(crate) fn values(config: &Config) -> Values {
 }
 
 /// Returns the words of the settings that are in force on a socket.
-pub(crate) fn in_force(settings: &Settings) -> Values {
+pub(crate) fn in_force(settings: &Settings) -> ConfigWords {
     let Settings { enabled, idle, intvl, cnt, user_timeout } = *settings;
     [
         if enabled { KA_ON } else { KA_OFF },

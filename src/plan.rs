@@ -7,7 +7,7 @@ use core::ffi::CStr;
 use ka_core::{Config, Errno, PlanError};
 use libc::{c_char, c_int};
 
-use crate::config::{Values, ka_config, values};
+use crate::config::{ConfigWords, ka_config, values};
 use crate::errno::{EINVAL, answer};
 
 /// Calculates a policy that detects a dead peer within a given time, even if each kernel timer is as late as possible.
@@ -129,6 +129,6 @@ pub unsafe extern "C" fn ka_detect_time(
     })
 }
 
-fn plan(plan: Result<Config, PlanError>) -> Result<Values, Errno> {
+fn plan(plan: Result<Config, PlanError>) -> Result<ConfigWords, Errno> {
     Ok(values(&plan?))
 }

@@ -74,7 +74,7 @@ pub unsafe extern "C" fn ka_format(config: *const ka_config, text: *mut c_char, 
             return Err(EINVAL);
         }
         // SAFETY: the C caller guarantees `size` bytes of `text`.
-        let mut out = unsafe { Output::new(text, size) };
+        let mut out = unsafe { TextBuffer::new(text, size) };
         out.push(Text::from(&config).as_bytes());
         Ok(out.end())
     })
@@ -106,7 +106,7 @@ pub unsafe extern "C" fn ka_explain(text: *const c_char, message: *mut c_char, s
         // SAFETY: `text` is not NULL, so it is a C string, which the C caller keeps unchanged during this call.
         let text = unsafe { CStr::from_ptr(text) };
         // SAFETY: the C caller guarantees `size` bytes of `message`.
-        let mut out = unsafe { Output::new(message, size) };
+        let mut out = unsafe { TextBuffer::new(message, size) };
         if let Err(error) = ka_core::parse(text.to_bytes()) {
             error.write(&mut |piece| out.push(piece));
         }
@@ -115,13 +115,13 @@ pub unsafe extern "C" fn ka_explain(text: *const c_char, message: *mut c_char, s
 }
 
 /// A writer that fills a caller's buffer as snprintf(3) does.
-struct Output {
+struct TextBuffer {
     buffer: *mut c_char,
     size: usize,
     length: usize,
 }
 
-impl Output {
+impl TextBuffer {
     /// # Safety
     /// `size` bytes of `buffer` can be written as long as this value lives. If `size` is 0, `buffer` may be NULL.
     const unsafe fn new(buffer: *mut c_char, size: usize) -> Self {

@@ -6,7 +6,7 @@ use std::ptr;
 
 use ka_test::kernel::has_mptcp;
 use ka_test::libka::{
-    AUTO, CONFIG_INIT, Config, KEEP, Libka, NONE, OFF, ON, STATUS_INIT, apply, call, config, enable, get,
+    AUTO, CONFIG_INIT, KEEP, Libka, NONE, OFF, ON, RawConfig, STATUS_INIT, apply, call, config, enable, get,
 };
 use ka_test::socket::{CLOSED, fresh, keepalive_options, set_option, socket};
 use libc::{E2BIG, EBADF, EINVAL, ENOENT, ENOPROTOOPT, ERANGE, c_char, c_int};
@@ -220,7 +220,7 @@ fn the_tail_of_a_larger_config_may_be_zero_or_keep() {
     for tail in [[1, KEEP], [KEEP, 1], [0, 1], [1, 1], [AUTO, KEEP], [NONE, 0], [c_int::MIN, 0]] {
         let object = sized(32, &[[ON, 62, 10, 5, KEEP].as_slice(), &tail].concat());
         assert_eq!(apply_words(fd, &object), Err(E2BIG), "{tail:?}");
-        let config = object.as_ptr().cast::<Config>();
+        let config = object.as_ptr().cast::<RawConfig>();
         let mut ms = [7_u64; 2];
         let [typical, worst] = &mut ms;
         // SAFETY: the object has its size.
@@ -314,7 +314,7 @@ fn impossible_sizes_are_rejected_by_every_function() {
     for size in [0, 1, 4, 7, 9, 22, 23, 25, -1] {
         let mut object = sized(size, &[KEEP; 12]);
         let untouched = object.clone();
-        let (config, status) = (object.as_mut_ptr().cast::<Config>(), object.as_mut_ptr().cast());
+        let (config, status) = (object.as_mut_ptr().cast::<RawConfig>(), object.as_mut_ptr().cast());
         let mut ms = 0;
         let ms = &raw mut ms;
         // SAFETY: the calls access nothing beyond the size.
@@ -352,7 +352,7 @@ fn outputs_fill_the_size_of_the_caller_and_no_more() {
         let size = i32::try_from(4 + 4 * words).unwrap();
         let untouched = sized(size, &[0x5a5a_5a5a; 14]);
         // SAFETY: the object is at least as large as its size says.
-        let calls: [&dyn Fn(*mut Config) -> Result<c_int, c_int>; 5] = unsafe {
+        let calls: [&dyn Fn(*mut RawConfig) -> Result<c_int, c_int>; 5] = unsafe {
             [
                 &|config| call(|ka| (ka.ka_query)(fd, config)),
                 &|config| call(|ka| (ka.ka_parse)(c"60,10,5".as_ptr(), config)),
@@ -389,7 +389,7 @@ fn structs_may_be_unaligned() {
     let mut bytes = [0_u8; 64];
     for offset in 0..4 {
         #[expect(clippy::cast_ptr_alignment, reason = "the test needs an unaligned struct")]
-        let config = bytes[offset..].as_mut_ptr().cast::<Config>();
+        let config = bytes[offset..].as_mut_ptr().cast::<RawConfig>();
         // SAFETY: the 24 bytes at `config` are in the array, and write_unaligned needs no alignment.
         unsafe {
             config.write_unaligned(ka_test::libka::config(ON, 60, 10, 5, KEEP));
@@ -400,7 +400,7 @@ fn structs_may_be_unaligned() {
     }
 }
 
-fn parse(text: &str) -> Result<Config, c_int> {
+fn parse(text: &str) -> Result<RawConfig, c_int> {
     let text = CString::new(text).unwrap();
     let mut config = [24, 7, 7, 7, 7, 7];
     // SAFETY: a C string and a config with its size.
@@ -413,7 +413,7 @@ fn parse(text: &str) -> Result<Config, c_int> {
     }
 }
 
-fn format(config: &Config) -> Result<String, c_int> {
+fn format(config: &RawConfig) -> Result<String, c_int> {
     let mut text = [0x55 as c_char; 64];
     // SAFETY: a config with its size, and 64 bytes.
     let length = call(|ka| unsafe { (ka.ka_format)(config, text.as_mut_ptr(), text.len()) })?;
@@ -475,7 +475,7 @@ fn text_that_does_not_fit_is_truncated_as_by_snprintf() {
     assert_eq!(call(|ka| unsafe { (ka.ka_format)(&raw const config, ptr::null_mut(), 0) }), Ok(26));
 }
 
-fn planned(plan: impl FnOnce(&Libka, *mut Config) -> c_int) -> Result<Config, c_int> {
+fn planned(plan: impl FnOnce(&Libka, *mut RawConfig) -> c_int) -> Result<RawConfig, c_int> {
     let mut config = [24, 7, 7, 7, 7, 7];
     let result = call(|ka| plan(ka, &raw mut config));
     assert_eq!(result.is_err(), config == [24, 7, 7, 7, 7, 7], "outputs are written on success only");
@@ -508,7 +508,7 @@ fn plans_and_detection_times_equal_those_of_ka_core() {
         assert_eq!(preset(&CString::new(known.name).unwrap()), path(known.path_idle_s), "{}", known.name);
     }
 
-    let time = |config: Config| {
+    let time = |config: RawConfig| {
         let mut ms = [7_u64; 2];
         let [typical, worst] = &mut ms;
         // SAFETY: a config with its size, and two numbers.

@@ -6,7 +6,7 @@ use std::ptr;
 
 use ka_test::child::{stdout, succeed};
 use ka_test::compiler::{LINKS, program};
-use ka_test::libka::{Beat, call};
+use ka_test::libka::{RawBeat, call};
 use ka_test::path::root;
 use libc::{EBADMSG, EINVAL, ESTALE};
 
@@ -19,7 +19,7 @@ fn nonce() -> Result<[u8; 16], i32> {
 }
 
 /// Signs a beat, and checks that a failed call writes no frame.
-fn sign(key: &[u8], nonce: &[u8; 16], beat: Beat) -> Result<[u8; 56], i32> {
+fn sign(key: &[u8], nonce: &[u8; 16], beat: RawBeat) -> Result<[u8; 56], i32> {
     let mut frame = [0x5a; 56];
     // SAFETY: the pointers are valid for the sizes that ka.h requires.
     let result = call(|ka| unsafe {
@@ -29,7 +29,7 @@ fn sign(key: &[u8], nonce: &[u8; 16], beat: Beat) -> Result<[u8; 56], i32> {
     result.map(|_| frame)
 }
 
-fn verify(key: &[u8], nonce: &[u8; 16], last_sequence: u64, frame: &[u8; 56]) -> Result<Beat, i32> {
+fn verify(key: &[u8], nonce: &[u8; 16], last_sequence: u64, frame: &[u8; 56]) -> Result<RawBeat, i32> {
     let mut beat = [0x5a; 2];
     // SAFETY: as above.
     let result = call(|ka| unsafe {
@@ -134,7 +134,7 @@ fn arguments_are_checked_before_the_frame() {
     }
     assert!(sign(&KEY[..16], &nonce, [7, 1]).is_ok());
 
-    let beat: Beat = [7, 1];
+    let beat: RawBeat = [7, 1];
     let (key, n, beat) = (KEY.as_ptr(), nonce.as_ptr(), &raw const beat);
     let (mut out_frame, mut out_beat, mut out_client) = ([0x5a_u8; 56], [0x5a_u64; 2], 0x5a_u64);
     let (f, b, c) = (out_frame.as_mut_ptr(), &raw mut out_beat, &raw mut out_client);

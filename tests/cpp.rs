@@ -7,7 +7,7 @@ use std::process::Command;
 
 use ka_test::artifact::release;
 use ka_test::child::{stderr, succeed};
-use ka_test::compiler::{Link, compile};
+use ka_test::compiler::{Linkage, compile};
 use ka_test::example::Server;
 use ka_test::path::{root, scratch};
 use ka_test::socket::established;
@@ -28,7 +28,7 @@ const STRICT: [&str; 9] = [
 fn test_every_function(compiler: &str, options: &[&str]) {
     let source = root().join("tests/cpp/hpp.cpp");
     let mut command = Command::new(compiler);
-    let program = compile(command.args(options).args(STRICT).arg("-O1"), &source, Link::Static);
+    let program = compile(command.args(options).args(STRICT).arg("-O1"), &source, Linkage::Static);
     succeed(&mut Command::new(program));
 }
 

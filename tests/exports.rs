@@ -6,7 +6,7 @@ use std::process::Command;
 
 use ka_test::artifact::{loaded_size, release, unstripped};
 use ka_test::child::stdout;
-use ka_test::compiler::{Link, cc, compile, program};
+use ka_test::compiler::{Linkage, cc, compile, program};
 use ka_test::libka::{EXPORTS, libka};
 use ka_test::path::root;
 
@@ -165,14 +165,14 @@ fn panic_strings(library: &[u8]) -> Vec<&'static str> {
 
 #[test]
 fn libka_links_statically_without_further_flags() {
-    let program = program("link", Link::Static);
+    let program = program("link", Linkage::Static);
     assert_eq!(stdout(&mut Command::new(&program)), concat!(env!("CARGO_PKG_VERSION"), " on 60 10 5\n"));
     let dynamic = readelf("-dW", &program);
     assert!(!dynamic.contains("libka") && !dynamic.contains("libgcc"), "{dynamic}");
 
     // Also link it into a program without a dynamic loader.
     let source = root().join("tests/c/link.c");
-    let program = compile(cc().arg("-static"), &source, Link::Static);
+    let program = compile(cc().arg("-static"), &source, Linkage::Static);
     assert_eq!(stdout(&mut Command::new(&program)), concat!(env!("CARGO_PKG_VERSION"), " on 60 10 5\n"));
 }
 
@@ -181,18 +181,18 @@ fn libka_loads_in_musl_programs() {
     let source = root().join("tests/c/link.c");
     let mut compiler = Command::new("musl-gcc");
     let program =
-        compile(compiler.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror"]), &source, Link::Shared);
+        compile(compiler.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror"]), &source, Linkage::Shared);
     assert!(readelf("-lW", &program).contains("ld-musl"), "not a musl program");
     assert_eq!(stdout(&mut Command::new(&program)), concat!(env!("CARGO_PKG_VERSION"), " on 60 10 5\n"));
 
     let mut compiler = Command::new("musl-gcc");
-    let program = compile(compiler.arg("-static"), &source, Link::Static);
+    let program = compile(compiler.arg("-static"), &source, Linkage::Static);
     assert_eq!(stdout(&mut Command::new(&program)), concat!(env!("CARGO_PKG_VERSION"), " on 60 10 5\n"));
 }
 
 #[test]
 fn versions_come_from_one_place() {
-    let program = program("link", Link::Shared);
+    let program = program("link", Linkage::Shared);
     assert!(stdout(&mut Command::new(&program)).starts_with(env!("CARGO_PKG_VERSION")));
     let number = |part: &str| part.parse::<u32>().unwrap();
     let expected = 1_000_000 * number(env!("CARGO_PKG_VERSION_MAJOR"))

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use ka_test::child::{preloaded, stdout};
-use ka_test::compiler::{Link, cc, compile, program};
+use ka_test::compiler::{Linkage, cc, compile, program};
 use ka_test::fault::{Fault, Ran, TRIAL, Trial, each, name};
 use ka_test::path::{root, scratch};
 
@@ -41,7 +41,7 @@ fn parse_output(ran: &Ran) -> Option<(i32, i32, &str)> {
 
 #[test]
 fn failed_calls_report_the_first_errno_and_leave_the_socket_unchanged() {
-    let outcome = program("outcome", Link::Shared);
+    let outcome = program("outcome", Linkage::Shared);
     let options = ["-x", name(&outcome), "-m", "-s", "3"];
     for start in ["on", "off"] {
         for call in READERS.iter().chain(&WRITERS) {
@@ -86,7 +86,7 @@ fn failed_calls_report_the_first_errno_and_leave_the_socket_unchanged() {
 /// If setting a timer fails, only that timer is missed. The call fails only if `SO_KEEPALIVE` cannot be set.
 #[test]
 fn ka_enable_lenient_misses_only_the_timer_that_fails() {
-    let outcome = program("outcome", Link::Shared);
+    let outcome = program("outcome", Linkage::Shared);
     let options = ["-x", name(&outcome), "-m", "-s", "3"];
     for start in ["on", "off"] {
         for then in [None, Some(libc::EDOM)] {
@@ -130,7 +130,7 @@ fn ka_enable_lenient_misses_only_the_timer_that_fails() {
 /// If /proc fails, `ka_defaults` uses a socket. If getrandom(2) fails, `ka_beat_nonce` reads /dev/urandom.
 #[test]
 fn defaults_and_nonces_have_a_fallback() {
-    let outcome = program("outcome", Link::Shared);
+    let outcome = program("outcome", Linkage::Shared);
     let options = ["-x", name(&outcome), "-m"];
     for call in ["defaults", "beat_nonce"] {
         let prepare = || {
@@ -158,7 +158,7 @@ fn parted(printed: &str) -> (Vec<&str>, Vec<&str>) {
 #[test]
 fn programs_do_not_see_failed_calls_of_the_shim() {
     let source = root().join("tests/c/preload/service.c");
-    let service = compile(&mut cc(), &source, Link::Nothing);
+    let service = compile(&mut cc(), &source, Linkage::Nothing);
     let alone = stdout(&mut Command::new(&service));
     let log = scratch("log");
     let options = ["-x", name(&service), "-o", "libka_preload.so"];
@@ -207,9 +207,9 @@ fn programs_do_not_see_failed_calls_of_the_shim() {
 #[test]
 fn a_library_is_usable_if_a_call_fails_while_it_is_bound() {
     let source = |name: &str| root().join("tests/c/preload").join(name);
-    let program = compile(&mut cc(), &source("deepbind.c"), Link::Nothing);
+    let program = compile(&mut cc(), &source("deepbind.c"), Linkage::Nothing);
     let flags = ["-shared", "-fPIC", "-Wl,-z,now", "-Wl,-z,relro"];
-    let plugin = compile(cc().args(flags), &source("plugin.c"), Link::Nothing);
+    let plugin = compile(cc().args(flags), &source("plugin.c"), Linkage::Nothing);
     let prepare = || {
         let mut command = preloaded(&program);
         command.arg("sockets").arg(&plugin).args(["now", "deepbind"]);
@@ -231,7 +231,7 @@ fn a_library_is_usable_if_a_call_fails_while_it_is_bound() {
 #[test]
 fn a_wrong_pointer_is_never_read() {
     let source = root().join("tests/c/preload/service.c");
-    let service = compile(&mut cc(), &source, Link::Nothing);
+    let service = compile(&mut cc(), &source, Linkage::Nothing);
     let alone = stdout(Command::new(&service).arg("wild"));
     let prepare = || {
         let mut command = preloaded(&service);
@@ -254,7 +254,7 @@ fn a_wrong_pointer_is_never_read() {
 /// The calls have right and wrong arguments.
 #[test]
 fn random_calls_return_the_same_with_and_without_the_shim() {
-    let calls = compile(&mut cc(), &root().join("crates/ka-cli/tests/c/calls.c"), Link::Nothing);
+    let calls = compile(&mut cc(), &root().join("crates/ka-cli/tests/c/calls.c"), Linkage::Nothing);
     let options = ["-x", name(&calls), "-o", "libka_preload.so"];
     for (seed, mode) in [("1", "force"), ("2", "default")] {
         let alone = stdout(Command::new(&calls).args([seed, "120"]));

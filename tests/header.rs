@@ -8,7 +8,7 @@ use std::fs;
 use std::process::Command;
 
 use ka_test::child::succeed;
-use ka_test::compiler::{LINKS, Link, compile};
+use ka_test::compiler::{LINKS, Linkage, compile};
 use ka_test::header::comment;
 use ka_test::libka::EXPORTS;
 use ka_test::path::root;
@@ -131,7 +131,7 @@ fn compilers_accept_the_header_without_warnings() {
         for standard in ["-std=c++11", "-std=c++20"] {
             let mut compiler = Command::new(cxx);
             let program =
-                compile(compiler.arg(standard).args(strict).args(["-x", "c++"]), &source, Link::Shared);
+                compile(compiler.arg(standard).args(strict).args(["-x", "c++"]), &source, Linkage::Shared);
             succeed(&mut Command::new(program));
         }
     }

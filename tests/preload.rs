@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 
 use ka_test::artifact::{loaded_size, shim, unstripped};
 use ka_test::child::{preloaded, stderr, stdout, succeed};
-use ka_test::compiler::{Link, cc, compile};
+use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_network_namespace, is_root, with_own_etc};
 use ka_test::path::{PublicFolder, root, scratch};
@@ -49,7 +49,7 @@ fn source(name: &str) -> PathBuf {
 macro_rules! program {
     ($name:literal) => {{
         static MADE: OnceLock<PathBuf> = OnceLock::new();
-        MADE.get_or_init(|| compile(&mut cc(), &source($name), Link::Nothing)).clone()
+        MADE.get_or_init(|| compile(&mut cc(), &source($name), Linkage::Nothing)).clone()
     }};
 }
 
@@ -58,7 +58,7 @@ fn library(name: &str) -> PathBuf {
 }
 
 fn library_with(name: &str, flags: &[&str]) -> PathBuf {
-    compile(cc().args(["-shared", "-fPIC"]).args(flags), &source(name), Link::Nothing)
+    compile(cc().args(["-shared", "-fPIC"]).args(flags), &source(name), Linkage::Nothing)
 }
 
 /// Returns the lines `what: values` that a program has printed.
@@ -149,7 +149,7 @@ fn musl_sockets() -> PathBuf {
     compile(
         Command::new("musl-gcc").arg("-I").arg(root().join("tests/c/preload")),
         &source("sockets"),
-        Link::Nothing,
+        Linkage::Nothing,
     )
 }
 
@@ -467,7 +467,7 @@ fn the_shim_works_at_every_moment_of_a_process() {
 
 #[test]
 fn a_cancelled_thread_runs_the_destructors_of_its_callers() {
-    let moments = compile(cc().arg("-fexceptions"), &source("moments"), Link::Nothing);
+    let moments = compile(cc().arg("-fexceptions"), &source("moments"), Linkage::Nothing);
     assert_eq!(stdout(preloaded(moments).arg("cancel")), "well\n");
 }
 
@@ -650,7 +650,7 @@ fn valgrind_finds_no_error() {
 #[test]
 fn constructors_that_run_before_the_shim_are_harmless() {
     let early = library("early");
-    let main = compile(cc().arg("-Wl,--no-as-needed").arg(&early), &source("early_main"), Link::Nothing);
+    let main = compile(cc().arg("-Wl,--no-as-needed").arg(&early), &source("early_main"), Linkage::Nothing);
     assert_eq!(
         stdout(&mut preloaded(main)),
         "1 60 10 6 0\n",
@@ -842,7 +842,7 @@ fn functions_looked_up_in_the_c_library_are_the_hooks() {
 fn musl_programs_may_look_into_their_c_library_too() {
     let mut compiler = Command::new("musl-gcc");
     compiler.arg("-I").arg(root().join("tests/c/preload")).arg("-pthread");
-    let program = compile(&mut compiler, &source("deepbind"), Link::Nothing);
+    let program = compile(&mut compiler, &source("deepbind"), Linkage::Nothing);
     let printed = stdout(preloaded(program).args(["look up", "libc.so"]));
     assert_eq!(printed, ALL_ARE_HOOKS);
 }

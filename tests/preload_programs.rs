@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use ka_test::artifact::{release, shim};
 use ka_test::child::{Running, preloaded, stderr, stdout, succeed};
-use ka_test::compiler::{Link, cc, compile};
+use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, in_own_network_namespace, is_root};
 use ka_test::path::{PublicFolder, root, scratch};
@@ -437,8 +437,8 @@ server.listen(7100, "127.0.0.1", () => {
 /// The other library is preloaded before the shim, and after it.
 #[test]
 fn other_preloaded_libraries_work_with_the_shim() {
-    let moments = compile(&mut cc(), &root().join("tests/c/preload/moments.c"), Link::Nothing);
-    let sockets = compile(&mut cc(), &root().join("tests/c/preload/sockets.c"), Link::Nothing);
+    let moments = compile(&mut cc(), &root().join("tests/c/preload/moments.c"), Linkage::Nothing);
+    let sockets = compile(&mut cc(), &root().join("tests/c/preload/sockets.c"), Linkage::Nothing);
     let alone = stdout(&mut preloaded(&sockets));
     let found = |pattern: &str| {
         let shell = stdout(Command::new("sh").args(["-c", &format!("ls {pattern} | head -n 1")]));

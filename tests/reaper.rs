@@ -4,13 +4,13 @@ use std::process::Command;
 use std::ptr;
 
 use ka_test::child::stdout;
-use ka_test::compiler::{LINKS, Link, cc, compile, program};
-use ka_test::libka::{Reaper, call, libka};
+use ka_test::compiler::{LINKS, Linkage, cc, compile, program};
+use ka_test::libka::{RawReaper, call, libka};
 use ka_test::path::root;
 use libc::{EBADF, EINVAL, ENOENT, c_int};
 
 /// A reaper, freed when dropped.
-struct Own(*mut Reaper);
+struct Own(*mut RawReaper);
 
 impl Own {
     fn new(timeout_ms: u32) -> Self {
@@ -193,7 +193,7 @@ fn failed_allocations_return_enomem_and_change_nothing() {
     for sanitizer in [&[][..], &["-fsanitize=address,undefined"]] {
         let mut compiler = cc();
         compiler.args(["-Wl,--wrap=malloc,--wrap=calloc,--wrap=free"]).args(sanitizer);
-        let program = compile(&mut compiler, &source, Link::Static);
+        let program = compile(&mut compiler, &source, Linkage::Static);
         let failed: u32 = stdout(&mut Command::new(program)).trim().parse().unwrap();
         assert!(failed > 10, "{failed} allocations failed");
     }

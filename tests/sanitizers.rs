@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use ka_test::artifact::shim;
 use ka_test::child::{preloaded, stdout, succeed};
-use ka_test::compiler::{Link, cc, compile};
+use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::example::Server;
 use ka_test::log::skip;
 use ka_test::path::{root, scratch};
@@ -77,7 +77,7 @@ fn sanitizers_find_no_fault_in_c_programs() {
             scope.spawn(move || {
                 for (name, runs) in PROGRAMS.iter().filter(|(name, _)| is_thorough() || *name != "threads") {
                     let make =
-                        |source: &Path| compile(&mut compiler("clang", sanitizer), source, Link::Static);
+                        |source: &Path| compile(&mut compiler("clang", sanitizer), source, Linkage::Static);
                     run(name, runs, make, &[]);
                 }
             });
@@ -87,7 +87,7 @@ fn sanitizers_find_no_fault_in_c_programs() {
 
 #[test]
 fn valgrind_finds_no_fault_in_c_programs() {
-    let make = |source: &Path| compile(&mut cc(), source, Link::Static);
+    let make = |source: &Path| compile(&mut cc(), source, Linkage::Static);
     thread::scope(|scope| {
         scope.spawn(|| {
             let memcheck = ["valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full"];
@@ -119,7 +119,7 @@ fn sanitizers_find_no_fault_in_libka() {
     for (name, runs) in PROGRAMS {
         let make = |source: &Path| {
             let mut command = compiler("clang", &sanitizer);
-            let object = compile(command.arg("-c"), source, Link::Nothing);
+            let object = compile(command.arg("-c"), source, Linkage::Nothing);
             let program = scratch(name);
             let mut link = compiler("clang", &sanitizer);
             link.arg("-o").arg(&program).arg(object).arg(&libka);
@@ -138,7 +138,7 @@ fn example(name: &str, sources: &[&str], sanitizer: &str) -> PathBuf {
     let folder = root().join("c-examples");
     let mut command = compiler("clang", sanitizer);
     command.args(sources.iter().map(|source| folder.join(source)));
-    compile(&mut command, &folder.join(name).with_extension("c"), Link::Static)
+    compile(&mut command, &folder.join(name).with_extension("c"), Linkage::Static)
 }
 
 #[test]
@@ -245,7 +245,7 @@ impl Host {
         {
             command.arg(format!("-Wl,-rpath,{}", folder.display()));
         }
-        compile(&mut command, source, Link::Nothing)
+        compile(&mut command, source, Linkage::Nothing)
     }
 
     fn name(&self) -> String {

@@ -5,9 +5,9 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use ka_test::path::root;
+use ka_test::path::{packages, root, rust_files};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// The number of uses of `unsafe` in a file.
@@ -62,30 +62,6 @@ impl Count {
     }
 }
 
-/// Returns the Rust files below a folder.
-fn sources(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(sources(&path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    found
-}
-
-/// Returns the folders of the packages of this workspace.
-fn packages() -> Vec<PathBuf> {
-    let mut packages: Vec<_> =
-        fs::read_dir(root().join("crates")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    packages.push(root().to_path_buf());
-    packages.sort();
-    packages
-}
-
 #[test]
 fn unsafe_code_is_counted_by_token() {
     let count = |text: &str| {
@@ -109,7 +85,7 @@ fn crates_deny_unsafe_code_outside_modules_with_a_reason() {
         let text = fs::read_to_string(entry).unwrap();
         let denies = |level: &str| text.contains(&format!("\n#![{level}(unsafe_code)]"));
         assert!(denies("deny") || denies("forbid"), "{}", entry.display());
-        for path in sources(&package.join("src")) {
+        for path in rust_files(&package.join("src")) {
             let text = fs::read_to_string(&path).unwrap();
             assert!(!text.contains("allow(unsafe_code"), "{}: expect, not allow", path.display());
         }
@@ -125,7 +101,7 @@ fn table() -> String {
     for package in packages().iter().filter(|package| !package.ends_with("ka-test")) {
         let folders = [package.join("src"), package.join("build.rs")];
         let files = folders.iter().filter(|path| path.exists());
-        for path in files.flat_map(|path| if path.is_dir() { sources(path) } else { vec![path.clone()] }) {
+        for path in files.flat_map(|path| if path.is_dir() { rust_files(path) } else { vec![path.clone()] }) {
             let text = fs::read_to_string(&path).unwrap();
             let count = Count::of(text.parse().unwrap_or_else(|why| panic!("{}: {why}", path.display())));
             if count.is_none() {
@@ -179,7 +155,7 @@ fn the_table_lists_all_unsafe_code() {
 
 /// Returns the text of all Rust files.
 fn code() -> String {
-    let folders = ["src", "crates", "tests"].map(|folder| sources(&root().join(folder)));
+    let folders = ["src", "crates", "tests"].map(|folder| rust_files(&root().join(folder)));
     folders.iter().flatten().map(|path| fs::read_to_string(path).unwrap()).collect()
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 
 use ka_test::child::stdout;
-use ka_test::compiler::{Link, cc, compile};
+use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::libka::EXPORTS;
 use ka_test::path::root;
 
@@ -27,7 +27,7 @@ fn stated() -> (u32, u32) {
 fn functions_use_no_more_stack_than_the_header_states() {
     let source = root().join("tests/c/stack.c");
     // Bind functions of the C library at the start of the program. Lazy binding would use the stack of a call.
-    let program = compile(cc().args(["-O2", "-Wl,-z,now"]), &source, Link::Shared);
+    let program = compile(cc().args(["-O2", "-Wl,-z,now"]), &source, Linkage::Shared);
     let printed = stdout(&mut Command::new(program));
     let mut used = BTreeMap::<&str, u32>::new();
     for line in printed.lines() {

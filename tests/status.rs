@@ -8,10 +8,10 @@ use std::thread;
 use std::time::Duration;
 
 use ka_test::child::succeed;
-use ka_test::libka::{STATUS_INIT, Status, call, enable};
+use ka_test::libka::{RawStatus, STATUS_INIT, call, enable};
 use ka_test::namespace::in_own_network_namespace;
 
-fn status(fd: RawFd) -> Status {
+fn status(fd: RawFd) -> RawStatus {
     let mut status = STATUS_INIT;
     // SAFETY: the status has its size.
     call(|ka| unsafe { (ka.ka_get_status)(fd, &raw mut status) }).unwrap();

@@ -8,13 +8,15 @@ use std::process::Command;
 use ka_test::child::stdout;
 use ka_test::compiler::{LINKS, program};
 use ka_test::kernel::sysctl;
-use ka_test::libka::{CONFIG_INIT, Config, Getter, KEEP, NONE, OFF, apply, call, config, enable, get, query};
+use ka_test::libka::{
+    CONFIG_INIT, Getter, KEEP, NONE, OFF, RawConfig, apply, call, config, enable, get, query,
+};
 use ka_test::namespace::in_own_network_namespace;
 use ka_test::path::scratch;
 use ka_test::socket::{fresh, keepalive_options};
 use libc::EINVAL;
 
-fn defaults() -> Config {
+fn defaults() -> RawConfig {
     let mut config = CONFIG_INIT;
     // SAFETY: the config has its size.
     call(|ka| unsafe { (ka.ka_defaults)(&raw mut config) }).unwrap();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use ka_test::child::succeed;
-use ka_test::compiler::{LINKS, Link, program};
+use ka_test::compiler::{LINKS, Linkage, program};
 use ka_test::namespace::is_root;
 use ka_test::path::scratch;
 
@@ -69,7 +69,7 @@ fn ka_enable_makes_five_calls_and_four_reads_the_second_time() {
 
 #[test]
 fn accepted_connections_cost_no_call() {
-    let (output, log) = strace(&program("trace", Link::Shared), &[], &["server"]);
+    let (output, log) = strace(&program("trace", Linkage::Shared), &[], &["server"]);
     assert_eq!(output, "1 60 10 5 0 ".repeat(3));
     let accepts = between_marks(&log);
     for accepted in accepts.iter().step_by(2) {
@@ -79,7 +79,7 @@ fn accepted_connections_cost_no_call() {
 
 #[test]
 fn the_idle_time_is_set_after_a_lower_interval() {
-    let (output, log) = strace(&program("trace", Link::Shared), &[], &["on", "intvl=1"]);
+    let (output, log) = strace(&program("trace", Linkage::Shared), &[], &["on", "intvl=1"]);
     assert_eq!(output, "1 600 60 6 60000 1 600 1 6 60000 0 0\n");
     let writes: Vec<_> =
         between_marks(&log).remove(0).into_iter().filter(|call| call.starts_with("set")).collect();
@@ -100,7 +100,7 @@ fn outcome(output: &str) -> ([i32; 5], [i32; 5], (i32, i32)) {
 /// The kernel rejects the 1st, 2nd, 3rd, … write of a policy, on sockets with keepalive on and off.
 #[test]
 fn rejected_writes_leave_keepalive_unchanged() {
-    let program = program("trace", Link::Shared);
+    let program = program("trace", Linkage::Shared);
     for on in [true, false] {
         for policy in [
             "idle=30,intvl=3,cnt=2",
@@ -134,7 +134,7 @@ fn rejected_writes_leave_keepalive_unchanged() {
 /// The call makes all reads before its first write.
 #[test]
 fn failed_reads_change_nothing() {
-    let program = program("trace", Link::Shared);
+    let program = program("trace", Linkage::Shared);
     let policy = "intvl=3,user_timeout=auto";
     for start in ["on", "off"] {
         let (_, log) = strace(&program, &[], &[start, policy]);
@@ -154,7 +154,7 @@ fn failed_reads_change_nothing() {
 
 #[test]
 fn defaults_are_read_through_close_on_exec_descriptors() {
-    let program = program("defaults", Link::Static);
+    let program = program("defaults", Linkage::Static);
     let (_, log) = strace(&program, &[], &[]);
     let opened: Vec<_> = log.lines().filter(|line| line.contains("tcp_keepalive_")).collect();
     assert!(opened.len() >= 3 && opened.iter().all(|line| line.contains("O_CLOEXEC")), "{opened:?}");

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ka_fuzz::allocations;
-use ka_reach::fuzz::{Entry, State, read_diag};
+use ka_reach::fuzz::{DiagSocket, State, read_diag};
 use libfuzzer_sys::fuzz_target;
 
 const DONE: u16 = 3;
@@ -55,7 +55,7 @@ fn header(bytes: &[u8]) -> Option<(usize, u16)> {
 }
 
 /// Compares a `struct inet_diag_msg` with its entry, if it has one.
-fn check<'a>(message: &[u8], found: &mut impl Iterator<Item = &'a Entry>) {
+fn check<'a>(message: &[u8], found: &mut impl Iterator<Item = &'a DiagSocket>) {
     let Some(message) = message.get(..72).map(|head| <&[u8; 72]>::try_from(head).unwrap()) else { return };
     let [family, state, timer, retransmits, ..] = *message;
     let is_ip = matches!(i32::from(family), libc::AF_INET | libc::AF_INET6);

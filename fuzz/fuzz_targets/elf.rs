@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 use ka_fuzz::allocations;
-use ka_reach::fuzz::{Cache, Elf, Libc, imports};
+use ka_reach::fuzz::{CLibrary, Cache, Elf, imports};
 use libfuzzer_sys::fuzz_target;
 
 thread_local!(static FILE: OnceCell<(File, PathBuf)> = const { OnceCell::new() });
@@ -121,11 +121,11 @@ fn check(bytes: &[u8], found: &Elf) {
     let starts =
         |prefixes: &[&[u8]]| name.is_some_and(|name| prefixes.iter().any(|one| name.starts_with(one)));
     let libc = if starts(&[b"ld-musl-"]) {
-        Libc::Musl
+        CLibrary::Musl
     } else if starts(&[b"ld-linux", b"ld64.so", b"ld.so"]) {
-        Libc::Glibc
+        CLibrary::Glibc
     } else {
-        Libc::Unknown
+        CLibrary::Unknown
     };
     assert_eq!(found.libc(), found.loader.as_ref().map(|_| libc));
     assert!(!(found.is_loader() && found.loader.is_some()));

@@ -6,7 +6,7 @@
 use std::os::unix::ffi::OsStrExt as _;
 
 use ka_fuzz::allocations;
-use ka_reach::fuzz::{Status, cgroup_mount, numbers_in, socket_inode, stat_field};
+use ka_reach::fuzz::{StatusFields, cgroup_mount, numbers_in, socket_inode, stat_field};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -23,7 +23,7 @@ fuzz_target!(|bytes: &[u8]| {
 /// Compares the fields, one per line. The last field of a name wins. The process's name cannot add a field.
 fn check_status(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
-    let status = Status::parse(&text);
+    let status = StatusFields::parse(&text);
     let field = |name: &str| {
         let mut values = text.lines().rev().filter_map(|line| line.split_once(':'));
         values.find(|(found, _)| *found == name).map(|(_, value)| value.trim())

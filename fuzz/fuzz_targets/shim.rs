@@ -24,7 +24,7 @@ use ka_fuzz::policy::{AUTO, BLANKS, KEEP, Policy};
 use ka_fuzz::rule::{self, Action, Network};
 use ka_fuzz::sockets::tcp;
 use ka_policy::{Cidr, Endpoint, Mode, Source, Variables};
-use ka_preload::fuzz::{self as shim, Answer, Shim};
+use ka_preload::fuzz::{self as shim, Decision, Shim};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -438,16 +438,16 @@ fn program_sets(fd: c_int, option: u8, value: c_int) -> Result<(), c_int> {
     };
     // SAFETY: the function accepts any arguments, and `value` has 4 bytes.
     match unsafe { shim::judge(fd, level, name, (&raw const value).cast(), 4) } {
-        Answer::Make => kernel::set_option(fd, level, name, value),
-        Answer::MakeAndFollowUp => {
+        Decision::Make => kernel::set_option(fd, level, name, value),
+        Decision::MakeAndFollowUp => {
             let result = kernel::set_option(fd, level, name, value);
             if result.is_ok() {
                 shim::follow_up(fd, level, name);
             }
             result
         }
-        Answer::Succeed => Ok(()),
-        Answer::MakeWith(value) => kernel::set_option(fd, level, name, value),
+        Decision::Succeed => Ok(()),
+        Decision::MakeWith(value) => kernel::set_option(fd, level, name, value),
     }
 }
 

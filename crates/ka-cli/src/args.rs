@@ -42,14 +42,14 @@ pub(crate) struct Ka {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    Run(Run),
-    Attach(Attach),
-    Ls(Ls),
-    Check(Check),
-    Plan(Plan),
-    Defaults(Defaults),
-    Cgroup(Cgroup),
-    Completions(Completions),
+    Run(RunArgs),
+    Attach(AttachArgs),
+    Ls(LsArgs),
+    Check(CheckArgs),
+    Plan(PlanArgs),
+    Defaults(DefaultsArgs),
+    Cgroup(CgroupArgs),
+    Completions(CompletionsArgs),
 }
 
 /// Run a program with keepalive on all its TCP sockets
@@ -107,7 +107,7 @@ Environment: KA_PRELOAD is the path of the libka_preload.so to use. Under sudo, 
 and all directories of its path, and no other user may be able to write them. The other KA_ variables are in \
 ka-preload(7). If a variable looks like a misspelled KA_ variable, ka prints a message, unless KA_QUIET is 1."
 )]
-pub(crate) struct Run {
+pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) policy: PolicyFlags,
     /// Choose whether the program may override the policy
@@ -191,7 +191,7 @@ and has been silent for longer than the new idle time, the kernel sends a probe 
 sockets, it sends ten thousand packets of 52 bytes. To avoid such a burst, use --spread."
 )]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
-pub(crate) struct Attach {
+pub(crate) struct AttachArgs {
     #[command(flatten)]
     pub(crate) policy: PolicyFlags,
     /// Choose whether sockets may keep the settings of their program. Default: KA_MODE, or force
@@ -314,7 +314,7 @@ JSON keys: An array with an object per socket.
   risks: array of strings. Names of the risks above. Empty: no risk.
   error: string. The reason why ka could not read the socket. null: no error.")]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
-pub(crate) struct Ls {
+pub(crate) struct LsArgs {
     /// List only the sockets of these processes, by PID
     #[arg(value_name = "PID", value_parser = pid)]
     pub(crate) pids: Vec<i32>,
@@ -366,7 +366,7 @@ pub(crate) struct Ls {
 Status: For a program: 1 if ka run does not reach it, 127 if there is no such program, 126 if it is not executable. \
 For a process: 1 if ka attach does not reach it or one of its sockets, or if some of its sockets lack keepalive \
 although a policy of ka applies. Without an argument: 1 if a way is not available.")]
-pub(crate) struct Check {
+pub(crate) struct CheckArgs {
     /// A program, by name or path, or a process, by PID
     #[arg(value_name = "PROGRAM|PID")]
     pub(crate) target: Option<OsString>,
@@ -389,7 +389,7 @@ pub(crate) struct Check {
   ka plan --policy 60,10,6
   ka plan --list"
 )]
-pub(crate) struct Plan {
+pub(crate) struct PlanArgs {
     /// Detect a dead peer within this time, even if the kernel's timers are late
     #[arg(long, value_name = "S", value_parser = duration::fine_seconds, allow_negative_numbers = true)]
     pub(crate) detect: Option<u32>,
@@ -424,7 +424,7 @@ pub(crate) struct Plan {
   sudo ka defaults --set 60,10,6 --persist
 
 --set needs CAP_NET_ADMIN in the user namespace that owns this network namespace, and a writable /proc/sys.")]
-pub(crate) struct Defaults {
+pub(crate) struct DefaultsArgs {
     /// Set the values of idle, intvl and cnt that the policy names. On failure, nothing changes
     #[arg(long, value_name = "POLICY", value_parser = policy_flags::policy)]
     pub(crate) set: Option<Config>,
@@ -451,16 +451,16 @@ pub(crate) struct Defaults {
   sudo ka cgroup ls
   sudo ka cgroup detach system.slice/nginx.service"
 )]
-pub(crate) struct Cgroup {
+pub(crate) struct CgroupArgs {
     #[command(subcommand)]
     pub(crate) command: CgroupCommand,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CgroupCommand {
-    Attach(CgroupAttach),
-    Detach(CgroupDetach),
-    Ls(CgroupLs),
+    Attach(CgroupAttachArgs),
+    Detach(CgroupDetachArgs),
+    Ls(CgroupLsArgs),
 }
 
 /// Give a cgroup a policy, until ka cgroup detach or a reboot
@@ -495,7 +495,7 @@ Needs CAP_BPF and CAP_NET_ADMIN, and CAP_PERFMON to set open sockets. To set ope
 read, ka also needs CAP_DAC_READ_SEARCH. Needs Linux 5.9 and cgroup v2. To set open sockets, and for --mode default, \
 ka needs Linux 6.1. Without --foreground, the bpf filesystem must be mounted at /sys/fs/bpf."
 )]
-pub(crate) struct CgroupAttach {
+pub(crate) struct CgroupAttachArgs {
     #[command(flatten)]
     pub(crate) policy: PolicyFlags,
     /// Choose whether the cgroup's programs may override the policy. Default: KA_MODE, or force
@@ -533,7 +533,7 @@ pub(crate) struct CgroupAttach {
 Status: 1 if the cgroup has no policy of its own.
 
 Needs CAP_BPF and CAP_NET_ADMIN.")]
-pub(crate) struct CgroupDetach {
+pub(crate) struct CgroupDetachArgs {
     /// The cgroup: its directory, or its name as in /proc/PID/cgroup
     #[arg(value_name = "CGROUP")]
     pub(crate) cgroup: Option<OsString>,
@@ -554,7 +554,7 @@ Status: 1 if ka could not examine some cgroups. ka names them and the reason on 
 
 Needs CAP_NET_ADMIN and CAP_SYS_ADMIN. If root has only CAP_BPF, ka lists only the policies that ka cgroup \
 attach has pinned.")]
-pub(crate) struct CgroupLs {
+pub(crate) struct CgroupLsArgs {
     /// List only this cgroup, the cgroups below it, and the policies of cgroups above that are in force in it
     #[arg(value_name = "CGROUP")]
     pub(crate) cgroup: Option<OsString>,
@@ -569,7 +569,7 @@ pub(crate) struct CgroupLs {
   ka completions bash >/usr/share/bash-completion/completions/ka
   ka completions zsh >/usr/share/zsh/vendor-completions/_ka
   ka completions fish >/usr/share/fish/vendor_completions.d/ka.fish")]
-pub(crate) struct Completions {
+pub(crate) struct CompletionsArgs {
     /// The shell
     #[arg(value_parser = clap::builder::EnumValueParser::<Shell>::new())]
     pub(crate) shell: Shell,

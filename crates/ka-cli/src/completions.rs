@@ -14,9 +14,9 @@ use clap::{Arg, Command, CommandFactory as _, ValueHint};
 use clap_complete::Shell;
 
 use crate::args::{self, Ka};
-use crate::failure::Outcome;
+use crate::failure::CommandResult;
 
-pub(crate) fn completions(args: &args::Completions) -> Outcome {
+pub(crate) fn completions(args: &args::CompletionsArgs) -> CommandResult {
     let mut command = definition();
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut command, "ka", &mut text);

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::args;
 use crate::duration::words;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{CommandResult, Failure};
 use crate::json;
 use crate::plural::count;
 use crate::shell::quoted;
@@ -22,13 +22,13 @@ use ka_reach::listing::sockets;
 use ka_reach::reason::reason;
 use ka_reach::worker::Workers;
 
-pub(crate) fn defaults(args: &args::Defaults) -> Outcome {
+pub(crate) fn defaults(args: &args::DefaultsArgs) -> CommandResult {
     let values = match &args.set {
         // The values are set after this, so only output errors can make the command fail.
         Some(policy) => set(policy, args.persist.as_deref())?,
         None => sysctl::read()?,
     };
-    let report = Report::of(values);
+    let report = DefaultsReport::of(values);
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
         json::to_writer_pretty(&mut out, &report)?;
@@ -66,7 +66,7 @@ fn duration_note(file: Option<&Path>) -> String {
 
 /// The values and their effect, in JSON.
 #[derive(Serialize)]
-struct Report {
+struct DefaultsReport {
     idle: i32,
     intvl: i32,
     cnt: i32,
@@ -123,7 +123,7 @@ impl Counted {
     }
 }
 
-impl Report {
+impl DefaultsReport {
     fn of([idle, intvl, cnt]: [i32; 3]) -> Self {
         let seconds = |value: i32| u64::try_from(value).ok().filter(|value| *value > 0);
         let typical_ms = seconds(idle)
@@ -180,7 +180,7 @@ fn set(policy: &Config, persist: Option<&Path>) -> Result<[i32; 3], Failure> {
         *value = named.unwrap_or(*value);
     }
     // Do everything that can fail, also allocations, before the first change.
-    let change = sysctl::Change::prepare(before, values)?;
+    let change = sysctl::SysctlWrites::prepare(before, values)?;
     let draft_text = format!("{HEADING}\n{}", sysctl::lines(values));
     let draft = persist
         .map(|path| check_replaceable(path).and_then(|()| Draft::write(path, &draft_text)))

@@ -52,7 +52,7 @@ impl From<io::Error> for Failure {
 }
 
 /// The result of a command: its exit status, or a failure.
-pub(crate) type Outcome = Result<i32, Failure>;
+pub(crate) type CommandResult = Result<i32, Failure>;
 
 impl From<serde_json::Error> for Failure {
     fn from(error: serde_json::Error) -> Self {

@@ -11,13 +11,13 @@ use ka_reach::diag::Timer;
 use serde::{Serialize, Serializer};
 
 use crate::args;
-use crate::failure::{FOUND, Failure, Outcome, UNKNOWN, warn};
+use crate::failure::{CommandResult, FOUND, Failure, UNKNOWN, warn};
 use crate::json;
 use crate::plural::count;
-use crate::table::{self, Cell, Column, Output, Paint};
+use crate::table::{self, Cell, Column, Layout, Paint};
 use ka_reach::diag::State;
 use ka_reach::escape::{lossless, visible};
-use ka_reach::listing::{ListedSocket, Owner, Selection, sockets};
+use ka_reach::listing::{ListedSocket, Selection, SocketOwner, sockets};
 use ka_reach::netns::{self, Namespace};
 use ka_reach::worker::Workers;
 use ka_reach::{limits, privilege, process, reason::reason};
@@ -26,7 +26,7 @@ use ka_reach::{limits, privilege, process, reason::reason};
 /// plan --list`), forget a connection after this time or earlier.
 const SLOW_S: i32 = 350;
 
-pub(crate) fn ls(args: &args::Ls) -> Outcome {
+pub(crate) fn ls(args: &args::LsArgs) -> CommandResult {
     let mut pids = [&*args.pids, &*args.pid].concat();
     pids.sort_unstable();
     pids.dedup();
@@ -43,14 +43,14 @@ pub(crate) fn ls(args: &args::Ls) -> Outcome {
         sockets(&mut Workers::default(), &states, Some(&selection)).map_err(|error| failure(&error))?;
     incomplete.extend(listing.incomplete.iter().map(ToString::to_string));
     let all = Counts::of(&listing.sockets);
-    let mut rows: Vec<_> = listing.sockets.iter().map(Row::new).collect();
+    let mut rows: Vec<_> = listing.sockets.iter().map(SocketRow::new).collect();
     if args.off {
         rows.retain(|row| row.keepalive != Some(true));
     }
     if args.risk {
         rows.retain(|row| !row.risks.is_empty());
     }
-    rows.sort_by_cached_key(Row::order);
+    rows.sort_by_cached_key(SocketRow::order);
 
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
@@ -76,7 +76,7 @@ pub(crate) fn ls(args: &args::Ls) -> Outcome {
 
 /// Returns the network namespaces to list, and messages about those that ka could not open. An empty list means the
 /// namespace that ka runs in.
-fn namespaces(args: &args::Ls, pids: &[i32]) -> Result<(Vec<Namespace>, Vec<String>), String> {
+fn namespaces(args: &args::LsArgs, pids: &[i32]) -> Result<(Vec<Namespace>, Vec<String>), String> {
     if let Some(netns) = &args.netns {
         let namespace = Namespace::named(netns).map_err(|error| error.to_string())?;
         namespace.enter().map_err(|error| error.to_string())?;
@@ -147,7 +147,7 @@ impl Serialize for Risk {
 
 /// A row of the table, or an object of the JSON array.
 #[derive(Serialize)]
-struct Row<'a> {
+struct SocketRow<'a> {
     netns: Option<&'a str>,
     pid: Option<i32>,
     fd: Option<i32>,
@@ -170,10 +170,10 @@ struct Row<'a> {
     socket: &'a ListedSocket,
 }
 
-impl<'a> Row<'a> {
+impl<'a> SocketRow<'a> {
     fn new(socket: &'a ListedSocket) -> Self {
         let ListedSocket { entry, owner, settings, .. } = socket;
-        let (pid, fd) = owner.as_ref().map(|Owner { pid, fd, .. }| (*pid, *fd)).unzip();
+        let (pid, fd) = owner.as_ref().map(|SocketOwner { pid, fd, .. }| (*pid, *fd)).unzip();
         let comm = owner.as_ref().and_then(|owner| owner.comm.as_deref()).map(lossless);
         Self {
             netns: socket.netns.as_deref(),
@@ -263,7 +263,7 @@ fn overrides_count(settings: &ka_core::Settings) -> bool {
 }
 
 /// Writes an array with one object per line.
-fn write_json(out: &mut impl Write, rows: &[Row<'_>]) -> io::Result<()> {
+fn write_json(out: &mut impl Write, rows: &[SocketRow<'_>]) -> io::Result<()> {
     out.write_all(b"[")?;
     for (n, row) in rows.iter().enumerate() {
         out.write_all(if n == 0 { b"\n" } else { b",\n" })?;
@@ -272,7 +272,7 @@ fn write_json(out: &mut impl Write, rows: &[Row<'_>]) -> io::Result<()> {
     out.write_all(if rows.is_empty() { b"]\n" } else { b"\n]\n" })
 }
 
-fn write_table(out: &mut impl Write, rows: &[Row<'_>], has_netns: bool) -> io::Result<()> {
+fn write_table(out: &mut impl Write, rows: &[SocketRow<'_>], has_netns: bool) -> io::Result<()> {
     // PROCESS fits a name of 15 letters and a PID of 7 digits. LOCAL and PEER fit any IPv4 address and port.
     const COLUMNS: [Column; 14] = [
         Column::elastic("NETNS", 8),
@@ -295,7 +295,7 @@ fn write_table(out: &mut impl Write, rows: &[Row<'_>], has_netns: bool) -> io::R
     }
     let from = usize::from(!has_netns);
     let rows: Vec<_> = rows.iter().map(|row| cells(row).split_off(from)).collect();
-    table::write(out, Output::standard(), COLUMNS.get(from..).unwrap_or_default(), &rows)?;
+    table::write(out, Layout::standard(), COLUMNS.get(from..).unwrap_or_default(), &rows)?;
     writeln!(out)
 }
 
@@ -336,7 +336,7 @@ impl Counts {
 }
 
 /// Returns the line below the table. If the rows are filtered, it counts the listed and the other sockets separately.
-fn footer(rows: &[Row<'_>], all: &Counts, is_filtered: bool) -> String {
+fn footer(rows: &[SocketRow<'_>], all: &Counts, is_filtered: bool) -> String {
     let listed = Counts::count(rows.iter().map(|row| row.keepalive));
     let mut line = if is_filtered {
         let words = listed.words();
@@ -364,7 +364,7 @@ fn footer(rows: &[Row<'_>], all: &Counts, is_filtered: bool) -> String {
 }
 
 /// Returns the reason why the process or the settings are missing in some rows, and what to do.
-fn hint(rows: &[Row<'_>], off: bool) -> Option<String> {
+fn hint(rows: &[SocketRow<'_>], off: bool) -> Option<String> {
     if !privilege::may_look_anywhere() {
         let incomplete = rows.iter().filter(|row| row.is_incomplete()).count();
         let of = count(incomplete, "socket");
@@ -378,7 +378,7 @@ fn hint(rows: &[Row<'_>], off: bool) -> Option<String> {
         .then(|| format!("keepalive of {of} is unknown: ka could not read it through a process or by eBPF"))
 }
 
-fn cells(row: &Row<'_>) -> Vec<Cell> {
+fn cells(row: &SocketRow<'_>) -> Vec<Cell> {
     let number = |value: Option<i32>, unit: &str| -> Cell {
         value.map_or_else(|| "?".into(), |value| format!("{value}{unit}").into())
     };

@@ -51,7 +51,7 @@ use std::ffi::OsString;
 use std::io::Write as _;
 
 use args::Command;
-use failure::{Failure, Outcome};
+use failure::{CommandResult, Failure};
 
 /// The entry point from C. Rust's own `main` would ignore SIGPIPE. This function leaves the signal dispositions
 /// unchanged. So ka ends silently if the reader of its output ends, and a program that `ka run` starts inherits the
@@ -95,14 +95,14 @@ fn run_command(arguments: Vec<OsString>) -> i32 {
 }
 
 /// Prints help, or the version. clap returns both as errors.
-fn print(help: &clap::Error) -> Outcome {
+fn print(help: &clap::Error) -> CommandResult {
     help.print()?;
     std::io::stdout().flush()?;
     Ok(0)
 }
 
 /// Prints the message of a failure, and returns the exit status.
-fn end(outcome: Outcome) -> i32 {
+fn end(outcome: CommandResult) -> i32 {
     outcome.unwrap_or_else(|Failure { status, message }| {
         failure::warn(message);
         status

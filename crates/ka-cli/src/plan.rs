@@ -9,19 +9,19 @@ use serde::Serialize;
 
 use crate::args;
 use crate::duration::words;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{CommandResult, Failure};
 use crate::json;
 use crate::presets;
 use crate::shell::quoted;
 use crate::sysctl;
-use crate::table::{self, Cell, Column, Output};
+use crate::table::{self, Cell, Column, Layout};
 use crate::via;
 
 /// The size of a probe and its answer, in bytes. Each packet has 20 bytes of IPv4 header, 20 of TCP header and 12 of
 /// timestamps. IPv6 has 20 more.
 const BYTES_PER_PROBE: f64 = 2.0 * 52.0;
 
-pub(crate) fn plan(args: &args::Plan) -> Outcome {
+pub(crate) fn plan(args: &args::PlanArgs) -> CommandResult {
     let mut out = BufWriter::new(io::stdout().lock());
     if args.list {
         list(&mut out, args.json)?;
@@ -39,7 +39,7 @@ pub(crate) fn plan(args: &args::Plan) -> Outcome {
 }
 
 /// Returns the requested policy, with all its values.
-fn config(args: &args::Plan) -> Result<Config, Failure> {
+fn config(args: &args::PlanArgs) -> Result<Config, Failure> {
     let too_short = |flag: &str, unit: &str, error: PlanError| {
         Failure::new(format_args!("plan: --{flag}: {error} {unit}"))
     };
@@ -276,7 +276,7 @@ impl Plan {
     fn draw(&self, out: &mut impl Write) -> io::Result<()> {
         let [first, line, probe, dead] =
             if has_unicode() { ['├', '─', '┼', '✕'] } else { ['|', '-', '+', 'X'] };
-        let width = Output::standard().width.unwrap_or(80).clamp(40, 100) - 8;
+        let width = Layout::standard().width.unwrap_or(80).clamp(40, 100) - 8;
         let end = u128::from(self.typical_ms / 1000).max(1);
         let [idle, intvl] = [self.idle, self.intvl].map(|value| u128::from(value.unsigned_abs()));
         let probes = self.probes();
@@ -381,7 +381,7 @@ fn list(out: &mut impl Write, json: bool) -> Result<(), Failure> {
             ]
         })
         .collect();
-    table::write(out, Output { width: None, ..Output::standard() }, &columns, &rows)?;
+    table::write(out, Layout { width: None, ..Layout::standard() }, &columns, &rows)?;
     writeln!(out, "\nOther names:")?;
     for (alias, name) in presets::ALIASES {
         writeln!(out, "  {alias}: {name}")?;

@@ -2,7 +2,7 @@
 
 use crate::plural;
 use ka_reach::brief;
-use ka_reach::process_policy::{ProcessPolicy, Source};
+use ka_reach::process_policy::{PolicyOrigin, ProcessPolicy};
 
 /// Describes a policy and where it comes from.
 pub(crate) fn describe(policy: &ProcessPolicy) -> String {
@@ -15,9 +15,9 @@ pub(crate) fn describe(policy: &ProcessPolicy) -> String {
         rules => format!(", with {} (KA_RULES)", plural::count(*rules, "rule")),
     };
     let of = match source {
-        Source::Preload => "libka_preload.so".to_owned(),
-        Source::Seccomp { supervisor } => format!("the supervisor {supervisor}"),
-        Source::Cgroup { name } => format!("the cgroup {name}"),
+        PolicyOrigin::Preload => "libka_preload.so".to_owned(),
+        PolicyOrigin::Seccomp { supervisor } => format!("the supervisor {supervisor}"),
+        PolicyOrigin::Cgroup { name } => format!("the cgroup {name}"),
     };
     format!("the policy of {of}: {} (mode {}){rules}", brief::brief(config), mode.name())
 }

@@ -4,7 +4,7 @@ use ka_core::Config;
 use ka_reach::escape;
 
 use crate::args;
-use crate::failure::{Failure, Outcome, RUN_FAILED, warn};
+use crate::failure::{CommandResult, Failure, RUN_FAILED, warn};
 use crate::policy_sources::{Flags, PolicySources};
 use crate::program::Program;
 use crate::via::{self, Obstacle, Reachability, StartRequest, Way};
@@ -12,7 +12,7 @@ use crate::via::{self, Obstacle, Reachability, StartRequest, Way};
 /// The cost of seccomp for a connection. docs/performance.md has the measurement.
 const COST: &str = "Each new connection takes at least 25 % longer";
 
-pub(crate) fn run(args: &args::Run) -> Outcome {
+pub(crate) fn run(args: &args::RunArgs) -> CommandResult {
     let run_failed = |failure: Failure| failure.with_status(RUN_FAILED);
     let config = if args.policy.is_named() { Some(named_policy(args).map_err(run_failed)?) } else { None };
     let program = Program::from_command(&args.program).map_err(|failure| {
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &args::Run) -> Outcome {
 
 /// Returns the values that the flags name. If --policy is given, returns all values. Rejects a policy that does not
 /// turn keepalive on.
-fn named_policy(args: &args::Run) -> Result<Config, Failure> {
+fn named_policy(args: &args::RunArgs) -> Result<Config, Failure> {
     let whole = args.policy.config_on()?;
     if args.policy.whole.is_some() { Ok(whole) } else { args.policy.named_values() }
 }

@@ -39,15 +39,15 @@ pub extern "C" fn ka_preload_off() {}
 /// The system's allocator. Rust would call abort(3) and dump core when memory runs out. This allocator prints a message
 /// and exits as after any other failure. Nothing has to be undone, because setting a socket or a sysctl needs no
 /// memory.
-struct Memory;
+struct Allocator;
 
 /// The exit status when memory runs out.
 static STATUS_WITHOUT_MEMORY: AtomicI32 = AtomicI32::new(USAGE);
 
 #[global_allocator]
-static MEMORY: Memory = Memory;
+static MEMORY: Allocator = Allocator;
 
-impl Memory {
+impl Allocator {
     /// Returns the address of allocated memory, or exits if the allocation failed.
     fn require(place: *mut u8) -> *mut u8 {
         const MESSAGE: &[u8] = b"ka: out of memory\n";
@@ -63,7 +63,7 @@ impl Memory {
 }
 
 // SAFETY: each method calls the system's allocator with its own arguments and returns the result. None of them unwinds.
-unsafe impl GlobalAlloc for Memory {
+unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller meets the conditions of `GlobalAlloc`, and the system's allocator has the same ones.
         Self::require(unsafe { System.alloc(layout) })

@@ -29,13 +29,13 @@ pub(crate) fn read() -> Result<[i32; 3], Failure> {
 }
 
 /// New values for the sysctls. The files are open and the texts are formatted, so only write(2) can still fail.
-pub(crate) struct Change {
+pub(crate) struct SysctlWrites {
     files: Vec<(PathBuf, File)>,
     texts: [String; 3],
     before: [String; 3],
 }
 
-impl Change {
+impl SysctlWrites {
     /// Prepares to set these values. Sets nothing.
     pub(crate) fn prepare(before: [i32; 3], values: [i32; 3]) -> Result<Self, Failure> {
         let mut files = Vec::new();

@@ -92,13 +92,13 @@ impl Column {
 
 /// The width of the output, and whether it has colours.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Output {
+pub(crate) struct Layout {
     /// The maximum width of a line. `None` if there is none.
     pub(crate) width: Option<usize>,
     pub(crate) colour: bool,
 }
 
-impl Output {
+impl Layout {
     /// Describes standard output. It has colours if it is a terminal with colours and NO_COLOR is empty or not set
     /// (no-color.org).
     pub(crate) fn standard() -> Self {
@@ -123,7 +123,7 @@ impl Output {
 /// shortens elastic columns.
 pub(crate) fn write(
     out: &mut impl Write,
-    output: Output,
+    output: Layout,
     columns: &[Column],
     rows: &[Vec<Cell>],
 ) -> io::Result<()> {
@@ -160,7 +160,7 @@ fn letters(text: &str) -> usize {
 }
 
 /// Returns the width of each column, and the text between columns. A column that is left out has the width `None`.
-fn layout(output: Output, columns: &[Column], rows: &[Vec<Cell>]) -> (Vec<Option<usize>>, &'static str) {
+fn layout(output: Layout, columns: &[Column], rows: &[Vec<Cell>]) -> (Vec<Option<usize>>, &'static str) {
     let mut widths: Vec<_> = columns.iter().map(|column| Some(column.head.len())).collect();
     let mut has_content = vec![false; columns.len()];
     for row in rows {
@@ -237,13 +237,13 @@ fn cut(text: &str, width: usize, anchor: Option<char>) -> Cow<'_, str> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{Cell, Column, Output, Paint, cut, letters, write};
+    use super::{Cell, Column, Layout, Paint, cut, letters, write};
 
     fn table(width: Option<usize>, colour: bool) -> String {
         let rows = [vec!["nginx/1".into(), "192.0.2.1:443".into(), Cell::painted("off", Paint::Bad)]];
         let columns = [Column::left("PROCESS"), Column::elastic("LOCAL", 5), Column::right("STATE")];
         let mut out = Vec::new();
-        write(&mut out, Output { width, colour }, &columns, &rows).unwrap();
+        write(&mut out, Layout { width, colour }, &columns, &rows).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -280,7 +280,7 @@ mod tests {
         let rows = [vec!["one".into(), "192.0.2.1:4".into(), "two".into()]];
         let fitted = |width| {
             let mut out = Vec::new();
-            write(&mut out, Output { width: Some(width), colour: false }, &columns, &rows).unwrap();
+            write(&mut out, Layout { width: Some(width), colour: false }, &columns, &rows).unwrap();
             String::from_utf8(out).unwrap()
         };
         assert_eq!(fitted(21), "A    ADDRESS        B\none  192.0.2.1:4  two\n");
@@ -332,7 +332,7 @@ mod tests {
             let rows: Vec<Vec<Cell>> = texts.iter().map(|row| row.iter().map(painted).collect()).collect();
             let text = |colour| {
                 let mut out = Vec::new();
-                write(&mut out, Output { width, colour }, &columns, &rows).unwrap();
+                write(&mut out, Layout { width, colour }, &columns, &rows).unwrap();
                 String::from_utf8(out).unwrap()
             };
             let plain = text(false);

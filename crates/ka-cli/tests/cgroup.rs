@@ -21,7 +21,7 @@ use command::cgroups::{Cgroup, attaching, in_own_cgroup_tree, unit_calls};
 use command::{Holder, as_nobody, go_holder, holder, ka, outcome, source, static_holder};
 use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
-use ka_test::compiler::{Link, allowing, cc, compile};
+use ka_test::compiler::{Linkage, allowing, cc, compile};
 use ka_test::kernel::has_mptcp;
 use ka_test::log::skip;
 use ka_test::path::{PublicFolder, root, scratch};
@@ -449,7 +449,7 @@ fn sockets_made_by_io_uring_get_the_policy() {
     }
     let cgroup = Cgroup::new();
     attached(&ka_cgroup(&["attach", "-p", "280,30,5"], &cgroup.0));
-    let ring = compile(&mut cc(), &source("ring"), Link::Nothing);
+    let ring = compile(&mut cc(), &source("ring"), Linkage::Nothing);
     let (status, out, err) = outcome(&mut within(&cgroup.0, &ring));
     if status == 77 {
         skip("no io_uring here");
@@ -921,7 +921,7 @@ fn a_held_lock_does_not_block_the_sweep() {
         return;
     }
     let cgroup = Cgroup::new();
-    let locker = compile(cc().arg("-pthread"), &source("locker"), Link::Nothing);
+    let locker = compile(cc().arg("-pthread"), &source("locker"), Linkage::Nothing);
     let below = cgroup.below("a-user");
     let mut command = within(&below, "env".as_ref());
     command.args(elsewhere(&locker)).args(["0", "evil", "1"]);

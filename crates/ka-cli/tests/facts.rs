@@ -13,7 +13,7 @@ use command::{
 };
 use ka_test::artifact::{release, shim};
 use ka_test::child::{preloaded, stdout, succeed};
-use ka_test::compiler::{Link, cc, compile};
+use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::kernel::sysctl;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_network_namespace, is_root, with_own_etc};
@@ -326,7 +326,7 @@ fn check_names_a_second_c_library() {
         \x20   puts(\"stay\"); fflush(stdout); while (getchar() != EOF); return 0;\n}\n";
     let source = scratch("twice").with_extension("c");
     fs::write(&source, SOURCE).unwrap();
-    let program = compile(&mut cc(), &source, Link::Nothing);
+    let program = compile(&mut cc(), &source, Linkage::Nothing);
     let check = |arguments: &[&str]| {
         let running = WaitingProgram::start(ka().arg("run").arg(&program).args(arguments));
         let (_, text, _) = outcome(ka().args(["check", &running.pid().to_string()]));
@@ -612,7 +612,7 @@ fn c_code_of_plan_compiles_and_works() {
          printf(\"%d %d %d %d %d\\n\", ka_is_enabled(fd), idle, intvl, cnt, ms);\n}}\n"
     );
     fs::write(&source, text).unwrap();
-    let program = compile(&mut cc(), &source, Link::Shared);
+    let program = compile(&mut cc(), &source, Linkage::Shared);
     assert_eq!(stdout(&mut Command::new(program)), "1 280 30 5 430000\n");
 }
 

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use command::cgroups::{Cgroup, in_own_cgroup_tree};
 use command::{Holder, holder, ka, outcome, source};
 use ka_test::artifact::release;
-use ka_test::compiler::{Link, cc, compile};
+use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::fault::{Fault, Ran, Trial, check_end, each, takes_all, watch};
 use ka_test::kernel::sysctl;
 use ka_test::log::{say, skip};
@@ -49,7 +49,7 @@ const STANDARD: &str = "1 60 10 6 0\n";
 const NONE: &str = "0 7200 75 9 0\n";
 
 fn seen(flags: &[&str]) -> PathBuf {
-    compile(cc().args(flags), &source("seen"), Link::Nothing)
+    compile(cc().args(flags), &source("seen"), Linkage::Nothing)
 }
 
 fn dynamic() -> &'static Path {
@@ -493,7 +493,7 @@ fn without_memory<T>(
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     let library = LIBRARY.get_or_init(|| {
         let source = root().join("tests/c/memory_fails.c");
-        compile(cc().args(["-shared", "-fPIC"]), &source, Link::Nothing)
+        compile(cc().args(["-shared", "-fPIC"]), &source, Linkage::Nothing)
     });
     let attempt = |number: usize| {
         let (mut command, state) = prepare();

@@ -16,7 +16,7 @@ use command::cgroups::{Cgroup, attaching, in_own_cgroup_tree, profile_calls, uni
 use command::{Holder, Options, as_nobody, bare, holder, ka, source};
 use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
-use ka_test::compiler::{Link, allowing, cc, compile};
+use ka_test::compiler::{Linkage, allowing, cc, compile};
 use ka_test::kernel::lacks_bpf;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root};
@@ -38,7 +38,7 @@ impl Attacker {
     /// Starts a program of tests/c and reads the numbers that it prints. Skips loudly and returns `None` if it cannot
     /// attack here.
     fn start(name: &str, args: &[&str]) -> Option<Self> {
-        let program = compile(cc().arg("-pthread"), &source(name), Link::Nothing);
+        let program = compile(cc().arg("-pthread"), &source(name), Linkage::Nothing);
         // Every user may run the program there, even if the repository is private.
         let folder = PublicFolder::new(name);
         let place = folder.join(name);

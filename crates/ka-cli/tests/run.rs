@@ -16,7 +16,7 @@ use command::{
 };
 use ka_test::artifact::{release, shim};
 use ka_test::child::{Running, preloaded, stdout, succeed};
-use ka_test::compiler::{Link, cc, compile};
+use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
 use ka_test::path::{PublicFolder, scratch};
@@ -293,7 +293,7 @@ fn the_shim_precedes_other_preloaded_libraries() {
 fn the_runtime_of_a_sanitizer_stays_first() {
     let source = scratch("clean").with_extension("c");
     fs::write(&source, "int main(void) { return 7; }\n").unwrap();
-    let program = compile(cc().arg("-fsanitize=address"), &source, Link::Nothing);
+    let program = compile(cc().arg("-fsanitize=address"), &source, Linkage::Nothing);
     if bare(&program).status().unwrap().code() != Some(7) {
         skip("gcc's AddressSanitizer does not run here");
         return;

@@ -19,7 +19,7 @@ use command::{
 };
 use ka_test::artifact::{release, shim};
 use ka_test::child::{stderr, stdout, succeed};
-use ka_test::compiler::{Link, cc, compile};
+use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
 use ka_test::path::{PublicFolder, root, scratch};
@@ -28,7 +28,7 @@ use ka_test::wait::eventually;
 
 /// Builds a static program of tests/c.
 fn made(name: &str) -> PathBuf {
-    compile(cc().arg("-static"), &source(name), Link::Nothing)
+    compile(cc().arg("-static"), &source(name), Linkage::Nothing)
 }
 
 fn seen() -> &'static Path {
@@ -83,7 +83,7 @@ fn programs_that_preload_does_not_reach_are_run_under_a_supervisor() {
 fn visible(name: &str) -> (PublicFolder, PathBuf, PathBuf) {
     let folder = PublicFolder::new(name);
     let (dynamic, fixed) = (folder.join("dynamic"), folder.join("static"));
-    fs::copy(compile(&mut cc(), &source("seen"), Link::Nothing), &dynamic).unwrap();
+    fs::copy(compile(&mut cc(), &source("seen"), Linkage::Nothing), &dynamic).unwrap();
     fs::copy(seen(), &fixed).unwrap();
     (folder, dynamic, fixed)
 }
@@ -714,7 +714,7 @@ fn ka_attach_under_a_supervisor_reports_the_override() {
 /// that ka causes occurs in every run.
 #[test]
 fn default_mode_changes_the_result_of_no_call() {
-    let calls = compile(&mut cc(), &source("calls"), Link::Nothing);
+    let calls = compile(&mut cc(), &source("calls"), Linkage::Nothing);
     for seed in 1..=60 {
         let arguments = [seed.to_string(), "3000".to_owned()];
         let alone = || {
@@ -836,7 +836,7 @@ fn io_uring_is_reported_once_and_can_be_denied() {
     assert_eq!(ring(&["--no-io-uring"]), (0, format!("{}\n", libc::ENOSYS), String::new()));
     // A socket that io_uring connects has no policy, as the message says. An accepted socket inherits the policy of
     // the listener. The C program uses the ring without liburing, by the two system calls.
-    let connects = compile(&mut cc(), &source("ring"), Link::Nothing);
+    let connects = compile(&mut cc(), &source("ring"), Linkage::Nothing);
     let options = stdout(run().arg(connects));
     let options: Vec<_> = options.lines().map(|line| line.split_once(' ').unwrap().1).collect();
     assert_eq!(options, ["0 7200 75 9 0", "1 60 10 6 0"]);

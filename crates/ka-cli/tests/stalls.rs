@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use command::{bare, ka, number_after, outcome, source};
 use ka_test::child::stdout;
-use ka_test::compiler::{Link, cc, compile};
+use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::is_root;
 use ka_test::path::scratch;
@@ -29,7 +29,7 @@ const NEITHER: [&str; 2] = ["0 7200 75 9 0", "0 7200 75 9 0"];
 
 /// Builds a static program of tests/c, under its own name.
 fn made(name: &str) -> PathBuf {
-    let program = compile(cc().args(["-static", "-pthread"]), &source(name), Link::Nothing);
+    let program = compile(cc().args(["-static", "-pthread"]), &source(name), Linkage::Nothing);
     let folder = scratch(&format!("{name}-folder"));
     fs::create_dir(&folder).unwrap();
     fs::copy(program, folder.join(name)).unwrap();

@@ -12,12 +12,12 @@ use command::{ka, outcome, source};
 use ka_core::{Config, SockOpt, Timer, UserTimeout, parse};
 use ka_policy::{Mode, Verdict, judge, user_timeout_limit};
 use ka_test::child::stdout;
-use ka_test::compiler::{Link, cc, compile};
+use ka_test::compiler::{Linkage, cc, compile};
 
 /// Builds a program that sets options, and prints the result of each call.
 fn program() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
-    MADE.get_or_init(|| compile(&mut cc(), &source("verdict"), Link::Nothing))
+    MADE.get_or_init(|| compile(&mut cc(), &source("verdict"), Linkage::Nothing))
 }
 
 /// A policy without a user timeout, one with a user timeout, and one with an automatic user timeout.

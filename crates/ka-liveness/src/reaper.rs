@@ -11,7 +11,7 @@ use core::fmt;
 use ka_core::Errno;
 use libc::c_int;
 
-use crate::table::{ABSENT, END, Entry, Link, Table};
+use crate::table::{ABSENT, END, ListLink, Table, TableEntry};
 
 /// Finds the connections that were silent for longer than a given time.
 ///
@@ -37,8 +37,8 @@ pub struct Reaper {
     latest: u64,
     /// The ends of the list: the connection that is due first, and the connection that was touched last. [`END`] if the
     /// list is empty.
-    oldest: Link,
-    newest: Link,
+    oldest: ListLink,
+    newest: ListLink,
     len: usize,
     table: Table,
 }
@@ -119,7 +119,7 @@ impl Reaper {
     /// Returns whether this connection is known.
     #[must_use]
     pub fn contains(&self, fd: c_int) -> bool {
-        Link::of(fd).and_then(|link| self.table.get(link)).is_some_and(|entry| entry.newer != ABSENT)
+        ListLink::of(fd).and_then(|link| self.table.get(link)).is_some_and(|entry| entry.newer != ABSENT)
     }
 
     /// Records a sign of life of a connection. A new connection is added. The time that this takes does not depend on
@@ -130,14 +130,14 @@ impl Reaper {
     /// for a new connection.
     #[inline]
     pub fn touch(&mut self, fd: c_int, now_ms: u64) -> Result<(), ReaperError> {
-        let link = Link::of(fd).ok_or(ReaperError::BadDescriptor(fd))?;
+        let link = ListLink::of(fd).ok_or(ReaperError::BadDescriptor(fd))?;
         let time = self.latest.max(now_ms);
         let newest = self.newest;
         match self.table.get_mut(link) {
             Some(entry) if entry.newer != ABSENT => {
                 self.latest = time;
                 entry.time = time;
-                let Entry { older, newer, .. } = *entry;
+                let TableEntry { older, newer, .. } = *entry;
                 if newer == END {
                     return Ok(());
                 }
@@ -154,7 +154,7 @@ impl Reaper {
 
     /// Removes a connection, and returns whether it was known. Call this before its descriptor is closed.
     pub fn forget(&mut self, fd: c_int) -> bool {
-        self.contains(fd) && Link::of(fd).is_some_and(|link| self.take(link))
+        self.contains(fd) && ListLink::of(fd).is_some_and(|link| self.take(link))
     }
 
     /// Returns an iterator that removes the connections that are due. The longest inactive comes first. The iterator
@@ -175,10 +175,10 @@ impl Reaper {
     /// Adds a new connection. This is a separate function to keep the touch of a known connection fast.
     #[cold]
     #[inline(never)]
-    fn add(&mut self, link: Link, time: u64) -> Result<(), ReaperError> {
+    fn add(&mut self, link: ListLink, time: u64) -> Result<(), ReaperError> {
         let newest = self.newest;
         let entry = self.table.insert(link).ok_or(ReaperError::OutOfMemory)?;
-        *entry = Entry { time, older: newest, newer: END };
+        *entry = TableEntry { time, older: newest, newer: END };
         self.latest = time;
         self.set_newer(newest, link);
         self.newest = link;
@@ -187,8 +187,8 @@ impl Reaper {
     }
 
     /// Removes an entry that is in the list.
-    fn take(&mut self, link: Link) -> bool {
-        let Some(Entry { older, newer, .. }) = self.table.remove(link) else { return false };
+    fn take(&mut self, link: ListLink) -> bool {
+        let Some(TableEntry { older, newer, .. }) = self.table.remove(link) else { return false };
         self.join(older, newer);
         self.len = self.len.saturating_sub(1);
         true
@@ -196,7 +196,7 @@ impl Reaper {
 
     /// Makes two entries neighbours. Either may be [`END`].
     #[inline]
-    fn join(&mut self, older: Link, newer: Link) {
+    fn join(&mut self, older: ListLink, newer: ListLink) {
         self.set_newer(older, newer);
         match self.table.get_mut(newer) {
             Some(entry) => entry.older = older,
@@ -205,7 +205,7 @@ impl Reaper {
     }
 
     #[inline]
-    fn set_newer(&mut self, older: Link, newer: Link) {
+    fn set_newer(&mut self, older: ListLink, newer: ListLink) {
         match self.table.get_mut(older) {
             Some(entry) => entry.newer = newer,
             None => self.oldest = newer,

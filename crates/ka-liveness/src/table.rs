@@ -32,29 +32,29 @@ const LEAF: usize = 256;
 /// A link is the descriptor of the neighbour plus one. [`ABSENT`] is 0, so that all entries of a zeroed page are
 /// absent.
 #[derive(Clone, Copy)]
-pub(crate) struct Entry {
+pub(crate) struct TableEntry {
     /// The time of the last touch, in milliseconds on the caller's clock.
     pub(crate) time: u64,
     /// The connection that was touched before this one. [`END`] if this is the first of the list.
-    pub(crate) older: Link,
+    pub(crate) older: ListLink,
     /// The connection that was touched after this one. [`END`] if this is the last of the list.
-    pub(crate) newer: Link,
+    pub(crate) newer: ListLink,
 }
 
 // SAFETY: all fields are integers, for which zero is a valid value.
-unsafe impl Zero for Entry {}
+unsafe impl Zero for TableEntry {}
 const _: () = assert!(size_of::<Page>() == 4096 && size_of::<Leaf>() <= 4096);
 
 /// The descriptor of an entry plus one, or [`ABSENT`] or [`END`].
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Link(u32);
+pub(crate) struct ListLink(u32);
 
 /// The link of an entry that is not in the list, as in a new page.
-pub(crate) const ABSENT: Link = Link(0);
+pub(crate) const ABSENT: ListLink = ListLink(0);
 /// The link beyond the first or the last entry of the list.
-pub(crate) const END: Link = Link(u32::MAX);
+pub(crate) const END: ListLink = ListLink(u32::MAX);
 
-impl Link {
+impl ListLink {
     /// Returns the link of a descriptor, or `None` if the descriptor is negative.
     pub(crate) fn of(fd: libc::c_int) -> Option<Self> {
         u32::try_from(fd).ok()?.checked_add(1).map(Self)
@@ -72,20 +72,20 @@ impl Link {
 }
 
 /// A block of the level below, and the number of its items that are in use.
-struct Slot<T> {
+struct TableSlot<T> {
     block: Option<Heap<T>>,
     used: u32,
 }
 
 // SAFETY: zeros mean `None` for the block, and 0 items in use.
-unsafe impl<T> Zero for Slot<T> {}
+unsafe impl<T> Zero for TableSlot<T> {}
 
-type Page = [Entry; PAGE];
-type Leaf = [Slot<Page>; LEAF];
+type Page = [TableEntry; PAGE];
+type Leaf = [TableSlot<Page>; LEAF];
 
 /// The entries of all descriptors.
 pub(crate) struct Table {
-    root: HeapList<Slot<Leaf>>,
+    root: HeapList<TableSlot<Leaf>>,
     /// Empty blocks, kept for the next allocation. They contain only zeros.
     spare_page: Option<Heap<Page>>,
     spare_leaf: Option<Heap<Leaf>>,
@@ -98,21 +98,21 @@ impl Table {
 
     /// Returns the entry of a descriptor, if its page exists. The links of the entry may be [`ABSENT`].
     #[inline]
-    pub(crate) fn get(&self, link: Link) -> Option<&Entry> {
+    pub(crate) fn get(&self, link: ListLink) -> Option<&TableEntry> {
         let (leaf, page, entry) = link.place();
         self.root.get(leaf)?.block.as_ref()?.get(page)?.block.as_ref()?.get(entry)
     }
 
     /// Returns the entry of a descriptor like [`get`](Self::get), but mutable.
     #[inline]
-    pub(crate) fn get_mut(&mut self, link: Link) -> Option<&mut Entry> {
+    pub(crate) fn get_mut(&mut self, link: ListLink) -> Option<&mut TableEntry> {
         let (leaf, page, entry) = link.place();
         self.root.get_mut(leaf)?.block.as_mut()?.get_mut(page)?.block.as_mut()?.get_mut(entry)
     }
 
     /// Adds an absent entry, and its page if needed. The caller must fill the entry, and [`remove`](Self::remove) it
     /// later. Returns `None` if there is no memory. The table is unchanged then.
-    pub(crate) fn insert(&mut self, link: Link) -> Option<&mut Entry> {
+    pub(crate) fn insert(&mut self, link: ListLink) -> Option<&mut TableEntry> {
         let (leaf, page, entry) = link.place();
         if self.root.len() <= leaf && !self.root.grow(leaf.checked_add(1)?.next_power_of_two()) {
             return None;
@@ -138,12 +138,12 @@ impl Table {
     }
 
     /// Removes an entry that was added, and frees the blocks that become empty.
-    pub(crate) fn remove(&mut self, link: Link) -> Option<Entry> {
+    pub(crate) fn remove(&mut self, link: ListLink) -> Option<TableEntry> {
         let (leaf, page, entry) = link.place();
         let leaf_slot = self.root.get_mut(leaf)?;
         let page_slot = leaf_slot.block.as_mut()?.get_mut(page)?;
         let entry = page_slot.block.as_mut()?.get_mut(entry)?;
-        let entry = mem::replace(entry, Entry { time: 0, older: ABSENT, newer: ABSENT });
+        let entry = mem::replace(entry, TableEntry { time: 0, older: ABSENT, newer: ABSENT });
         page_slot.used = page_slot.used.saturating_sub(1);
         if page_slot.used == 0 {
             let empty = page_slot.block.take();
@@ -164,7 +164,7 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use super::Link;
+    use super::ListLink;
 
     /// The documented use of memory depends on 65536 descriptors per leaf.
     #[test]
@@ -177,8 +177,8 @@ mod tests {
             (65_536, (1, 0, 0)),
             (i32::MAX, (32_767, 255, 255)),
         ] {
-            assert_eq!(Link::of(fd).map(Link::place), Some(place));
+            assert_eq!(ListLink::of(fd).map(ListLink::place), Some(place));
         }
-        assert!(Link::of(-1).is_none());
+        assert!(ListLink::of(-1).is_none());
     }
 }

@@ -2,6 +2,6 @@
 //!
 //! This module is not part of the API. The fuzz target uses no other module of this crate.
 
-pub use crate::guard::{Answer, follow_up, judge};
+pub use crate::guard::{Decision, follow_up, judge};
 pub use crate::shim::{Shim, active, publish, read};
 pub use crate::sockets::{connecting, created};

@@ -19,7 +19,7 @@ use crate::sockets::{self, decide_now};
 
 /// The action of the hook for a call of setsockopt(2).
 #[cfg_attr(test, derive(Debug, PartialEq, Eq))]
-pub enum Answer {
+pub enum Decision {
     /// Make the call unchanged.
     Make,
     /// Make the call unchanged. If it succeeds, call [`follow_up`].
@@ -34,12 +34,12 @@ pub enum Answer {
 ///
 /// # Safety
 /// The arguments may have any value.
-pub unsafe fn judge(fd: c_int, level: c_int, name: c_int, value: *const c_void, size: socklen_t) -> Answer {
+pub unsafe fn judge(fd: c_int, level: c_int, name: c_int, value: *const c_void, size: socklen_t) -> Decision {
     sockets::before_use(fd);
     match (active(), SockOpt::of(level, name)) {
         // SAFETY: the arguments may have any value.
         (Some(shim), Some(option)) => unsafe { judge_keepalive(shim, fd, option, value, size) },
-        _ => Answer::Make,
+        _ => Decision::Make,
     }
 }
 
@@ -50,13 +50,13 @@ unsafe fn judge_keepalive(
     option: SockOpt,
     value: *const c_void,
     size: socklen_t,
-) -> Answer {
+) -> Decision {
     let length = size.cast_signed();
     if shim.policy.mode == Mode::Default {
-        return if sockets::awaits_rules(fd) { Answer::MakeAndFollowUp } else { Answer::Make };
+        return if sockets::awaits_rules(fd) { Decision::MakeAndFollowUp } else { Decision::Make };
     }
     if length < size_of::<c_int>() as c_int || !sockets::is_tcp(fd) {
-        return Answer::Make;
+        return Decision::Make;
     }
     let config = match decide_now(shim, fd) {
         Some(Action::Apply(config)) => {
@@ -69,19 +69,19 @@ unsafe fn judge_keepalive(
         // The socket got the policy when it connected. It has no peer yet by which a rule could decide.
         _ if sockets::is_set_and_on(fd) => shim.policy.config,
         // A rule leaves the socket alone, or connect or listen will decide.
-        _ => return Answer::Make,
+        _ => return Decision::Make,
     };
     if !raw::is_readable_int(fd, value) {
-        return Answer::Make;
+        return Decision::Make;
     }
     // SAFETY: the kernel has just read an int there.
     let wanted = unsafe { value.cast::<c_int>().read_unaligned() };
     let answer = match shim.policy.judge(&config, option, wanted) {
-        Verdict::Pass => return Answer::Make,
-        Verdict::Reject => return Answer::MakeAndFollowUp,
-        Verdict::Ignore if lacks(fd, option) => return Answer::Make,
-        Verdict::Ignore => Answer::Succeed,
-        Verdict::Clamp(limit) => Answer::MakeWith(limit),
+        Verdict::Pass => return Decision::Make,
+        Verdict::Reject => return Decision::MakeAndFollowUp,
+        Verdict::Ignore if lacks(fd, option) => return Decision::Make,
+        Verdict::Ignore => Decision::Succeed,
+        Verdict::Clamp(limit) => Decision::MakeWith(limit),
     };
     if shim.log.is_some() {
         log::denied(shim, fd, option.name_bytes(), wanted);
@@ -96,7 +96,7 @@ fn lacks(fd: c_int, option: SockOpt) -> bool {
         && ka_core::Socket::with_kernel(fd, raw::Raw).timer(Timer::UserTimeout).is_err()
 }
 
-/// Acts on a successful call of [`Answer::MakeAndFollowUp`]. In the default mode, the program has set an option, which
+/// Acts on a successful call of [`Decision::MakeAndFollowUp`]. In the default mode, the program has set an option, which
 /// the shim records until the rules decide. In other modes, the kernel may have accepted a value out of range
 /// (Multipath TCP), so the policy is applied again.
 #[cold]
@@ -119,7 +119,7 @@ mod tests {
     use socket2::{Domain, Protocol, Socket, Type};
     use std::os::fd::AsRawFd as _;
 
-    use super::{Answer, judge_keepalive};
+    use super::{Decision, judge_keepalive};
     use crate::shim::tests::{POLICY, shim_with};
     use crate::sockets;
 
@@ -132,7 +132,7 @@ mod tests {
     }
 
     /// Returns the answer of a mode to a call of the program on a socket that has the policy.
-    fn judged(mode: Mode, base: Config, socket: &Socket, option: SockOpt, wanted: c_int) -> Answer {
+    fn judged(mode: Mode, base: Config, socket: &Socket, option: SockOpt, wanted: c_int) -> Decision {
         let shim = shim_with(mode, base, "");
         sockets::arrived(&shim, socket.as_raw_fd());
         let value = (&raw const wanted).cast::<c_void>();
@@ -144,15 +144,15 @@ mod tests {
     fn force_reports_success_for_calls_that_it_ignores() {
         let socket = tcp();
         let force = |option, wanted| judged(Mode::Force, POLICY, &socket, option, wanted);
-        assert_eq!(force(SockOpt::KeepAlive, 0), Answer::Succeed);
-        assert_eq!(force(SockOpt::KeepAlive, 1), Answer::Make);
+        assert_eq!(force(SockOpt::KeepAlive, 0), Decision::Succeed);
+        assert_eq!(force(SockOpt::KeepAlive, 1), Decision::Make);
         for (which, wanted) in [(Timer::Idle, 600), (Timer::Intvl, 1), (Timer::Cnt, 127)] {
-            assert_eq!(force(timer(which), wanted), Answer::Succeed);
+            assert_eq!(force(timer(which), wanted), Decision::Succeed);
         }
         for (which, wanted) in
             [(Timer::Idle, 0), (Timer::Intvl, 32768), (Timer::Cnt, 128), (Timer::UserTimeout, -1)]
         {
-            assert_eq!(force(timer(which), wanted), Answer::MakeAndFollowUp);
+            assert_eq!(force(timer(which), wanted), Decision::MakeAndFollowUp);
         }
     }
 
@@ -160,12 +160,12 @@ mod tests {
     fn floor_allows_stricter_values_and_clamps_others() {
         let socket = tcp();
         let floor = |option, wanted| judged(Mode::Floor, POLICY, &socket, option, wanted);
-        assert_eq!(floor(SockOpt::KeepAlive, 0), Answer::Succeed);
-        assert_eq!(floor(SockOpt::KeepAlive, 1), Answer::Make);
+        assert_eq!(floor(SockOpt::KeepAlive, 0), Decision::Succeed);
+        assert_eq!(floor(SockOpt::KeepAlive, 1), Decision::Make);
         for (which, bound) in [(Timer::Idle, 60), (Timer::Intvl, 10), (Timer::Cnt, 6)] {
-            assert_eq!(floor(timer(which), bound - 1), Answer::Make);
-            assert_eq!(floor(timer(which), bound), Answer::Make);
-            assert_eq!(floor(timer(which), bound + 1), Answer::MakeWith(bound));
+            assert_eq!(floor(timer(which), bound - 1), Decision::Make);
+            assert_eq!(floor(timer(which), bound), Decision::Make);
+            assert_eq!(floor(timer(which), bound + 1), Decision::MakeWith(bound));
         }
     }
 
@@ -174,11 +174,11 @@ mod tests {
         let socket = tcp();
         for mode in [Mode::Force, Mode::Floor] {
             let wish = |wanted| judged(mode, POLICY, &socket, timer(Timer::UserTimeout), wanted);
-            assert_eq!(wish(0), Answer::Make);
-            assert_eq!(wish(120_000), Answer::Make);
-            assert_eq!(wish(120_001), Answer::MakeWith(120_000));
+            assert_eq!(wish(0), Decision::Make);
+            assert_eq!(wish(120_000), Decision::Make);
+            assert_eq!(wish(120_001), Decision::MakeWith(120_000));
             let named = POLICY.with_user_timeout(UserTimeout::Milliseconds(9000)).unwrap();
-            assert_eq!(judged(mode, named, &socket, timer(Timer::UserTimeout), 1), Answer::Succeed);
+            assert_eq!(judged(mode, named, &socket, timer(Timer::UserTimeout), 1), Decision::Succeed);
         }
         // Multipath TCP has no user timeout, so the kernel rejects the call.
         let Ok(multipath) =
@@ -187,7 +187,7 @@ mod tests {
             return;
         };
         let named = POLICY.with_user_timeout(UserTimeout::Auto).unwrap();
-        assert_eq!(judged(Mode::Force, named, &multipath, timer(Timer::UserTimeout), 1), Answer::Make);
+        assert_eq!(judged(Mode::Force, named, &multipath, timer(Timer::UserTimeout), 1), Decision::Make);
     }
 
     #[test]
@@ -201,8 +201,8 @@ mod tests {
             unsafe { judge_keepalive(&shim, fd, SockOpt::KeepAlive, value, size.cast_unsigned()) }
         };
         let fd = socket.as_raw_fd();
-        assert_eq!(judge(fd, good, 4), Answer::Succeed);
-        assert_eq!(judge(fd, good, 5), Answer::Succeed);
+        assert_eq!(judge(fd, good, 4), Decision::Succeed);
+        assert_eq!(judge(fd, good, 5), Decision::Succeed);
         for (fd, value, size) in [
             (fd, good, 3),
             (fd, good, 0),
@@ -212,9 +212,9 @@ mod tests {
             (-1, good, 4),
             (Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap().as_raw_fd(), good, 4),
         ] {
-            assert_eq!(judge(fd, value, size), Answer::Make, "{fd} {value:?} {size}");
+            assert_eq!(judge(fd, value, size), Decision::Make, "{fd} {value:?} {size}");
         }
-        assert_eq!(judged(Mode::Default, POLICY, &socket, SockOpt::KeepAlive, 0), Answer::Make);
+        assert_eq!(judged(Mode::Default, POLICY, &socket, SockOpt::KeepAlive, 0), Decision::Make);
     }
 
     #[test]
@@ -227,7 +227,7 @@ mod tests {
         let answer = unsafe {
             judge_keepalive(&shim, socket.as_raw_fd(), SockOpt::KeepAlive, (&raw const wanted).cast(), 4)
         };
-        assert_eq!(answer, Answer::Succeed);
+        assert_eq!(answer, Decision::Succeed);
         assert!(socket.keepalive().unwrap());
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 6);
     }
@@ -241,9 +241,9 @@ mod tests {
         let judge = || unsafe {
             judge_keepalive(&shim, socket.as_raw_fd(), SockOpt::KeepAlive, (&raw const wanted).cast(), 4)
         };
-        assert_eq!(judge(), Answer::Make);
+        assert_eq!(judge(), Decision::Make);
         // After the socket has got a policy at the start of connect, the policy is enforced.
         sockets::arrived(&shim_with(Mode::Force, POLICY, ""), socket.as_raw_fd());
-        assert_eq!(judge(), Answer::Succeed);
+        assert_eq!(judge(), Decision::Succeed);
     }
 }

@@ -19,7 +19,7 @@ use libc::{Elf64_Phdr as Header, Elf64_Sym as Symbol, c_int, c_void, dl_phdr_inf
 pub(crate) const C_LIBRARY_PARTS: usize = 4;
 
 /// A loaded object. It stays loaded during the call of `look` in [`each`].
-pub(crate) struct Object<'a> {
+pub(crate) struct LoadedObject<'a> {
     info: &'a dl_phdr_info,
     headers: &'a [Header],
 }
@@ -54,8 +54,8 @@ pub(crate) struct Loaded {
 ///
 /// During this call, glibc holds a lock, so that no object is added or removed. The lock is recursive, so a signal
 /// handler that interrupts `look` may call this function.
-pub(crate) fn each<F: FnMut(&Object<'_>) -> ControlFlow<()>>(mut look: F) {
-    unsafe extern "C" fn show<F: FnMut(&Object<'_>) -> ControlFlow<()>>(
+pub(crate) fn each<F: FnMut(&LoadedObject<'_>) -> ControlFlow<()>>(mut look: F) {
+    unsafe extern "C" fn show<F: FnMut(&LoadedObject<'_>) -> ControlFlow<()>>(
         info: *mut dl_phdr_info,
         _: usize,
         look: *mut c_void,
@@ -68,7 +68,7 @@ pub(crate) fn each<F: FnMut(&Object<'_>) -> ControlFlow<()>>(mut look: F) {
         }
         // SAFETY: the description has the number of program headers.
         let headers = unsafe { slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
-        look(&Object { info, headers }).is_break().into()
+        look(&LoadedObject { info, headers }).is_break().into()
     }
     let found = ITERATE.load(Ordering::Relaxed);
     // Before the C library's function is found, use the one that the loader has bound.
@@ -82,7 +82,7 @@ pub(crate) fn each<F: FnMut(&Object<'_>) -> ControlFlow<()>>(mut look: F) {
     unsafe { iterate(Some(show::<F>), (&raw mut look).cast()) };
 }
 
-impl Object<'_> {
+impl LoadedObject<'_> {
     pub(crate) const fn changes(&self) -> Changes {
         Changes { added: self.info.dlpi_adds, removed: self.info.dlpi_subs }
     }
@@ -144,13 +144,13 @@ impl Object<'_> {
     pub(crate) fn tables(&self) -> Option<Tables> {
         let dynamic = self.headers.iter().find(|header| header.p_type == libc::PT_DYNAMIC)?;
         // SAFETY: this is the dynamic section of a loaded object.
-        unsafe { Tables::of(self.base(), self.addresses(dynamic).start as *const Dynamic) }
+        unsafe { Tables::of(self.base(), self.addresses(dynamic).start as *const DynamicEntry) }
     }
 }
 
 /// An entry of the dynamic section.
 #[repr(C)]
-struct Dynamic {
+struct DynamicEntry {
     tag: usize,
     value: usize,
 }
@@ -158,7 +158,7 @@ struct Dynamic {
 unsafe extern "C" {
     /// The dynamic section of this library. Every linker defines this symbol.
     #[link_name = "_DYNAMIC"]
-    static OWN: [Dynamic; 0];
+    static OWN: [DynamicEntry; 0];
 }
 
 /// The list of loaded objects that the loader keeps for debuggers: `struct r_debug` and `struct link_map`. link.h
@@ -172,7 +172,7 @@ struct Debug {
 struct Link {
     base: usize,
     name: *const c_char,
-    dynamic: *const Dynamic,
+    dynamic: *const DynamicEntry,
     next: *const Link,
 }
 
@@ -194,7 +194,7 @@ pub(crate) fn each_at_start(mut look: impl FnMut(&Tables)) -> bool {
             return false;
         };
         let base = (headers.as_ptr() as usize).wrapping_sub(own);
-        let debug = entry(base.wrapping_add(dynamic) as *const Dynamic, DT_DEBUG) as *const Debug;
+        let debug = entry(base.wrapping_add(dynamic) as *const DynamicEntry, DT_DEBUG) as *const Debug;
         let Some(debug) = debug.as_ref() else { return false };
         let mut link = debug.first;
         while let Some(Link { base, dynamic, next, .. }) = link.as_ref() {
@@ -211,9 +211,9 @@ pub(crate) fn each_at_start(mut look: impl FnMut(&Tables)) -> bool {
 ///
 /// # Safety
 /// `dynamic` is the dynamic section of a loaded object.
-unsafe fn entry(mut dynamic: *const Dynamic, wanted: usize) -> usize {
+unsafe fn entry(mut dynamic: *const DynamicEntry, wanted: usize) -> usize {
     // SAFETY: the section ends with DT_NULL, whose tag is 0.
-    while let Dynamic { tag: tag @ 1.., value } = unsafe { &*dynamic } {
+    while let DynamicEntry { tag: tag @ 1.., value } = unsafe { &*dynamic } {
         if *tag == wanted {
             return *value;
         }
@@ -255,7 +255,7 @@ const ADDRESSES: [u32; 3] = [257, 1025, 1026];
 const UNDEFINED: u16 = 0;
 
 /// A memory word that the loader fills with the address of a symbol.
-pub(crate) struct Slot<'a> {
+pub(crate) struct SymbolSlot<'a> {
     pub(crate) place: &'a AtomicPtr<c_void>,
     /// True if the loader may fill the slot only when the function is called for the first time.
     pub(crate) may_be_lazy: bool,
@@ -266,7 +266,7 @@ pub(crate) struct Slot<'a> {
 /// The tables of a loaded object.
 pub(crate) struct Tables {
     base: usize,
-    dynamic: *const Dynamic,
+    dynamic: *const DynamicEntry,
     names: *const c_char,
     symbols: *const Symbol,
     /// The hash tables, either of which may be null. If an object has both, the GNU table is used.
@@ -285,7 +285,7 @@ pub(crate) struct Tables {
 impl Tables {
     /// # Safety
     /// `dynamic` is the dynamic section of an object that is loaded at `base`.
-    unsafe fn of(base: usize, dynamic: *const Dynamic) -> Option<Self> {
+    unsafe fn of(base: usize, dynamic: *const DynamicEntry) -> Option<Self> {
         let mut tables = Self {
             base,
             dynamic,
@@ -302,7 +302,7 @@ impl Tables {
         };
         let mut entry = dynamic;
         // SAFETY: the section ends with DT_NULL, whose tag is 0.
-        while let Dynamic { tag: tag @ 1.., value } = unsafe { &*entry } {
+        while let DynamicEntry { tag: tag @ 1.., value } = unsafe { &*entry } {
             // glibc has replaced offsets by addresses. musl has not, and the vDSO has offsets too.
             let address = if *value < base { base.wrapping_add(*value) } else { *value };
             match *tag {
@@ -333,7 +333,7 @@ impl Tables {
     ///
     /// # Safety
     /// The object is still loaded, and its relocations were applied.
-    pub(crate) unsafe fn each_slot(&self, mut look: impl FnMut(&Slot<'_>)) {
+    pub(crate) unsafe fn each_slot(&self, mut look: impl FnMut(&SymbolSlot<'_>)) {
         let lists =
             [(self.relocations, self.relocations_size, self.relative), (self.jumps, self.jumps_size, 0)];
         for (list, size, skipped) in lists {
@@ -359,7 +359,7 @@ impl Tables {
                         continue;
                     }
                     let name = self.names.add(symbol.st_name as usize);
-                    Slot {
+                    SymbolSlot {
                         place: AtomicPtr::from_ptr(place),
                         may_be_lazy: ADDRESSES.last() == Some(&kind),
                         name: CStr::from_ptr(name),

@@ -30,7 +30,7 @@ use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64,
 use crate::filter;
 use crate::load;
 use crate::next::{self, COUNT, NAMES};
-use crate::object::{self, C_LIBRARY_PARTS, Changes, Loaded, Object};
+use crate::object::{self, C_LIBRARY_PARTS, Changes, Loaded, LoadedObject};
 use crate::raw;
 use crate::shim::Shim;
 
@@ -124,7 +124,7 @@ fn survey(always: bool) -> Option<Loaded> {
     result
 }
 
-fn look_at(object: &Object<'_>) {
+fn look_at(object: &LoadedObject<'_>) {
     if let Some(part) = object.c_library_part() {
         let Range { start, end } = object.code();
         // The first object with this name is the C library. A later one only has the same name.
@@ -191,12 +191,12 @@ fn bind(surveyed: &Loaded) -> Option<usize> {
     bound
 }
 
-fn bind_object(object: &Object<'_>) -> usize {
+fn bind_object(object: &LoadedObject<'_>) -> usize {
     let Some(tables) = object.tables().filter(|tables| !tables.are_own()) else { return 0 };
     let code = object.code();
     let mut pages = Pages::of(object);
     let mut bound = 0_usize;
-    let look = |slot: &object::Slot<'_>| {
+    let look = |slot: &object::SymbolSlot<'_>| {
         let address = slot.place.load(Relaxed);
         let bypasses_hook = is_in_c_library(address);
         // A slot that the loader has not bound yet points into the procedure linkage table of its own object.
@@ -225,7 +225,7 @@ fn bind_object(object: &Object<'_>) -> usize {
 /// The pages of an object that the loader has made read-only. The first write makes them writable, and dropping this
 /// value makes them read-only again.
 struct Pages<'a> {
-    object: &'a Object<'a>,
+    object: &'a LoadedObject<'a>,
     read_only: Range<usize>,
     is_open: bool,
 }
@@ -234,7 +234,7 @@ struct Pages<'a> {
 static WRITER: AtomicI32 = AtomicI32::new(0);
 
 impl<'a> Pages<'a> {
-    fn of(object: &'a Object<'a>) -> Self {
+    fn of(object: &'a LoadedObject<'a>) -> Self {
         // SAFETY: getauxval(3) takes a number.
         let page = unsafe { libc::getauxval(libc::AT_PAGESZ) } as usize;
         Self { object, read_only: object.relro(page), is_open: false }

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 use crate::cgroup::mounts;
 use crate::error::{Error, Result};
-use crate::process::Table;
+use crate::process::DescriptorTable;
 
 const CONTROLLERS: [&[u8]; 2] = [b"net_cls", b"net_prio"];
 
@@ -63,7 +63,7 @@ impl Classes {
 
     /// Moves the calling thread into the cgroups of a table's task, so that the task's sockets keep their class. If
     /// this fails, the thread may have entered some of the cgroups.
-    pub(crate) fn enter(&mut self, table: &Table) -> Result<()> {
+    pub(crate) fn enter(&mut self, table: &DescriptorTable) -> Result<()> {
         let task = table.task();
         if self.at == Some((table.pid, task)) {
             return Ok(());

@@ -94,7 +94,7 @@ impl State {
 
 /// A TCP socket, as the kernel lists it.
 #[derive(Debug)]
-pub struct Entry {
+pub struct DiagSocket {
     /// The local address.
     pub local: SocketAddr,
     /// The peer's address. `None` if the socket has no peer, such as a listener.
@@ -114,7 +114,7 @@ pub struct Entry {
     pub status: Option<Status>,
 }
 
-impl Entry {
+impl DiagSocket {
     /// Returns whether keepalive is on. `None` if the timer proves neither.
     pub fn keepalive(&self) -> Option<bool> {
         match self.timer {
@@ -147,7 +147,7 @@ impl Entry {
 /// # Errors
 ///
 /// [`Error::NoSocketList`] if the kernel has neither the list nor a module for it. Otherwise the error of the kernel.
-pub(crate) fn dump(states: &[State], with_status: bool) -> Result<Vec<Entry>> {
+pub(crate) fn dump(states: &[State], with_status: bool) -> Result<Vec<DiagSocket>> {
     let wanted = states.iter().fold(0, |set, state| set | 1_u32 << *state as u32);
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
@@ -182,7 +182,7 @@ fn byte(number: libc::c_int) -> u8 {
     u8::try_from(number).unwrap_or(u8::MAX)
 }
 
-fn dump_family(socket: &Socket, request: InetRequest, entries: &mut Vec<Entry>) -> io::Result<()> {
+fn dump_family(socket: &Socket, request: InetRequest, entries: &mut Vec<DiagSocket>) -> io::Result<()> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
@@ -205,7 +205,7 @@ fn dump_family(socket: &Socket, request: InetRequest, entries: &mut Vec<Entry>) 
 /// # Errors
 ///
 /// The errno that the messages contain if the kernel could not finish the list, or [`io::ErrorKind::InvalidData`].
-pub fn read(messages: &[u8], entries: &mut Vec<Entry>) -> io::Result<bool> {
+pub fn read(messages: &[u8], entries: &mut Vec<DiagSocket>) -> io::Result<bool> {
     let mut rest = messages;
     while !rest.is_empty() {
         let message = NetlinkBuffer::new_checked(rest).map_err(invalid)?;
@@ -239,7 +239,7 @@ fn outcome(end: &[u8]) -> io::Result<()> {
 }
 
 /// Parses a `struct inet_diag_msg` and two of the attributes that follow it.
-fn entry(payload: &[u8]) -> Option<Entry> {
+fn entry(payload: &[u8]) -> Option<DiagSocket> {
     const HEADER: usize = 72;
     let header = InetResponseHeader::parse(payload).ok()?;
     let id = header.socket_id;
@@ -253,7 +253,7 @@ fn entry(payload: &[u8]) -> Option<Entry> {
             _ => {}
         }
     }
-    Some(Entry {
+    Some(DiagSocket {
         local: address(id.source_address, id.source_port, id.interface_id),
         peer: (id.destination_port != 0)
             .then(|| address(id.destination_address, id.destination_port, id.interface_id)),

@@ -5,8 +5,8 @@
 
 pub use crate::bpf::btf::Types;
 pub use crate::cgroup::mounts::parse_v2 as cgroup_mount;
-pub use crate::diag::{Entry, State, read as read_diag};
-pub use crate::elf::{Cache, Elf, Libc, imports};
+pub use crate::diag::{DiagSocket, State, read as read_diag};
+pub use crate::elf::{CLibrary, Cache, Elf, imports};
 pub use crate::escape::{lossless, visible, visible_lines};
-pub use crate::process::{Status, socket_inode, stat_field};
+pub use crate::process::{StatusFields, socket_inode, stat_field};
 pub use crate::sys::folder::numbers_in;

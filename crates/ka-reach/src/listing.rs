@@ -16,17 +16,17 @@ use std::sync::Arc;
 use ka_core::Settings;
 
 use crate::bpf;
-use crate::diag::{Entry, State, dump};
+use crate::diag::{DiagSocket, State, dump};
 use crate::netns::Namespace;
 use crate::privilege;
-use crate::process::{self, Process, Table, Target};
+use crate::process::{self, DescriptorTable, HeldSocket, Process};
 use crate::record::{self, Reader, Writer};
-use crate::worker::{self, Answer, Child, Completion, Reply, Workers};
+use crate::worker::{self, Completion, JobResult, PipedWorker, Reply, Workers};
 use crate::{Error, Result, sys};
 
 /// A process that has a socket.
 #[derive(Clone, Debug)]
-pub struct Owner {
+pub struct SocketOwner {
     /// The PID.
     pub pid: i32,
     /// The descriptor of the socket in the process.
@@ -39,10 +39,10 @@ pub struct Owner {
 #[derive(Debug)]
 pub struct ListedSocket {
     /// The socket in the kernel's list.
-    pub entry: Entry,
+    pub entry: DiagSocket,
     /// The process with the lowest PID that has this socket, and its lowest descriptor. `None` if no process has the
     /// socket, or only processes that ka may not inspect.
-    pub owner: Option<Owner>,
+    pub owner: Option<SocketOwner>,
     /// The PIDs of the other processes that have this socket.
     pub others: Vec<i32>,
     /// The name of the network namespace, if [`Selection::namespaces`] has any.
@@ -125,7 +125,7 @@ pub fn sockets(
         match listed {
             Ok(listed) => {
                 has_status &= listed.has_status;
-                let matches = |entry: &Entry| port.is_none_or(|port| entry.has_port(port));
+                let matches = |entry: &DiagSocket| port.is_none_or(|port| entry.has_port(port));
                 sockets.extend(record::entries(&listed.entries).filter(matches).map(|entry| ListedSocket {
                     settings: listed.settings.get(&entry.cookie).copied(),
                     entry,
@@ -187,7 +187,8 @@ fn kernel_list(
     let settings = Workers::start(&[], |out| bpf::read_settings(out));
     let listed = Workers::start(&[], |out| list(states, true, out));
     // A worker starts with copies of ka's descriptors, and must not be listed as their owner.
-    let pids: Vec<_> = [settings.as_ref(), listed.as_ref()].into_iter().flatten().map(Child::pid).collect();
+    let pids: Vec<_> =
+        [settings.as_ref(), listed.as_ref()].into_iter().flatten().map(PipedWorker::pid).collect();
     meanwhile(&pids);
     let (mut listed, settings) = match (listed?, settings) {
         (listed, Ok(settings)) => {
@@ -228,7 +229,7 @@ pub(crate) fn list(states: &[State], with_status: bool, out: &mut impl Write) ->
 struct Holder {
     pid: i32,
     /// The table. `None` if ka opens the process only when it needs the table.
-    table: Option<Table>,
+    table: Option<DescriptorTable>,
     /// The descriptors that are sockets, with their inodes.
     sockets: Vec<(i32, u32)>,
 }
@@ -295,7 +296,7 @@ struct Join<'a> {
     /// The sockets, sorted by inode.
     sockets: &'a mut [ListedSocket],
     /// The sockets to read, each with its range in `sockets`.
-    asked: Vec<(Range<usize>, Target)>,
+    asked: Vec<(Range<usize>, HeldSocket)>,
     workers: &'a mut Workers,
     incomplete: &'a mut Vec<Error>,
     /// True if the kernel's list has the connections' status.
@@ -324,7 +325,7 @@ impl Join<'_> {
 
     fn assign(&mut self, holder: &Holder) {
         let mut comm: Option<Option<Arc<[u8]>>> = None;
-        let mut opened: Option<Option<Table>> = None;
+        let mut opened: Option<Option<DescriptorTable>> = None;
         for (fd, inode) in &holder.sockets {
             let place = with_inode(self.sockets, *inode);
             let found = self.sockets.get_mut(place.clone()).unwrap_or_default();
@@ -342,10 +343,10 @@ impl Join<'_> {
             let comm = comm.get_or_insert_with(|| process::comm(holder.pid).map(Arc::from));
             let is_known = self.has_status && found.iter().all(|socket| socket.settings.is_some());
             for socket in found {
-                socket.owner = Some(Owner { pid: holder.pid, fd: *fd, comm: comm.clone() });
+                socket.owner = Some(SocketOwner { pid: holder.pid, fd: *fd, comm: comm.clone() });
             }
             if !is_known && let Some(table) = opened.get_or_insert_with(|| table_of(holder)) {
-                self.asked.push((place, Target { table: table.clone(), fd: *fd, inode: *inode }));
+                self.asked.push((place, HeldSocket { table: table.clone(), fd: *fd, inode: *inode }));
             }
         }
     }
@@ -367,7 +368,7 @@ impl Join<'_> {
             let mut settings = None;
             let mut status = None;
             match answer {
-                Answer::Given(record) => {
+                JobResult::Given(record) => {
                     let mut record = Reader::new(&record);
                     let kind = record.word();
                     // Newer kernels read the settings without the lock. So they may be here although the status
@@ -379,15 +380,15 @@ impl Join<'_> {
                         status = Some(record.status());
                     }
                 }
-                Answer::Failed(why) => error = Some(why),
-                Answer::Blocked => error = Some(Error::SocketBlocked.into()),
-                Answer::Classed(error) if reported.insert(pid) => {
+                JobResult::Failed(why) => error = Some(why),
+                JobResult::Blocked => error = Some(Error::SocketBlocked.into()),
+                JobResult::Classed(error) if reported.insert(pid) => {
                     self.incomplete.push(Error::named_process(pid, error));
                 }
-                Answer::Excluded(user) if reported.insert(pid) => {
+                JobResult::Excluded(user) if reported.insert(pid) => {
                     self.incomplete.push(Error::named_process(pid, worker::excluded(user)));
                 }
-                Answer::Classed(_) | Answer::Excluded(_) | Answer::NotAsked => {}
+                JobResult::Classed(_) | JobResult::Excluded(_) | JobResult::NotAsked => {}
             }
             if let Some(error) = &error {
                 let of_socket = Error::socket(target.fd, Arc::clone(error));
@@ -403,7 +404,7 @@ impl Join<'_> {
 }
 
 /// Returns the table of a holder. Opens the process if necessary.
-fn table_of(holder: &Holder) -> Option<Table> {
+fn table_of(holder: &Holder) -> Option<DescriptorTable> {
     match &holder.table {
         Some(table) => Some(table.clone()),
         None => Some(Process::open(holder.pid).ok()?.leader_table()),
@@ -428,7 +429,7 @@ const WITH_STATUS: u64 = 4;
 
 /// Reads a process's socket, in a worker. Answers nothing if the descriptor has another inode by now, or ka may not
 /// duplicate it.
-fn read(target: &Target, with_status: bool, reply: &Reply<'_>) {
+fn read(target: &HeldSocket, with_status: bool, reply: &Reply<'_>) {
     let Ok(duplicate) = target.table.duplicate(target.fd) else { return };
     if sys::inode(duplicate.as_fd()).ok() != Some(u64::from(target.inode)) {
         return;

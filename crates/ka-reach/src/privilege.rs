@@ -6,7 +6,7 @@
 use std::fs;
 
 use crate::Error;
-use crate::process::Status;
+use crate::process::StatusFields;
 use crate::sys;
 pub use crate::sys::capability::{has_more_rights, has_no_new_privileges};
 
@@ -21,7 +21,7 @@ pub fn explain(pid: i32, error: impl Into<Error>) -> Error {
     let error = error.into();
     let errno = error.raw_os_error();
     if matches!(errno, Some(libc::ESRCH | libc::ENOENT | libc::EINVAL))
-        && let Some(leader) = Status::read(pid).ok().and_then(|status| status.leader())
+        && let Some(leader) = StatusFields::read(pid).ok().and_then(|status| status.leader())
         && leader != pid
     {
         return Error::Thread { leader };
@@ -40,7 +40,7 @@ fn refusal(pid: i32) -> Error {
     if may_look_anywhere() {
         return Error::RefusedToRoot;
     }
-    let Ok(status) = Status::read(pid) else { return Error::ProcessHidden };
+    let Ok(status) = StatusFields::read(pid) else { return Error::ProcessHidden };
     let (user, _) = sys::users();
     if let Some(user) = status.user().filter(|_| !status.has_only_user(user)) {
         return Error::ForeignProcess { user };
@@ -58,7 +58,7 @@ pub fn may_look_anywhere() -> bool {
 
 /// Returns whether ka has this capability in its effective set.
 pub fn has(capability: u32) -> bool {
-    Status::read("self").is_ok_and(|status| status.has_capability(capability))
+    StatusFields::read("self").is_ok_and(|status| status.has_capability(capability))
 }
 
 /// Returns the reason why ka cannot inspect ordinary processes of its own user. `None` if it can.

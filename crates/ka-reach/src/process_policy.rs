@@ -18,7 +18,7 @@ use crate::conf::ProcessSettings;
 use crate::error::Error;
 use crate::process;
 use crate::seccomp;
-use crate::worker::{Completion, Output, Workers};
+use crate::worker::{Completion, WorkerOutput, Workers};
 
 /// The facts from a process's memory maps and environment that show a policy of ka.
 #[derive(Default, Deserialize, Serialize)]
@@ -56,7 +56,7 @@ pub fn evidence(
     most: u64,
     workers: &mut Workers,
 ) -> (Vec<Evidence>, Option<Error>) {
-    let Output { data, end } = workers.run(&[], |out| {
+    let WorkerOutput { data, end } = workers.run(&[], |out| {
         for pid in pids {
             let mut line = serde_json::to_vec(&read(pid, most)).map_err(io::Error::from)?;
             line.push(b'\n');
@@ -131,7 +131,7 @@ fn is_c_library(line: &[u8]) -> bool {
 
 /// The origin of a policy that applies to a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum PolicyOrigin {
     /// The shim, libka_preload.so.
     Preload,
     /// The supervisor of `ka run --via seccomp`.
@@ -152,7 +152,7 @@ pub struct ProcessPolicy {
     /// The process.
     pub pid: i32,
     /// The origin of the policy.
-    pub source: Source,
+    pub source: PolicyOrigin,
     /// The keepalive settings. They have no effect if `is_off`.
     pub config: Config,
     /// The mode, which decides whether the process can override the settings.
@@ -176,20 +176,20 @@ pub fn policies(evidence: &Evidence) -> Vec<ProcessPolicy> {
     let pid = evidence.pid;
     let mut found = Vec::new();
     let source = match seccomp::supervisor_of(pid) {
-        Some(supervisor) => Some(Source::Seccomp { supervisor }),
-        None => evidence.is_preloaded.then_some(Source::Preload),
+        Some(supervisor) => Some(PolicyOrigin::Seccomp { supervisor }),
+        None => evidence.is_preloaded.then_some(PolicyOrigin::Preload),
     };
     if let Some(source) = source {
         let settings = ProcessSettings::from_variables(&evidence.variables);
         let mut room = [Rule::SKIP; Rules::MAX];
         let Policy { config, mode, rules } = settings.policy(&mut room);
-        let is_off =
-            config.enabled() != Some(true) || source == Source::Preload && is_skipped(&settings.skip, pid);
+        let is_off = config.enabled() != Some(true)
+            || source == PolicyOrigin::Preload && is_skipped(&settings.skip, pid);
         found.push(ProcessPolicy { pid, source, config, mode, rules: rules.iter().count(), is_off });
     }
     let cgroups = cgroup::policies_of(pid).unwrap_or_default();
     found.extend(cgroups.into_iter().map(|InForce { cgroup, config, mode }| {
-        let source = Source::Cgroup { name: cgroup };
+        let source = PolicyOrigin::Cgroup { name: cgroup };
         ProcessPolicy { pid, source, config, mode, rules: 0, is_off: false }
     }));
     found

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ka_core::{Settings, Status};
 use netlink_packet_sock_diag::inet::Timer;
 
-use crate::diag::{Entry, State};
+use crate::diag::{DiagSocket, State};
 
 /// Writes values to a record, one after the other, without allocation. Words that were not written are 0.
 pub(crate) struct Writer<const N: usize> {
@@ -120,7 +120,7 @@ impl<'a> Reader<'a> {
 const ENTRY: usize = 14;
 
 /// Appends an entry of the kernel's socket list to `bytes`.
-pub(crate) fn put_entry(entry: &Entry, bytes: &mut Vec<u8>) {
+pub(crate) fn put_entry(entry: &DiagSocket, bytes: &mut Vec<u8>) {
     let milliseconds = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
     let (kind, tries, expires) = match entry.timer {
         None => (0, 0, 0),
@@ -149,7 +149,7 @@ pub(crate) fn put_entry(entry: &Entry, bytes: &mut Vec<u8>) {
 }
 
 /// Iterates over the entries that [`put_entry`] has appended.
-pub(crate) fn entries(bytes: &[u8]) -> impl Iterator<Item = Entry> {
+pub(crate) fn entries(bytes: &[u8]) -> impl Iterator<Item = DiagSocket> {
     bytes.chunks_exact(8 * ENTRY).filter_map(|chunk| {
         let mut words = [0; ENTRY];
         for (slot, chunk) in words.iter_mut().zip(chunk.chunks_exact(8)) {
@@ -159,7 +159,7 @@ pub(crate) fn entries(bytes: &[u8]) -> impl Iterator<Item = Entry> {
         let (flags, expires) = record.pair();
         let expires = Duration::from_millis(expires.into());
         // The fields are read in the order in which they were written.
-        Some(Entry {
+        Some(DiagSocket {
             cookie: record.word(),
             inode: record.pair().0,
             cgroup: record.word(),
@@ -187,7 +187,7 @@ mod tests {
     use netlink_packet_sock_diag::inet::Timer;
 
     use super::{Reader, Writer, entries, put_entry};
-    use crate::diag::{Entry, State};
+    use crate::diag::{DiagSocket, State};
 
     #[test]
     fn addresses_are_read_as_written() {
@@ -235,7 +235,7 @@ mod tests {
         let all: Vec<_> = timers
             .into_iter()
             .enumerate()
-            .map(|(number, timer)| Entry {
+            .map(|(number, timer)| DiagSocket {
                 local: "[fe80::1%3]:1".parse().unwrap(),
                 peer: (number > 0).then(|| "192.0.2.1:2".parse().unwrap()),
                 state: State::Closing,

@@ -10,9 +10,9 @@ use socket2::SockRef;
 
 use crate::ends::ends;
 use crate::error::{Error, Result};
-use crate::process::{Process, Target};
+use crate::process::{HeldSocket, Process};
 use crate::record::{Reader, Writer};
-use crate::worker::{self, Answer, Reply, Workers};
+use crate::worker::{self, JobResult, Reply, Workers};
 
 /// The TCP sockets of a process.
 #[derive(Debug, Default)]
@@ -63,7 +63,7 @@ pub fn survey(process: &Process, workers: &mut Workers) -> Result<Survey> {
         Ok((table, sockets)) => {
             found.has_ring |= table.has_ring();
             let new = sockets.into_iter().filter(|(_, inode)| inodes.insert(*inode));
-            targets.extend(new.map(|(fd, inode)| Target { table: table.clone(), fd, inode }));
+            targets.extend(new.map(|(fd, inode)| HeldSocket { table: table.clone(), fd, inode }));
         }
         Err(error @ Error::OverBudget) => found.left_out.push(error.into()),
         Err(error) => refused = Some(error),
@@ -75,7 +75,7 @@ pub fn survey(process: &Process, workers: &mut Workers) -> Result<Survey> {
     for (place, (target, answer)) in targets.iter().zip(answers.each).enumerate() {
         let blocked = || Error::socket(target.fd, Error::SocketBlocked);
         let left_out = match answer {
-            Answer::Given(record) => {
+            JobResult::Given(record) => {
                 let mut record = Reader::new(&record);
                 let (kind, errno) = record.pair();
                 if kind & REFUSED != 0 {
@@ -95,11 +95,11 @@ pub fn survey(process: &Process, workers: &mut Workers) -> Result<Survey> {
                 }
                 blocked()
             }
-            Answer::Failed(error) => Error::socket(target.fd, error),
-            Answer::Blocked => blocked(),
-            Answer::Classed(error) => return Err(Error::Worker(error.to_string())),
-            Answer::Excluded(user) => worker::excluded(user),
-            Answer::NotAsked => continue,
+            JobResult::Failed(error) => Error::socket(target.fd, error),
+            JobResult::Blocked => blocked(),
+            JobResult::Classed(error) => return Err(Error::Worker(error.to_string())),
+            JobResult::Excluded(user) => worker::excluded(user),
+            JobResult::NotAsked => continue,
         };
         // All sockets of an excluded user have the same error, which is reported once.
         let is_new = |other: &Arc<Error>| other.to_string() != left_out.to_string();
@@ -115,7 +115,7 @@ pub fn survey(process: &Process, workers: &mut Workers) -> Result<Survey> {
 }
 
 /// Reads whether a socket's keepalive is on, in a worker.
-fn examine(target: &Target, reply: &Reply<'_>) {
+fn examine(target: &HeldSocket, reply: &Reply<'_>) {
     let answer = |kind, errno: i32| reply.answer(Writer::new().pair(kind, errno.cast_unsigned()).finish());
     let socket = match target.table.duplicate(target.fd) {
         Err(error) if error.raw_os_error() == Some(libc::EBADF) => return answer(0, 0),

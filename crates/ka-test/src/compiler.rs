@@ -12,7 +12,7 @@ use crate::path::{root, scratch};
 
 /// The way in which a C program links to libka.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Link {
+pub enum Linkage {
     /// To libka.so, which the loader finds through an rpath.
     Shared,
     /// To libka.a, without any other flag.
@@ -22,7 +22,7 @@ pub enum Link {
 }
 
 /// Both ways to link to libka.
-pub const LINKS: [Link; 2] = [Link::Shared, Link::Static];
+pub const LINKS: [Linkage; 2] = [Linkage::Shared, Linkage::Static];
 
 /// Returns the C compiler that the cc crate finds. The cc crate honours the variables CC and CFLAGS.
 pub fn cc() -> Command {
@@ -35,24 +35,24 @@ pub fn cc() -> Command {
 }
 
 /// Compiles tests/c/NAME.c and returns the path of the program.
-pub fn program(name: &str, link: Link) -> PathBuf {
+pub fn program(name: &str, link: Linkage) -> PathBuf {
     compile(&mut cc(), &root().join("tests/c").join(name).with_extension("c"), link)
 }
 
 /// Compiles one source file with this compiler and returns the path of the program.
-pub fn compile(compiler: &mut Command, source: &Path, link: Link) -> PathBuf {
+pub fn compile(compiler: &mut Command, source: &Path, link: Linkage) -> PathBuf {
     let output = scratch(source.file_stem().unwrap().to_str().unwrap());
     compiler.arg("-I").arg(root().join("include")).arg("-o").arg(&output).arg(source);
     match link {
-        Link::Shared => {
+        Linkage::Shared => {
             let mut rpath = OsString::from("-Wl,-rpath,");
             rpath.push(release());
             compiler.arg("-L").arg(release()).arg("-lka").arg(rpath);
         }
-        Link::Static => {
+        Linkage::Static => {
             compiler.arg(release().join("libka.a"));
         }
-        Link::Nothing => {}
+        Linkage::Nothing => {}
     }
     succeed(compiler);
     output
@@ -66,5 +66,5 @@ pub fn allowing<'a>(calls: impl IntoIterator<Item = &'a str>) -> PathBuf {
     let lines = calls.into_iter().map(|call| format!("#ifdef __NR_{call}\n__NR_{call},\n#endif\n"));
     fs::write(&table, lines.collect::<String>()).unwrap();
     let define = format!("-DCALLS=\"{}\"", table.display());
-    compile(cc().arg(define), &root().join("tests/c/allow.c"), Link::Nothing)
+    compile(cc().arg(define), &root().join("tests/c/allow.c"), Linkage::Nothing)
 }

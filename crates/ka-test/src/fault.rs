@@ -22,13 +22,13 @@ use libc::{
     ESPIPE, ESRCH, ETXTBSY, c_long,
 };
 
-use crate::compiler::{Link, program};
+use crate::compiler::{Linkage, program};
 use crate::log::say;
 use crate::path::scratch;
 
 /// A system call and the errnos to inject. These are the errnos that its manual page names for valid arguments. EPERM
 /// or ENOSYS is added if a sandbox or an older kernel may reject the call.
-struct Kind {
+struct FaultKind {
     number: c_long,
     name: &'static str,
     errnos: &'static [i32],
@@ -36,8 +36,8 @@ struct Kind {
 
 macro_rules! kinds {
     ($($number:ident $name:literal [$($errno:ident),*];)*) => {
-        const KINDS: &[Kind] =
-            &[$(Kind { number: libc::$number, name: $name, errnos: &[$($errno),*] }),*];
+        const KINDS: &[FaultKind] =
+            &[$(FaultKind { number: libc::$number, name: $name, errnos: &[$($errno),*] }),*];
         const NAMES: &[(i32, &str)] = &[$($(($errno, stringify!($errno)),)*)*];
     };
 }
@@ -170,14 +170,14 @@ const SURE: &[c_long] = &[
 /// System calls that fail only under a seccomp filter. The C library also makes them, and ignores failures.
 const SIGNALS: &[c_long] = &[libc::SYS_rt_sigpending, libc::SYS_rt_sigprocmask];
 
-fn kind(number: c_long) -> Option<&'static Kind> {
+fn kind(number: c_long) -> Option<&'static FaultKind> {
     let newer = OLDER.iter().find(|(older, _)| *older == number).map(|(_, name)| *name);
     KINDS.iter().find(|kind| newer.map_or(kind.number == number, |name| name == kind.name))
 }
 
 /// A system call of one task in one run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Call {
+struct TracedCall {
     task: String,
     number: c_long,
     nth: u32,
@@ -186,7 +186,7 @@ struct Call {
 /// A fault: a system call that fails, and its errno.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    call: Call,
+    call: TracedCall,
     /// The errno of the call. 0 means that the process in `FAULT_KILL` is killed before the call, which does not fail.
     pub errno: i32,
     /// The errno of all later calls of the same number, if they fail too.
@@ -233,16 +233,16 @@ pub struct Ran {
     pub sockets: Vec<[i32; 5]>,
     is_injected: bool,
     hung: Vec<String>,
-    calls: Vec<Call>,
+    calls: Vec<TracedCall>,
 }
 
 /// Runs a command under `fault` with these options, and injects a fault if there is one.
 fn run(options: &[&str], fault: Option<&Fault>, command: &Command) -> Ran {
     static FAULT: OnceLock<std::path::PathBuf> = OnceLock::new();
     let log = scratch("fault");
-    let mut wrapped = Command::new(FAULT.get_or_init(|| program("fault", Link::Nothing)));
+    let mut wrapped = Command::new(FAULT.get_or_init(|| program("fault", Linkage::Nothing)));
     wrapped.args(options);
-    if let Some(Fault { call: Call { task, number, nth }, errno, then, .. }) = fault {
+    if let Some(Fault { call: TracedCall { task, number, nth }, errno, then, .. }) = fault {
         wrapped.arg("-f").arg(format!("{task}:{number}:{nth}:{errno}:{}", then.unwrap_or(0)));
     }
     wrapped.arg(&log).arg(command.get_program()).args(command.get_args());
@@ -267,7 +267,7 @@ fn run(options: &[&str], fault: Option<&Fault>, command: &Command) -> Ran {
     for line in said.lines() {
         let words: Vec<_> = line.split(' ').collect();
         match words[..] {
-            ["call", task, number, nth] => ran.calls.push(Call {
+            ["call", task, number, nth] => ran.calls.push(TracedCall {
                 task: task.to_owned(),
                 number: number.parse().unwrap(),
                 nth: nth.parse().unwrap(),
@@ -302,7 +302,7 @@ pub fn takes_all() -> bool {
 
 /// Returns the faults to inject. If a task makes a call often, they cover only some of these calls, from the first to
 /// the last.
-fn chosen(calls: Vec<Call>, trial: &Trial<'_>) -> Vec<Fault> {
+fn chosen(calls: Vec<TracedCall>, trial: &Trial<'_>) -> Vec<Fault> {
     let (most, all) = if takes_all() { (200, true) } else { (trial.few, false) };
     let mut last: BTreeMap<(String, c_long), u32> = BTreeMap::new();
     for call in &calls {

@@ -41,36 +41,36 @@ macro_rules! libka {
 }
 
 libka! {
-    fn ka_apply(c_int, *const Config) -> c_int;
+    fn ka_apply(c_int, *const RawConfig) -> c_int;
     fn ka_beat_client(*const u8, *mut u64) -> c_int;
     fn ka_beat_nonce(*mut u8) -> c_int;
-    fn ka_beat_sign(*const u8, usize, *const u8, *const Beat, *mut u8) -> c_int;
-    fn ka_beat_verify(*const u8, usize, *const u8, u64, *const u8, *mut Beat) -> c_int;
-    fn ka_defaults(*mut Config) -> c_int;
-    fn ka_detect_time(*const Config, *mut u64, *mut u64) -> c_int;
+    fn ka_beat_sign(*const u8, usize, *const u8, *const RawBeat, *mut u8) -> c_int;
+    fn ka_beat_verify(*const u8, usize, *const u8, u64, *const u8, *mut RawBeat) -> c_int;
+    fn ka_defaults(*mut RawConfig) -> c_int;
+    fn ka_detect_time(*const RawConfig, *mut u64, *mut u64) -> c_int;
     fn ka_disable(c_int) -> c_int;
     fn ka_enable(c_int, c_int, c_int, c_int) -> c_int;
     fn ka_enable_lenient(c_int, c_int, c_int, c_int) -> c_int;
     fn ka_explain(*const c_char, *mut c_char, usize) -> c_int;
-    fn ka_format(*const Config, *mut c_char, usize) -> c_int;
+    fn ka_format(*const RawConfig, *mut c_char, usize) -> c_int;
     fn ka_get_cnt(c_int, *mut c_int) -> c_int;
     fn ka_get_idle(c_int, *mut c_int) -> c_int;
     fn ka_get_intvl(c_int, *mut c_int) -> c_int;
-    fn ka_get_status(c_int, *mut Status) -> c_int;
+    fn ka_get_status(c_int, *mut RawStatus) -> c_int;
     fn ka_get_user_timeout(c_int, *mut c_int) -> c_int;
     fn ka_is_enabled(c_int) -> c_int;
-    fn ka_parse(*const c_char, *mut Config) -> c_int;
-    fn ka_plan_detect(u32, *mut Config) -> c_int;
-    fn ka_plan_path(u32, *mut Config) -> c_int;
-    fn ka_plan_preset(*const c_char, *mut Config) -> c_int;
-    fn ka_query(c_int, *mut Config) -> c_int;
-    fn ka_reaper_expired(*mut Reaper, u64, *mut c_int, usize) -> c_int;
-    fn ka_reaper_forget(*mut Reaper, c_int) -> c_int;
-    fn ka_reaper_free(*mut Reaper);
-    fn ka_reaper_len(*const Reaper) -> usize;
-    fn ka_reaper_new(u32) -> *mut Reaper;
-    fn ka_reaper_next(*const Reaper, u64) -> c_int;
-    fn ka_reaper_touch(*mut Reaper, c_int, u64) -> c_int;
+    fn ka_parse(*const c_char, *mut RawConfig) -> c_int;
+    fn ka_plan_detect(u32, *mut RawConfig) -> c_int;
+    fn ka_plan_path(u32, *mut RawConfig) -> c_int;
+    fn ka_plan_preset(*const c_char, *mut RawConfig) -> c_int;
+    fn ka_query(c_int, *mut RawConfig) -> c_int;
+    fn ka_reaper_expired(*mut RawReaper, u64, *mut c_int, usize) -> c_int;
+    fn ka_reaper_forget(*mut RawReaper, c_int) -> c_int;
+    fn ka_reaper_free(*mut RawReaper);
+    fn ka_reaper_len(*const RawReaper) -> usize;
+    fn ka_reaper_new(u32) -> *mut RawReaper;
+    fn ka_reaper_next(*const RawReaper, u64) -> c_int;
+    fn ka_reaper_touch(*mut RawReaper, c_int, u64) -> c_int;
     fn ka_set_user_timeout(c_int, c_int) -> c_int;
     fn ka_version() -> *const c_char;
     fn ka_version_number() -> u32;
@@ -94,20 +94,20 @@ pub const ON: i32 = 1;
 pub const OFF: i32 = 2;
 
 /// `struct ka_config`: size, keepalive, idle, intvl, cnt, user_timeout. A test in C compares the layouts.
-pub type Config = [i32; 6];
+pub type RawConfig = [i32; 6];
 /// `KA_CONFIG_INIT`
-pub const CONFIG_INIT: Config = [24, KEEP, KEEP, KEEP, KEEP, KEEP];
+pub const CONFIG_INIT: RawConfig = [24, KEEP, KEEP, KEEP, KEEP, KEEP];
 /// `struct ka_status`: size, state, probes, retransmits, unacked, last_ack_ms, last_recv_ms, last_send_ms, rtt_us.
-pub type Status = [u32; 9];
+pub type RawStatus = [u32; 9];
 /// `KA_STATUS_INIT`
-pub const STATUS_INIT: Status = [36, 0, 0, 0, 0, 0, 0, 0, 0];
+pub const STATUS_INIT: RawStatus = [36, 0, 0, 0, 0, 0, 0, 0, 0];
 /// `struct ka_beat`: client, sequence.
-pub type Beat = [u64; 2];
+pub type RawBeat = [u64; 2];
 /// `struct ka_reaper`, which is opaque.
-pub type Reaper = libc::c_void;
+pub type RawReaper = libc::c_void;
 
 /// Returns a config in which every field is set.
-pub const fn config(keepalive: i32, idle: i32, intvl: i32, cnt: i32, user_timeout: i32) -> Config {
+pub const fn config(keepalive: i32, idle: i32, intvl: i32, cnt: i32, user_timeout: i32) -> RawConfig {
     [24, keepalive, idle, intvl, cnt, user_timeout]
 }
 
@@ -165,7 +165,7 @@ pub fn get(fd: RawFd, getter: Getter) -> Result<c_int, c_int> {
 /// # Errors
 ///
 /// Returns errno if the call fails.
-pub fn query(fd: RawFd) -> Result<Config, c_int> {
+pub fn query(fd: RawFd) -> Result<RawConfig, c_int> {
     let mut config = CONFIG_INIT;
     // SAFETY: the first field of `config` is its size.
     let result = call(|ka| unsafe { (ka.ka_query)(fd, &raw mut config) });
@@ -178,7 +178,7 @@ pub fn query(fd: RawFd) -> Result<Config, c_int> {
 /// # Errors
 ///
 /// Returns errno if the call fails.
-pub fn apply(fd: RawFd, config: &Config) -> Result<c_int, c_int> {
+pub fn apply(fd: RawFd, config: &RawConfig) -> Result<c_int, c_int> {
     // SAFETY: the first field of `config` is its size.
     call(|ka| unsafe { (ka.ka_apply)(fd, config) })
 }

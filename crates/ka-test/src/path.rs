@@ -16,6 +16,30 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap()
 }
 
+/// Returns the folders of the packages of this workspace.
+pub fn packages() -> Vec<PathBuf> {
+    let mut packages: Vec<_> =
+        fs::read_dir(root().join("crates")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    packages.push(root().to_path_buf());
+    packages.sort();
+    packages
+}
+
+/// Returns the Rust files below a folder.
+pub fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
 /// Returns the target folder of the running test: `target`, or `target/TRIPLE` if Cargo was told a target.
 ///
 /// Cargo sets this folder (`CARGO_TARGET_TMPDIR`) only for the test programs themselves, when it compiles them. So this

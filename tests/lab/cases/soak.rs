@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ka_test::child::{preloaded, stdout};
-use ka_test::compiler::{Link, cc, compile};
+use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::path::{root, target};
 use socket2::SockRef;
 
@@ -105,7 +105,7 @@ fn run(story: &mut Story, minutes: f64) {
     assert_eq!(many::allowed(), CONNECTIONS, "the limit of open files is too low: see ulimit -Hn");
     let network = Network::with_nat(FORGETS);
     network.server.sysctl("core/somaxconn", 4096);
-    let program = compile(&mut cc(), &root().join("tests/c/soak.c"), Link::Nothing);
+    let program = compile(&mut cc(), &root().join("tests/c/soak.c"), Linkage::Nothing);
     let mut command = preloaded(&program);
     let Policy { idle, intvl, cnt } = POLICY;
     command

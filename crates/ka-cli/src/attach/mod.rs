@@ -15,7 +15,7 @@ use ka_reach::reason::reason;
 use ka_reach::{signal, user, wait};
 
 use crate::args::{self, AttachVia};
-use crate::failure::{FOUND, Failure, Outcome, warn};
+use crate::failure::{CommandResult, FOUND, Failure, warn};
 use crate::plural;
 use crate::policy_flags;
 use crate::policy_sources::{self, Chosen};
@@ -24,7 +24,7 @@ use undo::Undo;
 
 pub(crate) use report::arrow;
 
-pub(crate) fn attach(args: &args::Attach) -> Outcome {
+pub(crate) fn attach(args: &args::AttachArgs) -> CommandResult {
     let undo = args.undo.as_deref().map(Undo::read).transpose()?;
     let Chosen { policy, mode, skip } = if undo.is_some() {
         Chosen { policy: Config::KEEP, mode: Mode::Force, skip: Vec::new() }
@@ -99,7 +99,7 @@ fn user(name: &OsStr) -> Result<u32, Failure> {
 
 /// Rejects options that `--via bpf` does not support. The kernel's iterator visits sockets, not processes, and visits
 /// each socket once.
-fn check_via_bpf(args: &args::Attach) -> Result<(), Failure> {
+fn check_via_bpf(args: &args::AttachArgs) -> Result<(), Failure> {
     let wrong = [
         (!args.all, "it sets every socket of this network namespace, so it needs --all"),
         (args.follow, "it visits the sockets once and cannot follow; use ka cgroup attach for later sockets"),
@@ -112,7 +112,11 @@ fn check_via_bpf(args: &args::Attach) -> Result<(), Failure> {
 }
 
 /// Sets the sockets again and again, until the named processes have ended or a signal comes.
-fn follow(attach: &mut Attach<'_>, args: &args::Attach, printer: &mut Printer<'_>) -> Result<(), Failure> {
+fn follow(
+    attach: &mut Attach<'_>,
+    args: &args::AttachArgs,
+    printer: &mut Printer<'_>,
+) -> Result<(), Failure> {
     let (what, until) = match attach.processes.named() {
         None => ("the selected processes".to_owned(), "until"),
         Some([]) => return Ok(printer.print_summary(&attach.report)?),
@@ -146,7 +150,7 @@ fn follow(attach: &mut Attach<'_>, args: &args::Attach, printer: &mut Printer<'_
 
 /// Returns the exit status. A signal is the normal end of --follow. So sockets that are not set at that time are a
 /// failure only with --spread.
-fn status(report: &Report, args: &args::Attach) -> i32 {
+fn status(report: &Report, args: &args::AttachArgs) -> i32 {
     let is_end = args.follow && args.spread.is_none();
     let left = if is_end { 0 } else { report.not_asked + report.not_examined };
     if report.failed + report.denied + left > 0 { FOUND } else { 0 }

@@ -9,7 +9,7 @@ use ka_reach::attach::{Change, Outcome, Report, SocketResult};
 use ka_reach::brief;
 use ka_reach::escape;
 use ka_reach::process;
-use ka_reach::process_policy::{ProcessPolicy, Source};
+use ka_reach::process_policy::{PolicyOrigin, ProcessPolicy};
 use serde::{Deserialize, Serialize};
 
 use crate::args;
@@ -23,7 +23,7 @@ const NO_USER_TIMEOUT: &str = "without the user timeout: Multipath TCP does not 
 
 /// Prints the results.
 pub(super) struct Printer<'a> {
-    args: &'a args::Attach,
+    args: &'a args::AttachArgs,
     change: Change<'a>,
     /// The results so far. Kept only for JSON without --follow, which is printed at the end.
     results: Vec<SocketResult>,
@@ -31,7 +31,7 @@ pub(super) struct Printer<'a> {
 }
 
 impl<'a> Printer<'a> {
-    pub(super) const fn new(args: &'a args::Attach, change: Change<'a>) -> Self {
+    pub(super) const fn new(args: &'a args::AttachArgs, change: Change<'a>) -> Self {
         Self { args, change, results: Vec::new(), policies: Vec::new() }
     }
 
@@ -55,7 +55,7 @@ impl<'a> Printer<'a> {
         } else if self.args.follow {
             let mut out = BufWriter::new(io::stdout().lock());
             for result in &results {
-                json::to_writer(&mut out, &Row::new(result, self.args.dry_run))?;
+                json::to_writer(&mut out, &ResultRow::new(result, self.args.dry_run))?;
                 writeln!(out)?;
             }
             out.flush()?;
@@ -156,9 +156,9 @@ impl<'a> Printer<'a> {
         Ok(())
     }
 
-    fn summary(&self, report: &Report) -> Summary<'_> {
+    fn summary(&self, report: &Report) -> SummaryJson<'_> {
         let is_one_policy = self.change.before.is_none();
-        Summary {
+        SummaryJson {
             set: report.set,
             unchanged: report.unchanged,
             failed: report.failed,
@@ -172,7 +172,7 @@ impl<'a> Printer<'a> {
             sockets_left: report.not_asked,
             processes_left: report.not_examined,
             others: self.policies.iter().map(Other::from).collect(),
-            sockets: self.results.iter().map(|result| Row::new(result, self.args.dry_run)).collect(),
+            sockets: self.results.iter().map(|result| ResultRow::new(result, self.args.dry_run)).collect(),
         }
     }
 }
@@ -220,7 +220,7 @@ fn socket_line(result: &SocketResult, dry_run: bool) -> String {
 
 /// The output of `ka attach --json`.
 #[derive(Serialize)]
-struct Summary<'a> {
+struct SummaryJson<'a> {
     set: usize,
     unchanged: usize,
     failed: usize,
@@ -234,7 +234,7 @@ struct Summary<'a> {
     sockets_left: usize,
     processes_left: usize,
     others: Vec<Other>,
-    sockets: Vec<Row<'a>>,
+    sockets: Vec<ResultRow<'a>>,
 }
 
 /// A policy that applies to a process, in JSON.
@@ -254,9 +254,9 @@ impl From<&ProcessPolicy> for Other {
     fn from(policy: &ProcessPolicy) -> Self {
         let ProcessPolicy { pid, source, config, mode, rules, is_off } = policy;
         let (way, of) = match source {
-            Source::Preload => ("preload", None),
-            Source::Seccomp { supervisor } => ("seccomp", Some(supervisor.to_string())),
-            Source::Cgroup { name } => ("cgroup", Some(name.clone())),
+            PolicyOrigin::Preload => ("preload", None),
+            PolicyOrigin::Seccomp { supervisor } => ("seccomp", Some(supervisor.to_string())),
+            PolicyOrigin::Cgroup { name } => ("cgroup", Some(name.clone())),
         };
         let config = if *is_off { Config::KEEP.with_enabled(Some(false)) } else { *config };
         let policy = Text::typed(&config).to_string();
@@ -266,7 +266,7 @@ impl From<&ProcessPolicy> for Other {
 
 /// The result for a socket or a process, in JSON.
 #[derive(Serialize)]
-struct Row<'a> {
+struct ResultRow<'a> {
     pid: Option<i32>,
     fd: Option<i32>,
     inode: Option<u32>,
@@ -274,13 +274,13 @@ struct Row<'a> {
     local: Option<SocketAddr>,
     peer: Option<SocketAddr>,
     result: &'static str,
-    before: Option<Values>,
-    after: Option<Values>,
+    before: Option<SettingsJson>,
+    after: Option<SettingsJson>,
     error: Option<String>,
     note: Option<&'static str>,
 }
 
-impl<'a> Row<'a> {
+impl<'a> ResultRow<'a> {
     fn new(result: &'a SocketResult, dry_run: bool) -> Self {
         Self {
             pid: result.pid,
@@ -296,8 +296,8 @@ impl<'a> Row<'a> {
                 Outcome::Failed => "failed",
                 Outcome::Denied => "denied",
             },
-            before: result.before.map(Values::from),
-            after: result.after.map(Values::from),
+            before: result.before.map(SettingsJson::from),
+            after: result.after.map(SettingsJson::from),
             error: result.error.as_ref().map(ToString::to_string),
             note: result.lacks_user_timeout.then_some(NO_USER_TIMEOUT),
         }
@@ -306,7 +306,7 @@ impl<'a> Row<'a> {
 
 /// A socket's settings in JSON.
 #[derive(Clone, Copy, Serialize, Deserialize)]
-pub(super) struct Values {
+pub(super) struct SettingsJson {
     keepalive: bool,
     idle: i32,
     intvl: i32,
@@ -314,16 +314,16 @@ pub(super) struct Values {
     user_timeout_ms: Option<i32>,
 }
 
-impl From<Settings> for Values {
+impl From<Settings> for SettingsJson {
     fn from(settings: Settings) -> Self {
         let Settings { enabled: keepalive, idle, intvl, cnt, user_timeout: user_timeout_ms } = settings;
         Self { keepalive, idle, intvl, cnt, user_timeout_ms }
     }
 }
 
-impl From<Values> for Settings {
-    fn from(values: Values) -> Self {
-        let Values { keepalive: enabled, idle, intvl, cnt, user_timeout_ms: user_timeout } = values;
+impl From<SettingsJson> for Settings {
+    fn from(values: SettingsJson) -> Self {
+        let SettingsJson { keepalive: enabled, idle, intvl, cnt, user_timeout_ms: user_timeout } = values;
         Self { enabled, idle, intvl, cnt, user_timeout }
     }
 }

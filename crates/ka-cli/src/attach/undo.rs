@@ -11,7 +11,7 @@ use ka_reach::file;
 use ka_reach::reason::reason;
 use serde::Deserialize;
 
-use super::report::Values;
+use super::report::SettingsJson;
 use crate::failure::Failure;
 use crate::plural;
 
@@ -26,17 +26,17 @@ pub(super) struct Undo {
 
 /// The fields of a socket in the output of `ka attach --json` that --undo reads.
 #[derive(Deserialize)]
-struct Row {
+struct UndoRow {
     pid: Option<i32>,
     inode: Option<u32>,
     result: String,
-    before: Option<Values>,
+    before: Option<SettingsJson>,
 }
 
 /// The part of the output of `ka attach --json` without --follow that --undo reads.
 #[derive(Deserialize)]
-struct Summary {
-    sockets: Vec<Row>,
+struct UndoFile {
+    sockets: Vec<UndoRow>,
 }
 
 impl Undo {
@@ -47,18 +47,18 @@ impl Undo {
         let mut text = Vec::new();
         let read = file::open_regular(path).and_then(|mut file| file.read_to_end(&mut text));
         read.map_err(|error| wrong(&reason(&error)))?;
-        let rows = match serde_json::from_slice::<Summary>(&text) {
+        let rows = match serde_json::from_slice::<UndoFile>(&text) {
             Ok(summary) => summary.sockets,
             Err(_) => serde_json::Deserializer::from_slice(&text)
                 .into_iter()
-                .collect::<Result<Vec<Row>, _>>()
+                .collect::<Result<Vec<UndoRow>, _>>()
                 .ok()
                 .filter(|rows| !rows.is_empty())
                 .ok_or_else(|| wrong(&"must be the output of ka attach --json"))?,
         };
         let mut undo = Self { pids: BTreeSet::new(), before: HashMap::new(), not_restorable: Vec::new() };
         let mut without = 0_usize;
-        for Row { pid, inode, before, .. } in rows.into_iter().filter(|row| row.result == "set") {
+        for UndoRow { pid, inode, before, .. } in rows.into_iter().filter(|row| row.result == "set") {
             let (Some(pid), Some(inode), Some(before)) = (pid, inode, before.map(Settings::from)) else {
                 without += 1;
                 continue;

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::warn;
 use crate::args;
-use crate::failure::{FOUND, Failure, Outcome};
+use crate::failure::{CommandResult, FOUND, Failure};
 use crate::json;
 use crate::notify::Notify;
 use crate::plural;
@@ -34,7 +34,7 @@ struct Attached {
     left: Vec<String>,
 }
 
-pub(super) fn attach(args: &args::CgroupAttach) -> Outcome {
+pub(super) fn attach(args: &args::CgroupAttachArgs) -> CommandResult {
     let failed = |error: Error| super::failed("attach", error);
     let policy = chosen(args)?;
     let cgroup = Cgroup::named(&args.cgroup).map_err(failed)?;
@@ -118,7 +118,7 @@ pub(super) fn attach(args: &args::CgroupAttach) -> Outcome {
 }
 
 /// Returns the policy from the options, the environment and /etc/ka.conf.
-fn chosen(args: &args::CgroupAttach) -> Result<Policy<'static>, Failure> {
+fn chosen(args: &args::CgroupAttachArgs) -> Result<Policy<'static>, Failure> {
     let Chosen { policy, mode, skip } = policy_sources::choose("cgroup attach", &args.policy, args.mode)?;
     if !skip.is_empty() {
         warn("attach", "KA_SKIP is ignored: the kernel sets the sockets of all programs");

@@ -7,15 +7,15 @@ use std::io::{self, BufWriter, Write as _};
 use ka_policy::Policy;
 use ka_reach::Error;
 use ka_reach::bpf::host;
-use ka_reach::cgroup::{Cgroup, Owner, Pins, walk};
+use ka_reach::cgroup::{Cgroup, PinOwner, Pins, walk};
 use ka_reach::escape;
 
 use super::warn;
 use crate::args;
-use crate::failure::{FOUND, Outcome};
+use crate::failure::{CommandResult, FOUND};
 use crate::via;
 
-pub(super) fn detach(args: &args::CgroupDetach) -> Outcome {
+pub(super) fn detach(args: &args::CgroupDetachArgs) -> CommandResult {
     let failed = |error: Error| super::failed("detach", error);
     host::check_capabilities(&host::FOR_CGROUPS).map_err(failed)?;
     host::check_bpffs().map_err(failed)?;
@@ -29,7 +29,7 @@ pub(super) fn detach(args: &args::CgroupDetach) -> Outcome {
             let all = Pins::all();
             let walked = Cgroup::named("/".as_ref()).and_then(|root| {
                 let look = |cgroup: &Cgroup| {
-                    if all.iter().any(|pins| pins.owner == Owner::Cgroup(cgroup.id)) {
+                    if all.iter().any(|pins| pins.owner == PinOwner::Cgroup(cgroup.id)) {
                         names.insert(cgroup.id, cgroup.name());
                     } else if remove_abandoned(cgroup) {
                         removed.push(cgroup.name());
@@ -59,7 +59,7 @@ pub(super) fn detach(args: &args::CgroupDetach) -> Outcome {
             }
             // The folder of the pins has the ID of this cgroup, even if the links do not name a cgroup.
             for pins in &mut pins {
-                pins.owner = Owner::Cgroup(cgroup.id);
+                pins.owner = PinOwner::Cgroup(cgroup.id);
             }
             names.insert(cgroup.id, cgroup.name());
             pins
@@ -72,8 +72,8 @@ pub(super) fn detach(args: &args::CgroupDetach) -> Outcome {
     for pins in all {
         let policy = pins.policy().ok().flatten();
         let name = match pins.owner {
-            Owner::Cgroup(id) => names.get(&id),
-            Owner::Removed | Owner::Unknown => None,
+            PinOwner::Cgroup(id) => names.get(&id),
+            PinOwner::Removed | PinOwner::Unknown => None,
         };
         let name = name.map_or("a cgroup that has been removed", String::as_str);
         let name = escape::visible(name.as_bytes());

@@ -5,19 +5,19 @@ use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
 use ka_policy::Policy;
-use ka_reach::cgroup::{Cgroup, Owner, Pins, query_error, walk};
+use ka_reach::cgroup::{Cgroup, PinOwner, Pins, query_error, walk};
 use ka_reach::escape;
 use serde::Serialize;
 
 use super::warn;
 use crate::args;
-use crate::failure::{FOUND, Failure, Outcome};
+use crate::failure::{CommandResult, FOUND, Failure};
 use crate::json;
-use crate::table::{self, Column, Output};
+use crate::table::{self, Column, Layout};
 
 /// A cgroup's policy, as `--json` prints it.
 #[derive(Default, Serialize)]
-struct Row {
+struct CgroupRow {
     /// `None` if the cgroup has been removed.
     cgroup: Option<String>,
     id: u64,
@@ -32,7 +32,7 @@ struct Row {
     above: bool,
 }
 
-impl Row {
+impl CgroupRow {
     fn new(cgroup: &Cgroup, policy: Option<Policy<'static>>, pinned: Option<&Pins>) -> Self {
         Self {
             cgroup: Some(cgroup.name()),
@@ -48,7 +48,7 @@ impl Row {
     }
 }
 
-pub(super) fn ls(args: &args::CgroupLs) -> Outcome {
+pub(super) fn ls(args: &args::CgroupLsArgs) -> CommandResult {
     let query_failed = |error: io::Error| super::failed("ls", query_error(error));
     let root = Cgroup::named(args.cgroup.as_deref().unwrap_or("/".as_ref()))
         .map_err(|error| super::failed("ls", error))?;
@@ -57,21 +57,24 @@ pub(super) fn ls(args: &args::CgroupLs) -> Outcome {
     let (mut pins, mut removed) = (HashMap::new(), None);
     for one in Pins::all() {
         match one.owner {
-            Owner::Cgroup(id) => drop(pins.insert(id, one)),
-            Owner::Removed => removed = Some(one.folder),
-            Owner::Unknown => {}
+            PinOwner::Cgroup(id) => drop(pins.insert(id, one)),
+            PinOwner::Removed => removed = Some(one.folder),
+            PinOwner::Unknown => {}
         }
     }
     if args.cgroup.is_some() {
         for (path, policy) in root.policies_above().into_iter().rev() {
             if let Ok(cgroup) = Cgroup::open(&path) {
-                rows.push(Row { above: true, ..Row::new(&cgroup, Some(policy), pins.get(&cgroup.id)) });
+                rows.push(CgroupRow {
+                    above: true,
+                    ..CgroupRow::new(&cgroup, Some(policy), pins.get(&cgroup.id))
+                });
             }
         }
     }
     let walked = walk(&root, |cgroup| {
         for policy in cgroup.policies()? {
-            rows.push(Row::new(cgroup, Some(policy), pins.get(&cgroup.id)));
+            rows.push(CgroupRow::new(cgroup, Some(policy), pins.get(&cgroup.id)));
         }
         Ok(())
     });
@@ -87,7 +90,7 @@ pub(super) fn ls(args: &args::CgroupLs) -> Outcome {
             );
             let walked = walk(&root, |cgroup| {
                 if let Some(pins) = pins.get(&cgroup.id) {
-                    rows.push(Row::new(cgroup, pins.policy()?, Some(pins)));
+                    rows.push(CgroupRow::new(cgroup, pins.policy()?, Some(pins)));
                 }
                 Ok(())
             });
@@ -100,13 +103,13 @@ pub(super) fn ls(args: &args::CgroupLs) -> Outcome {
         warn("ls", skip);
     }
     if args.cgroup.is_none() && removed.is_some() {
-        rows.push(Row { pinned: removed, ..Row::default() });
+        rows.push(CgroupRow { pinned: removed, ..CgroupRow::default() });
     }
     print(&rows, args.json)?;
     Ok(if is_whole { 0 } else { FOUND })
 }
 
-fn print(rows: &[Row], is_json: bool) -> Result<(), Failure> {
+fn print(rows: &[CgroupRow], is_json: bool) -> Result<(), Failure> {
     let mut out = BufWriter::new(io::stdout().lock());
     if is_json {
         json::to_writer_pretty(&mut out, &rows)?;
@@ -117,7 +120,7 @@ fn print(rows: &[Row], is_json: bool) -> Result<(), Failure> {
     Ok(out.flush()?)
 }
 
-fn write_table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
+fn write_table(out: &mut impl Write, rows: &[CgroupRow]) -> io::Result<()> {
     const COLUMNS: [Column; 4] = [
         Column::elastic("CGROUP", 10),
         Column::left("MODE"),
@@ -146,5 +149,5 @@ fn write_table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
             ]
         })
         .collect();
-    table::write(out, Output::standard(), &COLUMNS, &cells)
+    table::write(out, Layout::standard(), &COLUMNS, &cells)
 }

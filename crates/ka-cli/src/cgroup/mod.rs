@@ -9,10 +9,10 @@ mod detach;
 mod ls;
 
 use crate::args::{self, CgroupCommand};
-use crate::failure::{self, Failure, Outcome};
+use crate::failure::{self, CommandResult, Failure};
 
 /// Runs a subcommand of `ka cgroup`.
-pub(crate) fn cgroup(args: &args::Cgroup) -> Outcome {
+pub(crate) fn cgroup(args: &args::CgroupArgs) -> CommandResult {
     match &args.command {
         CgroupCommand::Attach(args) => attach::attach(args),
         CgroupCommand::Detach(args) => detach::detach(args),

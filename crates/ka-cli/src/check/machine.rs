@@ -6,11 +6,11 @@ use ka_reach::cgroup;
 use ka_reach::conf::ProcessSettings;
 use ka_reach::privilege;
 
-use super::{Report, WayResult};
+use super::{CheckReport, WayResult};
 use crate::via;
 
 /// Reports the ways that the user may use on this machine, and what the others need.
-pub(super) fn report() -> Report {
+pub(super) fn report() -> CheckReport {
     let way = |way, obstacle: Option<String>, how: &str| WayResult {
         way,
         reaches: Some(obstacle.is_none()),
@@ -73,5 +73,5 @@ pub(super) fn report() -> Report {
         ),
     ];
     let is_reached = ways.iter().all(|way| way.reaches == Some(true));
-    Report { target: "this machine".to_owned(), facts, ways, is_reached, command: None, outer: None }
+    CheckReport { target: "this machine".to_owned(), facts, ways, is_reached, command: None, outer: None }
 }

@@ -13,11 +13,11 @@ use ka_reach::escape;
 use serde::Serialize;
 
 use crate::args;
-use crate::failure::{FOUND, Failure, Outcome};
+use crate::failure::{CommandResult, FOUND, Failure};
 use crate::json;
 use crate::policy_sources::{self, PolicySources};
 
-pub(crate) fn check(args: &args::Check) -> Outcome {
+pub(crate) fn check(args: &args::CheckArgs) -> CommandResult {
     let sources = PolicySources::of_this_process();
     sources.warn_of_mistakes();
     sources.warn_of_names();
@@ -48,7 +48,7 @@ pub(crate) fn check(args: &args::Check) -> Outcome {
 
 /// The result of `ka check`.
 #[derive(Serialize)]
-struct Report {
+struct CheckReport {
     target: String,
     /// The relevant properties of the target, one per line.
     facts: Vec<String>,
@@ -96,7 +96,7 @@ struct WayResult {
     why: String,
 }
 
-impl Report {
+impl CheckReport {
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "{}", escape::visible(self.target.as_bytes()))?;
         for fact in &self.facts {

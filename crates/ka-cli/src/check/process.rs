@@ -5,12 +5,12 @@ use ka_policy::{Action, Endpoint, Mode, Rule, Rules};
 use ka_reach::brief;
 use ka_reach::conf::ProcessSettings;
 use ka_reach::privilege;
-use ka_reach::process::{self, Process, Status};
-use ka_reach::process_policy::{self, Evidence, ProcessPolicy, Source};
+use ka_reach::process::{self, Process, StatusFields};
+use ka_reach::process_policy::{self, Evidence, PolicyOrigin, ProcessPolicy};
 use ka_reach::survey::{OffSocket, Survey, survey};
 use ka_reach::worker::Workers;
 
-use super::{CgroupPolicy, OuterPolicies, Report, WayResult, policy_flags};
+use super::{CgroupPolicy, CheckReport, OuterPolicies, WayResult, policy_flags};
 use crate::attach::arrow;
 use crate::failure::Failure;
 use crate::plural;
@@ -21,12 +21,12 @@ use crate::shell::quoted;
 const RUNS: &str = "it is already running; ka run only starts programs";
 
 /// Reports the ways that reach a process.
-pub(super) fn report(pid: i32) -> Result<Report, Failure> {
+pub(super) fn report(pid: i32) -> Result<CheckReport, Failure> {
     let process = Process::open(pid)
         .map_err(|error| Failure::new(format_args!("check: {pid}: {}", privilege::explain(pid, error))))?;
     let target = format!("{pid} ({})", process.name());
     if let Some((fact, why)) = why_without_sockets(pid) {
-        return Ok(Report {
+        return Ok(CheckReport {
             target,
             facts: vec![fact.to_owned()],
             ways: Vec::new(),
@@ -100,12 +100,12 @@ pub(super) fn report(pid: i32) -> Result<Report, Failure> {
     // If ka could not examine everything, or a policy missed sockets, ka reports that the process is not reached.
     let is_reached = is_whole && !missed && ways.first().is_some_and(|way| way.reaches == Some(true));
     let outer = Some(OuterPolicies { supervisor, cgroups });
-    Ok(Report { target, facts, ways, is_reached, command: Some(command), outer })
+    Ok(CheckReport { target, facts, ways, is_reached, command: Some(command), outer })
 }
 
 /// Returns why a process has no sockets, as a fact and as a short reason.
 fn why_without_sockets(pid: i32) -> Option<(&'static str, &'static str)> {
-    if Status::read(pid).is_ok_and(|status| status.is_ended()) {
+    if StatusFields::read(pid).is_ok_and(|status| status.is_ended()) {
         let fact =
             "it has ended, and has no sockets: it is a zombie, because its parent has not waited for it";
         return Some((fact, "it has ended"));
@@ -152,9 +152,9 @@ fn missed_facts(
     has_ring: bool,
 ) -> Vec<String> {
     const MOST: usize = 20;
-    let is_preloaded = in_force.iter().any(|policy| policy.source == Source::Preload);
+    let is_preloaded = in_force.iter().any(|policy| policy.source == PolicyOrigin::Preload);
     // The shim and the supervisor follow the KA_ variables. Cgroups do not.
-    let has_variables = in_force.iter().any(|policy| !matches!(policy.source, Source::Cgroup { .. }));
+    let has_variables = in_force.iter().any(|policy| !matches!(policy.source, PolicyOrigin::Cgroup { .. }));
     let variables: &[u8] = if has_variables { &evidence.variables } else { b"" };
     let settings = ProcessSettings::from_variables(variables);
     let mut room = [Rule::SKIP; Rules::MAX];

@@ -9,7 +9,7 @@ use ka_reach::escape;
 use ka_reach::file;
 use ka_reach::privilege;
 
-use super::{Report, WayResult, policy_flags};
+use super::{CheckReport, WayResult, policy_flags};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::policy_sources::Flags;
@@ -19,7 +19,7 @@ use crate::via::{self, Obstacle, Reachability, StartRequest};
 use crate::wrapper;
 
 /// Reports the ways that reach a program.
-pub(super) fn report(name: &OsStr) -> Result<Report, Failure> {
+pub(super) fn report(name: &OsStr) -> Result<CheckReport, Failure> {
     let arguments = [name.to_owned()];
     let program = Program::from_command(&arguments).map_err(|failure| {
         let message = format!("check: {}", failure.message);
@@ -95,7 +95,7 @@ pub(super) fn report(name: &OsStr) -> Result<Report, Failure> {
     let facts = facts(&program, is_unreadable);
     if is_broken(&program) {
         let command = "none: the kernel cannot start it".to_owned();
-        return Ok(Report {
+        return Ok(CheckReport {
             target,
             facts,
             ways: Vec::new(),
@@ -104,7 +104,7 @@ pub(super) fn report(name: &OsStr) -> Result<Report, Failure> {
             outer: None,
         });
     }
-    Ok(Report { target, facts, ways, is_reached, command: Some(command), outer: None })
+    Ok(CheckReport { target, facts, ways, is_reached, command: Some(command), outer: None })
 }
 
 /// Returns whether a program's file has the ELF magic number, but cannot be parsed as ELF.

@@ -22,12 +22,12 @@ use ka_reach::escape;
 use ka_reach::seccomp::set_inherited_sockets;
 use ka_reach::{Error, cgroup, fork, wait};
 
-pub(super) struct Cgroup;
+pub(super) struct CgroupWay;
 
 /// The prefix of the names of the cgroups. The PID of the first process follows.
 const NAME: &str = "ka-run-";
 
-impl Way for Cgroup {
+impl Way for CgroupWay {
     fn name(&self) -> &'static str {
         "cgroup"
     }

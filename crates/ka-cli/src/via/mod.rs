@@ -178,7 +178,7 @@ pub(crate) fn seccomp_obstacle() -> Option<String> {
 }
 
 /// All ways. If several reach a program, ka uses the first one.
-pub(crate) const ALL: [&dyn Way; 3] = [&preload::Preload, &seccomp::Seccomp, &cgroup::Cgroup];
+pub(crate) const ALL: [&dyn Way; 3] = [&preload::Preload, &seccomp::Seccomp, &cgroup::CgroupWay];
 
 /// Returns the ways that `--via` selects.
 pub(crate) fn selected(via: Via) -> impl Iterator<Item = &'static dyn Way> {

@@ -17,7 +17,7 @@ use crate::environment::Environment;
 use crate::failure::{Failure, RUN_FAILED, warn};
 use crate::program::Program;
 use crate::wrapper::{self, PRELOAD};
-use ka_reach::elf::{self, Elf, Libc, Linked};
+use ka_reach::elf::{self, CLibrary, Elf, Linked};
 use ka_reach::escape;
 use ka_reach::reason::reason;
 use ka_reach::{privilege, user};
@@ -112,7 +112,7 @@ impl Way for Preload {
 }
 
 /// Returns the reason why the shim does not reach a program, and a way that does. `shim` is `None` if ka found no shim.
-fn obstacle(program: &Program, shim: Option<&Shim>) -> Option<Obstacle> {
+fn obstacle(program: &Program, shim: Option<&ShimFile>) -> Option<Obstacle> {
     const OTHER_WAYS: &str = "ka run without --via, or --via seccomp";
     let path = program.executable.display();
     let attach_later = |why: String| Some(Obstacle::new(why, ATTACH_LATER));
@@ -158,7 +158,7 @@ fn obstacle(program: &Program, shim: Option<&Shim>) -> Option<Obstacle> {
             shim.path.display(),
             shim.elf.machine_name()
         ))
-    } else if elf.libc() == Some(Libc::Unknown) {
+    } else if elf.libc() == Some(CLibrary::Unknown) {
         let loader = elf.loader.as_deref().unwrap_or_default().escape_ascii();
         use_other_way(format!("{path}: its loader {loader} is neither glibc's nor musl's"))
     } else if elf.is_loader() {
@@ -196,14 +196,14 @@ fn bypass(path: &Path, elf: &Elf) -> Option<String> {
 }
 
 /// The shim, libka_preload.so.
-struct Shim {
+struct ShimFile {
     path: PathBuf,
     elf: Elf,
 }
 
 /// Returns the shim. Searches for it only once.
-fn shim() -> Result<&'static Shim, String> {
-    static FOUND: OnceLock<Result<Shim, String>> = OnceLock::new();
+fn shim() -> Result<&'static ShimFile, String> {
+    static FOUND: OnceLock<Result<ShimFile, String>> = OnceLock::new();
     FOUND.get_or_init(find_shim).as_ref().map_err(Clone::clone)
 }
 
@@ -227,7 +227,8 @@ pub(crate) fn listed_for(request: &StartRequest<'_>) -> Option<PathBuf> {
     let path = listed()?;
     let elf = request.program.elf.as_ref()?;
     let shim = Elf::read(&path).ok().flatten()?;
-    let is_dynamic = elf.loader.is_some() && elf.libc() == Some(Libc::Glibc) && elf.fits(&shim) && !elf.is_go;
+    let is_dynamic =
+        elf.loader.is_some() && elf.libc() == Some(CLibrary::Glibc) && elf.fits(&shim) && !elf.is_go;
     let is_seen = is_dynamic && bypass(&request.program.executable, elf).is_none();
     (is_seen && request.exemption().is_none()).then_some(path)
 }
@@ -241,7 +242,7 @@ pub(crate) fn shim_path() -> Option<PathBuf> {
 
 /// Finds the shim: the file that KA_PRELOAD names. Without KA_PRELOAD, the shim next to this program, or the installed
 /// shim.
-fn find_shim() -> Result<Shim, String> {
+fn find_shim() -> Result<ShimFile, String> {
     let named = env::var_os("KA_PRELOAD").filter(|path| !path.is_empty());
     let places = match &named {
         Some(path) => vec![PathBuf::from(path)],
@@ -260,7 +261,7 @@ fn find_shim() -> Result<Shim, String> {
     let refused = |why: &dyn fmt::Display| Err(format!("{}: {why}", path.display()));
     match Elf::read(&path).and_then(|elf| Ok((elf, elf::exports(&path, &HOOKS)?))) {
         Ok((Some(elf), true)) if elf.soname.as_deref().is_none_or(|name| name == SHIM.as_bytes()) => {
-            Ok(Shim { path, elf })
+            Ok(ShimFile { path, elf })
         }
         Ok((Some(elf), _)) if elf.soname.is_some() || elf.is_position_independent => {
             refused(&format_args!("this library is not {SHIM}"))

@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 
 use ka_test::artifact::release;
 use ka_test::child::{remove_ka_variables, succeed};
-use ka_test::compiler::{Link, cc, compile};
+use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::path::{root, scratch};
 use ka_test::process;
 use ka_test::socket::{established, keepalive_options, option};
@@ -87,7 +87,7 @@ pub fn source(name: &str) -> PathBuf {
 
 /// Builds the holder in C with these flags.
 pub fn holder_with(compiler: &mut Command, flags: &[&str]) -> PathBuf {
-    compile(compiler.args(flags), &source("holder"), Link::Nothing)
+    compile(compiler.args(flags), &source("holder"), Linkage::Nothing)
 }
 
 /// Returns the holder in C.
@@ -130,7 +130,7 @@ pub fn go_build(name: &str, cgo: bool, flags: &[&str], output: &Path) {
 
 /// Builds a program of tests/c that makes system calls by its own instructions.
 pub fn raw(flags: &[&str]) -> PathBuf {
-    compile(cc().args(flags), &source("raw"), Link::Nothing)
+    compile(cc().args(flags), &source("raw"), Linkage::Nothing)
 }
 
 /// Returns the kernel's values for the TCP sockets of a process and of its descendants, each socket once. They are

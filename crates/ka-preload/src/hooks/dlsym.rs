@@ -13,7 +13,7 @@ use crate::shim::active;
 
 /// The next step of the hook, returned in two registers.
 #[repr(C)]
-struct Answer {
+struct NextStep {
     /// The return value, if `jump` is null.
     result: *mut c_void,
     /// The address to jump to.
@@ -82,13 +82,13 @@ pub unsafe extern "C" fn dlsym() {
     )
 }
 
-unsafe extern "C" fn before(handle: *mut c_void, name: *const c_char) -> Answer {
+unsafe extern "C" fn before(handle: *mut c_void, name: *const c_char) -> NextStep {
     if let Some(shim) = active() {
         rebind::catch_up(shim);
         // SAFETY: the program has passed these arguments to dlsym(3).
         if let Some(hook) = unsafe { rebind::look_up(handle, name) } {
-            return Answer { result: hook, jump: ptr::null_mut() };
+            return NextStep { result: hook, jump: ptr::null_mut() };
         }
     }
-    Answer { result: ptr::null_mut(), jump: next::real_dlsym() }
+    NextStep { result: ptr::null_mut(), jump: next::real_dlsym() }
 }

@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use libc::{c_int, socklen_t};
 
 use super::stub::{Arguments, int};
-use crate::guard::{self, Answer};
+use crate::guard::{self, Decision};
 use crate::next;
 
 /// The mode decides about calls that set a keepalive option. Calls that set other options pass.
@@ -38,16 +38,16 @@ pub(super) unsafe fn judged(arguments: &Arguments, make: unsafe fn(&Arguments) -
     // until the call has returned.
     unsafe {
         match guard::judge(fd, level, name, value as *const c_void, size as socklen_t) {
-            Answer::Make => make(arguments),
-            Answer::MakeAndFollowUp => {
+            Decision::Make => make(arguments),
+            Decision::MakeAndFollowUp => {
                 let result = make(arguments);
                 if result == 0 {
                     guard::follow_up(fd, level, name);
                 }
                 result
             }
-            Answer::Succeed => 0,
-            Answer::MakeWith(other) => make(&[a, b, c, (&raw const other) as usize, size_of::<c_int>(), f]),
+            Decision::Succeed => 0,
+            Decision::MakeWith(other) => make(&[a, b, c, (&raw const other) as usize, size_of::<c_int>(), f]),
         }
     }
 }

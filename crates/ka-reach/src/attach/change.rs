@@ -10,7 +10,7 @@ use ka_policy::{Mode, due, give};
 use super::finding::{Effect, Examined, Finding};
 use super::writes::Writes;
 use crate::ends::{ends, has_port};
-use crate::process::Target;
+use crate::process::HeldSocket;
 use crate::reason::socket_reason;
 use crate::seccomp;
 use crate::worker::Reply;
@@ -35,7 +35,7 @@ pub struct Change<'a> {
 impl Change<'_> {
     /// Makes the change to one socket, in a worker. `is_again` is true if an earlier round examined the socket. Returns
     /// whether the socket is selected.
-    pub(super) fn make(&self, target: &Target, is_again: bool, reply: &Reply<'_>) -> bool {
+    pub(super) fn make(&self, target: &HeldSocket, is_again: bool, reply: &Reply<'_>) -> bool {
         let change = Self {
             policy: self.before.and_then(|before| before.get(&target.inode)).copied().unwrap_or(self.policy),
             ..*self

@@ -10,14 +10,14 @@ use std::os::fd::AsRawFd as _;
 use ka_policy::Policy;
 
 use super::{Attach, Change, Outcome, SocketResult};
-use crate::bpf::{self, Counter, IterWriter, Selection, SetResult};
+use crate::bpf::{self, Counter, IterWriter, SetResult, SocketFilter};
 use crate::diag::State;
 use crate::error::{Error, Result};
 use crate::escape;
 use crate::listing::{ListedSocket, sockets};
 use crate::process::own_pid;
 use crate::process_policy;
-use crate::worker::{Completion, Output};
+use crate::worker::{Completion, WorkerOutput};
 
 impl Attach<'_> {
     /// Sets all sockets of this network namespace in one pass of the kernel. If the kernel blocks at a socket whose
@@ -30,9 +30,9 @@ impl Attach<'_> {
     pub fn through_kernel(&mut self) -> Result<()> {
         let Change { policy, mode, port, dry_run, describe, .. } = self.change;
         let counter = Counter::new()?;
-        let selection = Selection { port, cgroup: None };
+        let selection = SocketFilter { port, cgroup: None };
         let writer = IterWriter::load(Policy::new(policy, mode), dry_run, selection, &counter)?;
-        let Output { mut data, end } = self.workers.run(&[writer.as_raw_fd()], |out| writer.run(out));
+        let WorkerOutput { mut data, end } = self.workers.run(&[writer.as_raw_fd()], |out| writer.run(out));
         let done = bpf::take_results(&mut data);
         let is_whole = match end {
             Completion::Failed(error) => return Err(error),

@@ -15,10 +15,10 @@ use super::{Change, Outcome, Report, Seen, SocketResult, lacks_descriptors};
 use crate::error::Error;
 use crate::escape;
 use crate::privilege;
-use crate::process::{self, Process, Table, Target, is_gone};
+use crate::process::{self, DescriptorTable, HeldSocket, Process, is_gone};
 use crate::process_policy::{self, Evidence};
 use crate::sys;
-use crate::worker::{Answer, Answers, Pace, Workers};
+use crate::worker::{Answers, JobResult, Pace, Workers};
 
 /// One pass over processes.
 pub(super) struct Pass<'a> {
@@ -115,7 +115,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Adds a table's sockets to a batch, if they are due in this round.
-    fn add(&mut self, batch: &mut Batch, table: &Table, sockets: &[(i32, u32)]) {
+    fn add(&mut self, batch: &mut Batch, table: &DescriptorTable, sockets: &[(i32, u32)]) {
         batch.processes += usize::from(!sockets.is_empty());
         for (fd, inode) in sockets {
             let is_wanted = self.only.as_ref().is_none_or(|only| only.contains(inode));
@@ -124,7 +124,7 @@ impl<'a> Pass<'a> {
                 // A second dry run would only report the same again.
                 && !(is_again && self.change.dry_run)
             {
-                batch.targets.push(Target { table: table.clone(), fd: *fd, inode: *inode });
+                batch.targets.push(HeldSocket { table: table.clone(), fd: *fd, inode: *inode });
                 let finds_policies = self.finds_policies && !self.seen.processes.contains(&table.pid);
                 batch.instructions.push(SocketInstructions { is_again, finds_policies });
             }
@@ -162,7 +162,7 @@ impl<'a> Pass<'a> {
     /// Records the results. Returns the inodes of sockets that were closed before their turn came.
     fn record(
         &mut self,
-        targets: &[Target],
+        targets: &[HeldSocket],
         instructions: &[SocketInstructions],
         mut answers: Answers,
     ) -> HashSet<u32> {
@@ -179,31 +179,31 @@ impl<'a> Pass<'a> {
             let (error, evidence) = text.split_once(EVIDENCE).unwrap_or((&text, ""));
             self.record_policies(pid, evidence);
             let finding = match answer {
-                Answer::Given(record) => Some(Finding::from_record(&record)),
+                JobResult::Given(record) => Some(Finding::from_record(&record)),
                 _ => None,
             };
             if self.change.before.is_some() && !matches!(finding, Some(Finding::Refused(_))) {
                 self.report.found.insert(target.inode);
             }
             match answer {
-                Answer::Given(_) => {}
-                Answer::NotAsked => self.report.not_asked += usize::from(!instructions.is_again),
+                JobResult::Given(_) => {}
+                JobResult::NotAsked => self.report.not_asked += usize::from(!instructions.is_again),
                 // This failure concerns all sockets of the process.
-                Answer::Failed(why) if refused.insert(pid) => {
+                JobResult::Failed(why) if refused.insert(pid) => {
                     self.report.fail(pid, None, why);
                 }
-                Answer::Failed(_) => self.report.count(Outcome::Failed),
-                Answer::Blocked => {
+                JobResult::Failed(_) => self.report.count(Outcome::Failed),
+                JobResult::Blocked => {
                     if self.report.blocked.insert(target.inode) {
                         self.report.fail(pid, Some(target.fd), Error::LeftLocked);
                     }
                 }
-                Answer::Classed(why) => {
+                JobResult::Classed(why) => {
                     if self.seen.refuses(pid) {
                         self.report.fail(pid, None, why);
                     }
                 }
-                Answer::Excluded(user) => {
+                JobResult::Excluded(user) => {
                     if self.seen.refuses(pid) {
                         self.report.fail(pid, None, crate::worker::excluded(user));
                     }
@@ -246,7 +246,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn record_examined(&mut self, target: &Target, examined: &Examined, error: &str) {
+    fn record_examined(&mut self, target: &HeldSocket, examined: &Examined, error: &str) {
         let pid = target.table.pid;
         let Examined { effect, lacks_user_timeout, local, peer, before, after } = *examined;
         let outcome = effect.into();
@@ -281,7 +281,7 @@ struct SocketInstructions {
 
 /// Sockets that workers set together.
 struct Batch {
-    targets: Vec<Target>,
+    targets: Vec<HeldSocket>,
     /// The instructions for each socket, in the order of `targets`.
     instructions: Vec<SocketInstructions>,
     /// The number of processes that have these sockets.
@@ -311,7 +311,7 @@ impl Batch {
 }
 
 /// A descriptor table, and its descriptors that are sockets, with their inodes.
-type TableAndSockets = (Table, Vec<(i32, u32)>);
+type TableAndSockets = (DescriptorTable, Vec<(i32, u32)>);
 
 /// Returns a process's descriptor tables with the sockets in each. If a table could not be read, also returns the
 /// error.

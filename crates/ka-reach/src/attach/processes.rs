@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use super::{Report, lacks_descriptors};
 use crate::error::Error;
 use crate::privilege;
-use crate::process::{self, Process, Status, is_gone, own_pid};
+use crate::process::{self, Process, StatusFields, is_gone, own_pid};
 use crate::process_policy::is_skipped;
 use crate::sys;
 
@@ -72,7 +72,7 @@ impl Processes {
 /// Returns whether a process belongs to the user. If `user` is `None`, returns whether it is not a kernel thread.
 fn is_selected(pid: i32, user: Option<u32>) -> bool {
     match user {
-        Some(user) => Status::read(pid).is_ok_and(|status| status.user() == Some(user)),
+        Some(user) => StatusFields::read(pid).is_ok_and(|status| status.user() == Some(user)),
         None => !process::is_kernel_thread(pid),
     }
 }
@@ -102,7 +102,7 @@ impl NamedProcess {
         for pid in pids.into_iter().filter(|pid| once.insert(*pid)) {
             let started = process::started(pid);
             match Process::open(pid) {
-                Ok(_) if !is_restore && Status::read(pid).is_ok_and(|status| status.is_ended()) => {
+                Ok(_) if !is_restore && StatusFields::read(pid).is_ok_and(|status| status.is_ended()) => {
                     report.fail(pid, None, Error::Zombie);
                 }
                 Ok(process) => {

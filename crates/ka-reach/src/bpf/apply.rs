@@ -7,7 +7,7 @@
 use ka_core::{Config, SockOpt, Timer, UserTimeout};
 use ka_policy::{Mode, user_timeout_limit};
 
-use super::insn::{Assembler, Cond, Helper, Label, Reg, Size, Source};
+use super::insn::{Assembler, Cond, Helper, Label, Operand, Reg, Size};
 
 /// The first argument of `bpf_setsockopt`: the context of a `sock_ops` program, or a socket.
 pub(super) const SOCKET: Reg = Reg::R6;
@@ -171,7 +171,7 @@ impl Apply<'_> {
     }
 
     /// `if (bpf_setsockopt(socket, level, name, &value, 4) < 0) goto failed; writes++;`
-    fn set(&self, program: &mut Assembler, option: SockOpt, value: impl Into<Source>, failed: Label) {
+    fn set(&self, program: &mut Assembler, option: SockOpt, value: impl Into<Operand>, failed: Label) {
         if !self.dry_run {
             program.store(Size::Word, Reg::R10, SLOT, value);
             call(program, Helper::SetSockOpt, option);

@@ -8,7 +8,7 @@ use super::btf::{NAMES, Types};
 use super::sys;
 use crate::error::{Error, Result};
 use crate::privilege::CAP_SYS_ADMIN;
-use crate::process::Status;
+use crate::process::StatusFields;
 use crate::sys::file::filesystem;
 
 /// The usual mount point of the bpf filesystem. systemd mounts it there.
@@ -49,7 +49,7 @@ pub const FOR_SOCKETS: [Capability; 3] = [BPF, PERFMON, NET_ADMIN];
 ///
 /// [`Error::MissingCapabilities`]
 pub fn check_capabilities(capabilities: &[Capability]) -> Result<()> {
-    let Ok(own) = Status::read("self") else { return Ok(()) };
+    let Ok(own) = StatusFields::read("self") else { return Ok(()) };
     // CAP_SYS_ADMIN implies CAP_PERFMON and CAP_BPF, which were split from it in Linux 5.8.
     let has = |Capability(number, _): &Capability| {
         own.has_capability(*number) || (*number > CAP_SYS_ADMIN && own.has_capability(CAP_SYS_ADMIN))

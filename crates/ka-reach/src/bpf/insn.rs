@@ -62,18 +62,18 @@ pub(super) enum Helper {
 
 /// The operand of an instruction: a register or a constant.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Source {
+pub(super) enum Operand {
     Reg(Reg),
     Imm(i32),
 }
 
-impl From<Reg> for Source {
+impl From<Reg> for Operand {
     fn from(reg: Reg) -> Self {
         Self::Reg(reg)
     }
 }
 
-impl From<i32> for Source {
+impl From<i32> for Operand {
     fn from(value: i32) -> Self {
         Self::Imm(value)
     }
@@ -139,12 +139,12 @@ impl Assembler {
     }
 
     /// `to = from`
-    pub(super) fn mov(&mut self, to: Reg, from: impl Into<Source>) {
+    pub(super) fn mov(&mut self, to: Reg, from: impl Into<Operand>) {
         self.push(ALU64 | MOV, to, 0, from.into());
     }
 
     /// `to += from`
-    pub(super) fn add(&mut self, to: Reg, from: impl Into<Source>) {
+    pub(super) fn add(&mut self, to: Reg, from: impl Into<Operand>) {
         self.push(ALU64 | ADD, to, 0, from.into());
     }
 
@@ -154,10 +154,10 @@ impl Assembler {
     }
 
     /// `*(size *)(base + offset) = from`
-    pub(super) fn store(&mut self, size: Size, base: Reg, offset: i16, from: impl Into<Source>) {
+    pub(super) fn store(&mut self, size: Size, base: Reg, offset: i16, from: impl Into<Operand>) {
         match from.into() {
-            Source::Reg(reg) => self.raw(STX | MEM | size as u8, base, reg, offset, 0),
-            Source::Imm(value) => self.raw(ST | MEM | size as u8, base, Reg::R0, offset, value),
+            Operand::Reg(reg) => self.raw(STX | MEM | size as u8, base, reg, offset, 0),
+            Operand::Imm(value) => self.raw(ST | MEM | size as u8, base, Reg::R0, offset, value),
         }
     }
 
@@ -168,7 +168,7 @@ impl Assembler {
     }
 
     /// `if (left COND right) goto label`
-    pub(super) fn jump_if(&mut self, left: Reg, cond: Cond, right: impl Into<Source>, label: Label) {
+    pub(super) fn jump_if(&mut self, left: Reg, cond: Cond, right: impl Into<Operand>, label: Label) {
         self.jumps.push((self.insns.len(), label));
         self.push(JMP32 | cond as u8, left, 0, right.into());
     }
@@ -176,20 +176,20 @@ impl Assembler {
     /// `if (!pointer) goto label`
     pub(super) fn jump_if_null(&mut self, pointer: Reg, label: Label) {
         self.jumps.push((self.insns.len(), label));
-        self.push(JMP | EQUAL, pointer, 0, Source::Imm(0));
+        self.push(JMP | EQUAL, pointer, 0, Operand::Imm(0));
     }
 
     /// `if (left == right) goto label`, comparing 64 bits
     pub(super) fn jump_if_same(&mut self, left: Reg, right: Reg, label: Label) {
         self.jumps.push((self.insns.len(), label));
-        self.push(JMP | EQUAL, left, 0, Source::Reg(right));
+        self.push(JMP | EQUAL, left, 0, Operand::Reg(right));
     }
 
     /// `if (left > right) goto label`, comparing 64 bits, unsigned. The verifier learns a pointer's bounds from this
     /// jump.
     pub(super) fn jump_if_above(&mut self, left: Reg, right: Reg, label: Label) {
         self.jumps.push((self.insns.len(), label));
-        self.push(JMP | ABOVE, left, 0, Source::Reg(right));
+        self.push(JMP | ABOVE, left, 0, Operand::Reg(right));
     }
 
     /// `R0 = helper(R1, R2, R3, R4, R5)`
@@ -224,10 +224,10 @@ impl Assembler {
         self.insns.push(Insn::default());
     }
 
-    fn push(&mut self, code: u8, to: Reg, offset: i16, from: Source) {
+    fn push(&mut self, code: u8, to: Reg, offset: i16, from: Operand) {
         match from {
-            Source::Reg(reg) => self.raw(code | FROM_REGISTER, to, reg, offset, 0),
-            Source::Imm(value) => self.raw(code, to, Reg::R0, offset, value),
+            Operand::Reg(reg) => self.raw(code | FROM_REGISTER, to, reg, offset, 0),
+            Operand::Imm(value) => self.raw(code, to, Reg::R0, offset, value),
         }
     }
 

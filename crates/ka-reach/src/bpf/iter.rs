@@ -28,7 +28,7 @@ const SET_SIZE: i16 = 8 + 4 + 4;
 
 /// The sockets of a network namespace to set. The default selects all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Selection {
+pub struct SocketFilter {
     /// Only sockets with this local or peer port.
     pub port: Option<u16>,
     /// Only sockets of this cgroup and of its descendants. The ID is the inode of the cgroup's folder.
@@ -60,7 +60,7 @@ pub(super) fn writer(
     config: &Config,
     mode: Mode,
     dry_run: bool,
-    selection: Selection,
+    selection: SocketFilter,
     counter: i32,
 ) -> Option<Vec<Insn>> {
     let mut program = Assembler::default();

@@ -35,7 +35,7 @@ use crate::error::{Error, Result};
 use btf::Types;
 use host::Capability;
 use insn::Insn;
-pub use iter::{Selection, SetResult};
+pub use iter::{SetResult, SocketFilter};
 pub use links::Links;
 pub(crate) use links::{detach_pinned, pinned_cgroup};
 use sys::Kind;
@@ -379,7 +379,12 @@ impl IterWriter {
     ///
     /// Missing capabilities, a kernel that is too old or has no BTF, the verifier's log, or an incomplete policy with
     /// `user_timeout=auto`.
-    pub fn load(policy: Policy<'_>, dry_run: bool, selection: Selection, counter: &Counter) -> Result<Self> {
+    pub fn load(
+        policy: Policy<'_>,
+        dry_run: bool,
+        selection: SocketFilter,
+        counter: &Counter,
+    ) -> Result<Self> {
         let (types, kind) = iterator()?;
         let Policy { config, mode, .. } = policy;
         if !apply::is_complete(&config) {

@@ -8,7 +8,7 @@ use super::insn::{Assembler, Cond, Insn, Reg, Size};
 
 /// `BPF_SOCK_OPS_*_CB` of <linux/bpf.h>: the events at which the program applies the policy.
 #[repr(i32)]
-enum Event {
+enum SockOpsEvent {
     /// The socket is about to connect, by connect(2) or with its first data (TCP Fast Open). No timer runs yet.
     TcpConnect = 3,
     /// A connection has been established, and is not accepted yet.
@@ -35,7 +35,7 @@ pub(super) fn sock_ops(config: &Config, mode: Mode, record: i32) -> Vec<Insn> {
     program.mov(SOCKET, Reg::R1);
     // switch (socket->op)
     program.load(Size::Word, Reg::R2, SOCKET, OP);
-    for event in [Event::TcpConnect, Event::PassiveEstablished, Event::TcpListen] {
+    for event in [SockOpsEvent::TcpConnect, SockOpsEvent::PassiveEstablished, SockOpsEvent::TcpListen] {
         program.jump_if(Reg::R2, Cond::Equal, event as i32, apply);
     }
     program.jump(done);

@@ -67,7 +67,7 @@ impl Kind {
 
 #[repr(C)]
 #[derive(Default)]
-struct Load {
+struct ProgLoad {
     program_type: u32,
     insn_count: u32,
     insns: u64,
@@ -113,7 +113,7 @@ struct MapElement {
 }
 
 #[repr(C)]
-struct Object {
+struct ObjPath {
     path: u64,
     fd: u32,
     flags: u32,
@@ -254,7 +254,7 @@ fn name_of(name: [u8; NAME_SIZE]) -> String {
 /// Loads a program. If `log` is not empty, the verifier writes its log there.
 pub(super) fn load(kind: Kind, title: &str, insns: &[Insn], log: &mut [u8]) -> io::Result<OwnedFd> {
     let attach_function = if let Kind::TcpIter { function } = kind { function } else { 0 };
-    let mut attributes = Load {
+    let mut attributes = ProgLoad {
         program_type: kind.program_type(),
         insn_count: size(insns.len()),
         insns: address(insns),
@@ -266,7 +266,7 @@ pub(super) fn load(kind: Kind, title: &str, insns: &[Insn], log: &mut [u8]) -> i
         name: name(title),
         attach_type: kind.attach_type(),
         attach_function,
-        ..Load::default()
+        ..ProgLoad::default()
     };
     bpf_fd(command::PROG_LOAD, &mut attributes)
 }
@@ -336,14 +336,14 @@ fn get_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
 /// the object are closed.
 pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    bpf(command::OBJ_PIN, &mut Object { path: address(path.as_c_str()), fd: number(object), flags: 0 })?;
+    bpf(command::OBJ_PIN, &mut ObjPath { path: address(path.as_c_str()), fd: number(object), flags: 0 })?;
     Ok(())
 }
 
 /// Opens the object that is pinned at a path in a bpf filesystem.
 pub(super) fn pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    bpf_fd(command::OBJ_GET, &mut Object { path: address(path.as_c_str()), fd: 0, flags: 0 })
+    bpf_fd(command::OBJ_GET, &mut ObjPath { path: address(path.as_c_str()), fd: 0, flags: 0 })
 }
 
 /// Returns the ID of the cgroup that a link attaches a program to, or 0 if the cgroup has been removed.

@@ -25,7 +25,7 @@ use crate::escape;
 use crate::sys;
 
 pub use mounts::{folder_of, is_cgroup_path, mount_point};
-pub use pins::{Owner, Pins};
+pub use pins::{PinOwner, Pins};
 pub use sweep::{Foreground, LeftOut, OverriddenPolicies, SweepResult, sweep};
 pub use walk::{Skip, Skipped, walk};
 

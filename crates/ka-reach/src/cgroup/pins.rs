@@ -20,7 +20,7 @@ use crate::sys::{self, users};
 
 /// The cgroup to which the pinned links attach a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owner {
+pub enum PinOwner {
     /// The cgroup with this ID.
     Cgroup(u64),
     /// A cgroup that has been removed.
@@ -34,7 +34,7 @@ pub struct Pins {
     /// The folder.
     pub folder: PathBuf,
     /// The cgroup to which the policy is attached.
-    pub owner: Owner,
+    pub owner: PinOwner,
 }
 
 /// Returns the folder that contains the folders of all cgroups. The name of a cgroup's folder is the cgroup's ID.
@@ -50,9 +50,9 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error {
 impl Pins {
     fn open(folder: PathBuf) -> Self {
         let owner = match bpf::pinned_cgroup(&folder.join(bpf::SOCK_OPS)) {
-            Ok(0) => Owner::Removed,
-            Ok(id) => Owner::Cgroup(id),
-            Err(_) => Owner::Unknown,
+            Ok(0) => PinOwner::Removed,
+            Ok(id) => PinOwner::Cgroup(id),
+            Err(_) => PinOwner::Unknown,
         };
         Self { folder, owner }
     }
@@ -79,8 +79,8 @@ impl Pins {
         };
         let mut pins = Self::all();
         pins.retain(|Self { folder, owner }| match owner {
-            Owner::Cgroup(id) => *id == cgroup.id,
-            Owner::Removed | Owner::Unknown => is_named(folder),
+            PinOwner::Cgroup(id) => *id == cgroup.id,
+            PinOwner::Removed | PinOwner::Unknown => is_named(folder),
         });
         pins
     }
@@ -167,7 +167,7 @@ impl Pins {
         }
         // Pins of removed cgroups have no effect, so remove them too.
         for pins in Self::all() {
-            if pins.owner == Owner::Removed {
+            if pins.owner == PinOwner::Removed {
                 let _ = release(&pins.folder);
             }
         }

@@ -24,10 +24,10 @@ use serde::{Deserialize, Serialize};
 use super::walk::{Skip, walk};
 use super::{Cgroup, InForce, is_gone};
 use crate::attach::{self, Change, Report};
-use crate::bpf::{self, Counter, IterWriter, Selection};
+use crate::bpf::{self, Counter, IterWriter, SocketFilter};
 use crate::diag::State;
 use crate::error::{Error, Result};
-use crate::worker::{Completion, Output, Workers};
+use crate::worker::{Completion, WorkerOutput, Workers};
 use crate::{listing, netns, record, sys};
 
 /// The longest time of one poll of the pipe. The parent adds up polls instead of reading the clock: if the
@@ -132,7 +132,7 @@ impl OverriddenPolicies {
 
 /// A message of the child. Each message is a line of JSON.
 #[derive(Serialize, Deserialize)]
-enum Message {
+enum SweepMessage {
     /// The policies that the cgroup's policy overrides ([`OverriddenPolicies`]). Each has its cgroup's name, and its
     /// record.
     Overrides { first: Vec<(String, String)>, more: usize },
@@ -148,7 +148,7 @@ enum Message {
 }
 
 /// The end of a child.
-enum End {
+enum ChildEnd {
     /// The child has visited all namespaces.
     Finished,
     /// The child is silent in the namespace `network`. It has reported `seen` sockets there without an error. It may
@@ -178,7 +178,7 @@ pub fn sweep(cgroup: &Cgroup, policy: Policy<'static>, foreground: Option<&Foreg
     let mut workers = Workers::default();
     let mut blocked = 0;
     loop {
-        let end = match Child::start(cgroup, policy, &entered) {
+        let end = match SweepChild::start(cgroup, policy, &entered) {
             Ok(child) => child.receive(&mut swept, &mut entered, foreground),
             Err(error) => {
                 swept.left.push(LeftOut::All(Error::WorkerStart(error)));
@@ -186,8 +186,8 @@ pub fn sweep(cgroup: &Cgroup, policy: Policy<'static>, foreground: Option<&Foreg
             }
         };
         match end {
-            Ok(End::Finished) => {}
-            Ok(End::Blocked { network, seen, unreported }) => {
+            Ok(ChildEnd::Finished) => {}
+            Ok(ChildEnd::Blocked { network, seen, unreported }) => {
                 blocked += 1;
                 let mut report = through_processes(cgroup, policy, network, &mut workers, &mut swept);
                 report.were_set(unreported);
@@ -200,8 +200,8 @@ pub fn sweep(cgroup: &Cgroup, policy: Policy<'static>, foreground: Option<&Foreg
                 }
                 swept.left.push(LeftOut::OtherNetworks(MAX_BLOCKED));
             }
-            Ok(End::Died) => swept.left.push(LeftOut::WorkerDied),
-            Ok(End::Signal) => swept.left.push(LeftOut::Signal),
+            Ok(ChildEnd::Died) => swept.left.push(LeftOut::WorkerDied),
+            Ok(ChildEnd::Signal) => swept.left.push(LeftOut::Signal),
             Err(error) => swept.left.push(LeftOut::Unknown(error.into())),
         }
         return swept;
@@ -209,7 +209,7 @@ pub fn sweep(cgroup: &Cgroup, policy: Policy<'static>, foreground: Option<&Foreg
 }
 
 /// A child process that visits network namespaces.
-struct Child {
+struct SweepChild {
     pipe: File,
     /// The bytes that were read from the pipe and are not parsed yet.
     text: Vec<u8>,
@@ -218,7 +218,7 @@ struct Child {
     counter: Option<Counter>,
 }
 
-impl Child {
+impl SweepChild {
     /// Starts a child. The child leaves out the namespaces in `done`, which earlier children have entered.
     fn start(cgroup: &Cgroup, policy: Policy<'static>, done: &HashSet<u64>) -> io::Result<Self> {
         let (pipe, out) = io::pipe()?;
@@ -230,7 +230,7 @@ impl Child {
             let counter = counter.as_ref().map_err(|error| Error::Worker(error.to_string()));
             let left = Work { out: &mut out, done: done.clone(), path: &cgroup.path, id: cgroup.id }
                 .visit_all(policy, counter)?;
-            send(&mut out, &Message::Finished { left })
+            send(&mut out, &SweepMessage::Finished { left })
         })?;
         Ok(Self { pipe: OwnedFd::from(pipe).into(), text: Vec::new(), counter: counter.ok() })
     }
@@ -241,7 +241,7 @@ impl Child {
         swept: &mut SweepResult,
         entered: &mut HashSet<u64>,
         foreground: Option<&Foreground<'_>>,
-    ) -> io::Result<End> {
+    ) -> io::Result<ChildEnd> {
         let mut network = None;
         let (mut seen, mut reported) = (0, 0);
         let mut silence = 0;
@@ -255,7 +255,7 @@ impl Child {
                 (foreground.reset_watchdog)();
             }
             if ready.get(1) == Some(&true) {
-                return Ok(End::Signal);
+                return Ok(ChildEnd::Signal);
             }
             if ready.first() != Some(&true) {
                 silence += tick.as_millis();
@@ -264,42 +264,46 @@ impl Child {
                     && silence >= u128::from(MAX_SILENT_TICKS) * TICK.as_millis()
                 {
                     let counted = self.counter.as_ref().map_or(0, Counter::value);
-                    return Ok(End::Blocked { network, seen, unreported: counted.saturating_sub(reported) });
+                    return Ok(ChildEnd::Blocked {
+                        network,
+                        seen,
+                        unreported: counted.saturating_sub(reported),
+                    });
                 }
                 continue;
             }
             silence = 0;
             let size = self.pipe.read(&mut piece)?;
             if size == 0 {
-                return Ok(End::Died);
+                return Ok(ChildEnd::Died);
             }
             self.text.extend_from_slice(piece.get(..size).unwrap_or_default());
             while let Some(message) = self.next()? {
                 match message {
-                    Message::Entering(number) => {
+                    SweepMessage::Entering(number) => {
                         network = Some(number);
                         seen = 0;
                         entered.insert(number);
                     }
-                    Message::Leaving => network = None,
-                    Message::Overrides { first, more } => {
+                    SweepMessage::Leaving => network = None,
+                    SweepMessage::Overrides { first, more } => {
                         let policies = first.into_iter().filter_map(|(cgroup, record)| {
                             let Policy { config, mode, .. } = bpf::parse_record(record.as_bytes())?;
                             Some(InForce { cgroup, config, mode })
                         });
                         swept.overridden = Some(OverriddenPolicies { first: policies.collect(), more });
                     }
-                    Message::Sockets { writes, errno: 0, count } => {
+                    SweepMessage::Sockets { writes, errno: 0, count } => {
                         seen += count;
                         reported += if writes { count } else { 0 };
                         *(if writes { &mut swept.set } else { &mut swept.unchanged }) += count;
                     }
-                    Message::Sockets { errno, count, .. } => {
+                    SweepMessage::Sockets { errno, count, .. } => {
                         *swept.refused.entry(errno).or_default() += count;
                     }
-                    Message::Finished { left } => {
+                    SweepMessage::Finished { left } => {
                         swept.left.extend(left);
-                        return Ok(End::Finished);
+                        return Ok(ChildEnd::Finished);
                     }
                 }
             }
@@ -307,14 +311,14 @@ impl Child {
     }
 
     /// Removes the next complete message from the bytes that were read.
-    fn next(&mut self) -> io::Result<Option<Message>> {
+    fn next(&mut self) -> io::Result<Option<SweepMessage>> {
         let Some(end) = self.text.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
         let line: Vec<u8> = self.text.drain(..=end).collect();
         Ok(Some(serde_json::from_slice(&line)?))
     }
 }
 
-fn send(out: &mut File, message: &Message) -> io::Result<()> {
+fn send(out: &mut File, message: &SweepMessage) -> io::Result<()> {
     let mut line = Vec::new();
     serde_json::to_writer(&mut line, message)?;
     line.push(b'\n');
@@ -344,9 +348,9 @@ impl Work<'_> {
         {
             let record = |InForce { cgroup, config, mode }| (cgroup, bpf::record(Policy::new(config, mode)));
             let first = first.into_iter().map(record).collect();
-            send(self.out, &Message::Overrides { first, more })?;
+            send(self.out, &SweepMessage::Overrides { first, more })?;
         }
-        let selection = Selection { cgroup: Some(cgroup.id), port: None };
+        let selection = SocketFilter { cgroup: Some(cgroup.id), port: None };
         let writer = match counter.and_then(|counter| IterWriter::load(policy, false, selection, counter)) {
             Ok(writer) => writer,
             Err(error) => return Ok(vec![LeftOut::All(error)]),
@@ -357,7 +361,7 @@ impl Work<'_> {
         {
             return Ok(vec![LeftOut::All(error)]);
         }
-        send(self.out, &Message::Leaving)?;
+        send(self.out, &SweepMessage::Leaving)?;
         let mut unseen = 0_usize;
         let mut failed: BTreeMap<String, (usize, Error)> = BTreeMap::new();
         let mut broken = None;
@@ -383,7 +387,7 @@ impl Work<'_> {
                     if let Err(error) = set {
                         failed.entry(error.to_string()).or_insert((0, error)).0 += 1;
                     }
-                    send(self.out, &Message::Leaving)
+                    send(self.out, &SweepMessage::Leaving)
                 };
                 if let Err(error) = enter() {
                     // The parent has closed the pipe. EPERM ends the walk.
@@ -413,7 +417,7 @@ impl Work<'_> {
         let number = sys::inode(network.as_fd())?;
         let is_new = self.done.insert(number);
         if is_new {
-            send(self.out, &Message::Entering(number))?;
+            send(self.out, &SweepMessage::Entering(number))?;
         }
         Ok(is_new)
     }
@@ -443,7 +447,7 @@ impl Results<'_> {
             *counts.entry((one.writes != 0, one.errno)).or_default() += 1;
         }
         for ((writes, errno), count) in counts {
-            send(self.out, &Message::Sockets { writes, errno, count })?;
+            send(self.out, &SweepMessage::Sockets { writes, errno, count })?;
         }
         Ok(())
     }
@@ -494,7 +498,7 @@ fn through_processes(
     }
     let states: Vec<_> = State::with_options().collect();
     let keep: Vec<_> = network.iter().map(File::as_raw_fd).collect();
-    let Output { data, end } = workers.run(&keep, |out| {
+    let WorkerOutput { data, end } = workers.run(&keep, |out| {
         if let Some(network) = &network {
             sys::enter_network(network)?;
         }

@@ -40,7 +40,7 @@ pub(super) fn calls_sockets(machine: elf::Machine, code: &[u8]) -> bool {
 
 /// The value in the register that holds the number of the system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Load {
+enum CallNumber {
     /// A constant.
     Number(u64),
     /// An argument of the function: its first one, or one on the stack.
@@ -52,7 +52,7 @@ enum Load {
 mod x86_64 {
     use memchr::memmem;
 
-    use super::{Load, OVERLAP};
+    use super::{CallNumber, OVERLAP};
 
     /// The numbers of socket, connect, accept, listen and accept4. arch/x86/entry/syscalls/syscall_64.tbl
     const SOCKET_CALLS: [u64; 5] = [41, 42, 43, 50, 288];
@@ -72,9 +72,9 @@ mod x86_64 {
             let before = code.get(place.saturating_sub(OVERLAP)..place).unwrap_or_default();
             follows.is_some_and(|byte| *byte != 0)
                 && match load_before(before) {
-                    Some(Load::Number(number)) => SOCKET_CALLS.contains(&number),
-                    Some(Load::Argument) => true,
-                    Some(Load::Other) | None => false,
+                    Some(CallNumber::Number(number)) => SOCKET_CALLS.contains(&number),
+                    Some(CallNumber::Argument) => true,
+                    Some(CallNumber::Other) | None => false,
                 }
         })
     }
@@ -85,7 +85,7 @@ mod x86_64 {
     /// accepts an instruction if it ends where the system call or an accepted instruction starts. A load of a constant
     /// is certain. The bytes of a load of an argument may also be the end of a longer instruction, so it counts only if
     /// no constant is found.
-    fn load_before(code: &[u8]) -> Option<Load> {
+    fn load_before(code: &[u8]) -> Option<CallNumber> {
         // An element is true if instructions from this place on end exactly at the end of the code and do not change
         // the register.
         let mut is_clean = [false; OVERLAP + 1];
@@ -98,15 +98,15 @@ mod x86_64 {
             }
             match load {
                 None => *is_clean.get_mut(start)? = true,
-                Some(Load::Number(_)) => return load,
-                Some(Load::Argument) => {
+                Some(CallNumber::Number(_)) => return load,
+                Some(CallNumber::Argument) => {
                     // With a REX prefix, this is another instruction, which the next iteration reads.
                     let prefix = start.checked_sub(1).and_then(|place| code.get(place));
                     if prefix.is_none_or(|byte| byte & 0xf0 != 0x40) {
                         argument = argument.or(load);
                     }
                 }
-                Some(Load::Other) => {}
+                Some(CallNumber::Other) => {}
             }
         }
         argument
@@ -114,10 +114,10 @@ mod x86_64 {
 
     /// Returns the length of an instruction and its effect on rax. Returns `None` for an unknown instruction. This
     /// knows the instructions that compilers emit before a system call.
-    fn instruction(code: &[u8]) -> Option<(usize, Option<Load>)> {
+    fn instruction(code: &[u8]) -> Option<(usize, Option<CallNumber>)> {
         // push imm8; pop rax: a compiler that optimizes for size loads a small number this way.
         if let [0x6a, number, 0x58, ..] = code {
-            return Some((3, Some(Load::Number(u64::from(*number)))));
+            return Some((3, Some(CallNumber::Number(u64::from(*number)))));
         }
         let mut at = 0_usize;
         while matches!(code.get(at)?, 0x66 | 0xf2 | 0xf3) && at < 2 {
@@ -184,7 +184,7 @@ mod x86_64 {
 
     /// Decodes an instruction whose opcode follows 0f. Returns the number of bytes after the opcode, and the effect on
     /// rax.
-    fn two_byte(opcode: u8, rex: u8, rest: &[u8]) -> Option<(usize, Option<Load>)> {
+    fn two_byte(opcode: u8, rex: u8, rest: &[u8]) -> Option<(usize, Option<CallNumber>)> {
         let operands = || Operands::read(rest, rex);
         Some(match opcode {
             // endbr64, nop, moves of xmm registers.
@@ -195,26 +195,26 @@ mod x86_64 {
             // cmov, movzx, movsx.
             0x40..=0x4f | 0xb6 | 0xb7 | 0xbe | 0xbf => {
                 let Operands { length, is_reg_rax, .. } = operands()?;
-                (length, is_reg_rax.then_some(Load::Other))
+                (length, is_reg_rax.then_some(CallNumber::Other))
             }
             _ => return None,
         })
     }
 
     /// Decodes an instruction with a one-byte opcode. Returns the same values as [`two_byte`].
-    fn one_byte(opcode: u8, rex: u8, rest: &[u8]) -> Option<(usize, Option<Load>)> {
+    fn one_byte(opcode: u8, rex: u8, rest: &[u8]) -> Option<(usize, Option<CallNumber>)> {
         let operands = || Operands::read(rest, rex);
         let number = |at: usize| {
             let bytes = rest.get(at..at.checked_add(4)?)?.first_chunk()?;
-            Some(Load::Number(u64::from(u32::from_le_bytes(*bytes))))
+            Some(CallNumber::Number(u64::from(u32::from_le_bytes(*bytes))))
         };
-        let argument = |is: bool| if is { Load::Argument } else { Load::Other };
+        let argument = |is: bool| if is { CallNumber::Argument } else { CallNumber::Other };
         Some(match opcode {
             // push; pop.
             0x50..=0x57 | 0x90 => (0, None),
-            0x58..=0x5f => (0, (opcode == 0x58 && rex & HIGH_RM == 0).then_some(Load::Other)),
+            0x58..=0x5f => (0, (opcode == 0x58 && rex & HIGH_RM == 0).then_some(CallNumber::Other)),
             // mov of a constant.
-            0xb0 if rex & HIGH_RM == 0 => (1, Some(Load::Number(u64::from(*rest.first()?)))),
+            0xb0 if rex & HIGH_RM == 0 => (1, Some(CallNumber::Number(u64::from(*rest.first()?)))),
             // With an 8-bit constant: conditional jumps, push, comparisons, mov to another register. The next arm has
             // the same with a 32-bit constant.
             0x70..=0x7f | 0x6a | 0x3c | 0xa8 | 0xb0..=0xb7 => (1, None),
@@ -230,7 +230,7 @@ mod x86_64 {
             0xc6 => (operands()?.length.checked_add(1)?, None),
             // xor of eax with itself.
             0x31 | 0x33 if rest.first() == Some(&0xc0) && rex & (HIGH_REG | HIGH_RM) == 0 => {
-                (1, Some(Load::Number(0)))
+                (1, Some(CallNumber::Number(0)))
             }
             // mov to a register, movsxd.
             0x8b | 0x63 => {
@@ -249,18 +249,18 @@ mod x86_64 {
             // lea, and arithmetic into a register.
             0x8d | 0x8a | 0x03 | 0x0b | 0x23 | 0x2b | 0x33 => {
                 let Operands { length, is_reg_rax, .. } = operands()?;
-                (length, is_reg_rax.then_some(Load::Other))
+                (length, is_reg_rax.then_some(CallNumber::Other))
             }
             // Arithmetic into a register or memory. In the next arm, the other operand is a constant.
             0x88 | 0x01 | 0x09 | 0x21 | 0x29 | 0x31 | 0xd1 | 0xd3 => {
                 let Operands { length, is_rm_rax, .. } = operands()?;
-                (length, is_rm_rax.then_some(Load::Other))
+                (length, is_rm_rax.then_some(CallNumber::Other))
             }
             0x83 | 0xc1 | 0x81 => {
                 let Operands { length, reg, is_rm_rax, .. } = operands()?;
                 let is_comparison = opcode != 0xc1 && reg == 7;
                 let size = if opcode == 0x81 { 4 } else { 1 };
-                (length.checked_add(size)?, (is_rm_rax && !is_comparison).then_some(Load::Other))
+                (length.checked_add(size)?, (is_rm_rax && !is_comparison).then_some(CallNumber::Other))
             }
             // Comparisons.
             0x38 | 0x39 | 0x3a | 0x3b | 0x84 | 0x85 => (operands()?.length, None),
@@ -270,7 +270,7 @@ mod x86_64 {
 }
 
 mod aarch64 {
-    use super::{Load, OVERLAP};
+    use super::{CallNumber, OVERLAP};
 
     /// The numbers of socket, listen, accept, connect and accept4. include/uapi/asm-generic/unistd.h
     const SOCKET_CALLS: [u64; 5] = [198, 201, 202, 203, 242];
@@ -287,22 +287,22 @@ mod aarch64 {
         (0..words.len()).filter(|place| word(*place) == Some(SVC)).any(|place| {
             let before = place.saturating_sub(OVERLAP / 4)..place;
             match before.rev().filter_map(word).find_map(load) {
-                Some(Load::Number(number)) => SOCKET_CALLS.contains(&number),
-                Some(Load::Argument) => true,
-                Some(Load::Other) | None => false,
+                Some(CallNumber::Number(number)) => SOCKET_CALLS.contains(&number),
+                Some(CallNumber::Argument) => true,
+                Some(CallNumber::Other) | None => false,
             }
         })
     }
 
     /// Returns the value that an instruction loads into x8, the register for the number of the system call. Returns
     /// `Other` for a branch, a call and a return, so that the search stops there.
-    fn load(word: u32) -> Option<Load> {
+    fn load(word: u32) -> Option<CallNumber> {
         let register = |shift: u32| word >> shift & 0x1f;
         let is_to_x8 = register(0) == 8;
-        let argument = |is: bool| if is { Load::Argument } else { Load::Other };
+        let argument = |is: bool| if is { CallNumber::Argument } else { CallNumber::Other };
         match word {
             // mov w8, #number; mov x8, #number: movz without a shift.
-            _ if word & 0x7fe0_001f == 0x5280_0008 => Some(Load::Number(u64::from(word >> 5 & 0xffff))),
+            _ if word & 0x7fe0_001f == 0x5280_0008 => Some(CallNumber::Number(u64::from(word >> 5 & 0xffff))),
             // mov from a register, which is orr with zr.
             _ if word & 0x7fe0_ffe0 == 0x2a00_03e0 && is_to_x8 => Some(argument(register(16) == 0)),
             // sxtw from a register: the number was an int.
@@ -311,7 +311,9 @@ mod aarch64 {
             _ if word & 0xbfc0_0000 == 0xb940_0000 && is_to_x8 => Some(argument(register(5) >= FRAME)),
             _ if word & 0xbfe0_0000 == 0xb840_0000 && is_to_x8 => Some(argument(register(5) >= FRAME)),
             // b, bl; br, blr, ret.
-            _ if word & 0x7c00_0000 == 0x1400_0000 || word & 0xff9f_fc1f == 0xd61f_0000 => Some(Load::Other),
+            _ if word & 0x7c00_0000 == 0x1400_0000 || word & 0xff9f_fc1f == 0xd61f_0000 => {
+                Some(CallNumber::Other)
+            }
             _ => None,
         }
     }

@@ -14,7 +14,7 @@ use std::iter;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{Cache, Elf, Libc, imports};
+use super::{CLibrary, Cache, Elf, imports};
 use crate::Result;
 use crate::escape;
 use crate::file;
@@ -125,7 +125,7 @@ impl Linked {
 /// since glibc 2.34).
 fn is_c_library(name: &[u8]) -> bool {
     const PREFIXES: [&[u8]; 3] = [b"libc.so", b"libc.musl-", b"libpthread.so"];
-    PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || Libc::of_loader(name).is_some()
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || CLibrary::of_loader(name).is_some()
 }
 
 /// A program or a library.
@@ -158,7 +158,7 @@ impl<'a> Search<'a> {
     fn new(program: &'a Elf) -> Self {
         Self {
             program,
-            is_musl: program.libc() == Some(Libc::Musl),
+            is_musl: program.libc() == Some(CLibrary::Musl),
             lib: format!("lib/{}", triple(program)),
             paths_left: Cell::new(MAX_PATHS),
         }

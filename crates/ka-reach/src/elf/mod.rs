@@ -54,7 +54,7 @@ pub struct Elf {
 
 /// The C library of a program, recognized by the name of its loader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Libc {
+pub enum CLibrary {
     /// glibc
     Glibc,
     /// musl
@@ -63,14 +63,14 @@ pub enum Libc {
     Unknown,
 }
 
-impl Libc {
+impl CLibrary {
     /// Returns the C library whose loader has this file name. `None` for an unknown loader.
     fn of_loader(name: &[u8]) -> Option<Self> {
-        const LOADERS: [(&[u8], Libc); 4] = [
-            (b"ld-musl-", Libc::Musl),
-            (b"ld-linux", Libc::Glibc),
-            (b"ld64.so", Libc::Glibc),
-            (b"ld.so", Libc::Glibc),
+        const LOADERS: [(&[u8], CLibrary); 4] = [
+            (b"ld-musl-", CLibrary::Musl),
+            (b"ld-linux", CLibrary::Glibc),
+            (b"ld64.so", CLibrary::Glibc),
+            (b"ld.so", CLibrary::Glibc),
         ];
         LOADERS.iter().find(|(prefix, _)| name.starts_with(prefix)).map(|(_, libc)| *libc)
     }
@@ -92,17 +92,17 @@ impl Elf {
 
     /// Returns the C library. `None` if the file has no loader.
     #[must_use]
-    pub fn libc(&self) -> Option<Libc> {
+    pub fn libc(&self) -> Option<CLibrary> {
         let loader = self.loader.as_deref()?;
         let name = loader.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        Some(Libc::of_loader(name).unwrap_or(Libc::Unknown))
+        Some(CLibrary::of_loader(name).unwrap_or(CLibrary::Unknown))
     }
 
     /// Returns whether this file is a loader. A loader can be started directly, with a program as its argument.
     #[must_use]
     pub fn is_loader(&self) -> bool {
         // musl's loader and its C library are one file.
-        let is_name_of_loader = |name: &[u8]| Libc::of_loader(name).is_some() || name == b"libc.so";
+        let is_name_of_loader = |name: &[u8]| CLibrary::of_loader(name).is_some() || name == b"libc.so";
         self.loader.is_none() && self.soname.as_deref().is_some_and(is_name_of_loader)
     }
 
@@ -301,7 +301,7 @@ where
     let size = data.len().ok()?;
     let code = segments.iter().filter(is_code).map(|segment| segment.file_range(endian));
     let code = code.filter(|(start, _)| *start < size).take(MAX_CODE_SEGMENTS).collect();
-    let Dynamic { soname, needed, rpath, runpath } =
+    let DynamicSection { soname, needed, rpath, runpath } =
         dynamic::<Header, R>(segments, endian, data).unwrap_or_default();
     Some(Elf {
         is_64: header.is_type_64(),
@@ -342,7 +342,7 @@ where
 
 /// Entries of the dynamic section.
 #[derive(Default)]
-struct Dynamic {
+struct DynamicSection {
     soname: Option<Vec<u8>>,
     needed: Vec<Vec<u8>>,
     rpath: Option<Vec<u8>>,
@@ -355,7 +355,7 @@ fn dynamic<'data, Header, R>(
     segments: &'data [Header::ProgramHeader],
     endian: Endianness,
     data: R,
-) -> Option<Dynamic>
+) -> Option<DynamicSection>
 where
     Header: FileHeader<Endian = Endianness>,
     R: ReadRef<'data>,
@@ -382,7 +382,7 @@ where
     let fits = |name: &Vec<u8>| left.checked_sub(name.len()).map(|rest| left = rest).is_some();
     let needed = needed.map_while(|entry| name(entry.d_val(endian).into())).take_while(fits).collect();
     let text = |tag| value(tag).and_then(name);
-    Some(Dynamic {
+    Some(DynamicSection {
         soname: text(elf::DT_SONAME),
         needed,
         rpath: text(elf::DT_RPATH),
@@ -394,13 +394,13 @@ where
 mod tests {
     use std::path::Path;
 
-    use super::{Elf, Libc};
+    use super::{CLibrary, Elf};
 
     #[test]
     fn this_program_and_its_loader_are_recognized() {
         let own = Elf::read(Path::new("/proc/self/exe")).unwrap().unwrap();
         assert!(own.is_64 && !own.is_go && !own.is_loader());
-        assert_eq!(own.libc(), Some(Libc::Glibc));
+        assert_eq!(own.libc(), Some(CLibrary::Glibc));
         assert!(own.needed.contains(&b"libc.so.6".to_vec()), "{:?}", own.needed);
         let path = String::from_utf8(own.loader.clone().unwrap()).unwrap();
         let loader = Elf::read(Path::new(&path)).unwrap().unwrap();

@@ -16,9 +16,9 @@ use crate::escape::visible;
 use crate::sys;
 
 use status::stat;
-pub use status::{Status, stat_field};
+pub use status::{StatusFields, stat_field};
+pub use table::{DescriptorTable, HeldSocket, socket_inode, sockets};
 pub(crate) use table::{PIDFD_THREAD, has_task_pidfds};
-pub use table::{Table, Target, socket_inode, sockets};
 
 /// Returns the PIDs of all processes, in ascending order.
 ///
@@ -113,8 +113,8 @@ impl Process {
     }
 
     /// Returns the descriptor table of the leader. In nearly all processes, the other threads share it.
-    pub(crate) fn leader_table(&self) -> Table {
-        Table { pid: self.pid, task: self.pid, pidfd: Arc::clone(&self.pidfd) }
+    pub(crate) fn leader_table(&self) -> DescriptorTable {
+        DescriptorTable { pid: self.pid, task: self.pid, pidfd: Arc::clone(&self.pidfd) }
     }
 
     /// Checks whether ka may duplicate the process's descriptors. Tries a descriptor that cannot exist: EBADF means

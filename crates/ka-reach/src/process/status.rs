@@ -7,9 +7,9 @@ use std::io;
 
 /// The fields of /proc/PID/status, by name. proc_pid_status(5)
 #[derive(Debug, Default)]
-pub struct Status(BTreeMap<String, String>);
+pub struct StatusFields(BTreeMap<String, String>);
 
-impl Status {
+impl StatusFields {
     /// Reads the status of a process or a thread. `pid` is a PID, a thread ID, or `self`.
     ///
     /// # Errors
@@ -86,12 +86,13 @@ pub fn stat_field(stat: &[u8], field: usize) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::Status;
+    use super::StatusFields;
 
     #[test]
     fn a_status_is_read_field_by_field() {
-        let status =
-            Status::parse("Name:\tUid: 0\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nCapEff:\t0000000000080000\n");
+        let status = StatusFields::parse(
+            "Name:\tUid: 0\nState:\tZ (zombie)\nUid:\t1\t2\t3\t4\nCapEff:\t0000000000080000\n",
+        );
         assert_eq!(status.user(), Some(2));
         assert!(status.is_zombie() && status.has_capability(19) && !status.has_capability(18));
         assert!(!status.has_only_user(1));

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::{Process, Status};
+use super::{Process, StatusFields};
 use crate::parallel;
 use crate::sys;
 use crate::{Error, Result};
@@ -25,14 +25,14 @@ pub(crate) const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
 
 /// The descriptor table of a task. Other tasks may share it.
 #[derive(Clone)]
-pub struct Table {
+pub struct DescriptorTable {
     /// The PID of the process.
     pub pid: i32,
     pub(super) task: i32,
     pub(super) pidfd: Arc<OwnedFd>,
 }
 
-impl Table {
+impl DescriptorTable {
     /// Returns whether this is the table of the process's first thread, the leader.
     pub(crate) const fn belongs_to_leader(&self) -> bool {
         self.task == self.pid
@@ -70,16 +70,16 @@ impl Table {
 
 /// A socket of a process, at the time when its table was listed.
 #[derive(Clone)]
-pub struct Target {
+pub struct HeldSocket {
     /// The table that has the socket.
-    pub table: Table,
+    pub table: DescriptorTable,
     /// The descriptor in the table.
     pub fd: i32,
     /// The inode of the socket.
     pub inode: u32,
 }
 
-impl Target {
+impl HeldSocket {
     /// Returns the descriptor's path in /proc.
     pub(crate) fn path(&self) -> String {
         format!("/proc/{}/task/{}/fd/{}", self.table.pid, self.table.task, self.fd)
@@ -99,9 +99,9 @@ impl Process {
     ///
     /// The process has ended, or /proc does not show it. `look` gets [`Error::OverBudget`] last if descriptors were
     /// left out, and [`Error::ThreadDescriptors`] for a table that this kernel does not let ka reach.
-    pub fn each_table(&self, mut look: impl FnMut(Result<(Table, Vec<(i32, u32)>)>)) -> Result<()> {
+    pub fn each_table(&self, mut look: impl FnMut(Result<(DescriptorTable, Vec<(i32, u32)>)>)) -> Result<()> {
         let pid = self.pid;
-        let status = Status::read(pid).map_err(|error| match error.raw_os_error() {
+        let status = StatusFields::read(pid).map_err(|error| match error.raw_os_error() {
             Some(libc::ENOENT) if self.is_alive() => Error::ProcessNotShown,
             _ => error.into(),
         })?;
@@ -147,12 +147,12 @@ impl Process {
     }
 
     /// Opens a task, to access its table.
-    fn table(&self, task: i32) -> Result<Table> {
+    fn table(&self, task: i32) -> Result<DescriptorTable> {
         if task == self.pid {
             return Ok(self.leader_table());
         }
         match sys::pidfd_open(task, PIDFD_THREAD) {
-            Ok(pidfd) => Ok(Table { pid: self.pid, task, pidfd: Arc::new(pidfd) }),
+            Ok(pidfd) => Ok(DescriptorTable { pid: self.pid, task, pidfd: Arc::new(pidfd) }),
             // Kernels that support the flag return EINVAL too, for a task that is about to end.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && has_task_pidfds() => {
                 Err(io::Error::from_raw_os_error(libc::ESRCH).into())

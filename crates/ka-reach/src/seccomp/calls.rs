@@ -24,10 +24,10 @@ use super::listener::{Answer, Call, Listener};
 use super::log::Warning;
 use super::memory;
 use super::shared::WorkerSlot;
-use super::workers::Workers;
+use super::workers::CallWorkers;
 use crate::class::Classes;
 use crate::privilege;
-use crate::process::{self, PIDFD_THREAD, Status};
+use crate::process::{self, PIDFD_THREAD, StatusFields};
 use crate::sys::{pidfd_getfd, pidfd_open, read_link, share_descriptors};
 
 /// The minimum length in bytes that setsockopt(2) accepts for an int.
@@ -64,7 +64,7 @@ impl Task {
 
 /// Handles calls, one at a time. Its thread may get stuck in any system call on a program's socket or memory.
 pub(super) struct CallHandler {
-    workers: &'static Workers,
+    workers: &'static CallWorkers,
     slot: &'static WorkerSlot,
     /// Opened tasks, by ID. If an ID is reused, its pidfd still refers to the ended task, and pidfd_getfd(2) fails.
     ///
@@ -80,7 +80,7 @@ pub(super) struct CallHandler {
 }
 
 impl CallHandler {
-    pub(super) fn new(workers: &'static Workers, slot: &'static WorkerSlot) -> Self {
+    pub(super) fn new(workers: &'static CallWorkers, slot: &'static WorkerSlot) -> Self {
         let classes = Classes::of_this_process();
         Self { workers, slot, tasks: BTreeMap::new(), max_tasks: 512, has_task_pidfds: true, classes }
     }
@@ -321,7 +321,7 @@ impl CallHandler {
                 result => return Ok((result?, true)),
             }
         }
-        let leader = Status::read(task)?.leader().unwrap_or(task);
+        let leader = StatusFields::read(task)?.leader().unwrap_or(task);
         // In another descriptor table, the same number may be another file or unused.
         if leader != task && share_descriptors(leader, task).is_ok_and(|is_one| !is_one) {
             return Err(crate::Error::ThreadDescriptors { task: None }.into());

@@ -34,7 +34,7 @@ pub(super) fn become_subreaper() -> io::Result<()> {
 
 /// A change of a child's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(super) enum StateChange {
     /// The child has exited with this status.
     Exited(c_int),
     /// This signal has killed the child.
@@ -44,7 +44,7 @@ pub(super) enum Change {
     Continued,
 }
 
-impl Change {
+impl StateChange {
     /// Converts the status of a process that has ended, as wait(2) returns it.
     pub(super) fn ended(status: c_int) -> Self {
         if libc::WIFSIGNALED(status) {
@@ -57,7 +57,7 @@ impl Change {
 
 /// Returns a child whose state has changed, and the change. Returns the same change again until [`acknowledge`]
 /// consumes it. Returns `None` if no state has changed. Fails with ECHILD if there are no children.
-pub(super) fn next_change() -> io::Result<Option<(i32, Change)>> {
+pub(super) fn next_change() -> io::Result<Option<(i32, StateChange)>> {
     const EVENTS: c_int = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED;
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     // SAFETY: the kernel writes a siginfo_t. Zeros are valid too, and mean that no state has changed.
@@ -68,20 +68,20 @@ pub(super) fn next_change() -> io::Result<Option<(i32, Change)>> {
         (info.si_pid(), info.si_status(), info.si_code)
     };
     let change = match code {
-        libc::CLD_EXITED => Change::Exited(status),
-        libc::CLD_KILLED | libc::CLD_DUMPED => Change::Killed(status),
-        libc::CLD_CONTINUED => Change::Continued,
-        _ => Change::Stopped(status),
+        libc::CLD_EXITED => StateChange::Exited(status),
+        libc::CLD_KILLED | libc::CLD_DUMPED => StateChange::Killed(status),
+        libc::CLD_CONTINUED => StateChange::Continued,
+        _ => StateChange::Stopped(status),
     };
     Ok((pid != 0).then_some((pid, change)))
 }
 
 /// Consumes a change of a child's state. Reaps a child that has ended.
-pub(super) fn acknowledge(pid: i32, change: Change) {
+pub(super) fn acknowledge(pid: i32, change: StateChange) {
     let event = match change {
-        Change::Exited(_) | Change::Killed(_) => libc::WEXITED,
-        Change::Stopped(_) => libc::WSTOPPED,
-        Change::Continued => libc::WCONTINUED,
+        StateChange::Exited(_) | StateChange::Killed(_) => libc::WEXITED,
+        StateChange::Stopped(_) => libc::WSTOPPED,
+        StateChange::Continued => libc::WCONTINUED,
     };
     let Ok(id) = libc::id_t::try_from(pid) else { return };
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();

@@ -9,9 +9,9 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use crate::sys::owned;
 
 /// An eventfd, which is readable while the event is set. It does not block.
-pub(super) struct Event(OwnedFd);
+pub(super) struct EventFd(OwnedFd);
 
-impl Event {
+impl EventFd {
     pub(super) fn new() -> io::Result<Self> {
         // SAFETY: takes no pointer.
         let fd = owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }.into())?;
@@ -33,7 +33,7 @@ impl Event {
     }
 }
 
-impl AsFd for Event {
+impl AsFd for EventFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

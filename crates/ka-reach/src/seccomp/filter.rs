@@ -133,23 +133,23 @@ fn setsockopt_rules(options: &[SockOpt]) -> Result<Vec<SeccompRule>> {
     options.iter().map(rule).collect()
 }
 
-type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
+type SyscallRules = BTreeMap<c_long, Vec<SeccompRule>>;
 
 /// Returns a filter that takes `action` for calls that match a rule, and allows all others.
-fn compile(rules: Rules, action: SeccompAction) -> Result<BpfProgram> {
+fn compile(rules: SyscallRules, action: SeccompAction) -> Result<BpfProgram> {
     let filter =
         SeccompFilter::new(rules, SeccompAction::Allow, action, architecture()?).map_err(Error::Filter)?;
     filter.try_into().map_err(Error::Filter)
 }
 
 /// Returns a filter that makes these calls fail with an errno.
-fn denying(rules: Rules, errno: i32) -> Result<BpfProgram> {
+fn denying(rules: SyscallRules, errno: i32) -> Result<BpfProgram> {
     let program = compile(rules, SeccompAction::Errno(errno.cast_unsigned()))?;
     Ok([architecture_check(&[]), program].concat())
 }
 
 /// Returns a filter that suspends these calls until the supervisor answers them.
-fn suspending(rules: Rules) -> Result<BpfProgram> {
+fn suspending(rules: SyscallRules) -> Result<BpfProgram> {
     let mut program = compile(rules, SeccompAction::Trace(0))?;
     for instruction in &mut program {
         if instruction.code == RETURN && instruction.k == libc::SECCOMP_RET_TRACE {

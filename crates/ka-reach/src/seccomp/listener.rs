@@ -115,12 +115,12 @@ impl Listener {
 fn install(filter: &[sock_filter], flags: c_ulong) -> io::Result<c_long> {
     /// `struct sock_fprog` of linux/filter.h
     #[repr(C)]
-    struct Program {
+    struct SockFprog {
         length: u16,
         filter: *const sock_filter,
     }
     let length = u16::try_from(filter.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-    let program = Program { length, filter: filter.as_ptr() };
+    let program = SockFprog { length, filter: filter.as_ptr() };
     // SAFETY: `length` is the number of instructions at `filter`. The kernel copies and checks them.
     check(unsafe {
         libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)

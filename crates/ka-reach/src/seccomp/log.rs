@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::descriptors;
 use crate::escape;
-use crate::process::{self, Status};
+use crate::process::{self, StatusFields};
 
 /// The warnings. Each is printed once for a program's name, once for a process, or once only ([`Log::warn`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ impl Log {
             return false;
         }
         // A thread may have its own name, so use the name of its process.
-        let pid = Status::read(task).ok().and_then(|status| status.leader()).unwrap_or(task);
+        let pid = StatusFields::read(task).ok().and_then(|status| status.leader()).unwrap_or(task);
         let name = process::comm(pid).unwrap_or_else(|| b"?".to_vec());
         let subject = match warning {
             Warning::IoUring | Warning::OtherArchitecture | Warning::NoAccess => name.clone(),

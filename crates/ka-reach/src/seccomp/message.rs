@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use super::children::Change;
+use super::children::StateChange;
 use super::signals::Signal;
 
 /// A message between the proxy and the supervisor.
@@ -14,7 +14,7 @@ pub(super) enum Message {
     /// To the supervisor: the proxy has received this signal.
     Signal(Signal),
     /// To the proxy: the program's state has changed.
-    Program(Change),
+    Program(StateChange),
     /// To the proxy, before the message that the program has ended: no process that the program started is left.
     NoDescendants,
 }
@@ -28,10 +28,10 @@ impl Message {
         let (kind, number, sender, value) = match self {
             Self::Signal(Signal { number, sender, value: None }) => (0, number, sender, 0),
             Self::Signal(Signal { number, sender, value: Some(value) }) => (1, number, sender, value),
-            Self::Program(Change::Exited(status)) => (2, status, 0, 0),
-            Self::Program(Change::Killed(signal)) => (3, signal, 0, 0),
-            Self::Program(Change::Stopped(signal)) => (4, signal, 0, 0),
-            Self::Program(Change::Continued) => (5, 0, 0, 0),
+            Self::Program(StateChange::Exited(status)) => (2, status, 0, 0),
+            Self::Program(StateChange::Killed(signal)) => (3, signal, 0, 0),
+            Self::Program(StateChange::Stopped(signal)) => (4, signal, 0, 0),
+            Self::Program(StateChange::Continued) => (5, 0, 0, 0),
             Self::NoDescendants => (6, 0, 0, 0),
         };
         let mut bytes = Vec::with_capacity(SIZE);
@@ -57,10 +57,10 @@ impl Message {
         Some(match kind {
             0 => Self::Signal(Signal { number, sender, value: None }),
             1 => Self::Signal(Signal { number, sender, value: Some(value) }),
-            2 => Self::Program(Change::Exited(number)),
-            3 => Self::Program(Change::Killed(number)),
-            4 => Self::Program(Change::Stopped(number)),
-            5 => Self::Program(Change::Continued),
+            2 => Self::Program(StateChange::Exited(number)),
+            3 => Self::Program(StateChange::Killed(number)),
+            4 => Self::Program(StateChange::Stopped(number)),
+            5 => Self::Program(StateChange::Continued),
             6 => Self::NoDescendants,
             _ => return None,
         })
@@ -88,7 +88,7 @@ pub(super) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T>
 mod tests {
     use std::os::unix::net::UnixStream;
 
-    use super::{Change, Message, Signal};
+    use super::{Message, Signal, StateChange};
 
     #[test]
     fn messages_are_received_as_they_were_sent() {
@@ -96,10 +96,10 @@ mod tests {
         for message in [
             Message::Signal(Signal { number: 15, sender: 7, value: None }),
             Message::Signal(Signal { number: 64, sender: -1, value: Some(u64::MAX) }),
-            Message::Program(Change::Exited(255)),
-            Message::Program(Change::Killed(9)),
-            Message::Program(Change::Stopped(20)),
-            Message::Program(Change::Continued),
+            Message::Program(StateChange::Exited(255)),
+            Message::Program(StateChange::Killed(9)),
+            Message::Program(StateChange::Stopped(20)),
+            Message::Program(StateChange::Continued),
             Message::NoDescendants,
         ] {
             message.send(&one).unwrap();

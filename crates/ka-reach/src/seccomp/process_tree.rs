@@ -42,7 +42,7 @@ use ka_policy::Policy;
 use seccompiler::sock_filter;
 
 use super::FAILED;
-use super::children::{self, Change, Forked};
+use super::children::{self, Forked, StateChange};
 use super::descriptors::{keep_only, replace_by_null};
 use super::group;
 use super::listener::{Listener, install_listener};
@@ -53,7 +53,7 @@ use super::signals::{self, BlockedSignals, Signal};
 use super::title::{self, Title};
 use super::workers::Watchdog;
 use crate::escape;
-use crate::process::{self, Status, own_pid};
+use crate::process::{self, StatusFields, own_pid};
 use crate::reason::reason;
 use crate::sys::{pidfd_getfd, pidfd_open, poll};
 
@@ -147,7 +147,7 @@ fn leave_folder() {
 /// Any process may take this name, so use the result only in messages.
 #[must_use]
 pub fn supervisor_of(pid: i32) -> Option<i32> {
-    if !Status::read(pid).is_ok_and(|status| status.is_filtered()) {
+    if !StatusFields::read(pid).is_ok_and(|status| status.is_filtered()) {
         return None;
     }
     let mut ancestors = iter::successors(process::parent(pid), |pid| process::parent(*pid));
@@ -306,10 +306,11 @@ fn await_end(supervisor: i32, from: &UnixStream, children: &OwnedFd) -> Option<b
         if let Some(ended) = children::try_wait(supervisor) {
             return Some(ended);
         }
-        while let Ok(Some((pid, change @ (Change::Stopped(_) | Change::Continued)))) = children::next_change()
+        while let Ok(Some((pid, change @ (StateChange::Stopped(_) | StateChange::Continued)))) =
+            children::next_change()
         {
             children::acknowledge(pid, change);
-            if pid == supervisor && change != Change::Continued {
+            if pid == supervisor && change != StateChange::Continued {
                 continue_process(pid);
             }
         }
@@ -395,10 +396,10 @@ fn run_supervisor(
 }
 
 /// Returns how a zombie process ended, without reaping it. proc_pid_stat(5)
-fn status_of(pid: i32) -> Change {
+fn status_of(pid: i32) -> StateChange {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
     let status = process::stat_field(&stat, 52).and_then(|status| i32::try_from(status).ok());
-    status.map_or(Change::Exited(FAILED), Change::ended)
+    status.map_or(StateChange::Exited(FAILED), StateChange::ended)
 }
 
 /// The state of the supervisor's main thread.
@@ -414,8 +415,8 @@ struct Supervision {
 impl Supervision {
     /// Handles a change of the program's state. If the program has ended, `acknowledge` reaps it before the remaining
     /// children are counted.
-    fn program_changed(&mut self, change: Change, acknowledge: impl FnOnce()) {
-        let has_ended = matches!(change, Change::Exited(_) | Change::Killed(_));
+    fn program_changed(&mut self, change: StateChange, acknowledge: impl FnOnce()) {
+        let has_ended = matches!(change, StateChange::Exited(_) | StateChange::Killed(_));
         if has_ended {
             acknowledge();
         }
@@ -428,7 +429,7 @@ impl Supervision {
             }
         }
         let _ = Message::Program(change).send(proxy);
-        if change == Change::Continued {
+        if change == StateChange::Continued {
             continue_process(self.shared.proxy.load(Ordering::Relaxed));
         }
         if has_ended {
@@ -517,16 +518,18 @@ fn run_proxy(supervisor: &UnixStream, pending: &OwnedFd, spare: i32, shared: &Sh
         if ready.get(1) == Some(&true) {
             match Message::receive(supervisor) {
                 Some(Message::NoDescendants) => has_no_descendants = true,
-                Some(Message::Program(Change::Exited(status))) => {
+                Some(Message::Program(StateChange::Exited(status))) => {
                     wait_for_spare(has_no_descendants);
                     children::exit(status);
                 }
-                Some(Message::Program(Change::Killed(signal))) => {
+                Some(Message::Program(StateChange::Killed(signal))) => {
                     wait_for_spare(has_no_descendants);
                     signals::perform_default_action(signal);
                     children::exit(signal.saturating_add(128));
                 }
-                Some(Message::Program(Change::Stopped(signal))) => signals::perform_default_action(signal),
+                Some(Message::Program(StateChange::Stopped(signal))) => {
+                    signals::perform_default_action(signal);
+                }
                 Some(_) => {}
                 None => {
                     log::print(format!(

@@ -32,12 +32,12 @@ use ka_policy::Policy;
 
 use super::calls::CallHandler;
 use super::descriptors;
-use super::event::Event;
+use super::event::EventFd;
 use super::listener::{Answer, Call, Listener};
 use super::log::{Log, Warning};
 use super::shared::{MAX_WORKERS, Shared, WorkerSlot};
 use super::signals;
-use crate::process::Status;
+use crate::process::StatusFields;
 
 /// The time between two checks of the workers while programs make calls.
 const TICK: Duration = Duration::from_millis(100);
@@ -69,7 +69,7 @@ struct Stall {
 }
 
 /// State that the workers and the watchdog share.
-pub(super) struct Workers {
+pub(super) struct CallWorkers {
     pub(super) listener: Listener,
     pub(super) policy: Policy<'static>,
     log: Log,
@@ -84,14 +84,14 @@ pub(super) struct Workers {
     checks_descriptors: AtomicBool,
     /// Set while the watchdog sleeps and waits for `wake`.
     sleeps: AtomicBool,
-    wake: Event,
+    wake: EventFd,
     /// The workers that are stuck.
     stalls: Mutex<Vec<Stall>>,
     /// The length of `stalls`. Every call reads it, so it can be read without the lock.
     stalled: AtomicU32,
 }
 
-impl Workers {
+impl CallWorkers {
     /// Returns whether to let a call through without applying the policy. If so, prints a message.
     pub(super) fn lets_through(&self, call: &Call) -> bool {
         let task = call.pid.cast_signed();
@@ -117,7 +117,7 @@ impl Workers {
     /// Returns whether a task's process or user has reached its limit of stuck workers.
     fn exceeds(&self, task: i32) -> bool {
         // If the task has ended, the answer does not matter.
-        let Ok(status) = Status::read(task) else { return false };
+        let Ok(status) = StatusFields::read(task) else { return false };
         let stalls = self.stalls.lock().unwrap_or_else(PoisonError::into_inner);
         let count =
             |is_theirs: &dyn Fn(&Stall) -> bool| stalls.iter().filter(|stall| is_theirs(stall)).count();
@@ -136,7 +136,7 @@ impl Workers {
         self.checks_descriptors.load(Ordering::Relaxed)
     }
 
-    /// Makes workers check descriptors from now on: see [`Workers::checks_descriptors`].
+    /// Makes workers check descriptors from now on: see [`CallWorkers::checks_descriptors`].
     pub(super) fn start_checking_descriptors(&self) {
         self.checks_descriptors.store(true, Ordering::Relaxed);
     }
@@ -208,7 +208,7 @@ struct Watched {
 
 /// The watchdog, which runs in the supervisor's main thread.
 pub(super) struct Watchdog {
-    workers: &'static Workers,
+    workers: &'static CallWorkers,
     watched: Vec<Watched>,
     /// The number of consecutive checks that found no new call.
     idle: u32,
@@ -226,7 +226,7 @@ impl Watchdog {
         let unanswered = shared.unanswered_calls();
         shared.workers.iter().for_each(WorkerSlot::reset);
         shared.is_stuck.store(false, Ordering::Relaxed);
-        let workers = Box::leak(Box::new(Workers {
+        let workers = Box::leak(Box::new(CallWorkers {
             listener,
             policy,
             log: Log::default(),
@@ -236,7 +236,7 @@ impl Watchdog {
             lets_all_through: AtomicBool::new(false),
             checks_descriptors: AtomicBool::new(false),
             sleeps: AtomicBool::new(false),
-            wake: Event::new()?,
+            wake: EventFd::new()?,
             stalls: Mutex::new(Vec::new()),
             stalled: AtomicU32::new(0),
         }));
@@ -350,7 +350,7 @@ impl Watchdog {
     fn begin_stall(&mut self, index: usize, task: i32) {
         let workers = self.workers;
         workers.start_checking_descriptors();
-        let status = Status::read(task).unwrap_or_default();
+        let status = StatusFields::read(task).unwrap_or_default();
         let stall = Stall { worker: index, process: status.leader().unwrap_or(task), user: status.user() };
         self.change_stalls(|stalls| stalls.push(stall));
         if workers.serving.load(Ordering::Relaxed) != index {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::board::{ASKED, Board, CLASSED, DONE, EXCLUDED, Reply};
 use super::frame::{FINISHED, write_shared_frame};
 use crate::class::Classes;
-use crate::process::Target;
+use crate::process::HeldSocket;
 use crate::sys;
 
 /// The pace at which a worker goes through the sockets, one after the other.
@@ -30,7 +30,7 @@ pub(super) struct Excluded {
 
 impl Excluded {
     /// Returns the user of a socket, if that user is excluded.
-    fn of(&self, target: &Target) -> Option<u32> {
+    fn of(&self, target: &HeldSocket) -> Option<u32> {
         if self.users.is_empty() && !self.all_but_root {
             return None;
         }
@@ -42,7 +42,7 @@ impl Excluded {
 /// The work of one worker.
 pub(super) struct Job<'a> {
     pub(super) board: &'a Board,
-    pub(super) targets: &'a [Target],
+    pub(super) targets: &'a [HeldSocket],
     /// The indices of the targets that this worker handles.
     pub(super) pending: &'a [usize],
     pub(super) pace: Option<Pace>,
@@ -56,7 +56,7 @@ pub(super) struct Job<'a> {
 
 impl Job<'_> {
     /// Runs `work` for each pending socket, and reports the end to the parent.
-    pub(super) fn run(&self, work: &(impl Fn(usize, &Target, &Reply<'_>) + Sync)) {
+    pub(super) fn run(&self, work: &(impl Fn(usize, &HeldSocket, &Reply<'_>) + Sync)) {
         // If there is a pace, one thread handles the sockets one after the other.
         let threads = if self.pace.is_some() { 1 } else { self.board.threads };
         let mut chunks = self.pending.chunks(self.pending.len().div_ceil(threads).max(1));
@@ -81,7 +81,12 @@ impl Job<'_> {
         write_shared_frame(self.pipe, FINISHED, &[]);
     }
 
-    fn run_chunk(&self, thread: usize, chunk: &[usize], work: &(impl Fn(usize, &Target, &Reply<'_>) + Sync)) {
+    fn run_chunk(
+        &self,
+        thread: usize,
+        chunk: &[usize],
+        work: &(impl Fn(usize, &HeldSocket, &Reply<'_>) + Sync),
+    ) {
         let slot = self.board.slot(thread);
         Board::store(slot, 0, u64::from(sys::thread_id().unsigned_abs()));
         let mut classes = self.classes.cloned();

@@ -28,20 +28,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::class::Classes;
-use crate::process::{Status, Target};
+use crate::process::{HeldSocket, StatusFields};
 use crate::{Error, Result, sys};
 
 use board::{ANSWERED, ASKED, Board, CLASSED, DONE, UNTOUCHED};
 use frame::{FAILED, FINISHED, write_frame};
 use job::{Excluded, Job};
 use output::Reading;
-use watch::{End, TICK, watch};
+use watch::{TICK, WatchEnd, watch};
 
 pub use board::Reply;
 pub use frame::PipeWriter;
 pub use job::Pace;
-pub(crate) use output::Child;
-pub use output::{Completion, Output};
+pub(crate) use output::PipedWorker;
+pub use output::{Completion, WorkerOutput};
 
 /// If this many sockets of one user have blocked, ka leaves the user's other sockets alone.
 const MAX_BLOCKED_PER_USER: usize = 8;
@@ -57,7 +57,7 @@ pub type Record = [u64; 13];
 
 /// The result for one socket.
 #[derive(Clone, Debug)]
-pub enum Answer {
+pub enum JobResult {
     /// The worker's answer.
     Given(Record),
     /// The worker gave no answer, for this reason.
@@ -76,7 +76,7 @@ pub enum Answer {
 #[derive(Debug, Default)]
 pub struct Answers {
     /// The result for each socket, in the order of the targets.
-    pub each: Vec<Answer>,
+    pub each: Vec<JobResult>,
     /// The messages, by index of the socket.
     pub(crate) texts: HashMap<usize, String>,
     /// The indices of sockets that blocked a worker after it had answered. The answer may be incomplete.
@@ -88,7 +88,7 @@ pub struct Answers {
 impl Answers {
     /// Reads the answer about a socket from the board, after the watch of a worker has ended. `None` if the socket's
     /// turn has not come.
-    fn collect(&mut self, board: &Board, place: usize, is_stuck: bool, end: &End) -> Option<Answer> {
+    fn collect(&mut self, board: &Board, place: usize, is_stuck: bool, end: &WatchEnd) -> Option<JobResult> {
         let cell = board.cell(place);
         Some(match Board::load(cell, 0) {
             UNTOUCHED => return None,
@@ -98,16 +98,16 @@ impl Answers {
                     let blocked = if state == DONE { &mut self.done } else { &mut self.cut_short };
                     blocked.insert(place);
                 }
-                Answer::Given(std::array::from_fn(|word| Board::load(cell, word + 1)))
+                JobResult::Given(std::array::from_fn(|word| Board::load(cell, word + 1)))
             }
-            ASKED if is_stuck => Answer::Blocked,
-            ASKED if matches!(end, End::Signal) => Answer::NotAsked,
-            ASKED => Answer::Failed(Arc::new(Error::WorkerDied)),
+            ASKED if is_stuck => JobResult::Blocked,
+            ASKED if matches!(end, WatchEnd::Signal) => JobResult::NotAsked,
+            ASKED => JobResult::Failed(Arc::new(Error::WorkerDied)),
             CLASSED => {
                 let reason = self.texts.remove(&place).unwrap_or_default();
-                Answer::Classed(Arc::new(Error::Worker(reason)))
+                JobResult::Classed(Arc::new(Error::Worker(reason)))
             }
-            user => Answer::Excluded((user & 0xffff_ffff) as u32),
+            user => JobResult::Excluded((user & 0xffff_ffff) as u32),
         })
     }
 }
@@ -142,17 +142,17 @@ impl Workers {
     /// If `termination` becomes readable, the work ends early.
     pub fn ask(
         &mut self,
-        targets: &[Target],
+        targets: &[HeldSocket],
         pace: Option<Pace>,
         termination: Option<BorrowedFd<'_>>,
-        work: impl Fn(usize, &Target, &Reply<'_>) + Sync,
+        work: impl Fn(usize, &HeldSocket, &Reply<'_>) + Sync,
     ) -> Answers {
-        let mut answers = Answers { each: vec![Answer::NotAsked; targets.len()], ..Answers::default() };
+        let mut answers = Answers { each: vec![JobResult::NotAsked; targets.len()], ..Answers::default() };
         self.prune();
         let mut pending = Vec::with_capacity(targets.len());
         for (place, (target, answer)) in targets.iter().zip(&mut answers.each).enumerate() {
             if self.blocked.iter().any(|socket| socket.inode == target.inode) {
-                *answer = Answer::Blocked;
+                *answer = JobResult::Blocked;
             } else {
                 pending.push(place);
             }
@@ -194,14 +194,14 @@ impl Workers {
             let end = watch(worker, &mut pipe, &board, pace.is_some(), termination, &mut answers.texts);
             let mut stuck = Vec::new();
             match &end {
-                End::Finished => {}
-                End::Stuck(threads) => {
+                WatchEnd::Finished => {}
+                WatchEnd::Stuck(threads) => {
                     stuck.extend(threads.iter().filter_map(|thread| board.position(*thread)));
                     sys::kill_worker(worker);
                 }
-                End::Died | End::Signal => sys::kill_worker(worker),
+                WatchEnd::Died | WatchEnd::Signal => sys::kill_worker(worker),
             }
-            self.leave(worker, pipe, matches!(end, End::Finished));
+            self.leave(worker, pipe, matches!(end, WatchEnd::Finished));
             pending.retain(|place| {
                 let is_stuck = stuck.iter().any(|(stuck, _)| stuck == place);
                 let Some(answer) = answers.collect(&board, *place, is_stuck, &end) else { return true };
@@ -218,7 +218,7 @@ impl Workers {
                     BlockedSocket { inode: target.inode, user, worker: Some(worker), at: Instant::now() };
                 self.blocked.push(blocked);
             }
-            if matches!(end, End::Signal) {
+            if matches!(end, WatchEnd::Signal) {
                 break;
             }
             if stuck.is_empty() {
@@ -237,7 +237,7 @@ impl Workers {
     pub(crate) fn start(
         keep: &[RawFd],
         work: impl FnOnce(&mut PipeWriter<'_>) -> Result<()>,
-    ) -> io::Result<Child> {
+    ) -> io::Result<PipedWorker> {
         let (pid, pipe) = sys::fork_worker(keep, |mut pipe| {
             let _ = match work(&mut PipeWriter { pipe: &mut pipe }) {
                 Ok(()) => write_frame(&mut pipe, FINISHED, &[]),
@@ -245,17 +245,17 @@ impl Workers {
             };
         })?;
         sys::widen_pipe(pipe.as_fd());
-        Ok(Child { pid, pipe })
+        Ok(PipedWorker { pid, pipe })
     }
 
     /// Reads a worker's output until the worker finishes or makes no progress.
-    pub(crate) fn finish(&mut self, child: Child) -> Output {
+    pub(crate) fn finish(&mut self, child: PipedWorker) -> WorkerOutput {
         let [output] = self.finish_all([child]);
         output
     }
 
     /// Does the same as [`Self::finish`] for several workers at the same time.
-    pub(crate) fn finish_all<const N: usize>(&mut self, children: [Child; N]) -> [Output; N] {
+    pub(crate) fn finish_all<const N: usize>(&mut self, children: [PipedWorker; N]) -> [WorkerOutput; N] {
         let mut running = children.map(Reading::new);
         while running.iter().any(|one| one.end.is_none()) {
             let open: Vec<_> = running.iter_mut().filter(|one| one.end.is_none()).collect();
@@ -280,16 +280,22 @@ impl Workers {
                 sys::kill_worker(child.pid);
             }
             self.leave(child.pid, child.pipe, is_finished);
-            Output { data, end }
+            WorkerOutput { data, end }
         })
     }
 
     /// Runs `work` in a worker that keeps only the descriptors in `keep`. Returns the worker's output. An error of
     /// `work` crosses the pipe as text ([`Error::Worker`]).
-    pub fn run(&mut self, keep: &[RawFd], work: impl FnOnce(&mut PipeWriter<'_>) -> Result<()>) -> Output {
+    pub fn run(
+        &mut self,
+        keep: &[RawFd],
+        work: impl FnOnce(&mut PipeWriter<'_>) -> Result<()>,
+    ) -> WorkerOutput {
         match Self::start(keep, work) {
             Ok(child) => self.finish(child),
-            Err(error) => Output { data: Vec::new(), end: Completion::Failed(Error::WorkerStart(error)) },
+            Err(error) => {
+                WorkerOutput { data: Vec::new(), end: Completion::Failed(Error::WorkerStart(error)) }
+            }
         }
     }
 
@@ -329,11 +335,11 @@ impl Workers {
     /// of the process may be another one.
     ///
     /// By now, the descriptor may refer to a FUSE file. stat(2) may then block, so a worker calls it.
-    fn owner(&mut self, target: &Target) -> u32 {
+    fn owner(&mut self, target: &HeldSocket) -> u32 {
         let path = target.path();
         let output = self.run(&[], |out| Ok(out.write_all(&fs::metadata(&path)?.uid().to_ne_bytes())?));
         let user = output.data.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
-        let of_process = || Status::read(target.table.pid).ok().and_then(|status| status.user());
+        let of_process = || StatusFields::read(target.table.pid).ok().and_then(|status| status.user());
         user.or_else(of_process).unwrap_or(u32::MAX)
     }
 }
@@ -361,7 +367,7 @@ fn fail(answers: &mut Answers, places: &[usize], error: Error) {
     let error = Arc::new(error);
     for place in places {
         if let Some(slot) = answers.each.get_mut(*place) {
-            *slot = Answer::Failed(Arc::clone(&error));
+            *slot = JobResult::Failed(Arc::clone(&error));
         }
     }
 }

@@ -7,12 +7,12 @@ use super::watch::{MAX_IDLE_TICKS, is_waiting};
 use crate::Error;
 
 /// A worker that writes its output to a pipe.
-pub(crate) struct Child {
+pub(crate) struct PipedWorker {
     pub(super) pid: i32,
     pub(super) pipe: File,
 }
 
-impl Child {
+impl PipedWorker {
     /// Returns the worker's PID.
     pub(crate) const fn pid(&self) -> i32 {
         self.pid
@@ -21,7 +21,7 @@ impl Child {
 
 /// A worker whose output is being read.
 pub(super) struct Reading {
-    pub(super) child: Child,
+    pub(super) child: PipedWorker,
     frames: Frames,
     pub(super) data: Vec<u8>,
     /// The number of checks without progress.
@@ -30,7 +30,7 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    pub(super) fn new(child: Child) -> Self {
+    pub(super) fn new(child: PipedWorker) -> Self {
         Self { child, frames: Frames::default(), data: Vec::new(), idle: 0, end: None }
     }
 
@@ -62,7 +62,7 @@ impl Reading {
 }
 
 /// The output of a worker, complete or not.
-pub struct Output {
+pub struct WorkerOutput {
     /// The bytes that the worker wrote before its end.
     pub data: Vec<u8>,
     /// The reason why the output ended.

@@ -23,7 +23,7 @@ pub(super) const MAX_IDLE_TICKS: u32 = 20;
 const GRACE_TICKS: u32 = 5;
 
 /// The reason why the watch of a worker ended.
-pub(super) enum End {
+pub(super) enum WatchEnd {
     /// The worker has done all its work.
     Finished,
     /// These threads of the worker, by index, make no progress.
@@ -43,7 +43,7 @@ pub(super) fn watch(
     has_pauses: bool,
     termination: Option<BorrowedFd<'_>>,
     texts: &mut HashMap<usize, String>,
-) -> End {
+) -> WatchEnd {
     let mut frames = Frames::default();
     let mut before: Vec<Option<(usize, u64)>> = vec![None; board.threads];
     let mut idle = vec![0; board.threads];
@@ -57,15 +57,15 @@ pub(super) fn watch(
                 Err(_) => {}
             });
             if is_finished {
-                return End::Finished;
+                return WatchEnd::Finished;
             }
             if !is_open {
-                return End::Died;
+                return WatchEnd::Died;
             }
             continue;
         }
         if termination.is_some_and(sys::is_readable) {
-            return End::Signal;
+            return WatchEnd::Signal;
         }
         for (thread, (before, idle)) in before.iter_mut().zip(&mut idle).enumerate() {
             let now = board.position(thread);
@@ -89,7 +89,7 @@ pub(super) fn watch(
         let is_busy =
             (0..board.threads).any(|thread| !stuck.contains(&thread) && board.position(thread).is_some());
         if *left == 0 || !is_busy {
-            return End::Stuck(stuck);
+            return WatchEnd::Stuck(stuck);
         }
         *left -= 1;
     }
