@@ -56,7 +56,7 @@ fn modes<const N: usize>(
     help: impl Fn(Mode) -> &'static str,
 ) -> impl TypedValueParser<Value = Mode> {
     let values = modes.map(|mode| PossibleValue::new(mode.name()).help(help(mode)));
-    PossibleValuesParser::new(values).map(|name| Mode::named(name.as_bytes()).unwrap_or_default())
+    PossibleValuesParser::new(values).try_map(|name| Mode::named(name.as_bytes()).ok_or("not a mode"))
 }
 
 /// A user timeout on the command line.

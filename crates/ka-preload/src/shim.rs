@@ -152,7 +152,7 @@ fn file_text() -> Result<&'static [u8], &'static str> {
     };
     // SAFETY: only the constructor calls this, once. The memory is zeroed, and zeros are valid bytes.
     let buffer: &'static mut [u8] = unsafe { &mut *FILE.first() };
-    let size = file.read(buffer).unwrap_or(0);
+    let size = file.read(buffer).map_err(|_| CONF_OWNER)?;
     let text: &[u8] = buffer;
     text.get(..size).filter(|text| text.len() < CONF_ROOM).ok_or(CONF_LENGTH)
 }

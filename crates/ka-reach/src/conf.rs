@@ -16,7 +16,7 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// Like the shim, ka trusts only root's file. [`Error::ConfNotOwnedByRoot`]: it is not a regular file, does not
-/// belong to root, is writable by other users, or cannot be opened. [`Error::ConfTooLong`]: it has [`CONF_ROOM`]
+/// belong to root, is writable by other users, or cannot be opened or read. [`Error::ConfTooLong`]: it has [`CONF_ROOM`]
 /// bytes or more.
 pub fn read() -> Result<Vec<u8>> {
     let path = OsStr::from_bytes(CONF.to_bytes());
@@ -33,7 +33,7 @@ pub fn read() -> Result<Vec<u8>> {
     if !is_roots_only {
         return Err(Error::ConfNotOwnedByRoot);
     }
-    let _ = file.take(CONF_ROOM as u64).read_to_end(&mut text);
+    file.take(CONF_ROOM as u64).read_to_end(&mut text).map_err(|_| Error::ConfNotOwnedByRoot)?;
     if text.len() < CONF_ROOM { Ok(text) } else { Err(Error::ConfTooLong) }
 }
 

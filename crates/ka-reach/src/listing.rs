@@ -190,12 +190,17 @@ fn kernel_list(
     let pids: Vec<_> =
         [settings.as_ref(), listed.as_ref()].into_iter().flatten().map(PipedWorker::pid).collect();
     meanwhile(&pids);
-    let (mut listed, settings) = match (listed?, settings) {
-        (listed, Ok(settings)) => {
+    let (mut listed, settings) = match (listed, settings) {
+        (Ok(listed), Ok(settings)) => {
             let [listed, settings] = workers.finish_all([listed, settings]);
             (listed, settings.data)
         }
-        (listed, Err(_)) => (workers.finish(listed), Vec::new()),
+        (Ok(listed), Err(_)) => (workers.finish(listed), Vec::new()),
+        (Err(error), settings) => {
+            // Wait for the other worker, so that it does not become a zombie.
+            settings.map(|settings| workers.finish(settings)).ok();
+            return Err(error.into());
+        }
     };
     // If a held lock blocked the list, read it again without the connections' status, which takes no lock.
     let has_status = !matches!(listed.end, Completion::Blocked);
