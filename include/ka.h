@@ -29,7 +29,7 @@
  * EPERM.
  *
  * Threads and signals. All functions except ka_reaper_* keep no state, allocate no memory, take no lock and write no
- * log. Any thread, a signal handler, and the child of fork(2) may call them. They use at most 800 bytes of stack on
+ * log. Any thread, a signal handler, and the child of fork(2) may call them. They use at most 1024 bytes of stack on
  * x86-64; ka_beat_sign and ka_beat_verify use 2.5 KiB. A reaper uses memory of malloc(3): only one thread at a time may
  * use it, and no signal handler may use it.
  *

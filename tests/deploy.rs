@@ -260,6 +260,19 @@ fn ld_so_preload_restores_the_list_if_programs_do_not_start() {
     assert_eq!(said, "status 2\n# ours\nstatus 2\n", "{output:?}");
     let words = "programs do not start or load it, or print an error: the old list is restored";
     assert_eq!(stderr(&output).matches(words).count(), 2, "{output:?}");
+
+    // This library also makes /etc read-only, so that the script cannot restore the list.
+    let source = source
+        .replace("#include <stdlib.h>", "#include <stdlib.h>\n#include <sys/mount.h>")
+        .replace("_exit", "mount(0, \"/etc\", 0, MS_REMOUNT | MS_BIND | MS_RDONLY, 0), _exit");
+    let output = with_own_etc_and_shim(&format!(
+        "printf '%s' '{source}' | cc -x c -shared -fPIC -o /mnt/trap.so - && $tool install /mnt/trap.so; echo status $?"
+    ));
+    let said = stderr(&output);
+    let words =
+        "the old list could not be written back: remove the line /mnt/trap.so from /etc/ld.so.preload";
+    assert!(said.contains(words) && !said.contains("is restored"), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "status 2\n", "{output:?}");
 }
 
 /// Returns the variables of a drop-in.
