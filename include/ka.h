@@ -63,13 +63,13 @@
 #define KA_VERSION_NUMBER (1000000 * KA_VERSION_MAJOR + 1000 * KA_VERSION_MINOR + KA_VERSION_PATCH)
 
 /**
- * Initialises a struct ka_config that changes nothing: struct ka_config config = KA_CONFIG_INIT;
+ * Initialise a struct ka_config that changes nothing: struct ka_config config = KA_CONFIG_INIT;
  */
 #define KA_CONFIG_INIT { sizeof(struct ka_config), KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP }
 
 #if defined(__STDC_VERSION__) && __STDC_VERSION__ >= 199901L
 /**
- * Creates a struct ka_config that sets these fields and changes nothing else (C99):
+ * Create a struct ka_config that sets these fields and changes nothing else (C99):
  *
  *     ka_apply(fd, &KA_CONFIG(.keepalive = KA_ON, .idle = 60, .intvl = 10, .cnt = 5));
  */
@@ -77,7 +77,7 @@
 #endif
 
 /**
- * Initialises a struct ka_status for ka_get_status: struct ka_status status = KA_STATUS_INIT;
+ * Initialise a struct ka_status for ka_get_status: struct ka_status status = KA_STATUS_INIT;
  */
 #define KA_STATUS_INIT { sizeof(struct ka_status), 0, 0, 0, 0, 0, 0, 0, 0 }
 
@@ -291,7 +291,7 @@ extern "C" {
 #endif /* __cplusplus */
 
 /**
- * Turns keepalive on with these timers.
+ * Turn keepalive on with these timers.
  *
  * If a value is out of range, the call fails with EINVAL and changes nothing. A server that needs keepalive even if
  * a timer cannot be set calls ka_enable_lenient instead.
@@ -343,7 +343,7 @@ int ka_enable(int fd,
               int cnt);
 
 /**
- * Turns keepalive on even if a timer cannot be set, and reports the timers that are not as requested.
+ * Turn keepalive on even if a timer cannot be set, and report the timers that are not as requested.
  *
  * This function replaces setsockopt(2) calls whose results a server ignores. A bad value or an old kernel then costs
  * the server a timer, but not keepalive, and the server can log which timer. A server that prefers to stop on a
@@ -377,7 +377,7 @@ int ka_enable_lenient(int fd,
                       int cnt);
 
 /**
- * Turns keepalive off. The timers keep their values, and ka_enable with KA_KEEP uses them again.
+ * Turn keepalive off. The timers keep their values, and ka_enable with KA_KEEP uses them again.
  *
  *   fd     a TCP or MPTCP socket in any state.
  *
@@ -394,7 +394,7 @@ int ka_enable_lenient(int fd,
 int ka_disable(int fd);
 
 /**
- * Tests whether keepalive is on.
+ * Test whether keepalive is on.
  *
  * Unlike getsockopt(2) with SO_KEEPALIVE, this function fails on UDP and unix sockets.
  *
@@ -411,7 +411,7 @@ int ka_disable(int fd);
 int ka_is_enabled(int fd);
 
 /**
- * Gets the idle time before the first probe. Keepalive may be on or off.
+ * Get the idle time before the first probe. Keepalive may be on or off.
  *
  *   fd       a TCP or MPTCP socket in any state.
  *   seconds  receives the value in force. If it has not been set on this socket, this is the value of the sysctl
@@ -433,7 +433,7 @@ int ka_get_idle(int fd,
                 int *seconds);
 
 /**
- * Gets the time from one unanswered probe to the next. Keepalive may be on or off.
+ * Get the time from one unanswered probe to the next. Keepalive may be on or off.
  *
  *   fd       a TCP or MPTCP socket in any state.
  *   seconds  receives the value in force. If it has not been set on this socket, this is the value of the sysctl
@@ -454,7 +454,7 @@ int ka_get_intvl(int fd,
                  int *seconds);
 
 /**
- * Gets the number of unanswered probes that end the connection. Keepalive may be on or off.
+ * Get the number of unanswered probes that end the connection. Keepalive may be on or off.
  *
  *   fd      a TCP or MPTCP socket in any state.
  *   probes  receives the value in force. If it has not been set on this socket, this is the value of the sysctl
@@ -475,7 +475,7 @@ int ka_get_cnt(int fd,
                int *probes);
 
 /**
- * Gets the user timeout: how long sent data or keepalive probes may stay unacknowledged. TCP_USER_TIMEOUT
+ * Get the user timeout: how long sent data or keepalive probes may stay unacknowledged. TCP_USER_TIMEOUT
  *
  *   fd            a TCP socket in any state.
  *   milliseconds  receives the time. 0 means that there is no user timeout, and the kernel's own limits apply:
@@ -496,7 +496,7 @@ int ka_get_user_timeout(int fd,
                         int *milliseconds);
 
 /**
- * Sets the user timeout: how long sent data or keepalive probes may stay unacknowledged. TCP_USER_TIMEOUT, RFC 5482
+ * Set the user timeout: how long sent data or keepalive probes may stay unacknowledged. TCP_USER_TIMEOUT, RFC 5482
  *
  * While sent data is unacknowledged, the kernel sends no keepalive probes. If the peer dies during that time, the
  * kernel detects it only when it stops retransmitting (after about 15 minutes) or when the user timeout expires.
@@ -530,7 +530,7 @@ int ka_set_user_timeout(int fd,
                         int milliseconds);
 
 /**
- * Applies a policy: sets every field of config that is neither KA_KEEP nor 0.
+ * Apply a policy: set every field of config that is neither KA_KEEP nor 0.
  *
  *   fd      a TCP or MPTCP socket in any state.
  *   config  the policy. Create it with KA_CONFIG_INIT or KA_CONFIG.
@@ -567,7 +567,7 @@ int ka_apply(int fd,
              const struct ka_config *config);
 
 /**
- * Gets the keepalive settings that are in force.
+ * Get the keepalive settings that are in force.
  *
  *   fd      a TCP or MPTCP socket in any state.
  *   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON or KA_OFF. A timer that
@@ -593,7 +593,7 @@ int ka_query(int fd,
              struct ka_config *config);
 
 /**
- * Gets the settings of a new socket in the calling thread's network namespace.
+ * Get the settings of a new socket in the calling thread's network namespace.
  *
  *   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_OFF, and user_timeout is
  *           KA_NONE. The timers have the values of the sysctls net.ipv4.tcp_keepalive_time, tcp_keepalive_intvl and
@@ -614,7 +614,7 @@ int ka_query(int fd,
 int ka_defaults(struct ka_config *config);
 
 /**
- * Reads a policy from a text, for example from a configuration file, an option or the environment.
+ * Read a policy from a text, for example from a configuration file, an option or the environment.
  *
  *   text    has one of two forms. Blanks and line ends around an item are ignored. Values that are not named are
  *           KA_KEEP.
@@ -642,7 +642,7 @@ int ka_parse(const char *text,
              struct ka_config *config);
 
 /**
- * Writes a policy as a text that ka_parse reads back to the same policy: "idle=60,intvl=10,cnt=5", "off".
+ * Write a policy as a text that ka_parse reads back to the same policy: "idle=60,intvl=10,cnt=5", "off".
  *
  * The text has neither blanks nor units. ka_parse reads a user_timeout without a unit as milliseconds. The command ka
  * and the KA_ variables reject one below 1000 without a unit, because a person could mean seconds.
@@ -666,7 +666,7 @@ int ka_format(const struct ka_config *config,
               size_t size);
 
 /**
- * Explains why ka_parse rejects a text, in a message for the person who wrote the text.
+ * Explain why ka_parse rejects a text, in a message for the person who wrote the text.
  *
  * The message names the wrong item and describes a valid one: "\"cnt=0\": cnt must be 1..127 probes". It has no
  * line end, and only printable ASCII characters. Other characters of the text are written as escapes.
@@ -689,7 +689,7 @@ int ka_explain(const char *text,
                size_t size);
 
 /**
- * Calculates a policy that detects a dead peer within a given time, even if each kernel timer is as late as possible.
+ * Calculate a policy that detects a dead peer within a given time, even if each kernel timer is as late as possible.
  * It uses up to three probes.
  *
  *   within_ms  milliseconds, 2274 or more.
@@ -709,7 +709,7 @@ int ka_plan_detect(uint32_t within_ms,
                    struct ka_config *config);
 
 /**
- * Calculates a policy that keeps a connection open on a path whose NAT, firewall or load balancer drops idle
+ * Calculate a policy that keeps a connection open on a path whose NAT, firewall or load balancer drops idle
  * connections.
  *
  * Two probes are sent before the path's idle timeout, so one may be lost. A timeout of 350 s gives idle 280, intvl 30
@@ -731,7 +731,7 @@ int ka_plan_path(uint32_t path_idle_s,
                  struct ka_config *config);
 
 /**
- * Calculates the policy of ka_plan_path for a middlebox whose idle timeout is published.
+ * Calculate the policy of ka_plan_path for a middlebox whose idle timeout is published.
  *
  *   name    one of the names below. Each number is the default idle timeout in seconds. The manual page
  *           ka_plan_path(3) names its source. If an operator has changed the timeout, use ka_plan_path.
@@ -772,7 +772,7 @@ int ka_plan_preset(const char *name,
                    struct ka_config *config);
 
 /**
- * Calculates how long a policy needs to detect a dead peer, from the last packet of the peer.
+ * Calculate how long a policy needs to detect a dead peer, from the last packet of the peer.
  *
  *   config      the policy. keepalive must be KA_ON, and idle, intvl and cnt must be set. If user_timeout is set, the
  *               connection ends at the first probe time that is at or after the user timeout, but not before one
@@ -798,7 +798,7 @@ int ka_detect_time(const struct ka_config *config,
                    uint64_t *worst_ms);
 
 /**
- * Gets the state of a connection: unanswered probes, data in flight, and when the peer last sent something.
+ * Get the state of a connection: unanswered probes, data in flight, and when the peer last sent something.
  *
  *   fd      a TCP or MPTCP socket in any state.
  *   status  receives the state. Its size must be set (KA_STATUS_INIT).
@@ -817,7 +817,7 @@ int ka_detect_time(const struct ka_config *config,
 int ka_get_status(int fd, struct ka_status *status);
 
 /**
- * Creates a reaper without connections.
+ * Create a reaper without connections.
  *
  *   timeout_ms  milliseconds, 1 or more. A connection is due when now_ms - (time of its last touch) >= timeout_ms.
  *
@@ -832,7 +832,7 @@ int ka_get_status(int fd, struct ka_status *status);
 struct ka_reaper *ka_reaper_new(uint32_t timeout_ms);
 
 /**
- * Frees a reaper. Its connections stay open.
+ * Free a reaper. Its connections stay open.
  *
  *   reaper  a reaper of ka_reaper_new, which must not be used again, or NULL, which does nothing.
  *
@@ -844,7 +844,7 @@ struct ka_reaper *ka_reaper_new(uint32_t timeout_ms);
 void ka_reaper_free(struct ka_reaper *reaper);
 
 /**
- * Records that a connection is active now. Adds the connection if it is new. Takes the same time for any number of
+ * Record that a connection is active now. Add the connection if it is new. This takes the same time for any number of
  * connections.
  *
  *   reaper  a reaper of ka_reaper_new.
@@ -865,7 +865,7 @@ int ka_reaper_touch(struct ka_reaper *reaper,
                     uint64_t now_ms);
 
 /**
- * Removes a connection. Call this before close(2). Otherwise a new connection with the same descriptor number
+ * Remove a connection. Call this before close(2). Otherwise a new connection with the same descriptor number
  * inherits the old entry.
  *
  *   reaper  a reaper of ka_reaper_new.
@@ -883,7 +883,7 @@ int ka_reaper_forget(struct ka_reaper *reaper,
                      int fd);
 
 /**
- * Removes connections that are due, and returns their descriptors, the longest inactive first. The call takes time
+ * Remove connections that are due, and return their descriptors, the longest inactive first. The call takes time
  * for each connection that it removes. It does not take longer if the reaper has more connections.
  *
  *   reaper  a reaper of ka_reaper_new.
@@ -904,7 +904,7 @@ int ka_reaper_expired(struct ka_reaper *reaper,
                       size_t n);
 
 /**
- * Returns the time until the next connection is due, as a timeout for epoll_wait(2) or poll(2).
+ * Return the time until the next connection is due, as a timeout for epoll_wait(2) or poll(2).
  *
  *   reaper  a reaper of ka_reaper_new. It is not changed: now_ms does not advance its clock.
  *   now_ms  the current time, in milliseconds.
@@ -921,7 +921,7 @@ int ka_reaper_next(const struct ka_reaper *reaper,
                    uint64_t now_ms);
 
 /**
- * Returns the number of connections in a reaper.
+ * Return the number of connections in a reaper.
  *
  *   reaper  a reaper of ka_reaper_new, or NULL, which has no connection.
  *
@@ -933,7 +933,7 @@ int ka_reaper_next(const struct ka_reaper *reaper,
 size_t ka_reaper_len(const struct ka_reaper *reaper);
 
 /**
- * Creates a random nonce for one connection.
+ * Create a random nonce for one connection.
  *
  * The bytes come from getrandom(2), or from /dev/urandom if the kernel does not have getrandom(2) (before 3.17). The
  * call waits only early after boot, until the kernel has gathered enough randomness.
@@ -952,7 +952,7 @@ size_t ka_reaper_len(const struct ka_reaper *reaper);
 int ka_beat_nonce(uint8_t nonce[KA_BEAT_NONCE_SIZE]);
 
 /**
- * Creates the frame of a heartbeat.
+ * Create the frame of a heartbeat.
  *
  *   key       the key that the client shares with its server.
  *   key_size  the size of key in bytes, 16 or more. 32 random bytes are best. HMAC (RFC 2104) pads a key of up to 64
@@ -977,7 +977,7 @@ int ka_beat_sign(const uint8_t *key,
                  uint8_t frame[KA_BEAT_SIZE]);
 
 /**
- * Gets the client that a frame names, so that the server can find the key. The name is not proved until
+ * Get the client that a frame names, so that the server can find the key. The name is not proved until
  * ka_beat_verify succeeds.
  *
  *   frame   the KA_BEAT_SIZE bytes that were received.
@@ -995,7 +995,7 @@ int ka_beat_client(const uint8_t frame[KA_BEAT_SIZE],
                    uint64_t *client);
 
 /**
- * Verifies a frame: it was made with this key, for the connection with this nonce, and it is newer than the last one.
+ * Verify that a frame was made with this key, for the connection with this nonce, and is newer than the last one.
  *
  * The time of the MAC comparison does not depend on where the MACs differ. The sequence is checked only if the MAC is
  * right.
@@ -1026,7 +1026,7 @@ int ka_beat_verify(const uint8_t *key,
                    struct ka_beat *beat);
 
 /**
- * Returns the version of the library that runs, for example "0.1.0". KA_VERSION is the version of the header that the
+ * Return the version of the library that runs, for example "0.1.0". KA_VERSION is the version of the header that the
  * program was compiled with.
  *
  * Returns a string that is valid as long as the library is loaded. Never fails.
@@ -1037,7 +1037,7 @@ int ka_beat_verify(const uint8_t *key,
 const char *ka_version(void);
 
 /**
- * Returns the version of the library that runs, as a number to compare: 1000000 * major + 1000 * minor + patch.
+ * Return the version of the library that runs, as a number to compare: 1000000 * major + 1000 * minor + patch.
  * KA_VERSION_NUMBER is that of the header that the program was compiled with.
  *
  * Returns the number. Never fails.

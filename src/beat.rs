@@ -42,7 +42,7 @@ pub struct ka_beat {
 }
 
 /// cbindgen:ptrs-as-arrays=[[nonce; KA_BEAT_NONCE_SIZE]]
-/// Creates a random nonce for one connection.
+/// Create a random nonce for one connection.
 ///
 /// The bytes come from getrandom(2), or from /dev/urandom if the kernel does not have getrandom(2) (before 3.17). The
 /// call waits only early after boot, until the kernel has gathered enough randomness.
@@ -71,7 +71,7 @@ pub unsafe extern "C" fn ka_beat_nonce(nonce: *mut u8) -> c_int {
 }
 
 /// cbindgen:ptrs-as-arrays=[[nonce; KA_BEAT_NONCE_SIZE], [frame; KA_BEAT_SIZE]]
-/// Creates the frame of a heartbeat.
+/// Create the frame of a heartbeat.
 ///
 ///   key       the key that the client shares with its server.
 ///   key_size  the size of key in bytes, 16 or more. 32 random bytes are best. HMAC (RFC 2104) pads a key of up to 64
@@ -112,7 +112,7 @@ pub unsafe extern "C" fn ka_beat_sign(
 }
 
 /// cbindgen:ptrs-as-arrays=[[frame; KA_BEAT_SIZE]]
-/// Gets the client that a frame names, so that the server can find the key. The name is not proved until
+/// Get the client that a frame names, so that the server can find the key. The name is not proved until
 /// ka_beat_verify succeeds.
 ///
 ///   frame   the KA_BEAT_SIZE bytes that were received.
@@ -142,7 +142,7 @@ pub unsafe extern "C" fn ka_beat_client(frame: *const u8, client: *mut u64) -> c
 }
 
 /// cbindgen:ptrs-as-arrays=[[nonce; KA_BEAT_NONCE_SIZE], [frame; KA_BEAT_SIZE]]
-/// Verifies a frame: it was made with this key, for the connection with this nonce, and it is newer than the last one.
+/// Verify that a frame was made with this key, for the connection with this nonce, and is newer than the last one.
 ///
 /// The time of the MAC comparison does not depend on where the MACs differ. The sequence is checked only if the MAC is
 /// right.

@@ -175,7 +175,7 @@ pub(crate) const fn user_timeout(milliseconds: c_int) -> UserTimeout {
     }
 }
 
-/// Gets the settings of a new socket in the calling thread's network namespace.
+/// Get the settings of a new socket in the calling thread's network namespace.
 ///
 ///   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_OFF, and user_timeout is
 ///           KA_NONE. The timers have the values of the sysctls net.ipv4.tcp_keepalive_time, tcp_keepalive_intvl and

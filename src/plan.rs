@@ -10,7 +10,7 @@ use libc::{c_char, c_int};
 use crate::config::{ConfigWords, ka_config, values};
 use crate::errno::{EINVAL, answer};
 
-/// Calculates a policy that detects a dead peer within a given time, even if each kernel timer is as late as possible.
+/// Calculate a policy that detects a dead peer within a given time, even if each kernel timer is as late as possible.
 /// It uses up to three probes.
 ///
 ///   within_ms  milliseconds, 2274 or more.
@@ -31,7 +31,7 @@ pub unsafe extern "C" fn ka_plan_detect(within_ms: u32, config: *mut ka_config) 
     unsafe { ka_config::fill(config, || plan(ka_core::plan_detect(within_ms))) }
 }
 
-/// Calculates a policy that keeps a connection open on a path whose NAT, firewall or load balancer drops idle
+/// Calculate a policy that keeps a connection open on a path whose NAT, firewall or load balancer drops idle
 /// connections.
 ///
 /// Two probes are sent before the path's idle timeout, so one may be lost. A timeout of 350 s gives idle 280, intvl 30
@@ -54,7 +54,7 @@ pub unsafe extern "C" fn ka_plan_path(path_idle_s: u32, config: *mut ka_config) 
     unsafe { ka_config::fill(config, || plan(ka_core::plan_path(path_idle_s))) }
 }
 
-/// Calculates the policy of ka_plan_path for a middlebox whose idle timeout is published.
+/// Calculate the policy of ka_plan_path for a middlebox whose idle timeout is published.
 ///
 ///   name    one of the names below. Each number is the default idle timeout in seconds. The manual page
 ///           ka_plan_path(3) names its source. If an operator has changed the timeout, use ka_plan_path.
@@ -87,7 +87,7 @@ pub unsafe extern "C" fn ka_plan_preset(name: *const c_char, config: *mut ka_con
     }
 }
 
-/// Calculates how long a policy needs to detect a dead peer, from the last packet of the peer.
+/// Calculate how long a policy needs to detect a dead peer, from the last packet of the peer.
 ///
 ///   config      the policy. keepalive must be KA_ON, and idle, intvl and cnt must be set. If user_timeout is set, the
 ///               connection ends at the first probe time that is at or after the user timeout, but not before one

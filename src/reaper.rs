@@ -31,7 +31,7 @@ use crate::errno::{EINVAL, answer, answer_pointer};
 #[allow(non_camel_case_types, reason = "this is its name in C")]
 pub struct ka_reaper(Reaper);
 
-/// Creates a reaper without connections.
+/// Create a reaper without connections.
 ///
 ///   timeout_ms  milliseconds, 1 or more. A connection is due when now_ms - (time of its last touch) >= timeout_ms.
 ///
@@ -50,7 +50,7 @@ pub extern "C" fn ka_reaper_new(timeout_ms: u32) -> *mut ka_reaper {
     })
 }
 
-/// Frees a reaper. Its connections stay open.
+/// Free a reaper. Its connections stay open.
 ///
 ///   reaper  a reaper of ka_reaper_new, which must not be used again, or NULL, which does nothing.
 ///
@@ -64,7 +64,7 @@ pub unsafe extern "C" fn ka_reaper_free(reaper: *mut ka_reaper) {
     drop(unsafe { Heap::from_raw(reaper) });
 }
 
-/// Records that a connection is active now. Adds the connection if it is new. Takes the same time for any number of
+/// Record that a connection is active now. Add the connection if it is new. This takes the same time for any number of
 /// connections.
 ///
 ///   reaper  a reaper of ka_reaper_new.
@@ -89,7 +89,7 @@ pub unsafe extern "C" fn ka_reaper_touch(reaper: *mut ka_reaper, fd: c_int, now_
     })
 }
 
-/// Removes a connection. Call this before close(2). Otherwise a new connection with the same descriptor number
+/// Remove a connection. Call this before close(2). Otherwise a new connection with the same descriptor number
 /// inherits the old entry.
 ///
 ///   reaper  a reaper of ka_reaper_new.
@@ -111,7 +111,7 @@ pub unsafe extern "C" fn ka_reaper_forget(reaper: *mut ka_reaper, fd: c_int) -> 
     })
 }
 
-/// Removes connections that are due, and returns their descriptors, the longest inactive first. The call takes time
+/// Remove connections that are due, and return their descriptors, the longest inactive first. The call takes time
 /// for each connection that it removes. It does not take longer if the reaper has more connections.
 ///
 ///   reaper  a reaper of ka_reaper_new.
@@ -150,7 +150,7 @@ pub unsafe extern "C" fn ka_reaper_expired(
     })
 }
 
-/// Returns the time until the next connection is due, as a timeout for epoll_wait(2) or poll(2).
+/// Return the time until the next connection is due, as a timeout for epoll_wait(2) or poll(2).
 ///
 ///   reaper  a reaper of ka_reaper_new. It is not changed: now_ms does not advance its clock.
 ///   now_ms  the current time, in milliseconds.
@@ -171,7 +171,7 @@ pub unsafe extern "C" fn ka_reaper_next(reaper: *const ka_reaper, now_ms: u64) -
     })
 }
 
-/// Returns the number of connections in a reaper.
+/// Return the number of connections in a reaper.
 ///
 ///   reaper  a reaper of ka_reaper_new, or NULL, which has no connection.
 ///

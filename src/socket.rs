@@ -8,7 +8,7 @@ use libc::c_int;
 use crate::config::{in_force, ka_config, named, user_timeout};
 use crate::errno::{EINVAL, answer};
 
-/// Turns keepalive on with these timers.
+/// Turn keepalive on with these timers.
 ///
 /// If a value is out of range, the call fails with EINVAL and changes nothing. A server that needs keepalive even if
 /// a timer cannot be set calls ka_enable_lenient instead.
@@ -77,7 +77,7 @@ pub const KA_MISSED_CNT: c_int = 4;
 /// Bit in the result of ka_enable_lenient: the socket is neither TCP nor MPTCP.
 pub const KA_MISSED_TCP: c_int = 8;
 
-/// Turns keepalive on even if a timer cannot be set, and reports the timers that are not as requested.
+/// Turn keepalive on even if a timer cannot be set, and report the timers that are not as requested.
 ///
 /// This function replaces setsockopt(2) calls whose results a server ignores. A bad value or an old kernel then costs
 /// the server a timer, but not keepalive, and the server can log which timer. A server that prefers to stop on a
@@ -129,7 +129,7 @@ pub extern "C" fn ka_enable_lenient(fd: c_int, idle: c_int, intvl: c_int, cnt: c
     })
 }
 
-/// Turns keepalive off. The timers keep their values, and ka_enable with KA_KEEP uses them again.
+/// Turn keepalive off. The timers keep their values, and ka_enable with KA_KEEP uses them again.
 ///
 ///   fd     a TCP or MPTCP socket in any state.
 ///
@@ -147,7 +147,7 @@ pub extern "C" fn ka_disable(fd: c_int) -> c_int {
     answer(|| apply(fd, &Config::KEEP.with_enabled(Some(false))))
 }
 
-/// Tests whether keepalive is on.
+/// Test whether keepalive is on.
 ///
 /// Unlike getsockopt(2) with SO_KEEPALIVE, this function fails on UDP and unix sockets.
 ///
@@ -165,7 +165,7 @@ pub extern "C" fn ka_is_enabled(fd: c_int) -> c_int {
     answer(|| Ok(Socket::new(fd).is_enabled()?.into()))
 }
 
-/// Gets the idle time before the first probe. Keepalive may be on or off.
+/// Get the idle time before the first probe. Keepalive may be on or off.
 ///
 ///   fd       a TCP or MPTCP socket in any state.
 ///   seconds  receives the value in force. If it has not been set on this socket, this is the value of the sysctl
@@ -188,7 +188,7 @@ pub unsafe extern "C" fn ka_get_idle(fd: c_int, seconds: *mut c_int) -> c_int {
     unsafe { get(fd, Timer::Idle, seconds) }
 }
 
-/// Gets the time from one unanswered probe to the next. Keepalive may be on or off.
+/// Get the time from one unanswered probe to the next. Keepalive may be on or off.
 ///
 ///   fd       a TCP or MPTCP socket in any state.
 ///   seconds  receives the value in force. If it has not been set on this socket, this is the value of the sysctl
@@ -210,7 +210,7 @@ pub unsafe extern "C" fn ka_get_intvl(fd: c_int, seconds: *mut c_int) -> c_int {
     unsafe { get(fd, Timer::Intvl, seconds) }
 }
 
-/// Gets the number of unanswered probes that end the connection. Keepalive may be on or off.
+/// Get the number of unanswered probes that end the connection. Keepalive may be on or off.
 ///
 ///   fd      a TCP or MPTCP socket in any state.
 ///   probes  receives the value in force. If it has not been set on this socket, this is the value of the sysctl
@@ -232,7 +232,7 @@ pub unsafe extern "C" fn ka_get_cnt(fd: c_int, probes: *mut c_int) -> c_int {
     unsafe { get(fd, Timer::Cnt, probes) }
 }
 
-/// Gets the user timeout: how long sent data or keepalive probes may stay unacknowledged. TCP_USER_TIMEOUT
+/// Get the user timeout: how long sent data or keepalive probes may stay unacknowledged. TCP_USER_TIMEOUT
 ///
 ///   fd            a TCP socket in any state.
 ///   milliseconds  receives the time. 0 means that there is no user timeout, and the kernel's own limits apply:
@@ -254,7 +254,7 @@ pub unsafe extern "C" fn ka_get_user_timeout(fd: c_int, milliseconds: *mut c_int
     unsafe { get(fd, Timer::UserTimeout, milliseconds) }
 }
 
-/// Sets the user timeout: how long sent data or keepalive probes may stay unacknowledged. TCP_USER_TIMEOUT, RFC 5482
+/// Set the user timeout: how long sent data or keepalive probes may stay unacknowledged. TCP_USER_TIMEOUT, RFC 5482
 ///
 /// While sent data is unacknowledged, the kernel sends no keepalive probes. If the peer dies during that time, the
 /// kernel detects it only when it stops retransmitting (after about 15 minutes) or when the user timeout expires.
@@ -288,7 +288,7 @@ pub extern "C" fn ka_set_user_timeout(fd: c_int, milliseconds: c_int) -> c_int {
     answer(|| apply(fd, &Config::KEEP.with_user_timeout(user_timeout(milliseconds))?))
 }
 
-/// Applies a policy: sets every field of config that is neither KA_KEEP nor 0.
+/// Apply a policy: set every field of config that is neither KA_KEEP nor 0.
 ///
 ///   fd      a TCP or MPTCP socket in any state.
 ///   config  the policy. Create it with KA_CONFIG_INIT or KA_CONFIG.
@@ -326,7 +326,7 @@ pub unsafe extern "C" fn ka_apply(fd: c_int, config: *const ka_config) -> c_int 
     answer(|| apply(fd, &unsafe { ka_config::read(config) }?))
 }
 
-/// Gets the keepalive settings that are in force.
+/// Get the keepalive settings that are in force.
 ///
 ///   fd      a TCP or MPTCP socket in any state.
 ///   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON or KA_OFF. A timer that

@@ -35,7 +35,7 @@ pub struct ka_status {
     pub rtt_us: u32,
 }
 
-/// Gets the state of a connection: unanswered probes, data in flight, and when the peer last sent something.
+/// Get the state of a connection: unanswered probes, data in flight, and when the peer last sent something.
 ///
 ///   fd      a TCP or MPTCP socket in any state.
 ///   status  receives the state. Its size must be set (KA_STATUS_INIT).

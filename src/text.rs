@@ -10,7 +10,7 @@ use libc::{c_char, c_int};
 use crate::config::{ka_config, values};
 use crate::errno::{EINVAL, answer};
 
-/// Reads a policy from a text, for example from a configuration file, an option or the environment.
+/// Read a policy from a text, for example from a configuration file, an option or the environment.
 ///
 ///   text    has one of two forms. Blanks and line ends around an item are ignored. Values that are not named are
 ///           KA_KEEP.
@@ -47,7 +47,7 @@ pub unsafe extern "C" fn ka_parse(text: *const c_char, config: *mut ka_config) -
     }
 }
 
-/// Writes a policy as a text that ka_parse reads back to the same policy: "idle=60,intvl=10,cnt=5", "off".
+/// Write a policy as a text that ka_parse reads back to the same policy: "idle=60,intvl=10,cnt=5", "off".
 ///
 /// The text has neither blanks nor units. ka_parse reads a user_timeout without a unit as milliseconds. The command ka
 /// and the KA_ variables reject one below 1000 without a unit, because a person could mean seconds.
@@ -80,7 +80,7 @@ pub unsafe extern "C" fn ka_format(config: *const ka_config, text: *mut c_char, 
     })
 }
 
-/// Explains why ka_parse rejects a text, in a message for the person who wrote the text.
+/// Explain why ka_parse rejects a text, in a message for the person who wrote the text.
 ///
 /// The message names the wrong item and describes a valid one: "\"cnt=0\": cnt must be 1..127 probes". It has no
 /// line end, and only printable ASCII characters. Other characters of the text are written as escapes.

@@ -4,7 +4,7 @@
 
 use libc::c_char;
 
-/// Returns the version of the library that runs, for example "0.1.0". KA_VERSION is the version of the header that the
+/// Return the version of the library that runs, for example "0.1.0". KA_VERSION is the version of the header that the
 /// program was compiled with.
 ///
 /// Returns a string that is valid as long as the library is loaded. Never fails.
@@ -16,7 +16,7 @@ pub extern "C" fn ka_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// Returns the version of the library that runs, as a number to compare: 1000000 * major + 1000 * minor + patch.
+/// Return the version of the library that runs, as a number to compare: 1000000 * major + 1000 * minor + patch.
 /// KA_VERSION_NUMBER is that of the header that the program was compiled with.
 ///
 /// Returns the number. Never fails.

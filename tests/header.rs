@@ -88,13 +88,13 @@ fn macros() -> String {
 #define KA_VERSION_NUMBER (1000000 * KA_VERSION_MAJOR + 1000 * KA_VERSION_MINOR + KA_VERSION_PATCH)
 
 /**
- * Initialises a struct ka_config that changes nothing: struct ka_config config = KA_CONFIG_INIT;
+ * Initialise a struct ka_config that changes nothing: struct ka_config config = KA_CONFIG_INIT;
  */
 #define KA_CONFIG_INIT {{ sizeof(struct ka_config), KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP }}
 
 #if defined(__STDC_VERSION__) && __STDC_VERSION__ >= 199901L
 /**
- * Creates a struct ka_config that sets these fields and changes nothing else (C99):
+ * Create a struct ka_config that sets these fields and changes nothing else (C99):
  *
  *     ka_apply(fd, &KA_CONFIG(.keepalive = KA_ON, .idle = 60, .intvl = 10, .cnt = 5));
  */
@@ -102,7 +102,7 @@ fn macros() -> String {
 #endif
 
 /**
- * Initialises a struct ka_status for ka_get_status: struct ka_status status = KA_STATUS_INIT;
+ * Initialise a struct ka_status for ka_get_status: struct ka_status status = KA_STATUS_INIT;
  */
 #define KA_STATUS_INIT {{ sizeof(struct ka_status), 0, 0, 0, 0, 0, 0, 0, 0 }}
 "#
@@ -147,6 +147,8 @@ fn functions_of_the_header_are_documented_completely() {
         for part in ["Returns", "Since "] {
             assert!(comment.contains(part), "the comment of {name} lacks: {part}");
         }
+        let verb = comment.split_whitespace().find(|word| word.starts_with(char::is_uppercase)).unwrap();
+        assert!(!verb.ends_with('s'), "the summary of {name} is not in the imperative: {verb}");
         // A reaper has state and uses malloc(3), so one thread at a time may use it.
         let callers = match *name {
             "ka_reaper_new" => "\n * Thread-safe, fork-safe.",
