@@ -101,6 +101,8 @@ fn detection_time_follows_the_user_timeout() {
     assert_eq!(detection("idle=1,intvl=1,cnt=2,user_timeout=10000"), plain(10, 10));
     assert_eq!(detection("idle=1,intvl=1,cnt=2,user_timeout=10001"), plain(11, 11));
     assert_eq!(detection("idle=32767,intvl=32767,cnt=127"), plain(32767 * 128, 128));
+    // Measured: a connection whose peer dies right after it has answered a probe ends after 9.9 s.
+    assert_eq!(detection("1,5,1"), Ok((6000, worst_ms(10, 2))));
     for incomplete in
         ["idle=60", "off,idle=60,intvl=10,cnt=5", "keep,idle=60,intvl=10,cnt=5", "intvl=1,cnt=1"]
     {
