@@ -169,15 +169,52 @@ pub(crate) enum Via {
 
 Status: 1 if ka could not set a socket or a process, or if with --spread a signal came before ka had set all sockets.
 
-JSON: set, unchanged, failed: numbers of sockets. without_user_timeout: number of sockets that cannot have the \
-policy's user timeout. dry_run, policy, mode. not_found: number of sockets to undo that are closed or whose process \
-has ended. denied: number of processes that ka may not examine. skipped: number of processes that KA_SKIP names. \
-sockets_left, processes_left: numbers of sockets and processes that ka had not set or examined when a signal came. \
-others: other policies of ka that the processes have (pid, way, of, policy, mode, rules). of is the PID of the \
-supervisor or the name of the cgroup, and rules is the number of rules. sockets: array with an object per socket (pid, \
-fd, inode, comm, local, peer, result, before, after, error, note). result is set, would-set (on a dry run), unchanged, \
-failed, or denied (ka may not examine the process; only with --all and --user). before and after are null, or an \
-object (keepalive, idle, intvl, cnt, user_timeout_ms). With --follow, ka prints one line per socket instead.
+JSON keys: An object. With --follow, ka prints one line per socket instead, each with an object as in sockets. \
+sockets[].pid is the key pid of each object in the array sockets.
+  set: integer, sockets. How many sockets ka set. With --dry-run: how many it would set.
+  unchanged: integer, sockets. How many sockets needed no change.
+  failed: integer, sockets and processes. How many sockets ka could not set, and processes it could not examine.
+  without_user_timeout: integer, sockets. How many sockets cannot have the user timeout of the policy.
+  dry_run: boolean. Whether --dry-run is given.
+  policy: string. The policy, as a text that --policy takes. null: with --undo.
+  mode: string. One of force, floor, default. null: with --undo.
+  not_found: integer, sockets. With --undo: how many sockets of FILE are closed, or belong to a process that has ended.
+  denied: integer, processes. With --all and --user: how many processes ka may not examine.
+  skipped: integer, processes. With --all and --user: how many processes KA_SKIP names.
+  sockets_left: integer, sockets. How many sockets ka had not set when a signal came.
+  processes_left: integer, processes. How many processes ka had not examined when a signal came.
+  others: array of objects. The other policies of ka that apply to the processes.
+  others[].pid: integer. The process.
+  others[].way: string. The way the process got the policy. One of preload, seccomp, cgroup.
+  others[].of: string. Via seccomp, the PID of the supervisor. Via cgroup, the name of the cgroup. null: via preload.
+  others[].policy: string. The policy, as a text that --policy takes.
+  others[].mode: string. One of force, floor, default.
+  others[].rules: integer, rules. How many rules KA_RULES has for the process.
+  sockets: array of objects. The sockets, and the processes that ka could not examine.
+  sockets[].pid: integer. A process that has the socket. null: no process has it, or ka may not know which.
+  sockets[].fd: integer. The descriptor of the socket in that process. null: the object is about the whole process, or \
+  pid is null.
+  sockets[].inode: integer. The inode number of the socket. null: unknown.
+  sockets[].comm: string. The name of the process. null: unknown.
+  sockets[].local: string. Local address and port. null: unknown.
+  sockets[].peer: string. Address and port of the peer. null: not connected, or unknown.
+  sockets[].result: string. One of set, would-set, unchanged, failed, denied. would-set: on a dry run. denied: with \
+  --all and --user, ka may not examine the process.
+  sockets[].before: object. The settings before ka set the socket. null: unknown.
+  sockets[].before.keepalive: boolean. Whether keepalive was on.
+  sockets[].before.idle: integer, seconds. TCP_KEEPIDLE.
+  sockets[].before.intvl: integer, seconds. TCP_KEEPINTVL.
+  sockets[].before.cnt: integer, probes. TCP_KEEPCNT.
+  sockets[].before.user_timeout_ms: integer, milliseconds. TCP_USER_TIMEOUT, 0 if it is not set. null: the socket does \
+  not support it (Multipath TCP).
+  sockets[].after: object. The settings after that. On a dry run: the settings that ka would make. null: unknown.
+  sockets[].after.keepalive: boolean. Whether keepalive is on.
+  sockets[].after.idle: integer, seconds. TCP_KEEPIDLE.
+  sockets[].after.intvl: integer, seconds. TCP_KEEPINTVL.
+  sockets[].after.cnt: integer, probes. TCP_KEEPCNT.
+  sockets[].after.user_timeout_ms: integer, milliseconds. As in before. null: as in before.
+  sockets[].error: string. The reason for a failure. null: no failure.
+  sockets[].note: string. Why the socket lacks a part of the policy. null: it lacks nothing.
 
 A program can hold the lock of its socket for as long as it likes. If a socket does not answer within 2 s, ka names \
 it, leaves it unchanged, and continues with the other sockets. After 8 such sockets of one user, ka skips all other \
@@ -365,7 +402,26 @@ pub(crate) struct LsArgs {
 
 Status: For a program: 1 if ka run does not reach it, 127 if there is no such program, 126 if it is not executable. \
 For a process: 1 if ka attach does not reach it or one of its sockets, or if some of its sockets lack keepalive \
-although a policy of ka applies. Without an argument: 1 if a way is not available.")]
+although a policy of ka applies. Without an argument: 1 if a way is not available.
+
+JSON keys: An object. ways[].way is the key way of each object in the array ways.
+  target: string. The path of the program, or the PID and the name of the process, or \"this machine\".
+  facts: array of strings. What ka found out about the target, in sentences for people. They can change with each \
+  version of ka.
+  ways: array of objects. The ways, those that reach the target first. Empty: the kernel cannot start the program, or \
+  the process has no sockets, because it has ended or is a kernel thread.
+  ways[].way: string. One of preload, seccomp, cgroup, attach, bpf. bpf: only for this machine.
+  ways[].reaches: boolean. Whether the way reaches the target. For this machine: whether you may use the way. null: \
+  unknown.
+  ways[].why: string. The reason, in words for people.
+  command: string. The command to use, or \"none: \" and the reason. null: for this machine.
+  supervisor: integer. The PID of the supervisor of ka run --via seccomp. null: the process has none. Absent: for a \
+  program and for this machine, and if ways is empty.
+  cgroups: array of objects. The policies of the process's cgroup and of the cgroups above it, its own first. Empty: \
+  no policy. null: unknown. Absent: as supervisor.
+  cgroups[].cgroup: string. The name of the cgroup, as in /proc/PID/cgroup.
+  cgroups[].policy: string. The policy, as a text that --policy takes.
+  cgroups[].mode: string. One of force, default.")]
 pub(crate) struct CheckArgs {
     /// A program, by name or path, or a process, by PID
     #[arg(value_name = "PROGRAM|PID")]
@@ -378,7 +434,7 @@ pub(crate) struct CheckArgs {
 /// Compute a policy, and show its effects and how to configure it in other software
 ///
 /// ka prints a warning if the user timeout is shorter than the idle time, if the policy has a single probe, or if the
-/// interval is longer than the idle time. In the JSON, the key warnings has these warnings.
+/// interval is longer than the idle time.
 #[derive(Args, Debug)]
 #[command(
     group = ArgGroup::new("what").required(true).args(["detect", "path", "preset", "policy", "list"]),
@@ -387,7 +443,31 @@ pub(crate) struct CheckArgs {
   ka plan --path 350s     keep open a path that forgets after 350 s idle
   ka plan --preset aws-nlb --connections 50000
   ka plan --policy 60,10,6
-  ka plan --list"
+  ka plan --list
+
+JSON keys: Without --list: an object.
+  policy: string. The policy, as a text that --policy takes.
+  idle: integer, seconds. Idle time before the first probe.
+  intvl: integer, seconds. Time from an unanswered probe to the next.
+  cnt: integer, probes. How many unanswered probes end the connection.
+  user_timeout_ms: integer, milliseconds. TCP_USER_TIMEOUT, 0 for none. null: the policy does not set it.
+  typical_ms: integer, milliseconds. Time in which a dead peer is detected if no timer of the kernel is late.
+  worst_ms: integer, milliseconds. The same time if all timers are as late as they can be.
+  probes_per_hour: number, probes. How many probes an idle connection sends in an hour while the peer answers.
+  bytes_per_day: number, bytes. Size of these probes and their answers in a day, over IPv4.
+  connections: integer, connections. The value of --connections.
+  all_probes_per_hour: number, probes. probes_per_hour for all connections.
+  all_bytes_per_day: number, bytes. bytes_per_day for all connections.
+  warnings: array of strings. The warnings, in sentences for people. Empty: no warning.
+
+JSON keys: With --list: an array with an object per preset.
+  name: string. The name that --preset takes.
+  path_idle_s: integer, seconds. The time after which the middlebox forgets an idle connection.
+  idle: integer, seconds. The policy of the preset: idle time before the first probe.
+  intvl: integer, seconds. Time from an unanswered probe to the next.
+  cnt: integer, probes. How many unanswered probes end the connection.
+  source: string. Publisher and title of the document that states path_idle_s.
+  url: string. The address of that document."
 )]
 pub(crate) struct PlanArgs {
     /// Detect a dead peer within this time, even if the kernel's timers are late
@@ -422,6 +502,18 @@ pub(crate) struct PlanArgs {
   ka defaults
   sudo ka defaults --set 60,10,6
   sudo ka defaults --set 60,10,6 --persist
+
+JSON keys: An object. With --set, it has the new values.
+  idle: integer, seconds. net.ipv4.tcp_keepalive_time.
+  intvl: integer, seconds. net.ipv4.tcp_keepalive_intvl.
+  cnt: integer, probes. net.ipv4.tcp_keepalive_probes.
+  typical_ms: integer, milliseconds. Time in which a dead peer is detected. null: keepalive cannot work, because a \
+  value is less than 1.
+  connections: integer, connections. How many connections of this network namespace are in the states established and \
+  close-wait. null: ka cannot list the sockets.
+  with_keepalive: integer, connections. How many of them have keepalive on. null: as for connections.
+  unknown: integer, connections. For how many of them ka could not find out whether keepalive is on. null: as for \
+  connections.
 
 --set needs CAP_NET_ADMIN in the user namespace that owns this network namespace, and a writable /proc/sys.")]
 pub(crate) struct DefaultsArgs {
@@ -483,12 +575,18 @@ pub(crate) enum CgroupCommand {
 Status: 1 if ka could not set or examine some open sockets. With --foreground, ka only prints a message about these, \
 and the status after a signal is 0.
 
+JSON keys: An object.
+  cgroup: string. The name of the cgroup, as in /proc/PID/cgroup.
+  policy: string. The policy, as a text that --policy takes.
+  mode: string. One of force, default.
+  set: integer, sockets. How many open sockets ka set.
+  unchanged: integer, sockets. How many open sockets needed no change.
+  failed: integer, sockets. How many open sockets ka could not set.
+  left: array of strings. Why ka did not examine some open sockets. Empty: ka examined all.
+
 With --foreground, ka tells the service manager when the policy is in force, and sends watchdog messages if the \
 service manager requests them (NOTIFY_SOCKET, WATCHDOG_USEC: sd_notify(3)). When ka has set the open sockets, it drops \
 all capabilities except CAP_BPF.
-
-JSON: cgroup, policy, mode. set, unchanged, failed: numbers of open sockets. left: reasons why ka did not examine some \
-sockets.
 
 Needs CAP_BPF and CAP_NET_ADMIN, and CAP_PERFMON to set open sockets. To set open sockets in other network namespaces \
 (of containers), ka also needs CAP_SYS_ADMIN and CAP_SYS_PTRACE. To read cgroup directories that only their owner may \
@@ -552,6 +650,20 @@ pub(crate) struct CgroupDetachArgs {
 
 Status: 1 if ka could not examine some cgroups. ka names them and the reason on standard error.
 
+JSON keys: An array with an object per policy.
+  cgroup: string. The name of the cgroup, as in /proc/PID/cgroup. null: the cgroup has been removed, and the pins of \
+  its policy are left. One object stands for all removed cgroups.
+  id: integer. The inode number of the directory of the cgroup. 0 if cgroup is null.
+  policy: string. The policy, as a text that --policy takes. null: the cgroup has been removed, or ka cannot read the \
+  policy in the pins.
+  mode: string. One of force, default. null: as for policy.
+  idle: integer, seconds. Idle time before the first probe. null: as for policy.
+  intvl: integer, seconds. Time from an unanswered probe to the next. null: as for policy.
+  cnt: integer, probes. How many unanswered probes end a connection. null: as for policy.
+  pinned: string. The directory of the pins in the bpf filesystem. null: not pinned, so the policy ends with the \
+  process of ka that attached it.
+  above: boolean. Whether the cgroup is above CGROUP. Such a policy is also in force in CGROUP.
+
 Needs CAP_NET_ADMIN and CAP_SYS_ADMIN. If root has only CAP_BPF, ka lists only the policies that ka cgroup \
 attach has pinned.")]
 pub(crate) struct CgroupLsArgs {
@@ -607,7 +719,11 @@ fn lay_out(command: clap::Command) -> clap::Command {
     let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
     let (examples, rest): (Vec<_>, Vec<_>) =
         text.split("\n\n").partition(|paragraph| paragraph.starts_with("Examples:"));
-    let rest: Vec<_> = rest.iter().map(|paragraph| paragraph.replace('\n', " ")).collect();
+    let rest: Vec<_> = rest
+        .iter()
+        // The keys of JSON are a list.
+        .map(|text| if text.starts_with("JSON keys:") { text.to_string() } else { text.replace('\n', " ") })
+        .collect();
     let examples: Vec<_> = examples.iter().flat_map(|example| ["\n\n", example]).collect();
     let examples = examples.concat();
     command

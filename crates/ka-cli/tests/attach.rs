@@ -13,9 +13,10 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use command::json::{assert_described, described};
 use command::{Holder, armed, as_nobody, bare, go_holder, holder, ka, outcome, static_holder};
 use ka_test::artifact::release;
-use ka_test::child::{Running, stdout, succeed};
+use ka_test::child::{Running, preloaded, stdout, succeed};
 use ka_test::kernel::has_mptcp;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
@@ -603,6 +604,42 @@ fn follow_sets_sockets_that_are_opened_later() {
     child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
     assert!(child.wait().unwrap().success());
     assert!(out.ends_with(", 0 failed\n"), "{out}");
+}
+
+#[test]
+fn the_manual_page_describes_each_json_key() {
+    let [keys] = described("ka-attach.1");
+    // Its policy differs from that of ka attach, so ka names it in `others`.
+    let mut command = preloaded(holder());
+    let mut holder = Holder::start(command.env("KA_POLICY", "30,5,3"));
+    let json = |args: &[&str], pid: i32| -> Value {
+        let (_, out, err) = attach(args, pid);
+        serde_json::from_str(&out).unwrap_or_else(|why| panic!("{why}: {out}{err}"))
+    };
+    let dry = json(&["--json", "--dry-run", "-p", "280,30,5"], holder.pid());
+    let set = json(&["--json", "-p", "280,30,5", "--mode", "floor"], holder.pid());
+    assert_eq!(set["others"][0]["policy"], "idle=30,intvl=5,cnt=3", "{set}");
+    let unchanged = json(&["--json", "-p", "280,30,5"], holder.pid());
+    // No process has PID 4194304, because it is the kernel's limit.
+    let failed = json(&["--json"], 4_194_304);
+    let file = scratch("before.json");
+    fs::write(&file, set.to_string()).unwrap();
+    let (_, undone, err) = outcome(ka().args(["attach", "--json", "--undo"]).arg(&file));
+    let undone = serde_json::from_str(&undone).unwrap_or_else(|why| panic!("{why}: {undone}{err}"));
+    assert_described(&keys, &[dry, set, unchanged, failed, undone]);
+
+    let mut follow = ka();
+    follow.args(["attach", "--follow", "--json"]).arg(holder.pid().to_string());
+    let child = follow.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    eventually("ka has set the sockets", || holder.look().iter().all(|options| options.timers[0] == 60));
+    holder.end();
+    let out = child.wait_with_output().unwrap().stdout;
+    let lines: Vec<Value> =
+        String::from_utf8(out).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of_socket = |(key, text): (&String, &String)| {
+        key.strip_prefix("sockets[].").map(|key| (key.to_owned(), text.clone()))
+    };
+    assert_described(&keys.iter().filter_map(of_socket).collect(), &lines);
 }
 
 #[test]

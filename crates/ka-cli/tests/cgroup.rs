@@ -18,6 +18,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use command::cgroups::{Cgroup, attaching, in_own_cgroup_tree, unit_calls};
+use command::json::{assert_described, described};
 use command::{Holder, as_nobody, go_holder, holder, ka, outcome, source, static_holder};
 use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
@@ -554,6 +555,44 @@ fn failures_are_reported() {
     assert!(status == 2 && err.contains("bpffs is not mounted at /sys/fs/bpf (mount -t bpf"), "{err}");
     // Unmounting the filesystem removes the policies that were pinned in it.
     eventually("no policy is attached", || listed(&cgroup).is_empty());
+}
+
+#[test]
+fn the_manual_pages_describe_each_json_key() {
+    if !in_own_cgroup_tree("the_manual_pages_describe_each_json_key") {
+        return;
+    }
+    let json = |(_, out, err): (i32, String, String)| -> Value {
+        serde_json::from_str(&out).unwrap_or_else(|why| panic!("{why}: {out}{err}"))
+    };
+    let cgroup = Cgroup::new();
+    let [below, removed] = ["below", "removed"].map(|name| cgroup.below(name));
+    let holder = Holder::start(&mut within(&below, holder()));
+    let attached = [&cgroup.0, &below, &removed].map(|path| json(ka_cgroup(&["attach", "--json"], path)));
+    // With an open socket that ka may not examine, `left` has a reason.
+    let mut blind = Command::new("setpriv");
+    blind.args(["--bounding-set", "-perfmon,-sys_admin"]).arg(ka().get_program());
+    let blind = json(outcome(blind.args(["cgroup", "attach", "--json"]).arg(&below)));
+    assert_ne!(blind["left"], serde_json::json!([]));
+    let [keys] = described("ka-cgroup-attach.1");
+    assert_described(&keys, &[&attached[..], &[blind]].concat());
+
+    fs::remove_dir(&removed).unwrap();
+    // The kernel removes a cgroup a moment after rmdir(2).
+    let mut all = Value::Null;
+    eventually("ls shows the policy of the removed cgroup", || {
+        all = json(outcome(ka().args(["cgroup", "ls", "--json"])));
+        let is_removed = |row: &Value| row["cgroup"].is_null() && row["policy"].is_null() && row["id"] == 0;
+        all.as_array().unwrap().iter().any(is_removed)
+    });
+    let [keys] = described("ka-cgroup-ls.1");
+    assert_described(&keys, &[all, json(ka_cgroup(&["ls", "--json"], &below))]);
+
+    let check = |args: &[&str]| json(outcome(ka().args(["check", "--json"]).args(args)));
+    let process = check(&[&holder.pid().to_string()]);
+    assert_eq!(process["cgroups"].as_array().unwrap().len(), 2, "{process}");
+    let [keys] = described("ka-check.1");
+    assert_described(&keys, &[process, check(&[]), check(&["true"])]);
 }
 
 /// If a cgroup is removed, ls shows its pinned policy, and the next command removes it.

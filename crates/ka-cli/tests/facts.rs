@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use command::json::{assert_described, described};
 use command::{
     Holder, WaitingProgram, as_nobody, bare, go_holder, holder, ka, outcome, raw, refusing, static_holder,
 };
@@ -768,6 +769,32 @@ fn defaults_works_without_a_list_of_sockets() {
     assert!(text.starts_with("net.ipv4.tcp_keepalive_time = 60\n") && text.contains(why), "{text}");
     let now = fs::read_to_string("/proc/sys/net/ipv4/tcp_keepalive_time").unwrap();
     assert_eq!(now, "60\n");
+}
+
+/// The pages describe exactly the keys that are printed. The suite cgroup.rs checks the keys of a cgroup's policy.
+#[test]
+fn the_manual_pages_describe_each_json_key() {
+    let [mut keys] = described("ka-check.1");
+    keys.retain(|key, _| !key.starts_with("cgroups[]."));
+    let mut process = json_of(ka().args(["check", "--json", &std::process::id().to_string()]));
+    if process["cgroups"].is_array() {
+        process["cgroups"] = json!([]);
+    }
+    let machine = json_of(ka().args(["check", "--json"]));
+    let program = json_of(ka().args(["check", "--json", "true"]));
+    assert_described(&keys, &[process, machine, program]);
+
+    let [plan, presets] = described("ka-plan.1");
+    let short = "idle=60,intvl=70,cnt=1,user_timeout=5s";
+    let plans = ["60,10,6", "idle=60,user_timeout=auto", "idle=60,user_timeout=none", short];
+    assert_described(&plan, &plans.map(|policy| json_of(ka().args(["plan", "--json", "-p", policy]))));
+    assert_described(&presets, &[json_of(ka().args(["plan", "--json", "--list"]))]);
+
+    let [defaults] = described("ka-defaults.1");
+    let mut blind = refusing(libc::SYS_socket, libc::EAFNOSUPPORT, Some((0, libc::AF_NETLINK)));
+    let blind = json_of(blind.arg(release().join("ka")).args(["defaults", "--json"]));
+    assert_eq!(blind["connections"], Value::Null);
+    assert_described(&defaults, &[json_of(ka().args(["defaults", "--json"])), blind]);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test program uses its part of this")]
 
 pub mod cgroups;
+pub mod json;
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
