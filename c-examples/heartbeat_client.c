@@ -21,7 +21,7 @@
 #include "options.h"
 #include "sockets.h"
 
-/* The server counts as hanging if it does not answer for this many beats. */
+/* If a beat has no answer after this many beat intervals, the client assumes that the server hangs. */
 #define PATIENCE 3
 /* The longest time from one attempt to connect to the next, in seconds. */
 #define LONGEST_WAIT 60

@@ -33,7 +33,7 @@
 
 struct connection {
     int fd;
-    bool known; /* a valid beat has come: the peer is a client */
+    bool known; /* the peer has sent a valid beat, so it is a client */
     struct ka_beat last;
     uint8_t nonce[KA_BEAT_NONCE_SIZE];
     size_t received;
@@ -45,11 +45,12 @@ struct connection {
 static struct connection **connections;
 static size_t room, reaped;
 
-/* A peer without a valid beat is a stranger, and has less time than a client. */
+/* A peer is a stranger until its first valid beat (-f). Then it is a client (-t). */
 static struct ka_reaper *strangers, *clients;
 static struct keys keys;
 static int epoll, listener, signals;
-/* If the server is not listening, it listens again at the time `again`, or once a descriptor was freed. */
+/* While `listening` is false, epoll does not watch the listener. The server adds the listener again at the time `again`
+ * (in ms), or as soon as a descriptor is freed. */
 static bool listening, freed;
 static uint64_t again;
 
@@ -113,7 +114,7 @@ static bool make_room(int fd)
     return true;
 }
 
-/* Sends the nonce and waits for the first beat. */
+/* Sends the nonce, and adds the connection to the strangers and to epoll. Returns false if this fails. */
 static bool begin(int fd, const struct sockaddr_in6 *six)
 {
     struct connection *connection = make_room(fd) ? calloc(1, sizeof *connection) : NULL;
@@ -201,7 +202,8 @@ static void check_frame(struct connection *connection)
         end(connection, strerror(errno));
         return;
     }
-    /* Answer with the sequence, as it came. If the client does not read its answers, the buffer is full (EAGAIN). */
+    /* The answer is the sequence number, copied from the frame. If the client does not read its answers, the send
+     * buffer is full (EAGAIN), and the server drops the answer. */
     if (write(connection->fd, connection->frame + 16, sizeof beat.sequence) < 0 && errno != EAGAIN)
         end(connection, ending(errno));
 }
@@ -224,8 +226,8 @@ static void receive(struct connection *connection)
     }
 }
 
-/* Ends the connections that have expired. Prints if the peer's kernel still answers keepalive, to show that keepalive
- * would not have found the peer. Returns whether more connections may have expired. */
+/* Ends the connections that have expired. If the peer's kernel still answers keepalive probes, the printed reason says
+ * so: keepalive would not have found this peer. Returns whether more connections may have expired. */
 static bool reap(struct ka_reaper *reaper, const char *what)
 {
     int fds[TURN];
@@ -244,7 +246,8 @@ static bool reap(struct ka_reaper *reaper, const char *what)
     return count == TURN;
 }
 
-/* Returns how long epoll may wait, in ms: until the next connection of either reaper expires. -1 means forever. */
+/* Returns how long epoll may wait, in ms: until the next connection of either reaper expires, and at most 1000 while
+ * the listener is not watched. -1 means forever. */
 static int patience(void)
 {
     int one = ka_reaper_next(strangers, now_ms()), other = ka_reaper_next(clients, now_ms());
@@ -334,7 +337,7 @@ int main(int argc, char *argv[])
     strangers = ka_reaper_new(1000 * (uint32_t)first);
     clients = ka_reaper_new(1000 * (uint32_t)timeout);
     if (signals < 0 || epoll < 0 || strangers == NULL || clients == NULL)
-        err(EXIT_FAILURE, "cannot start");
+        err(EXIT_FAILURE, "cannot create a signalfd, an epoll instance or a reaper");
     raise_limit();
 
     listener = bind_to(port);

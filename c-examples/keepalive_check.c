@@ -12,7 +12,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* Connects this program to itself, because only a connection has a status. */
+/* Connects this program to itself, because the status is that of a connection. */
 static int connect_to_self(void)
 {
     struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
@@ -26,7 +26,7 @@ static int connect_to_self(void)
         getsockname(listener, (struct sockaddr *)&address, &size) != 0 ||
         connect(fd, (struct sockaddr *)&address, size) != 0)
         err(EXIT_FAILURE, "cannot connect on the loopback");
-    return fd; /* the listener stays open, so that the connection in its queue does too */
+    return fd; /* closing the listener would reset the connection, which is still in its queue */
 }
 
 static void show_enabled(int fd)
@@ -84,7 +84,7 @@ int main(void)
     printf("\ndefaults of this system: keepalive %s, idle %d s, interval %d s, %d probes\n",
            defaults.keepalive == KA_ON ? "ON" : "OFF", defaults.idle, defaults.intvl, defaults.cnt);
     defaults.keepalive = KA_ON;
-    printf("with them and keepalive ON, ");
+    printf("with these defaults and keepalive ON, ");
     show_detection(&defaults);
     close(fd);
     return EXIT_SUCCESS;

@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* The largest key file, in bytes. A larger file is something else, and is not read. */
+/* The largest key file, in bytes. A larger file is probably not a key file, so it is rejected. */
 #define LARGEST (64L << 20)
 
 /* Reads the whole file as a string. stdio is not used, because it does not wipe its buffers. */
@@ -53,7 +53,7 @@ static int digit(char letter)
     return -1;
 }
 
-/* Reads a line such as "7 0a1b...". Returns NULL, or what is wrong with the line. */
+/* Reads a line such as "7 0a1b...". If the line is wrong, returns the reason. Otherwise returns NULL. */
 static const char *read_key(const char *line, struct key *key)
 {
     char *end;
@@ -63,7 +63,7 @@ static const char *read_key(const char *line, struct key *key)
     errno = 0;
     key->client = strtoull(line, &end, 10);
     if (errno != 0 || *end != ' ')
-        return "does not have a client's number and a blank";
+        return "must have a client's number below 2^64, a blank and a key";
     for (line = end + 1, key->size = 0; *line != '\0'; line += 2, key->size++) {
         int high = digit(line[0]), low = high < 0 ? -1 : digit(line[1]);
         if (low < 0)

@@ -12,7 +12,7 @@ bool read_number(const char *text, long min, long max, int *number)
     char *end;
     long value;
 
-    /* strtol would accept blanks and a sign. */
+    /* The text must begin with a digit, because strtol also accepts leading blanks and a sign. */
     if (text[0] < '0' || text[0] > '9')
         return false;
     errno = 0;

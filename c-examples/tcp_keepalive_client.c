@@ -2,7 +2,8 @@
  * tcp_keepalive_client [-c count] [-d idle] [-i interval] HOST:PORT
  *
  * Connects with keepalive on, waits, and prints how the connection ended: the peer closed it, or the kernel's probes
- * found the peer dead. The default of an option is the system's setting. Data from the peer goes to standard output.
+ * found the peer dead. Without an option, the timer keeps the system's default, and the client prints -1 for it. Data
+ * from the peer goes to standard output.
  */
 #include <err.h>
 #include <errno.h>
@@ -49,7 +50,7 @@ static int wait_for_the_end(int fd)
         return EXIT_FAILURE;
     case EHOSTUNREACH:
     case ENETUNREACH:
-        /* The peer is dead too, and a router or the neighbour table gave the reason. */
+        /* A router, or a failed ARP lookup of this machine, reported that the peer cannot be reached. */
         fprintf(stderr, "timed out: dead peer (%s: %s) after %.1f s\n",
                 error == EHOSTUNREACH ? "EHOSTUNREACH" : "ENETUNREACH", strerror(error), seconds);
         return EXIT_FAILURE;

@@ -25,7 +25,8 @@ struct client {
     int fd;
     double since;
     char name[NAME_SIZE];
-    /* Data that was received and not yet sent back. While there is any, the server reads no more. */
+    /* buffer[start] to buffer[end - 1] was received and is not sent back yet. While start < end, the server does not
+     * read from the client. */
     size_t start, end;
     char buffer[4096];
     struct client *next, *previous;
@@ -46,8 +47,8 @@ static void usage(void)
     exit(EXIT_FAILURE);
 }
 
-/* Turns keepalive on, and prints the old and the new settings. Keepalive with another timer is better than none, so a
- * timer that cannot be set is only a warning. */
+/* Turns keepalive on, and prints the old and the new settings. If a timer cannot be set, only prints a warning:
+ * keepalive with another timer is better than no keepalive. */
 static void set_keepalive(int fd, const struct keepalive_options *options)
 {
     struct ka_config config = KA_CONFIG_INIT;
@@ -212,7 +213,7 @@ int main(int argc, char *argv[])
     signals = signalfd(-1, &mask, SFD_CLOEXEC);
     epoll = epoll_create1(EPOLL_CLOEXEC);
     if (signals < 0 || epoll < 0)
-        err(EXIT_FAILURE, "cannot start");
+        err(EXIT_FAILURE, "cannot create a signalfd or an epoll instance");
 
     listener = bind_to(port);
     set_keepalive(listener, &options);

@@ -16,7 +16,7 @@
  *
  * If a call that returns a ka::policy fails, the policy is invalid. Every function rejects an invalid policy with
  * EINVAL, and no setter makes it valid. So if a program ignores the error code, it does not turn keepalive on with the
- * first probe after two hours.
+ * defaults of the system, where the first probe may come after two hours.
  *
  * Durations may have any std::chrono type. The kernel takes whole seconds for idle and intvl, and whole milliseconds
  * for the user timeout. Any other duration is an error (EINVAL), as is a duration that is out of range. Nothing is
@@ -187,13 +187,13 @@ class policy {
 public:
     constexpr policy() noexcept { config_.keepalive = KA_ON; }
 
-    /** Makes a policy of a config of ka.h. If the size is not sizeof (ka_config), the policy is invalid. */
+    /** Makes a policy from a struct ka_config. If its size is not sizeof(ka_config), the policy is invalid. */
     explicit constexpr policy(const ka_config &config) noexcept : config_(config) {
         if (config.size != sizeof(ka_config)) {
             invalidate();
             return;
         }
-        // In struct ka_config 0 means the same as KA_KEEP. Here there is one form, so that policies can be compared.
+        // In struct ka_config, 0 means the same as KA_KEEP. Store only KA_KEEP, so that equal policies compare equal.
         for (std::int32_t *field :
              {&config_.keepalive, &config_.idle, &config_.intvl, &config_.cnt, &config_.user_timeout})
             *field = *field == 0 ? KA_KEEP : *field;
@@ -267,7 +267,7 @@ public:
 
     /**
      * Sets whether the policy turns keepalive on (true) or off (false), or leaves it as it is (std::nullopt). The type
-     * must be bool, std::nullopt_t or std::optional<bool>: KA_OFF is not 0, so a number would be read wrongly.
+     * must be bool, std::nullopt_t or std::optional<bool>. A number is rejected, because KA_OFF (2) would become true.
      */
     template <class Switch, class = if_switch<Switch>> constexpr policy &keepalive(Switch on) & noexcept {
         const std::optional<bool> wanted{on};
@@ -675,7 +675,7 @@ struct beat {
         return made;
     }
 
-    /** Returns the client that a frame names, to find its key. Nothing proves it yet. ka_beat_client */
+    /** Returns the client that a frame names, to find its key. Only verify() proves the client. ka_beat_client */
     [[nodiscard]] static std::uint64_t client_of(const frame &received, std::error_code &ec) noexcept {
         std::uint64_t number = 0;
         ec = detail::error(ka_beat_client(received.data(), &number) != 0);
@@ -683,8 +683,8 @@ struct beat {
     }
 
     /**
-     * Verifies a frame that was received: it was made with this key and nonce, and is newer than last_sequence.
-     * Pass the sequence of the result as last_sequence next time. ka_beat_verify
+     * Checks that a received frame was made with this key and nonce, and that its sequence is greater than
+     * last_sequence. Pass the sequence of the result as last_sequence next time. ka_beat_verify
      */
     [[nodiscard]] static beat verify(const key &key, const nonce &sent, std::uint64_t last_sequence,
                                      const frame &received, std::error_code &ec) noexcept {

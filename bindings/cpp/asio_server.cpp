@@ -39,7 +39,7 @@ private:
     void accept() {
         acceptor_.async_accept([this](std::error_code ec, tcp::socket socket) {
             if (ec) {
-                // For example, no descriptor is free. Try again after connections have closed.
+                // For example, no descriptor is free. Try again later, when connections may have closed.
                 std::cout << "not accepted: " << ec.message() << std::endl;
                 pause_.expires_after(100ms);
                 return pause_.async_wait([this](std::error_code) { accept(); });

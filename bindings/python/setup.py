@@ -1,7 +1,7 @@
 """Builds the package with libka.so in it.
 
 By default cargo builds the library from the sources in this repository. KA_LIBRARY=/path/to/libka.so puts another
-library into the package. KA_LIBRARY=system makes a package without a library, which loads the system's at run time.
+library into the package. KA_LIBRARY=system makes a package without a library. It loads the system's libka at run time.
 """
 
 import os

@@ -5,8 +5,8 @@
 The functions are those of libka (ka.h, ka(7)) without the prefix ka_. None leaves a value as it is.
 
 Errors are OSError with the errno of libka and a message that names the fault. An invalid value raises InvalidArgument,
-which is also a ValueError. A wrong type raises TypeError. A failed call leaves the same state as in C: keepalive is
-never half on.
+which is also a ValueError. A wrong type raises TypeError. After a failed call, keepalive is on or off as it was before
+the call. ka.h describes the state of the other settings.
 """
 
 from ._beat import BEAT_NONCE_SIZE, BEAT_SIZE, Beat, beat_client, beat_nonce, beat_sign, beat_verify

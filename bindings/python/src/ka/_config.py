@@ -28,7 +28,7 @@ class Auto(enum.Enum):
 
 
 AUTO: Final = Auto.AUTO
-"""For user_timeout: 1000 * (idle + intvl * cnt) milliseconds of the values in force."""
+"""For user_timeout: 1000 * (idle + intvl * cnt) milliseconds, from the values in force during the call."""
 
 UserTimeout = Union[int, Auto, None]
 
@@ -227,9 +227,10 @@ def detect_time(config: Config) -> DetectTime:
 
 
 def socket_options(config: Config) -> list[tuple[int, int, int]]:
-    """Returns the policy as (level, option, value), for a library that creates its sockets itself and takes options.
+    """Returns the policy as a list of options (level, option, value), for a library that creates its sockets itself.
 
-    They are in the order that Linux needs: SO_KEEPALIVE last. If the program has the socket, use enable or apply.
+    The options are in the order that Linux needs: SO_KEEPALIVE last. A program that has the socket uses enable or
+    apply instead.
     """
     native = to_c(config)
     user_timeout = native.user_timeout
@@ -250,7 +251,7 @@ def socket_options(config: Config) -> list[tuple[int, int, int]]:
 
 
 def automatic_user_timeout(config: Config) -> int:
-    """Returns the milliseconds of AUTO."""
+    """Returns the user timeout that AUTO stands for, in milliseconds."""
     if config.idle is None or config.intvl is None or config.cnt is None:
         raise c.failure(errno.EINVAL, "user_timeout is ka.AUTO: without a socket, idle, intvl and cnt must not be None")
     total = 1000 * (whole("idle", config.idle) + whole("intvl", config.intvl) * whole("cnt", config.cnt))

@@ -29,7 +29,8 @@ class Reaper:
 
     def __init__(self, timeout_ms: SupportsIndex) -> None:
         self._reaper: Optional[int] = None
-        # Only one thread at a time may use the reaper. An RLock also lets a signal handler interrupt its own thread.
+        # Only one thread at a time may use the reaper. It is an RLock, because a signal handler may call the reaper in
+        # the thread that holds the lock.
         self._lock = threading.RLock()
         self._reaper = c.LIBRARY.ka_reaper_new(in_range("timeout_ms", timeout_ms, 1, 2**32 - 1, "ms"))
         if self._reaper is None:

@@ -47,7 +47,8 @@ def check(result: int, sock: Socket, fd: int, config: Optional[Config] = None) -
     if number == errno.ENOPROTOOPT:
         raise c.failure(number, f"descriptor {fd} is a socket, but not TCP")
     if number == errno.EOPNOTSUPP:
-        raise c.failure(number, f"this kernel does not have the option for descriptor {fd}: user_timeout on MPTCP?")
+        why = "Multipath TCP (MPTCP) has no user_timeout"
+        raise c.failure(number, f"the kernel does not have the option for descriptor {fd}; {why}")
     raise c.failure(number) if config is None else rejected(number, config)
 
 
@@ -74,7 +75,7 @@ class Missed(enum.IntFlag):
 def enable_lenient(
     sock: Socket, idle: Optional[SupportsIndex] = 60, intvl: Optional[SupportsIndex] = 10, cnt: Optional[SupportsIndex] = 6
 ) -> Missed:
-    """Turns keepalive on even if a timer cannot be set, as hand-written calls of setsockopt do.
+    """Turns keepalive on even if a timer cannot be set.
 
     None, and a value below 1, leaves a timer as it is. A value above the maximum is clamped. Returns the timers that
     were clamped, and those that the kernel rejected. A socket that is not TCP is left unchanged, and the result is
@@ -103,12 +104,12 @@ def is_enabled(sock: Socket) -> bool:
 
 
 def get_idle(sock: Socket) -> int:
-    """Returns the seconds before the first probe that are in force. The default is the sysctl's value."""
+    """Returns the idle time before the first probe, in seconds. Without enable, it is the value of the sysctl."""
     return get(c.LIBRARY.ka_get_idle, sock)
 
 
 def get_intvl(sock: Socket) -> int:
-    """Returns the seconds from an unanswered probe to the next that are in force."""
+    """Returns the time from an unanswered probe to the next, in seconds."""
     return get(c.LIBRARY.ka_get_intvl, sock)
 
 
