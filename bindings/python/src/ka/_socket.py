@@ -104,7 +104,7 @@ def is_enabled(sock: Socket) -> bool:
 
 
 def get_idle(sock: Socket) -> int:
-    """Returns the idle time before the first probe, in seconds. Without enable, it is the value of the sysctl."""
+    """Returns the idle time before the first probe, in seconds. On a new socket it is the value of the sysctl."""
     return get(c.LIBRARY.ka_get_idle, sock)
 
 
