@@ -227,7 +227,7 @@ fn the_server_serves_many_at_once() {
         }
     });
     server.signal(libc::SIGINT);
-    assert_eq!(server.lines.by_ref().last().unwrap().unwrap(), "ended by Interrupt");
+    assert_eq!(server.lines.by_ref().last().unwrap(), "ended by Interrupt");
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
 }
 

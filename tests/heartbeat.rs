@@ -2,7 +2,7 @@
 //! how silent ones are found, and a flood of 10,000 connections that send nothing.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use ka_test::child::{stderr, stdout};
 use ka_test::example::{Server, example};
 use ka_test::libka::call;
+use ka_test::lines::Lines;
 use ka_test::log::say;
 use ka_test::namespace::in_own_network_namespace;
 use ka_test::path::{root, scratch};
@@ -288,8 +289,8 @@ fn the_client_connects_again() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
-    let mut line = || lines.next().unwrap().unwrap();
+    let mut lines = Lines::new("heartbeat_client", client.stdout.take().unwrap());
+    let mut line = || lines.expect("a line");
     assert_eq!(line(), "connected as client 1");
     assert!(first.line().starts_with("client 1 connected from 127.0.0.1:"));
     first.signal(libc::SIGTERM);

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use ka_test::artifact::cargo;
 use ka_test::child::stdout;
+use ka_test::lines::Lines;
 use ka_test::namespace::in_new_namespaces;
 
 /// Returns the path of the lab's test program.
@@ -75,7 +75,7 @@ fn start(ending: &str) -> (Child, Box<dyn Iterator<Item = String>>) {
     // Make a process group as a shell does, so that a signal to the group has the effect of Ctrl-C.
     command.process_group(0);
     let mut child = command.spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let mut lines = Lines::new("the lab", child.stdout.take().unwrap());
     assert!(
         lines.any(|line| line.ends_with("built")),
         "{ending}: the lab ended before it had made its networks"

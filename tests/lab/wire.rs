@@ -1,12 +1,12 @@
 //! The packets that tcpdump has captured.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::{env, fs};
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+use ka_test::lines::Lines;
 use ka_test::path::scratch;
 use ka_test::process::signal_child;
 
@@ -44,13 +44,10 @@ impl Capture {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut messages = String::new();
-        let mut stderr = BufReader::new(tcpdump.stderr.take().unwrap());
-        while !messages.contains("listening on") {
-            assert_ne!(stderr.read_line(&mut messages).unwrap(), 0, "tcpdump: {messages}");
-        }
+        let mut messages = Lines::new("tcpdump", tcpdump.stderr.take().unwrap());
+        while !messages.expect("`listening on`").contains("listening on") {}
         // Read and discard tcpdump's further messages, so that the pipe stays open until its end.
-        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+        std::thread::spawn(move || std::io::copy(&mut messages.into_pipe(), &mut std::io::sink()));
         Self { tcpdump, path }
     }
 

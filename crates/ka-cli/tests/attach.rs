@@ -4,7 +4,7 @@
 mod command;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::Read as _;
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
@@ -18,6 +18,7 @@ use command::{Holder, armed, as_nobody, bare, go_holder, holder, ka, outcome, st
 use ka_test::artifact::release;
 use ka_test::child::{Running, preloaded, stdout, succeed};
 use ka_test::kernel::has_mptcp;
+use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
 use ka_test::path::{PublicFolder, scratch};
@@ -790,9 +791,8 @@ time.sleep(600)
     let mut python = Command::new("python3");
     python.args(["-c", program]).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut running = Running(python.spawn().unwrap());
-    let mut line = String::new();
-    BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let pids: Vec<_> = line.trim().strip_prefix("ready ").unwrap().split(' ').collect();
+    let line = Lines::new("python3", running.0.stdout.take().unwrap()).expect("`ready` and PIDs");
+    let pids: Vec<_> = line.strip_prefix("ready ").unwrap().split(' ').collect();
     let (status, out, err) = outcome(ka().args(["attach", "-v"]).args(&pids));
     assert_eq!((status, err.as_str()), (0, ""));
     assert!(

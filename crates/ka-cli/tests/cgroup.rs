@@ -7,7 +7,6 @@
 mod command;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::os::linux::net::SocketAddrExt as _;
@@ -24,6 +23,7 @@ use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::compiler::{Linkage, allowing, cc, compile};
 use ka_test::kernel::has_mptcp;
+use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::path::{PublicFolder, root, scratch};
 use ka_test::process::{children, kill, raise_descriptor_limit, signal_child};
@@ -428,8 +428,8 @@ fn an_interrupted_attach_stays_in_force_until_replaced_or_detached() {
     attached(&ka_cgroup(&["attach"], &cgroup.0));
     let mut python = within(&cgroup.0, Path::new("python3"));
     let mut python = python.args(["-c", asks]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(python.stdout.take().unwrap()).lines();
-    assert_eq!(lines.next().unwrap().unwrap(), "ready");
+    let mut lines = Lines::new("python3", python.stdout.take().unwrap());
+    assert_eq!(lines.expect("`ready`"), "ready");
     for (name, idle) in [("old", 50), ("new", 60), ("old", 70), ("new", 80), ("old", 90)] {
         left(name);
         assert_eq!(ka_cgroup(&["attach", "-d", &idle.to_string()], &cgroup.0).0, 0);
@@ -438,7 +438,7 @@ fn an_interrupted_attach_stays_in_force_until_replaced_or_detached() {
         assert!(rows.len() == 1 && rows[0]["idle"] == idle, "{rows:?}");
     }
     drop(python.stdin.take());
-    assert_eq!(lines.next().unwrap().unwrap(), "0 True");
+    assert_eq!(lines.expect("its result"), "0 True");
     assert!(python.wait().unwrap().success());
 }
 
@@ -695,7 +695,7 @@ fn the_systemd_unit_has_only_the_rights_that_it_needs() {
         .env_remove("WATCHDOG_PID");
     let (mut running, line) = attaching(&mut command);
     let policy = "idle=280,intvl=30,cnt=5, mode default";
-    assert_eq!(line, format!("/{name}: {policy}; 3 sockets set, 0 unchanged, 0 failed\n"));
+    assert_eq!(line, format!("/{name}: {policy}; 3 sockets set, 0 unchanged, 0 failed"));
     assert!(receive().starts_with("READY=1\nSTATUS=The policy is in force"));
     let mut message = receive();
     while message == "WATCHDOG=1" {
@@ -965,9 +965,7 @@ fn a_held_lock_does_not_block_the_sweep() {
     let mut command = within(&below, "env".as_ref());
     command.args(elsewhere(&locker)).args(["0", "evil", "1"]);
     let mut attacker = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(attacker.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    if line.is_empty() {
+    if Lines::new("locker", attacker.stdout.take().unwrap()).next().is_none() {
         attacker.wait().unwrap();
         return skip("no userfaultfd(2) here");
     }
@@ -982,9 +980,8 @@ fn a_held_lock_does_not_block_the_sweep() {
     eventually("the policy is in force", || listed(&cgroup).len() == 1);
     victim.open();
     assert!(victim.look().iter().any(|options| options.on && options.timers == [280, 30, 5, 0]));
-    let mut line = String::new();
-    BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.ends_with(" 0 failed; some were not examined\n"), "{line}");
+    let line = Lines::new("ka", running.0.stdout.take().unwrap()).expect("the result of the sweep");
+    assert!(line.ends_with(" 0 failed; some were not examined"), "{line}");
     victim.assert_all(280, 30, 5);
     signal_child(&running.0, libc::SIGTERM);
     assert_eq!(running.0.wait().unwrap().code(), Some(0));

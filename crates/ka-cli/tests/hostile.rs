@@ -5,7 +5,6 @@
 mod command;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
@@ -18,6 +17,7 @@ use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::compiler::{Linkage, allowing, cc, compile};
 use ka_test::kernel::lacks_bpf;
+use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root};
 use ka_test::path::{PublicFolder, scratch, unique};
@@ -44,14 +44,12 @@ impl Attacker {
         let place = folder.join(name);
         fs::copy(program, &place).unwrap();
         let mut child = bare(&place).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        if line.is_empty() {
+        let Some(line) = Lines::new(name, child.stdout.take().unwrap()).next() else {
             let status = child.wait().unwrap();
             assert_eq!(status.code(), Some(77), "{name}: {status}");
             skip("userfaultfd(2) does not handle page faults of the kernel here");
             return None;
-        }
+        };
         let said = line.split_whitespace().skip(1).map(|number| number.parse().unwrap()).collect();
         Some(Self { child, said })
     }
@@ -323,7 +321,7 @@ fn a_cgroup_gets_its_policy_while_a_lock_is_held() {
         command.arg(ka().get_program()).args(args(mode, idle)).arg("--foreground").arg(&cgroup.0);
         let (_running, line) = attaching(command.stderr(fs::File::create(&errors).unwrap()));
         let err = fs::read_to_string(&errors).unwrap();
-        assert!(line.contains(&counts), "{line}{err}");
+        assert!(line.contains(&counts), "{line}\n{err}");
         check(mode, idle, &err);
     }
     let mut command = ka();
@@ -497,7 +495,7 @@ fn three_hundred_tables(setup: &str) -> Running {
     let mut python = Command::new("python3");
     python.arg("-c").arg([start, setup, THREADS].concat());
     let (running, line) = attaching(&mut python);
-    assert_eq!(line, "ready\n");
+    assert_eq!(line, "ready");
     running
 }
 

@@ -3,7 +3,7 @@
 mod command;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
@@ -16,6 +16,7 @@ use command::{Holder, as_nobody, bare, holder, ka, outcome};
 use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::kernel::{has_ipv6, has_mptcp};
+use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, in_own_network_namespace, is_root};
 use ka_test::path::{PublicFolder, root};
@@ -604,8 +605,7 @@ fn a_closed_pipe_ends_ka_silently() {
     let (read, write) = std::io::pipe().unwrap();
     drop(read);
     let mut child = ka().args(["plan", "--list"]).stdout(write).stderr(Stdio::piped()).spawn().unwrap();
-    let mut said = String::new();
-    BufReader::new(child.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    let said = Lines::new("ka", child.stderr.take().unwrap()).rest();
     let status = child.wait().unwrap();
     assert_eq!((status.signal(), said.as_str()), (Some(libc::SIGPIPE), ""), "{status}");
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();

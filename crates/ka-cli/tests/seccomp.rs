@@ -4,7 +4,7 @@
 mod command;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ use command::{
 use ka_test::artifact::{release, shim};
 use ka_test::child::{stderr, stdout, succeed};
 use ka_test::compiler::{Linkage, cc, compile};
+use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
 use ka_test::path::{PublicFolder, root, scratch};
@@ -559,7 +560,7 @@ fn daemons_of_daemons_are_supervised() {
 /// A program under `ka run -v`, and the PIDs of its supervisor and spare.
 struct Supervised {
     child: Child,
-    errors: BufReader<std::process::ChildStderr>,
+    errors: Lines<std::process::ChildStderr>,
     supervisor: i32,
     spare: i32,
 }
@@ -567,17 +568,15 @@ struct Supervised {
 impl Supervised {
     fn start(program: &mut Command) -> Self {
         let mut child = program.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut errors = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        errors.read_line(&mut line).unwrap();
+        let mut errors = Lines::new("ka", child.stderr.take().unwrap());
+        let line = errors.expect("the PIDs of the supervisor and the spare");
         let (supervisor, spare) = (number_after(&line, "supervisor "), number_after(&line, "spare "));
         Self { child, errors, supervisor, spare }
     }
 
     /// Returns the exit status, standard output, and the rest of standard error.
     fn end(mut self) -> (std::process::ExitStatus, String, String) {
-        let mut text = String::new();
-        self.errors.read_to_string(&mut text).unwrap();
+        let text = self.errors.rest();
         let Output { status, stdout, .. } = self.child.wait_with_output().unwrap();
         (status, String::from_utf8(stdout).unwrap(), text)
     }
@@ -925,8 +924,8 @@ fn a_signal_reaches_the_program_once() {
     for to_group in [false, true] {
         let mut child =
             run().args(["sh", "-c", script]).process_group(0).stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-        assert_eq!(lines.next().unwrap(), "ready");
+        let mut lines = Lines::new("the program", child.stdout.take().unwrap());
+        assert_eq!(lines.expect("`ready`"), "ready");
         let pid = i32::try_from(child.id()).unwrap();
         let to = if to_group { -pid } else { pid };
         for _ in 0..3 {
@@ -939,12 +938,12 @@ fn a_signal_reaches_the_program_once() {
     }
     // A queued signal arrives with its value.
     let mut child = run().arg(seen()).arg("queue").stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    assert_eq!(lines.next().unwrap(), "ready");
+    let mut lines = Lines::new("the program", child.stdout.take().unwrap());
+    assert_eq!(lines.expect("`ready`"), "ready");
     let value = libc::sigval { sival_ptr: std::ptr::without_provenance_mut(4711) };
     // SAFETY: the call takes no pointer that is dereferenced.
     assert_eq!(unsafe { libc::sigqueue(child.id().try_into().unwrap(), libc::SIGRTMIN() + 2, value) }, 0);
-    assert_eq!(lines.next().unwrap(), "2 4711");
+    assert_eq!(lines.expect("the signal and its value"), "2 4711");
     child.wait().unwrap();
 }
 

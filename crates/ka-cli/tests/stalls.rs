@@ -4,7 +4,7 @@
 mod command;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Lines, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use std::time::Duration;
 use command::{bare, ka, number_after, outcome, source};
 use ka_test::child::stdout;
 use ka_test::compiler::{Linkage, cc, compile};
+use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::namespace::is_root;
 use ka_test::path::scratch;
@@ -66,7 +67,7 @@ fn can_attack() -> bool {
 /// A tree of programs under one supervisor: attackers, and a victim that connects on request.
 struct Tree {
     child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    lines: Lines<ChildStdout>,
     folder: PathBuf,
     served: usize,
     supervisor: i32,
@@ -88,9 +89,9 @@ impl Tree {
         command.env("FOLDER", &folder).env("SEEN", seen());
         let errors = fs::File::create(folder.join("errors")).unwrap();
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut lines = Lines::new("the tree of programs", child.stdout.take().unwrap());
         for _ in 0..count {
-            assert_eq!(lines.next().unwrap().unwrap(), "stalling");
+            assert_eq!(lines.expect("`stalling`"), "stalling");
         }
         let mut tree = Self { child, lines, folder, served: 0, supervisor: 0, spare: 0 };
         eventually("ka has said who supervises", || tree.said().contains('\n'));
@@ -127,7 +128,7 @@ impl Tree {
         std::thread::scope(|scope| {
             let lines = &mut self.lines;
             scope.spawn(move || {
-                let lines = lines.map(Result::unwrap).filter(|line| !line.starts_with("ended "));
+                let lines = lines.filter(|line| !line.starts_with("ended "));
                 let _ = send.send(lines.take_while(|line| line != "served").collect());
             });
             let options = receive.recv_timeout(Duration::from_secs(20));

@@ -1,6 +1,5 @@
 //! The programs of c-examples/.
 
-use std::io::{BufRead as _, BufReader, Lines};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -8,6 +7,7 @@ use std::sync::OnceLock;
 
 use crate::artifact::release;
 use crate::child::succeed;
+use crate::lines::Lines;
 use crate::path::root;
 use crate::process::kill;
 
@@ -26,7 +26,7 @@ pub struct Server {
     /// The process.
     pub child: Child,
     /// The rest of its standard output.
-    pub lines: Lines<BufReader<ChildStdout>>,
+    pub lines: Lines<ChildStdout>,
     /// The port on which it listens.
     pub port: u16,
 }
@@ -35,10 +35,11 @@ impl Server {
     /// Starts a server. Returns it and the lines that it printed before it listened.
     pub fn spawn(command: &mut Command) -> (Self, Vec<String>) {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let program = command.get_program().to_string_lossy().into_owned();
+        let mut lines = Lines::new(&program, child.stdout.take().unwrap());
         let mut printed = vec![];
         let port = loop {
-            let line = lines.next().unwrap().unwrap();
+            let line = lines.expect("the port on which it listens");
             if let Some(port) = line.strip_prefix("listening on port ") {
                 break port.parse().unwrap();
             }
@@ -47,9 +48,10 @@ impl Server {
         (Self { child, lines, port }, printed)
     }
 
-    /// Waits for the next line that the server prints.
+    /// Waits for the next line that the server prints. The test fails if none comes within 60 s.
+    #[track_caller]
     pub fn line(&mut self) -> String {
-        self.lines.next().unwrap().unwrap()
+        self.lines.expect("a line")
     }
 
     /// Connects to the server.

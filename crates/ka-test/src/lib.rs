@@ -22,6 +22,7 @@ pub mod fault;
 pub mod header;
 pub mod kernel;
 pub mod libka;
+pub mod lines;
 pub mod log;
 pub mod namespace;
 pub mod path;

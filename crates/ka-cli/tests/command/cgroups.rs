@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -10,6 +9,7 @@ use std::time::Duration;
 
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::kernel::lacks_bpf;
+use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::namespace::{in_new_namespaces, is_root};
 use ka_test::path::root;
@@ -89,8 +89,7 @@ const MOUNT: &str = "mount -t tmpfs none /run && mkdir /run/ka-test-cgroups && \
 /// Starts a command that keeps running. Returns the command and the first line of its output.
 pub fn attaching(command: &mut Command) -> (Running, String) {
     let mut running = Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
-    let mut line = String::new();
-    BufReader::new(running.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let line = Lines::new("ka", running.0.stdout.take().unwrap()).next().unwrap_or_default();
     (running, line)
 }
 

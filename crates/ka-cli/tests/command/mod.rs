@@ -9,7 +9,7 @@ pub mod json;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
@@ -18,6 +18,7 @@ use std::sync::OnceLock;
 use ka_test::artifact::release;
 use ka_test::child::{remove_ka_variables, succeed};
 use ka_test::compiler::{Linkage, cc, compile};
+use ka_test::lines::Lines;
 use ka_test::path::{root, scratch};
 use ka_test::process;
 use ka_test::socket::{established, keepalive_options, option};
@@ -192,7 +193,7 @@ pub struct WaitingProgram {
 impl WaitingProgram {
     pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut lines = Lines::new("the waiting program", child.stdout.take().unwrap());
         let said = lines.by_ref().take_while(|line| line != "stay").map(|line| line + "\n").collect();
         Self { child, said }
     }
@@ -244,7 +245,7 @@ pub struct Options {
 pub struct Holder {
     child: Child,
     input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
+    output: Lines<ChildStdout>,
     pub port: u16,
 }
 
@@ -253,9 +254,9 @@ impl Holder {
     pub fn start(command: &mut Command) -> Self {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let input = child.stdin.take();
-        let output = BufReader::new(child.stdout.take().unwrap());
+        let output = Lines::new("the holder", child.stdout.take().unwrap());
         let mut holder = Self { child, input, output, port: 0 };
-        let line = holder.line();
+        let line = holder.output.expect("`ready` and its port");
         holder.port = line.strip_prefix("ready ").unwrap_or_else(|| panic!("{line:?}")).parse().unwrap();
         holder
     }
@@ -264,19 +265,13 @@ impl Holder {
         self.child.id().try_into().unwrap()
     }
 
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
+    #[track_caller]
     fn command(&mut self, command: &str) -> Vec<String> {
         self.input.as_mut().unwrap().write_all(command.as_bytes()).unwrap();
         let mut lines = Vec::new();
         loop {
-            match self.line() {
+            match self.output.expect(&format!("its answer to {command:?}")) {
                 line if line == "end" => return lines,
-                line if line.is_empty() => panic!("the holder has ended"),
                 line => lines.push(line),
             }
         }
@@ -284,6 +279,7 @@ impl Holder {
 
     /// Returns the values that the holder reads by getsockopt(2): of the listener, then of both ends of each
     /// connection.
+    #[track_caller]
     pub fn look(&mut self) -> Vec<Options> {
         let options = |line: String| {
             let numbers: Vec<i32> = line.split(' ').map(|number| number.parse().unwrap()).collect();
@@ -293,6 +289,7 @@ impl Holder {
     }
 
     /// Opens another connection.
+    #[track_caller]
     pub fn open(&mut self) {
         self.command("open\n");
     }
