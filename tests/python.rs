@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use ka_test::artifact::release;
+use ka_test::artifact::{release, soname};
 use ka_test::child::{stderr, stdout, succeed};
 use ka_test::log::say;
 use ka_test::path::{root, scratch, target};
@@ -147,11 +147,26 @@ fn a_wheel_without_the_library_loads_the_system_s() {
     let wheel = wheel("system");
     let python = environment();
     succeed(pip(&python, "install").arg(&wheel));
-    let mut import = Command::new(&python);
-    import.current_dir("/").args(["-c", "import ka; print(ka.version())"]);
-    let failed = import.output().unwrap();
-    assert!(stderr(&failed).contains("ImportError: no libka"), "{failed:?}");
-    assert_eq!(stdout(import.env("LD_LIBRARY_PATH", release())).trim(), env!("CARGO_PKG_VERSION"));
+    // Prints the file of the loaded library, which /proc/self/maps names.
+    let code = "import ka; print(ka.version(), *{line.split()[-1] for line in open('/proc/self/maps') \
+                if 'libka.so' in line})";
+    let import = |folder: &Path| {
+        let mut import = Command::new(&python);
+        import.current_dir("/").args(["-c", code]).env("LD_LIBRARY_PATH", folder).output().unwrap()
+    };
+    // The loader searches this folder first, so a libka that is installed on the machine has no effect.
+    let folder = scratch("system");
+    fs::create_dir(&folder).unwrap();
+    let system = folder.join(soname());
+    fs::write(&system, "no library").unwrap();
+    let failed = import(&folder);
+    assert!(!failed.status.success());
+    assert!(stderr(&failed).contains("ImportError: no libka: "), "{failed:?}");
+    assert!(stderr(&failed).contains(&format!("{}: file too short", system.display())), "{failed:?}");
+    fs::copy(library(), &system).unwrap();
+    let loaded = import(&folder);
+    let expected = format!("{} {}\n", env!("CARGO_PKG_VERSION"), system.display());
+    assert_eq!(String::from_utf8_lossy(&loaded.stdout), expected, "{}", stderr(&loaded));
 }
 
 #[test]

@@ -100,16 +100,20 @@ def test_the_library_of_the_package_is_loaded():
 def test_a_package_without_a_library_loads_the_library_of_the_system(tmp_path):
     copy = tmp_path / "ka"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("libka.so", "__pycache__"))
-    failed = run(tmp_path, "import ka")
-    assert failed.returncode == 1
-    assert "ImportError: no libka: " in failed.stderr and f"{copy}/libka.so does not exist" in failed.stderr
-    assert _library.SONAME in failed.stderr
-
+    # The loader searches this folder first, so a libka that is installed on the machine has no effect.
     system = tmp_path / "system"
     system.mkdir()
+    (system / _library.SONAME).write_text("no library")
+    failed = run(tmp_path, "import ka", LD_LIBRARY_PATH=str(system))
+    assert failed.returncode == 1
+    assert "ImportError: no libka: " in failed.stderr and f"{copy}/libka.so does not exist" in failed.stderr
+    assert f"{system}/{_library.SONAME}: " in failed.stderr
+
     shutil.copy(PACKAGE / "libka.so", system / _library.SONAME)
-    found = run(tmp_path, "import ka; print(ka.version(), ka._library.LIBRARY._name)", LD_LIBRARY_PATH=str(system))
-    assert found.stdout == f"{ka.version()} {_library.SONAME}\n", found.stderr
+    code = "import ka; print(ka.version(), ka._library.LIBRARY._name, open('/proc/self/maps').read())"
+    found = run(tmp_path, code, LD_LIBRARY_PATH=str(system))
+    assert found.stdout.startswith(f"{ka.version()} {_library.SONAME} "), found.stderr
+    assert f" {system}/{_library.SONAME}\n" in found.stdout
 
 
 def test_the_import_error_names_a_broken_library(tmp_path):
