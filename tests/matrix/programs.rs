@@ -26,8 +26,10 @@ pub struct Program {
 
 const PRELOAD: &[Way] = &[Way::Force, Way::Floor, Way::Default];
 
-const GO: (&[Way], &str) =
-    (PRELOAD, "Go makes its system calls itself, so its own settings stay in force; `ka run` takes seccomp");
+const GO: (&[Way], &str) = (
+    PRELOAD,
+    "Go calls the kernel without the C library, so the shim has no effect. `ka run` uses seccomp for Go",
+);
 
 /// Makes two web pages.
 macro_rules! pages {
@@ -697,7 +699,7 @@ printf '#!/bin/sh\\n[ ! -e /run/work/hold ] || sleep 60\\nexec \"$@\"\\n' >hook;
     },
     Program {
         name: "env",
-        what: "ncat; a wrapper starts both ends with an empty environment (env -i)",
+        what: "ncat; `env -i` starts both ends with an empty environment",
         needs: "ncat",
         version: "env --version",
         build: ":",
@@ -705,11 +707,11 @@ printf '#!/bin/sh\\n[ ! -e /run/work/hold ] || sleep 60\\nexec \"$@\"\\n' >hook;
         server: "exec env -i /usr/bin/ncat -lk 127.0.0.1 7000 -e /bin/cat",
         held: "exec env -i /usr/bin/ncat 127.0.0.1 7000",
         work: "printf 'hello\\n' | env -i /usr/bin/ncat 127.0.0.1 7000",
-        except: &[(PRELOAD, "Its program is started without LD_PRELOAD; `ka run` takes seccomp for wrappers that it knows")],
+        except: &[(PRELOAD, "The wrapper removes LD_PRELOAD. `ka run` uses seccomp for wrappers that it knows")],
     },
     Program {
         name: "systemd",
-        what: "systemd-socket-activate: a program that inherits its connection, and makes no socket itself",
+        what: "systemd-socket-activate starts a program that inherits its connection and creates no socket",
         needs: "systemd-socket-activate ncat",
         version: "systemd-socket-activate --version",
         build: ":",
@@ -729,7 +731,7 @@ printf '#!/bin/sh\\n[ ! -e /run/work/hold ] || sleep 60\\nexec \"$@\"\\n' >hook;
         server: "exec busybox httpd -f -p 127.0.0.1:8080 -h www",
         held: "exec busybox nc 127.0.0.1 8080",
         work: "busybox wget -qO- http://127.0.0.1:8080/index.html; busybox wget -qO- http://127.0.0.1:8080/page | sha256sum",
-        except: &[(PRELOAD, "A static program has no loader that could load the shim; `ka run` takes seccomp")],
+        except: &[(PRELOAD, "A static program has no loader that could load the shim. `ka run` uses seccomp for it")],
     },
     Program {
         name: "chromium",
@@ -895,7 +897,7 @@ END
     },
     Program {
         name: "php-curl",
-        what: "PHP's curl and pgsql extensions, opened with RTLD_DEEPBIND",
+        what: "PHP's curl and pgsql extensions, which PHP opens with RTLD_DEEPBIND",
         needs: "php php-curl php-pgsql nginx",
         version: "php --version",
         build: concat!(
@@ -918,7 +920,7 @@ END
     },
     Program {
         name: "ctypes",
-        what: "functions that Python looks up in the C library's own handle",
+        what: "Python's ctypes looks up the socket functions in the C library's handle",
         needs: "python3",
         version: "python3 --version",
         build: "cat >echo.py <<'END'
@@ -994,7 +996,7 @@ javac -d . Echo.java",
     },
     Program {
         name: "go-static",
-        what: "the same, static",
+        what: "as `go`, but static",
         needs: "go",
         version: "go version",
         build: concat!(go!(), "CGO_ENABLED=0 go build -o echo echo.go; rm -rf cache\n"),
@@ -1006,7 +1008,7 @@ javac -d . Echo.java",
     },
     Program {
         name: "pascal",
-        what: "Free Pascal, whose runtime makes its system calls itself, linked to the C library for its threads",
+        what: "Free Pascal. Its runtime calls the kernel directly and needs the C library only for threads",
         needs: "fpc ncat",
         version: "fpc -iV",
         build: "cat >echo.pas <<'END'
@@ -1056,7 +1058,7 @@ fpc -O2 -v0 echo.pas >compiled 2>&1 || { cat compiled; exit 1; }",
         server: "exec ./echo server",
         held: "exec ./echo hold",
         work: "./echo client",
-        except: &[(PRELOAD, "Its runtime makes its system calls itself; `ka run` takes seccomp")],
+        except: &[(PRELOAD, "Its runtime calls the kernel without the C library. `ka run` uses seccomp for it")],
     },
     Program {
         name: "lua",

@@ -16,23 +16,23 @@ pub fn write(rows: &[Row]) -> String {
     let mut text = format!(
         "# Programs in each way
 
-`make matrix` tried {} programs in each of ka's ways to reach sockets, and wrote this page.
-It ran {}.
-`make matrix ONLY=nginx` tries one program.
+`make matrix` ran {} programs with each of ka's ways to reach sockets, and wrote this page.
+It used {}.
+`make matrix ONLY=nginx` runs only nginx.
 
-Each cell of the table is one test. It starts a server and its client in their own namespaces (network, processes,
-mounts), with the policy {POLICY}. `ok` means:
+Each cell of the table is one test. The test starts a server and its client in new network, PID and mount namespaces.
+The policy is {POLICY} (idle, interval and count). `ok` means:
 
-- Both ends of every established connection have the policy. ss(8) shows a running keepalive timer. getsockopt(2) on a
-  duplicate of the process's descriptor returns that keepalive is on, and the three values. In mode floor, a stricter
-  value is right too. In mode default, the values that the program sets without ka are right too (`own`: both ends have
-  these).
-- The client prints the same as without ka, and exits with the same status. The server ends in the same way after
-  SIGTERM.
+- Both ends of every established connection have the policy. ss(8) shows a running keepalive timer. The test duplicates
+  the descriptor of the process and calls getsockopt(2) on it: keepalive is on, and idle, interval and count have the
+  values of the policy. Two modes allow other values. In mode floor, a value may be stricter than the policy. In mode
+  default, an end may have the values that its program sets without ka. `own` means that both ends have these.
+- The client prints the same text as without ka, and exits with the same status. After SIGTERM, the server ends as it
+  does without ka.
 
-The column `none` is without ka. It has the values of the server and of the client: idle, interval and count, or `off`.
-`attach` is `ka attach --all` on programs that are already connected. `cgroup` is `ka cgroup attach` and `seccomp` is
-`ka run --via seccomp`, both in mode force.
+The column `none` shows the values without ka, first of the server and then of the client. The values are idle, interval
+and count, or `off`. In the column `attach`, `ka attach --all` sets the sockets of programs that are already connected.
+The column `cgroup` uses `ka cgroup attach`, and the column `seccomp` uses `ka run --via seccomp`. Both use mode force.
 
 ",
         rows.len(),

@@ -301,7 +301,7 @@ struct Facts<'a> {
 
 fn evaluate(story: &mut Story, series: &[Series], marks: &[(f64, f64, &str)], facts: &Facts) {
     let mut table = String::from(
-        "| | mean | from the first round to the last | noise (2 standard errors) | counts as flat | |\n|---|---|---|---|---|---|\n",
+        "| | mean | change | noise (2 standard errors) | margin | result |\n|---|---|---|---|---|---|\n",
     );
     let mut wrong = vec![];
     for series in series {
@@ -362,26 +362,28 @@ fn text(facts: &Facts, table: &str) -> String {
     format!(
         "# Soak
 
-`make soak MINUTES={minutes}` ran a server with {connections} connections under the shim, with the policy {},
-for {minutes} minutes. A middlebox on the path forgets connections that are idle for {} s. The faults come again every
-{round:.0} s. This run was on {}, on Linux {}.{leak}
+`make soak MINUTES={minutes}` ran a server with {connections} connections under the shim for {minutes} minutes, with the policy
+{} (idle, interval and count). A middlebox on the path forgets connections that are idle for {} s. The same
+network faults repeat every {round:.0} s. This run was on {}, on Linux {}.{leak}
 
 ![memory, descriptors, CPU and sockets over time](soak.svg)
 
 {table}
-Each value is the mean of one round of faults. The first {WARM} rounds are left out. The change from the first round to
-the last is that of a straight line through these means (least squares). A value is flat if it changes by no more than
-the margin, which is in the column \"counts as flat\". If it changes by more, the run fails, even if the noise is larger
-than the change (\"too noisy to say\"). For memory and descriptors, the margin is {:.1} bytes and {:.4} descriptors for
-each connection made. For CPU time, which depends on the other work of the machine, it is half of the mean.
+The faults come in rounds. The column \"mean\" is the mean of all rounds except the first {WARM}. A straight line is
+fitted to the means of these rounds (least squares). The column \"change\" is the rise of this line from the first
+round to the last. A value is flat if it changes by no more than the margin. If it changes by more, the run fails, even
+if the noise is larger than the change (\"too noisy to say\"). For memory and descriptors, the margin is {:.1} bytes and
+{:.4} descriptors for each connection made. For CPU time, which depends on the other work of the machine, the margin is
+half of the mean.
 
 - The server, `tests/c/soak.c`, allocates no memory for a connection. If its memory grows, the cause is libka or the
-  shim. These are its connections: {server}. \"dead\" means
-  that keepalive has ended the connection (ETIMEDOUT). The peer is dead, or it seems dead: with a count of only {}, this
-  happens to some peers while a fault loses a fifth of all packets.
+  shim.
+- The server counted its connections: {server}.
+  \"dead\" means that keepalive ended the connection (ETIMEDOUT). Some of these peers were alive: one fault loses a fifth
+  of all packets, and the count of the policy is only {} probes.
 - The clients made {} connections. {} more attempts failed because of a fault. The clients ended {}
-  connections by FIN and {} by RST. They got {} answers. {} connections had no answer within a second,
-  and were replaced.
+  connections by FIN and {} by RST. They got {} answers. They replaced {} connections on which
+  no answer came within a second.
 - At the end, without faults, ss shows a running keepalive timer on {armed} of the server's {open} connections.
 - The server turns keepalive off on each connection that it accepts. The mode is force, the shim's default, so these
   calls have no effect.
