@@ -5,11 +5,11 @@
 //! tests make a library with the same ABI, in C with empty functions. abidiff(1) compares these libraries, and test
 //! programs are linked with them. libka's own debugging information is not suitable, because it describes Rust's types
 //! and differs between compilers. The constants of the header are macros. The library has them as an enumeration.
-//! `make header` writes the files of the next release.
+//! `make header` writes the files of the next release. SHA256SUMS detects changes in the files of older releases.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -108,17 +108,22 @@ fn constants(header: &str) -> BTreeMap<&str, &str> {
         .collect()
 }
 
-/// Returns the versions with the current SONAME. Programs that were built against them must run.
-fn versions() -> Vec<String> {
-    let prefix = concat!(env!("CARGO_PKG_VERSION_MAJOR"), ".");
+/// Returns the versions in tests/abi/.
+fn all_versions() -> Vec<String> {
     let mut versions: Vec<_> = fs::read_dir(root().join("tests/abi"))
         .unwrap()
         .map(|entry| entry.unwrap())
         .filter(|entry| entry.file_type().unwrap().is_dir())
         .map(|entry| entry.file_name().into_string().unwrap())
-        .filter(|version| version.starts_with(prefix))
         .collect();
     versions.sort();
+    versions
+}
+
+/// Returns the versions with the current SONAME. Programs that were built against them must run.
+fn versions() -> Vec<String> {
+    let prefix = concat!(env!("CARGO_PKG_VERSION_MAJOR"), ".");
+    let versions: Vec<_> = all_versions().into_iter().filter(|version| version.starts_with(prefix)).collect();
     assert!(!versions.is_empty(), "tests/abi/ has no version of this SONAME: run `make header`");
     versions
 }
@@ -154,29 +159,65 @@ fn members(body: &str) -> Vec<&str> {
     body.lines().filter(|line| line.ends_with(';') && !line.trim_start().starts_with('*')).collect()
 }
 
-/// Until a version is released, its files in tests/abi/ must equal the sources.
+/// The files in tests/abi/ of the version in Cargo.toml must equal the sources. `make header` writes them until the
+/// version is released, and never writes those of another version.
 #[test]
 fn baseline_equals_the_sources() {
     let version = env!("CARGO_PKG_VERSION");
     let changelog = fs::read_to_string(root().join("CHANGELOG.md")).unwrap();
-    if !changelog.contains(&format!("## [{version}] - unreleased")) {
-        // The files of a released version never change.
-        return;
-    }
+    let is_released = !changelog.contains(&format!("## [{version}] - unreleased"));
     let folder = root().join("tests/abi").join(version);
-    for (source, name) in [("include/ka.h", "ka.h"), ("src/libka.map", "libka.map")] {
-        let source = code(&fs::read_to_string(root().join(source)).unwrap());
-        let path = folder.join(name);
-        if std::env::var_os("KA_HEADER").is_some_and(|value| value == "write") {
-            fs::create_dir_all(&folder).unwrap();
-            fs::write(&path, &source).unwrap();
+    let files = [("include/ka.h", "ka.h"), ("src/libka.map", "libka.map")]
+        .map(|(source, name)| (code(&fs::read_to_string(root().join(source)).unwrap()), folder.join(name)));
+    if !is_released && std::env::var_os("KA_HEADER").is_some_and(|value| value == "write") {
+        fs::create_dir_all(&folder).unwrap();
+        for (source, path) in &files {
+            fs::write(path, source).unwrap();
         }
-        assert!(
-            fs::read_to_string(&path).unwrap_or_default() == source,
-            "{} is not up to date: run `make header` and commit it",
-            path.display()
-        );
+        write_checksums(version);
     }
+    for (source, path) in files {
+        let what = if is_released {
+            format!("{version} is released, so start the next version as CONTRIBUTING.md says")
+        } else {
+            "run `make header` and commit the file".to_owned()
+        };
+        let baseline = fs::read_to_string(&path).unwrap_or_default();
+        assert!(baseline == source, "{} does not equal the sources: {what}", path.display());
+    }
+}
+
+/// The checksums of all files in tests/abi/, as sha256sum(1) prints them.
+const CHECKSUMS: &str = "SHA256SUMS";
+
+/// Returns the files of a version, relative to tests/abi/.
+fn files(version: impl Display) -> [String; 2] {
+    ["ka.h", "libka.map"].map(|name| format!("{version}/{name}"))
+}
+
+/// Writes the checksums of a version, and keeps those of the others.
+fn write_checksums(version: &str) {
+    let folder = root().join("tests/abi");
+    let own = files(version);
+    let before = fs::read_to_string(folder.join(CHECKSUMS)).unwrap_or_default();
+    let now = stdout(Command::new("sha256sum").args(&own).current_dir(&folder));
+    let others = before.lines().filter(|line| !own.iter().any(|file| line.ends_with(&format!(" {file}"))));
+    let text: String = others.chain(now.lines()).flat_map(|line| [line, "\n"]).collect();
+    fs::write(folder.join(CHECKSUMS), text).unwrap();
+}
+
+/// Programs may be built against a released version, so its files must not change any more.
+#[test]
+fn baselines_of_all_versions_are_unchanged() {
+    let folder = root().join("tests/abi");
+    succeed(
+        Command::new("sha256sum").args(["--check", "--strict", "--quiet", CHECKSUMS]).current_dir(&folder),
+    );
+    let listed = fs::read_to_string(folder.join(CHECKSUMS)).unwrap();
+    let listed: BTreeSet<_> =
+        listed.lines().map(|line| line.split_once("  ").unwrap().1.to_owned()).collect();
+    let files = all_versions().into_iter().flat_map(files);
+    assert_eq!(listed, files.collect());
 }
 
 /// Returns a file of C without comments and empty lines, on which no program depends.
