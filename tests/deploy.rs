@@ -9,7 +9,7 @@ use ka_test::artifact::{release, shim};
 use ka_test::child::{stderr, stdout, succeed};
 use ka_test::compiler::allowing;
 use ka_test::log::skip;
-use ka_test::namespace::{is_root, with_own_etc};
+use ka_test::namespace::{in_own_network_namespace, is_root, with_own_etc};
 use ka_test::path::{root, scratch, target};
 use serde_json::{Value, json};
 
@@ -50,6 +50,9 @@ fn can_have_own_etc() -> bool {
 #[test]
 fn ld_so_preload_adds_and_removes_the_shim_for_every_program() {
     if !can_have_own_etc() {
+        return;
+    }
+    if !in_own_network_namespace("ld_so_preload_adds_and_removes_the_shim_for_every_program") {
         return;
     }
     let before = fs::read("/etc/ld.so.preload").ok();

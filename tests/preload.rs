@@ -167,6 +167,9 @@ fn off_leaves_sockets_unchanged() {
 
 #[test]
 fn variables_set_every_part_of_the_policy() {
+    if !in_own_network_namespace("variables_set_every_part_of_the_policy") {
+        return;
+    }
     let moments = program!("moments");
     let one = |variables: &[(&str, &str)]| {
         let mut command = preloaded(&moments);
@@ -202,6 +205,9 @@ fn variables_set_every_part_of_the_policy() {
 
 #[test]
 fn bad_values_are_named_once_and_ignored() {
+    if !in_own_network_namespace("bad_values_are_named_once_and_ignored") {
+        return;
+    }
     let moments = program!("moments");
     for (variables, values, complaint) in [
         (
@@ -298,6 +304,9 @@ fn bad_values_are_named_once_and_ignored() {
 
 #[test]
 fn rules_choose_by_peer_and_port() {
+    if !in_own_network_namespace("rules_choose_by_peer_and_port") {
+        return;
+    }
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     let peers = program!("peers");
@@ -426,6 +435,9 @@ fn default_allows_all_settings_of_the_program() {
 /// and the shim must respect them.
 #[test]
 fn default_with_rules_keeps_settings_made_before_connect() {
+    if !in_own_network_namespace("default_with_rules_keeps_settings_made_before_connect") {
+        return;
+    }
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let script = format!(
@@ -475,11 +487,17 @@ fn a_cancelled_thread_runs_the_destructors_of_its_callers() {
 
 #[test]
 fn received_descriptors_do_not_kill_a_program_with_a_seccomp_filter() {
+    if !in_own_network_namespace("received_descriptors_do_not_kill_a_program_with_a_seccomp_filter") {
+        return;
+    }
     assert_eq!(stdout(preloaded(program!("filter")).arg("receives")), "well\n");
 }
 
 #[test]
 fn a_program_with_a_seccomp_filter_survives_the_other_calls_of_the_shim() {
+    if !in_own_network_namespace("a_program_with_a_seccomp_filter_survives_the_other_calls_of_the_shim") {
+        return;
+    }
     let (filter, log) = (program!("filter"), scratch("log"));
     assert_eq!(stdout(preloaded(&filter).arg("log").env("KA_LOG", &log)), "well\n");
     assert_eq!(fs::read_to_string(&log).unwrap(), "", "a line was written under the filter");
@@ -510,6 +528,9 @@ fn the_signal_mask_is_unchanged_if_a_filter_refuses_to_change_it() {
 
 #[test]
 fn a_socket_from_another_user_gets_the_policy_when_it_is_used() {
+    if !in_own_network_namespace("a_socket_from_another_user_gets_the_policy_when_it_is_used") {
+        return;
+    }
     let moments = program!("moments");
     assert_eq!(stdout(preloaded(&moments).arg("stranger")), "well\n");
     assert_eq!(stdout(preloaded(&moments).arg("stranger").env("KA_MODE", "default")), "well\n");
@@ -518,6 +539,9 @@ fn a_socket_from_another_user_gets_the_policy_when_it_is_used() {
 /// Other calls could block on a user who shares the descriptor: on a lock, or on the server of a FUSE file system.
 #[test]
 fn a_descriptor_from_another_user_gets_one_call_that_reads_its_flags() {
+    if !in_own_network_namespace("a_descriptor_from_another_user_gets_one_call_that_reads_its_flags") {
+        return;
+    }
     let log = scratch("strace");
     let mut command = Command::new("strace");
     command.arg("-E").arg(format!("LD_PRELOAD={}", shim().display())).arg("-o").arg(&log);
@@ -579,6 +603,9 @@ fn a_locked_socket_of_its_user_does_not_block_a_setuid_program() {
 
 #[test]
 fn reused_descriptors_are_examined_again() {
+    if !in_own_network_namespace("reused_descriptors_are_examined_again") {
+        return;
+    }
     let moments = program!("moments");
     for (moment, rules) in [
         ("syn-sent", "peer=10.0.0.0/8 skip"),
@@ -660,6 +687,9 @@ fn constructors_that_run_before_the_shim_are_harmless() {
 
 #[test]
 fn inherited_sockets_get_the_policy_when_the_program_starts() {
+    if !in_own_network_namespace("inherited_sockets_get_the_policy_when_the_program_starts") {
+        return;
+    }
     let moments = program!("moments");
     let inherited_as = |what: &str, fd: &OwnedFd, mode: &str| {
         let number = fd.as_raw_fd();
@@ -778,6 +808,11 @@ fn a_library_opened_with_deepbind_keeps_its_own_functions() {
 
 #[test]
 fn sockets_of_a_library_s_constructor_have_the_policy_once_the_program_looks_into_the_library() {
+    if !in_own_network_namespace(
+        "sockets_of_a_library_s_constructor_have_the_policy_once_the_program_looks_into_the_library",
+    ) {
+        return;
+    }
     let plugin = library_with("plugin", &["-DEARLY"]);
     for how in ["lazy", "now"] {
         let printed =
@@ -812,6 +847,9 @@ const ALL_ARE_HOOKS: &str = "accept: 1 1 1\naccept4: 1 1 1\nconnect: 1 1 1\ndlop
 
 #[test]
 fn functions_looked_up_in_the_c_library_are_the_hooks() {
+    if !in_own_network_namespace("functions_looked_up_in_the_c_library_are_the_hooks") {
+        return;
+    }
     let plugin = library_with("plugin", &[]);
     let plugins = [&[][..], &["lazy", "deepbind"], &["now", "deepbind"]];
     for how in plugins {
@@ -957,6 +995,9 @@ fn the_file_is_read_first_and_the_environment_overrides_it() {
         skip("only root may have an /etc of its own");
         return;
     }
+    if !in_own_network_namespace("the_file_is_read_first_and_the_environment_overrides_it") {
+        return;
+    }
     let moments = program!("moments");
     let run = |file: &str, before: &str, environment: &str| {
         let output = with_own_etc(&format!(
@@ -987,6 +1028,9 @@ fn the_file_is_read_first_and_the_environment_overrides_it() {
 fn setuid_programs_ignore_the_environment() {
     if !is_root() {
         skip("only root may make a program setuid");
+        return;
+    }
+    if !in_own_network_namespace("setuid_programs_ignore_the_environment") {
         return;
     }
     let log = scratch("log");

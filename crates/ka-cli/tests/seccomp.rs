@@ -22,7 +22,7 @@ use ka_test::child::{stderr, stdout, succeed};
 use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::lines::Lines;
 use ka_test::log::skip;
-use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
+use ka_test::namespace::{in_own_namespaces, in_own_network_namespace, is_root, with_own_etc};
 use ka_test::path::{PublicFolder, root, scratch};
 use ka_test::process::{children, is_running, kill, state};
 use ka_test::wait::eventually;
@@ -272,6 +272,9 @@ fn the_mode_decides_about_keepalive_of_go() {
     // The program makes four connections. It leaves Go's keepalive on, or disables it for the dialer, for the listener,
     // or for both. For each connection, the dialer's end comes first. True if Go sets its own keepalive on this end.
     const OWN: [bool; 8] = [true, true, false, true, true, false, false, false];
+    if !in_own_network_namespace("the_mode_decides_about_keepalive_of_go") {
+        return;
+    }
     // Later releases of Go also set the count of probes, to their default of 9.
     for (mode, own, given) in [
         ("none", "1 15 15 9", "0 7200 75 9"),
@@ -812,6 +815,9 @@ fn ka_check_names_the_supervisor() {
 
 #[test]
 fn io_uring_is_reported_once_and_can_be_denied() {
+    if !in_own_network_namespace("io_uring_is_reported_once_and_can_be_denied") {
+        return;
+    }
     let ring = |flags: &[&str]| outcome(run().args(flags).arg(seen()).arg("ring"));
     let (status, out, err) = outcome(bare(seen()).arg("ring"));
     if out != "0\n" {
@@ -861,6 +867,9 @@ fn calls_of_another_architecture_are_supervised_and_reported() {
 fn ordinary_users_can_run_a_supervisor() {
     if !is_root() {
         skip("the tests run as an ordinary user already, so the other tests cover this");
+        return;
+    }
+    if !in_own_network_namespace("ordinary_users_can_run_a_supervisor") {
         return;
     }
     let folder = PublicFolder::new("seccomp");
@@ -1069,6 +1078,9 @@ fn no_other_process_holds_the_output_of_the_program() {
 /// As with the shim, the local port at connect or listen decides.
 #[test]
 fn rules_select_by_local_port() {
+    if !in_own_network_namespace("rules_select_by_local_port") {
+        return;
+    }
     // Prints the options of a listener, of a connection from a bound port, of one from any port, and of the accepted
     // socket: first as created, then after the program has set its own values.
     let script = "import socket\n\

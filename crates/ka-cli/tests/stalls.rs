@@ -17,7 +17,7 @@ use ka_test::child::stdout;
 use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::lines::Lines;
 use ka_test::log::skip;
-use ka_test::namespace::is_root;
+use ka_test::namespace::{in_own_network_namespace, is_root};
 use ka_test::path::scratch;
 use ka_test::process::{children, is_running, kill, state};
 use ka_test::wait::eventually;
@@ -229,6 +229,9 @@ fn many_attackers_of_another_user_do_not_stall_other_programs() {
 #[test]
 fn without_a_free_thread_calls_pass_without_the_policy() {
     if !can_attack() {
+        return;
+    }
+    if !in_own_network_namespace("without_a_free_thread_calls_pass_without_the_policy") {
         return;
     }
     let mut tree = Tree::start(&["lock", "40", "stay"], 40);
