@@ -369,7 +369,7 @@ mod tests {
     use ka_core::{Config, SockOpt, Timer};
     use ka_policy::{Action, Mode};
     use libc::{AF_INET, AF_INET6, AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_RAW, SOCK_STREAM};
-    use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+    use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
     use super::{
         Known, Sender, accepted, arrived, awaits_rules, connecting, created, decide_now, is_set_and_on,
@@ -480,20 +480,23 @@ mod tests {
         only_on.set_keepalive(true).unwrap();
         connect(&only_on, &shim, "192.0.2.1:1");
         assert_eq!(all(&only_on), (Some(20), 10, 9000), "the program has only turned keepalive on");
+        let own = TcpKeepalive::new().with_interval(Duration::from_secs(77)).with_retries(8);
         let off = with_options(&[SockOpt::KeepAlive]);
+        off.set_tcp_keepalive(&own).unwrap();
+        off.set_keepalive(false).unwrap();
         connect(&off, &shim, "192.0.2.1:1");
-        assert_eq!(all(&off), (None, 75, 0), "the program has turned keepalive off");
+        assert_eq!(all(&off), (None, 77, 0), "the program has turned keepalive off");
         let word = with_options(&[SockOpt::Timer(Timer::Idle), SockOpt::Timer(Timer::UserTimeout)]);
         word.set_tcp_user_timeout(Some(Duration::from_secs(7))).unwrap();
-        word.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(Duration::from_secs(33))).unwrap();
+        word.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(33))).unwrap();
         listening(&shim, word.as_raw_fd());
         assert_eq!(all(&word), (Some(33), 10, 7000), "the program has set idle and user timeout");
         assert!(!awaits_rules(word.as_raw_fd()));
         let parts = with_options(&[SockOpt::Timer(Timer::Intvl), SockOpt::Timer(Timer::Cnt)]);
-        parts.set_keepalive(true).unwrap();
+        parts.set_tcp_keepalive(&own).unwrap();
         connect(&parts, &shim, "192.0.2.1:1");
-        assert_eq!(all(&parts), (Some(20), 75, 9000), "the program has set the interval");
-        assert_eq!(parts.tcp_keepalive_retries().unwrap(), 9, "the program has set the count");
+        assert_eq!(all(&parts), (Some(20), 77, 9000), "the program has set the interval");
+        assert_eq!(parts.tcp_keepalive_retries().unwrap(), 8, "the program has set the count");
     }
 
     /// A program that has closed its standard input gets descriptor 0 for its next socket.
@@ -671,7 +674,7 @@ mod tests {
         let (listener, _client, server) = pair();
         SockRef::from(&server).set_keepalive(true).unwrap();
         SockRef::from(&server)
-            .set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(Duration::from_secs(99)))
+            .set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(99)))
             .unwrap();
         record(listener.as_raw_fd(), Known::Set);
         accepted(&force, listener.as_raw_fd(), server.as_raw_fd());
