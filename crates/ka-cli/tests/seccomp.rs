@@ -731,7 +731,7 @@ fn default_mode_changes_the_result_of_no_call() {
                 ka.args(["run", "--via", via, "--mode", "default"]).arg(&calls).args(&arguments);
                 stdout(&mut ka)
             };
-            if under() == first || (0..5).any(|_| under() == alone()) {
+            if under() == first || (0..20).any(|_| under() == alone()) {
                 continue;
             }
             let (alone, under) = (alone(), under());
