@@ -395,14 +395,29 @@ static void unseen_then_set(void)
     is(900, ON);
 }
 
-/* Returns a connection from a process that may be another user's: the kernel does not report the user at the other end
- * of a datagram socket. The first byte of the connection is ready to be read. */
+/* Makes two datagram sockets, the first of which sends to the second. The kernel does not report the user at the other
+ * end of the second, because neither connect() nor socketpair() was called on it. */
+static void make_carrier(int carrier[2])
+{
+    struct sockaddr_un name = { .sun_family = AF_UNIX };
+    socklen_t size = sizeof name.sun_family;
+    for (int end = 0; end < 2; end++)
+        CHECK((carrier[end] = socket(AF_UNIX, SOCK_DGRAM, 0)) >= 0);
+    /* With this size, the kernel chooses a free abstract name. */
+    CHECK(bind(carrier[1], (struct sockaddr *)&name, size) == 0);
+    size = sizeof name;
+    CHECK(getsockname(carrier[1], (struct sockaddr *)&name, &size) == 0);
+    CHECK(connect(carrier[0], (struct sockaddr *)&name, size) == 0);
+}
+
+/* Returns a connection from a process that may be another user's, because the kernel does not report its user. The
+ * first byte of the connection is ready to be read. */
 static int from_a_stranger(int *peer)
 {
     int carrier[2], received, client;
     connect_unseen(&client, peer);
     CHECK(raw(SYS_write, *peer, (long)"x", 1, 0, 0, 0) == 1);
-    CHECK(socketpair(AF_UNIX, SOCK_DGRAM, 0, carrier) == 0);
+    make_carrier(carrier);
     send_descriptors(carrier[0], &client, 1);
     receive_descriptors(BY_RECVMSG, carrier[1], &received, 1);
     close(client), close(carrier[0]), close(carrier[1]);
@@ -460,7 +475,8 @@ static void used_by_a_stranger(void)
     socklen_t size = sizeof address;
     address.sin_port = 0;
     CHECK(bind(listener, to, size) == 0 && raw(SYS_listen, listener, 1, 0, 0, 0, 0) == 0);
-    CHECK(getsockname(listener, to, &size) == 0 && socketpair(AF_UNIX, SOCK_DGRAM, 0, carrier) == 0);
+    CHECK(getsockname(listener, to, &size) == 0);
+    make_carrier(carrier);
     send_descriptors(carrier[0], &listener, 1);
     receive_descriptors(BY_RECVMSG, carrier[1], &received, 1);
     is(received, OFF);
