@@ -10,7 +10,7 @@ use ka_test::child::{stderr, stdout, succeed};
 use ka_test::compiler::allowing;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_network_namespace, is_root, with_own_etc};
-use ka_test::path::{root, scratch, target};
+use ka_test::path::{copy_program, root, scratch, target};
 use serde_json::{Value, json};
 
 fn deploy(name: &str) -> PathBuf {
@@ -339,7 +339,7 @@ fn the_entry_point_runs_the_program_under_the_shim() {
     let library = shim().display().to_string();
     let show = ["sh", "-c", "echo $LD_PRELOAD"];
     let copy = scratch("other.so");
-    fs::copy(shim(), &copy).unwrap();
+    copy_program(shim(), &copy);
     let other = copy.to_str().unwrap();
     assert_eq!(run(entrypoint().args(show)), library);
     assert_eq!(run(entrypoint().args(show).env("LD_PRELOAD", other)), format!("{library}:{other}"));

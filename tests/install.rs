@@ -14,7 +14,7 @@ use ka_test::artifact::{release, soname};
 use ka_test::child::{stderr, stdout, succeed};
 use ka_test::log::skip;
 use ka_test::namespace::is_root;
-use ka_test::path::{root, scratch, target};
+use ka_test::path::{root, scratch, target, write_script};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -465,8 +465,7 @@ fn install_runs_ldconfig_only_for_folders_of_the_loader() {
         ),
     ] {
         let path = tools.join(name);
-        fs::write(&path, format!("#!/bin/sh\n{what}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        write_script(&path, &format!("#!/bin/sh\n{what}\n"));
     }
     let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
     // A link leads to the same folder.
@@ -521,8 +520,7 @@ fn make_rejects_an_old_rust_before_the_build() {
     let old = [("rustc", "echo rustc 1.63.0"), ("cargo", "echo cargo was called"), ("id", "echo 1000")];
     for (name, what) in old {
         let path = folder.join(name);
-        fs::write(&path, format!("#!/bin/sh\n{what}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        write_script(&path, &format!("#!/bin/sh\n{what}\n"));
     }
     let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
     for target in ["all", "libka"] {

@@ -16,7 +16,7 @@ use ka_test::child::{preloaded, stderr, stdout, succeed};
 use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_network_namespace, is_root, with_own_etc};
-use ka_test::path::{PublicFolder, root, scratch};
+use ka_test::path::{PublicFolder, copy_program, root, scratch};
 use ka_test::socket::{fresh, set_option};
 
 /// The beginning of a shell command that runs as an unprivileged user.
@@ -584,8 +584,8 @@ fn a_locked_socket_of_its_user_does_not_block_a_setuid_program() {
     }
     let folder = PublicFolder::new("lock");
     let (setuid, preload) = (folder.join("moments"), folder.join("libka_preload.so"));
-    fs::copy(program!("moments"), &setuid).unwrap();
-    fs::copy(shim(), &preload).unwrap();
+    copy_program(program!("moments"), &setuid);
+    copy_program(shim(), &preload);
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
     let output = with_own_etc(&format!(
         "echo {} > /etc/ld.so.preload; {} exec {} one || echo status $?",
@@ -827,7 +827,7 @@ fn threads_may_open_and_close_libraries_at_the_same_time() {
     fs::create_dir(&folder).unwrap();
     let plugin = library_with("plugin", &["-Wl,-z,lazy"]);
     for n in 0..4 {
-        fs::copy(&plugin, folder.join(format!("plugin{n}.so"))).unwrap();
+        copy_program(&plugin, folder.join(format!("plugin{n}.so")));
     }
     let printed = stdout(preloaded(program!("deepbind")).arg("threads").arg(folder.join("plugin")));
     assert_eq!(printed, "well\n");
@@ -956,8 +956,8 @@ fn the_shim_names_unreadable_files_once() {
     }
     let folder = PublicFolder::new("files");
     let (library, program) = (folder.join("libka_preload.so"), folder.join("moments"));
-    fs::copy(shim(), &library).unwrap();
-    fs::copy(program!("moments"), &program).unwrap();
+    copy_program(shim(), &library);
+    copy_program(program!("moments"), &program);
     let run = |before: &str, environment: &str| {
         let output = with_own_etc(&format!(
             "{before}; {NOBODY} env {environment} LD_PRELOAD={} {} one",
@@ -1037,10 +1037,10 @@ fn setuid_programs_ignore_the_environment() {
     let folder = PublicFolder::new("setuid");
     let (setuid, preload) = (folder.join("moments"), folder.join("libka_preload.so"));
     let capable = folder.join("capable");
-    fs::copy(program!("moments"), &setuid).unwrap();
-    fs::copy(program!("moments"), &capable).unwrap();
+    copy_program(program!("moments"), &setuid);
+    copy_program(program!("moments"), &capable);
     succeed(Command::new("setcap").arg("cap_net_raw+ep").arg(&capable));
-    fs::copy(shim(), &preload).unwrap();
+    copy_program(shim(), &preload);
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
     let run_with = |conf: &str, user: &str, command: &str| {
         let output = with_own_etc(&format!(

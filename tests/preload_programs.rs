@@ -15,7 +15,7 @@ use ka_test::child::{Running, preloaded, stderr, stdout, succeed};
 use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, in_own_network_namespace, is_root};
-use ka_test::path::{PublicFolder, root, scratch};
+use ka_test::path::{PublicFolder, copy_program, root, scratch};
 use ka_test::server::{nginx, redis_arguments};
 use ka_test::socket::established;
 use ka_test::wait::{eventually, listening};
@@ -160,7 +160,7 @@ fn start_postgres(is_preloaded: bool, args: &[&str]) -> Postgres {
     // The user nobody must be able to write it.
     fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     let (shim, data) = (folder.join("libka_preload.so"), folder.join("data"));
-    fs::copy(ka_test::artifact::shim(), &shim).unwrap();
+    copy_program(ka_test::artifact::shim(), &shim);
     let program = |name: &str| {
         let mut command = as_unprivileged_user(&bin.join(name));
         if is_preloaded {

@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use ka_test::artifact::{release, soname};
 use ka_test::child::{stderr, stdout, succeed};
 use ka_test::log::say;
-use ka_test::path::{root, scratch, target};
+use ka_test::path::{copy_program, root, scratch, target};
 
 /// Debian's Python. scripts/need installs its modules.
 const PYTHON: &str = "/usr/bin/python3";
@@ -163,7 +163,7 @@ fn a_wheel_without_the_library_loads_the_system_s() {
     assert!(!failed.status.success());
     assert!(stderr(&failed).contains("ImportError: no libka: "), "{failed:?}");
     assert!(stderr(&failed).contains(&format!("{}: file too short", system.display())), "{failed:?}");
-    fs::copy(library(), &system).unwrap();
+    copy_program(library(), &system);
     let loaded = import(&folder);
     let expected = format!("{} {}\n", env!("CARGO_PKG_VERSION"), system.display());
     assert_eq!(String::from_utf8_lossy(&loaded.stdout), expected, "{}", stderr(&loaded));

@@ -21,7 +21,7 @@ use ka_test::kernel::has_mptcp;
 use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
-use ka_test::path::{PublicFolder, scratch};
+use ka_test::path::{PublicFolder, copy_program, scratch};
 use ka_test::process::{children, signal_child};
 use ka_test::server::{nginx, redis_arguments};
 use ka_test::socket::{keepalive_options, option, set_option};
@@ -471,11 +471,10 @@ fn messages_about_inaccessible_processes_name_what_is_needed() {
     }
     let folder = PublicFolder::new("attach");
     for program in [release().join("ka"), holder().to_path_buf()] {
-        fs::copy(
+        copy_program(
             &program,
             folder.join(program.file_name().unwrap().to_str().unwrap().split('-').next().unwrap()),
-        )
-        .unwrap();
+        );
     }
     let nobodys = |args: &[&str]| as_nobody(Command::new(folder.join("holder")).args(args));
     let as_nobody_attach = |pid: i32| {
@@ -520,7 +519,7 @@ fn all_and_user_select_processes() {
     let mut roots = Holder::start(&mut Command::new(holder()));
     if is_root() {
         let folder = PublicFolder::new("user");
-        fs::copy(holder(), folder.join("holder")).unwrap();
+        copy_program(holder(), folder.join("holder"));
         let mut nobodys = Holder::start(&mut as_nobody(&Command::new(folder.join("holder"))));
         assert_eq!(
             outcome(ka().args(["attach", "--user", "nobody", "-d", "90"])).1,

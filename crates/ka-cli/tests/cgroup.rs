@@ -25,7 +25,7 @@ use ka_test::compiler::{Linkage, allowing, cc, compile};
 use ka_test::kernel::has_mptcp;
 use ka_test::lines::Lines;
 use ka_test::log::skip;
-use ka_test::path::{PublicFolder, root, scratch};
+use ka_test::path::{PublicFolder, copy_program, root, scratch};
 use ka_test::process::{children, kill, raise_descriptor_limit, signal_child};
 use ka_test::socket::{keepalive_options, option, set_option};
 use ka_test::wait::eventually;
@@ -506,7 +506,7 @@ fn failures_are_reported() {
     assert!(status == 0 && out.contains(": idle=280,intvl=30,cnt=5, mode force; "), "{out}");
     detach(Path::new(path));
     let folder = PublicFolder::new("cgroup");
-    fs::copy(release().join("ka"), folder.join("ka")).unwrap();
+    copy_program(release().join("ka"), folder.join("ka"));
     for (args, needs) in [
         (&["attach", path][..], "needs CAP_BPF and CAP_NET_ADMIN (run ka as root)"),
         (&["detach", path], "needs CAP_BPF and CAP_NET_ADMIN (run ka as root)"),
@@ -672,7 +672,7 @@ fn the_systemd_unit_has_only_the_rights_that_it_needs() {
     assert_eq!(words.next(), Some("/usr/bin/ka"));
     let folder = PublicFolder::new("unit");
     for (from, to) in [(release().join("ka"), "ka"), (allowing(calls.iter().map(String::as_str)), "allow")] {
-        fs::copy(from, folder.join(to)).unwrap();
+        copy_program(from, folder.join(to));
     }
     let manager = UnixDatagram::bind(folder.join("manager")).unwrap();
     manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -1092,7 +1092,7 @@ fn run_via_cgroup_runs_the_program_in_its_own_cgroup() {
         assert!(status == 125 && err.contains(expected), "{err}");
     }
     let folder = PublicFolder::new("run-cgroup");
-    fs::copy(release().join("ka"), folder.join("ka")).unwrap();
+    copy_program(release().join("ka"), folder.join("ka"));
     let mut nobodys = Command::new(folder.join("ka"));
     let (status, _, err) = outcome(&mut as_nobody(nobodys.args(["run", "--via", "cgroup", "true"])));
     assert!(status == 125 && err.contains("needs CAP_BPF and CAP_NET_ADMIN"), "{err}");

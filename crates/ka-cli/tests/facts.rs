@@ -18,7 +18,7 @@ use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::kernel::sysctl;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_network_namespace, is_root, with_own_etc};
-use ka_test::path::{PublicFolder, scratch};
+use ka_test::path::{PublicFolder, copy_program, scratch};
 use ka_test::process::state;
 use ka_test::server::nginx;
 use ka_test::wait::eventually;
@@ -69,9 +69,9 @@ fn check_reports_programs_with_more_rights() {
     }
     let folder = PublicFolder::new("rights-of-their-own");
     let (own, setuid, capable) = (folder.join("ka"), folder.join("setuid"), folder.join("capable"));
-    fs::copy(release().join("ka"), &own).unwrap();
+    copy_program(release().join("ka"), &own);
     for program in [&setuid, &capable] {
-        fs::copy("/bin/true", program).unwrap();
+        copy_program("/bin/true", program);
     }
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
     succeed(Command::new("setcap").arg("cap_net_raw+ep").arg(&capable));
@@ -99,7 +99,7 @@ fn check_reports_the_available_ways() {
     let all = ways.iter().all(|way| way["reaches"] == true);
     assert_eq!(outcome(ka().arg("check")).0, i32::from(!all));
     let folder = PublicFolder::new("doctor");
-    fs::copy(release().join("ka"), folder.join("ka")).unwrap();
+    copy_program(release().join("ka"), folder.join("ka"));
     if !is_root() {
         skip("only root can become another user");
         return;
@@ -118,7 +118,7 @@ fn check_reports_the_available_ways() {
 #[test]
 fn the_command_that_check_suggests_works() {
     let odd = scratch("it's odd");
-    fs::copy(holder(), &odd).unwrap();
+    copy_program(holder(), &odd);
     let report = json_of(ka().args(["check", "--json"]).arg(&odd));
     let command = report["command"].as_str().unwrap().replace("ka run", "exec \"$KA\" run");
     let mut shell = bare("sh");
@@ -148,7 +148,7 @@ fn check_names_the_ways_that_reach_a_process() {
         return;
     }
     let folder = PublicFolder::new("check");
-    fs::copy(release().join("ka"), folder.join("ka")).unwrap();
+    copy_program(release().join("ka"), folder.join("ka"));
     let (status, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).args(["check", &pid])));
     assert_eq!(status, 1);
     assert!(out.contains("attach   no      it belongs to user 0: needs CAP_SYS_PTRACE"), "{out}");
@@ -263,7 +263,7 @@ fn check_reports_programs_and_pids_without_sockets() {
     }
     let unreadable = folder.join("unreadable");
     for program in ["ka", "unreadable"] {
-        fs::copy(release().join("ka"), folder.join(program)).unwrap();
+        copy_program(release().join("ka"), folder.join(program));
     }
     fs::set_permissions(&unreadable, fs::Permissions::from_mode(0o711)).unwrap();
     let (_, out, _) = outcome(&mut as_nobody(Command::new(folder.join("ka")).arg("check").arg(&unreadable)));
@@ -354,7 +354,7 @@ fn check_recognizes_wrappers() {
         ("other", true, ""),
     ] {
         let program = folder.join(name);
-        fs::copy("/bin/true", &program).unwrap();
+        copy_program("/bin/true", &program);
         let report = json_of(ka().args(["check", "--json"]).arg(&program));
         assert_eq!(way(&report, "preload")["reaches"], preloaded, "{report}");
         assert!(report.to_string().contains(fact), "{report}");
@@ -692,7 +692,7 @@ fn defaults_reads_and_sets_the_sysctls() {
         return;
     }
     let public = PublicFolder::new("defaults");
-    fs::copy(release().join("ka"), public.join("ka")).unwrap();
+    copy_program(release().join("ka"), public.join("ka"));
     let (status, _, err) =
         outcome(&mut as_nobody(Command::new(public.join("ka")).args(["defaults", "--set", "9,9,9"])));
     assert!(status == 2 && err.contains("needs CAP_NET_ADMIN") && err.contains("(try sudo)"), "{err}");
@@ -717,21 +717,21 @@ fn the_loader_accepts_the_line_of_plan() {
         fs::create_dir_all(installed.join(folder)).unwrap();
     }
     let own = installed.join("bin/ka");
-    fs::copy(release().join("ka"), &own).unwrap();
+    copy_program(release().join("ka"), &own);
     let elsewhere = line(&own);
     let private = option_env!("KA_LIBDIR").unwrap_or("/usr/lib/ka");
     assert!(
         elsewhere.starts_with(&format!("LD_PRELOAD={private}/libka_preload.so KA_POLICY=")),
         "{elsewhere}"
     );
-    fs::copy(shim(), installed.join("lib/ka/libka_preload.so")).unwrap();
+    copy_program(shim(), installed.join("lib/ka/libka_preload.so"));
     let installed = line(&own);
     assert_eq!(run(&installed), (0, "1 280\n".to_owned(), String::new()), "{installed}");
     assert!(!installed.contains(".."), "{installed}");
     let odd = scratch("with blank");
     fs::create_dir(&odd).unwrap();
     for file in ["ka", "libka_preload.so"] {
-        fs::copy(release().join(file), odd.join(file)).unwrap();
+        copy_program(release().join(file), odd.join(file));
     }
     assert!(line(&odd.join("ka")).starts_with("# LD_PRELOAD cannot contain the path"));
 }

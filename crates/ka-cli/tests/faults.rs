@@ -20,7 +20,7 @@ use ka_test::fault::{Fault, Ran, Trial, check_end, each, takes_all, watch};
 use ka_test::kernel::sysctl;
 use ka_test::log::{say, skip};
 use ka_test::namespace::{in_own_namespaces, is_root, user_namespace};
-use ka_test::path::{PublicFolder, root, scratch};
+use ka_test::path::{PublicFolder, copy_program, root, scratch};
 use ka_test::wait::eventually;
 use serde_json::Value;
 
@@ -787,10 +787,10 @@ fn a_hidden_or_missing_proc_causes_no_wrong_results() {
     }
     let folder = PublicFolder::new("proc");
     for file in ["ka", "libka_preload.so"] {
-        fs::copy(release().join(file), folder.join(file)).unwrap();
+        copy_program(release().join(file), folder.join(file));
     }
-    fs::copy(dynamic(), folder.join("seen")).unwrap();
-    fs::copy(fixed(), folder.join("static")).unwrap();
+    copy_program(dynamic(), folder.join("seen"));
+    copy_program(fixed(), folder.join("static"));
     let own = Holder::start(&mut Command::new(holder()));
     let pid = own.pid().to_string();
     // The script runs in its own mount namespace. "$0" is the folder with the programs, and "$1" is a PID.

@@ -20,7 +20,7 @@ use ka_test::kernel::lacks_bpf;
 use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root};
-use ka_test::path::{PublicFolder, scratch, unique};
+use ka_test::path::{PublicFolder, copy_program, scratch, unique};
 use ka_test::process::{children, kill, signal_child, state};
 use ka_test::wait::{eventually, eventually_within};
 use serde_json::Value;
@@ -42,7 +42,7 @@ impl Attacker {
         // Every user may run the program there, even if the repository is private.
         let folder = PublicFolder::new(name);
         let place = folder.join(name);
-        fs::copy(program, &place).unwrap();
+        copy_program(program, &place);
         let mut child = bare(&place).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let Some(line) = Lines::new(name, child.stdout.take().unwrap()).next() else {
             let status = child.wait().unwrap();
@@ -456,7 +456,7 @@ fn sockets_keep_their_class() {
     // The supervisor of an ordinary user may not enter a cgroup of root's.
     let folder = PublicFolder::new("class");
     for program in [release().join("ka").as_path(), command::holder()] {
-        fs::copy(program, folder.join(program.file_name().unwrap())).unwrap();
+        copy_program(program, folder.join(program.file_name().unwrap()));
     }
     let reachable = folder.join(command::holder().file_name().unwrap());
     let errors = scratch("class-errors");

@@ -19,7 +19,7 @@ use ka_test::kernel::{has_ipv6, has_mptcp};
 use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, in_own_network_namespace, is_root};
-use ka_test::path::{PublicFolder, root};
+use ka_test::path::{PublicFolder, copy_program, root};
 use ka_test::socket::{established, fresh, keepalive_options, set_option};
 use ka_test::wait::{eventually, listening};
 use serde_json::Value;
@@ -275,7 +275,7 @@ fn sockets_of_other_users_are_inferred() {
         return;
     }
     let folder = PublicFolder::new("ls");
-    fs::copy(release().join("ka"), folder.join("ka")).unwrap();
+    copy_program(release().join("ka"), folder.join("ka"));
     let (client, server) = connection();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     set(client.as_raw_fd(), true, [100, 20, 4, 0]);

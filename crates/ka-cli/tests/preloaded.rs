@@ -14,7 +14,7 @@ use ka_test::artifact::{release, shim};
 use ka_test::child::{stdout, succeed};
 use ka_test::log::skip;
 use ka_test::namespace::{is_root, with_own_etc};
-use ka_test::path::{PublicFolder, scratch};
+use ka_test::path::{PublicFolder, copy_program, scratch};
 
 /// Returns ka with the shim preloaded, which has this policy.
 fn under(policy: &str) -> Command {
@@ -103,7 +103,7 @@ fn ka_with_capabilities_sets_its_own_policy_under_ld_so_preload() {
     }
     let folder = PublicFolder::new("capable");
     let copy = |from: &Path, name: &str| {
-        fs::copy(from, folder.join(name)).unwrap();
+        copy_program(from, folder.join(name));
         fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o755)).unwrap();
         folder.join(name)
     };

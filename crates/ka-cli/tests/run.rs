@@ -19,7 +19,7 @@ use ka_test::child::{Running, preloaded, stdout, succeed};
 use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
-use ka_test::path::{PublicFolder, scratch};
+use ka_test::path::{PublicFolder, copy_program, scratch, write_script};
 use ka_test::server::{nginx, redis_arguments};
 use ka_test::wait::{eventually, listening};
 
@@ -139,9 +139,9 @@ fn each_way_names_an_ignored_ka_conf() {
 fn for_every_user(name: &str) -> (PublicFolder, PathBuf, PathBuf) {
     let folder = PublicFolder::new(name);
     for file in ["ka", "libka_preload.so"] {
-        fs::copy(release().join(file), folder.join(file)).unwrap();
+        copy_program(release().join(file), folder.join(file));
     }
-    fs::copy(holder(), folder.join("holder")).unwrap();
+    copy_program(holder(), folder.join("holder"));
     let (ka, holder) = (folder.join("ka"), folder.join("holder"));
     (folder, ka, holder)
 }
@@ -313,8 +313,8 @@ fn the_runtime_of_a_sanitizer_stays_first() {
 fn a_shim_with_a_path_that_the_loader_rejects_is_preloaded_by_a_link() {
     let folder = scratch("a $b: c");
     fs::create_dir(&folder).unwrap();
-    fs::copy(release().join("ka"), folder.join("ka")).unwrap();
-    fs::copy(shim(), folder.join("libka_preload.so")).unwrap();
+    copy_program(release().join("ka"), folder.join("ka"));
+    copy_program(shim(), folder.join("libka_preload.so"));
     let script = format!("python3 -c '{FRESH}'; cd /; env -u KA_IDLE python3 -c '{FRESH}'");
     for runtime in [None, Some("/no/such/folder"), Some("relative"), Some("/tmp/with blank")] {
         let mut run = bare(folder.join("ka"));
@@ -363,7 +363,7 @@ fn run_reports_a_missing_shim_and_its_other_way_once() {
     let folder = PublicFolder::new("shimless");
     fs::create_dir(folder.join("bin")).unwrap();
     let own = folder.join("bin/ka");
-    fs::copy(release().join("ka"), &own).unwrap();
+    copy_program(release().join("ka"), &own);
     let place = |place: &str| format!("{}/{place}/libka_preload.so", folder.display());
     let looked = format!("{}, {}, ", place("bin"), place("lib/ka"));
     for flags in [&["run"][..], &["run", "-v"]] {
@@ -392,8 +392,7 @@ fn run_reports_a_missing_shim_and_its_other_way_once() {
 #[test]
 fn run_v_reports_programs_of_scripts_that_preload_does_not_reach() {
     let script = scratch("script.sh");
-    fs::write(&script, "#!/bin/sh\nexit 0\n").unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&script, "#!/bin/sh\nexit 0\n");
     let said = format!(
         "ka: {} is a script: preload does not reach static and Go programs that it starts (use --via seccomp)\n",
         script.display()
@@ -412,7 +411,7 @@ fn run_v_reports_programs_of_scripts_that_preload_does_not_reach() {
 #[test]
 fn a_shim_named_by_the_environment_is_checked() {
     let shim = scratch("shim.so");
-    fs::copy(ka_test::artifact::shim(), &shim).unwrap();
+    copy_program(ka_test::artifact::shim(), &shim);
     assert_eq!(fresh(ka().env("KA_PRELOAD", &shim).arg("run")), "1 60 10 6 0");
     let (status, _, err) = outcome(ka().env("KA_PRELOAD", "/no/such.so").args(["run", "true"]));
     assert_eq!(status, 125);
@@ -538,7 +537,7 @@ fn programs_that_cannot_be_reached_are_not_run() {
     let folder = PublicFolder::new("unreached");
     let copy = |from: &Path, name: &str, mode: u32| -> PathBuf {
         let to = folder.join(name);
-        fs::copy(from, &to).unwrap();
+        copy_program(from, &to);
         fs::set_permissions(&to, fs::Permissions::from_mode(mode)).unwrap();
         to
     };
@@ -548,11 +547,9 @@ fn programs_that_cannot_be_reached_are_not_run() {
     bytes[18..20].copy_from_slice(&[22, 0]);
     fs::write(&foreign, bytes).unwrap();
     let bare_script = folder.join("script");
-    fs::write(&bare_script, "#!/usr/bin/env -S -i sh\necho run").unwrap();
-    fs::set_permissions(&bare_script, fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&bare_script, "#!/usr/bin/env -S -i sh\necho run");
     let static_script = folder.join("static-script");
-    fs::write(&static_script, format!("#!{}\n", static_holder().display())).unwrap();
-    fs::set_permissions(&static_script, fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&static_script, &format!("#!{}\n", static_holder().display()));
     let pie = holder_with(&mut cc(), &["-static-pie"]);
 
     let mut cases = vec![
@@ -725,8 +722,7 @@ fn clients_of_servers_are_named() {
     fs::create_dir(&folder).unwrap();
     let hint = |name: &str, launcher: &[&str], arguments: &[&str], verbose: bool| {
         let client = folder.join(name);
-        fs::write(&client, "#!/bin/sh\n").unwrap();
-        fs::set_permissions(&client, fs::Permissions::from_mode(0o755)).unwrap();
+        write_script(&client, "#!/bin/sh\n");
         let mut run = ka();
         run.arg("run").args(verbose.then_some("-v")).arg("--").args(launcher).arg(client).args(arguments);
         let (status, _, err) = outcome(&mut run);
@@ -775,8 +771,7 @@ fn variables_that_disable_ka_are_reported() {
 #[test]
 fn scripts_and_other_libraries_are_reached() {
     let script = scratch("script");
-    fs::write(&script, format!("#!/usr/bin/env python3\n{FRESH}\n")).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&script, &format!("#!/usr/bin/env python3\n{FRESH}\n"));
     assert_eq!(stdout(ka().arg("run").arg(&script)), "1 60 10 6 0\n");
     // Tests a script without #!, which execvp(3) runs by the shell.
     fs::write(&script, format!("python3 -c '{FRESH}'; echo $0 $1\n")).unwrap();

@@ -23,7 +23,7 @@ use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, in_own_network_namespace, is_root, with_own_etc};
-use ka_test::path::{PublicFolder, root, scratch};
+use ka_test::path::{PublicFolder, copy_program, root, scratch, write_script};
 use ka_test::process::{children, is_running, kill, state};
 use ka_test::wait::eventually;
 
@@ -84,8 +84,8 @@ fn programs_that_preload_does_not_reach_are_run_under_a_supervisor() {
 fn visible(name: &str) -> (PublicFolder, PathBuf, PathBuf) {
     let folder = PublicFolder::new(name);
     let (dynamic, fixed) = (folder.join("dynamic"), folder.join("static"));
-    fs::copy(compile(&mut cc(), &source("seen"), Linkage::Nothing), &dynamic).unwrap();
-    fs::copy(seen(), &fixed).unwrap();
+    copy_program(compile(&mut cc(), &source("seen"), Linkage::Nothing), &dynamic);
+    copy_program(seen(), &fixed);
     (folder, dynamic, fixed)
 }
 
@@ -107,7 +107,7 @@ fn wrappers_that_lose_the_shim_are_run_under_a_supervisor() {
     }
     let (_made, dynamic, _) = visible("wrappers");
     let shim = dynamic.with_file_name("libka_preload.so");
-    fs::copy(ka_test::artifact::shim(), &shim).unwrap();
+    copy_program(ka_test::artifact::shim(), &shim);
     let seen = dynamic.to_str().unwrap();
     let command = format!("{seen} listen");
     for (words, why) in [
@@ -245,8 +245,8 @@ fn wrappers_of_an_ordinary_user_are_supported_unless_setuid() {
     }
     let (_made, dynamic, _) = visible("ordinary");
     let own = dynamic.with_file_name("ka");
-    fs::copy(release().join("ka"), &own).unwrap();
-    fs::copy(shim(), dynamic.with_file_name("libka_preload.so")).unwrap();
+    copy_program(release().join("ka"), &own);
+    copy_program(shim(), dynamic.with_file_name("libka_preload.so"));
     let run =
         |words: &[&str]| outcome(&mut as_nobody(bare(&own).args(["run", "-d", "97", "--"]).args(words)));
     let seen = dynamic.to_str().unwrap();
@@ -255,7 +255,7 @@ fn wrappers_of_an_ordinary_user_are_supported_unless_setuid() {
     }
     // A setuid program with the name of a wrapper.
     let setuid = dynamic.with_file_name("sudo");
-    fs::copy(&dynamic, &setuid).unwrap();
+    copy_program(&dynamic, &setuid);
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
     let setuid = setuid.to_str().unwrap();
     for words in [&[setuid, "listen"][..], &["nice", setuid, "listen"], &["env", "-i", setuid, "listen"]] {
@@ -831,7 +831,7 @@ fn io_uring_is_reported_once_and_can_be_denied() {
     let folder = scratch("rings");
     fs::create_dir(&folder).unwrap();
     for name in ["one", "other"] {
-        fs::copy(seen(), folder.join(name)).unwrap();
+        copy_program(seen(), folder.join(name));
     }
     let (_, _, err) = outcome(
         run().args(["sh", "-c", "for name in one other one one; do \"$0/$name\" ring; done"]).arg(&folder),
@@ -876,7 +876,7 @@ fn ordinary_users_can_run_a_supervisor() {
     for (from, to) in
         [(release().join("ka"), "ka"), (seen().to_path_buf(), "seen"), (go_holder().to_path_buf(), "go")]
     {
-        fs::copy(from, folder.join(to)).unwrap();
+        copy_program(from, folder.join(to));
         fs::set_permissions(folder.join(to), fs::Permissions::from_mode(0o755)).unwrap();
     }
     let ka = |program: &str| {
@@ -895,7 +895,7 @@ fn ordinary_users_can_run_a_supervisor() {
     // Under the filter, a setuid program would lose its rights, so ka does not run it. As a child of root's process
     // it keeps them.
     let setuid = folder.join("setuid");
-    fs::copy("/usr/bin/id", &setuid).unwrap();
+    copy_program("/usr/bin/id", &setuid);
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
     let (status, out, err) = outcome(&mut ka("setuid"));
     assert_eq!((status, out.as_str()), (125, ""), "{err}");
@@ -920,8 +920,7 @@ fn the_exit_status_is_that_of_the_program() {
         assert_eq!(run().args(["sh", "-c", &script]).status().unwrap().signal(), Some(signal));
     }
     let text = scratch("text");
-    fs::write(&text, "exit $1").unwrap();
-    fs::set_permissions(&text, fs::Permissions::from_mode(0o755)).unwrap();
+    write_script(&text, "exit $1");
     assert_eq!(run().arg(&text).arg("9").status().unwrap().code(), Some(9));
 }
 

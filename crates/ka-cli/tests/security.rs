@@ -14,7 +14,7 @@ use ka_test::artifact::{release, shim};
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, in_own_network_namespace, is_root, with_own_etc};
-use ka_test::path::{PublicFolder, scratch};
+use ka_test::path::{PublicFolder, copy_program, scratch, write_script};
 use ka_test::process::{children, signal_child};
 use ka_test::wait::eventually;
 use serde_json::Value;
@@ -124,7 +124,7 @@ fn a_process_of_another_user_is_not_set_by_user() {
     }
     let folder = PublicFolder::new("numbers");
     let program = folder.join("holder");
-    fs::copy(holder(), &program).unwrap();
+    copy_program(holder(), &program);
     for _ in 0..5 {
         let meant = holder_numbered(NUMBER, &mut as_nobody(&Command::new(&program)));
         let ka = start_delayed("enter", &["attach", "--user", "nobody"]);
@@ -196,7 +196,7 @@ fn a_shim_of_the_caller_is_not_preloaded_under_sudo() {
     let theirs = folder.join("theirs");
     fs::create_dir(&theirs).unwrap();
     for path in [folder.join("ours.so"), theirs.join("shim.so")] {
-        fs::copy(shim(), path).unwrap();
+        copy_program(shim(), path);
     }
     // The file belongs to root, but another user can replace it in its folder.
     std::os::unix::fs::chown(&theirs, Some(65534), None).unwrap();
@@ -234,7 +234,7 @@ fn a_shim_and_its_folders_must_belong_to_root() {
     let below = folder.join("below");
     fs::create_dir(&below).unwrap();
     let shim = below.join("shim.so");
-    fs::copy(ka_test::artifact::shim(), &shim).unwrap();
+    copy_program(ka_test::artifact::shim(), &shim);
     let run = |caller: &str, mode: u32, path: &Path| {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
         let result = outcome(ka().env("KA_PRELOAD", &shim).env(caller, "1000").args(["run", "true"]));
@@ -267,9 +267,9 @@ fn a_privileged_ka_ignores_ka_preload() {
     let folder = PublicFolder::new("rights");
     let (setuid, capable, shim) = (folder.join("setuid"), folder.join("capable"), folder.join("shim.so"));
     for program in [&setuid, &capable] {
-        fs::copy(release().join("ka"), program).unwrap();
+        copy_program(release().join("ka"), program);
     }
-    fs::copy(ka_test::artifact::shim(), &shim).unwrap();
+    copy_program(ka_test::artifact::shim(), &shim);
     fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
     succeed(Command::new("setcap").arg("cap_net_raw+ep").arg(&capable));
     for program in [&setuid, &capable] {
@@ -303,7 +303,7 @@ fn control_characters_in_process_names_are_escaped() {
     // The kernel keeps 15 bytes of a process name.
     for name in ["\u{1b}[2J\u{9b}31m\"},\n'", "\u{202e}\u{61c}\u{7f}\r\\) R"] {
         assert!(name.len() <= 15);
-        fs::copy(holder(), folder.join(name)).unwrap();
+        copy_program(holder(), folder.join(name));
         let process = Holder::start(&mut Command::new(folder.join(name)));
         let pid = process.pid().to_string();
         for args in [
@@ -337,7 +337,7 @@ fn control_characters_in_file_names_are_escaped() {
     let folder = scratch("names");
     fs::create_dir(&folder).unwrap();
     let program = folder.join(HOSTILE);
-    fs::copy(holder(), &program).unwrap();
+    copy_program(holder(), &program);
     for args in [
         &["check"][..],
         &["check", "--json"],
@@ -468,7 +468,7 @@ fn a_link_folder_of_another_user_is_not_used() {
     let folder = scratch("a place");
     fs::create_dir(&folder).unwrap();
     for file in [release().join("ka"), shim()] {
-        fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
+        copy_program(&file, folder.join(file.file_name().unwrap()));
     }
     // The mounts hide all of /tmp from ka.
     let run = |before: &str| {
@@ -540,8 +540,7 @@ fn files_that_are_not_regular_are_rejected_and_not_opened() {
     fs::set_permissions(&socket, fs::Permissions::from_mode(0o755)).unwrap();
     let script = |name: &str, line: String| {
         let path = folder.join(name);
-        fs::write(&path, line).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        write_script(&path, &line);
         path
     };
     // timeout(1) makes a hang of ka a failure of the test.

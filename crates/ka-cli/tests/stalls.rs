@@ -18,7 +18,7 @@ use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_network_namespace, is_root};
-use ka_test::path::scratch;
+use ka_test::path::{copy_program, scratch};
 use ka_test::process::{children, is_running, kill, state};
 use ka_test::wait::eventually;
 
@@ -33,7 +33,7 @@ fn made(name: &str) -> PathBuf {
     let program = compile(cc().args(["-static", "-pthread"]), &source(name), Linkage::Nothing);
     let folder = scratch(&format!("{name}-folder"));
     fs::create_dir(&folder).unwrap();
-    fs::copy(program, folder.join(name)).unwrap();
+    copy_program(program, folder.join(name));
     folder.join(name)
 }
 

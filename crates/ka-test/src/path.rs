@@ -3,10 +3,11 @@
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Write as _;
 use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process;
+use std::process::{self, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -62,6 +63,29 @@ pub fn scratch(name: &str) -> PathBuf {
     let folder = target().join("tmp").join(suite());
     fs::create_dir_all(&folder).unwrap();
     folder.join(unique(name))
+}
+
+/// Copies a program or a library, with its mode.
+///
+/// A child process copies it. If the test itself had the copy open for writing, another thread could start a program at
+/// that moment, and the new process would inherit the open file for an instant. execve(2) of the copy then fails with
+/// ETXTBSY.
+pub fn copy_program(from: impl AsRef<Path>, to: impl AsRef<Path>) {
+    let copied =
+        Command::new("cp").arg("--preserve=mode").arg(from.as_ref()).arg(to.as_ref()).output().unwrap();
+    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+}
+
+/// Writes a script that can be executed. A child process writes it, for the reason given at [`copy_program`].
+pub fn write_script(path: impl AsRef<Path>, text: &str) {
+    let mut child = Command::new("install")
+        .args(["-m", "755", "/dev/stdin"])
+        .arg(path.as_ref())
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "{}", path.as_ref().display());
 }
 
 /// Returns a name that starts with `name` and is unique on this machine.
