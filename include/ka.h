@@ -56,16 +56,16 @@
 /**
  * The version of this header. ka_version and ka_version_number return the version of the library that runs.
  */
-#define KA_VERSION "0.1.0"
+#define KA_VERSION "0.2.0"
 #define KA_VERSION_MAJOR 0
-#define KA_VERSION_MINOR 1
+#define KA_VERSION_MINOR 2
 #define KA_VERSION_PATCH 0
 #define KA_VERSION_NUMBER (1000000 * KA_VERSION_MAJOR + 1000 * KA_VERSION_MINOR + KA_VERSION_PATCH)
 
 /**
  * Initialise a struct ka_config that changes nothing: struct ka_config config = KA_CONFIG_INIT;
  */
-#define KA_CONFIG_INIT { sizeof(struct ka_config), KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP }
+#define KA_CONFIG_INIT { sizeof(struct ka_config), KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP }
 
 #if defined(__STDC_VERSION__) && __STDC_VERSION__ >= 199901L
 /**
@@ -108,8 +108,10 @@
 #define KA_KEEP (-1)
 
 /**
- * For user_timeout only: 1000 * (idle + intvl * cnt) milliseconds. It is computed when the call is made, from the
- * values that are then in force. Later changes of idle, intvl and cnt do not update it.
+ * For user_timeout: 1000 * (idle + intvl * cnt) milliseconds. For rto_max: the largest value with which a dead peer is
+ * detected within that time while data is unacknowledged, or KA_RTO_MAX_MIN if no value is small enough
+ * (ka_set_rto_max). Both are computed when the call is made, from the values that are then in force. Later changes of
+ * idle, intvl and cnt do not update them.
  */
 #define KA_AUTO (-2)
 
@@ -142,6 +144,16 @@
  * The largest number of probes. MAX_TCP_KEEPCNT of the kernel
  */
 #define KA_CNT_MAX 127
+
+/**
+ * The lower limit of rto_max, in milliseconds. do_tcp_setsockopt of the kernel
+ */
+#define KA_RTO_MAX_MIN 1000
+
+/**
+ * The upper limit of rto_max, in milliseconds. TCP_RTO_MAX_SEC of the kernel
+ */
+#define KA_RTO_MAX_MAX 120000
 
 /**
  * The size of a nonce, in bytes.
@@ -211,6 +223,11 @@ struct ka_config {
      * TCP_USER_TIMEOUT
      */
     int32_t user_timeout;
+    /**
+     * Longest time between two retransmissions, in milliseconds: KA_RTO_MAX_MIN..KA_RTO_MAX_MAX, KA_KEEP or KA_AUTO.
+     * TCP_RTO_MAX_MS. Since 0.2.0.
+     */
+    int32_t rto_max;
 };
 
 /**
@@ -316,7 +333,7 @@ extern "C" {
  *   EHOSTUNREACH, ENETUNREACH
  *                data was in flight, and the network reported this error. The kernel ignores such reports for probes.
  *   ECONNRESET   the peer has restarted, and has answered a probe with a reset.
- * While sent data is unacknowledged, the kernel sends no probes: see ka_set_user_timeout.
+ * While sent data is unacknowledged, the kernel sends no probes: see ka_set_rto_max.
  *
  * If keepalive is off, this function sets the timers first and turns keepalive on last, so that no probe is sent
  * early. This takes 5 system calls with all three values given, and 4 if all are KA_KEEP. If keepalive is on, the
@@ -500,7 +517,8 @@ int ka_get_user_timeout(int fd,
  *
  * While sent data is unacknowledged, the kernel sends no keepalive probes. If the peer dies during that time, the
  * kernel detects it only when it stops retransmitting (after about 15 minutes) or when the user timeout expires.
- * A user timeout also has two other effects:
+ * ka_set_rto_max shortens the retransmissions instead. A user timeout also has two other effects, which rto_max does
+ * not have:
  *   - On an idle connection it replaces cnt: the connection ends at the first probe time that is at or after the
  *     timeout.
  *   - It ends a connection to a healthy peer that keeps its window closed for that long.
@@ -530,6 +548,66 @@ int ka_set_user_timeout(int fd,
                         int milliseconds);
 
 /**
+ * Get the longest time between two retransmissions of unacknowledged data. TCP_RTO_MAX_MS
+ *
+ *   fd            a TCP socket in any state.
+ *   milliseconds  receives the value in force. If it has not been set on this socket, this is the value that the sysctl
+ *                 net.ipv4.tcp_rto_max_ms had when the socket was created, 120000 by default.
+ *
+ * Returns 0, or -1 with errno:
+ *   EINVAL       milliseconds is NULL.
+ *   EBADF        fd is not open, or was opened with O_PATH.
+ *   ENOTSOCK     fd is not a socket.
+ *   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+ *   EOPNOTSUPP   the kernel is older than Linux 6.15, or fd is an MPTCP socket that has not fallen back to TCP.
+ * After a failure *milliseconds is unchanged.
+ *
+ * Thread-safe, async-signal-safe, fork-safe.
+ * Since 0.2.0.
+ */
+int ka_get_rto_max(int fd,
+                   int *milliseconds);
+
+/**
+ * Set the longest time between two retransmissions of unacknowledged data. TCP_RTO_MAX_MS
+ *
+ * While sent data is unacknowledged, the kernel sends no keepalive probes. If the peer dies during that time, the
+ * kernel retransmits the data, and doubles the time between two retransmissions up to rto_max. It ends the connection
+ * after the time that net.ipv4.tcp_retries2 retransmissions take. With the defaults (120000 ms, 15) this is about 15
+ * minutes; with an rto_max of 2000 it is 27 s. ka_data_time calculates this time. If data is already unacknowledged, a
+ * new rto_max takes effect when the next retransmission is due.
+ *
+ * Unlike a user timeout, rto_max has no effect on an idle connection, and does not end a connection to a healthy peer
+ * that keeps its window closed. The kernel then sends window probes more often. On a path that loses most packets, the
+ * connection ends earlier than without rto_max.
+ *
+ *   fd            a TCP socket in any state. Accepted sockets inherit the value of their listener.
+ *   milliseconds  one of these:
+ *                 KA_RTO_MAX_MIN..KA_RTO_MAX_MAX
+ *                          the longest time. The kernel rounds it up to a multiple of its tick, at most 10 ms.
+ *                 KA_AUTO  sets the largest value with which ka_data_time is at most 1000 * (idle + intvl * cnt), or
+ *                          KA_RTO_MAX_MIN if no value is small enough. It is computed from the values in force and
+ *                          net.ipv4.tcp_retries2 when the call is made (15 if /proc does not show the sysctl). Later
+ *                          changes do not update it.
+ *                 KA_KEEP  changes nothing.
+ *
+ * Returns 0, or -1 with errno:
+ *   EINVAL       milliseconds is out of range. 0 and KA_NONE are out of range.
+ *   EBADF        fd is not open, or was opened with O_PATH.
+ *   ENOTSOCK     fd is not a socket.
+ *   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+ *   EOPNOTSUPP   the kernel is older than Linux 6.15, or fd is an MPTCP socket, even one that has fallen back to TCP;
+ *                and milliseconds is not KA_KEEP.
+ *   others       the error of a security policy, for example EPERM.
+ * After a failure the socket is unchanged.
+ *
+ * Thread-safe, async-signal-safe, fork-safe. KA_AUTO uses a descriptor (close-on-exec) while the function runs.
+ * Since 0.2.0.
+ */
+int ka_set_rto_max(int fd,
+                   int milliseconds);
+
+/**
  * Apply a policy: set every field of config that is neither KA_KEEP nor 0.
  *
  *   fd      a TCP or MPTCP socket in any state.
@@ -551,16 +629,18 @@ int ka_set_user_timeout(int fd,
  *   ENOTSOCK     fd is not a socket.
  *   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
  *   EOPNOTSUPP   this kernel does not have the option for this socket. An MPTCP socket that has not fallen back to
- *                TCP accepts no user_timeout, not even KA_NONE.
+ *                TCP accepts no user_timeout, not even KA_NONE. An MPTCP socket accepts no rto_max, except the value
+ *                that ka_query returns for it. No socket accepts rto_max before Linux 6.15.
  *   others       the error of a security policy, for example EPERM.
- * After a failure keepalive is on or off as before the call. user_timeout, which limits sent data even if keepalive is
- * off, has its old value. If keepalive is on, idle, intvl and cnt also have their old values, with one exception: a
- * timer that followed its sysctl can be left fixed at the sysctl's value, or at your new value if the sysctl's value
- * cannot be set on a socket. If keepalive is off, idle, intvl and cnt may have changed. This has no effect until
- * keepalive is turned on.
+ * After a failure keepalive is on or off as before the call. user_timeout and rto_max, which govern sent data even if
+ * keepalive is off, have their old values. If keepalive is on, idle, intvl and cnt also have their old values, with
+ * one exception: a timer that followed its sysctl can be left fixed at the sysctl's value, or at your new value if the
+ * sysctl's value cannot be set on a socket. If keepalive is off, idle, intvl and cnt may have changed. This has no
+ * effect until keepalive is turned on.
  *
  * Thread-safe, async-signal-safe, fork-safe. If two threads apply different policies to one socket at the same time,
- * the socket can be left with a mixture of them.
+ * the socket can be left with a mixture of them. An rto_max of KA_AUTO uses a descriptor (close-on-exec) while the
+ * function runs.
  * Since 0.1.0.
  */
 int ka_apply(int fd,
@@ -572,7 +652,8 @@ int ka_apply(int fd,
  *   fd      a TCP or MPTCP socket in any state.
  *   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON or KA_OFF. A timer that
  *           has not been set on this socket has the value of its sysctl. user_timeout is KA_NONE if there is none,
- *           and KA_KEEP if the kernel cannot report it (MPTCP that has not fallen back to TCP).
+ *           and KA_KEEP if the kernel cannot report it (MPTCP that has not fallen back to TCP). rto_max is KA_KEEP in
+ *           the same case, and before Linux 6.15.
  *
  * ka_apply accepts the result and sets the same values again, unless a sysctl holds a value that cannot be set on a
  * socket. A sysctl of 0 or -1 is reported as KA_KEEP. ka_apply rejects other such values, for example 86400, with
@@ -598,7 +679,8 @@ int ka_query(int fd,
  *   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_OFF, and user_timeout is
  *           KA_NONE. The timers have the values of the sysctls net.ipv4.tcp_keepalive_time, tcp_keepalive_intvl and
  *           tcp_keepalive_probes. A sysctl may hold a value that cannot be set on a socket, for example 86400. A
- *           sysctl of 0 or -1 is reported as KA_KEEP.
+ *           sysctl of 0 or -1 is reported as KA_KEEP. rto_max is that of net.ipv4.tcp_rto_max_ms, or KA_KEEP before
+ *           Linux 6.15.
  *
  * If /proc does not show the sysctls, for example in a chroot, the function reads the timers of a new socket instead.
  *
@@ -619,19 +701,20 @@ int ka_defaults(struct ka_config *config);
  *   text    has one of two forms. Blanks and line ends around an item are ignored. Values that are not named are
  *           KA_KEEP.
  *             - Three values, idle, intvl and cnt, with commas or colons between them: "60,10,5", "1m:10s:5".
- *             - Items with commas between them, in any order and each at most once: "idle=", "intvl=", "cnt="
- *               and "user_timeout=" with a value, and one of "on", "off" and "keep" for keepalive. Without one
- *               of these three, keepalive is KA_ON. Example: "idle=5m, intvl=30s, user_timeout=auto".
+ *             - Items with commas between them, in any order and each at most once: "idle=", "intvl=", "cnt=",
+ *               "user_timeout=" and (since 0.2.0) "rto_max=" with a value, and one of "on", "off" and "keep" for
+ *               keepalive. Without one of these three, keepalive is KA_ON. Example: "idle=5m, intvl=30s, rto_max=2s".
  *           A value is decimal digits without leading zeros. A time may have a unit: ms, s, m, h or d. Without
- *           a unit, idle and intvl are in seconds and user_timeout is in milliseconds. idle and intvl must be whole
- *           seconds. cnt has no unit. "user_timeout=auto" is KA_AUTO. "user_timeout=none" and
- *           "user_timeout=0" are KA_NONE.
+ *           a unit, idle and intvl are in seconds, and user_timeout and rto_max are in milliseconds. idle and intvl
+ *           must be whole seconds. cnt has no unit. "user_timeout=auto" and "rto_max=auto" are KA_AUTO.
+ *           "user_timeout=none" and "user_timeout=0" are KA_NONE.
  *   config  receives the policy. Its size must be set (KA_CONFIG_INIT).
  *
  * Returns 0, or -1 with errno. ka_explain explains the error in words:
  *   EINVAL       an argument is NULL; the size of config is below 8 or not a multiple of 4; the text has another
  *                form; idle or intvl is not whole seconds; the value of "user_timeout=auto" would be above
- *                2147483647.
+ *                2147483647; the text names a value that config has no field for, such as rto_max in a struct of
+ *                0.1.0 (ka_explain does not explain this error, because it does not know the struct).
  *   ERANGE       the form is right, but a number is out of its range.
  * After a failure *config is unchanged.
  *
@@ -649,7 +732,7 @@ int ka_parse(const char *text,
  *
  *   config  a policy that ka_apply would accept.
  *   text    receives the text and a NUL, at most size bytes in all, as snprintf(3) does. A longer text is truncated.
- *           May be NULL if size is 0. 64 bytes are enough for every text of this version.
+ *           May be NULL if size is 0. 80 bytes are enough for every text of this version.
  *   size    the size of text in bytes.
  *
  * Returns the length of the whole text without its NUL. If the length is size or more, the text was truncated. Or
@@ -693,9 +776,9 @@ int ka_explain(const char *text,
  * It uses up to three probes.
  *
  *   within_ms  milliseconds, 2274 or more.
- *   config     receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON. user_timeout is
- *              KA_KEEP, because a user timeout would replace cnt, and would end connections to healthy peers that
- *              keep their window closed.
+ *   config     receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON. user_timeout and
+ *              rto_max are KA_KEEP. A user timeout would replace cnt, and would end connections to healthy peers
+ *              that keep their window closed.
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       config is NULL, or its size is below 8 or not a multiple of 4.
@@ -716,8 +799,8 @@ int ka_plan_detect(uint32_t within_ms,
  * and cnt 5.
  *
  *   path_idle_s  seconds, 3 or more: the idle timeout of the path.
- *   config       receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout is
- *                KA_KEEP.
+ *   config       receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout
+ *                and rto_max are KA_KEEP.
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       config is NULL, or its size is below 8 or not a multiple of 4.
@@ -754,8 +837,8 @@ int ka_plan_path(uint32_t path_idle_s,
  *            oci-nlb                360
  *            paloalto              3600
  *            rfc5382               7440
- *   config  receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout is
- *           KA_KEEP.
+ *   config  receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout and
+ *           rto_max are KA_KEEP.
  *
  * The list has only middleboxes that forward packets, because they count a probe as traffic. A proxy that terminates
  * the TCP connection does not count probes. Examples are AWS's Classic and Application Load Balancers.
@@ -796,6 +879,36 @@ int ka_plan_preset(const char *name,
 int ka_detect_time(const struct ka_config *config,
                    uint64_t *typical_ms,
                    uint64_t *worst_ms);
+
+/**
+ * Calculate how long a policy needs to detect a dead peer while sent data is unacknowledged, from the first
+ * retransmission of the data.
+ *
+ * The kernel retransmits the data at intervals that double from 200 ms up to rto_max, and ends the connection after
+ * the time that net.ipv4.tcp_retries2 retransmissions take (tcp_model_timeout). It sends no keepalive probes
+ * meanwhile. keepalive, idle, intvl and cnt have no effect on this time, except through KA_AUTO.
+ *
+ *   config      the policy. An rto_max of KA_KEEP is that of net.ipv4.tcp_rto_max_ms. If /proc does not show the
+ *               sysctls, tcp_retries2 is taken as 15 and tcp_rto_max_ms as 120000.
+ *   typical_ms  receives the milliseconds. With a user_timeout this is the user timeout.
+ *   worst_ms    receives typical_ms plus one rto_max, because the kernel checks the time only when a retransmission
+ *               is due.
+ *
+ * The first retransmission follows the first transmission after the round-trip time and 200 ms or a little more. The
+ * last one may be late by up to an eighth of rto_max, as any timer of the kernel.
+ *
+ * Returns 0, or -1 with errno:
+ *   EINVAL       an argument is NULL; ka_apply would reject config with EINVAL; user_timeout or rto_max is KA_AUTO,
+ *                and idle, intvl or cnt is KA_KEEP.
+ *   E2BIG        ka_apply would reject config with E2BIG.
+ * After a failure *typical_ms and *worst_ms are unchanged.
+ *
+ * Thread-safe, async-signal-safe, fork-safe. Uses a descriptor (close-on-exec) while it runs.
+ * Since 0.2.0.
+ */
+int ka_data_time(const struct ka_config *config,
+                 uint64_t *typical_ms,
+                 uint64_t *worst_ms);
 
 /**
  * Get the state of a connection: unanswered probes, data in flight, and when the peer last sent something.

@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 
 use crate::beat::{KA_BEAT_NONCE_SIZE, KA_BEAT_SIZE, ka_beat};
 use crate::config::{
-    KA_AUTO, KA_CNT_MAX, KA_IDLE_MAX, KA_INTVL_MAX, KA_KEEP, KA_NONE, KA_OFF, KA_ON, ka_config,
+    KA_AUTO, KA_CNT_MAX, KA_IDLE_MAX, KA_INTVL_MAX, KA_KEEP, KA_NONE, KA_OFF, KA_ON, KA_RTO_MAX_MAX,
+    KA_RTO_MAX_MIN, ka_config,
 };
 use crate::socket::{KA_MISSED_CNT, KA_MISSED_IDLE, KA_MISSED_INTVL, KA_MISSED_TCP};
 use crate::status::ka_status;
@@ -34,7 +35,7 @@ macro_rules! layout {
 fn c_and_rust_agree_on_structs_and_constants() {
     let mut source = String::from("#include <ka.h>\n");
     source += &layout! {
-        ka_config of u32 { size, keepalive, idle, intvl, cnt, user_timeout }
+        ka_config of u32 { size, keepalive, idle, intvl, cnt, user_timeout, rto_max }
         ka_status of u32 { size, state, probes, retransmits, unacked, last_ack_ms, last_recv_ms, last_send_ms, rtt_us }
         ka_beat of u64 { client, sequence }
     };
@@ -51,6 +52,8 @@ fn c_and_rust_agree_on_structs_and_constants() {
         ("KA_IDLE_MAX", KA_IDLE_MAX),
         ("KA_INTVL_MAX", KA_INTVL_MAX),
         ("KA_CNT_MAX", KA_CNT_MAX),
+        ("KA_RTO_MAX_MIN", KA_RTO_MAX_MIN),
+        ("KA_RTO_MAX_MAX", KA_RTO_MAX_MAX),
         ("KA_BEAT_NONCE_SIZE", KA_BEAT_NONCE_SIZE.try_into().unwrap()),
         ("KA_BEAT_SIZE", KA_BEAT_SIZE.try_into().unwrap()),
         // The sign is part of the number.

@@ -1,10 +1,10 @@
-//! Functions that calculate a policy, or the detection time of one.
+//! Functions that calculate a policy, or how long one needs to detect a dead peer.
 
 #![expect(unsafe_code, reason = "C calls these functions")]
 
 use core::ffi::CStr;
 
-use ka_core::{Config, Errno, PlanError};
+use ka_core::{Config, Detection, Errno, PlanError, Retransmission};
 use libc::{c_char, c_int};
 
 use crate::config::{ConfigWords, ka_config, values};
@@ -14,9 +14,9 @@ use crate::errno::{EINVAL, answer};
 /// It uses up to three probes.
 ///
 ///   within_ms  milliseconds, 2274 or more.
-///   config     receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON. user_timeout is
-///              KA_KEEP, because a user timeout would replace cnt, and would end connections to healthy peers that
-///              keep their window closed.
+///   config     receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON. user_timeout and
+///              rto_max are KA_KEEP. A user timeout would replace cnt, and would end connections to healthy peers
+///              that keep their window closed.
 ///
 /// Returns 0, or -1 with errno:
 ///   EINVAL       config is NULL, or its size is below 8 or not a multiple of 4.
@@ -38,8 +38,8 @@ pub unsafe extern "C" fn ka_plan_detect(within_ms: u32, config: *mut ka_config) 
 /// and cnt 5.
 ///
 ///   path_idle_s  seconds, 3 or more: the idle timeout of the path.
-///   config       receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout is
-///                KA_KEEP.
+///   config       receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout
+///                and rto_max are KA_KEEP.
 ///
 /// Returns 0, or -1 with errno:
 ///   EINVAL       config is NULL, or its size is below 8 or not a multiple of 4.
@@ -59,8 +59,8 @@ pub unsafe extern "C" fn ka_plan_path(path_idle_s: u32, config: *mut ka_config) 
 ///   name    one of the names below. Each number is the default idle timeout in seconds. The manual page
 ///           ka_plan_path(3) names its source. If an operator has changed the timeout, use ka_plan_path.
 /// PRESETS
-///   config  receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout is
-///           KA_KEEP.
+///   config  receives the policy. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON, and user_timeout and
+///           rto_max are KA_KEEP.
 ///
 /// The list has only middleboxes that forward packets, because they count a probe as traffic. A proxy that terminates
 /// the TCP connection does not count probes. Examples are AWS's Classic and Application Load Balancers.
@@ -113,13 +113,62 @@ pub unsafe extern "C" fn ka_detect_time(
     typical_ms: *mut u64,
     worst_ms: *mut u64,
 ) -> c_int {
+    // SAFETY: the C caller passes NULL or a pointer, as `time` requires.
+    unsafe { time(config, typical_ms, worst_ms, Config::detection) }
+}
+
+/// Calculate how long a policy needs to detect a dead peer while sent data is unacknowledged, from the first
+/// retransmission of the data.
+///
+/// The kernel retransmits the data at intervals that double from 200 ms up to rto_max, and ends the connection after
+/// the time that net.ipv4.tcp_retries2 retransmissions take (tcp_model_timeout). It sends no keepalive probes
+/// meanwhile. keepalive, idle, intvl and cnt have no effect on this time, except through KA_AUTO.
+///
+///   config      the policy. An rto_max of KA_KEEP is that of net.ipv4.tcp_rto_max_ms. If /proc does not show the
+///               sysctls, tcp_retries2 is taken as 15 and tcp_rto_max_ms as 120000.
+///   typical_ms  receives the milliseconds. With a user_timeout this is the user timeout.
+///   worst_ms    receives typical_ms plus one rto_max, because the kernel checks the time only when a retransmission
+///               is due.
+///
+/// The first retransmission follows the first transmission after the round-trip time and 200 ms or a little more. The
+/// last one may be late by up to an eighth of rto_max, as any timer of the kernel.
+///
+/// Returns 0, or -1 with errno:
+///   EINVAL       an argument is NULL; ka_apply would reject config with EINVAL; user_timeout or rto_max is KA_AUTO,
+///                and idle, intvl or cnt is KA_KEEP.
+///   E2BIG        ka_apply would reject config with E2BIG.
+/// After a failure *typical_ms and *worst_ms are unchanged.
+///
+/// Thread-safe, async-signal-safe, fork-safe. Uses a descriptor (close-on-exec) while it runs.
+/// Since 0.2.0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ka_data_time(
+    config: *const ka_config,
+    typical_ms: *mut u64,
+    worst_ms: *mut u64,
+) -> c_int {
+    // SAFETY: the C caller passes NULL or a pointer, as `time` requires.
+    unsafe { time(config, typical_ms, worst_ms, |config| config.data_time(Retransmission::read())) }
+}
+
+/// Writes the times that `calculate` returns for a caller's config. Returns the result of the C function.
+///
+/// # Safety
+/// `config` is NULL, or can be read for as many bytes as its size states. The others are NULL, or can be written.
+#[inline(never)]
+unsafe fn time(
+    config: *const ka_config,
+    typical_ms: *mut u64,
+    worst_ms: *mut u64,
+    calculate: fn(&Config) -> Result<Detection, PlanError>,
+) -> c_int {
     answer(|| {
         if typical_ms.is_null() || worst_ms.is_null() {
             return Err(EINVAL);
         }
-        // SAFETY: the C caller passes NULL, or a config with as many bytes as its size states.
+        // SAFETY: the caller passes NULL, or a config with as many bytes as its size states.
         let config = unsafe { ka_config::read(config) }?;
-        let detection = config.detection()?;
+        let detection = calculate(&config)?;
         // SAFETY: neither pointer is NULL, so both can be written. C does not guarantee their alignment.
         unsafe {
             typical_ms.write_unaligned(detection.typical_ms);

@@ -5,7 +5,7 @@
 use ka_core::{Config, Errno, Error, Socket, Timer};
 use libc::c_int;
 
-use crate::config::{in_force, ka_config, named, user_timeout};
+use crate::config::{in_force, ka_config, named, to_rto_max, to_user_timeout};
 use crate::errno::{EINVAL, answer};
 
 /// Turn keepalive on with these timers.
@@ -33,7 +33,7 @@ use crate::errno::{EINVAL, answer};
 ///   EHOSTUNREACH, ENETUNREACH
 ///                data was in flight, and the network reported this error. The kernel ignores such reports for probes.
 ///   ECONNRESET   the peer has restarted, and has answered a probe with a reset.
-/// While sent data is unacknowledged, the kernel sends no probes: see ka_set_user_timeout.
+/// While sent data is unacknowledged, the kernel sends no probes: see ka_set_rto_max.
 ///
 /// If keepalive is off, this function sets the timers first and turns keepalive on last, so that no probe is sent
 /// early. This takes 5 system calls with all three values given, and 4 if all are KA_KEEP. If keepalive is on, the
@@ -258,7 +258,8 @@ pub unsafe extern "C" fn ka_get_user_timeout(fd: c_int, milliseconds: *mut c_int
 ///
 /// While sent data is unacknowledged, the kernel sends no keepalive probes. If the peer dies during that time, the
 /// kernel detects it only when it stops retransmitting (after about 15 minutes) or when the user timeout expires.
-/// A user timeout also has two other effects:
+/// ka_set_rto_max shortens the retransmissions instead. A user timeout also has two other effects, which rto_max does
+/// not have:
 ///   - On an idle connection it replaces cnt: the connection ends at the first probe time that is at or after the
 ///     timeout.
 ///   - It ends a connection to a healthy peer that keeps its window closed for that long.
@@ -285,7 +286,68 @@ pub unsafe extern "C" fn ka_get_user_timeout(fd: c_int, milliseconds: *mut c_int
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn ka_set_user_timeout(fd: c_int, milliseconds: c_int) -> c_int {
-    answer(|| apply(fd, &Config::KEEP.with_user_timeout(user_timeout(milliseconds))?))
+    answer(|| apply(fd, &Config::KEEP.with_user_timeout(to_user_timeout(milliseconds))?))
+}
+
+/// Get the longest time between two retransmissions of unacknowledged data. TCP_RTO_MAX_MS
+///
+///   fd            a TCP socket in any state.
+///   milliseconds  receives the value in force. If it has not been set on this socket, this is the value that the sysctl
+///                 net.ipv4.tcp_rto_max_ms had when the socket was created, 120000 by default.
+///
+/// Returns 0, or -1 with errno:
+///   EINVAL       milliseconds is NULL.
+///   EBADF        fd is not open, or was opened with O_PATH.
+///   ENOTSOCK     fd is not a socket.
+///   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+///   EOPNOTSUPP   the kernel is older than Linux 6.15, or fd is an MPTCP socket that has not fallen back to TCP.
+/// After a failure *milliseconds is unchanged.
+///
+/// Thread-safe, async-signal-safe, fork-safe.
+/// Since 0.2.0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ka_get_rto_max(fd: c_int, milliseconds: *mut c_int) -> c_int {
+    // SAFETY: the C caller passes NULL or a pointer to an int.
+    unsafe { get(fd, Timer::RtoMax, milliseconds) }
+}
+
+/// Set the longest time between two retransmissions of unacknowledged data. TCP_RTO_MAX_MS
+///
+/// While sent data is unacknowledged, the kernel sends no keepalive probes. If the peer dies during that time, the
+/// kernel retransmits the data, and doubles the time between two retransmissions up to rto_max. It ends the connection
+/// after the time that net.ipv4.tcp_retries2 retransmissions take. With the defaults (120000 ms, 15) this is about 15
+/// minutes; with an rto_max of 2000 it is 27 s. ka_data_time calculates this time. If data is already unacknowledged, a
+/// new rto_max takes effect when the next retransmission is due.
+///
+/// Unlike a user timeout, rto_max has no effect on an idle connection, and does not end a connection to a healthy peer
+/// that keeps its window closed. The kernel then sends window probes more often. On a path that loses most packets, the
+/// connection ends earlier than without rto_max.
+///
+///   fd            a TCP socket in any state. Accepted sockets inherit the value of their listener.
+///   milliseconds  one of these:
+///                 KA_RTO_MAX_MIN..KA_RTO_MAX_MAX
+///                          the longest time. The kernel rounds it up to a multiple of its tick, at most 10 ms.
+///                 KA_AUTO  sets the largest value with which ka_data_time is at most 1000 * (idle + intvl * cnt), or
+///                          KA_RTO_MAX_MIN if no value is small enough. It is computed from the values in force and
+///                          net.ipv4.tcp_retries2 when the call is made (15 if /proc does not show the sysctl). Later
+///                          changes do not update it.
+///                 KA_KEEP  changes nothing.
+///
+/// Returns 0, or -1 with errno:
+///   EINVAL       milliseconds is out of range. 0 and KA_NONE are out of range.
+///   EBADF        fd is not open, or was opened with O_PATH.
+///   ENOTSOCK     fd is not a socket.
+///   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+///   EOPNOTSUPP   the kernel is older than Linux 6.15, or fd is an MPTCP socket, even one that has fallen back to TCP;
+///                and milliseconds is not KA_KEEP.
+///   others       the error of a security policy, for example EPERM.
+/// After a failure the socket is unchanged.
+///
+/// Thread-safe, async-signal-safe, fork-safe. KA_AUTO uses a descriptor (close-on-exec) while the function runs.
+/// Since 0.2.0.
+#[unsafe(no_mangle)]
+pub extern "C" fn ka_set_rto_max(fd: c_int, milliseconds: c_int) -> c_int {
+    answer(|| apply(fd, &Config::KEEP.with_rto_max(to_rto_max(milliseconds))?))
 }
 
 /// Apply a policy: set every field of config that is neither KA_KEEP nor 0.
@@ -309,16 +371,18 @@ pub extern "C" fn ka_set_user_timeout(fd: c_int, milliseconds: c_int) -> c_int {
 ///   ENOTSOCK     fd is not a socket.
 ///   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
 ///   EOPNOTSUPP   this kernel does not have the option for this socket. An MPTCP socket that has not fallen back to
-///                TCP accepts no user_timeout, not even KA_NONE.
+///                TCP accepts no user_timeout, not even KA_NONE. An MPTCP socket accepts no rto_max, except the value
+///                that ka_query returns for it. No socket accepts rto_max before Linux 6.15.
 ///   others       the error of a security policy, for example EPERM.
-/// After a failure keepalive is on or off as before the call. user_timeout, which limits sent data even if keepalive is
-/// off, has its old value. If keepalive is on, idle, intvl and cnt also have their old values, with one exception: a
-/// timer that followed its sysctl can be left fixed at the sysctl's value, or at your new value if the sysctl's value
-/// cannot be set on a socket. If keepalive is off, idle, intvl and cnt may have changed. This has no effect until
-/// keepalive is turned on.
+/// After a failure keepalive is on or off as before the call. user_timeout and rto_max, which govern sent data even if
+/// keepalive is off, have their old values. If keepalive is on, idle, intvl and cnt also have their old values, with
+/// one exception: a timer that followed its sysctl can be left fixed at the sysctl's value, or at your new value if the
+/// sysctl's value cannot be set on a socket. If keepalive is off, idle, intvl and cnt may have changed. This has no
+/// effect until keepalive is turned on.
 ///
 /// Thread-safe, async-signal-safe, fork-safe. If two threads apply different policies to one socket at the same time,
-/// the socket can be left with a mixture of them.
+/// the socket can be left with a mixture of them. An rto_max of KA_AUTO uses a descriptor (close-on-exec) while the
+/// function runs.
 /// Since 0.1.0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ka_apply(fd: c_int, config: *const ka_config) -> c_int {
@@ -331,7 +395,8 @@ pub unsafe extern "C" fn ka_apply(fd: c_int, config: *const ka_config) -> c_int 
 ///   fd      a TCP or MPTCP socket in any state.
 ///   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON or KA_OFF. A timer that
 ///           has not been set on this socket has the value of its sysctl. user_timeout is KA_NONE if there is none,
-///           and KA_KEEP if the kernel cannot report it (MPTCP that has not fallen back to TCP).
+///           and KA_KEEP if the kernel cannot report it (MPTCP that has not fallen back to TCP). rto_max is KA_KEEP in
+///           the same case, and before Linux 6.15.
 ///
 /// ka_apply accepts the result and sets the same values again, unless a sysctl holds a value that cannot be set on a
 /// socket. A sysctl of 0 or -1 is reported as KA_KEEP. ka_apply rejects other such values, for example 86400, with

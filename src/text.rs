@@ -15,19 +15,20 @@ use crate::errno::{EINVAL, answer};
 ///   text    has one of two forms. Blanks and line ends around an item are ignored. Values that are not named are
 ///           KA_KEEP.
 ///             - Three values, idle, intvl and cnt, with commas or colons between them: "60,10,5", "1m:10s:5".
-///             - Items with commas between them, in any order and each at most once: "idle=", "intvl=", "cnt="
-///               and "user_timeout=" with a value, and one of "on", "off" and "keep" for keepalive. Without one
-///               of these three, keepalive is KA_ON. Example: "idle=5m, intvl=30s, user_timeout=auto".
+///             - Items with commas between them, in any order and each at most once: "idle=", "intvl=", "cnt=",
+///               "user_timeout=" and (since 0.2.0) "rto_max=" with a value, and one of "on", "off" and "keep" for
+///               keepalive. Without one of these three, keepalive is KA_ON. Example: "idle=5m, intvl=30s, rto_max=2s".
 ///           A value is decimal digits without leading zeros. A time may have a unit: ms, s, m, h or d. Without
-///           a unit, idle and intvl are in seconds and user_timeout is in milliseconds. idle and intvl must be whole
-///           seconds. cnt has no unit. "user_timeout=auto" is KA_AUTO. "user_timeout=none" and
-///           "user_timeout=0" are KA_NONE.
+///           a unit, idle and intvl are in seconds, and user_timeout and rto_max are in milliseconds. idle and intvl
+///           must be whole seconds. cnt has no unit. "user_timeout=auto" and "rto_max=auto" are KA_AUTO.
+///           "user_timeout=none" and "user_timeout=0" are KA_NONE.
 ///   config  receives the policy. Its size must be set (KA_CONFIG_INIT).
 ///
 /// Returns 0, or -1 with errno. ka_explain explains the error in words:
 ///   EINVAL       an argument is NULL; the size of config is below 8 or not a multiple of 4; the text has another
 ///                form; idle or intvl is not whole seconds; the value of "user_timeout=auto" would be above
-///                2147483647.
+///                2147483647; the text names a value that config has no field for, such as rto_max in a struct of
+///                0.1.0 (ka_explain does not explain this error, because it does not know the struct).
 ///   ERANGE       the form is right, but a number is out of its range.
 /// After a failure *config is unchanged.
 ///
@@ -42,7 +43,9 @@ pub unsafe extern "C" fn ka_parse(text: *const c_char, config: *mut ka_config) -
             if text.is_null() {
                 return Err(EINVAL);
             }
-            Ok(values(&ka_core::parse(CStr::from_ptr(text).to_bytes())?))
+            let values = values(&ka_core::parse(CStr::from_ptr(text).to_bytes())?);
+            // A value that the caller's struct has no field for must not be lost in silence.
+            ka_config::has_room(config, &values)?.then_some(values).ok_or(EINVAL)
         })
     }
 }
@@ -54,7 +57,7 @@ pub unsafe extern "C" fn ka_parse(text: *const c_char, config: *mut ka_config) -
 ///
 ///   config  a policy that ka_apply would accept.
 ///   text    receives the text and a NUL, at most size bytes in all, as snprintf(3) does. A longer text is truncated.
-///           May be NULL if size is 0. 64 bytes are enough for every text of this version.
+///           May be NULL if size is 0. 80 bytes are enough for every text of this version.
 ///   size    the size of text in bytes.
 ///
 /// Returns the length of the whole text without its NUL. If the length is size or more, the text was truncated. Or

@@ -90,7 +90,7 @@ fn macros() -> String {
 /**
  * Initialise a struct ka_config that changes nothing: struct ka_config config = KA_CONFIG_INIT;
  */
-#define KA_CONFIG_INIT {{ sizeof(struct ka_config), KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP }}
+#define KA_CONFIG_INIT {{ sizeof(struct ka_config), KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP, KA_KEEP }}
 
 #if defined(__STDC_VERSION__) && __STDC_VERSION__ >= 199901L
 /**

@@ -94,11 +94,19 @@ pub(crate) enum Command {
 
 Policy text: A policy has one of two forms. The first form is three values, idle, intvl and cnt, separated by commas \
 or colons, such as 60,10,6 or 1m:10s:6. The second form is a list of items, separated by commas, in any order and each \
-at most once: idle=TIME, intvl=TIME, cnt=N, user_timeout=TIME, and on or off. Blanks around values and items are \
-ignored. A time is a number with a unit: ms, s, m, h or d. Without a unit, idle and intvl are seconds, and the user \
-timeout is milliseconds. A user timeout below 1000 needs a unit. idle and intvl must be whole seconds. \
-user_timeout=none is 0, and user_timeout=auto is 1000 * (idle + intvl * cnt) ms. The flags, the KA_ variables and \
-/etc/ka.conf take the same values.
+at most once: idle=TIME, intvl=TIME, cnt=N, user_timeout=TIME, rto_max=TIME, and on or off. Blanks around values and \
+items are ignored. A time is a number with a unit: ms, s, m, h or d. Without a unit, idle and intvl are seconds, and \
+user_timeout and rto_max are milliseconds. A user timeout below 1000 needs a unit. idle and intvl must be whole \
+seconds. user_timeout=none is 0, and user_timeout=auto is 1000 * (idle + intvl * cnt) ms. The flags, the KA_ variables \
+and /etc/ka.conf take the same values.
+
+Unacknowledged data: While sent data is unacknowledged, the kernel sends no keepalive probes. It then detects a dead \
+peer only when it stops retransmitting, by default after about 15 minutes. rto_max is the longest time between two \
+retransmissions, 1000 to 120000 ms. With rto_max=2s, the kernel stops after 27 s. rto_max=auto is the largest value \
+with which it stops within idle + intvl * cnt, or 1000 ms if no value is small enough. In the modes force and floor, \
+the program may lower rto_max, but not raise it above the policy. Unlike a user timeout, rto_max has no effect on an \
+idle connection, and does not end a connection to a peer that only reads slowly. rto_max needs Linux 6.15. On an older \
+kernel, ka prints a message. There, and for a Multipath TCP socket, ka applies the rest of the policy.
 
 Status: the status of the program. 127: no such program. 126: not executable. 125: ka could not run the program under \
 the policy.
@@ -175,6 +183,7 @@ sockets[].pid is the key pid of each object in the array sockets.
   unchanged: integer, sockets. How many sockets needed no change.
   failed: integer, sockets and processes. How many sockets ka could not set, and processes it could not examine.
   without_user_timeout: integer, sockets. How many sockets cannot have the user timeout of the policy.
+  without_rto_max: integer, sockets. How many sockets cannot have the rto_max of the policy.
   dry_run: boolean. Whether --dry-run is given.
   policy: string. The policy, as a text that --policy takes. null: with --undo.
   mode: string. One of force, floor, default. null: with --undo.
@@ -207,12 +216,15 @@ sockets[].pid is the key pid of each object in the array sockets.
   sockets[].before.cnt: integer, probes. TCP_KEEPCNT.
   sockets[].before.user_timeout_ms: integer, milliseconds. TCP_USER_TIMEOUT, 0 if it is not set. null: the socket does \
   not support it (Multipath TCP).
+  sockets[].before.rto_max_ms: integer, milliseconds. TCP_RTO_MAX_MS. null: the socket does not support it (Linux before \
+  6.15, or Multipath TCP).
   sockets[].after: object. The settings after that. On a dry run: the settings that ka would make. null: unknown.
   sockets[].after.keepalive: boolean. Whether keepalive is on.
   sockets[].after.idle: integer, seconds. TCP_KEEPIDLE.
   sockets[].after.intvl: integer, seconds. TCP_KEEPINTVL.
   sockets[].after.cnt: integer, probes. TCP_KEEPCNT.
   sockets[].after.user_timeout_ms: integer, milliseconds. As in before. null: as in before.
+  sockets[].after.rto_max_ms: integer, milliseconds. As in before. null: as in before.
   sockets[].error: string. The reason for a failure. null: no failure.
   sockets[].note: string. Why the socket lacks a part of the policy. null: it lacks nothing.
 
@@ -246,7 +258,9 @@ pub(crate) struct AttachArgs {
     /// Restore the settings that the sockets had before an earlier ka attach --json. FILE holds the output of that
     /// command
     #[arg(long, value_name = "FILE",
-          conflicts_with_all = ["idle", "intvl", "cnt", "user_timeout", "whole", "mode", "via", "port", "follow"])]
+          conflicts_with_all = [
+              "idle", "intvl", "cnt", "user_timeout", "rto_max", "whole", "mode", "via", "port", "follow",
+          ])]
     pub(crate) undo: Option<PathBuf>,
     /// Choose how ka reaches the sockets
     #[arg(long, value_enum, default_value_t = AttachVia::Pidfd, value_name = "WAY")]
@@ -298,9 +312,10 @@ pub(crate) enum AttachVia {
 /// other namespaces, only --all-netns finds them.
 ///
 /// Columns: PROCESS is the process with the lowest PID that has the socket; nginx/812+3 means that 3 more processes
-/// share it. KEEP: whether keepalive is on. IDLE, INTVL and CNT: the timers in force. TIMEOUT: TCP_USER_TIMEOUT. NEXT:
-/// the time until the next probe, if the connection stays silent. LOST: how many probes in a row had no answer. RISK:
-/// the problems of the settings or of the connection. NETNS: the network namespace, by its ip-netns(8) name or by the
+/// share it. KEEP: whether keepalive is on. IDLE, INTVL and CNT: the timers in force. TIMEOUT: TCP_USER_TIMEOUT, or -
+/// if it is not set. RTO_MAX: TCP_RTO_MAX_MS, or - if it is 120000 ms or the kernel does not report it. NEXT: the time
+/// until the next probe, if the connection stays silent. LOST: how many probes in a row had no answer. RISK: the
+/// problems of the settings or of the connection. NETNS: the network namespace, by its ip-netns(8) name or by the
 /// lowest PID in it. --netns accepts both. ka prints this column with --all-netns, and if the PIDs are in several
 /// network namespaces.
 ///
@@ -309,9 +324,9 @@ pub(crate) enum AttachVia {
 /// keepalive probe until it does. "user-timeout": TCP_USER_TIMEOUT ends a silent connection earlier or later than cnt
 /// would. "unanswered": at least half of cnt probes in a row had no answer, so the peer is probably gone.
 ///
-/// On a terminal, ka fits the table to the terminal's width. It omits TIMEOUT, FD, STATE, INTVL, CNT, NEXT, LOST and
-/// IDLE, in this order, until the rest fits, and shortens long addresses and names in the middle. If standard output is
-/// not a terminal, as in ka ls | less, ka prints everything.
+/// On a terminal, ka fits the table to the terminal's width. It omits RTO_MAX, TIMEOUT, FD, STATE, INTVL, CNT, NEXT,
+/// LOST and IDLE, in this order, until the rest fits, and shortens long addresses and names in the middle. If standard
+/// output is not a terminal, as in ka ls | less, ka prints everything.
 ///
 /// The kernel's list does not contain sockets that neither listen nor have begun to connect. ka check PID counts these
 /// sockets, and ka attach sets them.
@@ -345,6 +360,8 @@ JSON keys: An array with an object per socket.
   intvl: integer, seconds. TCP_KEEPINTVL. null: unknown.
   cnt: integer, probes. TCP_KEEPCNT. null: unknown.
   user_timeout_ms: integer, milliseconds. TCP_USER_TIMEOUT, 0 if it is not set. null: unknown.
+  rto_max_ms: integer, milliseconds. TCP_RTO_MAX_MS, the longest time between two retransmissions. null: unknown, or \
+  the kernel does not report it (before Linux 6.15, and for some Multipath TCP sockets).
   next_probe_ms: integer, milliseconds. Time until the next probe, if the connection stays silent. null: no probe is \
   due, or the time is unknown.
   unanswered_probes: integer, probes. How many probes in a row had no answer. null: unknown.
@@ -435,6 +452,11 @@ pub(crate) struct CheckArgs {
 ///
 /// ka prints a warning if the user timeout is shorter than the idle time, if the policy has a single probe, or if the
 /// interval is longer than the idle time.
+///
+/// While sent data is unacknowledged, the kernel sends no keepalive probes. ka also prints how long a dead peer then
+/// stays undetected, from the policy and the sysctls net.ipv4.tcp_retries2 and net.ipv4.tcp_rto_max_ms of this network
+/// namespace. If the policy has neither rto_max nor a user timeout, ka prints what rto_max=auto would change. See
+/// ka-run(1).
 #[derive(Args, Debug)]
 #[command(
     group = ArgGroup::new("what").required(true).args(["detect", "path", "preset", "policy", "list"]),
@@ -451,8 +473,18 @@ JSON keys: Without --list: an object.
   intvl: integer, seconds. Time from an unanswered probe to the next.
   cnt: integer, probes. How many unanswered probes end the connection.
   user_timeout_ms: integer, milliseconds. TCP_USER_TIMEOUT, 0 for none. null: the policy does not set it.
+  rto_max_ms: integer, milliseconds. TCP_RTO_MAX_MS. null: the policy does not set it.
   typical_ms: integer, milliseconds. Time in which a dead peer is detected if no timer of the kernel is late.
   worst_ms: integer, milliseconds. The same time if all timers are as late as they can be.
+  data_typical_ms: integer, milliseconds. Time in which a dead peer is detected while data is unacknowledged.
+  data_worst_ms: integer, milliseconds. The same time if the kernel notices one rto_max later, when the next \
+  retransmission is due.
+  tcp_retries2: integer, retransmissions. net.ipv4.tcp_retries2, from which these two times are computed. 15 if ka \
+  cannot read it.
+  auto_rto_max: object. What rto_max=auto would change. null: the policy sets rto_max or a user timeout.
+  auto_rto_max.rto_max_ms: integer, milliseconds. The value of rto_max=auto.
+  auto_rto_max.data_typical_ms: integer, milliseconds. data_typical_ms with this value.
+  auto_rto_max.data_worst_ms: integer, milliseconds. data_worst_ms with this value.
   probes_per_hour: number, probes. How many probes an idle connection sends in an hour while the peer answers.
   bytes_per_day: number, bytes. Size of these probes and their answers in a day, over IPv4.
   connections: integer, connections. The value of --connections.
@@ -479,7 +511,8 @@ pub(crate) struct PlanArgs {
     /// Keep connections open through a well-known middlebox: a name from --list
     #[arg(long, value_name = "NAME")]
     pub(crate) preset: Option<String>,
-    /// Show this policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout=, separated by commas. See ka-run(1)
+    /// Show this policy: 60,10,6, or any of idle=, intvl=, cnt=, user_timeout= and rto_max=, separated by commas. See
+    /// ka-run(1)
     #[arg(short = 'p', long, value_name = "TEXT", value_parser = policy_flags::policy)]
     pub(crate) policy: Option<Config>,
     /// List the presets and the sources of their numbers
@@ -496,7 +529,8 @@ pub(crate) struct PlanArgs {
 /// Show or set the default timers of the system
 ///
 /// The defaults are the three sysctls net.ipv4.tcp_keepalive_* of this network namespace. They apply to sockets whose
-/// program turns keepalive on and sets no timers. They do not turn keepalive on. ka run and ka attach do that.
+/// program turns keepalive on and sets no timers. They do not turn keepalive on. ka run and ka attach do that. ka also
+/// prints the sysctls that decide how long a dead peer stays undetected while data is unacknowledged.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   ka defaults
@@ -509,6 +543,10 @@ JSON keys: An object. With --set, it has the new values.
   cnt: integer, probes. net.ipv4.tcp_keepalive_probes.
   typical_ms: integer, milliseconds. Time in which a dead peer is detected. null: keepalive cannot work, because a \
   value is less than 1.
+  tcp_retries2: integer, retransmissions. net.ipv4.tcp_retries2. 15 if ka cannot read it.
+  tcp_rto_max_ms: integer, milliseconds. net.ipv4.tcp_rto_max_ms. null: the kernel does not have it (before Linux \
+  6.15).
+  data_typical_ms: integer, milliseconds. Time in which a dead peer is detected while data is unacknowledged.
   connections: integer, connections. How many connections of this network namespace are in the states established and \
   close-wait. null: ka cannot list the sockets.
   with_keepalive: integer, connections. How many of them have keepalive on. null: as for connections.
@@ -747,6 +785,22 @@ mod tests {
     #[test]
     fn clap_accepts_the_definition() {
         super::Ka::command().debug_assert();
+    }
+
+    /// --undo restores the settings of a file, so no flag may name a policy.
+    #[test]
+    fn undo_rejects_each_flag_of_a_policy() {
+        let command = super::Ka::command();
+        let attach = command.find_subcommand("attach").unwrap();
+        let undo = attach.get_arguments().find(|flag| flag.get_id() == "undo").unwrap();
+        let rejected: Vec<_> =
+            attach.get_arg_conflicts_with(undo).iter().map(|flag| flag.get_id().as_str()).collect();
+        let flags = attach.get_arguments().filter(|flag| flag.get_help_heading() == Some("Policy"));
+        let flags: Vec<_> = flags.map(|flag| flag.get_id().as_str()).collect();
+        assert!(flags.contains(&"rto_max"), "{flags:?}");
+        for flag in flags {
+            assert!(rejected.contains(&flag), "--undo accepts {flag}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Read as _, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use ka_core::{Config, Timer, UserTimeout};
+use ka_core::{Config, Retransmission, Timer};
 use serde::Serialize;
 
 use crate::args;
@@ -72,6 +72,12 @@ struct DefaultsReport {
     cnt: i32,
     /// The detection time of a dead peer, in milliseconds. `None` if a sysctl has a value below 1.
     typical_ms: Option<u64>,
+    /// net.ipv4.tcp_retries2
+    tcp_retries2: u8,
+    /// net.ipv4.tcp_rto_max_ms. `None` before Linux 6.15.
+    tcp_rto_max_ms: Option<i32>,
+    /// The detection time of a dead peer while data is unacknowledged, in milliseconds.
+    data_typical_ms: u64,
     /// The numbers of connections in this network namespace.
     #[serde(flatten)]
     counted: Counted,
@@ -130,7 +136,18 @@ impl DefaultsReport {
             .zip(seconds(intvl))
             .zip(seconds(cnt))
             .map(|((idle, intvl), cnt)| 1000 * (idle + intvl * cnt));
-        Self { idle, intvl, cnt, typical_ms, counted: Counted::count() }
+        let system = Retransmission::read();
+        let data_typical_ms = Config::KEEP.data_time(system).map_or(0, |time| time.typical_ms);
+        Self {
+            idle,
+            intvl,
+            cnt,
+            typical_ms,
+            tcp_retries2: system.retries,
+            tcp_rto_max_ms: (sysctl::has_rto_max() == Some(true)).then_some(system.rto_max_ms),
+            data_typical_ms,
+            counted: Counted::count(),
+        }
     }
 
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
@@ -152,6 +169,15 @@ impl DefaultsReport {
             "The values apply only to sockets that have keepalive on and no timers of their own. They do not turn \
              keepalive on."
         )?;
+        let rto_max =
+            self.tcp_rto_max_ms.map_or_else(String::new, |time| format!(", tcp_rto_max_ms = {time}"));
+        writeln!(
+            out,
+            "While sent data is unacknowledged, no probe is sent. The kernel then detects a dead peer after {} \
+             (tcp_retries2 = {}{rto_max}).",
+            words(self.data_typical_ms),
+            self.tcp_retries2,
+        )?;
         self.counted.write(out)
     }
 }
@@ -167,8 +193,11 @@ fn set(policy: &Config, persist: Option<&Path>) -> Result<[i32; 3], Failure> {
     if policy.enabled() != Some(true) {
         return Err(wrong("no sysctl turns keepalive on or off; name idle, intvl or cnt, such as 60,10,6"));
     }
-    if policy.user_timeout() != UserTimeout::Keep {
+    if policy.names(Timer::UserTimeout) {
         return Err(wrong("there is no sysctl for the user timeout"));
+    }
+    if policy.names(Timer::RtoMax) {
+        return Err(wrong("only idle, intvl and cnt; for rto_max use sysctl -w net.ipv4.tcp_rto_max_ms=MS"));
     }
     let before = sysctl::read()?;
     let named = [Timer::Idle, Timer::Intvl, Timer::Cnt].map(|timer| policy.timer(timer));

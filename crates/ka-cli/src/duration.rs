@@ -2,7 +2,7 @@
 //! `5m`, `1500ms`, or a number of seconds.
 
 use ka_core::bytes::trim;
-use ka_core::{ParseError, Quantity, Reason, Timer, UserTimeout};
+use ka_core::{ParseError, Quantity, Reason, RtoMax, Timer, UserTimeout};
 
 /// Parses a time into milliseconds. A number without a unit is seconds.
 fn milliseconds(text: &str) -> Result<u64, String> {
@@ -44,6 +44,10 @@ pub(crate) fn cnt(text: &str) -> Result<i32, String> {
 
 pub(crate) fn user_timeout(text: &str) -> Result<UserTimeout, String> {
     UserTimeout::parse_typed(text.as_bytes()).map_err(|reason| advice(text, reason))
+}
+
+pub(crate) fn rto_max(text: &str) -> Result<RtoMax, String> {
+    RtoMax::parse_typed(text.as_bytes()).map_err(|reason| advice(text, reason))
 }
 
 /// Parses a time that is not a socket option, into whole seconds.

@@ -6,7 +6,7 @@ use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ka_core::{Config, UserTimeout};
+use ka_core::{Config, Retransmission, UserTimeout};
 use ka_reach::diag::Timer;
 use serde::{Serialize, Serializer};
 
@@ -161,6 +161,7 @@ struct SocketRow<'a> {
     intvl: Option<i32>,
     cnt: Option<i32>,
     user_timeout_ms: Option<i32>,
+    rto_max_ms: Option<i32>,
     next_probe_ms: Option<u64>,
     unanswered_probes: Option<u32>,
     risks: Vec<Risk>,
@@ -189,6 +190,7 @@ impl<'a> SocketRow<'a> {
             intvl: settings.map(|settings| settings.intvl),
             cnt: settings.map(|settings| settings.cnt),
             user_timeout_ms: settings.and_then(|settings| settings.user_timeout),
+            rto_max_ms: settings.and_then(|settings| settings.rto_max),
             next_probe_ms: next_probe(socket),
             unanswered_probes: entry.status.map(|status| status.probes),
             risks: risks(socket),
@@ -274,7 +276,7 @@ fn write_json(out: &mut impl Write, rows: &[SocketRow<'_>]) -> io::Result<()> {
 
 fn write_table(out: &mut impl Write, rows: &[SocketRow<'_>], has_netns: bool) -> io::Result<()> {
     // PROCESS fits a name of 15 letters and a PID of 7 digits. LOCAL and PEER fit any IPv4 address and port.
-    const COLUMNS: [Column; 14] = [
+    const COLUMNS: [Column; 15] = [
         Column::elastic("NETNS", 8),
         Column::elastic("PROCESS", 23).keeping('/').down_to(12),
         Column::right("FD").droppable(7),
@@ -286,6 +288,7 @@ fn write_table(out: &mut impl Write, rows: &[SocketRow<'_>], has_netns: bool) ->
         Column::right("INTVL").droppable(5),
         Column::right("CNT").droppable(4),
         Column::right("TIMEOUT").droppable(8),
+        Column::right("RTO_MAX").droppable(9),
         Column::right("NEXT").droppable(3),
         Column::right("LOST").droppable(2),
         Column::left("RISK"),
@@ -391,6 +394,12 @@ fn cells(row: &SocketRow<'_>) -> Vec<Cell> {
         Some(0) => "-".into(),
         other => number(other, "ms"),
     };
+    let rto_max = match row.rto_max_ms {
+        // Without it, the settings are unknown, or the kernel lacks the option.
+        None if row.idle.is_some() => "-".into(),
+        other if other == Some(Retransmission::STANDARD.rto_max_ms) => "-".into(),
+        other => number(other, "ms"),
+    };
     let probes = match row.unanswered_probes {
         Some(0) => "-".into(),
         Some(probes) => Cell::painted(probes.to_string(), Paint::Warning),
@@ -414,6 +423,7 @@ fn cells(row: &SocketRow<'_>) -> Vec<Cell> {
         number(row.intvl, "s"),
         number(row.cnt, ""),
         user_timeout,
+        rto_max,
         next,
         probes,
         Cell::painted(risks.join(","), paint),

@@ -178,6 +178,7 @@ fn sections(extra: &str) -> String {
                 (".SH EXAMPLES\n", format!(".nf\n{}\n.fi\n", lines.join("\n")))
             }
             Some(("Policy text", text)) => (".SH POLICY TEXT\n", wrapped(text)),
+            Some(("Unacknowledged data", text)) => (".SH UNACKNOWLEDGED DATA\n", wrapped(text)),
             Some(("Status", text)) => (".SH EXIT STATUS\n", wrapped(text)),
             // The lines after the first are a list: a key, a colon, and its description.
             Some(("JSON keys", lines)) => {

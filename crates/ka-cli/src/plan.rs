@@ -3,7 +3,10 @@
 use std::env;
 use std::io::{self, BufWriter, Write};
 
-use ka_core::{Config, Detection, PRESETS, PlanError, Preset, Text, UserTimeout, plan_detect, plan_path};
+use ka_core::{
+    Config, Detection, PRESETS, PlanError, Preset, Retransmission, RtoMax, Text, Timer, UserTimeout,
+    plan_detect, plan_path,
+};
 use ka_policy::user_timeout_limit;
 use serde::Serialize;
 
@@ -64,6 +67,32 @@ fn config(args: &args::PlanArgs) -> Result<Config, Failure> {
     }
 }
 
+/// The effect of an automatic `rto_max`, in JSON.
+#[derive(Serialize)]
+#[expect(clippy::struct_field_names, reason = "they are keys in JSON, which name their unit")]
+struct AutoRtoMax {
+    rto_max_ms: i32,
+    data_typical_ms: u64,
+    data_worst_ms: u64,
+}
+
+impl AutoRtoMax {
+    /// Computes the effect for a policy, or returns `None` if the policy already limits retransmission.
+    fn of(config: &Config, system: Retransmission) -> Option<Self> {
+        let has_timeout = !matches!(config.user_timeout(), UserTimeout::Keep | UserTimeout::Milliseconds(0));
+        if has_timeout || config.names(Timer::RtoMax) {
+            return None;
+        }
+        let config = config.with_rto_max(RtoMax::Auto).ok()?.resolved(system.retries);
+        let time = config.data_time(system).ok()?;
+        Some(Self {
+            rto_max_ms: config.timer(Timer::RtoMax)?,
+            data_typical_ms: time.typical_ms,
+            data_worst_ms: time.worst_ms,
+        })
+    }
+}
+
 /// A policy and its effect, in JSON.
 #[derive(Serialize)]
 struct Plan {
@@ -72,8 +101,16 @@ struct Plan {
     intvl: i32,
     cnt: i32,
     user_timeout_ms: Option<i32>,
+    rto_max_ms: Option<i32>,
     typical_ms: u64,
     worst_ms: u64,
+    /// The detection time of a dead peer while data is unacknowledged.
+    data_typical_ms: u64,
+    data_worst_ms: u64,
+    /// net.ipv4.tcp_retries2 of this network namespace, from which these two times are computed.
+    tcp_retries2: u8,
+    /// The same times with an automatic `rto_max`, if the policy has neither it nor a user timeout.
+    auto_rto_max: Option<AutoRtoMax>,
     /// Probes of one idle connection whose peer answers.
     probes_per_hour: f64,
     bytes_per_day: f64,
@@ -95,6 +132,8 @@ impl Plan {
             UserTimeout::Auto => Some(user_timeout_limit(&config)),
             UserTimeout::Milliseconds(value) => Some(value),
         };
+        let system = Retransmission::read();
+        let data = config.data_time(system).map_err(|error| Failure::new(format_args!("plan: {error}")))?;
         // After a probe, the kernel arms the timer for intvl, and the answer does not shorten it. If intvl is longer
         // than idle, a probe is sent every intvl (net/ipv4/tcp_timer.c, tcp_keepalive_timer).
         let probes_per_hour = 3600.0 / f64::from(idle.max(intvl).max(1));
@@ -107,8 +146,13 @@ impl Plan {
             intvl,
             cnt: config.cnt().unwrap_or_default(),
             user_timeout_ms,
+            rto_max_ms: config.resolved(system.retries).timer(Timer::RtoMax),
             typical_ms,
             worst_ms,
+            data_typical_ms: data.typical_ms,
+            data_worst_ms: data.worst_ms,
+            tcp_retries2: system.retries,
+            auto_rto_max: AutoRtoMax::of(&config, system),
             probes_per_hour,
             bytes_per_day,
             connections,
@@ -170,6 +214,9 @@ impl Plan {
         if let Some(timeout) = timeout {
             writeln!(out, "user timeout {timeout} ms, also for unacknowledged data")?;
         }
+        if let Some(rto_max) = self.rto_max_ms {
+            writeln!(out, "at most {rto_max} ms between two retransmissions of unacknowledged data")?;
+        }
         writeln!(out)?;
         self.draw(out)?;
         writeln!(out)?;
@@ -179,6 +226,7 @@ impl Plan {
             words(self.typical_ms),
             words(self.worst_ms.next_multiple_of(1000)),
         )?;
+        self.write_data(out)?;
         for warning in &self.warnings {
             writeln!(out, "{warning}")?;
         }
@@ -200,14 +248,47 @@ impl Plan {
         self.write_elsewhere(out)
     }
 
+    /// Writes what happens while data is unacknowledged, and what an automatic `rto_max` would change.
+    fn write_data(&self, out: &mut impl Write) -> io::Result<()> {
+        let seconds = |milliseconds: u64| words(milliseconds.next_multiple_of(1000));
+        let timeout = self.user_timeout_ms.filter(|timeout| *timeout > 0);
+        let why = match timeout {
+            Some(_) => "the user timeout".to_owned(),
+            None => format!("tcp_retries2 = {}", self.tcp_retries2),
+        };
+        writeln!(
+            out,
+            "While sent data is unacknowledged, no probe is sent. A dead peer is then detected after {} ({why}), {} at \
+             most.",
+            seconds(self.data_typical_ms),
+            seconds(self.data_worst_ms),
+        )?;
+        if let Some(auto) = &self.auto_rto_max {
+            writeln!(
+                out,
+                "With rto_max=auto, here {} ms, a dead peer is detected after {}, {} at most. rto_max limits the time \
+                 between two retransmissions, and never ends a connection to a peer that only reads slowly. It needs \
+                 Linux 6.15.",
+                auto.rto_max_ms,
+                seconds(auto.data_typical_ms),
+                seconds(auto.data_worst_ms),
+            )?;
+        }
+        Ok(())
+    }
+
     /// Writes the policy in the syntax of other software.
     fn write_elsewhere(&self, out: &mut impl Write) -> io::Result<()> {
         let Self { idle, intvl, cnt, .. } = self;
         let timeout = self.user_timeout_ms.filter(|timeout| *timeout > 0);
         let also =
             |text: &str| timeout.map_or_else(String::new, |timeout| text.replace("MS", &timeout.to_string()));
-        let flags = format!("-d {idle} -i {intvl} -c {cnt}{}", also(" -u MSms"));
-        let policy = if timeout.is_some() { self.policy.clone() } else { format!("{idle},{intvl},{cnt}") };
+        let rto_max = |text: &str| {
+            self.rto_max_ms.map_or_else(String::new, |rto_max| text.replace("MS", &rto_max.to_string()))
+        };
+        let flags = format!("-d {idle} -i {intvl} -c {cnt}{}{}", also(" -u MSms"), rto_max(" -r MS"));
+        let has_others = timeout.is_some() || self.rto_max_ms.is_some();
+        let policy = if has_others { self.policy.clone() } else { format!("{idle},{intvl},{cnt}") };
         let shim = via::shim_path().map_or_else(
             || {
                 "# LD_PRELOAD cannot contain the path of libka_preload.so: it has blanks, colons or $. Use ka run"
@@ -221,7 +302,11 @@ impl Plan {
             ("the shim without ka run", shim),
             (
                 "C, with libka",
-                format!("ka_enable(fd, {idle}, {intvl}, {cnt});{}", also("\nka_set_user_timeout(fd, MS);")),
+                format!(
+                    "ka_enable(fd, {idle}, {intvl}, {cnt});{}{}",
+                    also("\nka_set_user_timeout(fd, MS);"),
+                    rto_max("\nka_set_rto_max(fd, MS);")
+                ),
             ),
             (
                 "systemd.socket(5)",

@@ -2,7 +2,7 @@
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Arg, Args};
-use ka_core::{Config, Reason, Timer, UserTimeout};
+use ka_core::{Config, Reason, RtoMax, Timer, UserTimeout};
 use ka_policy::Mode;
 
 use crate::duration;
@@ -28,8 +28,14 @@ pub(crate) struct PolicyFlags {
     #[arg(help_heading = "Policy", short = 'u', long, value_name = "MS", value_parser = user_timeout,
           allow_negative_numbers = true)]
     pub(crate) user_timeout: Option<Timeout>,
-    /// A whole policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout=, separated by commas, or off. Times may
-    /// have units, such as 1m,10s,6: see ka-run(1). The other flags override parts of it. Default: 60,10,6
+    /// TCP_RTO_MAX_MS of Linux 6.15, the longest time between two retransmissions: 1000 to 120000 ms, such as 2000 or
+    /// 2s. It limits how long unacknowledged data hides a dead peer. auto: at most idle + intvl * cnt, if possible. See
+    /// ka-run(1)
+    #[arg(help_heading = "Policy", short = 'r', long, value_name = "MS", value_parser = rto_max,
+          allow_negative_numbers = true)]
+    pub(crate) rto_max: Option<LongestRetransmission>,
+    /// A whole policy: 60,10,6, or any of idle=, intvl=, cnt=, user_timeout= and rto_max=, separated by commas, or off.
+    /// Times may have units, such as 1m,10s,6: see ka-run(1). The other flags override parts of it. Default: 60,10,6
     #[arg(help_heading = "Policy", short = 'p', long = "policy", value_name = "TEXT", value_parser = policy)]
     pub(crate) whole: Option<Config>,
 }
@@ -67,6 +73,14 @@ fn user_timeout(text: &str) -> Result<Timeout, String> {
     duration::user_timeout(text).map(Timeout)
 }
 
+/// The longest time between two retransmissions, on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LongestRetransmission(pub(crate) RtoMax);
+
+fn rto_max(text: &str) -> Result<LongestRetransmission, String> {
+    duration::rto_max(text).map(LongestRetransmission)
+}
+
 /// Parses a policy's text, in the syntax of KA_POLICY.
 pub(crate) fn policy(text: &str) -> Result<Config, String> {
     ka_core::parse_typed(text.as_bytes()).map_err(|error| error.to_string())
@@ -75,15 +89,19 @@ pub(crate) fn policy(text: &str) -> Result<Config, String> {
 /// Returns the flag --policy for subcommands whose policy must turn keepalive on: its help does not offer `off`.
 pub(crate) fn on_only(whole: Arg) -> Arg {
     whole.help(
-        "A whole policy: 60,10,6, or any of idle=, intvl=, cnt= and user_timeout=, separated by commas. Times may have \
-         units, such as 1m,10s,6: see ka-run(1). The other flags override parts of it. Default: 60,10,6",
+        "A whole policy: 60,10,6, or any of idle=, intvl=, cnt=, user_timeout= and rto_max=, separated by commas. \
+         Times may have units, such as 1m,10s,6: see ka-run(1). The other flags override parts of it. Default: \
+         60,10,6",
     )
 }
 
 impl PolicyFlags {
     /// Returns whether any of the flags is given.
     pub(crate) fn is_named(&self) -> bool {
-        self.whole.is_some() || self.named_parts() != Config::KEEP || self.user_timeout.is_some()
+        self.whole.is_some()
+            || self.named_parts() != Config::KEEP
+            || self.user_timeout.is_some()
+            || self.rto_max.is_some()
     }
 
     /// Returns the values of the flags for idle, intvl and cnt.
@@ -97,9 +115,11 @@ impl PolicyFlags {
     pub(crate) fn named_values(&self) -> Result<Config, Failure> {
         let parts = self.named_parts();
         let timeout = self.user_timeout.map_or(UserTimeout::Keep, |timeout| timeout.0);
+        let rto_max = self.rto_max.map_or(RtoMax::Keep, |rto_max| rto_max.0);
         let base = self.whole.unwrap_or(Config::KEEP.with_enabled(Some(true)));
         parts
-            .on_top_of(&base)
+            .with_rto_max(rto_max)
+            .and_then(|config| config.on_top_of(&base))
             .and_then(|config| match timeout {
                 UserTimeout::Keep => Ok(config),
                 timeout => config.with_user_timeout(timeout),

@@ -6,12 +6,13 @@
 use std::os::unix::ffi::OsStrExt as _;
 
 use ka_core::bytes::cut;
-use ka_core::{Config, Timer, UserTimeout};
-use ka_policy::{CONF, CONF_LINE, Mode, Rule, RuleError, Rules, Source, Variable, Variables};
+use ka_core::{Config, Retransmission, Timer};
+use ka_policy::{CONF, CONF_LINE, Mode, RTO_MAX_KERNEL, Rule, RuleError, Rules, Source, Variable, Variables};
 
 use crate::environment::Environment;
 use crate::failure::{Failure, warn};
 use crate::policy_flags::PolicyFlags;
+use crate::sysctl;
 use ka_reach::conf;
 use ka_reach::escape;
 
@@ -188,19 +189,24 @@ impl PolicySources {
         let values = self.values();
         let mut variables = Variables::default();
         variables.take_all(&values, warn_of);
-        let _ = variables.policy(&mut [Rule::SKIP; Rules::MAX], |rule, RuleError { word, message }| {
+        let mut room = [Rule::SKIP; Rules::MAX];
+        let policy = variables.policy(&mut room, retries, |rule, RuleError { word, message }| {
             let word = if word == rule { String::new() } else { format!("\"{}\": ", escape::visible(word)) };
             warn_of(Variable::Rules, rule, &format!("{word}{message}"));
         });
+        if policy.names(Timer::RtoMax) && sysctl::has_rto_max() == Some(false) {
+            warn(format_args!("rto_max: {RTO_MAX_KERNEL}; ignored"));
+        }
     }
 
     /// Writes the values of flags into the environment.
     fn add_flags(&mut self, flags: &Flags) {
-        const PARTS: [(Timer, Variable); 4] = [
+        const PARTS: [(Timer, Variable); Timer::ALL.len()] = [
             (Timer::Idle, Variable::Idle),
             (Timer::Intvl, Variable::Intvl),
             (Timer::Cnt, Variable::Cnt),
             (Timer::UserTimeout, Variable::UserTimeout),
+            (Timer::RtoMax, Variable::RtoMax),
         ];
         if let Some(mode) = flags.mode {
             self.environment.set(Variable::Mode.name(), mode.name().as_bytes());
@@ -218,14 +224,19 @@ impl PolicySources {
                 // The variables accept a user timeout below 1000 only with a unit.
                 (Some(value), Timer::UserTimeout) => format!("{value}ms"),
                 (Some(value), _) => value.to_string(),
-                (None, Timer::UserTimeout) if config.user_timeout() == UserTimeout::Auto => "auto".to_owned(),
-                // A whole policy without a user timeout leaves the user timeout as it is.
-                (None, Timer::UserTimeout) if flags.is_whole => "keep".to_owned(),
+                (None, timer) if config.is_auto(timer) => "auto".to_owned(),
+                // A whole policy without these values leaves them as they are.
+                (None, Timer::UserTimeout | Timer::RtoMax) if flags.is_whole => "keep".to_owned(),
                 (None, _) => continue,
             };
             self.environment.set(variable.name(), value.as_bytes());
         }
     }
+}
+
+/// Returns net.ipv4.tcp_retries2, from which an automatic `TCP_RTO_MAX_MS` is computed.
+pub(crate) fn retries() -> u8 {
+    Retransmission::read().retries
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The three sysctls of keepalive: the default idle, intvl and cnt of sockets. tcp(7)
+//! The three sysctls of keepalive, the default idle, intvl and cnt of sockets, and those of retransmission. tcp(7)
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -21,9 +21,14 @@ pub(crate) fn lines(values: [i32; 3]) -> String {
     lines.collect::<Vec<_>>().concat()
 }
 
+/// Returns whether this kernel has `TCP_RTO_MAX_MS`: Linux 6.15 and later. `None` if it is unknown.
+pub(crate) fn has_rto_max() -> Option<bool> {
+    ka_core::defaults().ok().map(|defaults| defaults.rto_max.is_some())
+}
+
 /// Reads the values that are in force in this network namespace.
 pub(crate) fn read() -> Result<[i32; 3], Failure> {
-    let Defaults { idle, intvl, cnt } = ka_core::defaults()
+    let Defaults { idle, intvl, cnt, .. } = ka_core::defaults()
         .map_err(|error| Failure::new(format_args!("defaults: {}", socket_reason(&error))))?;
     Ok([idle, intvl, cnt])
 }

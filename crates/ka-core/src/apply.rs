@@ -11,12 +11,15 @@
 //!   a healthy connection in a second. So if keepalive is on, options that already have their value are not written.
 //! - `TCP_KEEPINTVL` and `TCP_KEEPCNT` do not re-arm the timer. A timer that was armed with 30 s still fires after 30 s
 //!   when the interval becomes 1 s. So the idle time is written after them, even if it does not change.
+//! - `TCP_USER_TIMEOUT` and `TCP_RTO_MAX_MS` also govern data while keepalive is off. So they are read before the first
+//!   write, and restored if a later write fails.
 //! - Multipath TCP accepts any number before connect(2), and silently drops an invalid one. So ka checks every value
 //!   first: a [`Config`] holds valid values only.
 
-use crate::config::{Config, UserTimeout, auto_user_timeout};
+use crate::config::{Config, auto_user_timeout, detection_ms};
 use crate::error::Error;
 use crate::option::{SockOpt, Timer};
+use crate::plan::auto_rto_max;
 use crate::socket::Socket;
 use crate::sys::Kernel;
 
@@ -43,20 +46,18 @@ impl<K: Kernel> Socket<'_, K> {
     ///
     /// A failed call never turns keepalive on or off. If keepalive was on, the timers are restored, except a value that
     /// cannot be set, such as a sysctl of 86400. If keepalive was off, idle, intvl and cnt may have changed, but have
-    /// no effect. The user timeout also limits data, so it is always restored. Two threads that apply different
-    /// policies to one socket at the same time leave a mixture.
+    /// no effect. The user timeout and `TCP_RTO_MAX_MS` also govern data, so they are always restored. Two threads that
+    /// apply different policies to one socket at the same time leave a mixture.
     ///
     /// # Errors
-    /// The first error: [`Error::NotTcp`], [`Error::Unsupported`] (any user timeout on Multipath TCP),
-    /// [`Error::AutoOutOfRange`], [`Error::System`].
+    /// The first error: [`Error::NotTcp`], [`Error::Unsupported`] (any user timeout on Multipath TCP;
+    /// `TCP_RTO_MAX_MS` there and before Linux 6.15), [`Error::AutoOutOfRange`], [`Error::System`].
     pub fn apply(&self, config: &Config) -> Result<(), Error> {
         self.apply_with(config, Rearm::Always)
     }
 
     fn apply_with(&self, config: &Config, rearm: Rearm) -> Result<(), Error> {
-        let names_no_timer = config.idle().or(config.intvl()).or(config.cnt()).is_none()
-            && config.user_timeout() == UserTimeout::Keep;
-        if names_no_timer {
+        if !Timer::ALL.iter().any(|timer| config.names(*timer)) {
             self.check_tcp()?;
         }
         if self.keepalive()? { self.apply_on(config, rearm) } else { self.apply_off(config) }
@@ -91,9 +92,9 @@ impl<K: Kernel> Socket<'_, K> {
             } else if rearm == Rearm::Always {
                 // The idle time was read or written only to re-arm the timer.
                 rearm = Rearm::IfIdleIsNamed;
-            } else if config.user_timeout() == UserTimeout::Auto {
-                // The kernel did not report a timer from which the user timeout is computed.
-                config = config.without(Timer::UserTimeout);
+            } else if let Some(timer) = Timer::ALL.into_iter().find(|timer| config.is_auto(*timer)) {
+                // The kernel did not report a timer from which this value is computed.
+                config = config.without(timer);
             } else {
                 return Err(error);
             }
@@ -110,12 +111,12 @@ impl<K: Kernel> Socket<'_, K> {
     }
 
     /// Applies a policy while keepalive is off. The first write of a timer fails if the socket is not TCP, so no value
-    /// is read before it, except the user timeout. The user timeout limits data even while keepalive is off, so a
-    /// failure must restore it.
+    /// is read before it, except those that govern data even while keepalive is off. A failure must restore these.
     fn apply_off(&self, config: &Config) -> Result<(), Error> {
-        let (user_timeout, _) = self.user_timeout_step(config)?;
+        let mut kept_idle = None;
         let steps = [
-            user_timeout,
+            self.data_step(Timer::UserTimeout, config, &mut kept_idle)?,
+            self.data_step(Timer::RtoMax, config, &mut kept_idle)?,
             Step { timer: Timer::Intvl, new: config.intvl(), old: None },
             Step { timer: Timer::Cnt, new: config.cnt(), old: None },
             Step { timer: Timer::Idle, new: config.idle(), old: None },
@@ -131,8 +132,9 @@ impl<K: Kernel> Socket<'_, K> {
     #[inline(never)]
     fn apply_on(&self, config: &Config, rearm: Rearm) -> Result<(), Error> {
         let turn_off = config.enabled() == Some(false);
-        let (mut user_timeout, kept_idle) = self.user_timeout_step(config)?;
-        user_timeout.drop_if_equal();
+        let mut kept_idle = None;
+        let user_timeout = self.data_step(Timer::UserTimeout, config, &mut kept_idle)?;
+        let rto_max = self.data_step(Timer::RtoMax, config, &mut kept_idle)?;
         let intvl = self.step(Timer::Intvl, config.intvl())?;
         let cnt = self.step(Timer::Cnt, config.cnt())?;
         let mut idle = self.step(Timer::Idle, config.idle())?;
@@ -145,7 +147,7 @@ impl<K: Kernel> Socket<'_, K> {
             };
             idle.new = Some(in_force).filter(|seconds| Timer::Idle.accepts(*seconds));
         }
-        let steps = [user_timeout, intvl, cnt, idle];
+        let steps = [user_timeout, rto_max, intvl, cnt, idle];
         if turn_off {
             self.set(SockOpt::KeepAlive, 0)?;
         }
@@ -165,28 +167,34 @@ impl<K: Kernel> Socket<'_, K> {
         Ok(step)
     }
 
-    /// Prepares the step of the user timeout. If the policy names a user timeout, the current one is read first. A
-    /// socket that cannot have one thus fails before an automatic one is calculated. If the calculation has read the
-    /// idle time, this also returns the idle time.
-    fn user_timeout_step(&self, config: &Config) -> Result<(Step, Option<i32>), Error> {
-        let timer = Timer::UserTimeout;
-        if config.user_timeout() == UserTimeout::Keep {
-            return Ok((Step { timer, new: None, old: None }, None));
+    /// Prepares the step of a timer that also governs data: the user timeout or `TCP_RTO_MAX_MS`. If the policy names
+    /// it, the current value is read first. A socket that cannot have one thus fails before an automatic one is
+    /// calculated. If the calculation reads the idle time, it is also kept in `kept_idle`.
+    ///
+    /// Unlike the other timers, these do not follow a sysctl, so an equal value need not be written even while
+    /// keepalive is off. A Multipath TCP socket that has fallen back to TCP reports `TCP_RTO_MAX_MS`, but rejects every
+    /// write (net/mptcp/sockopt.c, `mptcp_supported_sockopt`). It thus accepts the settings that were read from it.
+    fn data_step(&self, timer: Timer, config: &Config, kept_idle: &mut Option<i32>) -> Result<Step, Error> {
+        if !config.names(timer) {
+            return Ok(Step { timer, new: None, old: None });
         }
         let old = self.timer(timer)?;
-        let mut kept_idle = None;
-        let effective = |timer, named: Option<i32>| named.map_or_else(|| self.timer(timer), Ok);
-        let new = match config.user_timeout() {
-            UserTimeout::Keep => None,
-            UserTimeout::Milliseconds(value) => Some(value),
-            UserTimeout::Auto => {
-                let idle = effective(Timer::Idle, config.idle())?;
-                kept_idle = Some(idle);
-                let intvl = effective(Timer::Intvl, config.intvl())?;
-                Some(auto_user_timeout(idle, intvl, effective(Timer::Cnt, config.cnt())?)?)
-            }
+        let new = if config.is_auto(timer) {
+            let effective = |timer, named: Option<i32>| named.map_or_else(|| self.timer(timer), Ok);
+            let idle = effective(Timer::Idle, config.idle().or(*kept_idle))?;
+            *kept_idle = Some(idle);
+            let intvl = effective(Timer::Intvl, config.intvl())?;
+            let cnt = effective(Timer::Cnt, config.cnt())?;
+            Some(match timer {
+                Timer::RtoMax => auto_rto_max(detection_ms(idle, intvl, cnt), self.retries()),
+                _ => auto_user_timeout(idle, intvl, cnt)?,
+            })
+        } else {
+            config.timer(timer)
         };
-        Ok((Step { timer, new, old: Some(old) }, kept_idle))
+        let mut step = Step { timer, new, old: Some(old) };
+        step.drop_if_equal();
+        Ok(step)
     }
 
     /// Writes the steps in their order. If a write fails, restores the values that were written before it.
@@ -200,11 +208,12 @@ impl<K: Kernel> Socket<'_, K> {
         Ok(())
     }
 
-    /// Restores intvl and cnt, then the user timeout. The idle time needs no restore: while keepalive is on, no write
-    /// follows that of the idle time.
+    /// Restores intvl and cnt, then the values that govern data. The idle time needs no restore: while keepalive is on,
+    /// no write follows that of the idle time.
     #[cold]
     fn restore(&self, done: &[Step]) {
-        for step in done.iter().skip(1).chain(done.first()) {
+        let (data, timers) = done.split_at(done.len().min(2));
+        for step in timers.iter().chain(data) {
             if let (Some(_), Some(old)) = (step.new, step.old) {
                 // Checked first, because Multipath TCP would accept an invalid value. An error is ignored: the first
                 // error is reported.
@@ -219,7 +228,9 @@ impl<K: Kernel> Socket<'_, K> {
 impl Step {
     /// Cancels the write if the timer already has the new value.
     fn drop_if_equal(&mut self) {
-        if self.new == self.old {
+        if let (Some(new), Some(old)) = (self.new, self.old)
+            && self.timer.reported(new).contains(&old)
+        {
             self.new = None;
         }
     }

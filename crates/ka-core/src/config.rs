@@ -16,6 +16,22 @@ pub enum UserTimeout {
     Milliseconds(i32),
 }
 
+/// The longest time between two retransmissions (`TCP_RTO_MAX_MS`) of a policy.
+///
+/// It limits the time for which unacknowledged data hides a dead peer: [`Config::data_time`]. Unlike a user timeout, it
+/// does not end the connection to a living peer with a closed window, and does not replace cnt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RtoMax {
+    /// Leave it as it is.
+    #[default]
+    Keep,
+    /// The largest value with which a dead peer is detected within 1000 · (idle + intvl · cnt) ms while data is
+    /// unacknowledged, or 1000 if no value is small enough. It is computed when the policy is applied.
+    Auto,
+    /// A time in milliseconds, 1000..=120000.
+    Milliseconds(i32),
+}
+
 /// A keepalive policy. Values that it does not name stay unchanged on the socket.
 ///
 /// Each value is checked when it is added, so a `Config` holds only values that the kernel accepts.
@@ -32,13 +48,14 @@ pub enum UserTimeout {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    // Five words, as in C. A value that is not named is KEPT, and an automatic user timeout is AUTO. Neither is a valid
-    // value, so each policy has exactly one representation.
+    // Six words, as in C. A value that is not named is KEPT, and an automatic value is AUTO. Neither is a valid value,
+    // so each policy has exactly one representation.
     enabled: i32,
     idle: i32,
     intvl: i32,
     cnt: i32,
     user_timeout: i32,
+    rto_max: i32,
 }
 
 const KEPT: i32 = -1;
@@ -52,11 +69,12 @@ impl Default for Config {
 
 impl Config {
     /// The policy that changes nothing.
-    pub const KEEP: Self = Self { enabled: KEPT, idle: KEPT, intvl: KEPT, cnt: KEPT, user_timeout: KEPT };
+    pub const KEEP: Self =
+        Self { enabled: KEPT, idle: KEPT, intvl: KEPT, cnt: KEPT, user_timeout: KEPT, rto_max: KEPT };
 
     /// The default policy: keepalive on, the first probe after 60 s, then one every 10 s. The connection ends when 6
     /// probes are unanswered.
-    pub const STANDARD: Self = Self { enabled: 1, idle: 60, intvl: 10, cnt: 6, user_timeout: KEPT };
+    pub const STANDARD: Self = Self { enabled: 1, idle: 60, intvl: 10, cnt: 6, ..Self::KEEP };
 
     /// Returns a policy with keepalive on: the first probe after `idle` seconds without traffic, then one every `intvl`
     /// seconds. The connection ends when `cnt` probes are unanswered.
@@ -109,6 +127,18 @@ impl Config {
             Timer::Intvl => &mut self.intvl,
             Timer::Cnt => &mut self.cnt,
             Timer::UserTimeout => &mut self.user_timeout,
+            Timer::RtoMax => &mut self.rto_max,
+        }
+    }
+
+    /// Returns the word of a timer: its value, [`KEPT`] or [`AUTO`].
+    const fn word_of(&self, timer: Timer) -> i32 {
+        match timer {
+            Timer::Idle => self.idle,
+            Timer::Intvl => self.intvl,
+            Timer::Cnt => self.cnt,
+            Timer::UserTimeout => self.user_timeout,
+            Timer::RtoMax => self.rto_max,
         }
     }
 
@@ -150,6 +180,19 @@ impl Config {
         self.checked()
     }
 
+    /// Returns the policy with this longest time between two retransmissions.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`]
+    pub fn with_rto_max(mut self, rto_max: RtoMax) -> Result<Self, Error> {
+        self.rto_max = match rto_max {
+            RtoMax::Keep => KEPT,
+            RtoMax::Auto => AUTO,
+            RtoMax::Milliseconds(value) => return self.with_timer(Timer::RtoMax, Some(value)),
+        };
+        Ok(self)
+    }
+
     /// Returns the policy, with the values that it does not name taken from `base`.
     ///
     /// # Errors
@@ -162,6 +205,7 @@ impl Config {
             intvl: or(self.intvl, base.intvl),
             cnt: or(self.cnt, base.cnt),
             user_timeout: or(self.user_timeout, base.user_timeout),
+            rto_max: or(self.rto_max, base.rto_max),
         }
         .checked()
     }
@@ -175,25 +219,26 @@ impl Config {
         }
     }
 
-    /// Returns the value that the policy names for a timer. For an automatic user timeout, returns `None`.
+    /// Returns the value that the policy names for a timer. For an automatic value, returns `None`.
     #[must_use]
     pub const fn timer(&self, timer: Timer) -> Option<i32> {
-        match timer {
-            Timer::Idle => named(self.idle),
-            Timer::Intvl => named(self.intvl),
-            Timer::Cnt => named(self.cnt),
-            Timer::UserTimeout if self.user_timeout == AUTO => None,
-            Timer::UserTimeout => named(self.user_timeout),
+        match self.word_of(timer) {
+            KEPT | AUTO => None,
+            value => Some(value),
         }
     }
 
-    /// Returns whether the policy sets this timer. [`UserTimeout::Auto`] sets the user timeout.
+    /// Returns whether the policy sets this timer, also to an automatic value.
     #[must_use]
     pub const fn names(&self, timer: Timer) -> bool {
-        match timer {
-            Timer::Idle | Timer::Intvl | Timer::Cnt => self.timer(timer).is_some(),
-            Timer::UserTimeout => !matches!(self.user_timeout(), UserTimeout::Keep),
-        }
+        self.word_of(timer) != KEPT
+    }
+
+    /// Returns whether the value of this timer is computed from idle, intvl and cnt when the policy is applied:
+    /// [`UserTimeout::Auto`], [`RtoMax::Auto`].
+    #[must_use]
+    pub const fn is_auto(&self, timer: Timer) -> bool {
+        self.word_of(timer) == AUTO
     }
 
     /// Returns the idle time before the first probe, in seconds.
@@ -234,6 +279,16 @@ impl Config {
         }
     }
 
+    /// Returns the longest time between two retransmissions.
+    #[must_use]
+    pub const fn rto_max(&self) -> RtoMax {
+        match self.rto_max {
+            KEPT => RtoMax::Keep,
+            AUTO => RtoMax::Auto,
+            value => RtoMax::Milliseconds(value),
+        }
+    }
+
     /// Checks an automatic user timeout, if the policy names all three values from which it is computed.
     pub(crate) fn checked(self) -> Result<Self, Error> {
         if self.user_timeout == AUTO && self.idle != KEPT && self.intvl != KEPT && self.cnt != KEPT {
@@ -241,10 +296,6 @@ impl Config {
         }
         Ok(self)
     }
-}
-
-const fn named(value: i32) -> Option<i32> {
-    if value == KEPT { None } else { Some(value) }
 }
 
 /// Returns the value of [`UserTimeout::Auto`]. The arguments may come from a sysctl, so they may be negative or huge.
@@ -258,6 +309,6 @@ pub(crate) fn auto_user_timeout(idle: i32, intvl: i32, cnt: i32) -> Result<i32, 
 
 /// Returns the time in which the probes detect a dead peer, in milliseconds: 1000 · (idle + intvl · cnt).
 #[inline(never)]
-const fn detection_ms(idle: i32, intvl: i32, cnt: i32) -> i64 {
+pub(crate) const fn detection_ms(idle: i32, intvl: i32, cnt: i32) -> i64 {
     (intvl as i64).saturating_mul(cnt as i64).saturating_add(idle as i64).saturating_mul(1000)
 }

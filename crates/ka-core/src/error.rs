@@ -33,8 +33,8 @@ pub enum Error {
     },
     /// The socket is neither TCP nor Multipath TCP (ENOPROTOOPT).
     NotTcp,
-    /// This kernel does not have the option for this socket (EOPNOTSUPP). An example is the user timeout on Multipath
-    /// TCP.
+    /// This kernel does not have the option for this socket (EOPNOTSUPP). Examples are the user timeout on Multipath
+    /// TCP, and `TCP_RTO_MAX_MS` before Linux 6.15.
     Unsupported(SockOpt),
     /// socket(2) failed, so the defaults could not be read: EMFILE, ENFILE, ENOMEM, EACCES, EAFNOSUPPORT.
     NoSocket(Errno),

@@ -1,6 +1,6 @@
 //! TCP keepalive on Linux sockets.
 //!
-//! Linux leaves keepalive off. When it is on, the first probe comes after two hours. A policy takes four socket
+//! Linux leaves keepalive off. When it is on, the first probe comes after two hours. A policy takes up to six socket
 //! options. The order of the writes matters, the kernel does not check every range, and the effect of a write depends
 //! on the state of the connection. This crate implements these rules, and libka exports them to C.
 //!
@@ -52,8 +52,8 @@ mod status;
 pub mod sys;
 mod text;
 
-pub use config::{Config, UserTimeout};
-pub use defaults::{Defaults, defaults};
+pub use config::{Config, RtoMax, UserTimeout};
+pub use defaults::{Defaults, Retransmission, defaults};
 pub use error::{Errno, Error};
 pub use option::{SockOpt, Timer};
 pub use plan::{Detection, PlanError, plan_detect, plan_path};

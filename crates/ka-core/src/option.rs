@@ -23,6 +23,9 @@ pub enum SockOpt {
     Info,
 }
 
+/// The option of include/uapi/linux/tcp.h that the libc crate does not have.
+const TCP_RTO_MAX_MS: c_int = 44;
+
 /// Defines an enum with a constant `ALL` that contains every variant, so a new variant cannot be missing from it.
 macro_rules! with_all {
     ($(#[$doc:meta])* pub enum $name:ident { $($(#[$variant_doc:meta])* $variant:ident,)* }) => {
@@ -53,6 +56,9 @@ with_all! {
         /// `TCP_USER_TIMEOUT`: the longest time in milliseconds that sent data, or probes, may stay unacknowledged. 0
         /// means no user timeout. RFC 5482
         UserTimeout,
+        /// `TCP_RTO_MAX_MS`: the longest time in milliseconds between two retransmissions. Linux 6.15 and later have
+        /// it.
+        RtoMax,
     }
 }
 
@@ -81,6 +87,7 @@ impl SockOpt {
             (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL) => Self::Timer(Timer::Intvl),
             (libc::IPPROTO_TCP, libc::TCP_KEEPCNT) => Self::Timer(Timer::Cnt),
             (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT) => Self::Timer(Timer::UserTimeout),
+            (libc::IPPROTO_TCP, TCP_RTO_MAX_MS) => Self::Timer(Timer::RtoMax),
             _ => return None,
         })
     }
@@ -97,19 +104,32 @@ impl SockOpt {
             Self::Timer(Timer::Intvl) => (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
             Self::Timer(Timer::Cnt) => (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
             Self::Timer(Timer::UserTimeout) => (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+            Self::Timer(Timer::RtoMax) => (libc::IPPROTO_TCP, TCP_RTO_MAX_MS),
         }
     }
 }
 
 impl Timer {
     /// Returns the values that the kernel accepts. The limits are `MAX_TCP_KEEPIDLE`, `MAX_TCP_KEEPINTVL` and
-    /// `MAX_TCP_KEEPCNT` of include/net/tcp.h. The user timeout may be any non-negative `int` (`do_tcp_setsockopt`).
+    /// `MAX_TCP_KEEPCNT` of include/net/tcp.h. The user timeout may be any non-negative `int`, and `TCP_RTO_MAX_MS` at
+    /// most `TCP_RTO_MAX_SEC` (`do_tcp_setsockopt`).
     #[must_use]
     pub const fn range(self) -> RangeInclusive<i32> {
         match self {
             Self::Idle | Self::Intvl => 1..=32767,
             Self::Cnt => 1..=127,
             Self::UserTimeout => 0..=i32::MAX,
+            Self::RtoMax => 1000..=120_000,
+        }
+    }
+
+    /// Returns the values that the kernel may report after this value has been set. It stores `TCP_RTO_MAX_MS` in
+    /// ticks, which it rounds up. A tick is at most 10 ms.
+    #[must_use]
+    pub const fn reported(self, value: i32) -> RangeInclusive<i32> {
+        match self {
+            Self::RtoMax => value..=value.saturating_add(9),
+            _ => value..=value,
         }
     }
 
@@ -120,7 +140,7 @@ impl Timer {
         *range.start() <= value && value <= *range.end()
     }
 
-    /// Returns the name in the text of a policy: `idle`, `intvl`, `cnt` or `user_timeout`.
+    /// Returns the name in the text of a policy: `idle`, `intvl`, `cnt`, `user_timeout` or `rto_max`.
     #[must_use]
     pub fn name(self) -> &'static str {
         str::from_utf8(self.name_bytes()).unwrap_or_default()
@@ -131,7 +151,7 @@ impl Timer {
     }
 
     /// The names of [`Timer::ALL`] as one string, because the loader would have to relocate an array of strings.
-    const NAMES: &[u8] = b"idle,intvl,cnt,user_timeout";
+    const NAMES: &[u8] = b"idle,intvl,cnt,user_timeout,rto_max";
 
     /// Returns the timer with this name.
     #[must_use]
@@ -145,7 +165,7 @@ impl Timer {
         match self {
             Self::Idle | Self::Intvl => "s",
             Self::Cnt => "probes",
-            Self::UserTimeout => "ms",
+            Self::UserTimeout | Self::RtoMax => "ms",
         }
     }
 }
@@ -153,7 +173,7 @@ impl Timer {
 impl SockOpt {
     /// The names of the C constants: those of each [`Timer`], then those of the other options. One string, for the
     /// reason given at [`Timer::NAMES`].
-    const NAMES: &[u8] = b"TCP_KEEPIDLE,TCP_KEEPINTVL,TCP_KEEPCNT,TCP_USER_TIMEOUT,\
+    const NAMES: &[u8] = b"TCP_KEEPIDLE,TCP_KEEPINTVL,TCP_KEEPCNT,TCP_USER_TIMEOUT,TCP_RTO_MAX_MS,\
         SO_KEEPALIVE,SO_PROTOCOL,SO_TYPE,TCP_INFO";
 
     /// Returns the name of the C constant, such as `SO_KEEPALIVE` or `TCP_KEEPIDLE`.

@@ -1,4 +1,4 @@
-//! Computes a policy from a wanted detection time, and the detection time of a policy.
+//! Computes a policy from a wanted detection time, and how long a policy needs to detect a dead peer.
 //!
 //! The kernel's timer wheel fires late, never early. It rounds the expiry of a timer up to the next slot of the timer's
 //! level (kernel/time/timer.c, `calc_index`), and a slot can be as long as 1/8 of the timer. The delay is at most
@@ -14,16 +14,18 @@
 use core::error;
 use core::fmt;
 
-use crate::config::{Config, UserTimeout, auto_user_timeout};
+use crate::config::{Config, RtoMax, UserTimeout, auto_user_timeout};
+use crate::defaults::Retransmission;
 use crate::error::{Errno, Error};
 use crate::option::Timer;
 
-/// The time that a policy needs to detect a dead peer, counted from the last received packet.
+/// The time that a policy needs to detect a dead peer. [`Config::detection`] counts it from the last received packet,
+/// and [`Config::data_time`] from the first retransmission of a packet that stays unacknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Detection {
     /// The time in milliseconds if no timer is late.
     pub typical_ms: u64,
-    /// The time in milliseconds if every timer is as late as possible.
+    /// The time in milliseconds in the worst case.
     pub worst_ms: u64,
 }
 
@@ -36,7 +38,7 @@ pub enum PlanError {
         /// The shortest time that works, in the unit of the argument.
         least: u32,
     },
-    /// The policy does not turn keepalive on, or does not name idle, intvl and cnt (EINVAL).
+    /// The policy does not name idle, intvl and cnt, or does not turn keepalive on (EINVAL).
     Incomplete,
     /// The automatic user timeout would exceed 2147483647 ms (EINVAL).
     AutoTooLong,
@@ -97,13 +99,8 @@ impl Config {
         else {
             return Err(PlanError::Incomplete);
         };
-        let user_timeout = match self.user_timeout() {
-            UserTimeout::Keep => 0,
-            UserTimeout::Milliseconds(value) => value,
-            UserTimeout::Auto => auto_user_timeout(idle, intvl, cnt).map_err(|_| PlanError::AutoTooLong)?,
-        };
-        let [idle, intvl, cnt, user_timeout] =
-            [idle, intvl, cnt, user_timeout].map(|n| u64::from(n.unsigned_abs()));
+        let user_timeout = self.user_timeout_ms()?;
+        let [idle, intvl, cnt] = [idle, intvl, cnt].map(|n| u64::from(n.unsigned_abs()));
         let probes = if user_timeout == 0 {
             cnt
         } else {
@@ -113,6 +110,97 @@ impl Config {
         let worst = worst_ms(idle.max(intvl) + intvl * probes, probes + 1);
         Ok(Detection { typical_ms: 1000 * seconds, worst_ms: worst })
     }
+
+    /// Returns the time that this policy needs to detect a dead peer while sent data is unacknowledged.
+    ///
+    /// The kernel sends no keepalive probes then. It retransmits the data, at first after 200 ms or more, and doubles
+    /// the time between two retransmissions up to the longest one of the policy. After `retries` retransmissions it
+    /// ends the connection (net/ipv4/tcp_timer.c, `tcp_model_timeout`). A user timeout replaces this limit.
+    ///
+    /// The kernel compares the time only when a retransmission is due, so the worst case is one of the longest times
+    /// later. Both times count from the first retransmission, which follows the first transmission after the round-trip
+    /// time and 200 ms or a little more. `system` has the values that the policy does not name. Whether the policy
+    /// turns keepalive on has no effect.
+    ///
+    /// ```
+    /// use ka_core::{Config, Retransmission, RtoMax};
+    ///
+    /// let config = Config::new(60, 10, 5)?;
+    /// let system = Retransmission { retries: 15, rto_max_ms: 120_000 };
+    /// assert_eq!(config.data_time(system)?.typical_ms, 924_600);
+    /// let config = config.with_rto_max(RtoMax::Milliseconds(2000))?;
+    /// assert_eq!(config.data_time(system)?.typical_ms, 27_000);
+    /// assert_eq!(config.data_time(system)?.worst_ms, 29_000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`PlanError::Incomplete`] if the policy has an automatic value, but does not name idle, intvl and cnt.
+    pub fn data_time(&self, system: Retransmission) -> Result<Detection, PlanError> {
+        let rto_max = match self.resolved(system.retries).rto_max() {
+            RtoMax::Keep => system.rto_max_ms,
+            RtoMax::Milliseconds(value) => value,
+            RtoMax::Auto => return Err(PlanError::Incomplete),
+        };
+        let typical_ms = match self.user_timeout_ms()? {
+            0 => retransmission_ms(system.retries, rto_max),
+            milliseconds => milliseconds,
+        };
+        Ok(Detection { typical_ms, worst_ms: typical_ms + u64::from(rto_max.unsigned_abs()) })
+    }
+
+    /// Returns the policy with the value of [`RtoMax::Auto`] for this number of retransmissions
+    /// ([`Retransmission::retries`]) in its place. Does nothing unless the policy names idle, intvl and cnt.
+    #[must_use]
+    pub fn resolved(self, retries: u8) -> Self {
+        match self.detection_ms() {
+            Some(time) if self.rto_max() == RtoMax::Auto => {
+                self.with_timer(Timer::RtoMax, Some(auto_rto_max(time, retries))).unwrap_or(self)
+            }
+            _ => self,
+        }
+    }
+
+    /// Returns the user timeout in milliseconds, or 0 if the policy names none.
+    fn user_timeout_ms(&self) -> Result<u64, PlanError> {
+        let milliseconds = match (self.user_timeout(), self.idle(), self.intvl(), self.cnt()) {
+            (UserTimeout::Keep, ..) => 0,
+            (UserTimeout::Milliseconds(value), ..) => value,
+            (UserTimeout::Auto, Some(idle), Some(intvl), Some(cnt)) => {
+                auto_user_timeout(idle, intvl, cnt).map_err(|_| PlanError::AutoTooLong)?
+            }
+            (UserTimeout::Auto, ..) => return Err(PlanError::Incomplete),
+        };
+        Ok(u64::from(milliseconds.unsigned_abs()))
+    }
+}
+
+/// `TCP_RTO_MIN` of include/net/tcp.h, in milliseconds: the first time between two retransmissions that
+/// `tcp_model_timeout` assumes.
+const RTO_MIN_MS: u64 = 200;
+
+/// Returns the time in milliseconds after which the kernel ends a connection whose data stays unacknowledged: that of
+/// `retries` retransmissions (`tcp_model_timeout`).
+fn retransmission_ms(retries: u8, rto_max_ms: i32) -> u64 {
+    let (retries, most) = (u64::from(retries), u64::from(rto_max_ms.unsigned_abs()).max(RTO_MIN_MS));
+    // The time doubles with each retransmission until it exceeds the longest one.
+    let doubled = u64::from((most / RTO_MIN_MS).ilog2());
+    ((2 << retries.min(doubled)) - 1) * RTO_MIN_MS + retries.saturating_sub(doubled) * most
+}
+
+/// Returns the value of [`RtoMax::Auto`] for a detection time in milliseconds. The time may come from a sysctl, so it
+/// may be negative.
+pub(crate) fn auto_rto_max(detection_ms: i64, retries: u8) -> i32 {
+    let range = Timer::RtoMax.range();
+    let is_in_time =
+        |rto_max| i64::try_from(retransmission_ms(retries, rto_max)).is_ok_and(|time| time <= detection_ms);
+    // A longer time between retransmissions never detects a peer earlier, so the largest value is found by halving.
+    let (mut good, mut bad) = (*range.start(), *range.end() + 1);
+    while bad - good > 1 {
+        let middle = good + (bad - good) / 2;
+        if is_in_time(middle) { good = middle } else { bad = middle }
+    }
+    good
 }
 
 /// Returns a policy that detects a dead peer within `within_ms` milliseconds.

@@ -1,6 +1,6 @@
 //! The keepalive settings that are in force on a socket.
 
-use crate::config::{Config, UserTimeout};
+use crate::config::{Config, RtoMax, UserTimeout};
 use crate::error::Error;
 use crate::option::Timer;
 
@@ -20,6 +20,9 @@ pub struct Settings {
     /// The user timeout: the longest time in milliseconds that data may stay unacknowledged. 0 means no user timeout.
     /// `None` if the kernel cannot report it (Multipath TCP).
     pub user_timeout: Option<i32>,
+    /// The longest time between two retransmissions, in milliseconds. `None` if the kernel cannot report it (before
+    /// Linux 6.15, and Multipath TCP).
+    pub rto_max: Option<i32>,
 }
 
 impl Settings {
@@ -31,6 +34,7 @@ impl Settings {
             Timer::Intvl => Some(self.intvl),
             Timer::Cnt => Some(self.cnt),
             Timer::UserTimeout => self.user_timeout,
+            Timer::RtoMax => self.rto_max,
         }
     }
 }
@@ -40,9 +44,10 @@ impl TryFrom<Settings> for Config {
 
     /// Returns the policy that sets exactly these values. Fails if one of them cannot be set.
     fn try_from(settings: Settings) -> Result<Self, Error> {
-        let Settings { enabled, idle, intvl, cnt, user_timeout } = settings;
+        let Settings { enabled, idle, intvl, cnt, user_timeout, rto_max } = settings;
         Self::new(idle, intvl, cnt)?
             .with_enabled(Some(enabled))
-            .with_user_timeout(user_timeout.map_or(UserTimeout::Keep, UserTimeout::Milliseconds))
+            .with_user_timeout(user_timeout.map_or(UserTimeout::Keep, UserTimeout::Milliseconds))?
+            .with_rto_max(rto_max.map_or(RtoMax::Keep, RtoMax::Milliseconds))
     }
 }

@@ -53,7 +53,8 @@ impl<K: Kernel> Socket<'_, K> {
     /// may hold a value that cannot be set on a socket, such as 86400 or -1.
     ///
     /// # Errors
-    /// [`Error::NotTcp`], [`Error::System`], [`Error::Unsupported`] (the user timeout on Multipath TCP).
+    /// [`Error::NotTcp`], [`Error::System`], [`Error::Unsupported`] (the user timeout and `TCP_RTO_MAX_MS` on
+    /// Multipath TCP, and `TCP_RTO_MAX_MS` before Linux 6.15).
     pub fn timer(&self, timer: Timer) -> Result<i32, Error> {
         self.get(SockOpt::Timer(timer))
     }
@@ -73,6 +74,8 @@ impl<K: Kernel> Socket<'_, K> {
                 Err(Error::Unsupported(_)) => None,
                 other => Some(other?),
             },
+            // A filter of an older program may reject an option that it does not know.
+            rto_max: self.timer(Timer::RtoMax).ok(),
         })
     }
 
@@ -117,6 +120,11 @@ impl<K: Kernel> Socket<'_, K> {
     /// first.
     pub(crate) fn check_tcp(&self) -> Result<(), Error> {
         if self.is_tcp()? { Ok(()) } else { Err(Error::NotTcp) }
+    }
+
+    /// Returns net.ipv4.tcp_retries2.
+    pub(crate) fn retries(&self) -> u8 {
+        self.kernel.retries()
     }
 
     fn read(&self, option: SockOpt) -> Result<i32, Errno> {

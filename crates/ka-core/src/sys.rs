@@ -11,6 +11,7 @@ use core::ffi::CStr;
 
 use libc::{c_int, c_void, socklen_t};
 
+use crate::defaults;
 use crate::error::Errno;
 use crate::option::SockOpt;
 
@@ -32,6 +33,11 @@ pub trait Kernel {
     /// # Errors
     /// The error of the kernel. The option is unchanged.
     fn set(&self, fd: c_int, option: SockOpt, value: c_int) -> Result<(), Errno>;
+
+    /// Returns net.ipv4.tcp_retries2 of the calling thread's network namespace, or 15 if it cannot be read.
+    fn retries(&self) -> u8 {
+        defaults::retries()
+    }
 }
 
 impl<K: Kernel + ?Sized> Kernel for &K {
@@ -41,6 +47,10 @@ impl<K: Kernel + ?Sized> Kernel for &K {
 
     fn set(&self, fd: c_int, option: SockOpt, value: c_int) -> Result<(), Errno> {
         (**self).set(fd, option, value)
+    }
+
+    fn retries(&self) -> u8 {
+        (**self).retries()
     }
 }
 

@@ -5,7 +5,7 @@ use core::fmt;
 use core::ops::Deref;
 
 use crate::bytes::{cut, place, trim};
-use crate::config::{AUTO, Config, UserTimeout};
+use crate::config::{AUTO, Config, RtoMax, UserTimeout};
 use crate::error::Errno;
 use crate::option::Timer;
 
@@ -14,13 +14,14 @@ use crate::option::Timer;
 /// The text has one of two forms:
 ///
 /// - three values without names, idle, intvl and cnt, with commas or colons between them: `60,10,5`, `5m:30:5`;
-/// - items with commas between them, in any order and each at most once: `idle=`, `intvl=`, `cnt=` and
-///   `user_timeout=` with a value, and one of `on`, `off` and `keep`. Without one of these the policy is `on`.
+/// - items with commas between them, in any order and each at most once: `idle=`, `intvl=`, `cnt=`, `user_timeout=`
+///   and `rto_max=` with a value, and one of `on`, `off` and `keep`. Without one of these the policy is `on`.
 ///
 /// Values are decimal digits without leading zeros. A time may end with a unit: `ms`, `s`, `m`, `h` or `d`. A bare
-/// number is seconds for idle and intvl, and milliseconds for the user timeout. idle and intvl are whole seconds. cnt
-/// has no unit. `user_timeout=auto` is [`UserTimeout::Auto`], and `user_timeout=none` is 0. Blanks around items are
-/// ignored. The policy leaves values that the text does not name unchanged.
+/// number is seconds for idle and intvl, and milliseconds for the user timeout and `rto_max`. idle and intvl are whole
+/// seconds. cnt has no unit. `user_timeout=auto` is [`UserTimeout::Auto`], `rto_max=auto` is [`RtoMax::Auto`], and
+/// `user_timeout=none` is 0. Blanks around items are ignored. The policy leaves values that the text does not name
+/// unchanged.
 ///
 /// ```
 /// use ka_core::{Config, parse};
@@ -116,10 +117,13 @@ impl Reason {
     #[inline(never)]
     pub const fn message(self) -> &'static str {
         match self {
-            Self::Unknown => "must be idle=, intvl=, cnt= or user_timeout= with a value, or on, off or keep",
+            Self::Unknown => {
+                "must be idle=, intvl=, cnt=, user_timeout= or rto_max= with a value, or on, off or keep"
+            }
             Self::NotThree => "numbers without names must be three: idle,intvl,cnt",
             Self::NotAValue(Timer::Cnt) => "must be a number without a unit, as 6",
             Self::NotAValue(Timer::UserTimeout) => "must be a time, as 30s, or auto or none",
+            Self::NotAValue(Timer::RtoMax) => "must be a time, as 2s, or auto",
             Self::NotAValue(_) => "must be a time, as 60, 60s or 5m",
             Self::NotWhole => "must be whole seconds",
             Self::NoUnit => "below 1000 it needs a unit, as 30ms or 30s",
@@ -129,6 +133,7 @@ impl Reason {
             Self::OutOfRange(Timer::Intvl) => "intvl must be 1..32767 s",
             Self::OutOfRange(Timer::Cnt) => "cnt must be 1..127 probes",
             Self::OutOfRange(Timer::UserTimeout) => "user_timeout must be 0..2147483647 ms",
+            Self::OutOfRange(Timer::RtoMax) => "rto_max must be 1000..120000 ms",
         }
     }
 }
@@ -311,7 +316,7 @@ impl Config {
     #[inline(never)]
     pub fn take_text(&mut self, timer: Timer, text: &[u8], typed: bool) -> Result<(), Reason> {
         let word = match text {
-            b"auto" if timer == Timer::UserTimeout => AUTO,
+            b"auto" if matches!(timer, Timer::UserTimeout | Timer::RtoMax) => AUTO,
             b"none" if timer == Timer::UserTimeout => 0,
             _ => timer.parse(text, typed)?,
         };
@@ -333,6 +338,18 @@ impl UserTimeout {
         let mut config = Config::KEEP;
         config.take_text(Timer::UserTimeout, trim(text), true)?;
         Ok(config.user_timeout())
+    }
+}
+
+impl RtoMax {
+    /// Reads a longest time between two retransmissions that a person wrote: a time, or `auto`.
+    ///
+    /// # Errors
+    /// [`Reason::NotAValue`], [`Reason::OutOfRange`]
+    pub fn parse_typed(text: &[u8]) -> Result<Self, Reason> {
+        let mut config = Config::KEEP;
+        config.take_text(Timer::RtoMax, trim(text), true)?;
+        Ok(config.rto_max())
     }
 }
 
@@ -412,9 +429,9 @@ pub struct Text {
 }
 
 impl Text {
-    /// The size of the buffer in bytes. The longest text has 59 bytes:
-    /// `keep,idle=32767,intvl=32767,cnt=127,user_timeout=2147483647`.
-    const CAPACITY: usize = 64;
+    /// The size of the buffer in bytes. The longest text has 74 bytes:
+    /// `keep,idle=32767,intvl=32767,cnt=127,user_timeout=2147483647,rto_max=120000`.
+    const CAPACITY: usize = 80;
 
     /// Adds an item, with a comma before it unless it is the first.
     #[inline(never)]
@@ -422,7 +439,11 @@ impl Text {
         if self.len > 0 {
             self.push(b',');
         }
-        for byte in name {
+        self.append(name);
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        for byte in bytes {
             self.push(*byte);
         }
     }
@@ -470,18 +491,10 @@ impl Text {
     /// This text differs from the canonical form only in the unit of a user timeout below 1000.
     #[must_use]
     pub fn typed(config: &Config) -> Self {
-        let mut text = Self::from(config);
-        // The user timeout is the last item.
-        if let UserTimeout::Milliseconds(1..1000) = config.user_timeout() {
-            text.push(b'm');
-            text.push(b's');
-        }
-        text
+        Self::new(config, true)
     }
-}
 
-impl From<&Config> for Text {
-    fn from(config: &Config) -> Self {
+    fn new(config: &Config, typed: bool) -> Self {
         let mut text = Self { bytes: [0; Self::CAPACITY], len: 0 };
         match config.enabled() {
             Some(true) => {}
@@ -489,18 +502,26 @@ impl From<&Config> for Text {
             None => text.item(b"keep"),
         }
         for timer in Timer::ALL {
-            if let Some(value) = config.timer(timer) {
+            if config.is_auto(timer) {
+                text.item(timer.name_bytes());
+                text.append(b"=auto");
+            } else if let Some(value) = config.timer(timer) {
                 text.value(timer, value);
+                if typed && timer == Timer::UserTimeout && (1..1000).contains(&value) {
+                    text.append(b"ms");
+                }
             }
-        }
-        if config.user_timeout() == UserTimeout::Auto {
-            text.item(Timer::UserTimeout.name_bytes());
-            "=auto".bytes().for_each(|byte| text.push(byte));
         }
         if text.len == 0 {
             text.item(b"on");
         }
         text
+    }
+}
+
+impl From<&Config> for Text {
+    fn from(config: &Config) -> Self {
+        Self::new(config, false)
     }
 }
 

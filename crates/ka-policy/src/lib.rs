@@ -21,7 +21,7 @@
 //! let mut variables = Variables::default();
 //! variables.take_all(&[environment], |variable, value, right| panic!("{variable:?} {right}: {value:?}"));
 //! let mut room = [Rule::SKIP; Rules::MAX];
-//! let policy = variables.policy(&mut room, |rule, error| panic!("{error}: {rule:?}"));
+//! let policy = variables.policy(&mut room, || 15, |rule, error| panic!("{error}: {rule:?}"));
 //!
 //! // A connection to port 443 gets the policy, and one to port 22 is left alone.
 //! let peer = |port| Some(std::net::SocketAddr::from(([192, 0, 2, 1], port)).into());
@@ -68,5 +68,6 @@ pub use policy::Policy;
 pub use rule::{Action, Cidr, Endpoint, Rule, RuleError};
 pub use rules::{RuleBuffer, Rules};
 pub use variables::{
-    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, LOG_WRITE, Source, Variable, Variables, skips,
+    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, LOG_WRITE, RTO_MAX_KERNEL, Source, Variable,
+    Variables, skips,
 };

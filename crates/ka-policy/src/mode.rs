@@ -66,9 +66,11 @@ pub enum Verdict {
 /// | idle, intvl, cnt that the policy names | [`Ignore`](Verdict::Ignore) | at most the value of the policy: `Clamp` |
 /// | the user timeout, if the policy names one | `Ignore` | `Ignore` |
 /// | the user timeout otherwise | at most [`user_timeout_limit`]: [`Clamp`](Verdict::Clamp) | as in `Force` |
+/// | `TCP_RTO_MAX_MS`, if the policy names one | at most the value of the policy: `Clamp` | as in `Force` |
 /// | `SO_KEEPALIVE` off, if the policy is on | `Ignore` | `Ignore` |
 ///
-/// Every other call [passes](Verdict::Pass), and so do all calls in [`Mode::Default`].
+/// Every other call [passes](Verdict::Pass), and so do all calls in [`Mode::Default`]. An automatic `TCP_RTO_MAX_MS`
+/// has no value to compare with: see [`Config::resolved`].
 ///
 /// ```
 /// use ka_core::{Config, SockOpt, Timer};
@@ -92,11 +94,13 @@ pub fn judge(mode: Mode, policy: &Config, option: SockOpt, value: i32) -> Verdic
         SockOpt::Timer(timer) if !timer.accepts(value) => Verdict::Reject,
         SockOpt::Timer(Timer::UserTimeout) if policy.user_timeout() != UserTimeout::Keep => Verdict::Ignore,
         SockOpt::Timer(Timer::UserTimeout) => at_most(user_timeout_limit(policy)),
-        SockOpt::Timer(timer @ (Timer::Idle | Timer::Intvl | Timer::Cnt)) => match policy.timer(timer) {
-            None => Verdict::Pass,
-            Some(_) if mode == Mode::Force => Verdict::Ignore,
-            Some(ours) => at_most(ours),
-        },
+        SockOpt::Timer(timer @ (Timer::Idle | Timer::Intvl | Timer::Cnt | Timer::RtoMax)) => {
+            match policy.timer(timer) {
+                None => Verdict::Pass,
+                Some(_) if mode == Mode::Force && timer != Timer::RtoMax => Verdict::Ignore,
+                Some(ours) => at_most(ours),
+            }
+        }
         // The options that ka only reads cannot be set.
         SockOpt::KeepAlive | SockOpt::Protocol | SockOpt::Type | SockOpt::Info => Verdict::Pass,
     }
@@ -121,7 +125,7 @@ pub fn user_timeout_limit(policy: &Config) -> i32 {
 /// | the policy does not turn keepalive on | the policy | `None` | `None` |
 ///
 /// In force and floor, if the policy turns keepalive on and names no user timeout, a longer user timeout of the socket
-/// is lowered to [`user_timeout_limit`].
+/// is lowered to [`user_timeout_limit`]. Also in force, a shorter `TCP_RTO_MAX_MS` of the socket stays.
 #[must_use]
 #[inline]
 pub fn due<K: Kernel + Copy>(
@@ -137,12 +141,13 @@ pub fn due<K: Kernel + Copy>(
         Mode::Force | Mode::Floor if is_on => {}
         Mode::Force | Mode::Floor | Mode::Default => return None,
     }
-    let config = if mode == Mode::Floor { stricter(socket, policy) } else { *policy };
+    let config = stricter(socket, policy, mode);
     Some(with_short_user_timeout(socket, config, policy))
 }
 
-/// Applies a policy to a socket, but leaves the user timeout out if the socket cannot have one (Multipath TCP), or if
-/// an automatic one would be too long. `fresh` says that the socket is new, so that its keepalive is off.
+/// Applies a policy to a socket, but leaves out the user timeout and `TCP_RTO_MAX_MS` if the socket cannot have them
+/// (Multipath TCP; the latter before Linux 6.15), and the user timeout if an automatic one would be too long. `fresh`
+/// says that the socket is new, so that its keepalive is off.
 ///
 /// Returns the policy that was tried last, and its result.
 #[inline]
@@ -154,27 +159,28 @@ pub fn give<K: Kernel + Copy>(
     loop {
         let result = if fresh { socket.apply_fresh(&policy) } else { socket.apply(&policy) };
         match result {
-            Err(Error::Unsupported(SockOpt::Timer(Timer::UserTimeout)) | Error::AutoOutOfRange { .. }) => {
-                policy = policy.without(Timer::UserTimeout);
+            Err(Error::Unsupported(SockOpt::Timer(timer @ (Timer::UserTimeout | Timer::RtoMax)))) => {
+                policy = policy.without(timer);
             }
+            Err(Error::AutoOutOfRange { .. }) => policy = policy.without(Timer::UserTimeout),
             other => return (policy, other),
         }
     }
 }
 
-/// Returns the policy with the socket's own values where those are stricter.
-fn stricter<K: Kernel + Copy>(socket: Socket<'_, K>, policy: &Config) -> Config {
+/// Returns the policy with the socket's own values where those are stricter, and the mode allows them.
+fn stricter<K: Kernel + Copy>(socket: Socket<'_, K>, policy: &Config, mode: Mode) -> Config {
     Timer::ALL.into_iter().fold(*policy, |config, timer| {
         match timer {
-            Timer::Idle | Timer::Intvl | Timer::Cnt => {}
+            Timer::Idle | Timer::Intvl | Timer::Cnt if mode == Mode::Floor => {}
+            Timer::RtoMax => {}
             // If the policy names no user timeout, `with_short_user_timeout` handles it. Otherwise the policy decides.
-            Timer::UserTimeout => return config,
+            Timer::Idle | Timer::Intvl | Timer::Cnt | Timer::UserTimeout => return config,
         }
-        match (socket.timer(timer), config.timer(timer)) {
+        let Some(ours) = config.timer(timer) else { return config };
+        match socket.timer(timer) {
             // A sysctl's value that no program can set, such as 0, is not taken.
-            (Ok(theirs), Some(ours)) if theirs < ours => {
-                config.with_timer(timer, Some(theirs)).unwrap_or(config)
-            }
+            Ok(theirs) if theirs < ours => config.with_timer(timer, Some(theirs)).unwrap_or(config),
             _ => config,
         }
     })

@@ -1,6 +1,6 @@
 //! A policy: the values, the mode, and the rules.
 
-use ka_core::{Config, SockOpt};
+use ka_core::{Config, SockOpt, Timer};
 
 use crate::mode::{Mode, Verdict, judge};
 use crate::rule::{Action, Endpoint, Rule};
@@ -31,6 +31,13 @@ impl Policy<'_> {
     #[must_use]
     pub fn decide(&self, peer: Option<Endpoint>, local_port: u16) -> Action {
         self.rules.first_match(peer, local_port).map_or(Action::Apply(self.config), Rule::action)
+    }
+
+    /// Returns whether the policy, or a rule, sets this timer.
+    #[must_use]
+    pub fn names(&self, timer: Timer) -> bool {
+        let by_rule = |rule: &Rule| matches!(rule.action(), Action::Apply(config) if config.names(timer));
+        self.config.names(timer) || self.rules.iter().any(by_rule)
     }
 
     /// Decides the verdict on a program's setsockopt(2), as [`judge`] does. `config` holds the values that

@@ -7,6 +7,8 @@ use core::net::{IpAddr, SocketAddr};
 use ka_core::bytes::{cut, place, trim};
 use ka_core::{Config, Reason, parse_typed};
 
+use crate::rules::resolved;
+
 /// The action of a rule on the connections that it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -135,6 +137,12 @@ impl Rule {
         }
         self.conditions = self.conditions.or(condition);
         Ok(false)
+    }
+
+    /// Returns the rule with the value of an automatic `TCP_RTO_MAX_MS` in its place.
+    pub(crate) fn resolved(mut self, retries: &impl Fn() -> u8) -> Self {
+        self.config = resolved(self.config, retries);
+        self
     }
 
     /// Returns the action.

@@ -1,7 +1,7 @@
 //! The rule list of `KA_RULES`: its syntax, its limit, and the order of its rules.
 
-use ka_core::Config;
 use ka_core::bytes::{cut, trim};
+use ka_core::{Config, Timer};
 
 use crate::rule::{Conditions, Endpoint, Rule, RuleError};
 
@@ -28,6 +28,9 @@ impl<'r> Rules<'r> {
 
     /// Reads a list: rules with semicolons between them, as [`Rule::parse`] reads them. Empty rules are skipped.
     ///
+    /// `base` has the values that the rules do not name. `retries` returns net.ipv4.tcp_retries2, from which an
+    /// automatic `TCP_RTO_MAX_MS` is computed ([`Config::resolved`]).
+    ///
     /// A wrong rule is left out, and passed to `wrong` with its text. The same holds for each rule after the first
     /// [`Rules::MAX`].
     ///
@@ -37,7 +40,7 @@ impl<'r> Rules<'r> {
     ///
     /// let base = Config::new(60, 10, 6)?;
     /// let mut room = [Rule::SKIP; Rules::MAX];
-    /// let rules = Rules::parse(b"rport=22 skip; lport=443 idle=30", &base, &mut room, |rule, error| {
+    /// let rules = Rules::parse(b"rport=22 skip; lport=443 idle=30", &base, || 15, &mut room, |rule, error| {
     ///     panic!("{}: {error}", rule.escape_ascii())
     /// });
     /// assert_eq!(rules.iter().count(), 2);
@@ -46,6 +49,7 @@ impl<'r> Rules<'r> {
     pub fn parse<'t>(
         text: &'t [u8],
         base: &Config,
+        retries: impl Fn() -> u8,
         room: &'r mut RuleBuffer,
         mut wrong: impl FnMut(&'t [u8], RuleError<'t>),
     ) -> Self {
@@ -60,7 +64,7 @@ impl<'r> Rules<'r> {
             let parsed = Rule::parse(rule, base);
             let kept = parsed.and_then(|parsed| match room.get_mut(len) {
                 Some(slot) => {
-                    *slot = parsed;
+                    *slot = parsed.resolved(&retries);
                     conditions = conditions.or(parsed.conditions());
                     Ok(())
                 }
@@ -104,6 +108,11 @@ impl<'r> Rules<'r> {
     pub const fn look_at_local_port(self) -> bool {
         self.conditions.looks_at_local_port()
     }
+}
+
+/// Returns the policy with a number in place of an automatic `TCP_RTO_MAX_MS`.
+pub(crate) fn resolved(config: Config, retries: &impl Fn() -> u8) -> Config {
+    if config.is_auto(Timer::RtoMax) { config.resolved(retries()) } else { config }
 }
 
 const MAX: usize = 64;

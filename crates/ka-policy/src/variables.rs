@@ -9,7 +9,7 @@ use crate::glob::glob;
 use crate::mode::Mode;
 use crate::policy::Policy;
 use crate::rule::RuleError;
-use crate::rules::{RuleBuffer, Rules};
+use crate::rules::{RuleBuffer, Rules, resolved};
 
 /// The file with the settings of a whole machine.
 pub const CONF: &CStr = c"/etc/ka.conf";
@@ -31,6 +31,9 @@ pub const CONF_LINE: &str = "must be a KA_ variable and its value";
 /// The message for a log that cannot be opened.
 pub const LOG_WRITE: &str = "must be a file that this user can write";
 
+/// The message for an `rto_max` on a kernel that lacks `TCP_RTO_MAX_MS`.
+pub const RTO_MAX_KERNEL: &str = "needs Linux 6.15 or later";
+
 /// A KA_ variable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variable {
@@ -44,6 +47,8 @@ pub enum Variable {
     Cnt,
     /// The user timeout of the policy.
     UserTimeout,
+    /// The longest time between two retransmissions of the policy.
+    RtoMax,
     /// The name of a [`Mode`].
     Mode,
     /// Policies by peer and port: [`Rules`].
@@ -66,15 +71,16 @@ impl Variable {
 
     /// The names as one string, because the loader would have to relocate an array of strings.
     const NAMES: &'static [u8] =
-        b"KA_POLICY,KA_IDLE,KA_INTVL,KA_CNT,KA_USER_TIMEOUT,KA_MODE,KA_RULES,KA_SKIP,KA_LOG,KA_QUIET";
+        b"KA_POLICY,KA_IDLE,KA_INTVL,KA_CNT,KA_USER_TIMEOUT,KA_RTO_MAX,KA_MODE,KA_RULES,KA_SKIP,KA_LOG,KA_QUIET";
 
     /// The variables that change a policy, in the order in which they apply: a whole policy before its parts.
-    pub const IN_ORDER: [Self; 9] = [
+    pub const IN_ORDER: [Self; 10] = [
         Self::Policy,
         Self::Idle,
         Self::Intvl,
         Self::Cnt,
         Self::UserTimeout,
+        Self::RtoMax,
         Self::Mode,
         Self::Rules,
         Self::Skip,
@@ -161,15 +167,19 @@ impl Default for Variables<'_> {
 }
 
 impl<'a> Variables<'a> {
-    /// Returns the policy. `room` is for its rules. Wrong rules are left out, and passed to `wrong` with their text.
+    /// Returns the policy. `room` is for its rules. `retries` returns net.ipv4.tcp_retries2, from which an automatic
+    /// `TCP_RTO_MAX_MS` is computed ([`Config::resolved`]). Wrong rules are left out, and passed to `wrong` with their
+    /// text.
     #[inline]
     pub fn policy<'r>(
         &self,
         room: &'r mut RuleBuffer,
+        retries: impl Fn() -> u8,
         wrong: impl FnMut(&'a [u8], RuleError<'a>),
     ) -> Policy<'r> {
-        let rules = Rules::parse(self.rules, &self.config, room, wrong);
-        Policy { config: self.config, mode: self.mode, rules }
+        let config = resolved(self.config, &retries);
+        let rules = Rules::parse(self.rules, &self.config, retries, room, wrong);
+        Policy { config, mode: self.mode, rules }
     }
 
     /// Takes the values of all sources. `sources` begins with the strongest source, which overrides the others.
@@ -209,11 +219,8 @@ impl<'a> Variables<'a> {
             Variable::Idle => self.timer(Timer::Idle, value)?,
             Variable::Intvl => self.timer(Timer::Intvl, value)?,
             Variable::Cnt => self.timer(Timer::Cnt, value)?,
-            // `keep` leaves the user timeout of sockets alone, even if a weaker source sets one.
-            Variable::UserTimeout if value == b"keep" => {
-                self.config = self.config.without(Timer::UserTimeout);
-            }
-            Variable::UserTimeout => self.timer(Timer::UserTimeout, value)?,
+            Variable::UserTimeout => self.timer_or_keep(Timer::UserTimeout, value)?,
+            Variable::RtoMax => self.timer_or_keep(Timer::RtoMax, value)?,
             Variable::Mode => {
                 self.mode = Mode::named(value).ok_or("must be force, floor or default")?;
             }
@@ -226,6 +233,15 @@ impl<'a> Variables<'a> {
             Variable::Quiet => {}
         }
         Ok(())
+    }
+
+    /// Takes the value of a timer. `keep` leaves that of the sockets alone, even if a weaker source names one.
+    fn timer_or_keep(&mut self, timer: Timer, value: &[u8]) -> Result<(), &'static str> {
+        if value == b"keep" {
+            self.config = self.config.without(timer);
+            return Ok(());
+        }
+        self.timer(timer, value)
     }
 
     fn timer(&mut self, timer: Timer, value: &[u8]) -> Result<(), &'static str> {

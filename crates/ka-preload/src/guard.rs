@@ -96,8 +96,8 @@ fn lacks(fd: c_int, option: SockOpt) -> bool {
         && ka_core::Socket::with_kernel(fd, raw::Raw).timer(Timer::UserTimeout).is_err()
 }
 
-/// Acts on a successful call of [`Decision::MakeAndFollowUp`]. In the default mode, the program has set an option, which
-/// the shim records until the rules decide. In other modes, the kernel may have accepted a value out of range
+/// Acts on a successful call of [`Decision::MakeAndFollowUp`]. In the default mode, the program has set an option,
+/// which the shim records until the rules decide. In other modes, the kernel may have accepted a value out of range
 /// (Multipath TCP), so the policy is applied again.
 #[cold]
 #[inline(never)]

@@ -7,7 +7,8 @@ use core::arch::asm;
 use core::ffi::CStr;
 use core::ops::Range;
 
-use ka_core::{Errno, Kernel, SockOpt};
+use ka_core::bytes::trim;
+use ka_core::{Errno, Kernel, Quantity, Retransmission, SockOpt};
 use libc::{c_int, c_long, c_void, sockaddr_storage, socklen_t};
 
 use crate::filter;
@@ -77,6 +78,30 @@ impl Kernel for Raw {
         check(unsafe { call(libc::SYS_setsockopt, args) })?;
         Ok(())
     }
+
+    fn retries(&self) -> u8 {
+        retries()
+    }
+}
+
+/// Returns whether this kernel lacks `TCP_RTO_MAX_MS`: it has net.ipv4.tcp_retries2, but not tcp_rto_max_ms. Returns
+/// false if /proc shows neither.
+#[cold]
+pub(crate) fn lacks_rto_max() -> bool {
+    let exists = |path| File::open(path, libc::O_RDONLY, 0).is_ok();
+    exists(RETRIES) && !exists(c"/proc/sys/net/ipv4/tcp_rto_max_ms")
+}
+
+const RETRIES: &CStr = c"/proc/sys/net/ipv4/tcp_retries2";
+
+/// Returns net.ipv4.tcp_retries2, or 15 if it cannot be read.
+#[cold]
+#[inline(never)]
+pub(crate) fn retries() -> u8 {
+    let mut text = [0; 8];
+    let size = File::open(RETRIES, libc::O_RDONLY, 0).and_then(|file| file.read(&mut text)).unwrap_or(0);
+    let number = Quantity::parse(trim(text.get(..size).unwrap_or_default())).map(|quantity| quantity.number);
+    number.and_then(|number| u8::try_from(number).ok()).unwrap_or(Retransmission::STANDARD.retries)
 }
 
 /// Copies memory from an address of the program, which may be invalid. Returns whether all bytes could be read.
@@ -305,15 +330,25 @@ pub(crate) fn end() -> ! {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::fs::File;
     use std::net::{TcpListener, UdpSocket};
-    use std::os::fd::AsRawFd as _;
+    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
     use std::os::unix::process::ExitStatusExt as _;
     use std::process::Command;
 
     use super::may_be_a_socket;
+
+    /// Returns `TCP_RTO_MAX_MS` (44), read by the C library, or `None` before Linux 6.15.
+    pub(crate) fn rto_max(socket: &impl AsRawFd) -> Option<i32> {
+        let (mut value, mut size) = (0_i32, 4);
+        let pointer = (&raw mut value).cast();
+        // SAFETY: `value` has `size` bytes.
+        let result =
+            unsafe { libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, 44, pointer, &raw mut size) };
+        (result == 0).then_some(value)
+    }
 
     #[test]
     fn may_be_a_socket_accepts_sockets_and_rejects_files_and_pipes() {
@@ -330,6 +365,15 @@ mod tests {
         for fd in [reader.as_raw_fd(), writer.as_raw_fd(), file.as_raw_fd(), memory, -1] {
             assert!(!may_be_a_socket(fd), "{fd}");
         }
+    }
+
+    /// The kernel's file has a newline, as the shim reads it.
+    #[test]
+    fn retries_and_the_support_of_rto_max_are_those_of_the_sysctls() {
+        let text = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_retries2").unwrap();
+        assert_eq!(super::retries().to_string() + "\n", text);
+        let lacks = !std::path::Path::new("/proc/sys/net/ipv4/tcp_rto_max_ms").exists();
+        assert_eq!(super::lacks_rto_max(), lacks);
     }
 
     /// The test runs itself in a child process, which ends.

@@ -298,8 +298,8 @@ pub(crate) unsafe fn look_up(handle: *mut c_void, name: *const c_char) -> Option
         return None;
     }
     if handle == libc::RTLD_DEFAULT {
-        // SAFETY: the program has passed these arguments to dlsym(3). With this handle, the shim finds the function that
-        // the program would find.
+        // SAFETY: the program has passed these arguments to dlsym(3). With this handle, the shim finds the function
+        // that the program would find.
         return (!is_elsewhere(index)).then(|| unsafe { next::dlsym(handle, name) });
     }
     // SAFETY: the program has passed these arguments to dlsym(3). With such a handle, the result does not depend on the

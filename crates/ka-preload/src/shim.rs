@@ -10,11 +10,11 @@ use core::ffi::{CStr, c_char};
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use ka_core::Errno;
 use ka_core::bytes::cut;
+use ka_core::{Errno, Timer};
 use ka_policy::{
-    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, LOG_WRITE, Policy, RuleBuffer, Source, Variables,
-    skips,
+    CONF, CONF_LENGTH, CONF_LINE, CONF_OWNER, CONF_ROOM, LOG_WRITE, Policy, RTO_MAX_KERNEL, RuleBuffer,
+    Source, Variables, skips,
 };
 
 use crate::line::Line;
@@ -205,11 +205,14 @@ pub unsafe fn read() -> Option<Shim> {
     }
     // SAFETY: this is the constructor, which borrows the memory once. A rule consists of integers, so zeros are rules.
     let room = unsafe { &mut *RULES.first() };
-    let policy = variables.policy(room, |rule, error| {
+    let policy = variables.policy(room, raw::retries, |rule, error| {
         // The word is a part of the rule.
         let word = if error.word.len() == rule.len() { b"" } else { error.word };
         complain.word(b"KA_RULES", rule, word, error.message, "ignored");
     });
+    if policy.names(Timer::RtoMax) && raw::lacks_rto_max() {
+        complain.about(b"rto_max", b"", RTO_MAX_KERNEL, "ignored");
+    }
     let mut shim = Shim { policy, has_more_rights: has_more_rights(), log: None, program: b"" };
     if !variables.log.is_empty() {
         let mut name = [0; 4096];
@@ -270,7 +273,7 @@ pub(crate) mod tests {
     /// Returns a shim with this policy.
     pub(crate) fn shim_with(mode: Mode, config: Config, rules: &str) -> Shim {
         let room = Box::leak(Box::new([Rule::SKIP; Rules::MAX]));
-        let rules = Rules::parse(rules.as_bytes(), &config, room, |_, _| {});
+        let rules = Rules::parse(rules.as_bytes(), &config, || 15, room, |_, _| {});
         Shim { policy: Policy { config, mode, rules }, has_more_rights: false, log: None, program: b"" }
     }
 

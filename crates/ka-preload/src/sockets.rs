@@ -1,6 +1,6 @@
 //! The program's sockets: detects TCP sockets, records which ones have the policy, and sets the policy.
 
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU16, Ordering};
 
 use ka_core::{Config, Kernel as _, SockOpt, Socket, Timer};
 use ka_policy::{Action, Endpoint, Mode, due};
@@ -32,33 +32,33 @@ enum Known {
     Foreign = 5,
 }
 
-/// The state of each descriptor that a program is likely to have, one byte each. The state of higher descriptors is not
-/// recorded. The lower bits are a [`Known`]. In the state [`Known::AwaitsRules`], the upper bits are the options that
-/// the program has set on the socket.
-static KNOWN: [AtomicU8; 65536] = [const { AtomicU8::new(0) }; 65536];
+/// The state of each descriptor that a program is likely to have, two bytes each. The state of higher descriptors is
+/// not recorded. The lower bits are a [`Known`]. In the state [`Known::AwaitsRules`], the upper bits are the options
+/// that the program has set on the socket.
+static KNOWN: [AtomicU16; 65536] = [const { AtomicU16::new(0) }; 65536];
 
-/// The bits of the byte that are a [`Known`].
-const STATE: u8 = 0x07;
+/// The bits that are a [`Known`].
+const STATE: u16 = 0x07;
 /// The bit of `SO_KEEPALIVE`.
-const KEEPALIVE: u8 = 0x08;
+const KEEPALIVE: u16 = 0x08;
 /// The bit of the first timer.
-const FIRST_TIMER: u8 = 0x10;
+const FIRST_TIMER: u16 = 0x10;
 const _: () =
-    assert!((FIRST_TIMER as u32) << (Timer::ALL.len() - 1) <= u8::MAX as u32, "each timer needs a bit");
+    assert!((FIRST_TIMER as u32) << (Timer::ALL.len() - 1) <= u16::MAX as u32, "each timer needs a bit");
 
 #[inline(never)]
-fn slot(fd: c_int) -> Option<&'static AtomicU8> {
+fn slot(fd: c_int) -> Option<&'static AtomicU16> {
     // A negative descriptor becomes a number beyond the table.
     KNOWN.get(fd.cast_unsigned() as usize)
 }
 
-fn byte(fd: c_int) -> u8 {
+fn bits(fd: c_int) -> u16 {
     slot(fd).map_or(0, |slot| slot.load(Ordering::Relaxed))
 }
 
 #[inline(never)]
 fn known(fd: c_int) -> Known {
-    match byte(fd) & STATE {
+    match bits(fd) & STATE {
         1 => Known::AwaitsRules,
         2 => Known::LeftAlone,
         3 => Known::Set,
@@ -71,12 +71,12 @@ fn known(fd: c_int) -> Known {
 #[inline(never)]
 fn record(fd: c_int, known: Known) {
     if let Some(slot) = slot(fd) {
-        slot.store(known as u8, Ordering::Relaxed);
+        slot.store(known as u16, Ordering::Relaxed);
     }
 }
 
 /// Returns the bit that records that the program has set an option.
-const fn bit(option: SockOpt) -> u8 {
+const fn bit(option: SockOpt) -> u16 {
     match option {
         SockOpt::Timer(timer) => FIRST_TIMER << timer as u8,
         _ => KEEPALIVE,
@@ -100,8 +100,8 @@ pub(crate) fn record_option(fd: c_int, option: SockOpt) {
 /// Returns the policy without the options that the program has set, for a socket that awaits rules in the default mode.
 /// Returns `None` if the program has turned keepalive off.
 fn without_own_options(fd: c_int, policy: &Config, is_on: bool) -> Option<Config> {
-    let byte = byte(fd);
-    let was_set = |option| byte & bit(option) != 0;
+    let bits = bits(fd);
+    let was_set = |option| bits & bit(option) != 0;
     let mut config = *policy;
     for timer in Timer::ALL {
         if was_set(SockOpt::Timer(timer)) {
@@ -284,7 +284,7 @@ pub(crate) fn foreign(fd: c_int) {
 /// process holds the lock, the program's own call would block too. For other descriptors, this costs one table look-up.
 #[inline(never)]
 pub(crate) fn before_use(fd: c_int) {
-    if byte(fd) == Known::Foreign as u8 {
+    if bits(fd) == Known::Foreign as u16 {
         record(fd, Known::Nothing);
         if !filter::is_installed()
             && let Some(shim) = active()
@@ -366,15 +366,17 @@ mod tests {
     use std::os::fd::{AsFd, AsRawFd};
     use std::time::Duration;
 
-    use ka_core::{Config, SockOpt, Timer};
+    use ka_core::{Config, Kernel as _, SockOpt, Timer};
     use ka_policy::{Action, Mode};
     use libc::{AF_INET, AF_INET6, AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_RAW, SOCK_STREAM};
     use socket2::{Domain, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
     use super::{
-        Known, Sender, accepted, arrived, awaits_rules, connecting, created, decide_now, is_set_and_on,
-        is_tcp, known, listening, makes_tcp, received, record, record_option,
+        Known, STATE, Sender, accepted, arrived, awaits_rules, bit, connecting, created, decide_now,
+        is_set_and_on, is_tcp, known, listening, makes_tcp, received, record, record_option,
     };
+    use crate::raw::Raw;
+    use crate::raw::tests::rto_max;
     use crate::shim::tests::{POLICY, shim_with};
 
     fn tcp() -> Socket {
@@ -497,6 +499,52 @@ mod tests {
         connect(&parts, &shim, "192.0.2.1:1");
         assert_eq!(all(&parts), (Some(20), 77, 9000), "the program has set the interval");
         assert_eq!(parts.tcp_keepalive_retries().unwrap(), 8, "the program has set the count");
+    }
+
+    #[test]
+    fn in_default_mode_a_rule_does_not_override_an_rto_max_of_the_program() {
+        let Some(system) = rto_max(&tcp()) else {
+            eprintln!("skipped: this kernel lacks TCP_RTO_MAX_MS");
+            return;
+        };
+        let shim = shim_with(Mode::Default, POLICY, "idle=20,rto_max=2s");
+        let option = SockOpt::Timer(Timer::RtoMax);
+        for (own, others) in [(None, &[][..]), (Some(5000), &[option]), (Some(1500), &[option])] {
+            let socket = tcp();
+            let fd = socket.as_raw_fd();
+            created(&shim, fd, AF_INET, SOCK_STREAM, 0);
+            assert_eq!(rto_max(&socket), Some(system), "the rules decide later");
+            if let Some(own) = own {
+                Raw.set(fd, option, own).unwrap();
+            }
+            for option in others {
+                record_option(fd, *option);
+            }
+            assert_eq!(known(fd), Known::AwaitsRules, "the bits of options are no states");
+            connect(&socket, &shim, "192.0.2.1:1");
+            assert_eq!((idle(&socket), rto_max(&socket)), (Some(20), Some(own.unwrap_or(2000))));
+        }
+        // Each option has its own bit, and none has one of the state.
+        let bits = SockOpt::ALL.map(bit);
+        assert!(bits.iter().all(|bit| bit.is_power_of_two() && bit & STATE == 0), "{bits:x?}");
+        assert_eq!(bits.iter().fold(0, |all, bit| all | bit).count_ones(), 6, "{bits:x?}");
+    }
+
+    #[test]
+    fn a_lower_rto_max_of_the_program_stays() {
+        if rto_max(&tcp()).is_none() {
+            eprintln!("skipped: this kernel lacks TCP_RTO_MAX_MS");
+            return;
+        }
+        let policy = POLICY.with_timer(Timer::RtoMax, Some(3000)).unwrap();
+        for mode in [Mode::Force, Mode::Floor] {
+            for (own, expected) in [(2000, 2000), (3000, 3000), (5000, 3000)] {
+                let socket = tcp();
+                Raw.set(socket.as_raw_fd(), SockOpt::Timer(Timer::RtoMax), own).unwrap();
+                arrived(&shim_with(mode, policy, ""), socket.as_raw_fd());
+                assert_eq!((idle(&socket), rto_max(&socket)), (Some(60), Some(expected)), "{mode:?} {own}");
+            }
+        }
     }
 
     /// A program that has closed its standard input gets descriptor 0 for its next socket.

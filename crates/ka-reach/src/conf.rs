@@ -6,8 +6,8 @@ use std::io::{ErrorKind, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 
-use ka_core::Config;
 use ka_core::bytes::cut;
+use ka_core::{Config, Retransmission};
 use ka_policy::{CONF, CONF_ROOM, Mode, Policy, RuleBuffer, Source, Variables};
 
 use crate::{Error, Result};
@@ -15,9 +15,9 @@ use crate::{Error, Result};
 /// Returns the text of /etc/ka.conf. It is empty if there is no such file.
 ///
 /// # Errors
-/// Like the shim, ka trusts only root's file. [`Error::ConfNotOwnedByRoot`]: it is not a regular file, does not
-/// belong to root, is writable by other users, or cannot be opened or read. [`Error::ConfTooLong`]: it has [`CONF_ROOM`]
-/// bytes or more.
+/// Like the shim, ka trusts only root's file. [`Error::ConfNotOwnedByRoot`]: it is not a regular file, does not belong
+/// to root, is writable by other users, or cannot be opened or read. [`Error::ConfTooLong`]: it has [`CONF_ROOM`] bytes
+/// or more.
 pub fn read() -> Result<Vec<u8>> {
     let path = OsStr::from_bytes(CONF.to_bytes());
     let open = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
@@ -68,7 +68,11 @@ impl ProcessSettings {
     /// supervisor.
     pub fn policy<'r>(&self, room: &'r mut RuleBuffer) -> Policy<'r> {
         let Self { config, mode, ref rules, .. } = *self;
-        Variables { config, mode, rules, ..Variables::default() }.policy(room, |_, _| {})
+        Variables { config, mode, rules, ..Variables::default() }.policy(
+            room,
+            || Retransmission::read().retries,
+            |_, _| {},
+        )
     }
 }
 

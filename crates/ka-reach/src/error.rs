@@ -89,8 +89,8 @@ pub enum Error {
         /// The file.
         path: &'static str,
     },
-    /// The policy has `user_timeout=auto`, but lacks values from which the user timeout is computed.
-    IncompleteUserTimeout,
+    /// The policy has `user_timeout=auto` or `rto_max=auto`, but lacks values from which it is computed.
+    IncompleteAuto,
     /// The kernel rejected a socket option of a socket, with this errno.
     SetSockOpt(i32),
     /// The socket's cgroup is nested too deeply to find out whether it is below the selected cgroup.
@@ -333,8 +333,8 @@ impl fmt::Display for Error {
                 "the kernel's type information (BTF) lacks the cgroup or the port of a socket",
             ),
             Self::UnexpectedBtf { path } => write!(f, "{path} cannot be parsed"),
-            Self::IncompleteUserTimeout => {
-                f.write_str("user_timeout=auto needs idle, intvl and cnt in the policy here")
+            Self::IncompleteAuto => {
+                f.write_str("user_timeout=auto and rto_max=auto need idle, intvl and cnt in the policy here")
             }
             Self::SetSockOpt(errno) => {
                 write!(f, "setsockopt: {}", reason(&io::Error::from_raw_os_error(*errno)))

@@ -51,10 +51,14 @@ impl<const N: usize> Writer<N> {
 
     /// Writes three words.
     pub(crate) fn settings(self, settings: Option<Settings>) -> Self {
-        let Some(Settings { enabled, idle, intvl, cnt, user_timeout }) = settings else {
+        let Some(Settings { enabled, idle, intvl, cnt, user_timeout, rto_max }) = settings else {
             return self.word(0).word(0).word(0);
         };
-        self.word(1 | u64::from(enabled) << 1 | u64::from(user_timeout.is_some()) << 2)
+        let flags = 1
+            | u32::from(enabled) << 1
+            | u32::from(user_timeout.is_some()) << 2
+            | u32::from(rto_max.is_some()) << 3;
+        self.pair(flags, rto_max.unwrap_or(0).cast_unsigned())
             .pair(idle.cast_unsigned(), intvl.cast_unsigned())
             .pair(cnt.cast_unsigned(), user_timeout.unwrap_or(0).cast_unsigned())
     }
@@ -99,13 +103,14 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn settings(&mut self) -> Option<Settings> {
-        let (flags, (idle, intvl), (cnt, user_timeout)) = (self.word(), self.pair(), self.pair());
+        let [(flags, rto_max), (idle, intvl), (cnt, user_timeout)] = [self.pair(), self.pair(), self.pair()];
         (flags & 1 != 0).then(|| Settings {
             enabled: flags & 2 != 0,
             idle: idle.cast_signed(),
             intvl: intvl.cast_signed(),
             cnt: cnt.cast_signed(),
             user_timeout: (flags & 4 != 0).then_some(user_timeout.cast_signed()),
+            rto_max: (flags & 8 != 0).then_some(rto_max.cast_signed()),
         })
     }
 
@@ -204,7 +209,8 @@ mod tests {
     #[test]
     fn settings_are_read_as_written() {
         for user_timeout in [None, Some(0), Some(i32::MAX)] {
-            let settings = Settings { enabled: true, idle: -1, intvl: 86400, cnt: 0, user_timeout };
+            let rto_max = user_timeout.map(|_| 120_000);
+            let settings = Settings { enabled: true, idle: -1, intvl: 86400, cnt: 0, user_timeout, rto_max };
             let record: [u64; 6] = Writer::new().settings(None).settings(Some(settings)).finish();
             let mut record = Reader::new(&record);
             assert_eq!(record.settings(), None);

@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 
 use ka_core::{Config, Settings, Text};
-use ka_reach::attach::{Change, Outcome, Report, SocketResult};
+use ka_reach::attach::{Change, Outcome, Report, SocketResult, Unsupported};
 use ka_reach::brief;
 use ka_reach::escape;
 use ka_reach::process;
@@ -20,6 +20,8 @@ use crate::process_policy::describe_later;
 
 /// The note for a socket that has all of the policy except the user timeout.
 const NO_USER_TIMEOUT: &str = "without the user timeout: Multipath TCP does not support it";
+/// The note for a socket that has all of the policy except the longest time between two retransmissions.
+const NO_RTO_MAX: &str = "without rto_max: it needs Linux 6.15, and Multipath TCP does not support it";
 
 /// Prints the results.
 pub(super) struct Printer<'a> {
@@ -126,7 +128,7 @@ impl<'a> Printer<'a> {
     }
 
     fn print_counts(&self, out: &mut impl Write, report: &Report) -> io::Result<()> {
-        let Report { set, unchanged, failed, without_user_timeout, .. } = report;
+        let Report { set, unchanged, failed, without_user_timeout, without_rto_max, .. } = report;
         let would = if self.args.dry_run { "would be set" } else { "set" };
         let to = if self.change.before.is_some() {
             "back to the earlier settings".to_owned()
@@ -150,8 +152,10 @@ impl<'a> Printer<'a> {
             }
         }
         writeln!(out)?;
-        if *without_user_timeout > 0 {
-            writeln!(out, "{without_user_timeout} of them {NO_USER_TIMEOUT}")?;
+        for (count, note) in [(without_user_timeout, NO_USER_TIMEOUT), (without_rto_max, NO_RTO_MAX)] {
+            if *count > 0 {
+                writeln!(out, "{count} of them {note}")?;
+            }
         }
         Ok(())
     }
@@ -163,6 +167,7 @@ impl<'a> Printer<'a> {
             unchanged: report.unchanged,
             failed: report.failed,
             without_user_timeout: report.without_user_timeout,
+            without_rto_max: report.without_rto_max,
             dry_run: self.args.dry_run,
             policy: is_one_policy.then(|| Text::typed(&self.change.policy).to_string()),
             mode: is_one_policy.then(|| self.change.mode.name()),
@@ -214,8 +219,16 @@ fn socket_line(result: &SocketResult, dry_run: bool) -> String {
         (Outcome::Unchanged, Some(before), _) => format!(", {before}"),
         _ => String::new(),
     };
-    let note = if result.lacks_user_timeout { format!(", {NO_USER_TIMEOUT}") } else { String::new() };
+    let note = note(result).map_or_else(String::new, |note| format!(", {note}"));
     format!("fd {fd} {}: {what}{values}{note}", arrow(result.local, result.peer))
+}
+
+/// Describes the values of the policy that a socket does not support.
+fn note(result: &SocketResult) -> Option<String> {
+    let Unsupported { user_timeout, rto_max } = result.unsupported;
+    let notes = [user_timeout.then_some(NO_USER_TIMEOUT), rto_max.then_some(NO_RTO_MAX)];
+    let notes: Vec<_> = notes.into_iter().flatten().collect();
+    (!notes.is_empty()).then(|| notes.join("; "))
 }
 
 /// The output of `ka attach --json`.
@@ -225,6 +238,7 @@ struct SummaryJson<'a> {
     unchanged: usize,
     failed: usize,
     without_user_timeout: usize,
+    without_rto_max: usize,
     dry_run: bool,
     policy: Option<String>,
     mode: Option<&'static str>,
@@ -277,7 +291,7 @@ struct ResultRow<'a> {
     before: Option<SettingsJson>,
     after: Option<SettingsJson>,
     error: Option<String>,
-    note: Option<&'static str>,
+    note: Option<String>,
 }
 
 impl<'a> ResultRow<'a> {
@@ -299,7 +313,7 @@ impl<'a> ResultRow<'a> {
             before: result.before.map(SettingsJson::from),
             after: result.after.map(SettingsJson::from),
             error: result.error.as_ref().map(ToString::to_string),
-            note: result.lacks_user_timeout.then_some(NO_USER_TIMEOUT),
+            note: note(result),
         }
     }
 }
@@ -312,18 +326,21 @@ pub(super) struct SettingsJson {
     intvl: i32,
     cnt: i32,
     user_timeout_ms: Option<i32>,
+    /// The output of earlier versions, which --undo reads, does not have it.
+    #[serde(default)]
+    rto_max_ms: Option<i32>,
 }
 
 impl From<Settings> for SettingsJson {
     fn from(settings: Settings) -> Self {
-        let Settings { enabled: keepalive, idle, intvl, cnt, user_timeout: user_timeout_ms } = settings;
-        Self { keepalive, idle, intvl, cnt, user_timeout_ms }
+        let Settings { enabled, idle, intvl, cnt, user_timeout, rto_max } = settings;
+        Self { keepalive: enabled, idle, intvl, cnt, user_timeout_ms: user_timeout, rto_max_ms: rto_max }
     }
 }
 
 impl From<SettingsJson> for Settings {
     fn from(values: SettingsJson) -> Self {
-        let SettingsJson { keepalive: enabled, idle, intvl, cnt, user_timeout_ms: user_timeout } = values;
-        Self { enabled, idle, intvl, cnt, user_timeout }
+        let SettingsJson { keepalive, idle, intvl, cnt, user_timeout_ms, rto_max_ms } = values;
+        Self { enabled: keepalive, idle, intvl, cnt, user_timeout: user_timeout_ms, rto_max: rto_max_ms }
     }
 }

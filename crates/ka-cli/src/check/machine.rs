@@ -7,7 +7,17 @@ use ka_reach::conf::ProcessSettings;
 use ka_reach::privilege;
 
 use super::{CheckReport, WayResult};
+use crate::sysctl;
 use crate::via;
+
+/// Reports whether this kernel has `TCP_RTO_MAX_MS`.
+pub(super) fn rto_max_fact() -> String {
+    match sysctl::has_rto_max() {
+        Some(true) => "rto_max (TCP_RTO_MAX_MS): available".to_owned(),
+        Some(false) => "rto_max (TCP_RTO_MAX_MS): not available; Linux 6.15 and later have it".to_owned(),
+        None => "rto_max (TCP_RTO_MAX_MS): unknown, because ka can create no TCP socket".to_owned(),
+    }
+}
 
 /// Reports the ways that the user may use on this machine, and what the others need.
 pub(super) fn report() -> CheckReport {
@@ -50,6 +60,7 @@ pub(super) fn report() -> CheckReport {
         privilege::ptrace_scope().map_or_else(|| "not available".to_owned(), |scope| scope.to_string());
     let facts = vec![
         format!("Linux {major}.{minor}; kernel types (BTF): {}", yes_or_no(host::has_types())),
+        rto_max_fact(),
         format!("cgroup v2: {cgroups}; bpffs: {}", yes_or_no(host::check_bpffs().is_ok())),
         format!("Yama's ptrace_scope: {scope}"),
         host::check_capabilities(&host::FOR_SOCKETS).map_or_else(

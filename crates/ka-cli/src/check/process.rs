@@ -10,6 +10,7 @@ use ka_reach::process_policy::{self, Evidence, PolicyOrigin, ProcessPolicy};
 use ka_reach::survey::{OffSocket, Survey, survey};
 use ka_reach::worker::Workers;
 
+use super::machine::rto_max_fact;
 use super::{CgroupPolicy, CheckReport, OuterPolicies, WayResult, policy_flags};
 use crate::attach::arrow;
 use crate::failure::Failure;
@@ -35,7 +36,7 @@ pub(super) fn report(pid: i32) -> Result<CheckReport, Failure> {
             outer: None,
         });
     }
-    let mut facts = Vec::new();
+    let mut facts = vec![rto_max_fact()];
     let mut workers = Workers::default();
     let (evidence, why) = process_policy::evidence([pid], u64::MAX, &mut workers);
     let mut is_whole = why.is_none();

@@ -9,6 +9,7 @@ use ka_policy::{Rule, Rules};
 use super::{ATTACH_LATER, Obstacle, Reachability, StartRequest, Way};
 use crate::failure::{Failure, RUN_FAILED, warn};
 use crate::plural;
+use crate::policy_sources::retries;
 use ka_reach::elf::Elf;
 use ka_reach::privilege::{self, CAP_SYS_ADMIN, CAP_SYS_PTRACE};
 use ka_reach::seccomp::{OuterSupervisor, SupervisedChild, check_architecture, check_support};
@@ -49,7 +50,7 @@ impl Way for Seccomp {
     fn start(&self, request: &StartRequest<'_>) -> Result<Infallible, Failure> {
         let mut sources = request.sources();
         let room = Box::leak(Box::new([Rule::SKIP; Rules::MAX]));
-        let policy = sources.variables().policy(room, |_, _| {});
+        let policy = sources.variables().policy(room, retries, |_, _| {});
         sources.warn_of_mistakes();
         sources.warn_of_log(self.name());
         let failed =
@@ -137,7 +138,7 @@ fn obstacle_of(request: &StartRequest<'_>) -> Option<Obstacle> {
     }
     let mut room = [Rule::SKIP; Rules::MAX];
     let sources = request.sources();
-    if sources.variables().policy(&mut room, |_, _| {}).rules.look_at_peer() {
+    if sources.variables().policy(&mut room, retries, |_, _| {}).rules.look_at_peer() {
         return Some(Obstacle::new(
             "KA_RULES, in the environment or /etc/ka.conf: rules by peer do not work via seccomp; use rules by lport",
             "KA_RULES= ka run",

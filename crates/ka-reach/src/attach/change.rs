@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 
-use ka_core::{Config, Errno, Error, Socket, Timer, UserTimeout};
+use ka_core::{Config, Errno, Error, Socket, Timer};
 use ka_policy::{Mode, due, give};
 
+use super::Unsupported;
 use super::finding::{Effect, Examined, Finding};
 use super::writes::Writes;
 use crate::ends::{ends, has_port};
@@ -70,19 +71,23 @@ impl Change<'_> {
         let is_restored =
             self.before.is_some() && read().is_some_and(|now| Config::try_from(now) == Ok(self.policy));
         let writes = Writes::new(self.dry_run);
-        let set =
-            if is_restored { Some((Effect::Unchanged, None)) } else { self.set(socket, is_again, &writes)? };
-        let Some((effect, error)) = set else { return Ok(None) };
+        let set = if is_restored {
+            Some((Effect::Unchanged, None, self.policy))
+        } else {
+            self.set(socket, is_again, &writes)?
+        };
+        let Some((effect, error, given)) = set else { return Ok(None) };
         let after = if self.dry_run {
             before.map(|before| writes.after(before))
         } else {
             before.and_then(|_| settings())
         };
-        let lacks_user_timeout = error.is_none() && self.lacks_user_timeout(socket, effect);
+        let unsupported =
+            if error.is_none() { self.unsupported(socket, effect, &given) } else { Unsupported::default() };
         if let Some(error) = &error {
             reply.send(error);
         }
-        let examined = Examined { effect, lacks_user_timeout, local: None, peer: None, before, after };
+        let examined = Examined { effect, unsupported, local: None, peer: None, before, after };
         if !(self.describe || error.is_some()) {
             return Ok(Some(examined));
         }
@@ -95,56 +100,79 @@ impl Change<'_> {
         Ok(Some(Examined { local, peer, ..examined }))
     }
 
-    /// Sets one socket. Returns the effect, and the text of the error if it failed. Returns `None` if the socket is not
-    /// selected.
+    /// Sets one socket. Returns the effect, the text of the error if it failed, and the policy without the values that
+    /// the socket does not support. Returns `None` if the socket is not selected.
     fn set(
         &self,
         socket: BorrowedFd<'_>,
         is_again: bool,
         writes: &Writes,
-    ) -> io::Result<Option<(Effect, Option<String>)>> {
+    ) -> io::Result<Option<(Effect, Option<String>, Config)>> {
         if let Some(port) = self.port
             && !has_port(socket, port)?
         {
             return Ok(None);
         }
-        Ok(Some(match self.give(Socket::with_kernel(socket.as_raw_fd(), writes)) {
+        let (given, result) = self.give(Socket::with_kernel(socket.as_raw_fd(), writes));
+        let (effect, error) = match result {
             // After ka listed the descriptor, the process may have closed it and reused its number for a file.
             Err(Error::NotTcp | Error::System { errno: Errno(libc::ENOTSOCK), .. }) => return Ok(None),
             Err(error) => (Effect::Failed, Some(socket_reason(&error))),
-            Ok(()) if !writes.is_empty() && !self.is_in_force(socket) => {
+            Ok(()) if !writes.is_empty() && !self.is_in_force(socket, &given) => {
                 (Effect::Failed, Some(overridden_by().to_owned()))
             }
             Ok(()) if !writes.is_empty() => (Effect::Set, None),
             Ok(()) if is_again => return Ok(None),
             Ok(()) => (Effect::Unchanged, None),
-        }))
+        };
+        Ok(Some((effect, error, given)))
     }
 
-    fn give(&self, socket: Socket<&Writes>) -> Result<(), Error> {
+    /// Sets the policy on a socket. Returns the policy without the values that the socket does not support.
+    fn give(&self, socket: Socket<&Writes>) -> (Config, Result<(), Error>) {
+        let policy = self.policy;
         // In mode force, the writes fail for descriptors that are not TCP sockets. Otherwise this read fails for them.
         let is_written = self.mode == Mode::Force && !self.dry_run;
-        let was_on = if is_written { false } else { socket.is_enabled()? };
-        due(socket, &self.policy, self.mode, was_on).map_or(Ok(()), |config| give(socket, config, false).1)
+        let was_on = match if is_written { Ok(false) } else { socket.is_enabled() } {
+            Ok(is_on) => is_on,
+            Err(error) => return (policy, Err(error)),
+        };
+        let Some(mut config) = due(socket, &policy, self.mode, was_on) else { return (policy, Ok(())) };
+        if self.mode == Mode::Force {
+            // `due` keeps a lower value of the program. Here it may be that of an earlier ka attach.
+            config = match config.with_rto_max(policy.rto_max()) {
+                Ok(config) => config,
+                Err(error) => return (policy, Err(error)),
+            };
+        }
+        let (tried, result) = give(socket, config, false);
+        let lacks = |timer: &Timer| config.names(*timer) && !tried.names(*timer);
+        (Timer::ALL.into_iter().filter(lacks).fold(policy, Config::without), result)
     }
 
-    /// Returns whether the policy has a user timeout that the socket does not support (Multipath TCP). False if the
-    /// socket keeps its own keepalive.
-    fn lacks_user_timeout(&self, socket: BorrowedFd<'_>, effect: Effect) -> bool {
+    /// Returns the values of the policy that the socket does not support. None if the socket keeps its own keepalive.
+    fn unsupported(&self, socket: BorrowedFd<'_>, effect: Effect, given: &Config) -> Unsupported {
         let is_given = self.mode == Mode::Force || effect == Effect::Set;
-        let is_named =
-            !matches!(self.policy.user_timeout(), UserTimeout::Keep | UserTimeout::Milliseconds(0));
+        let is_wanted = |timer| {
+            let removes = self.policy.timer(timer) == Some(0);
+            is_given && self.policy.names(timer) && !removes
+        };
         let timeout = || Socket::new(socket.as_raw_fd()).timer(Timer::UserTimeout);
-        is_given && is_named && matches!(timeout(), Err(Error::Unsupported { .. }))
+        Unsupported {
+            user_timeout: is_wanted(Timer::UserTimeout)
+                && matches!(timeout(), Err(Error::Unsupported { .. })),
+            // A Multipath TCP socket that has fallen back to TCP reports this value, but cannot be given one.
+            rto_max: is_wanted(Timer::RtoMax) && !given.names(Timer::RtoMax),
+        }
     }
 
     /// Returns whether the socket has the written values. If the socket's cgroup has a policy in mode force, or a
     /// supervisor enforces one on ka itself, setsockopt(2) reports success but changes nothing.
-    fn is_in_force(&self, socket: BorrowedFd<'_>) -> bool {
+    fn is_in_force(&self, socket: BorrowedFd<'_>, given: &Config) -> bool {
         let socket = Socket::new(socket.as_raw_fd());
-        let has_value = |timer| match (self.policy.timer(timer), socket.timer(timer)) {
-            (Some(wanted), Ok(actual)) if self.mode == Mode::Floor => actual <= wanted,
-            (Some(wanted), Ok(actual)) => actual == wanted,
+        let has_value = |timer| match (given.timer(timer), socket.timer(timer)) {
+            (Some(wanted), Ok(actual)) if self.mode == Mode::Floor => actual <= *timer.reported(wanted).end(),
+            (Some(wanted), Ok(actual)) => timer.reported(wanted).contains(&actual),
             _ => true,
         };
         // If a value cannot be read, assume that the socket has it.

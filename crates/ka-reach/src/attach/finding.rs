@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use ka_core::Settings;
 
-use super::Outcome;
+use super::{Outcome, Unsupported};
 use crate::record::{Reader, Writer};
 use crate::worker::Record;
 
@@ -23,7 +23,7 @@ pub(super) enum Finding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Examined {
     pub(super) effect: Effect,
-    pub(super) lacks_user_timeout: bool,
+    pub(super) unsupported: Unsupported,
     pub(super) local: Option<SocketAddr>,
     pub(super) peer: Option<SocketAddr>,
     pub(super) before: Option<Settings>,
@@ -60,14 +60,15 @@ impl Finding {
         match self {
             Self::NotSelected => Writer::new().pair(NOT_SELECTED, 0),
             Self::Refused(errno) => Writer::new().pair(REFUSED, errno.cast_unsigned()),
-            Self::Examined(Examined { effect, lacks_user_timeout, local, peer, before, after }) => {
+            Self::Examined(Examined { effect, unsupported, local, peer, before, after }) => {
                 let kind = match effect {
                     Effect::Set => SET,
                     Effect::Unchanged => UNCHANGED,
                     Effect::Failed => FAILED,
                 };
+                let Unsupported { user_timeout, rto_max } = unsupported;
                 Writer::new()
-                    .pair(kind, lacks_user_timeout.into())
+                    .pair(kind, u32::from(user_timeout) | u32::from(rto_max) << 1)
                     .address(local)
                     .address(peer)
                     .settings(before)
@@ -90,7 +91,7 @@ impl Finding {
         // The fields are read in the order in which they were written.
         Self::Examined(Examined {
             effect,
-            lacks_user_timeout: rest != 0,
+            unsupported: Unsupported { user_timeout: rest & 1 != 0, rto_max: rest & 2 != 0 },
             local: record.address(),
             peer: record.address(),
             before: record.settings(),
@@ -103,14 +104,18 @@ impl Finding {
 mod tests {
     use ka_core::Settings;
 
-    use super::{Effect, Examined, Finding};
+    use super::{Effect, Examined, Finding, Unsupported};
 
     #[test]
     fn findings_are_read_as_written() {
-        let settings = Settings { enabled: true, idle: 1, intvl: 2, cnt: 3, user_timeout: Some(4) };
+        let settings =
+            Settings { enabled: true, idle: 1, intvl: 2, cnt: 3, user_timeout: Some(4), rto_max: Some(5) };
         let examined = |effect| Examined {
             effect,
-            lacks_user_timeout: effect == Effect::Set,
+            unsupported: Unsupported {
+                user_timeout: effect == Effect::Set,
+                rto_max: effect == Effect::Unchanged,
+            },
             local: "192.0.2.1:1".parse().ok(),
             peer: "[2001:db8::1]:2".parse().ok(),
             before: None,

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd as _;
 
 use ka_policy::Policy;
 
-use super::{Attach, Change, Outcome, SocketResult};
+use super::{Attach, Change, Outcome, SocketResult, Unsupported};
 use crate::bpf::{self, Counter, IterWriter, SetResult, SocketFilter};
 use crate::diag::State;
 use crate::error::{Error, Result};
@@ -77,7 +77,7 @@ impl Attach<'_> {
                     after: settings.filter(|_| !dry_run || outcome == Outcome::Unchanged),
                     outcome,
                     error: (errno != 0).then(|| bpf::set_error(errno).into()),
-                    lacks_user_timeout: false,
+                    unsupported: Unsupported::default(),
                 });
             }
         }

@@ -31,7 +31,7 @@ use seen::Seen;
 
 pub use change::Change;
 pub use processes::{NamedProcess, Processes};
-pub use report::{Outcome, Report, SocketResult};
+pub use report::{Outcome, Report, SocketResult, Unsupported};
 
 /// The maximum number of passes over the processes. If a process closes a socket before ka duplicates it, the next pass
 /// finds the socket in another process. For example, another `ka attach` has a duplicate of each socket for a moment.

@@ -248,10 +248,11 @@ impl<'a> Pass<'a> {
 
     fn record_examined(&mut self, target: &HeldSocket, examined: &Examined, error: &str) {
         let pid = target.table.pid;
-        let Examined { effect, lacks_user_timeout, local, peer, before, after } = *examined;
+        let Examined { effect, unsupported, local, peer, before, after } = *examined;
         let outcome = effect.into();
         self.report.count(outcome);
-        self.report.without_user_timeout += usize::from(lacks_user_timeout);
+        self.report.without_user_timeout += usize::from(unsupported.user_timeout);
+        self.report.without_rto_max += usize::from(unsupported.rto_max);
         if self.change.describe || !error.is_empty() {
             self.report.results.push(SocketResult {
                 pid: Some(pid),
@@ -264,7 +265,7 @@ impl<'a> Pass<'a> {
                 before,
                 after,
                 error: (!error.is_empty()).then(|| Error::Worker(error.to_owned()).into()),
-                lacks_user_timeout,
+                unsupported,
             });
         }
     }

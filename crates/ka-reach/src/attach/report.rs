@@ -49,8 +49,17 @@ pub struct SocketResult {
     pub after: Option<Settings>,
     /// The reason for a failure.
     pub error: Option<Arc<Error>>,
-    /// True if the socket has all values of the policy except the user timeout, because it is a Multipath TCP socket.
-    pub lacks_user_timeout: bool,
+    /// The values of the policy that the socket does not support. It has all the others.
+    pub unsupported: Unsupported,
+}
+
+/// The values of a policy that a socket does not support.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unsupported {
+    /// The user timeout, because it is a Multipath TCP socket.
+    pub user_timeout: bool,
+    /// `TCP_RTO_MAX_MS`, because it is a Multipath TCP socket, or the kernel is older than Linux 6.15.
+    pub rto_max: bool,
 }
 
 /// The results of a change.
@@ -64,6 +73,8 @@ pub struct Report {
     pub failed: usize,
     /// The number of sockets among `set` and `unchanged` that do not support the policy's user timeout.
     pub without_user_timeout: usize,
+    /// The number of sockets among `set` and `unchanged` that do not support the policy's `TCP_RTO_MAX_MS`.
+    pub without_rto_max: usize,
     /// The number of sockets that were not examined, because a termination signal arrived.
     pub not_asked: usize,
     /// The number of processes that were not examined, because a termination signal arrived.

@@ -33,6 +33,7 @@ impl Writes {
                     Timer::Intvl => settings.intvl = *value,
                     Timer::Cnt => settings.cnt = *value,
                     Timer::UserTimeout => settings.user_timeout = Some(*value),
+                    Timer::RtoMax => settings.rto_max = Some(*value),
                 },
                 _ => {}
             }

@@ -4,7 +4,7 @@
 //! restores the old values after a failed write. The BPF programs do not: ka has checked the values, and the kernel
 //! has locked the socket, so no write fails after another has succeeded.
 
-use ka_core::{Config, SockOpt, Timer, UserTimeout};
+use ka_core::{Config, Retransmission, SockOpt, Timer, UserTimeout};
 use ka_policy::{Mode, user_timeout_limit};
 
 use super::insn::{Assembler, Cond, Helper, Label, Operand, Reg, Size};
@@ -30,12 +30,14 @@ pub(super) struct Apply<'a> {
     /// Write without reading the current values first. This is safe if no timer of the socket runs, because then
     /// rewriting an unchanged value has no effect. Overrides the application's own settings.
     pub(super) blind: bool,
+    /// Keep a `TCP_RTO_MAX_MS` of the socket that is below that of the policy.
+    pub(super) keeps_lower_rto_max: bool,
     /// Only count the writes.
     pub(super) dry_run: bool,
 }
 
 const _: () =
-    assert!(Timer::ALL.len() == 4, "write_off and write_on name each timer: place a new one in their order");
+    assert!(Timer::ALL.len() == 5, "write_off and write_on name each timer: place a new one in their order");
 
 impl Apply<'_> {
     /// Appends the instructions. Execution continues after them. If the kernel rejects an option, execution continues
@@ -68,6 +70,7 @@ impl Apply<'_> {
     /// Appends the writes for a socket with keepalive off: all options, SO_KEEPALIVE last.
     fn write_off(&self, program: &mut Assembler, failed: Label) {
         self.write_user_timeout(program, failed);
+        self.write_rto_max(program, failed);
         for timer in [Timer::Intvl, Timer::Cnt, Timer::Idle] {
             if let Some(value) = self.config.timer(timer) {
                 self.choose(program, timer, value, failed);
@@ -87,6 +90,7 @@ impl Apply<'_> {
             self.set(program, SockOpt::KeepAlive, 0, failed);
         }
         self.write_user_timeout(program, failed);
+        self.write_rto_max(program, failed);
         program.mov(CHANGED, 0);
         for timer in [Timer::Intvl, Timer::Cnt] {
             if let Some(value) = self.config.timer(timer) {
@@ -156,6 +160,24 @@ impl Apply<'_> {
         program.place(same);
     }
 
+    /// Appends the write of the policy's `TCP_RTO_MAX_MS`. If the kernel lacks the option (before Linux 6.15), it is
+    /// left out: ka has reported that before it loaded the program.
+    fn write_rto_max(&self, program: &mut Assembler, failed: Label) {
+        let Some(value) = self.config.timer(Timer::RtoMax) else { return };
+        let option = SockOpt::Timer(Timer::RtoMax);
+        let (write, same) = (program.label(), program.label());
+        let reported = Timer::RtoMax.reported(value);
+        // if (getsockopt(TCP_RTO_MAX_MS) is a value that the kernel reports after this write) goto same;
+        get(program, option, same);
+        if !self.keeps_lower_rto_max {
+            program.jump_if(Reg::R0, Cond::Less, *reported.start(), write);
+        }
+        program.jump_if(Reg::R0, Cond::LessOrEqual, *reported.end(), same);
+        program.place(write);
+        self.set(program, option, value, failed);
+        program.place(same);
+    }
+
     /// Loads the timer's new value: the policy's value, or in mode floor the socket's own value if that is stricter.
     fn choose(&self, program: &mut Assembler, timer: Timer, value: i32, failed: Label) {
         let chosen = program.label();
@@ -200,7 +222,7 @@ fn call(program: &mut Assembler, helper: Helper, option: SockOpt) {
 }
 
 /// Returns the policy's user timeout in milliseconds. `UserTimeout::Auto` is computed from the policy's timers, so the
-/// policy must have them all ([`is_complete`]).
+/// policy must have them all ([`complete`]).
 pub(super) fn user_timeout(config: &Config) -> Option<i32> {
     match config.user_timeout() {
         UserTimeout::Keep => None,
@@ -209,9 +231,13 @@ pub(super) fn user_timeout(config: &Config) -> Option<i32> {
     }
 }
 
-/// Returns whether the policy has all values from which its user timeout is computed. ka computes it when it generates
-/// the program, so it cannot use the values of a socket.
-pub(super) fn is_complete(config: &Config) -> bool {
-    config.user_timeout() != UserTimeout::Auto
-        || (config.idle().is_some() && config.intvl().is_some() && config.cnt().is_some())
+/// Returns the policy with a number in place of an automatic `TCP_RTO_MAX_MS`. Returns `None` if the policy has an
+/// automatic value, and lacks one of the values from which it is computed. ka computes it when it generates the
+/// program, so it cannot use the values of a socket.
+pub(super) fn complete(config: &Config) -> Option<Config> {
+    let has_auto = Timer::ALL.into_iter().any(|timer| config.is_auto(timer));
+    if has_auto && config.detection_ms().is_none() {
+        return None;
+    }
+    Some(config.resolved(Retransmission::read().retries))
 }

@@ -4,7 +4,7 @@
 //! writes a record about the socket into a buffer, which a process reads from the iterator's descriptor.
 //! Documentation/bpf/bpf_iterators.rst
 
-use ka_core::{Config, Settings, SockOpt};
+use ka_core::{Config, Settings, SockOpt, Timer};
 use ka_policy::Mode;
 
 use super::apply::{Apply, FREE, SOCKET, WRITES, get};
@@ -20,9 +20,10 @@ const META_SEQ: i16 = 0;
 const CONTEXT: i16 = FREE - 8;
 const RECORD: i16 = CONTEXT - 40;
 
-/// The size of a record of the reader: the socket's cookie (sock_diag(7)), the options in the order of [`SockOpt::ALL`],
-/// and padding.
-const READ_SIZE: i16 = 8 + 4 * 5 + 4;
+/// The size of a record of the reader: the socket's cookie (sock_diag(7)), and the options in the order of
+/// [`SockOpt::ALL`].
+const READ_SIZE: i16 = 8 + 4 * 6;
+const _: () = assert!(READ_SIZE.unsigned_abs() as usize == 8 + 4 * SockOpt::ALL.len());
 /// The size of a record of the writer: the socket's cookie, the number of written options, and a negative errno or 0.
 const SET_SIZE: i16 = 8 + 4 + 4;
 
@@ -43,11 +44,13 @@ pub(super) fn reader() -> Vec<Insn> {
     cookie(&mut program);
     // for each option: record.option = getsockopt(option);
     for (option, place) in SockOpt::ALL.into_iter().zip((RECORD + 8..).step_by(4)) {
-        get(&mut program, option, skip);
+        let lacking = program.label();
+        // If the kernel lacks TCP_RTO_MAX_MS, the negative errno is recorded in its place.
+        let is_newer = option == SockOpt::Timer(Timer::RtoMax);
+        get(&mut program, option, if is_newer { lacking } else { skip });
+        program.place(lacking);
         program.store(Size::Word, Reg::R10, place, Reg::R0);
     }
-    // The verifier rejects a record with uninitialized bytes.
-    program.store(Size::Word, Reg::R10, RECORD + READ_SIZE - 4, 0);
     write_record(&mut program, READ_SIZE);
     end(&mut program, skip);
     program.finish()
@@ -78,7 +81,8 @@ pub(super) fn writer(
         wait_for_room(&mut program, types, done)?;
     }
     // If the kernel rejects an option, execution continues at `done` with the error in R0.
-    Apply { config, mode, blind: false, dry_run }.emit(&mut program, done);
+    Apply { config, mode, blind: false, keeps_lower_rto_max: mode == Mode::Floor, dry_run }
+        .emit(&mut program, done);
     program.mov(Reg::R0, 0);
     program.place(done);
     // if (writes) counter += 1;
@@ -220,9 +224,15 @@ fn skip_other_cgroups(
 /// Parses the reader's records: the settings of each socket, with its cookie.
 pub(super) fn settings(records: &[u8]) -> impl Iterator<Item = (u64, Settings)> {
     records.chunks_exact(READ_SIZE.unsigned_abs().into()).filter_map(|record| {
-        // If there is another option, READ_SIZE must have room for it.
-        let [on, idle, intvl, cnt, user_timeout]: [i32; SockOpt::ALL.len()] = words(record)?;
-        let settings = Settings { enabled: on != 0, idle, intvl, cnt, user_timeout: Some(user_timeout) };
+        let [on, idle, intvl, cnt, user_timeout, rto_max]: [i32; SockOpt::ALL.len()] = words(record)?;
+        let settings = Settings {
+            enabled: on != 0,
+            idle,
+            intvl,
+            cnt,
+            user_timeout: Some(user_timeout),
+            rto_max: Some(rto_max).filter(|value| *value >= 0),
+        };
         Some((u64::from_ne_bytes(*record.first_chunk()?), settings))
     })
 }

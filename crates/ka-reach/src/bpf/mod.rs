@@ -181,9 +181,11 @@ impl Programs {
     ///
     /// # Errors
     ///
-    /// Missing capabilities, a kernel that is too old, or the verifier's log. Then nothing stays loaded.
+    /// Missing capabilities, a kernel that is too old, the verifier's log, or [`Error::IncompleteAuto`]. Then nothing
+    /// stays loaded.
     pub fn load(policy: Policy<'_>) -> Result<Self> {
-        let Policy { config, mode, .. } = policy;
+        let config = apply::complete(&policy.config).ok_or(Error::IncompleteAuto)?;
+        let mode = policy.mode;
         host::check_capabilities(&host::FOR_CGROUPS)?;
         BPF_SETSOCKOPT.check_release()?;
         if mode != Mode::Force {
@@ -378,7 +380,7 @@ impl IterWriter {
     /// # Errors
     ///
     /// Missing capabilities, a kernel that is too old or has no BTF, the verifier's log, or an incomplete policy with
-    /// `user_timeout=auto`.
+    /// `user_timeout=auto` or `rto_max=auto`.
     pub fn load(
         policy: Policy<'_>,
         dry_run: bool,
@@ -386,10 +388,8 @@ impl IterWriter {
         counter: &Counter,
     ) -> Result<Self> {
         let (types, kind) = iterator()?;
-        let Policy { config, mode, .. } = policy;
-        if !apply::is_complete(&config) {
-            return Err(Error::IncompleteUserTimeout);
-        }
+        let config = apply::complete(&policy.config).ok_or(Error::IncompleteAuto)?;
+        let mode = policy.mode;
         let insns = iter::writer(&types, &config, mode, dry_run, selection, counter.as_raw_fd())
             .ok_or(Error::UnexpectedTypes)?;
         Ok(Self { kind, program: load(kind, ITER_WRITER, &insns, &TCP_ITER)? })

@@ -40,7 +40,14 @@ pub(super) fn sock_ops(config: &Config, mode: Mode, record: i32) -> Vec<Insn> {
     }
     program.jump(done);
     program.place(apply);
-    Apply { config, mode, blind: mode == Mode::Force, dry_run: false }.emit(&mut program, done);
+    Apply {
+        config,
+        mode,
+        blind: mode == Mode::Force,
+        keeps_lower_rto_max: mode != Mode::Default,
+        dry_run: false,
+    }
+    .emit(&mut program, done);
     // return 1;
     program.place(done);
     program.mov(Reg::R0, 1);
