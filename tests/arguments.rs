@@ -7,8 +7,9 @@ use std::ptr;
 use ka_test::kernel::has_mptcp;
 use ka_test::libka::{
     AUTO, CONFIG_INIT, KEEP, Libka, NONE, OFF, ON, RawConfig, STATUS_INIT, apply, call, config, enable, get,
+    query, with_rto_max,
 };
-use ka_test::socket::{CLOSED, fresh, keepalive_options, set_option, socket};
+use ka_test::socket::{CLOSED, RTO_MAX, fresh, has_rto_max, keepalive_options, rto_max, set_option, socket};
 use libc::{E2BIG, EBADF, EINVAL, ENOENT, ENOPROTOOPT, ERANGE, c_char, c_int};
 
 #[test]
@@ -49,6 +50,7 @@ fn values_outside_the_ranges_are_rejected_and_change_nothing() {
                     named(wanted.1, before[2]),
                     named(wanted.2, before[3]),
                     before[4],
+                    before[5],
                 ],
                 Err(_) => before,
             };
@@ -82,8 +84,16 @@ fn every_field_of_a_config_is_checked() {
         config(ON, KEEP, KEEP, NONE, KEEP),
         // 1000 * (32767 + 32767 * 127) is more than an int.
         config(ON, 32767, 32767, 127, AUTO),
+        // rto_max has no KA_NONE.
+        with_rto_max(config(ON, KEEP, KEEP, KEEP, KEEP), 999),
+        with_rto_max(config(ON, KEEP, KEEP, KEEP, KEEP), 120_001),
+        with_rto_max(config(ON, KEEP, KEEP, KEEP, KEEP), 1),
+        with_rto_max(config(ON, KEEP, KEEP, KEEP, KEEP), NONE),
+        with_rto_max(config(ON, KEEP, KEEP, KEEP, KEEP), -4),
+        with_rto_max(config(ON, KEEP, KEEP, KEEP, KEEP), c_int::MIN),
+        with_rto_max(config(ON, KEEP, KEEP, KEEP, KEEP), c_int::MAX),
         // The size is missing.
-        [0; 6],
+        [0; 7],
     ] {
         assert_eq!(apply(fd, &wrong), Err(EINVAL), "{wrong:?}");
         assert_eq!(keepalive_options(fd), before, "{wrong:?}");
@@ -96,6 +106,66 @@ fn every_field_of_a_config_is_checked() {
     assert_eq!(keepalive_options(fd)[4], Ok(1000 * (32767 + 32767 * 64)));
     apply(fd, &config(OFF, KEEP, KEEP, KEEP, c_int::MAX)).unwrap();
     assert_eq!(keepalive_options(fd)[4], Ok(c_int::MAX));
+}
+
+#[test]
+fn rto_max_is_set_within_its_range() {
+    // SAFETY: the call takes no pointer.
+    let set = |fd, value| call(|ka| unsafe { (ka.ka_set_rto_max)(fd, value) });
+    for wrong in [c_int::MIN, -4, NONE, 0, 1, 999, 120_001, 65536 + 2000 + (1 << 17), c_int::MAX] {
+        assert_eq!(set(CLOSED, wrong), Err(EINVAL), "{wrong}");
+    }
+    for value in [1000, 120_000, AUTO, KEEP] {
+        assert_eq!(set(CLOSED, value), Err(EBADF), "{value}");
+    }
+    if !has_rto_max() {
+        assert_eq!(set(fresh().as_raw_fd(), 2000), Err(libc::EOPNOTSUPP));
+        return;
+    }
+    for on in [0, 1] {
+        let socket = fresh();
+        let fd = socket.as_raw_fd();
+        set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, on);
+        let mut expected = keepalive_options(fd);
+        let got = || get(fd, |ka| ka.ka_get_rto_max);
+        assert_eq!(got(), expected[5], "the value of the sysctl");
+        for value in [1000, 2000, 120_000, 119_000, 5000] {
+            assert_eq!(set(fd, value), Ok(0));
+            expected[5] = Ok(value);
+            assert_eq!((keepalive_options(fd), got()), (expected, Ok(value)));
+            for wrong in [0, NONE, 999, 120_001] {
+                assert_eq!(set(fd, wrong), Err(EINVAL), "{wrong}");
+            }
+            assert_eq!(set(fd, KEEP), Ok(0));
+            assert_eq!((keepalive_options(fd), query(fd).unwrap()[6]), (expected, value));
+        }
+        // In the struct, 0 and KA_KEEP change nothing.
+        for (value, after) in [(0, 5000), (KEEP, 5000), (1000, 1000), (120_000, 120_000)] {
+            let changed = with_rto_max(config(KEEP, KEEP, KEEP, KEEP, KEEP), value);
+            assert_eq!(apply(fd, &changed), Ok(0));
+            expected[5] = Ok(after);
+            assert_eq!(keepalive_options(fd), expected, "rto_max {value}");
+        }
+        // The automatic value is that of the values in force. Its arithmetic is tested in crates/ka-core/tests/plan.rs.
+        let retries = ka_core::Retransmission::read().retries;
+        let auto = |idle, intvl, cnt| {
+            let config = ka_core::Config::new(idle, intvl, cnt).unwrap();
+            config
+                .with_rto_max(ka_core::RtoMax::Auto)
+                .unwrap()
+                .resolved(retries)
+                .timer(ka_core::Timer::RtoMax)
+                .unwrap()
+        };
+        // The kernel rounds it up to a multiple of its tick.
+        let is_auto = |automatic| rto_max(fd) - automatic < 10 && rto_max(fd) >= automatic;
+        enable(fd, 20, 5, 2).unwrap();
+        assert_eq!(set(fd, AUTO), Ok(0));
+        assert!(is_auto(auto(20, 5, 2)), "{}", rto_max(fd));
+        apply(fd, &with_rto_max(config(ON, 3600, KEEP, KEEP, KEEP), AUTO)).unwrap();
+        assert!(is_auto(auto(3600, 5, 2)), "{}", rto_max(fd));
+        assert_ne!(auto(20, 5, 2), auto(3600, 5, 2));
+    }
 }
 
 #[test]
@@ -133,6 +203,7 @@ fn null_is_rejected_before_the_descriptor_is_checked() {
             call(|ka| (ka.ka_get_intvl)(fd, ptr::null_mut())),
             call(|ka| (ka.ka_get_cnt)(fd, ptr::null_mut())),
             call(|ka| (ka.ka_get_user_timeout)(fd, ptr::null_mut())),
+            call(|ka| (ka.ka_get_rto_max)(fd, ptr::null_mut())),
             call(|ka| (ka.ka_get_status)(fd, ptr::null_mut())),
             call(|ka| (ka.ka_defaults)(ptr::null_mut())),
             call(|ka| (ka.ka_parse)(ptr::null(), config)),
@@ -146,6 +217,9 @@ fn null_is_rejected_before_the_descriptor_is_checked() {
             call(|ka| (ka.ka_detect_time)(ptr::null(), ms, ms)),
             call(|ka| (ka.ka_detect_time)(config, ptr::null_mut(), ms)),
             call(|ka| (ka.ka_detect_time)(config, ms, ptr::null_mut())),
+            call(|ka| (ka.ka_data_time)(ptr::null(), ms, ms)),
+            call(|ka| (ka.ka_data_time)(config, ptr::null_mut(), ms)),
+            call(|ka| (ka.ka_data_time)(config, ms, ptr::null_mut())),
         ]
     };
     for (n, result) in results.into_iter().enumerate() {
@@ -162,7 +236,7 @@ fn arguments_are_checked_before_the_descriptor() {
     assert_eq!(enable(fd, 0, 10, 5), Err(EINVAL));
     assert_eq!(enable(fd, 60, 10, 5), Err(EBADF));
     assert_eq!(apply(fd, &config(ON, 32767, 32767, 127, AUTO)), Err(EINVAL));
-    assert_eq!(apply(fd, &[20, ON, 60, 10, 128, 0]), Err(EINVAL));
+    assert_eq!(apply(fd, &[20, ON, 60, 10, 128, 0, 0]), Err(EINVAL));
     // SAFETY: the call takes no pointer.
     let set_user_timeout = |value| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, value) });
     assert_eq!(set_user_timeout(-4), Err(EINVAL));
@@ -186,15 +260,17 @@ fn apply_words(fd: RawFd, object: &[i32]) -> Result<c_int, c_int> {
 fn fields_beyond_a_smaller_size_are_not_read() {
     let socket = fresh();
     let fd = socket.as_raw_fd();
-    let [_, idle, intvl, cnt, user_timeout] = keepalive_options(fd);
+    let [_, idle, intvl, cnt, user_timeout, rto_max] = keepalive_options(fd);
     // If the call read words beyond the size, it would reject them.
     for (size, after) in [
-        (8, [Ok(1), idle, intvl, cnt, user_timeout]),
-        (12, [Ok(1), Ok(60), intvl, cnt, user_timeout]),
-        (16, [Ok(1), Ok(60), Ok(10), cnt, user_timeout]),
-        (20, [Ok(1), Ok(60), Ok(10), Ok(5), user_timeout]),
+        (8, [Ok(1), idle, intvl, cnt, user_timeout, rto_max]),
+        (12, [Ok(1), Ok(60), intvl, cnt, user_timeout, rto_max]),
+        (16, [Ok(1), Ok(60), Ok(10), cnt, user_timeout, rto_max]),
+        (20, [Ok(1), Ok(60), Ok(10), Ok(5), user_timeout, rto_max]),
+        // The size of 0.1.0.
+        (24, [Ok(1), Ok(60), Ok(10), Ok(5), Ok(99), rto_max]),
     ] {
-        let mut words = [ON, 60, 10, 5, 99];
+        let mut words = [ON, 60, 10, 5, 99, 2000];
         words[usize::try_from(size).unwrap() / 4 - 1..].fill(0x5a5a_5a5a);
         apply_words(fd, &sized(size, &words)).unwrap();
         assert_eq!(keepalive_options(fd), after, "size {size}");
@@ -206,7 +282,7 @@ fn the_tail_of_a_larger_config_may_be_zero_or_keep() {
     let socket = fresh();
     let fd = socket.as_raw_fd();
     for (idle, tail) in [(60, [KEEP, KEEP]), (61, [0, 0]), (62, [0, KEEP]), (63, [KEEP, 0])] {
-        apply_words(fd, &sized(32, &[[ON, idle, 10, 5, KEEP].as_slice(), &tail].concat())).unwrap();
+        apply_words(fd, &sized(36, &[[ON, idle, 10, 5, KEEP, KEEP].as_slice(), &tail].concat())).unwrap();
         assert_eq!(keepalive_options(fd)[..4], [Ok(1), Ok(idle), Ok(10), Ok(5)], "{tail:?}");
     }
     for (idle, rest) in [(64, KEEP), (65, 0)] {
@@ -218,7 +294,7 @@ fn the_tail_of_a_larger_config_may_be_zero_or_keep() {
     let before = keepalive_options(fd);
 
     for tail in [[1, KEEP], [KEEP, 1], [0, 1], [1, 1], [AUTO, KEEP], [NONE, 0], [c_int::MIN, 0]] {
-        let object = sized(32, &[[ON, 62, 10, 5, KEEP].as_slice(), &tail].concat());
+        let object = sized(36, &[[ON, 62, 10, 5, KEEP, KEEP].as_slice(), &tail].concat());
         assert_eq!(apply_words(fd, &object), Err(E2BIG), "{tail:?}");
         let config = object.as_ptr().cast::<RawConfig>();
         let mut ms = [7_u64; 2];
@@ -227,6 +303,7 @@ fn the_tail_of_a_larger_config_may_be_zero_or_keep() {
         unsafe {
             assert_eq!(call(|ka| (ka.ka_format)(config, ptr::null_mut(), 0)), Err(E2BIG), "{tail:?}");
             assert_eq!(call(|ka| (ka.ka_detect_time)(config, typical, worst)), Err(E2BIG), "{tail:?}");
+            assert_eq!(call(|ka| (ka.ka_data_time)(config, typical, worst)), Err(E2BIG), "{tail:?}");
         }
         assert_eq!(ms, [7, 7]);
     }
@@ -240,6 +317,7 @@ fn the_tail_of_a_larger_config_may_be_zero_or_keep() {
 /// `struct ka_config c = { .size = sizeof c };`, for a struct of each version, with and without timers.
 #[test]
 fn a_zero_initialised_config_changes_only_the_timers_that_it_names() {
+    let has_rto_max = has_rto_max();
     for on in [0, 1] {
         for size in (8..=64).step_by(4).chain([4096]) {
             let socket = fresh();
@@ -253,8 +331,12 @@ fn a_zero_initialised_config_changes_only_the_timers_that_it_names() {
                 set_option(fd, libc::IPPROTO_TCP, option, value);
             }
             set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, on);
+            if has_rto_max {
+                set_option(fd, libc::IPPROTO_TCP, RTO_MAX, 7000);
+            }
             let before = keepalive_options(fd);
-            assert_eq!(before, [Ok(on), Ok(600), Ok(60), Ok(6), Ok(77_000)]);
+            assert_eq!(before[..5], [Ok(on), Ok(600), Ok(60), Ok(6), Ok(77_000)]);
+            assert_eq!(before[5] == Ok(7000), has_rto_max);
 
             let words = usize::try_from(size).unwrap() / 4 - 1;
             let mut object = sized(size, &vec![0; words]);
@@ -268,14 +350,15 @@ fn a_zero_initialised_config_changes_only_the_timers_that_it_names() {
             }
             assert_eq!(apply_words(fd, &object), Ok(0), "size {size}");
             let timer = |n: usize, value| if n < words { Ok(value) } else { before[n] };
-            let after = [before[0], timer(1, 60), timer(2, 10), timer(3, 5), before[4]];
+            let after = [before[0], timer(1, 60), timer(2, 10), timer(3, 5), before[4], before[5]];
             assert_eq!(keepalive_options(fd), after, "size {size}, keepalive {on}");
         }
     }
     // ka_format writes the same text as for KA_KEEP, and ka_detect_time has nothing to compute.
-    let (zero, mut ms) = ([24, 0, 0, 0, 0, 0], [7_u64; 2]);
+    let (zero, mut ms) = ([28, 0, 0, 0, 0, 0, 0], [7_u64; 2]);
     assert_eq!(format(&zero), format(&CONFIG_INIT));
-    assert_eq!(format(&[24, ON, 60, 0, 0, 0]), Ok("idle=60".to_owned()));
+    assert_eq!(format(&[28, ON, 60, 0, 0, 0, 0]), Ok("idle=60".to_owned()));
+    assert_eq!(format(&[24, ON, 60, 0, 0, 0, 2000]), Ok("idle=60".to_owned()), "the size of 0.1.0");
     let [typical, worst] = &mut ms;
     // SAFETY: the config has its size.
     assert_eq!(call(|ka| unsafe { (ka.ka_detect_time)(&raw const zero, typical, worst) }), Err(EINVAL));
@@ -311,7 +394,7 @@ fn zero_is_valid_only_for_ka_set_user_timeout() {
 fn impossible_sizes_are_rejected_by_every_function() {
     let socket = fresh();
     let fd = socket.as_raw_fd();
-    for size in [0, 1, 4, 7, 9, 22, 23, 25, -1] {
+    for size in [0, 1, 4, 7, 9, 22, 23, 25, 27, 29, -1] {
         let mut object = sized(size, &[KEEP; 12]);
         let untouched = object.clone();
         let (config, status) = (object.as_mut_ptr().cast::<RawConfig>(), object.as_mut_ptr().cast());
@@ -332,6 +415,7 @@ fn impossible_sizes_are_rejected_by_every_function() {
                 call(|ka| (ka.ka_plan_path)(0, config)),
                 call(|ka| (ka.ka_plan_preset)(c"aws-nlb".as_ptr(), config)),
                 call(|ka| (ka.ka_detect_time)(config, ms, ms)),
+                call(|ka| (ka.ka_data_time)(config, ms, ms)),
                 call(|ka| (ka.ka_get_status)(fd, status)),
             ]
         };
@@ -362,7 +446,7 @@ fn outputs_fill_the_size_of_the_caller_and_no_more() {
             ]
         };
         for (n, fill) in calls.into_iter().enumerate() {
-            let known = if n == 4 { 8 } else { 5 };
+            let known = if n == 4 { 8 } else { 6 };
             let mut object = untouched.clone();
             fill(object.as_mut_ptr().cast()).unwrap();
             assert_eq!(object[0], size, "the size is the caller's");
@@ -390,32 +474,33 @@ fn structs_may_be_unaligned() {
     for offset in 0..4 {
         #[expect(clippy::cast_ptr_alignment, reason = "the test needs an unaligned struct")]
         let config = bytes[offset..].as_mut_ptr().cast::<RawConfig>();
-        // SAFETY: the 24 bytes at `config` are in the array, and write_unaligned needs no alignment.
+        // SAFETY: the 28 bytes at `config` are in the array, and write_unaligned needs no alignment.
         unsafe {
             config.write_unaligned(ka_test::libka::config(ON, 60, 10, 5, KEEP));
             call(|ka| (ka.ka_apply)(fd, config)).unwrap();
             call(|ka| (ka.ka_query)(fd, config)).unwrap();
-            assert_eq!(config.read_unaligned(), ka_test::libka::config(ON, 60, 10, 5, NONE));
+            let expected = with_rto_max(ka_test::libka::config(ON, 60, 10, 5, NONE), rto_max(fd));
+            assert_eq!(config.read_unaligned(), expected);
         }
     }
 }
 
 fn parse(text: &str) -> Result<RawConfig, c_int> {
     let text = CString::new(text).unwrap();
-    let mut config = [24, 7, 7, 7, 7, 7];
+    let mut config = [28, 7, 7, 7, 7, 7, 7];
     // SAFETY: a C string and a config with its size.
     match call(|ka| unsafe { (ka.ka_parse)(text.as_ptr(), &raw mut config) }) {
         Ok(_) => Ok(config),
         Err(errno) => {
-            assert_eq!(config, [24, 7, 7, 7, 7, 7], "outputs are written on success only");
+            assert_eq!(config, [28, 7, 7, 7, 7, 7, 7], "outputs are written on success only");
             Err(errno)
         }
     }
 }
 
 fn format(config: &RawConfig) -> Result<String, c_int> {
-    let mut text = [0x55 as c_char; 64];
-    // SAFETY: a config with its size, and 64 bytes.
+    let mut text = [0x55 as c_char; 80];
+    // SAFETY: a config with its size, and 80 bytes.
     let length = call(|ka| unsafe { (ka.ka_format)(config, text.as_mut_ptr(), text.len()) })?;
     // SAFETY: ka_format ends it with a NUL.
     let text = unsafe { CStr::from_ptr(text.as_ptr()) }.to_str().unwrap();
@@ -436,6 +521,13 @@ fn policies_are_parsed_and_formatted() {
         ("user_timeout=30", config(ON, KEEP, KEEP, KEEP, 30)),
         ("user_timeout=30s", config(ON, KEEP, KEEP, KEEP, 30_000)),
         ("idle=5m, intvl=30s", config(ON, 300, 30, KEEP, KEEP)),
+        ("rto_max=2000", with_rto_max(config(ON, KEEP, KEEP, KEEP, KEEP), 2000)),
+        ("keep, rto_max=2m", with_rto_max(config(KEEP, KEEP, KEEP, KEEP, KEEP), 120_000)),
+        ("rto_max=auto,idle=9", with_rto_max(config(ON, 9, KEEP, KEEP, KEEP), AUTO)),
+        (
+            "keep,idle=32767,intvl=32767,cnt=127,user_timeout=2147483647,rto_max=120000",
+            with_rto_max(config(KEEP, 32767, 32767, 127, c_int::MAX), 120_000),
+        ),
         (" 1h : 60000ms : 5 ", config(ON, 3600, 60, 5, KEEP)),
     ] {
         assert_eq!(parse(text), Ok(config), "{text}");
@@ -451,8 +543,39 @@ fn policies_are_parsed_and_formatted() {
         ("60 10 5", EINVAL),
         ("0,10,x", EINVAL),
         ("on,off", EINVAL),
+        ("rto_max=none", EINVAL),
+        ("rto_max=0", ERANGE),
+        ("rto_max=999", ERANGE),
+        ("rto_max=121s", ERANGE),
     ] {
         assert_eq!(parse(text), Err(errno), "{text}");
+    }
+}
+
+/// A config of 0.1.0 has no field for rto_max. The value would be lost, so ka_parse fails. Larger structs have the
+/// field.
+#[test]
+fn a_text_with_rto_max_needs_a_config_with_that_field() {
+    for size in (8..=40).step_by(4).chain([4096]) {
+        for (text, value) in
+            [(c"idle=60,rto_max=2s", Some(2000)), (c"rto_max=auto", Some(AUTO)), (c"idle=60", None)]
+        {
+            let mut object = sized(size, &[0x5a5a_5a5a; 1025]);
+            let untouched = object.clone();
+            // SAFETY: the object is larger than its size says.
+            let result = call(|ka| unsafe { (ka.ka_parse)(text.as_ptr(), object.as_mut_ptr().cast()) });
+            // A smaller config loses the values of 0.1.0 for which it has no field, as in that release.
+            if value.is_some() && size < 28 {
+                assert_eq!((result, &object), (Err(EINVAL), &untouched), "{text:?}, size {size}");
+                continue;
+            }
+            assert_eq!((result, object[0], object[1]), (Ok(0), size, ON), "{text:?}, size {size}");
+            let end = usize::try_from(size).unwrap().min(28) / 4;
+            if size >= 28 {
+                assert_eq!(object[6], value.unwrap_or(KEEP), "{text:?}, size {size}");
+            }
+            assert_eq!(object[end..], untouched[end..], "{text:?}, size {size}");
+        }
     }
 }
 
@@ -476,9 +599,9 @@ fn text_that_does_not_fit_is_truncated_as_by_snprintf() {
 }
 
 fn planned(plan: impl FnOnce(&Libka, *mut RawConfig) -> c_int) -> Result<RawConfig, c_int> {
-    let mut config = [24, 7, 7, 7, 7, 7];
+    let mut config = [28, 7, 7, 7, 7, 7, 7];
     let result = call(|ka| plan(ka, &raw mut config));
-    assert_eq!(result.is_err(), config == [24, 7, 7, 7, 7, 7], "outputs are written on success only");
+    assert_eq!(result.is_err(), config == [28, 7, 7, 7, 7, 7, 7], "outputs are written on success only");
     result.map(|_| config)
 }
 

@@ -2,6 +2,7 @@
 //! of the servers in bindings/cpp have the policy.
 
 use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,7 +11,7 @@ use ka_test::child::{stderr, succeed};
 use ka_test::compiler::{Linkage, compile};
 use ka_test::example::Server;
 use ka_test::path::{root, scratch};
-use ka_test::socket::established;
+use ka_test::socket::{established, fresh, option};
 
 const STRICT: [&str; 9] = [
     "-Wall",
@@ -178,7 +179,10 @@ fn test_server(name: &str) {
     let mut echoed = [0; 5];
     connection.read_exact(&mut echoed).unwrap();
     assert_eq!(&echoed, b"hello");
-    assert_eq!(server.line(), "accepted: idle=60,intvl=10,cnt=5,user_timeout=0");
+    // The policy leaves rto_max as it is. Linux has it since 6.15: TCP_RTO_MAX_MS.
+    let rto_max = option(fresh().as_raw_fd(), libc::IPPROTO_TCP, 44);
+    let rto_max = rto_max.map_or_else(|_| String::new(), |value| format!(",rto_max={value}"));
+    assert_eq!(server.line(), format!("accepted: idle=60,intvl=10,cnt=5,user_timeout=0{rto_max}"));
 
     let filter = format!("sport = :{}", server.port);
     let sockets = established(&filter);

@@ -10,11 +10,14 @@ use std::{io, thread};
 use ka_test::kernel::{has_ipv6, has_mptcp};
 use ka_test::libka::{
     AUTO, CONFIG_INIT, Getter, KEEP, NONE, OFF, ON, STATUS_INIT, apply, call, config, enable, get, query,
+    with_rto_max,
 };
 use ka_test::log::skip;
-use ka_test::socket::{CLOSED, fresh, keepalive_options, option, set_option, socket};
+use ka_test::socket::{CLOSED, fresh, has_rto_max, keepalive_options, option, rto_max, set_option, socket};
 use libc::{EBADF, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP, c_int};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+
+use Needs::{Keepalive, RtoMax, SetRtoMax, UserTimeout};
 
 /// The kind of a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,6 +26,10 @@ enum Is {
     Mptcp,
     Refused(c_int),
 }
+
+/// The name of the MPTCP socket whose peer has only TCP. The kernel reports its `TCP_RTO_MAX_MS`, but rejects every
+/// write.
+const FALLEN_BACK: &str = "MPTCP, fallen back to TCP";
 
 /// A descriptor, and other descriptors that must stay open, such as its peer.
 struct Case {
@@ -175,7 +182,7 @@ fn cases() -> Vec<Case> {
             case("MPTCP, connected", Is::Mptcp, client, vec![]),
             case("MPTCP, accepted", Is::Mptcp, accepted, vec![]),
             case("MPTCP, listener", Is::Mptcp, listener, vec![]),
-            case("MPTCP, fallen back to TCP", Is::Tcp, fallen_back, vec![its_peer.into()]),
+            case(FALLEN_BACK, Is::Tcp, fallen_back, vec![its_peer.into()]),
         ]);
         if has_ipv6() {
             let six = socket(libc::AF_INET6, STREAM, libc::IPPROTO_MPTCP).unwrap();
@@ -202,12 +209,24 @@ fn cases() -> Vec<Case> {
     cases
 }
 
+/// A part of the kernel that not every socket has.
+#[derive(Clone, Copy)]
+enum Needs {
+    Keepalive,
+    /// MPTCP does not have it.
+    UserTimeout,
+    /// MPTCP and kernels before Linux 6.15 do not have it.
+    RtoMax,
+    /// A connection of MPTCP that has fallen back to TCP does not have it either.
+    SetRtoMax,
+}
+
 /// A call that takes a descriptor.
 struct Call {
     name: &'static str,
     run: fn(RawFd) -> Result<c_int, c_int>,
-    /// True if the call uses the user timeout, which MPTCP does not have.
-    user_timeout: bool,
+    /// The part of the kernel that the call needs, besides keepalive.
+    needs: Needs,
 }
 
 fn read(fd: RawFd, getter: Getter) -> Result<c_int, c_int> {
@@ -215,88 +234,113 @@ fn read(fd: RawFd, getter: Getter) -> Result<c_int, c_int> {
 }
 
 const CALLS: &[Call] = &[
-    Call { name: "ka_enable", run: |fd| enable(fd, 60, 10, 5), user_timeout: false },
-    Call { name: "ka_enable with KA_KEEP", run: |fd| enable(fd, KEEP, KEEP, KEEP), user_timeout: false },
+    Call { name: "ka_enable", run: |fd| enable(fd, 60, 10, 5), needs: Keepalive },
+    Call { name: "ka_enable with KA_KEEP", run: |fd| enable(fd, KEEP, KEEP, KEEP), needs: Keepalive },
     // SAFETY: the call takes no pointer.
-    Call { name: "ka_disable", run: |fd| call(|ka| unsafe { (ka.ka_disable)(fd) }), user_timeout: false },
+    Call { name: "ka_disable", run: |fd| call(|ka| unsafe { (ka.ka_disable)(fd) }), needs: Keepalive },
     Call {
         name: "ka_is_enabled",
         // SAFETY: the call takes no pointer.
         run: |fd| call(|ka| unsafe { (ka.ka_is_enabled)(fd) }).map(|_on_or_off| 0),
-        user_timeout: false,
+        needs: Keepalive,
     },
-    Call { name: "ka_get_idle", run: |fd| read(fd, |ka| ka.ka_get_idle), user_timeout: false },
-    Call { name: "ka_get_intvl", run: |fd| read(fd, |ka| ka.ka_get_intvl), user_timeout: false },
-    Call { name: "ka_get_cnt", run: |fd| read(fd, |ka| ka.ka_get_cnt), user_timeout: false },
-    Call { name: "ka_get_user_timeout", run: |fd| read(fd, |ka| ka.ka_get_user_timeout), user_timeout: true },
+    Call { name: "ka_get_idle", run: |fd| read(fd, |ka| ka.ka_get_idle), needs: Keepalive },
+    Call { name: "ka_get_intvl", run: |fd| read(fd, |ka| ka.ka_get_intvl), needs: Keepalive },
+    Call { name: "ka_get_cnt", run: |fd| read(fd, |ka| ka.ka_get_cnt), needs: Keepalive },
+    Call { name: "ka_get_user_timeout", run: |fd| read(fd, |ka| ka.ka_get_user_timeout), needs: UserTimeout },
     Call {
         name: "ka_set_user_timeout",
         // SAFETY: the call takes no pointer.
         run: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, 1000) }),
-        user_timeout: true,
+        needs: UserTimeout,
     },
     Call {
         name: "ka_set_user_timeout to 0",
         // SAFETY: the call takes no pointer.
         run: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, 0) }),
-        user_timeout: true,
+        needs: UserTimeout,
     },
     Call {
         name: "ka_set_user_timeout to KA_NONE",
         // SAFETY: the call takes no pointer.
         run: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, NONE) }),
-        user_timeout: true,
+        needs: UserTimeout,
     },
     Call {
         name: "ka_apply of KA_NONE",
         run: |fd| apply(fd, &config(KEEP, KEEP, KEEP, KEEP, NONE)),
-        user_timeout: true,
+        needs: UserTimeout,
     },
-    Call { name: "ka_apply of zeros", run: |fd| apply(fd, &[24, 0, 0, 0, 0, 0]), user_timeout: false },
+    Call { name: "ka_apply of zeros", run: |fd| apply(fd, &[28, 0, 0, 0, 0, 0, 0]), needs: Keepalive },
     Call {
         name: "ka_set_user_timeout to KA_AUTO",
         // SAFETY: the call takes no pointer.
         run: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, AUTO) }),
-        user_timeout: true,
+        needs: UserTimeout,
     },
     Call {
         name: "ka_set_user_timeout to KA_KEEP",
         // SAFETY: the call takes no pointer.
         run: |fd| call(|ka| unsafe { (ka.ka_set_user_timeout)(fd, KEEP) }),
-        user_timeout: false,
+        needs: Keepalive,
     },
-    Call { name: "ka_apply of nothing", run: |fd| apply(fd, &CONFIG_INIT), user_timeout: false },
-    Call {
-        name: "ka_apply on",
-        run: |fd| apply(fd, &config(ON, KEEP, KEEP, KEEP, KEEP)),
-        user_timeout: false,
-    },
+    Call { name: "ka_apply of nothing", run: |fd| apply(fd, &CONFIG_INIT), needs: Keepalive },
+    Call { name: "ka_apply on", run: |fd| apply(fd, &config(ON, KEEP, KEEP, KEEP, KEEP)), needs: Keepalive },
     Call {
         name: "ka_apply off",
         run: |fd| apply(fd, &config(OFF, KEEP, KEEP, KEEP, KEEP)),
-        user_timeout: false,
+        needs: Keepalive,
     },
     Call {
         name: "ka_apply of idle",
         run: |fd| apply(fd, &config(KEEP, 60, KEEP, KEEP, KEEP)),
-        user_timeout: false,
+        needs: Keepalive,
     },
     Call {
         name: "ka_apply of cnt, off",
         run: |fd| apply(fd, &config(OFF, KEEP, KEEP, 5, KEEP)),
-        user_timeout: false,
+        needs: Keepalive,
     },
     Call {
         name: "ka_apply of all",
         run: |fd| apply(fd, &config(ON, 60, 10, 5, 110_000)),
-        user_timeout: true,
+        needs: UserTimeout,
     },
     Call {
         name: "ka_apply of KA_AUTO",
         run: |fd| apply(fd, &config(ON, 60, 10, 5, AUTO)),
-        user_timeout: true,
+        needs: UserTimeout,
     },
-    Call { name: "ka_query", run: |fd| query(fd).map(|_config| 0), user_timeout: false },
+    Call { name: "ka_get_rto_max", run: |fd| read(fd, |ka| ka.ka_get_rto_max), needs: RtoMax },
+    Call {
+        name: "ka_set_rto_max",
+        // SAFETY: the call takes no pointer.
+        run: |fd| call(|ka| unsafe { (ka.ka_set_rto_max)(fd, 2000) }),
+        needs: SetRtoMax,
+    },
+    Call {
+        name: "ka_set_rto_max to KA_AUTO",
+        // SAFETY: the call takes no pointer.
+        run: |fd| call(|ka| unsafe { (ka.ka_set_rto_max)(fd, AUTO) }),
+        needs: SetRtoMax,
+    },
+    Call {
+        name: "ka_set_rto_max to KA_KEEP",
+        // SAFETY: the call takes no pointer.
+        run: |fd| call(|ka| unsafe { (ka.ka_set_rto_max)(fd, KEEP) }),
+        needs: Keepalive,
+    },
+    Call {
+        name: "ka_apply of all with rto_max",
+        run: |fd| apply(fd, &with_rto_max(config(ON, 60, 10, 5, KEEP), 3000)),
+        needs: SetRtoMax,
+    },
+    Call {
+        name: "ka_apply off with rto_max",
+        run: |fd| apply(fd, &with_rto_max(config(OFF, KEEP, KEEP, KEEP, KEEP), AUTO)),
+        needs: SetRtoMax,
+    },
+    Call { name: "ka_query", run: |fd| query(fd).map(|_config| 0), needs: Keepalive },
     Call {
         name: "ka_get_status",
         run: |fd| {
@@ -306,23 +350,26 @@ const CALLS: &[Call] = &[
             assert_eq!(result.is_ok(), status != STATUS_INIT, "outputs are written on success only");
             result
         },
-        user_timeout: false,
+        needs: Keepalive,
     },
 ];
 
 #[test]
 fn every_call_returns_the_documented_result_for_every_descriptor() {
+    let has_rto_max = has_rto_max();
     for case in cases() {
         for on in [0, 1] {
             // SO_KEEPALIVE can be on for sockets that are not TCP. The library must reject them all the same.
             if !matches!(case.is, Is::Refused(EBADF | ENOTSOCK)) {
                 set_option(case.fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, on);
             }
-            for Call { name, run, user_timeout } in CALLS {
-                let expected = match case.is {
-                    Is::Mptcp if *user_timeout => Err(EOPNOTSUPP),
-                    Is::Tcp | Is::Mptcp => Ok(0),
-                    Is::Refused(errno) => Err(errno),
+            for Call { name, run, needs } in CALLS {
+                let expected = match (case.is, needs) {
+                    (Is::Refused(errno), _) => Err(errno),
+                    (Is::Mptcp, UserTimeout | RtoMax | SetRtoMax) => Err(EOPNOTSUPP),
+                    (Is::Tcp, RtoMax | SetRtoMax) if !has_rto_max => Err(EOPNOTSUPP),
+                    (Is::Tcp, SetRtoMax) if case.name == FALLEN_BACK => Err(EOPNOTSUPP),
+                    _ => Ok(0),
                 };
                 let before = keepalive_options(case.fd);
                 assert_eq!(run(case.fd), expected, "{name} on {}, SO_KEEPALIVE {on}", case.name);
@@ -341,11 +388,11 @@ fn every_call_works_in_every_tcp_state() {
             continue;
         }
         let (fd, name) = (case.fd, case.name);
-        let user_timeout = keepalive_options(fd)[4];
+        let [.., user_timeout, rto_max] = keepalive_options(fd);
         enable(fd, 61, 11, 6).unwrap();
         assert_eq!(
             keepalive_options(fd),
-            [Ok(1), Ok(61), Ok(11), Ok(6), user_timeout],
+            [Ok(1), Ok(61), Ok(11), Ok(6), user_timeout, rto_max],
             "ka_enable on {name}"
         );
         // SAFETY: the call takes no pointer.
@@ -353,14 +400,14 @@ fn every_call_works_in_every_tcp_state() {
         enable(fd, KEEP, 12, KEEP).unwrap();
         assert_eq!(
             keepalive_options(fd),
-            [Ok(1), Ok(61), Ok(12), Ok(6), user_timeout],
+            [Ok(1), Ok(61), Ok(12), Ok(6), user_timeout, rto_max],
             "ka_enable with KA_KEEP on {name}"
         );
         // SAFETY: the call takes no pointer.
         call(|ka| unsafe { (ka.ka_disable)(fd) }).unwrap();
         assert_eq!(
             keepalive_options(fd),
-            [Ok(0), Ok(61), Ok(12), Ok(6), user_timeout],
+            [Ok(0), Ok(61), Ok(12), Ok(6), user_timeout, rto_max],
             "ka_disable on {name}"
         );
         // SAFETY: the call takes no pointer.
@@ -371,7 +418,8 @@ fn every_call_works_in_every_tcp_state() {
             // The kernel cannot report it for MPTCP.
             Err(_) => KEEP,
         };
-        assert_eq!(query(fd), Ok(config(OFF, 61, 12, 6, user_timeout)), "ka_query on {name}");
+        let expected = with_rto_max(config(OFF, 61, 12, 6, user_timeout), rto_max.unwrap_or(KEEP));
+        assert_eq!(query(fd), Ok(expected), "ka_query on {name}");
         let getters: [(Getter, c_int); 3] =
             [(|ka| ka.ka_get_idle, 61), (|ka| ka.ka_get_intvl, 12), (|ka| ka.ka_get_cnt, 6)];
         for (getter, value) in getters {
@@ -379,7 +427,23 @@ fn every_call_works_in_every_tcp_state() {
         }
         if case.is == Is::Tcp {
             apply(fd, &config(ON, 5, 2, 3, AUTO)).unwrap();
-            assert_eq!(keepalive_options(fd), [Ok(1), Ok(5), Ok(2), Ok(3), Ok(11_000)], "ka_apply on {name}");
+            let expected = [Ok(1), Ok(5), Ok(2), Ok(3), Ok(11_000), rto_max];
+            assert_eq!(keepalive_options(fd), expected, "ka_apply on {name}");
+            if name == FALLEN_BACK {
+                // It has a value that cannot be set. What ka_query returns can be applied, with keepalive on and off.
+                assert_eq!(apply(fd, &with_rto_max(CONFIG_INIT, 2000)), Err(EOPNOTSUPP));
+                for keepalive in [ON, OFF, KEEP] {
+                    apply(fd, &config(keepalive, KEEP, KEEP, KEEP, KEEP)).unwrap();
+                    let before = keepalive_options(fd);
+                    assert_eq!(apply(fd, &query(fd).unwrap()), Ok(0));
+                    assert_eq!(keepalive_options(fd), before);
+                }
+            } else if has_rto_max() {
+                apply(fd, &with_rto_max(CONFIG_INIT, 2000)).unwrap();
+                let expected = [Ok(1), Ok(5), Ok(2), Ok(3), Ok(11_000), Ok(2000)];
+                assert_eq!(keepalive_options(fd), expected, "ka_apply of rto_max on {name}");
+                assert_eq!(get(fd, |ka| ka.ka_get_rto_max), Ok(2000), "{name}");
+            }
         }
     }
 }
@@ -401,7 +465,7 @@ fn lenient_calls_turn_keepalive_on_for_tcp_and_leave_other_sockets_alone() {
             match case.is {
                 Is::Tcp | Is::Mptcp => {
                     assert_eq!((clamped, kept), (Ok(2 + 4), Ok(0)), "{name}");
-                    assert_eq!(after, [Ok(1), Ok(61), Ok(32767), Ok(127), before[4]], "{name}");
+                    assert_eq!(after, [Ok(1), Ok(61), Ok(32767), Ok(127), before[4], before[5]], "{name}");
                 }
                 Is::Refused(ENOPROTOOPT) => {
                     assert_eq!((clamped, kept), (Ok(8), Ok(8)), "{name}");
@@ -427,6 +491,10 @@ fn accepted_sockets_inherit_from_the_listener() {
             listener.bind(&address.parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
             listener.listen(8).unwrap();
             enable(listener.as_raw_fd(), 62, 13, 4).unwrap();
+            let is_set = !mptcp && has_rto_max();
+            if is_set {
+                apply(listener.as_raw_fd(), &with_rto_max(CONFIG_INIT, 3000)).unwrap();
+            }
             let client = Socket::new(domain, Type::STREAM, Some(protocol)).unwrap();
             client.connect(&listener.local_addr().unwrap()).unwrap();
             let accepted = listener.accept().unwrap().0;
@@ -435,6 +503,7 @@ fn accepted_sockets_inherit_from_the_listener() {
                 [Ok(1), Ok(62), Ok(13), Ok(4)],
                 "{domain:?} {protocol:?}"
             );
+            assert_eq!(rto_max(accepted.as_raw_fd()) == 3000, is_set, "{domain:?} {protocol:?}");
         }
     }
 }

@@ -263,7 +263,7 @@ fn keepalive_check_prints_settings_and_defaults() {
         "SO_KEEPALIVE is OFF\nSO_KEEPALIVE set on socket\nSO_KEEPALIVE is ON\n",
         "idle=60,intvl=10,cnt=5",
         "TCP_KEEPIDLE is 60 s\nTCP_KEEPINTVL is 10 s\nTCP_KEEPCNT is 5 probes\nTCP_USER_TIMEOUT is 0 ms\n",
-        "found after 110.0 s, at the latest 124.0 s",
+        "found after 110.0 s, at the latest 124.0 s\nwhile data is unacknowledged after ",
         "state 1 (1 is established), 0 unanswered probes",
         "defaults of this system: keepalive OFF",
     ];

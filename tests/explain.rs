@@ -46,6 +46,8 @@ const BAD: &[(&str, &[&str])] = &[
     ("cnt=5,cnt=6", &["\"cnt=6\": "]),
     ("user_timeout=2147483648", &["\"user_timeout=2147483648\": ", "2147483647"]),
     ("idle=-1", &["\"idle=-1\": "]),
+    ("rto_max=none", &["\"rto_max=none\": ", "auto"]),
+    ("rto_max=999", &["\"rto_max=999\": ", "1000..120000 ms"]),
     ("idle=9999999999999999999999", &["\"idle=9999999999999999999999\": "]),
     ("idle=32767,intvl=32767,cnt=127,user_timeout=auto", &["user_timeout=auto"]),
 ];

@@ -39,7 +39,7 @@ fn values_below_1_are_kept_and_values_above_the_maximum_are_clamped() {
     }
     for socket in sockets {
         let fd = socket.as_raw_fd();
-        let user_timeout = keepalive_options(fd)[4];
+        let [.., user_timeout, rto_max] = keepalive_options(fd);
         for on in [0, 1] {
             for (idle, intvl, cnt) in seconds
                 .iter()
@@ -60,7 +60,7 @@ fn values_below_1_are_kept_and_values_above_the_maximum_are_clamped() {
                 let [(idle_now, _), (intvl_now, _), (cnt_now, _)] = timers;
                 assert_eq!(
                     keepalive_options(fd),
-                    [Ok(1), Ok(idle_now), Ok(intvl_now), Ok(cnt_now), user_timeout],
+                    [Ok(1), Ok(idle_now), Ok(intvl_now), Ok(cnt_now), user_timeout, rto_max],
                     "{idle} {intvl} {cnt}, keepalive was {on}"
                 );
             }

@@ -299,6 +299,7 @@ fn each_value_of_a_policy_is_in_every_layer() {
             ("man/ka_apply.3", name),
             ("man/ka_parse.3", name),
             ("man/ka-preload.7", &variable),
+            ("deploy/ld-so-preload", &variable),
             ("man/ka-run.1", &flag),
             ("man/ka-attach.1", &flag),
             ("man/ka-cgroup-attach.1", &flag),

@@ -14,10 +14,11 @@ use std::sync::OnceLock;
 use ka_test::artifact::{loaded_size, shim, unstripped};
 use ka_test::child::{preloaded, stderr, stdout, succeed};
 use ka_test::compiler::{Linkage, cc, compile};
+use ka_test::kernel::sysctl;
 use ka_test::log::skip;
-use ka_test::namespace::{in_own_network_namespace, is_root, with_own_etc};
+use ka_test::namespace::{in_new_namespaces, in_own_network_namespace, is_root, with_own_etc};
 use ka_test::path::{PublicFolder, copy_program, root, scratch};
-use ka_test::socket::{fresh, set_option};
+use ka_test::socket::{fresh, has_rto_max, set_option};
 
 /// The beginning of a shell command that runs as an unprivileged user.
 const NOBODY: &str = "setpriv --reuid 65534 --regid 65534 --clear-groups";
@@ -95,8 +96,9 @@ fn the_shim_needs_only_an_old_libc() {
 
 #[test]
 fn the_shim_stays_below_its_size_limit() {
-    // Each instruction of aarch64 has four bytes, so the same code is larger there.
-    let most = if cfg!(target_arch = "aarch64") { 38 } else { 36 };
+    // Each instruction of aarch64 has four bytes, so the same code is larger there. 2 KiB of it are for rto_max: its
+    // steps and texts in ka-core and ka-policy, the arithmetic of its automatic value, and reading tcp_retries2.
+    let most = if cfg!(target_arch = "aarch64") { 40 } else { 38 };
     let size = loaded_size(&shim());
     assert!((1..=most * 1024).contains(&size), "{size} bytes, more than {most} KiB");
 }
@@ -204,6 +206,7 @@ fn variables_set_every_part_of_the_policy() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn bad_values_are_named_once_and_ignored() {
     if !in_own_network_namespace("bad_values_are_named_once_and_ignored") {
         return;
@@ -241,6 +244,16 @@ fn bad_values_are_named_once_and_ignored() {
             &[("KA_CNT", "6s")],
             "1 60 10 6 0",
             "ka: KA_CNT=\"6s\": must be a number without a unit, as 6; ignored\n",
+        ),
+        (
+            &[("KA_POLICY", "30,5,3"), ("KA_RTO_MAX", "999")],
+            "1 30 5 3 0",
+            "ka: KA_RTO_MAX=\"999\": rto_max must be 1000..120000 ms; ignored\n",
+        ),
+        (
+            &[("KA_RTO_MAX", "none")],
+            "1 60 10 6 0",
+            "ka: KA_RTO_MAX=\"none\": must be a time, as 2s, or auto; ignored\n",
         ),
         (
             &[("KA_POLICY", "30,5")],
@@ -339,6 +352,78 @@ fn rules_choose_by_peer_and_port() {
     let many = (1..=40).map(|n| format!("peer=10.0.0.{n} skip")).collect::<Vec<_>>().join(";");
     let printed = run(&format!("{many}; peer=127.0.0.1 idle=77"));
     assert_eq!(value(&printed, "one"), "1 77 10 6 0");
+}
+
+/// A program that prints `TCP_RTO_MAX_MS` of a new socket, and of both ends of a connection.
+const RTO_MAXIMA: &str = "import socket as s
+k, l = s.socket(), s.socket()
+l.bind(('127.0.0.1', 0)); l.listen()
+k.connect(l.getsockname())
+print(*(x.getsockopt(6, 44) for x in (s.socket(), k, l.accept()[0])))";
+
+#[test]
+fn rto_max_reaches_sockets_of_the_program() {
+    if !in_own_network_namespace("rto_max_reaches_sockets_of_the_program") || !has_rto_max() {
+        return;
+    }
+    sysctl("tcp_rto_max_ms", "100000");
+    let printed = |variables: &[(&str, &str)]| {
+        let mut command = preloaded("python3");
+        let output = succeed(command.args(["-c", RTO_MAXIMA]).envs(variables.iter().copied()));
+        assert_eq!(stderr(&output), "", "{variables:?}");
+        let printed = String::from_utf8(output.stdout).unwrap();
+        printed.split_whitespace().map(|number| number.parse().unwrap()).collect::<Vec<i32>>()
+    };
+    // 14 s + 2 s * 5 with 15 retransmissions: 1750 ms. With 16: 1615 ms. With 200: 1 s is too slow, but the least. The
+    // kernel rounds values up to a multiple of its tick, at most 10 ms.
+    for (retries, variables, expected) in [
+        ("15", &[][..], [100_000; 3]),
+        ("15", &[("KA_RTO_MAX", "2000")], [2000; 3]),
+        ("15", &[("KA_RTO_MAX", "2s")], [2000; 3]),
+        ("15", &[("KA_POLICY", "rto_max=1m")], [60_000; 3]),
+        ("15", &[("KA_POLICY", "rto_max=1m"), ("KA_RTO_MAX", "keep")], [100_000; 3]),
+        ("15", &[("KA_POLICY", "14,2,5"), ("KA_RTO_MAX", "auto")], [1750; 3]),
+        ("16", &[("KA_POLICY", "idle=14,intvl=2,cnt=5,rto_max=auto")], [1615; 3]),
+        ("200", &[("KA_POLICY", "14,2,5"), ("KA_RTO_MAX", "auto")], [1000; 3]),
+        ("3", &[("KA_POLICY", "14,2,5"), ("KA_RTO_MAX", "auto")], [120_000; 3]),
+        ("15", &[("KA_RTO_MAX", "3s"), ("KA_MODE", "default")], [3000; 3]),
+        ("15", &[("KA_RTO_MAX", "3s"), ("KA_MODE", "floor")], [3000; 3]),
+        // A rule decides about the connected end, and has its own automatic value.
+        ("15", &[("KA_RTO_MAX", "auto"), ("KA_RULES", "peer=127.0.0.1 14,2,5")], [100_000, 1750, 1750]),
+        ("15", &[("KA_RTO_MAX", "2s"), ("KA_RULES", "peer=127.0.0.1 skip")], [100_000; 3]),
+    ] {
+        sysctl("tcp_retries2", retries);
+        let printed = printed(variables);
+        let is_right = printed.len() == 3
+            && printed.iter().zip(expected).all(|(now, then)| (then..then + 10).contains(now));
+        assert!(is_right, "{variables:?}: {printed:?}");
+    }
+}
+
+/// The kernel is older than Linux 6.15 if it has net.ipv4.tcp_retries2, but not tcp_rto_max_ms.
+#[test]
+fn the_shim_names_a_missing_rto_max_once() {
+    if !in_new_namespaces("the_shim_names_a_missing_rto_max_once", &["--net", "--mount"]) {
+        return;
+    }
+    let moments = program!("moments");
+    let script = "mount -t tmpfs none /proc/sys/net/ipv4 && echo 15 >/proc/sys/net/ipv4/tcp_retries2";
+    succeed(Command::new("sh").args(["-c", script]));
+    for (variables, is_named) in [
+        (&[("KA_RTO_MAX", "2s")][..], true),
+        (&[("KA_RTO_MAX", "auto")], true),
+        (&[("KA_RULES", "rport=1 rto_max=2s; rport=2 rto_max=2s")], true),
+        (&[("KA_RTO_MAX", "2s"), ("KA_QUIET", "1")], false),
+        (&[("KA_RULES", "rport=1 idle=5")], false),
+        (&[("KA_USER_TIMEOUT", "2s")], false),
+    ] {
+        let output = succeed(preloaded(&moments).arg("one").envs(variables.iter().copied()));
+        let expected = if is_named { "ka: rto_max: needs Linux 6.15 or later; ignored\n" } else { "" };
+        assert_eq!(stderr(&output), expected, "{variables:?}");
+    }
+    // Without /proc, the kernel is unknown.
+    succeed(Command::new("rm").arg("/proc/sys/net/ipv4/tcp_retries2"));
+    assert_eq!(stderr(&succeed(preloaded(&moments).arg("one").env("KA_RTO_MAX", "2s"))), "");
 }
 
 // Modes.
@@ -450,9 +535,10 @@ def wrong():
     except OSError: pass
 exec(__import__('sys').argv[1])
 k.connect(('127.0.0.1', {port}))
-print(k.getsockopt(s.SOL_SOCKET, s.SO_KEEPALIVE), *(k.getsockopt(s.IPPROTO_TCP, o) for o in (4, 5, 6)))"
+print(k.getsockopt(s.SOL_SOCKET, s.SO_KEEPALIVE), *(k.getsockopt(s.IPPROTO_TCP, o) for o in (4, 5, 6)))
+if 'say(44' in __import__('sys').argv[1]: print(k.getsockopt(6, 44))"
     );
-    for rules in [format!("rport={port} idle=20"), "idle=20".to_owned()] {
+    for rules in [format!("rport={port} idle=20,rto_max=2s"), "idle=20,rto_max=2s".to_owned()] {
         for (said, expected) in [
             ("", "1 20 10 6\n"),
             ("on(1)", "1 20 10 6\n"),
@@ -460,7 +546,12 @@ print(k.getsockopt(s.SOL_SOCKET, s.SO_KEEPALIVE), *(k.getsockopt(s.IPPROTO_TCP, 
             ("say(s.TCP_KEEPCNT, 3)", "1 20 10 3\n"),
             ("on(0)", "0 7200 75 9\n"),
             ("wrong()", "1 20 10 6\n"),
+            ("say(44, 5000)", "1 20 10 6\n5000\n"),
+            ("# not say(44", "1 20 10 6\n2000\n"),
         ] {
+            if said.contains("44") && !has_rto_max() {
+                continue;
+            }
             let mut command = preloaded("python3");
             command.args(["-c", &script, said]).env("KA_MODE", "default").env("KA_RULES", &rules);
             assert_eq!(stdout(&mut command), expected, "{rules}: {said}");

@@ -1,5 +1,6 @@
 //! Tests the system calls of libka with strace, and the state of the socket after the kernel rejects one of them.
 
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -7,6 +8,7 @@ use ka_test::child::succeed;
 use ka_test::compiler::{LINKS, Linkage, program};
 use ka_test::namespace::is_root;
 use ka_test::path::scratch;
+use ka_test::socket::{fresh, has_rto_max, rto_max};
 
 const EPERM: i32 = 1;
 
@@ -70,7 +72,7 @@ fn ka_enable_makes_five_calls_and_four_reads_the_second_time() {
 #[test]
 fn accepted_connections_cost_no_call() {
     let (output, log) = strace(&program("trace", Linkage::Shared), &[], &["server"]);
-    assert_eq!(output, "1 60 10 5 0 ".repeat(3));
+    assert_eq!(output, format!("1 60 10 5 0 {} ", rto_max(fresh().as_raw_fd())).repeat(3));
     let accepts = between_marks(&log);
     for accepted in accepts.iter().step_by(2) {
         assert!(accepted.len() == 1 && accepted[0].starts_with("accept("), "{accepted:?}");
@@ -80,7 +82,8 @@ fn accepted_connections_cost_no_call() {
 #[test]
 fn the_idle_time_is_set_after_a_lower_interval() {
     let (output, log) = strace(&program("trace", Linkage::Shared), &[], &["on", "intvl=1"]);
-    assert_eq!(output, "1 600 60 6 60000 1 600 1 6 60000 0 0\n");
+    let kept = if has_rto_max() { 60000 } else { -1 };
+    assert_eq!(output, format!("1 600 60 6 60000 {kept} 1 600 1 6 60000 {kept} 0 0\n"));
     let writes: Vec<_> =
         between_marks(&log).remove(0).into_iter().filter(|call| call.starts_with("set")).collect();
     assert_eq!(
@@ -89,12 +92,12 @@ fn the_idle_time_is_set_after_a_lower_interval() {
     );
 }
 
-/// Reads a line of the program: the five values before the call, the five values after it, the result and errno.
-fn outcome(output: &str) -> ([i32; 5], [i32; 5], (i32, i32)) {
+/// Reads a line of the program: the six values before the call, the six values after it, the result and errno.
+fn outcome(output: &str) -> ([i32; 6], [i32; 6], (i32, i32)) {
     let numbers: Vec<i32> = output.split_whitespace().map(|number| number.parse().unwrap()).collect();
-    let five = |from: usize| numbers[from..from + 5].try_into().unwrap();
-    assert_eq!(numbers.len(), 12, "{output}");
-    (five(0), five(5), (numbers[10], numbers[11]))
+    let six = |from: usize| numbers[from..from + 6].try_into().unwrap();
+    assert_eq!(numbers.len(), 14, "{output}");
+    (six(0), six(6), (numbers[12], numbers[13]))
 }
 
 /// The kernel rejects the 1st, 2nd, 3rd, … write of a policy, on sockets with keepalive on and off.
@@ -107,12 +110,18 @@ fn rejected_writes_leave_keepalive_unchanged() {
             "idle=30,intvl=3,cnt=2,user_timeout=auto",
             "off,idle=30,intvl=3,cnt=2,user_timeout=7000",
             "keep,intvl=3,user_timeout=0",
+            "idle=30,intvl=3,cnt=2,user_timeout=auto,rto_max=auto",
+            "off,idle=30,intvl=3,cnt=2,rto_max=7000",
+            "keep,intvl=3,rto_max=7000",
         ] {
+            if policy.contains("rto_max") && !has_rto_max() {
+                continue;
+            }
             let start = if on { "on" } else { "off" };
             let mut refused = 0;
             loop {
-                // The program itself makes five writes before the call.
-                let inject = format!("inject=setsockopt:error=EPERM:when={}", 5 + refused + 1);
+                // The program itself makes six writes before the call.
+                let inject = format!("inject=setsockopt:error=EPERM:when={}", 6 + refused + 1);
                 let (output, _) = strace(&program, &["-e".into(), inject], &[start, policy]);
                 let (before, after, result) = outcome(&output);
                 let what = format!("{policy} on a socket that is {start}, write {} refused", refused + 1);
@@ -121,7 +130,8 @@ fn rejected_writes_leave_keepalive_unchanged() {
                 }
                 refused += 1;
                 assert_eq!(result, (-1, EPERM), "{what}");
-                assert_eq!((before[0], before[4]), (after[0], after[4]), "{what}");
+                let kept = |values: [i32; 6]| (values[0], values[4], values[5]);
+                assert_eq!(kept(before), kept(after), "{what}");
                 if on {
                     assert_eq!(before, after, "{what}");
                 }
@@ -135,19 +145,48 @@ fn rejected_writes_leave_keepalive_unchanged() {
 #[test]
 fn failed_reads_change_nothing() {
     let program = program("trace", Linkage::Shared);
-    let policy = "intvl=3,user_timeout=auto";
-    for start in ["on", "off"] {
+    for (start, policy) in [
+        ("on", "intvl=3,user_timeout=auto"),
+        ("off", "intvl=3,user_timeout=auto"),
+        ("on", "intvl=3,rto_max=auto"),
+        ("off", "intvl=3,rto_max=auto"),
+    ] {
+        if policy.contains("rto_max") && !has_rto_max() {
+            continue;
+        }
         let (_, log) = strace(&program, &[], &[start, policy]);
         let reads = between_marks(&log)[0].iter().filter(|call| call.starts_with("getsockopt")).count();
-        // Reads SO_KEEPALIVE, the user timeout, and the kept values that an automatic user timeout is computed from.
+        // Reads SO_KEEPALIVE, the value that governs data, and the kept values that an automatic user timeout is
+        // computed from.
         assert!(reads >= 4, "only {reads} reads on a socket that is {start}");
         for read in 1..=reads {
-            // The program itself makes five reads before the call.
-            let inject = format!("inject=getsockopt:error=ENOMEM:when={}", 5 + read);
+            // The program itself makes six reads before the call.
+            let inject = format!("inject=getsockopt:error=ENOMEM:when={}", 6 + read);
             let (output, _) = strace(&program, &["-e".into(), inject], &[start, policy]);
             let (before, after, result) = outcome(&output);
             assert_eq!(result, (-1, libc::ENOMEM), "{start}, read {read}");
             assert_eq!(before, after, "{start}, read {read}");
+        }
+    }
+}
+
+/// tcp_retries2 is read only for an automatic value, and through a descriptor that is closed at exec.
+#[test]
+fn only_an_automatic_rto_max_opens_a_file() {
+    if !has_rto_max() {
+        return;
+    }
+    let program = program("trace", Linkage::Shared);
+    for start in ["on", "off"] {
+        for (policy, files) in [("rto_max=auto", 1), ("rto_max=2000", 0), ("user_timeout=auto", 0)] {
+            let (_, log) = strace(&program, &[], &[start, policy]);
+            let calls = between_marks(&log).remove(0);
+            let opened: Vec<_> = calls.iter().filter(|call| call.starts_with("openat(")).collect();
+            assert_eq!(opened.len(), files, "{policy}: {calls:?}");
+            assert!(
+                opened.iter().all(|call| call.contains("tcp_retries2") && call.contains("O_CLOEXEC")),
+                "{opened:?}"
+            );
         }
     }
 }

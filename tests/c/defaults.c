@@ -23,7 +23,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "ka_defaults changed errno or left a descriptor open\n");
         return 2;
     }
-    printf("%d %d %d %d %d\n", config.keepalive, config.idle, config.intvl, config.cnt, config.user_timeout);
+    printf("%d %d %d %d %d %d\n", config.keepalive, config.idle, config.intvl, config.cnt, config.user_timeout,
+           config.rto_max);
 
     struct rlimit none = { 0, 0 };
     struct ka_config untouched = KA_CONFIG_INIT;

@@ -140,7 +140,8 @@ static void tell(struct task *task)
                                       { IPPROTO_TCP, TCP_KEEPIDLE },
                                       { IPPROTO_TCP, TCP_KEEPINTVL },
                                       { IPPROTO_TCP, TCP_KEEPCNT },
-                                      { IPPROTO_TCP, TCP_USER_TIMEOUT } };
+                                      { IPPROTO_TCP, TCP_USER_TIMEOUT },
+                                      { IPPROTO_TCP, 44 } }; /* TCP_RTO_MAX_MS */
     int pidfd = (int)syscall(SYS_pidfd_open, task->tid, 0);
     int fd = (int)syscall(SYS_pidfd_getfd, pidfd, snapshot, 0);
 

@@ -8,7 +8,7 @@
 struct ka_config ka_test_config = KA_CONFIG_INIT;
 struct ka_status ka_test_status = KA_STATUS_INIT;
 int ka_test_keep = 0 -KA_KEEP;
-int ka_test_words = 0 -KA_NONE + KA_ON + KA_OFF + KA_MISSED_IDLE + KA_MISSED_INTVL + KA_MISSED_CNT + KA_MISSED_TCP;
+int ka_test_words = 0 -KA_NONE + KA_RTO_MAX_MIN + KA_RTO_MAX_MAX + KA_ON + KA_OFF + KA_MISSED_IDLE + KA_MISSED_INTVL + KA_MISSED_CNT + KA_MISSED_TCP;
 const char ka_test_version[] = KA_VERSION;
 
 #ifdef KA_CONFIG
@@ -38,18 +38,20 @@ int main(void)
 
     if (config.size != sizeof config || config.keepalive != KA_KEEP || config.idle != KA_KEEP ||
         config.intvl != KA_KEEP || config.cnt != KA_KEEP || config.user_timeout != KA_KEEP ||
-        status.size != sizeof status)
+        config.rto_max != KA_KEEP || status.size != sizeof status)
         return 1;
     good = (ka_enable(-1, KA_IDLE_MAX, KA_INTVL_MAX, KA_CNT_MAX) == -1 &&
              ka_enable_lenient(-1, 0, 0, 0) == -1 && ka_explain("60,10,5", text, sizeof text) == 0 && ka_disable(-1) == -1 &&
              ka_is_enabled(-1) == -1 && ka_get_idle(-1, &value) == -1 && ka_get_intvl(-1, &value) == -1 &&
              ka_get_cnt(-1, &value) == -1 && ka_get_user_timeout(-1, &value) == -1 &&
+             ka_get_rto_max(-1, &value) == -1 && ka_set_rto_max(-1, KA_AUTO) == -1 &&
              ka_set_user_timeout(-1, KA_AUTO) == -1 && ka_apply(-1, &config) == -1 &&
              ka_query(-1, &config) == -1 && ka_get_status(-1, &status) == -1 &&
              ka_defaults(&config) == 0 && ka_parse("60,10,5", &config) == 0 &&
              ka_format(&config, text, sizeof text) == 22 && ka_plan_detect(30000, &config) == 0 &&
              ka_plan_path(350, &config) == 0 && ka_plan_preset("aws-nlb", &config) == 0 &&
-             ka_detect_time(&config, &typical_ms, &worst_ms) == 0 && ka_reaper_touch(reaper, 3, 0) == 0 &&
+             ka_detect_time(&config, &typical_ms, &worst_ms) == 0 &&
+             ka_data_time(&config, &typical_ms, &worst_ms) == 0 && ka_reaper_touch(reaper, 3, 0) == 0 &&
              ka_reaper_next(reaper, 400) == 600 && ka_reaper_len(reaper) == 1 &&
              ka_reaper_expired(reaper, 1000, &value, 1) == 1 && value == 3 && ka_reaper_forget(reaper, 3) == -1 &&
              ka_beat_nonce(nonce) == 0 && ka_beat_sign(key, sizeof key, nonce, &beat, frame) == 0 &&

@@ -31,6 +31,7 @@ int main(int argc, char **argv)
     struct ka_config config = KA_CONFIG_INIT, query = KA_CONFIG_INIT;
     struct ka_status status = KA_STATUS_INIT, no_status = KA_STATUS_INIT;
     unsigned char nonce[KA_BEAT_NONCE_SIZE];
+    uint64_t typical = UNTOUCHED, worst = UNTOUCHED;
     int value = UNTOUCHED, result = 0;
 
     CHECK(argc == 3);
@@ -42,6 +43,8 @@ int main(int argc, char **argv)
     set(fd, IPPROTO_TCP, TCP_KEEPINTVL, 60);
     set(fd, IPPROTO_TCP, TCP_KEEPIDLE, 600);
     set(fd, SOL_SOCKET, SO_KEEPALIVE, strcmp(argv[1], "on") == 0);
+    /* TCP_RTO_MAX_MS, which Linux 6.15 and later have. */
+    setsockopt(fd, IPPROTO_TCP, 44, &(int){ 60000 }, sizeof(int));
     memset(nonce, 0x5a, sizeof nonce);
     int free_before = dup(0);
     CHECK(close(free_before) == 0);
@@ -69,6 +72,14 @@ int main(int argc, char **argv)
         result = ka_set_user_timeout(fd, 7000);
     else if (IS("set_user_timeout_auto"))
         result = ka_set_user_timeout(fd, KA_AUTO);
+    else if (IS("get_rto_max"))
+        result = ka_get_rto_max(fd, &value);
+    else if (IS("set_rto_max"))
+        result = ka_set_rto_max(fd, 7000);
+    else if (IS("set_rto_max_auto"))
+        result = ka_set_rto_max(fd, KA_AUTO);
+    else if (IS("data_time"))
+        result = ka_data_time(&query, &typical, &worst);
     else if (IS("query"))
         result = ka_query(fd, &query);
     else if (IS("defaults"))
@@ -92,6 +103,7 @@ int main(int argc, char **argv)
         unsigned char same[sizeof nonce];
         memset(same, 0x5a, sizeof same);
         CHECK(result == -1 && error != ERRNO && value == UNTOUCHED);
+        CHECK(typical == UNTOUCHED && worst == UNTOUCHED);
         CHECK(memcmp(&query, &fresh, sizeof query) == 0 && memcmp(&status, &no_status, sizeof status) == 0);
         /* A failed ka_beat_nonce may have written a part of the nonce. That part is no secret, and is not used. */
         CHECK(IS("beat_nonce") || memcmp(nonce, same, sizeof same) == 0);
@@ -101,6 +113,7 @@ int main(int argc, char **argv)
     int free_now = dup(0);
     CHECK(free_now == free_before);
     printf("%d %d\n", result, result < 0 ? error : 0);
-    printf("%d %d %d %d %d %d\n", value, query.keepalive, query.idle, query.intvl, query.cnt, query.user_timeout);
+    printf("%d %d %d %d %d %d %d %llu\n", value, query.keepalive, query.idle, query.intvl, query.cnt, query.user_timeout,
+           query.rto_max, (unsigned long long)typical);
     return 0;
 }

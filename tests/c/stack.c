@@ -80,6 +80,11 @@ static size_t uses(void (*function)(void))
     _(ka_set_user_timeout, set_user_timeout, ka_set_user_timeout(on, 1000))       \
     _(ka_set_user_timeout, set_auto, ka_set_user_timeout(off, KA_AUTO))           \
     _(ka_set_user_timeout, set_mptcp, ka_set_user_timeout(mptcp, KA_AUTO))        \
+    _(ka_get_rto_max, get_rto_max, ka_get_rto_max(on, &value))                    \
+    _(ka_get_rto_max, get_rto_max_mptcp, ka_get_rto_max(mptcp, &value))           \
+    _(ka_set_rto_max, set_rto_max, ka_set_rto_max(on, 1000 + ++value % 3 * 1000)) \
+    _(ka_set_rto_max, set_rto_max_auto, ka_set_rto_max(off, KA_AUTO))             \
+    _(ka_set_rto_max, set_rto_max_mptcp, ka_set_rto_max(mptcp, KA_AUTO))          \
     _(ka_apply, apply_off, (ka_disable(off), ka_apply(off, &config)))             \
     _(ka_apply, apply_on, ka_apply(on, &config))                                  \
     _(ka_apply, apply_bad, ka_apply(on, &bad))                                    \
@@ -95,6 +100,7 @@ static size_t uses(void (*function)(void))
     _(ka_explain, explain, ka_explain("idle=1500ms", text, sizeof text))          \
     _(ka_explain, explain_escapes, ka_explain("\x1b\x1b\xff", text, sizeof text)) \
     _(ka_explain, explain_range, ka_explain("user_timeout=99d", text, sizeof text)) \
+    _(ka_data_time, data_time, ka_data_time(&config, &typical, &worst))           \
     _(ka_plan_detect, plan_detect, ka_plan_detect(30000, &query))                 \
     _(ka_plan_path, plan_path, ka_plan_path(350, &query))                         \
     _(ka_plan_preset, plan_preset, ka_plan_preset("rfc5382", &query))             \
@@ -132,6 +138,7 @@ int main(void)
     CHECK(off >= 0 && on >= 0 && udp >= 0 && ka_enable(on, 30, 3, 2) == 0);
     CHECK(ka_parse("60,10,5", &config) == 0);
     config.user_timeout = KA_AUTO;
+    config.rto_max = KA_AUTO;
     bad.idle = -7;
     /* Make each call once on the stack of main, which binds functions of the C library. */
 #define FIRST(name, run, expression) run();

@@ -129,7 +129,7 @@ fn established(socket: OwnedFd, comm: &str) -> Option<End> {
     if state != ESTABLISHED {
         return None;
     }
-    let [on, idle, intvl, cnt, _] = keepalive_options(fd);
+    let [on, idle, intvl, cnt, ..] = keepalive_options(fd);
     let socket = socket2::Socket::from(socket);
     Some(End {
         comm: comm.to_owned(),

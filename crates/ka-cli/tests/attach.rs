@@ -24,7 +24,7 @@ use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
 use ka_test::path::{PublicFolder, copy_program, scratch};
 use ka_test::process::{children, signal_child};
 use ka_test::server::{nginx, redis_arguments};
-use ka_test::socket::{keepalive_options, option, set_option};
+use ka_test::socket::{fresh, has_rto_max, keepalive_options, option, rto_max, set_option};
 use ka_test::wait::{eventually, listening};
 use serde_json::Value;
 
@@ -289,7 +289,7 @@ fn a_user_timeout_longer_than_the_policy_is_shortened() {
         let port = listener.local_addr().unwrap().port().to_string();
         assert_eq!(attach(&["--mode", mode, "--port", &port], pid).0, 0);
         assert_eq!(
-            keepalive_options(listener.as_raw_fd()),
+            keepalive_options(listener.as_raw_fd())[..5],
             [Ok(1), Ok(60), Ok(10), Ok(6), Ok(after)],
             "{mode} {before}"
         );
@@ -373,7 +373,7 @@ fn multipath_tcp_sockets_get_the_policy() {
     // Multipath TCP has no user timeout. ka sets the other values.
     let (status, _, err) = attach(&["-p", "280,30,5", "-u", "5000"], pid);
     assert_eq!((status, err.as_str()), (0, ""));
-    let [on, idle, intvl, cnt, _] = keepalive_options(socket.as_raw_fd());
+    let [on, idle, intvl, cnt, ..] = keepalive_options(socket.as_raw_fd());
     assert_eq!([on, idle, intvl, cnt], [Ok(1), Ok(280), Ok(30), Ok(5)]);
     // The output names the missing user timeout for each socket, even if the socket already has the policy. If the
     // policy has no user timeout, the output does not mention it.
@@ -393,6 +393,127 @@ fn multipath_tcp_sockets_get_the_policy() {
         let (_, out, _) = attach(args, pid);
         assert!(!out.contains(NOTE), "{out}");
     }
+}
+
+#[test]
+fn attach_sets_rto_max_and_undo_restores_it() {
+    if !has_rto_max() {
+        return;
+    }
+    let system = rto_max(fresh().as_raw_fd());
+    let mut holder = Holder::start(&mut Command::new(holder()));
+    let pid = holder.pid();
+    let set = |args: &[&str], policy: &str, mode: &str, counts: [usize; 2], values: [i32; 3]| {
+        let (status, out, err) = attach(args, pid);
+        let [set, unchanged] = counts;
+        let plural = if set == 1 { "" } else { "s" };
+        assert_eq!(
+            (status, out, err),
+            (
+                0,
+                format!(
+                    "{set} socket{plural} set to {policy} (mode {mode}), {unchanged} unchanged, 0 failed\n"
+                ),
+                String::new()
+            )
+        );
+        // The kernel rounds it up to a multiple of its tick, which is at most 10 ms.
+        let found = command::rto_maxima(pid);
+        assert!(
+            found.len() == 3 && found.iter().zip(values).all(|(is, value)| (value..value + 10).contains(is)),
+            "{found:?}"
+        );
+    };
+    // A policy without it leaves it alone.
+    set(&["-p", "70,7,7"], "70,7,7", "force", [3, 0], [system; 3]);
+    let file = scratch("undo.json");
+    let (_, json, _) = attach(&["--json", "-p", "280,30,5", "-r", "2s"], pid);
+    fs::write(&file, &json).unwrap();
+    let report: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&report["set"], &report["without_rto_max"]), (&3.into(), &0.into()), "{json}");
+    for socket in report["sockets"].as_array().unwrap() {
+        let values = ["before", "after"].map(|when| socket[when]["rto_max_ms"].clone());
+        assert_eq!(values, [Value::from(system), Value::from(2000)], "{json}");
+    }
+    let policy = "idle=280,intvl=30,cnt=5,rto_max=2000";
+    set(&["-p", "280,30,5", "-r", "2000"], policy, "force", [0, 3], [2000; 3]);
+    set(&["-p", policy], policy, "force", [0, 3], [2000; 3]);
+    // The mode force sets it exactly. The mode floor keeps a lower value.
+    set(&["-p", "280,30,5", "-r", "5s"], "idle=280,intvl=30,cnt=5,rto_max=5000", "force", [3, 0], [5000; 3]);
+    let floor = |rto_max| ["--mode", "floor", "-p", "280,30,5", "-r", rto_max];
+    set(&floor("9s"), "idle=280,intvl=30,cnt=5,rto_max=9000", "floor", [0, 3], [5000; 3]);
+    set(&floor("3s"), "idle=280,intvl=30,cnt=5,rto_max=3000", "floor", [3, 0], [3000; 3]);
+    // The second time, the sockets have the automatic value, which the kernel may have rounded up.
+    let (_, out, _) = attach(&["-v", "-p", "14,2,5", "-r", "auto"], pid);
+    assert!(
+        out.ends_with(
+            "3 sockets set to idle=14,intvl=2,cnt=5,rto_max=auto (mode force), 0 unchanged, 0 failed\n"
+        ),
+        "{out}"
+    );
+    let automatic = command::rto_maxima(pid);
+    let policy = ka_core::parse(b"idle=14,intvl=2,cnt=5,rto_max=auto").unwrap();
+    let exact =
+        policy.resolved(ka_core::Retransmission::read().retries).timer(ka_core::Timer::RtoMax).unwrap();
+    assert!(automatic.iter().all(|value| (exact..exact + 10).contains(value)), "{automatic:?} {exact}");
+    let (_, out, _) = attach(&["-p", "14,2,5", "-r", "auto"], pid);
+    assert_eq!(
+        out,
+        "0 sockets set to idle=14,intvl=2,cnt=5,rto_max=auto (mode force), 3 unchanged, 0 failed\n"
+    );
+
+    let undo = || outcome(ka().arg("attach").arg("--undo").arg(&file));
+    let back = "3 sockets set back to the earlier settings, 0 unchanged, 0 failed\n";
+    assert_eq!(undo(), (0, back.to_owned(), String::new()));
+    assert_eq!(command::rto_maxima(pid), [system; 3]);
+    holder.assert_all(70, 7, 7);
+    // The output of 0.1.0 does not have the key. Then the value stays.
+    attach(&["-p", "280,30,5", "-r", "4s"], pid);
+    let mut old = report;
+    old.as_object_mut().unwrap().remove("without_rto_max").unwrap();
+    for socket in old["sockets"].as_array_mut().unwrap() {
+        for when in ["before", "after"] {
+            socket[when].as_object_mut().unwrap().remove("rto_max_ms").unwrap();
+        }
+    }
+    fs::write(&file, old.to_string()).unwrap();
+    assert_eq!(undo(), (0, back.to_owned(), String::new()));
+    assert_eq!(command::rto_maxima(pid), [4000; 3]);
+    holder.assert_all(70, 7, 7);
+}
+
+/// A socket that has fallen back to TCP reports a value, but the kernel rejects every write.
+#[test]
+fn multipath_tcp_sockets_get_the_policy_without_rto_max() {
+    const NOTE: &str = "without rto_max: it needs Linux 6.15, and Multipath TCP does not support it";
+    if !has_mptcp() || !has_rto_max() {
+        return;
+    }
+    let mptcp = || ka_test::socket::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP).unwrap();
+    let fresh = mptcp();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let fallen_back = socket2::Socket::from(mptcp());
+    fallen_back.connect(&listener.local_addr().unwrap().into()).unwrap();
+    let _peer = listener.accept().unwrap();
+    let pid = i32::try_from(std::process::id()).unwrap();
+    let (status, out, err) = attach(&["-v", "-p", "280,30,5", "-r", "2s"], pid);
+    assert_eq!((status, err.as_str()), (0, ""), "{out}");
+    for socket in [fresh.as_raw_fd(), fallen_back.as_raw_fd()] {
+        assert_eq!(keepalive_options(socket)[..4], [Ok(1), Ok(280), Ok(30), Ok(5)]);
+        let line = out.lines().find(|line| line.contains(&format!("fd {socket} "))).unwrap();
+        assert!(line.ends_with(NOTE), "{out}");
+    }
+    assert_eq!(rto_max(listener.as_raw_fd()), 2000);
+    assert!(out.ends_with(&format!("2 of them {NOTE}\n")), "{out}");
+    let (_, out, _) = attach(&["--json", "-p", "280,30,5", "-u", "5000", "-r", "auto"], pid);
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (&report["without_rto_max"], &report["without_user_timeout"]),
+        (&2.into(), &1.into()),
+        "{out}"
+    );
+    let (_, out, _) = attach(&["-v", "-p", "280,30,5"], pid);
+    assert!(!out.contains(NOTE), "{out}");
 }
 
 /// Tests a thread with its own descriptor table, and a process whose first thread has ended.

@@ -27,7 +27,7 @@ use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::path::{PublicFolder, copy_program, root, scratch};
 use ka_test::process::{children, kill, raise_descriptor_limit, signal_child};
-use ka_test::socket::{keepalive_options, option, set_option};
+use ka_test::socket::{has_rto_max, keepalive_options, option, rto_max, set_option};
 use ka_test::wait::eventually;
 use serde_json::Value;
 
@@ -139,13 +139,13 @@ fn force_mode_enforces_the_policy() {
     let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let fd = stream.as_raw_fd();
     let held = [Ok(1), Ok(60), Ok(10), Ok(6), Ok(0)];
-    assert_eq!(keepalive_options(fd), held);
-    assert_eq!(keepalive_options(listener.accept().unwrap().0.as_raw_fd()), held);
+    assert_eq!(keepalive_options(fd)[..5], held);
+    assert_eq!(keepalive_options(listener.accept().unwrap().0.as_raw_fd())[..5], held);
     set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 0);
     for (name, value) in [(libc::TCP_KEEPIDLE, 99), (libc::TCP_KEEPINTVL, 9), (libc::TCP_KEEPCNT, 9)] {
         set_option(fd, libc::IPPROTO_TCP, name, value);
     }
-    assert_eq!(keepalive_options(fd), held);
+    assert_eq!(keepalive_options(fd)[..5], held);
     // Invalid calls get the errors of the kernel.
     let set = |level, name, value: i32, size| {
         // SAFETY: `value` has 4 bytes, and the kernel reads at most as many.
@@ -165,7 +165,7 @@ fn force_mode_enforces_the_policy() {
     }
     // SAFETY: the kernel rejects the address.
     assert_eq!(unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 8 as *const _, 4) }, -1);
-    assert_eq!(keepalive_options(fd), held);
+    assert_eq!(keepalive_options(fd)[..5], held);
     // A user timeout may be shorter than the detection time of the policy. A longer one is clamped.
     for (value, expected) in [(5000, 5000), (900_000, 120_000), (0, 0)] {
         set_option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, value);
@@ -1149,9 +1149,9 @@ fn attach_via_bpf_sets_every_socket_of_a_network_namespace() {
     let mut holder = Holder::start(Command::new(holder()).arg("keepalive"));
     let all = |holder: &mut Holder| -> Vec<_> {
         let theirs = holder.look().into_iter().map(|options| (options.on, options.timers));
-        let ours = [listener.as_raw_fd(), queued.as_raw_fd()].map(keepalive_options).map(|five| {
-            let [on, idle, intvl, cnt, user_timeout] = five.map(Result::unwrap);
-            (on != 0, [idle, intvl, cnt, user_timeout])
+        let ours = [listener.as_raw_fd(), queued.as_raw_fd()].map(keepalive_options).map(|six| {
+            let [on, timers @ .., _] = six;
+            (on == Ok(1), timers.map(Result::unwrap))
         });
         theirs.chain(ours).collect()
     };
@@ -1179,7 +1179,7 @@ fn attach_via_bpf_sets_every_socket_of_a_network_namespace() {
     assert_eq!(all(&mut holder), [ours, theirs, ours, ours, ours]);
     // This connection was in the accept queue.
     assert_eq!(
-        keepalive_options(listener.accept().unwrap().0.as_raw_fd()),
+        keepalive_options(listener.accept().unwrap().0.as_raw_fd())[..5],
         [Ok(1), Ok(60), Ok(4), Ok(6), Ok(0)]
     );
     // Wait until the dropped end is closed, which needs the acknowledgement of its FIN. Its peer is then half closed.
@@ -1196,6 +1196,27 @@ fn attach_via_bpf_sets_every_socket_of_a_network_namespace() {
     assert_eq!(said(&["-p", "70,7,7", "-u", "auto"]), "5 sockets set, 0 unchanged, 0 failed");
     assert_eq!(all(&mut holder), [(true, [70, 7, 7, 119_000]); 5]);
     assert_eq!(said(&["-p", "user_timeout=0,keep"]), "5 sockets set, 0 unchanged, 0 failed");
+    if has_rto_max() {
+        let ours = || [&listener.as_raw_fd(), &queued.as_raw_fd()].map(|fd| rto_max(*fd));
+        assert_eq!(said(&["-p", "70,7,7", "-r", "2s"]), "5 sockets set, 0 unchanged, 0 failed");
+        assert_eq!((command::rto_maxima(holder.pid()), ours()), (vec![2000; 3], [2000; 2]));
+        assert_eq!(said(&["-p", "70,7,7", "-r", "2s"]), "0 sockets set, 5 unchanged, 0 failed");
+        assert_eq!(
+            said(&["--mode", "floor", "-p", "70,7,7", "-r", "5s"]),
+            "0 sockets set, 5 unchanged, 0 failed"
+        );
+        assert_eq!(
+            said(&["--mode", "force", "-p", "70,7,7", "-r", "5s"]),
+            "5 sockets set, 0 unchanged, 0 failed"
+        );
+        assert_eq!((command::rto_maxima(holder.pid()), ours()), (vec![5000; 3], [5000; 2]));
+        // 14 s + 2 s * 5 with 15 retransmissions. The kernel rounds the value up to a multiple of its tick.
+        assert_eq!(said(&["-p", "14,2,5", "-r", "auto"]), "5 sockets set, 0 unchanged, 0 failed");
+        let is_automatic = |value: &i32| (1750..1760).contains(value);
+        assert!(command::rto_maxima(holder.pid()).iter().chain(&ours()).all(is_automatic), "{:?}", ours());
+        assert_eq!(said(&["-p", "14,2,5", "-r", "auto"]), "0 sockets set, 5 unchanged, 0 failed");
+        assert_eq!(said(&["-p", "70,7,7"]), "5 sockets set, 0 unchanged, 0 failed");
+    }
     assert_eq!(said(&["-p", "off"]), "5 sockets set, 0 unchanged, 0 failed");
     assert_eq!(all(&mut holder), [(false, [70, 7, 7, 0]); 5]);
     set_option(queued.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 900_000);
@@ -1213,7 +1234,11 @@ fn attach_via_bpf_sets_every_socket_of_a_network_namespace() {
         (&["attach", "--via", "bpf", "--all", "--spread", "1s"], "--spread has no effect"),
         (
             &["attach", "--via", "bpf", "--all", "-p", "idle=5,user_timeout=auto,keep"],
-            "needs idle, intvl and cnt",
+            "user_timeout=auto and rto_max=auto need idle, intvl and cnt",
+        ),
+        (
+            &["attach", "--via", "bpf", "--all", "-p", "idle=5,rto_max=auto,keep"],
+            "user_timeout=auto and rto_max=auto need idle, intvl and cnt",
         ),
     ] {
         let (status, out, err) = outcome(ka().args(args));

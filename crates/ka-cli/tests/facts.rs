@@ -21,6 +21,7 @@ use ka_test::namespace::{in_own_network_namespace, is_root, with_own_etc};
 use ka_test::path::{PublicFolder, copy_program, scratch};
 use ka_test::process::state;
 use ka_test::server::nginx;
+use ka_test::socket::has_rto_max;
 use ka_test::wait::eventually;
 use serde_json::{Value, json};
 
@@ -93,7 +94,7 @@ fn check_reports_programs_with_more_rights() {
 #[test]
 fn check_reports_the_available_ways() {
     let report = json_of(ka().arg("check").arg("--json"));
-    assert!(report["command"].is_null() && report["facts"].as_array().unwrap().len() == 5, "{report}");
+    assert!(report["command"].is_null() && report["facts"].as_array().unwrap().len() == 6, "{report}");
     assert_eq!(way(&report, "preload")["reaches"], true);
     let ways = report["ways"].as_array().unwrap();
     let all = ways.iter().all(|way| way["reaches"] == true);
@@ -133,13 +134,13 @@ fn check_names_the_ways_that_reach_a_process() {
     assert_eq!(way(&report, "attach")["reaches"], true);
     assert_eq!(way(&report, "preload")["reaches"], false);
     assert_eq!(report["command"], format!("ka attach --follow {pid}"));
-    assert_eq!(report["facts"][0], "3 TCP sockets, 3 of them without keepalive");
+    assert_eq!(report["facts"][1], "3 TCP sockets, 3 of them without keepalive");
     assert_eq!(outcome(ka().args(["check", &pid])).0, 0);
 
     let preloaded = Holder::start(ka().arg("run").arg(holder()));
     let report = json_of(ka().args(["check", "--json", &preloaded.pid().to_string()]));
     assert_eq!(way(&report, "preload")["reaches"], true, "{report}");
-    assert_eq!(report["facts"][1], "3 TCP sockets, 0 of them without keepalive");
+    assert_eq!(report["facts"][2], "3 TCP sockets, 0 of them without keepalive");
 
     let (status, _, err) = outcome(ka().args(["check", "99999999"]));
     assert_eq!((status, err.as_str()), (2, "ka: check: 99999999: there is no such process\n"));
@@ -171,9 +172,9 @@ fn check_names_the_sockets_that_the_shim_missed() {
     let report = json_of(ka().args(["check", "--json", &pid]));
     assert_eq!(report["command"], format!("ka attach {pid}"), "{report}");
     let facts = report["facts"].as_array().unwrap();
-    assert_eq!(facts[1], "2 TCP sockets, 1 of them without keepalive", "{report}");
+    assert_eq!(facts[2], "2 TCP sockets, 1 of them without keepalive", "{report}");
     let line = format!("without keepalive: fd {}, 0.0.0.0:", missed[0].fd);
-    assert!(facts[2].as_str().unwrap().starts_with(&line), "{report}");
+    assert!(facts[3].as_str().unwrap().starts_with(&line), "{report}");
     assert_eq!(outcome(ka().args(["check", &pid])).0, 1);
 
     assert_eq!(outcome(ka().args(["attach", &pid])).0, 0);
@@ -463,6 +464,58 @@ fn a_plan_with_one_probe_warns_of_a_lost_packet() {
     assert_eq!(plan["cnt"], 3, "{plan}");
 }
 
+/// Runs with its own tcp_retries2 and tcp_rto_max_ms, from which the times are computed.
+#[test]
+fn a_plan_and_the_defaults_describe_unacknowledged_data() {
+    if !in_own_network_namespace("a_plan_and_the_defaults_describe_unacknowledged_data") {
+        return;
+    }
+    let system = has_rto_max().then_some(100_000);
+    if let Some(system) = system {
+        sysctl("tcp_rto_max_ms", &system.to_string());
+    }
+    sysctl("tcp_retries2", "4");
+    let keys = ["rto_max_ms", "data_typical_ms", "data_worst_ms", "tcp_retries2", "auto_rto_max"];
+    let plan = |policy: &str| {
+        let plan = json_of(ka().args(["plan", "--json", "-p", policy]));
+        Value::from(keys.map(|key| plan[key].clone()).to_vec())
+    };
+    // 200 + 400 + 800 + 1600 + 3200 ms.
+    let longest = system.unwrap_or(120_000);
+    let auto = |rto_max: i32, typical: i32| json!({ "rto_max_ms": rto_max, "data_typical_ms": typical, "data_worst_ms": typical + rto_max });
+    assert_eq!(plan("60,10,6"), json!([null, 6200, 6200 + longest, 4, auto(120_000, 6200)]));
+    assert_eq!(plan("1,1,4"), json!([null, 6200, 6200 + longest, 4, auto(2000, 5000)]));
+    assert_eq!(plan("idle=60,intvl=10,cnt=6,rto_max=1s"), json!([1000, 3400, 4400, 4, null]));
+    assert_eq!(plan("idle=1,intvl=1,cnt=2,rto_max=auto"), json!([1000, 3400, 4400, 4, null]));
+    assert_eq!(
+        plan("idle=60,intvl=10,cnt=6,user_timeout=auto"),
+        json!([null, 120_000, 120_000 + longest, 4, null])
+    );
+    let policy = "idle=60,intvl=10,cnt=6,rto_max=2000";
+    let (_, text, _) = outcome(ka().args(["plan", "-p", policy]));
+    assert!(text.contains("at most 2000 ms between two retransmissions of unacknowledged data\n"), "{text}");
+    assert!(pasted(&text, "a program:").ends_with("-d 60 -i 10 -c 6 -r 2000 -- PROGRAM"), "{text}");
+    assert!(pasted(&text, "the shim without ka run:").contains(&format!("KA_POLICY={policy} ")), "{text}");
+    assert!(pasted(&text, "C, with libka:").contains("ka_set_rto_max(fd, 2000);"), "{text}");
+    let (_, text, _) = outcome(ka().args(["plan", "-p", "60,10,6"]));
+    assert!(
+        !text.contains("ka_set_rto_max") && text.contains("With rto_max=auto, here 120000 ms, "),
+        "{text}"
+    );
+
+    let defaults = json_of(ka().args(["defaults", "--json"]));
+    let keys = ["tcp_retries2", "tcp_rto_max_ms", "data_typical_ms"].map(|key| defaults[key].clone());
+    assert_eq!(Value::from(keys.to_vec()), json!([4, system, 6200]), "{defaults}");
+    let (_, text, _) = outcome(ka().arg("defaults"));
+    assert!(
+        text.contains("(tcp_retries2 = 4") && text.contains("tcp_rto_max_ms = 100000") == system.is_some(),
+        "{text}"
+    );
+    let (_, text, _) = outcome(ka().arg("check"));
+    let line = text.lines().find(|line| line.contains("rto_max (TCP_RTO_MAX_MS): ")).unwrap();
+    assert_eq!(line.ends_with(": available"), system.is_some(), "{text}");
+}
+
 #[test]
 fn a_plan_warns_of_a_user_timeout_shorter_than_idle() {
     let short = |timeout: &str| {
@@ -677,6 +730,10 @@ fn defaults_reads_and_sets_the_sysctls() {
         ("off", "no sysctl turns keepalive on or off"),
         ("60,10,6,x", "numbers without names must be three"),
         ("idle=60,user_timeout=5ms", "there is no sysctl for the user timeout"),
+        (
+            "idle=60,rto_max=5s",
+            "only idle, intvl and cnt; for rto_max use sysctl -w net.ipv4.tcp_rto_max_ms=MS",
+        ),
         ("on", "name at least one of idle, intvl and cnt"),
         ("idle=40000", "idle must be 1..32767 s"),
     ] {
@@ -760,6 +817,9 @@ fn defaults_works_without_a_list_of_sockets() {
     assert_eq!(
         found,
         json!({
+            "tcp_retries2": 15,
+            "tcp_rto_max_ms": has_rto_max().then_some(120_000),
+            "data_typical_ms": 924_600,
             "idle": 7200, "intvl": 75, "cnt": 9, "typical_ms": 7_875_000,
             "connections": null, "with_keepalive": null, "unknown": null,
         })

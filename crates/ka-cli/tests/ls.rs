@@ -20,7 +20,7 @@ use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, in_own_network_namespace, is_root};
 use ka_test::path::{PublicFolder, copy_program, root};
-use ka_test::socket::{established, fresh, keepalive_options, set_option};
+use ka_test::socket::{RTO_MAX, established, fresh, has_rto_max, keepalive_options, set_option};
 use ka_test::wait::{eventually, listening};
 use serde_json::Value;
 
@@ -58,6 +58,9 @@ fn ls_reports_the_values_of_the_kernel() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     set(client.as_raw_fd(), true, [100, 20, 4, 180_000]);
     set(listener.as_raw_fd(), false, [7, 6, 5, 0]);
+    if has_rto_max() {
+        set_option(client.as_raw_fd(), libc::IPPROTO_TCP, RTO_MAX, 3000);
+    }
     let sockets = listed(&["--pid", &own_pid()]);
     for (fd, state, peer) in [
         (client.as_raw_fd(), "established", client.peer_addr().ok()),
@@ -65,10 +68,11 @@ fn ls_reports_the_values_of_the_kernel() {
         (listener.as_raw_fd(), "listen", None),
     ] {
         let socket = of_fd(&sockets, fd);
-        let [on, idle, intvl, cnt, user_timeout] = keepalive_options(fd).map(Result::unwrap);
-        assert_eq!(socket["keepalive"], on == 1, "{socket}");
+        let [on, timers @ .., rto_max] = keepalive_options(fd);
+        assert_eq!(socket["keepalive"], on == Ok(1), "{socket}");
         let options = ["idle", "intvl", "cnt", "user_timeout_ms"].map(|key| socket[key].as_i64().unwrap());
-        assert_eq!(options, [idle, intvl, cnt, user_timeout].map(i64::from), "{socket}");
+        assert_eq!(options, timers.map(|timer| i64::from(timer.unwrap())), "{socket}");
+        assert_eq!(socket["rto_max_ms"], rto_max.map_or(Value::Null, Value::from), "{socket}");
         assert_eq!(socket["state"], state);
         assert_eq!(socket["pid"], std::process::id());
         assert_eq!(socket["peer"], peer.map_or(Value::Null, |peer| peer.to_string().into()));
@@ -293,7 +297,7 @@ fn sockets_of_other_users_are_inferred() {
     assert!(local(listener.local_addr().unwrap())["keepalive"].is_null());
     for socket in &sockets {
         assert!(
-            ["pid", "fd", "comm", "idle", "intvl", "cnt", "user_timeout_ms"]
+            ["pid", "fd", "comm", "idle", "intvl", "cnt", "user_timeout_ms", "rto_max_ms"]
                 .iter()
                 .all(|key| socket[key].is_null())
         );
@@ -556,8 +560,30 @@ fn a_narrow_terminal_keeps_names_and_ports() {
     for (client, ..) in &connections {
         assert!(plain.contains(&client.local_addr().unwrap().to_string()), "{plain}");
     }
-    let head = "PROCESS FD STATE LOCAL PEER KEEP IDLE INTVL CNT TIMEOUT NEXT LOST RISK";
+    let head = "PROCESS FD STATE LOCAL PEER KEEP IDLE INTVL CNT TIMEOUT RTO_MAX NEXT LOST RISK";
     assert_eq!(plain.lines().next().unwrap().split_whitespace().collect::<Vec<_>>().join(" "), head);
+}
+
+/// The column has `-` for the kernel's default.
+#[test]
+fn the_table_has_an_rto_max_that_is_not_the_default() {
+    let (client, server) = connection();
+    if !has_rto_max() {
+        return;
+    }
+    set_option(client.as_raw_fd(), libc::IPPROTO_TCP, RTO_MAX, 3000);
+    set_option(server.as_raw_fd(), libc::IPPROTO_TCP, RTO_MAX, 120_000);
+    set(client.as_raw_fd(), true, [100, 20, 4, 0]);
+    set(server.as_raw_fd(), true, [100, 20, 4, 0]);
+    let (_, table, _) = outcome(ka().args(["ls", "--pid", &own_pid()]));
+    let head: Vec<_> = table.lines().next().unwrap().split_whitespace().collect();
+    let column = head.iter().position(|name| *name == "RTO_MAX").unwrap();
+    for (socket, expected) in [(&client, "3000ms"), (&server, "-")] {
+        let local = socket.local_addr().unwrap().to_string();
+        let row = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let row = row.into_iter().find(|row| row.get(3) == Some(&local.as_str())).unwrap();
+        assert_eq!(row[column], expected, "{table}");
+    }
 }
 
 /// The manual page and the schema describe exactly the keys that are printed, with type, unit, and the meaning of null.

@@ -4,6 +4,7 @@
 mod command;
 
 use std::fs;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
 use ka_test::path::{PublicFolder, copy_program, scratch, write_script};
 use ka_test::server::{nginx, redis_arguments};
+use ka_test::socket::{RTO_MAX, fresh as fresh_socket, has_rto_max, rto_max};
 use ka_test::wait::{eventually, listening};
 
 /// Prints the options that `FRESH` prints, of a socket that listens.
@@ -62,6 +64,73 @@ fn the_sockets_of_the_program_have_the_policy() {
     assert_eq!(fresh(ka().env("KA_IDLE", "99").args(["run", "-p", "280,30,5"])), "1 280 30 5 0");
     assert_eq!(fresh(ka().env("KA_IDLE", "99").args(["run", "-p", "cnt=3"])), "1 60 10 3 0");
     assert_eq!(fresh(ka().env("KA_POLICY", "off").args(["run", "-d", "30"])), "1 30 10 6 0");
+}
+
+/// The program prints the option of a new socket that listens, and of a listener that it has inherited.
+#[test]
+fn rto_max_reaches_new_and_inherited_sockets_in_each_way() {
+    const PROGRAM: &str = "import socket as s
+new = s.socket(); new.listen()
+print(*(x.getsockopt(6, 44) for x in (new, s.socket(fileno=0))))";
+    if !has_rto_max() {
+        return;
+    }
+    let system = rto_max(fresh_socket().as_raw_fd());
+    let retries = ka_core::Retransmission::read().retries;
+    let automatic = |policy: &str| {
+        let policy = ka_core::parse(policy.as_bytes()).unwrap();
+        policy.resolved(retries).timer(ka_core::Timer::RtoMax).unwrap()
+    };
+    for way in ["preload", "seccomp"] {
+        for (variables, args, expected) in [
+            (&[][..], &[][..], system),
+            (&[], &["-r", "2000"], 2000),
+            (&[], &["--rto-max=2s"], 2000),
+            (&[], &["-p", "30,5,3", "-r", "1m"], 60_000),
+            (
+                &[],
+                &["-p", "idle=14,intvl=2,cnt=5,rto_max=auto"],
+                automatic("idle=14,intvl=2,cnt=5,rto_max=auto"),
+            ),
+            (&[], &["-r", "auto", "-d", "20"], automatic("idle=20,intvl=10,cnt=6,rto_max=auto")),
+            (&[("KA_RTO_MAX", "3s")], &[], 3000),
+            (&[("KA_RTO_MAX", "3s")], &["-r", "2s"], 2000),
+            (&[("KA_RTO_MAX", "3s")], &["-d", "30"], 3000),
+            // A whole policy takes nothing from the variables.
+            (&[("KA_RTO_MAX", "3s")], &["-p", "30,5,3"], system),
+            (&[("KA_RULES", "lport=1-65535 rto_max=4s")], &[], 4000),
+        ] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut command = ka();
+            command.envs(variables.iter().copied()).args(["run", "--via", way]).args(args);
+            command.args(["--", "python3", "-c", PROGRAM]).stdin(std::os::fd::OwnedFd::from(listener));
+            let output = command.output().unwrap();
+            assert!(output.status.success() && output.stderr.is_empty(), "{way} {args:?}: {output:?}");
+            let printed = String::from_utf8(output.stdout).unwrap();
+            let values: Vec<i32> = printed.split_whitespace().map(|value| value.parse().unwrap()).collect();
+            // The kernel rounds values up to a multiple of its tick, which is at most 10 ms.
+            let is_near = |value: &i32| (expected..expected + 10).contains(value);
+            // Before the new socket listens, it has no local port, so the rule does not match.
+            let has_rules = variables.iter().any(|(name, _)| *name == "KA_RULES");
+            let is_right = match values[..] {
+                [new, inherited] => is_near(&inherited) && (is_near(&new) || (has_rules && new == system)),
+                _ => false,
+            };
+            assert!(is_right, "{way} {variables:?} {args:?}: {printed}");
+        }
+    }
+}
+
+/// The kernel rejects the option, as kernels before Linux 6.15 do. The program has the other values.
+#[test]
+fn the_other_values_are_set_if_the_kernel_lacks_rto_max() {
+    for way in ["preload", "seccomp"] {
+        let mut command = command::refusing(libc::SYS_setsockopt, libc::ENOPROTOOPT, Some((2, RTO_MAX)));
+        let ka = ka();
+        command.arg(ka.get_program()).args(["run", "--via", way, "-p", "30,5,3", "-u", "9s", "-r", "2s"]);
+        let printed = stdout(command.args(["--", "python3", "-c", FRESH_AFTER]));
+        assert_eq!(printed.trim(), "1 30 5 3 9000", "{way}");
+    }
 }
 
 /// Creates an /etc/ka.conf with the first shell command, and runs the second. Returns the options of its listener,

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use ka_core::{Config, Error, Socket, Status, Timer, UserTimeout, defaults};
+use ka_core::{Config, Error, Retransmission, RtoMax, Socket, Status, Timer, UserTimeout, defaults};
 use socket2::{Domain, Protocol, SockRef, Type};
 
 #[test]
@@ -20,6 +20,46 @@ fn a_policy_reaches_the_kernel() {
     assert_eq!(socket2.tcp_keepalive_interval().unwrap(), Duration::from_secs(10));
     assert_eq!(socket2.tcp_keepalive_retries().unwrap(), 5);
     assert_eq!(socket2.tcp_user_timeout().unwrap(), Some(Duration::from_secs(110)));
+}
+
+/// Reads `TCP_RTO_MAX_MS` (44) by getsockopt(2), or returns its errno.
+fn rto_max(socket: &impl AsRawFd) -> Result<i32, i32> {
+    let (mut value, mut size) = (0_i32, 4);
+    let pointer = (&raw mut value).cast();
+    // SAFETY: `value` has `size` bytes.
+    match unsafe { libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, 44, pointer, &raw mut size) } {
+        0 => Ok(value),
+        _ => Err(std::io::Error::last_os_error().raw_os_error().unwrap()),
+    }
+}
+
+#[test]
+fn the_longest_time_between_retransmissions_reaches_the_kernel() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = Socket::new(listener.as_raw_fd());
+    let policy = Config::new(60, 10, 5).unwrap();
+    let two_seconds = policy.with_rto_max(RtoMax::Milliseconds(2000)).unwrap();
+    if rto_max(&listener).is_err() {
+        println!("skipped: this kernel lacks TCP_RTO_MAX_MS");
+        assert_eq!(
+            socket.apply(&two_seconds),
+            Err(Error::Unsupported(ka_core::SockOpt::Timer(Timer::RtoMax)))
+        );
+        assert!(!socket.is_enabled().unwrap());
+        return;
+    }
+    let before = rto_max(&listener).unwrap();
+    socket.apply(&policy).unwrap();
+    assert_eq!(rto_max(&listener), Ok(before), "a policy that does not name it leaves it alone");
+    socket.apply(&two_seconds).unwrap();
+    assert_eq!((rto_max(&listener), socket.settings().unwrap().rto_max), (Ok(2000), Some(2000)));
+    // An accepted socket inherits it.
+    let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (accepted, _) = listener.accept().unwrap();
+    assert_eq!((rto_max(&accepted), rto_max(&client)), (Ok(2000), Ok(before)));
+    socket.apply(&policy.with_rto_max(RtoMax::Auto).unwrap()).unwrap();
+    let auto = policy.with_rto_max(RtoMax::Auto).unwrap().resolved(Retransmission::read().retries);
+    assert_eq!(rto_max(&listener).ok(), auto.timer(Timer::RtoMax));
 }
 
 #[test]

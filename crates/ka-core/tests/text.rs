@@ -1,11 +1,15 @@
 //! Tests the text of a policy: valid and invalid texts, their errors, and that written text is read back.
 
-use ka_core::{Config, Reason, Text, Timer, UserTimeout, parse, parse_typed};
+use ka_core::{Config, Reason, RtoMax, Text, Timer, UserTimeout, parse, parse_typed};
 use libc::{EINVAL, ERANGE};
 use proptest::prelude::*;
 
 fn errno(text: &str) -> i32 {
     parse(text.as_bytes()).map_or_else(|error| error.errno().0, |_| 0)
+}
+
+fn rto_max(config: Config, rto_max: RtoMax) -> Config {
+    config.with_rto_max(rto_max).unwrap()
 }
 
 #[test]
@@ -46,6 +50,18 @@ fn positional_and_named_forms_are_parsed() {
             Config::KEEP.with_user_timeout(UserTimeout::Milliseconds(1500)).unwrap(),
         ),
         ("keep,user_timeout=0s", Config::KEEP.with_user_timeout(UserTimeout::Milliseconds(0)).unwrap()),
+        ("keep,rto_max=1000", rto_max(Config::KEEP, RtoMax::Milliseconds(1000))),
+        ("keep,rto_max=1s", rto_max(Config::KEEP, RtoMax::Milliseconds(1000))),
+        ("keep,rto_max=2500ms", rto_max(Config::KEEP, RtoMax::Milliseconds(2500))),
+        ("keep, rto_max=2m", rto_max(Config::KEEP, RtoMax::Milliseconds(120_000))),
+        ("keep,rto_max=120000", rto_max(Config::KEEP, RtoMax::Milliseconds(120_000))),
+        ("keep,rto_max=auto", rto_max(Config::KEEP, RtoMax::Auto)),
+        ("rto_max=2000,idle=60,intvl=10,cnt=5", rto_max(policy, RtoMax::Milliseconds(2000))),
+        // The value is computed when the policy is applied, so it may name no other value, or the largest ones.
+        (
+            "idle=32767,intvl=32767,cnt=127,rto_max=auto",
+            rto_max(Config::new(32767, 32767, 127).unwrap(), RtoMax::Auto),
+        ),
     ] {
         assert_eq!(parse(text.as_bytes()), Ok(config), "{text}");
     }
@@ -117,6 +133,18 @@ fn a_malformed_text_is_einval() {
         "cnt=none",
         "idle=none",
         "user_timeout=NONE",
+        "rto_max=",
+        "rto_max=none",
+        "rto_max=keep",
+        "rto_max=AUTO",
+        "rto_max=-1",
+        "rto_max=02000",
+        "rto_max=1.5s",
+        "rto_max=2000,rto_max=2000",
+        "rto_max=auto,rto_max=2000",
+        "rtomax=2000",
+        "rto_max",
+        "60,10,5,rto_max=2000",
         "none",
         "idle=32767,intvl=32767,cnt=127,user_timeout=auto",
     ] {
@@ -149,6 +177,15 @@ fn a_number_out_of_range_in_a_well_formed_text_is_erange() {
         "idle=0ms",
         "intvl=547m",
         "user_timeout=25d",
+        "rto_max=0",
+        "rto_max=1",
+        "rto_max=999",
+        "rto_max=999ms",
+        "rto_max=120001",
+        "rto_max=121s",
+        "rto_max=3m",
+        "rto_max=4294969296",
+        "rto_max=18446744073709553616",
         "idle=18446744073709551617ms",
         "idle=213503982334602d",
         "idle=32768001ms",
@@ -162,9 +199,19 @@ fn a_number_out_of_range_in_a_well_formed_text_is_erange() {
 
 #[test]
 fn a_policy_is_written_as_its_shortest_text() {
-    for text in
-        ["on", "off", "keep", "idle=60,intvl=10,cnt=5", "off,idle=60", "keep,cnt=127", "user_timeout=auto"]
-    {
+    for text in [
+        "on",
+        "off",
+        "keep",
+        "idle=60,intvl=10,cnt=5",
+        "off,idle=60",
+        "keep,cnt=127",
+        "user_timeout=auto",
+        "rto_max=auto",
+        "keep,rto_max=2000",
+        "idle=60,intvl=10,cnt=5,user_timeout=auto,rto_max=1000",
+        "keep,idle=32767,intvl=32767,cnt=127,user_timeout=2147483647,rto_max=120000",
+    ] {
         assert_eq!(&*Text::from(&parse(text.as_bytes()).unwrap()), text);
     }
 }
@@ -189,6 +236,12 @@ fn parse_typed_requires_a_unit_for_user_timeouts_below_1000() {
         assert_eq!(parse_typed(typed.as_bytes()), Ok(timeout(value)));
     }
     assert_eq!(parse_typed(b"1,1,1").ok(), Config::new(1, 1, 1).ok());
+    // The unit belongs to the user timeout, even if another item follows.
+    let both = rto_max(timeout(30), RtoMax::Milliseconds(1000));
+    assert_eq!(&*Text::from(&both), "keep,user_timeout=30,rto_max=1000");
+    assert_eq!(&*Text::typed(&both), "keep,user_timeout=30ms,rto_max=1000");
+    // A bare rto_max is always 1000 or more, so it cannot be mistaken for seconds.
+    assert_eq!(parse_typed(b"keep,rto_max=2").unwrap_err().reason, Reason::OutOfRange(Timer::RtoMax));
 }
 
 #[test]
@@ -199,6 +252,10 @@ fn single_values_are_parsed_like_policy_items() {
     assert_eq!(UserTimeout::parse_typed(b" auto "), Ok(UserTimeout::Auto));
     assert_eq!(UserTimeout::parse_typed(b"none"), Ok(UserTimeout::Milliseconds(0)));
     assert_eq!(UserTimeout::parse_typed(b"30"), Err(Reason::NoUnit));
+    assert_eq!(RtoMax::parse_typed(b" auto "), Ok(RtoMax::Auto));
+    assert_eq!(RtoMax::parse_typed(b" 2s\n"), Ok(RtoMax::Milliseconds(2000)));
+    assert_eq!(RtoMax::parse_typed(b"2"), Err(Reason::OutOfRange(Timer::RtoMax)));
+    assert_eq!(RtoMax::parse_typed(b"none"), Err(Reason::NotAValue(Timer::RtoMax)));
 }
 
 #[test]
@@ -217,15 +274,21 @@ fn errors_name_the_wrong_item_and_describe_a_valid_one() {
         ("idle=5w", "\"idle=5w\": must be a time, as 60, 60s or 5m"),
         ("cnt=5s", "\"cnt=5s\": must be a number without a unit, as 6"),
         ("user_timeout=x", "\"user_timeout=x\": must be a time, as 30s, or auto or none"),
+        ("rto_max=none", "\"rto_max=none\": must be a time, as 2s, or auto"),
+        ("rto_max=0", "\"rto_max=0\": rto_max must be 1000..120000 ms"),
+        ("rto_max=3m", "\"rto_max=3m\": rto_max must be 1000..120000 ms"),
         ("idle=1500ms", "\"idle=1500ms\": must be whole seconds, as 1s"),
         ("60, 500ms, 5", "\"500ms\": must be whole seconds, as 1s"),
         ("intvl=32767001ms", "\"intvl=32767001ms\": must be whole seconds, as 32767s"),
         ("on,off", "\"off\": is given twice"),
         (
             "time=5",
-            "\"time=5\": must be idle=, intvl=, cnt= or user_timeout= with a value, or on, off or keep",
+            "\"time=5\": must be idle=, intvl=, cnt=, user_timeout= or rto_max= with a value, or on, off or keep",
         ),
-        ("a\nb", "\"a\\nb\": must be idle=, intvl=, cnt= or user_timeout= with a value, or on, off or keep"),
+        (
+            "a\nb",
+            "\"a\\nb\": must be idle=, intvl=, cnt=, user_timeout= or rto_max= with a value, or on, off or keep",
+        ),
     ] {
         let error = parse(text.as_bytes()).unwrap_err();
         assert_eq!(error.to_string(), message);
@@ -275,22 +338,23 @@ fn configs() -> impl Strategy<Value = Config> {
         Just(UserTimeout::Auto),
         (0..=i32::MAX).prop_map(UserTimeout::Milliseconds)
     ];
-    (proptest::option::of(any::<bool>()), seconds(), seconds(), proptest::option::of(1..=127), user_timeout)
-        .prop_filter_map(
-            "an automatic user timeout that is not too long",
-            |(enabled, idle, intvl, cnt, user_timeout)| {
-                let config =
-                    Config::KEEP.with_enabled(enabled).with_idle(idle).ok()?.with_intvl(intvl).ok()?;
-                config.with_cnt(cnt).ok()?.with_user_timeout(user_timeout).ok()
-            },
-        )
+    let rto_max =
+        prop_oneof![Just(RtoMax::Keep), Just(RtoMax::Auto), (1000..=120_000).prop_map(RtoMax::Milliseconds)];
+    let enabled = proptest::option::of(any::<bool>());
+    (enabled, seconds(), seconds(), proptest::option::of(1..=127), user_timeout, rto_max).prop_filter_map(
+        "an automatic user timeout that is not too long",
+        |(enabled, idle, intvl, cnt, user_timeout, rto_max)| {
+            let config = Config::KEEP.with_enabled(enabled).with_idle(idle).ok()?.with_intvl(intvl).ok()?;
+            config.with_cnt(cnt).ok()?.with_user_timeout(user_timeout).ok()?.with_rto_max(rto_max).ok()
+        },
+    )
 }
 
 proptest! {
     #[test]
     fn written_text_is_read_back_to_the_same_policy(config in configs()) {
         let text = Text::from(&config);
-        prop_assert!(text.len() <= 59, "{}", &*text);
+        prop_assert!(text.len() <= 74, "{}", &*text);
         prop_assert_eq!(parse(text.as_bytes()), Ok(config));
         let typed = Text::typed(&config);
         prop_assert_eq!(parse_typed(typed.as_bytes()), Ok(config));
@@ -333,7 +397,7 @@ proptest! {
 
     #[test]
     fn any_valid_text_is_written_and_read_back_to_the_same_policy(
-        text in " ?((idle|intvl|cnt|user_timeout)=[0-9]{1,6}(ms|s|m|h|d)?|on|off|keep|[0-9]{1,6}m?|user_timeout=(auto|none))([,:] ?((idle|intvl|cnt)=[0-9]{1,3}s?|on|off|[0-9]{1,3})){0,4}"
+        text in " ?((idle|intvl|cnt|user_timeout|rto_max)=[0-9]{1,6}(ms|s|m|h|d)?|on|off|keep|[0-9]{1,6}m?|user_timeout=(auto|none)|rto_max=auto)([,:] ?((idle|intvl|cnt)=[0-9]{1,3}s?|on|off|[0-9]{1,3})){0,4}"
     ) {
         if let Ok(config) = parse(text.as_bytes()) {
             let text = Text::from(&config);

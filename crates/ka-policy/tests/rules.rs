@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ka_core::{Config, UserTimeout};
-use ka_policy::{Action, Cidr, Endpoint, Rule, RuleBuffer, Rules, glob};
+use ka_core::{Config, RtoMax, Timer, UserTimeout};
+use ka_policy::{Action, Cidr, Endpoint, Mode, Policy, Rule, RuleBuffer, Rules, glob};
 use proptest::prelude::*;
 
 fn base() -> Config {
@@ -64,6 +64,8 @@ fn an_action_takes_missing_values_from_the_base_policy() {
         ("on", base(), Ok(base())),
         ("cnt=2", auto, Config::new(60, 10, 2).unwrap().with_user_timeout(UserTimeout::Auto)),
         ("user_timeout=0", auto, base().with_user_timeout(UserTimeout::Milliseconds(0))),
+        ("rto_max=2s", base(), base().with_rto_max(RtoMax::Milliseconds(2000))),
+        ("rto_max=auto", auto, auto.with_rto_max(RtoMax::Auto)),
     ] {
         let rule = Rule::parse(text.as_bytes(), &base).unwrap();
         assert_eq!(rule.action(), Action::Apply(config.unwrap()), "{text}");
@@ -93,10 +95,12 @@ fn errors_of_malformed_rules_describe_valid_words() {
         ("idle=30, cnt=3 rport=22", "\"rport=22\": the action must be last"),
         ("60 10 6", "\"60\": numbers without names must be three: idle,intvl,cnt"),
         ("user_timeout=30", "\"user_timeout=30\": below 1000 it needs a unit, as 30ms or 30s"),
+        ("rto_max=2", "\"rto_max=2\": rto_max must be 1000..120000 ms"),
+        ("rto_max=none", "\"rto_max=none\": must be a time, as 2s, or auto"),
         ("rport=22 keep", "\"keep\": keep is not an action, use skip"),
         (
             "port=22 skip",
-            "\"port=22\": must be idle=, intvl=, cnt= or user_timeout= with a value, or on, off or keep",
+            "\"port=22\": must be idle=, intvl=, cnt=, user_timeout= or rto_max= with a value, or on, off or keep",
         ),
     ] {
         assert_eq!(Rule::parse(text.as_bytes(), &base()).unwrap_err().to_string(), message, "{text}");
@@ -223,9 +227,15 @@ fn skip_has_no_value() {
 /// Reads a list of rules. Returns it, and the wrong rules with the reason.
 fn list<'r>(text: &str, room: &'r mut RuleBuffer) -> (Rules<'r>, Vec<(String, String)>) {
     let mut wrong = Vec::new();
-    let rules = Rules::parse(text.as_bytes(), &base(), room, |rule, error| {
-        wrong.push((rule.escape_ascii().to_string(), error.message.to_owned()));
-    });
+    let rules = Rules::parse(
+        text.as_bytes(),
+        &base(),
+        || 15,
+        room,
+        |rule, error| {
+            wrong.push((rule.escape_ascii().to_string(), error.message.to_owned()));
+        },
+    );
     (rules, wrong)
 }
 
@@ -251,6 +261,79 @@ fn the_first_rule_that_matches_decides_and_wrong_rules_are_left_out() {
     assert!(rules.look_at_peer() && !rules.look_at_local_port());
     let (rules, _) = list(" ; ;", &mut room);
     assert!(rules.is_empty() && Rules::NONE.is_empty());
+}
+
+/// An automatic `rto_max` is computed from the values of its own rule, with those of the base policy that the rule does
+/// not name.
+#[test]
+fn an_automatic_rto_max_is_computed_for_each_rule() {
+    let auto = |config: Config| config.with_rto_max(RtoMax::Auto).unwrap();
+    let rto_max = |rule: &Rule| match rule.action() {
+        Action::Apply(config) => config.timer(Timer::RtoMax),
+        Action::Skip => None,
+    };
+    let text = "lport=1 rto_max=auto; lport=2 idle=5,rto_max=auto; lport=3 30,5,3; lport=4 rto_max=3s; lport=5 skip; \
+                lport=6 idle=4; lport=7 7200,75,9";
+    let read = |base: Config, retries: u8| {
+        let mut room = [Rule::SKIP; Rules::MAX];
+        let rules = Rules::parse(
+            text.as_bytes(),
+            &base,
+            || retries,
+            &mut room,
+            |rule, error| panic!("{}: {error}", rule.escape_ascii()),
+        );
+        rules.iter().map(rto_max).collect::<Vec<_>>()
+    };
+    let resolved = |idle, intvl, cnt, retries| {
+        auto(Config::new(idle, intvl, cnt).unwrap()).resolved(retries).timer(Timer::RtoMax)
+    };
+    for retries in [3, 15] {
+        let (whole, shorter) = (resolved(60, 10, 6, retries), resolved(5, 10, 6, retries));
+        assert_eq!(read(base(), retries), [whole, shorter, None, Some(3000), None, None, None]);
+        // The rules that do not name it inherit that of the base policy.
+        assert_eq!(
+            read(auto(base()), retries),
+            [
+                whole,
+                shorter,
+                resolved(30, 5, 3, retries),
+                Some(3000),
+                None,
+                resolved(4, 10, 6, retries),
+                resolved(7200, 75, 9, retries),
+            ]
+        );
+        assert!(shorter < whole || retries == 3, "{shorter:?} {whole:?}");
+    }
+    // tcp_retries2 is read only if there is an automatic value.
+    let mut room = [Rule::SKIP; Rules::MAX];
+    let not_read = || -> u8 { panic!("tcp_retries2 is not needed") };
+    let rules = Rules::parse(
+        b"lport=1 rto_max=2s; lport=2 user_timeout=auto",
+        &base(),
+        not_read,
+        &mut room,
+        |_, _| {},
+    );
+    assert_eq!(rules.iter().count(), 2);
+}
+
+#[test]
+fn a_policy_names_a_value_if_it_or_a_rule_sets_it() {
+    let names = |config: Config, rules: &str| {
+        let mut room = [Rule::SKIP; Rules::MAX];
+        let rules = Rules::parse(rules.as_bytes(), &base(), || 15, &mut room, |_, _| {});
+        Policy { config, mode: Mode::Force, rules }.names(Timer::RtoMax)
+    };
+    let named = base().with_rto_max(RtoMax::Milliseconds(2000)).unwrap();
+    assert!(
+        names(named, "")
+            && names(named, "lport=1 skip")
+            && names(base().with_rto_max(RtoMax::Auto).unwrap(), "")
+    );
+    assert!(names(base(), "lport=1 skip; lport=2 rto_max=2s") && names(base(), "rto_max=auto"));
+    assert!(!names(base(), "") && !names(base(), "lport=1 skip; lport=2 user_timeout=2s"));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Tests the KA_ variables: the values of each, and the order of the sources.
 
-use ka_core::{Config, Timer, UserTimeout};
-use ka_policy::{Mode, Source, Variable, Variables, skips};
+use ka_core::{Config, RtoMax, Timer, UserTimeout};
+use ka_policy::{Action, Mode, Rule, Rules, Source, Variable, Variables, skips};
 
 fn config(idle: i32, intvl: i32, cnt: i32) -> Config {
     Config::new(idle, intvl, cnt).unwrap()
@@ -40,6 +40,11 @@ fn names_of_programs_are_patterns() {
     assert!(!skips(b"", [b"", b""]));
 }
 
+/// Returns the default policy with this longest time between two retransmissions.
+fn rto_max(milliseconds: i32) -> Config {
+    config(60, 10, 6).with_rto_max(RtoMax::Milliseconds(milliseconds)).unwrap()
+}
+
 /// Returns the settings with one value, or the description of a valid value.
 fn taken(variable: Variable, value: &str) -> Result<Variables<'_>, &'static str> {
     let mut variables = Variables::default();
@@ -73,6 +78,11 @@ fn each_variable_sets_its_own_setting() {
             "none",
             config(60, 10, 6).with_user_timeout(UserTimeout::Milliseconds(0)).unwrap(),
         ),
+        (Variable::RtoMax, "2000", rto_max(2000)),
+        (Variable::RtoMax, " 2s ", rto_max(2000)),
+        (Variable::RtoMax, "2m", rto_max(120_000)),
+        (Variable::RtoMax, "auto", config(60, 10, 6).with_rto_max(RtoMax::Auto).unwrap()),
+        (Variable::Policy, "rto_max=1500ms", rto_max(1500)),
     ] {
         assert_eq!(taken(variable, value).unwrap().config, policy, "{value}");
     }
@@ -80,16 +90,26 @@ fn each_variable_sets_its_own_setting() {
     for (variable, value, right) in [
         (Variable::UserTimeout, "30", unit),
         (Variable::Policy, "idle=30,user_timeout=30", unit),
+        (Variable::RtoMax, "2", "rto_max must be 1000..120000 ms"),
+        (Variable::RtoMax, "0", "rto_max must be 1000..120000 ms"),
+        (Variable::RtoMax, "none", "must be a time, as 2s, or auto"),
+        (Variable::RtoMax, "", "must be a time, as 2s, or auto"),
         (Variable::Cnt, "6s", "must be a number without a unit, as 6"),
         (Variable::Idle, "1500ms", "must be whole seconds"),
         (Variable::Intvl, "72h", "intvl must be 1..32767 s"),
     ] {
         assert_eq!(taken(variable, value).unwrap_err(), right, "{value}");
     }
-    let named = taken(Variable::Policy, "user_timeout=9ms");
-    let kept =
-        named.and_then(|mut variables| variables.take(Variable::UserTimeout, b"keep").map(|()| variables));
-    assert_eq!(kept.unwrap().config, config(60, 10, 6));
+    for (policy, variable) in [
+        ("user_timeout=9ms", Variable::UserTimeout),
+        ("rto_max=2s", Variable::RtoMax),
+        ("rto_max=auto", Variable::RtoMax),
+    ] {
+        let mut variables = taken(Variable::Policy, policy).unwrap();
+        variables.take(variable, b"keep").unwrap();
+        assert_eq!(variables.config, config(60, 10, 6), "{policy}");
+    }
+    assert!(taken(Variable::Idle, "keep").is_err());
     assert_eq!(taken(Variable::Rules, "x").unwrap().rules, b"x");
     assert_eq!(taken(Variable::Skip, "x").unwrap().skip, b"x");
     assert_eq!(taken(Variable::Mode, "often").unwrap_err(), "must be force, floor or default");
@@ -124,7 +144,19 @@ fn a_log_must_be_an_absolute_path_that_is_not_too_long() {
 fn only_the_value_1_of_ka_quiet_is_quiet() {
     assert!(values(&[("KA_QUIET", "1")]).is_quiet());
     assert!(!values(&[("KA_QUIET", "0")]).is_quiet() && !Source::default().is_quiet());
-    let all = ["POLICY", "IDLE", "INTVL", "CNT", "USER_TIMEOUT", "MODE", "RULES", "SKIP", "LOG", "QUIET"];
+    let all = [
+        "POLICY",
+        "IDLE",
+        "INTVL",
+        "CNT",
+        "USER_TIMEOUT",
+        "RTO_MAX",
+        "MODE",
+        "RULES",
+        "SKIP",
+        "LOG",
+        "QUIET",
+    ];
     for (place, name) in all.iter().enumerate() {
         let name = format!("KA_{name}");
         let mut values = Source::default();
@@ -132,6 +164,31 @@ fn only_the_value_1_of_ka_quiet_is_quiet() {
         let variable = Variable::IN_ORDER.get(place).copied().unwrap_or(Variable::Quiet);
         assert_eq!((variable.name(), values.get(variable)), (name.as_bytes(), Some(&b"value"[..])));
     }
+}
+
+/// The policy for sockets has a number. The variables keep `auto`, which later values of idle, intvl and cnt change.
+#[test]
+fn an_automatic_rto_max_is_computed_from_the_final_values() {
+    let mut variables = taken(Variable::RtoMax, "auto").unwrap();
+    variables.take(Variable::Idle, b"14").unwrap();
+    variables.take(Variable::Rules, b"lport=1 idle=5").unwrap();
+    for retries in [3, 15] {
+        let mut room = [Rule::SKIP; Rules::MAX];
+        let policy = variables.policy(&mut room, || retries, |rule, error| panic!("{error}: {rule:?}"));
+        let resolved = |idle| {
+            let auto = config(idle, 10, 6).with_rto_max(RtoMax::Auto).unwrap();
+            auto.resolved(retries)
+        };
+        assert_eq!(policy.config, resolved(14));
+        assert_ne!(policy.config.timer(Timer::RtoMax), None);
+        let action = policy.rules.iter().next().map(Rule::action);
+        assert_eq!(action, Some(Action::Apply(resolved(5))));
+    }
+    // tcp_retries2 is read only if there is an automatic value.
+    let mut room = [Rule::SKIP; Rules::MAX];
+    let not_read = || -> u8 { panic!("tcp_retries2 is not needed") };
+    let variables = taken(Variable::RtoMax, "2s").unwrap();
+    assert_eq!(variables.policy(&mut room, not_read, |_, _| {}).config, rto_max(2000));
 }
 
 #[test]

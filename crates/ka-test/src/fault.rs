@@ -230,7 +230,7 @@ pub struct Ran {
     /// The standard error.
     pub stderr: String,
     /// `SO_KEEPALIVE` and the timers of the watched descriptor, at each mark of the program.
-    pub sockets: Vec<[i32; 5]>,
+    pub sockets: Vec<[i32; 6]>,
     is_injected: bool,
     hung: Vec<String>,
     calls: Vec<TracedCall>,

@@ -46,6 +46,7 @@ libka! {
     fn ka_beat_nonce(*mut u8) -> c_int;
     fn ka_beat_sign(*const u8, usize, *const u8, *const RawBeat, *mut u8) -> c_int;
     fn ka_beat_verify(*const u8, usize, *const u8, u64, *const u8, *mut RawBeat) -> c_int;
+    fn ka_data_time(*const RawConfig, *mut u64, *mut u64) -> c_int;
     fn ka_defaults(*mut RawConfig) -> c_int;
     fn ka_detect_time(*const RawConfig, *mut u64, *mut u64) -> c_int;
     fn ka_disable(c_int) -> c_int;
@@ -56,6 +57,7 @@ libka! {
     fn ka_get_cnt(c_int, *mut c_int) -> c_int;
     fn ka_get_idle(c_int, *mut c_int) -> c_int;
     fn ka_get_intvl(c_int, *mut c_int) -> c_int;
+    fn ka_get_rto_max(c_int, *mut c_int) -> c_int;
     fn ka_get_status(c_int, *mut RawStatus) -> c_int;
     fn ka_get_user_timeout(c_int, *mut c_int) -> c_int;
     fn ka_is_enabled(c_int) -> c_int;
@@ -71,6 +73,7 @@ libka! {
     fn ka_reaper_new(u32) -> *mut RawReaper;
     fn ka_reaper_next(*const RawReaper, u64) -> c_int;
     fn ka_reaper_touch(*mut RawReaper, c_int, u64) -> c_int;
+    fn ka_set_rto_max(c_int, c_int) -> c_int;
     fn ka_set_user_timeout(c_int, c_int) -> c_int;
     fn ka_version() -> *const c_char;
     fn ka_version_number() -> u32;
@@ -93,10 +96,10 @@ pub const ON: i32 = 1;
 /// `KA_OFF`
 pub const OFF: i32 = 2;
 
-/// `struct ka_config`: size, keepalive, idle, intvl, cnt, user_timeout. A test in C compares the layouts.
-pub type RawConfig = [i32; 6];
+/// `struct ka_config`: size, keepalive, idle, intvl, cnt, user_timeout, rto_max. A test in C compares the layouts.
+pub type RawConfig = [i32; 7];
 /// `KA_CONFIG_INIT`
-pub const CONFIG_INIT: RawConfig = [24, KEEP, KEEP, KEEP, KEEP, KEEP];
+pub const CONFIG_INIT: RawConfig = [28, KEEP, KEEP, KEEP, KEEP, KEEP, KEEP];
 /// `struct ka_status`: size, state, probes, retransmits, unacked, last_ack_ms, last_recv_ms, last_send_ms, rtt_us.
 pub type RawStatus = [u32; 9];
 /// `KA_STATUS_INIT`
@@ -106,9 +109,15 @@ pub type RawBeat = [u64; 2];
 /// `struct ka_reaper`, which is opaque.
 pub type RawReaper = libc::c_void;
 
-/// Returns a config in which every field is set.
+/// Returns a config with these values, and `KA_KEEP` for rto_max.
 pub const fn config(keepalive: i32, idle: i32, intvl: i32, cnt: i32, user_timeout: i32) -> RawConfig {
-    [24, keepalive, idle, intvl, cnt, user_timeout]
+    [28, keepalive, idle, intvl, cnt, user_timeout, KEEP]
+}
+
+/// Returns the config with this rto_max.
+pub const fn with_rto_max(config: RawConfig, rto_max: i32) -> RawConfig {
+    let [size, keepalive, idle, intvl, cnt, user_timeout, _] = config;
+    [size, keepalive, idle, intvl, cnt, user_timeout, rto_max]
 }
 
 /// Calls a function of libka. A call that succeeds must not change errno, and a call that fails must set it.

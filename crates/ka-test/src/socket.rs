@@ -2,12 +2,14 @@
 #![expect(unsafe_code, reason = "getsockopt, setsockopt, socket")]
 
 use std::io;
-use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::process::Command;
 
 use libc::c_int;
 
 use crate::child::stdout;
+use crate::libka::KEEP;
+use crate::log::skip;
 
 /// A number that is not an open descriptor. The kernel assigns the lowest free number.
 pub const CLOSED: RawFd = 999;
@@ -52,15 +54,35 @@ pub fn set_option(fd: RawFd, level: c_int, name: c_int, value: c_int) {
     assert_eq!(result, 0, "setsockopt {level} {name} {value}: {}", io::Error::last_os_error());
 }
 
-/// Reads `SO_KEEPALIVE`, idle, intvl, cnt and user timeout by getsockopt(2): for each its value or the errno.
-pub fn keepalive_options(fd: RawFd) -> [Result<c_int, c_int>; 5] {
+/// `TCP_RTO_MAX_MS` of linux/tcp.h. Linux 6.15 and later have it.
+pub const RTO_MAX: c_int = 44;
+
+/// Reads `SO_KEEPALIVE`, idle, intvl, cnt, user timeout and `TCP_RTO_MAX_MS` by getsockopt(2): for each its value or
+/// the errno.
+pub fn keepalive_options(fd: RawFd) -> [Result<c_int, c_int>; 6] {
     [
         option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE),
         option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
         option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
         option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
         option(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+        option(fd, libc::IPPROTO_TCP, RTO_MAX),
     ]
+}
+
+/// Returns the value that `ka_query` reports as rto_max: that of the kernel, or `KA_KEEP` if the kernel has none for
+/// this socket.
+pub fn rto_max(fd: RawFd) -> c_int {
+    option(fd, libc::IPPROTO_TCP, RTO_MAX).unwrap_or(KEEP)
+}
+
+/// Returns whether the kernel has `TCP_RTO_MAX_MS`. If it does not, a message says that the test is skipped.
+pub fn has_rto_max() -> bool {
+    let has = rto_max(fresh().as_raw_fd()) != KEEP;
+    if !has {
+        skip("TCP_RTO_MAX_MS needs Linux 6.15");
+    }
+    has
 }
 
 /// Returns the established TCP connections of this network namespace with their timers, one line per end, from ss(8).

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -21,7 +21,7 @@ use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::lines::Lines;
 use ka_test::path::{root, scratch};
 use ka_test::process;
-use ka_test::socket::{established, keepalive_options, option};
+use ka_test::socket::{established, keepalive_options, option, rto_max};
 
 /// Python code that prints SO_KEEPALIVE, idle, intvl, cnt and user timeout of a new socket.
 pub const FRESH: &str = "import socket; s = socket.socket(); \
@@ -143,6 +143,22 @@ pub fn socket_options(pid: i32) -> Vec<Options> {
 
 /// Does the same as [`socket_options`], but leaves out some descriptors.
 pub fn socket_options_except(pid: i32, left: &[i32]) -> Vec<Options> {
+    let mut found = Vec::new();
+    for (fd, socket) in tcp_sockets(pid, left) {
+        let [on, timers @ .., _] = keepalive_options(socket.as_raw_fd());
+        found.push(Options { fd, on: on == Ok(1), timers: timers.map(Result::unwrap) });
+    }
+    found
+}
+
+/// Returns `TCP_RTO_MAX_MS` of the TCP sockets of a process and of its descendants, read like [`socket_options`].
+pub fn rto_maxima(pid: i32) -> Vec<i32> {
+    tcp_sockets(pid, &[]).iter().map(|(_, socket)| rto_max(socket.as_raw_fd())).collect()
+}
+
+/// Returns duplicates of the TCP sockets of a process and of its descendants, each socket once, without some
+/// descriptors.
+fn tcp_sockets(pid: i32, left: &[i32]) -> Vec<(i32, OwnedFd)> {
     let mut known = HashSet::new();
     let mut found = Vec::new();
     for pid in family(pid) {
@@ -156,10 +172,8 @@ pub fn socket_options_except(pid: i32, left: &[i32]) -> Vec<Options> {
             }
             let socket =
                 process::duplicate(&process, fd).unwrap_or_else(|error| panic!("{pid} {fd}: {error}"));
-            let socket = socket.as_raw_fd();
-            if option(socket, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Ok(libc::IPPROTO_TCP) {
-                let [on, timers @ ..] = keepalive_options(socket).map(Result::unwrap);
-                found.push(Options { fd, on: on != 0, timers });
+            if option(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PROTOCOL) == Ok(libc::IPPROTO_TCP) {
+                found.push((fd, socket));
             }
         }
     }
