@@ -19,8 +19,8 @@
  * defaults of the system, where the first probe may come after two hours.
  *
  * Durations may have any std::chrono type. The kernel takes whole seconds for idle and intvl, and whole milliseconds
- * for the user timeout. Any other duration is an error (EINVAL), as is a duration that is out of range. Nothing is
- * rounded or truncated, with one exception: ka::enable_lenient rounds up.
+ * for the user timeout and rto_max. Any other duration is an error (EINVAL), as is a duration that is out of range.
+ * Nothing is rounded or truncated, with one exception: ka::enable_lenient rounds up.
  *
  * Threads and signals: as in ka.h. A function with a std::error_code& that returns neither a std::string nor a
  * std::vector is async-signal-safe if its function of ka.h is.
@@ -155,7 +155,7 @@ template <class Function> std::string text(Function function, std::error_code &e
 struct automatic_t {
     explicit constexpr automatic_t() = default;
 };
-/** For ka::policy::user_timeout: 1000 * (idle + intvl * cnt) ms, computed when the policy is applied. KA_AUTO */
+/** For ka::policy::user_timeout and ka::policy::rto_max: computed when the policy is applied. KA_AUTO */
 inline constexpr automatic_t automatic{};
 
 /** The type of ka::none. */
@@ -195,7 +195,7 @@ public:
         }
         // In struct ka_config, 0 means the same as KA_KEEP. Store only KA_KEEP, so that equal policies compare equal.
         for (std::int32_t *field :
-             {&config_.keepalive, &config_.idle, &config_.intvl, &config_.cnt, &config_.user_timeout})
+             {&config_.keepalive, &config_.idle, &config_.intvl, &config_.cnt, &config_.user_timeout, &config_.rto_max})
             *field = *field == 0 ? KA_KEEP : *field;
     }
 
@@ -246,7 +246,7 @@ public:
      * 0 ms and ka::none remove the user timeout. ka::automatic is idle + intvl * cnt. std::nullopt leaves it unchanged.
      */
     template <class Rep, class Period> constexpr policy &user_timeout(std::chrono::duration<Rep, Period> time) & {
-        set(config_.user_timeout, milliseconds(time),
+        set(config_.user_timeout, timeout(time),
             "ka::policy::user_timeout: must be whole milliseconds from 0 to 2147483647");
         return *this;
     }
@@ -256,7 +256,7 @@ public:
     }
     template <class Rep, class Period>
     void user_timeout(std::chrono::duration<Rep, Period> time, std::error_code &ec) & noexcept {
-        set(config_.user_timeout, milliseconds(time), ec);
+        set(config_.user_timeout, timeout(time), ec);
     }
     constexpr policy &user_timeout(automatic_t) & noexcept { return set(config_.user_timeout, KA_AUTO); }
     [[nodiscard]] constexpr policy user_timeout(automatic_t tag) && noexcept { return user_timeout(tag); }
@@ -264,6 +264,28 @@ public:
     [[nodiscard]] constexpr policy user_timeout(none_t tag) && noexcept { return user_timeout(tag); }
     constexpr policy &user_timeout(std::nullopt_t) & noexcept { return set(config_.user_timeout, KA_KEEP); }
     [[nodiscard]] constexpr policy user_timeout(std::nullopt_t tag) && noexcept { return user_timeout(tag); }
+
+    /**
+     * Sets the longest time between two retransmissions: whole milliseconds, KA_RTO_MAX_MIN ms to KA_RTO_MAX_MAX ms. It
+     * limits how long unacknowledged data hides a dead peer: ka::data_time. With ka::automatic, this takes at most
+     * idle + intvl * cnt if rto_max can achieve it. std::nullopt leaves it unchanged. ka_set_rto_max
+     */
+    template <class Rep, class Period> constexpr policy &rto_max(std::chrono::duration<Rep, Period> time) & {
+        set(config_.rto_max, longest(time), "ka::policy::rto_max: must be whole milliseconds from 1000 to 120000");
+        return *this;
+    }
+    template <class Rep, class Period>
+    [[nodiscard]] constexpr policy rto_max(std::chrono::duration<Rep, Period> time) && {
+        return rto_max(time);
+    }
+    template <class Rep, class Period>
+    void rto_max(std::chrono::duration<Rep, Period> time, std::error_code &ec) & noexcept {
+        set(config_.rto_max, longest(time), ec);
+    }
+    constexpr policy &rto_max(automatic_t) & noexcept { return set(config_.rto_max, KA_AUTO); }
+    [[nodiscard]] constexpr policy rto_max(automatic_t tag) && noexcept { return rto_max(tag); }
+    constexpr policy &rto_max(std::nullopt_t) & noexcept { return set(config_.rto_max, KA_KEEP); }
+    [[nodiscard]] constexpr policy rto_max(std::nullopt_t tag) && noexcept { return rto_max(tag); }
 
     /**
      * Sets whether the policy turns keepalive on (true) or off (false), or leaves it as it is (std::nullopt). The type
@@ -299,11 +321,18 @@ public:
     }
     /** Returns whether the user timeout is ka::automatic. */
     [[nodiscard]] constexpr bool is_automatic() const noexcept { return config_.user_timeout == KA_AUTO; }
+    /** std::nullopt also stands for ka::automatic. */
+    [[nodiscard]] constexpr std::optional<std::chrono::milliseconds> rto_max() const noexcept {
+        return is_rto_max_automatic() ? std::nullopt : detail::named<std::chrono::milliseconds>(config_.rto_max);
+    }
+    /** Returns whether rto_max is ka::automatic. */
+    [[nodiscard]] constexpr bool is_rto_max_automatic() const noexcept { return config_.rto_max == KA_AUTO; }
 
     [[nodiscard]] friend constexpr bool operator==(const policy &a, const policy &b) noexcept {
         return a.config_.size == b.config_.size && a.config_.keepalive == b.config_.keepalive &&
                a.config_.idle == b.config_.idle && a.config_.intvl == b.config_.intvl &&
-               a.config_.cnt == b.config_.cnt && a.config_.user_timeout == b.config_.user_timeout;
+               a.config_.cnt == b.config_.cnt && a.config_.user_timeout == b.config_.user_timeout &&
+               a.config_.rto_max == b.config_.rto_max;
     }
     [[nodiscard]] friend constexpr bool operator!=(const policy &a, const policy &b) noexcept { return !(a == b); }
 
@@ -313,9 +342,13 @@ private:
         return detail::whole<std::chrono::seconds>(time, 1, max);
     }
     template <class Rep, class Period>
-    static constexpr std::optional<std::int64_t> milliseconds(std::chrono::duration<Rep, Period> time) noexcept {
+    static constexpr std::optional<std::int64_t> timeout(std::chrono::duration<Rep, Period> time) noexcept {
         const auto ms = detail::whole<std::chrono::milliseconds>(time, 0, std::numeric_limits<std::int32_t>::max());
         return ms == std::int64_t{0} ? std::int64_t{KA_NONE} : ms;
+    }
+    template <class Rep, class Period>
+    static constexpr std::optional<std::int64_t> longest(std::chrono::duration<Rep, Period> time) noexcept {
+        return detail::whole<std::chrono::milliseconds>(time, KA_RTO_MAX_MIN, KA_RTO_MAX_MAX);
     }
     static constexpr std::optional<std::int64_t> count(long long probes) noexcept {
         return probes >= 1 && probes <= KA_CNT_MAX ? std::optional<std::int64_t>{probes} : std::nullopt;
@@ -392,7 +425,7 @@ private:
     int mask_;
 };
 
-/** The time that a policy needs to detect a dead peer. ka_detect_time */
+/** The time that a policy needs to detect a dead peer. ka_detect_time, ka_data_time */
 struct detection {
     std::chrono::milliseconds typical;
     std::chrono::milliseconds worst;
@@ -527,6 +560,14 @@ template <class Rep, class Period>
     std::uint64_t typical = 0;
     std::uint64_t worst = 0;
     ec = detail::error(ka_detect_time(&policy.native(), &typical, &worst) != 0);
+    return {std::chrono::milliseconds{typical}, std::chrono::milliseconds{worst}};
+}
+
+/** Returns the time that a policy needs to detect a dead peer while sent data is unacknowledged. ka_data_time */
+[[nodiscard]] inline detection data_time(const policy &policy, std::error_code &ec) noexcept {
+    std::uint64_t typical = 0;
+    std::uint64_t worst = 0;
+    ec = detail::error(ka_data_time(&policy.native(), &typical, &worst) != 0);
     return {std::chrono::milliseconds{typical}, std::chrono::milliseconds{worst}};
 }
 
@@ -825,6 +866,13 @@ template <class Rep, class Period> [[nodiscard]] policy plan_path(std::chrono::d
     std::error_code ec;
     const detection result = detect_time(policy, ec);
     detail::check(ec, "ka::detect_time");
+    return result;
+}
+
+[[nodiscard]] inline detection data_time(const policy &policy) {
+    std::error_code ec;
+    const detection result = data_time(policy, ec);
+    detail::check(ec, "ka::data_time");
     return result;
 }
 

@@ -19,6 +19,11 @@
 
 using namespace std::chrono_literals;
 
+/* Older C libraries do not define this option of Linux 6.15. */
+#ifndef TCP_RTO_MAX_MS
+#define TCP_RTO_MAX_MS 44
+#endif
+
 namespace {
 
 void check(bool good, int line, const char *what) {
@@ -70,6 +75,13 @@ static_assert(ka::policy{}.user_timeout(0ms).native().user_timeout == KA_NONE);
 static_assert(ka::policy{}.user_timeout(ka::none).user_timeout() == 0ms);
 static_assert(ka::policy{}.user_timeout(5ms).user_timeout(std::nullopt) == ka::policy{});
 static_assert(!ka::policy{}.user_timeout());
+static_assert(ka::policy{}.rto_max(2s).rto_max() == 2000ms && ka::policy{}.rto_max(2s).native().rto_max == 2000);
+static_assert(ka::policy{}.rto_max(ka::automatic).is_rto_max_automatic());
+static_assert(!ka::policy{}.rto_max(2s).is_rto_max_automatic());
+static_assert(!ka::policy{}.rto_max() && !ka::policy{}.rto_max(ka::automatic).rto_max());
+static_assert(!ka::policy{}.rto_max(ka::automatic).is_automatic() && !constant().is_rto_max_automatic());
+static_assert(ka::policy{}.rto_max(2s).rto_max(std::nullopt) == ka::policy{});
+static_assert(ka::policy{}.rto_max(2s) != ka::policy{} && ka::policy{}.rto_max(2s) != ka::policy{}.rto_max(3s));
 static_assert(constant().idle() == 60s);
 static_assert(constant().intvl() == 10s);
 static_assert(constant().cnt() == 5);
@@ -89,12 +101,16 @@ static_assert(is_value<decltype(ka::policy{}.user_timeout(1ms))>);
 static_assert(is_value<decltype(ka::policy{}.user_timeout(ka::none))>);
 static_assert(is_value<decltype(ka::policy{}.user_timeout(ka::automatic))>);
 static_assert(is_value<decltype(ka::policy{}.user_timeout(std::nullopt))>);
+static_assert(is_value<decltype(ka::policy{}.rto_max(2s))>);
+static_assert(is_value<decltype(ka::policy{}.rto_max(ka::automatic))>);
+static_assert(is_value<decltype(ka::policy{}.rto_max(std::nullopt))>);
 static_assert(is_value<decltype(ka::policy{}.keepalive(true))>);
 static_assert(is_value<decltype(std::move(std::declval<ka::policy &>()).idle(60s))>);
 static_assert(is_reference<decltype(std::declval<ka::policy &>().idle(60s))>);
 static_assert(is_reference<decltype(std::declval<ka::policy &>().intvl(60s))>);
 static_assert(is_reference<decltype(std::declval<ka::policy &>().cnt(5))>);
 static_assert(is_reference<decltype(std::declval<ka::policy &>().user_timeout(1ms))>);
+static_assert(is_reference<decltype(std::declval<ka::policy &>().rto_max(2s))>);
 static_assert(is_reference<decltype(std::declval<ka::policy &>().keepalive(true))>);
 
 /* Setters with an error code do not chain. */
@@ -104,6 +120,7 @@ static_assert(is_nothing<decltype(std::declval<ka::policy &>().idle(60s, std::de
 static_assert(is_nothing<decltype(std::declval<ka::policy &>().intvl(60s, std::declval<code>()))>);
 static_assert(is_nothing<decltype(std::declval<ka::policy &>().cnt(5, std::declval<code>()))>);
 static_assert(is_nothing<decltype(std::declval<ka::policy &>().user_timeout(1ms, std::declval<code>()))>);
+static_assert(is_nothing<decltype(std::declval<ka::policy &>().rto_max(2s, std::declval<code>()))>);
 
 void without_exceptions() {
     std::error_code ec = std::make_error_code(std::errc::io_error);
@@ -114,7 +131,7 @@ void without_exceptions() {
     in_force(fd, 1, 60, 10, 5, 90500);
     CHECK(ka::is_enabled(fd, ec) && !ec);
     ka::policy found = ka::query(fd, ec);
-    CHECK(!ec && found == ka::policy{}.idle(60s).intvl(10s).cnt(5).user_timeout(90'500ms));
+    CHECK(!ec && found.rto_max(std::nullopt) == ka::policy{}.idle(60s).intvl(10s).cnt(5).user_timeout(90'500ms));
     /* Values that the policy does not name stay. */
     ka::enable(fd, ka::policy{}.cnt(7), ec);
     CHECK(!ec);
@@ -260,6 +277,46 @@ void without_exceptions() {
     CHECK(ec == std::errc::bad_message);
 }
 
+/* rto_max sets TCP_RTO_MAX_MS, and data_time computes its effect. Before Linux 6.15 no socket has the option. */
+void retransmissions() {
+    std::error_code ec;
+    const int fd = tcp();
+    int value = 0;
+    socklen_t size = sizeof value;
+    const ka::policy policy = ka::policy{}.idle(60s).intvl(10s).cnt(5).rto_max(2s);
+    if (getsockopt(fd, IPPROTO_TCP, TCP_RTO_MAX_MS, &value, &size) == 0) {
+        CHECK(ka::query(fd, ec).rto_max() == std::chrono::milliseconds{value} && !ec);
+        ka::enable(fd, policy, ec);
+        CHECK(!ec);
+        in_force(fd, 1, 60, 10, 5, 0);
+        CHECK(option(fd, IPPROTO_TCP, TCP_RTO_MAX_MS) == 2000);
+        CHECK(ka::query(fd, ec).rto_max() == 2s && !ec);
+        ka::apply(fd, ka::policy{}.rto_max(std::nullopt), ec);
+        CHECK(!ec && option(fd, IPPROTO_TCP, TCP_RTO_MAX_MS) == 2000);
+        ka::apply(fd, ka::policy{}.rto_max(ka::automatic), ec);
+        CHECK(!ec);
+        /* The largest value whose time is at most idle + intvl * cnt. The kernel rounds it up to its tick. */
+        const std::chrono::milliseconds automatic{option(fd, IPPROTO_TCP, TCP_RTO_MAX_MS)};
+        const auto typical = [&](std::chrono::milliseconds rto_max) {
+            return ka::data_time(ka::policy{}.rto_max(rto_max), ec).typical;
+        };
+        CHECK(automatic < 1010ms || (typical(automatic - 10ms) <= 110s && !ec));
+        CHECK(automatic == 120s || (typical(automatic + 1ms) > 110s && !ec));
+    } else {
+        ka::apply(fd, policy, ec);
+        CHECK(ec == std::errc::operation_not_supported && !ka::query(fd, ec).rto_max() && !ec);
+    }
+    close(fd);
+    const ka::detection time = ka::data_time(policy, ec);
+    CHECK(!ec && time.worst == time.typical + 2s);
+    CHECK(ka::data_time(ka::parse("rto_max=2s", ec), ec).typical == time.typical && !ec);
+    /* A user timeout replaces the retransmissions, but the kernel checks it only when it retransmits. */
+    const ka::detection limited = ka::data_time(ka::policy{policy}.user_timeout(30s), ec);
+    CHECK(!ec && limited.typical == 30s && limited.worst == 32s);
+    ignore(ka::data_time(ka::policy{}.rto_max(ka::automatic), ec));
+    CHECK(ec == std::errc::invalid_argument);
+}
+
 /* A setter with an error code reports a bad value, and makes the policy invalid. */
 void bad_values() {
     std::error_code ec;
@@ -300,6 +357,11 @@ void bad_values() {
     CHECK(rejected([&](ka::policy &p) { p.user_timeout(-1ms, ec); }));
     CHECK(rejected([&](ka::policy &p) { p.user_timeout(-3ms, ec); }));
     CHECK(rejected([&](ka::policy &p) { p.user_timeout(25 * 24h, ec); }));
+    CHECK(rejected([&](ka::policy &p) { p.rto_max(999ms, ec); }));
+    CHECK(rejected([&](ka::policy &p) { p.rto_max(120'001ms, ec); }));
+    CHECK(rejected([&](ka::policy &p) { p.rto_max(1500us, ec); }));
+    CHECK(rejected([&](ka::policy &p) { p.rto_max(0s, ec); }));
+    CHECK(rejected([&](ka::policy &p) { p.rto_max(-2s, ec); }));
 
     ka::policy policy;
     const auto accepted = [&](auto set) {
@@ -311,6 +373,8 @@ void bad_values() {
     CHECK(accepted([&] { policy.intvl(32767s, ec); }) && policy.intvl() == 32767s);
     CHECK(accepted([&] { policy.cnt(127, ec); }) && policy.cnt() == 127);
     CHECK(accepted([&] { policy.user_timeout(0s, ec); }) && policy.user_timeout() == 0ms);
+    CHECK(accepted([&] { policy.rto_max(1s, ec); }) && policy.rto_max() == 1000ms);
+    CHECK(accepted([&] { policy.rto_max(2min, ec); }) && policy.rto_max() == 120s);
     CHECK(accepted([&] { policy.idle(std::chrono::duration<short, std::ratio<60>>{2}, ec); }));
     CHECK(policy.idle() == 120s);
     CHECK(accepted([&] { policy.idle(std::chrono::duration<std::uint8_t>{9}, ec); }) && policy.idle() == 9s);
@@ -336,9 +400,11 @@ void invalid_policies() {
           ka::policy{longer}, bad_idle, bad_cnt}) {
         CHECK(!failed.is_valid() && failed != ka::policy{} && failed == ka::policy{ka_config{}});
         CHECK(!failed.keepalive() && !failed.idle() && !failed.intvl() && !failed.cnt() && !failed.user_timeout());
+        CHECK(!failed.rto_max());
         ka::policy later = failed;
         later.idle(60s).intvl(10s).cnt(5).user_timeout(1s).user_timeout(ka::automatic).keepalive(true);
         later.user_timeout(ka::none).user_timeout(std::nullopt);
+        later.rto_max(2s).rto_max(ka::automatic).rto_max(std::nullopt);
         const auto rejected = [&](auto set) {
             ec.clear();
             set();
@@ -346,6 +412,7 @@ void invalid_policies() {
         };
         CHECK(rejected([&] { later.idle(60s, ec); }) && rejected([&] { later.intvl(60s, ec); }));
         CHECK(rejected([&] { later.cnt(5, ec); }) && rejected([&] { later.user_timeout(60s, ec); }));
+        CHECK(rejected([&] { later.rto_max(2s, ec); }));
         const ka::policy temporary = ka::policy{failed}.keepalive(true).idle(60s).intvl(10s).cnt(5);
         for (const ka::policy &policy : {failed, later, temporary}) {
             CHECK(!policy.is_valid());
@@ -354,6 +421,7 @@ void invalid_policies() {
             CHECK(rejected([&] { ka::apply(-1, policy, ec); }) && rejected([&] { ka::enable(-1, policy, ec); }));
             CHECK(rejected([&] { ignore(ka::format(policy, ec)); }));
             CHECK(rejected([&] { ignore(ka::detect_time(policy, ec)); }));
+            CHECK(rejected([&] { ignore(ka::data_time(policy, ec)); }));
             CHECK(ka_apply(fd, &policy.native()) == -1 && errno == EINVAL);
         }
         CHECK(option(fd, SOL_SOCKET, SO_KEEPALIVE) == 0);
@@ -484,6 +552,7 @@ void with_exceptions() {
     CHECK(throws(invalid, "ka::policy::intvl", [] { ignore(ka::policy{}.intvl(0s)); }));
     CHECK(throws(invalid, "ka::policy::cnt", [] { ignore(ka::policy{}.cnt(128)); }));
     CHECK(throws(invalid, "ka::policy::user_timeout", [] { ignore(ka::policy{}.user_timeout(-1ms)); }));
+    CHECK(throws(invalid, "ka::policy::rto_max", [] { ignore(ka::policy{}.rto_max(999ms)); }));
     ka::policy policy = ka::policy{}.idle(60s);
     CHECK(throws(invalid, "ka::policy::idle", [&] { policy.intvl(10s).idle(0s).cnt(5); }));
     CHECK(policy == ka::policy{}.idle(60s).intvl(10s));
@@ -508,6 +577,7 @@ void with_exceptions() {
     CHECK(throws(std::errc::result_out_of_range, "ka::plan_detect", [] { ignore(ka::plan_detect(1ms)); }));
     CHECK(throws(std::errc::no_such_file_or_directory, "ka::plan_preset", [] { ignore(ka::plan_preset("x")); }));
     CHECK(throws(invalid, "ka::detect_time", [] { ignore(ka::detect_time(ka::policy{})); }));
+    CHECK(throws(invalid, "ka::data_time", [] { ignore(ka::data_time(ka::policy{}.rto_max(ka::automatic))); }));
     CHECK(throws(invalid, "ka::reaper", [] { ka::reaper{0s}; }));
     CHECK(throws(invalid, "ka::beat::sign", [] { ignore(ka::beat{1, 1}.sign(std::string("short"), {})); }));
     CHECK(throws(std::errc::bad_message, "ka::beat::client_of", [] { ignore(ka::beat::client_of({})); }));
@@ -517,6 +587,7 @@ void with_exceptions() {
     CHECK(ka::format(ka::parse("60,10,5")) == "idle=60,intvl=10,cnt=5");
     CHECK(ka::format(ka::policy{}.keepalive(false)) == "off");
     CHECK(ka::detect_time(ka::plan_detect(30s)).worst <= 30s);
+    CHECK(ka::data_time(ka::policy{}.user_timeout(30s)).typical == 30s);
     CHECK(ka::plan_preset("azure-lb") == ka::plan_path(4min));
 
     ka::reaper reaper{30s};
@@ -551,7 +622,8 @@ void with_exceptions() {
     std::error_code ec;
     const int fd = tcp();
     for (const ka::policy &policy : {ka::policy{}.idle(1500ms), ka::policy{}.intvl(0s), ka::policy{}.cnt(-1),
-                                     ka::policy{}.user_timeout(-1ms), ka::policy{}.cnt(0).cnt(5).keepalive(true)}) {
+                                     ka::policy{}.user_timeout(-1ms), ka::policy{}.rto_max(999ms),
+                                     ka::policy{}.cnt(0).cnt(5).keepalive(true)}) {
         CHECK(!policy.is_valid());
         ka::enable(fd, policy, ec);
         CHECK(ec == std::errc::invalid_argument);
@@ -568,6 +640,7 @@ void with_exceptions() {
 
 int main() {
     without_exceptions();
+    retransmissions();
     bad_values();
     invalid_policies();
     references_to_temporaries();

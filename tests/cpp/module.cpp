@@ -14,7 +14,7 @@ export int turn_on(int fd) {
 
 export inline bool is_as_chosen(int fd) {
     std::error_code ec;
-    return ka::query(fd, ec) == chosen && ka::is_enabled(fd, ec);
+    return ka::query(fd, ec).rto_max(std::nullopt) == chosen && ka::is_enabled(fd, ec);
 }
 
 export bool is_policy(const char *text) { return ka::explain(text).empty(); }

@@ -16,9 +16,20 @@ def five(sock):
     return (sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), *(sock.getsockopt(tcp, name) for name in names))
 
 
+def rto_max(sock):
+    """Returns TCP_RTO_MAX_MS, as the kernel reports it, or None if the kernel does not have it."""
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, 44)
+    except OSError:
+        return None
+
+
 # The settings of a new socket, from the sysctls of this machine.
 with socket.socket() as fresh:
     FRESH = five(fresh)
+    FRESH_RTO_MAX = rto_max(fresh)
+
+needs_rto_max = pytest.mark.skipif(FRESH_RTO_MAX is None, reason="rto_max needs Linux 6.15")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Tests the functions on sockets. The tests read the result from the kernel."""
 
+import dataclasses
 import errno
 import io
 import os
@@ -7,7 +8,7 @@ import socket
 import ssl
 
 import pytest
-from conftest import FRESH, five
+from conftest import FRESH, FRESH_RTO_MAX, five, needs_rto_max, rto_max
 
 import ka
 
@@ -35,8 +36,10 @@ def test_none_leaves_every_value_as_it_is(sock):
     ka.apply(sock, ka.Config(None, None, None, None, None))
     ka.enable(sock, None, None, None)
     ka.set_user_timeout(sock, None)
+    ka.set_rto_max(sock, None)
     assert ka.enable_lenient(sock, None, None, None) == ka.Missed(0)
     assert five(sock) == (1, 61, 11, 4, 5000)
+    assert rto_max(sock) == FRESH_RTO_MAX
 
 
 def test_a_user_timeout_of_0_removes_it(sock):
@@ -194,6 +197,9 @@ CALLS = [
     ka.get_intvl,
     ka.get_cnt,
     ka.get_user_timeout,
+    ka.get_rto_max,
+    lambda sock: ka.set_rto_max(sock, 2000),
+    lambda sock: ka.set_rto_max(sock, ka.AUTO),
     lambda sock: ka.set_user_timeout(sock, 0),
     lambda sock: ka.set_user_timeout(sock, ka.AUTO),
     lambda sock: ka.apply(sock, ka.Config(keepalive=True, idle=60)),
@@ -236,7 +242,7 @@ def test_query_returns_the_settings_of_apply(sock):
     config = ka.Config(keepalive=True, idle=61, intvl=11, cnt=4, user_timeout=5000)
     ka.apply(sock, config)
     assert five(sock) == (1, 61, 11, 4, 5000)
-    assert ka.query(sock) == config
+    assert ka.query(sock) == dataclasses.replace(config, rto_max=FRESH_RTO_MAX)
     ka.apply(sock, ka.Config(intvl=12))
     assert five(sock) == (1, 61, 12, 4, 5000)
     ka.apply(sock, ka.Config(keepalive=False))
@@ -248,7 +254,7 @@ def test_query_returns_the_settings_of_apply(sock):
 def test_a_new_socket_has_the_defaults(sock):
     assert ka.query(sock) == ka.defaults()
     kernel = five(sock)
-    assert ka.query(sock) == ka.Config(False, *kernel[1:])
+    assert ka.query(sock) == ka.Config(False, *kernel[1:], FRESH_RTO_MAX)
 
 
 @pytest.mark.parametrize("value", [1, 0, "on"])
@@ -277,7 +283,37 @@ def test_set_user_timeout_sets_removes_and_rejects_values(sock):
         ka.set_user_timeout(sock, ka.AUTO)
 
 
-def test_mptcp_rejects_a_user_timeout():
+@needs_rto_max
+def test_rto_max_is_set_and_read(sock):
+    ka.apply(sock, ka.Config(True, 60, 10, 5, rto_max=2000))
+    assert five(sock) == (1, 60, 10, 5, 0) and rto_max(sock) == 2000
+    assert ka.get_rto_max(sock) == ka.query(sock).rto_max == 2000
+    ka.set_rto_max(sock, 3000)
+    assert rto_max(sock) == 3000
+    ka.set_rto_max(sock, None)
+    assert rto_max(sock) == 3000
+    ka.set_rto_max(sock, ka.AUTO)
+    # The largest value whose time is at most idle + intvl * cnt. The kernel rounds it up to its tick, at most 10 ms.
+    automatic = rto_max(sock)
+    assert automatic < 1010 or ka.data_time(ka.Config(rto_max=automatic - 10)).typical_ms <= 110000
+    assert automatic == 120000 or ka.data_time(ka.Config(rto_max=automatic + 1)).typical_ms > 110000
+    for value in (0, -1, -2, -3, 999, 120001):
+        with pytest.raises(ka.InvalidArgument, match="rto_max is"):
+            ka.set_rto_max(sock, value)
+    assert rto_max(sock) == automatic
+
+
+@pytest.mark.skipif(FRESH_RTO_MAX is not None, reason="this kernel has rto_max")
+def test_kernels_without_rto_max_reject_it(sock):
+    assert ka.query(sock).rto_max is None
+    for call in [ka.get_rto_max, lambda sock: ka.apply(sock, ka.Config(True, rto_max=2000))]:
+        with pytest.raises(OSError, match="Linux 6.15") as caught:
+            call(sock)
+        assert caught.value.errno == errno.EOPNOTSUPP
+    assert five(sock) == FRESH
+
+
+def test_mptcp_rejects_a_user_timeout_and_rto_max():
     try:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
     except OSError as error:
@@ -287,6 +323,9 @@ def test_mptcp_rejects_a_user_timeout():
         assert ka.query(sock) == ka.Config(True, 60, 10, 5, None)
         with pytest.raises(OSError, match="MPTCP") as caught:
             ka.set_user_timeout(sock, 1000)
+        assert caught.value.errno == errno.EOPNOTSUPP
+        with pytest.raises(OSError, match="MPTCP") as caught:
+            ka.set_rto_max(sock, 2000)
         assert caught.value.errno == errno.EOPNOTSUPP
 
 

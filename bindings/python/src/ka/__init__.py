@@ -15,9 +15,12 @@ from ._config import (
     CNT_MAX,
     IDLE_MAX,
     INTVL_MAX,
+    RTO_MAX_MAX,
+    RTO_MAX_MIN,
     Auto,
     Config,
     DetectTime,
+    data_time,
     defaults,
     detect_time,
     explain,
@@ -42,16 +45,18 @@ from ._socket import (
     get_cnt,
     get_idle,
     get_intvl,
+    get_rto_max,
     get_status,
     get_user_timeout,
     is_enabled,
     query,
+    set_rto_max,
     set_user_timeout,
 )
 
 
 def version() -> str:
-    """Returns the version of libka that runs, such as "0.1.0"."""
+    """Returns the version of libka that runs, such as "0.2.0"."""
     text: bytes = _LIBRARY.ka_version()
     return text.decode()
 
@@ -68,6 +73,8 @@ __all__ = [
     "CNT_MAX",
     "IDLE_MAX",
     "INTVL_MAX",
+    "RTO_MAX_MAX",
+    "RTO_MAX_MIN",
     "Auto",
     "Beat",
     "Config",
@@ -82,6 +89,7 @@ __all__ = [
     "beat_nonce",
     "beat_sign",
     "beat_verify",
+    "data_time",
     "defaults",
     "detect_time",
     "disable",
@@ -92,6 +100,7 @@ __all__ = [
     "get_cnt",
     "get_idle",
     "get_intvl",
+    "get_rto_max",
     "get_status",
     "get_user_timeout",
     "is_enabled",
@@ -100,6 +109,7 @@ __all__ = [
     "plan_path",
     "plan_preset",
     "query",
+    "set_rto_max",
     "set_user_timeout",
     "socket_options",
     "version",

@@ -16,6 +16,11 @@ IDLE_MAX: Final = 32767
 INTVL_MAX: Final = 32767
 CNT_MAX: Final = 127
 USER_TIMEOUT_MAX: Final = 2**31 - 1
+RTO_MAX_MIN: Final = 1000
+RTO_MAX_MAX: Final = 120000
+
+# The option of linux/tcp.h. The module socket does not have it.
+TCP_RTO_MAX_MS: Final = 44
 
 
 class Auto(enum.Enum):
@@ -28,9 +33,11 @@ class Auto(enum.Enum):
 
 
 AUTO: Final = Auto.AUTO
-"""For user_timeout: 1000 * (idle + intvl * cnt) milliseconds, from the values in force during the call."""
+"""Computed from the values in force. For user_timeout: 1000 * (idle + intvl * cnt) milliseconds. For rto_max: the
+largest value with which a dead peer is detected within this time while data is unacknowledged, or 1000."""
 
 UserTimeout = Union[int, Auto, None]
+RtoMax = Union[int, Auto, None]
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Config:
     intvl         seconds, 1..32767: from an unanswered probe to the next (TCP_KEEPINTVL)
     cnt           probes, 1..127: the connection ends when this many are unanswered (TCP_KEEPCNT)
     user_timeout  milliseconds, 1..2147483647; 0 removes the user timeout; AUTO (TCP_USER_TIMEOUT)
+    rto_max       milliseconds, 1000..120000: the longest time between two retransmissions; AUTO (TCP_RTO_MAX_MS, Linux
+                  6.15 and later)
 
     The functions that take a config check its values. Config does not, because query and defaults may return a value
     that no program can set, such as a sysctl of 86400.
@@ -52,6 +61,7 @@ class Config:
     intvl: Optional[int] = None
     cnt: Optional[int] = None
     user_timeout: UserTimeout = None
+    rto_max: RtoMax = None
 
 
 def timer(name: str, value: Optional[SupportsIndex], high: int, unit: str) -> int:
@@ -66,6 +76,12 @@ def user_timeout(value: UserTimeout) -> int:
         return c.AUTO
     # In struct ka_config 0 means KA_KEEP.
     return in_range("user_timeout", value, 0, USER_TIMEOUT_MAX, "ms") or c.NONE
+
+
+def rto_max(value: RtoMax) -> int:
+    if value is None:
+        return c.KEEP
+    return c.AUTO if isinstance(value, Auto) else in_range("rto_max", value, RTO_MAX_MIN, RTO_MAX_MAX, "ms")
 
 
 def timers(idle: Optional[SupportsIndex], intvl: Optional[SupportsIndex], cnt: Optional[SupportsIndex]) -> tuple[int, int, int]:
@@ -87,12 +103,13 @@ def to_c(config: Config) -> c.Config:
         c.KEEP if keepalive is None else c.ON if keepalive else c.OFF,
         *timers(config.idle, config.intvl, config.cnt),
         user_timeout(config.user_timeout),
+        rto_max(config.rto_max),
     )
 
 
 def empty() -> c.Config:
     """KA_CONFIG_INIT"""
-    return c.Config(ctypes.sizeof(c.Config), c.KEEP, c.KEEP, c.KEEP, c.KEEP, c.KEEP)
+    return c.Config(ctypes.sizeof(c.Config), c.KEEP, c.KEEP, c.KEEP, c.KEEP, c.KEEP, c.KEEP)
 
 
 def from_c(config: c.Config) -> Config:
@@ -110,11 +127,15 @@ def from_c(config: c.Config) -> Config:
         intvl=value(config.intvl),
         cnt=value(config.cnt),
         user_timeout=user_timeout,
+        rto_max=AUTO if config.rto_max == c.AUTO else value(config.rto_max),
     )
 
 
 def defaults() -> Config:
-    """Returns the settings of a new socket of this network namespace: the sysctls net.ipv4.tcp_keepalive_*."""
+    """Returns the settings of a new socket of this network namespace: the sysctls net.ipv4.tcp_keepalive_*.
+
+    rto_max is the sysctl net.ipv4.tcp_rto_max_ms, or None before Linux 6.15.
+    """
     config = empty()
     if c.LIBRARY.ka_defaults(ctypes.byref(config)) != 0:
         raise c.failure(c.last_error())
@@ -122,7 +143,7 @@ def defaults() -> Config:
 
 
 def parse(text: str) -> Config:
-    """Reads a policy: "60,10,5", or items such as "idle=5m, intvl=30s, cnt=5, user_timeout=auto".
+    """Reads a policy: "60,10,5", or items such as "idle=5m, intvl=30s, cnt=5, user_timeout=auto, rto_max=2s".
 
     "on", "off" and "keep" are items too. Without one of these three, the policy turns keepalive on. Times may have a
     unit: ms, s, m, h or d. "user_timeout=none" and "user_timeout=0" remove the user timeout.
@@ -226,11 +247,27 @@ def detect_time(config: Config) -> DetectTime:
     return DetectTime(typical.value, worst.value)
 
 
+def data_time(config: Config) -> DetectTime:
+    """Computes how long a policy needs to find a dead peer while sent data is unacknowledged.
+
+    The time counts from the first retransmission of the data. If rto_max is None, the sysctl net.ipv4.tcp_rto_max_ms
+    decides. Raises InvalidArgument if user_timeout or rto_max is AUTO, and idle, intvl or cnt is None.
+    """
+    native, typical, worst = to_c(config), ctypes.c_uint64(), ctypes.c_uint64()
+    if c.LIBRARY.ka_data_time(ctypes.byref(native), ctypes.byref(typical), ctypes.byref(worst)) != 0:
+        number = c.last_error()
+        if None in (config.idle, config.intvl, config.cnt):
+            raise c.failure(number, "user_timeout or rto_max is ka.AUTO: idle, intvl and cnt must not be None")
+        raise rejected(number, config)
+    return DetectTime(typical.value, worst.value)
+
+
 def socket_options(config: Config) -> list[tuple[int, int, int]]:
     """Returns the policy as a list of options (level, option, value), for a library that creates its sockets itself.
 
     The options are in the order that Linux needs: SO_KEEPALIVE last. A program that has the socket uses enable or
     apply instead.
+    Before Linux 6.15, setsockopt fails for the option of rto_max.
     """
     native = to_c(config)
     user_timeout = native.user_timeout
@@ -238,10 +275,12 @@ def socket_options(config: Config) -> list[tuple[int, int, int]]:
         user_timeout = 0
     elif user_timeout == c.AUTO:
         user_timeout = automatic_user_timeout(config)
+    rto_max = automatic_rto_max(config) if native.rto_max == c.AUTO else native.rto_max
     keepalive = {c.ON: 1, c.OFF: 0}.get(native.keepalive, c.KEEP)
     options = [
         # Some versions of typeshed do not have TCP_USER_TIMEOUT.
         (socket.IPPROTO_TCP, getattr(socket, "TCP_USER_TIMEOUT"), user_timeout),
+        (socket.IPPROTO_TCP, TCP_RTO_MAX_MS, rto_max),
         (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, native.intvl),
         (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, native.cnt),
         (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, native.idle),
@@ -258,3 +297,17 @@ def automatic_user_timeout(config: Config) -> int:
     if total > USER_TIMEOUT_MAX:
         raise rejected(errno.EINVAL, config)
     return total
+
+
+def automatic_rto_max(config: Config) -> int:
+    """Returns the milliseconds of an rto_max of AUTO. libka computes them for a temporary socket."""
+    if config.idle is None or config.intvl is None or config.cnt is None:
+        raise c.failure(errno.EINVAL, "rto_max is ka.AUTO: without a socket, idle, intvl and cnt must not be None")
+    native, value = to_c(Config(None, config.idle, config.intvl, config.cnt, None, AUTO)), ctypes.c_int()
+    with socket.socket() as sock:
+        if c.LIBRARY.ka_apply(sock.fileno(), ctypes.byref(native)) != 0:
+            number = c.last_error()
+            raise c.failure(number, "rto_max needs Linux 6.15 or later" if number == errno.EOPNOTSUPP else "")
+        if c.LIBRARY.ka_get_rto_max(sock.fileno(), ctypes.byref(value)) != 0:
+            raise c.failure(c.last_error())
+    return value.value

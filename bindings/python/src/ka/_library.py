@@ -23,6 +23,7 @@ class Config(ctypes.Structure):
         ("intvl", c_int32),
         ("cnt", c_int32),
         ("user_timeout", c_int32),
+        ("rto_max", c_int32),
     ]
 
 
@@ -57,6 +58,7 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "ka_beat_nonce": (c_int, [c_char_p]),
     "ka_beat_sign": (c_int, [c_char_p, c_size_t, c_char_p, POINTER(Beat), c_char_p]),
     "ka_beat_verify": (c_int, [c_char_p, c_size_t, c_char_p, c_uint64, c_char_p, POINTER(Beat)]),
+    "ka_data_time": (c_int, [CONFIG, POINTER(c_uint64), POINTER(c_uint64)]),
     "ka_defaults": (c_int, [CONFIG]),
     "ka_detect_time": (c_int, [CONFIG, POINTER(c_uint64), POINTER(c_uint64)]),
     "ka_disable": (c_int, [c_int]),
@@ -67,6 +69,7 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "ka_get_cnt": (c_int, [c_int, POINTER(c_int)]),
     "ka_get_idle": (c_int, [c_int, POINTER(c_int)]),
     "ka_get_intvl": (c_int, [c_int, POINTER(c_int)]),
+    "ka_get_rto_max": (c_int, [c_int, POINTER(c_int)]),
     "ka_get_status": (c_int, [c_int, POINTER(Status)]),
     "ka_get_user_timeout": (c_int, [c_int, POINTER(c_int)]),
     "ka_is_enabled": (c_int, [c_int]),
@@ -82,6 +85,7 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "ka_reaper_new": (c_void_p, [c_uint32]),
     "ka_reaper_next": (c_int, [c_void_p, c_uint64]),
     "ka_reaper_touch": (c_int, [c_void_p, c_int, c_uint64]),
+    "ka_set_rto_max": (c_int, [c_int, c_int]),
     "ka_set_user_timeout": (c_int, [c_int, c_int]),
     "ka_version": (c_char_p, []),
     "ka_version_number": (c_uint32, []),

@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from typing import Optional, Protocol, SupportsIndex, Union
 
 from . import _library as c
-from ._config import AUTO, Config, UserTimeout, empty, from_c, rejected, timers, to_c, user_timeout
+from ._config import (
+    AUTO,
+    Config,
+    RtoMax,
+    UserTimeout,
+    empty,
+    from_c,
+    rejected,
+    rto_max,
+    timers,
+    to_c,
+    user_timeout,
+)
 from ._number import whole
 
 
@@ -47,7 +59,7 @@ def check(result: int, sock: Socket, fd: int, config: Optional[Config] = None) -
     if number == errno.ENOPROTOOPT:
         raise c.failure(number, f"descriptor {fd} is a socket, but not TCP")
     if number == errno.EOPNOTSUPP:
-        why = "Multipath TCP (MPTCP) has no user_timeout"
+        why = "Multipath TCP (MPTCP) has neither user_timeout nor rto_max, and Linux before 6.15 has no rto_max"
         raise c.failure(number, f"the kernel does not have the option for descriptor {fd}; {why}")
     raise c.failure(number) if config is None else rejected(number, config)
 
@@ -123,6 +135,11 @@ def get_user_timeout(sock: Socket) -> int:
     return get(c.LIBRARY.ka_get_user_timeout, sock)
 
 
+def get_rto_max(sock: Socket) -> int:
+    """Returns the longest time between two retransmissions in milliseconds. The default is the sysctl's value."""
+    return get(c.LIBRARY.ka_get_rto_max, sock)
+
+
 def get(function: ctypes._NamedFuncPointer, sock: Socket) -> int:
     fd, value = descriptor(sock), ctypes.c_int()
     check(function(fd, ctypes.byref(value)), sock, fd)
@@ -136,6 +153,15 @@ def set_user_timeout(sock: Socket, milliseconds: UserTimeout) -> None:
     check(c.LIBRARY.ka_set_user_timeout(fd, value), sock, fd, why)
 
 
+def set_rto_max(sock: Socket, milliseconds: RtoMax) -> None:
+    """Sets the longest time between two retransmissions: milliseconds, or ka.AUTO. Linux 6.15 and later have it.
+
+    It limits how long unacknowledged data hides a dead peer: see data_time.
+    """
+    fd, value = descriptor(sock), rto_max(milliseconds)
+    check(c.LIBRARY.ka_set_rto_max(fd, value), sock, fd)
+
+
 def apply(sock: Socket, config: Config) -> None:
     """Applies a policy: sets each value that is not None. After a failure keepalive is on or off as it was."""
     fd, native = descriptor(sock), to_c(config)
@@ -143,7 +169,10 @@ def apply(sock: Socket, config: Config) -> None:
 
 
 def query(sock: Socket) -> Config:
-    """Returns the settings that are in force. user_timeout is None on MPTCP, because the kernel cannot report it."""
+    """Returns the settings that are in force.
+
+    user_timeout and rto_max are None on MPTCP, because the kernel cannot report them. rto_max is None before Linux 6.15.
+    """
     fd, native = descriptor(sock), empty()
     check(c.LIBRARY.ka_query(fd, ctypes.byref(native)), sock, fd)
     return from_c(native)
