@@ -160,7 +160,7 @@ pub fn libka_client(network: &Network, family: Family, policy: Policy) -> Progra
 }
 
 /// Starts a program that does not use keepalive, and prints how its connection ended.
-pub fn plain_client(network: &Network, family: Family, mut command: Command) -> Program {
+pub fn plain_client(network: &Network, family: Family, command: Command) -> Program {
     const SCRIPT: &str = "
 import errno, socket, sys
 connection = socket.create_connection((sys.argv[1], int(sys.argv[2])))
@@ -175,9 +175,15 @@ try:
 except OSError as error:
     print(errno.errorcode[error.errno])
 ";
+    run_script(network, family, command, SCRIPT).connected()
+}
+
+/// Runs a script on the client. `command` is the interpreter. The arguments of the script are the server's address and
+/// port.
+pub fn run_script(network: &Network, family: Family, mut command: Command, script: &str) -> Program {
     network.client.moves(&mut command);
-    command.args(["-c", SCRIPT, &network.host(family).to_string(), &PORT.to_string()]);
-    Program::start(&mut command).connected()
+    command.args(["-c", script, &network.host(family).to_string(), &PORT.to_string()]);
+    Program::start(&mut command)
 }
 
 /// Starts the same program under the shim.
@@ -260,4 +266,14 @@ pub fn talks(from: &TcpStream, to: &TcpStream, within: f64) -> bool {
         (&*from).write_all(b"!").is_ok() && matches!((&*to).read(&mut byte), Ok(1))
     };
     passes(from, to) && passes(to, from)
+}
+
+/// Writes until the buffers are full, because the peer does not read.
+pub fn fill(mut socket: &TcpStream) -> usize {
+    socket.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut written = 0;
+    while let Ok(size) = socket.write(&[0; 4096]) {
+        written += size;
+    }
+    written
 }

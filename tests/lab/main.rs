@@ -6,6 +6,7 @@
 //! ends.
 
 mod cases {
+    pub mod data;
     pub mod dead_peer;
     pub mod idle;
     pub mod loss;
@@ -82,6 +83,7 @@ fn cases() -> Vec<Case> {
     // Start the longest cases first.
     let mut cases = cases::loss::cases();
     cases.extend(cases::many::cases());
+    cases.extend(cases::data::cases());
     for family in families {
         cases.extend(cases::middlebox::cases(family));
         cases.extend(cases::dead_peer::cases(family));

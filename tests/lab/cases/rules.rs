@@ -11,7 +11,7 @@ use ka_test::libka::{AUTO, call, enable};
 use ka_test::socket::set_option;
 use socket2::SockRef;
 
-use crate::endpoint::{Policy, ending, is_open, late, talks};
+use crate::endpoint::{Policy, ending, fill, is_open, late, talks};
 use crate::network::{Family, Network};
 use crate::story::{Case, Story, now, sleep};
 use crate::wire::Kind;
@@ -128,16 +128,6 @@ fn data_in_flight(story: &mut Story) {
     let flows = story.flows(&["keepalive alone", "with KA_AUTO"]);
     story.ended(1, end.0, end.1);
     assert!(flows[0].probes().iter().all(|time| *time < lost), "there was a probe while data was in flight");
-}
-
-/// Writes until the buffers are full, because the peer does not read.
-fn fill(mut socket: &TcpStream) -> usize {
-    socket.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-    let mut written = 0;
-    while let Ok(size) = socket.write(&[0; 4096]) {
-        written += size;
-    }
-    written
 }
 
 fn closed_window(story: &mut Story) {
