@@ -76,6 +76,7 @@ api! {
     beat ka_beat_sign(*const u8, usize, *const u8, *const ka_beat, *mut u8) -> c_int;
     beat ka_beat_verify(*const u8, usize, *const u8, u64, *const u8, *mut ka_beat) -> c_int;
     config ka_defaults(*mut ka_config) -> c_int;
+    plan ka_data_time(*const ka_config, *mut u64, *mut u64) -> c_int;
     plan ka_detect_time(*const ka_config, *mut u64, *mut u64) -> c_int;
     plan ka_plan_detect(u32, *mut ka_config) -> c_int;
     plan ka_plan_path(u32, *mut ka_config) -> c_int;
@@ -94,9 +95,11 @@ api! {
     socket ka_get_cnt(c_int, *mut c_int) -> c_int;
     socket ka_get_idle(c_int, *mut c_int) -> c_int;
     socket ka_get_intvl(c_int, *mut c_int) -> c_int;
+    socket ka_get_rto_max(c_int, *mut c_int) -> c_int;
     socket ka_get_user_timeout(c_int, *mut c_int) -> c_int;
     socket ka_is_enabled(c_int) -> c_int;
     socket ka_query(c_int, *mut ka_config) -> c_int;
+    socket ka_set_rto_max(c_int, c_int) -> c_int;
     socket ka_set_user_timeout(c_int, c_int) -> c_int;
     status ka_get_status(c_int, *mut ka_status) -> c_int;
     text ka_explain(*const c_char, *mut c_char, usize) -> c_int;
@@ -172,7 +175,7 @@ impl Run<'_> {
             Export::ka_enable => {
                 let fd = self.descriptor();
                 let [idle, intvl, cnt] = [(); 3].map(|()| self.input.value());
-                let wanted = Policy { enabled: 1, idle, intvl, cnt, user_timeout: KEEP };
+                let wanted = Policy { enabled: 1, idle, intvl, cnt, ..Policy::KEEP };
                 let expected = sound(wanted).and_then(|wanted| expect(fd, &wanted));
                 let call_it = self.api.ka_enable;
                 self.changing(fd, expected, None, |_| unsafe { call_it(fd, idle, intvl, cnt) });
@@ -192,6 +195,20 @@ impl Run<'_> {
                 let expected = sound(wanted).and_then(|wanted| expect(fd, &wanted));
                 let call_it = self.api.ka_set_user_timeout;
                 self.changing(fd, expected, None, |_| unsafe { call_it(fd, user_timeout) });
+            }
+            Export::ka_set_rto_max => {
+                let fd = self.descriptor();
+                let rto_max = self.input.value();
+                let wanted = Policy { rto_max, ..Policy::KEEP };
+                let expected = sound(wanted).and_then(|wanted| expect(fd, &wanted));
+                let call_it = self.api.ka_set_rto_max;
+                self.changing(fd, expected, None, |_| unsafe { call_it(fd, rto_max) });
+            }
+            Export::ka_get_rto_max => {
+                self.get(self.api.ka_get_rto_max, |policy| match policy.rto_max {
+                    KEEP => Err(EOPNOTSUPP),
+                    value => Ok(value),
+                });
             }
             Export::ka_is_enabled => {
                 let fd = self.descriptor();
@@ -244,7 +261,10 @@ impl Run<'_> {
                 );
             }
             Export::ka_plan_preset => self.preset(),
-            Export::ka_detect_time => self.detect_time(),
+            Export::ka_detect_time => self.time(self.api.ka_detect_time, Policy::detection),
+            Export::ka_data_time => self.time(self.api.ka_data_time, |policy| {
+                policy.data_time(kernel::retries(), kernel::sysctl("tcp_rto_max_ms").unwrap_or(120_000))
+            }),
             Export::ka_get_status => self.status(),
             Export::ka_parse => self.parse(),
             Export::ka_explain => self.explain(),
@@ -367,10 +387,11 @@ impl Run<'_> {
     /// Takes a config for C, which may be too short or too long. `None` is NULL. Also returns the policy that the
     /// config describes according to ka.h, or the errno.
     fn config(&mut self) -> (Option<Vec<u8>>, Result<Policy, c_int>) {
-        let values = [(); 5].map(|()| self.input.value());
+        let values = [(); 6].map(|()| self.input.value());
         let form = self.input.byte();
         let size: u32 = match form {
-            0..200 => 24,
+            0..180 => 28,
+            180..200 => 24,
             200..210 => return (None, Err(EINVAL)),
             210..235 => u32::from(self.input.byte() % 24) * 4,
             235..245 => self.input.byte().into(),
@@ -389,7 +410,7 @@ impl Run<'_> {
         let known = |n: usize| if (n as u32) < size / 4 - 1 { values[n] } else { KEEP };
         let wanted = if !is_size {
             Err(EINVAL)
-        } else if size > 4096 || (size > 24 && !matches!(tail, 0 | KEEP)) {
+        } else if size > 4096 || (size > 28 && !matches!(tail, 0 | KEEP)) {
             Err(E2BIG)
         } else {
             sound(Policy::from_c(std::array::from_fn(known)))
@@ -475,7 +496,8 @@ impl Run<'_> {
     /// Takes a struct for output, with its size and random contents. `None` is NULL.
     fn output(&mut self) -> Option<Vec<u8>> {
         let size: u32 = match self.input.byte() {
-            0..160 => 24,
+            0..140 => 28,
+            140..160 => 24,
             160..170 => return None,
             170..230 => u32::from(self.input.byte() % 24) * 4,
             230..250 => self.input.byte().into(),
@@ -498,7 +520,7 @@ impl Run<'_> {
         let answer = function(pointer);
         let expected = filled(before.as_deref()).and_then(|()| policy()).map(|policy| policy.to_c());
         assert_eq!(answer, expected.map(|_| 0));
-        assert_eq!(room.bytes(), after(before, expected.as_ref().ok().map(<[i32; 5]>::as_slice)));
+        assert_eq!(room.bytes(), after(before, expected.as_ref().ok().map(<[i32; 6]>::as_slice)));
     }
 
     fn preset(&mut self) {
@@ -524,12 +546,17 @@ impl Run<'_> {
         );
     }
 
-    fn detect_time(&mut self) {
+    /// Calls a function that computes two times of a config.
+    fn time(
+        &mut self,
+        function: unsafe extern "C" fn(*const ka_config, *mut u64, *mut u64) -> c_int,
+        times: impl Fn(&Policy) -> Option<(u64, u64)>,
+    ) {
         let (bytes, wanted) = self.config();
         let nulls = self.input.byte();
         let expected = match (nulls, wanted) {
             (0..16, _) => Err(EINVAL),
-            (_, wanted) => wanted.and_then(|wanted| wanted.detection().ok_or(EINVAL)),
+            (_, wanted) => wanted.and_then(|wanted| times(&wanted).ok_or(EINVAL)),
         };
         let before = [0x5a; 8];
         let [one, two, three] = &mut *self.rooms;
@@ -539,7 +566,7 @@ impl Run<'_> {
         let typical_ms =
             if nulls.is_multiple_of(2) && nulls < 16 { kernel::NULL.cast() } else { typical.pointer() };
         let worst_ms = if nulls % 2 == 1 && nulls < 16 { kernel::NULL.cast() } else { worst.pointer() };
-        let answer = call(|| unsafe { (self.api.ka_detect_time)(pointer, typical_ms, worst_ms) });
+        let answer = call(|| unsafe { function(pointer, typical_ms, worst_ms) });
         assert_eq!(answer, expected.map(|_| 0));
         let (typical_ms, worst_ms) = expected
             .map_or((before, before), |(typical, worst)| (typical.to_ne_bytes(), worst.to_ne_bytes()));
@@ -606,10 +633,19 @@ impl Run<'_> {
         let pointer =
             object.as_mut().filter(|_| !is_null).map_or(kernel::NULL.cast(), |object| object.pointer());
         let call_it = self.api.ka_parse;
-        self.filling(
-            |config| call(|| unsafe { call_it(pointer, config) }),
-            || if is_null { Err(EINVAL) } else { meaning },
-        );
+        let before = self.output();
+        let mut room = self.rooms[0].put(before.as_deref().unwrap_or_default());
+        let config = if before.is_some() { room.pointer() } else { kernel::NULL.cast() };
+        let answer = call(|| unsafe { call_it(pointer, config) });
+        let size = before.as_deref().map_or(0, |bytes| u32::from_ne_bytes(bytes[..4].try_into().unwrap()));
+        let expected = filled(before.as_deref()).and_then(|()| match meaning {
+            _ if is_null => Err(EINVAL),
+            // A config without the field, as in 0.1.0, cannot hold the value.
+            Ok(policy) if policy.rto_max != KEEP && size < 28 => Err(EINVAL),
+            meaning => meaning.map(|policy| policy.to_c()),
+        });
+        assert_eq!(answer, expected.map(|_| 0));
+        assert_eq!(room.bytes(), after(before, expected.as_ref().ok().map(<[i32; 6]>::as_slice)));
     }
 
     fn explain(&mut self) {
@@ -849,6 +885,19 @@ fn expect(fd: c_int, wanted: &Policy) -> Expected {
     let mut after = wanted.on(&before);
     if after.user_timeout == AUTO {
         after.user_timeout = after.automatic().ok_or(EINVAL)?;
+    }
+    if wanted.rto_max != KEEP {
+        if before.rto_max == KEEP {
+            return Err(EOPNOTSUPP);
+        }
+        let exact =
+            if after.rto_max == AUTO { after.automatic_rto_max(kernel::retries()) } else { after.rto_max };
+        // A Multipath TCP socket that has fallen back to TCP reports a value, but rejects every write.
+        let is_written = !(exact..=exact.saturating_add(9)).contains(&before.rto_max);
+        if is_written && kernel::is_mptcp(fd) {
+            return Err(EOPNOTSUPP);
+        }
+        after.rto_max = kernel::rto_max_after(before.rto_max, exact);
     }
     Ok(after)
 }

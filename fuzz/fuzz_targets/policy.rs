@@ -11,14 +11,14 @@ use ka::text::{ka_format, ka_parse};
 use ka_fuzz::input::Input;
 use ka_fuzz::kernel::{call, words};
 use ka_fuzz::memory::{Guarded, with_rooms};
-use ka_fuzz::policy::{Policy, Wrong};
+use ka_fuzz::policy::{KEEP, Policy, Wrong};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| with_rooms(|[one, other, _]| {
     let mut input = Input(bytes);
     let size = u32::from(input.byte() % 16) * 4 % 40;
-    let room = usize::from(input.byte() % 72);
-    let policy = Policy::from_c([(); 5].map(|()| input.value()));
+    let room = usize::from(input.byte() % 88);
+    let policy = Policy::from_c([(); 6].map(|()| input.value()));
     let mut text = input.text(usize::MAX).to_vec();
     let meaning = Policy::parse(&text);
     text.push(0);
@@ -34,6 +34,10 @@ fuzz_target!(|bytes: &[u8]| with_rooms(|[one, other, _]| {
         _ if size < 8 => assert_eq!((answer, after), (Err(libc::EINVAL), before)),
         Err(Wrong::Form) => assert_eq!((answer, after), (Err(libc::EINVAL), before)),
         Err(Wrong::Range) => assert_eq!((answer, after), (Err(libc::ERANGE), before)),
+        // A config without the field, as in 0.1.0, cannot hold the value.
+        Ok(meaning) if meaning.rto_max != KEEP && size < 28 => {
+            assert_eq!((answer, after), (Err(libc::EINVAL), before));
+        }
         Ok(meaning) => {
             let mut expected = before.clone();
             let whole = words(size, &meaning.to_c());
@@ -48,7 +52,7 @@ fuzz_target!(|bytes: &[u8]| with_rooms(|[one, other, _]| {
 
 /// Formats a config into a buffer of `room` bytes, and parses the text again.
 fn check_format(policy: &Policy, room: usize, one: &mut Guarded, other: &mut Guarded) {
-    let whole = words(24, &policy.to_c());
+    let whole = words(28, &policy.to_c());
     let before = vec![0x5a; room];
     let mut config = one.put(&whole);
     let mut text = other.put(&before);
@@ -67,13 +71,13 @@ fn check_format(policy: &Policy, room: usize, one: &mut Guarded, other: &mut Gua
         expected[cut] = 0;
     }
     assert_eq!(text.bytes(), expected);
-    // According to ka.h, 64 bytes hold any text, and parsing a text returns the same config.
-    assert!(canonical.len() < 64);
+    // According to ka.h, 80 bytes hold any text, and parsing a text returns the same config.
+    assert!(canonical.len() < 80);
     assert_eq!(Policy::parse(canonical.as_bytes()), Ok(*policy));
     let mut canonical = canonical.into_bytes();
     canonical.push(0);
     let mut text = other.put(&canonical);
-    let mut read = one.put(&words(24, &[0; 5]));
+    let mut read = one.put(&words(28, &[0; 6]));
     assert_eq!(call(|| unsafe { ka_parse(text.pointer(), read.pointer()) }), Ok(0));
     assert_eq!(read.bytes(), whole);
 }

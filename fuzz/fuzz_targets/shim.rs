@@ -49,12 +49,13 @@ struct Reference {
     complaints: Vec<&'static str>,
 }
 
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "KA_POLICY",
     "KA_IDLE",
     "KA_INTVL",
     "KA_CNT",
     "KA_USER_TIMEOUT",
+    "KA_RTO_MAX",
     "KA_MODE",
     "KA_RULES",
     "KA_SKIP",
@@ -97,7 +98,8 @@ fn first<'a>(entries: &'a [Entry], name: &str) -> Option<&'a [u8]> {
     entries.iter().find(|(known, _)| known == name.as_bytes()).map(|(_, value)| value.as_slice())
 }
 
-const STANDARD: Policy = Policy { enabled: 1, idle: 60, intvl: 10, cnt: 6, user_timeout: KEEP };
+const STANDARD: Policy =
+    Policy { enabled: 1, idle: 60, intvl: 10, cnt: 6, user_timeout: KEEP, rto_max: KEEP };
 
 impl Reference {
     fn by(sources: &[&[Entry]]) -> Self {
@@ -111,7 +113,7 @@ impl Reference {
         };
         // A stronger source comes first, and overrides the others.
         for source in sources.iter().rev() {
-            for name in &NAMES[..9] {
+            for name in &NAMES[..10] {
                 if first(source, name).is_some_and(|value| reference.take(name, value).is_none()) {
                     reference.complaints.push(name);
                 }
@@ -136,6 +138,8 @@ impl Reference {
             "KA_CNT" => timer(&mut policy, "cnt")?,
             "KA_USER_TIMEOUT" if value == b"keep" => policy.user_timeout = KEEP,
             "KA_USER_TIMEOUT" => timer(&mut policy, "user_timeout")?,
+            "KA_RTO_MAX" if value == b"keep" => policy.rto_max = KEEP,
+            "KA_RTO_MAX" => timer(&mut policy, "rto_max")?,
             "KA_MODE" => {
                 self.mode = match value {
                     b"force" => Mode::Force,
@@ -163,6 +167,11 @@ fn words(config: &ka_core::Config) -> Policy {
             ka_core::UserTimeout::Keep => KEEP,
             ka_core::UserTimeout::Auto => AUTO,
             ka_core::UserTimeout::Milliseconds(value) => value,
+        },
+        rto_max: match config.rto_max() {
+            ka_core::RtoMax::Keep => KEEP,
+            ka_core::RtoMax::Auto => AUTO,
+            ka_core::RtoMax::Milliseconds(value) => value,
         },
     }
 }
@@ -214,7 +223,12 @@ fn rules(reference: &Reference) -> (Vec<rule::Rule>, usize) {
     for text in reference.rules.split(|byte| *byte == b';').map(<[u8]>::trim_ascii) {
         match rule::Rule::parse(text, &reference.policy) {
             _ if text.is_empty() => {}
-            Some(rule) if rules.len() < 64 => rules.push(rule),
+            Some(mut rule) if rules.len() < 64 => {
+                if let Action::Apply(policy) = &mut rule.action {
+                    *policy = policy.resolved(kernel::retries());
+                }
+                rules.push(rule);
+            }
             _ => wrong += 1,
         }
     }
@@ -226,7 +240,7 @@ fn check_shim(environment: &[Entry], input: &mut Input<'_>) {
     if has_conf() {
         return;
     }
-    let reference = Reference::by(&[environment]);
+    let mut reference = Reference::by(&[environment]);
     // The shim opens its log, and makes it if it is missing. The input may name any path.
     if !reference.log.is_empty() {
         return;
@@ -244,6 +258,7 @@ fn check_shim(environment: &[Entry], input: &mut Input<'_>) {
     check_complaints(&printed, complaints, &reference);
     assert_eq!(found.is_some(), is_active);
     let Some(found) = found else { return };
+    reference.policy = reference.policy.resolved(kernel::retries());
     let policy = found.policy;
     assert_eq!((words(&policy.config), policy.mode), (reference.policy, reference.mode));
     assert_eq!(found.log, None);
@@ -287,11 +302,11 @@ fn check_socket(shim: &Shim, reference: &Reference, rules: &[rule::Rule], input:
 
     // With rules in mode default, options that the program sets before connect stay.
     let mut has = kernel::policy(fd);
-    let mut is_set = [false; 5];
+    let mut is_set = [false; 6];
     if reference.mode == Mode::Default && !rules.is_empty() {
         assert_eq!(has, fresh);
         for _ in 0..input.byte() % 4 {
-            let option = input.byte() % 5;
+            let option = input.byte() % 6;
             let value = input.value();
             match allowed(option, value, &has, None, reference.mode) {
                 Some(wanted) => {
@@ -344,7 +359,7 @@ fn check_socket(shim: &Shim, reference: &Reference, rules: &[rule::Rule], input:
     };
     let is_held = action != Action::Skip && reference.mode != Mode::Default;
     for _ in 0..input.byte() % 8 {
-        let option = input.byte() % 5;
+        let option = input.byte() % 6;
         let value = input.value();
         let wanted = allowed(option, value, &has, is_held.then_some(&policy), reference.mode);
         let answer = program_sets(fd, option, value);
@@ -371,11 +386,12 @@ fn given(policy: &Policy, fresh: &Policy, keeps_stricter: bool) -> Policy {
     if has.user_timeout == AUTO {
         has.user_timeout = has.automatic().unwrap();
     }
+    has.rto_max = kernel::rto_max_after(fresh.rto_max, has.rto_max);
     has
 }
 
 /// Returns the settings of a socket after it got the values of a policy that its program has not set.
-fn with_unset_values(policy: &Policy, is_set: [bool; 5], has: &Policy) -> Policy {
+fn with_unset_values(policy: &Policy, is_set: [bool; 6], has: &Policy) -> Policy {
     let mut words = policy.words();
     for (word, _) in words.iter_mut().zip(is_set).skip(1).filter(|(_, is_set)| *is_set) {
         *word = KEEP;
@@ -385,6 +401,7 @@ fn with_unset_values(policy: &Policy, is_set: [bool; 5], has: &Policy) -> Policy
         // An automatic user timeout that is too long is not set.
         after.user_timeout = after.automatic().unwrap_or(has.user_timeout);
     }
+    after.rto_max = kernel::rto_max_after(has.rto_max, after.rto_max);
     after
 }
 
@@ -394,7 +411,8 @@ fn allowed(option: u8, value: c_int, has: &Policy, held: Option<&Policy>, mode: 
         0 => i32::MIN..=i32::MAX,
         1 | 2 => 1..=32767,
         3 => 1..=127,
-        _ => 0..=i32::MAX,
+        4 => 0..=i32::MAX,
+        _ => 1000..=120_000,
     };
     if !range.contains(&value) {
         return None;
@@ -405,9 +423,14 @@ fn allowed(option: u8, value: c_int, has: &Policy, held: Option<&Policy>, mode: 
         1 => &mut after.idle,
         2 => &mut after.intvl,
         3 => &mut after.cnt,
-        _ => &mut after.user_timeout,
+        4 => &mut after.user_timeout,
+        _ => &mut after.rto_max,
     };
-    let value = if option == 0 { i32::from(value != 0) } else { value };
+    let value = match option {
+        0 => i32::from(value != 0),
+        5 => kernel::rounded_rto_max(value),
+        _ => value,
+    };
     let Some(policy) = held else {
         *slot = value;
         return Some(after);
@@ -421,6 +444,8 @@ fn allowed(option: u8, value: c_int, has: &Policy, held: Option<&Policy>, mode: 
             let latest = Policy { user_timeout: AUTO, ..*policy }.automatic().unwrap_or(i32::MAX);
             *slot = value.min(latest);
         }
+        5 if policy.rto_max == KEEP => *slot = value,
+        5 => *slot = value.min(kernel::rounded_rto_max(policy.rto_max)),
         _ if mode == Mode::Floor => *slot = value.min(policy.words()[usize::from(option)]),
         _ => {}
     }
@@ -434,6 +459,7 @@ fn program_sets(fd: c_int, option: u8, value: c_int) -> Result<(), c_int> {
         1 => (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
         2 => (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
         3 => (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
+        5 => (libc::IPPROTO_TCP, kernel::RTO_MAX),
         _ => (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
     };
     // SAFETY: the function accepts any arguments, and `value` has 4 bytes.

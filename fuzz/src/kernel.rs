@@ -57,6 +57,41 @@ pub fn set_option(fd: c_int, level: c_int, name: c_int, value: c_int) -> Result<
     if answer == 0 { Ok(()) } else { Err(unsafe { *errno() }) }
 }
 
+/// `TCP_RTO_MAX_MS` of linux/tcp.h
+pub const RTO_MAX: c_int = 44;
+
+/// Returns whether this is a socket of Multipath TCP, whose `TCP_RTO_MAX_MS` no program can set.
+pub fn is_mptcp(fd: c_int) -> bool {
+    option(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Ok(libc::IPPROTO_MPTCP)
+}
+
+/// Returns the `TCP_RTO_MAX_MS` of a TCP socket that has `before`, after it has got `wanted`. The kernel rounds up to its
+/// tick, which is at most 10 ms. ka does not write a value that the socket has within a tick.
+pub fn rto_max_after(before: c_int, wanted: c_int) -> c_int {
+    if (wanted..=wanted.saturating_add(9)).contains(&before) { before } else { rounded_rto_max(wanted) }
+}
+
+/// Returns the value that the kernel reports after this one has been set.
+pub fn rounded_rto_max(wanted: c_int) -> c_int {
+    // SAFETY: the calls take no pointer.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    set_option(fd, libc::IPPROTO_TCP, RTO_MAX, wanted).unwrap();
+    let value = option(fd, libc::IPPROTO_TCP, RTO_MAX).unwrap();
+    // SAFETY: as above; the descriptor is this function's own.
+    unsafe { libc::close(fd) };
+    value
+}
+
+/// Returns a sysctl of IPv4 in this network namespace, if the kernel has it.
+pub fn sysctl(name: &str) -> Option<i32> {
+    std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok()?.trim().parse().ok()
+}
+
+/// Returns net.ipv4.tcp_retries2.
+pub fn retries() -> u8 {
+    sysctl("tcp_retries2").unwrap().try_into().unwrap()
+}
+
 /// Returns the settings of a TCP socket from the kernel, as `ka_query` returns them.
 pub fn policy(fd: c_int) -> Policy {
     let tcp = |name| option(fd, libc::IPPROTO_TCP, name);
@@ -66,11 +101,12 @@ pub fn policy(fd: c_int) -> Policy {
         intvl: tcp(libc::TCP_KEEPINTVL).unwrap(),
         cnt: tcp(libc::TCP_KEEPCNT).unwrap(),
         user_timeout: tcp(libc::TCP_USER_TIMEOUT).unwrap_or(KEEP),
+        rto_max: tcp(RTO_MAX).unwrap_or(KEEP),
     }
 }
 
 /// Returns each option of any descriptor, or its errno, to find changes.
-pub fn everything(fd: c_int) -> [Result<c_int, c_int>; 5] {
+pub fn everything(fd: c_int) -> [Result<c_int, c_int>; 6] {
     let tcp = |name| option(fd, libc::IPPROTO_TCP, name);
     [
         option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE),
@@ -78,6 +114,7 @@ pub fn everything(fd: c_int) -> [Result<c_int, c_int>; 5] {
         tcp(libc::TCP_KEEPINTVL),
         tcp(libc::TCP_KEEPCNT),
         tcp(libc::TCP_USER_TIMEOUT),
+        tcp(RTO_MAX),
     ]
 }
 
@@ -112,7 +149,7 @@ pub fn info(fd: c_int) -> Option<libc::tcp_info> {
     (answer == 0).then_some(info)
 }
 
-/// Returns the three sysctls of this network namespace.
+/// Returns the sysctls of this network namespace.
 pub fn defaults() -> Policy {
     let sysctl = |name: &str| -> i32 {
         let path = format!("/proc/sys/net/ipv4/tcp_keepalive_{name}");
@@ -124,6 +161,7 @@ pub fn defaults() -> Policy {
         intvl: sysctl("intvl"),
         cnt: sysctl("probes"),
         user_timeout: 0,
+        rto_max: self::sysctl("tcp_rto_max_ms").unwrap_or(KEEP),
     }
 }
 

@@ -8,6 +8,7 @@ pub const NONE: i32 = -3;
 
 const LONGEST_S: i32 = 32767;
 const MOST_PROBES: i32 = 127;
+const RTO_MAX: std::ops::RangeInclusive<i32> = 1000..=120_000;
 
 /// The meaning of a `struct ka_config`. `enabled` is 0, 1 or `KEEP`. A `user_timeout` of 0 means that there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +18,7 @@ pub struct Policy {
     pub intvl: i32,
     pub cnt: i32,
     pub user_timeout: i32,
+    pub rto_max: i32,
 }
 
 /// The kind of error in a text.
@@ -29,27 +31,29 @@ pub enum Wrong {
 }
 
 impl Policy {
-    pub const KEEP: Self = Self { enabled: KEEP, idle: KEEP, intvl: KEEP, cnt: KEEP, user_timeout: KEEP };
+    pub const KEEP: Self =
+        Self { enabled: KEEP, idle: KEEP, intvl: KEEP, cnt: KEEP, user_timeout: KEEP, rto_max: KEEP };
 
-    pub const fn from_words(words: [i32; 5]) -> Self {
-        let [enabled, idle, intvl, cnt, user_timeout] = words;
-        Self { enabled, idle, intvl, cnt, user_timeout }
+    pub const fn from_words(words: [i32; 6]) -> Self {
+        let [enabled, idle, intvl, cnt, user_timeout, rto_max] = words;
+        Self { enabled, idle, intvl, cnt, user_timeout, rto_max }
     }
 
-    pub const fn words(&self) -> [i32; 5] {
-        [self.enabled, self.idle, self.intvl, self.cnt, self.user_timeout]
+    pub const fn words(&self) -> [i32; 6] {
+        [self.enabled, self.idle, self.intvl, self.cnt, self.user_timeout, self.rto_max]
     }
 
     /// Reads the words of a `struct ka_config` after its size. Invalid words stay as they are.
-    pub fn from_c(words: [i32; 5]) -> Self {
-        let [keepalive, idle, intvl, cnt, user_timeout] =
+    pub fn from_c(words: [i32; 6]) -> Self {
+        let [keepalive, idle, intvl, cnt, user_timeout, rto_max] =
             words.map(|word| if word == 0 { KEEP } else { word });
         let enabled = if keepalive == 2 { 0 } else { keepalive };
-        Self { enabled, idle, intvl, cnt, user_timeout: if user_timeout == NONE { 0 } else { user_timeout } }
+        let user_timeout = if user_timeout == NONE { 0 } else { user_timeout };
+        Self { enabled, idle, intvl, cnt, user_timeout, rto_max }
     }
 
     /// Returns the words of a `struct ka_config` after its size.
-    pub fn to_c(&self) -> [i32; 5] {
+    pub fn to_c(&self) -> [i32; 6] {
         let or_keep = |value| if value == 0 { KEEP } else { value };
         [
             if self.enabled == 0 { 2 } else { self.enabled },
@@ -57,6 +61,7 @@ impl Policy {
             or_keep(self.intvl),
             or_keep(self.cnt),
             if self.user_timeout == 0 { NONE } else { self.user_timeout },
+            self.rto_max,
         ]
     }
 
@@ -68,6 +73,7 @@ impl Policy {
             && in_range(self.intvl, LONGEST_S)
             && in_range(self.cnt, MOST_PROBES)
             && self.user_timeout >= AUTO
+            && (matches!(self.rto_max, KEEP | AUTO) || RTO_MAX.contains(&self.rto_max))
             && (self.user_timeout != AUTO || self.is_open() || self.automatic().is_some())
     }
 
@@ -80,6 +86,44 @@ impl Policy {
     pub fn automatic(&self) -> Option<i32> {
         let milliseconds = 1000 * (i128::from(self.idle) + i128::from(self.intvl) * i128::from(self.cnt));
         i32::try_from(milliseconds).ok().filter(|milliseconds| *milliseconds >= 1)
+    }
+
+    /// Returns the rto_max for `KA_AUTO`, if the kernel gives up after this many retransmissions.
+    pub fn automatic_rto_max(&self, retries: u8) -> i32 {
+        let time = 1000 * (i128::from(self.idle) + i128::from(self.intvl) * i128::from(self.cnt));
+        let [least, most] = [RTO_MAX.start(), RTO_MAX.end()].map(|limit| u64::from(limit.unsigned_abs()));
+        let found = largest(|value| value <= most && i128::from(retransmission_ms(retries, value)) <= time);
+        i32::try_from(found.max(least)).unwrap()
+    }
+
+    /// Returns the policy with a number in place of an automatic rto_max, if it names all that this is computed from.
+    pub fn resolved(&self, retries: u8) -> Self {
+        if self.rto_max == AUTO && !self.is_open() {
+            return Self { rto_max: self.automatic_rto_max(retries), ..*self };
+        }
+        *self
+    }
+
+    /// Returns the typical and the worst result of `ka_data_time`, or `None` for EINVAL.
+    pub fn data_time(&self, retries: u8, system: i32) -> Option<(u64, u64)> {
+        if !self.is_sound() || ([self.user_timeout, self.rto_max].contains(&AUTO) && self.is_open()) {
+            return None;
+        }
+        let rto_max = match self.resolved(retries).rto_max {
+            KEEP => system,
+            value => value,
+        };
+        let rto_max = u64::from(rto_max.unsigned_abs());
+        Some(match self.user_timeout {
+            KEEP | 0 => {
+                let typical = retransmission_ms(retries, rto_max);
+                (typical, typical + rto_max)
+            }
+            value => {
+                let value = if value == AUTO { self.automatic().unwrap() } else { value };
+                (u64::from(value.unsigned_abs()), u64::from(value.unsigned_abs()) + rto_max)
+            }
+        })
     }
 
     /// Returns this policy, with each `KEEP` replaced by the value of `base`.
@@ -110,6 +154,11 @@ impl Policy {
             KEEP => {}
             AUTO => items.push("user_timeout=auto".to_owned()),
             value => items.push(format!("user_timeout={value}")),
+        }
+        match self.rto_max {
+            KEEP => {}
+            AUTO => items.push("rto_max=auto".to_owned()),
+            value => items.push(format!("rto_max={value}")),
         }
         if items.is_empty() { "on".to_owned() } else { items.join(",") }
     }
@@ -175,6 +224,12 @@ impl Policy {
                 }
                 (&mut self.user_timeout, i32::try_from(count.saturating_mul(unit.unwrap_or(1))).ok())
             }
+            ("rto_max", "auto") => (&mut self.rto_max, Some(AUTO)),
+            ("rto_max", _) => {
+                let (count, unit) = quantity(value)?;
+                let milliseconds = i32::try_from(count.saturating_mul(unit.unwrap_or(1))).ok();
+                (&mut self.rto_max, milliseconds.filter(|value| RTO_MAX.contains(value)))
+            }
             _ => return Err(Wrong::Form),
         };
         Ok(found.map(|found| *slot = found))
@@ -213,6 +268,18 @@ pub fn worst_ms(seconds: u64, timers: u64) -> u64 {
     u64::try_from(wheel / 63 + u128::from(wheel % 63 > 0)).unwrap() + 10 * timers
 }
 
+/// Returns the time after which the kernel gives up on unacknowledged data: the sum of the times between
+/// retransmissions, which double from 200 ms up to `rto_max`.
+pub fn retransmission_ms(retries: u8, rto_max: u64) -> u64 {
+    let mut wait = 200;
+    let mut total = wait;
+    for _ in 0..retries {
+        wait = if 2 * wait <= rto_max { 2 * wait } else { rto_max.max(200) };
+        total += wait;
+    }
+    total
+}
+
 /// Returns the policy that finds a dead peer within this time, if there is one.
 pub fn plan_detect(within_ms: u32) -> Option<Policy> {
     let most = |cnt: u64| largest(|seconds| worst_ms(seconds, cnt + 1) <= within_ms.into());
@@ -232,7 +299,7 @@ pub fn plan_path(path_idle_s: u32) -> Option<Policy> {
 
 fn plan(idle: u64, intvl: u64, cnt: u64) -> Policy {
     let [idle, intvl, cnt] = [idle, intvl, cnt].map(|value| i32::try_from(value).unwrap());
-    Policy { enabled: 1, idle, intvl, cnt, user_timeout: KEEP }
+    Policy { enabled: 1, idle, intvl, cnt, user_timeout: KEEP, rto_max: KEEP }
 }
 
 /// Returns the largest number for which a condition holds, or 0. If it holds for a number, it holds for all smaller

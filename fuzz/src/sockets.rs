@@ -103,6 +103,7 @@ fn reset(fd: c_int) {
         (libc::TCP_KEEPCNT, 9),
         (libc::TCP_KEEPIDLE, 7200),
         (libc::TCP_USER_TIMEOUT, 0),
+        (crate::kernel::RTO_MAX, 120_000),
     ] {
         let _ = set_option(fd, libc::IPPROTO_TCP, name, value);
     }
