@@ -47,6 +47,10 @@ static void show_detection(const struct ka_config *config)
                (double)worst_ms / 1000);
     else /* a sysctl may have a value that cannot be set on a socket */
         warn("cannot compute the detection time");
+    /* While data is unacknowledged, the kernel sends no probes. rto_max shortens this time: ka_set_rto_max(3). */
+    if (ka_data_time(config, &typical_ms, &worst_ms) == 0)
+        printf("while data is unacknowledged after %.1f s, at the latest %.1f s\n", (double)typical_ms / 1000,
+               (double)worst_ms / 1000);
 }
 
 int main(void)
@@ -54,7 +58,7 @@ int main(void)
     struct ka_config config = KA_CONFIG_INIT;
     struct ka_config defaults = KA_CONFIG_INIT;
     struct ka_status status = KA_STATUS_INIT;
-    char text[64];
+    char text[80];
     int fd = connect_to_self();
 
     show_enabled(fd);
@@ -68,6 +72,8 @@ int main(void)
     printf("\nin force on this socket: %s\n", text);
     printf("TCP_KEEPIDLE is %d s\nTCP_KEEPINTVL is %d s\nTCP_KEEPCNT is %d probes\nTCP_USER_TIMEOUT is %d ms\n",
            config.idle, config.intvl, config.cnt, config.user_timeout == KA_NONE ? 0 : config.user_timeout);
+    if (config.rto_max != KA_KEEP) /* Linux 6.15 and later have it */
+        printf("TCP_RTO_MAX_MS is %d ms\n", config.rto_max);
     show_detection(&config);
 
     if (ka_get_status(fd, &status) != 0)
