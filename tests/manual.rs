@@ -129,8 +129,9 @@ fn the_page_of_the_presets_names_each_source() {
         .map(|item| {
             let (name, rest) = item.split_once('\n').unwrap();
             let (source, url) = rest.split_once("\n.Lk ").unwrap();
-            let url = url.lines().next().unwrap();
-            (name.to_owned(), source.replace('\n', " "), url.to_owned())
+            // groff may break a line at `\:`.
+            let url = url.lines().next().unwrap().replace("\\:", "");
+            (name.to_owned(), source.replace('\n', " "), url)
         })
         .collect();
     let expected: BTreeSet<_> = ka_core::PRESETS

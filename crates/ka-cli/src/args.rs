@@ -324,9 +324,9 @@ pub(crate) enum AttachVia {
 /// keepalive probe until it does. "user-timeout": TCP_USER_TIMEOUT ends a silent connection earlier or later than cnt
 /// would. "unanswered": at least half of cnt probes in a row had no answer, so the peer is probably gone.
 ///
-/// On a terminal, ka fits the table to the terminal's width. It omits RTO_MAX, TIMEOUT, FD, STATE, INTVL, CNT, NEXT,
-/// LOST and IDLE, in this order, until the rest fits, and shortens long addresses and names in the middle. If standard
-/// output is not a terminal, as in ka ls | less, ka prints everything.
+/// On a terminal, ka fits the table to the terminal's width. It first omits columns without values, then RTO_MAX,
+/// TIMEOUT, FD, STATE, INTVL, CNT, NEXT, LOST and IDLE, in this order, until the rest fits, and shortens long addresses
+/// and names in the middle. If standard output is not a terminal, as in ka ls | less, ka prints everything.
 ///
 /// The kernel's list does not contain sockets that neither listen nor have begun to connect. ka check PID counts these
 /// sockets, and ka attach sets them.
