@@ -461,7 +461,8 @@ pub(crate) struct CheckArgs {
 #[command(
     group = ArgGroup::new("what").required(true).args(["detect", "path", "preset", "policy", "list"]),
     after_help = "Examples:
-  ka plan --detect 30s    detect a dead peer within 30 s
+  ka plan --detect 30s            detect a dead peer within 30 s
+  ka plan --detect 30s -r auto    the same, also while data is unacknowledged
   ka plan --path 350s     keep open a path that forgets after 350 s idle
   ka plan --preset aws-nlb --connections 50000
   ka plan --policy 60,10,6
@@ -515,6 +516,11 @@ pub(crate) struct PlanArgs {
     /// ka-run(1)
     #[arg(short = 'p', long, value_name = "TEXT", value_parser = policy_flags::policy)]
     pub(crate) policy: Option<Config>,
+    /// Add this TCP_RTO_MAX_MS, the longest time between two retransmissions: 1000 to 120000 ms, such as 2000 or 2s, or
+    /// auto. See ka-run(1)
+    #[arg(short = 'r', long, value_name = "MS", value_parser = policy_flags::rto_max, conflicts_with = "list",
+          allow_negative_numbers = true)]
+    pub(crate) rto_max: Option<policy_flags::LongestRetransmission>,
     /// List the presets and the sources of their numbers
     #[arg(long)]
     pub(crate) list: bool,

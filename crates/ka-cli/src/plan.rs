@@ -14,6 +14,7 @@ use crate::args;
 use crate::duration::words;
 use crate::failure::{CommandResult, Failure};
 use crate::json;
+use crate::policy_flags::LongestRetransmission;
 use crate::presets;
 use crate::shell::quoted;
 use crate::sysctl;
@@ -29,7 +30,13 @@ pub(crate) fn plan(args: &args::PlanArgs) -> CommandResult {
     if args.list {
         list(&mut out, args.json)?;
     } else {
-        let plan = Plan::new(config(args)?, args.connections)?;
+        let mut config = config(args)?;
+        if let Some(LongestRetransmission(rto_max)) = args.rto_max {
+            config = config
+                .with_rto_max(rto_max)
+                .map_err(|error| Failure::new(format_args!("plan: --rto-max: {error}")))?;
+        }
+        let plan = Plan::new(config, args.connections)?;
         if args.json {
             json::to_writer_pretty(&mut out, &plan)?;
             writeln!(out)?;
@@ -266,7 +273,7 @@ impl Plan {
         if let Some(auto) = &self.auto_rto_max {
             writeln!(
                 out,
-                "With rto_max=auto, here {} ms, a dead peer is detected after {}, {} at most. rto_max limits the time \
+                "With -r auto, an rto_max of {} ms here, it is detected after {}, {} at most. rto_max limits the time \
                  between two retransmissions, and never ends a connection to a peer that only reads slowly. It needs \
                  Linux 6.15.",
                 auto.rto_max_ms,

@@ -77,7 +77,7 @@ fn user_timeout(text: &str) -> Result<Timeout, String> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LongestRetransmission(pub(crate) RtoMax);
 
-fn rto_max(text: &str) -> Result<LongestRetransmission, String> {
+pub(crate) fn rto_max(text: &str) -> Result<LongestRetransmission, String> {
     duration::rto_max(text).map(LongestRetransmission)
 }
 

@@ -487,6 +487,18 @@ fn a_plan_and_the_defaults_describe_unacknowledged_data() {
     assert_eq!(plan("1,1,4"), json!([null, 6200, 6200 + longest, 4, auto(2000, 5000)]));
     assert_eq!(plan("idle=60,intvl=10,cnt=6,rto_max=1s"), json!([1000, 3400, 4400, 4, null]));
     assert_eq!(plan("idle=1,intvl=1,cnt=2,rto_max=auto"), json!([1000, 3400, 4400, 4, null]));
+    // -r adds rto_max to each kind of plan.
+    for (flags, rto_max) in [
+        (["--detect", "5s", "-r", "1500"], 1500),
+        (["--path", "350s", "-r", "2s"], 2000),
+        (["--preset", "aws-nlb", "--rto-max", "auto"], 120_000),
+        (["-p", "idle=60,rto_max=3s", "-r", "4000"], 4000),
+    ] {
+        assert_eq!(json_of(ka().args(["plan", "--json"]).args(flags))["rto_max_ms"], rto_max, "{flags:?}");
+    }
+    let (status, _, err) = outcome(ka().args(["plan", "--path", "350s", "-r", "999"]));
+    assert_eq!(status, 2);
+    assert!(err.contains("rto_max must be 1000..120000 ms"), "{err}");
     assert_eq!(
         plan("idle=60,intvl=10,cnt=6,user_timeout=auto"),
         json!([null, 120_000, 120_000 + longest, 4, null])
@@ -499,7 +511,7 @@ fn a_plan_and_the_defaults_describe_unacknowledged_data() {
     assert!(pasted(&text, "C, with libka:").contains("ka_set_rto_max(fd, 2000);"), "{text}");
     let (_, text, _) = outcome(ka().args(["plan", "-p", "60,10,6"]));
     assert!(
-        !text.contains("ka_set_rto_max") && text.contains("With rto_max=auto, here 120000 ms, "),
+        !text.contains("ka_set_rto_max") && text.contains("With -r auto, an rto_max of 120000 ms here, "),
         "{text}"
     );
 
