@@ -174,10 +174,23 @@ impl<K: Kernel> Socket<'_, K> {
     /// Unlike the other timers, these do not follow a sysctl, so an equal value need not be written even while
     /// keepalive is off. A Multipath TCP socket that has fallen back to TCP reports `TCP_RTO_MAX_MS`, but rejects every
     /// write (net/mptcp/sockopt.c, `mptcp_supported_sockopt`). It thus accepts the settings that were read from it.
+    #[inline]
     fn data_step(&self, timer: Timer, config: &Config, kept_idle: &mut Option<i32>) -> Result<Step, Error> {
-        if !config.names(timer) {
-            return Ok(Step { timer, new: None, old: None });
+        if config.names(timer) {
+            self.named_data_step(timer, config, kept_idle)
+        } else {
+            Ok(Step { timer, new: None, old: None })
         }
+    }
+
+    /// Prepares that step if the policy names the timer. Not inlined, because few policies do.
+    #[inline(never)]
+    fn named_data_step(
+        &self,
+        timer: Timer,
+        config: &Config,
+        kept_idle: &mut Option<i32>,
+    ) -> Result<Step, Error> {
         let old = self.timer(timer)?;
         let new = if config.is_auto(timer) {
             let effective = |timer, named: Option<i32>| named.map_or_else(|| self.timer(timer), Ok);

@@ -132,6 +132,7 @@ impl Config {
     }
 
     /// Returns the word of a timer: its value, [`KEPT`] or [`AUTO`].
+    #[inline]
     const fn word_of(&self, timer: Timer) -> i32 {
         match timer {
             Timer::Idle => self.idle,
@@ -221,6 +222,7 @@ impl Config {
 
     /// Returns the value that the policy names for a timer. For an automatic value, returns `None`.
     #[must_use]
+    #[inline]
     pub const fn timer(&self, timer: Timer) -> Option<i32> {
         match self.word_of(timer) {
             KEPT | AUTO => None,
@@ -230,6 +232,7 @@ impl Config {
 
     /// Returns whether the policy sets this timer, also to an automatic value.
     #[must_use]
+    #[inline]
     pub const fn names(&self, timer: Timer) -> bool {
         self.word_of(timer) != KEPT
     }
@@ -237,6 +240,7 @@ impl Config {
     /// Returns whether the value of this timer is computed from idle, intvl and cnt when the policy is applied:
     /// [`UserTimeout::Auto`], [`RtoMax::Auto`].
     #[must_use]
+    #[inline]
     pub const fn is_auto(&self, timer: Timer) -> bool {
         self.word_of(timer) == AUTO
     }

@@ -94,6 +94,7 @@ impl SockOpt {
 
     /// Returns the level and the name of this option, as setsockopt(2) and getsockopt(2) take them.
     #[must_use]
+    #[inline]
     pub const fn level_and_name(self) -> (c_int, c_int) {
         match self {
             Self::KeepAlive => (libc::SOL_SOCKET, libc::SO_KEEPALIVE),

@@ -59,6 +59,7 @@ impl<K: Kernel + ?Sized> Kernel for &K {
 pub struct Libc;
 
 impl Kernel for Libc {
+    #[inline]
     fn get(&self, fd: c_int, option: SockOpt, value: &mut [u8]) -> Result<usize, Errno> {
         let (level, name) = option.level_and_name();
         let mut size = socklen_t::try_from(value.len()).unwrap_or(socklen_t::MAX);
