@@ -103,9 +103,9 @@ fn libka_needs_at_most_glibc_2_17() {
 }
 
 #[test]
-fn libka_is_at_most_64_kib() {
+fn libka_is_at_most_56_kib() {
     let size = loaded_size(&release().join("libka.so"));
-    assert!((1..=64 * 1024).contains(&size), "{size} bytes");
+    assert!((1..=56 * 1024).contains(&size), "{size} bytes");
 }
 
 /// If the library kept state between calls, it would need writable data. Its only writable data is that of the C
