@@ -267,8 +267,8 @@ public:
 
     /**
      * Sets the longest time between two retransmissions: whole milliseconds, KA_RTO_MAX_MIN ms to KA_RTO_MAX_MAX ms. It
-     * limits how long unacknowledged data hides a dead peer: ka::data_time. With ka::automatic, this takes at most
-     * idle + intvl * cnt if rto_max can achieve it. std::nullopt leaves it unchanged. ka_set_rto_max
+     * limits how long unacknowledged data hides a dead peer: ka::data_time. ka::automatic limits that time to
+     * idle + intvl * cnt, if rto_max can achieve it. std::nullopt leaves rto_max unchanged. ka_set_rto_max
      */
     template <class Rep, class Period> constexpr policy &rto_max(std::chrono::duration<Rep, Period> time) & {
         set(config_.rto_max, longest(time), "ka::policy::rto_max: must be whole milliseconds from 1000 to 120000");
@@ -555,20 +555,26 @@ template <class Rep, class Period>
     return detail::filled([&](ka_config *config) { return ka_plan_preset(name, config); }, ec);
 }
 
-/** Returns the time that a policy needs to detect a dead peer. ka_detect_time */
-[[nodiscard]] inline detection detect_time(const policy &policy, std::error_code &ec) noexcept {
+namespace detail {
+
+/** Returns the times that a function of ka.h calculates for a policy. */
+inline detection times(decltype(ka_detect_time) *function, const policy &policy, std::error_code &ec) noexcept {
     std::uint64_t typical = 0;
     std::uint64_t worst = 0;
-    ec = detail::error(ka_detect_time(&policy.native(), &typical, &worst) != 0);
+    ec = error(function(&policy.native(), &typical, &worst) != 0);
     return {std::chrono::milliseconds{typical}, std::chrono::milliseconds{worst}};
+}
+
+} // namespace detail
+
+/** Returns the time that a policy needs to detect a dead peer. ka_detect_time */
+[[nodiscard]] inline detection detect_time(const policy &policy, std::error_code &ec) noexcept {
+    return detail::times(ka_detect_time, policy, ec);
 }
 
 /** Returns the time that a policy needs to detect a dead peer while sent data is unacknowledged. ka_data_time */
 [[nodiscard]] inline detection data_time(const policy &policy, std::error_code &ec) noexcept {
-    std::uint64_t typical = 0;
-    std::uint64_t worst = 0;
-    ec = detail::error(ka_data_time(&policy.native(), &typical, &worst) != 0);
-    return {std::chrono::milliseconds{typical}, std::chrono::milliseconds{worst}};
+    return detail::times(ka_data_time, policy, ec);
 }
 
 /** Returns the version of the library that runs. ka_version */

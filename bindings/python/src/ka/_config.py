@@ -233,32 +233,44 @@ class DetectTime(NamedTuple):
     typical_ms: int
     """The time if no timer is late."""
     worst_ms: int
-    """The time in the worst case, with timers as late as the kernel's timer wheel allows."""
+    """The time in the worst case."""
 
 
 def detect_time(config: Config) -> DetectTime:
-    """Computes how long a policy needs to find a dead peer, from the last packet of the peer."""
-    native, typical, worst = to_c(config), ctypes.c_uint64(), ctypes.c_uint64()
-    if c.LIBRARY.ka_detect_time(ctypes.byref(native), ctypes.byref(typical), ctypes.byref(worst)) != 0:
+    """Computes how long a policy needs to find a dead peer, from the last packet of the peer.
+
+    In the worst case, each timer is as late as the kernel's timer wheel allows.
+    """
+    times = computed(c.LIBRARY.ka_detect_time, config)
+    if times is None:
         number = c.last_error()
         if config.keepalive is not True or None in (config.idle, config.intvl, config.cnt):
             raise c.failure(number, "the config must have keepalive=True, and idle, intvl and cnt must not be None")
         raise rejected(number, config)
-    return DetectTime(typical.value, worst.value)
+    return times
 
 
 def data_time(config: Config) -> DetectTime:
     """Computes how long a policy needs to find a dead peer while sent data is unacknowledged.
 
-    The time counts from the first retransmission of the data. If rto_max is None, the sysctl net.ipv4.tcp_rto_max_ms
-    decides. Raises InvalidArgument if user_timeout or rto_max is AUTO, and idle, intvl or cnt is None.
+    The time counts from the first retransmission of the data. The worst case is one rto_max longer, because the kernel
+    checks the time only when a retransmission is due. If rto_max is None, the sysctl net.ipv4.tcp_rto_max_ms decides.
+    Raises InvalidArgument if user_timeout or rto_max is AUTO, and idle, intvl or cnt is None.
     """
-    native, typical, worst = to_c(config), ctypes.c_uint64(), ctypes.c_uint64()
-    if c.LIBRARY.ka_data_time(ctypes.byref(native), ctypes.byref(typical), ctypes.byref(worst)) != 0:
+    times = computed(c.LIBRARY.ka_data_time, config)
+    if times is None:
         number = c.last_error()
         if None in (config.idle, config.intvl, config.cnt):
             raise c.failure(number, "user_timeout or rto_max is ka.AUTO: idle, intvl and cnt must not be None")
         raise rejected(number, config)
+    return times
+
+
+def computed(function: Callable[..., int], config: Config) -> Optional[DetectTime]:
+    """Returns the times that a function of C computes for a policy. Returns None if the function fails."""
+    native, typical, worst = to_c(config), ctypes.c_uint64(), ctypes.c_uint64()
+    if function(ctypes.byref(native), ctypes.byref(typical), ctypes.byref(worst)) != 0:
+        return None
     return DetectTime(typical.value, worst.value)
 
 
@@ -266,8 +278,7 @@ def socket_options(config: Config) -> list[tuple[int, int, int]]:
     """Returns the policy as a list of options (level, option, value), for a library that creates its sockets itself.
 
     The options are in the order that Linux needs: SO_KEEPALIVE last. A program that has the socket uses enable or
-    apply instead.
-    Before Linux 6.15, setsockopt fails for the option of rto_max.
+    apply instead. Before Linux 6.15, setsockopt fails for the option of rto_max.
     """
     native = to_c(config)
     user_timeout = native.user_timeout
