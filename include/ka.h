@@ -578,17 +578,17 @@ int ka_get_rto_max(int fd,
  * new rto_max takes effect when the next retransmission is due.
  *
  * Unlike a user timeout, rto_max has no effect on an idle connection, and does not end a connection to a healthy peer
- * that keeps its window closed. The kernel then sends window probes more often. On a path that loses most packets, the
- * connection ends earlier than without rto_max.
+ * that keeps its window closed. While the window is closed, the kernel sends window probes more often. On a path that
+ * loses most packets, the connection ends earlier than without rto_max.
  *
  *   fd            a TCP socket in any state. Accepted sockets inherit the value of their listener.
  *   milliseconds  one of these:
  *                 KA_RTO_MAX_MIN..KA_RTO_MAX_MAX
  *                          the longest time. The kernel rounds it up to a multiple of its tick, at most 10 ms.
- *                 KA_AUTO  sets the largest value with which ka_data_time is at most 1000 * (idle + intvl * cnt), or
- *                          KA_RTO_MAX_MIN if no value is small enough. It is computed from the values in force and
- *                          net.ipv4.tcp_retries2 when the call is made (15 if /proc does not show the sysctl). Later
- *                          changes do not update it.
+ *                 KA_AUTO  sets the largest value with which the typical time of ka_data_time is at most
+ *                          1000 * (idle + intvl * cnt), or KA_RTO_MAX_MIN if no value is small enough. It is computed
+ *                          from the values in force and net.ipv4.tcp_retries2 when the call is made (15 if the sysctl
+ *                          cannot be read). Later changes do not update it.
  *                 KA_KEEP  changes nothing.
  *
  * Returns 0, or -1 with errno:
@@ -653,7 +653,7 @@ int ka_apply(int fd,
  *   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON or KA_OFF. A timer that
  *           has not been set on this socket has the value of its sysctl. user_timeout is KA_NONE if there is none,
  *           and KA_KEEP if the kernel cannot report it (MPTCP that has not fallen back to TCP). rto_max is KA_KEEP in
- *           the same case, and before Linux 6.15.
+ *           the same case, before Linux 6.15, and if a security policy forbids reading it.
  *
  * ka_apply accepts the result and sets the same values again, unless a sysctl holds a value that cannot be set on a
  * socket. A sysctl of 0 or -1 is reported as KA_KEEP. ka_apply rejects other such values, for example 86400, with
@@ -713,8 +713,8 @@ int ka_defaults(struct ka_config *config);
  * Returns 0, or -1 with errno. ka_explain explains the error in words:
  *   EINVAL       an argument is NULL; the size of config is below 8 or not a multiple of 4; the text has another
  *                form; idle or intvl is not whole seconds; the value of "user_timeout=auto" would be above
- *                2147483647; the text names a value that config has no field for, such as rto_max in a struct of
- *                0.1.0 (ka_explain does not explain this error, because it does not know the struct).
+ *                2147483647; the text names a value that is newer than 0.1.0, such as rto_max, and config is too
+ *                small for its field (ka_explain does not explain this last error, because it does not know the size).
  *   ERANGE       the form is right, but a number is out of its range.
  * After a failure *config is unchanged.
  *
@@ -888,14 +888,15 @@ int ka_detect_time(const struct ka_config *config,
  * the time that net.ipv4.tcp_retries2 retransmissions take (tcp_model_timeout). It sends no keepalive probes
  * meanwhile. keepalive, idle, intvl and cnt have no effect on this time, except through KA_AUTO.
  *
- *   config      the policy. An rto_max of KA_KEEP is that of net.ipv4.tcp_rto_max_ms. If /proc does not show the
- *               sysctls, tcp_retries2 is taken as 15 and tcp_rto_max_ms as 120000.
+ *   config      the policy. An rto_max of KA_KEEP is that of net.ipv4.tcp_rto_max_ms. If a sysctl cannot be read,
+ *               tcp_retries2 is taken as 15 and tcp_rto_max_ms as 120000.
  *   typical_ms  receives the milliseconds. With a user_timeout this is the user timeout.
  *   worst_ms    receives typical_ms plus one rto_max, because the kernel checks the time only when a retransmission
  *               is due.
  *
- * The first retransmission follows the first transmission after the round-trip time and 200 ms or a little more. The
- * last one may be late by up to an eighth of rto_max, as any timer of the kernel.
+ * Two delays are not included. The first retransmission follows the first transmission after the round-trip time and
+ * 200 ms or a little more. The last retransmission may be late by up to an eighth of rto_max, as any timer of the
+ * kernel.
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       an argument is NULL; ka_apply would reject config with EINVAL; user_timeout or rto_max is KA_AUTO,

@@ -131,8 +131,9 @@ impl ka_config {
         })
     }
 
-    /// Returns whether a caller's config has a field for each value that is not `KA_KEEP`. The fields of 0.1.0 do not
-    /// matter: that release left out the values for which a smaller config has no field.
+    /// Returns whether a caller's config has a field for each value that is not `KA_KEEP`. Only fields that are newer
+    /// than 0.1.0 are checked. A config can also be smaller than that of 0.1.0, and its missing values were always
+    /// dropped without an error.
     ///
     /// # Safety
     /// `config` is NULL, or at least its first word can be read.
@@ -142,7 +143,7 @@ impl ka_config {
         Ok(values.iter().skip(count.max(WORDS_0_1).saturating_sub(1)).all(|value| *value == KA_KEEP))
     }
 
-    /// Writes the values. Not inlined, because five functions call it and their speed does not matter.
+    /// Writes the values. Not inlined, because several functions call it and their speed does not matter.
     ///
     /// # Safety
     /// `config` can be written for `count` words.

@@ -320,17 +320,17 @@ pub unsafe extern "C" fn ka_get_rto_max(fd: c_int, milliseconds: *mut c_int) -> 
 /// new rto_max takes effect when the next retransmission is due.
 ///
 /// Unlike a user timeout, rto_max has no effect on an idle connection, and does not end a connection to a healthy peer
-/// that keeps its window closed. The kernel then sends window probes more often. On a path that loses most packets, the
-/// connection ends earlier than without rto_max.
+/// that keeps its window closed. While the window is closed, the kernel sends window probes more often. On a path that
+/// loses most packets, the connection ends earlier than without rto_max.
 ///
 ///   fd            a TCP socket in any state. Accepted sockets inherit the value of their listener.
 ///   milliseconds  one of these:
 ///                 KA_RTO_MAX_MIN..KA_RTO_MAX_MAX
 ///                          the longest time. The kernel rounds it up to a multiple of its tick, at most 10 ms.
-///                 KA_AUTO  sets the largest value with which ka_data_time is at most 1000 * (idle + intvl * cnt), or
-///                          KA_RTO_MAX_MIN if no value is small enough. It is computed from the values in force and
-///                          net.ipv4.tcp_retries2 when the call is made (15 if /proc does not show the sysctl). Later
-///                          changes do not update it.
+///                 KA_AUTO  sets the largest value with which the typical time of ka_data_time is at most
+///                          1000 * (idle + intvl * cnt), or KA_RTO_MAX_MIN if no value is small enough. It is computed
+///                          from the values in force and net.ipv4.tcp_retries2 when the call is made (15 if the sysctl
+///                          cannot be read). Later changes do not update it.
 ///                 KA_KEEP  changes nothing.
 ///
 /// Returns 0, or -1 with errno:
@@ -396,7 +396,7 @@ pub unsafe extern "C" fn ka_apply(fd: c_int, config: *const ka_config) -> c_int 
 ///   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON or KA_OFF. A timer that
 ///           has not been set on this socket has the value of its sysctl. user_timeout is KA_NONE if there is none,
 ///           and KA_KEEP if the kernel cannot report it (MPTCP that has not fallen back to TCP). rto_max is KA_KEEP in
-///           the same case, and before Linux 6.15.
+///           the same case, before Linux 6.15, and if a security policy forbids reading it.
 ///
 /// ka_apply accepts the result and sets the same values again, unless a sysctl holds a value that cannot be set on a
 /// socket. A sysctl of 0 or -1 is reported as KA_KEEP. ka_apply rejects other such values, for example 86400, with

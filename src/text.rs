@@ -27,8 +27,8 @@ use crate::errno::{EINVAL, answer};
 /// Returns 0, or -1 with errno. ka_explain explains the error in words:
 ///   EINVAL       an argument is NULL; the size of config is below 8 or not a multiple of 4; the text has another
 ///                form; idle or intvl is not whole seconds; the value of "user_timeout=auto" would be above
-///                2147483647; the text names a value that config has no field for, such as rto_max in a struct of
-///                0.1.0 (ka_explain does not explain this error, because it does not know the struct).
+///                2147483647; the text names a value that is newer than 0.1.0, such as rto_max, and config is too
+///                small for its field (ka_explain does not explain this last error, because it does not know the size).
 ///   ERANGE       the form is right, but a number is out of its range.
 /// After a failure *config is unchanged.
 ///
