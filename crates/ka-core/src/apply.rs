@@ -41,8 +41,8 @@ enum Rearm {
 impl<K: Kernel> Socket<'_, K> {
     /// Sets the values that the policy names.
     ///
-    /// If keepalive is off, every value is written, even one that is in force already: a written value no longer
-    /// follows the sysctl. If keepalive is on, only values that differ are written.
+    /// Values that the socket already has are not written. If keepalive is off, idle, intvl and cnt are an exception:
+    /// they are always written, so that they no longer follow their sysctls.
     ///
     /// A failed call never turns keepalive on or off. If keepalive was on, the timers are restored, except a value that
     /// cannot be set, such as a sysctl of 86400. If keepalive was off, idle, intvl and cnt may have changed, but have

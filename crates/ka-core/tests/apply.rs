@@ -394,7 +394,7 @@ fn an_automatic_rto_max_uses_named_values_and_values_in_force() {
     }
 }
 
-/// Another process could change the values between two reads. The two automatic values would not agree then.
+/// Another process could change the idle time between two reads. The two automatic values would not agree then.
 #[test]
 fn two_automatic_values_read_a_kept_idle_time_only_once() {
     let fake = Fake::tcp(ON);
