@@ -194,7 +194,7 @@ pub(crate) fn auto_rto_max(detection_ms: i64, retries: u8) -> i32 {
     let range = Timer::RtoMax.range();
     let is_in_time =
         |rto_max| i64::try_from(retransmission_ms(retries, rto_max)).is_ok_and(|time| time <= detection_ms);
-    // A longer time between retransmissions never detects a peer earlier, so the largest value is found by halving.
+    // A longer time between retransmissions never detects a peer earlier, so a binary search finds the largest value.
     let (mut good, mut bad) = (*range.start(), *range.end() + 1);
     while bad - good > 1 {
         let middle = good + (bad - good) / 2;

@@ -20,13 +20,13 @@ pub struct Settings {
     /// The user timeout: the longest time in milliseconds that data may stay unacknowledged. 0 means no user timeout.
     /// `None` if the kernel cannot report it (Multipath TCP).
     pub user_timeout: Option<i32>,
-    /// The longest time between two retransmissions, in milliseconds. `None` if the kernel cannot report it (before
-    /// Linux 6.15, and Multipath TCP).
+    /// The longest time between two retransmissions, in milliseconds. `None` if it cannot be read: before Linux 6.15,
+    /// on Multipath TCP, and if a security policy forbids it.
     pub rto_max: Option<i32>,
 }
 
 impl Settings {
-    /// Returns the value of a timer, or `None` if the kernel cannot report it.
+    /// Returns the value of a timer, or `None` if it cannot be read.
     #[must_use]
     pub const fn timer(&self, timer: Timer) -> Option<i32> {
         match timer {

@@ -20,7 +20,7 @@ use crate::option::SockOpt;
 #[link(name = "c")]
 unsafe extern "C" {}
 
-/// Reads and writes an option of a descriptor.
+/// Reads and writes an option of a descriptor, and reads the sysctl that automatic values depend on.
 pub trait Kernel {
     /// getsockopt(2): fills `value` from its beginning and returns how many bytes it filled.
     ///

@@ -73,10 +73,11 @@ impl Nonce {
     /// The size of a nonce in bytes.
     pub const SIZE: usize = 16;
 
-    /// Returns a new random nonce from getrandom(2). Use it for one connection only.
+    /// Returns a new random nonce from getrandom(2), or from /dev/urandom before Linux 3.17. Use it for one connection
+    /// only.
     ///
     /// # Errors
-    /// [`BeatError::NoRandomness`], for example if a sandbox forbids the system call.
+    /// [`BeatError::NoRandomness`], for example if a sandbox forbids getrandom(2).
     pub fn random() -> Result<Self, BeatError> {
         let mut bytes = [0; Self::SIZE];
         sys::random(&mut bytes).map_err(BeatError::NoRandomness)?;

@@ -124,8 +124,9 @@ pub fn user_timeout_limit(policy: &Config) -> i32 {
 /// | the policy turns keepalive on | the policy | the stricter of both values | the policy if `was_on` is false |
 /// | the policy does not turn keepalive on | the policy | `None` | `None` |
 ///
-/// In force and floor, if the policy turns keepalive on and names no user timeout, a longer user timeout of the socket
-/// is lowered to [`user_timeout_limit`]. Also in force, a shorter `TCP_RTO_MAX_MS` of the socket stays.
+/// Two exceptions hold in both force and floor if the policy turns keepalive on. A shorter `TCP_RTO_MAX_MS` of the
+/// socket stays. If the policy names no user timeout, a longer user timeout of the socket is lowered to
+/// [`user_timeout_limit`].
 #[must_use]
 #[inline]
 pub fn due<K: Kernel + Copy>(

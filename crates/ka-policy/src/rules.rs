@@ -110,7 +110,8 @@ impl<'r> Rules<'r> {
     }
 }
 
-/// Returns the policy with a number in place of an automatic `TCP_RTO_MAX_MS`.
+/// Returns the policy with a number in place of an automatic `TCP_RTO_MAX_MS`. `retries` reads a file, so it is called
+/// only for such a policy.
 pub(crate) fn resolved(config: Config, retries: &impl Fn() -> u8) -> Config {
     if config.is_auto(Timer::RtoMax) { config.resolved(retries()) } else { config }
 }

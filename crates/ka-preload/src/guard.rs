@@ -89,8 +89,8 @@ unsafe fn judge_keepalive(
     answer
 }
 
-/// Returns whether a TCP socket lacks an option, so that the kernel rejects the call. Multipath TCP lacks the user
-/// timeout.
+/// Returns whether a TCP socket lacks an option, so that the kernel rejects a call that would otherwise be ignored.
+/// Multipath TCP lacks the user timeout. `TCP_RTO_MAX_MS` is missing more often, but calls that set it are not ignored.
 fn lacks(fd: c_int, option: SockOpt) -> bool {
     option == SockOpt::Timer(Timer::UserTimeout)
         && ka_core::Socket::with_kernel(fd, raw::Raw).timer(Timer::UserTimeout).is_err()

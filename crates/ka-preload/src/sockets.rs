@@ -527,7 +527,7 @@ mod tests {
         // Each option has its own bit, and none has one of the state.
         let bits = SockOpt::ALL.map(bit);
         assert!(bits.iter().all(|bit| bit.is_power_of_two() && bit & STATE == 0), "{bits:x?}");
-        assert_eq!(bits.iter().fold(0, |all, bit| all | bit).count_ones(), 6, "{bits:x?}");
+        assert_eq!(bits.iter().fold(0, |all, bit| all | bit).count_ones() as usize, bits.len(), "{bits:x?}");
     }
 
     #[test]
