@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{ArgGroup, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use ka_core::Config;
+use ka_core::{Config, RtoMax};
 use ka_policy::Mode;
 
 use crate::duration;
@@ -518,9 +518,9 @@ pub(crate) struct PlanArgs {
     pub(crate) policy: Option<Config>,
     /// Add this TCP_RTO_MAX_MS, the longest time between two retransmissions: 1000 to 120000 ms, such as 2000 or 2s, or
     /// auto. See ka-run(1)
-    #[arg(short = 'r', long, value_name = "MS", value_parser = policy_flags::rto_max, conflicts_with = "list",
+    #[arg(short = 'r', long, value_name = "MS", value_parser = duration::rto_max, conflicts_with = "list",
           allow_negative_numbers = true)]
-    pub(crate) rto_max: Option<policy_flags::LongestRetransmission>,
+    pub(crate) rto_max: Option<RtoMax>,
     /// List the presets and the sources of their numbers
     #[arg(long)]
     pub(crate) list: bool,

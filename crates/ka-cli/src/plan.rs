@@ -14,7 +14,6 @@ use crate::args;
 use crate::duration::words;
 use crate::failure::{CommandResult, Failure};
 use crate::json;
-use crate::policy_flags::LongestRetransmission;
 use crate::presets;
 use crate::shell::quoted;
 use crate::sysctl;
@@ -31,7 +30,7 @@ pub(crate) fn plan(args: &args::PlanArgs) -> CommandResult {
         list(&mut out, args.json)?;
     } else {
         let mut config = config(args)?;
-        if let Some(LongestRetransmission(rto_max)) = args.rto_max {
+        if let Some(rto_max) = args.rto_max {
             config = config
                 .with_rto_max(rto_max)
                 .map_err(|error| Failure::new(format_args!("plan: --rto-max: {error}")))?;

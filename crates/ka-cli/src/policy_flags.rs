@@ -25,15 +25,15 @@ pub(crate) struct PolicyFlags {
     pub(crate) cnt: Option<i32>,
     /// TCP_USER_TIMEOUT, such as 1500ms or 30s, at most 2147483647 ms. A number without a unit is milliseconds, and
     /// must be 1000 or more. 0 or none: no timeout. auto: 1000 * (idle + intvl * cnt)
-    #[arg(help_heading = "Policy", short = 'u', long, value_name = "MS", value_parser = user_timeout,
+    #[arg(help_heading = "Policy", short = 'u', long, value_name = "MS", value_parser = duration::user_timeout,
           allow_negative_numbers = true)]
-    pub(crate) user_timeout: Option<Timeout>,
+    pub(crate) user_timeout: Option<UserTimeout>,
     /// TCP_RTO_MAX_MS of Linux 6.15, the longest time between two retransmissions: 1000 to 120000 ms, such as 2000 or
     /// 2s. It limits how long unacknowledged data hides a dead peer. auto: at most idle + intvl * cnt, if possible. See
     /// ka-run(1)
-    #[arg(help_heading = "Policy", short = 'r', long, value_name = "MS", value_parser = rto_max,
+    #[arg(help_heading = "Policy", short = 'r', long, value_name = "MS", value_parser = duration::rto_max,
           allow_negative_numbers = true)]
-    pub(crate) rto_max: Option<LongestRetransmission>,
+    pub(crate) rto_max: Option<RtoMax>,
     /// A whole policy: 60,10,6, or any of idle=, intvl=, cnt=, user_timeout= and rto_max=, separated by commas, or off.
     /// Times may have units, such as 1m,10s,6: see ka-run(1). The other flags override parts of it. Default: 60,10,6
     #[arg(help_heading = "Policy", short = 'p', long = "policy", value_name = "TEXT", value_parser = policy)]
@@ -63,22 +63,6 @@ fn modes<const N: usize>(
 ) -> impl TypedValueParser<Value = Mode> {
     let values = modes.map(|mode| PossibleValue::new(mode.name()).help(help(mode)));
     PossibleValuesParser::new(values).try_map(|name| Mode::named(name.as_bytes()).ok_or("not a mode"))
-}
-
-/// A user timeout on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Timeout(pub(crate) UserTimeout);
-
-fn user_timeout(text: &str) -> Result<Timeout, String> {
-    duration::user_timeout(text).map(Timeout)
-}
-
-/// The longest time between two retransmissions, on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct LongestRetransmission(pub(crate) RtoMax);
-
-pub(crate) fn rto_max(text: &str) -> Result<LongestRetransmission, String> {
-    duration::rto_max(text).map(LongestRetransmission)
 }
 
 /// Parses a policy's text, in the syntax of KA_POLICY.
@@ -113,17 +97,11 @@ impl PolicyFlags {
 
     /// Returns only the values of the flags. The flags for single values override the values of --policy.
     pub(crate) fn named_values(&self) -> Result<Config, Failure> {
-        let parts = self.named_parts();
-        let timeout = self.user_timeout.map_or(UserTimeout::Keep, |timeout| timeout.0);
-        let rto_max = self.rto_max.map_or(RtoMax::Keep, |rto_max| rto_max.0);
         let base = self.whole.unwrap_or(Config::KEEP.with_enabled(Some(true)));
-        parts
-            .with_rto_max(rto_max)
+        self.named_parts()
+            .with_user_timeout(self.user_timeout.unwrap_or_default())
+            .and_then(|config| config.with_rto_max(self.rto_max.unwrap_or_default()))
             .and_then(|config| config.on_top_of(&base))
-            .and_then(|config| match timeout {
-                UserTimeout::Keep => Ok(config),
-                timeout => config.with_user_timeout(timeout),
-            })
             .map_err(too_long)
     }
 
@@ -186,7 +164,7 @@ fn too_long(_: ka_core::Error) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use ka_core::Config;
+    use ka_core::{Config, RtoMax, UserTimeout};
 
     use super::{PolicyFlags, policy};
 
@@ -208,5 +186,23 @@ mod tests {
             flags.config_on().unwrap_err().message.starts_with("--policy off: "),
             "the message names only the text that the user typed"
         );
+    }
+
+    #[test]
+    fn flags_override_automatic_values_of_a_policy() {
+        let whole = policy("user_timeout=auto,rto_max=auto").unwrap();
+        let flags = PolicyFlags {
+            idle: Some(32767),
+            intvl: Some(32767),
+            cnt: Some(127),
+            user_timeout: Some(UserTimeout::Milliseconds(5000)),
+            rto_max: Some(RtoMax::Milliseconds(2000)),
+            whole: Some(whole),
+        };
+        let named = flags.named_values().unwrap();
+        assert_eq!(named.user_timeout(), UserTimeout::Milliseconds(5000));
+        assert_eq!(named.rto_max(), RtoMax::Milliseconds(2000));
+        let too_long = PolicyFlags { user_timeout: None, ..flags };
+        assert!(too_long.named_values().unwrap_err().message.starts_with("--user-timeout: "));
     }
 }
