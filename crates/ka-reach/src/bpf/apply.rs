@@ -4,10 +4,11 @@
 //! restores the old values after a failed write. The BPF programs do not: ka has checked the values, and the kernel
 //! has locked the socket, so no write fails after another has succeeded.
 
-use ka_core::{Config, Retransmission, SockOpt, Timer, UserTimeout};
+use ka_core::{Config, Retransmission, SockOpt, Timer};
 use ka_policy::{Mode, user_timeout_limit};
 
 use super::insn::{Assembler, Cond, Helper, Label, Operand, Reg, Size};
+use crate::error::{Error, Result};
 
 /// The first argument of `bpf_setsockopt`: the context of a `sock_ops` program, or a socket.
 pub(super) const SOCKET: Reg = Reg::R6;
@@ -25,6 +26,7 @@ pub(super) const FREE: i16 = SLOT;
 
 /// A policy, and how the instructions apply it.
 pub(super) struct Apply<'a> {
+    /// The policy, as [`complete`] returns it.
     pub(super) config: &'a Config,
     pub(super) mode: Mode,
     /// Write without reading the current values first. This is safe if no timer of the socket runs, because then
@@ -138,7 +140,7 @@ impl Apply<'_> {
     fn write_user_timeout(&self, program: &mut Assembler, failed: Label) {
         let option = SockOpt::Timer(Timer::UserTimeout);
         let same = program.label();
-        let value = match user_timeout(self.config) {
+        let value = match self.config.timer(Timer::UserTimeout) {
             Some(value) if self.blind => return self.set(program, option, value, failed),
             // if (getsockopt(TCP_USER_TIMEOUT) == value) goto same;
             Some(value) => {
@@ -221,23 +223,18 @@ fn call(program: &mut Assembler, helper: Helper, option: SockOpt) {
     program.call(helper);
 }
 
-/// Returns the policy's user timeout in milliseconds. `UserTimeout::Auto` is computed from the policy's timers, so the
-/// policy must have them all ([`complete`]).
-pub(super) fn user_timeout(config: &Config) -> Option<i32> {
-    match config.user_timeout() {
-        UserTimeout::Keep => None,
-        UserTimeout::Milliseconds(value) => Some(value),
-        UserTimeout::Auto => Some(user_timeout_limit(config)),
+/// Returns the policy with numbers in place of its automatic values. ka computes them when it generates the program, so
+/// it cannot use the values of a socket.
+///
+/// # Errors
+///
+/// [`Error::IncompleteAuto`] if the policy lacks a value from which an automatic one is computed.
+pub(super) fn complete(config: &Config) -> Result<Config> {
+    let mut config = config.resolved(Retransmission::read().retries);
+    if config.is_auto(Timer::UserTimeout) && config.detection_ms().is_some() {
+        let limit = user_timeout_limit(&config);
+        config = config.with_timer(Timer::UserTimeout, Some(limit)).unwrap_or(config);
     }
-}
-
-/// Returns the policy with a number in place of an automatic `TCP_RTO_MAX_MS`. Returns `None` if the policy has an
-/// automatic value, and lacks one of the values from which it is computed. ka computes it when it generates the
-/// program, so it cannot use the values of a socket.
-pub(super) fn complete(config: &Config) -> Option<Config> {
     let has_auto = Timer::ALL.into_iter().any(|timer| config.is_auto(timer));
-    if has_auto && config.detection_ms().is_none() {
-        return None;
-    }
-    Some(config.resolved(Retransmission::read().retries))
+    if has_auto { Err(Error::IncompleteAuto) } else { Ok(config) }
 }

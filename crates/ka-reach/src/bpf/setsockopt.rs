@@ -6,7 +6,6 @@
 use ka_core::{Config, SockOpt, Timer};
 use ka_policy::{Mode, Verdict, judge};
 
-use super::apply::user_timeout;
 use super::insn::{Assembler, Cond, Insn, Reg, Size};
 
 /// Offsets in `struct bpf_sockopt`.
@@ -91,11 +90,7 @@ pub(super) fn setsockopt(config: &Config, mode: Mode, page: i32) -> Vec<Insn> {
             Verdict::Ignore => {
                 // The policy's own value passes, because `ka attach` sets it with setsockopt(2) on a duplicated
                 // descriptor.
-                let named = match timer {
-                    Timer::UserTimeout => user_timeout(config),
-                    timer => config.timer(timer),
-                };
-                if let Some(named) = named {
+                if let Some(named) = config.timer(timer) {
                     program.jump_if(R0, Cond::Equal, named, pass);
                 }
                 program.jump(ignore);
