@@ -8,12 +8,14 @@ use std::fs;
 use command::bare;
 use ka_test::artifact::{release, shim};
 use ka_test::child::stderr;
+use ka_test::kernel::lacks_bpf;
+use ka_test::log::skip;
 use ka_test::namespace::user_namespace;
 use ka_test::path::scratch;
 
 const MESSAGE: &str = "ka: rto_max: needs Linux 6.15 or later; ignored\n";
 
-/// Runs a command of the shell in a mount namespace with the sysctls of an older kernel. Returns its messages.
+/// Runs a command of the shell in its own network namespace, with the sysctls of an older kernel. Returns its messages.
 fn run(command: &str) -> String {
     let sysctls = scratch("ipv4");
     fs::create_dir(&sysctls).unwrap();
@@ -26,7 +28,7 @@ fn run(command: &str) -> String {
         fs::write(sysctls.join(name), format!("{value}\n")).unwrap();
     }
     let mut shell = bare("unshare");
-    shell.args(user_namespace()).args(["--mount", "sh", "-c"]);
+    shell.args(user_namespace()).args(["--mount", "--net", "sh", "-c"]);
     shell.arg(format!("mount --bind \"$SYSCTLS\" /proc/sys/net/ipv4 || exit 9\n{command}"));
     let output =
         shell.env("SYSCTLS", sysctls).env("ka", release().join("ka")).env("shim", shim()).output().unwrap();
@@ -55,4 +57,29 @@ fn a_kernel_without_rto_max_is_reported_once() {
         let without = run(&without);
         assert!(!without.contains("rto_max"), "{command}: {without}");
     }
+}
+
+#[test]
+fn attach_via_bpf_counts_the_sockets_without_rto_max() {
+    if let Some(why) = lacks_bpf() {
+        return skip(&why);
+    }
+    let attach = |args: &str| {
+        run(&format!(
+            "python3 -c 'import os, socket, subprocess as sub, sys; listener = socket.create_server((\"\", 0)); \
+             sub.run([os.environ[\"ka\"], *sys.argv[1:]], stdout=2)' attach --all --via bpf {args}"
+        ))
+    };
+    let note = "1 of them without rto_max: it needs Linux 6.15";
+    for (args, has_note) in [
+        ("-p 60,10,6 -r 2s", true),
+        ("-p 60,10,6 -r 2s --dry-run", true),
+        ("-p 60,10,6", false),
+        ("-p off,rto_max=2s", true),
+    ] {
+        let messages = attach(args);
+        assert_eq!(messages.contains(note), has_note, "{args}: {messages}");
+    }
+    let json = attach("-p 60,10,6 -r 2s --json");
+    assert!(json.contains("\"without_rto_max\": 1,"), "{json}");
 }

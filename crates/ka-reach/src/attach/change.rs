@@ -7,9 +7,9 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use ka_core::{Config, Errno, Error, Socket, Timer};
 use ka_policy::{Mode, due, give};
 
-use super::Unsupported;
 use super::finding::{Effect, Examined, Finding};
 use super::writes::Writes;
+use super::{Outcome, Unsupported};
 use crate::ends::{ends, has_port};
 use crate::process::HeldSocket;
 use crate::reason::socket_reason;
@@ -140,22 +140,23 @@ impl Change<'_> {
         let Some(mut config) = due(socket, &policy, self.mode, was_on) else { return (policy, Ok(())) };
         if self.mode == Mode::Force {
             // `due` keeps a lower value of the program. Here it may be that of an earlier ka attach.
-            config = match config.with_rto_max(policy.rto_max()) {
-                Ok(config) => config,
-                Err(error) => return (policy, Err(error)),
-            };
+            config = config.with_rto_max(policy.rto_max()).unwrap_or(config);
         }
         let (tried, result) = give(socket, config, false);
         let lacks = |timer: &Timer| config.names(*timer) && !tried.names(*timer);
         (Timer::ALL.into_iter().filter(lacks).fold(policy, Config::without), result)
     }
 
-    /// Returns the values of the policy that the socket does not support. None if the socket keeps its own keepalive.
+    /// Returns whether a socket with this outcome has the policy, instead of its own keepalive.
+    pub(super) fn is_given(&self, outcome: Outcome) -> bool {
+        outcome == Outcome::Set || outcome == Outcome::Unchanged && self.mode == Mode::Force
+    }
+
+    /// Returns the values of the policy that the socket does not support.
     fn unsupported(&self, socket: BorrowedFd<'_>, effect: Effect, given: &Config) -> Unsupported {
-        let is_given = self.mode == Mode::Force || effect == Effect::Set;
         let is_wanted = |timer| {
             let removes = self.policy.timer(timer) == Some(0);
-            is_given && self.policy.names(timer) && !removes
+            self.is_given(effect.into()) && self.policy.names(timer) && !removes
         };
         let timeout = || Socket::new(socket.as_raw_fd()).timer(Timer::UserTimeout);
         Unsupported {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::AsRawFd as _;
 
+use ka_core::Timer;
 use ka_policy::Policy;
 
 use super::{Attach, Change, Outcome, SocketResult, Unsupported};
@@ -50,6 +51,9 @@ impl Attach<'_> {
         if !is_whole {
             self.set_rest(&done, &sockets, &counter);
         }
+        // The eBPF program leaves out the option on a kernel that lacks it.
+        let lacks_rto_max = policy.names(Timer::RtoMax)
+            && ka_core::defaults().is_ok_and(|defaults| defaults.rto_max.is_none());
         let mut owners = BTreeSet::new();
         for SetResult { cookie, writes, errno } in done {
             let outcome = match (errno, writes) {
@@ -57,7 +61,12 @@ impl Attach<'_> {
                 (0, _) => Outcome::Set,
                 _ => Outcome::Failed,
             };
+            let unsupported = Unsupported {
+                rto_max: lacks_rto_max && self.change.is_given(outcome),
+                ..Unsupported::default()
+            };
             self.report.count(outcome);
+            self.report.without_rto_max += usize::from(unsupported.rto_max);
             if describe || errno != 0 {
                 let socket = sockets.get(&cookie);
                 let owner = socket.and_then(|socket| socket.owner.as_ref());
@@ -77,7 +86,7 @@ impl Attach<'_> {
                     after: settings.filter(|_| !dry_run || outcome == Outcome::Unchanged),
                     outcome,
                     error: (errno != 0).then(|| bpf::set_error(errno).into()),
-                    unsupported: Unsupported::default(),
+                    unsupported,
                 });
             }
         }
