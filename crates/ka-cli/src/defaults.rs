@@ -144,7 +144,7 @@ impl DefaultsReport {
             cnt,
             typical_ms,
             tcp_retries2: system.retries,
-            tcp_rto_max_ms: (sysctl::has_rto_max() == Some(true)).then_some(system.rto_max_ms),
+            tcp_rto_max_ms: ka_core::defaults().ok().and_then(|defaults| defaults.rto_max),
             data_typical_ms,
             counted: Counted::count(),
         }
@@ -175,7 +175,7 @@ impl DefaultsReport {
             out,
             "While sent data is unacknowledged, no probe is sent. The kernel then detects a dead peer after {} \
              (tcp_retries2 = {}{rto_max}).",
-            words(self.data_typical_ms),
+            words(self.data_typical_ms.next_multiple_of(1000)),
             self.tcp_retries2,
         )?;
         self.counted.write(out)

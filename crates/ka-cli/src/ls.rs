@@ -395,7 +395,7 @@ fn cells(row: &SocketRow<'_>) -> Vec<Cell> {
         other => number(other, "ms"),
     };
     let rto_max = match row.rto_max_ms {
-        // Without it, the settings are unknown, or the kernel lacks the option.
+        // The other settings are known, so the kernel or the socket lacks this option.
         None if row.idle.is_some() => "-".into(),
         other if other == Some(Retransmission::STANDARD.rto_max_ms) => "-".into(),
         other => number(other, "ms"),

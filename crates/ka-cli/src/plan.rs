@@ -172,7 +172,7 @@ impl Plan {
     /// Returns the problems of the policy. `automatic` is a suitable user timeout, in milliseconds.
     fn warnings(&self, automatic: i32) -> Vec<String> {
         let Self { idle, intvl, cnt, .. } = *self;
-        let timeout = self.user_timeout_ms.filter(|timeout| *timeout > 0);
+        let timeout = self.user_timeout();
         let mut warnings = Vec::new();
         if let Some(timeout) = timeout.filter(|timeout| i64::from(*timeout) < 1000 * i64::from(idle)) {
             let short = exact(timeout);
@@ -208,7 +208,7 @@ impl Plan {
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let Self { idle, intvl, cnt, connections, .. } = self;
         let probes = self.probes();
-        let timeout = self.user_timeout_ms.filter(|timeout| *timeout > 0);
+        let timeout = self.user_timeout();
         let instead = match timeout {
             Some(_) => format!(" (the user timeout overrides cnt, which is {cnt})"),
             None => String::new(),
@@ -257,7 +257,7 @@ impl Plan {
     /// Writes what happens while data is unacknowledged, and what an automatic `rto_max` would change.
     fn write_data(&self, out: &mut impl Write) -> io::Result<()> {
         let seconds = |milliseconds: u64| words(milliseconds.next_multiple_of(1000));
-        let timeout = self.user_timeout_ms.filter(|timeout| *timeout > 0);
+        let timeout = self.user_timeout();
         let why = match timeout {
             Some(_) => "the user timeout".to_owned(),
             None => format!("tcp_retries2 = {}", self.tcp_retries2),
@@ -286,7 +286,7 @@ impl Plan {
     /// Writes the policy in the syntax of other software.
     fn write_elsewhere(&self, out: &mut impl Write) -> io::Result<()> {
         let Self { idle, intvl, cnt, .. } = self;
-        let timeout = self.user_timeout_ms.filter(|timeout| *timeout > 0);
+        let timeout = self.user_timeout();
         let also =
             |text: &str| timeout.map_or_else(String::new, |timeout| text.replace("MS", &timeout.to_string()));
         let rto_max = |text: &str| {
@@ -355,6 +355,11 @@ impl Plan {
             }
         }
         Ok(())
+    }
+
+    /// Returns the user timeout in milliseconds, if the policy sets one.
+    fn user_timeout(&self) -> Option<i32> {
+        self.user_timeout_ms.filter(|timeout| *timeout > 0)
     }
 
     /// Returns the number of unanswered probes that end a connection: cnt, unless the user timeout overrides it.

@@ -1,4 +1,4 @@
-//! The three sysctls of keepalive, the default idle, intvl and cnt of sockets, and those of retransmission. tcp(7)
+//! The three sysctls of keepalive: the default idle, intvl and cnt of sockets. tcp(7)
 
 use std::fs::{File, OpenOptions};
 use std::io;

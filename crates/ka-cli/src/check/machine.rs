@@ -15,7 +15,7 @@ pub(super) fn rto_max_fact() -> String {
     match sysctl::has_rto_max() {
         Some(true) => "rto_max (TCP_RTO_MAX_MS): available".to_owned(),
         Some(false) => "rto_max (TCP_RTO_MAX_MS): not available; Linux 6.15 and later have it".to_owned(),
-        None => "rto_max (TCP_RTO_MAX_MS): unknown, because ka can create no TCP socket".to_owned(),
+        None => "rto_max (TCP_RTO_MAX_MS): unknown, because ka cannot create a TCP socket".to_owned(),
     }
 }
 
