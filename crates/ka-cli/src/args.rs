@@ -463,7 +463,7 @@ pub(crate) struct CheckArgs {
     after_help = "Examples:
   ka plan --detect 30s            detect a dead peer within 30 s
   ka plan --detect 30s -r auto    the same, also while data is unacknowledged
-  ka plan --path 350s             keep open a path that forgets after 350 s idle
+  ka plan --path 350s             keep open a path that forgets after 350 s
   ka plan --preset aws-nlb --connections 50000
   ka plan --policy 60,10,6
   ka plan --list
