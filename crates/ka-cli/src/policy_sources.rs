@@ -43,7 +43,7 @@ pub(crate) fn choose(command: &str, flags: &PolicyFlags, mode: Option<Mode>) -> 
     let whole = if flags.whole.is_some() { Some(flags.config()?) } else { None };
     let config = if whole.is_none() && flags.is_named() { Some(flags.named_values()?) } else { None };
     let sources = PolicySources::with_flags(&Flags { config, is_whole: false, mode });
-    sources.warn_of_mistakes();
+    sources.warn_of_mistakes(whole.as_ref());
     sources.warn_of_names();
     let variables = sources.variables();
     let policy = match whole {
@@ -169,8 +169,9 @@ impl PolicySources {
         }
     }
 
-    /// Prints the mistakes in the sources, for ways that do not load the shim. The messages are those of the shim.
-    pub(crate) fn warn_of_mistakes(&self) {
+    /// Prints the mistakes in the sources, and whether this kernel lacks rto_max, for ways that do not load the shim. The
+    /// messages are those of the shim. `whole` is the policy of the command, if that is not the policy of the sources.
+    pub(crate) fn warn_of_mistakes(&self, whole: Option<&Config>) {
         if self.is_quiet() {
             return;
         }
@@ -194,7 +195,9 @@ impl PolicySources {
             let word = if word == rule { String::new() } else { format!("\"{}\": ", escape::visible(word)) };
             warn_of(Variable::Rules, rule, &format!("{word}{message}"));
         });
-        if policy.names(Timer::RtoMax) && sysctl::has_rto_max() == Some(false) {
+        let names_rto_max =
+            whole.map_or_else(|| policy.names(Timer::RtoMax), |whole| whole.names(Timer::RtoMax));
+        if names_rto_max && sysctl::has_rto_max() == Some(false) {
             warn(format_args!("rto_max: {RTO_MAX_KERNEL}; ignored"));
         }
     }

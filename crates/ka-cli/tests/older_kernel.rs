@@ -45,6 +45,8 @@ fn a_kernel_without_rto_max_is_reported_once() {
         "KA_RULES='lport=80 rto_max=2s' $ka run --via preload -- true",
         "LD_PRELOAD=$shim KA_RTO_MAX=2s /bin/true",
         "$ka attach -r 2s $$",
+        "$ka attach -p 60,10,6 -r 2s $$",
+        "$ka attach -p idle=60,rto_max=2s $$",
         "$ka cgroup attach -r 2s no-such-cgroup",
     ] {
         let messages = run(command);

@@ -19,7 +19,7 @@ use crate::policy_sources::{self, PolicySources};
 
 pub(crate) fn check(args: &args::CheckArgs) -> CommandResult {
     let sources = PolicySources::of_this_process();
-    sources.warn_of_mistakes();
+    sources.warn_of_mistakes(None);
     sources.warn_of_names();
     let digits = |target: &OsStr| {
         let is_number = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());

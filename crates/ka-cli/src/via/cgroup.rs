@@ -78,7 +78,7 @@ impl Way for CgroupWay {
         let sources = request.sources();
         let Variables { config, mode, .. } = sources.variables();
         let policy = Policy::new(config, mode);
-        sources.warn_of_mistakes();
+        sources.warn_of_mistakes(None);
         sources.warn_of_log(self.name());
         match enter(policy) {
             Ok(cgroup) => {

@@ -51,7 +51,7 @@ impl Way for Seccomp {
         let mut sources = request.sources();
         let room = Box::leak(Box::new([Rule::SKIP; Rules::MAX]));
         let policy = sources.variables().policy(room, retries, |_, _| {});
-        sources.warn_of_mistakes();
+        sources.warn_of_mistakes(None);
         sources.warn_of_log(self.name());
         let failed =
             |error: Error| Failure::new(format_args!("run: via seccomp: {error}")).with_status(RUN_FAILED);
