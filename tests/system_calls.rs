@@ -195,8 +195,14 @@ fn only_an_automatic_rto_max_opens_a_file() {
 fn defaults_are_read_through_close_on_exec_descriptors() {
     let program = program("defaults", Linkage::Static);
     let (_, log) = strace(&program, &[], &[]);
-    let opened: Vec<_> = log.lines().filter(|line| line.contains("tcp_keepalive_")).collect();
-    assert!(opened.len() >= 3 && opened.iter().all(|line| line.contains("O_CLOEXEC")), "{opened:?}");
+    let opened = log.lines().filter(|line| line.contains("openat("));
+    // The loader opens its files before the first sysctl.
+    let opened: Vec<_> = opened.skip_while(|line| !line.contains("/proc/sys/")).collect();
+    for name in ["tcp_keepalive_time", "tcp_keepalive_intvl", "tcp_keepalive_probes", "tcp_rto_max_ms"] {
+        assert!(opened.iter().any(|line| line.contains(name)), "{name}: {opened:?}");
+    }
+    let is_sysctl = |line: &&str| line.contains("\"/proc/sys/net/ipv4/tcp_") && line.contains("O_CLOEXEC");
+    assert!(opened.iter().all(is_sysctl), "{opened:?}");
 
     // Without /proc, ka_defaults uses a socket.
     let empty = scratch("root");
