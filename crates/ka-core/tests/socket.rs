@@ -59,7 +59,9 @@ fn the_longest_time_between_retransmissions_reaches_the_kernel() {
     assert_eq!((rto_max(&accepted), rto_max(&client)), (Ok(2000), Ok(before)));
     socket.apply(&policy.with_rto_max(RtoMax::Auto).unwrap()).unwrap();
     let auto = policy.with_rto_max(RtoMax::Auto).unwrap().resolved(Retransmission::read().retries);
-    assert_eq!(rto_max(&listener).ok(), auto.timer(Timer::RtoMax));
+    let auto = auto.timer(Timer::RtoMax).unwrap();
+    // The kernel rounds it up to a multiple of its tick, which is at most 10 ms.
+    assert!((auto..auto + 10).contains(&rto_max(&listener).unwrap()), "{auto}");
 }
 
 #[test]
