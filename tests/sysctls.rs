@@ -10,11 +10,11 @@ use ka_test::compiler::{LINKS, program};
 use ka_test::kernel::sysctl;
 use ka_test::libka::{
     AUTO, CONFIG_INIT, Getter, KEEP, NONE, OFF, ON, RawConfig, apply, call, config, enable, get, query,
-    with_rto_max,
+    times, with_rto_max,
 };
 use ka_test::namespace::in_own_network_namespace;
 use ka_test::path::scratch;
-use ka_test::socket::{fresh, has_rto_max, keepalive_options, rto_max};
+use ka_test::socket::{fresh, has_rto_max, is_rounded_rto_max, keepalive_options, rto_max};
 use libc::EINVAL;
 
 fn defaults() -> RawConfig {
@@ -110,21 +110,12 @@ fn rto_max_follows_its_sysctl_until_it_is_set() {
     }
 }
 
-/// Returns the two times of `ka_data_time`.
-fn data_time(config: &RawConfig) -> Result<[u64; 2], i32> {
-    let mut ms = [7_u64; 2];
-    let [typical, worst] = &mut ms;
-    // SAFETY: a config with its size, and two numbers.
-    let result = call(|ka| unsafe { (ka.ka_data_time)(config, typical, worst) });
-    assert_eq!(result.is_err(), ms == [7, 7], "outputs are written on success only");
-    result.map(|_| ms)
-}
-
 #[test]
 fn data_time_follows_the_sysctls_of_the_network_namespace() {
     if !in_own_network_namespace("data_time_follows_the_sysctls_of_the_network_namespace") {
         return;
     }
+    let data_time = |config: &RawConfig| times(config, |ka| ka.ka_data_time);
     let none = CONFIG_INIT;
     let two_seconds = with_rto_max(none, 2000);
     let has_rto_max = has_rto_max();
@@ -158,8 +149,7 @@ fn data_time_follows_the_sysctls_of_the_network_namespace() {
         // A socket gets the same automatic value.
         let socket = fresh();
         apply(socket.as_raw_fd(), &with_rto_max(config(ON, 14, 2, 5, KEEP), AUTO)).unwrap();
-        // The kernel rounds it up to a multiple of its tick.
-        let is_in_force = |value: i32| (value..value + 10).contains(&rto_max(socket.as_raw_fd()));
+        let is_in_force = |value: i32| is_rounded_rto_max(rto_max(socket.as_raw_fd()), value);
         assert!(is_in_force(1750), "{}", rto_max(socket.as_raw_fd()));
         sysctl("tcp_retries2", "16");
         apply(socket.as_raw_fd(), &with_rto_max(config(ON, 14, 2, 5, KEEP), AUTO)).unwrap();

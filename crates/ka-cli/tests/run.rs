@@ -12,8 +12,8 @@ use std::process::{Command, Stdio};
 
 use command::cgroups::in_own_cgroup_tree;
 use command::{
-    FRESH, Holder, armed, as_nobody, bare, go_build, go_holder, holder, holder_with, ka, outcome, raw,
-    source, static_holder,
+    FRESH, Holder, armed, as_nobody, automatic_rto_max, bare, go_build, go_holder, holder, holder_with, ka,
+    outcome, raw, source, static_holder,
 };
 use ka_test::artifact::{release, shim};
 use ka_test::child::{Running, preloaded, stdout, succeed};
@@ -22,7 +22,7 @@ use ka_test::log::skip;
 use ka_test::namespace::{in_own_namespaces, is_root, with_own_etc};
 use ka_test::path::{PublicFolder, copy_program, scratch, write_script};
 use ka_test::server::{nginx, redis_arguments};
-use ka_test::socket::{RTO_MAX, fresh as fresh_socket, has_rto_max, rto_max};
+use ka_test::socket::{RTO_MAX, fresh as fresh_socket, has_rto_max, is_rounded_rto_max, rto_max};
 use ka_test::wait::{eventually, listening};
 
 /// Prints the options that `FRESH` prints, of a socket that listens.
@@ -76,11 +76,6 @@ print(*(x.getsockopt(6, 44) for x in (new, s.socket(fileno=0))))";
         return;
     }
     let system = rto_max(fresh_socket().as_raw_fd());
-    let retries = ka_core::Retransmission::read().retries;
-    let automatic = |policy: &str| {
-        let policy = ka_core::parse(policy.as_bytes()).unwrap();
-        policy.resolved(retries).timer(ka_core::Timer::RtoMax).unwrap()
-    };
     for way in ["preload", "seccomp"] {
         for (variables, args, expected) in [
             (&[][..], &[][..], system),
@@ -90,9 +85,9 @@ print(*(x.getsockopt(6, 44) for x in (new, s.socket(fileno=0))))";
             (
                 &[],
                 &["-p", "idle=14,intvl=2,cnt=5,rto_max=auto"],
-                automatic("idle=14,intvl=2,cnt=5,rto_max=auto"),
+                automatic_rto_max("idle=14,intvl=2,cnt=5,rto_max=auto"),
             ),
-            (&[], &["-r", "auto", "-d", "20"], automatic("idle=20,intvl=10,cnt=6,rto_max=auto")),
+            (&[], &["-r", "auto", "-d", "20"], automatic_rto_max("idle=20,intvl=10,cnt=6,rto_max=auto")),
             (&[("KA_RTO_MAX", "3s")], &[], 3000),
             (&[("KA_RTO_MAX", "3s")], &["-r", "2s"], 2000),
             (&[("KA_RTO_MAX", "3s")], &["-d", "30"], 3000),
@@ -108,12 +103,11 @@ print(*(x.getsockopt(6, 44) for x in (new, s.socket(fileno=0))))";
             assert!(output.status.success() && output.stderr.is_empty(), "{way} {args:?}: {output:?}");
             let printed = String::from_utf8(output.stdout).unwrap();
             let values: Vec<i32> = printed.split_whitespace().map(|value| value.parse().unwrap()).collect();
-            // The kernel rounds values up to a multiple of its tick, which is at most 10 ms.
-            let is_near = |value: &i32| (expected..expected + 10).contains(value);
+            let is_set = |value: i32| is_rounded_rto_max(value, expected);
             // Before the new socket listens, it has no local port, so the rule does not match.
             let has_rules = variables.iter().any(|(name, _)| *name == "KA_RULES");
             let is_right = match values[..] {
-                [new, inherited] => is_near(&inherited) && (is_near(&new) || (has_rules && new == system)),
+                [new, inherited] => is_set(inherited) && (is_set(new) || (has_rules && new == system)),
                 _ => false,
             };
             assert!(is_right, "{way} {variables:?} {args:?}: {printed}");

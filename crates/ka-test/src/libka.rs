@@ -182,6 +182,25 @@ pub fn query(fd: RawFd) -> Result<RawConfig, c_int> {
     result.map(|_| config)
 }
 
+/// A function that computes a time from a config: `ka_detect_time` or `ka_data_time`.
+pub type TimeFunction = fn(&Libka) -> unsafe extern "C" fn(*const RawConfig, *mut u64, *mut u64) -> c_int;
+
+/// Calls a function that computes a time, and returns the typical and the worst one. A call that fails must not write
+/// them.
+///
+/// # Errors
+///
+/// Returns errno if the call fails.
+pub fn times(config: &RawConfig, function: TimeFunction) -> Result<[u64; 2], c_int> {
+    const UNTOUCHED: [u64; 2] = [7; 2];
+    let mut times = UNTOUCHED;
+    let [typical, worst] = &mut times;
+    // SAFETY: the first field of `config` is its size, and the two numbers live until the call returns.
+    let result = call(|ka| unsafe { function(ka)(config, typical, worst) });
+    assert_eq!(result.is_ok(), times != UNTOUCHED, "outputs are written on success only");
+    result.map(|_| times)
+}
+
 /// Calls `ka_apply`.
 ///
 /// # Errors

@@ -47,11 +47,23 @@ pub fn option(fd: RawFd, level: c_int, name: c_int) -> Result<c_int, c_int> {
     }
 }
 
+/// Sets an option by setsockopt(2).
+///
+/// # Errors
+///
+/// Returns the errno of setsockopt(2).
+pub fn try_set_option(fd: RawFd, level: c_int, name: c_int, value: c_int) -> Result<(), c_int> {
+    // SAFETY: `value` has 4 bytes.
+    match unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), 4) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error().raw_os_error().unwrap()),
+    }
+}
+
 /// Sets an option by setsockopt(2), which must succeed.
 pub fn set_option(fd: RawFd, level: c_int, name: c_int, value: c_int) {
-    // SAFETY: `value` has 4 bytes.
-    let result = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), 4) };
-    assert_eq!(result, 0, "setsockopt {level} {name} {value}: {}", io::Error::last_os_error());
+    let result = try_set_option(fd, level, name, value);
+    assert_eq!(result, Ok(()), "setsockopt {level} {name} {value}");
 }
 
 /// `TCP_RTO_MAX_MS` of linux/tcp.h. Linux 6.15 and later have it.
@@ -74,6 +86,12 @@ pub fn keepalive_options(fd: RawFd) -> [Result<c_int, c_int>; 6] {
 /// this socket.
 pub fn rto_max(fd: RawFd) -> c_int {
     option(fd, libc::IPPROTO_TCP, RTO_MAX).unwrap_or(KEEP)
+}
+
+/// Returns whether the kernel may report `value` after `wanted` was set as `TCP_RTO_MAX_MS`. The kernel rounds up to a
+/// multiple of its tick, which is at most 10 ms (`CONFIG_HZ`).
+pub fn is_rounded_rto_max(value: c_int, wanted: c_int) -> bool {
+    (wanted..wanted + 10).contains(&value)
 }
 
 /// Returns whether the kernel has `TCP_RTO_MAX_MS`. If it does not, a message says that the test is skipped.

@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
-use ka_test::libka::{AUTO, call, enable};
+use ka_test::libka::{AUTO, enable, times};
 use ka_test::socket::set_option;
 use socket2::SockRef;
 
@@ -167,9 +167,7 @@ fn count_replaced(story: &mut Story) {
     raw_user_timeout(&without, 1000);
     apply(&with, policy, AUTO);
     let config = ka_test::libka::config(1, policy.idle, policy.intvl, policy.cnt, 1000);
-    let (mut typical, mut worst) = (0, 0);
-    // SAFETY: the config has its size, and the pointers are to local variables.
-    call(|ka| unsafe { (ka.ka_detect_time)(&raw const config, &raw mut typical, &raw mut worst) }).unwrap();
+    let [typical, _] = times(&config, |ka| ka.ka_detect_time).unwrap();
     assert_eq!(typical, 2000, "the result of ka_detect_time");
     network.drop_packets(r#"iifname "client""#);
     let lost = story.mark("packets to the server dropped");

@@ -151,6 +151,12 @@ pub fn socket_options_except(pid: i32, left: &[i32]) -> Vec<Options> {
     found
 }
 
+/// Returns the value of `rto_max=auto` in a policy on this machine.
+pub fn automatic_rto_max(policy: &str) -> i32 {
+    let policy = ka_core::parse(policy.as_bytes()).unwrap();
+    policy.resolved(ka_core::Retransmission::read().retries).timer(ka_core::Timer::RtoMax).unwrap()
+}
+
 /// Returns `TCP_RTO_MAX_MS` of the TCP sockets of a process and of its descendants, read like [`socket_options`].
 pub fn rto_maxima(pid: i32) -> Vec<i32> {
     tcp_sockets(pid, &[]).iter().map(|(_, socket)| rto_max(socket.as_raw_fd())).collect()
