@@ -38,6 +38,20 @@ pub enum Error {
     Unsupported(SockOpt),
     /// socket(2) failed, so the defaults could not be read: EMFILE, ENFILE, ENOMEM, EACCES, EAFNOSUPPORT.
     NoSocket(Errno),
+    /// The socket is a listener, or it is not connected (ENOTCONN).
+    NotConnected,
+    /// The connection has ended with an error, which is still pending: ETIMEDOUT, ECONNRESET or EPIPE. ka derives it
+    /// from the state of the socket.
+    Ended(Errno),
+    /// The idle time follows a sysctl whose value cannot be set on a socket, so it could not be put back (ERANGE).
+    IdleNotRestorable {
+        /// The value of the sysctl.
+        idle: i32,
+    },
+    /// A write succeeded without effect: a policy in mode `force` or `floor` holds the settings (EPERM).
+    PolicyHeld,
+    /// The descriptor could not be duplicated: EMFILE.
+    NoDescriptor(Errno),
     /// getsockopt(2) or setsockopt(2) failed: EBADF, ENOTSOCK, or the error of a Linux security module or seccomp
     /// filter.
     System {
@@ -56,7 +70,13 @@ impl Error {
             Self::OutOfRange { .. } | Self::AutoOutOfRange { .. } => Errno(libc::EINVAL),
             Self::NotTcp => Errno(libc::ENOPROTOOPT),
             Self::Unsupported(_) => Errno(libc::EOPNOTSUPP),
-            Self::NoSocket(errno) | Self::System { errno, .. } => *errno,
+            Self::NotConnected => Errno(libc::ENOTCONN),
+            Self::IdleNotRestorable { .. } => Errno(libc::ERANGE),
+            Self::PolicyHeld => Errno(libc::EPERM),
+            Self::NoSocket(errno)
+            | Self::Ended(errno)
+            | Self::NoDescriptor(errno)
+            | Self::System { errno, .. } => *errno,
         }
     }
 }
@@ -83,6 +103,16 @@ impl fmt::Display for Error {
             Self::Unsupported(option) => write!(f, "this kernel does not have {option} for this socket"),
             Self::NoSocket(errno) => {
                 write!(f, "cannot create a TCP socket: the kernel answered errno {}", errno.0)
+            }
+            Self::NotConnected => f.write_str("the socket is not connected"),
+            Self::Ended(errno) => write!(f, "the connection has ended with errno {}", errno.0),
+            Self::IdleNotRestorable { idle } => write!(
+                f,
+                "the idle time follows net.ipv4.tcp_keepalive_time = {idle}, which cannot be set on a socket"
+            ),
+            Self::PolicyHeld => f.write_str("a policy holds the settings of the socket"),
+            Self::NoDescriptor(errno) => {
+                write!(f, "cannot duplicate the descriptor: the kernel answered errno {}", errno.0)
             }
             Self::System { option, errno } => write!(f, "{option}: the kernel answered errno {}", errno.0),
         }

@@ -21,6 +21,8 @@ pub enum SockOpt {
     Type,
     /// `TCP_INFO`: the state of the connection.
     Info,
+    /// `SO_COOKIE`: the number by which the kernel knows a socket. Linux 4.12 and later have it.
+    Cookie,
 }
 
 /// The option of include/uapi/linux/tcp.h that the libc crate does not have.
@@ -101,6 +103,7 @@ impl SockOpt {
             Self::Protocol => (libc::SOL_SOCKET, libc::SO_PROTOCOL),
             Self::Type => (libc::SOL_SOCKET, libc::SO_TYPE),
             Self::Info => (libc::IPPROTO_TCP, libc::TCP_INFO),
+            Self::Cookie => (libc::SOL_SOCKET, libc::SO_COOKIE),
             Self::Timer(Timer::Idle) => (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
             Self::Timer(Timer::Intvl) => (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
             Self::Timer(Timer::Cnt) => (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
@@ -175,7 +178,7 @@ impl SockOpt {
     /// The names of the C constants: those of each [`Timer`], then those of the other options. One string, for the
     /// reason given at [`Timer::NAMES`].
     const NAMES: &[u8] = b"TCP_KEEPIDLE,TCP_KEEPINTVL,TCP_KEEPCNT,TCP_USER_TIMEOUT,TCP_RTO_MAX_MS,\
-        SO_KEEPALIVE,SO_PROTOCOL,SO_TYPE,TCP_INFO";
+        SO_KEEPALIVE,SO_PROTOCOL,SO_TYPE,TCP_INFO,SO_COOKIE";
 
     /// Returns the name of the C constant, such as `SO_KEEPALIVE` or `TCP_KEEPIDLE`.
     #[must_use]
@@ -194,6 +197,7 @@ impl SockOpt {
             Self::Protocol => OTHERS + 1,
             Self::Type => OTHERS + 2,
             Self::Info => OTHERS + 3,
+            Self::Cookie => OTHERS + 4,
         };
         nth(Self::NAMES, n)
     }

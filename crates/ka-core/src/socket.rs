@@ -122,6 +122,28 @@ impl<K: Kernel> Socket<'_, K> {
         if self.is_tcp()? { Ok(()) } else { Err(Error::NotTcp) }
     }
 
+    /// Writes a timer, and checks that the value is in force.
+    pub(crate) fn set_and_check(&self, timer: Timer, value: i32) -> Result<(), Error> {
+        self.set(SockOpt::Timer(timer), value)?;
+        if self.timer(timer)? == value { Ok(()) } else { Err(Error::PolicyHeld) }
+    }
+
+    /// Returns the number by which the kernel knows this socket, or 0 before Linux 4.12.
+    pub(crate) fn cookie(&self) -> u64 {
+        let mut cookie = [0; size_of::<u64>()];
+        let _ = self.kernel.get(self.fd, SockOpt::Cookie, &mut cookie);
+        u64::from_ne_bytes(cookie)
+    }
+
+    /// Returns whether an error is pending on this socket, and leaves it pending.
+    pub(crate) fn has_error(&self) -> bool {
+        self.kernel.has_error(self.fd)
+    }
+
+    pub(crate) const fn fd(&self) -> c_int {
+        self.fd
+    }
+
     /// Returns net.ipv4.tcp_retries2.
     pub(crate) fn retries(&self) -> u8 {
         self.kernel.retries()

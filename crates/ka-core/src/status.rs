@@ -31,6 +31,21 @@ impl Status {
     /// The size in bytes of the part of `struct tcp_info` that is read. New kernels add fields at its end.
     pub(crate) const INFO_SIZE: usize = offset_of!(tcp_info, tcpi_rttvar);
 
+    /// Returns the time in milliseconds since the last segment of the peer was received.
+    #[must_use]
+    pub fn silent_ms(&self) -> u32 {
+        self.last_ack_ms.min(self.last_recv_ms)
+    }
+
+    /// Returns whether the connection is established and has not ended. One or both sides may have closed it.
+    #[must_use]
+    pub const fn is_connected(&self) -> bool {
+        matches!(
+            self.state,
+            TCP_ESTABLISHED | TCP_FIN_WAIT1 | TCP_FIN_WAIT2 | TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING
+        )
+    }
+
     /// Reads `struct tcp_info`, as getsockopt(2) or sock_diag(7) reports it. Returns `None` if it is too short.
     #[must_use]
     pub fn from_info(info: &[u8]) -> Option<Self> {
@@ -55,5 +70,12 @@ impl Status {
     }
 }
 
-/// The state of a listener (include/net/tcp_states.h). The libc crate lacks it on some targets.
+// States of include/net/tcp_states.h. The libc crate lacks them on some targets.
+const TCP_ESTABLISHED: u32 = 1;
+const TCP_FIN_WAIT1: u32 = 4;
+const TCP_FIN_WAIT2: u32 = 5;
+pub(crate) const TCP_CLOSE: u32 = 7;
+pub(crate) const TCP_CLOSE_WAIT: u32 = 8;
+const TCP_LAST_ACK: u32 = 9;
 const TCP_LISTEN: u32 = 10;
+const TCP_CLOSING: u32 = 11;

@@ -12,6 +12,7 @@ use core::ffi::CStr;
 use libc::{c_int, c_void, socklen_t};
 
 use crate::defaults;
+use crate::direct;
 use crate::error::Errno;
 use crate::option::SockOpt;
 
@@ -38,6 +39,11 @@ pub trait Kernel {
     fn retries(&self) -> u8 {
         defaults::retries()
     }
+
+    /// Returns whether an error is pending on a socket, and leaves it pending. poll(2)
+    fn has_error(&self, fd: c_int) -> bool {
+        direct::has_error(fd)
+    }
 }
 
 impl<K: Kernel + ?Sized> Kernel for &K {
@@ -51,6 +57,10 @@ impl<K: Kernel + ?Sized> Kernel for &K {
 
     fn retries(&self) -> u8 {
         (**self).retries()
+    }
+
+    fn has_error(&self, fd: c_int) -> bool {
+        (**self).has_error(fd)
     }
 }
 
@@ -127,6 +137,14 @@ impl Descriptor {
             other => other,
         }
         .map(Self)
+    }
+
+    /// Duplicates a descriptor. The duplicate is closed on exec.
+    pub(crate) fn duplicate(fd: c_int) -> Result<Self, Errno> {
+        let args = [direct::int(fd), direct::int(libc::F_DUPFD_CLOEXEC), 0, 0, 0, 0];
+        // SAFETY: fcntl(2) takes no pointer here.
+        let duplicate = direct::check(unsafe { direct::call(libc::SYS_fcntl, args) })?;
+        c_int::try_from(duplicate).map(Self).map_err(|_| Errno(libc::EBADF))
     }
 
     /// Opens a file for reading.

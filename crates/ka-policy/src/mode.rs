@@ -102,7 +102,9 @@ pub fn judge(mode: Mode, policy: &Config, option: SockOpt, value: i32) -> Verdic
             }
         }
         // The options that ka only reads cannot be set.
-        SockOpt::KeepAlive | SockOpt::Protocol | SockOpt::Type | SockOpt::Info => Verdict::Pass,
+        SockOpt::KeepAlive | SockOpt::Protocol | SockOpt::Type | SockOpt::Info | SockOpt::Cookie => {
+            Verdict::Pass
+        }
     }
 }
 

@@ -3,59 +3,19 @@
 
 #![expect(unsafe_code, reason = "system calls")]
 
-use core::arch::asm;
 use core::ffi::CStr;
 use core::ops::Range;
 
 use ka_core::bytes::trim;
+use ka_core::direct::{Direct, check};
+pub(crate) use ka_core::direct::{call, int, poll};
 use ka_core::{Errno, Kernel, Quantity, Retransmission, SockOpt};
 use libc::{c_int, c_long, c_void, sockaddr_storage, socklen_t};
 
 use crate::filter;
 
-/// Makes a system call. On failure, returns a negated error number.
-///
-/// # Safety
-/// The arguments are valid for the system call.
-#[cfg(target_arch = "x86_64")]
-pub(crate) unsafe fn call(number: c_long, args: [usize; 6]) -> isize {
-    let [a, b, c, d, e, f] = args;
-    let result: isize;
-    // SAFETY: this is the calling convention of the kernel. The caller guarantees that the arguments are valid.
-    unsafe {
-        asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
-            in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _, options(nostack));
-    }
-    result
-}
-
-/// Makes a system call. On failure, returns a negated error number.
-///
-/// # Safety
-/// The arguments are valid for the system call.
-#[cfg(target_arch = "aarch64")]
-pub(crate) unsafe fn call(number: c_long, args: [usize; 6]) -> isize {
-    let [a, b, c, d, e, f] = args;
-    let result: isize;
-    // SAFETY: this is the calling convention of the kernel. The caller guarantees that the arguments are valid.
-    unsafe {
-        asm!("svc 0", in("x8") number, inlateout("x0") a => result, in("x1") b, in("x2") c, in("x3") d,
-            in("x4") e, in("x5") f, options(nostack));
-    }
-    result
-}
-
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("the preload shim makes system calls by instruction, and supports only x86_64 and aarch64");
-
-/// Converts an int to an argument of a system call.
-pub(crate) const fn int(value: c_int) -> usize {
-    value as isize as usize
-}
-
-fn check(result: isize) -> Result<usize, Errno> {
-    usize::try_from(result).map_err(|_| Errno(c_int::try_from(result.wrapping_neg()).unwrap_or(libc::EINVAL)))
-}
 
 /// The kernel, called without the hooks.
 #[derive(Clone, Copy)]
@@ -63,20 +23,11 @@ pub(crate) struct Raw;
 
 impl Kernel for Raw {
     fn get(&self, fd: c_int, option: SockOpt, value: &mut [u8]) -> Result<usize, Errno> {
-        let (level, name) = option.level_and_name();
-        let mut size = socklen_t::try_from(value.len()).unwrap_or(socklen_t::MAX);
-        let args = [int(fd), int(level), int(name), value.as_mut_ptr() as usize, (&raw mut size) as usize, 0];
-        // SAFETY: the kernel writes at most `size` bytes to `value`, which has them, and the size to `size`.
-        check(unsafe { call(libc::SYS_getsockopt, args) })?;
-        Ok(size as usize)
+        Direct.get(fd, option, value)
     }
 
     fn set(&self, fd: c_int, option: SockOpt, value: c_int) -> Result<(), Errno> {
-        let (level, name) = option.level_and_name();
-        let args = [int(fd), int(level), int(name), (&raw const value) as usize, size_of::<c_int>(), 0];
-        // SAFETY: the kernel reads an int, which `value` is.
-        check(unsafe { call(libc::SYS_setsockopt, args) })?;
-        Ok(())
+        Direct.set(fd, option, value)
     }
 
     fn retries(&self) -> u8 {
@@ -183,14 +134,6 @@ pub(crate) fn peer_user(fd: c_int) -> Option<u32> {
     // SAFETY: the kernel writes at most `size` bytes to `peer`, which has them, and the size to `size`.
     check(unsafe { call(libc::SYS_getsockopt, args) }).ok()?;
     Some(peer.uid)
-}
-
-/// Calls poll(2) without waiting. It uses ppoll(2), which every architecture has.
-pub(crate) fn poll(set: &mut [libc::pollfd]) -> Result<usize, Errno> {
-    let mut at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    let args = [set.as_mut_ptr() as usize, set.len(), (&raw mut at_once) as usize, 0, 0, 0];
-    // SAFETY: the kernel reads and writes the entries of `set`, and may write the remaining time.
-    check(unsafe { call(libc::SYS_ppoll, args) })
 }
 
 /// A file that the shim has opened, closed when dropped.
@@ -323,9 +266,9 @@ pub(crate) fn end() -> ! {
     // SAFETY: the processor rejects the instruction in any state of the program, so execution never continues after it.
     unsafe {
         #[cfg(target_arch = "x86_64")]
-        asm!("ud2", options(noreturn, nomem, nostack));
+        core::arch::asm!("ud2", options(noreturn, nomem, nostack));
         #[cfg(target_arch = "aarch64")]
-        asm!("udf #0", options(noreturn, nomem, nostack));
+        core::arch::asm!("udf #0", options(noreturn, nomem, nostack));
     }
 }
 

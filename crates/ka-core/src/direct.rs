@@ -1,0 +1,148 @@
+//! System calls by instruction. They do not change `errno`, and do not call functions that another library may have
+//! hooked.
+
+#![expect(unsafe_code, reason = "system calls")]
+#![expect(
+    clippy::cast_sign_loss,
+    clippy::many_single_char_names,
+    clippy::must_use_candidate,
+    reason = "the kernel takes six words, and returns a word"
+)]
+
+use core::time::Duration;
+
+use libc::{c_int, c_long, socklen_t};
+
+use crate::error::Errno;
+use crate::option::SockOpt;
+use crate::sys::Kernel;
+
+/// Makes a system call. On failure, returns a negated error number.
+///
+/// # Safety
+/// The arguments are valid for the system call.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub unsafe fn call(number: c_long, args: [usize; 6]) -> isize {
+    let [a, b, c, d, e, f] = args;
+    let result: isize;
+    // SAFETY: this is the calling convention of the kernel. The caller guarantees that the arguments are valid.
+    unsafe {
+        core::arch::asm!("syscall", inlateout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c,
+            in("r10") d, in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    result
+}
+
+/// Makes a system call. On failure, returns a negated error number.
+///
+/// # Safety
+/// The arguments are valid for the system call.
+#[cfg(target_arch = "aarch64")]
+#[inline]
+pub unsafe fn call(number: c_long, args: [usize; 6]) -> isize {
+    let [a, b, c, d, e, f] = args;
+    let result: isize;
+    // SAFETY: this is the calling convention of the kernel. The caller guarantees that the arguments are valid.
+    unsafe {
+        core::arch::asm!("svc 0", in("x8") number, inlateout("x0") a => result, in("x1") b, in("x2") c, in("x3") d,
+            in("x4") e, in("x5") f, options(nostack));
+    }
+    result
+}
+
+/// Makes a system call through the C library, because ka has no instructions for this architecture. On failure, returns
+/// a negated error number.
+///
+/// # Safety
+/// The arguments are valid for the system call.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+pub unsafe fn call(number: c_long, args: [usize; 6]) -> isize {
+    let [a, b, c, d, e, f] = args;
+    // SAFETY: the caller guarantees that the arguments are valid.
+    let result = crate::sys::syscall(|| unsafe { libc::syscall(number, a, b, c, d, e, f) });
+    result.map_or_else(|errno| -(errno.0 as isize), |value| value as isize)
+}
+
+/// Converts an int to an argument of a system call.
+#[must_use]
+#[inline]
+pub const fn int(value: c_int) -> usize {
+    value as isize as usize
+}
+
+/// Converts the result of [`call`].
+///
+/// # Errors
+/// The error of the kernel.
+#[inline]
+pub fn check(result: isize) -> Result<usize, Errno> {
+    usize::try_from(result).map_err(|_| Errno(c_int::try_from(result.wrapping_neg()).unwrap_or(libc::EINVAL)))
+}
+
+/// The kernel, called without the C library.
+#[derive(Clone, Copy, Debug)]
+pub struct Direct;
+
+impl Kernel for Direct {
+    fn get(&self, fd: c_int, option: SockOpt, value: &mut [u8]) -> Result<usize, Errno> {
+        let (level, name) = option.level_and_name();
+        let mut size = socklen_t::try_from(value.len()).unwrap_or(socklen_t::MAX);
+        let args = [int(fd), int(level), int(name), value.as_mut_ptr() as usize, (&raw mut size) as usize, 0];
+        // SAFETY: the kernel writes at most `size` bytes to `value`, which has them, and the size to `size`.
+        check(unsafe { call(libc::SYS_getsockopt, args) })?;
+        Ok(size as usize)
+    }
+
+    fn set(&self, fd: c_int, option: SockOpt, value: c_int) -> Result<(), Errno> {
+        let (level, name) = option.level_and_name();
+        let args = [int(fd), int(level), int(name), (&raw const value) as usize, size_of::<c_int>(), 0];
+        // SAFETY: the kernel reads an int, which `value` is.
+        check(unsafe { call(libc::SYS_setsockopt, args) })?;
+        Ok(())
+    }
+}
+
+/// Returns which of these events each descriptor has, without waiting. poll(2), by ppoll(2), which every architecture
+/// has.
+///
+/// # Errors
+/// The error of the kernel.
+pub fn poll(set: &mut [libc::pollfd]) -> Result<usize, Errno> {
+    let mut at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let args = [set.as_mut_ptr() as usize, set.len(), (&raw mut at_once) as usize, 0, 0, 0];
+    // SAFETY: the kernel reads and writes the entries of `set`, and may write the remaining time.
+    check(unsafe { call(libc::SYS_ppoll, args) })
+}
+
+/// Returns whether an error is pending on a socket, and leaves it pending.
+pub(crate) fn has_error(fd: c_int) -> bool {
+    let mut set = [libc::pollfd { fd, events: 0, revents: 0 }];
+    poll(&mut set).is_ok() && set.iter().any(|entry| entry.revents & libc::POLLERR != 0)
+}
+
+/// Sleeps for this time, or until a signal arrives. It is no cancellation point: the caller must still restore settings.
+pub(crate) fn sleep(time: Duration) {
+    let time = libc::timespec {
+        tv_sec: libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    };
+    // SAFETY: the kernel reads a time. It may leave out the remaining time.
+    unsafe { call(libc::SYS_nanosleep, [(&raw const time) as usize, 0, 0, 0, 0, 0]) };
+}
+
+/// Returns the time since an arbitrary moment. CLOCK_MONOTONIC, as the kernel's timers.
+#[must_use]
+pub(crate) fn now() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: clock_gettime(2) writes a time.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Returns the ID of this process.
+pub(crate) fn process() -> u32 {
+    // SAFETY: getpid(2) has no arguments.
+    let id = unsafe { call(libc::SYS_getpid, [0; 6]) };
+    u32::try_from(id).unwrap_or(0)
+}
