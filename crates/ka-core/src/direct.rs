@@ -85,6 +85,7 @@ pub fn check(result: isize) -> Result<usize, Errno> {
 pub struct Direct;
 
 impl Kernel for Direct {
+    #[inline]
     fn get(&self, fd: c_int, option: SockOpt, value: &mut [u8]) -> Result<usize, Errno> {
         let (level, name) = option.level_and_name();
         let mut size = socklen_t::try_from(value.len()).unwrap_or(socklen_t::MAX);
@@ -94,6 +95,7 @@ impl Kernel for Direct {
         Ok(size as usize)
     }
 
+    #[inline]
     fn set(&self, fd: c_int, option: SockOpt, value: c_int) -> Result<(), Errno> {
         let (level, name) = option.level_and_name();
         let args = [int(fd), int(level), int(name), (&raw const value) as usize, size_of::<c_int>(), 0];
@@ -108,6 +110,7 @@ impl Kernel for Direct {
 ///
 /// # Errors
 /// The error of the kernel.
+#[inline]
 pub fn poll(set: &mut [libc::pollfd]) -> Result<usize, Errno> {
     let mut at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     let args = [set.as_mut_ptr() as usize, set.len(), (&raw mut at_once) as usize, 0, 0, 0];

@@ -23,10 +23,15 @@ pub enum SockOpt {
     Info,
     /// `SO_COOKIE`: the number by which the kernel knows a socket. Linux 4.12 and later have it.
     Cookie,
+    /// `MPTCP_TCPINFO`: the state of each subflow of a Multipath TCP connection. Linux 5.16 and later have it.
+    Subflows,
 }
 
-/// The option of include/uapi/linux/tcp.h that the libc crate does not have.
+// Constants of include/uapi/linux/tcp.h, include/linux/socket.h and include/uapi/linux/mptcp.h that the libc crate does
+// not have.
 const TCP_RTO_MAX_MS: c_int = 44;
+const SOL_MPTCP: c_int = 284;
+const MPTCP_TCPINFO: c_int = 2;
 
 /// Defines an enum with a constant `ALL` that contains every variant, so a new variant cannot be missing from it.
 macro_rules! with_all {
@@ -104,6 +109,7 @@ impl SockOpt {
             Self::Type => (libc::SOL_SOCKET, libc::SO_TYPE),
             Self::Info => (libc::IPPROTO_TCP, libc::TCP_INFO),
             Self::Cookie => (libc::SOL_SOCKET, libc::SO_COOKIE),
+            Self::Subflows => (SOL_MPTCP, MPTCP_TCPINFO),
             Self::Timer(Timer::Idle) => (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
             Self::Timer(Timer::Intvl) => (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
             Self::Timer(Timer::Cnt) => (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
@@ -178,7 +184,7 @@ impl SockOpt {
     /// The names of the C constants: those of each [`Timer`], then those of the other options. One string, for the
     /// reason given at [`Timer::NAMES`].
     const NAMES: &[u8] = b"TCP_KEEPIDLE,TCP_KEEPINTVL,TCP_KEEPCNT,TCP_USER_TIMEOUT,TCP_RTO_MAX_MS,\
-        SO_KEEPALIVE,SO_PROTOCOL,SO_TYPE,TCP_INFO,SO_COOKIE";
+        SO_KEEPALIVE,SO_PROTOCOL,SO_TYPE,TCP_INFO,SO_COOKIE,MPTCP_TCPINFO";
 
     /// Returns the name of the C constant, such as `SO_KEEPALIVE` or `TCP_KEEPIDLE`.
     #[must_use]
@@ -198,6 +204,7 @@ impl SockOpt {
             Self::Type => OTHERS + 2,
             Self::Info => OTHERS + 3,
             Self::Cookie => OTHERS + 4,
+            Self::Subflows => OTHERS + 5,
         };
         nth(Self::NAMES, n)
     }

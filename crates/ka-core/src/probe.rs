@@ -159,7 +159,7 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
     }
 
     fn look(&mut self, now: Duration) -> Result<Option<Alive>, Error> {
-        let status = self.socket.status()?;
+        let status = self.socket.connection_status()?;
         let silent_ms = status.silent_ms();
         let Some(before) = self.before else {
             return self.first_look(&status, now);
@@ -370,7 +370,7 @@ impl Socket<'_> {
     /// # Errors
     /// Those of [`Probe::step`], and [`Error::NoDescriptor`].
     pub fn probe(&self, timeout: Duration) -> Result<Option<Alive>, Error> {
-        let status = self.status()?;
+        let status = self.connection_status()?;
         if status.is_connected() {
             if status.silent_ms() < RECENT_MS {
                 return Ok(Some(Alive::Recently));

@@ -7,7 +7,7 @@ use libc::c_int;
 use crate::error::{Errno, Error};
 use crate::option::{SockOpt, Timer};
 use crate::settings::Settings;
-use crate::status::Status;
+use crate::status::{Status, Subflows};
 use crate::sys::{Kernel, Libc};
 
 /// A borrowed descriptor. This type never closes it, and keeps no state about it.
@@ -88,6 +88,25 @@ impl<K: Kernel> Socket<'_, K> {
         let size = self.kernel.get(self.fd, SockOpt::Info, &mut info);
         let size = size.map_err(|errno| self.explain(SockOpt::Info, errno))?;
         info.get(..size).and_then(Status::from_info).ok_or(Error::Unsupported(SockOpt::Info))
+    }
+
+    /// Returns the state of the connection, as [`Socket::status`], but over all subflows of a Multipath TCP connection.
+    /// The connection is alive if one of its subflows is.
+    pub(crate) fn connection_status(&self) -> Result<Status, Error> {
+        let status = self.status()?;
+        if self.read(SockOpt::Protocol) == Ok(libc::IPPROTO_MPTCP) {
+            return Ok(self.subflow_status().unwrap_or(status));
+        }
+        Ok(status)
+    }
+
+    /// Returns `None` if the connection has fallen back to TCP, and before Linux 5.16.
+    #[cold]
+    #[inline(never)]
+    fn subflow_status(&self) -> Option<Status> {
+        let mut info = Subflows::default();
+        let size = self.kernel.get(self.fd, SockOpt::Subflows, &mut info.0).ok()?;
+        info.statuses(size).reduce(Status::merge)
     }
 
     /// Returns the value of `SO_KEEPALIVE`. This succeeds on any kind of socket.

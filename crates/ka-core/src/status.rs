@@ -46,6 +46,25 @@ impl Status {
         )
     }
 
+    /// Combines the states of two subflows of a connection.
+    pub(crate) fn merge(self, other: Self) -> Self {
+        let (first, second) = if self.is_connected() { (self, other) } else { (other, self) };
+        if !second.is_connected() {
+            return first;
+        }
+        Self {
+            state: first.state,
+            probes: first.probes.saturating_add(second.probes),
+            retransmits: first.retransmits.max(second.retransmits),
+            // A subflow without data in flight can send a probe.
+            unacked: first.unacked.min(second.unacked),
+            last_ack_ms: first.last_ack_ms.min(second.last_ack_ms),
+            last_recv_ms: first.last_recv_ms.min(second.last_recv_ms),
+            last_send_ms: first.last_send_ms.min(second.last_send_ms),
+            rtt_us: first.rtt_us.min(second.rtt_us),
+        }
+    }
+
     /// Reads `struct tcp_info`, as getsockopt(2) or sock_diag(7) reports it. Returns `None` if it is too short.
     #[must_use]
     pub fn from_info(info: &[u8]) -> Option<Self> {
@@ -67,6 +86,37 @@ impl Status {
             last_send_ms: word(offset_of!(tcp_info, tcpi_last_data_sent))?,
             rtt_us: word(offset_of!(tcp_info, tcpi_rtt))?,
         })
+    }
+}
+
+/// The argument of `MPTCP_TCPINFO`: `struct mptcp_subflow_data` of include/uapi/linux/mptcp.h, then the beginning of
+/// `struct tcp_info` for each subflow.
+pub(crate) struct Subflows(pub(crate) [u8; Self::SIZE]);
+
+impl Subflows {
+    /// The four words: the size of this header, the number of subflows, and the size of `struct tcp_info` in the kernel
+    /// and here.
+    const HEADER: usize = 16;
+    /// The kernel has at most 8 subflows beside the first one. Further ones are ignored.
+    const MOST: usize = 8;
+    const SIZE: usize = Self::HEADER + Self::MOST * Status::INFO_SIZE;
+
+    /// Returns the status of each subflow in the first `size` bytes.
+    pub(crate) fn statuses(&self, size: usize) -> impl Iterator<Item = Status> {
+        let infos = self.0.get(Self::HEADER..size).unwrap_or_default();
+        infos.chunks_exact(Status::INFO_SIZE).filter_map(Status::from_info)
+    }
+}
+
+impl Default for Subflows {
+    fn default() -> Self {
+        let mut bytes = [0; Self::SIZE];
+        let words = [Self::HEADER, 0, 0, Status::INFO_SIZE]
+            .map(|word| u32::try_from(word).unwrap_or(0).to_ne_bytes());
+        for (to, from) in bytes.chunks_exact_mut(size_of::<u32>()).zip(words) {
+            to.copy_from_slice(&from);
+        }
+        Self(bytes)
     }
 }
 

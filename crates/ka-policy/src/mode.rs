@@ -102,9 +102,12 @@ pub fn judge(mode: Mode, policy: &Config, option: SockOpt, value: i32) -> Verdic
             }
         }
         // The options that ka only reads cannot be set.
-        SockOpt::KeepAlive | SockOpt::Protocol | SockOpt::Type | SockOpt::Info | SockOpt::Cookie => {
-            Verdict::Pass
-        }
+        SockOpt::KeepAlive
+        | SockOpt::Protocol
+        | SockOpt::Type
+        | SockOpt::Info
+        | SockOpt::Cookie
+        | SockOpt::Subflows => Verdict::Pass,
     }
 }
 
