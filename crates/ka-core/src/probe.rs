@@ -236,11 +236,7 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
         let changed = Changed { enabled, idle: None, user_timeout: None, cnt: None, _lock: lock };
         self.stage = Stage::Leaving { changed, probes: status.probes, since: now };
         let trigger = if left_ms <= 0 { idle } else { 1 };
-        let written = self.write(user_timeout, idle, trigger, status.probes);
-        if written.is_err() {
-            let _ = self.restore(); // The first error is reported.
-        }
-        written
+        self.write(user_timeout, idle, trigger, status.probes)
     }
 
     /// Returns after how many milliseconds of silence keepalive ends the connection.

@@ -361,6 +361,15 @@ fn a_second_probe_of_the_same_socket_waits_until_the_first_has_left() {
     assert_eq!(fake.connection.borrow().idle, 60);
 }
 
+/// Multipath TCP has no user timeout that shows that a probe is leaving.
+#[test]
+fn a_second_probe_of_a_multipath_tcp_socket_waits_too() {
+    let fake = Fake::new(Connection { mptcp: true, ..IDLE });
+    let (mut first, mut second) = (fake.probe(), fake.probe());
+    assert_eq!((first.step(ms(0)), second.step(ms(0))), (Ok(None), Ok(None)));
+    assert_eq!(fake.writes(), [cnt(127), idle(1)]);
+}
+
 #[test]
 fn the_probe_of_another_process_is_recognized_by_the_user_timeout() {
     let fake = Fake::new(Connection { user_timeout: MARK, idle: 1, ..IDLE });
