@@ -83,8 +83,8 @@ impl Fake {
         match option {
             SockOpt::Timer(Timer::RtoMax) => mptcp || !self.has_rto_max || self.kind != libc::SOCK_STREAM,
             SockOpt::Timer(Timer::UserTimeout) => mptcp || self.kind != libc::SOCK_STREAM,
-            SockOpt::Timer(_) | SockOpt::Info => self.kind != libc::SOCK_STREAM,
-            SockOpt::KeepAlive | SockOpt::Protocol | SockOpt::Type => false,
+            SockOpt::Timer(_) | SockOpt::Info | SockOpt::Subflows => self.kind != libc::SOCK_STREAM,
+            SockOpt::KeepAlive | SockOpt::Protocol | SockOpt::Type | SockOpt::Cookie => false,
         }
     }
 }
