@@ -124,6 +124,17 @@ const LEAVES_WITHIN_MS: i64 = 200;
 /// The longest silence that counts as a sign of life. The kernel sends no probe earlier: 1 s is the lowest idle time.
 const RECENT_MS: u32 = 1000;
 
+/// Returns the time from `earlier` to `later`, or 0 if `later` is earlier.
+///
+/// The compiler cannot prove that the arithmetic of [`Duration`] does not panic, and libka must not contain a panic.
+fn between(earlier: Duration, later: Duration) -> Duration {
+    Duration::from_micros(micros(later).saturating_sub(micros(earlier)))
+}
+
+fn micros(time: Duration) -> u64 {
+    time.as_secs().saturating_mul(1_000_000).saturating_add(time.subsec_micros().into())
+}
+
 impl<'fd, K: Kernel> Probe<'fd, K> {
     /// Prepares a probe. `now` is a time of the caller's clock. The first call of [`Probe::step`] begins it.
     #[must_use]
@@ -174,13 +185,13 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
                 Stage::Leaving { .. } => self.looked,
                 _ => self.began,
             };
-            return Ok(Some(Alive::Answered(now.saturating_sub(since))));
+            return Ok(Some(Alive::Answered(between(since, now))));
         }
         match &self.stage {
             Stage::Untriggered => self.trigger(&status, before, now)?,
             Stage::Leaving { probes, since, .. } => {
                 let left = status.probes != *probes;
-                if left || status.unacked > 0 || now.saturating_sub(*since) >= LEAVES_WITHIN {
+                if left || status.unacked > 0 || between(*since, now) >= LEAVES_WITHIN {
                     self.restore()?;
                     self.stage = Stage::Waiting { sent: left.then_some(now) };
                 }
@@ -377,25 +388,19 @@ impl Socket<'_> {
         }
         let duplicate = Descriptor::duplicate(self.fd()).map_err(Error::NoDescriptor)?;
         let mut now = direct::now();
-        let (began, end) = (now, now.saturating_add(timeout));
+        let began = now;
         let mut probe = Probe::new(Socket::with_kernel(duplicate.fd(), Direct), began);
         loop {
             if let Some(alive) = probe.step(now)? {
                 return Ok(Some(alive));
             }
-            let left = end.saturating_sub(now);
+            let left = between(between(began, now), timeout);
             if left.is_zero() {
                 return probe.restore().map(|()| None);
             }
             // At first often, for a short round trip, then more rarely.
-            let waited = if probe.is_leaving() { Duration::ZERO } else { now.saturating_sub(began) };
-            direct::sleep(
-                waited
-                    .checked_div(8)
-                    .unwrap_or_default()
-                    .clamp(Duration::from_micros(250), Duration::from_millis(10))
-                    .min(left),
-            );
+            let waited = if probe.is_leaving() { Duration::ZERO } else { between(began, now) };
+            direct::sleep(Duration::from_micros((micros(waited) / 8).clamp(250, 10_000)).min(left));
             now = direct::now();
         }
     }
