@@ -28,10 +28,11 @@
  * security policy (LSM, seccomp, BPF) can make every function that takes a socket fail with another error, for example
  * EPERM.
  *
- * Threads and signals. All functions except ka_reaper_* keep no state, allocate no memory, take no lock and write no
- * log. Any thread, a signal handler, and the child of fork(2) may call them. They use at most 1024 bytes of stack on
- * x86-64; ka_beat_sign and ka_beat_verify use 2.5 KiB. A reaper uses memory of malloc(3): only one thread at a time may
- * use it, and no signal handler may use it.
+ * Threads and signals. All functions except ka_reaper_* allocate no memory, never wait for a lock, write no log and
+ * keep no state, except that ka_probe keeps which sockets other threads are probing. Any thread, a signal handler, and
+ * the child of fork(2) may call them. They use at most 1024 bytes of stack on x86-64; ka_beat_sign and ka_beat_verify
+ * use 2.5 KiB. A reaper uses memory of malloc(3): only one thread at a time may use it, and no signal handler may use
+ * it.
  *
  * Versions. struct ka_config and struct ka_status begin with their size in bytes, and a later version may add fields at
  * their end. KA_CONFIG_INIT, KA_CONFIG and KA_STATUS_INIT set size to the size of the struct in the program's header.
@@ -929,6 +930,73 @@ int ka_data_time(const struct ka_config *config,
  * Since 0.1.0.
  */
 int ka_get_status(int fd, struct ka_status *status);
+
+/**
+ * Ask the peer of a connection whether it is alive.
+ *
+ * The kernel sends one keepalive probe, and the function waits for the answer. Keepalive may be on or off. No data is
+ * sent, and the peer's program does not notice the probe. For example, a connection pool checks a connection before
+ * it hands it out: after a firewall has silently dropped a connection, only the missing answer shows it.
+ *
+ *   fd          a connected TCP or MPTCP socket. An MPTCP socket sends a probe on each subflow, and an answer on any
+ *               of them counts. Before Linux 5.16, the answer on the first subflow counts.
+ *   timeout_ms  milliseconds, 0..INT_MAX: how long to wait for the answer. Use at least 100 more than the longest
+ *               round trip: the kernel sends the probe at one of its next two ticks, which are 1 to 10 ms apart, and
+ *               50 ms later if another thread is using the socket. 0 sends nothing, and only looks whether the peer
+ *               has sent something within the last second.
+ *
+ * Returns 1 if a segment has arrived from the peer since the call began, or within the last second before it. In the
+ * second case nothing is sent, and the call takes microseconds. The peer's kernel has sent the segment. So 1 does not
+ * mean that the peer's program works: the kernel also answers for a frozen process, and a proxy or a load balancer
+ * answers for itself. The peer may also have closed its side of the connection. recv(2) with MSG_PEEK | MSG_DONTWAIT
+ * shows that: it returns 0.
+ *
+ * Returns 0 if nothing has arrived in time. Data that the peer has not acknowledged, or that waits for the peer's
+ * window, suspends probes, so no probe is sent. The acknowledgement of the data is then the answer. If the peer keeps
+ * its window closed, the kernel asks for it ever more rarely, up to every two minutes, so 0 does not mean that the
+ * peer is dead. ka_get_status reports data in flight.
+ *
+ * The kernel counts an unanswered probe until something arrives from the peer. If keepalive is on and the peer stays
+ * silent, each of them lets the connection end up to intvl earlier, at idle at the earliest. With a cnt of 1, it ends
+ * when idle has expired.
+ *
+ * Returns -1 with errno:
+ *   EINVAL       timeout_ms is negative.
+ *   EBADF        fd is not open, or was opened with O_PATH.
+ *   ENOTSOCK     fd is not a socket.
+ *   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
+ *   ENOTCONN     fd is a listener, or is not connected, or has no error pending after its connection has ended.
+ *   ETIMEDOUT, ECONNRESET, EPIPE
+ *                the connection has ended with an error, which stays pending. The kernel cannot report the error
+ *                without clearing it, so errno is derived from the state of the socket. It can differ from the exact
+ *                error, which getsockopt(2) with SO_ERROR returns. For example, ECONNABORTED is ECONNRESET here.
+ *   EPERM        a policy in mode force or floor holds the settings of the socket: ka run --via seccomp, ka cgroup.
+ *                The shim, ka run with LD_PRELOAD, does not prevent the probe.
+ *   ERANGE       idle follows the sysctl net.ipv4.tcp_keepalive_time, whose value cannot be set on a socket, so it
+ *                could not be put back. Call ka_enable or ka_apply first.
+ *   EMFILE       the process has no free descriptor.
+ *   EOPNOTSUPP   this kernel does not have an option that is needed for this socket.
+ *   others       the error of a security policy.
+ * After a failure, the settings are as they were before the call.
+ *
+ * While the probe leaves, which takes two ticks of the kernel and at most 200 ms, keepalive is on, idle is 1 s, and
+ * user_timeout is 2147483646 ms (cnt is KA_CNT_MAX on MPTCP). Then the settings are put back, also after a timeout or
+ * an error. If idle followed its sysctl, it is fixed at the sysctl's value afterwards, and on MPTCP so is cnt. If
+ * another thread changes the settings meanwhile, its change can be lost. If the process is killed meanwhile, and
+ * another process has the socket too, the settings are not put back.
+ *
+ * The call blocks for at most timeout_ms. Signal handlers run, but a signal does not end the wait.
+ *
+ * The function uses a duplicate of fd (close-on-exec) while it runs. So if another thread closes fd, the connection
+ * is closed when the function returns. A child that is forked meanwhile has the duplicate until it execs or exits.
+ *
+ * Thread-safe, async-signal-safe, fork-safe. If several threads probe one socket, one sends the probe, and all wait for
+ * the answer. A signal handler that has interrupted ka_probe can get 0 for a peer that is alive, because it cannot
+ * send a probe while the interrupted call sends one.
+ * Since 0.2.0.
+ */
+int ka_probe(int fd,
+             int timeout_ms);
 
 /**
  * Create a reaper without connections.

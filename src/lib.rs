@@ -42,6 +42,8 @@ pub mod plan;
 
 pub mod status;
 
+pub mod probe;
+
 pub mod reaper;
 
 pub mod beat;

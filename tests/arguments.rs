@@ -243,6 +243,12 @@ fn arguments_are_checked_before_the_descriptor() {
     assert_eq!(set_user_timeout(-4), Err(EINVAL));
     assert_eq!(set_user_timeout(c_int::MIN), Err(EINVAL));
     assert_eq!(set_user_timeout(NONE), Err(EBADF));
+    // SAFETY: the call takes no pointer.
+    let probe = |timeout_ms| call(|ka| unsafe { (ka.ka_probe)(fd, timeout_ms) });
+    assert_eq!(probe(-1), Err(EINVAL));
+    assert_eq!(probe(c_int::MIN), Err(EINVAL));
+    assert_eq!(probe(0), Err(EBADF));
+    assert_eq!(probe(c_int::MAX), Err(EBADF));
 }
 
 /// Returns a struct with this size and these words. The words may go beyond the size, to show what is read or written.

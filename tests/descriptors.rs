@@ -14,7 +14,7 @@ use ka_test::libka::{
 };
 use ka_test::log::skip;
 use ka_test::socket::{CLOSED, fresh, has_rto_max, keepalive_options, option, rto_max, set_option, socket};
-use libc::{EBADF, ENOPROTOOPT, ENOTSOCK, EOPNOTSUPP, c_int};
+use libc::{EBADF, ECONNRESET, ENOPROTOOPT, ENOTCONN, ENOTSOCK, EOPNOTSUPP, c_int};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use Needs::{Keepalive, RtoMax, SetRtoMax, UserTimeout};
@@ -378,6 +378,24 @@ fn every_call_returns_the_documented_result_for_every_descriptor() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn ka_probe_returns_the_documented_result_for_every_descriptor() {
+    let connections = ["accepted", "connected", "shut down", "closed by the peer", FALLEN_BACK];
+    for Case { name, fd, is, .. } in cases() {
+        let expected = match is {
+            Is::Refused(errno) => Err(errno),
+            _ if connections.iter().any(|part| name.contains(part)) => Ok(1),
+            _ if name == "reset" => Err(ECONNRESET),
+            _ => Err(ENOTCONN),
+        };
+        let before = keepalive_options(fd);
+        // SAFETY: the call takes no pointer.
+        let result = call(|ka| unsafe { (ka.ka_probe)(fd, 5000) });
+        assert_eq!(result, expected, "{name}");
+        assert_eq!(keepalive_options(fd), before, "{name}");
     }
 }
 

@@ -75,6 +75,7 @@ fn libka_calls_only_allowed_functions() {
     let allowed = [
         "__errno_location",
         "calloc",
+        "clock_gettime",
         "free",
         "getauxval", // on aarch64: the features of the processor
         "getsockopt",
@@ -103,13 +104,14 @@ fn libka_needs_at_most_glibc_2_17() {
 }
 
 #[test]
-fn libka_is_at_most_56_kib() {
+fn libka_is_at_most_60_kib() {
     let size = loaded_size(&release().join("libka.so"));
-    assert!((1..=56 * 1024).contains(&size), "{size} bytes");
+    assert!((1..=60 * 1024).contains(&size), "{size} bytes");
 }
 
 /// If the library kept state between calls, it would need writable data. Its only writable data is that of the C
-/// runtime, and a byte in which SHA-256 records the instructions of the processor.
+/// runtime, a byte in which SHA-256 records the instructions of the processor, and the locks of sockets that threads
+/// are probing.
 #[test]
 fn libka_keeps_no_state() {
     let symbols = stdout(Command::new("nm").arg(unstripped().join("libka.so")));
@@ -121,6 +123,7 @@ fn libka_keeps_no_state() {
         .filter(writable)
         .filter_map(|line| line.split_whitespace().last())
         .filter(|name| !runtime.contains(name) && !name.ends_with("array_entry"))
+        .filter(|name| !(name.contains("ka_core5probe") && name.contains("LOCKS")))
         .filter(|name| {
             !(name.starts_with("_ZN4sha26sha256")
                 && ["cpuid", "hwcap"].iter().any(|word| name.contains(word)))

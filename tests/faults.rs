@@ -112,6 +112,38 @@ fn failed_calls_report_the_first_errno_and_leave_the_socket_unchanged() {
     }
 }
 
+/// If a system call of a probe fails, the probe reports its errno, or does not need the call. The settings are put back,
+/// except for the one whose write failed.
+#[test]
+fn ka_probe_puts_the_settings_back_after_failed_calls() {
+    let outcome = program("outcome", Linkage::Shared);
+    let options = ["-x", name(&outcome), "-m", "-s", "3"];
+    for start in ["on", "off"] {
+        let prepare = || {
+            let mut command = Command::new(&outcome);
+            command.args([start, "probe"]);
+            (command, ())
+        };
+        let judge = |fault: &Fault, ran: &Ran, ()| {
+            let (Some((result, errno, _)), [before, .., after]) = (parse_output(ran), &ran.sockets[..])
+            else {
+                return Err(format!("the program ended with status {}", ran.status));
+            };
+            let changed = before.iter().zip(after).filter(|(before, after)| before != after).count();
+            let is_unrestored = fault.name() == "setsockopt" && result == -1 && changed == 1;
+            match (result, changed) {
+                (-1, _) if !is_reported(errno, fault) => Err(format!("errno {errno}")),
+                (-1 | 1, 0) => Ok(()),
+                _ if is_unrestored => Ok(()),
+                _ => Err(format!("result {result}, {before:?} became {after:?}")),
+            }
+        };
+        // How often the probe reads the state depends on the time of the answer.
+        let name = format!("libka: probe on a socket that is {start}");
+        each(&Trial { name: &name, options: &options, few: 30, missed: 75, ..TRIAL }, prepare, judge);
+    }
+}
+
 /// If setting a timer fails, only that timer is missed. The call fails only if `SO_KEEPALIVE` cannot be set.
 #[test]
 fn ka_enable_lenient_misses_only_the_timer_that_fails() {

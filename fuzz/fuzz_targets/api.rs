@@ -29,7 +29,9 @@ use ka_fuzz::kernel::{self, call, call_raw, words};
 use ka_fuzz::memory::{Guarded, with_rooms};
 use ka_fuzz::policy::{self, AUTO, KEEP, NONE, Policy, Wrong};
 use ka_fuzz::sockets::Sockets;
-use libc::{E2BIG, EBADF, EBADMSG, EINVAL, ENOENT, EOPNOTSUPP, ERANGE, ESTALE};
+use libc::{
+    E2BIG, EBADF, EBADMSG, ECONNRESET, EINVAL, ENOENT, ENOTCONN, EOPNOTSUPP, EPIPE, ERANGE, ESTALE, ETIMEDOUT,
+};
 use libfuzzer_sys::fuzz_target;
 
 include!(concat!(env!("OUT_DIR"), "/exports.rs"));
@@ -81,6 +83,7 @@ api! {
     plan ka_plan_detect(u32, *mut ka_config) -> c_int;
     plan ka_plan_path(u32, *mut ka_config) -> c_int;
     plan ka_plan_preset(*const c_char, *mut ka_config) -> c_int;
+    probe ka_probe(c_int, c_int) -> c_int;
     reaper ka_reaper_expired(*mut ka_reaper, u64, *mut c_int, usize) -> c_int;
     reaper ka_reaper_forget(*mut ka_reaper, c_int) -> c_int;
     reaper ka_reaper_free(*mut ka_reaper);
@@ -266,6 +269,7 @@ impl Run<'_> {
                 policy.data_time(kernel::retries(), kernel::sysctl("tcp_rto_max_ms").unwrap_or(120_000))
             }),
             Export::ka_get_status => self.status(),
+            Export::ka_probe => self.probe(),
             Export::ka_parse => self.parse(),
             Export::ka_explain => self.explain(),
             Export::ka_format => self.format(),
@@ -621,6 +625,32 @@ impl Run<'_> {
                 later[n]
             );
         }
+    }
+
+    fn probe(&mut self) {
+        let fd = self.descriptor();
+        // A silent connection blocks for the whole time.
+        let timeout_ms = match self.input.byte() {
+            0..64 => self.input.value().min(-1),
+            timeout_ms => c_int::from(timeout_ms) % 64,
+        };
+        let state = || kernel::info(fd).map_or(0, |info| info.tcpi_state);
+        let earlier = state();
+        let call_it = self.api.ka_probe;
+        let answer = unchanged(fd, || call(|| unsafe { call_it(fd, timeout_ms) }));
+        if timeout_ms < 0 {
+            return assert_eq!(answer, Err(EINVAL));
+        }
+        if let Some(errno) = kernel::refusal(fd) {
+            return assert_eq!(answer, Err(errno), "fd {fd}");
+        }
+        let is_possible = |state| match state {
+            1 | 4 | 5 | 8 | 9 | 11 => matches!(answer, Ok(0 | 1)),
+            7 => matches!(answer, Err(ENOTCONN | ETIMEDOUT | ECONNRESET | EPIPE)),
+            _ => answer == Err(ENOTCONN),
+        };
+        // The connection may have ended meanwhile.
+        assert!(is_possible(earlier) || is_possible(state()), "fd {fd}, state {earlier}: {answer:?}");
     }
 
     fn parse(&mut self) {

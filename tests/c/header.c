@@ -46,7 +46,7 @@ int main(void)
              ka_get_cnt(-1, &value) == -1 && ka_get_user_timeout(-1, &value) == -1 &&
              ka_get_rto_max(-1, &value) == -1 && ka_set_rto_max(-1, KA_AUTO) == -1 &&
              ka_set_user_timeout(-1, KA_AUTO) == -1 && ka_apply(-1, &config) == -1 &&
-             ka_query(-1, &config) == -1 && ka_get_status(-1, &status) == -1 &&
+             ka_query(-1, &config) == -1 && ka_get_status(-1, &status) == -1 && ka_probe(-1, 1000) == -1 &&
              ka_defaults(&config) == 0 && ka_parse("60,10,5", &config) == 0 &&
              ka_format(&config, text, sizeof text) == 22 && ka_plan_detect(30000, &config) == 0 &&
              ka_plan_path(350, &config) == 0 && ka_plan_preset("aws-nlb", &config) == 0 &&

@@ -26,6 +26,19 @@ static void set(int fd, int level, int name, int value)
     CHECK(setsockopt(fd, level, name, &value, sizeof value) == 0);
 }
 
+/* Connects the socket to a listener of this program, and leaves it idle long enough for a probe. */
+static void connect_and_idle(int fd)
+{
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t size = sizeof address;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+
+    CHECK(listener >= 0 && bind(listener, (struct sockaddr *)&address, size) == 0 && listen(listener, 1) == 0);
+    CHECK(getsockname(listener, (struct sockaddr *)&address, &size) == 0);
+    CHECK(connect(fd, (struct sockaddr *)&address, size) == 0);
+    usleep(1100000);
+}
+
 int main(int argc, char **argv)
 {
     struct ka_config config = KA_CONFIG_INIT, query = KA_CONFIG_INIT;
@@ -46,6 +59,8 @@ int main(int argc, char **argv)
     /* TCP_RTO_MAX_MS, which Linux 6.15 and later have. */
     setsockopt(fd, IPPROTO_TCP, 44, &(int){ 60000 }, sizeof(int));
     memset(nonce, 0x5a, sizeof nonce);
+    if (strcmp(call, "probe") == 0)
+        connect_and_idle(fd);
     int free_before = dup(0);
     CHECK(close(free_before) == 0);
 
@@ -86,6 +101,8 @@ int main(int argc, char **argv)
         result = ka_defaults(&query);
     else if (IS("get_status"))
         result = ka_get_status(fd, &status);
+    else if (IS("probe"))
+        result = ka_probe(fd, 2000);
     else if (IS("beat_nonce"))
         result = ka_beat_nonce(nonce);
     else {

@@ -17,7 +17,7 @@ enum { STACK = 1 << 16 };
 static _Alignas(64) unsigned char stack[STACK];
 static ucontext_t here, there;
 
-static int off, on, mptcp, udp, result;
+static int off, on, mptcp, udp, connection, ended, result;
 static struct ka_config config = KA_CONFIG_INIT, query = KA_CONFIG_INIT, bad = KA_CONFIG_INIT;
 static struct ka_status status = KA_STATUS_INIT;
 static struct ka_beat beat = { 7, 1 }, verified;
@@ -107,6 +107,9 @@ static size_t uses(void (*function)(void))
     _(ka_detect_time, detect_time, ka_detect_time(&config, &typical, &worst))     \
     _(ka_get_status, get_status, ka_get_status(on, &status))                      \
     _(ka_get_status, get_status_udp, ka_get_status(udp, &status))                 \
+    _(ka_probe, probe_looks, ka_probe(on, 0))                                     \
+    _(ka_probe, probe_sends, (usleep(1100000), ka_probe(connection, 500)))        \
+    _(ka_probe, probe_reset, ka_probe(ended, 500))                                \
     _(ka_reaper_new, reaper_new, (reaper = ka_reaper_new(1000)) == NULL)          \
     _(ka_reaper_touch, reaper_touch, ka_reaper_touch(reaper, 7, 0))               \
     _(ka_reaper_next, reaper_next, ka_reaper_next(reaper, 0))                     \
@@ -129,6 +132,21 @@ static size_t uses(void (*function)(void))
     }
 CALLS(FUNCTION)
 
+/* Connects a socket to a listener on loopback. Returns the accepted socket. */
+static int connect_to_own(int fd)
+{
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    socklen_t size = sizeof address;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+
+    CHECK(listener >= 0 && bind(listener, (struct sockaddr *)&address, size) == 0 && listen(listener, 1) == 0);
+    CHECK(getsockname(listener, (struct sockaddr *)&address, &size) == 0);
+    CHECK(connect(fd, (struct sockaddr *)&address, size) == 0);
+    int accepted = accept(listener, NULL, NULL);
+    CHECK(accepted >= 0 && close(listener) == 0);
+    return accepted;
+}
+
 int main(void)
 {
     off = socket(AF_INET, SOCK_STREAM, 0);
@@ -140,6 +158,12 @@ int main(void)
     config.user_timeout = KA_AUTO;
     config.rto_max = KA_AUTO;
     bad.idle = -7;
+    connection = socket(AF_INET, SOCK_STREAM, 0);
+    ended = socket(AF_INET, SOCK_STREAM, 0);
+    connect_to_own(connection);
+    int peer = connect_to_own(ended);
+    struct linger reset = { 1, 0 };
+    CHECK(setsockopt(peer, SOL_SOCKET, SO_LINGER, &reset, sizeof reset) == 0 && close(peer) == 0);
     /* Make each call once on the stack of main, which binds functions of the C library. */
 #define FIRST(name, run, expression) run();
     CALLS(FIRST)

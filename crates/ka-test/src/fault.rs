@@ -156,6 +156,7 @@ const SURE: &[c_long] = &[
     libc::SYS_getppid,
     libc::SYS_gettid,
     libc::SYS_getuid,
+    libc::SYS_nanosleep,
     libc::SYS_restart_syscall,
     libc::SYS_rseq,
     libc::SYS_rt_sigaction,

@@ -65,6 +65,7 @@ libka! {
     fn ka_plan_detect(u32, *mut RawConfig) -> c_int;
     fn ka_plan_path(u32, *mut RawConfig) -> c_int;
     fn ka_plan_preset(*const c_char, *mut RawConfig) -> c_int;
+    fn ka_probe(c_int, c_int) -> c_int;
     fn ka_query(c_int, *mut RawConfig) -> c_int;
     fn ka_reaper_expired(*mut RawReaper, u64, *mut c_int, usize) -> c_int;
     fn ka_reaper_forget(*mut RawReaper, c_int) -> c_int;

@@ -106,6 +106,8 @@ int ka_data_time(const struct ka_config *config,
                  uint64_t *typical_ms,
                  uint64_t *worst_ms);
 int ka_get_status(int fd, struct ka_status *status);
+int ka_probe(int fd,
+             int timeout_ms);
 struct ka_reaper *ka_reaper_new(uint32_t timeout_ms);
 void ka_reaper_free(struct ka_reaper *reaper);
 int ka_reaper_touch(struct ka_reaper *reaper,
