@@ -510,6 +510,18 @@ inline void disable(int fd, std::error_code &ec) noexcept { ec = detail::error(k
             std::chrono::microseconds{native.rtt_us}};
 }
 
+/**
+ * Asks the peer whether it is alive, and waits up to this time for its answer, in whole milliseconds. Returns false if
+ * no answer arrives in time, and if the call fails. ka_probe
+ */
+template <class Rep, class Period>
+[[nodiscard]] bool probe(int fd, std::chrono::duration<Rep, Period> timeout, std::error_code &ec) noexcept {
+    const auto ms = detail::whole<std::chrono::milliseconds>(timeout, 0, std::numeric_limits<int>::max());
+    const int result = ms ? ka_probe(fd, static_cast<int>(*ms)) : -1;
+    ec = ms ? detail::error(result < 0) : detail::error(EINVAL);
+    return result > 0;
+}
+
 /** Reads a policy from its text: "60,10,5" or "idle=1m, intvl=10s, cnt=5". ka_parse */
 [[nodiscard]] inline policy parse(const std::string &text, std::error_code &ec) noexcept {
     // C would ignore everything after a NUL.
@@ -830,6 +842,13 @@ inline void disable(int fd) {
     const status result = get_status(fd, ec);
     detail::check(ec, "ka::get_status");
     return result;
+}
+
+template <class Rep, class Period> [[nodiscard]] bool probe(int fd, std::chrono::duration<Rep, Period> timeout) {
+    std::error_code ec;
+    const bool is_alive = probe(fd, timeout, ec);
+    detail::check(ec, "ka::probe");
+    return is_alive;
 }
 
 [[nodiscard]] inline policy parse(const std::string &text) {

@@ -58,6 +58,20 @@ int tcp() {
     return fd;
 }
 
+/* Returns a connection, and the listener that answers for its peer. */
+std::pair<int, int> connection() {
+    const int listener = tcp();
+    sockaddr_in address{};
+    socklen_t size = sizeof address;
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    auto *const pointer = reinterpret_cast<sockaddr *>(&address);
+    CHECK(bind(listener, pointer, size) == 0 && listen(listener, 1) == 0 && getsockname(listener, pointer, &size) == 0);
+    const int client = tcp();
+    CHECK(connect(client, pointer, size) == 0);
+    return {client, listener};
+}
+
 /* Everything in constant expressions. */
 constexpr ka::policy constant() { return ka::policy{}.idle(1min).intvl(10'000ms).cnt(5).user_timeout(ka::automatic); }
 constexpr ka::policy constant_by_steps() {
@@ -209,7 +223,20 @@ void without_exceptions() {
     CHECK(ec == std::errc::bad_file_descriptor);
     ignore(ka::get_status(-1, ec));
     CHECK(ec == std::errc::bad_file_descriptor);
+    CHECK(!ka::probe(-1, 1s, ec) && ec == std::errc::bad_file_descriptor);
+    CHECK(!ka::probe(fd, 1s, ec) && ec == std::errc::not_connected);
+    for (const auto wrong : {std::chrono::duration<double>{-0.001}, std::chrono::duration<double>{0.0015},
+                             std::chrono::duration<double>{std::chrono::milliseconds{2147483648}}})
+        CHECK(!ka::probe(fd, wrong, ec) && ec == std::errc::invalid_argument);
     close(fd);
+    const auto [client, listener] = connection();
+    CHECK(ka::probe(client, 5s, ec) && !ec && ka::probe(client, 0ms, ec) && !ec);
+    usleep(1200000);
+    CHECK(!ka::probe(client, 0ms, ec) && !ec);
+    ec = std::make_error_code(std::errc::invalid_argument);
+    CHECK(ka::probe(client, 5s, ec) && !ec);
+    close(client);
+    close(listener);
 
     CHECK(ka::parse("60,10,5", ec) == before && !ec);
     ignore(ka::parse("60", ec));
@@ -545,6 +572,10 @@ void with_exceptions() {
     in_force(fd, 0, 32767, 11, 7, 0);
     CHECK(ka::defaults().keepalive() == false);
     close(fd);
+    const auto [client, listener] = connection();
+    CHECK(ka::probe(client, 5s));
+    close(client);
+    close(listener);
 
     const auto invalid = std::errc::invalid_argument;
     const auto closed = std::errc::bad_file_descriptor;
@@ -567,6 +598,8 @@ void with_exceptions() {
     CHECK(throws(closed, "ka::is_enabled", [] { ignore(ka::is_enabled(-1)); }));
     CHECK(throws(closed, "ka::query", [] { ignore(ka::query(-1)); }));
     CHECK(throws(closed, "ka::get_status", [] { ignore(ka::get_status(-1)); }));
+    CHECK(throws(closed, "ka::probe", [] { ignore(ka::probe(-1, 1s)); }));
+    CHECK(throws(invalid, "ka::probe", [] { ignore(ka::probe(-1, -1ms)); }));
     CHECK(throws(invalid, "ka::parse: \"x\": must be ", [] { ignore(ka::parse("x")); }));
     CHECK(throws(std::errc::result_out_of_range, "ka::parse: \"cnt=0\": cnt must be 1..127 probes",
                  [] { ignore(ka::parse("cnt=0")); }));

@@ -15,11 +15,11 @@ NLB = (1, 280, 30, 5, 0)
 
 def test_every_recipe_is_tested():
     # Each test below runs one recipe.
-    assert len(recipes()) == 3
+    assert len(recipes()) == 4
 
 
 def test_asyncio_connections_have_keepalive():
-    names = recipe("asyncio")
+    names = recipe("async def serve")
 
     async def run():
         accepted = asyncio.get_running_loop().create_future()
@@ -35,6 +35,38 @@ def test_asyncio_connections_have_keepalive():
             assert await accepted == (1, 60, 10, 5, 0)
             writer.close()
 
+    asyncio.run(run())
+
+
+def test_asyncio_checks_a_connection_without_blocking_the_loop(monkeypatch):
+    is_usable = recipe("async def is_usable")["is_usable"]
+
+    async def run():
+        server = await asyncio.start_server(lambda reader, writer: peers.append((reader, writer)), "127.0.0.1", 0)
+        async with server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            assert await is_usable(reader, writer)
+            await asyncio.sleep(1.2)
+            assert await is_usable(reader, writer, 5)
+
+            # A probe that blocks until the loop has run.
+            ran = threading.Event()
+            monkeypatch.setattr(ka, "probe", lambda sock, timeout: ran.wait(20))
+            asyncio.get_running_loop().call_later(0.1, ran.set)
+            assert await is_usable(reader, writer)
+            monkeypatch.undo()
+
+            while not peers:
+                await asyncio.sleep(0.01)
+            _, peer = peers.pop()
+            peer.close()
+            await peer.wait_closed()
+            while not reader.at_eof():
+                await asyncio.sleep(0.01)
+            assert not await is_usable(reader, writer)
+            writer.close()
+
+    peers = []
     asyncio.run(run())
 
 

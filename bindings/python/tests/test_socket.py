@@ -1,11 +1,15 @@
 """Tests the functions on sockets. The tests read the result from the kernel."""
 
+import contextlib
 import dataclasses
 import errno
 import io
 import os
 import socket
 import ssl
+import struct
+import threading
+import time
 
 import pytest
 from conftest import FRESH, FRESH_RTO_MAX, five, needs_rto_max, rto_max
@@ -205,6 +209,7 @@ CALLS = [
     lambda sock: ka.apply(sock, ka.Config(keepalive=True, idle=60)),
     ka.query,
     ka.get_status,
+    ka.probe,
 ]
 
 
@@ -337,3 +342,60 @@ def test_status_equals_the_kernel_s_tcp_info(listener):
         assert (status.state, status.probes, status.retransmits, status.unacked) == (1, 0, 0, 0)
         assert 0 < status.rtt_us < 1_000_000
         assert status.last_recv_ms < 10_000
+
+
+def test_probe_tells_whether_the_peer_has_sent_something(listener):
+    with socket.create_connection(listener.getsockname()) as client:
+        before = five(client)
+        assert ka.probe(client) is True and ka.probe(client, timeout=0) is True
+        time.sleep(1.2)
+        assert ka.probe(client, 0) is False
+        assert ka.probe(client, 10) is True
+        assert five(client) == before
+
+
+def test_other_threads_run_during_a_probe(listener):
+    # If the peer reads nothing and its window is closed, the kernel sends no probe, and the call waits.
+    with socket.create_connection(listener.getsockname()) as client:
+        client.setblocking(False)
+        end = time.monotonic() + 60
+        is_silent = False
+        while not is_silent:
+            assert time.monotonic() < end
+            with contextlib.suppress(BlockingIOError):
+                client.send(bytes(1 << 20))
+            ran = []
+            timer = threading.Timer(0.1, lambda: ran.append(time.monotonic()))
+            timer.start()
+            is_silent = not ka.probe(client, 1)
+            returned = time.monotonic()
+            timer.join()
+            assert ran[0] < returned - 0.5 or not is_silent
+
+
+def test_probe_reports_the_error_of_a_dead_connection_and_leaves_it_pending(listener):
+    with socket.create_connection(listener.getsockname()) as client:
+        peer, _ = listener.accept()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        while ka.get_status(client).state == 1:
+            time.sleep(0.01)
+        with pytest.raises(ConnectionResetError):
+            ka.probe(client)
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+        with pytest.raises(OSError, match="is not connected") as caught:
+            ka.probe(client)
+        assert caught.value.errno == errno.ENOTCONN
+
+
+@pytest.mark.parametrize("timeout", [-0.001, -1, float("nan"), float("inf"), 2147483.648, 10**400])
+def test_timeouts_out_of_range_are_rejected(sock, timeout):
+    with pytest.raises(ka.InvalidArgument, match="timeout is .* seconds: it must be 0..2147483.647 seconds") as caught:
+        ka.probe(sock, timeout)
+    assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.parametrize("timeout", [None, "1", True, b"1"])
+def test_other_types_than_numbers_are_type_errors(sock, timeout):
+    with pytest.raises(TypeError, match="timeout must be a number of seconds"):
+        ka.probe(sock, timeout)

@@ -77,6 +77,7 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "ka_plan_detect": (c_int, [c_uint32, CONFIG]),
     "ka_plan_path": (c_int, [c_uint32, CONFIG]),
     "ka_plan_preset": (c_int, [c_char_p, CONFIG]),
+    "ka_probe": (c_int, [c_int, c_int]),
     "ka_query": (c_int, [c_int, CONFIG]),
     "ka_reaper_expired": (c_int, [c_void_p, c_uint64, POINTER(c_int), c_size_t]),
     "ka_reaper_forget": (c_int, [c_void_p, c_int]),
@@ -95,9 +96,11 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
 def load() -> ctypes.PyDLL:
     """Loads the library of this package, or the system's if the package has none."""
     bundled = Path(__file__).with_name("libka.so")
-    # PyDLL keeps the interpreter's lock during a call, as socket.setsockopt does. No call blocks.
+    # PyDLL keeps the interpreter's lock during a call, as socket.setsockopt does. Only ka_probe blocks: CDLL releases
+    # the lock.
     try:
         library = ctypes.PyDLL(str(bundled) if bundled.exists() else SONAME, use_errno=True)
+        library.ka_probe = ctypes.CDLL(library._name, handle=library._handle, use_errno=True).ka_probe  # type: ignore[attr-defined]
         for name, (result, arguments) in PROTOTYPES.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments

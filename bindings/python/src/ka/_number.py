@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import operator
 from typing import SupportsIndex
 
@@ -27,6 +28,17 @@ def in_range(name: str, value: SupportsIndex, low: int, high: int, unit: str = "
         unit = f" {unit}" if unit else ""
         raise InvalidArgument(errno.EINVAL, f"{name} is {number}{unit}: it must be {low}..{high}{unit}")
     return number
+
+
+def milliseconds(name: str, seconds: float) -> int:
+    """Returns a time in seconds as milliseconds, rounded up. Raises InvalidArgument if it does not fit an int of C."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, not {type(seconds).__name__} {seconds!r}")
+    most = (2**31 - 1) / 1000
+    # NaN is not in the range.
+    if not 0 <= seconds <= most:
+        raise InvalidArgument(errno.EINVAL, f"{name} is {seconds} seconds: it must be 0..{most} seconds")
+    return min(math.ceil(seconds * 1000), 2**31 - 1)
 
 
 def u32(name: str, value: SupportsIndex) -> int:

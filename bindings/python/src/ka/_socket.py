@@ -22,7 +22,7 @@ from ._config import (
     to_c,
     user_timeout,
 )
-from ._number import whole
+from ._number import milliseconds, whole
 
 
 class HasFileno(Protocol):
@@ -61,6 +61,8 @@ def check(result: int, sock: Socket, fd: int, config: Optional[Config] = None) -
     if number == errno.EOPNOTSUPP:
         why = "Multipath TCP (MPTCP) has neither user_timeout nor rto_max, and Linux before 6.15 has no rto_max"
         raise c.failure(number, f"the kernel does not have the option for descriptor {fd}; {why}")
+    if number == errno.ENOTCONN:
+        raise c.failure(number, f"descriptor {fd} is not connected")
     raise c.failure(number) if config is None else rejected(number, config)
 
 
@@ -205,3 +207,18 @@ def get_status(sock: Socket) -> Status:
     fd, native = descriptor(sock), c.Status(ctypes.sizeof(c.Status))
     check(c.LIBRARY.ka_get_status(fd, ctypes.byref(native)), sock, fd)
     return Status(*(getattr(native, name) for name, *_ in c.Status._fields_[1:]))
+
+
+def probe(sock: Socket, timeout: float = 1.0) -> bool:
+    """Asks the peer whether it is alive, and waits up to timeout seconds for its answer. Returns whether it came.
+
+    No data is sent: the kernel sends a keepalive probe. If the peer has sent something within the last second, the call
+    returns at once. A timeout of 0 sends nothing. Other Python threads run during the call. If the connection has ended,
+    the exception has its error, such as ETIMEDOUT.
+    """
+    fd, timeout_ms = descriptor(sock), milliseconds("timeout", timeout)
+    result = c.LIBRARY.ka_probe(fd, timeout_ms)
+    if result == -1 and c.last_error() == errno.ERANGE:
+        why = "the idle time follows net.ipv4.tcp_keepalive_time, whose value cannot be set on a socket: call ka.enable first"
+        raise OSError(errno.ERANGE, why)
+    return bool(check(result, sock, fd))
