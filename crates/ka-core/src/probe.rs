@@ -55,12 +55,12 @@ pub struct Probe<'fd, K: Kernel = Direct> {
     /// When the state was last read.
     looked: Duration,
     /// The state at the first step.
-    before: Option<Before>,
+    before: Option<FirstLook>,
     stage: Stage,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Before {
+struct FirstLook {
     silent_ms: u32,
     state: u32,
     cookie: u64,
@@ -135,6 +135,10 @@ fn micros(time: Duration) -> u64 {
     time.as_secs().saturating_mul(1_000_000).saturating_add(time.subsec_micros().into())
 }
 
+/// The time between two looks from which an answer can be missed. The kernel tells only the time since the last segment.
+/// If that is as long as the silence before the probe, which is at least [`RECENT_MS`], nothing shows the answer.
+const MAX_GAP: Duration = Duration::from_millis(RECENT_MS as u64);
+
 impl<'fd, K: Kernel> Probe<'fd, K> {
     /// Prepares a probe. `now` is a time of the caller's clock. The first call of [`Probe::step`] begins it.
     #[must_use]
@@ -143,7 +147,9 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
     }
 
     /// Looks for a sign of life, and triggers the probe at the first call. Returns `None` if there is no answer yet. The
-    /// caller repeats the call: about each millisecond while [`Probe::is_leaving`], and then as often as it likes.
+    /// caller repeats the call: about each millisecond while [`Probe::is_leaving`], and then at least each second. If
+    /// the caller was stopped for longer, an answer may have been missed, and this call triggers another probe
+    /// ([`Probe::has_gap`]).
     ///
     /// # Errors
     /// [`Error::NotTcp`], [`Error::NotConnected`], [`Error::Ended`], [`Error::IdleNotRestorable`],
@@ -169,6 +175,12 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
         matches!(self.stage, Stage::Untriggered)
     }
 
+    /// Returns whether the last call of [`Probe::step`] was so long ago that an answer may have been missed.
+    #[must_use]
+    pub fn has_gap(&self, now: Duration) -> bool {
+        self.before.is_some() && between(self.looked, now) >= MAX_GAP
+    }
+
     fn look(&mut self, now: Duration) -> Result<Option<Alive>, Error> {
         let status = self.socket.connection_status()?;
         let silent_ms = status.silent_ms();
@@ -186,6 +198,11 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
                 _ => self.began,
             };
             return Ok(Some(Alive::Answered(between(since, now))));
+        }
+        if self.has_gap(now) {
+            self.restore()?;
+            self.stage = Stage::Untriggered;
+            return self.first_look(&status, now);
         }
         match &self.stage {
             Stage::Untriggered => self.trigger(&status, before, now)?,
@@ -209,14 +226,14 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
         if silent_ms < RECENT_MS {
             return Ok(Some(Alive::Recently));
         }
-        let before = Before { silent_ms, state: status.state, cookie: self.socket.cookie() };
+        let before = FirstLook { silent_ms, state: status.state, cookie: self.socket.cookie() };
         self.before = Some(before);
         self.trigger(status, before, now)?;
         Ok(None)
     }
 
     /// Makes the keepalive timer fire, unless another probe is leaving.
-    fn trigger(&mut self, status: &Status, before: Before, now: Duration) -> Result<(), Error> {
+    fn trigger(&mut self, status: &Status, before: FirstLook, now: Duration) -> Result<(), Error> {
         if status.unacked > 0 {
             // The kernel sends no probe. The acknowledgement of the data is the answer.
             self.stage = Stage::Waiting { sent: None };
@@ -333,7 +350,7 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
             let limit = match (user_timeout, settings.cnt) {
                 (Some(limit), _) => Some(limit),
                 // The answer to the only probe can be a reset, which arrives before the interval ends.
-                (None, 1) => Some(idle_ms.saturating_add(intvl_ms)),
+                (None, 1) if status.probes == 1 => Some(idle_ms.saturating_add(intvl_ms)),
                 (None, cnt) => (i64::from(cnt) <= i64::from(status.probes)).then_some(idle_ms),
             };
             if limit.is_some_and(|limit| limit <= silent_ms) {
@@ -371,8 +388,9 @@ impl Socket<'_> {
     /// Asks the peer whether it is alive, and waits for its answer. Returns `None` if no answer arrives within
     /// `timeout`. If `timeout` is zero, no probe is sent, and only [`Alive::Recently`] is found.
     ///
-    /// The wait goes on after a signal. If another thread closes the descriptor meanwhile, the connection stays open
-    /// until this call returns, because the call uses a duplicate.
+    /// The wait goes on after a signal. If this process is stopped for a second or more, the wait begins again, because an
+    /// answer may have been missed. If another thread closes the descriptor meanwhile, the connection stays open until
+    /// this call returns, because the call uses a duplicate.
     ///
     /// # Errors
     /// Those of [`Probe::step`], and [`Error::NoDescriptor`].
@@ -388,9 +406,13 @@ impl Socket<'_> {
         }
         let duplicate = Descriptor::duplicate(self.fd()).map_err(Error::NoDescriptor)?;
         let mut now = direct::now();
-        let began = now;
+        let mut began = now;
         let mut probe = Probe::new(Socket::with_kernel(duplicate.fd(), Direct), began);
         loop {
+            if probe.has_gap(now) {
+                // This process was stopped. The next probe gets the whole time.
+                began = now;
+            }
             if let Some(alive) = probe.step(now)? {
                 return Ok(Some(alive));
             }

@@ -203,6 +203,25 @@ fn an_answer_at_once_puts_the_settings_back() {
     assert_eq!(fake.writes(), [user_timeout(MARK), idle(1), idle(60), user_timeout(0)]);
 }
 
+/// If the caller is stopped for longer than the silence before the probe, nothing shows that the peer answered meanwhile.
+#[test]
+fn a_stopped_caller_does_not_take_a_missed_answer_for_silence() {
+    let fake = Fake::new(Connection { silent_ms: 1200, ..IDLE });
+    let mut probe = fake.probe();
+    assert_eq!((probe.step(ms(0)), probe.is_leaving()), (Ok(None), true));
+    fake.change(|now| (now.probes, now.silent_ms) = (1, 1204));
+    assert_eq!((probe.step(ms(4)), probe.is_leaving()), (Ok(None), false));
+    assert_eq!(fake.writes(), [user_timeout(MARK), idle(1), idle(60), user_timeout(0)]);
+    // The peer answered after 6 ms, and nobody looked for 4 s.
+    fake.change(|now| (now.probes, now.silent_ms) = (0, 3994));
+    assert!(probe.has_gap(ms(4000)));
+    assert_eq!((probe.step(ms(4000)), probe.is_leaving()), (Ok(None), true), "the peer is asked again");
+    fake.change(|now| now.silent_ms = 1);
+    assert_eq!(probe.step(ms(4003)), Ok(Some(Alive::Answered(ms(3)))));
+    let once = [user_timeout(MARK), idle(1), idle(60), user_timeout(0)];
+    assert_eq!(fake.writes(), once);
+}
+
 #[test]
 fn a_dropped_probe_puts_the_settings_back() {
     let fake = Fake::new(Connection { user_timeout: 7000, ..IDLE });
@@ -405,6 +424,8 @@ fn the_error_of_a_dead_connection_is_derived_from_its_state() {
         // The only probe was answered by a reset, or not at all.
         (Connection { probes: 1, cnt: 1, silent_ms: 69_999, ..dead }, libc::ECONNRESET),
         (Connection { probes: 1, cnt: 1, silent_ms: 70_000, ..dead }, libc::ETIMEDOUT),
+        // Earlier calls sent the other probe.
+        (Connection { probes: 2, cnt: 1, silent_ms: 60_000, ..dead }, libc::ETIMEDOUT),
         (Connection { probes: 1, user_timeout: 80_000, silent_ms: 79_999, ..dead }, libc::ECONNRESET),
         (Connection { probes: 1, user_timeout: 80_000, silent_ms: 80_000, ..dead }, libc::ETIMEDOUT),
         (Connection { retransmits: 3, silent_ms: 924_599, ..dead }, libc::ECONNRESET),
