@@ -20,6 +20,18 @@ pub(crate) fn to_writer_pretty(out: impl Write, value: &impl Serialize) -> serde
     serde_json::to_writer_pretty(Escaper(out), value)
 }
 
+/// Writes an array with one row per line.
+pub(crate) fn write_rows(out: &mut impl Write, rows: impl Iterator<Item = impl Serialize>) -> io::Result<()> {
+    let mut start: &[u8] = b"[\n";
+    let mut end: &[u8] = b"[]\n";
+    for row in rows {
+        out.write_all(start)?;
+        to_writer(&mut *out, &row)?;
+        (start, end) = (b",\n", b"\n]\n");
+    }
+    out.write_all(end)
+}
+
 /// Writes JSON to `W`, and escapes control characters. These occur only inside JSON strings, apart from newlines.
 /// serde_json never splits a character between two writes.
 struct Escaper<W>(W);

@@ -54,7 +54,7 @@ pub(crate) fn ls(args: &args::LsArgs) -> CommandResult {
 
     let mut out = BufWriter::new(io::stdout().lock());
     if args.json {
-        write_json(&mut out, &rows)?;
+        json::write_rows(&mut out, rows.iter())?;
     } else {
         let has_netns = args.all_netns || namespaces.len() > 1;
         write_table(&mut out, &rows, has_netns)?;
@@ -199,12 +199,11 @@ impl<'a> SocketRow<'a> {
         }
     }
 
-    /// Formats the process that has the socket, and the number of other processes that have it: `nginx/812+3`.
+    /// Formats the process that has the socket, and the number of other processes that have it.
     fn holder(&self) -> String {
-        let ListedSocket { owner: Some(owner), others, .. } = self.socket else { return "-".to_owned() };
-        let more = if others.is_empty() { String::new() } else { format!("+{}", others.len()) };
-        let comm = owner.comm.as_deref().unwrap_or(b"?");
-        format!("{}/{}{more}", visible(comm), owner.pid)
+        let ListedSocket { owner, others, .. } = self.socket;
+        let holder = |owner: &SocketOwner| table::holder(owner.comm.as_deref(), owner.pid, others.len());
+        owner.as_ref().map_or_else(|| "-".to_owned(), holder)
     }
 
     /// Returns the sort key: by process, listeners first. Sockets without a process come last.
@@ -262,16 +261,6 @@ fn overrides_count(settings: &ka_core::Settings) -> bool {
     let Ok(with) = Config::try_from(*settings) else { return true };
     let without = with.with_user_timeout(UserTimeout::Keep);
     without.is_ok_and(|without| without.detection() != with.detection())
-}
-
-/// Writes an array with one object per line.
-fn write_json(out: &mut impl Write, rows: &[SocketRow<'_>]) -> io::Result<()> {
-    out.write_all(b"[")?;
-    for (n, row) in rows.iter().enumerate() {
-        out.write_all(if n == 0 { b"\n" } else { b",\n" })?;
-        json::to_writer(&mut *out, row)?;
-    }
-    out.write_all(if rows.is_empty() { b"]\n" } else { b"\n]\n" })
 }
 
 fn write_table(out: &mut impl Write, rows: &[SocketRow<'_>], has_netns: bool) -> io::Result<()> {

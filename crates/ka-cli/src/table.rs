@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use std::env;
 use std::io::{self, IsTerminal as _, Write};
 
+use ka_reach::escape::visible;
+
 /// The meaning of a cell's colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Paint {
@@ -152,6 +154,12 @@ pub(crate) fn write(
         out.write_all(line.as_bytes())?;
     }
     Ok(())
+}
+
+/// Formats a process that has a socket, and the number of other processes that have it: `nginx/812+3`.
+pub(crate) fn holder(comm: Option<&[u8]>, pid: i32, others: usize) -> String {
+    let more = if others == 0 { String::new() } else { format!("+{others}") };
+    format!("{}/{pid}{more}", visible(comm.unwrap_or(b"?")))
 }
 
 /// Returns the number of letters in a text.

@@ -22,7 +22,7 @@ use crate::policy_sources::{self, Chosen};
 use report::{Printer, policy_text};
 use undo::Undo;
 
-pub(crate) use report::arrow;
+pub(crate) use report::{arrow, print_message};
 
 pub(crate) fn attach(args: &args::AttachArgs) -> CommandResult {
     let undo = args.undo.as_deref().map(Undo::read).transpose()?;
@@ -42,7 +42,7 @@ pub(crate) fn attach(args: &args::AttachArgs) -> CommandResult {
         describe: args.json || args.verbose || args.dry_run,
         before: undo.as_ref().map(|undo| &undo.before),
     };
-    let user = args.user.as_deref().map(user).transpose()?;
+    let user = args.user.as_deref().map(|name| user("attach", name)).transpose()?;
     let is_via_bpf = args.via == AttachVia::Bpf;
     if is_via_bpf {
         check_via_bpf(args)?;
@@ -89,12 +89,12 @@ fn failed(error: &io::Error) -> Failure {
     Failure::new(format_args!("attach: {}", reason(error)))
 }
 
-/// Returns the ID of a user. The text is a name or an ID.
-fn user(name: &OsStr) -> Result<u32, Failure> {
+/// Returns the ID of a user. The text is a name or an ID. `command` is the subcommand, for the error.
+pub(crate) fn user(command: &str, name: &OsStr) -> Result<u32, Failure> {
     let number = name.to_str().and_then(|digits| digits.parse().ok());
     user::named(name)
         .or(number)
-        .ok_or_else(|| Failure::new(format_args!("attach: --user {}: no such user", name.display())))
+        .ok_or_else(|| Failure::new(format_args!("{command}: --user {}: no such user", name.display())))
 }
 
 /// Rejects options that `--via bpf` does not support. The kernel's iterator visits sockets, not processes, and visits

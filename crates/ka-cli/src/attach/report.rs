@@ -88,7 +88,7 @@ impl<'a> Printer<'a> {
         }
         out.flush()?;
         for (reason, who) in reasons {
-            print_message(who, &reason);
+            print_message("attach", who, &reason);
         }
         Ok(())
     }
@@ -101,11 +101,12 @@ impl<'a> Printer<'a> {
             messages.entry(describe_later(policy)).or_default().push(process::title(policy.pid));
         }
         for (message, who) in messages {
-            print_message(who, &message);
+            print_message("attach", who, &message);
         }
         if !report.unknown.is_empty() {
             let who = std::mem::take(&mut report.unknown).into_iter().map(process::title).collect();
             print_message(
+                "attach",
                 who,
                 "unknown whether another policy of ka applies: /proc/PID/maps did not answer within 2 s",
             );
@@ -187,13 +188,13 @@ pub(super) fn policy_text(change: &Change<'_>) -> String {
     format!("{} (mode {})", brief::brief(&change.policy), change.mode.name())
 }
 
-/// Prints a message about processes. If there are many, names only the first ones.
-fn print_message(who: Vec<String>, message: &str) {
+/// Prints a message of a subcommand about processes. If there are many, names only the first ones.
+pub(crate) fn print_message(command: &str, who: Vec<String>, message: &str) {
     const NAMED: usize = 5;
     let more = who.len().saturating_sub(NAMED);
     let names = who.into_iter().take(NAMED).collect::<Vec<_>>().join(", ");
     let names = if more > 0 { format!("{names} and {more} more") } else { names };
-    warn(format_args!("attach: {names}: {}", escape::visible(message.as_bytes())));
+    warn(format_args!("{command}: {names}: {}", escape::visible(message.as_bytes())));
 }
 
 /// Formats the two addresses of a socket: `192.0.2.1:443 -> 198.51.100.1:50000`. A missing address is `*`.
