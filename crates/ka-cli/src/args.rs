@@ -29,11 +29,13 @@ use ka_reach::diag::State;
   ka run -d 280 -i 30 -c 5 -- ./server     choose your own policy
   ka attach -p 280,30,5 1234               change a running process
   ka ls --off                              list sockets without keepalive
+  ka ping 1234                             find out which connections are alive
   ka plan --preset aws-nlb                 compute values for a load balancer
 
-Status: 0: success. 1: ls --off found a socket without keepalive, check found a problem, or ls, attach or cgroup could \
-not handle all sockets. 2: the arguments are wrong, or ka failed before it changed anything. 3: ls --off found no \
-socket without keepalive, but could not read some sockets. ka run returns the status of the program."
+Status: 0: success. 1: ls --off found a socket without keepalive, ping found a silent or dead connection, check found a \
+problem, or ls, attach or cgroup could not handle all sockets. 2: the arguments are wrong, or ka failed before it changed \
+anything. 3: ls --off found no socket without keepalive, but could not read some sockets, or ping found no silent or dead \
+connection, but skipped some. ka run returns the status of the program."
 )]
 pub(crate) struct Ka {
     #[command(subcommand)]
@@ -45,6 +47,7 @@ pub(crate) enum Command {
     Run(RunArgs),
     Attach(AttachArgs),
     Ls(LsArgs),
+    Ping(PingArgs),
     Check(CheckArgs),
     Plan(PlanArgs),
     Defaults(DefaultsArgs),
@@ -400,6 +403,109 @@ pub(crate) struct LsArgs {
     pub(crate) json: bool,
 }
 
+/// Show which TCP connections are alive now
+///
+/// ka makes the kernel send keepalive probes, which carry no data, and waits for the answers. The program is not stopped
+/// and notices nothing. All connections are probed at the same time. The settings of the sockets are the same afterwards.
+///
+/// Columns: PROCESS is the process with the lowest PID that has the socket; nginx/812+3 means that 3 more processes
+/// share it. RESULT: one of the results below. RTT: the time from the first probe to the answer. If the peer had sent
+/// something within the last second, ka sends no probe, and RTT is the round-trip time that the kernel has measured
+/// earlier. NOTE: the reason of the result.
+///
+/// Results: "answered": the peer answered. "silent": the peer left all probes unanswered for the whole timeout. If data
+/// is in flight, the kernel retransmits it instead of sending probes, and an acknowledgement is the answer. "dead": the
+/// connection has ended with an error, for example because the peer answered with a reset. "skipped": ka does not know,
+/// and NOTE says why. An answer proves that the peer's kernel or a proxy in front of it is alive, not that the peer's
+/// program works.
+///
+/// ka skips a connection in state close-wait: the peer has closed it, and the program has not closed its side, so the
+/// program leaks the socket. ka leaves out listeners and sockets that were never connected.
+#[derive(Args, Debug)]
+#[command(
+    group = ArgGroup::new("whose").required(true).multiple(true).args(["pids", "pid", "all", "user"]),
+    after_help = "Examples:
+  ka ping 1234                     check the connections of a process
+  ka ping --timeout 500ms --count 2 $(pidof nginx)
+  sudo ka ping --all --port 5432   check all connections to databases
+  sudo ka ping --all --destroy --dry-run
+  ka ping --json 1234 | jq '.[] | select(.result != \"answered\")'
+
+Status: 0 if all connections answered, or there is none. 1 if any is silent or dead, also if ka destroyed it. 3 if none \
+is silent or dead, but ka skipped some, or could not examine a process. 2 if the arguments are wrong, a process does not \
+exist, ka may not examine any of the processes, or ka cannot destroy connections here.
+
+JSON keys: An array with an object per connection, and one per process that ka could not examine.
+  pid: integer. The process in which ka found the socket.
+  fd: integer. The descriptor of the socket in that process. null: the object is about the whole process.
+  comm: string. The name of the process. null: ka cannot read the name.
+  local: string. Local address and port. null: unknown.
+  peer: string. Address and port of the peer. null: the connection has ended, or unknown.
+  result: string. One of answered, silent, dead, skipped.
+  rtt_ms: number, milliseconds. As in the column RTT. null: the peer did not answer.
+  error: string. As in the column NOTE. For a silent connection, it begins with \"destroyed: \", \"would be destroyed: \" \
+  or \"not destroyed: \" if --destroy is given. null: the result says all.
+
+With --destroy, ka ends the connections that left all probes unanswered (SOCK_DESTROY, sock_diag(7)). ka looks once more \
+for a segment of the peer right before. The next read or write of the program fails with ECONNABORTED, and the kernel \
+sends the peer a reset. ka never ends a connection that is not silent. While data is in flight, ka counts \
+retransmissions instead of probes, so it may need a longer --timeout. It cannot end Multipath TCP connections. It needs \
+CAP_NET_ADMIN in the user namespace that owns the network namespace of the socket, CAP_SYS_ADMIN if this is not ka's own \
+network namespace, and CONFIG_INET_DIAG_DESTROY. ka checks these before it probes.
+
+Unanswered probes stay in the kernel's count of unanswered probes until the peer sends something. So if keepalive is \
+on, it ends the connection up to --count probes earlier. If cnt is not larger than --count, keepalive ends a connection \
+that stays silent until its idle time is over, without another probe.
+
+While a probe leaves, for some milliseconds, the socket has keepalive on, TCP_KEEPIDLE 1 and TCP_USER_TIMEOUT \
+2147483646. If a signal ends ka, even SIGKILL, a second process of ka puts the settings back. Only SIGKILL to that \
+process too can leave them. The kernel then sends a probe each second, or ka ping skips the socket. ka attach -p \
+idle=60,intvl=10,cnt=6,user_timeout=none PID repairs it.
+
+If the idle time of a socket followed net.ipv4.tcp_keepalive_time, it is fixed at that value afterwards.
+
+A program can hold the lock of its socket for as long as it likes. If a socket does not answer within 2 s, ka skips \
+it. If its settings are changed at that moment, a process of ka stays behind and puts them back when the lock is \
+released.
+
+To probe connections of another user's process, or of a process that is not dumpable, ka needs CAP_SYS_PTRACE (run ka as \
+root). See ka-attach(1)."
+)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
+pub(crate) struct PingArgs {
+    /// The processes, by PID
+    #[arg(value_name = "PID", value_parser = pid)]
+    pub(crate) pids: Vec<i32>,
+    /// Probe the connections of this process, the same as PID without --pid. Repeatable
+    #[arg(long, value_parser = pid)]
+    pub(crate) pid: Vec<i32>,
+    /// Probe the connections of all processes
+    #[arg(short, long, conflicts_with_all = ["pids", "pid", "user"])]
+    pub(crate) all: bool,
+    /// Probe the connections of all processes of a user, by name or user ID
+    #[arg(long, value_name = "USER", conflicts_with_all = ["pids", "pid"])]
+    pub(crate) user: Option<OsString>,
+    /// Probe only connections whose local or peer port is this one
+    #[arg(long, value_parser = port, allow_negative_numbers = true)]
+    pub(crate) port: Option<u16>,
+    /// The time that a connection has to answer
+    #[arg(long, value_name = "S", default_value = "2s", value_parser = duration::fine_seconds,
+          allow_negative_numbers = true)]
+    pub(crate) timeout: u32,
+    /// How many probes to send to a silent peer, spread evenly over the timeout: 1 to 100
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = probes, allow_negative_numbers = true)]
+    pub(crate) count: u32,
+    /// End the connections that stay silent
+    #[arg(long)]
+    pub(crate) destroy: bool,
+    /// End nothing, and print what --destroy would end
+    #[arg(short = 'n', long, requires = "destroy")]
+    pub(crate) dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Explain how ka can reach a program or a process, and print the command to use
 ///
 /// For a process, ka also prints the policies that apply to it: from libka_preload.so, from the supervisor of ka run
@@ -744,6 +850,11 @@ fn state() -> impl TypedValueParser<Value = State> {
 
 fn port(text: &str) -> Result<u16, String> {
     text.parse().ok().filter(|port| *port > 0).ok_or_else(|| "must be a port number, 1..65535".to_owned())
+}
+
+fn probes(text: &str) -> Result<u32, String> {
+    let count = text.parse().ok().filter(|count| (1..=100).contains(count));
+    count.ok_or_else(|| "must be a number of probes, 1..100".to_owned())
 }
 
 fn connections(text: &str) -> Result<u64, String> {

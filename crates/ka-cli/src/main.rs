@@ -1,6 +1,6 @@
 //! `ka`, the command: TCP keepalive for programs, for running processes, and for a machine.
 //!
-//! Each subcommand has its own file: [`run`], [`attach`], [`ls`], [`check`], [`plan`], [`defaults`], [`cgroup`],
+//! Each subcommand has its own file: [`run`], [`attach`], [`ls`], [`ping`], [`check`], [`plan`], [`defaults`], [`cgroup`],
 //! [`completions`]. This crate parses the arguments, prints the output, and starts programs. ka-reach finds and sets
 //! sockets, and ka-core defines policies.
 
@@ -32,6 +32,7 @@ mod ls;
 #[cfg(test)]
 mod man;
 mod notify;
+mod ping;
 mod plan;
 mod plural;
 mod policy_flags;
@@ -86,6 +87,7 @@ fn run_command(arguments: Vec<OsString>) -> i32 {
         Command::Run(args) => run::run(&args),
         Command::Attach(args) => attach::attach(&args),
         Command::Ls(args) => ls::ls(&args),
+        Command::Ping(args) => ping::ping(&args),
         Command::Check(args) => check::check(&args),
         Command::Plan(args) => plan::plan(&args),
         Command::Defaults(args) => defaults::defaults(&args),

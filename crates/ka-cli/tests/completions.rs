@@ -14,7 +14,7 @@ use ka_test::namespace::user_namespace;
 use ka_test::path::scratch;
 
 /// A line up to the cursor, a candidate that the shell must offer, and a candidate that it must not offer.
-const CASES: [(&str, &str, &str); 19] = [
+const CASES: [(&str, &str, &str); 21] = [
     ("ka pl", "plan", "run"),
     ("ka plan --preset aws-n", "aws-nlb", "azure-lb"),
     ("ka attach --user roo", "root", "run"),
@@ -34,6 +34,8 @@ const CASES: [(&str, &str, &str); 19] = [
     ("ka help at", "attach", "run"),
     ("ka cgroup det", "detach", "attach"),
     ("ka ls ", "1", "Cargo.toml"),
+    ("ka ping 1", "1", "Cargo.toml"),
+    ("ka ping --dry", "--dry-run", "1"),
 ];
 
 /// Candidates of git's own completion, which comes with the shells.

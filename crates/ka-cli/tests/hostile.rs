@@ -5,8 +5,10 @@
 mod command;
 
 use std::fs;
+use std::io::Write as _;
+use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,6 +34,7 @@ const LONG: Duration = Duration::from_secs(120);
 struct Attacker {
     child: Child,
     said: Vec<i32>,
+    lines: Lines<ChildStdout>,
 }
 
 impl Attacker {
@@ -44,18 +47,25 @@ impl Attacker {
         let place = folder.join(name);
         copy_program(program, &place);
         let mut child = bare(&place).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let Some(line) = Lines::new(name, child.stdout.take().unwrap()).next() else {
+        let mut lines = Lines::new(name, child.stdout.take().unwrap());
+        let Some(line) = lines.next() else {
             let status = child.wait().unwrap();
             assert_eq!(status.code(), Some(77), "{name}: {status}");
             skip("userfaultfd(2) does not handle page faults of the kernel here");
             return None;
         };
         let said = line.split_whitespace().skip(1).map(|number| number.parse().unwrap()).collect();
-        Some(Self { child, said })
+        Some(Self { child, said, lines })
     }
 
     fn pid(&self) -> String {
         self.child.id().to_string()
+    }
+
+    /// Makes an attacker that was started with `later` attack.
+    fn attack(&mut self) {
+        self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        assert!(self.lines.expect("`locked`").starts_with("locked "));
     }
 
     /// Reads the options of the attacker's sockets. It omits sockets whose lock is held, because they could block this
@@ -232,6 +242,93 @@ fn ka_ends_at_a_signal_while_a_lock_is_held() {
         1,
         "{out}"
     );
+}
+
+fn ping(args: &[&str]) -> Command {
+    let mut command = ka();
+    command.args(["ping", "--json"]).args(args);
+    command
+}
+
+/// Returns the rows of `ka ping --json` that have this result.
+fn with_result(out: &str, result: &str) -> Vec<Value> {
+    let rows: Vec<Value> = serde_json::from_str(out).unwrap_or_else(|error| panic!("{error}: {out}"));
+    rows.into_iter().filter(|row| row["result"] == result).collect()
+}
+
+#[test]
+fn ping_judges_other_connections_while_a_lock_is_held() {
+    if !in_own_namespaces("ping_judges_other_connections_while_a_lock_is_held") || !has_attackers() {
+        return;
+    }
+    let _before = Holder::start(&mut Command::new(holder()));
+    let Some(evil) = Attacker::start("locker", &["65534", "evil", "2"]) else { return };
+    let _after = Holder::start(&mut Command::new(holder()));
+    thread::sleep(Duration::from_millis(1100));
+    let (status, out, err) = ends(ping(&["--all"]));
+    let skipped = with_result(&out, "skipped");
+    let (answered, silent) = (with_result(&out, "answered"), with_result(&out, "silent"));
+    // The kernel does not answer for a socket while its lock is held, so the other ends of the two are silent.
+    assert_eq!((status, answered.len(), silent.len(), skipped.len()), (1, 6, 2, 2), "{out}{err}");
+    for (row, fd) in skipped.iter().zip(&evil.said) {
+        assert_eq!((row["fd"].as_i64(), &row["error"]), (Some((*fd).into()), &BLOCKED.into()), "{row}");
+    }
+}
+
+/// The attacker locks sockets whose probe is under way. The settings of all other sockets must be put back, and those of
+/// the locked sockets as soon as their lock is released.
+#[test]
+fn ping_restores_settings_although_locks_are_taken_during_a_probe() {
+    if !in_own_namespaces("ping_restores_settings_although_locks_are_taken_during_a_probe")
+        || !has_attackers()
+    {
+        return;
+    }
+    let mut before = Holder::start(&mut Command::new(holder()));
+    let Some(mut evil) = Attacker::start("locker", &["65534", "evil", "12", "later"]) else { return };
+    let mut after = Holder::start(&mut Command::new(holder()));
+    let settings = [before.look(), after.look()];
+    let of_evil = command::socket_options_except(evil.child.id().try_into().unwrap(), &[]);
+    thread::sleep(Duration::from_millis(1100));
+    // All probes stay unanswered.
+    let rules = "add table ip t; add chain ip t in { type filter hook input priority 0; }; add rule ip t in counter drop";
+    let mut nft = Command::new("nft");
+    succeed(nft.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").arg(rules));
+    let mut command = ping(&["--all", "--timeout", "3s"]);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let ka: i32 = child.id().try_into().unwrap();
+    eventually("the worker probes", || {
+        let mut nft = Command::new("nft");
+        let rules = stdout(nft.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").arg("list table ip t"));
+        !rules.contains("packets 0 ")
+    });
+    let workers = children(ka);
+    evil.attack();
+    let (status, out, err) = output(child, "ka ping");
+    // 13 connections of the attacker, of which it has locked 12 on one side, and 2 of the holders.
+    let (silent, skipped) = (with_result(&out, "silent"), with_result(&out, "skipped"));
+    assert_eq!((status, silent.len() + skipped.len()), (1, 30), "{out}{err}");
+    let of_others = silent.iter().filter(|row| row["comm"] != "evil").count();
+    assert_eq!(of_others, 4, "{out}{err}");
+    let blocked = skipped.iter().filter(|row| row["error"] == BLOCKED).count();
+    assert!(blocked >= 8, "{out}{err}");
+    assert_eq!([before.look(), after.look()], settings);
+    // When the attacker ends, the worker restores the settings and ends. The test has duplicates.
+    let process = ka_test::process::open(evil.child.id().try_into().unwrap()).unwrap();
+    let sockets: Vec<_> =
+        of_evil.iter().map(|options| ka_test::process::duplicate(&process, options.fd).unwrap()).collect();
+    drop(evil);
+    eventually("the workers have ended", || {
+        workers.iter().all(|worker| !ka_test::process::is_running(*worker))
+    });
+    for (socket, options) in sockets.iter().zip(&of_evil) {
+        let [on, timers @ .., _] = ka_test::socket::keepalive_options(socket.as_raw_fd());
+        assert_eq!(
+            (on.unwrap() != 0, timers.map(Result::unwrap)),
+            (options.on, options.timers),
+            "{options:?}"
+        );
+    }
 }
 
 /// After 8 blocked sockets of one user, ka leaves the rest of that user's sockets alone. It still sets those of others.

@@ -384,6 +384,14 @@ impl Changed {
     }
 }
 
+impl<K: Kernel> Socket<'_, K> {
+    /// Returns whether a probe is leaving, or was interrupted by SIGKILL while it left.
+    #[must_use]
+    pub fn is_probed(&self) -> bool {
+        self.timer(Timer::UserTimeout) == Ok(MARK)
+    }
+}
+
 impl Socket<'_> {
     /// Asks the peer whether it is alive, and waits for its answer. Returns `None` if no answer arrives within
     /// `timeout`. If `timeout` is zero, no probe is sent, and only [`Alive::Recently`] is found.

@@ -10,17 +10,18 @@
 //!   keepalive is on. In other states, a missing timer proves nothing.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 
 use ka_core::Status;
 use netlink_packet_core::{
-    DecodeError, ErrorBuffer, ErrorMessage, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
-    NetlinkBuffer, NetlinkHeader, NetlinkMessage, NlasIterator, Parseable as _,
+    DecodeError, ErrorBuffer, ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
+    NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator,
+    Parseable as _,
 };
-use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::INET_DIAG_INFO;
 pub use netlink_packet_sock_diag::inet::Timer;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags};
+use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddress};
 
@@ -174,6 +175,75 @@ pub(crate) fn dump(states: &[State], with_status: bool) -> Result<Vec<DiagSocket
     Ok(entries)
 }
 
+/// A connection, as the kernel finds it. The cookie tells it from a later connection with the same addresses.
+pub(crate) struct ConnectionId {
+    pub(crate) local: SocketAddr,
+    pub(crate) peer: SocketAddr,
+    /// The index of the interface that the socket is bound to, or 0.
+    pub(crate) interface: u32,
+    pub(crate) cookie: u64,
+}
+
+/// Ends a connection of the calling thread's network namespace. Its owner gets ECONNABORTED, and the peer a reset.
+/// `SOCK_DESTROY`
+///
+/// The call may block forever: the kernel takes the socket's lock, and another program may hold that lock.
+///
+/// # Errors
+///
+/// ENOENT: there is no such connection. EPERM: CAP_NET_ADMIN is missing. EOPNOTSUPP: see [`check_destroy`].
+pub(crate) fn destroy(id: &ConnectionId) -> io::Result<()> {
+    let ConnectionId { local, peer, interface, cookie } = id;
+    let words = [(cookie & 0xffff_ffff) as u32, (cookie >> 32) as u32].map(u32::to_ne_bytes);
+    let mut bytes = [0; 8];
+    for (slot, byte) in bytes.iter_mut().zip(words.into_iter().flatten()) {
+        *slot = byte;
+    }
+    let request = InetRequest {
+        family: byte(if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }),
+        protocol: byte(libc::IPPROTO_TCP),
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::empty(),
+        socket_id: SocketId {
+            source_port: local.port(),
+            destination_port: peer.port(),
+            source_address: local.ip(),
+            destination_address: peer.ip(),
+            interface_id: *interface,
+            cookie: bytes,
+        },
+    };
+    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+    socket.bind_auto()?;
+    socket.connect(&NetlinkAddress::new(0, 0))?;
+    let message = SockDiagDestroy::new(SockDiagMessage::InetRequest(request));
+    send(&socket, NLM_F_REQUEST | NLM_F_ACK, NetlinkPayload::InnerMessage(message))?;
+    let mut buffer = Vec::with_capacity(4096);
+    socket.recv(&mut buffer, 0)?;
+    match read(&buffer, &mut Vec::new()) {
+        // The errno 0 acknowledges the request.
+        Err(error) if error.raw_os_error() == Some(0) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Checks whether this kernel can end connections, by a request for a connection that cannot exist.
+///
+/// # Errors
+///
+/// [`Error::NoSocketDestroy`], [`Error::NoSocketList`], or the error of the kernel.
+pub(crate) fn check_destroy() -> Result<()> {
+    // Without the kernel's module, the request below would fail with ENOENT too.
+    dump(&[State::SynSent], false)?;
+    let nowhere = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
+    let id = ConnectionId { local: nowhere, peer: nowhere, interface: 0, cookie: 0 };
+    match destroy(&id).map_err(|error| error.raw_os_error()) {
+        Err(Some(libc::EOPNOTSUPP)) => Err(Error::NoSocketDestroy),
+        Err(Some(libc::ENOENT)) | Ok(()) => Ok(()),
+        Err(errno) => Err(io::Error::from_raw_os_error(errno.unwrap_or(libc::EIO)).into()),
+    }
+}
+
 /// The attribute with the ID of a socket's cgroup, from <linux/inet_diag.h>.
 const INET_DIAG_CGROUP_ID: u16 = 21;
 
@@ -183,13 +253,7 @@ fn byte(number: libc::c_int) -> u8 {
 }
 
 fn dump_family(socket: &Socket, request: InetRequest, entries: &mut Vec<DiagSocket>) -> io::Result<()> {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
-    message.finalize();
-    let mut bytes = vec![0; message.header.length as usize];
-    message.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
+    send(socket, NLM_F_REQUEST | NLM_F_DUMP, SockDiagMessage::InetRequest(request).into())?;
     let mut buffer = Vec::with_capacity(64 * 1024);
     loop {
         buffer.clear();
@@ -198,6 +262,17 @@ fn dump_family(socket: &Socket, request: InetRequest, entries: &mut Vec<DiagSock
             return Ok(());
         }
     }
+}
+
+/// Sends a request with these flags.
+fn send<M: NetlinkSerializable>(socket: &Socket, flags: u16, payload: NetlinkPayload<M>) -> io::Result<()> {
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    let mut message = NetlinkMessage::new(header, payload);
+    message.finalize();
+    let mut bytes = vec![0; message.header.length as usize];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0).map(drop)
 }
 
 /// Parses one buffer of netlink messages and appends the sockets. Returns true after the last message of the list.

@@ -158,6 +158,39 @@ pub enum Error {
     /// The file is neither a regular file nor a folder.
     NotRegularFile,
 
+    /// The peer has closed the connection, and the program has not closed its side (CLOSE-WAIT).
+    LeftOpen,
+    /// The connection is not established yet, so there is no peer to ask.
+    NotEstablished,
+    /// A policy holds the settings of the socket, so ka cannot make the kernel send a probe.
+    PolicyHeld {
+        /// True if the policy is that of the supervisor of this process.
+        is_own: bool,
+    },
+    /// The kernel sent no probe within the time, because other data has to be sent first.
+    NoProbe,
+    /// Another process of ka probes the connection, or was killed while it did.
+    ProbedByAnother,
+    /// A termination signal arrived before the connection was judged.
+    Interrupted,
+    /// This process did not run for so long that it may have missed answers.
+    TooBusy,
+    /// The kernel sent fewer segments than required to a silent peer.
+    AskedTooLittle {
+        /// The number of unanswered segments.
+        asked: u32,
+        /// The required number.
+        count: u32,
+    },
+    /// The kernel cannot end a Multipath TCP connection of another process.
+    MptcpNotDestroyed,
+    /// The kernel did not find a connection by its addresses and its cookie.
+    ConnectionNotFound,
+    /// The kernel cannot end connections of other processes.
+    NoSocketDestroy,
+    /// This process may not administer the network namespace of a socket.
+    NotNetAdmin,
+
     /// No process has this PID.
     NoSuchProcess,
     /// The PID is that of a thread.
@@ -395,6 +428,42 @@ impl fmt::Display for Error {
                 "this kernel does not list its TCP sockets (CONFIG_INET_TCP_DIAG: modprobe tcp_diag, as root)",
             ),
             Self::NotRegularFile => f.write_str("it is not a regular file"),
+
+            Self::LeftOpen => f.write_str(
+                "close-wait: the peer has closed the connection, and the program has not closed its side",
+            ),
+            Self::NotEstablished => f.write_str("the connection is not established yet"),
+            Self::PolicyHeld { is_own: true } => f.write_str(
+                "the policy of ka run --via seccomp holds its settings: run ka ping outside of that command",
+            ),
+            Self::PolicyHeld { is_own: false } => f.write_str(
+                "a policy in mode force holds its settings, so ka cannot make the kernel send a probe (ka cgroup ls \
+                 shows the policies of cgroups)",
+            ),
+            Self::NoProbe => f.write_str(
+                "the kernel sent no probe within the time: data waits until the peer opens its window, or the \
+                 program used the socket all the time",
+            ),
+            Self::ProbedByAnother => f.write_str(
+                "another process of ka probes it, or was killed while it did (see ka-ping(1), NOTES)",
+            ),
+            Self::Interrupted => f.write_str("a signal came before ka had a result"),
+            Self::TooBusy => f.write_str("ka did not run often enough to see all answers; try again"),
+            Self::AskedTooLittle { asked, count } => write!(
+                f,
+                "the peer left only {asked} of {count} segments unanswered, because data in flight suspends probes; \
+                 try a longer --timeout"
+            ),
+            Self::MptcpNotDestroyed => {
+                f.write_str("the kernel cannot end a Multipath TCP connection of another process")
+            }
+            Self::ConnectionNotFound => f.write_str("the kernel did not find the connection by its addresses"),
+            Self::NoSocketDestroy => f.write_str(
+                "this kernel cannot end connections of other processes (CONFIG_INET_DIAG_DESTROY, Linux 4.9 and later)",
+            ),
+            Self::NotNetAdmin => f.write_str(
+                "needs CAP_NET_ADMIN in the user namespace that owns the network namespace of the socket (run ka as root)",
+            ),
 
             Self::NoSuchProcess => f.write_str("there is no such process"),
             Self::Thread { leader } => write!(f, "it is a thread of process {leader}: use that PID"),

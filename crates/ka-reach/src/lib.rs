@@ -5,6 +5,7 @@
 //!
 //! - [`attach`]: duplicates the sockets of running processes (pidfd_getfd(2)), and sets the duplicates. [`listing`]
 //!   lists sockets with their owners and settings (sock_diag(7), /proc, and eBPF if the kernel allows it).
+//!   [`ping`] duplicates sockets in the same way, and asks the peers whether they are alive.
 //! - [`seccomp`]: supervises a program from its start. Each of its sockets gets the policy when it connects or listens.
 //! - [`cgroup`]: BPF programs set the sockets of all processes of a cgroup.
 //! - A preloaded library, which is not part of this crate. [`elf`] finds out whether such a library would see the
@@ -69,6 +70,7 @@ pub mod fuzz;
 pub mod listing;
 pub mod netns;
 mod parallel;
+pub mod ping;
 pub mod privilege;
 pub mod process;
 pub mod process_policy;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -59,6 +59,23 @@ impl Namespace {
     pub fn is_current(&self) -> bool {
         fs::metadata("/proc/self/ns/net").is_ok_and(|current| current.ino() == self.inode)
     }
+}
+
+/// Moves the calling thread into the network namespace of a socket, unless the thread is there already. The move needs
+/// CAP_SYS_ADMIN.
+///
+/// # Errors
+///
+/// [`Error::NotNetAdmin`] if this process may not administer the namespace, or the reason why the move failed.
+pub(crate) fn enter_that_of(socket: BorrowedFd<'_>) -> Result<()> {
+    let namespace = sys::network_of(socket).map_err(|error| match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => Error::NotNetAdmin,
+        _ => error.into(),
+    })?;
+    if fs::metadata("/proc/thread-self/ns/net")?.ino() == sys::inode(namespace.as_fd())? {
+        return Ok(());
+    }
+    sys::enter_network(namespace).map_err(explain)
 }
 
 /// Returns the path of a namespace. The user gives a name of ip-netns(8), a path or a PID. A name takes precedence

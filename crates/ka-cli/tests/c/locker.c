@@ -6,7 +6,7 @@
  *
  * It connects to itself, prints "locked" with the descriptors whose locks are held, and waits for the end of its input.
  * Arguments: the ID of the user to become; the name of the process; the number of locks to hold. One more connection
- * has no lock held.
+ * has no lock held. If a fourth argument is given, it first prints "open" with the descriptors, and waits for a line.
  */
 #define _GNU_SOURCE
 #include <err.h>
@@ -83,10 +83,19 @@ static void await_lock(void)
     }
 }
 
+static void print(const char *word, const int *fds, int count)
+{
+    printf("%s", word);
+    for (int n = 0; n < count; n++)
+        printf(" %d", fds[n]);
+    printf("\n");
+    fflush(stdout);
+}
+
 int main(int argc, char **argv)
 {
-    if (argc != 4)
-        errx(EXIT_FAILURE, "usage: locker USER NAME LOCKS");
+    if (argc != 4 && argc != 5)
+        errx(EXIT_FAILURE, "usage: locker USER NAME LOCKS [later]");
     page = unfilled_page();
     if (setgid((gid_t)atoi(argv[1])) != 0 || setuid((uid_t)atoi(argv[1])) != 0)
         err(EXIT_FAILURE, "setuid");
@@ -95,20 +104,27 @@ int main(int argc, char **argv)
     alarm(60);
     prctl(PR_SET_NAME, argv[2], 0, 0, 0);
     connection();
-    int locks = atoi(argv[3]);
-    printf("locked");
+    int locks = atoi(argv[3]), fds[64];
+    if (locks > 64)
+        errx(EXIT_FAILURE, "too many locks");
+    for (int n = 0; n < locks; n++)
+        fds[n] = connection();
+    if (argc == 5) {
+        alarm(0);
+        print("open", fds, locks);
+        while (getchar() != '\n')
+            ;
+        alarm(60);
+    }
     for (int n = 0; n < locks; n++) {
         pthread_t thread;
-        int fd = connection();
         sender = 0;
-        if (pthread_create(&thread, NULL, send_page, (void *)(long)fd) != 0)
+        if (pthread_create(&thread, NULL, send_page, (void *)(long)fds[n]) != 0)
             errx(EXIT_FAILURE, "pthread_create");
         await_lock();
-        printf(" %d", fd);
     }
     alarm(0);
-    printf("\n");
-    fflush(stdout);
+    print("locked", fds, locks);
     while (getchar() != EOF)
         ;
     /* When the process ends, the kernel ends the waits of its threads. */

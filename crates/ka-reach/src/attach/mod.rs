@@ -30,6 +30,7 @@ use processes::Candidate;
 use seen::Seen;
 
 pub use change::Change;
+pub(crate) use pass::tables;
 pub use processes::{NamedProcess, Processes};
 pub use report::{Outcome, Report, SocketResult, Unsupported};
 
@@ -138,6 +139,6 @@ pub(crate) fn set_processes(
 }
 
 /// Returns whether an errno says that ka or the machine has no free descriptor.
-fn lacks_descriptors(errno: Option<i32>) -> bool {
+pub(crate) fn lacks_descriptors(errno: Option<i32>) -> bool {
     matches!(errno, Some(libc::EMFILE | libc::ENFILE))
 }

@@ -312,11 +312,11 @@ impl Batch {
 }
 
 /// A descriptor table, and its descriptors that are sockets, with their inodes.
-type TableAndSockets = (DescriptorTable, Vec<(i32, u32)>);
+pub(crate) type TableAndSockets = (DescriptorTable, Vec<(i32, u32)>);
 
 /// Returns a process's descriptor tables with the sockets in each. If a table could not be read, also returns the
 /// error.
-fn tables(process: &Process) -> crate::Result<(Vec<TableAndSockets>, Option<Error>)> {
+pub(crate) fn tables(process: &Process) -> crate::Result<(Vec<TableAndSockets>, Option<Error>)> {
     let mut tables = Vec::new();
     let mut problem = None;
     process.each_table(|table| match table {

@@ -43,7 +43,7 @@ impl Processes {
     }
 
     /// Returns the processes to examine now. If /proc cannot be listed, adds a failure to the report.
-    pub(super) fn candidates(&self, report: &mut Report) -> Vec<Candidate<'_>> {
+    pub(crate) fn candidates(&self, report: &mut Report) -> Vec<Candidate<'_>> {
         let (user, skip) = match self {
             Self::Named(named) => return named.iter().map(Candidate::Named).collect(),
             Self::All { user, skip } => (*user, skip),
@@ -147,7 +147,7 @@ impl NamedProcess {
 
 /// A process to examine.
 #[derive(Clone, Copy)]
-pub(super) enum Candidate<'s> {
+pub(crate) enum Candidate<'s> {
     Named(&'s NamedProcess),
     Selected { pid: i32, user: Option<u32> },
 }
@@ -159,14 +159,14 @@ impl From<i32> for Candidate<'_> {
 }
 
 impl Candidate<'_> {
-    pub(super) const fn pid(&self) -> i32 {
+    pub(crate) const fn pid(&self) -> i32 {
         match self {
             Self::Named(named) => named.pid,
             Self::Selected { pid, .. } => *pid,
         }
     }
 
-    pub(super) fn open(&self) -> io::Result<Process> {
+    pub(crate) fn open(&self) -> io::Result<Process> {
         match *self {
             Self::Named(named) => named.open(),
             Self::Selected { pid, user } => {

@@ -131,7 +131,7 @@ impl Report {
 
     /// Records that a process cannot be examined. If ka selected the process (`is_selected`) and lacks the permission,
     /// the process counts as denied, not as failed.
-    pub(super) fn refuse(&mut self, pid: i32, error: impl Into<Error>, is_selected: bool) {
+    pub(crate) fn refuse(&mut self, pid: i32, error: impl Into<Error>, is_selected: bool) {
         let error = error.into();
         let is_denied = is_selected && matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES));
         let outcome = if is_denied { Outcome::Denied } else { Outcome::Failed };

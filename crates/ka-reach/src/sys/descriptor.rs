@@ -21,11 +21,31 @@ pub(crate) fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> io::Result<OwnedF
 
 /// Returns the inode of an open file. fstat(2)
 pub(crate) fn inode(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    stat(fd).map(|status| status.st_ino)
+}
+
+/// Returns the ID of the user who owns an open file. The owner of a socket is the user who created it. fstat(2)
+pub(crate) fn owner(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    stat(fd).map(|status| status.st_uid)
+}
+
+fn stat(fd: BorrowedFd<'_>) -> io::Result<libc::stat> {
     let mut status = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: the kernel initializes the struct if it returns 0.
     check(unsafe { libc::fstat(fd.as_raw_fd(), status.as_mut_ptr()) })?;
     // SAFETY: `check` has returned, so the call succeeded.
-    Ok(unsafe { status.assume_init() }.st_ino)
+    Ok(unsafe { status.assume_init() })
+}
+
+/// Returns the index of the interface that a socket is bound to. 0 if it is bound to none. `SO_BINDTOIFINDEX`
+pub(crate) fn bound_interface(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    const SO_BINDTOIFINDEX: libc::c_int = 62;
+    let (mut index, mut size) = (0_u32, 4);
+    let value = (&raw mut index).cast();
+    let fd = socket.as_raw_fd();
+    // SAFETY: the kernel writes at most `size` bytes to `index`, which has them.
+    check(unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, SO_BINDTOIFINDEX, value, &raw mut size) })?;
+    Ok(index)
 }
 
 /// Waits until no other process holds the lock of a file, and locks it. Closing the descriptor unlocks the file.

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 
@@ -46,6 +47,19 @@ pub(crate) fn fork_worker(keep: &[RawFd], work: impl FnOnce(File)) -> io::Result
     work(write_end);
     // SAFETY: takes no pointer.
     unsafe { libc::_exit(0) }
+}
+
+/// Lets a worker continue until it exits by itself: the kernel no longer kills it when its parent ends, and no signal
+/// except SIGKILL ends it. The worker must notice the end of its parent.
+pub(crate) fn outlive_parent() {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigfillset initializes the set, and sigprocmask reads it. A null pointer is allowed: the old mask is not
+    // requested. prctl takes no pointer here.
+    unsafe {
+        libc::sigfillset(set.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
+        libc::prctl(libc::PR_SET_PDEATHSIG, 0);
+    }
 }
 
 /// Enlarges a pipe's buffer to 1 MiB, the default limit for ordinary users. If the kernel refuses, the size is

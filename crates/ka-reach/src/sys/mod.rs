@@ -26,12 +26,16 @@ use libc::c_long;
 
 pub(crate) use capability::{keep_capabilities, renounce_privileges};
 pub(crate) use clock::processor_time;
-pub(crate) use descriptor::{close_all_but, inode, lock, pidfd_getfd, pidfd_open, replace_by_null};
+pub(crate) use descriptor::{
+    bound_interface, close_all_but, inode, lock, owner, pidfd_getfd, pidfd_open, replace_by_null,
+};
 pub(crate) use folder::{folders, numbers, open_at, read_link};
-pub(crate) use fork::{fork_worker, has_ended, kill_worker, start_detached, wait_for, widen_pipe};
+pub(crate) use fork::{
+    fork_worker, has_ended, kill_worker, outlive_parent, start_detached, wait_for, widen_pipe,
+};
 pub(crate) use limits::raise_descriptor_limit;
 pub(crate) use memory::SharedWords;
-pub(crate) use namespace::enter_network;
+pub(crate) use namespace::{enter_network, network_of};
 pub(crate) use task::{compare_descriptors, share_descriptors, thread_id, unshare_descriptors};
 pub(crate) use user::users;
 pub(crate) use wait::{is_readable, poll};

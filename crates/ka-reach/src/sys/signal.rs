@@ -13,12 +13,33 @@ use super::{check, owned};
 ///
 /// The errno of the call that failed. The signals may stay blocked.
 pub fn termination() -> io::Result<OwnedFd> {
+    descriptor(&[libc::SIGINT, libc::SIGTERM])
+}
+
+/// Does the same as [`termination`], and also for SIGHUP, unless SIGHUP is ignored as under nohup(1).
+///
+/// # Errors
+///
+/// As for [`termination`].
+pub fn termination_or_hangup() -> io::Result<OwnedFd> {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: a null pointer is allowed: the action is not changed. The kernel initializes `action` if it returns 0.
+    let is_ignored = unsafe {
+        libc::sigaction(libc::SIGHUP, ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    };
+    let hangup: &[libc::c_int] = if is_ignored { &[] } else { &[libc::SIGHUP] };
+    descriptor(&[&[libc::SIGINT, libc::SIGTERM], hangup].concat())
+}
+
+fn descriptor(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigemptyset initializes the set. The other calls read or change it.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
-        libc::sigaddset(set.as_mut_ptr(), libc::SIGINT);
-        libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
+        for signal in signals {
+            libc::sigaddset(set.as_mut_ptr(), *signal);
+        }
         check(libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut()))?;
         owned(libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC).into())
     }

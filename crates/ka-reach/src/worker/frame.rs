@@ -71,6 +71,13 @@ pub struct PipeWriter<'a> {
     pub(super) pipe: &'a mut File,
 }
 
+impl PipeWriter<'_> {
+    /// Tells the parent that the output is complete, before the worker exits.
+    pub(crate) fn finish(&mut self) {
+        let _ = write_frame(self.pipe, FINISHED, &[]); // Without a reader, nobody waits for it.
+    }
+}
+
 impl Write for PipeWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         write_frame(self.pipe, DATA, bytes)?;

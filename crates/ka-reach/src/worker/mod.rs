@@ -42,6 +42,7 @@ pub use frame::PipeWriter;
 pub use job::Pace;
 pub(crate) use output::PipedWorker;
 pub use output::{Completion, WorkerOutput};
+pub(crate) use watch::is_waiting;
 
 /// If this many sockets of one user have blocked, ka leaves the user's other sockets alone.
 const MAX_BLOCKED_PER_USER: usize = 8;
@@ -166,7 +167,7 @@ impl Workers {
         };
         let mut keep: Vec<RawFd> = targets.iter().map(|target| target.table.pidfd().as_raw_fd()).collect();
         keep.dedup();
-        let classes = if self.lose_class { None } else { Classes::of_this_process() };
+        let classes = self.classes();
         let mut deaths = 0;
         while !pending.is_empty() {
             let excluded = self.excluded();
@@ -232,6 +233,11 @@ impl Workers {
         answers
     }
 
+    /// Returns the cgroups to enter before a duplication. `None` if sockets have no class, or may lose it.
+    pub(crate) fn classes(&self) -> Option<Classes> {
+        if self.lose_class { None } else { Classes::of_this_process() }
+    }
+
     /// Starts a worker that runs `work` and writes its output to a pipe. The worker keeps only the descriptors in
     /// `keep`.
     pub(crate) fn start(
@@ -282,6 +288,41 @@ impl Workers {
             self.leave(child.pid, child.pipe, is_finished);
             WorkerOutput { data, end }
         })
+    }
+
+    /// Reads a worker's output while it arrives, and passes it to `receive`. If `termination` becomes readable, calls
+    /// `stop` once. `stop` must tell the worker to finish soon. A worker that makes no progress is left behind, and not
+    /// killed: it may still have to restore the settings of sockets.
+    pub(crate) fn follow(
+        &mut self,
+        child: PipedWorker,
+        termination: Option<BorrowedFd<'_>>,
+        stop: impl FnOnce(),
+        mut receive: impl FnMut(&[u8]),
+    ) -> Completion {
+        let mut running = Reading::new(child);
+        let (mut termination, mut stop) = (termination, Some(stop));
+        loop {
+            if let Some(end) = running.end {
+                self.leave(running.child.pid, running.child.pipe, matches!(end, Completion::Finished));
+                return end;
+            }
+            let fds: Vec<_> = [running.child.pipe.as_fd()].into_iter().chain(termination).collect();
+            let ready = sys::poll(&fds, TICK).unwrap_or_else(|_| {
+                thread::sleep(TICK);
+                Vec::new()
+            });
+            if ready.get(1) == Some(&true) {
+                termination = None;
+                stop.take().into_iter().for_each(|stop| stop());
+            }
+            if ready.first() == Some(&true) {
+                running.read();
+                receive(&std::mem::take(&mut running.data));
+            } else if !ready.contains(&true) {
+                running.count_tick();
+            }
+        }
     }
 
     /// Runs `work` in a worker that keeps only the descriptors in `keep`. Returns the worker's output. An error of

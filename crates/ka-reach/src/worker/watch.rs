@@ -108,7 +108,7 @@ fn is_ready(pipe: &File, termination: Option<BorrowedFd<'_>>) -> bool {
 
 /// Returns whether a thread of a worker waits in the kernel (state S or D). Returns false for a thread that runs or is
 /// stopped. proc_pid_stat(5)
-pub(super) fn is_waiting(worker: i32, thread: i32) -> bool {
+pub(crate) fn is_waiting(worker: i32, thread: i32) -> bool {
     let stat = fs::read(format!("/proc/{worker}/task/{thread}/stat")).unwrap_or_default();
     let state = stat.rsplit(|byte| *byte == b')').next().and_then(|rest| rest.get(1));
     // Without /proc, assume that the thread waits.
