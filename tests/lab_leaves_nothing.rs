@@ -111,8 +111,8 @@ fn the_lab_leaves_nothing_behind_however_it_ends() {
 
     let (mut lab, _lines) = start("waits");
     let during = leftovers();
-    // Four networks of three machines, and one namespace that forwards frames.
-    assert_eq!(during.networks, before.networks + 1 + 13, "the lab's networks were not counted");
+    // Five networks of three machines, and one namespace that forwards frames.
+    assert_eq!(during.networks, before.networks + 1 + 16, "the lab's networks were not counted");
     assert!(during.processes > before.processes, "the lab's processes were not counted");
     lab.kill().unwrap();
     lab.wait().unwrap();

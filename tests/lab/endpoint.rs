@@ -1,7 +1,7 @@
 //! The programs at the two ends, and connections that the lab makes itself.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -15,7 +15,7 @@ use ka_test::libka::{CONFIG_INIT, call, enable};
 use ka_test::process::{signal_child, state};
 use ka_test::socket::set_option;
 
-use crate::network::{Family, Network, PORT};
+use crate::network::{Family, Machine, Network, PORT, PROXY_PORT};
 use crate::story::now;
 
 /// The idle time, the interval and the count of a policy.
@@ -194,20 +194,40 @@ pub fn preloaded_client(network: &Network, family: Family, policy: Policy) -> Pr
     plain_client(network, family, command)
 }
 
-/// The variable that makes this program a peer.
+/// The variable that makes this program a peer: `server`, or `proxy` with the addresses of the server.
 pub const PEER: &str = "KA_LAB_PEER";
 
 /// Starts this program again as a server, which can be killed and frozen.
 pub fn peer(network: &Network) -> Program {
-    let mut command = network.server.command(std::env::current_exe().unwrap());
-    let program = Program::start(command.env(PEER, "1"));
-    assert!(program.line(&["listening"], 20.0).is_some(), "no peer");
+    start_peer(&network.server, "server")
+}
+
+/// Starts this program again as the proxy on the router of `Network::with_proxy`.
+pub fn proxy(network: &Network) -> Program {
+    let [v4, v6] = [Family::V4, Family::V6].map(|family| network.host(family));
+    start_peer(&network.router, &format!("proxy {v4} {v6}"))
+}
+
+fn start_peer(machine: &Machine, role: &str) -> Program {
+    let mut command = machine.command(std::env::current_exe().unwrap());
+    let program = Program::start(command.env(PEER, role));
+    assert!(program.line(&["listening"], 20.0).is_some(), "no {role}");
     program
 }
 
-/// Runs the peer. It accepts connections, prints a line for each, and keeps them. It sends each line of its standard
-/// input on all connections.
-pub fn run_peer() -> ! {
+/// Runs the peer in this role.
+pub fn run_peer(role: &str) -> ! {
+    let mut words = role.split(' ');
+    match words.next() {
+        Some("server") => run_server(),
+        Some("proxy") => run_proxy(&words.map(|word| word.parse().unwrap()).collect::<Vec<_>>()),
+        _ => panic!("{role}"),
+    }
+}
+
+/// Accepts connections, prints a line for each, and keeps them. Sends each line of its standard input on all
+/// connections.
+fn run_server() -> ! {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)).unwrap();
     println!("listening");
     let taken = Arc::new(Mutex::new(vec![]));
@@ -224,6 +244,27 @@ pub fn run_peer() -> ! {
         }
     }
     std::process::exit(0);
+}
+
+/// Accepts connections, makes one to the server for each, and copies the data between both. `servers` are the server's
+/// addresses, one for each family.
+fn run_proxy(servers: &[IpAddr]) -> ! {
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, PROXY_PORT)).unwrap();
+    println!("listening");
+    loop {
+        let (near, client) = listener.accept().unwrap();
+        let is_v4 = client.ip().to_canonical().is_ipv4();
+        let server = servers.iter().find(|server| server.is_ipv4() == is_v4).unwrap();
+        let far = TcpStream::connect((*server, PORT)).unwrap();
+        for [mut from, mut to] in
+            [[&near, &far], [&far, &near]].map(|ends| ends.map(|end| end.try_clone().unwrap()))
+        {
+            thread::spawn(move || {
+                let _ = io::copy(&mut from, &mut to);
+                let _ = to.shutdown(Shutdown::Write);
+            });
+        }
+    }
 }
 
 /// Waits for a connection to end. Returns when and how it ended.

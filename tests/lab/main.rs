@@ -9,6 +9,7 @@ mod cases {
     pub mod data;
     pub mod dead_peer;
     pub mod idle;
+    pub mod ka_probe;
     pub mod loss;
     pub mod many;
     pub mod middlebox;
@@ -48,8 +49,8 @@ pub const INSIDE: &str = "KA_LAB_INSIDE";
 const REPORT: &str = "KA_LAB_REPORT";
 
 fn main() -> ExitCode {
-    if env::var_os(endpoint::PEER).is_some() {
-        endpoint::run_peer();
+    if let Ok(role) = env::var(endpoint::PEER) {
+        endpoint::run_peer(&role);
     }
     extend_path();
     let mut arguments = Arguments::from_args();
@@ -84,10 +85,12 @@ fn cases() -> Vec<Case> {
     let mut cases = cases::loss::cases();
     cases.extend(cases::many::cases());
     cases.extend(cases::data::cases());
+    cases.extend(cases::ka_probe::cases());
     for family in families {
         cases.extend(cases::middlebox::cases(family));
         cases.extend(cases::dead_peer::cases(family));
         cases.extend(cases::probe::cases(family));
+        cases.extend(cases::ka_probe::cases_of(family));
     }
     cases.extend(cases::rules::cases());
     cases.extend(cases::idle::cases());

@@ -25,6 +25,8 @@ use ka_test::socket::set_option;
 
 /// The port of the servers.
 pub const PORT: u16 = 5050;
+/// The port of the proxy on the router.
+pub const PROXY_PORT: u16 = 5051;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Family {
@@ -347,6 +349,20 @@ impl Network {
         network
     }
 
+    /// Makes a network whose router ends the connections of clients itself: it redirects them to `PROXY_PORT`.
+    pub fn with_proxy() -> Self {
+        let network = Self::routed();
+        network.router.nft(&format!(
+            r#"table inet proxy {{
+                chain divert {{
+                    type nat hook prerouting priority dstnat
+                    iifname "client" tcp dport {PORT} redirect to :{PROXY_PORT}
+                }}
+            }}"#
+        ));
+        network
+    }
+
     /// Turns connection tracking on, as strict as in middleboxes: it accepts no connection without its handshake.
     fn forgets(&self, timeout: Duration) {
         // A rule with a connection state turns the tracking on.
@@ -374,8 +390,13 @@ impl Network {
 
     /// Makes a listener on the server, on all its addresses.
     pub fn listen(&self) -> TcpListener {
+        self.listen_for(Protocol::TCP)
+    }
+
+    /// Makes a listener for TCP or Multipath TCP.
+    pub fn listen_for(&self, protocol: Protocol) -> TcpListener {
         self.server.within(|| {
-            let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)).unwrap();
+            let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(protocol)).unwrap();
             socket.set_only_v6(false).unwrap();
             socket.set_reuse_address(true).unwrap();
             socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT)).into()).unwrap();
@@ -391,10 +412,19 @@ impl Network {
 
     /// Makes a connection from the client. Calls `before` with its socket first.
     pub fn connect_with(&self, family: Family, before: impl FnOnce(&Socket) + Send) -> TcpStream {
+        self.connect_by(Protocol::TCP, family, before)
+    }
+
+    /// Makes a connection of TCP or Multipath TCP from the client. Calls `before` with its socket first.
+    pub fn connect_by(
+        &self,
+        protocol: Protocol,
+        family: Family,
+        before: impl FnOnce(&Socket) + Send,
+    ) -> TcpStream {
         let address = SocketAddr::new(self.host(family), PORT);
         self.client.within(|| {
-            let socket =
-                Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(protocol)).unwrap();
             before(&socket);
             socket.connect_timeout(&address.into(), Duration::from_secs(10)).unwrap();
             socket.into()

@@ -65,7 +65,7 @@ fn run(story: &mut Story, policy: Policy, family: Family) {
 
 /// Checks the sent bytes against RFC 1122, 4.2.3.6, and `tcp_xmit_probe_skb`. Returns the times of the unanswered
 /// probes.
-fn check_probes(flow: &Flow) -> Vec<f64> {
+pub fn check_probes(flow: &Flow) -> Vec<f64> {
     let mut next = [0_u32, 0];
     let mut unanswered = vec![];
     for Packet { time, from_client, kind, flags, seq, ack, length, .. } in flow.packets.iter().copied() {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::endpoint::peer;
+use crate::endpoint::{peer, proxy};
 use crate::network::Network;
 use crate::story::{Case, Story, sleep};
 
@@ -18,9 +18,15 @@ pub fn case(ending: &str) -> Case {
 fn run(story: &mut Story, ending: &str) {
     const TIMEOUT: Duration = Duration::from_secs(5);
     let (slow, _cable) = Network::slow(TIMEOUT);
-    let networks =
-        [Network::routed(), Network::with_nat(TIMEOUT), Network::with_load_balancer(TIMEOUT), slow];
+    let networks = [
+        Network::routed(),
+        Network::with_nat(TIMEOUT),
+        Network::with_load_balancer(TIMEOUT),
+        Network::with_proxy(),
+        slow,
+    ];
     networks[0].drop_packets("ip protocol tcp");
+    let _proxy = proxy(&networks[3]);
     let _peers = networks.each_ref().map(peer);
     story.watch(&networks[0].client);
     println!("built");
