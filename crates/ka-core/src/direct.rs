@@ -124,7 +124,8 @@ pub(crate) fn has_error(fd: c_int) -> bool {
     poll(&mut set).is_ok() && set.iter().any(|entry| entry.revents & libc::POLLERR != 0)
 }
 
-/// Sleeps for this time, or until a signal arrives. It is no cancellation point: the caller must still restore settings.
+/// Sleeps for this time, or until a signal arrives. This is not a cancellation point, because the caller must still put
+/// settings back.
 pub(crate) fn sleep(time: Duration) {
     let time = libc::timespec {
         tv_sec: libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX),

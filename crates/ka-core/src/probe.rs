@@ -135,8 +135,9 @@ fn micros(time: Duration) -> u64 {
     time.as_secs().saturating_mul(1_000_000).saturating_add(time.subsec_micros().into())
 }
 
-/// The time between two looks from which an answer can be missed. The kernel tells only the time since the last segment.
-/// If that is as long as the silence before the probe, which is at least [`RECENT_MS`], nothing shows the answer.
+/// The time between two looks from which an answer can be missed. The kernel reports only the time since the last
+/// segment. If that is as long as the silence before the probe, which is at least [`RECENT_MS`], nothing shows the
+/// answer.
 const MAX_GAP: Duration = Duration::from_millis(RECENT_MS as u64);
 
 impl<'fd, K: Kernel> Probe<'fd, K> {
@@ -146,8 +147,8 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
         Self { socket, began: now, looked: now, before: None, stage: Stage::Untriggered }
     }
 
-    /// Looks for a sign of life, and triggers the probe at the first call. Returns `None` if there is no answer yet. The
-    /// caller repeats the call: about each millisecond while [`Probe::is_leaving`], and then at least each second. If
+    /// Looks for a sign of life, and triggers the probe at the first call. Returns `None` if there is no answer yet.
+    /// The caller repeats the call: about each millisecond while [`Probe::is_leaving`], and then at least each second. If
     /// the caller was stopped for longer, an answer may have been missed, and this call triggers another probe
     /// ([`Probe::has_gap`]).
     ///
@@ -396,9 +397,9 @@ impl Socket<'_> {
     /// Asks the peer whether it is alive, and waits for its answer. Returns `None` if no answer arrives within
     /// `timeout`. If `timeout` is zero, no probe is sent, and only [`Alive::Recently`] is found.
     ///
-    /// The wait goes on after a signal. If this process is stopped for a second or more, the wait begins again, because an
-    /// answer may have been missed. If another thread closes the descriptor meanwhile, the connection stays open until
-    /// this call returns, because the call uses a duplicate.
+    /// The wait goes on after a signal. If this process is stopped for a second or more, the wait begins again, because
+    /// an answer may have been missed. If another thread closes the descriptor meanwhile, the connection stays open
+    /// until this call returns, because the call uses a duplicate.
     ///
     /// # Errors
     /// Those of [`Probe::step`], and [`Error::NoDescriptor`].

@@ -203,7 +203,8 @@ fn an_answer_at_once_puts_the_settings_back() {
     assert_eq!(fake.writes(), [user_timeout(MARK), idle(1), idle(60), user_timeout(0)]);
 }
 
-/// If the caller is stopped for longer than the silence before the probe, nothing shows that the peer answered meanwhile.
+/// If the caller is stopped for longer than the silence before the probe, nothing shows that the peer answered
+/// meanwhile.
 #[test]
 fn a_stopped_caller_does_not_take_a_missed_answer_for_silence() {
     let fake = Fake::new(Connection { silent_ms: 1200, ..IDLE });

@@ -33,7 +33,6 @@
 #![expect(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
     clippy::many_single_char_names,
     clippy::inline_always,
     reason = "system call arguments are words named a to f: pointers, or ints in the lower half"

@@ -9,6 +9,7 @@ use libc::{c_int, c_ulong};
 
 use crate::filter;
 use crate::next::{self, Function};
+use crate::raw;
 
 /// The offset of the real function in `next::FOUND`, in bytes.
 const REAL: usize = Function::prctl as usize * size_of::<usize>();
@@ -60,6 +61,6 @@ pub unsafe extern "C" fn prctl() {
 unsafe extern "C" fn observed(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int {
     // SAFETY: the program has passed these arguments to prctl(2).
     let result = unsafe { next::prctl(option, [a, b, c, d]) };
-    filter::after_prctl(result as isize, &[option as usize, 0, 0, 0, 0, 0]);
+    filter::after_prctl(result as isize, &[raw::int(option), 0, 0, 0, 0, 0]);
     result
 }
