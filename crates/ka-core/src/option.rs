@@ -181,32 +181,33 @@ impl Timer {
 }
 
 impl SockOpt {
-    /// The names of the C constants: those of each [`Timer`], then those of the other options. One string, for the
-    /// reason given at [`Timer::NAMES`].
-    const NAMES: &[u8] = b"TCP_KEEPIDLE,TCP_KEEPINTVL,TCP_KEEPCNT,TCP_USER_TIMEOUT,TCP_RTO_MAX_MS,\
-        SO_KEEPALIVE,SO_PROTOCOL,SO_TYPE,TCP_INFO,SO_COOKIE,MPTCP_TCPINFO";
+    /// The names of the C constants of [`SockOpt::ALL`]: those of each [`Timer`], then `SO_KEEPALIVE`. One string, for
+    /// the reason given at [`Timer::NAMES`].
+    const NAMES: &[u8] =
+        b"TCP_KEEPIDLE,TCP_KEEPINTVL,TCP_KEEPCNT,TCP_USER_TIMEOUT,TCP_RTO_MAX_MS,SO_KEEPALIVE";
 
     /// Returns the name of the C constant, such as `SO_KEEPALIVE` or `TCP_KEEPIDLE`.
     #[must_use]
     pub fn name(self) -> &'static str {
-        str::from_utf8(self.name_bytes()).unwrap_or_default()
+        match self {
+            Self::Protocol => "SO_PROTOCOL",
+            Self::Type => "SO_TYPE",
+            Self::Info => "TCP_INFO",
+            Self::Cookie => "SO_COOKIE",
+            Self::Subflows => "MPTCP_TCPINFO",
+            Self::Timer(_) | Self::KeepAlive => str::from_utf8(self.name_bytes()).unwrap_or_default(),
+        }
     }
 
+    /// Returns the name of an option of a policy.
     #[doc(hidden)] // for the shim, which has no room for a UTF-8 check
     #[must_use]
     #[inline]
     pub fn name_bytes(self) -> &'static [u8] {
-        const OTHERS: usize = Timer::ALL.len();
-        let n = match self {
-            Self::Timer(timer) => timer as usize,
-            Self::KeepAlive => OTHERS,
-            Self::Protocol => OTHERS + 1,
-            Self::Type => OTHERS + 2,
-            Self::Info => OTHERS + 3,
-            Self::Cookie => OTHERS + 4,
-            Self::Subflows => OTHERS + 5,
-        };
-        nth(Self::NAMES, n)
+        match self {
+            Self::Timer(timer) => nth(Self::NAMES, timer as usize),
+            _ => nth(Self::NAMES, Timer::ALL.len()),
+        }
     }
 }
 

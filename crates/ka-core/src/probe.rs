@@ -403,15 +403,18 @@ impl Socket<'_> {
     ///
     /// # Errors
     /// Those of [`Probe::step`], and [`Error::NoDescriptor`].
+    #[inline(never)]
     pub fn probe(&self, timeout: Duration) -> Result<Option<Alive>, Error> {
-        let status = self.connection_status()?;
-        if status.is_connected() {
-            if status.silent_ms() < RECENT_MS {
-                return Ok(Some(Alive::Recently));
-            }
-            if timeout.is_zero() {
-                return Ok(None);
-            }
+        let own = Socket::with_kernel(self.fd(), Direct);
+        let status = own.connection_status()?;
+        if !status.is_connected() {
+            return Err(Probe::new(own, Duration::ZERO).ended(&status, None));
+        }
+        if status.silent_ms() < RECENT_MS {
+            return Ok(Some(Alive::Recently));
+        }
+        if timeout.is_zero() {
+            return Ok(None);
         }
         let duplicate = Descriptor::duplicate(self.fd()).map_err(Error::NoDescriptor)?;
         let mut now = direct::now();

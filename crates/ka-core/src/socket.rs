@@ -92,6 +92,7 @@ impl<K: Kernel> Socket<'_, K> {
 
     /// Returns the state of the connection, as [`Socket::status`], but over all subflows of a Multipath TCP connection.
     /// The connection is alive if one of its subflows is.
+    #[inline(never)]
     pub(crate) fn connection_status(&self) -> Result<Status, Error> {
         let status = self.status()?;
         if self.read(SockOpt::Protocol) == Ok(libc::IPPROTO_MPTCP) {
