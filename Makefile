@@ -184,6 +184,7 @@ help: ## print this list
 		'c-examples' 'build the examples in C' \
 		'c-examples demo' 'find a dead peer on a real connection' \
 		'c-examples capture' 'show probes on the wire, live, with tcpdump and tshark' \
+		'c-examples pool-demo' 'find a silently dropped connection in a connection pool' \
 		'c-examples heartbeat-demo' 'find silent, frozen and forged peers with the heartbeat' \
 		'bindings/cpp' 'build the examples in C++, with Asio and libuv'
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use ka_test::child::{stderr, stdout, succeed};
 use ka_test::example::{Server, example};
 use ka_test::kernel::{has_ipv6, sysctl};
+use ka_test::lines::Lines;
 use ka_test::namespace::in_own_network_namespace;
 use ka_test::path::root;
 use ka_test::socket::established;
@@ -326,6 +327,66 @@ fn the_demo_finds_a_dead_peer() {
     let found: f64 = found.parse().unwrap();
     // The connection may have been idle for 2 s already when the cable was pulled. Timers are up to an eighth late.
     assert!((2.5..=6.5).contains(&found), "found after {found} s");
+}
+
+/// Sends a request through pool_check, and returns what the pool printed until the answer.
+fn request(
+    stdin: &mut std::process::ChildStdin,
+    lines: &mut Lines<std::process::ChildStdout>,
+    word: &str,
+) -> String {
+    writeln!(stdin, "{word}").unwrap();
+    let mut printed = String::new();
+    loop {
+        let line = lines.expect("the answer");
+        printed += &line;
+        printed += "\n";
+        if line.ends_with(&format!(": {word}")) {
+            return printed;
+        }
+    }
+}
+
+#[test]
+fn the_pool_throws_connections_away_that_must_not_be_used() {
+    let (server, _) = start(&[]);
+    let address = format!("127.0.0.1:{}", server.port);
+    let mut command = Command::new(example("pool_check"));
+    command.args(["-a", "2", "-t", "20000", &address]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut lines = Lines::new("pool_check", child.stdout.take().unwrap());
+    assert_eq!(request(&mut stdin, &mut lines, "one"), "connection 1: new\nconnection 1: one\n");
+    thread::sleep(Duration::from_millis(1200));
+    // The connection is older than a second, so the pool sends a probe.
+    let printed = request(&mut stdin, &mut lines, "two");
+    assert!(printed.starts_with("connection 1: checked in ") && !printed.contains("new"), "{printed}");
+    thread::sleep(Duration::from_millis(2200));
+    let printed = request(&mut stdin, &mut lines, "three");
+    assert!(printed.contains(" us, thrown away: it is too old\nconnection 2: new\n"), "{printed}");
+    drop(server);
+    writeln!(stdin, "four").unwrap();
+    let line = lines.expect("why the connection is thrown away");
+    assert!(
+        line.ends_with("thrown away: the server has closed it")
+            || line.ends_with("thrown away: Connection reset by peer"),
+        "{line}"
+    );
+    assert_eq!(child.wait().unwrap().code(), Some(1), "no server is left");
+}
+
+#[test]
+fn the_pool_demo_replaces_a_dropped_connection() {
+    example("pool_check");
+    let mut command = Command::new("make");
+    command.arg("-C").arg(root().join("c-examples")).arg("pool-demo").stdin(Stdio::null());
+    let printed = stdout(&mut command);
+    for word in ["one", "two", "three", "four", "five"] {
+        assert!(printed.contains(&format!(": {word}\n")), "{word}: {printed}");
+    }
+    let replaced = "thrown away: the server does not answer\n    connection 2: new\n    connection 2: four\n";
+    assert!(printed.contains(replaced), "{printed}");
+    assert!(printed.contains("thrown away: the server has closed it\n    connection 3: new\n"), "{printed}");
 }
 
 #[test]
