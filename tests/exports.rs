@@ -75,7 +75,6 @@ fn libka_calls_only_allowed_functions() {
     let allowed = [
         "__errno_location",
         "calloc",
-        "clock_gettime",
         "free",
         "getauxval", // on aarch64: the features of the processor
         "getsockopt",

@@ -139,8 +139,9 @@ pub(crate) fn sleep(time: Duration) {
 #[must_use]
 pub(crate) fn now() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let args = [int(libc::CLOCK_MONOTONIC), (&raw mut time) as usize, 0, 0, 0, 0];
     // SAFETY: clock_gettime(2) writes a time.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    unsafe { call(libc::SYS_clock_gettime, args) };
     // Duration::new could panic.
     let seconds = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0));
     seconds.saturating_add(Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or(0)))
