@@ -1,6 +1,7 @@
 //! The definition of the command line. The parser, --help, the completions and the manual pages are made from it.
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -10,6 +11,7 @@ use ka_core::{Config, RtoMax};
 use ka_policy::Mode;
 
 use crate::duration;
+use crate::measure;
 use crate::policy_flags::{self, PolicyFlags, on_only};
 use ka_reach::diag::State;
 
@@ -33,9 +35,9 @@ use ka_reach::diag::State;
   ka plan --preset aws-nlb                 compute values for a load balancer
 
 Status: 0: success. 1: ls --off found a socket without keepalive, ping found a silent or dead connection, check found a \
-problem, or ls, attach or cgroup could not handle all sockets. 2: the arguments are wrong, or ka failed before it changed \
-anything. 3: ls --off found no socket without keepalive, but could not read some sockets, or ping found no silent or dead \
-connection, but skipped some. ka run returns the status of the program."
+problem, measure has no result for the path, or ls, attach or cgroup could not handle all sockets. 2: the arguments are \
+wrong, or ka failed before it changed anything. 3: ls --off found no socket without keepalive, but could not read some \
+sockets, or ping found no silent or dead connection, but skipped some. ka run returns the status of the program."
 )]
 pub(crate) struct Ka {
     #[command(subcommand)]
@@ -49,6 +51,7 @@ pub(crate) enum Command {
     Ls(LsArgs),
     Ping(PingArgs),
     Check(CheckArgs),
+    Measure(MeasureArgs),
     Plan(PlanArgs),
     Defaults(DefaultsArgs),
     Cgroup(CgroupArgs),
@@ -554,6 +557,120 @@ pub(crate) struct CheckArgs {
     pub(crate) json: bool,
 }
 
+/// Measure how long the path to a server may be idle
+///
+/// NATs, firewalls and load balancers forget idle connections. ka opens connections to the server, leaves each idle for
+/// another time, and then makes the kernel send keepalive probes. The longest idle time after which the server still
+/// answers is what the path survives. ka prints the policy for it. The server needs no program of ka, because its
+/// kernel answers. ka needs no privileges.
+///
+/// The first connections try idle times from --from to --to, all at once. When one fails, ka tries more between the
+/// longest that survived and the shortest that failed, until these two are at most --precision apart. An idle time
+/// counts as failed only if two connections failed. Packets may be lost, so ka sends up to 11 probes before it calls a
+/// connection silent. If the path forgets after T, a measurement takes two to four times T.
+///
+/// Verdicts: "keeps": the path survived --to. "forgets": the path forgets a connection. It is silent if a NAT or a
+/// firewall drops the probes. It resets the connection if a middlebox answers with RST; a server that was restarted
+/// does the same. "server-closes": the server, or a proxy in front of it, closes idle connections, so the path survives
+/// at least as long. Keepalive does not prevent this. "unclear": the results contradict each other, the server sends
+/// packets by itself, the server no longer accepts connections, or a signal ended the measurement.
+///
+/// A proxy that ends TCP answers the probes itself. ka then measures the path to the proxy. A NAT may forget a
+/// connection, but accept the probe from the inside as a new connection. Only a probe from the server finds such a NAT:
+/// run ka measure --serve PORT on the server's machine, and ka measure --from-server HOST:PORT here.
+///
+/// If standard error is a terminal, ka shows the elapsed and the remaining time there. Otherwise it prints one line per
+/// connection there.
+#[derive(Args, Debug)]
+#[command(
+    group = ArgGroup::new("role").required(true).args(["server", "serve"]),
+    after_help = "Examples:
+  ka measure db.example.net:5432
+  ka measure --from 60s --to 20m --precision 15s '[2001:db8::7]:22'
+  ka measure --send 'HEAD / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n' www.example.net:80
+  ka measure --serve 7007                 on the machine of the server
+  ka measure --from-server server.example.net:7007
+
+Status: 0: keeps or forgets. 1: server-closes or unclear. 2: the arguments are wrong, or ka cannot connect. With \
+--serve: 0 after SIGINT or SIGTERM.
+
+JSON keys: An object, printed at the end.
+  target: string. HOST:PORT as it was given.
+  address: string. Address and port of the server.
+  verdict: string. One of keeps, forgets, server-closes, unclear.
+  how: string. How the path forgets. One of silent, reset. null: the verdict is not forgets.
+  survives_s: number, seconds. The longest idle time that a connection survived. null: none did.
+  fails_s: number, seconds. The shortest idle time that a connection did not survive. null: none failed.
+  server_closed_s: number, seconds. The idle time after which the server closed connections. null: it closed none.
+  policy: object. The policy for survives_s, as ka plan --path computes it. null: survives_s is null or less than 3.
+  policy.idle: integer, seconds. Idle time before the first probe.
+  policy.intvl: integer, seconds. Time from an unanswered probe to the next.
+  policy.cnt: integer, probes. How many unanswered probes end the connection.
+  took_s: number, seconds. How long the measurement took.
+  trials: array of objects. The connections, in the order of their ends.
+  trials[].idle_s: number, seconds. How long the connection was idle before the first probe left, or before the \
+  connection ended.
+  trials[].result: string. One of answered, silent, reset, closed. reset: RST. closed: FIN from the server.
+  trials[].after_ms: integer, milliseconds. Time from the first probe to the answer or the reset. null: no probe was \
+  sent, or none was answered.
+
+With --send, ka reads and discards the answer. The idle time begins after the last packet. ka does not speak TLS.
+
+With --serve, ka keeps at most 1000 connections, each for at most 10 hours, and sends nothing to a client that is not \
+ka measure --from-server."
+)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
+pub(crate) struct MeasureArgs {
+    /// The server: a host name or an address, and a port. An IPv6 address needs brackets
+    #[arg(value_name = "HOST:PORT", value_parser = measure::target)]
+    pub(crate) server: Option<measure::MeasureTarget>,
+    /// The shortest idle time, at least 1 s
+    #[arg(long, value_name = "S", default_value = "10s", value_parser = duration::fine_seconds,
+          allow_negative_numbers = true)]
+    pub(crate) from: u32,
+    /// The longest idle time, at most 9 h
+    #[arg(long, value_name = "S", default_value = "10m", value_parser = duration::fine_seconds,
+          allow_negative_numbers = true)]
+    pub(crate) to: u32,
+    /// How close to find the time after which the path forgets, at least 500 ms. Default: 5 s, or half of the time
+    /// between --from and --to if that is less
+    #[arg(long, value_name = "S", value_parser = duration::fine_seconds, allow_negative_numbers = true)]
+    pub(crate) precision: Option<u32>,
+    /// Send this text on each connection first, for servers that close a silent client soon. It may contain the escapes
+    /// \r, \n, \t, \\ and \xNN
+    #[arg(long, value_name = "TEXT", value_parser = measure::unescaped, allow_hyphen_values = true)]
+    pub(crate) send: Option<measure::FirstBytes>,
+    /// Connect from this local address
+    #[arg(long, value_name = "ADDR", value_parser = measure::local_address)]
+    pub(crate) bind: Option<IpAddr>,
+    /// Use only IPv4
+    #[arg(short = '4', long, conflicts_with = "ipv6")]
+    pub(crate) ipv4: bool,
+    /// Use only IPv6
+    #[arg(short = '6', long)]
+    pub(crate) ipv6: bool,
+    /// How many connections may be open at a time, 1 to 200. With fewer connections, a measurement takes longer
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = measure::connections,
+          allow_negative_numbers = true)]
+    pub(crate) connections: usize,
+    /// Let the server send the probes. HOST:PORT must be a ka measure --serve
+    #[arg(long, conflicts_with = "send")]
+    pub(crate) from_server: bool,
+    /// Be the other end of a measurement: keep all connections to this port until SIGINT or SIGTERM comes. Without ADDR:
+    /// to all addresses of this machine
+    #[arg(long, value_name = "[ADDR:]PORT", value_parser = measure::listening_address,
+          conflicts_with_all = [
+              "from", "to", "precision", "send", "bind", "ipv4", "ipv6", "connections", "from_server", "json",
+          ])]
+    pub(crate) serve: Option<measure::ListeningAddress>,
+    /// Print one line per connection, also if standard error is a terminal
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Compute a policy, and show its effects and how to configure it in other software
 ///
 /// ka prints a warning if the user timeout is shorter than the idle time, if the policy has a single probe, or if the
@@ -848,7 +965,7 @@ fn state() -> impl TypedValueParser<Value = State> {
     PossibleValuesParser::new(values).map(move |name| named(&name).unwrap_or(State::Listen))
 }
 
-fn port(text: &str) -> Result<u16, String> {
+pub(crate) fn port(text: &str) -> Result<u16, String> {
     text.parse().ok().filter(|port| *port > 0).ok_or_else(|| "must be a port number, 1..65535".to_owned())
 }
 

@@ -1,6 +1,6 @@
 //! `ka`, the command: TCP keepalive for programs, for running processes, and for a machine.
 //!
-//! Each subcommand has its own file: [`run`], [`attach`], [`ls`], [`ping`], [`check`], [`plan`], [`defaults`], [`cgroup`],
+//! Each subcommand has its own file: [`run`], [`attach`], [`ls`], [`ping`], [`check`], [`measure`], [`plan`], [`defaults`], [`cgroup`],
 //! [`completions`]. This crate parses the arguments, prints the output, and starts programs. ka-reach finds and sets
 //! sockets, and ka-core defines policies.
 
@@ -31,6 +31,7 @@ mod json;
 mod ls;
 #[cfg(test)]
 mod man;
+mod measure;
 mod notify;
 mod ping;
 mod plan;
@@ -89,6 +90,7 @@ fn run_command(arguments: Vec<OsString>) -> i32 {
         Command::Ls(args) => ls::ls(&args),
         Command::Ping(args) => ping::ping(&args),
         Command::Check(args) => check::check(&args),
+        Command::Measure(args) => measure::measure(&args),
         Command::Plan(args) => plan::plan(&args),
         Command::Defaults(args) => defaults::defaults(&args),
         Command::Cgroup(args) => cgroup::cgroup(&args),

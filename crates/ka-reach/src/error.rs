@@ -263,6 +263,18 @@ pub enum Error {
     ListenerInUse,
     /// The kernel refused a filter, its listener, or a duplicate of the listener.
     Unsupervisable(io::Error),
+    /// A policy that ka may not override keeps keepalive on, so a connection of ka does not stay idle.
+    KeepaliveHeld,
+    /// No address of a host fits: the address family, or the address to bind to.
+    NoFittingAddress {
+        /// The family that is missing: `IPv4` or `IPv6`.
+        family: &'static str,
+    },
+    /// A server does not speak the protocol of `ka measure --serve`.
+    NotMeasureServer {
+        /// The message that the server sent, if it knows the protocol but not this version.
+        message: Option<String>,
+    },
     /// The configuration file cannot be opened, is not a regular file, does not belong to root, or is writable by other
     /// users.
     ConfNotOwnedByRoot,
@@ -543,6 +555,17 @@ impl fmt::Display for Error {
                 ),
                 _ => write!(f, "ka cannot start a supervisor here: {}", reason(source)),
             },
+            Self::KeepaliveHeld => f.write_str(
+                "a policy of this cgroup turns keepalive on again, so that no connection stays idle: run ka in another \
+                 cgroup, or remove the policy first (ka cgroup ls, ka cgroup detach)",
+            ),
+            Self::NoFittingAddress { family } => write!(f, "it has no {family} address"),
+            Self::NotMeasureServer { message: None } => f.write_str(
+                "no ka measure --serve answers there: start it on that machine, or measure without --from-server",
+            ),
+            Self::NotMeasureServer { message: Some(message) } => {
+                write!(f, "its ka measure --serve is of another version: {message}")
+            }
             Self::ConfNotOwnedByRoot => f.write_str(CONF_OWNER),
             Self::ConfTooLong => f.write_str(CONF_LENGTH),
         }

@@ -68,6 +68,7 @@ pub mod file;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod listing;
+pub mod measure;
 pub mod netns;
 mod parallel;
 pub mod ping;

@@ -1,0 +1,325 @@
+//! The server of `ka measure --serve`: keeps whatever connects, sends nothing, and probes connections of clients that
+//! measure the direction from the server.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::connection::{IdleConnection, discard};
+use super::protocol::{LineBuffer, Opening, TICK, result_line, session_line};
+use super::trial::TrialResult;
+use crate::error::{Error, Result};
+use crate::sys;
+
+/// What happens while the server runs.
+#[derive(Clone, Copy, Debug)]
+pub enum ServeNotice<'a> {
+    /// A connection of this peer was closed at once, because the server has as many as it keeps.
+    Full(SocketAddr),
+    /// A connection of this peer cannot be used for a trial.
+    Unusable(SocketAddr, &'a str),
+    /// The number of connections has changed.
+    Connections(usize),
+}
+
+/// The number of connections that the server keeps.
+pub const MOST_CONNECTIONS: usize = 1000;
+/// The longest time that a connection is kept: more than the longest measurement of one idle time. A peer may vanish
+/// without a word.
+const LONGEST: Duration = Duration::from_secs(10 * 3600);
+/// The time between two messages on a control connection, and the longest silence of a client on it.
+const BEAT: Duration = Duration::from_secs(1);
+const LOST: Duration = Duration::from_secs(60);
+/// The longest wait of the loop.
+const REST: Duration = Duration::from_millis(500);
+
+/// Makes the listeners. Without an address, they accept IPv4 and IPv6 connections to all addresses.
+///
+/// # Errors
+/// The error of bind(2) or listen(2).
+pub fn listen(address: Option<IpAddr>, port: u16) -> Result<Vec<TcpListener>> {
+    let listener = |address: SocketAddr| -> io::Result<TcpListener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&address.into())?;
+        socket.listen(128)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    let named = |address: SocketAddr| listener(address).map_err(|error| Error::io(address, error));
+    if let Some(address) = address {
+        return Ok(vec![named(SocketAddr::new(address, port))?]);
+    }
+    let first = named(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port))?;
+    let port = first.local_addr()?.port();
+    // A machine may have no IPv6.
+    let second = match listener(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)) {
+        Ok(second) => Some(second),
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
+        Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => None,
+        Err(error) => return Err(Error::io(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port), error)),
+    };
+    Ok(std::iter::once(first).chain(second).collect())
+}
+
+/// Keeps connections until `termination` becomes readable.
+///
+/// # Errors
+/// The error of a system call.
+pub fn serve(
+    listeners: &[TcpListener],
+    termination: BorrowedFd<'_>,
+    notify: &mut dyn FnMut(ServeNotice<'_>),
+) -> Result<()> {
+    let most = MOST_CONNECTIONS.min(sys::raise_descriptor_limit().saturating_sub(16));
+    let begin = Instant::now();
+    let mut guests: Vec<Guest> = Vec::new();
+    let keys = RandomState::new();
+    let mut sessions = 0_u64;
+    loop {
+        let now = begin.elapsed();
+        let before = guests.len();
+        for listener in listeners {
+            accept(listener, &mut guests, most, now, notify);
+        }
+        let mut reports: HashMap<u64, String> = HashMap::new();
+        let known: Vec<u64> = guests.iter().filter_map(Guest::session).collect();
+        guests.retain_mut(|guest| {
+            let next_key = || {
+                sessions = sessions.wrapping_add(1);
+                keys.hash_one(sessions)
+            };
+            guest.step(now, &known, next_key, &mut reports, notify)
+        });
+        guests.retain_mut(|guest| {
+            guest.session().and_then(|key| reports.get(&key)).is_none_or(|text| guest.send(text))
+        });
+        if guests.len() != before {
+            notify(ServeNotice::Connections(guests.len()));
+        }
+        let rest = guests.iter().map(|guest| guest.rest(begin.elapsed())).min().unwrap_or(REST);
+        let mut fds = vec![termination];
+        fds.extend(listeners.iter().map(AsFd::as_fd));
+        fds.extend(guests.iter().map(|guest| guest.role.as_fd()));
+        if sys::poll(&fds, rest.min(REST))?.first() == Some(&true) {
+            return Ok(());
+        }
+    }
+}
+
+/// Accepts the connections that wait.
+fn accept(
+    listener: &TcpListener,
+    guests: &mut Vec<Guest>,
+    most: usize,
+    now: Duration,
+    notify: &mut dyn FnMut(ServeNotice<'_>),
+) {
+    // An error is that of one connection, or of a resource that is free again later.
+    while let Ok((stream, peer)) = listener.accept() {
+        if guests.len() >= most {
+            notify(ServeNotice::Full(peer));
+        } else if stream.set_nonblocking(true).is_ok() {
+            guests.push(Guest { peer, since: now, role: Role::New(stream, LineBuffer::default()) });
+        }
+    }
+}
+
+/// A connection to the server.
+struct Guest {
+    peer: SocketAddr,
+    since: Duration,
+    role: Role,
+}
+
+enum Role {
+    /// The connection may still send a first line of the protocol.
+    New(TcpStream, LineBuffer),
+    /// The connection is only kept.
+    Kept(TcpStream),
+    /// The control connection of a measurement.
+    Control { stream: TcpStream, key: u64, sent: Duration, heard: Duration },
+    /// A connection to probe.
+    Trial { connection: Box<IdleConnection>, key: u64, id: u64 },
+}
+
+impl AsFd for Role {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::New(stream, _) | Self::Kept(stream) | Self::Control { stream, .. } => stream.as_fd(),
+            Self::Trial { connection, .. } => connection.as_fd(),
+        }
+    }
+}
+
+impl Guest {
+    /// Returns the key of the measurement that this connection controls.
+    fn session(&self) -> Option<u64> {
+        if let Role::Control { key, .. } = self.role { Some(key) } else { None }
+    }
+
+    /// Does what is due. Returns whether the connection stays. Adds the lines to report to each measurement.
+    fn step(
+        &mut self,
+        now: Duration,
+        known: &[u64],
+        next_key: impl FnMut() -> u64,
+        reports: &mut HashMap<u64, String>,
+        notify: &mut dyn FnMut(ServeNotice<'_>),
+    ) -> bool {
+        if now.saturating_sub(self.since) > LONGEST {
+            return false;
+        }
+        match &mut self.role {
+            Role::New(stream, lines) => match read_line(stream, lines) {
+                FirstLine::Ended => return false,
+                FirstLine::Unfinished => {}
+                FirstLine::Foreign => return self.keep(),
+                FirstLine::Line(line) => return self.greet(&line, now, known, next_key, notify),
+            },
+            Role::Kept(stream) => return discard(stream).is_none(),
+            Role::Control { stream, sent, heard, .. } => {
+                match read_some(stream) {
+                    None => return false,
+                    Some(true) => *heard = now,
+                    Some(false) => {}
+                }
+                if now >= *sent + BEAT {
+                    *sent = now;
+                    return stream.write_all(TICK.as_bytes()).is_ok();
+                }
+                return now.saturating_sub(*heard) < LOST;
+            }
+            Role::Trial { connection, key, id } => match connection.step(now) {
+                Ok(None) => {}
+                Ok(Some(sample)) => {
+                    reports.entry(*key).or_default().push_str(&result_line(*id, &sample));
+                    if sample.result == TrialResult::Silent {
+                        connection.abort();
+                    }
+                    return false;
+                }
+                Err(error) => {
+                    notify(ServeNotice::Unusable(self.peer, &error.to_string()));
+                    return false;
+                }
+            },
+        }
+        true
+    }
+
+    /// Keeps the connection, whatever it sends.
+    fn keep(&mut self) -> bool {
+        match &self.role {
+            Role::New(stream, _) => stream.try_clone().is_ok_and(|stream| {
+                self.role = Role::Kept(stream);
+                true
+            }),
+            _ => true,
+        }
+    }
+
+    /// Answers a first line of the protocol.
+    fn greet(
+        &mut self,
+        line: &str,
+        now: Duration,
+        known: &[u64],
+        mut next_key: impl FnMut() -> u64,
+        notify: &mut dyn FnMut(ServeNotice<'_>),
+    ) -> bool {
+        let Role::New(stream, _) = &mut self.role else { return true };
+        let Ok(mut stream) = stream.try_clone() else { return false };
+        match Opening::parse(line) {
+            Ok(Opening::Control) => {
+                let key = next_key();
+                let is_sent = stream.write_all(session_line(key).as_bytes()).is_ok();
+                self.role = Role::Control { stream, key, sent: now, heard: now };
+                is_sent
+            }
+            // Its control connection has ended, or never existed.
+            Ok(Opening::Trial { key, .. }) if !known.contains(&key) => false,
+            Ok(Opening::Trial { key, id, rung }) => match IdleConnection::begin(stream, rung, &[], now) {
+                Ok(connection) => {
+                    self.role = Role::Trial { connection: Box::new(connection), key, id };
+                    true
+                }
+                Err(error) => {
+                    notify(ServeNotice::Unusable(self.peer, &error.to_string()));
+                    false
+                }
+            },
+            Err(answer) => stream.write_all(answer.as_bytes()).is_ok() && self.keep(),
+        }
+    }
+
+    /// Sends text on a control connection. Returns whether the connection stays.
+    fn send(&mut self, text: &str) -> bool {
+        match &mut self.role {
+            Role::Control { stream, .. } => stream.write_all(text.as_bytes()).is_ok(),
+            _ => true,
+        }
+    }
+
+    /// Returns how long the next step may wait.
+    fn rest(&self, now: Duration) -> Duration {
+        match &self.role {
+            Role::Trial { connection, .. } => connection.rest(now),
+            _ => REST,
+        }
+    }
+}
+
+/// What a new connection has sent.
+enum FirstLine {
+    /// A line that begins with the magic word.
+    Line(String),
+    /// Nothing yet, or the beginning of such a line.
+    Unfinished,
+    /// Something else.
+    Foreign,
+    /// The connection has ended.
+    Ended,
+}
+
+/// Reads the first line of a connection.
+fn read_line(stream: &mut TcpStream, lines: &mut LineBuffer) -> FirstLine {
+    let mut buffer = [0; 256];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return FirstLine::Ended,
+            Ok(size) => lines.push(buffer.get(..size).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return FirstLine::Unfinished,
+            Err(_) => return FirstLine::Ended,
+        }
+        if !lines.may_be_magic() {
+            return FirstLine::Foreign;
+        }
+        match lines.line() {
+            Ok(None) => {}
+            Ok(Some(line)) => return FirstLine::Line(line),
+            Err(()) => return FirstLine::Foreign,
+        }
+    }
+}
+
+/// Reads and discards. Returns whether something had arrived, or `None` if the connection has ended.
+fn read_some(stream: &mut TcpStream) -> Option<bool> {
+    let mut buffer = [0; 4096];
+    match stream.read(&mut buffer) {
+        Ok(0) => None,
+        Ok(_) => Some(true),
+        Err(error) => {
+            matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted).then_some(false)
+        }
+    }
+}
