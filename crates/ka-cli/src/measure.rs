@@ -420,6 +420,11 @@ impl Findings<'_> {
                  middlebox does it: look for such a timeout in the configuration of the server."
                     .to_owned()
             }
+            Conclusion::Forgets(TrialResult::Reset) if self.args.from_server => {
+                "The probe of the server was answered with a reset (RST). A NAT or another middlebox on the path has \
+                 forgotten the connection."
+                    .to_owned()
+            }
             Conclusion::Forgets(TrialResult::Reset) => {
                 "The probe was answered with a reset (RST). A middlebox on the path, such as a load balancer, has \
                  forgotten the connection and resets it. A server that was restarted meanwhile does the same."
@@ -428,6 +433,12 @@ impl Findings<'_> {
             Conclusion::Forgets(_) => {
                 "The probes got neither an answer nor an error. A NAT or a firewall on the path has forgotten the \
                  connection, and drops its packets."
+                    .to_owned()
+            }
+            Conclusion::ServerCloses if measured.survives.is_none() => {
+                "The server, or a proxy in front of it, closes each connection at once (FIN). If it waits for a \
+                 request, try --send. It may also reject your address. To measure the path without this server, run \
+                 ka measure --serve PORT on its machine."
                     .to_owned()
             }
             Conclusion::ServerCloses => {
@@ -491,7 +502,8 @@ impl Findings<'_> {
             Conclusion::ServerCloses => {
                 "Policy that keeps the path open, but does not keep the server from closing"
             }
-            _ => "Policy that keeps the path open",
+            Conclusion::Unclear(_) => "Policy for the longest idle time that survived",
+            Conclusion::Forgets(_) => "Policy that keeps the path open",
         };
         writeln!(out, "\n{purpose}: {idle},{intvl},{cnt}")?;
         for (what, text) in [

@@ -556,8 +556,8 @@ impl fmt::Display for Error {
                 _ => write!(f, "ka cannot start a supervisor here: {}", reason(source)),
             },
             Self::KeepaliveHeld => f.write_str(
-                "a policy of this cgroup turns keepalive on again, so that no connection stays idle: run ka in another \
-                 cgroup, or remove the policy first (ka cgroup ls, ka cgroup detach)",
+                "a policy keeps keepalive on, so that no connection stays idle: run ka without ka run, and outside of \
+                 cgroups with a policy (ka cgroup ls)",
             ),
             Self::NoFittingAddress { family } => write!(f, "it has no {family} address"),
             Self::NotMeasureServer { message: None } => f.write_str(

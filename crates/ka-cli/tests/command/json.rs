@@ -35,7 +35,7 @@ pub fn assert_described(keys: &DescribedKeys, outputs: &[Value]) {
     assert_eq!(printed, keys.keys().cloned().collect(), "printed keys, described keys");
     for (key, text) in keys {
         assert_eq!(text.contains(", milliseconds."), key.ends_with("_ms"), "{key}: {text}");
-        let is_seconds = ["idle", "intvl", "path_idle_s"].contains(&key.rsplit('.').next().unwrap());
+        let is_seconds = key.ends_with("_s") || ["idle", "intvl"].contains(&key.rsplit('.').next().unwrap());
         assert_eq!(text.contains(", seconds."), is_seconds, "{key}: {text}");
     }
 }
