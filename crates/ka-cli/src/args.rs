@@ -567,7 +567,7 @@ pub(crate) struct CheckArgs {
 /// The first connections try idle times from --from to --to, all at once. When one fails, ka tries more between the
 /// longest that survived and the shortest that failed, until these two are at most --precision apart. An idle time
 /// counts as failed only if two connections failed. Packets may be lost, so ka sends up to 11 probes before it calls a
-/// connection silent. If the path forgets after T, a measurement takes two to four times T.
+/// connection silent. If the path forgets after T, a measurement takes two to five times T.
 ///
 /// Verdicts: "keeps": the path survived --to. "forgets": the path forgets a connection. It is silent if a NAT or a
 /// firewall drops the probes. It resets the connection if a middlebox answers with RST; a server that was restarted

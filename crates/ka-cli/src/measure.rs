@@ -9,8 +9,8 @@ use std::time::Duration;
 use ka_core::{Config, plan_path};
 use ka_reach::escape::visible;
 use ka_reach::measure::{
-    self, Conclusion, Doubt, MOST_CONNECTIONS, Measured, Measurement, Notice, Range, Request, Sample,
-    ServeNotice, TrialResult,
+    self, Conclusion, Doubt, IdleTimes, MOST_CONNECTIONS, MeasureRequest, Measured, Measurement, Notice,
+    Sample, ServeNotice, TrialResult,
 };
 use ka_reach::signal;
 use serde::Serialize;
@@ -130,7 +130,7 @@ pub(crate) fn unescaped(text: &str) -> Result<FirstBytes, String> {
 }
 
 /// Checks the idle times.
-fn range(args: &args::MeasureArgs) -> Result<Range, Failure> {
+fn range(args: &args::MeasureArgs) -> Result<IdleTimes, Failure> {
     let milliseconds = |value: u32| Duration::from_millis(value.into());
     let (from, to) = (milliseconds(args.from), milliseconds(args.to));
     let fail = |message: String| Err(Failure::new(format_args!("measure: {message}")));
@@ -165,7 +165,7 @@ fn range(args: &args::MeasureArgs) -> Result<Range, Failure> {
         }
         Some(precision) => precision,
     };
-    Ok(Range { from, to, precision })
+    Ok(IdleTimes { from, to, precision })
 }
 
 fn measure_path(server: &MeasureTarget, args: &args::MeasureArgs) -> CommandResult {
@@ -182,7 +182,7 @@ fn measure_path(server: &MeasureTarget, args: &args::MeasureArgs) -> CommandResu
         let flag = if v6 { "-6" } else { "-4" };
         return Err(Failure::new(format_args!("measure: --bind {bind} is not an address for {flag}")));
     }
-    let request = Request {
+    let request = MeasureRequest {
         addresses: measure::resolve(&server.host, server.port, only_v6, args.bind).map_err(failed)?,
         range,
         connections: args.connections,

@@ -14,8 +14,9 @@ use ka_test::namespace::user_namespace;
 use ka_test::path::scratch;
 
 /// A line up to the cursor, a candidate that the shell must offer, and a candidate that it must not offer.
-const CASES: [(&str, &str, &str); 21] = [
+const CASES: [(&str, &str, &str); 22] = [
     ("ka pl", "plan", "run"),
+    ("ka measure --from-", "--from-server", "--from"),
     ("ka plan --preset aws-n", "aws-nlb", "azure-lb"),
     ("ka attach --user roo", "root", "run"),
     ("ka attach 1", "1", "Cargo.toml"),

@@ -9,7 +9,7 @@ use ka_core::direct::Direct;
 use ka_core::{Kernel as _, Probe, SockOpt, Socket, Timer};
 use socket2::SockRef;
 
-use super::trial::{IdleTrial, NextStep, Sample, TrialResult};
+use super::trial::{IdleTrial, Sample, TrialResult, TrialStep};
 use crate::error::{Error, Result};
 use crate::reason::socket_reason;
 
@@ -85,9 +85,9 @@ impl IdleConnection {
         }
         let mut result = self.step_probe(now)?;
         match self.trial.next(now) {
-            NextStep::End(sample) if result.is_none() => return Ok(Some(sample)),
+            TrialStep::End(sample) if result.is_none() => return Ok(Some(sample)),
             // A probe that could not leave yet is tried again by `step_probe`.
-            NextStep::Probe if result.is_none() && self.is_counted => {
+            TrialStep::Probe if result.is_none() && self.is_counted => {
                 self.probe = Some(Probe::new(Socket::with_kernel(self.stream.as_raw_fd(), Direct), now));
                 self.is_counted = false;
                 result = self.step_probe(now)?;
@@ -129,7 +129,7 @@ impl IdleConnection {
         match (&self.probe, self.trial.next(now)) {
             (Some(probe), _) if probe.is_leaving() || probe.is_untriggered() => AWAIT_PROBE,
             (Some(_), _) => AWAIT_ANSWER,
-            (None, NextStep::Wait(until)) => {
+            (None, TrialStep::Wait(until)) => {
                 let look = if now.saturating_sub(self.last_packet) < LOOK { LOOK_AGAIN } else { LOOK };
                 until.saturating_sub(now).min(look)
             }

@@ -15,7 +15,7 @@ use super::verdict::{Conclusion, Doubt, Measured};
 
 /// The idle times to try.
 #[derive(Clone, Copy, Debug)]
-pub struct Range {
+pub struct IdleTimes {
     /// The shortest idle time.
     pub from: Duration,
     /// The longest idle time.
@@ -73,7 +73,7 @@ impl Rung {
 /// The state of a measurement.
 #[derive(Debug)]
 pub struct Ladder {
-    range: Range,
+    range: IdleTimes,
     connections: usize,
     /// The rungs to try in this round, shortest last.
     queue: Vec<Duration>,
@@ -87,7 +87,7 @@ pub struct Ladder {
 
 impl Ladder {
     /// Plans the first round, with at most this many connections at a time.
-    pub fn new(range: Range, connections: usize) -> Self {
+    pub fn new(range: IdleTimes, connections: usize) -> Self {
         let mut ladder = Self {
             range,
             connections: connections.max(1),
@@ -334,8 +334,8 @@ fn how(rung: &Rung) -> TrialResult {
 }
 
 /// Returns the rungs of the first round: both ends, and idle times in a constant ratio between them.
-fn first_rungs(range: Range, connections: usize) -> Vec<Duration> {
-    let Range { from, to, .. } = range;
+fn first_rungs(range: IdleTimes, connections: usize) -> Vec<Duration> {
+    let IdleTimes { from, to, .. } = range;
     if from >= to {
         return vec![to];
     }

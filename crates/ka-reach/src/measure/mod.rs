@@ -18,8 +18,8 @@ mod simulation;
 mod trial;
 mod verdict;
 
-pub use ladder::Range;
+pub use ladder::IdleTimes;
 pub use serve::{MOST_CONNECTIONS, ServeNotice, listen, serve};
-pub use session::{Measurement, Notice, Request, measure, resolve};
+pub use session::{MeasureRequest, Measurement, Notice, measure, resolve};
 pub use trial::{LEAST_IDLE, Sample, TrialResult};
 pub use verdict::{Conclusion, Doubt, Measured};

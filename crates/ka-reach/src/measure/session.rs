@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::connection::{IdleConnection, discard};
-use super::ladder::{Ladder, Range};
+use super::ladder::{IdleTimes, Ladder};
 use super::protocol::{LineBuffer, Opening, TICK, parse_result, parse_session};
 use super::trial::{Sample, TrialResult};
 use super::verdict::{Conclusion, Doubt, Measured};
@@ -18,11 +18,11 @@ use crate::sys;
 
 /// What to measure, and how.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct MeasureRequest {
     /// The addresses of the server, best first.
     pub addresses: Vec<SocketAddr>,
     /// The idle times.
-    pub range: Range,
+    pub range: IdleTimes,
     /// How many connections may be open at a time.
     pub connections: usize,
     /// What to send on each connection before it becomes idle.
@@ -70,8 +70,10 @@ pub struct Measurement {
     pub took: Duration,
 }
 
-/// How long a connection may take to be established, and a server to answer.
-const CONNECT: Duration = Duration::from_secs(10);
+/// How long a connection may take to be established. Linux sends SYN eight times in this time (and five times before
+/// 6.5), so a path that loses 30 % of the packets in each direction rarely exceeds it.
+const CONNECT: Duration = Duration::from_secs(20);
+/// How long a server may take to answer on the control connection.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long after a refused connection the next is tried, and how often.
 const RETRY: Duration = Duration::from_secs(1);
@@ -116,7 +118,7 @@ pub fn resolve(
 /// # Errors
 /// If no connection to the server is possible, the server does not speak the protocol, or a system call fails.
 pub fn measure(
-    request: &Request,
+    request: &MeasureRequest,
     termination: BorrowedFd<'_>,
     notify: &mut dyn FnMut(Notice<'_>),
 ) -> Result<Measurement> {
@@ -136,11 +138,12 @@ pub fn measure(
         samples: Vec::new(),
         fewer: None,
         refusals: 0,
+        unanswered: 0,
         pause_until: Duration::ZERO,
         last_id: 0,
     };
     if request.from_server {
-        match Control::open(first, termination)? {
+        match ControlConnection::open(first, termination)? {
             Some(control) => session.control = Some(control),
             None => return Ok(interrupted(request, begin)),
         }
@@ -152,7 +155,7 @@ pub fn measure(
 }
 
 /// Returns the result of a measurement that ended before it began.
-fn interrupted(request: &Request, begin: Instant) -> Measurement {
+fn interrupted(request: &MeasureRequest, begin: Instant) -> Measurement {
     let address = request.addresses.first().copied().unwrap_or_else(|| ([0; 4], 0).into());
     Measurement {
         address,
@@ -165,7 +168,10 @@ fn interrupted(request: &Request, begin: Instant) -> Measurement {
 }
 
 /// Connects to the first address that accepts a connection. Returns `None` if a signal arrives.
-fn connect_first(request: &Request, termination: BorrowedFd<'_>) -> Result<Option<(SocketAddr, TcpStream)>> {
+fn connect_first(
+    request: &MeasureRequest,
+    termination: BorrowedFd<'_>,
+) -> Result<Option<(SocketAddr, TcpStream)>> {
     let mut failure = None;
     for address in &request.addresses {
         let end = Instant::now() + CONNECT;
@@ -222,7 +228,7 @@ fn is_connected(stream: &TcpStream) -> io::Result<bool> {
 
 /// A trial that runs.
 #[derive(Debug)]
-struct Running {
+struct RunningTrial {
     rung: Duration,
     /// When the connection was begun, and then when it was established.
     began: Duration,
@@ -251,25 +257,28 @@ impl AsFd for TrialSocket {
 }
 
 /// What became of a trial in one step.
-enum Progress {
+enum TrialProgress {
     Goes,
     Ended(Sample),
     Refused(String),
+    Unanswered,
 }
 
 struct Session<'a> {
-    request: &'a Request,
+    request: &'a MeasureRequest,
     address: SocketAddr,
     begin: Instant,
     ladder: Ladder,
     limit: usize,
-    running: Vec<Running>,
-    control: Option<Control>,
+    running: Vec<RunningTrial>,
+    control: Option<ControlConnection>,
     samples: Vec<Sample>,
     /// The reason why the server accepts fewer connections, and whether it has been reported.
     fewer: Option<(String, bool)>,
     /// How many connections in a row were refused while no other was open.
     refusals: u32,
+    /// How many connections in a row were not answered.
+    unanswered: u32,
     /// The time before which no connection is opened.
     pause_until: Duration,
     last_id: u64,
@@ -325,7 +334,7 @@ impl Session<'_> {
             let began = self.now();
             match dial(self.address, self.request.bind) {
                 Ok(stream) => {
-                    self.running.push(Running { rung, began, socket: TrialSocket::Connecting(stream) });
+                    self.running.push(RunningTrial { rung, began, socket: TrialSocket::Connecting(stream) });
                 }
                 Err(error) => self.refuse(rung, reason(&error)),
             }
@@ -336,12 +345,13 @@ impl Session<'_> {
     fn establish(&mut self, stream: TcpStream, rung: Duration) -> Result<()> {
         let began = self.now();
         let socket = self.begin_trial(stream, rung, began)?;
-        self.running.push(Running { rung, began, socket });
+        self.running.push(RunningTrial { rung, began, socket });
         Ok(())
     }
 
     fn begin_trial(&mut self, stream: TcpStream, rung: Duration, now: Duration) -> Result<TrialSocket> {
         self.refusals = 0;
+        self.unanswered = 0;
         let Some(control) = &self.control else {
             let connection = IdleConnection::begin(stream, rung, &self.request.text, now)?;
             return Ok(TrialSocket::Local(Box::new(connection)));
@@ -370,9 +380,10 @@ impl Session<'_> {
         let mut ended = Vec::new();
         for mut running in std::mem::take(&mut self.running) {
             match self.step_one(&mut running)? {
-                Progress::Goes => self.running.push(running),
-                Progress::Ended(sample) => ended.push((sample, running)),
-                Progress::Refused(why) => self.refuse(running.rung, why),
+                TrialProgress::Goes => self.running.push(running),
+                TrialProgress::Ended(sample) => ended.push((sample, running)),
+                TrialProgress::Refused(why) => self.refuse(running.rung, why),
+                TrialProgress::Unanswered => self.ladder.put_back(running.rung),
             }
         }
         let mut samples = Vec::new();
@@ -397,7 +408,7 @@ impl Session<'_> {
         }
         let now = self.now();
         let is_moot =
-            |running: &mut Running| self.ladder.is_moot(running.rung, now.saturating_sub(running.began));
+            |running: &mut RunningTrial| self.ladder.is_moot(running.rung, now.saturating_sub(running.began));
         let stopped: Vec<_> = self.running.extract_if(.., is_moot).collect();
         for running in stopped {
             self.stop(running);
@@ -406,7 +417,7 @@ impl Session<'_> {
     }
 
     /// Closes a connection whose trial has become useless.
-    fn stop(&self, running: Running) {
+    fn stop(&self, running: RunningTrial) {
         if let TrialSocket::Local(connection) = running.socket
             && self.ladder.has_failed(connection.trial().idle(self.now()))
         {
@@ -414,39 +425,44 @@ impl Session<'_> {
         }
     }
 
-    fn step_one(&mut self, running: &mut Running) -> Result<Progress> {
+    fn step_one(&mut self, running: &mut RunningTrial) -> Result<TrialProgress> {
         let now = self.now();
         match &mut running.socket {
             TrialSocket::Connecting(stream) => match is_connected(stream) {
                 Ok(true) => {
                     running.socket = match self.begin_trial(stream.try_clone()?, running.rung, now) {
                         // The server has already ended the connection.
-                        Err(Error::Io { source, .. }) => return Ok(Progress::Refused(reason(&source))),
+                        Err(Error::Io { source, .. }) => return Ok(TrialProgress::Refused(reason(&source))),
                         other => other?,
                     };
                     running.began = now;
-                    Ok(Progress::Goes)
+                    Ok(TrialProgress::Goes)
                 }
-                Ok(false) if now.saturating_sub(running.began) < CONNECT => Ok(Progress::Goes),
-                Ok(false) => Ok(Progress::Refused("it did not answer".to_owned())),
-                Err(error) => Ok(Progress::Refused(reason(&error))),
+                Ok(false) if now.saturating_sub(running.began) < CONNECT => Ok(TrialProgress::Goes),
+                // On a path that loses packets, this happens without a limit of the server.
+                Ok(false) if self.unanswered < RETRIES => {
+                    self.unanswered += 1;
+                    Ok(TrialProgress::Unanswered)
+                }
+                Ok(false) => Ok(TrialProgress::Refused("it did not answer".to_owned())),
+                Err(error) => Ok(TrialProgress::Refused(reason(&error))),
             },
             TrialSocket::Local(connection) => {
-                Ok(connection.step(now)?.map_or(Progress::Goes, Progress::Ended))
+                Ok(connection.step(now)?.map_or(TrialProgress::Goes, TrialProgress::Ended))
             }
             TrialSocket::Remote { stream, id } => {
                 let result = self.control.as_mut().and_then(|control| control.take(*id));
                 if let Some((result, idle, after)) = result {
-                    return Ok(Progress::Ended(Sample { rung: running.rung, idle, result, after }));
+                    return Ok(TrialProgress::Ended(Sample { rung: running.rung, idle, result, after }));
                 }
                 // The server reports how the trial ends, unless it does not accept the connection.
                 if now.saturating_sub(running.began) < TURNED_AWAY && discard(stream).is_some() {
-                    return Ok(Progress::Refused(end_name(TrialResult::Closed).to_owned()));
+                    return Ok(TrialProgress::Refused(end_name(TrialResult::Closed).to_owned()));
                 }
                 if now.saturating_sub(running.began) > running.rung.saturating_mul(3) + REPORT {
-                    return Ok(Progress::Refused("it did not report the end of a trial".to_owned()));
+                    return Ok(TrialProgress::Refused("it did not report the end of a trial".to_owned()));
                 }
-                Ok(Progress::Goes)
+                Ok(TrialProgress::Goes)
             }
         }
     }
@@ -512,7 +528,7 @@ const fn end_name(result: TrialResult) -> &'static str {
 }
 
 /// The control connection to `ka measure --serve`.
-struct Control {
+struct ControlConnection {
     stream: TcpStream,
     lines: LineBuffer,
     key: u64,
@@ -522,7 +538,7 @@ struct Control {
     heard: Duration,
 }
 
-impl Control {
+impl ControlConnection {
     /// Opens a session. Returns `None` if a signal arrives.
     fn open(stream: TcpStream, termination: BorrowedFd<'_>) -> Result<Option<Self>> {
         let address = stream.peer_addr()?;

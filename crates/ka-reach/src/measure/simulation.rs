@@ -4,15 +4,15 @@
 
 use std::time::Duration;
 
-use super::ladder::{Ladder, Range};
-use super::trial::{IdleTrial, NextStep, Sample, TrialResult};
+use super::ladder::{IdleTimes, Ladder};
+use super::trial::{IdleTrial, Sample, TrialResult, TrialStep};
 use super::verdict::{Conclusion, Doubt, Measured};
 
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-const RANGE: Range = Range { from: s(10), to: s(600), precision: s(5) };
+const RANGE: IdleTimes = IdleTimes { from: s(10), to: s(600), precision: s(5) };
 const ROUND_TRIP: Duration = Duration::from_millis(40);
 
 /// A path to a server. The default keeps all connections.
@@ -66,7 +66,7 @@ impl SimulatedPath {
         let (mut now, mut passed) = (start, start);
         loop {
             match trial.next(now) {
-                NextStep::Wait(until) => {
+                TrialStep::Wait(until) => {
                     match self.talks.map(|every| trial.idle(now).max(Duration::ZERO) + every) {
                         Some(talk) if !trial.is_probed() && now + talk < until => {
                             now += talk;
@@ -76,7 +76,7 @@ impl SimulatedPath {
                         _ => now = until,
                     }
                 }
-                NextStep::Probe => {
+                TrialStep::Probe => {
                     now += self.late();
                     trial.probe_left(now);
                     let knows = now - passed <= forgets;
@@ -91,7 +91,7 @@ impl SimulatedPath {
                         return (trial.end(result, now + ROUND_TRIP), now + ROUND_TRIP);
                     }
                 }
-                NextStep::End(sample) => return (sample, now),
+                TrialStep::End(sample) => return (sample, now),
             }
         }
     }
@@ -104,7 +104,7 @@ impl SimulatedPath {
 
 /// Measures a path. Returns the verdict, the time, and the number of connections.
 fn measure(
-    range: Range,
+    range: IdleTimes,
     connections: usize,
     path: &SimulatedPath,
 ) -> (Conclusion, Measured, Duration, usize) {
@@ -149,7 +149,7 @@ fn a_path_that_keeps_is_found_within_the_longest_idle_time() {
 #[test]
 fn the_timeout_is_found_to_the_precision() {
     for (from, to, precision) in [(10, 600, 5), (4, 20, 1), (10, 6000, 5), (1, 30_000, 30), (100, 400, 60)] {
-        let range = Range { from: s(from), to: s(to), precision: s(precision) };
+        let range = IdleTimes { from: s(from), to: s(to), precision: s(precision) };
         for connections in [1, 2, 3, 7, 12] {
             for part in [1.3, 1.9, 3.1, 3.9] {
                 for resets in [false, true] {

@@ -94,7 +94,7 @@ pub struct IdleTrial {
 
 /// What to do next in a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NextStep {
+pub enum TrialStep {
     /// Wait until this time.
     Wait(Duration),
     /// Send a probe.
@@ -150,10 +150,10 @@ impl IdleTrial {
     }
 
     /// Returns when the next event is due.
-    pub fn next(&self, now: Duration) -> NextStep {
+    pub fn next(&self, now: Duration) -> TrialStep {
         if self.breaks >= BREAKS {
             let idle = self.longest;
-            return NextStep::End(Sample {
+            return TrialStep::End(Sample {
                 rung: self.rung,
                 idle,
                 result: TrialResult::Answered,
@@ -165,11 +165,11 @@ impl IdleTrial {
             Some(_) => self.last_probe.saturating_add(self.patience()),
         };
         if now < due {
-            NextStep::Wait(due)
+            TrialStep::Wait(due)
         } else if self.probes < PROBES {
-            NextStep::Probe
+            TrialStep::Probe
         } else {
-            NextStep::End(self.end(TrialResult::Silent, now))
+            TrialStep::End(self.end(TrialResult::Silent, now))
         }
     }
 
@@ -191,7 +191,7 @@ impl IdleTrial {
 
 #[cfg(test)]
 mod tests {
-    use super::{IdleTrial, NextStep, PROBES, TrialResult};
+    use super::{IdleTrial, PROBES, TrialResult, TrialStep};
     use std::time::Duration;
 
     const fn s(seconds: u64) -> Duration {
@@ -201,8 +201,8 @@ mod tests {
     #[test]
     fn the_idle_time_ends_when_the_first_probe_leaves() {
         let mut trial = IdleTrial::new(s(10), Duration::ZERO, s(100));
-        assert_eq!(trial.next(s(101)), NextStep::Wait(s(110)));
-        assert_eq!(trial.next(s(113)), NextStep::Probe);
+        assert_eq!(trial.next(s(101)), TrialStep::Wait(s(110)));
+        assert_eq!(trial.next(s(113)), TrialStep::Probe);
         trial.probe_left(s(113));
         trial.probe_left(s(114));
         let sample = trial.end(TrialResult::Answered, s(115));
@@ -213,7 +213,7 @@ mod tests {
     fn a_packet_restarts_the_idle_time() {
         let mut trial = IdleTrial::new(s(10), Duration::ZERO, s(100));
         trial.packet_seen(s(107));
-        assert_eq!(trial.next(s(112)), NextStep::Wait(s(117)));
+        assert_eq!(trial.next(s(112)), TrialStep::Wait(s(117)));
         assert_eq!(trial.end(TrialResult::Closed, s(112)).idle, s(5));
     }
 
@@ -223,7 +223,7 @@ mod tests {
         for time in [20, 45, 65] {
             trial.packet_seen(s(time));
         }
-        let NextStep::End(sample) = trial.next(s(65)) else { panic!("{trial:?}") };
+        let TrialStep::End(sample) = trial.next(s(65)) else { panic!("{trial:?}") };
         assert!(sample.is_interrupted_by_peer());
         assert_eq!(sample.idle, s(25));
     }
@@ -235,14 +235,14 @@ mod tests {
             let mut trial = IdleTrial::new(s(2), round_trip, s(0));
             let mut now = s(2);
             for _ in 0..PROBES {
-                assert_eq!(trial.next(now), NextStep::Probe);
+                assert_eq!(trial.next(now), TrialStep::Probe);
                 trial.probe_left(now);
-                let NextStep::Wait(until) = trial.next(now) else { panic!("{trial:?}") };
+                let TrialStep::Wait(until) = trial.next(now) else { panic!("{trial:?}") };
                 let wait = until.saturating_sub(now);
                 assert!(wait >= Duration::from_millis(500).max(round_trip), "{round_trip:?}");
                 now = until;
             }
-            assert!(matches!(trial.next(now), NextStep::End(end) if end.result == TrialResult::Silent));
+            assert!(matches!(trial.next(now), TrialStep::End(end) if end.result == TrialResult::Silent));
         }
         assert!(0.51_f64.powi(PROBES.try_into().unwrap()) < 1e-3);
         assert!(0.51_f64.powi((PROBES - 1).try_into().unwrap()) > 1e-3);
