@@ -23,15 +23,28 @@ use socket2::{SockRef, TcpKeepalive};
 
 /// Runs `ka measure --json` with these arguments, and returns its exit status and its output.
 fn measured(command: &mut Command) -> (i32, Value, String) {
-    let (status, out, err) = outcome(command);
-    let json = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}{err}"));
-    (status, json, err)
+    parsed(outcome(command))
 }
 
 fn measure(args: &[&str]) -> Command {
     let mut command = ka();
     command.args(["measure", "--json"]).args(args);
     command
+}
+
+/// Runs two commands at the same time.
+fn both(one: &mut Command, other: &mut Command) -> [(i32, String, String); 2] {
+    thread::scope(|scope| {
+        let one = scope.spawn(|| outcome(one));
+        let other = outcome(other);
+        [one.join().unwrap(), other]
+    })
+}
+
+/// Parses the output of `ka measure --json`.
+fn parsed((status, out, err): (i32, String, String)) -> (i32, Value, String) {
+    let json = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}{err}"));
+    (status, json, err)
 }
 
 /// Returns the results of the trials, in the order of their ends.
@@ -329,11 +342,12 @@ fn a_server_that_closes_idle_connections_is_found() {
 #[test]
 fn a_server_that_closes_at_once_is_found() {
     let address = server(drop);
-    let (status, json, _) = measured(&mut measure(&["--from", "3s", "--to", "9s", &address]));
+    let args = ["--from", "3s", "--to", "9s", &address];
+    let [json, (_, out, _)] = both(&mut measure(&args), ka().arg("measure").args(args));
+    let (status, json, _) = parsed(json);
     assert_eq!((status, json["verdict"].as_str()), (1, Some("server-closes")), "{json}");
     assert_between(&json, "server_closed_s", 0.0, 1.0);
     assert!(json["survives_s"].is_null() && json["policy"].is_null(), "{json}");
-    let (_, out, _) = outcome(ka().args(["measure", "--from", "3s", "--to", "9s", &address]));
     assert!(out.contains("closes each connection at once (FIN)") && out.contains("try --send"), "{out}");
 }
 
@@ -343,12 +357,12 @@ fn resets_without_a_probe_are_reported_as_an_idle_timeout() {
         thread::sleep(Duration::from_millis(2600));
         SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
     });
-    let range = ["--from", "1s", "--to", "20s", "--precision", "2s"];
-    let (status, json, lines) = measured(measure(&range).arg(&address));
+    let args = ["--from", "1s", "--to", "20s", "--precision", "2s", &address];
+    let [json, (_, out, _)] = both(&mut measure(&args), ka().arg("measure").args(args));
+    let (status, json, lines) = parsed(json);
     assert_eq!((status, json["verdict"].as_str(), json["how"].as_str()), (0, Some("forgets"), Some("reset")));
     assert_between(&json, "fails_s", 2.5, 3.5);
     assert!(lines.contains(": reset without a probe\n"), "{lines}");
-    let (_, out, _) = outcome(ka().arg("measure").args(range).arg(&address));
     assert!(out.contains("without a probe") && out.contains("or of the server"), "{out}");
 }
 
@@ -369,12 +383,16 @@ fn send_makes_a_server_keep_the_connection() {
         }
     });
     let range = ["--from", "2s", "--to", "3s"];
-    let (status, json, _) = measured(measure(&range).args(["--send", "hi\\r\\n\\x00\\\\", &address]));
+    let [right, wrong] = both(
+        measure(&range).args(["--send", "hi\\r\\n\\x00\\\\", &address]),
+        measure(&range).args(["--send", "hello\\n", &address]),
+    );
+    let (status, json, _) = parsed(right);
     assert_eq!((status, json["verdict"].as_str()), (0, Some("keeps")), "{json}");
     // The idle time began after the answer.
     assert_between(&json, "took_s", 3.8, 15.0);
     assert_between(&json, "survives_s", 3.0, 4.0);
-    let (status, json, _) = measured(measure(&range).args(["--send", "hello\\n", &address]));
+    let (status, json, _) = parsed(wrong);
     assert_eq!((status, json["verdict"].as_str()), (1, Some("server-closes")), "{json}");
 }
 
@@ -541,14 +559,16 @@ fn serve_keeps_connections_and_survives_garbage() {
 fn the_server_probes_if_it_is_asked_to() {
     let serve = Serve::start("127.0.0.1:");
     let args = ["--from", "1s", "--to", "3200ms", "--from-server"];
-    let (status, json, _) = measured(measure(&args).arg(serve.address.to_string()));
+    let address = serve.address.to_string();
+    let [json, (_, out, _)] =
+        both(measure(&args).arg(&address), ka().arg("measure").args(args).arg(&address));
+    assert!(out.contains(", probes from the server)"), "{out}");
+    let (status, json, _) = parsed(json);
     assert_eq!((status, json["verdict"].as_str()), (0, Some("keeps")), "{json}");
     assert_between(&json, "survives_s", 3.2, 4.2);
     for trial in json["trials"].as_array().unwrap() {
         assert!(trial["result"] == "answered" && trial["after_ms"].is_u64(), "{trial}");
     }
-    let (_, out, _) = outcome(ka().arg("measure").args(args).arg(serve.address.to_string()));
-    assert!(out.contains(", probes from the server)"), "{out}");
     // Another server does not know the protocol.
     for habit in [
         |stream: TcpStream| drop(read_all(&stream)),
@@ -577,13 +597,16 @@ fn a_policy_that_keeps_keepalive_on_is_an_error() {
     let path = ka();
     let mut run = ka();
     run.args(["run", "--via", "seccomp", "-d", "1", "--"]).arg(path.get_program());
-    let (status, out, err) = outcome(run.args(["measure", "--from", "2s", "--to", "2s", &address]));
+    // ka overrides the shim, which is only a library.
+    let mut preload = ka();
+    preload.args(["run", "--via", "preload", "-d", "1", "--"]).arg(path.get_program());
+    let [(status, out, err), json] = both(
+        run.args(["measure", "--from", "2s", "--to", "2s", &address]),
+        preload.args(["measure", "--json", "--from", "3s", "--to", "3s", &address]),
+    );
     assert_eq!((status, out.as_str()), (2, ""), "{err}");
     assert!(err.contains("a policy keeps keepalive on"), "{err}");
-    // ka overrides the shim, which is only a library.
-    let mut run = ka();
-    run.args(["run", "--via", "preload", "-d", "1", "--"]).arg(path.get_program());
-    let (status, json, _) = measured(run.args(["measure", "--json", "--from", "3s", "--to", "3s", &address]));
+    let (status, json, _) = parsed(json);
     assert_eq!((status, json["verdict"].as_str()), (0, Some("keeps")), "{json}");
     assert_between(&json, "survives_s", 3.0, 4.0);
 }
