@@ -194,12 +194,18 @@ pub fn preloaded_client(network: &Network, family: Family, policy: Policy) -> Pr
     plain_client(network, family, command)
 }
 
-/// The variable that makes this program a peer: `server`, or `proxy` with the addresses of the server.
+/// The variable that makes this program a peer: `server`, `closing` with a number of seconds, or `proxy` with the
+/// addresses of the server.
 pub const PEER: &str = "KA_LAB_PEER";
 
 /// Starts this program again as a server, which can be killed and frozen.
 pub fn peer(network: &Network) -> Program {
     start_peer(&network.server, "server")
+}
+
+/// Starts this program again as a server that closes each connection after this time.
+pub fn closing_peer(network: &Network, after: Duration) -> Program {
+    start_peer(&network.server, &format!("closing {}", after.as_secs_f64()))
 }
 
 /// Starts this program again as the proxy on the router of `Network::with_proxy`.
@@ -220,6 +226,7 @@ pub fn run_peer(role: &str) -> ! {
     let mut words = role.split(' ');
     match words.next() {
         Some("server") => run_server(),
+        Some("closing") => run_closing_server(words.next().unwrap().parse().unwrap()),
         Some("proxy") => run_proxy(&words.map(|word| word.parse().unwrap()).collect::<Vec<_>>()),
         _ => panic!("{role}"),
     }
@@ -244,6 +251,19 @@ fn run_server() -> ! {
         }
     }
     std::process::exit(0);
+}
+
+/// Accepts connections, and closes each after this number of seconds.
+fn run_closing_server(seconds: f64) -> ! {
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)).unwrap();
+    println!("listening");
+    loop {
+        let connection = listener.accept().unwrap();
+        thread::spawn(move || {
+            thread::sleep(Duration::from_secs_f64(seconds));
+            drop(connection);
+        });
+    }
 }
 
 /// Accepts connections, makes one to the server for each, and copies the data between both. `servers` are the server's

@@ -12,6 +12,7 @@ mod cases {
     pub mod ka_probe;
     pub mod loss;
     pub mod many;
+    pub mod measure;
     pub mod middlebox;
     pub mod probe;
     pub mod rules;
@@ -86,11 +87,13 @@ fn cases() -> Vec<Case> {
     cases.extend(cases::many::cases());
     cases.extend(cases::data::cases());
     cases.extend(cases::ka_probe::cases());
+    cases.extend(cases::measure::cases());
     for family in families {
         cases.extend(cases::middlebox::cases(family));
         cases.extend(cases::dead_peer::cases(family));
         cases.extend(cases::probe::cases(family));
         cases.extend(cases::ka_probe::cases_of(family));
+        cases.extend(cases::measure::cases_of(family));
     }
     cases.extend(cases::rules::cases());
     cases.extend(cases::idle::cases());

@@ -304,6 +304,28 @@ impl Network {
     /// Makes a network whose router translates the client's address to its own. It forgets connections that are idle
     /// for `timeout`, and silently drops packets of unknown connections.
     pub fn with_nat(timeout: Duration) -> Self {
+        let network = Self::translated(timeout);
+        network.filters("unknown", "ct state invalid drop");
+        network
+    }
+
+    /// Makes the same network with a NAT that answers packets of unknown connections with RST.
+    pub fn with_resetting_nat(timeout: Duration) -> Self {
+        let network = Self::translated(timeout);
+        network.filters("unknown", "meta l4proto tcp ct state invalid reject with tcp reset");
+        network
+    }
+
+    /// Makes the same network with a NAT that picks up a connection in the middle: a packet of an unknown connection
+    /// from the client makes it known again.
+    pub fn with_loose_nat(timeout: Duration) -> Self {
+        let network = Self::with_nat(timeout);
+        network.router.sysctl("netfilter/nf_conntrack_tcp_loose", 1);
+        network
+    }
+
+    /// Makes a network whose router translates the client's address to its own, and forgets idle connections.
+    fn translated(timeout: Duration) -> Self {
         let network = Self::routed();
         network.forgets(timeout);
         network.router.nft(
@@ -311,10 +333,6 @@ impl Network {
                 chain hide {
                     type nat hook postrouting priority srcnat
                     oifname "server" masquerade
-                }
-                chain known {
-                    type filter hook forward priority filter
-                    ct state invalid drop
                 }
             }"#,
         );
