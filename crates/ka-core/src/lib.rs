@@ -62,7 +62,7 @@ pub use option::{SockOpt, Timer};
 pub use plan::{Detection, PlanError, plan_detect, plan_path};
 pub use preset::{PRESETS, Preset, preset};
 pub use probe::{Alive, Probe};
-pub use settings::Settings;
+pub use settings::{Settings, Timeout};
 pub use socket::Socket;
 pub use status::Status;
 pub use sys::{Kernel, Libc};

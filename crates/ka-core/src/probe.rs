@@ -27,8 +27,7 @@ use core::mem;
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
-use crate::config::{Config, detection_ms};
-use crate::defaults::Retransmission;
+use crate::config::detection_ms;
 use crate::direct::{self, Direct};
 use crate::error::{Errno, Error};
 use crate::option::{SockOpt, Timer};
@@ -337,31 +336,10 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
         }))
     }
 
-    /// Returns whether the kernel has ended the connection because the peer was silent: the probes or retransmissions
-    /// that the policy allows were unanswered, and enough time has passed.
+    /// Returns whether the kernel has ended the connection because the peer was silent.
     #[cold]
     fn has_timed_out(&self, status: &Status) -> Result<bool, Error> {
-        let settings = self.socket.settings()?;
-        let silent_ms = u64::from(status.silent_ms());
-        let [idle_ms, intvl_ms] =
-            [settings.idle, settings.intvl].map(|s| 1000_u64.saturating_mul(s.max(0).unsigned_abs().into()));
-        let user_timeout =
-            settings.user_timeout.filter(|limit| *limit > 0).map(|limit| limit.unsigned_abs().into());
-        if settings.enabled && status.probes > 0 {
-            let limit = match (user_timeout, settings.cnt) {
-                (Some(limit), _) => Some(limit),
-                // The answer to the only probe can be a reset, which arrives before the interval ends.
-                (None, 1) if status.probes == 1 => Some(idle_ms.saturating_add(intvl_ms)),
-                (None, cnt) => (i64::from(cnt) <= i64::from(status.probes)).then_some(idle_ms),
-            };
-            if limit.is_some_and(|limit| limit <= silent_ms) {
-                return Ok(true);
-            }
-        }
-        let rto_max_ms = settings.rto_max.unwrap_or(Retransmission::STANDARD.rto_max_ms);
-        let system = Retransmission { retries: self.socket.retries(), rto_max_ms };
-        let data_ms = || Config::KEEP.data_time(system).map_or(u64::MAX, |time| time.typical_ms);
-        Ok(status.retransmits > 0 && user_timeout.unwrap_or_else(data_ms) <= silent_ms)
+        Ok(self.socket.settings()?.timeout(status, self.socket.retries()).is_some())
     }
 }
 
