@@ -50,6 +50,7 @@ pub(crate) enum Command {
     Attach(AttachArgs),
     Ls(LsArgs),
     Ping(PingArgs),
+    Watch(WatchArgs),
     Check(CheckArgs),
     Measure(MeasureArgs),
     Plan(PlanArgs),
@@ -507,6 +508,92 @@ pub(crate) struct PingArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Report each connection that ends abnormally, whose it was, and why
+///
+/// ka prints a line with a sentence when a connection is lost: because the peer no longer answered, because a reset arrived, or because
+/// a program on this machine destroyed it. If a program closes its connection or exits, or if connect(2) fails, ka
+/// prints nothing. ka runs until SIGINT or SIGTERM comes. With --pid, it also ends when these processes have ended.
+///
+/// Without --netns, ka watches the network namespace that it runs in, or with --pid those that the processes are in.
+///
+/// Causes: "keepalive": as many keepalive probes as TCP_KEEPCNT were unanswered. "user-timeout": TCP_USER_TIMEOUT ended
+/// the connection, while data was unacknowledged or at another number of probes. "retransmission": the peer did not
+/// acknowledge data, and the kernel gave up after net.ipv4.tcp_retries2 retransmissions. "unreachable": the same, and an
+/// ICMP error or a failed address resolution said that the peer is unreachable. "reset": a reset arrived from the
+/// address of the peer; a firewall or a load balancer on the way may have sent it. "destroyed": a program on this machine
+/// ended the connection with SOCK_DESTROY, such as ss -K.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  sudo ka watch                    watch this network namespace
+  sudo ka watch --netns all --json
+  ka watch --pid 1234              watch one of your own processes
+  sudo ka watch --port 5432 | logger -t ka
+
+Status: 0 after SIGINT or SIGTERM, when the reader of the output has ended, and with --pid when the processes have \
+ended. 2 if ka cannot watch.
+
+JSON keys: One line per event, each with an object. If event is missed, it has only the keys time, event and count.
+  time: string. When the connection ended, in UTC (RFC 3339). With --source diag and poll: when ka noticed it.
+  event: string. One of died, missed. missed: ka could not report some ends, and prints the reason on standard error.
+  count: integer, connections. How many ends ka could not report, at most. Only if event is missed.
+  cause: string. One of keepalive, user-timeout, retransmission, reset, unreachable, destroyed.
+  pid: integer. The process with the lowest PID that had the socket. null: ka could not learn it before the process \
+  closed the socket, or may not know it.
+  comm: string. The name of that process. null: as for pid.
+  local: string. Local address and port.
+  peer: string. Address and port of the peer.
+  keepalive: boolean. Whether keepalive was on. null: unknown.
+  idle: integer, seconds. TCP_KEEPIDLE. null: unknown.
+  intvl: integer, seconds. TCP_KEEPINTVL. null: unknown.
+  cnt: integer, probes. TCP_KEEPCNT. null: unknown.
+  unanswered_probes: integer, probes. How many probes in a row had no answer. null: unknown.
+  silent_ms: integer, milliseconds. Time from the last packet of the peer to the end. A reset is not such a packet. \
+  With --source diag and poll: to the time when ka noticed the end. null: unknown.
+
+ka learns which process has a connection before the connection ends. It lists the connections once a second, or more \
+rarely if a list takes long, so that it needs less than 1 % of a core. If a connection ends before that, ka searches for \
+the process at once, and finds it unless the process has already closed the socket.
+
+--source ebpf needs CAP_BPF and CAP_PERFMON, and Linux 5.9 with CONFIG_DEBUG_INFO_BTF. --source diag needs \
+CAP_NET_ADMIN. --source poll needs only access to the processes. To know the processes of other users, ka needs \
+CAP_SYS_PTRACE, and CAP_DAC_READ_SEARCH if it does not run as root. With --source diag and poll, ka takes unreachable for \
+retransmission, and destroyed for reset. With --source diag, it cannot always tell a reset from a program that closed \
+its connection with data unread. With --source poll, it misses connections that their programs close before the next list.
+
+If the service manager requests it (NOTIFY_SOCKET, WATCHDOG_USEC: sd_notify(3)), ka tells when it watches, and sends \
+watchdog messages.")]
+pub(crate) struct WatchArgs {
+    /// Report only connections of this process, by PID. Repeatable
+    #[arg(long, value_parser = pid)]
+    pub(crate) pid: Vec<i32>,
+    /// Report only connections whose local or peer port is this one
+    #[arg(long, value_parser = port)]
+    pub(crate) port: Option<u16>,
+    /// Watch this network namespace: an ip-netns(8) name, a path, or a PID. all: all that contain processes, also those
+    /// that are created later. Other namespaces need CAP_SYS_ADMIN
+    #[arg(long, value_name = "NS")]
+    pub(crate) netns: Option<OsString>,
+    /// Choose how ka learns of the ends. Default: the first of these that ka may use
+    #[arg(long, value_enum, value_name = "SOURCE")]
+    pub(crate) source: Option<WatchSource>,
+    /// Print a JSON object per line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A source of the ends of connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WatchSource {
+    /// An eBPF program in the kernel: sees each end at once, with the exact cause. Needs CAP_BPF and CAP_PERFMON, and
+    /// Linux 5.9
+    Ebpf,
+    /// The kernel's reports of destroyed sockets: come when the program has closed the socket, and do not tell all
+    /// causes. Needs CAP_NET_ADMIN
+    Diag,
+    /// Repeated looks at the sockets of processes that you may inspect: miss a connection that its program closes at once
+    Poll,
 }
 
 /// Explain how ka can reach a program or a process, and print the command to use

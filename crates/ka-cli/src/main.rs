@@ -1,6 +1,6 @@
 //! `ka`, the command: TCP keepalive for programs, for running processes, and for a machine.
 //!
-//! Each subcommand has its own file: [`run`], [`attach`], [`ls`], [`ping`], [`check`], [`measure`], [`plan`], [`defaults`], [`cgroup`],
+//! Each subcommand has its own file: [`run`], [`attach`], [`ls`], [`ping`], [`check`], [`measure`], [`plan`], [`defaults`], [`cgroup`], [`watch`],
 //! [`completions`]. This crate parses the arguments, prints the output, and starts programs. ka-reach finds and sets
 //! sockets, and ka-core defines policies.
 
@@ -46,7 +46,9 @@ mod shell;
 mod start;
 mod sysctl;
 mod table;
+mod timestamp;
 mod via;
+mod watch;
 mod wrapper;
 
 use std::ffi::OsString;
@@ -94,6 +96,7 @@ fn run_command(arguments: Vec<OsString>) -> i32 {
         Command::Plan(args) => plan::plan(&args),
         Command::Defaults(args) => defaults::defaults(&args),
         Command::Cgroup(args) => cgroup::cgroup(&args),
+        Command::Watch(args) => watch::watch(&args),
         Command::Completions(args) => completions::completions(&args),
     })
 }

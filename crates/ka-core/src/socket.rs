@@ -156,7 +156,8 @@ impl<K: Kernel> Socket<'_, K> {
     }
 
     /// Returns whether an error is pending on this socket, and leaves it pending.
-    pub(crate) fn has_error(&self) -> bool {
+    #[must_use]
+    pub fn has_error(&self) -> bool {
         self.kernel.has_error(self.fd)
     }
 

@@ -87,6 +87,11 @@ impl State {
         }
     }
 
+    /// Returns whether a connection was established and has not ended. One or both sides may have closed it.
+    pub(crate) const fn is_connected(self) -> bool {
+        !matches!(self, Self::SynSent | Self::SynRecv | Self::TimeWait | Self::Close | Self::Listen)
+    }
+
     /// Returns whether the keepalive timer runs in this state if keepalive is on.
     const fn runs_keepalive(self) -> bool {
         matches!(self, Self::Established | Self::CloseWait)
@@ -140,7 +145,7 @@ impl DiagSocket {
     }
 }
 
-/// Returns all IPv4 and IPv6 sockets in these states. Each subflow of a Multipath TCP connection has its own entry.
+/// Lists all IPv4 and IPv6 sockets in these states. Each subflow of a Multipath TCP connection has its own entry.
 ///
 /// If `with_status`, the call may block forever: the kernel takes each socket's lock to report the connection's status,
 /// and another program may hold that lock.
@@ -149,30 +154,46 @@ impl DiagSocket {
 ///
 /// [`Error::NoSocketList`] if the kernel has neither the list nor a module for it. Otherwise the error of the kernel.
 pub(crate) fn dump(states: &[State], with_status: bool) -> Result<Vec<DiagSocket>> {
-    let wanted = states.iter().fold(0, |set, state| set | 1_u32 << *state as u32);
-    let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
-    socket.bind_auto()?;
-    socket.connect(&NetlinkAddress::new(0, 0))?;
-    let mut entries = Vec::new();
-    for (family, socket_id) in [(libc::AF_INET, SocketId::new_v4()), (libc::AF_INET6, SocketId::new_v6())] {
-        let request = InetRequest {
-            family: byte(family),
-            protocol: byte(libc::IPPROTO_TCP),
-            extensions: if with_status { ExtensionFlags::INFO } else { ExtensionFlags::empty() },
-            states: StateFlags::from_bits_retain(wanted),
-            socket_id,
-        };
-        match dump_family(&socket, request, &mut entries) {
-            // ENOENT means that the kernel does not list this family. If it does not list IPv4, it lists no TCP sockets
-            // at all. If it does not list IPv6, the kernel was built without IPv6 and has no such sockets.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && family == libc::AF_INET => {
-                return Err(Error::NoSocketList);
-            }
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            other => other?,
-        }
+    Lister::open()?.dump(states, with_status)
+}
+
+/// A netlink socket that lists the TCP sockets of the network namespace in which it was opened.
+pub(crate) struct Lister(Socket);
+
+impl Lister {
+    /// Opens a netlink socket in the calling thread's network namespace, which then exists as long as this socket.
+    pub(crate) fn open() -> Result<Self> {
+        let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+        socket.bind_auto()?;
+        socket.connect(&NetlinkAddress::new(0, 0))?;
+        Ok(Self(socket))
     }
-    Ok(entries)
+
+    /// Does the same as [`dump`], for the namespace of this socket. After an error, do not use the socket again.
+    pub(crate) fn dump(&self, states: &[State], with_status: bool) -> Result<Vec<DiagSocket>> {
+        let wanted = states.iter().fold(0, |set, state| set | 1_u32 << *state as u32);
+        let mut entries = Vec::new();
+        for (family, socket_id) in [(libc::AF_INET, SocketId::new_v4()), (libc::AF_INET6, SocketId::new_v6())]
+        {
+            let request = InetRequest {
+                family: byte(family),
+                protocol: byte(libc::IPPROTO_TCP),
+                extensions: if with_status { ExtensionFlags::INFO } else { ExtensionFlags::empty() },
+                states: StateFlags::from_bits_retain(wanted),
+                socket_id,
+            };
+            match dump_family(&self.0, request, &mut entries) {
+                // ENOENT means that the kernel does not list this family. If it does not list IPv4, it lists no TCP
+                // sockets at all. If it does not list IPv6, the kernel was built without IPv6 and has no such sockets.
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) && family == libc::AF_INET => {
+                    return Err(Error::NoSocketList);
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                other => other?,
+            }
+        }
+        Ok(entries)
+    }
 }
 
 /// A connection, as the kernel finds it. The cookie tells it from a later connection with the same addresses.
@@ -275,6 +296,77 @@ fn send<M: NetlinkSerializable>(socket: &Socket, flags: u16, payload: NetlinkPay
     socket.send(&bytes, 0).map(drop)
 }
 
+/// A socket that the kernel has destroyed.
+#[derive(Debug)]
+pub struct DestroyedSocket {
+    /// The socket. Its inode is 0, and it has no timer.
+    pub socket: DiagSocket,
+    /// The data of its connection.
+    pub transfer: Transfer,
+}
+
+/// The data of a connection, in bytes. `struct tcp_info`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Transfer {
+    /// What the peer has acknowledged, with the SYN if this end has connected, and the FIN if it has sent one.
+    pub acknowledged: u64,
+    /// Data that was sent, each byte once.
+    pub sent: u64,
+    /// Data that was not sent.
+    pub unsent: u64,
+}
+
+impl Transfer {
+    /// Reads `struct tcp_info`. Returns `None` before Linux 4.19, which lacks some fields.
+    fn from_info(info: &[u8]) -> Option<Self> {
+        /// The offsets of `tcpi_bytes_acked`, `tcpi_notsent_bytes`, `tcpi_bytes_sent` and `tcpi_bytes_retrans`.
+        const ACKED: usize = 120;
+        const NOT_SENT: usize = 144;
+        const SENT: usize = 200;
+        const RETRANSMITTED: usize = 208;
+        let double = |place: usize| Some(u64::from_ne_bytes(*info.get(place..)?.first_chunk()?));
+        let not_sent = u32::from_ne_bytes(*info.get(NOT_SENT..)?.first_chunk()?);
+        Some(Self {
+            acknowledged: double(ACKED)?,
+            sent: double(SENT)?.saturating_sub(double(RETRANSMITTED)?),
+            unsent: not_sent.into(),
+        })
+    }
+
+    /// Returns whether the peer has acknowledged all data and a FIN. `is_accepted` says whether the peer has connected.
+    pub fn has_acknowledged_fin(&self, is_accepted: bool) -> bool {
+        let syn = u64::from(!is_accepted);
+        self.unsent == 0 && self.acknowledged > self.sent.saturating_add(syn)
+    }
+
+    /// Returns whether data is not acknowledged.
+    pub fn has_data(&self, is_accepted: bool) -> bool {
+        let syn = u64::from(!is_accepted);
+        self.unsent > 0 || self.acknowledged < self.sent.saturating_add(syn)
+    }
+}
+
+/// Parses one buffer of netlink messages of the group of destroyed sockets, and appends the sockets.
+pub(crate) fn read_destroyed(messages: &[u8], sockets: &mut Vec<DestroyedSocket>) {
+    let mut rest = messages;
+    while let Ok(message) = NetlinkBuffer::new_checked(rest) {
+        let payload = message.payload();
+        if let Some(socket) = entry(payload) {
+            let transfer = transfer(payload).unwrap_or_default();
+            sockets.push(DestroyedSocket { socket, transfer });
+        }
+        let length = (message.length() as usize).next_multiple_of(4).max(4);
+        rest = rest.get(length..).unwrap_or_default();
+    }
+}
+
+/// Parses the data of a connection, from the attributes that follow a `struct inet_diag_msg`.
+fn transfer(payload: &[u8]) -> Option<Transfer> {
+    let mut attributes = NlasIterator::new(payload.get(HEADER..)?).flatten();
+    let info = attributes.find(|attribute| attribute.kind() == INET_DIAG_INFO)?;
+    Transfer::from_info(info.value())
+}
+
 /// Parses one buffer of netlink messages and appends the sockets. Returns true after the last message of the list.
 ///
 /// # Errors
@@ -313,9 +405,11 @@ fn outcome(end: &[u8]) -> io::Result<()> {
     }
 }
 
+/// The size of `struct inet_diag_msg`.
+const HEADER: usize = 72;
+
 /// Parses a `struct inet_diag_msg` and two of the attributes that follow it.
 fn entry(payload: &[u8]) -> Option<DiagSocket> {
-    const HEADER: usize = 72;
     let header = InetResponseHeader::parse(payload).ok()?;
     let id = header.socket_id;
     let (mut status, mut cgroup) = (None, 0);
@@ -349,7 +443,7 @@ fn cookie(bytes: [u8; 8]) -> u64 {
 }
 
 /// Returns a socket address. A link-local address needs its interface.
-fn address(address: IpAddr, port: u16, interface: u32) -> SocketAddr {
+pub(crate) fn address(address: IpAddr, port: u16, interface: u32) -> SocketAddr {
     match address {
         IpAddr::V6(v6) if v6.is_unicast_link_local() => SocketAddrV6::new(v6, port, 0, interface).into(),
         _ => SocketAddr::new(address, port),

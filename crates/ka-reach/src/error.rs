@@ -155,6 +155,8 @@ pub enum Error {
     SocketListBlocked,
     /// The kernel has no list of TCP sockets (sock_diag(7)).
     NoSocketList,
+    /// The machine has more connections than this, and ka does not learn the owners of the others.
+    TooManyConnections(usize),
     /// The file is neither a regular file nor a folder.
     NotRegularFile,
 
@@ -438,6 +440,10 @@ impl fmt::Display for Error {
             ),
             Self::NoSocketList => f.write_str(
                 "this kernel does not list its TCP sockets (CONFIG_INET_TCP_DIAG: modprobe tcp_diag, as root)",
+            ),
+            Self::TooManyConnections(most) => write!(
+                f,
+                "more than {most} connections are open: ka does not learn the processes of the others"
             ),
             Self::NotRegularFile => f.write_str("it is not a regular file"),
 

@@ -11,6 +11,8 @@
 //! - A preloaded library, which is not part of this crate. [`elf`] finds out whether such a library would see the
 //!   sockets of a program.
 //!
+//! [`watch`] reports each connection that ends abnormally, whose it was, and why.
+//!
 //! ```standalone_crate
 //! use std::net::TcpListener;
 //!
@@ -80,6 +82,7 @@ mod record;
 pub mod seccomp;
 pub mod survey;
 mod sys;
+pub mod watch;
 pub mod worker;
 
 use std::os::fd::{AsFd, AsRawFd as _};

@@ -39,6 +39,16 @@ impl Namespace {
             .map_err(|error| Error::namespace(path.display(), explain(error)))
     }
 
+    /// Opens the network namespace of the calling thread. Its name is not meant for people.
+    pub(crate) fn current() -> io::Result<Self> {
+        Self::open(Path::new("/proc/thread-self/ns/net"), "current")
+    }
+
+    /// Returns the inode, which is unique while the namespace exists.
+    pub(crate) const fn inode(&self) -> u64 {
+        self.inode
+    }
+
     fn open(path: &Path, name: &str) -> io::Result<Self> {
         let file = file::open_regular(path)?;
         let inode = file.metadata()?.ino();

@@ -6,8 +6,10 @@
 //! names that it needs, and stores only these.
 
 const MAGIC: u16 = 0xeb9f;
+const PTR: u32 = 2;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
+const TYPEDEF: u32 = 8;
 const FUNC: u32 = 12;
 
 /// The maximum depth of nested anonymous structures. Valid files have fewer levels.
@@ -65,7 +67,7 @@ impl Type {
 /// A type to look for: its kind (`BTF_KIND_*`) and name.
 pub type Named<'a> = (u32, &'a str);
 
-/// The types that ka needs.
+/// The types of the iterator's programs.
 pub(super) const NAMES: [Named<'static>; 9] = [
     (FUNC, "bpf_iter_tcp"),
     (FUNC, "sk_getsockopt"),
@@ -77,6 +79,28 @@ pub(super) const NAMES: [Named<'static>; 9] = [
     (STRUCT, "sock_cgroup_data"),
     (STRUCT, "sock_common"),
 ];
+
+/// The types of the tracing program.
+pub(super) const TRACED: [Named<'static>; 7] = [
+    (STRUCT, "file"),
+    (STRUCT, "inode"),
+    (STRUCT, "net"),
+    (STRUCT, "sock_common"),
+    (STRUCT, "socket"),
+    (STRUCT, "tcp_sock"),
+    (TYPEDEF, SET_STATE),
+];
+/// The type of the tracepoint `sock:inet_sock_set_state`.
+const SET_STATE: &str = "btf_trace_inet_sock_set_state";
+
+/// A member of a structure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// The offset in the structure, in bytes.
+    pub offset: i16,
+    /// The size in bytes.
+    pub size: u32,
+}
 
 /// The kernel's types.
 pub struct Types<'a> {
@@ -118,7 +142,7 @@ impl<'a> Types<'a> {
             let found = type_at(bytes, place)?;
             let is_wanted =
                 |(kind, name): &&Named<'_>| *kind == found.kind() && types.is_named(found.name, name);
-            if matches!(found.kind(), STRUCT | FUNC)
+            if matches!(found.kind(), STRUCT | FUNC | TYPEDEF)
                 && let Some(name) = names.iter().find(is_wanted)
             {
                 types.found.push((*name, number));
@@ -155,18 +179,59 @@ impl<'a> Types<'a> {
         self.find(FUNC, name)
     }
 
+    /// Returns the ID of the tracepoint `sock:inet_sock_set_state`.
+    pub(super) fn set_state(&self) -> Option<u32> {
+        self.find(TYPEDEF, SET_STATE)
+    }
+
+    /// Returns a member by its path from a structure, such as `icsk_ack.lrcvtime`. Returns `None` if there is no such
+    /// member, or if it is a bit field or an array.
+    #[must_use]
+    pub fn field(&self, structure: &str, path: &str) -> Option<Field> {
+        let mut left = MOST_MEMBERS;
+        let (mut number, mut bits) = (self.find(STRUCT, structure)?, 0_u32);
+        for member in path.split('.') {
+            let found = self.offset_in(self.unqualified(number)?, member, DEEPEST, &mut left)?;
+            (number, bits) = (found.number, bits.checked_add(found.bits)?);
+            if found.width != 0 {
+                return None;
+            }
+        }
+        let (_, found) = self.numbered(self.unqualified(number)?)?;
+        let size = match found.kind() {
+            PTR => u32::try_from(size_of::<usize>()).ok()?,
+            // INT, STRUCT, UNION, ENUM
+            1 | STRUCT | UNION | 6 => found.other,
+            _ => return None,
+        };
+        Some(Field { offset: i16::try_from(bits.is_multiple_of(8).then_some(bits / 8)?).ok()?, size })
+    }
+
+    /// Follows typedefs and qualifiers to the type that they name.
+    fn unqualified(&self, mut number: u32) -> Option<u32> {
+        for _ in 0..DEEPEST {
+            let (_, found) = self.numbered(number)?;
+            // TYPEDEF, VOLATILE, CONST, RESTRICT, TYPE_TAG
+            if !matches!(found.kind(), TYPEDEF..=11 | 18) {
+                return Some(number);
+            }
+            number = found.other;
+        }
+        None
+    }
+
     /// Returns the offset of a structure's member, in bytes. As in C, members of an anonymous structure belong to the
     /// structure that contains it. Returns `None` if there is no such member, or if it is a bit field.
     #[must_use]
     pub fn offset(&self, structure: &str, member: &str) -> Option<i16> {
         let mut left = MOST_MEMBERS;
-        let bits = self.offset_in(self.find(STRUCT, structure)?, member, DEEPEST, &mut left)?;
+        let Member { bits, .. } =
+            self.offset_in(self.find(STRUCT, structure)?, member, DEEPEST, &mut left)?;
         i16::try_from(bits.is_multiple_of(8).then_some(bits / 8)?).ok()
     }
 
-    /// Returns the offset of a member of the type `number`, in bits. `left` counts down the members that may be
-    /// visited.
-    fn offset_in(&self, number: u32, member: &str, depth: u32, left: &mut u32) -> Option<u32> {
+    /// Returns a member of the type `number`. `left` counts down the members that may be visited.
+    fn offset_in(&self, number: u32, member: &str, depth: u32, left: &mut u32) -> Option<Member> {
         let (place, owner) = self.numbered(number)?;
         let deeper = depth.checked_sub(1)?;
         if !matches!(owner.kind(), STRUCT | UNION) {
@@ -176,14 +241,29 @@ impl<'a> Types<'a> {
             *left = left.checked_sub(1)?;
             // `struct btf_member` has the layout of `Type`: its name, the ID of its type, its offset.
             let found = type_at(self.bytes, place + Type::SIZE * (n + 1))?;
-            let offset = if owner.has_bit_fields() { found.other & 0x00ff_ffff } else { found.other };
-            if found.name == 0 {
-                offset.checked_add(self.offset_in(found.info, member, deeper, left)?)
+            let (bits, width) = if owner.has_bit_fields() {
+                (found.other & 0x00ff_ffff, found.other >> 24)
             } else {
-                self.is_named(found.name, member).then_some(offset)
+                (found.other, 0)
+            };
+            if found.name == 0 {
+                let inner = self.offset_in(found.info, member, deeper, left)?;
+                Some(Member { bits: bits.checked_add(inner.bits)?, ..inner })
+            } else {
+                self.is_named(found.name, member).then_some(Member { number: found.info, bits, width })
             }
         })
     }
+}
+
+/// A member that [`Types::offset_in`] has found.
+struct Member {
+    /// The ID of its type.
+    number: u32,
+    /// Its offset in bits.
+    bits: u32,
+    /// The width of a bit field, otherwise 0.
+    width: u32,
 }
 
 fn word(bytes: &[u8], place: usize) -> Option<u32> {
@@ -198,7 +278,7 @@ fn type_at(bytes: &[u8], place: usize) -> Option<Type> {
 mod tests {
     use std::io::{self, Write as _};
 
-    use super::{FUNC, NAMES, Named, STRUCT, Types};
+    use super::{FUNC, Field, NAMES, Named, STRUCT, TRACED, Types};
     use crate::bpf::host;
     use crate::error::Error;
 
@@ -249,6 +329,8 @@ mod tests {
         let offsets = ["a", "b", "c", "d", "e"].map(|member| types.offset("outer", member));
         assert_eq!(offsets, [Some(0), Some(4), Some(4), Some(8), None]);
         assert_eq!(types.offset("oute", "a"), None);
+        assert_eq!(types.field("outer", "d"), Some(Field { offset: 8, size: 4 }));
+        assert_eq!(types.field("outer", "a.b"), None);
     }
 
     #[test]
@@ -295,6 +377,10 @@ mod tests {
         assert_eq!(types.offset("sock", "__sk_common"), Some(0));
         assert!(types.offset("sock_common", "skc_num").is_some());
         assert!(types.offset("cgroup", "kn").is_some());
+        let traced = host::types(&TRACED).unwrap();
+        assert!(traced.set_state().is_some());
+        let cookie = "inet_conn.icsk_inet.sk.__sk_common.skc_cookie";
+        assert_eq!(traced.field("tcp_sock", cookie).map(|field| field.size), Some(8));
         // `kernel_types` may have mapped the file. Reading it must give the same types.
         let file = std::fs::read(host::TYPES).unwrap();
         let read = Types::parse(&file, &NAMES).unwrap();

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use super::btf::{NAMES, Types};
+use super::btf::{NAMES, Named, Types};
 use super::sys;
 use crate::error::{Error, Result};
 use crate::privilege::CAP_SYS_ADMIN;
@@ -19,15 +19,20 @@ pub(super) const TYPES: &str = "/sys/kernel/btf/vmlinux";
 
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
-/// Reads the types of the running kernel. A kernel that was built without `CONFIG_DEBUG_INFO_BTF` has no such file.
+/// Reads the types of the iterator's programs, as [`types`] does.
 pub(super) fn kernel_types() -> Result<Types<'static>> {
+    types(&NAMES)
+}
+
+/// Reads these types of the running kernel. A kernel that was built without `CONFIG_DEBUG_INFO_BTF` has no such file.
+pub(super) fn types(names: &[Named<'static>]) -> Result<Types<'static>> {
     // The file does not change while the kernel runs, so its contents are kept until this process ends. It can be
     // mapped since Linux 6.16.
     let bytes = match sys::map(&File::open(TYPES)?) {
         Ok(bytes) => bytes,
         Err(_) => fs::read(TYPES)?.leak(),
     };
-    Types::parse(bytes, &NAMES).ok_or(Error::UnexpectedBtf { path: TYPES })
+    Types::parse(bytes, names).ok_or(Error::UnexpectedBtf { path: TYPES })
 }
 
 /// A capability: its number and name. capabilities(7)
@@ -40,6 +45,8 @@ const BPF: Capability = Capability(39, "CAP_BPF");
 
 /// The capabilities that are needed to attach programs to a cgroup.
 pub const FOR_CGROUPS: [Capability; 2] = [BPF, NET_ADMIN];
+/// The capabilities that are needed to run a program at a tracepoint.
+pub const FOR_TRACING: [Capability; 2] = [BPF, PERFMON];
 /// The capabilities that are needed to run the TCP iterator and to set sockets with it.
 pub const FOR_SOCKETS: [Capability; 3] = [BPF, PERFMON, NET_ADMIN];
 

@@ -25,6 +25,7 @@ pub(super) enum Reg {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Size {
+    Byte = 0x10,
     Half = 0x08,
     Word = 0x00,
     Double = 0x18,
@@ -36,6 +37,8 @@ pub(super) enum Size {
 pub(super) enum Cond {
     Equal = 0x10,
     NotEqual = 0x50,
+    /// `left & right`
+    AnyBit = 0x40,
     /// Signed.
     Less = 0xc0,
     /// Signed.
@@ -48,14 +51,20 @@ pub(super) enum Cond {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub(super) enum Helper {
+    /// `u64 bpf_ktime_get_ns(void)`
+    KtimeGetNs = 5,
     /// `u64 bpf_get_socket_cookie(sk)`
     GetSocketCookie = 46,
     /// `int bpf_setsockopt(socket, level, name, value, size)`
     SetSockOpt = 49,
     /// `int bpf_getsockopt(socket, level, name, value, size)`
     GetSockOpt = 57,
+    /// `u64 bpf_jiffies64(void)`
+    Jiffies64 = 118,
     /// `int bpf_seq_write(seq, data, size)`
     SeqWrite = 127,
+    /// `long bpf_ringbuf_output(ring_buffer, data, size, flags)`
+    RingbufOutput = 130,
     /// `struct tcp_sock *bpf_skc_to_tcp_sock(sk)`
     SkcToTcpSock = 137,
 }
@@ -98,6 +107,7 @@ const JMP: u8 = 0x05;
 const JMP32: u8 = 0x06;
 const ALU64: u8 = 0x07;
 const MEM: u8 = 0x60;
+const ATOMIC: u8 = 0xc0;
 const FROM_REGISTER: u8 = 0x08;
 const ADD: u8 = 0x00;
 const MOV: u8 = 0xb0;
@@ -159,6 +169,11 @@ impl Assembler {
             Operand::Reg(reg) => self.raw(STX | MEM | size as u8, base, reg, offset, 0),
             Operand::Imm(value) => self.raw(ST | MEM | size as u8, base, Reg::R0, offset, value),
         }
+    }
+
+    /// `*(u64 *)(base + offset) += from`, without a race against other processors
+    pub(super) fn add_atomically(&mut self, base: Reg, offset: i16, from: Reg) {
+        self.raw(STX | ATOMIC | Size::Double as u8, base, from, offset, ADD.into());
     }
 
     /// `goto label`
@@ -276,6 +291,7 @@ mod tests {
         program.add(Reg::R4, -8);
         program.call(Helper::SetSockOpt);
         program.load_u64(Reg::R9, 0x1_0000_0002);
+        program.add_atomically(Reg::R1, 8, Reg::R2);
         program.place(end);
         program.exit();
         let bytes: Vec<[u8; 8]> = program
@@ -293,13 +309,14 @@ mod tests {
             [
                 [0xbf, 0x16, 0, 0, 0, 0, 0, 0],
                 [0x61, 0x62, 24, 0, 0, 0, 0, 0],
-                [0x56, 0x02, 6, 0, 6, 0, 0, 0],
+                [0x56, 0x02, 7, 0, 6, 0, 0, 0],
                 [0x62, 0x0a, 0xf8, 0xff, 60, 0, 0, 0],
                 [0x7b, 0x6a, 0xf0, 0xff, 0, 0, 0, 0],
                 [0x07, 0x04, 0, 0, 0xf8, 0xff, 0xff, 0xff],
                 [0x85, 0, 0, 0, 49, 0, 0, 0],
                 [0x18, 0x09, 0, 0, 2, 0, 0, 0],
                 [0, 0, 0, 0, 1, 0, 0, 0],
+                [0xdb, 0x21, 8, 0, 0, 0, 0, 0],
                 [0x95, 0, 0, 0, 0, 0, 0, 0],
             ]
         );

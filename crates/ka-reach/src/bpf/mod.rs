@@ -6,7 +6,8 @@
 //! Two of ka's BPF programs are attached to a cgroup. The `sock_ops` program applies a policy to each socket that
 //! connects, listens or is accepted. The `setsockopt` program keeps the cgroup's processes from replacing the policy's
 //! values. Two other BPF programs belong to the iterator over all TCP sockets of a network namespace. One reads the
-//! settings of each socket, the other writes them.
+//! settings of each socket, the other writes them. A last one records at a tracepoint how each connection ends
+//! ([`trace`]).
 //!
 //! ka generates the instructions of these programs at run time, and needs no compiler. All BPF programs that set
 //! sockets share the instructions for it (`apply`).
@@ -20,6 +21,7 @@ mod links;
 mod setsockopt;
 mod sock_ops;
 mod sys;
+pub(crate) mod trace;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -110,10 +112,13 @@ impl Feature {
 
 /// Makes a map with one value.
 fn map_with(name: &str, value: &[u8]) -> io::Result<OwnedFd> {
-    match sys::map_with(name, value) {
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-            sys::with_locked_memory(|| sys::map_with(name, value))
-        }
+    with_memory(|| sys::map_with(name, value))
+}
+
+/// Makes a map. If the kernel refuses, tries again without a limit on locked memory.
+fn with_memory<T>(make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match make() {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => sys::with_locked_memory(make),
         other => other,
     }
 }

@@ -8,6 +8,8 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use libc::{c_int, c_long};
 
@@ -29,6 +31,7 @@ mod command {
     pub(super) const MAP_GET_FD_BY_ID: c_int = 14;
     pub(super) const OBJ_GET_INFO: c_int = 15;
     pub(super) const PROG_QUERY: c_int = 16;
+    pub(super) const RAW_TRACEPOINT_OPEN: c_int = 17;
     pub(super) const LINK_CREATE: c_int = 28;
     pub(super) const ITER_CREATE: c_int = 33;
     pub(super) const LINK_DETACH: c_int = 34;
@@ -43,6 +46,8 @@ pub(super) enum Kind {
     SetSockOpt,
     /// Runs for each TCP socket while a process reads from the iterator. `function` is the BTF ID of `bpf_iter_tcp`.
     TcpIter { function: u32 },
+    /// Runs at a tracepoint. `event` is the BTF ID of the tracepoint's type.
+    Tracepoint { event: u32 },
 }
 
 impl Kind {
@@ -51,7 +56,7 @@ impl Kind {
         match self {
             Self::SockOps => 13,
             Self::SetSockOpt => 25,
-            Self::TcpIter { .. } => 26,
+            Self::TcpIter { .. } | Self::Tracepoint { .. } => 26,
         }
     }
 
@@ -60,7 +65,16 @@ impl Kind {
         match self {
             Self::SockOps => 3,
             Self::SetSockOpt => 22,
+            Self::Tracepoint { .. } => 23,
             Self::TcpIter { .. } => 28,
+        }
+    }
+
+    /// Returns the BTF ID of the kernel's function or tracepoint that the program is for, or 0.
+    const fn target(self) -> u32 {
+        match self {
+            Self::TcpIter { function: number } | Self::Tracepoint { event: number } => number,
+            Self::SockOps | Self::SetSockOpt => 0,
         }
     }
 }
@@ -161,6 +175,13 @@ struct LinkCreate {
 }
 
 #[repr(C)]
+struct RawTracepoint {
+    name: u64,
+    program: u32,
+    padding: u32,
+}
+
+#[repr(C)]
 struct IterCreate {
     link: u32,
     flags: u32,
@@ -253,7 +274,6 @@ fn name_of(name: [u8; NAME_SIZE]) -> String {
 
 /// Loads a program. If `log` is not empty, the verifier writes its log there.
 pub(super) fn load(kind: Kind, title: &str, insns: &[Insn], log: &mut [u8]) -> io::Result<OwnedFd> {
-    let attach_function = if let Kind::TcpIter { function } = kind { function } else { 0 };
     let mut attributes = ProgLoad {
         program_type: kind.program_type(),
         insn_count: size(insns.len()),
@@ -265,7 +285,7 @@ pub(super) fn load(kind: Kind, title: &str, insns: &[Insn], log: &mut [u8]) -> i
         log: if log.is_empty() { 0 } else { log.as_mut_ptr().expose_provenance() as u64 },
         name: name(title),
         attach_type: kind.attach_type(),
-        attach_function,
+        attach_function: kind.target(),
         ..ProgLoad::default()
     };
     bpf_fd(command::PROG_LOAD, &mut attributes)
@@ -388,6 +408,12 @@ pub(super) fn link(
     bpf_fd(command::LINK_CREATE, &mut attributes)
 }
 
+/// Attaches a program to its tracepoint for as long as the returned link exists.
+pub(super) fn attach_tracepoint(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attributes = RawTracepoint { name: 0, program: number(program), padding: 0 };
+    bpf_fd(command::RAW_TRACEPOINT_OPEN, &mut attributes)
+}
+
 /// Opens an iterator. While the descriptor is read to its end, the kernel visits each socket of the caller's network
 /// namespace once.
 pub(super) fn iterate(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
@@ -439,6 +465,100 @@ pub(super) fn map(file: &File) -> io::Result<&'static [u8]> {
     // SAFETY: the mapping is readable, has `size` bytes and is never unmapped. The callers pass a read-only file of the
     // kernel, so its contents do not change.
     Ok(unsafe { std::slice::from_raw_parts(place.cast(), size) })
+}
+
+/// A map to which BPF programs append records: a `BPF_MAP_TYPE_RINGBUF`. Linux 5.8. Documentation/bpf/ringbuf.rst
+///
+/// The descriptor is readable when there are records.
+pub(super) struct RingBuffer {
+    map: OwnedFd,
+    /// The page with the reader's position, which this process writes.
+    consumer: NonNull<AtomicUsize>,
+    /// The page with the writers' position. The data follow, twice in a row, so that each record is contiguous.
+    producer: NonNull<AtomicUsize>,
+    page: usize,
+    size: usize,
+}
+
+impl RingBuffer {
+    /// The flags and the length in a record's header: `BPF_RINGBUF_BUSY_BIT`, `BPF_RINGBUF_DISCARD_BIT`.
+    const BUSY: u32 = 1 << 31;
+    const DISCARDED: u32 = 1 << 30;
+    /// `BPF_RINGBUF_HDR_SZ`
+    const HEADER: usize = 8;
+
+    /// Makes a buffer. `bytes` is a power of two and a multiple of the page size.
+    pub(super) fn new(title: &str, bytes: u32) -> io::Result<Self> {
+        let mut attributes =
+            MapCreate { map_type: 27, entries: bytes, name: name(title), ..MapCreate::default() };
+        let map = bpf_fd(command::MAP_CREATE, &mut attributes)?;
+        let page = usize::try_from(page_size()).map_err(io::Error::other)?;
+        let size = bytes as usize;
+        let consumer = map_shared(&map, page, libc::PROT_READ | libc::PROT_WRITE, 0)?;
+        let producer = map_shared(&map, page + 2 * size, libc::PROT_READ, page).inspect_err(|_| {
+            // SAFETY: the page was mapped above, and nothing refers to it.
+            unsafe { libc::munmap(consumer.as_ptr(), page) };
+        })?;
+        Ok(Self { map, consumer: consumer.cast(), producer: producer.cast(), page, size })
+    }
+
+    /// Calls `each` for each record that is complete, in the order in which they were written, and removes them.
+    pub(super) fn drain(&mut self, mut each: impl FnMut(&[u8])) {
+        // SAFETY: both pages are mapped until `self` is dropped, and positions are at their beginning. The kernel
+        // accesses the positions atomically.
+        let (consumer, producer) = unsafe { (self.consumer.as_ref(), self.producer.as_ref()) };
+        let mut position = consumer.load(Ordering::Relaxed);
+        while position != producer.load(Ordering::Acquire) {
+            let offset = self.page + (position & (self.size - 1));
+            // SAFETY: the offset is below `page + size`, and positions are multiples of 8. The kernel has written a
+            // record's header before it advances its position.
+            let header = unsafe { self.producer.byte_add(offset).cast::<AtomicU32>().as_ref() };
+            let word = header.load(Ordering::Acquire);
+            if word & Self::BUSY != 0 {
+                break;
+            }
+            let length = (word & !(Self::BUSY | Self::DISCARDED)) as usize;
+            if word & Self::DISCARDED == 0 && length <= self.size {
+                // SAFETY: a record is at most `size` bytes long, so it ends within the second copy of the data. The
+                // record is complete. The kernel does not reuse its place until `consumer` has advanced.
+                let record = unsafe {
+                    let start = self.producer.byte_add(offset + Self::HEADER).cast::<u8>();
+                    std::slice::from_raw_parts(start.as_ptr(), length)
+                };
+                each(record);
+            }
+            position = position.wrapping_add((length + Self::HEADER).next_multiple_of(8));
+            consumer.store(position, Ordering::Release);
+        }
+    }
+}
+
+impl std::os::fd::AsFd for RingBuffer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.map.as_fd()
+    }
+}
+
+impl Drop for RingBuffer {
+    fn drop(&mut self) {
+        // SAFETY: both ranges were mapped by `new`, and no reference into them outlives `self`.
+        unsafe {
+            libc::munmap(self.consumer.as_ptr().cast(), self.page);
+            libc::munmap(self.producer.as_ptr().cast(), self.page + 2 * self.size);
+        }
+    }
+}
+
+/// Maps a part of a map, shared with the kernel.
+fn map_shared(map: &OwnedFd, size: usize, access: c_int, offset: usize) -> io::Result<NonNull<libc::c_void>> {
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: the kernel chooses an unused address range. If it fails, it returns MAP_FAILED, which is checked below.
+    let place =
+        unsafe { libc::mmap(std::ptr::null_mut(), size, access, libc::MAP_SHARED, map.as_raw_fd(), offset) };
+    match NonNull::new(place) {
+        Some(place) if place.as_ptr() != libc::MAP_FAILED => Ok(place),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Returns the size of a memory page in bytes. sysconf(3)

@@ -11,6 +11,7 @@ pub mod fork;
 pub mod limits;
 mod memory;
 mod namespace;
+mod receive;
 pub mod signal;
 mod task;
 pub mod user;
@@ -25,7 +26,7 @@ use std::path::Path;
 use libc::c_long;
 
 pub(crate) use capability::{keep_capabilities, renounce_privileges};
-pub(crate) use clock::processor_time;
+pub(crate) use clock::{monotonic_time, processor_time};
 pub(crate) use descriptor::{
     bound_interface, close_all_but, inode, lock, owner, pidfd_getfd, pidfd_open, replace_by_null,
 };
@@ -36,6 +37,7 @@ pub(crate) use fork::{
 pub(crate) use limits::raise_descriptor_limit;
 pub(crate) use memory::SharedWords;
 pub(crate) use namespace::{enter_network, network_of};
+pub(crate) use receive::{dropped_messages, set_receive_buffer};
 pub(crate) use task::{compare_descriptors, share_descriptors, thread_id, unshare_descriptors};
 pub(crate) use user::users;
 pub(crate) use wait::{is_readable, poll};

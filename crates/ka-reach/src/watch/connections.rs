@@ -1,0 +1,432 @@
+//! The open connections, and the processes that have them.
+//!
+//! When a connection ends, its owner often closes the socket within microseconds, and then nothing connects the two any
+//! more. So ka learns the owners before. It lists the connections again and again: sock_diag(7) has the cookie and the
+//! inode of each socket. If there are new ones, it searches /proc for the processes that have their inodes. An owner is
+//! stored under the cookie of its socket, so neither a reused inode nor a reused PID leads to a wrong owner.
+//!
+//! **Cost.** The time until the next list depends on the processor time of the last one, so that lists take at most 0.8
+//! % of a core ([`SHARE`]). The same rule holds for searches of /proc. A socket whose owner is not found after
+//! [`SEARCHES`] searches is not searched again.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ka_core::{Retransmission, Settings};
+
+use super::Source;
+use super::destroyed::DestroyedGroup;
+use crate::diag::{DiagSocket, Lister, State};
+use crate::listing::SocketOwner;
+use crate::netns::{self, Namespace};
+use crate::process::{self, Process};
+use crate::{Error, Result, privilege, sys};
+
+/// The pause after some work is so many times the processor time of the work.
+const SHARE: u32 = 125;
+/// The shortest and the longest pause.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The number of searches for the owner of a socket.
+const SEARCHES: u8 = 2;
+/// The largest number of connections whose owners are known, to limit the memory to about 200 MB.
+const MOST: usize = 1 << 20;
+/// The time between two searches for new network namespaces. A namespace without processes exists for at most this
+/// time longer, because ka's sockets in it keep it.
+const NAMESPACES_AFTER: Duration = Duration::from_secs(30);
+
+/// A network namespace, by its inode, and a socket cookie in it.
+pub(super) type Key = (u32, u64);
+
+/// An open connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    /// The inode of the socket. 0 if no process has it.
+    pub(super) inode: u32,
+    pub(super) local: SocketAddr,
+    pub(super) peer: SocketAddr,
+    pub(super) owner: Option<SocketOwner>,
+    /// The settings. `None` if they have not been read.
+    pub(super) settings: Option<Settings>,
+    /// Whether the settings were to be read. They may be unreadable.
+    pub(super) is_asked: bool,
+    /// Whether the end was reported.
+    pub(super) is_reported: bool,
+    /// Whether the peer has connected.
+    pub(super) is_accepted: bool,
+    keepalive: Option<bool>,
+    /// The number of the list that had it last.
+    list: u64,
+    searches: u8,
+}
+
+/// The network namespaces to watch.
+pub enum Namespaces {
+    /// These. The calling thread may be in one of them. If empty, the one that the calling thread is in.
+    Some(Vec<Namespace>),
+    /// All that contain processes, also those that are created later.
+    All,
+}
+
+/// A network namespace that is watched.
+pub(super) struct Network {
+    pub(super) inode: u32,
+    /// net.ipv4.tcp_retries2. An open file stays with its namespace.
+    retries: Option<File>,
+    lister: Lister,
+    /// `None` unless the source is [`Source::Diag`].
+    pub(super) group: Option<DestroyedGroup>,
+}
+
+/// The numbers of open connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionCounts {
+    /// Keepalive is on.
+    pub on: usize,
+    /// Keepalive is off.
+    pub off: usize,
+    /// It is unknown whether keepalive is on, because another timer runs.
+    pub unknown: usize,
+}
+
+/// A limit on how often some work is done.
+struct Schedule {
+    due: Instant,
+}
+
+impl Schedule {
+    fn new() -> Self {
+        Self { due: Instant::now() }
+    }
+
+    /// Does some work, and sets the time from which it may be done again.
+    fn run<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        let before = sys::processor_time();
+        let result = work();
+        let cost = sys::processor_time().saturating_sub(before);
+        self.due = Instant::now() + (cost * SHARE).clamp(PAUSES.0, PAUSES.1);
+        result
+    }
+
+    fn is_due(&self) -> bool {
+        self.due <= Instant::now()
+    }
+}
+
+/// The open connections of the watched network namespaces.
+pub(super) struct Connections {
+    source: Source,
+    known: HashMap<Key, Connection>,
+    /// The connections that are not listed any more. Without a report of the end, they stay until the next list, or
+    /// with [`Source::Diag`] as long as a process has the socket.
+    gone: HashMap<Key, Connection>,
+    pub(super) networks: Vec<Network>,
+    follows_namespaces: bool,
+    namespaces_read: Instant,
+    /// The processes to search. If empty, all.
+    pids: Vec<i32>,
+    lists: u64,
+    listing: Schedule,
+    searching: Schedule,
+    /// True if the last list had connections that are not stored.
+    is_full: bool,
+}
+
+impl Connections {
+    /// Begins to watch. The first list is due at once.
+    pub(super) fn new(source: Source, namespaces: &Namespaces, pids: &[i32]) -> Result<Self> {
+        let mut new = Self {
+            source,
+            known: HashMap::new(),
+            gone: HashMap::new(),
+            networks: Vec::new(),
+            follows_namespaces: matches!(namespaces, Namespaces::All),
+            namespaces_read: Instant::now(),
+            pids: pids.to_vec(),
+            lists: 0,
+            listing: Schedule::new(),
+            searching: Schedule::new(),
+            is_full: false,
+        };
+        match namespaces {
+            Namespaces::Some(some) if some.is_empty() => {
+                new.networks.push(Network::open(&Namespace::current()?, source)?);
+            }
+            Namespaces::Some(some) => new.add(some)?,
+            Namespaces::All => new.add(&all_namespaces()?)?,
+        }
+        Ok(new)
+    }
+
+    /// Opens the namespaces that are not watched yet.
+    fn add(&mut self, namespaces: &[Namespace]) -> Result<()> {
+        let home = Namespace::current()?;
+        let is_new = |namespace: &&Namespace| !self.networks.iter().any(|known| known.is(namespace));
+        let opened: Result<Vec<_>> = namespaces
+            .iter()
+            .filter(is_new)
+            .map(|namespace| {
+                if namespace.inode() != home.inode() {
+                    namespace.enter()?;
+                }
+                let opened = Network::open(namespace, self.source);
+                if namespace.inode() != home.inode() {
+                    home.enter()?;
+                }
+                opened
+            })
+            .collect();
+        self.networks.extend(opened?);
+        Ok(())
+    }
+
+    /// Returns the time from which [`Connections::refresh`] should be called.
+    pub(super) fn due(&self) -> Instant {
+        self.listing.due
+    }
+
+    /// Lists the connections, and searches for the owners of new ones. Returns the keys of those that are no longer
+    /// listed, and why the list is incomplete.
+    pub(super) fn refresh(&mut self) -> (Vec<Key>, Option<Error>) {
+        let mut listing = std::mem::replace(&mut self.listing, Schedule::new());
+        let (gone, incomplete) = listing.run(|| self.list());
+        self.listing = listing;
+        let mut searching = std::mem::replace(&mut self.searching, Schedule::new());
+        if searching.is_due() && self.known.values().any(Connection::is_searched) {
+            searching.run(|| self.search());
+        }
+        self.searching = searching;
+        (gone, incomplete)
+    }
+
+    fn list(&mut self) -> (Vec<Key>, Option<Error>) {
+        let mut incomplete = None;
+        if self.follows_namespaces && self.namespaces_read.elapsed() >= NAMESPACES_AFTER {
+            self.namespaces_read = Instant::now();
+            incomplete = all_namespaces()
+                .and_then(|all| {
+                    self.networks.retain(|known| all.iter().any(|namespace| known.is(namespace)));
+                    self.add(&all)
+                })
+                .err();
+        }
+        self.lists += 1;
+        let states: Vec<_> =
+            State::ALL.into_iter().filter(|state| state.is_connected() || *state == State::Listen).collect();
+        let was_full = std::mem::take(&mut self.is_full);
+        let mut failed = HashSet::new();
+        for network in &self.networks {
+            match network.lister.dump(&states, false) {
+                Ok(entries) => {
+                    let listeners: HashSet<_> = entries
+                        .iter()
+                        .filter(|entry| entry.state == State::Listen)
+                        .map(|entry| entry.local.port())
+                        .collect();
+                    for entry in entries {
+                        let is_accepted = listeners.contains(&entry.local.port());
+                        let key = (network.inode, entry.cookie);
+                        self.is_full |= !insert(&mut self.known, key, &entry, is_accepted, self.lists);
+                    }
+                }
+                Err(error) => {
+                    failed.insert(network.inode);
+                    incomplete = Some(error);
+                }
+            }
+        }
+        if self.is_full && !was_full {
+            incomplete = Some(Error::TooManyConnections(MOST));
+        }
+        if self.source != Source::Diag {
+            self.gone.clear();
+        }
+        let lists = self.lists;
+        let is_gone = |(network, _): &Key, connection: &mut Connection| {
+            connection.list != lists && !failed.contains(network)
+        };
+        let gone: Vec<_> = self.known.extract_if(is_gone).collect();
+        let keys = gone.iter().map(|(key, _)| *key).collect();
+        self.gone.extend(gone);
+        (keys, incomplete)
+    }
+
+    /// Searches for the owners of the connections that have none.
+    fn search(&mut self) {
+        let mut wanted: HashMap<u32, Vec<Key>> = HashMap::new();
+        for (key, connection) in self.known.iter_mut().filter(|(_, connection)| connection.is_searched()) {
+            connection.searches += 1;
+            wanted.entry(connection.inode).or_default().push(*key);
+        }
+        let inodes = wanted.keys().copied().collect();
+        for (inode, owner) in owners(&inodes, &self.pids, true) {
+            for key in wanted.remove(&inode).unwrap_or_default() {
+                if let Some(connection) = self.known.get_mut(&key) {
+                    connection.owner = Some(owner.clone());
+                }
+            }
+        }
+    }
+
+    /// Removes a connection that has ended.
+    pub(super) fn remove(&mut self, key: Key) -> Option<Connection> {
+        self.known.remove(&key).or_else(|| self.gone.remove(&key))
+    }
+
+    /// Returns a connection that is no longer listed.
+    pub(super) fn gone(&mut self, key: Key) -> Option<&mut Connection> {
+        self.gone.get_mut(&key)
+    }
+
+    /// Returns the keys of all connections that are no longer listed, each time after many lists.
+    pub(super) fn gone_for_long(&self) -> Vec<Key> {
+        if self.lists.is_multiple_of(64) { self.gone.keys().copied().collect() } else { Vec::new() }
+    }
+
+    /// Returns the owners of sockets that have just ended, and whose owners are unknown. Searches /proc.
+    pub(super) fn owners(&self, inodes: &HashSet<u32>) -> HashMap<u32, SocketOwner> {
+        if inodes.is_empty() { HashMap::new() } else { owners(inodes, &self.pids, false) }
+    }
+
+    /// Returns the connections whose owners are known, but whose settings have not been read.
+    pub(super) fn unread(&mut self) -> impl Iterator<Item = &mut Connection> {
+        self.known.values_mut().filter(|connection| connection.owner.is_some() && !connection.is_asked)
+    }
+
+    /// Counts the connections, as they were listed last.
+    pub(super) fn counts(&self) -> ConnectionCounts {
+        let mut counts = ConnectionCounts::default();
+        for connection in self.known.values() {
+            *match connection.keepalive {
+                Some(true) => &mut counts.on,
+                Some(false) => &mut counts.off,
+                None => &mut counts.unknown,
+            } += 1;
+        }
+        counts
+    }
+}
+
+impl Connection {
+    /// Returns whether the last list had the connection without a process, because its program had closed it.
+    pub(super) const fn is_closed(&self) -> bool {
+        self.owner.is_some() && self.inode == 0
+    }
+
+    /// Returns whether its owner is unknown and may be found.
+    const fn is_searched(&self) -> bool {
+        self.owner.is_none() && self.inode != 0 && self.searches < SEARCHES
+    }
+}
+
+impl Network {
+    /// Opens the network namespace that the calling thread is in.
+    fn open(namespace: &Namespace, source: Source) -> Result<Self> {
+        // Inodes of namespaces have 32 bits.
+        let inode = u32::try_from(namespace.inode()).map_err(|_| Error::NotNetworkNamespace)?;
+        let group = (source == Source::Diag).then(DestroyedGroup::join).transpose()?;
+        let retries = File::open("/proc/sys/net/ipv4/tcp_retries2").ok();
+        Ok(Self { inode, retries, lister: Lister::open()?, group })
+    }
+
+    /// Returns net.ipv4.tcp_retries2, or its default if it cannot be read.
+    pub(super) fn retries(&self) -> u8 {
+        let mut text = [0; 8];
+        let read = self.retries.as_ref().and_then(|file| file.read_at(&mut text, 0).ok());
+        let text = text.get(..read.unwrap_or(0)).and_then(|text| std::str::from_utf8(text).ok());
+        let number = text.and_then(|text| text.trim().parse().ok());
+        number.unwrap_or(Retransmission::STANDARD.retries)
+    }
+
+    fn is(&self, namespace: &Namespace) -> bool {
+        u64::from(self.inode) == namespace.inode()
+    }
+}
+
+/// Returns all network namespaces that contain processes.
+fn all_namespaces() -> Result<Vec<Namespace>> {
+    let (namespaces, refused) = netns::of(&process::all()?);
+    match refused.into_iter().next() {
+        Some((pid, error)) if namespaces.is_empty() => {
+            Err(Error::named_process(pid, privilege::explain(pid, error)))
+        }
+        _ => Ok(namespaces),
+    }
+}
+
+/// Stores a connection, or updates it. Returns false if there are too many.
+fn insert(
+    known: &mut HashMap<Key, Connection>,
+    key: Key,
+    entry: &DiagSocket,
+    is_accepted: bool,
+    list: u64,
+) -> bool {
+    let Some(peer) = entry.peer else { return true };
+    if let Some(connection) = known.get_mut(&key) {
+        // A connection that no process has accepted yet has no inode.
+        connection.inode = entry.inode;
+        connection.keepalive = entry.keepalive();
+        connection.list = list;
+        return true;
+    }
+    if known.len() >= MOST {
+        return false;
+    }
+    let connection = Connection {
+        inode: entry.inode,
+        local: entry.local,
+        peer,
+        owner: None,
+        settings: None,
+        is_asked: false,
+        is_reported: false,
+        is_accepted,
+        keepalive: entry.keepalive(),
+        list,
+        searches: 0,
+    };
+    known.insert(key, connection);
+    true
+}
+
+/// Returns the owners of the sockets with these inodes: of each, the process with the lowest PID. If `pids` is empty,
+/// searches all processes. If `is_thorough`, also searches the descriptor tables of tasks that do not share that of
+/// their process.
+fn owners(inodes: &HashSet<u32>, pids: &[i32], is_thorough: bool) -> HashMap<u32, SocketOwner> {
+    let own = process::own_pid();
+    let pids = if pids.is_empty() { process::all().unwrap_or_default() } else { pids.to_vec() };
+    let mut found = HashMap::new();
+    for of_tasks in [false, true] {
+        if of_tasks && !is_thorough || found.len() == inodes.len() {
+            break;
+        }
+        for pid in pids.iter().filter(|pid| **pid != own) {
+            let Ok(process) = Process::open(*pid) else { continue };
+            let mut sockets = Vec::new();
+            if of_tasks {
+                let _ = process.each_table(|table| match table {
+                    Ok((table, more)) if !table.belongs_to_leader() => sockets.extend(more),
+                    _ => {}
+                });
+            } else {
+                sockets = process::sockets(&format!("/proc/{pid}/fd")).unwrap_or_default();
+            }
+            sockets.retain(|(_, inode)| inodes.contains(inode));
+            if sockets.is_empty() {
+                continue;
+            }
+            let comm: Option<Arc<[u8]>> = process::comm(*pid).map(Arc::from);
+            // If the process has ended, the PID may be that of another one.
+            if process.is_alive() {
+                for (fd, inode) in sockets {
+                    found.entry(inode).or_insert_with(|| SocketOwner { pid: *pid, fd, comm: comm.clone() });
+                }
+            }
+        }
+    }
+    found
+}

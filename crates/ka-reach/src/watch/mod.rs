@@ -1,0 +1,354 @@
+//! Reports each TCP connection that ends abnormally: whose it was, and why it ended.
+//!
+//! The kernel knows the reason and tells it to the program only as an error, which few programs log. There are three
+//! sources. Each has its own limits, and [`Watch::start`] uses the first that the kernel allows:
+//!
+//! - [`Source::Ebpf`]: a BPF program records each end at the moment at which it happens, with the error and the counters
+//!   that led to it, in all network namespaces ([`crate::bpf`], `trace`). CAP_BPF and CAP_PERFMON
+//! - [`Source::Diag`]: the kernel reports each socket when it is freed, without its error (`destroyed`). ka also
+//!   examines sockets that their programs keep, as the next source does. CAP_NET_ADMIN
+//! - [`Source::Poll`]: a connection that has ended is no longer in the kernel's list. If its program still has the
+//!   socket, ka looks at a duplicate (`examine`). This needs no more than access to the process. It misses a
+//!   connection that its program closes before the next list.
+//!
+//! The last two sources do not see the error of the socket, because a read of SO_ERROR would take it from the program.
+//! They see whether there is one, and derive the cause from `TCP_INFO`. So a connection that was destroyed looks like one
+//! that was reset, and one whose peer the network reported as unreachable looks like one that was only silent.
+//!
+//! The kernel does not keep the TTL of a reset. So no source can tell a reset of the peer from one of a middlebox.
+//!
+//! The owner of a connection comes from earlier lists (`connections`). With eBPF, a socket still has its inode when its
+//! end is recorded. So if the owner is unknown, ka searches /proc for it at once.
+//!
+//! A failed connect(2), a close by both sides, and the exit of a process are no events.
+
+mod connections;
+mod death;
+mod destroyed;
+mod examine;
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::{Duration, Instant, SystemTime};
+
+use ka_core::Retransmission;
+
+use crate::bpf::trace::{TraceRecord, Tracer};
+use crate::diag::{DestroyedSocket, State};
+use crate::worker::Workers;
+use crate::{Error, Result, sys};
+
+pub use connections::{ConnectionCounts, Namespaces};
+use connections::{Connections, Key};
+pub use death::{Cause, Death};
+use destroyed::{DestroyedGroup, Ending, WithoutFin, ending};
+use examine::Examined;
+
+/// The connections to watch.
+pub struct WatchFilter {
+    /// The network namespaces.
+    pub namespaces: Namespaces,
+    /// Only the connections of these processes. If empty, those of all processes.
+    pub pids: Vec<i32>,
+    /// Only connections whose local or peer port is this one.
+    pub port: Option<u16>,
+}
+
+/// An event of a [`Watch`].
+#[derive(Debug)]
+pub enum WatchEvent {
+    /// A connection ended abnormally.
+    Died(Death),
+    /// The kernel dropped so many reports, because ka did not read them in time.
+    Missed(usize),
+    /// So many connections were reset or destroyed, but the source cannot tell which, because programs closed others
+    /// with data unread at the same time.
+    Unclear(usize),
+    /// Something about the connections is unknown from now on, for this reason.
+    Incomplete(Error),
+}
+
+/// How a [`Watch`] learns that connections end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A BPF program at a tracepoint.
+    Ebpf,
+    /// The kernel's reports of destroyed sockets.
+    Diag,
+    /// Repeated looks at sockets of other processes.
+    Poll,
+}
+
+impl Source {
+    /// All sources, the best first.
+    pub const ALL: [Self; 3] = [Self::Ebpf, Self::Diag, Self::Poll];
+
+    /// Returns the name, as `ka watch --source` takes it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ebpf => "ebpf",
+            Self::Diag => "diag",
+            Self::Poll => "poll",
+        }
+    }
+}
+
+/// Watches connections from its creation until it is dropped. The process must have only one thread while a method runs
+/// ([`crate::worker`]).
+pub struct Watch {
+    source: Source,
+    refused: Vec<(Source, Error)>,
+    /// `None` unless the source is [`Source::Ebpf`].
+    tracer: Option<Tracer>,
+    connections: Connections,
+    filter: WatchFilter,
+    workers: Workers,
+}
+
+impl Watch {
+    /// Begins to watch. Without `source`, uses the best source that the kernel allows.
+    ///
+    /// # Errors
+    ///
+    /// The source cannot be used, or the kernel does not list the sockets of a namespace.
+    pub fn start(filter: WatchFilter, source: Option<Source>) -> Result<Self> {
+        sys::raise_descriptor_limit();
+        let sources = source.map_or_else(|| Source::ALL.to_vec(), |source| vec![source]);
+        let mut refused = Vec::new();
+        for source in sources {
+            match open(source, &filter) {
+                Ok((tracer, connections)) => {
+                    let workers = Workers::default();
+                    return Ok(Self { source, refused, tracer, connections, filter, workers });
+                }
+                Err(error) => refused.push((source, error)),
+            }
+        }
+        // The last source needs the least, so its error prevents the others too.
+        Err(refused.pop().map_or(Error::NoSocketList, |(_, error)| error))
+    }
+
+    /// Returns the source.
+    #[must_use]
+    pub const fn source(&self) -> Source {
+        self.source
+    }
+
+    /// Returns the better sources that cannot be used, and why.
+    pub fn refused(&self) -> &[(Source, Error)] {
+        &self.refused
+    }
+
+    /// Waits until there are events, one of `others` is readable, or `longest` has passed. Returns the events, which may
+    /// be none.
+    ///
+    /// # Errors
+    ///
+    /// The errno of poll(2).
+    pub fn wait(&mut self, others: &[BorrowedFd<'_>], longest: Duration) -> Result<Vec<WatchEvent>> {
+        let due = self.connections.due().saturating_duration_since(Instant::now());
+        let groups = self.connections.networks.iter().filter_map(|network| network.group.as_ref());
+        let fds = self.tracer.iter().map(Tracer::as_fd).chain(groups.map(DestroyedGroup::as_fd));
+        let fds: Vec<_> = fds.chain(others.iter().copied()).collect();
+        sys::poll(&fds, longest.min(due))?;
+        let mut events = Vec::new();
+        if let Some((records, lost)) = self.tracer.as_mut().map(Tracer::take) {
+            self.report_traced(records, &mut events);
+            events.extend((lost > 0).then_some(WatchEvent::Missed(lost)));
+        }
+        self.report_destroyed(&mut events);
+        if self.connections.due() <= Instant::now() {
+            let (mut gone, incomplete) = self.connections.refresh();
+            events.extend(incomplete.map(WatchEvent::Incomplete));
+            if self.source != Source::Ebpf {
+                gone.extend(self.connections.gone_for_long());
+                self.report_gone(&gone, &mut events);
+                self.read_settings();
+            }
+        }
+        let filter = &self.filter;
+        events.retain(|event| !matches!(event, WatchEvent::Died(death) if !filter.matches(death)));
+        Ok(events)
+    }
+
+    /// Returns the numbers of open connections, as they were listed last.
+    #[must_use]
+    pub fn counts(&self) -> ConnectionCounts {
+        self.connections.counts()
+    }
+
+    /// Reports the connections whose ends the BPF program has recorded.
+    fn report_traced(&mut self, mut records: Vec<TraceRecord>, events: &mut Vec<WatchEvent>) {
+        let networks: HashSet<_> = self.connections.networks.iter().map(|network| network.inode).collect();
+        let is_all = matches!(self.filter.namespaces, Namespaces::All);
+        records.retain(|record| (is_all || networks.contains(&record.namespace)) && is_abnormal(record));
+        let owners: Vec<_> = records
+            .iter()
+            .map(|record| self.connections.remove((record.namespace, record.cookie))?.owner)
+            .collect();
+        let unknown = records.iter().zip(&owners).filter(|(_, owner)| owner.is_none());
+        let inodes = unknown.filter_map(|(record, _)| inode(record)).collect();
+        let found = self.connections.owners(&inodes);
+        let (now, monotonic) = (SystemTime::now(), sys::monotonic_time());
+        for (record, owner) in records.iter().zip(owners) {
+            events.push(WatchEvent::Died(Death {
+                time: now.checked_sub(monotonic.saturating_sub(record.at)).unwrap_or(now),
+                cause: Cause::of_error(record.errno, &record.settings, record.probes, record.has_data),
+                owner: owner.or_else(|| found.get(&inode(record)?).cloned()),
+                local: record.local,
+                peer: record.peer,
+                settings: Some(record.settings),
+                unanswered_probes: Some(record.probes),
+                silent_ms: Some(record.silent_ms),
+            }));
+        }
+    }
+
+    /// Reports the connections whose sockets the kernel has destroyed.
+    fn report_destroyed(&mut self, events: &mut Vec<WatchEvent>) {
+        let mut taken = Vec::new();
+        for (place, network) in self.connections.networks.iter_mut().enumerate() {
+            if let Some((sockets, dropped)) = network.group.as_mut().map(DestroyedGroup::take) {
+                events.extend((dropped > 0).then_some(WatchEvent::Missed(dropped)));
+                taken.push((place, network.inode, network.retries(), sockets));
+            }
+        }
+        for (place, inode, retries, sockets) in taken {
+            let (mut explained, mut without_fin) = (0, Vec::new());
+            for DestroyedSocket { socket, transfer } in sockets {
+                let known = self.connections.remove((inode, socket.cookie));
+                if known.as_ref().is_some_and(|known| known.is_reported || known.is_closed()) {
+                    continue;
+                }
+                let (Some(status), Some(peer)) = (socket.status, socket.peer) else { continue };
+                let settings = known.as_ref().and_then(|known| known.settings);
+                let is_accepted = known.as_ref().is_some_and(|known| known.is_accepted);
+                let death = |cause| Death {
+                    time: SystemTime::now(),
+                    cause,
+                    owner: known.and_then(|known| known.owner),
+                    local: socket.local,
+                    peer,
+                    settings,
+                    unanswered_probes: Some(status.probes),
+                    silent_ms: Some(status.silent_ms().into()),
+                };
+                match ending(&status, &transfer, settings.as_ref(), retries, is_accepted) {
+                    Ending::Normal => {}
+                    Ending::Died(cause) => {
+                        explained += 1;
+                        events.push(WatchEvent::Died(death(cause)));
+                    }
+                    Ending::WithoutFin => without_fin.push(death(Cause::Reset)),
+                }
+            }
+            let network = self.connections.networks.get_mut(place);
+            let Some(group) = network.and_then(|network| network.group.as_mut()) else { continue };
+            group.explain(explained);
+            match group.without_fin(without_fin.len()) {
+                WithoutFin::Reset => events.extend(without_fin.into_iter().map(WatchEvent::Died)),
+                WithoutFin::Unclear(0) => {}
+                WithoutFin::Unclear(count) => events.push(WatchEvent::Unclear(count)),
+            }
+        }
+    }
+
+    /// Examines connections that are no longer listed. If the owner still has the socket, it tells how it ended.
+    fn report_gone(&mut self, keys: &[Key], events: &mut Vec<WatchEvent>) {
+        let mut examined = Vec::new();
+        let mut sockets = Vec::new();
+        for key in keys {
+            match self.connections.gone(*key).and_then(|connection| examine::held(connection)) {
+                Some(socket) => {
+                    examined.push(*key);
+                    sockets.push(socket);
+                }
+                None => drop(self.connections.remove(*key)),
+            }
+        }
+        let networks = self.connections.networks.iter();
+        let retries: HashMap<_, _> = networks.map(|network| (network.inode, network.retries())).collect();
+        for (key, found) in examined.into_iter().zip(examine::examine(&mut self.workers, &sockets)) {
+            let Some(Examined { settings, status, has_error }) = found else {
+                self.connections.remove(key);
+                continue;
+            };
+            let Some(connection) = self.connections.gone(key) else { continue };
+            let retries = retries.get(&key.0).copied().unwrap_or(Retransmission::STANDARD.retries);
+            let cause = match settings.timeout(&status, retries) {
+                Some(rule) => rule.into(),
+                None if has_error => Cause::Reset,
+                // The program has read the error, or the connection ended by FINs.
+                None => continue,
+            };
+            if status.is_connected() || connection.is_reported {
+                continue;
+            }
+            connection.is_reported = true;
+            let (local, peer, owner) = (connection.local, connection.peer, connection.owner.clone());
+            events.push(WatchEvent::Died(Death {
+                time: SystemTime::now(),
+                cause,
+                owner,
+                local,
+                peer,
+                settings: Some(settings),
+                unanswered_probes: Some(status.probes),
+                silent_ms: Some(status.silent_ms().into()),
+            }));
+        }
+    }
+
+    /// Reads the settings of connections that are new.
+    fn read_settings(&mut self) {
+        let mut unread = Vec::new();
+        let mut sockets = Vec::new();
+        for connection in self.connections.unread() {
+            connection.is_asked = true;
+            if let Some(socket) = examine::held(connection) {
+                unread.push(connection);
+                sockets.push(socket);
+            }
+        }
+        for (connection, examined) in unread.into_iter().zip(examine::examine(&mut self.workers, &sockets)) {
+            connection.settings = examined.map(|examined| examined.settings);
+        }
+    }
+}
+
+/// Opens a source.
+fn open(source: Source, filter: &WatchFilter) -> Result<(Option<Tracer>, Connections)> {
+    let connections = Connections::new(source, &filter.namespaces, &filter.pids)?;
+    let only = match (&filter.namespaces, &*connections.networks) {
+        (Namespaces::Some(_), [only]) => Some(only.inode),
+        _ => None,
+    };
+    let tracer = (source == Source::Ebpf).then(|| Tracer::start(only)).transpose()?;
+    Ok((tracer, connections))
+}
+
+impl WatchFilter {
+    fn matches(&self, death: &Death) -> bool {
+        let has_port = |port| [death.local, death.peer].iter().any(|end| end.port() == port);
+        let is_of = |pid| self.pids.contains(&pid);
+        self.port.is_none_or(has_port)
+            && (self.pids.is_empty() || death.owner.as_ref().is_some_and(|owner| is_of(owner.pid)))
+    }
+}
+
+/// Returns whether a connection ended abnormally.
+///
+/// If its program has shut down both directions, the program wants its end, and a reset is one way to it. shutdown(2)
+/// changes the state at once. So if the state is that of an open direction, close(2) is about to abort the connection,
+/// and the error is an older one that the program has not read.
+fn is_abnormal(record: &TraceRecord) -> bool {
+    let is_reset = matches!(record.errno, libc::ECONNRESET | libc::EPIPE);
+    let is_open = matches!(record.state, State::Established | State::CloseWait);
+    !(record.is_shut_down && (is_reset || is_open))
+}
+
+/// Returns the inode of a socket, if a process has it.
+fn inode(record: &TraceRecord) -> Option<u32> {
+    u32::try_from(record.inode).ok().filter(|inode| *inode != 0)
+}
