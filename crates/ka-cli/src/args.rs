@@ -534,10 +534,9 @@ pub(crate) struct PingArgs {
 Status: 0 after SIGINT or SIGTERM, when the reader of the output has ended, and with --pid when the processes have \
 ended. 2 if ka cannot watch.
 
-JSON keys: One line per event, each with an object. If event is missed, it has only the keys time, event and count.
+JSON keys: One line per abnormal end, each with an object.
   time: string. When the connection ended, in UTC (RFC 3339). With --source diag and poll: when ka noticed it.
-  event: string. One of died, missed. missed: ka could not report some ends, and prints the reason on standard error.
-  count: integer, connections. How many ends ka could not report, at most. Only if event is missed.
+  event: string. One of died.
   cause: string. One of keepalive, user-timeout, retransmission, reset, unreachable, destroyed.
   pid: integer. The process with the lowest PID that had the socket. null: ka could not learn it before the process \
   closed the socket, or may not know it.
@@ -552,15 +551,22 @@ JSON keys: One line per event, each with an object. If event is missed, it has o
   silent_ms: integer, milliseconds. Time from the last packet of the peer to the end. A reset is not such a packet. \
   With --source diag and poll: to the time when ka noticed the end. null: unknown.
 
+JSON keys: If ka could not report some ends: one line with an object, at most once a second. ka prints the reason on \
+standard error.
+  time: string. When ka noticed it, in UTC (RFC 3339).
+  event: string. One of missed.
+  count: integer, connections. How many ends ka could not report, at most.
+
 ka learns which process has a connection before the connection ends. It lists the connections once a second, or more \
 rarely if a list takes long, so that it needs less than 1 % of a core. If a connection ends before that, ka searches for \
 the process at once, and finds it unless the process has already closed the socket.
 
---source ebpf needs CAP_BPF and CAP_PERFMON, and Linux 5.9 with CONFIG_DEBUG_INFO_BTF. --source diag needs \
-CAP_NET_ADMIN. --source poll needs only access to the processes. To know the processes of other users, ka needs \
+--source ebpf needs CAP_BPF and CAP_PERFMON, and Linux 5.9 with CONFIG_DEBUG_INFO_BTF. The other \
+sources need no capability. To know the processes of other users, ka needs \
 CAP_SYS_PTRACE, and CAP_DAC_READ_SEARCH if it does not run as root. With --source diag and poll, ka takes unreachable for \
 retransmission, and destroyed for reset. With --source diag, it cannot always tell a reset from a program that closed \
-its connection with data unread. With --source poll, it misses connections that their programs close before the next list.
+its connection with data unread. With --source poll, it misses connections that their programs close before the next \
+list.
 
 If the service manager requests it (NOTIFY_SOCKET, WATCHDOG_USEC: sd_notify(3)), ka tells when it watches, and sends \
 watchdog messages.")]
@@ -589,10 +595,10 @@ pub(crate) enum WatchSource {
     /// An eBPF program in the kernel: sees each end at once, with the exact cause. Needs CAP_BPF and CAP_PERFMON, and
     /// Linux 5.9
     Ebpf,
-    /// The kernel's reports of destroyed sockets: come when the program has closed the socket, and do not tell all
-    /// causes. Needs CAP_NET_ADMIN
+    /// The kernel's reports of destroyed sockets, which come when the program has closed the socket, and repeated looks at
+    /// the sockets of processes that you may inspect. Does not tell all causes
     Diag,
-    /// Repeated looks at the sockets of processes that you may inspect: miss a connection that its program closes at once
+    /// Only the repeated looks. Misses a connection that its program closes at once
     Poll,
 }
 

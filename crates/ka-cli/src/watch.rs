@@ -101,17 +101,21 @@ fn limits(watch: &Watch) -> Option<String> {
     let misses = match watch.source() {
         Source::Ebpf => return None,
         Source::Diag => {
-            "a connection is reported when its program closes the socket; ka takes unreachable for retransmission, and \
-             cannot always tell a reset from an abort by the program"
+            "ka reports a connection when its program closes the socket, or when ka examines the socket, about once a \
+             second; it takes unreachable for retransmission and destroyed for reset, and cannot always tell a reset \
+             from a program that closed the connection with data unread"
         }
         Source::Poll => {
-            "ka looks at the connections of your own processes about once a second, and misses those that their \
-             program closes sooner; it takes unreachable for retransmission, and destroyed for reset"
+            "ka examines the connections about once a second, and misses those that their programs close sooner; it \
+             takes unreachable for retransmission and destroyed for reset"
         }
     };
+    let owners =
+        if privilege::may_look_anywhere() { "" } else { "; it knows only the sockets of your own processes" };
     let reasons: Vec<_> =
         watch.refused().iter().map(|(source, error)| format!("{}: {error}", source.name())).collect();
-    Some(if reasons.is_empty() { misses.to_owned() } else { format!("{misses} ({})", reasons.join("; ")) })
+    let reasons = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join("; ")) };
+    Some(format!("{misses}{owners}{reasons}"))
 }
 
 /// Returns a duplicate of standard output if it is a pipe. When its reader has closed it, the duplicate is ready.

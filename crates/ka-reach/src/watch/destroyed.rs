@@ -118,14 +118,21 @@ pub(super) fn ending(
     if transfer.has_acknowledged_fin(is_accepted) {
         return Ending::Normal;
     }
-    if let Some(rule) = settings.and_then(|settings| settings.timeout(status, retries)) {
-        return Ending::Died(rule.into());
+    match settings.and_then(|settings| timeout(settings, status, retries)) {
+        Some(cause) => Ending::Died(cause),
+        None if transfer.has_data(is_accepted) && status.probes >= retries.into() => {
+            Ending::Died(Cause::Retransmission)
+        }
+        None => Ending::WithoutFin,
     }
-    // A closed window is probed like this, and data that the machine's own firewall drops.
-    if transfer.has_data(is_accepted) && status.probes >= retries.into() {
-        return Ending::Died(Timeout::Retransmission.into());
-    }
-    Ending::WithoutFin
+}
+
+/// Returns why a connection timed out. `None` if it ended in another way.
+pub(super) fn timeout(settings: &Settings, status: &Status, retries: u8) -> Option<Cause> {
+    // Without keepalive, probes are those of a closed window, or of data that this machine's firewall drops.
+    let is_probed = !settings.enabled && status.probes >= retries.into();
+    let rule = settings.timeout(status, retries).or(is_probed.then_some(Timeout::Retransmission));
+    rule.map(Cause::from)
 }
 
 impl DestroyedGroup {
@@ -133,7 +140,7 @@ impl DestroyedGroup {
     ///
     /// # Errors
     ///
-    /// EPERM without CAP_NET_ADMIN.
+    /// The error of the kernel. Linux 6.18 requires no capability.
     pub(super) fn join() -> Result<Self> {
         let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
         // The kernel sends nothing to a socket without an address.

@@ -13,7 +13,7 @@ use crate::sys;
 use crate::worker::{JobResult, Reply, Workers};
 
 /// What a socket says about itself.
-pub(super) struct Examined {
+pub(super) struct ExaminedSocket {
     pub(super) settings: Settings,
     pub(super) status: Status,
     /// Whether an error is pending on the socket.
@@ -29,7 +29,7 @@ pub(super) fn held(connection: &Connection) -> Option<HeldSocket> {
 
 /// Examines these sockets. The result of a socket is `None` if its process does not have it any more, or ka may not
 /// duplicate it, or a program holds its lock.
-pub(super) fn examine(workers: &mut Workers, sockets: &[HeldSocket]) -> Vec<Option<Examined>> {
+pub(super) fn examine(workers: &mut Workers, sockets: &[HeldSocket]) -> Vec<Option<ExaminedSocket>> {
     if sockets.is_empty() {
         return Vec::new();
     }
@@ -41,7 +41,7 @@ pub(super) fn examine(workers: &mut Workers, sockets: &[HeldSocket]) -> Vec<Opti
             let JobResult::Given(record) = answer else { return None };
             let mut record = Reader::new(&record);
             let has_error = record.word() != 0;
-            Some(Examined { settings: record.settings()?, status: record.status(), has_error })
+            Some(ExaminedSocket { settings: record.settings()?, status: record.status(), has_error })
         })
         .collect()
 }

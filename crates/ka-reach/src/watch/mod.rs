@@ -6,10 +6,9 @@
 //! - [`Source::Ebpf`]: a BPF program records each end at the moment at which it happens, with the error and the counters
 //!   that led to it, in all network namespaces ([`crate::bpf`], `trace`). CAP_BPF and CAP_PERFMON
 //! - [`Source::Diag`]: the kernel reports each socket when it is freed, without its error (`destroyed`). ka also
-//!   examines sockets that their programs keep, as the next source does. CAP_NET_ADMIN
+//!   examines sockets that their programs keep, as the next source does. This needs no capability.
 //! - [`Source::Poll`]: a connection that has ended is no longer in the kernel's list. If its program still has the
-//!   socket, ka looks at a duplicate (`examine`). This needs no more than access to the process. It misses a
-//!   connection that its program closes before the next list.
+//!   socket, ka looks at a duplicate (`examine`). It misses a connection that its program closes before the next list.
 //!
 //! The last two sources do not see the error of the socket, because a read of SO_ERROR would take it from the program.
 //! They see whether there is one, and derive the cause from `TCP_INFO`. So a connection that was destroyed looks like one
@@ -41,8 +40,8 @@ use crate::{Error, Result, sys};
 pub use connections::{ConnectionCounts, Namespaces};
 use connections::{Connections, Key};
 pub use death::{Cause, Death};
-use destroyed::{DestroyedGroup, Ending, WithoutFin, ending};
-use examine::Examined;
+use destroyed::{DestroyedGroup, Ending, WithoutFin, ending, timeout};
+use examine::ExaminedSocket;
 
 /// The connections to watch.
 pub struct WatchFilter {
@@ -270,14 +269,14 @@ impl Watch {
         let networks = self.connections.networks.iter();
         let retries: HashMap<_, _> = networks.map(|network| (network.inode, network.retries())).collect();
         for (key, found) in examined.into_iter().zip(examine::examine(&mut self.workers, &sockets)) {
-            let Some(Examined { settings, status, has_error }) = found else {
+            let Some(ExaminedSocket { settings, status, has_error }) = found else {
                 self.connections.remove(key);
                 continue;
             };
             let Some(connection) = self.connections.gone(key) else { continue };
             let retries = retries.get(&key.0).copied().unwrap_or(Retransmission::STANDARD.retries);
-            let cause = match settings.timeout(&status, retries) {
-                Some(rule) => rule.into(),
+            let cause = match timeout(&settings, &status, retries) {
+                Some(cause) => cause,
                 None if has_error => Cause::Reset,
                 // The program has read the error, or the connection ended by FINs.
                 None => continue,
