@@ -10,7 +10,7 @@ use ka_test::child::{stderr, stdout, succeed};
 use ka_test::compiler::allowing;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_network_namespace, is_root, with_own_etc};
-use ka_test::path::{copy_program, root, scratch, target};
+use ka_test::path::{PublicFolder, copy_program, root, scratch, target};
 use serde_json::{Value, json};
 
 fn deploy(name: &str) -> PathBuf {
@@ -284,7 +284,7 @@ fn environment(text: &str) -> Vec<(&str, &str)> {
 }
 
 #[test]
-fn systemd_accepts_the_drop_in_and_the_unit() {
+fn systemd_accepts_the_drop_in_and_the_units() {
     let drop_in = fs::read_to_string(deploy("systemd/ka.conf")).unwrap();
     let verify = |drop_in: &str| -> String {
         let folder = scratch("units");
@@ -312,6 +312,15 @@ fn systemd_accepts_the_drop_in_and_the_unit() {
     security.args(["security", "--offline=true", "--no-pager", "--threshold=39"]);
     succeed(security.arg(deploy("systemd/ka-cgroup@.service")));
 
+    let unit = fs::read_to_string(deploy("systemd/ka-watch.service")).unwrap();
+    let path = folder.join("ka-watch.service");
+    fs::write(&path, unit.replace("/usr/bin/ka", ka.to_str().unwrap())).unwrap();
+    let mut verify = Command::new("systemd-analyze");
+    assert_eq!(stderr(&succeed(verify.args(["verify", "--man=no"]).arg(&path))), "");
+    let mut security = Command::new("systemd-analyze");
+    security.args(["security", "--offline=true", "--no-pager", "--threshold=29"]);
+    succeed(security.arg(deploy("systemd/ka-watch.service")));
+
     // The shim must accept the variables of the drop-in.
     let mut python = Command::new("/usr/bin/python3");
     let variables = environment(&drop_in);
@@ -324,6 +333,42 @@ fn systemd_accepts_the_drop_in_and_the_unit() {
         (String::from_utf8_lossy(&output.stdout).trim(), stderr(&output)),
         ("1 280 30 5", String::new())
     );
+}
+
+/// Runs the command of the unit as an ordinary user with the capabilities of the unit. It must watch by eBPF and find the
+/// process of another user, in another network namespace.
+#[test]
+fn the_watch_unit_has_the_capabilities_that_it_needs() {
+    if !is_root() {
+        skip("only root may give capabilities to another user");
+        return;
+    }
+    let unit = fs::read_to_string(deploy("systemd/ka-watch.service")).unwrap();
+    let value = |name: &str| unit.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    let capabilities: Vec<_> = value("AmbientCapabilities=")
+        .split(' ')
+        .map(|name| format!("+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()))
+        .collect();
+    let capabilities = capabilities.join(",");
+    let folder = PublicFolder::new("watch-unit");
+    copy_program(release().join("ka"), folder.join("ka"));
+    let start = value("ExecStart=").replace("/usr/bin/ka", folder.join("ka").to_str().unwrap());
+    let victim = "import socket, struct, time; l = socket.socket(); l.bind((\"127.0.0.1\", 0)); l.listen(); \
+        c = socket.create_connection(l.getsockname()); s, _ = l.accept(); time.sleep(2); \
+        s.setsockopt(1, 13, struct.pack(\"ii\", 1, 0)); s.close(); time.sleep(2)";
+    let script = format!(
+        "timeout 8 setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps={capabilities} \
+         --ambient-caps={capabilities} --bounding-set=-all,{capabilities} --no-new-privs {start} & watch=$!
+         sleep 1
+         unshare --net sh -c \"ip link set lo up && exec /usr/bin/python3 -c '{}'\" & victim=$!
+         echo \"victim $victim\"; wait $watch",
+        victim.replace('"', "\\\"")
+    );
+    let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), stderr(&output));
+    let pid = out.lines().find_map(|line| line.strip_prefix("victim ")).unwrap();
+    assert!(out.contains(&format!("python3/{pid} lost 127.0.0.1:")), "{out}{err}");
+    assert_eq!(err, "");
 }
 
 fn entrypoint() -> Command {

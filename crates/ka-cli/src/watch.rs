@@ -48,6 +48,9 @@ pub(crate) fn watch(args: &args::WatchArgs) -> CommandResult {
         WatchSource::Poll => Source::Poll,
     });
     let mut watch = Watch::start(filter, source).map_err(|error| failure(&error))?;
+    if let Err(error) = watch.drop_capabilities() {
+        warn(format_args!("watch: cannot drop capabilities: {error}"));
+    }
     if let Some(limits) = limits(&watch) {
         warn(format_args!("watch: {limits}"));
     }

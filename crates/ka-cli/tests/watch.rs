@@ -570,7 +570,26 @@ fn ends_that_the_kernel_could_not_record_are_counted() {
     drop(clients);
 }
 
-/// `make bench` measures 50,000 sockets.
+/// 2: CAP_DAC_READ_SEARCH, 19: CAP_SYS_PTRACE, 39: CAP_BPF
+#[test]
+fn ka_keeps_only_the_capabilities_that_it_needs() {
+    if !is_allowed() || !in_own_network_namespace("ka_keeps_only_the_capabilities_that_it_needs") {
+        return;
+    }
+    let watching = Watching::json(&[]);
+    let path = format!("/proc/{}/status", watching.child.id());
+    let needed: u64 = 1 << 2 | 1 << 19 | 1 << 39;
+    eventually("ka has dropped its other capabilities", || {
+        let status = std::fs::read_to_string(&path).unwrap();
+        let sets = ["CapPrm:", "CapEff:"].map(|name| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            u64::from_str_radix(line.trim(), 16).unwrap()
+        });
+        sets == [needed; 2] && status.contains("NoNewPrivs:\t1")
+    });
+}
+
+/// The script bench/watch measures 50,000 sockets.
 #[test]
 fn watching_idle_connections_costs_little() {
     if !is_allowed() || !in_own_network_namespace("watching_idle_connections_costs_little") {

@@ -10,6 +10,8 @@ use crate::process::StatusFields;
 use crate::sys;
 pub use crate::sys::capability::{has_more_rights, has_no_new_privileges};
 
+/// The number of the capability to read files of other users. capabilities(7)
+pub const CAP_DAC_READ_SEARCH: u32 = 2;
 /// The number of the capability to inspect other users' processes. capabilities(7)
 pub const CAP_SYS_PTRACE: u32 = 19;
 /// The number of the capability to enter network namespaces. capabilities(7)

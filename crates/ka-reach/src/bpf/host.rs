@@ -73,12 +73,17 @@ pub fn check_capabilities(capabilities: &[Capability]) -> Result<()> {
 ///
 /// The error of capset(2). Then the process keeps its capabilities.
 pub fn keep_only_bpf() -> io::Result<()> {
+    keep_bpf_and(&[])
+}
+
+/// Does the same as [`keep_only_bpf`], but also keeps these capabilities, by number.
+pub(crate) fn keep_bpf_and(others: &[u32]) -> io::Result<()> {
     let last =
         fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|text| text.trim().parse().ok());
     let Capability(bpf, _) = BPF;
     // Linux before 5.8 has no CAP_BPF and checks CAP_SYS_ADMIN.
     let keep = if last.is_some_and(|last: u32| last < bpf) { CAP_SYS_ADMIN } else { bpf };
-    crate::sys::keep_capabilities(&[keep])
+    crate::sys::keep_capabilities(&[others, &[keep]].concat())
 }
 
 /// Returns the first two numbers of the running kernel's release. Distributions may have backported newer features.

@@ -32,10 +32,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ka_core::Retransmission;
 
+use crate::bpf::host;
 use crate::bpf::trace::{TraceRecord, Tracer};
 use crate::diag::{DestroyedSocket, State};
 use crate::worker::Workers;
-use crate::{Error, Result, sys};
+use crate::{Error, Result, privilege, sys};
 
 pub use connections::{ConnectionCounts, Namespaces};
 use connections::{Connections, Key};
@@ -137,6 +138,23 @@ impl Watch {
     /// Returns the better sources that cannot be used, and why.
     pub fn refused(&self) -> &[(Source, Error)] {
         &self.refused
+    }
+
+    /// Permanently drops the capabilities that are not needed any more, if the source is [`Source::Ebpf`]. Those to find
+    /// the processes of other users and to enter new network namespaces stay.
+    ///
+    /// # Errors
+    ///
+    /// The error of capset(2). Then the process keeps its capabilities.
+    pub fn drop_capabilities(&self) -> Result<()> {
+        if self.source != Source::Ebpf {
+            return Ok(());
+        }
+        let mut needed = vec![privilege::CAP_SYS_PTRACE, privilege::CAP_DAC_READ_SEARCH];
+        if matches!(self.filter.namespaces, Namespaces::All) {
+            needed.push(privilege::CAP_SYS_ADMIN);
+        }
+        Ok(host::keep_bpf_and(&needed)?)
     }
 
     /// Waits until there are events, one of `others` is readable, or `longest` has passed. Returns the events, which may
