@@ -10,7 +10,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 LAB_TOOLS := ip nft tcpdump tshark unshare python3
 # Tools of the tests: compilers, monitors of networks, system calls and files, programs to run under the shim, and tools
 # that install, use and check packages.
-TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nsenter prlimit strace nm readelf valgrind \
+TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nstat nsenter prlimit strace nm readelf valgrind \
 	nginx curl redis-server redis-cli redis-benchmark postgres psql ssh sshd ssh-keygen node \
 	faketime perl runc torsocks proxychains4 mptcpize jemalloc \
 	go bash bash-completion fish zsh script setpriv setcap sudo sysctl systemd-analyze mandoc jsonschema \
@@ -163,7 +163,7 @@ kernels: ## test ka's ways on other kernels of Debian, in virtual machines, and 
 	@scripts/kernels
 
 bench: all ## measure ka and its alternatives
-	@scripts/need rust cc ip ss unshare valgrind strace libkeepalive0 libevent libcrypto
+	@scripts/need rust cc ip ss sysctl unshare python3 valgrind strace libkeepalive0 libevent libcrypto
 	@bench/run
 
 # The time for each target in fuzz/fuzz_targets.

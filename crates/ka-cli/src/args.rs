@@ -583,7 +583,7 @@ pub(crate) struct WatchArgs {
     pub(crate) netns: Option<OsString>,
     /// Choose how ka learns of the ends. Default: the first of these that ka may use
     #[arg(long, value_enum, value_name = "SOURCE")]
-    pub(crate) source: Option<WatchSource>,
+    pub(crate) source: Option<SourceFlag>,
     /// Print a JSON object per line
     #[arg(long)]
     pub(crate) json: bool,
@@ -591,7 +591,7 @@ pub(crate) struct WatchArgs {
 
 /// A source of the ends of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum WatchSource {
+pub(crate) enum SourceFlag {
     /// An eBPF program in the kernel: sees each end at once, with the exact cause. Needs CAP_BPF and CAP_PERFMON, and
     /// Linux 5.9
     Ebpf,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ka_core::Settings;
 use serde::Serialize;
 
-use crate::args::{self, WatchSource};
+use crate::args::{self, SourceFlag};
 use crate::failure::{CommandResult, Failure, warn};
 use crate::json;
 use crate::notify::Notify;
@@ -20,7 +20,7 @@ use crate::timestamp::rfc3339;
 use ka_reach::escape::{lossless, visible};
 use ka_reach::netns::{self, Namespace};
 use ka_reach::process::Process;
-use ka_reach::watch::{Cause, Death, Namespaces, Source, Watch, WatchEvent, WatchFilter};
+use ka_reach::watch::{Cause, Death, Namespaces, Watch, WatchEvent, WatchFilter, WatchSource};
 use ka_reach::{privilege, signal, wait};
 
 /// The shortest time between two messages about missed connections.
@@ -43,9 +43,9 @@ pub(crate) fn watch(args: &args::WatchArgs) -> CommandResult {
     let namespaces = namespaces(args, &pids).map_err(|error| failure(&error))?;
     let filter = WatchFilter { namespaces, pids, port: args.port };
     let source = args.source.map(|source| match source {
-        WatchSource::Ebpf => Source::Ebpf,
-        WatchSource::Diag => Source::Diag,
-        WatchSource::Poll => Source::Poll,
+        SourceFlag::Ebpf => WatchSource::Ebpf,
+        SourceFlag::Diag => WatchSource::Diag,
+        SourceFlag::Poll => WatchSource::Poll,
     });
     let mut watch = Watch::start(filter, source).map_err(|error| failure(&error))?;
     if let Err(error) = watch.drop_capabilities() {
@@ -54,7 +54,7 @@ pub(crate) fn watch(args: &args::WatchArgs) -> CommandResult {
     if let Some(limits) = limits(&watch) {
         warn(format_args!("watch: {limits}"));
     }
-    let mut report = Report {
+    let mut report = Output {
         is_json: args.json,
         missed: MissedEnds::default(),
         last_missed: None,
@@ -102,13 +102,13 @@ fn namespaces(args: &args::WatchArgs, pids: &[i32]) -> ka_reach::Result<Namespac
 /// Returns what the source of the watch misses, and why there is no better one.
 fn limits(watch: &Watch) -> Option<String> {
     let misses = match watch.source() {
-        Source::Ebpf => return None,
-        Source::Diag => {
+        WatchSource::Ebpf => return None,
+        WatchSource::Diag => {
             "ka reports a connection when its program closes the socket, or when ka examines the socket, about once a \
              second; it takes unreachable for retransmission and destroyed for reset, and cannot always tell a reset \
              from a program that closed the connection with data unread"
         }
-        Source::Poll => {
+        WatchSource::Poll => {
             "ka examines the connections about once a second, and misses those that their programs close sooner; it \
              takes unreachable for retransmission and destroyed for reset"
         }
@@ -143,7 +143,7 @@ impl MissedEnds {
 }
 
 /// The output.
-struct Report {
+struct Output {
     is_json: bool,
     /// The missed reports that are not printed yet.
     missed: MissedEnds,
@@ -152,7 +152,7 @@ struct Report {
     last_incomplete: String,
 }
 
-impl Report {
+impl Output {
     /// Returns the time until something must be printed, or the service manager expects a message.
     fn longest_wait(&self, notify: &Notify) -> Duration {
         /// The longest time between two refreshes of anything.

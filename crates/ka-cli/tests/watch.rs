@@ -589,7 +589,7 @@ fn ka_keeps_only_the_capabilities_that_it_needs() {
     });
 }
 
-/// The script bench/watch measures 50,000 sockets.
+/// bench/watch.py measures 50,000 sockets.
 #[test]
 fn watching_idle_connections_costs_little() {
     if !is_allowed() || !in_own_network_namespace("watching_idle_connections_costs_little") {

@@ -82,7 +82,7 @@ pub enum Error {
     ExclusiveProgram,
     /// The cgroup has as many BPF programs as the kernel allows (`BPF_CGROUP_MAX_PROGS`).
     TooManyPrograms,
-    /// The kernel's BTF lacks a struct member that ka's iterator program reads.
+    /// The kernel's BTF lacks a struct member that a BPF program of ka reads.
     UnexpectedTypes,
     /// The kernel's BTF file cannot be parsed.
     UnexpectedBtf {
@@ -377,7 +377,7 @@ impl fmt::Display for Error {
                 f.write_str("64 BPF programs are attached to this cgroup already: the kernel allows no more")
             }
             Self::UnexpectedTypes => f.write_str(
-                "the kernel's type information (BTF) lacks the cgroup or the port of a socket",
+                "the kernel's type information (BTF) lacks a member of a socket that ka reads",
             ),
             Self::UnexpectedBtf { path } => write!(f, "{path} cannot be parsed"),
             Self::IncompleteAuto => {

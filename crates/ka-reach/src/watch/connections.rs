@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use ka_core::{Retransmission, Settings};
 
-use super::Source;
+use super::WatchSource;
 use super::destroyed::DestroyedGroup;
 use crate::diag::{DiagSocket, Lister, State};
 use crate::listing::SocketOwner;
@@ -39,7 +39,7 @@ const MOST: usize = 1 << 20;
 const NAMESPACES_AFTER: Duration = Duration::from_secs(30);
 
 /// A network namespace, by its inode, and a socket cookie in it.
-pub(super) type Key = (u32, u64);
+pub(super) type ConnectionKey = (u32, u64);
 
 /// An open connection.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ pub(super) struct Network {
     /// net.ipv4.tcp_retries2. An open file stays with its namespace.
     retries: Option<File>,
     lister: Lister,
-    /// `None` unless the source is [`Source::Diag`].
+    /// `None` unless the source is [`WatchSource::Diag`].
     pub(super) group: Option<DestroyedGroup>,
 }
 
@@ -118,11 +118,11 @@ impl Schedule {
 
 /// The open connections of the watched network namespaces.
 pub(super) struct Connections {
-    source: Source,
-    known: HashMap<Key, Connection>,
+    source: WatchSource,
+    known: HashMap<ConnectionKey, Connection>,
     /// The connections that are not listed any more. Without a report of the end, they stay until the next list, or
-    /// with [`Source::Diag`] as long as a process has the socket.
-    gone: HashMap<Key, Connection>,
+    /// with [`WatchSource::Diag`] as long as a process has the socket.
+    gone: HashMap<ConnectionKey, Connection>,
     pub(super) networks: Vec<Network>,
     follows_namespaces: bool,
     namespaces_read: Instant,
@@ -137,7 +137,7 @@ pub(super) struct Connections {
 
 impl Connections {
     /// Begins to watch. The first list is due at once.
-    pub(super) fn new(source: Source, namespaces: &Namespaces, pids: &[i32]) -> Result<Self> {
+    pub(super) fn new(source: WatchSource, namespaces: &Namespaces, pids: &[i32]) -> Result<Self> {
         let mut new = Self {
             source,
             known: HashMap::new(),
@@ -190,7 +190,7 @@ impl Connections {
 
     /// Lists the connections, and searches for the owners of new ones. Returns the keys of those that are no longer
     /// listed, and why the list is incomplete.
-    pub(super) fn refresh(&mut self) -> (Vec<Key>, Option<Error>) {
+    pub(super) fn refresh(&mut self) -> (Vec<ConnectionKey>, Option<Error>) {
         let mut listing = std::mem::replace(&mut self.listing, Schedule::new());
         let (gone, incomplete) = listing.run(|| self.list());
         self.listing = listing;
@@ -202,7 +202,7 @@ impl Connections {
         (gone, incomplete)
     }
 
-    fn list(&mut self) -> (Vec<Key>, Option<Error>) {
+    fn list(&mut self) -> (Vec<ConnectionKey>, Option<Error>) {
         let mut incomplete = None;
         if self.follows_namespaces && self.namespaces_read.elapsed() >= NAMESPACES_AFTER {
             self.namespaces_read = Instant::now();
@@ -241,11 +241,11 @@ impl Connections {
         if self.is_full && !was_full {
             incomplete = Some(Error::TooManyConnections(MOST));
         }
-        if self.source != Source::Diag {
+        if self.source != WatchSource::Diag {
             self.gone.clear();
         }
         let lists = self.lists;
-        let is_gone = |(network, _): &Key, connection: &mut Connection| {
+        let is_gone = |(network, _): &ConnectionKey, connection: &mut Connection| {
             connection.list != lists && !failed.contains(network)
         };
         let gone: Vec<_> = self.known.extract_if(is_gone).collect();
@@ -256,7 +256,7 @@ impl Connections {
 
     /// Searches for the owners of the connections that have none.
     fn search(&mut self) {
-        let mut wanted: HashMap<u32, Vec<Key>> = HashMap::new();
+        let mut wanted: HashMap<u32, Vec<ConnectionKey>> = HashMap::new();
         for (key, connection) in self.known.iter_mut().filter(|(_, connection)| connection.is_searched()) {
             connection.searches += 1;
             wanted.entry(connection.inode).or_default().push(*key);
@@ -272,17 +272,17 @@ impl Connections {
     }
 
     /// Removes a connection that has ended.
-    pub(super) fn remove(&mut self, key: Key) -> Option<Connection> {
+    pub(super) fn remove(&mut self, key: ConnectionKey) -> Option<Connection> {
         self.known.remove(&key).or_else(|| self.gone.remove(&key))
     }
 
     /// Returns a connection that is no longer listed.
-    pub(super) fn gone(&mut self, key: Key) -> Option<&mut Connection> {
+    pub(super) fn gone(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
         self.gone.get_mut(&key)
     }
 
     /// Returns the keys of all connections that are no longer listed, each time after many lists.
-    pub(super) fn gone_for_long(&self) -> Vec<Key> {
+    pub(super) fn gone_for_long(&self) -> Vec<ConnectionKey> {
         if self.lists.is_multiple_of(64) { self.gone.keys().copied().collect() } else { Vec::new() }
     }
 
@@ -324,10 +324,10 @@ impl Connection {
 
 impl Network {
     /// Opens the network namespace that the calling thread is in.
-    fn open(namespace: &Namespace, source: Source) -> Result<Self> {
+    fn open(namespace: &Namespace, source: WatchSource) -> Result<Self> {
         // Inodes of namespaces have 32 bits.
         let inode = u32::try_from(namespace.inode()).map_err(|_| Error::NotNetworkNamespace)?;
-        let group = (source == Source::Diag).then(DestroyedGroup::join).transpose()?;
+        let group = (source == WatchSource::Diag).then(DestroyedGroup::join).transpose()?;
         let retries = File::open("/proc/sys/net/ipv4/tcp_retries2").ok();
         Ok(Self { inode, retries, lister: Lister::open()?, group })
     }
@@ -359,8 +359,8 @@ fn all_namespaces() -> Result<Vec<Namespace>> {
 
 /// Stores a connection, or updates it. Returns false if there are too many.
 fn insert(
-    known: &mut HashMap<Key, Connection>,
-    key: Key,
+    known: &mut HashMap<ConnectionKey, Connection>,
+    key: ConnectionKey,
     entry: &DiagSocket,
     is_accepted: bool,
     list: u64,

@@ -3,11 +3,11 @@
 //! The kernel knows the reason and tells it to the program only as an error, which few programs log. There are three
 //! sources. Each has its own limits, and [`Watch::start`] uses the first that the kernel allows:
 //!
-//! - [`Source::Ebpf`]: a BPF program records each end at the moment at which it happens, with the error and the counters
+//! - [`WatchSource::Ebpf`]: a BPF program records each end at the moment at which it happens, with the error and the counters
 //!   that led to it, in all network namespaces ([`crate::bpf`], `trace`). CAP_BPF and CAP_PERFMON
-//! - [`Source::Diag`]: the kernel reports each socket when it is freed, without its error (`destroyed`). ka also
+//! - [`WatchSource::Diag`]: the kernel reports each socket when it is freed, without its error (`destroyed`). ka also
 //!   examines sockets that their programs keep, as the next source does. This needs no capability.
-//! - [`Source::Poll`]: a connection that has ended is no longer in the kernel's list. If its program still has the
+//! - [`WatchSource::Poll`]: a connection that has ended is no longer in the kernel's list. If its program still has the
 //!   socket, ka looks at a duplicate (`examine`). It misses a connection that its program closes before the next list.
 //!
 //! The last two sources do not see the error of the socket, because a read of SO_ERROR would take it from the program.
@@ -39,7 +39,7 @@ use crate::worker::Workers;
 use crate::{Error, Result, privilege, sys};
 
 pub use connections::{ConnectionCounts, Namespaces};
-use connections::{Connections, Key};
+use connections::{ConnectionKey, Connections};
 pub use death::{Cause, Death};
 use destroyed::{DestroyedGroup, Ending, WithoutFin, ending, timeout};
 use examine::ExaminedSocket;
@@ -70,7 +70,7 @@ pub enum WatchEvent {
 
 /// How a [`Watch`] learns that connections end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum WatchSource {
     /// A BPF program at a tracepoint.
     Ebpf,
     /// The kernel's reports of destroyed sockets.
@@ -79,7 +79,7 @@ pub enum Source {
     Poll,
 }
 
-impl Source {
+impl WatchSource {
     /// All sources, the best first.
     pub const ALL: [Self; 3] = [Self::Ebpf, Self::Diag, Self::Poll];
 
@@ -97,9 +97,9 @@ impl Source {
 /// Watches connections from its creation until it is dropped. The process must have only one thread while a method runs
 /// ([`crate::worker`]).
 pub struct Watch {
-    source: Source,
-    refused: Vec<(Source, Error)>,
-    /// `None` unless the source is [`Source::Ebpf`].
+    source: WatchSource,
+    refused: Vec<(WatchSource, Error)>,
+    /// `None` unless the source is [`WatchSource::Ebpf`].
     tracer: Option<Tracer>,
     connections: Connections,
     filter: WatchFilter,
@@ -112,9 +112,9 @@ impl Watch {
     /// # Errors
     ///
     /// The source cannot be used, or the kernel does not list the sockets of a namespace.
-    pub fn start(filter: WatchFilter, source: Option<Source>) -> Result<Self> {
+    pub fn start(filter: WatchFilter, source: Option<WatchSource>) -> Result<Self> {
         sys::raise_descriptor_limit();
-        let sources = source.map_or_else(|| Source::ALL.to_vec(), |source| vec![source]);
+        let sources = source.map_or_else(|| WatchSource::ALL.to_vec(), |source| vec![source]);
         let mut refused = Vec::new();
         for source in sources {
             match open(source, &filter) {
@@ -131,23 +131,23 @@ impl Watch {
 
     /// Returns the source.
     #[must_use]
-    pub const fn source(&self) -> Source {
+    pub const fn source(&self) -> WatchSource {
         self.source
     }
 
     /// Returns the better sources that cannot be used, and why.
-    pub fn refused(&self) -> &[(Source, Error)] {
+    pub fn refused(&self) -> &[(WatchSource, Error)] {
         &self.refused
     }
 
-    /// Permanently drops the capabilities that are not needed any more, if the source is [`Source::Ebpf`]. Those to find
+    /// Permanently drops the capabilities that are not needed any more, if the source is [`WatchSource::Ebpf`]. Those to find
     /// the processes of other users and to enter new network namespaces stay.
     ///
     /// # Errors
     ///
     /// The error of capset(2). Then the process keeps its capabilities.
     pub fn drop_capabilities(&self) -> Result<()> {
-        if self.source != Source::Ebpf {
+        if self.source != WatchSource::Ebpf {
             return Ok(());
         }
         let mut needed = vec![privilege::CAP_SYS_PTRACE, privilege::CAP_DAC_READ_SEARCH];
@@ -178,7 +178,7 @@ impl Watch {
         if self.connections.due() <= Instant::now() {
             let (mut gone, incomplete) = self.connections.refresh();
             events.extend(incomplete.map(WatchEvent::Incomplete));
-            if self.source != Source::Ebpf {
+            if self.source != WatchSource::Ebpf {
                 gone.extend(self.connections.gone_for_long());
                 self.report_gone(&gone, &mut events);
                 self.read_settings();
@@ -272,7 +272,7 @@ impl Watch {
     }
 
     /// Examines connections that are no longer listed. If the owner still has the socket, it tells how it ended.
-    fn report_gone(&mut self, keys: &[Key], events: &mut Vec<WatchEvent>) {
+    fn report_gone(&mut self, keys: &[ConnectionKey], events: &mut Vec<WatchEvent>) {
         let mut examined = Vec::new();
         let mut sockets = Vec::new();
         for key in keys {
@@ -335,13 +335,13 @@ impl Watch {
 }
 
 /// Opens a source.
-fn open(source: Source, filter: &WatchFilter) -> Result<(Option<Tracer>, Connections)> {
+fn open(source: WatchSource, filter: &WatchFilter) -> Result<(Option<Tracer>, Connections)> {
     let connections = Connections::new(source, &filter.namespaces, &filter.pids)?;
     let only = match (&filter.namespaces, &*connections.networks) {
         (Namespaces::Some(_), [only]) => Some(only.inode),
         _ => None,
     };
-    let tracer = (source == Source::Ebpf).then(|| Tracer::start(only)).transpose()?;
+    let tracer = (source == WatchSource::Ebpf).then(|| Tracer::start(only)).transpose()?;
     Ok((tracer, connections))
 }
 
