@@ -559,7 +559,8 @@ standard error.
 
 ka learns which process has a connection before the connection ends. It lists the connections once a second, or more \
 rarely if a list takes long, so that it needs less than 1 % of a core. If a connection ends before that, ka searches for \
-the process at once, and finds it unless the process has already closed the socket.
+the process at once, and finds it unless the process has already closed the socket. With --pid, ka does not report a \
+connection whose process it could not find. Each subflow of a Multipath TCP connection counts as a connection.
 
 --source ebpf needs CAP_BPF and CAP_PERFMON, and Linux 5.9 with CONFIG_DEBUG_INFO_BTF. The other \
 sources need no capability. To know the processes of other users, ka needs \

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use command::json::{assert_described, described};
 use command::{as_nobody, bare, ka, outcome};
 use ka_test::child::{Running, stdout, succeed};
+use ka_test::kernel::has_ipv6;
 use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_network_namespace, is_root};
@@ -230,6 +231,8 @@ fn tell(server: &Server) -> Story {
     let both = ends("shut down by both");
     both.shutdown(Shutdown::Write).unwrap();
     reset(ends("aborted by the client"));
+    let shut_down = ends("shut down by the client, and then reset");
+    shut_down.shutdown(Shutdown::Both).unwrap();
     let unread = ends("closed with data unread");
     let killed = ends("killed");
     // Both ends of a connection that its process has until it is killed.
@@ -241,7 +244,7 @@ fn tell(server: &Server) -> Story {
     let mut left = Vec::new();
     for (name, mut server_end) in servers {
         match name {
-            "reset" => reset(server_end),
+            "reset" | "shut down by the client, and then reset" => reset(server_end),
             "closed with data unread" => {
                 server_end.write_all(b"data").unwrap();
                 unread.peek(&mut [0]).unwrap();
@@ -252,10 +255,12 @@ fn tell(server: &Server) -> Story {
         }
     }
     assert_eq!((&both).read(&mut [0]).unwrap(), 0);
+    let is_reset = || ka_reach::socket(&shut_down).has_error();
+    eventually("the socket that was shut down is reset", is_reset);
     unread.set_nonblocking(true).unwrap();
     drop(unread);
-    // ka has learned the owners by then.
-    thread::sleep(Duration::from_secs(3));
+    // ka has learned the owners by then, also on a busy machine.
+    thread::sleep(Duration::from_secs(8));
     for (name, client, _) in &mut clients {
         let own = port(client);
         match *name {
@@ -491,6 +496,33 @@ fn other_namespaces_are_watched_on_request() {
     drop(victims);
     eventually("ka has ended", || by_pid.child.try_wait().unwrap().is_some());
     assert_eq!(by_pid.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn ends_over_ipv6_have_their_addresses() {
+    if !is_allowed() || !in_own_network_namespace("ends_over_ipv6_have_their_addresses") {
+        return;
+    }
+    if !has_ipv6() {
+        skip("this machine has no IPv6");
+        return;
+    }
+    for source in ["ebpf", "diag"] {
+        let mut watching = Watching::json(&["--source", source]);
+        let server = Server(TcpListener::bind("[::1]:0").unwrap());
+        let (client, server_end) = server.connect();
+        let ends = [client.local_addr(), client.peer_addr()].map(|end| end.unwrap().to_string());
+        // ka has learned the owner by then.
+        thread::sleep(Duration::from_secs(3));
+        reset(server_end);
+        let event = watching.event();
+        assert_eq!([&event["local"], &event["peer"]], [ends[0].as_str(), ends[1].as_str()], "{event}");
+        assert_eq!(
+            (&event["cause"], &event["pid"]),
+            (&"reset".into(), &std::process::id().into()),
+            "{event}"
+        );
+    }
 }
 
 /// The program closes its socket as soon as it is reset, often before ka could learn whose it is.

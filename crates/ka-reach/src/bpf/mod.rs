@@ -7,7 +7,7 @@
 //! connects, listens or is accepted. The `setsockopt` program keeps the cgroup's processes from replacing the policy's
 //! values. Two other BPF programs belong to the iterator over all TCP sockets of a network namespace. One reads the
 //! settings of each socket, the other writes them. A last one records at a tracepoint how each connection ends
-//! ([`trace`]).
+//! (`trace`).
 //!
 //! ka generates the instructions of these programs at run time, and needs no compiler. All BPF programs that set
 //! sockets share the instructions for it (`apply`).

@@ -6,8 +6,8 @@
 //! stored under the cookie of its socket, so neither a reused inode nor a reused PID leads to a wrong owner.
 //!
 //! **Cost.** The time until the next list depends on the processor time of the last one, so that lists take at most 0.8
-//! % of a core ([`SHARE`]). The same rule holds for searches of /proc. A socket whose owner is not found after
-//! [`SEARCHES`] searches is not searched again.
+//! % of a core ([`LIST_PAUSE`]). Searches of /proc, which are only done if there are new connections, take at most 4 %
+//! ([`SEARCH_PAUSE`]). A socket whose owner is not found after [`SEARCHES`] searches is not searched again.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -26,8 +26,10 @@ use crate::netns::{self, Namespace};
 use crate::process::{self, Process};
 use crate::{Error, Result, privilege, sys};
 
-/// The pause after some work is so many times the processor time of the work.
-const SHARE: u32 = 125;
+/// The pause after a list is so many times the processor time of the list.
+const LIST_PAUSE: u32 = 125;
+/// The pause after a search is so many times the processor time of the search.
+const SEARCH_PAUSE: u32 = 25;
 /// The shortest and the longest pause.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// The number of searches for the owner of a socket.
@@ -95,11 +97,13 @@ pub struct ConnectionCounts {
 /// A limit on how often some work is done.
 struct Schedule {
     due: Instant,
+    /// The pause after the work is so many times its processor time.
+    pause: u32,
 }
 
 impl Schedule {
-    fn new() -> Self {
-        Self { due: Instant::now() }
+    fn new(pause: u32) -> Self {
+        Self { due: Instant::now(), pause }
     }
 
     /// Does some work, and sets the time from which it may be done again.
@@ -107,7 +111,7 @@ impl Schedule {
         let before = sys::processor_time();
         let result = work();
         let cost = sys::processor_time().saturating_sub(before);
-        self.due = Instant::now() + (cost * SHARE).clamp(PAUSES.0, PAUSES.1);
+        self.due = Instant::now() + (cost * self.pause).clamp(PAUSES.0, PAUSES.1);
         result
     }
 
@@ -147,8 +151,8 @@ impl Connections {
             namespaces_read: Instant::now(),
             pids: pids.to_vec(),
             lists: 0,
-            listing: Schedule::new(),
-            searching: Schedule::new(),
+            listing: Schedule::new(LIST_PAUSE),
+            searching: Schedule::new(SEARCH_PAUSE),
             is_full: false,
         };
         match namespaces {
@@ -191,10 +195,10 @@ impl Connections {
     /// Lists the connections, and searches for the owners of new ones. Returns the keys of those that are no longer
     /// listed, and why the list is incomplete.
     pub(super) fn refresh(&mut self) -> (Vec<ConnectionKey>, Option<Error>) {
-        let mut listing = std::mem::replace(&mut self.listing, Schedule::new());
+        let mut listing = std::mem::replace(&mut self.listing, Schedule::new(LIST_PAUSE));
         let (gone, incomplete) = listing.run(|| self.list());
         self.listing = listing;
-        let mut searching = std::mem::replace(&mut self.searching, Schedule::new());
+        let mut searching = std::mem::replace(&mut self.searching, Schedule::new(SEARCH_PAUSE));
         if searching.is_due() && self.known.values().any(Connection::is_searched) {
             searching.run(|| self.search());
         }

@@ -7,7 +7,7 @@
 //!
 //! - If as many probes or retransmissions were unanswered as the settings allow, and enough time has passed, the
 //!   connection timed out ([`Settings::timeout`]). Whether the network had reported the peer as unreachable is unknown.
-//! - If the kernel had acknowledged our FIN, the program had closed the connection ([`Transfer::has_sent_fin`]).
+//! - If the peer had acknowledged a FIN, the program had closed the connection ([`Transfer::has_acknowledged_fin`]).
 //! - Otherwise the connection ended by a reset, by `SOCK_DESTROY`, or because the program closed it with data unread.
 //!   `TcpExt TCPAbortOnClose` counts the last case, and `Tcp EstabResets` counts all that end an open connection. A
 //!   program that closes with `SO_LINGER` 0 leaves a report without a peer, which is ignored.
