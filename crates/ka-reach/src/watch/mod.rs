@@ -12,7 +12,8 @@
 //!
 //! The last two sources do not see the error of the socket, because a read of SO_ERROR would take it from the program.
 //! They see whether there is one, and derive the cause from `TCP_INFO`. So a connection that was destroyed looks like one
-//! that was reset, and one whose peer the network reported as unreachable looks like one that was only silent.
+//! that was reset, and one whose peer the network reported as unreachable looks like one that was only silent. Nor do they
+//! see whether the program had shut down its socket before a reset came.
 //!
 //! The kernel does not keep the TTL of a reset. So no source can tell a reset of the peer from one of a middlebox.
 //!
