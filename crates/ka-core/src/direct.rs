@@ -135,16 +135,17 @@ pub(crate) fn sleep(time: Duration) {
     unsafe { call(libc::SYS_nanosleep, [(&raw const time) as usize, 0, 0, 0, 0, 0]) };
 }
 
-/// Returns the time since an arbitrary moment. CLOCK_MONOTONIC, as the kernel's timers.
+/// Returns the time since an arbitrary moment, or `None` if a filter refuses the call. CLOCK_MONOTONIC, as the kernel's
+/// timers.
 #[must_use]
-pub(crate) fn now() -> Duration {
+pub(crate) fn now() -> Option<Duration> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     let args = [int(libc::CLOCK_MONOTONIC), (&raw mut time) as usize, 0, 0, 0, 0];
     // SAFETY: clock_gettime(2) writes a time.
-    unsafe { call(libc::SYS_clock_gettime, args) };
+    check(unsafe { call(libc::SYS_clock_gettime, args) }).ok()?;
     // Duration::new could panic.
-    let seconds = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0));
-    seconds.saturating_add(Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or(0)))
+    let seconds = Duration::from_secs(u64::try_from(time.tv_sec).ok()?);
+    Some(seconds.saturating_add(Duration::from_nanos(u64::try_from(time.tv_nsec).ok()?)))
 }
 
 /// Returns the ID of this process.

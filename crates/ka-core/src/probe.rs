@@ -395,7 +395,7 @@ impl Socket<'_> {
             return Ok(None);
         }
         let duplicate = Descriptor::duplicate(self.fd()).map_err(Error::NoDescriptor)?;
-        let mut now = direct::now();
+        let mut now = direct::now().unwrap_or_default();
         let mut began = now;
         let mut probe = Probe::new(Socket::with_kernel(duplicate.fd(), Direct), began);
         loop {
@@ -412,8 +412,9 @@ impl Socket<'_> {
             }
             // At first often, for a short round trip, then more rarely.
             let waited = if probe.is_leaving() { Duration::ZERO } else { between(began, now) };
-            direct::sleep(Duration::from_micros((micros(waited) / 8).clamp(250, 10_000)).min(left));
-            now = direct::now();
+            let pause = Duration::from_micros((micros(waited) / 8).clamp(250, 10_000)).min(left);
+            direct::sleep(pause);
+            now = direct::now().unwrap_or(now.saturating_add(pause));
         }
     }
 }

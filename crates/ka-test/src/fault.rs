@@ -49,6 +49,7 @@ kinds! {
     SYS_bpf "bpf" [EPERM, ENOMEM, EINVAL, EAGAIN, EBUSY, ENOSPC, EEXIST, ENOENT, ENOSYS];
     SYS_brk "brk" [ENOMEM];
     SYS_chdir "chdir" [EACCES, ENOMEM];
+    SYS_clock_gettime "clock_gettime" [EPERM, ENOSYS];
     SYS_clone "clone" [EAGAIN, ENOMEM, EPERM];
     SYS_clone3 "clone3" [EAGAIN, ENOMEM, EPERM, ENOSYS];
     SYS_close "close" [EINTR, EIO];
