@@ -79,6 +79,7 @@ pub mod process;
 pub mod process_policy;
 pub mod reason;
 mod record;
+pub mod risk;
 pub mod seccomp;
 pub mod survey;
 mod sys;

@@ -69,6 +69,24 @@ pub struct Listing {
     pub incomplete: Vec<Error>,
 }
 
+impl Listing {
+    /// Converts the listing to bytes, for a process that runs the same version of ka. Errors become texts.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        record::put_listing(self, &mut bytes);
+        bytes
+    }
+
+    /// Reads the bytes of [`Self::to_bytes`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::WorkerDied`]: the bytes are incomplete.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        record::listing(bytes)
+    }
+}
+
 /// A selection of the sockets to list.
 #[derive(Default)]
 pub struct Selection<'a> {

@@ -171,3 +171,14 @@ pub fn of(pids: &[i32]) -> (Vec<Namespace>, Vec<(i32, io::Error)>) {
     }
     (found, refused)
 }
+
+/// Returns the network namespaces to list for these processes. An empty list means the namespace that ka runs in.
+///
+/// If ka may not open the namespace of a process, it may not examine the process either, and the listing reports that.
+pub fn to_list(pids: &[i32]) -> Vec<Namespace> {
+    let (mut namespaces, _) = of(pids);
+    if namespaces.iter().all(Namespace::is_current) {
+        namespaces.clear();
+    }
+    namespaces
+}

@@ -2,12 +2,15 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::slice;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ka_core::{Settings, Status};
 use netlink_packet_sock_diag::inet::Timer;
 
 use crate::diag::{DiagSocket, State};
+use crate::listing::{ListedSocket, Listing, SocketOwner};
+use crate::{Error, Result};
 
 /// Writes values to a record, one after the other, without allocation. Words that were not written are 0.
 pub(crate) struct Writer<const N: usize> {
@@ -123,6 +126,8 @@ impl<'a> Reader<'a> {
 
 /// The number of words for one entry of the kernel's socket list.
 const ENTRY: usize = 14;
+/// The number of words for the settings of a socket.
+const SETTINGS: usize = 3;
 
 /// Appends an entry of the kernel's socket list to `bytes`.
 pub(crate) fn put_entry(entry: &DiagSocket, bytes: &mut Vec<u8>) {
@@ -183,6 +188,96 @@ pub(crate) fn entries(bytes: &[u8]) -> impl Iterator<Item = DiagSocket> {
     })
 }
 
+/// Appends a listing to `bytes`. Errors become texts.
+pub(crate) fn put_listing(listing: &Listing, bytes: &mut Vec<u8>) {
+    let Listing { sockets, incomplete } = listing;
+    put_numbers(&[sockets.len(), incomplete.len()], bytes);
+    for socket in sockets {
+        let ListedSocket { entry, owner, others, netns, settings, error } = socket;
+        put_entry(entry, bytes);
+        let (pid, fd) = owner.as_ref().map_or((0, 0), |owner| (owner.pid, owner.fd));
+        let settings: [u64; SETTINGS] = Writer::new().settings(*settings).finish();
+        bytes.extend(settings.into_iter().flat_map(u64::to_ne_bytes));
+        for number in [pid, fd] {
+            bytes.extend_from_slice(&number.to_ne_bytes());
+        }
+        put_numbers(&[others.len()], bytes);
+        bytes.extend(others.iter().flat_map(|pid| pid.to_ne_bytes()));
+        put_text(owner.as_ref().and_then(|owner| owner.comm.as_deref()), bytes);
+        put_text(netns.as_deref().map(str::as_bytes), bytes);
+        put_text(error.as_ref().map(|error| error.to_string().into_bytes()).as_deref(), bytes);
+    }
+    for error in incomplete {
+        put_text(Some(error.to_string().as_bytes()), bytes);
+    }
+}
+
+/// Appends numbers below 2^32.
+fn put_numbers(numbers: &[usize], bytes: &mut Vec<u8>) {
+    for number in numbers {
+        bytes.extend_from_slice(&u32::try_from(*number).unwrap_or(u32::MAX).to_ne_bytes());
+    }
+}
+
+/// Appends the length of a text plus one, and the text. If there is none, appends 0.
+fn put_text(text: Option<&[u8]>, bytes: &mut Vec<u8>) {
+    put_numbers(&[text.map_or(0, |text| text.len() + 1)], bytes);
+    bytes.extend_from_slice(text.unwrap_or_default());
+}
+
+/// Reads a listing that [`put_listing`] has appended.
+///
+/// # Errors
+///
+/// [`Error::WorkerDied`]: the bytes are incomplete.
+pub(crate) fn listing(mut bytes: &[u8]) -> Result<Listing> {
+    let rest = &mut bytes;
+    let [sockets, incomplete] = [take_number(rest)?, take_number(rest)?];
+    let to_error = |text: &[u8]| Error::Worker(String::from_utf8_lossy(text).into_owned());
+    // The names of namespaces repeat, so the sockets share them.
+    let mut last: Option<Arc<str>> = None;
+    let sockets = (0..sockets).map(|_| {
+        let entry = entries(take(rest, 8 * ENTRY)?).next().ok_or(Error::WorkerDied)?;
+        let mut settings = [0; SETTINGS];
+        for (word, bytes) in settings.iter_mut().zip(take(rest, 8 * SETTINGS)?.chunks_exact(8)) {
+            *word = bytes.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+        }
+        let [pid, fd] = [take_number(rest)?.cast_signed(), take_number(rest)?.cast_signed()];
+        let others = (0..take_number(rest)?).map(|_| take_number(rest).map(u32::cast_signed));
+        let others = others.collect::<Result<_>>()?;
+        let comm = take_text(rest)?.map(Arc::from);
+        let netns = take_text(rest)?.and_then(|name| std::str::from_utf8(name).ok());
+        if last.as_deref() != netns {
+            last = netns.map(Arc::from);
+        }
+        Ok(ListedSocket {
+            entry,
+            owner: (pid != 0).then_some(SocketOwner { pid, fd, comm }),
+            others,
+            netns: last.clone(),
+            settings: Reader::new(&settings).settings(),
+            error: take_text(rest)?.map(to_error).map(Arc::new),
+        })
+    });
+    let sockets = sockets.collect::<Result<_>>()?;
+    let incomplete = (0..incomplete).map(|_| Ok(to_error(take_text(rest)?.unwrap_or_default())));
+    Ok(Listing { sockets, incomplete: incomplete.collect::<Result<_>>()? })
+}
+
+fn take<'a>(bytes: &mut &'a [u8], length: usize) -> Result<&'a [u8]> {
+    bytes.split_off(..length).ok_or(Error::WorkerDied)
+}
+
+fn take_number(bytes: &mut &[u8]) -> Result<u32> {
+    let number = take(bytes, 4)?.first_chunk().ok_or(Error::WorkerDied)?;
+    Ok(u32::from_ne_bytes(*number))
+}
+
+fn take_text<'a>(bytes: &mut &'a [u8]) -> Result<Option<&'a [u8]>> {
+    let length = take_number(bytes)?.checked_sub(1);
+    length.map(|length| take(bytes, length as usize)).transpose()
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
@@ -191,8 +286,10 @@ mod tests {
     use ka_core::{Settings, Status};
     use netlink_packet_sock_diag::inet::Timer;
 
-    use super::{Reader, Writer, entries, put_entry};
+    use super::{Reader, Writer, entries, listing, put_entry, put_listing};
+    use crate::Error;
     use crate::diag::{DiagSocket, State};
+    use crate::listing::{ListedSocket, Listing, SocketOwner};
 
     #[test]
     fn addresses_are_read_as_written() {
@@ -257,5 +354,47 @@ mod tests {
         }
         let again: Vec<_> = entries(&bytes).collect();
         assert_eq!(format!("{again:?}"), format!("{all:?}"));
+    }
+    #[test]
+    fn listings_are_read_as_written() {
+        let socket = |comm: Option<&[u8]>, netns: Option<&str>, error: Option<&str>| ListedSocket {
+            entry: DiagSocket {
+                local: "[fe80::1%3]:1".parse().unwrap(),
+                peer: None,
+                state: State::Listen,
+                timer: None,
+                cookie: 7,
+                inode: 8,
+                cgroup: 9,
+                status: None,
+            },
+            owner: comm.map(|comm| SocketOwner { pid: 12, fd: 3, comm: Some(comm.into()) }),
+            others: comm.map_or(Vec::new(), |_| vec![13, i32::MAX]),
+            netns: netns.map(Into::into),
+            settings: netns.map(|_| Settings {
+                enabled: true,
+                idle: 60,
+                intvl: 10,
+                cnt: 6,
+                user_timeout: None,
+                rto_max: Some(2000),
+            }),
+            error: error.map(|error| Error::Worker(error.to_owned()).into()),
+        };
+        let all = Listing {
+            sockets: vec![
+                socket(None, None, None),
+                socket(Some(b""), Some("blue"), None),
+                socket(Some(b"a\xff\x1b"), Some("blue"), Some("locked")),
+                socket(None, Some("4"), Some("")),
+            ],
+            incomplete: vec![Error::Worker("a process".to_owned())],
+        };
+        let mut bytes = Vec::new();
+        put_listing(&all, &mut bytes);
+        assert_eq!(format!("{:?}", listing(&bytes).unwrap()), format!("{all:?}"));
+        for cut in 0..bytes.len() {
+            listing(bytes.get(..cut).unwrap()).unwrap_err();
+        }
     }
 }

@@ -44,6 +44,8 @@ pub struct Attach<'a> {
     pub change: Change<'a>,
     /// The processes whose sockets are set.
     pub processes: Processes,
+    /// If not `None`, only the socket with this inode is set.
+    pub inode: Option<u32>,
     /// The time over which the sockets are set, one after the other and evenly. If `None`, ka sets them as fast as it
     /// can.
     pub spread: Option<Duration>,
@@ -62,6 +64,7 @@ impl<'a> Attach<'a> {
         Self {
             change,
             processes,
+            inode: None,
             spread: None,
             termination: None,
             workers: Workers::default(),
@@ -76,7 +79,8 @@ impl<'a> Attach<'a> {
     /// missing sockets in all processes.
     pub fn set_once(&mut self) {
         let change = self.change;
-        let mut lost = self.pass(change.before.map(|before| before.keys().copied().collect()));
+        let restored = change.before.map(|before| before.keys().copied().collect());
+        let mut lost = self.pass(self.inode.map(|inode| HashSet::from([inode])).or(restored));
         for _ in 1..ATTEMPTS {
             if lost.is_empty() || self.termination.is_some_and(sys::is_readable) {
                 break;

@@ -121,6 +121,8 @@ pub struct Ping<'a> {
     pub processes: Processes,
     /// If not `None`, only connections whose local or peer port is this one.
     pub port: Option<u16>,
+    /// If not `None`, only the socket with this inode.
+    pub inode: Option<u32>,
     /// A descriptor that becomes readable when a termination signal arrives. Then the run ends early.
     pub termination: Option<BorrowedFd<'a>>,
     /// The worker processes, which make the calls on sockets.
@@ -151,6 +153,7 @@ impl Ping<'_> {
             questions,
             processes,
             port: None,
+            inode: None,
             termination: None,
             workers: Workers::default(),
             connections: Vec::new(),
@@ -225,6 +228,9 @@ impl Ping<'_> {
                     for (table, sockets) in tables {
                         let before = batch.len();
                         for (fd, inode) in sockets {
+                            if self.inode.is_some_and(|only| only != inode) {
+                                continue;
+                            }
                             let is_first = self.add_holder(inode, pid);
                             let is_again = |only: &HashSet<u32>| only.contains(&inode) && again.insert(inode);
                             if only.map_or(is_first, is_again) {

@@ -262,6 +262,7 @@ impl Workers {
 
     /// Does the same as [`Self::finish`] for several workers at the same time.
     pub(crate) fn finish_all<const N: usize>(&mut self, children: [PipedWorker; N]) -> [WorkerOutput; N] {
+        self.prune();
         let mut running = children.map(Reading::new);
         while running.iter().any(|one| one.end.is_none()) {
             let open: Vec<_> = running.iter_mut().filter(|one| one.end.is_none()).collect();
